@@ -1,0 +1,16 @@
+//! AGENT: the user-space half of Penstock.
+//!
+//! Rooms meet in [`agent`] through plain values from [`model`] and `watch` channels; sibling rooms
+//! never import each other (`cargo xtask layers` checks the edges, ARCHITECTURE.md explains them).
+#![deny(unsafe_code)]
+
+pub mod admin;
+pub mod agent;
+pub mod cli;
+pub mod config;
+pub mod datapath;
+pub mod l7;
+pub mod manifests;
+pub mod model;
+pub mod objects;
+pub mod translate;

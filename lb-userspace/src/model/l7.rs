@@ -1,0 +1,221 @@
+//! L7 desired state: hosts, locations, upstreams and certificates as the proxy serves them.
+//!
+//! Strings a user wrote appear here only as values to compare or copy, as a compiled
+//! [`Template`] or as a compiled, linear-time [`Pattern`].
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::ObjectName;
+
+/// Everything the proxy has to serve.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct L7 {
+    /// Virtual servers by the host they answer for.
+    pub servers: BTreeMap<HostMatch, Server>,
+    /// Where each upstream's requests can go, by name (`<namespace>-<service>-<port>`).
+    pub upstreams: BTreeMap<UpstreamName, Upstream>,
+    /// Upstream for requests no location takes (`--default-backend-service`). `None`, or without
+    /// endpoints: the built-in 404.
+    pub default_backend: Option<UpstreamName>,
+    /// Certificates by SNI name; a host without one gets `default_certificate`.
+    pub certificates: BTreeMap<HostMatch, Arc<Certificate>>,
+    /// `--default-ssl-certificate`; `None`: the proxy serves the one it generated at start.
+    pub default_certificate: Option<Arc<Certificate>>,
+}
+
+/// Which Host header (or SNI) a server answers for. Lower case, no port, no trailing dot.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum HostMatch {
+    /// Exactly this name.
+    Exact(String),
+    /// `*.` + this suffix, one label deep: `Wildcard("example.com")` takes `a.example.com`, not
+    /// `a.b.example.com`.
+    Wildcard(String),
+    /// Any host no other server takes (`_` in ingress-nginx).
+    Any,
+}
+
+/// One virtual server.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Server {
+    /// In the order of precedence: the first that matches takes the request. The translation
+    /// sorts them (reference: ordinary hosts longest path first, exact before prefix; regex hosts
+    /// longest pattern first), so the proxy may scan or index but never re-order.
+    pub locations: Vec<Location>,
+    /// The host counts as TLS: `ssl-redirect` applies (a `spec.tls` entry lists it).
+    pub tls: bool,
+}
+
+/// One host + path entry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Location {
+    /// What it matches.
+    pub path: PathMatch,
+    /// The `path` of the Ingress, as written: metrics label and `explain`.
+    pub path_label: String,
+    /// The Ingress it came from; `None` for the implicit `/` of a host.
+    pub ingress: Option<ObjectName>,
+    /// Service name for metrics; empty without one.
+    pub service: String,
+    /// What happens to a request it takes.
+    pub action: Action,
+    /// Typed policies, applied in the order of reference 4.1.
+    pub filters: Filters,
+}
+
+/// Path condition, applied to the decoded, normalised path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PathMatch {
+    /// The same path, case-sensitive.
+    Exact(String),
+    /// The path itself and everything below it, split at `/`. `/` takes everything. A value with
+    /// a trailing slash (`/foo/`) additionally answers a request for `/foo` with 301 to `/foo/`.
+    Prefix(String),
+    /// Case-insensitive regex anchored at the start (regex hosts).
+    Regex(Pattern),
+}
+
+/// Terminal step for a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Proxy to this upstream; without endpoints 503.
+    Proxy(UpstreamName),
+    /// The global default backend, or its built-in 404.
+    DefaultBackend,
+    /// Refuse with 503: the Ingress holds something that must fail closed (class B).
+    Deny,
+}
+
+/// Policies of one location. Default: none, nothing paid.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Filters {
+    /// Redirect plain HTTP to https with 308.
+    pub ssl_redirect: SslRedirect,
+    /// `rewrite-target`.
+    pub rewrite: Option<Rewrite>,
+    /// Time to connect to an endpoint.
+    pub connect_timeout: Duration,
+    /// Longest silence while sending the request upstream.
+    pub send_timeout: Duration,
+    /// Longest silence while reading the response from upstream.
+    pub read_timeout: Duration,
+    /// `client_max_body_size`; `None`: unlimited.
+    pub max_body_bytes: Option<u64>,
+}
+
+impl Default for Filters {
+    /// ingress-nginx's defaults (reference 2.2, 2.3): 5 s / 60 s / 60 s, 1 MiB bodies.
+    fn default() -> Self {
+        Self {
+            ssl_redirect: SslRedirect::Never,
+            rewrite: None,
+            connect_timeout: Duration::from_secs(5),
+            send_timeout: Duration::from_secs(60),
+            read_timeout: Duration::from_secs(60),
+            max_body_bytes: Some(1 << 20),
+        }
+    }
+}
+
+/// When plain HTTP is answered with a redirect to https.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum SslRedirect {
+    /// Never.
+    #[default]
+    Never,
+    /// Always for this location (`ssl-redirect` on a TLS host, or `force-ssl-redirect`).
+    Always,
+}
+
+/// `rewrite-target`: where the pattern matches, the whole path becomes the expanded target.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rewrite {
+    /// The location's path as a regex, not anchored for the rewrite itself.
+    pub pattern: Pattern,
+    /// Target with `$1`..`$9`.
+    pub target: Template,
+}
+
+/// Compiled, linear-time regex; equal when its source is.
+#[derive(Debug, Clone)]
+pub struct Pattern(regex::Regex);
+
+impl Pattern {
+    /// Compiles a path pattern of a regex host: case-insensitive, anchored at the start.
+    pub fn anchored(source: &str) -> Result<Self, regex::Error> {
+        Self::build(&format!("^(?:{source})"))
+    }
+
+    /// Compiles the same pattern for a rewrite: case-insensitive, not anchored.
+    pub fn unanchored(source: &str) -> Result<Self, regex::Error> {
+        Self::build(source)
+    }
+
+    fn build(source: &str) -> Result<Self, regex::Error> {
+        regex::RegexBuilder::new(source).case_insensitive(true).size_limit(1 << 20).build().map(Self)
+    }
+
+    /// The compiled regex.
+    pub fn regex(&self) -> &regex::Regex {
+        &self.0
+    }
+}
+
+impl PartialEq for Pattern {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.as_str() == other.0.as_str()
+    }
+}
+
+impl Eq for Pattern {}
+
+/// Text with capture references, parsed once.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Template(pub Vec<Piece>);
+
+/// One piece of a [`Template`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Piece {
+    /// Copied as it is.
+    Literal(String),
+    /// Capture group 1 to 9; empty where the group did not take part.
+    Capture(usize),
+}
+
+/// `<namespace>-<service>-<port>`, ingress-nginx's name for it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct UpstreamName(pub String);
+
+/// Where the requests of a Service port go.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Upstream {
+    /// Ready endpoints. Empty: 503.
+    pub endpoints: BTreeSet<SocketAddr>,
+}
+
+/// Certificate chain and key of a `kubernetes.io/tls` Secret, checked by the translation: they
+/// parse and belong together. PEM, because rustls types stop at `l7`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Certificate {
+    /// The Secret.
+    pub secret: ObjectName,
+    /// `tls.crt`: leaf first.
+    pub chain_pem: Vec<u8>,
+    /// `tls.key`.
+    pub key_pem: Vec<u8>,
+    /// Seconds since the epoch at which the leaf expires.
+    pub not_after: i64,
+}
+
+impl std::fmt::Debug for Certificate {
+    /// The key never reaches a log.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Certificate")
+            .field("secret", &self.secret)
+            .field("not_after", &self.not_after)
+            .finish_non_exhaustive()
+    }
+}

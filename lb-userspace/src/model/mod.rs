@@ -1,0 +1,47 @@
+//! The desired state in our own words: plain values with `Eq` and `Debug`.
+//!
+//! Every room may import this one; it imports none. No Kubernetes type, no aya, no tokio, no
+//! rustls: what stands here can be built by hand in a test and compared whole.
+
+pub mod l4;
+pub mod l7;
+pub mod problem;
+
+use std::fmt;
+use std::sync::Arc;
+
+pub use problem::{ObjectId, Problem, Severity};
+
+/// Complete desired state at one moment, as [`crate::translate::translate`] makes it.
+///
+/// The halves are shared by reference because they go different ways: `l4` to the kernel,
+/// `l7` to every proxy worker.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Snapshot {
+    /// What the kernel program balances or punts.
+    pub l4: Arc<l4::L4>,
+    /// What the proxy serves.
+    pub l7: Arc<l7::L7>,
+}
+
+/// Namespace and name of a namespaced Kubernetes object.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct ObjectName {
+    /// `metadata.namespace`, `default` where a manifest leaves it out.
+    pub namespace: String,
+    /// `metadata.name`.
+    pub name: String,
+}
+
+impl ObjectName {
+    /// Name for `namespace/name`.
+    pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
+        Self { namespace: namespace.into(), name: name.into() }
+    }
+}
+
+impl fmt::Display for ObjectName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
