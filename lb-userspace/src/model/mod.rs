@@ -6,6 +6,7 @@
 pub mod l4;
 pub mod l7;
 pub mod problem;
+pub mod report;
 
 use std::fmt;
 use std::sync::Arc;
