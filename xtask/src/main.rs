@@ -1,2 +1,87 @@
-//! `cargo xtask`: the one entry point for building, testing and benching.
-fn main() {}
+//! `cargo xtask`: the one entry point for setting up, building, testing, showing and measuring
+//! Penstock. CI runs the same commands.
+//!
+//! It depends on nothing but an argument parser, so that it builds in seconds on a machine that
+//! can build nothing else yet; what needs the agent's own code lives in the crate `lb-tests`.
+
+mod bench;
+mod demo;
+mod ebpf;
+mod layers;
+mod process;
+mod setup;
+mod test;
+mod toolchain;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Build, test, show and measure Penstock")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Make this Debian or Ubuntu machine able to build, test and bench (does nothing where all is there)
+    Setup {
+        /// What for; everything if left out
+        #[arg(value_enum)]
+        purposes: Vec<setup::Purpose>,
+    },
+    /// Build the kernel object `target/ebpf/penstock.bpf.o`
+    BuildEbpf {
+        /// Accepted for symmetry with cargo: the object is always optimised, the verifier needs it
+        #[arg(long)]
+        release: bool,
+    },
+    /// Check which room imports which, and that no file grew beyond one idea
+    Layers,
+    /// Run the checks and test tiers named, or all of them
+    Test {
+        /// fmt, clippy, layers, unit, prog, wire, proxy
+        tiers: Vec<test::Tier>,
+    },
+    /// Show Penstock at work: client, edge host and three backends in network namespaces
+    Demo(demo::Args),
+    /// Measure; what is left over goes to the measuring program
+    Bench {
+        /// Which half
+        #[arg(value_enum)]
+        half: bench::Half,
+        /// e.g. `--json FILE`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+}
+
+fn main() -> Result<()> {
+    match Cli::parse().command {
+        Command::Setup { purposes } if purposes.is_empty() => setup::run(setup::Purpose::ALL),
+        Command::Setup { purposes } => setup::run(&purposes),
+        Command::BuildEbpf { release: _ } => {
+            let object = ebpf::build()?;
+            println!("{}", object.display());
+            Ok(())
+        }
+        Command::Layers => layers::run(),
+        Command::Test { tiers } => test::run(&tiers),
+        Command::Demo(args) => demo::run(&args),
+        Command::Bench { half, args } => bench::run(half, &args),
+    }
+}
+
+/// Top of the workspace, wherever the command was started from.
+fn workspace() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new(".")).to_path_buf()
+}
+
+/// Where cargo puts what it builds.
+fn target_dir() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR")
+        .map_or_else(|| workspace().join("target"), |dir| workspace().join(dir))
+}

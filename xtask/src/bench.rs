@@ -1,0 +1,37 @@
+//! Starts the measuring programs of the crate `lb-tests`, built as released.
+
+use anyhow::Result;
+use clap::ValueEnum;
+
+use crate::setup::{self, Purpose};
+use crate::{ebpf, process};
+
+/// Which half of Penstock is measured.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum Half {
+    /// Nanoseconds per packet of the XDP program
+    L4,
+    /// Requests per second of the proxy, beside nginx and haproxy
+    L7,
+}
+
+/// Builds everything in release and runs the program of that half with `args`.
+pub fn run(half: Half, args: &[String]) -> Result<()> {
+    let (bin, purposes): (_, &[Purpose]) = match half {
+        Half::L4 => ("bench-l4", &[Purpose::Build]),
+        Half::L7 => ("bench-l7", &[Purpose::Build, Purpose::Bench]),
+    };
+    setup::run(purposes)?;
+    ebpf::build()?;
+    process::run(process::cargo().args([
+        "build",
+        "--release",
+        "--package",
+        "lb-userspace",
+        "--bin",
+        "penstock",
+    ]))?;
+    process::run(
+        process::cargo().args(["run", "--release", "--package", "lb-tests", "--bin", bin, "--"]).args(args),
+    )
+}
