@@ -1,1 +1,74 @@
-//! Placeholder.
+//! A directory of Kubernetes YAML and JSON, read into [`Objects`] and followed as it changes.
+//!
+//! What is wrong costs the document that holds it: the last good version of its object stays in
+//! force and a [`Problem`] says file, document, field and reason. This room knows how objects are
+//! written, not what they mean: whether one may enter is asked of the `admit` function that the
+//! caller brings (the translation's).
+
+mod document;
+mod scan;
+mod split;
+mod store;
+mod watch;
+
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::model::{ObjectId, Problem};
+use crate::objects::{Object, Objects};
+
+pub use watch::{Watcher, watch};
+
+/// Judges one object before it may replace its previous version; any problem of severity error
+/// refuses it.
+pub type Admit = fn(&Object, &ObjectId) -> Vec<Problem>;
+
+/// What a directory says, after falling back to last good versions.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Loaded {
+    /// Objects in force.
+    pub objects: Objects,
+    /// What could not be read or was not admitted.
+    pub problems: Vec<Problem>,
+}
+
+/// Why nothing at all could be read.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The path given does not exist or cannot be read.
+    #[error("read manifests from {}", .path.display())]
+    Root {
+        /// As given.
+        path: PathBuf,
+        /// Cause.
+        #[source]
+        source: io::Error,
+    },
+    /// The kernel gave us no way to follow changes.
+    #[error("inotify for {}", .path.display())]
+    Inotify {
+        /// As given.
+        path: PathBuf,
+        /// Cause.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Reads a directory, or one file, once.
+pub fn load(path: &Path, admit: Admit) -> Result<Loaded, Error> {
+    let mut store = store::Store::new(admit);
+    let scan = scan::scan(path, &mut scan::NoWatch)
+        .map_err(|source| Error::Root { path: path.to_owned(), source })?;
+    Ok(store.apply(scan))
+}
+
+/// Reads one text as if it were a file of that name (`-` for standard input); the extension
+/// `.json` makes it JSON, anything else YAML.
+pub fn load_text(name: &str, text: &[u8], admit: Admit) -> Loaded {
+    let mut store = store::Store::new(admit);
+    store.apply(scan::Scan::of_one(name, text.to_vec()))
+}

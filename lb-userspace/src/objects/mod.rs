@@ -4,12 +4,14 @@
 //! no other room sees a Kubernetes type.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use k8s_openapi::api::core::v1::{ConfigMap, Secret, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::{Ingress, IngressClass};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use crate::model::ObjectName;
+use crate::model::{ObjectId, ObjectName};
 
 /// Everything known, by kind and name.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -28,6 +30,65 @@ pub struct Objects {
     pub config_maps: BTreeMap<ObjectName, Sourced<ConfigMap>>,
 }
 
+impl Objects {
+    /// Adds an object or replaces the one of the same kind and name.
+    pub fn insert(&mut self, object: Object, origin: String) {
+        let Key { kind: _, name } = object.key();
+        match object {
+            Object::Ingress(object) => {
+                self.ingresses.insert(name, Sourced { object: *object, origin });
+            }
+            Object::IngressClass(object) => {
+                self.ingress_classes.insert(name.name, Sourced { object: *object, origin });
+            }
+            Object::Service(object) => {
+                self.services.insert(name, Sourced { object: *object, origin });
+            }
+            Object::EndpointSlice(object) => {
+                self.endpoint_slices.insert(name, Sourced { object: *object, origin });
+            }
+            Object::Secret(object) => {
+                self.secrets.insert(name, Sourced { object: *object, origin });
+            }
+            Object::ConfigMap(object) => {
+                self.config_maps.insert(name, Sourced { object: *object, origin });
+            }
+        }
+    }
+
+    /// Every object as people name it, by kind, namespace and name.
+    pub fn ids(&self) -> Vec<ObjectId> {
+        let mut ids = Vec::new();
+        let mut push = |kind: Kind, namespace: &str, name: &str, origin: &str| {
+            ids.push(ObjectId {
+                kind: kind.to_string(),
+                namespace: namespace.to_owned(),
+                name: name.to_owned(),
+                origin: origin.to_owned(),
+            });
+        };
+        for (name, sourced) in &self.ingress_classes {
+            push(Kind::IngressClass, "", name, &sourced.origin);
+        }
+        for (name, sourced) in &self.ingresses {
+            push(Kind::Ingress, &name.namespace, &name.name, &sourced.origin);
+        }
+        for (name, sourced) in &self.services {
+            push(Kind::Service, &name.namespace, &name.name, &sourced.origin);
+        }
+        for (name, sourced) in &self.endpoint_slices {
+            push(Kind::EndpointSlice, &name.namespace, &name.name, &sourced.origin);
+        }
+        for (name, sourced) in &self.secrets {
+            push(Kind::Secret, &name.namespace, &name.name, &sourced.origin);
+        }
+        for (name, sourced) in &self.config_maps {
+            push(Kind::ConfigMap, &name.namespace, &name.name, &sourced.origin);
+        }
+        ids
+    }
+}
+
 /// An object and where it was read.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sourced<T> {
@@ -35,4 +96,142 @@ pub struct Sourced<T> {
     pub object: T,
     /// File and document, e.g. `shop/ingress.yaml#2`; empty for objects of a cluster.
     pub origin: String,
+}
+
+/// A kind we read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// `networking.k8s.io/v1` IngressClass, the only one without a namespace.
+    IngressClass,
+    /// `networking.k8s.io/v1` Ingress.
+    Ingress,
+    /// `v1` Service.
+    Service,
+    /// `discovery.k8s.io/v1` EndpointSlice.
+    EndpointSlice,
+    /// `v1` Secret.
+    Secret,
+    /// `v1` ConfigMap.
+    ConfigMap,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 6] = [
+        Self::IngressClass,
+        Self::Ingress,
+        Self::Service,
+        Self::EndpointSlice,
+        Self::Secret,
+        Self::ConfigMap,
+    ];
+
+    /// The `apiVersion` we read it in.
+    pub fn api_version(self) -> &'static str {
+        match self {
+            Self::IngressClass | Self::Ingress => "networking.k8s.io/v1",
+            Self::EndpointSlice => "discovery.k8s.io/v1",
+            Self::Service | Self::Secret | Self::ConfigMap => "v1",
+        }
+    }
+
+    /// Lives in a namespace.
+    pub fn is_namespaced(self) -> bool {
+        self != Self::IngressClass
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::IngressClass => "IngressClass",
+            Self::Ingress => "Ingress",
+            Self::Service => "Service",
+            Self::EndpointSlice => "EndpointSlice",
+            Self::Secret => "Secret",
+            Self::ConfigMap => "ConfigMap",
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Identity of an object.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Key {
+    /// What it is.
+    pub kind: Kind,
+    /// Namespace (empty where the kind has none) and name.
+    pub name: ObjectName,
+}
+
+impl Key {
+    /// The key as people name it.
+    pub fn id(&self, origin: &str) -> ObjectId {
+        ObjectId {
+            kind: self.kind.to_string(),
+            namespace: self.name.namespace.clone(),
+            name: self.name.name.clone(),
+            origin: origin.to_owned(),
+        }
+    }
+}
+
+/// One object of any kind we read.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Object {
+    /// Ingress.
+    Ingress(Box<Ingress>),
+    /// IngressClass.
+    IngressClass(Box<IngressClass>),
+    /// Service.
+    Service(Box<Service>),
+    /// EndpointSlice.
+    EndpointSlice(Box<EndpointSlice>),
+    /// Secret.
+    Secret(Box<Secret>),
+    /// ConfigMap.
+    ConfigMap(Box<ConfigMap>),
+}
+
+impl Object {
+    /// What it is.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Ingress(_) => Kind::Ingress,
+            Self::IngressClass(_) => Kind::IngressClass,
+            Self::Service(_) => Kind::Service,
+            Self::EndpointSlice(_) => Kind::EndpointSlice,
+            Self::Secret(_) => Kind::Secret,
+            Self::ConfigMap(_) => Kind::ConfigMap,
+        }
+    }
+
+    /// Its metadata.
+    pub fn metadata(&self) -> &ObjectMeta {
+        match self {
+            Self::Ingress(object) => &object.metadata,
+            Self::IngressClass(object) => &object.metadata,
+            Self::Service(object) => &object.metadata,
+            Self::EndpointSlice(object) => &object.metadata,
+            Self::Secret(object) => &object.metadata,
+            Self::ConfigMap(object) => &object.metadata,
+        }
+    }
+
+    /// Its identity; the namespace is `default` where the metadata name none.
+    pub fn key(&self) -> Key {
+        let metadata = self.metadata();
+        let namespace = if self.kind().is_namespaced() {
+            metadata.namespace.clone().unwrap_or_else(|| "default".to_owned())
+        } else {
+            String::new()
+        };
+        Key {
+            kind: self.kind(),
+            name: ObjectName { namespace, name: metadata.name.clone().unwrap_or_default() },
+        }
+    }
 }

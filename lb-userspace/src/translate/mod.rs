@@ -1,1 +1,1 @@
-//! Placeholder.
+//! PURE: Objects -> Snapshot.

@@ -1,0 +1,202 @@
+//! Walks a directory and reads every manifest in it.
+//!
+//! Follows symbolic links, because a ConfigMap mount consists of them (`file.yaml` ->
+//! `..data/file.yaml`, `..data` -> `..2026_01_01/`), but enters a directory once only.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+/// A manifest larger than this is refused: etcd refuses objects above 1.5 MiB, so 8 MiB is a file
+/// of many.
+pub(super) const MAX_FILE_BYTES: u64 = 8 << 20;
+/// All files together; bounds memory on a directory that is not one of manifests.
+const MAX_TOTAL_BYTES: u64 = 512 << 20;
+const MAX_DEPTH: usize = 16;
+const EXTENSIONS: [&str; 3] = ["yaml", "yml", "json"];
+
+/// What the walk found, by path relative to the root.
+#[derive(Debug, Default)]
+pub(super) struct Scan {
+    /// Contents, or why there are none.
+    pub files: BTreeMap<String, Content>,
+    /// Sub-directories that could not be listed, relative, with the reason. What was below them
+    /// is unknown, not gone.
+    pub unlistable: BTreeMap<String, String>,
+}
+
+/// One file.
+#[derive(Debug)]
+pub(super) enum Content {
+    /// Read whole.
+    Bytes(Vec<u8>),
+    /// It is there but could not be read now.
+    Unreadable(String),
+    /// Somebody is writing it: what was last read stands.
+    Busy,
+}
+
+impl Scan {
+    /// A scan of one text.
+    pub(super) fn of_one(name: &str, bytes: Vec<u8>) -> Self {
+        Self { files: BTreeMap::from([(name.to_owned(), Content::Bytes(bytes))]), ..Self::default() }
+    }
+}
+
+/// Told about every directory *before* it is listed and every linked file before it is read, so
+/// that a change in between is seen as an event.
+pub(super) trait Watch {
+    /// The walk is about to list this directory.
+    fn directory(&mut self, path: &Path);
+    /// The walk is about to read this file through a symbolic link.
+    fn linked_file(&mut self, path: &Path);
+    /// Somebody has this file open for writing.
+    fn is_busy(&self, path: &Path) -> bool;
+}
+
+/// For reading once.
+pub(super) struct NoWatch;
+
+impl Watch for NoWatch {
+    fn directory(&mut self, _: &Path) {}
+    fn linked_file(&mut self, _: &Path) {}
+    fn is_busy(&self, _: &Path) -> bool {
+        false
+    }
+}
+
+/// Reads all manifests below `root`, or `root` itself where it is a file.
+pub(super) fn scan(root: &Path, watch: &mut dyn Watch) -> io::Result<Scan> {
+    let mut walk = Walk { watch, entered: BTreeSet::new(), total_bytes: 0, scan: Scan::default() };
+    let metadata = fs::metadata(root)?;
+    if metadata.is_file() {
+        let name = root.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        walk.file(root, name);
+        return Ok(walk.scan);
+    }
+    walk.watch.directory(root);
+    let entries = fs::read_dir(root)?;
+    walk.entered.insert((metadata.dev(), metadata.ino()));
+    walk.directory(entries, "", 0);
+    Ok(walk.scan)
+}
+
+struct Walk<'a> {
+    watch: &'a mut dyn Watch,
+    entered: BTreeSet<(u64, u64)>,
+    total_bytes: u64,
+    scan: Scan,
+}
+
+impl Walk<'_> {
+    fn directory(&mut self, entries: fs::ReadDir, relative: &str, depth: usize) {
+        // Sorted, so that the order of a directory never decides anything.
+        let mut paths = Vec::new();
+        for entry in entries {
+            match entry {
+                Ok(entry) => paths.push(entry.path()),
+                Err(error) => {
+                    self.scan.unlistable.insert(relative.to_owned(), error.to_string());
+                }
+            }
+        }
+        paths.sort();
+        for path in paths {
+            self.entry(path, relative, depth);
+        }
+    }
+
+    fn entry(&mut self, path: PathBuf, parent: &str, depth: usize) {
+        let Some(name) = path.file_name().map(|name| name.to_string_lossy().into_owned()) else { return };
+        if is_hidden_or_temporary(&name) {
+            return;
+        }
+        let relative = if parent.is_empty() { name.clone() } else { format!("{parent}/{name}") };
+        let is_manifest = has_manifest_extension(&path);
+        let metadata = match fs::metadata(&path) {
+            Ok(metadata) => metadata,
+            // Gone between listing and looking, or a link into nowhere.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !path.is_symlink() => return,
+            Err(error) => {
+                if is_manifest {
+                    self.scan.files.insert(relative, Content::Unreadable(error.to_string()));
+                } else if path.is_dir() {
+                    self.scan.unlistable.insert(relative, error.to_string());
+                }
+                return;
+            }
+        };
+        if metadata.is_dir() {
+            if !self.entered.insert((metadata.dev(), metadata.ino())) {
+                return;
+            }
+            if depth >= MAX_DEPTH {
+                self.scan.unlistable.insert(relative, format!("deeper than {MAX_DEPTH} directories"));
+                return;
+            }
+            self.watch.directory(&path);
+            match fs::read_dir(&path) {
+                Ok(entries) => self.directory(entries, &relative, depth + 1),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => {
+                    self.scan.unlistable.insert(relative, error.to_string());
+                }
+            }
+        } else if is_manifest && metadata.is_file() {
+            // A FIFO or device named `x.yaml` is neither read nor reported: reading it could block.
+            self.file(&path, relative);
+        }
+    }
+
+    fn file(&mut self, path: &Path, relative: String) {
+        if path.is_symlink() {
+            self.watch.linked_file(path);
+        }
+        if self.watch.is_busy(path) {
+            self.scan.files.insert(relative, Content::Busy);
+            return;
+        }
+        match read_limited(path) {
+            Ok(Some(bytes)) => {
+                self.total_bytes += bytes.len() as u64;
+                let content = if self.total_bytes > MAX_TOTAL_BYTES {
+                    Content::Unreadable(format!(
+                        "all manifests together exceed {} MiB",
+                        MAX_TOTAL_BYTES >> 20
+                    ))
+                } else {
+                    Content::Bytes(bytes)
+                };
+                self.scan.files.insert(relative, content);
+            }
+            Ok(None) => {
+                let reason = format!("larger than {} MiB", MAX_FILE_BYTES >> 20);
+                self.scan.files.insert(relative, Content::Unreadable(reason));
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => {
+                self.scan.files.insert(relative, Content::Unreadable(error.to_string()));
+            }
+        }
+    }
+}
+
+/// `None`: larger than the limit.
+fn read_limited(path: &Path) -> io::Result<Option<Vec<u8>>> {
+    let mut bytes = Vec::new();
+    fs::File::open(path)?.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes)?;
+    Ok((bytes.len() as u64 <= MAX_FILE_BYTES).then_some(bytes))
+}
+
+fn has_manifest_extension(path: &Path) -> bool {
+    path.extension()
+        .and_then(|extension| extension.to_str())
+        .is_some_and(|extension| EXTENSIONS.iter().any(|known| extension.eq_ignore_ascii_case(known)))
+}
+
+/// `.x.yaml.swp`, `..data`, `#x.yaml#`, `x.yaml~`: what editors and mounts keep beside the files.
+fn is_hidden_or_temporary(name: &str) -> bool {
+    name.starts_with(['.', '#']) || name.ends_with('~')
+}

@@ -1,0 +1,179 @@
+//! What is in force: the newest scan, falling back object by object to the last good version.
+//!
+//! Rules, in this order:
+//! - a document that reads and is admitted is in force; of two with the same identity the first
+//!   by path and position wins;
+//! - a broken document keeps the previous version of its object where its identity is known;
+//! - where a broken document's identity is unknown, or a file cannot be read, nothing that came
+//!   from that file before is taken away (unless another file now holds it);
+//! - everything else that is no longer written is gone.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::document::{self, Entry, Outcome};
+use super::scan::{Content, Scan};
+use super::{Admit, Loaded};
+use crate::model::{ObjectId, Problem, Severity};
+use crate::objects::{Key, Object, Objects};
+
+/// Files as last read and the objects they put in force.
+pub(super) struct Store {
+    admit: Admit,
+    files: BTreeMap<String, File>,
+    in_force: BTreeMap<Key, InForce>,
+}
+
+struct File {
+    bytes: Vec<u8>,
+    entries: Vec<Entry>,
+    /// Why the newest content could not be used; `entries` are of the last that could.
+    unreadable: Option<String>,
+}
+
+#[derive(Clone)]
+struct InForce {
+    object: Object,
+    file: String,
+    origin: String,
+}
+
+impl Store {
+    pub(super) fn new(admit: Admit) -> Self {
+        Self { admit, files: BTreeMap::new(), in_force: BTreeMap::new() }
+    }
+
+    /// Takes in a scan and says what is in force now.
+    pub(super) fn apply(&mut self, scan: Scan) -> Loaded {
+        self.read(scan.files, &scan.unlistable);
+        let mut problems: Vec<Problem> = scan
+            .unlistable
+            .iter()
+            .map(|(path, reason)| file_problem(path, "unreadable-directory", reason))
+            .collect();
+        let in_force = self.merge(&mut problems);
+        self.in_force = in_force;
+        let mut objects = Objects::default();
+        for InForce { object, file: _, origin } in self.in_force.values() {
+            objects.insert(object.clone(), origin.clone());
+        }
+        problems.sort();
+        Loaded { objects, problems }
+    }
+
+    fn read(&mut self, found: BTreeMap<String, Content>, unlistable: &BTreeMap<String, String>) {
+        let below_unlistable =
+            |path: &str| unlistable.keys().any(|dir| dir.is_empty() || path.starts_with(&format!("{dir}/")));
+        self.files.retain(|path, _| found.contains_key(path) || below_unlistable(path));
+        for (path, content) in found {
+            match content {
+                Content::Busy => {}
+                Content::Unreadable(reason) => self.unreadable(path, reason),
+                Content::Bytes(bytes) => {
+                    if self
+                        .files
+                        .get(&path)
+                        .is_some_and(|file| file.unreadable.is_none() && file.bytes == bytes)
+                    {
+                        continue;
+                    }
+                    match document::read_file(&path, &bytes) {
+                        Ok(mut entries) => {
+                            entries.iter_mut().for_each(|entry| admit(self.admit, entry));
+                            self.files.insert(path, File { bytes, entries, unreadable: None });
+                        }
+                        Err(reason) => self.unreadable(path, reason),
+                    }
+                }
+            }
+        }
+    }
+
+    fn unreadable(&mut self, path: String, reason: String) {
+        let file = self.files.entry(path).or_insert_with(|| File {
+            bytes: Vec::new(),
+            entries: Vec::new(),
+            unreadable: None,
+        });
+        file.unreadable = Some(reason);
+    }
+
+    fn merge(&self, problems: &mut Vec<Problem>) -> BTreeMap<Key, InForce> {
+        let mut merged: BTreeMap<Key, InForce> = BTreeMap::new();
+        let mut broken: Vec<&Key> = Vec::new();
+        let mut keep_all_of: BTreeSet<&str> = BTreeSet::new();
+        for (path, file) in &self.files {
+            if let Some(reason) = &file.unreadable {
+                problems.push(file_problem(path, "unreadable-file", reason));
+                keep_all_of.insert(path);
+            }
+            for entry in &file.entries {
+                problems.extend(entry.problems.iter().cloned());
+                match &entry.outcome {
+                    Outcome::Ignored => {}
+                    Outcome::Broken(Some(key)) => broken.push(key),
+                    Outcome::Broken(None) => {
+                        keep_all_of.insert(path);
+                    }
+                    Outcome::Object(object) => {
+                        let key = object.key();
+                        match merged.get(&key) {
+                            Some(first) => problems.push(duplicate(&key, &entry.origin, &first.origin)),
+                            None => {
+                                let object = Object::clone(object);
+                                merged.insert(
+                                    key,
+                                    InForce { object, file: path.clone(), origin: entry.origin.clone() },
+                                );
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        for key in broken {
+            if let (false, Some(previous)) = (merged.contains_key(key), self.in_force.get(key)) {
+                merged.insert(key.clone(), previous.clone());
+            }
+        }
+        for (key, previous) in &self.in_force {
+            if keep_all_of.contains(previous.file.as_str()) && !merged.contains_key(key) {
+                merged.insert(key.clone(), previous.clone());
+            }
+        }
+        merged
+    }
+}
+
+/// Asks whether the entry's object may enter; refused, it counts as broken.
+fn admit(admit: Admit, entry: &mut Entry) {
+    let Outcome::Object(object) = &entry.outcome else { return };
+    let key = object.key();
+    let problems = admit(object, &key.id(&entry.origin));
+    let refused = problems.iter().any(|problem| problem.severity == Severity::Error);
+    entry.problems.extend(problems);
+    if refused {
+        entry.outcome = Outcome::Broken(Some(key));
+    }
+}
+
+fn file_problem(path: &str, reason: &'static str, message: &str) -> Problem {
+    Problem {
+        object: ObjectId { origin: path.to_owned(), ..ObjectId::default() },
+        severity: Severity::Error,
+        reason,
+        field: String::new(),
+        message: format!("{message}; what was last read from it stays in force"),
+        fix: String::new(),
+    }
+}
+
+fn duplicate(key: &Key, origin: &str, first: &str) -> Problem {
+    Problem {
+        object: key.id(origin),
+        severity: Severity::Error,
+        reason: "duplicate-object",
+        field: "metadata.name".to_owned(),
+        message: format!("{} {} is already defined by {first}; this one is ignored", key.kind, key.name),
+        fix: "remove one of the two".to_owned(),
+    }
+}

@@ -1,0 +1,445 @@
+//! Files in, objects and problems out; the watcher with real inotify in a directory of its own.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use proptest::prelude::*;
+use tokio::sync::watch::Receiver;
+
+use super::scan::{Content, Scan};
+use super::store::Store;
+use super::*;
+use crate::model::Severity;
+
+fn admit_all(_: &Object, _: &ObjectId) -> Vec<Problem> {
+    Vec::new()
+}
+
+/// Refuses every object that carries the label `refuse`.
+fn admit_unlabelled(object: &Object, id: &ObjectId) -> Vec<Problem> {
+    let refused = object.metadata().labels.as_ref().is_some_and(|labels| labels.contains_key("refuse"));
+    let problem = Problem {
+        object: id.clone(),
+        severity: Severity::Error,
+        reason: "refused",
+        field: "metadata.labels.refuse".to_owned(),
+        message: "refused".to_owned(),
+        fix: String::new(),
+    };
+    refused.then_some(problem).into_iter().collect()
+}
+
+fn service(name: &str, port: u16) -> String {
+    format!("apiVersion: v1\nkind: Service\nmetadata:\n  name: {name}\nspec:\n  ports:\n  - port: {port}\n")
+}
+
+fn scan_of(files: &[(&str, &str)]) -> Scan {
+    let files =
+        files.iter().map(|(path, text)| ((*path).to_owned(), Content::Bytes(text.as_bytes().to_vec())));
+    Scan { files: files.collect(), ..Scan::default() }
+}
+
+/// `namespace/name:port` of every Service in force.
+fn services(loaded: &Loaded) -> Vec<String> {
+    let port = |service: &k8s_openapi::api::core::v1::Service| {
+        service.spec.as_ref()?.ports.as_ref()?.first().map(|port| port.port)
+    };
+    let services = loaded.objects.services.iter();
+    services.map(|(name, sourced)| format!("{name}:{}", port(&sourced.object).unwrap_or_default())).collect()
+}
+
+fn reasons(loaded: &Loaded) -> Vec<String> {
+    let line = |problem: &Problem| format!("{} {} {}", problem.object, problem.reason, problem.field);
+    loaded.problems.iter().map(|problem| line(problem).trim_end().to_owned()).collect()
+}
+
+#[test]
+fn reads_every_way_an_object_can_be_written() {
+    let json =
+        r#"{"apiVersion":"v1","kind":"Service","metadata":{"name":"a"},"spec":{"ports":[{"port":1}]}}"#;
+    let cases = [
+        ("yaml", "x.yaml", service("a", 1), vec!["default/a:1"]),
+        ("two documents", "x.yml", format!("{}---\n{}", service("a", 1), service("b", 2)), vec![
+            "default/a:1",
+            "default/b:2",
+        ]),
+        ("json", "x.json", json.to_owned(), vec!["default/a:1"]),
+        ("json array", "x.json", format!("[{json}]"), vec!["default/a:1"]),
+        ("json list", "x.json", format!(r#"{{"apiVersion":"v1","kind":"List","items":[{json}]}}"#), vec!["default/a:1"]),
+        ("json inside yaml", "x.yaml", json.to_owned(), vec!["default/a:1"]),
+        (
+            "typed list whose items leave their kind out",
+            "x.yaml",
+            "apiVersion: v1\nkind: ServiceList\nitems:\n- metadata: {name: a, namespace: n}\n  spec: {ports: [{port: 7}]}\n"
+                .to_owned(),
+            vec!["n/a:7"],
+        ),
+        ("empty", "x.yaml", String::new(), vec![]),
+        ("empty json", "x.json", String::new(), vec![]),
+    ];
+    for (case, name, text, expected) in cases {
+        let loaded = load_text(name, text.as_bytes(), admit_all);
+
+        assert_eq!(services(&loaded), expected, "{case}: {:?}", loaded.problems);
+        assert_eq!(reasons(&loaded), Vec::<String>::new(), "{case}");
+    }
+}
+
+#[test]
+fn names_file_document_field_and_reason() {
+    let cases = [
+        (
+            "unread kind",
+            "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: d}",
+            "Deployment d (x.yaml#1) kind-not-read kind",
+        ),
+        (
+            "foreign Service",
+            "apiVersion: serving.knative.dev/v1\nkind: Service\nmetadata: {name: d}",
+            "Service d (x.yaml#1) kind-not-read kind",
+        ),
+        (
+            "old Ingress",
+            "apiVersion: extensions/v1beta1\nkind: Ingress\nmetadata: {name: i}",
+            "Ingress i (x.yaml#1) wrong-api-version apiVersion",
+        ),
+        ("no kind", "a: 1", "x.yaml#1 not-an-object kind"),
+        ("a scalar", "hello", "x.yaml#1 not-an-object kind"),
+        ("no name", "apiVersion: v1\nkind: Secret", "Secret  (x.yaml#1) missing-name metadata.name"),
+        (
+            "wrong type",
+            "apiVersion: v1\nkind: Service\nmetadata: {name: s}\nspec:\n  ports:\n  - port: http",
+            "Service s (x.yaml#1) schema spec.ports[0].port",
+        ),
+        (
+            "unquoted annotation",
+            "apiVersion: networking.k8s.io/v1\nkind: Ingress\nmetadata:\n  name: i\n  annotations: {a: true}",
+            "Ingress i (x.yaml#1) schema metadata.annotations.a",
+        ),
+        (
+            "misspelt field",
+            "apiVersion: v1\nkind: Service\nmetadata: {name: s}\nspec: {port: []}",
+            "Service s (x.yaml#1) unknown-field spec.port",
+        ),
+        ("syntax", "kind: Service\nmetadata:\n  name: s\nspec: [", "Service default/s (x.yaml#1) syntax"),
+        ("syntax in the second", "a: 1\n---\nb: [", "x.yaml#1 not-an-object kind"),
+        ("duplicate key", "a: 1\na: 2", "x.yaml#1 syntax"),
+    ];
+    for (case, text, expected) in cases {
+        let loaded = load_text("x.yaml", text.as_bytes(), admit_all);
+
+        assert_eq!(
+            reasons(&loaded).first().map(String::as_str),
+            Some(expected),
+            "{case}: {:?}",
+            loaded.problems
+        );
+    }
+}
+
+#[test]
+fn tells_the_line_of_the_file_not_of_the_document() {
+    let text = format!("{}---\nkind: [\n", service("a", 1));
+
+    let loaded = load_text("x.yaml", text.as_bytes(), admit_all);
+
+    let message = &loaded.problems[0].message;
+    assert!(message.starts_with("line 9, column") || message.starts_with("line 10, column"), "{message}");
+}
+
+#[test]
+fn a_secret_reads_as_kubernetes_reads_it() {
+    let text = "apiVersion: v1\nkind: Secret\nmetadata: {name: s}\ndata:\n  wrapped: |\n    aGVs\n    bG8=\n  both: aGVsbG8=\nstringData:\n  both: text\n";
+
+    let loaded = load_text("x.yaml", text.as_bytes(), admit_all);
+
+    let secret = &loaded.objects.secrets.values().next().expect("one secret").object;
+    let data: Vec<_> =
+        secret.data.iter().flatten().map(|(name, value)| (name.as_str(), value.0.as_slice())).collect();
+    assert_eq!(data, [("both", &b"text"[..]), ("wrapped", &b"hello"[..])]);
+}
+
+#[test]
+fn the_first_of_two_definitions_wins() {
+    let mut store = Store::new(admit_all);
+
+    let loaded = store.apply(scan_of(&[("b.yaml", &service("a", 2)), ("a.yaml", &service("a", 1))]));
+
+    assert_eq!(services(&loaded), ["default/a:1"]);
+    assert_eq!(reasons(&loaded), ["Service default/a (b.yaml#1) duplicate-object metadata.name"]);
+}
+
+#[test]
+fn the_last_good_version_stays_in_force() {
+    let good = format!("{}---\n{}", service("a", 1), service("b", 2));
+    let refused = service("a", 9).replace("name: a", "name: a\n  labels: {refuse: x}");
+    let cases = [
+        ("nothing changed", good.clone(), vec!["default/a:1", "default/b:2"]),
+        (
+            "a changed",
+            format!("{}---\n{}", service("a", 9), service("b", 2)),
+            vec!["default/a:9", "default/b:2"],
+        ),
+        ("a gone", service("b", 2), vec!["default/b:2"]),
+        ("a of a wrong type", good.replace("port: 1", "port: x"), vec!["default/a:1", "default/b:2"]),
+        ("a refused", format!("{refused}---\n{}", service("b", 3)), vec!["default/a:1", "default/b:3"]),
+        ("a with broken syntax", good.replace("port: 1", "port: ["), vec!["default/a:1", "default/b:2"]),
+        ("a illegible", format!("{{[\n---\n{}", service("b", 3)), vec!["default/a:1", "default/b:3"]),
+        (
+            "a illegible in another place",
+            format!("{}---\n{{[\n", service("b", 3)),
+            vec!["default/a:1", "default/b:3"],
+        ),
+        (
+            "a gone while b has broken syntax",
+            service("b", 2).replace("port: 2", "port: ["),
+            vec!["default/b:2"],
+        ),
+        ("emptied", String::new(), vec![]),
+    ];
+    for (case, text, expected) in cases {
+        let mut store = Store::new(admit_unlabelled);
+        store.apply(scan_of(&[("x.yaml", &good)]));
+
+        let loaded = store.apply(scan_of(&[("x.yaml", &text)]));
+        let again = store.apply(scan_of(&[("x.yaml", &text)]));
+
+        assert_eq!(services(&loaded), expected, "{case}");
+        assert_eq!(loaded, again, "{case}: reading again changes nothing");
+    }
+}
+
+#[test]
+fn a_file_that_cannot_be_read_keeps_its_objects() {
+    let unreadable = |content| Scan { files: [("x.yaml".to_owned(), content)].into(), ..Scan::default() };
+    let cases = [
+        ("permission", unreadable(Content::Unreadable("permission denied".to_owned())), 1),
+        ("not text", unreadable(Content::Bytes(vec![0xff, 0xfe, 0])), 1),
+        ("being written", unreadable(Content::Busy), 0),
+        (
+            "in a directory that cannot be listed",
+            Scan { unlistable: [(String::new(), "permission denied".to_owned())].into(), ..Scan::default() },
+            1,
+        ),
+    ];
+    for (case, scan, problems) in cases {
+        let mut store = Store::new(admit_all);
+        store.apply(scan_of(&[("x.yaml", &service("a", 1))]));
+
+        let loaded = store.apply(scan);
+        let later = store.apply(scan_of(&[]));
+
+        assert_eq!(services(&loaded), ["default/a:1"], "{case}");
+        assert_eq!(loaded.problems.len(), problems, "{case}");
+        assert_eq!(services(&later), Vec::<String>::new(), "{case}: gone once the file is");
+    }
+}
+
+#[test]
+fn an_object_that_moves_to_another_file_never_goes_away() {
+    let mut store = Store::new(admit_all);
+    store.apply(scan_of(&[("x.yaml", &service("a", 1))]));
+
+    let loaded = store.apply(scan_of(&[("x.yaml", "{["), ("y.yaml", &service("a", 2))]));
+
+    assert_eq!(services(&loaded), ["default/a:2"]);
+}
+
+#[test]
+fn alias_bombs_and_deep_nesting_are_problems() {
+    let mut bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
+    for level in 1..9 {
+        let alias = format!("*a{}", level - 1);
+        bomb += &format!("a{level}: &a{level} [{}]\n", vec![alias; 10].join(", "));
+    }
+    let cases =
+        [("aliases", bomb), ("nesting", "[".repeat(100_000)), ("nested maps", "{a: ".repeat(100_000))];
+    for (case, text) in cases {
+        let loaded = load_text("x.yaml", text.as_bytes(), admit_all);
+
+        assert_eq!(reasons(&loaded), ["x.yaml#1 syntax"], "{case}");
+    }
+    let loaded = load_text("x.json", "[".repeat(100_000).as_bytes(), admit_all);
+    assert_eq!(reasons(&loaded), ["x.json#1 syntax"], "json nesting");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400), json in any::<bool>()) {
+        load_text(if json { "x.json" } else { "x.yaml" }, &bytes, admit_all);
+    }
+
+    #[test]
+    fn no_text_of_yaml_characters_makes_it_panic(text in "[-a:\\[\\]{}&*!|>'\"%@#, \n\t]{0,120}") {
+        load_text("x.yaml", text.as_bytes(), admit_all);
+    }
+
+    #[test]
+    fn a_bad_document_costs_only_itself(kinds in proptest::collection::vec(0..4usize, 1..12)) {
+        let document = |(index, kind): (usize, &usize)| match kind {
+            0 => service(&format!("s{index:02}"), 1),
+            1 => "{[\n".to_owned(),
+            2 => "kind: [\n  - : :\n".to_owned(),
+            _ => "apiVersion: v1\nkind: Service\nmetadata: {name: x}\nspec: {ports: 3}\n".to_owned(),
+        };
+        let text = kinds.iter().enumerate().map(document).collect::<Vec<_>>().join("---\n");
+        let good = kinds.iter().enumerate().filter(|(_, kind)| **kind == 0);
+        let expected: Vec<_> = good.map(|(index, _)| format!("default/s{index:02}:1")).collect();
+
+        let loaded = load_text("x.yaml", text.as_bytes(), admit_all);
+
+        prop_assert_eq!(services(&loaded), expected);
+    }
+}
+
+/// Waits for a version that satisfies the condition.
+async fn until(receiver: &mut Receiver<Arc<Loaded>>, case: &str, condition: impl Fn(&Loaded) -> bool) {
+    let waiting = receiver.wait_for(|loaded| condition(loaded));
+    let reached = matches!(tokio::time::timeout(Duration::from_secs(10), waiting).await, Ok(Ok(_)));
+    assert!(reached, "{case}: still {:?}", receiver.borrow());
+}
+
+async fn until_services(receiver: &mut Receiver<Arc<Loaded>>, case: &str, expected: &[&str]) {
+    until(receiver, case, |loaded| services(loaded) == expected).await;
+}
+
+fn write(path: impl AsRef<Path>, text: impl AsRef<[u8]>) {
+    fs::write(path, text).expect("the test's directory is writable");
+}
+
+#[tokio::test]
+async fn follows_files_directories_and_renames() {
+    let temp = tempfile::tempdir().expect("a temporary directory");
+    let root = temp.path().join("manifests");
+    fs::create_dir(&root).expect("create");
+    write(root.join("a.yaml"), service("a", 1));
+    let (mut updates, watcher) = watch(&root, admit_all).expect("watch");
+    let task = tokio::spawn(watcher.run());
+    assert_eq!(services(&updates.borrow()), ["default/a:1"]);
+
+    write(root.join("a.yaml"), service("a", 2));
+    until_services(&mut updates, "rewritten in place", &["default/a:2"]).await;
+
+    write(root.join(".a.yaml.tmp"), service("a", 3));
+    fs::rename(root.join(".a.yaml.tmp"), root.join("a.yaml")).expect("rename");
+    until_services(&mut updates, "replaced by rename", &["default/a:3"]).await;
+
+    fs::create_dir_all(root.join("sub/deep")).expect("create");
+    write(root.join("sub/deep/b.yaml"), service("b", 1));
+    until_services(&mut updates, "new sub-directories", &["default/a:3", "default/b:1"]).await;
+
+    write(root.join("sub/deep/b.yaml"), service("b", 2));
+    until_services(&mut updates, "changed in a new sub-directory", &["default/a:3", "default/b:2"]).await;
+
+    fs::rename(root.join("sub"), root.join("renamed")).expect("rename");
+    write(root.join("renamed/deep/b.yaml"), service("b", 4));
+    until_services(&mut updates, "changed in a renamed sub-directory", &["default/a:3", "default/b:4"]).await;
+
+    fs::rename(root.join("renamed"), temp.path().join("outside")).expect("rename");
+    until_services(&mut updates, "moved out", &["default/a:3"]).await;
+
+    fs::remove_file(root.join("a.yaml")).expect("remove");
+    until_services(&mut updates, "removed", &[]).await;
+
+    drop(updates);
+    task.await.expect("the watcher ends with its last receiver");
+}
+
+#[tokio::test]
+async fn follows_the_symlink_swap_of_a_config_map_mount() {
+    let temp = tempfile::tempdir().expect("a temporary directory");
+    let root = temp.path();
+    let version = |name: &str, port: u16| {
+        fs::create_dir(root.join(name)).expect("create");
+        write(root.join(name).join("s.yaml"), service("a", port));
+    };
+    let link = |to: &str, at: &str| std::os::unix::fs::symlink(to, root.join(at)).expect("link");
+    version("..v1", 1);
+    link("..v1", "..data");
+    link("..data/s.yaml", "s.yaml");
+    let (mut updates, watcher) = watch(root, admit_all).expect("watch");
+    tokio::spawn(watcher.run());
+    assert_eq!(services(&updates.borrow()), ["default/a:1"]);
+
+    version("..v2", 2);
+    link("..v2", "..data_tmp");
+    fs::rename(root.join("..data_tmp"), root.join("..data")).expect("rename");
+    fs::remove_dir_all(root.join("..v1")).expect("remove");
+
+    until_services(&mut updates, "swapped", &["default/a:2"]).await;
+}
+
+#[tokio::test]
+async fn keeps_everything_while_the_root_is_away_and_finds_it_again() {
+    let temp = tempfile::tempdir().expect("a temporary directory");
+    let root = temp.path().join("manifests");
+    fs::create_dir(&root).expect("create");
+    write(root.join("a.yaml"), service("a", 1));
+    let (mut updates, watcher) = watch(&root, admit_all).expect("watch");
+    tokio::spawn(watcher.run());
+
+    fs::rename(&root, temp.path().join("away")).expect("rename");
+    until(&mut updates, "root away", |loaded| {
+        loaded.problems.iter().any(|problem| problem.reason == "unreadable-root")
+    })
+    .await;
+    assert_eq!(services(&updates.borrow()), ["default/a:1"]);
+
+    write(temp.path().join("away/a.yaml"), service("a", 2));
+    fs::rename(temp.path().join("away"), &root).expect("rename");
+    until_services(&mut updates, "root back", &["default/a:2"]).await;
+    assert_eq!(updates.borrow().problems, []);
+}
+
+#[tokio::test]
+async fn a_half_written_file_is_not_read() {
+    use std::io::Write;
+    let temp = tempfile::tempdir().expect("a temporary directory");
+    let path = temp.path().join("a.yaml");
+    write(&path, service("a", 1));
+    let (mut updates, watcher) = watch(temp.path(), admit_all).expect("watch");
+    tokio::spawn(watcher.run());
+
+    // Truncated and half written; the change of another file makes the directory be read.
+    let mut open = fs::File::create(&path).expect("open");
+    open.write_all(b"apiVersion: v1\nkind: Service\n").expect("write");
+    write(temp.path().join("b.yaml"), service("b", 1));
+    until_services(&mut updates, "half written", &["default/a:1", "default/b:1"]).await;
+    assert_eq!(updates.borrow().problems, []);
+
+    open.write_all(b"metadata: {name: a}\nspec: {ports: [{port: 5}]}\n").expect("write");
+    drop(open);
+    until_services(&mut updates, "complete", &["default/a:5", "default/b:1"]).await;
+}
+
+#[test]
+fn an_absent_directory_is_an_error_and_one_file_is_enough() {
+    let temp = tempfile::tempdir().expect("a temporary directory");
+    assert!(matches!(load(&temp.path().join("absent"), admit_all), Err(Error::Root { .. })));
+
+    let file = temp.path().join("one.txt");
+    write(&file, service("a", 1));
+    assert_eq!(services(&load(&file, admit_all).expect("one file")), ["default/a:1"]);
+}
+
+#[test]
+fn skips_what_editors_leave_and_refuses_what_is_too_large() {
+    let temp = tempfile::tempdir().expect("a temporary directory");
+    for name in [".hidden.yaml", "a.yaml~", "#a.yaml#", "a.yaml.bak", "notes.txt"] {
+        write(temp.path().join(name), service("a", 1));
+    }
+    fs::create_dir(temp.path().join(".git")).expect("create");
+    write(temp.path().join(".git/x.yaml"), service("b", 1));
+    write(temp.path().join("large.yaml"), vec![b' '; scan::MAX_FILE_BYTES as usize + 1]);
+    std::os::unix::fs::symlink(temp.path(), temp.path().join("loop")).expect("link");
+    std::os::unix::fs::symlink("nowhere", temp.path().join("dangling.yaml")).expect("link");
+
+    let loaded = load(temp.path(), admit_all).expect("load");
+
+    assert_eq!(services(&loaded), Vec::<String>::new());
+    assert_eq!(reasons(&loaded), ["dangling.yaml unreadable-file", "large.yaml unreadable-file"]);
+}
