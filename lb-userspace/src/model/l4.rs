@@ -163,3 +163,61 @@ pub struct FiveTuple {
     /// VIP; the same family as `src`.
     pub dst: SocketAddr,
 }
+
+impl fmt::Display for FiveTuple {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} > {}", self.protocol, self.src, self.dst)
+    }
+}
+
+/// `tcp 198.51.100.7:40001 > 203.0.113.10:443`, as [`Display`](fmt::Display) writes it.
+impl std::str::FromStr for FiveTuple {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let allowed = "allowed: 'tcp|udp SRC:PORT > DST:PORT', IPv6 in brackets";
+        let mut words = text.split_whitespace();
+        let (Some(protocol), Some(src), Some(">"), Some(dst), None) =
+            (words.next(), words.next(), words.next(), words.next(), words.next())
+        else {
+            return Err(format!("flow {text:?}: {allowed}"));
+        };
+        let protocol = match protocol {
+            "tcp" => Protocol::Tcp,
+            "udp" => Protocol::Udp,
+            other => return Err(format!("flow {text:?}: protocol {other:?}: {allowed}")),
+        };
+        let end = |text: &str| -> Result<SocketAddr, String> {
+            text.parse().map_err(|_| format!("flow: address {text:?}: {allowed}"))
+        };
+        let (src, dst) = (end(src)?, end(dst)?);
+        if src.is_ipv4() != dst.is_ipv4() {
+            return Err(format!("flow {text:?}: both ends must be of one family"));
+        }
+        Ok(Self { protocol, src, dst })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flow_reads_back_as_it_is_written() {
+        for text in ["tcp 198.51.100.7:40001 > 203.0.113.10:443", "udp [2001:db8::7]:53 > [2001:db8::1]:53"] {
+            let flow: FiveTuple = text.parse().expect(text);
+
+            assert_eq!(flow.to_string(), text);
+        }
+    }
+
+    #[test]
+    fn a_flow_that_cannot_be_meant_is_refused_with_the_allowed_form() {
+        for text in ["", "tcp", "sctp 1.2.3.4:1 > 1.2.3.4:2", "tcp 1.2.3.4 > 1.2.3.4:2", "tcp 1.2.3.4:1 > [::1]:2"]
+        {
+            let error = text.parse::<FiveTuple>().expect_err(text);
+
+            assert!(error.contains("allowed:") || error.contains("one family"), "{text}: {error}");
+        }
+    }
+}
