@@ -47,6 +47,9 @@ pub struct Server {
     pub locations: Vec<Location>,
     /// The host counts as TLS: `ssl-redirect` applies (a `spec.tls` entry lists it).
     pub tls: bool,
+    /// `app-root`: a request for exactly `/` is answered 302 to this path on the scheme and Host
+    /// (with its port) of the request, before any location is looked at.
+    pub app_root: Option<String>,
 }
 
 /// One host + path entry.
@@ -85,8 +88,32 @@ pub enum Action {
     Proxy(UpstreamName),
     /// The global default backend, or its built-in 404.
     DefaultBackend,
+    /// Answer with a redirect, before the https redirect and everything after it (reference 4.1).
+    Redirect(Redirect),
     /// Refuse with 503: the Ingress holds something that must fail closed (class B).
     Deny,
+}
+
+/// `permanent-redirect`, `temporal-redirect`, or a `rewrite-target` that is an absolute URL.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Redirect {
+    /// 300 to 308.
+    pub status: u16,
+    /// Location header. Captures are those of the location's [`PathMatch::Regex`]; empty on any
+    /// other location.
+    pub location: Template,
+    /// What becomes of the request's query string.
+    pub query: RedirectQuery,
+}
+
+/// Query string of a [`Redirect`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RedirectQuery {
+    /// The Location is sent as it is (`return`).
+    Drop,
+    /// `?` + the request's query is appended, unless there is none or the Location has a `?` of its
+    /// own (`rewrite`).
+    Append,
 }
 
 /// Policies of one location. Default: none, nothing paid.
