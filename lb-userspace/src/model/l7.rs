@@ -38,6 +38,17 @@ pub enum HostMatch {
     Any,
 }
 
+impl std::fmt::Display for HostMatch {
+    /// As an Ingress writes it; `_` for [`HostMatch::Any`].
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Exact(host) => f.write_str(host),
+            Self::Wildcard(suffix) => write!(f, "*.{suffix}"),
+            Self::Any => f.write_str("_"),
+        }
+    }
+}
+
 /// One virtual server.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Server {
