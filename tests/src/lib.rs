@@ -1,1 +1,7 @@
 //! Shared builders for the tests of every tier.
+
+pub mod agent;
+pub mod echo;
+pub mod manifests;
+pub mod netns;
+pub mod tier;

@@ -213,7 +213,8 @@ mod tests {
 
     #[test]
     fn a_flow_that_cannot_be_meant_is_refused_with_the_allowed_form() {
-        for text in ["", "tcp", "sctp 1.2.3.4:1 > 1.2.3.4:2", "tcp 1.2.3.4 > 1.2.3.4:2", "tcp 1.2.3.4:1 > [::1]:2"]
+        for text in
+            ["", "tcp", "sctp 1.2.3.4:1 > 1.2.3.4:2", "tcp 1.2.3.4 > 1.2.3.4:2", "tcp 1.2.3.4:1 > [::1]:2"]
         {
             let error = text.parse::<FiveTuple>().expect_err(text);
 

@@ -1,0 +1,125 @@
+//! The real `penstock` binary on a host of a lab, with a directory of manifests.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::netns::{Host, Lab};
+
+/// Longest wait for something that takes milliseconds on an idle machine.
+pub const DEADLINE: Duration = Duration::from_secs(20);
+
+/// Where the agent answers questions; a host has its loopback to itself.
+pub const ADMIN: &str = "127.0.0.1:10254";
+
+/// A running agent. It ends with its lab.
+pub struct Agent {
+    host: Host,
+    pid: u32,
+    manifests: PathBuf,
+    log: PathBuf,
+}
+
+impl Agent {
+    /// Starts the agent on `host` with the kernel program on `interfaces`, the manifests and the log in `dir`,
+    /// and waits until it is healthy.
+    pub fn start(lab: &Lab, host: &Host, interfaces: &[&str], dir: &Path) -> Result<Self> {
+        let manifests = dir.join("manifests");
+        std::fs::create_dir_all(&manifests)?;
+        let log = dir.join("penstock.log");
+        let mut command = host.command(binary()?);
+        command
+            .args(["run", "--admin", ADMIN, "--drain-seconds", "5", "--workers", "2", "--manifests"])
+            .arg(&manifests);
+        for interface in interfaces {
+            command.args(["--interface", interface]);
+        }
+        let pid = lab.start(command, &log)?;
+        let agent = Self { host: host.clone(), pid, manifests, log };
+        let up = eventually(DEADLINE, || {
+            if !lab.is_running(pid) {
+                return Some(false);
+            }
+            agent.ask("/healthz").is_ok_and(|answer| answer.starts_with("HTTP/1.1 200")).then_some(true)
+        });
+        match up {
+            Some(true) => Ok(agent),
+            Some(false) => bail!("penstock ended at once:\n{}", agent.log()),
+            None => bail!("penstock did not become healthy:\n{}", agent.log()),
+        }
+    }
+
+    /// Process id.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// What it has written so far.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Directory that it watches.
+    pub fn manifests(&self) -> &Path {
+        &self.manifests
+    }
+
+    /// Puts a file of manifests in place, whole.
+    pub fn apply(&self, name: &str, yaml: &str) -> Result<()> {
+        let hidden = self.manifests.join(format!(".{name}.new"));
+        std::fs::write(&hidden, yaml).with_context(|| format!("write {}", hidden.display()))?;
+        std::fs::rename(&hidden, self.manifests.join(name)).with_context(|| format!("put {name} in place"))
+    }
+
+    /// Answer of its admin endpoint, head and body.
+    pub fn ask(&self, path: &str) -> Result<String> {
+        self.host.within(|| {
+            let addr: SocketAddr = ADMIN.parse()?;
+            let mut stream = TcpStream::connect_timeout(&addr, DEADLINE)?;
+            stream.set_read_timeout(Some(DEADLINE))?;
+            write!(stream, "GET {path} HTTP/1.1\r\nHost: admin\r\nConnection: close\r\n\r\n")?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer)?;
+            Ok(answer)
+        })
+    }
+
+    /// What `penstock` says on this host with these arguments.
+    pub fn cli(&self, args: &[&str]) -> Result<String> {
+        let output = self.host.command(binary()?).args(args).output()?;
+        if !output.status.success() {
+            bail!(
+                "penstock {} ended with {}: {}",
+                args.join(" "),
+                output.status,
+                String::from_utf8_lossy(&output.stderr)
+            );
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+}
+
+/// Asks until there is an answer, or the time is over.
+pub fn eventually<T>(deadline: Duration, mut ask: impl FnMut() -> Option<T>) -> Option<T> {
+    let end = Instant::now() + deadline;
+    loop {
+        if let Some(answer) = ask() {
+            return Some(answer);
+        }
+        if Instant::now() >= end {
+            return None;
+        }
+        // A pause between questions, not a guess how long something takes.
+        std::thread::park_timeout(Duration::from_millis(20));
+    }
+}
+
+/// The binary that cargo built beside this program.
+pub fn binary() -> Result<PathBuf> {
+    let own = std::env::current_exe()?;
+    let found = own.ancestors().skip(1).take(2).map(|dir| dir.join("penstock")).find(|file| file.is_file());
+    found.context("no penstock binary beside this program; run `cargo build --bin penstock` first")
+}
