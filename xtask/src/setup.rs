@@ -2,7 +2,7 @@
 //! installs only what is missing, so that running it again costs nothing.
 
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
@@ -176,7 +176,9 @@ impl Apt {
             process::as_root("env")?
                 .args(["DEBIAN_FRONTEND=noninteractive", "apt-get", "install", "--yes", "-qq"])
                 .args(["--no-install-recommends", "-o", "Dpkg::Use-Pty=0"])
-                .args(packages),
+                .args(packages)
+                // Its progress; what goes wrong stands in the other stream.
+                .stdout(Stdio::null()),
         )?;
         quiet.disable(packages)
     }
