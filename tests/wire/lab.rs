@@ -7,7 +7,7 @@ use lb_tests::echo;
 
 #[test]
 fn hosts_of_one_network_reach_each_other_and_vanish_with_the_lab() {
-    let Some(lab) = crate::lab() else { return };
+    let Some(lab) = crate::rig::lab() else { return };
     let client = lab.host("client", &[("front", &["10.1.0.2/24", "fd01::2/64"])]).unwrap();
     let server = lab.host("server", &[("front", &["10.1.0.3/24", "fd01::3/64"])]).unwrap();
     let addresses =

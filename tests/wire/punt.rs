@@ -1,0 +1,82 @@
+//! Ports of Ingress traffic reach the proxy, on the node's addresses and on a VIP.
+
+use lb_tests::agent::{DEADLINE, eventually};
+use lb_tests::manifests::{self, Authority, Slice};
+
+use crate::rig::{Arms, EDGE, Rig};
+
+const VIPS: [&str; 2] = ["203.0.113.80", "2001:db8:113::80"];
+
+fn files(authority: &Authority) -> Vec<(&'static str, String)> {
+    let endpoints: Vec<_> = (1..=3).map(|number| (Arms::Two.backend(number)[0], 8080).into()).collect();
+    let slice = Slice {
+        name: "web",
+        service: "web",
+        port_name: "",
+        protocol: "TCP",
+        endpoints: &endpoints,
+        weight: 1,
+    };
+    vec![
+        ("ingress-service.yaml", manifests::ingress_service(&VIPS.map(|vip| vip.parse().unwrap()))),
+        ("web.yaml", format!("{}---\n{}", manifests::service("web", 8080), slice.yaml())),
+        ("ingress.yaml", manifests::ingress("web", "web.example.com", "web", Some("cert"))),
+        ("cert.yaml", authority.secret("cert", "web.example.com").unwrap()),
+    ]
+}
+
+/// What curl says on the client; the name goes to `address`, whatever DNS would say.
+fn curl(rig: &Rig, address: &str, args: &str) -> anyhow::Result<String> {
+    let address = if address.contains(':') { format!("[{address}]") } else { address.to_owned() };
+    rig.client.run(&format!("curl -sS --max-time 10 --connect-to web.example.com::{address}: {args}"))
+}
+
+#[test]
+fn http_and_https_are_served_on_vips_and_on_the_nodes_addresses() {
+    let authority = Authority::new("Wire test authority").unwrap();
+    let Some(rig) = Rig::new(Arms::Two, &files(&authority)) else { return };
+    let ca = rig.agent.manifests().join("../ca.pem");
+    std::fs::write(&ca, authority.pem()).unwrap();
+
+    for address in VIPS.iter().chain(&EDGE) {
+        for args in
+            ["http://web.example.com/x", &format!("--cacert {} https://web.example.com/x", ca.display())]
+        {
+            let answer =
+                eventually(DEADLINE, || curl(&rig, address, args).ok().filter(|a| a.contains("backend: b")));
+            let answer = answer.unwrap_or_else(|| {
+                panic!("{args} at {address}: {:?}\n{}", curl(&rig, address, args), rig.agent.log())
+            });
+            let scheme = if args.contains("https") { "https" } else { "http" };
+            for line in ["path: /x", "host: web.example.com", &format!("x-forwarded-proto: {scheme}")] {
+                assert!(answer.contains(line), "{line} is missing at {address}:\n{answer}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_backend_learns_the_clients_real_address() {
+    let authority = Authority::new("Wire test authority").unwrap();
+    let Some(rig) = Rig::new(Arms::Two, &files(&authority)) else { return };
+
+    for (vip, client) in VIPS.iter().zip(crate::rig::CLIENT) {
+        let served =
+            || curl(&rig, vip, "http://web.example.com/").ok().filter(|answer| answer.contains("backend: b"));
+        let answer = eventually(DEADLINE, served).expect("served");
+
+        assert!(answer.contains(&format!("x-real-ip: {client}\n")), "{answer}");
+    }
+}
+
+#[test]
+fn other_ports_of_an_ingress_vip_are_not_the_proxys() {
+    let authority = Authority::new("Wire test authority").unwrap();
+    let Some(rig) = Rig::new(Arms::Two, &files(&authority)) else { return };
+    let served = || curl(&rig, VIPS[0], "http://web.example.com/").ok();
+    eventually(DEADLINE, served).expect("served");
+
+    let refused = rig.client.run(&format!("curl -sS --max-time 2 http://{}:8081/", VIPS[0]));
+
+    assert!(refused.is_err(), "{refused:?}");
+}
