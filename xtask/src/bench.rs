@@ -1,10 +1,12 @@
 //! Starts the measuring programs of the crate `lb-tests`, built as released.
 
+use std::process::Command;
+
 use anyhow::Result;
 use clap::ValueEnum;
 
 use crate::setup::{self, Purpose};
-use crate::{ebpf, process};
+use crate::{ebpf, process, target_dir};
 
 /// Which half of Penstock is measured.
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -23,15 +25,9 @@ pub fn run(half: Half, args: &[String]) -> Result<()> {
     };
     setup::run(purposes)?;
     ebpf::build()?;
-    process::run(process::cargo().args([
-        "build",
-        "--release",
-        "--package",
-        "lb-userspace",
-        "--bin",
-        "penstock",
-    ]))?;
-    process::run(
-        process::cargo().args(["run", "--release", "--package", "lb-tests", "--bin", bin, "--"]).args(args),
-    )
+    for (package, bin) in [("lb-userspace", "penstock"), ("lb-tests", bin)] {
+        process::run(process::cargo().args(["build", "--release", "--package", package, "--bin", bin]))?;
+    }
+    // Not through cargo: `--json FILE` is meant from where the caller stands.
+    process::run(Command::new(target_dir().join("release").join(bin)).args(args))
 }
