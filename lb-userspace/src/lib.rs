@@ -6,6 +6,7 @@
 
 pub mod admin;
 pub mod agent;
+pub mod check;
 pub mod cli;
 pub mod config;
 pub mod datapath;

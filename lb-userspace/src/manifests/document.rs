@@ -195,14 +195,17 @@ fn read_value(origin: String, mut value: Value, entries: &mut Vec<Entry>) {
     let metadata = value.get("metadata");
     let metadata_text = |field: &str| metadata?.get(field)?.as_str().map(str::to_owned);
     let (name, namespace) = (metadata_text("name"), metadata_text("namespace"));
+    let (group, _) = api_version.rsplit_once('/').unwrap_or(("", &api_version));
+    let kind = Kind::ALL.into_iter().find(|kind| kind.to_string() == kind_name && is_group_of(*kind, group));
     let id = ObjectId {
         kind: kind_name.clone(),
-        namespace: namespace.clone().unwrap_or_default(),
+        namespace: match kind {
+            Some(kind) => key(kind, String::new(), namespace.clone()).name.namespace,
+            None => namespace.clone().unwrap_or_default(),
+        },
         name: name.clone().unwrap_or_default(),
         origin: origin.clone(),
     };
-    let (group, _) = api_version.rsplit_once('/').unwrap_or(("", &api_version));
-    let kind = Kind::ALL.into_iter().find(|kind| kind.to_string() == kind_name && is_group_of(*kind, group));
     let problem = |severity, reason, field: &str, message: String, fix: String| Problem {
         object: id.clone(),
         severity,

@@ -1,0 +1,301 @@
+//! Annotations of one Ingress as typed values, and what is to be said about each.
+
+pub(super) mod table;
+mod value;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+use self::table::{Annotation, BadValue, Status, TABLE, Value};
+use super::findings::About;
+
+/// `--annotations-prefix`.
+pub(super) const PREFIX: &str = "nginx.ingress.kubernetes.io";
+
+/// What the annotations of one Ingress ask for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Policy {
+    /// Something must fail closed: every location answers 503.
+    pub denied: bool,
+    pub canary: bool,
+    pub use_regex: bool,
+    pub rewrite_target: Option<String>,
+    pub ssl_redirect: bool,
+    pub force_ssl_redirect: bool,
+    pub app_root: Option<String>,
+    /// Status and URL.
+    pub redirect: Option<(u16, String)>,
+    pub connect_timeout: Option<Duration>,
+    pub send_timeout: Option<Duration>,
+    pub read_timeout: Option<Duration>,
+    /// `Some(None)`-free: 0 means unlimited, as written.
+    pub body_bytes: Option<u64>,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            denied: false,
+            canary: false,
+            use_regex: false,
+            rewrite_target: None,
+            ssl_redirect: true,
+            force_ssl_redirect: false,
+            app_root: None,
+            redirect: None,
+            connect_timeout: None,
+            send_timeout: None,
+            read_timeout: None,
+            body_bytes: None,
+        }
+    }
+}
+
+/// Class A: a version of an Ingress with such a value is not admitted.
+pub(super) fn admit(metadata: &ObjectMeta, about: &mut About<'_>) {
+    for (row, text) in known(metadata) {
+        let Err(message) = value::check(row.value, text) else { continue };
+        // A line break in a value is an attempt to inject configuration, whatever the class.
+        if row.bad_value == BadValue::Refuse || text.contains(['\r', '\n']) && row.status != Status::Refused {
+            about.error("bad-annotation", field(row.name), message);
+        }
+    }
+}
+
+/// Reads the annotations of an Ingress; says what is wrong, ignored or not yet honoured.
+pub(super) fn read(metadata: &ObjectMeta, about: &mut About<'_>) -> Policy {
+    unknown(metadata, about);
+    let mut valid: BTreeMap<&str, &str> = BTreeMap::new();
+    let mut policy = Policy::default();
+    for (row, text) in known(metadata) {
+        // A snippet has lines; it is refused for what it is.
+        let is_snippet = row.status == Status::Refused && row.value == Value::Text;
+        let verdict = if is_snippet { Ok(()) } else { value::check(row.value, text) };
+        match verdict {
+            Ok(()) => {
+                valid.insert(row.name, text);
+            }
+            Err(message) => match (row.status, row.bad_value) {
+                // What guards something and cannot be read still guards it.
+                (Status::NotYetClosed | Status::Refused, _) | (_, BadValue::Deny | BadValue::Refuse) => {
+                    policy.denied = true;
+                    let fix = "its locations answer 503 until it is corrected";
+                    about.error_fix("bad-annotation", field(row.name), message, fix);
+                }
+                (_, BadValue::Default) => {
+                    about.warn("bad-annotation", field(row.name), message, "the default is used");
+                }
+            },
+        }
+    }
+    let is_on = |name: &str| valid.get(name).and_then(|text| value::boolean(text));
+    policy.canary = is_on("canary").unwrap_or(false);
+    if policy.canary {
+        about.warn(
+            "canary-not-yet",
+            field("canary"),
+            "canaries are not served yet; every request goes to the primary",
+            "",
+        );
+        return policy;
+    }
+    for row in TABLE {
+        if let Some(text) = valid.get(row.name) {
+            status(row, text, &valid, &mut policy, about);
+        }
+    }
+    honour(&valid, &mut policy, about);
+    policy
+}
+
+/// What there is to say about a valid annotation that is not simply honoured.
+fn status(
+    row: &Annotation,
+    text: &str,
+    valid: &BTreeMap<&str, &str>,
+    policy: &mut Policy,
+    about: &mut About<'_>,
+) {
+    let off = row.value == Value::Bool && value::boolean(text) == Some(false);
+    match row.status {
+        Status::Honoured => {}
+        _ if off => {}
+        Status::NotYet => {
+            about.warn("not-yet", field(row.name), format!("not honoured yet ({}); ignored", row.doc), "");
+        }
+        Status::With(other) if valid.contains_key(other) => {
+            about.info(
+                "not-yet",
+                field(row.name),
+                format!("goes with {other}, which is not honoured yet"),
+                "",
+            );
+        }
+        Status::With(other) => {
+            about.info("no-effect", field(row.name), format!("has no effect without {other}"), "");
+        }
+        Status::NoEffect => {
+            about.info("no-effect", field(row.name), format!("accepted without effect ({})", row.doc), "")
+        }
+        Status::NotYetClosed => {
+            policy.denied = true;
+            about.error_fix(
+                "protection-not-yet",
+                field(row.name),
+                format!("not honoured yet ({}); its locations answer 503, rather than stand open", row.doc),
+                "remove it only if something else protects these paths",
+            );
+        }
+        Status::Refused => {
+            policy.denied = true;
+            about.error_fix(
+                "refused-annotation",
+                field(row.name),
+                format!("never honoured ({}); its locations answer 503", row.doc),
+                native_alternative(row.name),
+            );
+        }
+    }
+}
+
+fn native_alternative(name: &str) -> &'static str {
+    if name.ends_with("-snippet") {
+        "say the same with annotations: redirects, custom headers, source ranges, timeouts"
+    } else {
+        "no web application firewall runs here; put one in front or remove the annotation"
+    }
+}
+
+/// Fills in what is honoured.
+fn honour(valid: &BTreeMap<&str, &str>, policy: &mut Policy, about: &mut About<'_>) {
+    let text = |name: &str| valid.get(name).copied();
+    let boolean = |name: &str| text(name).and_then(value::boolean);
+    let seconds = |name: &str| text(name).and_then(|text| text.parse().ok()).map(Duration::from_secs);
+    policy.use_regex = boolean("use-regex").unwrap_or(false);
+    policy.rewrite_target = text("rewrite-target").map(str::to_owned);
+    policy.ssl_redirect = boolean("ssl-redirect").unwrap_or(true);
+    policy.force_ssl_redirect = boolean("force-ssl-redirect").unwrap_or(false);
+    policy.app_root = text("app-root").map(str::to_owned);
+    policy.connect_timeout = seconds("proxy-connect-timeout");
+    policy.send_timeout = seconds("proxy-send-timeout");
+    policy.read_timeout = seconds("proxy-read-timeout");
+    policy.body_bytes = text("proxy-body-size").and_then(value::size);
+    if let Some(protocol) = text("backend-protocol").filter(|protocol| !protocol.eq_ignore_ascii_case("HTTP"))
+    {
+        policy.denied = true;
+        about.error_fix(
+            "backend-protocol-not-yet",
+            field("backend-protocol"),
+            format!("{protocol} is not spoken yet; its locations answer 503, rather than send plain HTTP"),
+            "let the upstream speak HTTP/1.1",
+        );
+    }
+    let code = |name: &str, legal: std::ops::RangeInclusive<u16>, default: u16| {
+        text(name).and_then(|text| text.parse().ok()).filter(|code| legal.contains(code)).unwrap_or(default)
+    };
+    let written = text("temporal-redirect");
+    policy.redirect = match (written, text("permanent-redirect")) {
+        (Some(url), _) => Some((code("temporal-redirect-code", 300..=307, 302), url.to_owned())),
+        (None, Some(url)) => Some((code("permanent-redirect-code", 300..=308, 301), url.to_owned())),
+        (None, None) => None,
+    };
+}
+
+/// Annotations of the table that are set, trimmed; an alias only while its proper name is empty.
+fn known(metadata: &ObjectMeta) -> impl Iterator<Item = (&'static Annotation, &str)> {
+    let set = move |name: &str| {
+        let text = metadata.annotations.as_ref()?.get(&format!("{PREFIX}/{name}"))?.trim();
+        (!text.is_empty()).then_some(text)
+    };
+    let has_any = metadata.annotations.iter().flatten().any(|(name, _)| name.starts_with(PREFIX));
+    let rows = if has_any { TABLE } else { &[] };
+    rows.iter().filter_map(move |row| {
+        let proper = match row.name {
+            "whitelist-source-range" => Some("allowlist-source-range"),
+            "limit-whitelist" => Some("limit-allowlist"),
+            _ => None,
+        };
+        let shadowed = proper.is_some_and(|proper| set(proper).is_some());
+        Some((row, set(row.name).filter(|_| !shadowed)?))
+    })
+}
+
+fn unknown(metadata: &ObjectMeta, about: &mut About<'_>) {
+    for name in metadata.annotations.iter().flatten().map(|(name, _)| name) {
+        let Some(short) = name.strip_prefix(PREFIX).and_then(|rest| rest.strip_prefix('/')) else { continue };
+        if TABLE.iter().any(|row| row.name == short) {
+            continue;
+        }
+        let nearest = TABLE.iter().map(|row| (distance(short, row.name), row.name)).min();
+        let fix = match nearest {
+            Some((distance, name)) if distance <= 1 + short.len() / 5 => format!("did you mean {name}?"),
+            _ => String::new(),
+        };
+        about.warn("unknown-annotation", field(short), "no such annotation; ignored", fix);
+    }
+}
+
+/// Levenshtein distance, by rows.
+fn distance(left: &str, right: &str) -> usize {
+    let right: Vec<char> = right.chars().collect();
+    let mut row: Vec<usize> = (0..=right.len()).collect();
+    for (index, left) in left.chars().enumerate() {
+        let mut diagonal = index;
+        let mut previous = index + 1;
+        for (cell, right) in row.iter_mut().skip(1).zip(&right) {
+            let replaced = diagonal + usize::from(left != *right);
+            diagonal = *cell;
+            previous = replaced.min(previous + 1).min(*cell + 1);
+            *cell = previous;
+        }
+        if let Some(first) = row.first_mut() {
+            *first = index + 1;
+        }
+    }
+    row.last().copied().unwrap_or_default()
+}
+
+/// Field of an annotation, as problems name it.
+pub(super) fn field(name: &str) -> String {
+    format!("metadata.annotations.{PREFIX}/{name}")
+}
+
+/// Names of the annotations of an object that are honoured, for `check`.
+pub(super) fn honoured(metadata: &ObjectMeta) -> Vec<&'static str> {
+    known(metadata).filter(|(row, _)| row.status == Status::Honoured).map(|(row, _)| row.name).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn distance_counts_edits() {
+        let cases = [
+            ("", "", 0),
+            ("a", "", 1),
+            ("ssl-redirct", "ssl-redirect", 1),
+            ("abc", "acb", 2),
+            ("kitten", "sitting", 3),
+        ];
+        for (left, right, expected) in cases {
+            assert_eq!(distance(left, right), expected, "{left} {right}");
+        }
+    }
+
+    #[test]
+    fn the_table_names_each_annotation_once_and_only_known_companions() {
+        let mut names: Vec<_> = TABLE.iter().map(|row| row.name).collect();
+        names.sort_unstable();
+        let count = names.len();
+        names.dedup();
+        assert_eq!(names.len(), count);
+        for row in TABLE {
+            if let Status::With(other) = row.status {
+                assert!(names.contains(&other), "{}: {other}", row.name);
+            }
+        }
+    }
+}

@@ -1,0 +1,263 @@
+//! The one table of annotations: parsing, `check`, documents and tests read it.
+
+use BadValue::{Default, Deny, Refuse};
+use Risk::{Critical, High, Low, Medium};
+use Scope::{Host, Location, Upstream};
+use Status::{Honoured, NoEffect, NotYet, NotYetClosed, Refused, With};
+use Value::{Bool, Count, Int, One, Path, Ranges, Reference, Size, Text, Token, Url};
+
+/// One annotation under the prefix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Annotation {
+    /// Without the prefix.
+    pub name: &'static str,
+    /// What may stand there.
+    pub value: Value,
+    /// ingress-nginx's risk level.
+    pub risk: Risk,
+    /// What it changes.
+    pub scope: Scope,
+    /// What a bad value does.
+    pub bad_value: BadValue,
+    /// How far we honour it.
+    pub status: Status,
+    /// One line for people.
+    pub doc: &'static str,
+}
+
+/// Form of a value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Value {
+    /// As Go reads booleans.
+    Bool,
+    /// Decimal number, may be negative.
+    Int,
+    /// Decimal number from 1.
+    Count,
+    /// One of these words, in any case.
+    One(&'static [&'static str]),
+    /// Bytes with an optional k, m or g.
+    Size,
+    /// Addresses and CIDR ranges, comma between them.
+    Ranges,
+    /// `name` or `namespace/name`.
+    Reference,
+    /// One word.
+    Token,
+    /// Absolute path.
+    Path,
+    /// Absolute http or https URL.
+    Url,
+    /// One line.
+    Text,
+}
+
+/// ingress-nginx's risk level.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Risk {
+    /// Harmless.
+    Low,
+    /// Can change what the author's own routes do in surprising ways.
+    Medium,
+    /// Can reach other services or hosts.
+    High,
+    /// Raw configuration.
+    Critical,
+}
+
+/// What an annotation changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// The paths of its Ingress.
+    Location,
+    /// Every path of its hosts; the oldest Ingress that sets it wins.
+    Host,
+    /// The upstream, also where other Ingresses use it.
+    Upstream,
+}
+
+/// What a bad value does (reference 1.3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BadValue {
+    /// Class A: the version of the Ingress is not admitted.
+    Refuse,
+    /// Class B: its locations answer 503.
+    Deny,
+    /// Class C: the default is used.
+    Default,
+}
+
+/// How far an annotation is honoured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    /// Does what it says.
+    Honoured,
+    /// Not honoured yet; without it the Ingress works with defaults.
+    NotYet,
+    /// Not honoured yet; it protects something, so its locations answer 503 until it is.
+    NotYetClosed,
+    /// Means something only beside this one, which decides.
+    With(&'static str),
+    /// Never honoured; its locations answer 503.
+    Refused,
+    /// Accepted and without effect here.
+    NoEffect,
+}
+
+/// Every annotation of ingress-nginx, and three that people use as if it had them.
+#[rustfmt::skip]
+pub const TABLE: &[Annotation] = &[
+    row("affinity", One(&["cookie"]), Low, Upstream, Default, NotYet, "keep a client on one endpoint by cookie"),
+    row("affinity-mode", One(&["balanced", "persistent"]), Medium, Upstream, Default, NotYet, "whether scaling may move a session"),
+    row("affinity-canary-behavior", One(&["sticky", "legacy"]), Low, Upstream, Default, NotYet, "whether a session sticks to canary or primary"),
+    row("session-cookie-name", Token, Medium, Location, Default, NotYet, "name of the affinity cookie"),
+    row("session-cookie-secure", Bool, Low, Location, Default, NotYet, "Secure attribute of the affinity cookie"),
+    row("session-cookie-expires", Int, Medium, Location, Default, NotYet, "Expires of the affinity cookie, seconds"),
+    row("session-cookie-max-age", Int, Medium, Location, Default, NotYet, "Max-Age of the affinity cookie, seconds"),
+    row("session-cookie-path", Text, Medium, Location, Default, NotYet, "Path of the affinity cookie"),
+    row("session-cookie-domain", Token, Medium, Location, Default, NotYet, "Domain of the affinity cookie"),
+    row("session-cookie-samesite", One(&["none", "lax", "strict"]), Low, Location, Default, NotYet, "SameSite of the affinity cookie"),
+    row("session-cookie-conditional-samesite-none", Bool, Low, Location, Default, NotYet, "leave SameSite=None out for browsers that mishandle it"),
+    row("session-cookie-change-on-failure", Bool, Low, Location, Default, NotYet, "choose another endpoint after a failure"),
+    row("allowlist-source-range", Ranges, Medium, Location, Deny, NotYetClosed, "client addresses that may enter"),
+    row("whitelist-source-range", Ranges, Medium, Location, Deny, NotYetClosed, "older name of allowlist-source-range"),
+    row("denylist-source-range", Ranges, Medium, Location, Deny, NotYetClosed, "client addresses that may not enter"),
+    row("limit-connections", Count, Low, Location, Refuse, NotYet, "requests at once per client address"),
+    row("limit-rps", Count, Low, Location, Refuse, NotYet, "requests per second per client address"),
+    row("limit-rpm", Count, Low, Location, Refuse, NotYet, "requests per minute per client address"),
+    row("limit-burst-multiplier", Int, Low, Location, Refuse, NotYet, "burst as a multiple of the rate"),
+    row("limit-allowlist", Ranges, Low, Location, Refuse, NotYet, "client addresses without limits"),
+    row("limit-whitelist", Ranges, Low, Location, Refuse, NotYet, "older name of limit-allowlist"),
+    row("limit-rate", Int, Low, Location, Refuse, NotYet, "kilobytes per second of one response"),
+    row("limit-rate-after", Int, Low, Location, Refuse, NotYet, "kilobytes before limit-rate applies"),
+    row("auth-type", One(&["basic", "digest"]), Low, Location, Refuse, NotYetClosed, "ask for a password"),
+    row("auth-secret", Reference, Medium, Location, Refuse, With("auth-type"), "Secret with the passwords"),
+    row("auth-secret-type", One(&["auth-file", "auth-map"]), Low, Location, Refuse, With("auth-type"), "form of that Secret"),
+    row("auth-realm", Text, Medium, Location, Refuse, With("auth-type"), "realm shown to the user"),
+    row("auth-url", Text, High, Location, Deny, NotYetClosed, "ask another service before every request"),
+    row("auth-signin", Text, High, Location, Default, With("auth-url"), "where an unauthenticated user is sent"),
+    row("auth-signin-redirect-param", Token, Medium, Location, Default, With("auth-url"), "name of the parameter that brings the user back"),
+    row("auth-method", Token, Low, Location, Default, With("auth-url"), "method of the question"),
+    row("auth-response-headers", Text, Medium, Location, Deny, With("auth-url"), "headers copied from the answer to the request"),
+    row("auth-request-redirect", Text, Medium, Location, Default, With("auth-url"), "X-Auth-Request-Redirect of the question"),
+    row("auth-proxy-set-headers", Reference, Medium, Location, Deny, With("auth-url"), "ConfigMap with headers of the question"),
+    row("auth-always-set-cookie", Bool, Low, Location, Default, With("auth-url"), "copy Set-Cookie whatever the status"),
+    row("auth-cache-key", Text, Medium, Location, Default, With("auth-url"), "remember answers under this key"),
+    row("auth-cache-duration", Text, Medium, Location, Default, With("auth-url"), "how long answers are remembered"),
+    row("auth-keepalive", Int, Low, Location, Default, With("auth-url"), "idle connections kept to the auth service"),
+    row("auth-keepalive-requests", Int, Low, Location, Default, With("auth-url"), "requests per such connection"),
+    row("auth-keepalive-timeout", Int, Low, Location, Default, With("auth-url"), "idle time of such a connection, seconds"),
+    row("auth-keepalive-share-vars", Bool, Low, Location, Default, NoEffect, "a detail of nginx"),
+    row("auth-snippet", Text, Critical, Location, Default, Refused, "nginx configuration"),
+    row("enable-global-auth", Bool, Low, Location, Default, NotYet, "exempt from the global auth service"),
+    row("satisfy", One(&["all", "any"]), Low, Location, Default, NotYet, "whether one of several checks is enough"),
+    row("auth-tls-secret", Reference, Medium, Host, Deny, NotYetClosed, "ask for a client certificate"),
+    row("auth-tls-verify-client", One(&["on", "off", "optional", "optional_no_ca"]), Medium, Host, Default, With("auth-tls-secret"), "what happens without one"),
+    row("auth-tls-verify-depth", Int, Low, Host, Default, With("auth-tls-secret"), "longest chain"),
+    row("auth-tls-error-page", Text, High, Host, Default, With("auth-tls-secret"), "where a refused client is sent"),
+    row("auth-tls-pass-certificate-to-upstream", Bool, Low, Host, Default, With("auth-tls-secret"), "show the certificate to the upstream"),
+    row("auth-tls-match-cn", Text, High, Host, Refuse, With("auth-tls-secret"), "pattern for the subject"),
+    row("canary", Bool, Low, Location, Default, NotYet, "a variant of another Ingress"),
+    row("canary-by-header", Token, Medium, Upstream, Default, With("canary"), "header that chooses the canary"),
+    row("canary-by-header-value", Text, Medium, Upstream, Default, With("canary"), "its value"),
+    row("canary-by-header-pattern", Text, Medium, Upstream, Default, With("canary"), "pattern for its value"),
+    row("canary-by-cookie", Token, Medium, Upstream, Default, With("canary"), "cookie that chooses the canary"),
+    row("canary-weight", Int, Low, Upstream, Default, With("canary"), "share of requests for the canary"),
+    row("canary-weight-total", Int, Low, Upstream, Default, With("canary"), "what canary-weight is a share of"),
+    row("enable-cors", Bool, Low, Location, Default, NotYet, "answer cross-origin questions"),
+    row("cors-allow-origin", Text, Medium, Location, Default, With("enable-cors"), "origins allowed"),
+    row("cors-allow-methods", Text, Medium, Location, Default, With("enable-cors"), "methods allowed"),
+    row("cors-allow-headers", Text, Medium, Location, Default, With("enable-cors"), "request headers allowed"),
+    row("cors-allow-credentials", Bool, Low, Location, Default, With("enable-cors"), "credentials allowed"),
+    row("cors-expose-headers", Text, Medium, Location, Default, With("enable-cors"), "response headers shown to scripts"),
+    row("cors-max-age", Int, Low, Location, Default, With("enable-cors"), "how long the answer may be remembered, seconds"),
+    row("rewrite-target", Text, Medium, Location, Default, Honoured, "replaces the path sent upstream; makes the host a regex host"),
+    row("use-regex", Bool, Low, Host, Default, Honoured, "makes every path of the host a regex"),
+    row("app-root", Path, Medium, Host, Default, Honoured, "where a request for `/` is redirected"),
+    row("ssl-redirect", Bool, Low, Location, Default, Honoured, "redirect http to https where the host has TLS"),
+    row("force-ssl-redirect", Bool, Medium, Location, Default, Honoured, "redirect http to https even without TLS here"),
+    row("preserve-trailing-slash", Bool, Low, Location, Default, NotYet, "keep a final slash in the https redirect"),
+    row("use-port-in-redirects", Bool, Low, Location, Default, NotYet, "name the port in redirects"),
+    row("permanent-redirect", Url, Medium, Location, Refuse, Honoured, "redirect everything there with 301"),
+    row("permanent-redirect-code", Int, Low, Location, Refuse, Honoured, "another status for permanent-redirect"),
+    row("temporal-redirect", Url, Medium, Location, Default, Honoured, "redirect everything there with 302"),
+    row("temporal-redirect-code", Int, Low, Location, Refuse, Honoured, "another status for temporal-redirect"),
+    row("relative-redirects", Bool, Low, Location, Refuse, NotYet, "send Location without scheme and host"),
+    row("from-to-www-redirect", Bool, Low, Host, Refuse, NotYet, "redirect the www twin of the host"),
+    row("server-alias", Text, High, Host, Default, NotYet, "more names for the host"),
+    row("default-backend", Token, Low, Location, Default, NotYet, "Service that answers when there are no endpoints"),
+    row("custom-http-errors", Text, Low, Location, Default, NotYet, "statuses replaced by the default backend's answer"),
+    row("disable-proxy-intercept-errors", Bool, Low, Location, Default, NotYet, "do not replace statuses of the upstream"),
+    row("x-forwarded-prefix", Path, Medium, Location, Default, NotYet, "X-Forwarded-Prefix of rewritten requests"),
+    row("upstream-vhost", Text, Low, Location, Default, NotYet, "Host header sent upstream"),
+    row("backend-protocol", One(&["HTTP", "HTTPS", "AUTO_HTTP", "GRPC", "GRPCS", "FCGI"]), Low, Location, Default, Honoured, "what the upstream speaks; HTTP so far"),
+    row("service-upstream", Bool, Low, Upstream, Default, NotYet, "send to the Service's address instead of its endpoints"),
+    row("load-balance", One(&["round_robin", "ewma"]), Low, Upstream, Refuse, NotYet, "how an endpoint is chosen"),
+    row("upstream-hash-by", Text, High, Upstream, Refuse, NotYet, "choose the endpoint by a hash"),
+    row("upstream-hash-by-subset", Bool, Low, Upstream, Default, NotYet, "hash to a group of endpoints"),
+    row("upstream-hash-by-subset-size", Int, Low, Upstream, Default, NotYet, "size of the group"),
+    row("proxy-next-upstream", Text, Medium, Location, Default, NotYet, "when another endpoint is tried"),
+    row("proxy-next-upstream-tries", Int, Low, Location, Default, NotYet, "how many endpoints are tried"),
+    row("proxy-next-upstream-timeout", Int, Low, Location, Default, NotYet, "how long endpoints are tried, seconds"),
+    row("proxy-connect-timeout", Int, Low, Location, Default, Honoured, "seconds to connect to an endpoint"),
+    row("proxy-send-timeout", Int, Low, Location, Default, Honoured, "seconds of silence while sending upstream"),
+    row("proxy-read-timeout", Int, Low, Location, Default, Honoured, "seconds of silence while waiting for the upstream"),
+    row("proxy-http-version", One(&["1.0", "1.1"]), Low, Location, Default, NotYet, "HTTP version spoken upstream"),
+    row("connection-proxy-header", One(&["close", "keep-alive"]), Low, Location, Refuse, NotYet, "Connection header sent upstream"),
+    row("proxy-body-size", Size, Medium, Location, Default, Honoured, "largest request body"),
+    row("client-body-buffer-size", Size, Low, Location, Default, NotYet, "how much of a request body is held in memory"),
+    row("proxy-request-buffering", One(&["on", "off"]), Low, Location, Default, NotYet, "read the whole request before sending it"),
+    row("proxy-buffering", One(&["on", "off"]), Low, Location, Default, NotYet, "read the response ahead of the client"),
+    row("proxy-buffers-number", Int, Low, Location, Default, NotYet, "how many buffers"),
+    row("proxy-buffer-size", Size, Low, Location, Default, NotYet, "largest response head"),
+    row("proxy-busy-buffers-size", Size, Low, Location, Default, NotYet, "how much may wait for the client"),
+    row("proxy-max-temp-file-size", Size, Low, Location, Default, NotYet, "how much of a response may go to disk"),
+    row("proxy-cookie-domain", Text, Medium, Location, Default, NotYet, "rewrite Domain of cookies"),
+    row("proxy-cookie-path", Text, Medium, Location, Default, NotYet, "rewrite Path of cookies"),
+    row("proxy-redirect-from", Text, Medium, Location, Default, NotYet, "rewrite Location: what"),
+    row("proxy-redirect-to", Text, Medium, Location, Default, NotYet, "rewrite Location: to what"),
+    row("proxy-ssl-secret", Reference, Medium, Host, Deny, NotYet, "certificates towards the upstream"),
+    row("proxy-ssl-verify", One(&["on", "off"]), Low, Host, Default, NotYet, "verify the upstream's certificate"),
+    row("proxy-ssl-verify-depth", Int, Low, Host, Default, NotYet, "longest chain of the upstream"),
+    row("proxy-ssl-name", Text, High, Host, Default, NotYet, "name expected of the upstream"),
+    row("proxy-ssl-server-name", One(&["on", "off"]), Low, Host, Default, NotYet, "send SNI upstream"),
+    row("proxy-ssl-protocols", Text, Low, Host, Default, NotYet, "TLS versions towards the upstream"),
+    row("proxy-ssl-ciphers", Text, Medium, Host, Default, NotYet, "TLS ciphers towards the upstream"),
+    row("ssl-ciphers", Text, Low, Host, Refuse, NotYet, "TLS ciphers towards the client"),
+    row("ssl-prefer-server-ciphers", Bool, Low, Host, Default, NotYet, "whose order of ciphers counts"),
+    row("ssl-passthrough", Bool, Low, Host, Default, NotYet, "hand TLS to the upstream unopened"),
+    row("http2-push-preload", Bool, Low, Location, Default, NoEffect, "HTTP/2 push, which browsers have dropped"),
+    row("enable-access-log", Bool, Low, Location, Default, NotYet, "log requests"),
+    row("enable-rewrite-log", Bool, Low, Location, Default, NotYet, "log rewrites"),
+    row("enable-opentelemetry", Bool, Low, Location, Default, NotYet, "trace requests"),
+    row("opentelemetry-trust-incoming-span", Bool, Low, Location, Default, NotYet, "continue the client's trace"),
+    row("opentelemetry-operation-name", Text, Medium, Location, Refuse, NotYet, "name of the span"),
+    row("custom-headers", Reference, Medium, Location, Deny, NotYet, "ConfigMap with response headers"),
+    row("mirror-target", Text, High, Location, Default, NotYet, "send a copy of each request there"),
+    row("mirror-request-body", One(&["on", "off"]), Low, Location, Default, NotYet, "copy the body too"),
+    row("mirror-host", Text, High, Location, Default, NotYet, "Host header of the copy"),
+    row("fastcgi-index", Text, Medium, Location, Refuse, NotYet, "FastCGI index file"),
+    row("fastcgi-params-configmap", Reference, Medium, Location, Refuse, NotYet, "FastCGI parameters"),
+    row("enable-modsecurity", Bool, Low, Location, Default, Refused, "web application firewall"),
+    row("enable-owasp-core-rules", Bool, Low, Location, Default, Refused, "rules of that firewall"),
+    row("modsecurity-transaction-id", Text, High, Location, Default, With("enable-modsecurity"), "id for that firewall's log"),
+    row("modsecurity-snippet", Text, Critical, Location, Default, Refused, "rules of that firewall"),
+    row("configuration-snippet", Text, Critical, Location, Default, Refused, "nginx configuration"),
+    row("server-snippet", Text, Critical, Host, Default, Refused, "nginx configuration"),
+    row("stream-snippet", Text, Critical, Host, Default, Refused, "nginx configuration"),
+    row("upstream-keepalive-connections", Int, Low, Upstream, Default, NotYet, "idle connections kept per upstream; unknown to ingress-nginx"),
+    row("upstream-health-check-path", Path, Low, Upstream, Default, NotYet, "probe endpoints at this path; unknown to ingress-nginx"),
+    row("upstream-health-check-interval", Text, Low, Upstream, Default, NotYet, "how often endpoints are probed; unknown to ingress-nginx"),
+];
+
+const fn row(
+    name: &'static str,
+    value: Value,
+    risk: Risk,
+    scope: Scope,
+    bad_value: BadValue,
+    status: Status,
+    doc: &'static str,
+) -> Annotation {
+    Annotation { name, value, risk, scope, bad_value, status, doc }
+}

@@ -1,0 +1,117 @@
+//! Forms of annotation values, as ingress-nginx reads them (reference 1.2).
+
+use std::net::IpAddr;
+
+use super::table::Value;
+
+/// Whether a trimmed, non-empty value has the form; says what is wrong.
+pub(super) fn check(value: Value, text: &str) -> Result<(), String> {
+    if text.contains(['\r', '\n', '\0']) {
+        return Err("the value holds a line break".to_owned());
+    }
+    let (legal, wanted) = match value {
+        Value::Bool => (boolean(text).is_some(), "true or false"),
+        Value::Int => {
+            (text.parse::<i32>().is_ok() && !text.starts_with('+'), "a whole number without a unit")
+        }
+        Value::Count => (text.parse::<i32>().is_ok_and(|count| count > 0), "a whole number from 1"),
+        Value::One(words) => {
+            if words.iter().any(|word| word.eq_ignore_ascii_case(text)) {
+                return Ok(());
+            }
+            return Err(format!("{text:?} is none of {}", words.join(", ")));
+        }
+        Value::Size => (size(text).is_some(), "a number of bytes with an optional k, m or g"),
+        Value::Ranges => {
+            (text.split(',').all(|range| is_range(range.trim())), "a list of addresses and CIDR ranges")
+        }
+        Value::Reference => {
+            (text.split('/').count() <= 2 && text.split('/').all(is_token), "a name or namespace/name")
+        }
+        Value::Token => (is_token(text), "one word of letters, digits, `-`, `.`, `_`"),
+        Value::Path => {
+            (text.starts_with('/') && !text.contains(char::is_whitespace), "a path that starts with `/`")
+        }
+        Value::Url => (is_url(text), "an http or https URL"),
+        Value::Text => (true, ""),
+    };
+    if legal { Ok(()) } else { Err(format!("{text:?} is not {wanted}")) }
+}
+
+/// Go's ParseBool.
+pub(super) fn boolean(text: &str) -> Option<bool> {
+    match text {
+        "1" | "t" | "T" | "TRUE" | "true" | "True" => Some(true),
+        "0" | "f" | "F" | "FALSE" | "false" | "False" => Some(false),
+        _ => None,
+    }
+}
+
+/// nginx's sizes. A suffix `b`, which ingress-nginx lets pass and then drops, is refused.
+pub(super) fn size(text: &str) -> Option<u64> {
+    let digits = text.trim_end_matches(|unit: char| unit.is_ascii_alphabetic());
+    let factor: u64 = match text.get(digits.len()..)? {
+        "" => 1,
+        "k" | "K" => 1 << 10,
+        "m" | "M" => 1 << 20,
+        "g" | "G" => 1 << 30,
+        _ => return None,
+    };
+    if digits.is_empty() || !digits.bytes().all(|digit| digit.is_ascii_digit()) {
+        return None;
+    }
+    digits.parse::<u64>().ok()?.checked_mul(factor)
+}
+
+fn is_range(text: &str) -> bool {
+    match text.split_once('/') {
+        None => text.parse::<IpAddr>().is_ok(),
+        Some((addr, bits)) => addr.parse::<IpAddr>().is_ok_and(|addr| {
+            let longest = if addr.is_ipv4() { 32 } else { 128 };
+            bits.parse::<u8>().is_ok_and(|bits| bits <= longest)
+        }),
+    }
+}
+
+fn is_token(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte))
+}
+
+fn is_url(text: &str) -> bool {
+    let rest = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://"));
+    rest.is_some_and(|rest| {
+        !rest.is_empty() && !rest.contains(|c: char| c.is_whitespace() || c.is_control() || c == '"')
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn accepts_and_refuses_as_ingress_nginx_does() {
+        let cases: [(Value, &[&str], &[&str]); 9] = [
+            (Value::Bool, &["true", "T", "1", "False", "f", "0"], &["yes", "on", "TrUe", "enabled", "2"]),
+            (Value::Int, &["0", "10", "-1"], &["10s", "1.5", "+1", "", "99999999999"]),
+            (Value::Count, &["1", "10"], &["0", "-1", "x"]),
+            (Value::One(&["HTTP", "GRPC"]), &["http", "GRPC"], &["HTTP2"]),
+            (Value::Size, &["0", "8k", "50m", "1G"], &["50mb", "1b", "m", "-1", "1 m", "99999999999g"]),
+            (
+                Value::Ranges,
+                &["10.0.0.0/8, 172.16.0.0/12", "1.2.3.4", "2001:db8::/32"],
+                &["10.0.0.0/33", "a", ""],
+            ),
+            (Value::Reference, &["a", "ns/a"], &["a/b/c", "/a", "a b"]),
+            (Value::Url, &["https://a/b", "http://a$1"], &["ftp://a", "/a", "https://", "http://a b"]),
+            (Value::Text, &["anything at all"], &["two\nlines", "cr\r"]),
+        ];
+        for (value, good, bad) in cases {
+            for text in good {
+                assert_eq!(check(value, text), Ok(()), "{value:?} {text:?}");
+            }
+            for text in bad {
+                assert!(check(value, text).is_err(), "{value:?} {text:?}");
+            }
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! TLS Secrets: read once, checked to parse, to belong together and to cover the host.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use x509_parser::extensions::GeneralName;
+use x509_parser::pem::Pem;
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use crate::model::ObjectName;
+use crate::model::l7::Certificate;
+use crate::objects::Objects;
+
+/// Certificates of the Secrets asked for, each read once.
+pub(super) struct Certificates<'a> {
+    objects: &'a Objects,
+    read: BTreeMap<ObjectName, Result<Arc<Checked>, String>>,
+}
+
+/// A usable certificate and the names it is good for.
+#[derive(Debug)]
+pub(super) struct Checked {
+    pub certificate: Arc<Certificate>,
+    /// DNS names of the leaf, lower case, wildcards as written.
+    pub names: Vec<String>,
+}
+
+impl Checked {
+    /// Good for this host, which may be a wildcard itself.
+    pub(super) fn covers(&self, host: &str) -> bool {
+        self.names.iter().any(|name| {
+            name == host
+                || match (name.strip_prefix("*."), host.split_once('.')) {
+                    (Some(suffix), Some((_, parent))) => suffix == parent,
+                    _ => false,
+                }
+        })
+    }
+}
+
+impl<'a> Certificates<'a> {
+    pub(super) fn new(objects: &'a Objects) -> Self {
+        Self { objects, read: BTreeMap::new() }
+    }
+
+    /// The certificate of a Secret, or why there is none.
+    pub(super) fn of(&mut self, secret: &ObjectName) -> Result<Arc<Checked>, String> {
+        if let Some(known) = self.read.get(secret) {
+            return known.clone();
+        }
+        let result = self.check(secret).map(Arc::new);
+        self.read.insert(secret.clone(), result.clone());
+        result
+    }
+
+    fn check(&self, name: &ObjectName) -> Result<Checked, String> {
+        let Some(sourced) = self.objects.secrets.get(name) else {
+            return Err(format!("Secret {name} does not exist"));
+        };
+        let entry = |key: &str| {
+            let data =
+                sourced.object.data.as_ref().and_then(|data| data.get(key)).map(|value| value.0.as_slice());
+            data.filter(|data| !data.is_empty()).ok_or_else(|| format!("Secret {name} has no {key}"))
+        };
+        let (chain_pem, key_pem) = (entry("tls.crt")?, entry("tls.key")?);
+        let chain = blocks(chain_pem, |label| label == "CERTIFICATE")
+            .map_err(|reason| format!("tls.crt of Secret {name} {reason}"))?;
+        let mut leaf = None;
+        for (index, block) in chain.iter().enumerate() {
+            let (_, certificate) = X509Certificate::from_der(block).map_err(|error| {
+                format!("certificate {} in tls.crt of Secret {name} does not parse: {error}", index + 1)
+            })?;
+            leaf.get_or_insert(certificate);
+        }
+        let leaf = leaf.ok_or_else(|| format!("tls.crt of Secret {name} holds no certificate"))?;
+        let keys = blocks(key_pem, |label| label.ends_with("PRIVATE KEY"))
+            .map_err(|reason| format!("tls.key of Secret {name} {reason}"))?;
+        let key = keys.first().ok_or_else(|| format!("tls.key of Secret {name} holds no private key"))?;
+        let key = rcgen::KeyPair::try_from(key.as_slice()).map_err(|_| {
+            format!("the key in tls.key of Secret {name} does not parse or is of an unknown kind")
+        })?;
+        if key.public_key_raw() != leaf.public_key().subject_public_key.data.as_ref() {
+            return Err(format!("tls.key of Secret {name} does not belong to its tls.crt"));
+        }
+        Ok(Checked {
+            names: names(&leaf),
+            certificate: Arc::new(Certificate {
+                secret: name.clone(),
+                chain_pem: chain_pem.to_vec(),
+                key_pem: key_pem.to_vec(),
+                not_after: leaf.validity().not_after.timestamp(),
+            }),
+        })
+    }
+}
+
+/// Contents of the PEM blocks whose label is wanted.
+fn blocks(pem: &[u8], wanted: fn(&str) -> bool) -> Result<Vec<Vec<u8>>, String> {
+    let mut blocks = Vec::new();
+    for block in Pem::iter_from_buffer(pem) {
+        let block = block.map_err(|_| "is not PEM".to_owned())?;
+        if wanted(&block.label) {
+            blocks.push(block.contents);
+        }
+    }
+    if blocks.is_empty() { Err("holds no such PEM block".to_owned()) } else { Ok(blocks) }
+}
+
+/// Subject alternative names, or the common name of a certificate that has none.
+fn names(leaf: &X509Certificate<'_>) -> Vec<String> {
+    let alternative = leaf.subject_alternative_name().ok().flatten();
+    let Some(alternative) = alternative else {
+        let common = leaf.subject().iter_common_name().filter_map(|name| name.as_str().ok());
+        return common.map(str::to_ascii_lowercase).collect();
+    };
+    let names = alternative.value.general_names.iter().filter_map(|name| match name {
+        GeneralName::DNSName(name) => Some(name.to_ascii_lowercase()),
+        GeneralName::IPAddress(bytes) => ip(bytes).map(|ip| ip.to_string()),
+        _ => None,
+    });
+    names.collect()
+}
+
+fn ip(bytes: &[u8]) -> Option<IpAddr> {
+    match bytes.len() {
+        4 => <[u8; 4]>::try_from(bytes).ok().map(IpAddr::from),
+        16 => <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from),
+        _ => None,
+    }
+}

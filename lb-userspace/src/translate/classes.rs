@@ -1,0 +1,141 @@
+//! Which Ingresses are ours, in the order in which they win conflicts (reference ingress-nginx 4.5).
+
+use k8s_openapi::api::networking::v1::{Ingress, IngressClass};
+
+use super::Options;
+use super::findings::{About, Findings};
+use crate::model::{ObjectId, ObjectName};
+use crate::objects::{Key, Kind, Objects, Sourced};
+
+const LEGACY: &str = "kubernetes.io/ingress.class";
+const IS_DEFAULT: &str = "ingressclass.kubernetes.io/is-default-class";
+const OUR_CONTROLLER: &str = "penstock.dev/ingress-controller";
+const OUR_CLASS: &str = "penstock";
+
+/// An Ingress of ours.
+pub(super) struct Served<'a> {
+    pub name: &'a ObjectName,
+    pub id: ObjectId,
+    pub ingress: &'a Ingress,
+}
+
+/// Ours, oldest first; of the same age in descending order of namespace/name.
+pub(super) fn served<'a>(
+    objects: &'a Objects,
+    options: &Options,
+    findings: &mut Findings,
+) -> Vec<Served<'a>> {
+    let mut served = Vec::new();
+    for (name, Sourced { object: ingress, origin }) in &objects.ingresses {
+        let id = Key { kind: Kind::Ingress, name: name.clone() }.id(origin);
+        if is_ours(ingress, objects, options, &mut findings.about(&id)) {
+            served.push(Served { name, id, ingress });
+        }
+    }
+    served.sort_by(|left, right| {
+        let age =
+            |served: &Served<'_>| served.ingress.metadata.creation_timestamp.as_ref().map(|time| time.0);
+        // As one text, because that is what ingress-nginx compares: `a-b/x` and `a/x` differ from
+        // a comparison by parts.
+        age(left).cmp(&age(right)).then_with(|| right.name.to_string().cmp(&left.name.to_string()))
+    });
+    served
+}
+
+fn is_ours(ingress: &Ingress, objects: &Objects, options: &Options, about: &mut About<'_>) -> bool {
+    let class = ingress.spec.as_ref().and_then(|spec| spec.ingress_class_name.as_deref());
+    if let Some(class) = class.filter(|class| !class.is_empty()) {
+        return by_class_name(class, objects, options, about);
+    }
+    let legacy = ingress.metadata.annotations.as_ref().and_then(|annotations| annotations.get(LEGACY));
+    if let Some(class) = legacy.filter(|class| !class.is_empty()) {
+        let ours = *class == options.ingress_class || class == OUR_CLASS;
+        if !ours {
+            let message = format!("class {class:?} is not ours; ignored");
+            about.info("other-class", format!("metadata.annotations.{LEGACY}"), message, "");
+        }
+        return ours;
+    }
+    if options.watch_ingress_without_class {
+        return true;
+    }
+    if objects.ingress_classes.is_empty() {
+        about.info(
+            "no-class",
+            "spec.ingressClassName",
+            "without a class; served here, but ignored in a cluster unless our class is the default there",
+            format!("write ingressClassName: {}", options.ingress_class),
+        );
+        return true;
+    }
+    match default_class(objects) {
+        Some((_, class)) if is_our_class(class, options) => true,
+        Some((name, _)) => {
+            about.info(
+                "other-class",
+                "spec.ingressClassName",
+                format!("the default class {name:?} is not ours; ignored"),
+                "",
+            );
+            false
+        }
+        None => {
+            about.warn(
+                "no-class",
+                "spec.ingressClassName",
+                "without a class, and no IngressClass is the default; ignored",
+                format!("write ingressClassName: {}", options.ingress_class),
+            );
+            false
+        }
+    }
+}
+
+fn by_class_name(class: &str, objects: &Objects, options: &Options, about: &mut About<'_>) -> bool {
+    const FIELD: &str = "spec.ingressClassName";
+    if objects.ingress_classes.is_empty() {
+        // A directory without IngressClass objects: the usual ones are implied.
+        let ours = class == options.ingress_class || class == OUR_CLASS;
+        if !ours {
+            about.info("other-class", FIELD, format!("class {class:?} is not ours; ignored"), "");
+        }
+        return ours;
+    }
+    let Some(sourced) = objects.ingress_classes.get(class) else {
+        about.warn(
+            "missing-class",
+            FIELD,
+            format!("there is no IngressClass {class:?}; ignored"),
+            "add the IngressClass, or correct the name",
+        );
+        return false;
+    };
+    let ours = is_our_class(&sourced.object, options);
+    if !ours {
+        about.info(
+            "other-class",
+            FIELD,
+            format!("class {class:?} belongs to another controller; ignored"),
+            "",
+        );
+    }
+    ours
+}
+
+fn is_our_class(class: &IngressClass, options: &Options) -> bool {
+    let controller = class.spec.as_ref().and_then(|spec| spec.controller.as_deref());
+    controller
+        .is_some_and(|controller| controller == options.controller_class || controller == OUR_CONTROLLER)
+}
+
+/// As the API server chooses among several: the newest, then the first by name.
+fn default_class(objects: &Objects) -> Option<(&String, &IngressClass)> {
+    let defaults = objects.ingress_classes.iter().filter(|(_, sourced)| {
+        let annotations = sourced.object.metadata.annotations.as_ref();
+        annotations.and_then(|annotations| annotations.get(IS_DEFAULT)).is_some_and(|value| value == "true")
+    });
+    let created = |class: &IngressClass| class.metadata.creation_timestamp.as_ref().map(|time| time.0);
+    defaults
+        .map(|(name, sourced)| (name, &sourced.object))
+        .reduce(|best, next| if created(next.1) > created(best.1) { next } else { best })
+}

@@ -1,0 +1,364 @@
+//! Ingresses to virtual servers: hosts, their paths, default backends and certificates
+//! (reference ingress-nginx 4.2, 4.5, 4.6).
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use k8s_openapi::api::networking::v1::{IngressBackend, IngressSpec, IngressTLS};
+
+use super::Options;
+use super::annotations::{self, Policy};
+use super::certificates::Certificates;
+use super::classes::{self, Served};
+use super::endpoints::Slices;
+use super::findings::{About, Findings};
+use super::routes::{self, Draft};
+use super::upstreams::Upstreams;
+use crate::model::l7::{Action, Certificate, HostMatch, L7, Server};
+use crate::model::{ObjectId, ObjectName};
+use crate::objects::Objects;
+
+/// A host as Ingresses build it up, oldest first.
+#[derive(Default)]
+struct Host {
+    drafts: Vec<Draft>,
+    /// The oldest Ingress on the host: its annotations hold for the implicit `/` too.
+    oldest: Option<(ObjectId, Arc<Policy>)>,
+    /// `spec.defaultBackend` of the oldest Ingress on the host that has one.
+    default: Option<(Action, String)>,
+    app_root: Option<(String, ObjectName)>,
+    tls: Option<Tls>,
+}
+
+/// The host counts as TLS.
+struct Tls {
+    /// `None`: the default certificate.
+    certificate: Option<Arc<Certificate>>,
+}
+
+/// Everything the proxy serves.
+pub(super) fn translate(
+    objects: &Objects,
+    slices: &Slices<'_>,
+    options: &Options,
+    findings: &mut Findings,
+) -> L7 {
+    let mut upstreams = Upstreams::new(objects, slices);
+    let mut certificates = Certificates::new(objects);
+    let mut hosts: BTreeMap<HostMatch, Host> = BTreeMap::new();
+    for served in classes::served(objects, options, findings) {
+        one_ingress(&served, options, &mut hosts, &mut upstreams, &mut certificates, findings);
+    }
+    let flag = |name: &str| ObjectId { origin: name.to_owned(), ..ObjectId::default() };
+    let default_backend = options.default_backend_service.as_ref().and_then(|service| {
+        let id = flag("--default-backend-service");
+        upstreams.of_first_port(service, &mut findings.about(&id))
+    });
+    let default_certificate = options.default_ssl_certificate.as_ref().and_then(|secret| {
+        let id = flag("--default-ssl-certificate");
+        match certificates.of(secret) {
+            Ok(checked) => Some(checked.certificate.clone()),
+            Err(message) => {
+                findings.about(&id).error("bad-certificate", "", message);
+                None
+            }
+        }
+    });
+    let mut l7 = L7 { default_backend, default_certificate, ..L7::default() };
+    for (host, built) in hosts {
+        if let Some(certificate) = built.tls.as_ref().and_then(|tls| tls.certificate.clone()) {
+            l7.certificates.insert(host.clone(), certificate);
+        }
+        let server = server(&host, built, findings);
+        l7.servers.insert(host, server);
+    }
+    l7.upstreams = upstreams.into_built();
+    l7
+}
+
+fn one_ingress(
+    served: &Served<'_>,
+    options: &Options,
+    hosts: &mut BTreeMap<HostMatch, Host>,
+    upstreams: &mut Upstreams<'_>,
+    certificates: &mut Certificates<'_>,
+    findings: &mut Findings,
+) {
+    let Served { name, id, ingress } = served;
+    let Some(spec) = &ingress.spec else { return };
+    let mut about = findings.about(id);
+    if options.disable_catch_all && spec.default_backend.is_some() {
+        about.warn(
+            "catch-all-disabled",
+            "spec.defaultBackend",
+            "ignored, because of --disable-catch-all",
+            "",
+        );
+        return;
+    }
+    let policy = annotations::read(&ingress.metadata, &mut about);
+    if policy.canary {
+        return;
+    }
+    let policy = Arc::new(policy);
+    let default = spec
+        .default_backend
+        .as_ref()
+        .map(|backend| action(&name.namespace, backend, "spec.defaultBackend", upstreams, &mut about));
+    let rules = spec.rules.as_deref().unwrap_or_default();
+    if let ([], Some(default)) = (rules, &default) {
+        catch_all(served, default, &policy, hosts, &mut about);
+    }
+    for (index, rule) in rules.iter().enumerate() {
+        let field = format!("spec.rules[{index}]");
+        let host_match = host_match(rule.host.as_deref().unwrap_or_default());
+        let host = hosts.entry(host_match.clone()).or_default();
+        host.oldest.get_or_insert_with(|| (id.clone(), policy.clone()));
+        if let (None, Some(default)) = (&host.default, &default) {
+            host.default = Some(default.clone());
+        }
+        app_root(host, &host_match, served, &policy, &mut about);
+        for (index, path) in rule.http.iter().flat_map(|http| &http.paths).enumerate() {
+            let field = format!("{field}.http.paths[{index}]");
+            let (action, service) =
+                action(&name.namespace, &path.backend, &format!("{field}.backend"), upstreams, &mut about);
+            let text = path.path.as_deref().filter(|path| !path.is_empty()).unwrap_or("/");
+            let draft = Draft {
+                path: text.to_owned(),
+                exact: path.path_type == "Exact",
+                field: format!("{field}.path"),
+                ingress: Some((*name).clone()),
+                id: id.clone(),
+                service,
+                action,
+                policy: policy.clone(),
+            };
+            add(host, &host_match, draft, &mut about);
+        }
+        tls(host, &host_match, &name.namespace, spec, certificates, &mut about);
+    }
+    unused_tls(spec, &mut about);
+}
+
+/// An Ingress with nothing but a default backend takes what no host does; its redirects and
+/// rewrites do not apply there.
+fn catch_all(
+    served: &Served<'_>,
+    default: &(Action, String),
+    policy: &Policy,
+    hosts: &mut BTreeMap<HostMatch, Host>,
+    about: &mut About<'_>,
+) {
+    let (action, service) = default.clone();
+    let policy =
+        Policy { redirect: None, rewrite_target: None, app_root: None, use_regex: false, ..policy.clone() };
+    let draft = Draft {
+        path: "/".to_owned(),
+        exact: false,
+        field: "spec.defaultBackend".to_owned(),
+        ingress: Some(served.name.clone()),
+        id: served.id.clone(),
+        service,
+        action,
+        policy: Arc::new(policy),
+    };
+    add(hosts.entry(HostMatch::Any).or_default(), &HostMatch::Any, draft, about);
+}
+
+/// The first owner of (host, path, kind of path) keeps it.
+fn add(host: &mut Host, name: &HostMatch, draft: Draft, about: &mut About<'_>) {
+    let owner = host.drafts.iter().find(|known| known.path == draft.path && known.exact == draft.exact);
+    if let Some(owner) = owner {
+        let winner = owner.ingress.as_ref().map(ToString::to_string).unwrap_or_default();
+        about.warn(
+            "path-conflict",
+            draft.field,
+            format!("{name}{} belongs to Ingress {winner} already; this one is ignored", draft.path),
+            "the older Ingress wins, of the same age the last by name; remove one",
+        );
+        return;
+    }
+    host.drafts.push(draft);
+}
+
+fn action(
+    namespace: &str,
+    backend: &IngressBackend,
+    field: &str,
+    upstreams: &mut Upstreams<'_>,
+    about: &mut About<'_>,
+) -> (Action, String) {
+    match &backend.service {
+        Some(service) => {
+            (Action::Proxy(upstreams.of_backend(namespace, service, field, about)), service.name.clone())
+        }
+        None => {
+            about.warn(
+                "resource-backend",
+                format!("{field}.resource"),
+                "resource backends are not served; requests get the default backend",
+                "name a service",
+            );
+            (Action::DefaultBackend, String::new())
+        }
+    }
+}
+
+fn app_root(
+    host: &mut Host,
+    host_match: &HostMatch,
+    served: &Served<'_>,
+    policy: &Policy,
+    about: &mut About<'_>,
+) {
+    let Some(root) = policy.app_root.as_ref().filter(|_| !policy.denied) else { return };
+    match &host.app_root {
+        None => host.app_root = Some((root.clone(), served.name.clone())),
+        Some((known, owner)) if known != root && owner != served.name => about.warn(
+            "host-setting-conflict",
+            annotations::field("app-root"),
+            format!("{host_match} has app-root {known:?} from Ingress {owner} already; this one is ignored"),
+            "",
+        ),
+        Some(_) => {}
+    }
+}
+
+fn server(name: &HostMatch, host: Host, findings: &mut Findings) -> Server {
+    let Host { mut drafts, oldest, default, app_root, tls } = host;
+    let has_root = drafts.iter().any(|draft| draft.path == "/" && !draft.exact);
+    if !has_root {
+        let (id, policy) = match oldest {
+            // The catch-all server is nobody's: no Ingress lends it annotations.
+            Some((id, _)) if *name == HostMatch::Any => (id, Arc::default()),
+            Some(oldest) => oldest,
+            None => (ObjectId::default(), Arc::default()),
+        };
+        let (action, service) = default.unwrap_or((Action::DefaultBackend, String::new()));
+        let path = "/".to_owned();
+        drafts.push(Draft {
+            path,
+            exact: false,
+            field: String::new(),
+            ingress: None,
+            id,
+            service,
+            action,
+            policy,
+        });
+    }
+    Server {
+        locations: routes::locations(drafts, tls.is_some(), findings),
+        tls: tls.is_some(),
+        app_root: app_root.map(|(root, _)| root),
+    }
+}
+
+fn host_match(host: &str) -> HostMatch {
+    let host = host.trim_end_matches('.').to_ascii_lowercase();
+    match host.strip_prefix("*.") {
+        _ if host.is_empty() => HostMatch::Any,
+        Some(suffix) => HostMatch::Wildcard(suffix.to_owned()),
+        None => HostMatch::Exact(host),
+    }
+}
+
+/// Gives the host the certificate of this Ingress, unless an older one decided already.
+fn tls(
+    host: &mut Host,
+    name: &HostMatch,
+    namespace: &str,
+    spec: &IngressSpec,
+    certificates: &mut Certificates<'_>,
+    about: &mut About<'_>,
+) {
+    let entries = spec.tls.as_deref().unwrap_or_default();
+    if host.tls.is_some() || entries.is_empty() || *name == HostMatch::Any {
+        return;
+    }
+    let text = name.to_string();
+    let secret_of = |entry: &IngressTLS| {
+        let secret = entry.secret_name.as_deref().filter(|secret| !secret.is_empty());
+        secret.map(|secret| ObjectName::new(namespace, secret))
+    };
+    let listing = entries.iter().position(|entry| lists(entry, &text, false));
+    let listing = listing.or_else(|| entries.iter().position(|entry| lists(entry, &text, true)));
+    let Some((index, entry)) = listing.and_then(|index| Some((index, entries.get(index)?))) else {
+        // Not listed: any Secret of the Ingress that covers the host will do.
+        let covering = entries
+            .iter()
+            .filter_map(secret_of)
+            .find_map(|secret| certificates.of(&secret).ok().filter(|checked| checked.covers(&text)));
+        match covering {
+            Some(checked) => host.tls = Some(Tls { certificate: Some(checked.certificate.clone()) }),
+            None => about.warn(
+                "host-without-tls",
+                "spec.tls",
+                format!("no entry lists {text} and no certificate covers it: the default certificate, no redirect to https"),
+                "list the host in spec.tls[].hosts",
+            ),
+        }
+        return;
+    };
+    let field = format!("spec.tls[{index}].secretName");
+    let mut certificate = None;
+    match secret_of(entry) {
+        None => about.info(
+            "default-certificate",
+            field,
+            format!("no Secret is named: {text} is served with the default certificate"),
+            "",
+        ),
+        Some(secret) => match certificates.of(&secret) {
+            Ok(checked) if checked.covers(&text) => certificate = Some(checked.certificate.clone()),
+            Ok(checked) => about.warn(
+                "certificate-of-other-host",
+                field,
+                format!(
+                    "the certificate in Secret {secret} is good for {}, not for {text}: the default certificate is served",
+                    checked.names.join(", ")
+                ),
+                "issue a certificate that names the host",
+            ),
+            Err(message) => about.warn(
+                "bad-certificate",
+                field,
+                format!("{message}: {text} is served with the default certificate"),
+                "create the Secret with tls.crt and tls.key",
+            ),
+        },
+    }
+    host.tls = Some(Tls { certificate });
+}
+
+fn lists(entry: &IngressTLS, host: &str, by_wildcard: bool) -> bool {
+    entry.hosts.iter().flatten().any(|listed| {
+        let listed = listed.to_ascii_lowercase();
+        if !by_wildcard {
+            return listed == host;
+        }
+        listed
+            .strip_prefix("*.")
+            .is_some_and(|suffix| host.split_once('.').is_some_and(|(_, parent)| parent == suffix))
+    })
+}
+
+/// TLS hosts without a rule do nothing.
+fn unused_tls(spec: &IngressSpec, about: &mut About<'_>) {
+    let rules = spec.rules.as_deref().unwrap_or_default();
+    for (index, entry) in spec.tls.iter().flatten().enumerate() {
+        for (host_index, host) in entry.hosts.iter().flatten().enumerate() {
+            let used = rules.iter().filter_map(|rule| rule.host.as_deref()).any(|rule| {
+                rule.eq_ignore_ascii_case(host) || lists(entry, &rule.to_ascii_lowercase(), true)
+            });
+            if !used {
+                about.warn(
+                    "tls-host-without-rule",
+                    format!("spec.tls[{index}].hosts[{host_index}]"),
+                    format!("no rule of this Ingress is for {host}; the entry has no effect"),
+                    "",
+                );
+            }
+        }
+    }
+}

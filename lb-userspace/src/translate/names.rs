@@ -1,0 +1,155 @@
+//! What the API server accepts as a name, a host or a path. Each check says what is wrong.
+
+use std::net::IpAddr;
+
+const MAX_SUBDOMAIN: usize = 253;
+const MAX_LABEL: usize = 63;
+
+/// RFC 1123 label: namespaces and parts of host names.
+pub(super) fn label(text: &str) -> Result<(), String> {
+    let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    let legal = !text.is_empty()
+        && text.len() <= MAX_LABEL
+        && text.bytes().all(inner)
+        && !text.starts_with('-')
+        && !text.ends_with('-');
+    if legal {
+        return Ok(());
+    }
+    Err(format!("{text:?} must be 1 to 63 lower-case letters, digits and inner dashes"))
+}
+
+/// RFC 1035 label, the name of a Service: a label that starts with a letter.
+pub(super) fn service_name(text: &str) -> Result<(), String> {
+    label(text)?;
+    if text.starts_with(|first: char| first.is_ascii_digit()) {
+        return Err(format!("{text:?} must start with a letter"));
+    }
+    Ok(())
+}
+
+/// RFC 1123 subdomain: names of most objects, and hosts.
+pub(super) fn subdomain(text: &str) -> Result<(), String> {
+    if text.len() <= MAX_SUBDOMAIN && text.split('.').all(|part| label(part).is_ok()) {
+        return Ok(());
+    }
+    Err(format!("{text:?} must be lower-case letters, digits and dashes, in parts separated by dots"))
+}
+
+/// Host of an Ingress rule or TLS entry.
+pub(super) fn host(text: &str) -> Result<(), String> {
+    if text.parse::<IpAddr>().is_ok() {
+        return Err(format!("{text:?} is an address; a host must be a DNS name"));
+    }
+    match text.strip_prefix("*.") {
+        Some(suffix) => subdomain(suffix),
+        None if text.contains('*') => Err(format!("{text:?} has a wildcard elsewhere than in front (`*.`)")),
+        None => subdomain(text),
+    }
+}
+
+/// Name of a Service or container port (IANA service name).
+pub(super) fn port_name(text: &str) -> Result<(), String> {
+    let legal = (1..=15).contains(&text.len())
+        && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+        && text.bytes().any(|byte| byte.is_ascii_lowercase())
+        && !text.starts_with('-')
+        && !text.ends_with('-')
+        && !text.contains("--");
+    if legal {
+        return Ok(());
+    }
+    Err(format!("{text:?} must be 1 to 15 lower-case letters, digits and inner dashes, one letter at least"))
+}
+
+/// 1 to 65535.
+pub(super) fn port(number: i32) -> Result<u16, String> {
+    match u16::try_from(number) {
+        Ok(port) if port != 0 => Ok(port),
+        _ => Err(format!("port {number} is not between 1 and 65535")),
+    }
+}
+
+/// Path of type Exact or Prefix.
+pub(super) fn strict_path(path: &str) -> Result<(), String> {
+    absolute_path(path)?;
+    let lower = path.to_ascii_lowercase();
+    for part in ["//", "/./", "/../", "%2f"] {
+        if lower.contains(part) {
+            return Err(format!("{path:?} must not contain {part:?}"));
+        }
+    }
+    for end in ["/..", "/."] {
+        if path.ends_with(end) {
+            return Err(format!("{path:?} must not end with {end:?}"));
+        }
+    }
+    Ok(())
+}
+
+/// Any path: absolute, one line.
+pub(super) fn absolute_path(path: &str) -> Result<(), String> {
+    if !path.starts_with('/') {
+        return Err(format!("{path:?} must start with `/`"));
+    }
+    if path.contains(['\r', '\n', '\0']) {
+        return Err(format!("{path:?} must be one line"));
+    }
+    Ok(())
+}
+
+/// Why no client could ever be served on this address.
+pub(super) fn unusable_vip(addr: IpAddr) -> Option<&'static str> {
+    if addr.is_unspecified() {
+        return Some("is the unspecified address");
+    }
+    if addr.is_loopback() {
+        return Some("is a loopback address");
+    }
+    if addr.is_multicast() {
+        return Some("is a multicast address");
+    }
+    match addr {
+        IpAddr::V4(v4) if v4.is_link_local() => Some("is a link-local address"),
+        IpAddr::V4(v4) if v4.is_broadcast() => Some("is the broadcast address"),
+        IpAddr::V6(v6) if v6.is_unicast_link_local() => Some("is a link-local address"),
+        IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some() => Some("is an IPv4-mapped address"),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn accepts_and_refuses_as_the_api_server_does() {
+        type Check = fn(&str) -> Result<(), String>;
+        let cases: [(&str, Check, &[&str], &[&str]); 6] = [
+            ("label", label, &["a", "a-1", "1a"], &["", "-a", "a-", "A", "a.b", "a_b"]),
+            ("service", service_name, &["a1"], &["1a", ""]),
+            ("subdomain", subdomain, &["a.b", "a"], &["a..b", ".a", "a.", "A.b"]),
+            (
+                "host",
+                host,
+                &["a.example.com", "*.example.com"],
+                &["*", "a.*.com", "10.0.0.1", "::1", "A.com", "a:80"],
+            ),
+            ("port name", port_name, &["http", "h2-c"], &["", "80", "http_1", "a--b", "averyveryverylong"]),
+            (
+                "path",
+                strict_path,
+                &["/", "/a/b", "/a/"],
+                &["", "a", "/a//b", "/a/../b", "/a/..", "/%2F", "/a\n"],
+            ),
+        ];
+        for (case, check, good, bad) in cases {
+            for text in good {
+                assert_eq!(check(text), Ok(()), "{case}: {text}");
+            }
+            for text in bad {
+                assert!(check(text).is_err(), "{case}: {text}");
+            }
+        }
+    }
+}

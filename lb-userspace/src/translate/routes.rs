@@ -1,0 +1,313 @@
+//! Locations of one host: kind of host, order, conflicts, patterns (reference ingress-nginx 4.3, 4.4).
+
+use std::cmp::Reverse;
+use std::sync::Arc;
+
+use super::annotations::{Policy, field};
+use super::findings::Findings;
+use crate::model::l7::{
+    Action, Filters, Location, PathMatch, Pattern, Piece, Redirect, RedirectQuery, Rewrite, SslRedirect,
+    Template,
+};
+use crate::model::{ObjectId, ObjectName};
+
+const REGEX_CHARACTERS: [char; 9] = ['(', ')', '[', ']', '*', '+', '^', '$', '|'];
+
+/// A path before the host is known as a whole.
+#[derive(Debug, Clone)]
+pub(super) struct Draft {
+    pub path: String,
+    pub exact: bool,
+    /// Field of the path, empty for the implicit `/`.
+    pub field: String,
+    pub ingress: Option<ObjectName>,
+    pub id: ObjectId,
+    pub service: String,
+    /// Where requests go, before annotations have their say.
+    pub action: Action,
+    pub policy: Arc<Policy>,
+}
+
+/// The host's paths are regular expressions: one location is enough to make all of them so.
+pub(super) fn is_regex_host(drafts: &[Draft]) -> bool {
+    drafts.iter().any(|draft| draft.policy.use_regex || rewrites(draft))
+}
+
+/// A target equal to the path rewrites nothing and makes nothing a regex.
+fn rewrites(draft: &Draft) -> bool {
+    draft.policy.rewrite_target.as_ref().is_some_and(|target| *target != draft.path)
+}
+
+/// Locations in the order of precedence.
+pub(super) fn locations(mut drafts: Vec<Draft>, tls: bool, findings: &mut Findings) -> Vec<Location> {
+    let regex = is_regex_host(&drafts);
+    if regex {
+        // Stable: of the same path the older Ingress stays first.
+        drafts.sort_by_key(|draft| (Reverse(draft.path.len()), Reverse(draft.path.clone())));
+    } else {
+        drafts.sort_by_key(|draft| (Reverse(draft.path.len()), Reverse(draft.path.clone()), !draft.exact));
+    }
+    drafts.into_iter().map(|draft| location(draft, regex, tls, findings)).collect()
+}
+
+fn location(draft: Draft, regex: bool, tls: bool, findings: &mut Findings) -> Location {
+    surprises(&draft, regex, findings);
+    let rewrites = rewrites(&draft);
+    let Draft { path, exact, field: path_field, ingress, id, service, mut action, policy } = draft;
+    let mut about = findings.about(&id);
+    let mut denied = policy.denied;
+    let mut filters = Filters {
+        ssl_redirect: if policy.force_ssl_redirect || (tls && policy.ssl_redirect) {
+            SslRedirect::Always
+        } else {
+            SslRedirect::Never
+        },
+        ..filters(&policy)
+    };
+    if let Some((status, url)) = &policy.redirect {
+        match template(url) {
+            Ok(location) => {
+                action = Action::Redirect(Redirect { status: *status, location, query: RedirectQuery::Drop })
+            }
+            Err(message) => {
+                denied = true;
+                about.error("bad-redirect", "metadata.annotations", message);
+            }
+        }
+    }
+    let matched = if !regex {
+        if exact { PathMatch::Exact(path.clone()) } else { PathMatch::Prefix(path.clone()) }
+    } else {
+        match (Pattern::anchored(&path), Pattern::anchored(literal_text(&path))) {
+            (Ok(pattern), _) => PathMatch::Regex(pattern),
+            (Err(error), literal) => {
+                // Whatever the pattern protects lies below its literal beginning: close all of it.
+                denied = true;
+                let message = format!(
+                    "pattern {path:?} does not compile, paths below {:?} answer 503: {}",
+                    literal_text(&path),
+                    last_line(&error)
+                );
+                about.error_fix(
+                    "bad-pattern",
+                    path_field.clone(),
+                    message,
+                    "look-around and back-references are not supported",
+                );
+                match literal {
+                    Ok(literal) => PathMatch::Regex(literal),
+                    Err(_) => PathMatch::Prefix("/".to_owned()),
+                }
+            }
+        }
+    };
+    if let (true, Some(target)) = (rewrites && !denied, &policy.rewrite_target) {
+        match (template(target), Pattern::unanchored(&path)) {
+            (Err(message), _) => {
+                denied = true;
+                about.error("bad-rewrite-target", field("rewrite-target"), message);
+            }
+            (Ok(location), _) if target.starts_with("http://") || target.starts_with("https://") => {
+                if !matches!(action, Action::Redirect(_)) {
+                    action =
+                        Action::Redirect(Redirect { status: 302, location, query: RedirectQuery::Append });
+                }
+            }
+            (Ok(mut target), Ok(pattern)) => {
+                if !starts_with_slash(&target) {
+                    about.warn(
+                        "relative-rewrite-target",
+                        field("rewrite-target"),
+                        "does not start with `/`; one is put in front",
+                        "",
+                    );
+                    target.0.insert(0, Piece::Literal("/".to_owned()));
+                }
+                filters.rewrite = Some(Rewrite { pattern, target });
+            }
+            (Ok(_), Err(_)) => denied = true,
+        }
+    }
+    if denied {
+        action = Action::Deny;
+    }
+    Location { path: matched, path_label: path, ingress, service, action, filters }
+}
+
+fn filters(policy: &Policy) -> Filters {
+    let default = Filters::default();
+    Filters {
+        connect_timeout: policy.connect_timeout.unwrap_or(default.connect_timeout),
+        send_timeout: policy.send_timeout.unwrap_or(default.send_timeout),
+        read_timeout: policy.read_timeout.unwrap_or(default.read_timeout),
+        max_body_bytes: match policy.body_bytes {
+            None => default.max_body_bytes,
+            Some(0) => None,
+            Some(bytes) => Some(bytes),
+        },
+        ..default
+    }
+}
+
+/// Starts with `/`, or with something that a capture may fill with one.
+fn starts_with_slash(target: &Template) -> bool {
+    match target.0.first() {
+        Some(Piece::Literal(text)) => text.starts_with('/'),
+        Some(Piece::Capture(_)) => true,
+        None => false,
+    }
+}
+
+/// What an author may not expect of a path.
+fn surprises(draft: &Draft, regex: bool, findings: &mut Findings) {
+    let Draft { path, exact, field, id, policy, .. } = draft;
+    if draft.ingress.is_none() {
+        return;
+    }
+    let mut about = findings.about(id);
+    if !regex && path.contains(REGEX_CHARACTERS) {
+        about.warn(
+            "regex-without-use-regex",
+            field,
+            format!("{path:?} looks like a pattern but is compared literally"),
+            "set use-regex: \"true\"",
+        );
+    }
+    if regex && !policy.use_regex && !rewrites(draft) && path != "/" {
+        about.warn(
+            "regex-host",
+            field,
+            format!("another path makes this a regex host: {path:?} is a case-insensitive pattern anchored at its start only"),
+            "",
+        );
+    }
+    if regex && *exact {
+        about.warn(
+            "exact-in-regex-host",
+            field,
+            format!("on a regex host an Exact path also takes everything that starts with {path:?}"),
+            "write it as a pattern that ends with `$`",
+        );
+    }
+    if !regex && !exact && path.len() > 1 && path.ends_with('/') {
+        about.info(
+            "prefix-with-slash",
+            field,
+            format!("a request for {:?} is answered 301 to {path:?}", path.trim_end_matches('/')),
+            "",
+        );
+    }
+}
+
+/// `$1` to `$9` (also `${1}`) and text; other variables are refused.
+fn template(text: &str) -> Result<Template, String> {
+    let mut pieces = Vec::new();
+    let mut literal = String::new();
+    let mut rest = text;
+    while let Some(at) = rest.find('$') {
+        literal.push_str(&rest[..at]);
+        rest = &rest[at + 1..];
+        let (name, after) = match rest.strip_prefix('{').and_then(|braced| braced.split_once('}')) {
+            Some((name, after)) => (name, after),
+            None => rest.split_at(rest.chars().next().map_or(0, char::len_utf8)),
+        };
+        match name.parse::<usize>() {
+            Ok(group @ 1..=9) => {
+                if !literal.is_empty() {
+                    pieces.push(Piece::Literal(std::mem::take(&mut literal)));
+                }
+                pieces.push(Piece::Capture(group));
+            }
+            _ => {
+                return Err(format!(
+                    "{text:?}: only the captures $1 to $9 are supported, not other variables"
+                ));
+            }
+        }
+        rest = after;
+    }
+    literal.push_str(rest);
+    if !literal.is_empty() {
+        pieces.push(Piece::Literal(literal));
+    }
+    Ok(Template(pieces))
+}
+
+/// The beginning of a pattern up to its first special character, as text.
+fn literal_text(pattern: &str) -> &str {
+    // Then the beginning of the whole is not the beginning of each alternative.
+    if has_alternative_outside_groups(pattern) {
+        return "/";
+    }
+    let end = pattern.find(|c: char| REGEX_CHARACTERS.contains(&c) || ['?', '.', '{', '\\'].contains(&c));
+    let literal = &pattern[..end.unwrap_or(pattern.len())];
+    // The character before a quantifier is optional, so the literal ends before it.
+    match pattern[literal.len()..].chars().next() {
+        Some('?' | '*' | '{') => {
+            let last = literal.chars().next_back().map_or(0, char::len_utf8);
+            &literal[..literal.len() - last]
+        }
+        _ => literal,
+    }
+}
+
+/// `a|b` and not only `(a|b)`. Escapes and classes are not looked through: taking one for an
+/// alternative closes more, never less.
+fn has_alternative_outside_groups(pattern: &str) -> bool {
+    let mut depth = 0_i32;
+    pattern.chars().any(|character| {
+        match character {
+            '(' => depth += 1,
+            ')' => depth -= 1,
+            _ => {}
+        }
+        character == '|' && depth <= 0
+    })
+}
+
+fn last_line(error: &impl ToString) -> String {
+    error.to_string().lines().last().unwrap_or_default().trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn templates_know_captures_and_nothing_else() {
+        let literal = |text: &str| Piece::Literal(text.to_owned());
+        let cases = [
+            ("/", Ok(vec![literal("/")])),
+            ("/$2", Ok(vec![literal("/"), Piece::Capture(2)])),
+            (
+                "/a/$1/b${2}c",
+                Ok(vec![literal("/a/"), Piece::Capture(1), literal("/b"), Piece::Capture(2), literal("c")]),
+            ),
+            ("$1$2", Ok(vec![Piece::Capture(1), Piece::Capture(2)])),
+            ("/$10", Ok(vec![literal("/"), Piece::Capture(1), literal("0")])),
+            ("/$host", Err(())),
+            ("/$", Err(())),
+            ("/${x", Err(())),
+            ("/$0", Err(())),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(template(text).map_err(|_| ()), expected.map(Template), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_broken_pattern_is_closed_from_its_literal_beginning() {
+        let cases = [
+            ("/admin/(?!public).*", "/admin/"),
+            ("/ab?(?=x)", "/a"),
+            ("/a|/b(?=x)", "/"),
+            ("/a(b)|/d(?=x)", "/"),
+            ("/a(b|c(?=x))", "/a"),
+            ("/a(?<x", "/a"),
+            ("[", ""),
+        ];
+        for (pattern, expected) in cases {
+            assert_eq!(literal_text(pattern), expected, "{pattern}");
+        }
+    }
+}
