@@ -1,3 +1,48 @@
 //! WIRE: what the kernel program and the agent agree on, and the pure arithmetic both run.
 //! No std, no allocation, no I/O; every shared struct has its size asserted here.
+//!
+//! Byte order: whatever comes from a packet is kept in *wire order*, that is the bytes of the
+//! packet read as a little-endian integer. A value then means the same on every machine, and on
+//! the little-endian ones loading it costs nothing.
 #![no_std]
+
+pub mod addr;
+pub mod backend;
+pub mod config;
+pub mod csum;
+pub mod flow;
+pub mod maglev;
+pub mod maps;
+pub mod nat;
+pub mod verdict;
+pub mod vip;
+
+pub use addr::{Addr, AddrEntry};
+pub use backend::{Backend, BackendId, Mac, Mode};
+pub use config::{Epoch, HashKey};
+pub use flow::Flow;
+pub use maglev::{Descriptor, Slot};
+pub use verdict::{Action, Verdict};
+pub use vip::{Record, VipEntry};
+
+/// Version of everything in this crate that both sides of the kernel line must agree on. Bump it
+/// with any change of a layout or of the meaning of a field.
+pub const ABI_VERSION: u32 = 1;
+
+/// TCP's IP protocol number.
+pub const TCP: u8 = 6;
+/// UDP's IP protocol number.
+pub const UDP: u8 = 17;
+
+/// A flat table of 64-byte lines, eight words each: how both sides read what user space lays out.
+/// The kernel masks the line number, so a wild index reads a wrong line and never a wrong page.
+pub trait Lines {
+    /// Word `word` (0 to 7) of line `line`.
+    fn word(&self, line: u32, word: usize) -> u64;
+}
+
+/// Port in wire order.
+#[inline(always)]
+pub const fn wire_port(port: u16) -> u16 {
+    port.swap_bytes()
+}

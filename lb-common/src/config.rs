@@ -1,0 +1,121 @@
+//! The one line of configuration that every packet reads.
+
+use crate::Lines;
+
+/// Word 0: which half of the address and VIP tables is valid, and how large it is. Storing it is
+/// what switches both tables at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Epoch(pub u64);
+
+impl Epoch {
+    /// Epoch for `half` (0 or 1) with tables of `1 << addr_bits` and `1 << vip_bits` lines.
+    /// `generation` makes every change visible to a reader that compares.
+    pub const fn new(half: u32, addr_bits: u32, vip_bits: u32, generation: u32) -> Self {
+        Self(
+            (half & 1) as u64
+                | (addr_bits as u64 & 31) << 1
+                | (vip_bits as u64 & 31) << 6
+                | (generation as u64) << 32,
+        )
+    }
+
+    /// Valid half.
+    #[inline(always)]
+    pub const fn half(self) -> u32 {
+        self.0 as u32 & 1
+    }
+
+    /// log2 of the lines of the address table.
+    #[inline(always)]
+    pub const fn addr_bits(self) -> u32 {
+        (self.0 >> 1) as u32 & 31
+    }
+
+    /// log2 of the lines of the VIP table.
+    #[inline(always)]
+    pub const fn vip_bits(self) -> u32 {
+        (self.0 >> 6) as u32 & 31
+    }
+
+    /// Count of switches so far.
+    pub const fn generation(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
+    /// Nothing was published yet: every packet passes.
+    #[inline(always)]
+    pub const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+}
+
+/// Key of the flow hash: two masks and two odd multipliers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct HashKey(pub [u64; 4]);
+
+impl HashKey {
+    /// Spreads a 16-byte secret over the four words (splitmix64).
+    pub const fn expand(secret: [u8; 16]) -> Self {
+        let wide = u128::from_le_bytes(secret);
+        let (low, high) = (wide as u64, (wide >> 64) as u64);
+        Self([
+            splitmix(low),
+            splitmix(high ^ 0x6a09_e667_f3bc_c908) | 1,
+            splitmix(high),
+            splitmix(low ^ 0xbb67_ae85_84ca_a73b) | 1,
+        ])
+    }
+}
+
+const fn splitmix(seed: u64) -> u64 {
+    let mut x = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}
+
+/// The whole line but the epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Settings {
+    /// Key of the flow hash.
+    pub key: HashKey,
+    /// First port of the SNAT range.
+    pub nat_first: u16,
+    /// How many ports the SNAT range has.
+    pub nat_count: u16,
+    /// Workers of the proxy; 0: nothing is steered to a socket.
+    pub workers: u16,
+}
+
+impl Settings {
+    /// Words 1 to 5 of the line.
+    pub const fn words(self) -> [u64; 5] {
+        let Self { key: HashKey(key), nat_first, nat_count, workers } = self;
+        [key[0], key[1], key[2], key[3], nat_first as u64 | (nat_count as u64) << 16 | (workers as u64) << 32]
+    }
+}
+
+/// Reads word 0.
+#[inline(always)]
+pub fn epoch(config: &impl Lines) -> Epoch {
+    Epoch(config.word(0, 0))
+}
+
+/// Reads the hash key.
+#[inline(always)]
+pub fn hash_key(config: &impl Lines) -> HashKey {
+    HashKey([config.word(0, 1), config.word(0, 2), config.word(0, 3), config.word(0, 4)])
+}
+
+/// SNAT ports: the first and how many.
+#[inline(always)]
+pub fn nat_range(config: &impl Lines) -> (u16, u16) {
+    let word = config.word(0, 5);
+    (word as u16, (word >> 16) as u16)
+}
+
+/// Number of the proxy's workers.
+#[inline(always)]
+pub fn workers(config: &impl Lines) -> u16 {
+    (config.word(0, 5) >> 32) as u16
+}

@@ -1,0 +1,121 @@
+//! The VIP table: address id + port + protocol to a record, and the record itself.
+//!
+//! A bucket is one 64-byte line of eight entries of one word, filled from the front. A full
+//! bucket spills into its neighbour and says so in the last entry's spare bits.
+
+use crate::{AddrEntry, Descriptor, Epoch, Lines, UDP, maps};
+
+/// One entry: key in bits 31 to 63, flags in bits 16 to 23, record index in bits 0 to 15. 0: empty.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct VipEntry(pub u64);
+
+impl VipEntry {
+    /// Entries of one bucket.
+    pub const WAYS: usize = 8;
+    /// Set in the last entry of a bucket that spilled into its neighbour.
+    pub const OVERFLOW: u64 = 1 << 23;
+    const PUNT: u64 = 1 << 16;
+    const HTTPS: u64 = 1 << 17;
+
+    /// Key of (address id, port in wire order, protocol); 33 bits, never 0.
+    #[inline(always)]
+    pub const fn key(addr: AddrEntry, wire_port: u16, proto: u8) -> u64 {
+        (addr.id() as u64) << 17 | (wire_port as u64) << 1 | (proto == UDP) as u64
+    }
+
+    /// Bucket of a key in a table of `1 << bits` lines.
+    #[inline(always)]
+    pub const fn bucket(key: u64, bits: u32) -> u32 {
+        (key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - bits)) as u32
+    }
+
+    /// A VIP that is balanced: which record holds its table.
+    pub const fn balanced(key: u64, record: u16) -> Self {
+        Self(key << 31 | record as u64)
+    }
+
+    /// A VIP that is left to the proxy's plain-text or TLS listener.
+    pub const fn punted(key: u64, https: bool) -> Self {
+        Self(key << 31 | Self::PUNT | if https { Self::HTTPS } else { 0 })
+    }
+
+    /// Whether nothing was found.
+    #[inline(always)]
+    pub const fn is_none(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Whether the proxy serves it.
+    #[inline(always)]
+    pub const fn is_punted(self) -> bool {
+        self.0 & Self::PUNT != 0
+    }
+
+    /// Index of the first socket of its listener class (see [`maps::socket_index`]).
+    #[inline(always)]
+    pub const fn is_https(self) -> bool {
+        self.0 & Self::HTTPS != 0
+    }
+
+    /// Its [`Record`].
+    #[inline(always)]
+    pub const fn record(self) -> u32 {
+        self.0 as u16 as u32
+    }
+
+    /// Looks a key up in the half of the table that `epoch` names.
+    #[inline(always)]
+    pub fn find(table: &impl Lines, epoch: Epoch, key: u64) -> Self {
+        let line = epoch.half() * maps::VIP_LINES + Self::bucket(key, epoch.vip_bits());
+        let (found, last) = Self::in_line(table, line, key);
+        if found.is_none() && last & Self::OVERFLOW != 0 {
+            return Self::in_line(table, line ^ 1, key).0;
+        }
+        found
+    }
+
+    /// The entry, and the last word looked at. Entries fill a bucket from the front, so the first
+    /// empty one ends the search; the table is sparse and the first way nearly always answers.
+    #[inline(always)]
+    fn in_line(table: &impl Lines, line: u32, key: u64) -> (Self, u64) {
+        let mut word = 0;
+        for way in 0..Self::WAYS {
+            word = table.word(line, way);
+            if word >> 31 == key {
+                return (Self(word), word);
+            }
+            if word == 0 {
+                break;
+            }
+        }
+        (Self(0), word)
+    }
+}
+
+/// Per-VIP line: word 0 the table [`Descriptor`], word 1 flags, the rest kept for affinity and
+/// source ranges.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Record {
+    /// Current (and, later, previous) Maglev table.
+    pub descriptor: Descriptor,
+    /// Flows are translated and remembered (`nat`).
+    pub stateful: bool,
+}
+
+impl Record {
+    const STATEFUL: u64 = 1;
+
+    /// Words of the line, [`Record::descriptor`] first: it is the one that is switched alone.
+    pub const fn words(self) -> [u64; 8] {
+        [self.descriptor.0, if self.stateful { Self::STATEFUL } else { 0 }, 0, 0, 0, 0, 0, 0]
+    }
+
+    /// Reads a record.
+    #[inline(always)]
+    pub fn read(table: &impl Lines, index: u32) -> Self {
+        Self {
+            descriptor: Descriptor(table.word(index, 0)),
+            stateful: table.word(index, 1) & Self::STATEFUL != 0,
+        }
+    }
+}
