@@ -1,1 +1,159 @@
-//! Placeholder.
+//! The kernel edge: takes the L4 desired state to the XDP program's tables and follows the
+//! network's changes. No Kubernetes, no HTTP.
+//!
+//! Reading order: [`want`] (what should be there) -> [`plan`] (pure diff) -> [`memory`] (stores);
+//! [`network`] and [`kernel`] are the two system interfaces, [`worker`] drives them, [`walk`] and
+//! [`explain`] read the tables back with the kernel's arithmetic.
+
+pub mod engine;
+pub mod explain;
+pub mod kernel;
+pub mod layout;
+pub mod maglev;
+pub mod memory;
+mod mmap;
+pub mod network;
+pub mod plan;
+pub mod regions;
+pub mod status;
+pub mod walk;
+pub mod want;
+mod worker;
+
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::{Arc, PoisonError};
+
+use tokio::sync::{oneshot, watch};
+
+use crate::model::Problem;
+use crate::model::l4::{FiveTuple, L4, Listener};
+use crate::model::report::{Explanation, Metric};
+
+pub use kernel::Attached;
+pub use status::Status;
+
+/// How to run the datapath.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Interfaces to attach to; empty: those of the default routes.
+    pub interfaces: Vec<String>,
+    /// Where to attach.
+    pub attach: Attach,
+    /// Secret of the flow hash, shared by all balancers of a cluster; `None`: a random one.
+    pub hash_key: Option<[u8; 16]>,
+    /// First and last port of the SNAT range, outside `net.ipv4.ip_local_port_range`.
+    pub nat_ports: (u16, u16),
+}
+
+/// Where to attach the XDP program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Attach {
+    /// In the driver, else in the stack with a warning.
+    Auto,
+    /// In the driver or not at all.
+    Native,
+    /// In the stack.
+    Generic,
+}
+
+/// Why the datapath cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The agent was built without the kernel object.
+    #[error("the kernel object was not built; run `cargo xtask build-ebpf`, then build again")]
+    NotBuilt,
+    /// A map or program is missing in the object or has another type.
+    #[error("the kernel object has no usable {0}; it belongs to another version")]
+    Object(&'static str),
+    /// The kernel refused a program or a map.
+    #[error(
+        "load {program}: {source}; needs root or CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON, Linux 5.18 or newer"
+    )]
+    Load {
+        /// Which.
+        program: &'static str,
+        /// Why.
+        source: Box<aya::EbpfError>,
+    },
+    /// A system call failed.
+    #[error("{call} {object}: {source}{}{hint}", if hint.is_empty() { "" } else { "; " })]
+    System {
+        /// What was tried.
+        call: &'static str,
+        /// On what.
+        object: String,
+        /// Why it failed.
+        source: io::Error,
+        /// What an operator can do; may be empty.
+        hint: &'static str,
+    },
+    /// An interface that does not exist.
+    #[error("interface {name:?} does not exist; there are: {known}")]
+    UnknownInterface {
+        /// As given.
+        name: String,
+        /// Those that exist.
+        known: String,
+    },
+    /// No interface was named and none has a default route.
+    #[error("no interface has a default route; name one with --interface")]
+    NoInterface,
+    /// The SNAT range is empty.
+    #[error("nat ports {0}-{1}: the range is empty; allowed: FIRST-LAST, 1 to 65535")]
+    NatPorts(u16, u16),
+}
+
+/// The running datapath.
+pub struct Handle {
+    shared: Arc<worker::Shared>,
+    stop: std::sync::Mutex<Option<(oneshot::Sender<()>, tokio::task::JoinHandle<()>)>>,
+}
+
+/// Loads the programs, attaches them and follows `desired` until [`Handle::shutdown`]. Needs a
+/// tokio runtime.
+pub async fn spawn(options: Options, desired: watch::Receiver<Arc<L4>>) -> Result<Handle, Error> {
+    let (shared, worker) = worker::start(options, desired).await?;
+    let (stop, stopped) = oneshot::channel();
+    let task = tokio::spawn(worker.run(stopped));
+    Ok(Handle { shared, stop: std::sync::Mutex::new(Some((stop, task))) })
+}
+
+impl Handle {
+    /// Gives the workers' listening sockets to the kernel: (listener, worker, socket), workers
+    /// counted from 0. A dual-stack IPv6 socket serves both families.
+    pub fn set_listeners<F: AsFd>(&self, listeners: &[(Listener, usize, F)]) -> Result<(), Error> {
+        self.shared.set_listeners(listeners)
+    }
+
+    /// Where a flow goes and why, by the tables in force.
+    pub fn explain(&self, flow: FiveTuple) -> Explanation {
+        self.shared.engine().explain(flow)
+    }
+
+    /// Counters for Prometheus.
+    pub fn metrics(&self) -> Vec<Metric> {
+        let nat_flows = self.shared.nat_flows();
+        status::metrics(&self.shared.engine(), &self.shared.interfaces(), nat_flows)
+    }
+
+    /// State for `penstock status`.
+    pub fn status(&self) -> Status {
+        let nat_flows = self.shared.nat_flows();
+        status::status(&self.shared.engine(), &self.shared.interfaces(), nat_flows)
+    }
+
+    /// What of the desired state could not be installed.
+    pub fn problems(&self) -> Vec<Problem> {
+        self.shared.problems()
+    }
+
+    /// Detaches the programs and removes the local routes. Later calls do nothing.
+    pub async fn shutdown(&self) {
+        let running = self.stop.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some((stop, task)) = running {
+            let _ = stop.send(());
+            let _ = task.await;
+        }
+    }
+}

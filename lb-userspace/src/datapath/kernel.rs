@@ -1,0 +1,291 @@
+//! Loads the kernel object, maps its tables and attaches its programs. aya stops here.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+
+use aya::maps::{DevMapHash, HashMap, Map, SockMap};
+use aya::programs::links::FdLink;
+use aya::programs::xdp::XdpLink;
+use aya::programs::{ProgramError, SkLookup, TestRun, TestRunOptions, Xdp, XdpMode};
+use aya::{Ebpf, EbpfLoader};
+use lb_common::maps::{self, LINE};
+use lb_common::nat::{Forward, Reverse, Timeouts};
+
+use super::Error;
+use super::memory::{Cells, Rows, Tables};
+use super::mmap::Mapping;
+
+/// The object that `cargo xtask build-ebpf` builds; empty where it was not built.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/penstock.bpf.o"));
+
+const PROGRAM: &str = "penstock";
+const LOOKUP: &str = "penstock_lookup";
+
+/// Maps and programs in the kernel. Dropping it detaches everything.
+pub struct Kernel {
+    ebpf: Ebpf,
+    xdp: Vec<XdpLink>,
+    lookup: Option<FdLink>,
+}
+
+/// How a program sits on an interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Attached {
+    /// In the driver.
+    Native,
+    /// In the stack, for drivers without XDP.
+    Generic,
+}
+
+impl Kernel {
+    /// Creates the maps and loads both programs.
+    pub fn load() -> Result<(Self, Tables, Counters), Error> {
+        if OBJECT.is_empty() {
+            return Err(Error::NotBuilt);
+        }
+        let cpus = aya::util::nr_cpus().map_err(|(what, source)| Error::System {
+            call: "read",
+            object: what.to_owned(),
+            source,
+            hint: "",
+        })?;
+        let rows = u32::try_from(cpus.clamp(1, maps::CPUS)).unwrap_or(1);
+        let ebpf = EbpfLoader::new()
+            .map_max_entries(maps::COUNTS, rows)
+            .map_max_entries(maps::VERDICT_COUNTS, rows)
+            .load(OBJECT)
+            .map_err(|source| Error::Load { program: "the kernel object", source: Box::new(source) })?;
+        let mut kernel = Self { ebpf, xdp: Vec::new(), lookup: None };
+        let tables = kernel.tables()?;
+        let rows = rows as usize;
+        let counters = Counters {
+            backends: Rows::new(
+                kernel.cells(maps::COUNTS, rows * maps::BACKEND_COUNTERS)?,
+                maps::BACKEND_COUNTERS,
+            ),
+            verdicts: Rows::new(kernel.cells(maps::VERDICT_COUNTS, rows * maps::VERDICTS)?, maps::VERDICTS),
+        };
+        kernel.xdp(PROGRAM)?.load().map_err(|source| load_error(PROGRAM, source))?;
+        kernel.sk_lookup()?.load().map_err(|source| load_error(LOOKUP, source))?;
+        Ok((kernel, tables, counters))
+    }
+
+    fn tables(&self) -> Result<Tables, Error> {
+        Ok(Tables {
+            config: self.cells(maps::CONFIG, LINE)?,
+            addrs: self.cells(maps::ADDRS, 2 * maps::ADDR_LINES as usize * LINE)?,
+            vips: self.cells(maps::VIPS, 2 * maps::VIP_LINES as usize * LINE)?,
+            records: self.cells(maps::RECORD_LINES, maps::RECORDS as usize * LINE)?,
+            pool: self.cells(maps::POOL, maps::POOL_SLOTS as usize / 4)?,
+            backends: self.cells(maps::BACKEND_LINES, maps::BACKENDS as usize * LINE)?,
+            interfaces: self.cells(maps::INTERFACE_MACS, maps::INTERFACES as usize)?,
+        })
+    }
+
+    fn cells(&self, name: &'static str, words: usize) -> Result<Cells, Error> {
+        let Some(Map::Array(data)) = self.ebpf.map(name) else { return Err(Error::Object(name)) };
+        Mapping::new(data.fd().as_fd(), words).map(Cells::Mapped).map_err(|source| Error::System {
+            call: "mmap",
+            object: format!("map {name}"),
+            source,
+            hint: "",
+        })
+    }
+
+    fn xdp(&mut self, name: &'static str) -> Result<&mut Xdp, Error> {
+        let program = self.ebpf.program_mut(name).ok_or(Error::Object(name))?;
+        program.try_into().map_err(|_| Error::Object(name))
+    }
+
+    fn sk_lookup(&mut self) -> Result<&mut SkLookup, Error> {
+        let program = self.ebpf.program_mut(LOOKUP).ok_or(Error::Object(LOOKUP))?;
+        program.try_into().map_err(|_| Error::Object(LOOKUP))
+    }
+
+    /// Attaches the XDP program to an interface.
+    pub fn attach(&mut self, name: &str, ifindex: u32, mode: Attached) -> Result<(), Error> {
+        let flags = match mode {
+            Attached::Native => XdpMode::Driver,
+            Attached::Generic => XdpMode::Skb,
+        };
+        let program = self.xdp(PROGRAM)?;
+        let link = program.attach_to_if_index(ifindex, flags).and_then(|id| program.take_link(id));
+        let link = link.map_err(|error| {
+            let source = io_error(error);
+            let hint = match source.raw_os_error() {
+                Some(libc::EBUSY) => "another XDP program is attached: see ip link show",
+                Some(libc::EPERM) => "needs CAP_NET_ADMIN and CAP_BPF",
+                Some(libc::ERANGE) => "its MTU is too large for the driver's XDP",
+                Some(libc::EOPNOTSUPP) => "its driver has no XDP: use --datapath generic",
+                _ => "",
+            };
+            Error::System { call: "attach xdp to", object: name.to_owned(), source, hint }
+        })?;
+        self.xdp.push(link);
+        Ok(())
+    }
+
+    /// Detaches everything; maps stay.
+    pub fn detach(&mut self) {
+        self.xdp.clear();
+        self.lookup = None;
+    }
+
+    /// Attaches the socket steering to our network namespace.
+    pub fn attach_lookup(&mut self) -> Result<(), Error> {
+        let namespace = "/proc/self/ns/net";
+        let file = std::fs::File::open(namespace).map_err(|source| Error::System {
+            call: "open",
+            object: namespace.to_owned(),
+            source,
+            hint: "",
+        })?;
+        let failed = |error| Error::System {
+            call: "attach sk_lookup to",
+            object: namespace.to_owned(),
+            source: io_error(error),
+            hint: "needs CAP_NET_ADMIN and CAP_BPF, Linux 5.9 or newer",
+        };
+        let program = self.sk_lookup()?;
+        let id = program.attach(file).map_err(failed)?;
+        let link = program.take_link(id).map_err(failed)?;
+        self.lookup = Some(link.into());
+        Ok(())
+    }
+
+    /// Puts a listening socket at `index`.
+    pub fn set_socket(&mut self, index: u32, socket: impl AsFd) -> Result<(), Error> {
+        let map = self.ebpf.map_mut(maps::SOCKETS).ok_or(Error::Object(maps::SOCKETS))?;
+        let mut sockets = SockMap::try_from(map).map_err(|_| Error::Object(maps::SOCKETS))?;
+        sockets.set(index, &socket.as_fd().as_raw_fd(), 0).map_err(|source| Error::System {
+            call: "put listener into",
+            object: format!("{}[{index}]", maps::SOCKETS),
+            source: io::Error::other(source),
+            hint: "",
+        })
+    }
+
+    /// Allows redirecting to an interface.
+    pub fn allow_device(&mut self, ifindex: u32) -> Result<(), Error> {
+        let map = self.ebpf.map_mut(maps::DEVICES).ok_or(Error::Object(maps::DEVICES))?;
+        let mut devices = DevMapHash::try_from(map).map_err(|_| Error::Object(maps::DEVICES))?;
+        devices.insert(ifindex, ifindex, None, 0).map_err(|source| Error::System {
+            call: "add interface to",
+            object: format!("{}[{ifindex}]", maps::DEVICES),
+            source: io::Error::other(source),
+            hint: "",
+        })
+    }
+
+    /// Removes translated flows that are over; returns how many remain and how many went.
+    pub fn sweep(&mut self, now: u32, timeouts: &Timeouts) -> Result<(usize, usize), Error> {
+        let reverse_map = self.ebpf.map(maps::NAT_REVERSE).ok_or(Error::Object(maps::NAT_REVERSE))?;
+        let forward_map = self.ebpf.map(maps::NAT_FORWARD).ok_or(Error::Object(maps::NAT_FORWARD))?;
+        let reverses: HashMap<_, u64, [u64; 14]> =
+            HashMap::try_from(reverse_map).map_err(|_| Error::Object(maps::NAT_REVERSE))?;
+        let forwards: HashMap<_, u64, [u64; 8]> =
+            HashMap::try_from(forward_map).map_err(|_| Error::Object(maps::NAT_FORWARD))?;
+        let mut live = 0;
+        let mut over = Vec::new();
+        for (key, words) in reverses.iter().filter_map(Result::ok) {
+            let reverse = Reverse::from_words(&words);
+            let forward = forwards.get(&reverse.forward_key, 0).ok().map(|words| Forward::from_words(&words));
+            // A forward entry that names another port belongs to a later flow of the same client.
+            let forward = forward.filter(|forward| forward.reverse_key == key);
+            if timeouts.expired(now, forward.as_ref(), &reverse) {
+                over.push((key, forward.map(|_| reverse.forward_key)));
+            } else {
+                live += 1;
+            }
+        }
+        for (reverse, forward) in &over {
+            if let Some(forward) = forward {
+                let _ = self.remove::<8>(maps::NAT_FORWARD, *forward);
+            }
+            let _ = self.remove::<14>(maps::NAT_REVERSE, *reverse);
+        }
+        Ok((live, over.len()))
+    }
+
+    fn remove<const WORDS: usize>(&mut self, name: &'static str, key: u64) -> Result<(), Error>
+    where
+        [u64; WORDS]: aya::Pod,
+    {
+        let map = self.ebpf.map_mut(name).ok_or(Error::Object(name))?;
+        let mut map: HashMap<_, u64, [u64; WORDS]> =
+            HashMap::try_from(map).map_err(|_| Error::Object(name))?;
+        map.remove(&key).map_err(|_| Error::Object(name))
+    }
+
+    /// Loads one of the object's other XDP programs, for measuring.
+    pub fn load_bench(&mut self, name: &'static str) -> Result<(), Error> {
+        self.xdp(name)?.load().map_err(|source| load_error(name, source))
+    }
+
+    /// Runs an XDP program of the object over one packet `repeat` times; the packet is not reset
+    /// in between. For tests and measuring.
+    pub fn test_run(&mut self, name: &'static str, packet: &[u8], repeat: u32) -> Result<Run, Error> {
+        let mut out = vec![0; packet.len() + 256];
+        let mut options = TestRunOptions::new();
+        options.data_in = Some(packet);
+        options.data_out = Some(&mut out);
+        options.repeat = repeat;
+        let result = self.xdp(name)?.test_run(options).map_err(|error| Error::System {
+            call: "test run of",
+            object: name.to_owned(),
+            source: io_error(error),
+            hint: "",
+        })?;
+        out.truncate(result.data_size_out as usize);
+        Ok(Run { action: result.return_value, packet: out, nanoseconds: result.duration.as_nanos() as u64 })
+    }
+
+    /// Stores the packet that the measuring wrappers restore.
+    pub fn set_bench_packet(&mut self, packet: &[u8]) -> Result<(), Error> {
+        const NAME: &str = "BENCH_PACKET";
+        let mut words = [0u64; 10];
+        for (word, bytes) in words.iter_mut().zip(packet.chunks(8)) {
+            let mut padded = [0; 8];
+            for (to, from) in padded.iter_mut().zip(bytes) {
+                *to = *from;
+            }
+            *word = u64::from_le_bytes(padded);
+        }
+        let map = self.ebpf.map_mut(NAME).ok_or(Error::Object(NAME))?;
+        let mut map: aya::maps::Array<_, [u64; 10]> =
+            aya::maps::Array::try_from(map).map_err(|_| Error::Object(NAME))?;
+        map.set(0, words, 0).map_err(|_| Error::Object(NAME))
+    }
+}
+
+/// What one test run did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Run {
+    /// XDP action.
+    pub action: u32,
+    /// The packet afterwards.
+    pub packet: Vec<u8>,
+    /// Time of one repeat, whole nanoseconds.
+    pub nanoseconds: u64,
+}
+
+/// Per-CPU counters.
+#[derive(Debug)]
+pub struct Counters {
+    /// Packets and bytes per backend.
+    pub backends: Rows,
+    /// Packets per verdict.
+    pub verdicts: Rows,
+}
+
+fn load_error(program: &'static str, source: ProgramError) -> Error {
+    Error::Load { program, source: Box::new(aya::EbpfError::ProgramError(source)) }
+}
+
+fn io_error(error: ProgramError) -> io::Error {
+    match error {
+        ProgramError::SyscallError(error) => error.io_error,
+        other => io::Error::other(other),
+    }
+}

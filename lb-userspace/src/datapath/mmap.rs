@@ -1,0 +1,70 @@
+//! Maps a kernel array into our memory, and waits for its readers. The one place of the agent
+//! with `unsafe` code.
+#![expect(unsafe_code, reason = "aya 0.14 has no way to map an array; everything else is built on this")]
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::ptr::NonNull;
+use std::sync::atomic::AtomicU64;
+
+/// A shared mapping of a whole BPF array.
+#[derive(Debug)]
+pub struct Mapping {
+    start: NonNull<AtomicU64>,
+    bytes: usize,
+}
+
+impl Mapping {
+    /// Maps `words` words of the array behind `fd`, which was created with `BPF_F_MMAPABLE`.
+    pub fn new(fd: BorrowedFd<'_>, words: usize) -> io::Result<Self> {
+        let bytes = words * size_of::<AtomicU64>();
+        // SAFETY: a new mapping at an address of the kernel's choice touches no memory of ours;
+        // the kernel refuses a length beyond the array.
+        let start = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                bytes,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                fd.as_raw_fd(),
+                0,
+            )
+        };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::InvalidData)?;
+        Ok(Self { start, bytes })
+    }
+
+    /// The mapped words.
+    pub fn words(&self) -> &[AtomicU64] {
+        // SAFETY: `new` mapped that many bytes page-aligned and nothing unmaps them before drop;
+        // the kernel may write at any time, which atomics allow.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.bytes / size_of::<AtomicU64>()) }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the range is the one `new` mapped, and `self` is its only owner.
+        unsafe { libc::munmap(self.start.as_ptr().cast(), self.bytes) };
+    }
+}
+
+// SAFETY: the mapping is plain shared memory, read and written through atomics only.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+/// Returns when every packet that could have read memory retired before the call has left the
+/// program. `membarrier` with this command waits for an RCU grace period, which XDP runs inside.
+/// Where it is refused (`nohz_full`), 50 ms stand in for it: a packet takes microseconds.
+pub fn wait_for_readers() {
+    const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
+    // SAFETY: the call takes two integers and touches no memory.
+    let done = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0) };
+    if done != 0 {
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+}

@@ -1,0 +1,168 @@
+//! What the kernel should hold: the model's VIPs and pools joined with what the network knows
+//! about addresses and next hops. Pure; a bad VIP costs that VIP.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+
+use lb_common::backend::NextHop;
+
+use crate::model::l4::{Family, ForwardingMode, L4, Listener, PoolId, Protocol, Vip, VipAddr};
+use crate::model::{ObjectId, Problem, Severity};
+
+/// Complete wish.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Want {
+    /// Every VIP on a concrete address.
+    pub vips: BTreeMap<Place, Target>,
+    /// Every address that is ours, and whose.
+    pub addrs: BTreeMap<IpAddr, Owner>,
+    /// Pools that a VIP uses.
+    pub pools: BTreeMap<PoolId, Pool>,
+}
+
+/// Concrete address, port and protocol of a VIP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Place {
+    /// Address.
+    pub addr: IpAddr,
+    /// Port.
+    pub port: u16,
+    /// Protocol.
+    pub protocol: Protocol,
+}
+
+/// Who serves a VIP.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    /// Backends.
+    Pool(PoolId),
+    /// The proxy.
+    Punt(Listener),
+}
+
+/// Whose an address is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Owner {
+    /// Only a VIP.
+    Vip,
+    /// The host itself.
+    Node,
+}
+
+/// Backends of one pool.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pool {
+    /// How packets reach them.
+    pub mode: ForwardingMode,
+    /// Weight and way of each.
+    pub backends: BTreeMap<SocketAddr, Backend>,
+}
+
+/// One backend and the way to it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Backend {
+    /// Share of new flows.
+    pub weight: u16,
+    /// The way there; unresolved while the network does not know it.
+    pub way: Way,
+}
+
+/// The way to a backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Way {
+    /// Our address towards it.
+    pub source: IpAddr,
+    /// MACs and interface; `ifindex` 0 while the neighbour is unresolved.
+    pub next_hop: NextHop,
+    /// Largest IP packet.
+    pub mtu: u16,
+}
+
+/// What the network knows, as far as it matters here.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Network {
+    /// Addresses of the interfaces the program is attached to.
+    pub node_addrs: BTreeSet<IpAddr>,
+    /// Every other address of the host.
+    pub other_addrs: BTreeSet<IpAddr>,
+    /// The way to each backend, or why there is none.
+    pub ways: BTreeMap<IpAddr, Result<Way, String>>,
+}
+
+/// Joins both; what cannot be honoured becomes a [`Problem`].
+pub fn join(l4: &L4, network: &Network) -> (Want, Vec<Problem>) {
+    let mut want = Want::default();
+    let mut problems = Vec::new();
+    for addr in &network.node_addrs {
+        want.addrs.insert(*addr, Owner::Node);
+    }
+    for (vip, listener) in &l4.punts {
+        for place in places(vip, network) {
+            want.vips.insert(place, Target::Punt(*listener));
+        }
+    }
+    for (id, pool) in &l4.pools {
+        if pool.vips.is_empty() {
+            continue;
+        }
+        for place in pool.vips.iter().flat_map(|vip| places(vip, network)) {
+            want.vips.entry(place).or_insert_with(|| Target::Pool(id.clone()));
+        }
+        let mut backends = BTreeMap::new();
+        for (addr, weight) in &pool.backends {
+            match way(*addr, id.family, pool.mode, network) {
+                Ok(way) => {
+                    if way.source.is_ipv4() == addr.is_ipv4() && pool.mode == ForwardingMode::Nat {
+                        want.addrs.insert(way.source, Owner::Node);
+                    }
+                    backends.insert(*addr, Backend { weight: weight.0, way });
+                }
+                Err(message) => problems.push(problem(id, format!("backend {addr}: {message}"))),
+            }
+        }
+        want.pools.insert(id.clone(), Pool { mode: pool.mode, backends });
+    }
+    for place in want.vips.keys() {
+        let host = network.other_addrs.contains(&place.addr);
+        want.addrs.entry(place.addr).or_insert(if host { Owner::Node } else { Owner::Vip });
+    }
+    (want, problems)
+}
+
+/// A problem of the Service behind a pool.
+pub fn problem(id: &PoolId, message: String) -> Problem {
+    Problem {
+        object: ObjectId {
+            kind: "Service".to_owned(),
+            namespace: id.service.namespace.clone(),
+            name: id.service.name.clone(),
+            origin: String::new(),
+        },
+        severity: Severity::Error,
+        reason: "datapath",
+        field: format!("spec.ports[port={}/{}]", id.port, id.protocol),
+        message,
+        fix: String::new(),
+    }
+}
+
+fn places(vip: &Vip, network: &Network) -> Vec<Place> {
+    let place = |addr| Place { addr, port: vip.port, protocol: vip.protocol };
+    match vip.addr {
+        VipAddr::Ip(addr) => vec![place(addr)],
+        VipAddr::Node(family) => network
+            .node_addrs
+            .iter()
+            .filter(|addr| Family::of(**addr) == family)
+            .map(|addr| place(*addr))
+            .collect(),
+    }
+}
+
+fn way(addr: SocketAddr, family: Family, mode: ForwardingMode, network: &Network) -> Result<Way, String> {
+    if mode == ForwardingMode::Nat && Family::of(addr.ip()) != family {
+        return Err("is of the other address family, which nat cannot reach".to_owned());
+    }
+    let known = network.ways.get(&addr.ip());
+    known.cloned().unwrap_or_else(|| Err("the way there is not known yet".to_owned()))
+}
