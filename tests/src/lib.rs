@@ -4,4 +4,6 @@ pub mod agent;
 pub mod echo;
 pub mod manifests;
 pub mod netns;
+pub mod packet;
 pub mod tier;
+pub mod world;

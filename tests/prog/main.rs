@@ -1,0 +1,3 @@
+//! One packet through the real program, by BPF_PROG_TEST_RUN.
+
+mod fixtures;

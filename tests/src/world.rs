@@ -1,0 +1,118 @@
+//! A small, fixed set of VIPs and backends for tests of the program and for its benchmark.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+
+use lb_common::Mac;
+use lb_common::backend::NextHop;
+use penstock::datapath::engine::Engine;
+use penstock::datapath::want::{Backend, Owner, Place, Pool, Target, Want, Way};
+use penstock::model::ObjectName;
+use penstock::model::l4::{Family, ForwardingMode, Listener, PoolId, Protocol};
+
+/// Secret of the flow hash in tests.
+pub const KEY: [u8; 16] = *b"0123456789abcdef";
+/// SNAT ports in tests.
+pub const NAT_PORTS: (u16, u16) = (61_000, 65_535);
+/// Our address towards IPv4 backends; also the node's own.
+pub const NODE_V4: &str = "10.0.0.254";
+/// Our address towards IPv6 backends; also the node's own.
+pub const NODE_V6: &str = "fd00::fe";
+/// Interface that BPF_PROG_TEST_RUN pretends a packet came in by.
+pub const LOOPBACK: u32 = 1;
+
+/// MAC of the backend whose address ends in `last`.
+pub fn backend_mac(last: u8) -> Mac {
+    Mac([0x02, 0, 0, 0, 1, last])
+}
+
+/// Builds a [`Want`] service by service.
+#[derive(Debug, Clone, Default)]
+pub struct World {
+    /// The result.
+    pub want: Want,
+}
+
+impl World {
+    /// The node's own addresses and nothing else.
+    pub fn new() -> Self {
+        let mut world = Self::default();
+        for addr in [NODE_V4, NODE_V6] {
+            world.want.addrs.insert(ip(addr), Owner::Node);
+        }
+        world
+    }
+
+    /// A Service: VIP, mode, backends.
+    pub fn service(mut self, protocol: Protocol, vip: &str, mode: ForwardingMode, backends: &[&str]) -> Self {
+        let vip: SocketAddr = vip.parse().expect("test address");
+        let id = pool_id(vip, protocol);
+        let backends = backends
+            .iter()
+            .map(|addr| {
+                let addr: SocketAddr = addr.parse().expect("test address");
+                (addr, backend(addr.ip()))
+            })
+            .collect();
+        self.vip(vip, protocol, Target::Pool(id.clone()));
+        self.want.pools.insert(id, Pool { mode, backends });
+        self
+    }
+
+    /// A VIP left to the proxy.
+    pub fn punt(mut self, vip: &str, listener: Listener) -> Self {
+        self.vip(vip.parse().expect("test address"), Protocol::Tcp, Target::Punt(listener));
+        self
+    }
+
+    fn vip(&mut self, vip: SocketAddr, protocol: Protocol, target: Target) {
+        self.want.addrs.entry(vip.ip()).or_insert(Owner::Vip);
+        self.want.vips.insert(Place { addr: vip.ip(), port: vip.port(), protocol }, target);
+    }
+
+    /// Changes the backends of the pool of a VIP.
+    pub fn backends_mut(&mut self, vip: &str, protocol: Protocol) -> &mut BTreeMap<SocketAddr, Backend> {
+        let id = pool_id(vip.parse().expect("test address"), protocol);
+        &mut self.want.pools.get_mut(&id).expect("the test made this pool").backends
+    }
+
+    /// Loads the program with this world.
+    pub fn load(&self) -> Engine {
+        let mut engine = Engine::load(KEY, NAT_PORTS).expect("the program loads");
+        assert_eq!(engine.apply(self.want.clone()), vec![]);
+        engine
+    }
+}
+
+/// Pool that [`World::service`] makes for a VIP.
+pub fn pool_id(vip: SocketAddr, protocol: Protocol) -> PoolId {
+    PoolId {
+        service: ObjectName::new("test", vip.ip().to_string()),
+        port: vip.port(),
+        protocol,
+        family: Family::of(vip.ip()),
+    }
+}
+
+/// A backend behind the test interface.
+pub fn backend(addr: IpAddr) -> Backend {
+    let last = match addr {
+        IpAddr::V4(v4) => v4.octets()[3],
+        IpAddr::V6(v6) => v6.octets()[15],
+    };
+    let source = ip(if addr.is_ipv4() { NODE_V4 } else { NODE_V6 });
+    let next_hop = NextHop::new(backend_mac(last), crate::packet::OURS, LOOPBACK);
+    Backend { weight: 1, way: Way { source, next_hop, mtu: 1500 } }
+}
+
+fn ip(addr: &str) -> IpAddr {
+    addr.parse().expect("test address")
+}
+
+/// Why programs cannot be run here, if they cannot.
+pub fn can_run_programs() -> Result<(), String> {
+    match Engine::load(KEY, NAT_PORTS) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(error.to_string()),
+    }
+}
