@@ -114,6 +114,15 @@ fn one_service(
         return;
     }
     not_yet(spec, &mut about);
+    let node_ports = spec.ports.iter().flatten().filter(|port| port.node_port.is_some_and(|port| port != 0));
+    if kind == "LoadBalancer" && addresses.is_empty() && node_ports.count() == 0 {
+        about.warn(
+            "no-vip",
+            "spec",
+            "no address is given to this Service, so nothing is served for it",
+            format!("name one in spec.externalIPs or the annotation {VIPS}"),
+        );
+    }
     let families = families(name, spec, &addresses, slices);
     let addresses = of_families(addresses, &families, &mut about);
     let is_ingress = is_ingress(name, service, options);

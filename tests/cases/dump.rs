@@ -1,0 +1,129 @@
+//! A snapshot and its problems as text that a person can review.
+
+use std::fmt::Write;
+
+use penstock::model::Problem;
+use penstock::model::l4::{L4, Protocol, VipAddr};
+use penstock::model::l7::{
+    Action, Filters, L7, Location, PathMatch, Piece, RedirectQuery, Server, SslRedirect, Template,
+};
+use penstock::translate::Translated;
+
+/// Punts of the node's own 80 and 443 are left out: they are always there.
+pub fn dump(translated: &Translated, load_problems: &[Problem]) -> String {
+    let mut out = String::new();
+    l4(&translated.snapshot.l4, &mut out);
+    l7(&translated.snapshot.l7, &mut out);
+    for problem in load_problems.iter().chain(&translated.problems) {
+        line(&mut out, 0, &format!("{problem} [{}]", problem.reason));
+    }
+    out
+}
+
+fn line(out: &mut String, indent: usize, text: &str) {
+    writeln!(out, "{:indent$}{text}", "", indent = indent * 2).expect("a String takes everything");
+}
+
+fn l4(l4: &L4, out: &mut String) {
+    for (vip, listener) in &l4.punts {
+        let is_usual = matches!(vip.addr, VipAddr::Node(_))
+            && [80, 443].contains(&vip.port)
+            && vip.protocol == Protocol::Tcp;
+        if !is_usual {
+            line(out, 0, &format!("punt {vip} to {listener:?}"));
+        }
+    }
+    for (id, pool) in &l4.pools {
+        line(out, 0, &format!("pool {id} {}", pool.mode));
+        for vip in &pool.vips {
+            line(out, 1, &format!("vip {vip}"));
+        }
+        for (backend, weight) in &pool.backends {
+            line(out, 1, &format!("backend {backend} weight {}", weight.0));
+        }
+    }
+}
+
+fn l7(l7: &L7, out: &mut String) {
+    for (host, server) in &l7.servers {
+        let Server { locations, tls, app_root } = server;
+        let tls = if *tls { " tls" } else { "" };
+        let root = app_root.as_ref().map(|root| format!(" app-root {root}")).unwrap_or_default();
+        line(out, 0, &format!("server {host}{tls}{root}"));
+        for entry in locations {
+            location(entry, out);
+        }
+    }
+    for (name, upstream) in &l7.upstreams {
+        let endpoints: Vec<_> = upstream.endpoints.iter().map(ToString::to_string).collect();
+        line(out, 0, &format!("upstream {}: {}", name.0, endpoints.join(" ")));
+    }
+    for (host, certificate) in &l7.certificates {
+        line(out, 0, &format!("certificate {host} from {}", certificate.secret));
+    }
+    if let Some(upstream) = &l7.default_backend {
+        line(out, 0, &format!("default backend {}", upstream.0));
+    }
+    if let Some(certificate) = &l7.default_certificate {
+        line(out, 0, &format!("default certificate from {}", certificate.secret));
+    }
+}
+
+fn location(location: &Location, out: &mut String) {
+    let Location { path, path_label, ingress, service, action, filters } = location;
+    let path = match path {
+        PathMatch::Exact(path) => format!("exact {path}"),
+        PathMatch::Prefix(path) => format!("prefix {path}"),
+        PathMatch::Regex(pattern) => format!("regex {} (path {path_label})", pattern.regex()),
+    };
+    let owner =
+        ingress.as_ref().map_or("implicit".to_owned(), |ingress| format!("{ingress}, service {service}"));
+    let action = match action {
+        Action::Proxy(upstream) => format!("proxy {}", upstream.0),
+        Action::DefaultBackend => "default backend".to_owned(),
+        Action::Deny => "deny".to_owned(),
+        Action::Redirect(redirect) => {
+            let query = if redirect.query == RedirectQuery::Append { " + query" } else { "" };
+            format!("redirect {} {}{query}", redirect.status, template(&redirect.location))
+        }
+    };
+    line(out, 1, &format!("{path} [{owner}] {action}{}", filters_text(filters)));
+}
+
+/// Only what differs from the defaults.
+fn filters_text(filters: &Filters) -> String {
+    let default = Filters::default();
+    let Filters { ssl_redirect, rewrite, connect_timeout, send_timeout, read_timeout, max_body_bytes } =
+        filters;
+    let mut text = String::new();
+    if *ssl_redirect == SslRedirect::Always {
+        text += ", https redirect";
+    }
+    if let Some(rewrite) = rewrite {
+        text += &format!(", rewrite {} to {}", rewrite.pattern.regex(), template(&rewrite.target));
+    }
+    for (name, value, usual) in [
+        ("connect", connect_timeout, default.connect_timeout),
+        ("send", send_timeout, default.send_timeout),
+        ("read", read_timeout, default.read_timeout),
+    ] {
+        if *value != usual {
+            text += &format!(", {name} timeout {value:?}");
+        }
+    }
+    if *max_body_bytes != default.max_body_bytes {
+        text += &match max_body_bytes {
+            Some(bytes) => format!(", body up to {bytes}"),
+            None => ", body unlimited".to_owned(),
+        };
+    }
+    text
+}
+
+fn template(template: &Template) -> String {
+    let pieces = template.0.iter().map(|piece| match piece {
+        Piece::Literal(text) => text.clone(),
+        Piece::Capture(group) => format!("${{{group}}}"),
+    });
+    pieces.collect()
+}
