@@ -1,6 +1,7 @@
 //! Golden cases: Kubernetes objects in, snapshot and problems out.
 //!
-//! Each directory holds `input.yaml` and `expected.txt`. `PENSTOCK_UPDATE=1 cargo test -p lb-tests
+//! Each directory holds `input.yaml`, or `input.examples` with names of files in `deploy/examples`,
+//! and `expected.txt`. `PENSTOCK_UPDATE=1 cargo test -p lb-tests
 //! --test cases` rewrites the expectations; review the diff.
 //!
 //! In an input, `"@crt a.example.com *.b@"` and `"@key a.example.com *.b@"` stand for a certificate
@@ -19,10 +20,8 @@ use penstock::{check, manifests, translate};
 fn every_case_comes_out_as_written() {
     let mut wrong = Vec::new();
     for case in cases() {
-        let directory = root().join(&case);
-        let input = fs::read_to_string(directory.join("input.yaml")).expect("a case has an input");
-        let actual = outcome(&input);
-        let path = directory.join("expected.txt");
+        let actual = outcome(&input(&case));
+        let path = root().join(&case).join("expected.txt");
         let expected = fs::read_to_string(&path).unwrap_or_default();
         if actual == expected {
             continue;
@@ -39,7 +38,7 @@ fn every_case_comes_out_as_written() {
 #[test]
 fn the_order_of_objects_decides_nothing() {
     for case in cases() {
-        let input = fs::read_to_string(root().join(&case).join("input.yaml")).expect("a case has an input");
+        let input = input(&case);
         let mut documents: Vec<_> = input.split("\n---\n").collect();
         let forward = without_origins(&outcome(&documents.join("\n---\n")));
         documents.reverse();
@@ -62,6 +61,16 @@ fn cases() -> Vec<String> {
     cases.sort();
     assert!(!cases.is_empty());
     cases
+}
+
+fn input(case: &str) -> String {
+    let directory = root().join(case);
+    let Ok(names) = fs::read_to_string(directory.join("input.examples")) else {
+        return fs::read_to_string(directory.join("input.yaml")).expect("a case has an input");
+    };
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/examples");
+    let read = |name: &str| fs::read_to_string(examples.join(format!("{name}.yaml"))).expect("an example");
+    names.lines().map(read).collect::<Vec<_>>().join("---\n")
 }
 
 fn outcome(input: &str) -> String {

@@ -10,6 +10,7 @@ use super::Options;
 use super::annotations::{self, Policy};
 use super::certificates::Certificates;
 use super::classes::{self, Served};
+use super::config::{self, Gate};
 use super::endpoints::Slices;
 use super::findings::{About, Findings};
 use super::routes::{self, Draft};
@@ -46,8 +47,9 @@ pub(super) fn translate(
     let mut upstreams = Upstreams::new(objects, slices);
     let mut certificates = Certificates::new(objects);
     let mut hosts: BTreeMap<HostMatch, Host> = BTreeMap::new();
+    let gate = config::gate(objects, findings);
     for served in classes::served(objects, options, findings) {
-        one_ingress(&served, options, &mut hosts, &mut upstreams, &mut certificates, findings);
+        one_ingress(&served, gate, options, &mut hosts, &mut upstreams, &mut certificates, findings);
     }
     let flag = |name: &str| ObjectId { origin: name.to_owned(), ..ObjectId::default() };
     let default_backend = options.default_backend_service.as_ref().and_then(|service| {
@@ -78,6 +80,7 @@ pub(super) fn translate(
 
 fn one_ingress(
     served: &Served<'_>,
+    gate: Gate,
     options: &Options,
     hosts: &mut BTreeMap<HostMatch, Host>,
     upstreams: &mut Upstreams<'_>,
@@ -96,7 +99,8 @@ fn one_ingress(
         );
         return;
     }
-    let policy = annotations::read(&ingress.metadata, &mut about);
+    let mut policy = annotations::read(&ingress.metadata, &mut about);
+    policy.denied |= gate == Gate::Closed;
     if policy.canary {
         return;
     }

@@ -7,6 +7,7 @@ mod admit;
 mod annotations;
 mod certificates;
 mod classes;
+mod config;
 mod endpoints;
 mod findings;
 mod ingress;
