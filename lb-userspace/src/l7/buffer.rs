@@ -1,0 +1,144 @@
+//! Read buffers and scratch space from per-thread pools.
+//!
+//! A buffer is taken when bytes are there to be read and given back as soon as it is empty, so a
+//! waiting connection holds none and a busy worker needs only a handful, warm in its cache.
+
+use std::cell::RefCell;
+use std::io;
+use std::ops::{Deref, DerefMut};
+use std::task::{Context, Poll, ready};
+
+use super::socket::Socket;
+
+/// Size of a read buffer: a head and a 16 KiB body arrive in one read. Also the limit of a head.
+pub(super) const BUFFER_BYTES: usize = 32 * 1024;
+
+/// Buffers kept per thread; 8 MiB. Beyond that a burst allocates and frees.
+const POOLED_BUFFERS: usize = 256;
+
+/// Scratch vectors kept per thread, and the capacity beyond which one is not kept.
+const POOLED_SCRATCH: usize = 64;
+const SCRATCH_BYTES: usize = 16 * 1024;
+
+thread_local! {
+    static BUFFERS: RefCell<Vec<Box<[u8]>>> = const { RefCell::new(Vec::new()) };
+    static SCRATCH: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Bytes read and not yet consumed; holds memory only while there are any.
+#[derive(Default)]
+pub(super) struct Buf {
+    data: Box<[u8]>,
+    start: usize,
+    end: usize,
+}
+
+impl Buf {
+    /// What was read and not consumed.
+    pub(super) fn bytes(&self) -> &[u8] {
+        self.data.get(self.start..self.end).unwrap_or_default()
+    }
+
+    /// No bytes are left.
+    pub(super) fn is_empty(&self) -> bool {
+        self.start == self.end
+    }
+
+    /// There is no room for more, even after moving the bytes to the front.
+    pub(super) fn is_full(&self) -> bool {
+        self.end - self.start == BUFFER_BYTES
+    }
+
+    /// Forgets the first `n` bytes; gives the memory back when none is left.
+    pub(super) fn consume(&mut self, n: usize) {
+        self.start = self.end.min(self.start.saturating_add(n));
+        if self.is_empty() {
+            self.release();
+        }
+    }
+
+    /// Reads once from `socket` behind the bytes there are; 0 is the end of the stream.
+    pub(super) fn poll_fill(&mut self, cx: &mut Context<'_>, socket: &Socket<'_>) -> Poll<io::Result<usize>> {
+        ready!(socket.poll_readable(cx))?;
+        let read = socket.poll_read(cx, self.space());
+        if let Poll::Ready(Ok(n)) = &read {
+            self.end += n;
+        }
+        if self.is_empty() {
+            self.release();
+        }
+        read
+    }
+
+    /// Room behind the bytes there are; takes a buffer from the pool if none is held.
+    fn space(&mut self) -> &mut [u8] {
+        if self.data.is_empty() {
+            self.data =
+                BUFFERS.with_borrow_mut(Vec::pop).unwrap_or_else(|| vec![0; BUFFER_BYTES].into_boxed_slice());
+        }
+        if self.end == self.data.len() && self.start > 0 {
+            self.data.copy_within(self.start..self.end, 0);
+            self.end -= self.start;
+            self.start = 0;
+        }
+        self.data.get_mut(self.end..).unwrap_or_default()
+    }
+
+    fn release(&mut self) {
+        (self.start, self.end) = (0, 0);
+        if self.data.is_empty() {
+            return;
+        }
+        let data = std::mem::take(&mut self.data);
+        BUFFERS.with_borrow_mut(|pool| {
+            if pool.len() < POOLED_BUFFERS {
+                pool.push(data);
+            }
+        });
+    }
+}
+
+impl Drop for Buf {
+    fn drop(&mut self) {
+        self.release();
+    }
+}
+
+/// A vector to build a head in; its memory goes back to the thread's pool.
+pub(super) struct Scratch(Vec<u8>);
+
+impl Scratch {
+    /// An empty one.
+    pub(super) fn take() -> Self {
+        Self(SCRATCH.with_borrow_mut(Vec::pop).unwrap_or_else(|| Vec::with_capacity(1024)))
+    }
+}
+
+impl Deref for Scratch {
+    type Target = Vec<u8>;
+
+    fn deref(&self) -> &Vec<u8> {
+        &self.0
+    }
+}
+
+impl DerefMut for Scratch {
+    fn deref_mut(&mut self) -> &mut Vec<u8> {
+        &mut self.0
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let mut scratch = std::mem::take(&mut self.0);
+        if scratch.capacity() > SCRATCH_BYTES {
+            return;
+        }
+        scratch.clear();
+        SCRATCH.with_borrow_mut(|pool| {
+            if pool.len() < POOLED_SCRATCH {
+                pool.push(scratch);
+            }
+        });
+    }
+}

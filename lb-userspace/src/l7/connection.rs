@@ -1,0 +1,346 @@
+//! One client connection: reads heads, decides, answers or has the request exchanged, and keeps
+//! the connection for the next one.
+
+use std::future::poll_fn;
+use std::io::IoSlice;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use tokio::net::TcpStream;
+
+use super::buffer::{Buf, Scratch};
+use super::exchange::{self, Outgoing, Sent};
+use super::filters::{Answer, Asked, Next, Scheme, decide};
+use super::h1::head::{Lines, Refusal};
+use super::h1::{Body, Request, Version};
+use super::heads::{self, After, Client};
+use super::metrics::Method;
+use super::route::Labels;
+use super::snapshot::Snapshot;
+use super::socket::{Presence, Socket};
+use super::timers::{Alarm, Due};
+use super::worker::Worker;
+
+/// Longest wait for the next request (`keep-alive`).
+const KEEP_ALIVE: Duration = Duration::from_secs(75);
+/// Longest time for a whole head, and for a TLS handshake (`client-header-timeout`).
+const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
+/// Requests of one connection (`keep-alive-requests`).
+const REQUESTS_MAX: u32 = 1000;
+/// After an early answer, how long and how much of the unread body is thrown away, so that the
+/// client sees the answer and not a reset (`lingering_timeout`).
+const LINGER: Duration = Duration::from_secs(5);
+const LINGER_BYTES: u64 = 16 << 20;
+/// Longest silence of a client that should take a response (`client-body-timeout`,
+/// `send_timeout`).
+pub(super) const CLIENT_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A client connection between and during requests.
+pub(super) struct Connection<'w, 's> {
+    pub(super) worker: &'w Rc<Worker>,
+    pub(super) socket: Socket<'s>,
+    pub(super) buf: Buf,
+    pub(super) alarm: Alarm,
+    pub(super) client: Client,
+    requests: u32,
+}
+
+/// What a request leaves of its connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Left {
+    /// The next request may come.
+    Open,
+    /// All was said; body bytes may still arrive.
+    Finished,
+    /// Nothing more can be said.
+    Broken,
+}
+
+/// Serves one accepted connection to its end.
+pub(super) async fn serve(worker: Rc<Worker>, mut stream: TcpStream, peer: SocketAddr, scheme: Scheme) {
+    let port = stream.local_addr().map_or(0, |addr| addr.port());
+    let client = Client { addr: peer.ip().to_canonical(), scheme, port };
+    let socket = match scheme {
+        Scheme::Http => Ok(Socket::plain(&mut stream)),
+        Scheme::Https => Socket::tls_server(&mut stream, worker.tls()),
+    };
+    let Ok(socket) = socket else { return };
+    let alarm = worker.timers.alarm();
+    let mut connection =
+        Connection { worker: &worker, socket, buf: Buf::default(), alarm, client, requests: 0 };
+    connection.run().await;
+}
+
+impl Connection<'_, '_> {
+    async fn run(&mut self) {
+        if !self.handshake().await {
+            self.worker.counters.borrow_mut().failed_handshakes += 1;
+            return;
+        }
+        loop {
+            match self.request().await {
+                Left::Open => {}
+                Left::Finished => return self.linger().await,
+                Left::Broken => return,
+            }
+        }
+    }
+
+    async fn handshake(&mut self) -> bool {
+        let due = self.alarm.due(HEAD_TIMEOUT);
+        poll_fn(|cx| {
+            if let Poll::Ready(done) = self.socket.poll_handshake(cx) {
+                return Poll::Ready(done.is_ok());
+            }
+            self.alarm.poll_due(cx, due).map(|()| false)
+        })
+        .await
+    }
+
+    /// One request from its first byte to the last byte of its response.
+    async fn request(&mut self) -> Left {
+        let mut due = self.alarm.due(if self.requests == 0 { HEAD_TIMEOUT } else { KEEP_ALIVE });
+        let mut begun = !self.buf.is_empty();
+        loop {
+            if !self.buf.is_empty() {
+                if !begun {
+                    (begun, due) = (true, self.alarm.due(HEAD_TIMEOUT));
+                }
+                // Parsed anew after each read; heads nearly always arrive in one.
+                let mut lines = Lines::new();
+                match Request::parse(self.buf.bytes(), &mut lines) {
+                    Ok(None) if self.buf.is_full() => return self.refuse(Refusal::HeadTooLarge).await,
+                    Ok(None) => {}
+                    Ok(Some(request)) => {
+                        let started = Instant::now();
+                        let plan = self.plan(&request);
+                        return self.carry_out(plan, started).await;
+                    }
+                    Err(refusal) => return self.refuse(refusal).await,
+                }
+            }
+            match self.fill(due, begun).await {
+                Filled::Bytes => {}
+                Filled::End => {
+                    self.socket.close_notify();
+                    return Left::Broken;
+                }
+                Filled::Late if begun => return self.answer_outside(408).await,
+                Filled::Late => return Left::Finished,
+            }
+        }
+    }
+
+    async fn fill(&mut self, due: Due, begun: bool) -> Filled {
+        poll_fn(|cx| {
+            if let Poll::Ready(read) = self.buf.poll_fill(cx, &self.socket) {
+                return Poll::Ready(match read {
+                    Ok(0) | Err(_) => Filled::End,
+                    Ok(_) => Filled::Bytes,
+                });
+            }
+            if !begun && self.worker.is_draining() {
+                return Poll::Ready(Filled::Late);
+            }
+            self.alarm.poll_due(cx, due).map(|()| Filled::Late)
+        })
+        .await
+    }
+
+    /// Everything that has to be known once the head's bytes are gone.
+    fn plan(&self, request: &Request<'_, '_>) -> Plan {
+        let snapshot = self.worker.current.load();
+        let asked = Asked {
+            scheme: self.client.scheme,
+            host: request.host,
+            target: request.target,
+            length: request.length,
+        };
+        let decision = decide(&snapshot.router, &asked);
+        let body = match (request.chunked, request.length) {
+            (true, _) => Body::Chunked(Default::default()),
+            (false, length) => Body::Length(length.unwrap_or(0)),
+        };
+        let is_last = self.requests + 1 >= REQUESTS_MAX || self.worker.is_draining();
+        let step = match decision.next {
+            Next::Answer(answer) => Step::Answer(answer),
+            Next::Proxy { upstream, target } => {
+                let mut head = Scratch::take();
+                let fresh = self.worker.request_id();
+                let id = request.request_id.unwrap_or(&fresh);
+                heads::request(request, target.as_deref(), self.client, id, &mut head);
+                Step::Exchange(Outgoing {
+                    head,
+                    body: body.clone(),
+                    version: request.version,
+                    is_head: request.method == "HEAD",
+                    is_repeatable: !matches!(request.method, "POST" | "PATCH" | "LOCK"),
+                    upgrades: request.upgrade.is_some(),
+                    expects_continue: request.expects_continue && !body.is_done(),
+                    upstream,
+                })
+            }
+        };
+        Plan {
+            head_len: request.len,
+            method: Method::of(request.method),
+            is_head: request.method == "HEAD",
+            version: request.version,
+            after: if request.persists && !is_last { After::Keep } else { After::Close },
+            body,
+            step,
+            route: decision.route.id,
+            labels: Arc::clone(&decision.route.labels),
+            filters: exchange::Limits::of(&decision.route.filters),
+            snapshot: Rc::clone(&snapshot),
+        }
+    }
+
+    async fn carry_out(&mut self, plan: Plan, started: Instant) -> Left {
+        self.requests += 1;
+        self.buf.consume(plan.head_len);
+        let Plan { method, is_head, version, after, body, step, route, labels, filters, snapshot, .. } = plan;
+        let (status, left) = match step {
+            Step::Answer(answer) => self.answer(&answer, is_head, version, after, body).await,
+            Step::Exchange(outgoing) => {
+                match exchange::run(self, &snapshot, outgoing, filters, after).await {
+                    Sent::Response { status, after: After::Keep } => (status, Left::Open),
+                    Sent::Response { status, after: After::Close } => (status, Left::Finished),
+                    Sent::Broken { status } => (status, Left::Broken),
+                    Sent::Nothing { status } => {
+                        // Nothing went to the client yet, so it can still be told what happened. What
+                        // is left of its body is unknown by now, so the connection ends.
+                        let keep = body.is_done();
+                        let after = if keep { after } else { After::Close };
+                        self.answer(&Answer::Status(status), is_head, version, after, Body::Length(0)).await
+                    }
+                }
+            }
+        };
+        self.worker.counters.borrow_mut().request(route, &labels, method, status, started.elapsed());
+        left
+    }
+
+    /// Sends a response of our own, and reads over the request's body where all of it is here.
+    async fn answer(
+        &mut self,
+        answer: &Answer,
+        is_head: bool,
+        version: Version,
+        mut after: After,
+        mut body: Body,
+    ) -> (u16, Left) {
+        match body.take(self.buf.bytes()) {
+            Ok(n) => self.buf.consume(n),
+            Err(_) => after = After::Close,
+        }
+        if !body.is_done() {
+            after = After::Close;
+        }
+        let mut out = Scratch::take();
+        let status = heads::answer(answer, is_head, version, self.client.scheme, after, &mut out);
+        let left = match (self.send(&out).await, after) {
+            (false, _) => Left::Broken,
+            (true, After::Keep) => Left::Open,
+            (true, After::Close) => Left::Finished,
+        };
+        (status, left)
+    }
+
+    /// A head we do not accept: say why and close.
+    async fn refuse(&mut self, refusal: Refusal) -> Left {
+        tracing::debug!(client = %self.client.addr, %refusal, "request refused");
+        self.answer_outside(refusal.status()).await
+    }
+
+    /// An answer to bytes that are no request: counted, but under no route.
+    async fn answer_outside(&mut self, status: u16) -> Left {
+        self.worker.counters.borrow_mut().refused(status);
+        let answer = Answer::Status(status);
+        self.answer(&answer, false, Version::Http11, After::Close, Body::UntilClose).await.1
+    }
+
+    /// Writes all of `bytes`; false if the client is gone or does not take them.
+    pub(super) async fn send(&mut self, bytes: &[u8]) -> bool {
+        let due = self.alarm.due(CLIENT_TIMEOUT);
+        let mut sent = 0;
+        poll_fn(|cx| {
+            while let Some(rest) = bytes.get(sent..).filter(|rest| !rest.is_empty()) {
+                match self.socket.poll_write(cx, &[IoSlice::new(rest)]) {
+                    Poll::Ready(Ok(n)) => sent += n,
+                    Poll::Ready(Err(_)) => return Poll::Ready(false),
+                    Poll::Pending => return self.alarm.poll_due(cx, due).map(|()| false),
+                }
+            }
+            match self.socket.poll_flush(cx) {
+                Poll::Ready(flushed) => Poll::Ready(flushed.is_ok()),
+                Poll::Pending => self.alarm.poll_due(cx, due).map(|()| false),
+            }
+        })
+        .await
+    }
+
+    /// Ends our direction and throws away what the client still sends, for a while.
+    async fn linger(&mut self) {
+        let due = self.alarm.due(LINGER);
+        let mut finished = false;
+        let mut left = LINGER_BYTES;
+        poll_fn(|cx| {
+            if !finished {
+                match self.socket.poll_finish(cx) {
+                    Poll::Ready(Ok(())) => finished = true,
+                    Poll::Ready(Err(_)) => return Poll::Ready(()),
+                    Poll::Pending => return self.alarm.poll_due(cx, due),
+                }
+            }
+            loop {
+                let n = self.buf.bytes().len();
+                self.buf.consume(n);
+                match self.buf.poll_fill(cx, &self.socket) {
+                    Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(()),
+                    Poll::Ready(Ok(n)) => left = left.saturating_sub(n as u64),
+                    Poll::Pending => return self.alarm.poll_due(cx, due),
+                }
+                if left == 0 {
+                    return Poll::Ready(());
+                }
+            }
+        })
+        .await;
+    }
+
+    /// Whether the client went away while its response is awaited; only asked while none of its
+    /// bytes are waiting in our buffer.
+    pub(super) fn poll_gone(&self, cx: &mut Context<'_>) -> bool {
+        self.buf.is_empty() && self.socket.poll_presence(cx) == Poll::Ready(Presence::Gone)
+    }
+}
+
+enum Filled {
+    Bytes,
+    End,
+    Late,
+}
+
+/// A decided request, free of the bytes it was read from.
+struct Plan {
+    head_len: usize,
+    method: Method,
+    is_head: bool,
+    version: Version,
+    after: After,
+    body: Body,
+    step: Step,
+    route: usize,
+    labels: Arc<Labels>,
+    filters: exchange::Limits,
+    snapshot: Rc<Snapshot>,
+}
+
+enum Step {
+    Answer(Answer),
+    Exchange(Outgoing),
+}

@@ -1,0 +1,452 @@
+//! One request and its response through an upstream: endpoint, connection, both bodies, retries.
+
+use std::future::poll_fn;
+use std::io;
+use std::net::SocketAddr;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+
+use super::buffer::{Buf, Scratch};
+use super::connection::{CLIENT_TIMEOUT, Connection};
+use super::h1::head::Lines;
+use super::h1::{Body, Response, Version};
+use super::heads::{self, After};
+use super::metrics::Failure;
+use super::relay::{Broken, Coding, Leg, Waits};
+use super::snapshot::Snapshot;
+use super::socket::Socket;
+use super::timers::Due;
+
+/// Attempts of one request (`proxy-next-upstream-tries`).
+const TRIES: u32 = 3;
+/// Informational responses swallowed before the real one; more is not HTTP.
+const INFORMATIONAL_MAX: u32 = 8;
+
+/// The filters an exchange depends on.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    connect: Duration,
+    send: Duration,
+    read: Duration,
+    max_body_bytes: Option<u64>,
+}
+
+impl Limits {
+    pub(super) fn of(filters: &crate::model::l7::Filters) -> Self {
+        Self {
+            connect: filters.connect_timeout,
+            send: filters.send_timeout,
+            read: filters.read_timeout,
+            max_body_bytes: filters.max_body_bytes,
+        }
+    }
+}
+
+/// A request ready to go upstream.
+pub(super) struct Outgoing {
+    pub(super) head: Scratch,
+    pub(super) body: Body,
+    pub(super) version: Version,
+    pub(super) is_head: bool,
+    /// Sending it twice does no harm (nginx: everything but POST, PATCH, LOCK).
+    pub(super) is_repeatable: bool,
+    pub(super) upgrades: bool,
+    pub(super) expects_continue: bool,
+    pub(super) upstream: usize,
+}
+
+/// What the client got.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sent {
+    /// A whole response.
+    Response { status: u16, after: After },
+    /// A part of one, or the client left.
+    Broken { status: u16 },
+    /// Nothing yet; this status should be answered.
+    Nothing { status: u16 },
+}
+
+/// Why one attempt gave no response.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Failed {
+    /// Not connected: nothing was sent.
+    Connect(Failure),
+    /// Sent at least in part, no byte of a response. A reused connection may simply have been
+    /// closed by the endpoint meanwhile.
+    Silent { failure: Failure, reused: bool, body_sent: bool },
+    /// The upstream's answer cannot be used.
+    BadResponse,
+    /// The client's fault; nobody else has to be asked.
+    Client { status: u16 },
+}
+
+/// Sends the request to endpoints in turn until one answers, as far as repeating it is safe.
+pub(super) async fn run(
+    connection: &mut Connection<'_, '_>,
+    snapshot: &Snapshot,
+    outgoing: Outgoing,
+    limits: Limits,
+    after: After,
+) -> Sent {
+    if outgoing.expects_continue && !connection.send(b"HTTP/1.1 100 Continue\r\n\r\n").await {
+        return Sent::Broken { status: 499 };
+    }
+    let mut tries = 0;
+    let mut fresh = false;
+    let mut endpoint = snapshot.next_endpoint(outgoing.upstream);
+    loop {
+        let Some(at) = endpoint else { return Sent::Nothing { status: 503 } };
+        let failed = match attempt(connection, at, &outgoing, limits, after, fresh).await {
+            Ok(sent) => return sent,
+            Err(failed) => failed,
+        };
+        let (failure, repeatable) = match failed {
+            Failed::Client { status: 499 } => return Sent::Broken { status: 499 },
+            Failed::Client { status } => return Sent::Nothing { status },
+            Failed::Connect(failure) => (failure, true),
+            Failed::Silent { failure, reused, body_sent } => {
+                let repeatable = outgoing.is_repeatable && !body_sent;
+                if reused && repeatable && failure == Failure::Closed {
+                    // A stale connection says nothing about its endpoint: the same one, anew.
+                    fresh = true;
+                    continue;
+                }
+                (failure, repeatable)
+            }
+            Failed::BadResponse => (Failure::BadResponse, false),
+        };
+        connection.worker.counters.borrow_mut().upstream_failure(failure);
+        tries += 1;
+        if !repeatable || tries >= TRIES {
+            return Sent::Nothing { status: failure.status() };
+        }
+        endpoint = snapshot.next_endpoint(outgoing.upstream);
+    }
+}
+
+async fn attempt(
+    connection: &mut Connection<'_, '_>,
+    endpoint: SocketAddr,
+    outgoing: &Outgoing,
+    limits: Limits,
+    after: After,
+    fresh: bool,
+) -> Result<Sent, Failed> {
+    let must_not_repeat = !outgoing.is_repeatable || !outgoing.body.is_done();
+    let pooled = if fresh { None } else { connection.worker.pool.take(endpoint, must_not_repeat) };
+    let (mut stream, requests) = match pooled {
+        Some(pooled) => (pooled.stream, pooled.requests),
+        None => (connect(connection, endpoint, limits.connect).await?, 0),
+    };
+    let upstream = Socket::plain(&mut stream);
+    let mut head = Scratch::take();
+    head.extend_from_slice(&outgoing.head);
+    let mut exchange = Exchange {
+        connection,
+        upstream: &upstream,
+        upload: Leg::new(head, outgoing.body.clone(), Coding::Same, limits.max_body_bytes),
+        upload_broken: false,
+        buf: Buf::default(),
+        informational: 0,
+        outgoing,
+        limits,
+        after,
+    };
+    let answered = exchange.response_head(requests > 0).await?;
+    let sent = match answered {
+        Answered::Switched { head } => exchange.tunnel(head).await,
+        Answered::Response(response) => {
+            let keep_upstream = response.keep_upstream;
+            let sent = exchange.relay(response).await;
+            let clean = exchange.upload.is_done() && exchange.buf.is_empty();
+            if keep_upstream && clean && matches!(sent, Sent::Response { .. }) {
+                let Exchange { connection, .. } = exchange;
+                connection.worker.pool.put(endpoint, stream, requests + 1);
+            }
+            sent
+        }
+    };
+    Ok(sent)
+}
+
+async fn connect(
+    connection: &Connection<'_, '_>,
+    endpoint: SocketAddr,
+    timeout: Duration,
+) -> Result<TcpStream, Failed> {
+    match tokio::time::timeout(timeout, TcpStream::connect(endpoint)).await {
+        Ok(Ok(stream)) => {
+            // Small requests must not wait for an acknowledgement.
+            let _ = stream.set_nodelay(true);
+            connection.worker.counters.borrow_mut().upstream_connections += 1;
+            Ok(stream)
+        }
+        Ok(Err(error)) => {
+            tracing::debug!(%endpoint, %error, "upstream refused the connection");
+            Err(Failed::Connect(Failure::Connect))
+        }
+        Err(_) => Err(Failed::Connect(Failure::ConnectTimeout)),
+    }
+}
+
+/// An attempt that has its connection.
+struct Exchange<'e, 'w, 's, 'u> {
+    connection: &'e mut Connection<'w, 's>,
+    upstream: &'e Socket<'u>,
+    upload: Leg,
+    /// The upstream stopped taking the body; its response may still be good.
+    upload_broken: bool,
+    /// Bytes from the upstream.
+    buf: Buf,
+    informational: u32,
+    outgoing: &'e Outgoing,
+    limits: Limits,
+    after: After,
+}
+
+/// The upstream's answer, free of the bytes it was read from.
+enum Answered {
+    Response(Ready),
+    Switched { head: Scratch },
+}
+
+struct Ready {
+    status: u16,
+    head: Scratch,
+    body: Body,
+    coding: Coding,
+    after: After,
+    keep_upstream: bool,
+}
+
+impl Exchange<'_, '_, '_, '_> {
+    /// Sends the request and waits for the head of its response, both at once: an upstream may
+    /// answer before it has read the whole body.
+    async fn response_head(&mut self, reused: bool) -> Result<Answered, Failed> {
+        let mut due = self.upload_due();
+        let mut moved = 0;
+        poll_fn(|cx| {
+            if let Poll::Ready(Err(failed)) = self.poll_upload(cx) {
+                return Poll::Ready(Err(failed));
+            }
+            match self.poll_head(cx) {
+                Poll::Ready(Ok(answered)) => return Poll::Ready(Ok(answered)),
+                Poll::Ready(Err(NoHead::Bad)) => return Poll::Ready(Err(Failed::BadResponse)),
+                Poll::Ready(Err(NoHead::Closed)) => {
+                    return Poll::Ready(Err(self.silent(Failure::Closed, reused)));
+                }
+                Poll::Pending => {}
+            }
+            let waits_for_upstream = self.upload.is_done() || self.upload_broken;
+            if waits_for_upstream && self.connection.poll_gone(cx) {
+                return Poll::Ready(Err(Failed::Client { status: 499 }));
+            }
+            if self.upload.moved() != moved {
+                (moved, due) = (self.upload.moved(), self.upload_due());
+            }
+            if self.connection.alarm.poll_due(cx, due).is_pending() {
+                return Poll::Pending;
+            }
+            let from_client = !waits_for_upstream && self.upload.waits == Waits::ForSender;
+            Poll::Ready(Err(match from_client {
+                true => Failed::Client { status: 408 },
+                false => self.silent(Failure::Timeout, reused),
+            }))
+        })
+        .await
+    }
+
+    fn upload_due(&self) -> Due {
+        let alarm = &self.connection.alarm;
+        match self.upload.waits {
+            _ if self.upload.is_done() || self.upload_broken => alarm.due(self.limits.read),
+            Waits::ForReceiver => alarm.due(self.limits.send),
+            Waits::ForSender => alarm.due(CLIENT_TIMEOUT),
+        }
+    }
+
+    fn silent(&self, failure: Failure, reused: bool) -> Failed {
+        let body_sent = self.upload.body != self.outgoing.body;
+        Failed::Silent { failure, reused, body_sent }
+    }
+
+    /// Moves the request on. Ready only with a fault of the client.
+    fn poll_upload(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failed>> {
+        if self.upload.is_done() || self.upload_broken {
+            return Poll::Ready(Ok(()));
+        }
+        let Connection { socket, buf, .. } = &mut *self.connection;
+        match self.upload.poll(cx, socket, buf, self.upstream) {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(Ok(())) => Poll::Ready(Ok(())),
+            Poll::Ready(Err(Broken::Receiver(_))) => {
+                self.upload_broken = true;
+                Poll::Ready(Ok(()))
+            }
+            Poll::Ready(Err(Broken::Sender(_))) => Poll::Ready(Err(Failed::Client { status: 499 })),
+            Poll::Ready(Err(Broken::Framing)) => Poll::Ready(Err(Failed::Client { status: 400 })),
+            Poll::Ready(Err(Broken::TooLarge)) => Poll::Ready(Err(Failed::Client { status: 413 })),
+        }
+    }
+
+    /// Reads until a final response head is there.
+    fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Answered, NoHead>> {
+        loop {
+            if !self.buf.is_empty() {
+                let mut lines = Lines::new();
+                let parsed = Response::parse(self.buf.bytes(), &mut lines).map_err(|refusal| {
+                    tracing::debug!(%refusal, "upstream sent an unusable head");
+                    NoHead::Bad
+                })?;
+                match parsed {
+                    Some(response) if response.status == 101 => {
+                        if !self.outgoing.upgrades {
+                            return Poll::Ready(Err(NoHead::Bad));
+                        }
+                        let mut head = Scratch::take();
+                        heads::switching(&response, self.connection.client.scheme, &mut head);
+                        let len = response.len;
+                        self.buf.consume(len);
+                        return Poll::Ready(Ok(Answered::Switched { head }));
+                    }
+                    Some(response) if response.status < 200 => {
+                        self.informational += 1;
+                        if self.informational > INFORMATIONAL_MAX {
+                            return Poll::Ready(Err(NoHead::Bad));
+                        }
+                        let len = response.len;
+                        self.buf.consume(len);
+                        continue;
+                    }
+                    Some(response) => {
+                        let (ready, len) = self.ready(&response);
+                        self.buf.consume(len);
+                        return Poll::Ready(Ok(Answered::Response(ready)));
+                    }
+                    None if self.buf.is_full() => return Poll::Ready(Err(NoHead::Bad)),
+                    None => {}
+                }
+            }
+            match self.buf.poll_fill(cx, self.upstream) {
+                Poll::Ready(Ok(0)) if self.buf.is_empty() => return Poll::Ready(Err(NoHead::Closed)),
+                Poll::Ready(Ok(0)) => return Poll::Ready(Err(NoHead::Bad)),
+                Poll::Ready(Ok(_)) => {}
+                Poll::Ready(Err(_)) => return Poll::Ready(Err(NoHead::Closed)),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    }
+
+    fn ready(&self, response: &Response<'_, '_>) -> (Ready, usize) {
+        let bodyless = self.outgoing.is_head || matches!(response.status, 204 | 304);
+        let (body, coding) = match (bodyless, response.chunked, response.length) {
+            (true, ..) => (Body::Length(0), Coding::Same),
+            (false, true, _) if self.outgoing.version == Version::Http10 => {
+                (Body::Chunked(Default::default()), Coding::Decoded)
+            }
+            (false, true, _) => (Body::Chunked(Default::default()), Coding::Same),
+            (false, false, Some(length)) => (Body::Length(length), Coding::Same),
+            (false, false, None) => (Body::UntilClose, Coding::Same),
+        };
+        // Where only the close can tell the end, the client's connection has to close, too. And
+        // where the upload is not through, nobody knows where the next request would start.
+        let delimited = body != Body::UntilClose && coding == Coding::Same;
+        let after = match self.after {
+            After::Keep if delimited && self.upload.is_done() && !self.connection.worker.is_draining() => {
+                After::Keep
+            }
+            _ => After::Close,
+        };
+        let mut head = Scratch::take();
+        let Connection { client, .. } = &*self.connection;
+        heads::response(response, self.outgoing.version, client.scheme, after, &mut head);
+        let keep_upstream = response.persists && body != Body::UntilClose;
+        (Ready { status: response.status, head, body, coding, after, keep_upstream }, response.len)
+    }
+
+    /// Passes the response on while the rest of the request may still go the other way.
+    async fn relay(&mut self, ready: Ready) -> Sent {
+        let Ready { status, head, body, coding, after, keep_upstream: _ } = ready;
+        let mut download = Leg::new(head, body, coding, None);
+        let mut due = self.connection.alarm.due(self.limits.read);
+        let mut moved = 0;
+        let through = poll_fn(|cx| {
+            if let Poll::Ready(Err(_)) = self.poll_upload(cx) {
+                // The client broke off its body; the response alone may still be wanted.
+                self.upload_broken = true;
+            }
+            match download.poll(cx, self.upstream, &mut self.buf, &self.connection.socket) {
+                Poll::Ready(result) => return Poll::Ready(result),
+                Poll::Pending => {}
+            }
+            let now = download.moved() + self.upload.moved();
+            if now != moved {
+                moved = now;
+                due = self.connection.alarm.due(match download.waits {
+                    Waits::ForSender => self.limits.read,
+                    Waits::ForReceiver => CLIENT_TIMEOUT,
+                });
+            }
+            let late = || match download.waits {
+                Waits::ForSender => Broken::Sender(io::ErrorKind::TimedOut.into()),
+                Waits::ForReceiver => Broken::Receiver(io::ErrorKind::TimedOut.into()),
+            };
+            self.connection.alarm.poll_due(cx, due).map(|()| Err(late()))
+        })
+        .await;
+        match through {
+            Ok(()) => Sent::Response { status, after },
+            Err(Broken::Receiver(_)) => Sent::Broken { status: 499 },
+            Err(error) => {
+                tracing::debug!(%error, status, "response cut off by the upstream");
+                self.connection.worker.counters.borrow_mut().upstream_failure(Failure::CutOff);
+                Sent::Broken { status }
+            }
+        }
+    }
+
+    /// After 101: bytes both ways until both sides closed or neither spoke for the read timeout.
+    async fn tunnel(&mut self, head: Scratch) -> Sent {
+        let mut down = Leg::new(head, Body::UntilClose, Coding::Same, None);
+        let mut up = Leg::new(Scratch::take(), Body::UntilClose, Coding::Same, None);
+        let (mut down_ended, mut up_ended) = (false, false);
+        let mut due = self.connection.alarm.due(self.limits.read);
+        let mut moved = 0;
+        let Connection { socket: client, buf: client_buf, alarm, .. } = &mut *self.connection;
+        poll_fn(|cx| {
+            if !down_ended {
+                match down.poll(cx, self.upstream, &mut self.buf, client) {
+                    Poll::Ready(Ok(())) if client.poll_finish(cx).is_ready() => down_ended = true,
+                    Poll::Ready(Err(_)) => return Poll::Ready(()),
+                    Poll::Ready(Ok(())) | Poll::Pending => {}
+                }
+            }
+            if !up_ended {
+                match up.poll(cx, client, client_buf, self.upstream) {
+                    Poll::Ready(Ok(())) if self.upstream.poll_finish(cx).is_ready() => up_ended = true,
+                    Poll::Ready(Err(_)) => return Poll::Ready(()),
+                    Poll::Ready(Ok(())) | Poll::Pending => {}
+                }
+            }
+            if down_ended && up_ended {
+                return Poll::Ready(());
+            }
+            let now = down.moved() + up.moved();
+            if now != moved {
+                (moved, due) = (now, alarm.due(self.limits.read));
+            }
+            alarm.poll_due(cx, due)
+        })
+        .await;
+        Sent::Broken { status: 101 }
+    }
+}
+
+enum NoHead {
+    /// Closed without a byte.
+    Closed,
+    /// Bytes that are no response.
+    Bad,
+}

@@ -1,0 +1,140 @@
+//! `penstock explain URL`: the decision of [`super::filters::decide`] in words.
+
+use std::net::IpAddr;
+
+use crate::model::l7::{L7, SslRedirect};
+use crate::model::report::{Explanation, Step};
+
+use super::filters::{Answer, Asked, Decision, Next, decide};
+
+pub use super::filters::Scheme;
+use super::route::{HostFound, RouteAction, Router, host_label};
+
+/// A request to explain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Request {
+    /// By which listener it comes.
+    pub scheme: Scheme,
+    /// Host header, with or without port.
+    pub host: String,
+    /// Path and query.
+    pub target: String,
+    /// Method.
+    pub method: String,
+    /// Further headers; Content-Length counts.
+    pub headers: Vec<(String, String)>,
+    /// Who asks.
+    pub client: IpAddr,
+}
+
+/// Tells step by step which location takes the request, what its policies do and where it goes.
+pub fn explain(l7: &L7, request: &Request) -> Explanation {
+    let router = Router::new(l7);
+    let length = request
+        .headers
+        .iter()
+        .find(|(name, _)| name.eq_ignore_ascii_case("content-length"))
+        .and_then(|(_, value)| value.parse().ok());
+    let asked = Asked {
+        scheme: request.scheme,
+        host: request.host.as_bytes(),
+        target: request.target.as_bytes(),
+        length,
+    };
+    let decision = decide(&router, &asked);
+
+    let mut steps = vec![host_step(&request.host, &decision), path_step(&request.target, &decision)];
+    steps.extend(filter_steps(request, &decision));
+    steps.push(upstream_step(&router, &decision));
+    Explanation {
+        question: format!(
+            "{} {}://{}{}",
+            request.method,
+            request.scheme.as_str(),
+            request.host,
+            request.target
+        ),
+        steps,
+        verdict: verdict(&router, request, &decision),
+    }
+}
+
+fn step(name: &str, detail: String) -> Step {
+    Step { name: name.to_owned(), detail }
+}
+
+fn host_step(host: &str, decision: &Decision<'_>) -> Step {
+    let label = host_label(&decision.site.host);
+    let detail = match decision.host {
+        HostFound::Exact => format!("{label}: named exactly"),
+        HostFound::Wildcard => format!("{host} matches the wildcard {label}; no server names it exactly"),
+        HostFound::Unnamed => format!("no server names {host:?}: the catch-all host _ takes it"),
+    };
+    step("host", detail)
+}
+
+fn path_step(target: &str, decision: &Decision<'_>) -> Step {
+    let labels = &decision.route.labels;
+    let by = match labels.ingress.as_str() {
+        "" => "the default backend".to_owned(),
+        name => format!("Ingress {}/{name}, path {}", labels.namespace, labels.path),
+    };
+    step("path", format!("{target} is taken by {} of {by}", decision.route.describe()))
+}
+
+fn filter_steps(request: &Request, decision: &Decision<'_>) -> Vec<Step> {
+    let filters = &decision.route.filters;
+    let mut steps = Vec::new();
+    if let Some(max) = filters.max_body_bytes {
+        steps.push(step("body-size", format!("bodies up to {max} bytes; longer ones are answered 413")));
+    }
+    if let Next::Proxy { target: Some(target), .. } = &decision.next {
+        steps.push(step("rewrite", format!("becomes {}", String::from_utf8_lossy(target))));
+    }
+    if filters.ssl_redirect == SslRedirect::Always {
+        let detail = match request.scheme {
+            Scheme::Http => "plain http is redirected to https with 308",
+            Scheme::Https => "already https, nothing to redirect",
+        };
+        steps.push(step("ssl-redirect", detail.to_owned()));
+    }
+    steps
+}
+
+fn upstream_step(router: &Router, decision: &Decision<'_>) -> Step {
+    let index = match decision.route.action {
+        RouteAction::Proxy(index) | RouteAction::DefaultBackend(index) => index,
+        RouteAction::Redirect => {
+            return step("upstream", "none: the location answers with a redirect".to_owned());
+        }
+        RouteAction::Deny => {
+            return step("upstream", "denied: its Ingress holds what cannot be honoured".to_owned());
+        }
+    };
+    let detail = match index.and_then(|i| router.upstreams.get(i)) {
+        Some(upstream) => {
+            let endpoints: Vec<_> = upstream.endpoints.iter().map(ToString::to_string).collect();
+            format!("{}: {} ready endpoints [{}]", upstream.name.0, endpoints.len(), endpoints.join(", "))
+        }
+        None => "none".to_owned(),
+    };
+    step("upstream", detail)
+}
+
+fn verdict(router: &Router, request: &Request, decision: &Decision<'_>) -> String {
+    match &decision.next {
+        Next::Proxy { upstream, target } => {
+            let name = router.upstreams.get(*upstream).map_or("", |u| u.name.0.as_str());
+            let target = match target {
+                Some(target) => String::from_utf8_lossy(target).into_owned(),
+                None => request.target.clone(),
+            };
+            format!("proxied to {name} as {} {target}", request.method)
+        }
+        Next::Answer(Answer::Status(status)) => format!("answered {status}"),
+        Next::Answer(Answer::Redirect { status, location }) => {
+            format!("answered {status} to {}", String::from_utf8_lossy(location))
+        }
+        Next::Answer(Answer::Healthy) => "answered 200 (health check)".to_owned(),
+    }
+}

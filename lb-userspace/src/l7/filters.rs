@@ -1,0 +1,238 @@
+//! What happens to a request that found its location: the typed policies in ingress-nginx's order.
+//!
+//! Pure. The proxy and `explain` run the same function.
+
+use crate::model::l7::{PathMatch, Piece, RedirectQuery, Rewrite, SslRedirect};
+
+use super::path::{self, BadPath};
+use super::route::{Found, HostFound, Route, RouteAction, Router, Site, bare_host};
+
+/// HTTP-01 challenges have to arrive over plain HTTP whatever the location says.
+const NEVER_TO_HTTPS: &[u8] = b"/.well-known/acme-challenge";
+
+/// Answered on hosts that no server names; load balancers in front probe it.
+const HEALTH_PATH: &[u8] = b"/healthz";
+
+/// Scheme by which the request came, decided by the listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scheme {
+    /// Plain.
+    Http,
+    /// TLS.
+    Https,
+}
+
+impl Scheme {
+    /// `http` or `https`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Https => "https",
+        }
+    }
+}
+
+/// What a decision depends on.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Asked<'a> {
+    pub(super) scheme: Scheme,
+    /// Host header, as sent.
+    pub(super) host: &'a [u8],
+    /// Path and query, as sent.
+    pub(super) target: &'a [u8],
+    /// `Content-Length`.
+    pub(super) length: Option<u64>,
+}
+
+/// What becomes of a request and by which location.
+#[derive(Debug)]
+pub(super) struct Decision<'r> {
+    pub(super) site: &'r Site,
+    pub(super) host: HostFound,
+    pub(super) route: &'r Route,
+    pub(super) next: Next,
+}
+
+/// The last step of a [`Decision`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Next {
+    /// To an upstream, which has endpoints.
+    Proxy {
+        /// Index in the router.
+        upstream: usize,
+        /// Request target if it is not the client's.
+        target: Option<Vec<u8>>,
+    },
+    /// Answered here.
+    Answer(Answer),
+}
+
+/// A response of our own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Answer {
+    /// An error page.
+    Status(u16),
+    /// A redirect.
+    Redirect {
+        /// 300 to 308.
+        status: u16,
+        /// Location header.
+        location: Vec<u8>,
+    },
+    /// 200 for `/healthz`.
+    Healthy,
+}
+
+/// Decides about one request.
+pub(super) fn decide<'r>(router: &'r Router, asked: &Asked<'_>) -> Decision<'r> {
+    let (site, host) = router.site(asked.host);
+    let (raw_path, query) = path::split_query(asked.target);
+    let normal = match path::normalize(raw_path) {
+        Ok(normal) => normal,
+        Err(BadPath) => {
+            let Found { route, .. } = site.find(b"/");
+            return Decision { site, host, route, next: Next::Answer(Answer::Status(400)) };
+        }
+    };
+    let Found { route, add_slash } = site.find(&normal);
+    let next = if let Some(root) = site.app_root.as_ref().filter(|_| normal.as_ref() == b"/") {
+        Next::Answer(app_root(asked, root))
+    } else if add_slash {
+        Next::Answer(slash_redirect(asked, &normal, query))
+    } else if is_health_check(asked.scheme, host, &normal, route) {
+        Next::Answer(Answer::Healthy)
+    } else {
+        filter(router, route, asked, &normal, query)
+    };
+    Decision { site, host, route, next }
+}
+
+/// Reference 4.1, items 4 to 6.
+fn filter(router: &Router, route: &Route, asked: &Asked<'_>, path: &[u8], query: Option<&[u8]>) -> Next {
+    let filters = &route.filters;
+    if filters.max_body_bytes.is_some_and(|max| asked.length.is_some_and(|length| length > max)) {
+        return Next::Answer(Answer::Status(413));
+    }
+    if route.action == RouteAction::Deny {
+        return Next::Answer(Answer::Status(503));
+    }
+    if let Some(answer) = redirect(route, path, query) {
+        return Next::Answer(answer);
+    }
+    let rewritten = filters.rewrite.as_ref().and_then(|rewrite| expand(rewrite, path, query));
+    if let Some(location) = rewritten.as_ref().filter(|target| is_absolute(target)) {
+        return Next::Answer(Answer::Redirect { status: 302, location: location.clone() });
+    }
+    let to_https = asked.scheme == Scheme::Http && filters.ssl_redirect == SslRedirect::Always;
+    if to_https && !path.starts_with(NEVER_TO_HTTPS) {
+        return Next::Answer(https_redirect(asked));
+    }
+    let (upstream, without) = match route.action {
+        RouteAction::Proxy(upstream) => (upstream, 503),
+        RouteAction::DefaultBackend(upstream) => (upstream, 404),
+        RouteAction::Redirect | RouteAction::Deny => (None, 503),
+    };
+    let ready = |&i: &usize| router.upstreams.get(i).is_some_and(|u| !u.endpoints.is_empty());
+    match upstream.filter(ready) {
+        Some(upstream) => Next::Proxy { upstream, target: rewritten },
+        None => Next::Answer(Answer::Status(without)),
+    }
+}
+
+/// On `_` over plain HTTP, unless a user's location claims the path.
+fn is_health_check(scheme: Scheme, host: HostFound, path: &[u8], route: &Route) -> bool {
+    scheme == Scheme::Http
+        && host == HostFound::Unnamed
+        && path == HEALTH_PATH
+        && route.literal_len() < HEALTH_PATH.len()
+}
+
+/// Where the pattern matches anywhere, the whole path becomes the target.
+fn expand(rewrite: &Rewrite, path: &[u8], query: Option<&[u8]>) -> Option<Vec<u8>> {
+    let text = String::from_utf8_lossy(path);
+    let captures = rewrite.pattern.regex().captures(&text)?;
+    let mut target = Vec::with_capacity(path.len() + 32);
+    let mut own_query = false;
+    for piece in &rewrite.target.0 {
+        match piece {
+            Piece::Literal(literal) => {
+                own_query |= literal.contains('?');
+                path::escape_literal(literal.as_bytes(), &mut target);
+            }
+            Piece::Capture(n) => {
+                let captured = captures.get(*n).map_or("", |found| found.as_str());
+                path::escape_path(captured.as_bytes(), &mut target);
+            }
+        }
+    }
+    if !target.starts_with(b"/") && !is_absolute(&target) {
+        target.insert(0, b'/');
+    }
+    if let Some(query) = query.filter(|_| !own_query) {
+        target.push(b'?');
+        target.extend_from_slice(query);
+    }
+    Some(target)
+}
+
+fn is_absolute(target: &[u8]) -> bool {
+    target.starts_with(b"http://") || target.starts_with(b"https://")
+}
+
+/// `permanent-redirect` and its kin, with the captures of a regex location.
+fn redirect(route: &Route, path: &[u8], query: Option<&[u8]>) -> Option<Answer> {
+    let redirect = route.redirect.as_ref()?;
+    let text = String::from_utf8_lossy(path);
+    let captures = match &route.path {
+        Some(PathMatch::Regex(pattern)) => pattern.regex().captures(&text),
+        _ => None,
+    };
+    let mut location = Vec::new();
+    for piece in &redirect.location.0 {
+        match piece {
+            Piece::Literal(literal) => location.extend_from_slice(literal.as_bytes()),
+            Piece::Capture(n) => {
+                let captured = captures.as_ref().and_then(|found| found.get(*n)).map_or("", |m| m.as_str());
+                path::escape_path(captured.as_bytes(), &mut location);
+            }
+        }
+    }
+    if let Some(query) =
+        query.filter(|_| redirect.query == RedirectQuery::Append && !location.contains(&b'?'))
+    {
+        location.push(b'?');
+        location.extend_from_slice(query);
+    }
+    Some(Answer::Redirect { status: redirect.status, location })
+}
+
+/// To `app-root`, on the host and port the client named.
+fn app_root(asked: &Asked<'_>, root: &str) -> Answer {
+    let location = [asked.scheme.as_str().as_bytes(), b"://", asked.host, root.as_bytes()].concat();
+    Answer::Redirect { status: 302, location }
+}
+
+/// nginx's directory redirect: absolute, to the host as the client wrote it, without a port.
+fn slash_redirect(asked: &Asked<'_>, path: &[u8], query: Option<&[u8]>) -> Answer {
+    let mut location = Vec::with_capacity(asked.host.len() + path.len() + 16);
+    location.extend_from_slice(asked.scheme.as_str().as_bytes());
+    location.extend_from_slice(b"://");
+    location.extend_from_slice(bare_host(asked.host));
+    path::escape_path(path, &mut location);
+    location.push(b'/');
+    if let Some(query) = query {
+        location.push(b'?');
+        location.extend_from_slice(query);
+    }
+    Answer::Redirect { status: 301, location }
+}
+
+/// To the same target over https, one trailing slash cut (reference 4.7).
+fn https_redirect(asked: &Asked<'_>) -> Answer {
+    let target = asked.target.strip_suffix(b"/").unwrap_or(asked.target);
+    let mut location = Vec::with_capacity(asked.host.len() + target.len() + 8);
+    location.extend_from_slice(b"https://");
+    location.extend_from_slice(bare_host(asked.host));
+    location.extend_from_slice(target);
+    Answer::Redirect { status: 308, location }
+}

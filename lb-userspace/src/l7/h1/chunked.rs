@@ -1,0 +1,274 @@
+//! Chunked transfer coding, strict: CRLF only, sizes of bounded length, trailers that cannot
+//! change the meaning of the message. Bytes that pass may be forwarded exactly as they are.
+
+/// Hex digits of a chunk size; 16 would already overflow sizes anybody can send.
+const SIZE_DIGITS: u8 = 15;
+/// Bytes of extensions one chunk may carry; they mean nothing to anybody.
+const EXTENSION_BYTES: u16 = 256;
+/// Bytes of all trailer lines.
+const TRAILER_BYTES: u16 = 8 * 1024;
+/// Longest trailer name compared with [`FORBIDDEN_TRAILERS`].
+const NAME_BYTES: usize = 20;
+
+/// Trailers that would change framing, routing or authority if somebody merged them into the head.
+const FORBIDDEN_TRAILERS: [&[u8]; 8] = [
+    b"content-length",
+    b"transfer-encoding",
+    b"host",
+    b"connection",
+    b"trailer",
+    b"upgrade",
+    b"authorization",
+    b"expect",
+];
+
+/// Not chunked coding as RFC 9112 7.1 has it, or beyond a limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("malformed chunked body")]
+pub(in crate::l7) struct Malformed;
+
+/// A run of bytes of one sort.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::l7) enum Piece {
+    /// Bytes of the body itself.
+    Content(usize),
+    /// Sizes, line ends, trailers.
+    Framing(usize),
+}
+
+impl Piece {
+    /// Bytes in it.
+    pub(in crate::l7) fn len(self) -> usize {
+        match self {
+            Self::Content(n) | Self::Framing(n) => n,
+        }
+    }
+}
+
+/// Reads a chunked body in whatever slices it arrives.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::l7) struct Decoder {
+    state: State,
+    content: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum State {
+    Size { size: u64, digits: u8 },
+    Extension { size: u64, seen: u16 },
+    SizeLf { size: u64 },
+    Content { left: u64 },
+    ContentCr,
+    ContentLf,
+    TrailerStart { seen: u16 },
+    TrailerName { seen: u16, name: [u8; NAME_BYTES], len: usize },
+    TrailerValue { seen: u16 },
+    TrailerLf { seen: u16 },
+    LastLf,
+    Done,
+}
+
+impl Default for Decoder {
+    fn default() -> Self {
+        Self { state: State::Size { size: 0, digits: 0 }, content: 0 }
+    }
+}
+
+impl Decoder {
+    /// The last chunk and its trailers were read.
+    pub(in crate::l7) fn is_done(&self) -> bool {
+        self.state == State::Done
+    }
+
+    /// Content announced by chunk sizes so far.
+    pub(in crate::l7) fn content(&self) -> u64 {
+        self.content
+    }
+
+    /// Takes the next piece from `bytes`. Empty only if `bytes` is, or the body is done.
+    pub(in crate::l7) fn next(&mut self, bytes: &[u8]) -> Result<Piece, Malformed> {
+        if let State::Content { left } = &mut self.state {
+            let n = bytes.len().min(usize::try_from(*left).unwrap_or(usize::MAX));
+            *left -= n as u64;
+            if *left == 0 {
+                self.state = State::ContentCr;
+            }
+            return Ok(Piece::Content(n));
+        }
+        let mut n = 0;
+        for &byte in bytes {
+            if matches!(self.state, State::Content { .. } | State::Done) {
+                break;
+            }
+            self.step(byte)?;
+            n += 1;
+        }
+        Ok(Piece::Framing(n))
+    }
+
+    /// One byte of framing.
+    fn step(&mut self, byte: u8) -> Result<(), Malformed> {
+        self.state = match (&mut self.state, byte) {
+            (State::Size { size, digits }, _) if byte.is_ascii_hexdigit() => {
+                if *digits == SIZE_DIGITS {
+                    return Err(Malformed);
+                }
+                let digit = char::from(byte).to_digit(16).ok_or(Malformed)?;
+                State::Size { size: *size * 16 + u64::from(digit), digits: *digits + 1 }
+            }
+            (State::Size { digits: 0, .. }, _) => return Err(Malformed),
+            (State::Size { size, .. } | State::Extension { size, .. }, b'\r') => {
+                State::SizeLf { size: *size }
+            }
+            (State::Size { size, .. }, b';') => State::Extension { size: *size, seen: 1 },
+            (State::Extension { size, seen }, _) if is_text(byte) && *seen < EXTENSION_BYTES => {
+                State::Extension { size: *size, seen: *seen + 1 }
+            }
+            (State::SizeLf { size: 0 }, b'\n') => State::TrailerStart { seen: 0 },
+            (State::SizeLf { size }, b'\n') => {
+                self.content = self.content.saturating_add(*size);
+                State::Content { left: *size }
+            }
+            (State::ContentCr, b'\r') => State::ContentLf,
+            (State::ContentLf, b'\n') => State::Size { size: 0, digits: 0 },
+            (State::TrailerStart { .. }, b'\r') => State::LastLf,
+            (State::LastLf, b'\n') => State::Done,
+            (State::TrailerStart { seen }, _) if is_token(byte) => {
+                let mut name = [0; NAME_BYTES];
+                name[0] = byte.to_ascii_lowercase();
+                State::TrailerName { seen: *seen + 1, name, len: 1 }
+            }
+            (State::TrailerName { seen, name, len }, b':') => {
+                let name = name.get(..*len).unwrap_or_default();
+                if FORBIDDEN_TRAILERS.contains(&name) {
+                    return Err(Malformed);
+                }
+                State::TrailerValue { seen: *seen + 1 }
+            }
+            (State::TrailerName { seen, name, len }, _) if is_token(byte) && *seen < TRAILER_BYTES => {
+                if let Some(place) = name.get_mut(*len) {
+                    *place = byte.to_ascii_lowercase();
+                }
+                State::TrailerName { seen: *seen + 1, name: *name, len: *len + 1 }
+            }
+            (State::TrailerValue { seen }, b'\r') => State::TrailerLf { seen: *seen + 1 },
+            (State::TrailerValue { seen }, _) if is_text(byte) && *seen < TRAILER_BYTES => {
+                State::TrailerValue { seen: *seen + 1 }
+            }
+            (State::TrailerLf { seen }, b'\n') => State::TrailerStart { seen: *seen + 1 },
+            _ => return Err(Malformed),
+        };
+        Ok(())
+    }
+}
+
+/// Visible characters, space, tab, and bytes above ASCII: no CR, no LF, no other control.
+fn is_text(byte: u8) -> bool {
+    matches!(byte, b'\t' | b' '..=b'~' | 0x80..)
+}
+
+/// Characters of a header name that we forward.
+fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || byte == b'-'
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Content, bytes of the body, and whether it is complete, reading `pieces` in turn.
+    fn decode(pieces: &[&[u8]]) -> Result<(Vec<u8>, usize, bool), Malformed> {
+        let mut decoder = Decoder::default();
+        let (mut content, mut taken) = (Vec::new(), 0);
+        for piece in pieces {
+            let mut rest = *piece;
+            while !rest.is_empty() && !decoder.is_done() {
+                let read = decoder.next(rest)?;
+                let (now, later) = rest.split_at(read.len());
+                if let Piece::Content(_) = read {
+                    content.extend_from_slice(now);
+                }
+                taken += now.len();
+                rest = later;
+            }
+        }
+        Ok((content, taken, decoder.is_done()))
+    }
+
+    #[test]
+    fn reads_chunks_extensions_and_trailers() {
+        let cases: [(&str, &[u8], &[u8]); 5] = [
+            ("empty", b"0\r\n\r\n", b""),
+            ("one", b"5\r\nhello\r\n0\r\n\r\n", b"hello"),
+            (
+                "hex in both cases",
+                b"a\r\n0123456789\r\nA\r\n0123456789\r\n0\r\n\r\n",
+                b"01234567890123456789",
+            ),
+            ("extension", b"1;x=\"y z\"\r\n!\r\n0;last\r\n\r\n", b"!"),
+            ("trailers", b"1\r\n!\r\n0\r\nX-Sum: 1\r\nGrpc-Status: 0\r\n\r\n", b"!"),
+        ];
+        for (case, bytes, content) in cases {
+            assert_eq!(decode(&[bytes]), Ok((content.to_vec(), bytes.len(), true)), "{case}");
+        }
+    }
+
+    #[test]
+    fn refuses_what_another_parser_could_read_differently() {
+        let cases: [(&str, &[u8]); 14] = [
+            ("bare lf after the size", b"1\n!\r\n0\r\n\r\n"),
+            ("bare lf after the content", b"1\r\n!\n0\r\n\r\n"),
+            ("bare lf in an extension", b"1;a\n!\r\n0\r\n\r\n"),
+            ("cr in an extension", b"1;a\rb\r\n!\r\n0\r\n\r\n"),
+            ("no size", b"\r\n!\r\n0\r\n\r\n"),
+            ("sign", b"+1\r\n!\r\n0\r\n\r\n"),
+            ("prefix", b"0x1\r\n!\r\n0\r\n\r\n"),
+            ("space before the size", b" 1\r\n!\r\n0\r\n\r\n"),
+            ("space after the size", b"1 \r\n!\r\n0\r\n\r\n"),
+            ("size too long", b"1000000000000000\r\n"),
+            ("content longer than its size", b"1\r\n!!\r\n0\r\n\r\n"),
+            ("trailer that frames", b"0\r\nContent-Length: 5\r\n\r\n"),
+            ("trailer without a name", b"0\r\n: x\r\n\r\n"),
+            ("folded trailer", b"0\r\nX-A: 1\r\n 2\r\n\r\n"),
+        ];
+        for (case, bytes) in cases {
+            assert_eq!(decode(&[bytes]), Err(Malformed), "{case}");
+        }
+    }
+
+    #[test]
+    fn leaves_what_follows_the_body_alone() {
+        let (_, taken, done) = decode(&[b"0\r\n\r\nGET / HTTP/1.1"]).unwrap();
+
+        assert_eq!((taken, done), (5, true));
+    }
+
+    proptest! {
+        #[test]
+        fn round_trips_under_any_split(
+            chunks in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 1..40), 0..6),
+            cuts in proptest::collection::vec(0usize..400, 0..8),
+        ) {
+            let mut coded = Vec::new();
+            for chunk in &chunks {
+                coded.extend_from_slice(format!("{:x}\r\n", chunk.len()).as_bytes());
+                coded.extend_from_slice(chunk);
+                coded.extend_from_slice(b"\r\n");
+            }
+            coded.extend_from_slice(b"0\r\n\r\n");
+            let mut cuts: Vec<_> = cuts.into_iter().map(|cut| cut.min(coded.len())).collect();
+            cuts.extend([0, coded.len()]);
+            cuts.sort_unstable();
+            let pieces: Vec<_> = cuts.windows(2).map(|cut| &coded[cut[0]..cut[1]]).collect();
+
+            prop_assert_eq!(decode(&pieces), Ok((chunks.concat(), coded.len(), true)));
+        }
+
+        #[test]
+        fn never_panics_and_always_advances(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let _ = decode(&[&bytes]);
+        }
+    }
+}

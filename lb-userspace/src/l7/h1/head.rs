@@ -1,0 +1,276 @@
+//! What request and response heads have in common: strict lines, names, framing headers.
+
+use std::mem::MaybeUninit;
+
+use super::super::buffer::BUFFER_BYTES;
+
+/// Most header lines of a head; more is 431.
+pub(in crate::l7) const HEADERS_MAX: usize = 128;
+
+/// Longest request line (414) and longest header line (400), as `large_client_header_buffers`.
+pub(in crate::l7) const LINE_MAX: usize = 8 * 1024;
+
+/// Longest head (431).
+pub(in crate::l7) const HEAD_MAX: usize = BUFFER_BYTES;
+
+/// Room for the header lines of one head, on the stack and not initialised.
+pub(in crate::l7) struct Lines<'b>(pub(super) [MaybeUninit<httparse::Header<'b>>; HEADERS_MAX]);
+
+impl Lines<'_> {
+    /// Empty.
+    pub(in crate::l7) fn new() -> Self {
+        Self([const { MaybeUninit::uninit() }; HEADERS_MAX])
+    }
+}
+
+/// Protocol version of a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::l7) enum Version {
+    /// HTTP/1.0.
+    Http10,
+    /// HTTP/1.1.
+    Http11,
+}
+
+/// Why a head is refused; each has its status.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(in crate::l7) enum Refusal {
+    /// Not HTTP/1.x as the grammar has it.
+    #[error("malformed head")]
+    Malformed,
+    /// A line that does not end in CRLF, or is folded.
+    #[error("line not ended by crlf")]
+    LineEnd,
+    /// Content-Length twice, not a number, or beside Transfer-Encoding; Transfer-Encoding other
+    /// than `chunked`, or in HTTP/1.0.
+    #[error("ambiguous body length")]
+    Framing,
+    /// Missing, repeated or odd Host.
+    #[error("missing or invalid host")]
+    Host,
+    /// Not `/...` or `http://host/...`.
+    #[error("invalid request target")]
+    Target,
+    /// A version other than 1.0 and 1.1.
+    #[error("unsupported version")]
+    Version,
+    /// Request line longer than [`LINE_MAX`].
+    #[error("request line too long")]
+    TargetTooLong,
+    /// One header line longer than [`LINE_MAX`].
+    #[error("header line too long")]
+    LineTooLong,
+    /// More than [`HEADERS_MAX`] lines or [`HEAD_MAX`] bytes.
+    #[error("head too large")]
+    HeadTooLarge,
+    /// CONNECT or TRACE.
+    #[error("method not allowed")]
+    Method,
+}
+
+impl Refusal {
+    /// Status to answer a client with.
+    pub(in crate::l7) fn status(self) -> u16 {
+        match self {
+            Self::Malformed
+            | Self::LineEnd
+            | Self::Framing
+            | Self::Host
+            | Self::Target
+            | Self::LineTooLong => 400,
+            Self::Method => 405,
+            Self::TargetTooLong => 414,
+            Self::HeadTooLarge => 431,
+            Self::Version => 505,
+        }
+    }
+}
+
+/// A set of header lines by their index; [`HEADERS_MAX`] of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(in crate::l7) struct LineSet(u128);
+
+impl LineSet {
+    /// Adds line `i`.
+    pub(super) fn insert(&mut self, i: usize) {
+        self.0 |= 1u128.checked_shl(u32::try_from(i).unwrap_or(u32::MAX)).unwrap_or(0);
+    }
+
+    /// Lines in either.
+    pub(in crate::l7) fn with(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    pub(super) fn contains(self, i: usize) -> bool {
+        self.0.checked_shr(u32::try_from(i).unwrap_or(u32::MAX)).is_some_and(|set| set & 1 == 1)
+    }
+}
+
+/// Header lines of a head together with the bytes they stand in.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::l7) struct Block<'h, 'b> {
+    /// The whole head, up to and with its empty line.
+    pub(super) bytes: &'b [u8],
+    /// Its header lines in order.
+    pub(super) lines: &'h [httparse::Header<'b>],
+}
+
+impl<'h, 'b> Block<'h, 'b> {
+    /// Checks that every line from `start` (the first header line) on is ended by CRLF and that
+    /// nothing stands between them. httparse takes a bare LF; we do not.
+    pub(super) fn checked(
+        bytes: &'b [u8],
+        lines: &'h [httparse::Header<'b>],
+        start: usize,
+    ) -> Result<Self, Refusal> {
+        let block = Self { bytes, lines };
+        let mut at = start;
+        for (i, line) in lines.iter().enumerate() {
+            let end = block.line_start(i + 1);
+            if block.line_start(i) != at || end.saturating_sub(at) < 2 {
+                return Err(Refusal::LineEnd);
+            }
+            if end - at > LINE_MAX {
+                return Err(Refusal::LineTooLong);
+            }
+            let value_end = if line.value.is_empty() {
+                // httparse points an empty value anywhere in the line; its name is a safe start.
+                at + line.name.len() + 1
+            } else {
+                offset(bytes, line.value) + line.value.len()
+            };
+            let rest = bytes.get(value_end..end).ok_or(Refusal::LineEnd)?;
+            let blank = rest.strip_suffix(b"\r\n").ok_or(Refusal::LineEnd)?;
+            if !blank.iter().all(|b| matches!(b, b' ' | b'\t')) {
+                return Err(Refusal::LineEnd);
+            }
+            at = end;
+        }
+        if bytes.get(at..) != Some(b"\r\n") {
+            return Err(Refusal::LineEnd);
+        }
+        Ok(block)
+    }
+
+    /// Copies every line that is not in `drop` to `out`, as few runs as there are.
+    pub(in crate::l7) fn copy_except(&self, drop: LineSet, out: &mut Vec<u8>) {
+        let mut run = self.line_start(0);
+        for i in 0..self.lines.len() {
+            if !drop.contains(i) {
+                continue;
+            }
+            let start = self.line_start(i);
+            out.extend_from_slice(self.bytes.get(run..start).unwrap_or_default());
+            run = self.line_start(i + 1);
+        }
+        let end = self.line_start(self.lines.len());
+        out.extend_from_slice(self.bytes.get(run..end).unwrap_or_default());
+    }
+
+    /// Adds every line that a Connection header names to `drop`. Its own hop-by-hop headers may go
+    /// so; the framing of the message may not.
+    pub(super) fn drop_named_by_connection(&self, drop: &mut LineSet) {
+        for connection in self.lines.iter().filter(|line| line.name.eq_ignore_ascii_case("connection")) {
+            for (i, line) in self.lines.iter().enumerate() {
+                let name = line.name;
+                let framing = name.eq_ignore_ascii_case("content-length")
+                    || name.eq_ignore_ascii_case("transfer-encoding");
+                let named =
+                    || tokens(connection.value).any(|token| token.eq_ignore_ascii_case(name.as_bytes()));
+                if !framing && named() {
+                    drop.insert(i);
+                }
+            }
+        }
+    }
+
+    /// Where line `i` starts; past the last one, where the empty line starts.
+    fn line_start(&self, i: usize) -> usize {
+        match self.lines.get(i) {
+            Some(line) => offset(self.bytes, line.name.as_bytes()),
+            None => self.bytes.len().saturating_sub(2),
+        }
+    }
+}
+
+/// Where `part` starts in `whole`; `part` was cut out of it.
+fn offset(whole: &[u8], part: &[u8]) -> usize {
+    part.as_ptr().addr().saturating_sub(whole.as_ptr().addr())
+}
+
+/// Elements of a comma-separated header value.
+pub(super) fn tokens(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+    value.split(|&b| b == b',').map(<[u8]>::trim_ascii).filter(|token| !token.is_empty())
+}
+
+/// `Content-Length`: digits only, no sign, no list, fits.
+pub(super) fn content_length(value: &[u8]) -> Result<u64, Refusal> {
+    if value.is_empty() || value.len() > 19 {
+        return Err(Refusal::Framing);
+    }
+    value.iter().try_fold(0u64, |n, b| match b {
+        b'0'..=b'9' => Ok(n * 10 + u64::from(b - b'0')),
+        _ => Err(Refusal::Framing),
+    })
+}
+
+/// What the framing headers of a head say, collected line by line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Framing {
+    pub(super) length: Option<u64>,
+    pub(super) chunked: bool,
+}
+
+impl Framing {
+    /// A Content-Length line.
+    pub(super) fn content_length(&mut self, value: &[u8]) -> Result<(), Refusal> {
+        if self.chunked || self.length.is_some() {
+            return Err(Refusal::Framing);
+        }
+        self.length = Some(content_length(value)?);
+        Ok(())
+    }
+
+    /// A Transfer-Encoding line. Anything but one `chunked` is refused: what we do not decode we
+    /// could not delimit.
+    pub(super) fn transfer_encoding(&mut self, value: &[u8], version: Version) -> Result<(), Refusal> {
+        let plain_chunked = value.eq_ignore_ascii_case(b"chunked");
+        if !plain_chunked || self.chunked || self.length.is_some() || version == Version::Http10 {
+            return Err(Refusal::Framing);
+        }
+        self.chunked = true;
+        Ok(())
+    }
+}
+
+/// What Connection headers say, collected line by line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Connection {
+    pub(super) close: bool,
+    pub(super) keep_alive: bool,
+    pub(super) upgrade: bool,
+    /// It names other headers.
+    pub(super) names_others: bool,
+}
+
+impl Connection {
+    /// A Connection line.
+    pub(super) fn add(&mut self, value: &[u8]) {
+        for token in tokens(value) {
+            if token.eq_ignore_ascii_case(b"keep-alive") {
+                self.keep_alive = true;
+            } else if token.eq_ignore_ascii_case(b"close") {
+                self.close = true;
+            } else if token.eq_ignore_ascii_case(b"upgrade") {
+                self.upgrade = true;
+            } else {
+                self.names_others = true;
+            }
+        }
+    }
+
+    /// Whether the connection outlives the message.
+    pub(super) fn persists(self, version: Version) -> bool {
+        !self.close && (version == Version::Http11 || self.keep_alive)
+    }
+}

@@ -1,0 +1,280 @@
+//! Request heads.
+
+use super::head::{Block, Connection, Framing, HEAD_MAX, LINE_MAX, LineSet, Lines, Refusal, Version};
+
+/// A request head, borrowed from the bytes it was read into.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::l7) struct Request<'h, 'b> {
+    /// Bytes of the head with its empty line.
+    pub(in crate::l7) len: usize,
+    /// Upper-case token.
+    pub(in crate::l7) method: &'b str,
+    /// Path and query as sent; of an absolute form, without scheme and authority.
+    pub(in crate::l7) target: &'b [u8],
+    /// 1.0 or 1.1.
+    pub(in crate::l7) version: Version,
+    /// Host header, or the authority of an absolute form; empty in HTTP/1.0 without either.
+    pub(in crate::l7) host: &'b [u8],
+    /// `Content-Length`.
+    pub(in crate::l7) length: Option<u64>,
+    /// `Transfer-Encoding: chunked`.
+    pub(in crate::l7) chunked: bool,
+    /// The client keeps the connection.
+    pub(in crate::l7) persists: bool,
+    /// `Expect: 100-continue`.
+    pub(in crate::l7) expects_continue: bool,
+    /// Value of Upgrade, if Connection asks for it.
+    pub(in crate::l7) upgrade: Option<&'b [u8]>,
+    /// `X-Request-ID` of the client.
+    pub(in crate::l7) request_id: Option<&'b [u8]>,
+    /// `X-Forwarded-For` of the client.
+    pub(in crate::l7) forwarded_for: Option<&'b [u8]>,
+    /// `X-Forwarded-Host` of the client.
+    pub(in crate::l7) forwarded_host: Option<&'b [u8]>,
+    /// Header lines.
+    pub(in crate::l7) block: Block<'h, 'b>,
+    /// Lines that never go upstream: hop-by-hop, replaced by ours, spoofable or oddly named.
+    pub(in crate::l7) drop: LineSet,
+}
+
+impl<'h, 'b> Request<'h, 'b> {
+    /// Reads a head from the start of `bytes`; `None` while it is incomplete.
+    pub(in crate::l7) fn parse(bytes: &'b [u8], lines: &'h mut Lines<'b>) -> Result<Option<Self>, Refusal> {
+        let mut parsed = httparse::Request::new(&mut []);
+        let len = match parsed.parse_with_uninit_headers(bytes, &mut lines.0) {
+            Ok(httparse::Status::Complete(len)) => len,
+            Ok(httparse::Status::Partial) => return incomplete(bytes).map(|()| None),
+            Err(httparse::Error::Version) => return Err(Refusal::Version),
+            Err(httparse::Error::TooManyHeaders) => return Err(Refusal::HeadTooLarge),
+            Err(_) => return Err(Refusal::Malformed),
+        };
+        let (Some(method), Some(path), Some(version)) = (parsed.method, parsed.path, parsed.version) else {
+            return Err(Refusal::Malformed);
+        };
+        let version = if version == 0 { Version::Http10 } else { Version::Http11 };
+
+        // The request line is exactly what its parts need: nothing skipped, CRLF at the end.
+        let line_len = method.len() + 1 + path.len() + " HTTP/1.1\r\n".len();
+        let head = bytes.get(..len).ok_or(Refusal::Malformed)?;
+        if line_len > LINE_MAX {
+            return Err(Refusal::TargetTooLong);
+        }
+        if !head.get(..line_len).is_some_and(|line| line.ends_with(b"\r\n")) {
+            return Err(Refusal::LineEnd);
+        }
+        let headers: &'h [httparse::Header<'b>] = parsed.headers;
+        let block = Block::checked(head, headers, line_len)?;
+        refuse_method(method)?;
+        let (target, authority) = split_target(path.as_bytes())?;
+        collect(method, target, authority, version, block).map(Some)
+    }
+}
+
+/// An incomplete head that can no longer become an acceptable one.
+fn incomplete(bytes: &[u8]) -> Result<(), Refusal> {
+    if bytes.len() > LINE_MAX && !bytes.get(..LINE_MAX).is_some_and(|line| line.contains(&b'\n')) {
+        return Err(Refusal::TargetTooLong);
+    }
+    if bytes.len() >= HEAD_MAX {
+        return Err(Refusal::HeadTooLarge);
+    }
+    Ok(())
+}
+
+/// nginx's alphabet of methods; CONNECT would make us a forward proxy, TRACE echoes secrets.
+fn refuse_method(method: &str) -> Result<(), Refusal> {
+    if !method.bytes().all(|b| b.is_ascii_uppercase() || matches!(b, b'_' | b'-')) {
+        return Err(Refusal::Malformed);
+    }
+    if matches!(method, "CONNECT" | "TRACE") {
+        return Err(Refusal::Method);
+    }
+    Ok(())
+}
+
+/// Splits an absolute form into what goes upstream and its authority. `#` is refused: a fragment
+/// is never sent, and parsers disagree about what follows it.
+fn split_target(path: &[u8]) -> Result<(&[u8], Option<&[u8]>), Refusal> {
+    if path.contains(&b'#') {
+        return Err(Refusal::Target);
+    }
+    if path.starts_with(b"/") {
+        return Ok((path, None));
+    }
+    let rest = strip_prefix_ignore_case(path, b"http://")
+        .or_else(|| strip_prefix_ignore_case(path, b"https://"))
+        .ok_or(Refusal::Target)?;
+    let end = rest.iter().position(|b| matches!(b, b'/' | b'?')).unwrap_or(rest.len());
+    let (authority, target) = rest.split_at_checked(end).ok_or(Refusal::Target)?;
+    match target.first() {
+        None => Ok((b"/", Some(authority))),
+        Some(b'/') => Ok((target, Some(authority))),
+        // `http://host?x` has no path to send upstream as it is.
+        Some(_) => Err(Refusal::Target),
+    }
+}
+
+fn strip_prefix_ignore_case<'b>(bytes: &'b [u8], prefix: &[u8]) -> Option<&'b [u8]> {
+    let (start, rest) = bytes.split_at_checked(prefix.len())?;
+    start.eq_ignore_ascii_case(prefix).then_some(rest)
+}
+
+/// Walks the header lines once.
+fn collect<'h, 'b>(
+    method: &'b str,
+    target: &'b [u8],
+    authority: Option<&'b [u8]>,
+    version: Version,
+    block: Block<'h, 'b>,
+) -> Result<Request<'h, 'b>, Refusal> {
+    let mut request = Request {
+        len: block.bytes.len(),
+        method,
+        target,
+        version,
+        host: authority.unwrap_or_default(),
+        length: None,
+        chunked: false,
+        persists: false,
+        expects_continue: false,
+        upgrade: None,
+        request_id: None,
+        forwarded_for: None,
+        forwarded_host: None,
+        block,
+        drop: LineSet::default(),
+    };
+    let mut framing = Framing::default();
+    let mut connection = Connection::default();
+    let mut host = None;
+    for (i, line) in block.lines.iter().enumerate() {
+        let value = line.value;
+        let kept = match Name::of(line.name.as_bytes()) {
+            Name::Other => true,
+            Name::Dropped => false,
+            Name::Host => {
+                if host.replace(value).is_some() {
+                    return Err(Refusal::Host);
+                }
+                false
+            }
+            // Kept as they are written: the checks leave one way to read them.
+            Name::ContentLength => {
+                framing.content_length(value)?;
+                true
+            }
+            Name::TransferEncoding => {
+                framing.transfer_encoding(value, version)?;
+                true
+            }
+            Name::Connection => {
+                connection.add(value);
+                false
+            }
+            Name::Upgrade => {
+                request.upgrade = Some(value);
+                false
+            }
+            Name::Expect => {
+                request.expects_continue |=
+                    version == Version::Http11 && value.eq_ignore_ascii_case(b"100-continue");
+                false
+            }
+            Name::RequestId => {
+                request.request_id = Some(value).filter(|id| !id.is_empty());
+                false
+            }
+            Name::ForwardedFor => {
+                request.forwarded_for = Some(value);
+                false
+            }
+            Name::ForwardedHost => {
+                request.forwarded_host = Some(value);
+                false
+            }
+        };
+        if !kept {
+            request.drop.insert(i);
+        }
+    }
+    if connection.names_others {
+        block.drop_named_by_connection(&mut request.drop);
+    }
+    match (host, authority) {
+        (None, None) if version == Version::Http11 => return Err(Refusal::Host),
+        (Some(host), None) => request.host = host,
+        // RFC 9112 3.2.2: the authority of an absolute form replaces Host.
+        _ => {}
+    }
+    if !valid_host(request.host) {
+        return Err(Refusal::Host);
+    }
+    request.length = framing.length;
+    request.chunked = framing.chunked;
+    request.persists = connection.persists(version);
+    // A body before the switch of protocols would have to be understood by both; nobody sends it.
+    let may_upgrade = connection.upgrade && version == Version::Http11 && !framing.chunked;
+    request.upgrade = request.upgrade.filter(|_| may_upgrade && framing.length.unwrap_or(0) == 0);
+    Ok(request)
+}
+
+/// Characters of a host and port; userinfo, paths and spaces are not among them.
+fn valid_host(host: &[u8]) -> bool {
+    host.iter().all(|b| {
+        b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_' | b':' | b'[' | b']' | b'~' | b'%')
+    }) && host.len() <= 261
+}
+
+/// Headers that are more to us than a line to copy.
+enum Name {
+    Other,
+    /// Hop-by-hop, replaced by ours, dangerous, or a name ingress-nginx drops.
+    Dropped,
+    Host,
+    ContentLength,
+    TransferEncoding,
+    Connection,
+    Upgrade,
+    Expect,
+    RequestId,
+    ForwardedFor,
+    ForwardedHost,
+}
+
+impl Name {
+    fn of(name: &[u8]) -> Self {
+        let is = |candidate: &str| name.eq_ignore_ascii_case(candidate.as_bytes());
+        // By length first: most names of a request differ in it from all of ours.
+        match name.len() {
+            2 if is("te") => Self::Dropped,
+            4 if is("host") => Self::Host,
+            5 if is("proxy") => Self::Dropped,
+            6 if is("expect") => Self::Expect,
+            7 if is("upgrade") => Self::Upgrade,
+            8 if is("x-scheme") => Self::Dropped,
+            9 if is("x-real-ip") => Self::Dropped,
+            10 if is("connection") => Self::Connection,
+            10 if is("keep-alive") => Self::Dropped,
+            12 if is("x-request-id") => Self::RequestId,
+            14 if is("content-length") => Self::ContentLength,
+            15 if is("x-forwarded-for") => Self::ForwardedFor,
+            16 if is("x-forwarded-host") => Self::ForwardedHost,
+            16 if is("x-forwarded-port") || is("x-forwarded-proto") || is("proxy-connection") => {
+                Self::Dropped
+            }
+            17 if is("transfer-encoding") => Self::TransferEncoding,
+            18 if is("x-forwarded-scheme") => Self::Dropped,
+            19 if is("proxy-authorization") => Self::Dropped,
+            24 if is("x-original-forwarded-for") => Self::Dropped,
+            25 if is("x-original-forwarded-host") => Self::Dropped,
+            _ if name.len() > 10
+                && name.get(..11).is_some_and(|start| start.eq_ignore_ascii_case(b"ssl-client-")) =>
+            {
+                Self::Dropped
+            }
+            // `X_Foo` and `X-Foo` are one variable to many frameworks.
+            _ if !name.iter().all(|b| b.is_ascii_alphanumeric() || *b == b'-') => Self::Dropped,
+            _ => Self::Other,
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! Response heads of upstreams.
+
+use super::head::{Block, Connection, Framing, LineSet, Lines, Refusal, Version};
+
+/// A response head, borrowed from the bytes it was read into.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::l7) struct Response<'h, 'b> {
+    /// Bytes of the head with its empty line.
+    pub(in crate::l7) len: usize,
+    /// 100 to 999.
+    pub(in crate::l7) status: u16,
+    /// Reason phrase as sent.
+    pub(in crate::l7) reason: &'b str,
+    /// `Content-Length`.
+    pub(in crate::l7) length: Option<u64>,
+    /// `Transfer-Encoding: chunked`.
+    pub(in crate::l7) chunked: bool,
+    /// The upstream keeps the connection.
+    pub(in crate::l7) persists: bool,
+    /// Value of Upgrade.
+    pub(in crate::l7) upgrade: Option<&'b [u8]>,
+    /// It brings a Date.
+    pub(in crate::l7) dated: bool,
+    /// Header lines.
+    pub(in crate::l7) block: Block<'h, 'b>,
+    /// Lines that never reach the client.
+    pub(in crate::l7) drop: LineSet,
+    /// The upstream's own HSTS header, replaced by ours over TLS.
+    pub(in crate::l7) hsts: LineSet,
+    /// The line that tells the length of the body.
+    pub(in crate::l7) transfer_encoding: LineSet,
+}
+
+impl<'h, 'b> Response<'h, 'b> {
+    /// Reads a head from the start of `bytes`; `None` while it is incomplete.
+    pub(in crate::l7) fn parse(bytes: &'b [u8], lines: &'h mut Lines<'b>) -> Result<Option<Self>, Refusal> {
+        let mut parsed = httparse::Response::new(&mut []);
+        let status = httparse::ParserConfig::default().parse_response_with_uninit_headers(
+            &mut parsed,
+            bytes,
+            &mut lines.0,
+        );
+        let len = match status {
+            Ok(httparse::Status::Complete(len)) => len,
+            Ok(httparse::Status::Partial) => return Ok(None),
+            Err(httparse::Error::Version) => return Err(Refusal::Version),
+            Err(httparse::Error::TooManyHeaders) => return Err(Refusal::HeadTooLarge),
+            Err(_) => return Err(Refusal::Malformed),
+        };
+        let (Some(version), Some(status)) = (parsed.version, parsed.code) else {
+            return Err(Refusal::Malformed);
+        };
+        let version = if version == 0 { Version::Http10 } else { Version::Http11 };
+        let head = bytes.get(..len).ok_or(Refusal::Malformed)?;
+        let line = head.iter().position(|&b| b == b'\n').ok_or(Refusal::Malformed)? + 1;
+        if status < 100 || !head.get(..line).is_some_and(|line| line.ends_with(b"\r\n")) {
+            return Err(Refusal::Malformed);
+        }
+        let headers: &'h [httparse::Header<'b>] = parsed.headers;
+        let block = Block::checked(head, headers, line)?;
+        collect(status, parsed.reason.unwrap_or_default(), version, block).map(Some)
+    }
+}
+
+fn collect<'h, 'b>(
+    status: u16,
+    reason: &'b str,
+    version: Version,
+    block: Block<'h, 'b>,
+) -> Result<Response<'h, 'b>, Refusal> {
+    let mut response = Response {
+        len: block.bytes.len(),
+        status,
+        reason,
+        length: None,
+        chunked: false,
+        persists: false,
+        upgrade: None,
+        dated: false,
+        block,
+        drop: LineSet::default(),
+        hsts: LineSet::default(),
+        transfer_encoding: LineSet::default(),
+    };
+    let mut framing = Framing::default();
+    let mut connection = Connection::default();
+    for (i, line) in block.lines.iter().enumerate() {
+        let name = line.name.as_bytes();
+        let is = |candidate: &str| name.eq_ignore_ascii_case(candidate.as_bytes());
+        let kept = match name.len() {
+            4 if is("date") => {
+                response.dated = true;
+                true
+            }
+            6 if is("server") => false,
+            7 if is("upgrade") => {
+                response.upgrade = Some(line.value);
+                false
+            }
+            10 if is("connection") => {
+                connection.add(line.value);
+                false
+            }
+            10 if is("keep-alive") => false,
+            14 if is("content-length") => {
+                framing.content_length(line.value)?;
+                true
+            }
+            16 if is("proxy-connection") => false,
+            17 if is("transfer-encoding") => {
+                framing.transfer_encoding(line.value, version)?;
+                response.transfer_encoding.insert(i);
+                true
+            }
+            25 if is("strict-transport-security") => {
+                response.hsts.insert(i);
+                true
+            }
+            // Orders to nginx itself; it hides them from clients.
+            16 if is("x-accel-redirect") || is("x-accel-charset") => false,
+            15 if is("x-accel-expires") => false,
+            17.. if is("x-accel-buffering") || is("x-accel-limit-rate") => false,
+            _ => true,
+        };
+        if !kept {
+            response.drop.insert(i);
+        }
+    }
+    if connection.names_others {
+        block.drop_named_by_connection(&mut response.drop);
+    }
+    response.length = framing.length;
+    response.chunked = framing.chunked;
+    response.persists = connection.persists(version);
+    Ok(response)
+}

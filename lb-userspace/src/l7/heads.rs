@@ -1,0 +1,251 @@
+//! Heads and pages we write: the request head for the upstream, the response head for the client,
+//! and responses of our own.
+
+use std::io::Write as _;
+use std::net::IpAddr;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::filters::{Answer, Scheme};
+use super::h1::{Request, Response, Version};
+
+/// Sent on every response over TLS (`hsts` and its defaults).
+const HSTS: &[u8] = b"Strict-Transport-Security: max-age=31536000; includeSubDomains\r\n";
+
+/// Who sent the request, as the upstream is told.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Client {
+    pub(super) addr: IpAddr,
+    pub(super) scheme: Scheme,
+    /// Port it connected to.
+    pub(super) port: u16,
+}
+
+/// What becomes of the connection after a response.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum After {
+    Keep,
+    Close,
+}
+
+/// Request head for the upstream (reference 4.16).
+pub(super) fn request(
+    request: &Request<'_, '_>,
+    target: Option<&[u8]>,
+    client: Client,
+    request_id: &[u8],
+    out: &mut Vec<u8>,
+) {
+    for part in [request.method.as_bytes(), b" ", target.unwrap_or(request.target), b" HTTP/1.1\r\nHost: "] {
+        out.extend_from_slice(part);
+    }
+    out.extend_from_slice(request.host);
+    out.extend_from_slice(b"\r\n");
+    request.block.copy_except(request.drop, out);
+    line(out, b"X-Request-ID: ", request_id);
+    let mut addr = [0u8; 48];
+    let addr = addr_text(client.addr, &mut addr);
+    line(out, b"X-Real-IP: ", addr);
+    line(out, b"X-Forwarded-For: ", addr);
+    line(out, b"X-Forwarded-Host: ", request.host);
+    // The https listener is 443 to the outside, whatever port it really has.
+    let port = if client.scheme == Scheme::Https { 443 } else { client.port };
+    let scheme = client.scheme.as_str();
+    let _ = write!(
+        out,
+        "X-Forwarded-Port: {port}\r\nX-Forwarded-Proto: {scheme}\r\n\
+         X-Forwarded-Scheme: {scheme}\r\nX-Scheme: {scheme}\r\n"
+    );
+    if let Some(original) = request.forwarded_for.filter(|value| !value.is_empty()) {
+        line(out, b"X-Original-Forwarded-For: ", original);
+    }
+    if let Some(original) = request.forwarded_host.filter(|value| !value.is_empty()) {
+        line(out, b"X-Original-Forwarded-Host: ", original);
+    }
+    if let Some(upgrade) = request.upgrade {
+        line(out, b"Upgrade: ", upgrade);
+        out.extend_from_slice(b"Connection: upgrade\r\n");
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Response head for the client, from the upstream's.
+pub(super) fn response(
+    response: &Response<'_, '_>,
+    client: Version,
+    scheme: Scheme,
+    after: After,
+    out: &mut Vec<u8>,
+) {
+    let _ = write!(out, "HTTP/1.1 {} {}\r\n", response.status, response.reason);
+    let mut drop = response.drop;
+    if scheme == Scheme::Https {
+        drop = drop.with(response.hsts);
+    }
+    if client == Version::Http10 && response.chunked {
+        drop = drop.with(response.transfer_encoding);
+    }
+    response.block.copy_except(drop, out);
+    if !response.dated {
+        date(out);
+    }
+    if scheme == Scheme::Https {
+        out.extend_from_slice(HSTS);
+    }
+    connection(client, after, out);
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Head of the answer that switches protocols.
+pub(super) fn switching(response: &Response<'_, '_>, scheme: Scheme, out: &mut Vec<u8>) {
+    out.extend_from_slice(b"HTTP/1.1 101 Switching Protocols\r\n");
+    response.block.copy_except(response.drop, out);
+    if let Some(upgrade) = response.upgrade {
+        line(out, b"Upgrade: ", upgrade);
+    }
+    if scheme == Scheme::Https {
+        out.extend_from_slice(HSTS);
+    }
+    out.extend_from_slice(b"Connection: upgrade\r\n\r\n");
+}
+
+/// A whole response of our own; a HEAD request gets it without body.
+pub(super) fn answer(
+    answer: &Answer,
+    is_head: bool,
+    client: Version,
+    scheme: Scheme,
+    after: After,
+    out: &mut Vec<u8>,
+) -> u16 {
+    let (status, location) = match answer {
+        Answer::Status(status) => (*status, None),
+        Answer::Redirect { status, location } => (*status, Some(location)),
+        Answer::Healthy => (200, None),
+    };
+    let reason = reason(status);
+    let page = match answer {
+        Answer::Healthy => String::new(),
+        _ => format!(
+            "<html>\r\n<head><title>{status} {reason}</title></head>\r\n<body>\r\n\
+             <center><h1>{status} {reason}</h1></center>\r\n<hr><center>nginx</center>\r\n\
+             </body>\r\n</html>\r\n"
+        ),
+    };
+    let _ = write!(out, "HTTP/1.1 {status} {reason}\r\n");
+    date(out);
+    let _ = write!(out, "Content-Type: text/html\r\nContent-Length: {}\r\n", page.len());
+    if let Some(location) = location {
+        line(out, b"Location: ", location);
+    }
+    if scheme == Scheme::Https {
+        out.extend_from_slice(HSTS);
+    }
+    connection(client, after, out);
+    out.extend_from_slice(b"\r\n");
+    if !is_head {
+        out.extend_from_slice(page.as_bytes());
+    }
+    status
+}
+
+fn line(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
+    out.extend_from_slice(name);
+    // Values of ours never hold line ends; a captured path could, once decoded.
+    out.extend(value.iter().filter(|byte| !matches!(byte, b'\r' | b'\n' | 0)));
+    out.extend_from_slice(b"\r\n");
+}
+
+fn connection(client: Version, after: After, out: &mut Vec<u8>) {
+    match (after, client) {
+        (After::Close, _) => out.extend_from_slice(b"Connection: close\r\n"),
+        (After::Keep, Version::Http10) => out.extend_from_slice(b"Connection: keep-alive\r\n"),
+        (After::Keep, Version::Http11) => {}
+    }
+}
+
+fn addr_text(addr: IpAddr, room: &mut [u8; 48]) -> &[u8] {
+    let mut rest = &mut room[..];
+    let _ = write!(rest, "{addr}");
+    let used = 48 - rest.len();
+    room.get(..used).unwrap_or_default()
+}
+
+/// `Date` in IMF-fixdate (RFC 9110 5.6.7).
+fn date(out: &mut Vec<u8>) {
+    const DAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
+    const MONTHS: [&str; 12] =
+        ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs());
+    let days = seconds / 86_400;
+    // Civil date from days, counting years from March so that the leap day comes last.
+    let shifted = days + 719_468;
+    let era = shifted / 146_097;
+    let of_era = shifted % 146_097;
+    let year_of_era = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let from_march = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * from_march + 2) / 5 + 1;
+    let month = if from_march < 10 { from_march + 3 } else { from_march - 9 };
+    let year = year_of_era + era * 400 + u64::from(month <= 2);
+    let _ = write!(
+        out,
+        "Date: {}, {day:02} {} {year} {:02}:{:02}:{:02} GMT\r\n",
+        DAYS[(days % 7) as usize],
+        MONTHS[(month as usize + 11) % 12],
+        seconds / 3600 % 24,
+        seconds / 60 % 60,
+        seconds % 60
+    );
+}
+
+/// Reason phrases as nginx writes them.
+fn reason(status: u16) -> &'static str {
+    match status {
+        200 => "OK",
+        300 => "Multiple Choices",
+        301 => "Moved Permanently",
+        302 => "Found",
+        303 => "See Other",
+        307 => "Temporary Redirect",
+        308 => "Permanent Redirect",
+        400 => "Bad Request",
+        404 => "Not Found",
+        405 => "Not Allowed",
+        408 => "Request Time-out",
+        413 => "Request Entity Too Large",
+        414 => "Request-URI Too Large",
+        431 => "Request Header Fields Too Large",
+        500 => "Internal Server Error",
+        502 => "Bad Gateway",
+        503 => "Service Temporarily Unavailable",
+        504 => "Gateway Time-out",
+        505 => "HTTP Version Not Supported",
+        _ => "Response",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_date_is_in_fixdate_form() {
+        let mut out = Vec::new();
+
+        date(&mut out);
+
+        let text = String::from_utf8(out).expect("ascii");
+        assert_eq!(text.len(), "Date: Sun, 06 Nov 1994 08:49:37 GMT\r\n".len(), "{text}");
+    }
+
+    #[test]
+    fn a_location_cannot_smuggle_a_header() {
+        let mut out = Vec::new();
+        let evil = Answer::Redirect { status: 302, location: b"/x\r\nSet-Cookie: a=b".to_vec() };
+
+        answer(&evil, false, Version::Http11, Scheme::Http, After::Keep, &mut out);
+
+        let text = String::from_utf8(out).expect("ascii");
+        assert!(text.contains("Location: /xSet-Cookie: a=b\r\n"), "{text}");
+    }
+}

@@ -1,0 +1,85 @@
+//! Listening sockets: one per address and worker, sharing the port by `SO_REUSEPORT`.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd};
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::{Error, Options};
+use crate::model::l4::Listener;
+
+/// Connections the kernel completes before they are accepted; `net.core.somaxconn` caps it.
+const BACKLOG: i32 = 4096;
+
+/// A listening socket and what it is for.
+pub(super) struct Bound {
+    pub(super) listener: Listener,
+    pub(super) addr: SocketAddr,
+    pub(super) socket: std::net::TcpListener,
+}
+
+impl Bound {
+    /// For the kernel's socket map.
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// One set of sockets for each worker.
+pub(super) fn bind(options: &Options) -> Result<Vec<Vec<Bound>>, Error> {
+    let mut workers: Vec<Vec<Bound>> = (0..options.workers.max(1)).map(|_| Vec::new()).collect();
+    let plain = options.http.iter().map(|addr| (Listener::Http, "http", *addr));
+    let tls = options.https.iter().map(|addr| (Listener::Https, "https", *addr));
+    for (listener, flag, wanted) in plain.chain(tls) {
+        let mut addr = wanted;
+        for worker in &mut workers {
+            let failed =
+                |source: io::Error| Error::Listen { flag, addr: wanted, hint: hint(&source), source };
+            let socket = open(addr).map_err(failed)?;
+            // The first worker's choice of a free port binds the others.
+            addr = socket.local_addr().map_err(failed)?;
+            worker.push(Bound { listener, addr, socket });
+        }
+    }
+    Ok(workers)
+}
+
+fn open(addr: SocketAddr) -> io::Result<std::net::TcpListener> {
+    match open_one(addr) {
+        // A kernel without IPv6 still serves "every address".
+        Err(error) if is_without_ipv6(&error) && addr.ip().is_unspecified() => {
+            open_one(SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), addr.port()))
+        }
+        other => other,
+    }
+}
+
+fn open_one(addr: SocketAddr) -> io::Result<std::net::TcpListener> {
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+    if addr.is_ipv6() {
+        // `[::]` takes IPv4 as well, so one socket serves every VIP.
+        socket.set_only_v6(!addr.ip().is_unspecified())?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&addr.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+fn is_without_ipv6(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
+}
+
+fn hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => {
+            "; ports below 1024 need root or CAP_NET_BIND_SERVICE, or choose a higher port"
+        }
+        io::ErrorKind::AddrInUse => "; another program listens there (`ss -ltnp` names it)",
+        io::ErrorKind::AddrNotAvailable => "; no interface has this address",
+        _ => "",
+    }
+}

@@ -1,0 +1,363 @@
+//! What one worker counts, and all workers' counts as metrics. A worker counts in plain integers
+//! of its own; a scrape asks each for a copy.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::route::{Labels, Router};
+use crate::model::report::{Metric, MetricKind, Sample};
+
+/// Upper bounds of the duration buckets in seconds, Prometheus' defaults as ingress-nginx has them.
+const BUCKETS: [f64; 11] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+
+/// Methods as metrics tell them apart; unknown ones share one label.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) enum Method {
+    Get,
+    Head,
+    Post,
+    Put,
+    Patch,
+    Delete,
+    Options,
+    Other,
+}
+
+impl Method {
+    pub(super) fn of(method: &str) -> Self {
+        match method {
+            "GET" => Self::Get,
+            "HEAD" => Self::Head,
+            "POST" => Self::Post,
+            "PUT" => Self::Put,
+            "PATCH" => Self::Patch,
+            "DELETE" => Self::Delete,
+            "OPTIONS" => Self::Options,
+            _ => Self::Other,
+        }
+    }
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Get => "GET",
+            Self::Head => "HEAD",
+            Self::Post => "POST",
+            Self::Put => "PUT",
+            Self::Patch => "PATCH",
+            Self::Delete => "DELETE",
+            Self::Options => "OPTIONS",
+            Self::Other => "other",
+        }
+    }
+}
+
+/// How an upstream let a request down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) enum Failure {
+    /// Refused or unreachable.
+    Connect,
+    /// No connection in time.
+    ConnectTimeout,
+    /// Closed without a response.
+    Closed,
+    /// No response in time.
+    Timeout,
+    /// Not HTTP/1.x.
+    BadResponse,
+    /// Stopped in the middle of a response.
+    CutOff,
+}
+
+impl Failure {
+    /// What the client is answered, where it still can be.
+    pub(super) fn status(self) -> u16 {
+        match self {
+            Self::ConnectTimeout | Self::Timeout => 504,
+            Self::Connect | Self::Closed | Self::BadResponse | Self::CutOff => 502,
+        }
+    }
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Connect => "connect",
+            Self::ConnectTimeout => "connect-timeout",
+            Self::Closed => "closed",
+            Self::Timeout => "timeout",
+            Self::BadResponse => "bad-response",
+            Self::CutOff => "cut-off",
+        }
+    }
+}
+
+/// Requests of one route, method and status.
+#[derive(Debug, Clone, Default)]
+struct Series {
+    count: u64,
+    seconds: f64,
+    buckets: [u64; BUCKETS.len()],
+}
+
+impl Series {
+    fn add(&mut self, other: &Self) {
+        self.count += other.count;
+        self.seconds += other.seconds;
+        self.buckets.iter_mut().zip(other.buckets).for_each(|(mine, theirs)| *mine += theirs);
+    }
+}
+
+/// Counters of one worker, or of several added up.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Counters {
+    /// By number of the route in the snapshot of the moment.
+    live: HashMap<(usize, Method, u16), (Arc<Labels>, Series)>,
+    /// Of earlier snapshots, for as long as their routes exist.
+    settled: HashMap<(Arc<Labels>, Method, u16), Series>,
+    refused: HashMap<u16, u64>,
+    failures: HashMap<Failure, u64>,
+    pub(super) accepted: u64,
+    pub(super) active: u64,
+    /// Times a worker stopped accepting because of its connection limit.
+    pub(super) full: u64,
+    pub(super) failed_handshakes: u64,
+    pub(super) upstream_connections: u64,
+    pub(super) idle_upstream: u64,
+    requests: u64,
+}
+
+impl Counters {
+    /// One finished request.
+    pub(super) fn request(
+        &mut self,
+        route: usize,
+        labels: &Arc<Labels>,
+        method: Method,
+        status: u16,
+        took: Duration,
+    ) {
+        self.requests += 1;
+        let (_, series) = self
+            .live
+            .entry((route, method, status))
+            .or_insert_with(|| (Arc::clone(labels), Series::default()));
+        let seconds = took.as_secs_f64();
+        series.count += 1;
+        series.seconds += seconds;
+        let reached = BUCKETS.iter().position(|bound| seconds <= *bound);
+        if let Some(bucket) = reached.and_then(|at| series.buckets.get_mut(at)) {
+            *bucket += 1;
+        }
+    }
+
+    /// A head that was refused before it had a route.
+    pub(super) fn refused(&mut self, status: u16) {
+        *self.refused.entry(status).or_default() += 1;
+    }
+
+    pub(super) fn upstream_failure(&mut self, failure: Failure) {
+        *self.failures.entry(failure).or_default() += 1;
+    }
+
+    /// A new snapshot numbers its routes anew. Series of routes that are gone go with them, which
+    /// bounds the memory.
+    pub(super) fn settle(&mut self, next: &Router) {
+        let kept: std::collections::HashSet<&Labels> = next.routes().map(|route| &*route.labels).collect();
+        self.settled.retain(|(labels, ..), _| kept.contains(&**labels));
+        for ((_, method, status), (labels, series)) in self.live.drain() {
+            if kept.contains(&*labels) {
+                self.settled.entry((labels, method, status)).or_default().add(&series);
+            }
+        }
+    }
+
+    /// Adds another worker's counters.
+    pub(super) fn add(&mut self, other: &Self) {
+        for ((_, method, status), (labels, series)) in &other.live {
+            self.settled.entry((Arc::clone(labels), *method, *status)).or_default().add(series);
+        }
+        for (key, series) in &other.settled {
+            self.settled.entry(key.clone()).or_default().add(series);
+        }
+        for (status, count) in &other.refused {
+            *self.refused.entry(*status).or_default() += count;
+        }
+        for (failure, count) in &other.failures {
+            *self.failures.entry(*failure).or_default() += count;
+        }
+        self.accepted += other.accepted;
+        self.active += other.active;
+        self.full += other.full;
+        self.failed_handshakes += other.failed_handshakes;
+        self.upstream_connections += other.upstream_connections;
+        self.idle_upstream += other.idle_upstream;
+        self.requests += other.requests;
+    }
+
+    /// As metrics, under ingress-nginx's names where it has one (reference 5.1 and 5.3).
+    pub(super) fn report(&self, workers: usize) -> Vec<Metric> {
+        let mut series: Vec<_> = self.settled.iter().collect();
+        series.sort_by(|a, b| a.0.cmp(b.0));
+        let (mut requests, mut durations) = (Vec::new(), Vec::new());
+        for ((labels, method, status), series) in series {
+            let labels = request_labels(labels, *method, *status);
+            requests.push(Sample { suffix: "", labels: labels.clone(), value: series.count as f64 });
+            histogram(&mut durations, &labels, series);
+        }
+        let counter = |name, help, value: u64| Metric {
+            name,
+            help,
+            kind: MetricKind::Counter,
+            samples: vec![Sample { suffix: "", labels: Vec::new(), value: value as f64 }],
+        };
+        let labelled = |name, help, kind, label: &'static str, values: Vec<(String, u64)>| Metric {
+            name,
+            help,
+            kind,
+            samples: values
+                .into_iter()
+                .map(|(value, count)| Sample {
+                    suffix: "",
+                    labels: vec![(label, value)],
+                    value: count as f64,
+                })
+                .collect(),
+        };
+        let refused = self.refused.iter().map(|(status, n)| (status.to_string(), *n)).collect();
+        let failures = self.failures.iter().map(|(failure, n)| (failure.as_str().to_owned(), *n)).collect();
+        vec![
+            Metric {
+                name: "nginx_ingress_controller_requests",
+                help: "The total number of client requests.",
+                kind: MetricKind::Counter,
+                samples: requests,
+            },
+            Metric {
+                name: "nginx_ingress_controller_request_duration_seconds",
+                help: "The request processing time in seconds.",
+                kind: MetricKind::Histogram,
+                samples: durations,
+            },
+            labelled(
+                "nginx_ingress_controller_nginx_process_connections",
+                "Current number of client connections by state.",
+                MetricKind::Gauge,
+                "state",
+                vec![("active".to_owned(), self.active)],
+            ),
+            labelled(
+                "nginx_ingress_controller_nginx_process_connections_total",
+                "Total number of client connections by state.",
+                MetricKind::Counter,
+                "state",
+                vec![("accepted".to_owned(), self.accepted), ("handled".to_owned(), self.accepted)],
+            ),
+            counter(
+                "nginx_ingress_controller_nginx_process_requests_total",
+                "Total number of client requests.",
+                self.requests,
+            ),
+            Metric {
+                name: "nginx_ingress_controller_nginx_process_num_procs",
+                help: "Number of proxy workers.",
+                kind: MetricKind::Gauge,
+                samples: vec![Sample { suffix: "", labels: Vec::new(), value: workers as f64 }],
+            },
+            labelled(
+                "penstock_l7_refused_heads_total",
+                "Request heads refused before routing, by status.",
+                MetricKind::Counter,
+                "status",
+                refused,
+            ),
+            labelled(
+                "penstock_l7_upstream_failures_total",
+                "Attempts at an upstream that gave no whole response, by cause.",
+                MetricKind::Counter,
+                "cause",
+                failures,
+            ),
+            counter(
+                "penstock_l7_upstream_connections_total",
+                "Connections opened to endpoints.",
+                self.upstream_connections,
+            ),
+            Metric {
+                name: "penstock_l7_upstream_idle_connections",
+                help: "Idle keep-alive connections to endpoints.",
+                kind: MetricKind::Gauge,
+                samples: vec![Sample { suffix: "", labels: Vec::new(), value: self.idle_upstream as f64 }],
+            },
+            counter(
+                "penstock_l7_failed_handshakes_total",
+                "TLS handshakes that did not complete.",
+                self.failed_handshakes,
+            ),
+            counter(
+                "penstock_l7_connection_limit_reached_total",
+                "Times a worker stopped accepting because of its connection limit.",
+                self.full,
+            ),
+        ]
+    }
+}
+
+fn request_labels(labels: &Labels, method: Method, status: u16) -> Vec<(&'static str, String)> {
+    let Labels { host, path, namespace, ingress, service } = labels;
+    vec![
+        ("host", host.clone()),
+        ("status", status.to_string()),
+        ("method", method.as_str().to_owned()),
+        ("path", path.clone()),
+        ("namespace", namespace.clone()),
+        ("ingress", ingress.clone()),
+        ("service", service.clone()),
+        ("canary", String::new()),
+    ]
+}
+
+fn histogram(samples: &mut Vec<Sample>, labels: &[(&'static str, String)], series: &Series) {
+    let with = |le: String| labels.iter().cloned().chain([("le", le)]).collect::<Vec<_>>();
+    let mut below = 0;
+    for (bound, count) in BUCKETS.iter().zip(series.buckets) {
+        below += count;
+        samples.push(Sample { suffix: "_bucket", labels: with(bound.to_string()), value: below as f64 });
+    }
+    samples.push(Sample { suffix: "_bucket", labels: with("+Inf".to_owned()), value: series.count as f64 });
+    samples.push(Sample { suffix: "_sum", labels: labels.to_vec(), value: series.seconds });
+    samples.push(Sample { suffix: "_count", labels: labels.to_vec(), value: series.count as f64 });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::l7::L7;
+
+    #[test]
+    fn counters_of_workers_add_up_and_series_of_gone_routes_go() {
+        let router = Router::new(&L7::default());
+        let kept = Arc::clone(&router.routes().next().expect("the catch-all").labels);
+        let gone = Arc::new(Labels { path: "/gone".to_owned(), ..Labels::default() });
+        let mut one = Counters::default();
+        one.request(0, &kept, Method::Get, 200, Duration::from_millis(7));
+        one.request(1, &gone, Method::Get, 200, Duration::from_millis(7));
+        let mut other = Counters::default();
+        other.request(0, &kept, Method::Get, 200, Duration::from_secs(20));
+
+        one.settle(&router);
+        let mut total = Counters::default();
+        total.add(&one);
+        total.add(&other);
+        let report = total.report(2);
+
+        let values = |metric: &str, suffix: &str| -> Vec<f64> {
+            let metric = report.iter().find(|m| m.name == metric).expect("metric");
+            metric.samples.iter().filter(|s| s.suffix == suffix).map(|s| s.value).collect()
+        };
+        assert_eq!(values("nginx_ingress_controller_requests", ""), [2.0]);
+        assert_eq!(
+            values("nginx_ingress_controller_request_duration_seconds", "_bucket"),
+            [0.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 2.0]
+        );
+        assert_eq!(values("nginx_ingress_controller_nginx_process_requests_total", ""), [3.0]);
+    }
+}

@@ -1,0 +1,170 @@
+//! Moves one message from one connection to another: a head of ours, then the body as it arrives.
+//!
+//! At most one read buffer is held, and nothing is read while the other side does not take what
+//! was read: back-pressure is the absence of reading.
+
+use std::io::{self, IoSlice};
+use std::task::{Context, Poll, ready};
+
+use super::buffer::{Buf, Scratch};
+use super::h1::Body;
+use super::h1::chunked::Piece;
+use super::socket::Socket;
+
+/// Why a body stopped short; says whose fault it is.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Broken {
+    /// The sender closed or reset the connection.
+    #[error("sender: {0}")]
+    Sender(io::Error),
+    /// The sender's framing is wrong.
+    #[error("sender: malformed chunked body")]
+    Framing,
+    /// The receiver closed or reset the connection.
+    #[error("receiver: {0}")]
+    Receiver(io::Error),
+    /// The body is longer than allowed.
+    #[error("body too large")]
+    TooLarge,
+}
+
+/// Which side a leg waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Waits {
+    ForSender,
+    ForReceiver,
+}
+
+/// How a chunked body is written to the receiver.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Coding {
+    /// As it came.
+    Same,
+    /// Content only: the receiver speaks HTTP/1.0.
+    Decoded,
+}
+
+/// One direction of an exchange.
+pub(super) struct Leg {
+    head: Scratch,
+    head_sent: usize,
+    /// Rest of the body.
+    pub(super) body: Body,
+    coding: Coding,
+    /// Bytes at the front of the buffer that belong to the body and go out next.
+    ready: usize,
+    /// Most bytes of content of a chunked body.
+    max: Option<u64>,
+    /// Bytes written so far, head included.
+    pub(super) written: u64,
+    /// Bytes read so far.
+    pub(super) read: u64,
+    pub(super) waits: Waits,
+    done: bool,
+}
+
+impl Leg {
+    /// Sends `head`, then `body`.
+    pub(super) fn new(head: Scratch, body: Body, coding: Coding, max: Option<u64>) -> Self {
+        Self {
+            head,
+            head_sent: 0,
+            body,
+            coding,
+            ready: 0,
+            max,
+            written: 0,
+            read: 0,
+            waits: Waits::ForReceiver,
+            done: false,
+        }
+    }
+
+    /// Everything was written and flushed.
+    pub(super) fn is_done(&self) -> bool {
+        self.done
+    }
+
+    /// Bytes moved in either direction; grows while there is progress.
+    pub(super) fn moved(&self) -> u64 {
+        self.written + self.read
+    }
+
+    /// Moves what can be moved; ready when the message is through.
+    pub(super) fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &Socket<'_>,
+        buf: &mut Buf,
+        to: &Socket<'_>,
+    ) -> Poll<Result<(), Broken>> {
+        loop {
+            self.waits = Waits::ForReceiver;
+            if self.ready == 0 {
+                self.take(buf)?;
+            }
+            while self.head_sent < self.head.len() || self.ready > 0 {
+                ready!(self.poll_write(cx, buf, to)).map_err(Broken::Receiver)?;
+                if self.ready == 0 {
+                    self.take(buf)?;
+                }
+            }
+            ready!(to.poll_flush(cx)).map_err(Broken::Receiver)?;
+            if self.body.is_done() {
+                self.done = true;
+                return Poll::Ready(Ok(()));
+            }
+            self.waits = Waits::ForSender;
+            let n = ready!(buf.poll_fill(cx, from)).map_err(Broken::Sender)?;
+            self.read += n as u64;
+            if n == 0 {
+                if self.body != Body::UntilClose {
+                    return Poll::Ready(Err(Broken::Sender(io::ErrorKind::UnexpectedEof.into())));
+                }
+                self.body = Body::Closed;
+            }
+        }
+    }
+
+    /// Decides what of the buffer goes out next.
+    fn take(&mut self, buf: &mut Buf) -> Result<(), Broken> {
+        while !buf.is_empty() && !self.body.is_done() {
+            match self.coding {
+                Coding::Same => self.ready = self.body.take(buf.bytes()).map_err(|_| Broken::Framing)?,
+                Coding::Decoded => match self.body.piece(buf.bytes()).map_err(|_| Broken::Framing)? {
+                    Piece::Content(n) => self.ready = n,
+                    Piece::Framing(n) => {
+                        buf.consume(n);
+                        continue;
+                    }
+                },
+            }
+            break;
+        }
+        if self.max.is_some_and(|max| self.body.chunked_content() > max) {
+            return Err(Broken::TooLarge);
+        }
+        Ok(())
+    }
+
+    /// Writes head and body together while both are there: one system call for a small message.
+    fn poll_write(&mut self, cx: &mut Context<'_>, buf: &mut Buf, to: &Socket<'_>) -> Poll<io::Result<()>> {
+        let head = self.head.get(self.head_sent..).unwrap_or_default();
+        let body = buf.bytes().get(..self.ready).unwrap_or_default();
+        let n = match (head.is_empty(), body.is_empty()) {
+            (true, _) => ready!(to.poll_write(cx, &[IoSlice::new(body)]))?,
+            (false, true) => ready!(to.poll_write(cx, &[IoSlice::new(head)]))?,
+            (false, false) => ready!(to.poll_write(cx, &[IoSlice::new(head), IoSlice::new(body)]))?,
+        };
+        if n == 0 {
+            return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+        }
+        self.written += n as u64;
+        let of_head = n.min(head.len());
+        self.head_sent += of_head;
+        let of_body = n - of_head;
+        self.ready -= of_body;
+        buf.consume(of_body);
+        Poll::Ready(Ok(()))
+    }
+}

@@ -1,0 +1,389 @@
+//! Which location takes a request: pure lookups in an index built once per snapshot.
+//!
+//! The snapshot's order of locations is the precedence. The index only skips what cannot match,
+//! so a host with a thousand paths costs a few hash lookups.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use crate::model::ObjectName;
+use crate::model::l7::{Action, Filters, HostMatch, L7, Location, PathMatch, Redirect, UpstreamName};
+
+/// Longest host name looked up; longer ones belong to no server.
+const HOST_MAX: usize = 255;
+
+/// A snapshot prepared for lookups; shared by all workers.
+#[derive(Debug)]
+pub(super) struct Router {
+    exact: HashMap<Box<[u8]>, usize>,
+    /// By the suffix after `*.`.
+    wildcard: HashMap<Box<[u8]>, usize>,
+    any: usize,
+    sites: Vec<Site>,
+    /// Upstreams by index.
+    pub(super) upstreams: Vec<UpstreamEntry>,
+}
+
+/// One upstream of the snapshot.
+#[derive(Debug)]
+pub(super) struct UpstreamEntry {
+    pub(super) name: UpstreamName,
+    pub(super) endpoints: Vec<SocketAddr>,
+}
+
+/// One host.
+#[derive(Debug)]
+pub(super) struct Site {
+    /// What it answers for.
+    pub(super) host: HostMatch,
+    /// Where a request for `/` is sent instead.
+    pub(super) app_root: Option<String>,
+    locations: Vec<Route>,
+    /// Index of locations by full path.
+    exact: HashMap<Box<[u8]>, usize>,
+    /// Index of locations by prefix without its trailing slash.
+    prefix: HashMap<Box<[u8]>, Prefixes>,
+    /// Bit `n`: there is a prefix of `n` bytes; the last bit stands for all longer ones.
+    prefix_lengths: u64,
+    /// Regex locations, which have to be tried one by one.
+    regex: Vec<usize>,
+    /// Takes what no location takes.
+    fallback: Route,
+}
+
+#[derive(Debug, Default)]
+struct Prefixes {
+    /// `/foo`: takes `/foo` and everything below.
+    whole: Option<usize>,
+    /// `/foo/`: takes everything below `/foo`, and redirects `/foo` to itself.
+    below: Option<usize>,
+}
+
+/// One location, with everything a request needs of it.
+#[derive(Debug)]
+pub(super) struct Route {
+    /// Number of the route within its router.
+    pub(super) id: usize,
+    pub(super) action: RouteAction,
+    pub(super) filters: Filters,
+    pub(super) labels: Arc<Labels>,
+    /// What [`RouteAction::Redirect`] answers.
+    pub(super) redirect: Option<Redirect>,
+    /// What it matches; `None` takes what nothing else takes.
+    pub(super) path: Option<PathMatch>,
+}
+
+/// [`Action`] with its names resolved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum RouteAction {
+    /// To an upstream by index; `None` if the snapshot lacks it, which is like no endpoints.
+    Proxy(Option<usize>),
+    /// To the default backend; `None` is the built-in 404.
+    DefaultBackend(Option<usize>),
+    /// See [`Route::redirect`].
+    Redirect,
+    /// 503.
+    Deny,
+}
+
+/// How a route appears in metrics and explanations.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub(super) struct Labels {
+    pub(super) host: String,
+    pub(super) path: String,
+    pub(super) namespace: String,
+    pub(super) ingress: String,
+    pub(super) service: String,
+}
+
+/// How a request found its host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum HostFound {
+    /// The name itself.
+    Exact,
+    /// `*.` + suffix.
+    Wildcard,
+    /// No server names it: `_`.
+    Unnamed,
+}
+
+/// Location found for a path.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Found<'r> {
+    pub(super) route: &'r Route,
+    /// The path lacks the trailing slash its location is written with.
+    pub(super) add_slash: bool,
+}
+
+impl Router {
+    /// Builds the index. Never fails: what the snapshot names and does not hold has no endpoints.
+    pub(super) fn new(l7: &L7) -> Self {
+        let upstreams: Vec<_> = l7
+            .upstreams
+            .iter()
+            .map(|(name, upstream)| UpstreamEntry {
+                name: name.clone(),
+                endpoints: upstream.endpoints.iter().copied().collect(),
+            })
+            .collect();
+        let index: BTreeMap<_, _> = upstreams.iter().enumerate().map(|(i, u)| (&u.name, i)).collect();
+        let default_backend = l7
+            .default_backend
+            .as_ref()
+            .and_then(|name| index.get(name).copied())
+            .filter(|&i| upstreams.get(i).is_some_and(|u| !u.endpoints.is_empty()));
+        let resolve = |action: &Action| match action {
+            Action::Proxy(name) => RouteAction::Proxy(index.get(name).copied()),
+            Action::DefaultBackend => RouteAction::DefaultBackend(default_backend),
+            Action::Redirect(_) => RouteAction::Redirect,
+            Action::Deny => RouteAction::Deny,
+        };
+
+        let mut builder = SiteBuilder { resolve: &resolve, next_id: 0 };
+        let (mut exact, mut wildcard, mut sites) = (HashMap::new(), HashMap::new(), Vec::new());
+        for (host, server) in &l7.servers {
+            match host {
+                HostMatch::Exact(name) => exact.insert(name.as_bytes().into(), sites.len()),
+                HostMatch::Wildcard(suffix) => wildcard.insert(suffix.as_bytes().into(), sites.len()),
+                HostMatch::Any => None,
+            };
+            sites.push(Site { app_root: server.app_root.clone(), ..builder.site(host, &server.locations) });
+        }
+        if !l7.servers.contains_key(&HostMatch::Any) {
+            sites.push(builder.site(&HostMatch::Any, &[]));
+        }
+        let any = sites.iter().position(|site| site.host == HostMatch::Any).unwrap_or(0);
+        Self { exact, wildcard, any, sites, upstreams }
+    }
+
+    /// Every route there is.
+    pub(super) fn routes(&self) -> impl Iterator<Item = &Route> {
+        self.sites.iter().flat_map(|site| site.locations.iter().chain([&site.fallback]))
+    }
+
+    /// The site for a Host header (with or without port).
+    pub(super) fn site(&self, host: &[u8]) -> (&Site, HostFound) {
+        let mut lower = [0u8; HOST_MAX];
+        let name = bare_host(host);
+        let (index, found) = match lower.get_mut(..name.len()) {
+            Some(lower) if !name.is_empty() => {
+                lower.copy_from_slice(name);
+                lower.make_ascii_lowercase();
+                self.lookup(lower)
+            }
+            _ => (self.any, HostFound::Unnamed),
+        };
+        // The index was made for these sites.
+        (&self.sites[index], found)
+    }
+
+    fn lookup(&self, name: &[u8]) -> (usize, HostFound) {
+        if let Some(&index) = self.exact.get(name) {
+            return (index, HostFound::Exact);
+        }
+        if !self.wildcard.is_empty() {
+            let suffix = name.iter().position(|&b| b == b'.').and_then(|dot| name.get(dot + 1..));
+            if let Some(&index) = suffix.and_then(|suffix| self.wildcard.get(suffix)) {
+                return (index, HostFound::Wildcard);
+            }
+        }
+        (self.any, HostFound::Unnamed)
+    }
+}
+
+/// A Host header without port and trailing dot.
+pub(super) fn bare_host(host: &[u8]) -> &[u8] {
+    let end = if host.first() == Some(&b'[') {
+        host.iter().position(|&b| b == b']').map_or(host.len(), |at| at + 1)
+    } else {
+        host.iter().position(|&b| b == b':').unwrap_or(host.len())
+    };
+    let name = host.get(..end).unwrap_or_default();
+    name.strip_suffix(b".").unwrap_or(name)
+}
+
+impl Site {
+    /// The first location, in the snapshot's order, that takes this normalised path.
+    pub(super) fn find(&self, path: &[u8]) -> Found<'_> {
+        let mut best = self.exact.get(path).copied();
+        let mut redirect = None;
+        // A location that takes the path as a whole wins over one that would add a slash to it.
+        let mut whole = best.is_some();
+        let mut end = path.len();
+        loop {
+            if self.has_prefix_of(end) {
+                let entry = path.get(..end).and_then(|prefix| self.prefix.get(prefix));
+                if let Some(Prefixes { whole: takes, below }) = entry {
+                    let all = end == path.len();
+                    whole |= all && takes.is_some();
+                    best = earlier(best, *takes);
+                    if all {
+                        redirect = *below;
+                    } else {
+                        best = earlier(best, *below);
+                    }
+                }
+            }
+            // The next shorter prefix ends before the last slash.
+            match path.get(..end).and_then(|rest| rest.iter().rposition(|&b| b == b'/')) {
+                Some(at) => end = at,
+                None => break,
+            }
+        }
+        if let Some(redirect) = redirect.filter(|_| !whole) {
+            let first = earlier(best, Some(redirect));
+            if first == Some(redirect) {
+                best = self.first_regex(path, first).or(first);
+                if best == Some(redirect) {
+                    return Found { route: self.route(best), add_slash: true };
+                }
+                return Found { route: self.route(best), add_slash: false };
+            }
+        }
+        best = self.first_regex(path, best).or(best);
+        Found { route: self.route(best), add_slash: false }
+    }
+
+    fn has_prefix_of(&self, len: usize) -> bool {
+        self.prefix_lengths & (1 << len.min(63)) != 0
+    }
+
+    /// The first regex location before `limit` that matches.
+    fn first_regex(&self, path: &[u8], limit: Option<usize>) -> Option<usize> {
+        if self.regex.is_empty() {
+            return None;
+        }
+        // Patterns are about characters; bytes that are none match as U+FFFD.
+        let text = String::from_utf8_lossy(path);
+        self.regex.iter().copied().take_while(|&i| limit.is_none_or(|limit| i < limit)).find(|&i| match self
+            .locations
+            .get(i)
+            .and_then(|route| route.path.as_ref())
+        {
+            Some(PathMatch::Regex(pattern)) => pattern.regex().is_match(&text),
+            _ => false,
+        })
+    }
+
+    fn route(&self, index: Option<usize>) -> &Route {
+        index.and_then(|i| self.locations.get(i)).unwrap_or(&self.fallback)
+    }
+}
+
+fn earlier(a: Option<usize>, b: Option<usize>) -> Option<usize> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    }
+}
+
+impl Route {
+    /// How the location is written; the implicit one of a host is a prefix `/`.
+    pub(super) fn describe(&self) -> String {
+        match &self.path {
+            Some(PathMatch::Exact(path)) => format!("exact {path}"),
+            Some(PathMatch::Prefix(path)) => format!("prefix {path}"),
+            Some(PathMatch::Regex(pattern)) => format!("regex {}", pattern.regex()),
+            None => "no location".to_owned(),
+        }
+    }
+
+    /// Bytes of the path it is written with; 0 for a regex or none.
+    pub(super) fn literal_len(&self) -> usize {
+        match &self.path {
+            Some(PathMatch::Exact(path) | PathMatch::Prefix(path)) => path.len(),
+            Some(PathMatch::Regex(_)) | None => 0,
+        }
+    }
+}
+
+/// Numbers routes across sites.
+struct SiteBuilder<'f> {
+    resolve: &'f dyn Fn(&Action) -> RouteAction,
+    next_id: usize,
+}
+
+impl SiteBuilder<'_> {
+    fn site(&mut self, host: &HostMatch, locations: &[Location]) -> Site {
+        let label = host_label(host);
+        let mut site = Site {
+            host: host.clone(),
+            app_root: None,
+            locations: Vec::with_capacity(locations.len()),
+            exact: HashMap::new(),
+            prefix: HashMap::new(),
+            prefix_lengths: 0,
+            regex: Vec::new(),
+            fallback: self.fallback(&label),
+        };
+        for (i, location) in locations.iter().enumerate() {
+            match &location.path {
+                PathMatch::Exact(path) => {
+                    site.exact.entry(path.as_bytes().into()).or_insert(i);
+                }
+                PathMatch::Prefix(path) => {
+                    let (key, slash) = match path.strip_suffix('/') {
+                        Some(key) => (key, true),
+                        None => (path.as_str(), false),
+                    };
+                    site.prefix_lengths |= 1 << key.len().min(63);
+                    let entry = site.prefix.entry(key.as_bytes().into()).or_default();
+                    let place = if slash { &mut entry.below } else { &mut entry.whole };
+                    place.get_or_insert(i);
+                }
+                PathMatch::Regex(_) => site.regex.push(i),
+            }
+            site.locations.push(self.route(&label, location));
+        }
+        site
+    }
+
+    fn route(&mut self, host: &str, location: &Location) -> Route {
+        let Location { path, path_label, ingress, service, action, filters } = location;
+        let ObjectName { namespace, name } = ingress.clone().unwrap_or_default();
+        Route {
+            id: self.id(),
+            action: (self.resolve)(action),
+            filters: filters.clone(),
+            labels: Labels {
+                host: host.to_owned(),
+                path: path_label.clone(),
+                namespace,
+                ingress: name,
+                service: service.clone(),
+            }
+            .into(),
+            redirect: match action {
+                Action::Redirect(redirect) => Some(redirect.clone()),
+                _ => None,
+            },
+            path: Some(path.clone()),
+        }
+    }
+
+    fn fallback(&mut self, host: &str) -> Route {
+        Route {
+            id: self.id(),
+            action: (self.resolve)(&Action::DefaultBackend),
+            filters: Filters::default(),
+            labels: Labels { host: host.to_owned(), ..Labels::default() }.into(),
+            redirect: None,
+            path: None,
+        }
+    }
+
+    fn id(&mut self) -> usize {
+        self.next_id += 1;
+        self.next_id - 1
+    }
+}
+
+/// `_`, `*.example.com` or the name.
+pub(super) fn host_label(host: &HostMatch) -> String {
+    match host {
+        HostMatch::Exact(name) => name.clone(),
+        HostMatch::Wildcard(suffix) => format!("*.{suffix}"),
+        HostMatch::Any => "_".to_owned(),
+    }
+}

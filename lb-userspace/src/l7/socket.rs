@@ -1,0 +1,276 @@
+//! One TCP connection, plain or TLS, polled in both directions at once through `&self`.
+//!
+//! Written over tokio's split halves because their `poll_read` clears readiness after a partial
+//! read: the next wait costs no probing system call. rustls is driven directly, so a TLS
+//! connection costs the same four system calls a request as a plain one.
+
+use std::cell::{Cell, RefCell};
+use std::io::{self, IoSlice, Read, Write};
+use std::os::fd::AsFd;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use rustix::net::{RecvFlags, recv};
+use rustls::{ServerConfig, ServerConnection};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::net::tcp::{ReadHalf, WriteHalf};
+
+/// A connection borrowed from its stream for as long as it is worked on.
+///
+/// The cells are borrowed only inside a poll function, never across an await.
+pub(super) struct Socket<'a> {
+    rd: RefCell<ReadHalf<'a>>,
+    wr: RefCell<WriteHalf<'a>>,
+    tls: Option<Box<Tls>>,
+}
+
+struct Tls {
+    session: RefCell<ServerConnection>,
+    /// Plaintext bytes that rustls holds for us.
+    readable: Cell<usize>,
+    eof: Cell<bool>,
+}
+
+/// What is known about a client that should be waiting for its response.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Presence {
+    /// It closed or reset the connection.
+    Gone,
+    /// It sent more (pipelining), which hides a close until that is read.
+    Talking,
+}
+
+impl<'a> Socket<'a> {
+    /// A connection whose bytes are HTTP.
+    pub(super) fn plain(stream: &'a mut TcpStream) -> Self {
+        let (rd, wr) = stream.split();
+        Self { rd: RefCell::new(rd), wr: RefCell::new(wr), tls: None }
+    }
+
+    /// A connection whose client will start a TLS handshake.
+    pub(super) fn tls_server(
+        stream: &'a mut TcpStream,
+        config: Arc<ServerConfig>,
+    ) -> Result<Self, rustls::Error> {
+        let session = RefCell::new(ServerConnection::new(config)?);
+        let tls = Tls { session, readable: Cell::new(0), eof: Cell::new(false) };
+        Ok(Self { tls: Some(Box::new(tls)), ..Self::plain(stream) })
+    }
+
+    /// Bytes, or the end, can probably be read without waiting.
+    pub(super) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.tls.as_ref().is_some_and(|tls| tls.readable.get() > 0 || tls.eof.get()) {
+            return Poll::Ready(Ok(()));
+        }
+        self.rd.borrow().as_ref().poll_read_ready(cx)
+    }
+
+    /// Reads once; 0 is the end of the stream (or no room in `into`).
+    pub(super) fn poll_read(&self, cx: &mut Context<'_>, into: &mut [u8]) -> Poll<io::Result<usize>> {
+        let Some(tls) = &self.tls else {
+            return self.poll_read_raw(cx, into);
+        };
+        loop {
+            if tls.readable.get() > 0 {
+                let n = tls.session.borrow_mut().reader().read(into)?;
+                tls.readable.set(tls.readable.get().saturating_sub(n));
+                return Poll::Ready(Ok(n));
+            }
+            if tls.eof.get() {
+                return Poll::Ready(Ok(0));
+            }
+            ready!(self.poll_records(cx, tls))?;
+        }
+    }
+
+    /// Writes some of `parts`. With TLS, bytes may stay behind in the session: see
+    /// [`Self::poll_flush`].
+    pub(super) fn poll_write(&self, cx: &mut Context<'_>, parts: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        let Some(tls) = &self.tls else {
+            return Pin::new(&mut *self.wr.borrow_mut()).poll_write_vectored(cx, parts);
+        };
+        // Ciphertext of an earlier write goes first, and bounds what a slow client can pile up.
+        // Not before: what a handshake left to send travels with the first response.
+        let accepted = tls.session.borrow_mut().writer().write_vectored(parts)?;
+        if accepted == 0 {
+            ready!(self.poll_flush(cx))?;
+            let accepted = tls.session.borrow_mut().writer().write_vectored(parts)?;
+            return Poll::Ready(Ok(accepted));
+        }
+        Poll::Ready(Ok(accepted))
+    }
+
+    /// Sends what the TLS session still holds; nothing to do for a plain connection.
+    pub(super) fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Some(tls) = &self.tls else {
+            return Poll::Ready(Ok(()));
+        };
+        let mut session = tls.session.borrow_mut();
+        while session.wants_write() {
+            let mut out = Raw { socket: self, cx };
+            match session.write_tls(&mut out) {
+                Ok(_) => {}
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Poll::Pending,
+                Err(e) => return Poll::Ready(Err(e)),
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Runs the TLS handshake to its end; ready at once for a plain connection.
+    pub(super) fn poll_handshake(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Some(tls) = &self.tls else {
+            return Poll::Ready(Ok(()));
+        };
+        while tls.session.borrow().is_handshaking() {
+            ready!(self.poll_flush(cx))?;
+            if !tls.session.borrow().is_handshaking() {
+                break;
+            }
+            if tls.eof.get() {
+                return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
+            }
+            ready!(self.poll_records(cx, tls))?;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Watches a client from which nothing is expected. Makes a system call only when the kernel
+    /// reported an event.
+    pub(super) fn poll_presence(&self, cx: &mut Context<'_>) -> Poll<Presence> {
+        if let Some(tls) = &self.tls {
+            if tls.readable.get() > 0 {
+                return Poll::Ready(Presence::Talking);
+            }
+            return match ready!(self.poll_records(cx, tls)) {
+                Ok(()) if tls.eof.get() => Poll::Ready(Presence::Gone),
+                Ok(()) if tls.readable.get() > 0 => Poll::Ready(Presence::Talking),
+                // A record without application data; the next one wakes us.
+                Ok(()) => {
+                    cx.waker().wake_by_ref();
+                    Poll::Pending
+                }
+                Err(_) => Poll::Ready(Presence::Gone),
+            };
+        }
+        let rd = self.rd.borrow();
+        let stream: &TcpStream = rd.as_ref();
+        loop {
+            if ready!(stream.poll_read_ready(cx)).is_err() {
+                return Poll::Ready(Presence::Gone);
+            }
+            let peeked = stream.try_io(Interest::READABLE, || peek(stream));
+            match peeked {
+                Ok(0) => return Poll::Ready(Presence::Gone),
+                Ok(_) => return Poll::Ready(Presence::Talking),
+                // The readiness was stale; try_io cleared it.
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                Err(_) => return Poll::Ready(Presence::Gone),
+            }
+        }
+    }
+
+    /// Ends our direction: TLS close_notify, then FIN.
+    pub(super) fn poll_finish(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if let Some(tls) = &self.tls {
+            tls.session.borrow_mut().send_close_notify();
+            ready!(self.poll_flush(cx))?;
+        }
+        Pin::new(&mut *self.wr.borrow_mut()).poll_shutdown(cx)
+    }
+
+    /// Says goodbye on a TLS connection as far as that is possible without waiting.
+    pub(super) fn close_notify(&self) {
+        if let Some(tls) = &self.tls {
+            tls.session.borrow_mut().send_close_notify();
+            let _ = self.poll_flush(&mut Context::from_waker(std::task::Waker::noop()));
+        }
+    }
+
+    /// Reads TLS records once and processes them.
+    fn poll_records(&self, cx: &mut Context<'_>, tls: &Tls) -> Poll<io::Result<()>> {
+        let mut session = tls.session.borrow_mut();
+        match session.read_tls(&mut Raw { socket: self, cx }) {
+            Ok(0) => tls.eof.set(true),
+            Ok(_) => {}
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Poll::Pending,
+            Err(e) => return Poll::Ready(Err(e)),
+        }
+        match session.process_new_packets() {
+            Ok(state) => {
+                tls.readable.set(state.plaintext_bytes_to_read());
+                if state.peer_has_closed() {
+                    tls.eof.set(true);
+                }
+                Poll::Ready(Ok(()))
+            }
+            Err(e) => {
+                // The alert tells the client why; whether it arrives is not ours to wait for.
+                let _ = session.write_tls(&mut Raw { socket: self, cx });
+                Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, e)))
+            }
+        }
+    }
+
+    fn poll_read_raw(&self, cx: &mut Context<'_>, into: &mut [u8]) -> Poll<io::Result<usize>> {
+        let mut into = ReadBuf::new(into);
+        ready!(Pin::new(&mut *self.rd.borrow_mut()).poll_read(cx, &mut into))?;
+        Poll::Ready(Ok(into.filled().len()))
+    }
+}
+
+/// `recv(MSG_PEEK)`: is the peer still there?
+fn peek(stream: &TcpStream) -> io::Result<usize> {
+    let mut byte = [0u8; 1];
+    let (n, _) = recv(stream.as_fd(), &mut byte, RecvFlags::PEEK | RecvFlags::DONTWAIT)?;
+    Ok(n)
+}
+
+/// Whether a pooled connection is still open and silent, as it must be to carry a request.
+///
+/// Asks the kernel only if it reported an event since the last use.
+pub(super) fn is_idle(stream: &TcpStream) -> bool {
+    let peeked = stream.try_io(Interest::READABLE, || peek(stream));
+    matches!(peeked, Err(e) if e.kind() == io::ErrorKind::WouldBlock)
+}
+
+/// Like [`is_idle`], but asks the kernel in any case: for requests that cannot be repeated.
+pub(super) fn is_surely_idle(stream: &TcpStream) -> bool {
+    matches!(peek(stream), Err(e) if e.kind() == io::ErrorKind::WouldBlock)
+}
+
+/// The encrypted side of a TLS session, as rustls wants to see it.
+struct Raw<'r, 's, 'c> {
+    socket: &'r Socket<'s>,
+    cx: &'r mut Context<'c>,
+}
+
+impl Read for Raw<'_, '_, '_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        would_block(self.socket.poll_read_raw(self.cx, into))
+    }
+}
+
+impl Write for Raw<'_, '_, '_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.write_vectored(&[IoSlice::new(bytes)])
+    }
+
+    fn write_vectored(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+        let mut wr = self.socket.wr.borrow_mut();
+        would_block(Pin::new(&mut *wr).poll_write_vectored(self.cx, parts))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn would_block<T>(poll: Poll<io::Result<T>>) -> io::Result<T> {
+    match poll {
+        Poll::Ready(result) => result,
+        Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
+    }
+}

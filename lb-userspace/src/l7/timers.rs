@@ -1,0 +1,187 @@
+//! Deadlines of one worker: one slot per connection, swept in coarse ticks.
+//!
+//! A deadline costs two cell writes and no timer of the runtime, because nearly all of them are
+//! moved before they fall due. Precision is [`TICK_MS`]; no deadline falls due early.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+
+/// How often slots are swept at most, in milliseconds.
+const TICK_MS: u64 = 50;
+
+/// A moment in milliseconds since the worker started.
+pub(super) type Due = u64;
+
+/// All deadlines of a worker.
+pub(super) struct Timers {
+    base: Instant,
+    /// Last sweep; deadlines are compared to it, so no clock is read while polling.
+    now: Cell<Due>,
+    /// When the next sweep is planned.
+    next: Cell<Due>,
+    slots: RefCell<Vec<Slot>>,
+    free: RefCell<Vec<usize>>,
+    earlier: Notify,
+}
+
+#[derive(Default)]
+struct Slot {
+    waker: Option<Waker>,
+    due: Due,
+}
+
+impl Timers {
+    /// No deadlines; time starts now.
+    pub(super) fn new() -> Self {
+        Self {
+            base: Instant::now(),
+            now: Cell::new(0),
+            next: Cell::new(Due::MAX),
+            slots: RefCell::default(),
+            free: RefCell::default(),
+            earlier: Notify::new(),
+        }
+    }
+
+    /// The slot of one connection; freed on drop.
+    pub(super) fn alarm(self: &Rc<Self>) -> Alarm {
+        let slot = Slot { waker: None, due: Due::MAX };
+        let mut slots = self.slots.borrow_mut();
+        let key = match self.free.borrow_mut().pop() {
+            Some(key) => key,
+            None => slots.len(),
+        };
+        match slots.get_mut(key) {
+            Some(freed) => *freed = slot,
+            None => slots.push(slot),
+        }
+        Alarm { timers: Rc::clone(self), key }
+    }
+
+    /// Wakes every connection, so that it looks at what changed (draining).
+    pub(super) fn wake_all(&self) {
+        for slot in self.slots.borrow().iter() {
+            if let Some(waker) = &slot.waker {
+                waker.wake_by_ref();
+            }
+        }
+    }
+
+    /// Wakes what falls due, for as long as the worker lives.
+    pub(super) async fn run(&self) {
+        loop {
+            self.next.set(self.sweep());
+            let next = self.next.get();
+            if next == Due::MAX {
+                self.earlier.notified().await;
+                continue;
+            }
+            let at = self.base + Duration::from_millis(next);
+            tokio::select! {
+                () = tokio::time::sleep_until(at.into()) => {}
+                () = self.earlier.notified() => {}
+            }
+        }
+    }
+
+    /// Wakes due slots and returns when to look again.
+    fn sweep(&self) -> Due {
+        let now = self.elapsed_ms();
+        self.now.set(now);
+        let mut next = Due::MAX;
+        for slot in self.slots.borrow_mut().iter_mut() {
+            if slot.due > now {
+                next = next.min(slot.due);
+                continue;
+            }
+            slot.due = Due::MAX;
+            if let Some(waker) = &slot.waker {
+                waker.wake_by_ref();
+            }
+        }
+        if next == Due::MAX { next } else { next.max(now + TICK_MS) }
+    }
+
+    fn elapsed_ms(&self) -> Due {
+        u64::try_from(self.base.elapsed().as_millis()).unwrap_or(Due::MAX - 1)
+    }
+}
+
+/// One connection's place among the deadlines. All waits of the connection share it, so they
+/// must be polled by the same task.
+pub(super) struct Alarm {
+    timers: Rc<Timers>,
+    key: usize,
+}
+
+impl Alarm {
+    /// The moment `after` from now.
+    pub(super) fn due(&self, after: Duration) -> Due {
+        let after = u64::try_from(after.as_millis()).unwrap_or(u64::from(u32::MAX));
+        self.timers.elapsed_ms().saturating_add(after)
+    }
+
+    /// Ready once `due` has passed; otherwise the task is woken then, or a little earlier (an
+    /// older deadline of the same connection is not taken back, only outlived).
+    pub(super) fn poll_due(&self, cx: &Context<'_>, due: Due) -> Poll<()> {
+        if self.timers.now.get() >= due {
+            return Poll::Ready(());
+        }
+        if let Some(slot) = self.timers.slots.borrow_mut().get_mut(self.key) {
+            slot.due = slot.due.min(due);
+            if !slot.waker.as_ref().is_some_and(|w| w.will_wake(cx.waker())) {
+                slot.waker = Some(cx.waker().clone());
+            }
+        }
+        if due < self.timers.next.get() {
+            self.timers.next.set(due);
+            self.timers.earlier.notify_one();
+        }
+        Poll::Pending
+    }
+}
+
+impl Drop for Alarm {
+    fn drop(&mut self) {
+        if let Some(slot) = self.timers.slots.borrow_mut().get_mut(self.key) {
+            *slot = Slot { waker: None, due: Due::MAX };
+            self.timers.free.borrow_mut().push(self.key);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use super::*;
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_deadline_falls_due_and_never_early() {
+        let timers = Rc::new(Timers::new());
+        let alarm = timers.alarm();
+        let due = alarm.due(Duration::from_millis(80));
+
+        let waited = poll_fn(|cx| alarm.poll_due(cx, due));
+        tokio::select! {
+            () = waited => {}
+            () = timers.run() => unreachable!("the sweeper never ends"),
+        }
+
+        assert!(timers.elapsed_ms() >= due);
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_freed_slot_is_used_again() {
+        let timers = Rc::new(Timers::new());
+
+        drop(timers.alarm());
+        let again = timers.alarm();
+
+        assert_eq!((again.key, timers.slots.borrow().len()), (0, 1));
+    }
+}

@@ -1,0 +1,227 @@
+//! One worker: a thread with its own runtime, listeners, connections, pool and counters.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashSet;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use rustls::ServerConfig;
+use tokio::net::TcpListener;
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
+use tokio::task::LocalSet;
+
+use super::filters::Scheme;
+use super::listen::Bound;
+use super::metrics::Counters;
+use super::route::Router;
+use super::snapshot::Current;
+use super::timers::Timers;
+use super::tls::Tls;
+use super::upstream::Pool;
+use super::{Error, connection};
+use crate::model::l4::Listener;
+
+/// Client connections of one worker; more wait in the accept queue (`max-worker-connections`).
+const CONNECTIONS_MAX: usize = 16_384;
+/// How often idle upstream connections are looked through.
+const SWEEP: Duration = Duration::from_secs(5);
+/// Pause after a failed accept: out of descriptors, most likely.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// What a worker can be told.
+pub(super) enum Control {
+    /// Send a copy of the counters.
+    Count(std::sync::mpsc::Sender<Counters>),
+    /// Stop accepting; drop the sender when the last connection has ended.
+    Drain(mpsc::Sender<()>),
+    /// End now.
+    Stop,
+}
+
+/// What everything on the worker's thread shares.
+pub(super) struct Worker {
+    pub(super) current: Current,
+    pub(super) timers: Rc<Timers>,
+    pub(super) pool: Pool,
+    pub(super) counters: RefCell<Counters>,
+    tls: Arc<ServerConfig>,
+    draining: Cell<bool>,
+    drain_started: Notify,
+    /// A permit for each connection that may still be accepted.
+    room: Arc<Semaphore>,
+    entropy: Cell<u64>,
+}
+
+/// Starts a worker's thread.
+pub(super) fn spawn(
+    id: usize,
+    bound: Vec<Bound>,
+    tls: &Tls,
+    published: watch::Receiver<Arc<Router>>,
+) -> Result<(mpsc::UnboundedSender<Control>, JoinHandle<()>), Error> {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Worker)?;
+    let (control, controls) = mpsc::unbounded_channel();
+    let tls = Arc::clone(&tls.config);
+    let thread = std::thread::Builder::new()
+        .name(format!("penstock-{id}"))
+        .spawn(move || {
+            let local = LocalSet::new();
+            if let Err(error) = runtime.block_on(local.run_until(run(bound, tls, published, controls))) {
+                tracing::error!(worker = id, %error, "worker could not start");
+            }
+        })
+        .map_err(Error::Worker)?;
+    Ok((control, thread))
+}
+
+async fn run(
+    bound: Vec<Bound>,
+    tls: Arc<ServerConfig>,
+    mut published: watch::Receiver<Arc<Router>>,
+    mut controls: mpsc::UnboundedReceiver<Control>,
+) -> io::Result<()> {
+    let router = Arc::clone(&published.borrow_and_update());
+    let worker = Rc::new(Worker {
+        current: Current::new(router),
+        timers: Rc::new(Timers::new()),
+        pool: Pool::default(),
+        counters: RefCell::default(),
+        tls,
+        draining: Cell::new(false),
+        drain_started: Notify::new(),
+        room: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
+        entropy: Cell::new(RandomState::new().build_hasher().finish() | 1),
+    });
+    for Bound { listener, socket, .. } in bound {
+        let listening = TcpListener::from_std(socket)?;
+        tokio::task::spawn_local(accept(Rc::clone(&worker), listening, listener));
+    }
+    let timers = Rc::clone(&worker.timers);
+    tokio::task::spawn_local(async move { timers.run().await });
+
+    let mut sweep = tokio::time::interval(SWEEP);
+    let mut followed = true;
+    loop {
+        tokio::select! {
+            control = controls.recv() => match control {
+                Some(Control::Count(answer)) => {
+                    let _ = answer.send(worker.count());
+                }
+                Some(Control::Drain(done)) => worker.drain(done),
+                // Without a handle nobody could ever stop this thread.
+                Some(Control::Stop) | None => return Ok(()),
+            },
+            changed = published.changed(), if followed => match changed {
+                Ok(()) => worker.swap(Arc::clone(&published.borrow_and_update())),
+                // The publisher is gone; the last snapshot goes on.
+                Err(_) => followed = false,
+            },
+            _ = sweep.tick() => worker.sweep(),
+        }
+    }
+}
+
+/// Accepts until draining, each connection a task of its own.
+async fn accept(worker: Rc<Worker>, listening: TcpListener, listener: Listener) {
+    let scheme = match listener {
+        Listener::Http => Scheme::Http,
+        Listener::Https => Scheme::Https,
+    };
+    while !worker.is_draining() {
+        if worker.room.available_permits() == 0 {
+            worker.counters.borrow_mut().full += 1;
+        }
+        let accepted = tokio::select! {
+            biased;
+            accepted = async {
+                let room = Arc::clone(&worker.room).acquire_owned().await;
+                (listening.accept().await, room)
+            } => accepted,
+            () = worker.drain_started.notified() => return,
+        };
+        let (Ok((stream, peer)), Ok(room)) = accepted else {
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+            continue;
+        };
+        let _ = stream.set_nodelay(true);
+        worker.counters.borrow_mut().accepted += 1;
+        let worker = Rc::clone(&worker);
+        tokio::task::spawn_local(async move {
+            connection::serve(worker, stream, peer, scheme).await;
+            drop(room);
+        });
+    }
+}
+
+impl Worker {
+    pub(super) fn tls(&self) -> Arc<ServerConfig> {
+        Arc::clone(&self.tls)
+    }
+
+    pub(super) fn is_draining(&self) -> bool {
+        self.draining.get()
+    }
+
+    /// 32 hex digits for `X-Request-ID`: unique, not secret.
+    pub(super) fn request_id(&self) -> [u8; 32] {
+        let mut id = [0; 32];
+        for half in id.chunks_mut(16) {
+            // Xorshift64*: a full period and no system call.
+            let mut x = self.entropy.get();
+            x ^= x >> 12;
+            x ^= x << 25;
+            x ^= x >> 27;
+            self.entropy.set(x);
+            let mut word = x.wrapping_mul(0x2545_f491_4f6c_dd1d);
+            for digit in half {
+                let nibble = (word & 15) as u8;
+                *digit = if nibble < 10 { b'0' + nibble } else { b'a' + nibble - 10 };
+                word >>= 4;
+            }
+        }
+        id
+    }
+
+    fn count(&self) -> Counters {
+        let mut counters = self.counters.borrow().clone();
+        counters.active = (CONNECTIONS_MAX - self.room.available_permits().min(CONNECTIONS_MAX)) as u64;
+        counters.idle_upstream = self.pool.len() as u64;
+        counters
+    }
+
+    fn swap(&self, router: Arc<Router>) {
+        self.counters.borrow_mut().settle(&router);
+        self.current.store(router);
+        // Endpoints that left lose their idle connections now; running requests finish.
+        self.sweep();
+    }
+
+    fn sweep(&self) {
+        let snapshot = self.current.load();
+        let endpoints: HashSet<_> = snapshot
+            .router
+            .upstreams
+            .iter()
+            .flat_map(|upstream| upstream.endpoints.iter().copied())
+            .collect();
+        self.pool.sweep(&endpoints);
+    }
+
+    fn drain(self: &Rc<Self>, done: mpsc::Sender<()>) {
+        self.draining.set(true);
+        self.drain_started.notify_waiters();
+        self.timers.wake_all();
+        let worker = Rc::clone(self);
+        tokio::task::spawn_local(async move {
+            // Every permit is back when no connection is left.
+            let all = u32::try_from(CONNECTIONS_MAX).unwrap_or(u32::MAX);
+            let _ = worker.room.acquire_many(all).await;
+            drop(done);
+        });
+    }
+}
