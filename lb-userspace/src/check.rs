@@ -54,7 +54,7 @@ pub struct ObjectReport {
     pub name: String,
     /// File and document.
     pub origin: String,
-    /// The worst of its findings.
+    /// The worst of its findings; an object that brings something about is never ignored.
     pub verdict: Verdict,
     /// What it brings about, one line each.
     pub effects: Vec<String>,
@@ -169,6 +169,7 @@ fn object(
 ) -> ObjectReport {
     problems.sort();
     problems.dedup();
+    let warns = problems.iter().any(|problem| problem.severity == Severity::Warning);
     let findings: Vec<_> = problems
         .into_iter()
         .map(|problem| Finding {
@@ -179,13 +180,20 @@ fn object(
             fix: problem.fix.clone(),
         })
         .collect();
-    let verdict = findings.iter().map(|finding| finding.verdict).max().unwrap_or(Verdict::Honoured);
     let ObjectId { kind, namespace, name, origin } = id;
     let key = ObjectName::new(&namespace, &name);
     let effects = match kind.as_str() {
         "Ingress" => routes(&key, &translated.snapshot),
         "Service" => vips(&key, &translated.snapshot),
         _ => Vec::new(),
+    };
+    let worst = findings.iter().map(|finding| finding.verdict).max().unwrap_or(Verdict::Honoured);
+    let verdict = match worst {
+        Verdict::Refused => Verdict::Refused,
+        // Something of it is ignored, but not the object.
+        _ if !effects.is_empty() && warns => Verdict::Surprising,
+        _ if !effects.is_empty() => Verdict::Honoured,
+        worst => worst,
     };
     let honoured =
         if kind == "Ingress" { annotations.get(&key).cloned().unwrap_or_default() } else { Vec::new() };
@@ -218,7 +226,7 @@ fn target(location: &Location, snapshot: &Snapshot) -> String {
         Action::Proxy(upstream) => {
             let endpoints =
                 snapshot.l7.upstreams.get(upstream).map_or(0, |upstream| upstream.endpoints.len());
-            format!("{} ({endpoints} endpoints)", upstream.0)
+            format!("{} ({})", upstream.0, count(endpoints, "endpoint"))
         }
         Action::DefaultBackend => "the default backend".to_owned(),
         Action::Redirect(redirect) => format!("redirect {}", redirect.status),
@@ -230,10 +238,15 @@ fn vips(service: &ObjectName, snapshot: &Snapshot) -> Vec<String> {
     let pools = snapshot.l4.pools.iter().filter(|(id, _)| id.service == *service);
     pools
         .flat_map(|(_, pool)| {
-            let backends = pool.backends.len();
-            pool.vips.iter().map(move |vip| format!("{vip} -> {backends} backends, {}", pool.mode))
+            let backends = count(pool.backends.len(), "backend");
+            pool.vips.iter().map(move |vip| format!("{vip} -> {backends}, {}", pool.mode))
         })
         .collect()
+}
+
+fn count(number: usize, noun: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{number} {noun}{plural}")
 }
 
 /// For people.

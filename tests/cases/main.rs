@@ -1,13 +1,15 @@
 //! Golden cases: Kubernetes objects in, snapshot and problems out.
 //!
 //! Each directory holds `input.yaml`, or `input.examples` with names of files in `deploy/examples`,
-//! and `expected.txt`. `PENSTOCK_UPDATE=1 cargo test -p lb-tests
+//! and `expected.txt`; where there is a `check.txt`, it is what `penstock check` prints. `PENSTOCK_UPDATE=1 cargo test -p lb-tests
 //! --test cases` rewrites the expectations; review the diff.
 //!
 //! In an input, `"@crt a.example.com *.b@"` and `"@key a.example.com *.b@"` stand for a certificate
 //! made for these names and its key; `# option: name=value` lines set what a flag would.
 
 mod dump;
+mod live;
+mod properties;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -21,18 +23,25 @@ fn every_case_comes_out_as_written() {
     let mut wrong = Vec::new();
     for case in cases() {
         let actual = outcome(&input(&case));
-        let path = root().join(&case).join("expected.txt");
-        let expected = fs::read_to_string(&path).unwrap_or_default();
-        if actual == expected {
-            continue;
-        }
-        if std::env::var_os("PENSTOCK_UPDATE").is_some() {
-            fs::write(&path, &actual).expect("the case is writable");
-        } else {
-            wrong.push(format!("== {case}\n{}", difference(&expected, &actual)));
+        compare(&case, "expected.txt", &actual, &mut wrong);
+        if root().join(&case).join("check.txt").exists() {
+            compare(&case, "check.txt", &report(&input(&case)), &mut wrong);
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+fn compare(case: &str, file: &str, actual: &str, wrong: &mut Vec<String>) {
+    let path = root().join(case).join(file);
+    let expected = fs::read_to_string(&path).unwrap_or_default();
+    if actual == expected {
+        return;
+    }
+    if std::env::var_os("PENSTOCK_UPDATE").is_some() {
+        fs::write(&path, actual).expect("the case is writable");
+    } else {
+        wrong.push(format!("== {case}/{file}\n{}", difference(&expected, actual)));
+    }
 }
 
 #[test]
@@ -74,12 +83,22 @@ fn input(case: &str) -> String {
 }
 
 fn outcome(input: &str) -> String {
+    let (loaded, translated) = read(input);
+    // The report must cope with whatever a case holds.
+    check::render_json(&check::report(&loaded.objects, &translated, &loaded.problems));
+    dump::dump(&translated, &loaded.problems)
+}
+
+fn report(input: &str) -> String {
+    let (loaded, translated) = read(input);
+    check::render_text(&check::report(&loaded.objects, &translated, &loaded.problems))
+}
+
+fn read(input: &str) -> (manifests::Loaded, translate::Translated) {
     let text = with_certificates(input);
     let loaded = manifests::load_text("input.yaml", text.as_bytes(), translate::admit);
     let translated = translate::translate(&loaded.objects, &options(input));
-    // The report must cope with whatever a case holds.
-    check::render_text(&check::report(&loaded.objects, &translated, &loaded.problems));
-    dump::dump(&translated, &loaded.problems)
+    (loaded, translated)
 }
 
 fn options(input: &str) -> translate::Options {

@@ -7,7 +7,7 @@ use crate::model::{ObjectId, Problem, Severity};
 pub(super) struct Findings(Vec<Problem>);
 
 impl Findings {
-    /// Starts a finding about an object; nothing is kept before [`Finding::say`].
+    /// Starts a finding about an object; each method of [`About`] keeps one.
     pub(super) fn about<'a>(&'a mut self, object: &'a ObjectId) -> About<'a> {
         About { findings: self, object }
     }
@@ -35,7 +35,7 @@ impl About<'_> {
         field: impl Into<String>,
         message: impl Into<String>,
     ) {
-        self.push(Severity::Error, reason, field, message, "");
+        self.say(Severity::Error, reason, field, message, "");
     }
 
     /// As [`About::error`], with what to do about it.
@@ -46,7 +46,7 @@ impl About<'_> {
         message: impl Into<String>,
         fix: impl Into<String>,
     ) {
-        self.push(Severity::Error, reason, field, message, fix);
+        self.say(Severity::Error, reason, field, message, fix);
     }
 
     /// Works, but probably not as its author thinks.
@@ -57,7 +57,7 @@ impl About<'_> {
         message: impl Into<String>,
         fix: impl Into<String>,
     ) {
-        self.push(Severity::Warning, reason, field, message, fix);
+        self.say(Severity::Warning, reason, field, message, fix);
     }
 
     /// Worth knowing.
@@ -68,10 +68,11 @@ impl About<'_> {
         message: impl Into<String>,
         fix: impl Into<String>,
     ) {
-        self.push(Severity::Info, reason, field, message, fix);
+        self.say(Severity::Info, reason, field, message, fix);
     }
 
-    fn push(
+    /// Any finding.
+    pub(super) fn say(
         &mut self,
         severity: Severity,
         reason: &'static str,

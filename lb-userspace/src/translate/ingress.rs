@@ -23,6 +23,8 @@ use crate::objects::Objects;
 #[derive(Default)]
 struct Host {
     drafts: Vec<Draft>,
+    /// Which draft owns a path, by the path and whether it is exact.
+    owners: BTreeMap<(String, bool), usize>,
     /// The oldest Ingress on the host: its annotations hold for the implicit `/` too.
     oldest: Option<(ObjectId, Arc<Policy>)>,
     /// `spec.defaultBackend` of the oldest Ingress on the host that has one.
@@ -171,8 +173,8 @@ fn catch_all(
 
 /// The first owner of (host, path, kind of path) keeps it.
 fn add(host: &mut Host, name: &HostMatch, draft: Draft, about: &mut About<'_>) {
-    let owner = host.drafts.iter().find(|known| known.path == draft.path && known.exact == draft.exact);
-    if let Some(owner) = owner {
+    let place = (draft.path.clone(), draft.exact);
+    if let Some(owner) = host.owners.get(&place).and_then(|index| host.drafts.get(*index)) {
         let winner = owner.ingress.as_ref().map(ToString::to_string).unwrap_or_default();
         about.warn(
             "path-conflict",
@@ -182,6 +184,7 @@ fn add(host: &mut Host, name: &HostMatch, draft: Draft, about: &mut About<'_>) {
         );
         return;
     }
+    host.owners.insert(place, host.drafts.len());
     host.drafts.push(draft);
 }
 
@@ -229,9 +232,8 @@ fn app_root(
 }
 
 fn server(name: &HostMatch, host: Host, findings: &mut Findings) -> Server {
-    let Host { mut drafts, oldest, default, app_root, tls } = host;
-    let has_root = drafts.iter().any(|draft| draft.path == "/" && !draft.exact);
-    if !has_root {
+    let Host { mut drafts, owners, oldest, default, app_root, tls } = host;
+    if !owners.contains_key(&("/".to_owned(), false)) {
         let (id, policy) = match oldest {
             // The catch-all server is nobody's: no Ingress lends it annotations.
             Some((id, _)) if *name == HostMatch::Any => (id, Arc::default()),

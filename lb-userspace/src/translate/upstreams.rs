@@ -1,6 +1,6 @@
 //! Service ports that routes point at, and the endpoints behind them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::{Service, ServicePort};
 use k8s_openapi::api::networking::v1::IngressServiceBackend;
@@ -8,16 +8,33 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::endpoints::{Slices, State, Use};
 use super::findings::About;
-use crate::model::ObjectName;
 use crate::model::l4::Protocol;
 use crate::model::l7::{Upstream, UpstreamName};
+use crate::model::{ObjectName, Severity};
 use crate::objects::Objects;
 
 /// Upstreams by name, built as routes ask for them.
 pub(super) struct Upstreams<'a> {
     objects: &'a Objects,
     slices: &'a Slices<'a>,
-    built: BTreeMap<UpstreamName, Upstream>,
+    built: BTreeMap<UpstreamName, Built>,
+}
+
+/// An upstream and what every route to it is to be told.
+#[derive(Default)]
+struct Built {
+    upstream: Upstream,
+    complaint: Option<Complaint>,
+}
+
+/// Why an upstream has no endpoints.
+struct Complaint {
+    severity: Severity,
+    reason: &'static str,
+    /// Below the backend's `service`.
+    field: &'static str,
+    message: String,
+    fix: String,
 }
 
 /// Number or name of a Service port.
@@ -32,7 +49,7 @@ impl<'a> Upstreams<'a> {
     }
 
     pub(super) fn into_built(self) -> BTreeMap<UpstreamName, Upstream> {
-        self.built
+        self.built.into_iter().map(|(name, built)| (name, built.upstream)).collect()
     }
 
     /// The upstream of a backend, without endpoints (503) where something is missing.
@@ -49,15 +66,8 @@ impl<'a> Upstreams<'a> {
             Some(name) => PortRef::Name(name),
             None => PortRef::Number(port.and_then(|port| port.number).unwrap_or_default()),
         };
-        let text = match port {
-            PortRef::Name(name) => name.to_owned(),
-            PortRef::Number(number) => number.to_string(),
-        };
-        let upstream = UpstreamName(format!("{namespace}-{}-{text}", backend.name));
         let service = ObjectName::new(namespace, &backend.name);
-        let endpoints = self.endpoints(&service, &port, &format!("{field}.service"), about);
-        self.built.entry(upstream.clone()).or_insert(endpoints);
-        upstream
+        self.of_port(&service, &port, &format!("{field}.service"), about)
     }
 
     /// The upstream of a Service's first port; `None` where there is no such Service.
@@ -68,79 +78,84 @@ impl<'a> Upstreams<'a> {
     ) -> Option<UpstreamName> {
         let spec = self.objects.services.get(service).and_then(|sourced| sourced.object.spec.as_ref());
         let Some(port) = spec.and_then(|spec| spec.ports.as_ref()?.first()) else {
-            about.error(
-                "missing-service",
-                "",
-                format!("default backend Service {service} does not exist or has no port"),
-            );
+            let message = format!("default backend Service {service} does not exist or has no port");
+            about.error("missing-service", "", message);
             return None;
         };
-        let upstream = UpstreamName(format!("{}-{}-{}", service.namespace, service.name, port.port));
-        let endpoints = self.endpoints(service, &PortRef::Number(port.port), "", about);
-        self.built.entry(upstream.clone()).or_insert(endpoints);
-        Some(upstream)
+        Some(self.of_port(service, &PortRef::Number(port.port), "", about))
     }
 
-    fn endpoints(
-        &self,
-        name: &ObjectName,
+    fn of_port(
+        &mut self,
+        service: &ObjectName,
         port: &PortRef<'_>,
         field: &str,
         about: &mut About<'_>,
-    ) -> Upstream {
-        const UNAVAILABLE: &str = "requests answer 503";
+    ) -> UpstreamName {
+        let text = match port {
+            PortRef::Name(name) => (*name).to_owned(),
+            PortRef::Number(number) => number.to_string(),
+        };
+        let name = UpstreamName(format!("{}-{}-{text}", service.namespace, service.name));
+        if !self.built.contains_key(&name) {
+            let built = match self.endpoints(service, port) {
+                Ok(upstream) => Built { upstream, complaint: None },
+                Err(complaint) => Built { upstream: Upstream::default(), complaint: Some(complaint) },
+            };
+            self.built.insert(name.clone(), built);
+        }
+        let complaint = self.built.get(&name).and_then(|built| built.complaint.as_ref());
+        if let Some(Complaint { severity, reason, field: below, message, fix }) = complaint {
+            let message = format!("{message}: requests answer 503");
+            about.say(*severity, reason, format!("{field}{below}"), message, fix);
+        }
+        name
+    }
+
+    fn endpoints(&self, name: &ObjectName, port: &PortRef<'_>) -> Result<Upstream, Complaint> {
+        let complaint = |reason, field, message, fix: &str| {
+            Err(Complaint { severity: Severity::Warning, reason, field, message, fix: fix.to_owned() })
+        };
         let Some(sourced) = self.objects.services.get(name) else {
-            let message = format!("Service {name} does not exist: {UNAVAILABLE}");
-            about.warn(
-                "missing-service",
-                format!("{field}.name"),
-                message,
-                "add the Service, or correct the name",
-            );
-            return Upstream::default();
+            let message = format!("Service {name} does not exist");
+            return complaint("missing-service", ".name", message, "add the Service, or correct the name");
         };
         let service = &sourced.object;
         if service.spec.as_ref().and_then(|spec| spec.type_.as_deref()) == Some("ExternalName") {
-            about.error_fix(
-                "external-name-not-yet",
-                format!("{field}.name"),
-                format!("Service {name} is of type ExternalName, which is not resolved yet: {UNAVAILABLE}"),
-                "use a Service with an EndpointSlice of addresses",
-            );
-            return Upstream::default();
+            return Err(Complaint {
+                severity: Severity::Error,
+                reason: "external-name-not-yet",
+                field: ".name",
+                message: format!("Service {name} is of type ExternalName, which is not resolved yet"),
+                fix: "use a Service with an EndpointSlice of addresses".to_owned(),
+            });
         }
         let Some(service_port) = find_port(service, port) else {
             let known: Vec<_> = ports(service).map(port_label).collect();
-            about.warn(
-                "missing-port",
-                format!("{field}.port"),
-                format!("Service {name} has no such port, only {}: {UNAVAILABLE}", known.join(", ")),
-                "correct the port's name or number",
-            );
-            return Upstream::default();
+            let message = format!("Service {name} has no such port, only {}", known.join(", "));
+            return complaint("missing-port", ".port", message, "correct the port's name or number");
         };
         let endpoints = self.slices.of(name, service_port, Protocol::Tcp, None, Use::Route);
         let ready = endpoints.iter().filter(|(_, endpoint)| endpoint.state == State::Ready);
-        let ready: std::collections::BTreeSet<_> = ready.map(|(addr, _)| *addr).collect();
-        if ready.is_empty() {
-            let (message, fix) = if !endpoints.is_empty() {
-                (format!("no endpoint of Service {name} is ready"), String::new())
-            } else if !self.slices.exist(name, None) {
-                let fix =
-                    format!("write an EndpointSlice labelled kubernetes.io/service-name: {}", name.name);
-                (format!("Service {name} has no EndpointSlice"), fix)
-            } else {
-                let wanted = service_port.name.as_deref().unwrap_or_default();
-                let fix = "give the slice's port the name of the Service's port";
-                let known = self.slices.port_names(name);
-                (
-                    format!("no endpoints of Service {name} under port name {wanted:?}, only {known:?}"),
-                    fix.to_owned(),
-                )
-            };
-            about.warn("no-endpoints", field, format!("{message}: {UNAVAILABLE}"), fix);
+        let ready: BTreeSet<_> = ready.map(|(addr, _)| *addr).collect();
+        if !ready.is_empty() {
+            return Ok(Upstream { endpoints: ready });
         }
-        Upstream { endpoints: ready }
+        let (message, fix) = if !endpoints.is_empty() {
+            (format!("no endpoint of Service {name} is ready"), String::new())
+        } else if !self.slices.exist(name, None) {
+            let fix = format!("write an EndpointSlice labelled kubernetes.io/service-name: {}", name.name);
+            (format!("Service {name} has no EndpointSlice"), fix)
+        } else {
+            let wanted = service_port.name.as_deref().unwrap_or_default();
+            let fix = "give the slice's port the name of the Service's port";
+            let known = self.slices.port_names(name);
+            (
+                format!("no endpoints of Service {name} under port name {wanted:?}, only {known:?}"),
+                fix.to_owned(),
+            )
+        };
+        complaint("no-endpoints", "", message, &fix)
     }
 }
 

@@ -101,10 +101,8 @@ pub(super) fn read(metadata: &ObjectMeta, about: &mut About<'_>) -> Policy {
         );
         return policy;
     }
-    for row in TABLE {
-        if let Some(text) = valid.get(row.name) {
-            status(row, text, &valid, &mut policy, about);
-        }
+    for (row, text) in known(metadata).filter(|(row, _)| valid.contains_key(row.name)) {
+        status(row, text, &valid, &mut policy, about);
     }
     honour(&valid, &mut policy, about);
     policy
@@ -205,29 +203,35 @@ fn honour(valid: &BTreeMap<&str, &str>, policy: &mut Policy, about: &mut About<'
 
 /// Annotations of the table that are set, trimmed; an alias only while its proper name is empty.
 fn known(metadata: &ObjectMeta) -> impl Iterator<Item = (&'static Annotation, &str)> {
-    let set = move |name: &str| {
-        let text = metadata.annotations.as_ref()?.get(&format!("{PREFIX}/{name}"))?.trim();
-        (!text.is_empty()).then_some(text)
+    let all = metadata.annotations.as_ref();
+    let is_set = move |name: &str| {
+        let text = all.and_then(|all| all.get(&format!("{PREFIX}/{name}")));
+        text.is_some_and(|text| !text.trim().is_empty())
     };
-    let has_any = metadata.annotations.iter().flatten().any(|(name, _)| name.starts_with(PREFIX));
-    let rows = if has_any { TABLE } else { &[] };
-    rows.iter().filter_map(move |row| {
-        let proper = match row.name {
-            "whitelist-source-range" => Some("allowlist-source-range"),
-            "limit-whitelist" => Some("limit-allowlist"),
-            _ => None,
+    all.into_iter().flatten().filter_map(move |(name, text)| {
+        let row = row(short_name(name)?)?;
+        let text = text.trim();
+        let shadowed = match row.name {
+            "whitelist-source-range" => is_set("allowlist-source-range"),
+            "limit-whitelist" => is_set("limit-allowlist"),
+            _ => false,
         };
-        let shadowed = proper.is_some_and(|proper| set(proper).is_some());
-        Some((row, set(row.name).filter(|_| !shadowed)?))
+        (!text.is_empty() && !shadowed).then_some((row, text))
     })
+}
+
+/// Name without the prefix; `None` where it has another.
+fn short_name(name: &str) -> Option<&str> {
+    name.strip_prefix(PREFIX)?.strip_prefix('/')
+}
+
+fn row(short: &str) -> Option<&'static Annotation> {
+    TABLE.iter().find(|row| row.name == short)
 }
 
 fn unknown(metadata: &ObjectMeta, about: &mut About<'_>) {
     for name in metadata.annotations.iter().flatten().map(|(name, _)| name) {
-        let Some(short) = name.strip_prefix(PREFIX).and_then(|rest| rest.strip_prefix('/')) else { continue };
-        if TABLE.iter().any(|row| row.name == short) {
-            continue;
-        }
+        let Some(short) = short_name(name).filter(|short| row(short).is_none()) else { continue };
         let nearest = TABLE.iter().map(|row| (distance(short, row.name), row.name)).min();
         let fix = match nearest {
             Some((distance, name)) if distance <= 1 + short.len() / 5 => format!("did you mean {name}?"),
