@@ -1,1 +1,229 @@
-//! Placeholder.
+//! The admin endpoint: health, metrics, status and explanations over HTTP.
+//!
+//! It only renders what a [`Live`] agent answers. hyper serves here because speed does not matter;
+//! requests of the proxy never come near it.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::header::CONTENT_TYPE;
+use hyper::service::service_fn;
+use hyper::{Request, Response, StatusCode, body::Incoming};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+
+use crate::model::report::Explanation;
+
+pub mod client;
+pub mod exposition;
+
+/// The questions the endpoint can ask the running agent.
+pub trait Live: Send + Sync + 'static {
+    /// `Err` with the reason while the agent should get no traffic (starting, draining).
+    fn health(&self) -> Result<(), String>;
+    /// All metrics in Prometheus text format.
+    fn metrics(&self) -> String;
+    /// State for people.
+    fn status_text(&self) -> String;
+    /// State for programs.
+    fn status_json(&self) -> serde_json::Value;
+    /// Why a URL goes where it goes; `Err` says what is wrong with the question.
+    fn explain_url(&self, url: &str, headers: &[(String, String)]) -> Result<Explanation, String>;
+    /// Why a flow (`tcp SRC:PORT > DST:PORT`) goes where it goes.
+    fn explain_flow(&self, flow: &str) -> Result<Explanation, String>;
+}
+
+/// Connections served at once; more wait in the accept queue.
+const MAX_CONNECTIONS: usize = 64;
+
+/// A client that sends no complete head within this time is cut off.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Serves until the task is dropped.
+pub async fn serve(listener: TcpListener, live: Arc<dyn Live>) {
+    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // Out of descriptors or a client that vanished: neither is a reason to stop.
+                tracing::warn!(%error, "admin accept failed");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let live = Arc::clone(&live);
+        tokio::spawn(async move {
+            let service = service_fn(move |request| {
+                let live = Arc::clone(&live);
+                async move { Ok::<_, Infallible>(answer(&request, live.as_ref())) }
+            });
+            let served = hyper::server::conn::http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEAD_TIMEOUT)
+                .serve_connection(TokioIo::new(stream), service)
+                .await;
+            if let Err(error) = served {
+                tracing::debug!(%error, "admin connection ended");
+            }
+            drop(slot);
+        });
+    }
+}
+
+/// Binds the admin address.
+pub async fn bind(addr: SocketAddr) -> std::io::Result<TcpListener> {
+    TcpListener::bind(addr).await
+}
+
+const TEXT: &str = "text/plain; charset=utf-8";
+const JSON: &str = "application/json";
+
+fn answer(request: &Request<Incoming>, live: &dyn Live) -> Response<Full<Bytes>> {
+    let query = Query::parse(request.uri().query().unwrap_or_default());
+    match request.uri().path() {
+        "/healthz" | "/readyz" => match live.health() {
+            Ok(()) => reply(StatusCode::OK, TEXT, "ok\n".to_owned()),
+            Err(reason) => reply(StatusCode::INTERNAL_SERVER_ERROR, TEXT, format!("{reason}\n")),
+        },
+        "/metrics" => reply(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", live.metrics()),
+        "/build" => reply(StatusCode::OK, TEXT, format!("penstock {}\n", env!("CARGO_PKG_VERSION"))),
+        "/status" if query.wants_json() => reply(StatusCode::OK, JSON, live.status_json().to_string()),
+        "/status" => reply(StatusCode::OK, TEXT, live.status_text()),
+        "/explain" => explain(&query, live),
+        _ => reply(
+            StatusCode::NOT_FOUND,
+            TEXT,
+            "known paths: /healthz /metrics /status /status?format=json /build\n\
+             /explain?url=URL[&header=Name:%20value]... /explain?flow=tcp%20SRC:PORT%20%3E%20DST:PORT\n"
+                .to_owned(),
+        ),
+    }
+}
+
+fn explain(query: &Query, live: &dyn Live) -> Response<Full<Bytes>> {
+    let answer = match (query.first("url"), query.first("flow")) {
+        (Some(url), None) => query.headers().and_then(|headers| live.explain_url(url, &headers)),
+        (None, Some(flow)) => live.explain_flow(flow),
+        _ => Err("give exactly one of url=URL and flow=FLOW".to_owned()),
+    };
+    match answer {
+        Ok(explanation) => {
+            let json = serde_json::to_string(&explanation).unwrap_or_default();
+            reply(StatusCode::OK, JSON, json)
+        }
+        Err(reason) => reply(StatusCode::BAD_REQUEST, TEXT, format!("{reason}\n")),
+    }
+}
+
+fn reply(status: StatusCode, content_type: &'static str, body: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static(content_type));
+    response
+}
+
+/// Decoded query string.
+struct Query(Vec<(String, String)>);
+
+impl Query {
+    fn parse(text: &str) -> Self {
+        let decode = |part: &str| percent_decode(&part.replace('+', " "));
+        Self(
+            text.split('&')
+                .filter(|pair| !pair.is_empty())
+                .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+                .map(|(name, value)| (decode(name), decode(value)))
+                .collect(),
+        )
+    }
+
+    fn first(&self, name: &str) -> Option<&str> {
+        self.0.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str())
+    }
+
+    fn wants_json(&self) -> bool {
+        self.first("format") == Some("json")
+    }
+
+    fn headers(&self) -> Result<Vec<(String, String)>, String> {
+        self.0
+            .iter()
+            .filter(|(name, _)| name == "header")
+            .map(|(_, header)| {
+                let (name, value) = header
+                    .split_once(':')
+                    .ok_or_else(|| format!("header {header:?}: allowed: 'Name: value'"))?;
+                Ok((name.trim().to_owned(), value.trim().to_owned()))
+            })
+            .collect()
+    }
+}
+
+fn percent_decode(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&first, tail)) = rest.split_first() {
+        let escaped = (first == b'%')
+            .then(|| tail.get(..2).and_then(|hex| std::str::from_utf8(hex).ok()))
+            .flatten()
+            .and_then(|hex| u8::from_str_radix(hex, 16).ok());
+        match escaped {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = tail.get(2..).unwrap_or_default();
+            }
+            None => {
+                bytes.push(first);
+                rest = tail;
+            }
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// Escapes a query value so that [`serve`] reads it back as it was.
+pub fn percent_encode(text: &str) -> String {
+    text.bytes()
+        .map(|byte| match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+                char::from(byte).to_string()
+            }
+            _ => format!("%{byte:02X}"),
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn an_encoded_value_reads_back_as_it_was(text in ".*") {
+            let query = Query::parse(&format!("url={}&x=1", percent_encode(&text)));
+
+            prop_assert_eq!(query.first("url"), Some(text.as_str()));
+        }
+
+        #[test]
+        fn any_query_string_is_read_without_panic(text in ".*") {
+            let _ = Query::parse(&text).headers();
+        }
+    }
+
+    #[test]
+    fn a_header_without_colon_is_refused_with_the_allowed_form() {
+        let error = Query::parse("header=nope").headers().expect_err("refused");
+
+        assert_eq!(error, "header \"nope\": allowed: 'Name: value'");
+    }
+}

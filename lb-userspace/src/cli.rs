@@ -1,1 +1,357 @@
-//! Placeholder.
+//! The command line: what can be asked, and how the answers and failures look in a terminal.
+//! clap and the environment stop here; below are only [`crate::config`] values.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::agent::{self, StartError};
+use crate::config::{self, DatapathMode, Settings, TranslateConfig};
+use crate::model::report::Explanation;
+use crate::{admin, check};
+
+/// Load balancer for Kubernetes edges and bare-metal hosts: L4 in the kernel by XDP, L7 and TLS
+/// for the flows the kernel punts up.
+#[derive(Debug, Parser)]
+#[command(name = "penstock", version, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Balance and serve what the manifests of a directory describe
+    Run(Box<RunArgs>),
+    /// Say for every object what is honoured, refused, ignored or surprising
+    Check(CheckArgs),
+    /// Say where a URL or a flow goes, and why
+    Explain(ExplainArgs),
+    /// Show VIPs, backends, routes, certificates and problems of the live agent
+    Status(StatusArgs),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Exit codes: 0 stopped by a signal, 2 usage, 64 configuration, 65 manifests, \
+    66 a listener, 67 the datapath could not start.")]
+struct RunArgs {
+    /// Directory of Kubernetes manifests (YAML, JSON, sub-folders), followed as it changes
+    #[arg(long, value_name = "DIR", env = "PENSTOCK_MANIFESTS")]
+    manifests: Option<PathBuf>,
+    /// File with these settings as YAML (same names as the flags)
+    #[arg(long, value_name = "FILE", env = "PENSTOCK_CONFIG")]
+    config: Option<PathBuf>,
+    /// Interface for the kernel program; repeatable [default: those with a default route]
+    #[arg(long, value_name = "IF", env = "PENSTOCK_INTERFACE", value_delimiter = ',')]
+    interface: Vec<String>,
+    /// Native XDP falling back to generic (auto), one of them, or no kernel part [default: auto]
+    #[arg(long, value_name = "MODE", env = "PENSTOCK_DATAPATH")]
+    datapath: Option<DatapathMode>,
+    /// Plain HTTP listener; repeatable [default: [::]:80]
+    #[arg(long, value_name = "ADDR:PORT", env = "PENSTOCK_HTTP", value_delimiter = ',')]
+    http: Vec<String>,
+    /// TLS listener; repeatable [default: [::]:443]
+    #[arg(long, value_name = "ADDR:PORT", env = "PENSTOCK_HTTPS", value_delimiter = ',')]
+    https: Vec<String>,
+    /// Health, metrics, status and explain [default: 127.0.0.1:10254]
+    #[arg(long, value_name = "ADDR:PORT", env = "PENSTOCK_ADMIN")]
+    admin: Option<String>,
+    /// Proxy workers, one thread each [default: one per CPU]
+    #[arg(long, value_name = "N", env = "PENSTOCK_WORKERS")]
+    workers: Option<usize>,
+    /// Key of the flow hash, the same on all balancers of a VIP [default: random at each start]
+    #[arg(long, value_name = "32 HEX DIGITS", env = "PENSTOCK_HASH_KEY", hide_env_values = true)]
+    hash_key: Option<String>,
+    /// Source ports of `nat` flows; keep them out of net.ipv4.ip_local_port_range
+    /// [default: 61000-65535]
+    #[arg(long, value_name = "LOW-HIGH", env = "PENSTOCK_NAT_PORTS")]
+    nat_ports: Option<String>,
+    /// Longest wait for running requests after SIGTERM [default: 240]
+    #[arg(long, value_name = "SECONDS", env = "PENSTOCK_DRAIN_SECONDS")]
+    drain_seconds: Option<u64>,
+    #[command(flatten)]
+    meaning: MeaningArgs,
+}
+
+/// Flags that decide what objects mean; named as ingress-nginx names them.
+#[derive(Debug, Clone, Args)]
+struct MeaningArgs {
+    /// Service whose VIPs carry Ingress traffic [default: ingress-nginx-controller or penstock,
+    /// or a Service annotated penstock.dev/ingress: "true"]
+    #[arg(long, value_name = "NAMESPACE/NAME", env = "PENSTOCK_PUBLISH_SERVICE")]
+    publish_service: Option<String>,
+    /// Service for requests that no rule takes [default: a built-in 404]
+    #[arg(long, value_name = "NAMESPACE/NAME", env = "PENSTOCK_DEFAULT_BACKEND_SERVICE")]
+    default_backend_service: Option<String>,
+    /// Secret with the certificate for hosts that have none [default: generated at start]
+    #[arg(long, value_name = "NAMESPACE/NAME", env = "PENSTOCK_DEFAULT_SSL_CERTIFICATE")]
+    default_ssl_certificate: Option<String>,
+    /// Class name that is ours [default: nginx]
+    #[arg(long, value_name = "NAME", env = "PENSTOCK_INGRESS_CLASS")]
+    ingress_class: Option<String>,
+    /// Controller name in IngressClass objects that is ours [default: k8s.io/ingress-nginx]
+    #[arg(long, value_name = "NAME", env = "PENSTOCK_CONTROLLER_CLASS")]
+    controller_class: Option<String>,
+    /// Serve Ingresses that name no class
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    watch_ingress_without_class: Option<bool>,
+    /// Ignore Ingresses with a spec.defaultBackend
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    disable_catch_all: Option<bool>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Exit codes: 0 fine, 1 errors found, 2 usage, 65 the path cannot be read.")]
+struct CheckArgs {
+    /// Directory or file of Kubernetes manifests
+    #[arg(value_name = "DIR|FILE")]
+    path: PathBuf,
+    /// How to print the report
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    format: Format,
+    #[command(flatten)]
+    meaning: MeaningArgs,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    Text,
+    Json,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  penstock explain https://shop.example.com/cart -H 'X-Canary: true'\n  \
+    penstock explain --flow 'tcp 198.51.100.7:40001 > 203.0.113.10:443'\n  \
+    penstock explain http://shop.example.com/ --manifests ./manifests\n\
+    Exit codes: 0 answered, 2 usage, 65 the manifests cannot be read, 68 no live agent.")]
+struct ExplainArgs {
+    /// URL of a request
+    #[arg(required_unless_present = "flow", conflicts_with = "flow")]
+    url: Option<String>,
+    /// Header of the request; repeatable
+    #[arg(short = 'H', long = "header", value_name = "'Name: value'", conflicts_with = "flow")]
+    header: Vec<String>,
+    /// Flow instead of a URL
+    #[arg(long, value_name = "'tcp SRC:PORT > DST:PORT'")]
+    flow: Option<String>,
+    /// Answer from this directory instead of the live agent
+    #[arg(long, value_name = "DIR")]
+    manifests: Option<PathBuf>,
+    /// Key of the flow hash of the balancers in question (with --manifests and --flow)
+    #[arg(long, value_name = "32 HEX DIGITS", env = "PENSTOCK_HASH_KEY", hide_env_values = true)]
+    hash_key: Option<String>,
+    /// Admin address of the live agent
+    #[arg(long, value_name = "ADDR:PORT", env = "PENSTOCK_ADMIN", default_value = "127.0.0.1:10254")]
+    admin: String,
+    /// How to print the answer
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    format: Format,
+    #[command(flatten)]
+    meaning: MeaningArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Exit codes: 0 answered, 2 usage, 68 no live agent.")]
+struct StatusArgs {
+    /// Admin address of the live agent
+    #[arg(long, value_name = "ADDR:PORT", env = "PENSTOCK_ADMIN", default_value = "127.0.0.1:10254")]
+    admin: String,
+    /// How to print the answer
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    format: Format,
+}
+
+/// Parses the command line, does what it says, and tells how it went.
+pub fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Run(args) => run(*args),
+        Command::Check(args) => check(args),
+        Command::Explain(args) => explain(args),
+        Command::Status(args) => status(args),
+    };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("penstock: {error:#}");
+        ExitCode::from(error.exit_code())
+    })
+}
+
+fn run(args: RunArgs) -> Result<ExitCode, StartError> {
+    let file = args.config.clone();
+    let config = config::resolve(args.into_settings(), file.as_deref()).map_err(StartError::Config)?;
+    agent::run(config)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn check(args: CheckArgs) -> Result<ExitCode, StartError> {
+    let report = agent::offline::check(&args.path, &meaning(args.meaning)?)?;
+    print_out(&match args.format {
+        Format::Text => check::render_text(&report),
+        Format::Json => check::render_json(&report),
+    });
+    Ok(if report.has_errors() { ExitCode::from(1) } else { ExitCode::SUCCESS })
+}
+
+fn explain(args: ExplainArgs) -> Result<ExitCode, StartError> {
+    let explanation = match &args.manifests {
+        Some(_) => explain_offline(&args)?,
+        None => explain_live(&args)?,
+    };
+    print_out(&match args.format {
+        Format::Text => render_explanation(&explanation),
+        Format::Json => serde_json::to_string_pretty(&explanation).unwrap_or_default() + "\n",
+    });
+    Ok(ExitCode::SUCCESS)
+}
+
+fn explain_offline(args: &ExplainArgs) -> Result<Explanation, StartError> {
+    let dir = args.manifests.as_deref().unwrap_or_else(|| std::path::Path::new("."));
+    let meaning = meaning(args.meaning.clone())?;
+    match (&args.url, &args.flow) {
+        (Some(url), _) => agent::offline::explain_url(dir, &meaning, url, &headers(&args.header)?),
+        (None, Some(flow)) => {
+            let key = args
+                .hash_key
+                .as_deref()
+                .map(str::parse)
+                .transpose()
+                .map_err(|reason: String| StartError::Usage(format!("--hash-key: {reason}")))?;
+            agent::offline::explain_flow(dir, &meaning, key, flow)
+        }
+        (None, None) => Err(StartError::Usage("give a URL or --flow".to_owned())),
+    }
+}
+
+fn explain_live(args: &ExplainArgs) -> Result<Explanation, StartError> {
+    let mut path = match (&args.url, &args.flow) {
+        (Some(url), _) => format!("/explain?url={}", admin::percent_encode(url)),
+        (None, flow) => {
+            format!("/explain?flow={}", admin::percent_encode(flow.as_deref().unwrap_or_default()))
+        }
+    };
+    for (name, value) in headers(&args.header)? {
+        path.push_str("&header=");
+        path.push_str(&admin::percent_encode(&format!("{name}: {value}")));
+    }
+    let body = ask(&args.admin, &path)?;
+    serde_json::from_str(&body)
+        .map_err(|error| StartError::Live(format!("answer of {}: {error}", args.admin)))
+}
+
+fn status(args: StatusArgs) -> Result<ExitCode, StartError> {
+    let path = match args.format {
+        Format::Text => "/status",
+        Format::Json => "/status?format=json",
+    };
+    print_out(&(ask(&args.admin, path)?.trim_end().to_owned() + "\n"));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn ask(admin: &str, path: &str) -> Result<String, StartError> {
+    let addr: SocketAddr = config::listen_address("admin", admin).map_err(StartError::Config)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| StartError::Live(error.to_string()))?;
+    runtime.block_on(admin::client::get(addr, path)).map_err(|error| match error {
+        admin::client::Error::Refused(reason) => StartError::Usage(reason),
+        other => StartError::Live(other.to_string()),
+    })
+}
+
+fn headers(given: &[String]) -> Result<Vec<(String, String)>, StartError> {
+    given
+        .iter()
+        .map(|header| match header.split_once(':') {
+            Some((name, value)) => Ok((name.trim().to_owned(), value.trim().to_owned())),
+            None => Err(StartError::Usage(format!("-H {header:?}: allowed: 'Name: value'"))),
+        })
+        .collect()
+}
+
+/// An explanation as a person reads it: the question, the steps in a column, the verdict.
+fn render_explanation(explanation: &Explanation) -> String {
+    let width = explanation.steps.iter().map(|step| step.name.len()).max().unwrap_or(0);
+    let mut out = format!("{}\n", explanation.question);
+    for step in &explanation.steps {
+        let mut lines = step.detail.lines();
+        out.push_str(&format!("  {:width$}  {}\n", step.name, lines.next().unwrap_or_default()));
+        lines.for_each(|line| out.push_str(&format!("  {:width$}  {line}\n", "")));
+    }
+    out.push_str(&format!("=> {}\n", explanation.verdict));
+    out
+}
+
+/// Prints without panicking when the reader (`| head`) has gone.
+fn print_out(text: &str) {
+    use std::io::Write as _;
+    let mut stdout = std::io::stdout().lock();
+    let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+}
+
+impl RunArgs {
+    fn into_settings(self) -> Settings {
+        Settings {
+            manifests: self.manifests,
+            interface: self.interface,
+            datapath: self.datapath,
+            http: self.http,
+            https: self.https,
+            admin: self.admin,
+            workers: self.workers,
+            hash_key: self.hash_key,
+            nat_ports: self.nat_ports,
+            drain_seconds: self.drain_seconds,
+            ..self.meaning.into_settings()
+        }
+    }
+}
+
+impl MeaningArgs {
+    fn into_settings(self) -> Settings {
+        Settings {
+            publish_service: self.publish_service,
+            default_backend_service: self.default_backend_service,
+            default_ssl_certificate: self.default_ssl_certificate,
+            ingress_class: self.ingress_class,
+            controller_class: self.controller_class,
+            watch_ingress_without_class: self.watch_ingress_without_class,
+            disable_catch_all: self.disable_catch_all,
+            ..Settings::default()
+        }
+    }
+}
+
+fn meaning(args: MeaningArgs) -> Result<TranslateConfig, StartError> {
+    let settings = Settings { manifests: Some(PathBuf::new()), ..args.into_settings() };
+    Ok(config::resolve(settings, None).map_err(StartError::Config)?.translate)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+    use crate::model::report::Step;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn an_explanation_lines_its_steps_up() {
+        let step = |name: &str, detail: &str| Step { name: name.to_owned(), detail: detail.to_owned() };
+        let explanation = Explanation {
+            question: "GET http://a/".to_owned(),
+            steps: vec![step("host", "a (exact)"), step("location", "/\nPrefix")],
+            verdict: "200".to_owned(),
+        };
+
+        assert_eq!(
+            render_explanation(&explanation),
+            "GET http://a/\n  host      a (exact)\n  location  /\n            Prefix\n=> 200\n"
+        );
+    }
+}

@@ -1,1 +1,372 @@
-//! Placeholder.
+//! Process configuration: flag, environment, file and default merged once, before anything
+//! starts. Nothing below `agent` reads a flag, the environment or the file.
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::ValueEnum;
+use serde::Deserialize;
+
+use crate::model::ObjectName;
+
+/// What `penstock run` does, complete and valid.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// Directory of Kubernetes manifests.
+    pub manifests: PathBuf,
+    /// Interfaces for the kernel program; empty: those that hold a default route.
+    pub interfaces: Vec<String>,
+    /// Whether and how the kernel program is attached.
+    pub datapath: DatapathMode,
+    /// Plain HTTP listeners.
+    pub http: Vec<SocketAddr>,
+    /// TLS listeners.
+    pub https: Vec<SocketAddr>,
+    /// Admin endpoint.
+    pub admin: SocketAddr,
+    /// Proxy workers, at least 1.
+    pub workers: usize,
+    /// Key of the flow hash, shared by all balancers of a VIP.
+    pub hash_key: Option<HashKey>,
+    /// First and last port used as source of `nat` flows.
+    pub nat_ports: (u16, u16),
+    /// How long old requests may take after SIGTERM.
+    pub drain: Duration,
+    /// What the translation needs to know.
+    pub translate: TranslateConfig,
+}
+
+/// The part of [`Config`] that decides what objects mean.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct TranslateConfig {
+    /// `--publish-service`: the Service whose VIPs carry Ingress traffic.
+    pub publish_service: Option<ObjectName>,
+    /// `--default-backend-service`.
+    pub default_backend_service: Option<ObjectName>,
+    /// `--default-ssl-certificate`.
+    pub default_ssl_certificate: Option<ObjectName>,
+    /// `--ingress-class`; `None`: `nginx`.
+    pub ingress_class: Option<String>,
+    /// `--controller-class`; `None`: `k8s.io/ingress-nginx`.
+    pub controller_class: Option<String>,
+    /// `--watch-ingress-without-class`.
+    pub watch_ingress_without_class: bool,
+    /// `--disable-catch-all`.
+    pub disable_catch_all: bool,
+}
+
+/// `--datapath`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DatapathMode {
+    /// Native XDP, generic with a warning where the driver has none.
+    Auto,
+    /// Native XDP or fail.
+    Native,
+    /// Generic (SKB) XDP.
+    Generic,
+    /// No kernel part: the proxy alone, without privileges.
+    Off,
+}
+
+/// 128-bit key of the flow hash, 32 hex digits on the command line.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct HashKey(pub [u8; 16]);
+
+impl std::fmt::Debug for HashKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("HashKey(..)")
+    }
+}
+
+impl std::str::FromStr for HashKey {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let allowed = "32 hexadecimal digits, e.g. from `openssl rand -hex 16`";
+        if text.len() != 32 || !text.is_ascii() {
+            return Err(format!("{} characters given, allowed: {allowed}", text.chars().count()));
+        }
+        u128::from_str_radix(text, 16)
+            .map(|n| Self(n.to_be_bytes()))
+            .map_err(|_| format!("not hexadecimal, allowed: {allowed}"))
+    }
+}
+
+/// Settings as one source gives them; absent ones fall through to the next source.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct Settings {
+    pub(crate) manifests: Option<PathBuf>,
+    pub(crate) interface: Vec<String>,
+    pub(crate) datapath: Option<DatapathMode>,
+    pub(crate) http: Vec<String>,
+    pub(crate) https: Vec<String>,
+    pub(crate) admin: Option<String>,
+    pub(crate) workers: Option<usize>,
+    pub(crate) hash_key: Option<String>,
+    pub(crate) nat_ports: Option<String>,
+    pub(crate) drain_seconds: Option<u64>,
+    pub(crate) publish_service: Option<String>,
+    pub(crate) default_backend_service: Option<String>,
+    pub(crate) default_ssl_certificate: Option<String>,
+    pub(crate) ingress_class: Option<String>,
+    pub(crate) controller_class: Option<String>,
+    pub(crate) watch_ingress_without_class: Option<bool>,
+    pub(crate) disable_catch_all: Option<bool>,
+}
+
+/// Why a configuration is refused; always names the setting, the value and what is allowed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The config file cannot be read.
+    #[error("--config {}: {source}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The config file does not parse.
+    #[error("--config {}: {reason}", path.display())]
+    Unparsable {
+        /// The file.
+        path: PathBuf,
+        /// Line, column and reason.
+        reason: String,
+    },
+    /// A value is not one of the allowed ones.
+    #[error("--{setting} {value:?}: {reason}")]
+    Value {
+        /// The setting, as on the command line.
+        setting: &'static str,
+        /// What was given.
+        value: String,
+        /// What is allowed.
+        reason: String,
+    },
+    /// Nothing says where the objects come from.
+    #[error("no source of objects: give --manifests DIR (watching a cluster is not built yet)")]
+    NoSource,
+}
+
+/// Merges the command line (which already holds the environment) over the file named by
+/// `--config` over the defaults.
+pub fn resolve(flags: Settings, file: Option<&Path>) -> Result<Config, Error> {
+    let file = file.map(read_file).transpose()?.unwrap_or_default();
+    let merged = flags.over(file);
+    Ok(Config {
+        manifests: merged.manifests.ok_or(Error::NoSource)?,
+        interfaces: merged.interface,
+        datapath: merged.datapath.unwrap_or(DatapathMode::Auto),
+        http: listen_addresses("http", &merged.http, 80)?,
+        https: listen_addresses("https", &merged.https, 443)?,
+        admin: match merged.admin {
+            Some(text) => listen_address("admin", &text)?,
+            None => SocketAddr::from(([127, 0, 0, 1], 10254)),
+        },
+        workers: workers(merged.workers)?,
+        hash_key: merged.hash_key.map(|text| hash_key(&text)).transpose()?,
+        nat_ports: nat_ports(merged.nat_ports.as_deref().unwrap_or("61000-65535"))?,
+        drain: Duration::from_secs(merged.drain_seconds.unwrap_or(240)),
+        translate: TranslateConfig {
+            publish_service: object("publish-service", merged.publish_service)?,
+            default_backend_service: object("default-backend-service", merged.default_backend_service)?,
+            default_ssl_certificate: object("default-ssl-certificate", merged.default_ssl_certificate)?,
+            ingress_class: merged.ingress_class,
+            controller_class: merged.controller_class,
+            watch_ingress_without_class: merged.watch_ingress_without_class.unwrap_or(false),
+            disable_catch_all: merged.disable_catch_all.unwrap_or(false),
+        },
+    })
+}
+
+fn read_file(path: &Path) -> Result<Settings, Error> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| Error::Unreadable { path: path.to_owned(), source })?;
+    serde_saphyr::from_str(&text)
+        .map_err(|error| Error::Unparsable { path: path.to_owned(), reason: error.to_string() })
+}
+
+impl Settings {
+    fn over(self, below: Self) -> Self {
+        let lists = |above: Vec<String>, below: Vec<String>| if above.is_empty() { below } else { above };
+        // Destructured so that a setting added later cannot be forgotten here.
+        let Self {
+            manifests,
+            interface,
+            datapath,
+            http,
+            https,
+            admin,
+            workers,
+            hash_key,
+            nat_ports,
+            drain_seconds,
+            publish_service,
+            default_backend_service,
+            default_ssl_certificate,
+            ingress_class,
+            controller_class,
+            watch_ingress_without_class,
+            disable_catch_all,
+        } = self;
+        Self {
+            manifests: manifests.or(below.manifests),
+            interface: lists(interface, below.interface),
+            datapath: datapath.or(below.datapath),
+            http: lists(http, below.http),
+            https: lists(https, below.https),
+            admin: admin.or(below.admin),
+            workers: workers.or(below.workers),
+            hash_key: hash_key.or(below.hash_key),
+            nat_ports: nat_ports.or(below.nat_ports),
+            drain_seconds: drain_seconds.or(below.drain_seconds),
+            publish_service: publish_service.or(below.publish_service),
+            default_backend_service: default_backend_service.or(below.default_backend_service),
+            default_ssl_certificate: default_ssl_certificate.or(below.default_ssl_certificate),
+            ingress_class: ingress_class.or(below.ingress_class),
+            controller_class: controller_class.or(below.controller_class),
+            watch_ingress_without_class: watch_ingress_without_class.or(below.watch_ingress_without_class),
+            disable_catch_all: disable_catch_all.or(below.disable_catch_all),
+        }
+    }
+}
+
+fn listen_addresses(
+    setting: &'static str,
+    texts: &[String],
+    default_port: u16,
+) -> Result<Vec<SocketAddr>, Error> {
+    if texts.is_empty() {
+        return Ok(vec![SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), default_port)]);
+    }
+    texts.iter().map(|text| listen_address(setting, text)).collect()
+}
+
+/// `ADDR:PORT`, or `:PORT` for every address.
+pub(crate) fn listen_address(setting: &'static str, text: &str) -> Result<SocketAddr, Error> {
+    let full = if text.starts_with(':') { format!("[::]{text}") } else { text.to_owned() };
+    full.parse().map_err(|_| Error::Value {
+        setting,
+        value: text.to_owned(),
+        reason: "allowed: ADDR:PORT, e.g. 127.0.0.1:8080, [::]:80, or :80 for every address".to_owned(),
+    })
+}
+
+fn workers(given: Option<usize>) -> Result<usize, Error> {
+    let allowed = 1..=256;
+    match given {
+        None => Ok(std::thread::available_parallelism().map_or(1, |n| n.get().min(*allowed.end()))),
+        Some(n) if allowed.contains(&n) => Ok(n),
+        Some(n) => Err(Error::Value {
+            setting: "workers",
+            value: n.to_string(),
+            reason: "allowed: 1 to 256".to_owned(),
+        }),
+    }
+}
+
+fn hash_key(text: &str) -> Result<HashKey, Error> {
+    // The value is a secret: the error describes it and does not repeat it.
+    text.parse().map_err(|reason| Error::Value { setting: "hash-key", value: "***".to_owned(), reason })
+}
+
+fn nat_ports(text: &str) -> Result<(u16, u16), Error> {
+    let range = text.split_once('-').and_then(|(low, high)| Some((low.parse().ok()?, high.parse().ok()?)));
+    match range {
+        Some((low, high)) if low >= 1024 && low < high => Ok((low, high)),
+        _ => Err(Error::Value {
+            setting: "nat-ports",
+            value: text.to_owned(),
+            reason: "allowed: LOW-HIGH with 1024 <= LOW < HIGH <= 65535".to_owned(),
+        }),
+    }
+}
+
+fn object(setting: &'static str, text: Option<String>) -> Result<Option<ObjectName>, Error> {
+    let Some(text) = text.filter(|text| !text.is_empty()) else { return Ok(None) };
+    match text.split_once('/') {
+        Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() && !name.contains('/') => {
+            Ok(Some(ObjectName::new(namespace, name)))
+        }
+        _ => Err(Error::Value { setting, value: text, reason: "allowed: NAMESPACE/NAME".to_owned() }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with_manifests() -> Settings {
+        Settings { manifests: Some("m".into()), ..Settings::default() }
+    }
+
+    #[test]
+    fn flag_wins_over_file_and_file_over_default() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let path = dir.path().join("penstock.yaml");
+        std::fs::write(&path, "http: ['127.0.0.1:1000']\nadmin: 127.0.0.1:2000\nworkers: 3\n")
+            .expect("write");
+        let flags = Settings { http: vec!["127.0.0.1:3000".into()], ..with_manifests() };
+
+        let config = resolve(flags, Some(&path)).expect("valid");
+
+        assert_eq!(config.http, ["127.0.0.1:3000".parse().expect("address")]);
+        assert_eq!(config.admin, "127.0.0.1:2000".parse().expect("address"));
+        assert_eq!(config.workers, 3);
+        assert_eq!(config.https, ["[::]:443".parse().expect("address")]);
+    }
+
+    #[test]
+    fn a_refused_value_names_setting_value_and_what_is_allowed() {
+        let cases: Vec<(&str, Settings, &str)> = vec![
+            (
+                "address without port",
+                Settings { http: vec!["localhost".into()], ..with_manifests() },
+                "--http \"localhost\": allowed: ADDR:PORT",
+            ),
+            (
+                "no workers",
+                Settings { workers: Some(0), ..with_manifests() },
+                "--workers \"0\": allowed: 1 to 256",
+            ),
+            (
+                "reversed range",
+                Settings { nat_ports: Some("9000-8000".into()), ..with_manifests() },
+                "--nat-ports \"9000-8000\": allowed: LOW-HIGH",
+            ),
+            (
+                "object without namespace",
+                Settings { publish_service: Some("web".into()), ..with_manifests() },
+                "--publish-service \"web\": allowed: NAMESPACE/NAME",
+            ),
+            ("no source", Settings::default(), "no source of objects: give --manifests DIR"),
+        ];
+        for (case, settings, expected) in cases {
+            let error = resolve(settings, None).expect_err(case).to_string();
+            assert!(error.starts_with(expected), "{case}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_bad_hash_key_is_described_but_not_repeated() {
+        let settings = Settings { hash_key: Some("secret-but-too-short".into()), ..with_manifests() };
+
+        let error = resolve(settings, None).expect_err("refused").to_string();
+
+        assert!(!error.contains("secret"), "{error}");
+    }
+
+    #[test]
+    fn an_unknown_key_in_the_file_is_refused_with_its_name() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let path = dir.path().join("penstock.yaml");
+        std::fs::write(&path, "wokers: 3\n").expect("write");
+
+        let error = resolve(with_manifests(), Some(&path)).expect_err("refused").to_string();
+
+        assert!(error.contains("wokers"), "{error}");
+    }
+}

@@ -10,6 +10,7 @@ pub mod check;
 pub mod cli;
 pub mod config;
 pub mod datapath;
+pub mod drain;
 pub mod l7;
 pub mod manifests;
 pub mod model;

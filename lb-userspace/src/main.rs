@@ -1,2 +1,5 @@
-//! The `penstock` binary: parses the command line and hands over to the agent.
-fn main() {}
+//! The `penstock` binary.
+
+fn main() -> std::process::ExitCode {
+    penstock::cli::main()
+}

@@ -1,0 +1,55 @@
+//! Why a command could not do what it was asked, with the exit code a script can rely on.
+
+use std::net::SocketAddr;
+
+use crate::{config, datapath, l7, manifests};
+
+/// Failure of a command as a whole. Trouble with single objects is a
+/// [`Problem`](crate::model::Problem), never this.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The question itself is wrong.
+    #[error("{0}")]
+    Usage(String),
+    /// A flag, variable or the config file is refused.
+    #[error(transparent)]
+    Config(config::Error),
+    /// The manifests cannot be read at all.
+    #[error("--manifests: {0}")]
+    Manifests(#[from] manifests::Error),
+    /// A listener of the proxy cannot be opened.
+    #[error("listen: {0}")]
+    Listen(#[from] l7::Error),
+    /// The admin endpoint cannot be opened.
+    #[error("--admin {addr}: {source}")]
+    Admin {
+        /// The address.
+        addr: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The kernel part cannot start.
+    #[error("datapath: {0}; --datapath off serves L7 without the kernel part")]
+    Datapath(#[from] datapath::Error),
+    /// No live agent answered.
+    #[error("{0}")]
+    Live(String),
+    /// The process itself lacks something, e.g. threads.
+    #[error("runtime: {0}")]
+    Runtime(std::io::Error),
+}
+
+impl StartError {
+    /// Exit code of the process: 2 usage, 64 and up could not start.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Usage(_) => 2,
+            Self::Config(_) => 64,
+            Self::Manifests(_) => 65,
+            Self::Listen(_) | Self::Admin { .. } => 66,
+            Self::Datapath(_) => 67,
+            Self::Live(_) => 68,
+            Self::Runtime(_) => 69,
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! What the admin endpoint can ask the running agent.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, UNIX_EPOCH};
+
+use tokio::sync::watch;
+
+use super::{State, question, status};
+use crate::admin::{Live, exposition};
+use crate::config::Config;
+use crate::model::l4::FiveTuple;
+use crate::model::report::{Explanation, Metric, MetricKind, Sample};
+use crate::{datapath, l7};
+
+/// Whether the agent should get traffic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Health {
+    Starting,
+    Serving,
+    Draining,
+}
+
+/// The running agent as [`Live`] sees it.
+pub(super) struct LiveAgent {
+    health: Mutex<Health>,
+    started: Instant,
+    source: String,
+    proxy: Arc<l7::Running>,
+    datapath: Option<Arc<datapath::Handle>>,
+    state: watch::Receiver<Arc<State>>,
+}
+
+impl LiveAgent {
+    pub(super) fn new(
+        config: &Config,
+        proxy: Arc<l7::Running>,
+        datapath: Option<Arc<datapath::Handle>>,
+        state: watch::Receiver<Arc<State>>,
+    ) -> Self {
+        Self {
+            health: Mutex::new(Health::Starting),
+            started: Instant::now(),
+            source: config.manifests.display().to_string(),
+            proxy,
+            datapath,
+            state,
+        }
+    }
+
+    pub(super) fn set_health(&self, health: Health) {
+        *self.health.lock().unwrap_or_else(PoisonError::into_inner) = health;
+    }
+
+    fn state(&self) -> Arc<State> {
+        Arc::clone(&self.state.borrow())
+    }
+
+    fn status(&self) -> status::Status {
+        status::Status::new(status::Parts {
+            uptime: self.started.elapsed(),
+            source: &self.source,
+            state: &self.state(),
+            listeners: self.proxy.addrs(),
+            datapath: self.datapath.as_ref().map(|datapath| datapath.status()),
+            extra_problems: self.datapath.as_ref().map(|datapath| datapath.problems()).unwrap_or_default(),
+        })
+    }
+}
+
+impl Live for LiveAgent {
+    fn health(&self) -> Result<(), String> {
+        match *self.health.lock().unwrap_or_else(PoisonError::into_inner) {
+            Health::Serving => Ok(()),
+            Health::Starting => Err("starting".to_owned()),
+            Health::Draining => Err("draining".to_owned()),
+        }
+    }
+
+    fn metrics(&self) -> String {
+        let mut metrics = agent_metrics(&self.state());
+        metrics.extend(self.proxy.metrics());
+        metrics.extend(self.datapath.as_ref().map(|datapath| datapath.metrics()).unwrap_or_default());
+        exposition::render(&metrics)
+    }
+
+    fn status_text(&self) -> String {
+        self.status().to_string()
+    }
+
+    fn status_json(&self) -> serde_json::Value {
+        serde_json::to_value(self.status()).unwrap_or_default()
+    }
+
+    fn explain_url(&self, url: &str, headers: &[(String, String)]) -> Result<Explanation, String> {
+        let question = question::parse(url, headers)?;
+        Ok(l7::explain::explain(&self.state().snapshot.l7, &question))
+    }
+
+    fn explain_flow(&self, flow: &str) -> Result<Explanation, String> {
+        let flow: FiveTuple = flow.parse()?;
+        match &self.datapath {
+            Some(datapath) => Ok(datapath.explain(flow)),
+            None => Err("this agent runs with --datapath off: the kernel balances no flows".to_owned()),
+        }
+    }
+}
+
+/// What the agent knows by itself: the build, the snapshot in force, its problems and
+/// certificates. Names of reference 5.2 where ingress-nginx has one.
+fn agent_metrics(state: &State) -> Vec<Metric> {
+    let gauge = |name, help, samples| Metric { name, help, kind: MetricKind::Gauge, samples };
+    let counter = |name, help, samples| Metric { name, help, kind: MetricKind::Counter, samples };
+    let sample = |labels: Vec<(&'static str, String)>, value: f64| Sample { suffix: "", labels, value };
+    let one = |value: f64| vec![sample(Vec::new(), value)];
+
+    let version = env!("CARGO_PKG_VERSION").to_owned();
+    let at = state.at.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs_f64();
+    let mut problems: BTreeMap<(&str, String), u64> = BTreeMap::new();
+    for problem in &state.problems {
+        *problems.entry((problem.reason, problem.severity.to_string())).or_default() += 1;
+    }
+    let mut secrets: Vec<_> = state.snapshot.l7.certificates.iter().collect();
+    secrets.sort_by(|a, b| a.0.cmp(b.0));
+
+    vec![
+        gauge(
+            "nginx_ingress_controller_build_info",
+            "A metric with a constant '1' labeled with information about the build.",
+            vec![sample(
+                vec![("release", version), ("build", String::new()), ("repository", "penstock".to_owned())],
+                1.0,
+            )],
+        ),
+        gauge(
+            "nginx_ingress_controller_config_last_reload_successful",
+            "Whether the last snapshot was put in force (nothing reloads here).",
+            one(1.0),
+        ),
+        gauge(
+            "nginx_ingress_controller_config_last_reload_successful_timestamp_seconds",
+            "When the snapshot in force was made.",
+            one(at),
+        ),
+        counter(
+            "nginx_ingress_controller_success",
+            "Snapshots put in force since the start.",
+            one(state.generation as f64),
+        ),
+        gauge(
+            "nginx_ingress_controller_ssl_expire_time_seconds",
+            "Seconds since the epoch at which a certificate expires.",
+            secrets
+                .iter()
+                .map(|(host, certificate)| {
+                    sample(
+                        vec![
+                            ("host", host.to_string()),
+                            ("namespace", certificate.secret.namespace.clone()),
+                            ("secret_name", certificate.secret.name.clone()),
+                        ],
+                        certificate.not_after as f64,
+                    )
+                })
+                .collect(),
+        ),
+        gauge(
+            "penstock_translate_problems",
+            "Problems of objects in force, by reason.",
+            problems
+                .into_iter()
+                .map(|((reason, severity), n)| {
+                    sample(vec![("reason", reason.to_owned()), ("severity", severity)], n as f64)
+                })
+                .collect(),
+        ),
+    ]
+}

@@ -1,0 +1,263 @@
+//! Where the rooms meet: starts them, carries values between them, and stops them in order.
+//!
+//! Nothing is decided here about objects, packets or requests; the flow of values is
+//! `manifests -> translate -> { datapath, l7 }`, each step a `watch` channel of immutable values.
+
+mod error;
+mod live;
+pub mod offline;
+mod question;
+mod status;
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use crate::config::{Config, DatapathMode, TranslateConfig};
+use crate::drain::Signals;
+use crate::manifests::Loaded;
+use crate::model::{Problem, Severity, Snapshot};
+use crate::translate::Translated;
+use crate::{admin, datapath, l7, manifests, translate};
+
+pub use error::StartError;
+use live::{Health, LiveAgent};
+
+/// Runs until a signal ends it.
+pub fn run(config: Config) -> Result<(), StartError> {
+    start_logging();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("penstock-agent")
+        .enable_all()
+        .build()
+        .map_err(StartError::Runtime)?;
+    runtime.block_on(serve(config))
+}
+
+/// The story of a process: read, translate, listen, attach, answer, follow changes, drain.
+async fn serve(config: Config) -> Result<(), StartError> {
+    let mut signals = Signals::take_over().map_err(StartError::Runtime)?;
+    let (mut loaded, watcher) = manifests::watch(&config.manifests, translate::admit)?;
+    let options = translate_options(&config);
+    let desired = Desired::new(&loaded.borrow_and_update(), &options);
+
+    let proxy = l7::Proxy::bind(l7::Options {
+        http: config.http.clone(),
+        https: config.https.clone(),
+        workers: config.workers,
+    })?;
+    let datapath = start_datapath(&config, &desired).await?;
+    if let Some(datapath) = &datapath {
+        datapath.set_listeners(&proxy.listeners())?;
+    }
+    let proxy = Arc::new(proxy.start(desired.l7.subscribe())?);
+    let admin =
+        admin::bind(config.admin).await.map_err(|source| StartError::Admin { addr: config.admin, source })?;
+    let admin_addr = admin.local_addr().map_err(|source| StartError::Admin { addr: config.admin, source })?;
+
+    let live =
+        Arc::new(LiveAgent::new(&config, Arc::clone(&proxy), datapath.clone(), desired.state.subscribe()));
+    let admin = tokio::spawn(admin::serve(admin, live.clone()));
+    let watcher = tokio::spawn(watcher.run());
+    announce(&proxy, admin_addr, datapath.is_some(), &config);
+    live.set_health(Health::Serving);
+
+    let signal = loop {
+        tokio::select! {
+            signal = signals.next() => break signal,
+            changed = loaded.changed() => {
+                if changed.is_err() {
+                    // The watcher only ends with its last receiver, which we hold.
+                    break "the end of the manifest watcher";
+                }
+                let now = loaded.borrow_and_update().clone();
+                desired.update(&now, &options).await;
+            }
+        }
+    };
+
+    info!(signal, seconds = config.drain.as_secs(), "draining");
+    live.set_health(Health::Draining);
+    watcher.abort();
+    tokio::select! {
+        () = proxy.drain(config.drain) => info!("drained"),
+        signal = signals.next() => warn!(signal, "stopped at once, running requests are cut off"),
+    }
+    if let Some(datapath) = datapath {
+        datapath.shutdown().await;
+    }
+    admin.abort();
+    Ok(())
+}
+
+/// The newest translation, published to each room as the part it understands.
+struct Desired {
+    l4: watch::Sender<Arc<crate::model::l4::L4>>,
+    l7: watch::Sender<Arc<crate::model::l7::L7>>,
+    state: watch::Sender<Arc<State>>,
+}
+
+/// What is in force and what could not be honoured.
+#[derive(Debug, Clone)]
+pub(crate) struct State {
+    pub(crate) snapshot: Snapshot,
+    pub(crate) problems: Vec<Problem>,
+    /// How many translations there were.
+    pub(crate) generation: u64,
+    /// When this one was made.
+    pub(crate) at: std::time::SystemTime,
+}
+
+impl Desired {
+    fn new(loaded: &Loaded, options: &translate::Options) -> Self {
+        let state = State::new(loaded, translate::translate(&loaded.objects, options), 1);
+        state.log(&[]);
+        Self {
+            l4: watch::Sender::new(Arc::clone(&state.snapshot.l4)),
+            l7: watch::Sender::new(Arc::clone(&state.snapshot.l7)),
+            state: watch::Sender::new(Arc::new(state)),
+        }
+    }
+
+    /// Translates what was loaded and publishes only what differs: an unchanged half wakes nobody.
+    async fn update(&self, loaded: &Arc<Loaded>, options: &translate::Options) {
+        let (before, generation) = {
+            let state = self.state.borrow();
+            (Arc::clone(&state), state.generation + 1)
+        };
+        // Ten thousand Ingresses take long enough to hold up everything else on this runtime.
+        let translated = {
+            let (loaded, options) = (Arc::clone(loaded), options.clone());
+            tokio::task::spawn_blocking(move || translate::translate(&loaded.objects, &options)).await
+        };
+        let translated = match translated {
+            Ok(translated) => translated,
+            Err(error) => {
+                tracing::error!(%error, "translation failed, the last snapshot stays in force; please report this");
+                return;
+            }
+        };
+        let state = State::new(loaded, translated, generation);
+        state.log(&before.problems);
+        self.l4.send_if_modified(|l4| replace_if_different(l4, &state.snapshot.l4));
+        self.l7.send_if_modified(|l7| replace_if_different(l7, &state.snapshot.l7));
+        self.state.send_replace(Arc::new(state));
+    }
+}
+
+fn replace_if_different<T: PartialEq>(slot: &mut Arc<T>, new: &Arc<T>) -> bool {
+    let differs = **slot != **new;
+    if differs {
+        *slot = Arc::clone(new);
+    }
+    differs
+}
+
+impl State {
+    fn new(loaded: &Loaded, translated: Translated, generation: u64) -> Self {
+        let Translated { snapshot, problems } = translated;
+        let mut problems: Vec<Problem> = loaded.problems.iter().cloned().chain(problems).collect();
+        problems.sort();
+        problems.dedup();
+        Self { snapshot, problems, generation, at: std::time::SystemTime::now() }
+    }
+
+    /// One line for the change and one for each problem that is new; the rest stands in `status`.
+    fn log(&self, known: &[Problem]) {
+        let Snapshot { l4, l7 } = &self.snapshot;
+        info!(
+            generation = self.generation,
+            pools = l4.pools.len(),
+            hosts = l7.servers.len(),
+            upstreams = l7.upstreams.len(),
+            problems = self.problems.len(),
+            "snapshot"
+        );
+        let new = self.problems.iter().filter(|problem| known.binary_search(problem).is_err());
+        for problem in new.filter(|problem| problem.severity != Severity::Info) {
+            warn!(
+                object = %problem.object,
+                severity = %problem.severity,
+                field = problem.field,
+                reason = problem.reason,
+                fix = problem.fix,
+                "{}", problem.message
+            );
+        }
+    }
+}
+
+async fn start_datapath(
+    config: &Config,
+    desired: &Desired,
+) -> Result<Option<Arc<datapath::Handle>>, StartError> {
+    let attach = match config.datapath {
+        DatapathMode::Off => return Ok(None),
+        DatapathMode::Auto => datapath::Attach::Auto,
+        DatapathMode::Native => datapath::Attach::Native,
+        DatapathMode::Generic => datapath::Attach::Generic,
+    };
+    let options = datapath::Options {
+        interfaces: config.interfaces.clone(),
+        attach,
+        hash_key: config.hash_key.map(|key| key.0),
+        nat_ports: config.nat_ports,
+    };
+    Ok(Some(Arc::new(datapath::spawn(options, desired.l4.subscribe()).await?)))
+}
+
+/// The translation's view of the configuration. With a datapath the node's own listener ports are
+/// punted, so it must know them.
+pub(crate) fn translate_options(config: &Config) -> translate::Options {
+    translate::Options {
+        http_ports: config.http.iter().map(std::net::SocketAddr::port).collect(),
+        https_ports: config.https.iter().map(std::net::SocketAddr::port).collect(),
+        ..meaning_options(&config.translate)
+    }
+}
+
+pub(crate) fn meaning_options(meaning: &TranslateConfig) -> translate::Options {
+    let TranslateConfig {
+        publish_service,
+        default_backend_service,
+        default_ssl_certificate,
+        ingress_class,
+        controller_class,
+        watch_ingress_without_class,
+        disable_catch_all,
+    } = meaning.clone();
+    let default = translate::Options::default();
+    translate::Options {
+        publish_service,
+        default_backend_service,
+        default_ssl_certificate,
+        ingress_class: ingress_class.unwrap_or(default.ingress_class),
+        controller_class: controller_class.unwrap_or(default.controller_class),
+        watch_ingress_without_class,
+        disable_catch_all,
+        ..default
+    }
+}
+
+/// What a colleague at the terminal wants to see before anything else.
+fn announce(proxy: &l7::Running, admin: std::net::SocketAddr, datapath: bool, config: &Config) {
+    for (listener, addr) in proxy.addrs() {
+        info!(?listener, %addr, workers = config.workers, "listening");
+    }
+    info!(%admin, manifests = %config.manifests.display(), datapath, "ready");
+}
+
+fn start_logging() {
+    use std::io::IsTerminal as _;
+    let filter = tracing_subscriber::EnvFilter::try_from_env("PENSTOCK_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let ansi = std::io::stderr().is_terminal();
+    // Fails only when a test in the same process was first; its subscriber then stays.
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(ansi)
+        .with_writer(std::io::stderr)
+        .try_init();
+}

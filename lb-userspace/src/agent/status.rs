@@ -1,0 +1,296 @@
+//! `penstock status`: the state of the live agent for people ([`Display`]) and programs
+//! ([`Serialize`]).
+
+use std::fmt::{self, Display};
+use std::net::SocketAddr;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::Serialize;
+
+use super::State;
+use crate::datapath;
+use crate::model::l4::Listener;
+use crate::model::l7::{Action, L7, PathMatch};
+use crate::model::{Problem, Severity};
+
+/// Everything `penstock status` tells.
+#[derive(Debug, Serialize)]
+pub(super) struct Status {
+    version: &'static str,
+    uptime_seconds: u64,
+    manifests: String,
+    generation: u64,
+    snapshot_age_seconds: u64,
+    listeners: Vec<ListenerStatus>,
+    datapath: Option<datapath::Status>,
+    routes: Vec<Route>,
+    upstreams: Vec<UpstreamStatus>,
+    certificates: Vec<CertificateStatus>,
+    problems: Vec<ProblemStatus>,
+}
+
+#[derive(Debug, Serialize)]
+struct ListenerStatus {
+    scheme: &'static str,
+    addr: SocketAddr,
+}
+
+#[derive(Debug, Serialize)]
+struct Route {
+    host: String,
+    tls: bool,
+    path: String,
+    path_type: &'static str,
+    ingress: String,
+    action: String,
+}
+
+#[derive(Debug, Serialize)]
+struct UpstreamStatus {
+    name: String,
+    endpoints: Vec<SocketAddr>,
+}
+
+#[derive(Debug, Serialize)]
+struct CertificateStatus {
+    host: String,
+    secret: String,
+    expires_in_days: i64,
+}
+
+#[derive(Debug, Serialize)]
+struct ProblemStatus {
+    object: String,
+    severity: String,
+    reason: &'static str,
+    field: String,
+    message: String,
+    fix: String,
+}
+
+/// What a [`Status`] is made from.
+pub(super) struct Parts<'a> {
+    pub(super) uptime: Duration,
+    pub(super) source: &'a str,
+    pub(super) state: &'a State,
+    pub(super) listeners: Vec<(Listener, SocketAddr)>,
+    pub(super) datapath: Option<datapath::Status>,
+    /// Problems that only the running datapath knows.
+    pub(super) extra_problems: Vec<Problem>,
+}
+
+impl Status {
+    pub(super) fn new(parts: Parts<'_>) -> Self {
+        let Parts { uptime, source, state, listeners, datapath, extra_problems } = parts;
+        let l7 = &state.snapshot.l7;
+        Self {
+            version: env!("CARGO_PKG_VERSION"),
+            uptime_seconds: uptime.as_secs(),
+            manifests: source.to_owned(),
+            generation: state.generation,
+            snapshot_age_seconds: state.at.elapsed().unwrap_or_default().as_secs(),
+            listeners: listeners
+                .into_iter()
+                .map(|(listener, addr)| ListenerStatus { scheme: scheme(listener), addr })
+                .collect(),
+            datapath,
+            routes: routes(l7),
+            upstreams: l7
+                .upstreams
+                .iter()
+                .map(|(name, upstream)| UpstreamStatus {
+                    name: name.0.clone(),
+                    endpoints: upstream.endpoints.iter().copied().collect(),
+                })
+                .collect(),
+            certificates: certificates(l7),
+            problems: state.problems.iter().chain(&extra_problems).map(ProblemStatus::new).collect(),
+        }
+    }
+}
+
+fn scheme(listener: Listener) -> &'static str {
+    match listener {
+        Listener::Http => "http",
+        Listener::Https => "https",
+    }
+}
+
+fn routes(l7: &L7) -> Vec<Route> {
+    let mut routes = Vec::new();
+    for (host, server) in &l7.servers {
+        for location in &server.locations {
+            routes.push(Route {
+                host: host.to_string(),
+                tls: server.tls,
+                path: location.path_label.clone(),
+                path_type: match location.path {
+                    PathMatch::Exact(_) => "exact",
+                    PathMatch::Prefix(_) => "prefix",
+                    PathMatch::Regex(_) => "regex",
+                },
+                ingress: location.ingress.as_ref().map(ToString::to_string).unwrap_or_default(),
+                action: match &location.action {
+                    Action::Proxy(upstream) => upstream.0.clone(),
+                    Action::DefaultBackend => "default backend".to_owned(),
+                    Action::Redirect(redirect) => format!("redirect {}", redirect.status),
+                    Action::Deny => "refused (503)".to_owned(),
+                },
+            });
+        }
+    }
+    routes
+}
+
+fn certificates(l7: &L7) -> Vec<CertificateStatus> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs() as i64);
+    l7.certificates
+        .iter()
+        .map(|(host, certificate)| CertificateStatus {
+            host: host.to_string(),
+            secret: certificate.secret.to_string(),
+            expires_in_days: (certificate.not_after - now).div_euclid(86_400),
+        })
+        .collect()
+}
+
+impl ProblemStatus {
+    fn new(problem: &Problem) -> Self {
+        let Problem { object, severity, reason, field, message, fix } = problem;
+        Self {
+            object: object.to_string(),
+            severity: severity.to_string(),
+            reason,
+            field: field.clone(),
+            message: message.clone(),
+            fix: fix.clone(),
+        }
+    }
+}
+
+impl Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "penstock {}, up {} s, {} (snapshot {}, {} s old)",
+            self.version, self.uptime_seconds, self.manifests, self.generation, self.snapshot_age_seconds
+        )?;
+        let listeners = self.listeners.iter().map(|l| vec![l.scheme.to_owned(), l.addr.to_string()]);
+        section(f, "listeners", &["scheme", "address"], listeners)?;
+        match &self.datapath {
+            Some(datapath) => fmt_datapath(f, datapath)?,
+            None => writeln!(f, "\ndatapath off: the kernel balances nothing")?,
+        }
+        let routes = self.routes.iter().map(|r| {
+            let tls = if r.tls { "tls" } else { "" };
+            vec![
+                r.host.clone(),
+                r.path.clone(),
+                r.path_type.to_owned(),
+                tls.to_owned(),
+                r.action.clone(),
+                r.ingress.clone(),
+            ]
+        });
+        section(f, "routes", &["host", "path", "type", "", "to", "ingress"], routes)?;
+        let upstreams = self.upstreams.iter().map(|u| {
+            let endpoints: Vec<String> = u.endpoints.iter().map(ToString::to_string).collect();
+            vec![
+                u.name.clone(),
+                if endpoints.is_empty() { "none (503)".to_owned() } else { endpoints.join(" ") },
+            ]
+        });
+        section(f, "upstreams", &["name", "endpoints"], upstreams)?;
+        let certificates = self
+            .certificates
+            .iter()
+            .map(|c| vec![c.host.clone(), c.secret.clone(), format!("{} days", c.expires_in_days)]);
+        section(f, "certificates", &["host", "secret", "expires in"], certificates)?;
+        self.fmt_problems(f)
+    }
+}
+
+impl Status {
+    fn fmt_problems(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.problems.is_empty() {
+            return writeln!(f, "\nno problems");
+        }
+        writeln!(f, "\nproblems")?;
+        for severity in [Severity::Error, Severity::Warning, Severity::Info] {
+            for problem in self.problems.iter().filter(|p| p.severity == severity.to_string()) {
+                let ProblemStatus { object, severity, reason: _, field, message, fix } = problem;
+                let at = if field.is_empty() { String::new() } else { format!("{field}: ") };
+                writeln!(f, "  {severity:<8} {object}: {at}{message}")?;
+                if !fix.is_empty() {
+                    writeln!(f, "           fix: {fix}")?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn fmt_datapath(f: &mut fmt::Formatter<'_>, datapath: &datapath::Status) -> fmt::Result {
+    let interfaces = datapath
+        .interfaces
+        .iter()
+        .map(|(name, attached)| vec![name.clone(), format!("{attached:?}").to_lowercase()]);
+    section(f, "interfaces", &["name", "xdp"], interfaces)?;
+    let vips = datapath.vips.iter().map(|v| vec![v.protocol.clone(), v.addr.to_string(), v.target.clone()]);
+    section(f, "vips", &["", "address", "to"], vips)?;
+    let pools = datapath.pools.iter().map(|p| {
+        vec![
+            p.pool.clone(),
+            p.mode.clone(),
+            p.slots.to_string(),
+            p.backends.len().to_string(),
+            p.totals.packets.to_string(),
+            p.totals.bytes.to_string(),
+        ]
+    });
+    section(f, "pools", &["service port", "mode", "slots", "backends", "packets", "bytes"], pools)?;
+    let backends = datapath.pools.iter().flat_map(|pool| {
+        pool.backends.iter().map(|b| {
+            vec![
+                pool.pool.clone(),
+                b.addr.to_string(),
+                b.weight.to_string(),
+                b.next_hop.clone(),
+                b.totals.packets.to_string(),
+                b.totals.bytes.to_string(),
+            ]
+        })
+    });
+    section(f, "backends", &["of", "address", "weight", "next hop", "packets", "bytes"], backends)?;
+    let verdicts = datapath.verdicts.iter().map(|(name, count)| vec![(*name).to_owned(), count.to_string()]);
+    section(f, "verdicts", &["name", "packets"], verdicts)?;
+    writeln!(f, "\n{} translated flows remembered", datapath.nat_flows)
+}
+
+/// A titled table with aligned columns; nothing where there are no rows.
+fn section(
+    f: &mut fmt::Formatter<'_>,
+    title: &str,
+    header: &[&str],
+    rows: impl Iterator<Item = Vec<String>>,
+) -> fmt::Result {
+    let rows: Vec<Vec<String>> = rows.collect();
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let width = |column: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
+        cells.chain(header.get(column).map(|h| h.len())).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..header.len()).map(width).collect();
+    let line = |cells: &mut dyn Iterator<Item = &str>| {
+        let padded: Vec<String> = cells.zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        padded.join("  ").trim_end().to_owned()
+    };
+    writeln!(f, "\n{title}")?;
+    writeln!(f, "  {}", line(&mut header.iter().copied()))?;
+    for row in &rows {
+        writeln!(f, "  {}", line(&mut row.iter().map(String::as_str)))?;
+    }
+    Ok(())
+}
