@@ -16,6 +16,11 @@ pub const BACKENDS: u32 = 1 << 15;
 pub const POOL_SLOTS: u32 = 1 << 22;
 /// Our interfaces' MACs by `ifindex % INTERFACES`.
 pub const INTERFACES: u32 = 1 << 10;
+/// Beside the MAC of an interface that frames leave by a redirect even where they came in by it.
+///
+/// veth does not wake its peer for `XDP_TX` unless the peer has an XDP program of its own
+/// (`veth_xdp_flush` in drivers/net/veth.c); a redirect always does.
+pub const NO_XDP_TX: u64 = 1 << 63;
 /// Counters of one CPU for backends: packets and bytes.
 pub const BACKEND_COUNTERS: usize = 2 * BACKENDS as usize;
 /// Counters of one CPU for verdicts.

@@ -35,7 +35,7 @@ pub fn send(packet: &Packet, next_hop: NextHop, verdict: Verdict) -> Outcome {
     let Some(ether) = packet.view::<ETHERNET>() else { return Verdict::Truncated.into() };
     ether.write(0, next_hop.head);
     ether.write(8, next_hop.tail);
-    if next_hop.ifindex == packet.ifindex {
+    if next_hop.ifindex == packet.tx_ifindex {
         return verdict.into();
     }
     match maps::DEVICES.redirect(next_hop.ifindex, 0) {

@@ -17,7 +17,7 @@ mod parse;
 mod steer;
 
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
-use lb_common::{AddrEntry, Mode, Record, Verdict, VipEntry, backend, config};
+use lb_common::{AddrEntry, Mode, Record, Verdict, VipEntry, backend, config, maps::NO_XDP_TX};
 
 use crate::{
     forward::Outcome,
@@ -65,10 +65,12 @@ fn balance<F: Family>(ctx: &XdpContext, packet: &Packet) -> Outcome {
         return Verdict::NotOurs.into();
     }
 
-    let mac = maps::interface_mac(packet.ifindex);
+    let interface = maps::interface(packet.ifindex);
+    let mac = interface & !NO_XDP_TX;
     if mac != 0 && mac != F::dst_mac(&head) {
         return Verdict::OtherMac.into();
     }
+    let packet = &if interface == mac { *packet } else { packet.without_xdp_tx() };
     let flow = match F::flow(packet, &head, dst) {
         Ok(flow) => flow,
         Err(verdict) => return refuse(addr, verdict),

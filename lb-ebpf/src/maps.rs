@@ -125,9 +125,9 @@ pub fn slot(index: u32) -> Option<u16> {
     Some(unsafe { pool.wrapping_add(index).read_volatile() })
 }
 
-/// MAC of one of our interfaces as a word; 0: not known, do not check.
+/// MAC of one of our interfaces as a word, with [`maps::NO_XDP_TX`]; 0: not known, do not check.
 #[inline(always)]
-pub fn interface_mac(ifindex: u32) -> u64 {
+pub fn interface(ifindex: u32) -> u64 {
     let Some(macs) = INTERFACES.get_ptr(0) else { return 0 };
     let index = (ifindex & (maps::INTERFACES - 1)) as usize;
     // SAFETY: the table has INTERFACES words and the index is masked to them.

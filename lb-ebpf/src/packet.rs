@@ -12,6 +12,8 @@ pub struct Packet {
     end: usize,
     /// Interface the packet came in by.
     pub ifindex: u32,
+    /// Interface it can leave by with `XDP_TX`: the same, or 0 for none.
+    pub tx_ifindex: u32,
 }
 
 /// `SIZE` bytes of the packet, known to be there.
@@ -22,7 +24,14 @@ impl Packet {
     /// The packet of this run.
     #[inline(always)]
     pub fn of(ctx: &XdpContext) -> Self {
-        Self { start: ctx.data(), end: ctx.data_end(), ifindex: ctx.ingress_ifindex() as u32 }
+        let ifindex = ctx.ingress_ifindex() as u32;
+        Self { start: ctx.data(), end: ctx.data_end(), ifindex, tx_ifindex: ifindex }
+    }
+
+    /// The packet of an interface that takes redirects only.
+    #[inline(always)]
+    pub fn without_xdp_tx(&self) -> Self {
+        Self { tx_ifindex: 0, ..*self }
     }
 
     /// The first `SIZE` bytes, if the packet has them.

@@ -10,7 +10,7 @@ use futures_util::{StreamExt, TryStreamExt};
 use lb_common::Mac;
 use lb_common::backend::NextHop;
 use rtnetlink::packet_route::address::AddressAttribute;
-use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags};
+use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo};
 use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourState,
 };
@@ -39,6 +39,8 @@ pub struct Interface {
     pub mtu: u32,
     /// Administratively up.
     pub up: bool,
+    /// One end of a veth pair.
+    pub veth: bool,
     /// Addresses.
     pub addrs: BTreeSet<IpAddr>,
 }
@@ -112,6 +114,7 @@ impl Netlink {
                 mac: None,
                 mtu: 1500,
                 up: link.header.flags.contains(LinkFlags::Up),
+                veth: false,
                 addrs: BTreeSet::new(),
             };
             for attribute in link.attributes {
@@ -119,6 +122,9 @@ impl Netlink {
                     LinkAttribute::IfName(name) => found.name = name,
                     LinkAttribute::Mtu(mtu) => found.mtu = mtu,
                     LinkAttribute::Address(bytes) => found.mac = mac(&bytes),
+                    LinkAttribute::LinkInfo(infos) => {
+                        found.veth = infos.contains(&LinkInfo::Kind(InfoKind::Veth));
+                    }
                     _ => {}
                 }
             }

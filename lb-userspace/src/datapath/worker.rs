@@ -166,9 +166,10 @@ impl Worker {
             if !self.names.contains(&interface.name) {
                 continue;
             }
-            let mac = interface.mac.unwrap_or(Mac::default());
+            let mac = interface.mac.unwrap_or(Mac::default()).word();
+            let word = if interface.veth { mac | maps::NO_XDP_TX } else { mac };
             let mut engine = self.shared.engine();
-            engine.tables.store_interface(interface.ifindex as usize % maps::INTERFACES as usize, mac.word());
+            engine.tables.store_interface(interface.ifindex as usize % maps::INTERFACES as usize, word);
             if self.attached.get(&interface.name) == Some(&interface.ifindex) {
                 continue;
             }
