@@ -58,3 +58,33 @@ async fn a_version_that_is_not_admitted_never_replaces_one_that_was() {
     fs::remove_file(&file).expect("remove");
     until(&mut updates, "removed", &[], &[]).await;
 }
+
+#[tokio::test]
+async fn a_certificate_is_replaced_only_by_one_whose_key_belongs_to_it() {
+    let pair = || rcgen::generate_simple_self_signed(["a.example.com".to_owned()]).expect("a certificate");
+    let secret = |crt: &str, key: &str| {
+        serde_json::json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "cert"},
+            "type": "kubernetes.io/tls", "stringData": {"tls.crt": crt, "tls.key": key}})
+        .to_string()
+    };
+    let (old, new) = (pair(), pair());
+    let temp = tempfile::tempdir().expect("a temporary directory");
+    let file = temp.path().join("cert.json");
+    let write = |text: String| fs::write(&file, text).expect("the directory is writable");
+    let in_force = |loaded: &Loaded| {
+        let secret = loaded.objects.secrets.values().next().and_then(|sourced| sourced.object.data.clone());
+        secret.and_then(|data| data.get("tls.crt").map(|crt| String::from_utf8_lossy(&crt.0).into_owned()))
+    };
+    write(secret(&old.cert.pem(), &old.signing_key.serialize_pem()));
+    let (mut updates, watcher) = manifests::watch(temp.path(), translate::admit).expect("watch");
+    tokio::spawn(watcher.run());
+
+    write(secret(&new.cert.pem(), &old.signing_key.serialize_pem()));
+    let refused = |loaded: &Loaded| loaded.problems.iter().any(|problem| problem.reason == "bad-certificate");
+    let waiting = tokio::time::timeout(Duration::from_secs(10), updates.wait_for(|loaded| refused(loaded)));
+    assert_eq!(in_force(&waiting.await.expect("in time").expect("a version")), Some(old.cert.pem()));
+
+    write(secret(&new.cert.pem(), &new.signing_key.serialize_pem()));
+    let waiting = tokio::time::timeout(Duration::from_secs(10), updates.wait_for(|loaded| !refused(loaded)));
+    assert_eq!(in_force(&waiting.await.expect("in time").expect("a version")), Some(new.cert.pem()));
+}

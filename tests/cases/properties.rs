@@ -40,7 +40,7 @@ const NONSENSE: [&str; 16] = [
 #[test]
 fn no_value_makes_the_translation_panic() {
     let inputs: Vec<_> = cases().iter().map(|case| input(case).replace("\"@", "\"x")).collect();
-    for seed in 1..=1500_u64 {
+    for seed in 1..=600_u64 {
         let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let text = &inputs[random.below(inputs.len())];
         let mut words: Vec<_> = text.split_inclusive([' ', ',', '\n', '}', ']']).map(str::to_owned).collect();

@@ -10,6 +10,7 @@ use k8s_openapi::api::networking::v1::{HTTPIngressPath, Ingress, IngressBackend}
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::annotations;
+use super::certificates;
 use super::findings::{About, Findings};
 use super::names;
 use super::services;
@@ -25,6 +26,11 @@ pub fn admit(object: &Object, id: &ObjectId) -> Vec<Problem> {
         Object::Ingress(object) => ingress(object, &mut about),
         Object::Service(object) => service(object, &mut about),
         Object::EndpointSlice(object) => endpoint_slice(object, &mut about),
+        Object::Secret(secret) if secret.type_.as_deref() == Some("kubernetes.io/tls") => {
+            // Chain and key are often written one after the other: the pair in force stays until
+            // the new one belongs together.
+            check(certificates::check(&object.key().name, secret), "bad-certificate", "data", &mut about);
+        }
         Object::IngressClass(_) | Object::Secret(_) | Object::ConfigMap(_) => {}
     }
     findings.into_sorted()

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use k8s_openapi::api::core::v1::Secret;
 use x509_parser::extensions::GeneralName;
 use x509_parser::pem::Pem;
 use x509_parser::prelude::{FromDer, X509Certificate};
@@ -55,44 +56,48 @@ impl<'a> Certificates<'a> {
     }
 
     fn check(&self, name: &ObjectName) -> Result<Checked, String> {
-        let Some(sourced) = self.objects.secrets.get(name) else {
-            return Err(format!("Secret {name} does not exist"));
-        };
-        let entry = |key: &str| {
-            let data =
-                sourced.object.data.as_ref().and_then(|data| data.get(key)).map(|value| value.0.as_slice());
-            data.filter(|data| !data.is_empty()).ok_or_else(|| format!("Secret {name} has no {key}"))
-        };
-        let (chain_pem, key_pem) = (entry("tls.crt")?, entry("tls.key")?);
-        let chain = blocks(chain_pem, |label| label == "CERTIFICATE")
-            .map_err(|reason| format!("tls.crt of Secret {name} {reason}"))?;
-        let mut leaf = None;
-        for (index, block) in chain.iter().enumerate() {
-            let (_, certificate) = X509Certificate::from_der(block).map_err(|error| {
-                format!("certificate {} in tls.crt of Secret {name} does not parse: {error}", index + 1)
-            })?;
-            leaf.get_or_insert(certificate);
+        match self.objects.secrets.get(name) {
+            Some(sourced) => check(name, &sourced.object),
+            None => Err(format!("Secret {name} does not exist, or no version of it was usable")),
         }
-        let leaf = leaf.ok_or_else(|| format!("tls.crt of Secret {name} holds no certificate"))?;
-        let keys = blocks(key_pem, |label| label.ends_with("PRIVATE KEY"))
-            .map_err(|reason| format!("tls.key of Secret {name} {reason}"))?;
-        let key = keys.first().ok_or_else(|| format!("tls.key of Secret {name} holds no private key"))?;
-        let key = rcgen::KeyPair::try_from(key.as_slice()).map_err(|_| {
-            format!("the key in tls.key of Secret {name} does not parse or is of an unknown kind")
-        })?;
-        if key.public_key_raw() != leaf.public_key().subject_public_key.data.as_ref() {
-            return Err(format!("tls.key of Secret {name} does not belong to its tls.crt"));
-        }
-        Ok(Checked {
-            names: names(&leaf),
-            certificate: Arc::new(Certificate {
-                secret: name.clone(),
-                chain_pem: chain_pem.to_vec(),
-                key_pem: key_pem.to_vec(),
-                not_after: leaf.validity().not_after.timestamp(),
-            }),
-        })
     }
+}
+
+/// Reads a Secret: chain and key must parse and belong together.
+pub(super) fn check(name: &ObjectName, secret: &Secret) -> Result<Checked, String> {
+    let entry = |key: &str| {
+        let data = secret.data.as_ref().and_then(|data| data.get(key)).map(|value| value.0.as_slice());
+        data.filter(|data| !data.is_empty()).ok_or_else(|| format!("Secret {name} has no {key}"))
+    };
+    let (chain_pem, key_pem) = (entry("tls.crt")?, entry("tls.key")?);
+    let chain = blocks(chain_pem, |label| label == "CERTIFICATE")
+        .map_err(|reason| format!("tls.crt of Secret {name} {reason}"))?;
+    let mut leaf = None;
+    for (index, block) in chain.iter().enumerate() {
+        let (_, certificate) = X509Certificate::from_der(block).map_err(|error| {
+            format!("certificate {} in tls.crt of Secret {name} does not parse: {error}", index + 1)
+        })?;
+        leaf.get_or_insert(certificate);
+    }
+    let leaf = leaf.ok_or_else(|| format!("tls.crt of Secret {name} holds no certificate"))?;
+    let keys = blocks(key_pem, |label| label.ends_with("PRIVATE KEY"))
+        .map_err(|reason| format!("tls.key of Secret {name} {reason}"))?;
+    let key = keys.first().ok_or_else(|| format!("tls.key of Secret {name} holds no private key"))?;
+    let key = rcgen::KeyPair::try_from(key.as_slice()).map_err(|_| {
+        format!("the key in tls.key of Secret {name} does not parse or is of an unknown kind")
+    })?;
+    if key.public_key_raw() != leaf.public_key().subject_public_key.data.as_ref() {
+        return Err(format!("tls.key of Secret {name} does not belong to its tls.crt"));
+    }
+    Ok(Checked {
+        names: names(&leaf),
+        certificate: Arc::new(Certificate {
+            secret: name.clone(),
+            chain_pem: chain_pem.to_vec(),
+            key_pem: key_pem.to_vec(),
+            not_after: leaf.validity().not_after.timestamp(),
+        }),
+    })
 }
 
 /// Contents of the PEM blocks whose label is wanted.
