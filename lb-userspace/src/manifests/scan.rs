@@ -45,12 +45,12 @@ impl Scan {
     }
 }
 
-/// Told about every directory *before* it is listed and every linked file before it is read, so
-/// that a change in between is seen as an event.
+/// Told about every directory before it is listed, and about every file that lies outside of them
+/// before it is read, so that a change in between is seen as an event.
 pub(super) trait Watch {
     /// The walk is about to list this directory.
     fn directory(&mut self, path: &Path);
-    /// The walk is about to read this file through a symbolic link.
+    /// The walk is about to read this file through a symbolic link, or as the root itself.
     fn linked_file(&mut self, path: &Path);
     /// Somebody has this file open for writing.
     fn is_busy(&self, path: &Path) -> bool;
@@ -72,6 +72,8 @@ pub(super) fn scan(root: &Path, watch: &mut dyn Watch) -> io::Result<Scan> {
     let mut walk = Walk { watch, entered: BTreeSet::new(), total_bytes: 0, scan: Scan::default() };
     let metadata = fs::metadata(root)?;
     if metadata.is_file() {
+        // No directory of its own to watch it by.
+        walk.watch.linked_file(root);
         let name = root.file_name().unwrap_or_default().to_string_lossy().into_owned();
         walk.file(root, name);
         return Ok(walk.scan);

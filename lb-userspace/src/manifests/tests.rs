@@ -396,6 +396,23 @@ async fn keeps_everything_while_the_root_is_away_and_finds_it_again() {
 }
 
 #[tokio::test]
+async fn follows_a_single_file() {
+    let temp = tempfile::tempdir().expect("a temporary directory");
+    let file = temp.path().join("a.yaml");
+    write(&file, service("a", 1));
+    let (mut updates, watcher) = watch(&file, admit_all).expect("watch");
+    tokio::spawn(watcher.run());
+    assert_eq!(services(&updates.borrow()), ["default/a:1"]);
+
+    write(&file, service("a", 2));
+    until_services(&mut updates, "rewritten in place", &["default/a:2"]).await;
+
+    write(temp.path().join("other"), service("a", 3));
+    fs::rename(temp.path().join("other"), &file).expect("rename");
+    until_services(&mut updates, "replaced by rename", &["default/a:3"]).await;
+}
+
+#[tokio::test]
 async fn a_half_written_file_is_not_read() {
     use std::io::Write;
     let temp = tempfile::tempdir().expect("a temporary directory");
