@@ -13,6 +13,8 @@ use crate::rig::{Arms, Rig, still_echoes};
 const VIP: &str = "203.0.113.80:80";
 const CHANGES: usize = 100;
 const CLIENTS: usize = 64;
+/// `keep-alive-requests` of ingress-nginx.
+const KEEP_ALIVE_REQUESTS: usize = 1000;
 /// More than all buffers on the way hold together, so that the download really is under way.
 const DOWNLOAD_BYTES: usize = 64 << 20;
 
@@ -66,17 +68,26 @@ fn content_length(head: &str) -> Result<usize> {
     Ok(value.with_context(|| format!("no Content-Length in {head:?}"))?.parse()?)
 }
 
-/// One keep-alive connection, request after request until told to stop. Counts its answers.
+/// One keep-alive connection, request after request until told to stop. Counts its answers. The
+/// proxy may end a connection only as announced, after as many requests as ingress-nginx would.
 fn keep_asking(stop: &AtomicBool, answers: &AtomicUsize) -> Result<()> {
-    let mut stream = connect()?;
+    let (mut stream, mut requests) = (connect()?, 0);
     while !stop.load(Ordering::Relaxed) {
-        let head = exchange(&mut stream, "GET / HTTP/1.1\r\nHost: web.example.com\r\n\r\n")?;
-        if !head.starts_with("HTTP/1.1 200") || head.to_ascii_lowercase().contains("connection: close") {
+        let head = exchange(&mut stream, "GET / HTTP/1.1\r\nHost: web.example.com\r\n\r\n")
+            .with_context(|| format!("after {requests} requests"))?;
+        if !head.starts_with("HTTP/1.1 200") {
             bail!("answered {head:?}");
         }
         let mut body = vec![0; content_length(&head)?];
         stream.read_exact(&mut body)?;
         answers.fetch_add(1, Ordering::Relaxed);
+        requests += 1;
+        if head.to_ascii_lowercase().contains("connection: close") {
+            if requests < KEEP_ALIVE_REQUESTS {
+                bail!("closed after {requests} requests");
+            }
+            (stream, requests) = (connect()?, 0);
+        }
     }
     Ok(())
 }
