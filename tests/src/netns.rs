@@ -10,6 +10,7 @@ use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError, Weak};
 
 use anyhow::{Context, Result, bail};
@@ -25,6 +26,7 @@ pub struct Lab {
 
 struct Inner {
     prefix: String,
+    scratch: PathBuf,
     state: Mutex<State>,
 }
 
@@ -46,10 +48,13 @@ pub struct Host {
 /// Labs of this process that a signal has to take down.
 static LABS: Mutex<Vec<Weak<Inner>>> = Mutex::new(Vec::new());
 
+/// A signal has come and everything is being taken down.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
 impl Lab {
     /// An empty lab, after removing what dead processes left.
     pub fn new() -> Result<Self> {
-        static SERIAL: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+        static SERIAL: AtomicU32 = AtomicU32::new(0);
         take_down_on_signals();
         for namespace in namespaces()? {
             if owner(&namespace).is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists())
@@ -58,12 +63,18 @@ impl Lab {
                 remove(&namespace);
             }
         }
-        let serial = SERIAL.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
         let prefix = format!("{PREFIX}{}-{serial}-", std::process::id());
-        let lab = Self { inner: Arc::new(Inner { prefix, state: Mutex::default() }) };
+        let scratch = tempfile::Builder::new().prefix(&prefix).tempdir()?.keep();
+        let lab = Self { inner: Arc::new(Inner { prefix, scratch, state: Mutex::default() }) };
         lock(&LABS).push(Arc::downgrade(&lab.inner));
         lab.namespace("switch")?;
         Ok(lab)
+    }
+
+    /// Directory for the lab's files; it goes with the lab.
+    pub fn scratch(&self) -> &Path {
+        &self.inner.scratch
     }
 
     /// A host with one interface for each `(network, addresses)`, named `eth0`, `eth1` …
@@ -179,6 +190,7 @@ impl Inner {
         for namespace in std::mem::take(&mut state.namespaces) {
             remove(&namespace);
         }
+        let _ = std::fs::remove_dir_all(&self.scratch);
     }
 }
 
@@ -259,6 +271,14 @@ pub fn take_down_kept() -> Result<usize> {
     Ok(kept.len())
 }
 
+/// Does not return once a signal has come: what fails from then on fails because of it, and the
+/// process ends when everything is down.
+pub fn stop_if_interrupted() {
+    while INTERRUPTED.load(Ordering::Relaxed) {
+        std::thread::park();
+    }
+}
+
 fn namespaces() -> Result<Vec<String>> {
     let list = run(Command::new("ip").args(["netns", "list"]))?;
     let names = list.lines().filter_map(|line| line.split_whitespace().next());
@@ -298,7 +318,8 @@ fn take_down_on_signals() {
             if wait_for_signal().is_err() {
                 return;
             }
-            eprintln!("interrupted: taking the namespaces down");
+            INTERRUPTED.store(true, Ordering::Relaxed);
+            eprintln!("\ninterrupted: taking the namespaces down");
             for lab in lock(&LABS).iter().filter_map(Weak::upgrade) {
                 lab.take_down();
             }

@@ -10,7 +10,6 @@ use lb_tests::agent::{Agent, DEADLINE, eventually};
 use lb_tests::echo;
 use lb_tests::netns::{self, Host, Lab};
 use lb_tests::tier;
-use tempfile::TempDir;
 
 /// A lab, or nothing where this machine has no namespaces.
 pub fn lab() -> Option<Lab> {
@@ -18,14 +17,13 @@ pub fn lab() -> Option<Lab> {
 }
 
 /// Client, edge host with the agent, and backends `b1` to `b3` with TCP echo on 5432, UDP echo on
-/// 5353 and HTTP on 8080. Dropped in this order: the agent's files go last.
+/// 5353 and HTTP on 8080.
 pub struct Rig {
     pub agent: Agent,
     pub client: Host,
     pub edge: Host,
     pub backends: Vec<Host>,
     pub lab: Lab,
-    _dir: TempDir,
 }
 
 pub const CLIENT: [&str; 2] = ["10.1.0.7", "fd01::7"];
@@ -59,7 +57,7 @@ impl Rig {
     }
 
     fn build(lab: Lab, arms: Arms, files: &[(&str, String)]) -> Result<Self> {
-        let dir = TempDir::new()?;
+        let dir = lab.scratch();
         let client = lab.host("client", &[("front", &["10.1.0.7/24", "fd01::7/64"])])?;
         let front: (&str, &[&str]) = ("front", &["10.1.0.1/24", "fd01::1/64"]);
         let back: (&str, &[&str]) = ("back", &["10.2.0.1/24", "fd02::1/64"]);
@@ -86,13 +84,13 @@ impl Rig {
             })?;
             backends.push(host);
         }
-        std::fs::create_dir_all(dir.path().join("manifests"))?;
+        std::fs::create_dir_all(dir.join("manifests"))?;
         for (name, yaml) in files {
-            std::fs::write(dir.path().join("manifests").join(name), yaml)?;
+            std::fs::write(dir.join("manifests").join(name), yaml)?;
         }
         let interfaces: &[&str] = if arms == Arms::One { &["eth0"] } else { &["eth0", "eth1"] };
-        let agent = Agent::start(&lab, &edge, interfaces, dir.path())?;
-        Ok(Self { agent, client, edge, backends, lab, _dir: dir })
+        let agent = Agent::start(&lab, &edge, interfaces, dir)?;
+        Ok(Self { agent, client, edge, backends, lab })
     }
 
     /// Waits until the client gets through to an address, then says who answers `count` new connections.

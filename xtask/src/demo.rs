@@ -20,9 +20,11 @@ pub struct Args {
 
 /// Sets up, builds and shows. Only returns when something failed.
 pub fn run(args: &Args) -> Result<()> {
-    setup::run(&[Purpose::Build, Purpose::Test])?;
-    ebpf::build()?;
-    process::run(process::cargo().args(["build", "--package", "lb-userspace", "--bin", "penstock"]))?;
+    if !args.down {
+        setup::run(&[Purpose::Build, Purpose::Test])?;
+        ebpf::build()?;
+        process::run(process::cargo().args(["build", "--package", "lb-userspace", "--bin", "penstock"]))?;
+    }
     process::run(process::cargo().args(["build", "--package", "lb-tests", "--bin", "demo"]))?;
 
     // Replaces this process: a signal to it then reaches the one that can clean up.

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 use lb_tests::agent::{self, Agent, eventually};
 use lb_tests::echo;
 use lb_tests::manifests::{self, Authority, LoadBalancer, Slice};
-use lb_tests::netns::{Host, Lab, take_down_kept};
+use lb_tests::netns::{Host, Lab, stop_if_interrupted, take_down_kept};
 
 const CLIENT: &str = "198.51.100.7";
 const EDGE: &str = "198.51.100.1";
@@ -76,8 +76,8 @@ struct Demo {
 }
 
 fn demo(keep: bool) -> Result<bool> {
-    let dir = tempfile::Builder::new().prefix("penstock-demo-").tempdir()?;
     let lab = Lab::new()?;
+    let dir = lab.scratch();
     let client = lab.host("client", &[("front", &[&format!("{CLIENT}/24"), "2001:db8:100::7/64"])])?;
     let edge = lab.host(
         "edge",
@@ -94,19 +94,19 @@ fn demo(keep: bool) -> Result<bool> {
         let host = lab.host(&name, &[("back", &[&format!("{v4}/24"), &format!("{v6}/64")])])?;
         let mut command = host.command(std::env::current_exe()?);
         command.args(["backend", &name, &v4, &v6]);
-        lab.start(command, &dir.path().join(format!("{name}.log")))?;
+        lab.start(command, &dir.join(format!("{name}.log")))?;
     }
 
     let authority = Authority::new("Penstock demo authority")?;
-    let ca = dir.path().join("ca.pem");
+    let ca = dir.join("ca.pem");
     std::fs::write(&ca, authority.pem())?;
-    let manifests = dir.path().join("manifests");
+    let manifests = dir.join("manifests");
     std::fs::create_dir_all(&manifests)?;
     std::fs::write(manifests.join("ledger.yaml"), ledger()?)?;
     std::fs::write(manifests.join("ingress-service.yaml"), manifests::ingress_service(&[INGRESS.parse()?]))?;
     std::fs::write(manifests.join("services.yaml"), services()?)?;
     std::fs::write(manifests.join("guide-phase-2.yaml"), guide("phase-2")?)?;
-    let agent = Agent::start(&lab, &edge, &["eth0", "eth1"], dir.path())?;
+    let agent = Agent::start(&lab, &edge, &["eth0", "eth1"], dir)?;
     println!(
         "client {CLIENT}  ->  edge host {EDGE} (penstock, pid {})  ->  backends 10.20.0.11, .12, .13\n",
         agent.pid()
@@ -114,6 +114,7 @@ fn demo(keep: bool) -> Result<bool> {
 
     let mut demo = Demo { client, agent, ca, failures: 0 };
     let outcome = demo.steps(&authority);
+    stop_if_interrupted();
     if let Err(error) = &outcome {
         println!("\nthe agent's log:\n{}", demo.agent.log());
         println!("FAILED: {error:#}");
@@ -125,7 +126,7 @@ fn demo(keep: bool) -> Result<bool> {
     );
     if keep {
         lab.keep()?;
-        demo.play(&edge, &dir.keep());
+        demo.play(&edge, dir);
     } else {
         println!("Next: `cargo xtask demo --keep` leaves it up to play with; your own manifests: README.md.");
     }
@@ -306,7 +307,7 @@ impl Demo {
         let (client, edge) = (self.client.namespace(), edge.namespace());
         let penstock = agent::binary().unwrap_or_default();
         println!("\nIt stays up. Drop, change or delete manifests in {}/manifests, and try:", dir.display());
-        println!("  nsenter --net=/run/netns/{client} curl {resolve} http://api.example.com/predict");
+        println!("  nsenter --net=/run/netns/{client} curl {resolve} http://ml.example.com/api/predict");
         println!(
             "  nsenter --net=/run/netns/{client} curl {resolve} --cacert {} https://api.example.com/",
             self.ca.display()
