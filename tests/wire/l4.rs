@@ -55,8 +55,10 @@ fn l2_delivers_to_backends_that_hold_the_vip_and_answer_the_client_themselves() 
         backend.run("sysctl -qw net.ipv4.conf.all.arp_ignore=1 net.ipv4.conf.all.arp_announce=2").unwrap();
         let name = format!("b{}", number + 1);
         for address in VIPS {
-            backend.run(&format!("ip addr add {address} dev lo")).unwrap();
             let address: IpAddr = address.parse().unwrap();
+            // Otherwise an IPv6 address is tentative for a moment and cannot be bound to.
+            let nodad = if address.is_ipv6() { "nodad" } else { "" };
+            backend.run(&format!("ip addr add {address} dev lo {nodad}")).unwrap();
             backend.within(|| {
                 lb_tests::echo::tcp((address, 5432), &name).unwrap();
                 lb_tests::echo::udp((address, 5353), &name).unwrap();
