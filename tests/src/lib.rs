@@ -7,3 +7,19 @@ pub mod netns;
 pub mod packet;
 pub mod tier;
 pub mod world;
+
+#[cfg(test)]
+mod tests {
+    use penstock::translate::{Status, TABLE};
+
+    #[test]
+    fn the_readme_names_every_annotation_that_is_honoured() {
+        let readme = include_str!("../../README.md");
+
+        let honoured = TABLE.iter().filter(|annotation| annotation.status == Status::Honoured);
+        let missing: Vec<_> =
+            honoured.filter(|annotation| !readme.contains(&format!("`{}`", annotation.name))).collect();
+
+        assert!(missing.is_empty(), "{missing:?}");
+    }
+}
