@@ -1,0 +1,125 @@
+//! Processes that are measured: pinned to a CPU, ended with the guard, their CPU time counted.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::agent::eventually;
+
+/// A running server with all its processes. Dropping it ends them.
+pub struct Process {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Process {
+    /// Starts `program` on one CPU, with both its outputs in the file `log`. The kernel ends it
+    /// with this thread, should this program be killed without a chance to clean up.
+    pub fn start(cpu: usize, program: &Path, args: &[&str], log: &Path) -> Result<Self> {
+        let output = File::create(log).with_context(|| format!("create {}", log.display()))?;
+        let child = pinned(cpu, program)
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(output.try_clone()?)
+            .stderr(output)
+            .spawn()
+            .with_context(|| format!("start {}", program.display()))?;
+        Ok(Self { child, log: log.to_owned() })
+    }
+
+    /// Has it ended by itself?
+    pub fn has_ended(&mut self) -> bool {
+        !matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// What it has written so far.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// CPU time of all its processes and their threads so far. Threads that have ended are not in
+    /// it, so it is only good for servers whose threads stay.
+    pub fn cpu_time(&self) -> Result<Duration> {
+        let mut sum = 0;
+        for pid in family(self.child.id()) {
+            for task in std::fs::read_dir(format!("/proc/{pid}/task"))?.flatten() {
+                let text = std::fs::read_to_string(task.path().join("schedstat"))?;
+                sum += run_time_ns(&text).with_context(|| format!("read schedstat of {pid}: {text:?}"))?;
+            }
+        }
+        Ok(Duration::from_nanos(sum))
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let family = family(self.child.id());
+        signal(self.child.id(), Signal::TERM);
+        if eventually(Duration::from_secs(3), || self.has_ended().then_some(())).is_none() {
+            // Children first: they must not be left to init.
+            family.iter().rev().for_each(|pid| signal(*pid, Signal::KILL));
+        }
+        let _ = self.child.wait();
+    }
+}
+
+/// A command that runs on this CPU only and ends with the thread that starts it.
+pub fn pinned(cpu: usize, program: &Path) -> Command {
+    let mut command = Command::new("taskset");
+    command.args(["--cpu-list", &cpu.to_string(), "setpriv", "--pdeathsig", "TERM"]).arg(program);
+    command
+}
+
+/// Sends a signal; a process that is gone is none to worry about.
+pub fn signal(pid: u32, signal: Signal) {
+    if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
+        let _ = kill_process(pid, signal);
+    }
+}
+
+/// A process and all that descend from it, parents first.
+fn family(pid: u32) -> Vec<u32> {
+    let mut all = vec![pid];
+    let mut next = 0;
+    while let Some(parent) = all.get(next).copied() {
+        next += 1;
+        let Ok(tasks) = std::fs::read_dir(format!("/proc/{parent}/task")) else { continue };
+        for task in tasks.flatten() {
+            let children = std::fs::read_to_string(task.path().join("children")).unwrap_or_default();
+            all.extend(children.split_whitespace().filter_map(|child| child.parse::<u32>().ok()));
+        }
+    }
+    all
+}
+
+/// First number of a schedstat file: nanoseconds on a CPU.
+fn run_time_ns(schedstat: &str) -> Option<u64> {
+    schedstat.split_whitespace().next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_on_the_cpu_is_the_first_number() {
+        assert_eq!(run_time_ns("1565310 223096 2\n"), Some(1_565_310));
+        assert_eq!(run_time_ns(""), None);
+    }
+
+    #[test]
+    fn family_has_the_process_and_its_children() {
+        let mut child = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
+
+        let family = family(std::process::id());
+
+        assert_eq!(family.first(), Some(&std::process::id()));
+        assert!(family.contains(&child.id()));
+        drop(child.stdin.take());
+        child.wait().unwrap();
+    }
+}

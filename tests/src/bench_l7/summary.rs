@@ -1,0 +1,162 @@
+//! From slices to the table and the JSON.
+
+use std::fmt::Write as _;
+
+use serde_json::{Value, json};
+
+use super::load::{Case, Slice};
+use super::proxy::Kind;
+
+/// Slices of one case: each round has the valid ones of the proxies that took part.
+pub type Round = Vec<(Kind, Slice)>;
+
+/// Medians of one proxy in one case.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Row {
+    case: Case,
+    kind: Kind,
+    slices: usize,
+    rounds: usize,
+    median: Slice,
+    /// Requests per CPU second over those of nginx in the same round.
+    ratio: Option<Spread>,
+}
+
+/// Median and both ends.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Spread {
+    median: f64,
+    min: f64,
+    max: f64,
+}
+
+/// One row for each proxy that has a valid slice.
+pub fn rows(case: Case, rounds: &[Round]) -> Vec<Row> {
+    let rows = Kind::ALL.into_iter().filter_map(|kind| {
+        let slices: Vec<Slice> = rounds.iter().filter_map(|round| of(round, kind)).collect();
+        let median = |value: fn(&Slice) -> f64| spread(slices.iter().map(value)).map(|spread| spread.median);
+        let ratios = rounds
+            .iter()
+            .filter_map(|round| Some(of(round, kind)?.per_cpu_s / of(round, Kind::Nginx)?.per_cpu_s));
+        Some(Row {
+            case,
+            kind,
+            slices: slices.len(),
+            rounds: rounds.len(),
+            median: Slice {
+                rps: median(|slice| slice.rps)?,
+                per_cpu_s: median(|slice| slice.per_cpu_s)?,
+                busy: median(|slice| slice.busy)?,
+                p50_us: median(|slice| slice.p50_us)?,
+                p99_us: median(|slice| slice.p99_us)?,
+            },
+            ratio: spread(ratios),
+        })
+    });
+    rows.collect()
+}
+
+/// The table, for people.
+pub fn table(rows: &[Row]) -> String {
+    let mut text = format!(
+        "{:<17} {:<9} {:>9} {:>11}  {:<20} {:>5} {:>8} {:>8}  {}\n",
+        "case", "proxy", "req/s", "req/CPU-s", "of nginx [min..max]", "CPU", "p50 us", "p99 us", "slices"
+    );
+    let mut last = None;
+    for Row { case, kind, slices, rounds, median, ratio } in rows {
+        if last.is_some_and(|last| last != *case) {
+            text.push('\n');
+        }
+        last = Some(*case);
+        let ratio = ratio.map_or_else(
+            || "-".to_owned(),
+            |Spread { median, min, max }| format!("{median:.2} [{min:.2}..{max:.2}]"),
+        );
+        let Slice { rps, per_cpu_s, busy, p50_us, p99_us } = median;
+        let _ = writeln!(
+            text,
+            "{:<17} {:<9} {rps:>9.0} {per_cpu_s:>11.0}  {ratio:<20} {:>4.0}% {p50_us:>8.0} {p99_us:>8.0}  {slices}/{rounds}",
+            case.name(),
+            kind.name(),
+            busy * 100.0,
+        );
+    }
+    text
+}
+
+/// The list, for programs.
+pub fn json(rows: &[Row]) -> Value {
+    rows.iter()
+        .map(|Row { case, kind, median, .. }| {
+            json!({
+                "case": case.name(),
+                "proxy": kind.name(),
+                "rps": median.rps.round() as u64,
+                "per_cpu_s": median.per_cpu_s.round() as u64,
+                "p50_us": median.p50_us.round() as u64,
+                "p99_us": median.p99_us.round() as u64,
+            })
+        })
+        .collect()
+}
+
+fn of(round: &Round, kind: Kind) -> Option<Slice> {
+    round.iter().find(|(of, _)| *of == kind).map(|(_, slice)| *slice)
+}
+
+/// `None` of nothing. The median of an even number is between the two in the middle.
+fn spread(values: impl Iterator<Item = f64>) -> Option<Spread> {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    let (min, max) = (*values.first()?, *values.last()?);
+    let upper = *values.get(values.len() / 2)?;
+    let lower = *values.get((values.len() - 1) / 2)?;
+    Some(Spread { median: f64::midpoint(lower, upper), min, max })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn slice(per_cpu_s: f64) -> Slice {
+        Slice { rps: 10.0 * per_cpu_s, per_cpu_s, busy: 1.0, p50_us: 5.0, p99_us: 9.0 }
+    }
+
+    #[test]
+    fn the_median_is_the_middle() {
+        for (case, values, expected) in [
+            ("odd", vec![3.0, 1.0, 2.0], Some(Spread { median: 2.0, min: 1.0, max: 3.0 })),
+            ("even", vec![4.0, 1.0, 2.0, 3.0], Some(Spread { median: 2.5, min: 1.0, max: 4.0 })),
+            ("none", vec![], None),
+        ] {
+            assert_eq!(spread(values.into_iter()), expected, "{case}");
+        }
+    }
+
+    #[test]
+    fn the_ratio_is_taken_within_a_round_that_has_both() {
+        // The machine slowed down to a half in the second round, and nginx missed the third.
+        let rounds = [
+            vec![(Kind::Penstock, slice(120.0)), (Kind::Nginx, slice(100.0))],
+            vec![(Kind::Penstock, slice(60.0)), (Kind::Nginx, slice(50.0))],
+            vec![(Kind::Penstock, slice(500.0))],
+        ];
+
+        let rows = rows(Case::KeepAlive, &rounds);
+
+        let [penstock, nginx] = rows.as_slice() else { panic!("{rows:?}") };
+        assert_eq!(penstock.ratio, Some(Spread { median: 1.2, min: 1.2, max: 1.2 }));
+        assert_eq!((penstock.slices, penstock.rounds, penstock.median.per_cpu_s), (3, 3, 120.0));
+        assert_eq!((nginx.slices, nginx.median.per_cpu_s), (2, 75.0));
+    }
+
+    #[test]
+    fn json_is_a_list_of_medians() {
+        let rows = rows(Case::Close, &[vec![(Kind::Haproxy, slice(2.0))]]);
+
+        let expected = json!([
+            {"case": "close-1k", "proxy": "haproxy", "rps": 20, "per_cpu_s": 2, "p50_us": 5, "p99_us": 9}
+        ]);
+        assert_eq!(json(&rows), expected);
+    }
+}

@@ -1,0 +1,102 @@
+//! `cargo xtask bench l7`: requests per second and per second of CPU time beside nginx and haproxy.
+//! What is compared and how is in `bench_l7`; the configurations are in `tests/bench`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use clap::Parser;
+use lb_tests::bench_l7::load::{self, Case};
+use lb_tests::bench_l7::proxy::{self, Certificate, Kind, Proxy};
+use lb_tests::bench_l7::summary::{self, Round};
+use lb_tests::bench_l7::{LOAD_CPU, PROXY_CPU};
+
+/// Measures Penstock beside nginx and haproxy under the same load.
+#[derive(Debug, Parser)]
+struct Args {
+    /// Also write the medians as a list of JSON objects
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Turns of each proxy in each case
+    #[arg(long, value_name = "N", default_value_t = 6, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+    /// Length of a turn
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(200..))]
+    slice_ms: u64,
+}
+
+fn main() -> Result<ExitCode> {
+    let args = Args::parse();
+    for program in ["wrk", "taskset", "setpriv"] {
+        if proxy::find(program).is_none() {
+            bail!("no {program} on this machine; `cargo xtask setup bench` brings it");
+        }
+    }
+    let dir = tempfile::tempdir().context("make a directory for the run")?;
+    let script = dir.path().join("report.lua");
+    std::fs::write(&script, include_str!("../../bench/report.lua"))?;
+    let certificate = Certificate::new(dir.path())?;
+    let (_backend, backend) = proxy::start_backend(dir.path()).context("start the backend")?;
+
+    let mut complete = true;
+    let mut proxies = Vec::new();
+    for kind in Kind::ALL {
+        let Some(program) = kind.program() else {
+            println!("{}: not found, left out", kind.name());
+            complete &= kind != Kind::Penstock;
+            continue;
+        };
+        match Proxy::start(kind, &program, backend, &certificate, dir.path()) {
+            Ok(proxy) => {
+                println!("{}: {} ({})", kind.name(), kind.version(&program), program.display());
+                proxies.push(proxy);
+            }
+            Err(error) => {
+                println!("{}: left out: {error:#}", kind.name());
+                complete = false;
+            }
+        }
+    }
+
+    if cfg!(debug_assertions) {
+        println!("built for debugging: the numbers of penstock mean nothing");
+    }
+
+    let length = Duration::from_millis(args.slice_ms);
+    println!(
+        "proxies on CPU {PROXY_CPU} with one worker; wrk (1 thread, {} connections) and the backend (nginx, 1 KiB) on \
+         CPU {LOAD_CPU}\naccess logs off everywhere; upstream connections kept; TLS 1.3, ECDSA P-256\n\
+         {} rounds in turns of {length:?}; medians, ratio of req/CPU-s within each round; CPU below 100%: the load or \
+         other work on the machine was the limit\n",
+        load::CONNECTIONS,
+        args.rounds
+    );
+
+    let mut rows = Vec::new();
+    for case in Case::ALL {
+        let mut rounds = Vec::new();
+        for number in 1..=args.rounds {
+            let mut round = Round::new();
+            for Proxy { kind, process, http, https } in &proxies {
+                match load::slice(case, *http, *https, process, &script, length) {
+                    Ok(slice) => round.push((*kind, slice)),
+                    Err(error) => {
+                        println!("{} {} round {number}: void: {error:#}", case.name(), kind.name());
+                    }
+                }
+            }
+            rounds.push(round);
+        }
+        let of_case = summary::rows(case, &rounds);
+        complete &= of_case.len() == proxies.len();
+        rows.extend(of_case);
+    }
+
+    print!("{}", summary::table(&rows));
+    if let Some(file) = args.json {
+        let text = serde_json::to_string_pretty(&summary::json(&rows))?;
+        std::fs::write(&file, text + "\n").with_context(|| format!("write {}", file.display()))?;
+    }
+    Ok(if complete { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
