@@ -96,6 +96,36 @@ fn family(pid: u32) -> Vec<u32> {
     all
 }
 
+/// Ticks of one CPU since boot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ticks {
+    all: u64,
+    idle: u64,
+}
+
+impl Ticks {
+    /// Those of `cpu` until now.
+    pub fn now(cpu: usize) -> Result<Self> {
+        let stat = std::fs::read_to_string("/proc/stat").context("read /proc/stat")?;
+        Self::read(&stat, cpu).with_context(|| format!("no CPU {cpu} in /proc/stat"))
+    }
+
+    /// Time stolen by the host counts as busy: nobody here could use it.
+    fn read(stat: &str, cpu: usize) -> Option<Self> {
+        let name = format!("cpu{cpu}");
+        let line = stat.lines().find(|line| line.split_whitespace().next() == Some(&name))?;
+        // user nice system idle iowait irq softirq steal; what follows is in user already.
+        let ticks: Vec<u64> = line.split_whitespace().skip(1).take(8).map_while(|n| n.parse().ok()).collect();
+        Some(Self { all: ticks.iter().sum(), idle: ticks.get(3)? + ticks.get(4)? })
+    }
+
+    /// Share of the time since `before` in which the CPU had something to do.
+    pub fn busy_since(self, before: Self) -> f64 {
+        let all = self.all.saturating_sub(before.all).max(1);
+        all.saturating_sub(self.idle.saturating_sub(before.idle)) as f64 / all as f64
+    }
+}
+
 /// First number of a schedstat file: nanoseconds on a CPU.
 fn run_time_ns(schedstat: &str) -> Option<u64> {
     schedstat.split_whitespace().next()?.parse().ok()
@@ -109,6 +139,15 @@ mod tests {
     fn time_on_the_cpu_is_the_first_number() {
         assert_eq!(run_time_ns("1565310 223096 2\n"), Some(1_565_310));
         assert_eq!(run_time_ns(""), None);
+    }
+
+    #[test]
+    fn a_cpu_is_busy_while_it_is_not_idle() {
+        let before = Ticks::read("cpu  0 0 0 0\ncpu0 100 0 50 800 10 0 0 0 0 0\n", 0).unwrap();
+        let after = Ticks::read("cpu  0 0 0 0\ncpu0 120 0 55 860 20 0 0 5 9 0\n", 0).unwrap();
+
+        assert_eq!(after.busy_since(before), 0.3);
+        assert_eq!(Ticks::read("cpu  0 0 0 0\n", 0), None);
     }
 
     #[test]

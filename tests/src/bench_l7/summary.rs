@@ -47,6 +47,7 @@ pub fn rows(case: Case, rounds: &[Round]) -> Vec<Row> {
                 rps: median(|slice| slice.rps)?,
                 per_cpu_s: median(|slice| slice.per_cpu_s)?,
                 busy: median(|slice| slice.busy)?,
+                others: median(|slice| slice.others)?,
                 p50_us: median(|slice| slice.p50_us)?,
                 p99_us: median(|slice| slice.p99_us)?,
             },
@@ -59,8 +60,17 @@ pub fn rows(case: Case, rounds: &[Round]) -> Vec<Row> {
 /// The table, for people.
 pub fn table(rows: &[Row]) -> String {
     let mut text = format!(
-        "{:<17} {:<9} {:>9} {:>11}  {:<20} {:>5} {:>8} {:>8}  {}\n",
-        "case", "proxy", "req/s", "req/CPU-s", "of nginx [min..max]", "CPU", "p50 us", "p99 us", "slices"
+        "{:<17} {:<9} {:>9} {:>11}  {:<20} {:>5} {:>6} {:>8} {:>8}  {}\n",
+        "case",
+        "proxy",
+        "req/s",
+        "req/CPU-s",
+        "of nginx [min..max]",
+        "CPU",
+        "others",
+        "p50 us",
+        "p99 us",
+        "slices"
     );
     let mut last = None;
     for Row { case, kind, slices, rounds, median, ratio } in rows {
@@ -72,16 +82,22 @@ pub fn table(rows: &[Row]) -> String {
             || "-".to_owned(),
             |Spread { median, min, max }| format!("{median:.2} [{min:.2}..{max:.2}]"),
         );
-        let Slice { rps, per_cpu_s, busy, p50_us, p99_us } = median;
+        let Slice { rps, per_cpu_s, busy, others, p50_us, p99_us } = median;
         let _ = writeln!(
             text,
-            "{:<17} {:<9} {rps:>9.0} {per_cpu_s:>11.0}  {ratio:<20} {:>4.0}% {p50_us:>8.0} {p99_us:>8.0}  {slices}/{rounds}",
+            "{:<17} {:<9} {rps:>9.0} {per_cpu_s:>11.0}  {ratio:<20} {:>4.0}% {:>5.0}% {p50_us:>8.0} {p99_us:>8.0}  {slices}/{rounds}",
             case.name(),
             kind.name(),
             busy * 100.0,
+            others * 100.0,
         );
     }
     text
+}
+
+/// Were the proxies nearly alone on their CPU? Otherwise the numbers say little.
+pub fn quiet(rows: &[Row]) -> bool {
+    rows.iter().all(|row| row.median.others <= 0.15)
 }
 
 /// The list, for programs.
@@ -119,7 +135,7 @@ mod tests {
     use super::*;
 
     fn slice(per_cpu_s: f64) -> Slice {
-        Slice { rps: 10.0 * per_cpu_s, per_cpu_s, busy: 1.0, p50_us: 5.0, p99_us: 9.0 }
+        Slice { rps: 10.0 * per_cpu_s, per_cpu_s, busy: 1.0, others: 0.0, p50_us: 5.0, p99_us: 9.0 }
     }
 
     #[test]

@@ -94,6 +94,9 @@ fn main() -> Result<ExitCode> {
     }
 
     print!("{}", summary::table(&rows));
+    if !summary::quiet(&rows) {
+        println!("\nothers had more than 15% of CPU {PROXY_CPU}: measure again on a quiet machine");
+    }
     if let Some(file) = args.json {
         let text = serde_json::to_string_pretty(&summary::json(&rows))?;
         std::fs::write(&file, text + "\n").with_context(|| format!("write {}", file.display()))?;
