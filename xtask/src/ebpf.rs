@@ -18,6 +18,9 @@ pub fn build() -> Result<PathBuf> {
     let linker = process::find("bpf-linker")
         .context("bpf-linker is not installed; `cargo xtask setup build` installs it")?;
     let scratch = target_dir().join("ebpf-build");
+    if !scratch.is_dir() {
+        eprintln!("xtask: building the kernel program for the first time, with {}", toolchain.name);
+    }
 
     process::run(
         toolchain
