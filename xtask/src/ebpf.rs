@@ -28,8 +28,10 @@ pub fn build() -> Result<PathBuf> {
             .args(["build", "--quiet", "--package", "lb-ebpf", "--bin", "penstock-ebpf", "--release"])
             .args(["-Z", "build-std=core", "--target", TARGET, "--target-dir"])
             .arg(&scratch)
-            // BTF is made from the debug information; line tables alone hold no types.
-            .env("CARGO_PROFILE_RELEASE_DEBUG", "2")
+            // BTF is made from the debug information of the types that the maps hold; the rest, the
+            // library above all, builds faster without.
+            .env("CARGO_PROFILE_RELEASE_DEBUG", "0")
+            .args(["lb-ebpf", "lb-common", "aya-ebpf"].map(full_debug).concat())
             .env("CARGO_ENCODED_RUSTFLAGS", rustflags(&toolchain, &linker)),
     )
     .with_context(|| format!("build the kernel program with {}", toolchain.name))?;
@@ -47,6 +49,11 @@ pub fn build() -> Result<PathBuf> {
     std::fs::create_dir_all(workspace().join("target/ebpf"))?;
     std::fs::write(&object, bytes).with_context(|| format!("write {}", object.display()))?;
     Ok(object)
+}
+
+/// Full debug information for one package.
+fn full_debug(package: &str) -> [String; 2] {
+    ["--config".to_owned(), format!("profile.release.package.{package}.debug=2")]
 }
 
 /// Flags, separated as cargo wants them. Paths of this machine are replaced by fixed words: they
