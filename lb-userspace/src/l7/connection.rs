@@ -204,6 +204,10 @@ impl Connection<'_, '_> {
         self.buf.consume(plan.head_len);
         let Plan { method, is_head, version, after, body, step, route, labels, filters, snapshot, .. } = plan;
         let (status, left) = match step {
+            // A target that cannot be understood says little for what follows it.
+            Step::Answer(answer @ Answer::Status(400)) => {
+                self.answer(&answer, is_head, version, After::Close, body).await
+            }
             Step::Answer(answer) => self.answer(&answer, is_head, version, after, body).await,
             Step::Exchange(outgoing) => {
                 match exchange::run(self, &snapshot, outgoing, filters, after).await {

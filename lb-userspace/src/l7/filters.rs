@@ -236,3 +236,116 @@ fn https_redirect(asked: &Asked<'_>) -> Answer {
     location.extend_from_slice(target);
     Answer::Redirect { status: 308, location }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::model::l7::{
+        Action, Filters, HostMatch, L7, Location, Pattern, Redirect, Server, Template, Upstream, UpstreamName,
+    };
+
+    /// One location on every host, to one endpoint.
+    fn router(path: PathMatch, action: Option<Action>, filters: Filters) -> Router {
+        let name = UpstreamName("u".to_owned());
+        let location = Location {
+            path,
+            path_label: String::new(),
+            ingress: None,
+            service: String::new(),
+            action: action.unwrap_or(Action::Proxy(name.clone())),
+            filters,
+        };
+        let endpoint = std::net::SocketAddr::from(([127, 0, 0, 1], 1));
+        Router::new(&L7 {
+            servers: BTreeMap::from([(
+                HostMatch::Any,
+                Server { locations: vec![location], ..Server::default() },
+            )]),
+            upstreams: BTreeMap::from([(name, Upstream { endpoints: [endpoint].into() })]),
+            ..L7::default()
+        })
+    }
+
+    fn ask(router: &Router, target: &str) -> String {
+        let asked = Asked { scheme: Scheme::Http, host: b"h:81", target: target.as_bytes(), length: None };
+        match decide(router, &asked).next {
+            Next::Proxy { target: None, .. } => "unchanged".to_owned(),
+            Next::Proxy { target: Some(target), .. } => String::from_utf8(target).expect("ascii"),
+            Next::Answer(Answer::Redirect { status, location }) => {
+                format!("{status} {}", String::from_utf8(location).expect("ascii"))
+            }
+            Next::Answer(Answer::Status(status)) => status.to_string(),
+            Next::Answer(Answer::Healthy) => "healthy".to_owned(),
+        }
+    }
+
+    fn template(text: &str) -> Template {
+        let mut pieces = Vec::new();
+        for (i, part) in text.split('$').enumerate() {
+            let (digit, literal) = if i == 0 { ("", part) } else { part.split_at(1) };
+            pieces.extend(digit.parse().ok().map(Piece::Capture));
+            if !literal.is_empty() {
+                pieces.push(Piece::Literal(literal.to_owned()));
+            }
+        }
+        Template(pieces)
+    }
+
+    #[test]
+    fn a_rewrite_replaces_the_whole_path_and_keeps_the_query() {
+        let cases = [
+            ("/api(/|$)(.*)", "/$2", "/api/predict?x=1", "/predict?x=1"),
+            ("/api(/|$)(.*)", "/$2", "/api", "/"),
+            ("/api(/|$)(.*)", "/$2", "/API/a%20b", "/a%20b"),
+            ("/foo", "/bar", "/foo/x", "/bar"),
+            ("/foo", "/bar?own=1", "/foo?x=1", "/bar?own=1"),
+            ("/foo", "https://other.example/x", "/foo?x=1", "302 https://other.example/x?x=1"),
+            ("/foo", "bar", "/foo", "/bar"),
+        ];
+        for (pattern, target, asked, expected) in cases {
+            let filters = Filters {
+                rewrite: Some(Rewrite {
+                    pattern: Pattern::unanchored(pattern).expect(pattern),
+                    target: template(target),
+                }),
+                ..Filters::default()
+            };
+            let router = router(PathMatch::Regex(Pattern::anchored(pattern).expect(pattern)), None, filters);
+
+            assert_eq!(ask(&router, asked), expected, "{pattern} -> {target}: {asked}");
+        }
+    }
+
+    #[test]
+    fn a_redirect_location_answers_before_https() {
+        let redirect = |query| {
+            Action::Redirect(Redirect { status: 301, location: template("https://new.example/$1"), query })
+        };
+        let filters = Filters { ssl_redirect: SslRedirect::Always, ..Filters::default() };
+        let path = || PathMatch::Regex(Pattern::anchored("/old/(.*)").expect("pattern"));
+        let dropped = router(path(), Some(redirect(RedirectQuery::Drop)), filters.clone());
+        let appended = router(path(), Some(redirect(RedirectQuery::Append)), filters);
+
+        assert_eq!(ask(&dropped, "/old/x?q=1"), "301 https://new.example/x");
+        assert_eq!(ask(&appended, "/old/x?q=1"), "301 https://new.example/x?q=1");
+    }
+
+    #[test]
+    fn challenges_pass_where_everything_else_is_sent_to_https() {
+        let filters = Filters { ssl_redirect: SslRedirect::Always, ..Filters::default() };
+        let router = router(PathMatch::Prefix("/".to_owned()), None, filters);
+
+        assert_eq!(ask(&router, "/.well-known/acme-challenge/token"), "unchanged");
+        assert_eq!(ask(&router, "/x"), "308 https://h/x");
+    }
+
+    #[test]
+    fn a_missing_slash_is_added_by_a_redirect() {
+        let router = router(PathMatch::Prefix("/dir/".to_owned()), None, Filters::default());
+
+        assert_eq!(ask(&router, "/dir?x=1"), "301 http://h/dir/?x=1");
+        assert_eq!(ask(&router, "/dir/?x=1"), "unchanged");
+    }
+}

@@ -387,3 +387,91 @@ pub(super) fn host_label(host: &HostMatch) -> String {
         HostMatch::Any => "_".to_owned(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::model::l7::{Pattern, Server};
+
+    fn location(path: PathMatch, label: &str) -> Location {
+        Location {
+            path,
+            path_label: label.to_owned(),
+            ingress: None,
+            service: String::new(),
+            action: Action::DefaultBackend,
+            filters: Filters::default(),
+        }
+    }
+
+    fn router(hosts: Vec<(HostMatch, Vec<Location>)>) -> Router {
+        let server = |locations| Server { locations, ..Server::default() };
+        let servers: BTreeMap<_, _> = hosts.into_iter().map(|(host, l)| (host, server(l))).collect();
+        Router::new(&L7 { servers, ..L7::default() })
+    }
+
+    fn prefix(path: &str) -> Location {
+        location(PathMatch::Prefix(path.to_owned()), path)
+    }
+
+    #[test]
+    fn an_exact_host_beats_a_wildcard_beats_the_catch_all() {
+        let router = router(vec![
+            (HostMatch::Exact("a.example.com".to_owned()), vec![]),
+            (HostMatch::Wildcard("example.com".to_owned()), vec![]),
+        ]);
+        let cases = [
+            ("a.example.com", "a.example.com"),
+            ("A.Example.COM:8080", "a.example.com"),
+            ("a.example.com.", "a.example.com"),
+            ("b.example.com", "*.example.com"),
+            ("x.b.example.com", "_"),
+            ("example.com", "_"),
+            ("[2001:db8::1]:80", "_"),
+            ("", "_"),
+        ];
+        for (host, expected) in cases {
+            assert_eq!(host_label(&router.site(host.as_bytes()).0.host), expected, "{host}");
+        }
+    }
+
+    #[test]
+    fn paths_are_split_at_slashes_and_the_longest_wins() {
+        let exact = location(PathMatch::Exact("/foo".to_owned()), "=/foo");
+        let locations = vec![prefix("/foo/bar"), exact, prefix("/foo"), prefix("/dir/"), prefix("/")];
+        let router = router(vec![(HostMatch::Any, locations)]);
+        let cases = [
+            ("/foo", "=/foo", false),
+            ("/foo/", "/foo", false),
+            ("/foo/x", "/foo", false),
+            ("/foo/bar", "/foo/bar", false),
+            ("/foo/bar/x", "/foo/bar", false),
+            ("/foo/barx", "/foo", false),
+            ("/foobar", "/", false),
+            ("/Foo", "/", false),
+            ("/dir/x", "/dir/", false),
+            ("/dir/", "/dir/", false),
+            ("/dir", "/dir/", true),
+            ("/", "/", false),
+        ];
+        for (path, expected, add_slash) in cases {
+            let found = router.site(b"").0.find(path.as_bytes());
+
+            assert_eq!((found.route.labels.path.as_str(), found.add_slash), (expected, add_slash), "{path}");
+        }
+    }
+
+    #[test]
+    fn regex_locations_are_tried_in_the_order_of_the_snapshot() {
+        let regex =
+            |source: &str| location(PathMatch::Regex(Pattern::anchored(source).expect(source)), source);
+        let locations = vec![regex("/foo/bar/[a-z]{3}"), regex("/foo/bar/bar"), regex("/foo")];
+        let router = router(vec![(HostMatch::Any, locations)]);
+        let cases = [("/foo/bar/bar", "/foo/bar/[a-z]{3}"), ("/FooBar", "/foo"), ("/x/foo", "")];
+        for (path, expected) in cases {
+            assert_eq!(router.site(b"").0.find(path.as_bytes()).route.labels.path, expected, "{path}");
+        }
+    }
+}

@@ -259,10 +259,9 @@ impl Name {
             14 if is("content-length") => Self::ContentLength,
             15 if is("x-forwarded-for") => Self::ForwardedFor,
             16 if is("x-forwarded-host") => Self::ForwardedHost,
-            16 if is("x-forwarded-port") || is("x-forwarded-proto") || is("proxy-connection") => {
-                Self::Dropped
-            }
+            16 if is("x-forwarded-port") || is("proxy-connection") => Self::Dropped,
             17 if is("transfer-encoding") => Self::TransferEncoding,
+            17 if is("x-forwarded-proto") => Self::Dropped,
             18 if is("x-forwarded-scheme") => Self::Dropped,
             19 if is("proxy-authorization") => Self::Dropped,
             24 if is("x-original-forwarded-for") => Self::Dropped,
@@ -275,6 +274,104 @@ impl Name {
             // `X_Foo` and `X-Foo` are one variable to many frameworks.
             _ if !name.iter().all(|b| b.is_ascii_alphanumeric() || *b == b'-') => Self::Dropped,
             _ => Self::Other,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Length, target, Content-Length and whether chunked.
+    type Head = (usize, Vec<u8>, Option<u64>, bool);
+
+    /// What a head comes to, without borrowing it.
+    fn read(bytes: &[u8]) -> Result<Option<Head>, Refusal> {
+        let mut lines = Lines::new();
+        Request::parse(bytes, &mut lines)
+            .map(|found| found.map(|r| (r.len, r.target.to_vec(), r.length, r.chunked)))
+    }
+
+    /// Lines that go upstream as they came.
+    fn copied(head: &str) -> String {
+        let mut lines = Lines::new();
+        let request = Request::parse(head.as_bytes(), &mut lines).expect("accepted").expect("complete");
+        let mut out = Vec::new();
+        request.block.copy_except(request.drop, &mut out);
+        String::from_utf8(out).expect("ascii")
+    }
+
+    #[test]
+    fn names_that_are_ours_to_say_never_pass() {
+        let names = [
+            "Host",
+            "Connection",
+            "Keep-Alive",
+            "Proxy-Connection",
+            "Proxy-Authorization",
+            "Proxy",
+            "TE",
+            "Upgrade",
+            "Expect",
+            "X-Request-ID",
+            "X-Real-IP",
+            "X-Scheme",
+            "X-Forwarded-For",
+            "X-Forwarded-Host",
+            "X-Forwarded-Port",
+            "X-Forwarded-Proto",
+            "X-Forwarded-Scheme",
+            "X-Original-Forwarded-For",
+            "X-Original-Forwarded-Host",
+            "ssl-client-verify",
+            "SSL-Client-Cert",
+            "X_Under",
+            "X.Dot",
+        ];
+        for name in names {
+            let host = if name == "Host" { "" } else { "Host: a\r\n" };
+            let upper = name.to_ascii_uppercase();
+            for name in [name, &upper] {
+                let head = format!("GET / HTTP/1.1\r\n{host}A: 1\r\n{name}: x\r\nB: 2\r\n\r\n");
+
+                assert_eq!(copied(&head), "A: 1\r\nB: 2\r\n", "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_connection_names_goes_with_it_but_never_the_framing() {
+        let head = "POST / HTTP/1.1\r\nHost: a\r\nConnection: X-Hop, content-length\r\nX-Hop: 1\r\n\
+                    Content-Length: 0\r\n\r\n";
+
+        assert_eq!(copied(head), "Content-Length: 0\r\n");
+    }
+
+    #[test]
+    fn a_head_in_two_parts_is_the_head_in_one() {
+        let head = b"POST /a?b HTTP/1.1\r\nHost: a.example:80\r\nX: \r\nContent-Length: 12\r\n\r\n";
+        let whole = read(head).expect("accepted");
+        assert_eq!(whole, Some((head.len(), b"/a?b".to_vec(), Some(12), false)));
+
+        for cut in 0..head.len() {
+            assert_eq!(read(&head[..cut]), Ok(None), "cut at {cut}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..600)) {
+            let _ = read(&bytes);
+        }
+
+        #[test]
+        fn no_lines_make_it_panic(
+            lines in proptest::collection::vec("[ -~\\t]{0,20}(:)?[ -~]{0,20}(\r\n|\n|\r)", 0..8),
+        ) {
+            let head = format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", lines.concat());
+            let _ = read(head.as_bytes());
         }
     }
 }

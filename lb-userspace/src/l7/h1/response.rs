@@ -117,8 +117,8 @@ fn collect<'h, 'b>(
                 true
             }
             // Orders to nginx itself; it hides them from clients.
-            16 if is("x-accel-redirect") || is("x-accel-charset") => false,
-            15 if is("x-accel-expires") => false,
+            16 if is("x-accel-redirect") => false,
+            15 if is("x-accel-expires") || is("x-accel-charset") => false,
             17.. if is("x-accel-buffering") || is("x-accel-limit-rate") => false,
             _ => true,
         };

@@ -1,0 +1,153 @@
+//! Bodies stream both ways, whatever their length and framing.
+
+use std::io::{Read, Write};
+use std::thread;
+
+use crate::rig::{Backend, Rig, length_of, to};
+
+const BIG: usize = 64 << 20;
+
+#[test]
+fn an_upload_is_answered_while_it_is_still_sent() {
+    let backend = Backend::start(|mut peer| {
+        let head = peer.head().expect("a request");
+        let length = length_of(&head);
+        peer.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n"));
+        for _ in 0..length {
+            let byte = peer.exactly(1);
+            peer.send(&byte);
+        }
+    });
+    let rig = Rig::start(to(&[backend.addr]));
+    let mut client = rig.client();
+
+    client.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\n");
+    let head = client.head().expect("a response before the body");
+    assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
+
+    for byte in [b"a", b"b", b"c"] {
+        client.send(byte);
+        assert_eq!(client.exactly(1), byte);
+    }
+}
+
+#[test]
+fn large_bodies_pass_in_both_directions() {
+    let backend = Backend::start(|mut peer| {
+        let head = peer.head().expect("a request");
+        let mut left = length_of(&head);
+        let mut sum = 0u64;
+        while left > 0 {
+            let part = peer.exactly(left.min(64 * 1024));
+            sum += part.iter().map(|b| u64::from(*b)).sum::<u64>();
+            left -= part.len();
+        }
+        peer.send(format!("HTTP/1.1 200 OK\r\nX-Sum: {sum}\r\nContent-Length: {BIG}\r\n\r\n"));
+        for _ in 0..BIG / 65_536 {
+            if !peer.try_send(&[7; 65_536]) {
+                return;
+            }
+        }
+    });
+    let rig = Rig::start(to(&[backend.addr]));
+    let mut client = rig.client();
+
+    client.send(format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {BIG}\r\n\r\n"));
+    for _ in 0..BIG / 65_536 {
+        client.send([3; 65_536]);
+    }
+    let head = client.head().expect("a response");
+    assert!(head.contains(&format!("X-Sum: {}\r\n", BIG * 3)), "{head}");
+
+    let mut left = BIG - client.buffered().len();
+    let mut part = vec![0; 65_536];
+    while left > 0 {
+        let n = client.stream.read(&mut part).expect("body");
+        assert!(n > 0 && part[..n].iter().all(|b| *b == 7));
+        left -= n;
+    }
+}
+
+#[test]
+fn chunks_and_trailers_pass_as_they_are() {
+    let backend = Backend::saying(
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: X-Sum\r\n\r\n\
+         5;note=1\r\nhello\r\n6\r\n world\r\n0\r\nX-Sum: 11\r\n\r\n",
+    );
+    let rig = Rig::start(to(&[backend.addr]));
+    let mut client = rig.client();
+
+    for _ in 0..2 {
+        client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+        let head = client.head().expect("a head");
+        assert!(head.contains("Transfer-Encoding: chunked\r\n"), "{head}");
+        let body = client.exactly("5;note=1\r\nhello\r\n6\r\n world\r\n0\r\nX-Sum: 11\r\n\r\n".len());
+        assert!(body.ends_with(b"0\r\nX-Sum: 11\r\n\r\n"));
+    }
+    assert_eq!(backend.connections(), 1);
+}
+
+#[test]
+fn a_client_that_waits_for_100_is_told_to_go_on() {
+    let backend = Backend::mirror();
+    let rig = Rig::start(to(&[backend.addr]));
+    let mut client = rig.client();
+
+    client.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n");
+    assert_eq!(client.head().as_deref(), Some("HTTP/1.1 100 Continue\r\n\r\n"));
+    client.send("hi");
+
+    assert!(client.reply().text().ends_with("\r\n\r\nhi"));
+}
+
+#[test]
+fn a_body_without_length_ends_with_the_connection() {
+    let backend = Backend::start(|mut peer| {
+        peer.head();
+        peer.send("HTTP/1.1 200 OK\r\n\r\nuntil the end");
+    });
+    let rig = Rig::start(to(&[backend.addr]));
+
+    let reply = rig.ask("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+
+    assert_eq!((reply.header("connection"), reply.text().as_str()), (Some("close"), "until the end"));
+}
+
+#[test]
+fn a_response_cut_short_is_seen_as_cut_short() {
+    let backend = Backend::start(|mut peer| {
+        peer.head();
+        peer.send("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nonly this");
+    });
+    let rig = Rig::start(to(&[backend.addr]));
+    let mut client = rig.client();
+
+    client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+    client.head().expect("a head");
+
+    assert_eq!(client.rest(), b"only this");
+}
+
+#[test]
+fn a_slow_reader_gets_everything_and_holds_nobody_up() {
+    let backend = Backend::start(|mut peer| {
+        while peer.head().is_some() {
+            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {BIG}\r\n\r\n");
+            if !peer.try_send(head.as_bytes()) || peer.stream.write_all(&vec![1; BIG]).is_err() {
+                return;
+            }
+        }
+    });
+    let quick = Backend::mirror();
+    let rig = Rig::start(to(&[backend.addr]));
+    let mut slow = rig.client();
+    slow.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+    slow.head().expect("a head");
+
+    // Its worker is the only one; it must not be stuck with the slow client.
+    rig.publish(to(&[quick.addr]));
+    rig.ask_until("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n", 200);
+
+    let reader = thread::spawn(move || slow.exactly(BIG).len());
+    assert_eq!(reader.join().expect("read"), BIG);
+}

@@ -1,0 +1,95 @@
+//! Nothing reloads: snapshots are swapped under running connections, and draining loses nothing.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use crate::rig::{Backend, DEADLINE, Rig, to};
+
+#[test]
+fn a_hundred_swaps_under_64_kept_connections_and_a_download_lose_nothing() {
+    const SIZE: usize = 32 << 20;
+    let backends = [Backend::mirror(), Backend::mirror(), Backend::mirror()].map(|backend| backend.addr);
+    let download = Backend::start(|mut peer| {
+        peer.head();
+        peer.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {SIZE}\r\n\r\n"));
+        peer.try_send(&vec![b'x'; SIZE]);
+    });
+    let rig = Rig::with_workers(to(&[download.addr]), 2);
+    let mut slow = rig.client();
+    slow.send("GET /big HTTP/1.1\r\nHost: a\r\n\r\n");
+    slow.head().expect("a head");
+    rig.publish(to(&backends));
+    rig.ask_until("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n", 200);
+    let stop = Arc::new(AtomicBool::new(false));
+    let load: Vec<_> = (0..64)
+        .map(|_| {
+            let (stop, mut client) = (Arc::clone(&stop), rig.client());
+            thread::spawn(move || {
+                let mut requests = 0;
+                while !stop.load(Ordering::Relaxed) || requests == 0 {
+                    client.send("GET /x HTTP/1.1\r\nHost: a\r\n\r\n");
+                    let reply = client.reply();
+                    assert_eq!(reply.status, 200);
+                    requests += 1;
+                    // As announced after a thousand requests of one connection.
+                    if reply.header("connection") == Some("close") {
+                        return requests;
+                    }
+                }
+                requests
+            })
+        })
+        .collect();
+
+    for swap in 0..100 {
+        let chosen: Vec<_> = backends.iter().copied().skip(swap % 3).take(1 + swap % 2).collect();
+        rig.publish(to(&chosen));
+        assert_eq!(rig.ask("GET /probe HTTP/1.1\r\nHost: a\r\n\r\n").status, 200);
+    }
+    stop.store(true, Ordering::Relaxed);
+
+    let requests: usize = load.into_iter().map(|client| client.join().expect("no request lost")).sum();
+    assert!(requests >= 64);
+    assert_eq!(slow.exactly(SIZE).len(), SIZE);
+}
+
+#[test]
+fn draining_ends_idle_connections_and_lets_running_requests_finish() {
+    let (release, released) = std::sync::mpsc::channel::<()>();
+    let (arrived, arrivals) = std::sync::mpsc::channel::<()>();
+    let gate = std::sync::Mutex::new(released);
+    let backend = Backend::start(move |mut peer| {
+        while let Some(head) = peer.head() {
+            if head.starts_with("GET /slow") {
+                arrived.send(()).expect("test runs");
+                gate.lock().expect("one waiter").recv().expect("released");
+            }
+            peer.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+        }
+    });
+    let rig = Rig::start(to(&[backend.addr]));
+    let mut idle = rig.client();
+    idle.send("GET /quick HTTP/1.1\r\nHost: a\r\n\r\n");
+    assert_eq!(idle.reply().status, 200);
+    let mut running = rig.client();
+    running.send("GET /slow HTTP/1.1\r\nHost: a\r\n\r\n");
+    arrivals.recv_timeout(DEADLINE).expect("the slow request is upstream");
+
+    thread::scope(|scope| {
+        let drain = scope.spawn(|| {
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+            runtime.block_on(rig.running.drain(DEADLINE));
+        });
+        assert_eq!(idle.rest(), b"", "the idle connection ends");
+        release.send(()).expect("backend waits");
+        let reply = running.reply();
+        assert_eq!((reply.status, reply.header("connection")), (200, Some("close")));
+        drop(running);
+        drop(idle);
+        drain.join().expect("drained");
+    });
+
+    assert!(std::net::TcpStream::connect(rig.http).is_err(), "nothing is accepted any more");
+}

@@ -1,0 +1,153 @@
+//! What a client is told when there is nothing to pass on.
+
+use std::time::Duration;
+
+use penstock::model::l7::{Action, Filters, L7, SslRedirect};
+
+use crate::rig::{Backend, Rig, nobody, to, to_with};
+
+const GET: &str = "GET /x HTTP/1.1\r\nHost: a.example\r\n\r\n";
+
+#[test]
+fn no_location_is_404_in_ingress_nginx_words() {
+    let rig = Rig::start(L7::default());
+
+    let reply = rig.ask(GET);
+
+    assert_eq!(reply.status, 404);
+    assert!(reply.text().contains("<center><h1>404 Not Found</h1></center>"), "{}", reply.text());
+}
+
+#[test]
+fn healthz_answers_on_hosts_nobody_names() {
+    let rig = Rig::start(L7::default());
+
+    assert_eq!(rig.ask("GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n").status, 200);
+}
+
+#[test]
+fn no_endpoint_is_503_and_a_denied_location_too() {
+    let rig = Rig::start(to(&[]));
+    assert_eq!(rig.ask(GET).status, 503);
+
+    let mut denied = to(&[nobody()]);
+    for location in denied.servers.values_mut().flat_map(|server| &mut server.locations) {
+        location.action = Action::Deny;
+    }
+    assert_eq!(Rig::start(denied).ask(GET).status, 503);
+}
+
+#[test]
+fn refused_reset_and_garbage_are_502() {
+    let cases: [(&str, std::net::SocketAddr); 3] = [
+        ("nobody listens", nobody()),
+        ("closed without a word", Backend::start(|mut peer| drop(peer.head())).addr),
+        ("not http", Backend::saying("SSH-2.0-OpenSSH\r\n\r\n").addr),
+    ];
+    for (case, endpoint) in cases {
+        assert_eq!(Rig::start(to(&[endpoint])).ask(GET).status, 502, "{case}");
+    }
+}
+
+#[test]
+fn silence_is_504() {
+    let silent = Backend::start(|mut peer| drop(peer.rest()));
+    let filters = Filters { read_timeout: Duration::from_millis(100), ..Filters::default() };
+
+    let reply = Rig::start(to_with(&[silent.addr], filters)).ask(GET);
+
+    assert_eq!(reply.status, 504);
+}
+
+#[test]
+fn a_refusing_endpoint_costs_the_client_nothing_while_another_answers() {
+    let good = Backend::mirror();
+    let rig = Rig::start(to(&[nobody(), good.addr]));
+
+    for _ in 0..10 {
+        assert_eq!(rig.ask(GET).status, 200);
+    }
+}
+
+#[test]
+fn a_post_is_not_sent_twice() {
+    let silent = Backend::start(|mut peer| drop(peer.head()));
+    let rig = Rig::start(to(&[silent.addr]));
+
+    let reply = rig.ask("POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n");
+
+    assert_eq!((reply.status, silent.connections()), (502, 1));
+}
+
+#[test]
+fn a_kept_connection_that_its_backend_closed_is_replaced_unseen() {
+    // Answers one request on each connection and closes it without saying so.
+    let backend = Backend::start(|mut peer| {
+        if peer.head().is_some() {
+            peer.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+        }
+    });
+    let rig = Rig::start(to(&[backend.addr]));
+    let mut client = rig.client();
+
+    for method in ["GET", "POST", "GET", "POST", "DELETE"] {
+        client.send(format!("{method} / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n"));
+        assert_eq!(client.reply().status, 200, "{method}");
+    }
+}
+
+#[test]
+fn a_body_beyond_the_limit_is_413_announced_or_not() {
+    let backend = Backend::start(|mut peer| drop(peer.rest()));
+    let filters = Filters { max_body_bytes: Some(10), ..Filters::default() };
+    let rig = Rig::start(to_with(&[backend.addr], filters));
+    let cases = [
+        ("announced", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 11\r\n\r\n"),
+        (
+            "chunked",
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nb\r\nhello world\r\n0\r\n\r\n",
+        ),
+    ];
+    for (case, request) in cases {
+        assert_eq!(rig.ask(request).status, 413, "{case}");
+    }
+}
+
+#[test]
+fn plain_http_is_sent_to_https_with_308() {
+    let filters = Filters { ssl_redirect: SslRedirect::Always, ..Filters::default() };
+    let rig = Rig::start(to_with(&[nobody()], filters));
+    let cases =
+        [("/", "https://a.example"), ("/a/", "https://a.example/a"), ("/a/?x=1", "https://a.example/a/?x=1")];
+    for (target, location) in cases {
+        let reply = rig.ask(&format!("GET {target} HTTP/1.1\r\nHost: a.example:8080\r\n\r\n"));
+
+        assert_eq!((reply.status, reply.header("location")), (308, Some(location)), "{target}");
+    }
+}
+
+#[test]
+fn requests_are_counted_under_their_ingress() {
+    let backend = Backend::mirror();
+    let rig = Rig::start(to(&[backend.addr]));
+    rig.ask(GET);
+
+    let metrics = rig.running.metrics();
+
+    let requests = metrics.iter().find(|m| m.name == "nginx_ingress_controller_requests").expect("metric");
+    let labels: Vec<(&str, &str)> =
+        requests.samples[0].labels.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    assert_eq!(
+        labels,
+        [
+            ("host", "_"),
+            ("status", "200"),
+            ("method", "GET"),
+            ("path", "/"),
+            ("namespace", "default"),
+            ("ingress", "echo"),
+            ("service", "echo"),
+            ("canary", ""),
+        ]
+    );
+}

@@ -1,0 +1,9 @@
+//! Tier `proxy`: the L7 engine between real clients and real backends on loopback.
+
+mod bodies;
+mod change;
+mod errors;
+mod requests;
+mod rig;
+mod smuggling;
+mod tls;
