@@ -26,7 +26,7 @@ pub struct Forward {
     pub snat_port: u16,
     /// [`state`] bits seen from the client.
     pub state: u16,
-    /// Low half of the next hop's `head` of [`Reverse::client`]: the sender's MAC changed?
+    /// Last four bytes of the sender's MAC: when it changes, [`Reverse::client`] follows.
     pub client_mac: u32,
 }
 

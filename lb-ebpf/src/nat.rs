@@ -185,7 +185,7 @@ fn claim(new: &NewFlow<'_>) -> Result<u16, Verdict> {
     forward.backend = new.backend.0;
     forward.generation = identity.generation();
     forward.state = 0;
-    forward.client_mac = new.client.tail;
+    forward.client_mac = sender_tag(new.client);
 
     let start = (new.hash >> 32) as u32;
     // An odd step spreads the probes of flows that start at one port.
@@ -231,10 +231,10 @@ fn refresh(hash: u64, flags: u8, now: u32, client: NextHop) {
     } else if entry.state & seen != seen {
         entry.state |= seen;
     }
-    if entry.client_mac == client.tail {
+    if entry.client_mac == sender_tag(client) {
         return;
     }
-    entry.client_mac = client.tail;
+    entry.client_mac = sender_tag(client);
     if let Some(reverse) = maps::NAT_REVERSE.get_ptr_mut(entry.reverse_key) {
         // SAFETY: as above.
         unsafe { (*reverse).client = client };
@@ -256,6 +256,12 @@ fn sender(packet: &Packet) -> Option<NextHop> {
     let source = first >> 48 | (second as u64) << 16;
     let own = first & 0xffff_ffff_ffff;
     Some(NextHop { head: source | own << 48, tail: (own >> 16) as u32, ifindex: packet.ifindex })
+}
+
+/// Last four bytes of the sender's MAC: the vendor's part seldom tells two routers apart.
+#[inline(always)]
+fn sender_tag(client: NextHop) -> u32 {
+    (client.head >> 16) as u32
 }
 
 #[inline(always)]
