@@ -1,3 +1,4 @@
 //! One packet through the real program, by BPF_PROG_TEST_RUN.
 
 mod fixtures;
+mod random;

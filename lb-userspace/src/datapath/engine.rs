@@ -89,6 +89,11 @@ impl Engine {
         plan.problems
     }
 
+    /// Tells the MAC of an interface: frames to another one are left alone.
+    pub fn set_interface(&self, ifindex: u32, mac: lb_common::Mac) {
+        self.tables.store_interface(ifindex as usize, mac.word());
+    }
+
     /// Tells how many workers the proxy has.
     pub fn set_workers(&mut self, workers: u16) {
         self.settings.workers = workers;

@@ -1,0 +1,154 @@
+//! The program against thousands of random frames and flows.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use lb_tests::packet::{csums_are_right, tcp, udp};
+use lb_tests::world::{World, backend, backend_mac, can_run_programs};
+use penstock::datapath::engine::Engine;
+use penstock::model::l4::{FiveTuple, ForwardingMode, Protocol};
+
+/// xorshift64*; a seed is printed with every failure.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    fn below(&mut self, end: u64) -> u64 {
+        self.next() % end
+    }
+}
+
+const SEED: u64 = 0x5eed_0f00;
+const VIPS: [&str; 4] = ["203.0.113.1:80", "203.0.113.2:80", "[2001:db8:1::1]:80", "[2001:db8:1::2]:80"];
+
+fn world() -> World {
+    let v4: Vec<String> = (1..=20).map(|last| format!("10.0.0.{last}:80")).collect();
+    let v6: Vec<String> = (1..=20).map(|last| format!("[fd00::{last:x}]:80")).collect();
+    let v4: Vec<&str> = v4.iter().map(String::as_str).collect();
+    let v6: Vec<&str> = v6.iter().map(String::as_str).collect();
+    let mut world = World::new();
+    for protocol in [Protocol::Tcp, Protocol::Udp] {
+        for (vip, mode) in VIPS.into_iter().zip([ForwardingMode::Nat, ForwardingMode::L2].into_iter().cycle())
+        {
+            world = world.service(protocol, vip, mode, if vip.starts_with('[') { &v6 } else { &v4 });
+        }
+    }
+    world
+}
+
+fn run(engine: &mut Engine, frame: &[u8]) -> (u32, Vec<u8>) {
+    let run = engine.kernel.test_run("penstock", frame, 1).expect("the program runs");
+    (run.action, run.packet)
+}
+
+fn flow(random: &mut Random) -> FiveTuple {
+    let dst: SocketAddr = VIPS[random.below(4) as usize].parse().expect("address");
+    let ip: IpAddr = if dst.is_ipv4() {
+        Ipv4Addr::from(0xc633_6400 | random.next() as u32 & 0xff).into()
+    } else {
+        Ipv6Addr::from(0x2001_0db8_0002_u128 << 80 | u128::from(random.next())).into()
+    };
+    let protocol = if random.below(2) == 0 { Protocol::Tcp } else { Protocol::Udp };
+    FiveTuple { protocol, src: SocketAddr::new(ip, 1024 + random.below(60_000) as u16), dst }
+}
+
+fn frame(flow: &FiveTuple) -> Vec<u8> {
+    let (src, dst) = (flow.src.to_string(), flow.dst.to_string());
+    match flow.protocol {
+        Protocol::Tcp => tcp(&src, &dst).bytes(),
+        Protocol::Udp => udp(&src, &dst).bytes(),
+    }
+}
+
+#[test]
+fn the_program_chooses_what_explain_says_on_ten_thousand_flows() {
+    if !lb_tests::tier::require("prog", can_run_programs) {
+        return;
+    }
+    let mut engine = world().load();
+    let mut random = Random(SEED);
+    let mut seen = std::collections::BTreeSet::new();
+    for number in 0..10_000 {
+        let flow = flow(&mut random);
+        let explanation = engine.explain(flow);
+
+        let (action, out) = run(&mut engine, &frame(&flow));
+
+        assert_eq!(action, 3, "seed {SEED:#x}, flow {number}: {flow}");
+        assert!(csums_are_right(&out), "seed {SEED:#x}, flow {number}: {flow}");
+        let last = out[5];
+        assert_eq!(out[..6], backend_mac(last).0);
+        seen.insert(last);
+        let addr =
+            if flow.dst.is_ipv4() { format!("10.0.0.{last}:80") } else { format!("[fd00::{last:x}]:80") };
+        assert!(
+            explanation.verdict.ends_with(&format!(" to {addr}")),
+            "seed {SEED:#x}, flow {number}: {flow} went to {addr}, explained: {}",
+            explanation.verdict
+        );
+    }
+    assert_eq!(seen.len(), 20, "every backend gets flows");
+}
+
+#[test]
+fn random_and_mutated_frames_that_are_not_ours_pass_untouched() {
+    if !lb_tests::tier::require("prog", can_run_programs) {
+        return;
+    }
+    let mut engine = world().load();
+    let mut random = Random(SEED);
+    for number in 0..20_000u32 {
+        let mut frame = frame(&flow(&mut random));
+        // Another destination, then anything at all to the rest.
+        let at = if frame[12] == 0x08 { 30 } else { 38 };
+        frame[at] = 0x7b;
+        for _ in 0..random.below(12) {
+            let byte = random.below(frame.len() as u64) as usize;
+            if !(12..14).contains(&byte) && byte != at {
+                frame[byte] = random.next() as u8;
+            }
+        }
+        frame.truncate((14 + random.below(frame.len() as u64 - 13)) as usize);
+        if number.is_multiple_of(4) {
+            frame.iter_mut().for_each(|byte| *byte = random.next() as u8);
+        }
+
+        let (action, out) = run(&mut engine, &frame);
+
+        assert_eq!((action, &out), (2, &frame), "seed {SEED:#x}, frame {number}");
+    }
+}
+
+#[test]
+fn tables_switched_under_load_never_lead_to_a_wrong_backend() {
+    if !lb_tests::tier::require("prog", can_run_programs) {
+        return;
+    }
+    // Two pools that share no backend take turns; a second engine cannot share maps, so packets
+    // run between any two stores instead: the plan's own steps are the granularity.
+    let mut world = world();
+    let mut engine = world.load();
+    let mut random = Random(SEED);
+    for turn in 0..60u8 {
+        let base = if turn.is_multiple_of(2) { 100 } else { 150 };
+        let backends = world.backends_mut("203.0.113.2:80", Protocol::Tcp);
+        backends.clear();
+        for last in base..base + 10 {
+            backends.insert(SocketAddr::from(([10, 0, 0, last], 80)), backend([10, 0, 0, last].into()));
+        }
+        assert_eq!(engine.apply(world.want.clone()), vec![]);
+        for _ in 0..50 {
+            let src = format!("198.51.100.7:{}", 1024 + random.below(60_000));
+
+            let (action, out) = run(&mut engine, &tcp(&src, "203.0.113.2:80").bytes());
+
+            assert_eq!(action, 3);
+            assert!((base..base + 10).contains(&out[5]), "turn {turn}: backend {}", out[5]);
+        }
+    }
+}
