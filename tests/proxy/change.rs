@@ -55,6 +55,29 @@ fn a_hundred_swaps_under_64_kept_connections_and_a_download_lose_nothing() {
 }
 
 #[test]
+fn an_upgraded_connection_outlives_a_hundred_swaps_and_its_endpoint() {
+    let echo = Backend::start(|mut peer| {
+        peer.head();
+        peer.send("HTTP/1.1 101 Switching Protocols\r\nUpgrade: t\r\nConnection: Upgrade\r\n\r\n");
+        for _ in 0..100 {
+            let said = peer.exactly(4);
+            peer.send(&said);
+        }
+    });
+    let others = [Backend::mirror(), Backend::mirror()].map(|backend| backend.addr);
+    let rig = Rig::start(to(&[echo.addr]));
+    let mut client = rig.client();
+    client.send("GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: t\r\n\r\n");
+    assert_eq!(client.reply().status, 101);
+
+    for swap in 0..100 {
+        rig.publish(to(&others[swap % 2..=swap % 2]));
+        client.send("ping");
+        assert_eq!(client.exactly(4), b"ping", "swap {swap}");
+    }
+}
+
+#[test]
 fn draining_ends_idle_connections_and_lets_running_requests_finish() {
     let (release, released) = std::sync::mpsc::channel::<()>();
     let (arrived, arrivals) = std::sync::mpsc::channel::<()>();

@@ -151,6 +151,26 @@ fn a_websocket_is_switched_and_carries_bytes_both_ways_until_both_close() {
 }
 
 #[test]
+fn a_request_split_at_every_byte_is_the_same_request() {
+    let backend = Backend::mirror();
+    let rig = Rig::start(to(&[backend.addr]));
+    let request = b"GET /x?y HTTP/1.1\r\nHost: a\r\nX-Request-ID: same\r\nX-A: b\r\n\r\n";
+    let mut client = rig.client();
+    client.send(request);
+    let whole = client.reply().text();
+
+    for at in 1..request.len() {
+        let (first, second) = request.split_at(at);
+        client.send(first);
+        // The halves leave in two segments (TCP_NODELAY on this side), though they may still be
+        // read together: every reading of them has to be the same.
+        client.send(second);
+
+        assert_eq!(client.reply().text(), whole, "split at {at}");
+    }
+}
+
+#[test]
 fn endpoints_take_turns() {
     let backends = [
         Backend::saying("HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\na"),
