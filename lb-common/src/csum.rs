@@ -69,3 +69,60 @@ pub fn sum(start: u64, bytes: &[u8]) -> u64 {
         sum + u64::from(u16::from_le_bytes([low, high]))
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn patched(bytes: &[u8], at: usize, new: u32) -> std::vec::Vec<u8> {
+        let mut bytes = bytes.to_vec();
+        bytes[at..at + 4].copy_from_slice(&new.to_le_bytes());
+        bytes
+    }
+
+    fn word(bytes: &[u8], at: usize) -> u32 {
+        u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"))
+    }
+
+    proptest! {
+        #[test]
+        fn the_difference_equals_a_full_recompute(
+            bytes in proptest::collection::vec(any::<u8>(), 16..64),
+            changes in proptest::collection::vec((0usize..4, any::<u32>()), 0..8),
+            ones in any::<bool>(),
+        ) {
+            // An odd length, all zeros and all ones among them.
+            let mut bytes = if ones { std::vec![0xff; bytes.len()] } else { bytes };
+            let before = full(0, &bytes);
+            let mut delta = Delta::new();
+            for (at, new) in changes {
+                delta = delta.word(word(&bytes, at * 4), new);
+                bytes = patched(&bytes, at * 4, new);
+            }
+
+            let after = delta.apply(before);
+
+            // Data that is all zeros has the checksum ffff, for which a difference may yield 0:
+            // the same number in one's complement.
+            let recomputed = full(0, &bytes);
+            prop_assert!(after == recomputed || (after, recomputed) == (0, 0xffff), "{after:#x} {recomputed:#x}");
+        }
+
+        #[test]
+        fn a_udp_checksum_is_none_only_where_it_was(csum in any::<u16>(), old in any::<u32>(), new in any::<u32>()) {
+            let after = Delta::new().word(old, new).apply_udp(csum);
+
+            prop_assert_eq!(after == 0, csum == 0);
+        }
+
+        #[test]
+        fn eight_bytes_are_two_words(old in any::<u64>(), new in any::<u64>(), csum in any::<u16>()) {
+            let halves = Delta::new()
+                .word(old as u32, new as u32)
+                .word((old >> 32) as u32, (new >> 32) as u32);
+
+            prop_assert_eq!(Delta::new().long(old, new).apply(csum), halves.apply(csum));
+        }
+    }
+}

@@ -1,6 +1,6 @@
 //! A flow and its keyed hash.
 //!
-//! Two multiplies and two shifts for IPv4, four for IPv6, because BPF has no 128-bit multiply and
+//! Two multiplies and two shifts for IPv4, four multiplies for IPv6, because BPF has no 128-bit multiply and
 //! byte-wise hashes cost three times as much. The multipliers and masks are secret, so a client
 //! cannot compute which slot a source port falls into; it is not a cryptographic hash and need
 //! not be: hitting one slot on purpose takes an answer from the slot, which nobody gives.
@@ -57,10 +57,12 @@ impl Flow {
     /// [`Flow::hash`] where both addresses are known to be IPv6.
     #[inline(always)]
     pub const fn hash_v6(&self, HashKey(key): HashKey) -> u64 {
-        let network = mix(self.src.hi ^ self.dst.hi.rotate_left(32) ^ key[0], key[1]);
-        let host = mix(self.src.lo ^ key[2], key[3]);
+        // What differs between neighbours is the end of each half, which wire order puts into the
+        // top byte; a multiply only carries upwards, so the halves are turned first.
+        let network = mix((self.src.hi ^ self.dst.hi.rotate_left(7)).rotate_left(32) ^ key[0], key[1]);
+        let host = mix(self.src.lo.rotate_left(32) ^ key[2], key[3]);
         let vip = (self.dst.lo ^ key[0]).wrapping_mul(key[3]);
-        mix(network.wrapping_add(host.rotate_left(17)) ^ vip ^ self.tail() ^ key[2], key[3])
+        mix(network.wrapping_add(host) ^ vip ^ self.tail() ^ key[2], key[1])
     }
 
     #[inline(always)]
@@ -76,3 +78,57 @@ const fn mix(x: u64, multiplier: u64) -> u64 {
 }
 
 const _: () = assert!(size_of::<Flow>() == 40);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{TCP, wire_port};
+    use core::net::IpAddr;
+    use std::vec;
+
+    fn flow(host: u32, port: u16, v6: bool) -> Flow {
+        let src = if v6 {
+            IpAddr::from((0x2001_0db8_u128 << 96 | u128::from(host)).to_be_bytes())
+        } else {
+            IpAddr::from((0x0a00_0000 | host).to_be_bytes())
+        };
+        let dst = if v6 { IpAddr::from([0xfd; 16]) } else { IpAddr::from([203, 0, 113, 1]) };
+        let ports = Flow::ports(wire_port(port), wire_port(443));
+        Flow { src: src.into(), dst: dst.into(), ports, proto: TCP.into() }
+    }
+
+    /// Neighbouring hosts and ports, as a client fleet has them, must fill slots nearly like chance.
+    /// Two multiplies do not make a perfect hash: chi-squared over 1,024 slots may be one and a half
+    /// times that of chance, which is a fifth more spread of the load between slots.
+    #[test]
+    fn neighbouring_flows_spread_nearly_like_chance() {
+        for (secret, v6) in [(1u8, false), (2, false), (77, false), (1, true), (2, true), (77, true)] {
+            let key = HashKey::expand([secret; 16]);
+            for shift in [0, 16, 32] {
+                let mut slots = vec![0f64; 1024];
+                for host in 0..256 {
+                    for port in 0..256 {
+                        let hash = flow(host, 40_000 + port, v6).hash(key) >> shift;
+                        slots[hash as usize & 1023] += 1.0;
+                    }
+                }
+                let chi: f64 = slots.iter().map(|count| (count - 64.0) * (count - 64.0) / 64.0).sum();
+                let limit = 1023.0 * 1.5;
+                assert!(chi < limit, "secret {secret}, v6 {v6}, bits from {shift}: {chi}");
+            }
+        }
+    }
+
+    #[test]
+    fn another_key_sends_most_flows_elsewhere() {
+        let (one, two) = (HashKey::expand([1; 16]), HashKey::expand([2; 16]));
+        let same = (0..4096)
+            .filter(|port| {
+                let flow = flow(7, *port, false);
+                flow.hash(one) & 1023 == flow.hash(two) & 1023
+            })
+            .count();
+
+        assert!(same < 20, "{same} of 4096 flows stayed");
+    }
+}
