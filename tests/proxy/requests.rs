@@ -1,6 +1,10 @@
 //! What an upstream is told, and how connections are used on both sides.
 
-use crate::rig::{Backend, Client, Rig, to};
+use std::time::{Duration, Instant};
+
+use penstock::model::l7::Filters;
+
+use crate::rig::{Backend, Client, Rig, to, to_with};
 
 #[test]
 fn the_upstream_sees_the_request_and_who_sent_it() {
@@ -188,4 +192,31 @@ fn endpoints_take_turns() {
     }
 
     assert_eq!(counts, [100; 3]);
+}
+
+#[test]
+fn an_upgraded_connection_outlives_its_idle_timeout_while_somebody_speaks() {
+    let backend = Backend::start(|mut peer| {
+        peer.head();
+        peer.send("HTTP/1.1 101 Switching Protocols\r\nUpgrade: echo\r\nConnection: Upgrade\r\n\r\n");
+        loop {
+            let said = peer.exactly(1);
+            peer.send(&said);
+        }
+    });
+    let filters = Filters { read_timeout: Duration::from_millis(500), ..Filters::default() };
+    let rig = Rig::start(to_with(&[backend.addr], filters));
+    let mut client = rig.client();
+    client.send("GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n");
+    assert_eq!(client.reply().status, 101);
+
+    // Time itself is the subject: twice the timeout passes, in parts much shorter than it.
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_millis(1200) {
+        client.send("x");
+        assert_eq!(client.exactly(1), b"x");
+        std::thread::park_timeout(Duration::from_millis(50));
+    }
+
+    assert_eq!(client.rest(), b"", "and silence ends it");
 }
