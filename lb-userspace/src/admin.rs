@@ -12,7 +12,7 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::header::CONTENT_TYPE;
 use hyper::service::service_fn;
-use hyper::{Request, Response, StatusCode, body::Incoming};
+use hyper::{Request, Response, StatusCode, Uri, body::Incoming};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
@@ -60,9 +60,15 @@ pub async fn serve(listener: TcpListener, live: Arc<dyn Live>) {
         };
         let live = Arc::clone(&live);
         tokio::spawn(async move {
-            let service = service_fn(move |request| {
-                let live = Arc::clone(&live);
-                async move { Ok::<_, Infallible>(answer(&request, live.as_ref())) }
+            let service = service_fn(move |request: Request<Incoming>| {
+                let (live, uri) = (Arc::clone(&live), request.uri().clone());
+                async move {
+                    // Counting asks every worker and waits for it; the runtime must not.
+                    let answered = tokio::task::spawn_blocking(move || answer(&uri, live.as_ref())).await;
+                    Ok::<_, Infallible>(answered.unwrap_or_else(|error| {
+                        reply(StatusCode::INTERNAL_SERVER_ERROR, TEXT, format!("{error}\n"))
+                    }))
+                }
             });
             let served = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
@@ -85,9 +91,9 @@ pub async fn bind(addr: SocketAddr) -> std::io::Result<TcpListener> {
 const TEXT: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
 
-fn answer(request: &Request<Incoming>, live: &dyn Live) -> Response<Full<Bytes>> {
-    let query = Query::parse(request.uri().query().unwrap_or_default());
-    match request.uri().path() {
+fn answer(uri: &Uri, live: &dyn Live) -> Response<Full<Bytes>> {
+    let query = Query::parse(uri.query().unwrap_or_default());
+    match uri.path() {
         "/healthz" | "/readyz" => match live.health() {
             Ok(()) => reply(StatusCode::OK, TEXT, "ok\n".to_owned()),
             Err(reason) => reply(StatusCode::INTERNAL_SERVER_ERROR, TEXT, format!("{reason}\n")),

@@ -151,3 +151,42 @@ fn requests_are_counted_under_their_ingress() {
         ]
     );
 }
+
+#[test]
+fn a_client_that_leaves_a_silent_response_frees_the_upstream() {
+    let (ended, end) = std::sync::mpsc::channel();
+    let ended = std::sync::Mutex::new(ended);
+    let backend = Backend::start(move |mut peer| {
+        if peer.head().is_some() {
+            peer.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n");
+            peer.rest();
+            ended.lock().expect("one event stream").send(()).expect("test runs");
+        }
+    });
+    let filters = Filters { read_timeout: Duration::from_secs(3600), ..Filters::default() };
+    let rig = Rig::start(to_with(&[backend.addr], filters));
+    let mut client = rig.client();
+    client.send(GET);
+    client.head().expect("a head");
+
+    drop(client);
+
+    end.recv_timeout(crate::rig::DEADLINE).expect("the upstream connection ends with the client's");
+}
+
+#[test]
+fn an_idle_proxy_has_no_active_connection() {
+    let rig = Rig::start(L7::default());
+    let active = || {
+        let metrics = rig.running.metrics();
+        let name = "nginx_ingress_controller_nginx_process_connections";
+        metrics.iter().find(|metric| metric.name == name).expect("metric").samples[0].value
+    };
+    assert_eq!(active(), 0.0);
+
+    let mut client = rig.client();
+    client.send(GET);
+    client.reply();
+
+    assert_eq!(active(), 1.0);
+}

@@ -13,7 +13,7 @@ fn the_upstream_sees_the_request_and_who_sent_it() {
 
     let reply = rig.ask(
         "GET /a/%2e%2e/b?x=1 HTTP/1.1\r\nHost: shop.example:8080\r\nAccept: */*\r\nX-Forwarded-For: 6.6.6.6\r\n\
-         X-Forwarded-Host: evil\r\nX-Real-IP: 6.6.6.6\r\nX-Forwarded-Proto: https\r\nProxy: http://evil\r\n\
+         X-Forwarded-For: 7.7.7.7\r\nX-Forwarded-Host: evil\r\nX-Real-IP: 6.6.6.6\r\nX-Forwarded-Proto: https\r\nProxy: http://evil\r\n\
          X_Under: 1\r\nssl-client-verify: SUCCESS\r\nConnection: keep-alive, X-Hop\r\nX-Hop: 1\r\n\
          Keep-Alive: 5\r\nTE: trailers\r\nX-Request-ID: 0123456789abcdef0123456789abcdef\r\n\r\n",
     );
@@ -27,7 +27,7 @@ fn the_upstream_sees_the_request_and_who_sent_it() {
              X-Forwarded-For: 127.0.0.1\r\nX-Forwarded-Host: shop.example:8080\r\n\
              X-Forwarded-Port: {port}\r\nX-Forwarded-Proto: http\r\nX-Forwarded-Scheme: http\r\n\
              X-Scheme: http\r\nX-Original-Forwarded-For: 6.6.6.6\r\n\
-             X-Original-Forwarded-Host: evil\r\n\r\n"
+             X-Original-Forwarded-For: 7.7.7.7\r\nX-Original-Forwarded-Host: evil\r\n\r\n"
         )
     );
 }

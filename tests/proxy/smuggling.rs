@@ -45,6 +45,7 @@ fn what_could_be_read_in_two_ways_is_refused_and_closed() {
         ("folded line", "GET / HTTP/1.1\r\nHost: a\r\nX: 1\r\n 2\r\n\r\n".into(), 400),
         ("space before colon", "GET / HTTP/1.1\r\nHost : a\r\n\r\n".into(), 400),
         ("no host", "GET / HTTP/1.1\r\n\r\n".into(), 400),
+        ("empty host", "GET / HTTP/1.1\r\nHost: \r\n\r\n".into(), 400),
         ("two hosts", "GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n".into(), 400),
         ("host with path", "GET / HTTP/1.1\r\nHost: a/b\r\n\r\n".into(), 400),
         ("host with user", "GET / HTTP/1.1\r\nHost: u@a\r\n\r\n".into(), 400),

@@ -48,14 +48,18 @@ async fn serve(config: Config) -> Result<(), StartError> {
         https: config.https.clone(),
         workers: config.workers,
     })?;
-    let datapath = start_datapath(&config, &desired).await?;
-    if let Some(datapath) = &datapath {
-        datapath.set_listeners(&proxy.listeners())?;
-    }
-    let proxy = Arc::new(proxy.start(desired.l7.subscribe())?);
     let admin =
         admin::bind(config.admin).await.map_err(|source| StartError::Admin { addr: config.admin, source })?;
     let admin_addr = admin.local_addr().map_err(|source| StartError::Admin { addr: config.admin, source })?;
+    // Nearly last of what can fail, because it changes the host.
+    let datapath = start_datapath(&config, &desired, &proxy.listeners()).await?;
+    let proxy = match proxy.start(desired.l7.subscribe()) {
+        Ok(proxy) => Arc::new(proxy),
+        Err(error) => {
+            stop_datapath(datapath.as_deref()).await;
+            return Err(error.into());
+        }
+    };
 
     let live =
         Arc::new(LiveAgent::new(&config, Arc::clone(&proxy), datapath.clone(), desired.state.subscribe()));
@@ -85,9 +89,7 @@ async fn serve(config: Config) -> Result<(), StartError> {
         () = proxy.drain(config.drain) => info!("drained"),
         signal = signals.next() => warn!(signal, "stopped at once, running requests are cut off"),
     }
-    if let Some(datapath) = datapath {
-        datapath.shutdown().await;
-    }
+    stop_datapath(datapath.as_deref()).await;
     admin.abort();
     Ok(())
 }
@@ -192,6 +194,7 @@ impl State {
 async fn start_datapath(
     config: &Config,
     desired: &Desired,
+    listeners: &[(crate::model::l4::Listener, usize, std::os::fd::BorrowedFd<'_>)],
 ) -> Result<Option<Arc<datapath::Handle>>, StartError> {
     let attach = match config.datapath {
         DatapathMode::Off => return Ok(None),
@@ -205,7 +208,18 @@ async fn start_datapath(
         hash_key: config.hash_key.map(|key| key.0),
         nat_ports: config.nat_ports,
     };
-    Ok(Some(Arc::new(datapath::spawn(options, desired.l4.subscribe()).await?)))
+    let datapath = datapath::spawn(options, desired.l4.subscribe()).await?;
+    if let Err(error) = datapath.set_listeners(listeners) {
+        datapath.shutdown().await;
+        return Err(error.into());
+    }
+    Ok(Some(Arc::new(datapath)))
+}
+
+async fn stop_datapath(datapath: Option<&datapath::Handle>) {
+    if let Some(datapath) = datapath {
+        datapath.shutdown().await;
+    }
 }
 
 /// The translation's view of the configuration. With a datapath the node's own listener ports are

@@ -389,6 +389,11 @@ impl Exchange<'_, '_, '_, '_> {
                     Waits::ForReceiver => CLIENT_TIMEOUT,
                 });
             }
+            // A client that left need not keep an upstream that is silent for an hour.
+            let idle = download.waits == Waits::ForSender && (self.upload.is_done() || self.upload_broken);
+            if idle && self.connection.poll_gone(cx) {
+                return Poll::Ready(Err(Broken::Receiver(io::ErrorKind::ConnectionReset.into())));
+            }
             let late = || match download.waits {
                 Waits::ForSender => Broken::Sender(io::ErrorKind::TimedOut.into()),
                 Waits::ForReceiver => Broken::Receiver(io::ErrorKind::TimedOut.into()),

@@ -95,8 +95,12 @@ pub(super) fn decide<'r>(router: &'r Router, asked: &Asked<'_>) -> Decision<'r> 
         }
     };
     let Found { route, add_slash } = site.find(&normal);
+    let too_large =
+        route.filters.max_body_bytes.is_some_and(|max| asked.length.is_some_and(|length| length > max));
     let next = if let Some(root) = site.app_root.as_ref().filter(|_| normal.as_ref() == b"/") {
         Next::Answer(app_root(asked, root))
+    } else if too_large {
+        Next::Answer(Answer::Status(413))
     } else if add_slash {
         Next::Answer(slash_redirect(asked, &normal, query))
     } else if is_health_check(asked.scheme, host, &normal, route) {
@@ -107,12 +111,9 @@ pub(super) fn decide<'r>(router: &'r Router, asked: &Asked<'_>) -> Decision<'r> 
     Decision { site, host, route, next }
 }
 
-/// Reference 4.1, items 4 to 6.
+/// Reference 4.1, items 5 and 6.
 fn filter(router: &Router, route: &Route, asked: &Asked<'_>, path: &[u8], query: Option<&[u8]>) -> Next {
     let filters = &route.filters;
-    if filters.max_body_bytes.is_some_and(|max| asked.length.is_some_and(|length| length > max)) {
-        return Next::Answer(Answer::Status(413));
-    }
     if route.action == RouteAction::Deny {
         return Next::Answer(Answer::Status(503));
     }

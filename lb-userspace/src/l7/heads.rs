@@ -55,10 +55,10 @@ pub(super) fn request(
         "X-Forwarded-Port: {port}\r\nX-Forwarded-Proto: {scheme}\r\n\
          X-Forwarded-Scheme: {scheme}\r\nX-Scheme: {scheme}\r\n"
     );
-    if let Some(original) = request.forwarded_for.filter(|value| !value.is_empty()) {
+    for original in request.block.values(request.forwarded_for) {
         line(out, b"X-Original-Forwarded-For: ", original);
     }
-    if let Some(original) = request.forwarded_host.filter(|value| !value.is_empty()) {
+    for original in request.block.values(request.forwarded_host) {
         line(out, b"X-Original-Forwarded-Host: ", original);
     }
     if let Some(upgrade) = request.upgrade {

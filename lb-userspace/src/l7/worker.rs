@@ -53,6 +53,8 @@ pub(super) struct Worker {
     drain_started: Notify,
     /// A permit for each connection that may still be accepted.
     room: Arc<Semaphore>,
+    /// Client connections that are open.
+    active: Cell<u64>,
     entropy: Cell<u64>,
 }
 
@@ -95,6 +97,7 @@ async fn run(
         draining: Cell::new(false),
         drain_started: Notify::new(),
         room: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
+        active: Cell::new(0),
         entropy: Cell::new(RandomState::new().build_hasher().finish() | 1),
     });
     for Bound { listener, socket, .. } in bound {
@@ -152,7 +155,9 @@ async fn accept(worker: Rc<Worker>, listening: TcpListener, listener: Listener) 
         worker.counters.borrow_mut().accepted += 1;
         let worker = Rc::clone(&worker);
         tokio::task::spawn_local(async move {
-            connection::serve(worker, stream, peer, scheme).await;
+            worker.active.set(worker.active.get() + 1);
+            connection::serve(Rc::clone(&worker), stream, peer, scheme).await;
+            worker.active.set(worker.active.get().saturating_sub(1));
             drop(room);
         });
     }
@@ -189,7 +194,7 @@ impl Worker {
 
     fn count(&self) -> Counters {
         let mut counters = self.counters.borrow().clone();
-        counters.active = (CONNECTIONS_MAX - self.room.available_permits().min(CONNECTIONS_MAX)) as u64;
+        counters.active = self.active.get();
         counters.idle_upstream = self.pool.len() as u64;
         counters
     }

@@ -167,6 +167,12 @@ impl<'h, 'b> Block<'h, 'b> {
         out.extend_from_slice(self.bytes.get(run..end).unwrap_or_default());
     }
 
+    /// Values of the lines in `set` that have one, as they were sent.
+    pub(in crate::l7) fn values(&self, set: LineSet) -> impl Iterator<Item = &'b [u8]> {
+        let lines = self.lines.iter().enumerate();
+        lines.filter(move |(i, line)| set.contains(*i) && !line.value.is_empty()).map(|(_, line)| line.value)
+    }
+
     /// Adds every line that a Connection header names to `drop`. Its own hop-by-hop headers may go
     /// so; the framing of the message may not.
     pub(super) fn drop_named_by_connection(&self, drop: &mut LineSet) {

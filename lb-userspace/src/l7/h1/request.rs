@@ -27,10 +27,10 @@ pub(in crate::l7) struct Request<'h, 'b> {
     pub(in crate::l7) upgrade: Option<&'b [u8]>,
     /// `X-Request-ID` of the client.
     pub(in crate::l7) request_id: Option<&'b [u8]>,
-    /// `X-Forwarded-For` of the client.
-    pub(in crate::l7) forwarded_for: Option<&'b [u8]>,
-    /// `X-Forwarded-Host` of the client.
-    pub(in crate::l7) forwarded_host: Option<&'b [u8]>,
+    /// The client's own `X-Forwarded-For` lines.
+    pub(in crate::l7) forwarded_for: LineSet,
+    /// The client's own `X-Forwarded-Host` lines.
+    pub(in crate::l7) forwarded_host: LineSet,
     /// Header lines.
     pub(in crate::l7) block: Block<'h, 'b>,
     /// Lines that never go upstream: hop-by-hop, replaced by ours, spoofable or oddly named.
@@ -139,8 +139,8 @@ fn collect<'h, 'b>(
         expects_continue: false,
         upgrade: None,
         request_id: None,
-        forwarded_for: None,
-        forwarded_host: None,
+        forwarded_for: LineSet::default(),
+        forwarded_host: LineSet::default(),
         block,
         drop: LineSet::default(),
     };
@@ -185,11 +185,11 @@ fn collect<'h, 'b>(
                 false
             }
             Name::ForwardedFor => {
-                request.forwarded_for = Some(value);
+                request.forwarded_for.insert(i);
                 false
             }
             Name::ForwardedHost => {
-                request.forwarded_host = Some(value);
+                request.forwarded_host.insert(i);
                 false
             }
         };
@@ -206,7 +206,8 @@ fn collect<'h, 'b>(
         // RFC 9112 3.2.2: the authority of an absolute form replaces Host.
         _ => {}
     }
-    if !valid_host(request.host) {
+    let missing = request.host.is_empty() && version == Version::Http11;
+    if missing || !valid_host(request.host) {
         return Err(Refusal::Host);
     }
     request.length = framing.length;
