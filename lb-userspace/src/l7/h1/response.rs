@@ -134,3 +134,6 @@ fn collect<'h, 'b>(
     response.persists = connection.persists(version);
     Ok(response)
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,263 @@
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::*;
+use crate::model::l7::{
+    Action, Filters, HostMatch, L7, Location, Pattern, Redirect, Server, Template, Upstream, UpstreamName,
+};
+
+fn literal(text: &str) -> Piece {
+    Piece::Literal(text.to_owned())
+}
+
+fn location(path: PathMatch, action: Action, filters: Filters) -> Location {
+    Location { path, path_label: String::new(), ingress: None, service: String::new(), action, filters }
+}
+
+fn prefix(path: &str) -> PathMatch {
+    PathMatch::Prefix(path.to_owned())
+}
+
+fn to_web() -> Action {
+    Action::Proxy(UpstreamName("web".to_owned()))
+}
+
+/// One host without a name; `web` has an endpoint, `empty` has none.
+fn site(locations: Vec<Location>) -> L7 {
+    let endpoints = BTreeSet::from(["10.0.0.1:80".parse().unwrap()]);
+    L7 {
+        servers: BTreeMap::from([(HostMatch::Any, Server { locations, ..Server::default() })]),
+        upstreams: BTreeMap::from([
+            (UpstreamName("empty".to_owned()), Upstream::default()),
+            (UpstreamName("web".to_owned()), Upstream { endpoints }),
+        ]),
+        ..L7::default()
+    }
+}
+
+fn ask_with(l7: &L7, scheme: Scheme, host: &str, target: &str, length: Option<u64>) -> Next {
+    let asked = Asked { scheme, host: host.as_bytes(), target: target.as_bytes(), length };
+    decide(&Router::new(l7), &asked).next
+}
+
+fn ask(l7: &L7, target: &str) -> Next {
+    ask_with(l7, Scheme::Http, "h.example:8080", target, None)
+}
+
+fn proxied(target: Option<&str>) -> Next {
+    Next::Proxy { upstream: 1, target: target.map(|target| target.as_bytes().to_vec()) }
+}
+
+fn redirected(status: u16, location: &str) -> Next {
+    Next::Answer(Answer::Redirect { status, location: location.as_bytes().to_vec() })
+}
+
+fn status(status: u16) -> Next {
+    Next::Answer(Answer::Status(status))
+}
+
+#[test]
+fn the_original_request_target_goes_upstream_without_a_rewrite() {
+    let l7 = site(vec![location(prefix("/a"), to_web(), Filters::default())]);
+    let cases = [
+        ("plain", "/a/b?x=1", proxied(None)),
+        ("compared decoded", "/%61", proxied(None)),
+        ("compared with slashes merged", "//a//b", proxied(None)),
+        ("compared with dots resolved", "/x/../a", proxied(None)),
+        ("encoded slash splits", "/a%2fb", proxied(None)),
+        ("above the root", "/../a", status(400)),
+        ("broken escape", "/a%zz", status(400)),
+        ("encoded nul", "/a%00", status(400)),
+        ("no location", "/b", status(404)),
+    ];
+    for (case, target, next) in cases {
+        assert_eq!(ask(&l7, target), next, "{case}");
+    }
+}
+
+#[test]
+fn a_location_without_endpoints_is_503_and_the_default_backend_404() {
+    let cases = [
+        ("no endpoints", Action::Proxy(UpstreamName("empty".to_owned())), 503),
+        ("no such upstream", Action::Proxy(UpstreamName("gone".to_owned())), 503),
+        ("denied", Action::Deny, 503),
+        ("default backend", Action::DefaultBackend, 404),
+    ];
+    for (case, action, code) in cases {
+        let l7 = site(vec![location(prefix("/"), action, Filters::default())]);
+        assert_eq!(ask(&l7, "/"), status(code), "{case}");
+    }
+}
+
+#[test]
+fn the_default_backend_takes_what_no_location_takes() {
+    let l7 = L7 { default_backend: Some(UpstreamName("web".to_owned())), ..site(vec![]) };
+    let empty = L7 { default_backend: Some(UpstreamName("empty".to_owned())), ..site(vec![]) };
+
+    assert_eq!(ask(&l7, "/x"), proxied(None));
+    assert_eq!(ask(&empty, "/x"), status(404));
+}
+
+#[test]
+fn https_redirects_drop_the_port_and_one_trailing_slash() {
+    let filters = Filters { ssl_redirect: SslRedirect::Always, ..Filters::default() };
+    let l7 = site(vec![location(prefix("/"), to_web(), filters)]);
+    let cases = [
+        ("root", "h", "/", redirected(308, "https://h")),
+        ("port", "h:8080", "/a", redirected(308, "https://h/a")),
+        ("trailing slash", "h", "/a/", redirected(308, "https://h/a")),
+        ("one slash only", "h", "/a//", redirected(308, "https://h/a/")),
+        ("query", "h", "/a/?x=1", redirected(308, "https://h/a/?x=1")),
+        ("raw target", "h", "/a%20b//c", redirected(308, "https://h/a%20b//c")),
+        ("ipv6", "[::1]:80", "/a", redirected(308, "https://[::1]/a")),
+        ("acme challenge", "h", "/.well-known/acme-challenge/x", proxied(None)),
+    ];
+    for (case, host, target, next) in cases {
+        assert_eq!(ask_with(&l7, Scheme::Http, host, target, None), next, "{case}");
+    }
+    assert_eq!(ask_with(&l7, Scheme::Https, "h", "/", None), proxied(None));
+}
+
+#[test]
+fn rewrites_replace_the_whole_path() {
+    let group = |n| Piece::Capture(n);
+    let cases = [
+        ("no groups", "/foo", vec![literal("/bar")], "/foo/x", Some("/bar")),
+        ("second group", "/foo(/|$)(.*)", vec![literal("/"), group(2)], "/foo/a/b", Some("/a/b")),
+        ("empty group", "/foo(/|$)(.*)", vec![literal("/"), group(2)], "/foo", Some("/")),
+        ("group that took no part", "/foo(x)?(/.*)", vec![group(1), group(2)], "/foo/y", Some("/y")),
+        ("group there is not", "/foo", vec![literal("/a"), group(9)], "/foo", Some("/a")),
+        ("query appended", "/foo", vec![literal("/bar")], "/foo?x=1&y", Some("/bar?x=1&y")),
+        ("own query", "/foo", vec![literal("/bar?z=1")], "/foo?x=1", Some("/bar?z=1")),
+        ("capture into the query", "/foo/(.*)", vec![literal("/?p="), group(1)], "/foo/a", Some("/?p=a")),
+        (
+            "captures are escaped",
+            "/foo/(.*)",
+            vec![literal("/"), group(1)],
+            "/foo/a%20b%3fc",
+            Some("/a%20b%3Fc"),
+        ),
+        ("no leading slash", "/foo/(.*)", vec![group(1)], "/foo/a", Some("/a")),
+        ("case does not count", "/FOO", vec![literal("/bar")], "/foo", Some("/bar")),
+        ("not anchored", "o/b", vec![literal("/bar")], "/foo/b", Some("/bar")),
+        ("no match", "/other", vec![literal("/bar")], "/foo", None),
+    ];
+    for (case, pattern, target, asked, expected) in cases {
+        let rewrite = Rewrite { pattern: Pattern::unanchored(pattern).unwrap(), target: Template(target) };
+        let filters = Filters { rewrite: Some(rewrite), ..Filters::default() };
+        let l7 = site(vec![location(prefix("/"), to_web(), filters)]);
+        assert_eq!(ask(&l7, asked), proxied(expected), "{case}");
+    }
+}
+
+#[test]
+fn a_rewrite_to_a_url_redirects() {
+    let rewrite = Rewrite {
+        pattern: Pattern::unanchored("/foo/(.*)").unwrap(),
+        target: Template(vec![literal("https://other.example/"), Piece::Capture(1)]),
+    };
+    let filters = Filters { rewrite: Some(rewrite), ..Filters::default() };
+    let l7 = site(vec![location(prefix("/"), to_web(), filters)]);
+
+    assert_eq!(ask(&l7, "/foo/a"), redirected(302, "https://other.example/a"));
+    assert_eq!(ask(&l7, "/foo/a?x=1"), redirected(302, "https://other.example/a?x=1"));
+    assert_eq!(ask(&l7, "/foo/http://evil/"), redirected(302, "https://other.example/http:/evil/"));
+}
+
+#[test]
+fn a_prefix_written_with_a_slash_adds_it_to_the_path_without() {
+    let l7 = site(vec![location(prefix("/foo/"), to_web(), Filters::default())]);
+    let cases = [
+        ("bare", "/foo", redirected(301, "http://h.example/foo/")),
+        ("with a query", "/foo?x=1", redirected(301, "http://h.example/foo/?x=1")),
+        ("slash is there", "/foo/", proxied(None)),
+        ("longer name", "/foobar", status(404)),
+    ];
+    for (case, target, next) in cases {
+        assert_eq!(ask(&l7, target), next, "{case}");
+    }
+}
+
+#[test]
+fn app_root_answers_the_root_alone() {
+    let mut l7 = site(vec![location(prefix("/"), to_web(), Filters::default())]);
+    for server in l7.servers.values_mut() {
+        server.app_root = Some("/app".to_owned());
+    }
+
+    assert_eq!(ask(&l7, "/"), redirected(302, "http://h.example:8080/app"));
+    assert_eq!(ask(&l7, "/x/.."), redirected(302, "http://h.example:8080/app"));
+    assert_eq!(ask(&l7, "/app"), proxied(None));
+}
+
+#[test]
+fn policies_apply_in_the_order_of_ingress_nginx() {
+    let redirect = |query| {
+        Action::Redirect(Redirect { status: 301, location: Template(vec![literal("https://new/")]), query })
+    };
+    let secure = Filters { ssl_redirect: SslRedirect::Always, ..Filters::default() };
+    let small = Filters { max_body_bytes: Some(10), ..secure.clone() };
+    let empty = || Action::Proxy(UpstreamName("empty".to_owned()));
+    let cases = [
+        ("body size first", redirect(RedirectQuery::Drop), small.clone(), Some(11), status(413)),
+        ("body size before deny", Action::Deny, small.clone(), Some(11), status(413)),
+        (
+            "a body of the limit passes",
+            redirect(RedirectQuery::Drop),
+            small,
+            Some(10),
+            redirected(301, "https://new/"),
+        ),
+        (
+            "redirect before https",
+            redirect(RedirectQuery::Drop),
+            secure.clone(),
+            None,
+            redirected(301, "https://new/"),
+        ),
+        (
+            "query appended",
+            redirect(RedirectQuery::Append),
+            secure.clone(),
+            None,
+            redirected(301, "https://new/?q"),
+        ),
+        (
+            "https before no endpoints",
+            empty(),
+            secure.clone(),
+            None,
+            redirected(308, "https://h.example/x?q"),
+        ),
+        ("deny before https", Action::Deny, secure, None, status(503)),
+    ];
+    for (case, action, filters, length, next) in cases {
+        let l7 = site(vec![location(prefix("/"), action, filters)]);
+        assert_eq!(ask_with(&l7, Scheme::Http, "h.example:8080", "/x?q", length), next, "{case}");
+    }
+}
+
+#[test]
+fn a_redirect_expands_what_its_regex_location_captured() {
+    let redirect = |query| {
+        let location = Template(vec![literal("https://new.example/"), Piece::Capture(1)]);
+        Action::Redirect(Redirect { status: 301, location, query })
+    };
+    let path = || PathMatch::Regex(Pattern::anchored("/old/(.*)").unwrap());
+    let dropped = site(vec![location(path(), redirect(RedirectQuery::Drop), Filters::default())]);
+    let appended = site(vec![location(path(), redirect(RedirectQuery::Append), Filters::default())]);
+
+    assert_eq!(ask(&dropped, "/old/x?q=1"), redirected(301, "https://new.example/x"));
+    assert_eq!(ask(&appended, "/old/x?q=1"), redirected(301, "https://new.example/x?q=1"));
+}
+
+#[test]
+fn the_health_check_answers_where_no_host_is_named() {
+    let mut l7 = site(vec![location(prefix("/"), to_web(), Filters::default())]);
+    l7.servers.insert(HostMatch::Exact("named".to_owned()), Server::default());
+    let claimed = site(vec![location(prefix("/healthz"), to_web(), Filters::default())]);
+
+    assert_eq!(ask_with(&l7, Scheme::Http, "10.0.0.1", "/healthz", None), Next::Answer(Answer::Healthy));
+    assert_eq!(ask_with(&l7, Scheme::Http, "named", "/healthz", None), status(404));
+    assert_eq!(ask_with(&l7, Scheme::Https, "10.0.0.1", "/healthz", None), proxied(None));
+    assert_eq!(ask_with(&claimed, Scheme::Http, "10.0.0.1", "/healthz", None), proxied(None));
+}

@@ -1,0 +1,137 @@
+use proptest::prelude::*;
+
+use super::super::head::{Lines, Refusal};
+use super::*;
+
+/// What a parsed head says, free of the bytes it was read from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Seen {
+    len: usize,
+    status: u16,
+    reason: String,
+    length: Option<u64>,
+    chunked: bool,
+    persists: bool,
+    dated: bool,
+    /// Lines that reach the client.
+    kept: String,
+}
+
+fn parse(bytes: &[u8]) -> Result<Option<Seen>, Refusal> {
+    let mut lines = Lines::new();
+    let Some(response) = Response::parse(bytes, &mut lines)? else { return Ok(None) };
+    let mut kept = Vec::new();
+    response.block.copy_except(response.drop, &mut kept);
+    Ok(Some(Seen {
+        len: response.len,
+        status: response.status,
+        reason: response.reason.to_owned(),
+        length: response.length,
+        chunked: response.chunked,
+        persists: response.persists,
+        dated: response.dated,
+        kept: String::from_utf8_lossy(&kept).into_owned(),
+    }))
+}
+
+fn accepted(head: &str) -> Seen {
+    match parse(head.as_bytes()) {
+        Ok(Some(seen)) => seen,
+        other => panic!("{head:?}: {other:?}"),
+    }
+}
+
+#[test]
+fn refuses_heads_whose_body_could_be_delimited_in_two_ways() {
+    use Refusal::{Framing, LineEnd, Malformed, Version};
+    let cases: [(&str, &[u8], Refusal); 14] = [
+        (
+            "length beside chunked",
+            b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
+            Framing,
+        ),
+        ("two lengths", b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n", Framing),
+        ("list of lengths", b"HTTP/1.1 200 OK\r\nContent-Length: 5,5\r\n\r\n", Framing),
+        ("signed length", b"HTTP/1.1 200 OK\r\nContent-Length: +5\r\n\r\n", Framing),
+        ("other coding", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", Framing),
+        ("chunked in 1.0", b"HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", Framing),
+        ("bare lf after the status line", b"HTTP/1.1 200 OK\nContent-Length: 5\r\n\r\n", Malformed),
+        ("bare lf after a header", b"HTTP/1.1 200 OK\r\nContent-Length: 5\n\r\n", LineEnd),
+        ("space before colon", b"HTTP/1.1 200 OK\r\nContent-Length : 5\r\n\r\n", Malformed),
+        ("folded line", b"HTTP/1.1 200 OK\r\nX: 1\r\n 2\r\n\r\n", Malformed),
+        ("status below 100", b"HTTP/1.1 099 Odd\r\n\r\n", Malformed),
+        ("status in words", b"HTTP/1.1 OK\r\n\r\n", Malformed),
+        ("http/2", b"HTTP/2 200\r\n\r\n", Version),
+        ("no http at all", b"SSH-2.0-OpenSSH_9.6\r\n", Version),
+    ];
+    for (case, bytes, refusal) in cases {
+        let seen = parse(bytes);
+        // Which of the two says no first is the grammar's business.
+        let version = refusal == Version && seen == Err(Malformed);
+        assert!(seen == Err(refusal) || version, "{case}: {seen:?}");
+    }
+}
+
+#[test]
+fn hides_what_is_between_the_upstream_and_us() {
+    let cases = [
+        ("an ordinary header", "X-Foo: bar\r\n", "X-Foo: bar\r\n"),
+        ("server", "Server: gunicorn\r\n", ""),
+        ("connection and what it names", "Connection: x-hop\r\nX-Hop: 1\r\n", ""),
+        ("keep-alive", "Keep-Alive: timeout=5\r\n", ""),
+        ("upgrade", "Upgrade: h2c\r\n", ""),
+        (
+            "orders to nginx",
+            "X-Accel-Redirect: /secret\r\nX-Accel-Buffering: no\r\nX-Accel-Charset: x\r\n",
+            "",
+        ),
+        ("cookies", "Set-Cookie: a\r\nSet-Cookie: b\r\n", "Set-Cookie: a\r\nSet-Cookie: b\r\n"),
+    ];
+    for (case, lines, kept) in cases {
+        assert_eq!(accepted(&format!("HTTP/1.1 200 OK\r\n{lines}\r\n")).kept, kept, "{case}");
+    }
+}
+
+#[test]
+fn keeps_the_connection_as_the_version_and_connection_say() {
+    let cases = [
+        ("1.1", "HTTP/1.1 200 OK\r\n\r\n", true),
+        ("1.1 close", "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n", false),
+        ("1.0", "HTTP/1.0 200 OK\r\n\r\n", false),
+        ("1.0 keep-alive", "HTTP/1.0 200 OK\r\nConnection: keep-alive\r\n\r\n", true),
+    ];
+    for (case, head, persists) in cases {
+        assert_eq!(accepted(head).persists, persists, "{case}");
+    }
+}
+
+#[test]
+fn a_reason_may_be_missing() {
+    assert_eq!(accepted("HTTP/1.1 200 \r\n\r\n").reason, "");
+    assert_eq!(accepted("HTTP/1.1 200\r\n\r\n").reason, "");
+    assert_eq!(accepted("HTTP/1.1 404 Not Here\r\n\r\n").reason, "Not Here");
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_are_parsed_without_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+        let _ = parse(&bytes);
+        let _ = parse(&[b"HTTP/1.1 200 ", &bytes[..]].concat());
+    }
+
+    #[test]
+    fn a_head_is_incomplete_until_its_last_byte_and_the_same_after_it(
+        status in 200u16..600,
+        length in 0u64..1000,
+        value in "[ -~]{0,30}",
+        after in proptest::collection::vec(any::<u8>(), 0..30),
+    ) {
+        let head = format!("HTTP/1.1 {status} Some Reason\r\nContent-Length: {length}\r\nX-A: {value}\r\n\r\n");
+        for cut in 0..head.len() {
+            prop_assert_eq!(parse(&head.as_bytes()[..cut]), Ok(None), "cut at {}", cut);
+        }
+        let whole = parse(head.as_bytes());
+        prop_assert_eq!(whole.as_ref().ok().and_then(Option::as_ref).map(|seen| seen.len), Some(head.len()));
+        prop_assert_eq!(parse(&[head.as_bytes(), &after].concat()), whole);
+    }
+}
