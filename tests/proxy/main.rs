@@ -2,6 +2,7 @@
 
 mod bodies;
 mod change;
+mod edges;
 mod errors;
 mod requests;
 mod rig;
