@@ -67,15 +67,17 @@ pub struct Timeouts {
     pub tcp_open: u32,
     /// TCP, opening or closing.
     pub tcp_transitory: u32,
-    /// UDP.
+    /// UDP, answered.
     pub udp: u32,
+    /// UDP that no backend answered: a flood of forged sources must not fill the table for long.
+    pub udp_transitory: u32,
 }
 
 impl Default for Timeouts {
     /// RFC 5382 (two hours and four minutes; four minutes) and RFC 4787 (five minutes), but one
     /// minute for TCP that is opening or closing: the port range is small.
     fn default() -> Self {
-        Self { tcp_open: 7440, tcp_transitory: 60, udp: 300 }
+        Self { tcp_open: 7440, tcp_transitory: 60, udp: 300, udp_transitory: 30 }
     }
 }
 
@@ -84,12 +86,14 @@ impl Timeouts {
     pub fn expired(&self, now: u32, forward: Option<&Forward>, reverse: &Reverse) -> bool {
         let client = forward.map_or(0, |forward| forward.state);
         let seen = forward.map_or(reverse.seen, |forward| forward.seen.max(reverse.seen));
-        let limit = if reverse.flow.proto == crate::UDP as u32 {
-            self.udp
-        } else {
-            let both = client & reverse.state;
-            let closed = (client | reverse.state) & state::RST != 0 || both & state::FIN != 0;
-            if closed || both & state::SEEN == 0 { self.tcp_transitory } else { self.tcp_open }
+        let both = client & reverse.state;
+        let answered = both & state::SEEN != 0;
+        let closed = (client | reverse.state) & state::RST != 0 || both & state::FIN != 0;
+        let limit = match (reverse.flow.proto == crate::UDP as u32, answered) {
+            (true, true) => self.udp,
+            (true, false) => self.udp_transitory,
+            (false, true) if !closed => self.tcp_open,
+            (false, _) => self.tcp_transitory,
         };
         now.saturating_sub(seen) > limit
     }
@@ -137,5 +141,36 @@ fn flow([src_hi, src_lo, dst_hi, dst_lo, rest]: [u64; 5]) -> Flow {
         dst: crate::Addr { hi: dst_hi, lo: dst_lo },
         ports: rest as u32,
         proto: (rest >> 32) as u32,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flow_is_remembered_as_long_as_it_has_shown_to_need() {
+        let both = state::SEEN;
+        let cases = [
+            ("udp, answered", crate::UDP, both, both, 300),
+            ("udp, never answered", crate::UDP, both, 0, 30),
+            ("tcp, open", crate::TCP, both, both, 7440),
+            ("tcp, never answered", crate::TCP, both, 0, 60),
+            ("tcp, half closed", crate::TCP, both | state::FIN, both, 7440),
+            ("tcp, closed", crate::TCP, both | state::FIN, both | state::FIN, 60),
+            ("tcp, reset", crate::TCP, both, both | state::RST, 60),
+        ];
+        for (case, proto, client, backend, limit) in cases {
+            let flow = Flow { proto: proto as u32, ..flow([0; 5]) };
+            let mut forward = Forward::from_words(&[0; 8]);
+            forward.state = client;
+            forward.seen = 1000;
+            let mut reverse = Reverse::from_words(&[0; 14]);
+            (reverse.flow, reverse.state, reverse.seen) = (flow, backend, 900);
+            let expired = |now| Timeouts::default().expired(now, Some(&forward), &reverse);
+
+            assert!(!expired(1000 + limit), "{case}");
+            assert!(expired(1001 + limit), "{case}");
+        }
     }
 }

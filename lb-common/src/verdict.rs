@@ -17,7 +17,7 @@ pub enum Verdict {
     NatReplyMiss,
     /// Passed: ICMP to one of our addresses.
     Icmp,
-    /// Passed: the hop limit ends here; the stack answers for it.
+    /// Passed: the hop limit ends at one of the host's own addresses; the stack answers for it.
     Ttl,
     /// Passed to the proxy's listener.
     Punted,
@@ -39,6 +39,8 @@ pub enum Verdict {
     Ip6Extension,
     /// Dropped: shorter than its own headers say, to an address that is only a VIP.
     Truncated,
+    /// Dropped: the hop limit ends here, at an address that is only a VIP.
+    TtlOfVip,
     /// Dropped: the VIP has no backend.
     NoBackend,
     /// Dropped: larger than the next hop takes.
@@ -70,7 +72,7 @@ pub enum Action {
 
 impl Verdict {
     /// Every verdict, in the order of its number.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::NotOurs,
         Self::OtherMac,
         Self::Node,
@@ -87,6 +89,7 @@ impl Verdict {
         Self::IpOptions,
         Self::Ip6Extension,
         Self::Truncated,
+        Self::TtlOfVip,
         Self::NoBackend,
         Self::TooBig,
         Self::Unresolved,
@@ -116,6 +119,7 @@ impl Verdict {
             Self::Fragment => "fragment",
             Self::IpOptions => "ip-options",
             Self::Truncated => "truncated",
+            Self::TtlOfVip => "ttl-of-vip",
             Self::NoBackend => "no-backend",
             Self::TooBig => "too-big",
             Self::Unresolved => "unresolved-next-hop",
@@ -145,6 +149,7 @@ impl Verdict {
             | Self::IpOptions
             | Self::Ip6Extension
             | Self::Truncated
+            | Self::TtlOfVip
             | Self::NoBackend
             | Self::TooBig
             | Self::Unresolved

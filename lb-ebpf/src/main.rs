@@ -94,7 +94,7 @@ fn balance<F: Family>(ctx: &XdpContext, packet: &Packet) -> Outcome {
     let Some(records) = maps::records() else { return Verdict::Corrupt.into() };
     let record = Record::read(&records, vip.record());
     if record.stateful {
-        return nat::to_backend::<F>(ctx, packet, &head, &flow, record.descriptor, key);
+        return nat::to_backend::<F>(ctx, packet, &head, &flow, record.descriptor, key, addr);
     }
 
     let Some(id) = steer::pick(record.descriptor, F::hash(&flow, key)) else {

@@ -5,7 +5,7 @@
 
 use aya_ebpf::{helpers::bpf_ktime_get_coarse_ns, programs::XdpContext};
 use lb_common::{
-    BackendId, Flow, HashKey, TCP, Verdict,
+    AddrEntry, BackendId, Flow, HashKey, TCP, Verdict,
     backend::{self, NextHop},
     config, maglev,
     nat::{Forward, Reverse, state},
@@ -38,9 +38,12 @@ pub fn to_backend<F: Family>(
     flow: &Flow,
     table: maglev::Descriptor,
     key: HashKey,
+    addr: AddrEntry,
 ) -> Outcome {
     if F::ttl(head) <= 1 {
-        return Verdict::Ttl.into();
+        // On an address that is only a VIP the stack may have a local route (for a punted port),
+        // and would hand the packet to whatever else listens on this port.
+        return if addr.is_node() { Verdict::Ttl } else { Verdict::TtlOfVip }.into();
     }
     let flags = match F::tcp_flags(packet, flow.proto) {
         Ok(flags) => flags,
@@ -111,7 +114,8 @@ pub fn to_client<F: Family>(packet: &Packet, head: &F::Head, flow: &Flow, key: H
         Err(verdict) => return verdict.into(),
     };
     entry.seen = now();
-    entry.state |= state_of(flags);
+    // A SYN begins a new connection on the same ports: an old RST or FIN is not its own.
+    entry.state = if flags & TCP_SYN != 0 { state_of(flags) } else { entry.state | state_of(flags) };
     let new = entry.reply;
     let client = entry.client;
     translate::<F>(packet, head, flow, &new);

@@ -98,6 +98,26 @@ impl Netlink {
         Ok(Self { handle, events: notify, tasks, routes: BTreeSet::new() })
     }
 
+    /// Takes over the local routes that an earlier agent left behind: those still wanted stay, the
+    /// others go with the first [`Netlink::set_local_routes`].
+    pub async fn adopt_local_routes(&mut self) {
+        let requests = [
+            RouteMessageBuilder::<std::net::Ipv4Addr>::new().table_id(LOCAL_TABLE).build(),
+            RouteMessageBuilder::<std::net::Ipv6Addr>::new().table_id(LOCAL_TABLE).build(),
+        ];
+        for request in requests {
+            let mut answers = Box::pin(self.handle.route().get(request).execute());
+            while let Ok(Some(route)) = answers.try_next().await {
+                let ours = route.header.protocol == OUR_ROUTES && route.header.kind == RouteType::Local;
+                let destination = route.attributes.iter().find_map(|attribute| match attribute {
+                    RouteAttribute::Destination(addr) => ip(addr),
+                    _ => None,
+                });
+                self.routes.extend(destination.filter(|_| ours));
+            }
+        }
+    }
+
     /// Waits for a change of links, addresses, routes or neighbours since it last returned.
     pub async fn changed(&self) {
         self.events.notified().await;
@@ -308,6 +328,10 @@ fn way(route: &Route, interface: Option<&Interface>, neighbour: Option<Mac>) -> 
     Ok(Way { source, next_hop, mtu: u16::try_from(interface.mtu).unwrap_or(u16::MAX) })
 }
 
+/// Marks our local routes (`proto 183` in `ip route`), so that those of an agent that was killed
+/// are recognised; a number that iproute2 and routing daemons leave free.
+const OUR_ROUTES: RouteProtocol = RouteProtocol::Other(183);
+
 fn local_route(addr: IpAddr) -> RouteMessage {
     // `lo` is interface 1 in every network namespace.
     match addr {
@@ -317,14 +341,14 @@ fn local_route(addr: IpAddr) -> RouteMessage {
             .table_id(LOCAL_TABLE)
             .kind(RouteType::Local)
             .scope(RouteScope::Host)
-            .protocol(RouteProtocol::Static)
+            .protocol(OUR_ROUTES)
             .build(),
         IpAddr::V6(v6) => RouteMessageBuilder::<std::net::Ipv6Addr>::new()
             .destination_prefix(v6, 128)
             .output_interface(1)
             .table_id(LOCAL_TABLE)
             .kind(RouteType::Local)
-            .protocol(RouteProtocol::Static)
+            .protocol(OUR_ROUTES)
             .build(),
     }
 }

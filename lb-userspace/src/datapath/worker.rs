@@ -95,9 +95,14 @@ pub async fn start(
         devices: BTreeSet::new(),
         view: View::default(),
     };
-    worker.update().await?;
+    worker.netlink.adopt_local_routes().await;
     // Tables first: a packet that meets the program finds the VIPs in place.
-    worker.attach_all()?;
+    let installed = worker.update().await.and_then(|()| worker.attach_all());
+    if let Err(error) = installed {
+        // Without the program the host would swallow what the routes bring.
+        worker.netlink.set_local_routes(&BTreeSet::new()).await;
+        return Err(error);
+    }
     Ok((shared, worker))
 }
 
