@@ -115,6 +115,9 @@ pub fn join(l4: &L4, network: &Network) -> (Want, Vec<Problem>) {
                     if way.source.is_ipv4() == addr.is_ipv4() && pool.mode == ForwardingMode::Nat {
                         want.addrs.insert(way.source, Owner::Node);
                     }
+                    if pool.mode == ForwardingMode::Nat && !network.node_addrs.contains(&way.source) {
+                        problems.push(unanswered(id, *addr, way.source));
+                    }
                     backends.insert(*addr, Backend { weight: weight.0, way });
                 }
                 Err(message) => problems.push(problem(id, format!("backend {addr}: {message}"))),
@@ -146,6 +149,16 @@ pub fn problem(id: &PoolId, message: String) -> Problem {
     }
 }
 
+/// `nat` translates answers where they come in; without the program there, clients wait in vain.
+fn unanswered(id: &PoolId, backend: SocketAddr, source: IpAddr) -> Problem {
+    let message = format!(
+        "backend {backend}: its answers to {source} come in by an interface without our program and \
+         reach no client"
+    );
+    let fix = format!("name the interface that holds {source} with --interface, too");
+    Problem { reason: "unattached-interface", fix, ..problem(id, message) }
+}
+
 fn places(vip: &Vip, network: &Network) -> Vec<Place> {
     let place = |addr| Place { addr, port: vip.port, protocol: vip.protocol };
     match vip.addr {
@@ -165,4 +178,42 @@ fn way(addr: SocketAddr, family: Family, mode: ForwardingMode, network: &Network
     }
     let known = network.ways.get(&addr.ip());
     known.cloned().unwrap_or_else(|| Err("the way there is not known yet".to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::ObjectName;
+    use crate::model::l4::Weight;
+
+    #[test]
+    fn nat_behind_an_interface_without_the_program_is_a_problem_and_l2_is_not() {
+        let backend: SocketAddr = "10.0.1.11:5432".parse().expect("address");
+        let source: IpAddr = "10.0.1.1".parse().expect("address");
+        let way = Way { source, next_hop: NextHop::default(), mtu: 1500 };
+        let mut network = Network::default();
+        network.ways.insert(backend.ip(), Ok(way));
+        let reasons = |mode, network: &Network| -> Vec<&str> {
+            let id = PoolId {
+                service: ObjectName::new("default", "db"),
+                port: 5432,
+                protocol: Protocol::Tcp,
+                family: Family::V4,
+            };
+            let addr = VipAddr::Ip("203.0.113.10".parse().expect("address"));
+            let pool = crate::model::l4::Pool {
+                vips: [Vip { addr, port: 5432, protocol: Protocol::Tcp }].into(),
+                mode,
+                backends: [(backend, Weight(1))].into(),
+            };
+            let l4 = L4 { pools: [(id, pool)].into(), ..L4::default() };
+            join(&l4, network).1.iter().map(|problem| problem.reason).collect()
+        };
+
+        assert_eq!(reasons(ForwardingMode::Nat, &network), ["unattached-interface"]);
+        assert!(reasons(ForwardingMode::L2, &network).is_empty());
+
+        network.node_addrs.insert(source);
+        assert!(reasons(ForwardingMode::Nat, &network).is_empty());
+    }
 }

@@ -159,7 +159,13 @@ impl Worker {
         let shared = Arc::clone(&self.shared);
         let applied = tokio::task::spawn_blocking(move || shared.engine().apply(want)).await;
         problems.extend(applied.unwrap_or_default());
-        *self.shared.problems.lock().unwrap_or_else(PoisonError::into_inner) = problems;
+        let before = std::mem::replace(
+            &mut *self.shared.problems.lock().unwrap_or_else(PoisonError::into_inner),
+            problems.clone(),
+        );
+        for problem in problems.iter().filter(|problem| !before.contains(problem)) {
+            warn!(object = %problem.object, field = problem.field, fix = problem.fix, "{}", problem.message);
+        }
         self.view = view;
         self.solicit(false).await;
         Ok(())
