@@ -61,6 +61,19 @@ pub struct Book {
     addr_id_pool: Ids,
     regions: Regions,
     epoch: Epoch,
+    /// Retired, but still named by something that had to stay in force.
+    lingering: Retired,
+}
+
+/// Whether the address and VIP tables say what is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Halves {
+    /// They did already.
+    InForce,
+    /// They do after this plan.
+    Switched,
+    /// They do not fit; the old ones stay.
+    Stale,
 }
 
 /// Contents of the address and VIP tables.
@@ -115,12 +128,13 @@ impl Default for Book {
             addr_id_pool: Ids::new(1, u16::MAX),
             regions: Regions::new(maps::POOL_SLOTS),
             epoch: Epoch::default(),
+            lingering: Retired::default(),
         }
     }
 }
 
 /// Things freed by a plan; they go back only when all of it has been carried out.
-#[derive(Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 struct Retired {
     backends: Vec<BackendId>,
     records: Vec<u16>,
@@ -132,17 +146,24 @@ impl Book {
     /// Plans the way from here to `want` and notes it as done.
     pub fn plan(&mut self, want: &Want) -> Plan {
         let mut plan = Plan::default();
-        let mut retired = Retired::default();
+        let mut retired = std::mem::take(&mut self.lingering);
         self.plan_backends(want, &mut plan, &mut retired);
         self.plan_tables(want, &mut plan, &mut retired);
         self.plan_records(want, &mut plan, &mut retired);
-        let switched = self.plan_lookup(want, &mut plan, &mut retired);
+        let halves = self.plan_lookup(want, &mut plan, &mut retired);
+        if halves == Halves::Stale {
+            // Old VIPs go on naming old records, tables and backends: none of them may be reused.
+            self.lingering = retired;
+            return plan;
+        }
 
         let Retired { backends, records, regions, addr_ids } = retired;
-        if switched || !backends.is_empty() || !regions.is_empty() {
+        let (named, gone): (Vec<_>, Vec<_>) = backends.into_iter().partition(|id| self.is_named(*id));
+        self.lingering.backends = named;
+        if halves == Halves::Switched || !gone.is_empty() || !regions.is_empty() {
             plan.ops.push(Op::Grace);
         }
-        for id in backends {
+        for id in gone {
             plan.ops.push(Op::Forget(id));
             self.backend_ids.free.push_back(id.0);
         }
@@ -152,6 +173,12 @@ impl Book {
             self.regions.give_back(base, size);
         }
         plan
+    }
+
+    /// Whether a table in force has slots of this backend: one that could not be replaced keeps
+    /// backends that are no longer wanted.
+    fn is_named(&self, id: BackendId) -> bool {
+        self.tables.values().any(|table| table.shares.values().any(|(named, _)| *named == id))
     }
 
     /// Id of a backend, to read its counters.
@@ -320,8 +347,7 @@ impl Book {
         });
     }
 
-    /// Whether the halves are switched.
-    fn plan_lookup(&mut self, want: &Want, plan: &mut Plan, retired: &mut Retired) -> bool {
+    fn plan_lookup(&mut self, want: &Want, plan: &mut Plan, retired: &mut Retired) -> Halves {
         let gone: Vec<IpAddr> =
             self.addr_ids.keys().filter(|addr| !want.addrs.contains_key(*addr)).copied().collect();
         for addr in gone {
@@ -349,11 +375,11 @@ impl Book {
 
         let lookup = (addrs, vips);
         if self.lookup.as_ref() == Some(&lookup) {
-            return false;
+            return Halves::InForce;
         }
         let (Some(addr_lines), Some(vip_lines)) = (layout::addrs(&lookup.0), layout::vips(&lookup.1)) else {
             plan.problems.push(too_many("the VIP table does not fit; the old one stays"));
-            return false;
+            return Halves::Stale;
         };
         let half = self.epoch.half() ^ 1;
         self.epoch =
@@ -361,7 +387,7 @@ impl Book {
         plan.ops.push(Op::Lookup(half, addr_lines, vip_lines));
         plan.ops.push(Op::Epoch(self.epoch));
         self.lookup = Some(lookup);
-        true
+        Halves::Switched
     }
 
     fn vip_entry(&self, place: &Place, target: &Target) -> Option<VipEntry> {

@@ -69,6 +69,11 @@ fn backend(weight: u16) -> Backend {
     Backend { weight, way }
 }
 
+/// A key that spreads: with the default one, all zeros, every flow has one slot.
+fn key() -> HashKey {
+    HashKey::expand([7; 16])
+}
+
 /// Where flows to a VIP may end in one world.
 fn allowed(want: &Want, vip: u8) -> Vec<Option<SocketAddr>> {
     let Some(Target::Pool(id)) = want.vips.get(&place(vip)) else { return vec![] };
@@ -101,7 +106,7 @@ proptest! {
                         };
                         let mut may = allowed(&before, vip);
                         may.extend(allowed(&after, vip));
-                        match walk::walk(&tables, &flow, HashKey::default()) {
+                        match walk::walk(&tables, &flow, key()) {
                             Found::Balanced { backend: Some(id), .. } => {
                                 let addr = SocketAddr::new(
                                     backend::addr(&tables.backends, id).into(),
@@ -150,5 +155,99 @@ fn everything_comes_back_when_all_is_removed() {
         let plan = book.plan(&Want::default());
         assert_eq!(plan.problems, vec![], "round {round}");
     }
+    assert_eq!(book.regions, Regions::new(maps::POOL_SLOTS));
+}
+
+/// Adds a VIP with a pool of its own.
+fn serve(want: &mut Want, service: u8, backends: &[u8]) {
+    want.addrs.insert(vip_addr(service), Owner::Vip);
+    want.vips.insert(place(service), Target::Pool(pool_id(service)));
+    let backends = backends.iter().map(|index| (backend_addr(*index), backend(1))).collect();
+    want.pools.insert(pool_id(service), Pool { mode: ForwardingMode::L2, backends });
+}
+
+/// Backends that the flows to a VIP end at, with whether each is still alive.
+fn ends(tables: &Tables, vip: u8) -> BTreeSet<(SocketAddr, bool)> {
+    (0..200u16)
+        .filter_map(|port| {
+            let flow = Flow {
+                src: IpAddr::from([198, 51, 100, 7]).into(),
+                dst: vip_addr(vip).into(),
+                ports: Flow::ports(wire_port(40_000 + port), wire_port(80)),
+                proto: TCP.into(),
+            };
+            let Found::Balanced { backend: Some(id), .. } = walk::walk(tables, &flow, key()) else {
+                return None;
+            };
+            let identity = backend::identity(&tables.backends, id);
+            let addr = IpAddr::from(backend::addr(&tables.backends, id));
+            Some((SocketAddr::new(addr, identity.wire_port().swap_bytes()), identity.generation() != 0))
+        })
+        .collect()
+}
+
+fn carry_out(book: &mut Book, want: &Want, tables: &Tables) -> usize {
+    let plan = book.plan(want);
+    plan.ops.iter().for_each(|op| op.apply(tables, &mut || {}));
+    plan.problems.len()
+}
+
+#[test]
+fn a_table_that_cannot_be_replaced_keeps_the_backends_it_names() {
+    let tables = Tables::owned();
+    // Room for the first table and no other.
+    let first = 1 << maglev::bits_for(2);
+    let mut book = Book { regions: Regions::new(first), ..Book::default() };
+    let mut want = Want::default();
+    serve(&mut want, 0, &[1, 2]);
+    assert_eq!(carry_out(&mut book, &want, &tables), 0);
+    let both = BTreeSet::from([(backend_addr(1), true), (backend_addr(2), true)]);
+    assert_eq!(ends(&tables, 0), both);
+
+    serve(&mut want, 0, &[1]);
+    assert_eq!(carry_out(&mut book, &want, &tables), 1);
+    assert_eq!(ends(&tables, 0), both);
+
+    // A Service that comes later must not be given what the kept table names.
+    book.backend_ids.next = book.backend_ids.end;
+    serve(&mut want, 1, &[9]);
+    assert!(carry_out(&mut book, &want, &tables) > 0);
+    assert_eq!(ends(&tables, 0), both);
+
+    // Once it can be replaced, they go.
+    book.regions = Regions::new(maps::POOL_SLOTS);
+    assert!(book.regions.take(first).is_some(), "the old table stays where it is");
+    want.pools.remove(&pool_id(1));
+    want.vips.remove(&place(1));
+    assert_eq!(carry_out(&mut book, &want, &tables), 0);
+    assert_eq!(ends(&tables, 0), BTreeSet::from([(backend_addr(1), true)]));
+    assert_eq!(book.lingering, Retired::default());
+}
+
+#[test]
+fn vips_that_cannot_be_replaced_keep_all_that_they_name() {
+    let tables = Tables::owned();
+    let mut book = Book::default();
+    let mut want = Want::default();
+    serve(&mut want, 0, &[1]);
+    assert_eq!(carry_out(&mut book, &want, &tables), 0);
+
+    // More VIPs than the table holds, and the first one gone.
+    let mut crowded = Want::default();
+    for vip in 10..14 {
+        crowded.addrs.insert(vip_addr(vip), Owner::Vip);
+        for port in 1..=u16::MAX {
+            let place = Place { addr: vip_addr(vip), port, protocol: Protocol::Tcp };
+            crowded.vips.insert(place, Target::Punt(Listener::Http));
+        }
+    }
+    assert_eq!(carry_out(&mut book, &crowded, &tables), 1);
+    serve(&mut crowded, 1, &[9]);
+    assert_eq!(carry_out(&mut book, &crowded, &tables), 1);
+    assert_eq!(ends(&tables, 0), BTreeSet::from([(backend_addr(1), true)]));
+
+    assert_eq!(carry_out(&mut book, &Want::default(), &tables), 0);
+    assert_eq!(ends(&tables, 0), BTreeSet::new());
+    assert_eq!(book.lingering, Retired::default());
     assert_eq!(book.regions, Regions::new(maps::POOL_SLOTS));
 }
