@@ -116,3 +116,13 @@ fn draining_ends_idle_connections_and_lets_running_requests_finish() {
 
     assert!(std::net::TcpStream::connect(rig.http).is_err(), "nothing is accepted any more");
 }
+
+#[test]
+fn a_second_proxy_on_the_same_address_is_refused() {
+    let rig = Rig::with_workers(to(&[]), 2);
+    let options = penstock::l7::Options { http: vec![rig.http], https: vec![], workers: 2 };
+
+    let refused = penstock::l7::Proxy::bind(options).err().expect("two proxies would share the clients");
+
+    assert!(refused.to_string().contains("another program listens there"), "{refused}");
+}

@@ -33,10 +33,14 @@ pub(super) fn bind(options: &Options) -> Result<Vec<Vec<Bound>>, Error> {
     let tls = options.https.iter().map(|addr| (Listener::Https, "https", *addr));
     for (listener, flag, wanted) in plain.chain(tls) {
         let mut addr = wanted;
+        let failed = |source: io::Error| Error::Listen { flag, addr: wanted, hint: hint(&source), source };
+        // Workers share the port; another process that would share it, too, serves something else.
+        drop(for_address(addr, Port::Alone).map_err(failed)?);
         for worker in &mut workers {
-            let failed =
-                |source: io::Error| Error::Listen { flag, addr: wanted, hint: hint(&source), source };
-            let socket = open(addr).map_err(failed)?;
+            let socket = for_address(addr, Port::Shared).map_err(failed)?;
+            socket.set_nonblocking(true).map_err(failed)?;
+            socket.listen(BACKLOG).map_err(failed)?;
+            let socket = std::net::TcpListener::from(socket);
             // The first worker's choice of a free port binds the others.
             addr = socket.local_addr().map_err(failed)?;
             worker.push(Bound { listener, addr, socket });
@@ -45,28 +49,33 @@ pub(super) fn bind(options: &Options) -> Result<Vec<Vec<Bound>>, Error> {
     Ok(workers)
 }
 
-fn open(addr: SocketAddr) -> io::Result<std::net::TcpListener> {
-    match open_one(addr) {
+/// Whether other sockets may be bound to the same port.
+#[derive(Clone, Copy)]
+enum Port {
+    Alone,
+    Shared,
+}
+
+fn for_address(addr: SocketAddr, port: Port) -> io::Result<Socket> {
+    match bound(addr, port) {
         // A kernel without IPv6 still serves "every address".
         Err(error) if is_without_ipv6(&error) && addr.ip().is_unspecified() => {
-            open_one(SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), addr.port()))
+            bound(SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), addr.port()), port)
         }
         other => other,
     }
 }
 
-fn open_one(addr: SocketAddr) -> io::Result<std::net::TcpListener> {
+fn bound(addr: SocketAddr, port: Port) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
     if addr.is_ipv6() {
         // `[::]` takes IPv4 as well, so one socket serves every VIP.
         socket.set_only_v6(!addr.ip().is_unspecified())?;
     }
     socket.set_reuse_address(true)?;
-    socket.set_reuse_port(true)?;
-    socket.set_nonblocking(true)?;
+    socket.set_reuse_port(matches!(port, Port::Shared))?;
     socket.bind(&addr.into())?;
-    socket.listen(BACKLOG)?;
-    Ok(socket.into())
+    Ok(socket)
 }
 
 fn is_without_ipv6(error: &io::Error) -> bool {
