@@ -39,7 +39,7 @@ pub struct Loaded {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The path given does not exist or cannot be read.
-    #[error("read manifests from {}", .path.display())]
+    #[error("read manifests from {}: {source}", .path.display())]
     Root {
         /// As given.
         path: PathBuf,
@@ -48,7 +48,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The kernel gave us no way to follow changes.
-    #[error("inotify for {}", .path.display())]
+    #[error("inotify for {}: {source}", .path.display())]
     Inotify {
         /// As given.
         path: PathBuf,
