@@ -49,6 +49,8 @@ pub enum Verdict {
     Unresolved,
     /// Dropped: the backend's interface cannot be redirected to.
     NoDevice,
+    /// Dropped: a reset of a flow that nobody remembers.
+    StrayReset,
     /// Dropped: no free SNAT port towards this backend.
     NatPortsExhausted,
     /// Dropped: the table of translated flows is full.
@@ -72,7 +74,7 @@ pub enum Action {
 
 impl Verdict {
     /// Every verdict, in the order of its number.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::NotOurs,
         Self::OtherMac,
         Self::Node,
@@ -94,6 +96,7 @@ impl Verdict {
         Self::TooBig,
         Self::Unresolved,
         Self::NoDevice,
+        Self::StrayReset,
         Self::NatPortsExhausted,
         Self::NatTableFull,
         Self::NatCollision,
@@ -124,6 +127,7 @@ impl Verdict {
             Self::TooBig => "too-big",
             Self::Unresolved => "unresolved-next-hop",
             Self::NoDevice => "no-device",
+            Self::StrayReset => "stray-reset",
             Self::NatPortsExhausted => "nat-ports-exhausted",
             Self::NatTableFull => "nat-table-full",
             Self::NatCollision => "nat-collision",
@@ -154,6 +158,7 @@ impl Verdict {
             | Self::TooBig
             | Self::Unresolved
             | Self::NoDevice
+            | Self::StrayReset
             | Self::NatPortsExhausted
             | Self::NatTableFull
             | Self::NatCollision

@@ -61,6 +61,10 @@ pub fn to_backend<F: Family>(
         return Verdict::NatCollision.into();
     }
     if let Known::Nobody = found {
+        // A reset ends a flow; it must not begin one, or a flood of them fills the table.
+        if flags & TCP_RST != 0 {
+            return Verdict::StrayReset.into();
+        }
         let Some(chosen) = steer::pick(table, hash) else { return Verdict::NoBackend.into() };
         let new =
             NewFlow { flow, hash, key, backend: chosen, client, now, ports: config::nat_range(&config) };

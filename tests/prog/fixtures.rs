@@ -137,6 +137,12 @@ fn every_situation_has_its_named_outcome() {
             "ttl-of-vip",
             Drop,
         ),
+        (
+            "nat: a reset of no known flow begins none",
+            Packet { flags: 4, ..tcp("198.51.100.99:4444", "203.0.113.1:80") }.bytes(),
+            "stray-reset",
+            Drop,
+        ),
         ("no backend", to("203.0.113.3:80").bytes(), "no-backend", Drop),
         ("next hop not resolved by anyone", to("203.0.113.4:80").bytes(), "unresolved-next-hop", Drop),
         ("next hop's interface cannot be redirected to", to("203.0.113.6:80").bytes(), "no-device", Drop),

@@ -159,6 +159,37 @@ fn unanswered(id: &PoolId, backend: SocketAddr, source: IpAddr) -> Problem {
     Problem { reason: "unattached-interface", fix, ..problem(id, message) }
 }
 
+/// VIPs on the host's own addresses that the SNAT range shadows: a packet to such a port is taken
+/// for an answer of a translated flow before VIPs are looked at.
+pub fn shadowed(want: &Want, nat_ports: (u16, u16)) -> Vec<Problem> {
+    let (first, last) = nat_ports;
+    let shadowed = want.vips.iter().filter(|(place, _)| {
+        (first..=last).contains(&place.port) && want.addrs.get(&place.addr) == Some(&Owner::Node)
+    });
+    shadowed
+        .map(|(Place { addr, port, protocol }, target)| {
+            let message = format!(
+                "{protocol} {}: the port lies in --nat-ports {first}-{last} and is not served on the \
+                 host's own address",
+                SocketAddr::new(*addr, *port)
+            );
+            let fix = "choose another port, or move --nat-ports".to_owned();
+            let whole = match target {
+                Target::Pool(id) => problem(id, message),
+                Target::Punt(_) => Problem {
+                    object: ObjectId { origin: "datapath".to_owned(), ..ObjectId::default() },
+                    severity: Severity::Error,
+                    reason: "",
+                    field: String::new(),
+                    message,
+                    fix: String::new(),
+                },
+            };
+            Problem { reason: "nat-port-range", fix, ..whole }
+        })
+        .collect()
+}
+
 fn places(vip: &Vip, network: &Network) -> Vec<Place> {
     let place = |addr| Place { addr, port: vip.port, protocol: vip.protocol };
     match vip.addr {
@@ -185,6 +216,30 @@ mod tests {
     use super::*;
     use crate::model::ObjectName;
     use crate::model::l4::Weight;
+
+    #[test]
+    fn a_vip_in_the_nat_range_is_a_problem_on_the_hosts_addresses_only() {
+        let place =
+            |addr: &str, port| Place { addr: addr.parse().expect("address"), port, protocol: Protocol::Tcp };
+        let (host, vip) = (place("10.0.0.1", 61_000), place("203.0.113.10", 61_000));
+        let want = Want {
+            vips: [host, vip, place("10.0.0.1", 60_999)]
+                .map(|place| (place, Target::Punt(Listener::Http)))
+                .into(),
+            addrs: [(host.addr, Owner::Node), (vip.addr, Owner::Vip)].into(),
+            pools: BTreeMap::new(),
+        };
+
+        let messages: Vec<_> = shadowed(&want, (61_000, 65_535)).into_iter().map(|p| p.message).collect();
+
+        assert_eq!(
+            messages,
+            [
+                "tcp 10.0.0.1:61000: the port lies in --nat-ports 61000-65535 and is not served on the host's own \
+              address"
+            ]
+        );
+    }
 
     #[test]
     fn nat_behind_an_interface_without_the_program_is_a_problem_and_l2_is_not() {

@@ -8,7 +8,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use lb_common::Mac;
 use lb_common::maps;
 use lb_common::nat::Timeouts;
 use tokio::sync::{oneshot, watch};
@@ -20,8 +19,8 @@ use super::kernel::Attached;
 use super::network::{Interface, Netlink, View};
 use super::want::{self, Owner, Target};
 use super::{Attach, Error, Options};
-use crate::model::Problem;
 use crate::model::l4::{L4, Listener};
+use crate::model::{ObjectId, Problem, Severity};
 
 /// Changes of the network come in bursts; this long is waited for the rest of one.
 const SETTLE: Duration = Duration::from_millis(10);
@@ -45,6 +44,7 @@ pub struct Worker {
     desired: watch::Receiver<Arc<L4>>,
     names: Vec<String>,
     attach: Attach,
+    nat_ports: (u16, u16),
     /// Interfaces attached to by name; an interface that is made anew has a new index.
     attached: BTreeMap<String, u32>,
     devices: BTreeSet<u32>,
@@ -91,18 +91,26 @@ pub async fn start(
         desired,
         names,
         attach,
+        nat_ports,
         attached: BTreeMap::new(),
         devices: BTreeSet::new(),
         view: View::default(),
     };
     worker.netlink.adopt_local_routes().await;
     // Tables first: a packet that meets the program finds the VIPs in place.
-    let installed = worker.update().await.and_then(|()| worker.attach_all());
-    if let Err(error) = installed {
-        // Without the program the host would swallow what the routes bring.
-        worker.netlink.set_local_routes(&BTreeSet::new()).await;
-        return Err(error);
-    }
+    let installed = match worker.update().await {
+        Ok(problems) => worker.attach_all().into_iter().next().map_or(Ok(problems), Err),
+        Err(error) => Err(error),
+    };
+    let problems = match installed {
+        Ok(problems) => problems,
+        Err(error) => {
+            // Without the program the host would swallow what the routes bring.
+            worker.netlink.set_local_routes(&BTreeSet::new()).await;
+            return Err(error);
+        }
+    };
+    worker.publish(problems);
     Ok((shared, worker))
 }
 
@@ -127,24 +135,27 @@ impl Worker {
                     continue;
                 }
             }
-            if let Err(error) = self.update().await {
-                warn!(%error, "network state not read; the old tables stay");
-                continue;
-            }
-            if let Err(error) = self.attach_all() {
-                warn!(%error, "program not attached");
-            }
+            let mut problems = match self.update().await {
+                Ok(problems) => problems,
+                Err(error) => {
+                    warn!(%error, "network state not read; the old tables stay");
+                    continue;
+                }
+            };
+            problems.extend(self.attach_all().iter().map(not_attached));
+            self.publish(problems);
         }
         self.netlink.set_local_routes(&BTreeSet::new()).await;
         self.shared.engine().kernel.detach();
         self.shared.lock_interfaces().clear();
     }
 
-    /// Reads the network, plans and applies.
-    async fn update(&mut self) -> Result<(), Error> {
+    /// Reads the network, plans and applies; gives what could not be installed.
+    async fn update(&mut self) -> Result<Vec<Problem>, Error> {
         let l4 = Arc::clone(&self.desired.borrow_and_update());
         let view = self.netlink.view(&self.names, &backend_addrs(&l4)).await?;
         let (want, mut problems) = want::join(&l4, &view.network);
+        problems.extend(want::shadowed(&want, self.nat_ports));
         self.allow_devices(&view);
         let punted: BTreeSet<IpAddr> = want
             .vips
@@ -158,38 +169,50 @@ impl Worker {
         self.netlink.set_local_routes(&punted).await;
         let shared = Arc::clone(&self.shared);
         let applied = tokio::task::spawn_blocking(move || shared.engine().apply(want)).await;
-        problems.extend(applied.unwrap_or_default());
-        let before = std::mem::replace(
-            &mut *self.shared.problems.lock().unwrap_or_else(PoisonError::into_inner),
-            problems.clone(),
-        );
-        for problem in problems.iter().filter(|problem| !before.contains(problem)) {
-            warn!(object = %problem.object, field = problem.field, fix = problem.fix, "{}", problem.message);
+        match applied {
+            Ok(unplanned) => problems.extend(unplanned),
+            // A panic in a pure plan: a defect of ours, which must not look like success.
+            Err(error) => {
+                tracing::error!(%error, "the change was not installed; please report this");
+                problems.push(not_installed(&error));
+            }
         }
         self.view = view;
         self.solicit(false).await;
-        Ok(())
+        Ok(problems)
     }
 
-    /// Attaches to every named interface that is there and not attached yet.
-    fn attach_all(&mut self) -> Result<(), Error> {
-        for interface in self.view.interfaces.values() {
-            if !self.names.contains(&interface.name) {
-                continue;
-            }
-            let mac = interface.mac.unwrap_or(Mac::default()).word();
-            let word = if interface.veth { mac | maps::NO_XDP_TX } else { mac };
+    /// Shows problems in `status`; those that are new also go to the log.
+    fn publish(&self, problems: Vec<Problem>) {
+        let mut shown = self.shared.problems.lock().unwrap_or_else(PoisonError::into_inner);
+        for problem in problems.iter().filter(|problem| !shown.contains(problem)) {
+            warn!(object = %problem.object, field = problem.field, fix = problem.fix, "{}", problem.message);
+        }
+        *shown = problems;
+    }
+
+    /// Attaches to every named interface that is there and not attached yet; one that fails does
+    /// not keep the others from it.
+    fn attach_all(&mut self) -> Vec<Error> {
+        let named: Vec<&Interface> =
+            self.view.interfaces.values().filter(|one| self.names.contains(&one.name)).collect();
+        let mut failed = Vec::new();
+        for interface in &named {
             let mut engine = self.shared.engine();
-            engine.tables.store_interface(interface.ifindex as usize % maps::INTERFACES as usize, word);
+            engine.tables.store_interface(slot(interface), word(interface, &named));
             if self.attached.get(&interface.name) == Some(&interface.ifindex) {
                 continue;
             }
-            let mode = attach(&mut engine, interface, self.attach)?;
-            info!(interface = interface.name, ?mode, "xdp program attached");
-            self.attached.insert(interface.name.clone(), interface.ifindex);
-            self.shared.lock_interfaces().insert(interface.name.clone(), mode);
+            match attach(&mut engine, interface, self.attach) {
+                Ok(mode) => {
+                    info!(interface = interface.name, ?mode, "xdp program attached");
+                    self.attached.insert(interface.name.clone(), interface.ifindex);
+                    self.shared.lock_interfaces().insert(interface.name.clone(), mode);
+                }
+                Err(error) => failed.push(error),
+            }
         }
-        Ok(())
+        failed
     }
 
     fn allow_devices(&mut self, view: &View) {
@@ -228,6 +251,40 @@ impl Worker {
             Ok(Err(error)) => warn!(%error, "translated flows not swept"),
             Err(_) => {}
         }
+    }
+}
+
+/// Where the kernel program finds what it knows of an interface.
+fn slot(interface: &Interface) -> usize {
+    interface.ifindex as usize % maps::INTERFACES as usize
+}
+
+/// What it finds there. Interfaces that share a slot cannot have their MAC checked: the other's
+/// frames would be taken for another host's.
+fn word(interface: &Interface, named: &[&Interface]) -> u64 {
+    if named.iter().any(|other| other.ifindex != interface.ifindex && slot(other) == slot(interface)) {
+        return maps::NO_XDP_TX;
+    }
+    let mac = interface.mac.unwrap_or_default().word();
+    if interface.veth { mac | maps::NO_XDP_TX } else { mac }
+}
+
+fn not_attached(error: &Error) -> Problem {
+    Problem { reason: "not-attached", ..of_datapath(error.to_string()) }
+}
+
+fn not_installed(error: &tokio::task::JoinError) -> Problem {
+    Problem { reason: "internal", ..of_datapath(format!("the last change was not installed: {error}")) }
+}
+
+fn of_datapath(message: String) -> Problem {
+    Problem {
+        object: ObjectId { origin: "datapath".to_owned(), ..ObjectId::default() },
+        severity: Severity::Error,
+        reason: "datapath",
+        field: String::new(),
+        message,
+        fix: String::new(),
     }
 }
 
