@@ -6,6 +6,7 @@ use std::fmt::Write;
 
 use serde::Serialize;
 
+use crate::model::l4::Pool;
 use crate::model::l7::{Action, Location, PathMatch};
 use crate::model::{ObjectId, ObjectName, Problem, Severity, Snapshot};
 use crate::objects::Objects;
@@ -238,10 +239,24 @@ fn vips(service: &ObjectName, snapshot: &Snapshot) -> Vec<String> {
     let pools = snapshot.l4.pools.iter().filter(|(id, _)| id.service == *service);
     pools
         .flat_map(|(_, pool)| {
-            let backends = count(pool.backends.len(), "backend");
-            pool.vips.iter().map(move |vip| format!("{vip} -> {backends}, {}", pool.mode))
+            let backends = backends(pool);
+            pool.vips.keys().map(move |vip| format!("{vip} -> {backends}"))
         })
         .collect()
+}
+
+/// `3 backends, nat`, or `3 backends, 1 local, 2 tunnel`.
+fn backends(pool: &Pool) -> String {
+    let mut modes: BTreeMap<&str, usize> = BTreeMap::new();
+    for backend in pool.backends.values() {
+        *modes.entry(backend.mode.as_str()).or_default() += 1;
+    }
+    let mut text = count(pool.backends.len(), "backend");
+    let mixed = modes.len() > 1;
+    for (mode, number) in modes {
+        text += &if mixed { format!(", {number} {mode}") } else { format!(", {mode}") };
+    }
+    text
 }
 
 fn count(number: usize, noun: &str) -> String {

@@ -3,7 +3,9 @@
 use std::fmt::Write;
 
 use penstock::model::Problem;
-use penstock::model::l4::{L4, Protocol, VipAddr};
+use penstock::model::l4::{
+    Access, At, Backend, BackendState, FlowMemory, L4, OnEmpty, Pool, PoolId, Protocol, VipAddr,
+};
 use penstock::model::l7::{
     Action, Filters, L7, Location, PathMatch, Piece, RedirectQuery, Server, SslRedirect, Template,
 };
@@ -34,13 +36,43 @@ fn l4(l4: &L4, out: &mut String) {
         }
     }
     for (id, pool) in &l4.pools {
-        line(out, 0, &format!("pool {id} {}", pool.mode));
-        for vip in &pool.vips {
-            line(out, 1, &format!("vip {vip}"));
-        }
-        for (backend, weight) in &pool.backends {
-            line(out, 1, &format!("backend {backend} weight {}", weight.0));
-        }
+        pool_lines(id, pool, out);
+    }
+    for peer in &l4.peers {
+        line(out, 0, &format!("peer {peer}"));
+    }
+}
+
+/// Only what differs from the defaults.
+fn pool_lines(id: &PoolId, pool: &Pool, out: &mut String) {
+    let Pool { vips, backends, empty, affinity, source_ranges, memory } = pool;
+    let mut text = format!("pool {id}");
+    if *empty == OnEmpty::Drop {
+        text += ", drops when empty";
+    }
+    if let Some(affinity) = affinity {
+        text += &format!(", affinity {:?}", affinity.timeout);
+    }
+    if *memory != FlowMemory::default() {
+        text += &format!(", memory {memory}");
+    }
+    line(out, 0, &text);
+    let ranges: Vec<_> = source_ranges.iter().map(ToString::to_string).collect();
+    for (vip, access) in vips {
+        let access = match access {
+            Access::Open => String::new(),
+            Access::Restricted => format!(" from [{}]", ranges.join(" ")),
+        };
+        line(out, 1, &format!("vip {vip}{access}"));
+    }
+    for (addr, Backend { weight, state, mode, at }) in backends {
+        let draining = if *state == BackendState::Draining { " draining" } else { "" };
+        let at = match at {
+            At::Here => " here".to_owned(),
+            At::Node { tunnel } => format!(" at {tunnel}"),
+            At::Elsewhere => String::new(),
+        };
+        line(out, 1, &format!("backend {addr} {mode}{at} weight {}{draining}", weight.0));
     }
 }
 

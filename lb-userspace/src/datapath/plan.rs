@@ -240,7 +240,11 @@ impl Book {
             wire_port: wire_port(addr.port()),
             mode: match mode {
                 ForwardingMode::L2 => Mode::L2,
-                ForwardingMode::Nat => Mode::Nat,
+                // The join gives pools `nat` where the program has no such mode.
+                ForwardingMode::Nat
+                | ForwardingMode::Ipip
+                | ForwardingMode::Local
+                | ForwardingMode::Tunnel => Mode::Nat,
             },
             generation: self.generations.get(usize::from(id.0)).copied().unwrap_or(1),
             mtu: way.mtu,

@@ -6,7 +6,9 @@ use std::net::{IpAddr, SocketAddr};
 
 use lb_common::backend::NextHop;
 
-use crate::model::l4::{Family, ForwardingMode, L4, Listener, PoolId, Protocol, Vip, VipAddr};
+use crate::model::l4::{
+    self, Access, BackendState, Family, ForwardingMode, L4, Listener, PoolId, Protocol, Vip, VipAddr,
+};
 use crate::model::{ObjectId, Problem, Severity};
 
 /// Complete wish.
@@ -105,31 +107,68 @@ pub fn join(l4: &L4, network: &Network) -> (Want, Vec<Problem>) {
         if pool.vips.is_empty() {
             continue;
         }
-        for place in pool.vips.iter().flat_map(|vip| places(vip, network)) {
+        problems.extend(not_yet(id, pool));
+        let open = pool.vips.iter().filter(|(_, access)| **access == Access::Open);
+        for place in open.flat_map(|(vip, _)| places(vip, network)) {
             want.vips.entry(place).or_insert_with(|| Target::Pool(id.clone()));
         }
+        let mode = mode(pool);
         let mut backends = BTreeMap::new();
-        for (addr, weight) in &pool.backends {
-            match way(*addr, id.family, pool.mode, network) {
+        for (addr, backend) in &pool.backends {
+            match way(*addr, id.family, mode, network) {
                 Ok(way) => {
-                    if way.source.is_ipv4() == addr.is_ipv4() && pool.mode == ForwardingMode::Nat {
+                    if way.source.is_ipv4() == addr.is_ipv4() && mode == ForwardingMode::Nat {
                         want.addrs.insert(way.source, Owner::Node);
                     }
-                    if pool.mode == ForwardingMode::Nat && !network.node_addrs.contains(&way.source) {
+                    if mode == ForwardingMode::Nat && !network.node_addrs.contains(&way.source) {
                         problems.push(unanswered(id, *addr, way.source));
                     }
-                    backends.insert(*addr, Backend { weight: weight.0, way });
+                    let weight = match backend.state {
+                        BackendState::Active => backend.weight.0,
+                        BackendState::Draining => 0,
+                    };
+                    backends.insert(*addr, Backend { weight, way });
                 }
                 Err(message) => problems.push(problem(id, format!("backend {addr}: {message}"))),
             }
         }
-        want.pools.insert(id.clone(), Pool { mode: pool.mode, backends });
+        want.pools.insert(id.clone(), Pool { mode, backends });
     }
     for place in want.vips.keys() {
         let host = network.other_addrs.contains(&place.addr);
         want.addrs.entry(place.addr).or_insert(if host { Owner::Node } else { Owner::Vip });
     }
     (want, problems)
+}
+
+/// The one mode of a pool: `l2` where all its backends are, else `nat`, which reaches them all.
+fn mode(pool: &l4::Pool) -> ForwardingMode {
+    let l2 = !pool.backends.is_empty() && pool.backends.values().all(|b| b.mode == ForwardingMode::L2);
+    if l2 { ForwardingMode::L2 } else { ForwardingMode::Nat }
+}
+
+/// What the pool asks for and the program does not do.
+fn not_yet(id: &PoolId, pool: &l4::Pool) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    if pool.vips.values().any(|access| *access == Access::Restricted) {
+        // Serving them unfiltered would open what its author closed.
+        let message =
+            "source ranges are not enforced yet; the addresses are not served, rather than open to all";
+        problems.push(Problem {
+            reason: "source-ranges-not-yet",
+            fix: "filter in front of this host and remove the ranges".to_owned(),
+            ..problem(id, message.to_owned())
+        });
+    }
+    if pool.affinity.is_some() {
+        let message = "ClientIP affinity is not honoured yet; flows of one client are spread";
+        problems.push(Problem {
+            severity: Severity::Warning,
+            reason: "affinity-not-yet",
+            ..problem(id, message.to_owned())
+        });
+    }
+    problems
 }
 
 /// A problem of the Service behind a pool.
@@ -215,7 +254,7 @@ fn way(addr: SocketAddr, family: Family, mode: ForwardingMode, network: &Network
 mod tests {
     use super::*;
     use crate::model::ObjectName;
-    use crate::model::l4::Weight;
+    use crate::model::l4::{At, Weight};
 
     #[test]
     fn a_vip_in_the_nat_range_is_a_problem_on_the_hosts_addresses_only() {
@@ -256,10 +295,12 @@ mod tests {
                 family: Family::V4,
             };
             let addr = VipAddr::Ip("203.0.113.10".parse().expect("address"));
-            let pool = crate::model::l4::Pool {
-                vips: [Vip { addr, port: 5432, protocol: Protocol::Tcp }].into(),
-                mode,
-                backends: [(backend, Weight(1))].into(),
+            let state = BackendState::Active;
+            let target = l4::Backend { weight: Weight(1), state, mode, at: At::Elsewhere };
+            let pool = l4::Pool {
+                vips: [(Vip { addr, port: 5432, protocol: Protocol::Tcp }, Access::Open)].into(),
+                backends: [(backend, target)].into(),
+                ..l4::Pool::default()
             };
             let l4 = L4 { pools: [(id, pool)].into(), ..L4::default() };
             join(&l4, network).1.iter().map(|problem| problem.reason).collect()

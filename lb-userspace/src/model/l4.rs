@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use super::ObjectName;
 
@@ -15,6 +16,8 @@ pub struct L4 {
     /// VIPs left to the proxy. They win over a pool that claims the same address and port (the
     /// translation reports the clash).
     pub punts: BTreeMap<Vip, Listener>,
+    /// Tunnel addresses of every other node that runs Penstock: who may send us tunnelled packets.
+    pub peers: BTreeSet<IpAddr>,
 }
 
 /// Identity of a [`Pool`], stable over changes of its VIPs and backends.
@@ -37,15 +40,170 @@ impl fmt::Display for PoolId {
 }
 
 /// VIPs that share one set of backends.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Pool {
-    /// Addresses and ports clients connect to. May be empty (nothing to install).
-    pub vips: BTreeSet<Vip>,
-    /// How packets reach the backends.
+    /// Addresses and ports clients connect to, and who may. Empty: nothing to install.
+    pub vips: BTreeMap<Vip, Access>,
+    /// Backends in the order of their address, without duplicates.
+    pub backends: BTreeMap<SocketAddr, Backend>,
+    /// What becomes of new flows while no backend takes any.
+    pub empty: OnEmpty,
+    /// Whether a client keeps its backend; `None`: each flow is spread by its five-tuple.
+    pub affinity: Option<Affinity>,
+    /// Who may use the restricted VIPs, all of the pool's family. Empty: nobody may.
+    pub source_ranges: BTreeSet<Prefix>,
+    /// Which flows are remembered.
+    pub memory: FlowMemory,
+}
+
+/// Who may use a VIP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Access {
+    /// Everybody.
+    Open,
+    /// The pool's `source_ranges` alone.
+    Restricted,
+}
+
+/// One place that serves a VIP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Backend {
+    /// Share of new flows among the active ones.
+    pub weight: Weight,
+    /// Whether it takes new flows.
+    pub state: BackendState,
+    /// How packets reach it, decided. [`ForwardingMode::Local`] only where `at` is [`At::Here`],
+    /// [`ForwardingMode::Tunnel`] only where it is [`At::Node`].
     pub mode: ForwardingMode,
-    /// Backends in the order of their address, without duplicates. Empty: every new flow to the
-    /// VIPs is refused by name (`no-backend`), never passed to the host.
-    pub backends: BTreeMap<SocketAddr, Weight>,
+    /// Where it is, as far as Kubernetes tells.
+    pub at: At,
+}
+
+/// Whether a backend takes new flows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum BackendState {
+    /// It does.
+    Active,
+    /// It keeps the flows it has; new ones go elsewhere. It is gone when it leaves the pool.
+    Draining,
+}
+
+/// Where a backend is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum At {
+    /// On this node.
+    Here,
+    /// On another node that runs Penstock.
+    Node {
+        /// That node's tunnel address; its family may differ from the backend's.
+        tunnel: IpAddr,
+    },
+    /// On a node that does not, or on none that we know.
+    Elsewhere,
+}
+
+/// What becomes of a new flow when no backend takes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub enum OnEmpty {
+    /// Nobody serves it anywhere: refused at once (TCP RST, ICMP port unreachable).
+    #[default]
+    Reject,
+    /// Others serve it (externalTrafficPolicy Local, endpoints on other nodes only): dropped
+    /// silently, so that whoever sent it here tries elsewhere.
+    Drop,
+}
+
+/// A client keeps its backend over flows, by its address alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Affinity {
+    /// How long after its last flow a client is remembered: 1 second to 1 day.
+    pub timeout: Duration,
+}
+
+/// A block of addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Prefix {
+    addr: IpAddr,
+    bits: u8,
+}
+
+impl Prefix {
+    /// The block of this length that holds `addr`; `None` where the family has no such length.
+    pub fn new(addr: IpAddr, bits: u8) -> Option<Self> {
+        let addr = match addr {
+            IpAddr::V4(addr) => {
+                let host = 32u32.checked_sub(bits.into())?;
+                let mask = u32::MAX.checked_shl(host).unwrap_or(0);
+                IpAddr::V4((addr.to_bits() & mask).into())
+            }
+            IpAddr::V6(addr) => {
+                let host = 128u32.checked_sub(bits.into())?;
+                let mask = u128::MAX.checked_shl(host).unwrap_or(0);
+                IpAddr::V6((addr.to_bits() & mask).into())
+            }
+        };
+        Some(Self { addr, bits })
+    }
+
+    /// First address of the block.
+    pub fn addr(self) -> IpAddr {
+        self.addr
+    }
+
+    /// Leading bits that count.
+    pub fn bits(self) -> u8 {
+        self.bits
+    }
+
+    /// Family of the block.
+    pub fn family(self) -> Family {
+        Family::of(self.addr)
+    }
+
+    /// The address is in the block.
+    pub fn contains(self, addr: IpAddr) -> bool {
+        Self::new(addr, self.bits) == Some(self)
+    }
+}
+
+impl fmt::Display for Prefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.addr, self.bits)
+    }
+}
+
+/// `192.0.2.0/24`, `2001:db8::/32`; host bits may be set, as Kubernetes allows.
+impl std::str::FromStr for Prefix {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let whole = || {
+            let (addr, bits) = text.split_once('/')?;
+            // `parse` takes "+8", which nobody means.
+            let bits = bits.bytes().all(|byte| byte.is_ascii_digit()).then_some(bits)?;
+            Self::new(addr.parse().ok()?, bits.parse().ok()?)
+        };
+        whole().ok_or_else(|| format!("{text:?} is not a block of addresses such as 192.0.2.0/24"))
+    }
+}
+
+/// Which flows of a pool are remembered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub enum FlowMemory {
+    /// Those for which the tables alone would not do.
+    #[default]
+    JustEnough,
+    /// All.
+    Conservative,
+}
+
+impl fmt::Display for FlowMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::JustEnough => "just-enough",
+            Self::Conservative => "conservative",
+        })
+    }
 }
 
 /// Relative share of new flows; 0 takes none.
@@ -90,14 +248,40 @@ pub enum ForwardingMode {
     Nat,
     /// Destination MAC rewritten only; the backend holds the VIP and answers the client itself.
     L2,
+    /// Wrapped in IP to the backend, which unwraps it, holds the VIP and answers the client itself.
+    Ipip,
+    /// Destination translated and delivered by this node's own stack.
+    Local,
+    /// Wrapped in UDP to the backend's node, which delivers as for [`ForwardingMode::Local`] and
+    /// answers the client itself.
+    Tunnel,
+}
+
+impl ForwardingMode {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Nat, Self::L2, Self::Ipip, Self::Local, Self::Tunnel];
+
+    /// The word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Nat => "nat",
+            Self::L2 => "l2",
+            Self::Ipip => "ipip",
+            Self::Local => "local",
+            Self::Tunnel => "tunnel",
+        }
+    }
+
+    /// The backend gets the client's packet with the VIP as destination, so it must hold the VIP
+    /// and listen on the VIP's port.
+    pub fn keeps_destination(self) -> bool {
+        matches!(self, Self::L2 | Self::Ipip)
+    }
 }
 
 impl fmt::Display for ForwardingMode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Nat => "nat",
-            Self::L2 => "l2",
-        })
+        f.write_str(self.as_str())
     }
 }
 
@@ -208,6 +392,31 @@ mod tests {
             let flow: FiveTuple = text.parse().expect(text);
 
             assert_eq!(flow.to_string(), text);
+        }
+    }
+
+    #[test]
+    fn a_prefix_holds_the_addresses_of_its_block_and_of_its_family_alone() {
+        let cases = [
+            ("192.0.2.77/24", "192.0.2.0/24", "192.0.2.255", "192.0.3.0"),
+            ("0.0.0.0/0", "0.0.0.0/0", "255.255.255.255", "::1"),
+            ("10.0.0.1/32", "10.0.0.1/32", "10.0.0.1", "10.0.0.0"),
+            ("2001:db8::1/32", "2001:db8::/32", "2001:db8:ffff::", "2001:db9::"),
+            ("::/0", "::/0", "ffff::", "0.0.0.0"),
+        ];
+        for (text, written, inside, outside) in cases {
+            let prefix: Prefix = text.parse().expect(text);
+
+            assert_eq!(prefix.to_string(), written);
+            assert!(prefix.contains(inside.parse().expect("address")), "{text}");
+            assert!(!prefix.contains(outside.parse().expect("address")), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_block_of_addresses_is_refused() {
+        for text in ["", "10.0.0.0", "10.0.0.0/33", "10.0.0.0/+8", "10.0.0.0/", "::/129", "a/8", "::/256"] {
+            assert!(text.parse::<Prefix>().is_err(), "{text}");
         }
     }
 

@@ -10,7 +10,10 @@ use super::Options;
 use super::endpoints::{self, Slices, Use};
 use super::findings::{About, Findings};
 use super::names;
-use crate::model::l4::{Family, ForwardingMode, L4, Listener, Pool, PoolId, Protocol, Vip, VipAddr};
+use crate::model::l4::{
+    Access, At, Backend, BackendState, Family, ForwardingMode, L4, Listener, Pool, PoolId, Protocol, Vip,
+    VipAddr,
+};
 use crate::model::{ObjectId, ObjectName};
 use crate::objects::{Key, Kind, Objects, Sourced};
 
@@ -187,7 +190,10 @@ fn one_service(
                 continue;
             }
             let mode = mode(service);
-            let mut pool = Pool { vips: BTreeSet::new(), mode, backends: endpoints::eligible(&candidates) };
+            let backends = endpoints::eligible(&candidates).into_iter().map(|(addr, weight)| {
+                (addr, Backend { weight, state: BackendState::Active, mode, at: At::Elsewhere })
+            });
+            let mut pool = Pool { backends: backends.collect(), ..Pool::default() };
             for (vip, field) in vips {
                 if mode == ForwardingMode::L2 && vip.addr == VipAddr::Node(*family) {
                     about.info(
@@ -200,10 +206,10 @@ fn one_service(
                         "",
                     );
                 } else if claims.take(vip, name, &field, &mut about) {
-                    pool.vips.insert(vip);
+                    pool.vips.insert(vip, Access::Open);
                 }
             }
-            reachable(&mut pool, number, &field, port, &mut about);
+            reachable(&mut pool, mode, number, &field, port, &mut about);
             if pool.vips.is_empty() {
                 continue;
             }
@@ -217,7 +223,14 @@ fn one_service(
 }
 
 /// Removes backends that the pool's mode cannot reach.
-fn reachable(pool: &mut Pool, port_number: u16, field: &str, port: &ServicePort, about: &mut About<'_>) {
+fn reachable(
+    pool: &mut Pool,
+    mode: ForwardingMode,
+    port_number: u16,
+    field: &str,
+    port: &ServicePort,
+    about: &mut About<'_>,
+) {
     pool.backends.retain(|backend, _| {
         let Some(why) = names::unusable_vip(backend.ip()) else { return true };
         about.warn(
@@ -228,7 +241,7 @@ fn reachable(pool: &mut Pool, port_number: u16, field: &str, port: &ServicePort,
         );
         false
     });
-    if pool.mode != ForwardingMode::L2 {
+    if mode != ForwardingMode::L2 {
         return;
     }
     let others: BTreeSet<u16> = pool.backends.keys().map(|backend| backend.port()).collect();
