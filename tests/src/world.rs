@@ -102,7 +102,7 @@ pub fn backend(addr: IpAddr) -> Backend {
     };
     let source = ip(if addr.is_ipv4() { NODE_V4 } else { NODE_V6 });
     let next_hop = NextHop::new(backend_mac(last), crate::packet::OURS, LOOPBACK);
-    Backend { weight: 1, way: Way { source, next_hop, mtu: 1500 } }
+    Backend { weight: 1, way: Way { source, next_hop, mtu: 1500, vlan: None } }
 }
 
 fn ip(addr: &str) -> IpAddr {

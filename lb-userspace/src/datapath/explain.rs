@@ -42,7 +42,7 @@ pub(super) fn backend_addrs(l4: &L4) -> BTreeSet<IpAddr> {
 }
 
 fn unknown_way(addr: IpAddr) -> Way {
-    Way { source: addr, next_hop: backend::NextHop::default(), mtu: u16::MAX }
+    Way { source: addr, next_hop: backend::NextHop::default(), mtu: u16::MAX, vlan: None }
 }
 
 /// Where a flow goes with the tables as they are.

@@ -325,7 +325,7 @@ fn way(route: &Route, interface: Option<&Interface>, neighbour: Option<Mac>) -> 
     let own = interface.mac.ok_or_else(|| format!("interface {} has no Ethernet address", interface.name))?;
     let source = route.source.ok_or("its route names no source address")?;
     let next_hop = neighbour.map(|mac| NextHop::new(mac, own, interface.ifindex)).unwrap_or_default();
-    Ok(Way { source, next_hop, mtu: u16::try_from(interface.mtu).unwrap_or(u16::MAX) })
+    Ok(Way { source, next_hop, mtu: u16::try_from(interface.mtu).unwrap_or(u16::MAX), vlan: None })
 }
 
 /// Marks our local routes (`proto 183` in `ip route`), so that those of an agent that was killed

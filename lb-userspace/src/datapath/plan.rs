@@ -236,7 +236,7 @@ impl Book {
         lb_common::Backend {
             addr: addr.ip().into(),
             snat: way.source.into(),
-            next_hop: way.next_hop,
+            next_hop: way.plain_next_hop(),
             wire_port: wire_port(addr.port()),
             mode: match mode {
                 ForwardingMode::L2 => Mode::L2,

@@ -78,6 +78,16 @@ pub struct Way {
     pub next_hop: NextHop,
     /// Largest IP packet.
     pub mtu: u16,
+    /// VLAN tag that frames leave `next_hop.ifindex` with; `None`: untagged.
+    pub vlan: Option<u16>,
+}
+
+impl Way {
+    /// The next hop as the kernel program can use it: it pushes no tags yet, so a tagged way
+    /// counts as unresolved there and is left to the kernel's routing.
+    pub fn plain_next_hop(&self) -> NextHop {
+        if self.vlan.is_some() { NextHop::default() } else { self.next_hop }
+    }
 }
 
 /// What the network knows, as far as it matters here.
@@ -284,7 +294,7 @@ mod tests {
     fn nat_behind_an_interface_without_the_program_is_a_problem_and_l2_is_not() {
         let backend: SocketAddr = "10.0.1.11:5432".parse().expect("address");
         let source: IpAddr = "10.0.1.1".parse().expect("address");
-        let way = Way { source, next_hop: NextHop::default(), mtu: 1500 };
+        let way = Way { source, next_hop: NextHop::default(), mtu: 1500, vlan: None };
         let mut network = Network::default();
         network.ways.insert(backend.ip(), Ok(way));
         let reasons = |mode, network: &Network| -> Vec<&str> {

@@ -65,6 +65,7 @@ fn backend(weight: u16) -> Backend {
         source: Ipv4Addr::new(10, 0, 0, 254).into(),
         next_hop: NextHop::new(Mac([2; 6]), Mac([4; 6]), 3),
         mtu: 1500,
+        vlan: None,
     };
     Backend { weight, way }
 }
