@@ -1,10 +1,11 @@
 //! A snapshot and its problems as text that a person can review.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 
 use penstock::model::Problem;
 use penstock::model::l4::{
-    Access, At, Backend, BackendState, FlowMemory, L4, OnEmpty, Pool, PoolId, Protocol, VipAddr,
+    Access, At, Backend, BackendState, FlowMemory, L4, OnEmpty, Pool, PoolId, Prefix, Protocol, Punt, VipAddr,
 };
 use penstock::model::l7::{
     Action, Filters, L7, Location, PathMatch, Piece, RedirectQuery, Server, SslRedirect, Template,
@@ -27,16 +28,20 @@ fn line(out: &mut String, indent: usize, text: &str) {
 }
 
 fn l4(l4: &L4, out: &mut String) {
-    for (vip, listener) in &l4.punts {
+    for (vip, Punt { listener, sources }) in &l4.punts {
         let is_usual = matches!(vip.addr, VipAddr::Node(_))
             && [80, 443].contains(&vip.port)
             && vip.protocol == Protocol::Tcp;
         if !is_usual {
-            line(out, 0, &format!("punt {vip} to {listener:?}"));
+            let from = sources.as_ref().map(ranges).unwrap_or_default();
+            line(out, 0, &format!("punt {vip} to {listener:?}{from}"));
         }
     }
     for (id, pool) in &l4.pools {
         pool_lines(id, pool, out);
+    }
+    for addr in &l4.tunnel {
+        line(out, 0, &format!("tunnel address {addr}"));
     }
     for peer in &l4.peers {
         line(out, 0, &format!("peer {peer}"));
@@ -57,11 +62,10 @@ fn pool_lines(id: &PoolId, pool: &Pool, out: &mut String) {
         text += &format!(", memory {memory}");
     }
     line(out, 0, &text);
-    let ranges: Vec<_> = source_ranges.iter().map(ToString::to_string).collect();
     for (vip, access) in vips {
         let access = match access {
             Access::Open => String::new(),
-            Access::Restricted => format!(" from [{}]", ranges.join(" ")),
+            Access::Restricted => ranges(source_ranges),
         };
         line(out, 1, &format!("vip {vip}{access}"));
     }
@@ -74,6 +78,11 @@ fn pool_lines(id: &PoolId, pool: &Pool, out: &mut String) {
         };
         line(out, 1, &format!("backend {addr} {mode}{at} weight {}{draining}", weight.0));
     }
+}
+
+fn ranges(sources: &BTreeSet<Prefix>) -> String {
+    let sources: Vec<_> = sources.iter().map(ToString::to_string).collect();
+    format!(" from [{}]", sources.join(" "))
 }
 
 fn l7(l7: &L7, out: &mut String) {

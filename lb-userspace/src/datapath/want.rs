@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use lb_common::backend::NextHop;
 
 use crate::model::l4::{
-    self, Access, BackendState, Family, ForwardingMode, L4, Listener, PoolId, Protocol, Vip, VipAddr,
+    self, Access, BackendState, Family, ForwardingMode, L4, Listener, PoolId, Protocol, Punt, Vip, VipAddr,
 };
 use crate::model::{ObjectId, Problem, Severity};
 
@@ -108,7 +108,12 @@ pub fn join(l4: &L4, network: &Network) -> (Want, Vec<Problem>) {
     for addr in &network.node_addrs {
         want.addrs.insert(*addr, Owner::Node);
     }
-    for (vip, listener) in &l4.punts {
+    for (vip, Punt { listener, sources }) in &l4.punts {
+        if sources.is_some() {
+            let object = ObjectId { origin: "datapath".to_owned(), ..ObjectId::default() };
+            problems.push(restricted(object, vip.to_string()));
+            continue;
+        }
         for place in places(vip, network) {
             want.vips.insert(place, Target::Punt(*listener));
         }
@@ -179,6 +184,19 @@ fn not_yet(id: &PoolId, pool: &l4::Pool) -> Vec<Problem> {
         });
     }
     problems
+}
+
+/// Serving restricted VIPs unfiltered would open what their author closed.
+fn restricted(object: ObjectId, field: String) -> Problem {
+    let message = "source ranges are not enforced yet; the addresses are not served, rather than open to all";
+    Problem {
+        object,
+        severity: Severity::Error,
+        reason: "source-ranges-not-yet",
+        field,
+        message: message.to_owned(),
+        fix: "filter in front of this host and remove the ranges".to_owned(),
+    }
 }
 
 /// A problem of the Service behind a pool.

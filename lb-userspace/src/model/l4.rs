@@ -15,7 +15,10 @@ pub struct L4 {
     pub pools: BTreeMap<PoolId, Pool>,
     /// VIPs left to the proxy. They win over a pool that claims the same address and port (the
     /// translation reports the clash).
-    pub punts: BTreeMap<Vip, Listener>,
+    pub punts: BTreeMap<Vip, Punt>,
+    /// Our own tunnel addresses, at most one for each family: the outer source of what we tunnel,
+    /// and where we take tunnelled packets. Empty: we tunnel nothing and take nothing.
+    pub tunnel: BTreeSet<IpAddr>,
     /// Tunnel addresses of every other node that runs Penstock: who may send us tunnelled packets.
     pub peers: BTreeSet<IpAddr>,
 }
@@ -54,6 +57,15 @@ pub struct Pool {
     pub source_ranges: BTreeSet<Prefix>,
     /// Which flows are remembered.
     pub memory: FlowMemory,
+}
+
+/// A VIP that is left to the proxy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Punt {
+    /// Which listener takes its connections.
+    pub listener: Listener,
+    /// Who may use it; `None`: everybody, empty: nobody.
+    pub sources: Option<BTreeSet<Prefix>>,
 }
 
 /// Who may use a VIP.

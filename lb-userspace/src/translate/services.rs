@@ -11,8 +11,8 @@ use super::endpoints::{self, Slices, Use};
 use super::findings::{About, Findings};
 use super::names;
 use crate::model::l4::{
-    Access, At, Backend, BackendState, Family, ForwardingMode, L4, Listener, Pool, PoolId, Protocol, Vip,
-    VipAddr,
+    Access, At, Backend, BackendState, Family, ForwardingMode, L4, Listener, Pool, PoolId, Protocol, Punt,
+    Vip, VipAddr,
 };
 use crate::model::{ObjectId, ObjectName};
 use crate::objects::{Key, Kind, Objects, Sourced};
@@ -46,7 +46,7 @@ pub(super) fn translate(
         for (port, listener) in http.chain(https) {
             let vip = Vip { addr: VipAddr::Node(family), port, protocol: Protocol::Tcp };
             claims.owners.insert(vip, NODE.to_owned());
-            claims.l4.punts.insert(vip, listener);
+            claims.l4.punts.insert(vip, Punt { listener, sources: None });
         }
     }
     let mut services: Vec<_> = objects.services.iter().collect();
@@ -167,7 +167,7 @@ fn one_service(
         if let (true, Some(listener)) = (is_ingress, listener_of(port, protocol)) {
             for (vip, field) in families.iter().flat_map(|family| vips_of(*family)) {
                 if claims.take(vip, name, &field, &mut about) {
-                    claims.l4.punts.insert(vip, listener);
+                    claims.l4.punts.insert(vip, Punt { listener, sources: None });
                 }
             }
             continue;
