@@ -8,6 +8,7 @@
 
 pub mod addr;
 pub mod backend;
+pub mod bench;
 pub mod config;
 pub mod csum;
 pub mod flow;

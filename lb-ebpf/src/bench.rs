@@ -1,24 +1,35 @@
-//! Floors and wrappers for `cargo xtask bench l4`; never attached to an interface.
+//! Floors and wrappers for `cargo xtask bench l4`; never attached to an interface but by it.
 //!
-//! BPF_PROG_TEST_RUN does not reset the packet between repeats, so a program that rewrites
-//! addresses would see its own output the second time. The wrappers restore the headers first,
-//! in whole words; `bench_restore_*` measures what that costs.
+//! BPF_PROG_TEST_RUN does not reset the packet between repeats, so a program that encapsulates or
+//! rewrites addresses would see its own output the second time. The wrappers undo that first and
+//! then tail call the program: what runs is what is attached elsewhere, not a copy of it that the
+//! compiler could fit to its wrapper. A wrapper that does not call on measures itself.
+//!
+//! Words are written as wide as the program reads them: a load that spans two stores waits for
+//! both to reach the cache, a few nanoseconds that no real packet costs.
 
 use aya_ebpf::{
     bindings::xdp_action,
-    btf_maps::Array,
+    btf_maps::{Array, PerCpuArray, ProgramArray},
+    helpers::bpf_xdp_adjust_head,
     macros::{btf_map, xdp},
     programs::XdpContext,
 };
+use lb_common::bench::Generator;
 
 use crate::{
-    packet::{Packet, View},
+    packet::{Packet, View, Word},
     parse::ETHERNET,
 };
 
-/// The packet to restore: the first 80 bytes as words.
 #[btf_map]
-static BENCH_PACKET: Array<[u64; 10], 1> = Array::new();
+static BENCH_GENERATOR: Array<Generator, 1> = Array::new();
+/// The program to run.
+#[btf_map]
+static BENCH_PROGRAM: ProgramArray<1> = ProgramArray::new();
+/// Frames that reached the sink.
+#[btf_map]
+static BENCH_SUNK: PerCpuArray<u64, 1> = PerCpuArray::new();
 
 /// Floor: the test loop alone.
 #[xdp(frags)]
@@ -38,42 +49,169 @@ pub fn bench_swap(ctx: XdpContext) -> u32 {
     xdp_action::XDP_TX
 }
 
-/// The program over a restored IPv4 TCP packet.
+/// Floor: two moves of the packet's start, of which an encapsulation makes one and undoing it the
+/// other.
 #[xdp(frags)]
-pub fn bench_v4(ctx: XdpContext) -> u32 {
-    restore::<56>(&ctx);
-    crate::run(&ctx)
-}
-
-/// The program over a restored IPv6 TCP packet.
-#[xdp(frags)]
-pub fn bench_v6(ctx: XdpContext) -> u32 {
-    restore::<80>(&ctx);
-    crate::run(&ctx)
-}
-
-/// What restoring an IPv4 packet costs.
-#[xdp(frags)]
-pub fn bench_restore_v4(ctx: XdpContext) -> u32 {
-    restore::<56>(&ctx);
+pub fn bench_adjust(ctx: XdpContext) -> u32 {
+    adjust(&ctx, -20);
+    adjust(&ctx, 20);
     xdp_action::XDP_TX
 }
 
-/// What restoring an IPv6 packet costs.
+/// The same packet every time, without its encapsulation.
 #[xdp(frags)]
-pub fn bench_restore_v6(ctx: XdpContext) -> u32 {
-    restore::<80>(&ctx);
+pub fn bench_undo(ctx: XdpContext) -> u32 {
+    run(&ctx, |_, _| {})
+}
+
+/// Another flow every time.
+#[xdp(frags)]
+pub fn bench_vary_v4(ctx: XdpContext) -> u32 {
+    run(&ctx, |packet, generator| vary_v4(packet, generator))
+}
+
+/// Another flow every time.
+#[xdp(frags)]
+pub fn bench_vary_v6(ctx: XdpContext) -> u32 {
+    run(&ctx, |packet, generator| vary_v6(packet, generator))
+}
+
+/// Another flow every time, and hop limit and checksums as they came.
+#[xdp(frags)]
+pub fn bench_renew_v4(ctx: XdpContext) -> u32 {
+    run(&ctx, |packet, generator| {
+        let Some(view) = packet.view::<V4_TCP>() else { return };
+        // TTL, protocol and header checksum; TCP's checksum and urgent pointer.
+        copy::<u32, _>(&view, generator, ETHERNET + 8);
+        copy::<u32, _>(&view, generator, ETHERNET + 36);
+        vary_v4(packet, generator);
+    })
+}
+
+/// Another flow every time, and hop limit and checksums as they came.
+#[xdp(frags)]
+pub fn bench_renew_v6(ctx: XdpContext) -> u32 {
+    run(&ctx, |packet, generator| {
+        let Some(view) = packet.view::<V6_TCP>() else { return };
+        copy::<u64, _>(&view, generator, ETHERNET);
+        copy::<u32, _>(&view, generator, ETHERNET + 56);
+        vary_v6(packet, generator);
+    })
+}
+
+/// Makes live frames (IPv4) and sends them out of the interface they pretend to come from. Pages
+/// come back as they went, so every header is written anew.
+#[xdp(frags)]
+pub fn bench_generate(ctx: XdpContext) -> u32 {
+    let Some(generator) = generator() else { return xdp_action::XDP_ABORTED };
+    let packet = Packet::of(&ctx);
+    let Some(view) = packet.view::<V4_TCP>() else { return xdp_action::XDP_ABORTED };
+    ethernet(&view, generator);
+    for word in 0..(V4_TCP - ETHERNET) / 4 {
+        copy::<u32, _>(&view, generator, ETHERNET + 4 * word);
+    }
+    vary_v4(&packet, generator);
+    xdp_action::XDP_TX
+}
+
+/// Counts frames and drops them.
+#[xdp(frags)]
+pub fn bench_sink(_: XdpContext) -> u32 {
+    if let Some(count) = BENCH_SUNK.get_ptr_mut(0) {
+        // SAFETY: the value is this CPU's own, and XDP does not nest.
+        unsafe { *count += 1 };
+    }
+    xdp_action::XDP_DROP
+}
+
+const V4_PORTS: usize = ETHERNET + 24;
+const V4_TCP: usize = ETHERNET + 40;
+const V6_PORTS: usize = ETHERNET + 44;
+const V6_TCP: usize = ETHERNET + 60;
+
+/// Undoes what the last run did, changes the headers, and calls the program.
+#[inline(always)]
+fn run(ctx: &XdpContext, change: impl FnOnce(&Packet, &mut Generator)) -> u32 {
+    let Some(generator) = generator() else { return xdp_action::XDP_ABORTED };
+    if generator.grown != 0 {
+        adjust(ctx, generator.grown as i32);
+    }
+    generator.grown = generator.grow;
+    let packet = Packet::of(ctx);
+    let Some(view) = packet.view::<ETHERNET>() else { return xdp_action::XDP_ABORTED };
+    ethernet(&view, generator);
+    change(&packet, generator);
+    if generator.run != 0 {
+        // SAFETY: nothing here needs to be dropped.
+        unsafe { BENCH_PROGRAM.tail_call(ctx, 0) };
+        return xdp_action::XDP_ABORTED;
+    }
+    if generator.grow != 0 {
+        adjust(ctx, -(generator.grow as i32));
+    }
     xdp_action::XDP_TX
 }
 
 #[inline(always)]
-fn restore<const SIZE: usize>(ctx: &XdpContext) {
-    let Some(saved) = BENCH_PACKET.get(0) else { return };
-    let Some(view) = Packet::of(ctx).view::<SIZE>() else { return };
-    let view: View<SIZE> = view;
-    for (index, word) in saved.iter().enumerate() {
-        if index * 8 < SIZE {
-            view.write(index * 8, *word);
-        }
-    }
+fn ethernet<const SIZE: usize>(view: &View<SIZE>, generator: &Generator) {
+    copy::<u64, SIZE>(view, generator, 0);
+    copy::<u32, SIZE>(view, generator, 8);
+    copy::<u16, SIZE>(view, generator, 12);
+}
+
+#[inline(always)]
+fn vary_v4(packet: &Packet, generator: &mut Generator) {
+    let Some(view) = packet.view::<V4_PORTS>() else { return };
+    let (flow, host, ports) = next(generator, ETHERNET + 20);
+    view.write(ETHERNET + 12, saved::<u32>(generator, ETHERNET + 12) | host);
+    let vip = saved::<u32>(generator, ETHERNET + 16);
+    view.write(ETHERNET + 16, vip | Generator::vip(flow, generator.vips));
+    view.write(ETHERNET + 20, ports);
+}
+
+#[inline(always)]
+fn vary_v6(packet: &Packet, generator: &mut Generator) {
+    let Some(view) = packet.view::<V6_PORTS>() else { return };
+    let (flow, host, ports) = next(generator, ETHERNET + 40);
+    copy::<u64, V6_PORTS>(&view, generator, ETHERNET + 8);
+    view.write(ETHERNET + 16, saved::<u64>(generator, ETHERNET + 16) | (host as u64) << 32);
+    copy::<u64, V6_PORTS>(&view, generator, ETHERNET + 24);
+    let vip = saved::<u64>(generator, ETHERNET + 32);
+    view.write(ETHERNET + 32, vip | (Generator::vip(flow, generator.vips) as u64) << 32);
+    view.write(ETHERNET + 40, ports);
+}
+
+/// The next flow: its number, the client's host part and the ports word, of which the frame gives
+/// the destination.
+#[inline(always)]
+fn next(generator: &mut Generator, ports: usize) -> (u32, u32, u32) {
+    let flow = generator.next & generator.flow_mask;
+    generator.next = generator.next.wrapping_add(1);
+    let (host, port) = Generator::client(flow);
+    (flow, host, saved::<u32>(generator, ports) & 0xffff_0000 | port)
+}
+
+#[inline(always)]
+fn copy<T: Word, const SIZE: usize>(view: &View<SIZE>, generator: &Generator, offset: usize) {
+    view.write(offset, saved::<T>(generator, offset));
+}
+
+/// Reads the saved frame, unaligned as the packet is.
+#[inline(always)]
+fn saved<T: Word>(generator: &Generator, offset: usize) -> T {
+    let at = generator.frame.as_ptr().wrapping_add(offset).cast::<T>();
+    // SAFETY: callers name a field of the first 80 bytes; the verifier proves it.
+    unsafe { *at }
+}
+
+#[inline(always)]
+fn generator() -> Option<&'static mut Generator> {
+    // SAFETY: one CPU measures at a time, and the bench writes the value between runs only.
+    BENCH_GENERATOR.get_ptr_mut(0).map(|generator| unsafe { &mut *generator })
+}
+
+#[inline(always)]
+fn adjust(ctx: &XdpContext, bytes: i32) {
+    // SAFETY: the helper checks the range; every view is made anew afterwards.
+    unsafe { bpf_xdp_adjust_head(ctx.ctx, bytes) };
 }

@@ -1,5 +1,7 @@
 //! Loads the kernel object, maps its tables and attaches its programs. aya stops here.
 
+mod measure;
+
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 
@@ -218,11 +220,6 @@ impl Kernel {
         map.remove(&key).map_err(|_| Error::Object(name))
     }
 
-    /// Loads one of the object's other XDP programs, for measuring.
-    pub fn load_bench(&mut self, name: &'static str) -> Result<(), Error> {
-        self.xdp(name)?.load().map_err(|source| load_error(name, source))
-    }
-
     /// Runs an XDP program of the object over one packet `repeat` times; the packet is not reset
     /// in between. For tests and measuring.
     pub fn test_run(&mut self, name: &'static str, packet: &[u8], repeat: u32) -> Result<Run, Error> {
@@ -239,23 +236,6 @@ impl Kernel {
         })?;
         out.truncate(result.data_size_out as usize);
         Ok(Run { action: result.return_value, packet: out, nanoseconds: result.duration.as_nanos() as u64 })
-    }
-
-    /// Stores the packet that the measuring wrappers restore.
-    pub fn set_bench_packet(&mut self, packet: &[u8]) -> Result<(), Error> {
-        const NAME: &str = "BENCH_PACKET";
-        let mut words = [0u64; 10];
-        for (word, bytes) in words.iter_mut().zip(packet.chunks(8)) {
-            let mut padded = [0; 8];
-            for (to, from) in padded.iter_mut().zip(bytes) {
-                *to = *from;
-            }
-            *word = u64::from_le_bytes(padded);
-        }
-        let map = self.ebpf.map_mut(NAME).ok_or(Error::Object(NAME))?;
-        let mut map: aya::maps::Array<_, [u64; 10]> =
-            aya::maps::Array::try_from(map).map_err(|_| Error::Object(NAME))?;
-        map.set(0, words, 0).map_err(|_| Error::Object(NAME))
     }
 }
 

@@ -1,25 +1,91 @@
-//! Prints what a packet costs: `bench-l4 [--json FILE]`.
+//! Prints what a packet costs: `bench-l4 [--json FILE] [--rounds N]`.
 
 use anyhow::{Context, Result, bail};
-use lb_tests::bench_l4;
+use lb_tests::bench_l4::control::{self, Control, Publish};
+use lb_tests::bench_l4::{self, Measured};
+
+const ROUNDS: usize = 41;
 
 fn main() -> Result<()> {
-    let args: Vec<String> = std::env::args().skip(1).collect();
-    let json = match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        [] => None,
-        ["--json", file] => Some(file.to_owned()),
-        _ => bail!("usage: bench-l4 [--json FILE]"),
-    };
-    let measured = bench_l4::run().context("measure (needs root or CAP_BPF and CAP_NET_ADMIN)")?;
-    println!("{:<14} {:>7} {:>7} {:>7} {:>7}", "case", "min ns", "p25", "median", "ratio");
-    for bench_l4::Measured { case, min_ns, p25_ns, median_ns, ratio } in &measured {
-        println!("{case:<14} {min_ns:>7} {p25_ns:>7} {median_ns:>7} {ratio:>7.2}");
+    let (mut json, mut rounds) = (None, ROUNDS);
+    let mut args = std::env::args().skip(1);
+    while let Some(arg) = args.next() {
+        match (arg.as_str(), args.next()) {
+            ("--json", Some(file)) => json = Some(file),
+            ("--rounds", Some(count)) => rounds = count.parse().context("--rounds takes a number")?,
+            _ => bail!("usage: bench-l4 [--json FILE] [--rounds N]"),
+        }
     }
-    println!("ratio: fastest round in units of mac-swap's; restore is part of nat's rows");
+    let measured = bench_l4::run(rounds).context("measure (needs root or CAP_BPF and CAP_NET_ADMIN)")?;
+    print(&measured);
+    print_compared(&measured);
+    let control = control::run().context("measure a change of the tables")?;
+    print_control(&control);
     if let Some(file) = json {
-        let rows: Vec<_> = measured.iter().map(bench_l4::Measured::json).collect();
+        let mut rows: Vec<_> = measured.iter().map(Measured::json).collect();
+        rows.extend(control.json());
         let text = serde_json::to_string_pretty(&rows)?;
         std::fs::write(&file, text + "\n").with_context(|| format!("write {file}"))?;
     }
     Ok(())
+}
+
+fn print(measured: &[Measured]) {
+    println!(
+        "{:<18} {:>7} {:>5} {:>7} {:>6} {:>6} {:>6}",
+        "case", "min ns", "p25", "median", "ratio", "net", "goal"
+    );
+    for row in measured {
+        let Measured { case, min_ns, p25_ns, median_ns, ratio, net_ratio, goal } = row;
+        print!("{case:<18} {min_ns:>7} {p25_ns:>5} {median_ns:>7} {ratio:>6.2} {net_ratio:>6.2}");
+        match goal {
+            Some(goal) => println!(" {goal:>6.1}  {}", judged(row)),
+            None => println!(),
+        }
+    }
+    println!(
+        "ratio: fastest round in units of mac-swap's; net: without the wrapper that puts the packet back\n\
+         (rows undo, vary, restore: the wrapper alone, an encapsulation's move of the start included)"
+    );
+}
+
+/// Rows beside the rows that they should equal: sizes, and IPv6 beside IPv4.
+fn print_compared(measured: &[Measured]) {
+    println!("\n{:<18} {:<18} {:>6}", "case", "beside", "ratio");
+    for (row, other, ratio) in bench_l4::compared(measured) {
+        println!("{row:<18} {other:<18} {ratio:>6.2}");
+    }
+}
+
+fn print_control(control: &Control) {
+    let Control { publish: Publish { planned, switched }, from_empty, maps } = control;
+    println!(
+        "\na table of 65,536 slots, from plan to switched: {:.1?}, median {:.1?} (goal {:.0?}); \
+         the plan: {:.1?}, median {:.1?}\n\
+         1,000 VIPs with 10,000 backends from empty: {from_empty:.0?} (goal {:.0?})\n\
+         memory of all maps: {:.1} MB (goal {:.0} MB)",
+        switched[0],
+        switched[1],
+        control::PUBLISH,
+        planned[0],
+        planned[1],
+        control::FROM_EMPTY,
+        megabytes(control.memory()),
+        megabytes(control::MEMORY),
+    );
+    for (name, bytes) in maps.iter().filter(|(_, bytes)| *bytes >= 1_000_000) {
+        println!("  {name:<16} {:>6.1} MB", megabytes(*bytes));
+    }
+}
+
+fn megabytes(bytes: u64) -> f64 {
+    bytes as f64 / 1e6
+}
+
+fn judged(row: &Measured) -> &'static str {
+    match (row.met(), row.met_net()) {
+        (Some(true), _) => "met",
+        (_, Some(true)) => "met net",
+        _ => "missed",
+    }
 }

@@ -1,0 +1,238 @@
+//! The cases as data: which world, which program, which frame, what has to become of it and what
+//! it may cost.
+
+use lb_common::Verdict;
+
+use super::worlds::{self, Which};
+use crate::packet::{ACK, Packet, SYN, tcp};
+use crate::world::backend_mac;
+
+/// One row.
+#[derive(Clone)]
+pub struct Case {
+    /// As printed, and in JSON.
+    pub name: &'static str,
+    /// What is installed.
+    pub world: Which,
+    /// What is run.
+    pub program: &'static str,
+    /// How the packet is put back between runs; `None` where nothing has to be.
+    pub wrapper: Option<Wrapper>,
+    /// The packet.
+    pub frame: Vec<u8>,
+    /// Flows, a power of two; 0: every packet is a new one.
+    pub flows: u32,
+    /// VIPs that packets are spread over; 0: that of the frame.
+    pub vips: u32,
+    /// Bytes of an encapsulation.
+    pub grow: u32,
+    /// XDP action.
+    pub action: u32,
+    /// What the program counts every packet as, where it counts.
+    pub verdict: Option<Verdict>,
+    /// Most that it may cost in units of the MAC swap.
+    pub goal: Option<f64>,
+}
+
+/// What stands around the program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wrapper {
+    /// Nothing is run but the wrapper.
+    Alone,
+    /// The program is; the row `alone` says what the wrapper costs.
+    Around {
+        /// Name of that row.
+        alone: &'static str,
+    },
+}
+
+const PASS: u32 = 2;
+const TX: u32 = 3;
+
+const ONE: u32 = 1;
+const SOME: u32 = 1 << 16;
+const MANY: u32 = 1 << 20;
+
+/// Every case, floors first, in the order of the report.
+pub fn all() -> Vec<Case> {
+    let mut cases = floors();
+    cases.extend(steering("v4"));
+    cases.extend(steering("v6"));
+    cases.extend(sizes());
+    cases
+}
+
+/// The same work on more of everything: rows of a table of their own, each with the row that it is
+/// to be compared with.
+pub const COMPARED: &[(&str, &str)] = &[
+    ("flows-64k", "small"),
+    ("flows-1m", "small"),
+    ("vips-4000", "small"),
+    ("backends-10000", "small"),
+    ("backends-10000-64k", "flows-64k"),
+    ("vips-4000-spread", "flows-64k"),
+];
+
+/// IPv6 twins and what they are twins of.
+pub fn families() -> impl Iterator<Item = (&'static str, &'static str)> {
+    rows().into_iter().map(|Row { name: [v4, v6], .. }| (v6, v4))
+}
+
+/// Settled tables of several sizes.
+fn sizes() -> Vec<Case> {
+    let base = Case {
+        name: "small",
+        world: Which::Small,
+        program: "bench_vary_v4",
+        wrapper: Some(Wrapper::Around { alone: "vary-v4" }),
+        frame: frame(0, [worlds::SIZED, ""], ACK),
+        flows: ONE,
+        vips: 0,
+        grow: 0,
+        action: TX,
+        verdict: Some(Verdict::ForwardedL2),
+        goal: None,
+    };
+    vec![
+        base.clone(),
+        Case { name: "flows-64k", flows: SOME, ..base.clone() },
+        Case { name: "flows-1m", flows: MANY, ..base.clone() },
+        Case { name: "vips-4000", world: Which::Vips, ..base.clone() },
+        Case { name: "backends-10000", world: Which::Backends, ..base.clone() },
+        Case { name: "backends-10000-64k", world: Which::Backends, flows: SOME, ..base.clone() },
+        Case { name: "vips-4000-spread", world: Which::Vips, flows: SOME, vips: worlds::VIPS.into(), ..base },
+    ]
+}
+
+/// A case of one family as [`steering`] lists them: everything but what follows from the family.
+#[derive(Clone, Copy)]
+struct Row {
+    name: [&'static str; 2],
+    world: Which,
+    wrap: Wrap,
+    to: [&'static str; 2],
+    flags: u8,
+    flows: u32,
+    grow: [u32; 2],
+    action: u32,
+    verdict: Option<Verdict>,
+    goal: f64,
+}
+
+/// Which of the wrappers.
+#[derive(Clone, Copy)]
+enum Wrap {
+    /// The packet comes out as it went in.
+    None,
+    /// It comes out longer.
+    #[expect(dead_code, reason = "no mode encapsulates yet")]
+    Undo,
+    /// Longer, and each belongs to another flow.
+    #[expect(dead_code, reason = "no mode encapsulates yet")]
+    Vary,
+    /// Each belongs to another flow, and addresses, ports and checksums are rewritten.
+    Renew,
+}
+
+fn rows() -> Vec<Row> {
+    use worlds::{L2, NAT, NOT_OURS};
+    let base = Row {
+        name: [""; 2],
+        world: Which::Main,
+        wrap: Wrap::None,
+        to: NOT_OURS,
+        flags: ACK,
+        flows: ONE,
+        grow: [0; 2],
+        action: TX,
+        verdict: None,
+        goal: 0.0,
+    };
+    vec![
+        Row { name: ["not-ours-v4", "not-ours-v6"], action: PASS, goal: 1.2, ..base },
+        Row { name: ["l2-v4", "l2-v6"], to: L2, verdict: Some(Verdict::ForwardedL2), goal: 1.7, ..base },
+        Row {
+            name: ["nat-v4-64k", "nat-v6-64k"],
+            wrap: Wrap::Renew,
+            to: NAT,
+            flags: SYN,
+            flows: SOME,
+            verdict: Some(Verdict::ForwardedNat),
+            goal: 9.0,
+            ..base
+        },
+    ]
+}
+
+fn floors() -> Vec<Case> {
+    let frame = |v6: bool| frame(usize::from(v6), worlds::L2, ACK);
+    let bare = |name, program, action| Case {
+        name,
+        world: Which::Main,
+        program,
+        wrapper: None,
+        frame: frame(false),
+        flows: ONE,
+        vips: 0,
+        grow: 0,
+        action,
+        verdict: None,
+        goal: None,
+    };
+    let alone = |name, program, v6, grow| Case {
+        wrapper: Some(Wrapper::Alone),
+        frame: frame(v6),
+        flows: MANY,
+        grow,
+        ..bare(name, program, TX)
+    };
+    vec![
+        bare("pass", "bench_pass", PASS),
+        bare("mac-swap", "bench_swap", TX),
+        bare("adjust-head-twice", "bench_adjust", TX),
+        alone("undo-v4", "bench_undo", false, 20),
+        alone("undo-v6", "bench_undo", true, 40),
+        alone("vary-v4", "bench_vary_v4", false, 20),
+        alone("vary-v6", "bench_vary_v6", true, 40),
+        alone("restore-v4", "bench_renew_v4", false, 0),
+        alone("restore-v6", "bench_renew_v6", true, 0),
+    ]
+}
+
+fn steering(family: &str) -> Vec<Case> {
+    let at = usize::from(family == "v6");
+    rows().into_iter().map(|row| case(&row, at)).collect()
+}
+
+fn case(row: &Row, at: usize) -> Case {
+    let v6 = at == 1;
+    let pick = |v4, v6_| if v6 { v6_ } else { v4 };
+    let (program, alone) = match row.wrap {
+        Wrap::None => ("penstock", None),
+        Wrap::Undo => ("bench_undo", Some(pick("undo-v4", "undo-v6"))),
+        Wrap::Vary => (pick("bench_vary_v4", "bench_vary_v6"), Some(pick("vary-v4", "vary-v6"))),
+        Wrap::Renew => (pick("bench_renew_v4", "bench_renew_v6"), Some(pick("restore-v4", "restore-v6"))),
+    };
+    let Row { name, world, wrap: _, to, flags, flows, grow, action, verdict, goal } = row;
+    Case {
+        name: name[at],
+        world: *world,
+        program,
+        wrapper: alone.map(|alone| Wrapper::Around { alone }),
+        frame: frame(at, *to, *flags),
+        flows: *flows,
+        vips: 0,
+        grow: grow[at],
+        action: *action,
+        verdict: *verdict,
+        goal: Some(*goal),
+    }
+}
+
+/// A TCP segment whose destination MAC is the first backend's already: rewriting it again changes
+/// nothing, and the program's check of the MAC passes every time.
+fn frame(at: usize, to: [&str; 2], flags: u8) -> Vec<u8> {
+    let from = ["10.0.0.0:1024", "[2001:db8:2::]:1024"];
+    let payload = vec![0; 26];
+    Packet { dst_mac: backend_mac(1), payload, flags, ..tcp(from[at], to[at]) }.bytes()
+}

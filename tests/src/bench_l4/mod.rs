@@ -1,0 +1,217 @@
+//! What the data path costs: nanoseconds per packet of the XDP program by BPF_PROG_TEST_RUN, the
+//! same by size, and what a change costs user space.
+//!
+//! All cases run interleaved in one process on one core, and the smallest and the lower quartile
+//! of many rounds are compared: on a shared machine one case alone swings by half over seconds.
+//! The kernel reports whole nanoseconds per packet, rounded down. Repeats do not reset the packet:
+//! what changes it runs behind a wrapper that puts the headers back (`lb-ebpf/src/bench.rs`),
+//! whose own cost has a row of its own and is also subtracted, as `net`.
+
+pub mod cases;
+pub mod control;
+pub mod wire;
+mod worlds;
+
+use anyhow::{Context, Result, ensure};
+use lb_common::bench::{FRAME, Generator};
+use serde_json::json;
+
+use cases::{Case, Wrapper};
+use worlds::World;
+
+/// Packets of one case in one round.
+const REPEAT: u32 = 200_000;
+/// The floor that ratios refer to.
+const FLOOR: &str = "mac-swap";
+
+/// One case and what was measured.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Measured {
+    /// Name of the case.
+    pub case: &'static str,
+    /// Fastest round.
+    pub min_ns: u64,
+    /// Lower quartile of the rounds.
+    pub p25_ns: u64,
+    /// Median of the rounds.
+    pub median_ns: u64,
+    /// `min_ns` in units of the MAC swap's.
+    pub ratio: f64,
+    /// The same without what the wrapper costs.
+    pub net_ratio: f64,
+    /// Most that the ratio may be.
+    pub goal: Option<f64>,
+}
+
+impl Measured {
+    /// Whether the ratio is within the goal, wrapper included; `None` where there is no goal.
+    pub fn met(&self) -> Option<bool> {
+        self.goal.map(|goal| self.ratio <= goal)
+    }
+
+    /// Whether the ratio is within the goal without the wrapper.
+    pub fn met_net(&self) -> Option<bool> {
+        self.goal.map(|goal| self.net_ratio <= goal)
+    }
+
+    /// As the JSON report has it.
+    pub fn json(&self) -> serde_json::Value {
+        let Self { case, min_ns, p25_ns, median_ns, ratio, net_ratio, goal } = self;
+        json!({
+            "case": case, "min_ns": min_ns, "p25_ns": p25_ns, "median_ns": median_ns,
+            "ratio": hundredths(*ratio), "net_ratio": hundredths(*net_ratio),
+            "goal": goal, "met": self.met(), "met_net": self.met_net(),
+        })
+    }
+}
+
+/// What a row costs in units of the row that it should equal: `(row, other, ratio)`.
+pub fn compared(measured: &[Measured]) -> Vec<(&'static str, &'static str, f64)> {
+    let net = |name: &str| measured.iter().find(|row| row.case == name).map(|row| row.net_ratio);
+    let pairs = cases::COMPARED.iter().copied().chain(cases::families());
+    pairs.filter_map(|(row, other)| Some((row, other, net(row)? / net(other)?))).collect()
+}
+
+/// Measures every case in that many rounds, in the order they are to be printed.
+pub fn run(rounds: usize) -> Result<Vec<Measured>> {
+    pin()?;
+    let mut worlds = worlds::load()?;
+    let mut runs: Vec<Run> = cases::all().into_iter().map(Run::new).collect();
+    for run in &mut runs {
+        run.prepare(&mut worlds).with_context(|| run.case.name)?;
+    }
+    for _ in 0..rounds {
+        for run in &mut runs {
+            let nanoseconds = run.packets(&mut worlds, REPEAT).with_context(|| run.case.name)?;
+            run.nanoseconds.push(nanoseconds);
+        }
+    }
+    for run in &mut runs {
+        run.nanoseconds.sort_unstable();
+        run.verify(&mut worlds).with_context(|| run.case.name)?;
+    }
+    let floors = Floors::of(&runs)?;
+    Ok(runs.iter().map(|run| run.measured(&floors)).collect())
+}
+
+/// A case while it is measured.
+struct Run {
+    case: Case,
+    generator: Generator,
+    nanoseconds: Vec<u64>,
+}
+
+impl Run {
+    fn new(case: Case) -> Self {
+        let mut frame = [0; FRAME];
+        frame.iter_mut().zip(&case.frame).for_each(|(to, from)| *to = *from);
+        let generator = Generator {
+            frame,
+            next: 0,
+            flow_mask: case.flows.wrapping_sub(1),
+            vips: case.vips,
+            run: u32::from(case.wrapper != Some(Wrapper::Alone)),
+            grow: case.grow,
+            grown: 0,
+        };
+        Self { case, generator, nanoseconds: Vec::new() }
+    }
+
+    /// Makes flows known and caches as warm as they can be.
+    fn prepare(&mut self, worlds: &mut [World]) -> Result<()> {
+        self.packets(worlds, self.case.flows.max(1))?;
+        self.verify(worlds)
+    }
+
+    /// Every packet must meet the fate that the case is about: one that measures refusals measures
+    /// nothing.
+    fn verify(&mut self, worlds: &mut [World]) -> Result<()> {
+        const PACKETS: u32 = 10_000;
+        let before = self.count(worlds)?;
+        self.packets(worlds, PACKETS)?;
+        let counted = self.count(worlds)? - before;
+        let all = self.case.verdict.is_none() || counted == u64::from(PACKETS);
+        ensure!(all, "{counted} of {PACKETS} packets were {:?}", self.case.verdict);
+        Ok(())
+    }
+
+    fn packets(&mut self, worlds: &mut [World], repeat: u32) -> Result<u64> {
+        let Self { case, generator, .. } = self;
+        let World { engine, .. } = worlds.get_mut(case.world as usize).context("no such world")?;
+        if case.wrapper.is_some() {
+            engine.kernel.set_generator(generator)?;
+        }
+        let run = engine.kernel.test_run(case.program, &case.frame, repeat)?;
+        ensure!(run.action == case.action, "action {}, not {}", run.action, case.action);
+        generator.next = generator.next.wrapping_add(repeat);
+        Ok(run.nanoseconds)
+    }
+
+    fn count(&self, worlds: &[World]) -> Result<u64> {
+        let World { engine, .. } = worlds.get(self.case.world as usize).context("no such world")?;
+        let verdicts = engine.verdicts();
+        Ok(verdicts.iter().find(|(verdict, _)| Some(*verdict) == self.case.verdict).map_or(0, |(_, n)| *n))
+    }
+
+    fn fastest(&self) -> f64 {
+        self.nanoseconds.first().copied().unwrap_or_default() as f64
+    }
+
+    fn measured(&self, floors: &Floors) -> Measured {
+        let at = |index: usize| self.nanoseconds.get(index).copied().unwrap_or_default();
+        let rounds = self.nanoseconds.len();
+        Measured {
+            case: self.case.name,
+            min_ns: at(0),
+            p25_ns: at(rounds / 4),
+            median_ns: at(rounds / 2),
+            ratio: self.fastest() / floors.swap,
+            net_ratio: (self.fastest() - floors.wrapper(&self.case)) / floors.swap,
+            goal: self.case.goal,
+        }
+    }
+}
+
+/// What is no work of the program.
+struct Floors {
+    pass: f64,
+    swap: f64,
+    /// One move of the packet's start.
+    adjust: f64,
+    wrappers: Vec<(&'static str, f64)>,
+}
+
+impl Floors {
+    fn of(runs: &[Run]) -> Result<Self> {
+        let row = |name: &str| runs.iter().find(|run| run.case.name == name).map(Run::fastest);
+        let row = |name: &str| row(name).with_context(|| format!("no row {name}"));
+        let pass = row("pass")?;
+        Ok(Self {
+            pass,
+            swap: row(FLOOR)?.max(1.0),
+            adjust: (row("adjust-head-twice")? - pass) / 2.0,
+            wrappers: runs.iter().map(|run| (run.case.name, run.fastest())).collect(),
+        })
+    }
+
+    /// Where the wrapper alone had to lengthen the frame in the program's place, that was one move
+    /// of the packet's start too many.
+    fn wrapper(&self, case: &Case) -> f64 {
+        let Some(Wrapper::Around { alone }) = case.wrapper else { return 0.0 };
+        let alone = self.wrappers.iter().find(|(name, _)| *name == alone).map_or(0.0, |(_, ns)| *ns);
+        let lengthened = if case.grow > 0 { self.adjust } else { 0.0 };
+        (alone - self.pass - lengthened).max(0.0)
+    }
+}
+
+/// Two digits behind the point: whole nanoseconds carry no more.
+pub fn hundredths(value: f64) -> f64 {
+    (value * 100.0).round() / 100.0
+}
+
+/// Keeps this thread, and what it runs in the kernel, on one core.
+pub fn pin() -> Result<()> {
+    let mut cpus = rustix::thread::CpuSet::new();
+    cpus.set(1.min(std::thread::available_parallelism().map_or(0, |count| count.get() - 1)));
+    rustix::thread::sched_setaffinity(None, &cpus).context("pin to one core")
+}
