@@ -11,7 +11,7 @@ use crate::{ebpf, process, target_dir};
 /// Which half of Penstock is measured.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub enum Half {
-    /// Nanoseconds per packet of the XDP program
+    /// Nanoseconds per packet of the XDP program; with `--wire` between namespaces, beside nftables
     L4,
     /// Requests per second of the proxy, beside nginx and haproxy
     L7,
@@ -20,6 +20,8 @@ pub enum Half {
 /// Builds everything in release and runs the program of that half with `args`.
 pub fn run(half: Half, args: &[String]) -> Result<()> {
     let (bin, purposes): (_, &[Purpose]) = match half {
+        // Namespaces are what the tests need, too.
+        Half::L4 if args.iter().any(|arg| arg == "--wire") => ("bench-l4", Purpose::ALL),
         Half::L4 => ("bench-l4", &[Purpose::Build]),
         Half::L7 => ("bench-l7", &[Purpose::Build, Purpose::Bench]),
     };

@@ -17,7 +17,7 @@ pub enum Purpose {
     Build,
     /// Run every test tier and the demo
     Test,
-    /// Measure beside other proxies
+    /// Measure beside other proxies and balancers
     Bench,
 }
 
@@ -43,6 +43,7 @@ impl Purpose {
                 ("nginx", "nginx-light"),
                 ("haproxy", "haproxy"),
                 ("htpasswd", "apache2-utils"),
+                ("nft", "nftables"),
             ],
         }
     }

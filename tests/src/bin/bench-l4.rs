@@ -1,33 +1,55 @@
-//! Prints what a packet costs: `bench-l4 [--json FILE] [--rounds N]`.
+//! Prints what a packet costs: `bench-l4 [--wire] [--json FILE] [--rounds N]`.
 
 use anyhow::{Context, Result, bail};
 use lb_tests::bench_l4::control::{self, Control, Publish};
+use lb_tests::bench_l4::wire::{self, Frames};
 use lb_tests::bench_l4::{self, Measured};
 
 const ROUNDS: usize = 41;
 
 fn main() -> Result<()> {
-    let (mut json, mut rounds) = (None, ROUNDS);
+    let (mut json, mut rounds, mut on_wire) = (None, ROUNDS, false);
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
-        match (arg.as_str(), args.next()) {
-            ("--json", Some(file)) => json = Some(file),
-            ("--rounds", Some(count)) => rounds = count.parse().context("--rounds takes a number")?,
-            _ => bail!("usage: bench-l4 [--json FILE] [--rounds N]"),
+        let mut value = || args.next().with_context(|| format!("{arg} takes a value"));
+        match arg.as_str() {
+            "--wire" => on_wire = true,
+            "--json" => json = Some(value()?),
+            "--rounds" => rounds = value()?.parse().context("--rounds takes a number")?,
+            _ => bail!("usage: bench-l4 [--wire] [--json FILE] [--rounds N]"),
         }
     }
+    let rows = if on_wire { wire()? } else { packets(rounds)? };
+    if let Some(file) = json {
+        let text = serde_json::to_string_pretty(&rows)?;
+        std::fs::write(&file, text + "\n").with_context(|| format!("write {file}"))?;
+    }
+    Ok(())
+}
+
+fn packets(rounds: usize) -> Result<Vec<serde_json::Value>> {
     let measured = bench_l4::run(rounds).context("measure (needs root or CAP_BPF and CAP_NET_ADMIN)")?;
     print(&measured);
     print_compared(&measured);
     let control = control::run().context("measure a change of the tables")?;
     print_control(&control);
-    if let Some(file) = json {
-        let mut rows: Vec<_> = measured.iter().map(Measured::json).collect();
-        rows.extend(control.json());
-        let text = serde_json::to_string_pretty(&rows)?;
-        std::fs::write(&file, text + "\n").with_context(|| format!("write {file}"))?;
+    Ok(measured.iter().map(Measured::json).chain(control.json()).collect())
+}
+
+fn wire() -> Result<Vec<serde_json::Value>> {
+    let wire = wire::run().context("measure on the wire (needs root)")?;
+    println!("{:<20} {:>7} {:>5} {:>7} {:>6}", "case", "min ns", "p25", "median", "ratio");
+    for Frames { case, nanoseconds: [min, p25, median], ratio } in &wire.frames {
+        println!("{case:<20} {min:>7} {p25:>5} {median:>7} {ratio:>6.2}");
     }
-    Ok(())
+    let (ours, nftables) = wire.best_connections();
+    println!(
+        "ratio: fastest round beside that of wire-mac-swap, or of wire-udp-nftables for UDP; each row is\n\
+         generator, balancer and sink on one core, and every frame arrived\n\n\
+         connections per second, nat: {ours:.0}, nftables {nftables:.0}; median ratio {:.2}",
+        wire.connections_ratio()
+    );
+    Ok(wire.json())
 }
 
 fn print(measured: &[Measured]) {
