@@ -9,13 +9,14 @@ use serde::Serialize;
 use crate::model::l4::Pool;
 use crate::model::l7::{Action, Location, PathMatch};
 use crate::model::{ObjectId, ObjectName, Problem, Severity, Snapshot};
-use crate::objects::Objects;
+use crate::objects::{Key, Kind, Objects};
 use crate::translate::{self, Translated};
 
 /// Reasons of problems that mean "as if it were not written".
-const IGNORED: [&str; 19] = [
+const IGNORED: [&str; 20] = [
     "canary-not-yet",
     "catch-all-disabled",
+    "external-ips-off",
     "fqdn-slice",
     "kind-not-read",
     "l2-node-port",
@@ -166,7 +167,7 @@ fn object(
     id: ObjectId,
     mut problems: Vec<&Problem>,
     translated: &Translated,
-    annotations: &BTreeMap<ObjectName, Vec<&'static str>>,
+    annotations: &BTreeMap<Key, Vec<&'static str>>,
 ) -> ObjectReport {
     problems.sort();
     problems.dedup();
@@ -196,8 +197,16 @@ fn object(
         _ if !effects.is_empty() => Verdict::Honoured,
         worst => worst,
     };
-    let honoured =
-        if kind == "Ingress" { annotations.get(&key).cloned().unwrap_or_default() } else { Vec::new() };
+    let of_kind = Kind::ALL.into_iter().find(|one| one.to_string() == kind);
+    let honoured = of_kind.and_then(|kind| annotations.get(&Key { kind, name: key }).cloned());
+    let mut honoured = honoured.unwrap_or_default();
+    // Not both: what a finding is about is told there.
+    honoured.retain(|name| {
+        !findings.iter().any(|Finding { verdict, field, .. }| {
+            let prefix = field.strip_suffix(name).unwrap_or_default();
+            *verdict != Verdict::Honoured && prefix.ends_with(['/', '.'])
+        })
+    });
     ObjectReport { kind, namespace, name, origin, verdict, effects, honoured, findings }
 }
 

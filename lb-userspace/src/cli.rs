@@ -100,6 +100,18 @@ struct MeaningArgs {
     /// Ignore Ingresses with a spec.defaultBackend
     #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     disable_catch_all: Option<bool>,
+    /// Name of this node in EndpointSlices and Node objects [default: $NODE_NAME, else the host's
+    /// name]
+    #[arg(long, value_name = "NAME", env = "PENSTOCK_NODE_NAME")]
+    node_name: Option<String>,
+    /// Serve the addresses of Services of this loadBalancerClass alone [default: of those without a
+    /// class and of class penstock.dev/load-balancer]
+    #[arg(long, value_name = "CLASS", env = "PENSTOCK_LOAD_BALANCER_CLASS")]
+    load_balancer_class: Option<String>,
+    /// Serve spec.externalIPs, too: any author of a Service may claim any address by it
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true,
+          env = "PENSTOCK_EXTERNAL_IPS")]
+    external_ips: Option<bool>,
 }
 
 #[derive(Debug, Args)]
@@ -318,6 +330,9 @@ impl MeaningArgs {
             controller_class: self.controller_class,
             watch_ingress_without_class: self.watch_ingress_without_class,
             disable_catch_all: self.disable_catch_all,
+            node_name: self.node_name,
+            load_balancer_class: self.load_balancer_class,
+            external_ips: self.external_ips,
             ..Settings::default()
         }
     }

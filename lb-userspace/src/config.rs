@@ -54,6 +54,12 @@ pub struct TranslateConfig {
     pub watch_ingress_without_class: bool,
     /// `--disable-catch-all`.
     pub disable_catch_all: bool,
+    /// `--node-name`; where nobody names it, `NODE_NAME` or the host's name.
+    pub node_name: Option<String>,
+    /// `--load-balancer-class`; `None`: Services without a class and of our own.
+    pub load_balancer_class: Option<String>,
+    /// `--external-ips`.
+    pub external_ips: bool,
 }
 
 /// `--datapath`.
@@ -115,6 +121,9 @@ pub struct Settings {
     pub(crate) controller_class: Option<String>,
     pub(crate) watch_ingress_without_class: Option<bool>,
     pub(crate) disable_catch_all: Option<bool>,
+    pub(crate) node_name: Option<String>,
+    pub(crate) load_balancer_class: Option<String>,
+    pub(crate) external_ips: Option<bool>,
 }
 
 /// Why a configuration is refused; always names the setting, the value and what is allowed.
@@ -178,6 +187,9 @@ pub fn resolve(flags: Settings, file: Option<&Path>) -> Result<Config, Error> {
             controller_class: merged.controller_class,
             watch_ingress_without_class: merged.watch_ingress_without_class.unwrap_or(false),
             disable_catch_all: merged.disable_catch_all.unwrap_or(false),
+            node_name: merged.node_name.or_else(node_name),
+            load_balancer_class: merged.load_balancer_class.map(|class| class_name(&class)).transpose()?,
+            external_ips: merged.external_ips.unwrap_or(false),
         },
     })
 }
@@ -211,6 +223,9 @@ impl Settings {
             controller_class,
             watch_ingress_without_class,
             disable_catch_all,
+            node_name,
+            load_balancer_class,
+            external_ips,
         } = self;
         Self {
             manifests: manifests.or(below.manifests),
@@ -230,6 +245,9 @@ impl Settings {
             controller_class: controller_class.or(below.controller_class),
             watch_ingress_without_class: watch_ingress_without_class.or(below.watch_ingress_without_class),
             disable_catch_all: disable_catch_all.or(below.disable_catch_all),
+            node_name: node_name.or(below.node_name),
+            load_balancer_class: load_balancer_class.or(below.load_balancer_class),
+            external_ips: external_ips.or(below.external_ips),
         }
     }
 }
@@ -293,6 +311,29 @@ fn object(setting: &'static str, text: Option<String>) -> Result<Option<ObjectNa
         }
         _ => Err(Error::Value { setting, value: text, reason: "allowed: NAMESPACE/NAME".to_owned() }),
     }
+}
+
+/// As the downward API gives it to a pod by custom, else as the host is called: that is what a
+/// kubelet calls its node unless told otherwise.
+fn node_name() -> Option<String> {
+    let named = std::env::var("NODE_NAME").ok().filter(|name| !name.is_empty());
+    named.or_else(|| {
+        let host = rustix::system::uname().nodename().to_str().ok()?.to_ascii_lowercase();
+        (!host.is_empty()).then_some(host)
+    })
+}
+
+fn class_name(text: &str) -> Result<String, Error> {
+    // `spec.loadBalancerClass` is a label-style name, with or without a domain in front.
+    let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'/');
+    if !text.is_empty() && text.bytes().all(legal) {
+        return Ok(text.to_owned());
+    }
+    Err(Error::Value {
+        setting: "load-balancer-class",
+        value: text.to_owned(),
+        reason: "allowed: a name such as example.com/internal".to_owned(),
+    })
 }
 
 #[cfg(test)]

@@ -115,6 +115,9 @@ fn options(input: &str) -> translate::Options {
             "default-ssl-certificate" => options.default_ssl_certificate = object(),
             "watch-ingress-without-class" => options.watch_ingress_without_class = value == "true",
             "disable-catch-all" => options.disable_catch_all = value == "true",
+            "node-name" => options.node = Some(value.to_owned()),
+            "load-balancer-class" => options.load_balancer_class = Some(value.to_owned()),
+            "external-ips" => options.external_ips = value == "true",
             _ => panic!("unknown option {name}"),
         }
     }

@@ -64,7 +64,7 @@ fn no_value_makes_the_translation_panic() {
 #[test]
 fn three_thousand_endpoints_in_thirty_slices_are_three_thousand_backends() {
     let mut text = String::from(
-        "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {externalIPs: [203.0.113.10], ports: [{port: 80}]}\n",
+        "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {type: LoadBalancer, loadBalancerIP: 203.0.113.10, ports: [{port: 80}]}\n",
     );
     for slice in 0..30 {
         text += &format!(

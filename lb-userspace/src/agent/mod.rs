@@ -241,6 +241,9 @@ pub(crate) fn meaning_options(meaning: &TranslateConfig) -> translate::Options {
         controller_class,
         watch_ingress_without_class,
         disable_catch_all,
+        node_name,
+        load_balancer_class,
+        external_ips,
     } = meaning.clone();
     let default = translate::Options::default();
     translate::Options {
@@ -251,6 +254,9 @@ pub(crate) fn meaning_options(meaning: &TranslateConfig) -> translate::Options {
         controller_class: controller_class.unwrap_or(default.controller_class),
         watch_ingress_without_class,
         disable_catch_all,
+        node: node_name,
+        load_balancer_class,
+        external_ips,
         ..default
     }
 }

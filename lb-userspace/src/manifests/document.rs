@@ -308,7 +308,7 @@ fn is_group_of(kind: Kind, group: &str) -> bool {
     match kind {
         Kind::Ingress | Kind::IngressClass => matches!(group, "networking.k8s.io" | "extensions"),
         Kind::EndpointSlice => group == "discovery.k8s.io",
-        Kind::Service | Kind::Secret | Kind::ConfigMap => group.is_empty(),
+        Kind::Service | Kind::Secret | Kind::ConfigMap | Kind::Node => group.is_empty(),
     }
 }
 
@@ -328,6 +328,7 @@ fn typed(kind: Kind, mut value: Value) -> Result<(Object, Vec<String>), TypeErro
         Kind::Service => read_as(value, |object| Object::Service(Box::new(object)))?,
         Kind::EndpointSlice => read_as(value, |object| Object::EndpointSlice(Box::new(object)))?,
         Kind::ConfigMap => read_as(value, |object| Object::ConfigMap(Box::new(object)))?,
+        Kind::Node => read_as(value, |object| Object::Node(Box::new(object)))?,
         Kind::Secret => {
             unwrap_base64_lines(&mut value);
             let (mut object, unknown) = read_as(value, |object| Object::Secret(Box::new(object)))?;

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use k8s_openapi::api::core::v1::{ConfigMap, Secret, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, Node, Secret, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::{Ingress, IngressClass};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -28,6 +28,8 @@ pub struct Objects {
     pub secrets: BTreeMap<ObjectName, Sourced<Secret>>,
     /// `v1` ConfigMap.
     pub config_maps: BTreeMap<ObjectName, Sourced<ConfigMap>>,
+    /// `v1` Node, by name.
+    pub nodes: BTreeMap<String, Sourced<Node>>,
 }
 
 impl Objects {
@@ -52,6 +54,9 @@ impl Objects {
             }
             Object::ConfigMap(object) => {
                 self.config_maps.insert(name, Sourced { object: *object, origin });
+            }
+            Object::Node(object) => {
+                self.nodes.insert(name.name, Sourced { object: *object, origin });
             }
         }
     }
@@ -85,6 +90,9 @@ impl Objects {
         for (name, sourced) in &self.config_maps {
             push(Kind::ConfigMap, &name.namespace, &name.name, &sourced.origin);
         }
+        for (name, sourced) in &self.nodes {
+            push(Kind::Node, "", name, &sourced.origin);
+        }
         ids
     }
 }
@@ -101,7 +109,7 @@ pub struct Sourced<T> {
 /// A kind we read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
-    /// `networking.k8s.io/v1` IngressClass, the only one without a namespace.
+    /// `networking.k8s.io/v1` IngressClass; has no namespace.
     IngressClass,
     /// `networking.k8s.io/v1` Ingress.
     Ingress,
@@ -113,17 +121,20 @@ pub enum Kind {
     Secret,
     /// `v1` ConfigMap.
     ConfigMap,
+    /// `v1` Node; has no namespace.
+    Node,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::IngressClass,
         Self::Ingress,
         Self::Service,
         Self::EndpointSlice,
         Self::Secret,
         Self::ConfigMap,
+        Self::Node,
     ];
 
     /// The `apiVersion` we read it in.
@@ -131,13 +142,13 @@ impl Kind {
         match self {
             Self::IngressClass | Self::Ingress => "networking.k8s.io/v1",
             Self::EndpointSlice => "discovery.k8s.io/v1",
-            Self::Service | Self::Secret | Self::ConfigMap => "v1",
+            Self::Service | Self::Secret | Self::ConfigMap | Self::Node => "v1",
         }
     }
 
     /// Lives in a namespace.
     pub fn is_namespaced(self) -> bool {
-        self != Self::IngressClass
+        !matches!(self, Self::IngressClass | Self::Node)
     }
 
     fn name(self) -> &'static str {
@@ -148,6 +159,7 @@ impl Kind {
             Self::EndpointSlice => "EndpointSlice",
             Self::Secret => "Secret",
             Self::ConfigMap => "ConfigMap",
+            Self::Node => "Node",
         }
     }
 }
@@ -194,6 +206,8 @@ pub enum Object {
     Secret(Box<Secret>),
     /// ConfigMap.
     ConfigMap(Box<ConfigMap>),
+    /// Node.
+    Node(Box<Node>),
 }
 
 impl Object {
@@ -206,6 +220,7 @@ impl Object {
             Self::EndpointSlice(_) => Kind::EndpointSlice,
             Self::Secret(_) => Kind::Secret,
             Self::ConfigMap(_) => Kind::ConfigMap,
+            Self::Node(_) => Kind::Node,
         }
     }
 
@@ -218,6 +233,7 @@ impl Object {
             Self::EndpointSlice(object) => &object.metadata,
             Self::Secret(object) => &object.metadata,
             Self::ConfigMap(object) => &object.metadata,
+            Self::Node(object) => &object.metadata,
         }
     }
 

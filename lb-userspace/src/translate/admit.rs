@@ -14,6 +14,8 @@ use super::certificates;
 use super::findings::{About, Findings};
 use super::names;
 use super::services;
+use super::vips;
+use crate::model::l4::Prefix;
 use crate::model::{ObjectId, Problem};
 use crate::objects::{Kind, Object};
 
@@ -31,7 +33,7 @@ pub fn admit(object: &Object, id: &ObjectId) -> Vec<Problem> {
             // the new one belongs together.
             check(certificates::check(&object.key().name, secret), "bad-certificate", "data", &mut about);
         }
-        Object::IngressClass(_) | Object::Secret(_) | Object::ConfigMap(_) => {}
+        Object::IngressClass(_) | Object::Secret(_) | Object::ConfigMap(_) | Object::Node(_) => {}
     }
     findings.into_sorted()
 }
@@ -202,15 +204,35 @@ fn service(service: &Service, about: &mut About<'_>) {
             about.error("bad-family", format!("spec.ipFamilies[{index}]"), message);
         }
     }
-    if let Some(mode) =
-        services::annotation(service, services::MODE).filter(|mode| !matches!(*mode, "nat" | "l2"))
+    let affinity = spec.session_affinity.as_deref().unwrap_or("None");
+    if !matches!(affinity, "None" | "ClientIP") {
+        let message = format!("{affinity:?} is neither None nor ClientIP");
+        about.error("bad-affinity", "spec.sessionAffinity", message);
+    }
+    let config = spec.session_affinity_config.as_ref().and_then(|config| config.client_ip.as_ref());
+    let allowed = 1..=services::MAX_AFFINITY_SECONDS;
+    if let Some(seconds) = config.and_then(|config| config.timeout_seconds)
+        && !allowed.contains(&seconds)
     {
-        about.warn(
-            "bad-forwarding-mode",
-            format!("metadata.annotations.{}", services::MODE),
-            format!("{mode:?} is neither nat nor l2; nat is used"),
-            "",
-        );
+        let message = format!("{seconds} is not between 1 and {} seconds", allowed.end());
+        about.error("bad-affinity", "spec.sessionAffinityConfig.clientIP.timeoutSeconds", message);
+    }
+    let policies = [
+        ("spec.externalTrafficPolicy", &spec.external_traffic_policy),
+        ("spec.internalTrafficPolicy", &spec.internal_traffic_policy),
+    ];
+    for (field, policy) in policies {
+        if let Some(policy) = policy.as_deref().filter(|policy| !matches!(*policy, "Cluster" | "Local")) {
+            about.error("bad-traffic-policy", field, format!("{policy:?} is neither Cluster nor Local"));
+        }
+    }
+    // Who may use it must not depend on how well a typing error is guessed.
+    if kind == "LoadBalancer"
+        && let Some((field, ranges)) = vips::written_ranges(service, spec)
+    {
+        for range in ranges {
+            check(range.parse::<Prefix>().map(drop), "bad-source-range", &field, about);
+        }
     }
 }
 

@@ -1,22 +1,21 @@
-//! EndpointSlices: which belong to a Service, and which of their endpoints may take traffic
-//! (reference l4 3.1 and 3.2, the rules that need no node identity).
+//! EndpointSlices: which belong to a Service, and the endpoints they come to together.
 
-use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use k8s_openapi::api::core::v1::ServicePort;
-use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::discovery::v1::{self, EndpointSlice};
 
-use super::findings::Findings;
+use super::findings::{About, Findings};
+use super::modes::Wanted;
+use super::ours;
 use crate::model::l4::{Family, Protocol, Weight};
 use crate::model::{ObjectId, ObjectName};
 use crate::objects::{Key, Kind, Objects, Sourced};
 
 const SERVICE_LABEL: &str = "kubernetes.io/service-name";
 const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
-/// Share of new flows for every endpoint of the slice.
-pub(super) const WEIGHT: &str = "penstock.dev/weight";
-pub(super) const MAX_WEIGHT: u16 = 1000;
 
 /// Slices by the Service they belong to.
 pub(super) struct Slices<'a> {
@@ -24,19 +23,29 @@ pub(super) struct Slices<'a> {
 }
 
 /// One endpoint of a port, merged over all slices.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Endpoint {
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Endpoint<'a> {
     pub weight: Weight,
     pub state: State,
+    /// What its slice wants; `None`: as the Service does.
+    pub mode: Option<Wanted>,
+    /// The node it runs on.
+    pub node: Option<&'a str>,
+    /// Nodes that should use it.
+    pub for_nodes: BTreeSet<&'a str>,
+    /// Zones that should.
+    pub for_zones: BTreeSet<&'a str>,
 }
 
-/// Whether an endpoint may take new work.
+/// What an endpoint is up to; of two claims about one endpoint the greater holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum State {
-    /// Not ready, and not serving while it terminates.
-    Unusable,
-    /// Finishing its work: used only where nothing is ready.
-    Draining,
+    /// Not ready, and not on its way out.
+    NotReady,
+    /// Terminating, and serves no more.
+    Ending,
+    /// Terminating, and still serves: takes new flows where nothing is ready.
+    Finishing,
     /// Ready.
     Ready,
 }
@@ -75,14 +84,7 @@ impl<'a> Slices<'a> {
                 );
                 continue;
             }
-            if let Err(message) = weight(&sourced.object) {
-                about.warn(
-                    "bad-weight",
-                    format!("metadata.annotations.{WEIGHT}"),
-                    message,
-                    "the default of 1 is used",
-                );
-            }
+            bad_annotations(&sourced.object, &mut about);
             let service = ObjectName::new(name.namespace.clone(), service);
             if !objects.services.contains_key(&service) {
                 about.info(
@@ -121,9 +123,10 @@ impl<'a> Slices<'a> {
         protocol: Protocol,
         family: Option<Family>,
         used_for: Use,
-    ) -> BTreeMap<SocketAddr, Endpoint> {
+    ) -> BTreeMap<SocketAddr, Endpoint<'a>> {
         let mut merged = BTreeMap::new();
-        for Sourced { object: slice, .. } in self.by_service.get(service).into_iter().flatten() {
+        for sourced in self.by_service.get(service).into_iter().flatten() {
+            let slice: &'a EndpointSlice = &sourced.object;
             let Some(slice_family) = slice_family(slice) else { continue };
             let other_family = family.is_some_and(|family| family != slice_family);
             let headless = used_for == Use::Vip && label(slice, HEADLESS_LABEL).is_some();
@@ -131,56 +134,83 @@ impl<'a> Slices<'a> {
                 continue;
             }
             for number in port_numbers(slice, port, protocol) {
-                let weight = weight(slice).unwrap_or(Weight(1));
-                add_endpoints(&mut merged, slice, slice_family, number, weight);
+                add_endpoints(&mut merged, slice, slice_family, number);
             }
         }
         merged
     }
 }
 
-/// Rule 1 of reference l4 3.2: the ready ones, else those that still serve while terminating.
-pub(super) fn eligible(endpoints: &BTreeMap<SocketAddr, Endpoint>) -> BTreeMap<SocketAddr, Weight> {
-    let wanted = if endpoints.values().any(|endpoint| endpoint.state == State::Ready) {
-        State::Ready
-    } else {
-        State::Draining
-    };
-    let wanted = endpoints.iter().filter(|(_, endpoint)| endpoint.state == wanted);
-    wanted.map(|(addr, endpoint)| (*addr, endpoint.weight)).collect()
-}
-
-fn add_endpoints(
-    merged: &mut BTreeMap<SocketAddr, Endpoint>,
-    slice: &EndpointSlice,
+fn add_endpoints<'a>(
+    merged: &mut BTreeMap<SocketAddr, Endpoint<'a>>,
+    slice: &'a EndpointSlice,
     family: Family,
     port: u16,
-    weight: Weight,
 ) {
+    let annotated = |name| ours::text(&slice.metadata, name);
+    let weight = annotated(ours::WEIGHT).and_then(|text| ours::weight(text).ok()).unwrap_or(Weight(1));
+    let mode = annotated(ours::MODE).and_then(|text| ours::mode(text).ok());
     for endpoint in slice.endpoints.iter().flatten() {
         // Only the first address means anything; the others never got a meaning.
         let Some(Ok(addr)) = endpoint.addresses.first().map(|addr| addr.parse::<IpAddr>()) else { continue };
         if Family::of(addr) != family {
             continue;
         }
-        let conditions = endpoint.conditions.as_ref();
-        let ready = conditions.and_then(|conditions| conditions.ready).unwrap_or(true);
-        let serving = conditions.and_then(|conditions| conditions.serving).unwrap_or(true);
-        let terminating = conditions.and_then(|conditions| conditions.terminating).unwrap_or(false);
-        let state = match (ready, serving && terminating) {
-            (true, _) => State::Ready,
-            (false, true) => State::Draining,
-            (false, false) => State::Unusable,
+        let hints = endpoint.hints.as_ref();
+        let zones = hints.into_iter().flat_map(|hints| hints.for_zones.iter().flatten());
+        let nodes = hints.into_iter().flat_map(|hints| hints.for_nodes.iter().flatten());
+        let endpoint = Endpoint {
+            weight,
+            state: state(endpoint),
+            mode,
+            node: endpoint.node_name.as_deref().filter(|node| !node.is_empty()),
+            for_nodes: nodes.map(|hint| hint.name.as_str()).collect(),
+            for_zones: zones.map(|hint| hint.name.as_str()).collect(),
         };
-        let endpoint = Endpoint { weight, state };
-        // The same endpoint sits in two slices while a controller moves it: the better state holds.
-        merged
-            .entry(SocketAddr::new(addr, port))
-            .and_modify(|known: &mut Endpoint| {
-                known.state = known.state.max(endpoint.state);
-                known.weight = known.weight.max(endpoint.weight);
-            })
-            .or_insert(endpoint);
+        // The same endpoint sits in two slices while a controller moves it.
+        match merged.entry(SocketAddr::new(addr, port)) {
+            Entry::Vacant(place) => {
+                place.insert(endpoint);
+            }
+            Entry::Occupied(mut known) => known.get_mut().merge(endpoint),
+        }
+    }
+}
+
+impl<'a> Endpoint<'a> {
+    /// What either claim says; the order of slices decides nothing.
+    fn merge(&mut self, other: Endpoint<'a>) {
+        let Endpoint { weight, state, mode, node, for_nodes, for_zones } = other;
+        self.weight = self.weight.max(weight);
+        self.state = self.state.max(state);
+        self.mode = self.mode.max(mode);
+        self.node = self.node.max(node);
+        self.for_nodes.extend(for_nodes);
+        self.for_zones.extend(for_zones);
+    }
+}
+
+fn state(endpoint: &v1::Endpoint) -> State {
+    let conditions = endpoint.conditions.as_ref();
+    let ready = conditions.and_then(|conditions| conditions.ready).unwrap_or(true);
+    let serving = conditions.and_then(|conditions| conditions.serving).unwrap_or(true);
+    let terminating = conditions.and_then(|conditions| conditions.terminating).unwrap_or(false);
+    match (ready, terminating, serving) {
+        (true, _, _) => State::Ready,
+        (false, false, _) => State::NotReady,
+        (false, true, true) => State::Finishing,
+        (false, true, false) => State::Ending,
+    }
+}
+
+fn bad_annotations(slice: &EndpointSlice, about: &mut About<'_>) {
+    ours::unknown(&slice.metadata, Kind::EndpointSlice, about);
+    let annotated = |name| ours::text(&slice.metadata, name);
+    if let Some(Err(message)) = annotated(ours::WEIGHT).map(ours::weight) {
+        about.warn("bad-weight", ours::field(ours::WEIGHT), message, "the default of 1 is used");
+    }
+    if let Some(Err(message)) = annotated(ours::MODE).map(ours::mode) {
+        about.warn("bad-forwarding-mode", ours::field(ours::MODE), message, "");
     }
 }
 
@@ -202,18 +232,6 @@ pub(super) fn protocol_of(name: Option<&str>) -> Option<Protocol> {
         "TCP" | "" => Some(Protocol::Tcp),
         "UDP" => Some(Protocol::Udp),
         _ => None,
-    }
-}
-
-/// Weight of a slice; an error says what is wrong with the annotation.
-pub(super) fn weight(slice: &EndpointSlice) -> Result<Weight, String> {
-    let Some(text) = slice.metadata.annotations.as_ref().and_then(|annotations| annotations.get(WEIGHT))
-    else {
-        return Ok(Weight(1));
-    };
-    match text.trim().parse::<u16>() {
-        Ok(weight) if weight <= MAX_WEIGHT => Ok(Weight(weight)),
-        _ => Err(format!("weight {text:?} is not a whole number from 0 to {MAX_WEIGHT}")),
     }
 }
 

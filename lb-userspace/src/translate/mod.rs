@@ -6,21 +6,26 @@
 mod admit;
 mod annotations;
 mod certificates;
+mod choice;
 mod classes;
 mod config;
 mod endpoints;
 mod findings;
 mod ingress;
+mod modes;
 mod names;
+mod nodes;
+mod ours;
 mod routes;
 mod services;
 mod upstreams;
+mod vips;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::model::{ObjectName, Problem, Snapshot};
-use crate::objects::Objects;
+use crate::objects::{Key, Kind, Objects};
 
 pub use admit::admit;
 pub use annotations::table::{Annotation, Status, TABLE};
@@ -46,6 +51,14 @@ pub struct Options {
     pub watch_ingress_without_class: bool,
     /// `--disable-catch-all`: ignore every Ingress with a `spec.defaultBackend`.
     pub disable_catch_all: bool,
+    /// `--node-name`: the node we run on, as endpoints and Node objects name it; `None`: no
+    /// endpoint is local.
+    pub node: Option<String>,
+    /// `--load-balancer-class`: serve the addresses of Services of this class alone; `None`: of
+    /// those without a class and of our own.
+    pub load_balancer_class: Option<String>,
+    /// `--external-ips`: serve `spec.externalIPs`, which any author of a Service may claim.
+    pub external_ips: bool,
 }
 
 impl Default for Options {
@@ -60,6 +73,9 @@ impl Default for Options {
             controller_class: "k8s.io/ingress-nginx".to_owned(),
             watch_ingress_without_class: false,
             disable_catch_all: false,
+            node: None,
+            load_balancer_class: None,
+            external_ips: false,
         }
     }
 }
@@ -73,17 +89,30 @@ pub struct Translated {
     pub problems: Vec<Problem>,
 }
 
-/// The annotations of each Ingress that are honoured, for reports.
-pub fn honoured_annotations(objects: &Objects) -> BTreeMap<ObjectName, Vec<&'static str>> {
-    let ingresses = objects.ingresses.iter();
-    ingresses.map(|(name, sourced)| (name.clone(), annotations::honoured(&sourced.object.metadata))).collect()
+/// The annotations of each object that are honoured, for reports.
+pub fn honoured_annotations(objects: &Objects) -> BTreeMap<Key, Vec<&'static str>> {
+    let mut honoured = BTreeMap::new();
+    for (name, sourced) in &objects.ingresses {
+        let names = annotations::honoured(&sourced.object.metadata);
+        honoured.insert(Key { kind: Kind::Ingress, name: name.clone() }, names);
+    }
+    let services = objects.services.iter().map(|(name, s)| (Kind::Service, name.clone(), &s.object.metadata));
+    let slices = objects.endpoint_slices.iter();
+    let slices = slices.map(|(name, s)| (Kind::EndpointSlice, name.clone(), &s.object.metadata));
+    let nodes = objects.nodes.iter();
+    let nodes = nodes.map(|(name, s)| (Kind::Node, ObjectName::new("", name), &s.object.metadata));
+    for (kind, name, metadata) in services.chain(slices).chain(nodes) {
+        honoured.insert(Key { kind, name }, ours::honoured(metadata, kind));
+    }
+    honoured
 }
 
 /// The desired state that these objects describe.
 pub fn translate(objects: &Objects, options: &Options) -> Translated {
     let mut findings = findings::Findings::default();
     let slices = endpoints::Slices::new(objects, &mut findings);
-    let l4 = services::translate(objects, &slices, options, &mut findings);
+    let nodes = nodes::Nodes::new(objects, options, &mut findings);
+    let l4 = services::translate(objects, &slices, &nodes, options, &mut findings);
     let l7 = ingress::translate(objects, &slices, options, &mut findings);
     Translated { snapshot: Snapshot { l4: Arc::new(l4), l7: Arc::new(l7) }, problems: findings.into_sorted() }
 }

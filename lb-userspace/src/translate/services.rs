@@ -1,30 +1,32 @@
 //! Services to L4 pools and punts: which VIPs each port has, over which backends.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::Options;
-use super::endpoints::{self, Slices, Use};
+use super::choice::{self, Choice, Policy};
+use super::endpoints::{self, Endpoint, Slices, State, Use};
 use super::findings::{About, Findings};
+use super::modes::{Misfits, Wanted};
 use super::names;
+use super::nodes::Nodes;
+use super::ours;
+use super::vips::{Address, Addresses};
 use crate::model::l4::{
-    Access, At, Backend, BackendState, Family, ForwardingMode, L4, Listener, Pool, PoolId, Protocol, Punt,
-    Vip, VipAddr,
+    Access, Affinity, Backend, BackendState, Family, FlowMemory, L4, Listener, OnEmpty, Pool, PoolId,
+    Protocol, Punt, Vip, VipAddr,
 };
 use crate::model::{ObjectId, ObjectName};
 use crate::objects::{Key, Kind, Objects, Sourced};
 
-/// Service annotation: `nat` or `l2`.
-pub(super) const MODE: &str = "penstock.dev/forwarding-mode";
-/// Service annotation: addresses to serve besides those of spec and status.
-pub(super) const VIPS: &str = "penstock.dev/vips";
-/// Service annotation: this Service's http and https ports belong to the proxy.
-pub(super) const INGRESS: &str = "penstock.dev/ingress";
-/// `spec.loadBalancerClass` that names us.
-const OUR_CLASS: &str = "penstock.dev/lb";
+/// As the API server sets it where `sessionAffinityConfig` names none.
+const AFFINITY_SECONDS: i32 = 10_800;
+/// One day, as in the API.
+pub(super) const MAX_AFFINITY_SECONDS: i32 = 86_400;
 const SERVICE_PROXY_LABEL: &str = "service.kubernetes.io/service-proxy-name";
 /// `app.kubernetes.io/name` of the ingress controllers whose Service is ours to serve.
 const CONTROLLERS: [&str; 2] = ["ingress-nginx", "penstock"];
@@ -36,10 +38,13 @@ const NODE: &str = "the node's own http and https listeners";
 pub(super) fn translate(
     objects: &Objects,
     slices: &Slices<'_>,
+    nodes: &Nodes<'_>,
     options: &Options,
     findings: &mut Findings,
 ) -> L4 {
     let mut claims = Claims::default();
+    claims.l4.tunnel = nodes.own();
+    claims.l4.peers = nodes.peers();
     for family in [Family::V4, Family::V6] {
         let http = options.http_ports.iter().map(|port| (*port, Listener::Http));
         let https = options.https_ports.iter().map(|port| (*port, Listener::Https));
@@ -57,7 +62,7 @@ pub(super) fn translate(
         (!ingress, created, *name)
     });
     for (name, sourced) in services {
-        one_service(name, sourced, slices, options, &mut claims, findings);
+        one_service(name, sourced, slices, nodes, options, &mut claims, findings);
     }
     claims.l4
 }
@@ -90,6 +95,7 @@ fn one_service(
     name: &ObjectName,
     sourced: &Sourced<Service>,
     slices: &Slices<'_>,
+    nodes: &Nodes<'_>,
     options: &Options,
     claims: &mut Claims,
     findings: &mut Findings,
@@ -98,6 +104,7 @@ fn one_service(
     let Some(spec) = &service.spec else { return };
     let id = id(name, origin);
     let mut about = findings.about(&id);
+    ours::unknown(&service.metadata, Kind::Service, &mut about);
     let kind = spec.type_.as_deref().unwrap_or("ClusterIP");
     if kind == "ExternalName" {
         return;
@@ -111,23 +118,24 @@ fn one_service(
         );
         return;
     }
-    let addresses = addresses(service, spec, kind, &mut about);
+    let mut addresses = Addresses::new(service, spec, options, &mut about);
     let has_node_ports = matches!(kind, "NodePort" | "LoadBalancer");
     if addresses.is_empty() && !has_node_ports {
         return;
     }
-    not_yet(spec, &mut about);
     let node_ports = spec.ports.iter().flatten().filter(|port| port.node_port.is_some_and(|port| port != 0));
     if kind == "LoadBalancer" && addresses.is_empty() && node_ports.count() == 0 {
         about.warn(
             "no-vip",
             "spec",
             "no address is given to this Service, so nothing is served for it",
-            format!("name one in spec.externalIPs or the annotation {VIPS}"),
+            format!("name one in spec.loadBalancerIP or the annotation {}", ours::VIPS),
         );
     }
-    let families = families(name, spec, &addresses, slices);
-    let addresses = of_families(addresses, &families, &mut about);
+    let families = addresses.families(name, spec, slices);
+    addresses.keep(&families, &mut about);
+    without_effect(spec, &mut about);
+    let terms = Terms::read(service, spec, &mut about);
     let is_ingress = is_ingress(name, service, options);
     let implied = [("http", 80), ("https", 443)].map(|(name, port)| ServicePort {
         name: Some(name.to_owned()),
@@ -151,30 +159,34 @@ fn one_service(
             continue;
         };
         let node_port = port.node_port.and_then(|port| u16::try_from(port).ok()).filter(|port| *port != 0);
-        let vips_of = |family: Family| -> Vec<(Vip, String)> {
-            let addresses = addresses.iter().filter(|(addr, _)| Family::of(**addr) == family);
+        let vips_of = |family: Family| -> Vec<(Vip, Address)> {
+            let addresses = addresses.by_addr.iter().filter(|(addr, _)| Family::of(**addr) == family);
             let mut vips: Vec<_> = addresses
-                .map(|(addr, field)| {
-                    (Vip { addr: VipAddr::Ip(*addr), port: number, protocol }, field.clone())
+                .map(|(addr, entry)| {
+                    (Vip { addr: VipAddr::Ip(*addr), port: number, protocol }, entry.clone())
                 })
                 .collect();
             if let (true, Some(port)) = (has_node_ports, node_port) {
                 let vip = Vip { addr: VipAddr::Node(family), port, protocol };
-                vips.push((vip, format!("{field}.nodePort")));
+                // Source ranges are about the balanced addresses alone, here as in kube-proxy.
+                vips.push((vip, Address { field: format!("{field}.nodePort"), access: Access::Open }));
             }
             vips
         };
         if let (true, Some(listener)) = (is_ingress, listener_of(port, protocol)) {
-            for (vip, field) in families.iter().flat_map(|family| vips_of(*family)) {
-                if claims.take(vip, name, &field, &mut about) {
-                    claims.l4.punts.insert(vip, Punt { listener, sources: None });
+            for family in &families {
+                for (vip, Address { field, access }) in vips_of(*family) {
+                    if claims.take(vip, name, &field, &mut about) {
+                        let sources = (access == Access::Restricted).then(|| addresses.ranges(*family));
+                        claims.l4.punts.insert(vip, Punt { listener, sources });
+                    }
                 }
             }
             continue;
         }
         for family in &families {
-            let candidates = slices.of(name, port, protocol, Some(*family), Use::Vip);
-            if is_ingress && candidates.is_empty() {
+            let endpoints = slices.of(name, port, protocol, Some(*family), Use::Vip);
+            if is_ingress && endpoints.is_empty() {
                 about.info(
                     "port-not-served",
                     &field,
@@ -189,48 +201,116 @@ fn one_service(
             if vips.is_empty() {
                 continue;
             }
-            let mode = mode(service);
-            let backends = endpoints::eligible(&candidates).into_iter().map(|(addr, weight)| {
-                (addr, Backend { weight, state: BackendState::Active, mode, at: At::Elsewhere })
-            });
-            let mut pool = Pool { backends: backends.collect(), ..Pool::default() };
-            for (vip, field) in vips {
-                if mode == ForwardingMode::L2 && vip.addr == VipAddr::Node(*family) {
+            let id = PoolId { service: name.clone(), port: number, protocol, family: *family };
+            let mut pool = terms.pool(&id, &endpoints, nodes, &field, &mut about);
+            reachable(&mut pool, number, &field, port, &mut about);
+            let held = terms.wanted.keeps_destination()
+                || pool.backends.values().any(|backend| backend.mode.keeps_destination());
+            for (vip, Address { field, access }) in vips {
+                if held && vip.addr == VipAddr::Node(*family) {
                     about.info(
                         "l2-node-port",
                         field,
                         format!(
-                            "nodePort {} is not served: in l2 mode the backend must hold the address",
+                            "nodePort {} is not served: in l2 and ipip mode the backend must hold the address",
                             vip.port
                         ),
                         "",
                     );
                 } else if claims.take(vip, name, &field, &mut about) {
-                    pool.vips.insert(vip, Access::Open);
+                    pool.vips.insert(vip, access);
                 }
             }
-            reachable(&mut pool, mode, number, &field, port, &mut about);
             if pool.vips.is_empty() {
                 continue;
             }
-            if pool.backends.is_empty() {
-                no_backends(name, port, *family, slices, !candidates.is_empty(), &field, &mut about);
+            if pool.vips.values().any(|access| *access == Access::Restricted) {
+                pool.source_ranges = addresses.ranges(*family);
             }
-            let id = PoolId { service: name.clone(), port: number, protocol, family: *family };
+            let takes_flows =
+                |backend: &Backend| backend.state == BackendState::Active && backend.weight.0 > 0;
+            if !pool.backends.values().any(takes_flows) {
+                nobody(&id, &pool, port, slices, &endpoints, &field, &mut about);
+            }
             claims.l4.pools.insert(id, pool);
         }
     }
 }
 
-/// Removes backends that the pool's mode cannot reach.
-fn reachable(
-    pool: &mut Pool,
-    mode: ForwardingMode,
-    port_number: u16,
-    field: &str,
-    port: &ServicePort,
-    about: &mut About<'_>,
-) {
+/// What a Service asks for all its ports.
+struct Terms {
+    wanted: Wanted,
+    policy: Policy,
+    affinity: Option<Affinity>,
+    memory: FlowMemory,
+}
+
+impl Terms {
+    fn read(service: &Service, spec: &ServiceSpec, about: &mut About<'_>) -> Self {
+        let mut terms = Self {
+            wanted: Wanted::default(),
+            policy: match spec.external_traffic_policy.as_deref() {
+                Some("Local") => Policy::Local,
+                _ => Policy::Cluster,
+            },
+            affinity: affinity(spec),
+            memory: FlowMemory::default(),
+        };
+        match ours::text(&service.metadata, ours::MODE).map(ours::mode) {
+            Some(Ok(wanted)) => terms.wanted = wanted,
+            Some(Err(message)) => about.warn("bad-forwarding-mode", ours::field(ours::MODE), message, ""),
+            None => {}
+        }
+        match ours::text(&service.metadata, ours::MEMORY).map(ours::memory) {
+            Some(Ok(memory)) => terms.memory = memory,
+            Some(Err(message)) => about.warn("bad-flow-memory", ours::field(ours::MEMORY), message, ""),
+            None => {}
+        }
+        terms
+    }
+
+    /// A pool without VIPs.
+    fn pool(
+        &self,
+        id: &PoolId,
+        endpoints: &BTreeMap<SocketAddr, Endpoint<'_>>,
+        nodes: &Nodes<'_>,
+        field: &str,
+        about: &mut About<'_>,
+    ) -> Pool {
+        let Self { wanted, policy, affinity, memory } = self;
+        let Choice { backends, empty } = choice::choose(endpoints, *policy, id.protocol, nodes);
+        let mut misfits = Misfits::default();
+        let service_field = ours::field(ours::MODE);
+        let backends = backends.into_iter().map(|(addr, (state, endpoint))| {
+            let at = nodes.at(endpoint.node, id.family);
+            let wanted = match endpoint.mode {
+                Some(mode) => (mode, field),
+                None => (*wanted, service_field.as_str()),
+            };
+            let mode = misfits.resolve(wanted, addr, at, endpoint.node, nodes);
+            (addr, Backend { weight: endpoint.weight, state, mode, at })
+        });
+        let backends = backends.collect();
+        misfits.say(about);
+        Pool { backends, empty, affinity: *affinity, memory: *memory, ..Pool::default() }
+    }
+}
+
+/// `None`: flows of one client are spread.
+fn affinity(spec: &ServiceSpec) -> Option<Affinity> {
+    if spec.session_affinity.as_deref() != Some("ClientIP") {
+        return None;
+    }
+    let config = spec.session_affinity_config.as_ref().and_then(|config| config.client_ip.as_ref());
+    let seconds = config.and_then(|config| config.timeout_seconds).unwrap_or(AFFINITY_SECONDS);
+    // Admission refuses what is out of range; this only keeps the promise of the model.
+    let seconds = seconds.clamp(1, MAX_AFFINITY_SECONDS).unsigned_abs();
+    Some(Affinity { timeout: Duration::from_secs(seconds.into()) })
+}
+
+/// Removes backends that their mode cannot reach.
+fn reachable(pool: &mut Pool, port_number: u16, field: &str, port: &ServicePort, about: &mut About<'_>) {
     pool.backends.retain(|backend, _| {
         let Some(why) = names::unusable_vip(backend.ip()) else { return true };
         about.warn(
@@ -241,11 +321,12 @@ fn reachable(
         );
         false
     });
-    if mode != ForwardingMode::L2 {
-        return;
-    }
-    let others: BTreeSet<u16> = pool.backends.keys().map(|backend| backend.port()).collect();
-    if let Some(other) = others.into_iter().find(|other| *other != port_number) {
+    let cannot = |backend: &SocketAddr, entry: &Backend| {
+        entry.mode.keeps_destination() && backend.port() != port_number
+    };
+    let others: BTreeMap<_, _> = pool.backends.iter().filter(|(addr, entry)| cannot(addr, entry)).collect();
+    if let Some((other, Backend { mode, .. })) = others.first_key_value() {
+        let other = other.port();
         let target = match &port.target_port {
             Some(IntOrString::Int(number)) => number.to_string(),
             Some(IntOrString::String(name)) => format!("{name} ({other})"),
@@ -255,33 +336,54 @@ fn reachable(
             "l2-port-mismatch",
             format!("{field}.targetPort"),
             format!(
-                "{MODE}: l2 cannot change the port, but port is {port_number} and targetPort is {target}; \
-                 backends on other ports are left out"
+                "{}: {mode} cannot change the port, but port is {port_number} and targetPort is {target}; \
+                 backends on other ports are left out",
+                ours::MODE
             ),
-            format!("let the backends listen on {port_number}, or use {MODE}: nat"),
+            format!("let the backends listen on {port_number}, or use {}: nat", ours::MODE),
         );
-        pool.backends.retain(|backend, _| backend.port() == port_number);
+        pool.backends.retain(|addr, entry| !cannot(addr, entry));
     }
 }
 
-fn no_backends(
-    name: &ObjectName,
+/// Says why nobody takes new flows, and what becomes of them.
+fn nobody(
+    id: &PoolId,
+    pool: &Pool,
     port: &ServicePort,
-    family: Family,
     slices: &Slices<'_>,
-    exist: bool,
+    endpoints: &BTreeMap<SocketAddr, Endpoint<'_>>,
     field: &str,
     about: &mut About<'_>,
 ) {
+    let PoolId { service: name, port: number, family, protocol: _ } = id;
+    if pool.empty == OnEmpty::Drop {
+        let usable = |endpoint: &&Endpoint<'_>| matches!(endpoint.state, State::Ready | State::Finishing);
+        let message =
+            |why: &str| format!("externalTrafficPolicy Local: {why}: new flows to port {number} are dropped");
+        if endpoints.values().filter(usable).all(|endpoint| endpoint.node.is_none()) {
+            about.warn(
+                "local-without-nodes",
+                field,
+                message("no endpoint names a node, so none counts as local"),
+                "write the nodeName of the endpoints, or use externalTrafficPolicy: Cluster",
+            );
+        } else {
+            about.info("no-local-endpoint", field, message("no endpoint is on this node"), "");
+        }
+        return;
+    }
     let port_name = port.name.as_deref().unwrap_or_default();
-    let (message, fix) = if exist {
+    let (message, fix) = if pool.backends.values().any(|backend| backend.state == BackendState::Active) {
+        ("all usable endpoints have weight 0".to_owned(), String::new())
+    } else if !endpoints.is_empty() {
         ("none of its endpoints is usable".to_owned(), String::new())
     } else if !slices.exist(name, None) {
         (
             "the Service has no EndpointSlice".to_owned(),
             format!("write one labelled kubernetes.io/service-name: {}", name.name),
         )
-    } else if !slices.exist(name, Some(family)) {
+    } else if !slices.exist(name, Some(*family)) {
         (format!("the Service has no Ip{family} EndpointSlice"), String::new())
     } else {
         (
@@ -289,148 +391,26 @@ fn no_backends(
             "give the slice's port the name of the Service's port".to_owned(),
         )
     };
-    about.warn("no-endpoints", field, format!("{message}: new flows to port {} are refused", port.port), fix);
+    about.warn("no-endpoints", field, format!("{message}: new flows to port {number} are refused"), fix);
 }
 
-/// Addresses that clients may use, each with the field that names it first.
-fn addresses(
-    service: &Service,
-    spec: &ServiceSpec,
-    kind: &str,
-    about: &mut About<'_>,
-) -> BTreeMap<IpAddr, String> {
-    let mut named: Vec<(String, &str)> = Vec::new();
-    for (index, addr) in spec.external_ips.iter().flatten().enumerate() {
-        named.push((format!("spec.externalIPs[{index}]"), addr));
-    }
-    let mut balanced: Vec<(String, &str)> = Vec::new();
-    if kind == "LoadBalancer" {
-        if let Some(addr) = spec.load_balancer_ip.as_deref().filter(|addr| !addr.is_empty()) {
-            balanced.push(("spec.loadBalancerIP".to_owned(), addr));
-        }
-        let status = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
-        let ingress = status.and_then(|status| status.ingress.as_ref());
-        for (index, ingress) in ingress.into_iter().flatten().enumerate() {
-            let field = format!("status.loadBalancer.ingress[{index}].ip");
-            match ingress.ip.as_deref() {
-                Some(_) if ingress.ip_mode.as_deref() == Some("Proxy") => about.info(
-                    "ip-mode-proxy",
-                    field,
-                    "ipMode Proxy: packets arrive with another address, so this one is not served",
-                    "",
-                ),
-                Some(addr) => balanced.push((field, addr)),
-                None => {}
-            }
-        }
-        if let Some(list) = annotation(service, VIPS) {
-            let field = format!("metadata.annotations.{VIPS}");
-            let list = list.split(',').map(str::trim).filter(|addr| !addr.is_empty());
-            balanced.extend(list.map(|addr| (field.clone(), addr)));
-        }
-    }
-    if let Some(class) = spec.load_balancer_class.as_deref().filter(|class| *class != OUR_CLASS) {
+/// Fields that an author could think to matter here.
+fn without_effect(spec: &ServiceSpec, about: &mut About<'_>) {
+    if spec.internal_traffic_policy.as_deref() == Some("Local") {
         about.info(
-            "other-load-balancer-class",
-            "spec.loadBalancerClass",
-            format!("addresses left to the load balancer of class {class:?}"),
-            format!("ours is {OUR_CLASS}, or none"),
-        );
-        balanced.clear();
-    }
-    let ranges = spec.load_balancer_source_ranges.as_deref().unwrap_or_default();
-    if !ranges.is_empty() && !balanced.is_empty() {
-        // Serving them unfiltered would open what its author closed.
-        about.error_fix(
-            "source-ranges-not-yet",
-            "spec.loadBalancerSourceRanges",
-            "source ranges are not enforced yet; the addresses are not served, rather than open to all",
-            "filter in front of this host and remove the field",
-        );
-        balanced.clear();
-    }
-    named.extend(balanced);
-    let mut addresses = BTreeMap::new();
-    for (field, text) in named {
-        match text.trim().parse::<IpAddr>() {
-            Err(_) => about.error("bad-address", field, format!("{text:?} is not an IP address")),
-            Ok(addr) => match names::unusable_vip(addr) {
-                Some(why) => about.error("bad-address", field, format!("{addr} {why}")),
-                None => {
-                    addresses.entry(addr).or_insert(field);
-                }
-            },
-        }
-    }
-    addresses
-}
-
-/// Families of the Service: as written, else those it has addresses or slices of.
-fn families(
-    name: &ObjectName,
-    spec: &ServiceSpec,
-    addresses: &BTreeMap<IpAddr, String>,
-    slices: &Slices<'_>,
-) -> BTreeSet<Family> {
-    let written = spec.ip_families.iter().flatten().filter_map(|family| match family.as_str() {
-        "IPv4" => Some(Family::V4),
-        "IPv6" => Some(Family::V6),
-        _ => None,
-    });
-    let written: BTreeSet<_> = written.collect();
-    if !written.is_empty() {
-        return written;
-    }
-    let mut families: BTreeSet<_> = addresses.keys().map(|addr| Family::of(*addr)).collect();
-    families.extend([Family::V4, Family::V6].into_iter().filter(|family| slices.exist(name, Some(*family))));
-    if families.is_empty() {
-        families.insert(Family::V4);
-    }
-    families
-}
-
-fn of_families(
-    addresses: BTreeMap<IpAddr, String>,
-    families: &BTreeSet<Family>,
-    about: &mut About<'_>,
-) -> BTreeMap<IpAddr, String> {
-    let (kept, other): (BTreeMap<_, _>, BTreeMap<_, _>) =
-        addresses.into_iter().partition(|(addr, _)| families.contains(&Family::of(*addr)));
-    for (addr, field) in other {
-        about.warn(
-            "address-of-other-family",
-            field,
-            format!("{addr} is of a family that spec.ipFamilies does not list; it is not served"),
-            "add the family to spec.ipFamilies",
-        );
-    }
-    kept
-}
-
-/// Fields whose meaning is not honoured yet and whose absence an author would notice.
-fn not_yet(spec: &ServiceSpec, about: &mut About<'_>) {
-    if spec.session_affinity.as_deref() == Some("ClientIP") {
-        about.warn(
-            "affinity-not-yet",
-            "spec.sessionAffinity",
-            "ClientIP affinity is not honoured yet; flows of one client are spread",
+            "no-effect",
+            "spec.internalTrafficPolicy",
+            "Local is about cluster addresses; those served here follow externalTrafficPolicy",
             "",
         );
     }
-    if spec.external_traffic_policy.as_deref() == Some("Local") {
-        about.warn(
-            "local-policy-not-yet",
-            "spec.externalTrafficPolicy",
-            "Local is not honoured yet; all endpoints are used, and nat mode hides the client's address",
+    if let Some(port) = spec.health_check_node_port.filter(|port| *port != 0) {
+        about.info(
+            "not-yet",
+            "spec.healthCheckNodePort",
+            format!("health checks on port {port} are not answered yet"),
             "",
         );
-    }
-}
-
-fn mode(service: &Service) -> ForwardingMode {
-    match annotation(service, MODE) {
-        Some("l2") => ForwardingMode::L2,
-        _ => ForwardingMode::Nat,
     }
 }
 
@@ -455,7 +435,7 @@ fn listener_of(port: &ServicePort, protocol: Protocol) -> Option<Listener> {
 
 /// The Service through which Ingress traffic arrives.
 fn is_ingress(name: &ObjectName, service: &Service, options: &Options) -> bool {
-    if let Some(text) = annotation(service, INGRESS) {
+    if let Some(text) = ours::text(&service.metadata, ours::INGRESS) {
         return text == "true";
     }
     if let Some(publish) = &options.publish_service {
@@ -469,12 +449,6 @@ fn is_ingress(name: &ObjectName, service: &Service, options: &Options) -> bool {
     CONTROLLER_SERVICES.contains(&name.name.as_str())
         || is_controller(service.spec.as_ref().and_then(|spec| spec.selector.as_ref()))
         || is_controller(service.metadata.labels.as_ref())
-}
-
-/// Trimmed annotation; `None` where absent or empty.
-pub(super) fn annotation<'a>(service: &'a Service, name: &str) -> Option<&'a str> {
-    let text = service.metadata.annotations.as_ref()?.get(name)?.trim();
-    (!text.is_empty()).then_some(text)
 }
 
 fn label<'a>(service: &'a Service, name: &str) -> Option<&'a str> {

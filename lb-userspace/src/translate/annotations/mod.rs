@@ -232,13 +232,16 @@ fn row(short: &str) -> Option<&'static Annotation> {
 fn unknown(metadata: &ObjectMeta, about: &mut About<'_>) {
     for name in metadata.annotations.iter().flatten().map(|(name, _)| name) {
         let Some(short) = short_name(name).filter(|short| row(short).is_none()) else { continue };
-        let nearest = TABLE.iter().map(|row| (distance(short, row.name), row.name)).min();
-        let fix = match nearest {
-            Some((distance, name)) if distance <= 1 + short.len() / 5 => format!("did you mean {name}?"),
-            _ => String::new(),
-        };
+        let names = TABLE.iter().map(|row| row.name);
+        let fix = nearest(short, names).map_or(String::new(), |name| format!("did you mean {name}?"));
         about.warn("unknown-annotation", field(short), "no such annotation; ignored", fix);
     }
+}
+
+/// The name that was probably meant.
+pub(super) fn nearest<'a>(short: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let (distance, name) = names.map(|name| (distance(short, name), name)).min()?;
+    (distance <= 1 + short.len() / 5).then_some(name)
 }
 
 /// Levenshtein distance, by rows.

@@ -1,0 +1,192 @@
+//! Nodes: which of them we are, where the others take tunnelled packets, and which are no hop.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use k8s_openapi::api::core::v1::Node;
+
+use super::Options;
+use super::findings::{About, Findings};
+use super::ours;
+use crate::model::l4::{At, Family};
+use crate::model::{ObjectId, ObjectName};
+use crate::objects::{Key, Kind, Objects};
+
+const ZONE: &str = "topology.kubernetes.io/zone";
+const EXCLUDED: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
+
+/// What the Node objects say.
+#[derive(Default)]
+pub(super) struct Nodes<'a> {
+    here: Option<&'a str>,
+    zone: Option<&'a str>,
+    /// Every node but ours.
+    others: BTreeMap<&'a str, Other>,
+    own: BTreeSet<IpAddr>,
+}
+
+struct Other {
+    tunnel: BTreeSet<IpAddr>,
+    excluded: bool,
+}
+
+impl<'a> Nodes<'a> {
+    pub(super) fn new(objects: &'a Objects, options: &'a Options, findings: &mut Findings) -> Self {
+        let mut nodes = Self { here: options.node.as_deref(), ..Self::default() };
+        let mut taken: BTreeMap<IpAddr, &str> = BTreeMap::new();
+        for (name, sourced) in &objects.nodes {
+            let id = id(name, &sourced.origin);
+            let mut about = findings.about(&id);
+            ours::unknown(&sourced.object.metadata, Kind::Node, &mut about);
+            let tunnel = tunnel_addrs(name, &sourced.object, &mut taken, &mut about);
+            if nodes.here == Some(name.as_str()) {
+                nodes.zone = label(&sourced.object, ZONE).filter(|zone| !zone.is_empty());
+                nodes.own = tunnel;
+            } else {
+                let excluded = label(&sourced.object, EXCLUDED).is_some();
+                nodes.others.insert(name, Other { tunnel, excluded });
+            }
+        }
+        nodes.say_what_is_missing(objects, findings);
+        nodes
+    }
+
+    /// Without our own Node object the rest is half a truth: nothing is tunnelled, no zone known.
+    fn say_what_is_missing(&self, objects: &Objects, findings: &mut Findings) {
+        let Some(here) = self.here else { return };
+        let known = objects.nodes.get(here);
+        let id = id(here, known.map(|sourced| sourced.origin.as_str()).unwrap_or_default());
+        let mut about = findings.about(&id);
+        if known.is_none() && !objects.nodes.is_empty() {
+            about.warn(
+                "own-node-unknown",
+                "",
+                "this node has no Node object, so its zone is unknown and nothing is tunnelled",
+                "add it, or name this node as the others call it with --node-name",
+            );
+        } else if self.own.is_empty() && self.others.values().any(|other| !other.tunnel.is_empty()) {
+            about.warn(
+                "no-own-tunnel-address",
+                ours::field(ours::TUNNEL),
+                "other nodes take tunnelled packets, but not from a node without an address of its own: nothing \
+                 is tunnelled",
+                format!("annotate this node with {}: <its address>", ours::TUNNEL),
+            );
+        }
+    }
+
+    /// Our name.
+    pub(super) fn here(&self) -> Option<&'a str> {
+        self.here
+    }
+
+    /// Our zone.
+    pub(super) fn zone(&self) -> Option<&'a str> {
+        self.zone
+    }
+
+    /// The node is ours. An endpoint that names no node is never local.
+    pub(super) fn is_here(&self, node: Option<&str>) -> bool {
+        node.is_some() && node == self.here
+    }
+
+    /// Where an endpoint of this family on this node is.
+    pub(super) fn at(&self, node: Option<&str>, family: Family) -> At {
+        if self.is_here(node) {
+            return At::Here;
+        }
+        match self.tunnel_to(node, family) {
+            Some(tunnel) => At::Node { tunnel },
+            None => At::Elsewhere,
+        }
+    }
+
+    /// The inner family's own address first; any other that both ends have does as well.
+    fn tunnel_to(&self, node: Option<&str>, family: Family) -> Option<IpAddr> {
+        let other = self.others.get(node?).filter(|other| !other.excluded)?;
+        let we_have = |addr: &&IpAddr| self.own.iter().any(|own| Family::of(*own) == Family::of(**addr));
+        let common = || other.tunnel.iter().filter(we_have);
+        common().find(|addr| Family::of(**addr) == family).or_else(|| common().next()).copied()
+    }
+
+    /// Why nothing is tunnelled to a node, and what would help.
+    pub(super) fn why_no_tunnel(&self, node: Option<&str>) -> (String, String) {
+        let annotation = ours::TUNNEL;
+        let Some(node) = node else {
+            return ("it names no node".to_owned(), "write its nodeName".to_owned());
+        };
+        match self.others.get(node) {
+            None => (format!("there is no Node {node}"), format!("add it, annotated with {annotation}")),
+            Some(other) if other.excluded => {
+                (format!("Node {node} is labelled {EXCLUDED}"), "remove the label".to_owned())
+            }
+            Some(other) if other.tunnel.is_empty() => (
+                format!("Node {node} has no tunnel address"),
+                format!("annotate it with {annotation}: <its address>"),
+            ),
+            Some(_) => (
+                format!("this node and Node {node} have no tunnel addresses of one family"),
+                format!("annotate both with {annotation}"),
+            ),
+        }
+    }
+
+    /// Our own tunnel addresses.
+    pub(super) fn own(&self) -> BTreeSet<IpAddr> {
+        self.own.clone()
+    }
+
+    /// Tunnel addresses of the others. Of excluded ones, too: they get no packets from us, but what
+    /// still arrives at them may come on to our backends.
+    pub(super) fn peers(&self) -> BTreeSet<IpAddr> {
+        self.others.values().flat_map(|other| &other.tunnel).copied().collect()
+    }
+}
+
+fn tunnel_addrs<'a>(
+    name: &'a str,
+    node: &'a Node,
+    taken: &mut BTreeMap<IpAddr, &'a str>,
+    about: &mut About<'_>,
+) -> BTreeSet<IpAddr> {
+    let mut addrs: BTreeSet<IpAddr> = BTreeSet::new();
+    let field = ours::field(ours::TUNNEL);
+    for text in ours::text(&node.metadata, ours::TUNNEL).iter().flat_map(|text| text.split(',')) {
+        let addr = match ours::tunnel_addr(text) {
+            Ok(addr) => addr,
+            Err(message) => {
+                about.error_fix("bad-tunnel-address", &field, message, "write an address of this node");
+                continue;
+            }
+        };
+        if let Some(owner) = taken.get(&addr).filter(|owner| **owner != name) {
+            about.error_fix(
+                "bad-tunnel-address",
+                &field,
+                format!("{addr} is the tunnel address of Node {owner} already"),
+                "write an address of this node alone",
+            );
+            continue;
+        }
+        if addrs.iter().any(|known| Family::of(*known) == Family::of(addr) && *known != addr) {
+            about.warn(
+                "bad-tunnel-address",
+                &field,
+                format!("{addr} is a second address of its family; it is not used"),
+                "one of each family is enough",
+            );
+            continue;
+        }
+        taken.insert(addr, name);
+        addrs.insert(addr);
+    }
+    addrs
+}
+
+fn label<'a>(node: &'a Node, name: &str) -> Option<&'a str> {
+    node.metadata.labels.as_ref()?.get(name).map(String::as_str)
+}
+
+fn id(name: &str, origin: &str) -> ObjectId {
+    Key { kind: Kind::Node, name: ObjectName::new("", name) }.id(origin)
+}

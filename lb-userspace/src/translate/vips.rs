@@ -1,0 +1,253 @@
+//! The addresses of a Service: which it has, of which families, and who may use them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use k8s_openapi::api::core::v1::{Service, ServiceSpec};
+
+use super::Options;
+use super::endpoints::Slices;
+use super::findings::About;
+use super::names;
+use super::ours;
+use crate::model::ObjectName;
+use crate::model::l4::{Access, Family, Prefix};
+
+/// `spec.loadBalancerClass` that names us where the flag names no other.
+const OUR_CLASS: &str = "penstock.dev/load-balancer";
+/// Read where `spec.loadBalancerSourceRanges` is empty, as ever.
+const OLD_RANGES: &str = "service.beta.kubernetes.io/load-balancer-source-ranges";
+
+/// Addresses that clients may use.
+#[derive(Default)]
+pub(super) struct Addresses {
+    pub by_addr: BTreeMap<IpAddr, Address>,
+    /// Blocks of either family that may use the restricted ones.
+    ranges: BTreeSet<Prefix>,
+    ranges_field: String,
+}
+
+/// One address.
+#[derive(Clone)]
+pub(super) struct Address {
+    /// The field that names it first.
+    pub field: String,
+    pub access: Access,
+}
+
+impl Addresses {
+    pub(super) fn new(
+        service: &Service,
+        spec: &ServiceSpec,
+        options: &Options,
+        about: &mut About<'_>,
+    ) -> Self {
+        let mut addresses = Self::default();
+        for (field, text) in external(spec, options, about) {
+            addresses.add(field, text, Access::Open, about);
+        }
+        let balanced = balanced(service, spec, about);
+        if balanced.is_empty() || !is_our_class(spec, options, about) {
+            return addresses;
+        }
+        let access = match source_ranges(service, spec, about) {
+            None => Access::Open,
+            Some((field, ranges)) => {
+                addresses.ranges_field = field;
+                addresses.ranges = ranges;
+                Access::Restricted
+            }
+        };
+        for (field, text) in balanced {
+            addresses.add(field, text, access, about);
+        }
+        addresses
+    }
+
+    fn add(&mut self, field: String, text: &str, access: Access, about: &mut About<'_>) {
+        match text.trim().parse::<IpAddr>() {
+            Err(_) => about.error("bad-address", field, format!("{text:?} is not an IP address")),
+            Ok(addr) => match names::unusable_vip(addr) {
+                Some(why) => about.error("bad-address", field, format!("{addr} {why}")),
+                None => {
+                    let known = self.by_addr.entry(addr).or_insert(Address { field, access });
+                    // Named twice, once without ranges: what one field closes no other opens.
+                    known.access = known.access.max(access);
+                }
+            },
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.by_addr.is_empty()
+    }
+
+    /// Blocks of one family that may use its restricted addresses.
+    pub(super) fn ranges(&self, family: Family) -> BTreeSet<Prefix> {
+        self.ranges.iter().filter(|range| range.family() == family).copied().collect()
+    }
+
+    /// Families of the Service: as written, else those it has addresses or slices of.
+    pub(super) fn families(
+        &self,
+        name: &ObjectName,
+        spec: &ServiceSpec,
+        slices: &Slices<'_>,
+    ) -> BTreeSet<Family> {
+        let written = spec.ip_families.iter().flatten().filter_map(|family| match family.as_str() {
+            "IPv4" => Some(Family::V4),
+            "IPv6" => Some(Family::V6),
+            _ => None,
+        });
+        let written: BTreeSet<_> = written.collect();
+        if !written.is_empty() {
+            return written;
+        }
+        let mut families: BTreeSet<_> = self.by_addr.keys().map(|addr| Family::of(*addr)).collect();
+        families
+            .extend([Family::V4, Family::V6].into_iter().filter(|family| slices.exist(name, Some(*family))));
+        if families.is_empty() {
+            families.insert(Family::V4);
+        }
+        families
+    }
+
+    /// Leaves out addresses of other families, and says where ranges leave nobody.
+    pub(super) fn keep(&mut self, families: &BTreeSet<Family>, about: &mut About<'_>) {
+        self.by_addr.retain(|addr, Address { field, .. }| {
+            let kept = families.contains(&Family::of(*addr));
+            if !kept {
+                about.warn(
+                    "address-of-other-family",
+                    field.clone(),
+                    format!("{addr} is of a family that spec.ipFamilies does not list; it is not served"),
+                    "add the family to spec.ipFamilies",
+                );
+            }
+            kept
+        });
+        for family in families {
+            let restricted = |(addr, entry): (&IpAddr, &Address)| {
+                Family::of(*addr) == *family && entry.access == Access::Restricted
+            };
+            if self.by_addr.iter().any(restricted) && self.ranges(*family).is_empty() {
+                let all = if *family == Family::V4 { "0.0.0.0/0" } else { "::/0" };
+                about.warn(
+                    "source-ranges-of-other-family",
+                    &self.ranges_field,
+                    format!(
+                        "no range is of family Ip{family}: nobody may use the Service's Ip{family} addresses"
+                    ),
+                    format!("list who may, or {all} for everybody"),
+                );
+            }
+        }
+    }
+}
+
+fn external<'a>(spec: &'a ServiceSpec, options: &Options, about: &mut About<'_>) -> Vec<(String, &'a str)> {
+    let written = spec.external_ips.iter().flatten().enumerate();
+    let named: Vec<_> =
+        written.map(|(index, addr)| (format!("spec.externalIPs[{index}]"), addr.as_str())).collect();
+    if named.is_empty() || options.external_ips {
+        return named;
+    }
+    about.warn(
+        "external-ips-off",
+        "spec.externalIPs",
+        "not served: any author of a Service could claim any address by it",
+        format!("use spec.loadBalancerIP or the annotation {}, or start with --external-ips", ours::VIPS),
+    );
+    Vec::new()
+}
+
+/// Addresses of a Service of type LoadBalancer.
+fn balanced<'a>(
+    service: &'a Service,
+    spec: &'a ServiceSpec,
+    about: &mut About<'_>,
+) -> Vec<(String, &'a str)> {
+    let mut balanced: Vec<(String, &str)> = Vec::new();
+    if spec.type_.as_deref() != Some("LoadBalancer") {
+        return balanced;
+    }
+    if let Some(addr) = spec.load_balancer_ip.as_deref().filter(|addr| !addr.is_empty()) {
+        balanced.push(("spec.loadBalancerIP".to_owned(), addr));
+    }
+    let status = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
+    let ingress = status.and_then(|status| status.ingress.as_ref());
+    for (index, ingress) in ingress.into_iter().flatten().enumerate() {
+        let field = format!("status.loadBalancer.ingress[{index}].ip");
+        match ingress.ip.as_deref() {
+            Some(_) if ingress.ip_mode.as_deref() == Some("Proxy") => about.info(
+                "ip-mode-proxy",
+                field,
+                "ipMode Proxy: packets arrive with another address, so this one is not served",
+                "",
+            ),
+            Some(addr) => balanced.push((field, addr)),
+            None => {}
+        }
+    }
+    let list = ours::text(&service.metadata, ours::VIPS).unwrap_or_default();
+    let list = list.split(',').map(str::trim).filter(|addr| !addr.is_empty());
+    balanced.extend(list.map(|addr| (ours::field(ours::VIPS), addr)));
+    balanced
+}
+
+/// A class is somebody's claim to the balanced addresses; node ports and externalIPs are nobody's.
+fn is_our_class(spec: &ServiceSpec, options: &Options, about: &mut About<'_>) -> bool {
+    let written = spec.load_balancer_class.as_deref();
+    let (ours, message) = match (&options.load_balancer_class, written) {
+        (None, None) => return true,
+        (Some(ours), None) => (ours.as_str(), "addresses left to the default load balancer".to_owned()),
+        (ours, Some(class)) => {
+            let ours = ours.as_deref().unwrap_or(OUR_CLASS);
+            (ours, format!("addresses left to the load balancer of class {class:?}"))
+        }
+    };
+    if written == Some(ours) {
+        return true;
+    }
+    let or_none = if options.load_balancer_class.is_none() { ", or none" } else { "" };
+    about.info(
+        "other-load-balancer-class",
+        "spec.loadBalancerClass",
+        message,
+        format!("ours is {ours}{or_none}"),
+    );
+    false
+}
+
+/// Who may use the balanced addresses; `None`: everybody. A range that cannot be read lets nobody in.
+fn source_ranges(
+    service: &Service,
+    spec: &ServiceSpec,
+    about: &mut About<'_>,
+) -> Option<(String, BTreeSet<Prefix>)> {
+    let (field, written) = written_ranges(service, spec)?;
+    let mut ranges = BTreeSet::new();
+    for text in written {
+        match text.parse() {
+            Ok(range) => {
+                ranges.insert(range);
+            }
+            Err(message) => about.error_fix("bad-source-range", &field, message, "correct or remove it"),
+        }
+    }
+    Some((field, ranges))
+}
+
+/// The ranges as written, trimmed, and the field that holds them.
+pub(super) fn written_ranges<'a>(
+    service: &'a Service,
+    spec: &'a ServiceSpec,
+) -> Option<(String, Vec<&'a str>)> {
+    let field = spec.load_balancer_source_ranges.as_deref().unwrap_or_default();
+    if !field.is_empty() {
+        let written = field.iter().map(|range| range.trim()).collect();
+        return Some(("spec.loadBalancerSourceRanges".to_owned(), written));
+    }
+    let old = ours::text(&service.metadata, OLD_RANGES)?;
+    Some((ours::field(OLD_RANGES), old.split(',').map(str::trim).collect()))
+}
