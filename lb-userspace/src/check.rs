@@ -6,7 +6,7 @@ use std::fmt::Write;
 
 use serde::Serialize;
 
-use crate::model::l4::Pool;
+use crate::model::l4::{Access, BackendState, Pool};
 use crate::model::l7::{Action, Location, PathMatch};
 use crate::model::{ObjectId, ObjectName, Problem, Severity, Snapshot};
 use crate::objects::{Key, Kind, Objects};
@@ -249,9 +249,23 @@ fn vips(service: &ObjectName, snapshot: &Snapshot) -> Vec<String> {
     pools
         .flat_map(|(_, pool)| {
             let backends = backends(pool);
-            pool.vips.keys().map(move |vip| format!("{vip} -> {backends}"))
+            pool.vips.iter().map(move |(vip, access)| match access {
+                Access::Open => format!("{vip} -> {backends}"),
+                Access::Restricted => format!("{vip} from {} -> {backends}", sources(pool)),
+            })
         })
         .collect()
+}
+
+fn sources(pool: &Pool) -> String {
+    const SHOWN: usize = 4;
+    let mut ranges = pool.source_ranges.iter();
+    let shown: Vec<_> = ranges.by_ref().take(SHOWN).map(ToString::to_string).collect();
+    match (shown.is_empty(), ranges.count()) {
+        (true, _) => "nobody".to_owned(),
+        (false, 0) => shown.join(", "),
+        (false, more) => format!("{} and {more} more", shown.join(", ")),
+    }
 }
 
 /// `3 backends, nat`, or `3 backends, 1 local, 2 tunnel`.
@@ -261,6 +275,10 @@ fn backends(pool: &Pool) -> String {
         *modes.entry(backend.mode.as_str()).or_default() += 1;
     }
     let mut text = count(pool.backends.len(), "backend");
+    let draining = pool.backends.values().filter(|backend| backend.state == BackendState::Draining).count();
+    if draining > 0 {
+        text += &format!(" ({draining} draining)");
+    }
     let mixed = modes.len() > 1;
     for (mode, number) in modes {
         text += &if mixed { format!(", {number} {mode}") } else { format!(", {mode}") };

@@ -187,8 +187,8 @@ pub fn resolve(flags: Settings, file: Option<&Path>) -> Result<Config, Error> {
             controller_class: merged.controller_class,
             watch_ingress_without_class: merged.watch_ingress_without_class.unwrap_or(false),
             disable_catch_all: merged.disable_catch_all.unwrap_or(false),
-            node_name: merged.node_name.or_else(node_name),
-            load_balancer_class: merged.load_balancer_class.map(|class| class_name(&class)).transpose()?,
+            node_name: merged.node_name.filter(|name| !name.is_empty()).or_else(node_name),
+            load_balancer_class: class_name(merged.load_balancer_class)?,
             external_ips: merged.external_ips.unwrap_or(false),
         },
     })
@@ -323,17 +323,15 @@ fn node_name() -> Option<String> {
     })
 }
 
-fn class_name(text: &str) -> Result<String, Error> {
-    // `spec.loadBalancerClass` is a label-style name, with or without a domain in front.
+fn class_name(text: Option<String>) -> Result<Option<String>, Error> {
+    let Some(text) = text.filter(|text| !text.is_empty()) else { return Ok(None) };
+    // As the API server takes it: a name, with or without a domain in front.
     let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'/');
-    if !text.is_empty() && text.bytes().all(legal) {
-        return Ok(text.to_owned());
+    if text.bytes().all(legal) {
+        return Ok(Some(text));
     }
-    Err(Error::Value {
-        setting: "load-balancer-class",
-        value: text.to_owned(),
-        reason: "allowed: a name such as example.com/internal".to_owned(),
-    })
+    let reason = "allowed: a name such as example.com/internal".to_owned();
+    Err(Error::Value { setting: "load-balancer-class", value: text, reason })
 }
 
 #[cfg(test)]
@@ -383,12 +381,29 @@ mod tests {
                 Settings { publish_service: Some("web".into()), ..with_manifests() },
                 "--publish-service \"web\": allowed: NAMESPACE/NAME",
             ),
+            (
+                "class with a space",
+                Settings { load_balancer_class: Some("my edge".into()), ..with_manifests() },
+                "--load-balancer-class \"my edge\": allowed: a name",
+            ),
             ("no source", Settings::default(), "no source of objects: give --manifests DIR"),
         ];
         for (case, settings, expected) in cases {
             let error = resolve(settings, None).expect_err(case).to_string();
             assert!(error.starts_with(expected), "{case}: {error}");
         }
+    }
+
+    #[test]
+    fn a_node_that_nobody_names_is_called_as_its_host() {
+        let named = Settings { node_name: Some("edge-1".into()), ..with_manifests() };
+        let empty = Settings { node_name: Some(String::new()), ..with_manifests() };
+
+        let name = |settings| resolve(settings, None).expect("valid").translate.node_name;
+
+        assert_eq!(name(named), Some("edge-1".to_owned()));
+        assert_eq!(name(empty), node_name());
+        assert!(node_name().is_some());
     }
 
     #[test]

@@ -8,6 +8,7 @@
 //! made for these names and its key; `# option: name=value` lines set what a flag would.
 
 mod dump;
+mod l4_rules;
 mod live;
 mod properties;
 

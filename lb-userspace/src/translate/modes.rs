@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 
 use super::findings::About;
 use super::nodes::Nodes;
+use crate::model::Severity;
 use crate::model::l4::{At, ForwardingMode};
 
 /// What an annotation asks for.
@@ -64,15 +65,15 @@ impl Misfits {
         let (why, fix) = match (mode, at) {
             (ForwardingMode::Local, At::Here) | (ForwardingMode::Tunnel, At::Node { .. }) => return mode,
             (ForwardingMode::Nat | ForwardingMode::L2 | ForwardingMode::Ipip, _) => return mode,
-            (ForwardingMode::Local, At::Node { .. } | At::Elsewhere) => {
-                let why = match node {
-                    Some(node) => format!("is on node {node:?}, not on this one"),
-                    None => "names no node, so it counts as being elsewhere".to_owned(),
-                };
-                (why, "write its nodeName if it is on this node, or use auto".to_owned())
-            }
+            (ForwardingMode::Local, At::Node { .. } | At::Elsewhere) => match node {
+                Some(node) => (format!("is on node {node:?}, not on this one"), "use auto".to_owned()),
+                None => (
+                    "names no node, so it counts as being elsewhere".to_owned(),
+                    "write its nodeName if it is on this node, or use auto".to_owned(),
+                ),
+            },
             (ForwardingMode::Tunnel, At::Here) => {
-                ("is on this node, where no tunnel is needed".to_owned(), "use auto".to_owned())
+                ("is on this node, where no tunnel is needed".to_owned(), String::new())
             }
             (ForwardingMode::Tunnel, At::Elsewhere) => {
                 let (why, fix) = nodes.why_no_tunnel(node);
@@ -93,7 +94,10 @@ impl Misfits {
                 others => format!(" (and {others} more like it)"),
             };
             let message = format!("{mode}: backend {first}{others} {why}; {instead} is used");
-            about.warn("mode-does-not-fit", field, message, fix);
+            // A tunnel to oneself is what a Service for many nodes asks of each of them.
+            let is_better = (mode, *instead) == (ForwardingMode::Tunnel, ForwardingMode::Local);
+            let severity = if is_better { Severity::Info } else { Severity::Warning };
+            about.say(severity, "mode-does-not-fit", field, message, fix);
         }
     }
 }

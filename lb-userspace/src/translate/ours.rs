@@ -71,7 +71,7 @@ pub(super) fn unknown(metadata: &ObjectMeta, kind: Kind, about: &mut About<'_>) 
             Some(row) if row.kinds.contains(&kind) => continue,
             Some(row) => {
                 let kinds: Vec<_> = row.kinds.iter().map(ToString::to_string).collect();
-                format!("it belongs on a {}", kinds.join(" or "))
+                format!("it belongs on: {}", kinds.join(", "))
             }
             None => {
                 let names = TABLE.iter().filter_map(|row| row.name.strip_prefix(PREFIX));

@@ -124,7 +124,7 @@ fn one_service(
         return;
     }
     let node_ports = spec.ports.iter().flatten().filter(|port| port.node_port.is_some_and(|port| port != 0));
-    if kind == "LoadBalancer" && addresses.is_empty() && node_ports.count() == 0 {
+    if kind == "LoadBalancer" && addresses.is_empty() && !addresses.left_out && node_ports.count() == 0 {
         about.warn(
             "no-vip",
             "spec",
@@ -384,7 +384,7 @@ fn nobody(
             format!("write one labelled kubernetes.io/service-name: {}", name.name),
         )
     } else if !slices.exist(name, Some(*family)) {
-        (format!("the Service has no Ip{family} EndpointSlice"), String::new())
+        (format!("the Service has no IP{family} EndpointSlice"), String::new())
     } else {
         (
             format!("no EndpointSlice has a port named {port_name:?}, only {:?}", slices.port_names(name)),

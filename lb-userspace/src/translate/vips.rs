@@ -25,6 +25,8 @@ pub(super) struct Addresses {
     /// Blocks of either family that may use the restricted ones.
     ranges: BTreeSet<Prefix>,
     ranges_field: String,
+    /// There would be more, but for a reason that was told.
+    pub left_out: bool,
 }
 
 /// One address.
@@ -43,11 +45,15 @@ impl Addresses {
         about: &mut About<'_>,
     ) -> Self {
         let mut addresses = Self::default();
-        for (field, text) in external(spec, options, about) {
+        for (field, text) in addresses.external(spec, options, about) {
             addresses.add(field, text, Access::Open, about);
         }
-        let balanced = balanced(service, spec, about);
-        if balanced.is_empty() || !is_our_class(spec, options, about) {
+        let balanced = addresses.balanced(service, spec, about);
+        if balanced.is_empty() {
+            return addresses;
+        }
+        if !is_our_class(spec, options, about) {
+            addresses.left_out = true;
             return addresses;
         }
         let access = match source_ranges(service, spec, about) {
@@ -62,6 +68,66 @@ impl Addresses {
             addresses.add(field, text, access, about);
         }
         addresses
+    }
+
+    fn external<'a>(
+        &mut self,
+        spec: &'a ServiceSpec,
+        options: &Options,
+        about: &mut About<'_>,
+    ) -> Vec<(String, &'a str)> {
+        let written = spec.external_ips.iter().flatten().enumerate();
+        let named: Vec<_> =
+            written.map(|(index, addr)| (format!("spec.externalIPs[{index}]"), addr.as_str())).collect();
+        if named.is_empty() || options.external_ips {
+            return named;
+        }
+        about.warn(
+            "external-ips-off",
+            "spec.externalIPs",
+            "not served: any author of a Service could claim any address by it",
+            format!("use spec.loadBalancerIP or the annotation {}, or start with --external-ips", ours::VIPS),
+        );
+        self.left_out = true;
+        Vec::new()
+    }
+
+    /// Addresses of a Service of type LoadBalancer.
+    fn balanced<'a>(
+        &mut self,
+        service: &'a Service,
+        spec: &'a ServiceSpec,
+        about: &mut About<'_>,
+    ) -> Vec<(String, &'a str)> {
+        let mut balanced: Vec<(String, &str)> = Vec::new();
+        if spec.type_.as_deref() != Some("LoadBalancer") {
+            return balanced;
+        }
+        if let Some(addr) = spec.load_balancer_ip.as_deref().filter(|addr| !addr.is_empty()) {
+            balanced.push(("spec.loadBalancerIP".to_owned(), addr));
+        }
+        let status = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
+        let ingress = status.and_then(|status| status.ingress.as_ref());
+        for (index, ingress) in ingress.into_iter().flatten().enumerate() {
+            let field = format!("status.loadBalancer.ingress[{index}].ip");
+            match ingress.ip.as_deref() {
+                Some(_) if ingress.ip_mode.as_deref() == Some("Proxy") => {
+                    self.left_out = true;
+                    about.info(
+                        "ip-mode-proxy",
+                        field,
+                        "ipMode Proxy: packets arrive with another address, so this one is not served",
+                        "",
+                    );
+                }
+                Some(addr) => balanced.push((field, addr)),
+                None => {}
+            }
+        }
+        let list = ours::text(&service.metadata, ours::VIPS).unwrap_or_default();
+        let list = list.split(',').map(str::trim).filter(|addr| !addr.is_empty());
+        balanced.extend(list.map(|addr| (ours::field(ours::VIPS), addr)));
+        balanced
     }
 
     fn add(&mut self, field: String, text: &str, access: Access, about: &mut About<'_>) {
@@ -136,63 +202,13 @@ impl Addresses {
                     "source-ranges-of-other-family",
                     &self.ranges_field,
                     format!(
-                        "no range is of family Ip{family}: nobody may use the Service's Ip{family} addresses"
+                        "no range is of family IP{family}: nobody may use the Service's IP{family} addresses"
                     ),
                     format!("list who may, or {all} for everybody"),
                 );
             }
         }
     }
-}
-
-fn external<'a>(spec: &'a ServiceSpec, options: &Options, about: &mut About<'_>) -> Vec<(String, &'a str)> {
-    let written = spec.external_ips.iter().flatten().enumerate();
-    let named: Vec<_> =
-        written.map(|(index, addr)| (format!("spec.externalIPs[{index}]"), addr.as_str())).collect();
-    if named.is_empty() || options.external_ips {
-        return named;
-    }
-    about.warn(
-        "external-ips-off",
-        "spec.externalIPs",
-        "not served: any author of a Service could claim any address by it",
-        format!("use spec.loadBalancerIP or the annotation {}, or start with --external-ips", ours::VIPS),
-    );
-    Vec::new()
-}
-
-/// Addresses of a Service of type LoadBalancer.
-fn balanced<'a>(
-    service: &'a Service,
-    spec: &'a ServiceSpec,
-    about: &mut About<'_>,
-) -> Vec<(String, &'a str)> {
-    let mut balanced: Vec<(String, &str)> = Vec::new();
-    if spec.type_.as_deref() != Some("LoadBalancer") {
-        return balanced;
-    }
-    if let Some(addr) = spec.load_balancer_ip.as_deref().filter(|addr| !addr.is_empty()) {
-        balanced.push(("spec.loadBalancerIP".to_owned(), addr));
-    }
-    let status = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
-    let ingress = status.and_then(|status| status.ingress.as_ref());
-    for (index, ingress) in ingress.into_iter().flatten().enumerate() {
-        let field = format!("status.loadBalancer.ingress[{index}].ip");
-        match ingress.ip.as_deref() {
-            Some(_) if ingress.ip_mode.as_deref() == Some("Proxy") => about.info(
-                "ip-mode-proxy",
-                field,
-                "ipMode Proxy: packets arrive with another address, so this one is not served",
-                "",
-            ),
-            Some(addr) => balanced.push((field, addr)),
-            None => {}
-        }
-    }
-    let list = ours::text(&service.metadata, ours::VIPS).unwrap_or_default();
-    let list = list.split(',').map(str::trim).filter(|addr| !addr.is_empty());
-    balanced.extend(list.map(|addr| (ours::field(ours::VIPS), addr)));
-    balanced
 }
 
 /// A class is somebody's claim to the balanced addresses; node ports and externalIPs are nobody's.
