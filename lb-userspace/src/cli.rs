@@ -43,9 +43,20 @@ struct RunArgs {
     /// File with these settings as YAML (same names as the flags)
     #[arg(long, value_name = "FILE", env = "PENSTOCK_CONFIG")]
     config: Option<PathBuf>,
-    /// Interface for the kernel program; repeatable [default: those with a default route]
+    /// Interface for the kernel program, or a start of names and `*`; repeatable [default: those
+    /// with a default route]
     #[arg(long, value_name = "IF", env = "PENSTOCK_INTERFACE", value_delimiter = ',')]
     interface: Vec<String>,
+    /// Start although none of the interfaces exists yet
+    #[arg(
+        long,
+        value_name = "BOOL",
+        env = "PENSTOCK_WAIT_INTERFACES",
+        num_args = 0..=1,
+        default_missing_value = "true",
+        require_equals = true
+    )]
+    wait_interfaces: Option<bool>,
     /// Native XDP falling back to generic (auto), one of them, or no kernel part [default: auto]
     #[arg(long, value_name = "MODE", env = "PENSTOCK_DATAPATH")]
     datapath: Option<DatapathMode>,
@@ -307,6 +318,7 @@ impl RunArgs {
         Settings {
             manifests: self.manifests,
             interface: self.interface,
+            wait_interfaces: self.wait_interfaces,
             datapath: self.datapath,
             http: self.http,
             https: self.https,

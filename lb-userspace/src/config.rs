@@ -17,6 +17,8 @@ pub struct Config {
     pub manifests: PathBuf,
     /// Interfaces for the kernel program; empty: those that hold a default route.
     pub interfaces: Vec<String>,
+    /// Start although none of them exists.
+    pub wait_interfaces: bool,
     /// Whether and how the kernel program is attached.
     pub datapath: DatapathMode,
     /// Plain HTTP listeners.
@@ -106,6 +108,7 @@ impl std::str::FromStr for HashKey {
 pub struct Settings {
     pub(crate) manifests: Option<PathBuf>,
     pub(crate) interface: Vec<String>,
+    pub(crate) wait_interfaces: Option<bool>,
     pub(crate) datapath: Option<DatapathMode>,
     pub(crate) http: Vec<String>,
     pub(crate) https: Vec<String>,
@@ -168,6 +171,7 @@ pub fn resolve(flags: Settings, file: Option<&Path>) -> Result<Config, Error> {
     Ok(Config {
         manifests: merged.manifests.ok_or(Error::NoSource)?,
         interfaces: merged.interface,
+        wait_interfaces: merged.wait_interfaces.unwrap_or(false),
         datapath: merged.datapath.unwrap_or(DatapathMode::Auto),
         http: listen_addresses("http", &merged.http, 80)?,
         https: listen_addresses("https", &merged.https, 443)?,
@@ -208,6 +212,7 @@ impl Settings {
         let Self {
             manifests,
             interface,
+            wait_interfaces,
             datapath,
             http,
             https,
@@ -230,6 +235,7 @@ impl Settings {
         Self {
             manifests: manifests.or(below.manifests),
             interface: lists(interface, below.interface),
+            wait_interfaces: wait_interfaces.or(below.wait_interfaces),
             datapath: datapath.or(below.datapath),
             http: lists(http, below.http),
             https: lists(https, below.https),

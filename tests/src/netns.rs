@@ -83,25 +83,36 @@ impl Lab {
     /// named.
     pub fn host(&self, name: &str, interfaces: &[(&str, &[&str])]) -> Result<Host> {
         let host = self.namespace(name)?;
-        let switch = self.existing("switch");
         for (number, (network, addresses)) in interfaces.iter().enumerate() {
-            self.network(network)?;
-            let (device, port) = (format!("eth{number}"), format!("{name}{number}"));
-            run(Command::new("ip")
-                .args(["link", "add", &device, "netns", &host.namespace, "type", "veth", "peer"])
-                .args(["name", &port, "netns", &switch.namespace]))?;
-            for address in *addresses {
-                let nodad: &[&str] = if address.contains(':') { &["nodad"] } else { &[] };
-                run(host.command("ip").args(["addr", "add", address, "dev", &device]).args(nodad))?;
-            }
-            switch.run(&format!("ip link set {port} master {network} up"))?;
-            host.run(&format!("ip link set {device} up"))?;
-            // A frame that XDP sends on has lost the mark "checksum still to be made", so every
-            // sender makes its own; and a receiver of XDP frames needs NAPI, which GRO switches on.
-            switch.run(&format!("ethtool -K {port} tx off gro on"))?;
-            host.run(&format!("ethtool -K {device} tx off gro on"))?;
+            self.plug(&host, number, network, addresses)?;
         }
         Ok(host)
+    }
+
+    /// Adds the interface `ethN` to a host; its other end on the switch has the host's name and N.
+    pub fn plug(&self, host: &Host, number: usize, network: &str, addresses: &[&str]) -> Result<()> {
+        let switch = self.switch();
+        self.network(network)?;
+        let (device, port) = (format!("eth{number}"), format!("{}{number}", host.name));
+        run(Command::new("ip")
+            .args(["link", "add", &device, "netns", &host.namespace, "type", "veth", "peer"])
+            .args(["name", &port, "netns", &switch.namespace]))?;
+        for address in addresses {
+            let nodad: &[&str] = if address.contains(':') { &["nodad"] } else { &[] };
+            run(host.command("ip").args(["addr", "add", address, "dev", &device]).args(nodad))?;
+        }
+        switch.run(&format!("ip link set {port} master {network} up"))?;
+        host.run(&format!("ip link set {device} up"))?;
+        // A frame that XDP sends on has lost the mark "checksum still to be made", so every
+        // sender makes its own; and a receiver of XDP frames needs NAPI, which GRO switches on.
+        switch.run(&format!("ethtool -K {port} tx off gro on"))?;
+        host.run(&format!("ethtool -K {device} tx off gro on"))?;
+        Ok(())
+    }
+
+    /// The other end of every cable.
+    pub fn switch(&self) -> Host {
+        self.existing("switch")
     }
 
     /// Starts a program that ends with the lab, with its output in `log`.

@@ -4,6 +4,7 @@
 mod change;
 mod l4;
 mod lab;
+mod next_hop;
 mod ours_or_not;
 mod punt;
 mod rig;

@@ -137,7 +137,7 @@ pub fn still_echoes(flow: &mut BufReader<TcpStream>, line: &str) -> Result<()> {
 }
 
 /// Name of the UDP echo that answers a fresh flow.
-fn answered(address: SocketAddr, deadline: Duration) -> Result<String> {
+pub fn answered(address: SocketAddr, deadline: Duration) -> Result<String> {
     let any: IpAddr = if address.is_ipv4() { [0, 0, 0, 0].into() } else { [0u16; 8].into() };
     let socket = UdpSocket::bind((any, 0))?;
     socket.connect(address)?;

@@ -204,6 +204,7 @@ async fn start_datapath(
     };
     let options = datapath::Options {
         interfaces: config.interfaces.clone(),
+        wait_interfaces: config.wait_interfaces,
         attach,
         hash_key: config.hash_key.map(|key| key.0),
         nat_ports: config.nat_ports,

@@ -2,6 +2,7 @@
 
 mod measure;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 
@@ -26,7 +27,8 @@ const LOOKUP: &str = "penstock_lookup";
 /// Maps and programs in the kernel. Dropping it detaches everything.
 pub struct Kernel {
     ebpf: Ebpf,
-    xdp: Vec<XdpLink>,
+    /// By interface.
+    xdp: BTreeMap<u32, XdpLink>,
     lookup: Option<FdLink>,
 }
 
@@ -58,7 +60,7 @@ impl Kernel {
             .map_max_entries(maps::VERDICT_COUNTS, rows)
             .load(OBJECT)
             .map_err(|source| Error::Load { program: "the kernel object", source: Box::new(source) })?;
-        let mut kernel = Self { ebpf, xdp: Vec::new(), lookup: None };
+        let mut kernel = Self { ebpf, xdp: BTreeMap::new(), lookup: None };
         let tables = kernel.tables()?;
         let rows = rows as usize;
         let counters = Counters {
@@ -124,8 +126,13 @@ impl Kernel {
             };
             Error::System { call: "attach xdp to", object: name.to_owned(), source, hint }
         })?;
-        self.xdp.push(link);
+        self.xdp.insert(ifindex, link);
         Ok(())
+    }
+
+    /// Detaches the XDP program from an interface; one that is gone has let go of it already.
+    pub fn detach_from(&mut self, ifindex: u32) {
+        self.xdp.remove(&ifindex);
     }
 
     /// Detaches everything; maps stay.

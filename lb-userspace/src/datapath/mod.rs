@@ -5,6 +5,7 @@
 //! [`network`] and [`kernel`] are the two system interfaces, [`worker`] drives them, [`walk`] and
 //! [`explain`] read the tables back with the kernel's arithmetic.
 
+mod choice;
 pub mod engine;
 pub mod explain;
 pub mod kernel;
@@ -36,8 +37,11 @@ pub use status::Status;
 /// How to run the datapath.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Interfaces to attach to; empty: those of the default routes.
+    /// Interfaces to attach to, each a name or a start of names with a trailing `*` or `+`;
+    /// empty: those of the default routes. They may come, go and come back.
     pub interfaces: Vec<String>,
+    /// Start without any of them; otherwise one has to be there.
+    pub wait_interfaces: bool,
     /// Where to attach.
     pub attach: Attach,
     /// Secret of the flow hash, shared by all balancers of a cluster; `None`: a random one.
@@ -88,8 +92,8 @@ pub enum Error {
         /// What an operator can do; may be empty.
         hint: &'static str,
     },
-    /// An interface that does not exist.
-    #[error("interface {name:?} does not exist; there are: {known}")]
+    /// None of the named interfaces exists.
+    #[error("interface {name} does not exist; there are: {known}; --wait-interfaces starts without")]
     UnknownInterface {
         /// As given.
         name: String,
@@ -97,7 +101,7 @@ pub enum Error {
         known: String,
     },
     /// No interface was named and none has a default route.
-    #[error("no interface has a default route; name one with --interface")]
+    #[error("no interface has a default route; name one with --interface, or start with --wait-interfaces")]
     NoInterface,
     /// The SNAT range is empty.
     #[error("nat ports {0}-{1}: the range is empty; allowed: FIRST-LAST, 1 to 65535")]

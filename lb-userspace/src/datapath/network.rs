@@ -1,57 +1,58 @@
 //! What rtnetlink tells: interfaces, addresses, the way to each backend, its neighbour. Also the
 //! local routes that let the stack accept punted VIPs.
+//!
+//! [`heard`] collects what the kernel announces, [`Netlink::refresh`] reads anew what that can
+//! have touched and no more: one route for a new backend, none for a neighbour. When
+//! announcements are lost (a full receive buffer), everything is read anew.
+
+mod heard;
+mod links;
+mod local;
+mod neighbours;
+mod routes;
+mod socket;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use futures_util::{StreamExt, TryStreamExt};
+use futures_util::TryStreamExt;
 use lb_common::Mac;
 use lb_common::backend::NextHop;
+use rtnetlink::Handle;
+use rtnetlink::packet_core::NLM_F_CREATE;
 use rtnetlink::packet_route::address::AddressAttribute;
-use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo};
 use rtnetlink::packet_route::neighbour::{
-    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourState,
+    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
-use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType, RouteVia,
-};
-use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
-use tokio::sync::Notify;
+use rtnetlink::packet_route::route::RouteAddress;
+use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::Error;
 use super::want::{Network, Way};
+use crate::model::{ObjectId, Problem, Severity};
+use heard::{Heard, Shared};
+use links::Exit;
+use local::LocalRoutes;
+use neighbours::{Ask, Hop};
+use routes::{Carriers, Route, Routes};
+use socket::{Batch, Request};
 
-/// Table number of local routes.
-const LOCAL_TABLE: u32 = 255;
-
-/// One interface.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Interface {
-    /// Name.
-    pub name: String,
-    /// Index.
-    pub ifindex: u32,
-    /// Ethernet address; `None` for interfaces that have none.
-    pub mac: Option<Mac>,
-    /// MTU.
-    pub mtu: u32,
-    /// Administratively up.
-    pub up: bool,
-    /// One end of a veth pair.
-    pub veth: bool,
-    /// Addresses.
-    pub addrs: BTreeSet<IpAddr>,
-}
+pub use links::{Interface, Kind};
 
 /// The kernel's network configuration.
 pub struct Netlink {
     handle: Handle,
-    /// Holds one permit however many changes were announced; what changed is read anew.
-    events: Arc<Notify>,
+    shared: Arc<Shared>,
+    batch: Arc<Mutex<Batch>>,
     tasks: [tokio::task::JoinHandle<()>; 2],
-    routes: BTreeSet<IpAddr>,
+    local: LocalRoutes,
+    routes: Routes,
+    exits: BTreeMap<Hop, Result<Exit, String>>,
+    view: View,
+    /// Nothing has been read yet.
+    fresh: bool,
 }
 
 impl Drop for Netlink {
@@ -62,93 +63,318 @@ impl Drop for Netlink {
     }
 }
 
-/// A consistent enough view, and which neighbours have to be asked for.
+/// The network as last read.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct View {
     /// All interfaces by index.
     pub interfaces: BTreeMap<u32, Interface>,
     /// What the tables are made from.
     pub network: Network,
-    /// Neighbours in use: (interface, address, resolved).
-    pub neighbours: BTreeSet<(u32, IpAddr, bool)>,
+    /// Next hops that packets cannot be sent to by us.
+    pub problems: Vec<Problem>,
 }
 
 impl Netlink {
-    /// Opens the socket and subscribes to changes.
+    /// Opens the sockets and subscribes to changes.
     pub fn open() -> Result<Self, Error> {
-        let groups = [
-            MulticastGroup::Link,
-            MulticastGroup::Neigh,
-            MulticastGroup::Ipv4Ifaddr,
-            MulticastGroup::Ipv6Ifaddr,
-            MulticastGroup::Ipv4Route,
-            MulticastGroup::Ipv6Route,
-        ];
-        let (connection, handle, events) = rtnetlink::new_multicast_connection(&groups)
-            .map_err(|source| failed("open", "rtnetlink socket", source))?;
-        let notify = Arc::new(Notify::new());
-        let announce = Arc::clone(&notify);
-        let mut events = events;
-        let listener = tokio::spawn(async move {
-            while events.next().await.is_some() {
-                announce.notify_one();
-            }
-        });
-        let tasks = [tokio::spawn(connection), listener];
-        Ok(Self { handle, events: notify, tasks, routes: BTreeSet::new() })
+        Self::open_with_buffer(None)
+    }
+
+    /// The same with a receive buffer of so many bytes for announcements; for tests.
+    pub fn open_with_buffer(bytes: Option<usize>) -> Result<Self, Error> {
+        let open = |source| failed("open", "rtnetlink socket", source);
+        // First: what changes while the rest is read is heard.
+        let announcements = socket::announcements(bytes).map_err(open)?;
+        let batch = Arc::new(Mutex::new(Batch::open().map_err(open)?));
+        let (connection, handle, _) = rtnetlink::new_connection().map_err(open)?;
+        let shared = Arc::new(Shared::default());
+        let listener = tokio::spawn(socket::listen(announcements, Arc::clone(&shared)));
+        Ok(Self {
+            handle,
+            shared,
+            batch,
+            tasks: [tokio::spawn(connection), listener],
+            local: LocalRoutes::default(),
+            routes: Routes::default(),
+            exits: BTreeMap::new(),
+            view: View::default(),
+            fresh: true,
+        })
     }
 
     /// Takes over the local routes that an earlier agent left behind: those still wanted stay, the
     /// others go with the first [`Netlink::set_local_routes`].
-    pub async fn adopt_local_routes(&mut self) {
-        let requests = [
-            RouteMessageBuilder::<std::net::Ipv4Addr>::new().table_id(LOCAL_TABLE).build(),
-            RouteMessageBuilder::<std::net::Ipv6Addr>::new().table_id(LOCAL_TABLE).build(),
-        ];
-        for request in requests {
-            let mut answers = Box::pin(self.handle.route().get(request).execute());
-            while let Ok(Some(route)) = answers.try_next().await {
-                let ours = route.header.protocol == OUR_ROUTES && route.header.kind == RouteType::Local;
-                let destination = route.attributes.iter().find_map(|attribute| match attribute {
-                    RouteAttribute::Destination(addr) => ip(addr),
-                    _ => None,
-                });
-                self.routes.extend(destination.filter(|_| ours));
+    pub async fn adopt_local_routes(&mut self) -> Result<(), Error> {
+        self.local.adopt(&self.handle).await
+    }
+
+    /// Makes the stack accept exactly these addresses beside its own; idempotent.
+    pub async fn set_local_routes(&mut self, wanted: &BTreeSet<IpAddr>) {
+        self.local.set(&self.handle, wanted).await;
+    }
+
+    /// Waits for an announcement that [`Netlink::refresh`] has not seen.
+    pub async fn changed(&self) {
+        self.shared.notify.notified().await;
+    }
+
+    /// The network as last read.
+    pub fn view(&self) -> &View {
+        &self.view
+    }
+
+    /// Reads anew what changed, for these backends; tells whether the view did. `attached` says
+    /// which interfaces are ours. After an error everything is read anew the next time.
+    pub async fn refresh(
+        &mut self,
+        attached: impl Fn(&Interface) -> bool,
+        backends: &BTreeSet<IpAddr>,
+    ) -> Result<bool, Error> {
+        let mut heard = std::mem::take(&mut self.shared.lock().heard);
+        heard.lost |= self.fresh;
+        let refreshed = self.read_anew(heard, attached, backends).await;
+        match &refreshed {
+            Ok(_) => self.fresh = false,
+            Err(_) => self.shared.lock().heard.lost = true,
+        }
+        refreshed
+    }
+
+    async fn read_anew(
+        &mut self,
+        mut heard: Heard,
+        attached: impl Fn(&Interface) -> bool,
+        backends: &BTreeSet<IpAddr>,
+    ) -> Result<bool, Error> {
+        let mut changed = false;
+        if heard.lost {
+            heard.hops.extend(self.read_neighbours().await?);
+            heard.all_routes = true;
+        }
+        let mut moved = heard.ports || heard.lost;
+        if heard.lost || heard.links {
+            let interfaces = self.interfaces().await?;
+            if interfaces != self.view.interfaces {
+                doubt_by_links(&mut self.routes, &self.view.interfaces, &interfaces);
+                self.view.interfaces = interfaces;
+                (changed, moved) = (true, true);
             }
+        }
+        if heard.all_routes {
+            self.routes.doubt_all();
+        }
+        for prefix in heard.prefixes {
+            self.routes.doubt_prefix(prefix);
+        }
+        let gone = self.routes.follow(backends);
+        for addr in &gone {
+            changed |= self.view.network.ways.remove(addr).is_some();
+        }
+        let asked = self.ask_routes().await?;
+        if moved || !gone.is_empty() || !asked.is_empty() {
+            self.tell_used();
+        }
+        // With a link or a port that changed, any next hop may leave another way.
+        let mut hops = heard.hops;
+        if moved {
+            hops.extend(self.routes.hops().keys());
+        }
+        changed |= self.update_ways(hops, asked);
+        changed |= self.sort_addresses(attached);
+        let first = self.shared.lock().neighbours.first();
+        self.ask_neighbours(first).await;
+        Ok(changed)
+    }
+
+    /// Asks the kernel for routes that are not known; gives the backends whose route changed.
+    async fn ask_routes(&mut self) -> Result<BTreeSet<IpAddr>, Error> {
+        let stale = self.routes.take_stale();
+        if stale.is_empty() {
+            return Ok(BTreeSet::new());
+        }
+        let ethernet = self.view.interfaces.values().filter(|one| one.has_ethernet());
+        let (alive, dead): (Vec<_>, Vec<_>) = ethernet.filter(|one| one.up).partition(|one| one.carrier);
+        let carriers = Carriers {
+            dead: dead.into_iter().map(|one| one.ifindex).collect(),
+            alive: alive.into_iter().map(|one| one.ifindex).collect(),
+        };
+        let to = stale.clone();
+        let answers = self.blocking(move |batch| routes::ask(batch, &to, &carriers)).await;
+        let answers = match answers {
+            Ok(answers) => answers,
+            Err(source) => {
+                self.routes.doubt(&stale);
+                return Err(failed("ask for", "routes", source));
+            }
+        };
+        let mut changed = BTreeSet::new();
+        let mut unanswered = Vec::new();
+        for (addr, route) in stale.into_iter().zip(answers) {
+            match route {
+                Some(route) if self.routes.get(addr) == Some(&route) => {}
+                Some(route) => {
+                    self.routes.learn(addr, route);
+                    changed.insert(addr);
+                }
+                None => unanswered.push(addr),
+            }
+        }
+        if !unanswered.is_empty() {
+            self.routes.doubt(&unanswered);
+            self.shared.notify.notify_one();
+        }
+        Ok(changed)
+    }
+
+    /// Tells which neighbours matter from now on.
+    fn tell_used(&mut self) {
+        let hops = self.routes.hops();
+        let is_bridge = |ifindex: &u32| {
+            self.view.interfaces.get(ifindex).is_some_and(|one| matches!(one.kind, Kind::Bridge { .. }))
+        };
+        let bridges = hops.keys().map(|(ifindex, _)| *ifindex).filter(is_bridge).collect();
+        let used = hops.iter().map(|(hop, backends)| (hop, backends.len()));
+        self.shared.lock().neighbours.set_used(used, bridges);
+        self.exits.retain(|hop, _| hops.contains_key(hop));
+    }
+
+    /// Makes the ways of backends behind these next hops, and of these backends, anew; tells whether one changed.
+    fn update_ways(&mut self, hops: BTreeSet<Hop>, backends: BTreeSet<IpAddr>) -> bool {
+        let mut touched = backends;
+        let mut hops = hops;
+        let route = |addr: &IpAddr| self.routes.get(*addr).and_then(|route| route.as_ref().ok());
+        hops.extend(touched.iter().filter_map(route).map(|route| route.hop));
+        let mut left_otherwise = false;
+        {
+            let state = self.shared.lock();
+            for hop in hops {
+                let Some(behind) = self.routes.hops().get(&hop) else { continue };
+                let port = |bridge, mac| state.neighbours.port(bridge, mac);
+                let exit = links::exit(&self.view.interfaces, port, hop.0, state.neighbours.mac(hop));
+                if self.exits.get(&hop) != Some(&exit) {
+                    self.exits.insert(hop, exit);
+                    touched.extend(behind);
+                    left_otherwise = true;
+                }
+            }
+        }
+        let mut changed = false;
+        for addr in touched {
+            let Some(route) = self.routes.get(addr) else { continue };
+            let way = route.clone().and_then(|route| self.way(&route));
+            if self.view.network.ways.get(&addr) != Some(&way) {
+                self.view.network.ways.insert(addr, way);
+                changed = true;
+            }
+        }
+        if changed || left_otherwise {
+            let problems = self.blocked();
+            changed |= problems != self.view.problems;
+            self.view.problems = problems;
+        }
+        changed
+    }
+
+    fn way(&self, route: &Route) -> Result<Way, String> {
+        let Route { hop, source, mtu } = route;
+        let named = self.view.interfaces.get(&hop.0).ok_or("its route names no interface")?;
+        if named.mac.is_none() {
+            return Err(format!("interface {} has no Ethernet address", named.name));
+        }
+        let (next_hop, vlan, link_mtu) = match self.exits.get(hop) {
+            Some(Ok(exit)) => {
+                let next_hop = exit.neighbour.map(|mac| NextHop::new(mac, exit.source, exit.ifindex));
+                (next_hop.unwrap_or_default(), exit.vlan.filter(|_| next_hop.is_some()), exit.mtu)
+            }
+            Some(Err(_)) | None => (NextHop::default(), None, named.mtu),
+        };
+        let mtu = mtu.unwrap_or(u32::MAX).min(link_mtu);
+        Ok(Way { source: *source, next_hop, mtu: u16::try_from(mtu).unwrap_or(u16::MAX), vlan })
+    }
+
+    /// One problem for each interface that we cannot send by, however many backends are behind it.
+    fn blocked(&self) -> Vec<Problem> {
+        let mut reasons: BTreeMap<u32, (&str, usize)> = BTreeMap::new();
+        for ((ifindex, gateway), exit) in &self.exits {
+            let Err(reason) = exit else { continue };
+            let behind = self.routes.hops().get(&(*ifindex, *gateway)).map_or(0, BTreeSet::len);
+            reasons.entry(*ifindex).or_insert((reason, 0)).1 += behind;
+        }
+        let known = reasons.into_iter().filter_map(|(ifindex, why)| {
+            let named = self.view.interfaces.get(&ifindex).filter(|one| one.mac.is_some())?;
+            Some(unsendable(&named.name, why.0, why.1))
+        });
+        known.collect()
+    }
+
+    fn sort_addresses(&mut self, attached: impl Fn(&Interface) -> bool) -> bool {
+        let (mut node, mut other) = (BTreeSet::new(), BTreeSet::new());
+        for interface in self.view.interfaces.values() {
+            let addrs = if attached(interface) { &mut node } else { &mut other };
+            addrs.extend(&interface.addrs);
+        }
+        let network = &mut self.view.network;
+        let changed = network.node_addrs != node || network.other_addrs != other;
+        (network.node_addrs, network.other_addrs) = (node, other);
+        changed
+    }
+
+    /// First half of a round of verification, see [`neighbours`]. Half a round is a fifth of a second.
+    pub async fn verify(&self) {
+        let asks = self.shared.lock().neighbours.verify();
+        self.ask_neighbours(asks).await;
+    }
+
+    /// Second half.
+    pub async fn verify_overdue(&self) {
+        let asks = self.shared.lock().neighbours.overdue();
+        self.ask_neighbours(asks).await;
+    }
+
+    async fn ask_neighbours(&self, asks: Vec<(Hop, Ask)>) {
+        if asks.is_empty() {
+            return;
+        }
+        let requests: Vec<Request> =
+            asks.iter().flat_map(|(hop, ask)| neighbour_requests(*hop, *ask)).collect();
+        match self.blocking(move |batch| batch.ask(requests)).await {
+            // One that vanished between its announcement and our question is no error.
+            Ok(answers) => {
+                let refused = answers.iter().filter(|answer| answer.is_err()).count();
+                tracing::trace!(asked = asks.len(), refused, "neighbours");
+            }
+            Err(error) => tracing::debug!(%error, "neighbours not asked for"),
         }
     }
 
-    /// Waits for a change of links, addresses, routes or neighbours since it last returned.
-    pub async fn changed(&self) {
-        self.events.notified().await;
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Batch) -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        let batch = Arc::clone(&self.batch);
+        let done = tokio::task::spawn_blocking(move || {
+            work(&mut batch.lock().unwrap_or_else(PoisonError::into_inner))
+        });
+        done.await.map_err(io::Error::other)?
     }
 
-    /// All interfaces.
-    pub async fn interfaces(&self) -> Result<BTreeMap<u32, Interface>, Error> {
+    /// Interfaces of default routes, by name: those to attach to where none is named.
+    pub async fn default_interfaces(&self) -> Result<BTreeSet<String>, Error> {
+        let probes = ["192.0.2.1", "2001:db8::1"].iter().filter_map(|probe| probe.parse().ok());
+        let probes: Vec<IpAddr> = probes.collect();
+        let answers = self.blocking(move |batch| routes::ask(batch, &probes, &Carriers::default())).await;
+        let answers = answers.map_err(|source| failed("ask for", "default routes", source))?;
+        let found = answers.into_iter().filter_map(|route| route?.ok());
+        let interfaces = found.filter_map(|route| self.view.interfaces.get(&route.hop.0));
+        Ok(interfaces.filter(|one| one.has_ethernet()).map(|one| one.name.clone()).collect())
+    }
+
+    async fn interfaces(&self) -> Result<BTreeMap<u32, Interface>, Error> {
         let mut interfaces = BTreeMap::new();
         let mut links = self.handle.link().get().execute();
         while let Some(link) = links.try_next().await.map_err(|error| netlink("list", "links", error))? {
-            let mut found = Interface {
-                name: String::new(),
-                ifindex: link.header.index,
-                mac: None,
-                mtu: 1500,
-                up: link.header.flags.contains(LinkFlags::Up),
-                veth: false,
-                addrs: BTreeSet::new(),
-            };
-            for attribute in link.attributes {
-                match attribute {
-                    LinkAttribute::IfName(name) => found.name = name,
-                    LinkAttribute::Mtu(mtu) => found.mtu = mtu,
-                    LinkAttribute::Address(bytes) => found.mac = mac(&bytes),
-                    LinkAttribute::LinkInfo(infos) => {
-                        found.veth = infos.contains(&LinkInfo::Kind(InfoKind::Veth));
-                    }
-                    _ => {}
-                }
-            }
-            interfaces.insert(found.ifindex, found);
+            let interface = Interface::read(link);
+            interfaces.insert(interface.ifindex, interface);
         }
         let mut addrs = self.handle.address().get().execute();
         while let Some(addr) = addrs.try_next().await.map_err(|error| netlink("list", "addresses", error))? {
@@ -168,188 +394,84 @@ impl Netlink {
         Ok(interfaces)
     }
 
-    /// Interfaces to attach to where none is named: those of default routes.
-    pub async fn default_interfaces(&self) -> Result<Vec<String>, Error> {
-        let interfaces = self.interfaces().await?;
-        let mut names = BTreeSet::new();
-        for probe in ["192.0.2.1", "2001:db8::1"] {
-            let Ok(probe) = probe.parse::<IpAddr>() else { continue };
-            if let Ok(route) = self.route(probe).await
-                && let Some(interface) = interfaces.get(&route.ifindex)
-                && interface.mac.is_some_and(|mac| mac != Mac::default())
-            {
-                names.insert(interface.name.clone());
-            }
-        }
-        Ok(names.into_iter().collect())
+    /// Reads all neighbours and bridge ports; gives the next hops in use whose MAC changed.
+    async fn read_neighbours(&self) -> Result<BTreeSet<Hop>, Error> {
+        self.shared.lock().neighbours.begin_dump();
+        let entries = self.list_neighbours(None).await?;
+        let ports = self.list_neighbours(Some(AddressFamily::Bridge)).await?;
+        Ok(self.shared.lock().neighbours.end_dump(&entries, &ports))
     }
 
-    /// The network as seen by the VIPs: `attached` names our interfaces, `backends` whom we have
-    /// to reach.
-    pub async fn view(&self, attached: &[String], backends: &BTreeSet<IpAddr>) -> Result<View, Error> {
-        let interfaces = self.interfaces().await?;
-        let neighbours = self.neighbours().await?;
-        let mut view = View::default();
-        for interface in interfaces.values() {
-            let ours = attached.contains(&interface.name);
-            let addrs = &interface.addrs;
-            if ours {
-                view.network.node_addrs.extend(addrs);
-            } else {
-                view.network.other_addrs.extend(addrs);
-            }
+    async fn list_neighbours(&self, family: Option<AddressFamily>) -> Result<Vec<NeighbourMessage>, Error> {
+        let mut request = self.handle.neighbours().get();
+        if let Some(family) = family {
+            request.message_mut().header.family = family;
         }
-        for backend in backends {
-            let way = match self.route(*backend).await {
-                Err(message) => Err(message),
-                Ok(route) => {
-                    let next = (route.ifindex, route.gateway.unwrap_or(*backend));
-                    let mac = neighbours.get(&next).copied();
-                    let way = way(&route, interfaces.get(&route.ifindex), mac);
-                    if way.is_ok() {
-                        view.neighbours.insert((next.0, next.1, mac.is_some()));
-                    }
-                    way
-                }
-            };
-            view.network.ways.insert(*backend, way);
-        }
-        view.interfaces = interfaces;
-        Ok(view)
-    }
-
-    /// Asks the kernel to resolve a neighbour, or to verify one that is stale.
-    pub async fn solicit(&self, ifindex: u32, addr: IpAddr) {
-        let request = self
-            .handle
-            .neighbours()
-            .add(ifindex, addr)
-            .state(NeighbourState::None)
-            .flags(NeighbourFlags::Use)
-            .replace();
-        if let Err(error) = request.execute().await {
-            tracing::debug!(%addr, ifindex, %error, "cannot solicit neighbour");
-        }
-    }
-
-    async fn neighbours(&self) -> Result<BTreeMap<(u32, IpAddr), Mac>, Error> {
-        let mut known = BTreeMap::new();
-        let mut entries = self.handle.neighbours().get().execute();
-        while let Some(entry) =
-            entries.try_next().await.map_err(|error| netlink("list", "neighbours", error))?
-        {
-            use NeighbourState::{Delay, Permanent, Probe, Reachable, Stale};
-            if !matches!(entry.header.state, Reachable | Stale | Delay | Probe | Permanent) {
-                continue;
-            }
-            let (mut ip, mut link) = (None, None);
-            for attribute in entry.attributes {
-                match attribute {
-                    NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => ip = Some(IpAddr::V4(v4)),
-                    NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => ip = Some(IpAddr::V6(v6)),
-                    NeighbourAttribute::LinkLayerAddress(bytes) => link = mac(&bytes),
-                    _ => {}
-                }
-            }
-            if let (Some(ip), Some(link)) = (ip, link) {
-                known.insert((entry.header.ifindex, ip), link);
-            }
-        }
-        Ok(known)
-    }
-
-    async fn route(&self, to: IpAddr) -> Result<Route, String> {
-        let request = match to {
-            IpAddr::V4(v4) => {
-                RouteMessageBuilder::<std::net::Ipv4Addr>::new().destination_prefix(v4, 32).build()
-            }
-            IpAddr::V6(v6) => {
-                RouteMessageBuilder::<std::net::Ipv6Addr>::new().destination_prefix(v6, 128).build()
-            }
-        };
-        let mut answers = Box::pin(self.handle.route().get(request).execute());
-        let answer = match answers.try_next().await {
-            Ok(Some(answer)) => answer,
-            Ok(None) => return Err("the kernel names no route".to_owned()),
-            Err(error) => return Err(format!("no route: {error}")),
-        };
-        if answer.header.kind == RouteType::Local {
-            return Err("is an address of this host, which cannot be a backend yet".to_owned());
-        }
-        if answer.header.kind != RouteType::Unicast {
-            return Err(format!("its route is of type {:?}", answer.header.kind));
-        }
-        let mut route = Route { ifindex: 0, gateway: None, source: None };
-        for attribute in answer.attributes {
-            match attribute {
-                RouteAttribute::Oif(ifindex) => route.ifindex = ifindex,
-                RouteAttribute::Gateway(addr) => route.gateway = ip(&addr),
-                RouteAttribute::Via(RouteVia::Inet6(v6)) => route.gateway = Some(IpAddr::V6(v6)),
-                RouteAttribute::PrefSource(addr) => route.source = ip(&addr),
-                _ => {}
-            }
-        }
-        Ok(route)
-    }
-
-    /// Makes the stack accept exactly these addresses beside its own; idempotent.
-    pub async fn set_local_routes(&mut self, wanted: &BTreeSet<IpAddr>) {
-        for addr in wanted.difference(&self.routes.clone()) {
-            match self.handle.route().add(local_route(*addr)).execute().await {
-                Ok(()) => {
-                    self.routes.insert(*addr);
-                }
-                Err(error) if is_errno(&error, libc::EEXIST) => {}
-                Err(error) => tracing::warn!(vip = %addr, %error, "cannot add local route for punted VIP"),
-            }
-        }
-        for addr in self.routes.clone().difference(wanted) {
-            if let Err(error) = self.handle.route().del(local_route(*addr)).execute().await
-                && !is_errno(&error, libc::ESRCH)
-            {
-                tracing::warn!(vip = %addr, %error, "cannot remove local route");
-            }
-            self.routes.remove(addr);
-        }
+        let entries = request.execute().try_collect().await;
+        entries.map_err(|error| netlink("list", "neighbours", error))
     }
 }
 
-struct Route {
-    ifindex: u32,
-    gateway: Option<IpAddr>,
-    source: Option<IpAddr>,
+/// Marks the routes that the difference can have changed and that nobody announces: the kernel
+/// removes IPv4 routes of a link that goes down, or of an address that goes, in silence.
+fn doubt_by_links(routes: &mut Routes, before: &BTreeMap<u32, Interface>, now: &BTreeMap<u32, Interface>) {
+    let global = |one: &Interface| -> Vec<IpAddr> {
+        // Every interface has link-local addresses; none is the source of a route to a backend
+        // by another interface.
+        let is_local = |addr: &IpAddr| matches!(addr, IpAddr::V6(v6) if v6.is_unicast_link_local());
+        one.addrs.iter().copied().filter(|addr| !is_local(addr)).collect()
+    };
+    for (ifindex, old) in before {
+        let new = now.get(ifindex);
+        if old.is_running() && !new.is_some_and(Interface::is_running) {
+            routes.doubt_interface(*ifindex);
+        }
+        let back = !old.is_running() && new.is_some_and(Interface::is_running);
+        if back || global(old) != new.map(global).unwrap_or_default() {
+            routes.doubt_all();
+        }
+    }
+    let new = now.iter().filter(|(ifindex, _)| !before.contains_key(ifindex));
+    if new.into_iter().any(|(_, one)| !global(one).is_empty()) {
+        routes.doubt_all();
+    }
 }
 
-fn way(route: &Route, interface: Option<&Interface>, neighbour: Option<Mac>) -> Result<Way, String> {
-    let interface = interface.ok_or("its route names no interface")?;
-    let own = interface.mac.ok_or_else(|| format!("interface {} has no Ethernet address", interface.name))?;
-    let source = route.source.ok_or("its route names no source address")?;
-    let next_hop = neighbour.map(|mac| NextHop::new(mac, own, interface.ifindex)).unwrap_or_default();
-    Ok(Way { source, next_hop, mtu: u16::try_from(interface.mtu).unwrap_or(u16::MAX), vlan: None })
+fn neighbour_requests((ifindex, addr): Hop, ask: Ask) -> Vec<Request> {
+    let message = |state, flags| {
+        let mut message = NeighbourMessage::default();
+        message.header.family = if addr.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+        message.header.ifindex = ifindex;
+        message.header.state = state;
+        message.header.flags = flags;
+        message.attributes.push(NeighbourAttribute::Destination(match addr {
+            IpAddr::V4(v4) => NeighbourAddress::Inet(v4),
+            IpAddr::V6(v6) => NeighbourAddress::Inet6(v6),
+        }));
+        RouteNetlinkMessage::NewNeighbour(message)
+    };
+    let resolve = (NLM_F_CREATE, message(NeighbourState::None, NeighbourFlags::Use));
+    // Without NLM_F_REPLACE: MAC and router mark of the entry stay as they are.
+    let to = |state| (0, message(state, NeighbourFlags::empty()));
+    match ask {
+        Ask::Resolve => vec![resolve],
+        Ask::Verify => vec![to(NeighbourState::Probe)],
+        Ask::Anew => vec![to(NeighbourState::None), resolve],
+    }
 }
 
-/// Marks our local routes (`proto 183` in `ip route`), so that those of an agent that was killed
-/// are recognised; a number that iproute2 and routing daemons leave free.
-const OUR_ROUTES: RouteProtocol = RouteProtocol::Other(183);
-
-fn local_route(addr: IpAddr) -> RouteMessage {
-    // `lo` is interface 1 in every network namespace.
-    match addr {
-        IpAddr::V4(v4) => RouteMessageBuilder::<std::net::Ipv4Addr>::new()
-            .destination_prefix(v4, 32)
-            .output_interface(1)
-            .table_id(LOCAL_TABLE)
-            .kind(RouteType::Local)
-            .scope(RouteScope::Host)
-            .protocol(OUR_ROUTES)
-            .build(),
-        IpAddr::V6(v6) => RouteMessageBuilder::<std::net::Ipv6Addr>::new()
-            .destination_prefix(v6, 128)
-            .output_interface(1)
-            .table_id(LOCAL_TABLE)
-            .kind(RouteType::Local)
-            .protocol(OUR_ROUTES)
-            .build(),
+fn unsendable(name: &str, reason: &str, backends: usize) -> Problem {
+    Problem {
+        object: ObjectId { origin: "datapath".to_owned(), ..ObjectId::default() },
+        severity: Severity::Warning,
+        reason: "next-hop",
+        field: format!("interface {name}"),
+        message: format!(
+            "routes to {backends} backends lead by {name}, by which the kernel program cannot send: {reason}; their \
+             packets are left to the kernel's routing"
+        ),
+        fix: "route them by a physical interface, a VLAN on one, a bridge without VLAN filtering or a bond"
+            .to_owned(),
     }
 }
 
@@ -363,10 +485,6 @@ fn ip(addr: &RouteAddress) -> Option<IpAddr> {
 
 fn mac(bytes: &[u8]) -> Option<Mac> {
     <[u8; 6]>::try_from(bytes).ok().map(Mac)
-}
-
-fn is_errno(error: &rtnetlink::Error, errno: i32) -> bool {
-    matches!(error, rtnetlink::Error::NetlinkError(message) if message.raw_code().abs() == errno)
 }
 
 fn netlink(call: &'static str, object: &str, error: rtnetlink::Error) -> Error {

@@ -11,12 +11,14 @@ use std::time::Duration;
 use lb_common::maps;
 use lb_common::nat::Timeouts;
 use tokio::sync::{oneshot, watch};
+use tokio::time::MissedTickBehavior;
 use tracing::{info, warn};
 
+use super::choice::Choice;
 use super::engine::Engine;
 use super::explain::backend_addrs;
 use super::kernel::Attached;
-use super::network::{Interface, Netlink, View};
+use super::network::{Interface, Kind, Netlink, View};
 use super::want::{self, Owner, Target};
 use super::{Attach, Error, Options};
 use crate::model::l4::{L4, Listener};
@@ -24,10 +26,11 @@ use crate::model::{ObjectId, Problem, Severity};
 
 /// Changes of the network come in bursts; this long is waited for the rest of one.
 const SETTLE: Duration = Duration::from_millis(10);
-const TICK: Duration = Duration::from_secs(1);
-/// Ticks between verifying neighbours in use, and between sweeps of the NAT tables.
-const VERIFY_TICKS: u32 = 15;
-const SWEEP_TICKS: u32 = 5;
+/// Half a round of verifying neighbours: as long as one has to answer.
+const BEAT: Duration = Duration::from_millis(200);
+/// Beats between sweeps of the NAT tables, and before what failed is tried again.
+const SWEEP_BEATS: u32 = 25;
+const RETRY_BEATS: u32 = 5;
 
 /// What the worker and the handle share.
 pub struct Shared {
@@ -42,13 +45,20 @@ pub struct Worker {
     shared: Arc<Shared>,
     netlink: Netlink,
     desired: watch::Receiver<Arc<L4>>,
-    names: Vec<String>,
+    /// The desired state that is installed, and whom it has to reach.
+    installed: Option<Arc<L4>>,
+    backends: BTreeSet<IpAddr>,
+    choice: Choice,
     attach: Attach,
     nat_ports: (u16, u16),
-    /// Interfaces attached to by name; an interface that is made anew has a new index.
-    attached: BTreeMap<String, u32>,
+    /// Interfaces that the program is attached to, by index: one that is made anew under an old
+    /// name has a new index.
+    attached: BTreeMap<u32, (String, Attached)>,
     devices: BTreeSet<u32>,
-    view: View,
+    /// Problems of the start, which last.
+    lasting: Vec<Problem>,
+    /// Problems of the last update.
+    problems: Vec<Problem>,
 }
 
 /// Loads, attaches and installs the first state, so that the caller knows it works.
@@ -56,22 +66,17 @@ pub async fn start(
     options: Options,
     desired: watch::Receiver<Arc<L4>>,
 ) -> Result<(Arc<Shared>, Worker), Error> {
-    let Options { interfaces, attach, hash_key, nat_ports } = options;
+    let Options { interfaces, wait_interfaces, attach, hash_key, nat_ports } = options;
     if nat_ports.0 == 0 || nat_ports.1 < nat_ports.0 {
         return Err(Error::NatPorts(nat_ports.0, nat_ports.1));
     }
     check_nat_ports(nat_ports);
-    let netlink = Netlink::open()?;
-    let names = if interfaces.is_empty() { netlink.default_interfaces().await? } else { interfaces };
-    if names.is_empty() {
-        return Err(Error::NoInterface);
-    }
-    let known = netlink.interfaces().await?;
-    for name in &names {
-        if !known.values().any(|interface| interface.name == *name) {
-            let known: Vec<&str> = known.values().map(|interface| interface.name.as_str()).collect();
-            return Err(Error::UnknownInterface { name: name.clone(), known: known.join(", ") });
-        }
+    let mut netlink = Netlink::open()?;
+    netlink.refresh(|_| false, &BTreeSet::new()).await?;
+    let mut choice = Choice::new(interfaces);
+    choose_defaults(&mut choice, &netlink).await?;
+    if !wait_interfaces {
+        require_one(&choice, netlink.view())?;
     }
     let hash_key = match hash_key {
         Some(key) => key,
@@ -89,74 +94,118 @@ pub async fn start(
         shared: Arc::clone(&shared),
         netlink,
         desired,
-        names,
+        installed: None,
+        backends: BTreeSet::new(),
+        choice,
         attach,
         nat_ports,
         attached: BTreeMap::new(),
         devices: BTreeSet::new(),
-        view: View::default(),
+        lasting: Vec::new(),
+        problems: Vec::new(),
     };
-    worker.netlink.adopt_local_routes().await;
+    if let Err(error) = worker.netlink.adopt_local_routes().await {
+        worker.lasting.push(not_adopted(&error));
+    }
     // Tables first: a packet that meets the program finds the VIPs in place.
     let installed = match worker.update().await {
-        Ok(problems) => worker.attach_all().into_iter().next().map_or(Ok(problems), Err),
+        Ok(_) => worker.attach_all(),
         Err(error) => Err(error),
     };
-    let problems = match installed {
-        Ok(problems) => problems,
-        Err(error) => {
-            // Without the program the host would swallow what the routes bring.
-            worker.netlink.set_local_routes(&BTreeSet::new()).await;
-            return Err(error);
-        }
-    };
-    worker.publish(problems);
+    if let Err(error) = installed {
+        // Without the program the host would swallow what the routes bring.
+        worker.netlink.set_local_routes(&BTreeSet::new()).await;
+        return Err(error);
+    }
+    worker.publish();
     Ok((shared, worker))
+}
+
+/// Adds the interfaces of default routes where none is named; tells whether there are new ones.
+async fn choose_defaults(choice: &mut Choice, netlink: &Netlink) -> Result<bool, Error> {
+    let Choice::Default(chosen) = choice else { return Ok(false) };
+    let before = chosen.len();
+    chosen.extend(netlink.default_interfaces().await?);
+    Ok(chosen.len() > before)
+}
+
+fn require_one(choice: &Choice, view: &View) -> Result<(), Error> {
+    if view.interfaces.values().any(|interface| choice.covers(interface)) {
+        return Ok(());
+    }
+    let Choice::Named(names) = choice else { return Err(Error::NoInterface) };
+    let known: Vec<&str> = view.interfaces.values().map(|interface| interface.name.as_str()).collect();
+    Err(Error::UnknownInterface { name: names.join(", "), known: known.join(", ") })
 }
 
 impl Worker {
     /// Runs until told to stop, then removes the routes and detaches.
     pub async fn run(mut self, mut stop: oneshot::Receiver<()>) {
-        let mut tick = tokio::time::interval(TICK);
-        let mut ticks = 0u32;
+        let mut beat = tokio::time::interval(BEAT);
+        // After a long update the neighbours still get their time to answer.
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut beats = 0u32;
+        let mut failed = false;
         loop {
             tokio::select! {
                 _ = &mut stop => break,
                 changed = self.desired.changed() => if changed.is_err() { break },
                 () = self.netlink.changed() => tokio::time::sleep(SETTLE).await,
-                _ = tick.tick() => {
-                    ticks = ticks.wrapping_add(1);
-                    if ticks.is_multiple_of(VERIFY_TICKS) {
-                        self.solicit(true).await;
+                _ = beat.tick() => {
+                    beats = beats.wrapping_add(1);
+                    if beats.is_multiple_of(2) {
+                        self.netlink.verify_overdue().await;
+                    } else {
+                        self.netlink.verify().await;
                     }
-                    if ticks.is_multiple_of(SWEEP_TICKS) {
+                    if beats.is_multiple_of(SWEEP_BEATS) {
                         self.sweep().await;
                     }
-                    continue;
+                    if !(failed && beats.is_multiple_of(RETRY_BEATS)) {
+                        continue;
+                    }
                 }
             }
-            let mut problems = match self.update().await {
-                Ok(problems) => problems,
+            let updated = self.update().await;
+            failed = updated.is_err();
+            match updated {
+                Ok(Update::Nothing) => continue,
+                Ok(Update::Installed) => {}
                 Err(error) => {
                     warn!(%error, "network state not read; the old tables stay");
                     continue;
                 }
-            };
-            problems.extend(self.attach_all().iter().map(not_attached));
-            self.publish(problems);
+            }
+            // Told by the problems.
+            let _ = self.attach_all();
+            self.publish();
         }
         self.netlink.set_local_routes(&BTreeSet::new()).await;
         self.shared.engine().kernel.detach();
         self.shared.lock_interfaces().clear();
     }
 
-    /// Reads the network, plans and applies; gives what could not be installed.
-    async fn update(&mut self) -> Result<Vec<Problem>, Error> {
+    /// Reads what changed of network and wish; plans and applies if that makes a difference.
+    async fn update(&mut self) -> Result<Update, Error> {
         let l4 = Arc::clone(&self.desired.borrow_and_update());
-        let view = self.netlink.view(&self.names, &backend_addrs(&l4)).await?;
+        let wished = !self.installed.as_ref().is_some_and(|installed| Arc::ptr_eq(installed, &l4));
+        if wished {
+            self.backends = backend_addrs(&l4);
+        }
+        let Self { netlink, choice, backends, .. } = self;
+        let mut changed = netlink.refresh(|interface| choice.covers(interface), backends).await?;
+        if choose_defaults(choice, netlink).await? {
+            changed |= netlink.refresh(|interface| choice.covers(interface), backends).await?;
+        }
+        if !changed && !wished {
+            return Ok(Update::Nothing);
+        }
+        let view = self.netlink.view();
         let (want, mut problems) = want::join(&l4, &view.network);
         problems.extend(want::shadowed(&want, self.nat_ports));
-        self.allow_devices(&view);
+        problems.extend(view.problems.iter().cloned());
+        problems.extend(self.missing());
+        self.allow_devices();
         let punted: BTreeSet<IpAddr> = want
             .vips
             .iter()
@@ -177,49 +226,88 @@ impl Worker {
                 problems.push(not_installed(&error));
             }
         }
-        self.view = view;
-        self.solicit(false).await;
-        Ok(problems)
+        self.installed = Some(l4);
+        self.problems = problems;
+        Ok(Update::Installed)
+    }
+
+    /// Interfaces that were chosen and do not exist.
+    fn missing(&self) -> Vec<Problem> {
+        let interfaces = &self.netlink.view().interfaces;
+        if let Choice::Default(_) = self.choice {
+            let none = !interfaces.values().any(|interface| self.choice.covers(interface));
+            return none
+                .then(|| missing("no interface has a default route".to_owned()))
+                .into_iter()
+                .collect();
+        }
+        let names = self.choice.missing(interfaces.values());
+        names.into_iter().map(|name| missing(format!("there is no interface {name}"))).collect()
     }
 
     /// Shows problems in `status`; those that are new also go to the log.
-    fn publish(&self, problems: Vec<Problem>) {
+    fn publish(&mut self) {
+        let mut problems = self.lasting.clone();
+        problems.append(&mut self.problems);
+        problems.sort();
         let mut shown = self.shared.problems.lock().unwrap_or_else(PoisonError::into_inner);
-        for problem in problems.iter().filter(|problem| !shown.contains(problem)) {
+        for problem in problems.iter().filter(|problem| shown.binary_search(problem).is_err()) {
             warn!(object = %problem.object, field = problem.field, fix = problem.fix, "{}", problem.message);
         }
         *shown = problems;
     }
 
-    /// Attaches to every named interface that is there and not attached yet; one that fails does
-    /// not keep the others from it.
-    fn attach_all(&mut self) -> Vec<Error> {
-        let named: Vec<&Interface> =
-            self.view.interfaces.values().filter(|one| self.names.contains(&one.name)).collect();
+    /// Attaches to every chosen interface that is there and not attached yet, and detaches from those that are
+    /// chosen no more (renamed, for instance). One that fails does not keep the others from it;
+    /// `Err`: none is attached, or one that was named plainly is not.
+    fn attach_all(&mut self) -> Result<(), Error> {
+        let chosen: Vec<&Interface> =
+            self.netlink.view().interfaces.values().filter(|one| self.choice.covers(one)).collect();
+        let mut engine = self.shared.engine();
+        let gone: Vec<u32> = self
+            .attached
+            .keys()
+            .filter(|index| !chosen.iter().any(|one| one.ifindex == **index))
+            .copied()
+            .collect();
+        for ifindex in gone {
+            engine.kernel.detach_from(ifindex);
+            engine.tables.store_interface(slot(ifindex), 0);
+            if let Some((name, _)) = self.attached.remove(&ifindex) {
+                warn!(
+                    interface = name,
+                    ifindex, "the interface is gone or has another name; its program is detached"
+                );
+            }
+        }
         let mut failed = Vec::new();
-        for interface in &named {
-            let mut engine = self.shared.engine();
-            engine.tables.store_interface(slot(interface), word(interface, &named));
-            if self.attached.get(&interface.name) == Some(&interface.ifindex) {
+        for interface in &chosen {
+            engine.tables.store_interface(slot(interface.ifindex), word(interface, &chosen));
+            if let Some((name, _)) = self.attached.get_mut(&interface.ifindex) {
+                name.clone_from(&interface.name);
                 continue;
             }
             match attach(&mut engine, interface, self.attach) {
                 Ok(mode) => {
                     info!(interface = interface.name, ?mode, "xdp program attached");
-                    self.attached.insert(interface.name.clone(), interface.ifindex);
-                    self.shared.lock_interfaces().insert(interface.name.clone(), mode);
+                    self.attached.insert(interface.ifindex, (interface.name.clone(), mode));
                 }
-                Err(error) => failed.push(error),
+                Err(error) => {
+                    self.problems.push(not_attached(&error));
+                    failed.push((self.choice.insists_on(&interface.name), error));
+                }
             }
         }
-        failed
+        *self.shared.lock_interfaces() = self.attached.values().cloned().collect();
+        let none = self.attached.is_empty();
+        failed.into_iter().find(|(insisted, _)| *insisted || none).map_or(Ok(()), |(_, error)| Err(error))
     }
 
-    fn allow_devices(&mut self, view: &View) {
+    fn allow_devices(&mut self) {
+        let view = self.netlink.view();
         self.devices.retain(|ifindex| view.interfaces.contains_key(ifindex));
         let ways = view.network.ways.values().flatten().map(|way| way.next_hop.ifindex);
-        let own =
-            view.interfaces.values().filter(|one| self.names.contains(&one.name)).map(|one| one.ifindex);
+        let own = view.interfaces.values().filter(|one| self.choice.covers(one)).map(|one| one.ifindex);
         for ifindex in ways.chain(own).filter(|ifindex| *ifindex != 0) {
             if self.devices.contains(&ifindex) {
                 continue;
@@ -229,14 +317,6 @@ impl Worker {
                     self.devices.insert(ifindex);
                 }
                 Err(error) => warn!(%error, "packets cannot be redirected"),
-            }
-        }
-    }
-
-    async fn solicit(&self, all: bool) {
-        for (ifindex, addr, resolved) in &self.view.neighbours {
-            if all || !resolved {
-                self.netlink.solicit(*ifindex, *addr).await;
             }
         }
     }
@@ -254,19 +334,39 @@ impl Worker {
     }
 }
 
+/// Whether an update made a difference.
+enum Update {
+    Nothing,
+    Installed,
+}
+
 /// Where the kernel program finds what it knows of an interface.
-fn slot(interface: &Interface) -> usize {
-    interface.ifindex as usize % maps::INTERFACES as usize
+fn slot(ifindex: u32) -> usize {
+    ifindex as usize % maps::INTERFACES as usize
 }
 
 /// What it finds there. Interfaces that share a slot cannot have their MAC checked: the other's
 /// frames would be taken for another host's.
-fn word(interface: &Interface, named: &[&Interface]) -> u64 {
-    if named.iter().any(|other| other.ifindex != interface.ifindex && slot(other) == slot(interface)) {
+fn word(interface: &Interface, chosen: &[&Interface]) -> u64 {
+    let shares = |other: &&&Interface| slot(other.ifindex) == slot(interface.ifindex);
+    if chosen.iter().filter(shares).count() > 1 {
         return maps::NO_XDP_TX;
     }
     let mac = interface.mac.unwrap_or_default().word();
-    if interface.veth { mac | maps::NO_XDP_TX } else { mac }
+    if interface.kind == Kind::Veth { mac | maps::NO_XDP_TX } else { mac }
+}
+
+fn missing(message: String) -> Problem {
+    let fix = "it is used as soon as it appears; until then its packets are not balanced".to_owned();
+    Problem { severity: Severity::Warning, reason: "no-interface", fix, ..of_datapath(message) }
+}
+
+fn not_adopted(error: &Error) -> Problem {
+    let message = format!(
+        "local routes of an agent before this one are not known ({error}); some may lead VIPs into this host"
+    );
+    let fix = "compare `ip route show table local proto 183` with the VIPs".to_owned();
+    Problem { severity: Severity::Warning, reason: "local-routes", fix, ..of_datapath(message) }
 }
 
 fn not_attached(error: &Error) -> Problem {

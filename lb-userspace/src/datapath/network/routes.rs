@@ -1,0 +1,259 @@
+//! The route to each backend, as the kernel's own lookup gives it: rules, metrics, multipath and
+//! next hop objects are its business. Asked once per backend and again when something changed
+//! that its answer depends on.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use rtnetlink::RouteMessageBuilder;
+use rtnetlink::packet_route::RouteNetlinkMessage;
+use rtnetlink::packet_route::route::{
+    RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteType, RouteVia,
+};
+
+use super::heard::Prefix;
+use super::ip;
+use super::neighbours::Hop;
+use super::socket::{Answer, Batch, Request};
+
+/// The way a packet to one address takes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Route {
+    /// Next hop.
+    pub(super) hop: Hop,
+    /// Our address.
+    pub(super) source: IpAddr,
+    /// Largest packet, where the route says so.
+    pub(super) mtu: Option<u32>,
+}
+
+/// Answers so far, by destination.
+#[derive(Debug, Default)]
+pub(super) struct Routes {
+    known: BTreeMap<IpAddr, Result<Route, String>>,
+    stale: BTreeSet<IpAddr>,
+    /// Destinations by next hop.
+    hops: BTreeMap<Hop, BTreeSet<IpAddr>>,
+}
+
+impl Routes {
+    /// Keeps exactly these destinations; gives those that went.
+    pub(super) fn follow(&mut self, destinations: &BTreeSet<IpAddr>) -> Vec<IpAddr> {
+        let gone: Vec<IpAddr> =
+            self.known.keys().filter(|known| !destinations.contains(known)).copied().collect();
+        for addr in &gone {
+            self.forget(*addr);
+        }
+        self.stale.retain(|addr| destinations.contains(addr));
+        self.stale.extend(destinations.iter().filter(|addr| !self.known.contains_key(addr)));
+        gone
+    }
+
+    /// These have to be asked again.
+    pub(super) fn doubt(&mut self, destinations: &[IpAddr]) {
+        self.stale.extend(destinations);
+    }
+
+    /// Every answer may be wrong.
+    pub(super) fn doubt_all(&mut self) {
+        self.stale.extend(self.known.keys());
+    }
+
+    /// A route to this prefix came, went or changed.
+    pub(super) fn doubt_prefix(&mut self, prefix: Prefix) {
+        self.stale.extend(self.known.range(prefix.first..=prefix.last).map(|(addr, _)| *addr));
+    }
+
+    /// Answers by way of this interface may be wrong.
+    pub(super) fn doubt_interface(&mut self, ifindex: u32) {
+        let first = (ifindex, IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+        let last = (ifindex, IpAddr::V6(Ipv6Addr::from(u128::MAX)));
+        self.stale.extend(self.hops.range(first..=last).flat_map(|(_, destinations)| destinations));
+    }
+
+    /// What has to be asked.
+    pub(super) fn take_stale(&mut self) -> Vec<IpAddr> {
+        std::mem::take(&mut self.stale).into_iter().collect()
+    }
+
+    /// An answer.
+    pub(super) fn learn(&mut self, addr: IpAddr, route: Result<Route, String>) {
+        self.forget(addr);
+        if let Ok(route) = &route {
+            self.hops.entry(route.hop).or_default().insert(addr);
+        }
+        self.known.insert(addr, route);
+    }
+
+    fn forget(&mut self, addr: IpAddr) {
+        let Some(Ok(route)) = self.known.remove(&addr) else { return };
+        if let Some(destinations) = self.hops.get_mut(&route.hop) {
+            destinations.remove(&addr);
+            if destinations.is_empty() {
+                self.hops.remove(&route.hop);
+            }
+        }
+    }
+
+    pub(super) fn get(&self, addr: IpAddr) -> Option<&Result<Route, String>> {
+        self.known.get(&addr)
+    }
+
+    /// Next hops in use and the destinations behind each.
+    pub(super) fn hops(&self) -> &BTreeMap<Hop, BTreeSet<IpAddr>> {
+        &self.hops
+    }
+}
+
+/// Interfaces that have no carrier, and those that have and could be used instead.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Carriers {
+    pub(super) dead: BTreeSet<u32>,
+    pub(super) alive: Vec<u32>,
+}
+
+/// Most interfaces that are tried instead of one without a carrier.
+const ALTERNATIVES: usize = 16;
+
+/// Asks the kernel for routes; `Err` in the outer place of an answer: ask again.
+pub(super) fn ask(
+    batch: &mut Batch,
+    to: &[IpAddr],
+    carriers: &Carriers,
+) -> io::Result<Vec<Option<Result<Route, String>>>> {
+    let answers = batch.ask(to.iter().map(|to| question(*to, None, RouteFlags::empty())).collect())?;
+    let mut routes: Vec<_> = to.iter().zip(answers).map(|(to, answer)| read(*to, answer)).collect();
+    for (to, route) in to.iter().zip(&mut routes) {
+        let Some(Ok(found)) = route else { continue };
+        if !carriers.dead.contains(&found.hop.0) {
+            continue;
+        }
+        // The kernel goes on using a route whose interface lost its carrier (unless the sysctl
+        // ignore_routes_with_linkdown is set). Nothing gets through there, so any other is better.
+        if let Some(other) = alternative(batch, *to, carriers)? {
+            *route = Some(Ok(other));
+        }
+    }
+    Ok(routes)
+}
+
+/// The most specific route, then the one with the lowest metric, by an interface with a carrier.
+fn alternative(batch: &mut Batch, to: IpAddr, carriers: &Carriers) -> io::Result<Option<Route>> {
+    let candidates: Vec<u32> = carriers.alive.iter().copied().take(ALTERNATIVES).collect();
+    // `FibMatch`: the entry itself, and an error where there is none; a plain question would be
+    // answered with "on this link".
+    let asked = candidates.iter().map(|oif| question(to, Some(*oif), RouteFlags::FibMatch)).collect();
+    let answers = batch.ask(asked)?;
+    let ranked = candidates.iter().zip(answers).filter_map(|(oif, answer)| {
+        let Ok(Some(RouteNetlinkMessage::NewRoute(entry))) = answer else { return None };
+        let metric = entry.attributes.iter().find_map(|attribute| match attribute {
+            RouteAttribute::Priority(metric) => Some(*metric),
+            _ => None,
+        });
+        let length = std::cmp::Reverse(entry.header.destination_prefix_length);
+        (entry.header.kind == RouteType::Unicast).then_some((length, metric.unwrap_or(0), *oif))
+    });
+    let Some((_, _, oif)) = ranked.min() else { return Ok(None) };
+    let answers = batch.ask(vec![question(to, Some(oif), RouteFlags::empty())])?;
+    let route = answers.into_iter().next().and_then(|answer| read(to, answer));
+    Ok(route.and_then(Result::ok).filter(|route| route.hop.0 == oif))
+}
+
+fn question(to: IpAddr, oif: Option<u32>, flags: RouteFlags) -> Request {
+    let mut message = match to {
+        IpAddr::V4(v4) => RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(v4, 32).build(),
+        IpAddr::V6(v6) => RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(v6, 128).build(),
+    };
+    message.header.flags = flags;
+    message.attributes.extend(oif.map(RouteAttribute::Oif));
+    (0, RouteNetlinkMessage::GetRoute(message))
+}
+
+/// `None`: the kernel did not answer.
+fn read(to: IpAddr, answer: Answer) -> Option<Result<Route, String>> {
+    match answer {
+        Ok(Some(RouteNetlinkMessage::NewRoute(message))) => Some(parse(to, message)),
+        Ok(_) => None,
+        Err(errno) => Some(Err(format!("no route: {}", io::Error::from_raw_os_error(errno)))),
+    }
+}
+
+fn parse(to: IpAddr, message: RouteMessage) -> Result<Route, String> {
+    if message.header.kind == RouteType::Local {
+        return Err("is an address of this host, which cannot be a backend yet".to_owned());
+    }
+    if message.header.kind != RouteType::Unicast {
+        return Err(format!("its route is of type {:?}", message.header.kind));
+    }
+    let (mut ifindex, mut gateway, mut source, mut mtu) = (None, None, None, None);
+    for attribute in message.attributes {
+        match attribute {
+            RouteAttribute::Oif(index) => ifindex = Some(index),
+            RouteAttribute::Gateway(addr) => gateway = ip(&addr),
+            RouteAttribute::Via(RouteVia::Inet6(v6)) => gateway = Some(IpAddr::V6(v6)),
+            RouteAttribute::PrefSource(addr) => source = ip(&addr),
+            RouteAttribute::Metrics(metrics) => {
+                mtu = metrics.iter().find_map(|metric| match metric {
+                    RouteMetric::Mtu(mtu) if *mtu > 0 => Some(*mtu),
+                    _ => None,
+                });
+            }
+            RouteAttribute::Encap(_) => return Err("its route encapsulates packets".to_owned()),
+            _ => {}
+        }
+    }
+    let hop = (ifindex.ok_or("its route names no interface")?, gateway.unwrap_or(to));
+    Ok(Route { hop, source: source.ok_or("its route names no source address")?, mtu })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn addr(text: &str) -> IpAddr {
+        text.parse().expect(text)
+    }
+
+    fn routes() -> Routes {
+        let mut routes = Routes::default();
+        for (to, ifindex, gateway) in
+            [("10.0.1.1", 2, "10.9.0.1"), ("10.0.2.1", 3, "10.9.0.2"), ("fd00::1", 3, "fe80::1")]
+        {
+            let route = Route { hop: (ifindex, addr(gateway)), source: addr("10.9.0.9"), mtu: None };
+            routes.learn(addr(to), Ok(route));
+        }
+        routes
+    }
+
+    #[test]
+    fn only_what_a_change_can_have_touched_is_asked_again() {
+        let all = ["10.0.1.1", "10.0.2.1", "fd00::1"].map(addr);
+        type Doubt = fn(&mut Routes);
+        let cases: [(&str, Doubt, Vec<IpAddr>); 5] = [
+            ("a prefix", |r| r.doubt_prefix(Prefix::new(addr("10.0.2.0"), 24)), vec![all[1]]),
+            ("the IPv4 default", |r| r.doubt_prefix(Prefix::new(addr("0.0.0.0"), 0)), all[..2].to_vec()),
+            ("an interface", |r| r.doubt_interface(3), all[1..].to_vec()),
+            ("everything", Routes::doubt_all, all.to_vec()),
+            ("nothing", |_| {}, vec![]),
+        ];
+        for (case, doubt, wanted) in cases {
+            let mut routes = routes();
+
+            doubt(&mut routes);
+
+            assert_eq!(routes.take_stale(), wanted, "{case}");
+        }
+    }
+
+    #[test]
+    fn one_new_destination_is_one_question_and_one_that_went_leaves_nothing() {
+        let mut routes = routes();
+
+        let gone = routes.follow(&["10.0.1.1", "fd00::1", "10.0.3.1"].map(addr).into());
+
+        assert_eq!(gone, [addr("10.0.2.1")]);
+        assert_eq!(routes.take_stale(), [addr("10.0.3.1")]);
+        assert_eq!(routes.hops().len(), 2);
+    }
+}
