@@ -1,6 +1,6 @@
 //! Golden cases: Kubernetes objects in, snapshot and problems out.
 //!
-//! Each directory holds `input.yaml`, or `input.examples` with names of files in `deploy/examples`,
+//! Each directory holds `input.yaml`, or `input.examples` with names of files in `deploy/examples` (and option lines),
 //! and `expected.txt`; where there is a `check.txt`, it is what `penstock check` prints. `PENSTOCK_UPDATE=1 cargo test -p lb-tests
 //! --test cases` rewrites the expectations; review the diff.
 //!
@@ -80,7 +80,9 @@ fn input(case: &str) -> String {
     };
     let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/examples");
     let read = |name: &str| fs::read_to_string(examples.join(format!("{name}.yaml"))).expect("an example");
-    names.lines().map(read).collect::<Vec<_>>().join("---\n")
+    let (options, names): (Vec<_>, Vec<_>) = names.lines().partition(|line| line.starts_with('#'));
+    let options: String = options.iter().map(|line| format!("{line}\n")).collect();
+    options + &names.into_iter().map(read).collect::<Vec<_>>().join("---\n")
 }
 
 fn outcome(input: &str) -> String {

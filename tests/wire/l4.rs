@@ -106,6 +106,26 @@ fn a_backend_that_leaves_takes_no_new_flow_and_the_others_keep_theirs() {
 }
 
 #[test]
+fn a_terminating_endpoint_takes_no_new_flow_and_keeps_its_own() {
+    let all = services(Arms::Two, "nat", &[(1, 1), (2, 1), (3, 1)]);
+    let Some(rig) = Rig::new(Arms::Two, &[("services.yaml", all.clone())]) else { return };
+    rig.who_answers_tcp(vip(0, 5432), 1);
+    let mut flows = rig.client.within(|| (0..60).map(|_| greeted(vip(0, 5432)).unwrap()).collect::<Vec<_>>());
+
+    let addr = format!("- addresses: [\"{}\"]\n", Arms::Two.backend(2)[0]);
+    let terminating = format!("{addr}  conditions: {{ready: false, serving: false, terminating: true}}\n");
+    rig.agent.apply("services.yaml", &all.replace(&addr, &terminating)).unwrap();
+
+    let gone =
+        eventually(DEADLINE, || (!rig.who_answers_tcp(vip(0, 5432), 40).contains_key("b2")).then_some(()));
+    assert!(gone.is_some(), "b2 still takes new connections");
+    assert!(flows.iter().any(|(name, _)| name == "b2"));
+    for (name, flow) in &mut flows {
+        still_echoes(flow, "still here?").unwrap_or_else(|error| panic!("a flow of {name} broke: {error:#}"));
+    }
+}
+
+#[test]
 fn explain_names_the_backend_that_a_live_flow_really_has() {
     let all = services(Arms::Two, "nat", &[(1, 1), (2, 1), (3, 1)]);
     let Some(rig) = Rig::new(Arms::Two, &[("services.yaml", all)]) else { return };

@@ -105,6 +105,12 @@ impl<'a> Slices<'a> {
         slices.filter(|slice| family.is_none() || slice_family(&slice.object) == family).count() > 0
     }
 
+    /// Some endpoint of the Service carries a hint.
+    pub(super) fn hint(&self, service: &ObjectName) -> bool {
+        let slices = self.by_service.get(service).into_iter().flatten();
+        slices.flat_map(|slice| slice.object.endpoints.iter().flatten()).any(|one| one.hints.is_some())
+    }
+
     /// Names and numbers of the ports that the Service's slices have, for messages.
     pub(super) fn port_names(&self, service: &ObjectName) -> Vec<String> {
         let slices = self.by_service.get(service).into_iter().flatten();

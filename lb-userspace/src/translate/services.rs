@@ -134,7 +134,7 @@ fn one_service(
     }
     let families = addresses.families(name, spec, slices);
     addresses.keep(&families, &mut about);
-    without_effect(spec, &mut about);
+    without_effect(name, spec, slices, &mut about);
     let terms = Terms::read(service, spec, &mut about);
     let is_ingress = is_ingress(name, service, options);
     let implied = [("http", 80), ("https", 443)].map(|(name, port)| ServicePort {
@@ -395,7 +395,15 @@ fn nobody(
 }
 
 /// Fields that an author could think to matter here.
-fn without_effect(spec: &ServiceSpec, about: &mut About<'_>) {
+fn without_effect(name: &ObjectName, spec: &ServiceSpec, slices: &Slices<'_>, about: &mut About<'_>) {
+    if spec.traffic_distribution.is_some() && !slices.hint(name) {
+        about.info(
+            "no-effect",
+            "spec.trafficDistribution",
+            "only tells who writes the slices which hints to give; they have none",
+            "write hints.forZones or hints.forNodes at every endpoint",
+        );
+    }
     if spec.internal_traffic_policy.as_deref() == Some("Local") {
         about.info(
             "no-effect",
