@@ -1,4 +1,6 @@
-//! The line of a backend: where it is and how a packet gets there.
+//! The two lines of a backend: where it is and how a packet gets there.
+//!
+//! The first holds what every packet needs, the second what only the tunnel does.
 
 use crate::{Addr, Lines};
 
@@ -27,14 +29,41 @@ impl core::fmt::Display for Mac {
     }
 }
 
-/// How a packet reaches a backend. Kept in a byte: more modes will come.
+/// How a packet reaches a backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum Mode {
     /// Destination MAC rewritten only.
     L2 = 1,
+    /// Wrapped into IPv4 or IPv6 for a backend that unwraps it itself (RFC 2003, RFC 2473).
+    Ipip = 2,
+    /// Wrapped into UDP for the balancer on the backend's host (see [`crate::tunnel`]).
+    Tunnel = 3,
     /// Destination and source translated.
-    Nat = 2,
+    Nat = 4,
+    /// Destination translated and left to the stack: a backend on this host.
+    Local = 5,
+}
+
+impl Mode {
+    /// The mode of a number; `None` for one that nobody writes.
+    #[inline(always)]
+    pub const fn from_number(number: u8) -> Option<Self> {
+        Some(match number {
+            1 => Self::L2,
+            2 => Self::Ipip,
+            3 => Self::Tunnel,
+            4 => Self::Nat,
+            5 => Self::Local,
+            _ => return None,
+        })
+    }
+
+    /// Whether packets are translated, which takes state per flow.
+    #[inline(always)]
+    pub const fn is_translated(self) -> bool {
+        matches!(self, Self::Nat | Self::Local)
+    }
 }
 
 /// Destination and source MAC as they stand in front of a packet, and the interface to leave by.
@@ -73,45 +102,68 @@ impl NextHop {
 /// A backend as the kernel sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Backend {
-    /// Address.
+    /// Address that its packets are sent to: its own, or that of its host in `tunnel` mode.
     pub addr: Addr,
-    /// Our address towards it, the source in `nat` mode.
-    pub snat: Addr,
+    /// Our address towards it: the source in `nat` mode and of outer headers.
+    pub source: Addr,
     /// Where its packets go; `ifindex` 0 while unresolved.
     pub next_hop: NextHop,
+    /// VLAN that its frames are tagged with; 0: none.
+    pub vlan: u16,
     /// Port in wire order.
     pub wire_port: u16,
     /// How packets reach it.
     pub mode: Mode,
+    /// Takes no new flows.
+    pub draining: bool,
     /// Differs from the backend that had this id before, never 0: a remembered flow compares it.
     pub generation: u16,
     /// Largest IP packet the next hop takes.
     pub mtu: u16,
+    /// Tag of its pool: a remembered flow must not lead out of it.
+    pub pool_tag: u16,
+    /// Its own address; differs from `addr` in `tunnel` mode only.
+    pub inner: Addr,
+    /// Its name within the tunnel (see [`crate::tunnel::tag`]).
+    pub tunnel_tag: u32,
 }
 
 impl Backend {
-    /// Words of the line. The destination MAC and the identity (port, mode, generation) are one
+    /// Words of both lines. The destination MAC and the identity (port, mode, generation) are one
     /// word each, so a store never shows half of either.
-    pub const fn words(self) -> [u64; 8] {
-        let Self { addr, snat, next_hop, wire_port, mode, generation, mtu } = self;
+    pub const fn words(self) -> [[u64; 8]; 2] {
+        let Self { addr, source, next_hop, vlan, wire_port, mode, .. } = self;
+        let Self { draining, generation, mtu, pool_tag, inner, tunnel_tag, .. } = self;
+        let flags = if draining { Identity::DRAINING } else { 0 };
+        let identity = wire_port as u64
+            | (mode as u64) << 16
+            | (flags as u64) << 24
+            | (generation as u64) << 32
+            | (mtu as u64) << 48;
+        let outer = pool_tag as u64 | (vlan as u64) << 16;
         [
-            addr.hi,
-            addr.lo,
-            snat.hi,
-            snat.lo,
-            next_hop.head,
-            next_hop.tail as u64 | (next_hop.ifindex as u64) << 32,
-            wire_port as u64 | (mode as u64) << 16 | (generation as u64) << 32 | (mtu as u64) << 48,
-            0,
+            [
+                addr.hi,
+                addr.lo,
+                source.hi,
+                source.lo,
+                next_hop.head,
+                next_hop.tail as u64 | (next_hop.ifindex as u64) << 32,
+                identity,
+                outer,
+            ],
+            [inner.hi, inner.lo, tunnel_tag as u64, 0, 0, 0, 0, 0],
         ]
     }
 }
 
-/// Word 6 of a line, read once.
+/// Word 6 of the first line, read once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Identity(pub u64);
 
 impl Identity {
+    const DRAINING: u8 = 1;
+
     /// Port in wire order.
     #[inline(always)]
     pub const fn wire_port(self) -> u16 {
@@ -124,10 +176,22 @@ impl Identity {
         (self.0 >> 16) as u8
     }
 
+    /// Takes no new flows.
+    #[inline(always)]
+    pub const fn is_draining(self) -> bool {
+        (self.0 >> 24) as u8 & Self::DRAINING != 0
+    }
+
     /// Generation; 0: no backend has this id.
     #[inline(always)]
     pub const fn generation(self) -> u16 {
         (self.0 >> 32) as u16
+    }
+
+    /// Whether a backend has this id.
+    #[inline(always)]
+    pub const fn is_alive(self) -> bool {
+        self.generation() != 0
     }
 
     /// Largest IP packet.
@@ -137,29 +201,59 @@ impl Identity {
     }
 }
 
-/// Reads the address of a backend.
+/// Line of a backend within the table.
+#[inline(always)]
+const fn line(id: BackendId) -> u32 {
+    id.0 as u32 * 2
+}
+
+/// Reads the address that a backend's packets are sent to.
 #[inline(always)]
 pub fn addr(table: &impl Lines, id: BackendId) -> Addr {
-    Addr { hi: table.word(id.0 as u32, 0), lo: table.word(id.0 as u32, 1) }
+    Addr { hi: table.word(line(id), 0), lo: table.word(line(id), 1) }
 }
 
 /// Reads our source address towards a backend.
 #[inline(always)]
-pub fn snat(table: &impl Lines, id: BackendId) -> Addr {
-    Addr { hi: table.word(id.0 as u32, 2), lo: table.word(id.0 as u32, 3) }
+pub fn source(table: &impl Lines, id: BackendId) -> Addr {
+    Addr { hi: table.word(line(id), 2), lo: table.word(line(id), 3) }
 }
 
 /// Reads the next hop of a backend.
 #[inline(always)]
 pub fn next_hop(table: &impl Lines, id: BackendId) -> NextHop {
-    let rest = table.word(id.0 as u32, 5);
-    NextHop { head: table.word(id.0 as u32, 4), tail: rest as u32, ifindex: (rest >> 32) as u32 }
+    let rest = table.word(line(id), 5);
+    NextHop { head: table.word(line(id), 4), tail: rest as u32, ifindex: (rest >> 32) as u32 }
 }
 
 /// Reads the identity of a backend.
 #[inline(always)]
 pub fn identity(table: &impl Lines, id: BackendId) -> Identity {
-    Identity(table.word(id.0 as u32, 6))
+    Identity(table.word(line(id), 6))
+}
+
+/// Reads the tag of a backend's pool.
+#[inline(always)]
+pub fn pool_tag(table: &impl Lines, id: BackendId) -> u16 {
+    table.word(line(id), 7) as u16
+}
+
+/// Reads the VLAN of a backend's frames; 0: none.
+#[inline(always)]
+pub fn vlan(table: &impl Lines, id: BackendId) -> u16 {
+    (table.word(line(id), 7) >> 16) as u16
+}
+
+/// Reads a backend's own address.
+#[inline(always)]
+pub fn inner(table: &impl Lines, id: BackendId) -> Addr {
+    Addr { hi: table.word(line(id) + 1, 0), lo: table.word(line(id) + 1, 1) }
+}
+
+/// Reads a backend's name within the tunnel.
+#[inline(always)]
+pub fn tunnel_tag(table: &impl Lines, id: BackendId) -> u32 {
+    table.word(line(id) + 1, 2) as u32
 }
 
 const _: () = assert!(size_of::<NextHop>() == 16);

@@ -85,15 +85,24 @@ pub struct Settings {
     pub nat_count: u16,
     /// Workers of the proxy; 0: nothing is steered to a socket.
     pub workers: u16,
+    /// log2 of the remembered flows at most, 3 to 20.
+    pub flow_bits: u8,
+    /// UDP port that tunnelled packets arrive at, in wire order; 0: no tunnel.
+    pub tunnel_port: u16,
 }
 
 impl Settings {
-    /// Words 1 to 5 of the line.
-    pub const fn words(self) -> [u64; 5] {
-        let Self { key: HashKey(key), nat_first, nat_count, workers } = self;
-        [key[0], key[1], key[2], key[3], nat_first as u64 | (nat_count as u64) << 16 | (workers as u64) << 32]
+    /// Words 1 to 6 of the line.
+    pub const fn words(self) -> [u64; 6] {
+        let Self { key: HashKey(key), nat_first, nat_count, workers, flow_bits, tunnel_port } = self;
+        let ports = nat_first as u64 | (nat_count as u64) << 16 | (workers as u64) << 32;
+        [key[0], key[1], key[2], key[3], ports | (flow_bits as u64) << 48, tunnel_port as u64]
     }
 }
+
+/// Word of the line that holds [`crate::ABI_VERSION`]: whoever finds the map pinned reads it before
+/// anything else.
+pub const ABI_WORD: usize = 7;
 
 /// Reads word 0.
 #[inline(always)]
@@ -118,4 +127,16 @@ pub fn nat_range(config: &impl Lines) -> (u16, u16) {
 #[inline(always)]
 pub fn workers(config: &impl Lines) -> u16 {
     (config.word(0, 5) >> 32) as u16
+}
+
+/// log2 of the remembered flows at most.
+#[inline(always)]
+pub fn flow_bits(config: &impl Lines) -> u32 {
+    (config.word(0, 5) >> 48) as u32 & 31
+}
+
+/// UDP port of the tunnel in wire order; 0: no tunnel.
+#[inline(always)]
+pub fn tunnel_port(config: &impl Lines) -> u16 {
+    config.word(0, 6) as u16
 }

@@ -26,6 +26,18 @@ impl Delta {
         self.word(old as u32, new as u32).word((old >> 32) as u32, (new >> 32) as u32)
     }
 
+    /// A word was added where nothing was: the sum of a header in the making.
+    #[inline(always)]
+    pub const fn add(self, word: u32) -> Self {
+        Self(self.0 + word as u64)
+    }
+
+    /// The checksum of what was added.
+    #[inline(always)]
+    pub const fn finish(self) -> u16 {
+        !fold(self.0)
+    }
+
     /// The checksum after the change.
     #[inline(always)]
     pub const fn apply(self, csum: u16) -> u16 {

@@ -12,9 +12,12 @@ pub mod bench;
 pub mod config;
 pub mod csum;
 pub mod flow;
+pub mod flows;
 pub mod maglev;
 pub mod maps;
 pub mod nat;
+pub mod steer;
+pub mod tunnel;
 pub mod verdict;
 pub mod vip;
 
@@ -24,11 +27,11 @@ pub use config::{Epoch, HashKey};
 pub use flow::Flow;
 pub use maglev::{Descriptor, Slot};
 pub use verdict::{Action, Verdict};
-pub use vip::{Record, VipEntry};
+pub use vip::{Record, Rules, VipEntry};
 
 /// Version of everything in this crate that both sides of the kernel line must agree on. Bump it
 /// with any change of a layout or of the meaning of a field.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// TCP's IP protocol number.
 pub const TCP: u8 = 6;

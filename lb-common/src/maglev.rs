@@ -1,12 +1,12 @@
-//! Slot arithmetic: from a hash to the cell of a Maglev table, and the word that names the table.
+//! Slot arithmetic: from a hash to the cell of a Maglev table, and the word that names the tables.
 
 use crate::BackendId;
 
 /// Which tables a VIP uses: one word, so that one store switches them.
 ///
 /// Bits 0 to 15 base of the current table in units of [`Descriptor::UNIT`] slots, 16 to 20 log2 of
-/// its size (0: no table), 21 to 36 and 37 to 41 the same for the previous table while a change
-/// settles, 48 to 63 a generation.
+/// its size (0: no table), 21 to 36 base of the previous owners' table of the same size, 37 whether
+/// there is one, 38 [`Descriptor::is_late`], 48 to 63 a generation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Descriptor(pub u64);
 
@@ -15,10 +15,24 @@ impl Descriptor {
     pub const NONE: Self = Self(0);
     /// Slots per unit of a base.
     pub const UNIT: u32 = 64;
+    const PREVIOUS: u64 = 1 << 37;
+    const LATE: u64 = 1 << 38;
 
     /// Descriptor of a settled table of `1 << bits` slots starting at slot `base`.
     pub const fn settled(base: u32, bits: u32, generation: u16) -> Self {
         Self((base / Self::UNIT) as u64 & 0xffff | (bits as u64 & 31) << 16 | (generation as u64) << 48)
+    }
+
+    /// The same while some of its slots are contested: their previous owners stand in a table of
+    /// the same size at `previous`.
+    pub const fn contested(self, previous: u32) -> Self {
+        let cleared = self.0 & !(0xffff << 21) & !Self::LATE;
+        Self(cleared | ((previous / Self::UNIT) as u64 & 0xffff) << 21 | Self::PREVIOUS)
+    }
+
+    /// The same once the last change is older than the grace time.
+    pub const fn late(self) -> Self {
+        Self(self.0 | Self::LATE)
     }
 
     /// Whether there is no table.
@@ -33,10 +47,26 @@ impl Descriptor {
         (self.0 as u32 & 0xffff) * Self::UNIT
     }
 
-    /// log2 of the size of the current table.
+    /// log2 of the size of both tables.
     #[inline(always)]
     pub const fn bits(self) -> u32 {
         (self.0 >> 16) as u32 & 31
+    }
+
+    /// First slot of the previous owners' table, if slots are contested.
+    #[inline(always)]
+    pub const fn previous(self) -> Option<u32> {
+        if self.0 & Self::PREVIOUS == 0 {
+            return None;
+        }
+        Some(((self.0 >> 21) as u32 & 0xffff) * Self::UNIT)
+    }
+
+    /// The last change is older than the grace time: whatever flow was alive then has been
+    /// remembered since, so a datagram of a flow that is not remembered begins one.
+    #[inline(always)]
+    pub const fn is_late(self) -> bool {
+        self.0 & Self::LATE != 0
     }
 
     /// Count of switches so far, modulo 2^16.
@@ -44,7 +74,7 @@ impl Descriptor {
         (self.0 >> 48) as u16
     }
 
-    /// Slot of a hash within the table, for `explain`.
+    /// Slot of a hash within the table.
     #[inline(always)]
     pub const fn slot(self, hash: u64) -> u32 {
         hash as u32 & ((1u32 << self.bits()) - 1)
@@ -57,19 +87,34 @@ impl Descriptor {
     }
 }
 
-/// One cell of a table: a backend, and whether the previous table says otherwise.
+/// One cell of a table: a backend, and whether the flows of this slot may have another owner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[repr(transparent)]
 pub struct Slot(pub u16);
 
 impl Slot {
-    /// Set where the previous owner differs: the flow map has to be asked. Nothing sets it yet;
-    /// the bit is kept free so that it will cost nothing when clear.
+    /// Set where the slot changed its owner and has not settled: the flow map has to be asked.
     pub const CONTESTED: u16 = 1 << 15;
 
-    /// Its backend.
+    /// The owner alone.
+    pub const fn settled(owner: BackendId) -> Self {
+        Self(owner.0)
+    }
+
+    /// The owner of a slot that has not settled.
+    pub const fn contested(owner: BackendId) -> Self {
+        Self(owner.0 | Self::CONTESTED)
+    }
+
+    /// Its backend; id 0: nobody.
     #[inline(always)]
     pub const fn backend(self) -> BackendId {
         BackendId(self.0 & !Self::CONTESTED)
+    }
+
+    /// Whether the flow map has to be asked.
+    #[inline(always)]
+    pub const fn is_contested(self) -> bool {
+        self.0 & Self::CONTESTED != 0
     }
 }

@@ -1,5 +1,6 @@
-//! Names and sizes of the maps. Tables are one-element arrays, so that user space can map them
-//! into its memory; every size is a power of two, so that an index is made safe by a mask.
+//! Names and sizes of the maps. What user space lays out and packets read is one map, [`TABLES`]:
+//! one lookup gives a packet every table, and one word in it tells the layout's version. Every
+//! size is a power of two, so that an index is made safe by a mask.
 
 /// Words of a 64-byte line.
 pub const LINE: usize = 8;
@@ -10,25 +11,80 @@ pub const ADDR_LINES: u32 = 1 << 14;
 pub const VIP_LINES: u32 = 1 << 14;
 /// Records, one per balanced VIP (1 MiB).
 pub const RECORDS: u32 = 1 << 14;
-/// Backend lines (2 MiB); an id fits beside the contested mark of a slot.
+/// Backends of two lines each (4 MiB); an id fits beside the contested mark of a slot.
 pub const BACKENDS: u32 = 1 << 15;
 /// Maglev slots of two bytes, all tables together (8 MiB).
 pub const POOL_SLOTS: u32 = 1 << 22;
 /// Our interfaces' MACs by `ifindex % INTERFACES`.
 pub const INTERFACES: u32 = 1 << 10;
+/// Remembered flows at most, of one word each (8 MiB); [`crate::config::flow_bits`] says how many
+/// are in use.
+pub const FLOWS: u32 = 1 << 20;
+
 /// Beside the MAC of an interface that frames leave by a redirect even where they came in by it.
 ///
 /// veth does not wake its peer for `XDP_TX` unless the peer has an XDP program of its own
 /// (`veth_xdp_flush` in drivers/net/veth.c); a redirect always does.
 pub const NO_XDP_TX: u64 = 1 << 63;
-/// Counters of one CPU for backends: packets and bytes.
-pub const BACKEND_COUNTERS: usize = 2 * BACKENDS as usize;
-/// Counters of one CPU for verdicts.
-pub const VERDICTS: usize = 64;
+
+/// Where each table begins within [`TABLES`], in words.
+pub mod at {
+    use super::*;
+
+    /// Epoch and settings; a page of its own.
+    pub const CONFIG: usize = 0;
+    /// MACs of our interfaces.
+    pub const INTERFACES: usize = 64 * LINE;
+    /// Address table, both halves.
+    pub const ADDRS: usize = INTERFACES + super::INTERFACES as usize;
+    /// VIP table, both halves.
+    pub const VIPS: usize = ADDRS + 2 * ADDR_LINES as usize * LINE;
+    /// VIP records.
+    pub const RECORDS: usize = VIPS + 2 * VIP_LINES as usize * LINE;
+    /// Backends.
+    pub const BACKENDS: usize = RECORDS + super::RECORDS as usize * LINE;
+    /// Maglev slots, four to a word.
+    pub const POOL: usize = BACKENDS + 2 * super::BACKENDS as usize * LINE;
+    /// Remembered flows.
+    pub const FLOWS: usize = POOL + POOL_SLOTS as usize / 4;
+    /// Words in all (25 MiB).
+    pub const END: usize = FLOWS + super::FLOWS as usize;
+}
+
+/// Counters of one backend on one CPU, as an offset into its four words.
+pub mod count {
+    /// Packets sent to it.
+    pub const PACKETS: usize = 0;
+    /// Bytes of their IP packets.
+    pub const BYTES: usize = 1;
+    /// Flows begun, as far as they can be told: TCP by its SYN, UDP where it is remembered.
+    pub const FLOWS: usize = 2;
+    /// Words per backend.
+    pub const WORDS: usize = 4;
+}
+
+/// Where the counters of one CPU begin within its row of [`COUNTS`], in words.
+pub mod row {
+    use super::*;
+
+    /// Verdicts and events (see [`crate::verdict`]).
+    pub const VERDICTS: usize = 0;
+    /// Backends, [`count::WORDS`] each.
+    pub const BACKENDS: usize = 128;
+    /// VIPs whose pool serves several, by record, [`count::WORDS`] each.
+    pub const VIPS: usize = BACKENDS + count::WORDS * super::BACKENDS as usize;
+    /// Words in all (1.5 MiB).
+    pub const END: usize = VIPS + count::WORDS * RECORDS as usize;
+}
+
 /// Rows of the per-CPU counters at most; the loader makes as many as there are CPUs.
 pub const CPUS: usize = 1024;
 /// Translated flows at most.
 pub const NAT_FLOWS: usize = 1 << 17;
+/// Source ranges at most, all sets together.
+pub const RANGES_ENTRIES: usize = 1 << 16;
+/// Bits of a key of [`RANGES`]: the set's number, then an address (IPv4 as v4-mapped IPv6).
+pub const RANGE_BITS: u32 = 32 + 128;
 /// Sockets per family and listener class.
 pub const SOCKETS_PER_CLASS: u32 = 256;
 
@@ -38,24 +94,10 @@ pub const fn socket_index(https: bool, ipv6: bool, worker: u32) -> u32 {
     (https as u32 * 2 + ipv6 as u32) * SOCKETS_PER_CLASS + (worker & (SOCKETS_PER_CLASS - 1))
 }
 
-/// Configuration line.
-pub const CONFIG: &str = "CONFIG";
-/// Address table.
-pub const ADDRS: &str = "ADDRS";
-/// VIP table.
-pub const VIPS: &str = "VIPS";
-/// VIP records.
-pub const RECORD_LINES: &str = "RECORDS";
-/// Maglev slots.
-pub const POOL: &str = "POOL";
-/// Backend lines.
-pub const BACKEND_LINES: &str = "BACKENDS";
-/// MACs of our interfaces.
-pub const INTERFACE_MACS: &str = "INTERFACES";
-/// Packets and bytes per backend, one row per CPU.
+/// Everything that user space lays out, mapped by it.
+pub const TABLES: &str = "TABLES";
+/// Counters, one row per CPU.
 pub const COUNTS: &str = "COUNTS";
-/// Packets per verdict, one row per CPU.
-pub const VERDICT_COUNTS: &str = "VERDICTS";
 /// Translated flows, client to backend.
 pub const NAT_FORWARD: &str = "NAT_FORWARD";
 /// Translated flows, backend to client.
@@ -64,3 +106,41 @@ pub const NAT_REVERSE: &str = "NAT_REVERSE";
 pub const DEVICES: &str = "DEVICES";
 /// Listening sockets of the proxy.
 pub const SOCKETS: &str = "SOCKETS";
+/// Backends on this host by pool tag (upper half) and tunnel tag (lower half).
+pub const TUNNEL_TAGS: &str = "TUNNEL_TAGS";
+/// Sources that may use a VIP: (set of ranges, address) to nothing, longest prefix first.
+pub const RANGES: &str = "RANGES";
+/// Ports of a datagram whose first fragment was seen.
+pub const FRAGMENTS: &str = "FRAGMENTS";
+/// The programs behind the ladder's tail calls, by [`Program`].
+pub const PROGRAMS: &str = "PROGRAMS";
+
+/// Places in the program array.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u32)]
+pub enum Program {
+    /// Tags, options, extension headers, fragments.
+    Slow = 0,
+    /// Translation towards a backend (`nat`, `local`).
+    Translate = 1,
+    /// A backend's answer to a translated flow.
+    Reply = 2,
+    /// ICMP to one of our addresses.
+    Icmp = 3,
+    /// Tells the sender that its packet went nowhere.
+    Refuse = 4,
+    /// A packet that another balancer sent through the tunnel.
+    Tunnel = 5,
+}
+
+impl Program {
+    /// Every program with its name in the object.
+    pub const ALL: [(Self, &'static str); 6] = [
+        (Self::Slow, "penstock_slow"),
+        (Self::Translate, "penstock_translate"),
+        (Self::Reply, "penstock_reply"),
+        (Self::Icmp, "penstock_icmp"),
+        (Self::Refuse, "penstock_refuse"),
+        (Self::Tunnel, "penstock_tunnel"),
+    ];
+}

@@ -15,48 +15,83 @@ pub enum Verdict {
     Node,
     /// Passed: a port in the SNAT range, but no flow of ours.
     NatReplyMiss,
-    /// Passed: ICMP to one of our addresses.
+    /// Passed: ICMP to one of our addresses that is the host's business.
     Icmp,
     /// Passed: the hop limit ends at one of the host's own addresses; the stack answers for it.
     Ttl,
     /// Passed to the proxy's listener.
     Punted,
-    /// Sent to a backend, addresses untouched. Counted per backend.
+    /// Passed to the stack with the destination translated to a backend on this host.
+    ForwardedLocal,
+    /// Sent to a backend, addresses untouched.
     ForwardedL2,
-    /// Sent to a backend, addresses translated. Counted per backend.
+    /// Sent to a backend within IP.
+    ForwardedIpip,
+    /// Sent to the balancer on the backend's host.
+    ForwardedTunnel,
+    /// Sent to a backend, addresses translated.
     ForwardedNat,
+    /// An ICMP error sent to the backend whose flow it is about.
+    ForwardedIcmp,
     /// A backend's answer, translated back and sent to the client.
     RepliedNat,
+    /// An ICMP error about a backend's answer or from a backend, translated back and sent to the
+    /// client.
+    RepliedIcmp,
+    /// A tunnelled packet of a flow that nobody here knows, sent to the slot's other owner.
+    PassedOn,
+    /// Answered with a TCP reset: nobody serves the VIP.
+    ToldReset,
+    /// Answered with ICMP port unreachable: nobody serves the VIP.
+    ToldUnreachable,
+    /// Answered with ICMP packet too big and the largest size that fits.
+    ToldTooBig,
+    /// Answered with ICMP time exceeded.
+    ToldTimeExceeded,
+    /// An echo request to a VIP, answered.
+    EchoAnswered,
     /// Dropped: the VIP's address is ours alone and nobody serves this port.
     ClosedPort,
     /// Dropped: neither TCP nor UDP nor ICMP, to an address that is only a VIP.
     OtherProtocol,
-    /// Dropped: a fragment to an address that is only a VIP.
+    /// Dropped: a fragment whose first one was not seen, to an address that is only a VIP.
     Fragment,
     /// Dropped: IPv4 options, to an address that is only a VIP.
     IpOptions,
-    /// Dropped: IPv6 extension headers, to an address that is only a VIP.
+    /// Dropped: IPv6 extension headers that cannot be followed, to an address that is only a VIP.
     Ip6Extension,
     /// Dropped: shorter than its own headers say, to an address that is only a VIP.
     Truncated,
     /// Dropped: the hop limit ends here, at an address that is only a VIP.
     TtlOfVip,
-    /// Dropped: the VIP has no backend.
+    /// Dropped: the source is none of those that may use the VIP.
+    SourceRange,
+    /// Dropped: the VIP has no backend here.
     NoBackend,
-    /// Dropped: larger than the next hop takes.
+    /// Dropped: larger than the next hop takes, and the sender was told too often already.
     TooBig,
     /// Dropped: the next hop's MAC is not known (yet).
     Unresolved,
     /// Dropped: the backend's interface cannot be redirected to.
     NoDevice,
+    /// Dropped: the driver leaves no room in front of the frame for an outer header.
+    NoHeadroom,
     /// Dropped: a reset of a flow that nobody remembers.
     StrayReset,
+    /// Dropped: an ICMP message to an address that is only a VIP, about no flow of ours.
+    StrayIcmp,
+    /// Dropped: the sender would be told, but too many were in the last second.
+    RateLimited,
     /// Dropped: no free SNAT port towards this backend.
     NatPortsExhausted,
     /// Dropped: the table of translated flows is full.
     NatTableFull,
     /// Dropped: two flows with one 64-bit hash; the later one loses.
     NatCollision,
+    /// Dropped: a tunnelled packet that no balancer of this cluster sent.
+    TunnelForeign,
+    /// Dropped: a tunnelled packet for a backend that is not here.
+    TunnelStray,
     /// Dropped: a table reads as no user space writes it.
     Corrupt,
 }
@@ -74,7 +109,7 @@ pub enum Action {
 
 impl Verdict {
     /// Every verdict, in the order of its number.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 43] = [
         Self::NotOurs,
         Self::OtherMac,
         Self::Node,
@@ -82,9 +117,20 @@ impl Verdict {
         Self::Icmp,
         Self::Ttl,
         Self::Punted,
+        Self::ForwardedLocal,
         Self::ForwardedL2,
+        Self::ForwardedIpip,
+        Self::ForwardedTunnel,
         Self::ForwardedNat,
+        Self::ForwardedIcmp,
         Self::RepliedNat,
+        Self::RepliedIcmp,
+        Self::PassedOn,
+        Self::ToldReset,
+        Self::ToldUnreachable,
+        Self::ToldTooBig,
+        Self::ToldTimeExceeded,
+        Self::EchoAnswered,
         Self::ClosedPort,
         Self::OtherProtocol,
         Self::Fragment,
@@ -92,14 +138,20 @@ impl Verdict {
         Self::Ip6Extension,
         Self::Truncated,
         Self::TtlOfVip,
+        Self::SourceRange,
         Self::NoBackend,
         Self::TooBig,
         Self::Unresolved,
         Self::NoDevice,
+        Self::NoHeadroom,
         Self::StrayReset,
+        Self::StrayIcmp,
+        Self::RateLimited,
         Self::NatPortsExhausted,
         Self::NatTableFull,
         Self::NatCollision,
+        Self::TunnelForeign,
+        Self::TunnelStray,
         Self::Corrupt,
     ];
 
@@ -112,57 +164,110 @@ impl Verdict {
             Self::NatReplyMiss => "nat-reply-miss",
             Self::Icmp => "icmp",
             Self::Ttl => "ttl",
-            Self::Ip6Extension => "ip6-extension",
             Self::Punted => "punted",
+            Self::ForwardedLocal => "forwarded-local",
             Self::ForwardedL2 => "forwarded-l2",
+            Self::ForwardedIpip => "forwarded-ipip",
+            Self::ForwardedTunnel => "forwarded-tunnel",
             Self::ForwardedNat => "forwarded-nat",
+            Self::ForwardedIcmp => "forwarded-icmp",
             Self::RepliedNat => "replied-nat",
+            Self::RepliedIcmp => "replied-icmp",
+            Self::PassedOn => "passed-on",
+            Self::ToldReset => "told-reset",
+            Self::ToldUnreachable => "told-unreachable",
+            Self::ToldTooBig => "told-too-big",
+            Self::ToldTimeExceeded => "told-time-exceeded",
+            Self::EchoAnswered => "echo-answered",
             Self::ClosedPort => "closed-port",
             Self::OtherProtocol => "other-protocol",
             Self::Fragment => "fragment",
             Self::IpOptions => "ip-options",
+            Self::Ip6Extension => "ip6-extension",
             Self::Truncated => "truncated",
             Self::TtlOfVip => "ttl-of-vip",
+            Self::SourceRange => "source-range",
             Self::NoBackend => "no-backend",
             Self::TooBig => "too-big",
             Self::Unresolved => "unresolved-next-hop",
             Self::NoDevice => "no-device",
+            Self::NoHeadroom => "no-headroom",
             Self::StrayReset => "stray-reset",
+            Self::StrayIcmp => "stray-icmp",
+            Self::RateLimited => "rate-limited",
             Self::NatPortsExhausted => "nat-ports-exhausted",
             Self::NatTableFull => "nat-table-full",
             Self::NatCollision => "nat-collision",
+            Self::TunnelForeign => "tunnel-foreign",
+            Self::TunnelStray => "tunnel-stray",
             Self::Corrupt => "corrupt",
         }
     }
 
-    /// What XDP does with the packet.
+    /// What XDP does with the packet: the numbers are in this order, which makes it two comparisons
+    /// in the packet path.
     #[inline(always)]
     pub const fn action(self) -> Action {
-        match self {
-            Self::NotOurs
-            | Self::OtherMac
-            | Self::Node
-            | Self::NatReplyMiss
-            | Self::Icmp
-            | Self::Ttl
-            | Self::Punted => Action::Pass,
-            Self::ForwardedL2 | Self::ForwardedNat | Self::RepliedNat => Action::Send,
-            Self::ClosedPort
-            | Self::OtherProtocol
-            | Self::Fragment
-            | Self::IpOptions
-            | Self::Ip6Extension
-            | Self::Truncated
-            | Self::TtlOfVip
-            | Self::NoBackend
-            | Self::TooBig
-            | Self::Unresolved
-            | Self::NoDevice
-            | Self::StrayReset
-            | Self::NatPortsExhausted
-            | Self::NatTableFull
-            | Self::NatCollision
-            | Self::Corrupt => Action::Drop,
+        if (self as u8) < Self::ForwardedL2 as u8 {
+            Action::Pass
+        } else if (self as u8) < Self::ClosedPort as u8 {
+            Action::Send
+        } else {
+            Action::Drop
         }
+    }
+}
+
+/// What is counted beside the verdict.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum Event {
+    /// A flow was written into the flow table's free place.
+    Remembered = 64,
+    /// A flow was forgotten to remember another.
+    Forgot,
+    /// A packet's flow was found in the flow table.
+    FlowHit,
+    /// A flow that was not remembered kept its slot's previous owner.
+    Kept,
+    /// The kernel's routing was asked for a next hop.
+    Fib,
+    /// The MSS option of a SYN-ACK was lowered.
+    MssClamped,
+}
+
+impl Event {
+    /// Every event.
+    pub const ALL: [Self; 6] =
+        [Self::Remembered, Self::Forgot, Self::FlowHit, Self::Kept, Self::Fib, Self::MssClamped];
+
+    /// Kebab-case name: the label value in metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Remembered => "flows-remembered",
+            Self::Forgot => "flows-forgotten",
+            Self::FlowHit => "flow-hits",
+            Self::Kept => "flows-kept",
+            Self::Fib => "fib-lookups",
+            Self::MssClamped => "mss-clamped",
+        }
+    }
+}
+
+const _: () = assert!(Verdict::ALL.len() <= Event::ALL[0] as usize);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_list_is_in_the_order_of_the_numbers_and_says_what_is_done() {
+        for (number, verdict) in Verdict::ALL.into_iter().enumerate() {
+            assert_eq!(verdict as usize, number, "{}", verdict.as_str());
+        }
+        assert_eq!(Verdict::ForwardedLocal.action(), Action::Pass);
+        assert_eq!(Verdict::ForwardedL2.action(), Action::Send);
+        assert_eq!(Verdict::EchoAnswered.action(), Action::Send);
+        assert_eq!(Verdict::ClosedPort.action(), Action::Drop);
     }
 }

@@ -16,6 +16,7 @@ impl VipEntry {
     pub const OVERFLOW: u64 = 1 << 23;
     const PUNT: u64 = 1 << 16;
     const HTTPS: u64 = 1 << 17;
+    const RESTRICTED: u64 = 1 << 18;
 
     /// Key of (address id, port in wire order, protocol); 33 bits, never 0.
     #[inline(always)]
@@ -37,6 +38,17 @@ impl VipEntry {
     /// A VIP that is left to the proxy's plain-text or TLS listener.
     pub const fn punted(key: u64, https: bool) -> Self {
         Self(key << 31 | Self::PUNT | if https { Self::HTTPS } else { 0 })
+    }
+
+    /// The same for some sources only: those of [`Record::ranges`] of record `record`.
+    pub const fn restricted(self, record: u16) -> Self {
+        Self(self.0 & !0xffff | Self::RESTRICTED | record as u64)
+    }
+
+    /// Whether only some sources may use it.
+    #[inline(always)]
+    pub const fn is_restricted(self) -> bool {
+        self.0 & Self::RESTRICTED != 0
     }
 
     /// Whether nothing was found.
@@ -92,22 +104,64 @@ impl VipEntry {
     }
 }
 
-/// Per-VIP line: word 0 the table [`Descriptor`], word 1 flags, the rest kept for affinity and
-/// source ranges.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Per-VIP line: word 0 the table [`Descriptor`], word 1 flags, pool tag and affinity timeout,
+/// word 2 the set of source ranges; the rest is free.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Record {
-    /// Current (and, later, previous) Maglev table.
+    /// Current table and, while slots are contested, that of their previous owners.
     pub descriptor: Descriptor,
-    /// Flows are translated and remembered (`nat`).
-    pub stateful: bool,
+    /// The pool's rules.
+    pub rules: Rules,
+    /// Set of source ranges that may use the VIP, where its entry is restricted.
+    pub ranges: u32,
+}
+
+/// Word 1 of a [`Record`]: bits 0 to 15 flags, 16 to 31 the pool's tag, 32 to 63 the affinity
+/// timeout in units of [`crate::flow::clock`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Rules(pub u64);
+
+impl Rules {
+    /// Some backend of the pool is translated to: a flow that was translated before is asked for
+    /// before the slot is.
+    pub const TRANSLATED: u64 = 1;
+    /// Flows of one source go to one backend (ClientIP affinity).
+    pub const AFFINITY: u64 = 2;
+    /// Every flow is remembered, whether its slot is contested or not.
+    pub const CONSERVATIVE: u64 = 8;
+    /// Without a backend the sender is told so; otherwise its packets vanish.
+    pub const REJECT: u64 = 16;
+    /// The VIP has its own counters, because its pool serves several.
+    pub const COUNTED: u64 = 32;
+
+    /// Rules from their parts.
+    pub const fn new(flags: u64, pool_tag: u16, affinity_timeout: u32) -> Self {
+        Self(flags & 0xffff | (pool_tag as u64) << 16 | (affinity_timeout as u64) << 32)
+    }
+
+    /// Whether any of `flags` is set.
+    #[inline(always)]
+    pub const fn any(self, flags: u64) -> bool {
+        self.0 & flags != 0
+    }
+
+    /// Tag that the pool's backends carry, too.
+    #[inline(always)]
+    pub const fn pool_tag(self) -> u16 {
+        (self.0 >> 16) as u16
+    }
+
+    /// How long a source keeps its backend without a new flow.
+    #[inline(always)]
+    pub const fn affinity_timeout(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
 }
 
 impl Record {
-    const STATEFUL: u64 = 1;
-
     /// Words of the line, [`Record::descriptor`] first: it is the one that is switched alone.
     pub const fn words(self) -> [u64; 8] {
-        [self.descriptor.0, if self.stateful { Self::STATEFUL } else { 0 }, 0, 0, 0, 0, 0, 0]
+        [self.descriptor.0, self.rules.0, self.ranges as u64, 0, 0, 0, 0, 0]
     }
 
     /// Reads a record.
@@ -115,7 +169,8 @@ impl Record {
     pub fn read(table: &impl Lines, index: u32) -> Self {
         Self {
             descriptor: Descriptor(table.word(index, 0)),
-            stateful: table.word(index, 1) & Self::STATEFUL != 0,
+            rules: Rules(table.word(index, 1)),
+            ranges: table.word(index, 2) as u32,
         }
     }
 }

@@ -1,15 +1,28 @@
-//! Sends a packet on: Ethernet header, then the same interface or another one.
+//! Sends a packet on: Ethernet header, an outer header where the mode wants one, then the same
+//! interface or another one.
 
 use aya_ebpf::{
     bindings::{bpf_fib_lookup as Fib, xdp_action},
-    helpers::bpf_fib_lookup,
+    helpers::{bpf_fib_lookup, bpf_xdp_adjust_head},
     programs::XdpContext,
 };
-use lb_common::{Addr, Mac, Verdict, backend::NextHop};
+use lb_common::{
+    Addr, BackendId, Mac, Mode, TCP, UDP, Verdict,
+    backend::{self, Identity, NextHop},
+    config,
+    csum::Delta,
+    steer::{Choice, Memory},
+    tunnel,
+};
 
-use crate::{maps, packet::Packet, parse::ETHERNET};
+use crate::{
+    maps::{self, Tables},
+    packet::Packet,
+    parse::{ETHERNET, Family},
+};
 
 /// A verdict, and what to tell the kernel where the verdict alone does not say it.
+#[derive(Clone, Copy)]
 pub struct Outcome {
     /// Name of what happened.
     pub verdict: Verdict,
@@ -29,12 +42,205 @@ impl From<Verdict> for Outcome {
     }
 }
 
+/// The way to a backend, read once.
+#[derive(Clone, Copy)]
+pub struct Way {
+    /// MACs and interface.
+    pub next_hop: NextHop,
+    /// Mode, port, MTU.
+    pub identity: Identity,
+}
+
+/// Reads the way to a backend; asks the kernel's routing where user space has not resolved it.
+#[inline(always)]
+pub fn way(ctx: &XdpContext, packet: &Packet, tables: &Tables, id: BackendId) -> Result<Way, Verdict> {
+    let backends = tables.backends();
+    let mut next_hop = backend::next_hop(&backends, id);
+    if next_hop.ifindex == 0
+        && !resolve(raw(ctx), packet.ifindex, &backend::addr(&backends, id), &mut next_hop)
+    {
+        return Err(Verdict::Unresolved);
+    }
+    Ok(Way { next_hop, identity: backend::identity(&backends, id) })
+}
+
+/// Forwards a packet whose addresses stay as they are: by its MAC alone, or within another packet.
+/// `Err`: why not; with [`Verdict::TooBig`] the size that would have fitted.
+#[inline(always)]
+pub fn untouched<F: Family>(
+    ctx: &XdpContext,
+    packet: &Packet,
+    head: &F::Head,
+    tables: &Tables,
+    choice: &Choice,
+    hash: u64,
+) -> Result<Outcome, (Verdict, u16)> {
+    let id = choice.backend;
+    let Way { next_hop, identity } = way(ctx, packet, tables, id).map_err(|verdict| (verdict, 0))?;
+    let mtu = identity.mtu() as u32;
+    let length = F::length(head);
+    let mode = identity.mode();
+    if mode == Mode::L2 as u8 {
+        if length > mtu {
+            return Err((Verdict::TooBig, mtu as u16));
+        }
+        return Ok(send(packet, next_hop, Verdict::ForwardedL2));
+    }
+    let backends = tables.backends();
+    let outer = Outer {
+        src: backend::source(&backends, id),
+        dst: backend::addr(&backends, id),
+        tos: F::tos(head),
+        inner: F::INNER,
+        hash,
+    };
+    let is_v4 = outer.dst.is_v4();
+    if mode == Mode::Ipip as u8 {
+        let overhead = if is_v4 { 20 } else { 40 };
+        if length + overhead > mtu {
+            return Err((Verdict::TooBig, mtu.saturating_sub(overhead) as u16));
+        }
+        let wrapped = if is_v4 {
+            wrap::<{ ETHERNET + 20 }>(ctx, 20, next_hop, |view| outer.v4(view, length + 20, outer.inner))
+        } else {
+            wrap::<{ ETHERNET + 40 }>(ctx, 40, next_hop, |view| outer.v6(view, length, outer.inner))
+        };
+        return wrapped
+            .map(|()| leave(packet, next_hop, Verdict::ForwardedIpip))
+            .map_err(|verdict| (verdict, 0));
+    }
+    if mode == Mode::Tunnel as u8 {
+        let overhead = if is_v4 { tunnel::OVERHEAD_V4 } else { tunnel::OVERHEAD_V6 } as u32;
+        if length + overhead > mtu {
+            return Err((Verdict::TooBig, mtu.saturating_sub(overhead) as u16));
+        }
+        let config = tables.config();
+        let header = Header {
+            port: config::tunnel_port(&config),
+            cluster: tunnel::cluster(config::hash_key(&config)),
+            backend: backend::tunnel_tag(&backends, id),
+            other: backend::tunnel_tag(&backends, choice.other),
+        };
+        let wrapped = if is_v4 {
+            wrap::<{ ETHERNET + tunnel::OVERHEAD_V4 }>(ctx, tunnel::OVERHEAD_V4, next_hop, |view| {
+                outer.v4(view, length + tunnel::OVERHEAD_V4 as u32, UDP);
+                header.write(view, ETHERNET + 20, &outer, length);
+            })
+        } else {
+            wrap::<{ ETHERNET + tunnel::OVERHEAD_V6 }>(ctx, tunnel::OVERHEAD_V6, next_hop, |view| {
+                outer.v6(view, length + tunnel::OVERHEAD_V6 as u32 - 40, UDP);
+                header.write(view, ETHERNET + 40, &outer, length);
+            })
+        };
+        return wrapped
+            .map(|()| leave(packet, next_hop, Verdict::ForwardedTunnel))
+            .map_err(|verdict| (verdict, 0));
+    }
+    Err((Verdict::Corrupt, 0))
+}
+
+/// What an outer header is made from.
+struct Outer {
+    src: Addr,
+    dst: Addr,
+    tos: u8,
+    inner: u8,
+    hash: u64,
+}
+
+type View<const SIZE: usize> = crate::packet::View<SIZE>;
+
+/// Don't fragment: a path that is too narrow must say so (RFC 2003, 3.1).
+const DONT_FRAGMENT: u32 = 0x0040_0000;
+const HOPS: u8 = 64;
+
+impl Outer {
+    /// Writes an IPv4 header of `length` bytes with what follows it.
+    #[inline(always)]
+    fn v4<const SIZE: usize>(&self, view: View<SIZE>, length: u32, proto: u8) {
+        let first = 0x45 | (self.tos as u32) << 8 | ((length as u16).swap_bytes() as u32) << 16;
+        let third = HOPS as u32 | (proto as u32) << 8;
+        let (src, dst) = (self.src.raw_v4(), self.dst.raw_v4());
+        let csum = Delta::new().add(first).add(DONT_FRAGMENT).add(third).add(src).add(dst).finish();
+        view.write(ETHERNET, first);
+        view.write(ETHERNET + 4, DONT_FRAGMENT);
+        view.write(ETHERNET + 8, third | (csum as u32) << 16);
+        view.write(ETHERNET + 12, src);
+        view.write(ETHERNET + 16, dst);
+        view.write(12, crate::parse::ETHERTYPE_V4);
+    }
+
+    /// Writes an IPv6 header with `length` bytes behind it. The flow label spreads the flows of one
+    /// pair of hosts over paths and queues (RFC 6438).
+    #[inline(always)]
+    fn v6<const SIZE: usize>(&self, view: View<SIZE>, length: u32, proto: u8) {
+        let first = 6u32 << 28 | (self.tos as u32) << 20 | (self.hash >> 44) as u32;
+        view.write(ETHERNET, first.swap_bytes());
+        let second = (length as u16).swap_bytes() as u32 | (proto as u32) << 16 | (HOPS as u32) << 24;
+        view.write(ETHERNET + 4, second);
+        view.write(ETHERNET + 8, self.src.hi);
+        view.write(ETHERNET + 16, self.src.lo);
+        view.write(ETHERNET + 24, self.dst.hi);
+        view.write(ETHERNET + 32, self.dst.lo);
+        view.write(12, crate::parse::ETHERTYPE_V6);
+    }
+}
+
+/// UDP and tunnel header (see [`tunnel`]).
+struct Header {
+    port: u16,
+    cluster: u32,
+    backend: u32,
+    other: u32,
+}
+
+impl Header {
+    /// Writes both at `at`. The UDP checksum stays 0: the inner packet has its own (RFC 6935 allows
+    /// it for IPv6, too). The source port carries the flow's hash, for the network's load balancing.
+    #[inline(always)]
+    fn write<const SIZE: usize>(&self, view: View<SIZE>, at: usize, outer: &Outer, length: u32) {
+        let src = ((outer.hash >> 48) as u16 | 0xc000).swap_bytes();
+        let bytes = (length + 8 + tunnel::HEADER as u32) as u16;
+        view.write(at, src as u32 | (self.port as u32) << 16);
+        view.write(at + 4, bytes.swap_bytes() as u32);
+        view.write(at + 8, tunnel::Head::new(outer.inner).0);
+        view.write(at + 12, self.cluster);
+        view.write(at + 16, self.backend);
+        view.write(at + 20, self.other);
+    }
+}
+
+/// Makes room for an outer header of `SIZE` bytes with Ethernet and fills it.
+#[inline(always)]
+fn wrap<const SIZE: usize>(
+    ctx: &XdpContext,
+    overhead: usize,
+    next_hop: NextHop,
+    fill: impl FnOnce(View<SIZE>),
+) -> Result<(), Verdict> {
+    // SAFETY: `ctx` is the program's own context.
+    if unsafe { bpf_xdp_adjust_head(ctx.ctx, -(overhead as i32)) } != 0 {
+        return Err(Verdict::NoHeadroom);
+    }
+    let view = Packet::of(ctx).view::<SIZE>().ok_or(Verdict::Truncated)?;
+    view.write(0, next_hop.head);
+    view.write(8, next_hop.tail);
+    fill(view);
+    Ok(())
+}
+
 /// Writes the MACs and leaves by the next hop's interface.
 #[inline(always)]
 pub fn send(packet: &Packet, next_hop: NextHop, verdict: Verdict) -> Outcome {
     let Some(ether) = packet.view::<ETHERNET>() else { return Verdict::Truncated.into() };
     ether.write(0, next_hop.head);
     ether.write(8, next_hop.tail);
+    leave(packet, next_hop, verdict)
+}
+
+/// Leaves by the next hop's interface.
+#[inline(always)]
+pub fn leave(packet: &Packet, next_hop: NextHop, verdict: Verdict) -> Outcome {
     if next_hop.ifindex == packet.tx_ifindex {
         return verdict.into();
     }
@@ -73,3 +279,5 @@ pub fn resolve(ctx: *mut core::ffi::c_void, ifindex: u32, to: &Addr, hop: &mut N
 pub fn raw(ctx: &XdpContext) -> *mut core::ffi::c_void {
     ctx.ctx.cast()
 }
+
+const _: () = assert!(TCP == 6 && UDP == 17);

@@ -23,7 +23,8 @@ fn assign(ctx: &SkLookupContext) -> Option<()> {
     if lookup.protocol != TCP as u32 {
         return None;
     }
-    let (config, addrs, vips) = (maps::config()?, maps::addrs()?, maps::vips()?);
+    let tables = maps::tables()?;
+    let (config, addrs, vips) = (tables.config(), tables.addrs(), tables.vips());
     let epoch = config::epoch(&config);
     let workers = config::workers(&config) as u32;
     if epoch.is_empty() || workers == 0 {

@@ -1,28 +1,36 @@
 //! KERNEL: what happens to one packet.
 //!
-//! `penstock` (XDP) is the ladder below; `penstock_lookup` (sk_lookup) hands punted connections to
-//! the proxy's workers. Tables come from user space through shared memory; nothing here writes
-//! them. The `bench_*` programs are floors and wrappers for measuring, never attached.
+//! `penstock` (XDP) is the ladder below; what is rare goes on in another program by a tail call.
+//! `penstock_lookup` (sk_lookup) hands punted connections to the proxy's workers. Tables come from
+//! user space through shared memory. The `bench_*` programs are floors and wrappers for measuring,
+//! never attached.
 #![no_std]
 #![no_main]
 #![expect(missing_docs, reason = "the program macros make public functions that cannot carry a doc comment")]
 
 mod bench;
+mod carry;
 mod forward;
 mod lookup;
 mod maps;
 mod nat;
 mod packet;
 mod parse;
+mod slow;
 mod steer;
 
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
-use lb_common::{AddrEntry, Mode, Record, Verdict, VipEntry, backend, config, maps::NO_XDP_TX};
+use lb_common::{
+    AddrEntry, Flow, Record, Rules, UDP, Verdict, VipEntry, config,
+    maps::{NO_XDP_TX, Program},
+};
 
 use crate::{
+    carry::Carry,
     forward::Outcome,
+    maps::Tables,
     packet::Packet,
-    parse::{ETHERNET, ETHERTYPE_V4, ETHERTYPE_V6, Family, V4, V6},
+    parse::{ETHERNET, ETHERTYPE_QINQ, ETHERTYPE_V4, ETHERTYPE_V6, ETHERTYPE_VLAN, Family, V4, V6},
 };
 
 /// Entry point of every packet.
@@ -39,11 +47,22 @@ pub fn run(ctx: &XdpContext) -> u32 {
     let Outcome { verdict, action } = match ether.read::<u16>(12) {
         ETHERTYPE_V4 => balance::<V4>(ctx, &packet),
         ETHERTYPE_V6 => balance::<V6>(ctx, &packet),
+        ETHERTYPE_VLAN | ETHERTYPE_QINQ => {
+            maps::call(ctx, Program::Slow);
+            return xdp_action::XDP_PASS;
+        }
         _ => return xdp_action::XDP_PASS,
     };
-    // What `l2` forwards is counted with its backend, and what is not ours is not touched.
-    if !matches!(verdict, Verdict::NotOurs | Verdict::ForwardedL2) {
-        maps::count_verdict(verdict as u8);
+    finish(verdict, action)
+}
+
+/// Counts what became of the packet. What is not ours is not touched, not even to count it.
+#[inline(always)]
+pub fn finish(verdict: Verdict, action: u32) -> u32 {
+    if !matches!(verdict, Verdict::NotOurs)
+        && let Some(row) = maps::counts()
+    {
+        row.verdict(verdict);
     }
     action
 }
@@ -51,83 +70,168 @@ pub fn run(ctx: &XdpContext) -> u32 {
 /// The ladder. Ask first whether the packet is ours, and parse no further if it is not.
 #[inline(always)]
 fn balance<F: Family>(ctx: &XdpContext, packet: &Packet) -> Outcome {
-    let Some(head) = F::head(packet) else { return Verdict::NotOurs.into() };
-    let dst = F::dst(&head);
-    let (Some(config), Some(addrs)) = (maps::config(), maps::addrs()) else {
-        return Verdict::NotOurs.into();
-    };
-    let epoch = config::epoch(&config);
+    let Some(head) = F::head(packet, F::PLAIN) else { return Verdict::NotOurs.into() };
+    let Some(tables) = maps::tables() else { return Verdict::NotOurs.into() };
+    let epoch = config::epoch(&tables.config());
     if epoch.is_empty() {
         return Verdict::NotOurs.into();
     }
-    let addr = AddrEntry::find(&addrs, epoch, dst);
+    let addr = AddrEntry::find(&tables.addrs(), epoch, F::dst(&head));
     if addr.is_none() {
         return Verdict::NotOurs.into();
     }
 
-    let interface = maps::interface(packet.ifindex);
-    let mac = interface & !NO_XDP_TX;
-    if mac != 0 && mac != F::dst_mac(&head) {
-        return Verdict::OtherMac.into();
-    }
-    let packet = &if interface == mac { *packet } else { packet.without_xdp_tx() };
-    let flow = match F::flow(packet, &head, dst) {
-        Ok(flow) => flow,
-        Err(verdict) => return refuse(addr, verdict),
+    let Some(packet) = for_us(packet, &tables) else { return Verdict::OtherMac.into() };
+    let Some(proto) = F::plain_proto(&head) else {
+        maps::call(ctx, Program::Slow);
+        return Verdict::Corrupt.into();
     };
-    let key = config::hash_key(&config);
-    if addr.is_node() {
-        let (first, count) = config::nat_range(&config);
-        if flow.dst_port().swap_bytes().wrapping_sub(first) < count {
-            return nat::to_client::<F>(packet, &head, &flow, key);
-        }
+    let Some(transport) = parse::transport(&packet, F::PLAIN, proto) else {
+        return quietly(addr, Verdict::Truncated);
+    };
+    let flow = Flow { src: F::src(&head), dst: F::dst(&head), ports: transport.ports, proto: proto as u32 };
+    if addr.is_node()
+        && let Some(program) = own_port(&tables, &flow)
+    {
+        let record = Record::default();
+        let known = Known { flow, addr, vip: 0, record, tcp_flags: transport.flags };
+        return carry_on::<F>(ctx, &packet, &known, Verdict::Corrupt, 0, program);
     }
 
-    let Some(vips) = maps::vips() else { return Verdict::Corrupt.into() };
-    let vip = VipEntry::find(&vips, epoch, VipEntry::key(addr, flow.dst_port(), flow.proto as u8));
+    let vip = VipEntry::find(&tables.vips(), epoch, VipEntry::key(addr, flow.dst_port(), proto));
     if vip.is_none() {
-        return refuse(addr, Verdict::ClosedPort);
+        return quietly(addr, Verdict::ClosedPort);
+    }
+    if vip.is_restricted() && !maps::may_use(vip.record(), &flow.src) {
+        return Verdict::SourceRange.into();
     }
     if vip.is_punted() {
         return Verdict::Punted.into();
     }
-    let Some(records) = maps::records() else { return Verdict::Corrupt.into() };
-    let record = Record::read(&records, vip.record());
-    if record.stateful {
-        return nat::to_backend::<F>(ctx, packet, &head, &flow, record.descriptor, key, addr);
+    let record = Record::read(&tables.records(), vip.record());
+    let known = Known { flow, addr, vip: vip.record(), record, tcp_flags: transport.flags };
+    if record.rules.any(Rules::TRANSLATED) {
+        return carry_on::<F>(ctx, &packet, &known, Verdict::Corrupt, 0, Program::Translate);
     }
 
-    let Some(id) = steer::pick(record.descriptor, F::hash(&flow, key)) else {
-        return Verdict::NoBackend.into();
-    };
-    let Some(backends) = maps::backends() else { return Verdict::Corrupt.into() };
-    let line = backend::identity(&backends, id);
-    if line.mode() != Mode::L2 as u8 {
-        return Verdict::Corrupt.into();
+    let Some(row) = maps::counts() else { return Verdict::Corrupt.into() };
+    let key = config::hash_key(&tables.config());
+    let hash = F::hash(&flow, key);
+    let hashes = steer::hashes(&flow, hash, record.rules, key);
+    let kind = parse::kind(proto, transport.flags);
+    let choice = steer::choose(&tables, vip.record(), &record, hashes, kind);
+    if choice.backend.0 == 0 {
+        let program = if record.rules.any(Rules::REJECT) { Some(Program::Refuse) } else { None };
+        return refuse::<F>(ctx, &packet, &known, Verdict::NoBackend, 0, program);
     }
     let length = F::length(&head);
-    if length > line.mtu() as u32 {
-        return Verdict::TooBig.into();
-    }
-    let mut next_hop = backend::next_hop(&backends, id);
-    if next_hop.ifindex == 0 {
-        let addr = backend::addr(&backends, id);
-        if !forward::resolve(forward::raw(ctx), packet.ifindex, &addr, &mut next_hop) {
-            return Verdict::Unresolved.into();
+    match forward::untouched::<F>(ctx, &packet, &head, &tables, &choice, hash) {
+        Ok(outcome) => {
+            let begins = steer::begins(kind, choice.how);
+            row.backend(choice.backend.0, length as u64, begins);
+            if record.rules.any(Rules::COUNTED) {
+                row.vip(vip.record(), length as u64, begins);
+            }
+            outcome
         }
+        Err((Verdict::TooBig, mtu)) => {
+            refuse::<F>(ctx, &packet, &known, Verdict::TooBig, mtu, Some(Program::Refuse))
+        }
+        Err((verdict, _)) => verdict.into(),
     }
-    maps::count_backend(id.0, length as u64);
-    forward::send(packet, next_hop, Verdict::ForwardedL2)
+}
+
+/// The packet with what we know of its interface; `None` where the frame is another host's.
+#[inline(always)]
+pub fn for_us(packet: &Packet, tables: &Tables) -> Option<Packet> {
+    let interface = tables.interface(packet.ifindex);
+    let mac = interface & !NO_XDP_TX;
+    let ether = packet.view::<ETHERNET>()?;
+    if mac != 0 && mac != ether.read::<u64>(0) & 0xffff_ffff_ffff {
+        return None;
+    }
+    Some(if interface == mac { *packet } else { packet.leaving_by(0) })
+}
+
+/// What takes the packets to a port of the host that is ours: answers to translated flows, and
+/// what other balancers send.
+#[inline(always)]
+pub fn own_port(tables: &Tables, flow: &Flow) -> Option<Program> {
+    let (first, count) = config::nat_range(&tables.config());
+    if flow.dst_port().swap_bytes().wrapping_sub(first) < count {
+        return Some(Program::Reply);
+    }
+    let tunnel = config::tunnel_port(&tables.config());
+    if tunnel != 0 && flow.dst_port() == tunnel && flow.proto == UDP as u32 {
+        return Some(Program::Tunnel);
+    }
+    None
+}
+
+/// What the ladder knows of a packet to a VIP.
+struct Known {
+    flow: Flow,
+    addr: AddrEntry,
+    vip: u32,
+    record: Record,
+    tcp_flags: u8,
+}
+
+/// Goes on in another program with what is known of the packet; `verdict` and `mtu` are for
+/// [`Program::Refuse`].
+#[inline(always)]
+fn carry_on<F: Family>(
+    ctx: &XdpContext,
+    packet: &Packet,
+    known: &Known,
+    verdict: Verdict,
+    mtu: u16,
+    program: Program,
+) -> Outcome {
+    let (Some(scratch), Some(tables)) = (maps::scratch(), maps::tables()) else {
+        return Verdict::Corrupt.into();
+    };
+    let Known { flow, addr, vip, record, tcp_flags } = *known;
+    let key = config::hash_key(&tables.config());
+    let carry = Carry {
+        flow,
+        hashes: steer::hashes(&flow, F::hash(&flow, key), record.rules, key),
+        record,
+        record_index: vip,
+        addr,
+        l3: F::PLAIN.l3 as u32,
+        l4: F::PLAIN.l4 as u32,
+        tx_ifindex: packet.tx_ifindex,
+        tcp_flags: tcp_flags as u32,
+        verdict,
+        mtu,
+    };
+    // SAFETY: the scratch value is this CPU's own, and XDP does not nest.
+    unsafe { (*scratch).carry = carry };
+    maps::call(ctx, program);
+    verdict.into()
+}
+
+/// A packet that nobody takes. Its sender is told by `program`, if any.
+#[inline(always)]
+fn refuse<F: Family>(
+    ctx: &XdpContext,
+    packet: &Packet,
+    known: &Known,
+    verdict: Verdict,
+    mtu: u16,
+    program: Option<Program>,
+) -> Outcome {
+    match program {
+        Some(program) => carry_on::<F>(ctx, packet, known, verdict, mtu, program),
+        None => verdict.into(),
+    }
 }
 
 /// What we do not take: the host's own business on the host's addresses; nothing at all on an
-/// address that is only a VIP, so that a local route for punted ports opens no other port. ICMP
-/// is left to the stack in both cases.
+/// address that is only a VIP, so that a local route for punted ports opens no other port.
 #[inline(always)]
-fn refuse(addr: AddrEntry, verdict: Verdict) -> Outcome {
-    if matches!(verdict, Verdict::Icmp) {
-        return verdict.into();
-    }
+pub fn quietly(addr: AddrEntry, verdict: Verdict) -> Outcome {
     if addr.is_node() { Verdict::Node.into() } else { verdict.into() }
 }
 

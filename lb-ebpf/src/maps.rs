@@ -1,42 +1,31 @@
-//! Map statics, and the only code that touches them. User space lays the flat tables out (see
-//! lb-common); here they are read through masked indices and never written.
+//! Map statics, and the only code that touches them. User space lays the tables out (see
+//! lb-common); here they are read through masked indices. Only the flow table is written.
 
 use aya_ebpf::{
-    btf_maps::{Array, DevMapHash, HashMap, PerCpuArray, SockMap},
+    EbpfContext,
+    btf_maps::{Array, DevMapHash, HashMap, LpmTrie, PerCpuArray, ProgramArray, SockMap, lpm_trie::Key},
     macros::btf_map,
 };
 use lb_common::{
-    Lines,
-    maps::{self, LINE},
+    Addr, Lines, Record, Slot,
+    flows::FlowWords,
+    maps::{self, LINE, Program, at, count, row},
     nat::{Forward, Reverse},
+    steer::Memory,
+    verdict::{Event, Verdict},
 };
+
+use crate::carry::Carry;
 
 /// `BPF_F_MMAPABLE`.
 const SHARED: usize = 1 << 10;
 
-const ADDR_WORDS: usize = 2 * maps::ADDR_LINES as usize * LINE;
-const VIP_WORDS: usize = 2 * maps::VIP_LINES as usize * LINE;
-const RECORD_WORDS: usize = maps::RECORDS as usize * LINE;
-const BACKEND_WORDS: usize = maps::BACKENDS as usize * LINE;
-
 #[btf_map]
-static CONFIG: Array<[u64; LINE], 1, SHARED> = Array::new();
+static TABLES: Array<[u64; at::END], 1, SHARED> = Array::new();
 #[btf_map]
-static ADDRS: Array<[u64; ADDR_WORDS], 1, SHARED> = Array::new();
+static COUNTS: Array<[u64; row::END], { maps::CPUS }, SHARED> = Array::new();
 #[btf_map]
-static VIPS: Array<[u64; VIP_WORDS], 1, SHARED> = Array::new();
-#[btf_map]
-static RECORDS: Array<[u64; RECORD_WORDS], 1, SHARED> = Array::new();
-#[btf_map]
-static POOL: Array<[u16; maps::POOL_SLOTS as usize], 1, SHARED> = Array::new();
-#[btf_map]
-static BACKENDS: Array<[u64; BACKEND_WORDS], 1, SHARED> = Array::new();
-#[btf_map]
-static INTERFACES: Array<[u64; maps::INTERFACES as usize], 1, SHARED> = Array::new();
-#[btf_map]
-static COUNTS: Array<[u64; maps::BACKEND_COUNTERS], { maps::CPUS }, SHARED> = Array::new();
-#[btf_map]
-static VERDICTS: Array<[u64; maps::VERDICTS], { maps::CPUS }, SHARED> = Array::new();
+static PROGRAMS: ProgramArray<{ Program::ALL.len() }> = ProgramArray::new();
 
 /// Translated flows, client to backend.
 #[btf_map]
@@ -52,14 +41,36 @@ pub static DEVICES: DevMapHash<1024> = DevMapHash::new();
 pub static SOCKETS: SockMap<{ 4 * maps::SOCKETS_PER_CLASS as usize }> = SockMap::new();
 
 #[btf_map]
+static RANGES: LpmTrie<Range, u8, { maps::RANGES_ENTRIES }> = LpmTrie::new();
+
+/// A source in a set of ranges.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Range {
+    set: u32,
+    addr: [u32; 4],
+}
+
+/// Whether a source may use the VIP of a record. A call of its own: few VIPs ask.
+#[inline(never)]
+pub fn may_use(record: u32, src: &Addr) -> bool {
+    let Some(tables) = tables() else { return false };
+    let set = Record::read(&tables.records(), record).ranges;
+    let addr = [src.hi as u32, (src.hi >> 32) as u32, src.lo as u32, (src.lo >> 32) as u32];
+    RANGES.get(&Key::new(maps::RANGE_BITS, Range { set, addr })).is_some()
+}
+
+#[btf_map]
 static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 
-/// Both entries of a flow while they are being built.
+/// This CPU's own memory: what would not fit the stack, and what outlives a tail call.
 #[repr(C)]
 pub struct Scratch {
-    /// Backend to client.
+    /// What is known of the packet.
+    pub carry: Carry,
+    /// Backend to client, while it is being built.
     pub reverse: Reverse,
-    /// Client to backend.
+    /// Client to backend, while it is being built.
     pub forward: Forward,
 }
 
@@ -69,95 +80,174 @@ pub fn scratch() -> Option<*mut Scratch> {
     SCRATCH.get_ptr_mut(0)
 }
 
-/// A flat table of `LINES` 64-byte lines.
-#[derive(Clone, Copy)]
-pub struct Table<const LINES: u32>(*const u64);
+/// Goes on in another program; returns only if that is not there.
+#[inline(always)]
+pub fn call(ctx: &impl EbpfContext, program: Program) {
+    // SAFETY: nothing of this program needs to be dropped.
+    unsafe { PROGRAMS.tail_call(ctx, program as u32) }
+}
 
-impl<const LINES: u32> Lines for Table<LINES> {
+/// Everything that user space lays out. One lookup of a one-element array gives all of it: an
+/// address known at load time, so it costs a null check.
+#[derive(Clone, Copy)]
+pub struct Tables(*mut u64);
+
+/// A table of `LINES` 64-byte lines at word `AT` of [`Tables`].
+#[derive(Clone, Copy)]
+pub struct Table<const AT: usize, const LINES: u32>(*const u64);
+
+/// The configuration line.
+pub type Config = Table<{ at::CONFIG }, 1>;
+/// Our addresses, both halves.
+pub type Addrs = Table<{ at::ADDRS }, { 2 * maps::ADDR_LINES }>;
+/// VIPs, both halves.
+pub type Vips = Table<{ at::VIPS }, { 2 * maps::VIP_LINES }>;
+/// Records of balanced VIPs.
+pub type Records = Table<{ at::RECORDS }, { maps::RECORDS }>;
+/// Backends, two lines each.
+pub type Backends = Table<{ at::BACKENDS }, { 2 * maps::BACKENDS }>;
+
+/// The tables.
+#[inline(always)]
+pub fn tables() -> Option<Tables> {
+    TABLES.get_ptr_mut(0).map(|tables| Tables(tables.cast()))
+}
+
+impl Tables {
+    /// The configuration line.
     #[inline(always)]
-    fn word(&self, line: u32, word: usize) -> u64 {
-        let index = (line & (LINES - 1)) as usize * LINE + word;
-        // SAFETY: the table has LINES lines of LINE words, the line is masked to it and every
-        // caller names a word below LINE; the verifier checks the same.
+    pub fn config(&self) -> Config {
+        Table(self.0)
+    }
+
+    /// Our addresses.
+    #[inline(always)]
+    pub fn addrs(&self) -> Addrs {
+        Table(self.0)
+    }
+
+    /// VIPs.
+    #[inline(always)]
+    pub fn vips(&self) -> Vips {
+        Table(self.0)
+    }
+
+    /// Records of balanced VIPs.
+    #[inline(always)]
+    pub fn records(&self) -> Records {
+        Table(self.0)
+    }
+
+    /// MAC of one of our interfaces as a word, with [`maps::NO_XDP_TX`]; 0: not known, do not check.
+    #[inline(always)]
+    pub fn interface(&self, ifindex: u32) -> u64 {
+        let index = at::INTERFACES + (ifindex & (maps::INTERFACES - 1)) as usize;
+        // SAFETY: the index is masked to the INTERFACES words of the table.
         unsafe { self.0.wrapping_add(index).read_volatile() }
     }
 }
 
-/// Everything a packet may read, looked up once: a one-element array is an address known at load
-/// time, so this costs a null check each.
-macro_rules! table {
-    ($(#[$doc:meta])* $name:ident, $map:ident, $lines:expr) => {
-        $(#[$doc])*
-        #[inline(always)]
-        pub fn $name() -> Option<Table<{ $lines }>> {
-            $map.get_ptr(0).map(|table| Table(table.cast()))
+impl<const AT: usize, const LINES: u32> Lines for Table<AT, LINES> {
+    #[inline(always)]
+    fn word(&self, line: u32, word: usize) -> u64 {
+        let index = AT + (line & (LINES - 1)) as usize * LINE + word;
+        // SAFETY: the table has LINES lines of LINE words from AT on, the line is masked to it and
+        // every caller names a word below LINE; the verifier checks the same.
+        unsafe { self.0.wrapping_add(index).read_volatile() }
+    }
+}
+
+impl FlowWords for Tables {
+    #[inline(always)]
+    fn flow(&self, index: u32) -> u64 {
+        let index = at::FLOWS + (index & (maps::FLOWS - 1)) as usize;
+        // SAFETY: the index is masked to the table's FLOWS words.
+        unsafe { self.0.wrapping_add(index).read_volatile() }
+    }
+
+    #[inline(always)]
+    fn set_flow(&self, index: u32, word: u64) {
+        let index = at::FLOWS + (index & (maps::FLOWS - 1)) as usize;
+        // SAFETY: as in `flow`; an aligned store of one word is never seen by halves.
+        unsafe { self.0.wrapping_add(index).write_volatile(word) }
+    }
+
+    #[inline(always)]
+    fn flow_bits(&self) -> u32 {
+        lb_common::config::flow_bits(&self.config())
+    }
+}
+
+impl Memory for Tables {
+    type Backends<'a> = Backends;
+
+    #[inline(always)]
+    fn backends(&self) -> Backends {
+        Table(self.0)
+    }
+
+    #[inline(always)]
+    fn slot(&self, index: u32) -> Slot {
+        // SAFETY: the pool lies within the map.
+        let pool = unsafe { self.0.add(at::POOL) }.cast::<u16>();
+        let index = (index & (maps::POOL_SLOTS - 1)) as usize;
+        // SAFETY: the pool has POOL_SLOTS slots and the index is masked to them.
+        Slot(unsafe { pool.wrapping_add(index).read_volatile() })
+    }
+}
+
+/// Counters of this CPU. Only this CPU writes them, and XDP does not nest.
+#[derive(Clone, Copy)]
+pub struct Row(*mut u64);
+
+/// This CPU's counters.
+#[inline(always)]
+pub fn counts() -> Option<Row> {
+    COUNTS.get_ptr_mut(cpu()).map(|row| Row(row.cast()))
+}
+
+impl Row {
+    /// Counts a verdict.
+    #[inline(always)]
+    pub fn verdict(self, verdict: Verdict) {
+        self.add(row::VERDICTS + verdict as usize, 1);
+    }
+
+    /// Counts an event.
+    #[inline(always)]
+    pub fn event(self, event: Event) {
+        self.add(row::VERDICTS + event as usize, 1);
+    }
+
+    /// Counts a packet to a backend.
+    #[inline(always)]
+    pub fn backend(self, backend: u16, bytes: u64, begins: bool) {
+        let index = row::BACKENDS + (backend as usize & (maps::BACKENDS as usize - 1)) * count::WORDS;
+        self.packet(index, bytes, begins);
+    }
+
+    /// Counts a packet to a VIP.
+    #[inline(always)]
+    pub fn vip(self, record: u32, bytes: u64, begins: bool) {
+        let index = row::VIPS + (record as usize & (maps::RECORDS as usize - 1)) * count::WORDS;
+        self.packet(index, bytes, begins);
+    }
+
+    #[inline(always)]
+    fn packet(self, index: usize, bytes: u64, begins: bool) {
+        self.add(index + count::PACKETS, 1);
+        self.add(index + count::BYTES, bytes);
+        if begins {
+            self.add(index + count::FLOWS, 1);
         }
-    };
-}
+    }
 
-table!(
-    /// The configuration line.
-    config, CONFIG, 1
-);
-table!(
-    /// Our addresses, both halves.
-    addrs, ADDRS, 2 * maps::ADDR_LINES
-);
-table!(
-    /// VIPs, both halves.
-    vips, VIPS, 2 * maps::VIP_LINES
-);
-table!(
-    /// Records of balanced VIPs.
-    records, RECORDS, maps::RECORDS
-);
-table!(
-    /// Backends.
-    backends, BACKENDS, maps::BACKENDS
-);
-
-/// Reads one Maglev slot.
-#[inline(always)]
-pub fn slot(index: u32) -> Option<u16> {
-    let pool = POOL.get_ptr(0)?.cast::<u16>();
-    let index = (index & (maps::POOL_SLOTS - 1)) as usize;
-    // SAFETY: the pool has POOL_SLOTS slots and the index is masked to them.
-    Some(unsafe { pool.wrapping_add(index).read_volatile() })
-}
-
-/// MAC of one of our interfaces as a word, with [`maps::NO_XDP_TX`]; 0: not known, do not check.
-#[inline(always)]
-pub fn interface(ifindex: u32) -> u64 {
-    let Some(macs) = INTERFACES.get_ptr(0) else { return 0 };
-    let index = (ifindex & (maps::INTERFACES - 1)) as usize;
-    // SAFETY: the table has INTERFACES words and the index is masked to them.
-    unsafe { macs.cast::<u64>().wrapping_add(index).read_volatile() }
-}
-
-/// Adds a packet to a backend's counters on this CPU.
-#[inline(always)]
-pub fn count_backend(backend: u16, bytes: u64) {
-    let Some(row) = COUNTS.get_ptr_mut(cpu()) else { return };
-    let index = (backend as usize & (maps::BACKENDS as usize - 1)) * 2;
-    // SAFETY: the row has two words per backend and the index is masked to them.
-    let packets = unsafe { row.cast::<u64>().add(index) };
-    // SAFETY: the word behind `packets`, within the same row.
-    let total = unsafe { packets.add(1) };
-    // SAFETY: only this CPU writes this row, and XDP does not nest.
-    unsafe { *packets += 1 };
-    // SAFETY: as above.
-    unsafe { *total += bytes };
-}
-
-/// Counts a verdict on this CPU.
-#[inline(always)]
-pub fn count_verdict(verdict: u8) {
-    let Some(row) = VERDICTS.get_ptr_mut(cpu()) else { return };
-    let index = verdict as usize & (maps::VERDICTS - 1);
-    // SAFETY: the row has VERDICTS words and the index is masked to them.
-    let count = unsafe { row.cast::<u64>().add(index) };
-    // SAFETY: only this CPU writes this row, and XDP does not nest.
-    unsafe { *count += 1 };
+    #[inline(always)]
+    fn add(self, index: usize, more: u64) {
+        let word = self.0.wrapping_add(index);
+        // SAFETY: every index above is masked to its part of the row.
+        unsafe { *word += more };
+    }
 }
 
 #[inline(always)]

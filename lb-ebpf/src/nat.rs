@@ -1,22 +1,28 @@
 //! `nat` mode: destination and source translated, the answer translated back.
 //!
 //! State is one entry per direction (lb-common, `nat`). An established flow costs one lookup per
-//! packet; only a new flow runs the loop that claims a port.
+//! packet; only a new flow runs the loop that claims a port. Both programs are reached by a tail
+//! call from the ladder and begin with what it carried over.
 
-use aya_ebpf::{helpers::bpf_ktime_get_coarse_ns, programs::XdpContext};
+use aya_ebpf::{macros::xdp, programs::XdpContext};
 use lb_common::{
-    AddrEntry, BackendId, Flow, HashKey, TCP, Verdict,
+    BackendId, Flow, Mode, TCP, Verdict,
     backend::{self, NextHop},
-    config, maglev,
+    config,
+    maps::Program,
     nat::{Forward, Reverse, state},
+    steer::{How, Memory},
+    vip::Rules,
     wire_port,
 };
 
 use crate::{
-    forward::{self, Outcome},
+    carry::Carry,
+    finish,
+    forward::{self, Outcome, Way},
     maps::{self, Scratch},
     packet::Packet,
-    parse::Family,
+    parse::{Family, V4, V6, kind, rewrite_transport, tcp_flag},
     steer,
 };
 
@@ -25,105 +31,149 @@ const PROBES: u16 = 64;
 const NOEXIST: u64 = 1;
 const EEXIST: i32 = -17;
 
-const TCP_FIN: u8 = 1;
-const TCP_SYN: u8 = 2;
-const TCP_RST: u8 = 4;
+/// A packet to a VIP some of whose backends are translated to.
+#[xdp(frags)]
+pub fn penstock_translate(ctx: XdpContext) -> u32 {
+    let Some(scratch) = maps::scratch() else { return finish_as(Verdict::Corrupt) };
+    // SAFETY: the scratch value is this CPU's own, and XDP does not nest.
+    let carry = unsafe { &mut (*scratch).carry };
+    let Outcome { verdict, action } =
+        if carry.flow.src.is_v4() { to_backend::<V4>(&ctx, carry) } else { to_backend::<V6>(&ctx, carry) };
+    finish(verdict, action)
+}
 
-/// A packet from a client to a VIP in `nat` mode.
+/// A packet to one of the host's addresses on a port of the SNAT range.
+#[xdp(frags)]
+pub fn penstock_reply(ctx: XdpContext) -> u32 {
+    let Some(scratch) = maps::scratch() else { return finish_as(Verdict::Corrupt) };
+    // SAFETY: as above.
+    let carry = unsafe { &(*scratch).carry };
+    let Outcome { verdict, action } =
+        if carry.flow.src.is_v4() { to_client::<V4>(&ctx, carry) } else { to_client::<V6>(&ctx, carry) };
+    finish(verdict, action)
+}
+
 #[inline(always)]
-pub fn to_backend<F: Family>(
-    ctx: &XdpContext,
-    packet: &Packet,
-    head: &F::Head,
-    flow: &Flow,
-    table: maglev::Descriptor,
-    key: HashKey,
-    addr: AddrEntry,
-) -> Outcome {
-    if F::ttl(head) <= 1 {
-        // On an address that is only a VIP the stack may have a local route (for a punted port),
-        // and would hand the packet to whatever else listens on this port.
-        return if addr.is_node() { Verdict::Ttl } else { Verdict::TtlOfVip }.into();
-    }
-    let flags = match F::tcp_flags(packet, flow.proto) {
-        Ok(flags) => flags,
-        Err(verdict) => return verdict.into(),
-    };
-    let (Some(backends), Some(config)) = (maps::backends(), maps::config()) else {
+fn finish_as(verdict: Verdict) -> u32 {
+    let Outcome { verdict, action } = verdict.into();
+    finish(verdict, action)
+}
+
+#[inline(always)]
+fn to_backend<F: Family>(ctx: &XdpContext, carry: &mut Carry) -> Outcome {
+    let packet = carry.packet(ctx);
+    let (Some(head), Some(tables)) = (F::head(&packet, carry.at()), maps::tables()) else {
         return Verdict::Corrupt.into();
     };
-    let Some(client) = sender(packet) else { return Verdict::Truncated.into() };
-    let hash = F::hash(flow, key);
-    let now = now();
+    let Some(client) = sender(&packet) else { return Verdict::Truncated.into() };
+    let flags = carry.tcp_flags as u8;
+    let kind = kind(carry.flow.proto as u8, flags);
+    let hash = carry.hashes.flow;
+    let now = steer::now();
+    // Read before an outer header may move the packet.
+    let length = F::length(&head);
 
-    let mut found = known(hash, flow, &backends);
+    let mut found = known(hash, &carry.flow, &tables.backends());
     if let Known::Stranger = found {
         return Verdict::NatCollision.into();
     }
+    let mut begins = false;
     if let Known::Nobody = found {
+        let choice = steer::choose(&tables, carry.record_index, &carry.record, carry.hashes, kind);
+        if choice.backend.0 == 0 {
+            return refuse(ctx, carry, Verdict::NoBackend, 0, carry.record.rules.any(Rules::REJECT));
+        }
+        let mode = backend::identity(&tables.backends(), choice.backend).mode();
+        if mode != Mode::Nat as u8 {
+            return match forward::untouched::<F>(ctx, &packet, &head, &tables, &choice, hash) {
+                Ok(outcome) => {
+                    let begins = steer::begins(kind, choice.how);
+                    count(carry, choice.backend, length, begins);
+                    outcome
+                }
+                Err((verdict, mtu)) => refuse(ctx, carry, verdict, mtu, matches!(verdict, Verdict::TooBig)),
+            };
+        }
         // A reset ends a flow; it must not begin one, or a flood of them fills the table.
-        if flags & TCP_RST != 0 {
+        if flags & tcp_flag::RST != 0 {
             return Verdict::StrayReset.into();
         }
-        let Some(chosen) = steer::pick(table, hash) else { return Verdict::NoBackend.into() };
-        let new =
-            NewFlow { flow, hash, key, backend: chosen, client, now, ports: config::nat_range(&config) };
-        found = match claim(&new) {
-            Ok(snat_port) => Known::Flow { backend: chosen, snat_port },
+        begins = matches!(choice.how, How::Settled | How::Began);
+        found = match claim(choice.backend, client, now) {
+            Ok(snat_port) => Known::Flow { backend: choice.backend, snat_port },
             Err(verdict) => return verdict.into(),
         };
     }
     let Known::Flow { backend, snat_port } = found else { return Verdict::Corrupt.into() };
+    if F::ttl(&head) <= 1 {
+        // On an address that is only a VIP the stack may have a local route (for a punted port),
+        // and would hand the packet to whatever else listens on this port.
+        return if carry.addr.is_node() { Verdict::Ttl } else { Verdict::TtlOfVip }.into();
+    }
     refresh(hash, flags, now, client);
 
-    let line = backend::identity(&backends, backend);
-    let length = F::length(head);
-    if length > line.mtu() as u32 {
-        return Verdict::TooBig.into();
-    }
-    let addr = backend::addr(&backends, backend);
-    let mut next_hop = backend::next_hop(&backends, backend);
-    if next_hop.ifindex == 0 && !forward::resolve(forward::raw(ctx), packet.ifindex, &addr, &mut next_hop) {
-        return Verdict::Unresolved.into();
+    let Way { next_hop, identity } = match forward::way(ctx, &packet, &tables, backend) {
+        Ok(way) => way,
+        Err(verdict) => return verdict.into(),
+    };
+    if length > identity.mtu() as u32 {
+        return refuse(ctx, carry, Verdict::TooBig, identity.mtu(), true);
     }
     let new = Flow {
-        src: backend::snat(&backends, backend),
-        dst: addr,
-        ports: Flow::ports(snat_port, line.wire_port()),
-        proto: flow.proto,
+        src: backend::source(&tables.backends(), backend),
+        dst: backend::addr(&tables.backends(), backend),
+        ports: Flow::ports(snat_port, identity.wire_port()),
+        proto: carry.flow.proto,
     };
-    translate::<F>(packet, head, flow, &new);
-    maps::count_backend(backend.0, length as u64);
-    forward::send(packet, next_hop, Verdict::ForwardedNat)
+    translate::<F>(&packet, carry, &head, &carry.flow, &new);
+    count(carry, backend, length, begins);
+    forward::send(&packet, next_hop, Verdict::ForwardedNat)
 }
 
-/// A packet to one of the host's addresses on a port of the SNAT range.
 #[inline(always)]
-pub fn to_client<F: Family>(packet: &Packet, head: &F::Head, flow: &Flow, key: HashKey) -> Outcome {
-    let hash = F::hash(flow, key);
-    let Some(entry) = maps::NAT_REVERSE.get_ptr_mut(hash) else {
+fn to_client<F: Family>(ctx: &XdpContext, carry: &Carry) -> Outcome {
+    let packet = carry.packet(ctx);
+    let Some(head) = F::head(&packet, carry.at()) else { return Verdict::Corrupt.into() };
+    let Some(entry) = maps::NAT_REVERSE.get_ptr_mut(carry.hashes.flow) else {
         return Verdict::NatReplyMiss.into();
     };
     // SAFETY: a hash map entry stays readable for the whole run; a concurrent removal may reuse
     // it, which the comparison below notices but for the moment of the race itself.
     let entry = unsafe { &mut *entry };
-    if entry.flow != *flow {
+    if entry.flow != carry.flow {
         return Verdict::NatReplyMiss.into();
     }
-    if F::ttl(head) <= 1 {
+    if F::ttl(&head) <= 1 {
         return Verdict::Ttl.into();
     }
-    let flags = match F::tcp_flags(packet, flow.proto) {
-        Ok(flags) => flags,
-        Err(verdict) => return verdict.into(),
-    };
-    entry.seen = now();
+    let flags = carry.tcp_flags as u8;
+    entry.seen = steer::now();
     // A SYN begins a new connection on the same ports: an old RST or FIN is not its own.
-    entry.state = if flags & TCP_SYN != 0 { state_of(flags) } else { entry.state | state_of(flags) };
+    entry.state = if flags & tcp_flag::SYN != 0 { state_of(flags) } else { entry.state | state_of(flags) };
     let new = entry.reply;
     let client = entry.client;
-    translate::<F>(packet, head, flow, &new);
-    forward::send(packet, client, Verdict::RepliedNat)
+    translate::<F>(&packet, carry, &head, &carry.flow, &new);
+    forward::send(&packet, client, Verdict::RepliedNat)
+}
+
+/// A packet that goes nowhere; `tell` its sender so.
+#[inline(always)]
+fn refuse(ctx: &XdpContext, carry: &mut Carry, verdict: Verdict, mtu: u16, tell: bool) -> Outcome {
+    if tell {
+        carry.verdict = verdict;
+        carry.mtu = mtu;
+        maps::call(ctx, Program::Refuse);
+    }
+    verdict.into()
+}
+
+#[inline(always)]
+fn count(carry: &Carry, backend: BackendId, length: u32, begins: bool) {
+    let Some(row) = maps::counts() else { return };
+    row.backend(backend.0, length as u64, begins);
+    if carry.record.rules.any(Rules::COUNTED) {
+        row.vip(carry.record_index, length as u64, begins);
+    }
 }
 
 enum Known {
@@ -152,57 +202,49 @@ fn known(hash: u64, flow: &Flow, backends: &impl lb_common::Lines) -> Known {
     Known::Flow { backend, snat_port: entry.snat_port }
 }
 
-struct NewFlow<'a> {
-    flow: &'a Flow,
-    hash: u64,
-    key: HashKey,
-    backend: BackendId,
-    client: NextHop,
-    now: u32,
-    ports: (u16, u16),
-}
-
-/// Claims a port for a new flow and remembers both directions. A function of its own, and both
-/// entries are built in a per-CPU scratch value: a program has 512 bytes of stack in all.
+/// Claims a port for the flow of this CPU's carry and remembers both directions. A function of its
+/// own, and both entries are built in scratch memory: a program has 512 bytes of stack in all.
 #[inline(never)]
-fn claim(new: &NewFlow<'_>) -> Result<u16, Verdict> {
-    let (Some(backends), Some(scratch)) = (maps::backends(), maps::scratch()) else {
+fn claim(id: BackendId, client: NextHop, now: u32) -> Result<u16, Verdict> {
+    let (Some(tables), Some(scratch)) = (maps::tables(), maps::scratch()) else {
         return Err(Verdict::Corrupt);
     };
+    let (backends, key) = (tables.backends(), config::hash_key(&tables.config()));
     // SAFETY: the scratch value is this CPU's own, and XDP does not nest.
-    let Scratch { reverse, forward } = unsafe { &mut *scratch };
-    let (first, count) = new.ports;
+    let Scratch { carry, reverse, forward } = unsafe { &mut *scratch };
+    let (first, count) = config::nat_range(&tables.config());
     if count == 0 {
         return Err(Verdict::NatPortsExhausted);
     }
-    let identity = backend::identity(&backends, new.backend);
-    reverse.flow.src = backend::addr(&backends, new.backend);
-    reverse.flow.dst = backend::snat(&backends, new.backend);
-    reverse.flow.proto = new.flow.proto;
-    reverse.reply.src = new.flow.dst;
-    reverse.reply.dst = new.flow.src;
-    reverse.reply.ports = Flow::ports(new.flow.dst_port(), new.flow.src_port());
-    reverse.reply.proto = new.flow.proto;
-    reverse.client = new.client;
-    reverse.forward_key = new.hash;
-    reverse.seen = new.now;
-    reverse.backend = new.backend.0;
+    let (flow, hash) = (&carry.flow, carry.hashes.flow);
+    let identity = backend::identity(&backends, id);
+    reverse.flow.src = backend::addr(&backends, id);
+    reverse.flow.dst = backend::source(&backends, id);
+    reverse.flow.proto = flow.proto;
+    reverse.reply.src = flow.dst;
+    reverse.reply.dst = flow.src;
+    reverse.reply.ports = Flow::ports(flow.dst_port(), flow.src_port());
+    reverse.reply.proto = flow.proto;
+    reverse.client = client;
+    reverse.forward_key = hash;
+    reverse.seen = now;
+    reverse.backend = id.0;
     reverse.state = 0;
-    forward.flow = *new.flow;
-    forward.seen = new.now;
-    forward.backend = new.backend.0;
+    forward.flow = *flow;
+    forward.seen = now;
+    forward.backend = id.0;
     forward.generation = identity.generation();
     forward.state = 0;
-    forward.client_mac = sender_tag(new.client);
+    forward.client_mac = sender_tag(client);
 
-    let start = (new.hash >> 32) as u32;
+    let start = (hash >> 32) as u32;
     // An odd step spreads the probes of flows that start at one port.
-    let step = (new.hash >> 16) as u32 | 1;
+    let step = (hash >> 16) as u32 | 1;
     for probe in 0..PROBES {
         let offset = start.wrapping_add(step.wrapping_mul(probe as u32)) % count as u32;
         let port = wire_port(first.wrapping_add(offset as u16));
         reverse.flow.ports = Flow::ports(identity.wire_port(), port);
-        let reverse_key = reverse.flow.hash(new.key);
+        let reverse_key = reverse.flow.hash(key);
         // By reference: by value each would be copied to the stack first.
         let entry: &Reverse = reverse;
         match maps::NAT_REVERSE.insert(reverse_key, entry, NOEXIST) {
@@ -213,7 +255,7 @@ fn claim(new: &NewFlow<'_>) -> Result<u16, Verdict> {
         forward.reverse_key = reverse_key;
         forward.snat_port = port;
         let entry: &Forward = forward;
-        if maps::NAT_FORWARD.insert(new.hash, entry, NOEXIST).is_err() {
+        if maps::NAT_FORWARD.insert(hash, entry, NOEXIST).is_err() {
             // Full, or another CPU began the same flow a moment ago: its retransmission will
             // find that entry.
             let _ = maps::NAT_REVERSE.remove(reverse_key);
@@ -234,7 +276,7 @@ fn refresh(hash: u64, flags: u8, now: u32, client: NextHop) {
         entry.seen = now;
     }
     let seen = state_of(flags);
-    if flags & TCP_SYN != 0 {
+    if flags & tcp_flag::SYN != 0 {
         entry.state = seen;
     } else if entry.state & seen != seen {
         entry.state |= seen;
@@ -250,9 +292,9 @@ fn refresh(hash: u64, flags: u8, now: u32, client: NextHop) {
 }
 
 #[inline(always)]
-fn translate<F: Family>(packet: &Packet, head: &F::Head, old: &Flow, new: &Flow) {
+fn translate<F: Family>(packet: &Packet, carry: &Carry, head: &F::Head, old: &Flow, new: &Flow) {
     let delta = F::rewrite(head, old, new);
-    F::rewrite_transport(packet, new, delta);
+    rewrite_transport(packet, carry.at(), new, delta);
 }
 
 /// Where answers to this packet go: back to the MAC it came from.
@@ -275,22 +317,13 @@ fn sender_tag(client: NextHop) -> u32 {
 #[inline(always)]
 fn state_of(flags: u8) -> u16 {
     let mut bits = state::SEEN;
-    if flags & TCP_FIN != 0 {
+    if flags & tcp_flag::FIN != 0 {
         bits |= state::FIN;
     }
-    if flags & TCP_RST != 0 {
+    if flags & tcp_flag::RST != 0 {
         bits |= state::RST;
     }
     bits
-}
-
-/// Seconds of the coarse monotonic clock: a seventh of the precise one's cost, and user space
-/// reads the same one.
-#[inline(always)]
-fn now() -> u32 {
-    // SAFETY: the helper has no preconditions.
-    let nanoseconds = unsafe { bpf_ktime_get_coarse_ns() };
-    (nanoseconds >> 30) as u32
 }
 
 const _: () = assert!(TCP == 6);

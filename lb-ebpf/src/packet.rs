@@ -14,6 +14,8 @@ pub struct Packet {
     pub ifindex: u32,
     /// Interface it can leave by with `XDP_TX`: the same, or 0 for none.
     pub tx_ifindex: u32,
+    /// Headers begin at offsets that are not constants.
+    shifted: bool,
 }
 
 /// `SIZE` bytes of the packet, known to be there.
@@ -25,21 +27,43 @@ impl Packet {
     #[inline(always)]
     pub fn of(ctx: &XdpContext) -> Self {
         let ifindex = ctx.ingress_ifindex() as u32;
-        Self { start: ctx.data(), end: ctx.data_end(), ifindex, tx_ifindex: ifindex }
+        Self { start: ctx.data(), end: ctx.data_end(), ifindex, tx_ifindex: ifindex, shifted: false }
     }
 
-    /// The packet of an interface that takes redirects only.
+    /// The same packet, with the interface that it can leave by with `XDP_TX`.
     #[inline(always)]
-    pub fn without_xdp_tx(&self) -> Self {
-        Self { tx_ifindex: 0, ..*self }
+    pub fn leaving_by(self, tx_ifindex: u32) -> Self {
+        Self { tx_ifindex, ..self }
+    }
+
+    /// The same packet, to be viewed at offsets that are not constants.
+    #[inline(always)]
+    pub fn shifted(self) -> Self {
+        Self { shifted: true, ..self }
     }
 
     /// The first `SIZE` bytes, if the packet has them.
     #[inline(always)]
     pub fn view<const SIZE: usize>(&self) -> Option<View<SIZE>> {
-        (self.start + SIZE <= self.end).then_some(View(self.start))
+        self.view_at::<SIZE>(0)
+    }
+
+    /// `SIZE` bytes from `offset` on, if the packet has them. Offsets are taken modulo
+    /// [`FARTHEST`]: the verifier wants to see a bound, and no header begins later.
+    #[inline(always)]
+    pub fn view_at<const SIZE: usize>(&self, offset: usize) -> Option<View<SIZE>> {
+        // LLVM knows that what ends before a later byte ends before an earlier one, and removes the
+        // second check; the verifier (6.18: "invalid access to packet") sees no relation between
+        // pointers with different variable offsets. A hidden start has no relation to any other.
+        let base = if self.shifted { core::hint::black_box(self.start) } else { self.start };
+        let start = base + (offset & (FARTHEST - 1));
+        (start + SIZE <= self.end).then_some(View(start))
     }
 }
+
+/// No header begins this far into a frame: two tags, an IPv6 header and a chain of extension
+/// headers end before.
+pub const FARTHEST: usize = 512;
 
 /// Integers a header is made of.
 pub trait Word: Copy {}

@@ -1,44 +1,65 @@
-//! Headers by family: where the fields are, and which packets the fast path refuses.
+//! Headers by family: where the fields are, and which packets the fast path leaves to the slow one.
 //!
 //! Two implementations of one trait instead of two programs; everything inlines, so each family
-//! pays for itself only.
+//! pays for itself only. Where a header begins is an argument ([`At`]): a constant in the fast path.
 
-use lb_common::{Addr, Flow, HashKey, TCP, UDP, Verdict, csum::Delta};
+use lb_common::{Addr, Flow, HashKey, TCP, UDP, csum::Delta, steer::Kind};
 
-use crate::packet::{Packet, View};
+use crate::{
+    carry::At,
+    packet::{Packet, View},
+};
 
 /// Length of an Ethernet header.
 pub const ETHERNET: usize = 14;
-/// EtherType of IPv4 and IPv6 in wire order.
+/// EtherType of IPv4 in wire order.
 pub const ETHERTYPE_V4: u16 = 0x0008;
+/// EtherType of IPv6 in wire order.
 pub const ETHERTYPE_V6: u16 = 0xdd86;
+/// EtherType of a VLAN tag (802.1Q) in wire order.
+pub const ETHERTYPE_VLAN: u16 = 0x0081;
+/// EtherType of an outer VLAN tag (802.1ad) in wire order.
+pub const ETHERTYPE_QINQ: u16 = 0xa888;
+
+/// TCP flags.
+pub mod tcp_flag {
+    /// FIN.
+    pub const FIN: u8 = 1;
+    /// SYN.
+    pub const SYN: u8 = 2;
+    /// RST.
+    pub const RST: u8 = 4;
+    /// ACK.
+    pub const ACK: u8 = 16;
+}
 
 /// What the ladder asks of an IP version.
 pub trait Family {
-    /// Bytes up to the end of the fixed IP header.
+    /// The fixed part of the IP header.
     type Head: Copy;
+    /// Where the headers are in a frame without tags, options or extension headers.
+    const PLAIN: At;
+    /// Protocol number of this family within IP.
+    const INNER: u8;
 
-    /// The IP header, if it is there and well-formed enough to have a destination.
-    fn head(packet: &Packet) -> Option<Self::Head>;
+    /// The IP header, if it is there.
+    fn head(packet: &Packet, at: At) -> Option<Self::Head>;
     /// Destination address.
     fn dst(head: &Self::Head) -> Addr;
-    /// Protocol and ports of a packet that is ours, or why it cannot be balanced.
-    fn flow(packet: &Packet, head: &Self::Head, dst: Addr) -> Result<Flow, Verdict>;
+    /// Source address.
+    fn src(head: &Self::Head) -> Addr;
+    /// TCP or UDP right behind the fixed header, no fragment: what the fast path takes.
+    fn plain_proto(head: &Self::Head) -> Option<u8>;
     /// Length of the IP packet as its header tells.
     fn length(head: &Self::Head) -> u32;
-    /// Destination MAC as a word.
-    fn dst_mac(head: &Self::Head) -> u64;
-    /// [`Flow::hash`] without asking for the family.
-    fn hash(flow: &Flow, key: HashKey) -> u64;
+    /// TOS or traffic class.
+    fn tos(head: &Self::Head) -> u8;
     /// Hops left.
     fn ttl(head: &Self::Head) -> u8;
+    /// [`Flow::hash`] without asking for the family.
+    fn hash(flow: &Flow, key: HashKey) -> u64;
     /// Rewrites addresses and hop limit; returns what the transport checksum has to follow.
     fn rewrite(head: &Self::Head, old: &Flow, new: &Flow) -> Delta;
-    /// Rewrites the ports and the transport checksum; `Err` where the header is cut short.
-    /// Returns TCP's flag byte (0 for UDP).
-    fn rewrite_transport(packet: &Packet, new: &Flow, delta: Delta) -> u8;
-    /// Whether the whole transport header up to its checksum is there, and TCP's flag byte.
-    fn tcp_flags(packet: &Packet, proto: u32) -> Result<u8, Verdict>;
 }
 
 /// IPv4.
@@ -46,68 +67,49 @@ pub struct V4;
 /// IPv6.
 pub struct V6;
 
-const V4_END: usize = ETHERNET + 20;
-const V4_PORTS: usize = V4_END + 4;
-const V4_UDP: usize = V4_END + 8;
-const V4_TCP: usize = V4_END + 20;
-const V6_END: usize = ETHERNET + 40;
-const V6_PORTS: usize = V6_END + 4;
-const V6_UDP: usize = V6_END + 8;
-const V6_TCP: usize = V6_END + 20;
-
-/// Offsets within a transport header.
-const UDP_CSUM: usize = 6;
-const TCP_FLAGS: usize = 13;
-const TCP_CSUM: usize = 16;
-
 impl Family for V4 {
-    type Head = View<V4_END>;
+    type Head = View<20>;
+
+    const PLAIN: At = At { l3: ETHERNET, l4: ETHERNET + 20 };
+    const INNER: u8 = 4;
 
     #[inline(always)]
-    fn head(packet: &Packet) -> Option<Self::Head> {
-        packet.view::<V4_END>()
+    fn head(packet: &Packet, at: At) -> Option<Self::Head> {
+        packet.view_at::<20>(at.l3)
     }
 
     #[inline(always)]
     fn dst(head: &Self::Head) -> Addr {
-        Addr::v4(head.read(ETHERNET + 16))
+        Addr::v4(head.read(16))
     }
 
     #[inline(always)]
-    fn flow(packet: &Packet, head: &Self::Head, dst: Addr) -> Result<Flow, Verdict> {
-        let version_ihl: u8 = head.read(ETHERNET);
-        if version_ihl != 0x45 {
-            return Err(if version_ihl >> 4 == 4 && version_ihl & 15 > 5 {
-                Verdict::IpOptions
-            } else {
-                Verdict::Truncated
-            });
-        }
+    fn src(head: &Self::Head) -> Addr {
+        Addr::v4(head.read(12))
+    }
+
+    #[inline(always)]
+    fn plain_proto(head: &Self::Head) -> Option<u8> {
         // More-fragments or an offset; wire order of 0x3fff.
-        if head.read::<u16>(ETHERNET + 6) & 0xff3f != 0 {
-            return Err(Verdict::Fragment);
-        }
-        let proto: u8 = head.read(ETHERNET + 9);
-        if proto != TCP && proto != UDP {
-            return Err(if proto == 1 { Verdict::Icmp } else { Verdict::OtherProtocol });
-        }
-        let Some(ports) = packet.view::<V4_PORTS>() else { return Err(Verdict::Truncated) };
-        Ok(Flow {
-            src: Addr::v4(head.read(ETHERNET + 12)),
-            dst,
-            ports: ports.read(V4_END),
-            proto: proto as u32,
-        })
+        let fragment = head.read::<u16>(6) & 0xff3f != 0;
+        let proto: u8 = head.read(9);
+        let plain = head.read::<u8>(0) == 0x45 && !fragment && (proto == TCP || proto == UDP);
+        plain.then_some(proto)
     }
 
     #[inline(always)]
     fn length(head: &Self::Head) -> u32 {
-        head.read::<u16>(ETHERNET + 2).swap_bytes() as u32
+        head.read::<u16>(2).swap_bytes() as u32
     }
 
     #[inline(always)]
-    fn dst_mac(head: &Self::Head) -> u64 {
-        head.read::<u64>(0) & 0xffff_ffff_ffff
+    fn tos(head: &Self::Head) -> u8 {
+        head.read(1)
+    }
+
+    #[inline(always)]
+    fn ttl(head: &Self::Head) -> u8 {
+        head.read(8)
     }
 
     #[inline(always)]
@@ -116,97 +118,65 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn ttl(head: &Self::Head) -> u8 {
-        head.read(ETHERNET + 8)
-    }
-
-    #[inline(always)]
     fn rewrite(head: &Self::Head, old: &Flow, new: &Flow) -> Delta {
         let addresses =
             Delta::new().word(old.src.raw_v4(), new.src.raw_v4()).word(old.dst.raw_v4(), new.dst.raw_v4());
         // TTL is the low byte of its 16-bit word in wire order.
-        let hops: u16 = head.read(ETHERNET + 8);
+        let hops: u16 = head.read(8);
         let fewer = hops.wrapping_sub(1);
-        let csum = addresses.word(hops as u32, fewer as u32).apply(head.read(ETHERNET + 10));
-        head.write(ETHERNET + 8, fewer);
-        head.write(ETHERNET + 10, csum);
-        head.write(ETHERNET + 12, new.src.raw_v4());
-        head.write(ETHERNET + 16, new.dst.raw_v4());
+        let csum = addresses.word(hops as u32, fewer as u32).apply(head.read(10));
+        head.write(8, fewer);
+        head.write(10, csum);
+        head.write(12, new.src.raw_v4());
+        head.write(16, new.dst.raw_v4());
         addresses.word(old.ports, new.ports)
-    }
-
-    #[inline(always)]
-    fn rewrite_transport(packet: &Packet, new: &Flow, delta: Delta) -> u8 {
-        if new.proto == TCP as u32 {
-            let Some(tcp) = packet.view::<V4_TCP>() else { return 0 };
-            tcp.write(V4_END, new.ports);
-            tcp.write(V4_END + TCP_CSUM, delta.apply(tcp.read(V4_END + TCP_CSUM)));
-            return tcp.read(V4_END + TCP_FLAGS);
-        }
-        if let Some(udp) = packet.view::<V4_UDP>() {
-            udp.write(V4_END, new.ports);
-            udp.write(V4_END + UDP_CSUM, delta.apply_udp(udp.read(V4_END + UDP_CSUM)));
-        }
-        0
-    }
-
-    #[inline(always)]
-    fn tcp_flags(packet: &Packet, proto: u32) -> Result<u8, Verdict> {
-        if proto == TCP as u32 {
-            let tcp = packet.view::<V4_TCP>().ok_or(Verdict::Truncated)?;
-            return Ok(tcp.read(V4_END + TCP_FLAGS));
-        }
-        packet.view::<V4_UDP>().map(|_| 0).ok_or(Verdict::Truncated)
     }
 }
 
 impl Family for V6 {
-    type Head = View<V6_END>;
+    type Head = View<40>;
+
+    const PLAIN: At = At { l3: ETHERNET, l4: ETHERNET + 40 };
+    const INNER: u8 = 41;
 
     #[inline(always)]
-    fn head(packet: &Packet) -> Option<Self::Head> {
-        packet.view::<V6_END>()
+    fn head(packet: &Packet, at: At) -> Option<Self::Head> {
+        packet.view_at::<40>(at.l3)
     }
 
     /// A v4-mapped destination on the wire would be found in the table as the IPv4 address; such
     /// a packet is nobody's, and `::` stands for that.
     #[inline(always)]
     fn dst(head: &Self::Head) -> Addr {
-        let addr = Addr { hi: head.read(ETHERNET + 24), lo: head.read(ETHERNET + 32) };
+        let addr = Addr { hi: head.read(24), lo: head.read(32) };
         if addr.is_v4() { Addr::default() } else { addr }
     }
 
     #[inline(always)]
-    fn flow(packet: &Packet, head: &Self::Head, dst: Addr) -> Result<Flow, Verdict> {
-        if head.read::<u8>(ETHERNET) >> 4 != 6 {
-            return Err(Verdict::Truncated);
-        }
-        let proto: u8 = head.read(ETHERNET + 6);
-        if proto != TCP && proto != UDP {
-            return Err(match proto {
-                58 => Verdict::Icmp,
-                44 => Verdict::Fragment,
-                0 | 43 | 51 | 60 | 135 | 139 | 140 => Verdict::Ip6Extension,
-                _ => Verdict::OtherProtocol,
-            });
-        }
-        let Some(ports) = packet.view::<V6_PORTS>() else { return Err(Verdict::Truncated) };
-        Ok(Flow {
-            src: Addr { hi: head.read(ETHERNET + 8), lo: head.read(ETHERNET + 16) },
-            dst,
-            ports: ports.read(V6_END),
-            proto: proto as u32,
-        })
+    fn src(head: &Self::Head) -> Addr {
+        Addr { hi: head.read(8), lo: head.read(16) }
+    }
+
+    #[inline(always)]
+    fn plain_proto(head: &Self::Head) -> Option<u8> {
+        let proto: u8 = head.read(6);
+        let plain = head.read::<u8>(0) >> 4 == 6 && (proto == TCP || proto == UDP);
+        plain.then_some(proto)
     }
 
     #[inline(always)]
     fn length(head: &Self::Head) -> u32 {
-        head.read::<u16>(ETHERNET + 4).swap_bytes() as u32 + 40
+        head.read::<u16>(4).swap_bytes() as u32 + 40
     }
 
     #[inline(always)]
-    fn dst_mac(head: &Self::Head) -> u64 {
-        head.read::<u64>(0) & 0xffff_ffff_ffff
+    fn tos(head: &Self::Head) -> u8 {
+        (head.read::<u16>(0).swap_bytes() >> 4) as u8
+    }
+
+    #[inline(always)]
+    fn ttl(head: &Self::Head) -> u8 {
+        head.read(7)
     }
 
     #[inline(always)]
@@ -215,17 +185,12 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn ttl(head: &Self::Head) -> u8 {
-        head.read(ETHERNET + 7)
-    }
-
-    #[inline(always)]
     fn rewrite(head: &Self::Head, old: &Flow, new: &Flow) -> Delta {
-        head.write(ETHERNET + 7, head.read::<u8>(ETHERNET + 7).wrapping_sub(1));
-        head.write(ETHERNET + 8, new.src.hi);
-        head.write(ETHERNET + 16, new.src.lo);
-        head.write(ETHERNET + 24, new.dst.hi);
-        head.write(ETHERNET + 32, new.dst.lo);
+        head.write(7, head.read::<u8>(7).wrapping_sub(1));
+        head.write(8, new.src.hi);
+        head.write(16, new.src.lo);
+        head.write(24, new.dst.hi);
+        head.write(32, new.dst.lo);
         Delta::new()
             .long(old.src.hi, new.src.hi)
             .long(old.src.lo, new.src.lo)
@@ -233,28 +198,58 @@ impl Family for V6 {
             .long(old.dst.lo, new.dst.lo)
             .word(old.ports, new.ports)
     }
+}
 
-    #[inline(always)]
-    fn rewrite_transport(packet: &Packet, new: &Flow, delta: Delta) -> u8 {
-        if new.proto == TCP as u32 {
-            let Some(tcp) = packet.view::<V6_TCP>() else { return 0 };
-            tcp.write(V6_END, new.ports);
-            tcp.write(V6_END + TCP_CSUM, delta.apply(tcp.read(V6_END + TCP_CSUM)));
-            return tcp.read(V6_END + TCP_FLAGS);
-        }
-        if let Some(udp) = packet.view::<V6_UDP>() {
-            udp.write(V6_END, new.ports);
-            udp.write(V6_END + UDP_CSUM, delta.apply_udp(udp.read(V6_END + UDP_CSUM)));
-        }
-        0
-    }
+/// What a TCP or UDP header tells: the ports word, and TCP's flag byte (0 for UDP).
+#[derive(Clone, Copy)]
+pub struct Transport {
+    /// As [`Flow::ports`].
+    pub ports: u32,
+    /// TCP's flag byte; 0 for UDP.
+    pub flags: u8,
+}
 
-    #[inline(always)]
-    fn tcp_flags(packet: &Packet, proto: u32) -> Result<u8, Verdict> {
-        if proto == TCP as u32 {
-            let tcp = packet.view::<V6_TCP>().ok_or(Verdict::Truncated)?;
-            return Ok(tcp.read(V6_END + TCP_FLAGS));
-        }
-        packet.view::<V6_UDP>().map(|_| 0).ok_or(Verdict::Truncated)
+/// Offsets within a transport header.
+const UDP_CSUM: usize = 6;
+const TCP_FLAGS: usize = 13;
+const TCP_CSUM: usize = 16;
+
+/// Reads the transport header; `None` where it is cut short.
+#[inline(always)]
+pub fn transport(packet: &Packet, at: At, proto: u8) -> Option<Transport> {
+    if proto == TCP {
+        let tcp = packet.view_at::<20>(at.l4)?;
+        return Some(Transport { ports: tcp.read(0), flags: tcp.read(TCP_FLAGS) });
     }
+    let udp = packet.view_at::<8>(at.l4)?;
+    Some(Transport { ports: udp.read(0), flags: 0 })
+}
+
+/// Rewrites the ports and the transport checksum. Does nothing where the header is cut short,
+/// which [`transport`] has ruled out.
+#[inline(always)]
+pub fn rewrite_transport(packet: &Packet, at: At, new: &Flow, delta: Delta) {
+    if new.proto == TCP as u32 {
+        let Some(tcp) = packet.view_at::<20>(at.l4) else { return };
+        tcp.write(0, new.ports);
+        tcp.write(TCP_CSUM, delta.apply(tcp.read(TCP_CSUM)));
+        return;
+    }
+    if let Some(udp) = packet.view_at::<8>(at.l4) {
+        udp.write(0, new.ports);
+        udp.write(UDP_CSUM, delta.apply_udp(udp.read(UDP_CSUM)));
+    }
+}
+
+/// What steering wants to know of a packet.
+#[inline(always)]
+pub fn kind(proto: u8, flags: u8) -> Kind {
+    if proto != TCP {
+        return Kind::Datagram;
+    }
+    if flags & tcp_flag::RST != 0 {
+        return Kind::Reset;
+    }
+    // A SYN-ACK comes from nobody who connects to a VIP.
+    if flags & (tcp_flag::SYN | tcp_flag::ACK) == tcp_flag::SYN { Kind::Syn } else { Kind::Segment }
 }

@@ -1,14 +1,71 @@
-//! Chooses the backend of a flow: hash, slot, id.
+//! Chooses the backend of a packet: lb-common's arithmetic over the kernel's tables and clock.
 
-use lb_common::{BackendId, Descriptor, Slot};
+use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
+use lb_common::{
+    BackendId, Flow, HashKey, Record, Rules, flows,
+    steer::{self, Choice, Hashes, How, Kind},
+    verdict::Event,
+};
 
-use crate::maps;
+use crate::maps::{self, Tables};
 
-/// Backend of a hash; `None` where the VIP has no table.
+/// Hashes of a flow; that of its source only where affinity wants it.
 #[inline(always)]
-pub fn pick(table: Descriptor, hash: u64) -> Option<BackendId> {
-    if table.is_none() {
-        return None;
+pub fn hashes(flow: &Flow, hash: u64, rules: Rules, key: HashKey) -> Hashes {
+    let source = if rules.any(Rules::AFFINITY) { flows::source_hash(flow, rules.pool_tag(), key) } else { 0 };
+    Hashes { flow: hash, source }
+}
+
+/// The backend of a packet to the VIP of record `index`.
+#[inline(always)]
+pub fn choose(tables: &Tables, index: u32, record: &Record, hashes: Hashes, kind: Kind) -> Choice {
+    let Some(slot) = steer::slot(tables, record, hashes) else { return Choice::settled(BackendId(0)) };
+    if steer::is_settled(record.rules, slot) {
+        return Choice::settled(slot.backend());
     }
-    maps::slot(table.pool_index(hash)).map(|slot| Slot(slot).backend())
+    Choice::unpack(penstock_remembered(index, hashes.flow, hashes.source, kind as u32))
+}
+
+/// The backend of a packet whose slot is contested, or whose VIP remembers every flow; and what
+/// that counts. A global function: the verifier looks at it once, not with every path that leads
+/// here, which is why it takes numbers only.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn penstock_remembered(index: u32, flow: u64, source: u64, kind: u32) -> u64 {
+    let (Some(tables), Some(row)) = (maps::tables(), maps::counts()) else { return 0 };
+    let record = Record::read(&tables.records(), index);
+    let kind = match kind {
+        0 => Kind::Syn,
+        1 => Kind::Segment,
+        2 => Kind::Reset,
+        _ => Kind::Datagram,
+    };
+    let hashes = Hashes { flow, source };
+    // Read again: it may have changed since, and then settled or gone is what it is.
+    let Some(slot) = steer::slot(&tables, &record, hashes) else { return 0 };
+    let choice = steer::remembered(&tables, &record, slot, hashes, kind, now());
+    match choice.how {
+        How::Settled | How::Nobody => {}
+        How::Remembered => row.event(Event::FlowHit),
+        How::Kept => row.event(Event::Kept),
+        How::Began | How::Moved => row.event(Event::Remembered),
+    }
+    if choice.forgot {
+        row.event(Event::Forgot);
+    }
+    choice.pack()
+}
+
+/// Whether this packet begins a flow, as far as it can be told.
+#[inline(always)]
+pub fn begins(kind: Kind, how: How) -> bool {
+    kind == Kind::Syn || kind == Kind::Datagram && how == How::Began
+}
+
+/// Time in units of [`flows::clock`], by the coarse monotonic clock: a seventh of the precise one's
+/// cost, and user space reads the same one.
+#[inline(always)]
+pub fn now() -> u32 {
+    // SAFETY: the helper has no preconditions.
+    flows::clock(unsafe { bpf_ktime_get_coarse_ns() })
 }

@@ -79,6 +79,17 @@ struct RunArgs {
     /// [default: 61000-65535]
     #[arg(long, value_name = "LOW-HIGH", env = "PENSTOCK_NAT_PORTS")]
     nat_ports: Option<String>,
+    /// Flows remembered at most while slots settle, 8 to 1048576; 8 bytes each [default: 131072]
+    #[arg(long, value_name = "N", env = "PENSTOCK_FLOW_ENTRIES")]
+    flow_entries: Option<u32>,
+    /// How long the flows of a slot that changed its backend are looked up and remembered at least;
+    /// a flow that is silent for longer may move [default: 300]
+    #[arg(long, value_name = "SECONDS", env = "PENSTOCK_GRACE_SECONDS")]
+    grace_seconds: Option<u32>,
+    /// UDP port on which balancers send each other packets for backends on their hosts; 0: none
+    /// [default: 7183]
+    #[arg(long, value_name = "PORT", env = "PENSTOCK_TUNNEL_PORT")]
+    tunnel_port: Option<u16>,
     /// Longest wait for running requests after SIGTERM [default: 240]
     #[arg(long, value_name = "SECONDS", env = "PENSTOCK_DRAIN_SECONDS")]
     drain_seconds: Option<u64>,
@@ -326,6 +337,9 @@ impl RunArgs {
             workers: self.workers,
             hash_key: self.hash_key,
             nat_ports: self.nat_ports,
+            flow_entries: self.flow_entries,
+            grace_seconds: self.grace_seconds,
+            tunnel_port: self.tunnel_port,
             drain_seconds: self.drain_seconds,
             ..self.meaning.into_settings()
         }

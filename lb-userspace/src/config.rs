@@ -33,6 +33,12 @@ pub struct Config {
     pub hash_key: Option<HashKey>,
     /// First and last port used as source of `nat` flows.
     pub nat_ports: (u16, u16),
+    /// Flows remembered at most: 8 to 1,048,576.
+    pub flow_entries: u32,
+    /// How long a changed slot asks the flow table at least.
+    pub grace: Duration,
+    /// UDP port of the tunnel between balancers; 0: none.
+    pub tunnel_port: u16,
     /// How long old requests may take after SIGTERM.
     pub drain: Duration,
     /// What the translation needs to know.
@@ -116,6 +122,9 @@ pub struct Settings {
     pub(crate) workers: Option<usize>,
     pub(crate) hash_key: Option<String>,
     pub(crate) nat_ports: Option<String>,
+    pub(crate) flow_entries: Option<u32>,
+    pub(crate) grace_seconds: Option<u32>,
+    pub(crate) tunnel_port: Option<u16>,
     pub(crate) drain_seconds: Option<u64>,
     pub(crate) publish_service: Option<String>,
     pub(crate) default_backend_service: Option<String>,
@@ -182,6 +191,9 @@ pub fn resolve(flags: Settings, file: Option<&Path>) -> Result<Config, Error> {
         workers: workers(merged.workers)?,
         hash_key: merged.hash_key.map(|text| hash_key(&text)).transpose()?,
         nat_ports: nat_ports(merged.nat_ports.as_deref().unwrap_or("61000-65535"))?,
+        flow_entries: flow_entries(merged.flow_entries.unwrap_or(1 << 17))?,
+        grace: grace(merged.grace_seconds.unwrap_or(300))?,
+        tunnel_port: merged.tunnel_port.unwrap_or(7183),
         drain: Duration::from_secs(merged.drain_seconds.unwrap_or(240)),
         translate: TranslateConfig {
             publish_service: object("publish-service", merged.publish_service)?,
@@ -220,6 +232,9 @@ impl Settings {
             workers,
             hash_key,
             nat_ports,
+            flow_entries,
+            grace_seconds,
+            tunnel_port,
             drain_seconds,
             publish_service,
             default_backend_service,
@@ -243,6 +258,9 @@ impl Settings {
             workers: workers.or(below.workers),
             hash_key: hash_key.or(below.hash_key),
             nat_ports: nat_ports.or(below.nat_ports),
+            flow_entries: flow_entries.or(below.flow_entries),
+            grace_seconds: grace_seconds.or(below.grace_seconds),
+            tunnel_port: tunnel_port.or(below.tunnel_port),
             drain_seconds: drain_seconds.or(below.drain_seconds),
             publish_service: publish_service.or(below.publish_service),
             default_backend_service: default_backend_service.or(below.default_backend_service),
@@ -295,6 +313,23 @@ fn workers(given: Option<usize>) -> Result<usize, Error> {
 fn hash_key(text: &str) -> Result<HashKey, Error> {
     // The value is a secret: the error describes it and does not repeat it.
     text.parse().map_err(|reason| Error::Value { setting: "hash-key", value: "***".to_owned(), reason })
+}
+
+fn flow_entries(count: u32) -> Result<u32, Error> {
+    if (8..=1 << 20).contains(&count) {
+        return Ok(count);
+    }
+    let reason = "allowed: 8 to 1048576, rounded up to a power of two".to_owned();
+    Err(Error::Value { setting: "flow-entries", value: count.to_string(), reason })
+}
+
+fn grace(seconds: u32) -> Result<Duration, Error> {
+    // The program's clock wraps after 39 hours.
+    if (1..=86_400).contains(&seconds) {
+        return Ok(Duration::from_secs(seconds.into()));
+    }
+    let reason = "allowed: 1 to 86400".to_owned();
+    Err(Error::Value { setting: "grace-seconds", value: seconds.to_string(), reason })
 }
 
 fn nat_ports(text: &str) -> Result<(u16, u16), Error> {

@@ -3,7 +3,7 @@
 use lb_common::Mac;
 use lb_tests::packet::{OURS, Packet, ROUTER, SYN, csums_are_right, tcp, udp};
 use lb_tests::world::{LOOPBACK, World, backend, backend_mac, can_run_programs};
-use penstock::datapath::engine::Engine;
+use penstock::datapath::engine::{Config, Engine};
 use penstock::model::l4::{ForwardingMode::*, Listener, Protocol::*};
 
 const CLIENT: &str = "198.51.100.7:40000";
@@ -356,9 +356,8 @@ fn a_drained_backend_keeps_its_nat_flows() {
     assert_eq!(engine.apply(world.want.clone()), vec![]);
 
     translated(&mut engine, "old flow", &packet, "10.0.0.254", "10.0.0.1:8080");
-    let Send(new) = run(&mut engine, &tcp("198.51.100.7:40001", "203.0.113.1:80").bytes()) else {
-        panic!("not sent")
-    };
+    let begins = Packet { flags: SYN, ..tcp("198.51.100.7:40001", "203.0.113.1:80") };
+    let Send(new) = run(&mut engine, &begins.bytes()) else { panic!("not sent") };
     assert_eq!(new[30..34], [10, 0, 0, 3]);
 }
 
@@ -368,7 +367,7 @@ fn exhausted_ports_are_counted_and_no_port_is_given_twice() {
         return;
     }
     let world = World::new().service(Tcp, "203.0.113.1:80", Nat, &["10.0.0.1:8080"]);
-    let mut engine = Engine::load(lb_tests::world::KEY, (61_000, 61_099)).expect("loads");
+    let mut engine = Engine::load(Config::new(lb_tests::world::KEY, (61_000, 61_099))).expect("loads");
     assert_eq!(engine.apply(world.want), vec![]);
     let mut ports = std::collections::BTreeSet::new();
     for client in 0..400 {

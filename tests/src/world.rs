@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use lb_common::Mac;
 use lb_common::backend::NextHop;
-use penstock::datapath::engine::Engine;
+use penstock::datapath::engine::{Config, Engine};
 use penstock::datapath::want::{Backend, Owner, Place, Pool, Target, Want, Way};
 use penstock::model::ObjectName;
 use penstock::model::l4::{Family, ForwardingMode, Listener, PoolId, Protocol};
@@ -14,6 +14,8 @@ use penstock::model::l4::{Family, ForwardingMode, Listener, PoolId, Protocol};
 pub const KEY: [u8; 16] = *b"0123456789abcdef";
 /// SNAT ports in tests.
 pub const NAT_PORTS: (u16, u16) = (61_000, 65_535);
+/// How tests load the program.
+pub const CONFIG: Config = Config::new(KEY, NAT_PORTS);
 /// Our address towards IPv4 backends; also the node's own.
 pub const NODE_V4: &str = "10.0.0.254";
 /// Our address towards IPv6 backends; also the node's own.
@@ -51,11 +53,11 @@ impl World {
             .iter()
             .map(|addr| {
                 let addr: SocketAddr = addr.parse().expect("test address");
-                (addr, backend(addr.ip()))
+                (addr, Backend { mode, ..backend(addr.ip()) })
             })
             .collect();
         self.vip(vip, protocol, Target::Pool(id.clone()));
-        self.want.pools.insert(id, Pool { mode, backends });
+        self.want.pools.insert(id, Pool { backends, ..Pool::default() });
         self
     }
 
@@ -78,7 +80,7 @@ impl World {
 
     /// Loads the program with this world.
     pub fn load(&self) -> Engine {
-        let mut engine = Engine::load(KEY, NAT_PORTS).expect("the program loads");
+        let mut engine = Engine::load(CONFIG).expect("the program loads");
         assert_eq!(engine.apply(self.want.clone()), vec![]);
         engine
     }
@@ -102,7 +104,8 @@ pub fn backend(addr: IpAddr) -> Backend {
     };
     let source = ip(if addr.is_ipv4() { NODE_V4 } else { NODE_V6 });
     let next_hop = NextHop::new(backend_mac(last), crate::packet::OURS, LOOPBACK);
-    Backend { weight: 1, way: Way { source, next_hop, mtu: 1500, vlan: None } }
+    let way = Way { source, next_hop, mtu: 1500, vlan: None };
+    Backend { weight: 1, draining: false, mode: ForwardingMode::Nat, to: addr, way }
 }
 
 fn ip(addr: &str) -> IpAddr {
@@ -111,7 +114,7 @@ fn ip(addr: &str) -> IpAddr {
 
 /// Why programs cannot be run here, if they cannot.
 pub fn can_run_programs() -> Result<(), String> {
-    match Engine::load(KEY, NAT_PORTS) {
+    match Engine::load(CONFIG) {
         Ok(_) => Ok(()),
         Err(error) => Err(error.to_string()),
     }

@@ -208,6 +208,9 @@ async fn start_datapath(
         attach,
         hash_key: config.hash_key.map(|key| key.0),
         nat_ports: config.nat_ports,
+        flow_entries: config.flow_entries,
+        grace: config.grace,
+        tunnel_port: config.tunnel_port,
     };
     let datapath = datapath::spawn(options, desired.l4.subscribe()).await?;
     if let Err(error) = datapath.set_listeners(listeners) {

@@ -236,35 +236,50 @@ fn fmt_datapath(f: &mut fmt::Formatter<'_>, datapath: &datapath::Status) -> fmt:
         .iter()
         .map(|(name, attached)| vec![name.clone(), format!("{attached:?}").to_lowercase()]);
     section(f, "interfaces", &["name", "xdp"], interfaces)?;
-    let vips = datapath.vips.iter().map(|v| vec![v.protocol.clone(), v.addr.to_string(), v.target.clone()]);
-    section(f, "vips", &["", "address", "to"], vips)?;
+    let vips = datapath.vips.iter().map(|v| {
+        vec![
+            v.protocol.clone(),
+            v.addr.to_string(),
+            v.target.clone(),
+            v.totals.packets.to_string(),
+            v.totals.bytes.to_string(),
+            v.totals.flows.to_string(),
+        ]
+    });
+    section(f, "vips", &["", "address", "to", "packets", "bytes", "flows"], vips)?;
     let pools = datapath.pools.iter().map(|p| {
         vec![
             p.pool.clone(),
-            p.mode.clone(),
             p.slots.to_string(),
+            p.contested.to_string(),
             p.backends.len().to_string(),
             p.totals.packets.to_string(),
             p.totals.bytes.to_string(),
         ]
     });
-    section(f, "pools", &["service port", "mode", "slots", "backends", "packets", "bytes"], pools)?;
+    section(f, "pools", &["service port", "slots", "contested", "backends", "packets", "bytes"], pools)?;
     let backends = datapath.pools.iter().flat_map(|pool| {
         pool.backends.iter().map(|b| {
             vec![
                 pool.pool.clone(),
                 b.addr.to_string(),
-                b.weight.to_string(),
+                b.mode.to_owned(),
+                if b.draining { "draining".to_owned() } else { b.weight.to_string() },
                 b.next_hop.clone(),
                 b.totals.packets.to_string(),
                 b.totals.bytes.to_string(),
+                b.totals.flows.to_string(),
             ]
         })
     });
-    section(f, "backends", &["of", "address", "weight", "next hop", "packets", "bytes"], backends)?;
+    let header = ["of", "address", "mode", "weight", "next hop", "packets", "bytes", "flows"];
+    section(f, "backends", &header, backends)?;
     let verdicts = datapath.verdicts.iter().map(|(name, count)| vec![(*name).to_owned(), count.to_string()]);
     section(f, "verdicts", &["name", "packets"], verdicts)?;
-    writeln!(f, "\n{} translated flows remembered", datapath.nat_flows)
+    let events = datapath.events.iter().map(|(name, count)| vec![(*name).to_owned(), count.to_string()]);
+    section(f, "events", &["name", "times"], events)?;
+    let (used, size) = datapath.flow_table;
+    writeln!(f, "\n{used} of {size} flows remembered, {} translated", datapath.nat_flows)
 }
 
 /// A titled table with aligned columns; nothing where there are no rows.

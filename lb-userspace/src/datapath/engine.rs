@@ -1,23 +1,25 @@
 //! Kernel, tables and book together: takes a [`Want`] to the kernel and reads back what happened.
 //! No network, no runtime: the worker drives it, tests and benchmarks use it directly.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use lb_common::config::{self, Settings};
-use lb_common::maps::LINE;
-use lb_common::{BackendId, HashKey, Verdict, backend};
+use lb_common::verdict::Event;
+use lb_common::{BackendId, HashKey, Record, Verdict, backend, flows};
 
 use super::Error;
 use super::explain;
-use super::kernel::{Counters, Kernel};
-use super::memory::Tables;
+use super::kernel::Kernel;
+use super::memory::{Counters, Tables};
 use super::mmap;
-use super::plan::{Book, Op};
-use super::want::Want;
+use super::plan::{Book, Op, Outside, Plan};
+use super::want::{Place, Want};
 use crate::model::Problem;
-use crate::model::l4::{FiveTuple, ForwardingMode, PoolId};
+use crate::model::l4::{FiveTuple, ForwardingMode, PoolId, Prefix};
 use crate::model::report::Explanation;
+
+pub use super::memory::Totals;
 
 /// The kernel part, loaded.
 pub struct Engine {
@@ -32,61 +34,101 @@ pub struct Engine {
     settings: Settings,
     /// Counters of a backend when it took its id over from another.
     since: BTreeMap<BackendId, (u16, Totals)>,
+    /// Counters of a VIP when it took its record over from another.
+    vip_since: BTreeMap<u16, Totals>,
+    /// Source ranges by set, to remove them again.
+    ranges: BTreeMap<u16, BTreeSet<Prefix>>,
 }
 
-/// Packets and bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
-pub struct Totals {
-    /// Packets sent to backends.
-    pub packets: u64,
-    /// Bytes of their IP packets.
-    pub bytes: u64,
+/// What the kernel part is loaded with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Config {
+    /// Secret of the flow hash.
+    pub hash_key: [u8; 16],
+    /// First and last port of the SNAT range.
+    pub nat_ports: (u16, u16),
+    /// log2 of the flows remembered at most: 3 to 20.
+    pub flow_bits: u8,
+    /// UDP port of the tunnel; 0: none.
+    pub tunnel_port: u16,
 }
 
-impl std::ops::AddAssign for Totals {
-    fn add_assign(&mut self, Self { packets, bytes }: Self) {
-        self.packets += packets;
-        self.bytes += bytes;
+impl Config {
+    /// Defaults with this key and range.
+    pub const fn new(hash_key: [u8; 16], nat_ports: (u16, u16)) -> Self {
+        Self { hash_key, nat_ports, flow_bits: 17, tunnel_port: lb_common::tunnel::PORT }
     }
 }
 
 impl Engine {
-    /// Loads programs and maps. `nat_ports`: first and last port of the SNAT range.
-    pub fn load(hash_key: [u8; 16], nat_ports: (u16, u16)) -> Result<Self, Error> {
+    /// Loads programs and maps.
+    pub fn load(config: Config) -> Result<Self, Error> {
         let (kernel, tables, counters) = Kernel::load()?;
-        let (first, last) = nat_ports;
+        let Config { hash_key, nat_ports: (first, last), flow_bits, tunnel_port } = config;
         let settings = Settings {
             key: HashKey::expand(hash_key),
             nat_first: first,
             nat_count: last.checked_sub(first).map_or(0, |count| count.saturating_add(1)),
             workers: 0,
+            flow_bits: flow_bits.clamp(3, 20),
+            tunnel_port: tunnel_port.to_be(),
         };
         tables.store_settings(&settings);
         Ok(Self {
             kernel,
             tables,
             counters,
-            book: Book::default(),
+            book: Book::new(settings.key),
             want: Want::default(),
             settings,
             since: BTreeMap::new(),
+            vip_since: BTreeMap::new(),
+            ranges: BTreeMap::new(),
         })
     }
 
     /// Takes the kernel from what it holds to `want`; returns what could not be done.
     pub fn apply(&mut self, want: Want) -> Vec<Problem> {
-        let plan = self.book.plan(&want);
-        for op in &plan.ops {
-            if let Op::Backend(id, words) = op {
-                self.note_backend(*id, words);
-            }
-            op.apply(&self.tables, &mut mmap::wait_for_readers);
-        }
-        if !plan.ops.is_empty() {
-            tracing::debug!(steps = plan.ops.len(), vips = want.vips.len(), "tables switched");
-        }
+        let plan = self.book.plan(&want, now());
+        let (vips, steps) = (want.vips.len(), plan.ops.len());
         self.want = want;
-        plan.problems
+        let problems = self.carry_out(plan);
+        if steps > 0 {
+            tracing::debug!(steps, vips, "tables switched");
+        }
+        problems
+    }
+
+    /// Settles the slots whose last change is older than `grace` (units of
+    /// [`lb_common::flows::clock`]); called every second or so. Returns how many remain contested.
+    pub fn settle(&mut self, grace: u32) -> usize {
+        let plan = self.book.settle(self.tables.flow_words(), now(), grace);
+        let _ = self.carry_out(plan);
+        self.want
+            .pools
+            .keys()
+            .filter_map(|pool| self.book.table_size(pool))
+            .map(|(_, contested)| contested)
+            .sum()
+    }
+
+    fn carry_out(&mut self, Plan { ops, mut problems }: Plan) -> Vec<Problem> {
+        let mut beside = Beside { kernel: &mut self.kernel, ranges: &mut self.ranges, problems: Vec::new() };
+        for op in &ops {
+            match op {
+                Op::Backend(id, [words, _]) => {
+                    let generation = backend::Identity(words[6]).generation();
+                    if self.since.get(id).is_none_or(|(known, _)| *known != generation) {
+                        self.since.insert(*id, (generation, self.counters.backend(*id)));
+                    }
+                }
+                Op::Record(index, _) => drop(self.vip_since.insert(*index, self.counters.vip(*index))),
+                _ => {}
+            }
+            op.apply(&self.tables, &mut beside);
+        }
+        problems.append(&mut beside.problems);
+        problems
     }
 
     /// Tells the MAC of an interface: frames to another one are left alone.
@@ -107,56 +149,100 @@ impl Engine {
 
     /// Where a flow goes and why.
     pub fn explain(&self, flow: FiveTuple) -> Explanation {
-        explain::explain(&self.tables, &self.book, &self.want, flow)
+        explain::explain(&self.tables, &self.book, &self.want, flow, now())
     }
 
-    /// Slots of a pool's table.
-    pub fn table_size(&self, pool: &PoolId) -> Option<u32> {
+    /// Slots of a pool's table, and how many of them have not settled.
+    pub fn table_size(&self, pool: &PoolId) -> Option<(u32, usize)> {
         self.book.table_size(pool)
     }
 
     /// What a backend got since it was added.
     pub fn totals(&self, pool: &PoolId, mode: ForwardingMode, addr: SocketAddr) -> Totals {
         let Some(id) = self.book.backend_id(pool, mode, addr) else { return Totals::default() };
-        let now = self.raw_totals(id);
         let since = self.since.get(&id).map(|(_, totals)| *totals).unwrap_or_default();
-        Totals {
-            packets: now.packets.wrapping_sub(since.packets),
-            bytes: now.bytes.wrapping_sub(since.bytes),
-        }
+        self.counters.backend(id).since(since)
     }
 
-    /// Packets per verdict. What the program does not count by verdict is derived: forwarded by
-    /// `l2` is what backends got in all less what `nat` sent; what is not ours is not counted.
+    /// What a VIP got since it was added or its rules changed.
+    pub fn vip_totals(&self, place: &Place, pool: &PoolId) -> Totals {
+        let Some((index, record)) = self.book.record_of(place, pool) else { return Totals::default() };
+        if counted(&record) {
+            let since = self.vip_since.get(&index).copied().unwrap_or_default();
+            return self.counters.vip(index).since(since);
+        }
+        // The only VIP of its pool: what its backends got.
+        let mut totals = Totals::default();
+        let Some(wanted) = self.want.pools.get(pool) else { return totals };
+        for (addr, backend) in &wanted.backends {
+            totals += self.totals(pool, backend.mode, *addr);
+        }
+        totals
+    }
+
+    /// Packets per verdict; what is not ours is not counted.
     pub fn verdicts(&self) -> Vec<(Verdict, u64)> {
-        let count = |verdict: Verdict| self.counters.verdicts.sum(verdict as usize);
-        let sent: u64 =
-            (0..lb_common::maps::BACKENDS as usize).map(|id| self.counters.backends.sum(2 * id)).sum();
-        Verdict::ALL
-            .into_iter()
-            .filter(|verdict| *verdict != Verdict::NotOurs)
-            .map(|verdict| match verdict {
-                Verdict::ForwardedL2 => (verdict, sent.saturating_sub(count(Verdict::ForwardedNat))),
-                other => (other, count(other)),
-            })
-            .collect()
+        let counted = Verdict::ALL.into_iter().filter(|verdict| *verdict != Verdict::NotOurs);
+        counted.map(|verdict| (verdict, self.counters.verdict(verdict))).collect()
+    }
+
+    /// What happened beside the verdicts.
+    pub fn events(&self) -> Vec<(Event, u64)> {
+        Event::ALL.into_iter().map(|event| (event, self.counters.event(event))).collect()
+    }
+
+    /// Remembered flows, and how many there may be.
+    pub fn flow_table_use(&self) -> (usize, usize) {
+        let used = self.tables.flow_words().filter(|word| *word != 0).count();
+        (used, 1 << self.settings.flow_bits)
     }
 
     /// The key in force.
     pub fn hash_key(&self) -> HashKey {
         config::hash_key(&self.tables.config)
     }
+}
 
-    fn raw_totals(&self, id: BackendId) -> Totals {
-        let index = usize::from(id.0) * 2;
-        Totals { packets: self.counters.backends.sum(index), bytes: self.counters.backends.sum(index + 1) }
+fn counted(record: &Record) -> bool {
+    record.rules.any(lb_common::Rules::COUNTED)
+}
+
+/// The program's clock.
+pub fn now() -> u32 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::MonotonicCoarse);
+    flows::clock((now.tv_sec as u64).wrapping_mul(1_000_000_000).wrapping_add(now.tv_nsec as u64))
+}
+
+/// The kernel's part of a plan beside the shared tables.
+struct Beside<'a> {
+    kernel: &'a mut Kernel,
+    ranges: &'a mut BTreeMap<u16, BTreeSet<Prefix>>,
+    problems: Vec<Problem>,
+}
+
+impl Beside<'_> {
+    fn note(&mut self, result: Result<(), Error>) {
+        if let Err(error) = result {
+            self.problems.push(super::worker::of_datapath(error.to_string()));
+        }
+    }
+}
+
+impl Outside for Beside<'_> {
+    fn wait_for_readers(&mut self) {
+        mmap::wait_for_readers();
     }
 
-    fn note_backend(&mut self, id: BackendId, words: &[u64; LINE]) {
-        let generation = backend::Identity(words[6]).generation();
-        if self.since.get(&id).is_none_or(|(known, _)| *known != generation) {
-            let totals = self.raw_totals(id);
-            self.since.insert(id, (generation, totals));
+    fn set_ranges(&mut self, set: u16, ranges: &BTreeSet<Prefix>) {
+        let result = self.kernel.set_ranges(set, ranges);
+        self.note(result);
+        self.ranges.insert(set, ranges.clone());
+    }
+
+    fn clear_ranges(&mut self, set: u16) {
+        if let Some(ranges) = self.ranges.remove(&set) {
+            let result = self.kernel.clear_ranges(set, &ranges);
+            self.note(result);
         }
     }
 }

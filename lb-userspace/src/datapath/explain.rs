@@ -4,30 +4,31 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
 use lb_common::config::Settings;
-use lb_common::{Flow, HashKey, TCP, UDP, backend, wire_port};
+use lb_common::steer::{How, Kind};
+use lb_common::{Flow, HashKey, Rules, TCP, UDP, backend, wire_port};
 
 use super::memory::Tables;
 use super::plan::Book;
-use super::walk::{Found, walk};
+use super::walk::{Balanced, Found, walk};
 use super::want::{self, Network, Target, Want, Way};
-use crate::model::l4::{FiveTuple, ForwardingMode, L4, Listener, Protocol};
+use crate::model::l4::{FiveTuple, L4, Listener, Protocol};
 use crate::model::report::{Explanation, Step};
 
 /// Where a flow would go with these VIPs, without an agent: tables are built in memory as the
 /// agent builds them. Without the key of the balancers in question the slot is only an example.
 pub fn explain_offline(l4: &L4, hash_key: Option<[u8; 16]>, flow: FiveTuple) -> Explanation {
-    let backends: BTreeSet<IpAddr> = backend_addrs(l4);
+    let backends: BTreeSet<IpAddr> = want::destinations(l4);
     let ways = backends.into_iter().map(|addr| (addr, Ok(unknown_way(addr)))).collect();
     let network = Network { ways, ..Network::default() };
     let (want, _) = want::join(l4, &network);
     let tables = Tables::owned();
-    let mut book = Book::default();
-    for op in book.plan(&want).ops {
-        op.apply(&tables, &mut || {});
-    }
     let key = HashKey::expand(hash_key.unwrap_or_default());
+    let mut book = Book::new(key);
+    for op in book.plan(&want, 0).ops {
+        op.apply(&tables, &mut ());
+    }
     tables.store_settings(&Settings { key, ..Settings::default() });
-    let mut explanation = explain(&tables, &book, &want, flow);
+    let mut explanation = explain(&tables, &book, &want, flow, 0);
     if hash_key.is_none() {
         let detail = "no hash key given: each agent makes its own, so slot and backend are only an example";
         explanation.steps.insert(0, step("hash key", detail.to_owned()));
@@ -35,19 +36,19 @@ pub fn explain_offline(l4: &L4, hash_key: Option<[u8; 16]>, flow: FiveTuple) -> 
     explanation
 }
 
-/// Addresses of every backend.
-pub(super) fn backend_addrs(l4: &L4) -> BTreeSet<IpAddr> {
-    let pools = l4.pools.values().filter(|pool| !pool.vips.is_empty());
-    pools.flat_map(|pool| pool.backends.keys().map(SocketAddr::ip)).collect()
-}
-
 fn unknown_way(addr: IpAddr) -> Way {
     Way { source: addr, next_hop: backend::NextHop::default(), mtu: u16::MAX, vlan: None }
 }
 
 /// Where a flow goes with the tables as they are.
-pub(super) fn explain(tables: &Tables, book: &Book, want: &Want, flow: FiveTuple) -> Explanation {
-    let found = walk(tables, &wire_flow(flow), lb_common::config::hash_key(&tables.config));
+pub(super) fn explain(tables: &Tables, book: &Book, want: &Want, flow: FiveTuple, now: u32) -> Explanation {
+    let key = lb_common::config::hash_key(&tables.config);
+    let kind = match flow.protocol {
+        // Of a flow that is asked about, more than its SYN was seen.
+        Protocol::Tcp => Kind::Segment,
+        Protocol::Udp => Kind::Datagram,
+    };
+    let found = walk(tables, &wire_flow(flow), kind, now, key);
     let mut steps = Vec::new();
     let vip = format!("{} {}", flow.protocol, flow.dst);
     let verdict = match found {
@@ -70,39 +71,87 @@ pub(super) fn explain(tables: &Tables, book: &Book, want: &Want, flow: FiveTuple
             }
             format!("{}: served by the proxy", found.verdict().as_str())
         }
-        Found::Balanced { hash, record, tables: line, slot, backend } => {
-            steps.push(step("vip", vip_detail(want, flow, record)));
-            let table = line.descriptor;
-            steps.push(step("hash", format!("keyed hash of the five-tuple {hash:#018x}")));
-            let Some(id) = backend else {
-                steps.push(step("table", "the pool has no backend that takes flows".to_owned()));
-                let verdict = format!("{}: dropped", found.verdict().as_str());
-                return Explanation { question: flow.to_string(), steps, verdict };
-            };
-            steps.push(step(
-                "slot",
-                format!("slot {slot} of {} (table generation {})", 1u32 << table.bits(), table.generation()),
-            ));
-            let addr = backend_socket(tables, id);
-            let owner = book.backend_of(id).map(|(pool, _)| format!(" of {pool}")).unwrap_or_default();
-            steps.push(step("backend", format!("{addr}{owner} (id {})", id.0)));
-            steps.push(step("next hop", next_hop(tables, id)));
-            if line.stateful {
-                steps.push(step("flow", "a flow seen before keeps its backend while that lives".to_owned()));
+        Found::Balanced(balanced) => {
+            steps.push(step("vip", vip_detail(want, flow, balanced.index)));
+            steps.extend(steering(tables, book, &balanced));
+            let id = balanced.choice.backend;
+            let verdict = balanced.verdict.as_str();
+            if id.0 == 0 {
+                format!("{verdict}: nobody serves it")
+            } else {
+                format!("{verdict} to {}", backend_socket(tables, id))
             }
-            format!("{} to {addr}", found.verdict().as_str())
         }
     };
     Explanation { question: flow.to_string(), steps, verdict }
+}
+
+/// How the backend was chosen.
+fn steering(tables: &Tables, book: &Book, balanced: &Balanced) -> Vec<Step> {
+    let Balanced { hashes, record, slot: (slot, cell), previous, choice, .. } = balanced;
+    let table = record.descriptor;
+    let mut steps = Vec::new();
+    steps.push(step(
+        "hash",
+        if record.rules.any(Rules::AFFINITY) {
+            format!("keyed hash of the source {:#018x} (ClientIP affinity)", hashes.source)
+        } else {
+            format!("keyed hash of the five-tuple {:#018x}", hashes.flow)
+        },
+    ));
+    if table.is_none() {
+        steps.push(step("table", "the pool has no backend".to_owned()));
+        return steps;
+    }
+    let name = |id: lb_common::BackendId| match id.0 {
+        0 => "nobody".to_owned(),
+        _ => format!("{} (id {})", backend_socket(tables, id), id.0),
+    };
+    let owner = name(cell.backend());
+    let state = match previous {
+        Some(previous) if cell.is_contested() => {
+            let late = if table.is_late() { ", grace time over" } else { "" };
+            format!("contested{late}: owner {owner}, previous owner {}", name(previous.backend()))
+        }
+        _ => format!("settled: owner {owner}"),
+    };
+    let size = 1u32 << table.bits();
+    steps.push(step(
+        "slot",
+        format!("slot {slot} of {size} (table generation {}), {state}", table.generation()),
+    ));
+    let why = match choice.how {
+        How::Settled => "the slot's owner",
+        How::Remembered => "the flow table remembers it for this flow",
+        How::Began => "a new flow goes to the owner",
+        How::Kept => "a flow that is not remembered is the previous owner's",
+        How::Moved => "the previous owner is gone",
+        How::Nobody => "nobody takes new flows",
+    };
+    if choice.backend.0 == 0 {
+        steps.push(step("backend", why.to_owned()));
+        return steps;
+    }
+    let pool = book.backend_of(choice.backend).map(|(pool, _)| format!(" of {pool}")).unwrap_or_default();
+    steps.push(step("backend", format!("{}{pool}: {why}", name(choice.backend))));
+    steps.push(step("next hop", next_hop(tables, choice.backend)));
+    if record.rules.any(Rules::TRANSLATED) {
+        steps.push(step("flow", "a flow seen before keeps its backend while that lives".to_owned()));
+    }
+    steps
 }
 
 fn vip_detail(want: &Want, flow: FiveTuple, record: u32) -> String {
     let place = want::Place { addr: flow.dst.ip(), port: flow.dst.port(), protocol: flow.protocol };
     let Some(Target::Pool(id)) = want.vips.get(&place) else { return format!("record {record}") };
     let pool = want.pools.get(id);
-    let mode = pool.map_or(ForwardingMode::default(), |pool| pool.mode);
+    let modes: BTreeSet<&str> = pool
+        .into_iter()
+        .flat_map(|pool| pool.backends.values().map(|backend| backend.mode.as_str()))
+        .collect();
+    let modes = Vec::from_iter(modes).join(" and ");
     let count = pool.map_or(0, |pool| pool.backends.len());
-    format!("{} {} belongs to {id}, mode {mode}, {count} backends", flow.protocol, flow.dst)
+    format!("{} {} belongs to {id}, mode {modes}, {count} backends", flow.protocol, flow.dst)
 }
 
 fn next_hop(tables: &Tables, id: lb_common::BackendId) -> String {
@@ -115,7 +164,7 @@ fn next_hop(tables: &Tables, id: lb_common::BackendId) -> String {
 
 fn backend_socket(tables: &Tables, id: lb_common::BackendId) -> SocketAddr {
     let port = backend::identity(&tables.backends, id).wire_port().swap_bytes();
-    SocketAddr::new(backend::addr(&tables.backends, id).into(), port)
+    SocketAddr::new(backend::inner(&tables.backends, id).into(), port)
 }
 
 fn wire_flow(flow: FiveTuple) -> Flow {

@@ -2,21 +2,24 @@
 
 mod measure;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 
-use aya::maps::{DevMapHash, HashMap, Map, SockMap};
+use aya::maps::lpm_trie::Key;
+use aya::maps::{DevMapHash, HashMap, LpmTrie, Map, MapData, ProgramArray, SockMap};
 use aya::programs::links::FdLink;
 use aya::programs::xdp::XdpLink;
 use aya::programs::{ProgramError, SkLookup, TestRun, TestRunOptions, Xdp, XdpMode};
 use aya::{Ebpf, EbpfLoader};
-use lb_common::maps::{self, LINE};
+use lb_common::Addr;
+use lb_common::maps::{self, Program, at, row};
 use lb_common::nat::{Forward, Reverse, Timeouts};
 
 use super::Error;
-use super::memory::{Cells, Rows, Tables};
+use super::memory::{Counters, Tables};
 use super::mmap::Mapping;
+use crate::model::l4::Prefix;
 
 /// The object that `cargo xtask build-ebpf` builds; empty where it was not built.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/penstock.bpf.o"));
@@ -57,44 +60,74 @@ impl Kernel {
         let rows = u32::try_from(cpus.clamp(1, maps::CPUS)).unwrap_or(1);
         let ebpf = EbpfLoader::new()
             .map_max_entries(maps::COUNTS, rows)
-            .map_max_entries(maps::VERDICT_COUNTS, rows)
             .load(OBJECT)
             .map_err(|source| Error::Load { program: "the kernel object", source: Box::new(source) })?;
         let mut kernel = Self { ebpf, xdp: BTreeMap::new(), lookup: None };
-        let tables = kernel.tables()?;
-        let rows = rows as usize;
-        let counters = Counters {
-            backends: Rows::new(
-                kernel.cells(maps::COUNTS, rows * maps::BACKEND_COUNTERS)?,
-                maps::BACKEND_COUNTERS,
-            ),
-            verdicts: Rows::new(kernel.cells(maps::VERDICT_COUNTS, rows * maps::VERDICTS)?, maps::VERDICTS),
-        };
+        let tables = Tables::mapped(kernel.mapping(maps::TABLES, at::END)?);
+        let counters = kernel.mapping(maps::COUNTS, rows as usize * row::END)?;
         kernel.xdp(PROGRAM)?.load().map_err(|source| load_error(PROGRAM, source))?;
         kernel.sk_lookup()?.load().map_err(|source| load_error(LOOKUP, source))?;
-        Ok((kernel, tables, counters))
+        for (program, name) in Program::ALL {
+            kernel.load_behind(program, name)?;
+        }
+        Ok((kernel, tables, Counters::new(counters)))
     }
 
-    fn tables(&self) -> Result<Tables, Error> {
-        Ok(Tables {
-            config: self.cells(maps::CONFIG, LINE)?,
-            addrs: self.cells(maps::ADDRS, 2 * maps::ADDR_LINES as usize * LINE)?,
-            vips: self.cells(maps::VIPS, 2 * maps::VIP_LINES as usize * LINE)?,
-            records: self.cells(maps::RECORD_LINES, maps::RECORDS as usize * LINE)?,
-            pool: self.cells(maps::POOL, maps::POOL_SLOTS as usize / 4)?,
-            backends: self.cells(maps::BACKEND_LINES, maps::BACKENDS as usize * LINE)?,
-            interfaces: self.cells(maps::INTERFACE_MACS, maps::INTERFACES as usize)?,
+    /// Loads a program of the ladder's tail calls and makes it reachable.
+    fn load_behind(&mut self, program: Program, name: &'static str) -> Result<(), Error> {
+        if self.ebpf.program(name).is_none() {
+            return Ok(());
+        }
+        let loaded = self.xdp(name)?;
+        loaded.load().map_err(|source| load_error(name, source))?;
+        let fd = loaded.fd().and_then(|fd| Ok(fd.try_clone()?)).map_err(|source| load_error(name, source))?;
+        let map = self.ebpf.map_mut(maps::PROGRAMS).ok_or(Error::Object(maps::PROGRAMS))?;
+        let mut programs = ProgramArray::try_from(map).map_err(|_| Error::Object(maps::PROGRAMS))?;
+        programs.set(program as u32, &fd, 0).map_err(|source| Error::System {
+            call: "put program into",
+            object: format!("{}[{name}]", maps::PROGRAMS),
+            source: io::Error::other(source),
+            hint: "",
         })
     }
 
-    fn cells(&self, name: &'static str, words: usize) -> Result<Cells, Error> {
+    fn mapping(&self, name: &'static str, words: usize) -> Result<Mapping, Error> {
         let Some(Map::Array(data)) = self.ebpf.map(name) else { return Err(Error::Object(name)) };
-        Mapping::new(data.fd().as_fd(), words).map(Cells::Mapped).map_err(|source| Error::System {
+        Mapping::new(data.fd().as_fd(), words).map_err(|source| Error::System {
             call: "mmap",
             object: format!("map {name}"),
             source,
             hint: "",
         })
+    }
+
+    /// Fills a set of source ranges.
+    pub fn set_ranges(&mut self, set: u16, ranges: &BTreeSet<Prefix>) -> Result<(), Error> {
+        let mut map = self.ranges()?;
+        for range in ranges {
+            map.insert(&range_key(set, *range), 1, 0).map_err(|source| Error::System {
+                call: "add source range to",
+                object: format!("{}[{range}]", maps::RANGES),
+                source: io::Error::other(source),
+                hint: "",
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Empties a set of source ranges.
+    pub fn clear_ranges(&mut self, set: u16, ranges: &BTreeSet<Prefix>) -> Result<(), Error> {
+        let mut map = self.ranges()?;
+        for range in ranges {
+            // One that is not there is as good as removed.
+            let _ = map.remove(&range_key(set, *range));
+        }
+        Ok(())
+    }
+
+    fn ranges(&mut self) -> Result<LpmTrie<&mut MapData, [u32; 5], u8>, Error> {
+        let map = self.ebpf.map_mut(maps::RANGES).ok_or(Error::Object(maps::RANGES))?;
+        LpmTrie::try_from(map).map_err(|_| Error::Object(maps::RANGES))
     }
 
     fn xdp(&mut self, name: &'static str) -> Result<&mut Xdp, Error> {
@@ -257,13 +290,12 @@ pub struct Run {
     pub nanoseconds: u64,
 }
 
-/// Per-CPU counters.
-#[derive(Debug)]
-pub struct Counters {
-    /// Packets and bytes per backend.
-    pub backends: Rows,
-    /// Packets per verdict.
-    pub verdicts: Rows,
+/// Key of a source range: the set, then the address with IPv4 as v4-mapped IPv6.
+fn range_key(set: u16, range: Prefix) -> Key<[u32; 5]> {
+    let addr = Addr::from(range.addr());
+    let mapped = if range.addr().is_ipv4() { 96 } else { 0 };
+    let data = [set.into(), addr.hi as u32, (addr.hi >> 32) as u32, addr.lo as u32, (addr.lo >> 32) as u32];
+    Key::new(32 + mapped + u32::from(range.bits()), data)
 }
 
 fn load_error(program: &'static str, source: ProgramError) -> Error {

@@ -1,11 +1,16 @@
 //! The flat tables as words, wherever they live: mapped from the kernel, or in our own memory for
 //! tests and `explain` without an agent. Both sides read them with the same code from lb-common.
 
-use std::ops::Deref;
+use std::collections::BTreeSet;
+use std::ops::{Deref, Range};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use lb_common::maps::{self, LINE};
-use lb_common::{BackendId, Lines, Slot};
+use lb_common::flows::{Entry, FlowWords};
+use lb_common::maps::{self, LINE, at, count, row};
+use lb_common::steer::Memory;
+use lb_common::verdict::Event;
+use lb_common::{BackendId, Lines, Slot, Verdict};
 
 use super::mmap::Mapping;
 
@@ -14,8 +19,8 @@ use super::mmap::Mapping;
 pub enum Cells {
     /// Our own memory.
     Owned(Box<[AtomicU64]>),
-    /// Shared with the kernel.
-    Mapped(Mapping),
+    /// A part of what is shared with the kernel.
+    Mapped(Arc<Mapping>, Range<usize>),
 }
 
 impl Cells {
@@ -47,7 +52,7 @@ impl Deref for Cells {
     fn deref(&self) -> &[AtomicU64] {
         match self {
             Self::Owned(cells) => cells,
-            Self::Mapped(mapping) => mapping.words(),
+            Self::Mapped(mapping, part) => mapping.words().get(part.clone()).unwrap_or_default(),
         }
     }
 }
@@ -58,7 +63,7 @@ impl Lines for Cells {
     }
 }
 
-/// All tables that user space writes and a packet reads.
+/// All tables that user space lays out and a packet reads.
 #[derive(Debug)]
 pub struct Tables {
     /// Epoch and settings.
@@ -75,26 +80,33 @@ pub struct Tables {
     pub backends: Cells,
     /// MACs of our interfaces.
     pub interfaces: Cells,
+    /// Remembered flows. The program writes them, too.
+    pub flows: Cells,
 }
 
 impl Tables {
     /// Empty tables in our own memory.
     pub fn owned() -> Self {
-        Self {
-            config: Cells::owned(LINE),
-            addrs: Cells::owned(2 * maps::ADDR_LINES as usize * LINE),
-            vips: Cells::owned(2 * maps::VIP_LINES as usize * LINE),
-            records: Cells::owned(maps::RECORDS as usize * LINE),
-            pool: Cells::owned(maps::POOL_SLOTS as usize / 4),
-            backends: Cells::owned(maps::BACKENDS as usize * LINE),
-            interfaces: Cells::owned(maps::INTERFACES as usize),
-        }
+        Self::of(|part| Cells::owned(part.len()))
     }
 
-    /// Reads one Maglev slot.
-    pub fn slot(&self, index: u32) -> Slot {
-        let word = self.pool.load(index as usize / 4);
-        Slot((word >> (16 * (index % 4))) as u16)
+    /// The tables within a mapping of the whole map.
+    pub(super) fn mapped(mapping: Mapping) -> Self {
+        let mapping = Arc::new(mapping);
+        Self::of(|part| Cells::Mapped(Arc::clone(&mapping), part))
+    }
+
+    fn of(cells: impl Fn(Range<usize>) -> Cells) -> Self {
+        Self {
+            config: cells(at::CONFIG..at::INTERFACES),
+            interfaces: cells(at::INTERFACES..at::ADDRS),
+            addrs: cells(at::ADDRS..at::VIPS),
+            vips: cells(at::VIPS..at::RECORDS),
+            records: cells(at::RECORDS..at::BACKENDS),
+            backends: cells(at::BACKENDS..at::POOL),
+            pool: cells(at::POOL..at::FLOWS),
+            flows: cells(at::FLOWS..at::END),
+        }
     }
 
     pub(super) fn store_settings(&self, settings: &lb_common::config::Settings) {
@@ -111,13 +123,16 @@ impl Tables {
         self.interfaces.store(index % maps::INTERFACES as usize, mac);
     }
 
-    pub(super) fn store_backend(&self, id: BackendId, line: &[u64; LINE]) {
-        self.backends.store_line(id.0.into(), line);
+    pub(super) fn store_backend(&self, id: BackendId, lines: &[[u64; LINE]; 2]) {
+        let [first, second] = lines;
+        // The second first: it means nothing until the first says that the backend lives.
+        self.backends.store_line(2 * u32::from(id.0) + 1, second);
+        self.backends.store_line(2 * u32::from(id.0), first);
     }
 
     /// Clears the word that says a backend lives: remembered flows notice.
     pub(super) fn forget_backend(&self, id: BackendId) {
-        self.backends.store(id.0 as usize * LINE + 6, 0);
+        self.backends.store(2 * id.0 as usize * LINE + 6, 0);
     }
 
     pub(super) fn store_record(&self, index: u16, line: &[u64; LINE]) {
@@ -129,11 +144,35 @@ impl Tables {
     }
 
     /// Writes a Maglev table; `base` is a multiple of four.
-    pub(super) fn store_slots(&self, base: u32, slots: &[BackendId]) {
+    pub(super) fn store_slots(&self, base: u32, slots: &[Slot]) {
         for (index, four) in slots.chunks(4).enumerate() {
-            let word = four.iter().rev().fold(0u64, |word, id| word << 16 | u64::from(id.0));
+            let word = four.iter().rev().fold(0u64, |word, slot| word << 16 | u64::from(slot.0));
             self.pool.store(base as usize / 4 + index, word);
         }
+    }
+
+    /// Writes one slot. Only we write the pool: reading the word around it first loses nothing.
+    pub(super) fn store_slot(&self, index: u32, slot: Slot) {
+        let (word, shift) = (index as usize / 4, 16 * (index % 4));
+        let others = self.pool.load(word) & !(0xffff << shift);
+        self.pool.store(word, others | u64::from(slot.0) << shift);
+    }
+
+    /// Clears the flows of backends that are gone. A flow that the program writes at the same
+    /// moment stays: it is another one.
+    pub(super) fn purge_flows(&self, gone: &BTreeSet<BackendId>) {
+        for cell in self.flows.iter() {
+            let word = cell.load(Ordering::Relaxed);
+            if word != 0 && gone.contains(&Entry(word).backend()) {
+                let _ = cell.compare_exchange(word, 0, Ordering::AcqRel, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// The words of the flow table in use.
+    pub fn flow_words(&self) -> impl Iterator<Item = u64> {
+        let used = 1usize << self.flow_bits();
+        self.flows.iter().take(used).map(|cell| cell.load(Ordering::Relaxed))
     }
 
     pub(super) fn store_lookup(&self, half: u32, addrs: &[[u64; LINE]], vips: &[[u64; LINE]]) {
@@ -146,25 +185,141 @@ impl Tables {
     }
 }
 
-/// Per-CPU counters: rows of words, written by the kernel only.
-#[derive(Debug)]
-pub struct Rows {
-    cells: Cells,
-    width: usize,
-}
-
-impl Rows {
-    /// Rows of `width` words.
-    pub(super) fn new(cells: Cells, width: usize) -> Self {
-        Self { cells, width }
+impl FlowWords for Tables {
+    fn flow(&self, index: u32) -> u64 {
+        self.flows.load(index as usize)
     }
 
-    /// Sum of word `index` over all rows.
-    pub fn sum(&self, index: usize) -> u64 {
-        self.cells
-            .chunks(self.width)
-            .filter_map(|row| row.get(index))
-            .map(|cell| cell.load(Ordering::Relaxed))
-            .fold(0, u64::wrapping_add)
+    fn set_flow(&self, index: u32, word: u64) {
+        self.flows.store(index as usize, word);
+    }
+
+    fn flow_bits(&self) -> u32 {
+        lb_common::config::flow_bits(&self.config)
+    }
+}
+
+impl Lines for &Cells {
+    fn word(&self, line: u32, word: usize) -> u64 {
+        (**self).word(line, word)
+    }
+}
+
+impl Memory for Tables {
+    type Backends<'a> = &'a Cells;
+
+    fn backends(&self) -> &Cells {
+        &self.backends
+    }
+
+    fn slot(&self, index: u32) -> Slot {
+        let word = self.pool.load(index as usize / 4);
+        Slot((word >> (16 * (index % 4))) as u16)
+    }
+}
+
+/// Tables that are read and not written: asking where a flow goes must not make it go there.
+#[derive(Debug, Clone, Copy)]
+pub struct ReadOnly<'a>(pub &'a Tables);
+
+impl FlowWords for ReadOnly<'_> {
+    fn flow(&self, index: u32) -> u64 {
+        self.0.flow(index)
+    }
+
+    fn set_flow(&self, _: u32, _: u64) {}
+
+    fn flow_bits(&self) -> u32 {
+        self.0.flow_bits()
+    }
+}
+
+impl Memory for ReadOnly<'_> {
+    type Backends<'a>
+        = &'a Cells
+    where
+        Self: 'a;
+
+    fn backends(&self) -> &Cells {
+        &self.0.backends
+    }
+
+    fn slot(&self, index: u32) -> Slot {
+        Memory::slot(self.0, index)
+    }
+}
+
+/// Counters: one row per CPU, written by the kernel only.
+#[derive(Debug)]
+pub struct Counters(Mapping);
+
+impl Counters {
+    pub(super) fn new(rows: Mapping) -> Self {
+        Self(rows)
+    }
+
+    /// Packets with a verdict.
+    pub fn verdict(&self, verdict: Verdict) -> u64 {
+        self.sum(row::VERDICTS + verdict as usize)
+    }
+
+    /// How often an event happened.
+    pub fn event(&self, event: Event) -> u64 {
+        self.sum(row::VERDICTS + event as usize)
+    }
+
+    /// What a backend id got, ever.
+    pub fn backend(&self, id: BackendId) -> Totals {
+        self.totals(row::BACKENDS + usize::from(id.0) * count::WORDS)
+    }
+
+    /// What the VIP of a record got, ever.
+    pub fn vip(&self, record: u16) -> Totals {
+        self.totals(row::VIPS + usize::from(record) * count::WORDS)
+    }
+
+    fn totals(&self, first: usize) -> Totals {
+        Totals {
+            packets: self.sum(first + count::PACKETS),
+            bytes: self.sum(first + count::BYTES),
+            flows: self.sum(first + count::FLOWS),
+        }
+    }
+
+    fn sum(&self, index: usize) -> u64 {
+        let rows = self.0.words().chunks(row::END);
+        let cells = rows.filter_map(|row| row.get(index)).map(|cell| cell.load(Ordering::Relaxed));
+        cells.fold(0, u64::wrapping_add)
+    }
+}
+
+/// Packets, bytes and flows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
+pub struct Totals {
+    /// Packets sent to backends.
+    pub packets: u64,
+    /// Bytes of their IP packets.
+    pub bytes: u64,
+    /// Flows begun, as far as they can be told: TCP by its SYN, UDP where flows are remembered.
+    pub flows: u64,
+}
+
+impl Totals {
+    /// What was added since.
+    pub fn since(self, then: Self) -> Self {
+        let Self { packets, bytes, flows } = then;
+        Self {
+            packets: self.packets.wrapping_sub(packets),
+            bytes: self.bytes.wrapping_sub(bytes),
+            flows: self.flows.wrapping_sub(flows),
+        }
+    }
+}
+
+impl std::ops::AddAssign for Totals {
+    fn add_assign(&mut self, Self { packets, bytes, flows }: Self) {
+        self.packets += packets;
+        self.bytes += bytes;
+        self.flows += flows;
     }
 }

@@ -16,6 +16,7 @@ mod mmap;
 pub mod network;
 pub mod plan;
 pub mod regions;
+pub mod slots;
 pub mod status;
 pub mod walk;
 pub mod want;
@@ -24,6 +25,7 @@ mod worker;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::{oneshot, watch};
 
@@ -48,6 +50,12 @@ pub struct Options {
     pub hash_key: Option<[u8; 16]>,
     /// First and last port of the SNAT range, outside `net.ipv4.ip_local_port_range`.
     pub nat_ports: (u16, u16),
+    /// Flows remembered at most; rounded up to a power of two from 8 to 1,048,576.
+    pub flow_entries: u32,
+    /// How long a slot stays contested after a change at least.
+    pub grace: Duration,
+    /// UDP port of the tunnel between balancers; 0: none.
+    pub tunnel_port: u16,
 }
 
 /// Where to attach the XDP program.

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::engine::{Engine, Totals};
 use super::kernel::Attached;
-use super::want::Target;
+use super::want::{Place, Target};
 use crate::model::l4::PoolId;
 use crate::model::report::{Metric, MetricKind, Sample};
 
@@ -22,6 +22,10 @@ pub struct Status {
     pub pools: Vec<PoolStatus>,
     /// Translated flows remembered.
     pub nat_flows: usize,
+    /// Flows in the flow table, and how many fit.
+    pub flow_table: (usize, usize),
+    /// What happened beside the verdicts, as far as it did.
+    pub events: BTreeMap<&'static str, u64>,
     /// Packets by verdict, those that occurred.
     pub verdicts: BTreeMap<&'static str, u64>,
 }
@@ -35,6 +39,8 @@ pub struct VipStatus {
     pub protocol: String,
     /// Its pool, or the proxy's listener.
     pub target: String,
+    /// What it got; 0 for the proxy's.
+    pub totals: Totals,
 }
 
 /// One pool.
@@ -42,10 +48,10 @@ pub struct VipStatus {
 pub struct PoolStatus {
     /// Service, port, protocol and family.
     pub pool: String,
-    /// Forwarding mode.
-    pub mode: String,
     /// Slots of its Maglev table; 0 without backends.
     pub slots: u32,
+    /// How many of them have not settled after a change.
+    pub contested: usize,
     /// What all its backends got.
     pub totals: Totals,
     /// Its backends.
@@ -57,8 +63,12 @@ pub struct PoolStatus {
 pub struct BackendStatus {
     /// Address and port.
     pub addr: SocketAddr,
+    /// Forwarding mode.
+    pub mode: &'static str,
     /// Share of new flows.
     pub weight: u16,
+    /// Takes no new flows.
+    pub draining: bool,
     /// MAC and interface index, or `unresolved`.
     pub next_hop: String,
     /// What it got.
@@ -75,34 +85,43 @@ pub fn status(engine: &Engine, interfaces: &BTreeMap<String, Attached>, nat_flow
             Target::Pool(id) => id.to_string(),
             Target::Punt(listener) => format!("proxy {}", format!("{listener:?}").to_lowercase()),
         },
+        totals: match target {
+            Target::Pool(id) => engine.vip_totals(place, id),
+            Target::Punt(_) => Totals::default(),
+        },
     });
+    let happened = engine.events().into_iter().filter(|(_, count)| *count > 0);
     let counted = engine.verdicts().into_iter().filter(|(_, count)| *count > 0);
     Status {
         interfaces: interfaces.clone(),
         vips: vips.collect(),
         pools: want.pools.keys().map(|id| pool(engine, id)).collect(),
         nat_flows,
+        flow_table: engine.flow_table_use(),
+        events: happened.map(|(event, count)| (event.as_str(), count)).collect(),
         verdicts: counted.map(|(verdict, count)| (verdict.as_str(), count)).collect(),
     }
 }
 
 fn pool(engine: &Engine, id: &PoolId) -> PoolStatus {
+    let (slots, contested) = engine.table_size(id).unwrap_or_default();
     let mut status = PoolStatus {
         pool: id.to_string(),
-        mode: String::new(),
-        slots: engine.table_size(id).filter(|slots| *slots > 1).unwrap_or(0),
+        slots,
+        contested,
         totals: Totals::default(),
         backends: Vec::new(),
     };
     let Some(pool) = engine.want().pools.get(id) else { return status };
-    status.mode = pool.mode.to_string();
     for (addr, backend) in &pool.backends {
         let hop = backend.way.next_hop;
-        let totals = engine.totals(id, pool.mode, *addr);
+        let totals = engine.totals(id, backend.mode, *addr);
         status.totals += totals;
         status.backends.push(BackendStatus {
             addr: *addr,
+            mode: backend.mode.as_str(),
             weight: backend.weight,
+            draining: backend.draining,
             next_hop: if hop.ifindex == 0 {
                 "unresolved".to_owned()
             } else {
@@ -119,16 +138,19 @@ pub fn metrics(engine: &Engine, interfaces: &BTreeMap<String, Attached>, nat_flo
     let want = engine.want();
     let mut packets = Vec::new();
     let mut bytes = Vec::new();
+    let mut begun = Vec::new();
     for (id, pool) in &want.pools {
-        for addr in pool.backends.keys() {
-            let totals = engine.totals(id, pool.mode, *addr);
+        for (addr, backend) in &pool.backends {
+            let totals = engine.totals(id, backend.mode, *addr);
             let labels = vec![
                 ("namespace", id.service.namespace.clone()),
                 ("service", id.service.name.clone()),
                 ("port", id.port.to_string()),
                 ("protocol", id.protocol.to_string()),
                 ("backend", addr.to_string()),
+                ("mode", backend.mode.to_string()),
             ];
+            begun.push(sample(labels.clone(), totals.flows));
             packets.push(sample(labels.clone(), totals.packets));
             bytes.push(sample(labels, totals.bytes));
         }
@@ -137,6 +159,21 @@ pub fn metrics(engine: &Engine, interfaces: &BTreeMap<String, Attached>, nat_flo
         .verdicts()
         .into_iter()
         .map(|(verdict, count)| sample(vec![("verdict", verdict.as_str().to_owned())], count));
+    let events = engine
+        .events()
+        .into_iter()
+        .map(|(event, count)| sample(vec![("event", event.as_str().to_owned())], count));
+    let (remembered, capacity) = engine.flow_table_use();
+    let contested =
+        want.pools.keys().filter_map(|id| engine.table_size(id)).map(|(_, contested)| contested).sum();
+    let vips: Vec<_> = want
+        .vips
+        .iter()
+        .filter_map(|(place, target)| match target {
+            Target::Pool(id) => Some((place, id, engine.vip_totals(place, id))),
+            Target::Punt(_) => None,
+        })
+        .collect();
     let attached = interfaces.iter().map(|(name, mode)| {
         let mode = format!("{mode:?}").to_lowercase();
         sample(vec![("interface", name.clone()), ("mode", mode)], 1)
@@ -164,6 +201,28 @@ pub fn metrics(engine: &Engine, interfaces: &BTreeMap<String, Attached>, nat_flo
             bytes,
         ),
         metric(
+            "penstock_datapath_backend_flows_total",
+            "Flows that began at a backend: TCP by its SYN, UDP where flows are remembered",
+            MetricKind::Counter,
+            begun,
+        ),
+        of_vips("penstock_datapath_vip_packets_total", "Packets to a VIP", &vips, |totals| totals.packets),
+        of_vips("penstock_datapath_vip_bytes_total", "Bytes of IP packets to a VIP", &vips, |totals| {
+            totals.bytes
+        }),
+        of_vips("penstock_datapath_vip_flows_total", "Flows that began at a VIP", &vips, |totals| {
+            totals.flows
+        }),
+        metric(
+            "penstock_datapath_events_total",
+            "What the program did beside forwarding",
+            MetricKind::Counter,
+            events.collect(),
+        ),
+        gauge("penstock_datapath_flow_table_flows", "Flows in the flow table", remembered),
+        gauge("penstock_datapath_flow_table_size", "Flows that fit into the flow table", capacity),
+        gauge("penstock_datapath_contested_slots", "Slots that have not settled after a change", contested),
+        metric(
             "penstock_datapath_interface_info",
             "Interfaces the program is attached to",
             MetricKind::Gauge,
@@ -177,6 +236,24 @@ pub fn metrics(engine: &Engine, interfaces: &BTreeMap<String, Attached>, nat_flo
             want.pools.values().map(|pool| pool.backends.len()).sum(),
         ),
     ]
+}
+
+fn of_vips(
+    name: &'static str,
+    help: &'static str,
+    vips: &[(&Place, &PoolId, Totals)],
+    read: impl Fn(&Totals) -> u64,
+) -> Metric {
+    let samples = vips.iter().map(|(place, id, totals)| {
+        let labels = vec![
+            ("namespace", id.service.namespace.clone()),
+            ("service", id.service.name.clone()),
+            ("vip", SocketAddr::new(place.addr, place.port).to_string()),
+            ("protocol", place.protocol.to_string()),
+        ];
+        sample(labels, read(totals))
+    });
+    Metric { name, help, kind: MetricKind::Counter, samples: samples.collect() }
 }
 
 fn sample(labels: Vec<(&'static str, String)>, value: u64) -> Sample {

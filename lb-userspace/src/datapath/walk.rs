@@ -1,10 +1,11 @@
 //! The path of a packet through the tables, by the kernel program's own arithmetic.
 
-use lb_common::{AddrEntry, BackendId, Flow, HashKey, Record, Verdict, VipEntry, config};
+use lb_common::steer::{self, Choice, Hashes, Kind, Memory};
+use lb_common::{AddrEntry, Flow, HashKey, Record, Rules, Slot, Verdict, VipEntry, backend, config, flows};
 
-use super::memory::Tables;
+use super::memory::{ReadOnly, Tables};
 
-/// Where the tables lead a flow.
+/// Where the tables lead a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Found {
     /// The destination is none of our addresses.
@@ -22,18 +23,26 @@ pub enum Found {
         worker: Option<u32>,
     },
     /// Balanced.
-    Balanced {
-        /// Keyed hash of the flow.
-        hash: u64,
-        /// Index of the VIP's record.
-        record: u32,
-        /// What the record says.
-        tables: Record,
-        /// Slot within the table.
-        slot: u32,
-        /// Owner of the slot; `None` without a table.
-        backend: Option<BackendId>,
-    },
+    Balanced(Balanced),
+}
+
+/// What steering finds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Balanced {
+    /// Keyed hashes of the packet.
+    pub hashes: Hashes,
+    /// Index of the VIP's record.
+    pub index: u32,
+    /// What the record says.
+    pub record: Record,
+    /// Slot within the table, and what stands there.
+    pub slot: (u32, Slot),
+    /// The slot's previous owner, while it is contested.
+    pub previous: Option<Slot>,
+    /// The backend, and why.
+    pub choice: Choice,
+    /// What becomes of the packet, as far as the tables decide it.
+    pub verdict: Verdict,
 }
 
 impl Found {
@@ -44,15 +53,14 @@ impl Found {
             Self::NoVip { node: true } => Verdict::Node,
             Self::NoVip { node: false } => Verdict::ClosedPort,
             Self::Punted { .. } => Verdict::Punted,
-            Self::Balanced { backend: None, .. } => Verdict::NoBackend,
-            Self::Balanced { tables, .. } if tables.stateful => Verdict::ForwardedNat,
-            Self::Balanced { .. } => Verdict::ForwardedL2,
+            Self::Balanced(balanced) => balanced.verdict,
         }
     }
 }
 
-/// Follows a flow. `key` is what the tables hold; passed for explanations made without an agent.
-pub fn walk(tables: &Tables, flow: &Flow, key: HashKey) -> Found {
+/// Follows a packet. `key` is what the tables hold; passed for explanations made without an agent.
+/// Nothing is remembered of it.
+pub fn walk(tables: &Tables, flow: &Flow, kind: Kind, now: u32, key: HashKey) -> Found {
     let epoch = config::epoch(&tables.config);
     if epoch.is_empty() {
         return Found::NotOurs;
@@ -73,8 +81,30 @@ pub fn walk(tables: &Tables, flow: &Flow, key: HashKey) -> Found {
         return Found::Punted { https: vip.is_https(), worker };
     }
     let record = Record::read(&tables.records, vip.record());
-    let descriptor = record.descriptor;
-    let backend = (!descriptor.is_none()).then(|| tables.slot(descriptor.pool_index(hash)).backend());
-    let slot = if descriptor.is_none() { 0 } else { descriptor.slot(hash) };
-    Found::Balanced { hash, record: vip.record(), tables: record, slot, backend }
+    let hashes = Hashes { flow: hash, source: flows::source_hash(flow, record.rules.pool_tag(), key) };
+    let choice = steer::choose(&ReadOnly(tables), &record, hashes, kind, now);
+    let by = if record.rules.any(Rules::AFFINITY) { hashes.source } else { hashes.flow };
+    let table = record.descriptor;
+    let (slot, previous) = if table.is_none() {
+        ((0, Slot::default()), None)
+    } else {
+        let slot = table.slot(by);
+        ((slot, tables.slot(table.base() + slot)), table.previous().map(|base| tables.slot(base + slot)))
+    };
+    let verdict = match backend::Mode::from_number(backend::identity(&tables.backends, choice.backend).mode())
+    {
+        _ if choice.backend.0 == 0 && record.rules.any(Rules::REJECT) => refusal(flow),
+        _ if choice.backend.0 == 0 => Verdict::NoBackend,
+        Some(backend::Mode::L2) => Verdict::ForwardedL2,
+        Some(backend::Mode::Ipip) => Verdict::ForwardedIpip,
+        Some(backend::Mode::Tunnel) => Verdict::ForwardedTunnel,
+        Some(backend::Mode::Nat) => Verdict::ForwardedNat,
+        Some(backend::Mode::Local) => Verdict::ForwardedLocal,
+        None => Verdict::Corrupt,
+    };
+    Found::Balanced(Balanced { hashes, index: vip.record(), record, slot, previous, choice, verdict })
+}
+
+fn refusal(flow: &Flow) -> Verdict {
+    if flow.proto == u32::from(lb_common::TCP) { Verdict::ToldReset } else { Verdict::ToldUnreachable }
 }

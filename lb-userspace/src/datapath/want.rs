@@ -3,11 +3,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use lb_common::backend::NextHop;
 
 use crate::model::l4::{
-    self, Access, BackendState, Family, ForwardingMode, L4, Listener, PoolId, Protocol, Punt, Vip, VipAddr,
+    self, Access, At, BackendState, Family, FlowMemory, ForwardingMode, L4, Listener, OnEmpty, PoolId,
+    Prefix, Protocol, Punt, Vip, VipAddr,
 };
 use crate::model::{ObjectId, Problem, Severity};
 
@@ -20,6 +22,8 @@ pub struct Want {
     pub addrs: BTreeMap<IpAddr, Owner>,
     /// Pools that a VIP uses.
     pub pools: BTreeMap<PoolId, Pool>,
+    /// Who may use the VIPs that are not open to all.
+    pub ranges: BTreeMap<Place, BTreeSet<Prefix>>,
 }
 
 /// Concrete address, port and protocol of a VIP.
@@ -51,13 +55,17 @@ pub enum Owner {
     Node,
 }
 
-/// Backends of one pool.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Backends of one pool and its rules.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Pool {
-    /// How packets reach them.
-    pub mode: ForwardingMode,
-    /// Weight and way of each.
+    /// Each backend.
     pub backends: BTreeMap<SocketAddr, Backend>,
+    /// Units of [`lb_common::flows::clock`] that a source keeps its backend; `None`: no affinity.
+    pub affinity: Option<u32>,
+    /// Every flow is remembered.
+    pub conservative: bool,
+    /// Senders are told when there is no backend.
+    pub reject: bool,
 }
 
 /// One backend and the way to it.
@@ -65,6 +73,12 @@ pub struct Pool {
 pub struct Backend {
     /// Share of new flows.
     pub weight: u16,
+    /// Takes no new flows, whatever its weight.
+    pub draining: bool,
+    /// How packets reach it.
+    pub mode: ForwardingMode,
+    /// Address that its packets are sent to: its own, or that of its host.
+    pub to: IpAddr,
     /// The way there; unresolved while the network does not know it.
     pub way: Way,
 }
@@ -109,45 +123,47 @@ pub fn join(l4: &L4, network: &Network) -> (Want, Vec<Problem>) {
         want.addrs.insert(*addr, Owner::Node);
     }
     for (vip, Punt { listener, sources }) in &l4.punts {
-        if sources.is_some() {
-            let object = ObjectId { origin: "datapath".to_owned(), ..ObjectId::default() };
-            problems.push(restricted(object, vip.to_string()));
-            continue;
-        }
         for place in places(vip, network) {
             want.vips.insert(place, Target::Punt(*listener));
+            want.ranges.extend(sources.clone().map(|sources| (place, sources)));
         }
     }
     for (id, pool) in &l4.pools {
         if pool.vips.is_empty() {
             continue;
         }
-        problems.extend(not_yet(id, pool));
-        let open = pool.vips.iter().filter(|(_, access)| **access == Access::Open);
-        for place in open.flat_map(|(vip, _)| places(vip, network)) {
-            want.vips.entry(place).or_insert_with(|| Target::Pool(id.clone()));
+        for (vip, access) in &pool.vips {
+            for place in places(vip, network) {
+                if want.vips.contains_key(&place) {
+                    continue;
+                }
+                want.vips.insert(place, Target::Pool(id.clone()));
+                if *access == Access::Restricted {
+                    want.ranges.insert(place, pool.source_ranges.clone());
+                }
+            }
         }
-        let mode = mode(pool);
-        let mut backends = BTreeMap::new();
+        let mut joined = Pool {
+            backends: BTreeMap::new(),
+            affinity: pool.affinity.map(|affinity| units(affinity.timeout)),
+            conservative: pool.memory == FlowMemory::Conservative,
+            reject: pool.empty == OnEmpty::Reject,
+        };
         for (addr, backend) in &pool.backends {
-            match way(*addr, id.family, mode, network) {
-                Ok(way) => {
-                    if way.source.is_ipv4() == addr.is_ipv4() && mode == ForwardingMode::Nat {
-                        want.addrs.insert(way.source, Owner::Node);
+            match join_backend(*addr, backend, id, network) {
+                Ok(backend) => {
+                    if backend.mode == ForwardingMode::Nat {
+                        want.addrs.insert(backend.way.source, Owner::Node);
+                        if !network.node_addrs.contains(&backend.way.source) {
+                            problems.push(unanswered(id, *addr, backend.way.source));
+                        }
                     }
-                    if mode == ForwardingMode::Nat && !network.node_addrs.contains(&way.source) {
-                        problems.push(unanswered(id, *addr, way.source));
-                    }
-                    let weight = match backend.state {
-                        BackendState::Active => backend.weight.0,
-                        BackendState::Draining => 0,
-                    };
-                    backends.insert(*addr, Backend { weight, way });
+                    joined.backends.insert(*addr, backend);
                 }
                 Err(message) => problems.push(problem(id, format!("backend {addr}: {message}"))),
             }
         }
-        want.pools.insert(id.clone(), Pool { mode, backends });
+        want.pools.insert(id.clone(), joined);
     }
     for place in want.vips.keys() {
         let host = network.other_addrs.contains(&place.addr);
@@ -156,47 +172,40 @@ pub fn join(l4: &L4, network: &Network) -> (Want, Vec<Problem>) {
     (want, problems)
 }
 
-/// The one mode of a pool: `l2` where all its backends are, else `nat`, which reaches them all.
-fn mode(pool: &l4::Pool) -> ForwardingMode {
-    let l2 = !pool.backends.is_empty() && pool.backends.values().all(|b| b.mode == ForwardingMode::L2);
-    if l2 { ForwardingMode::L2 } else { ForwardingMode::Nat }
+/// Whole units of the program's clock, at least one.
+fn units(time: Duration) -> u32 {
+    let nanoseconds = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+    lb_common::flows::clock(nanoseconds).max(1)
 }
 
-/// What the pool asks for and the program does not do.
-fn not_yet(id: &PoolId, pool: &l4::Pool) -> Vec<Problem> {
-    let mut problems = Vec::new();
-    if pool.vips.values().any(|access| *access == Access::Restricted) {
-        // Serving them unfiltered would open what its author closed.
-        let message =
-            "source ranges are not enforced yet; the addresses are not served, rather than open to all";
-        problems.push(Problem {
-            reason: "source-ranges-not-yet",
-            fix: "filter in front of this host and remove the ranges".to_owned(),
-            ..problem(id, message.to_owned())
-        });
-    }
-    if pool.affinity.is_some() {
-        let message = "ClientIP affinity is not honoured yet; flows of one client are spread";
-        problems.push(Problem {
-            severity: Severity::Warning,
-            reason: "affinity-not-yet",
-            ..problem(id, message.to_owned())
-        });
-    }
-    problems
+/// Addresses that the way must be known of: where the packets of the backends go.
+pub fn destinations(l4: &L4) -> BTreeSet<IpAddr> {
+    let pools = l4.pools.values().filter(|pool| !pool.vips.is_empty());
+    pools.flat_map(|pool| pool.backends.iter().map(|(addr, backend)| destination(*addr, backend))).collect()
 }
 
-/// Serving restricted VIPs unfiltered would open what their author closed.
-fn restricted(object: ObjectId, field: String) -> Problem {
-    let message = "source ranges are not enforced yet; the addresses are not served, rather than open to all";
-    Problem {
-        object,
-        severity: Severity::Error,
-        reason: "source-ranges-not-yet",
-        field,
-        message: message.to_owned(),
-        fix: "filter in front of this host and remove the ranges".to_owned(),
+fn destination(addr: SocketAddr, backend: &l4::Backend) -> IpAddr {
+    match (backend.mode, backend.at) {
+        (ForwardingMode::Tunnel, At::Node { tunnel }) => tunnel,
+        _ => addr.ip(),
     }
+}
+
+fn join_backend(
+    addr: SocketAddr,
+    backend: &l4::Backend,
+    id: &PoolId,
+    network: &Network,
+) -> Result<Backend, String> {
+    let l4::Backend { weight, state, mode, at: _ } = *backend;
+    if mode == ForwardingMode::Nat && Family::of(addr.ip()) != id.family {
+        return Err("is of the other address family, which nat cannot reach".to_owned());
+    }
+    let to = destination(addr, backend);
+    let known = network.ways.get(&to);
+    let way = known.cloned().unwrap_or_else(|| Err("the way there is not known yet".to_owned()))?;
+    let draining = state == BackendState::Draining;
+    Ok(Backend { weight: weight.0, draining, mode, to, way })
 }
 
 /// A problem of the Service behind a pool.
@@ -270,19 +279,11 @@ fn places(vip: &Vip, network: &Network) -> Vec<Place> {
     }
 }
 
-fn way(addr: SocketAddr, family: Family, mode: ForwardingMode, network: &Network) -> Result<Way, String> {
-    if mode == ForwardingMode::Nat && Family::of(addr.ip()) != family {
-        return Err("is of the other address family, which nat cannot reach".to_owned());
-    }
-    let known = network.ways.get(&addr.ip());
-    known.cloned().unwrap_or_else(|| Err("the way there is not known yet".to_owned()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::model::ObjectName;
-    use crate::model::l4::{At, Weight};
+    use crate::model::l4::Weight;
 
     #[test]
     fn a_vip_in_the_nat_range_is_a_problem_on_the_hosts_addresses_only() {
@@ -294,7 +295,7 @@ mod tests {
                 .map(|place| (place, Target::Punt(Listener::Http)))
                 .into(),
             addrs: [(host.addr, Owner::Node), (vip.addr, Owner::Vip)].into(),
-            pools: BTreeMap::new(),
+            ..Want::default()
         };
 
         let messages: Vec<_> = shadowed(&want, (61_000, 65_535)).into_iter().map(|p| p.message).collect();

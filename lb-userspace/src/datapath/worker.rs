@@ -15,8 +15,7 @@ use tokio::time::MissedTickBehavior;
 use tracing::{info, warn};
 
 use super::choice::Choice;
-use super::engine::Engine;
-use super::explain::backend_addrs;
+use super::engine::{self, Config, Engine};
 use super::kernel::Attached;
 use super::network::{Interface, Kind, Netlink, View};
 use super::want::{self, Owner, Target};
@@ -31,6 +30,8 @@ const BEAT: Duration = Duration::from_millis(200);
 /// Beats between sweeps of the NAT tables, and before what failed is tried again.
 const SWEEP_BEATS: u32 = 25;
 const RETRY_BEATS: u32 = 5;
+/// Beats between looks at the slots that have not settled.
+const SETTLE_BEATS: u32 = 5;
 
 /// What the worker and the handle share.
 pub struct Shared {
@@ -51,6 +52,8 @@ pub struct Worker {
     choice: Choice,
     attach: Attach,
     nat_ports: (u16, u16),
+    /// In units of the program's clock.
+    grace: u32,
     /// Interfaces that the program is attached to, by index: one that is made anew under an old
     /// name has a new index.
     attached: BTreeMap<u32, (String, Attached)>,
@@ -66,7 +69,16 @@ pub async fn start(
     options: Options,
     desired: watch::Receiver<Arc<L4>>,
 ) -> Result<(Arc<Shared>, Worker), Error> {
-    let Options { interfaces, wait_interfaces, attach, hash_key, nat_ports } = options;
+    let Options {
+        interfaces,
+        wait_interfaces,
+        attach,
+        hash_key,
+        nat_ports,
+        flow_entries,
+        grace,
+        tunnel_port,
+    } = options;
     if nat_ports.0 == 0 || nat_ports.1 < nat_ports.0 {
         return Err(Error::NatPorts(nat_ports.0, nat_ports.1));
     }
@@ -82,7 +94,8 @@ pub async fn start(
         Some(key) => key,
         None => random_key()?,
     };
-    let mut engine = Engine::load(hash_key, nat_ports)?;
+    let flow_bits = flow_entries.max(1).next_power_of_two().trailing_zeros() as u8;
+    let mut engine = Engine::load(Config { hash_key, nat_ports, flow_bits, tunnel_port })?;
     engine.kernel.attach_lookup()?;
     let shared = Arc::new(Shared {
         engine: Mutex::new(engine),
@@ -99,6 +112,7 @@ pub async fn start(
         choice,
         attach,
         nat_ports,
+        grace: lb_common::flows::clock(u64::try_from(grace.as_nanos()).unwrap_or(u64::MAX)).max(1),
         attached: BTreeMap::new(),
         devices: BTreeSet::new(),
         lasting: Vec::new(),
@@ -158,6 +172,9 @@ impl Worker {
                     } else {
                         self.netlink.verify().await;
                     }
+                    if beats.is_multiple_of(SETTLE_BEATS) {
+                        self.settle().await;
+                    }
                     if beats.is_multiple_of(SWEEP_BEATS) {
                         self.sweep().await;
                     }
@@ -190,7 +207,7 @@ impl Worker {
         let l4 = Arc::clone(&self.desired.borrow_and_update());
         let wished = !self.installed.as_ref().is_some_and(|installed| Arc::ptr_eq(installed, &l4));
         if wished {
-            self.backends = backend_addrs(&l4);
+            self.backends = want::destinations(&l4);
         }
         let Self { netlink, choice, backends, .. } = self;
         let mut changed = netlink.refresh(|interface| choice.covers(interface), backends).await?;
@@ -321,10 +338,18 @@ impl Worker {
         }
     }
 
+    async fn settle(&self) {
+        let (shared, grace) = (Arc::clone(&self.shared), self.grace);
+        let settled = tokio::task::spawn_blocking(move || shared.engine().settle(grace)).await;
+        if let Err(error) = settled {
+            tracing::error!(%error, "slots not settled; please report this");
+        }
+    }
+
     async fn sweep(&self) {
         let shared = Arc::clone(&self.shared);
         let swept = tokio::task::spawn_blocking(move || {
-            shared.engine().kernel.sweep(monotonic_units(), &Timeouts::default())
+            shared.engine().kernel.sweep(engine::now(), &Timeouts::default())
         });
         match swept.await {
             Ok(Ok((live, _))) => self.shared.nat_flows.store(live, Ordering::Relaxed),
@@ -377,7 +402,8 @@ fn not_installed(error: &tokio::task::JoinError) -> Problem {
     Problem { reason: "internal", ..of_datapath(format!("the last change was not installed: {error}")) }
 }
 
-fn of_datapath(message: String) -> Problem {
+/// A problem of the data path itself.
+pub(super) fn of_datapath(message: String) -> Problem {
     Problem {
         object: ObjectId { origin: "datapath".to_owned(), ..ObjectId::default() },
         severity: Severity::Error,
@@ -466,12 +492,6 @@ fn families(socket: &impl AsFd) -> io::Result<&'static [bool]> {
         return Ok(&[false]);
     }
     Ok(if socket.only_v6()? { &[true] } else { &[false, true] })
-}
-
-/// The program's unit of time: the coarse monotonic clock, 2^30 ns to one.
-fn monotonic_units() -> u32 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::MonotonicCoarse);
-    ((now.tv_sec as u64).wrapping_mul(1_000_000_000).wrapping_add(now.tv_nsec as u64) >> 30) as u32
 }
 
 fn random_key() -> Result<[u8; 16], Error> {

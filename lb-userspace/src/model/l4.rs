@@ -284,6 +284,11 @@ impl ForwardingMode {
         }
     }
 
+    /// Packets are translated, which takes state per flow.
+    pub fn is_translated(self) -> bool {
+        matches!(self, Self::Nat | Self::Local)
+    }
+
     /// The backend gets the client's packet with the VIP as destination, so it must hold the VIP
     /// and listen on the VIP's port.
     pub fn keeps_destination(self) -> bool {

@@ -10,7 +10,7 @@ use penstock::datapath::plan::{Book, Op};
 use penstock::model::l4::{ForwardingMode::L2, Protocol::Tcp};
 use serde_json::json;
 
-use crate::world::{KEY, NAT_PORTS, World, backend};
+use crate::world::{CONFIG, World, backend};
 
 /// Repeats of what takes milliseconds; the fastest counts.
 const REPEATS: usize = 21;
@@ -70,7 +70,7 @@ pub const MEMORY: u64 = 100_000_000;
 
 /// Measures all of it. The time to build the wish is not part of it: that is `translate`'s.
 pub fn run() -> Result<Control> {
-    let mut engine = Engine::load(KEY, NAT_PORTS)?;
+    let mut engine = Engine::load(CONFIG)?;
     let maps = engine.kernel.memory();
     ensure!(!maps.is_empty(), "the kernel does not tell the memory of maps");
 
@@ -92,26 +92,26 @@ fn apply(engine: &mut Engine, world: &World) -> Result<Duration> {
 
 /// Drives plan and tables as [`Engine::apply`] does, so as to look at the clock in between.
 fn publish() -> Result<Publish> {
-    let engine = Engine::load(KEY, NAT_PORTS)?;
+    let engine = Engine::load(CONFIG)?;
     let mut book = Book::default();
     // A hundred slots each: the largest table begins at 656 backends.
     let worlds = [656, 657].map(|backends| world_with(World::new(), 0, backends));
     let (mut planned, mut switched) = (Vec::new(), Vec::new());
     for round in 0..=REPEATS {
         let start = Instant::now();
-        let plan = book.plan(&worlds[round % 2].want);
+        let plan = book.plan(&worlds[round % 2].want, 0);
         let known = start.elapsed();
         ensure!(plan.problems.is_empty(), "{:?}", plan.problems);
         // What comes after the switch waits for packets on their way, and frees what they used.
         let (before, after) = plan.ops.split_at(switch(&plan.ops)?);
         let start = Instant::now();
-        before.iter().for_each(|op| op.apply(&engine.tables, &mut || {}));
+        before.iter().for_each(|op| op.apply(&engine.tables, &mut ()));
         // The first round is an installation.
         if round > 0 {
             planned.push(known);
             switched.push(start.elapsed());
         }
-        after.iter().for_each(|op| op.apply(&engine.tables, &mut || {}));
+        after.iter().for_each(|op| op.apply(&engine.tables, &mut ()));
     }
     Ok(Publish { planned: fastest_and_median(planned), switched: fastest_and_median(switched) })
 }

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use lb_common::Mac;
 use lb_common::backend::NextHop;
 use lb_common::bench::{FRAME, Generator, PORTS_PER_CLIENT};
-use penstock::datapath::engine::Engine;
+use penstock::datapath::engine::{Config, Engine};
 use penstock::model::l4::ForwardingMode::{L2, Nat};
 use penstock::model::l4::Protocol::{Tcp, Udp};
 use serde_json::json;
@@ -154,7 +154,7 @@ impl Rig {
 
         let (client_side, backend_side) = (index(&client, "eth0")?, index(&backends, "eth0")?);
         let (outer, inner) = (index(&balancer, "outer")?, index(&balancer, "inner")?);
-        let mut engine = Engine::load(KEY, PORTS)?;
+        let mut engine = Engine::load(Config::new(KEY, PORTS))?;
         engine.kernel.load_bench(&["bench_generate", "bench_sink", "bench_swap"])?;
         let problems = engine.apply(world(outer, inner).want);
         ensure!(problems.is_empty(), "{problems:?}");

@@ -87,7 +87,7 @@ fn sized(vips: u16, backends: u16) -> Result<World> {
 }
 
 fn install(world: &world::World) -> Result<World> {
-    let mut engine = Engine::load(world::KEY, world::NAT_PORTS)?;
+    let mut engine = Engine::load(world::CONFIG)?;
     engine.kernel.load_bench(PROGRAMS)?;
     let problems = engine.apply(world.want.clone());
     ensure!(problems.is_empty(), "{problems:?}");

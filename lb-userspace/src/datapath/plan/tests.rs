@@ -1,14 +1,17 @@
 use std::net::Ipv4Addr;
 
 use lb_common::backend::{self, NextHop};
-use lb_common::{Flow, HashKey, Mac};
+use lb_common::steer::Kind;
+use lb_common::{Flow, HashKey, Mac, TCP, wire_port};
 use proptest::prelude::*;
 
 use super::*;
-use crate::datapath::walk::{self, Found};
-use crate::datapath::want::Way;
+use crate::datapath::maglev;
+use crate::datapath::memory::Tables;
+use crate::datapath::walk::{self, Balanced, Found};
+use crate::datapath::want::{Backend, Owner, Pool, Target, Way};
 use crate::model::ObjectName;
-use crate::model::l4::Family;
+use crate::model::l4::{Family, Listener, Protocol};
 
 /// Small worlds over the same few services, VIPs and backends, so that steps collide.
 fn worlds() -> impl Strategy<Value = Vec<Want>> {
@@ -29,9 +32,9 @@ fn worlds() -> impl Strategy<Value = Vec<Want>> {
                     let mode = if nat { ForwardingMode::Nat } else { ForwardingMode::L2 };
                     let backends = backends
                         .into_iter()
-                        .map(|(addr, weight)| (backend_addr(addr), backend(weight)))
+                        .map(|(addr, weight)| (backend_addr(addr), Backend { mode, ..backend(addr, weight) }))
                         .collect();
-                    want.pools.insert(id, Pool { mode, backends });
+                    want.pools.insert(id, Pool { backends, ..Pool::default() });
                 }
                 want
             })
@@ -60,14 +63,15 @@ fn backend_addr(backend: u8) -> SocketAddr {
     SocketAddr::from(([10, 0, 0, backend], 8080))
 }
 
-fn backend(weight: u16) -> Backend {
+fn backend(addr: u8, weight: u16) -> Backend {
     let way = Way {
         source: Ipv4Addr::new(10, 0, 0, 254).into(),
         next_hop: NextHop::new(Mac([2; 6]), Mac([4; 6]), 3),
         mtu: 1500,
         vlan: None,
     };
-    Backend { weight, way }
+    let mode = ForwardingMode::L2;
+    Backend { weight, draining: false, mode, to: backend_addr(addr).ip(), way }
 }
 
 /// A key that spreads: with the default one, all zeros, every flow has one slot.
@@ -84,6 +88,19 @@ fn allowed(want: &Want, vip: u8) -> Vec<Option<SocketAddr>> {
     if some.is_empty() { vec![None] } else { some }
 }
 
+/// Who may have the flows of a VIP in one world: those that take no new ones, too.
+fn members(want: &Want, vip: u8) -> Vec<Option<SocketAddr>> {
+    let Some(Target::Pool(id)) = want.vips.get(&place(vip)) else { return vec![] };
+    let Some(pool) = want.pools.get(id) else { return vec![] };
+    let all = pool.backends.keys().map(|addr| Some(*addr));
+    all.chain(pool.backends.values().all(|backend| backend.weight == 0).then_some(None)).collect()
+}
+
+fn socket(tables: &Tables, id: BackendId) -> SocketAddr {
+    let port = backend::identity(&tables.backends, id).wire_port().swap_bytes();
+    SocketAddr::new(backend::addr(&tables.backends, id).into(), port)
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
@@ -93,10 +110,10 @@ proptest! {
         let mut book = Book::default();
         let mut before = Want::default();
         for after in worlds {
-            let plan = book.plan(&after);
+            let plan = book.plan(&after, 0);
             prop_assert_eq!(&plan.problems, &vec![]);
             for op in &plan.ops {
-                op.apply(&tables, &mut || {});
+                op.apply(&tables, &mut ());
                 for vip in 0..4u8 {
                     for port in 0..20u16 {
                         let flow = Flow {
@@ -107,20 +124,21 @@ proptest! {
                         };
                         let mut may = allowed(&before, vip);
                         may.extend(allowed(&after, vip));
-                        match walk::walk(&tables, &flow, key()) {
-                            Found::Balanced { backend: Some(id), .. } => {
-                                let addr = SocketAddr::new(
-                                    backend::addr(&tables.backends, id).into(),
-                                    backend::identity(&tables.backends, id).wire_port().swap_bytes(),
-                                );
-                                prop_assert!(may.contains(&Some(addr)), "{addr} not among {may:?}");
-                                prop_assert!(backend::identity(&tables.backends, id).generation() != 0);
+                        let mut members = members(&before, vip);
+                        members.extend(self::members(&after, vip));
+                        for (kind, may) in [(Kind::Syn, &may), (Kind::Segment, &members)] {
+                            match walk::walk(&tables, &flow, kind, 0, key()) {
+                                Found::Balanced(Balanced { choice, .. }) if choice.backend.0 != 0 => {
+                                    let addr = socket(&tables, choice.backend);
+                                    prop_assert!(may.contains(&Some(addr)), "{kind:?}: {addr} not among {may:?}");
+                                    prop_assert!(backend::identity(&tables.backends, choice.backend).is_alive());
+                                }
+                                Found::Balanced(_) => prop_assert!(may.contains(&None), "{kind:?}: nobody"),
+                                Found::NotOurs | Found::NoVip { .. } => {
+                                    prop_assert!(allowed(&before, vip).is_empty() || allowed(&after, vip).is_empty());
+                                }
+                                Found::Punted { .. } => prop_assert!(false, "nothing is punted"),
                             }
-                            Found::Balanced { backend: None, .. } => prop_assert!(may.contains(&None)),
-                            Found::NotOurs | Found::NoVip { .. } => {
-                                prop_assert!(allowed(&before, vip).is_empty() || allowed(&after, vip).is_empty());
-                            }
-                            Found::Punted { .. } => prop_assert!(false, "nothing is punted"),
                         }
                     }
                 }
@@ -133,9 +151,9 @@ proptest! {
     fn a_world_that_did_not_change_needs_no_step(worlds in worlds()) {
         let mut book = Book::default();
         for want in worlds {
-            let _ = book.plan(&want);
+            let _ = book.plan(&want, 0);
 
-            prop_assert_eq!(book.plan(&want), Plan::default());
+            prop_assert_eq!(book.plan(&want, 0), Plan::default());
         }
     }
 }
@@ -148,12 +166,12 @@ fn everything_comes_back_when_all_is_removed() {
         let id = pool_id((round % 3) as u8);
         want.vips.insert(place(1), Target::Pool(id.clone()));
         want.addrs.insert(vip_addr(1), Owner::Vip);
-        let backends = (0..20).map(|index| (backend_addr(index), backend(1))).collect();
-        want.pools.insert(id, Pool { mode: ForwardingMode::Nat, backends });
+        let backends = (0..20).map(|index| (backend_addr(index), backend(index, 1))).collect();
+        want.pools.insert(id, Pool { backends, ..Pool::default() });
 
-        let plan = book.plan(&want);
+        let plan = book.plan(&want, 0);
         assert_eq!(plan.problems, vec![], "round {round}");
-        let plan = book.plan(&Want::default());
+        let plan = book.plan(&Want::default(), 0);
         assert_eq!(plan.problems, vec![], "round {round}");
     }
     assert_eq!(book.regions, Regions::new(maps::POOL_SLOTS));
@@ -163,8 +181,8 @@ fn everything_comes_back_when_all_is_removed() {
 fn serve(want: &mut Want, service: u8, backends: &[u8]) {
     want.addrs.insert(vip_addr(service), Owner::Vip);
     want.vips.insert(place(service), Target::Pool(pool_id(service)));
-    let backends = backends.iter().map(|index| (backend_addr(*index), backend(1))).collect();
-    want.pools.insert(pool_id(service), Pool { mode: ForwardingMode::L2, backends });
+    let backends = backends.iter().map(|index| (backend_addr(*index), backend(*index, 1))).collect();
+    want.pools.insert(pool_id(service), Pool { backends, ..Pool::default() });
 }
 
 /// Backends that the flows to a VIP end at, with whether each is still alive.
@@ -177,19 +195,17 @@ fn ends(tables: &Tables, vip: u8) -> BTreeSet<(SocketAddr, bool)> {
                 ports: Flow::ports(wire_port(40_000 + port), wire_port(80)),
                 proto: TCP.into(),
             };
-            let Found::Balanced { backend: Some(id), .. } = walk::walk(tables, &flow, key()) else {
-                return None;
-            };
-            let identity = backend::identity(&tables.backends, id);
-            let addr = IpAddr::from(backend::addr(&tables.backends, id));
-            Some((SocketAddr::new(addr, identity.wire_port().swap_bytes()), identity.generation() != 0))
+            let Found::Balanced(found) = walk::walk(tables, &flow, Kind::Syn, 0, key()) else { return None };
+            let id = found.choice.backend;
+            let alive = backend::identity(&tables.backends, id).is_alive();
+            (id.0 != 0).then(|| (socket(tables, id), alive))
         })
         .collect()
 }
 
 fn carry_out(book: &mut Book, want: &Want, tables: &Tables) -> usize {
-    let plan = book.plan(want);
-    plan.ops.iter().for_each(|op| op.apply(tables, &mut || {}));
+    let plan = book.plan(want, 0);
+    plan.ops.iter().for_each(|op| op.apply(tables, &mut ()));
     plan.problems.len()
 }
 
@@ -210,7 +226,7 @@ fn a_table_that_cannot_be_replaced_keeps_the_backends_it_names() {
     assert_eq!(ends(&tables, 0), both);
 
     // A Service that comes later must not be given what the kept table names.
-    book.backend_ids.next = book.backend_ids.end;
+    while book.backend_ids.take().is_some() {}
     serve(&mut want, 1, &[9]);
     assert!(carry_out(&mut book, &want, &tables) > 0);
     assert_eq!(ends(&tables, 0), both);

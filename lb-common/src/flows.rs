@@ -1,0 +1,201 @@
+//! The flow table: which backend a remembered flow has.
+//!
+//! One word per flow, eight to a bucket of one cache line, so that asking costs one line whatever
+//! the number of flows. A full bucket forgets the flow that was silent longest. Two CPUs that
+//! write one bucket at once may lose one of the two entries; nothing worse.
+
+use crate::{BackendId, Flow, HashKey};
+
+/// What holds the entries: shared memory in the kernel, the same memory or our own in user space.
+pub trait FlowWords {
+    /// Entry `index`, below [`crate::maps::FLOWS`].
+    fn flow(&self, index: u32) -> u64;
+    /// Writes entry `index`.
+    fn set_flow(&self, index: u32, word: u64);
+    /// log2 of the entries in use.
+    fn flow_bits(&self) -> u32;
+}
+
+/// One remembered flow: backend in bits 0 to 14, time it was last seen in bits 15 to 31, tag in
+/// bits 32 to 63. 0: none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[repr(transparent)]
+pub struct Entry(pub u64);
+
+/// Entries of a bucket.
+pub const WAYS: u32 = 8;
+
+/// Times are kept modulo this many units: 39 hours, more than the longest affinity timeout.
+const CLOCK: u32 = 1 << 17;
+
+/// Unit of time in tables and entries: 2^30 ns, so that a shift converts.
+#[inline(always)]
+pub const fn clock(nanoseconds: u64) -> u32 {
+    (nanoseconds >> 30) as u32
+}
+
+impl Entry {
+    /// Entry of a flow.
+    #[inline(always)]
+    pub const fn new(hash: u64, backend: BackendId, now: u32) -> Self {
+        Self(backend.0 as u64 & 0x7fff | ((now % CLOCK) as u64) << 15 | (hash as u32 as u64) << 32)
+    }
+
+    /// Whether it belongs to `hash`: 32 bits of the tag and the bucket's number agree.
+    #[inline(always)]
+    pub const fn is_of(self, hash: u64) -> bool {
+        (self.0 >> 32) as u32 == hash as u32
+    }
+
+    /// Its backend; id 0: no entry.
+    #[inline(always)]
+    pub const fn backend(self) -> BackendId {
+        BackendId(self.0 as u16 & 0x7fff)
+    }
+
+    /// Units since it was last seen.
+    #[inline(always)]
+    pub const fn age(self, now: u32) -> u32 {
+        now.wrapping_sub((self.0 >> 15) as u32) % CLOCK
+    }
+
+    /// Whether there is none.
+    #[inline(always)]
+    pub const fn is_none(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Slot of its flow in a table of `1 << bits` slots, at most 32 bits: the tag is the end of the
+    /// hash that slots are made from.
+    pub const fn slot(self, bits: u32) -> u32 {
+        (self.0 >> 32) as u32 & ((1u32 << bits) - 1)
+    }
+}
+
+/// Hash under which a source is remembered, for affinity. No five-tuple hashes like it: its
+/// protocol is above 255.
+#[inline(always)]
+pub const fn source_hash(flow: &Flow, pool_tag: u16, key: HashKey) -> u64 {
+    let source = Flow { dst: flow.src, ports: 0, proto: 0x1_0000 | pool_tag as u32, ..*flow };
+    source.hash(key)
+}
+
+/// Index of the first entry of a hash's bucket.
+#[inline(always)]
+fn bucket(table: &impl FlowWords, hash: u64) -> u32 {
+    ((hash >> 32) as u32) << 3 & ((1 << table.flow_bits()) - 1)
+}
+
+/// The entry of a hash, and its place; an empty one without a place of its own.
+#[inline(always)]
+pub fn find(table: &impl FlowWords, hash: u64) -> (Entry, u32) {
+    let first = bucket(table, hash);
+    let (mut found, mut place) = (0, first as u64);
+    for way in 0..WAYS {
+        let word = table.flow(first + way);
+        let it = ones_if_zero((word >> 32) ^ hash as u32 as u64);
+        found = select(it, word, found);
+        place = select(it, (first + way) as u64, place);
+    }
+    (Entry(found), place as u32)
+}
+
+/// Remembers a flow that has no entry. Returns whether another flow had to be forgotten.
+#[inline(always)]
+pub fn insert(table: &impl FlowWords, hash: u64, backend: BackendId, now: u32) -> bool {
+    let first = bucket(table, hash);
+    let (mut place, mut oldest) = (first as u64, 0);
+    for way in 0..WAYS {
+        let word = table.flow(first + way);
+        // An empty place is older than any flow.
+        let age = Entry(word).age(now) as u64 | (ones_if_zero(word) & CLOCK as u64);
+        let younger = ones_if_less(age, oldest);
+        oldest = select(younger, oldest, age);
+        place = select(younger, place, (first + way) as u64);
+    }
+    table.set_flow(place as u32, Entry::new(hash, backend, now).0);
+    oldest < CLOCK as u64
+}
+
+// Without branches: which way it is cannot be predicted, and the verifier would follow each of
+// two to the power of eight paths.
+
+#[inline(always)]
+const fn ones_if_zero(x: u64) -> u64 {
+    ((x | x.wrapping_neg()) >> 63).wrapping_sub(1)
+}
+
+/// Both below 2^63.
+#[inline(always)]
+const fn ones_if_less(a: u64, b: u64) -> u64 {
+    (a.wrapping_sub(b) as i64 >> 63) as u64
+}
+
+#[inline(always)]
+const fn select(ones: u64, then: u64, otherwise: u64) -> u64 {
+    otherwise ^ (ones & (then ^ otherwise))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::RefCell;
+    use std::vec::Vec;
+
+    struct Table(RefCell<Vec<u64>>, u32);
+
+    impl Table {
+        fn new(bits: u32) -> Self {
+            Self(RefCell::new(std::vec![0; 1 << bits]), bits)
+        }
+    }
+
+    impl FlowWords for Table {
+        fn flow(&self, index: u32) -> u64 {
+            self.0.borrow()[index as usize]
+        }
+
+        fn set_flow(&self, index: u32, word: u64) {
+            self.0.borrow_mut()[index as usize] = word;
+        }
+
+        fn flow_bits(&self) -> u32 {
+            self.1
+        }
+    }
+
+    fn hash(number: u64) -> u64 {
+        number.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ number << 7
+    }
+
+    #[test]
+    fn what_is_remembered_is_found_with_its_backend_and_age() {
+        let table = Table::new(12);
+        for number in 1..400u64 {
+            insert(&table, hash(number), BackendId(number as u16), 100);
+        }
+
+        for number in 1..400u64 {
+            let (entry, place) = find(&table, hash(number));
+            assert_eq!(entry.backend(), BackendId(number as u16));
+            assert_eq!(entry.age(107), 7);
+            assert_eq!(table.flow(place), entry.0);
+            assert_eq!(entry.slot(10), hash(number) as u32 & 1023);
+        }
+        assert!(find(&table, hash(400)).0.is_none());
+    }
+
+    #[test]
+    fn a_full_bucket_forgets_the_flow_that_was_silent_longest() {
+        let table = Table::new(3);
+        for number in 1..=8u32 {
+            assert!(!insert(&table, hash(number.into()), BackendId(1), 130_000 + number * 500));
+        }
+
+        let forgot = insert(&table, hash(9), BackendId(2), 136_000);
+
+        assert!(forgot);
+        assert!(find(&table, hash(1)).0.is_none());
+        assert!((2..=9).all(|number| !find(&table, hash(number)).0.is_none()));
+    }
+}

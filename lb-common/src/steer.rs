@@ -1,0 +1,227 @@
+//! Just enough state: the backend of a packet, by the slot's owner alone where the slot is settled,
+//! by the flow table where it is not. One function for the kernel program, `explain` and the
+//! simulation; ARCHITECTURE.md draws the state machine.
+
+use crate::backend::{self, Identity};
+use crate::flows::{self, Entry, FlowWords};
+use crate::vip::Rules;
+use crate::{BackendId, Lines, Record, Slot};
+
+/// What steering reads and writes.
+pub trait Memory: FlowWords {
+    /// The backends' lines.
+    type Backends<'a>: Lines
+    where
+        Self: 'a;
+    /// The backends' lines.
+    fn backends(&self) -> Self::Backends<'_>;
+    /// Slot `index` of the pool.
+    fn slot(&self, index: u32) -> Slot;
+}
+
+/// What a packet tells about its flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum Kind {
+    /// TCP SYN: the flow begins here, or its SYN was lost.
+    Syn,
+    /// Any other TCP segment: the flow began before.
+    Segment,
+    /// TCP RST: the flow ends here.
+    Reset,
+    /// UDP: nothing.
+    Datagram,
+}
+
+/// Why this backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum How {
+    /// Owner of a settled slot.
+    Settled,
+    /// The flow table says so.
+    Remembered,
+    /// The flow begins: current owner, or what its source has by affinity.
+    Began,
+    /// The flow is older than the table: previous owner.
+    Kept,
+    /// The previous owner is gone: current owner.
+    Moved,
+    /// The slot has no owner.
+    Nobody,
+}
+
+/// Which backend a packet goes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Choice {
+    /// The backend; id 0 where nobody takes it.
+    pub backend: BackendId,
+    /// The slot's other owner, who may know the flow if `backend` does not; id 0: none.
+    pub other: BackendId,
+    /// Why.
+    pub how: How,
+    /// Another flow was forgotten to remember this one.
+    pub forgot: bool,
+}
+
+impl Choice {
+    /// In one word, as a function returns it.
+    #[inline(always)]
+    pub const fn pack(self) -> u64 {
+        let Self { backend, other, how, forgot } = self;
+        backend.0 as u64 | (other.0 as u64) << 16 | (how as u64) << 32 | (forgot as u64) << 40
+    }
+
+    /// [`Choice::pack`] undone.
+    #[inline(always)]
+    pub const fn unpack(word: u64) -> Self {
+        let how = match (word >> 32) as u8 {
+            0 => How::Settled,
+            1 => How::Remembered,
+            2 => How::Began,
+            3 => How::Kept,
+            4 => How::Moved,
+            _ => How::Nobody,
+        };
+        let (backend, other) = (BackendId(word as u16), BackendId((word >> 16) as u16));
+        Self { backend, other, how, forgot: word >> 40 & 1 != 0 }
+    }
+
+    /// The owner of a settled slot.
+    pub const fn settled(backend: BackendId) -> Self {
+        let how = if backend.0 == 0 { How::Nobody } else { How::Settled };
+        Self { backend, other: BackendId(0), how, forgot: false }
+    }
+}
+
+/// Hashes of a packet: of its flow, and of its source in the pool (see [`flows::source_hash`]),
+/// which is read for [`Rules::AFFINITY`] only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hashes {
+    /// Of the five-tuple.
+    pub flow: u64,
+    /// Of the source.
+    pub source: u64,
+}
+
+/// Whether the flow table has to be asked for the packets of this slot.
+#[inline(always)]
+pub const fn is_settled(rules: Rules, slot: Slot) -> bool {
+    !slot.is_contested() && !rules.any(Rules::AFFINITY | Rules::CONSERVATIVE)
+}
+
+/// The slot of a packet; `None` without a table.
+#[inline(always)]
+pub fn slot(memory: &impl Memory, record: &Record, hashes: Hashes) -> Option<Slot> {
+    if record.descriptor.is_none() {
+        return None;
+    }
+    let by = if record.rules.any(Rules::AFFINITY) { hashes.source } else { hashes.flow };
+    Some(memory.slot(record.descriptor.pool_index(by)))
+}
+
+/// Chooses the backend of a packet. `now`: see [`flows::clock`].
+pub fn choose(memory: &impl Memory, record: &Record, hashes: Hashes, kind: Kind, now: u32) -> Choice {
+    let Some(slot) = slot(memory, record, hashes) else { return Choice::settled(BackendId(0)) };
+    if is_settled(record.rules, slot) {
+        return Choice::settled(slot.backend());
+    }
+    remembered(memory, record, slot, hashes, kind, now)
+}
+
+/// [`choose`] where the flow table is asked: the flow keeps what it has; a new one gets the current
+/// owner; one that is older than the table keeps the previous owner while that lives.
+#[inline(always)]
+pub fn remembered(
+    memory: &impl Memory,
+    record: &Record,
+    slot: Slot,
+    hashes: Hashes,
+    kind: Kind,
+    now: u32,
+) -> Choice {
+    let Record { descriptor, rules, ranges: _ } = *record;
+    let affinity = rules.any(Rules::AFFINITY);
+    let by = if affinity { hashes.source } else { hashes.flow };
+    let current = slot.backend();
+    let previous = match descriptor.previous() {
+        Some(base) if slot.is_contested() => {
+            member(memory, rules, memory.slot(base + descriptor.slot(by)).backend())
+        }
+        _ => BackendId(0),
+    };
+
+    let (entry, place) = flows::find(memory, hashes.flow);
+    let known = member(memory, rules, entry.backend());
+    let keeps = known.0 != 0 && (kind != Kind::Syn || !identity(memory, known).is_draining());
+    let begins = match kind {
+        Kind::Syn => true,
+        Kind::Datagram => previous.0 == 0 || descriptor.is_late(),
+        Kind::Segment | Kind::Reset => false,
+    };
+    let (backend, how) = if keeps {
+        (known, How::Remembered)
+    } else if begins {
+        let bound = if affinity { of_source(memory, rules, hashes.source, now) } else { BackendId(0) };
+        (if bound.0 != 0 { bound } else { current }, How::Began)
+    } else if previous.0 != 0 {
+        (previous, How::Kept)
+    } else {
+        (current, How::Moved)
+    };
+    if backend.0 == 0 {
+        return Choice::settled(backend);
+    }
+    let other = if backend.0 == current.0 { previous } else { current };
+    let other = if other.0 == backend.0 { BackendId(0) } else { other };
+
+    let mut forgot = false;
+    if !entry.is_none() {
+        let seen = Entry::new(hashes.flow, backend, now);
+        // Written once per unit of time, so that a busy flow does not dirty its line.
+        if seen != entry {
+            memory.set_flow(place, seen.0);
+        }
+    } else if kind != Kind::Reset {
+        forgot = flows::insert(memory, hashes.flow, backend, now);
+    }
+    if affinity && begins && !matches!(how, How::Remembered) {
+        bind_source(memory, hashes.source, backend, now);
+    }
+    Choice { backend, other, how, forgot }
+}
+
+/// `id`, if it is a living backend of the pool; else 0. A tag that matches by accident thus never
+/// leads to another Service.
+#[inline(always)]
+fn member(memory: &impl Memory, rules: Rules, id: BackendId) -> BackendId {
+    let alive = id.0 != 0
+        && identity(memory, id).is_alive()
+        && backend::pool_tag(&memory.backends(), id) == rules.pool_tag();
+    if alive { id } else { BackendId(0) }
+}
+
+/// The backend that a source is bound to, if it takes new flows.
+#[inline(always)]
+fn of_source(memory: &impl Memory, rules: Rules, source: u64, now: u32) -> BackendId {
+    let (entry, _) = flows::find(memory, source);
+    let bound = member(memory, rules, entry.backend());
+    let eligible =
+        bound.0 != 0 && entry.age(now) <= rules.affinity_timeout() && !identity(memory, bound).is_draining();
+    if eligible { bound } else { BackendId(0) }
+}
+
+#[inline(always)]
+fn bind_source(memory: &impl Memory, source: u64, backend: BackendId, now: u32) {
+    let (entry, place) = flows::find(memory, source);
+    if entry.is_none() {
+        flows::insert(memory, source, backend, now);
+    } else {
+        memory.set_flow(place, Entry::new(source, backend, now).0);
+    }
+}
+
+#[inline(always)]
+fn identity(memory: &impl Memory, id: BackendId) -> Identity {
+    backend::identity(&memory.backends(), id)
+}

@@ -1,0 +1,58 @@
+//! What one program knows of a packet when the next one goes on with it.
+
+use lb_common::{AddrEntry, Flow, Record, Verdict, steer::Hashes};
+
+use crate::packet::Packet;
+
+/// Handed over in this CPU's scratch memory. Offsets count from the start of the frame; the packet
+/// itself is as it came in.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Carry {
+    /// Five-tuple of the packet. Ports 0 where it has none.
+    pub flow: Flow,
+    /// Its hashes.
+    pub hashes: Hashes,
+    /// Record of its VIP.
+    pub record: Record,
+    /// Index of that record.
+    pub record_index: u32,
+    /// Whose the destination address is.
+    pub addr: AddrEntry,
+    /// Where the IP header begins.
+    pub l3: u32,
+    /// Where the transport header begins.
+    pub l4: u32,
+    /// See [`Packet::tx_ifindex`].
+    pub tx_ifindex: u32,
+    /// TCP's flag byte; 0 for UDP.
+    pub tcp_flags: u32,
+    /// Why the packet is refused.
+    pub verdict: Verdict,
+    /// Largest IP packet that would have fitted, for [`Verdict::TooBig`].
+    pub mtu: u16,
+}
+
+impl Carry {
+    /// Where the headers begin, as the family's functions want it.
+    #[inline(always)]
+    pub fn at(&self) -> At {
+        At { l3: self.l3 as usize, l4: self.l4 as usize }
+    }
+
+    /// The packet, with what is known of its interface.
+    #[inline(always)]
+    pub fn packet(&self, ctx: &aya_ebpf::programs::XdpContext) -> Packet {
+        Packet::of(ctx).leaving_by(self.tx_ifindex).shifted()
+    }
+}
+
+/// Where the headers of a packet begin, in bytes from the start of the frame. Constants in the
+/// fast path, where they vanish.
+#[derive(Clone, Copy)]
+pub struct At {
+    /// IP header.
+    pub l3: usize,
+    /// Transport header.
+    pub l4: usize,
+}

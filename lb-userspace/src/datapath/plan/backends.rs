@@ -1,0 +1,121 @@
+//! Backends: an id each, and the lines that say where they are.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+
+use lb_common::{Addr, BackendId, Mode, TCP, UDP, tunnel, wire_port};
+
+use super::{Book, Line, Op, Plan, Retired};
+use crate::datapath::want::{Backend, Want, problem};
+use crate::model::l4::{ForwardingMode, PoolId, Protocol};
+
+impl Book {
+    /// Tags of the pools: what a backend's line and a VIP's record share.
+    pub(super) fn plan_tags(&mut self, want: &Want, plan: &mut Plan, retired: &mut Retired) {
+        for id in want.pools.keys() {
+            if self.tags.contains_key(id) {
+                continue;
+            }
+            match self.tag_ids.take() {
+                Some(tag) => drop(self.tags.insert(id.clone(), tag)),
+                None => plan.problems.push(problem(id, "no pool tag is left".to_owned())),
+            }
+        }
+        self.tags.retain(|id, tag| {
+            let kept = want.pools.contains_key(id);
+            if !kept {
+                retired.tags.push(*tag);
+            }
+            kept
+        });
+    }
+
+    pub(super) fn plan_backends(&mut self, want: &Want, plan: &mut Plan, retired: &mut Retired) {
+        let mut keep = BTreeSet::new();
+        for (pool_id, pool) in &want.pools {
+            let Some(tag) = self.tags.get(pool_id).copied() else { continue };
+            for (addr, backend) in &pool.backends {
+                let key = (pool_id.clone(), backend.mode, *addr);
+                let id = match self.backends.get(&key) {
+                    Some(line) => Some(line.id),
+                    None => self.backend_ids.take().map(BackendId),
+                };
+                let Some(id) = id else {
+                    plan.problems.push(problem(pool_id, format!("backend {addr}: no backend id is left")));
+                    continue;
+                };
+                if !self.backends.contains_key(&key)
+                    && let Some(generation) = self.generations.get_mut(usize::from(id.0))
+                {
+                    *generation = generation.wrapping_add(1).max(1);
+                }
+                let words = self.line(id, pool_id, *addr, backend, tag);
+                if self.backends.get(&key).is_none_or(|line| line.words != words) {
+                    plan.ops.push(Op::Backend(id, words));
+                    self.backends.insert(key.clone(), Line { id, words });
+                }
+                keep.insert(key);
+            }
+        }
+        self.backends.retain(|key, line| {
+            let kept = keep.contains(key);
+            if !kept {
+                retired.backends.push(line.id);
+            }
+            kept
+        });
+    }
+
+    fn line(
+        &self,
+        id: BackendId,
+        pool: &PoolId,
+        addr: SocketAddr,
+        backend: &Backend,
+        pool_tag: u16,
+    ) -> [[u64; 8]; 2] {
+        let Backend { weight: _, draining, mode, to, way } = backend;
+        let proto = match pool.protocol {
+            Protocol::Tcp => TCP,
+            Protocol::Udp => UDP,
+        };
+        let inner = Addr::from(addr.ip());
+        lb_common::Backend {
+            addr: (*to).into(),
+            source: way.source.into(),
+            next_hop: way.plain_next_hop(),
+            vlan: way.vlan.unwrap_or(0),
+            wire_port: wire_port(addr.port()),
+            mode: number(*mode),
+            draining: *draining,
+            generation: self.generations.get(usize::from(id.0)).copied().unwrap_or(1),
+            mtu: way.mtu,
+            pool_tag,
+            inner,
+            tunnel_tag: tunnel::tag(inner, wire_port(addr.port()), proto, self.key),
+        }
+        .words()
+    }
+
+    /// Living ids of a pool, with their addresses and weights.
+    pub(super) fn shares(&self, id: &PoolId, want: &Want) -> BTreeMap<SocketAddr, (BackendId, u16)> {
+        let Some(pool) = want.pools.get(id) else { return BTreeMap::new() };
+        pool.backends
+            .iter()
+            .filter_map(|(addr, backend)| {
+                let weight = if backend.draining { 0 } else { backend.weight };
+                Some((*addr, (self.backend_id(id, backend.mode, *addr)?, weight)))
+            })
+            .collect()
+    }
+}
+
+fn number(mode: ForwardingMode) -> Mode {
+    match mode {
+        ForwardingMode::L2 => Mode::L2,
+        ForwardingMode::Ipip => Mode::Ipip,
+        ForwardingMode::Tunnel => Mode::Tunnel,
+        ForwardingMode::Nat => Mode::Nat,
+        ForwardingMode::Local => Mode::Local,
+    }
+}

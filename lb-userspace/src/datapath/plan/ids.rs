@@ -1,0 +1,30 @@
+//! Small numbers that name things in the tables.
+
+use std::collections::VecDeque;
+
+/// Hands out numbers; a freed one comes back as late as possible.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Ids {
+    next: u16,
+    end: u16,
+    free: VecDeque<u16>,
+}
+
+impl Ids {
+    /// Numbers from `first` to the one before `end`.
+    pub(super) fn new(first: u16, end: u16) -> Self {
+        Self { next: first, end, free: VecDeque::new() }
+    }
+
+    pub(super) fn take(&mut self) -> Option<u16> {
+        if self.next < self.end {
+            self.next += 1;
+            return Some(self.next - 1);
+        }
+        self.free.pop_front()
+    }
+
+    pub(super) fn give_back(&mut self, id: u16) {
+        self.free.push_back(id);
+    }
+}

@@ -1,0 +1,78 @@
+//! The steps of a plan, and how each is carried out.
+
+use std::collections::BTreeSet;
+
+use lb_common::maps::LINE;
+use lb_common::{BackendId, Descriptor, Epoch, Slot};
+
+use crate::datapath::layout;
+use crate::datapath::memory::Tables;
+use crate::model::l4::Prefix;
+
+/// One step of a [`super::Plan`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Op {
+    /// Writes the lines of a backend.
+    Backend(BackendId, [[u64; LINE]; 2]),
+    /// Fills a region that no descriptor names.
+    Table(u32, Vec<Slot>),
+    /// Writes a record that no VIP names.
+    Record(u16, [u64; LINE]),
+    /// Fills a set of source ranges that no record names.
+    Ranges(u16, BTreeSet<Prefix>),
+    /// Switches the tables of a VIP: one store.
+    Switch(u16, Descriptor),
+    /// Settles a slot of a table in force: one store.
+    Settle(u32, Slot),
+    /// Writes the half of the address and VIP tables that is not in force.
+    Lookup(u32, layout::Buckets, layout::Buckets),
+    /// Puts that half in force: one store.
+    Epoch(Epoch),
+    /// Waits until no packet reads what was retired.
+    Grace,
+    /// Marks a backend as gone: flows that remember it begin anew.
+    Forget(BackendId),
+    /// Clears the flow table of backends that are gone, so that their ids can be used again.
+    Purge(BTreeSet<BackendId>),
+    /// Empties a set of source ranges.
+    NoRanges(u16),
+}
+
+/// What a plan changes outside the shared tables.
+pub trait Outside {
+    /// Returns when no packet reads what was retired before the call.
+    fn wait_for_readers(&mut self);
+    /// Fills a set of source ranges.
+    fn set_ranges(&mut self, set: u16, ranges: &BTreeSet<Prefix>);
+    /// Empties it.
+    fn clear_ranges(&mut self, set: u16);
+}
+
+/// Nothing there: tables in our own memory, that no packet reads.
+impl Outside for () {
+    fn wait_for_readers(&mut self) {}
+
+    fn set_ranges(&mut self, _: u16, _: &BTreeSet<Prefix>) {}
+
+    fn clear_ranges(&mut self, _: u16) {}
+}
+
+impl Op {
+    /// Carries the step out.
+    pub fn apply(&self, tables: &Tables, outside: &mut impl Outside) {
+        match self {
+            Self::Backend(id, words) => tables.store_backend(*id, words),
+            Self::Table(base, slots) => tables.store_slots(*base, slots),
+            Self::Record(index, words) => tables.store_record(*index, words),
+            Self::Ranges(set, ranges) => outside.set_ranges(*set, ranges),
+            Self::Switch(index, descriptor) => tables.switch(*index, *descriptor),
+            Self::Settle(index, slot) => tables.store_slot(*index, *slot),
+            Self::Lookup(half, addrs, vips) => tables.store_lookup(*half, &addrs.lines, &vips.lines),
+            Self::Epoch(epoch) => tables.store_epoch(*epoch),
+            Self::Grace => outside.wait_for_readers(),
+            Self::Forget(id) => tables.forget_backend(*id),
+            Self::Purge(ids) => tables.purge_flows(ids),
+            Self::NoRanges(set) => outside.clear_ranges(*set),
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! The life of a pool's slots: settled, contested after a change, settled again. Pure; ARCHITECTURE.md
+//! draws the state machine, lb-common's `steer` is what packets make of it.
+
+use lb_common::{BackendId, Slot};
+
+/// Nobody.
+const NOBODY: BackendId = BackendId(0);
+
+/// Owners of the slots of one table.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Slots {
+    cells: Vec<Cell>,
+}
+
+/// One slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Cell {
+    owner: BackendId,
+    state: State,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// Every flow of the slot is its owner's.
+    Settled,
+    /// Flows may have other owners: the flow table knows, and those it does not know have
+    /// `previous` (id 0: nobody who lives).
+    Contested { previous: BackendId, since: u32 },
+}
+
+impl Slots {
+    /// log2 of the number of slots; 0 for none.
+    pub fn bits(&self) -> u32 {
+        self.cells.len().checked_ilog2().unwrap_or(0)
+    }
+
+    /// Slots that have not settled.
+    pub fn contested(&self) -> usize {
+        self.cells.iter().filter(|cell| cell.state != State::Settled).count()
+    }
+
+    /// Time of the last change of a slot that has not settled.
+    pub fn last_change(&self) -> Option<u32> {
+        let since = self.cells.iter().filter_map(|cell| match cell.state {
+            State::Contested { since, .. } => Some(since),
+            State::Settled => None,
+        });
+        since.max()
+    }
+
+    /// Gives the slots new owners (a power of two of them; empty: nobody owns any). `lives` says
+    /// which backends still take the packets of their flows.
+    ///
+    /// A slot whose owner changes becomes contested if the old one lives; a contested one keeps
+    /// its older owner while that lives. A table that grows or shrinks is compared slot by slot at
+    /// the larger of both sizes, which names the same owners as the smaller one.
+    pub fn change(&mut self, owners: &[BackendId], lives: impl Fn(BackendId) -> bool, now: u32) {
+        let kept = if self.contested() > 0 { self.cells.len() } else { 0 };
+        let size = owners.len().max(self.cells.len()).max(kept);
+        let repeated = |index: usize| owners.get(index & owners.len().wrapping_sub(1)).copied();
+        let old = |index: usize| self.cells.get(index & self.cells.len().wrapping_sub(1)).copied();
+        let cells: Vec<Cell> = (0..size)
+            .map(|index| {
+                let owner = repeated(index).unwrap_or(NOBODY);
+                let state = old(index).map_or(State::Settled, |cell| cell.next(owner, &lives, now));
+                Cell { owner, state }
+            })
+            .collect();
+        self.cells = cells;
+        self.shrink(owners.len());
+    }
+
+    /// Back to the size of `owners` where that says the same.
+    fn shrink(&mut self, size: usize) {
+        if size > 0 && self.contested() == 0 {
+            self.cells.truncate(size);
+        } else if self.contested() == 0 && self.cells.iter().all(|cell| cell.owner == NOBODY) {
+            self.cells.clear();
+        }
+    }
+
+    /// Settles the slots whose last change is older than `grace`, unless `differs(slot, owner)`: a
+    /// flow seen within the grace time is remembered there with another backend. Returns them.
+    pub fn settle(
+        &mut self,
+        now: u32,
+        grace: u32,
+        differs: impl Fn(u32, BackendId) -> bool,
+    ) -> Vec<(u32, Slot)> {
+        let mut settled = Vec::new();
+        for (index, cell) in (0u32..).zip(&mut self.cells) {
+            let State::Contested { since, .. } = cell.state else { continue };
+            if now.wrapping_sub(since) > grace && !differs(index, cell.owner) {
+                cell.state = State::Settled;
+                settled.push((index, Slot::settled(cell.owner)));
+            }
+        }
+        settled
+    }
+
+    /// The current table as the program reads it.
+    pub fn current(&self) -> Vec<Slot> {
+        let cell = |cell: &Cell| match cell.state {
+            State::Settled => Slot::settled(cell.owner),
+            State::Contested { .. } => Slot::contested(cell.owner),
+        };
+        self.cells.iter().map(cell).collect()
+    }
+
+    /// The previous owners' table; `None` where no slot is contested.
+    pub fn previous(&self) -> Option<Vec<Slot>> {
+        let previous = |cell: &Cell| match cell.state {
+            State::Settled => Slot::settled(NOBODY),
+            State::Contested { previous, .. } => Slot::settled(previous),
+        };
+        (self.contested() > 0).then(|| self.cells.iter().map(previous).collect())
+    }
+
+    /// Whether a table names a backend, as owner or as previous owner.
+    pub fn names(&self, id: BackendId) -> bool {
+        self.cells.iter().any(|cell| {
+            cell.owner == id || matches!(cell.state, State::Contested { previous, .. } if previous == id)
+        })
+    }
+}
+
+impl Cell {
+    fn next(self, owner: BackendId, lives: impl Fn(BackendId) -> bool, now: u32) -> State {
+        let alive = |id: BackendId| if id != NOBODY && lives(id) { id } else { NOBODY };
+        match self.state {
+            State::Settled if self.owner == owner => State::Settled,
+            // The flows of an owner that is gone are lost whatever we do.
+            State::Settled if alive(self.owner) == NOBODY => State::Settled,
+            State::Settled => State::Contested { previous: self.owner, since: now },
+            State::Contested { previous, since } => {
+                let older = if alive(previous) != NOBODY { previous } else { alive(self.owner) };
+                let since = if self.owner == owner { since } else { now };
+                State::Contested { previous: older, since }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: BackendId = BackendId(1);
+    const B: BackendId = BackendId(2);
+    const C: BackendId = BackendId(3);
+
+    fn all_live(_: BackendId) -> bool {
+        true
+    }
+
+    fn one(slots: &Slots) -> (Slot, Option<Slot>) {
+        (slots.current()[0], slots.previous().map(|previous| previous[0]))
+    }
+
+    /// The next owner, and who is gone by then.
+    type Change = (BackendId, &'static [BackendId]);
+
+    fn changed(steps: &[Change]) -> Slots {
+        let mut slots = Slots::default();
+        for (now, (owner, dead)) in (100..).zip(steps) {
+            slots.change(&[*owner; 1], |id| !dead.contains(&id), now);
+        }
+        slots
+    }
+
+    #[test]
+    fn a_slot_goes_through_its_life_as_drawn() {
+        let contested = |owner, previous| (Slot::contested(owner), Some(Slot::settled(previous)));
+        let settled = |owner| (Slot::settled(owner), None);
+        type Case<'a> = (&'a str, &'a [Change], (Slot, Option<Slot>));
+        let cases: [Case<'_>; 9] = [
+            ("the first owner", &[(A, &[])], settled(A)),
+            ("the same owner again", &[(A, &[]), (A, &[])], settled(A)),
+            ("another owner", &[(A, &[]), (B, &[])], contested(B, A)),
+            ("another owner because the first is gone", &[(A, &[]), (B, &[A])], settled(B)),
+            ("a second change keeps the older owner", &[(A, &[]), (B, &[]), (C, &[])], contested(C, A)),
+            ("which is gone by now", &[(A, &[]), (B, &[]), (C, &[A])], contested(C, B)),
+            ("a change that flips back", &[(A, &[]), (B, &[]), (A, &[])], contested(A, A)),
+            ("flips back, and the other is gone", &[(A, &[]), (B, &[]), (A, &[B])], contested(A, A)),
+            ("nobody is left but the old owner", &[(A, &[]), (NOBODY, &[])], contested(NOBODY, A)),
+        ];
+        for (case, steps, expected) in cases {
+            assert_eq!(one(&changed(steps)), expected, "{case}");
+        }
+    }
+
+    #[test]
+    fn a_slot_settles_when_it_is_old_and_no_flow_differs() {
+        let steps: [Change; 2] = [(A, &[]), (B, &[])];
+        let old = |now| {
+            let mut slots = changed(&steps);
+            slots.settle(now, 300, |_, _| false)
+        };
+        let mut differing = changed(&steps);
+
+        assert_eq!(old(101 + 300), vec![]);
+        assert_eq!(old(101 + 301), vec![(0, Slot::settled(B))]);
+        assert_eq!(differing.settle(10_000, 300, |slot, owner| (slot, owner) == (0, B)), vec![]);
+    }
+
+    #[test]
+    fn a_table_that_grows_contests_only_the_slots_whose_owner_changes() {
+        let mut slots = Slots::default();
+        slots.change(&[A, B], all_live, 1);
+
+        slots.change(&[A, B, C, B], all_live, 2);
+
+        let expected = [Slot::settled(A), Slot::settled(B), Slot::contested(C), Slot::settled(B)];
+        assert_eq!(slots.current(), expected);
+        slots.change(&[A, B], all_live, 3);
+        let expected = [Slot::settled(A), Slot::settled(B), Slot::contested(A), Slot::settled(B)];
+        assert_eq!(slots.current(), expected, "the larger size stays while a slot is contested");
+    }
+}
