@@ -1,7 +1,8 @@
 //! The cases as data: which world, which program, which frame, what has to become of it and what
 //! it may cost.
 
-use lb_common::Verdict;
+use lb_common::tunnel;
+use lb_common::verdict::{Event, Verdict};
 
 use super::worlds::{self, Which};
 use crate::packet::{ACK, Packet, SYN, tcp};
@@ -30,6 +31,8 @@ pub struct Case {
     pub action: u32,
     /// What the program counts every packet as, where it counts.
     pub verdict: Option<Verdict>,
+    /// What it counts for nearly every packet beside that.
+    pub event: Option<Event>,
     /// Most that it may cost in units of the MAC swap.
     pub goal: Option<f64>,
 }
@@ -52,6 +55,11 @@ const TX: u32 = 3;
 const ONE: u32 = 1;
 const SOME: u32 = 1 << 16;
 const MANY: u32 = 1 << 20;
+const ALL_NEW: u32 = 0;
+
+/// What `ipip` and `tunnel` put in front, by family.
+const WRAPPED: [u32; 2] = [20, 40];
+const TUNNELLED: [u32; 2] = [tunnel::OVERHEAD_V4 as u32, tunnel::OVERHEAD_V6 as u32];
 
 /// Every case, floors first, in the order of the report.
 pub fn all() -> Vec<Case> {
@@ -88,9 +96,10 @@ fn sizes() -> Vec<Case> {
         frame: frame(0, [worlds::SIZED, ""], ACK),
         flows: ONE,
         vips: 0,
-        grow: 0,
+        grow: WRAPPED[0],
         action: TX,
-        verdict: Some(Verdict::ForwardedL2),
+        verdict: Some(Verdict::ForwardedIpip),
+        event: None,
         goal: None,
     };
     vec![
@@ -116,6 +125,7 @@ struct Row {
     grow: [u32; 2],
     action: u32,
     verdict: Option<Verdict>,
+    event: Option<Event>,
     goal: f64,
 }
 
@@ -125,17 +135,15 @@ enum Wrap {
     /// The packet comes out as it went in.
     None,
     /// It comes out longer.
-    #[expect(dead_code, reason = "no mode encapsulates yet")]
     Undo,
     /// Longer, and each belongs to another flow.
-    #[expect(dead_code, reason = "no mode encapsulates yet")]
     Vary,
     /// Each belongs to another flow, and addresses, ports and checksums are rewritten.
     Renew,
 }
 
 fn rows() -> Vec<Row> {
-    use worlds::{L2, NAT, NOT_OURS};
+    use worlds::{CONTESTED, IPIP, L2, NAT, NOT_OURS, TUNNEL};
     let base = Row {
         name: [""; 2],
         world: Which::Main,
@@ -146,11 +154,25 @@ fn rows() -> Vec<Row> {
         grow: [0; 2],
         action: TX,
         verdict: None,
+        event: None,
         goal: 0.0,
     };
+    let ipip = Row { to: IPIP, grow: WRAPPED, verdict: Some(Verdict::ForwardedIpip), ..base };
+    let vary = Row { wrap: Wrap::Vary, ..ipip };
     vec![
         Row { name: ["not-ours-v4", "not-ours-v6"], action: PASS, goal: 1.2, ..base },
         Row { name: ["l2-v4", "l2-v6"], to: L2, verdict: Some(Verdict::ForwardedL2), goal: 1.7, ..base },
+        Row { name: ["ipip-v4", "ipip-v6"], wrap: Wrap::Undo, goal: 2.6, ..ipip },
+        Row { name: ["ipip-v4-1m", "ipip-v6-1m"], flows: MANY, goal: 3.2, ..vary },
+        Row { name: ["ipip-v4-synflood", "ipip-v6-synflood"], flags: SYN, flows: ALL_NEW, goal: 3.5, ..vary },
+        Row {
+            name: ["contested-v4-64k", "contested-v6-64k"],
+            to: CONTESTED,
+            flows: SOME,
+            event: Some(Event::FlowHit),
+            goal: 6.0,
+            ..vary
+        },
         Row {
             name: ["nat-v4-64k", "nat-v6-64k"],
             wrap: Wrap::Renew,
@@ -159,6 +181,15 @@ fn rows() -> Vec<Row> {
             flows: SOME,
             verdict: Some(Verdict::ForwardedNat),
             goal: 9.0,
+            ..base
+        },
+        Row {
+            name: ["tunnel-v4", "tunnel-v6"],
+            wrap: Wrap::Undo,
+            to: TUNNEL,
+            grow: TUNNELLED,
+            verdict: Some(Verdict::ForwardedTunnel),
+            goal: 2.6,
             ..base
         },
     ]
@@ -177,6 +208,7 @@ fn floors() -> Vec<Case> {
         grow: 0,
         action,
         verdict: None,
+        event: None,
         goal: None,
     };
     let alone = |name, program, v6, grow| Case {
@@ -213,7 +245,7 @@ fn case(row: &Row, at: usize) -> Case {
         Wrap::Vary => (pick("bench_vary_v4", "bench_vary_v6"), Some(pick("vary-v4", "vary-v6"))),
         Wrap::Renew => (pick("bench_renew_v4", "bench_renew_v6"), Some(pick("restore-v4", "restore-v6"))),
     };
-    let Row { name, world, wrap: _, to, flags, flows, grow, action, verdict, goal } = row;
+    let Row { name, world, wrap: _, to, flags, flows, grow, action, verdict, event, goal } = row;
     Case {
         name: name[at],
         world: *world,
@@ -225,6 +257,7 @@ fn case(row: &Row, at: usize) -> Case {
         grow: grow[at],
         action: *action,
         verdict: *verdict,
+        event: *event,
         goal: Some(*goal),
     }
 }

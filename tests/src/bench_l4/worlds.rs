@@ -1,15 +1,23 @@
 //! What is installed while the cases run.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Result, ensure};
 use penstock::datapath::engine::Engine;
 use penstock::model::l4::{ForwardingMode, Protocol::Tcp};
 
-use crate::world::{self, LOOPBACK, backend_mac};
+use crate::world::{self, LOOPBACK, backend_mac, pool_id};
 
 /// A VIP of nobody here, by family.
 pub const NOT_OURS: [&str; 2] = ["192.0.2.1:80", "[2001:db8:9::1]:80"];
 /// Settled, one backend on our link.
 pub const L2: [&str; 2] = ["203.0.113.2:80", "[2001:db8:1::2]:80"];
+/// Settled, one backend that unwraps.
+pub const IPIP: [&str; 2] = ["203.0.113.3:80", "[2001:db8:1::3]:80"];
+/// Settled, one backend on the host of another balancer.
+pub const TUNNEL: [&str; 2] = ["203.0.113.4:80", "[2001:db8:1::4]:80"];
+/// Every backend was just replaced, so that every slot is contested; `ipip`.
+pub const CONTESTED: [&str; 2] = ["203.0.113.5:80", "[2001:db8:1::5]:80"];
 /// Backends enough for 64,000 flows with the ports of the tests.
 pub const NAT: [&str; 2] = ["203.0.113.1:80", "[2001:db8:1::1]:80"];
 
@@ -22,7 +30,7 @@ pub const VIPS: u16 = 4000;
 pub const BACKENDS: u16 = 10_000;
 
 /// Which of the worlds a case is about.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Which {
     /// One VIP of every kind.
     Main,
@@ -34,11 +42,8 @@ pub enum Which {
     Backends,
 }
 
-/// The program with its tables, apart from those of the other worlds.
-pub struct World {
-    /// Its tables, and the programs that read them.
-    pub engine: Engine,
-}
+/// The program with tables of its own for each of the worlds.
+pub type Worlds = BTreeMap<Which, Engine>;
 
 const PROGRAMS: &[&str] = &[
     "bench_pass",
@@ -51,28 +56,60 @@ const PROGRAMS: &[&str] = &[
     "bench_renew_v6",
 ];
 
-/// Every world, in the order of [`Which`].
-pub fn load() -> Result<Vec<World>> {
-    Ok(vec![main()?, sized(1, 3)?, sized(VIPS, 3)?, sized(1, BACKENDS)?])
+/// Every world that is needed.
+pub fn load(needed: impl Fn(Which) -> bool) -> Result<Worlds> {
+    let all = [Which::Main, Which::Small, Which::Vips, Which::Backends];
+    let world = |which| match which {
+        Which::Main => main(),
+        Which::Small => sized(1, 3),
+        Which::Vips => sized(VIPS, 3),
+        Which::Backends => sized(1, BACKENDS),
+    };
+    all.into_iter().filter(|which| needed(*which)).map(|which| Ok((which, world(which)?))).collect()
 }
 
-fn main() -> Result<World> {
-    use ForwardingMode::Nat;
-    let [nat4, nat6] = NAT;
-    let [l24, l26] = L2;
-    let many = |v6: bool, count| -> Vec<String> { (1..=count).map(|last| backend(v6, 8080, last)).collect() };
-    let world = world::World::new()
-        .service(Tcp, nat4, Nat, &strs(&many(false, 32)))
-        .service(Tcp, nat6, Nat, &strs(&many(true, 32)))
-        .service(Tcp, l24, ForwardingMode::L2, &[&backend(false, 80, 1)])
-        .service(Tcp, l26, ForwardingMode::L2, &[&backend(true, 80, 1)]);
-    install(&world)
+fn main() -> Result<Engine> {
+    use ForwardingMode::{Ipip, Nat, Tunnel};
+    let mut world = world::World::new();
+    for (vips, mode) in [(L2, ForwardingMode::L2), (IPIP, Ipip), (TUNNEL, Tunnel)] {
+        for (vip, v6) in vips.into_iter().zip([false, true]) {
+            world = world.service(Tcp, vip, mode, &[&backend(v6, 80, 1)]);
+        }
+    }
+    for (vip, v6) in NAT.into_iter().zip([false, true]) {
+        world = world.service(Tcp, vip, Nat, &strs(&many(v6, 8080, 1..=32)));
+    }
+    let contested = |world: world::World, backends: std::ops::RangeInclusive<u8>| {
+        CONTESTED.into_iter().zip([false, true]).fold(world, |world, (vip, v6)| {
+            world.service(Tcp, vip, Ipip, &strs(&many(v6, 80, backends.clone())))
+        })
+    };
+    let mut engine = install(&contested(world.clone(), 101..=110))?;
+    // The old backends live on, or the flows would have nothing to keep.
+    let mut replaced = contested(world, 101..=120);
+    for vip in CONTESTED {
+        for (addr, backend) in replaced.backends_mut(vip, Tcp) {
+            backend.draining = many(addr.is_ipv6(), 80, 101..=110).contains(&addr.to_string());
+        }
+    }
+    let pools: Vec<_> = CONTESTED.iter().map(|vip| Ok(pool_id(vip.parse()?, Tcp))).collect::<Result<_>>()?;
+    let problems = engine.apply(replaced.want);
+    ensure!(problems.is_empty(), "{problems:?}");
+    for pool in pools {
+        let size = engine.table_size(&pool);
+        ensure!(size.is_some_and(|(slots, contested)| contested == slots as usize), "contested: {size:?}");
+    }
+    Ok(engine)
+}
+
+fn many(v6: bool, port: u16, last: std::ops::RangeInclusive<u8>) -> Vec<String> {
+    last.map(|last| backend(v6, port, last)).collect()
 }
 
 /// The forwarding mode of the worlds that differ in size.
-const MODE: ForwardingMode = ForwardingMode::L2;
+const MODE: ForwardingMode = ForwardingMode::Ipip;
 
-fn sized(vips: u16, backends: u16) -> Result<World> {
+fn sized(vips: u16, backends: u16) -> Result<Engine> {
     let mut world = world::World::new();
     for vip in 0..vips {
         let [high, low] = vip.to_be_bytes();
@@ -86,13 +123,13 @@ fn sized(vips: u16, backends: u16) -> Result<World> {
     install(&world)
 }
 
-fn install(world: &world::World) -> Result<World> {
+fn install(world: &world::World) -> Result<Engine> {
     let mut engine = Engine::load(world::CONFIG)?;
     engine.kernel.load_bench(PROGRAMS)?;
     let problems = engine.apply(world.want.clone());
     ensure!(problems.is_empty(), "{problems:?}");
     engine.set_interface(LOOPBACK, backend_mac(1));
-    Ok(World { engine })
+    Ok(engine)
 }
 
 fn backend(v6: bool, port: u16, last: u8) -> String {

@@ -1,4 +1,4 @@
-//! Prints what a packet costs: `bench-l4 [--wire] [--json FILE] [--rounds N]`.
+//! Prints what a packet costs: `bench-l4 [--wire] [--json FILE] [--rounds N] [--only WORD,WORD]`.
 
 use anyhow::{Context, Result, bail};
 use lb_tests::bench_l4::control::{self, Control, Publish};
@@ -8,7 +8,7 @@ use lb_tests::bench_l4::{self, Measured};
 const ROUNDS: usize = 41;
 
 fn main() -> Result<()> {
-    let (mut json, mut rounds, mut on_wire) = (None, ROUNDS, false);
+    let (mut json, mut rounds, mut on_wire, mut only) = (None, ROUNDS, false, String::new());
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         let mut value = || args.next().with_context(|| format!("{arg} takes a value"));
@@ -16,10 +16,11 @@ fn main() -> Result<()> {
             "--wire" => on_wire = true,
             "--json" => json = Some(value()?),
             "--rounds" => rounds = value()?.parse().context("--rounds takes a number")?,
-            _ => bail!("usage: bench-l4 [--wire] [--json FILE] [--rounds N]"),
+            "--only" => only = value()?,
+            _ => bail!("usage: bench-l4 [--wire] [--json FILE] [--rounds N] [--only WORD,WORD]"),
         }
     }
-    let rows = if on_wire { wire()? } else { packets(rounds)? };
+    let rows = if on_wire { wire()? } else { packets(rounds, &only)? };
     if let Some(file) = json {
         let text = serde_json::to_string_pretty(&rows)?;
         std::fs::write(&file, text + "\n").with_context(|| format!("write {file}"))?;
@@ -27,10 +28,15 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-fn packets(rounds: usize) -> Result<Vec<serde_json::Value>> {
-    let measured = bench_l4::run(rounds).context("measure (needs root or CAP_BPF and CAP_NET_ADMIN)")?;
+fn packets(rounds: usize, only: &str) -> Result<Vec<serde_json::Value>> {
+    let only: Vec<&str> = only.split(',').filter(|word| !word.is_empty()).collect();
+    let measured =
+        bench_l4::run(rounds, &only).context("measure (needs root or CAP_BPF and CAP_NET_ADMIN)")?;
     print(&measured);
     print_compared(&measured);
+    if !only.is_empty() {
+        return Ok(measured.iter().map(Measured::json).collect());
+    }
     let control = control::run().context("measure a change of the tables")?;
     print_control(&control);
     Ok(measured.iter().map(Measured::json).chain(control.json()).collect())
