@@ -1,6 +1,6 @@
 //! What one program knows of a packet when the next one goes on with it.
 
-use lb_common::{AddrEntry, Flow, Record, Verdict, steer::Hashes};
+use lb_common::{AddrEntry, BackendId, Flow, Record, Verdict, steer::Hashes};
 
 use crate::packet::Packet;
 
@@ -31,6 +31,22 @@ pub struct Carry {
     pub verdict: Verdict,
     /// Largest IP packet that would have fitted, for [`Verdict::TooBig`].
     pub mtu: u16,
+    /// How it came, if another balancer sent it.
+    pub tunnelled: Tunnelled,
+}
+
+/// What the tunnel says of a packet that came through it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Tunnelled {
+    /// The backend that the sender chose, if it is known here.
+    pub backend: BackendId,
+    /// Bytes that the tunnel took in front of the packet; 0: it came as the client sent it.
+    pub overhead: u16,
+}
+
+impl Tunnelled {
+    /// As the client sent it.
+    pub const NOT: Self = Self { backend: BackendId(0), overhead: 0 };
 }
 
 impl Carry {

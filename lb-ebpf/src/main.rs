@@ -26,7 +26,7 @@ use lb_common::{
 };
 
 use crate::{
-    carry::Carry,
+    carry::{Carry, Tunnelled},
     forward::Outcome,
     maps::Tables,
     packet::Packet,
@@ -205,6 +205,7 @@ fn carry_on<F: Family>(
         tcp_flags: tcp_flags as u32,
         verdict,
         mtu,
+        tunnelled: Tunnelled::NOT,
     };
     // SAFETY: the scratch value is this CPU's own, and XDP does not nest.
     unsafe { (*scratch).carry = carry };

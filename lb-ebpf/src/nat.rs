@@ -293,7 +293,7 @@ fn refresh(hash: u64, flags: u8, now: u32, client: NextHop) {
 
 #[inline(always)]
 fn translate<F: Family>(packet: &Packet, carry: &Carry, head: &F::Head, old: &Flow, new: &Flow) {
-    let delta = F::rewrite(head, old, new);
+    let delta = F::rewrite(head, old, new, 1);
     rewrite_transport(packet, carry.at(), new, delta);
 }
 

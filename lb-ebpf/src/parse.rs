@@ -58,8 +58,9 @@ pub trait Family {
     fn ttl(head: &Self::Head) -> u8;
     /// [`Flow::hash`] without asking for the family.
     fn hash(flow: &Flow, key: HashKey) -> u64;
-    /// Rewrites addresses and hop limit; returns what the transport checksum has to follow.
-    fn rewrite(head: &Self::Head, old: &Flow, new: &Flow) -> Delta;
+    /// Rewrites addresses and takes `hops` from the hop limit; returns what the transport checksum has
+    /// to follow.
+    fn rewrite(head: &Self::Head, old: &Flow, new: &Flow, hops: u8) -> Delta;
 }
 
 /// IPv4.
@@ -118,13 +119,13 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn rewrite(head: &Self::Head, old: &Flow, new: &Flow) -> Delta {
+    fn rewrite(head: &Self::Head, old: &Flow, new: &Flow, hops: u8) -> Delta {
         let addresses =
             Delta::new().word(old.src.raw_v4(), new.src.raw_v4()).word(old.dst.raw_v4(), new.dst.raw_v4());
         // TTL is the low byte of its 16-bit word in wire order.
-        let hops: u16 = head.read(8);
-        let fewer = hops.wrapping_sub(1);
-        let csum = addresses.word(hops as u32, fewer as u32).apply(head.read(10));
+        let word: u16 = head.read(8);
+        let fewer = word.wrapping_sub(hops as u16);
+        let csum = addresses.word(word as u32, fewer as u32).apply(head.read(10));
         head.write(8, fewer);
         head.write(10, csum);
         head.write(12, new.src.raw_v4());
@@ -185,8 +186,8 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn rewrite(head: &Self::Head, old: &Flow, new: &Flow) -> Delta {
-        head.write(7, head.read::<u8>(7).wrapping_sub(1));
+    fn rewrite(head: &Self::Head, old: &Flow, new: &Flow, hops: u8) -> Delta {
+        head.write(7, head.read::<u8>(7).wrapping_sub(hops));
         head.write(8, new.src.hi);
         head.write(16, new.src.lo);
         head.write(24, new.dst.hi);
