@@ -27,6 +27,17 @@ impl Agent {
     /// Starts the agent on `host` with the kernel program on `interfaces`, the manifests and the log in `dir`,
     /// and waits until it is healthy.
     pub fn start(lab: &Lab, host: &Host, interfaces: &[&str], dir: &Path) -> Result<Self> {
+        Self::start_with(lab, host, interfaces, dir, &[])
+    }
+
+    /// The same with more arguments.
+    pub fn start_with(
+        lab: &Lab,
+        host: &Host,
+        interfaces: &[&str],
+        dir: &Path,
+        more: &[&str],
+    ) -> Result<Self> {
         let manifests = dir.join("manifests");
         std::fs::create_dir_all(&manifests)?;
         let log = dir.join("penstock.log");
@@ -37,6 +48,7 @@ impl Agent {
         for interface in interfaces {
             command.args(["--interface", interface]);
         }
+        command.args(more);
         let pid = lab.start(command, &log)?;
         let agent = Self { host: host.clone(), pid, manifests, log };
         let up = eventually(DEADLINE, || {

@@ -2,8 +2,11 @@
 //! Needs root; a machine that has no namespaces skips, or fails where `PENSTOCK_REQUIRE` names `wire`.
 
 mod change;
+mod fork;
+mod interfaces;
 mod l4;
 mod lab;
+mod many;
 mod next_hop;
 mod ours_or_not;
 mod punt;

@@ -65,6 +65,7 @@ mod tests {
             up: true,
             carrier: true,
             kind,
+            master: None,
             bond_port: false,
             addrs: BTreeSet::new(),
         }

@@ -21,13 +21,10 @@ use futures_util::TryStreamExt;
 use lb_common::Mac;
 use lb_common::backend::NextHop;
 use rtnetlink::Handle;
-use rtnetlink::packet_core::NLM_F_CREATE;
+use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::AddressAttribute;
-use rtnetlink::packet_route::neighbour::{
-    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
-};
+use rtnetlink::packet_route::neighbour::NeighbourMessage;
 use rtnetlink::packet_route::route::RouteAddress;
-use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::Error;
 use super::want::{Network, Way};
@@ -53,6 +50,18 @@ pub struct Netlink {
     view: View,
     /// Nothing has been read yet.
     fresh: bool,
+    /// The view changed since a refresh last told so.
+    unreported: bool,
+    effort: Effort,
+}
+
+/// What following the network took since the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Effort {
+    /// Routes asked for.
+    pub routes: u64,
+    /// Times that everything was read, the first included.
+    pub complete: u64,
 }
 
 impl Drop for Netlink {
@@ -99,6 +108,8 @@ impl Netlink {
             exits: BTreeMap::new(),
             view: View::default(),
             fresh: true,
+            unreported: false,
+            effort: Effort::default(),
         })
     }
 
@@ -123,31 +134,42 @@ impl Netlink {
         &self.view
     }
 
-    /// Reads anew what changed, for these backends; tells whether the view did. `attached` says
-    /// which interfaces are ours. After an error everything is read anew the next time.
-    pub async fn refresh(
-        &mut self,
-        attached: impl Fn(&Interface) -> bool,
-        backends: &BTreeSet<IpAddr>,
-    ) -> Result<bool, Error> {
+    /// What it took so far.
+    pub fn effort(&self) -> Effort {
+        self.effort
+    }
+
+    /// Whom we have to reach from now on; the next [`Netlink::refresh`] finds the way to the new ones.
+    pub fn set_backends(&mut self, backends: &BTreeSet<IpAddr>) {
+        for addr in self.routes.follow(backends) {
+            self.unreported |= self.view.network.ways.remove(&addr).is_some();
+        }
+    }
+
+    /// Reads anew what changed; tells whether the view did. `attached` says which interfaces are
+    /// ours. After an error everything is read anew the next time.
+    pub async fn refresh(&mut self, attached: impl Fn(&Interface) -> bool) -> Result<bool, Error> {
         let mut heard = std::mem::take(&mut self.shared.lock().heard);
         heard.lost |= self.fresh;
-        let refreshed = self.read_anew(heard, attached, backends).await;
-        match &refreshed {
-            Ok(_) => self.fresh = false,
-            Err(_) => self.shared.lock().heard.lost = true,
+        match self.read_anew(heard, attached).await {
+            Ok(()) => {
+                self.fresh = false;
+                Ok(std::mem::take(&mut self.unreported))
+            }
+            Err(error) => {
+                self.shared.lock().heard.lost = true;
+                Err(error)
+            }
         }
-        refreshed
     }
 
     async fn read_anew(
         &mut self,
         mut heard: Heard,
         attached: impl Fn(&Interface) -> bool,
-        backends: &BTreeSet<IpAddr>,
-    ) -> Result<bool, Error> {
-        let mut changed = false;
+    ) -> Result<(), Error> {
         if heard.lost {
+            self.effort.complete += 1;
             heard.hops.extend(self.read_neighbours().await?);
             heard.all_routes = true;
         }
@@ -155,9 +177,9 @@ impl Netlink {
         if heard.lost || heard.links {
             let interfaces = self.interfaces().await?;
             if interfaces != self.view.interfaces {
-                doubt_by_links(&mut self.routes, &self.view.interfaces, &interfaces);
+                self.routes.doubt_by_links(&self.view.interfaces, &interfaces);
                 self.view.interfaces = interfaces;
-                (changed, moved) = (true, true);
+                (self.unreported, moved) = (true, true);
             }
         }
         if heard.all_routes {
@@ -166,12 +188,8 @@ impl Netlink {
         for prefix in heard.prefixes {
             self.routes.doubt_prefix(prefix);
         }
-        let gone = self.routes.follow(backends);
-        for addr in &gone {
-            changed |= self.view.network.ways.remove(addr).is_some();
-        }
         let asked = self.ask_routes().await?;
-        if moved || !gone.is_empty() || !asked.is_empty() {
+        if moved || self.unreported || !asked.is_empty() {
             self.tell_used();
         }
         // With a link or a port that changed, any next hop may leave another way.
@@ -179,11 +197,11 @@ impl Netlink {
         if moved {
             hops.extend(self.routes.hops().keys());
         }
-        changed |= self.update_ways(hops, asked);
-        changed |= self.sort_addresses(attached);
+        self.update_ways(hops, asked);
+        self.sort_addresses(attached);
         let first = self.shared.lock().neighbours.first();
         self.ask_neighbours(first).await;
-        Ok(changed)
+        Ok(())
     }
 
     /// Asks the kernel for routes that are not known; gives the backends whose route changed.
@@ -198,6 +216,7 @@ impl Netlink {
             dead: dead.into_iter().map(|one| one.ifindex).collect(),
             alive: alive.into_iter().map(|one| one.ifindex).collect(),
         };
+        self.effort.routes += stale.len() as u64;
         let to = stale.clone();
         let answers = self.blocking(move |batch| routes::ask(batch, &to, &carriers)).await;
         let answers = match answers {
@@ -238,8 +257,8 @@ impl Netlink {
         self.exits.retain(|hop, _| hops.contains_key(hop));
     }
 
-    /// Makes the ways of backends behind these next hops, and of these backends, anew; tells whether one changed.
-    fn update_ways(&mut self, hops: BTreeSet<Hop>, backends: BTreeSet<IpAddr>) -> bool {
+    /// Makes the ways of backends behind these next hops, and of these backends, anew.
+    fn update_ways(&mut self, hops: BTreeSet<Hop>, backends: BTreeSet<IpAddr>) {
         let mut touched = backends;
         let mut hops = hops;
         let route = |addr: &IpAddr| self.routes.get(*addr).and_then(|route| route.as_ref().ok());
@@ -272,7 +291,7 @@ impl Netlink {
             changed |= problems != self.view.problems;
             self.view.problems = problems;
         }
-        changed
+        self.unreported |= changed;
     }
 
     fn way(&self, route: &Route) -> Result<Way, String> {
@@ -307,16 +326,25 @@ impl Netlink {
         known.collect()
     }
 
-    fn sort_addresses(&mut self, attached: impl Fn(&Interface) -> bool) -> bool {
+    fn sort_addresses(&mut self, attached: impl Fn(&Interface) -> bool) {
         let (mut node, mut other) = (BTreeSet::new(), BTreeSet::new());
+        let ours: BTreeSet<u32> =
+            self.view.interfaces.values().filter(|one| attached(one)).map(|one| one.ifindex).collect();
+        // What is stacked on an attached interface receives by it.
+        let ports = self.view.interfaces.values().filter(|one| ours.contains(&one.ifindex));
+        let masters: BTreeSet<u32> = ports.filter_map(|one| one.master).collect();
         for interface in self.view.interfaces.values() {
-            let addrs = if attached(interface) { &mut node } else { &mut other };
+            let stacked = match interface.kind {
+                Kind::Vlan { lower: Some(lower), .. } => ours.contains(&lower),
+                _ => masters.contains(&interface.ifindex),
+            };
+            let reached = stacked || ours.contains(&interface.ifindex);
+            let addrs = if reached { &mut node } else { &mut other };
             addrs.extend(&interface.addrs);
         }
         let network = &mut self.view.network;
-        let changed = network.node_addrs != node || network.other_addrs != other;
+        self.unreported |= network.node_addrs != node || network.other_addrs != other;
         (network.node_addrs, network.other_addrs) = (node, other);
-        changed
     }
 
     /// First half of a round of verification, see [`neighbours`]. Half a round is a fifth of a second.
@@ -335,8 +363,7 @@ impl Netlink {
         if asks.is_empty() {
             return;
         }
-        let requests: Vec<Request> =
-            asks.iter().flat_map(|(hop, ask)| neighbour_requests(*hop, *ask)).collect();
+        let requests: Vec<Request> = asks.iter().flat_map(|(hop, ask)| ask.requests(*hop)).collect();
         match self.blocking(move |batch| batch.ask(requests)).await {
             // One that vanished between its announcement and our question is no error.
             Ok(answers) => {
@@ -409,54 +436,6 @@ impl Netlink {
         }
         let entries = request.execute().try_collect().await;
         entries.map_err(|error| netlink("list", "neighbours", error))
-    }
-}
-
-/// Marks the routes that the difference can have changed and that nobody announces: the kernel
-/// removes IPv4 routes of a link that goes down, or of an address that goes, in silence.
-fn doubt_by_links(routes: &mut Routes, before: &BTreeMap<u32, Interface>, now: &BTreeMap<u32, Interface>) {
-    let global = |one: &Interface| -> Vec<IpAddr> {
-        // Every interface has link-local addresses; none is the source of a route to a backend
-        // by another interface.
-        let is_local = |addr: &IpAddr| matches!(addr, IpAddr::V6(v6) if v6.is_unicast_link_local());
-        one.addrs.iter().copied().filter(|addr| !is_local(addr)).collect()
-    };
-    for (ifindex, old) in before {
-        let new = now.get(ifindex);
-        if old.is_running() && !new.is_some_and(Interface::is_running) {
-            routes.doubt_interface(*ifindex);
-        }
-        let back = !old.is_running() && new.is_some_and(Interface::is_running);
-        if back || global(old) != new.map(global).unwrap_or_default() {
-            routes.doubt_all();
-        }
-    }
-    let new = now.iter().filter(|(ifindex, _)| !before.contains_key(ifindex));
-    if new.into_iter().any(|(_, one)| !global(one).is_empty()) {
-        routes.doubt_all();
-    }
-}
-
-fn neighbour_requests((ifindex, addr): Hop, ask: Ask) -> Vec<Request> {
-    let message = |state, flags| {
-        let mut message = NeighbourMessage::default();
-        message.header.family = if addr.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
-        message.header.ifindex = ifindex;
-        message.header.state = state;
-        message.header.flags = flags;
-        message.attributes.push(NeighbourAttribute::Destination(match addr {
-            IpAddr::V4(v4) => NeighbourAddress::Inet(v4),
-            IpAddr::V6(v6) => NeighbourAddress::Inet6(v6),
-        }));
-        RouteNetlinkMessage::NewNeighbour(message)
-    };
-    let resolve = (NLM_F_CREATE, message(NeighbourState::None, NeighbourFlags::Use));
-    // Without NLM_F_REPLACE: MAC and router mark of the entry stay as they are.
-    let to = |state| (0, message(state, NeighbourFlags::empty()));
-    match ask {
-        Ask::Resolve => vec![resolve],
-        Ask::Verify => vec![to(NeighbourState::Probe)],
-        Ask::Anew => vec![to(NeighbourState::None), resolve],
     }
 }
 

@@ -69,7 +69,7 @@ pub struct BackendStatus {
     pub weight: u16,
     /// Takes no new flows.
     pub draining: bool,
-    /// MAC and interface index, or `unresolved`.
+    /// MAC, interface index and VLAN tag, or `unresolved`.
     pub next_hop: String,
     /// What it got.
     pub totals: Totals,
@@ -125,7 +125,8 @@ fn pool(engine: &Engine, id: &PoolId) -> PoolStatus {
             next_hop: if hop.ifindex == 0 {
                 "unresolved".to_owned()
             } else {
-                format!("{} interface {}", hop.dst(), hop.ifindex)
+                let tag = backend.way.vlan.map(|tag| format!(" vlan {tag}")).unwrap_or_default();
+                format!("{} interface {}{tag}", hop.dst(), hop.ifindex)
             },
             totals,
         });

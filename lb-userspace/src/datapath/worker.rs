@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lb_common::maps;
 use lb_common::nat::Timeouts;
@@ -23,8 +23,10 @@ use super::{Attach, Error, Options};
 use crate::model::l4::{L4, Listener};
 use crate::model::{ObjectId, Problem, Severity};
 
-/// Changes of the network come in bursts; this long is waited for the rest of one.
-const SETTLE: Duration = Duration::from_millis(10);
+/// Changes of the network come in bursts; this long is waited for the rest of one, and as long as
+/// the last change took, so that a storm of costly ones leaves half the time for everything else.
+const BURST: Duration = Duration::from_millis(10);
+const LONGEST_BURST: Duration = Duration::from_millis(250);
 /// Half a round of verifying neighbours: as long as one has to answer.
 const BEAT: Duration = Duration::from_millis(200);
 /// Beats between sweeps of the NAT tables, and before what failed is tried again.
@@ -46,9 +48,8 @@ pub struct Worker {
     shared: Arc<Shared>,
     netlink: Netlink,
     desired: watch::Receiver<Arc<L4>>,
-    /// The desired state that is installed, and whom it has to reach.
+    /// The desired state that is installed.
     installed: Option<Arc<L4>>,
-    backends: BTreeSet<IpAddr>,
     choice: Choice,
     attach: Attach,
     nat_ports: (u16, u16),
@@ -84,7 +85,7 @@ pub async fn start(
     }
     check_nat_ports(nat_ports);
     let mut netlink = Netlink::open()?;
-    netlink.refresh(|_| false, &BTreeSet::new()).await?;
+    netlink.refresh(|_| false).await?;
     let mut choice = Choice::new(interfaces);
     choose_defaults(&mut choice, &netlink).await?;
     if !wait_interfaces {
@@ -108,7 +109,6 @@ pub async fn start(
         netlink,
         desired,
         installed: None,
-        backends: BTreeSet::new(),
         choice,
         attach,
         nat_ports,
@@ -160,11 +160,12 @@ impl Worker {
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut beats = 0u32;
         let mut failed = false;
+        let mut burst = BURST;
         loop {
             tokio::select! {
                 _ = &mut stop => break,
                 changed = self.desired.changed() => if changed.is_err() { break },
-                () = self.netlink.changed() => tokio::time::sleep(SETTLE).await,
+                () = self.netlink.changed() => tokio::time::sleep(burst).await,
                 _ = beat.tick() => {
                     beats = beats.wrapping_add(1);
                     if beats.is_multiple_of(2) {
@@ -183,7 +184,9 @@ impl Worker {
                     }
                 }
             }
+            let begun = Instant::now();
             let updated = self.update().await;
+            burst = begun.elapsed().clamp(BURST, LONGEST_BURST);
             failed = updated.is_err();
             match updated {
                 Ok(Update::Nothing) => continue,
@@ -207,12 +210,12 @@ impl Worker {
         let l4 = Arc::clone(&self.desired.borrow_and_update());
         let wished = !self.installed.as_ref().is_some_and(|installed| Arc::ptr_eq(installed, &l4));
         if wished {
-            self.backends = want::destinations(&l4);
+            self.netlink.set_backends(&want::destinations(&l4));
         }
-        let Self { netlink, choice, backends, .. } = self;
-        let mut changed = netlink.refresh(|interface| choice.covers(interface), backends).await?;
+        let Self { netlink, choice, .. } = self;
+        let mut changed = netlink.refresh(|interface| choice.covers(interface)).await?;
         if choose_defaults(choice, netlink).await? {
-            changed |= netlink.refresh(|interface| choice.covers(interface), backends).await?;
+            changed |= netlink.refresh(|interface| choice.covers(interface)).await?;
         }
         if !changed && !wished {
             return Ok(Update::Nothing);
@@ -299,7 +302,9 @@ impl Worker {
         }
         let mut failed = Vec::new();
         for interface in &chosen {
-            engine.tables.store_interface(slot(interface.ifindex), word(interface, &chosen));
+            let bridge = interface.master.filter(|_| !interface.bond_port);
+            let bridge = bridge.and_then(|ifindex| self.netlink.view().interfaces.get(&ifindex));
+            engine.tables.store_interface(slot(interface.ifindex), word(interface, bridge, &chosen));
             if let Some((name, _)) = self.attached.get_mut(&interface.ifindex) {
                 name.clone_from(&interface.name);
                 continue;
@@ -371,13 +376,14 @@ fn slot(ifindex: u32) -> usize {
 }
 
 /// What it finds there. Interfaces that share a slot cannot have their MAC checked: the other's
-/// frames would be taken for another host's.
-fn word(interface: &Interface, chosen: &[&Interface]) -> u64 {
+/// frames would be taken for another host's. Frames to this host that come in by the port of a
+/// bridge are sent to the MAC of the bridge.
+fn word(interface: &Interface, bridge: Option<&Interface>, chosen: &[&Interface]) -> u64 {
     let shares = |other: &&&Interface| slot(other.ifindex) == slot(interface.ifindex);
     if chosen.iter().filter(shares).count() > 1 {
         return maps::NO_XDP_TX;
     }
-    let mac = interface.mac.unwrap_or_default().word();
+    let mac = bridge.unwrap_or(interface).mac.unwrap_or_default().word();
     if interface.kind == Kind::Veth { mac | maps::NO_XDP_TX } else { mac }
 }
 

@@ -29,7 +29,9 @@ pub struct Interface {
     pub carrier: bool,
     /// What it is.
     pub kind: Kind,
-    /// A bond sends by it and has to be named in its place.
+    /// Bridge or bond that it is a port of.
+    pub master: Option<u32>,
+    /// The master is a bond, which has to be named in its place.
     pub bond_port: bool,
     /// Addresses.
     pub addrs: BTreeSet<IpAddr>,
@@ -91,6 +93,7 @@ impl Interface {
             up: flags.contains(LinkFlags::Up),
             carrier: flags.contains(LinkFlags::LowerUp),
             kind: Kind::Device,
+            master: None,
             bond_port: false,
             addrs: BTreeSet::new(),
         };
@@ -102,6 +105,7 @@ impl Interface {
                 LinkAttribute::Address(bytes) => found.mac = mac(&bytes),
                 LinkAttribute::Link(ifindex) => lower = Some(ifindex),
                 LinkAttribute::LinkNetNsId(_) => elsewhere = true,
+                LinkAttribute::Controller(ifindex) => found.master = Some(ifindex),
                 LinkAttribute::LinkInfo(infos) => {
                     found.bond_port = infos.contains(&LinkInfo::PortKind(InfoPortKind::Bond));
                     found.kind = kind(&infos);
@@ -227,6 +231,7 @@ mod tests {
             up: true,
             carrier: true,
             kind,
+            master: None,
             bond_port: false,
             addrs: BTreeSet::new(),
         }

@@ -13,12 +13,14 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 
 use lb_common::Mac;
-use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_core::NLM_F_CREATE;
 use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourExtFlags, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
+use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::mac;
+use super::socket::Request;
 
 /// Neighbours asked in one round.
 const BUDGET: usize = 64;
@@ -104,6 +106,32 @@ pub(super) enum Ask {
     Verify,
     /// Forget it and resolve it by broadcast.
     Anew,
+}
+
+impl Ask {
+    /// The same as the kernel wants it.
+    pub(super) fn requests(self, (ifindex, addr): Hop) -> Vec<Request> {
+        let message = |state, flags| {
+            let mut message = NeighbourMessage::default();
+            message.header.family = if addr.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+            message.header.ifindex = ifindex;
+            message.header.state = state;
+            message.header.flags = flags;
+            message.attributes.push(NeighbourAttribute::Destination(match addr {
+                IpAddr::V4(v4) => NeighbourAddress::Inet(v4),
+                IpAddr::V6(v6) => NeighbourAddress::Inet6(v6),
+            }));
+            RouteNetlinkMessage::NewNeighbour(message)
+        };
+        let resolve = (NLM_F_CREATE, message(NeighbourState::None, NeighbourFlags::Use));
+        // Without NLM_F_REPLACE: MAC and router mark of the entry stay as they are.
+        let to = |state| (0, message(state, NeighbourFlags::empty()));
+        match self {
+            Ask::Resolve => vec![resolve],
+            Ask::Verify => vec![to(NeighbourState::Probe)],
+            Ask::Anew => vec![to(NeighbourState::None), resolve],
+        }
+    }
 }
 
 impl Neighbours {

@@ -14,6 +14,7 @@ use rtnetlink::packet_route::route::{
 
 use super::heard::Prefix;
 use super::ip;
+use super::links::Interface;
 use super::neighbours::Hop;
 use super::socket::{Answer, Batch, Request};
 
@@ -70,6 +71,35 @@ impl Routes {
         let first = (ifindex, IpAddr::V4(Ipv4Addr::UNSPECIFIED));
         let last = (ifindex, IpAddr::V6(Ipv6Addr::from(u128::MAX)));
         self.stale.extend(self.hops.range(first..=last).flat_map(|(_, destinations)| destinations));
+    }
+
+    /// The links changed: doubts the answers that depend on that and that nobody announces: the kernel
+    /// removes IPv4 routes of a link that goes down, or of an address that goes, in silence.
+    pub(super) fn doubt_by_links(
+        &mut self,
+        before: &BTreeMap<u32, Interface>,
+        now: &BTreeMap<u32, Interface>,
+    ) {
+        let global = |one: &Interface| -> Vec<IpAddr> {
+            // Every interface has link-local addresses; none is the source of a route to a backend
+            // by another interface.
+            let is_local = |addr: &IpAddr| matches!(addr, IpAddr::V6(v6) if v6.is_unicast_link_local());
+            one.addrs.iter().copied().filter(|addr| !is_local(addr)).collect()
+        };
+        for (ifindex, old) in before {
+            let new = now.get(ifindex);
+            if old.is_running() && !new.is_some_and(Interface::is_running) {
+                self.doubt_interface(*ifindex);
+            }
+            let back = !old.is_running() && new.is_some_and(Interface::is_running);
+            if back || global(old) != new.map(global).unwrap_or_default() {
+                self.doubt_all();
+            }
+        }
+        let new = now.iter().filter(|(ifindex, _)| !before.contains_key(ifindex));
+        if new.into_iter().any(|(_, one)| !global(one).is_empty()) {
+            self.doubt_all();
+        }
     }
 
     /// What has to be asked.
