@@ -53,15 +53,20 @@ pub struct Way {
 
 /// Reads the way to a backend; asks the kernel's routing where user space has not resolved it.
 #[inline(always)]
-pub fn way(ctx: &XdpContext, packet: &Packet, tables: &Tables, id: BackendId) -> Result<Way, Verdict> {
+pub fn way(ctx: &XdpContext, tables: &Tables, id: BackendId) -> Result<Way, Verdict> {
     let backends = tables.backends();
-    let mut next_hop = backend::next_hop(&backends, id);
-    if next_hop.ifindex == 0
-        && !resolve(raw(ctx), packet.ifindex, &backend::addr(&backends, id), &mut next_hop)
-    {
+    let known = backend::next_hop(&backends, id);
+    let identity = backend::identity(&backends, id);
+    if known.ifindex != 0 {
+        return Ok(Way { next_hop: known, identity });
+    }
+    // A variable of its own: whose address is taken, lives in memory.
+    let mut next_hop = known;
+    let ifindex = ctx.ingress_ifindex() as u32;
+    if !resolve(raw(ctx), ifindex, &backend::addr(&backends, id), &mut next_hop) {
         return Err(Verdict::Unresolved);
     }
-    Ok(Way { next_hop, identity: backend::identity(&backends, id) })
+    Ok(Way { next_hop, identity })
 }
 
 /// Forwards a packet whose addresses stay as they are: by its MAC alone, or within another packet.
@@ -76,7 +81,7 @@ pub fn untouched<F: Family>(
     hash: u64,
 ) -> Result<Outcome, (Verdict, u16)> {
     let id = choice.backend;
-    let Way { next_hop, identity } = way(ctx, packet, tables, id).map_err(|verdict| (verdict, 0))?;
+    let Way { next_hop, identity } = way(ctx, tables, id).map_err(|verdict| (verdict, 0))?;
     let mtu = identity.mtu() as u32;
     let length = F::length(head);
     let mode = identity.mode();

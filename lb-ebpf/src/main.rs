@@ -6,6 +6,7 @@
 //! never attached.
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
 #![expect(missing_docs, reason = "the program macros make public functions that cannot carry a doc comment")]
 
 mod bench;
@@ -21,39 +22,36 @@ mod steer;
 
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
 use lb_common::{
-    AddrEntry, Flow, Record, Rules, UDP, Verdict, VipEntry, config,
+    AddrEntry, Epoch, Flow, Record, Rules, UDP, Verdict, VipEntry, config,
     maps::{NO_XDP_TX, Program},
 };
 
 use crate::{
     carry::{Carry, Tunnelled},
     forward::Outcome,
-    maps::Tables,
+    maps::{Row, Tables},
     packet::Packet,
     parse::{ETHERNET, ETHERTYPE_QINQ, ETHERTYPE_V4, ETHERTYPE_V6, ETHERTYPE_VLAN, Family, V4, V6},
 };
 
-/// Entry point of every packet.
+/// Entry point of every packet. Inlined into what the macro makes of it: a call of its own would
+/// cost as much as all lookups together where returns are guarded (SRSO).
 #[xdp(frags)]
-pub fn penstock(ctx: XdpContext) -> u32 {
-    run(&ctx)
-}
-
-/// The program without its attribute, shared with the benchmark's wrappers.
 #[inline(always)]
-pub fn run(ctx: &XdpContext) -> u32 {
-    let packet = Packet::of(ctx);
+pub fn penstock(ctx: XdpContext) -> u32 {
+    // Before anything else is known that would have to be kept over the call.
+    let Some(tables) = maps::tables() else { return xdp_action::XDP_PASS };
+    let packet = Packet::of(&ctx);
     let Some(ether) = packet.view::<ETHERNET>() else { return xdp_action::XDP_PASS };
-    let Outcome { verdict, action } = match ether.read::<u16>(12) {
-        ETHERTYPE_V4 => balance::<V4>(ctx, &packet),
-        ETHERTYPE_V6 => balance::<V6>(ctx, &packet),
+    match ether.read::<u16>(12) {
+        ETHERTYPE_V4 => balance::<V4>(&ctx, &tables, &packet),
+        ETHERTYPE_V6 => balance::<V6>(&ctx, &tables, &packet),
         ETHERTYPE_VLAN | ETHERTYPE_QINQ => {
-            maps::call(ctx, Program::Slow);
-            return xdp_action::XDP_PASS;
+            maps::call(&ctx, Program::Slow);
+            xdp_action::XDP_PASS
         }
-        _ => return xdp_action::XDP_PASS,
-    };
-    finish(verdict, action)
+        _ => xdp_action::XDP_PASS,
+    }
 }
 
 /// Counts what became of the packet. What is not ours is not touched, not even to count it.
@@ -67,21 +65,31 @@ pub fn finish(verdict: Verdict, action: u32) -> u32 {
     action
 }
 
-/// The ladder. Ask first whether the packet is ours, and parse no further if it is not.
+/// Asks first whether the packet is ours, and parses no further if it is not.
 #[inline(always)]
-fn balance<F: Family>(ctx: &XdpContext, packet: &Packet) -> Outcome {
-    let Some(head) = F::head(packet, F::PLAIN) else { return Verdict::NotOurs.into() };
-    let Some(tables) = maps::tables() else { return Verdict::NotOurs.into() };
+fn balance<F: Family>(ctx: &XdpContext, tables: &Tables, packet: &Packet) -> u32 {
+    let Some(head) = F::head(packet, F::PLAIN) else { return xdp_action::XDP_PASS };
     let epoch = config::epoch(&tables.config());
     if epoch.is_empty() {
-        return Verdict::NotOurs.into();
+        return xdp_action::XDP_PASS;
     }
     let addr = AddrEntry::find(&tables.addrs(), epoch, F::dst(&head));
     if addr.is_none() {
-        return Verdict::NotOurs.into();
+        return xdp_action::XDP_PASS;
     }
+    let Some(row) = maps::counts() else { return xdp_action::XDP_PASS };
+    let Outcome { verdict, action } = ladder::<F>(ctx, tables, row, epoch, addr);
+    row.verdict(verdict);
+    action
+}
 
-    let Some(packet) = for_us(packet, &tables) else { return Verdict::OtherMac.into() };
+/// The ladder of what is ours.
+#[inline(always)]
+fn ladder<F: Family>(ctx: &XdpContext, tables: &Tables, row: Row, epoch: Epoch, addr: AddrEntry) -> Outcome {
+    // Read again: cheaper than to have kept it.
+    let packet = Packet::of(ctx);
+    let Some(packet) = for_us(ctx, packet, tables) else { return Verdict::OtherMac.into() };
+    let Some(head) = F::head(&packet, F::PLAIN) else { return Verdict::Truncated.into() };
     let Some(proto) = F::plain_proto(&head) else {
         maps::call(ctx, Program::Slow);
         return Verdict::Corrupt.into();
@@ -91,7 +99,7 @@ fn balance<F: Family>(ctx: &XdpContext, packet: &Packet) -> Outcome {
     };
     let flow = Flow { src: F::src(&head), dst: F::dst(&head), ports: transport.ports, proto: proto as u32 };
     if addr.is_node()
-        && let Some(program) = own_port(&tables, &flow)
+        && let Some(program) = own_port(tables, &flow)
     {
         let record = Record::default();
         let known = Known { flow, addr, vip: 0, record, tcp_flags: transport.flags };
@@ -114,18 +122,17 @@ fn balance<F: Family>(ctx: &XdpContext, packet: &Packet) -> Outcome {
         return carry_on::<F>(ctx, &packet, &known, Verdict::Corrupt, 0, Program::Translate);
     }
 
-    let Some(row) = maps::counts() else { return Verdict::Corrupt.into() };
     let key = config::hash_key(&tables.config());
     let hash = F::hash(&flow, key);
     let hashes = steer::hashes(&flow, hash, record.rules, key);
     let kind = parse::kind(proto, transport.flags);
-    let choice = steer::choose(&tables, vip.record(), &record, hashes, kind);
+    let choice = steer::choose(tables, vip.record(), &record, hashes, kind);
     if choice.backend.0 == 0 {
         let program = if record.rules.any(Rules::REJECT) { Some(Program::Refuse) } else { None };
         return refuse::<F>(ctx, &packet, &known, Verdict::NoBackend, 0, program);
     }
     let length = F::length(&head);
-    match forward::untouched::<F>(ctx, &packet, &head, &tables, &choice, hash) {
+    match forward::untouched::<F>(ctx, &packet, &head, tables, &choice, hash) {
         Ok(outcome) => {
             let begins = steer::begins(kind, choice.how);
             row.backend(choice.backend.0, length as u64, begins);
@@ -143,14 +150,15 @@ fn balance<F: Family>(ctx: &XdpContext, packet: &Packet) -> Outcome {
 
 /// The packet with what we know of its interface; `None` where the frame is another host's.
 #[inline(always)]
-pub fn for_us(packet: &Packet, tables: &Tables) -> Option<Packet> {
-    let interface = tables.interface(packet.ifindex);
+pub fn for_us(ctx: &XdpContext, packet: Packet, tables: &Tables) -> Option<Packet> {
+    let ifindex = ctx.ingress_ifindex() as u32;
+    let interface = tables.interface(ifindex);
     let mac = interface & !NO_XDP_TX;
     let ether = packet.view::<ETHERNET>()?;
     if mac != 0 && mac != ether.read::<u64>(0) & 0xffff_ffff_ffff {
         return None;
     }
-    Some(if interface == mac { *packet } else { packet.leaving_by(0) })
+    Some(packet.leaving_by(if interface == mac { ifindex } else { 0 }))
 }
 
 /// What takes the packets to a port of the host that is ours: answers to translated flows, and

@@ -147,13 +147,22 @@ impl Tables {
     }
 }
 
+/// `base` and `bytes` added, by an instruction of its own: the compiler would take the sum apart
+/// and add up the address of every word of a line anew.
+#[inline(always)]
+fn plus(mut base: *const u64, bytes: u64) -> *const u64 {
+    // SAFETY: an addition; nothing is read.
+    unsafe { core::arch::asm!("{0} += {1}", inout(reg) base, in(reg) bytes, options(pure, nomem, nostack)) };
+    base
+}
+
 impl<const AT: usize, const LINES: u32> Lines for Table<AT, LINES> {
     #[inline(always)]
     fn word(&self, line: u32, word: usize) -> u64 {
-        let index = AT + (line & (LINES - 1)) as usize * LINE + word;
+        let start = (AT + (line & (LINES - 1)) as usize * LINE) * size_of::<u64>();
         // SAFETY: the table has LINES lines of LINE words from AT on, the line is masked to it and
         // every caller names a word below LINE; the verifier checks the same.
-        unsafe { self.0.wrapping_add(index).read_volatile() }
+        unsafe { plus(self.0, start as u64).wrapping_add(word).read_volatile() }
     }
 }
 

@@ -65,7 +65,7 @@ fn to_backend<F: Family>(ctx: &XdpContext, carry: &mut Carry) -> Outcome {
     let (Some(head), Some(tables)) = (F::head(&packet, carry.at()), maps::tables()) else {
         return Verdict::Corrupt.into();
     };
-    let Some(client) = sender(&packet) else { return Verdict::Truncated.into() };
+    let Some(client) = sender(ctx, &packet) else { return Verdict::Truncated.into() };
     let flags = carry.tcp_flags as u8;
     let kind = kind(carry.flow.proto as u8, flags);
     let hash = carry.hashes.flow;
@@ -112,7 +112,7 @@ fn to_backend<F: Family>(ctx: &XdpContext, carry: &mut Carry) -> Outcome {
     }
     refresh(hash, flags, now, client);
 
-    let Way { next_hop, identity } = match forward::way(ctx, &packet, &tables, backend) {
+    let Way { next_hop, identity } = match forward::way(ctx, &tables, backend) {
         Ok(way) => way,
         Err(verdict) => return verdict.into(),
     };
@@ -299,13 +299,17 @@ fn translate<F: Family>(packet: &Packet, carry: &Carry, head: &F::Head, old: &Fl
 
 /// Where answers to this packet go: back to the MAC it came from.
 #[inline(always)]
-fn sender(packet: &Packet) -> Option<NextHop> {
+fn sender(ctx: &XdpContext, packet: &Packet) -> Option<NextHop> {
     let ether = packet.view::<{ crate::parse::ETHERNET }>()?;
     let (first, second): (u64, u32) = (ether.read(0), ether.read(8));
     // Bytes 0-5 destination, 6-11 source; swapped.
     let source = first >> 48 | (second as u64) << 16;
     let own = first & 0xffff_ffff_ffff;
-    Some(NextHop { head: source | own << 48, tail: (own >> 16) as u32, ifindex: packet.ifindex })
+    Some(NextHop {
+        head: source | own << 48,
+        tail: (own >> 16) as u32,
+        ifindex: ctx.ingress_ifindex() as u32,
+    })
 }
 
 /// Last four bytes of the sender's MAC: the vendor's part seldom tells two routers apart.

@@ -10,8 +10,6 @@ use aya_ebpf::programs::XdpContext;
 pub struct Packet {
     start: usize,
     end: usize,
-    /// Interface the packet came in by.
-    pub ifindex: u32,
     /// Interface it can leave by with `XDP_TX`: the same, or 0 for none.
     pub tx_ifindex: u32,
     /// Headers begin at offsets that are not constants.
@@ -23,11 +21,10 @@ pub struct Packet {
 pub struct View<const SIZE: usize>(usize);
 
 impl Packet {
-    /// The packet of this run.
+    /// The packet of this run, without an interface to leave by: whose the packet is comes first.
     #[inline(always)]
     pub fn of(ctx: &XdpContext) -> Self {
-        let ifindex = ctx.ingress_ifindex() as u32;
-        Self { start: ctx.data(), end: ctx.data_end(), ifindex, tx_ifindex: ifindex, shifted: false }
+        Self { start: ctx.data(), end: ctx.data_end(), tx_ifindex: 0, shifted: false }
     }
 
     /// The same packet, with the interface that it can leave by with `XDP_TX`.
