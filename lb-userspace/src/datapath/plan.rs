@@ -163,7 +163,8 @@ impl Book {
     /// Gives back what nothing names any more, once no packet can be reading it.
     fn release(&mut self, retired: Retired, switched: bool, plan: &mut Plan) {
         let Retired { backends, tags, records, ranges, regions, addr_ids } = retired;
-        let (named, gone): (Vec<_>, Vec<_>) = backends.into_iter().partition(|id| self.is_named(*id));
+        let named = if backends.is_empty() { BTreeSet::new() } else { self.named() };
+        let (named, gone): (Vec<_>, Vec<_>) = backends.into_iter().partition(|id| named.contains(id));
         self.lingering.backends.extend(named);
         if switched || !gone.is_empty() || !regions.is_empty() || !ranges.is_empty() {
             plan.ops.push(Op::Grace);
@@ -189,10 +190,10 @@ impl Book {
         }
     }
 
-    /// Whether a table in force has slots of this backend: one that could not be replaced keeps
-    /// backends that are no longer wanted.
-    fn is_named(&self, id: BackendId) -> bool {
-        self.tables.values().any(|table| table.names(id))
+    /// Backends that a table in force may name: one that could not be replaced keeps those that are
+    /// no longer wanted.
+    fn named(&self) -> BTreeSet<BackendId> {
+        self.tables.values().flat_map(Table::named).collect()
     }
 
     /// Id of a backend, to read its counters.

@@ -115,13 +115,6 @@ impl Slots {
         };
         (self.contested() > 0).then(|| self.cells.iter().map(previous).collect())
     }
-
-    /// Whether a table names a backend, as owner or as previous owner.
-    pub fn names(&self, id: BackendId) -> bool {
-        self.cells.iter().any(|cell| {
-            cell.owner == id || matches!(cell.state, State::Contested { previous, .. } if previous == id)
-        })
-    }
 }
 
 impl Cell {

@@ -1,6 +1,6 @@
 //! Records of VIPs: their table and rules; and the sets of source ranges they name.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use lb_common::{Record, Rules};
 
@@ -33,6 +33,12 @@ impl Book {
 
     pub(super) fn plan_records(&mut self, want: &Want, plan: &mut Plan, retired: &mut Retired) {
         let mut keep = BTreeSet::new();
+        let mut vips_of: BTreeMap<&PoolId, usize> = BTreeMap::new();
+        for target in want.vips.values() {
+            if let Target::Pool(id) = target {
+                *vips_of.entry(id).or_default() += 1;
+            }
+        }
         for (place, target) in &want.vips {
             let pool = match target {
                 Target::Pool(id) => Some(id),
@@ -41,7 +47,8 @@ impl Book {
                 Target::Punt(_) => continue,
             };
             let key: RecordKey = (*place, pool.cloned());
-            let Some(record) = self.record(&key, want) else { continue };
+            let several = pool.and_then(|id| vips_of.get(id)).is_some_and(|vips| *vips > 1);
+            let Some(record) = self.record(&key, want, several) else { continue };
             match self.records.get_mut(&key) {
                 Some((index, old)) if same_rules(old, &record) => {
                     if old.descriptor != record.descriptor {
@@ -76,14 +83,14 @@ impl Book {
         });
     }
 
-    fn record(&self, (place, pool): &RecordKey, want: &Want) -> Option<Record> {
+    /// The record of a VIP; `several` share its pool.
+    fn record(&self, (place, pool): &RecordKey, want: &Want, several: bool) -> Option<Record> {
         let ranges = match want.ranges.get(place) {
             Some(ranges) => u32::from(*self.ranges.get(ranges)?),
             None => 0,
         };
         let Some(id) = pool else { return Some(Record { ranges, ..Record::default() }) };
         let (pool, table) = (want.pools.get(id)?, self.tables.get(id)?);
-        let several = want.vips.values().filter(|target| **target == Target::Pool(id.clone())).count() > 1;
         let rules = self.rules(id, pool, several)?;
         Some(Record { descriptor: table.descriptor(), rules, ranges })
     }

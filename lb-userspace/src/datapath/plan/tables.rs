@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 
 use lb_common::flows::Entry;
-use lb_common::{BackendId, Descriptor};
+use lb_common::{BackendId, Descriptor, Record, Rules};
 
 use super::{Book, Op, Plan, Retired};
 use crate::datapath::maglev;
@@ -55,8 +55,10 @@ impl Table {
         if self.is_settled() { 0 } else { self.slots.contested() }
     }
 
-    pub(super) fn names(&self, id: BackendId) -> bool {
-        self.slots.names(id)
+    /// Backends that its slots may name: those it was filled from, since a change forgets the
+    /// owners that do not live.
+    pub(super) fn named(&self) -> impl Iterator<Item = BackendId> {
+        self.shares.values().map(|(id, _)| *id)
     }
 
     fn retire(&self, retired: &mut Retired) {
@@ -168,12 +170,15 @@ impl Book {
         retired: &mut Retired,
     ) {
         let none = BTreeSet::new();
+        let asked = |record: &Record| record.rules.any(Rules::AFFINITY | Rules::CONSERVATIVE);
+        let always_asked: BTreeSet<PoolId> = self
+            .records
+            .iter()
+            .filter(|(_, (_, record))| asked(record))
+            .filter_map(|((_, pool), _)| pool.clone())
+            .collect();
         for (id, table) in self.tables.iter_mut().filter(|(_, table)| !table.is_settled()) {
-            let always_asked = self.records.iter().any(|((_, pool), (_, record))| {
-                pool.as_ref() == Some(id)
-                    && record.rules.any(lb_common::Rules::AFFINITY | lb_common::Rules::CONSERVATIVE)
-            });
-            let flows = if always_asked { &none } else { fresh.get(id).unwrap_or(&none) };
+            let flows = if always_asked.contains(id) { &none } else { fresh.get(id).unwrap_or(&none) };
             let differs = |slot: u32, owner: BackendId| {
                 let of_slot = flows.range((slot, BackendId(0))..=(slot, BackendId(u16::MAX)));
                 of_slot.into_iter().any(|(_, backend)| *backend != owner)
