@@ -32,6 +32,24 @@ impl Delta {
         Self(self.0 + word as u64)
     }
 
+    /// The pseudo-header of a packet of our own: addresses, protocol and `length` of what follows the IP
+    /// header. A v4-mapped address sums like the IPv4 address, because its other bytes are all ones.
+    #[inline(always)]
+    pub const fn pseudo(self, src: crate::Addr, dst: crate::Addr, proto: u8, length: u16) -> Self {
+        self.long_added(src.hi)
+            .long_added(src.lo)
+            .long_added(dst.hi)
+            .long_added(dst.lo)
+            .add((proto as u32) << 8)
+            .add(length.swap_bytes() as u32)
+    }
+
+    /// Eight bytes were added where nothing was.
+    #[inline(always)]
+    pub const fn long_added(self, long: u64) -> Self {
+        self.add(long as u32).add((long >> 32) as u32)
+    }
+
     /// The checksum of what was added.
     #[inline(always)]
     pub const fn finish(self) -> u16 {

@@ -16,6 +16,7 @@ pub mod flows;
 pub mod maglev;
 pub mod maps;
 pub mod nat;
+pub mod rate;
 pub mod steer;
 pub mod tunnel;
 pub mod verdict;

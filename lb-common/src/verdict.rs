@@ -62,11 +62,11 @@ pub enum Verdict {
     Ip6Extension,
     /// Dropped: shorter than its own headers say, to an address that is only a VIP.
     Truncated,
-    /// Dropped: the hop limit ends here, at an address that is only a VIP.
+    /// Dropped: the hop limit ends here, at an address that is only a VIP, and the sender cannot be told.
     TtlOfVip,
     /// Dropped: the source is none of those that may use the VIP.
     SourceRange,
-    /// Dropped: the VIP has no backend here.
+    /// Dropped: the VIP has no backend here, and its Service says nothing or the sender cannot be told.
     NoBackend,
     /// Dropped: larger than the next hop takes, and the sender was told too often already.
     TooBig,

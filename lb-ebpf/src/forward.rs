@@ -144,13 +144,18 @@ pub fn untouched<F: Family>(
     Err((Verdict::Corrupt, 0))
 }
 
-/// What an outer header is made from.
-struct Outer {
-    src: Addr,
-    dst: Addr,
-    tos: u8,
-    inner: u8,
-    hash: u64,
+/// What an IP header of our own is made from.
+pub struct Outer {
+    /// Source.
+    pub src: Addr,
+    /// Destination.
+    pub dst: Addr,
+    /// TOS or traffic class.
+    pub tos: u8,
+    /// Protocol number of the packet within, where there is one.
+    pub inner: u8,
+    /// Hash of its flow.
+    pub hash: u64,
 }
 
 type View<const SIZE: usize> = crate::packet::View<SIZE>;
@@ -160,9 +165,9 @@ const DONT_FRAGMENT: u32 = 0x0040_0000;
 const HOPS: u8 = 64;
 
 impl Outer {
-    /// Writes an IPv4 header of `length` bytes with what follows it.
+    /// Writes an IPv4 header of `length` bytes with what follows it, and its EtherType.
     #[inline(always)]
-    fn v4<const SIZE: usize>(&self, view: View<SIZE>, length: u32, proto: u8) {
+    pub fn v4<const SIZE: usize>(&self, view: View<SIZE>, length: u32, proto: u8) {
         let first = 0x45 | (self.tos as u32) << 8 | ((length as u16).swap_bytes() as u32) << 16;
         let third = HOPS as u32 | (proto as u32) << 8;
         let (src, dst) = (self.src.raw_v4(), self.dst.raw_v4());
@@ -178,7 +183,7 @@ impl Outer {
     /// Writes an IPv6 header with `length` bytes behind it. The flow label spreads the flows of one
     /// pair of hosts over paths and queues (RFC 6438).
     #[inline(always)]
-    fn v6<const SIZE: usize>(&self, view: View<SIZE>, length: u32, proto: u8) {
+    pub fn v6<const SIZE: usize>(&self, view: View<SIZE>, length: u32, proto: u8) {
         let first = 6u32 << 28 | (self.tos as u32) << 20 | (self.hash >> 44) as u32;
         view.write(ETHERNET, first.swap_bytes());
         let second = (length as u16).swap_bytes() as u32 | (proto as u32) << 16 | (HOPS as u32) << 24;
@@ -253,6 +258,12 @@ pub fn leave(packet: &Packet, next_hop: NextHop, verdict: Verdict) -> Outcome {
         Ok(action) => Outcome { verdict, action },
         Err(_) => Verdict::NoDevice.into(),
     }
+}
+
+/// Goes back to where it came from, MACs swapped already.
+#[inline(always)]
+pub fn back(ctx: &XdpContext, packet: &Packet, verdict: Verdict) -> Outcome {
+    leave(packet, NextHop { head: 0, tail: 0, ifindex: ctx.ingress_ifindex() as u32 }, verdict)
 }
 
 /// Asks the kernel's own routing for a next hop that user space has not resolved yet.

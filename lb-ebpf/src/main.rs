@@ -17,6 +17,7 @@ mod maps;
 mod nat;
 mod packet;
 mod parse;
+mod refuse;
 mod slow;
 mod steer;
 

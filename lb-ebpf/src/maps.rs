@@ -11,6 +11,7 @@ use lb_common::{
     flows::FlowWords,
     maps::{self, LINE, Program, at, count, row},
     nat::{Forward, Reverse},
+    rate::Bucket,
     steer::Memory,
     verdict::{Event, Verdict},
 };
@@ -72,6 +73,34 @@ pub struct Scratch {
     pub reverse: Reverse,
     /// Client to backend, while it is being built.
     pub forward: Forward,
+    /// How often senders were told lately, by [`Telling`].
+    pub told: [Bucket; 3],
+    /// What an ICMP error quotes, followed by zeros.
+    pub quote: [u64; QUOTE_WORDS],
+}
+
+/// Words that hold the longest quote and are zero behind it.
+pub const QUOTE_WORDS: usize = 160;
+
+/// What is told, each kind at most so often: a flood of one must not silence another.
+#[derive(Clone, Copy)]
+pub enum Telling {
+    /// Nobody serves you here.
+    Refusal,
+    /// Your packet is too big.
+    TooBig,
+    /// Answers to echo requests.
+    Echo,
+}
+
+/// Whether this CPU may tell something once more.
+#[inline(always)]
+pub fn may_tell(telling: Telling) -> bool {
+    let Some(scratch) = scratch() else { return false };
+    // SAFETY: the helper has no preconditions.
+    let now = unsafe { aya_ebpf::helpers::bpf_ktime_get_coarse_ns() };
+    // SAFETY: the scratch value is this CPU's own, and XDP does not nest.
+    unsafe { (*scratch).told[telling as usize].take(now) }
 }
 
 /// This CPU's scratch value.

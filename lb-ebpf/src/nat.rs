@@ -54,7 +54,8 @@ pub fn penstock_reply(ctx: XdpContext) -> u32 {
 }
 
 #[inline(always)]
-fn finish_as(verdict: Verdict) -> u32 {
+/// Counts a verdict that takes no more than that.
+pub fn finish_as(verdict: Verdict) -> u32 {
     let Outcome { verdict, action } = verdict.into();
     finish(verdict, action)
 }
@@ -108,7 +109,10 @@ fn to_backend<F: Family>(ctx: &XdpContext, carry: &mut Carry) -> Outcome {
     if F::ttl(&head) <= 1 {
         // On an address that is only a VIP the stack may have a local route (for a punted port),
         // and would hand the packet to whatever else listens on this port.
-        return if carry.addr.is_node() { Verdict::Ttl } else { Verdict::TtlOfVip }.into();
+        if carry.addr.is_node() {
+            return Verdict::Ttl.into();
+        }
+        return refuse(ctx, carry, Verdict::TtlOfVip, 0, true);
     }
     refresh(hash, flags, now, client);
 
@@ -211,7 +215,7 @@ fn claim(id: BackendId, client: NextHop, now: u32) -> Result<u16, Verdict> {
     };
     let (backends, key) = (tables.backends(), config::hash_key(&tables.config()));
     // SAFETY: the scratch value is this CPU's own, and XDP does not nest.
-    let Scratch { carry, reverse, forward } = unsafe { &mut *scratch };
+    let Scratch { carry, reverse, forward, .. } = unsafe { &mut *scratch };
     let (first, count) = config::nat_range(&tables.config());
     if count == 0 {
         return Err(Verdict::NatPortsExhausted);

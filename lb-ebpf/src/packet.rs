@@ -3,7 +3,10 @@
 //! Loads and stores may be unaligned (an Ethernet header is 14 bytes long): every architecture
 //! that XDP drivers exist for allows it, and the verifier refuses the program where it does not.
 
-use aya_ebpf::programs::XdpContext;
+use aya_ebpf::{
+    helpers::{bpf_xdp_adjust_tail, bpf_xdp_get_buff_len},
+    programs::XdpContext,
+};
 
 /// Linear part of a packet.
 #[derive(Clone, Copy)]
@@ -56,6 +59,21 @@ impl Packet {
         let start = base + (offset & (FARTHEST - 1));
         (start + SIZE <= self.end).then_some(View(start))
     }
+}
+
+/// Bytes of the whole frame, its fragments included where the driver has put it into several.
+#[inline(always)]
+pub fn length(ctx: &XdpContext) -> u32 {
+    // SAFETY: `ctx` is the program's own context.
+    unsafe { bpf_xdp_get_buff_len(ctx.ctx) as u32 }
+}
+
+/// Cuts the frame behind `length` bytes. Views die.
+#[inline(always)]
+pub fn cut(ctx: &XdpContext, length: u32) -> Option<()> {
+    let less = length.wrapping_sub(self::length(ctx)) as i32;
+    // SAFETY: `ctx` is the program's own context; the helper refuses what is out of bounds.
+    (less <= 0 && unsafe { bpf_xdp_adjust_tail(ctx.ctx, less) } == 0).then_some(())
 }
 
 /// No header begins this far into a frame: two tags, an IPv6 header and a chain of extension

@@ -6,18 +6,11 @@ use lb_tests::world::{LOOPBACK, World, backend, backend_mac, can_run_programs};
 use penstock::datapath::engine::{Config, Engine};
 use penstock::model::l4::{ForwardingMode::*, Listener, Protocol::*};
 
+use crate::run::{Does, Drop, Pass, Send, count, run};
+
 const CLIENT: &str = "198.51.100.7:40000";
 const CLIENT6: &str = "[2001:db8:2::7]:40000";
 const OTHER_MAC: Mac = Mac([0x02, 9, 9, 9, 9, 9]);
-
-/// What the program does with a frame.
-#[derive(Debug, PartialEq, Eq)]
-enum Does {
-    Pass,
-    Drop,
-    Send(Vec<u8>),
-}
-use Does::{Drop, Pass, Send};
 
 fn world() -> Engine {
     let mut world = World::new()
@@ -42,23 +35,6 @@ fn world() -> Engine {
     let engine = world.load();
     engine.set_interface(LOOPBACK, OURS);
     engine
-}
-
-fn run(engine: &mut Engine, frame: &[u8]) -> Does {
-    let run = engine.kernel.test_run("penstock", frame, 1).expect("the program runs");
-    match run.action {
-        1 => Drop,
-        2 => {
-            assert_eq!(run.packet, frame, "a passed frame is untouched");
-            Pass
-        }
-        3 | 4 => Send(run.packet),
-        other => panic!("unexpected XDP action {other}"),
-    }
-}
-
-fn count(engine: &Engine, name: &str) -> u64 {
-    engine.verdicts().into_iter().find(|(verdict, _)| verdict.as_str() == name).map_or(0, |(_, count)| count)
 }
 
 /// The same frame with a few bytes changed.
@@ -122,20 +98,6 @@ fn every_situation_has_its_named_outcome() {
             jumbo("203.0.113.2:80", 0).bytes(),
             "forwarded-l2",
             l2(jumbo("203.0.113.2:80", 0), 2),
-        ),
-        ("l2: one byte more than the MTU", jumbo("203.0.113.2:80", 1).bytes(), "too-big", Drop),
-        ("nat: one byte more than the MTU", jumbo("203.0.113.1:80", 1).bytes(), "too-big", Drop),
-        (
-            "nat: TTL 1 never reaches the host's own listeners",
-            Packet { ttl: 1, ..to("203.0.113.1:80") }.bytes(),
-            "ttl-of-vip",
-            Drop,
-        ),
-        (
-            "nat: hop limit 1 never reaches the host's own listeners",
-            Packet { ttl: 1, ..tcp(CLIENT6, "[2001:db8:1::1]:80") }.bytes(),
-            "ttl-of-vip",
-            Drop,
         ),
         (
             "nat: a reset of no known flow begins none",

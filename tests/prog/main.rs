@@ -2,3 +2,5 @@
 
 mod fixtures;
 mod random;
+mod refuse;
+mod run;

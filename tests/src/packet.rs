@@ -25,8 +25,20 @@ pub struct Packet {
     pub proto: u8,
     /// TTL or hop limit.
     pub ttl: u8,
+    /// IPv4's TOS.
+    pub tos: u8,
+    /// IPv4's identification.
+    pub id: u16,
     /// TCP flags.
     pub flags: u8,
+    /// TCP sequence number.
+    pub seq: u32,
+    /// TCP acknowledgement number.
+    pub ack: u32,
+    /// TCP window.
+    pub window: u16,
+    /// TCP options, a multiple of four bytes.
+    pub options: Vec<u8>,
     /// Bytes after the transport header.
     pub payload: Vec<u8>,
     /// Send UDP without a checksum.
@@ -47,7 +59,13 @@ pub fn tcp(src: &str, dst: &str) -> Packet {
         dst: dst.parse().expect("test address"),
         proto: TCP,
         ttl: 64,
+        tos: 0x10,
+        id: 0x1234,
         flags: ACK,
+        seq: 1,
+        ack: 2,
+        window: 0xffff,
+        options: Vec::new(),
         payload: b"hello".to_vec(),
         no_csum: false,
     }
@@ -69,9 +87,10 @@ impl Packet {
             (IpAddr::V4(src), IpAddr::V4(dst)) => {
                 frame.extend([0x08, 0x00]);
                 let length = (20 + transport.len()) as u16;
-                let mut head = vec![0x45, 0x10];
+                let mut head = vec![0x45, self.tos];
                 head.extend(length.to_be_bytes());
-                head.extend([0x12, 0x34, 0x40, 0x00, self.ttl, self.proto, 0, 0]);
+                head.extend(self.id.to_be_bytes());
+                head.extend([0x40, 0x00, self.ttl, self.proto, 0, 0]);
                 head.extend(src.octets());
                 head.extend(dst.octets());
                 let sum = csum::full(0, &head).to_le_bytes();
@@ -97,7 +116,12 @@ impl Packet {
         bytes.extend(self.dst.port().to_be_bytes());
         let csum_at = match self.proto {
             TCP => {
-                bytes.extend([0, 0, 0, 1, 0, 0, 0, 2, 0x50, self.flags, 0xff, 0xff, 0, 0, 0, 0]);
+                bytes.extend(self.seq.to_be_bytes());
+                bytes.extend(self.ack.to_be_bytes());
+                bytes.extend([0x50 + 4 * self.options.len() as u8, self.flags]);
+                bytes.extend(self.window.to_be_bytes());
+                bytes.extend([0; 4]);
+                bytes.extend(&self.options);
                 16
             }
             UDP => {
@@ -146,10 +170,13 @@ pub fn csums_are_right(frame: &[u8]) -> bool {
     if proto == UDP && transport[6..8] == [0, 0] {
         return src.is_ipv4();
     }
+    if proto == 1 {
+        return csum::full(0, transport) == 0;
+    }
     csum::full(pseudo(src, dst, proto, transport.len()), transport) == 0
 }
 
-fn pseudo(src: IpAddr, dst: IpAddr, proto: u8, length: usize) -> u64 {
+pub(crate) fn pseudo(src: IpAddr, dst: IpAddr, proto: u8, length: usize) -> u64 {
     let octets = |ip: IpAddr| match ip {
         IpAddr::V4(v4) => v4.octets().to_vec(),
         IpAddr::V6(v6) => v6.octets().to_vec(),

@@ -67,6 +67,13 @@ impl World {
         self
     }
 
+    /// Tells the senders of a VIP that has no backend.
+    pub fn rejecting(mut self, vip: &str, protocol: Protocol) -> Self {
+        let id = pool_id(vip.parse().expect("test address"), protocol);
+        self.want.pools.get_mut(&id).expect("the test made this pool").reject = true;
+        self
+    }
+
     fn vip(&mut self, vip: SocketAddr, protocol: Protocol, target: Target) {
         self.want.addrs.entry(vip.ip()).or_insert(Owner::Vip);
         self.want.vips.insert(Place { addr: vip.ip(), port: vip.port(), protocol }, target);
