@@ -89,14 +89,18 @@ pub struct Settings {
     pub flow_bits: u8,
     /// UDP port that tunnelled packets arrive at, in wire order; 0: no tunnel.
     pub tunnel_port: u16,
+    /// Packets are shown to [`crate::capture`].
+    pub capturing: bool,
 }
 
 impl Settings {
     /// Words 1 to 6 of the line.
     pub const fn words(self) -> [u64; 6] {
-        let Self { key: HashKey(key), nat_first, nat_count, workers, flow_bits, tunnel_port } = self;
+        let Self { key: HashKey(key), nat_first, nat_count, workers, flow_bits, tunnel_port, capturing } =
+            self;
         let ports = nat_first as u64 | (nat_count as u64) << 16 | (workers as u64) << 32;
-        [key[0], key[1], key[2], key[3], ports | (flow_bits as u64) << 48, tunnel_port as u64]
+        let tunnel = tunnel_port as u64 | (capturing as u64) << 32;
+        [key[0], key[1], key[2], key[3], ports | (flow_bits as u64) << 48, tunnel]
     }
 }
 
@@ -139,4 +143,10 @@ pub fn flow_bits(config: &impl Lines) -> u32 {
 #[inline(always)]
 pub fn tunnel_port(config: &impl Lines) -> u16 {
     config.word(0, 6) as u16
+}
+
+/// Whether packets are shown to [`crate::capture`].
+#[inline(always)]
+pub fn capturing(config: &impl Lines) -> bool {
+    config.word(0, 6) >> 32 != 0
 }

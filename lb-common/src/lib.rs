@@ -9,6 +9,7 @@
 pub mod addr;
 pub mod backend;
 pub mod bench;
+pub mod capture;
 pub mod config;
 pub mod csum;
 pub mod flow;

@@ -31,7 +31,7 @@ pub const NO_XDP_TX: u64 = 1 << 63;
 pub mod at {
     use super::*;
 
-    /// Epoch and settings; a page of its own.
+    /// Epoch and settings, then the filter of [`crate::capture`]; a page of its own.
     pub const CONFIG: usize = 0;
     /// MACs of our interfaces.
     pub const INTERFACES: usize = 64 * LINE;
@@ -112,6 +112,10 @@ pub const TUNNEL_TAGS: &str = "TUNNEL_TAGS";
 pub const RANGES: &str = "RANGES";
 /// Ports of a datagram whose first fragment was seen.
 pub const FRAGMENTS: &str = "FRAGMENTS";
+/// Packets shown to [`crate::capture`].
+pub const CAPTURED: &str = "CAPTURED";
+/// What each CPU keeps while it captures ([`crate::capture::state`]).
+pub const CAPTURE_STATE: &str = "CAPTURE_STATE";
 /// The programs behind the ladder's tail calls, by [`Program`].
 pub const PROGRAMS: &str = "PROGRAMS";
 
@@ -131,16 +135,19 @@ pub enum Program {
     Refuse = 4,
     /// A packet that another balancer sent through the tunnel.
     Tunnel = 5,
+    /// Shows the packet to who asked for it, whatever became of it.
+    Capture = 6,
 }
 
 impl Program {
     /// Every program with its name in the object.
-    pub const ALL: [(Self, &'static str); 6] = [
+    pub const ALL: [(Self, &'static str); 7] = [
         (Self::Slow, "penstock_slow"),
         (Self::Translate, "penstock_translate"),
         (Self::Reply, "penstock_reply"),
         (Self::Icmp, "penstock_icmp"),
         (Self::Refuse, "penstock_refuse"),
         (Self::Tunnel, "penstock_tunnel"),
+        (Self::Capture, "penstock_capture"),
     ];
 }

@@ -10,6 +10,7 @@
 #![expect(missing_docs, reason = "the program macros make public functions that cannot carry a doc comment")]
 
 mod bench;
+mod capture;
 mod carry;
 mod forward;
 mod lookup;
@@ -28,6 +29,7 @@ use lb_common::{
 };
 
 use crate::{
+    capture::Origin,
     carry::{Carry, Tunnelled},
     forward::Outcome,
     maps::{Row, Tables},
@@ -55,13 +57,29 @@ pub fn penstock(ctx: XdpContext) -> u32 {
     }
 }
 
-/// Counts what became of the packet. What is not ours is not touched, not even to count it.
+/// Counts what became of a packet, and shows it to who asked for it.
 #[inline(always)]
-pub fn finish(verdict: Verdict, action: u32) -> u32 {
-    if !matches!(verdict, Verdict::NotOurs)
-        && let Some(row) = maps::counts()
-    {
+pub fn finish(ctx: &XdpContext, verdict: Verdict, action: u32) -> u32 {
+    finish_as(ctx, verdict, action, Origin::Packet)
+}
+
+/// The same for a packet whose flow stands in the carry as it came.
+#[inline(always)]
+pub fn finish_carried(ctx: &XdpContext, verdict: Verdict, action: u32) -> u32 {
+    finish_as(ctx, verdict, action, Origin::Carry)
+}
+
+/// What is not ours is not touched, not even to count it.
+#[inline(always)]
+fn finish_as(ctx: &XdpContext, verdict: Verdict, action: u32, origin: Origin) -> u32 {
+    if matches!(verdict, Verdict::NotOurs) {
+        return action;
+    }
+    if let Some(row) = maps::counts() {
         row.verdict(verdict);
+    }
+    if let Some(tables) = maps::tables() {
+        capture::show(ctx, &tables, verdict, action, origin);
     }
     action
 }
@@ -81,6 +99,7 @@ fn balance<F: Family>(ctx: &XdpContext, tables: &Tables, packet: &Packet) -> u32
     let Some(row) = maps::counts() else { return xdp_action::XDP_PASS };
     let Outcome { verdict, action } = ladder::<F>(ctx, tables, row, epoch, addr);
     row.verdict(verdict);
+    capture::show(ctx, tables, verdict, action, Origin::Packet);
     action
 }
 

@@ -3,11 +3,14 @@
 
 use aya_ebpf::{
     EbpfContext,
-    btf_maps::{Array, DevMapHash, HashMap, LpmTrie, PerCpuArray, ProgramArray, SockMap, lpm_trie::Key},
+    btf_maps::{
+        Array, DevMapHash, HashMap, LpmTrie, PerCpuArray, ProgramArray, RingBuf, SockMap, lpm_trie::Key,
+    },
     macros::btf_map,
 };
 use lb_common::{
     Addr, Lines, Record, Slot,
+    capture::{self, Handover},
     flows::FlowWords,
     maps::{self, LINE, Program, at, count, row},
     nat::{Forward, Reverse},
@@ -41,6 +44,37 @@ pub static DEVICES: DevMapHash<1024> = DevMapHash::new();
 #[btf_map]
 pub static SOCKETS: SockMap<{ 4 * maps::SOCKETS_PER_CLASS as usize }> = SockMap::new();
 
+/// Packets shown to who asked for them.
+#[btf_map]
+pub static CAPTURED: RingBuf<Shot, { capture::RING_BYTES }> = RingBuf::new();
+#[btf_map]
+static CAPTURE_STATE: PerCpuArray<[u64; capture::state::WORDS], 1> = PerCpuArray::new();
+#[btf_map]
+static SHOT: PerCpuArray<Shot, 1> = PerCpuArray::new();
+
+/// An event while it is being made.
+#[repr(C)]
+pub struct Shot {
+    /// What is known of the packet.
+    pub head: capture::Head,
+    /// Its first bytes.
+    pub bytes: [u8; capture::SNAP],
+}
+
+/// This CPU's event.
+#[inline(always)]
+pub fn shot() -> Option<*mut Shot> {
+    SHOT.get_ptr_mut(0)
+}
+
+/// What this CPU keeps while it captures.
+#[inline(always)]
+pub fn capture_state() -> Option<&'static mut [u64; capture::state::WORDS]> {
+    // SAFETY: the value is this CPU's own, and XDP does not nest; user space clears it between
+    // captures only.
+    CAPTURE_STATE.get_ptr_mut(0).map(|state| unsafe { &mut *state })
+}
+
 #[btf_map]
 static RANGES: LpmTrie<Range, u8, { maps::RANGES_ENTRIES }> = LpmTrie::new();
 
@@ -69,6 +103,8 @@ static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 pub struct Scratch {
     /// What is known of the packet.
     pub carry: Carry,
+    /// What became of it.
+    pub handover: Handover,
     /// Backend to client, while it is being built.
     pub reverse: Reverse,
     /// Client to backend, while it is being built.
@@ -125,8 +161,8 @@ pub struct Tables(*mut u64);
 #[derive(Clone, Copy)]
 pub struct Table<const AT: usize, const LINES: u32>(*const u64);
 
-/// The configuration line.
-pub type Config = Table<{ at::CONFIG }, 1>;
+/// The configuration line, and the filter of captures.
+pub type Config = Table<{ at::CONFIG }, 2>;
 /// Our addresses, both halves.
 pub type Addrs = Table<{ at::ADDRS }, { 2 * maps::ADDR_LINES }>;
 /// VIPs, both halves.

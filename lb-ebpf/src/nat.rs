@@ -18,7 +18,7 @@ use lb_common::{
 
 use crate::{
     carry::Carry,
-    finish,
+    finish, finish_carried,
     forward::{self, Outcome, Way},
     maps::{self, Scratch},
     packet::Packet,
@@ -34,30 +34,30 @@ const EEXIST: i32 = -17;
 /// A packet to a VIP some of whose backends are translated to.
 #[xdp(frags)]
 pub fn penstock_translate(ctx: XdpContext) -> u32 {
-    let Some(scratch) = maps::scratch() else { return finish_as(Verdict::Corrupt) };
+    let Some(scratch) = maps::scratch() else { return finish_as(&ctx, Verdict::Corrupt) };
     // SAFETY: the scratch value is this CPU's own, and XDP does not nest.
     let carry = unsafe { &mut (*scratch).carry };
     let Outcome { verdict, action } =
         if carry.flow.src.is_v4() { to_backend::<V4>(&ctx, carry) } else { to_backend::<V6>(&ctx, carry) };
-    finish(verdict, action)
+    finish_carried(&ctx, verdict, action)
 }
 
 /// A packet to one of the host's addresses on a port of the SNAT range.
 #[xdp(frags)]
 pub fn penstock_reply(ctx: XdpContext) -> u32 {
-    let Some(scratch) = maps::scratch() else { return finish_as(Verdict::Corrupt) };
+    let Some(scratch) = maps::scratch() else { return finish_as(&ctx, Verdict::Corrupt) };
     // SAFETY: as above.
     let carry = unsafe { &(*scratch).carry };
     let Outcome { verdict, action } =
         if carry.flow.src.is_v4() { to_client::<V4>(&ctx, carry) } else { to_client::<V6>(&ctx, carry) };
-    finish(verdict, action)
+    finish_carried(&ctx, verdict, action)
 }
 
-#[inline(always)]
 /// Counts a verdict that takes no more than that.
-pub fn finish_as(verdict: Verdict) -> u32 {
+#[inline(always)]
+pub fn finish_as(ctx: &XdpContext, verdict: Verdict) -> u32 {
     let Outcome { verdict, action } = verdict.into();
-    finish(verdict, action)
+    finish(ctx, verdict, action)
 }
 
 #[inline(always)]

@@ -13,7 +13,7 @@ use lb_common::{Addr, TCP, Verdict, csum::Delta};
 
 use crate::{
     carry::Carry,
-    finish,
+    finish_carried,
     forward::{self, Outcome, Outer},
     maps::{self, QUOTE_WORDS, Telling},
     nat::finish_as,
@@ -25,12 +25,12 @@ use crate::{
 /// Entry point by a tail call; [`Carry::verdict`] says what is wrong.
 #[xdp(frags)]
 pub fn penstock_refuse(ctx: XdpContext) -> u32 {
-    let Some(scratch) = maps::scratch() else { return finish_as(Verdict::Corrupt) };
+    let Some(scratch) = maps::scratch() else { return finish_as(&ctx, Verdict::Corrupt) };
     // SAFETY: the scratch value is this CPU's own, and XDP does not nest.
     let carry = unsafe { &(*scratch).carry };
     let Outcome { verdict, action } =
         if carry.flow.src.is_v4() { tell::<V4>(&ctx, carry) } else { tell::<V6>(&ctx, carry) };
-    finish(verdict, action)
+    finish_carried(&ctx, verdict, action)
 }
 
 #[inline(always)]

@@ -23,7 +23,7 @@ pub fn penstock_slow(ctx: XdpContext) -> u32 {
         ETHERTYPE_V6 => classify::<V6>(&packet, v6),
         _ => return xdp_action::XDP_PASS,
     };
-    finish(verdict, action)
+    finish(&ctx, verdict, action)
 }
 
 #[inline(always)]

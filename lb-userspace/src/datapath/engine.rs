@@ -4,13 +4,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
+use lb_common::capture::Filter;
 use lb_common::config::{self, Settings};
 use lb_common::verdict::Event;
 use lb_common::{BackendId, HashKey, Record, Verdict, backend, flows};
 
 use super::Error;
 use super::explain;
-use super::kernel::Kernel;
+use super::kernel::{Kernel, Ring};
 use super::memory::{Counters, Tables};
 use super::mmap;
 use super::plan::{Book, Op, Outside, Plan};
@@ -72,6 +73,7 @@ impl Engine {
             workers: 0,
             flow_bits: flow_bits.clamp(3, 20),
             tunnel_port: tunnel_port.to_be(),
+            capturing: false,
         };
         tables.store_settings(&settings);
         Ok(Self {
@@ -139,6 +141,24 @@ impl Engine {
     /// Tells how many workers the proxy has.
     pub fn set_workers(&mut self, workers: u16) {
         self.settings.workers = workers;
+        self.tables.store_settings(&self.settings);
+    }
+
+    /// Begins to show packets; `None`: somebody else looks already.
+    pub fn start_capture(&mut self, filter: &Filter) -> Result<Option<Ring>, Error> {
+        if self.settings.capturing {
+            return Ok(None);
+        }
+        let ring = self.kernel.open_ring()?;
+        self.tables.store_filter(filter);
+        self.settings.capturing = true;
+        self.tables.store_settings(&self.settings);
+        Ok(Some(ring))
+    }
+
+    /// Ends it.
+    pub fn stop_capture(&mut self) {
+        self.settings.capturing = false;
         self.tables.store_settings(&self.settings);
     }
 

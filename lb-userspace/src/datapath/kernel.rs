@@ -1,5 +1,6 @@
 //! Loads the kernel object, maps its tables and attaches its programs. aya stops here.
 
+mod capture;
 mod measure;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,6 +21,8 @@ use super::Error;
 use super::memory::{Counters, Tables};
 use super::mmap::Mapping;
 use crate::model::l4::Prefix;
+
+pub use capture::Ring;
 
 /// The object that `cargo xtask build-ebpf` builds; empty where it was not built.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/penstock.bpf.o"));

@@ -115,6 +115,11 @@ impl Tables {
         }
     }
 
+    /// Line 1 of the configuration; see [`lb_common::capture`].
+    pub(super) fn store_filter(&self, filter: &lb_common::capture::Filter) {
+        self.config.store_line(1, &filter.words());
+    }
+
     pub(super) fn store_epoch(&self, epoch: lb_common::Epoch) {
         self.config.store(0, epoch.0);
     }

@@ -5,6 +5,7 @@
 //! [`network`] and [`kernel`] are the two system interfaces, [`worker`] drives them, [`walk`] and
 //! [`explain`] read the tables back with the kernel's arithmetic.
 
+pub mod capture;
 mod choice;
 pub mod engine;
 pub mod explain;
@@ -30,6 +31,7 @@ use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 
 use crate::model::Problem;
+use crate::model::capture::Filter;
 use crate::model::l4::{FiveTuple, L4, Listener};
 use crate::model::report::{Explanation, Metric};
 
@@ -153,6 +155,11 @@ impl Handle {
     pub fn status(&self) -> Status {
         let nat_flows = self.shared.nat_flows();
         status::status(&self.shared.engine(), &self.shared.interfaces(), nat_flows)
+    }
+
+    /// Begins to show packets; see [`capture`].
+    pub fn capture(&self, filter: &Filter) -> Result<capture::Capture, capture::Error> {
+        capture::Capture::start(Arc::clone(&self.shared), filter)
     }
 
     /// What of the desired state could not be installed.
