@@ -152,7 +152,7 @@ impl Backend {
                 identity,
                 outer,
             ],
-            [inner.hi, inner.lo, tunnel_tag as u64, 0, 0, 0, 0, 0],
+            [inner.hi, inner.lo, tunnel_tag as u64, generation as u64, 0, 0, 0, 0],
         ]
     }
 }
@@ -248,6 +248,12 @@ pub fn vlan(table: &impl Lines, id: BackendId) -> u16 {
 #[inline(always)]
 pub fn inner(table: &impl Lines, id: BackendId) -> Addr {
     Addr { hi: table.word(line(id) + 1, 0), lo: table.word(line(id) + 1, 1) }
+}
+
+/// Reads the generation that an id had last; unlike the identity's it outlives the backend, so that
+/// the next one gets another.
+pub fn last_generation(table: &impl Lines, id: BackendId) -> u16 {
+    table.word(line(id) + 1, 3) as u16
 }
 
 /// Reads a backend's name within the tunnel.

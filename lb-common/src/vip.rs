@@ -24,6 +24,17 @@ impl VipEntry {
         (addr.id() as u64) << 17 | (wire_port as u64) << 1 | (proto == UDP) as u64
     }
 
+    /// The parts of the entry's key: address id, port in wire order, protocol.
+    pub const fn place(self) -> (u16, u16, u8) {
+        let key = self.0 >> 31;
+        ((key >> 17) as u16, (key >> 1) as u16, if key & 1 == 0 { crate::TCP } else { UDP })
+    }
+
+    /// The entry as it was laid out, without what its place in the bucket added.
+    pub const fn plain(self) -> Self {
+        Self(self.0 & !Self::OVERFLOW)
+    }
+
     /// Bucket of a key in a table of `1 << bits` lines.
     #[inline(always)]
     pub const fn bucket(key: u64, bits: u32) -> u32 {

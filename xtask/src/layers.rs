@@ -32,6 +32,7 @@ const ROOMS: &[(&str, &[&str])] = &[
 #[rustfmt::skip]
 const ONLY_IN: &[(&str, &[&str])] = &[
     ("aya::",          &["datapath"]),
+    ("aya_obj::",      &["datapath"]),
     ("rtnetlink::",    &["datapath"]),
     ("k8s_openapi::",  &["objects", "manifests", "translate", "cluster"]),
     ("kube::",         &["cluster"]),

@@ -10,7 +10,7 @@ use lb_common::flows::{Entry, FlowWords};
 use lb_common::maps::{self, LINE, at, count, row};
 use lb_common::steer::Memory;
 use lb_common::verdict::Event;
-use lb_common::{BackendId, Lines, Slot, Verdict};
+use lb_common::{BackendId, Lines, Slot, Verdict, backend};
 
 use super::mmap::Mapping;
 
@@ -43,6 +43,11 @@ impl Cells {
         for (word, value) in words.iter().enumerate() {
             self.store(line as usize * LINE + word, *value);
         }
+    }
+
+    /// Reads a line.
+    pub fn line(&self, line: u32) -> [u64; LINE] {
+        std::array::from_fn(|word| self.word(line, word))
     }
 }
 
@@ -132,7 +137,12 @@ impl Tables {
         let [first, second] = lines;
         // The second first: it means nothing until the first says that the backend lives.
         self.backends.store_line(2 * u32::from(id.0) + 1, second);
-        self.backends.store_line(2 * u32::from(id.0), first);
+        // Its last word, the pool's tag, before the identity: who is killed in between leaves no
+        // living backend behind that seems to be another pool's.
+        let first_word = 2 * id.0 as usize * LINE;
+        for word in [0, 1, 2, 3, 4, 5, 7, 6] {
+            self.backends.store(first_word + word, first[word]);
+        }
     }
 
     /// Clears the word that says a backend lives: remembered flows notice.
@@ -171,6 +181,17 @@ impl Tables {
             if word != 0 && gone.contains(&Entry(word).backend()) {
                 let _ = cell.compare_exchange(word, 0, Ordering::AcqRel, Ordering::Relaxed);
             }
+        }
+    }
+
+    /// Clears the flows of ids that no backend has: an agent that was killed between forgetting a
+    /// backend and its flows left them, and the next backend of that id must not get them.
+    pub fn purge_flows_of_nobody(&self) {
+        let named: BTreeSet<BackendId> = self.flow_words().map(|word| Entry(word).backend()).collect();
+        let alive = |id: BackendId| backend::identity(&self.backends, id).is_alive();
+        let gone: BTreeSet<BackendId> = named.into_iter().filter(|id| id.0 != 0 && !alive(*id)).collect();
+        if !gone.is_empty() {
+            self.purge_flows(&gone);
         }
     }
 

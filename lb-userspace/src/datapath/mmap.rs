@@ -1,6 +1,9 @@
-//! Maps a kernel array into our memory, and waits for its readers. The one place of the agent
-//! with `unsafe` code.
-#![expect(unsafe_code, reason = "aya 0.14 has no way to map an array; everything else is built on this")]
+//! Maps a kernel array into our memory, waits for its readers, and tells which network namespace it
+//! serves. The one place of the agent with `unsafe` code.
+#![expect(
+    unsafe_code,
+    reason = "neither aya 0.14 nor rustix 1 has these calls; everything else is built on them"
+)]
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -67,4 +70,21 @@ pub fn wait_for_readers() {
     if done != 0 {
         std::thread::sleep(std::time::Duration::from_millis(50));
     }
+}
+
+/// A number of the network namespace of this thread that no other one has until the next boot.
+pub fn namespace_cookie() -> io::Result<u64> {
+    let socket = std::os::unix::net::UnixDatagram::unbound()?;
+    let (mut cookie, mut length) = (0u64, size_of::<u64>() as libc::socklen_t);
+    // SAFETY: the kernel writes at most `length` bytes, all of them into `cookie`.
+    let failed = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    if failed != 0 { Err(io::Error::last_os_error()) } else { Ok(cookie) }
 }

@@ -15,6 +15,7 @@ pub mod maglev;
 pub mod memory;
 mod mmap;
 pub mod network;
+pub mod pins;
 pub mod plan;
 pub mod regions;
 pub mod slots;
@@ -113,6 +114,9 @@ pub enum Error {
     /// No interface was named and none has a default route.
     #[error("no interface has a default route; name one with --interface, or start with --wait-interfaces")]
     NoInterface,
+    /// The datapath of a network namespace belongs to one agent.
+    #[error("another agent runs the datapath of this network namespace; stop it first")]
+    Running,
     /// The SNAT range is empty.
     #[error("nat ports {0}-{1}: the range is empty; allowed: FIRST-LAST, 1 to 65535")]
     NatPorts(u16, u16),

@@ -13,6 +13,7 @@ use super::want::{Place, Want};
 use crate::model::l4::{ForwardingMode, PoolId, Prefix};
 use crate::model::{ObjectId, Problem, Severity};
 
+mod adopt;
 mod backends;
 mod ids;
 mod lookup;

@@ -26,6 +26,26 @@ impl Regions {
         Some(base)
     }
 
+    /// Takes one region, which somebody uses already; `false` where it is not free or no region.
+    pub fn reserve(&mut self, base: u32, size: u32) -> bool {
+        if !size.is_power_of_two() || !base.is_multiple_of(size) {
+            return false;
+        }
+        let bits = size.trailing_zeros();
+        let around = (bits..32).map(|have| (have, base & !(1u32 << have).wrapping_sub(1)));
+        let Some((mut have, from)) = around.into_iter().find(|region| self.free.contains(region)) else {
+            return false;
+        };
+        self.free.remove(&(have, from));
+        while have > bits {
+            have -= 1;
+            // The half that does not hold it stays free.
+            let other = (base & !(1u32 << have).wrapping_sub(1)) ^ (1 << have);
+            self.free.insert((have, other));
+        }
+        true
+    }
+
     /// Takes a region back and joins it with its free neighbours.
     pub fn give_back(&mut self, mut base: u32, size: u32) {
         let mut bits = size.trailing_zeros();
@@ -64,6 +84,32 @@ mod tests {
                 regions.give_back(base, size);
             }
             prop_assert_eq!(regions, Regions::new(1 << 14));
+        }
+
+        #[test]
+        fn what_is_reserved_again_leaves_the_same_regions_free(
+            steps in proptest::collection::vec((6u32..12, any::<bool>()), 1..200)
+        ) {
+            let mut regions = Regions::new(1 << 14);
+            let mut taken: Vec<(u32, u32)> = Vec::new();
+            for (bits, give) in steps {
+                if give && !taken.is_empty() {
+                    let (base, size) = taken.remove(bits as usize % taken.len());
+                    regions.give_back(base, size);
+                } else {
+                    taken.extend(regions.take(1 << bits).map(|base| (base, 1u32 << bits)));
+                }
+            }
+
+            let mut again = Regions::new(1 << 14);
+            for (base, size) in &taken {
+                prop_assert!(again.reserve(*base, *size));
+            }
+
+            prop_assert_eq!(&again, &regions);
+            for (base, size) in taken {
+                prop_assert!(!again.reserve(base, size), "it is taken");
+            }
         }
     }
 }

@@ -29,6 +29,29 @@ enum State {
 }
 
 impl Slots {
+    /// Slots as tables in force have them. `since` is the time of the last change of those that are
+    /// contested; without a table of previous owners none is.
+    pub fn adopt(current: &[Slot], previous: Option<&[Slot]>, since: u32) -> Self {
+        let cell = |(index, slot): (usize, &Slot)| {
+            let previous = previous.and_then(|previous| previous.get(index)).filter(|_| slot.is_contested());
+            let state = previous
+                .map_or(State::Settled, |previous| State::Contested { previous: previous.backend(), since });
+            Cell { owner: slot.backend(), state }
+        };
+        Self { cells: current.iter().enumerate().map(cell).collect() }
+    }
+
+    /// Whether these owners, repeated as often as needed, are the present ones.
+    pub fn are_owned_as(&self, owners: &[BackendId]) -> bool {
+        let wanted = |index: usize| owners.get(index & owners.len().wrapping_sub(1)).copied();
+        owners.len() <= self.cells.len()
+            && self
+                .cells
+                .iter()
+                .enumerate()
+                .all(|(index, cell)| cell.owner == wanted(index).unwrap_or(NOBODY))
+    }
+
     /// log2 of the number of slots; 0 for none.
     pub fn bits(&self) -> u32 {
         self.cells.len().checked_ilog2().unwrap_or(0)

@@ -1,6 +1,6 @@
 //! Small numbers that name things in the tables.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 /// Hands out numbers; a freed one comes back as late as possible.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,6 +14,12 @@ impl Ids {
     /// Numbers from `first` to the one before `end`.
     pub(super) fn new(first: u16, end: u16) -> Self {
         Self { next: first, end, free: VecDeque::new() }
+    }
+
+    /// The same with some of them taken.
+    pub(super) fn without(first: u16, end: u16, taken: &BTreeSet<u16>) -> Self {
+        let next = taken.range(first..end).next_back().map_or(first, |last| last + 1);
+        Self { next, end, free: (first..next).filter(|id| !taken.contains(id)).collect() }
     }
 
     pub(super) fn take(&mut self) -> Option<u16> {

@@ -1,13 +1,15 @@
 //! Maglev tables: filled aside, switched by a store, settled slot by slot.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 
 use lb_common::flows::Entry;
-use lb_common::{BackendId, Descriptor, Record, Rules};
+use lb_common::steer::Memory;
+use lb_common::{BackendId, Descriptor, Record, Rules, Slot};
 
 use super::{Book, Op, Plan, Retired};
 use crate::datapath::maglev;
+use crate::datapath::memory::Tables;
 use crate::datapath::slots::Slots;
 use crate::datapath::want::{Want, problem};
 use crate::model::l4::PoolId;
@@ -31,6 +33,40 @@ pub(super) struct Table {
 pub(super) type Fresh = HashMap<PoolId, BTreeSet<(u32, BackendId)>>;
 
 impl Table {
+    /// The table that a descriptor in force names. What it was filled from is not known: shares that
+    /// no pool has stand for the backends that it names.
+    pub(super) fn adopt(descriptor: Descriptor, memory: &Tables, now: u32) -> Self {
+        let read = |base: u32| {
+            let slots = 0..if descriptor.is_none() { 0 } else { 1 << descriptor.bits() };
+            slots.map(|slot| memory.slot(base + slot)).collect::<Vec<Slot>>()
+        };
+        let (current, previous) = (read(descriptor.base()), descriptor.previous().map(read));
+        let named = current.iter().chain(previous.iter().flatten()).map(|slot| slot.backend());
+        let mut shares: BTreeMap<_, _> = named.map(|id| (nowhere(id), (id, 0))).collect();
+        shares.insert(nowhere(BackendId(0)), (BackendId(0), 0));
+        // Late: every change is older than the grace time. The boot is older than all of them.
+        let since = if descriptor.is_late() { 0 } else { now };
+        Self {
+            slots: Slots::adopt(&current, previous.as_deref(), since),
+            base: descriptor.base(),
+            previous: descriptor.previous(),
+            late: descriptor.is_late(),
+            generation: descriptor.generation(),
+            shares,
+        }
+    }
+
+    /// Notes `shares` as what it was filled from, if it would be filled the same from them.
+    pub(super) fn recognise(&mut self, shares: BTreeMap<SocketAddr, (BackendId, u16)>) {
+        let (least, wished) = sizes(&shares);
+        let same = |bits: u32| self.slots.are_owned_as(&maglev::fill(bits, &shares));
+        if (least..=wished).rev().filter(|bits| *bits <= self.slots.bits()).any(same)
+            || self.slots.bits() == 0 && shares.values().all(|(_, weight)| *weight == 0)
+        {
+            self.shares = shares;
+        }
+    }
+
     pub(super) fn descriptor(&self) -> Descriptor {
         if self.slots.bits() == 0 {
             return Descriptor::NONE;
@@ -107,11 +143,9 @@ impl Book {
         plan: &mut Plan,
     ) -> Option<Table> {
         let living: BTreeSet<BackendId> = shares.values().map(|(id, _)| *id).collect();
-        let weighted = shares.values().filter(|(_, weight)| *weight > 0).count();
-        let wished = maglev::bits_for(weighted);
-        let least = weighted.next_power_of_two().trailing_zeros().max(Descriptor::UNIT.trailing_zeros());
-        for bits in (least.min(wished)..=wished).rev() {
-            let owners = if weighted == 0 { Vec::new() } else { maglev::fill(bits, &shares) };
+        let (least, wished) = sizes(&shares);
+        for bits in (least..=wished).rev() {
+            let owners = maglev::fill(bits, &shares);
             let mut slots = old.slots.clone();
             slots.change(&owners, |id| living.contains(&id), now);
             let mut table = Table {
@@ -205,4 +239,17 @@ impl Book {
             }
         }
     }
+}
+
+/// Smallest and best log2 of the size of a table over these shares.
+fn sizes(shares: &BTreeMap<SocketAddr, (BackendId, u16)>) -> (u32, u32) {
+    let weighted = shares.values().filter(|(_, weight)| *weight > 0).count();
+    let wished = maglev::bits_for(weighted);
+    let least = weighted.next_power_of_two().trailing_zeros().max(Descriptor::UNIT.trailing_zeros());
+    (least.min(wished), wished)
+}
+
+/// A place that no backend has.
+fn nowhere(id: BackendId) -> SocketAddr {
+    SocketAddr::from((Ipv4Addr::from_bits(id.0.into()), 0))
 }

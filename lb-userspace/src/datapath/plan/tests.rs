@@ -14,7 +14,7 @@ use crate::model::ObjectName;
 use crate::model::l4::{Family, Listener, Protocol};
 
 /// Small worlds over the same few services, VIPs and backends, so that steps collide.
-fn worlds() -> impl Strategy<Value = Vec<Want>> {
+pub(super) fn worlds() -> impl Strategy<Value = Vec<Want>> {
     let pool = (proptest::collection::btree_map(0u8..6, 0u16..4, 0..5), any::<bool>());
     let world =
         proptest::collection::btree_map(0u8..3, (pool, proptest::collection::btree_set(0u8..4, 0..3)), 0..3);
@@ -42,7 +42,7 @@ fn worlds() -> impl Strategy<Value = Vec<Want>> {
     })
 }
 
-fn pool_id(service: u8) -> PoolId {
+pub(super) fn pool_id(service: u8) -> PoolId {
     PoolId {
         service: ObjectName::new("default", format!("service-{service}")),
         port: 80,
@@ -51,15 +51,15 @@ fn pool_id(service: u8) -> PoolId {
     }
 }
 
-fn vip_addr(vip: u8) -> IpAddr {
+pub(super) fn vip_addr(vip: u8) -> IpAddr {
     Ipv4Addr::new(203, 0, 113, vip).into()
 }
 
-fn place(vip: u8) -> Place {
+pub(super) fn place(vip: u8) -> Place {
     Place { addr: vip_addr(vip), port: 80, protocol: Protocol::Tcp }
 }
 
-fn backend_addr(backend: u8) -> SocketAddr {
+pub(super) fn backend_addr(backend: u8) -> SocketAddr {
     SocketAddr::from(([10, 0, 0, backend], 8080))
 }
 
@@ -75,12 +75,12 @@ fn backend(addr: u8, weight: u16) -> Backend {
 }
 
 /// A key that spreads: with the default one, all zeros, every flow has one slot.
-fn key() -> HashKey {
+pub(super) fn key() -> HashKey {
     HashKey::expand([7; 16])
 }
 
 /// Where flows to a VIP may end in one world.
-fn allowed(want: &Want, vip: u8) -> Vec<Option<SocketAddr>> {
+pub(super) fn allowed(want: &Want, vip: u8) -> Vec<Option<SocketAddr>> {
     let Some(Target::Pool(id)) = want.vips.get(&place(vip)) else { return vec![] };
     let Some(pool) = want.pools.get(id) else { return vec![] };
     let some: Vec<_> =
@@ -89,14 +89,14 @@ fn allowed(want: &Want, vip: u8) -> Vec<Option<SocketAddr>> {
 }
 
 /// Who may have the flows of a VIP in one world: those that take no new ones, too.
-fn members(want: &Want, vip: u8) -> Vec<Option<SocketAddr>> {
+pub(super) fn members(want: &Want, vip: u8) -> Vec<Option<SocketAddr>> {
     let Some(Target::Pool(id)) = want.vips.get(&place(vip)) else { return vec![] };
     let Some(pool) = want.pools.get(id) else { return vec![] };
     let all = pool.backends.keys().map(|addr| Some(*addr));
     all.chain(pool.backends.values().all(|backend| backend.weight == 0).then_some(None)).collect()
 }
 
-fn socket(tables: &Tables, id: BackendId) -> SocketAddr {
+pub(super) fn socket(tables: &Tables, id: BackendId) -> SocketAddr {
     let port = backend::identity(&tables.backends, id).wire_port().swap_bytes();
     SocketAddr::new(backend::addr(&tables.backends, id).into(), port)
 }
@@ -178,7 +178,7 @@ fn everything_comes_back_when_all_is_removed() {
 }
 
 /// Adds a VIP with a pool of its own.
-fn serve(want: &mut Want, service: u8, backends: &[u8]) {
+pub(super) fn serve(want: &mut Want, service: u8, backends: &[u8]) {
     want.addrs.insert(vip_addr(service), Owner::Vip);
     want.vips.insert(place(service), Target::Pool(pool_id(service)));
     let backends = backends.iter().map(|index| (backend_addr(*index), backend(*index, 1))).collect();
