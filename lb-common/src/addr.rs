@@ -105,6 +105,12 @@ impl AddrEntry {
         self.0 & Self::NODE != 0
     }
 
+    /// Not 0 where the fast path does not take its packets: the host's own.
+    #[inline(always)]
+    pub const fn odd(self) -> u64 {
+        (self.0 & Self::NODE) as u64
+    }
+
     /// Key into the VIP table.
     #[inline(always)]
     pub const fn id(self) -> u16 {
@@ -115,27 +121,27 @@ impl AddrEntry {
     #[inline(always)]
     pub fn find(table: &impl Lines, epoch: Epoch, addr: Addr) -> Self {
         let line = epoch.half() * maps::ADDR_LINES + addr.bucket(epoch.addr_bits());
-        let last = table.word(line, 7);
-        let found = Self::in_line(table, line, last, addr);
-        if found.is_none() && last & Self::OVERFLOW != 0 {
-            let line = line ^ 1;
-            return Self::in_line(table, line, table.word(line, 7), addr);
+        if let Some(found) = Self::in_line(table, line, addr) {
+            return found;
         }
-        found
+        if table.word(line, 7) & Self::OVERFLOW == 0 {
+            return Self(0);
+        }
+        Self::in_line(table, line ^ 1, addr).unwrap_or_default()
     }
 
     #[inline(always)]
-    fn in_line(table: &impl Lines, line: u32, last: u64, addr: Addr) -> Self {
+    fn in_line(table: &impl Lines, line: u32, addr: Addr) -> Option<Self> {
         if table.word(line, 1) == addr.lo && table.word(line, 0) == addr.hi {
-            return Self(table.word(line, 6) as u32);
+            return Some(Self(table.low(line, 6)));
         }
         if table.word(line, 3) == addr.lo && table.word(line, 2) == addr.hi {
-            return Self((table.word(line, 6) >> 32) as u32);
+            return Some(Self((table.word(line, 6) >> 32) as u32));
         }
         if table.word(line, 5) == addr.lo && table.word(line, 4) == addr.hi {
-            return Self(last as u32);
+            return Some(Self(table.low(line, 7)));
         }
-        Self(0)
+        None
     }
 }
 

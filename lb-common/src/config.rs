@@ -148,5 +148,11 @@ pub fn tunnel_port(config: &impl Lines) -> u16 {
 /// Whether packets are shown to [`crate::capture`].
 #[inline(always)]
 pub fn capturing(config: &impl Lines) -> bool {
-    config.word(0, 6) >> 32 != 0
+    capture_word(config) != 0
+}
+
+/// Not 0 while they are.
+#[inline(always)]
+pub fn capture_word(config: &impl Lines) -> u64 {
+    config.word(0, 6) >> 32
 }

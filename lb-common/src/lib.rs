@@ -45,6 +45,12 @@ pub const UDP: u8 = 17;
 pub trait Lines {
     /// Word `word` (0 to 7) of line `line`.
     fn word(&self, line: u32, word: usize) -> u64;
+
+    /// The lower half of that word.
+    #[inline(always)]
+    fn low(&self, line: u32, word: usize) -> u32 {
+        self.word(line, word) as u32
+    }
 }
 
 /// Port in wire order.

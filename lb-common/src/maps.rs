@@ -137,11 +137,13 @@ pub enum Program {
     Tunnel = 5,
     /// Shows the packet to who asked for it, whatever became of it.
     Capture = 6,
+    /// The whole ladder, for what is not plain enough for the fast path.
+    Ladder = 7,
 }
 
 impl Program {
     /// Every program with its name in the object.
-    pub const ALL: [(Self, &'static str); 7] = [
+    pub const ALL: [(Self, &'static str); 8] = [
         (Self::Slow, "penstock_slow"),
         (Self::Translate, "penstock_translate"),
         (Self::Reply, "penstock_reply"),
@@ -149,5 +151,6 @@ impl Program {
         (Self::Refuse, "penstock_refuse"),
         (Self::Tunnel, "penstock_tunnel"),
         (Self::Capture, "penstock_capture"),
+        (Self::Ladder, "penstock_ladder"),
     ];
 }

@@ -68,6 +68,12 @@ impl VipEntry {
         self.0 == 0
     }
 
+    /// Not 0 where the fast path does not take its packets: nobody's, the proxy's, some sources'.
+    #[inline(always)]
+    pub const fn odd(self) -> u64 {
+        if self.0 == 0 { 1 } else { self.0 & (Self::PUNT | Self::RESTRICTED) }
+    }
+
     /// Whether the proxy serves it.
     #[inline(always)]
     pub const fn is_punted(self) -> bool {
@@ -90,28 +96,30 @@ impl VipEntry {
     #[inline(always)]
     pub fn find(table: &impl Lines, epoch: Epoch, key: u64) -> Self {
         let line = epoch.half() * maps::VIP_LINES + Self::bucket(key, epoch.vip_bits());
-        let (found, last) = Self::in_line(table, line, key);
-        if found.is_none() && last & Self::OVERFLOW != 0 {
-            return Self::in_line(table, line ^ 1, key).0;
+        match Self::in_line(table, line, key) {
+            Ok(found) => found,
+            Err(last) if last & Self::OVERFLOW != 0 => {
+                Self::in_line(table, line ^ 1, key).unwrap_or_default()
+            }
+            Err(_) => Self(0),
         }
-        found
     }
 
-    /// The entry, and the last word looked at. Entries fill a bucket from the front, so the first
+    /// The entry, or the last word looked at. Entries fill a bucket from the front, so the first
     /// empty one ends the search; the table is sparse and the first way nearly always answers.
     #[inline(always)]
-    fn in_line(table: &impl Lines, line: u32, key: u64) -> (Self, u64) {
+    fn in_line(table: &impl Lines, line: u32, key: u64) -> Result<Self, u64> {
         let mut word = 0;
         for way in 0..Self::WAYS {
             word = table.word(line, way);
             if word >> 31 == key {
-                return (Self(word), word);
+                return Ok(Self(word));
             }
             if word == 0 {
                 break;
             }
         }
-        (Self(0), word)
+        Err(word)
     }
 }
 
@@ -154,6 +162,12 @@ impl Rules {
     #[inline(always)]
     pub const fn any(self, flags: u64) -> bool {
         self.0 & flags != 0
+    }
+
+    /// Not 0 where the fast path does not take its packets: more than the slot decides.
+    #[inline(always)]
+    pub const fn odd(self) -> u64 {
+        self.0 & 0xffff & !(Self::REJECT | Self::COUNTED)
     }
 
     /// Tag that the pool's backends carry, too.

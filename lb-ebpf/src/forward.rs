@@ -80,8 +80,31 @@ pub fn untouched<F: Family>(
     choice: &Choice,
     hash: u64,
 ) -> Result<Outcome, (Verdict, u16)> {
-    let id = choice.backend;
-    let Way { next_hop, identity } = way(ctx, tables, id).map_err(|verdict| (verdict, 0))?;
+    let way = way(ctx, tables, choice.backend).map_err(|verdict| (verdict, 0))?;
+    along::<F>(ctx, packet, head, tables, &To { id: choice.backend, other: choice.other, way }, hash)
+}
+
+/// A backend, the slot's other owner, and the way to the backend.
+pub struct To {
+    /// Where the packet goes.
+    pub id: BackendId,
+    /// Who may know the flow if that one does not; id 0: nobody.
+    pub other: BackendId,
+    /// The way there.
+    pub way: Way,
+}
+
+/// [`untouched`] where the way is known.
+#[inline(always)]
+pub fn along<F: Family>(
+    ctx: &XdpContext,
+    packet: &Packet,
+    head: &F::Head,
+    tables: &Tables,
+    to: &To,
+    hash: u64,
+) -> Result<Outcome, (Verdict, u16)> {
+    let To { id, other, way: Way { next_hop, identity } } = *to;
     let mtu = identity.mtu() as u32;
     let length = F::length(head);
     let mode = identity.mode();
@@ -124,7 +147,7 @@ pub fn untouched<F: Family>(
             port: config::tunnel_port(&config),
             cluster: tunnel::cluster(config::hash_key(&config)),
             backend: backend::tunnel_tag(&backends, id),
-            other: backend::tunnel_tag(&backends, choice.other),
+            other: backend::tunnel_tag(&backends, other),
         };
         let wrapped = if is_v4 {
             wrap::<{ ETHERNET + tunnel::OVERHEAD_V4 }>(ctx, tunnel::OVERHEAD_V4, next_hop, |view| {

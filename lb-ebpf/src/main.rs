@@ -1,6 +1,7 @@
 //! KERNEL: what happens to one packet.
 //!
-//! `penstock` (XDP) is the ladder below; what is rare goes on in another program by a tail call.
+//! `penstock` (XDP) is the fast path; what is not plain goes on in `penstock_ladder`, the ladder
+//! below, and what is rare from there in further programs, by tail calls.
 //! `penstock_lookup` (sk_lookup) hands punted connections to the proxy's workers. Tables come from
 //! user space through shared memory. The `bench_*` programs are floors and wrappers for measuring,
 //! never attached.
@@ -12,6 +13,7 @@
 mod bench;
 mod capture;
 mod carry;
+mod fast;
 mod forward;
 mod lookup;
 mod maps;
@@ -42,7 +44,13 @@ use crate::{
 #[xdp(frags)]
 #[inline(always)]
 pub fn penstock(ctx: XdpContext) -> u32 {
-    // Before anything else is known that would have to be kept over the call.
+    fast::balance(&ctx)
+}
+
+/// A packet that is ours and not plain enough for the fast path.
+#[xdp(frags)]
+#[inline(always)]
+pub fn penstock_ladder(ctx: XdpContext) -> u32 {
     let Some(tables) = maps::tables() else { return xdp_action::XDP_PASS };
     let packet = Packet::of(&ctx);
     let Some(ether) = packet.view::<ETHERNET>() else { return xdp_action::XDP_PASS };

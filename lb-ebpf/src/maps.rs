@@ -229,6 +229,13 @@ impl<const AT: usize, const LINES: u32> Lines for Table<AT, LINES> {
         // every caller names a word below LINE; the verifier checks the same.
         unsafe { plus(self.0, start as u64).wrapping_add(word).read_volatile() }
     }
+
+    #[inline(always)]
+    fn low(&self, line: u32, word: usize) -> u32 {
+        let start = (AT + (line & (LINES - 1)) as usize * LINE) * size_of::<u64>();
+        // SAFETY: as in `word`; the first half in memory is the lower one.
+        unsafe { plus(self.0, start as u64).wrapping_add(word).cast::<u32>().read_volatile() }
+    }
 }
 
 impl FlowWords for Tables {

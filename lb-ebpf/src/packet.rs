@@ -88,6 +88,12 @@ impl Word for u32 {}
 impl Word for u64 {}
 
 impl<const SIZE: usize> View<SIZE> {
+    /// `PART` bytes of it from `offset` on, a constant with `offset + PART <= SIZE`.
+    #[inline(always)]
+    pub fn part<const PART: usize>(&self, offset: usize) -> View<PART> {
+        View(self.0 + offset)
+    }
+
     /// Reads an integer in wire order at `offset`, a constant with `offset + size <= SIZE`.
     #[inline(always)]
     pub fn read<T: Word>(&self, offset: usize) -> T {

@@ -26,11 +26,18 @@ pub fn choose(tables: &Tables, index: u32, record: &Record, hashes: Hashes, kind
     Choice::unpack(penstock_remembered(index, hashes.flow, hashes.source, kind as u32))
 }
 
+/// [`choose`] where the slot is known to be contested.
+#[inline(always)]
+pub fn choose_contested(index: u32, hash: u64, kind: Kind) -> Choice {
+    Choice::unpack(penstock_remembered(index, hash, 0, kind as u32))
+}
+
 /// The backend of a packet whose slot is contested, or whose VIP remembers every flow; and what
 /// that counts. A global function: the verifier looks at it once, not with every path that leads
 /// here, which is why it takes numbers only.
 #[unsafe(no_mangle)]
 #[inline(never)]
+#[cold]
 pub extern "C" fn penstock_remembered(index: u32, flow: u64, source: u64, kind: u32) -> u64 {
     let (Some(tables), Some(row)) = (maps::tables(), maps::counts()) else { return 0 };
     let record = Record::read(&tables.records(), index);

@@ -117,7 +117,7 @@ fn sizes() -> Vec<Case> {
 #[derive(Clone, Copy)]
 struct Row {
     name: [&'static str; 2],
-    world: Which,
+    world: [Which; 2],
     wrap: Wrap,
     to: [&'static str; 2],
     flags: u8,
@@ -146,7 +146,7 @@ fn rows() -> Vec<Row> {
     use worlds::{CONTESTED, IPIP, L2, NAT, NOT_OURS, TUNNEL};
     let base = Row {
         name: [""; 2],
-        world: Which::Main,
+        world: [Which::Main; 2],
         wrap: Wrap::None,
         to: NOT_OURS,
         flags: ACK,
@@ -167,6 +167,7 @@ fn rows() -> Vec<Row> {
         Row { name: ["ipip-v4-synflood", "ipip-v6-synflood"], flags: SYN, flows: ALL_NEW, goal: 3.5, ..vary },
         Row {
             name: ["contested-v4-64k", "contested-v6-64k"],
+            world: [Which::ContestedV4, Which::ContestedV6],
             to: CONTESTED,
             flows: SOME,
             event: Some(Event::FlowHit),
@@ -248,7 +249,7 @@ fn case(row: &Row, at: usize) -> Case {
     let Row { name, world, wrap: _, to, flags, flows, grow, action, verdict, event, goal } = row;
     Case {
         name: name[at],
-        world: *world,
+        world: world[at],
         program,
         wrapper: alone.map(|alone| Wrapper::Around { alone }),
         frame: frame(at, *to, *flags),

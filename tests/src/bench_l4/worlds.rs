@@ -32,8 +32,12 @@ pub const BACKENDS: u16 = 10_000;
 /// Which of the worlds a case is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Which {
-    /// One VIP of every kind.
+    /// One settled VIP of every kind.
     Main,
+    /// [`CONTESTED`] over IPv4. Apart from IPv6: the flows of both would fill the flow table.
+    ContestedV4,
+    /// [`CONTESTED`] over IPv6.
+    ContestedV6,
     /// One VIP, three backends.
     Small,
     /// [`VIPS`] of them, three backends each.
@@ -58,9 +62,12 @@ const PROGRAMS: &[&str] = &[
 
 /// Every world that is needed.
 pub fn load(needed: impl Fn(Which) -> bool) -> Result<Worlds> {
-    let all = [Which::Main, Which::Small, Which::Vips, Which::Backends];
+    let all =
+        [Which::Main, Which::ContestedV4, Which::ContestedV6, Which::Small, Which::Vips, Which::Backends];
     let world = |which| match which {
         Which::Main => main(),
+        Which::ContestedV4 => contested(false),
+        Which::ContestedV6 => contested(true),
         Which::Small => sized(1, 3),
         Which::Vips => sized(VIPS, 3),
         Which::Backends => sized(1, BACKENDS),
@@ -79,26 +86,22 @@ fn main() -> Result<Engine> {
     for (vip, v6) in NAT.into_iter().zip([false, true]) {
         world = world.service(Tcp, vip, Nat, &strs(&many(v6, 8080, 1..=32)));
     }
-    let contested = |world: world::World, backends: std::ops::RangeInclusive<u8>| {
-        CONTESTED.into_iter().zip([false, true]).fold(world, |world, (vip, v6)| {
-            world.service(Tcp, vip, Ipip, &strs(&many(v6, 80, backends.clone())))
-        })
-    };
-    let mut engine = install(&contested(world.clone(), 101..=110))?;
+    install(&world)
+}
+
+fn contested(v6: bool) -> Result<Engine> {
+    let vip = CONTESTED[usize::from(v6)];
+    let of = |last| world::World::new().service(Tcp, vip, ForwardingMode::Ipip, &strs(&many(v6, 80, last)));
+    let mut engine = install(&of(101..=110))?;
     // The old backends live on, or the flows would have nothing to keep.
-    let mut replaced = contested(world, 101..=120);
-    for vip in CONTESTED {
-        for (addr, backend) in replaced.backends_mut(vip, Tcp) {
-            backend.draining = many(addr.is_ipv6(), 80, 101..=110).contains(&addr.to_string());
-        }
+    let (old, mut replaced) = (many(v6, 80, 101..=110), of(101..=120));
+    for (addr, backend) in replaced.backends_mut(vip, Tcp) {
+        backend.draining = old.contains(&addr.to_string());
     }
-    let pools: Vec<_> = CONTESTED.iter().map(|vip| Ok(pool_id(vip.parse()?, Tcp))).collect::<Result<_>>()?;
     let problems = engine.apply(replaced.want);
     ensure!(problems.is_empty(), "{problems:?}");
-    for pool in pools {
-        let size = engine.table_size(&pool);
-        ensure!(size.is_some_and(|(slots, contested)| contested == slots as usize), "contested: {size:?}");
-    }
+    let size = engine.table_size(&pool_id(vip.parse()?, Tcp));
+    ensure!(size.is_some_and(|(slots, contested)| contested == slots as usize), "contested: {size:?}");
     Ok(engine)
 }
 
