@@ -21,7 +21,7 @@ use lb_common::{
 };
 
 use crate::{
-    maps::{self, Tables},
+    maps::{self, Shot, Tables},
     parse::{ETHERNET, ETHERTYPE_QINQ, ETHERTYPE_VLAN},
 };
 
@@ -57,14 +57,13 @@ pub fn show(ctx: &XdpContext, tables: &Tables, verdict: Verdict, action: u32, or
 pub fn penstock_capture(ctx: XdpContext) -> u32 {
     let Some(scratch) = maps::scratch() else { return xdp_action::XDP_ABORTED };
     // SAFETY: as above.
-    let (handover, carried) = unsafe { ((*scratch).handover, (*scratch).carry.flow) };
-    let carried = (handover.carried != 0).then_some(carried);
-    let _ = capture(&ctx, handover, carried);
+    let handover = unsafe { (*scratch).handover };
+    let _ = capture(&ctx, handover);
     handover.action as u32
 }
 
 #[inline(always)]
-fn capture(ctx: &XdpContext, handover: Handover, carried: Option<Flow>) -> Option<()> {
+fn capture(ctx: &XdpContext, handover: Handover) -> Option<()> {
     let filter = Filter::read(&maps::tables()?.config());
     if !filter.wants(handover.verdict) {
         return None;
@@ -73,24 +72,22 @@ fn capture(ctx: &XdpContext, handover: Handover, carried: Option<Flow>) -> Optio
     // SAFETY: the value is this CPU's own, and XDP does not nest.
     let shot = unsafe { &mut *shot };
     // SAFETY: `ctx` is the program's own context.
-    let length = unsafe { bpf_xdp_get_buff_len(ctx.ctx) } as u32;
+    let length = unsafe { bpf_xdp_get_buff_len(ctx.ctx) };
     // The headers are read from the copy; what is shown of it is decided below.
-    let loaded = length.min(SNAP as u32);
+    let loaded = bounded(length)?;
     // SAFETY: the buffer has SNAP bytes.
-    if loaded == 0 || unsafe { bpf_xdp_load_bytes(ctx.ctx, 0, shot.bytes.as_mut_ptr().cast(), loaded) } != 0 {
+    if unsafe { bpf_xdp_load_bytes(ctx.ctx, 0, shot.bytes.as_mut_ptr().cast(), loaded as u32) } != 0 {
         return None;
     }
-    shot.head.flow = flow(&shot.bytes, l3(&shot.bytes), loaded);
-    let outer = filter.concerns(&shot.head.flow);
+    let at = l3(&shot.bytes);
     let skip = overhead(&shot.bytes, handover.verdict);
-    if skip != 0 {
-        shot.head.flow = flow(&shot.bytes, l3(&shot.bytes) + skip, loaded);
+    // The outer flow first: what is read last is what the event says.
+    let mut concerned = if skip == 0 { 0 } else { penstock_shown_flow(at, loaded) };
+    concerned |= penstock_shown_flow(at + skip, loaded);
+    if handover.carried != 0 {
+        concerned |= penstock_carried_flow();
     }
-    let inner = filter.concerns(&shot.head.flow);
-    if let Some(carried) = carried {
-        shot.head.flow = carried;
-    }
-    if !(outer || inner || filter.concerns(&shot.head.flow)) {
+    if concerned == 0 {
         return None;
     }
 
@@ -107,15 +104,15 @@ fn capture(ctx: &XdpContext, handover: Handover, carried: Option<Flow>) -> Optio
     }
     state[state::NEXT_NS] = next.wrapping_add(filter.interval_ns);
 
-    let shown = loaded.min(filter.snap as u32);
+    let shown = bounded(loaded.min(filter.snap as u64))?;
     shot.head.time_ns = now;
     shot.head.ifindex = ctx.ingress_ifindex() as u32;
-    shot.head.length = length;
+    shot.head.length = length as u32;
     shot.head.captured = shown as u16;
     shot.head.verdict = handover.verdict;
     shot.head.action = handover.action;
     shot.head.padding = 0;
-    let size = HEAD + (shown & (2 * SNAP as u32 - 1)) as usize;
+    let size = HEAD + shown as usize;
     // SAFETY: the event has HEAD + SNAP bytes; the verifier proves that `size` is no more.
     let event = unsafe { core::slice::from_raw_parts(core::ptr::from_ref(shot).cast::<u8>(), size) };
     if maps::CAPTURED.output_untyped::<[u8]>(event, NO_WAKEUP).is_err() {
@@ -124,65 +121,89 @@ fn capture(ctx: &XdpContext, handover: Handover, carried: Option<Flow>) -> Optio
     Some(())
 }
 
+/// At most [`SNAP`], and not nothing, so that the verifier (6.18) sees it: LLVM compares a copy of
+/// the number, and the verifier learns nothing of the original from that.
+#[inline(always)]
+fn bounded(bytes: u64) -> Option<u64> {
+    let bytes = core::hint::black_box(bytes.min(SNAP as u64));
+    (bytes != 0 && bytes <= SNAP as u64).then_some(bytes)
+}
+
 /// Where the IP header begins, behind up to two tags.
 #[inline(always)]
-fn l3(bytes: &[u8; SNAP]) -> usize {
-    let mut at = ETHERNET;
-    for _ in 0..2 {
-        let kind = read::<u16>(bytes, at - 2);
-        if kind != ETHERTYPE_VLAN && kind != ETHERTYPE_QINQ {
-            break;
-        }
-        at += 4;
-    }
-    at
+fn l3(bytes: &[u8; SNAP]) -> u64 {
+    let is_tag = |kind: u16| kind == ETHERTYPE_VLAN || kind == ETHERTYPE_QINQ;
+    let first = is_tag(read(bytes, ETHERNET as u64 - 2));
+    let second = first && is_tag(read(bytes, ETHERNET as u64 + 2));
+    ETHERNET as u64 + 4 * (first as u64 + second as u64)
 }
 
 /// Bytes that a packet with this verdict was wrapped in.
 #[inline(always)]
-fn overhead(bytes: &[u8; SNAP], verdict: u8) -> usize {
-    let is_v4 = bytes[ETHERNET] >> 4 == 4;
+fn overhead(bytes: &[u8; SNAP], verdict: u8) -> u64 {
+    let is_v4 = read::<u8>(bytes, l3(bytes)) >> 4 == 4;
     if verdict == Verdict::ForwardedIpip as u8 {
         return if is_v4 { 20 } else { 40 };
     }
     if verdict == Verdict::ForwardedTunnel as u8 || verdict == Verdict::PassedOn as u8 {
-        return if is_v4 { tunnel::OVERHEAD_V4 } else { tunnel::OVERHEAD_V6 };
+        return if is_v4 { tunnel::OVERHEAD_V4 } else { tunnel::OVERHEAD_V6 } as u64;
     }
     0
 }
 
-/// The flow of the IP packet at `at`; protocol 0 where there is none.
+/// Puts the flow of the IP packet at `at` into the event; tells whether it is asked for. A global
+/// function as the next one, which the verifier looks at once: inlined three times, the branches
+/// of all multiply.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn flow(bytes: &[u8; SNAP], at: usize, loaded: u32) -> Flow {
-    let none = Flow { src: Addr::default(), dst: Addr::default(), ports: 0, proto: 0 };
-    let loaded = loaded as usize;
+pub extern "C" fn penstock_shown_flow(at: u64, loaded: u64) -> u32 {
+    let (Some(shot), Some(tables)) = (maps::shot(), maps::tables()) else { return 0 };
+    // SAFETY: the value is this CPU's own, and XDP does not nest.
+    let Shot { head, bytes } = unsafe { &mut *shot };
+    let mut flow = Flow { src: Addr::default(), dst: Addr::default(), ports: 0, proto: 0 };
+    let version = read::<u8>(bytes, at) >> 4;
+    let mut transport = 0;
     // Beyond what was loaded stand the bytes of an earlier packet.
-    let (mut flow, transport) = match read::<u8>(bytes, at) >> 4 {
-        4 if at + 20 <= loaded => {
-            let proto = read::<u8>(bytes, at + 9) as u32;
-            let (src, dst) = (read::<u32>(bytes, at + 12), read::<u32>(bytes, at + 16));
-            let later = read::<u16>(bytes, at + 6) & 0xff1f != 0;
-            let head = if later { SNAP } else { 4 * (read::<u8>(bytes, at) & 15) as usize };
-            (Flow { src: Addr::v4(src), dst: Addr::v4(dst), proto, ports: 0 }, at + head)
+    if version == 4 && at + 20 <= loaded {
+        flow.src = Addr::v4(read(bytes, at + 12));
+        flow.dst = Addr::v4(read(bytes, at + 16));
+        flow.proto = read::<u8>(bytes, at + 9) as u32;
+        let is_later_fragment = read::<u16>(bytes, at + 6) & 0xff1f != 0;
+        if !is_later_fragment {
+            transport = at + 4 * (read::<u8>(bytes, at) & 15) as u64;
         }
-        6 if at + 40 <= loaded => {
-            let src = Addr { hi: read(bytes, at + 8), lo: read(bytes, at + 16) };
-            let dst = Addr { hi: read(bytes, at + 24), lo: read(bytes, at + 32) };
-            (Flow { src, dst, proto: read::<u8>(bytes, at + 6) as u32, ports: 0 }, at + 40)
-        }
-        _ => return none,
-    };
-    let has_ports = flow.proto == TCP as u32 || flow.proto == UDP as u32;
-    if has_ports && transport + 4 <= loaded {
-        flow.ports = read::<u32>(bytes, transport);
+    } else if version == 6 && at + 40 <= loaded {
+        flow.src = Addr { hi: read(bytes, at + 8), lo: read(bytes, at + 16) };
+        flow.dst = Addr { hi: read(bytes, at + 24), lo: read(bytes, at + 32) };
+        flow.proto = read::<u8>(bytes, at + 6) as u32;
+        transport = at + 40;
     }
-    flow
+    let has_ports = flow.proto == TCP as u32 || flow.proto == UDP as u32;
+    if has_ports && transport != 0 && transport + 4 <= loaded {
+        flow.ports = read(bytes, transport);
+    }
+    head.flow = flow;
+    Filter::read(&tables.config()).concerns(&flow) as u32
 }
 
-/// Reads an integer in wire order; one that would end beyond the buffer from another place.
+/// Puts the flow of the carry into the event; tells whether it is asked for.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn penstock_carried_flow() -> u32 {
+    let (Some(shot), Some(scratch), Some(tables)) = (maps::shot(), maps::scratch(), maps::tables()) else {
+        return 0;
+    };
+    // SAFETY: as above.
+    let flow = unsafe { (*scratch).carry.flow };
+    // SAFETY: as above.
+    unsafe { (*shot).head.flow = flow };
+    Filter::read(&tables.config()).concerns(&flow) as u32
+}
+
+/// Reads an integer in wire order. Headers begin within the first half of the buffer.
 #[inline(always)]
-fn read<T: crate::packet::Word>(bytes: &[u8; SNAP], at: usize) -> T {
-    let at = (at & (SNAP - 1)).min(SNAP - size_of::<T>());
+fn read<T: crate::packet::Word>(bytes: &[u8; SNAP], at: u64) -> T {
+    let at = at as usize & (SNAP / 2 - 1);
     // SAFETY: the place and what follows lie within the buffer.
     unsafe { bytes.as_ptr().wrapping_add(at).cast::<T>().read_unaligned() }
 }
