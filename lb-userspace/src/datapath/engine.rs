@@ -2,7 +2,7 @@
 //! No network, no runtime: the worker drives it, tests and benchmarks use it directly.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use lb_common::capture::Filter;
 use lb_common::config::{self, Settings};
@@ -15,7 +15,7 @@ use super::kernel::{Kernel, Ring};
 use super::memory::{Counters, Tables};
 use super::mmap;
 use super::plan::{Book, Op, Outside, Plan};
-use super::want::{Place, Want};
+use super::want::{Place, Want, Way};
 use crate::model::Problem;
 use crate::model::l4::{FiveTuple, ForwardingMode, PoolId, Prefix};
 use crate::model::report::Explanation;
@@ -99,6 +99,22 @@ impl Engine {
             tracing::debug!(steps, vips, "tables switched");
         }
         problems
+    }
+
+    /// Gives the backends at these addresses another way: their lines are written and nothing else.
+    pub fn reroute(&mut self, ways: &BTreeMap<IpAddr, Way>) {
+        let mut moved = Vec::new();
+        for (id, pool) in &mut self.want.pools {
+            for (addr, backend) in &mut pool.backends {
+                if let Some(way) = ways.get(&backend.to).filter(|way| **way != backend.way) {
+                    backend.way = *way;
+                    moved.push((id, *addr, &*backend));
+                }
+            }
+        }
+        let plan = self.book.reroute(moved);
+        tracing::debug!(steps = plan.ops.len(), "next hops changed");
+        let _ = self.carry_out(plan);
     }
 
     /// Settles the slots whose last change is older than `grace` (units of

@@ -50,9 +50,31 @@ pub struct Netlink {
     view: View,
     /// Nothing has been read yet.
     fresh: bool,
-    /// The view changed since a refresh last told so.
-    unreported: bool,
+    /// What changed since a refresh last told so.
+    unreported: Change,
     effort: Effort,
+}
+
+/// What a refresh found.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Change {
+    /// All is as it was.
+    #[default]
+    Nothing,
+    /// These backends have another next hop, and nothing else that a table depends on changed.
+    NextHops(BTreeMap<IpAddr, Way>),
+    /// Anything.
+    Everything,
+}
+
+impl Change {
+    fn add_next_hop(&mut self, addr: IpAddr, way: Way) {
+        match self {
+            Self::Nothing => *self = Self::NextHops([(addr, way)].into()),
+            Self::NextHops(ways) => _ = ways.insert(addr, way),
+            Self::Everything => {}
+        }
+    }
 }
 
 /// What following the network took since the start.
@@ -108,7 +130,7 @@ impl Netlink {
             exits: BTreeMap::new(),
             view: View::default(),
             fresh: true,
-            unreported: false,
+            unreported: Change::Nothing,
             effort: Effort::default(),
         })
     }
@@ -142,13 +164,15 @@ impl Netlink {
     /// Whom we have to reach from now on; the next [`Netlink::refresh`] finds the way to the new ones.
     pub fn set_backends(&mut self, backends: &BTreeSet<IpAddr>) {
         for addr in self.routes.follow(backends) {
-            self.unreported |= self.view.network.ways.remove(&addr).is_some();
+            if self.view.network.ways.remove(&addr).is_some() {
+                self.unreported = Change::Everything;
+            }
         }
     }
 
-    /// Reads anew what changed; tells whether the view did. `attached` says which interfaces are
+    /// Reads anew what changed and tells what of the view did. `attached` says which interfaces are
     /// ours. After an error everything is read anew the next time.
-    pub async fn refresh(&mut self, attached: impl Fn(&Interface) -> bool) -> Result<bool, Error> {
+    pub async fn refresh(&mut self, attached: impl Fn(&Interface) -> bool) -> Result<Change, Error> {
         let mut heard = std::mem::take(&mut self.shared.lock().heard);
         heard.lost |= self.fresh;
         match self.read_anew(heard, attached).await {
@@ -179,7 +203,7 @@ impl Netlink {
             if interfaces != self.view.interfaces {
                 self.routes.doubt_by_links(&self.view.interfaces, &interfaces);
                 self.view.interfaces = interfaces;
-                (self.unreported, moved) = (true, true);
+                (self.unreported, moved) = (Change::Everything, true);
             }
         }
         if heard.all_routes {
@@ -189,7 +213,7 @@ impl Netlink {
             self.routes.doubt_prefix(prefix);
         }
         let asked = self.ask_routes().await?;
-        if moved || self.unreported || !asked.is_empty() {
+        if moved || self.unreported != Change::Nothing || !asked.is_empty() {
             self.tell_used();
         }
         // With a link or a port that changed, any next hop may leave another way.
@@ -277,21 +301,30 @@ impl Netlink {
                 }
             }
         }
-        let mut changed = false;
         for addr in touched {
             let Some(route) = self.routes.get(addr) else { continue };
             let way = route.clone().and_then(|route| self.way(&route));
-            if self.view.network.ways.get(&addr) != Some(&way) {
-                self.view.network.ways.insert(addr, way);
-                changed = true;
+            let before = self.view.network.ways.get(&addr);
+            if before == Some(&way) {
+                continue;
+            }
+            match (before, &way) {
+                // Our own address towards it stands in more tables than its line.
+                (Some(Ok(old)), Ok(new)) if old.source == new.source => {
+                    self.unreported.add_next_hop(addr, *new);
+                }
+                _ => self.unreported = Change::Everything,
+            }
+            self.view.network.ways.insert(addr, way);
+            left_otherwise = true;
+        }
+        if left_otherwise {
+            let problems = self.blocked();
+            if problems != self.view.problems {
+                self.unreported = Change::Everything;
+                self.view.problems = problems;
             }
         }
-        if changed || left_otherwise {
-            let problems = self.blocked();
-            changed |= problems != self.view.problems;
-            self.view.problems = problems;
-        }
-        self.unreported |= changed;
     }
 
     fn way(&self, route: &Route) -> Result<Way, String> {
@@ -343,8 +376,10 @@ impl Netlink {
             addrs.extend(&interface.addrs);
         }
         let network = &mut self.view.network;
-        self.unreported |= network.node_addrs != node || network.other_addrs != other;
-        (network.node_addrs, network.other_addrs) = (node, other);
+        if network.node_addrs != node || network.other_addrs != other {
+            self.unreported = Change::Everything;
+            (network.node_addrs, network.other_addrs) = (node, other);
+        }
     }
 
     /// First half of a round of verification, see [`neighbours`]. Half a round is a fifth of a second.

@@ -17,7 +17,7 @@ use tracing::{info, warn};
 use super::choice::Choice;
 use super::engine::{self, Config, Engine};
 use super::kernel::Attached;
-use super::network::{Interface, Kind, Netlink, View};
+use super::network::{Change, Interface, Kind, Netlink, View};
 use super::want::{self, Owner, Target};
 use super::{Attach, Error, Options};
 use crate::model::l4::{L4, Listener};
@@ -215,10 +215,23 @@ impl Worker {
         let Self { netlink, choice, .. } = self;
         let mut changed = netlink.refresh(|interface| choice.covers(interface)).await?;
         if choose_defaults(choice, netlink).await? {
-            changed |= netlink.refresh(|interface| choice.covers(interface)).await?;
+            netlink.refresh(|interface| choice.covers(interface)).await?;
+            changed = Change::Everything;
         }
-        if !changed && !wished {
-            return Ok(Update::Nothing);
+        match changed {
+            Change::Nothing if !wished => return Ok(Update::Nothing),
+            Change::NextHops(ways) if !wished => {
+                self.allow_devices();
+                let shared = Arc::clone(&self.shared);
+                let rerouted = tokio::task::spawn_blocking(move || shared.engine().reroute(&ways)).await;
+                if let Err(error) = rerouted {
+                    tracing::error!(%error, "next hops not changed; please report this");
+                    // The whole plan makes up for it.
+                    self.installed = None;
+                }
+                return Ok(Update::Nothing);
+            }
+            _ => {}
         }
         let view = self.netlink.view();
         let (want, mut problems) = want::join(&l4, &view.network);
@@ -364,9 +377,11 @@ impl Worker {
     }
 }
 
-/// Whether an update made a difference.
+/// What an update did.
 enum Update {
+    /// Nothing that problems or interfaces depend on.
     Nothing,
+    /// The desired state was planned and applied.
     Installed,
 }
 

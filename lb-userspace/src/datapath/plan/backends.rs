@@ -66,6 +66,24 @@ impl Book {
         });
     }
 
+    /// Plans another way to backends that are installed; others are left to [`Book::plan`].
+    pub fn reroute<'a>(
+        &mut self,
+        moved: impl IntoIterator<Item = (&'a PoolId, SocketAddr, &'a Backend)>,
+    ) -> Plan {
+        let mut plan = Plan::default();
+        for (pool, addr, backend) in moved {
+            let key = (pool.clone(), backend.mode, addr);
+            let (Some(tag), Some(line)) = (self.tags.get(pool), self.backends.get(&key)) else { continue };
+            let (id, words) = (line.id, self.line(line.id, pool, addr, backend, *tag));
+            if line.words != words {
+                plan.ops.push(Op::Backend(id, words));
+                self.backends.insert(key, Line { id, words });
+            }
+        }
+        plan
+    }
+
     fn line(
         &self,
         id: BackendId,

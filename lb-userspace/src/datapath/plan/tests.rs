@@ -268,3 +268,24 @@ fn vips_that_cannot_be_replaced_keep_all_that_they_name() {
     assert_eq!(book.lingering, Retired::default());
     assert_eq!(book.regions, Regions::new(maps::POOL_SLOTS));
 }
+
+#[test]
+fn another_way_writes_the_lines_that_a_whole_plan_would_write_and_no_more() {
+    let tables = Tables::owned();
+    let mut book = Book::default();
+    let mut want = Want::default();
+    serve(&mut want, 0, &[1, 2, 3]);
+    assert_eq!(carry_out(&mut book, &want, &tables), 0);
+
+    let id = pool_id(0);
+    let backends = &mut want.pools.get_mut(&id).expect("served").backends;
+    for (addr, backend) in backends.iter_mut().filter(|(addr, _)| **addr != backend_addr(2)) {
+        backend.way.next_hop = NextHop::new(Mac([6; 6]), Mac([4; 6]), u32::from(addr.port()));
+    }
+    let backends = backends.iter().map(|(addr, backend)| (&id, *addr, backend));
+    let ops = book.reroute(backends).ops;
+
+    assert_eq!(ops.len(), 2, "{ops:?}");
+    assert!(ops.iter().all(|op| matches!(op, Op::Backend(..))), "{ops:?}");
+    assert_eq!(book.plan(&want, 0), Plan::default(), "nothing is left to do");
+}
