@@ -43,10 +43,15 @@ impl Addr {
 
     /// Bucket in a table of `1 << bits` lines. Unkeyed: who may choose a VIP is trusted, and the
     /// worst it does is to make the table grow.
-    #[inline(always)]
     pub const fn bucket(self, bits: u32) -> u32 {
+        self.line(64 - bits)
+    }
+
+    /// [`Addr::bucket`] by what remains after a shift (see [`Epoch::addr_shift`]).
+    #[inline(always)]
+    const fn line(self, shift: u32) -> u32 {
         let mixed = (self.hi ^ self.lo.rotate_left(32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        (mixed >> (64 - bits)) as u32
+        (mixed >> (shift & 63)) as u32
     }
 }
 
@@ -120,7 +125,7 @@ impl AddrEntry {
     /// Looks `addr` up in the half of the table that `epoch` names.
     #[inline(always)]
     pub fn find(table: &impl Lines, epoch: Epoch, addr: Addr) -> Self {
-        let line = epoch.half() * maps::ADDR_LINES + addr.bucket(epoch.addr_bits());
+        let line = epoch.half() * maps::ADDR_LINES + addr.line(epoch.addr_shift());
         if let Some(found) = Self::in_line(table, line, addr) {
             return found;
         }

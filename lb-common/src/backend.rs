@@ -2,7 +2,7 @@
 //!
 //! The first holds what every packet needs, the second what only the tunnel does.
 
-use crate::{Addr, Lines};
+use crate::{Addr, Lines, csum};
 
 /// Index of a backend's line; 0 is never used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -134,13 +134,15 @@ impl Backend {
     pub const fn words(self) -> [[u64; 8]; 2] {
         let Self { addr, source, next_hop, vlan, wire_port, mode, .. } = self;
         let Self { draining, generation, mtu, pool_tag, inner, tunnel_tag, .. } = self;
-        let flags = if draining { Identity::DRAINING } else { 0 };
+        let draining = if draining { Identity::DRAINING } else { 0 };
+        let flags = draining | if addr.is_v4() { 0 } else { Identity::OUTER_V6 };
+        let sum = csum::fold(csum::addresses(source.raw_v4(), addr.raw_v4()));
         let identity = wire_port as u64
             | (mode as u64) << 16
             | (flags as u64) << 24
             | (generation as u64) << 32
             | (mtu as u64) << 48;
-        let outer = pool_tag as u64 | (vlan as u64) << 16;
+        let outer = pool_tag as u64 | (vlan as u64) << 16 | (sum as u64) << 32;
         [
             [
                 addr.hi,
@@ -163,6 +165,7 @@ pub struct Identity(pub u64);
 
 impl Identity {
     const DRAINING: u8 = 1;
+    const OUTER_V6: u8 = 2;
 
     /// Port in wire order.
     #[inline(always)]
@@ -180,6 +183,12 @@ impl Identity {
     #[inline(always)]
     pub const fn is_draining(self) -> bool {
         (self.0 >> 24) as u8 & Self::DRAINING != 0
+    }
+
+    /// Its packets are sent to an IPv6 address.
+    #[inline(always)]
+    pub const fn is_outer_v6(self) -> bool {
+        (self.0 >> 24) as u8 & Self::OUTER_V6 != 0
     }
 
     /// Generation; 0: no backend has this id.
@@ -203,7 +212,7 @@ impl Identity {
 
 /// Line of a backend within the table.
 #[inline(always)]
-const fn line(id: BackendId) -> u32 {
+pub const fn line(id: BackendId) -> u32 {
     id.0 as u32 * 2
 }
 
@@ -236,6 +245,12 @@ pub fn identity(table: &impl Lines, id: BackendId) -> Identity {
 #[inline(always)]
 pub fn pool_tag(table: &impl Lines, id: BackendId) -> u16 {
     table.word(line(id), 7) as u16
+}
+
+/// Reads the sum of both addresses of an outer IPv4 header, not negated.
+#[inline(always)]
+pub fn outer_sum(table: &impl Lines, id: BackendId) -> u16 {
+    (table.word(line(id), 7) >> 32) as u16
 }
 
 /// Reads the VLAN of a backend's frames; 0: none.

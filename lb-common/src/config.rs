@@ -11,12 +11,7 @@ impl Epoch {
     /// Epoch for `half` (0 or 1) with tables of `1 << addr_bits` and `1 << vip_bits` lines.
     /// `generation` makes every change visible to a reader that compares.
     pub const fn new(half: u32, addr_bits: u32, vip_bits: u32, generation: u32) -> Self {
-        Self(
-            (half & 1) as u64
-                | (addr_bits as u64 & 31) << 1
-                | (vip_bits as u64 & 31) << 6
-                | (generation as u64) << 32,
-        )
+        Self((half & 1) as u64 | shift(addr_bits) << 1 | shift(vip_bits) << 7 | (generation as u64) << 32)
     }
 
     /// Valid half.
@@ -25,16 +20,26 @@ impl Epoch {
         self.0 as u32 & 1
     }
 
-    /// log2 of the lines of the address table.
+    /// By how much a 64-bit hash is shifted to give a line of the address table.
     #[inline(always)]
+    pub const fn addr_shift(self) -> u32 {
+        (self.0 >> 1) as u32 & 63
+    }
+
+    /// The same for the VIP table.
+    #[inline(always)]
+    pub const fn vip_shift(self) -> u32 {
+        (self.0 >> 7) as u32 & 63
+    }
+
+    /// log2 of the lines of the address table.
     pub const fn addr_bits(self) -> u32 {
-        (self.0 >> 1) as u32 & 31
+        shift(self.addr_shift()) as u32
     }
 
     /// log2 of the lines of the VIP table.
-    #[inline(always)]
     pub const fn vip_bits(self) -> u32 {
-        (self.0 >> 6) as u32 & 31
+        shift(self.vip_shift()) as u32
     }
 
     /// Count of switches so far.
@@ -47,6 +52,11 @@ impl Epoch {
     pub const fn is_empty(self) -> bool {
         self.0 == 0
     }
+}
+
+/// From log2 of a size to the shift that leaves so many bits of 64, and back.
+const fn shift(bits: u32) -> u64 {
+    (64 - bits as u64) & 63
 }
 
 /// Key of the flow hash: two masks and two odd multipliers.

@@ -77,12 +77,18 @@ impl Delta {
 /// Folds a sum of words to 16 bits. `!csum` of 16 bits is widened before it is added, so at most
 /// 2^30 words fit; four folds are enough for any `u64`.
 #[inline(always)]
-const fn fold(sum: u64) -> u16 {
+pub const fn fold(sum: u64) -> u16 {
     let sum = (sum & 0xffff_ffff) + (sum >> 32);
     let sum = (sum & 0xffff) + ((sum >> 16) & 0xffff) + (sum >> 32);
     let sum = (sum & 0xffff) + (sum >> 16);
     let sum = (sum & 0xffff) + (sum >> 16);
     sum as u16
+}
+
+/// Unfolded sum of two IPv4 addresses.
+#[inline(always)]
+pub const fn addresses(src: u32, dst: u32) -> u64 {
+    src as u64 + dst as u64
 }
 
 /// Checksum of `bytes` from scratch, on top of `start` (an unfolded sum of wire-order words, 0 for

@@ -18,10 +18,11 @@ impl VipEntry {
     const HTTPS: u64 = 1 << 17;
     const RESTRICTED: u64 = 1 << 18;
 
-    /// Key of (address id, port in wire order, protocol); 33 bits, never 0.
+    /// Key of (address id, port in wire order, protocol); 33 bits, never 0. The protocols differ in
+    /// their last bit: TCP is 6, UDP is 17.
     #[inline(always)]
     pub const fn key(addr: AddrEntry, wire_port: u16, proto: u8) -> u64 {
-        (addr.id() as u64) << 17 | (wire_port as u64) << 1 | (proto == UDP) as u64
+        (addr.id() as u64) << 17 | (wire_port as u64) << 1 | (proto & 1) as u64
     }
 
     /// The parts of the entry's key: address id, port in wire order, protocol.
@@ -36,9 +37,14 @@ impl VipEntry {
     }
 
     /// Bucket of a key in a table of `1 << bits` lines.
-    #[inline(always)]
     pub const fn bucket(key: u64, bits: u32) -> u32 {
-        (key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - bits)) as u32
+        Self::line(key, 64 - bits)
+    }
+
+    /// [`VipEntry::bucket`] by what remains after a shift (see [`Epoch::vip_shift`]).
+    #[inline(always)]
+    const fn line(key: u64, shift: u32) -> u32 {
+        (key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (shift & 63)) as u32
     }
 
     /// A VIP that is balanced: which record holds its table.
@@ -95,7 +101,7 @@ impl VipEntry {
     /// Looks a key up in the half of the table that `epoch` names.
     #[inline(always)]
     pub fn find(table: &impl Lines, epoch: Epoch, key: u64) -> Self {
-        let line = epoch.half() * maps::VIP_LINES + Self::bucket(key, epoch.vip_bits());
+        let line = epoch.half() * maps::VIP_LINES + Self::line(key, epoch.vip_shift());
         match Self::in_line(table, line, key) {
             Ok(found) => found,
             Err(last) if last & Self::OVERFLOW != 0 => {

@@ -24,14 +24,14 @@ use crate::{
 /// One packet.
 #[inline(always)]
 pub fn balance(ctx: &XdpContext) -> u32 {
-    // Before anything else is known that would have to be kept over the calls.
-    let (Some(tables), Some(row)) = (maps::tables(), maps::counts()) else { return xdp_action::XDP_PASS };
+    // Before anything else is known that would have to be kept over the call.
+    let Some(tables) = maps::tables() else { return xdp_action::XDP_PASS };
     let packet = Packet::of(ctx);
     // One check of the bounds: a frame on a wire is not shorter, and the ladder takes what is.
     let Some(frame) = V4::frame(&packet) else { return the_ladders(ctx) };
     match frame.read::<u16>(12) {
-        ETHERTYPE_V4 => of_family::<V4>(ctx, &tables, row, &packet),
-        ETHERTYPE_V6 => of_family::<V6>(ctx, &tables, row, &packet),
+        ETHERTYPE_V4 => of_family::<V4>(ctx, &tables, &packet),
+        ETHERTYPE_V6 => of_family::<V6>(ctx, &tables, &packet),
         crate::parse::ETHERTYPE_VLAN | crate::parse::ETHERTYPE_QINQ => the_ladders(ctx),
         _ => xdp_action::XDP_PASS,
     }
@@ -120,14 +120,16 @@ fn the_ladders(ctx: &XdpContext) -> u32 {
 /// Asks first whether the packet is ours, and reads no further if it is not. (Before anything is
 /// published the tables are empty: nothing is ours.)
 #[inline(always)]
-fn of_family<F: Fast>(ctx: &XdpContext, tables: &Tables, row: Row, packet: &Packet) -> u32 {
+fn of_family<F: Fast>(ctx: &XdpContext, tables: &Tables, packet: &Packet) -> u32 {
     let Some(frame) = F::frame(packet) else { return the_ladders(ctx) };
-    let epoch = config::epoch(&tables.config());
+    let epoch = config::epoch(&tables.settings());
     let addr = AddrEntry::find(&tables.addrs(), epoch, F::dst(&F::ip(&frame)));
     if addr.is_none() {
         return xdp_action::XDP_PASS;
     }
-    if let Some(Outcome { verdict, action }) = ours::<F>(ctx, tables, row, packet, &frame, epoch, addr) {
+    if let Some(row) = maps::counts()
+        && let Some(Outcome { verdict, action }) = ours::<F>(ctx, tables, row, packet, &frame, epoch, addr)
+    {
         row.verdict(verdict);
         return action;
     }
@@ -157,13 +159,13 @@ fn ours<F: Fast>(
     // not know; an address of the host; a VIP that is not simply balanced; rules that ask more;
     // somebody who captures.
     let odd = (interface ^ F::macs(frame)) << 16 | addr.odd() | vip.odd() | rules.odd();
-    let odd = odd | config::capture_word(&tables.config());
+    let odd = odd | config::capture_word(&tables.settings());
     if odd != 0 || descriptor.is_none() {
         return None;
     }
 
     let flow = Flow { src: F::src(&head), dst: F::dst(&head), ports, proto: proto as u32 };
-    let hash = F::hash(&flow, config::hash_key(&tables.config()));
+    let hash = F::hash(&flow, config::hash_key(&tables.settings()));
     let slot = tables.slot(descriptor.pool_index(hash));
     // UDP has no such byte; what stands there says nothing.
     let is_tcp = proto == lb_common::TCP;
@@ -176,15 +178,16 @@ fn ours<F: Fast>(
         (id, other) = (choice.backend, choice.other);
         begins |= kind == Kind::Datagram && choice.how == How::Began;
     }
-    let backends = tables.backends();
-    let way = Way { next_hop: backend::next_hop(&backends, id), identity: backend::identity(&backends, id) };
+    let lines = tables.backend(id);
+    let way = Way { next_hop: backend::next_hop(&lines, id), identity: backend::identity(&lines, id) };
     // Nobody's line is empty: backend 0 has no next hop.
     if way.next_hop.ifindex == 0 {
         return None;
     }
     let packet = packet.leaving_by(if interface & NO_XDP_TX == 0 { ifindex } else { 0 });
     let length = F::length(&head);
-    let outcome = forward::along::<F>(ctx, &packet, &head, tables, &To { id, other, way }, hash).ok()?;
+    let outcome =
+        forward::along::<F>(ctx, &packet, &head, tables, &To { id, lines, other, way }, hash).ok()?;
     row.backend(id.0, length as u64, begins);
     if rules.any(Rules::COUNTED) {
         row.vip(vip.record(), length as u64, begins);

@@ -9,14 +9,13 @@ use aya_ebpf::{
 use lb_common::{
     Addr, BackendId, Mac, Mode, TCP, UDP, Verdict,
     backend::{self, Identity, NextHop},
-    config,
-    csum::Delta,
+    config, csum,
     steer::{Choice, Memory},
     tunnel,
 };
 
 use crate::{
-    maps::{self, Tables},
+    maps::{self, Pair, Tables},
     packet::Packet,
     parse::{ETHERNET, Family},
 };
@@ -81,13 +80,16 @@ pub fn untouched<F: Family>(
     hash: u64,
 ) -> Result<Outcome, (Verdict, u16)> {
     let way = way(ctx, tables, choice.backend).map_err(|verdict| (verdict, 0))?;
-    along::<F>(ctx, packet, head, tables, &To { id: choice.backend, other: choice.other, way }, hash)
+    let lines = tables.backend(choice.backend);
+    along::<F>(ctx, packet, head, tables, &To { id: choice.backend, lines, other: choice.other, way }, hash)
 }
 
 /// A backend, the slot's other owner, and the way to the backend.
 pub struct To {
     /// Where the packet goes.
     pub id: BackendId,
+    /// Its lines.
+    pub lines: Pair,
     /// Who may know the flow if that one does not; id 0: nobody.
     pub other: BackendId,
     /// The way there.
@@ -104,7 +106,7 @@ pub fn along<F: Family>(
     to: &To,
     hash: u64,
 ) -> Result<Outcome, (Verdict, u16)> {
-    let To { id, other, way: Way { next_hop, identity } } = *to;
+    let To { id, lines, other, way: Way { next_hop, identity } } = *to;
     let mtu = identity.mtu() as u32;
     let length = F::length(head);
     let mode = identity.mode();
@@ -114,22 +116,24 @@ pub fn along<F: Family>(
         }
         return Ok(send(packet, next_hop, Verdict::ForwardedL2));
     }
-    let backends = tables.backends();
     let outer = Outer {
-        src: backend::source(&backends, id),
-        dst: backend::addr(&backends, id),
+        src: backend::source(&lines, id),
+        dst: backend::addr(&lines, id),
         tos: F::tos(head),
         inner: F::INNER,
         hash,
     };
-    let is_v4 = outer.dst.is_v4();
+    let is_v4 = !identity.is_outer_v6();
+    let sum = backend::outer_sum(&lines, id);
     if mode == Mode::Ipip as u8 {
         let overhead = if is_v4 { 20 } else { 40 };
         if length + overhead > mtu {
             return Err((Verdict::TooBig, mtu.saturating_sub(overhead) as u16));
         }
         let wrapped = if is_v4 {
-            wrap::<{ ETHERNET + 20 }>(ctx, 20, next_hop, |view| outer.v4(view, length + 20, outer.inner))
+            wrap::<{ ETHERNET + 20 }>(ctx, 20, next_hop, |view| {
+                outer.v4_of(view, length + 20, outer.inner, sum)
+            })
         } else {
             wrap::<{ ETHERNET + 40 }>(ctx, 40, next_hop, |view| outer.v6(view, length, outer.inner))
         };
@@ -146,12 +150,12 @@ pub fn along<F: Family>(
         let header = Header {
             port: config::tunnel_port(&config),
             cluster: tunnel::cluster(config::hash_key(&config)),
-            backend: backend::tunnel_tag(&backends, id),
-            other: backend::tunnel_tag(&backends, other),
+            backend: backend::tunnel_tag(&lines, id),
+            other: backend::tunnel_tag(&tables.backends(), other),
         };
         let wrapped = if is_v4 {
             wrap::<{ ETHERNET + tunnel::OVERHEAD_V4 }>(ctx, tunnel::OVERHEAD_V4, next_hop, |view| {
-                outer.v4(view, length + tunnel::OVERHEAD_V4 as u32, UDP);
+                outer.v4_of(view, length + tunnel::OVERHEAD_V4 as u32, UDP, sum);
                 header.write(view, ETHERNET + 20, &outer, length);
             })
         } else {
@@ -191,15 +195,25 @@ impl Outer {
     /// Writes an IPv4 header of `length` bytes with what follows it, and its EtherType.
     #[inline(always)]
     pub fn v4<const SIZE: usize>(&self, view: View<SIZE>, length: u32, proto: u8) {
-        let first = 0x45 | (self.tos as u32) << 8 | ((length as u16).swap_bytes() as u32) << 16;
+        let sum = csum::fold(csum::addresses(self.src.raw_v4(), self.dst.raw_v4()));
+        self.v4_of(view, length, proto, sum);
+    }
+
+    /// The same where the sum of the addresses is known.
+    #[inline(always)]
+    fn v4_of<const SIZE: usize>(&self, view: View<SIZE>, length: u32, proto: u8, sum: u16) {
+        let first = 0x45 | (self.tos as u32) << 8;
+        let length = (length as u16).swap_bytes() as u32;
         let third = HOPS as u32 | (proto as u32) << 8;
-        let (src, dst) = (self.src.raw_v4(), self.dst.raw_v4());
-        let csum = Delta::new().add(first).add(DONT_FRAGMENT).add(third).add(src).add(dst).finish();
-        view.write(ETHERNET, first);
+        // Five words of 16 bits: what the first fold leaves over, the second takes.
+        let sum = sum as u32 + first + length + (DONT_FRAGMENT >> 16) + third;
+        let sum = (sum & 0xffff) + (sum >> 16);
+        let csum = !(sum + (sum >> 16)) << 16;
+        view.write(ETHERNET, first | length << 16);
         view.write(ETHERNET + 4, DONT_FRAGMENT);
-        view.write(ETHERNET + 8, third | (csum as u32) << 16);
-        view.write(ETHERNET + 12, src);
-        view.write(ETHERNET + 16, dst);
+        view.write(ETHERNET + 8, third | csum);
+        view.write(ETHERNET + 12, self.src.raw_v4());
+        view.write(ETHERNET + 16, self.dst.raw_v4());
         view.write(12, crate::parse::ETHERTYPE_V4);
     }
 

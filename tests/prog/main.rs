@@ -5,3 +5,4 @@ mod fixtures;
 mod random;
 mod refuse;
 mod run;
+mod wrap;
