@@ -32,6 +32,12 @@ impl Delta {
         Self(self.0 + word as u64)
     }
 
+    /// Both changes.
+    #[inline(always)]
+    pub const fn and(self, other: Self) -> Self {
+        Self(self.0 + other.0)
+    }
+
     /// The pseudo-header of a packet of our own: addresses, protocol and `length` of what follows the IP
     /// header. A v4-mapped address sums like the IPv4 address, because its other bytes are all ones.
     #[inline(always)]

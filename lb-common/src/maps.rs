@@ -79,6 +79,8 @@ pub mod row {
 
 /// Rows of the per-CPU counters at most; the loader makes as many as there are CPUs.
 pub const CPUS: usize = 1024;
+/// Datagrams whose first fragment is remembered.
+pub const FRAGMENT_ENTRIES: usize = 1 << 13;
 /// Translated flows at most.
 pub const NAT_FLOWS: usize = 1 << 17;
 /// Source ranges at most, all sets together.
@@ -139,11 +141,13 @@ pub enum Program {
     Capture = 6,
     /// The whole ladder, for what is not plain enough for the fast path.
     Ladder = 7,
+    /// The ladder from the five-tuple on, for a packet whose headers `Slow` has found.
+    Onward = 8,
 }
 
 impl Program {
     /// Every program with its name in the object.
-    pub const ALL: [(Self, &'static str); 8] = [
+    pub const ALL: [(Self, &'static str); 9] = [
         (Self::Slow, "penstock_slow"),
         (Self::Translate, "penstock_translate"),
         (Self::Reply, "penstock_reply"),
@@ -152,5 +156,6 @@ impl Program {
         (Self::Tunnel, "penstock_tunnel"),
         (Self::Capture, "penstock_capture"),
         (Self::Ladder, "penstock_ladder"),
+        (Self::Onward, "penstock_onward"),
     ];
 }

@@ -21,7 +21,7 @@ pub struct Carry {
     pub addr: AddrEntry,
     /// Where the IP header begins.
     pub l3: u32,
-    /// Where the transport header begins.
+    /// Where the transport header begins; 0: it has none, being a later fragment.
     pub l4: u32,
     /// See [`Packet::tx_ifindex`].
     pub tx_ifindex: u32,

@@ -160,6 +160,11 @@ fn ours<F: Fast>(
     // somebody who captures.
     let odd = (interface ^ F::macs(frame)) << 16 | addr.odd() | vip.odd() | rules.odd();
     let odd = odd | config::capture_word(&tables.settings());
+    // A packet longer than its frame (cut short, or in several pieces) or shorter than its headers.
+    let length = F::length(&head);
+    let least = (F::PLAIN.l4 - ETHERNET) as u64 + 20;
+    let missing = (packet.bytes() as u64).wrapping_sub(ETHERNET as u64 + length as u64);
+    let odd = odd | (missing | (length as u64).wrapping_sub(least)) >> 63;
     if odd != 0 || descriptor.is_none() {
         return None;
     }
@@ -185,9 +190,8 @@ fn ours<F: Fast>(
         return None;
     }
     let packet = packet.leaving_by(if interface & NO_XDP_TX == 0 { ifindex } else { 0 });
-    let length = F::length(&head);
-    let outcome =
-        forward::along::<F>(ctx, &packet, &head, tables, &To { id, lines, other, way }, hash).ok()?;
+    let to = To { id, lines, other, way, l3: ETHERNET };
+    let outcome = forward::along::<F>(ctx, &packet, &head, tables, &to, hash).ok()?;
     row.backend(id.0, length as u64, begins);
     if rules.any(Rules::COUNTED) {
         row.vip(vip.record(), length as u64, begins);

@@ -15,6 +15,7 @@ use lb_common::{
 };
 
 use crate::{
+    carry::At,
     maps::{self, Pair, Tables},
     packet::Packet,
     parse::{ETHERNET, Family},
@@ -69,7 +70,7 @@ pub fn way(ctx: &XdpContext, tables: &Tables, id: BackendId) -> Result<Way, Verd
 }
 
 /// Forwards a packet whose addresses stay as they are: by its MAC alone, or within another packet.
-/// `Err`: why not; with [`Verdict::TooBig`] the size that would have fitted.
+/// Tags that it came with are left behind. `Err`: why not; with [`Verdict::TooBig`] the size that would have fitted.
 #[inline(always)]
 pub fn untouched<F: Family>(
     ctx: &XdpContext,
@@ -78,10 +79,12 @@ pub fn untouched<F: Family>(
     tables: &Tables,
     choice: &Choice,
     hash: u64,
+    at: At,
 ) -> Result<Outcome, (Verdict, u16)> {
     let way = way(ctx, tables, choice.backend).map_err(|verdict| (verdict, 0))?;
     let lines = tables.backend(choice.backend);
-    along::<F>(ctx, packet, head, tables, &To { id: choice.backend, lines, other: choice.other, way }, hash)
+    let to = To { id: choice.backend, lines, other: choice.other, way, l3: at.l3 };
+    along::<F>(ctx, packet, head, tables, &to, hash)
 }
 
 /// A backend, the slot's other owner, and the way to the backend.
@@ -94,6 +97,8 @@ pub struct To {
     pub other: BackendId,
     /// The way there.
     pub way: Way,
+    /// Where the IP header begins; whatever is in front of it stays behind.
+    pub l3: usize,
 }
 
 /// [`untouched`] where the way is known.
@@ -106,7 +111,7 @@ pub fn along<F: Family>(
     to: &To,
     hash: u64,
 ) -> Result<Outcome, (Verdict, u16)> {
-    let To { id, lines, other, way: Way { next_hop, identity } } = *to;
+    let To { id, lines, other, way: Way { next_hop, identity }, l3 } = *to;
     let mtu = identity.mtu() as u32;
     let length = F::length(head);
     let mode = identity.mode();
@@ -114,7 +119,7 @@ pub fn along<F: Family>(
         if length > mtu {
             return Err((Verdict::TooBig, mtu as u16));
         }
-        return Ok(send(packet, next_hop, Verdict::ForwardedL2));
+        return Ok(send::<F>(ctx, packet, l3, next_hop, Verdict::ForwardedL2));
     }
     let outer = Outer {
         src: backend::source(&lines, id),
@@ -131,11 +136,11 @@ pub fn along<F: Family>(
             return Err((Verdict::TooBig, mtu.saturating_sub(overhead) as u16));
         }
         let wrapped = if is_v4 {
-            wrap::<{ ETHERNET + 20 }>(ctx, 20, next_hop, |view| {
+            wrap::<{ ETHERNET + 20 }>(ctx, l3, 20, next_hop, |view| {
                 outer.v4_of(view, length + 20, outer.inner, sum)
             })
         } else {
-            wrap::<{ ETHERNET + 40 }>(ctx, 40, next_hop, |view| outer.v6(view, length, outer.inner))
+            wrap::<{ ETHERNET + 40 }>(ctx, l3, 40, next_hop, |view| outer.v6(view, length, outer.inner))
         };
         return wrapped
             .map(|()| leave(packet, next_hop, Verdict::ForwardedIpip))
@@ -154,12 +159,12 @@ pub fn along<F: Family>(
             other: backend::tunnel_tag(&tables.backends(), other),
         };
         let wrapped = if is_v4 {
-            wrap::<{ ETHERNET + tunnel::OVERHEAD_V4 }>(ctx, tunnel::OVERHEAD_V4, next_hop, |view| {
+            wrap::<{ ETHERNET + tunnel::OVERHEAD_V4 }>(ctx, l3, tunnel::OVERHEAD_V4, next_hop, |view| {
                 outer.v4_of(view, length + tunnel::OVERHEAD_V4 as u32, UDP, sum);
                 header.write(view, ETHERNET + 20, &outer, length);
             })
         } else {
-            wrap::<{ ETHERNET + tunnel::OVERHEAD_V6 }>(ctx, tunnel::OVERHEAD_V6, next_hop, |view| {
+            wrap::<{ ETHERNET + tunnel::OVERHEAD_V6 }>(ctx, l3, tunnel::OVERHEAD_V6, next_hop, |view| {
                 outer.v6(view, length + tunnel::OVERHEAD_V6 as u32 - 40, UDP);
                 header.write(view, ETHERNET + 40, &outer, length);
             })
@@ -257,18 +262,17 @@ impl Header {
     }
 }
 
-/// Makes room for an outer header of `SIZE` bytes with Ethernet and fills it.
+/// Makes room in front of the packet at `l3` for an outer header of `SIZE` bytes with Ethernet and
+/// fills it.
 #[inline(always)]
 fn wrap<const SIZE: usize>(
     ctx: &XdpContext,
+    l3: usize,
     overhead: usize,
     next_hop: NextHop,
     fill: impl FnOnce(View<SIZE>),
 ) -> Result<(), Verdict> {
-    // SAFETY: `ctx` is the program's own context.
-    if unsafe { bpf_xdp_adjust_head(ctx.ctx, -(overhead as i32)) } != 0 {
-        return Err(Verdict::NoHeadroom);
-    }
+    move_start(ctx, (l3 - ETHERNET) as i32 - overhead as i32).ok_or(Verdict::NoHeadroom)?;
     let view = Packet::of(ctx).view::<SIZE>().ok_or(Verdict::Truncated)?;
     view.write(0, next_hop.head);
     view.write(8, next_hop.tail);
@@ -276,12 +280,35 @@ fn wrap<const SIZE: usize>(
     Ok(())
 }
 
-/// Writes the MACs and leaves by the next hop's interface.
+/// Moves the start of the frame by `bytes`, forward or back. Views die.
 #[inline(always)]
-pub fn send(packet: &Packet, next_hop: NextHop, verdict: Verdict) -> Outcome {
-    let Some(ether) = packet.view::<ETHERNET>() else { return Verdict::Truncated.into() };
+pub fn move_start(ctx: &XdpContext, bytes: i32) -> Option<()> {
+    // SAFETY: `ctx` is the program's own context; the helper refuses what is out of bounds.
+    (unsafe { bpf_xdp_adjust_head(ctx.ctx, bytes) } == 0).then_some(())
+}
+
+/// Writes the MACs in front of the packet at `l3` and leaves by the next hop's interface.
+#[inline(always)]
+pub fn send<F: Family>(
+    ctx: &XdpContext,
+    packet: &Packet,
+    l3: usize,
+    next_hop: NextHop,
+    verdict: Verdict,
+) -> Outcome {
+    let mut start = *packet;
+    if l3 != ETHERNET {
+        if move_start(ctx, (l3 - ETHERNET) as i32).is_none() {
+            return Verdict::NoHeadroom.into();
+        }
+        start = Packet::of(ctx);
+    }
+    let Some(ether) = start.view::<ETHERNET>() else { return Verdict::Truncated.into() };
     ether.write(0, next_hop.head);
     ether.write(8, next_hop.tail);
+    if l3 != ETHERNET {
+        ether.write(12, F::ETHERTYPE);
+    }
     leave(packet, next_hop, verdict)
 }
 

@@ -15,6 +15,8 @@ mod capture;
 mod carry;
 mod fast;
 mod forward;
+mod fragment;
+mod headers;
 mod lookup;
 mod maps;
 mod nat;
@@ -32,7 +34,7 @@ use lb_common::{
 
 use crate::{
     capture::Origin,
-    carry::{Carry, Tunnelled},
+    carry::{At, Carry, Tunnelled},
     forward::Outcome,
     maps::{Row, Tables},
     packet::Packet,
@@ -125,13 +127,49 @@ fn ladder<F: Family>(ctx: &XdpContext, tables: &Tables, row: Row, epoch: Epoch, 
     let Some(transport) = parse::transport(&packet, F::PLAIN, proto) else {
         return quietly(addr, Verdict::Truncated);
     };
+    // Not as long as it says: cut short, or in several pieces.
+    let length = F::length(&head);
+    let least = (F::PLAIN.l4 - F::PLAIN.l3) as u32 + parse::least(proto);
+    if length < least || packet.bytes() < F::PLAIN.l3 + length as usize {
+        maps::call(ctx, Program::Slow);
+        return Verdict::Corrupt.into();
+    }
     let flow = Flow { src: F::src(&head), dst: F::dst(&head), ports: transport.ports, proto: proto as u32 };
+    let arrived = Arrived { flow, addr, at: F::PLAIN, tcp_flags: transport.flags };
+    onward::<F>(ctx, tables, row, epoch, &packet, &head, &arrived)
+}
+
+/// A packet to one of our addresses whose headers have been read.
+#[derive(Clone, Copy)]
+pub struct Arrived {
+    /// Its five-tuple; ports 0 where it has none.
+    pub flow: Flow,
+    /// Whose the destination is.
+    pub addr: AddrEntry,
+    /// Where its headers begin: a constant in the ladder, so that all arithmetic with it vanishes.
+    pub at: At,
+    /// TCP's flag byte; 0 for UDP.
+    pub tcp_flags: u8,
+}
+
+/// The ladder from the five-tuple on, the same for plain packets and for those of `slow`.
+#[inline(always)]
+pub fn onward<F: Family>(
+    ctx: &XdpContext,
+    tables: &Tables,
+    row: Row,
+    epoch: Epoch,
+    packet: &Packet,
+    head: &F::Head,
+    arrived: &Arrived,
+) -> Outcome {
+    let Arrived { flow, addr, at, tcp_flags } = *arrived;
+    let proto = flow.proto as u8;
+    let nobody = Known { arrived: *arrived, vip: 0, record: Record::default() };
     if addr.is_node()
         && let Some(program) = own_port(tables, &flow)
     {
-        let record = Record::default();
-        let known = Known { flow, addr, vip: 0, record, tcp_flags: transport.flags };
-        return carry_on::<F>(ctx, &packet, &known, Verdict::Corrupt, 0, program);
+        return carry_on::<F>(ctx, packet, &nobody, Verdict::Corrupt, 0, program);
     }
 
     let vip = VipEntry::find(&tables.vips(), epoch, VipEntry::key(addr, flow.dst_port(), proto));
@@ -145,22 +183,22 @@ fn ladder<F: Family>(ctx: &XdpContext, tables: &Tables, row: Row, epoch: Epoch, 
         return Verdict::Punted.into();
     }
     let record = Record::read(&tables.records(), vip.record());
-    let known = Known { flow, addr, vip: vip.record(), record, tcp_flags: transport.flags };
+    let known = Known { arrived: *arrived, vip: vip.record(), record };
     if record.rules.any(Rules::TRANSLATED) {
-        return carry_on::<F>(ctx, &packet, &known, Verdict::Corrupt, 0, Program::Translate);
+        return carry_on::<F>(ctx, packet, &known, Verdict::Corrupt, 0, Program::Translate);
     }
 
     let key = config::hash_key(&tables.config());
     let hash = F::hash(&flow, key);
     let hashes = steer::hashes(&flow, hash, record.rules, key);
-    let kind = parse::kind(proto, transport.flags);
+    let kind = parse::kind(proto, tcp_flags);
     let choice = steer::choose(tables, vip.record(), &record, hashes, kind);
     if choice.backend.0 == 0 {
         let program = if record.rules.any(Rules::REJECT) { Some(Program::Refuse) } else { None };
-        return refuse::<F>(ctx, &packet, &known, Verdict::NoBackend, 0, program);
+        return refuse::<F>(ctx, packet, &known, Verdict::NoBackend, 0, program);
     }
-    let length = F::length(&head);
-    match forward::untouched::<F>(ctx, &packet, &head, tables, &choice, hash) {
+    let length = F::length(head);
+    match forward::untouched::<F>(ctx, packet, head, tables, &choice, hash, at) {
         Ok(outcome) => {
             let begins = steer::begins(kind, choice.how);
             row.backend(choice.backend.0, length as u64, begins);
@@ -170,7 +208,7 @@ fn ladder<F: Family>(ctx: &XdpContext, tables: &Tables, row: Row, epoch: Epoch, 
             outcome
         }
         Err((Verdict::TooBig, mtu)) => {
-            refuse::<F>(ctx, &packet, &known, Verdict::TooBig, mtu, Some(Program::Refuse))
+            refuse::<F>(ctx, packet, &known, Verdict::TooBig, mtu, Some(Program::Refuse))
         }
         Err((verdict, _)) => verdict.into(),
     }
@@ -205,18 +243,19 @@ pub fn own_port(tables: &Tables, flow: &Flow) -> Option<Program> {
 }
 
 /// What the ladder knows of a packet to a VIP.
-struct Known {
-    flow: Flow,
-    addr: AddrEntry,
-    vip: u32,
-    record: Record,
-    tcp_flags: u8,
+pub struct Known {
+    /// Its headers.
+    pub arrived: Arrived,
+    /// Index of the VIP's record.
+    pub vip: u32,
+    /// That record.
+    pub record: Record,
 }
 
 /// Goes on in another program with what is known of the packet; `verdict` and `mtu` are for
 /// [`Program::Refuse`].
 #[inline(always)]
-fn carry_on<F: Family>(
+pub fn carry_on<F: Family>(
     ctx: &XdpContext,
     packet: &Packet,
     known: &Known,
@@ -227,7 +266,7 @@ fn carry_on<F: Family>(
     let (Some(scratch), Some(tables)) = (maps::scratch(), maps::tables()) else {
         return Verdict::Corrupt.into();
     };
-    let Known { flow, addr, vip, record, tcp_flags } = *known;
+    let Known { arrived: Arrived { flow, addr, at, tcp_flags }, vip, record } = *known;
     let key = config::hash_key(&tables.config());
     let carry = Carry {
         flow,
@@ -235,8 +274,8 @@ fn carry_on<F: Family>(
         record,
         record_index: vip,
         addr,
-        l3: F::PLAIN.l3 as u32,
-        l4: F::PLAIN.l4 as u32,
+        l3: at.l3 as u32,
+        l4: at.l4 as u32,
         tx_ifindex: packet.tx_ifindex,
         tcp_flags: tcp_flags as u32,
         verdict,

@@ -86,7 +86,7 @@ fn to_backend<F: Family>(ctx: &XdpContext, carry: &mut Carry) -> Outcome {
         }
         let mode = backend::identity(&tables.backends(), choice.backend).mode();
         if mode != Mode::Nat as u8 {
-            return match forward::untouched::<F>(ctx, &packet, &head, &tables, &choice, hash) {
+            return match forward::untouched::<F>(ctx, &packet, &head, &tables, &choice, hash, carry.at()) {
                 Ok(outcome) => {
                     let begins = steer::begins(kind, choice.how);
                     count(carry, choice.backend, length, begins);
@@ -131,7 +131,7 @@ fn to_backend<F: Family>(ctx: &XdpContext, carry: &mut Carry) -> Outcome {
     };
     translate::<F>(&packet, carry, &head, &carry.flow, &new);
     count(carry, backend, length, begins);
-    forward::send(&packet, next_hop, Verdict::ForwardedNat)
+    forward::send::<F>(ctx, &packet, carry.l3 as usize, next_hop, Verdict::ForwardedNat)
 }
 
 #[inline(always)]
@@ -157,7 +157,7 @@ fn to_client<F: Family>(ctx: &XdpContext, carry: &Carry) -> Outcome {
     let new = entry.reply;
     let client = entry.client;
     translate::<F>(&packet, carry, &head, &carry.flow, &new);
-    forward::send(&packet, client, Verdict::RepliedNat)
+    forward::send::<F>(ctx, &packet, carry.l3 as usize, client, Verdict::RepliedNat)
 }
 
 /// A packet that goes nowhere; `tell` its sender so.

@@ -42,6 +42,12 @@ impl Packet {
         Self { shifted: true, ..self }
     }
 
+    /// Bytes of the linear part.
+    #[inline(always)]
+    pub fn bytes(&self) -> usize {
+        self.end - self.start
+    }
+
     /// The first `SIZE` bytes, if the packet has them.
     #[inline(always)]
     pub fn view<const SIZE: usize>(&self) -> Option<View<SIZE>> {

@@ -41,6 +41,8 @@ pub trait Family {
     const PLAIN: At;
     /// Protocol number of this family within IP.
     const INNER: u8;
+    /// EtherType in wire order.
+    const ETHERTYPE: u16;
 
     /// The IP header, if it is there.
     fn head(packet: &Packet, at: At) -> Option<Self::Head>;
@@ -73,6 +75,7 @@ impl Family for V4 {
 
     const PLAIN: At = At { l3: ETHERNET, l4: ETHERNET + 20 };
     const INNER: u8 = 4;
+    const ETHERTYPE: u16 = ETHERTYPE_V4;
 
     #[inline(always)]
     fn head(packet: &Packet, at: At) -> Option<Self::Head> {
@@ -139,6 +142,7 @@ impl Family for V6 {
 
     const PLAIN: At = At { l3: ETHERNET, l4: ETHERNET + 40 };
     const INNER: u8 = 41;
+    const ETHERTYPE: u16 = ETHERTYPE_V6;
 
     #[inline(always)]
     fn head(packet: &Packet, at: At) -> Option<Self::Head> {
@@ -226,10 +230,19 @@ pub fn transport(packet: &Packet, at: At, proto: u8) -> Option<Transport> {
     Some(Transport { ports: udp.read(0), flags: 0 })
 }
 
-/// Rewrites the ports and the transport checksum. Does nothing where the header is cut short,
-/// which [`transport`] has ruled out.
+/// Bytes of the shortest transport header.
+#[inline(always)]
+pub fn least(proto: u8) -> u32 {
+    if proto == TCP { 20 } else { 8 }
+}
+
+/// Rewrites the ports and the transport checksum. Does nothing where there is no header: in a later
+/// fragment (`l4` is 0), and where it is cut short, which [`transport`] has ruled out.
 #[inline(always)]
 pub fn rewrite_transport(packet: &Packet, at: At, new: &Flow, delta: Delta) {
+    if at.l4 == 0 {
+        return;
+    }
     if new.proto == TCP as u32 {
         let Some(tcp) = packet.view_at::<20>(at.l4) else { return };
         tcp.write(0, new.ports);

@@ -4,11 +4,7 @@
 //! 9293 3.10.7.1, errors RFC 1812 4.3.2 and RFC 4443 2.4: never about an error or a later fragment, never to what
 //! is no single host, never more often than [`maps::may_tell`] allows.
 
-use aya_ebpf::{
-    helpers::{bpf_xdp_adjust_head, bpf_xdp_load_bytes},
-    macros::xdp,
-    programs::XdpContext,
-};
+use aya_ebpf::{helpers::bpf_xdp_load_bytes, macros::xdp, programs::XdpContext};
 use lb_common::{Addr, TCP, Verdict, csum::Delta};
 
 use crate::{
@@ -217,10 +213,7 @@ fn error_about<F: Answer>(ctx: &XdpContext, carry: &Carry, length: u32, error: E
     let (head, tail): (u64, u32) = (ether.read(0), ether.read(8));
     let tag = |at: usize| packet.view_at::<4>(at).map_or(0, |view| view.read::<u32>(0));
     let tags = (tag(ETHERNET - 2), tag(ETHERNET + 2));
-    // SAFETY: `ctx` is the program's own context.
-    if unsafe { bpf_xdp_adjust_head(ctx.ctx, -((F::HEAD + 8) as i32)) } != 0 {
-        return Err(Verdict::NoHeadroom);
-    }
+    forward::move_start(ctx, -((F::HEAD + 8) as i32)).ok_or(Verdict::NoHeadroom)?;
 
     let packet = carry.packet(ctx);
     let ether = packet.view::<ETHERNET>().ok_or(Verdict::Truncated)?;

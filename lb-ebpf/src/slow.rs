@@ -1,70 +1,151 @@
-//! Packets to our addresses that the fast path does not take: tags, options, extension headers,
-//! fragments, other protocols.
+//! Packets to our addresses that the ladder does not take as they are: tags, options, extension headers,
+//! fragments, other protocols, frames in several pieces. Once their headers are found they go on as all do.
 
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
-use lb_common::{AddrEntry, Verdict, config};
+use lb_common::{AddrEntry, Flow, Record, TCP, UDP, Verdict, VipEntry, config, maps::Program};
 
 use crate::{
-    finish,
+    Arrived, Known,
+    carry::{At, Carry},
+    carry_on, finish, finish_carried, for_us,
     forward::Outcome,
-    maps,
-    packet::Packet,
-    parse::{ETHERNET, ETHERTYPE_V4, ETHERTYPE_V6, Family, V4, V6},
+    fragment,
+    headers::{Behind, Headers, Part},
+    maps::{self, Tables},
+    nat::finish_as,
+    onward, own_port,
+    packet::{self, Packet},
+    parse::{self, ETHERNET, ETHERTYPE_QINQ, ETHERTYPE_V4, ETHERTYPE_V6, ETHERTYPE_VLAN, V4, V6},
     quietly,
 };
 
 /// Entry point by a tail call from the ladder.
 #[xdp(frags)]
 pub fn penstock_slow(ctx: XdpContext) -> u32 {
-    let packet = Packet::of(&ctx);
-    let Some(ether) = packet.view::<ETHERNET>() else { return xdp_action::XDP_PASS };
-    let Outcome { verdict, action } = match ether.read::<u16>(12) {
-        ETHERTYPE_V4 => classify::<V4>(&packet, v4),
-        ETHERTYPE_V6 => classify::<V6>(&packet, v6),
+    let Some(tables) = maps::tables() else { return xdp_action::XDP_PASS };
+    let packet = Packet::of(&ctx).shifted();
+    let mut l3 = ETHERNET;
+    let Some(mut kind) = ethertype(&packet, l3) else { return xdp_action::XDP_PASS };
+    for _ in 0..2 {
+        if kind == ETHERTYPE_VLAN || kind == ETHERTYPE_QINQ {
+            l3 += 4;
+            let Some(next) = ethertype(&packet, l3) else { return xdp_action::XDP_PASS };
+            kind = next;
+        }
+    }
+    let Outcome { verdict, action } = match kind {
+        ETHERTYPE_V4 => classify::<V4>(&ctx, &tables, &packet, l3),
+        ETHERTYPE_V6 => classify::<V6>(&ctx, &tables, &packet, l3),
         _ => return xdp_action::XDP_PASS,
     };
     finish(&ctx, verdict, action)
 }
 
-#[inline(always)]
-fn classify<F: Family>(packet: &Packet, why: impl Fn(&F::Head) -> Verdict) -> Outcome {
-    let (Some(head), Some(tables)) = (F::head(packet, F::PLAIN), maps::tables()) else {
-        return Verdict::NotOurs.into();
+/// The ladder from the five-tuple on. A program of its own: the verifier would follow it anew for every shape of
+/// packet that leads here.
+#[xdp(frags)]
+pub fn penstock_onward(ctx: XdpContext) -> u32 {
+    let (Some(scratch), Some(tables)) = (maps::scratch(), maps::tables()) else {
+        return finish_as(&ctx, Verdict::Corrupt);
     };
-    let addr = AddrEntry::find(&tables.addrs(), config::epoch(&tables.config()), F::dst(&head));
+    // SAFETY: the scratch value is this CPU's own, and XDP does not nest.
+    let carry = unsafe { &(*scratch).carry };
+    let Outcome { verdict, action } = if carry.flow.src.is_v4() {
+        go_on::<V4>(&ctx, &tables, carry)
+    } else {
+        go_on::<V6>(&ctx, &tables, carry)
+    };
+    finish_carried(&ctx, verdict, action)
+}
+
+#[inline(always)]
+fn go_on<F: Headers>(ctx: &XdpContext, tables: &Tables, carry: &Carry) -> Outcome {
+    let packet = carry.packet(ctx);
+    let (Some(head), Some(row)) = (F::head(&packet, carry.at()), maps::counts()) else {
+        return Verdict::Corrupt.into();
+    };
+    let arrived =
+        Arrived { flow: carry.flow, addr: carry.addr, at: carry.at(), tcp_flags: carry.tcp_flags as u8 };
+    onward::<F>(ctx, tables, row, config::epoch(&tables.config()), &packet, &head, &arrived)
+}
+
+/// EtherType in front of `l3`.
+#[inline(always)]
+fn ethertype(packet: &Packet, l3: usize) -> Option<u16> {
+    Some(packet.view_at::<2>(l3 - 2)?.read(0))
+}
+
+#[inline(always)]
+fn classify<F: Headers>(ctx: &XdpContext, tables: &Tables, packet: &Packet, l3: usize) -> Outcome {
+    let Some(head) = F::head(packet, At { l3, l4: 0 }) else { return Verdict::NotOurs.into() };
+    let epoch = config::epoch(&tables.config());
+    if epoch.is_empty() {
+        return Verdict::NotOurs.into();
+    }
+    let addr = AddrEntry::find(&tables.addrs(), epoch, F::dst(&head));
     if addr.is_none() {
         return Verdict::NotOurs.into();
     }
-    match why(&head) {
-        Verdict::Icmp => Verdict::Icmp.into(),
-        verdict => quietly(addr, verdict),
+    let Some(packet) = for_us(ctx, *packet, tables) else { return Verdict::OtherMac.into() };
+    let Behind { part, proto, l4, id } = F::behind(ctx, &head, l3);
+    let length = F::length(&head);
+    let mut flow = Flow { src: F::src(&head), dst: F::dst(&head), ports: id, proto: proto as u32 };
+    let key = flow;
+    let short = l3 as u32 + length > packet::length(ctx) || l3 as u32 + length < l4 as u32;
+    match part {
+        Part::Short => return quietly(addr, Verdict::Truncated),
+        _ if short => return quietly(addr, Verdict::Truncated),
+        Part::Strange => return quietly(addr, Verdict::Ip6Extension),
+        Part::Later => {
+            let Some(first) = fragment::recall(&key) else { return quietly(addr, Verdict::Fragment) };
+            (flow.ports, flow.proto) = (first.ports, first.proto as u32);
+            return found::<F>(
+                ctx,
+                &packet,
+                Arrived { flow, addr, at: At { l3, l4: 0 }, tcp_flags: 0 },
+                Program::Onward,
+            );
+        }
+        Part::First | Part::Whole => {}
     }
+    if proto == F::ICMP {
+        if part == Part::First {
+            return quietly(addr, Verdict::Fragment);
+        }
+        flow.ports = 0;
+        return found::<F>(
+            ctx,
+            &packet,
+            Arrived { flow, addr, at: At { l3, l4 }, tcp_flags: 0 },
+            Program::Icmp,
+        );
+    }
+    if proto != TCP && proto != UDP {
+        return quietly(addr, Verdict::OtherProtocol);
+    }
+    let at = At { l3, l4 };
+    let transport = parse::transport(&packet, at, proto);
+    let Some(transport) = transport.filter(|_| l4 as u32 + parse::least(proto) <= l3 as u32 + length) else {
+        return quietly(addr, Verdict::Truncated);
+    };
+    flow.ports = transport.ports;
+    if part == Part::First {
+        if addr.is_node() && matches!(own_port(tables, &flow), Some(Program::Tunnel)) {
+            // Reassembled, it would be wrapped in nothing: the stack has it, and nobody listens.
+            return Verdict::Node.into();
+        }
+        let vip = VipEntry::find(&tables.vips(), epoch, VipEntry::key(addr, flow.dst_port(), proto));
+        if !vip.is_none() || addr.is_node() && own_port(tables, &flow).is_some() {
+            fragment::remember(&key, fragment::Remembered { ports: transport.ports, proto });
+        }
+    }
+    found::<F>(ctx, &packet, Arrived { flow, addr, at, tcp_flags: transport.flags }, Program::Onward)
 }
 
+/// Goes on in another program with the headers that were found.
 #[inline(always)]
-fn v4(head: &<V4 as Family>::Head) -> Verdict {
-    let version_ihl: u8 = head.read(0);
-    if version_ihl >> 4 == 4 && version_ihl & 15 > 5 {
-        return Verdict::IpOptions;
-    }
-    if version_ihl != 0x45 {
-        return Verdict::Truncated;
-    }
-    if head.read::<u16>(6) & 0xff3f != 0 {
-        return Verdict::Fragment;
-    }
-    if head.read::<u8>(9) == 1 { Verdict::Icmp } else { Verdict::OtherProtocol }
-}
-
-#[inline(always)]
-fn v6(head: &<V6 as Family>::Head) -> Verdict {
-    if head.read::<u8>(0) >> 4 != 6 {
-        return Verdict::Truncated;
-    }
-    match head.read::<u8>(6) {
-        58 => Verdict::Icmp,
-        44 => Verdict::Fragment,
-        0 | 43 | 51 | 60 | 135 | 139 | 140 => Verdict::Ip6Extension,
-        _ => Verdict::OtherProtocol,
-    }
+fn found<F: Headers>(ctx: &XdpContext, packet: &Packet, arrived: Arrived, program: Program) -> Outcome {
+    let known = Known { arrived, vip: 0, record: Record::default() };
+    let otherwise = if matches!(program, Program::Icmp) { Verdict::Icmp } else { Verdict::Corrupt };
+    carry_on::<F>(ctx, packet, &known, otherwise, 0, program)
 }

@@ -5,4 +5,6 @@ mod fixtures;
 mod random;
 mod refuse;
 mod run;
+mod slow;
+mod verifier;
 mod wrap;

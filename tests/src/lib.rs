@@ -8,6 +8,7 @@ pub mod icmp;
 pub mod manifests;
 pub mod netns;
 pub mod packet;
+pub mod shape;
 pub mod tier;
 pub mod world;
 

@@ -33,6 +33,17 @@ impl Kernel {
         next.set(0, &program, 0).map_err(|error| map_error("put the program into", NEXT_PROGRAM, error))
     }
 
+    /// Instructions that the kernel's verifier looked at for each program that packets run through: what loading
+    /// costs, whatever else the machine does.
+    pub fn verified(&self) -> Vec<(String, u32)> {
+        let programs = self.ebpf.programs().filter(|(name, _)| name.starts_with(PROGRAM));
+        let counts = programs.filter_map(|(name, program)| {
+            let info = program.info().ok()?;
+            Some((name.to_owned(), info.verified_instruction_count()?))
+        });
+        counts.collect()
+    }
+
     /// Tells the wrappers what to make of a packet.
     pub fn set_generator(&mut self, generator: &Generator) -> Result<(), Error> {
         let map = self.ebpf.map_mut(GENERATOR).ok_or(Error::Object(GENERATOR))?;

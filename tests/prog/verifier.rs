@@ -1,0 +1,20 @@
+//! What the kernel's verifier makes of the programs.
+
+use lb_tests::world::{World, can_run_programs};
+
+/// Half of what the kernel allows, and about half a second of an agent's start.
+const MOST: u32 = 500_000;
+
+#[test]
+fn every_program_is_cheap_to_verify() {
+    if !lb_tests::tier::require("prog", can_run_programs) {
+        return;
+    }
+    let counts = World::new().load().kernel.verified();
+
+    for (name, count) in &counts {
+        println!("{name}: {count} instructions");
+    }
+    assert!(counts.len() > 3, "{counts:?}");
+    assert!(counts.iter().all(|(_, count)| *count < MOST), "{counts:?}");
+}
