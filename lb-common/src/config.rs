@@ -118,6 +118,10 @@ impl Settings {
 /// anything else.
 pub const ABI_WORD: usize = 7;
 
+/// Word that holds the time (see [`crate::flows::clock`]) at which the tables were made: behind the
+/// lines that the program reads.
+pub const BORN_WORD: usize = 8 * crate::maps::LINE;
+
 /// Reads word 0.
 #[inline(always)]
 pub fn epoch(config: &impl Lines) -> Epoch {

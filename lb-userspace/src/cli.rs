@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::agent::{self, StartError};
-use crate::config::{self, DatapathMode, Settings, TranslateConfig};
+use crate::config::{self, DatapathMode, OnExit, Pin, Settings, TranslateConfig};
 use crate::model::report::Explanation;
 use crate::{admin, check};
 
@@ -31,6 +31,8 @@ enum Command {
     Explain(ExplainArgs),
     /// Show VIPs, backends, routes, certificates and problems of the live agent
     Status(StatusArgs),
+    /// Remove what an agent that ended left in the kernel: programs, maps, local routes
+    Detach(DetachArgs),
 }
 
 #[derive(Debug, Args)]
@@ -72,7 +74,8 @@ struct RunArgs {
     /// Proxy workers, one thread each [default: one per CPU]
     #[arg(long, value_name = "N", env = "PENSTOCK_WORKERS")]
     workers: Option<usize>,
-    /// Key of the flow hash, the same on all balancers of a VIP [default: random at each start]
+    /// Key of the flow hash, the same on all balancers of a VIP [default: random, kept as
+    /// long as the tables are]
     #[arg(long, value_name = "32 HEX DIGITS", env = "PENSTOCK_HASH_KEY", hide_env_values = true)]
     hash_key: Option<String>,
     /// Source ports of `nat` flows; keep them out of net.ipv4.ip_local_port_range
@@ -90,6 +93,16 @@ struct RunArgs {
     /// [default: 7183]
     #[arg(long, value_name = "PORT", env = "PENSTOCK_TUNNEL_PORT")]
     tunnel_port: Option<u16>,
+    /// Pin programs and maps, so that the kernel goes on forwarding without the agent and the next one
+    /// takes over (auto), or not (off) [default: auto]
+    #[arg(long, value_name = "MODE", env = "PENSTOCK_PIN")]
+    pin: Option<Pin>,
+    /// BPF file system to pin them on; mounted if it is not [default: /sys/fs/bpf]
+    #[arg(long, value_name = "DIR", env = "PENSTOCK_BPFFS")]
+    bpffs: Option<PathBuf>,
+    /// After SIGTERM keep what is pinned for the next agent, or detach it [default: keep]
+    #[arg(long, value_name = "WHAT", env = "PENSTOCK_ON_EXIT")]
+    on_exit: Option<OnExit>,
     /// Longest wait for running requests after SIGTERM [default: 240]
     #[arg(long, value_name = "SECONDS", env = "PENSTOCK_DRAIN_SECONDS")]
     drain_seconds: Option<u64>,
@@ -197,6 +210,14 @@ struct StatusArgs {
     format: Format,
 }
 
+#[derive(Debug, Args)]
+#[command(after_help = "Exit codes: 0 removed, 2 usage, 67 an agent still runs, or no permission.")]
+struct DetachArgs {
+    /// BPF file system that it is pinned on
+    #[arg(long, value_name = "DIR", env = "PENSTOCK_BPFFS", default_value = config::BPFFS)]
+    bpffs: PathBuf,
+}
+
 /// Parses the command line, does what it says, and tells how it went.
 pub fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
@@ -204,6 +225,7 @@ pub fn main() -> ExitCode {
         Command::Check(args) => check(args),
         Command::Explain(args) => explain(args),
         Command::Status(args) => status(args),
+        Command::Detach(args) => detach(args),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("penstock: {error:#}");
@@ -215,6 +237,12 @@ fn run(args: RunArgs) -> Result<ExitCode, StartError> {
     let file = args.config.clone();
     let config = config::resolve(args.into_settings(), file.as_deref()).map_err(StartError::Config)?;
     agent::run(config)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn detach(args: DetachArgs) -> Result<ExitCode, StartError> {
+    let was = agent::detach(&args.bpffs)?;
+    print_out(&format!("nothing is left of {}\n", was.display()));
     Ok(ExitCode::SUCCESS)
 }
 
@@ -340,6 +368,9 @@ impl RunArgs {
             flow_entries: self.flow_entries,
             grace_seconds: self.grace_seconds,
             tunnel_port: self.tunnel_port,
+            pin: self.pin,
+            bpffs: self.bpffs,
+            on_exit: self.on_exit,
             drain_seconds: self.drain_seconds,
             ..self.meaning.into_settings()
         }

@@ -10,6 +10,9 @@ use serde::Deserialize;
 
 use crate::model::ObjectName;
 
+/// Where the BPF file system is by custom.
+pub const BPFFS: &str = "/sys/fs/bpf";
+
 /// What `penstock run` does, complete and valid.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
@@ -39,6 +42,10 @@ pub struct Config {
     pub grace: Duration,
     /// UDP port of the tunnel between balancers; 0: none.
     pub tunnel_port: u16,
+    /// BPF file system on which the kernel part outlives the agent; `None`: it does not.
+    pub pin: Option<PathBuf>,
+    /// What becomes of the kernel part after SIGTERM.
+    pub on_exit: OnExit,
     /// How long old requests may take after SIGTERM.
     pub drain: Duration,
     /// What the translation needs to know.
@@ -84,6 +91,26 @@ pub enum DatapathMode {
     Off,
 }
 
+/// `--pin`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Pin {
+    /// Pinned, so that it outlives the agent; with a warning where there is no BPF file system.
+    Auto,
+    /// Not pinned: it ends with the agent.
+    Off,
+}
+
+/// `--on-exit`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnExit {
+    /// The kernel goes on forwarding, for the next agent.
+    Keep,
+    /// Programs, maps and local routes are removed.
+    Detach,
+}
+
 /// 128-bit key of the flow hash, 32 hex digits on the command line.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct HashKey(pub [u8; 16]);
@@ -125,6 +152,9 @@ pub struct Settings {
     pub(crate) flow_entries: Option<u32>,
     pub(crate) grace_seconds: Option<u32>,
     pub(crate) tunnel_port: Option<u16>,
+    pub(crate) pin: Option<Pin>,
+    pub(crate) bpffs: Option<PathBuf>,
+    pub(crate) on_exit: Option<OnExit>,
     pub(crate) drain_seconds: Option<u64>,
     pub(crate) publish_service: Option<String>,
     pub(crate) default_backend_service: Option<String>,
@@ -194,6 +224,11 @@ pub fn resolve(flags: Settings, file: Option<&Path>) -> Result<Config, Error> {
         flow_entries: flow_entries(merged.flow_entries.unwrap_or(1 << 17))?,
         grace: grace(merged.grace_seconds.unwrap_or(300))?,
         tunnel_port: merged.tunnel_port.unwrap_or(7183),
+        pin: match merged.pin.unwrap_or(Pin::Auto) {
+            Pin::Auto => Some(merged.bpffs.unwrap_or_else(|| PathBuf::from(BPFFS))),
+            Pin::Off => None,
+        },
+        on_exit: merged.on_exit.unwrap_or(OnExit::Keep),
         drain: Duration::from_secs(merged.drain_seconds.unwrap_or(240)),
         translate: TranslateConfig {
             publish_service: object("publish-service", merged.publish_service)?,
@@ -235,6 +270,9 @@ impl Settings {
             flow_entries,
             grace_seconds,
             tunnel_port,
+            pin,
+            bpffs,
+            on_exit,
             drain_seconds,
             publish_service,
             default_backend_service,
@@ -261,6 +299,9 @@ impl Settings {
             flow_entries: flow_entries.or(below.flow_entries),
             grace_seconds: grace_seconds.or(below.grace_seconds),
             tunnel_port: tunnel_port.or(below.tunnel_port),
+            pin: pin.or(below.pin),
+            bpffs: bpffs.or(below.bpffs),
+            on_exit: on_exit.or(below.on_exit),
             drain_seconds: drain_seconds.or(below.drain_seconds),
             publish_service: publish_service.or(below.publish_service),
             default_backend_service: default_backend_service.or(below.default_backend_service),

@@ -14,6 +14,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError, Weak};
 
 use anyhow::{Context, Result, bail};
+use penstock::config::BPFFS;
+use penstock::datapath::pins;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 /// Prefix of every namespace made here; the process id and a serial number follow.
@@ -129,13 +131,22 @@ impl Lab {
 
     /// Asks a started program to end (SIGTERM) and waits for it.
     pub fn stop(&self, pid: u32) -> Result<std::process::ExitStatus> {
-        let mut child = {
-            let mut state = lock(&self.inner.state);
-            let at = state.children.iter().position(|child| child.id() == pid).context("no such child")?;
-            state.children.swap_remove(at)
-        };
+        let mut child = self.take(pid)?;
         run(Command::new("kill").args(["-TERM", &pid.to_string()]))?;
         child.wait().with_context(|| format!("wait for process {pid}"))
+    }
+
+    /// Ends a started program as a crash would (SIGKILL) and waits for it.
+    pub fn kill(&self, pid: u32) -> Result<()> {
+        let mut child = self.take(pid)?;
+        child.kill()?;
+        child.wait().map(drop).with_context(|| format!("wait for process {pid}"))
+    }
+
+    fn take(&self, pid: u32) -> Result<Child> {
+        let mut state = lock(&self.inner.state);
+        let at = state.children.iter().position(|child| child.id() == pid).context("no such child")?;
+        Ok(state.children.swap_remove(at))
     }
 
     /// Whether a started program still runs.
@@ -309,13 +320,18 @@ fn kept(namespace: &str) -> bool {
     keep_mark(namespace).exists()
 }
 
-/// Ends what runs inside a namespace and deletes it. Its veth pairs and programs go with it.
+/// Ends what runs inside a namespace and deletes it. Its veth pairs and programs go with it; what
+/// agents pinned for it would not.
 fn remove(namespace: &str) {
     let pids = run(Command::new("ip").args(["netns", "pids", namespace])).unwrap_or_default();
     let own = std::process::id().to_string();
     let others: Vec<&str> = pids.split_whitespace().filter(|pid| *pid != own).collect();
     if !others.is_empty() {
         let _ = run(Command::new("kill").arg("-KILL").args(&others));
+    }
+    let host = Host { name: namespace.to_owned(), namespace: namespace.to_owned() };
+    if Path::new("/run/netns").join(namespace).exists() {
+        let _ = host.within(|| pins::remove_all(Path::new(BPFFS)));
     }
     let _ = run(Command::new("ip").args(["netns", "delete", namespace]));
     let _ = std::fs::remove_file(keep_mark(namespace));

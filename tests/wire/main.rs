@@ -11,3 +11,4 @@ mod next_hop;
 mod ours_or_not;
 mod punt;
 mod rig;
+mod survival;

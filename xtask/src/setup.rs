@@ -33,6 +33,7 @@ impl Purpose {
                 ("ip", "iproute2"),
                 ("nsenter", "util-linux"),
                 ("ethtool", "ethtool"),
+                ("bpftool", "bpftool"),
                 ("ping", "iputils-ping"),
                 ("curl", "curl"),
                 ("openssl", "openssl"),

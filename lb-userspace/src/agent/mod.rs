@@ -14,7 +14,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use crate::config::{Config, DatapathMode, TranslateConfig};
+use crate::config::{Config, DatapathMode, OnExit, TranslateConfig};
 use crate::drain::Signals;
 use crate::manifests::Loaded;
 use crate::model::{Problem, Severity, Snapshot};
@@ -34,6 +34,13 @@ pub fn run(config: Config) -> Result<(), StartError> {
         .build()
         .map_err(StartError::Runtime)?;
     runtime.block_on(serve(config))
+}
+
+/// Removes what agents left in the kernel for this network namespace; returns where it was pinned.
+pub fn detach(bpffs: &std::path::Path) -> Result<std::path::PathBuf, StartError> {
+    start_logging();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    Ok(runtime.map_err(StartError::Runtime)?.block_on(datapath::detach(bpffs))?)
 }
 
 /// The story of a process: read, translate, listen, attach, answer, follow changes, drain.
@@ -211,6 +218,11 @@ async fn start_datapath(
         flow_entries: config.flow_entries,
         grace: config.grace,
         tunnel_port: config.tunnel_port,
+        pin: config.pin.clone(),
+        on_exit: match config.on_exit {
+            OnExit::Keep => datapath::OnExit::Keep,
+            OnExit::Detach => datapath::OnExit::Detach,
+        },
     };
     let datapath = datapath::spawn(options, desired.l4.subscribe()).await?;
     if let Err(error) = datapath.set_listeners(listeners) {

@@ -236,6 +236,12 @@ fn fmt_datapath(f: &mut fmt::Formatter<'_>, datapath: &datapath::Status) -> fmt:
         .iter()
         .map(|(name, attached)| vec![name.clone(), format!("{attached:?}").to_lowercase()]);
     section(f, "interfaces", &["name", "xdp"], interfaces)?;
+    let tables = &datapath.tables;
+    let (made, stay) = (
+        if tables.adopted { "taken over from the agent before" } else { "made by this agent" },
+        if tables.pinned { "pinned" } else { "not pinned" },
+    );
+    writeln!(f, "\ntables {made}, {} s old, {stay}", tables.age_seconds)?;
     let vips = datapath.vips.iter().map(|v| {
         vec![
             v.protocol.clone(),

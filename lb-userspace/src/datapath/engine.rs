@@ -11,9 +11,10 @@ use lb_common::{BackendId, HashKey, Record, Verdict, backend, flows};
 
 use super::Error;
 use super::explain;
-use super::kernel::{Kernel, Ring};
+use super::kernel::{Kernel, Loaded, Ring};
 use super::memory::{Counters, Tables};
 use super::mmap;
+use super::pins::Pins;
 use super::plan::{Book, Op, Outside, Plan};
 use super::want::{Place, Want, Way};
 use crate::model::Problem;
@@ -39,6 +40,25 @@ pub struct Engine {
     vip_since: BTreeMap<u16, Totals>,
     /// Source ranges by set, to remove them again.
     ranges: BTreeMap<u16, BTreeSet<Prefix>>,
+    /// Until the first wish is carried out.
+    beginning: Option<Beginning>,
+    start: Start,
+}
+
+/// What the tables are before the first wish.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Beginning {
+    Empty,
+    Inherited,
+}
+
+/// How the kernel part began.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Start {
+    /// With the tables of an agent before us.
+    pub adopted: bool,
+    /// What of that agent's did not serve, and why.
+    pub told: Vec<String>,
 }
 
 /// What the kernel part is loaded with.
@@ -62,11 +82,21 @@ impl Config {
 }
 
 impl Engine {
-    /// Loads programs and maps.
+    /// Loads programs and maps that go when this does.
     pub fn load(config: Config) -> Result<Self, Error> {
-        let (kernel, tables, counters) = Kernel::load()?;
+        Self::begin(config, Kernel::load(None, None)?)
+    }
+
+    /// The same in succession of an agent before us: what it left in the kernel and serves goes on,
+    /// its hash key unless `key` asks for another included. Pinned, it outlives this, too.
+    pub fn take_over(config: Config, key: Option<[u8; 16]>, pins: Pins) -> Result<Self, Error> {
+        Self::begin(config, Kernel::load(Some(pins), key.map(HashKey::expand))?)
+    }
+
+    fn begin(config: Config, loaded: Loaded) -> Result<Self, Error> {
+        let Loaded { mut kernel, tables, counters, inherited, mut told } = loaded;
         let Config { hash_key, nat_ports: (first, last), flow_bits, tunnel_port } = config;
-        let settings = Settings {
+        let mut settings = Settings {
             key: HashKey::expand(hash_key),
             nat_first: first,
             nat_count: last.checked_sub(first).map_or(0, |count| count.saturating_add(1)),
@@ -75,6 +105,12 @@ impl Engine {
             tunnel_port: tunnel_port.to_be(),
             capturing: false,
         };
+        let mut ranges = BTreeMap::new();
+        if inherited {
+            ranges = kernel.all_ranges()?;
+            told.extend(keep_in_force(&mut settings, &tables));
+            tables.purge_flows_of_nobody();
+        }
         tables.store_settings(&settings);
         Ok(Self {
             kernel,
@@ -85,18 +121,27 @@ impl Engine {
             settings,
             since: BTreeMap::new(),
             vip_since: BTreeMap::new(),
-            ranges: BTreeMap::new(),
+            ranges,
+            beginning: Some(if inherited { Beginning::Inherited } else { Beginning::Empty }),
+            start: Start { adopted: inherited, told },
         })
     }
 
     /// Takes the kernel from what it holds to `want`; returns what could not be done.
     pub fn apply(&mut self, want: Want) -> Vec<Problem> {
+        let beginning = self.beginning.take();
+        if beginning == Some(Beginning::Inherited) {
+            self.adopt(&want);
+        }
         let plan = self.book.plan(&want, now());
         let (vips, steps) = (want.vips.len(), plan.ops.len());
         self.want = want;
         let problems = self.carry_out(plan);
         if steps > 0 {
             tracing::debug!(steps, vips, "tables switched");
+        }
+        if beginning == Some(Beginning::Empty) {
+            self.tables.store_version(now());
         }
         problems
     }
@@ -115,6 +160,17 @@ impl Engine {
         let plan = self.book.reroute(moved);
         tracing::debug!(steps = plan.ops.len(), "next hops changed");
         let _ = self.carry_out(plan);
+    }
+
+    /// Reads back what is in force.
+    fn adopt(&mut self, want: &Want) {
+        self.book = Book::adopt(&self.tables, &self.ranges, want, now());
+        for id in self.book.ids_in_use().collect::<Vec<_>>() {
+            let generation = backend::identity(&self.tables.backends, id).generation();
+            // The counters of an id that had another backend before are not this one's alone.
+            let before = if generation > 1 { self.counters.backend(id) } else { Totals::default() };
+            self.since.insert(id, (generation, before));
+        }
     }
 
     /// Settles the slots whose last change is older than `grace` (units of
@@ -178,6 +234,17 @@ impl Engine {
         self.tables.store_settings(&self.settings);
     }
 
+    /// How it began.
+    pub fn start(&self) -> &Start {
+        &self.start
+    }
+
+    /// Seconds since the tables were made, by this agent or one before.
+    pub fn tables_age(&self) -> u64 {
+        let units = now().wrapping_sub(self.tables.born());
+        (u64::from(units) << 30) / 1_000_000_000
+    }
+
     /// What is installed.
     pub fn want(&self) -> &Want {
         &self.want
@@ -237,6 +304,24 @@ impl Engine {
     pub fn hash_key(&self) -> HashKey {
         config::hash_key(&self.tables.config)
     }
+}
+
+/// Keeps of the settings in force what packets and flows depend on; tells what was asked for.
+fn keep_in_force(settings: &mut Settings, tables: &Tables) -> Option<String> {
+    settings.key = config::hash_key(&tables.config);
+    settings.workers = config::workers(&tables.config);
+    let asked = settings.flow_bits;
+    let in_force = config::flow_bits(&tables.config) as u8;
+    // Where a flow stands depends on the size.
+    if in_force == asked || !(3..=20).contains(&in_force) || tables.flow_words().all(|word| word == 0) {
+        return None;
+    }
+    settings.flow_bits = in_force;
+    Some(format!(
+        "--flow-entries {} waits for a start at which no flow is remembered; {} stay in force",
+        1u32 << asked,
+        1u32 << in_force
+    ))
 }
 
 fn counted(record: &Record) -> bool {

@@ -1,28 +1,33 @@
 //! Loads the kernel object, maps its tables and attaches its programs. aya stops here.
 
+mod attach;
 mod capture;
+mod inherit;
 mod measure;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
+use std::path::PathBuf;
 
 use aya::maps::lpm_trie::Key;
 use aya::maps::{DevMapHash, HashMap, LpmTrie, Map, MapData, ProgramArray, SockMap};
 use aya::programs::links::FdLink;
 use aya::programs::xdp::XdpLink;
-use aya::programs::{ProgramError, SkLookup, TestRun, TestRunOptions, Xdp, XdpMode};
+use aya::programs::{ProgramError, SkLookup, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
-use lb_common::Addr;
 use lb_common::maps::{self, Program, at, row};
 use lb_common::nat::{Forward, Reverse, Timeouts};
+use lb_common::{Addr, HashKey};
 
 use super::Error;
 use super::memory::{Counters, Tables};
 use super::mmap::Mapping;
+use super::pins::Pins;
 use crate::model::l4::Prefix;
 
 pub use capture::Ring;
+use inherit::Inherited;
 
 /// The object that `cargo xtask build-ebpf` builds; empty where it was not built.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/penstock.bpf.o"));
@@ -30,12 +35,29 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/pe
 const PROGRAM: &str = "penstock";
 const LOOKUP: &str = "penstock_lookup";
 
-/// Maps and programs in the kernel. Dropping it detaches everything.
+/// Maps and programs in the kernel. Dropping it detaches everything that is not pinned.
 pub struct Kernel {
     ebpf: Ebpf,
     /// By interface.
     xdp: BTreeMap<u32, XdpLink>,
     lookup: Option<FdLink>,
+    pins: Option<Pins>,
+    /// Where our maps are pinned.
+    set: Option<PathBuf>,
+}
+
+/// A kernel part that was loaded.
+pub struct Loaded {
+    /// Programs and maps.
+    pub kernel: Kernel,
+    /// The shared tables.
+    pub tables: Tables,
+    /// The counters.
+    pub counters: Counters,
+    /// The tables are those of an agent before us, and in force.
+    pub inherited: bool,
+    /// What of that agent's did not serve, and why.
+    pub told: Vec<String>,
 }
 
 /// How a program sits on an interface.
@@ -49,8 +71,9 @@ pub enum Attached {
 }
 
 impl Kernel {
-    /// Creates the maps and loads both programs.
-    pub fn load() -> Result<(Self, Tables, Counters), Error> {
+    /// Loads the programs, over maps that an agent before us pinned where they serve. Until an
+    /// attachment is swapped, no packet meets them. `key`: the hash key that is asked for.
+    pub fn load(pins: Option<Pins>, key: Option<HashKey>) -> Result<Loaded, Error> {
         if OBJECT.is_empty() {
             return Err(Error::NotBuilt);
         }
@@ -61,19 +84,45 @@ impl Kernel {
             hint: "",
         })?;
         let rows = u32::try_from(cpus.clamp(1, maps::CPUS)).unwrap_or(1);
-        let ebpf = EbpfLoader::new()
-            .map_max_entries(maps::COUNTS, rows)
+        let mut inherited = match &pins {
+            Some(pins) => Inherited::find(pins, rows, key)?,
+            None => Inherited::default(),
+        };
+        let mut told = std::mem::take(&mut inherited.told);
+        let mut kernel = match Self::load_over(&inherited, rows) {
+            Err(error) if !inherited.paths.is_empty() => {
+                told.push(format!("the program does not load over the maps that are pinned: {error}"));
+                inherited = Inherited::default();
+                Self::load_over(&inherited, rows)?
+            }
+            loaded => loaded?,
+        };
+        let tables = Tables::mapped(kernel.mapping(maps::TABLES, at::END)?);
+        let counters = Counters::new(kernel.mapping(maps::COUNTS, rows as usize * row::END)?);
+        told.extend(kernel.migrate(&inherited));
+        if let Some(pins) = pins {
+            kernel.set = Some(kernel.pin_set(&pins)?);
+            kernel.pins = Some(pins);
+        }
+        Ok(Loaded { kernel, tables, counters, inherited: inherited.paths.contains_key(maps::TABLES), told })
+    }
+
+    fn load_over(inherited: &Inherited, rows: u32) -> Result<Self, Error> {
+        let mut loader = EbpfLoader::new();
+        loader.map_max_entries(maps::COUNTS, rows);
+        for (name, path) in &inherited.paths {
+            loader.map_pin_path(name, path);
+        }
+        let ebpf = loader
             .load(OBJECT)
             .map_err(|source| Error::Load { program: "the kernel object", source: Box::new(source) })?;
-        let mut kernel = Self { ebpf, xdp: BTreeMap::new(), lookup: None };
-        let tables = Tables::mapped(kernel.mapping(maps::TABLES, at::END)?);
-        let counters = kernel.mapping(maps::COUNTS, rows as usize * row::END)?;
+        let mut kernel = Self { ebpf, xdp: BTreeMap::new(), lookup: None, pins: None, set: None };
         kernel.xdp(PROGRAM)?.load().map_err(|source| load_error(PROGRAM, source))?;
         kernel.sk_lookup()?.load().map_err(|source| load_error(LOOKUP, source))?;
         for (program, name) in Program::ALL {
             kernel.load_behind(program, name)?;
         }
-        Ok((kernel, tables, Counters::new(counters)))
+        Ok(kernel)
     }
 
     /// Loads a program of the ladder's tail calls and makes it reachable.
@@ -128,6 +177,23 @@ impl Kernel {
         Ok(())
     }
 
+    /// The sets of source ranges that are there, those without any left out.
+    pub fn all_ranges(&mut self) -> Result<BTreeMap<u16, BTreeSet<Prefix>>, Error> {
+        let mut sets: BTreeMap<u16, BTreeSet<Prefix>> = BTreeMap::new();
+        for key in self.ranges()?.keys() {
+            let key = key.map_err(|source| Error::System {
+                call: "read",
+                object: maps::RANGES.to_owned(),
+                source: io::Error::other(source),
+                hint: "",
+            })?;
+            if let Some((set, range)) = range_of(&key) {
+                sets.entry(set).or_default().insert(range);
+            }
+        }
+        Ok(sets)
+    }
+
     fn ranges(&mut self) -> Result<LpmTrie<&mut MapData, [u32; 5], u8>, Error> {
         let map = self.ebpf.map_mut(maps::RANGES).ok_or(Error::Object(maps::RANGES))?;
         LpmTrie::try_from(map).map_err(|_| Error::Object(maps::RANGES))
@@ -141,62 +207,6 @@ impl Kernel {
     fn sk_lookup(&mut self) -> Result<&mut SkLookup, Error> {
         let program = self.ebpf.program_mut(LOOKUP).ok_or(Error::Object(LOOKUP))?;
         program.try_into().map_err(|_| Error::Object(LOOKUP))
-    }
-
-    /// Attaches the XDP program to an interface.
-    pub fn attach(&mut self, name: &str, ifindex: u32, mode: Attached) -> Result<(), Error> {
-        let flags = match mode {
-            Attached::Native => XdpMode::Driver,
-            Attached::Generic => XdpMode::Skb,
-        };
-        let program = self.xdp(PROGRAM)?;
-        let link = program.attach_to_if_index(ifindex, flags).and_then(|id| program.take_link(id));
-        let link = link.map_err(|error| {
-            let source = io_error(error);
-            let hint = match source.raw_os_error() {
-                Some(libc::EBUSY) => "another XDP program is attached: see ip link show",
-                Some(libc::EPERM) => "needs CAP_NET_ADMIN and CAP_BPF",
-                Some(libc::ERANGE) => "its MTU is too large for the driver's XDP",
-                Some(libc::EOPNOTSUPP) => "its driver has no XDP: use --datapath generic",
-                _ => "",
-            };
-            Error::System { call: "attach xdp to", object: name.to_owned(), source, hint }
-        })?;
-        self.xdp.insert(ifindex, link);
-        Ok(())
-    }
-
-    /// Detaches the XDP program from an interface; one that is gone has let go of it already.
-    pub fn detach_from(&mut self, ifindex: u32) {
-        self.xdp.remove(&ifindex);
-    }
-
-    /// Detaches everything; maps stay.
-    pub fn detach(&mut self) {
-        self.xdp.clear();
-        self.lookup = None;
-    }
-
-    /// Attaches the socket steering to our network namespace.
-    pub fn attach_lookup(&mut self) -> Result<(), Error> {
-        let namespace = "/proc/self/ns/net";
-        let file = std::fs::File::open(namespace).map_err(|source| Error::System {
-            call: "open",
-            object: namespace.to_owned(),
-            source,
-            hint: "",
-        })?;
-        let failed = |error| Error::System {
-            call: "attach sk_lookup to",
-            object: namespace.to_owned(),
-            source: io_error(error),
-            hint: "needs CAP_NET_ADMIN and CAP_BPF, Linux 5.9 or newer",
-        };
-        let program = self.sk_lookup()?;
-        let id = program.attach(file).map_err(failed)?;
-        let link = program.take_link(id).map_err(failed)?;
-        self.lookup = Some(link.into());
-        Ok(())
     }
 
     /// Puts a listening socket at `index`.
@@ -299,6 +309,16 @@ fn range_key(set: u16, range: Prefix) -> Key<[u32; 5]> {
     let mapped = if range.addr().is_ipv4() { 96 } else { 0 };
     let data = [set.into(), addr.hi as u32, (addr.hi >> 32) as u32, addr.lo as u32, (addr.lo >> 32) as u32];
     Key::new(32 + mapped + u32::from(range.bits()), data)
+}
+
+/// [`range_key`] undone.
+fn range_of(key: &Key<[u32; 5]>) -> Option<(u16, Prefix)> {
+    let [set, a, b, c, d] = key.data();
+    let word = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
+    let addr = Addr { hi: word(a, b), lo: word(c, d) };
+    let mapped = if addr.is_v4() { 96 } else { 0 };
+    let bits = key.prefix_len().checked_sub(32 + mapped)?;
+    Some((u16::try_from(set).ok()?, Prefix::new(addr.into(), u8::try_from(bits).ok()?)?))
 }
 
 fn load_error(program: &'static str, source: ProgramError) -> Error {

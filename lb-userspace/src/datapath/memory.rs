@@ -10,7 +10,7 @@ use lb_common::flows::{Entry, FlowWords};
 use lb_common::maps::{self, LINE, at, count, row};
 use lb_common::steer::Memory;
 use lb_common::verdict::Event;
-use lb_common::{BackendId, Lines, Slot, Verdict, backend};
+use lb_common::{ABI_VERSION, BackendId, Lines, Slot, Verdict, backend, config};
 
 use super::mmap::Mapping;
 
@@ -123,6 +123,17 @@ impl Tables {
     /// Line 1 of the configuration; see [`lb_common::capture`].
     pub(super) fn store_filter(&self, filter: &lb_common::capture::Filter) {
         self.config.store_line(1, &filter.words());
+    }
+
+    /// Marks tables as complete, and as made at `now`: they serve the next agent.
+    pub(super) fn store_version(&self, now: u32) {
+        self.config.store(config::BORN_WORD, now.into());
+        self.config.store(config::ABI_WORD, ABI_VERSION.into());
+    }
+
+    /// When the tables were made.
+    pub(super) fn born(&self) -> u32 {
+        self.config.load(config::BORN_WORD) as u32
     }
 
     pub(super) fn store_epoch(&self, epoch: lb_common::Epoch) {

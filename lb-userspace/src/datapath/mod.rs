@@ -26,6 +26,7 @@ mod worker;
 
 use std::io;
 use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -59,6 +60,19 @@ pub struct Options {
     pub grace: Duration,
     /// UDP port of the tunnel between balancers; 0: none.
     pub tunnel_port: u16,
+    /// BPF file system on which the kernel part outlives us; `None`: it does not.
+    pub pin: Option<PathBuf>,
+    /// What becomes of it when we are told to stop.
+    pub on_exit: OnExit,
+}
+
+/// What becomes of the kernel part when the agent is told to stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnExit {
+    /// It goes on forwarding, if it is pinned: for the next agent.
+    Keep,
+    /// It is removed.
+    Detach,
 }
 
 /// Where to attach the XDP program.
@@ -137,6 +151,17 @@ pub async fn spawn(options: Options, desired: watch::Receiver<Arc<L4>>) -> Resul
     Ok(Handle { shared, stop: std::sync::Mutex::new(Some((stop, task))) })
 }
 
+/// Removes what agents left in the kernel for this network namespace: attachments, maps, local
+/// routes. Returns where it was. Needs a tokio runtime.
+pub async fn detach(bpffs: &Path) -> Result<PathBuf, Error> {
+    let pins = pins::Pins::open(bpffs)?;
+    pins.remove();
+    let mut netlink = network::Netlink::open()?;
+    netlink.adopt_local_routes().await?;
+    netlink.set_local_routes(&std::collections::BTreeSet::new()).await;
+    Ok(pins.directory().to_owned())
+}
+
 impl Handle {
     /// Gives the workers' listening sockets to the kernel: (listener, worker, socket), workers
     /// counted from 0. A dual-stack IPv6 socket serves both families.
@@ -171,7 +196,8 @@ impl Handle {
         self.shared.problems()
     }
 
-    /// Detaches the programs and removes the local routes. Later calls do nothing.
+    /// Stops; what then becomes of the kernel part, [`Options::on_exit`] says. Later calls do
+    /// nothing.
     pub async fn shutdown(&self) {
         let running = self.stop.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some((stop, task)) = running {

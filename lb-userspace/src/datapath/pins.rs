@@ -23,9 +23,6 @@ use rustix::fs::FlockOperation;
 use super::Error;
 use super::mmap;
 
-/// Where the BPF file system is by custom.
-pub const BPFFS: &str = "/sys/fs/bpf";
-
 /// `f_type` of a BPF file system.
 const MAGIC: u64 = 0xcafe_4a11;
 
@@ -123,8 +120,9 @@ pub fn remove_all(bpffs: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-/// The inode number of a namespace is used again; its cookie never is.
-fn directory(bpffs: &Path) -> Result<PathBuf, Error> {
+/// Where agents of the network namespace of this thread pin. The inode number of a namespace is used
+/// again; its cookie never is.
+pub fn directory(bpffs: &Path) -> Result<PathBuf, Error> {
     let cookie = mmap::namespace_cookie().map_err(|source| Error::System {
         call: "getsockopt SO_NETNS_COOKIE of",
         object: "a socket".to_owned(),

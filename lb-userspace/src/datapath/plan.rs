@@ -202,6 +202,11 @@ impl Book {
         self.backends.get(&(pool.clone(), mode, addr)).map(|line| line.id)
     }
 
+    /// Every id that is in use.
+    pub fn ids_in_use(&self) -> impl Iterator<Item = BackendId> {
+        self.backends.values().map(|line| line.id)
+    }
+
     /// Which backend has an id.
     pub fn backend_of(&self, id: BackendId) -> Option<(&PoolId, SocketAddr)> {
         self.backends.iter().find(|(_, line)| line.id == id).map(|((pool, _, addr), _)| (pool, *addr))

@@ -16,6 +16,8 @@ use crate::model::report::{Metric, MetricKind, Sample};
 pub struct Status {
     /// Interfaces and how the program sits on them.
     pub interfaces: BTreeMap<String, Attached>,
+    /// Whose tables are in force, and whether they outlive this agent.
+    pub tables: TablesStatus,
     /// VIPs in force.
     pub vips: Vec<VipStatus>,
     /// Pools behind them.
@@ -28,6 +30,17 @@ pub struct Status {
     pub events: BTreeMap<&'static str, u64>,
     /// Packets by verdict, those that occurred.
     pub verdicts: BTreeMap<&'static str, u64>,
+}
+
+/// The tables in the kernel.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct TablesStatus {
+    /// This agent took them over from the one before.
+    pub adopted: bool,
+    /// Seconds since they were made.
+    pub age_seconds: u64,
+    /// They stay when this agent ends.
+    pub pinned: bool,
 }
 
 /// One VIP.
@@ -94,6 +107,11 @@ pub fn status(engine: &Engine, interfaces: &BTreeMap<String, Attached>, nat_flow
     let counted = engine.verdicts().into_iter().filter(|(_, count)| *count > 0);
     Status {
         interfaces: interfaces.clone(),
+        tables: TablesStatus {
+            adopted: engine.start().adopted,
+            age_seconds: engine.tables_age(),
+            pinned: engine.kernel.is_pinned(),
+        },
         vips: vips.collect(),
         pools: want.pools.keys().map(|id| pool(engine, id)).collect(),
         nat_flows,
@@ -228,6 +246,16 @@ pub fn metrics(engine: &Engine, interfaces: &BTreeMap<String, Attached>, nat_flo
             "Interfaces the program is attached to",
             MetricKind::Gauge,
             attached.collect(),
+        ),
+        gauge(
+            "penstock_datapath_tables_adopted",
+            "1: the agent took the tables over from the one before it",
+            engine.start().adopted.into(),
+        ),
+        gauge(
+            "penstock_datapath_tables_age_seconds",
+            "Seconds since the tables in the kernel were made, by whichever agent",
+            engine.tables_age() as usize,
         ),
         gauge("penstock_datapath_nat_flows", "Translated flows remembered", nat_flows),
         gauge("penstock_datapath_vips", "VIPs in force", want.vips.len()),

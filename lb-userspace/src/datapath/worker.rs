@@ -15,11 +15,12 @@ use tokio::time::MissedTickBehavior;
 use tracing::{info, warn};
 
 use super::choice::Choice;
-use super::engine::{self, Config, Engine};
+use super::engine::{self, Config, Engine, Start};
 use super::kernel::Attached;
 use super::network::{Change, Interface, Kind, Netlink, View};
+use super::pins::Pins;
 use super::want::{self, Owner, Target};
-use super::{Attach, Error, Options};
+use super::{Attach, Error, OnExit, Options};
 use crate::model::l4::{L4, Listener};
 use crate::model::{ObjectId, Problem, Severity};
 
@@ -52,6 +53,7 @@ pub struct Worker {
     installed: Option<Arc<L4>>,
     choice: Choice,
     attach: Attach,
+    on_exit: OnExit,
     nat_ports: (u16, u16),
     /// In units of the program's clock.
     grace: u32,
@@ -79,6 +81,8 @@ pub async fn start(
         flow_entries,
         grace,
         tunnel_port,
+        pin,
+        on_exit,
     } = options;
     if nat_ports.0 == 0 || nat_ports.1 < nat_ports.0 {
         return Err(Error::NatPorts(nat_ports.0, nat_ports.1));
@@ -91,13 +95,27 @@ pub async fn start(
     if !wait_interfaces {
         require_one(&choice, netlink.view())?;
     }
-    let hash_key = match hash_key {
+    let key = match hash_key {
         Some(key) => key,
         None => random_key()?,
     };
     let flow_bits = flow_entries.max(1).next_power_of_two().trailing_zeros() as u8;
-    let mut engine = Engine::load(Config { hash_key, nat_ports, flow_bits, tunnel_port })?;
-    engine.kernel.attach_lookup()?;
+    let config = Config { hash_key: key, nat_ports, flow_bits, tunnel_port };
+    let mut lasting = Vec::new();
+    let engine = match pin.map(|bpffs| Pins::open(&bpffs)) {
+        Some(Ok(pins)) => Engine::take_over(config, hash_key, pins)?,
+        Some(Err(Error::Running)) => return Err(Error::Running),
+        Some(Err(error)) => {
+            lasting.push(not_pinned(&error));
+            Engine::load(config)?
+        }
+        None => Engine::load(config)?,
+    };
+    let Start { adopted, told } = engine.start().clone();
+    if adopted {
+        info!(seconds = engine.tables_age(), "the tables of the agent before this one are taken over");
+    }
+    lasting.extend(told.into_iter().map(not_taken_over));
     let shared = Arc::new(Shared {
         engine: Mutex::new(engine),
         interfaces: Mutex::default(),
@@ -115,22 +133,21 @@ pub async fn start(
         grace: lb_common::flows::clock(u64::try_from(grace.as_nanos()).unwrap_or(u64::MAX)).max(1),
         attached: BTreeMap::new(),
         devices: BTreeSet::new(),
-        lasting: Vec::new(),
+        on_exit,
+        lasting,
         problems: Vec::new(),
     };
     if let Err(error) = worker.netlink.adopt_local_routes().await {
         worker.lasting.push(not_adopted(&error));
     }
-    // Tables first: a packet that meets the program finds the VIPs in place.
-    let installed = match worker.update().await {
-        Ok(_) => worker.attach_all(),
-        Err(error) => Err(error),
-    };
-    if let Err(error) = installed {
-        // Without the program the host would swallow what the routes bring.
-        worker.netlink.set_local_routes(&BTreeSet::new()).await;
+    if let Err(error) = worker.install().await {
+        // What the agent before us left goes on as it was, as far as we have not got.
+        if !adopted {
+            worker.detach().await;
+        }
         return Err(error);
     }
+    shared.engine().kernel.end_succession();
     worker.publish();
     Ok((shared, worker))
 }
@@ -153,7 +170,21 @@ fn require_one(choice: &Choice, view: &View) -> Result<(), Error> {
 }
 
 impl Worker {
-    /// Runs until told to stop, then removes the routes and detaches.
+    /// Tables first: a packet that meets the program finds the VIPs in place.
+    async fn install(&mut self) -> Result<(), Error> {
+        self.update().await?;
+        self.shared.engine().kernel.attach_lookup()?;
+        self.attach_all()
+    }
+
+    /// Removes everything. Without the program the host would swallow what the routes bring.
+    async fn detach(&mut self) {
+        self.netlink.set_local_routes(&BTreeSet::new()).await;
+        self.shared.engine().kernel.detach();
+        self.shared.lock_interfaces().clear();
+    }
+
+    /// Runs until told to stop, then does what was chosen for the exit.
     pub async fn run(mut self, mut stop: oneshot::Receiver<()>) {
         let mut beat = tokio::time::interval(BEAT);
         // After a long update the neighbours still get their time to answer.
@@ -200,9 +231,11 @@ impl Worker {
             let _ = self.attach_all();
             self.publish();
         }
-        self.netlink.set_local_routes(&BTreeSet::new()).await;
-        self.shared.engine().kernel.detach();
-        self.shared.lock_interfaces().clear();
+        if self.on_exit == OnExit::Keep && self.shared.engine().kernel.is_pinned() {
+            info!("the kernel goes on forwarding for the next agent; `penstock detach` removes it");
+            return;
+        }
+        self.detach().await;
     }
 
     /// Reads what changed of network and wish; plans and applies if that makes a difference.
@@ -415,6 +448,16 @@ fn not_adopted(error: &Error) -> Problem {
     Problem { severity: Severity::Warning, reason: "local-routes", fix, ..of_datapath(message) }
 }
 
+fn not_pinned(error: &Error) -> Problem {
+    let message = format!("the kernel part ends with this agent: {error}");
+    let fix = "give a BPF file system with --bpffs, or accept it with --pin off".to_owned();
+    Problem { severity: Severity::Warning, reason: "not-pinned", fix, ..of_datapath(message) }
+}
+
+fn not_taken_over(message: String) -> Problem {
+    Problem { severity: Severity::Warning, reason: "not-taken-over", ..of_datapath(message) }
+}
+
 fn not_attached(error: &Error) -> Problem {
     Problem { reason: "not-attached", ..of_datapath(error.to_string()) }
 }
@@ -438,7 +481,8 @@ pub(super) fn of_datapath(message: String) -> Problem {
 /// Native first where that is left to us.
 fn attach(engine: &mut Engine, interface: &Interface, how: Attach) -> Result<Attached, Error> {
     let Interface { name, ifindex, .. } = interface;
-    if how != Attach::Generic {
+    let before = engine.kernel.attached_before(*ifindex);
+    if how == Attach::Native || how == Attach::Auto && before != Some(Attached::Generic) {
         match engine.kernel.attach(name, *ifindex, Attached::Native) {
             Ok(()) => return Ok(Attached::Native),
             Err(error) if how == Attach::Native => return Err(error),

@@ -1,0 +1,272 @@
+//! The kernel goes on without the agent, and the next agent takes over: killed, restarted, replaced,
+//! under traffic of which every packet is counted.
+
+use std::io::BufReader;
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use lb_tests::agent::{Agent, DEADLINE, eventually};
+use lb_tests::echo;
+use lb_tests::manifests::LoadBalancer;
+use penstock::config::BPFFS;
+use penstock::datapath::pins;
+use serde_json::Value;
+
+use crate::rig::{Arms, Rig, greeted, still_echoes};
+
+const NAT: &str = "203.0.113.10";
+const L2: &str = "203.0.113.11";
+const FLOWS: usize = 40;
+
+/// TCP 5432 and UDP 5353 on a VIP of each mode, over these backends.
+fn services(backends: &[usize]) -> String {
+    let backends: Vec<(IpAddr, u16)> =
+        backends.iter().map(|number| (Arms::One.backend(*number)[0], 1)).collect();
+    let mut documents = Vec::new();
+    for (mode, vip) in [("nat", NAT), ("l2", L2)] {
+        for (protocol, port) in [("TCP", 5432), ("UDP", 5353)] {
+            let name = format!("{mode}-{}", protocol.to_lowercase());
+            let vip = vip.parse().unwrap();
+            let service = LoadBalancer { name: &name, vip, protocol, port, target_port: port, mode };
+            documents.push(service.with_backends(&backends));
+        }
+    }
+    documents.join("---\n")
+}
+
+fn at(vip: &str, port: u16) -> SocketAddr {
+    SocketAddr::new(vip.parse().unwrap(), port)
+}
+
+/// The rig with backends that hold the VIP of `l2` and answer for it.
+fn rig() -> Option<Rig> {
+    let rig = Rig::new(Arms::One, &[("services.yaml", services(&[1, 2, 3]))])?;
+    for (number, backend) in rig.backends.iter().enumerate() {
+        backend.run("sysctl -qw net.ipv4.conf.all.arp_ignore=1 net.ipv4.conf.all.arp_announce=2").unwrap();
+        backend.run(&format!("ip addr add {L2} dev lo")).unwrap();
+        let name = format!("b{}", number + 1);
+        backend.within(|| {
+            echo::tcp(at(L2, 5432), &name).unwrap();
+            echo::udp(at(L2, 5353), &name).unwrap();
+        });
+    }
+    for vip in [NAT, L2] {
+        rig.who_answers_tcp(at(vip, 5432), 1);
+        rig.who_answers_udp(at(vip, 5353), 1);
+    }
+    Some(rig)
+}
+
+/// The next agent on the edge, on the same manifests.
+fn next(rig: &mut Rig, flags: &[&str]) {
+    let dir = rig.lab.scratch().to_owned();
+    rig.agent = Agent::start_with(&rig.lab, &rig.edge, &["eth0"], &dir, flags).unwrap();
+}
+
+fn tables(agent: &Agent) -> Value {
+    status(agent)["datapath"]["tables"].clone()
+}
+
+fn status(agent: &Agent) -> Value {
+    let text = agent.cli(&["status", "--format", "json"]).unwrap();
+    serde_json::from_str(&text).unwrap()
+}
+
+/// Number of the program on the edge's interface; `None`: there is none.
+fn program(rig: &Rig) -> Option<u32> {
+    let link = rig.edge.run("ip link show dev eth0").unwrap();
+    let words: Vec<&str> = link.split_whitespace().collect();
+    let at = words.iter().position(|word| word.starts_with("prog/xdp"))?;
+    words.get(at + 2)?.parse().ok()
+}
+
+/// Where the edge's agents pin.
+fn pinned(rig: &Rig) -> PathBuf {
+    rig.edge.within(|| pins::directory(Path::new(BPFFS)).unwrap())
+}
+
+type Flows = Vec<(String, BufReader<TcpStream>)>;
+
+fn flows(rig: &Rig) -> Flows {
+    let vips = [NAT, L2].into_iter().cycle().take(FLOWS);
+    rig.client.within(|| vips.map(|vip| greeted(at(vip, 5432)).unwrap()).collect())
+}
+
+fn all_echo(flows: &mut Flows, when: &str) {
+    for (name, flow) in flows {
+        still_echoes(flow, when).unwrap_or_else(|error| panic!("{when}: a flow of {name} broke: {error:#}"));
+    }
+}
+
+/// Datagrams that are counted: those sent, and those answered. Some flows are old, others begin all
+/// the time.
+struct Stream {
+    stop: Arc<AtomicBool>,
+    counter: JoinHandle<(usize, usize)>,
+}
+
+impl Stream {
+    fn start(rig: &Rig) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let ended = Arc::clone(&stop);
+        Self { stop, counter: rig.client.spawn(move || count(&ended)) }
+    }
+
+    fn assert_nothing_was_lost(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let (sent, answered) = self.counter.join().unwrap();
+        assert_eq!(sent, answered, "datagrams were lost");
+        assert!(sent > 500, "{sent} datagrams are no stream");
+    }
+}
+
+fn count(ended: &AtomicBool) -> (usize, usize) {
+    let open = |vip: &str| {
+        let socket = UdpSocket::bind(("0.0.0.0", 0)).unwrap();
+        socket.connect(at(vip, 5353)).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        socket
+    };
+    let mut sockets: Vec<UdpSocket> = [NAT, L2].into_iter().cycle().take(8).map(open).collect();
+    let (mut sent, mut answered, mut round) = (0, 0, 0);
+    let mut buffer = [0; 64];
+    let mut read = |socket: &UdpSocket| std::iter::from_fn(|| socket.recv(&mut buffer).ok()).count();
+    while !ended.load(Ordering::Relaxed) {
+        for socket in &sockets {
+            socket.send(b"?").unwrap();
+            sent += 1;
+        }
+        // The pace of the stream.
+        std::thread::park_timeout(Duration::from_millis(2));
+        answered += sockets.iter().map(&mut read).sum::<usize>();
+        round += 1;
+        if round % 20 == 0 && sockets.len() < 200 {
+            sockets.push(open([NAT, L2][round / 20 % 2]));
+        }
+    }
+    let _ = eventually(Duration::from_secs(3), || {
+        answered += sockets.iter().map(&mut read).sum::<usize>();
+        (answered >= sent).then_some(())
+    });
+    (sent, answered)
+}
+
+#[test]
+fn a_killed_agent_and_its_successors_break_no_flow_and_lose_no_packet() {
+    let Some(mut rig) = rig() else { return };
+    let mut old = flows(&rig);
+    let first = program(&rig).expect("a program is attached");
+    let stream = Stream::start(&rig);
+
+    rig.lab.kill(rig.agent.pid()).unwrap();
+    all_echo(&mut old, "without an agent");
+    let mut new = flows(&rig);
+    assert_eq!(program(&rig), Some(first), "the kernel goes on");
+
+    next(&mut rig, &[]);
+    assert_eq!(tables(&rig.agent)["adopted"], true, "{}", rig.agent.log());
+    let second = program(&rig);
+    assert!(second.is_some_and(|second| second != first), "the program is the new agent's");
+    all_echo(&mut old, "after the kill");
+    all_echo(&mut new, "begun without an agent");
+
+    let ended = rig.lab.stop(rig.agent.pid()).unwrap();
+    assert!(ended.success(), "{ended}\n{}", rig.agent.log());
+    assert_eq!(program(&rig), second, "the kernel goes on");
+    all_echo(&mut new, "after SIGTERM");
+    next(&mut rig, &[]);
+    assert_eq!(tables(&rig.agent)["adopted"], true, "{}", rig.agent.log());
+    assert_eq!(std::fs::read_dir(pinned(&rig).join("v2")).unwrap().count(), 1, "older sets are gone");
+    for flows in [&mut old, &mut new, &mut flows(&rig)] {
+        all_echo(flows, "after the second start");
+    }
+    stream.assert_nothing_was_lost();
+}
+
+#[test]
+fn a_successor_that_finds_other_backends_breaks_only_the_flows_of_those_that_are_gone() {
+    let Some(mut rig) = rig() else { return };
+    let mut flows = flows(&rig);
+    rig.lab.kill(rig.agent.pid()).unwrap();
+
+    rig.agent.apply("services.yaml", &services(&[1, 3])).unwrap();
+    next(&mut rig, &[]);
+
+    assert_eq!(tables(&rig.agent)["adopted"], true, "{}", rig.agent.log());
+    assert!(flows.iter().any(|(name, _)| name == "b2"));
+    flows.retain(|(name, _)| name != "b2");
+    all_echo(&mut flows, "with b2 gone");
+    for vip in [NAT, L2] {
+        let now = rig.who_answers_tcp(at(vip, 5432), 30);
+        assert!(!now.contains_key("b2"), "{now:?}");
+    }
+}
+
+#[test]
+fn pins_that_do_not_serve_are_replaced_and_told() {
+    let key = ["--hash-key", "000102030405060708090a0b0c0d0e0f"];
+    let Some(mut rig) = rig() else { return };
+    rig.lab.kill(rig.agent.pid()).unwrap();
+
+    // Another key moves every flow; the next agents agree on it.
+    next(&mut rig, &key);
+    assert_eq!(tables(&rig.agent)["adopted"], false);
+    assert!(rig.agent.log().contains("another key"), "{}", rig.agent.log());
+    let mut flows = flows(&rig);
+    let (mut of_l2, of_nat): (Flows, Flows) =
+        flows.drain(..).partition(|(_, flow)| flow.get_ref().peer_addr().unwrap() == at(L2, 5432));
+    rig.lab.kill(rig.agent.pid()).unwrap();
+
+    let dir = pinned(&rig);
+    let set = std::fs::read_dir(dir.join("v2")).unwrap().next().unwrap().unwrap().path();
+    std::fs::remove_file(set.join("TABLES")).unwrap();
+    std::fs::create_dir(dir.join("v2/99")).unwrap();
+    std::fs::create_dir(dir.join("v1")).unwrap();
+    for path in [set.join("TABLES"), dir.join("v2/99/TABLES"), dir.join("links/native-77")] {
+        let path = path.display();
+        rig.edge
+            .run(&format!("bpftool map create {path} type array key 4 value 8 entries 1 name x"))
+            .unwrap();
+    }
+    next(&mut rig, &key);
+
+    assert_eq!(tables(&rig.agent)["adopted"], false);
+    let told = status(&rig.agent)["problems"].to_string();
+    assert!(told.contains("not-taken-over") && told.contains("TABLES is type"), "{told}");
+    all_echo(&mut of_l2, "which need no state");
+    drop(of_nat);
+    for vip in [NAT, L2] {
+        assert_eq!(rig.who_answers_tcp(at(vip, 5432), 60).len(), 3);
+    }
+    let left: Vec<_> =
+        ["v1", "v2/99", "links/native-77"].into_iter().filter(|path| dir.join(path).exists()).collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn detach_removes_everything_and_not_while_an_agent_runs() {
+    let Some(mut rig) = rig() else { return };
+    let refused = rig.agent.cli(&["detach"]).unwrap_err().to_string();
+    assert!(refused.contains("another agent runs"), "{refused}");
+    rig.lab.stop(rig.agent.pid()).unwrap();
+
+    rig.agent.cli(&["detach"]).unwrap();
+
+    assert_eq!(program(&rig), None);
+    assert!(!pinned(&rig).exists());
+    // And an agent that is told so does it itself.
+    next(&mut rig, &["--on-exit", "detach"]);
+    assert_eq!(tables(&rig.agent)["pinned"], true);
+    assert!(program(&rig).is_some() && pinned(&rig).exists());
+    rig.lab.stop(rig.agent.pid()).unwrap();
+    assert!(program(&rig).is_none() && !pinned(&rig).exists());
+    // Without pins it ends with the agent, however that ends.
+    next(&mut rig, &["--pin", "off"]);
+    assert_eq!(tables(&rig.agent)["pinned"], false);
+    rig.lab.kill(rig.agent.pid()).unwrap();
+    assert!(eventually(DEADLINE, || program(&rig).is_none().then_some(())).is_some());
+}
