@@ -80,7 +80,7 @@ pub enum Verdict {
     StrayReset,
     /// Dropped: an ICMP message to an address that is only a VIP, about no flow of ours.
     StrayIcmp,
-    /// Dropped: the sender would be told, but too many were in the last second.
+    /// Dropped: the sender would be told or its echo answered, but too many were in the last second.
     RateLimited,
     /// Dropped: no free SNAT port towards this backend.
     NatPortsExhausted,

@@ -17,6 +17,7 @@ mod fast;
 mod forward;
 mod fragment;
 mod headers;
+mod icmp;
 mod lookup;
 mod maps;
 mod nat;

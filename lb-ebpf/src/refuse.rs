@@ -70,10 +70,10 @@ fn tell<F: Answer>(ctx: &XdpContext, carry: &Carry) -> Outcome {
 }
 
 /// First and second word of an ICMP error, without the checksum.
-type Error = (u32, u32);
+pub type Error = (u32, u32);
 
 /// What answers need to know of an IP version.
-trait Answer: Family {
+pub trait Answer: Family {
     /// Bytes of its fixed header.
     const HEAD: u32;
     /// ICMP's protocol number.

@@ -2,6 +2,7 @@
 
 mod capture;
 mod fixtures;
+mod icmp;
 mod random;
 mod refuse;
 mod run;
