@@ -1,6 +1,6 @@
 //! Ports of Ingress traffic reach the proxy, on the node's addresses and on a VIP.
 
-use lb_tests::agent::{DEADLINE, eventually};
+use lb_tests::agent::{Agent, DEADLINE, eventually};
 use lb_tests::manifests::{self, Authority, Slice};
 
 use crate::rig::{Arms, EDGE, Rig};
@@ -79,4 +79,27 @@ fn other_ports_of_an_ingress_vip_are_not_the_proxys() {
     let refused = rig.client.run(&format!("curl -sS --max-time 2 http://{}:8081/", VIPS[0]));
 
     assert!(refused.is_err(), "{refused:?}");
+}
+
+#[test]
+fn a_successor_of_a_killed_agent_serves_at_once_and_nobody_hangs_in_between() {
+    let authority = Authority::new("Wire test authority").unwrap();
+    let Some(mut rig) = Rig::new(Arms::Two, &files(&authority)) else { return };
+    let url = "http://web.example.com/x";
+    let served = |rig: &Rig, vip: &str| {
+        let answer = eventually(DEADLINE, || curl(rig, vip, url).ok().filter(|a| a.contains("backend: b")));
+        assert!(answer.is_some(), "{vip}: {:?}\n{}", curl(rig, vip, url), rig.agent.log());
+    };
+    VIPS.iter().for_each(|vip| served(&rig, vip));
+
+    rig.lab.kill(rig.agent.pid()).unwrap();
+
+    for vip in VIPS {
+        let refused = format!("{:#}", curl(&rig, vip, url).unwrap_err());
+        assert!(refused.contains("Failed to connect") || refused.contains("refused"), "{refused}");
+        assert!(!refused.contains("timed out"), "{refused}");
+    }
+    let dir = rig.lab.scratch().to_owned();
+    rig.agent = Agent::start(&rig.lab, &rig.edge, &["eth0", "eth1"], &dir).unwrap();
+    VIPS.iter().for_each(|vip| served(&rig, vip));
 }

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use lb_tests::agent::{Agent, DEADLINE, eventually};
+use lb_tests::agent::{Agent, DEADLINE, binary, eventually};
 use lb_tests::echo;
 use lb_tests::manifests::LoadBalancer;
 use penstock::config::BPFFS;
@@ -204,6 +204,73 @@ fn a_successor_that_finds_other_backends_breaks_only_the_flows_of_those_that_are
         let now = rig.who_answers_tcp(at(vip, 5432), 30);
         assert!(!now.contains_key("b2"), "{now:?}");
     }
+}
+
+#[test]
+fn agents_killed_at_any_moment_of_their_start_lose_nothing() {
+    let Some(mut rig) = rig() else { return };
+    let mut flows = flows(&rig);
+    let stream = Stream::start(&rig);
+    rig.lab.kill(rig.agent.pid()).unwrap();
+
+    for tenths in [1u64, 4, 7, 10, 13, 16, 20, 25] {
+        let mut command = rig.edge.command(binary().unwrap());
+        command.args(["run", "--workers", "1", "--interface", "eth0", "--admin", "127.0.0.1:0"]);
+        command.arg("--manifests").arg(rig.agent.manifests());
+        let pid = rig.lab.start(command, &rig.lab.scratch().join("short.log")).unwrap();
+        // However far it gets in this time.
+        std::thread::park_timeout(Duration::from_millis(100 * tenths));
+        rig.lab.kill(pid).unwrap();
+        all_echo(&mut flows, "after a short life");
+    }
+    next(&mut rig, &[]);
+
+    assert_eq!(tables(&rig.agent)["adopted"], true, "{}", rig.agent.log());
+    all_echo(&mut flows, "after all of them");
+    stream.assert_nothing_was_lost();
+}
+
+/// Replaces a pinned map by one of 4,096 entries with the same content.
+fn resize(rig: &Rig, map: &Path) {
+    let path = map.display();
+    let read = |what: &str| -> Value {
+        let text = rig.edge.run(&format!("bpftool -j map {what} pinned {path}")).unwrap();
+        serde_json::from_str(&text).unwrap()
+    };
+    let (shape, content) = (read("show"), read("dump"));
+    std::fs::remove_file(map).unwrap();
+    let (key, value) = (&shape["bytes_key"], &shape["bytes_value"]);
+    rig.edge
+        .run(&format!(
+            "bpftool map create {path} type hash key {key} value {value} entries 4096 name resized"
+        ))
+        .unwrap();
+    for entry in content.as_array().unwrap() {
+        let hex = |part: &Value| -> String {
+            let bytes: Vec<&str> = part.as_array().unwrap().iter().filter_map(Value::as_str).collect();
+            bytes.join(" ")
+        };
+        let (key, value) = (hex(&entry["key"]), hex(&entry["value"]));
+        rig.edge.run(&format!("bpftool map update pinned {path} key {key} value {value}")).unwrap();
+    }
+}
+
+#[test]
+fn translated_flows_move_to_maps_of_another_size() {
+    let Some(mut rig) = rig() else { return };
+    let mut flows = flows(&rig);
+    rig.lab.stop(rig.agent.pid()).unwrap();
+    let set = std::fs::read_dir(pinned(&rig).join("v2")).unwrap().next().unwrap().unwrap().path();
+    for name in ["NAT_FORWARD", "NAT_REVERSE"] {
+        resize(&rig, &set.join(name));
+    }
+
+    next(&mut rig, &[]);
+
+    assert_eq!(tables(&rig.agent)["adopted"], true, "{}", rig.agent.log());
+    let told = status(&rig.agent)["problems"].to_string();
+    assert!(told.contains("NAT_FORWARD has another size"), "{told}");
+    all_echo(&mut flows, "in the new maps");
 }
 
 #[test]
