@@ -1,21 +1,24 @@
-//! The admin endpoint: health, metrics, status and explanations over HTTP.
+//! The admin endpoint: health, metrics, status, explanations and captures over HTTP.
 //!
 //! It only renders what a [`Live`] agent answers. hyper serves here because speed does not matter;
 //! requests of the proxy never come near it.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::Full;
-use hyper::header::CONTENT_TYPE;
+use http_body_util::{Either, Full};
+use hyper::body::Frame;
+use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, TRAILER};
 use hyper::service::service_fn;
-use hyper::{Request, Response, StatusCode, Uri, body::Incoming};
+use hyper::{Method, Request, Response, StatusCode, Uri, body::Incoming};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 
 use crate::model::report::Explanation;
 
@@ -36,7 +39,42 @@ pub trait Live: Send + Sync + 'static {
     fn explain_url(&self, url: &str, headers: &[(String, String)]) -> Result<Explanation, String>;
     /// Why a flow (`tcp SRC:PORT > DST:PORT`) goes where it goes.
     fn explain_flow(&self, flow: &str) -> Result<Explanation, String>;
+    /// Begins to show packets of the kernel part; called within the runtime.
+    fn capture(&self, words: &[(String, String)]) -> Result<Stream, Refused>;
+    /// Ends what [`Live::capture`] began, in order; without one, nothing.
+    fn stop_capture(&self);
 }
+
+/// A running capture; dropping it ends it.
+pub struct Stream {
+    /// Of the bytes.
+    pub content_type: &'static str,
+    /// What was shown, until the sender has enough.
+    pub pieces: mpsc::Receiver<Piece>,
+}
+
+/// A part of a [`Stream`].
+#[derive(Debug)]
+pub enum Piece {
+    /// Of the body.
+    Bytes(Bytes),
+    /// How it went; the last one. Sent as the trailer field [`SUMMARY`].
+    Summary(String),
+}
+
+/// Why there is no [`Stream`].
+#[derive(Debug)]
+pub enum Refused {
+    /// The question is wrong.
+    Question(String),
+    /// Somebody else has one.
+    Busy(String),
+    /// The kernel refused.
+    Failed(String),
+}
+
+/// Trailer field that says how a capture went.
+pub const SUMMARY: &str = "penstock-summary";
 
 /// Connections served at once; more wait in the accept queue.
 const MAX_CONNECTIONS: usize = 64;
@@ -61,10 +99,12 @@ pub async fn serve(listener: TcpListener, live: Arc<dyn Live>) {
         let live = Arc::clone(&live);
         tokio::spawn(async move {
             let service = service_fn(move |request: Request<Incoming>| {
-                let (live, uri) = (Arc::clone(&live), request.uri().clone());
+                let (live, uri, method) =
+                    (Arc::clone(&live), request.uri().clone(), request.method().clone());
                 async move {
                     // Counting asks every worker and waits for it; the runtime must not.
-                    let answered = tokio::task::spawn_blocking(move || answer(&uri, live.as_ref())).await;
+                    let answered =
+                        tokio::task::spawn_blocking(move || answer(&method, &uri, live.as_ref())).await;
                     Ok::<_, Infallible>(answered.unwrap_or_else(|error| {
                         reply(StatusCode::INTERNAL_SERVER_ERROR, TEXT, format!("{error}\n"))
                     }))
@@ -91,7 +131,10 @@ pub async fn bind(addr: SocketAddr) -> std::io::Result<TcpListener> {
 const TEXT: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
 
-fn answer(uri: &Uri, live: &dyn Live) -> Response<Full<Bytes>> {
+/// Most answers are whole; a capture comes piece by piece.
+type Body = Either<Full<Bytes>, Pieces>;
+
+fn answer(method: &Method, uri: &Uri, live: &dyn Live) -> Response<Body> {
     let query = Query::parse(uri.query().unwrap_or_default());
     match uri.path() {
         "/healthz" | "/readyz" => match live.health() {
@@ -103,17 +146,63 @@ fn answer(uri: &Uri, live: &dyn Live) -> Response<Full<Bytes>> {
         "/status" if query.wants_json() => reply(StatusCode::OK, JSON, live.status_json().to_string()),
         "/status" => reply(StatusCode::OK, TEXT, live.status_text()),
         "/explain" => explain(&query, live),
+        "/capture" if method == Method::DELETE => {
+            live.stop_capture();
+            reply(StatusCode::OK, TEXT, "ended\n".to_owned())
+        }
+        "/capture" => capture(&query, live),
         _ => reply(
             StatusCode::NOT_FOUND,
             TEXT,
             "known paths: /healthz /metrics /status /status?format=json /build\n\
-             /explain?url=URL[&header=Name:%20value]... /explain?flow=tcp%20SRC:PORT%20%3E%20DST:PORT\n"
+             /explain?url=URL[&header=Name:%20value]... /explain?flow=tcp%20SRC:PORT%20%3E%20DST:PORT\n\
+             /capture[?verdict=NAME&vip=ADDR:PORT&host=ADDR&format=pcapng...]\n"
                 .to_owned(),
         ),
     }
 }
 
-fn explain(query: &Query, live: &dyn Live) -> Response<Full<Bytes>> {
+fn capture(query: &Query, live: &dyn Live) -> Response<Body> {
+    let refuse = |status, reason: String| reply(status, TEXT, format!("{reason}\n"));
+    match live.capture(&query.0) {
+        Ok(Stream { content_type, pieces }) => {
+            let mut response = Response::new(Either::Right(Pieces(pieces)));
+            let headers = response.headers_mut();
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+            headers.insert(TRAILER, HeaderValue::from_static(SUMMARY));
+            response
+        }
+        Err(Refused::Question(reason)) => refuse(StatusCode::BAD_REQUEST, reason),
+        Err(Refused::Busy(reason)) => refuse(StatusCode::CONFLICT, reason),
+        Err(Refused::Failed(reason)) => refuse(StatusCode::INTERNAL_SERVER_ERROR, reason),
+    }
+}
+
+/// Body of a capture. hyper drops it when the client has gone.
+struct Pieces(mpsc::Receiver<Piece>);
+
+impl hyper::body::Body for Pieces {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        self.0.poll_recv(context).map(|piece| {
+            let frame = match piece? {
+                Piece::Bytes(bytes) => Frame::data(bytes),
+                Piece::Summary(text) => {
+                    let value = HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static(""));
+                    Frame::trailers(HeaderMap::from_iter([(HeaderName::from_static(SUMMARY), value)]))
+                }
+            };
+            Some(Ok(frame))
+        })
+    }
+}
+
+fn explain(query: &Query, live: &dyn Live) -> Response<Body> {
     let answer = match (query.first("url"), query.first("flow")) {
         (Some(url), None) => query.headers().and_then(|headers| live.explain_url(url, &headers)),
         (None, Some(flow)) => live.explain_flow(flow),
@@ -128,10 +217,10 @@ fn explain(query: &Query, live: &dyn Live) -> Response<Full<Bytes>> {
     }
 }
 
-fn reply(status: StatusCode, content_type: &'static str, body: String) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from(body)));
+fn reply(status: StatusCode, content_type: &'static str, body: String) -> Response<Body> {
+    let mut response = Response::new(Either::Left(Full::new(Bytes::from(body))));
     *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static(content_type));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
 }
 

@@ -1,6 +1,7 @@
 //! Real connections across network namespaces, through the real binary.
 //! Needs root; a machine that has no namespaces skips, or fails where `PENSTOCK_REQUIRE` names `wire`.
 
+mod capture;
 mod change;
 mod fork;
 mod interfaces;

@@ -14,13 +14,14 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("cluster",   &["model", "objects"]),
     ("translate", &["model", "objects"]),
     ("check",     &["model", "objects", "translate"]),
+    ("capture",   &["model"]),
     ("datapath",  &["model"]),
     ("l7",        &["model"]),
     ("health",    &["model"]),
     ("admin",     &["model"]),
     ("drain",     &["model"]),
     ("config",    &["model"]),
-    ("agent",     &["admin", "check", "cluster", "config", "datapath", "drain", "health", "l7", "manifests",
+    ("agent",     &["admin", "capture", "check", "cluster", "config", "datapath", "drain", "health", "l7", "manifests",
                     "model", "objects", "translate"]),
     ("cli",       &["admin", "agent", "check", "config", "model"]),
     ("main",      &["agent", "cli", "config"]),
@@ -47,7 +48,7 @@ const ONLY_IN: &[(&str, &[&str])] = &[
 ];
 
 /// Rooms that stay pure: no clock, no runtime, no files, no logging.
-const PURE: &[&str] = &["model", "translate", "objects"];
+const PURE: &[&str] = &["model", "translate", "objects", "capture"];
 #[rustfmt::skip]
 const IMPURE: &[&str] = &["tokio::", "std::fs", "TcpStream", "UdpSocket", "SystemTime::now", "Instant::now", "tracing::"];
 

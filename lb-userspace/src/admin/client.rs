@@ -1,11 +1,12 @@
-//! One GET to the admin endpoint of a live agent, for `penstock status` and `penstock explain`.
+//! Requests to the admin endpoint of a live agent, for `penstock status`, `explain` and `capture`.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, Limited};
-use hyper::{Request, StatusCode};
+use hyper::body::Incoming;
+use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
@@ -49,24 +50,82 @@ pub async fn get(addr: SocketAddr, path: &str) -> Result<String, Error> {
 }
 
 async fn exchange_one(addr: SocketAddr, path: &str) -> Result<String, Error> {
+    let response = send(addr, Method::GET, path).await?;
+    whole(addr, response).await
+}
+
+/// Copies the body of `GET path` to `write` as it comes, however long that takes, and returns the
+/// trailer [`super::SUMMARY`]. `interrupted` asks the agent to end it by `DELETE` of the same path;
+/// what it has then still comes.
+pub async fn stream(
+    addr: SocketAddr,
+    path: &str,
+    interrupted: impl Future<Output = ()>,
+    mut write: impl FnMut(&[u8]) -> std::io::Result<()>,
+) -> Result<String, Error> {
+    let failed = |reason: String| Error::Exchange { addr, reason };
+    let response = send(addr, Method::GET, path).await?;
+    if response.status() != StatusCode::OK {
+        return whole(addr, response).await;
+    }
+    let mut body = response.into_body();
+    let mut summary = String::new();
+    tokio::pin!(interrupted);
+    let mut ending = false;
+    loop {
+        let frame = tokio::select! {
+            frame = body.frame() => frame,
+            () = &mut interrupted, if !ending => {
+                ending = true;
+                let plain = path.split('?').next().unwrap_or_default();
+                let ended = async { whole(addr, send(addr, Method::DELETE, plain).await?).await };
+                tokio::time::timeout(DEADLINE, ended).await.map_err(|_| failed("does not end".to_owned()))??;
+                continue;
+            }
+        };
+        let Some(frame) = frame else { return Ok(summary) };
+        let frame = frame.map_err(|error| failed(error.to_string()))?;
+        if let Some(data) = frame.data_ref()
+            && write(data).is_err()
+        {
+            // `| head` has enough.
+            return Ok(summary);
+        }
+        if let Some(trailers) = frame.trailers_ref()
+            && let Some(text) = trailers.get(super::SUMMARY).and_then(|value| value.to_str().ok())
+        {
+            text.clone_into(&mut summary);
+        }
+    }
+}
+
+async fn send(addr: SocketAddr, method: Method, path: &str) -> Result<Response<Incoming>, Error> {
     let failed = |error: &dyn std::fmt::Display| Error::Exchange { addr, reason: error.to_string() };
     let stream = TcpStream::connect(addr).await.map_err(|source| Error::Connect { addr, source })?;
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| failed(&e))?;
-    let driver = tokio::spawn(connection);
-    let request = Request::get(path)
+    // It ends with the response's body.
+    tokio::spawn(connection);
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
         .header("host", addr.to_string())
-        .header("connection", "close")
+        .header("te", "trailers")
+        .header("connection", "close, te")
         .body(Empty::<Bytes>::new())
         .map_err(|e| failed(&e))?;
-    let response = sender.send_request(request).await.map_err(|e| failed(&e))?;
+    sender.send_request(request).await.map_err(|e| failed(&e))
+}
+
+async fn whole(addr: SocketAddr, response: Response<Incoming>) -> Result<String, Error> {
+    let failed = |error: &dyn std::fmt::Display| Error::Exchange { addr, reason: error.to_string() };
     let status = response.status();
     let body = Limited::new(response.into_body(), MAX_BODY_BYTES).collect().await.map_err(|e| failed(&e))?;
-    driver.abort();
     let text = String::from_utf8_lossy(&body.to_bytes()).into_owned();
     match status {
         StatusCode::OK => Ok(text),
         StatusCode::BAD_REQUEST => Err(Error::Refused(text.trim_end().to_owned())),
+        StatusCode::CONFLICT => Err(failed(&text.trim_end())),
         other => Err(failed(&format!("answered {other}: {}", text.trim_end()))),
     }
 }

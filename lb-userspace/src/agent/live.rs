@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
-use super::{State, question, status};
-use crate::admin::{Live, exposition};
+use super::{State, capture, question, status};
+use crate::admin::{self, Live, exposition};
+use crate::capture::Question;
 use crate::config::Config;
 use crate::model::l4::FiveTuple;
 use crate::model::report::{Explanation, Metric, MetricKind, Sample};
@@ -29,6 +30,8 @@ pub(super) struct LiveAgent {
     proxy: Arc<l7::Running>,
     datapath: Option<Arc<datapath::Handle>>,
     state: watch::Receiver<Arc<State>>,
+    /// Ends the capture that runs.
+    stop_capture: Mutex<Option<oneshot::Sender<()>>>,
 }
 
 impl LiveAgent {
@@ -45,6 +48,7 @@ impl LiveAgent {
             proxy,
             datapath,
             state,
+            stop_capture: Mutex::default(),
         }
     }
 
@@ -101,10 +105,32 @@ impl Live for LiveAgent {
         let flow: FiveTuple = flow.parse()?;
         match &self.datapath {
             Some(datapath) => Ok(datapath.explain(flow)),
-            None => Err("this agent runs with --datapath off: the kernel balances no flows".to_owned()),
+            None => Err(OFF.to_owned()),
         }
     }
+
+    fn capture(&self, words: &[(String, String)]) -> Result<admin::Stream, admin::Refused> {
+        use datapath::capture::Error;
+        let question = Question::parse(words).map_err(admin::Refused::Question)?;
+        let datapath = self.datapath.as_ref().ok_or_else(|| admin::Refused::Question(OFF.to_owned()))?;
+        let capture = datapath.capture(&question.filter).map_err(|error| match error {
+            Error::Verdict { .. } => admin::Refused::Question(error.to_string()),
+            Error::Busy => admin::Refused::Busy(error.to_string()),
+            Error::Kernel(_) => admin::Refused::Failed(error.to_string()),
+        })?;
+        let (stop, stopped) = oneshot::channel();
+        *self.stop_capture.lock().unwrap_or_else(PoisonError::into_inner) = Some(stop);
+        Ok(capture::run(capture, question, stopped))
+    }
+
+    fn stop_capture(&self) {
+        // Dropping the sender is what ends it.
+        self.stop_capture.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
 }
+
+/// Said by whatever needs the kernel part.
+const OFF: &str = "this agent runs with --datapath off: the kernel balances no flows";
 
 /// What the agent knows by itself: the build, the snapshot in force, its problems and
 /// certificates. Names of reference 5.2 where ingress-nginx has one.

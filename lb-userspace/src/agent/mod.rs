@@ -3,6 +3,7 @@
 //! Nothing is decided here about objects, packets or requests; the flow of values is
 //! `manifests -> translate -> { datapath, l7 }`, each step a `watch` channel of immutable values.
 
+mod capture;
 mod error;
 mod live;
 pub mod offline;
