@@ -62,6 +62,14 @@ impl Delta {
         !fold(self.0)
     }
 
+    /// The change in 32 bits, as the kernel's helpers want it.
+    #[inline(always)]
+    pub const fn wide(self) -> u32 {
+        let sum = (self.0 & 0xffff_ffff) + (self.0 >> 32);
+        let sum = (sum & 0xffff_ffff) + (sum >> 32);
+        sum as u32
+    }
+
     /// The checksum after the change.
     #[inline(always)]
     pub const fn apply(self, csum: u16) -> u16 {

@@ -1,9 +1,10 @@
-//! What `nat` mode remembers of a flow: one entry per direction.
+//! What `nat` and `local` mode remember of a flow: one entry per direction.
 //!
 //! Both are found by the keyed 64-bit hash of the packet's five-tuple; the entry holds the
 //! five-tuple itself, so a collision is noticed and never misdirects. Claiming the reverse entry
 //! (insert only if absent) is what allocates a port: no two flows can hold the same one towards
-//! the same backend.
+//! the same backend. In `local` mode the client keeps its address, and its port unless another
+//! flow to the same backend has it.
 
 use crate::Flow;
 use crate::backend::NextHop;
@@ -22,7 +23,7 @@ pub struct Forward {
     pub backend: u16,
     /// That backend's generation when the flow began.
     pub generation: u16,
-    /// Our port, in wire order.
+    /// Source port towards the backend, in wire order.
     pub snat_port: u16,
     /// [`state`] bits seen from the client.
     pub state: u16,
@@ -34,11 +35,11 @@ pub struct Forward {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(C)]
 pub struct Reverse {
-    /// Backend to us, to compare.
+    /// Backend to us, in `local` mode to the client; to compare.
     pub flow: Flow,
     /// VIP to client: what the reply becomes.
     pub reply: Flow,
-    /// Back to where the client's packets come from.
+    /// Back to where the client's packets come from; nobody asks in `local` mode.
     pub client: NextHop,
     /// Key of the [`Forward`] entry.
     pub forward_key: u64,
@@ -58,6 +59,15 @@ pub mod state {
     pub const RST: u16 = 2;
     /// Any packet seen.
     pub const SEEN: u16 = 4;
+    /// Of a backend's direction: the backend is on this host, and its answers are translated where
+    /// they leave.
+    pub const LOCAL: u16 = 8;
+    /// The flow began in a tunnel over IPv4: segments of full size would not fit it.
+    pub const TUNNEL_V4: u16 = 16;
+    /// The same over IPv6.
+    pub const TUNNEL_V6: u16 = 32;
+    /// What does not change while a flow lasts.
+    pub const LASTING: u16 = LOCAL | TUNNEL_V4 | TUNNEL_V6;
 }
 
 /// How long a flow is remembered after its last packet in either direction.

@@ -5,7 +5,7 @@
 //! ```text
 //!  0       4       8              16             24             31
 //!  +-------+-------+--------------+-----------------------------+
-//!  | vers. | flags | inner proto  | 0                           |
+//!  | vers. | round | inner proto  | 0                           |
 //!  +-------+-------+--------------+-----------------------------+
 //!  | cluster: who may talk to whom, made from the hash key      |
 //!  +------------------------------------------------------------+
@@ -30,7 +30,18 @@ pub const OVERHEAD_V6: usize = 40 + 8 + HEADER;
 pub const PORT: u16 = 7183;
 
 const VERSION: u32 = 1;
-const SECOND: u32 = 1 << 4;
+
+/// How often a packet was sent on. It only grows, so that no packet runs in circles.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum Round {
+    /// By the balancer that the client's packet came to.
+    First = 0,
+    /// By the first owner, which does not know the flow, to the slot's other owner.
+    Second = 1,
+    /// Back to the first owner: nobody knows the flow, so it begins there.
+    Last = 2,
+}
 
 /// The first word of the header, in wire order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,14 +50,8 @@ pub struct Head(pub u32);
 impl Head {
     /// Head of a packet whose inner protocol (4 IPv4, 41 IPv6) is `inner`.
     #[inline(always)]
-    pub const fn new(inner: u8) -> Self {
-        Self(VERSION | (inner as u32) << 8)
-    }
-
-    /// The same, sent on by a balancer that did not know the flow: it must not be sent on again.
-    #[inline(always)]
-    pub const fn second(self) -> Self {
-        Self(self.0 | SECOND)
+    pub const fn new(inner: u8, round: Round) -> Self {
+        Self(VERSION | (round as u32) << 4 | (inner as u32) << 8)
     }
 
     /// Whether we understand it.
@@ -55,10 +60,14 @@ impl Head {
         self.0 & 15 == VERSION && matches!(self.inner(), 4 | 41)
     }
 
-    /// Whether it was sent on already.
+    /// How often it was sent on.
     #[inline(always)]
-    pub const fn is_second(self) -> bool {
-        self.0 & SECOND != 0
+    pub const fn round(self) -> Round {
+        match (self.0 >> 4) & 15 {
+            0 => Round::First,
+            1 => Round::Second,
+            _ => Round::Last,
+        }
     }
 
     /// Inner protocol.

@@ -234,12 +234,21 @@ pub enum Event {
     Fib,
     /// The MSS option of a SYN-ACK was lowered.
     MssClamped,
+    /// The answer of a backend on this host was translated back where it left.
+    RepliedLocal,
 }
 
 impl Event {
     /// Every event.
-    pub const ALL: [Self; 6] =
-        [Self::Remembered, Self::Forgot, Self::FlowHit, Self::Kept, Self::Fib, Self::MssClamped];
+    pub const ALL: [Self; 7] = [
+        Self::Remembered,
+        Self::Forgot,
+        Self::FlowHit,
+        Self::Kept,
+        Self::Fib,
+        Self::MssClamped,
+        Self::RepliedLocal,
+    ];
 
     /// Kebab-case name: the label value in metrics.
     pub const fn as_str(self) -> &'static str {
@@ -250,6 +259,7 @@ impl Event {
             Self::Kept => "flows-kept",
             Self::Fib => "fib-lookups",
             Self::MssClamped => "mss-clamped",
+            Self::RepliedLocal => "local-replies",
         }
     }
 }

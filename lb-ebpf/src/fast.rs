@@ -11,6 +11,7 @@ use lb_common::{
     AddrEntry, BackendId, Epoch, Flow, Record, Rules, VipEntry, backend, config,
     maps::{NO_XDP_TX, Program},
     steer::{How, Kind, Memory},
+    tunnel::Round,
 };
 
 use crate::{
@@ -190,7 +191,7 @@ fn ours<F: Fast>(
         return None;
     }
     let packet = packet.leaving_by(if interface & NO_XDP_TX == 0 { ifindex } else { 0 });
-    let to = To { id, lines, other, way, l3: ETHERNET };
+    let to = To { id, lines, other, round: Round::First, way, l3: ETHERNET };
     let outcome = forward::along::<F>(ctx, &packet, &head, tables, &to, hash).ok()?;
     row.backend(id.0, length as u64, begins);
     if rules.any(Rules::COUNTED) {

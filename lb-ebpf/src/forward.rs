@@ -11,7 +11,7 @@ use lb_common::{
     backend::{self, Identity, NextHop},
     config, csum,
     steer::{Choice, Memory},
-    tunnel,
+    tunnel::{self, Round},
 };
 
 use crate::{
@@ -81,9 +81,25 @@ pub fn untouched<F: Family>(
     hash: u64,
     at: At,
 ) -> Result<Outcome, (Verdict, u16)> {
+    sent_on::<F>(ctx, packet, head, tables, choice, hash, at, Round::First)
+}
+
+/// The same for a packet that balancers may have sent on before.
+#[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "they are registers, not a structure in memory")]
+pub fn sent_on<F: Family>(
+    ctx: &XdpContext,
+    packet: &Packet,
+    head: &F::Head,
+    tables: &Tables,
+    choice: &Choice,
+    hash: u64,
+    at: At,
+    round: Round,
+) -> Result<Outcome, (Verdict, u16)> {
     let way = way(ctx, tables, choice.backend).map_err(|verdict| (verdict, 0))?;
     let lines = tables.backend(choice.backend);
-    let to = To { id: choice.backend, lines, other: choice.other, way, l3: at.l3 };
+    let to = To { id: choice.backend, lines, other: choice.other, round, way, l3: at.l3 };
     along::<F>(ctx, packet, head, tables, &to, hash)
 }
 
@@ -95,6 +111,8 @@ pub struct To {
     pub lines: Pair,
     /// Who may know the flow if that one does not; id 0: nobody.
     pub other: BackendId,
+    /// How often balancers have sent it on.
+    pub round: Round,
     /// The way there.
     pub way: Way,
     /// Where the IP header begins; whatever is in front of it stays behind.
@@ -111,7 +129,7 @@ pub fn along<F: Family>(
     to: &To,
     hash: u64,
 ) -> Result<Outcome, (Verdict, u16)> {
-    let To { id, lines, other, way: Way { next_hop, identity }, l3 } = *to;
+    let To { id, lines, other, round, way: Way { next_hop, identity }, l3 } = *to;
     let mtu = identity.mtu() as u32;
     let length = F::length(head);
     let mode = identity.mode();
@@ -157,6 +175,7 @@ pub fn along<F: Family>(
             cluster: tunnel::cluster(config::hash_key(&config)),
             backend: backend::tunnel_tag(&lines, id),
             other: backend::tunnel_tag(&tables.backends(), other),
+            round,
         };
         let wrapped = if is_v4 {
             wrap::<{ ETHERNET + tunnel::OVERHEAD_V4 }>(ctx, l3, tunnel::OVERHEAD_V4, next_hop, |view| {
@@ -169,9 +188,8 @@ pub fn along<F: Family>(
                 header.write(view, ETHERNET + 40, &outer, length);
             })
         };
-        return wrapped
-            .map(|()| leave(packet, next_hop, Verdict::ForwardedTunnel))
-            .map_err(|verdict| (verdict, 0));
+        let verdict = if let Round::First = round { Verdict::ForwardedTunnel } else { Verdict::PassedOn };
+        return wrapped.map(|()| leave(packet, next_hop, verdict)).map_err(|verdict| (verdict, 0));
     }
     Err((Verdict::Corrupt, 0))
 }
@@ -244,6 +262,7 @@ struct Header {
     cluster: u32,
     backend: u32,
     other: u32,
+    round: Round,
 }
 
 impl Header {
@@ -255,7 +274,7 @@ impl Header {
         let bytes = (length + 8 + tunnel::HEADER as u32) as u16;
         view.write(at, src as u32 | (self.port as u32) << 16);
         view.write(at + 4, bytes.swap_bytes() as u32);
-        view.write(at + 8, tunnel::Head::new(outer.inner).0);
+        view.write(at + 8, tunnel::Head::new(outer.inner, self.round).0);
         view.write(at + 12, self.cluster);
         view.write(at + 16, self.backend);
         view.write(at + 20, self.other);

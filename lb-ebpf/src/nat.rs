@@ -1,4 +1,5 @@
-//! `nat` mode: destination and source translated, the answer translated back.
+//! `nat` and `local` mode: destination translated, in `nat` mode the source too, and the answer of a
+//! `nat` backend translated back. (`out` translates the answers of `local` backends.)
 //!
 //! State is one entry per direction (lb-common, `nat`). An established flow costs one lookup per
 //! packet; only a new flow runs the loop that claims a port. Both programs are reached by a tail
@@ -11,16 +12,17 @@ use lb_common::{
     config,
     maps::Program,
     nat::{Forward, Reverse, state},
-    steer::{How, Memory},
+    steer::{Choice, How, Kind, Memory},
+    tunnel::{self, Round},
     vip::Rules,
     wire_port,
 };
 
 use crate::{
-    carry::Carry,
+    carry::{Carry, Tunnelled},
     finish, finish_carried,
     forward::{self, Outcome, Way},
-    maps::{self, Scratch},
+    maps::{self, Scratch, Tables},
     packet::Packet,
     parse::{Family, V4, V6, kind, rewrite_transport, tcp_flag},
     steer,
@@ -80,13 +82,22 @@ fn to_backend<F: Family>(ctx: &XdpContext, carry: &mut Carry) -> Outcome {
     }
     let mut begins = false;
     if let Known::Nobody = found {
-        let choice = steer::choose(&tables, carry.record_index, &carry.record, carry.hashes, kind);
+        let choice = match carry.tunnelled.backend {
+            BackendId(0) => steer::choose(&tables, carry.record_index, &carry.record, carry.hashes, kind),
+            chosen => Choice::settled(chosen),
+        };
+        let mode = Mode::from_number(backend::identity(&tables.backends(), choice.backend).mode());
+        if carry.tunnelled != Tunnelled::NOT && !matches!(mode, Some(Mode::Local)) {
+            // Whoever sent it takes a backend to be here. To send it on would make circles.
+            return Verdict::TunnelStray.into();
+        }
         if choice.backend.0 == 0 {
             return refuse(ctx, carry, Verdict::NoBackend, 0, carry.record.rules.any(Rules::REJECT));
         }
-        let mode = backend::identity(&tables.backends(), choice.backend).mode();
-        if mode != Mode::Nat as u8 {
-            return match forward::untouched::<F>(ctx, &packet, &head, &tables, &choice, hash, carry.at()) {
+        let (choice, round) = second_chance(&tables, carry, choice, kind);
+        if round != Round::First || !mode.is_some_and(Mode::is_translated) {
+            let at = carry.at();
+            return match forward::sent_on::<F>(ctx, &packet, &head, &tables, &choice, hash, at, round) {
                 Ok(outcome) => {
                     let begins = steer::begins(kind, choice.how);
                     count(carry, choice.backend, length, begins);
@@ -101,11 +112,11 @@ fn to_backend<F: Family>(ctx: &XdpContext, carry: &mut Carry) -> Outcome {
         }
         begins = matches!(choice.how, How::Settled | How::Began);
         found = match claim(choice.backend, client, now) {
-            Ok(snat_port) => Known::Flow { backend: choice.backend, snat_port },
+            Ok(port) => Known::Flow { backend: choice.backend, port },
             Err(verdict) => return verdict.into(),
         };
     }
-    let Known::Flow { backend, snat_port } = found else { return Verdict::Corrupt.into() };
+    let Known::Flow { backend, port } = found else { return Verdict::Corrupt.into() };
     if F::ttl(&head) <= 1 {
         // On an address that is only a VIP the stack may have a local route (for a punted port),
         // and would hand the packet to whatever else listens on this port.
@@ -116,22 +127,44 @@ fn to_backend<F: Family>(ctx: &XdpContext, carry: &mut Carry) -> Outcome {
     }
     refresh(hash, flags, now, client);
 
-    let Way { next_hop, identity } = match forward::way(ctx, &tables, backend) {
-        Ok(way) => way,
-        Err(verdict) => return verdict.into(),
-    };
+    let identity = backend::identity(&tables.backends(), backend);
     if length > identity.mtu() as u32 {
         return refuse(ctx, carry, Verdict::TooBig, identity.mtu(), true);
     }
-    let new = Flow {
-        src: backend::source(&tables.backends(), backend),
+    let mut new = Flow {
+        src: carry.flow.src,
         dst: backend::addr(&tables.backends(), backend),
-        ports: Flow::ports(snat_port, identity.wire_port()),
+        ports: Flow::ports(port, identity.wire_port()),
         proto: carry.flow.proto,
     };
-    translate::<F>(&packet, carry, &head, &carry.flow, &new);
+    if identity.mode() == Mode::Local as u8 {
+        // The stack forwards it, and takes its hop.
+        translate::<F>(&packet, carry, &head, &new, 0);
+        count(carry, backend, length, begins);
+        return Verdict::ForwardedLocal.into();
+    }
+    let Way { next_hop, .. } = match forward::way(ctx, &tables, backend) {
+        Ok(way) => way,
+        Err(verdict) => return verdict.into(),
+    };
+    new.src = backend::source(&tables.backends(), backend);
+    translate::<F>(&packet, carry, &head, &new, 1);
     count(carry, backend, length, begins);
     forward::send::<F>(ctx, &packet, carry.l3 as usize, next_hop, Verdict::ForwardedNat)
+}
+
+/// A packet of a flow that began elsewhere, for a backend here that never saw it: the slot's other
+/// owner may know it. A flow that is remembered here does not get here.
+#[inline(always)]
+fn second_chance(tables: &Tables, carry: &Carry, choice: Choice, kind: Kind) -> (Choice, Round) {
+    let Choice { backend, other, .. } = choice;
+    let backends = tables.backends();
+    let elsewhere = backend::identity(&backends, other).mode() == Mode::Tunnel as u8;
+    let here = backend::identity(&backends, backend).mode() == Mode::Local as u8;
+    if other.0 == 0 || !elsewhere || !here || kind == Kind::Syn || carry.tunnelled != Tunnelled::NOT {
+        return (choice, Round::First);
+    }
+    (Choice { backend: other, other: backend, ..choice }, Round::Second)
 }
 
 #[inline(always)]
@@ -156,7 +189,7 @@ fn to_client<F: Family>(ctx: &XdpContext, carry: &Carry) -> Outcome {
     entry.state = if flags & tcp_flag::SYN != 0 { state_of(flags) } else { entry.state | state_of(flags) };
     let new = entry.reply;
     let client = entry.client;
-    translate::<F>(&packet, carry, &head, &carry.flow, &new);
+    translate::<F>(&packet, carry, &head, &new, 1);
     forward::send::<F>(ctx, &packet, carry.l3 as usize, client, Verdict::RepliedNat)
 }
 
@@ -181,7 +214,7 @@ fn count(carry: &Carry, backend: BackendId, length: u32, begins: bool) {
 }
 
 enum Known {
-    Flow { backend: BackendId, snat_port: u16 },
+    Flow { backend: BackendId, port: u16 },
     Nobody,
     Stranger,
 }
@@ -203,11 +236,12 @@ fn known(hash: u64, flow: &Flow, backends: &impl lb_common::Lines) -> Known {
         let _ = maps::NAT_FORWARD.remove(hash);
         return Known::Nobody;
     }
-    Known::Flow { backend, snat_port: entry.snat_port }
+    Known::Flow { backend, port: entry.snat_port }
 }
 
-/// Claims a port for the flow of this CPU's carry and remembers both directions. A function of its
-/// own, and both entries are built in scratch memory: a program has 512 bytes of stack in all.
+/// Claims a source port for the flow of this CPU's carry and remembers both directions. In `local`
+/// mode the client's own port is tried first. A function of its own, and both entries are built in
+/// scratch memory: a program has 512 bytes of stack in all.
 #[inline(never)]
 fn claim(id: BackendId, client: NextHop, now: u32) -> Result<u16, Verdict> {
     let (Some(tables), Some(scratch)) = (maps::tables(), maps::scratch()) else {
@@ -222,8 +256,9 @@ fn claim(id: BackendId, client: NextHop, now: u32) -> Result<u16, Verdict> {
     }
     let (flow, hash) = (&carry.flow, carry.hashes.flow);
     let identity = backend::identity(&backends, id);
+    let local = identity.mode() == Mode::Local as u8;
     reverse.flow.src = backend::addr(&backends, id);
-    reverse.flow.dst = backend::source(&backends, id);
+    reverse.flow.dst = if local { flow.src } else { backend::source(&backends, id) };
     reverse.flow.proto = flow.proto;
     reverse.reply.src = flow.dst;
     reverse.reply.dst = flow.src;
@@ -233,7 +268,12 @@ fn claim(id: BackendId, client: NextHop, now: u32) -> Result<u16, Verdict> {
     reverse.forward_key = hash;
     reverse.seen = now;
     reverse.backend = id.0;
-    reverse.state = 0;
+    reverse.state = match carry.tunnelled.overhead as usize {
+        _ if !local => 0,
+        0 => state::LOCAL,
+        tunnel::OVERHEAD_V4 => state::LOCAL | state::TUNNEL_V4,
+        _ => state::LOCAL | state::TUNNEL_V6,
+    };
     forward.flow = *flow;
     forward.seen = now;
     forward.backend = id.0;
@@ -246,7 +286,8 @@ fn claim(id: BackendId, client: NextHop, now: u32) -> Result<u16, Verdict> {
     let step = (hash >> 16) as u32 | 1;
     for probe in 0..PROBES {
         let offset = start.wrapping_add(step.wrapping_mul(probe as u32)) % count as u32;
-        let port = wire_port(first.wrapping_add(offset as u16));
+        let own = local && probe == 0;
+        let port = if own { flow.src_port() } else { wire_port(first.wrapping_add(offset as u16)) };
         reverse.flow.ports = Flow::ports(identity.wire_port(), port);
         let reverse_key = reverse.flow.hash(key);
         // By reference: by value each would be copied to the stack first.
@@ -296,8 +337,8 @@ fn refresh(hash: u64, flags: u8, now: u32, client: NextHop) {
 }
 
 #[inline(always)]
-fn translate<F: Family>(packet: &Packet, carry: &Carry, head: &F::Head, old: &Flow, new: &Flow) {
-    let delta = F::rewrite(head, old, new, 1);
+fn translate<F: Family>(packet: &Packet, carry: &Carry, head: &F::Head, new: &Flow, hops: u8) {
+    let delta = F::rewrite(head, &carry.flow, new, hops);
     rewrite_transport(packet, carry.at(), new, delta);
 }
 
@@ -322,8 +363,9 @@ fn sender_tag(client: NextHop) -> u32 {
     (client.head >> 16) as u32
 }
 
+/// Bits of [`state`] that a packet with these TCP flags sets.
 #[inline(always)]
-fn state_of(flags: u8) -> u16 {
+pub fn state_of(flags: u8) -> u16 {
     let mut bits = state::SEEN;
     if flags & tcp_flag::FIN != 0 {
         bits |= state::FIN;

@@ -3,6 +3,7 @@
 mod capture;
 mod fixtures;
 mod icmp;
+mod local;
 mod random;
 mod refuse;
 mod run;

@@ -4,6 +4,7 @@ mod attach;
 mod capture;
 mod inherit;
 mod measure;
+mod out;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -40,6 +41,8 @@ pub struct Kernel {
     ebpf: Ebpf,
     /// By interface.
     xdp: BTreeMap<u32, XdpLink>,
+    /// By interface.
+    out: BTreeMap<u32, out::Out>,
     lookup: Option<FdLink>,
     pins: Option<Pins>,
     /// Where our maps are pinned.
@@ -116,9 +119,17 @@ impl Kernel {
         let ebpf = loader
             .load(OBJECT)
             .map_err(|source| Error::Load { program: "the kernel object", source: Box::new(source) })?;
-        let mut kernel = Self { ebpf, xdp: BTreeMap::new(), lookup: None, pins: None, set: None };
+        let mut kernel = Self {
+            ebpf,
+            xdp: BTreeMap::new(),
+            out: BTreeMap::new(),
+            lookup: None,
+            pins: None,
+            set: None,
+        };
         kernel.xdp(PROGRAM)?.load().map_err(|source| load_error(PROGRAM, source))?;
         kernel.sk_lookup()?.load().map_err(|source| load_error(LOOKUP, source))?;
+        kernel.load_out()?;
         for (program, name) in Program::ALL {
             kernel.load_behind(program, name)?;
         }

@@ -202,8 +202,15 @@ fn join_backend(
         return Err("is of the other address family, which nat cannot reach".to_owned());
     }
     let to = destination(addr, backend);
-    let known = network.ways.get(&to);
-    let way = known.cloned().unwrap_or_else(|| Err("the way there is not known yet".to_owned()))?;
+    let known = network.ways.get(&to).cloned();
+    let way = known.unwrap_or_else(|| Err("the way there is not known yet".to_owned()));
+    let way = match (mode, way) {
+        // The stack finds the way itself, also to where we could not send; ours tells the size.
+        (ForwardingMode::Local, Err(_)) => {
+            Way { source: to, next_hop: NextHop::default(), mtu: u16::MAX, vlan: None }
+        }
+        (_, way) => way?,
+    };
     let draining = state == BackendState::Draining;
     Ok(Backend { weight: weight.0, draining, mode, to, way })
 }

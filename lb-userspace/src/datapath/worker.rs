@@ -358,6 +358,9 @@ impl Worker {
             match attach(&mut engine, interface, self.attach) {
                 Ok(mode) => {
                     info!(interface = interface.name, ?mode, "xdp program attached");
+                    if let Err(error) = engine.kernel.attach_out(&interface.name, interface.ifindex) {
+                        self.lasting.push(not_answered(&error));
+                    }
                     self.attached.insert(interface.ifindex, (interface.name.clone(), mode));
                 }
                 Err(error) => {
@@ -460,6 +463,11 @@ fn not_taken_over(message: String) -> Problem {
 
 fn not_attached(error: &Error) -> Problem {
     Problem { reason: "not-attached", ..of_datapath(error.to_string()) }
+}
+
+fn not_answered(error: &Error) -> Problem {
+    let fix = "reach the backends on this host by mode nat, or use a newer kernel".to_owned();
+    Problem { severity: Severity::Warning, reason: "no-local-answers", fix, ..of_datapath(error.to_string()) }
 }
 
 fn not_installed(error: &tokio::task::JoinError) -> Problem {

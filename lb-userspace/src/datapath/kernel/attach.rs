@@ -9,7 +9,7 @@ use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::xdp::XdpLink;
 use aya::programs::{ProgramError, XdpMode};
 
-use super::{Attached, Error, Kernel, PROGRAM, io_error};
+use super::{Attached, Error, Kernel, PROGRAM, io_error, out};
 use crate::datapath::mmap;
 
 const LOOKUP: &str = "lookup";
@@ -40,7 +40,7 @@ impl Kernel {
             return Ok(());
         }
         // In another mode, or on an interface that is gone.
-        self.detach_from(ifindex);
+        self.detach_in(ifindex);
         let flags = match mode {
             Attached::Native => XdpMode::Driver,
             Attached::Generic => XdpMode::Skb,
@@ -91,8 +91,13 @@ impl Kernel {
         }
     }
 
-    /// Detaches the XDP program from an interface; one that is gone has let go of it already.
+    /// Detaches the programs from an interface; one that is gone has let go of them already.
     pub fn detach_from(&mut self, ifindex: u32) {
+        self.detach_in(ifindex);
+        self.detach_out(ifindex);
+    }
+
+    fn detach_in(&mut self, ifindex: u32) {
         self.xdp.remove(&ifindex);
         if let Some(pins) = &self.pins {
             [Attached::Native, Attached::Generic].iter().for_each(|how| pins.remove_link(&how.pin(ifindex)));
@@ -137,6 +142,7 @@ impl Kernel {
                 || self.xdp.keys().any(|ifindex| {
                     [Attached::Native, Attached::Generic].iter().any(|how| *name == how.pin(*ifindex))
                 })
+                || self.out.keys().any(|ifindex| *name == out::pin(*ifindex))
         };
         pins.links().iter().filter(|name| !ours(name)).for_each(|name| pins.remove_link(name));
         // A packet may still be on its way through a program that was swapped.
@@ -156,11 +162,12 @@ impl Kernel {
         }
         self.set = None;
         self.xdp.clear();
+        self.out.clear();
         self.lookup = None;
     }
 }
 
-fn not_pinned(path: &Path, error: PinError) -> Error {
+pub(super) fn not_pinned(path: &Path, error: PinError) -> Error {
     match error {
         PinError::SyscallError(error) => failed(path, error.io_error),
         other => failed(path, other),

@@ -211,7 +211,7 @@ fn read(to: IpAddr, answer: Answer) -> Option<Result<Route, String>> {
 
 fn parse(to: IpAddr, message: RouteMessage) -> Result<Route, String> {
     if message.header.kind == RouteType::Local {
-        return Err("is an address of this host, which cannot be a backend yet".to_owned());
+        return Err("is an address of this host, which mode local alone reaches".to_owned());
     }
     if message.header.kind != RouteType::Unicast {
         return Err(format!("its route is of type {:?}", message.header.kind));

@@ -1,0 +1,202 @@
+//! The answers of backends on this host, on their way out: what `nat` made of the client's packets in
+//! `local` mode is undone at the interface that the answer leaves by.
+//!
+//! Here the stack is done with the packet: its own translation (masquerading, connection tracking)
+//! saw backend and client alone and has nothing to do with the VIP. The packet may be larger than
+//! the wire takes and its checksum may be left to the device, so everything goes through the
+//! helpers that know.
+
+use aya_ebpf::{
+    EbpfContext,
+    bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_UNSPEC},
+    helpers::bpf_check_mtu,
+    macros::classifier,
+    programs::TcContext,
+};
+use lb_common::{Addr, Flow, TCP, UDP, config, csum::Delta, nat::state, tunnel, verdict::Event};
+
+use crate::{
+    maps,
+    parse::{ETHERNET, ETHERTYPE_QINQ, ETHERTYPE_V4, ETHERTYPE_V6, ETHERTYPE_VLAN, tcp_flag},
+    steer,
+};
+
+/// Offsets within headers.
+const TCP_FLAGS: usize = 13;
+const TCP_CSUM: usize = 16;
+const UDP_CSUM: usize = 6;
+const V4_CSUM: usize = 10;
+/// TCP's option "maximum segment size", and how many options are looked at for it; everybody sends
+/// it first.
+const MSS: u8 = 2;
+const OPTIONS: usize = 6;
+
+/// Entry point of every packet that leaves by one of our interfaces. Whatever is done to it, it goes
+/// on as before.
+#[classifier]
+pub fn penstock_out(ctx: TcContext) -> i32 {
+    let _ = answer(&ctx);
+    TC_ACT_UNSPEC
+}
+
+#[inline(always)]
+fn answer(ctx: &TcContext) -> Option<()> {
+    let mut l3 = ETHERNET;
+    let mut kind: u16 = ctx.load(12).ok()?;
+    // Most devices take tags beside the packet; others find them in it.
+    for _ in 0..2 {
+        if kind == ETHERTYPE_VLAN || kind == ETHERTYPE_QINQ {
+            kind = ctx.load(l3 + 2).ok()?;
+            l3 += 4;
+        }
+    }
+    match kind {
+        ETHERTYPE_V4 => v4(ctx, l3),
+        ETHERTYPE_V6 => v6(ctx, l3),
+        _ => None,
+    }
+}
+
+#[inline(always)]
+fn v4(ctx: &TcContext, l3: usize) -> Option<()> {
+    let [first, second, third, src, dst]: [u32; 5] = ctx.load(l3).ok()?;
+    let length = (first & 15) as usize * 4;
+    let proto = (third >> 8) as u8;
+    // Wire order of the fragment offset; only the first fragment has ports.
+    let later = (second >> 16) & 0xff1f != 0;
+    if first as u8 >> 4 != 4 || length < 20 || later || proto != TCP && proto != UDP {
+        return None;
+    }
+    let l4 = l3 + length;
+    let ports = ctx.load(l4).ok()?;
+    let old = Flow { src: Addr::v4(src), dst: Addr::v4(dst), ports, proto: proto as u32 };
+    let (new, ways) = translated(ctx, &old, l4)?;
+    let addresses = Delta::new().word(src, new.src.raw_v4());
+    transport(ctx, l4, &old, &new, addresses)?;
+    ctx.l3_csum_replace(l3 + V4_CSUM, 0, addresses.wide() as u64, 0).ok()?;
+    ctx.store(l3 + 12, &new.src.raw_v4(), 0).ok()?;
+    clamp(ctx, l4, &new, ways, 20);
+    Some(())
+}
+
+#[inline(always)]
+fn v6(ctx: &TcContext, l3: usize) -> Option<()> {
+    let head: [u32; 2] = ctx.load(l3).ok()?;
+    let proto = (head[1] >> 16) as u8;
+    if head[0] as u8 >> 4 != 6 || proto != TCP && proto != UDP {
+        return None;
+    }
+    let [src, dst]: [Addr; 2] = ctx.load(l3 + 8).ok()?;
+    let l4 = l3 + 40;
+    let ports = ctx.load(l4).ok()?;
+    let old = Flow { src, dst, ports, proto: proto as u32 };
+    let (new, ways) = translated(ctx, &old, l4)?;
+    let addresses = Delta::new().long(src.hi, new.src.hi).long(src.lo, new.src.lo);
+    transport(ctx, l4, &old, &new, addresses)?;
+    ctx.store(l3 + 8, &new.src, 0).ok()?;
+    clamp(ctx, l4, &new, ways, 40);
+    Some(())
+}
+
+/// What the client has to see, and the lasting bits of the flow's [`state`]; `None`: no flow of ours.
+#[inline(always)]
+fn translated(ctx: &TcContext, old: &Flow, l4: usize) -> Option<(Flow, u16)> {
+    let flags: u8 = if old.proto == TCP as u32 { ctx.load(l4 + TCP_FLAGS).ok()? } else { 0 };
+    let tables = maps::tables()?;
+    let key = old.hash(config::hash_key(&tables.config()));
+    let entry = maps::NAT_REVERSE.get_ptr_mut(key)?;
+    // SAFETY: a hash map entry stays readable for the whole run; a concurrent removal may reuse
+    // it, which the comparison below notices but for the moment of the race itself.
+    let entry = unsafe { &mut *entry };
+    if entry.flow != *old || entry.state & state::LOCAL == 0 {
+        return None;
+    }
+    let lasting = entry.state & state::LASTING;
+    let now = steer::now();
+    if entry.seen != now {
+        entry.seen = now;
+    }
+    // A SYN begins a new connection on the same ports: an old RST or FIN is not its own.
+    let before = if flags & tcp_flag::SYN != 0 { lasting } else { entry.state };
+    let after = before | crate::nat::state_of(flags);
+    if entry.state != after {
+        entry.state = after;
+    }
+    if let Some(row) = maps::counts() {
+        // Interrupts that XDP runs in are held off while a packet leaves: the row is still ours.
+        row.event(Event::RepliedLocal);
+    }
+    Some((entry.reply, lasting))
+}
+
+/// Rewrites the ports and the transport checksum.
+#[inline(always)]
+fn transport(ctx: &TcContext, l4: usize, old: &Flow, new: &Flow, addresses: Delta) -> Option<()> {
+    let (csum, zero) =
+        if old.proto == TCP as u32 { (TCP_CSUM, 0) } else { (UDP_CSUM, BPF_F_MARK_MANGLED_0 as u64) };
+    let pseudo = BPF_F_PSEUDO_HDR as u64 | zero;
+    ctx.l4_csum_replace(l4 + csum, 0, addresses.wide() as u64, pseudo).ok()?;
+    if old.ports == new.ports {
+        return Some(());
+    }
+    let ports = Delta::new().word(old.ports, new.ports);
+    ctx.l4_csum_replace(l4 + csum, 0, ports.wide() as u64, zero).ok()?;
+    ctx.store(l4, &new.ports, 0).ok()
+}
+
+/// Lowers the segment size that a SYN-ACK offers to what fits through the tunnel that the client's
+/// packets come by: full segments would be refused one by one.
+#[inline(always)]
+fn clamp(ctx: &TcContext, l4: usize, new: &Flow, ways: u16, ip_header: u32) {
+    if new.proto != TCP as u32 || ways & (state::TUNNEL_V4 | state::TUNNEL_V6) == 0 {
+        return;
+    }
+    let Ok(flags) = ctx.load::<u8>(l4 + TCP_FLAGS) else { return };
+    if flags & tcp_flag::SYN == 0 {
+        return;
+    }
+    let overhead = if ways & state::TUNNEL_V4 != 0 { tunnel::OVERHEAD_V4 } else { tunnel::OVERHEAD_V6 };
+    // The tunnel's packets come in by an interface like the one that the answer leaves by.
+    let mut mtu = 0u32;
+    // SAFETY: `ctx` is the program's own context, and the result is written to `mtu`.
+    let found = unsafe { bpf_check_mtu(ctx.as_ptr(), 0, &mut mtu, 0, 0) };
+    if found < 0 || mtu < 576 {
+        return;
+    }
+    let most = mtu - overhead as u32 - ip_header - 20;
+    let _ = lower_mss(ctx, l4, most as u16);
+}
+
+/// A function of its own: the loop over options is verified once.
+#[inline(never)]
+fn lower_mss(ctx: &TcContext, l4: usize, most: u16) -> Option<()> {
+    let words: u8 = ctx.load(l4 + 12).ok()?;
+    let end = l4 + (words >> 4) as usize * 4;
+    let mut at = l4 + 20;
+    for _ in 0..OPTIONS {
+        if at + 4 > end {
+            return None;
+        }
+        let [kind, length]: [u8; 2] = ctx.load(at).ok()?;
+        if kind == MSS && length == 4 {
+            let old: u16 = ctx.load(at + 2).ok()?;
+            if old.swap_bytes() <= most {
+                return None;
+            }
+            let new = most.swap_bytes();
+            ctx.store(at + 2, &new, 0).ok()?;
+            // The checksum's words begin at even offsets.
+            let odd = at & 1 != l4 & 1;
+            let (from, to) = if odd { (old.swap_bytes(), new.swap_bytes()) } else { (old, new) };
+            ctx.l4_csum_replace(l4 + TCP_CSUM, from as u64, to as u64, 2).ok()?;
+            maps::counts()?.event(Event::MssClamped);
+            return Some(());
+        }
+        // 0 ends the list, 1 fills a byte.
+        if kind == 0 || kind != 1 && length < 2 {
+            return None;
+        }
+        at += if kind == 1 { 1 } else { length as usize };
+    }
+    None
+}

@@ -1,0 +1,161 @@
+//! Backends on this host: the packet in by XDP, the answer out by tc.
+
+use lb_tests::packet::{ACK, Packet, SYN, csums_are_right, tcp, udp};
+use lb_tests::world::{World, can_run_programs};
+use penstock::datapath::engine::Engine;
+use penstock::model::l4::{ForwardingMode::Local, Protocol::*};
+
+const CLIENT: &str = "198.51.100.7:40000";
+const CLIENT6: &str = "[2001:db8:2::7]:40000";
+const PASS: u32 = 2;
+/// `TC_ACT_UNSPEC`: goes on as before.
+const ON: u32 = u32::MAX;
+
+fn engine() -> Engine {
+    World::new()
+        .service(Tcp, "203.0.113.1:80", Local, &["10.0.0.1:8080"])
+        .service(Udp, "203.0.113.1:53", Local, &["10.0.0.1:5353"])
+        .service(Tcp, "203.0.113.2:80", Local, &["10.0.0.1:8080"])
+        .service(Tcp, "[2001:db8:1::1]:80", Local, &["[fd00::1]:8080"])
+        .service(Udp, "[2001:db8:1::1]:53", Local, &["[fd00::1]:5353"])
+        .load()
+}
+
+/// The client's packet as the backend gets it; fails unless only the named fields differ.
+fn delivered(engine: &mut Engine, case: &str, packet: &Packet, to: &str) -> Packet {
+    let run = engine.kernel.test_run("penstock", &packet.bytes(), 1).expect("the program runs");
+    assert_eq!(run.action, PASS, "{case}");
+    let at = if packet.src.is_ipv4() { 34 } else { 54 };
+    let mut expected = Packet { dst: to.parse().expect("address"), ..packet.clone() };
+    expected.src.set_port(u16::from_be_bytes([run.packet[at], run.packet[at + 1]]));
+    assert_eq!(run.packet, expected.bytes(), "{case}");
+    assert!(csums_are_right(&run.packet), "{case}");
+    expected
+}
+
+fn out(engine: &mut Engine, frame: &[u8]) -> Vec<u8> {
+    let run = engine.kernel.test_out(frame).expect("the program runs");
+    assert_eq!(run.action, ON);
+    run.packet
+}
+
+fn answer(packet: &Packet) -> Packet {
+    Packet { src: packet.dst, dst: packet.src, flags: SYN | ACK, ..packet.clone() }
+}
+
+#[test]
+fn the_client_is_kept_and_the_answer_comes_from_the_vip() {
+    if !lb_tests::tier::require("prog", can_run_programs) {
+        return;
+    }
+    let mut engine = engine();
+    let cases = [
+        ("TCP over IPv4", Packet { flags: SYN, ..tcp(CLIENT, "203.0.113.1:80") }, "10.0.0.1:8080"),
+        ("UDP over IPv4", udp(CLIENT, "203.0.113.1:53"), "10.0.0.1:5353"),
+        (
+            "UDP without checksum",
+            Packet { no_csum: true, ..udp("198.51.100.8:1", "203.0.113.1:53") },
+            "10.0.0.1:5353",
+        ),
+        (
+            "odd payload",
+            Packet { payload: vec![7; 33], ..udp("198.51.100.9:1", "203.0.113.1:53") },
+            "10.0.0.1:5353",
+        ),
+        ("TCP over IPv6", Packet { flags: SYN, ..tcp(CLIENT6, "[2001:db8:1::1]:80") }, "[fd00::1]:8080"),
+        ("UDP over IPv6", udp(CLIENT6, "[2001:db8:1::1]:53"), "[fd00::1]:5353"),
+    ];
+    for (case, packet, to) in cases {
+        let arrived = delivered(&mut engine, case, &packet, to);
+        assert_eq!(arrived.src, packet.src, "{case}: the client keeps its port");
+
+        let left = out(&mut engine, &answer(&arrived).bytes());
+
+        assert_eq!(left, answer(&packet).bytes(), "{case}");
+        assert!(csums_are_right(&left), "{case}");
+        delivered(&mut engine, case, &packet, to);
+    }
+}
+
+#[test]
+fn two_vips_with_one_backend_and_one_client_port_stay_apart() {
+    if !lb_tests::tier::require("prog", can_run_programs) {
+        return;
+    }
+    let mut engine = engine();
+    let (one, two) = (tcp(CLIENT, "203.0.113.1:80"), tcp(CLIENT, "203.0.113.2:80"));
+
+    let first = delivered(&mut engine, "first", &one, "10.0.0.1:8080");
+    let second = delivered(&mut engine, "second", &two, "10.0.0.1:8080");
+
+    assert_eq!(first.src.port(), 40_000);
+    assert!(second.src.port() >= 61_000, "{}", second.src);
+    for (arrived, packet) in [(first, one), (second, two)] {
+        assert_eq!(out(&mut engine, &answer(&arrived).bytes()), answer(&packet).bytes());
+    }
+}
+
+#[test]
+fn what_leaves_and_is_no_answer_of_ours_is_not_touched() {
+    if !lb_tests::tier::require("prog", can_run_programs) {
+        return;
+    }
+    let mut engine = engine();
+    let packet = tcp(CLIENT, "203.0.113.1:80");
+    let arrived = delivered(&mut engine, "first", &packet, "10.0.0.1:8080");
+    let ours = answer(&arrived);
+    let mut later = ours.bytes();
+    later[21] = 16;
+    let cases = [
+        (
+            "another port of the backend",
+            Packet { src: "10.0.0.1:8081".parse().expect("address"), ..ours.clone() }.bytes(),
+        ),
+        (
+            "another client",
+            Packet { dst: "198.51.100.8:40000".parse().expect("address"), ..ours.clone() }.bytes(),
+        ),
+        ("another protocol", Packet { proto: 17, ..ours.clone() }.bytes()),
+        ("a later fragment", later),
+        ("a frame that ends in the ports", ours.bytes()[..36].to_vec()),
+        ("ARP", [vec![0xff; 12], vec![8, 6], vec![0; 46]].concat()),
+    ];
+    for (case, frame) in cases {
+        assert_eq!(out(&mut engine, &frame), frame, "{case}");
+    }
+}
+
+#[test]
+fn a_tag_in_the_frame_hides_no_answer() {
+    if !lb_tests::tier::require("prog", can_run_programs) {
+        return;
+    }
+    let mut engine = engine();
+    let packet = tcp(CLIENT, "203.0.113.1:80");
+    let arrived = delivered(&mut engine, "first", &packet, "10.0.0.1:8080");
+    let tagged = |packet: &Packet, tags: &[u8]| {
+        let mut frame = packet.bytes();
+        frame.splice(12..12, tags.iter().copied());
+        frame
+    };
+
+    for tags in [&[0x81, 0, 0, 5][..], &[0x88, 0xa8, 0, 5, 0x81, 0, 0, 6][..]] {
+        let left = out(&mut engine, &tagged(&answer(&arrived), tags));
+
+        assert_eq!(left, tagged(&answer(&packet), tags));
+    }
+}
+
+#[test]
+fn a_hop_limit_that_ends_here_is_not_shown_to_the_backend() {
+    if !lb_tests::tier::require("prog", can_run_programs) {
+        return;
+    }
+    let mut engine = engine();
+    let frame = Packet { ttl: 1, ..tcp(CLIENT, "203.0.113.1:80") }.bytes();
+
+    let run = engine.kernel.test_run("penstock", &frame, 1).expect("the program runs");
+
+    // The stack would quote the translated packet to the client.
+    assert!(run.action != PASS || run.packet == frame, "action {}", run.action);
+}

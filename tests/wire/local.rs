@@ -1,0 +1,97 @@
+//! Backends on the host that balances: delivered by the host's own stack, answered by the VIP.
+
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+
+use crate::nodes::{CLIENT, Cluster, TCP, UDP, manifests, node_addr, pod, serve, vip};
+
+#[test]
+fn pods_of_this_host_see_the_client_and_answer_as_the_vip() {
+    let yaml = manifests(1, 0, "local", &[pod(1, 1), pod(1, 2)]);
+    let Some(cluster) = Cluster::new(1, 2, &yaml) else { return };
+
+    for family in [0, 1] {
+        let client: IpAddr = CLIENT[family].parse().unwrap();
+        let mut pods = std::collections::BTreeSet::new();
+        for _ in 0..20 {
+            let mut flow = cluster.connect(vip(family, TCP));
+            assert_eq!(flow.seen, flow.reader.get_ref().local_addr().unwrap());
+            flow.echoes("hello").unwrap();
+            pods.insert(flow.pod);
+        }
+        assert_eq!(pods.len(), 2, "{pods:?}");
+        cluster.connect(vip(family, TCP)).bulk(1 << 20).unwrap();
+
+        let socket = cluster.client.within(|| UdpSocket::bind((client, 0)).unwrap());
+        let answer = cluster.ask(&socket, vip(family, UDP));
+        assert!(answer.ends_with(&socket.local_addr().unwrap().to_string()), "{answer}");
+    }
+    assert!(cluster.verdict(1, "forwarded-local") > 0);
+}
+
+#[test]
+fn filters_with_connection_tracking_and_masquerading_do_not_disturb() {
+    let yaml = manifests(1, 0, "local", &[pod(1, 1)]);
+    let Some(cluster) = Cluster::new(1, 1, &yaml) else { return };
+    cluster.nodes[0]
+        .host
+        .run(
+            "nft -f - <<'END'
+table inet filter {
+  chain forward { type filter hook forward priority 0; ct state invalid drop; ct state established,related accept; }
+}
+table inet nat {
+  chain postrouting { type nat hook postrouting priority 100; oifname \"eth0\" masquerade; }
+}
+END",
+        )
+        .unwrap();
+
+    for family in [0, 1] {
+        let mut flow = cluster.connect(vip(family, TCP));
+        assert_eq!(flow.seen, flow.reader.get_ref().local_addr().unwrap());
+        flow.bulk(1 << 20).unwrap();
+        let client: IpAddr = CLIENT[family].parse().unwrap();
+        let socket = cluster.client.within(|| UdpSocket::bind((client, 0)).unwrap());
+        for _ in 0..3 {
+            let answer = cluster.ask(&socket, vip(family, UDP));
+            assert!(answer.ends_with(&socket.local_addr().unwrap().to_string()), "{answer}");
+        }
+    }
+}
+
+#[test]
+fn a_server_of_the_host_itself_can_be_a_backend() {
+    let host = (1, node_addr(1));
+    let Some(cluster) = Cluster::new(1, 0, &manifests(1, 0, "local", &[host])) else { return };
+    for addr in node_addr(1) {
+        cluster.nodes[0].host.within(|| serve(addr, "host")).unwrap();
+    }
+
+    for family in [0, 1] {
+        let mut flow = cluster.connect(vip(family, TCP));
+
+        assert_eq!(flow.pod, "host");
+        assert_eq!(flow.seen, flow.reader.get_ref().local_addr().unwrap());
+        flow.bulk(1 << 20).unwrap();
+    }
+}
+
+#[test]
+fn answers_that_leave_by_another_interface_are_translated_there() {
+    let yaml = manifests(1, 0, "local", &[pod(1, 1)]);
+    let Some(lab) = Cluster::with_interfaces(1, 1, &yaml, &["eth0", "eth2"]) else { return };
+    let (cluster, node) = (&lab, &lab.nodes[0].host);
+    cluster.lab.plug(node, 2, "side", &["10.3.0.1/24"]).unwrap();
+    cluster.lab.plug(&cluster.client, 1, "side", &["10.3.0.7/24"]).unwrap();
+    cluster.client.run("ip addr add 10.9.0.7/32 dev lo").unwrap();
+    node.run("ip route add 10.9.0.7/32 via 10.3.0.7").unwrap();
+
+    let answered = lb_tests::agent::eventually(lb_tests::agent::DEADLINE, || {
+        let socket = cluster.client.within(|| UdpSocket::bind("10.9.0.7:0").unwrap());
+        let answer = crate::nodes::ask(&socket, vip(0, UDP)).ok()?;
+        Some((answer, socket.local_addr().unwrap()))
+    });
+
+    let (answer, from): (String, SocketAddr) = answered.unwrap_or_else(|| panic!("{}", cluster.logs()));
+    assert_eq!(answer, format!("p11 {from}"));
+}
