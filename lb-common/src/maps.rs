@@ -85,6 +85,8 @@ pub const FRAGMENT_ENTRIES: usize = 1 << 13;
 pub const NAT_FLOWS: usize = 1 << 17;
 /// Source ranges at most, all sets together.
 pub const RANGES_ENTRIES: usize = 1 << 16;
+/// Balancers that may send us tunnelled packets, at most.
+pub const PEERS_ENTRIES: usize = 1 << 14;
 /// Bits of a key of [`RANGES`]: the set's number, then an address (IPv4 as v4-mapped IPv6).
 pub const RANGE_BITS: u32 = 32 + 128;
 /// Sockets per family and listener class.
@@ -94,6 +96,13 @@ pub const SOCKETS_PER_CLASS: u32 = 256;
 #[inline(always)]
 pub const fn socket_index(https: bool, ipv6: bool, worker: u32) -> u32 {
     (https as u32 * 2 + ipv6 as u32) * SOCKETS_PER_CLASS + (worker & (SOCKETS_PER_CLASS - 1))
+}
+
+/// Key of [`TUNNEL_TAGS`]: the pool's tag here, and the backend's name within the tunnel. A tag that
+/// matches by accident thus never leads to another Service.
+#[inline(always)]
+pub const fn tag_key(pool_tag: u16, tunnel_tag: u32) -> u64 {
+    (pool_tag as u64) << 32 | tunnel_tag as u64
 }
 
 /// Everything that user space lays out, mapped by it.
@@ -108,8 +117,10 @@ pub const NAT_REVERSE: &str = "NAT_REVERSE";
 pub const DEVICES: &str = "DEVICES";
 /// Listening sockets of the proxy.
 pub const SOCKETS: &str = "SOCKETS";
-/// Backends on this host by pool tag (upper half) and tunnel tag (lower half).
+/// Backends on this host, and on those that we tunnel to, by [`tag_key`].
 pub const TUNNEL_TAGS: &str = "TUNNEL_TAGS";
+/// Tunnel addresses of the other balancers.
+pub const PEERS: &str = "PEERS";
 /// Sources that may use a VIP: (set of ranges, address) to nothing, longest prefix first.
 pub const RANGES: &str = "RANGES";
 /// Ports of a datagram whose first fragment was seen.

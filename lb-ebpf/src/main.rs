@@ -27,6 +27,7 @@ mod parse;
 mod refuse;
 mod slow;
 mod steer;
+mod tunnel;
 
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
 use lb_common::{

@@ -95,6 +95,28 @@ pub fn may_use(record: u32, src: &Addr) -> bool {
     RANGES.get(&Key::new(maps::RANGE_BITS, Range { set, addr })).is_some()
 }
 
+/// `BPF_F_NO_PREALLOC`: memory for what there is, not for what there may be.
+const AS_NEEDED: usize = 1;
+
+#[btf_map]
+static PEERS: HashMap<Addr, u8, { maps::PEERS_ENTRIES }, AS_NEEDED> = HashMap::new();
+#[btf_map]
+static TUNNEL_TAGS: HashMap<u64, u32, { maps::BACKENDS as usize }, AS_NEEDED> = HashMap::new();
+
+/// Whether an address is another balancer's.
+#[inline(always)]
+pub fn is_peer(addr: &Addr) -> bool {
+    PEERS.get_ptr(addr).is_some()
+}
+
+/// The backend of a pool that a tag names; id 0: none.
+#[inline(always)]
+pub fn tagged(pool_tag: u16, tunnel_tag: u32) -> BackendId {
+    let Some(id) = TUNNEL_TAGS.get_ptr(maps::tag_key(pool_tag, tunnel_tag)) else { return BackendId(0) };
+    // SAFETY: a hash map entry stays readable for the whole run, and ids are never reused within.
+    BackendId(unsafe { *id } as u16)
+}
+
 #[btf_map]
 static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 

@@ -213,6 +213,12 @@ fn count(carry: &Carry, backend: BackendId, length: u32, begins: bool) {
     }
 }
 
+/// Whether a flow is remembered here, and its backend lives.
+#[inline(always)]
+pub fn is_known(hash: u64, flow: &Flow, backends: &impl lb_common::Lines) -> bool {
+    matches!(known(hash, flow, backends), Known::Flow { .. })
+}
+
 enum Known {
     Flow { backend: BackendId, port: u16 },
     Nobody,

@@ -8,5 +8,6 @@ mod random;
 mod refuse;
 mod run;
 mod slow;
+mod tunnel;
 mod verifier;
 mod wrap;

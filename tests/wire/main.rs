@@ -15,3 +15,4 @@ mod ours_or_not;
 mod punt;
 mod rig;
 mod survival;
+mod tunnel;

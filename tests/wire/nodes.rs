@@ -153,6 +153,11 @@ impl Cluster {
         Ok(())
     }
 
+    /// Puts other manifests in place on every node.
+    pub fn apply(&self, yaml: &str) -> Result<()> {
+        self.nodes.iter().try_for_each(|node| node.agent.apply("all.yaml", yaml))
+    }
+
     /// What the agents log, for a test that fails.
     pub fn logs(&self) -> String {
         self.nodes.iter().map(|node| format!("n{}:\n{}\n", node.number, node.agent.log())).collect()

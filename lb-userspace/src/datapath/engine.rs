@@ -151,8 +151,9 @@ impl Engine {
         let mut moved = Vec::new();
         for (id, pool) in &mut self.want.pools {
             for (addr, backend) in &mut pool.backends {
-                if let Some(way) = ways.get(&backend.to).filter(|way| **way != backend.way) {
-                    backend.way = *way;
+                let way = ways.get(&backend.to).map(|way| backend.along(*way));
+                if let Some(way) = way.filter(|way| *way != backend.way) {
+                    backend.way = way;
                     moved.push((id, *addr, &*backend));
                 }
             }
@@ -365,5 +366,20 @@ impl Outside for Beside<'_> {
             let result = self.kernel.clear_ranges(set, &ranges);
             self.note(result);
         }
+    }
+
+    fn set_peers(&mut self, peers: &BTreeSet<IpAddr>) {
+        let result = self.kernel.set_peers(peers);
+        self.note(result);
+    }
+
+    fn set_names(&mut self, names: &BTreeMap<u64, BackendId>) {
+        let result = self.kernel.set_names(names);
+        self.note(result);
+    }
+
+    fn clear_names(&mut self, names: &BTreeSet<u64>) {
+        let result = self.kernel.clear_names(names);
+        self.note(result);
     }
 }

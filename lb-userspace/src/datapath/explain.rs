@@ -134,7 +134,15 @@ fn steering(tables: &Tables, book: &Book, balanced: &Balanced) -> Vec<Step> {
     }
     let pool = book.backend_of(choice.backend).map(|(pool, _)| format!(" of {pool}")).unwrap_or_default();
     steps.push(step("backend", format!("{}{pool}: {why}", name(choice.backend))));
+    steps.push(step("mode", mode(tables, choice.backend)));
     steps.push(step("next hop", next_hop(tables, choice.backend)));
+    if choice.other.0 != 0 {
+        let other = name(choice.other);
+        steps.push(step(
+            "second chance",
+            format!("a balancer that does not know the flow hands it to {other}"),
+        ));
+    }
     if record.rules.any(Rules::TRANSLATED) {
         steps.push(step("flow", "a flow seen before keeps its backend while that lives".to_owned()));
     }
@@ -154,7 +162,25 @@ fn vip_detail(want: &Want, flow: FiveTuple, record: u32) -> String {
     format!("{} {} belongs to {id}, mode {modes}, {count} backends", flow.protocol, flow.dst)
 }
 
+/// How packets reach a backend, and by which node.
+fn mode(tables: &Tables, id: lb_common::BackendId) -> String {
+    let to = IpAddr::from(backend::addr(&tables.backends, id));
+    match backend::Mode::from_number(backend::identity(&tables.backends, id).mode()) {
+        Some(backend::Mode::L2) => "l2: by its MAC, addresses untouched".to_owned(),
+        Some(backend::Mode::Ipip) => format!("ipip: wrapped for {to}"),
+        Some(backend::Mode::Tunnel) => {
+            format!("tunnel: wrapped for the balancer on node {to}, which delivers")
+        }
+        Some(backend::Mode::Nat) => "nat: both addresses translated, answers come back here".to_owned(),
+        Some(backend::Mode::Local) => "local: on this node, destination translated".to_owned(),
+        None => "none: nobody wrote this backend".to_owned(),
+    }
+}
+
 fn next_hop(tables: &Tables, id: lb_common::BackendId) -> String {
+    if backend::identity(&tables.backends, id).mode() == backend::Mode::Local as u8 {
+        return "left to this host's stack".to_owned();
+    }
     let hop = backend::next_hop(&tables.backends, id);
     if hop.ifindex == 0 {
         return "not resolved here; the kernel's routing is asked per packet".to_owned();

@@ -5,6 +5,7 @@ mod capture;
 mod inherit;
 mod measure;
 mod out;
+mod tunnel;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -119,14 +120,8 @@ impl Kernel {
         let ebpf = loader
             .load(OBJECT)
             .map_err(|source| Error::Load { program: "the kernel object", source: Box::new(source) })?;
-        let mut kernel = Self {
-            ebpf,
-            xdp: BTreeMap::new(),
-            out: BTreeMap::new(),
-            lookup: None,
-            pins: None,
-            set: None,
-        };
+        let mut kernel =
+            Self { ebpf, xdp: BTreeMap::new(), out: BTreeMap::new(), lookup: None, pins: None, set: None };
         kernel.xdp(PROGRAM)?.load().map_err(|source| load_error(PROGRAM, source))?;
         kernel.sk_lookup()?.load().map_err(|source| load_error(LOOKUP, source))?;
         kernel.load_out()?;

@@ -9,6 +9,7 @@ pub mod capture;
 mod choice;
 pub mod engine;
 pub mod explain;
+mod forwarding;
 pub mod kernel;
 pub mod layout;
 pub mod maglev;

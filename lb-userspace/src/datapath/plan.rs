@@ -20,6 +20,7 @@ mod lookup;
 mod op;
 mod records;
 mod tables;
+mod tunnel;
 
 use ids::Ids;
 pub use op::{Op, Outside};
@@ -45,6 +46,10 @@ pub struct Book {
     tags: BTreeMap<PoolId, u16>,
     records: BTreeMap<RecordKey, (u16, Record)>,
     ranges: BTreeMap<BTreeSet<Prefix>, u16>,
+    /// Other balancers.
+    peers: BTreeSet<IpAddr>,
+    /// Backends by what the tunnel calls them.
+    names: BTreeMap<u64, BackendId>,
     lookup: Option<Lookup>,
     addr_ids: BTreeMap<IpAddr, u16>,
     generations: Vec<u16>,
@@ -101,6 +106,8 @@ impl Book {
             tags: BTreeMap::new(),
             records: BTreeMap::new(),
             ranges: BTreeMap::new(),
+            peers: BTreeSet::new(),
+            names: BTreeMap::new(),
             lookup: None,
             addr_ids: BTreeMap::new(),
             generations: vec![0; maps::BACKENDS as usize],
@@ -135,6 +142,7 @@ impl Book {
         let mut retired = std::mem::take(&mut self.lingering);
         self.plan_tags(want, &mut plan, &mut retired);
         self.plan_backends(want, &mut plan, &mut retired);
+        self.plan_tunnel(want, &mut plan, &retired);
         self.plan_tables(want, now, &mut plan, &mut retired);
         self.plan_ranges(want, &mut plan, &mut retired);
         self.plan_records(want, &mut plan, &mut retired);

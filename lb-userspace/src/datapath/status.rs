@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::engine::{Engine, Totals};
 use super::kernel::Attached;
 use super::want::{Place, Target};
-use crate::model::l4::PoolId;
+use crate::model::l4::{ForwardingMode, PoolId};
 use crate::model::report::{Metric, MetricKind, Sample};
 
 /// State of the datapath.
@@ -82,7 +82,7 @@ pub struct BackendStatus {
     pub weight: u16,
     /// Takes no new flows.
     pub draining: bool,
-    /// MAC, interface index and VLAN tag, or `unresolved`.
+    /// MAC, interface index, VLAN tag and node of a tunnel; `unresolved`; or the host's stack.
     pub next_hop: String,
     /// What it got.
     pub totals: Totals,
@@ -140,11 +140,18 @@ fn pool(engine: &Engine, id: &PoolId) -> PoolStatus {
             mode: backend.mode.as_str(),
             weight: backend.weight,
             draining: backend.draining,
-            next_hop: if hop.ifindex == 0 {
-                "unresolved".to_owned()
-            } else {
-                let tag = backend.way.vlan.map(|tag| format!(" vlan {tag}")).unwrap_or_default();
-                format!("{} interface {}{tag}", hop.dst(), hop.ifindex)
+            next_hop: match (backend.mode, hop.ifindex) {
+                (ForwardingMode::Local, _) => "this host's stack".to_owned(),
+                (_, 0) => "unresolved".to_owned(),
+                (mode, ifindex) => {
+                    let tag = backend.way.vlan.map(|tag| format!(" vlan {tag}")).unwrap_or_default();
+                    let node = if mode == ForwardingMode::Tunnel {
+                        format!(" to node {}", backend.to)
+                    } else {
+                        String::new()
+                    };
+                    format!("{} interface {ifindex}{tag}{node}", hop.dst())
+                }
             },
             totals,
         });

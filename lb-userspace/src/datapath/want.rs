@@ -24,6 +24,8 @@ pub struct Want {
     pub pools: BTreeMap<PoolId, Pool>,
     /// Who may use the VIPs that are not open to all.
     pub ranges: BTreeMap<Place, BTreeSet<Prefix>>,
+    /// Other balancers, that may send us packets through the tunnel.
+    pub peers: BTreeSet<IpAddr>,
 }
 
 /// Concrete address, port and protocol of a VIP.
@@ -83,6 +85,14 @@ pub struct Backend {
     pub way: Way,
 }
 
+impl Backend {
+    /// Another way to it. Whoever takes a tunnelled packet knows us by our tunnel address, whichever
+    /// way it comes.
+    pub fn along(&self, way: Way) -> Way {
+        if self.mode == ForwardingMode::Tunnel { Way { source: self.way.source, ..way } } else { way }
+    }
+}
+
 /// The way to a backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Way {
@@ -122,6 +132,14 @@ pub fn join(l4: &L4, network: &Network) -> (Want, Vec<Problem>) {
     for addr in &network.node_addrs {
         want.addrs.insert(*addr, Owner::Node);
     }
+    for addr in &l4.tunnel {
+        if network.node_addrs.contains(addr) || network.other_addrs.contains(addr) {
+            want.addrs.insert(*addr, Owner::Node);
+            want.peers.clone_from(&l4.peers);
+        } else if !l4.peers.is_empty() {
+            problems.push(not_ours(*addr));
+        }
+    }
     for (vip, Punt { listener, sources }) in &l4.punts {
         for place in places(vip, network) {
             want.vips.insert(place, Target::Punt(*listener));
@@ -150,7 +168,7 @@ pub fn join(l4: &L4, network: &Network) -> (Want, Vec<Problem>) {
             reject: pool.empty == OnEmpty::Reject,
         };
         for (addr, backend) in &pool.backends {
-            match join_backend(*addr, backend, id, network) {
+            match join_backend(*addr, backend, id, l4, network) {
                 Ok(backend) => {
                     if backend.mode == ForwardingMode::Nat {
                         want.addrs.insert(backend.way.source, Owner::Node);
@@ -195,6 +213,7 @@ fn join_backend(
     addr: SocketAddr,
     backend: &l4::Backend,
     id: &PoolId,
+    l4: &L4,
     network: &Network,
 ) -> Result<Backend, String> {
     let l4::Backend { weight, state, mode, at: _ } = *backend;
@@ -208,6 +227,12 @@ fn join_backend(
         // The stack finds the way itself, also to where we could not send; ours tells the size.
         (ForwardingMode::Local, Err(_)) => {
             Way { source: to, next_hop: NextHop::default(), mtu: u16::MAX, vlan: None }
+        }
+        // Whoever takes the packet knows us by our tunnel address.
+        (ForwardingMode::Tunnel, way) => {
+            let own = l4.tunnel.iter().find(|own| own.is_ipv4() == to.is_ipv4());
+            let own = own.ok_or_else(|| format!("this node has no tunnel address of the family of {to}"))?;
+            Way { source: *own, ..way? }
         }
         (_, way) => way?,
     };
@@ -229,6 +254,19 @@ pub fn problem(id: &PoolId, message: String) -> Problem {
         field: format!("spec.ports[port={}/{}]", id.port, id.protocol),
         message,
         fix: String::new(),
+    }
+}
+
+fn not_ours(addr: IpAddr) -> Problem {
+    Problem {
+        object: ObjectId { origin: "datapath".to_owned(), ..ObjectId::default() },
+        severity: Severity::Error,
+        reason: "tunnel-address",
+        field: String::new(),
+        message: format!(
+            "{addr} is the tunnel address of this node, but none of its addresses: nothing comes in"
+        ),
+        fix: "add it to an interface, or annotate the Node with an address that it has".to_owned(),
     }
 }
 

@@ -16,6 +16,7 @@ use tracing::{info, warn};
 
 use super::choice::Choice;
 use super::engine::{self, Config, Engine, Start};
+use super::forwarding;
 use super::kernel::Attached;
 use super::network::{Change, Interface, Kind, Netlink, View};
 use super::pins::Pins;
@@ -269,6 +270,8 @@ impl Worker {
         let view = self.netlink.view();
         let (want, mut problems) = want::join(&l4, &view.network);
         problems.extend(want::shadowed(&want, self.nat_ports));
+        let read = |path: &str| std::fs::read_to_string(path).ok();
+        problems.extend(forwarding::problems(&want, &view.network, read));
         problems.extend(view.problems.iter().cloned());
         problems.extend(self.missing());
         self.allow_devices();

@@ -1,6 +1,7 @@
 //! The steps of a plan, and how each is carried out.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use lb_common::maps::LINE;
 use lb_common::{BackendId, Descriptor, Epoch, Slot};
@@ -14,6 +15,12 @@ use crate::model::l4::Prefix;
 pub enum Op {
     /// Writes the lines of a backend.
     Backend(BackendId, [[u64; LINE]; 2]),
+    /// Says who may send us tunnelled packets.
+    Peers(BTreeSet<IpAddr>),
+    /// Names backends for the tunnel (see [`lb_common::maps::tag_key`]).
+    Names(BTreeMap<u64, BackendId>),
+    /// Takes names back.
+    NoNames(BTreeSet<u64>),
     /// Fills a region that no descriptor names.
     Table(u32, Vec<Slot>),
     /// Writes a record that no VIP names.
@@ -46,6 +53,12 @@ pub trait Outside {
     fn set_ranges(&mut self, set: u16, ranges: &BTreeSet<Prefix>);
     /// Empties it.
     fn clear_ranges(&mut self, set: u16);
+    /// Makes these, and no others, the ones that may send us tunnelled packets.
+    fn set_peers(&mut self, peers: &BTreeSet<IpAddr>);
+    /// Names backends for the tunnel.
+    fn set_names(&mut self, names: &BTreeMap<u64, BackendId>);
+    /// Takes names back.
+    fn clear_names(&mut self, names: &BTreeSet<u64>);
 }
 
 /// Nothing there: tables in our own memory, that no packet reads.
@@ -55,6 +68,12 @@ impl Outside for () {
     fn set_ranges(&mut self, _: u16, _: &BTreeSet<Prefix>) {}
 
     fn clear_ranges(&mut self, _: u16) {}
+
+    fn set_peers(&mut self, _: &BTreeSet<IpAddr>) {}
+
+    fn set_names(&mut self, _: &BTreeMap<u64, BackendId>) {}
+
+    fn clear_names(&mut self, _: &BTreeSet<u64>) {}
 }
 
 impl Op {
@@ -62,6 +81,9 @@ impl Op {
     pub fn apply(&self, tables: &Tables, outside: &mut impl Outside) {
         match self {
             Self::Backend(id, words) => tables.store_backend(*id, words),
+            Self::Peers(peers) => outside.set_peers(peers),
+            Self::Names(names) => outside.set_names(names),
+            Self::NoNames(names) => outside.clear_names(names),
             Self::Table(base, slots) => tables.store_slots(*base, slots),
             Self::Record(index, words) => tables.store_record(*index, words),
             Self::Ranges(set, ranges) => outside.set_ranges(*set, ranges),

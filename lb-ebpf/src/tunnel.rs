@@ -1,0 +1,176 @@
+//! What other balancers send: unwraps the client's packet, finds the backend here that it is for,
+//! and hands it to `nat`, as if the client's packet had come by itself.
+//!
+//! The packet names the backend that its sender chose, and the slot's other owner. A flow that
+//! nobody here knows, and that did not begin just now, is the other owner's more likely than not:
+//! it gets it as a second chance. If it does not know the flow either, the packet comes back and
+//! stays. Only a packet's round decides whether it may be sent on, so none runs in circles.
+
+use aya_ebpf::{helpers::bpf_xdp_adjust_head, macros::xdp, programs::XdpContext};
+use lb_common::{
+    AddrEntry, BackendId, Flow, Mode, Record, Verdict, VipEntry, backend, config,
+    maps::Program,
+    steer::{Choice, How, Kind, Memory},
+    tunnel::{self, Head, Round},
+};
+
+use crate::{
+    carry::{Carry, Tunnelled},
+    finish,
+    forward::{self, Outcome},
+    maps::{self, Tables},
+    nat,
+    packet::Packet,
+    parse::{self, ETHERNET, ETHERTYPE_V4, ETHERTYPE_V6, Family, V4, V6, kind},
+    steer,
+};
+
+/// UDP header and the tunnel's.
+const HEADERS: usize = 8 + tunnel::HEADER;
+
+/// What the headers in front of the client's packet say.
+struct Opened {
+    head: Head,
+    /// Tag of the backend that the sender chose.
+    backend: u32,
+    /// Tag of the slot's other owner; 0: none.
+    other: u32,
+    overhead: u16,
+}
+
+/// A packet to one of the host's addresses on the tunnel's port.
+#[xdp(frags)]
+pub fn penstock_tunnel(ctx: XdpContext) -> u32 {
+    let Outcome { verdict, action } = receive(&ctx).unwrap_or_else(Outcome::from);
+    finish(&ctx, verdict, action)
+}
+
+#[inline(always)]
+fn receive(ctx: &XdpContext) -> Result<Outcome, Verdict> {
+    let (Some(scratch), Some(tables)) = (maps::scratch(), maps::tables()) else {
+        return Err(Verdict::Corrupt);
+    };
+    // SAFETY: the scratch value is this CPU's own, and XDP does not nest.
+    let carry = unsafe { &mut (*scratch).carry };
+    let opened = if carry.flow.src.is_v4() {
+        open::<V4>(ctx, &tables, carry)?
+    } else {
+        open::<V6>(ctx, &tables, carry)?
+    };
+    if opened.head.inner() == V4::INNER {
+        deliver::<V4>(ctx, &tables, carry, &opened)
+    } else {
+        deliver::<V6>(ctx, &tables, carry, &opened)
+    }
+}
+
+/// Checks who sent the packet and takes the outer headers off.
+#[inline(always)]
+fn open<F: Family>(ctx: &XdpContext, tables: &Tables, carry: &Carry) -> Result<Opened, Verdict> {
+    let packet = Packet::of(ctx);
+    let (Some(ether), Some(view)) = (packet.view::<ETHERNET>(), packet.view_at::<HEADERS>(F::PLAIN.l4))
+    else {
+        return Err(Verdict::TunnelForeign);
+    };
+    let opened = Opened {
+        head: Head(view.read(8)),
+        backend: view.read(16),
+        other: view.read(20),
+        overhead: (F::PLAIN.l4 - ETHERNET + HEADERS) as u16,
+    };
+    let cluster = tunnel::cluster(config::hash_key(&tables.config()));
+    // No balancer puts tags or options in front.
+    let plain = carry.l3 == F::PLAIN.l3 as u32 && carry.l4 == F::PLAIN.l4 as u32;
+    let ours = plain && opened.head.is_known() && view.read::<u32>(12) == cluster;
+    if !ours || !maps::is_peer(&carry.flow.src) {
+        return Err(Verdict::TunnelForeign);
+    }
+    let (first, second): (u64, u32) = (ether.read(0), ether.read(8));
+    // SAFETY: `ctx` is the program's own context.
+    if unsafe { bpf_xdp_adjust_head(ctx.ctx, opened.overhead as i32) } != 0 {
+        return Err(Verdict::TunnelStray);
+    }
+    let ether = Packet::of(ctx).view::<ETHERNET>().ok_or(Verdict::TunnelStray)?;
+    ether.write(0, first);
+    ether.write(8, second);
+    ether.write(12, if opened.head.inner() == V4::INNER { ETHERTYPE_V4 } else { ETHERTYPE_V6 });
+    Ok(opened)
+}
+
+/// Finds the VIP and the backend of the client's packet, and goes on in `nat`.
+#[inline(always)]
+fn deliver<F: Family>(
+    ctx: &XdpContext,
+    tables: &Tables,
+    carry: &mut Carry,
+    opened: &Opened,
+) -> Result<Outcome, Verdict> {
+    let packet = Packet::of(ctx).leaving_by(carry.tx_ifindex);
+    let head = F::head(&packet, F::PLAIN).ok_or(Verdict::TunnelStray)?;
+    let Some(proto) = F::plain_proto(&head) else { return uncommon::<F>(ctx, &head) };
+    let transport = parse::transport(&packet, F::PLAIN, proto).ok_or(Verdict::TunnelStray)?;
+    let flow = Flow { src: F::src(&head), dst: F::dst(&head), ports: transport.ports, proto: proto as u32 };
+
+    let epoch = config::epoch(&tables.config());
+    let mut addr = AddrEntry::find(&tables.addrs(), epoch, flow.dst);
+    if addr.is_none() && carry.flow.dst.is_v4() == flow.dst.is_v4() {
+        // A node port: it has the same backends on every node, and here it stands on our address.
+        addr = carry.addr;
+    }
+    let vip = VipEntry::find(&tables.vips(), epoch, VipEntry::key(addr, flow.dst_port(), proto));
+    if addr.is_none() || vip.is_none() || vip.is_punted() {
+        return Err(Verdict::TunnelStray);
+    }
+    let record = Record::read(&tables.records(), vip.record());
+    let backends = tables.backends();
+    let pool = record.rules.pool_tag();
+    let chosen = maps::tagged(pool, opened.backend);
+    let is_here = backend::identity(&backends, chosen).mode() == Mode::Local as u8;
+    let key = config::hash_key(&tables.config());
+    let hash = F::hash(&flow, key);
+    let kind = kind(proto, transport.flags);
+
+    let round = match opened.head.round() {
+        Round::First => Round::Second,
+        Round::Second | Round::Last => Round::Last,
+    };
+    if opened.other != 0
+        && opened.head.round() < Round::Last
+        && kind != Kind::Syn
+        && !nat::is_known(hash, &flow, &backends)
+    {
+        let other = maps::tagged(pool, opened.other);
+        if backend::identity(&backends, other).mode() == Mode::Tunnel as u8 {
+            let other_of = if let Round::Second = round { chosen } else { BackendId(0) };
+            let choice = Choice { backend: other, other: other_of, how: How::Kept, forgot: false };
+            let sent = forward::sent_on::<F>(ctx, &packet, &head, tables, &choice, hash, F::PLAIN, round);
+            return sent.map_err(|(verdict, _)| verdict);
+        }
+    }
+
+    carry.flow = flow;
+    carry.hashes = steer::hashes(&flow, hash, record.rules, key);
+    carry.record = record;
+    carry.record_index = vip.record();
+    carry.addr = addr;
+    carry.l3 = F::PLAIN.l3 as u32;
+    carry.l4 = F::PLAIN.l4 as u32;
+    carry.tcp_flags = transport.flags as u32;
+    carry.tunnelled =
+        Tunnelled { backend: if is_here { chosen } else { BackendId(0) }, overhead: opened.overhead };
+    maps::call(ctx, Program::Translate);
+    Err(Verdict::TunnelStray)
+}
+
+/// Fragments, options, ICMP: as if they had come by themselves. The slot may have another owner
+/// here than at the sender, so the packet may be sent on again; every round costs a hop.
+#[inline(always)]
+fn uncommon<F: Family>(ctx: &XdpContext, head: &F::Head) -> Result<Outcome, Verdict> {
+    if F::ttl(head) <= 1 {
+        return Err(Verdict::TunnelStray);
+    }
+    let same = Flow { src: F::src(head), dst: F::dst(head), ports: 0, proto: 0 };
+    F::rewrite(head, &same, &same, 1);
+    maps::call(ctx, Program::Slow);
+    Err(Verdict::TunnelStray)
+}

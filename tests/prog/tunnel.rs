@@ -1,0 +1,305 @@
+//! The tunnel between balancers: what is sent, what is taken in, what gets a second chance.
+
+use std::net::IpAddr;
+
+use lb_common::tunnel::{self, Head, Round};
+use lb_common::{HashKey, TCP, csum, wire_port};
+use lb_tests::packet::{ACK, OURS, Packet, ROUTER, SYN, csums_are_right, tcp, udp};
+use lb_tests::world::{KEY, LOOPBACK, World, backend, can_run_programs};
+use penstock::datapath::engine::Engine;
+use penstock::model::l4::{ForwardingMode::*, Protocol::*};
+
+const CLIENT: &str = "198.51.100.7:40000";
+const CLIENT6: &str = "[2001:db8:2::7]:40000";
+const VIP: &str = "203.0.113.1:80";
+const VIP6: &str = "[2001:db8:1::1]:80";
+const HERE: &str = "10.0.0.1:8080";
+const HERE6: &str = "[fd00::1]:8080";
+const ELSEWHERE: &str = "10.0.0.3:8080";
+/// The other balancer, and ourselves.
+const PEER: [&str; 2] = ["10.0.0.9:50000", "[fd00::9]:50000"];
+const NODE: [&str; 2] = ["10.0.0.254:7183", "[fd00::fe]:7183"];
+const PASS: u32 = 2;
+const DROP: u32 = 1;
+
+fn key() -> HashKey {
+    HashKey::expand(KEY)
+}
+
+fn tag(addr: &str) -> u32 {
+    let addr: std::net::SocketAddr = addr.parse().expect("address");
+    tunnel::tag(addr.ip().into(), wire_port(addr.port()), TCP, key())
+}
+
+/// A node with a backend here and one on the node of the peer.
+fn engine() -> Engine {
+    let mut world = World::new()
+        .service(Tcp, VIP, Local, &[HERE])
+        .service(Tcp, VIP6, Local, &[HERE6])
+        .service(Tcp, "10.0.0.254:30080", Local, &[HERE])
+        .service(Tcp, "203.0.113.9:80", Tunnel, &[ELSEWHERE]);
+    let other = ELSEWHERE.parse().expect("address");
+    for backends in [VIP, "203.0.113.9:80"] {
+        world.backends_mut(backends, Tcp).insert(other, away());
+    }
+    world.want.peers = PEER.map(|peer| peer.parse::<std::net::SocketAddr>().expect("address").ip()).into();
+    let engine = world.load();
+    engine.set_interface(LOOPBACK, OURS);
+    engine
+}
+
+fn away() -> penstock::datapath::want::Backend {
+    let to: IpAddr = [10, 0, 0, 9].into();
+    penstock::datapath::want::Backend { mode: Tunnel, to, ..backend(to) }
+}
+
+/// `inner` within the tunnel, as a peer of this family sends it.
+fn wrapped(family: usize, inner: &Packet, round: Round, backend: u32, other: u32) -> Packet {
+    let proto = if inner.src.is_ipv4() { 4 } else { 41 };
+    let mut payload = Vec::new();
+    for word in [Head::new(proto, round).0, tunnel::cluster(key()), backend, other] {
+        payload.extend(word.to_le_bytes());
+    }
+    payload.extend(&inner.bytes()[14..]);
+    Packet { payload, no_csum: true, ..udp(PEER[family], NODE[family]) }
+}
+
+fn run(engine: &mut Engine, frame: &[u8]) -> (u32, Vec<u8>) {
+    let run = engine.kernel.test_run("penstock", frame, 1).expect("the program runs");
+    (run.action, run.packet)
+}
+
+fn count(engine: &Engine, name: &str) -> u64 {
+    engine.verdicts().into_iter().find(|(verdict, _)| verdict.as_str() == name).map_or(0, |(_, count)| count)
+}
+
+fn delivered(inner: &Packet, to: &str) -> Vec<u8> {
+    Packet { dst_mac: OURS, src_mac: ROUTER, dst: to.parse().expect("address"), ..inner.clone() }.bytes()
+}
+
+#[test]
+fn a_packet_comes_out_of_the_tunnel_as_the_client_sent_it_but_for_the_backend() {
+    if !lb_tests::tier::require("prog", can_run_programs) {
+        return;
+    }
+    let mut engine = engine();
+    let cases = [
+        ("v4 in v4", 0, tcp(CLIENT, VIP), HERE),
+        ("v6 in v6", 1, tcp(CLIENT6, VIP6), HERE6),
+        ("v4 in v6", 1, tcp("198.51.100.8:40000", VIP), HERE),
+        ("v6 in v4", 0, tcp("[2001:db8:2::8]:40000", VIP6), HERE6),
+        ("a node port of the peer", 0, tcp(CLIENT, "10.0.0.9:30080"), HERE),
+    ];
+    for (case, family, inner, to) in cases {
+        let inner = Packet { flags: SYN, ..inner };
+        let frame = wrapped(family, &inner, Round::First, tag(to), 0).bytes();
+
+        let (action, out) = run(&mut engine, &frame);
+
+        assert_eq!(
+            action,
+            PASS,
+            "{case}: {:?}",
+            engine.verdicts().iter().filter(|(_, n)| *n > 0).collect::<Vec<_>>()
+        );
+        assert!(csums_are_right(&out), "{case}");
+        let mut expected = delivered(&inner, to);
+        if case.starts_with("a node port") {
+            // The VIP's flow has the client's port already.
+            expected[34..36].copy_from_slice(&out[34..36]);
+            expected[50..52].copy_from_slice(&out[50..52]);
+        }
+        assert_eq!(out, expected, "{case}");
+        let answer =
+            Packet { src: to.parse().expect("address"), dst: inner.src, flags: ACK, ..inner.clone() };
+        let mut answer = answer.bytes();
+        if case.starts_with("a node port") {
+            continue;
+        }
+        answer = engine.kernel.test_out(&answer).expect("the program runs").packet;
+        let expected = Packet { src: inner.dst, dst: inner.src, flags: ACK, ..inner };
+        assert_eq!(answer, expected.bytes(), "{case}: the VIP answers");
+    }
+    assert_eq!(count(&engine, "forwarded-local"), 5);
+}
+
+#[test]
+fn only_balancers_of_this_cluster_are_listened_to() {
+    if !lb_tests::tier::require("prog", can_run_programs) {
+        return;
+    }
+    let mut engine = engine();
+    let syn = Packet { flags: SYN, ..tcp(CLIENT, VIP) };
+    let good = wrapped(0, &syn, Round::First, tag(HERE), 0);
+    let changed = |at: usize, byte: u8| {
+        let mut packet = good.clone();
+        packet.payload[at] ^= byte;
+        packet
+    };
+    let cases = [
+        ("a stranger's address", Packet { src: "10.0.0.8:50000".parse().expect("address"), ..good.clone() }),
+        ("another cluster", changed(4, 1)),
+        ("another version", changed(0, 2)),
+        ("an inner protocol that is none", changed(1, 1)),
+        ("a header cut short", Packet { payload: good.payload[..15].to_vec(), ..good.clone() }),
+    ];
+    for (number, (case, packet)) in cases.into_iter().enumerate() {
+        assert_eq!(run(&mut engine, &packet.bytes()).0, DROP, "{case}");
+        assert_eq!(count(&engine, "tunnel-foreign"), number as u64 + 1, "{case}");
+    }
+    assert_eq!(run(&mut engine, &good.bytes()).0, PASS);
+}
+
+#[test]
+fn what_nobody_here_serves_ends_here() {
+    if !lb_tests::tier::require("prog", can_run_programs) {
+        return;
+    }
+    let mut engine = engine();
+    let cases = [
+        ("no VIP", tcp(CLIENT, "203.0.113.77:80")),
+        ("another port", tcp(CLIENT, "203.0.113.1:81")),
+        ("a VIP whose backends are elsewhere", Packet { flags: SYN, ..tcp(CLIENT, "203.0.113.9:80") }),
+    ];
+    for (number, (case, inner)) in cases.into_iter().enumerate() {
+        let frame = wrapped(0, &inner, Round::First, 12345, 0).bytes();
+
+        assert_eq!(run(&mut engine, &frame).0, DROP, "{case}");
+        assert_eq!(count(&engine, "tunnel-stray"), number as u64 + 1, "{case}");
+    }
+}
+
+#[test]
+fn a_tag_that_is_not_known_here_is_steered_by_our_own_table() {
+    if !lb_tests::tier::require("prog", can_run_programs) {
+        return;
+    }
+    let mut engine = engine();
+    let inner = Packet { flags: SYN, ..tcp(CLIENT6, VIP6) };
+
+    let (action, out) = run(&mut engine, &wrapped(1, &inner, Round::First, 12345, 0).bytes());
+
+    assert_eq!((action, out), (PASS, delivered(&inner, HERE6)));
+}
+
+#[test]
+fn a_flow_that_is_not_known_gets_one_second_chance_and_then_stays() {
+    if !lb_tests::tier::require("prog", can_run_programs) {
+        return;
+    }
+    let mut engine = engine();
+    let inner = tcp(CLIENT, VIP);
+    let (here, other) = (tag(HERE), tag(ELSEWHERE));
+
+    // First round: to the other owner, who may send it back to us.
+    let (action, second) = run(&mut engine, &wrapped(0, &inner, Round::First, here, other).bytes());
+    assert!(action > PASS, "{action}");
+    assert_eq!(&second[30..34], [10, 0, 0, 9]);
+    let expected = wrapped(0, &inner, Round::Second, other, here);
+    assert_eq!(second[42..], expected.bytes()[42..]);
+    assert_eq!(count(&engine, "passed-on"), 1);
+
+    // Second round, from the other side: back, for good.
+    let (action, last) = run(&mut engine, &wrapped(0, &inner, Round::Second, here, other).bytes());
+    assert!(action > PASS, "{action}");
+    let expected = wrapped(0, &inner, Round::Last, other, 0);
+    assert_eq!(last[42..], expected.bytes()[42..]);
+
+    // Last round: it stays, and from now on it is known.
+    let (action, out) = run(&mut engine, &wrapped(0, &inner, Round::Last, here, other).bytes());
+    assert_eq!((action, out), (PASS, delivered(&inner, HERE)));
+    let (action, _) = run(&mut engine, &wrapped(0, &inner, Round::First, here, other).bytes());
+    assert_eq!(action, PASS);
+    assert_eq!(count(&engine, "passed-on"), 2);
+}
+
+#[test]
+fn a_flow_that_begins_stays_at_once() {
+    if !lb_tests::tier::require("prog", can_run_programs) {
+        return;
+    }
+    let mut engine = engine();
+    let syn = Packet { flags: SYN, ..tcp(CLIENT, VIP) };
+    let (here, other) = (tag(HERE), tag(ELSEWHERE));
+
+    for inner in [syn, tcp(CLIENT, VIP)] {
+        let (action, out) = run(&mut engine, &wrapped(0, &inner, Round::First, here, other).bytes());
+
+        assert_eq!((action, out), (PASS, delivered(&inner, HERE)));
+    }
+}
+
+#[test]
+fn one_balancer_understands_another() {
+    if !lb_tests::tier::require("prog", can_run_programs) {
+        return;
+    }
+    let mut sender = World::new().service(Tcp, VIP, Tunnel, &[HERE]);
+    for backend in sender.backends_mut(VIP, Tcp).values_mut() {
+        backend.to = [10, 0, 0, 254].into();
+        backend.way.source = [10, 0, 0, 9].into();
+    }
+    let (mut sender, mut receiver) = (sender.load(), engine());
+    sender.set_interface(LOOPBACK, OURS);
+    let inner = Packet { flags: SYN, ..tcp(CLIENT, VIP) };
+
+    let (action, mut frame) = run(&mut sender, &inner.bytes());
+    assert!(action > PASS, "{action}");
+    frame[..6].copy_from_slice(&OURS.0);
+    let (action, out) = run(&mut receiver, &frame);
+
+    assert_eq!(action, PASS);
+    assert_eq!(out[14..], delivered(&inner, HERE)[14..]);
+}
+
+#[test]
+fn a_tunnelled_frame_cut_at_any_byte_is_never_sent_on() {
+    if !lb_tests::tier::require("prog", can_run_programs) {
+        return;
+    }
+    let mut engine = engine();
+    for (family, inner) in [(0, tcp(CLIENT, VIP)), (1, tcp(CLIENT6, VIP6))] {
+        let inner = Packet { payload: vec![], ..inner };
+        let frame = wrapped(family, &inner, Round::First, 1, tag(ELSEWHERE)).bytes();
+        for length in 14..frame.len() {
+            let (action, _) = run(&mut engine, &frame[..length]);
+
+            assert!(action <= PASS, "{length} of {} bytes: {action}", frame.len());
+        }
+    }
+}
+
+#[test]
+fn a_syn_ack_into_a_tunnel_offers_segments_that_fit_it() {
+    if !lb_tests::tier::require("prog", can_run_programs) {
+        return;
+    }
+    let mut engine = engine();
+    let with_option = |packet: Packet| {
+        let mut frame = packet.bytes();
+        let l4 = if packet.src.is_ipv4() { 34 } else { 54 };
+        let word = |frame: &[u8]| u32::from_le_bytes(frame[l4 + 12..l4 + 16].try_into().expect("4 bytes"));
+        let old = word(&frame);
+        frame[l4 + 12] = 0x60;
+        let csum = u16::from_le_bytes([frame[l4 + 16], frame[l4 + 17]]);
+        let csum = csum::Delta::new().word(old, word(&frame)).apply(csum);
+        frame[l4 + 16..l4 + 18].copy_from_slice(&csum.to_le_bytes());
+        frame
+    };
+    // The options are the start of the payload: MSS 65,495, as the loopback's MTU would have it.
+    let payload = vec![2, 4, 0xff, 0xd7];
+    let cases = [(0, CLIENT, VIP, HERE, 44 + 40), (1, CLIENT6, VIP6, HERE6, 64 + 60)];
+    for (family, client, vip, here, overhead) in cases {
+        let syn = Packet { flags: SYN, ..tcp(client, vip) };
+        assert_eq!(run(&mut engine, &wrapped(family, &syn, Round::First, tag(here), 0).bytes()).0, PASS);
+        let answer = Packet { flags: SYN | ACK, payload: payload.clone(), ..tcp(here, client) };
+
+        let out = engine.kernel.test_out(&with_option(answer)).expect("the program runs").packet;
+
+        let at = if client.starts_with('[') { 54 + 22 } else { 34 + 22 };
+        let mss = u16::from_be_bytes([out[at], out[at + 1]]);
+        // BPF_PROG_TEST_RUN sends by the loopback, whose MTU is 65,536.
+        assert_eq!(u32::from(mss), 65_536 - overhead);
+        assert!(csums_are_right(&out));
+    }
+}

@@ -1,0 +1,110 @@
+//! Backends on other nodes, reached through the tunnel alone.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, UdpSocket};
+
+use lb_tests::agent::{DEADLINE, eventually};
+
+use crate::nodes::{CLIENT, Cluster, Flow, TCP, UDP, manifests, pod, vip};
+
+#[test]
+fn pods_of_another_node_see_the_client_and_answer_it_themselves() {
+    // Outer headers of either family: each carries packets of both.
+    for tunnel in [0, 1] {
+        let Some(cluster) = Cluster::new(2, 1, &manifests(2, tunnel, "auto", &[pod(2, 1)])) else { return };
+
+        for family in [0, 1] {
+            let mut flow = cluster.connect(vip(family, TCP));
+            assert_eq!(flow.pod, "p21");
+            assert_eq!(flow.seen, flow.reader.get_ref().local_addr().unwrap());
+            // In full segments: the SYN-ACK told what fits.
+            flow.bulk(1 << 20).unwrap_or_else(|error| panic!("{error:#}\n{}", cluster.logs()));
+
+            let client: IpAddr = CLIENT[family].parse().unwrap();
+            let socket = cluster.client.within(|| UdpSocket::bind((client, 0)).unwrap());
+            let answer = cluster.ask(&socket, vip(family, UDP));
+            assert_eq!(answer, format!("p21 {}", socket.local_addr().unwrap()));
+        }
+        assert!(cluster.verdict(1, "forwarded-tunnel") > 0);
+        assert!(cluster.verdict(2, "forwarded-local") > 0);
+        assert_eq!(cluster.verdict(1, "forwarded-nat"), 0);
+    }
+}
+
+#[test]
+fn live_flows_outlive_a_rollout_while_the_router_changes_its_mind() {
+    let before = [pod(1, 1), pod(2, 1)];
+    let Some(cluster) = Cluster::new(3, 1, &manifests(3, 0, "auto", &before)) else { return };
+    let mut flows = open(&cluster, 40);
+
+    // Scale up: some slots have a new owner, and are contested for minutes.
+    let after = [pod(1, 1), pod(2, 1), pod(3, 1)];
+    cluster.apply(&manifests(3, 0, "auto", &after)).unwrap();
+    wait_for(&cluster, "10.23.0.11");
+    flows.extend(open(&cluster, 40));
+    let pods: BTreeSet<String> = flows.iter().map(|flow| flow.pod.clone()).collect();
+    assert_eq!(pods.len(), 3, "{pods:?}");
+
+    // What began at one balancer before or during the rollout goes on by each of the others.
+    for node in [2, 3, 1] {
+        cluster.send_to(node).unwrap();
+        for flow in &mut flows {
+            let pod = flow.pod.clone();
+            flow.echoes(&format!("by way of {node}")).unwrap_or_else(|error| {
+                panic!("a flow of {pod} broke at node {node}: {error:#}\n{}", cluster.logs())
+            });
+        }
+    }
+    let passed_on: u64 = (1..=3).map(|node| cluster.verdict(node, "passed-on")).sum();
+    assert!(passed_on > 0, "no flow needed its second chance");
+
+    // The first pod goes; whoever lives keeps its flows, by whatever way.
+    cluster.apply(&manifests(3, 0, "auto", &after[1..])).unwrap();
+    let gone = eventually(DEADLINE, || {
+        let here = cluster
+            .nodes
+            .iter()
+            .all(|node| node.agent.ask("/metrics").is_ok_and(|all| !all.contains("10.21.0.11")));
+        here.then_some(())
+    });
+    assert!(gone.is_some(), "{}", cluster.logs());
+    for node in [2, 3, 1] {
+        cluster.send_to(node).unwrap();
+        for flow in flows.iter_mut().filter(|flow| flow.pod != "p11") {
+            let pod = flow.pod.clone();
+            flow.echoes(&format!("again by way of {node}")).unwrap_or_else(|error| {
+                panic!("a flow of {pod} broke at node {node}: {error:#}\n{}", cluster.logs())
+            });
+        }
+    }
+}
+
+#[test]
+fn a_stranger_gets_nothing_through_the_tunnel() {
+    let Some(cluster) = Cluster::new(2, 1, &manifests(2, 0, "auto", &[pod(2, 1)])) else { return };
+    cluster.connect(vip(0, TCP));
+    let stranger = cluster.lab.host("stranger", &[("front", &["10.1.0.66/24"])]).unwrap();
+    let before = cluster.verdict(2, "tunnel-foreign");
+
+    stranger.within(|| {
+        let socket = UdpSocket::bind("10.1.0.66:0").unwrap();
+        socket.send_to(&[1, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x45], "10.1.0.2:7183").unwrap();
+    });
+
+    let counted = eventually(DEADLINE, || (cluster.verdict(2, "tunnel-foreign") > before).then_some(()));
+    assert!(counted.is_some(), "{}", cluster.logs());
+}
+
+fn open(cluster: &Cluster, count: usize) -> Vec<Flow> {
+    (0..count).map(|_| cluster.connect(vip(0, TCP))).collect()
+}
+
+/// Until every node has a backend in its tables.
+fn wait_for(cluster: &Cluster, backend: &str) {
+    for node in &cluster.nodes {
+        let there = eventually(DEADLINE, || {
+            node.agent.ask("/metrics").is_ok_and(|metrics| metrics.contains(backend)).then_some(())
+        });
+        assert!(there.is_some(), "node {} does not know {backend}\n{}", node.number, cluster.logs());
+    }
+}
