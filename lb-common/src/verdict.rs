@@ -56,7 +56,7 @@ pub enum Verdict {
     OtherProtocol,
     /// Dropped: a fragment whose first one was not seen, to an address that is only a VIP.
     Fragment,
-    /// Dropped: IPv4 options, to an address that is only a VIP.
+    /// Dropped: a source route among the IPv4 options, to an address that is only a VIP.
     IpOptions,
     /// Dropped: IPv6 extension headers that cannot be followed, to an address that is only a VIP.
     Ip6Extension,

@@ -21,6 +21,7 @@ mod icmp;
 mod lookup;
 mod maps;
 mod nat;
+mod options;
 mod out;
 mod packet;
 mod parse;

@@ -23,6 +23,7 @@ use crate::{
     finish, finish_carried,
     forward::{self, Outcome, Way},
     maps::{self, Scratch, Tables},
+    options,
     packet::Packet,
     parse::{Family, V4, V6, kind, rewrite_transport, tcp_flag},
     steer,
@@ -189,6 +190,14 @@ fn to_client<F: Family>(ctx: &XdpContext, carry: &Carry) -> Outcome {
     entry.state = if flags & tcp_flag::SYN != 0 { state_of(flags) } else { entry.state | state_of(flags) };
     let new = entry.reply;
     let client = entry.client;
+    if flags & tcp_flag::SYN != 0
+        && let Some(tables) = maps::tables()
+    {
+        // What the client will send goes the way to the backend, behind headers of this length.
+        let mtu = backend::identity(&tables.backends(), BackendId(entry.backend)).mtu();
+        let headers = (F::PLAIN.l4 - F::PLAIN.l3) as u16 + 20;
+        let _ = options::lower_mss(ctx, &packet, carry.l4 as usize, mtu.saturating_sub(headers));
+    }
     translate::<F>(&packet, carry, &head, &new, 1);
     forward::send::<F>(ctx, &packet, carry.l3 as usize, client, Verdict::RepliedNat)
 }

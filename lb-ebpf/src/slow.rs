@@ -13,7 +13,7 @@ use crate::{
     headers::{Behind, Headers, Part},
     maps::{self, Tables},
     nat::finish_as,
-    onward, own_port,
+    onward, options, own_port,
     packet::{self, Packet},
     parse::{self, ETHERNET, ETHERTYPE_QINQ, ETHERTYPE_V4, ETHERTYPE_V6, ETHERTYPE_VLAN, V4, V6},
     quietly,
@@ -107,6 +107,9 @@ fn classify<F: Headers>(ctx: &XdpContext, tables: &Tables, packet: &Packet, l3: 
             );
         }
         Part::First | Part::Whole => {}
+    }
+    if F::ETHERTYPE == ETHERTYPE_V4 && options::are_routed(ctx, At { l3, l4 }) {
+        return quietly(addr, Verdict::IpOptions);
     }
     if proto == F::ICMP {
         if part == Part::First {

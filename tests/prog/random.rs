@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use lb_tests::packet::{csums_are_right, tcp, udp};
+use lb_tests::shape::{fragments, tagged, with_extensions, with_options};
 use lb_tests::world::{World, backend, backend_mac, can_run_programs};
 use penstock::datapath::engine::Engine;
 use penstock::model::l4::{FiveTuple, ForwardingMode, Protocol};
@@ -95,6 +96,25 @@ fn the_program_chooses_what_explain_says_on_ten_thousand_flows() {
     assert_eq!(seen.len(), 20, "every backend gets flows");
 }
 
+/// The same frame, perhaps with tags, options, extension headers or as a fragment; and how many tags.
+fn shaped(random: &mut Random, frame: Vec<u8>) -> (Vec<u8>, usize) {
+    let v4 = frame[12] == 0x08;
+    let frame = match random.below(4) {
+        0 if v4 => with_options(&frame, &vec![random.next() as u8; 4 * (1 + random.below(10) as usize)]),
+        0 => with_extensions(&frame, &[(0, &[0; 7]), (60, &[1; 15]), (43, &[0; 7])]),
+        1 => {
+            let pieces = fragments(&frame, 8);
+            pieces[random.below(pieces.len() as u64) as usize].clone()
+        }
+        _ => frame,
+    };
+    match random.below(4) {
+        0 => (tagged(&frame, &[random.next() as u16]), 1),
+        1 => (tagged(&frame, &[random.next() as u16, random.next() as u16]), 2),
+        _ => (frame, 0),
+    }
+}
+
 #[test]
 fn random_and_mutated_frames_that_are_not_ours_pass_untouched() {
     if !lb_tests::tier::require("prog", can_run_programs) {
@@ -102,17 +122,20 @@ fn random_and_mutated_frames_that_are_not_ours_pass_untouched() {
     }
     let mut engine = world().load();
     let mut random = Random(SEED);
-    for number in 0..20_000u32 {
+    for number in 0..100_000u32 {
         let mut frame = frame(&flow(&mut random));
         // Another destination, then anything at all to the rest.
         let at = if frame[12] == 0x08 { 30 } else { 38 };
         frame[at] = 0x7b;
+        let (shaped, tags) = shaped(&mut random, frame);
+        frame = shaped;
         for _ in 0..random.below(12) {
             let byte = random.below(frame.len() as u64) as usize;
             if !(12..14).contains(&byte) && byte != at {
                 frame[byte] = random.next() as u8;
             }
         }
+        frame[at + 4 * tags] = 0x7b;
         frame.truncate((14 + random.below(frame.len() as u64 - 13)) as usize);
         if number.is_multiple_of(4) {
             frame.iter_mut().for_each(|byte| *byte = random.next() as u8);

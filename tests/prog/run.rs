@@ -28,3 +28,8 @@ pub fn run(engine: &mut Engine, frame: &[u8]) -> Does {
 pub fn count(engine: &Engine, name: &str) -> u64 {
     engine.verdicts().into_iter().find(|(verdict, _)| verdict.as_str() == name).map_or(0, |(_, count)| count)
 }
+
+/// How often an event was counted.
+pub fn event(engine: &Engine, name: &str) -> u64 {
+    engine.events().into_iter().find(|(event, _)| event.as_str() == name).map_or(0, |(_, count)| count)
+}

@@ -7,7 +7,7 @@ use lb_tests::world::{LOOPBACK, World, backend_mac, can_run_programs};
 use penstock::datapath::engine::Engine;
 use penstock::model::l4::{ForwardingMode::*, Listener, Protocol::*};
 
-use crate::run::{Does, Drop, Pass, Send, count, run};
+use crate::run::{Does, Drop, Pass, Send, count, event, run};
 
 const CLIENT: &str = "198.51.100.7:40000";
 const CLIENT6: &str = "[2001:db8:2::7]:40000";
@@ -93,6 +93,11 @@ fn whatever_is_in_front_of_the_transport_a_packet_goes_where_its_flow_goes() {
         let options = vec![1; length];
         let frame = with_options(&four, &options);
         add(&format!("{length} bytes of options"), frame.clone(), "forwarded-l2", l2(&frame, 0));
+    }
+    for kind in [131, 137] {
+        let routed = [1, kind, 7, 4, 192, 0, 2, 1];
+        add(&format!("source route {kind}"), with_options(&four, &routed), "ip-options", Drop);
+        add(&format!("source route {kind}, the node"), with_options(&node, &routed), "node", Pass);
     }
     add("options, the node", with_options(&node, &NOPS), "node", Pass);
     add("options, punted", with_options(&punted, &NOPS), "punted", Pass);
@@ -357,4 +362,63 @@ fn a_frame_for_another_host_passes_whatever_its_shape() {
         assert_eq!(run(&mut engine, &frame), Pass);
     }
     assert_eq!(count(&engine, "other-mac"), 3);
+}
+
+#[test]
+fn the_segment_size_of_a_syn_ack_is_lowered_to_what_the_way_to_the_backend_takes() {
+    if !lb_tests::tier::require("prog", can_run_programs) {
+        return;
+    }
+    let mut world = World::new();
+    let narrow = [("203.0.113.1:80", "10.0.0.1:8080"), ("[2001:db8:1::1]:80", "[fd00::1]:8080")];
+    for (vip, backend) in narrow {
+        world = world.service(Tcp, vip, Nat, &[backend]);
+        world.backends_mut(vip, Tcp).values_mut().for_each(|backend| backend.way.mtu = 1400);
+    }
+    let mut engine = world.load();
+    engine.set_interface(LOOPBACK, OURS);
+    let mut lowered = 0;
+    for ((vip, backend), client, node, at, most) in
+        [(narrow[0], CLIENT, "10.0.0.254", 34, 1360u16), (narrow[1], CLIENT6, "[fd00::fe]", 54, 1340)]
+    {
+        let Send(out) = run(&mut engine, &Packet { flags: SYN, ..tcp(client, vip) }.bytes()) else {
+            panic!("not sent")
+        };
+        let port = u16::from_be_bytes([out[at], out[at + 1]]);
+        let answer = |flags, options: &[u8]| Packet {
+            flags,
+            options: options.to_vec(),
+            ..tcp(backend, &format!("{node}:{port}"))
+        };
+        let [high, low] = most.to_be_bytes();
+        let cases: [(&str, u8, &[u8], &[u8]); 7] = [
+            ("first", SYN | ACK, &[2, 4, 5, 180], &[2, 4, high, low]),
+            ("at an odd place", SYN | ACK, &[1, 2, 4, 5, 180, 1, 1, 0], &[1, 2, 4, high, low, 1, 1, 0]),
+            (
+                "behind others",
+                SYN | ACK,
+                &[8, 10, 1, 2, 3, 4, 5, 6, 7, 8, 2, 4, 35, 40, 1, 0],
+                &[8, 10, 1, 2, 3, 4, 5, 6, 7, 8, 2, 4, high, low, 1, 0],
+            ),
+            ("small enough", SYN | ACK, &[2, 4, 2, 0], &[2, 4, 2, 0]),
+            ("behind the end", SYN | ACK, &[0, 2, 4, 5, 180, 0, 0, 0], &[0, 2, 4, 5, 180, 0, 0, 0]),
+            ("of a wrong length", SYN | ACK, &[2, 3, 5, 180], &[2, 3, 5, 180]),
+            ("not of a SYN", ACK, &[2, 4, 5, 180], &[2, 4, 5, 180]),
+        ];
+        for (case, flags, before, after) in cases {
+            let expected = Packet {
+                dst_mac: ROUTER,
+                src_mac: OURS,
+                src: vip.parse().unwrap(),
+                dst: client.parse().unwrap(),
+                ttl: 63,
+                ..answer(flags, after)
+            };
+
+            assert_eq!(run(&mut engine, &answer(flags, before).bytes()), Send(expected.bytes()), "{case}");
+
+            lowered += u64::from(before != after);
+        }
+    }
+    assert_eq!(event(&engine, "mss-clamped"), lowered);
 }

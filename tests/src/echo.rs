@@ -36,7 +36,7 @@ pub fn udp(addr: impl ToSocketAddrs, name: &str) -> Result<SocketAddr> {
     let socket = UdpSocket::bind(addr).context("bind udp backend")?;
     let (bound, name) = (socket.local_addr()?, name.to_owned());
     thread::spawn(move || {
-        let mut buffer = [0; 2048];
+        let mut buffer = vec![0; 65_536];
         while let Ok((length, peer)) = socket.recv_from(&mut buffer) {
             let answer = [name.as_bytes(), b" ", buffer.get(..length).unwrap_or_default()].concat();
             let _ = socket.send_to(&answer, peer);
