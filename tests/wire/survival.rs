@@ -16,11 +16,13 @@ use penstock::config::BPFFS;
 use penstock::datapath::pins;
 use serde_json::Value;
 
+use crate::nodes::{self, Cluster, Node};
 use crate::rig::{Arms, Rig, greeted, still_echoes};
 
 const NAT: &str = "203.0.113.10";
 const L2: &str = "203.0.113.11";
 const FLOWS: usize = 40;
+const MOST_UNDER_WAY: usize = 32;
 
 /// TCP 5432 and UDP 5353 on a VIP of each mode, over these backends.
 fn services(backends: &[usize]) -> String {
@@ -136,7 +138,9 @@ fn count(ended: &AtomicBool) -> (usize, usize) {
     let mut buffer = [0; 64];
     let mut read = |socket: &UdpSocket| std::iter::from_fn(|| socket.recv(&mut buffer).ok()).count();
     while !ended.load(Ordering::Relaxed) {
-        for socket in &sockets {
+        // No more under way than every queue holds: what does not come back was lost on the way.
+        for socket in sockets.iter().cycle().skip(round).take(MOST_UNDER_WAY.saturating_sub(sent - answered))
+        {
             socket.send(b"?").unwrap();
             sent += 1;
         }
@@ -228,6 +232,36 @@ fn agents_killed_at_any_moment_of_their_start_lose_nothing() {
     assert_eq!(tables(&rig.agent)["adopted"], true, "{}", rig.agent.log());
     all_echo(&mut flows, "after all of them");
     stream.assert_nothing_was_lost();
+}
+
+#[test]
+fn flows_of_local_and_tunnel_outlive_the_agents_of_both_nodes() {
+    let yaml = nodes::manifests(2, 0, "auto", &[nodes::pod(1, 1), nodes::pod(2, 1)]);
+    let Some(mut cluster) = Cluster::new(2, 1, &yaml) else { return };
+    let open = |cluster: &Cluster| -> Vec<nodes::Flow> {
+        let families = (0..20).map(|number| number % 2);
+        families.map(|family| cluster.connect(nodes::vip(family, nodes::TCP))).collect()
+    };
+    let mut old = open(&cluster);
+    for pod in ["p11", "p21"] {
+        assert!(old.iter().any(|flow| flow.pod == pod), "a flow of {pod}");
+    }
+
+    for node in &cluster.nodes {
+        cluster.lab.kill(node.agent.pid()).unwrap();
+    }
+    old.iter_mut().for_each(|flow| flow.echoes("without agents").unwrap());
+    let mut new = open(&cluster);
+    for index in 0..cluster.nodes.len() {
+        let Node { number, host, .. } = &cluster.nodes[index];
+        let name = format!("n{number}");
+        let dir = cluster.lab.scratch().join(&name);
+        let next = Agent::start_with(&cluster.lab, host, &["eth0"], &dir, &["--node-name", &name]).unwrap();
+        assert_eq!(tables(&next)["adopted"], true, "{}", next.log());
+        cluster.nodes[index].agent = next;
+        old.iter_mut().chain(&mut new).for_each(|flow| flow.echoes("with a successor").unwrap());
+    }
+    open(&cluster).iter_mut().for_each(|flow| flow.echoes("begun now").unwrap());
 }
 
 /// Replaces a pinned map by one of 4,096 entries with the same content.
