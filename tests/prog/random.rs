@@ -6,7 +6,8 @@ use lb_tests::packet::{csums_are_right, tcp, udp};
 use lb_tests::shape::{fragments, tagged, with_extensions, with_options};
 use lb_tests::world::{World, backend, backend_mac, can_run_programs};
 use penstock::datapath::engine::Engine;
-use penstock::model::l4::{FiveTuple, ForwardingMode, Protocol};
+use penstock::datapath::want::{Backend, Place};
+use penstock::model::l4::{FiveTuple, ForwardingMode, Prefix, Protocol};
 
 /// xorshift64*; a seed is printed with every failure.
 struct Random(u64);
@@ -71,10 +72,22 @@ fn the_program_chooses_what_explain_says_on_ten_thousand_flows() {
     if !lb_tests::tier::require("prog", can_run_programs) {
         return;
     }
-    let mut engine = world().load();
+    let mut world = world();
+    let mut engine = world.load();
     let mut random = Random(SEED);
     let mut seen = std::collections::BTreeSet::new();
     for number in 0..10_000 {
+        if number == 5_000 {
+            // From here on many slots are contested.
+            for protocol in [Protocol::Tcp, Protocol::Udp] {
+                for last in 21..=40 {
+                    let addr = SocketAddr::from(([10, 0, 0, last], 80));
+                    let added = Backend { mode: ForwardingMode::L2, ..backend(addr.ip()) };
+                    world.backends_mut(VIPS[1], protocol).insert(addr, added);
+                }
+            }
+            assert_eq!(engine.apply(world.want.clone()), vec![]);
+        }
         let flow = flow(&mut random);
         let explanation = engine.explain(flow);
 
@@ -93,7 +106,38 @@ fn the_program_chooses_what_explain_says_on_ten_thousand_flows() {
             explanation.verdict
         );
     }
-    assert_eq!(seen.len(), 20, "every backend gets flows");
+    assert!(seen.len() >= 20, "every backend gets flows");
+    let kept = engine.events().into_iter().find(|(event, _)| event.as_str() == "flows-kept");
+    assert!(kept.is_some_and(|(_, times)| times > 100), "flows of contested slots stay: {kept:?}");
+}
+
+#[test]
+fn explain_knows_who_may_use_a_vip_and_what_is_translated() {
+    if !lb_tests::tier::require("prog", can_run_programs) {
+        return;
+    }
+    let mut world = world();
+    let place = Place { addr: "203.0.113.2".parse().unwrap(), port: 80, protocol: Protocol::Tcp };
+    let range = Prefix::new("198.51.100.0".parse().unwrap(), 25).expect("a prefix");
+    world.want.ranges.insert(place, [range].into());
+    let mut engine = world.load();
+    for (last, allowed) in [(7, true), (200, false)] {
+        let asked: FiveTuple = format!("tcp 198.51.100.{last}:4000 > 203.0.113.2:80").parse().unwrap();
+
+        let (action, _) = run(&mut engine, &frame(&asked));
+
+        let verdict = engine.explain(asked).verdict;
+        assert_eq!((action == 3, verdict.starts_with("forwarded-l2")), (allowed, allowed), "{verdict}");
+        assert_eq!(verdict == "source-range: dropped", !allowed, "{verdict}");
+    }
+
+    let asked: FiveTuple = "tcp 198.51.100.7:4000 > 203.0.113.1:80".parse().unwrap();
+    let told = |engine: &Engine| format!("{:?}", engine.explain(asked));
+    assert!(!told(&engine).contains("remembered"), "{}", told(&engine));
+    let (_, out) = run(&mut engine, &frame(&asked));
+    let port = u16::from_be_bytes([out[34], out[35]]);
+    let expected = format!("remembered: translated to 10.0.0.{}:80, from our port {port}", out[5]);
+    assert!(told(&engine).contains(&expected), "{expected}: {}", told(&engine));
 }
 
 /// The same frame, perhaps with tags, options, extension headers or as a fragment; and how many tags.

@@ -253,7 +253,8 @@ impl Engine {
 
     /// Where a flow goes and why.
     pub fn explain(&self, flow: FiveTuple) -> Explanation {
-        explain::explain(&self.tables, &self.book, &self.want, flow, now())
+        let translated = |hash| self.kernel.translated(hash);
+        explain::explain(&self.tables, &self.book, &self.want, flow, now(), translated)
     }
 
     /// Slots of a pool's table, and how many of them have not settled.

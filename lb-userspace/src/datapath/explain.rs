@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
 use lb_common::config::Settings;
+use lb_common::nat::Forward;
 use lb_common::steer::{How, Kind};
-use lb_common::{Flow, HashKey, Rules, TCP, UDP, backend, wire_port};
+use lb_common::{BackendId, Flow, HashKey, Rules, TCP, UDP, Verdict, backend, wire_port};
 
 use super::memory::Tables;
 use super::plan::Book;
@@ -28,7 +29,7 @@ pub fn explain_offline(l4: &L4, hash_key: Option<[u8; 16]>, flow: FiveTuple) -> 
         op.apply(&tables, &mut ());
     }
     tables.store_settings(&Settings { key, ..Settings::default() });
-    let mut explanation = explain(&tables, &book, &want, flow, 0);
+    let mut explanation = explain(&tables, &book, &want, flow, 0, |_| None);
     if hash_key.is_none() {
         let detail = "no hash key given: each agent makes its own, so slot and backend are only an example";
         explanation.steps.insert(0, step("hash key", detail.to_owned()));
@@ -40,8 +41,16 @@ fn unknown_way(addr: IpAddr) -> Way {
     Way { source: addr, next_hop: backend::NextHop::default(), mtu: u16::MAX, vlan: None }
 }
 
-/// Where a flow goes with the tables as they are.
-pub(super) fn explain(tables: &Tables, book: &Book, want: &Want, flow: FiveTuple, now: u32) -> Explanation {
+/// Where a flow goes with the tables as they are; `translated` knows what is remembered of flows
+/// that are translated, by hash.
+pub(super) fn explain(
+    tables: &Tables,
+    book: &Book,
+    want: &Want,
+    flow: FiveTuple,
+    now: u32,
+    translated: impl FnOnce(u64) -> Option<Forward>,
+) -> Explanation {
     let key = lb_common::config::hash_key(&tables.config);
     let kind = match flow.protocol {
         // Of a flow that is asked about, more than its SYN was seen.
@@ -63,6 +72,11 @@ pub(super) fn explain(tables: &Tables, book: &Book, want: &Want, flow: FiveTuple
             let what = if node { "left to the host" } else { "dropped, the host never sees it" };
             format!("{}: {what}", found.verdict().as_str())
         }
+        Found::Punted { .. } | Found::Balanced(_) if !may_use(want, flow) => {
+            let sources = format!("{} is none of the sources that may use {vip}", flow.src.ip());
+            steps.push(step("sources", sources));
+            format!("{}: dropped", Verdict::SourceRange.as_str())
+        }
         Found::Punted { https, worker } => {
             let listener = if https { Listener::Https } else { Listener::Http };
             steps.push(step("vip", format!("{vip} is punted to the proxy's {listener:?} listener")));
@@ -75,8 +89,28 @@ pub(super) fn explain(tables: &Tables, book: &Book, want: &Want, flow: FiveTuple
             steps.push(step("vip", vip_detail(want, flow, balanced.index)));
             steps.extend(steering(tables, book, &balanced));
             let id = balanced.choice.backend;
+            if let Found::Balanced(new) = walk(tables, &wire_flow(flow), Kind::Syn, now, key)
+                && flow.protocol == Protocol::Tcp
+                && new.choice.backend != id
+            {
+                let to = if new.choice.backend.0 == 0 {
+                    "nobody".to_owned()
+                } else {
+                    backend_socket(tables, new.choice.backend).to_string()
+                };
+                steps.push(step("new flow", format!("a SYN would go to {to}")));
+            }
             let verdict = balanced.verdict.as_str();
-            if id.0 == 0 {
+            let known =
+                balanced.record.rules.any(Rules::TRANSLATED).then(|| translated(balanced.hashes.flow));
+            if let Some(known) = known.flatten().filter(|known| lives(tables, known, flow)) {
+                let to = backend_socket(tables, BackendId(known.backend));
+                let age = (u64::from(now.wrapping_sub(known.seen)) << 30) / 1_000_000_000;
+                let port = known.snat_port.swap_bytes();
+                steps.push(step("flow", format!("remembered: translated to {to}, from our port {port}")));
+                steps.push(step("last packet", format!("about {age} s ago")));
+                format!("{} to {to}", Verdict::ForwardedNat.as_str())
+            } else if id.0 == 0 {
                 format!("{verdict}: nobody serves it")
             } else {
                 format!("{verdict} to {}", backend_socket(tables, id))
@@ -149,6 +183,19 @@ fn steering(tables: &Tables, book: &Book, balanced: &Balanced) -> Vec<Step> {
     steps
 }
 
+/// Whether a flow's source is one of those that may use its VIP.
+fn may_use(want: &Want, flow: FiveTuple) -> bool {
+    let place = want::Place { addr: flow.dst.ip(), port: flow.dst.port(), protocol: flow.protocol };
+    let ranges = want.ranges.get(&place);
+    ranges.is_none_or(|ranges| ranges.iter().any(|range| range.contains(flow.src.ip())))
+}
+
+/// Whether what is remembered is this flow's, and of a backend that is still the same one.
+fn lives(tables: &Tables, known: &Forward, flow: FiveTuple) -> bool {
+    let backend = backend::identity(&tables.backends, BackendId(known.backend));
+    known.flow == wire_flow(flow) && backend.generation() == known.generation
+}
+
 fn vip_detail(want: &Want, flow: FiveTuple, record: u32) -> String {
     let place = want::Place { addr: flow.dst.ip(), port: flow.dst.port(), protocol: flow.protocol };
     let Some(Target::Pool(id)) = want.vips.get(&place) else { return format!("record {record}") };
@@ -185,7 +232,8 @@ fn next_hop(tables: &Tables, id: lb_common::BackendId) -> String {
     if hop.ifindex == 0 {
         return "not resolved here; the kernel's routing is asked per packet".to_owned();
     }
-    format!("{} by interface {} ({})", hop.dst(), hop.ifindex, hop.src())
+    let mtu = backend::identity(&tables.backends, id).mtu();
+    format!("{} by interface {} ({}), MTU {mtu}", hop.dst(), hop.ifindex, hop.src())
 }
 
 fn backend_socket(tables: &Tables, id: lb_common::BackendId) -> SocketAddr {

@@ -269,6 +269,12 @@ impl Kernel {
         Ok((live, over.len()))
     }
 
+    /// What is remembered of a translated flow with this hash.
+    pub fn translated(&self, hash: u64) -> Option<Forward> {
+        let map: HashMap<_, u64, [u64; 8]> = HashMap::try_from(self.ebpf.map(maps::NAT_FORWARD)?).ok()?;
+        map.get(&hash, 0).ok().map(|words| Forward::from_words(&words))
+    }
+
     fn remove<const WORDS: usize>(&mut self, name: &'static str, key: u64) -> Result<(), Error>
     where
         [u64; WORDS]: aya::Pod,
