@@ -26,6 +26,12 @@ impl Outside for Ranges {
     fn clear_ranges(&mut self, set: u16) {
         self.0.remove(&set);
     }
+
+    fn set_peers(&mut self, _: &BTreeSet<IpAddr>) {}
+
+    fn set_names(&mut self, _: &BTreeMap<u64, BackendId>) {}
+
+    fn clear_names(&mut self, _: &BTreeSet<u64>) {}
 }
 
 /// Tables, and the clock of their agents.
