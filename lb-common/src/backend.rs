@@ -114,7 +114,7 @@ pub struct Backend {
     pub wire_port: u16,
     /// How packets reach it.
     pub mode: Mode,
-    /// Takes no new flows.
+    /// Takes no new flows: it drains, or its weight is 0.
     pub draining: bool,
     /// Differs from the backend that had this id before, never 0: a remembered flow compares it.
     pub generation: u16,

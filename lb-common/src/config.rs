@@ -101,15 +101,25 @@ pub struct Settings {
     pub tunnel_port: u16,
     /// Packets are shown to [`crate::capture`].
     pub capturing: bool,
+    /// The grace time, in units of [`crate::flows::clock`].
+    pub grace: u16,
 }
 
 impl Settings {
     /// Words 1 to 6 of the line.
     pub const fn words(self) -> [u64; 6] {
-        let Self { key: HashKey(key), nat_first, nat_count, workers, flow_bits, tunnel_port, capturing } =
-            self;
+        let Self {
+            key: HashKey(key),
+            nat_first,
+            nat_count,
+            workers,
+            flow_bits,
+            tunnel_port,
+            capturing,
+            grace,
+        } = self;
         let ports = nat_first as u64 | (nat_count as u64) << 16 | (workers as u64) << 32;
-        let tunnel = tunnel_port as u64 | (capturing as u64) << 32;
+        let tunnel = tunnel_port as u64 | (grace as u64) << 16 | (capturing as u64) << 32;
         [key[0], key[1], key[2], key[3], ports | (flow_bits as u64) << 48, tunnel]
     }
 }
@@ -169,4 +179,10 @@ pub fn capturing(config: &impl Lines) -> bool {
 #[inline(always)]
 pub fn capture_word(config: &impl Lines) -> u64 {
     config.word(0, 6) >> 32
+}
+
+/// The grace time, in units of [`crate::flows::clock`].
+#[inline(always)]
+pub fn grace(config: &impl Lines) -> u32 {
+    (config.word(0, 6) >> 16) as u16 as u32
 }

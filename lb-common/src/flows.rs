@@ -14,6 +14,8 @@ pub trait FlowWords {
     fn set_flow(&self, index: u32, word: u64);
     /// log2 of the entries in use.
     fn flow_bits(&self) -> u32;
+    /// The grace time, in units of [`clock`].
+    fn grace(&self) -> u32;
 }
 
 /// One remembered flow: backend in bits 0 to 14, time it was last seen in bits 15 to 31, tag in
@@ -100,7 +102,8 @@ pub fn find(table: &impl FlowWords, hash: u64) -> (Entry, u32) {
     (Entry(found), place as u32)
 }
 
-/// Remembers a flow that has no entry. Returns whether another flow had to be forgotten.
+/// Remembers a flow that has no entry. Returns whether a flow had to be forgotten for it that was
+/// seen within the grace time.
 #[inline(always)]
 pub fn insert(table: &impl FlowWords, hash: u64, backend: BackendId, now: u32) -> bool {
     let first = bucket(table, hash);
@@ -114,7 +117,7 @@ pub fn insert(table: &impl FlowWords, hash: u64, backend: BackendId, now: u32) -
         place = select(younger, place, (first + way) as u64);
     }
     table.set_flow(place as u32, Entry::new(hash, backend, now).0);
-    oldest < CLOCK as u64
+    oldest <= table.grace() as u64
 }
 
 // Without branches: which way it is cannot be predicted, and the verifier would follow each of
@@ -161,6 +164,10 @@ mod tests {
 
         fn flow_bits(&self) -> u32 {
             self.1
+        }
+
+        fn grace(&self) -> u32 {
+            6_000
         }
     }
 

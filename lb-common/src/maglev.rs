@@ -6,7 +6,7 @@ use crate::BackendId;
 ///
 /// Bits 0 to 15 base of the current table in units of [`Descriptor::UNIT`] slots, 16 to 20 log2 of
 /// its size (0: no table), 21 to 36 base of the previous owners' table of the same size, 37 whether
-/// there is one, 38 [`Descriptor::is_late`], 48 to 63 a generation.
+/// there is one, 48 to 63 a generation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Descriptor(pub u64);
 
@@ -16,7 +16,6 @@ impl Descriptor {
     /// Slots per unit of a base.
     pub const UNIT: u32 = 64;
     const PREVIOUS: u64 = 1 << 37;
-    const LATE: u64 = 1 << 38;
 
     /// Descriptor of a settled table of `1 << bits` slots starting at slot `base`.
     pub const fn settled(base: u32, bits: u32, generation: u16) -> Self {
@@ -26,13 +25,8 @@ impl Descriptor {
     /// The same while some of its slots are contested: their previous owners stand in a table of
     /// the same size at `previous`.
     pub const fn contested(self, previous: u32) -> Self {
-        let cleared = self.0 & !(0xffff << 21) & !Self::LATE;
+        let cleared = self.0 & !(0xffff << 21);
         Self(cleared | ((previous / Self::UNIT) as u64 & 0xffff) << 21 | Self::PREVIOUS)
-    }
-
-    /// The same once the last change is older than the grace time.
-    pub const fn late(self) -> Self {
-        Self(self.0 | Self::LATE)
     }
 
     /// Whether there is no table.
@@ -62,13 +56,6 @@ impl Descriptor {
         Some(((self.0 >> 21) as u32 & 0xffff) * Self::UNIT)
     }
 
-    /// The last change is older than the grace time: whatever flow was alive then has been
-    /// remembered since, so a datagram of a flow that is not remembered begins one.
-    #[inline(always)]
-    pub const fn is_late(self) -> bool {
-        self.0 & Self::LATE != 0
-    }
-
     /// Count of switches so far, modulo 2^16.
     pub const fn generation(self) -> u16 {
         (self.0 >> 48) as u16
@@ -93,8 +80,9 @@ impl Descriptor {
 pub struct Slot(pub u16);
 
 impl Slot {
-    /// Set where the slot changed its owner and has not settled: the flow map has to be asked.
-    pub const CONTESTED: u16 = 1 << 15;
+    /// In a current table: the slot changed its owner and has not settled, the flow table has to be
+    /// asked. In a previous owners' table: [`Slot::is_used`].
+    pub const MARK: u16 = 1 << 15;
 
     /// The owner alone.
     pub const fn settled(owner: BackendId) -> Self {
@@ -103,18 +91,31 @@ impl Slot {
 
     /// The owner of a slot that has not settled.
     pub const fn contested(owner: BackendId) -> Self {
-        Self(owner.0 | Self::CONTESTED)
+        Self(owner.0 | Self::MARK)
     }
 
     /// Its backend; id 0: nobody.
     #[inline(always)]
     pub const fn backend(self) -> BackendId {
-        BackendId(self.0 & !Self::CONTESTED)
+        BackendId(self.0 & !Self::MARK)
     }
 
-    /// Whether the flow map has to be asked.
+    /// Whether the flow table has to be asked.
     #[inline(always)]
     pub const fn is_contested(self) -> bool {
-        self.0 & Self::CONTESTED != 0
+        self.0 & Self::MARK != 0
+    }
+
+    /// Of a previous owner: a flow that is not remembered was sent to it since user space looked
+    /// last.
+    #[inline(always)]
+    pub const fn is_used(self) -> bool {
+        self.0 & Self::MARK != 0
+    }
+
+    /// The same, used.
+    #[inline(always)]
+    pub const fn used(self) -> Self {
+        Self(self.0 | Self::MARK)
     }
 }

@@ -17,6 +17,8 @@ pub trait Memory: FlowWords {
     fn backends(&self) -> Self::Backends<'_>;
     /// Slot `index` of the pool.
     fn slot(&self, index: u32) -> Slot;
+    /// Marks slot `index` of a previous owners' table, where `was` stood, as [`Slot::used`].
+    fn mark_used(&self, index: u32, was: Slot);
 }
 
 /// What a packet tells about its flow.
@@ -43,9 +45,9 @@ pub enum How {
     Remembered,
     /// The flow begins: current owner, or what its source has by affinity.
     Began,
-    /// The flow is older than the table: previous owner.
+    /// Not remembered, so older than the change: previous owner.
     Kept,
-    /// The previous owner is gone: current owner.
+    /// Not remembered, and no other owner is known: current owner.
     Moved,
     /// The slot has no owner.
     Nobody,
@@ -60,16 +62,28 @@ pub struct Choice {
     pub other: BackendId,
     /// Why.
     pub how: How,
-    /// Another flow was forgotten to remember this one.
-    pub forgot: bool,
+    /// What was written into the flow table for it.
+    pub noted: Noted,
+}
+
+/// What a packet wrote into the flow table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+pub enum Noted {
+    /// Nothing, or that its flow was seen again.
+    Nothing,
+    /// Its flow.
+    Flow,
+    /// Its flow, and one that was seen within the grace time had to be forgotten for it.
+    Instead,
 }
 
 impl Choice {
     /// In one word, as a function returns it.
     #[inline(always)]
     pub const fn pack(self) -> u64 {
-        let Self { backend, other, how, forgot } = self;
-        backend.0 as u64 | (other.0 as u64) << 16 | (how as u64) << 32 | (forgot as u64) << 40
+        let Self { backend, other, how, noted } = self;
+        backend.0 as u64 | (other.0 as u64) << 16 | (how as u64) << 32 | (noted as u64) << 40
     }
 
     /// [`Choice::pack`] undone.
@@ -83,14 +97,18 @@ impl Choice {
             4 => How::Moved,
             _ => How::Nobody,
         };
-        let (backend, other) = (BackendId(word as u16), BackendId((word >> 16) as u16));
-        Self { backend, other, how, forgot: word >> 40 & 1 != 0 }
+        let noted = match (word >> 40) as u8 {
+            0 => Noted::Nothing,
+            1 => Noted::Flow,
+            _ => Noted::Instead,
+        };
+        Self { backend: BackendId(word as u16), other: BackendId((word >> 16) as u16), how, noted }
     }
 
     /// The owner of a settled slot.
     pub const fn settled(backend: BackendId) -> Self {
         let how = if backend.0 == 0 { How::Nobody } else { How::Settled };
-        Self { backend, other: BackendId(0), how, forgot: false }
+        Self { backend, other: BackendId(0), how, noted: Noted::Nothing }
     }
 }
 
@@ -130,7 +148,10 @@ pub fn choose(memory: &impl Memory, record: &Record, hashes: Hashes, kind: Kind,
 }
 
 /// [`choose`] where the flow table is asked: the flow keeps what it has; a new one gets the current
-/// owner; one that is older than the table keeps the previous owner while that lives.
+/// owner; one that is older than the change keeps the previous owner while that lives.
+///
+/// Remembered is only what could not be told again: a TCP flow that keeps the previous owner is
+/// told again by not being remembered, and leaves a mark on the slot, which then does not settle.
 #[inline(always)]
 pub fn remembered(
     memory: &impl Memory,
@@ -144,19 +165,23 @@ pub fn remembered(
     let affinity = rules.any(Rules::AFFINITY);
     let by = if affinity { hashes.source } else { hashes.flow };
     let current = slot.backend();
-    let previous = match descriptor.previous() {
+    let (before_at, before) = match descriptor.previous() {
         Some(base) if slot.is_contested() => {
-            member(memory, rules, memory.slot(base + descriptor.slot(by)).backend())
+            let index = base + descriptor.slot(by);
+            (index, memory.slot(index))
         }
-        _ => BackendId(0),
+        _ => (0, Slot::default()),
     };
+    let previous = member(memory, rules, before.backend());
+    // Nobody but the current owner takes flows that are not remembered.
+    let agreed = previous.0 == 0 || previous.0 == current.0;
 
     let (entry, place) = flows::find(memory, hashes.flow);
     let known = member(memory, rules, entry.backend());
     let keeps = known.0 != 0 && (kind != Kind::Syn || !identity(memory, known).is_draining());
     let begins = match kind {
         Kind::Syn => true,
-        Kind::Datagram => previous.0 == 0 || descriptor.is_late(),
+        Kind::Datagram => agreed,
         Kind::Segment | Kind::Reset => false,
     };
     let (backend, how) = if keeps {
@@ -164,10 +189,10 @@ pub fn remembered(
     } else if begins {
         let bound = if affinity { of_source(memory, rules, hashes.source, now) } else { BackendId(0) };
         (if bound.0 != 0 { bound } else { current }, How::Began)
-    } else if previous.0 != 0 {
-        (previous, How::Kept)
-    } else {
+    } else if agreed {
         (current, How::Moved)
+    } else {
+        (previous, How::Kept)
     };
     if backend.0 == 0 {
         return Choice::settled(backend);
@@ -175,20 +200,27 @@ pub fn remembered(
     let other = if backend.0 == current.0 { previous } else { current };
     let other = if other.0 == backend.0 { BackendId(0) } else { other };
 
-    let mut forgot = false;
+    let mut noted = Noted::Nothing;
     if !entry.is_none() {
         let seen = Entry::new(hashes.flow, backend, now);
         // Written once per unit of time, so that a busy flow does not dirty its line.
-        if seen != entry {
+        if seen.0 != entry.0 {
             memory.set_flow(place, seen.0);
         }
-    } else if kind != Kind::Reset {
-        forgot = flows::insert(memory, hashes.flow, backend, now);
+    } else if kind == Kind::Reset {
+        // It ends: nothing is to be kept of it.
+    } else if rules.any(Rules::AFFINITY | Rules::CONSERVATIVE)
+        || !agreed && (kind == Kind::Datagram || matches!(how, How::Began))
+    {
+        let forgot = flows::insert(memory, hashes.flow, backend, now);
+        noted = if forgot { Noted::Instead } else { Noted::Flow };
+    } else if !agreed && !before.is_used() {
+        memory.mark_used(before_at, before);
     }
     if affinity && begins && !matches!(how, How::Remembered) {
         bind_source(memory, hashes.source, backend, now);
     }
-    Choice { backend, other, how, forgot }
+    Choice { backend, other, how, noted }
 }
 
 /// `id`, if it is a living backend of the pool; else 0. A tag that matches by accident thus never

@@ -222,9 +222,10 @@ impl Verdict {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub enum Event {
-    /// A flow was written into the flow table's free place.
+    /// A flow was written into the flow table.
     Remembered = 64,
-    /// A flow was forgotten to remember another.
+    /// A flow seen within the grace time was forgotten to remember another: the flow table is too
+    /// small for what changes and begins.
     Forgot,
     /// A packet's flow was found in the flow table.
     FlowHit,

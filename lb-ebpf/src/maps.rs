@@ -308,6 +308,11 @@ impl FlowWords for Tables {
     fn flow_bits(&self) -> u32 {
         lb_common::config::flow_bits(&self.config())
     }
+
+    #[inline(always)]
+    fn grace(&self) -> u32 {
+        lb_common::config::grace(&self.config())
+    }
 }
 
 impl Memory for Tables {
@@ -325,6 +330,16 @@ impl Memory for Tables {
         let index = (index & (maps::POOL_SLOTS - 1)) as usize;
         // SAFETY: the pool has POOL_SLOTS slots and the index is masked to them.
         Slot(unsafe { pool.wrapping_add(index).read_volatile() })
+    }
+
+    #[inline(always)]
+    fn mark_used(&self, index: u32, was: Slot) {
+        // SAFETY: the pool lies within the map.
+        let pool = unsafe { self.0.add(at::POOL) }.cast::<u16>();
+        let index = (index & (maps::POOL_SLOTS - 1)) as usize;
+        // SAFETY: as above. User space changes a previous owner under our feet only where no packet
+        // leaves marks (UDP), so this store undoes nothing.
+        unsafe { pool.wrapping_add(index).write_volatile(was.used().0) }
     }
 }
 

@@ -3,7 +3,7 @@
 use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use lb_common::{
     BackendId, Flow, HashKey, Record, Rules, flows,
-    steer::{self, Choice, Hashes, How, Kind},
+    steer::{self, Choice, Hashes, How, Kind, Noted},
     verdict::Event,
 };
 
@@ -52,12 +52,14 @@ pub extern "C" fn penstock_remembered(index: u32, flow: u64, source: u64, kind: 
     let Some(slot) = steer::slot(&tables, &record, hashes) else { return 0 };
     let choice = steer::remembered(&tables, &record, slot, hashes, kind, now());
     match choice.how {
-        How::Settled | How::Nobody => {}
         How::Remembered => row.event(Event::FlowHit),
         How::Kept => row.event(Event::Kept),
-        How::Began | How::Moved => row.event(Event::Remembered),
+        How::Settled | How::Began | How::Moved | How::Nobody => {}
     }
-    if choice.forgot {
+    if choice.noted != Noted::Nothing {
+        row.event(Event::Remembered);
+    }
+    if choice.noted == Noted::Instead {
         row.event(Event::Forgot);
     }
     choice.pack()

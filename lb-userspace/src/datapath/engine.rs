@@ -40,6 +40,8 @@ pub struct Engine {
     vip_since: BTreeMap<u16, Totals>,
     /// Source ranges by set, to remove them again.
     ranges: BTreeMap<u16, BTreeSet<Prefix>>,
+    /// How many fresh flows were forgotten for want of room, and when that was last seen to grow.
+    forgot: (u64, Option<u32>),
     /// Until the first wish is carried out.
     beginning: Option<Beginning>,
     start: Start,
@@ -72,12 +74,15 @@ pub struct Config {
     pub flow_bits: u8,
     /// UDP port of the tunnel; 0: none.
     pub tunnel_port: u16,
+    /// How long a slot stays contested after a change at least, in units of
+    /// [`lb_common::flows::clock`]; at least 1.
+    pub grace: u16,
 }
 
 impl Config {
     /// Defaults with this key and range.
     pub const fn new(hash_key: [u8; 16], nat_ports: (u16, u16)) -> Self {
-        Self { hash_key, nat_ports, flow_bits: 17, tunnel_port: lb_common::tunnel::PORT }
+        Self { hash_key, nat_ports, flow_bits: 17, tunnel_port: lb_common::tunnel::PORT, grace: 280 }
     }
 }
 
@@ -95,7 +100,7 @@ impl Engine {
 
     fn begin(config: Config, loaded: Loaded) -> Result<Self, Error> {
         let Loaded { mut kernel, tables, counters, inherited, mut told } = loaded;
-        let Config { hash_key, nat_ports: (first, last), flow_bits, tunnel_port } = config;
+        let Config { hash_key, nat_ports: (first, last), flow_bits, tunnel_port, grace } = config;
         let mut settings = Settings {
             key: HashKey::expand(hash_key),
             nat_first: first,
@@ -104,6 +109,7 @@ impl Engine {
             flow_bits: flow_bits.clamp(3, 20),
             tunnel_port: tunnel_port.to_be(),
             capturing: false,
+            grace: grace.max(1),
         };
         let mut ranges = BTreeMap::new();
         if inherited {
@@ -124,24 +130,31 @@ impl Engine {
             ranges,
             beginning: Some(if inherited { Beginning::Inherited } else { Beginning::Empty }),
             start: Start { adopted: inherited, told },
+            forgot: (0, None),
         })
     }
 
     /// Takes the kernel from what it holds to `want`; returns what could not be done.
     pub fn apply(&mut self, want: Want) -> Vec<Problem> {
+        self.apply_at(want, now())
+    }
+
+    /// [`Engine::apply`] at a time of the caller's.
+    pub fn apply_at(&mut self, want: Want, now: u32) -> Vec<Problem> {
         let beginning = self.beginning.take();
         if beginning == Some(Beginning::Inherited) {
-            self.adopt(&want);
+            self.adopt(&want, now);
         }
-        let plan = self.book.plan(&want, now());
+        let plan = self.book.plan(&want, now);
         let (vips, steps) = (want.vips.len(), plan.ops.len());
         self.want = want;
         let problems = self.carry_out(plan);
+        self.book.look(&self.tables, now);
         if steps > 0 {
             tracing::debug!(steps, vips, "tables switched");
         }
         if beginning == Some(Beginning::Empty) {
-            self.tables.store_version(now());
+            self.tables.store_version(now);
         }
         problems
     }
@@ -164,8 +177,8 @@ impl Engine {
     }
 
     /// Reads back what is in force.
-    fn adopt(&mut self, want: &Want) {
-        self.book = Book::adopt(&self.tables, &self.ranges, want, now());
+    fn adopt(&mut self, want: &Want, now: u32) {
+        self.book = Book::adopt(&self.tables, &self.ranges, want, now);
         for id in self.book.ids_in_use().collect::<Vec<_>>() {
             let generation = backend::identity(&self.tables.backends, id).generation();
             // The counters of an id that had another backend before are not this one's alone.
@@ -174,10 +187,19 @@ impl Engine {
         }
     }
 
-    /// Settles the slots whose last change is older than `grace` (units of
-    /// [`lb_common::flows::clock`]); called every second or so. Returns how many remain contested.
-    pub fn settle(&mut self, grace: u32) -> usize {
-        let plan = self.book.settle(self.tables.flow_words(), now(), grace);
+    /// Settles the slots whose last change is older than the grace time, as far as their flows
+    /// allow; called every second or so. Returns how many remain contested.
+    pub fn settle(&mut self) -> usize {
+        self.settle_at(now())
+    }
+
+    /// [`Engine::settle`] at a time of the caller's.
+    pub fn settle_at(&mut self, now: u32) -> usize {
+        let forgot = self.counters.event(Event::Forgot);
+        if forgot != self.forgot.0 {
+            self.forgot = (forgot, Some(now));
+        }
+        let plan = self.book.settle(&self.tables, now, self.settings.grace.into(), self.forgot.1);
         let _ = self.carry_out(plan);
         self.want
             .pools

@@ -144,8 +144,7 @@ fn steering(tables: &Tables, book: &Book, balanced: &Balanced) -> Vec<Step> {
     let owner = name(cell.backend());
     let state = match previous {
         Some(previous) if cell.is_contested() => {
-            let late = if table.is_late() { ", grace time over" } else { "" };
-            format!("contested{late}: owner {owner}, previous owner {}", name(previous.backend()))
+            format!("contested: owner {owner}, previous owner {}", name(previous.backend()))
         }
         _ => format!("settled: owner {owner}"),
     };
@@ -159,7 +158,7 @@ fn steering(tables: &Tables, book: &Book, balanced: &Balanced) -> Vec<Step> {
         How::Remembered => "the flow table remembers it for this flow",
         How::Began => "a new flow goes to the owner",
         How::Kept => "a flow that is not remembered is the previous owner's",
-        How::Moved => "the previous owner is gone",
+        How::Moved => "no other owner is known for a flow that is not remembered",
         How::Nobody => "nobody takes new flows",
     };
     if choice.backend.0 == 0 {

@@ -177,17 +177,34 @@ impl Tables {
         }
     }
 
-    /// Writes one slot. Only we write the pool: reading the word around it first loses nothing.
+    /// Writes one slot; packets may mark its neighbours meanwhile.
     pub(super) fn store_slot(&self, index: u32, slot: Slot) {
-        let (word, shift) = (index as usize / 4, 16 * (index % 4));
-        let others = self.pool.load(word) & !(0xffff << shift);
-        self.pool.store(word, others | u64::from(slot.0) << shift);
+        let shift = 16 * (index % 4);
+        if let Some(word) = self.pool.get(index as usize / 4) {
+            word.update(Ordering::AcqRel, Ordering::Acquire, |word| {
+                word & !(0xffff << shift) | u64::from(slot.0) << shift
+            });
+        }
+    }
+
+    /// Clears the mark of a slot.
+    pub(super) fn unmark_slot(&self, index: u32) {
+        if let Some(word) = self.pool.get(index as usize / 4) {
+            word.fetch_and(!(u64::from(Slot::MARK) << (16 * (index % 4))), Ordering::AcqRel);
+        }
+    }
+
+    /// Clears an entry of the flow table, unless the program wrote it meanwhile.
+    pub(super) fn clear_flow(&self, index: u32, entry: Entry) {
+        if let Some(cell) = self.flows.get(index as usize) {
+            let _ = cell.compare_exchange(entry.0, 0, Ordering::AcqRel, Ordering::Relaxed);
+        }
     }
 
     /// Clears the flows of backends that are gone. A flow that the program writes at the same
     /// moment stays: it is another one.
     pub(super) fn purge_flows(&self, gone: &BTreeSet<BackendId>) {
-        for cell in self.flows.iter() {
+        for cell in self.flows.iter().take(1 << self.flow_bits()) {
             let word = cell.load(Ordering::Relaxed);
             if word != 0 && gone.contains(&Entry(word).backend()) {
                 let _ = cell.compare_exchange(word, 0, Ordering::AcqRel, Ordering::Relaxed);
@@ -204,6 +221,12 @@ impl Tables {
         if !gone.is_empty() {
             self.purge_flows(&gone);
         }
+    }
+
+    /// Forgets every flow.
+    pub(super) fn clear_flows(&self) {
+        let used = self.flows.iter().take(1 << self.flow_bits());
+        used.for_each(|cell| cell.store(0, Ordering::Relaxed));
     }
 
     /// The words of the flow table in use.
@@ -234,6 +257,10 @@ impl FlowWords for Tables {
     fn flow_bits(&self) -> u32 {
         lb_common::config::flow_bits(&self.config)
     }
+
+    fn grace(&self) -> u32 {
+        lb_common::config::grace(&self.config)
+    }
 }
 
 impl Lines for &Cells {
@@ -253,6 +280,10 @@ impl Memory for Tables {
         let word = self.pool.load(index as usize / 4);
         Slot((word >> (16 * (index % 4))) as u16)
     }
+
+    fn mark_used(&self, index: u32, was: Slot) {
+        self.store_slot(index, was.used());
+    }
 }
 
 /// Tables that are read and not written: asking where a flow goes must not make it go there.
@@ -269,6 +300,10 @@ impl FlowWords for ReadOnly<'_> {
     fn flow_bits(&self) -> u32 {
         self.0.flow_bits()
     }
+
+    fn grace(&self) -> u32 {
+        self.0.grace()
+    }
 }
 
 impl Memory for ReadOnly<'_> {
@@ -284,6 +319,8 @@ impl Memory for ReadOnly<'_> {
     fn slot(&self, index: u32) -> Slot {
         Memory::slot(self.0, index)
     }
+
+    fn mark_used(&self, _: u32, _: Slot) {}
 }
 
 /// Counters: one row per CPU, written by the kernel only.

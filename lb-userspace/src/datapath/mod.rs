@@ -19,6 +19,7 @@ pub mod network;
 pub mod pins;
 pub mod plan;
 pub mod regions;
+pub mod rehearsal;
 pub mod slots;
 pub mod status;
 pub mod walk;

@@ -6,8 +6,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use lb_common::maps::{self, LINE};
+use lb_common::steer::Memory;
 use lb_common::{Addr, AddrEntry, BackendId, Epoch, HashKey, Record, VipEntry};
 
+use super::memory::Tables;
 use super::regions::Regions;
 use super::want::{Place, Want};
 use crate::model::l4::{ForwardingMode, PoolId, Prefix};
@@ -156,14 +158,21 @@ impl Book {
         plan
     }
 
-    /// Plans what the passing of time brings: slots settle. `flows` are the
-    /// words of the flow table; `grace` is in units of the clock.
-    pub fn settle(&mut self, flows: impl Iterator<Item = u64>, now: u32, grace: u32) -> Plan {
+    /// Reads what packets left in `tables` since the last plan was carried out; called right after
+    /// that, before another plan uses its regions again.
+    pub fn look(&mut self, tables: &Tables, now: u32) {
+        self.note_used(|index| tables.slot(index), now);
+    }
+
+    /// Plans what the passing of time brings: slots settle. `grace` is in units of the clock;
+    /// `forgot`: when a flow seen within the grace time was last forgotten for want of room.
+    pub fn settle(&mut self, tables: &Tables, now: u32, grace: u32, forgot: Option<u32>) -> Plan {
         let mut plan = Plan::default();
         let mut retired = Retired::default();
         if self.tables.values().any(|table| !table.is_settled()) {
-            let fresh = self.fresh(flows, now, grace);
-            self.plan_settling(&fresh, now, grace, &mut plan, &mut retired);
+            let quiet = forgot.is_none_or(|then| now.wrapping_sub(then) > grace);
+            self.look(tables, now);
+            self.plan_settling(tables, now, grace, quiet, &mut plan, &mut retired);
             self.release(retired, false, &mut plan);
         }
         plan
@@ -243,5 +252,7 @@ fn too_many(message: &str) -> Problem {
     }
 }
 
+#[cfg(test)]
+mod histories;
 #[cfg(test)]
 mod tests;

@@ -25,17 +25,24 @@ enum State {
     Settled,
     /// Flows may have other owners: the flow table knows, and those it does not know have
     /// `previous` (id 0: nobody who lives).
-    Contested { previous: BackendId, since: u32 },
+    Contested {
+        previous: BackendId,
+        /// Time since which the flow table is asked, and written, with this `previous`.
+        since: u32,
+        /// Time when a flow that is not remembered was last known to use `previous`.
+        used: u32,
+    },
 }
 
 impl Slots {
-    /// Slots as tables in force have them. `since` is the time of the last change of those that are
-    /// contested; without a table of previous owners none is.
-    pub fn adopt(current: &[Slot], previous: Option<&[Slot]>, since: u32) -> Self {
+    /// Slots as tables in force have them; without a table of previous owners none is contested. When
+    /// they changed is not known: `now` is as good as the last moment.
+    pub fn adopt(current: &[Slot], previous: Option<&[Slot]>, now: u32) -> Self {
         let cell = |(index, slot): (usize, &Slot)| {
             let previous = previous.and_then(|previous| previous.get(index)).filter(|_| slot.is_contested());
-            let state = previous
-                .map_or(State::Settled, |previous| State::Contested { previous: previous.backend(), since });
+            let contested =
+                |previous: &Slot| State::Contested { previous: previous.backend(), since: now, used: now };
+            let state = previous.map_or(State::Settled, contested);
             Cell { owner: slot.backend(), state }
         };
         Self { cells: current.iter().enumerate().map(cell).collect() }
@@ -62,15 +69,6 @@ impl Slots {
         self.cells.iter().filter(|cell| cell.state != State::Settled).count()
     }
 
-    /// Time of the last change of a slot that has not settled.
-    pub fn last_change(&self) -> Option<u32> {
-        let since = self.cells.iter().filter_map(|cell| match cell.state {
-            State::Contested { since, .. } => Some(since),
-            State::Settled => None,
-        });
-        since.max()
-    }
-
     /// Gives the slots new owners (a power of two of them; empty: nobody owns any). `lives` says
     /// which backends still take the packets of their flows.
     ///
@@ -78,8 +76,7 @@ impl Slots {
     /// its older owner while that lives. A table that grows or shrinks is compared slot by slot at
     /// the larger of both sizes, which names the same owners as the smaller one.
     pub fn change(&mut self, owners: &[BackendId], lives: impl Fn(BackendId) -> bool, now: u32) {
-        let kept = if self.contested() > 0 { self.cells.len() } else { 0 };
-        let size = owners.len().max(self.cells.len()).max(kept);
+        let size = owners.len().max(self.cells.len());
         let repeated = |index: usize| owners.get(index & owners.len().wrapping_sub(1)).copied();
         let old = |index: usize| self.cells.get(index & self.cells.len().wrapping_sub(1)).copied();
         let cells: Vec<Cell> = (0..size)
@@ -93,6 +90,14 @@ impl Slots {
         self.shrink(owners.len());
     }
 
+    /// Contests every slot with its own owner: flows may be remembered with other ones, although
+    /// the slots had settled.
+    pub fn doubt(&mut self, now: u32) {
+        for cell in self.cells.iter_mut().filter(|cell| cell.state == State::Settled) {
+            cell.state = State::Contested { previous: cell.owner, since: now, used: now };
+        }
+    }
+
     /// Back to the size of `owners` where that says the same.
     fn shrink(&mut self, size: usize) {
         if size > 0 && self.contested() == 0 {
@@ -102,8 +107,21 @@ impl Slots {
         }
     }
 
-    /// Settles the slots whose last change is older than `grace`, unless `differs(slot, owner)`: a
-    /// flow seen within the grace time is remembered there with another backend. Returns them.
+    /// Notes that flows which are not remembered used the previous owners of these slots (of a
+    /// table of `1 << bits` slots, which may have been smaller than this one).
+    pub fn note_used(&mut self, bits: u32, is_used: impl Fn(u32) -> bool, now: u32) {
+        for (index, cell) in (0u32..).zip(&mut self.cells) {
+            if let State::Contested { used, .. } = &mut cell.state
+                && is_used(index & ((1 << bits) - 1))
+            {
+                *used = now;
+            }
+        }
+    }
+
+    /// Settles the slots that are contested for longer than `grace`, unless a flow of another backend
+    /// was seen within the grace time: one that is not remembered, or, as `differs(slot, owner)`
+    /// says, one that is. Returns them.
     pub fn settle(
         &mut self,
         now: u32,
@@ -112,13 +130,31 @@ impl Slots {
     ) -> Vec<(u32, Slot)> {
         let mut settled = Vec::new();
         for (index, cell) in (0u32..).zip(&mut self.cells) {
-            let State::Contested { since, .. } = cell.state else { continue };
-            if now.wrapping_sub(since) > grace && !differs(index, cell.owner) {
+            let State::Contested { previous, since, used } = cell.state else { continue };
+            let kept = previous != NOBODY && previous != cell.owner && !is_over(used, now, grace);
+            if is_over(since, now, grace) && !kept && !differs(index, cell.owner) {
                 cell.state = State::Settled;
                 settled.push((index, Slot::settled(cell.owner)));
             }
         }
         settled
+    }
+
+    /// Gives flows that are not remembered to the owner where the slot is contested for longer than
+    /// `grace`: every flow of the previous owner has been remembered since. For UDP, where a flow's
+    /// beginning cannot be told. Returns what now stands for the previous owner.
+    pub fn pass(&mut self, now: u32, grace: u32) -> Vec<(u32, Slot)> {
+        let mut passed = Vec::new();
+        for (index, cell) in (0u32..).zip(&mut self.cells) {
+            if let State::Contested { previous, since, .. } = &mut cell.state
+                && is_over(*since, now, grace)
+                && *previous != cell.owner
+            {
+                *previous = cell.owner;
+                passed.push((index, Slot::settled(cell.owner)));
+            }
+        }
+        passed
     }
 
     /// The current table as the program reads it.
@@ -140,6 +176,12 @@ impl Slots {
     }
 }
 
+/// Whether the grace time is over. One unit more, because packets see a change, and we their marks, a
+/// moment later than is noted.
+fn is_over(since: u32, now: u32, grace: u32) -> bool {
+    now.wrapping_sub(since) > grace.saturating_add(1)
+}
+
 impl Cell {
     fn next(self, owner: BackendId, lives: impl Fn(BackendId) -> bool, now: u32) -> State {
         let alive = |id: BackendId| if id != NOBODY && lives(id) { id } else { NOBODY };
@@ -147,11 +189,13 @@ impl Cell {
             State::Settled if self.owner == owner => State::Settled,
             // The flows of an owner that is gone are lost whatever we do.
             State::Settled if alive(self.owner) == NOBODY => State::Settled,
-            State::Settled => State::Contested { previous: self.owner, since: now },
-            State::Contested { previous, since } => {
+            State::Settled => State::Contested { previous: self.owner, since: now, used: now },
+            State::Contested { previous, since, used } => {
                 let older = if alive(previous) != NOBODY { previous } else { alive(self.owner) };
-                let since = if self.owner == owner { since } else { now };
-                State::Contested { previous: older, since }
+                // While unknown flows were the owner's own, none was remembered.
+                let begins = owner != self.owner && (older != previous || previous == self.owner);
+                let since = if begins { now } else { since };
+                State::Contested { previous: older, since, used }
             }
         }
     }
@@ -214,9 +258,49 @@ mod tests {
         };
         let mut differing = changed(&steps);
 
-        assert_eq!(old(101 + 300), vec![]);
-        assert_eq!(old(101 + 301), vec![(0, Slot::settled(B))]);
+        assert_eq!(old(101 + 301), vec![]);
+        assert_eq!(old(101 + 302), vec![(0, Slot::settled(B))]);
         assert_eq!(differing.settle(10_000, 300, |slot, owner| (slot, owner) == (0, B)), vec![]);
+    }
+
+    #[test]
+    fn a_slot_whose_previous_owner_is_used_by_flows_that_are_not_remembered_does_not_settle() {
+        let mut slots = changed(&[(A, &[]), (B, &[])]);
+
+        slots.note_used(0, |_| true, 5_000);
+
+        assert_eq!(slots.settle(5_301, 300, |_, _| false), vec![]);
+        assert_eq!(slots.settle(5_302, 300, |_, _| false), vec![(0, Slot::settled(B))]);
+    }
+
+    #[test]
+    fn a_change_that_flipped_back_waits_for_no_flow_of_its_own_owner() {
+        let mut slots = changed(&[(A, &[]), (B, &[]), (A, &[])]);
+
+        slots.note_used(0, |_| true, 5_000);
+
+        assert_eq!(slots.settle(5_001, 300, |_, _| false), vec![(0, Slot::settled(A))]);
+    }
+
+    #[test]
+    fn what_is_unknown_passes_to_the_owner_once_all_that_lived_is_remembered() {
+        let mut slots = changed(&[(A, &[]), (B, &[])]);
+
+        assert_eq!(slots.pass(101 + 301, 300), vec![]);
+        assert_eq!(slots.pass(101 + 302, 300), vec![(0, Slot::settled(B))]);
+
+        assert_eq!(one(&slots), (Slot::contested(B), Some(Slot::settled(B))));
+        slots.change(&[C], all_live, 1000);
+        assert_eq!(one(&slots), (Slot::contested(C), Some(Slot::settled(B))));
+    }
+
+    #[test]
+    fn a_slot_in_doubt_has_its_owner_for_all_that_is_unknown() {
+        let mut slots = changed(&[(A, &[])]);
+
+        slots.doubt(200);
+
+        assert_eq!(one(&slots), (Slot::contested(A), Some(Slot::settled(A))));
     }
 
     #[test]

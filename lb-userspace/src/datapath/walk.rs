@@ -61,6 +61,15 @@ impl Found {
 /// Follows a packet. `key` is what the tables hold; passed for explanations made without an agent.
 /// Nothing is remembered of it.
 pub fn walk(tables: &Tables, flow: &Flow, kind: Kind, now: u32, key: HashKey) -> Found {
+    follow(tables, &ReadOnly(tables), flow, kind, now, key)
+}
+
+/// Follows a packet and remembers of it what the program would.
+pub fn send(tables: &Tables, flow: &Flow, kind: Kind, now: u32, key: HashKey) -> Found {
+    follow(tables, tables, flow, kind, now, key)
+}
+
+fn follow(tables: &Tables, memory: &impl Memory, flow: &Flow, kind: Kind, now: u32, key: HashKey) -> Found {
     let epoch = config::epoch(&tables.config);
     if epoch.is_empty() {
         return Found::NotOurs;
@@ -82,7 +91,7 @@ pub fn walk(tables: &Tables, flow: &Flow, kind: Kind, now: u32, key: HashKey) ->
     }
     let record = Record::read(&tables.records, vip.record());
     let hashes = Hashes { flow: hash, source: flows::source_hash(flow, record.rules.pool_tag(), key) };
-    let choice = steer::choose(&ReadOnly(tables), &record, hashes, kind, now);
+    let choice = steer::choose(memory, &record, hashes, kind, now);
     let by = if record.rules.any(Rules::AFFINITY) { hashes.source } else { hashes.flow };
     let table = record.descriptor;
     let (slot, previous) = if table.is_none() {

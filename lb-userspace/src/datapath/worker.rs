@@ -56,8 +56,6 @@ pub struct Worker {
     attach: Attach,
     on_exit: OnExit,
     nat_ports: (u16, u16),
-    /// In units of the program's clock.
-    grace: u32,
     /// Interfaces that the program is attached to, by index: one that is made anew under an old
     /// name has a new index.
     attached: BTreeMap<u32, (String, Attached)>,
@@ -101,7 +99,9 @@ pub async fn start(
         None => random_key()?,
     };
     let flow_bits = flow_entries.max(1).next_power_of_two().trailing_zeros() as u8;
-    let config = Config { hash_key: key, nat_ports, flow_bits, tunnel_port };
+    let grace = lb_common::flows::clock(u64::try_from(grace.as_nanos()).unwrap_or(u64::MAX));
+    let grace = u16::try_from(grace).unwrap_or(u16::MAX);
+    let config = Config { hash_key: key, nat_ports, flow_bits, tunnel_port, grace };
     let mut lasting = Vec::new();
     let engine = match pin.map(|bpffs| Pins::open(&bpffs)) {
         Some(Ok(pins)) => Engine::take_over(config, hash_key, pins)?,
@@ -131,7 +131,6 @@ pub async fn start(
         choice,
         attach,
         nat_ports,
-        grace: lb_common::flows::clock(u64::try_from(grace.as_nanos()).unwrap_or(u64::MAX)).max(1),
         attached: BTreeMap::new(),
         devices: BTreeSet::new(),
         on_exit,
@@ -396,8 +395,8 @@ impl Worker {
     }
 
     async fn settle(&self) {
-        let (shared, grace) = (Arc::clone(&self.shared), self.grace);
-        let settled = tokio::task::spawn_blocking(move || shared.engine().settle(grace)).await;
+        let shared = Arc::clone(&self.shared);
+        let settled = tokio::task::spawn_blocking(move || shared.engine().settle()).await;
         if let Err(error) = settled {
             tracing::error!(%error, "slots not settled; please report this");
         }

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use lb_common::{
-    Addr, AddrEntry, BackendId, Descriptor, Epoch, Mode, Record, UDP, VipEntry, backend, config, maps,
+    Addr, AddrEntry, BackendId, Descriptor, Epoch, Mode, Record, Rules, UDP, VipEntry, backend, config, maps,
 };
 
 use super::ids::Ids;
@@ -105,7 +105,9 @@ impl Book {
         let mut lingering = Vec::new();
         for pool in self.tags.keys() {
             let of_pool = self.records.iter().filter(|((_, id), _)| id.as_ref() == Some(pool));
-            let all: BTreeSet<u64> = of_pool.map(|(_, (_, record))| record.descriptor.0).collect();
+            let of_pool: Vec<Record> = of_pool.map(|(_, (_, record))| *record).collect();
+            let asked = of_pool.iter().any(|record| record.rules.any(Rules::AFFINITY | Rules::CONSERVATIVE));
+            let all: BTreeSet<u64> = of_pool.iter().map(|record| record.descriptor.0).collect();
             let Some(newest) = all.iter().copied().map(Descriptor).reduce(newer) else { continue };
             let of_newest = regions_of(newest);
             // Regions that overlap: nothing that we wrote. The next plan writes a new table.
@@ -113,7 +115,7 @@ impl Book {
             let newest = if whole { newest } else { Descriptor::NONE };
             let others = all.iter().flat_map(|word| regions_of(Descriptor(*word)));
             lingering.extend(others.filter(|(base, size)| regions.reserve(*base, *size)));
-            self.tables.insert(pool.clone(), Table::adopt(newest, tables, now));
+            self.tables.insert(pool.clone(), Table::adopt(newest, asked, tables, now));
         }
         self.regions = regions;
         self.lingering.regions = lingering;
@@ -236,10 +238,9 @@ fn key(tables: &Tables, id: BackendId, pool: PoolId) -> Option<BackendKey> {
 /// The later of two descriptors of one pool. Those of one generation differ by how far it settled;
 /// no table is older than any.
 fn newer(one: Descriptor, other: Descriptor) -> Descriptor {
-    let progress = |it: Descriptor| (it.previous().is_none(), it.is_late());
     let later = match other.generation().wrapping_sub(one.generation()) as i16 {
         _ if one.is_none() || other.is_none() => one.is_none(),
-        0 => progress(other) > progress(one),
+        0 => one.previous().is_some() && other.previous().is_none(),
         ahead => ahead > 0,
     };
     if later { other } else { one }

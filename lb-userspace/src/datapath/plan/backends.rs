@@ -92,7 +92,7 @@ impl Book {
         backend: &Backend,
         pool_tag: u16,
     ) -> [[u64; 8]; 2] {
-        let Backend { weight: _, draining, mode, to, way } = backend;
+        let Backend { weight, draining, mode, to, way } = backend;
         let proto = match pool.protocol {
             Protocol::Tcp => TCP,
             Protocol::Udp => UDP,
@@ -105,7 +105,7 @@ impl Book {
             vlan: way.vlan.unwrap_or(0),
             wire_port: wire_port(addr.port()),
             mode: number(*mode),
-            draining: *draining,
+            draining: *draining || *weight == 0,
             generation: self.generations.get(usize::from(id.0)).copied().unwrap_or(1),
             mtu: way.mtu,
             pool_tag,

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use lb_common::flows::Entry;
 use lb_common::maps::LINE;
 use lb_common::{BackendId, Descriptor, Epoch, Slot};
 
@@ -29,8 +30,12 @@ pub enum Op {
     Ranges(u16, BTreeSet<Prefix>),
     /// Switches the tables of a VIP: one store.
     Switch(u16, Descriptor),
-    /// Settles a slot of a table in force: one store.
-    Settle(u32, Slot),
+    /// Writes a slot of a table in force: one store.
+    Slot(u32, Slot),
+    /// Clears the mark that packets left on a previous owner.
+    Unmark(u32),
+    /// Clears an entry of the flow table, unless it was written since.
+    Unremember(u32, Entry),
     /// Writes the half of the address and VIP tables that is not in force.
     Lookup(u32, layout::Buckets, layout::Buckets),
     /// Puts that half in force: one store.
@@ -88,7 +93,9 @@ impl Op {
             Self::Record(index, words) => tables.store_record(*index, words),
             Self::Ranges(set, ranges) => outside.set_ranges(*set, ranges),
             Self::Switch(index, descriptor) => tables.switch(*index, *descriptor),
-            Self::Settle(index, slot) => tables.store_slot(*index, *slot),
+            Self::Slot(index, slot) => tables.store_slot(*index, *slot),
+            Self::Unmark(index) => tables.unmark_slot(*index),
+            Self::Unremember(place, entry) => tables.clear_flow(*place, *entry),
             Self::Lookup(half, addrs, vips) => tables.store_lookup(*half, &addrs.lines, &vips.lines),
             Self::Epoch(epoch) => tables.store_epoch(*epoch),
             Self::Grace => outside.wait_for_readers(),

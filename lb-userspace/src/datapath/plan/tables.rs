@@ -5,14 +5,14 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use lb_common::flows::Entry;
 use lb_common::steer::Memory;
-use lb_common::{BackendId, Descriptor, Record, Rules, Slot};
+use lb_common::{BackendId, Descriptor, Slot};
 
 use super::{Book, Op, Plan, Retired};
 use crate::datapath::maglev;
 use crate::datapath::memory::Tables;
 use crate::datapath::slots::Slots;
 use crate::datapath::want::{Want, problem};
-use crate::model::l4::PoolId;
+use crate::model::l4::{PoolId, Protocol};
 
 /// The table of a pool.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -22,20 +22,28 @@ pub(super) struct Table {
     base: u32,
     /// Base of the region of the previous owners, while slots are contested.
     previous: Option<u32>,
-    /// The last change is older than the grace time.
-    late: bool,
+    /// Base and log2 size of the one before: the marks that packets left there were not read yet.
+    left: Option<(u32, u32)>,
     generation: u16,
     /// What it was filled from: nothing changes unless this does.
     shares: BTreeMap<SocketAddr, (BackendId, u16)>,
+    /// The flow table is asked for every packet, contested or not (affinity, conservative).
+    asked: bool,
 }
 
-/// Slots where a flow was seen within the grace time, with the backend that is remembered for it.
-pub(super) type Fresh = HashMap<PoolId, BTreeSet<(u32, BackendId)>>;
+/// What the flow table tells of the contested slots of a pool.
+#[derive(Debug, Default)]
+struct Remembered {
+    /// Flows seen within the grace time: slot and backend.
+    fresh: BTreeSet<(u32, BackendId)>,
+    /// The others, with where they stand.
+    stale: Vec<(u32, Entry)>,
+}
 
 impl Table {
     /// The table that a descriptor in force names. What it was filled from is not known: shares that
     /// no pool has stand for the backends that it names.
-    pub(super) fn adopt(descriptor: Descriptor, memory: &Tables, now: u32) -> Self {
+    pub(super) fn adopt(descriptor: Descriptor, asked: bool, memory: &Tables, now: u32) -> Self {
         let read = |base: u32| {
             let slots = 0..if descriptor.is_none() { 0 } else { 1 << descriptor.bits() };
             slots.map(|slot| memory.slot(base + slot)).collect::<Vec<Slot>>()
@@ -44,15 +52,14 @@ impl Table {
         let named = current.iter().chain(previous.iter().flatten()).map(|slot| slot.backend());
         let mut shares: BTreeMap<_, _> = named.map(|id| (nowhere(id), (id, 0))).collect();
         shares.insert(nowhere(BackendId(0)), (BackendId(0), 0));
-        // Late: every change is older than the grace time. The boot is older than all of them.
-        let since = if descriptor.is_late() { 0 } else { now };
         Self {
-            slots: Slots::adopt(&current, previous.as_deref(), since),
+            slots: Slots::adopt(&current, previous.as_deref(), now),
             base: descriptor.base(),
             previous: descriptor.previous(),
-            late: descriptor.is_late(),
+            left: None,
             generation: descriptor.generation(),
             shares,
+            asked,
         }
     }
 
@@ -73,7 +80,6 @@ impl Table {
         }
         let settled = Descriptor::settled(self.base, self.slots.bits(), self.generation);
         match self.previous {
-            Some(previous) if self.late => settled.contested(previous).late(),
             Some(previous) => settled.contested(previous),
             None => settled,
         }
@@ -110,11 +116,16 @@ impl Book {
     pub(super) fn plan_tables(&mut self, want: &Want, now: u32, plan: &mut Plan, retired: &mut Retired) {
         for id in want.pools.keys() {
             let shares = self.shares(id, want);
-            let old = self.tables.get(id).cloned().unwrap_or_default();
-            if old.shares == shares && self.tables.contains_key(id) {
+            let asked = want.pools.get(id).is_some_and(|pool| pool.affinity.is_some() || pool.conservative);
+            if let Some(table) = self.tables.get_mut(id)
+                && table.shares == shares
+                && (table.asked == asked || !table.asked)
+            {
+                table.asked = asked;
                 continue;
             }
-            match self.changed(&old, shares, now, plan) {
+            let old = self.tables.get(id).cloned().unwrap_or_default();
+            match self.changed(&old, shares, asked, now, plan) {
                 Some(table) => {
                     old.retire(retired);
                     self.tables.insert(id.clone(), table);
@@ -139,6 +150,7 @@ impl Book {
         &mut self,
         old: &Table,
         shares: BTreeMap<SocketAddr, (BackendId, u16)>,
+        asked: bool,
         now: u32,
         plan: &mut Plan,
     ) -> Option<Table> {
@@ -147,10 +159,16 @@ impl Book {
         for bits in (least..=wished).rev() {
             let owners = maglev::fill(bits, &shares);
             let mut slots = old.slots.clone();
+            if old.asked && !asked {
+                // Its slots settled by age alone, whatever flows were remembered.
+                slots.doubt(now);
+            }
             slots.change(&owners, |id| living.contains(&id), now);
             let mut table = Table {
                 slots,
                 shares: shares.clone(),
+                asked,
+                left: old.previous.map(|base| (base, old.slots.bits())),
                 generation: old.generation.wrapping_add(1),
                 ..Table::default()
             };
@@ -176,65 +194,92 @@ impl Book {
         None
     }
 
-    /// Flows of contested slots that were seen within the grace time.
-    pub(super) fn fresh(&self, flows: impl Iterator<Item = u64>, now: u32, grace: u32) -> Fresh {
-        let contested = self.tables.iter().filter(|(_, table)| !table.is_settled());
+    /// Reads the marks that packets left on the previous owners of contested slots. Regions that
+    /// were retired by the last plan still hold theirs: called before the next one.
+    pub(super) fn note_used(&mut self, slot: impl Fn(u32) -> Slot, now: u32) {
+        for table in self.tables.values_mut() {
+            let bits = table.slots.bits();
+            let regions = table.left.take().into_iter().chain(table.previous.map(|base| (base, bits)));
+            for (base, bits) in regions {
+                table.slots.note_used(bits, |index| slot(base + index).is_used(), now);
+            }
+        }
+    }
+
+    /// Sorts the flow table's entries by the contested pools they belong to.
+    fn remembered(
+        &self,
+        flows: impl Iterator<Item = u64>,
+        now: u32,
+        grace: u32,
+    ) -> HashMap<PoolId, Remembered> {
+        // Where every flow is remembered anyway, age alone decides.
+        let contested = self.tables.iter().filter(|(_, table)| !table.is_settled() && !table.asked);
         let pools: HashMap<BackendId, (&PoolId, u32)> = contested
             .flat_map(|(id, table)| {
                 table.shares.values().map(move |(backend, _)| (*backend, (id, table.bits())))
             })
             .collect();
-        let mut fresh = Fresh::new();
-        for entry in flows.map(Entry).filter(|entry| !entry.is_none() && entry.age(now) <= grace) {
-            if let Some((pool, bits)) = pools.get(&entry.backend()) {
-                fresh.entry((*pool).clone()).or_default().insert((entry.slot(*bits), entry.backend()));
+        let mut remembered = HashMap::<PoolId, Remembered>::new();
+        for (place, entry) in (0u32..).zip(flows.map(Entry)).filter(|(_, entry)| !entry.is_none()) {
+            let Some((pool, bits)) = pools.get(&entry.backend()) else { continue };
+            let of_pool = match remembered.get_mut(*pool) {
+                Some(of_pool) => of_pool,
+                None => remembered.entry((*pool).clone()).or_default(),
+            };
+            if entry.age(now) <= grace {
+                of_pool.fresh.insert((entry.slot(*bits), entry.backend()));
+            } else {
+                of_pool.stale.push((place, entry));
             }
         }
-        fresh
+        remembered
     }
 
-    /// Settles what can be settled. With affinity and conservative memory the flow table is asked
-    /// for every packet, contested or not: there, age alone decides.
+    /// Settles what can be settled. `quiet`: no flow seen within the grace time was forgotten in it.
     pub(super) fn plan_settling(
         &mut self,
-        fresh: &Fresh,
+        tables: &Tables,
         now: u32,
         grace: u32,
+        quiet: bool,
         plan: &mut Plan,
         retired: &mut Retired,
     ) {
-        let none = BTreeSet::new();
-        let asked = |record: &Record| record.rules.any(Rules::AFFINITY | Rules::CONSERVATIVE);
-        let always_asked: BTreeSet<PoolId> = self
-            .records
-            .iter()
-            .filter(|(_, (_, record))| asked(record))
-            .filter_map(|((_, pool), _)| pool.clone())
-            .collect();
+        let none = Remembered::default();
+        let remembered = self.remembered(tables.flow_words(), now, grace);
         for (id, table) in self.tables.iter_mut().filter(|(_, table)| !table.is_settled()) {
-            let flows = if always_asked.contains(id) { &none } else { fresh.get(id).unwrap_or(&none) };
+            let Some(previous) = table.previous else { continue };
+            let Remembered { fresh, stale } = remembered.get(id).unwrap_or(&none);
             let differs = |slot: u32, owner: BackendId| {
-                let of_slot = flows.range((slot, BackendId(0))..=(slot, BackendId(u16::MAX)));
+                let of_slot = fresh.range((slot, BackendId(0))..=(slot, BackendId(u16::MAX)));
                 of_slot.into_iter().any(|(_, backend)| *backend != owner)
             };
-            let before = table.descriptor();
-            for (slot, cell) in table.slots.settle(now, grace, differs) {
-                plan.ops.push(Op::Settle(table.base + slot, cell));
+            let settled = BTreeMap::from_iter(table.slots.settle(now, grace, differs));
+            // In settled slots flows are not seen: a tuple used again would find what is long over.
+            let bits = table.bits();
+            let over = stale.iter().filter(|(_, entry)| {
+                settled.get(&entry.slot(bits)).is_some_and(|slot| slot.backend() != entry.backend())
+            });
+            plan.ops.extend(over.map(|(place, entry)| Op::Unremember(*place, *entry)));
+            plan.ops.extend(settled.iter().map(|(slot, cell)| Op::Slot(table.base + slot, *cell)));
+            if id.protocol == Protocol::Udp && quiet {
+                let passed = table.slots.pass(now, grace);
+                plan.ops.extend(passed.into_iter().map(|(slot, owner)| Op::Slot(previous + slot, owner)));
+            } else {
+                let used = (previous..).take(1 << bits).filter(|index| tables.slot(*index).is_used());
+                plan.ops.extend(used.map(Op::Unmark));
             }
-            table.late = table.slots.last_change().is_some_and(|since| now.wrapping_sub(since) > grace);
-            if table.slots.contested() == 0
-                && let Some(previous) = table.previous.take()
-            {
-                retired.regions.push((previous, 1 << table.slots.bits()));
-            }
-            let after = table.descriptor();
-            if after == before {
+            if table.slots.contested() > 0 {
                 continue;
             }
+            retired.regions.push((previous, 1 << bits));
+            table.previous = None;
+            let descriptor = table.descriptor();
             for ((_, pool), (index, record)) in &mut self.records {
                 if pool.as_ref() == Some(id) {
-                    record.descriptor = after;
-                    plan.ops.push(Op::Switch(*index, after));
+                    record.descriptor = descriptor;
+                    plan.ops.push(Op::Switch(*index, descriptor));
                 }
             }
         }

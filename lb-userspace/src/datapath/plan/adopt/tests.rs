@@ -121,6 +121,12 @@ fn affinity(want: &Want, vip: u8) -> Option<u32> {
     want.pools.get(id)?.affinity
 }
 
+/// A backend of another mode is another one.
+fn mode(want: &Want, vip: u8, backend: SocketAddr) -> Option<ForwardingMode> {
+    let Some(Target::Pool(id)) = want.vips.get(&place(vip)) else { return None };
+    Some(want.pools.get(id)?.backends.get(&backend)?.mode)
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(12))]
 
@@ -182,6 +188,7 @@ proptest! {
                 prop_assert!(now.is_none() || may.contains(&now), "{now:?} not among {may:?}");
                 let Some(then) = ends.get(&(vip, port)).copied() else { continue };
                 let same = is_balanced_as(&before, &after, vip) && affinity(&before, vip) == affinity(&after, vip);
+                let same = same && mode(&before, vip, then) == mode(&after, vip, then);
                 if same && may.contains(&Some(then)) {
                     prop_assert_eq!(now, Some(then), "flow {} of vip {} moved", port, vip);
                 }

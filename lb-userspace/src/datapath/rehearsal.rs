@@ -1,0 +1,96 @@
+//! A balancer without a kernel: the agent's book and the program's steering over tables in our own
+//! memory, with the clock passed in. Properties and the simulation run the real code by it.
+
+use lb_common::config::Settings;
+use lb_common::steer::{Choice, Kind, Noted};
+use lb_common::{Flow, HashKey};
+
+use super::memory::Tables;
+use super::plan::{Book, Op, Plan};
+use super::walk::{self, Balanced, Found};
+use super::want::Want;
+use crate::model::Problem;
+
+/// The balancer.
+#[derive(Debug)]
+pub struct Rehearsal {
+    tables: Tables,
+    book: Book,
+    key: HashKey,
+    grace: u16,
+    /// Flows forgotten within the grace time, and when the last one was.
+    forgot: (u64, Option<u32>),
+}
+
+impl Rehearsal {
+    /// One with `1 << flow_bits` places in its flow table and a grace time in units of
+    /// [`lb_common::flows::clock`].
+    pub fn new(key: HashKey, flow_bits: u8, grace: u16) -> Self {
+        Self::on(Tables::owned(), key, flow_bits, grace)
+    }
+
+    /// The same on tables that another one used: making some takes as long as a short history.
+    pub fn on(tables: Tables, key: HashKey, flow_bits: u8, grace: u16) -> Self {
+        tables.store_epoch(lb_common::Epoch::default());
+        let settings = Settings { key, flow_bits, grace, ..Settings::default() };
+        tables.store_settings(&settings);
+        tables.clear_flows();
+        Self { tables, book: Book::new(key), key, grace, forgot: (0, None) }
+    }
+
+    /// The tables, to be used again.
+    pub fn into_tables(self) -> Tables {
+        self.tables
+    }
+
+    /// Takes the tables to `want`.
+    pub fn apply(&mut self, want: &Want, now: u32) -> Vec<Problem> {
+        let Plan { ops, problems } = self.book.plan(want, now);
+        self.carry_out(&ops);
+        self.book.look(&self.tables, now);
+        problems
+    }
+
+    /// Settles what can be settled.
+    pub fn settle(&mut self, now: u32) {
+        let plan = self.book.settle(&self.tables, now, self.grace.into(), self.forgot.1);
+        self.carry_out(&plan.ops);
+    }
+
+    fn carry_out(&self, ops: &[Op]) {
+        ops.iter().for_each(|op| op.apply(&self.tables, &mut ()));
+    }
+
+    /// Where a packet goes; `None` if no VIP takes it.
+    pub fn send(&mut self, flow: &Flow, kind: Kind, now: u32) -> Option<Choice> {
+        match walk::send(&self.tables, flow, kind, now, self.key) {
+            Found::Balanced(Balanced { choice, .. }) => {
+                if choice.noted == Noted::Instead {
+                    self.forgot = (self.forgot.0 + 1, Some(now));
+                }
+                Some(choice)
+            }
+            Found::NotOurs | Found::NoVip { .. } | Found::Punted { .. } => None,
+        }
+    }
+
+    /// What is installed.
+    pub fn book(&self) -> &Book {
+        &self.book
+    }
+
+    /// The tables.
+    pub fn tables(&self) -> &Tables {
+        &self.tables
+    }
+
+    /// Flows seen within the grace time that were forgotten for want of room.
+    pub fn forgotten(&self) -> u64 {
+        self.forgot.0
+    }
+
+    /// Entries of the flow table in use.
+    pub fn remembered(&self) -> usize {
+        self.tables.flow_words().filter(|word| *word != 0).count()
+    }
+}
