@@ -12,6 +12,8 @@ use crate::config::{self, DatapathMode, OnExit, Pin, Settings, TranslateConfig};
 use crate::model::report::Explanation;
 use crate::{admin, check};
 
+mod simulate;
+
 /// Load balancer for Kubernetes edges and bare-metal hosts: L4 in the kernel by XDP, L7 and TLS
 /// for the flows the kernel punts up.
 #[derive(Debug, Parser)]
@@ -35,6 +37,9 @@ enum Command {
     Detach(DetachArgs),
     /// Show packets that the kernel program forwarded, passed or dropped, which tcpdump cannot see
     Capture(CaptureArgs),
+    /// Try changes on simulated flows
+    #[command(subcommand)]
+    Simulate(simulate::SimulateCommand),
 }
 
 #[derive(Debug, Args)]
@@ -273,6 +278,7 @@ pub fn main() -> ExitCode {
         Command::Status(args) => status(args),
         Command::Detach(args) => detach(args),
         Command::Capture(args) => capture(args),
+        Command::Simulate(command) => simulate::simulate(command),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("penstock: {error:#}");

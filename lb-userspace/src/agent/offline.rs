@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::{StartError, meaning_options, question};
 use crate::config::{HashKey, TranslateConfig};
+use crate::datapath::simulate;
 use crate::model::l4::FiveTuple;
 use crate::model::report::Explanation;
 use crate::translate::Translated;
@@ -39,6 +40,27 @@ pub fn explain_flow(
     let flow: FiveTuple = flow.parse().map_err(StartError::Usage)?;
     let Translated { snapshot, .. } = translate::translate(&load(path)?.objects, &meaning_options(meaning));
     Ok(datapath::explain::explain_offline(&snapshot.l4, key.map(|key| key.0), flow))
+}
+
+/// What `penstock simulate flows` found, in three forms.
+pub struct Simulated {
+    /// For a terminal.
+    pub text: String,
+    /// For a program.
+    pub json: String,
+    /// As a drawing.
+    pub svg: String,
+}
+
+/// Counts the flows that changes break.
+pub fn simulate_flows(seed: u64, flows: u32) -> Simulated {
+    let options = simulate::Options { seed, flows };
+    let outcomes = simulate::run(options);
+    Simulated {
+        text: simulate::render(&outcomes, options),
+        json: serde_json::to_string_pretty(&outcomes).unwrap_or_default() + "\n",
+        svg: simulate::plot::svg(&outcomes),
+    }
 }
 
 fn load(path: &Path) -> Result<manifests::Loaded, StartError> {

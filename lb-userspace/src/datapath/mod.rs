@@ -20,6 +20,7 @@ pub mod pins;
 pub mod plan;
 pub mod regions;
 pub mod rehearsal;
+pub mod simulate;
 pub mod slots;
 pub mod status;
 pub mod walk;
