@@ -8,6 +8,7 @@ mod random;
 mod refuse;
 mod run;
 mod slow;
+mod state;
 mod tunnel;
 mod verifier;
 mod wrap;

@@ -14,5 +14,6 @@ mod nodes;
 mod ours_or_not;
 mod punt;
 mod rig;
+mod rollout;
 mod survival;
 mod tunnel;

@@ -1,0 +1,211 @@
+//! Just enough state: the program against the model in user space on the same random histories, and
+//! tables that are switched while packets run.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use lb_common::steer::{Kind, Memory};
+use lb_common::{Descriptor, Flow, HashKey, Record, TCP, UDP, wire_port};
+use lb_tests::packet::{ACK, SYN, tcp, udp};
+use lb_tests::world::{CONFIG, KEY, World, backend, backend_mac, can_run_programs};
+use penstock::datapath::engine::{self, Config, Engine};
+use penstock::datapath::plan::Op;
+use penstock::datapath::rehearsal::Rehearsal;
+use penstock::model::l4::{ForwardingMode, Protocol};
+
+const VIP: &str = "203.0.113.9:80";
+const RST: u8 = 4;
+const GRACE: u16 = 5;
+const FLOW_BITS: u8 = 11;
+const BACKENDS: u64 = 14;
+
+/// xorshift64*; the seed stands in every failure.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) % end
+    }
+}
+
+/// The program and the model, with the same Services.
+struct Both {
+    engine: Engine,
+    model: Rehearsal,
+    world: World,
+    random: Random,
+    seed: u64,
+}
+
+impl Both {
+    fn new(seed: u64) -> Self {
+        let mode = if seed.is_multiple_of(2) { ForwardingMode::L2 } else { ForwardingMode::Ipip };
+        let first = ["10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80"];
+        let world =
+            World::new().service(Protocol::Tcp, VIP, mode, &first).service(Protocol::Udp, VIP, mode, &first);
+        let config = Config { grace: GRACE, flow_bits: FLOW_BITS, ..CONFIG };
+        let engine = Engine::load(config).expect("the program loads");
+        let model = Rehearsal::new(HashKey::expand(KEY), FLOW_BITS, GRACE);
+        let mut both = Self { engine, model, world, random: Random(seed * 2 + 1), seed };
+        both.apply();
+        both
+    }
+
+    fn apply(&mut self) {
+        let now = engine::now();
+        assert_eq!(self.engine.apply_at(self.world.want.clone(), now), vec![]);
+        assert_eq!(self.model.apply(&self.world.want, now), vec![]);
+    }
+
+    fn change(&mut self) {
+        let protocol = if self.random.below(2) == 0 { Protocol::Tcp } else { Protocol::Udp };
+        for _ in 0..=self.random.below(3) {
+            let addr = SocketAddr::from(([10, 0, 0, 1 + self.random.below(BACKENDS) as u8], 80));
+            let (what, weight) = (self.random.below(8), 1 + self.random.below(3) as u16);
+            let backends = self.world.backends_mut(VIP, protocol);
+            let mode = backends.values().next().map_or(ForwardingMode::L2, |backend| backend.mode);
+            let draining = what < 2;
+            match what {
+                2..4 if backends.len() > 1 => drop(backends.remove(&addr)),
+                _ => {
+                    let whole = backend(addr.ip());
+                    backends
+                        .insert(addr, penstock::datapath::want::Backend { mode, weight, draining, ..whole });
+                }
+            }
+        }
+        self.apply();
+    }
+
+    fn settle(&mut self) {
+        // Nothing has been silent yet, or everything has.
+        let later = if self.random.below(3) == 0 { 200 } else { 0 };
+        let now = engine::now() + later;
+        self.engine.settle_at(now);
+        self.model.settle(now);
+    }
+
+    /// The same packet for both: the same backend.
+    fn send(&mut self, number: u64) {
+        let src = format!("198.51.100.7:{}", 1024 + number);
+        let flow = |proto: u8| {
+            let (src, dst): (SocketAddr, SocketAddr) =
+                (src.parse().expect("an address"), VIP.parse().expect("an address"));
+            Flow {
+                src: src.ip().into(),
+                dst: dst.ip().into(),
+                ports: Flow::ports(wire_port(src.port()), wire_port(dst.port())),
+                proto: proto.into(),
+            }
+        };
+        let (kind, flow, frame) = match self.random.below(8) {
+            0 => (Kind::Syn, flow(TCP), lb_tests::packet::Packet { flags: SYN, ..tcp(&src, VIP) }),
+            1 => (Kind::Reset, flow(TCP), lb_tests::packet::Packet { flags: RST, ..tcp(&src, VIP) }),
+            2..5 => (Kind::Segment, flow(TCP), lb_tests::packet::Packet { flags: ACK, ..tcp(&src, VIP) }),
+            _ => (Kind::Datagram, flow(UDP), udp(&src, VIP)),
+        };
+        let choice = self.model.send(&flow, kind, engine::now()).expect("the VIP is there");
+        let expected = self.model.book().backend_of(choice.backend).map(|(_, addr)| addr);
+
+        let run = self.engine.kernel.test_run("penstock", &frame.bytes(), 1).expect("the program runs");
+
+        let sent = matches!(run.action, 3 | 4).then(|| run.packet[..6].to_vec());
+        let expected_mac = expected.map(|addr| match addr {
+            SocketAddr::V4(v4) => backend_mac(v4.ip().octets()[3]).0.to_vec(),
+            SocketAddr::V6(_) => Vec::new(),
+        });
+        assert_eq!(sent, expected_mac, "seed {}: {kind:?} of {src}: {choice:?} {expected:?}", self.seed);
+    }
+}
+
+#[test]
+fn the_program_and_the_model_choose_the_same_backend_through_random_histories() {
+    if !lb_tests::tier::require("prog", can_run_programs) {
+        return;
+    }
+    for seed in 1..=6 {
+        let mut both = Both::new(seed);
+        for _ in 0..60 {
+            match both.random.below(4) {
+                0 => both.settle(),
+                _ => both.change(),
+            }
+            for _ in 0..60 {
+                let number = both.random.below(150);
+                both.send(number);
+            }
+        }
+        let (used, _) = both.engine.flow_table_use();
+        assert_eq!(used, both.model.remembered(), "seed {seed}: flows remembered");
+    }
+}
+
+#[test]
+fn a_table_that_is_switched_ten_thousand_times_under_load_leads_to_one_of_both_owners() {
+    if !lb_tests::tier::require("prog", can_run_programs) {
+        return;
+    }
+    let few: Vec<String> = (1..=5).map(|last| format!("10.0.0.{last}:80")).collect();
+    let many: Vec<String> = (100..=130).map(|last| format!("10.0.0.{last}:80")).collect();
+    let (few, many) = (few.iter().map(String::as_str), many.iter().map(String::as_str));
+    let other = "203.0.113.10:80";
+    // Two pools with tables of different sizes; the record of one VIP is switched between them.
+    let world = World::new()
+        .service(Protocol::Tcp, VIP, ForwardingMode::L2, &few.collect::<Vec<_>>())
+        .service(Protocol::Tcp, other, ForwardingMode::L2, &many.collect::<Vec<_>>());
+    let engine = world.load();
+    let records: Vec<(u16, Descriptor)> = (0..2u16)
+        .map(|index| (index, Record::read(&engine.tables.records, index.into()).descriptor))
+        .collect();
+    let Engine { mut kernel, tables, .. } = engine;
+    let (one, two) = (records[0].1, records[1].1);
+    assert_ne!(one.bits(), two.bits(), "the sizes differ");
+    let key = HashKey::expand(KEY);
+    let owner = |descriptor: Descriptor, flow: &Flow| {
+        let slot = tables.slot(descriptor.pool_index(flow.hash(key)));
+        lb_common::backend::addr(&tables.backends, slot.backend())
+    };
+    let stop = AtomicBool::new(false);
+    let (switched, seen) = std::thread::scope(|scope| {
+        let switching = scope.spawn(|| {
+            let mut switched = 0u32;
+            while switched < 10_000 || !stop.load(Ordering::Relaxed) {
+                switched += 1;
+                let descriptor = if switched.is_multiple_of(2) { one } else { two };
+                for (index, _) in &records {
+                    Op::Switch(*index, descriptor).apply(&tables, &mut ());
+                }
+                std::hint::spin_loop();
+            }
+            switched
+        });
+        let mut seen = [0u32; 2];
+        let mut number = 0u16;
+        while seen.iter().any(|count| *count < 1_000) && number < 60_000 {
+            number += 1;
+            let src = format!("198.51.100.7:{}", 1024 + number);
+            let run = kernel.test_run("penstock", &tcp(&src, VIP).bytes(), 1).expect("the program runs");
+            let src: SocketAddr = src.parse().expect("an address");
+            let dst: SocketAddr = VIP.parse().expect("an address");
+            let flow = Flow {
+                src: src.ip().into(),
+                dst: dst.ip().into(),
+                ports: Flow::ports(wire_port(src.port()), wire_port(dst.port())),
+                proto: TCP.into(),
+            };
+            let owners = [one, two].map(|descriptor| std::net::IpAddr::from(owner(descriptor, &flow)));
+            let last = run.packet[5];
+            let which = owners.iter().position(|owner| owner.to_string() == format!("10.0.0.{last}"));
+            assert_eq!(run.action, 3, "{src}");
+            let Some(which) = which else { panic!("{src} went to 10.0.0.{last}, not to one of {owners:?}") };
+            seen[which] += 1;
+        }
+        stop.store(true, Ordering::Relaxed);
+        (switching.join().expect("no panic"), seen)
+    });
+    assert!(switched >= 10_000, "{switched}");
+    assert!(seen.iter().all(|count| *count >= 1_000), "both tables were in force: {seen:?}");
+}
