@@ -12,6 +12,7 @@ mod many;
 mod next_hop;
 mod nodes;
 mod ours_or_not;
+mod protocol;
 mod punt;
 mod rig;
 mod rollout;
