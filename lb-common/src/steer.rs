@@ -79,11 +79,12 @@ pub enum Noted {
 }
 
 impl Choice {
-    /// In one word, as a function returns it.
+    /// In one word, as a function returns it; but for [`Choice::noted`], which only costs whoever
+    /// unpacks it another branch.
     #[inline(always)]
     pub const fn pack(self) -> u64 {
-        let Self { backend, other, how, noted } = self;
-        backend.0 as u64 | (other.0 as u64) << 16 | (how as u64) << 32 | (noted as u64) << 40
+        let Self { backend, other, how, noted: _ } = self;
+        backend.0 as u64 | (other.0 as u64) << 16 | (how as u64) << 32
     }
 
     /// [`Choice::pack`] undone.
@@ -97,12 +98,8 @@ impl Choice {
             4 => How::Moved,
             _ => How::Nobody,
         };
-        let noted = match (word >> 40) as u8 {
-            0 => Noted::Nothing,
-            1 => Noted::Flow,
-            _ => Noted::Instead,
-        };
-        Self { backend: BackendId(word as u16), other: BackendId((word >> 16) as u16), how, noted }
+        let (backend, other) = (BackendId(word as u16), BackendId((word >> 16) as u16));
+        Self { backend, other, how, noted: Noted::Nothing }
     }
 
     /// The owner of a settled slot.
