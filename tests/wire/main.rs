@@ -15,6 +15,5 @@ mod ours_or_not;
 mod protocol;
 mod punt;
 mod rig;
-mod rollout;
 mod survival;
 mod tunnel;
