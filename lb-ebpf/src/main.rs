@@ -7,7 +7,7 @@
 //! never attached.
 #![no_std]
 #![no_main]
-#![feature(asm_experimental_arch)]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 #![expect(missing_docs, reason = "the program macros make public functions that cannot carry a doc comment")]
 
 mod bench;
