@@ -67,13 +67,13 @@ pub fn bench_undo(ctx: XdpContext) -> u32 {
 /// Another flow every time.
 #[xdp(frags)]
 pub fn bench_vary_v4(ctx: XdpContext) -> u32 {
-    run(&ctx, |packet, generator| vary_v4(packet, generator))
+    run(&ctx, vary_v4)
 }
 
 /// Another flow every time.
 #[xdp(frags)]
 pub fn bench_vary_v6(ctx: XdpContext) -> u32 {
-    run(&ctx, |packet, generator| vary_v6(packet, generator))
+    run(&ctx, vary_v6)
 }
 
 /// Another flow every time, and hop limit and checksums as they came.

@@ -106,7 +106,7 @@ impl Message for V6 {
     /// Multicast listeners (RFC 2710, 3810), neighbour discovery (RFC 4861), inverse discovery (RFC 3122).
     #[inline(always)]
     fn is_the_stacks(kind: u8) -> bool {
-        kind >= 130 && kind <= 143
+        (130..=143).contains(&kind)
     }
 
     #[inline(always)]

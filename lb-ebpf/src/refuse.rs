@@ -259,13 +259,15 @@ fn load_quote(ctx: &XdpContext, from: u32, length: u32) -> Option<()> {
 #[inline(never)]
 pub extern "C" fn penstock_quote_sum(length: u32) -> u64 {
     let Some(scratch) = maps::scratch() else { return 0 };
+    // SAFETY: the scratch value is this CPU's own, and XDP does not nest.
+    let quote = unsafe { &(*scratch).quote };
     let mut sum = 0u64;
     for word in 0..QUOTE_WORDS {
         if word * 8 >= length as usize {
             break;
         }
-        // SAFETY: the scratch value is this CPU's own; the word is one of the quote's.
-        let long = unsafe { (*scratch).quote.as_ptr().add(word).read() };
+        // SAFETY: the quote has QUOTE_WORDS words.
+        let long = unsafe { *quote.get_unchecked(word) };
         sum += (long & 0xffff_ffff) + (long >> 32);
     }
     sum
