@@ -37,11 +37,14 @@ fn interrupt(rig: &Rig, pid: u32) {
 }
 
 /// Sends a datagram from a port of the client's.
-fn send(rig: &Rig, from: u16, to: u16) {
+/// Sends a datagram. While the socket lives, the client does not refuse the answer by ICMP.
+#[must_use]
+fn send(rig: &Rig, from: u16, to: u16) -> UdpSocket {
     rig.client.within(|| {
         let socket = UdpSocket::bind((CLIENT[0], from)).unwrap();
         socket.send_to(b"hello", (VIP, to)).unwrap();
-    });
+        socket
+    })
 }
 
 #[test]
@@ -50,10 +53,8 @@ fn a_file_holds_what_was_forwarded_answered_and_dropped_with_the_verdicts() {
     let (log, file) = (rig.lab.scratch().join("capture.log"), rig.lab.scratch().join("capture.pcapng"));
     let pid = start(&rig, &["--write", file.to_str().unwrap(), "--rate", "0"], &log, &file);
 
-    for port in 20_001..=20_005 {
-        send(&rig, port, 5353);
-    }
-    send(&rig, 20_006, 9);
+    let _sockets: Vec<UdpSocket> = (20_001..=20_005).map(|port| send(&rig, port, 5353)).collect();
+    let _nowhere = send(&rig, 20_006, 9);
     let seen = eventually(DEADLINE, || {
         let rows = read(&file)?;
         // Five there, five back, one nowhere.
@@ -95,7 +96,7 @@ fn lines_tell_the_flow_as_it_came_and_as_it_left() {
     assert!(Command::new("kill").args(["-KILL", &first.to_string()]).status().unwrap().success());
 
     let lines = eventually(DEADLINE, || {
-        send(&rig, 20_001, 5353);
+        let _socket = send(&rig, 20_001, 5353);
         rig.agent.cli(&["capture", "--count", "2", "--seconds", "1", "--vip", VIP]).ok()
     });
     assert!(lines.is_some(), "the capture of a killed client does not end");
@@ -109,7 +110,7 @@ fn lines_tell_the_flow_as_it_came_and_as_it_left() {
             rig.agent.cli(&[&["capture", "--count", "2", "--seconds", "20"], &forwarded[..]].concat())
         });
         let sent = eventually(DEADLINE, || {
-            send(&rig, 20_002, 5353);
+            let _socket = send(&rig, 20_002, 5353);
             lines.is_finished().then_some(())
         });
         assert!(sent.is_some());

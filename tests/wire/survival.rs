@@ -184,7 +184,11 @@ fn a_killed_agent_and_its_successors_break_no_flow_and_lose_no_packet() {
     all_echo(&mut new, "after SIGTERM");
     next(&mut rig, &[]);
     assert_eq!(tables(&rig.agent)["adopted"], true, "{}", rig.agent.log());
-    assert_eq!(std::fs::read_dir(pinned(&rig).join("v2")).unwrap().count(), 1, "older sets are gone");
+    assert_eq!(
+        std::fs::read_dir(pinned(&rig).join(format!("v{}", lb_common::ABI_VERSION))).unwrap().count(),
+        1,
+        "older sets are gone"
+    );
     for flows in [&mut old, &mut new, &mut flows(&rig)] {
         all_echo(flows, "after the second start");
     }
@@ -294,7 +298,12 @@ fn translated_flows_move_to_maps_of_another_size() {
     let Some(mut rig) = rig() else { return };
     let mut flows = flows(&rig);
     rig.lab.stop(rig.agent.pid()).unwrap();
-    let set = std::fs::read_dir(pinned(&rig).join("v2")).unwrap().next().unwrap().unwrap().path();
+    let set = std::fs::read_dir(pinned(&rig).join(format!("v{}", lb_common::ABI_VERSION)))
+        .unwrap()
+        .next()
+        .unwrap()
+        .unwrap()
+        .path();
     for name in ["NAT_FORWARD", "NAT_REVERSE"] {
         resize(&rig, &set.join(name));
     }
@@ -323,7 +332,12 @@ fn pins_that_do_not_serve_are_replaced_and_told() {
     rig.lab.kill(rig.agent.pid()).unwrap();
 
     let dir = pinned(&rig);
-    let set = std::fs::read_dir(dir.join("v2")).unwrap().next().unwrap().unwrap().path();
+    let set = std::fs::read_dir(dir.join(format!("v{}", lb_common::ABI_VERSION)))
+        .unwrap()
+        .next()
+        .unwrap()
+        .unwrap()
+        .path();
     std::fs::remove_file(set.join("TABLES")).unwrap();
     std::fs::create_dir(dir.join("v2/99")).unwrap();
     std::fs::create_dir(dir.join("v1")).unwrap();
