@@ -332,16 +332,13 @@ fn pins_that_do_not_serve_are_replaced_and_told() {
     rig.lab.kill(rig.agent.pid()).unwrap();
 
     let dir = pinned(&rig);
-    let set = std::fs::read_dir(dir.join(format!("v{}", lb_common::ABI_VERSION)))
-        .unwrap()
-        .next()
-        .unwrap()
-        .unwrap()
-        .path();
+    let version = format!("v{}", lb_common::ABI_VERSION);
+    let set = std::fs::read_dir(dir.join(&version)).unwrap().next().unwrap().unwrap().path();
+    let other = format!("{version}/99");
     std::fs::remove_file(set.join("TABLES")).unwrap();
-    std::fs::create_dir(dir.join("v2/99")).unwrap();
+    std::fs::create_dir(dir.join(&other)).unwrap();
     std::fs::create_dir(dir.join("v1")).unwrap();
-    for path in [set.join("TABLES"), dir.join("v2/99/TABLES"), dir.join("links/native-77")] {
+    for path in [set.join("TABLES"), dir.join(&other).join("TABLES"), dir.join("links/native-77")] {
         let path = path.display();
         rig.edge
             .run(&format!("bpftool map create {path} type array key 4 value 8 entries 1 name x"))
@@ -358,7 +355,7 @@ fn pins_that_do_not_serve_are_replaced_and_told() {
         assert_eq!(rig.who_answers_tcp(at(vip, 5432), 60).len(), 3);
     }
     let left: Vec<_> =
-        ["v1", "v2/99", "links/native-77"].into_iter().filter(|path| dir.join(path).exists()).collect();
+        ["v1", &other, "links/native-77"].into_iter().filter(|path| dir.join(path).exists()).collect();
     assert!(left.is_empty(), "{left:?}");
 }
 
