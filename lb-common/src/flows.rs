@@ -102,10 +102,10 @@ pub fn find(table: &impl FlowWords, hash: u64) -> (Entry, u32) {
     (Entry(found), place as u32)
 }
 
-/// Remembers a flow that has no entry. Returns whether a flow had to be forgotten for it that was
+/// Remembers a flow that has no entry, as seen at `seen`. Returns whether a flow had to be forgotten for it that was
 /// seen within the grace time.
 #[inline(always)]
-pub fn insert(table: &impl FlowWords, hash: u64, backend: BackendId, now: u32) -> bool {
+pub fn insert(table: &impl FlowWords, hash: u64, backend: BackendId, seen: u32, now: u32) -> bool {
     let first = bucket(table, hash);
     let (mut place, mut oldest) = (first as u64, 0);
     for way in 0..WAYS {
@@ -116,7 +116,7 @@ pub fn insert(table: &impl FlowWords, hash: u64, backend: BackendId, now: u32) -
         oldest = select(younger, oldest, age);
         place = select(younger, place, (first + way) as u64);
     }
-    table.set_flow(place as u32, Entry::new(hash, backend, now).0);
+    table.set_flow(place as u32, Entry::new(hash, backend, seen).0);
     oldest <= table.grace() as u64
 }
 
@@ -179,7 +179,7 @@ mod tests {
     fn what_is_remembered_is_found_with_its_backend_and_age() {
         let table = Table::new(12);
         for number in 1..400u64 {
-            insert(&table, hash(number), BackendId(number as u16), 100);
+            insert(&table, hash(number), BackendId(number as u16), 100, 100);
         }
 
         for number in 1..400u64 {
@@ -196,10 +196,10 @@ mod tests {
     fn a_full_bucket_forgets_the_flow_that_was_silent_longest() {
         let table = Table::new(3);
         for number in 1..=8u32 {
-            assert!(!insert(&table, hash(number.into()), BackendId(1), 130_000 + number * 500));
+            assert!(!insert(&table, hash(number.into()), BackendId(1), 130_000 + number * 500, 130_000 + number * 500));
         }
 
-        let forgot = insert(&table, hash(9), BackendId(2), 136_000);
+        let forgot = insert(&table, hash(9), BackendId(2), 136_000, 136_000);
 
         assert!(forgot);
         assert!(find(&table, hash(1)).0.is_none());

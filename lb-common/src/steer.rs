@@ -209,7 +209,10 @@ pub fn remembered(
     } else if rules.any(Rules::AFFINITY | Rules::CONSERVATIVE)
         || !agreed && (kind == Kind::Datagram || matches!(how, How::Began))
     {
-        let forgot = flows::insert(memory, hashes.flow, backend, now);
+        // A SYN alone is worth little: noted as nearly silent for the grace time, so that a flood of them
+        // pushes out itself and not the flows that live. The next packet notes the true time.
+        let seen = if kind == Kind::Syn { now.wrapping_sub(memory.grace().saturating_sub(8)) } else { now };
+        let forgot = flows::insert(memory, hashes.flow, backend, seen, now);
         noted = if forgot { Noted::Instead } else { Noted::Flow };
     } else if !agreed && !before.is_used() {
         memory.mark_used(before_at, before);
@@ -244,7 +247,7 @@ fn of_source(memory: &impl Memory, rules: Rules, source: u64, now: u32) -> Backe
 fn bind_source(memory: &impl Memory, source: u64, backend: BackendId, now: u32) {
     let (entry, place) = flows::find(memory, source);
     if entry.is_none() {
-        flows::insert(memory, source, backend, now);
+        flows::insert(memory, source, backend, now, now);
     } else {
         memory.set_flow(place, Entry::new(source, backend, now).0);
     }

@@ -28,7 +28,7 @@ const LENGTH: u32 = 1800;
 /// Five minutes.
 pub const GRACE: u16 = 280;
 /// log2 of the places in every flow table.
-pub const FLOW_BITS: u8 = 14;
+pub const FLOW_BITS: u8 = 17;
 
 /// How flows are balanced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
