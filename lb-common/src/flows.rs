@@ -196,7 +196,13 @@ mod tests {
     fn a_full_bucket_forgets_the_flow_that_was_silent_longest() {
         let table = Table::new(3);
         for number in 1..=8u32 {
-            assert!(!insert(&table, hash(number.into()), BackendId(1), 130_000 + number * 500, 130_000 + number * 500));
+            assert!(!insert(
+                &table,
+                hash(number.into()),
+                BackendId(1),
+                130_000 + number * 500,
+                130_000 + number * 500
+            ));
         }
 
         let forgot = insert(&table, hash(9), BackendId(2), 136_000, 136_000);

@@ -15,5 +15,6 @@ mod ours_or_not;
 mod protocol;
 mod punt;
 mod rig;
+mod rollout;
 mod survival;
 mod tunnel;
