@@ -95,8 +95,9 @@ fn lines_tell_the_flow_as_it_came_and_as_it_left() {
     // SIGKILL: nobody says good-bye.
     assert!(Command::new("kill").args(["-KILL", &first.to_string()]).status().unwrap().success());
 
+    let socket = send(&rig, 20_001, 5353);
     let lines = eventually(DEADLINE, || {
-        let _socket = send(&rig, 20_001, 5353);
+        socket.send_to(b"hello", (VIP, 5353)).unwrap();
         rig.agent.cli(&["capture", "--count", "2", "--seconds", "1", "--vip", VIP]).ok()
     });
     assert!(lines.is_some(), "the capture of a killed client does not end");
@@ -109,8 +110,10 @@ fn lines_tell_the_flow_as_it_came_and_as_it_left() {
             let forwarded = ["--verdict", "forwarded-*", "--vip", &vip];
             rig.agent.cli(&[&["capture", "--count", "2", "--seconds", "20"], &forwarded[..]].concat())
         });
+        // One socket: a process that is just being started holds a closed one for a moment.
+        let socket = send(&rig, 20_002, 5353);
         let sent = eventually(DEADLINE, || {
-            let _socket = send(&rig, 20_002, 5353);
+            socket.send_to(b"hello", (VIP, 5353)).unwrap();
             lines.is_finished().then_some(())
         });
         assert!(sent.is_some());
