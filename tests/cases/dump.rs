@@ -9,6 +9,7 @@ use penstock::model::l4::{
 };
 use penstock::model::l7::{
     Action, Filters, L7, Location, PathMatch, Piece, RedirectQuery, Server, SslRedirect, Template,
+    UpstreamTls,
 };
 use penstock::translate::Translated;
 
@@ -134,8 +135,17 @@ fn location(location: &Location, out: &mut String) {
 /// Only what differs from the defaults.
 fn filters_text(filters: &Filters) -> String {
     let default = Filters::default();
-    let Filters { ssl_redirect, rewrite, connect_timeout, send_timeout, read_timeout, max_body_bytes } =
-        filters;
+    let Filters {
+        ssl_redirect,
+        rewrite,
+        connect_timeout,
+        send_timeout,
+        read_timeout,
+        max_body_bytes,
+        protocol,
+        upstream_tls,
+        retry,
+    } = filters;
     let mut text = String::new();
     if *ssl_redirect == SslRedirect::Always {
         text += ", https redirect";
@@ -158,7 +168,27 @@ fn filters_text(filters: &Filters) -> String {
             None => ", body unlimited".to_owned(),
         };
     }
+    if *protocol != default.protocol {
+        text += &format!(", speaks {protocol:?}");
+    }
+    if *upstream_tls != default.upstream_tls {
+        text += &format!(", {}", tls_text(upstream_tls));
+    }
+    if *retry != default.retry {
+        text += &format!(", retries on {}, {} tries within {:?}", retry.on, retry.tries, retry.within);
+    }
     text
+}
+
+fn tls_text(tls: &UpstreamTls) -> String {
+    let UpstreamTls { identity, verify, server_name, versions } = tls;
+    let identity = identity.as_ref().map(|identity| format!(" as {}", identity.secret)).unwrap_or_default();
+    let verify = verify
+        .as_ref()
+        .map(|verify| format!(" verified as {} up to depth {}", verify.name, verify.depth))
+        .unwrap_or_default();
+    let name = server_name.as_ref().map(|name| format!(" sni {name}")).unwrap_or_default();
+    format!("upstream tls {versions:?}{identity}{verify}{name}")
 }
 
 fn template(template: &Template) -> String {

@@ -20,8 +20,9 @@ use super::heads::{self, After, Client};
 use super::metrics::Method;
 use super::route::Labels;
 use super::snapshot::Snapshot;
-use super::socket::{Presence, Socket};
+use super::socket::{Link, Presence, Socket};
 use super::timers::{Alarm, Due};
+use super::upstream::Terms;
 use super::worker::Worker;
 
 /// Longest wait for the next request (`keep-alive`).
@@ -60,14 +61,15 @@ enum Left {
 }
 
 /// Serves one accepted connection to its end.
-pub(super) async fn serve(worker: Rc<Worker>, mut stream: TcpStream, peer: SocketAddr, scheme: Scheme) {
+pub(super) async fn serve(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr, scheme: Scheme) {
     let port = stream.local_addr().map_or(0, |addr| addr.port());
     let client = Client { addr: peer.ip().to_canonical(), scheme, port };
-    let socket = match scheme {
-        Scheme::Http => Ok(Socket::plain(&mut stream)),
-        Scheme::Https => Socket::tls_server(&mut stream, worker.tls()),
+    let link = match scheme {
+        Scheme::Http => Ok(Link::plain(stream)),
+        Scheme::Https => Link::tls_server(stream, worker.tls()),
     };
-    let Ok(socket) = socket else { return };
+    let Ok(mut link) = link else { return };
+    let socket = link.socket();
     let alarm = worker.timers.alarm();
     let mut connection =
         Connection { worker: &worker, socket, buf: Buf::default(), alarm, client, requests: 0 };
@@ -177,10 +179,15 @@ impl Connection<'_, '_> {
                     body: body.clone(),
                     version: request.version,
                     is_head: request.method == "HEAD",
-                    is_repeatable: !matches!(request.method, "POST" | "PATCH" | "LOCK"),
                     upgrades: request.upgrade.is_some(),
                     expects_continue: request.expects_continue && !body.is_done(),
-                    upstream,
+                    terms: Terms {
+                        upstream,
+                        transport: decision.route.transport(self.client.scheme),
+                        connect: decision.route.filters.connect_timeout,
+                        retry: decision.route.filters.retry,
+                        is_idempotent: !matches!(request.method, "POST" | "PATCH" | "LOCK"),
+                    },
                 })
             }
         };

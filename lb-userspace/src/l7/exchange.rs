@@ -2,11 +2,8 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::net::SocketAddr;
 use std::task::{Context, Poll};
 use std::time::Duration;
-
-use tokio::net::TcpStream;
 
 use super::buffer::{Buf, Scratch};
 use super::connection::{CLIENT_TIMEOUT, Connection};
@@ -18,16 +15,14 @@ use super::relay::{Broken, Coding, Leg, Waits};
 use super::snapshot::Snapshot;
 use super::socket::Socket;
 use super::timers::Due;
+use super::upstream::{Attempts, Lease, Next, Progress, Terms};
 
-/// Attempts of one request (`proxy-next-upstream-tries`).
-const TRIES: u32 = 3;
 /// Informational responses swallowed before the real one; more is not HTTP.
 const INFORMATIONAL_MAX: u32 = 8;
 
 /// The filters an exchange depends on.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
-    connect: Duration,
     send: Duration,
     read: Duration,
     max_body_bytes: Option<u64>,
@@ -36,7 +31,6 @@ pub(super) struct Limits {
 impl Limits {
     pub(super) fn of(filters: &crate::model::l7::Filters) -> Self {
         Self {
-            connect: filters.connect_timeout,
             send: filters.send_timeout,
             read: filters.read_timeout,
             max_body_bytes: filters.max_body_bytes,
@@ -50,11 +44,9 @@ pub(super) struct Outgoing {
     pub(super) body: Body,
     pub(super) version: Version,
     pub(super) is_head: bool,
-    /// Sending it twice does no harm (nginx: everything but POST, PATCH, LOCK).
-    pub(super) is_repeatable: bool,
     pub(super) upgrades: bool,
     pub(super) expects_continue: bool,
-    pub(super) upstream: usize,
+    pub(super) terms: Terms,
 }
 
 /// What the client got.
@@ -71,13 +63,10 @@ pub(super) enum Sent {
 /// Why one attempt gave no response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Failed {
-    /// Not connected: nothing was sent.
-    Connect(Failure),
-    /// Sent at least in part, no byte of a response. A reused connection may simply have been
-    /// closed by the endpoint meanwhile.
-    Silent { failure: Failure, reused: bool, body_sent: bool },
-    /// The upstream's answer cannot be used.
-    BadResponse,
+    /// The endpoint's fault.
+    Upstream(Failure, Progress),
+    /// The endpoint's answer is not wanted while others can be asked.
+    Rejected,
     /// The client's fault; nobody else has to be asked.
     Client { status: u16 },
 }
@@ -93,54 +82,40 @@ pub(super) async fn run(
     if outgoing.expects_continue && !connection.send(b"HTTP/1.1 100 Continue\r\n\r\n").await {
         return Sent::Broken { status: 499 };
     }
-    let mut tries = 0;
-    let mut fresh = false;
-    let mut endpoint = snapshot.next_endpoint(outgoing.upstream);
+    let mut attempts = Attempts::new(connection.worker, snapshot, outgoing.terms);
     loop {
-        let Some(at) = endpoint else { return Sent::Nothing { status: 503 } };
-        let failed = match attempt(connection, at, &outgoing, limits, after, fresh).await {
-            Ok(sent) => return sent,
-            Err(failed) => failed,
+        let mut lease = match attempts.lease().await {
+            Ok(lease) => lease,
+            Err(status) => return Sent::Nothing { status },
         };
-        let (failure, repeatable) = match failed {
-            Failed::Client { status: 499 } => return Sent::Broken { status: 499 },
-            Failed::Client { status } => return Sent::Nothing { status },
-            Failed::Connect(failure) => (failure, true),
-            Failed::Silent { failure, reused, body_sent } => {
-                let repeatable = outgoing.is_repeatable && !body_sent;
-                if reused && repeatable && failure == Failure::Closed {
-                    // A stale connection says nothing about its endpoint: the same one, anew.
-                    fresh = true;
-                    continue;
+        let next = match attempt(connection, &mut attempts, &mut lease, &outgoing, limits, after).await {
+            Ok((sent, keep)) => {
+                if keep {
+                    lease.keep(connection.worker);
                 }
-                (failure, repeatable)
+                return sent;
             }
-            Failed::BadResponse => (Failure::BadResponse, false),
+            Err(Failed::Client { status: 499 }) => return Sent::Broken { status: 499 },
+            Err(Failed::Client { status }) => return Sent::Nothing { status },
+            Err(Failed::Rejected) => Next::Again,
+            Err(Failed::Upstream(failure, progress)) => attempts.failed(lease, failure, progress),
         };
-        connection.worker.counters.borrow_mut().upstream_failure(failure);
-        tries += 1;
-        if !repeatable || tries >= TRIES {
-            return Sent::Nothing { status: failure.status() };
+        if let Next::Answer(status) = next {
+            return Sent::Nothing { status };
         }
-        endpoint = snapshot.next_endpoint(outgoing.upstream);
     }
 }
 
+/// The response, as far as it could be passed on, and whether its connection can be kept.
 async fn attempt(
     connection: &mut Connection<'_, '_>,
-    endpoint: SocketAddr,
+    attempts: &mut Attempts<'_>,
+    lease: &mut Lease,
     outgoing: &Outgoing,
     limits: Limits,
     after: After,
-    fresh: bool,
-) -> Result<Sent, Failed> {
-    let must_not_repeat = !outgoing.is_repeatable || !outgoing.body.is_done();
-    let pooled = if fresh { None } else { connection.worker.pool.take(endpoint, must_not_repeat) };
-    let (mut stream, requests) = match pooled {
-        Some(pooled) => (pooled.stream, pooled.requests),
-        None => (connect(connection, endpoint, limits.connect).await?, 0),
-    };
-    let upstream = Socket::plain(&mut stream);
+) -> Result<(Sent, bool), Failed> {
+    let upstream = lease.link.socket();
     let mut head = Scratch::take();
     head.extend_from_slice(&outgoing.head);
     let mut exchange = Exchange {
@@ -154,40 +129,17 @@ async fn attempt(
         limits,
         after,
     };
-    let answered = exchange.response_head(requests > 0).await?;
-    let sent = match answered {
-        Answered::Switched { head } => exchange.tunnel(head).await,
+    match exchange.response_head().await? {
+        Answered::Switched { head } => Ok((exchange.tunnel(head).await, false)),
+        Answered::Response(response) if attempts.rejects(response.status, exchange.progress()) => {
+            Err(Failed::Rejected)
+        }
         Answered::Response(response) => {
             let keep_upstream = response.keep_upstream;
             let sent = exchange.relay(response).await;
             let clean = exchange.upload.is_done() && exchange.buf.is_empty();
-            if keep_upstream && clean && matches!(sent, Sent::Response { .. }) {
-                let Exchange { connection, .. } = exchange;
-                connection.worker.pool.put(endpoint, stream, requests + 1);
-            }
-            sent
+            Ok((sent, keep_upstream && clean && matches!(sent, Sent::Response { .. })))
         }
-    };
-    Ok(sent)
-}
-
-async fn connect(
-    connection: &Connection<'_, '_>,
-    endpoint: SocketAddr,
-    timeout: Duration,
-) -> Result<TcpStream, Failed> {
-    match tokio::time::timeout(timeout, TcpStream::connect(endpoint)).await {
-        Ok(Ok(stream)) => {
-            // Small requests must not wait for an acknowledgement.
-            let _ = stream.set_nodelay(true);
-            connection.worker.counters.borrow_mut().upstream_connections += 1;
-            Ok(stream)
-        }
-        Ok(Err(error)) => {
-            tracing::debug!(%endpoint, %error, "upstream refused the connection");
-            Err(Failed::Connect(Failure::Connect))
-        }
-        Err(_) => Err(Failed::Connect(Failure::ConnectTimeout)),
     }
 }
 
@@ -224,7 +176,7 @@ struct Ready {
 impl Exchange<'_, '_, '_, '_> {
     /// Sends the request and waits for the head of its response, both at once: an upstream may
     /// answer before it has read the whole body.
-    async fn response_head(&mut self, reused: bool) -> Result<Answered, Failed> {
+    async fn response_head(&mut self) -> Result<Answered, Failed> {
         let mut due = self.upload_due();
         let mut moved = 0;
         poll_fn(|cx| {
@@ -233,9 +185,11 @@ impl Exchange<'_, '_, '_, '_> {
             }
             match self.poll_head(cx) {
                 Poll::Ready(Ok(answered)) => return Poll::Ready(Ok(answered)),
-                Poll::Ready(Err(NoHead::Bad)) => return Poll::Ready(Err(Failed::BadResponse)),
+                Poll::Ready(Err(NoHead::Bad)) => {
+                    return Poll::Ready(Err(self.let_down(Failure::BadResponse)));
+                }
                 Poll::Ready(Err(NoHead::Closed)) => {
-                    return Poll::Ready(Err(self.silent(Failure::Closed, reused)));
+                    return Poll::Ready(Err(self.let_down(Failure::Closed)));
                 }
                 Poll::Pending => {}
             }
@@ -252,7 +206,7 @@ impl Exchange<'_, '_, '_, '_> {
             let from_client = !waits_for_upstream && self.upload.waits == Waits::ForSender;
             Poll::Ready(Err(match from_client {
                 true => Failed::Client { status: 408 },
-                false => self.silent(Failure::Timeout, reused),
+                false => self.let_down(Failure::Timeout),
             }))
         })
         .await
@@ -267,9 +221,16 @@ impl Exchange<'_, '_, '_, '_> {
         }
     }
 
-    fn silent(&self, failure: Failure, reused: bool) -> Failed {
-        let body_sent = self.upload.body != self.outgoing.body;
-        Failed::Silent { failure, reused, body_sent }
+    fn let_down(&self, failure: Failure) -> Failed {
+        Failed::Upstream(failure, self.progress())
+    }
+
+    fn progress(&self) -> Progress {
+        match () {
+            () if self.upload.written == 0 => Progress::Unsent,
+            () if self.upload.body == self.outgoing.body => Progress::Sent,
+            () => Progress::Consumed,
+        }
     }
 
     /// Moves the request on. Ready only with a fault of the client.

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::route::{Labels, Router};
 use crate::model::report::{Metric, MetricKind, Sample};
+use crate::model::upstream::Condition;
 
 /// Upper bounds of the duration buckets in seconds, Prometheus' defaults as ingress-nginx has them.
 const BUCKETS: [f64; 11] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
@@ -59,6 +60,8 @@ pub(super) enum Failure {
     Connect,
     /// No connection in time.
     ConnectTimeout,
+    /// No TLS: refused, unverified, or not spoken there.
+    Tls,
     /// Closed without a response.
     Closed,
     /// No response in time.
@@ -74,7 +77,16 @@ impl Failure {
     pub(super) fn status(self) -> u16 {
         match self {
             Self::ConnectTimeout | Self::Timeout => 504,
-            Self::Connect | Self::Closed | Self::BadResponse | Self::CutOff => 502,
+            Self::Connect | Self::Tls | Self::Closed | Self::BadResponse | Self::CutOff => 502,
+        }
+    }
+
+    /// What nginx calls it where it decides about another attempt.
+    pub(super) fn condition(self) -> Condition {
+        match self {
+            Self::ConnectTimeout | Self::Timeout => Condition::Timeout,
+            Self::Connect | Self::Tls | Self::Closed | Self::CutOff => Condition::Error,
+            Self::BadResponse => Condition::InvalidHeader,
         }
     }
 
@@ -82,6 +94,7 @@ impl Failure {
         match self {
             Self::Connect => "connect",
             Self::ConnectTimeout => "connect-timeout",
+            Self::Tls => "tls",
             Self::Closed => "closed",
             Self::Timeout => "timeout",
             Self::BadResponse => "bad-response",

@@ -2,8 +2,8 @@
 //!
 //! Thread per core: each worker owns its listeners, connections, upstream pools and counters, and
 //! shares only the read-only snapshot. Reading order of a request: [`worker`] accepts,
-//! [`connection`] reads the head, [`filters`] decides (with [`route`]), [`exchange`] talks to the
-//! upstream through [`relay`]. No Kubernetes, no aya.
+//! [`connection`] reads the head, [`filters`] decides (with [`route`]), [`exchange`] talks to an
+//! endpoint that [`upstream`] leases it, through [`relay`]. No Kubernetes, no aya.
 
 mod buffer;
 mod connection;
@@ -24,6 +24,7 @@ mod tls;
 mod upstream;
 mod worker;
 
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
@@ -36,6 +37,11 @@ use tokio::sync::{mpsc, watch};
 use crate::model::l4::Listener;
 use crate::model::l7::L7;
 use crate::model::report::Metric;
+
+/// A number nobody can foresee, for starting points.
+fn random() -> u64 {
+    RandomState::new().build_hasher().finish()
+}
 
 /// Where to listen and with how many threads.
 #[derive(Debug, Clone)]

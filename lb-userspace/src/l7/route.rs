@@ -8,7 +8,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::model::ObjectName;
-use crate::model::l7::{Action, Filters, HostMatch, L7, Location, PathMatch, Redirect, UpstreamName};
+use crate::model::l7::{
+    Action, Filters, HostMatch, L7, Location, PathMatch, Protocol, Redirect, UpstreamName, UpstreamTls,
+};
+
+use super::filters::Scheme;
+use super::upstream::{Client, Transport};
 
 /// Longest host name looked up; longer ones belong to no server.
 const HOST_MAX: usize = 255;
@@ -23,6 +28,18 @@ pub(super) struct Router {
     sites: Vec<Site>,
     /// Upstreams by index.
     pub(super) upstreams: Vec<UpstreamEntry>,
+    /// Ways to speak TLS to upstreams, each once.
+    pub(super) tls: Vec<TlsEntry>,
+    /// What speaks them, in the same order; empty where nobody is going to.
+    pub(super) clients: Vec<Arc<Client>>,
+}
+
+/// A way to speak TLS to an upstream.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct TlsEntry {
+    pub(super) tls: Arc<UpstreamTls>,
+    /// HTTP/2 is asked for.
+    pub(super) h2: bool,
 }
 
 /// One upstream of the snapshot.
@@ -68,6 +85,8 @@ pub(super) struct Route {
     pub(super) action: RouteAction,
     pub(super) filters: Filters,
     pub(super) labels: Arc<Labels>,
+    /// Index of the way to speak TLS to its upstream, where its protocol asks for one.
+    pub(super) tls: Option<usize>,
     /// What [`RouteAction::Redirect`] answers.
     pub(super) redirect: Option<Redirect>,
     /// What it matches; `None` takes what nothing else takes.
@@ -140,7 +159,8 @@ impl Router {
             Action::Deny => RouteAction::Deny,
         };
 
-        let mut builder = SiteBuilder { resolve: &resolve, next_id: 0 };
+        let mut builder =
+            SiteBuilder { resolve: &resolve, next_id: 0, tls: Vec::new(), tls_index: HashMap::new() };
         let (mut exact, mut wildcard, mut sites) = (HashMap::new(), HashMap::new(), Vec::new());
         for (host, server) in &l7.servers {
             match host {
@@ -154,7 +174,8 @@ impl Router {
             sites.push(builder.site(&HostMatch::Any, &[]));
         }
         let any = sites.iter().position(|site| site.host == HostMatch::Any).unwrap_or(0);
-        Self { exact, wildcard, any, sites, upstreams }
+        let tls = builder.tls;
+        Self { exact, wildcard, any, sites, upstreams, tls, clients: Vec::new() }
     }
 
     /// Every route there is.
@@ -279,6 +300,15 @@ fn earlier(a: Option<usize>, b: Option<usize>) -> Option<usize> {
 }
 
 impl Route {
+    /// How its upstream is spoken to, for a client that came by `scheme`.
+    pub(super) fn transport(&self, scheme: Scheme) -> Transport {
+        match (self.filters.protocol, self.tls) {
+            (Protocol::AutoHttp, _) if scheme == Scheme::Http => Transport::Plain,
+            (_, Some(index)) => Transport::Tls(index),
+            (_, None) => Transport::Plain,
+        }
+    }
+
     /// How the location is written; the implicit one of a host is a prefix `/`.
     pub(super) fn describe(&self) -> String {
         match &self.path {
@@ -302,6 +332,8 @@ impl Route {
 struct SiteBuilder<'f> {
     resolve: &'f dyn Fn(&Action) -> RouteAction,
     next_id: usize,
+    tls: Vec<TlsEntry>,
+    tls_index: HashMap<TlsEntry, usize>,
 }
 
 impl SiteBuilder<'_> {
@@ -345,6 +377,7 @@ impl SiteBuilder<'_> {
         Route {
             id: self.id(),
             action: (self.resolve)(action),
+            tls: self.tls(filters),
             filters: filters.clone(),
             labels: Labels {
                 host: host.to_owned(),
@@ -366,11 +399,27 @@ impl SiteBuilder<'_> {
         Route {
             id: self.id(),
             action: (self.resolve)(&Action::DefaultBackend),
+            tls: None,
             filters: Filters::default(),
             labels: Labels { host: host.to_owned(), ..Labels::default() }.into(),
             redirect: None,
             path: None,
         }
+    }
+
+    fn tls(&mut self, filters: &Filters) -> Option<usize> {
+        let h2 = match filters.protocol {
+            Protocol::Http | Protocol::Grpc | Protocol::FastCgi => return None,
+            Protocol::Https | Protocol::AutoHttp => false,
+            Protocol::Grpcs => true,
+        };
+        let entry = TlsEntry { tls: Arc::clone(&filters.upstream_tls), h2 };
+        if let Some(index) = self.tls_index.get(&entry) {
+            return Some(*index);
+        }
+        self.tls.push(entry.clone());
+        self.tls_index.insert(entry, self.tls.len() - 1);
+        Some(self.tls.len() - 1)
     }
 
     fn id(&mut self) -> usize {

@@ -1,10 +1,7 @@
 //! From the desired state to what workers read: built once on a thread of its own, handed to every
 //! worker, swapped between two requests.
 
-use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
-use std::hash::{BuildHasher, Hasher, RandomState};
-use std::net::SocketAddr;
+use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -12,12 +9,14 @@ use tokio::sync::watch;
 
 use super::route::Router;
 use super::tls::Tls;
-use crate::model::l7::{L7, UpstreamName};
+use super::upstream::{Clients, Upstreams};
+use crate::model::l7::L7;
 
 /// Builds routers until the desired state or the workers are gone.
 pub(super) struct Publisher {
     desired: watch::Receiver<Arc<L7>>,
     tls: Arc<Tls>,
+    clients: Clients,
     published: watch::Sender<Arc<Router>>,
 }
 
@@ -28,8 +27,9 @@ pub(super) fn publisher(
 ) -> (Publisher, watch::Receiver<Arc<Router>>) {
     let l7 = Arc::clone(&desired.borrow_and_update());
     tls.publish(&l7);
-    let (published, receiver) = watch::channel(Arc::new(Router::new(&l7)));
-    (Publisher { desired, tls, published }, receiver)
+    let mut clients = Clients::default();
+    let (published, receiver) = watch::channel(router(&l7, &mut clients));
+    (Publisher { desired, tls, clients, published }, receiver)
 }
 
 impl Publisher {
@@ -48,49 +48,31 @@ impl Publisher {
                 let l7 = Arc::clone(&self.desired.borrow_and_update());
                 // A host's certificate is there before a route redirects to it.
                 self.tls.publish(&l7);
-                self.published.send_replace(Arc::new(Router::new(&l7)));
+                self.published.send_replace(router(&l7, &mut self.clients));
             }
             self.published.closed().await;
         });
     }
 }
 
-/// A router and one worker's round-robin state for it.
+fn router(l7: &L7, clients: &mut Clients) -> Arc<Router> {
+    let mut router = Router::new(l7);
+    router.clients = clients.of(&router.tls);
+    Arc::new(router)
+}
+
+/// A router and what one worker knows of its upstreams.
 pub(super) struct Snapshot {
     pub(super) router: Arc<Router>,
-    /// Next endpoint by upstream index.
-    cursors: Vec<Cell<usize>>,
+    pub(super) upstreams: Upstreams,
 }
 
 impl Snapshot {
-    /// Goes on where `before` stood; an upstream that is new starts at a random endpoint, so that
-    /// many workers do not start in step.
-    pub(super) fn new(router: Arc<Router>, before: Option<&Self>) -> Self {
-        let known: HashMap<&UpstreamName, usize> = before
-            .map(|before| {
-                before.router.upstreams.iter().zip(&before.cursors).map(|(u, c)| (&u.name, c.get())).collect()
-            })
-            .unwrap_or_default();
-        let cursors = router
-            .upstreams
-            .iter()
-            .map(|upstream| Cell::new(known.get(&upstream.name).copied().unwrap_or_else(random)))
-            .collect();
-        Self { router, cursors }
+    fn new(router: Arc<Router>, before: Option<&Self>) -> Self {
+        let known = before.map(|before| (before.router.upstreams.as_slice(), &before.upstreams));
+        let upstreams = Upstreams::new(&router.upstreams, known);
+        Self { router, upstreams }
     }
-
-    /// The next endpoint of an upstream; `None` if it has none.
-    pub(super) fn next_endpoint(&self, upstream: usize) -> Option<SocketAddr> {
-        let endpoints = &self.router.upstreams.get(upstream)?.endpoints;
-        let cursor = self.cursors.get(upstream)?;
-        let at = cursor.get().checked_rem(endpoints.len())?;
-        cursor.set(at + 1);
-        endpoints.get(at).copied()
-    }
-}
-
-fn random() -> usize {
-    RandomState::new().build_hasher().finish() as usize >> 1
 }
 
 /// The snapshot one worker serves from.

@@ -1,4 +1,4 @@
-//! One TCP connection, plain or TLS, polled in both directions at once through `&self`.
+//! One TCP connection, plain or TLS from either end, polled in both directions at once through `&self`.
 //!
 //! Written over tokio's split halves because their `poll_read` clears readiness after a partial
 //! read: the next wait costs no probing system call. rustls is driven directly, so a TLS
@@ -9,25 +9,34 @@ use std::io::{self, IoSlice, Read, Write};
 use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 
 use rustix::net::{RecvFlags, recv};
-use rustls::{ServerConfig, ServerConnection};
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection, ServerConfig, ServerConnection};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 
-/// A connection borrowed from its stream for as long as it is worked on.
+/// A connection that is owned, with its TLS session if it has one: what a pool keeps.
+///
+/// It is worked on through [`Link::socket`], or as `AsyncRead + AsyncWrite` by libraries that ask for that.
+pub(super) struct Link {
+    stream: TcpStream,
+    tls: Option<Box<Tls>>,
+}
+
+/// A [`Link`] borrowed for as long as it is worked on.
 ///
 /// The cells are borrowed only inside a poll function, never across an await.
 pub(super) struct Socket<'a> {
     rd: RefCell<ReadHalf<'a>>,
     wr: RefCell<WriteHalf<'a>>,
-    tls: Option<Box<Tls>>,
+    tls: Option<&'a Tls>,
 }
 
 struct Tls {
-    session: RefCell<ServerConnection>,
+    session: RefCell<rustls::Connection>,
     /// Plaintext bytes that rustls holds for us.
     readable: Cell<usize>,
     eof: Cell<bool>,
@@ -42,26 +51,100 @@ pub(super) enum Presence {
     Talking,
 }
 
-impl<'a> Socket<'a> {
-    /// A connection whose bytes are HTTP.
-    pub(super) fn plain(stream: &'a mut TcpStream) -> Self {
-        let (rd, wr) = stream.split();
-        Self { rd: RefCell::new(rd), wr: RefCell::new(wr), tls: None }
+impl Link {
+    /// A connection whose bytes are not encrypted.
+    pub(super) fn plain(stream: TcpStream) -> Self {
+        Self { stream, tls: None }
     }
 
     /// A connection whose client will start a TLS handshake.
-    pub(super) fn tls_server(
-        stream: &'a mut TcpStream,
-        config: Arc<ServerConfig>,
-    ) -> Result<Self, rustls::Error> {
-        let session = RefCell::new(ServerConnection::new(config)?);
-        let tls = Tls { session, readable: Cell::new(0), eof: Cell::new(false) };
-        Ok(Self { tls: Some(Box::new(tls)), ..Self::plain(stream) })
+    pub(super) fn tls_server(stream: TcpStream, config: Arc<ServerConfig>) -> Result<Self, rustls::Error> {
+        Ok(Self::tls(stream, ServerConnection::new(config)?.into()))
     }
 
+    /// A connection on which we start one; [`Socket::poll_handshake`] runs it.
+    pub(super) fn tls_client(
+        stream: TcpStream,
+        config: Arc<ClientConfig>,
+        name: ServerName<'static>,
+    ) -> Result<Self, rustls::Error> {
+        Ok(Self::tls(stream, ClientConnection::new(config, name)?.into()))
+    }
+
+    fn tls(stream: TcpStream, session: rustls::Connection) -> Self {
+        let tls = Tls { session: RefCell::new(session), readable: Cell::new(0), eof: Cell::new(false) };
+        Self { stream, tls: Some(Box::new(tls)) }
+    }
+
+    /// For reading and writing, both at once.
+    pub(super) fn socket(&mut self) -> Socket<'_> {
+        let (rd, wr) = self.stream.split();
+        Socket { rd: RefCell::new(rd), wr: RefCell::new(wr), tls: self.tls.as_deref() }
+    }
+
+    /// Whether a pooled connection is still open and silent, as it must be to carry a request.
+    ///
+    /// Asks the kernel only if it reported an event since the last use; `surely` asks it in any
+    /// case: for requests that cannot be repeated.
+    pub(super) fn is_idle(&mut self, surely: bool) -> bool {
+        let Some(tls) = &self.tls else {
+            return is_silent(&self.stream, surely);
+        };
+        if tls.readable.get() > 0 || tls.eof.get() {
+            return false;
+        }
+        if is_silent(&self.stream, surely) {
+            return true;
+        }
+        // Session tickets may have come after the handshake; they are no reason to part.
+        let presence = self.socket().poll_presence(&mut Context::from_waker(Waker::noop()));
+        presence.is_pending() && is_silent(&self.stream, true)
+    }
+}
+
+impl AsyncRead for Link {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let socket = self.socket();
+        let n = ready!(socket.poll_read(cx, into.initialize_unfilled()))?;
+        into.advance(n);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Link {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.socket().poll_write(cx, &[IoSlice::new(bytes)])
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        parts: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.socket().poll_write(cx, parts)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.socket().poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.socket().poll_finish(cx)
+    }
+}
+
+impl Socket<'_> {
     /// Bytes, or the end, can probably be read without waiting.
     pub(super) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.tls.as_ref().is_some_and(|tls| tls.readable.get() > 0 || tls.eof.get()) {
+        if self.tls.is_some_and(|tls| tls.readable.get() > 0 || tls.eof.get()) {
             return Poll::Ready(Ok(()));
         }
         self.rd.borrow().as_ref().poll_read_ready(cx)
@@ -69,7 +152,7 @@ impl<'a> Socket<'a> {
 
     /// Reads once; 0 is the end of the stream (or no room in `into`).
     pub(super) fn poll_read(&self, cx: &mut Context<'_>, into: &mut [u8]) -> Poll<io::Result<usize>> {
-        let Some(tls) = &self.tls else {
+        let Some(tls) = self.tls else {
             return self.poll_read_raw(cx, into);
         };
         loop {
@@ -88,7 +171,7 @@ impl<'a> Socket<'a> {
     /// Writes some of `parts`. With TLS, bytes may stay behind in the session: see
     /// [`Self::poll_flush`].
     pub(super) fn poll_write(&self, cx: &mut Context<'_>, parts: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        let Some(tls) = &self.tls else {
+        let Some(tls) = self.tls else {
             return Pin::new(&mut *self.wr.borrow_mut()).poll_write_vectored(cx, parts);
         };
         // Ciphertext of an earlier write goes first, and bounds what a slow client can pile up.
@@ -104,7 +187,7 @@ impl<'a> Socket<'a> {
 
     /// Sends what the TLS session still holds; nothing to do for a plain connection.
     pub(super) fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let Some(tls) = &self.tls else {
+        let Some(tls) = self.tls else {
             return Poll::Ready(Ok(()));
         };
         let mut session = tls.session.borrow_mut();
@@ -121,7 +204,7 @@ impl<'a> Socket<'a> {
 
     /// Runs the TLS handshake to its end; ready at once for a plain connection.
     pub(super) fn poll_handshake(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let Some(tls) = &self.tls else {
+        let Some(tls) = self.tls else {
             return Poll::Ready(Ok(()));
         };
         while tls.session.borrow().is_handshaking() {
@@ -140,7 +223,7 @@ impl<'a> Socket<'a> {
     /// Watches a client from which nothing is expected. Makes a system call only when the kernel
     /// reported an event.
     pub(super) fn poll_presence(&self, cx: &mut Context<'_>) -> Poll<Presence> {
-        if let Some(tls) = &self.tls {
+        if let Some(tls) = self.tls {
             if tls.readable.get() > 0 {
                 return Poll::Ready(Presence::Talking);
             }
@@ -174,7 +257,7 @@ impl<'a> Socket<'a> {
 
     /// Ends our direction: TLS close_notify, then FIN.
     pub(super) fn poll_finish(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if let Some(tls) = &self.tls {
+        if let Some(tls) = self.tls {
             tls.session.borrow_mut().send_close_notify();
             ready!(self.poll_flush(cx))?;
         }
@@ -183,9 +266,9 @@ impl<'a> Socket<'a> {
 
     /// Says goodbye on a TLS connection as far as that is possible without waiting.
     pub(super) fn close_notify(&self) {
-        if let Some(tls) = &self.tls {
+        if let Some(tls) = self.tls {
             tls.session.borrow_mut().send_close_notify();
-            let _ = self.poll_flush(&mut Context::from_waker(std::task::Waker::noop()));
+            let _ = self.poll_flush(&mut Context::from_waker(Waker::noop()));
         }
     }
 
@@ -228,17 +311,13 @@ fn peek(stream: &TcpStream) -> io::Result<usize> {
     Ok(n)
 }
 
-/// Whether a pooled connection is still open and silent, as it must be to carry a request.
-///
-/// Asks the kernel only if it reported an event since the last use.
-pub(super) fn is_idle(stream: &TcpStream) -> bool {
-    let peeked = stream.try_io(Interest::READABLE, || peek(stream));
+/// Open and without a byte to read.
+fn is_silent(stream: &TcpStream, surely: bool) -> bool {
+    let peeked = match surely {
+        true => peek(stream),
+        false => stream.try_io(Interest::READABLE, || peek(stream)),
+    };
     matches!(peeked, Err(e) if e.kind() == io::ErrorKind::WouldBlock)
-}
-
-/// Like [`is_idle`], but asks the kernel in any case: for requests that cannot be repeated.
-pub(super) fn is_surely_idle(stream: &TcpStream) -> bool {
-    matches!(peek(stream), Err(e) if e.kind() == io::ErrorKind::WouldBlock)
 }
 
 /// The encrypted side of a TLS session, as rustls wants to see it.

@@ -2,7 +2,6 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -98,7 +97,7 @@ async fn run(
         drain_started: Notify::new(),
         room: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
         active: Cell::new(0),
-        entropy: Cell::new(RandomState::new().build_hasher().finish() | 1),
+        entropy: Cell::new(super::random() | 1),
     });
     for Bound { listener, socket, .. } in bound {
         let listening = TcpListener::from_std(socket)?;
@@ -214,7 +213,8 @@ impl Worker {
             .iter()
             .flat_map(|upstream| upstream.endpoints.iter().copied())
             .collect();
-        self.pool.sweep(&endpoints);
+        let clients = snapshot.router.clients.iter().map(|client| client.id).collect();
+        self.pool.sweep(&endpoints, &clients);
     }
 
     fn drain(self: &Rc<Self>, done: mpsc::Sender<()>) {

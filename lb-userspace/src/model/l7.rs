@@ -3,12 +3,12 @@
 //! Strings a user wrote appear here only as values to compare or copy, as a compiled
 //! [`Template`] or as a compiled, linear-time [`Pattern`].
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::ObjectName;
+pub use super::upstream::{Protocol, Retry, Upstream, UpstreamName, UpstreamTls};
 
 /// Everything the proxy has to serve.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -142,6 +142,12 @@ pub struct Filters {
     pub read_timeout: Duration,
     /// `client_max_body_size`; `None`: unlimited.
     pub max_body_bytes: Option<u64>,
+    /// `backend-protocol`.
+    pub protocol: Protocol,
+    /// How TLS is spoken where the protocol asks for it.
+    pub upstream_tls: Arc<UpstreamTls>,
+    /// `proxy-next-upstream*`.
+    pub retry: Retry,
 }
 
 impl Default for Filters {
@@ -154,6 +160,9 @@ impl Default for Filters {
             send_timeout: Duration::from_secs(60),
             read_timeout: Duration::from_secs(60),
             max_body_bytes: Some(1 << 20),
+            protocol: Protocol::Http,
+            upstream_tls: Arc::default(),
+            retry: Retry::default(),
         }
     }
 }
@@ -223,20 +232,9 @@ pub enum Piece {
     Capture(usize),
 }
 
-/// `<namespace>-<service>-<port>`, ingress-nginx's name for it.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct UpstreamName(pub String);
-
-/// Where the requests of a Service port go.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Upstream {
-    /// Ready endpoints. Empty: 503.
-    pub endpoints: BTreeSet<SocketAddr>,
-}
-
 /// Certificate chain and key of a `kubernetes.io/tls` Secret, checked by the translation: they
 /// parse and belong together. PEM, because rustls types stop at `l7`.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Certificate {
     /// The Secret.
     pub secret: ObjectName,

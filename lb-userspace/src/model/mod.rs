@@ -8,6 +8,7 @@ pub mod l4;
 pub mod l7;
 pub mod problem;
 pub mod report;
+pub mod upstream;
 
 use std::fmt;
 use std::sync::Arc;

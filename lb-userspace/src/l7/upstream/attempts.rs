@@ -1,0 +1,218 @@
+//! The attempts of one request: which endpoint, by which connection, and whether another one may
+//! follow (reference 4.11).
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use tokio::net::TcpStream;
+
+use super::super::metrics::Failure;
+use super::super::snapshot::Snapshot;
+use super::super::socket::Link;
+use super::super::worker::Worker;
+use super::pool::Peer;
+use super::{Picked, Transport};
+use crate::model::upstream::{Condition, Retry};
+
+/// Attempts where `proxy-next-upstream-tries` is 0: a loop over endpoints that refuse must end.
+const TRIES_MAX: u32 = 32;
+
+/// What a request asks of its attempts.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::l7) struct Terms {
+    /// Index of the upstream in the router.
+    pub(in crate::l7) upstream: usize,
+    pub(in crate::l7) transport: Transport,
+    /// Longest time for TCP, and again for TLS.
+    pub(in crate::l7) connect: Duration,
+    pub(in crate::l7) retry: Retry,
+    /// Sending it twice does no harm (nginx: everything but POST, PATCH, LOCK).
+    pub(in crate::l7) is_idempotent: bool,
+}
+
+/// How far a request got at an endpoint that let it down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::l7) enum Progress {
+    /// Not a byte was taken, or the endpoint said that it did nothing: repeating is safe.
+    Unsent,
+    /// It may have been carried out, and all of it is still here to be sent again.
+    Sent,
+    /// Part of it is gone.
+    Consumed,
+}
+
+/// What follows a failed attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::l7) enum Next {
+    /// Ask for another lease.
+    Again,
+    /// Answer the client with this status.
+    Answer(u16),
+}
+
+/// The attempts of one request.
+pub(in crate::l7) struct Attempts<'s> {
+    worker: &'s Worker,
+    snapshot: &'s Snapshot,
+    terms: Terms,
+    begun: Instant,
+    /// Attempts that failed.
+    failed: u32,
+    /// Where a kept connection turned out to be closed: asked again, by a new one.
+    stale: Option<Picked>,
+}
+
+/// A connection to an endpoint for one request. Dropped, it is closed.
+pub(in crate::l7) struct Lease {
+    pub(in crate::l7) link: Link,
+    picked: Picked,
+    peer: Peer,
+    /// Requests it carried before.
+    requests: u32,
+    opened: Instant,
+}
+
+impl Lease {
+    /// A connection that carried requests before; it may have been closed meanwhile.
+    pub(in crate::l7) fn is_reused(&self) -> bool {
+        self.requests > 0
+    }
+
+    /// The response was read to its end and both sides keep the connection.
+    pub(in crate::l7) fn keep(self, worker: &Worker) {
+        worker.pool.put(self.peer, self.link, self.requests + 1, self.opened);
+    }
+}
+
+impl<'s> Attempts<'s> {
+    /// None made yet.
+    pub(in crate::l7) fn new(worker: &'s Worker, snapshot: &'s Snapshot, terms: Terms) -> Self {
+        Self { worker, snapshot, terms, begun: Instant::now(), failed: 0, stale: None }
+    }
+
+    /// A connection to send the request by. Endpoints that cannot be connected to are passed over,
+    /// as long as that is allowed; the error is what to answer.
+    pub(in crate::l7) async fn lease(&mut self) -> Result<Lease, u16> {
+        loop {
+            let failure = match self.pick() {
+                None => return Err(503),
+                Some((picked, fresh)) => match self.open(picked, fresh).await {
+                    Ok(lease) => return Ok(lease),
+                    Err(failure) => failure,
+                },
+            };
+            match self.let_down(failure, Progress::Unsent) {
+                Next::Again => {}
+                Next::Answer(status) => return Err(status),
+            }
+        }
+    }
+
+    /// An endpoint, and whether only a new connection will do. For protocols that keep connections
+    /// of their own; the others call [`Attempts::lease`].
+    pub(in crate::l7) fn pick(&mut self) -> Option<(Picked, bool)> {
+        if let Some(stale) = self.stale.take() {
+            return Some((stale, true));
+        }
+        let upstream = self.snapshot.upstreams.get(self.terms.upstream)?;
+        Some((upstream.pick()?, false))
+    }
+
+    async fn open(&self, picked: Picked, fresh: bool) -> Result<Lease, Failure> {
+        let client = match self.terms.transport {
+            Transport::Plain => 0,
+            Transport::Tls(index) => self.snapshot.router.clients.get(index).map_or(0, |client| client.id),
+        };
+        let peer = Peer { addr: picked.addr(), client };
+        if !fresh && let Some(pooled) = self.worker.pool.take(peer, !self.terms.is_idempotent) {
+            let (link, requests, opened) = (pooled.link, pooled.requests, pooled.opened);
+            return Ok(Lease { link, picked, peer, requests, opened });
+        }
+        let link = self.connect(peer.addr).await?;
+        Ok(Lease { link, picked, peer, requests: 0, opened: Instant::now() })
+    }
+
+    /// A new connection to an endpoint, TLS included.
+    pub(in crate::l7) async fn connect(&self, endpoint: SocketAddr) -> Result<Link, Failure> {
+        let connecting = tokio::time::timeout(self.terms.connect, TcpStream::connect(endpoint));
+        let stream = match connecting.await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => {
+                tracing::debug!(%endpoint, %error, "upstream refused the connection");
+                return Err(Failure::Connect);
+            }
+            Err(_) => return Err(Failure::ConnectTimeout),
+        };
+        // Small requests must not wait for an acknowledgement.
+        let _ = stream.set_nodelay(true);
+        self.worker.counters.borrow_mut().upstream_connections += 1;
+        let Transport::Tls(index) = self.terms.transport else {
+            return Ok(Link::plain(stream));
+        };
+        let client = self.snapshot.router.clients.get(index).ok_or(Failure::Tls)?;
+        let config = client.config.clone().ok_or(Failure::Tls)?;
+        let mut link = Link::tls_client(stream, config, client.name(endpoint)).map_err(|_| Failure::Tls)?;
+        let handshake = {
+            let socket = link.socket();
+            std::future::poll_fn(move |cx| socket.poll_handshake(cx))
+        };
+        match tokio::time::timeout(self.terms.connect, handshake).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::debug!(%endpoint, %error, "tls handshake with the upstream failed");
+                return Err(Failure::Tls);
+            }
+            Err(_) => return Err(Failure::ConnectTimeout),
+        }
+        Ok(link)
+    }
+
+    /// The endpoint of `lease` gave no response, or one that cannot be used.
+    pub(in crate::l7) fn failed(&mut self, lease: Lease, failure: Failure, progress: Progress) -> Next {
+        let repeatable = progress == Progress::Unsent
+            || progress == Progress::Sent && (self.terms.is_idempotent || self.repeats_everything());
+        if lease.is_reused() && failure == Failure::Closed && repeatable {
+            // A stale connection says nothing about its endpoint: the same one, anew.
+            self.stale = Some(lease.picked);
+            return Next::Again;
+        }
+        self.let_down(failure, progress)
+    }
+
+    /// An attempt at an endpoint failed. Whether there may be another one.
+    pub(in crate::l7) fn let_down(&mut self, failure: Failure, progress: Progress) -> Next {
+        self.worker.counters.borrow_mut().upstream_failure(failure);
+        self.failed += 1;
+        match self.may_repeat(failure.condition(), progress) {
+            true => Next::Again,
+            false => Next::Answer(failure.status()),
+        }
+    }
+
+    /// The endpoint answered with a status for which the next one should be asked, and may be. The
+    /// response is thrown away then.
+    pub(in crate::l7) fn rejects(&mut self, status: u16, progress: Progress) -> bool {
+        let Some(condition) = Condition::of_status(status) else { return false };
+        if !self.terms.retry.on.has(condition) {
+            return false;
+        }
+        self.failed += 1;
+        self.may_repeat(condition, progress)
+    }
+
+    fn may_repeat(&self, condition: Condition, progress: Progress) -> bool {
+        let Terms { retry, is_idempotent, .. } = self.terms;
+        let safe = match progress {
+            Progress::Unsent => true,
+            Progress::Sent => is_idempotent || self.repeats_everything(),
+            Progress::Consumed => false,
+        };
+        let tries = if retry.tries == 0 { TRIES_MAX } else { retry.tries };
+        let in_time = retry.within.is_zero() || self.begun.elapsed() < retry.within;
+        retry.on.has(condition) && safe && self.failed < tries && in_time
+    }
+
+    fn repeats_everything(&self) -> bool {
+        self.terms.retry.on.has(Condition::NonIdempotent)
+    }
+}

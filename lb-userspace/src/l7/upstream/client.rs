@@ -1,0 +1,231 @@
+//! TLS towards upstreams: what nginx would accept, unless `proxy-ssl-verify` says what must be proven.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, TrustAnchor, UnixTime};
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
+    SupportedProtocolVersion,
+};
+
+use super::super::route::TlsEntry;
+use crate::model::upstream::{TlsVersions, UpstreamTls, Verify};
+
+/// A way to speak TLS that locations share, with its session cache.
+#[derive(Debug)]
+pub(in crate::l7) struct Client {
+    /// Never given to another one: idle connections are kept by it.
+    pub(in crate::l7) id: u64,
+    /// `None`: what it needs could not be read, and it fails.
+    pub(in crate::l7) config: Option<Arc<ClientConfig>>,
+    name: Option<ServerName<'static>>,
+}
+
+impl Client {
+    /// The name of a session with this endpoint: what is sent as SNI, or else, unsent, its address,
+    /// so that each endpoint is offered its own tickets.
+    pub(in crate::l7) fn name(&self, endpoint: SocketAddr) -> ServerName<'static> {
+        self.name.clone().unwrap_or_else(|| ServerName::IpAddress(endpoint.ip().into()))
+    }
+}
+
+/// Clients of the newest router; those that go on being asked for keep their sessions.
+#[derive(Default)]
+pub(in crate::l7) struct Clients {
+    known: HashMap<TlsEntry, Arc<Client>>,
+    last_id: u64,
+}
+
+impl Clients {
+    /// One client for each entry, in order.
+    pub(in crate::l7) fn of(&mut self, entries: &[TlsEntry]) -> Vec<Arc<Client>> {
+        let mut before = std::mem::take(&mut self.known);
+        let mut clients = Vec::with_capacity(entries.len());
+        for entry in entries {
+            let client = before.remove(entry).unwrap_or_else(|| {
+                self.last_id += 1;
+                Arc::new(client(self.last_id, entry))
+            });
+            self.known.insert(entry.clone(), Arc::clone(&client));
+            clients.push(client);
+        }
+        clients
+    }
+}
+
+fn client(id: u64, entry: &TlsEntry) -> Client {
+    let TlsEntry { tls, h2 } = entry;
+    let name = tls.server_name.as_ref().and_then(|name| ServerName::try_from(name.clone()).ok());
+    let config = match config(tls, *h2) {
+        Ok(config) => Some(Arc::new(config)),
+        Err(error) => {
+            tracing::warn!(%error, "upstream tls cannot be set up; its requests answer 502");
+            None
+        }
+    };
+    Client { id, config, name }
+}
+
+fn config(tls: &UpstreamTls, h2: bool) -> Result<ClientConfig, Box<dyn std::error::Error>> {
+    let UpstreamTls { identity, verify, server_name, versions } = tls;
+    let provider = Arc::new(aws_lc_rs::default_provider());
+    let verifier =
+        Arc::new(Verifier { must: verify.as_ref().map(Must::new).transpose()?, provider: provider.clone() });
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(offered(*versions))?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier);
+    let mut config = match identity {
+        Some(identity) => {
+            let chain = CertificateDer::pem_slice_iter(&identity.chain_pem).collect::<Result<_, _>>()?;
+            builder.with_client_auth_cert(chain, PrivateKeyDer::from_pem_slice(&identity.key_pem)?)?
+        }
+        None => builder.with_no_client_auth(),
+    };
+    config.enable_sni = server_name.is_some();
+    config.alpn_protocols = vec![if h2 { b"h2".to_vec() } else { b"http/1.1".to_vec() }];
+    Ok(config)
+}
+
+fn offered(versions: TlsVersions) -> &'static [&'static SupportedProtocolVersion] {
+    static ONLY_12: [&SupportedProtocolVersion; 1] = [&rustls::version::TLS12];
+    static ONLY_13: [&SupportedProtocolVersion; 1] = [&rustls::version::TLS13];
+    match versions {
+        TlsVersions::Both => rustls::ALL_VERSIONS,
+        TlsVersions::Only12 => &ONLY_12,
+        TlsVersions::Only13 => &ONLY_13,
+    }
+}
+
+/// Checks what has to be checked, which by default is nothing but that the upstream holds the key
+/// of the certificate it shows.
+#[derive(Debug)]
+struct Verifier {
+    must: Option<Must>,
+    provider: Arc<CryptoProvider>,
+}
+
+/// [`Verify`], parsed.
+#[derive(Debug)]
+struct Must {
+    roots: RootCertStore,
+    /// Certificates of the bundle as they are: one that the upstream shows itself is trusted, as
+    /// OpenSSL does.
+    listed: Vec<CertificateDer<'static>>,
+    name: ServerName<'static>,
+    depth: usize,
+}
+
+impl Must {
+    fn new(verify: &Verify) -> Result<Self, Box<dyn std::error::Error>> {
+        let Verify { roots_pem, name, depth } = verify;
+        let listed: Vec<_> = CertificateDer::pem_slice_iter(roots_pem).collect::<Result<_, _>>()?;
+        let mut roots = RootCertStore::empty();
+        for certificate in &listed {
+            roots.add(certificate.clone())?;
+        }
+        let depth = usize::try_from(*depth).unwrap_or(usize::MAX);
+        Ok(Self { roots, listed, name: ServerName::try_from(name.clone())?, depth })
+    }
+
+    fn verify(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+        provider: &CryptoProvider,
+    ) -> Result<(), rustls::Error> {
+        let certificate = webpki::EndEntityCert::try_from(leaf).map_err(refused)?;
+        if self.listed.iter().any(|listed| listed == leaf) {
+            is_of_now(leaf, now)?;
+        } else {
+            let short_enough =
+                |path: &webpki::VerifiedPath<'_>| match path.intermediate_certificates().count() {
+                    count if count <= self.depth => Ok(()),
+                    _ => Err(webpki::Error::MaximumPathDepthExceeded),
+                };
+            let anchors: &[TrustAnchor<'_>] = &self.roots.roots;
+            certificate
+                .verify_for_usage(
+                    provider.signature_verification_algorithms.all,
+                    anchors,
+                    intermediates,
+                    now,
+                    webpki::KeyUsage::server_auth(),
+                    None,
+                    Some(&short_enough),
+                )
+                .map_err(refused)?;
+        }
+        certificate.verify_is_valid_for_subject_name(&self.name).map_err(refused)
+    }
+}
+
+fn is_of_now(leaf: &CertificateDer<'_>, now: UnixTime) -> Result<(), rustls::Error> {
+    let (_, parsed) = x509_parser::parse_x509_certificate(leaf)
+        .map_err(|_| rustls::Error::from(CertificateError::BadEncoding))?;
+    let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+    let validity = parsed.validity();
+    match now {
+        _ if now < validity.not_before.timestamp() => Err(CertificateError::NotValidYet.into()),
+        _ if now > validity.not_after.timestamp() => Err(CertificateError::Expired.into()),
+        _ => Ok(()),
+    }
+}
+
+fn refused(error: webpki::Error) -> rustls::Error {
+    CertificateError::Other(rustls::OtherError(Arc::new(error))).into()
+}
+
+impl ServerCertVerifier for Verifier {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        if let Some(must) = &self.must {
+            must.verify(leaf, intermediates, now, &self.provider)?;
+        }
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(
+            message,
+            certificate,
+            signature,
+            &self.provider.signature_verification_algorithms,
+        )
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(
+            message,
+            certificate,
+            signature,
+            &self.provider.signature_verification_algorithms,
+        )
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}

@@ -1,0 +1,197 @@
+//! What the proxy knows of an upstream and how it deals with it: endpoints, protocol, TLS, retries.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::l7::Certificate;
+use std::sync::Arc;
+
+/// `<namespace>-<service>-<port>`, ingress-nginx's name for it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct UpstreamName(pub String);
+
+/// Where the requests of a Service port go.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Upstream {
+    /// Ready endpoints. Empty: 503.
+    pub endpoints: BTreeSet<SocketAddr>,
+}
+
+/// What an upstream speaks (`backend-protocol`). It belongs to the location: the same upstream may be asked in several.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Protocol {
+    /// HTTP/1.1.
+    #[default]
+    Http,
+    /// HTTP/1.1 over TLS.
+    Https,
+    /// HTTP/1.1, over TLS where the client came by TLS.
+    AutoHttp,
+    /// HTTP/2 with prior knowledge.
+    Grpc,
+    /// HTTP/2 over TLS.
+    Grpcs,
+    /// FastCGI.
+    FastCgi,
+}
+
+/// TLS towards an upstream (`proxy-ssl-*`).
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct UpstreamTls {
+    /// Our certificate, if the upstream asks for one.
+    pub identity: Option<Arc<Certificate>>,
+    /// `None`: any certificate will do, as with nginx.
+    pub verify: Option<Verify>,
+    /// SNI; `None` sends none.
+    pub server_name: Option<String>,
+    /// Versions offered.
+    pub versions: TlsVersions,
+}
+
+impl Default for UpstreamTls {
+    /// Without `proxy-ssl-secret`: encrypted and unverified.
+    fn default() -> Self {
+        Self { identity: None, verify: None, server_name: None, versions: TlsVersions::Both }
+    }
+}
+
+/// What the upstream's certificate must be.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Verify {
+    /// Certificates of authorities, PEM.
+    pub roots_pem: Vec<u8>,
+    /// Name the certificate must be good for: a DNS name or an address.
+    pub name: String,
+    /// Most certificates between its own and an authority's.
+    pub depth: u32,
+}
+
+impl fmt::Debug for Verify {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Verify").field("name", &self.name).field("depth", &self.depth).finish_non_exhaustive()
+    }
+}
+
+/// TLS versions offered to an upstream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum TlsVersions {
+    /// 1.2 and 1.3.
+    #[default]
+    Both,
+    /// 1.2 alone.
+    Only12,
+    /// 1.3 alone.
+    Only13,
+}
+
+/// When a request goes to another endpoint (`proxy-next-upstream*`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Retry {
+    /// After what.
+    pub on: Conditions,
+    /// Attempts in total; 0: no limit but the proxy's own.
+    pub tries: u32,
+    /// No further attempt begins later than this after the first; zero: no limit.
+    pub within: Duration,
+}
+
+impl Default for Retry {
+    /// ingress-nginx's: error and timeout, three attempts.
+    fn default() -> Self {
+        let on = Conditions::default().with(Condition::Error).with(Condition::Timeout);
+        Self { on, tries: 3, within: Duration::ZERO }
+    }
+}
+
+/// What may lead to another attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u16)]
+pub enum Condition {
+    /// Refused, reset, or closed without a response.
+    Error = 1,
+    /// No connection or no response in time.
+    Timeout = 1 << 1,
+    /// A response that is none, or whose head is too large.
+    InvalidHeader = 1 << 2,
+    /// Status 500.
+    Http500 = 1 << 3,
+    /// Status 502.
+    Http502 = 1 << 4,
+    /// Status 503.
+    Http503 = 1 << 5,
+    /// Status 504.
+    Http504 = 1 << 6,
+    /// Status 403.
+    Http403 = 1 << 7,
+    /// Status 404.
+    Http404 = 1 << 8,
+    /// Status 429.
+    Http429 = 1 << 9,
+    /// Any of these even for a POST, LOCK or PATCH that was sent.
+    NonIdempotent = 1 << 10,
+}
+
+impl Condition {
+    /// Every one, with nginx's word for it.
+    pub const ALL: [(Self, &str); 11] = [
+        (Self::Error, "error"),
+        (Self::Timeout, "timeout"),
+        (Self::InvalidHeader, "invalid_header"),
+        (Self::Http500, "http_500"),
+        (Self::Http502, "http_502"),
+        (Self::Http503, "http_503"),
+        (Self::Http504, "http_504"),
+        (Self::Http403, "http_403"),
+        (Self::Http404, "http_404"),
+        (Self::Http429, "http_429"),
+        (Self::NonIdempotent, "non_idempotent"),
+    ];
+
+    /// The condition that a status of an upstream fulfils.
+    pub fn of_status(status: u16) -> Option<Self> {
+        match status {
+            403 => Some(Self::Http403),
+            404 => Some(Self::Http404),
+            429 => Some(Self::Http429),
+            500 => Some(Self::Http500),
+            502 => Some(Self::Http502),
+            503 => Some(Self::Http503),
+            504 => Some(Self::Http504),
+            _ => None,
+        }
+    }
+}
+
+/// A set of [`Condition`]s.
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
+pub struct Conditions(u16);
+
+impl Conditions {
+    /// The same and one more.
+    #[must_use]
+    pub fn with(self, condition: Condition) -> Self {
+        Self(self.0 | condition as u16)
+    }
+
+    /// Whether it holds this one.
+    pub fn has(self, condition: Condition) -> bool {
+        self.0 & condition as u16 != 0
+    }
+}
+
+impl fmt::Display for Conditions {
+    /// As nginx writes it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let words: Vec<_> =
+            Condition::ALL.iter().filter(|(one, _)| self.has(*one)).map(|(_, word)| *word).collect();
+        f.write_str(if words.is_empty() { "off".to_owned() } else { words.join(" ") }.as_str())
+    }
+}
+
+impl fmt::Debug for Conditions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Conditions({self})")
+    }
+}
