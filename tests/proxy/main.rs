@@ -4,6 +4,7 @@ mod bodies;
 mod change;
 mod edges;
 mod errors;
+mod http2;
 mod requests;
 mod rig;
 mod smuggling;

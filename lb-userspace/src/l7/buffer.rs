@@ -8,7 +8,7 @@ use std::io;
 use std::ops::{Deref, DerefMut};
 use std::task::{Context, Poll, ready};
 
-use super::socket::Socket;
+use super::carrier::Carrier;
 
 /// Size of a read buffer: a head and a 16 KiB body arrive in one read. Also the limit of a head.
 pub(super) const BUFFER_BYTES: usize = 32 * 1024;
@@ -58,7 +58,11 @@ impl Buf {
     }
 
     /// Reads once from `socket` behind the bytes there are; 0 is the end of the stream.
-    pub(super) fn poll_fill(&mut self, cx: &mut Context<'_>, socket: &Socket<'_>) -> Poll<io::Result<usize>> {
+    pub(super) fn poll_fill(
+        &mut self,
+        cx: &mut Context<'_>,
+        socket: &Carrier<'_>,
+    ) -> Poll<io::Result<usize>> {
         ready!(socket.poll_readable(cx))?;
         let read = socket.poll_read(cx, self.space());
         if let Poll::Ready(Ok(n)) = &read {

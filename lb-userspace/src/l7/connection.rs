@@ -12,23 +12,25 @@ use std::time::{Duration, Instant};
 use tokio::net::TcpStream;
 
 use super::buffer::{Buf, Scratch};
+use super::carrier::Carrier;
 use super::exchange::{self, Outgoing, Sent};
 use super::filters::{Answer, Asked, Next, Scheme, decide};
 use super::h1::head::{Lines, Refusal};
 use super::h1::{Body, Request, Version};
+use super::h2;
 use super::heads::{self, After, Client};
 use super::metrics::Method;
 use super::route::Labels;
 use super::snapshot::Snapshot;
-use super::socket::{Link, Presence, Socket};
+use super::socket::{Link, Presence};
 use super::timers::{Alarm, Due};
 use super::upstream::Terms;
 use super::worker::Worker;
 
 /// Longest wait for the next request (`keep-alive`).
-const KEEP_ALIVE: Duration = Duration::from_secs(75);
+pub(super) const KEEP_ALIVE: Duration = Duration::from_secs(75);
 /// Longest time for a whole head, and for a TLS handshake (`client-header-timeout`).
-const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
+pub(super) const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
 /// Requests of one connection (`keep-alive-requests`).
 const REQUESTS_MAX: u32 = 1000;
 /// After an early answer, how long and how much of the unread body is thrown away, so that the
@@ -42,7 +44,7 @@ pub(super) const CLIENT_TIMEOUT: Duration = Duration::from_secs(60);
 /// A client connection between and during requests.
 pub(super) struct Connection<'w, 's> {
     pub(super) worker: &'w Rc<Worker>,
-    pub(super) socket: Socket<'s>,
+    pub(super) socket: Carrier<'s>,
     pub(super) buf: Buf,
     pub(super) alarm: Alarm,
     pub(super) client: Client,
@@ -54,6 +56,8 @@ pub(super) struct Connection<'w, 's> {
 enum Left {
     /// The next request may come.
     Open,
+    /// It speaks HTTP/2 and was not served yet.
+    Http2,
     /// All was said; body bytes may still arrive.
     Finished,
     /// Nothing more can be said.
@@ -69,24 +73,59 @@ pub(super) async fn serve(worker: Rc<Worker>, stream: TcpStream, peer: SocketAdd
         Scheme::Https => Link::tls_server(stream, worker.tls()),
     };
     let Ok(mut link) = link else { return };
-    let socket = link.socket();
+    let socket = Carrier::Socket(link.socket());
     let alarm = worker.timers.alarm();
     let mut connection =
         Connection { worker: &worker, socket, buf: Buf::default(), alarm, client, requests: 0 };
-    connection.run().await;
+    if connection.run().await == Left::Http2 {
+        let Connection { socket, buf, alarm, .. } = connection;
+        if let Carrier::Socket(socket) = socket {
+            // Apart, so that a connection of HTTP/1.1 does not carry its size.
+            Box::pin(h2::serve(&worker, socket, buf, alarm, client)).await;
+        }
+    }
+}
+
+/// Serves the one request of an HTTP/2 stream, or refuses it; false if the client did not get its
+/// whole response.
+pub(super) async fn serve_stream(
+    worker: &Rc<Worker>,
+    stream: h2::Stream,
+    verdict: Result<(), Refusal>,
+    client: Client,
+) -> bool {
+    let socket = Carrier::Stream(Box::new(stream));
+    let alarm = worker.timers.alarm();
+    let mut connection = Connection { worker, socket, buf: Buf::default(), alarm, client, requests: 0 };
+    let left = match verdict {
+        Ok(()) => connection.request().await,
+        Err(refusal) => connection.refuse(refusal).await,
+    };
+    let Carrier::Stream(stream) = &connection.socket else { return false };
+    if left == Left::Broken {
+        stream.reset();
+        return false;
+    }
+    stream.finish().is_ok()
 }
 
 impl Connection<'_, '_> {
-    async fn run(&mut self) {
+    async fn run(&mut self) -> Left {
         if !self.handshake().await {
             self.worker.counters.borrow_mut().failed_handshakes += 1;
-            return;
+            return Left::Broken;
+        }
+        if self.socket.is_http2() {
+            return Left::Http2;
         }
         loop {
             match self.request().await {
                 Left::Open => {}
-                Left::Finished => return self.linger().await,
-                Left::Broken => return,
+                Left::Finished => {
+                    self.linger().await;
+                    return Left::Broken;
+                }
+                left @ (Left::Broken | Left::Http2) => return left,
             }
         }
     }
@@ -121,6 +160,8 @@ impl Connection<'_, '_> {
                         let plan = self.plan(&request);
                         return self.carry_out(plan, started).await;
                     }
+                    // Prior knowledge (RFC 9113 3.3): looked for only in what is no HTTP/1.1.
+                    Err(_) if self.requests == 0 && h2::is_preface(self.buf.bytes()) => return Left::Http2,
                     Err(refusal) => return self.refuse(refusal).await,
                 }
             }

@@ -6,6 +6,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use super::buffer::{Buf, Scratch};
+use super::carrier::Carrier;
 use super::connection::{CLIENT_TIMEOUT, Connection};
 use super::h1::head::Lines;
 use super::h1::{Body, Response, Version};
@@ -13,7 +14,6 @@ use super::heads::{self, After};
 use super::metrics::Failure;
 use super::relay::{Broken, Coding, Leg, Waits};
 use super::snapshot::Snapshot;
-use super::socket::Socket;
 use super::timers::Due;
 use super::upstream::{Attempts, Lease, Next, Progress, Terms};
 
@@ -115,7 +115,7 @@ async fn attempt(
     limits: Limits,
     after: After,
 ) -> Result<(Sent, bool), Failed> {
-    let upstream = lease.link.socket();
+    let upstream = Carrier::Socket(lease.link.socket());
     let mut head = Scratch::take();
     head.extend_from_slice(&outgoing.head);
     let mut exchange = Exchange {
@@ -146,7 +146,7 @@ async fn attempt(
 /// An attempt that has its connection.
 struct Exchange<'e, 'w, 's, 'u> {
     connection: &'e mut Connection<'w, 's>,
-    upstream: &'e Socket<'u>,
+    upstream: &'e Carrier<'u>,
     upload: Leg,
     /// The upstream stopped taking the body; its response may still be good.
     upload_broken: bool,

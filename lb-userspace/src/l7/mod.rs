@@ -1,4 +1,4 @@
-//! The proxy: HTTP/1.1 and TLS for the connections the kernel punts up, or for its own listeners.
+//! The proxy: HTTP/1.1, HTTP/2 and TLS for the connections the kernel punts up, or for its own listeners.
 //!
 //! Thread per core: each worker owns its listeners, connections, upstream pools and counters, and
 //! shares only the read-only snapshot. Reading order of a request: [`worker`] accepts,
@@ -6,11 +6,13 @@
 //! endpoint that [`upstream`] leases it, through [`relay`]. No Kubernetes, no aya.
 
 mod buffer;
+mod carrier;
 mod connection;
 mod exchange;
 pub mod explain;
 mod filters;
 mod h1;
+mod h2;
 mod heads;
 mod listen;
 mod metrics;

@@ -7,9 +7,9 @@ use std::io::{self, IoSlice};
 use std::task::{Context, Poll, ready};
 
 use super::buffer::{Buf, Scratch};
+use super::carrier::Carrier;
 use super::h1::Body;
 use super::h1::chunked::Piece;
-use super::socket::Socket;
 
 /// Why a body stopped short; says whose fault it is.
 #[derive(Debug, thiserror::Error)]
@@ -94,9 +94,9 @@ impl Leg {
     pub(super) fn poll(
         &mut self,
         cx: &mut Context<'_>,
-        from: &Socket<'_>,
+        from: &Carrier<'_>,
         buf: &mut Buf,
-        to: &Socket<'_>,
+        to: &Carrier<'_>,
     ) -> Poll<Result<(), Broken>> {
         loop {
             self.waits = Waits::ForReceiver;
@@ -133,7 +133,7 @@ impl Leg {
                 Coding::Same => self.ready = self.body.take(buf.bytes()).map_err(|_| Broken::Framing)?,
                 Coding::Decoded => match self.body.piece(buf.bytes()).map_err(|_| Broken::Framing)? {
                     Piece::Content(n) => self.ready = n,
-                    Piece::Framing(n) => {
+                    Piece::Framing(n) | Piece::Trailers(n) => {
                         buf.consume(n);
                         continue;
                     }
@@ -148,7 +148,7 @@ impl Leg {
     }
 
     /// Writes head and body together while both are there: one system call for a small message.
-    fn poll_write(&mut self, cx: &mut Context<'_>, buf: &mut Buf, to: &Socket<'_>) -> Poll<io::Result<()>> {
+    fn poll_write(&mut self, cx: &mut Context<'_>, buf: &mut Buf, to: &Carrier<'_>) -> Poll<io::Result<()>> {
         let head = self.head.get(self.head_sent..).unwrap_or_default();
         let body = buf.bytes().get(..self.ready).unwrap_or_default();
         let n = match (head.is_empty(), body.is_empty()) {

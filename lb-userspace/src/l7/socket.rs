@@ -220,6 +220,11 @@ impl Socket<'_> {
         Poll::Ready(Ok(()))
     }
 
+    /// The client chose HTTP/2 in its handshake.
+    pub(super) fn is_http2(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.session.borrow().alpn_protocol() == Some(b"h2"))
+    }
+
     /// Watches a client from which nothing is expected. Makes a system call only when the kernel
     /// reported an event.
     pub(super) fn poll_presence(&self, cx: &mut Context<'_>) -> Poll<Presence> {

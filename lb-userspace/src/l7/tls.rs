@@ -35,7 +35,7 @@ impl Tls {
             .map_err(|e| failed(&e))?
             .with_no_client_auth()
             .with_cert_resolver(Arc::clone(&certificates) as Arc<dyn ResolvesServerCert>);
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         config.ticketer = aws_lc_rs::Ticketer::new().map_err(|e| failed(&e))?;
         Ok(Self { config: Arc::new(config), certificates })
     }

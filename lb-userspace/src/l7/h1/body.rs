@@ -26,6 +26,15 @@ impl Body {
         }
     }
 
+    /// The next byte is content, no framing.
+    pub(in crate::l7) fn is_in_content(&self) -> bool {
+        match self {
+            Self::Chunked(decoder) => decoder.is_in_content(),
+            Self::Length(_) | Self::UntilClose => true,
+            Self::Closed => false,
+        }
+    }
+
     /// How many of the next `bytes` belong to this body, framing included.
     pub(in crate::l7) fn take(&mut self, bytes: &[u8]) -> Result<usize, Malformed> {
         match self {

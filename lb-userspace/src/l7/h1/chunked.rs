@@ -32,15 +32,17 @@ pub(in crate::l7) struct Malformed;
 pub(in crate::l7) enum Piece {
     /// Bytes of the body itself.
     Content(usize),
-    /// Sizes, line ends, trailers.
+    /// Sizes and line ends.
     Framing(usize),
+    /// Trailer lines and the empty line that ends the body.
+    Trailers(usize),
 }
 
 impl Piece {
     /// Bytes in it.
     pub(in crate::l7) fn len(self) -> usize {
         match self {
-            Self::Content(n) | Self::Framing(n) => n,
+            Self::Content(n) | Self::Framing(n) | Self::Trailers(n) => n,
         }
     }
 }
@@ -95,15 +97,33 @@ impl Decoder {
             }
             return Ok(Piece::Content(n));
         }
+        let trailers = self.is_in_trailers();
         let mut n = 0;
         for &byte in bytes {
-            if matches!(self.state, State::Content { .. } | State::Done) {
+            let is_content = matches!(self.state, State::Content { .. } | State::Done);
+            if is_content || self.is_in_trailers() != trailers {
                 break;
             }
             self.step(byte)?;
             n += 1;
         }
-        Ok(Piece::Framing(n))
+        Ok(if trailers { Piece::Trailers(n) } else { Piece::Framing(n) })
+    }
+
+    /// The next byte is content.
+    pub(in crate::l7) fn is_in_content(&self) -> bool {
+        matches!(self.state, State::Content { .. })
+    }
+
+    fn is_in_trailers(&self) -> bool {
+        matches!(
+            self.state,
+            State::TrailerStart { .. }
+                | State::TrailerName { .. }
+                | State::TrailerValue { .. }
+                | State::TrailerLf { .. }
+                | State::LastLf
+        )
     }
 
     /// One byte of framing.
@@ -160,6 +180,11 @@ impl Decoder {
         };
         Ok(())
     }
+}
+
+/// Whether a trailer of this name, in lower case, passes.
+pub(in crate::l7) fn may_trail(name: &[u8]) -> bool {
+    !name.is_empty() && name.iter().all(|&byte| is_token(byte)) && !FORBIDDEN_TRAILERS.contains(&name)
 }
 
 /// Visible characters, space, tab, and bytes above ASCII: no CR, no LF, no other control.

@@ -167,6 +167,12 @@ impl<'h, 'b> Block<'h, 'b> {
         out.extend_from_slice(self.bytes.get(run..end).unwrap_or_default());
     }
 
+    /// Names and values of the lines that are not in `drop`.
+    pub(in crate::l7) fn kept(&self, drop: LineSet) -> impl Iterator<Item = (&'b str, &'b [u8])> {
+        let lines = self.lines.iter().enumerate();
+        lines.filter(move |(i, _)| !drop.contains(*i)).map(|(_, line)| (line.name, line.value))
+    }
+
     /// Values of the lines in `set` that have one, as they were sent.
     pub(in crate::l7) fn values(&self, set: LineSet) -> impl Iterator<Item = &'b [u8]> {
         let lines = self.lines.iter().enumerate();

@@ -1,0 +1,85 @@
+//! What a message travels on: a connection of its own, or one stream of a shared HTTP/2
+//! connection. Whoever moves messages sees HTTP/1.1 bytes either way.
+
+use std::io::{self, IoSlice};
+use std::task::{Context, Poll};
+
+use super::h2::Stream;
+use super::socket::{Presence, Socket};
+
+/// One side of an exchange.
+pub(super) enum Carrier<'a> {
+    Socket(Socket<'a>),
+    /// Boxed: a waiting HTTP/1.1 connection should not pay for its size.
+    Stream(Box<Stream>),
+}
+
+impl Carrier<'_> {
+    /// See [`Socket::poll_handshake`]; a stream has none.
+    pub(super) fn poll_handshake(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Socket(socket) => socket.poll_handshake(cx),
+            Self::Stream(_) => Poll::Ready(Ok(())),
+        }
+    }
+
+    /// The client chose HTTP/2 in its TLS handshake.
+    pub(super) fn is_http2(&self) -> bool {
+        matches!(self, Self::Socket(socket) if socket.is_http2())
+    }
+
+    /// Bytes, or the end, can probably be read without waiting.
+    pub(super) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Socket(socket) => socket.poll_readable(cx),
+            Self::Stream(stream) => stream.poll_readable(cx),
+        }
+    }
+
+    /// Reads once; 0 is the end (or no room in `into`).
+    pub(super) fn poll_read(&self, cx: &mut Context<'_>, into: &mut [u8]) -> Poll<io::Result<usize>> {
+        match self {
+            Self::Socket(socket) => socket.poll_read(cx, into),
+            Self::Stream(stream) => stream.poll_read(cx, into),
+        }
+    }
+
+    /// Writes some of `parts`; some may stay behind until [`Self::poll_flush`].
+    pub(super) fn poll_write(&self, cx: &mut Context<'_>, parts: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        match self {
+            Self::Socket(socket) => socket.poll_write(cx, parts),
+            Self::Stream(stream) => stream.poll_write(cx, parts),
+        }
+    }
+
+    /// Sends what was held back.
+    pub(super) fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Socket(socket) => socket.poll_flush(cx),
+            Self::Stream(stream) => Poll::Ready(stream.flush()),
+        }
+    }
+
+    /// Watches a client from which nothing is expected.
+    pub(super) fn poll_presence(&self, cx: &mut Context<'_>) -> Poll<Presence> {
+        match self {
+            Self::Socket(socket) => socket.poll_presence(cx),
+            Self::Stream(stream) => stream.poll_reset(cx).map(|()| Presence::Gone),
+        }
+    }
+
+    /// Ends our direction.
+    pub(super) fn poll_finish(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Socket(socket) => socket.poll_finish(cx),
+            Self::Stream(stream) => Poll::Ready(stream.finish()),
+        }
+    }
+
+    /// Says goodbye as far as that is possible without waiting.
+    pub(super) fn close_notify(&self) {
+        if let Self::Socket(socket) = self {
+            socket.close_notify();
+        }
+    }
+}

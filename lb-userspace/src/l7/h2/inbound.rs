@@ -1,0 +1,321 @@
+//! What arrives on a stream, as HTTP/1.1 bytes.
+//!
+//! Bodies of unknown length become chunks, trailers the trailers of the last one. What RFC 9113 8.2
+//! and 8.3 forbid and the h2 crate lets through is refused here; the rest is for the parser of
+//! HTTP/1.1, which reads what this makes.
+
+use std::future::Future;
+use std::io::{self, Write as _};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf as _, Bytes};
+use h2::RecvStream;
+use http::header::{self, HeaderMap, HeaderName};
+use http::{Method, StatusCode, request, response};
+
+use super::super::buffer::Scratch;
+use super::super::h1::head::Refusal;
+
+/// Room for the size line and the line end of a chunk.
+const CHUNK_OVERHEAD: usize = 4 + 2 + 2;
+/// Content of one chunk, so that its size has four digits at most.
+const CHUNK_MAX: usize = 0xffff;
+
+/// One direction of a stream.
+pub(super) struct Inbound {
+    source: Source,
+    /// Bytes of heads and trailers that wait to be read.
+    staged: Option<Scratch>,
+    staged_read: usize,
+    /// Content of the frame at hand, and how much of it the window lacks.
+    data: Bytes,
+    unreleased: usize,
+    framing: Framing,
+}
+
+enum Source {
+    /// The request was not sent yet.
+    Unsent,
+    /// Its response is to come; `true` if it has no body whatever its head says.
+    Response(h2::client::ResponseFuture, bool),
+    Body(RecvStream),
+    Trailers(RecvStream),
+    Ended,
+}
+
+/// How the receiver learns where the body ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Framing {
+    /// By a Content-Length, or because there can be none.
+    Known,
+    Chunked,
+}
+
+impl Inbound {
+    /// Reads a request: its head, then `body`. Where the head is refused it must not be read.
+    pub(super) fn request(parts: &request::Parts, body: RecvStream) -> (Self, Result<(), Refusal>) {
+        let mut head = Scratch::take();
+        let ends = body.is_end_stream();
+        let known = ends || parts.headers.contains_key(header::CONTENT_LENGTH);
+        let verdict = request_head(parts, known, &mut head);
+        let inbound = Self {
+            source: if ends { Source::Ended } else { Source::Body(body) },
+            staged: Some(head),
+            staged_read: 0,
+            data: Bytes::new(),
+            unreleased: 0,
+            framing: if known { Framing::Known } else { Framing::Chunked },
+        };
+        (inbound, verdict)
+    }
+
+    /// Waits for the response to a request that is not sent yet.
+    pub(super) fn response() -> Self {
+        Self {
+            source: Source::Unsent,
+            staged: None,
+            staged_read: 0,
+            data: Bytes::new(),
+            unreleased: 0,
+            framing: Framing::Known,
+        }
+    }
+
+    /// The request was sent; `bodyless` if it asked for the head alone.
+    pub(super) fn sent(&mut self, response: h2::client::ResponseFuture, bodyless: bool) {
+        self.source = Source::Response(response, bodyless);
+    }
+
+    /// There is something to read, or the end.
+    pub(super) fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.staged.is_none() && self.data.is_empty() {
+            match &mut self.source {
+                Source::Unsent => return Poll::Pending,
+                Source::Response(response, bodyless) => {
+                    let bodyless = *bodyless;
+                    let (parts, body) = ready!(Pin::new(response).poll(cx)).map_err(broken)?.into_parts();
+                    self.answered(&parts, body, bodyless);
+                }
+                Source::Body(body) => match ready!(body.poll_data(cx)) {
+                    Some(data) => {
+                        self.data = data.map_err(broken)?;
+                        self.unreleased = self.data.len();
+                    }
+                    None => match std::mem::replace(&mut self.source, Source::Ended) {
+                        Source::Body(body) if self.framing == Framing::Chunked => {
+                            self.source = Source::Trailers(body);
+                        }
+                        _ => {}
+                    },
+                },
+                Source::Trailers(body) => {
+                    let trailers = ready!(body.poll_trailers(cx)).map_err(broken)?;
+                    let mut end = Scratch::take();
+                    end.extend_from_slice(b"0\r\n");
+                    trailers.iter().flatten().filter(|(name, _)| may_trail(name)).for_each(
+                        |(name, value)| {
+                            line(name.as_str(), value.as_bytes(), &mut end);
+                        },
+                    );
+                    end.extend_from_slice(b"\r\n");
+                    self.stage(end);
+                    self.source = Source::Ended;
+                }
+                Source::Ended => break,
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Reads what there is; 0 is the end.
+    pub(super) fn poll_read(&mut self, cx: &mut Context<'_>, into: &mut [u8]) -> Poll<io::Result<usize>> {
+        let mut filled = 0;
+        loop {
+            match self.poll_ready(cx) {
+                Poll::Ready(Ok(())) => {}
+                // What is filled goes first; the error comes again.
+                Poll::Pending | Poll::Ready(Err(_)) if filled > 0 => break,
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+            }
+            let n = self.take(into.get_mut(filled..).unwrap_or_default());
+            filled += n;
+            if n == 0 {
+                break;
+            }
+        }
+        Poll::Ready(Ok(filled))
+    }
+
+    /// Copies the next piece. 0 if there is none or no room.
+    fn take(&mut self, into: &mut [u8]) -> usize {
+        if let Some(staged) = &self.staged {
+            let rest = staged.get(self.staged_read..).unwrap_or_default();
+            let n = copy(rest, into);
+            self.staged_read += n;
+            if self.staged_read >= staged.len() {
+                (self.staged, self.staged_read) = (None, 0);
+            }
+            return n;
+        }
+        let n = match self.framing {
+            Framing::Known => copy(&self.data, into),
+            Framing::Chunked => chunk(&self.data, into),
+        };
+        let framing = if self.framing == Framing::Chunked && n > 0 { overhead(n) } else { 0 };
+        self.data.advance((n - framing).min(self.data.len()));
+        if self.data.is_empty() {
+            self.release();
+        }
+        n
+    }
+
+    /// Lets the sender send as much again.
+    fn release(&mut self) {
+        let n = std::mem::take(&mut self.unreleased);
+        if let Source::Body(body) = &mut self.source {
+            // Fails only for more than was received.
+            let _ = body.flow_control().release_capacity(n);
+        }
+    }
+
+    fn stage(&mut self, bytes: Scratch) {
+        (self.staged, self.staged_read) = (Some(bytes), 0);
+    }
+
+    /// A response head from an upstream.
+    fn answered(&mut self, parts: &response::Parts, body: RecvStream, bodyless: bool) {
+        let bodyless = bodyless || matches!(parts.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+        let ends = body.is_end_stream();
+        let headers = &parts.headers;
+        // A length would hide the trailers of gRPC from HTTP/1.1's framing.
+        let by_length = !is_grpc(headers) && headers.contains_key(header::CONTENT_LENGTH);
+        self.framing = if bodyless || by_length { Framing::Known } else { Framing::Chunked };
+        let mut head = Scratch::take();
+        let _ = write!(head, "HTTP/1.1 {} \r\n", parts.status.as_str());
+        for (name, value) in headers {
+            if by_length || bodyless || name != header::CONTENT_LENGTH {
+                line(name.as_str(), value.as_bytes(), &mut head);
+            }
+        }
+        let chunked = self.framing == Framing::Chunked;
+        head.extend_from_slice(if chunked { b"transfer-encoding: chunked\r\n\r\n" } else { b"\r\n" });
+        if chunked && ends {
+            // In one piece with the head, so that whoever passes it on can end both at once.
+            head.extend_from_slice(b"0\r\n\r\n");
+        }
+        self.stage(head);
+        self.source = if ends || bodyless { Source::Ended } else { Source::Body(body) };
+    }
+}
+
+/// Writes `data`'s beginning as one chunk; returns the bytes written.
+fn chunk(data: &Bytes, into: &mut [u8]) -> usize {
+    let n = data.len().min(into.len().saturating_sub(CHUNK_OVERHEAD)).min(CHUNK_MAX);
+    let Some(content) = data.get(..n).filter(|content| !content.is_empty()) else { return 0 };
+    let room = into.len();
+    let mut rest = into;
+    // There is room for all of it.
+    let _ = write!(rest, "{n:04x}\r\n");
+    let _ = rest.write_all(content);
+    let _ = rest.write_all(b"\r\n");
+    room - rest.len()
+}
+
+/// Framing in the `n` bytes of a chunk that [`chunk`] wrote.
+fn overhead(n: usize) -> usize {
+    n.min(CHUNK_OVERHEAD)
+}
+
+fn copy(from: &[u8], into: &mut [u8]) -> usize {
+    let n = from.len().min(into.len());
+    if let (Some(from), Some(into)) = (from.get(..n), into.get_mut(..n)) {
+        into.copy_from_slice(from);
+    }
+    n
+}
+
+/// The head in HTTP/1.1. `length_known`: no chunks are needed to tell the body's end.
+fn request_head(parts: &request::Parts, length_known: bool, out: &mut Vec<u8>) -> Result<(), Refusal> {
+    if parts.method == Method::CONNECT {
+        return Err(Refusal::Method);
+    }
+    let target = parts.uri.path_and_query().map_or("", |target| target.as_str());
+    if !target.starts_with('/') {
+        // An absolute form here would name a second authority; `*` goes nowhere.
+        return Err(Refusal::Target);
+    }
+    let host = host(parts)?;
+    for part in [parts.method.as_str(), " ", target, " HTTP/1.1\r\nhost: "] {
+        out.extend_from_slice(part.as_bytes());
+    }
+    out.extend_from_slice(host);
+    out.extend_from_slice(b"\r\n");
+    let mut cookies = false;
+    for (name, value) in &parts.headers {
+        let value = value.as_bytes();
+        // RFC 9113 8.2.1; h2 lets it through, and HTTP/1.1 would cut it off.
+        if value.first().is_some_and(is_blank) || value.last().is_some_and(is_blank) {
+            return Err(Refusal::Malformed);
+        }
+        match *name {
+            header::HOST => {}
+            header::COOKIE => cookies = true,
+            // RFC 9113 8.2.2 allows it and the value `trailers`; hop by hop in HTTP/1.1.
+            header::TE => {}
+            _ => line(name.as_str(), value, out),
+        }
+    }
+    if cookies {
+        // RFC 9113 8.2.3: crumbs are one header for HTTP/1.1.
+        out.extend_from_slice(b"cookie: ");
+        for (i, crumb) in parts.headers.get_all(header::COOKIE).iter().enumerate() {
+            out.extend_from_slice(if i == 0 { b"" } else { b"; " });
+            out.extend_from_slice(crumb.as_bytes());
+        }
+        out.extend_from_slice(b"\r\n");
+    }
+    out.extend_from_slice(if length_known { b"\r\n" } else { b"transfer-encoding: chunked\r\n\r\n" });
+    Ok(())
+}
+
+/// `:authority`, or Host without it; where both are there they say the same.
+fn host(parts: &request::Parts) -> Result<&[u8], Refusal> {
+    let authority = parts.uri.authority().map(|authority| authority.as_str().as_bytes());
+    let mut hosts = parts.headers.get_all(header::HOST).iter();
+    let host = hosts.next().map(|host| host.as_bytes());
+    if hosts.next().is_some() {
+        return Err(Refusal::Host);
+    }
+    match (authority, host) {
+        (Some(authority), Some(host)) if !authority.eq_ignore_ascii_case(host) => Err(Refusal::Host),
+        (Some(host), _) | (None, Some(host)) => Ok(host),
+        (None, None) => Err(Refusal::Host),
+    }
+}
+
+fn is_blank(byte: &u8) -> bool {
+    matches!(byte, b' ' | b'\t')
+}
+
+fn line(name: &str, value: &[u8], out: &mut Vec<u8>) {
+    out.extend_from_slice(name.as_bytes());
+    out.extend_from_slice(b": ");
+    out.extend_from_slice(value);
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Trailers that could be taken for something else in the head are left out.
+fn may_trail(name: &HeaderName) -> bool {
+    super::super::h1::chunked::may_trail(name.as_str().as_bytes())
+}
+
+pub(super) fn is_grpc(headers: &HeaderMap) -> bool {
+    headers.get(header::CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
+}
+
+fn broken(error: h2::Error) -> io::Error {
+    let kind = if error.is_io() { io::ErrorKind::BrokenPipe } else { io::ErrorKind::ConnectionReset };
+    io::Error::new(kind, error)
+}

@@ -1,0 +1,55 @@
+//! Every bound of an HTTP/2 connection, by name.
+//!
+//! One connection holds at most: 1 MiB of request bodies ([`CONNECTION_WINDOW`]), 128 times 64 KiB of
+//! responses ([`STREAMS_MAX`], [`SEND_BUFFER`]), 128 decoded heads of 31 KiB ([`HEADER_LIST_MAX`]), and
+//! its read and write buffers: 13.5 MiB, reached only by a client that asks for as many large
+//! responses as it may, with the largest heads, and reads none. Idle, it holds a few KiB.
+//!
+//! The h2 crate bounds by itself: CONTINUATION frames of one head, heads four times too large, small
+//! DATA frames, answers to PING and SETTINGS (it reads no further until they are written), and
+//! streams that a client resets before we saw them. The rest is [`super::chatter`]'s.
+
+use std::time::Duration;
+
+use super::super::h1::head::HEAD_MAX;
+
+/// Streams of a client connection at once (`http2-max-concurrent-streams`).
+pub(super) const STREAMS_MAX: u32 = 128;
+/// Requests of a client connection (`keep-alive-requests`); it is told to come again.
+pub(super) const REQUESTS_MAX: u32 = 1000;
+/// Bytes of one request body that may wait here; bounds its rate to this per round trip.
+pub(super) const STREAM_WINDOW: u32 = 256 << 10;
+/// Bytes of all request bodies of a connection that may wait here.
+pub(super) const CONNECTION_WINDOW: u32 = 1 << 20;
+/// Bytes of one response that wait for the client's window or its socket.
+pub(super) const SEND_BUFFER: usize = 64 << 10;
+/// Decoded head as RFC 9113 6.5.2 counts it; what it becomes in HTTP/1.1 fits our own limit.
+pub(super) const HEADER_LIST_MAX: u32 = (HEAD_MAX - 1024) as u32;
+/// Payload of the frames we take; the smallest the standard allows.
+pub(super) const FRAME_MAX: u32 = 16 << 10;
+/// Streams reset by the client that still wait to be seen; more is an attack (CVE-2023-44487).
+pub(super) const PENDING_RESETS_MAX: usize = 20;
+/// Streams we reset because of the client's errors; more ends the connection.
+pub(super) const ERROR_RESETS_MAX: usize = 100;
+/// Streams we reset that are remembered, so that frames under way do no harm, and for how long.
+const RESET_REMEMBERED: usize = 50;
+const RESET_REMEMBERED_FOR: Duration = Duration::from_secs(1);
+/// How long a connection that was told to end has for its last bytes.
+pub(super) const GOODBYE: Duration = Duration::from_secs(5);
+
+/// The client side with all its bounds.
+pub(super) fn server() -> h2::server::Builder {
+    let mut builder = h2::server::Builder::new();
+    builder
+        .max_concurrent_streams(STREAMS_MAX)
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buffer_size(SEND_BUFFER)
+        .max_header_list_size(HEADER_LIST_MAX)
+        .max_frame_size(FRAME_MAX)
+        .max_pending_accept_reset_streams(PENDING_RESETS_MAX)
+        .max_local_error_reset_streams(Some(ERROR_RESETS_MAX))
+        .max_concurrent_reset_streams(RESET_REMEMBERED)
+        .reset_stream_duration(RESET_REMEMBERED_FOR);
+    builder
+}

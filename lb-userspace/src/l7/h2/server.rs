@@ -1,0 +1,149 @@
+//! A client's HTTP/2 connection: accepts streams, each a task of its own, until it has had its
+//! share of requests, idles too long, misbehaves, or the worker drains.
+
+use std::cell::{Cell, RefCell};
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+use std::time::Instant;
+
+use bytes::Bytes;
+use h2::server::SendResponse;
+use h2::{Reason, RecvStream};
+use http::Request;
+
+use super::super::buffer::Buf;
+use super::super::connection::{self, HEAD_TIMEOUT, KEEP_ALIVE};
+use super::super::heads::Client;
+use super::super::socket::Socket;
+use super::super::timers::{Alarm, Due};
+use super::super::worker::Worker;
+use super::chatter::Chatter;
+use super::io::Io;
+use super::stream::Stream;
+use super::{PREFACE, limits};
+
+type Accepted = (Request<RecvStream>, SendResponse<Bytes>);
+
+/// Serves a connection whose client speaks HTTP/2; `first` was read from it already.
+pub(in crate::l7) async fn serve(
+    worker: &Rc<Worker>,
+    socket: Socket<'_>,
+    first: Buf,
+    alarm: Alarm,
+    client: Client,
+) {
+    let chatter = Rc::new(Chatter::new(PREFACE.len(), Instant::now()));
+    let io = Io::new(socket, first, Rc::clone(&chatter));
+    let due = alarm.due(HEAD_TIMEOUT);
+    let mut handshake = pin!(limits::server().handshake::<_, Bytes>(io));
+    let shaken = poll_fn(|cx| match handshake.as_mut().poll(cx) {
+        Poll::Ready(shaken) => Poll::Ready(shaken.ok()),
+        Poll::Pending => alarm.poll_due(cx, due).map(|()| None),
+    });
+    let Some(h2) = shaken.await else { return };
+    let streams = Rc::new(Streams::default());
+    let due = alarm.due(KEEP_ALIVE);
+    let mut connection =
+        Connection { worker, h2, alarm, streams, chatter, due, requests: 0, leaving: false, was_live: 0 };
+    while let Some((request, respond)) = connection.next().await {
+        connection.start(request, respond, client);
+    }
+}
+
+/// Streams of a connection that are being served.
+#[derive(Default)]
+struct Streams {
+    live: Cell<u32>,
+    connection: RefCell<Option<Waker>>,
+}
+
+struct Connection<'w, 's> {
+    worker: &'w Rc<Worker>,
+    h2: h2::server::Connection<Io<'s>, Bytes>,
+    alarm: Alarm,
+    streams: Rc<Streams>,
+    chatter: Rc<Chatter>,
+    /// When it has been idle for too long, or, leaving, has had time enough.
+    due: Due,
+    requests: u32,
+    leaving: bool,
+    was_live: u32,
+}
+
+impl Connection<'_, '_> {
+    /// The next request; `None` when the connection is over.
+    async fn next(&mut self) -> Option<Accepted> {
+        poll_fn(|cx| self.poll_next(cx)).await
+    }
+
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Accepted>> {
+        self.streams.connection.replace(Some(cx.waker().clone()));
+        if !self.leaving && (self.worker.is_draining() || self.requests >= limits::REQUESTS_MAX) {
+            self.leave();
+        }
+        if self.chatter.is_exhausted() {
+            self.h2.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+        }
+        let live = self.streams.live.get();
+        // Streams that the client reset live on here until they notice: no more of both than it
+        // may have open.
+        let polled = if live < limits::STREAMS_MAX {
+            self.h2.poll_accept(cx)
+        } else {
+            self.h2.poll_closed(cx).map(|closed| closed.err().map(Err))
+        };
+        match polled {
+            Poll::Ready(Some(Ok(accepted))) => return Poll::Ready(Some(accepted)),
+            Poll::Ready(Some(Err(error))) => {
+                tracing::debug!(%error, "http/2 connection ended");
+                return Poll::Ready(None);
+            }
+            Poll::Ready(None) => return Poll::Ready(None),
+            Poll::Pending => {}
+        }
+        if live != self.was_live {
+            self.was_live = live;
+            self.due = self.alarm.due(if self.leaving { limits::GOODBYE } else { KEEP_ALIVE });
+        }
+        let due = if live > 0 { Due::MAX } else { self.due };
+        match self.alarm.poll_due(cx, due) {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(()) if self.leaving => Poll::Ready(None),
+            Poll::Ready(()) => {
+                self.leave();
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
+        }
+    }
+
+    /// Tells the client to take new requests elsewhere; those it has sent are served.
+    fn leave(&mut self) {
+        self.leaving = true;
+        self.h2.graceful_shutdown();
+        self.due = self.alarm.due(limits::GOODBYE);
+    }
+
+    fn start(&mut self, request: Request<RecvStream>, respond: SendResponse<Bytes>, client: Client) {
+        self.requests += 1;
+        let streams = Rc::clone(&self.streams);
+        streams.live.set(streams.live.get() + 1);
+        let worker = Rc::clone(self.worker);
+        let chatter = Rc::clone(&self.chatter);
+        let (stream, verdict) = Stream::accepted(request, respond, Rc::clone(&chatter));
+        tokio::task::spawn_local(async move {
+            let whole = connection::serve_stream(&worker, stream, verdict, client).await;
+            if whole {
+                chatter.finished()
+            } else {
+                chatter.cancelled()
+            }
+            streams.live.set(streams.live.get().saturating_sub(1));
+            if let Some(waker) = streams.connection.take() {
+                waker.wake();
+            }
+        });
+    }
+}

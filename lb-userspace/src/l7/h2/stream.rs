@@ -1,0 +1,98 @@
+//! One stream, polled in both directions at once through `&self`, like a socket.
+
+use std::cell::RefCell;
+use std::io::{self, IoSlice};
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use h2::server::SendResponse;
+use h2::{Reason, RecvStream};
+use http::{Method, Request};
+
+use super::super::h1::head::Refusal;
+use super::chatter::Chatter;
+use super::inbound::Inbound;
+use super::outbound::Outbound;
+
+/// A stream as HTTP/1.1 bytes. The cells are borrowed only inside a poll function.
+///
+/// Dropped before its message is complete, it is reset.
+pub(in crate::l7) struct Stream {
+    inbound: RefCell<Inbound>,
+    outbound: RefCell<Outbound>,
+    chatter: Option<Rc<Chatter>>,
+}
+
+impl Stream {
+    /// A client's request and the way of its response. Where the request is refused it must not be
+    /// read, only answered.
+    pub(super) fn accepted(
+        request: Request<RecvStream>,
+        respond: SendResponse<Bytes>,
+        chatter: Rc<Chatter>,
+    ) -> (Self, Result<(), Refusal>) {
+        let (parts, body) = request.into_parts();
+        let head_only = parts.method == Method::HEAD;
+        let (inbound, verdict) = Inbound::request(&parts, body);
+        let stream = Self {
+            inbound: RefCell::new(inbound),
+            outbound: RefCell::new(Outbound::response(respond, head_only)),
+            chatter: Some(chatter),
+        };
+        (stream, verdict)
+    }
+
+    /// Bytes, or the end, can be read without waiting.
+    pub(in crate::l7) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.inbound.borrow_mut().poll_ready(cx)
+    }
+
+    /// Reads once; 0 is the end (or no room in `into`).
+    pub(in crate::l7) fn poll_read(&self, cx: &mut Context<'_>, into: &mut [u8]) -> Poll<io::Result<usize>> {
+        self.inbound.borrow_mut().poll_read(cx, into)
+    }
+
+    /// Takes some of `parts`; some stays behind until [`Self::flush`].
+    pub(in crate::l7) fn poll_write(
+        &self,
+        cx: &mut Context<'_>,
+        parts: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = self.outbound.borrow_mut().poll_write(cx, parts);
+        self.account();
+        written
+    }
+
+    /// Hands over to the connection what was held back. Its own flow control does the rest.
+    pub(in crate::l7) fn flush(&self) -> io::Result<()> {
+        let flushed = self.outbound.borrow_mut().flush();
+        self.account();
+        flushed
+    }
+
+    /// Ends our direction: with the message where only the end can tell, else as an error.
+    pub(in crate::l7) fn finish(&self) -> io::Result<()> {
+        self.outbound.borrow_mut().finish()
+    }
+
+    /// Tells the other side that the message will not be complete.
+    pub(in crate::l7) fn reset(&self) {
+        self.outbound.borrow_mut().reset(Reason::INTERNAL_ERROR);
+    }
+
+    /// Ready when the other side wants no more.
+    pub(in crate::l7) fn poll_reset(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.outbound.borrow_mut().poll_reset(cx)
+    }
+
+    fn account(&self) {
+        let mut outbound = self.outbound.borrow_mut();
+        if let Some(chatter) = &self.chatter {
+            (0..outbound.take_frames()).for_each(|_| chatter.sent_data());
+        }
+        if let Some((answer, head_only)) = outbound.take_answer() {
+            self.inbound.borrow_mut().sent(answer, head_only);
+        }
+    }
+}

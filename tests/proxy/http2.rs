@@ -1,0 +1,411 @@
+//! HTTP/2 from clients: many streams, bodies both ways, what the upstream is told, how it ends.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::client::SendRequest;
+use http::{HeaderMap, Request, Response};
+use penstock::model::l7::Filters;
+use tokio::net::TcpStream;
+
+use crate::rig::{Backend, DEADLINE, Rig, to, to_with};
+
+/// A client of one connection on a runtime of its own.
+struct Client {
+    runtime: tokio::runtime::Runtime,
+    requests: SendRequest<Bytes>,
+    connection: tokio::task::JoinHandle<Result<(), h2::Error>>,
+}
+
+/// A whole response.
+#[derive(Debug)]
+struct Reply {
+    head: Response<()>,
+    body: Vec<u8>,
+    trailers: Option<HeaderMap>,
+}
+
+impl Reply {
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+}
+
+impl Client {
+    fn connect(addr: SocketAddr) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .expect("runtime");
+        let (requests, connection) = runtime.block_on(async {
+            let stream = TcpStream::connect(addr).await.expect("connect");
+            let (requests, connection) = h2::client::handshake(stream).await.expect("handshake");
+            (requests, tokio::spawn(connection))
+        });
+        Self { runtime, requests, connection }
+    }
+
+    fn ask(&self, request: Request<()>, body: &[&'static [u8]]) -> Result<Reply, h2::Error> {
+        let requests = self.requests.clone();
+        self.runtime.block_on(limited(exchange(requests, request, body.to_vec(), None)))
+    }
+
+    fn get(&self, path: &str) -> Reply {
+        self.ask(get(path), &[]).expect("a response")
+    }
+}
+
+async fn limited<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(DEADLINE, future).await.expect("in time")
+}
+
+fn get(path: &str) -> Request<()> {
+    Request::get(format!("http://a.example{path}")).body(()).expect("request")
+}
+
+async fn exchange(
+    requests: SendRequest<Bytes>,
+    request: Request<()>,
+    body: Vec<&'static [u8]>,
+    trailers: Option<HeaderMap>,
+) -> Result<Reply, h2::Error> {
+    let mut requests = requests.ready().await?;
+    let (response, mut stream) = requests.send_request(request, body.is_empty() && trailers.is_none())?;
+    let pieces = body.len();
+    for (i, piece) in body.into_iter().enumerate() {
+        stream.send_data(Bytes::from_static(piece), i + 1 == pieces && trailers.is_none())?;
+    }
+    if let Some(trailers) = trailers {
+        stream.send_trailers(trailers)?;
+    }
+    let (parts, mut body) = response.await?.into_parts();
+    let mut reply = Reply { head: Response::from_parts(parts, ()), body: Vec::new(), trailers: None };
+    while let Some(data) = body.data().await {
+        let data = data?;
+        body.flow_control().release_capacity(data.len())?;
+        reply.body.extend_from_slice(&data);
+    }
+    reply.trailers = body.trailers().await?;
+    Ok(reply)
+}
+
+#[test]
+fn the_upstream_sees_an_http_1_1_request() {
+    let backend = Backend::mirror();
+    let rig = Rig::start(to(&[backend.addr]));
+    let request = Request::get("http://shop.example:8080/a?x=1")
+        .header("accept", "*/*")
+        .header("cookie", "a=1")
+        .header("cookie", "b=2")
+        .header("te", "trailers")
+        .header("x_under", "1")
+        .header("ssl-client-verify", "SUCCESS")
+        .header("x-forwarded-for", "6.6.6.6")
+        .header("x-request-id", "0123456789abcdef0123456789abcdef")
+        .body(())
+        .expect("request");
+
+    let reply = Client::connect(rig.http).ask(request, &[]).expect("a response");
+
+    let port = rig.http.port();
+    assert_eq!(
+        reply.text(),
+        format!(
+            "GET /a?x=1 HTTP/1.1\r\nHost: shop.example:8080\r\naccept: */*\r\ncookie: a=1; b=2\r\n\
+             X-Request-ID: 0123456789abcdef0123456789abcdef\r\nX-Real-IP: 127.0.0.1\r\n\
+             X-Forwarded-For: 127.0.0.1\r\nX-Forwarded-Host: shop.example:8080\r\n\
+             X-Forwarded-Port: {port}\r\nX-Forwarded-Proto: http\r\nX-Forwarded-Scheme: http\r\n\
+             X-Scheme: http\r\nX-Original-Forwarded-For: 6.6.6.6\r\n\r\n"
+        )
+    );
+}
+
+#[test]
+fn many_streams_run_at_once_and_share_upstream_connections() {
+    let backend = Backend::mirror();
+    let rig = Rig::start(to(&[backend.addr]));
+    let client = Client::connect(rig.http);
+
+    let replies = client.runtime.block_on(async {
+        let asked: Vec<_> = (0..100)
+            .map(|i| tokio::spawn(exchange(client.requests.clone(), get(&format!("/{i}")), vec![], None)))
+            .collect();
+        let mut replies = Vec::new();
+        for asked in asked {
+            replies.push(limited(asked).await.expect("task").expect("a response"));
+        }
+        replies
+    });
+
+    for (i, reply) in replies.iter().enumerate() {
+        assert!(reply.text().starts_with(&format!("GET /{i} HTTP/1.1\r\n")), "{}", reply.text());
+    }
+    let opened = backend.connections();
+    client.get("/again");
+    assert_eq!(backend.connections(), opened);
+}
+
+#[test]
+fn a_body_of_known_length_keeps_its_length() {
+    let backend = Backend::mirror();
+    let rig = Rig::start(to(&[backend.addr]));
+    let request =
+        Request::post("http://a.example/").header("content-length", "10").body(()).expect("request");
+
+    let reply = Client::connect(rig.http).ask(request, &[b"01234", b"56789"]).expect("a response");
+
+    let text = reply.text();
+    assert!(text.contains("content-length: 10\r\n") && text.ends_with("\r\n\r\n0123456789"), "{text}");
+}
+
+#[test]
+fn a_body_of_unknown_length_and_trailers_become_chunks() {
+    let backend = Backend::start(|mut peer| {
+        let head = peer.head().expect("a head");
+        assert!(head.contains("transfer-encoding: chunked\r\n"), "{head}");
+        let mut body = Vec::new();
+        while !body.ends_with(b"\r\n\r\n") {
+            body.extend(peer.exactly(1));
+        }
+        let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
+        peer.send([answer.as_bytes(), &body].concat());
+    });
+    let rig = Rig::start(to(&[backend.addr]));
+    let client = Client::connect(rig.http);
+    let mut trailers = HeaderMap::new();
+    trailers.insert("x-sum", "abc".parse().expect("value"));
+    trailers.insert("host", "evil".parse().expect("value"));
+
+    let request = Request::post("http://a.example/").body(()).expect("request");
+    let asked = exchange(client.requests.clone(), request, vec![b"hello"], Some(trailers));
+    let reply = client.runtime.block_on(limited(asked)).expect("a response");
+
+    assert_eq!(reply.text(), "0005\r\nhello\r\n0\r\nx-sum: abc\r\n\r\n");
+}
+
+#[test]
+fn chunks_and_trailers_of_the_upstream_become_data_and_trailers() {
+    let backend = Backend::saying(
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nConnection: x-hop\r\nX-Hop: 1\r\nServer: s\r\n\r\n\
+         3\r\nabc\r\n2;ext=1\r\nde\r\n0\r\nX-Sum: 5\r\n\r\n",
+    );
+    let rig = Rig::start(to(&[backend.addr]));
+
+    let reply = Client::connect(rig.http).get("/");
+
+    assert_eq!(reply.text(), "abcde");
+    assert_eq!(reply.trailers.expect("trailers")["x-sum"], "5");
+    let mut names: Vec<_> = reply.head.headers().keys().map(|name| name.as_str()).collect();
+    names.sort();
+    assert_eq!(names, ["date"]);
+}
+
+#[test]
+fn a_response_delimited_by_its_end_is_whole() {
+    let backend = Backend::start(|mut peer| {
+        peer.head();
+        peer.send("HTTP/1.1 200 OK\r\n\r\nuntil the end");
+    });
+    let rig = Rig::start(to(&[backend.addr]));
+
+    assert_eq!(Client::connect(rig.http).get("/").text(), "until the end");
+}
+
+#[test]
+fn heads_alone_end_their_stream() {
+    let backend = Backend::start(|mut peer| {
+        while let Some(head) = peer.head() {
+            let answer = match head.split(' ').nth(1) {
+                Some("/204") => "HTTP/1.1 204 No Content\r\n\r\n",
+                Some("/304") => "HTTP/1.1 304 Not Modified\r\nContent-Length: 9\r\n\r\n",
+                _ => "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n",
+            };
+            if !peer.try_send(answer.as_bytes()) {
+                return;
+            }
+        }
+    });
+    let rig = Rig::start(to(&[backend.addr]));
+    let client = Client::connect(rig.http);
+
+    let head = Request::head("http://a.example/").body(()).expect("request");
+    let reply = client.ask(head, &[]).expect("a response");
+    assert_eq!((reply.head.headers()["content-length"].as_bytes(), reply.body.len()), (&b"5"[..], 0));
+    assert_eq!(client.get("/204").head.status(), 204);
+    assert_eq!(client.get("/304").head.status(), 304);
+}
+
+#[test]
+fn a_large_body_goes_through_in_both_directions_at_once() {
+    // Echoes while it reads: neither direction may wait for the other.
+    let backend = Backend::start(|mut peer| {
+        peer.head();
+        peer.send("HTTP/1.1 200 OK\r\nContent-Length: 8000000\r\n\r\n");
+        for _ in 0..8 {
+            let part = peer.exactly(1_000_000);
+            peer.send(part);
+        }
+    });
+    let rig = Rig::start(to(&[backend.addr]));
+    static PART: [u8; 1_000_000] = [7; 1_000_000];
+    let request =
+        Request::post("http://a.example/").header("content-length", "8000000").body(()).expect("request");
+
+    let reply = Client::connect(rig.http).ask(request, &[&PART[..]; 8]).expect("a response");
+
+    assert_eq!(reply.body.len(), 8_000_000);
+    assert!(reply.body.iter().all(|&b| b == 7));
+}
+
+#[test]
+fn events_arrive_as_they_are_sent() {
+    let (go, wait) = std::sync::mpsc::channel::<()>();
+    let wait = std::sync::Mutex::new(wait);
+    let backend = Backend::start(move |mut peer| {
+        peer.head();
+        peer.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Type: text/event-stream\r\n\r\n");
+        for _ in 0..3 {
+            wait.lock().expect("one connection").recv().expect("asked for");
+            peer.send("8\r\ndata: x\n\r\n");
+        }
+        peer.send("0\r\n\r\n");
+    });
+    let rig = Rig::start(to(&[backend.addr]));
+    let client = Client::connect(rig.http);
+
+    client.runtime.block_on(limited(async {
+        let mut requests = client.requests.clone().ready().await.expect("ready");
+        let (response, _) = requests.send_request(get("/"), true).expect("sent");
+        // The head comes before any event.
+        let mut body = response.await.expect("a head").into_body();
+        for _ in 0..3 {
+            go.send(()).expect("backend lives");
+            assert_eq!(body.data().await.expect("an event").expect("data"), "data: x\n");
+        }
+        assert!(body.data().await.is_none());
+    }));
+}
+
+#[test]
+fn an_expected_continue_is_told() {
+    let backend = Backend::mirror();
+    let rig = Rig::start(to(&[backend.addr]));
+    let client = Client::connect(rig.http);
+    let request = Request::post("http://a.example/")
+        .header("content-length", "2")
+        .header("expect", "100-continue")
+        .body(())
+        .expect("request");
+
+    let status = client.runtime.block_on(limited(async {
+        let mut requests = client.requests.clone().ready().await.expect("ready");
+        let (mut response, mut body) = requests.send_request(request, false).expect("sent");
+        let interim = std::future::poll_fn(|cx| response.poll_informational(cx)).await;
+        let interim = interim.expect("interim").expect("no error").status();
+        body.send_data(Bytes::from_static(b"ok"), true).expect("sent");
+        assert_eq!(response.await.expect("a response").status(), 200);
+        interim
+    }));
+
+    assert_eq!(status, 100);
+}
+
+#[test]
+fn a_response_cut_off_resets_the_stream_and_not_the_connection() {
+    let backend = Backend::start(|mut peer| {
+        let head = peer.head().unwrap_or_default();
+        peer.send("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n123");
+        if head.starts_with("GET /whole") {
+            peer.send("4567890");
+        }
+    });
+    let rig = Rig::start(to(&[backend.addr]));
+    let client = Client::connect(rig.http);
+
+    let error = client.ask(get("/cut"), &[]).expect_err("cut off");
+
+    assert_eq!(error.reason(), Some(h2::Reason::INTERNAL_ERROR));
+    assert_eq!(client.get("/whole").text(), "1234567890");
+}
+
+#[test]
+fn a_client_that_gives_up_frees_the_upstream() {
+    let (gone, told) = std::sync::mpsc::channel();
+    let backend = Backend::start(move |mut peer| {
+        peer.head();
+        peer.rest();
+        let _ = gone.send(());
+    });
+    let rig = Rig::start(to(&[backend.addr]));
+    let client = Client::connect(rig.http);
+
+    client.runtime.block_on(limited(async {
+        let mut requests = client.requests.clone().ready().await.expect("ready");
+        let (_, mut stream) = requests.send_request(get("/"), true).expect("sent");
+        stream.send_reset(h2::Reason::CANCEL);
+    }));
+
+    told.recv_timeout(DEADLINE).expect("the upstream connection was closed");
+}
+
+#[test]
+fn own_answers_and_limits_are_those_of_http_1_1() {
+    let backend = Backend::mirror();
+    let filters = Filters { max_body_bytes: Some(3), ..Filters::default() };
+    let rig = Rig::start(to_with(&[backend.addr], filters));
+    let client = Client::connect(rig.http);
+
+    let post = Request::post("http://a.example/").header("content-length", "4").body(()).expect("request");
+    assert_eq!(client.ask(post, &[b"1234"]).expect("a response").head.status(), 413);
+    let post = Request::post("http://a.example/").body(()).expect("request");
+    assert_eq!(client.ask(post, &[b"12", b"34"]).expect("a response").head.status(), 413);
+    assert_eq!(client.get("/%zz").head.status(), 400);
+    assert_eq!(client.get("/fine").head.status(), 200);
+}
+
+#[test]
+fn a_drain_lets_running_streams_finish_and_tells_the_client() {
+    let (go, wait) = std::sync::mpsc::channel::<()>();
+    let (came, coming) = std::sync::mpsc::channel::<()>();
+    let wait = std::sync::Mutex::new(wait);
+    let backend = Backend::start(move |mut peer| {
+        peer.head();
+        let _ = came.send(());
+        let _ = wait.lock().expect("one connection").recv();
+        peer.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+    });
+    let rig = Rig::start(to(&[backend.addr]));
+    let client = Client::connect(rig.http);
+
+    client.runtime.block_on(limited(async {
+        let asked = tokio::spawn(exchange(client.requests.clone(), get("/"), vec![], None));
+        tokio::task::spawn_blocking(move || coming.recv()).await.expect("task").expect("came");
+        let drained = rig.running.drain(DEADLINE);
+        let finish = async {
+            go.send(()).expect("backend lives");
+            asked.await.expect("task").expect("a whole response")
+        };
+        let ((), reply) = tokio::join!(drained, finish);
+        assert_eq!(reply.text(), "ok");
+    }));
+
+    let Client { runtime, requests, connection } = client;
+    drop(requests);
+    let ended = runtime.block_on(limited(connection)).expect("task");
+    assert!(ended.is_ok(), "{ended:?}");
+}
+
+#[test]
+fn an_idle_connection_does_not_hold_up_a_drain() {
+    let backend = Backend::mirror();
+    let rig = Rig::start(to(&[backend.addr]));
+    let client = Client::connect(rig.http);
+    client.get("/");
+    let started = std::time::Instant::now();
+
+    client.runtime.block_on(rig.running.drain(DEADLINE));
+
+    assert!(started.elapsed() < Duration::from_secs(5));
+}
