@@ -1,8 +1,8 @@
 //! The two lines of a backend: where it is and how a packet gets there.
 //!
-//! The first holds what every packet needs, the second what only the tunnel does.
+//! The first holds what every packet needs, the second what only the tunnel and tagged ways do.
 
-use crate::{Addr, Lines, csum};
+use crate::{Addr, Lines, Tags, csum};
 
 /// Index of a backend's line; 0 is never used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -108,8 +108,8 @@ pub struct Backend {
     pub source: Addr,
     /// Where its packets go; `ifindex` 0 while unresolved.
     pub next_hop: NextHop,
-    /// VLAN that its frames are tagged with; 0: none.
-    pub vlan: u16,
+    /// VLAN tags that its frames leave with.
+    pub tags: Tags,
     /// Port in wire order.
     pub wire_port: u16,
     /// How packets reach it.
@@ -130,9 +130,10 @@ pub struct Backend {
 
 impl Backend {
     /// Words of both lines. The destination MAC and the identity (port, mode, generation) are one
-    /// word each, so a store never shows half of either.
+    /// word each, so a store never shows half of either. Behind tags the interface stands in the second
+    /// line alone: the fast path pushes none, and leaves what looks unresolved to the ladder.
     pub const fn words(self) -> [[u64; 8]; 2] {
-        let Self { addr, source, next_hop, vlan, wire_port, mode, .. } = self;
+        let Self { addr, source, next_hop, tags, wire_port, mode, .. } = self;
         let Self { draining, generation, mtu, pool_tag, inner, tunnel_tag, .. } = self;
         let draining = if draining { Identity::DRAINING } else { 0 };
         let flags = draining | if addr.is_v4() { 0 } else { Identity::OUTER_V6 };
@@ -142,7 +143,8 @@ impl Backend {
             | (flags as u64) << 24
             | (generation as u64) << 32
             | (mtu as u64) << 48;
-        let outer = pool_tag as u64 | (vlan as u64) << 16 | (sum as u64) << 32;
+        let outer = pool_tag as u64 | (sum as u64) << 32;
+        let (plain, tagged) = if tags.is_none() { (next_hop.ifindex, 0) } else { (0, next_hop.ifindex) };
         [
             [
                 addr.hi,
@@ -150,11 +152,20 @@ impl Backend {
                 source.hi,
                 source.lo,
                 next_hop.head,
-                next_hop.tail as u64 | (next_hop.ifindex as u64) << 32,
+                next_hop.tail as u64 | (plain as u64) << 32,
                 identity,
                 outer,
             ],
-            [inner.hi, inner.lo, tunnel_tag as u64, generation as u64, 0, 0, 0, 0],
+            [
+                inner.hi,
+                inner.lo,
+                tunnel_tag as u64,
+                generation as u64,
+                tagged as u64 | (tags.0 as u64) << 32,
+                0,
+                0,
+                0,
+            ],
         ]
     }
 }
@@ -228,7 +239,7 @@ pub fn source(table: &impl Lines, id: BackendId) -> Addr {
     Addr { hi: table.word(line(id), 2), lo: table.word(line(id), 3) }
 }
 
-/// Reads the next hop of a backend.
+/// Reads the next hop of a backend; `ifindex` 0: unresolved, or [`tagged_next_hop`] has it.
 #[inline(always)]
 pub fn next_hop(table: &impl Lines, id: BackendId) -> NextHop {
     let rest = table.word(line(id), 5);
@@ -253,10 +264,11 @@ pub fn outer_sum(table: &impl Lines, id: BackendId) -> u16 {
     (table.word(line(id), 7) >> 32) as u16
 }
 
-/// Reads the VLAN of a backend's frames; 0: none.
+/// Reads the next hop of a backend behind VLAN tags, and those; `ifindex` 0: there is none.
 #[inline(always)]
-pub fn vlan(table: &impl Lines, id: BackendId) -> u16 {
-    (table.word(line(id), 7) >> 16) as u16
+pub fn tagged_next_hop(table: &impl Lines, id: BackendId) -> (NextHop, Tags) {
+    let word = table.word(line(id) + 1, 4);
+    (NextHop { ifindex: word as u32, ..next_hop(table, id) }, Tags((word >> 32) as u32))
 }
 
 /// Reads a backend's own address.

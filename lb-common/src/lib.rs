@@ -22,6 +22,7 @@ pub mod steer;
 pub mod tunnel;
 pub mod verdict;
 pub mod vip;
+pub mod vlan;
 
 pub use addr::{Addr, AddrEntry};
 pub use backend::{Backend, BackendId, Mac, Mode};
@@ -30,10 +31,11 @@ pub use flow::Flow;
 pub use maglev::{Descriptor, Slot};
 pub use verdict::{Action, Verdict};
 pub use vip::{Record, Rules, VipEntry};
+pub use vlan::{Tag, Tags};
 
 /// Version of everything in this crate that both sides of the kernel line must agree on. Bump it
 /// with any change of a layout or of the meaning of a field.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// TCP's IP protocol number.
 pub const TCP: u8 = 6;

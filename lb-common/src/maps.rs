@@ -154,11 +154,13 @@ pub enum Program {
     Ladder = 7,
     /// The ladder from the five-tuple on, for a packet whose headers `Slow` has found.
     Onward = 8,
+    /// Pushes the VLAN tags that a frame leaves with.
+    Tagged = 9,
 }
 
 impl Program {
     /// Every program with its name in the object.
-    pub const ALL: [(Self, &'static str); 9] = [
+    pub const ALL: [(Self, &'static str); 10] = [
         (Self::Slow, "penstock_slow"),
         (Self::Translate, "penstock_translate"),
         (Self::Reply, "penstock_reply"),
@@ -168,5 +170,6 @@ impl Program {
         (Self::Capture, "penstock_capture"),
         (Self::Ladder, "penstock_ladder"),
         (Self::Onward, "penstock_onward"),
+        (Self::Tagged, "penstock_tagged"),
     ];
 }

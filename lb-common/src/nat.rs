@@ -6,8 +6,8 @@
 //! the same backend. In `local` mode the client keeps its address, and its port unless another
 //! flow to the same backend has it.
 
-use crate::Flow;
 use crate::backend::NextHop;
+use crate::{Flow, Tags};
 
 /// Client to backend; key: hash of (client, VIP).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,7 +27,7 @@ pub struct Forward {
     pub snat_port: u16,
     /// [`state`] bits seen from the client.
     pub state: u16,
-    /// Last four bytes of the sender's MAC: when it changes, [`Reverse::client`] follows.
+    /// Last four bytes of the sender's MAC, and its tags: when they change, [`Reverse::client`] follows.
     pub client_mac: u32,
 }
 
@@ -41,6 +41,10 @@ pub struct Reverse {
     pub reply: Flow,
     /// Back to where the client's packets come from; nobody asks in `local` mode.
     pub client: NextHop,
+    /// VLAN tags that the client's packets come with.
+    pub tags: Tags,
+    /// Nothing.
+    pub padding: u32,
     /// Key of the [`Forward`] entry.
     pub forward_key: u64,
     /// Last packet, seconds of the coarse monotonic clock.
@@ -110,16 +114,18 @@ impl Timeouts {
 }
 
 const _: () = assert!(size_of::<Forward>() == 64);
-const _: () = assert!(size_of::<Reverse>() == 112);
+const _: () = assert!(size_of::<Reverse>() == 120);
 
 impl Reverse {
     /// Words of an entry as a map iteration yields them.
-    pub fn from_words(words: &[u64; 14]) -> Self {
-        let [a0, a1, a2, a3, a4, b0, b1, b2, b3, b4, head, hop, forward_key, last] = *words;
+    pub fn from_words(words: &[u64; 15]) -> Self {
+        let [a0, a1, a2, a3, a4, b0, b1, b2, b3, b4, head, hop, tags, forward_key, last] = *words;
         Self {
             flow: flow([a0, a1, a2, a3, a4]),
             reply: flow([b0, b1, b2, b3, b4]),
             client: NextHop { head, tail: hop as u32, ifindex: (hop >> 32) as u32 },
+            tags: Tags(tags as u32),
+            padding: 0,
             forward_key,
             seen: last as u32,
             backend: (last >> 32) as u16,
@@ -175,7 +181,7 @@ mod tests {
             let mut forward = Forward::from_words(&[0; 8]);
             forward.state = client;
             forward.seen = 1000;
-            let mut reverse = Reverse::from_words(&[0; 14]);
+            let mut reverse = Reverse::from_words(&[0; 15]);
             (reverse.flow, reverse.state, reverse.seen) = (flow, backend, 900);
             let expired = |now| Timeouts::default().expired(now, Some(&forward), &reverse);
 

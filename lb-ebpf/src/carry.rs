@@ -1,8 +1,8 @@
 //! What one program knows of a packet when the next one goes on with it.
 
-use lb_common::{AddrEntry, BackendId, Flow, Record, Verdict, steer::Hashes};
+use lb_common::{AddrEntry, BackendId, Flow, Record, Tags, Verdict, steer::Hashes};
 
-use crate::packet::Packet;
+use crate::{packet::Packet, parse::ETHERNET};
 
 /// Handed over in this CPU's scratch memory. Offsets count from the start of the frame; the packet
 /// itself is as it came in.
@@ -33,6 +33,8 @@ pub struct Carry {
     pub mtu: u16,
     /// How it came, if another balancer sent it.
     pub tunnelled: Tunnelled,
+    /// VLAN tags that the frame came with.
+    pub tags: Tags,
 }
 
 /// What the tunnel says of a packet that came through it.
@@ -54,6 +56,12 @@ impl Carry {
     #[inline(always)]
     pub fn at(&self) -> At {
         At { l3: self.l3 as usize, l4: self.l4 as usize }
+    }
+
+    /// Tags that the frame came with and has lost: whoever unwraps a tunnelled packet takes them off, too.
+    #[inline(always)]
+    pub fn lost_tags(&self) -> Tags {
+        if self.l3 as usize == ETHERNET { self.tags } else { Tags::NONE }
     }
 
     /// The packet, with what is known of its interface.

@@ -8,7 +8,7 @@
 
 use aya_ebpf::{bindings::xdp_action, programs::XdpContext};
 use lb_common::{
-    AddrEntry, BackendId, Epoch, Flow, Record, Rules, VipEntry, backend, config,
+    AddrEntry, BackendId, Epoch, Flow, Record, Rules, Tags, VipEntry, backend, config,
     maps::{NO_XDP_TX, Program},
     steer::{How, Kind, Memory},
     tunnel::Round,
@@ -185,8 +185,9 @@ fn ours<F: Fast>(
         begins |= kind == Kind::Datagram && choice.how == How::Began;
     }
     let lines = tables.backend(id);
-    let way = Way { next_hop: backend::next_hop(&lines, id), identity: backend::identity(&lines, id) };
-    // Nobody's line is empty: backend 0 has no next hop.
+    let (next_hop, identity) = (backend::next_hop(&lines, id), backend::identity(&lines, id));
+    let way = Way { next_hop, identity, tags: Tags::NONE };
+    // Nobody's line is empty: backend 0 has no next hop. Nor has one behind tags, for us.
     if way.next_hop.ifindex == 0 {
         return None;
     }

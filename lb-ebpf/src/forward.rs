@@ -7,7 +7,7 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use lb_common::{
-    Addr, BackendId, Mac, Mode, TCP, UDP, Verdict,
+    Addr, BackendId, Mac, Mode, TCP, Tags, UDP, Verdict,
     backend::{self, Identity, NextHop},
     config, csum,
     steer::{Choice, Memory},
@@ -19,6 +19,7 @@ use crate::{
     maps::{self, Pair, Tables},
     packet::Packet,
     parse::{ETHERNET, Family},
+    tags,
 };
 
 /// A verdict, and what to tell the kernel where the verdict alone does not say it.
@@ -49,6 +50,8 @@ pub struct Way {
     pub next_hop: NextHop,
     /// Mode, port, MTU.
     pub identity: Identity,
+    /// VLAN tags that its frames leave with.
+    pub tags: Tags,
 }
 
 /// Reads the way to a backend; asks the kernel's routing where user space has not resolved it.
@@ -58,7 +61,11 @@ pub fn way(ctx: &XdpContext, tables: &Tables, id: BackendId) -> Result<Way, Verd
     let known = backend::next_hop(&backends, id);
     let identity = backend::identity(&backends, id);
     if known.ifindex != 0 {
-        return Ok(Way { next_hop: known, identity });
+        return Ok(Way { next_hop: known, identity, tags: Tags::NONE });
+    }
+    let (next_hop, tags) = backend::tagged_next_hop(&backends, id);
+    if next_hop.ifindex != 0 {
+        return Ok(Way { next_hop, identity, tags });
     }
     // A variable of its own: whose address is taken, lives in memory.
     let mut next_hop = known;
@@ -66,7 +73,7 @@ pub fn way(ctx: &XdpContext, tables: &Tables, id: BackendId) -> Result<Way, Verd
     if !resolve(raw(ctx), ifindex, &backend::addr(&backends, id), &mut next_hop) {
         return Err(Verdict::Unresolved);
     }
-    Ok(Way { next_hop, identity })
+    Ok(Way { next_hop, identity, tags: Tags::NONE })
 }
 
 /// Forwards a packet whose addresses stay as they are: by its MAC alone, or within another packet.
@@ -129,7 +136,7 @@ pub fn along<F: Family>(
     to: &To,
     hash: u64,
 ) -> Result<Outcome, (Verdict, u16)> {
-    let To { id, lines, other, round, way: Way { next_hop, identity }, l3 } = *to;
+    let To { id, lines, other, round, way: Way { next_hop, identity, tags }, l3 } = *to;
     let mtu = identity.mtu() as u32;
     let length = F::length(head);
     let mode = identity.mode();
@@ -137,7 +144,7 @@ pub fn along<F: Family>(
         if length > mtu {
             return Err((Verdict::TooBig, mtu as u16));
         }
-        return Ok(send::<F>(ctx, packet, l3, next_hop, Verdict::ForwardedL2));
+        return Ok(send::<F>(ctx, packet, l3, next_hop, tags, Verdict::ForwardedL2));
     }
     let outer = Outer {
         src: backend::source(&lines, id),
@@ -161,7 +168,7 @@ pub fn along<F: Family>(
             wrap::<{ ETHERNET + 40 }>(ctx, l3, 40, next_hop, |view| outer.v6(view, length, outer.inner))
         };
         return wrapped
-            .map(|()| leave(packet, next_hop, Verdict::ForwardedIpip))
+            .map(|()| leave(packet, next_hop, tags, Verdict::ForwardedIpip))
             .map_err(|verdict| (verdict, 0));
     }
     if mode == Mode::Tunnel as u8 {
@@ -189,7 +196,7 @@ pub fn along<F: Family>(
             })
         };
         let verdict = if let Round::First = round { Verdict::ForwardedTunnel } else { Verdict::PassedOn };
-        return wrapped.map(|()| leave(packet, next_hop, verdict)).map_err(|verdict| (verdict, 0));
+        return wrapped.map(|()| leave(packet, next_hop, tags, verdict)).map_err(|verdict| (verdict, 0));
     }
     Err((Verdict::Corrupt, 0))
 }
@@ -313,6 +320,7 @@ pub fn send<F: Family>(
     packet: &Packet,
     l3: usize,
     next_hop: NextHop,
+    tags: Tags,
     verdict: Verdict,
 ) -> Outcome {
     let mut start = *packet;
@@ -328,12 +336,16 @@ pub fn send<F: Family>(
     if l3 != ETHERNET {
         ether.write(12, F::ETHERTYPE);
     }
-    leave(packet, next_hop, verdict)
+    leave(packet, next_hop, tags, verdict)
 }
 
-/// Leaves by the next hop's interface.
+/// Leaves by the next hop's interface, once it has these tags.
 #[inline(always)]
-pub fn leave(packet: &Packet, next_hop: NextHop, verdict: Verdict) -> Outcome {
+pub fn leave(packet: &Packet, next_hop: NextHop, tags: Tags, verdict: Verdict) -> Outcome {
+    if !tags.is_none() {
+        let there = if next_hop.ifindex == packet.tx_ifindex { 0 } else { next_hop.ifindex };
+        return tags::behind(tags, there, verdict.into());
+    }
     if next_hop.ifindex == packet.tx_ifindex {
         return verdict.into();
     }
@@ -343,10 +355,10 @@ pub fn leave(packet: &Packet, next_hop: NextHop, verdict: Verdict) -> Outcome {
     }
 }
 
-/// Goes back to where it came from, MACs swapped already.
+/// Goes back to where it came from, MACs swapped already, with the tags that it has lost.
 #[inline(always)]
-pub fn back(ctx: &XdpContext, packet: &Packet, verdict: Verdict) -> Outcome {
-    leave(packet, NextHop { head: 0, tail: 0, ifindex: ctx.ingress_ifindex() as u32 }, verdict)
+pub fn back(ctx: &XdpContext, packet: &Packet, lost: Tags, verdict: Verdict) -> Outcome {
+    leave(packet, NextHop { head: 0, tail: 0, ifindex: ctx.ingress_ifindex() as u32 }, lost, verdict)
 }
 
 /// Asks the kernel's own routing for a next hop that user space has not resolved yet.

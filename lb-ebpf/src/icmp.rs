@@ -166,7 +166,7 @@ fn take<F: Message>(ctx: &XdpContext, carry: &Carry) -> Outcome {
     if swap_macs(&packet).is_none() {
         return Verdict::Truncated.into();
     }
-    forward::back(ctx, &packet, Verdict::EchoAnswered)
+    forward::back(ctx, &packet, carry.lost_tags(), Verdict::EchoAnswered)
 }
 
 /// The packet that an error quotes.
@@ -260,10 +260,10 @@ fn to_client<F: Message>(
         ports: Flow::ports(reply.dst_port(), reply.src_port()),
         proto: flow.proto,
     };
-    let client = entry.client;
+    let (client, tags) = (entry.client, entry.tags);
     // Whoever it is from: the client talks to the VIP, and what is behind it is not the client's business.
     translate::<F>(packet, carry, quoted, reply.src, reply.dst, &asked, 1)?;
-    Some(forward::send::<F>(ctx, packet, carry.l3 as usize, client, Verdict::RepliedIcmp))
+    Some(forward::send::<F>(ctx, packet, carry.l3 as usize, client, tags, Verdict::RepliedIcmp))
 }
 
 /// An error about an answer of a backend that is translated to: the packet that the backend sent.
@@ -305,7 +305,8 @@ fn to_translated<F: Message>(
         Err(verdict) => return Some(verdict.into()),
     };
     translate::<F>(packet, carry, quoted, source, addr, &answered, 1)?;
-    Some(forward::send::<F>(ctx, packet, carry.l3 as usize, way.next_hop, Verdict::ForwardedIcmp))
+    let l3 = carry.l3 as usize;
+    Some(forward::send::<F>(ctx, packet, l3, way.next_hop, way.tags, Verdict::ForwardedIcmp))
 }
 
 /// Writes new addresses outside, and a new five-tuple into the quoted packet, with every checksum that is there.

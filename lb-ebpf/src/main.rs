@@ -28,6 +28,7 @@ mod parse;
 mod refuse;
 mod slow;
 mod steer;
+mod tags;
 mod tunnel;
 
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
@@ -83,11 +84,14 @@ pub fn finish_carried(ctx: &XdpContext, verdict: Verdict, action: u32) -> u32 {
     finish_as(ctx, verdict, action, Origin::Carry)
 }
 
-/// What is not ours is not touched, not even to count it.
+/// What is not ours is not touched, not even to count it. What is still to be tagged is counted there.
 #[inline(always)]
-fn finish_as(ctx: &XdpContext, verdict: Verdict, action: u32, origin: Origin) -> u32 {
+pub fn finish_as(ctx: &XdpContext, verdict: Verdict, action: u32, origin: Origin) -> u32 {
     if matches!(verdict, Verdict::NotOurs) {
         return action;
+    }
+    if action == tags::PUSH {
+        return tags::push(ctx, origin);
     }
     if let Some(row) = maps::counts() {
         row.verdict(verdict);
@@ -112,9 +116,7 @@ fn balance<F: Family>(ctx: &XdpContext, tables: &Tables, packet: &Packet) -> u32
     }
     let Some(row) = maps::counts() else { return xdp_action::XDP_PASS };
     let Outcome { verdict, action } = ladder::<F>(ctx, tables, row, epoch, addr);
-    row.verdict(verdict);
-    capture::show(ctx, tables, verdict, action, Origin::Packet);
-    action
+    finish(ctx, verdict, action)
 }
 
 /// The ladder of what is ours.
@@ -285,6 +287,7 @@ pub fn carry_on<F: Family>(
         verdict,
         mtu,
         tunnelled: Tunnelled::NOT,
+        tags: tags::of(packet, at.l3),
     };
     // SAFETY: the scratch value is this CPU's own, and XDP does not nest.
     unsafe { (*scratch).carry = carry };

@@ -19,7 +19,7 @@ use lb_common::{
     verdict::{Event, Verdict},
 };
 
-use crate::carry::Carry;
+use crate::{carry::Carry, tags::Exit};
 
 /// `BPF_F_MMAPABLE`.
 const SHARED: usize = 1 << 10;
@@ -127,6 +127,8 @@ pub struct Scratch {
     pub carry: Carry,
     /// What became of it.
     pub handover: Handover,
+    /// How it leaves, once it is tagged.
+    pub exit: Exit,
     /// Backend to client, while it is being built.
     pub reverse: Reverse,
     /// Client to backend, while it is being built.

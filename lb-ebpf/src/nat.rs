@@ -7,7 +7,7 @@
 
 use aya_ebpf::{macros::xdp, programs::XdpContext};
 use lb_common::{
-    BackendId, Flow, Mode, TCP, Verdict,
+    BackendId, Flow, Mode, TCP, Tags, Verdict,
     backend::{self, NextHop},
     config,
     maps::Program,
@@ -26,7 +26,7 @@ use crate::{
     options,
     packet::Packet,
     parse::{Family, V4, V6, kind, rewrite_transport, tcp_flag},
-    steer,
+    steer, tags,
 };
 
 /// Ports tried for a new flow. With nine tenths of the range taken, one flow in 800 finds none.
@@ -126,7 +126,7 @@ fn to_backend<F: Family>(ctx: &XdpContext, carry: &mut Carry) -> Outcome {
         }
         return refuse(ctx, carry, Verdict::TtlOfVip, 0, true);
     }
-    refresh(hash, flags, now, client);
+    refresh(hash, flags, now, client, carry.tags);
 
     let identity = backend::identity(&tables.backends(), backend);
     if length > identity.mtu() as u32 {
@@ -142,16 +142,20 @@ fn to_backend<F: Family>(ctx: &XdpContext, carry: &mut Carry) -> Outcome {
         // The stack forwards it, and takes its hop.
         translate::<F>(&packet, carry, &head, &new, 0);
         count(carry, backend, length, begins);
-        return Verdict::ForwardedLocal.into();
+        // It arrives in the VLAN that it came by.
+        return match carry.lost_tags() {
+            Tags::NONE => Verdict::ForwardedLocal.into(),
+            lost => tags::behind(lost, 0, Verdict::ForwardedLocal.into()),
+        };
     }
-    let Way { next_hop, .. } = match forward::way(ctx, &tables, backend) {
+    let Way { next_hop, tags, .. } = match forward::way(ctx, &tables, backend) {
         Ok(way) => way,
         Err(verdict) => return verdict.into(),
     };
     new.src = backend::source(&tables.backends(), backend);
     translate::<F>(&packet, carry, &head, &new, 1);
     count(carry, backend, length, begins);
-    forward::send::<F>(ctx, &packet, carry.l3 as usize, next_hop, Verdict::ForwardedNat)
+    forward::send::<F>(ctx, &packet, carry.l3 as usize, next_hop, tags, Verdict::ForwardedNat)
 }
 
 /// A packet of a flow that began elsewhere, for a backend here that never saw it: the slot's other
@@ -189,7 +193,7 @@ fn to_client<F: Family>(ctx: &XdpContext, carry: &Carry) -> Outcome {
     // A SYN begins a new connection on the same ports: an old RST or FIN is not its own.
     entry.state = if flags & tcp_flag::SYN != 0 { state_of(flags) } else { entry.state | state_of(flags) };
     let new = entry.reply;
-    let client = entry.client;
+    let (client, tags) = (entry.client, entry.tags);
     if flags & tcp_flag::SYN != 0
         && let Some(tables) = maps::tables()
     {
@@ -199,7 +203,7 @@ fn to_client<F: Family>(ctx: &XdpContext, carry: &Carry) -> Outcome {
         let _ = options::lower_mss(ctx, &packet, carry.l4 as usize, mtu.saturating_sub(headers));
     }
     translate::<F>(&packet, carry, &head, &new, 1);
-    forward::send::<F>(ctx, &packet, carry.l3 as usize, client, Verdict::RepliedNat)
+    forward::send::<F>(ctx, &packet, carry.l3 as usize, client, tags, Verdict::RepliedNat)
 }
 
 /// A packet that goes nowhere; `tell` its sender so.
@@ -280,6 +284,7 @@ fn claim(id: BackendId, client: NextHop, now: u32) -> Result<u16, Verdict> {
     reverse.reply.ports = Flow::ports(flow.dst_port(), flow.src_port());
     reverse.reply.proto = flow.proto;
     reverse.client = client;
+    reverse.tags = carry.tags;
     reverse.forward_key = hash;
     reverse.seen = now;
     reverse.backend = id.0;
@@ -294,7 +299,7 @@ fn claim(id: BackendId, client: NextHop, now: u32) -> Result<u16, Verdict> {
     forward.backend = id.0;
     forward.generation = identity.generation();
     forward.state = 0;
-    forward.client_mac = sender_tag(client);
+    forward.client_mac = sender_tag(client, carry.tags);
 
     let start = (hash >> 32) as u32;
     // An odd step spreads the probes of flows that start at one port.
@@ -328,7 +333,7 @@ fn claim(id: BackendId, client: NextHop, now: u32) -> Result<u16, Verdict> {
 
 /// Notes that the client sent something, and from where if that changed.
 #[inline(always)]
-fn refresh(hash: u64, flags: u8, now: u32, client: NextHop) {
+fn refresh(hash: u64, flags: u8, now: u32, client: NextHop, tags: Tags) {
     let Some(entry) = maps::NAT_FORWARD.get_ptr_mut(hash) else { return };
     // SAFETY: as in `to_client`; the fields written are hints about time and closing.
     let entry = unsafe { &mut *entry };
@@ -341,13 +346,15 @@ fn refresh(hash: u64, flags: u8, now: u32, client: NextHop) {
     } else if entry.state & seen != seen {
         entry.state |= seen;
     }
-    if entry.client_mac == sender_tag(client) {
+    let sender = sender_tag(client, tags);
+    if entry.client_mac == sender {
         return;
     }
-    entry.client_mac = sender_tag(client);
+    entry.client_mac = sender;
     if let Some(reverse) = maps::NAT_REVERSE.get_ptr_mut(entry.reverse_key) {
         // SAFETY: as above.
-        unsafe { (*reverse).client = client };
+        let reverse = unsafe { &mut *reverse };
+        (reverse.client, reverse.tags) = (client, tags);
     }
 }
 
@@ -372,10 +379,10 @@ fn sender(ctx: &XdpContext, packet: &Packet) -> Option<NextHop> {
     })
 }
 
-/// Last four bytes of the sender's MAC: the vendor's part seldom tells two routers apart.
+/// Last four bytes of the sender's MAC, and its tags: the vendor's part seldom tells two routers apart.
 #[inline(always)]
-fn sender_tag(client: NextHop) -> u32 {
-    (client.head >> 16) as u32
+fn sender_tag(client: NextHop, tags: Tags) -> u32 {
+    (client.head >> 16) as u32 ^ tags.0
 }
 
 /// Bits of [`state`] that a packet with these TCP flags sets.

@@ -64,7 +64,7 @@ fn tell<F: Answer>(ctx: &XdpContext, carry: &Carry) -> Outcome {
         error_about::<F>(ctx, carry, length, error).map(|()| verdict)
     };
     match told {
-        Ok(verdict) => forward::back(ctx, &carry.packet(ctx), verdict),
+        Ok(verdict) => forward::back(ctx, &carry.packet(ctx), carry.lost_tags(), verdict),
         Err(verdict) => verdict.into(),
     }
 }

@@ -67,9 +67,8 @@ fn receive(ctx: &XdpContext) -> Result<Outcome, Verdict> {
 /// Checks who sent the packet and takes the outer headers off.
 #[inline(always)]
 fn open<F: Family>(ctx: &XdpContext, tables: &Tables, carry: &Carry) -> Result<Opened, Verdict> {
-    let packet = Packet::of(ctx);
-    let (Some(ether), Some(view)) = (packet.view::<ETHERNET>(), packet.view_at::<HEADERS>(F::PLAIN.l4))
-    else {
+    let (packet, l4) = (carry.packet(ctx), carry.l4 as usize);
+    let (Some(ether), Some(view)) = (packet.view::<ETHERNET>(), packet.view_at::<HEADERS>(l4)) else {
         return Err(Verdict::TunnelForeign);
     };
     let opened = Opened {
@@ -79,15 +78,15 @@ fn open<F: Family>(ctx: &XdpContext, tables: &Tables, carry: &Carry) -> Result<O
         overhead: (F::PLAIN.l4 - ETHERNET + HEADERS) as u16,
     };
     let cluster = tunnel::cluster(config::hash_key(&tables.config()));
-    // No balancer puts tags or options in front.
-    let plain = carry.l3 == F::PLAIN.l3 as u32 && carry.l4 == F::PLAIN.l4 as u32;
+    // No balancer puts options in front. Tags are taken off, and pushed where the packet goes on or back.
+    let plain = carry.l4 == carry.l3 + (F::PLAIN.l4 - F::PLAIN.l3) as u32;
     let ours = plain && opened.head.is_known() && view.read::<u32>(12) == cluster;
     if !ours || !maps::is_peer(&carry.flow.src) {
         return Err(Verdict::TunnelForeign);
     }
     let (first, second): (u64, u32) = (ether.read(0), ether.read(8));
     // SAFETY: `ctx` is the program's own context.
-    if unsafe { bpf_xdp_adjust_head(ctx.ctx, opened.overhead as i32) } != 0 {
+    if unsafe { bpf_xdp_adjust_head(ctx.ctx, (l4 + HEADERS - ETHERNET) as i32) } != 0 {
         return Err(Verdict::TunnelStray);
     }
     let ether = Packet::of(ctx).view::<ETHERNET>().ok_or(Verdict::TunnelStray)?;

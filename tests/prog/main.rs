@@ -11,4 +11,5 @@ mod slow;
 mod state;
 mod tunnel;
 mod verifier;
+mod vlan;
 mod wrap;

@@ -111,7 +111,7 @@ pub fn backend(addr: IpAddr) -> Backend {
     };
     let source = ip(if addr.is_ipv4() { NODE_V4 } else { NODE_V6 });
     let next_hop = NextHop::new(backend_mac(last), crate::packet::OURS, LOOPBACK);
-    let way = Way { source, next_hop, mtu: 1500, vlan: None };
+    let way = Way { source, next_hop, mtu: 1500, tags: lb_common::Tags::NONE };
     Backend { weight: 1, draining: false, mode: ForwardingMode::Nat, to: addr, way }
 }
 

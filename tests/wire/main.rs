@@ -18,3 +18,4 @@ mod rig;
 mod rollout;
 mod survival;
 mod tunnel;
+mod vlan;

@@ -73,7 +73,7 @@ mod tests {
 
     #[test]
     fn a_name_covers_itself_and_a_pattern_covers_devices() {
-        let vlan = Kind::Vlan { lower: Some(2), id: Some(5) };
+        let vlan = Kind::Vlan { lower: Some(2), tag: lb_common::Tag::customer(5) };
         let lo = Interface { mac: Some(Mac::default()), ..interface("lo", Kind::Device) };
         let port = Interface { bond_port: true, ..interface("eth1", Kind::Device) };
         for (choice, interface, covered) in [

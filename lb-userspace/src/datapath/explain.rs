@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use lb_common::config::Settings;
 use lb_common::nat::Forward;
 use lb_common::steer::{How, Kind};
-use lb_common::{BackendId, Flow, HashKey, Rules, TCP, UDP, Verdict, backend, wire_port};
+use lb_common::{BackendId, Flow, HashKey, Rules, TCP, Tags, UDP, Verdict, backend, wire_port};
 
 use super::memory::Tables;
 use super::plan::Book;
@@ -38,7 +38,7 @@ pub fn explain_offline(l4: &L4, hash_key: Option<[u8; 16]>, flow: FiveTuple) -> 
 }
 
 fn unknown_way(addr: IpAddr) -> Way {
-    Way { source: addr, next_hop: backend::NextHop::default(), mtu: u16::MAX, vlan: None }
+    Way { source: addr, next_hop: backend::NextHop::default(), mtu: u16::MAX, tags: Tags::NONE }
 }
 
 /// Where a flow goes with the tables as they are; `translated` knows what is remembered of flows
@@ -227,12 +227,17 @@ fn next_hop(tables: &Tables, id: lb_common::BackendId) -> String {
     if backend::identity(&tables.backends, id).mode() == backend::Mode::Local as u8 {
         return "left to this host's stack".to_owned();
     }
-    let hop = backend::next_hop(&tables.backends, id);
+    let plain = backend::next_hop(&tables.backends, id);
+    let (tagged, tags) = backend::tagged_next_hop(&tables.backends, id);
+    let (hop, vlan) = match (plain.ifindex, tagged.ifindex) {
+        (0, ifindex) if ifindex != 0 => (tagged, format!(", VLAN {tags}")),
+        _ => (plain, String::new()),
+    };
     if hop.ifindex == 0 {
         return "not resolved here; the kernel's routing is asked per packet".to_owned();
     }
     let mtu = backend::identity(&tables.backends, id).mtu();
-    format!("{} by interface {} ({}), MTU {mtu}", hop.dst(), hop.ifindex, hop.src())
+    format!("{} by interface {}{vlan} ({}), MTU {mtu}", hop.dst(), hop.ifindex, hop.src())
 }
 
 fn backend_socket(tables: &Tables, id: lb_common::BackendId) -> SocketAddr {

@@ -39,6 +39,7 @@ mod tests {
     use crate::datapath::want::{Backend, Pool, Way};
     use crate::model::ObjectName;
     use crate::model::l4::{PoolId, Protocol};
+    use lb_common::Tags;
     use lb_common::backend::NextHop;
 
     fn want(mode: ForwardingMode, addrs: &[&str]) -> Want {
@@ -50,7 +51,7 @@ mod tests {
         };
         let backends = addrs.iter().map(|addr| {
             let to: IpAddr = addr.parse().expect("address");
-            let way = Way { source: to, next_hop: NextHop::default(), mtu: 1500, vlan: None };
+            let way = Way { source: to, next_hop: NextHop::default(), mtu: 1500, tags: Tags::NONE };
             ((to, 80).into(), Backend { weight: 1, draining: false, mode, to, way })
         });
         let pool = Pool { backends: backends.collect(), ..Pool::default() };

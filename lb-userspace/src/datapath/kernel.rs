@@ -243,7 +243,7 @@ impl Kernel {
     pub fn sweep(&mut self, now: u32, timeouts: &Timeouts) -> Result<(usize, usize), Error> {
         let reverse_map = self.ebpf.map(maps::NAT_REVERSE).ok_or(Error::Object(maps::NAT_REVERSE))?;
         let forward_map = self.ebpf.map(maps::NAT_FORWARD).ok_or(Error::Object(maps::NAT_FORWARD))?;
-        let reverses: HashMap<_, u64, [u64; 14]> =
+        let reverses: HashMap<_, u64, [u64; 15]> =
             HashMap::try_from(reverse_map).map_err(|_| Error::Object(maps::NAT_REVERSE))?;
         let forwards: HashMap<_, u64, [u64; 8]> =
             HashMap::try_from(forward_map).map_err(|_| Error::Object(maps::NAT_FORWARD))?;
@@ -264,7 +264,7 @@ impl Kernel {
             if let Some(forward) = forward {
                 let _ = self.remove::<8>(maps::NAT_FORWARD, *forward);
             }
-            let _ = self.remove::<14>(maps::NAT_REVERSE, *reverse);
+            let _ = self.remove::<15>(maps::NAT_REVERSE, *reverse);
         }
         Ok((live, over.len()))
     }

@@ -18,8 +18,8 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::TryStreamExt;
-use lb_common::Mac;
 use lb_common::backend::NextHop;
+use lb_common::{Mac, Tags};
 use rtnetlink::Handle;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::AddressAttribute;
@@ -333,15 +333,15 @@ impl Netlink {
         if named.mac.is_none() {
             return Err(format!("interface {} has no Ethernet address", named.name));
         }
-        let (next_hop, vlan, link_mtu) = match self.exits.get(hop) {
+        let (next_hop, tags, link_mtu) = match self.exits.get(hop) {
             Some(Ok(exit)) => {
                 let next_hop = exit.neighbour.map(|mac| NextHop::new(mac, exit.source, exit.ifindex));
-                (next_hop.unwrap_or_default(), exit.vlan.filter(|_| next_hop.is_some()), exit.mtu)
+                (next_hop.unwrap_or_default(), next_hop.map_or(Tags::NONE, |_| exit.tags), exit.mtu)
             }
-            Some(Err(_)) | None => (NextHop::default(), None, named.mtu),
+            Some(Err(_)) | None => (NextHop::default(), Tags::NONE, named.mtu),
         };
         let mtu = mtu.unwrap_or(u32::MAX).min(link_mtu);
-        Ok(Way { source: *source, next_hop, mtu: u16::try_from(mtu).unwrap_or(u16::MAX), vlan })
+        Ok(Way { source: *source, next_hop, mtu: u16::try_from(mtu).unwrap_or(u16::MAX), tags })
     }
 
     /// One problem for each interface that we cannot send by, however many backends are behind it.

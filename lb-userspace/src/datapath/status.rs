@@ -132,7 +132,7 @@ fn pool(engine: &Engine, id: &PoolId) -> PoolStatus {
     };
     let Some(pool) = engine.want().pools.get(id) else { return status };
     for (addr, backend) in &pool.backends {
-        let hop = backend.way.next_hop;
+        let (hop, tags) = (backend.way.next_hop, backend.way.tags);
         let totals = engine.totals(id, backend.mode, *addr);
         status.totals += totals;
         status.backends.push(BackendStatus {
@@ -144,7 +144,7 @@ fn pool(engine: &Engine, id: &PoolId) -> PoolStatus {
                 (ForwardingMode::Local, _) => "this host's stack".to_owned(),
                 (_, 0) => "unresolved".to_owned(),
                 (mode, ifindex) => {
-                    let tag = backend.way.vlan.map(|tag| format!(" vlan {tag}")).unwrap_or_default();
+                    let tag = if tags.is_none() { String::new() } else { format!(" vlan {tags}") };
                     let node = if mode == ForwardingMode::Tunnel {
                         format!(" to node {}", backend.to)
                     } else {

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use lb_common::Tags;
 use lb_common::backend::NextHop;
 
 use crate::model::l4::{
@@ -102,16 +103,8 @@ pub struct Way {
     pub next_hop: NextHop,
     /// Largest IP packet.
     pub mtu: u16,
-    /// VLAN tag that frames leave `next_hop.ifindex` with; `None`: untagged.
-    pub vlan: Option<u16>,
-}
-
-impl Way {
-    /// The next hop as the kernel program can use it: it pushes no tags yet, so a tagged way
-    /// counts as unresolved there and is left to the kernel's routing.
-    pub fn plain_next_hop(&self) -> NextHop {
-        if self.vlan.is_some() { NextHop::default() } else { self.next_hop }
-    }
+    /// VLAN tags that frames leave `next_hop.ifindex` with.
+    pub tags: Tags,
 }
 
 /// What the network knows, as far as it matters here.
@@ -226,7 +219,7 @@ fn join_backend(
     let way = match (mode, way) {
         // The stack finds the way itself, also to where we could not send; ours tells the size.
         (ForwardingMode::Local, Err(_)) => {
-            Way { source: to, next_hop: NextHop::default(), mtu: u16::MAX, vlan: None }
+            Way { source: to, next_hop: NextHop::default(), mtu: u16::MAX, tags: Tags::NONE }
         }
         // Whoever takes the packet knows us by our tunnel address.
         (ForwardingMode::Tunnel, way) => {
@@ -358,7 +351,7 @@ mod tests {
     fn nat_behind_an_interface_without_the_program_is_a_problem_and_l2_is_not() {
         let backend: SocketAddr = "10.0.1.11:5432".parse().expect("address");
         let source: IpAddr = "10.0.1.1".parse().expect("address");
-        let way = Way { source, next_hop: NextHop::default(), mtu: 1500, vlan: None };
+        let way = Way { source, next_hop: NextHop::default(), mtu: 1500, tags: Tags::NONE };
         let mut network = Network::default();
         network.ways.insert(backend.ip(), Ok(way));
         let reasons = |mode, network: &Network| -> Vec<&str> {

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use lb_common::Mac;
+use lb_common::{Mac, Tag, Tags};
 use rtnetlink::packet_route::link::{
     BondMode, InfoBond, InfoBridge, InfoData, InfoKind, InfoPortKind, InfoVlan, LinkAttribute, LinkFlags,
     LinkInfo, LinkMessage, VlanProtocol,
@@ -48,8 +48,8 @@ pub enum Kind {
     Vlan {
         /// The other interface; `None`: in another network namespace.
         lower: Option<u32>,
-        /// The tag; `None`: a service tag (802.1ad).
-        id: Option<u16>,
+        /// The tag.
+        tag: Tag,
     },
     /// A switch.
     Bridge {
@@ -66,7 +66,7 @@ pub(super) struct Exit {
     pub(super) ifindex: u32,
     /// Source MAC of the frame.
     pub(super) source: Mac,
-    pub(super) vlan: Option<u16>,
+    pub(super) tags: Tags,
     /// Destination MAC; `None`: not resolved, or nothing gets through at the moment.
     pub(super) neighbour: Option<Mac>,
     pub(super) mtu: u32,
@@ -135,10 +135,11 @@ fn kind(infos: &[LinkInfo]) -> Kind {
         (Some(InfoKind::Vlan), Some(InfoData::Vlan(vlan))) => {
             let service = vlan.contains(&InfoVlan::Protocol(VlanProtocol::Ieee8021Ad));
             let id = vlan.iter().find_map(|info| match info {
-                InfoVlan::Id(id) if !service => Some(*id),
+                InfoVlan::Id(id) => Some(*id),
                 _ => None,
             });
-            Kind::Vlan { lower: None, id }
+            let id = id.unwrap_or_default();
+            Kind::Vlan { lower: None, tag: if service { Tag::service(id) } else { Tag::customer(id) } }
         }
         (Some(InfoKind::Bridge), Some(InfoData::Bridge(bridge))) => {
             Kind::Bridge { filtering: bridge.contains(&InfoBridge::VlanFiltering(true)) }
@@ -171,7 +172,7 @@ pub(super) fn exit(
 ) -> Result<Exit, String> {
     let named = links.get(&ifindex).ok_or("the interface is gone")?;
     let source = named.mac.ok_or("it has no Ethernet address")?;
-    let mut exit = Exit { ifindex, source, vlan: None, neighbour, mtu: named.mtu };
+    let mut exit = Exit { ifindex, source, tags: Tags::NONE, neighbour, mtu: named.mtu };
     let mut at = named;
     loop {
         if !at.is_running() {
@@ -180,19 +181,23 @@ pub(super) fn exit(
         exit.ifindex = at.ifindex;
         exit.mtu = exit.mtu.min(at.mtu);
         match &at.kind {
+            // A frame with two tags is redirected only where it is no longer than one of full size with one
+            // (xdp_ok_fwd_dev in include/linux/filter.h).
+            Kind::Device | Kind::Veth if exit.tags.inner().is_some() => {
+                return Ok(Exit { mtu: exit.mtu.min(at.mtu.saturating_sub(4)), ..exit });
+            }
             Kind::Device | Kind::Veth => return Ok(exit),
             Kind::Vlan { lower: None, .. } => {
                 return Err(lies(at, "on an interface in another network namespace"));
             }
-            Kind::Vlan { id: None, .. } => return Err(lies(at, "behind a service tag (802.1ad)")),
-            Kind::Vlan { .. } if exit.vlan.is_some() => return Err(lies(at, "below another VLAN: two tags")),
-            Kind::Vlan { lower: Some(lower), id } => {
-                exit.vlan = *id;
+            Kind::Vlan { lower: Some(lower), tag } => {
+                exit.tags =
+                    exit.tags.within(*tag).ok_or_else(|| lies(at, "below two other VLANs: three tags"))?;
                 at = links.get(lower).ok_or_else(|| lies(at, "on an interface that is gone"))?;
             }
             // Which ports a VLAN leaves by, and whether with its tag, is the bridge's own business.
             Kind::Bridge { filtering: true } => return Err(lies(at, "a bridge that filters VLANs")),
-            Kind::Bridge { filtering: false } if exit.vlan.is_some() => {
+            Kind::Bridge { filtering: false } if !exit.tags.is_none() => {
                 return Err(lies(at, "a bridge below a VLAN"));
             }
             Kind::Bridge { filtering: false } => {
@@ -243,14 +248,16 @@ mod tests {
     }
 
     fn vlan(lower: u32, id: u16) -> Kind {
-        Kind::Vlan { lower: Some(lower), id: Some(id) }
+        Kind::Vlan { lower: Some(lower), tag: Tag::customer(id) }
     }
 
     const BRIDGE: Kind = Kind::Bridge { filtering: false };
 
     #[test]
     fn a_route_over_a_stacked_interface_leaves_by_the_device_below() {
-        let plain = Exit { ifindex: 1, source: own(1), vlan: None, neighbour: Some(PEER), mtu: 1500 };
+        let plain = Exit { ifindex: 1, source: own(1), tags: Tags::NONE, neighbour: Some(PEER), mtu: 1500 };
+        let in_five = Tags::one(Tag::customer(5));
+        let service = Kind::Vlan { lower: Some(3), tag: Tag::service(100) };
         let small = Interface { mtu: 1400, ..link(2, Kind::Device) };
         for (case, links, port, wanted) in [
             ("device", vec![link(1, Kind::Device)], None, plain),
@@ -258,13 +265,24 @@ mod tests {
                 "vlan",
                 vec![link(1, vlan(2, 5)), link(2, Kind::Veth)],
                 None,
-                Exit { ifindex: 2, vlan: Some(5), ..plain },
+                Exit { ifindex: 2, tags: in_five, ..plain },
             ),
             (
                 "mtu",
                 vec![link(1, vlan(2, 5)), small],
                 None,
-                Exit { ifindex: 2, vlan: Some(5), mtu: 1400, ..plain },
+                Exit { ifindex: 2, tags: in_five, mtu: 1400, ..plain },
+            ),
+            (
+                "two tags",
+                vec![link(1, vlan(2, 5)), link(2, service), link(3, Kind::Device)],
+                None,
+                Exit {
+                    ifindex: 3,
+                    tags: in_five.within(Tag::service(100)).expect("room"),
+                    mtu: 1496,
+                    ..plain
+                },
             ),
             ("bridge", vec![link(1, BRIDGE), link(2, Kind::Device)], Some(2), Exit { ifindex: 2, ..plain }),
             ("unlearned", vec![link(1, BRIDGE)], None, Exit { neighbour: None, ..plain }),
@@ -272,7 +290,7 @@ mod tests {
                 "vlan as a port",
                 vec![link(1, BRIDGE), link(2, vlan(3, 7)), link(3, Kind::Device)],
                 Some(2),
-                Exit { ifindex: 3, vlan: Some(7), ..plain },
+                Exit { ifindex: 3, tags: Tags::one(Tag::customer(7)), ..plain },
             ),
         ] {
             assert_eq!(leaves(links, port), Ok(wanted), "{case}");
@@ -291,14 +309,12 @@ mod tests {
 
     #[test]
     fn what_xdp_cannot_send_by_is_told() {
-        let service = Kind::Vlan { lower: Some(2), id: None };
         for (links, reason) in [
             (vec![], "the interface is gone"),
             (vec![link(1, Kind::Other("macvlan".to_owned()))], "if1 is a macvlan, which XDP cannot send by"),
-            (vec![link(1, service)], "if1 is behind a service tag (802.1ad)"),
             (
-                vec![link(1, vlan(2, 5)), link(2, vlan(3, 6)), link(3, Kind::Device)],
-                "if2 is below another VLAN: two tags",
+                vec![link(1, vlan(2, 5)), link(2, vlan(3, 6)), link(3, vlan(4, 7)), link(4, Kind::Device)],
+                "if3 is below two other VLANs: three tags",
             ),
             (vec![link(1, Kind::Bridge { filtering: true })], "if1 is a bridge that filters VLANs"),
             (vec![link(1, vlan(2, 5)), link(2, BRIDGE)], "if2 is a bridge below a VLAN"),

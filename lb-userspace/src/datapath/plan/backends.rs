@@ -101,8 +101,8 @@ impl Book {
         lb_common::Backend {
             addr: (*to).into(),
             source: way.source.into(),
-            next_hop: way.plain_next_hop(),
-            vlan: way.vlan.unwrap_or(0),
+            next_hop: way.next_hop,
+            tags: way.tags,
             wire_port: wire_port(addr.port()),
             mode: number(*mode),
             draining: *draining || *weight == 0,

@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use lb_common::backend::{self, NextHop};
 use lb_common::steer::{Choice, How, Kind};
-use lb_common::{Flow, HashKey, Mac, TCP, UDP, maps, wire_port};
+use lb_common::{Flow, HashKey, Mac, TCP, Tags, UDP, maps, wire_port};
 use proptest::prelude::*;
 
 use crate::datapath::memory::Tables;
@@ -313,7 +313,7 @@ fn backend(number: u8, weight: u16, draining: bool) -> Backend {
         source: Ipv4Addr::new(10, 0, 0, 254).into(),
         next_hop: NextHop::new(Mac([2; 6]), Mac([4; 6]), 3),
         mtu: 1500,
-        vlan: None,
+        tags: Tags::NONE,
     };
     Backend { weight, draining, mode: ForwardingMode::L2, to: addr_of(number).ip(), way }
 }

@@ -2,7 +2,7 @@ use std::net::Ipv4Addr;
 
 use lb_common::backend::{self, NextHop};
 use lb_common::steer::Kind;
-use lb_common::{Flow, HashKey, Mac, TCP, wire_port};
+use lb_common::{Flow, HashKey, Mac, TCP, Tags, wire_port};
 use proptest::prelude::*;
 
 use super::*;
@@ -68,7 +68,7 @@ fn backend(addr: u8, weight: u16) -> Backend {
         source: Ipv4Addr::new(10, 0, 0, 254).into(),
         next_hop: NextHop::new(Mac([2; 6]), Mac([4; 6]), 3),
         mtu: 1500,
-        vlan: None,
+        tags: Tags::NONE,
     };
     let mode = ForwardingMode::L2;
     Backend { weight, draining: false, mode, to: backend_addr(addr).ip(), way }

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use lb_common::backend::NextHop;
 use lb_common::steer::Kind;
-use lb_common::{BackendId, Flow, HashKey};
+use lb_common::{BackendId, Flow, HashKey, Tags};
 
 use super::clients::{GONE, PORT, vip};
 use super::{FLOW_BITS, GRACE, Scheme};
@@ -190,7 +190,7 @@ fn want(weights: &BTreeMap<u16, u16>) -> Want {
     want.vips.insert(Place { addr: vip, port: PORT, protocol: Protocol::Tcp }, Target::Pool(pool()));
     let backend = |number: u16, weight: u16| {
         let to = addr(number).ip();
-        let way = Way { source: vip, next_hop: NextHop::default(), mtu: 1500, vlan: None };
+        let way = Way { source: vip, next_hop: NextHop::default(), mtu: 1500, tags: Tags::NONE };
         (addr(number), Backend { weight, draining: weight == 0, mode: ForwardingMode::Tunnel, to, way })
     };
     let backends = weights.iter().map(|(number, weight)| backend(*number, *weight)).collect();
