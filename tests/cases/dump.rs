@@ -8,8 +8,8 @@ use penstock::model::l4::{
     Access, At, Backend, BackendState, FlowMemory, L4, OnEmpty, Pool, PoolId, Prefix, Protocol, Punt, VipAddr,
 };
 use penstock::model::l7::{
-    Action, Filters, L7, Location, PathMatch, Piece, RedirectQuery, Server, SslRedirect, Template,
-    UpstreamTls,
+    Action, ClientAuth, Edge, Filters, L7, Location, PathMatch, Piece, RedirectQuery, Server, SslRedirect,
+    Template, UpstreamTls, VerifyClient,
 };
 use penstock::translate::Translated;
 
@@ -88,10 +88,16 @@ fn ranges(sources: &BTreeSet<Prefix>) -> String {
 
 fn l7(l7: &L7, out: &mut String) {
     for (host, server) in &l7.servers {
-        let Server { locations, tls, app_root } = server;
+        let Server { locations, tls, app_root, client_auth, ciphers } = server;
         let tls = if *tls { " tls" } else { "" };
         let root = app_root.as_ref().map(|root| format!(" app-root {root}")).unwrap_or_default();
         line(out, 0, &format!("server {host}{tls}{root}"));
+        if let Some(auth) = client_auth {
+            client_auth_line(auth, out);
+        }
+        if let Some(ciphers) = ciphers {
+            line(out, 1, &format!("ciphers {:?}, order {:?}", ciphers.suites, ciphers.order));
+        }
         for entry in locations {
             location(entry, out);
         }
@@ -103,11 +109,47 @@ fn l7(l7: &L7, out: &mut String) {
     for (host, certificate) in &l7.certificates {
         line(out, 0, &format!("certificate {host} from {}", certificate.secret));
     }
+    for (host, upstream) in &l7.passthrough {
+        line(out, 0, &format!("passthrough {host} to {}", upstream.0));
+    }
+    edge(&l7.edge, out);
     if let Some(upstream) = &l7.default_backend {
         line(out, 0, &format!("default backend {}", upstream.0));
     }
     if let Some(certificate) = &l7.default_certificate {
         line(out, 0, &format!("default certificate from {}", certificate.secret));
+    }
+}
+
+fn client_auth_line(auth: &ClientAuth, out: &mut String) {
+    let text = match auth {
+        ClientAuth::Unusable => "client certificates: unusable, 403".to_owned(),
+        ClientAuth::Verify(verify) => {
+            let VerifyClient { trust, error_page, pass_certificate, subject } = &**verify;
+            let subject = subject.as_ref().map(|pattern| pattern.regex().as_str());
+            format!(
+                "client certificates: {trust:?}, error page {error_page:?}, passed {pass_certificate}, subject {subject:?}"
+            )
+        }
+    };
+    line(out, 1, &text);
+}
+
+/// Only what differs from the defaults.
+fn edge(edge: &Edge, out: &mut String) {
+    let Edge { proxy_protocol, limits, connections, tls } = edge;
+    let default = Edge::default();
+    if *proxy_protocol != default.proxy_protocol {
+        line(out, 0, &format!("edge {proxy_protocol:?}"));
+    }
+    if *limits != default.limits {
+        line(out, 0, &format!("edge {limits:?}"));
+    }
+    if *connections != default.connections {
+        line(out, 0, &format!("edge connections {connections}"));
+    }
+    if *tls != default.tls {
+        line(out, 0, &format!("edge {tls:?}"));
     }
 }
 

@@ -5,6 +5,7 @@ mod change;
 mod edges;
 mod errors;
 mod http2;
+mod limits;
 mod requests;
 mod rig;
 mod smuggling;

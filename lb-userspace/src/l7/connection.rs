@@ -15,7 +15,7 @@ use super::buffer::{Buf, Scratch};
 use super::carrier::Carrier;
 use super::exchange::{self, Outgoing, Sent};
 use super::filters::{Answer, Asked, Next, Scheme, decide};
-use super::h1::head::{Lines, Refusal};
+use super::h1::head::{Lines, Refusal, Sizes};
 use super::h1::{Body, Request, Version};
 use super::h2;
 use super::heads::{self, After, Client};
@@ -26,19 +26,15 @@ use super::socket::{Link, Presence};
 use super::timers::{Alarm, Due};
 use super::upstream::Terms;
 use super::worker::Worker;
+use crate::model::l7::ClientLimits;
 
-/// Longest wait for the next request (`keep-alive`).
-pub(super) const KEEP_ALIVE: Duration = Duration::from_secs(75);
-/// Longest time for a whole head, and for a TLS handshake (`client-header-timeout`).
-pub(super) const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
-/// Requests of one connection (`keep-alive-requests`).
-const REQUESTS_MAX: u32 = 1000;
+/// How long a client that has just connected may take before it makes room for others.
+const SETTLE: Duration = Duration::from_secs(1);
 /// After an early answer, how long and how much of the unread body is thrown away, so that the
 /// client sees the answer and not a reset (`lingering_timeout`).
 const LINGER: Duration = Duration::from_secs(5);
 const LINGER_BYTES: u64 = 16 << 20;
-/// Longest silence of a client that should take a response (`client-body-timeout`,
-/// `send_timeout`).
+/// Longest silence of a client that should take a response (`send_timeout`).
 pub(super) const CLIENT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A client connection between and during requests.
@@ -48,6 +44,10 @@ pub(super) struct Connection<'w, 's> {
     pub(super) buf: Buf,
     pub(super) alarm: Alarm,
     pub(super) client: Client,
+    /// What it may take; as the snapshot says when a request begins.
+    pub(super) limits: ClientLimits,
+    /// From then on it counts as idle without having said anything.
+    settled: Due,
     requests: u32,
 }
 
@@ -75,8 +75,7 @@ pub(super) async fn serve(worker: Rc<Worker>, stream: TcpStream, peer: SocketAdd
     let Ok(mut link) = link else { return };
     let socket = Carrier::Socket(link.socket());
     let alarm = worker.timers.alarm();
-    let mut connection =
-        Connection { worker: &worker, socket, buf: Buf::default(), alarm, client, requests: 0 };
+    let mut connection = Connection::new(&worker, socket, alarm, client);
     if connection.run().await == Left::Http2 {
         let Connection { socket, buf, alarm, .. } = connection;
         if let Carrier::Socket(socket) = socket {
@@ -96,7 +95,7 @@ pub(super) async fn serve_stream(
 ) -> bool {
     let socket = Carrier::Stream(Box::new(stream));
     let alarm = worker.timers.alarm();
-    let mut connection = Connection { worker, socket, buf: Buf::default(), alarm, client, requests: 0 };
+    let mut connection = Connection::new(worker, socket, alarm, client);
     let left = match verdict {
         Ok(()) => connection.request().await,
         Err(refusal) => connection.refuse(refusal).await,
@@ -107,6 +106,14 @@ pub(super) async fn serve_stream(
         return false;
     }
     stream.finish().is_ok()
+}
+
+impl<'w, 's> Connection<'w, 's> {
+    fn new(worker: &'w Rc<Worker>, socket: Carrier<'s>, alarm: Alarm, client: Client) -> Self {
+        let settled = alarm.due(SETTLE);
+        let limits = worker.limits();
+        Self { worker, socket, buf: Buf::default(), alarm, client, limits, settled, requests: 0 }
+    }
 }
 
 impl Connection<'_, '_> {
@@ -131,7 +138,7 @@ impl Connection<'_, '_> {
     }
 
     async fn handshake(&mut self) -> bool {
-        let due = self.alarm.due(HEAD_TIMEOUT);
+        let due = self.alarm.due(self.limits.header_timeout);
         poll_fn(|cx| {
             if let Poll::Ready(done) = self.socket.poll_handshake(cx) {
                 return Poll::Ready(done.is_ok());
@@ -143,16 +150,18 @@ impl Connection<'_, '_> {
 
     /// One request from its first byte to the last byte of its response.
     async fn request(&mut self) -> Left {
-        let mut due = self.alarm.due(if self.requests == 0 { HEAD_TIMEOUT } else { KEEP_ALIVE });
+        self.limits = self.worker.limits();
+        let ClientLimits { keep_alive, header_timeout, .. } = self.limits;
+        let mut due = self.alarm.due(if self.requests == 0 { header_timeout } else { keep_alive });
         let mut begun = !self.buf.is_empty();
         loop {
             if !self.buf.is_empty() {
                 if !begun {
-                    (begun, due) = (true, self.alarm.due(HEAD_TIMEOUT));
+                    (begun, due) = (true, self.alarm.due(header_timeout));
                 }
                 // Parsed anew after each read; heads nearly always arrive in one.
                 let mut lines = Lines::new();
-                match Request::parse(self.buf.bytes(), &mut lines) {
+                match Request::parse(self.buf.bytes(), &mut lines, Sizes::of(&self.limits)) {
                     Ok(None) if self.buf.is_full() => return self.refuse(Refusal::HeadTooLarge).await,
                     Ok(None) => {}
                     Ok(Some(request)) => {
@@ -185,8 +194,13 @@ impl Connection<'_, '_> {
                     Ok(_) => Filled::Bytes,
                 });
             }
+            // A client that has just connected may have something to say.
+            let may_end = self.requests > 0 || self.alarm.is_past(self.settled);
             if !begun && self.worker.is_draining() {
                 return Poll::Ready(Filled::Late);
+            }
+            if !begun && may_end && self.worker.dismisses() {
+                return Poll::Ready(Filled::End);
             }
             self.alarm.poll_due(cx, due).map(|()| Filled::Late)
         })
@@ -207,7 +221,9 @@ impl Connection<'_, '_> {
             (true, _) => Body::Chunked(Default::default()),
             (false, length) => Body::Length(length.unwrap_or(0)),
         };
-        let is_last = self.requests + 1 >= REQUESTS_MAX || self.worker.is_draining();
+        let ClientLimits { keep_alive, keep_alive_requests, .. } = self.limits;
+        let is_last =
+            self.requests + 1 >= keep_alive_requests || keep_alive.is_zero() || self.worker.is_draining();
         let step = match decision.next {
             Next::Answer(answer) => Step::Answer(answer),
             Next::Proxy { upstream, target } => {

@@ -217,7 +217,7 @@ impl Exchange<'_, '_, '_, '_> {
         match self.upload.waits {
             _ if self.upload.is_done() || self.upload_broken => alarm.due(self.limits.read),
             Waits::ForReceiver => alarm.due(self.limits.send),
-            Waits::ForSender => alarm.due(CLIENT_TIMEOUT),
+            Waits::ForSender => alarm.due(self.connection.limits.body_timeout),
         }
     }
 

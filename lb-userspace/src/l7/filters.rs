@@ -150,8 +150,7 @@ fn is_health_check(scheme: Scheme, host: HostFound, path: &[u8], route: &Route) 
 
 /// Where the pattern matches anywhere, the whole path becomes the target.
 fn expand(rewrite: &Rewrite, path: &[u8], query: Option<&[u8]>) -> Option<Vec<u8>> {
-    let text = String::from_utf8_lossy(path);
-    let captures = rewrite.pattern.regex().captures(&text)?;
+    let captures = rewrite.pattern.regex().captures(path)?;
     let mut target = Vec::with_capacity(path.len() + 32);
     let mut own_query = false;
     for piece in &rewrite.target.0 {
@@ -161,8 +160,8 @@ fn expand(rewrite: &Rewrite, path: &[u8], query: Option<&[u8]>) -> Option<Vec<u8
                 path::escape_literal(literal.as_bytes(), &mut target);
             }
             Piece::Capture(n) => {
-                let captured = captures.get(*n).map_or("", |found| found.as_str());
-                path::escape_path(captured.as_bytes(), &mut target);
+                let captured = captures.get(*n).map_or(&b""[..], |found| found.as_bytes());
+                path::escape_path(captured, &mut target);
             }
         }
     }
@@ -183,9 +182,8 @@ fn is_absolute(target: &[u8]) -> bool {
 /// `permanent-redirect` and its kin, with the captures of a regex location.
 fn redirect(route: &Route, path: &[u8], query: Option<&[u8]>) -> Option<Answer> {
     let redirect = route.redirect.as_ref()?;
-    let text = String::from_utf8_lossy(path);
     let captures = match &route.path {
-        Some(PathMatch::Regex(pattern)) => pattern.regex().captures(&text),
+        Some(PathMatch::Regex(pattern)) => pattern.regex().captures(path),
         _ => None,
     };
     let mut location = Vec::new();
@@ -193,8 +191,8 @@ fn redirect(route: &Route, path: &[u8], query: Option<&[u8]>) -> Option<Answer> 
         match piece {
             Piece::Literal(literal) => location.extend_from_slice(literal.as_bytes()),
             Piece::Capture(n) => {
-                let captured = captures.as_ref().and_then(|found| found.get(*n)).map_or("", |m| m.as_str());
-                path::escape_path(captured.as_bytes(), &mut location);
+                let captured = captures.as_ref().and_then(|found| found.get(*n));
+                path::escape_path(captured.map_or(&b""[..], |found| found.as_bytes()), &mut location);
             }
         }
     }

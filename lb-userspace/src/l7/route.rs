@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use crate::model::ObjectName;
 use crate::model::l7::{
-    Action, Filters, HostMatch, L7, Location, PathMatch, Protocol, Redirect, UpstreamName, UpstreamTls,
+    Action, Edge, Filters, HostMatch, L7, Location, PathMatch, Protocol, Redirect, UpstreamName, UpstreamTls,
 };
 
 use super::filters::Scheme;
@@ -32,6 +32,8 @@ pub(super) struct Router {
     pub(super) tls: Vec<TlsEntry>,
     /// What speaks them, in the same order; empty where nobody is going to.
     pub(super) clients: Vec<Arc<Client>>,
+    /// How clients are received.
+    pub(super) edge: Edge,
 }
 
 /// A way to speak TLS to an upstream.
@@ -175,7 +177,7 @@ impl Router {
         }
         let any = sites.iter().position(|site| site.host == HostMatch::Any).unwrap_or(0);
         let tls = builder.tls;
-        Self { exact, wildcard, any, sites, upstreams, tls, clients: Vec::new() }
+        Self { exact, wildcard, any, sites, upstreams, tls, clients: Vec::new(), edge: l7.edge.clone() }
     }
 
     /// Every route there is.
@@ -275,14 +277,12 @@ impl Site {
         if self.regex.is_empty() {
             return None;
         }
-        // Patterns are about characters; bytes that are none match as U+FFFD.
-        let text = String::from_utf8_lossy(path);
         self.regex.iter().copied().take_while(|&i| limit.is_none_or(|limit| i < limit)).find(|&i| match self
             .locations
             .get(i)
             .and_then(|route| route.path.as_ref())
         {
-            Some(PathMatch::Regex(pattern)) => pattern.regex().is_match(&text),
+            Some(PathMatch::Regex(pattern)) => pattern.regex().is_match(path),
             _ => false,
         })
     }

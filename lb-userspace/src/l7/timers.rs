@@ -125,6 +125,11 @@ impl Alarm {
         self.timers.elapsed_ms().saturating_add(after)
     }
 
+    /// `due` has passed, as far as the last tick knows.
+    pub(super) fn is_past(&self, due: Due) -> bool {
+        self.timers.now.get() >= due
+    }
+
     /// Ready once `due` has passed; otherwise the task is woken then, or a little earlier (an
     /// older deadline of the same connection is not taken back, only outlived).
     pub(super) fn poll_due(&self, cx: &Context<'_>, due: Due) -> Poll<()> {

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use rustls::ServerConfig;
 use tokio::net::TcpListener;
-use tokio::sync::{Notify, Semaphore, mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::LocalSet;
 
 use super::filters::Scheme;
@@ -23,9 +23,12 @@ use super::tls::Tls;
 use super::upstream::Pool;
 use super::{Error, connection};
 use crate::model::l4::Listener;
+use crate::model::l7::ClientLimits;
 
-/// Client connections of one worker; more wait in the accept queue (`max-worker-connections`).
-const CONNECTIONS_MAX: usize = 16_384;
+/// Of the connections a full worker may have, one in this many is closed if it is idle.
+const SHED_SHARE: usize = 32;
+/// How soon a full worker looks again for idle connections.
+const SHED_PAUSE: Duration = Duration::from_secs(1);
 /// How often idle upstream connections are looked through.
 const SWEEP: Duration = Duration::from_secs(5);
 /// Pause after a failed accept: out of descriptors, most likely.
@@ -50,10 +53,12 @@ pub(super) struct Worker {
     tls: Arc<ServerConfig>,
     draining: Cell<bool>,
     drain_started: Notify,
-    /// A permit for each connection that may still be accepted.
-    room: Arc<Semaphore>,
     /// Client connections that are open.
-    active: Cell<u64>,
+    active: Cell<usize>,
+    /// One of them has ended.
+    ended: Notify,
+    /// So many of those that wait for a request are to end, to make room.
+    shed: Cell<usize>,
     entropy: Cell<u64>,
 }
 
@@ -95,8 +100,9 @@ async fn run(
         tls,
         draining: Cell::new(false),
         drain_started: Notify::new(),
-        room: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
         active: Cell::new(0),
+        ended: Notify::new(),
+        shed: Cell::new(0),
         entropy: Cell::new(super::random() | 1),
     });
     for Bound { listener, socket, .. } in bound {
@@ -135,30 +141,39 @@ async fn accept(worker: Rc<Worker>, listening: TcpListener, listener: Listener) 
         Listener::Https => Scheme::Https,
     };
     while !worker.is_draining() {
-        if worker.room.available_permits() == 0 {
-            worker.counters.borrow_mut().full += 1;
-        }
         let accepted = tokio::select! {
             biased;
-            accepted = async {
-                let room = Arc::clone(&worker.room).acquire_owned().await;
-                (listening.accept().await, room)
-            } => accepted,
+            accepted = listening.accept() => accepted,
             () = worker.drain_started.notified() => return,
         };
-        let (Ok((stream, peer)), Ok(room)) = accepted else {
+        let Ok((stream, peer)) = accepted else {
             tokio::time::sleep(ACCEPT_PAUSE).await;
             continue;
         };
+        worker.room().await;
         let _ = stream.set_nodelay(true);
         worker.counters.borrow_mut().accepted += 1;
-        let worker = Rc::clone(&worker);
+        let open = Open::new(&worker);
         tokio::task::spawn_local(async move {
-            worker.active.set(worker.active.get() + 1);
-            connection::serve(Rc::clone(&worker), stream, peer, scheme).await;
-            worker.active.set(worker.active.get().saturating_sub(1));
-            drop(room);
+            connection::serve(Rc::clone(&open.0), stream, peer, scheme).await;
         });
+    }
+}
+
+/// One client connection among those that are open.
+struct Open(Rc<Worker>);
+
+impl Open {
+    fn new(worker: &Rc<Worker>) -> Self {
+        worker.active.set(worker.active.get() + 1);
+        Self(Rc::clone(worker))
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.active.set(self.0.active.get().saturating_sub(1));
+        self.0.ended.notify_waiters();
     }
 }
 
@@ -169,6 +184,38 @@ impl Worker {
 
     pub(super) fn is_draining(&self) -> bool {
         self.draining.get()
+    }
+
+    /// What a client connection may take.
+    pub(super) fn limits(&self) -> ClientLimits {
+        self.current.load().router.edge.limits
+    }
+
+    /// By `max-worker-connections`. Each listener holds one more, and the rest wait in the accept queue.
+    fn has_room(&self) -> bool {
+        self.active.get() < self.current.load().router.edge.connections
+    }
+
+    /// Waits until one more connection may be served. Meanwhile some of those that wait for a request
+    /// are told to end: who speaks goes before who is silent.
+    async fn room(&self) {
+        if self.has_room() {
+            return;
+        }
+        self.counters.borrow_mut().full += 1;
+        while !self.has_room() {
+            self.shed.set(1 + self.active.get() / SHED_SHARE);
+            self.timers.wake_all();
+            let _ = tokio::time::timeout(SHED_PAUSE, self.ended.notified()).await;
+        }
+        self.shed.set(0);
+    }
+
+    /// Whether a connection that waits for a request should end for others; asked once by each.
+    pub(super) fn dismisses(&self) -> bool {
+        let shed = self.shed.get();
+        self.shed.set(shed.saturating_sub(1));
+        shed > 0
     }
 
     /// 32 hex digits for `X-Request-ID`: unique, not secret.
@@ -193,7 +240,7 @@ impl Worker {
 
     fn count(&self) -> Counters {
         let mut counters = self.counters.borrow().clone();
-        counters.active = self.active.get();
+        counters.active = self.active.get() as u64;
         counters.idle_upstream = self.pool.len() as u64;
         counters
     }
@@ -223,9 +270,9 @@ impl Worker {
         self.timers.wake_all();
         let worker = Rc::clone(self);
         tokio::task::spawn_local(async move {
-            // Every permit is back when no connection is left.
-            let all = u32::try_from(CONNECTIONS_MAX).unwrap_or(u32::MAX);
-            let _ = worker.room.acquire_many(all).await;
+            while worker.active.get() > 0 {
+                worker.ended.notified().await;
+            }
             drop(done);
         });
     }

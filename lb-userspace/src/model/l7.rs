@@ -3,12 +3,19 @@
 //! Strings a user wrote appear here only as values to compare or copy, as a compiled
 //! [`Template`] or as a compiled, linear-time [`Pattern`].
 
+mod edge;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::ObjectName;
 pub use super::upstream::{Protocol, Retry, Upstream, UpstreamName, UpstreamTls};
+
+pub use edge::{
+    Cipher, CipherOrder, Ciphers, ClientAuth, ClientLimits, Demand, Edge, Group, ProxyProtocol, Resumption,
+    SharedTicketKey, TlsPolicy, TlsVersions, Trust, UnknownName, VerifyClient,
+};
 
 /// Everything the proxy has to serve.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -24,6 +31,10 @@ pub struct L7 {
     pub certificates: BTreeMap<HostMatch, Arc<Certificate>>,
     /// `--default-ssl-certificate`; `None`: the proxy serves the one it generated at start.
     pub default_certificate: Option<Arc<Certificate>>,
+    /// How clients are received.
+    pub edge: Edge,
+    /// Hosts whose TLS is handed to an upstream unopened (`ssl-passthrough`), by SNI; lower case.
+    pub passthrough: BTreeMap<String, UpstreamName>,
 }
 
 /// Which Host header (or SNI) a server answers for. Lower case, no port, no trailing dot.
@@ -61,6 +72,10 @@ pub struct Server {
     /// `app-root`: a request for exactly `/` is answered 302 to this path on the scheme and Host
     /// (with its port) of the request, before any location is looked at.
     pub app_root: Option<String>,
+    /// `auth-tls-*`; `None`: clients need no certificate.
+    pub client_auth: Option<Arc<ClientAuth>>,
+    /// `ssl-ciphers`, `ssl-prefer-server-ciphers`; `None`: those of the [`Edge`].
+    pub ciphers: Option<Ciphers>,
 }
 
 /// One host + path entry.
@@ -186,34 +201,59 @@ pub struct Rewrite {
     pub target: Template,
 }
 
-/// Compiled, linear-time regex; equal when its source is.
+/// Compiled, linear-time regex over bytes; equal when its source and its reading of case are.
 #[derive(Debug, Clone)]
-pub struct Pattern(regex::Regex);
+pub struct Pattern {
+    regex: regex::bytes::Regex,
+    case: Case,
+}
+
+/// Whether letters of both cases are one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Case {
+    Same,
+    Differs,
+}
 
 impl Pattern {
     /// Compiles a path pattern of a regex host: case-insensitive, anchored at the start.
     pub fn anchored(source: &str) -> Result<Self, regex::Error> {
-        Self::build(&format!("^(?:{source})"))
+        Self::build(&format!("^(?:{source})"), Case::Same)
     }
 
     /// Compiles the same pattern for a rewrite: case-insensitive, not anchored.
     pub fn unanchored(source: &str) -> Result<Self, regex::Error> {
-        Self::build(source)
+        Self::build(source, Case::Same)
     }
 
-    fn build(source: &str) -> Result<Self, regex::Error> {
-        regex::RegexBuilder::new(source).case_insensitive(true).size_limit(1 << 20).build().map(Self)
+    /// Compiles a pattern for the subject of a certificate: case-sensitive, not anchored.
+    pub fn subject(source: &str) -> Result<Self, regex::Error> {
+        Self::build(source, Case::Differs)
+    }
+
+    /// Over bytes, as nginx's patterns are: a path need not be UTF-8. Classes of characters beyond
+    /// ASCII exist in Unicode only; what needs them is compiled so.
+    fn build(source: &str, case: Case) -> Result<Self, regex::Error> {
+        let compile = |unicode| {
+            regex::bytes::RegexBuilder::new(source)
+                .case_insensitive(case == Case::Same)
+                .unicode(unicode)
+                .size_limit(1 << 20)
+                .build()
+        };
+        let regex = compile(false).or_else(|_| compile(true))?;
+        Ok(Self { regex, case })
     }
 
     /// The compiled regex.
-    pub fn regex(&self) -> &regex::Regex {
-        &self.0
+    pub fn regex(&self) -> &regex::bytes::Regex {
+        &self.regex
     }
 }
 
 impl PartialEq for Pattern {
     fn eq(&self, other: &Self) -> bool {
-        self.0.as_str() == other.0.as_str()
+        self.regex.as_str() == other.regex.as_str() && self.case == other.case
     }
 }
 

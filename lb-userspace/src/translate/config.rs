@@ -1,8 +1,14 @@
-//! The ingress controller's ConfigMap. None of its keys is honoured yet; those that protect
-//! something close every route rather than leave it open.
+//! The ingress controller's ConfigMap: each section reads its keys, and what no section asked for
+//! is told. A key that protects something and is not honoured closes every route.
+
+mod edge;
+mod keys;
 
 use super::findings::Findings;
+use crate::model::l7::Edge;
 use crate::objects::{Key, Kind, Objects};
+
+use keys::Keys;
 
 /// Name under which ingress-nginx's chart installs it.
 const NAME: &str = "ingress-nginx-controller";
@@ -17,6 +23,13 @@ const PROTECTING: [&str; 7] = [
     "whitelist-source-range",
 ];
 
+/// What the ConfigMap says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Config {
+    pub gate: Gate,
+    pub edge: Edge,
+}
+
 /// What the ConfigMap means for routes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Gate {
@@ -26,26 +39,36 @@ pub(super) enum Gate {
     Closed,
 }
 
-/// Reads the ConfigMap and says what of it is not honoured.
-pub(super) fn gate(objects: &Objects, findings: &mut Findings) -> Gate {
-    let mut gate = Gate::Open;
+/// Reads the ConfigMap and says what of it is not honoured. Of several with its name the first by
+/// namespace counts, though each can close the gate.
+pub(super) fn read(objects: &Objects, findings: &mut Findings) -> Config {
+    let mut config = Config { gate: Gate::Open, edge: Edge::default() };
+    let mut is_first = true;
     for (name, sourced) in objects.config_maps.iter().filter(|(name, _)| name.name == NAME) {
         let id = Key { kind: Kind::ConfigMap, name: name.clone() }.id(&sourced.origin);
-        let mut about = findings.about(&id);
-        for (key, value) in sourced.object.data.iter().flatten() {
-            let field = format!("data.{key}");
-            if PROTECTING.contains(&key.as_str()) && !value.trim().is_empty() {
-                gate = Gate::Closed;
-                about.error_fix(
+        let mut keys = Keys::new(&sourced.object, findings.about(&id));
+        for key in PROTECTING {
+            if keys.text(key).is_some() {
+                config.gate = Gate::Closed;
+                keys.about.error_fix(
                     "protection-not-yet",
-                    field,
+                    keys::field(key),
                     "not honoured yet; every Ingress answers 503, rather than stand open",
                     "remove it only if something else protects these hosts",
                 );
-            } else {
-                about.warn("not-yet", field, "not honoured yet; the default is used", "");
             }
         }
+        if !std::mem::take(&mut is_first) {
+            keys.about.warn(
+                "second-config-map",
+                "",
+                "another one of this name counts; this one is ignored",
+                "",
+            );
+            continue;
+        }
+        config.edge = edge::read(&mut keys);
+        keys.tell_unasked();
     }
-    gate
+    config
 }

@@ -10,7 +10,7 @@ use super::Options;
 use super::annotations::{self, Policy};
 use super::certificates::Certificates;
 use super::classes::{self, Served};
-use super::config::{self, Gate};
+use super::config::{self, Config, Gate};
 use super::endpoints::Slices;
 use super::findings::{About, Findings};
 use super::routes::{self, Draft};
@@ -49,7 +49,7 @@ pub(super) fn translate(
     let mut upstreams = Upstreams::new(objects, slices);
     let mut certificates = Certificates::new(objects);
     let mut hosts: BTreeMap<HostMatch, Host> = BTreeMap::new();
-    let gate = config::gate(objects, findings);
+    let Config { gate, edge } = config::read(objects, findings);
     for served in classes::served(objects, options, findings) {
         one_ingress(&served, gate, options, &mut hosts, &mut upstreams, &mut certificates, findings);
     }
@@ -68,7 +68,7 @@ pub(super) fn translate(
             }
         }
     });
-    let mut l7 = L7 { default_backend, default_certificate, ..L7::default() };
+    let mut l7 = L7 { default_backend, default_certificate, edge, ..L7::default() };
     for (host, built) in hosts {
         if let Some(certificate) = built.tls.as_ref().and_then(|tls| tls.certificate.clone()) {
             l7.certificates.insert(host.clone(), certificate);
@@ -257,6 +257,8 @@ fn server(name: &HostMatch, host: Host, findings: &mut Findings) -> Server {
         locations: routes::locations(drafts, tls.is_some(), findings),
         tls: tls.is_some(),
         app_root: app_root.map(|(root, _)| root),
+        client_auth: None,
+        ciphers: None,
     }
 }
 

@@ -7,6 +7,7 @@ mod admit;
 mod annotations;
 mod certificates;
 mod choice;
+mod ciphers;
 mod classes;
 mod config;
 mod endpoints;

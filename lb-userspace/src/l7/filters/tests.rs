@@ -261,3 +261,17 @@ fn the_health_check_answers_where_no_host_is_named() {
     assert_eq!(ask_with(&l7, Scheme::Https, "10.0.0.1", "/healthz", None), proxied(None));
     assert_eq!(ask_with(&claimed, Scheme::Http, "10.0.0.1", "/healthz", None), proxied(None));
 }
+
+#[test]
+fn bytes_that_are_no_utf_8_stay_themselves_in_patterns() {
+    let rewrite = Rewrite {
+        pattern: Pattern::unanchored("/files/(.*)").unwrap(),
+        target: Template(vec![literal("/"), Piece::Capture(1)]),
+    };
+    let filters = Filters { rewrite: Some(rewrite), ..Filters::default() };
+    let l7 =
+        site(vec![location(PathMatch::Regex(Pattern::anchored("/files/(.*)").unwrap()), to_web(), filters)]);
+
+    assert_eq!(ask(&l7, "/files/caf%E9"), proxied(Some("/caf%E9")));
+    assert_eq!(ask(&l7, "/files/%ff%C3%A9"), proxied(Some("/%FF%C3%A9")));
+}

@@ -3,15 +3,32 @@
 use std::mem::MaybeUninit;
 
 use super::super::buffer::BUFFER_BYTES;
+use crate::model::l7::ClientLimits;
 
 /// Most header lines of a head; more is 431.
 pub(in crate::l7) const HEADERS_MAX: usize = 128;
 
-/// Longest request line (414) and longest header line (400), as `large_client_header_buffers`.
-pub(in crate::l7) const LINE_MAX: usize = 8 * 1024;
+/// How long heads and their lines may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::l7) struct Sizes {
+    /// Longest request line (414) and longest header line (400).
+    pub(in crate::l7) line: usize,
+    /// Longest head (431).
+    pub(in crate::l7) head: usize,
+}
 
-/// Longest head (431).
-pub(in crate::l7) const HEAD_MAX: usize = BUFFER_BYTES;
+impl Sizes {
+    /// Those that clients are held to.
+    pub(in crate::l7) fn of(limits: &ClientLimits) -> Self {
+        Self { line: limits.line_bytes, head: limits.head_bytes.min(BUFFER_BYTES) }
+    }
+}
+
+impl Default for Sizes {
+    fn default() -> Self {
+        Self { line: 8 * 1024, head: BUFFER_BYTES }
+    }
+}
 
 /// Room for the header lines of one head, on the stack and not initialised.
 pub(in crate::l7) struct Lines<'b>(pub(super) [MaybeUninit<httparse::Header<'b>>; HEADERS_MAX]);
@@ -54,13 +71,13 @@ pub(in crate::l7) enum Refusal {
     /// A version other than 1.0 and 1.1.
     #[error("unsupported version")]
     Version,
-    /// Request line longer than [`LINE_MAX`].
+    /// Request line longer than [`Sizes::line`].
     #[error("request line too long")]
     TargetTooLong,
-    /// One header line longer than [`LINE_MAX`].
+    /// One header line longer than [`Sizes::line`].
     #[error("header line too long")]
     LineTooLong,
-    /// More than [`HEADERS_MAX`] lines or [`HEAD_MAX`] bytes.
+    /// More than [`HEADERS_MAX`] lines or [`Sizes::head`] bytes.
     #[error("head too large")]
     HeadTooLarge,
     /// CONNECT or TRACE.
@@ -122,6 +139,7 @@ impl<'h, 'b> Block<'h, 'b> {
         bytes: &'b [u8],
         lines: &'h [httparse::Header<'b>],
         start: usize,
+        sizes: Sizes,
     ) -> Result<Self, Refusal> {
         let block = Self { bytes, lines };
         let mut at = start;
@@ -130,7 +148,7 @@ impl<'h, 'b> Block<'h, 'b> {
             if block.line_start(i) != at || end.saturating_sub(at) < 2 {
                 return Err(Refusal::LineEnd);
             }
-            if end - at > LINE_MAX {
+            if end - at > sizes.line {
                 return Err(Refusal::LineTooLong);
             }
             let value_end = if line.value.is_empty() {

@@ -1,8 +1,6 @@
 //! Request heads.
 
-use super::head::{
-    Block, Connection, Framing, HEAD_MAX, LINE_MAX, LineSet, Lines, Refusal, Version, content_length,
-};
+use super::head::{Block, Connection, Framing, LineSet, Lines, Refusal, Sizes, Version, content_length};
 
 /// A request head, borrowed from the bytes it was read into.
 #[derive(Debug, Clone, Copy)]
@@ -41,11 +39,15 @@ pub(in crate::l7) struct Request<'h, 'b> {
 
 impl<'h, 'b> Request<'h, 'b> {
     /// Reads a head from the start of `bytes`; `None` while it is incomplete.
-    pub(in crate::l7) fn parse(bytes: &'b [u8], lines: &'h mut Lines<'b>) -> Result<Option<Self>, Refusal> {
+    pub(in crate::l7) fn parse(
+        bytes: &'b [u8],
+        lines: &'h mut Lines<'b>,
+        sizes: Sizes,
+    ) -> Result<Option<Self>, Refusal> {
         let mut parsed = httparse::Request::new(&mut []);
         let len = match parsed.parse_with_uninit_headers(bytes, &mut lines.0) {
             Ok(httparse::Status::Complete(len)) => len,
-            Ok(httparse::Status::Partial) => return incomplete(bytes).map(|()| None),
+            Ok(httparse::Status::Partial) => return incomplete(bytes, sizes).map(|()| None),
             Err(httparse::Error::Version) => return Err(Refusal::Version),
             Err(httparse::Error::TooManyHeaders) => return Err(Refusal::HeadTooLarge),
             Err(_) => return Err(Refusal::Malformed),
@@ -58,14 +60,17 @@ impl<'h, 'b> Request<'h, 'b> {
         // The request line is exactly what its parts need: nothing skipped, CRLF at the end.
         let line_len = method.len() + 1 + path.len() + " HTTP/1.1\r\n".len();
         let head = bytes.get(..len).ok_or(Refusal::Malformed)?;
-        if line_len > LINE_MAX {
+        if line_len > sizes.line {
             return Err(Refusal::TargetTooLong);
+        }
+        if len > sizes.head {
+            return Err(Refusal::HeadTooLarge);
         }
         if !head.get(..line_len).is_some_and(|line| line.ends_with(b"\r\n")) {
             return Err(Refusal::LineEnd);
         }
         let headers: &'h [httparse::Header<'b>] = parsed.headers;
-        let block = Block::checked(head, headers, line_len)?;
+        let block = Block::checked(head, headers, line_len, sizes)?;
         refuse_method(method)?;
         let (target, authority) = split_target(path.as_bytes())?;
         collect(method, target, authority, version, block).map(Some)
@@ -73,11 +78,11 @@ impl<'h, 'b> Request<'h, 'b> {
 }
 
 /// An incomplete head that can no longer become an acceptable one.
-fn incomplete(bytes: &[u8]) -> Result<(), Refusal> {
-    if bytes.len() > LINE_MAX && !bytes.get(..LINE_MAX).is_some_and(|line| line.contains(&b'\n')) {
+fn incomplete(bytes: &[u8], sizes: Sizes) -> Result<(), Refusal> {
+    if bytes.len() > sizes.line && !bytes.get(..sizes.line).is_some_and(|line| line.contains(&b'\n')) {
         return Err(Refusal::TargetTooLong);
     }
-    if bytes.len() >= HEAD_MAX {
+    if bytes.len() >= sizes.head {
         return Err(Refusal::HeadTooLarge);
     }
     Ok(())

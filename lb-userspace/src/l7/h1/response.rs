@@ -1,6 +1,6 @@
 //! Response heads of upstreams.
 
-use super::head::{Block, Connection, Framing, LineSet, Lines, Refusal, Version};
+use super::head::{Block, Connection, Framing, LineSet, Lines, Refusal, Sizes, Version};
 
 /// A response head, borrowed from the bytes it was read into.
 #[derive(Debug, Clone, Copy)]
@@ -57,7 +57,7 @@ impl<'h, 'b> Response<'h, 'b> {
             return Err(Refusal::Malformed);
         }
         let headers: &'h [httparse::Header<'b>] = parsed.headers;
-        let block = Block::checked(head, headers, line)?;
+        let block = Block::checked(head, headers, line, Sizes::default())?;
         collect(status, parsed.reason.unwrap_or_default(), version, block).map(Some)
     }
 }

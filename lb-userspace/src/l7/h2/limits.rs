@@ -11,12 +11,10 @@
 
 use std::time::Duration;
 
-use super::super::h1::head::HEAD_MAX;
+use super::super::buffer::BUFFER_BYTES;
 
 /// Streams of a client connection at once (`http2-max-concurrent-streams`).
 pub(super) const STREAMS_MAX: u32 = 128;
-/// Requests of a client connection (`keep-alive-requests`); it is told to come again.
-pub(super) const REQUESTS_MAX: u32 = 1000;
 /// Bytes of one request body that may wait here; bounds its rate to this per round trip.
 pub(super) const STREAM_WINDOW: u32 = 256 << 10;
 /// Bytes of all request bodies of a connection that may wait here.
@@ -24,7 +22,7 @@ pub(super) const CONNECTION_WINDOW: u32 = 1 << 20;
 /// Bytes of one response that wait for the client's window or its socket.
 pub(super) const SEND_BUFFER: usize = 64 << 10;
 /// Decoded head as RFC 9113 6.5.2 counts it; what it becomes in HTTP/1.1 fits our own limit.
-pub(super) const HEADER_LIST_MAX: u32 = (HEAD_MAX - 1024) as u32;
+pub(super) const HEADER_LIST_MAX: u32 = (BUFFER_BYTES - 1024) as u32;
 /// Payload of the frames we take; the smallest the standard allows.
 pub(super) const FRAME_MAX: u32 = 16 << 10;
 /// Streams reset by the client that still wait to be seen; more is an attack (CVE-2023-44487).

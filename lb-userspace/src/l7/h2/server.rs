@@ -14,7 +14,7 @@ use h2::{Reason, RecvStream};
 use http::Request;
 
 use super::super::buffer::Buf;
-use super::super::connection::{self, HEAD_TIMEOUT, KEEP_ALIVE};
+use super::super::connection;
 use super::super::heads::Client;
 use super::super::socket::Socket;
 use super::super::timers::{Alarm, Due};
@@ -36,7 +36,7 @@ pub(in crate::l7) async fn serve(
 ) {
     let chatter = Rc::new(Chatter::new(PREFACE.len(), Instant::now()));
     let io = Io::new(socket, first, Rc::clone(&chatter));
-    let due = alarm.due(HEAD_TIMEOUT);
+    let due = alarm.due(worker.limits().header_timeout);
     let mut handshake = pin!(limits::server().handshake::<_, Bytes>(io));
     let shaken = poll_fn(|cx| match handshake.as_mut().poll(cx) {
         Poll::Ready(shaken) => Poll::Ready(shaken.ok()),
@@ -44,7 +44,7 @@ pub(in crate::l7) async fn serve(
     });
     let Some(h2) = shaken.await else { return };
     let streams = Rc::new(Streams::default());
-    let due = alarm.due(KEEP_ALIVE);
+    let due = alarm.due(worker.limits().keep_alive);
     let mut connection =
         Connection { worker, h2, alarm, streams, chatter, due, requests: 0, leaving: false, was_live: 0 };
     while let Some((request, respond)) = connection.next().await {
@@ -80,7 +80,9 @@ impl Connection<'_, '_> {
 
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Accepted>> {
         self.streams.connection.replace(Some(cx.waker().clone()));
-        if !self.leaving && (self.worker.is_draining() || self.requests >= limits::REQUESTS_MAX) {
+        if !self.leaving
+            && (self.worker.is_draining() || self.requests >= self.worker.limits().keep_alive_requests)
+        {
             self.leave();
         }
         if self.chatter.is_exhausted() {
@@ -105,7 +107,8 @@ impl Connection<'_, '_> {
         }
         if live != self.was_live {
             self.was_live = live;
-            self.due = self.alarm.due(if self.leaving { limits::GOODBYE } else { KEEP_ALIVE });
+            let idle = self.worker.limits().keep_alive;
+            self.due = self.alarm.due(if self.leaving { limits::GOODBYE } else { idle });
         }
         let due = if live > 0 { Due::MAX } else { self.due };
         match self.alarm.poll_due(cx, due) {

@@ -147,7 +147,7 @@ fn scan(paths: &[PathMatch], path: &str) -> Taken {
             Some(_) => path.starts_with(prefix.as_str()),
             None => path.strip_prefix(prefix.as_str()).is_some_and(|r| r.is_empty() || r.starts_with('/')),
         },
-        PathMatch::Regex(pattern) => pattern.regex().is_match(path),
+        PathMatch::Regex(pattern) => pattern.regex().is_match(path.as_bytes()),
     };
     let slash = |location: &PathMatch| matches!(location, PathMatch::Prefix(p) if *p == format!("{path}/"));
     let first = paths.iter().position(takes);

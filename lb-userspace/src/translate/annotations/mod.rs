@@ -1,7 +1,7 @@
 //! Annotations of one Ingress as typed values, and what is to be said about each.
 
 pub(super) mod table;
-mod value;
+pub(super) mod value;
 
 use std::collections::BTreeMap;
 use std::time::Duration;

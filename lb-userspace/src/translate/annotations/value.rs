@@ -39,7 +39,7 @@ pub(super) fn check(value: Value, text: &str) -> Result<(), String> {
 }
 
 /// Go's ParseBool.
-pub(super) fn boolean(text: &str) -> Option<bool> {
+pub(in crate::translate) fn boolean(text: &str) -> Option<bool> {
     match text {
         "1" | "t" | "T" | "TRUE" | "true" | "True" => Some(true),
         "0" | "f" | "F" | "FALSE" | "false" | "False" => Some(false),
@@ -48,7 +48,7 @@ pub(super) fn boolean(text: &str) -> Option<bool> {
 }
 
 /// nginx's sizes. A suffix `b`, which ingress-nginx lets pass and then drops, is refused.
-pub(super) fn size(text: &str) -> Option<u64> {
+pub(in crate::translate) fn size(text: &str) -> Option<u64> {
     let digits = text.trim_end_matches(|unit: char| unit.is_ascii_alphabetic());
     let factor: u64 = match text.get(digits.len()..)? {
         "" => 1,

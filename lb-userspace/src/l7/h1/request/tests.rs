@@ -1,6 +1,6 @@
 use proptest::prelude::*;
 
-use super::super::head::{HEADERS_MAX, LINE_MAX, Lines, Refusal};
+use super::super::head::{HEADERS_MAX, Lines, Refusal, Sizes};
 use super::*;
 
 /// What a parsed head says, free of the bytes it was read from.
@@ -22,7 +22,7 @@ struct Seen {
 fn parse(bytes: &[u8]) -> Result<Option<Seen>, Refusal> {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let mut lines = Lines::new();
-    let Some(request) = Request::parse(bytes, &mut lines)? else { return Ok(None) };
+    let Some(request) = Request::parse(bytes, &mut lines, Sizes::default())? else { return Ok(None) };
     let mut kept = Vec::new();
     request.block.copy_except(request.drop, &mut kept);
     Ok(Some(Seen {
@@ -193,7 +193,7 @@ fn refuses_methods_that_are_not_for_a_reverse_proxy() {
 
 #[test]
 fn refuses_what_is_too_long_with_its_own_status() {
-    let long = "a".repeat(LINE_MAX);
+    let long = "a".repeat(Sizes::default().line);
     let many = "X: 1\r\n".repeat(HEADERS_MAX);
     let big = format!("X: {}\r\n", "a".repeat(8000)).repeat(5);
     let cases = [

@@ -1,0 +1,226 @@
+//! Keys that say how clients are received (reference 2.1, 2.3, 2.4).
+
+use std::net::IpAddr;
+
+use super::super::ciphers;
+use super::keys::{Keys, field};
+use crate::model::l4::Prefix;
+use crate::model::l7::{
+    Ciphers, ClientLimits, Edge, Group, ProxyProtocol, Resumption, SharedTicketKey, TlsPolicy, TlsVersions,
+    UnknownName,
+};
+
+/// Sessions that fit a megabyte of nginx's cache, by its documentation.
+const SESSIONS_PER_MEGABYTE: u64 = 4000;
+/// Sessions kept at most, whatever is asked for: each takes about a kilobyte.
+const SESSIONS_MAX: u64 = 200_000;
+
+pub(super) fn read(keys: &mut Keys<'_>) -> Edge {
+    let default = Edge::default();
+    let edge = Edge {
+        proxy_protocol: proxy_protocol(keys),
+        limits: limits(keys),
+        connections: connections(keys).unwrap_or(default.connections),
+        tls: tls(keys),
+    };
+    keys.without_effect(&[
+        "client-header-buffer-size",
+        "enable-multi-accept",
+        "max-worker-open-files",
+        "reuse-port",
+        "server-name-hash-bucket-size",
+        "server-name-hash-max-size",
+        "map-hash-bucket-size",
+        "variables-hash-bucket-size",
+        "variables-hash-max-size",
+        "worker-cpu-affinity",
+        "worker-serial-reloads",
+        "lua-shared-dicts",
+        "enable-aio-write",
+        "ssl-buffer-size",
+        "ssl-dh-param",
+        "enable-ocsp",
+        "ssl-early-data",
+    ]);
+    edge
+}
+
+fn limits(keys: &mut Keys<'_>) -> ClientLimits {
+    let default = ClientLimits::default();
+    let (line_bytes, head_bytes) = header_buffers(keys).unwrap_or((default.line_bytes, default.head_bytes));
+    // 0 requests would be none at all; nginx closes after the first one.
+    let requests = keys.number("keep-alive-requests").map(|requests| requests.max(1));
+    ClientLimits {
+        keep_alive: keys.time("keep-alive").unwrap_or(default.keep_alive),
+        keep_alive_requests: requests.unwrap_or(default.keep_alive_requests),
+        header_timeout: keys.time("client-header-timeout").unwrap_or(default.header_timeout),
+        body_timeout: keys.time("client-body-timeout").unwrap_or(default.body_timeout),
+        line_bytes,
+        head_bytes,
+    }
+}
+
+/// `NUMBER SIZE`: a line may be SIZE long, a head NUMBER times that.
+fn header_buffers(keys: &mut Keys<'_>) -> Option<(usize, usize)> {
+    let parse = |text: &str| {
+        let (number, size) = text.split_once(char::is_whitespace)?;
+        let number: u64 = number.parse().ok().filter(|number| (1..=1024).contains(number))?;
+        let size = super::super::annotations::value::size(size.trim()).filter(|size| *size >= 512)?;
+        Some((size, number.checked_mul(size)?))
+    };
+    let (line, head) = keys.parsed("large-client-header-buffers", "a number and a size, like 4 8k", parse)?;
+    let max = ClientLimits::HEAD_BYTES_MAX as u64;
+    if head > max {
+        let message = format!("{head} bytes for a head are more than a read buffer holds; {max} it is");
+        keys.about.info("limited", field("large-client-header-buffers"), message, "");
+    }
+    let cut = |bytes: u64| usize::try_from(bytes.min(max)).unwrap_or(ClientLimits::HEAD_BYTES_MAX);
+    Some((cut(line), cut(head)))
+}
+
+fn connections(keys: &mut Keys<'_>) -> Option<usize> {
+    let parse = |text: &str| text.parse::<usize>().ok().filter(|&connections| connections > 0);
+    keys.parsed("max-worker-connections", "a whole number from 1", parse)
+}
+
+fn proxy_protocol(keys: &mut Keys<'_>) -> Option<ProxyProtocol> {
+    let is_on = keys.boolean("use-proxy-protocol").unwrap_or(false);
+    let timeout = keys.time("proxy-protocol-header-timeout");
+    if !is_on {
+        return None;
+    }
+    let trusted = keys.parsed("proxy-real-ip-cidr", "a list of addresses and CIDR ranges", |text| {
+        text.split(',').map(|range| prefix(range.trim())).collect::<Option<Vec<_>>>()
+    });
+    let everybody = || ["0.0.0.0/0", "::/0"].into_iter().filter_map(prefix).collect();
+    let trusted = match (trusted, keys.text("proxy-real-ip-cidr")) {
+        (Some(trusted), _) => trusted,
+        // Who may name the client's address was restricted, though nobody can read to whom.
+        (None, Some(_)) => Vec::new(),
+        (None, None) => everybody(),
+    };
+    Some(ProxyProtocol { timeout: timeout.unwrap_or(std::time::Duration::from_secs(5)), trusted })
+}
+
+/// An address, or a CIDR range.
+fn prefix(text: &str) -> Option<Prefix> {
+    let (addr, bits) = match text.split_once('/') {
+        Some((addr, bits)) => (addr, Some(bits)),
+        None => (text, None),
+    };
+    let addr: IpAddr = addr.parse().ok()?;
+    let longest = if addr.is_ipv4() { 32 } else { 128 };
+    Prefix::new(addr, bits.map_or(Some(longest), |bits| bits.parse().ok())?)
+}
+
+fn tls(keys: &mut Keys<'_>) -> TlsPolicy {
+    let default = TlsPolicy::default();
+    TlsPolicy {
+        versions: versions(keys).unwrap_or(default.versions),
+        ciphers: cipher_suites(keys).unwrap_or(default.ciphers),
+        groups: groups(keys).unwrap_or(default.groups),
+        resumption: resumption(keys),
+        session_timeout: keys.time("ssl-session-timeout").unwrap_or(default.session_timeout),
+        ticket_key: ticket_key(keys),
+        unknown_name: match keys.boolean("ssl-reject-handshake") {
+            Some(true) => UnknownName::Reject,
+            _ => UnknownName::Default,
+        },
+    }
+}
+
+fn versions(keys: &mut Keys<'_>) -> Option<TlsVersions> {
+    let text = keys.text("ssl-protocols")?;
+    let has = |version: &str| text.split_whitespace().any(|word| word.eq_ignore_ascii_case(version));
+    if text
+        .split_whitespace()
+        .any(|word| !["TLSv1.2", "TLSv1.3"].iter().any(|v| v.eq_ignore_ascii_case(word)))
+    {
+        let message = "only TLSv1.2 and TLSv1.3 are spoken; the others in the list are ignored";
+        keys.about.warn("old-protocol", field("ssl-protocols"), message, "");
+    }
+    match (has("TLSv1.2"), has("TLSv1.3")) {
+        (true, true) => Some(TlsVersions::Both),
+        (true, false) => Some(TlsVersions::Tls12),
+        (false, true) => Some(TlsVersions::Tls13),
+        (false, false) => {
+            let message = "names no version that is spoken; the default is used";
+            keys.about.warn("bad-value", field("ssl-protocols"), message, "");
+            None
+        }
+    }
+}
+
+fn cipher_suites(keys: &mut Keys<'_>) -> Option<Ciphers> {
+    let text = keys.text("ssl-ciphers")?;
+    let list = ciphers::read(text);
+    ciphers::tell(&list, &field("ssl-ciphers"), &mut keys.about);
+    Some(Ciphers { suites: list.suites, ..Ciphers::default() })
+}
+
+fn groups(keys: &mut Keys<'_>) -> Option<Vec<Group>> {
+    let text = keys.text("ssl-ecdh-curve").filter(|text| *text != "auto")?;
+    let mut groups = Vec::new();
+    for name in text.split(':') {
+        let group = match name.to_ascii_lowercase().as_str() {
+            "x25519mlkem768" => Group::X25519MlKem768,
+            "x25519" => Group::X25519,
+            "prime256v1" | "secp256r1" | "p-256" => Group::P256,
+            "secp384r1" | "p-384" => Group::P384,
+            _ => {
+                let message = format!("{name:?} is not available; the other curves are used");
+                keys.about.info("unknown-curve", field("ssl-ecdh-curve"), message, "");
+                continue;
+            }
+        };
+        if !groups.contains(&group) {
+            groups.push(group);
+        }
+    }
+    (!groups.is_empty()).then_some(groups)
+}
+
+/// Our ticket keys change, which is what nginx's do not: so tickets are on unless they are switched off.
+fn resumption(keys: &mut Keys<'_>) -> Resumption {
+    let tickets = keys.boolean("ssl-session-tickets").unwrap_or(true);
+    let cache = keys.boolean("ssl-session-cache").unwrap_or(true);
+    let size = keys.size("ssl-session-cache-size").unwrap_or(10 << 20);
+    if tickets {
+        return Resumption::Tickets;
+    }
+    let sessions = ((size >> 20).max(1) * SESSIONS_PER_MEGABYTE).min(SESSIONS_MAX);
+    match cache {
+        true => Resumption::Cache(usize::try_from(sessions).unwrap_or(1)),
+        false => Resumption::Off,
+    }
+}
+
+/// Base64 of 48 or 80 random bytes, as `openssl rand 80 | openssl enc -base64 -A` makes them.
+fn ticket_key(keys: &mut Keys<'_>) -> Option<SharedTicketKey> {
+    keys.parsed("ssl-session-ticket-key", "base64 of 48 or 80 bytes", |text| {
+        base64(text).filter(|key| [48, 80].contains(&key.len())).map(SharedTicketKey)
+    })
+}
+
+/// Standard alphabet; padding and line ends are skipped.
+fn base64(text: &str) -> Option<Vec<u8>> {
+    let (mut bytes, mut bits, mut held) = (Vec::new(), 0u32, 0);
+    for char in text.bytes().filter(|byte| !byte.is_ascii_whitespace() && *byte != b'=') {
+        let value = match char {
+            b'A'..=b'Z' => char - b'A',
+            b'a'..=b'z' => char - b'a' + 26,
+            b'0'..=b'9' => char - b'0' + 52,
+            b'+' => 62,
+            b'/' => 63,
+            _ => return None,
+        };
+        bits = (bits << 6) | u32::from(value);
+        held += 6;
+        if held >= 8 {
+            held -= 8;
+            bytes.push((bits >> held) as u8);
+            bits &= (1 << held) - 1;
+        }
+    }
+    Some(bytes)
+}

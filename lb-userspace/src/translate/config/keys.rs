@@ -1,0 +1,143 @@
+//! Keys of a ConfigMap as values. A key is asked for once; one that cannot be read is told, and the
+//! default is used.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::ConfigMap;
+
+use super::super::annotations::value;
+use super::super::findings::About;
+
+/// The keys that are set, trimmed; an empty one counts as absent.
+pub(super) struct Keys<'a> {
+    data: BTreeMap<&'a str, &'a str>,
+    asked: BTreeSet<&'static str>,
+    /// For what a section has to say.
+    pub about: About<'a>,
+}
+
+/// Field of a key, as problems name it.
+pub(super) fn field(key: &str) -> String {
+    format!("data.{key}")
+}
+
+impl<'a> Keys<'a> {
+    pub(super) fn new(object: &'a ConfigMap, about: About<'a>) -> Self {
+        let data = object.data.iter().flatten().map(|(key, value)| (key.as_str(), value.trim()));
+        Self { data: data.filter(|(_, value)| !value.is_empty()).collect(), asked: BTreeSet::new(), about }
+    }
+
+    /// As written.
+    pub(super) fn text(&mut self, key: &'static str) -> Option<&'a str> {
+        self.asked.insert(key);
+        self.data.get(key).copied()
+    }
+
+    /// As `parse` reads it; what it does not take is told as not being `wanted`.
+    pub(super) fn parsed<T>(
+        &mut self,
+        key: &'static str,
+        wanted: &str,
+        parse: impl FnOnce(&str) -> Option<T>,
+    ) -> Option<T> {
+        let text = self.text(key)?;
+        let parsed = parse(text);
+        if parsed.is_none() {
+            let message = format!("{text:?} is not {wanted}; the default is used");
+            self.about.warn("bad-value", field(key), message, "");
+        }
+        parsed
+    }
+
+    pub(super) fn boolean(&mut self, key: &'static str) -> Option<bool> {
+        self.parsed(key, "true or false", value::boolean)
+    }
+
+    pub(super) fn number(&mut self, key: &'static str) -> Option<u32> {
+        self.parsed(key, "a whole number", |text| text.parse().ok())
+    }
+
+    /// Seconds, or a time as nginx writes it.
+    pub(super) fn time(&mut self, key: &'static str) -> Option<Duration> {
+        self.parsed(key, "a number of seconds or a time like 90s or 10m", time)
+    }
+
+    pub(super) fn size(&mut self, key: &'static str) -> Option<u64> {
+        self.parsed(key, "a number of bytes with an optional k, m or g", value::size)
+    }
+
+    /// Keys that are accepted and mean nothing here.
+    pub(super) fn without_effect(&mut self, keys: &[&'static str]) {
+        for key in keys {
+            if self.text(key).is_some() {
+                self.about.info("no-effect", field(key), "accepted without effect here", "");
+            }
+        }
+    }
+
+    /// What no section asked for.
+    pub(super) fn tell_unasked(mut self) {
+        for key in self.data.keys().filter(|key| !self.asked.contains(*key)) {
+            self.about.warn("not-yet", field(key), "not honoured yet; the default is used", "");
+        }
+    }
+}
+
+/// nginx's times: a bare number of seconds, or numbers with units, largest first.
+pub(super) fn time(text: &str) -> Option<Duration> {
+    if let Ok(seconds) = text.parse::<u32>() {
+        return Some(Duration::from_secs(seconds.into()));
+    }
+    let mut rest = text;
+    let mut total = Duration::ZERO;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).filter(|&digits| digits > 0)?;
+        let (number, after) = rest.split_at_checked(digits)?;
+        let number: u32 = number.parse().ok()?;
+        let (unit, after) = match after.strip_prefix("ms") {
+            Some(after) => (Duration::from_millis(1), after),
+            None => {
+                let mut chars = after.chars();
+                let seconds = match chars.next()? {
+                    's' => 1,
+                    'm' => 60,
+                    'h' => 3600,
+                    'd' => 86_400,
+                    'w' => 604_800,
+                    _ => return None,
+                };
+                (Duration::from_secs(seconds), chars.as_str())
+            }
+        };
+        total = total.checked_add(unit.checked_mul(number)?)?;
+        rest = after.trim_start();
+    }
+    (!text.is_empty()).then_some(total)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_times_as_nginx_does() {
+        let cases = [
+            ("75", Some(75_000)),
+            ("90s", Some(90_000)),
+            ("10m", Some(600_000)),
+            ("1h 30m", Some(5_400_000)),
+            ("1h30m", Some(5_400_000)),
+            ("500ms", Some(500)),
+            ("", None),
+            ("s", None),
+            ("10x", None),
+            ("-1", None),
+            ("1s2", None),
+            ("99999999999", None),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(time(text), expected.map(Duration::from_millis), "{text:?}");
+        }
+    }
+}
