@@ -21,6 +21,8 @@ pub struct Case {
     pub wrapper: Option<Wrapper>,
     /// The packet.
     pub frame: Vec<u8>,
+    /// What each flow begins with before it is measured, where that is another packet.
+    pub first: Option<Vec<u8>>,
     /// Flows, a power of two; 0: every packet is a new one.
     pub flows: u32,
     /// VIPs that packets are spread over; 0: that of the frame.
@@ -94,6 +96,7 @@ fn sizes() -> Vec<Case> {
         program: "bench_vary_v4",
         wrapper: Some(Wrapper::Around { alone: "vary-v4" }),
         frame: frame(0, [worlds::SIZED, ""], ACK),
+        first: None,
         flows: ONE,
         vips: 0,
         grow: WRAPPED[0],
@@ -121,6 +124,8 @@ struct Row {
     wrap: Wrap,
     to: [&'static str; 2],
     flags: u8,
+    /// Each flow begins with a SYN.
+    begun: bool,
     flows: u32,
     grow: [u32; 2],
     action: u32,
@@ -150,6 +155,7 @@ fn rows() -> Vec<Row> {
         wrap: Wrap::None,
         to: NOT_OURS,
         flags: ACK,
+        begun: false,
         flows: ONE,
         grow: [0; 2],
         action: TX,
@@ -169,6 +175,7 @@ fn rows() -> Vec<Row> {
             name: ["contested-v4-64k", "contested-v6-64k"],
             world: [Which::ContestedV4, Which::ContestedV6],
             to: CONTESTED,
+            begun: true,
             flows: SOME,
             event: Some(Event::FlowHit),
             goal: 6.0,
@@ -178,7 +185,7 @@ fn rows() -> Vec<Row> {
             name: ["nat-v4-64k", "nat-v6-64k"],
             wrap: Wrap::Renew,
             to: NAT,
-            flags: SYN,
+            begun: true,
             flows: SOME,
             verdict: Some(Verdict::ForwardedNat),
             goal: 9.0,
@@ -204,6 +211,7 @@ fn floors() -> Vec<Case> {
         program,
         wrapper: None,
         frame: frame(false),
+        first: None,
         flows: ONE,
         vips: 0,
         grow: 0,
@@ -246,13 +254,14 @@ fn case(row: &Row, at: usize) -> Case {
         Wrap::Vary => (pick("bench_vary_v4", "bench_vary_v6"), Some(pick("vary-v4", "vary-v6"))),
         Wrap::Renew => (pick("bench_renew_v4", "bench_renew_v6"), Some(pick("restore-v4", "restore-v6"))),
     };
-    let Row { name, world, wrap: _, to, flags, flows, grow, action, verdict, event, goal } = row;
+    let Row { name, world, wrap: _, to, flags, begun, flows, grow, action, verdict, event, goal } = row;
     Case {
         name: name[at],
         world: world[at],
         program,
         wrapper: alone.map(|alone| Wrapper::Around { alone }),
         frame: frame(at, *to, *flags),
+        first: begun.then(|| frame(at, *to, SYN)),
         flows: *flows,
         vips: 0,
         grow: grow[at],

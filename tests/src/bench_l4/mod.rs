@@ -126,6 +126,9 @@ impl Run {
 
     /// Makes flows known and caches as warm as they can be.
     fn prepare(&mut self, worlds: &mut Worlds) -> Result<()> {
+        if let Some(first) = self.case.first.clone() {
+            self.send(worlds, &first, self.case.flows)?;
+        }
         self.packets(worlds, self.case.flows.max(1))?;
         self.verify(worlds)
     }
@@ -150,12 +153,17 @@ impl Run {
     }
 
     fn packets(&mut self, worlds: &mut Worlds, repeat: u32) -> Result<u64> {
+        let frame = self.case.frame.clone();
+        self.send(worlds, &frame, repeat)
+    }
+
+    fn send(&mut self, worlds: &mut Worlds, frame: &[u8], repeat: u32) -> Result<u64> {
         let Self { case, generator, .. } = self;
         let engine = worlds.get_mut(&case.world).context("no such world")?;
         if case.wrapper.is_some() {
             engine.kernel.set_generator(generator)?;
         }
-        let run = engine.kernel.test_run(case.program, &case.frame, repeat)?;
+        let run = engine.kernel.test_run(case.program, frame, repeat)?;
         ensure!(run.action == case.action, "action {}, not {}", run.action, case.action);
         generator.next = generator.next.wrapping_add(repeat);
         Ok(run.nanoseconds)
