@@ -4,6 +4,8 @@ mod bodies;
 mod change;
 mod edges;
 mod errors;
+mod grpc;
+mod h2_client;
 mod http2;
 mod limits;
 mod requests;

@@ -10,8 +10,7 @@ use super::socket::{Presence, Socket};
 /// One side of an exchange.
 pub(super) enum Carrier<'a> {
     Socket(Socket<'a>),
-    /// Boxed: a waiting HTTP/1.1 connection should not pay for its size.
-    Stream(Box<Stream>),
+    Stream(&'a Stream),
 }
 
 impl Carrier<'_> {
@@ -74,6 +73,11 @@ impl Carrier<'_> {
             Self::Socket(socket) => socket.poll_finish(cx),
             Self::Stream(stream) => Poll::Ready(stream.finish()),
         }
+    }
+
+    /// The other side said that it did nothing about the request.
+    pub(super) fn was_refused(&self) -> bool {
+        matches!(self, Self::Stream(stream) if stream.was_refused())
     }
 
     /// Says goodbye as far as that is possible without waiting.

@@ -24,7 +24,7 @@ use super::route::Labels;
 use super::snapshot::Snapshot;
 use super::socket::{Link, Presence};
 use super::timers::{Alarm, Due};
-use super::upstream::Terms;
+use super::upstream::{Speech, Terms};
 use super::worker::Worker;
 use crate::model::l7::ClientLimits;
 
@@ -93,14 +93,13 @@ pub(super) async fn serve_stream(
     verdict: Result<(), Refusal>,
     client: Client,
 ) -> bool {
-    let socket = Carrier::Stream(Box::new(stream));
+    let socket = Carrier::Stream(&stream);
     let alarm = worker.timers.alarm();
     let mut connection = Connection::new(worker, socket, alarm, client);
     let left = match verdict {
         Ok(()) => connection.request().await,
         Err(refusal) => connection.refuse(refusal).await,
     };
-    let Carrier::Stream(stream) = &connection.socket else { return false };
     if left == Left::Broken {
         stream.reset();
         return false;
@@ -236,11 +235,12 @@ impl Connection<'_, '_> {
                     body: body.clone(),
                     version: request.version,
                     is_head: request.method == "HEAD",
-                    upgrades: request.upgrade.is_some(),
+                    upgrades: request.upgrade.is_some() && decision.route.speech() == Speech::Http1,
                     expects_continue: request.expects_continue && !body.is_done(),
                     terms: Terms {
                         upstream,
                         transport: decision.route.transport(self.client.scheme),
+                        speech: decision.route.speech(),
                         connect: decision.route.filters.connect_timeout,
                         retry: decision.route.filters.retry,
                         is_idempotent: !matches!(request.method, "POST" | "PATCH" | "LOCK"),

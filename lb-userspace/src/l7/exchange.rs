@@ -115,7 +115,7 @@ async fn attempt(
     limits: Limits,
     after: After,
 ) -> Result<(Sent, bool), Failed> {
-    let upstream = Carrier::Socket(lease.link.socket());
+    let upstream = lease.carrier();
     let mut head = Scratch::take();
     head.extend_from_slice(&outgoing.head);
     let mut exchange = Exchange {
@@ -227,9 +227,9 @@ impl Exchange<'_, '_, '_, '_> {
 
     fn progress(&self) -> Progress {
         match () {
-            () if self.upload.written == 0 => Progress::Unsent,
-            () if self.upload.body == self.outgoing.body => Progress::Sent,
-            () => Progress::Consumed,
+            () if self.upload.body != self.outgoing.body => Progress::Consumed,
+            () if self.upload.written == 0 || self.upstream.was_refused() => Progress::Unsent,
+            () => Progress::Sent,
         }
     }
 

@@ -135,6 +135,8 @@ pub(super) struct Counters {
     pub(super) failed_handshakes: u64,
     pub(super) upstream_connections: u64,
     pub(super) idle_upstream: u64,
+    /// Connections to endpoints that carry HTTP/2.
+    pub(super) http2_upstream: u64,
     requests: u64,
 }
 
@@ -203,6 +205,7 @@ impl Counters {
         self.failed_handshakes += other.failed_handshakes;
         self.upstream_connections += other.upstream_connections;
         self.idle_upstream += other.idle_upstream;
+        self.http2_upstream += other.http2_upstream;
         self.requests += other.requests;
     }
 
@@ -299,6 +302,12 @@ impl Counters {
                 help: "Idle keep-alive connections to endpoints.",
                 kind: MetricKind::Gauge,
                 samples: vec![Sample { suffix: "", labels: Vec::new(), value: self.idle_upstream as f64 }],
+            },
+            Metric {
+                name: "penstock_l7_upstream_http2_connections",
+                help: "Connections to endpoints that carry HTTP/2.",
+                kind: MetricKind::Gauge,
+                samples: vec![Sample { suffix: "", labels: Vec::new(), value: self.http2_upstream as f64 }],
             },
             counter(
                 "penstock_l7_failed_handshakes_total",

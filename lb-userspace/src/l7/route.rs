@@ -13,7 +13,7 @@ use crate::model::l7::{
 };
 
 use super::filters::Scheme;
-use super::upstream::{Client, Transport};
+use super::upstream::{Client, Speech, Transport};
 
 /// Longest host name looked up; longer ones belong to no server.
 const HOST_MAX: usize = 255;
@@ -306,6 +306,14 @@ impl Route {
             (Protocol::AutoHttp, _) if scheme == Scheme::Http => Transport::Plain,
             (_, Some(index)) => Transport::Tls(index),
             (_, None) => Transport::Plain,
+        }
+    }
+
+    /// What its upstream speaks.
+    pub(super) fn speech(&self) -> Speech {
+        match self.filters.protocol {
+            Protocol::Grpc | Protocol::Grpcs => Speech::Http2,
+            _ => Speech::Http1,
         }
     }
 

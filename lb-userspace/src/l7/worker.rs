@@ -21,7 +21,7 @@ use super::snapshot::Current;
 use super::timers::Timers;
 use super::tls::Tls;
 use super::upstream::Pool;
-use super::{Error, connection};
+use super::{Error, connection, h2};
 use crate::model::l4::Listener;
 use crate::model::l7::ClientLimits;
 
@@ -49,6 +49,7 @@ pub(super) struct Worker {
     pub(super) current: Current,
     pub(super) timers: Rc<Timers>,
     pub(super) pool: Pool,
+    pub(super) http2: h2::Connections,
     pub(super) counters: RefCell<Counters>,
     tls: Arc<ServerConfig>,
     draining: Cell<bool>,
@@ -96,6 +97,7 @@ async fn run(
         current: Current::new(router),
         timers: Rc::new(Timers::new()),
         pool: Pool::default(),
+        http2: h2::Connections::default(),
         counters: RefCell::default(),
         tls,
         draining: Cell::new(false),
@@ -242,6 +244,7 @@ impl Worker {
         let mut counters = self.counters.borrow().clone();
         counters.active = self.active.get() as u64;
         counters.idle_upstream = self.pool.len() as u64;
+        counters.http2_upstream = self.http2.len() as u64;
         counters
     }
 
@@ -262,6 +265,7 @@ impl Worker {
             .collect();
         let clients = snapshot.router.clients.iter().map(|client| client.id).collect();
         self.pool.sweep(&endpoints, &clients);
+        self.http2.sweep(&endpoints, &clients);
     }
 
     fn drain(self: &Rc<Self>, done: mpsc::Sender<()>) {

@@ -32,6 +32,7 @@ pub(super) struct Inbound {
     data: Bytes,
     unreleased: usize,
     framing: Framing,
+    refused: bool,
 }
 
 enum Source {
@@ -66,6 +67,7 @@ impl Inbound {
             data: Bytes::new(),
             unreleased: 0,
             framing: if known { Framing::Known } else { Framing::Chunked },
+            refused: false,
         };
         (inbound, verdict)
     }
@@ -79,7 +81,13 @@ impl Inbound {
             data: Bytes::new(),
             unreleased: 0,
             framing: Framing::Known,
+            refused: false,
         }
+    }
+
+    /// The other side did nothing about the request.
+    pub(super) fn was_refused(&self) -> bool {
+        self.refused
     }
 
     /// The request was sent; `bodyless` if it asked for the head alone.
@@ -94,8 +102,16 @@ impl Inbound {
                 Source::Unsent => return Poll::Pending,
                 Source::Response(response, bodyless) => {
                     let bodyless = *bodyless;
-                    let (parts, body) = ready!(Pin::new(response).poll(cx)).map_err(broken)?.into_parts();
-                    self.answered(&parts, body, bodyless);
+                    match ready!(Pin::new(response).poll(cx)) {
+                        Ok(response) => {
+                            let (parts, body) = response.into_parts();
+                            self.answered(&parts, body, bodyless);
+                        }
+                        Err(error) => {
+                            self.refused = is_refusal(&error);
+                            return Poll::Ready(Err(broken(error)));
+                        }
+                    }
                 }
                 Source::Body(body) => match ready!(body.poll_data(cx)) {
                     Some(data) => {
@@ -313,6 +329,11 @@ fn may_trail(name: &HeaderName) -> bool {
 
 pub(super) fn is_grpc(headers: &HeaderMap) -> bool {
     headers.get(header::CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
+}
+
+/// REFUSED_STREAM, or beyond the last stream of a GOAWAY: RFC 9113 8.7.
+fn is_refusal(error: &h2::Error) -> bool {
+    error.is_remote() && (error.reason() == Some(h2::Reason::REFUSED_STREAM) || error.is_go_away())
 }
 
 fn broken(error: h2::Error) -> io::Error {

@@ -25,12 +25,13 @@ pub(super) struct Io<'s> {
     first: Buf,
     gathered: Option<Scratch>,
     written: usize,
-    chatter: Rc<Chatter>,
+    /// Bounds what the other side may waste; none for upstreams.
+    chatter: Option<Rc<Chatter>>,
 }
 
 impl<'s> Io<'s> {
     /// Reads `first`, then from `socket`.
-    pub(super) fn new(socket: Socket<'s>, first: Buf, chatter: Rc<Chatter>) -> Self {
+    pub(super) fn new(socket: Socket<'s>, first: Buf, chatter: Option<Rc<Chatter>>) -> Self {
         Self { socket, first, gathered: None, written: 0, chatter }
     }
 
@@ -75,7 +76,10 @@ impl AsyncRead for Io<'_> {
             self.first.consume(n);
         }
         let read = into.filled().get(before..).unwrap_or_default();
-        Poll::Ready(self.chatter.read(read).map_err(io::Error::other))
+        Poll::Ready(match &self.chatter {
+            Some(chatter) => chatter.read(read).map_err(io::Error::other),
+            None => Ok(()),
+        })
     }
 }
 

@@ -19,6 +19,9 @@ pub(super) const STREAMS_MAX: u32 = 128;
 pub(super) const STREAM_WINDOW: u32 = 256 << 10;
 /// Bytes of all request bodies of a connection that may wait here.
 pub(super) const CONNECTION_WINDOW: u32 = 1 << 20;
+/// Bytes of all responses of an upstream connection that may wait here: many clients share it, and
+/// a slow one must not hold up the others.
+const UPSTREAM_CONNECTION_WINDOW: u32 = 16 << 20;
 /// Bytes of one response that wait for the client's window or its socket.
 pub(super) const SEND_BUFFER: usize = 64 << 10;
 /// Decoded head as RFC 9113 6.5.2 counts it; what it becomes in HTTP/1.1 fits our own limit.
@@ -47,6 +50,21 @@ pub(super) fn server() -> h2::server::Builder {
         .max_frame_size(FRAME_MAX)
         .max_pending_accept_reset_streams(PENDING_RESETS_MAX)
         .max_local_error_reset_streams(Some(ERROR_RESETS_MAX))
+        .max_concurrent_reset_streams(RESET_REMEMBERED)
+        .reset_stream_duration(RESET_REMEMBERED_FOR);
+    builder
+}
+
+/// The upstream side. Upstreams are ours, so what bounds them is memory alone.
+pub(super) fn client() -> h2::client::Builder {
+    let mut builder = h2::client::Builder::new();
+    builder
+        .enable_push(false)
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(UPSTREAM_CONNECTION_WINDOW)
+        .max_send_buffer_size(SEND_BUFFER)
+        .max_header_list_size(HEADER_LIST_MAX)
+        .max_frame_size(FRAME_MAX)
         .max_concurrent_reset_streams(RESET_REMEMBERED)
         .reset_stream_duration(RESET_REMEMBERED_FOR);
     builder

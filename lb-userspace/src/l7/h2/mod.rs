@@ -7,15 +7,15 @@
 //! would take its place behind [`Stream`].
 
 mod chatter;
-#[expect(dead_code, reason = "upstreams use the other half")]
+mod client;
 mod inbound;
 mod io;
 mod limits;
-#[expect(dead_code, reason = "upstreams use the other half")]
 mod outbound;
 mod server;
 mod stream;
 
+pub(super) use client::Connections;
 pub(super) use server::serve;
 pub(super) use stream::Stream;
 

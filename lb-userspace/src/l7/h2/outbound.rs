@@ -4,6 +4,7 @@
 //! flushes: so the frame that is last in the message can say so, and costs no empty one behind it.
 
 use std::io::{self, IoSlice};
+use std::net::SocketAddr;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -49,7 +50,7 @@ enum Sink {
     Request {
         to: SendRequest<Bytes>,
         scheme: uri::Scheme,
-        fallback_host: String,
+        endpoint: SocketAddr,
     },
     Streaming(SendStream<Bytes>),
     /// The last frame was sent.
@@ -70,10 +71,10 @@ impl Outbound {
         Self::new(Sink::Respond { to, head_only })
     }
 
-    /// Sends a request to `to`, which is ready for one. `fallback_host` is the authority of a
-    /// request that names none.
-    pub(super) fn request(to: SendRequest<Bytes>, scheme: uri::Scheme, fallback_host: String) -> Self {
-        Self::new(Sink::Request { to, scheme, fallback_host })
+    /// Sends a request to `to`, which is ready for one. `endpoint` is the authority of a request
+    /// that names none.
+    pub(super) fn request(to: SendRequest<Bytes>, scheme: uri::Scheme, endpoint: SocketAddr) -> Self {
+        Self::new(Sink::Request { to, scheme, endpoint })
     }
 
     fn new(sink: Sink) -> Self {
@@ -305,7 +306,7 @@ impl Outbound {
 
     /// A request head; `None` while it is incomplete.
     fn request_head(&mut self, bytes: &[u8]) -> io::Result<Option<usize>> {
-        let Sink::Request { scheme, fallback_host, .. } = &self.sink else { return Err(malformed("head")) };
+        let Sink::Request { scheme, endpoint, .. } = &self.sink else { return Err(malformed("head")) };
         let Some(len) = end_of_head(bytes) else { return Ok(None) };
         let head = Bytes::copy_from_slice(bytes.get(..len).unwrap_or_default());
         let mut lines = Lines::new();
@@ -316,10 +317,13 @@ impl Outbound {
         *message.headers_mut() = fields(request.headers(), &head)?;
         // gRPC asks every hop for it, and tells trailers apart from nothing else.
         message.headers_mut().insert(header::TE, HeaderValue::from_static("trailers"));
-        let authority = if request.host.is_empty() { fallback_host.as_bytes() } else { request.host };
+        let authority = match request.host {
+            [] => uri::Authority::from_maybe_shared(Bytes::from(endpoint.to_string())),
+            host => uri::Authority::from_maybe_shared(head.slice_ref(host)),
+        };
         *message.uri_mut() = Uri::builder()
             .scheme(scheme.clone())
-            .authority(authority)
+            .authority(authority.map_err(|_| malformed("host"))?)
             .path_and_query(target(request.target).map_err(|_| malformed("target"))?)
             .build()
             .map_err(|_| malformed("target"))?;

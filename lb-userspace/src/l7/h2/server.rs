@@ -35,7 +35,7 @@ pub(in crate::l7) async fn serve(
     client: Client,
 ) {
     let chatter = Rc::new(Chatter::new(PREFACE.len(), Instant::now()));
-    let io = Io::new(socket, first, Rc::clone(&chatter));
+    let io = Io::new(socket, first, Some(Rc::clone(&chatter)));
     let due = alarm.due(worker.limits().header_timeout);
     let mut handshake = pin!(limits::server().handshake::<_, Bytes>(io));
     let shaken = poll_fn(|cx| match handshake.as_mut().poll(cx) {

@@ -2,16 +2,20 @@
 
 use std::cell::RefCell;
 use std::io::{self, IoSlice};
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use h2::client::SendRequest;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream};
+use http::uri::Scheme;
 use http::{Method, Request};
 
 use super::super::h1::head::Refusal;
 use super::chatter::Chatter;
+use super::client::Slot;
 use super::inbound::Inbound;
 use super::outbound::Outbound;
 
@@ -22,6 +26,8 @@ pub(in crate::l7) struct Stream {
     inbound: RefCell<Inbound>,
     outbound: RefCell<Outbound>,
     chatter: Option<Rc<Chatter>>,
+    /// Its place on an upstream's connection.
+    slot: Option<Slot>,
 }
 
 impl Stream {
@@ -39,8 +45,25 @@ impl Stream {
             inbound: RefCell::new(inbound),
             outbound: RefCell::new(Outbound::response(respond, head_only)),
             chatter: Some(chatter),
+            slot: None,
         };
         (stream, verdict)
+    }
+
+    /// The way of a request to an upstream, and of its response. `endpoint` is the authority of a
+    /// request that names none.
+    pub(super) fn requesting(
+        to: SendRequest<Bytes>,
+        scheme: Scheme,
+        endpoint: SocketAddr,
+        slot: Slot,
+    ) -> Self {
+        Self {
+            inbound: RefCell::new(Inbound::response()),
+            outbound: RefCell::new(Outbound::request(to, scheme, endpoint)),
+            chatter: None,
+            slot: Some(slot),
+        }
     }
 
     /// Bytes, or the end, can be read without waiting.
@@ -79,6 +102,18 @@ impl Stream {
     /// Tells the other side that the message will not be complete.
     pub(in crate::l7) fn reset(&self) {
         self.outbound.borrow_mut().reset(Reason::INTERNAL_ERROR);
+    }
+
+    /// The upstream said that it did nothing about the request (RFC 9113 8.7).
+    pub(in crate::l7) fn was_refused(&self) -> bool {
+        self.inbound.borrow().was_refused()
+    }
+
+    /// The upstream did not answer in time: others had better not share its connection.
+    pub(in crate::l7) fn distrust(&self) {
+        if let Some(slot) = &self.slot {
+            slot.retire();
+        }
     }
 
     /// Ready when the other side wants no more.

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use tokio::net::TcpStream;
 
+use super::super::carrier::Carrier;
+use super::super::h2;
 use super::super::metrics::Failure;
 use super::super::snapshot::Snapshot;
 use super::super::socket::Link;
@@ -17,12 +19,22 @@ use crate::model::upstream::{Condition, Retry};
 /// Attempts where `proxy-next-upstream-tries` is 0: a loop over endpoints that refuse must end.
 const TRIES_MAX: u32 = 32;
 
+/// What is spoken on a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::l7) enum Speech {
+    /// HTTP/1.1: one request at a time.
+    Http1,
+    /// HTTP/2: many, each on a stream of its own.
+    Http2,
+}
+
 /// What a request asks of its attempts.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::l7) struct Terms {
     /// Index of the upstream in the router.
     pub(in crate::l7) upstream: usize,
     pub(in crate::l7) transport: Transport,
+    pub(in crate::l7) speech: Speech,
     /// Longest time for TCP, and again for TLS.
     pub(in crate::l7) connect: Duration,
     pub(in crate::l7) retry: Retry,
@@ -62,9 +74,9 @@ pub(in crate::l7) struct Attempts<'s> {
     stale: Option<Picked>,
 }
 
-/// A connection to an endpoint for one request. Dropped, it is closed.
+/// A connection to an endpoint, or a stream of one, for one request. Dropped, it is closed.
 pub(in crate::l7) struct Lease {
-    pub(in crate::l7) link: Link,
+    way: Way,
     picked: Picked,
     peer: Peer,
     /// Requests it carried before.
@@ -72,7 +84,21 @@ pub(in crate::l7) struct Lease {
     opened: Instant,
 }
 
+enum Way {
+    Link(Link),
+    /// Boxed: a request of HTTP/1.1 should not pay for its size.
+    Stream(Box<h2::Stream>),
+}
+
 impl Lease {
+    /// For sending the request and reading the response.
+    pub(in crate::l7) fn carrier(&mut self) -> Carrier<'_> {
+        match &mut self.way {
+            Way::Link(link) => Carrier::Socket(link.socket()),
+            Way::Stream(stream) => Carrier::Stream(stream),
+        }
+    }
+
     /// A connection that carried requests before; it may have been closed meanwhile.
     pub(in crate::l7) fn is_reused(&self) -> bool {
         self.requests > 0
@@ -80,7 +106,9 @@ impl Lease {
 
     /// The response was read to its end and both sides keep the connection.
     pub(in crate::l7) fn keep(self, worker: &Worker) {
-        worker.pool.put(self.peer, self.link, self.requests + 1, self.opened);
+        if let Way::Link(link) = self.way {
+            worker.pool.put(self.peer, link, self.requests + 1, self.opened);
+        }
     }
 }
 
@@ -124,12 +152,18 @@ impl<'s> Attempts<'s> {
             Transport::Tls(index) => self.snapshot.router.clients.get(index).map_or(0, |client| client.id),
         };
         let peer = Peer { addr: picked.addr(), client };
-        if !fresh && let Some(pooled) = self.worker.pool.take(peer, !self.terms.is_idempotent) {
-            let (link, requests, opened) = (pooled.link, pooled.requests, pooled.opened);
-            return Ok(Lease { link, picked, peer, requests, opened });
+        if self.terms.speech == Speech::Http2 {
+            let stream = self.worker.http2.stream(peer, fresh, || self.connect(peer.addr)).await;
+            let (stream, reused) = stream?;
+            let way = Way::Stream(Box::new(stream));
+            return Ok(Lease { way, picked, peer, requests: u32::from(reused), opened: Instant::now() });
         }
-        let link = self.connect(peer.addr).await?;
-        Ok(Lease { link, picked, peer, requests: 0, opened: Instant::now() })
+        if !fresh && let Some(pooled) = self.worker.pool.take(peer, !self.terms.is_idempotent) {
+            let (way, requests, opened) = (Way::Link(pooled.link), pooled.requests, pooled.opened);
+            return Ok(Lease { way, picked, peer, requests, opened });
+        }
+        let way = Way::Link(self.connect(peer.addr).await?);
+        Ok(Lease { way, picked, peer, requests: 0, opened: Instant::now() })
     }
 
     /// A new connection to an endpoint, TLS included.
@@ -169,6 +203,9 @@ impl<'s> Attempts<'s> {
 
     /// The endpoint of `lease` gave no response, or one that cannot be used.
     pub(in crate::l7) fn failed(&mut self, lease: Lease, failure: Failure, progress: Progress) -> Next {
+        if let (Way::Stream(stream), Failure::Timeout) = (&lease.way, failure) {
+            stream.distrust();
+        }
         let repeatable = progress == Progress::Unsent
             || progress == Progress::Sent && (self.terms.is_idempotent || self.repeats_everything());
         if lease.is_reused() && failure == Failure::Closed && repeatable {

@@ -17,9 +17,9 @@ use std::rc::Rc;
 use super::route::UpstreamEntry;
 use crate::model::upstream::UpstreamName;
 
-pub(super) use attempts::{Attempts, Lease, Next, Progress, Terms};
+pub(super) use attempts::{Attempts, Lease, Next, Progress, Speech, Terms};
 pub(super) use client::{Client, Clients};
-pub(super) use pool::Pool;
+pub(super) use pool::{Peer, Pool};
 
 /// How an endpoint is spoken to, below HTTP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

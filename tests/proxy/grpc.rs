@@ -1,0 +1,299 @@
+//! Upstreams that speak HTTP/2: gRPC calls of every shape, shared connections, refusals.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::server::SendResponse;
+use h2::{Reason, RecvStream};
+use http::{HeaderMap, Request, Response};
+use penstock::model::l7::{Filters, Protocol};
+
+use crate::h2_client::{Client, exchange, limited};
+use crate::rig::{DEADLINE, Rig, nobody, to_with};
+
+/// An upstream that runs `serve` for each stream.
+struct Upstream {
+    addr: SocketAddr,
+    accepted: Arc<AtomicUsize>,
+}
+
+impl Upstream {
+    fn start<F>(serve: impl Fn(Request<RecvStream>, SendResponse<Bytes>) -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        Self::with(h2::server::Builder::new(), serve)
+    }
+
+    fn with<F>(
+        builder: h2::server::Builder,
+        serve: impl Fn(Request<RecvStream>, SendResponse<Bytes>) -> F + Send + Sync + 'static,
+    ) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("bind");
+        let addr = listener.local_addr().expect("bound");
+        listener.set_nonblocking(true).expect("nonblocking");
+        let accepted = Arc::new(AtomicUsize::new(0));
+        let (count, serve) = (Arc::clone(&accepted), Arc::new(serve));
+        std::thread::spawn(move || {
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+            runtime.block_on(async move {
+                let listener = tokio::net::TcpListener::from_std(listener).expect("listener");
+                while let Ok((stream, _)) = listener.accept().await {
+                    count.fetch_add(1, Ordering::SeqCst);
+                    let (builder, serve) = (builder.clone(), Arc::clone(&serve));
+                    tokio::spawn(async move {
+                        let Ok(mut connection) = builder.handshake(stream).await else { return };
+                        while let Some(Ok((request, respond))) = connection.accept().await {
+                            tokio::spawn(serve(request, respond));
+                        }
+                    });
+                }
+            });
+        });
+        Self { addr, accepted }
+    }
+
+    fn connections(&self) -> usize {
+        self.accepted.load(Ordering::SeqCst)
+    }
+}
+
+fn filters() -> Filters {
+    Filters { protocol: Protocol::Grpc, max_body_bytes: None, ..Filters::default() }
+}
+
+fn call(path: &str) -> Request<()> {
+    Request::post(format!("http://grpc.example{path}"))
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .header("grpc-timeout", "5S")
+        .body(())
+        .expect("request")
+}
+
+fn status(code: &'static str) -> HeaderMap {
+    HeaderMap::from_iter([("grpc-status".parse().expect("name"), code.parse().expect("value"))])
+}
+
+fn grpc_head() -> Response<()> {
+    Response::builder().header("content-type", "application/grpc").body(()).expect("response")
+}
+
+/// Reads the message and answers with it and a status.
+async fn echo(request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
+    let mut body = request.into_body();
+    let mut stream = respond.send_response(grpc_head(), false).expect("sent");
+    while let Some(Ok(data)) = body.data().await {
+        let _ = body.flow_control().release_capacity(data.len());
+        let _ = stream.send_data(data, false);
+    }
+    let _ = stream.send_trailers(status("0"));
+}
+
+#[test]
+fn a_unary_call_passes_with_its_trailers() {
+    let upstream = Upstream::start(|request, respond| async move {
+        let head = request.headers();
+        assert_eq!(request.uri().path(), "/pkg.Service/Method");
+        assert_eq!(request.uri().authority().expect("an authority"), "grpc.example");
+        assert_eq!(request.uri().scheme_str(), Some("http"));
+        assert_eq!(
+            (&head["te"], &head["grpc-timeout"]),
+            (&"trailers".parse().unwrap(), &"5S".parse().unwrap())
+        );
+        assert_eq!(head["x-real-ip"], "127.0.0.1");
+        assert!(!head.contains_key("transfer-encoding") && !head.contains_key("connection"));
+        echo(request, respond).await;
+    });
+    let rig = Rig::start(to_with(&[upstream.addr], filters()));
+
+    let reply =
+        Client::connect(rig.http).ask(call("/pkg.Service/Method"), &[b"message"]).expect("a response");
+
+    assert_eq!(reply.head.status(), 200);
+    assert_eq!(reply.head.headers()["content-type"], "application/grpc");
+    assert_eq!(reply.text(), "message");
+    assert_eq!(reply.trailers, Some(status("0")));
+}
+
+#[test]
+fn a_response_of_trailers_alone_stays_one() {
+    let upstream = Upstream::start(|_, mut respond| async move {
+        let head = Response::builder()
+            .header("content-type", "application/grpc")
+            .header("grpc-status", "12")
+            .body(())
+            .expect("response");
+        let _ = respond.send_response(head, true);
+    });
+    let rig = Rig::start(to_with(&[upstream.addr], filters()));
+    let client = Client::connect(rig.http);
+
+    let ended = client.runtime.block_on(limited(async {
+        let mut requests = client.requests.clone().ready().await.expect("ready");
+        let (response, mut stream) = requests.send_request(call("/"), false).expect("sent");
+        stream.send_data(Bytes::from_static(b"x"), true).expect("sent");
+        let response = response.await.expect("a response");
+        assert_eq!(response.headers()["grpc-status"], "12");
+        assert!(!response.headers().contains_key("content-length"));
+        response.body().is_end_stream()
+    }));
+
+    assert!(ended);
+}
+
+#[test]
+fn a_bidirectional_stream_carries_messages_as_they_come() {
+    let upstream = Upstream::start(echo);
+    let rig = Rig::start(to_with(&[upstream.addr], filters()));
+    let client = Client::connect(rig.http);
+
+    client.runtime.block_on(limited(async {
+        let mut requests = client.requests.clone().ready().await.expect("ready");
+        let (response, mut stream) = requests.send_request(call("/"), false).expect("sent");
+        // The head comes before any message.
+        let mut body = response.await.expect("a response").into_body();
+        for i in 0..100 {
+            let message = Bytes::from(format!("message {i}"));
+            stream.send_data(message.clone(), false).expect("sent");
+            let data = body.data().await.expect("a message").expect("data");
+            assert_eq!(data, message);
+            body.flow_control().release_capacity(data.len()).expect("released");
+        }
+        stream.send_data(Bytes::new(), true).expect("sent");
+        assert!(body.data().await.is_none());
+        assert_eq!(body.trailers().await.expect("trailers"), Some(status("0")));
+    }));
+}
+
+#[test]
+fn a_large_stream_is_flow_controlled_in_both_directions() {
+    let upstream = Upstream::start(echo);
+    let rig = Rig::start(to_with(&[upstream.addr], filters()));
+    static PART: [u8; 1_000_000] = [7; 1_000_000];
+
+    let reply = Client::connect(rig.http).ask(call("/"), &[&PART[..]; 8]).expect("a response");
+
+    assert_eq!(reply.body.len(), 8_000_000);
+    assert_eq!(reply.trailers, Some(status("0")));
+}
+
+#[test]
+fn calls_at_once_share_a_connection_and_never_exceed_what_the_upstream_allows() {
+    let (live, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let seen = Arc::clone(&most);
+    let mut builder = h2::server::Builder::new();
+    builder.max_concurrent_streams(20);
+    let upstream = Upstream::with(builder, move |request, respond| {
+        let (live, most) = (Arc::clone(&live), Arc::clone(&most));
+        async move {
+            most.fetch_max(live.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+            echo(request, respond).await;
+            live.fetch_sub(1, Ordering::SeqCst);
+        }
+    });
+    let rig = Rig::start(to_with(&[upstream.addr], filters()));
+    let client = Client::connect(rig.http);
+    // The upstream's settings are known from now on.
+    client.ask(call("/"), &[b"first"]).expect("a response");
+
+    client.runtime.block_on(async {
+        let calls: Vec<_> = (0..100)
+            .map(|_| tokio::spawn(exchange(client.requests.clone(), call("/"), vec![b"x"], None)))
+            .collect();
+        for call in calls {
+            let reply = limited(call).await.expect("task").expect("a response");
+            assert_eq!(reply.trailers, Some(status("0")));
+        }
+    });
+
+    assert!(seen.load(Ordering::SeqCst) >= 2, "no two calls ran at once");
+    assert!(upstream.connections() <= 5, "{} connections for 100 calls of 20", upstream.connections());
+}
+
+#[test]
+fn a_call_without_body_that_was_refused_is_asked_again() {
+    let refusals = AtomicUsize::new(0);
+    let upstream = Upstream::start(move |_, mut respond| {
+        let refuse = refusals.fetch_add(1, Ordering::SeqCst) == 0;
+        async move {
+            match refuse {
+                true => respond.send_reset(Reason::REFUSED_STREAM),
+                false => drop(respond.send_response(grpc_head(), true)),
+            }
+        }
+    });
+    let rig = Rig::start(to_with(&[upstream.addr], filters()));
+
+    let reply = Client::connect(rig.http).ask(call("/"), &[]).expect("a response");
+
+    assert_eq!(reply.head.status(), 200);
+}
+
+#[test]
+fn failures_end_in_the_statuses_of_http() {
+    let reset = Upstream::start(|_, mut respond| async move { respond.send_reset(Reason::INTERNAL_ERROR) });
+    let silent = Upstream::start(|request, respond| async move {
+        std::future::pending::<()>().await;
+        drop((request, respond));
+    });
+    let no_h2 = crate::rig::Backend::saying("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
+    let cases = [
+        ("nobody listens", nobody(), 502),
+        ("reset", reset.addr, 502),
+        ("not http/2", no_h2.addr, 502),
+        ("silent", silent.addr, 504),
+    ];
+    for (case, addr, expected) in cases {
+        let filters = Filters { read_timeout: Duration::from_millis(200), ..filters() };
+        let rig = Rig::start(to_with(&[addr], filters));
+        let reply = Client::connect(rig.http).ask(call("/"), &[b"x"]).expect("a response");
+        assert_eq!(reply.head.status(), expected, "{case}");
+    }
+}
+
+#[test]
+fn a_client_that_cancels_cancels_upstream() {
+    let (came, coming) = std::sync::mpsc::channel();
+    let (gone, told) = std::sync::mpsc::channel();
+    let upstream = Upstream::start(move |_, mut respond| {
+        let (came, gone) = (came.clone(), gone.clone());
+        async move {
+            let _ = came.send(());
+            let reason = std::future::poll_fn(|cx| respond.poll_reset(cx)).await;
+            let _ = gone.send(reason.ok());
+        }
+    });
+    let rig = Rig::start(to_with(&[upstream.addr], filters()));
+    let client = Client::connect(rig.http);
+
+    client.runtime.block_on(limited(async {
+        let mut requests = client.requests.clone().ready().await.expect("ready");
+        let (_, mut stream) = requests.send_request(call("/"), true).expect("sent");
+        tokio::task::spawn_blocking(move || coming.recv()).await.expect("task").expect("came");
+        stream.send_reset(Reason::CANCEL);
+    }));
+
+    assert_eq!(told.recv_timeout(DEADLINE).expect("told"), Some(Reason::CANCEL));
+}
+
+#[test]
+fn an_http_1_1_client_reaches_an_http_2_upstream() {
+    let upstream = Upstream::start(|request, respond| async move {
+        assert_eq!(request.uri().path_and_query().expect("target").as_str(), "/a%7Cb?c");
+        echo(request, respond).await;
+    });
+    let rig = Rig::start(to_with(&[upstream.addr], filters()));
+
+    let reply = rig.ask("POST /a|b?c HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello");
+
+    // The rig appends trailers to the content.
+    assert_eq!((reply.status, reply.text().as_str()), (200, "hellogrpc-status: 0"));
+}

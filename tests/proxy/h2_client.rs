@@ -1,0 +1,90 @@
+//! A client that speaks HTTP/2, for the tests.
+
+use std::net::SocketAddr;
+
+use bytes::Bytes;
+use h2::client::SendRequest;
+use http::{HeaderMap, Request, Response};
+use tokio::net::TcpStream;
+
+use crate::rig::DEADLINE;
+
+/// A client of one connection on a runtime of its own.
+pub struct Client {
+    pub runtime: tokio::runtime::Runtime,
+    pub requests: SendRequest<Bytes>,
+    pub connection: tokio::task::JoinHandle<Result<(), h2::Error>>,
+}
+
+/// A whole response.
+#[derive(Debug)]
+pub struct Reply {
+    pub head: Response<()>,
+    pub body: Vec<u8>,
+    pub trailers: Option<HeaderMap>,
+}
+
+impl Reply {
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+}
+
+impl Client {
+    pub fn connect(addr: SocketAddr) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .expect("runtime");
+        let (requests, connection) = runtime.block_on(async {
+            let stream = TcpStream::connect(addr).await.expect("connect");
+            let (requests, connection) = h2::client::handshake(stream).await.expect("handshake");
+            (requests, tokio::spawn(connection))
+        });
+        Self { runtime, requests, connection }
+    }
+
+    pub fn ask(&self, request: Request<()>, body: &[&'static [u8]]) -> Result<Reply, h2::Error> {
+        let requests = self.requests.clone();
+        self.runtime.block_on(limited(exchange(requests, request, body.to_vec(), None)))
+    }
+
+    pub fn get(&self, path: &str) -> Reply {
+        self.ask(get(path), &[]).expect("a response")
+    }
+}
+
+pub async fn limited<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(DEADLINE, future).await.expect("in time")
+}
+
+pub fn get(path: &str) -> Request<()> {
+    Request::get(format!("http://a.example{path}")).body(()).expect("request")
+}
+
+pub async fn exchange(
+    requests: SendRequest<Bytes>,
+    request: Request<()>,
+    body: Vec<&'static [u8]>,
+    trailers: Option<HeaderMap>,
+) -> Result<Reply, h2::Error> {
+    let mut requests = requests.ready().await?;
+    let (response, mut stream) = requests.send_request(request, body.is_empty() && trailers.is_none())?;
+    let pieces = body.len();
+    for (i, piece) in body.into_iter().enumerate() {
+        stream.send_data(Bytes::from_static(piece), i + 1 == pieces && trailers.is_none())?;
+    }
+    if let Some(trailers) = trailers {
+        stream.send_trailers(trailers)?;
+    }
+    let (parts, mut body) = response.await?.into_parts();
+    let mut reply = Reply { head: Response::from_parts(parts, ()), body: Vec::new(), trailers: None };
+    while let Some(data) = body.data().await {
+        let data = data?;
+        body.flow_control().release_capacity(data.len())?;
+        reply.body.extend_from_slice(&data);
+    }
+    reply.trailers = body.trailers().await?;
+    Ok(reply)
+}
