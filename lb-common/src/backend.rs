@@ -168,6 +168,32 @@ impl Backend {
             ],
         ]
     }
+
+    /// [`Backend::words`] undone; `None` where no backend lives, or one of a mode that nobody writes.
+    pub const fn from_words(words: &[[u64; 8]; 2]) -> Option<Self> {
+        let [[a0, a1, s0, s1, head, hop, identity, outer], [i0, i1, tunnel_tag, _, tagged, ..]] = *words;
+        let tags = Tags((tagged >> 32) as u32);
+        let ifindex = if tags.is_none() { (hop >> 32) as u32 } else { tagged as u32 };
+        let identity = Identity(identity);
+        let Some(mode) = Mode::from_number(identity.mode()) else { return None };
+        if !identity.is_alive() {
+            return None;
+        }
+        Some(Self {
+            addr: Addr { hi: a0, lo: a1 },
+            source: Addr { hi: s0, lo: s1 },
+            next_hop: NextHop { head, tail: hop as u32, ifindex },
+            tags,
+            wire_port: identity.wire_port(),
+            mode,
+            draining: identity.is_draining(),
+            generation: identity.generation(),
+            mtu: identity.mtu(),
+            pool_tag: outer as u16,
+            inner: Addr { hi: i0, lo: i1 },
+            tunnel_tag: tunnel_tag as u32,
+        })
+    }
 }
 
 /// Word 6 of the first line, read once.
@@ -290,3 +316,32 @@ pub fn tunnel_tag(table: &impl Lines, id: BackendId) -> u32 {
 }
 
 const _: () = assert!(size_of::<NextHop>() == 16);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_backend_is_read_from_its_words_as_it_was_written() {
+        let plain = Backend {
+            addr: Addr { hi: 1, lo: 2 },
+            source: Addr { hi: 3, lo: 4 },
+            next_hop: NextHop::new(Mac([1, 2, 3, 4, 5, 6]), Mac([7, 8, 9, 10, 11, 12]), 13),
+            tags: Tags::NONE,
+            wire_port: 14,
+            mode: Mode::Nat,
+            draining: true,
+            generation: 15,
+            mtu: 1500,
+            pool_tag: 16,
+            inner: Addr { hi: 17, lo: 18 },
+            tunnel_tag: 19,
+        };
+        let tagged = Backend { tags: Tags(0x1234_5678), draining: false, ..plain };
+
+        for backend in [plain, tagged] {
+            assert_eq!(Backend::from_words(&backend.words()), Some(backend));
+        }
+        assert_eq!(Backend::from_words(&[[0; 8]; 2]), None);
+    }
+}

@@ -4,6 +4,7 @@ mod capture;
 mod fixtures;
 mod icmp;
 mod local;
+mod modes;
 mod random;
 mod refuse;
 mod run;

@@ -16,6 +16,7 @@ mod protocol;
 mod punt;
 mod rig;
 mod rollout;
+mod stay;
 mod survival;
 mod tunnel;
 mod vlan;

@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use lb_common::capture::Filter;
 use lb_common::config::{self, Settings};
+use lb_common::nat::Timeouts;
 use lb_common::verdict::Event;
 use lb_common::{BackendId, HashKey, Record, Verdict, backend, flows};
 
@@ -15,7 +16,7 @@ use super::kernel::{Kernel, Loaded, Ring};
 use super::memory::{Counters, Tables};
 use super::mmap;
 use super::pins::Pins;
-use super::plan::{Book, Op, Outside, Plan};
+use super::plan::{Book, Observed, Op, Outside, Plan};
 use super::want::{Place, Want, Way};
 use crate::model::Problem;
 use crate::model::l4::{FiveTuple, ForwardingMode, PoolId, Prefix};
@@ -45,6 +46,8 @@ pub struct Engine {
     /// Until the first wish is carried out.
     beginning: Option<Beginning>,
     start: Start,
+    /// When translations were last swept, and which backends they name.
+    translated: Option<(u32, BTreeSet<BackendId>)>,
 }
 
 /// What the tables are before the first wish.
@@ -131,6 +134,7 @@ impl Engine {
             beginning: Some(if inherited { Beginning::Inherited } else { Beginning::Empty }),
             start: Start { adopted: inherited, told },
             forgot: (0, None),
+            translated: None,
         })
     }
 
@@ -140,11 +144,12 @@ impl Engine {
     }
 
     /// [`Engine::apply`] at a time of the caller's.
-    pub fn apply_at(&mut self, want: Want, now: u32) -> Vec<Problem> {
+    pub fn apply_at(&mut self, mut want: Want, now: u32) -> Vec<Problem> {
         let beginning = self.beginning.take();
         if beginning == Some(Beginning::Inherited) {
             self.adopt(&want, now);
         }
+        self.book.keep_lost(&mut want);
         let plan = self.book.plan(&want, now);
         let (vips, steps) = (want.vips.len(), plan.ops.len());
         self.want = want;
@@ -171,7 +176,12 @@ impl Engine {
                 }
             }
         }
-        let plan = self.book.reroute(moved);
+        for (addr, way) in &mut self.want.ways {
+            if let Some(other) = ways.get(addr) {
+                *way = *other;
+            }
+        }
+        let plan = self.book.reroute(moved, ways);
         tracing::debug!(steps = plan.ops.len(), "next hops changed");
         let _ = self.carry_out(plan);
     }
@@ -199,14 +209,42 @@ impl Engine {
         if forgot != self.forgot.0 {
             self.forgot = (forgot, Some(now));
         }
-        let plan = self.book.settle(&self.tables, now, self.settings.grace.into(), self.forgot.1);
+        let observed = Observed {
+            now,
+            grace: self.settings.grace.into(),
+            forgot: self.forgot.1,
+            translated: self.translated.as_ref().map(|(then, ids)| (*then, ids)),
+        };
+        let (plan, is_over) = self.book.settle(&self.tables, &observed);
         let _ = self.carry_out(plan);
+        if is_over {
+            let plan = self.book.plan(&self.want, now);
+            let _ = self.carry_out(plan);
+            self.book.look(&self.tables, now);
+        }
         self.want
             .pools
             .keys()
             .filter_map(|pool| self.book.table_size(pool))
             .map(|(_, contested)| contested)
             .sum()
+    }
+
+    /// Removes translated flows that are over; returns how many remain and how many went.
+    pub fn sweep(&mut self, timeouts: &Timeouts) -> Result<(usize, usize), Error> {
+        self.sweep_at(now(), timeouts)
+    }
+
+    /// [`Engine::sweep`] at a time of the caller's.
+    pub fn sweep_at(&mut self, now: u32, timeouts: &Timeouts) -> Result<(usize, usize), Error> {
+        let swept = self.kernel.sweep(now, timeouts)?;
+        self.translated = Some((now, swept.backends));
+        Ok((swept.live, swept.over))
+    }
+
+    /// Where packets go of flows that began before their backend got another mode.
+    pub fn former_destinations(&self) -> BTreeSet<IpAddr> {
+        self.book.former_destinations()
     }
 
     fn carry_out(&mut self, Plan { ops, mut problems }: Plan) -> Vec<Problem> {
@@ -284,11 +322,18 @@ impl Engine {
         self.book.table_size(pool)
     }
 
-    /// What a backend got since it was added.
-    pub fn totals(&self, pool: &PoolId, mode: ForwardingMode, addr: SocketAddr) -> Totals {
-        let Some(id) = self.book.backend_id(pool, mode, addr) else { return Totals::default() };
-        let since = self.since.get(&id).map(|(_, totals)| *totals).unwrap_or_default();
-        self.counters.backend(id).since(since)
+    /// What the backends of a pool got since they were added, by mode where flows go on in an
+    /// earlier one.
+    pub fn totals(&self, pool: &PoolId) -> BTreeMap<(SocketAddr, ForwardingMode), Totals> {
+        let mut all: BTreeMap<(SocketAddr, ForwardingMode), Totals> = BTreeMap::new();
+        let wanted = self.want.pools.get(pool).into_iter().flat_map(|pool| &pool.backends);
+        let wanted =
+            wanted.filter_map(|(addr, one)| Some((*addr, one.mode, self.book.backend_id(pool, *addr)?)));
+        for (addr, mode, id) in wanted.chain(self.book.former(pool)) {
+            let since = self.since.get(&id).map(|(_, totals)| *totals).unwrap_or_default();
+            *all.entry((addr, mode)).or_default() += self.counters.backend(id).since(since);
+        }
+        all
     }
 
     /// What a VIP got since it was added or its rules changed.
@@ -300,10 +345,7 @@ impl Engine {
         }
         // The only VIP of its pool: what its backends got.
         let mut totals = Totals::default();
-        let Some(wanted) = self.want.pools.get(pool) else { return totals };
-        for (addr, backend) in &wanted.backends {
-            totals += self.totals(pool, backend.mode, *addr);
-        }
+        self.totals(pool).into_values().for_each(|one| totals += one);
         totals
     }
 
@@ -368,7 +410,7 @@ struct Beside<'a> {
 impl Beside<'_> {
     fn note(&mut self, result: Result<(), Error>) {
         if let Err(error) = result {
-            self.problems.push(super::worker::of_datapath(error.to_string()));
+            self.problems.push(super::problems::of_datapath(error.to_string()));
         }
     }
 }

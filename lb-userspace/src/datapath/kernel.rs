@@ -20,7 +20,7 @@ use aya::programs::{ProgramError, SkLookup, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use lb_common::maps::{self, Program, at, row};
 use lb_common::nat::{Forward, Reverse, Timeouts};
-use lb_common::{Addr, HashKey};
+use lb_common::{Addr, BackendId, HashKey};
 
 use super::Error;
 use super::memory::{Counters, Tables};
@@ -239,15 +239,15 @@ impl Kernel {
         })
     }
 
-    /// Removes translated flows that are over; returns how many remain and how many went.
-    pub fn sweep(&mut self, now: u32, timeouts: &Timeouts) -> Result<(usize, usize), Error> {
+    /// Removes translated flows that are over.
+    pub fn sweep(&mut self, now: u32, timeouts: &Timeouts) -> Result<Swept, Error> {
         let reverse_map = self.ebpf.map(maps::NAT_REVERSE).ok_or(Error::Object(maps::NAT_REVERSE))?;
         let forward_map = self.ebpf.map(maps::NAT_FORWARD).ok_or(Error::Object(maps::NAT_FORWARD))?;
         let reverses: HashMap<_, u64, [u64; 15]> =
             HashMap::try_from(reverse_map).map_err(|_| Error::Object(maps::NAT_REVERSE))?;
         let forwards: HashMap<_, u64, [u64; 8]> =
             HashMap::try_from(forward_map).map_err(|_| Error::Object(maps::NAT_FORWARD))?;
-        let mut live = 0;
+        let mut swept = Swept::default();
         let mut over = Vec::new();
         for (key, words) in reverses.iter().filter_map(Result::ok) {
             let reverse = Reverse::from_words(&words);
@@ -257,7 +257,8 @@ impl Kernel {
             if timeouts.expired(now, forward.as_ref(), &reverse) {
                 over.push((key, forward.map(|_| reverse.forward_key)));
             } else {
-                live += 1;
+                swept.live += 1;
+                swept.backends.insert(BackendId(reverse.backend));
             }
         }
         for (reverse, forward) in &over {
@@ -266,7 +267,8 @@ impl Kernel {
             }
             let _ = self.remove::<15>(maps::NAT_REVERSE, *reverse);
         }
-        Ok((live, over.len()))
+        swept.over = over.len();
+        Ok(swept)
     }
 
     /// What is remembered of a translated flow with this hash.
@@ -302,6 +304,17 @@ impl Kernel {
         out.truncate(result.data_size_out as usize);
         Ok(Run { action: result.return_value, packet: out, nanoseconds: result.duration.as_nanos() as u64 })
     }
+}
+
+/// What a sweep through the translated flows found.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Swept {
+    /// Flows that remain.
+    pub live: usize,
+    /// Flows that went.
+    pub over: usize,
+    /// Backends of those that remain.
+    pub backends: BTreeSet<BackendId>,
 }
 
 /// What one test run did.

@@ -18,6 +18,7 @@ mod mmap;
 pub mod network;
 pub mod pins;
 pub mod plan;
+mod problems;
 pub mod regions;
 pub mod rehearsal;
 pub mod simulate;

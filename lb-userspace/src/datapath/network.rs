@@ -27,7 +27,7 @@ use rtnetlink::packet_route::neighbour::NeighbourMessage;
 use rtnetlink::packet_route::route::RouteAddress;
 
 use super::Error;
-use super::want::{Network, Way};
+use super::want::{Network, NoWay, Way};
 use crate::model::{ObjectId, Problem, Severity};
 use heard::{Heard, Shared};
 use links::Exit;
@@ -149,6 +149,11 @@ impl Netlink {
     /// Waits for an announcement that [`Netlink::refresh`] has not seen.
     pub async fn changed(&self) {
         self.shared.notify.notified().await;
+    }
+
+    /// Lets [`Netlink::changed`] return.
+    pub fn wake(&self) {
+        self.shared.notify.notify_one();
     }
 
     /// The network as last read.
@@ -327,11 +332,11 @@ impl Netlink {
         }
     }
 
-    fn way(&self, route: &Route) -> Result<Way, String> {
+    fn way(&self, route: &Route) -> Result<Way, NoWay> {
         let Route { hop, source, mtu } = route;
         let named = self.view.interfaces.get(&hop.0).ok_or("its route names no interface")?;
         if named.mac.is_none() {
-            return Err(format!("interface {} has no Ethernet address", named.name));
+            return Err(format!("interface {} has no Ethernet address", named.name).into());
         }
         let (next_hop, tags, link_mtu) = match self.exits.get(hop) {
             Some(Ok(exit)) => {

@@ -12,11 +12,12 @@ use lb_common::{Addr, AddrEntry, BackendId, Epoch, HashKey, Record, VipEntry};
 use super::memory::Tables;
 use super::regions::Regions;
 use super::want::{Place, Want};
-use crate::model::l4::{ForwardingMode, PoolId, Prefix};
+use crate::model::l4::{PoolId, Prefix};
 use crate::model::{ObjectId, Problem, Severity};
 
 mod adopt;
 mod backends;
+mod former;
 mod ids;
 mod lookup;
 mod op;
@@ -24,6 +25,7 @@ mod records;
 mod tables;
 mod tunnel;
 
+use former::{Guise, Standing};
 use ids::Ids;
 pub use op::{Op, Outside};
 use tables::Table;
@@ -66,8 +68,8 @@ pub struct Book {
     lingering: Retired,
 }
 
-/// A backend keeps its id as long as its pool, mode and address stay.
-type BackendKey = (PoolId, ForwardingMode, SocketAddr);
+/// A backend keeps its id as long as its pool and address stay, and what its flows look like to it.
+type BackendKey = (PoolId, SocketAddr, Guise);
 
 /// A record belongs to a VIP and its pool; to a punted VIP only for its source ranges.
 type RecordKey = (Place, Option<PoolId>);
@@ -79,6 +81,20 @@ type Lookup = (Vec<(Addr, AddrEntry)>, Vec<VipEntry>);
 struct Line {
     id: BackendId,
     words: [[u64; LINE]; 2],
+    standing: Standing,
+}
+
+/// What is known of the packets when slots are to settle.
+#[derive(Debug, Clone, Copy)]
+pub struct Observed<'a> {
+    /// See [`lb_common::flows::clock`].
+    pub now: u32,
+    /// The grace time, in units of the clock.
+    pub grace: u32,
+    /// When a flow seen within the grace time was last forgotten for want of room.
+    pub forgot: Option<u32>,
+    /// When translations were last looked through, and which backends they name.
+    pub translated: Option<(u32, &'a BTreeSet<BackendId>)>,
 }
 
 /// Whether the address and VIP tables say what is wanted.
@@ -143,7 +159,7 @@ impl Book {
         let mut plan = Plan::default();
         let mut retired = std::mem::take(&mut self.lingering);
         self.plan_tags(want, &mut plan, &mut retired);
-        self.plan_backends(want, &mut plan, &mut retired);
+        self.plan_backends(want, now, &mut plan, &mut retired);
         self.plan_tunnel(want, &mut plan, &retired);
         self.plan_tables(want, now, &mut plan, &mut retired);
         self.plan_ranges(want, &mut plan, &mut retired);
@@ -164,9 +180,10 @@ impl Book {
         self.note_used(|index| tables.slot(index), now);
     }
 
-    /// Plans what the passing of time brings: slots settle. `grace` is in units of the clock;
-    /// `forgot`: when a flow seen within the grace time was last forgotten for want of room.
-    pub fn settle(&mut self, tables: &Tables, now: u32, grace: u32, forgot: Option<u32>) -> Plan {
+    /// Plans what the passing of time brings: slots settle. The second value tells that more can go
+    /// by planning the same wish again.
+    pub fn settle(&mut self, tables: &Tables, observed: &Observed<'_>) -> (Plan, bool) {
+        let Observed { now, grace, forgot, translated: _ } = *observed;
         let mut plan = Plan::default();
         let mut retired = Retired::default();
         if self.tables.values().any(|table| !table.is_settled()) {
@@ -175,7 +192,8 @@ impl Book {
             self.plan_settling(tables, now, grace, quiet, &mut plan, &mut retired);
             self.release(retired, false, &mut plan);
         }
-        plan
+        let is_over = self.review_former(tables, observed);
+        (plan, is_over)
     }
 
     /// Gives back what nothing names any more, once no packet can be reading it.
@@ -214,11 +232,6 @@ impl Book {
         self.tables.values().flat_map(Table::named).collect()
     }
 
-    /// Id of a backend, to read its counters.
-    pub fn backend_id(&self, pool: &PoolId, mode: ForwardingMode, addr: SocketAddr) -> Option<BackendId> {
-        self.backends.get(&(pool.clone(), mode, addr)).map(|line| line.id)
-    }
-
     /// Every id that is in use.
     pub fn ids_in_use(&self) -> impl Iterator<Item = BackendId> {
         self.backends.values().map(|line| line.id)
@@ -226,7 +239,7 @@ impl Book {
 
     /// Which backend has an id.
     pub fn backend_of(&self, id: BackendId) -> Option<(&PoolId, SocketAddr)> {
-        self.backends.iter().find(|(_, line)| line.id == id).map(|((pool, _, addr), _)| (pool, *addr))
+        self.backends.iter().find(|(_, line)| line.id == id).map(|((pool, addr, _), _)| (pool, *addr))
     }
 
     /// Record of a VIP, to read its counters.

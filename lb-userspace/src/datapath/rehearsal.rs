@@ -1,12 +1,14 @@
 //! A balancer without a kernel: the agent's book and the program's steering over tables in our own
 //! memory, with the clock passed in. Properties and the simulation run the real code by it.
 
+use std::collections::BTreeSet;
+
 use lb_common::config::Settings;
 use lb_common::steer::{Choice, Kind, Noted};
-use lb_common::{Flow, HashKey};
+use lb_common::{BackendId, Flow, HashKey};
 
 use super::memory::Tables;
-use super::plan::{Book, Op, Plan};
+use super::plan::{Book, Observed, Op, Plan};
 use super::walk::{self, Balanced, Found};
 use super::want::Want;
 use crate::model::Problem;
@@ -16,6 +18,7 @@ use crate::model::Problem;
 pub struct Rehearsal {
     tables: Tables,
     book: Book,
+    want: Want,
     key: HashKey,
     grace: u16,
     /// Flows forgotten within the grace time, and when the last one was.
@@ -35,7 +38,7 @@ impl Rehearsal {
         let settings = Settings { key, flow_bits, grace, ..Settings::default() };
         tables.store_settings(&settings);
         tables.clear_flows();
-        Self { tables, book: Book::new(key), key, grace, forgot: (0, None) }
+        Self { tables, book: Book::new(key), want: Want::default(), key, grace, forgot: (0, None) }
     }
 
     /// The tables, to be used again.
@@ -48,13 +51,30 @@ impl Rehearsal {
         let Plan { ops, problems } = self.book.plan(want, now);
         self.carry_out(&ops);
         self.book.look(&self.tables, now);
+        self.want.clone_from(want);
         problems
     }
 
     /// Settles what can be settled.
     pub fn settle(&mut self, now: u32) {
-        let plan = self.book.settle(&self.tables, now, self.grace.into(), self.forgot.1);
+        self.settle_beside(now, &BTreeSet::new());
+    }
+
+    /// The same while flows are translated to these backends.
+    pub fn settle_beside(&mut self, now: u32, translated: &BTreeSet<BackendId>) {
+        let observed = Observed {
+            now,
+            grace: self.grace.into(),
+            forgot: self.forgot.1,
+            translated: Some((now, translated)),
+        };
+        let (plan, is_over) = self.book.settle(&self.tables, &observed);
         self.carry_out(&plan.ops);
+        if is_over {
+            let plan = self.book.plan(&self.want, now);
+            self.carry_out(&plan.ops);
+            self.book.look(&self.tables, now);
+        }
     }
 
     fn carry_out(&self, ops: &[Op]) {

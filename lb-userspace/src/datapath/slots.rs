@@ -69,6 +69,13 @@ impl Slots {
         self.cells.iter().filter(|cell| cell.state != State::Settled).count()
     }
 
+    /// Whether a slot has this backend as its owner, or as the previous one.
+    pub fn name(&self, id: BackendId) -> bool {
+        self.cells.iter().any(|cell| {
+            cell.owner == id || matches!(cell.state, State::Contested { previous, .. } if previous == id)
+        })
+    }
+
     /// Gives the slots new owners (a power of two of them; empty: nobody owns any). `lives` says
     /// which backends still take the packets of their flows.
     ///

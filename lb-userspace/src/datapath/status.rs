@@ -131,10 +131,11 @@ fn pool(engine: &Engine, id: &PoolId) -> PoolStatus {
         backends: Vec::new(),
     };
     let Some(pool) = engine.want().pools.get(id) else { return status };
+    let mut all = engine.totals(id);
+    all.values().for_each(|totals| status.totals += *totals);
     for (addr, backend) in &pool.backends {
         let (hop, tags) = (backend.way.next_hop, backend.way.tags);
-        let totals = engine.totals(id, backend.mode, *addr);
-        status.totals += totals;
+        let totals = all.remove(&(*addr, backend.mode)).unwrap_or_default();
         status.backends.push(BackendStatus {
             addr: *addr,
             mode: backend.mode.as_str(),
@@ -156,6 +157,14 @@ fn pool(engine: &Engine, id: &PoolId) -> PoolStatus {
             totals,
         });
     }
+    status.backends.extend(all.into_iter().map(|((addr, mode), totals)| BackendStatus {
+        addr,
+        mode: mode.as_str(),
+        weight: 0,
+        draining: true,
+        next_hop: "flows that began in this mode".to_owned(),
+        totals,
+    }));
     status
 }
 
@@ -165,16 +174,15 @@ pub fn metrics(engine: &Engine, interfaces: &BTreeMap<String, Attached>, nat_flo
     let mut packets = Vec::new();
     let mut bytes = Vec::new();
     let mut begun = Vec::new();
-    for (id, pool) in &want.pools {
-        for (addr, backend) in &pool.backends {
-            let totals = engine.totals(id, backend.mode, *addr);
+    for id in want.pools.keys() {
+        for ((addr, mode), totals) in engine.totals(id) {
             let labels = vec![
                 ("namespace", id.service.namespace.clone()),
                 ("service", id.service.name.clone()),
                 ("port", id.port.to_string()),
                 ("protocol", id.protocol.to_string()),
                 ("backend", addr.to_string()),
-                ("mode", backend.mode.to_string()),
+                ("mode", mode.to_string()),
             ];
             begun.push(sample(labels.clone(), totals.flows));
             packets.push(sample(labels.clone(), totals.packets));

@@ -27,6 +27,8 @@ pub struct Want {
     pub ranges: BTreeMap<Place, BTreeSet<Prefix>>,
     /// Other balancers, that may send us packets through the tunnel.
     pub peers: BTreeSet<IpAddr>,
+    /// The way to addresses that flows still go to although no backend is reached by them any more.
+    pub ways: BTreeMap<IpAddr, Way>,
 }
 
 /// Concrete address, port and protocol of a VIP.
@@ -63,6 +65,8 @@ pub enum Owner {
 pub struct Pool {
     /// Each backend.
     pub backends: BTreeMap<SocketAddr, Backend>,
+    /// Those that no way leads to. One that is installed stays: it may have flows.
+    pub lost: BTreeMap<SocketAddr, Lost>,
     /// Units of [`lb_common::flows::clock`] that a source keeps its backend; `None`: no affinity.
     pub affinity: Option<u32>,
     /// Every flow is remembered.
@@ -84,6 +88,35 @@ pub struct Backend {
     pub to: IpAddr,
     /// The way there; unresolved while the network does not know it.
     pub way: Way,
+}
+
+impl Pool {
+    /// Whether it has this backend, with a way there or without.
+    pub fn holds(&self, addr: SocketAddr) -> bool {
+        self.backends.contains_key(&addr) || self.lost.contains_key(&addr)
+    }
+}
+
+/// A backend that no way leads to; what it is besides.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lost {
+    /// Share of new flows.
+    pub weight: u16,
+    /// Takes no new flows, whatever its weight.
+    pub draining: bool,
+    /// How packets reached it.
+    pub mode: ForwardingMode,
+    /// Address that its packets were sent to.
+    pub to: IpAddr,
+}
+
+impl Lost {
+    /// As it was with this source and size; nobody knows the next hop.
+    pub fn as_before(self, source: IpAddr, mtu: u16) -> Backend {
+        let Self { weight, draining, mode, to } = self;
+        let way = Way { source, next_hop: NextHop::default(), mtu, tags: Tags::NONE };
+        Backend { weight, draining, mode, to, way }
+    }
 }
 
 impl Backend {
@@ -115,7 +148,29 @@ pub struct Network {
     /// Every other address of the host.
     pub other_addrs: BTreeSet<IpAddr>,
     /// The way to each backend, or why there is none.
-    pub ways: BTreeMap<IpAddr, Result<Way, String>>,
+    pub ways: BTreeMap<IpAddr, Result<Way, NoWay>>,
+}
+
+/// Why we cannot send to an address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NoWay {
+    /// This host has no route there.
+    NoRoute(String),
+    /// We cannot use the route. The stack can.
+    Unusable(String),
+}
+
+impl std::fmt::Display for NoWay {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (Self::NoRoute(why) | Self::Unusable(why)) = self;
+        f.write_str(why)
+    }
+}
+
+impl<T: Into<String>> From<T> for NoWay {
+    fn from(why: T) -> Self {
+        Self::Unusable(why.into())
+    }
 }
 
 /// Joins both; what cannot be honoured becomes a [`Problem`].
@@ -156,12 +211,18 @@ pub fn join(l4: &L4, network: &Network) -> (Want, Vec<Problem>) {
         }
         let mut joined = Pool {
             backends: BTreeMap::new(),
+            lost: BTreeMap::new(),
             affinity: pool.affinity.map(|affinity| units(affinity.timeout)),
             conservative: pool.memory == FlowMemory::Conservative,
             reject: pool.empty == OnEmpty::Reject,
         };
         for (addr, backend) in &pool.backends {
-            match join_backend(*addr, backend, id, l4, network) {
+            if backend.mode == ForwardingMode::Nat && Family::of(addr.ip()) != id.family {
+                let why = "is of the other address family, which nat cannot reach";
+                problems.push(problem(id, format!("backend {addr}: {why}")));
+                continue;
+            }
+            match join_backend(*addr, backend, l4, network) {
                 Ok(backend) => {
                     if backend.mode == ForwardingMode::Nat {
                         want.addrs.insert(backend.way.source, Owner::Node);
@@ -169,9 +230,17 @@ pub fn join(l4: &L4, network: &Network) -> (Want, Vec<Problem>) {
                             problems.push(unanswered(id, *addr, backend.way.source));
                         }
                     }
+                    if backend.mode == ForwardingMode::Local
+                        && let Some(Err(NoWay::NoRoute(why))) = network.ways.get(&backend.to)
+                    {
+                        problems.push(unrouted_pod(id, *addr, why));
+                    }
                     joined.backends.insert(*addr, backend);
                 }
-                Err(message) => problems.push(problem(id, format!("backend {addr}: {message}"))),
+                Err((lost, why)) => {
+                    problems.push(out_of_reach(id, *addr, &why));
+                    joined.lost.insert(*addr, lost);
+                }
             }
         }
         want.pools.insert(id.clone(), joined);
@@ -195,6 +264,18 @@ pub fn destinations(l4: &L4) -> BTreeSet<IpAddr> {
     pools.flat_map(|pool| pool.backends.iter().map(|(addr, backend)| destination(*addr, backend))).collect()
 }
 
+/// Where the packets of backends went that stay, and now go elsewhere: their flows may not.
+pub fn left_destinations(before: &L4, after: &L4) -> BTreeSet<IpAddr> {
+    let both = before.pools.iter().filter_map(|(id, pool)| Some((pool, after.pools.get(id)?)));
+    let moved = both.flat_map(|(before, after)| {
+        before.backends.iter().filter_map(|(addr, backend)| {
+            let (then, now) = (destination(*addr, backend), destination(*addr, after.backends.get(addr)?));
+            (then != now).then_some(then)
+        })
+    });
+    moved.collect()
+}
+
 fn destination(addr: SocketAddr, backend: &l4::Backend) -> IpAddr {
     match (backend.mode, backend.at) {
         (ForwardingMode::Tunnel, At::Node { tunnel }) => tunnel,
@@ -205,32 +286,32 @@ fn destination(addr: SocketAddr, backend: &l4::Backend) -> IpAddr {
 fn join_backend(
     addr: SocketAddr,
     backend: &l4::Backend,
-    id: &PoolId,
     l4: &L4,
     network: &Network,
-) -> Result<Backend, String> {
-    let l4::Backend { weight, state, mode, at: _ } = *backend;
-    if mode == ForwardingMode::Nat && Family::of(addr.ip()) != id.family {
-        return Err("is of the other address family, which nat cannot reach".to_owned());
-    }
+) -> Result<Backend, (Lost, NoWay)> {
+    let l4::Backend { weight: l4::Weight(weight), state, mode, at: _ } = *backend;
     let to = destination(addr, backend);
+    let draining = state == BackendState::Draining;
     let known = network.ways.get(&to).cloned();
-    let way = known.unwrap_or_else(|| Err("the way there is not known yet".to_owned()));
-    let way = match (mode, way) {
+    let known = known.unwrap_or_else(|| Err("the way there is not known yet".into()));
+    let way = match mode {
         // The stack finds the way itself, also to where we could not send; ours tells the size.
-        (ForwardingMode::Local, Err(_)) => {
-            Way { source: to, next_hop: NextHop::default(), mtu: u16::MAX, tags: Tags::NONE }
+        ForwardingMode::Local => {
+            let own = Way { source: to, next_hop: NextHop::default(), mtu: u16::MAX, tags: Tags::NONE };
+            Ok(known.unwrap_or(own))
         }
         // Whoever takes the packet knows us by our tunnel address.
-        (ForwardingMode::Tunnel, way) => {
+        ForwardingMode::Tunnel => {
             let own = l4.tunnel.iter().find(|own| own.is_ipv4() == to.is_ipv4());
-            let own = own.ok_or_else(|| format!("this node has no tunnel address of the family of {to}"))?;
-            Way { source: *own, ..way? }
+            let none = || format!("this node has no tunnel address of the family of {to}").into();
+            own.ok_or_else(none).and_then(|own| Ok(Way { source: *own, ..known? }))
         }
-        (_, way) => way?,
+        ForwardingMode::Nat | ForwardingMode::L2 | ForwardingMode::Ipip => known,
     };
-    let draining = state == BackendState::Draining;
-    Ok(Backend { weight: weight.0, draining, mode, to, way })
+    match way {
+        Ok(way) => Ok(Backend { weight, draining, mode, to, way }),
+        Err(why) => Err((Lost { weight, draining, mode, to }, why)),
+    }
 }
 
 /// A problem of the Service behind a pool.
@@ -248,6 +329,19 @@ pub fn problem(id: &PoolId, message: String) -> Problem {
         message,
         fix: String::new(),
     }
+}
+
+/// The plan keeps it if it is installed, so that its flows go on when there is a way again.
+fn out_of_reach(id: &PoolId, backend: SocketAddr, why: &NoWay) -> Problem {
+    let message = format!("backend {backend}: {why}; flows that it has stay with it");
+    Problem { reason: "no-way", fix: "see `ip route get` for its address".to_owned(), ..problem(id, message) }
+}
+
+/// The stack is to deliver and cannot: packets to it end there.
+fn unrouted_pod(id: &PoolId, backend: SocketAddr, why: &str) -> Problem {
+    let message = format!("backend {backend} is on this node, but the node does not reach it: {why}");
+    let fix = "the network plugin of the node makes this route when the pod starts".to_owned();
+    Problem { reason: "no-way", fix, ..problem(id, message) }
 }
 
 fn not_ours(addr: IpAddr) -> Problem {
@@ -345,6 +439,48 @@ mod tests {
               address"
             ]
         );
+    }
+
+    /// The first Service with one backend, joined with this knowledge of the way to it.
+    fn joined(mode: ForwardingMode, way: Option<NoWay>) -> (Pool, Vec<String>) {
+        let backend: SocketAddr = "10.0.1.11:5432".parse().expect("address");
+        let id = PoolId {
+            service: ObjectName::new("default", "db"),
+            port: 5432,
+            protocol: Protocol::Tcp,
+            family: Family::V4,
+        };
+        let addr = VipAddr::Ip("203.0.113.10".parse().expect("address"));
+        let target = l4::Backend { weight: Weight(1), state: BackendState::Active, mode, at: At::Elsewhere };
+        let pool = l4::Pool {
+            vips: [(Vip { addr, port: 5432, protocol: Protocol::Tcp }, Access::Open)].into(),
+            backends: [(backend, target)].into(),
+            ..l4::Pool::default()
+        };
+        let mut network = Network::default();
+        network.ways.extend(way.map(|why| (backend.ip(), Err(why))));
+        let (mut want, problems) =
+            join(&L4 { pools: [(id.clone(), pool)].into(), ..L4::default() }, &network);
+        let problems = problems.into_iter().map(|problem| problem.message).collect();
+        (want.pools.remove(&id).expect("served"), problems)
+    }
+
+    #[test]
+    fn a_backend_that_no_way_leads_to_is_lost_and_not_gone() {
+        let (pool, problems) = joined(ForwardingMode::L2, Some(NoWay::NoRoute("no route".to_owned())));
+
+        assert_eq!((pool.backends.len(), pool.lost.len()), (0, 1));
+        assert_eq!(problems, ["backend 10.0.1.11:5432: no route; flows that it has stay with it"]);
+    }
+
+    #[test]
+    fn a_pod_of_this_node_without_a_route_is_told_and_one_by_a_strange_route_is_not() {
+        let (pool, problems) = joined(ForwardingMode::Local, Some(NoWay::NoRoute("no route".to_owned())));
+        let told = "backend 10.0.1.11:5432 is on this node, but the node does not reach it: no route";
+        assert_eq!((pool.backends.len(), problems), (1, vec![told.to_owned()]));
+
+        let (pool, problems) = joined(ForwardingMode::Local, Some("its interface has no address".into()));
+        assert_eq!((pool.backends.len(), problems), (1, vec![]));
     }
 
     #[test]

@@ -15,15 +15,18 @@ use tokio::time::MissedTickBehavior;
 use tracing::{info, warn};
 
 use super::choice::Choice;
-use super::engine::{self, Config, Engine, Start};
+use super::engine::{Config, Engine, Start};
 use super::forwarding;
 use super::kernel::Attached;
 use super::network::{Change, Interface, Kind, Netlink, View};
 use super::pins::Pins;
+use super::problems::{
+    missing, not_adopted, not_answered, not_attached, not_installed, not_pinned, not_taken_over,
+};
 use super::want::{self, Owner, Target};
 use super::{Attach, Error, OnExit, Options};
+use crate::model::Problem;
 use crate::model::l4::{L4, Listener};
-use crate::model::{ObjectId, Problem, Severity};
 
 /// Changes of the network come in bursts; this long is waited for the rest of one, and as long as
 /// the last change took, so that a storm of costly ones leaves half the time for everything else.
@@ -52,6 +55,8 @@ pub struct Worker {
     desired: watch::Receiver<Arc<L4>>,
     /// The desired state that is installed.
     installed: Option<Arc<L4>>,
+    /// Addresses that the way to is kept known of.
+    followed: BTreeSet<IpAddr>,
     choice: Choice,
     attach: Attach,
     on_exit: OnExit,
@@ -128,6 +133,7 @@ pub async fn start(
         netlink,
         desired,
         installed: None,
+        followed: BTreeSet::new(),
         choice,
         attach,
         nat_ports,
@@ -242,9 +248,7 @@ impl Worker {
     async fn update(&mut self) -> Result<Update, Error> {
         let l4 = Arc::clone(&self.desired.borrow_and_update());
         let wished = !self.installed.as_ref().is_some_and(|installed| Arc::ptr_eq(installed, &l4));
-        if wished {
-            self.netlink.set_backends(&want::destinations(&l4));
-        }
+        self.follow(&l4);
         let Self { netlink, choice, .. } = self;
         let mut changed = netlink.refresh(|interface| choice.covers(interface)).await?;
         if choose_defaults(choice, netlink).await? {
@@ -267,7 +271,10 @@ impl Worker {
             _ => {}
         }
         let view = self.netlink.view();
-        let (want, mut problems) = want::join(&l4, &view.network);
+        let (mut want, mut problems) = want::join(&l4, &view.network);
+        let former = self.followed.difference(&want::destinations(&l4)).copied().collect::<Vec<_>>();
+        let way = |addr: &IpAddr| view.network.ways.get(addr)?.as_ref().ok().copied();
+        want.ways = former.iter().filter_map(|addr| Some((*addr, way(addr)?))).collect();
         problems.extend(want::shadowed(&want, self.nat_ports));
         let read = |path: &str| std::fs::read_to_string(path).ok();
         problems.extend(forwarding::problems(&want, &view.network, read));
@@ -294,9 +301,28 @@ impl Worker {
                 problems.push(not_installed(&error));
             }
         }
-        self.installed = Some(l4);
         self.problems = problems;
+        let followed = self.followed.clone();
+        self.follow(&l4);
+        if self.followed.difference(&followed).next().is_some() {
+            self.netlink.wake();
+        }
+        self.installed = Some(l4);
         Ok(Update::Installed)
+    }
+
+    /// Keeps the way known to the backends that are wished, and to where flows still go.
+    fn follow(&mut self, l4: &L4) {
+        let wished = want::destinations(l4);
+        let mut followed = self.shared.engine().former_destinations();
+        if let Some(installed) = &self.installed {
+            followed.extend(want::left_destinations(installed, l4));
+        }
+        followed.extend(wished);
+        if followed != self.followed {
+            self.netlink.set_backends(&followed);
+            self.followed = followed;
+        }
     }
 
     /// Interfaces that were chosen and do not exist.
@@ -404,9 +430,7 @@ impl Worker {
 
     async fn sweep(&self) {
         let shared = Arc::clone(&self.shared);
-        let swept = tokio::task::spawn_blocking(move || {
-            shared.engine().kernel.sweep(engine::now(), &Timeouts::default())
-        });
+        let swept = tokio::task::spawn_blocking(move || shared.engine().sweep(&Timeouts::default()));
         match swept.await {
             Ok(Ok((live, _))) => self.shared.nat_flows.store(live, Ordering::Relaxed),
             Ok(Err(error)) => warn!(%error, "translated flows not swept"),
@@ -438,54 +462,6 @@ fn word(interface: &Interface, bridge: Option<&Interface>, chosen: &[&Interface]
     }
     let mac = bridge.unwrap_or(interface).mac.unwrap_or_default().word();
     if interface.kind == Kind::Veth { mac | maps::NO_XDP_TX } else { mac }
-}
-
-fn missing(message: String) -> Problem {
-    let fix = "it is used as soon as it appears; until then its packets are not balanced".to_owned();
-    Problem { severity: Severity::Warning, reason: "no-interface", fix, ..of_datapath(message) }
-}
-
-fn not_adopted(error: &Error) -> Problem {
-    let message = format!(
-        "local routes of an agent before this one are not known ({error}); some may lead VIPs into this host"
-    );
-    let fix = "compare `ip route show table local proto 183` with the VIPs".to_owned();
-    Problem { severity: Severity::Warning, reason: "local-routes", fix, ..of_datapath(message) }
-}
-
-fn not_pinned(error: &Error) -> Problem {
-    let message = format!("the kernel part ends with this agent: {error}");
-    let fix = "give a BPF file system with --bpffs, or accept it with --pin off".to_owned();
-    Problem { severity: Severity::Warning, reason: "not-pinned", fix, ..of_datapath(message) }
-}
-
-fn not_taken_over(message: String) -> Problem {
-    Problem { severity: Severity::Warning, reason: "not-taken-over", ..of_datapath(message) }
-}
-
-fn not_attached(error: &Error) -> Problem {
-    Problem { reason: "not-attached", ..of_datapath(error.to_string()) }
-}
-
-fn not_answered(error: &Error) -> Problem {
-    let fix = "reach the backends on this host by mode nat, or use a newer kernel".to_owned();
-    Problem { severity: Severity::Warning, reason: "no-local-answers", fix, ..of_datapath(error.to_string()) }
-}
-
-fn not_installed(error: &tokio::task::JoinError) -> Problem {
-    Problem { reason: "internal", ..of_datapath(format!("the last change was not installed: {error}")) }
-}
-
-/// A problem of the data path itself.
-pub(super) fn of_datapath(message: String) -> Problem {
-    Problem {
-        object: ObjectId { origin: "datapath".to_owned(), ..ObjectId::default() },
-        severity: Severity::Error,
-        reason: "datapath",
-        field: String::new(),
-        message,
-        fix: String::new(),
-    }
 }
 
 /// Native first where that is left to us.

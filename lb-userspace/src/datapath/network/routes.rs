@@ -17,6 +17,7 @@ use super::ip;
 use super::links::Interface;
 use super::neighbours::Hop;
 use super::socket::{Answer, Batch, Request};
+use crate::datapath::want::NoWay;
 
 /// The way a packet to one address takes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,7 +33,7 @@ pub(super) struct Route {
 /// Answers so far, by destination.
 #[derive(Debug, Default)]
 pub(super) struct Routes {
-    known: BTreeMap<IpAddr, Result<Route, String>>,
+    known: BTreeMap<IpAddr, Result<Route, NoWay>>,
     stale: BTreeSet<IpAddr>,
     /// Destinations by next hop.
     hops: BTreeMap<Hop, BTreeSet<IpAddr>>,
@@ -108,7 +109,7 @@ impl Routes {
     }
 
     /// An answer.
-    pub(super) fn learn(&mut self, addr: IpAddr, route: Result<Route, String>) {
+    pub(super) fn learn(&mut self, addr: IpAddr, route: Result<Route, NoWay>) {
         self.forget(addr);
         if let Ok(route) = &route {
             self.hops.entry(route.hop).or_default().insert(addr);
@@ -126,7 +127,7 @@ impl Routes {
         }
     }
 
-    pub(super) fn get(&self, addr: IpAddr) -> Option<&Result<Route, String>> {
+    pub(super) fn get(&self, addr: IpAddr) -> Option<&Result<Route, NoWay>> {
         self.known.get(&addr)
     }
 
@@ -151,7 +152,7 @@ pub(super) fn ask(
     batch: &mut Batch,
     to: &[IpAddr],
     carriers: &Carriers,
-) -> io::Result<Vec<Option<Result<Route, String>>>> {
+) -> io::Result<Vec<Option<Result<Route, NoWay>>>> {
     let answers = batch.ask(to.iter().map(|to| question(*to, None, RouteFlags::empty())).collect())?;
     let mut routes: Vec<_> = to.iter().zip(answers).map(|(to, answer)| read(*to, answer)).collect();
     for (to, route) in to.iter().zip(&mut routes) {
@@ -201,20 +202,23 @@ fn question(to: IpAddr, oif: Option<u32>, flags: RouteFlags) -> Request {
 }
 
 /// `None`: the kernel did not answer.
-fn read(to: IpAddr, answer: Answer) -> Option<Result<Route, String>> {
+fn read(to: IpAddr, answer: Answer) -> Option<Result<Route, NoWay>> {
     match answer {
         Ok(Some(RouteNetlinkMessage::NewRoute(message))) => Some(parse(to, message)),
         Ok(_) => None,
-        Err(errno) => Some(Err(format!("no route: {}", io::Error::from_raw_os_error(errno)))),
+        Err(errno) => {
+            let why = format!("no route: {}", io::Error::from_raw_os_error(errno));
+            Some(Err(NoWay::NoRoute(why)))
+        }
     }
 }
 
-fn parse(to: IpAddr, message: RouteMessage) -> Result<Route, String> {
+fn parse(to: IpAddr, message: RouteMessage) -> Result<Route, NoWay> {
     if message.header.kind == RouteType::Local {
-        return Err("is an address of this host, which mode local alone reaches".to_owned());
+        return Err("is an address of this host, which mode local alone reaches".into());
     }
     if message.header.kind != RouteType::Unicast {
-        return Err(format!("its route is of type {:?}", message.header.kind));
+        return Err(format!("its route is of type {:?}", message.header.kind).into());
     }
     let (mut ifindex, mut gateway, mut source, mut mtu) = (None, None, None, None);
     for attribute in message.attributes {
@@ -229,7 +233,7 @@ fn parse(to: IpAddr, message: RouteMessage) -> Result<Route, String> {
                     _ => None,
                 });
             }
-            RouteAttribute::Encap(_) => return Err("its route encapsulates packets".to_owned()),
+            RouteAttribute::Encap(_) => return Err("its route encapsulates packets".into()),
             _ => {}
         }
     }

@@ -9,17 +9,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use lb_common::{
-    Addr, AddrEntry, BackendId, Descriptor, Epoch, Mode, Record, Rules, UDP, VipEntry, backend, config, maps,
+    Addr, AddrEntry, Backend, BackendId, Descriptor, Epoch, Record, Rules, UDP, VipEntry, backend, config,
+    maps,
 };
 
+use super::former::{self, Guise, Standing};
 use super::ids::Ids;
 use super::tables::Table;
 use super::{BackendKey, Book, Line, Lookup};
 use crate::datapath::memory::Tables;
 use crate::datapath::regions::Regions;
-use crate::datapath::want::{Place, Target, Want};
+use crate::datapath::want::{self, Place, Target, Want};
 use crate::model::ObjectName;
-use crate::model::l4::{Family, ForwardingMode, PoolId, Prefix, Protocol};
+use crate::model::l4::{Family, PoolId, Prefix, Protocol};
 
 impl Book {
     /// The book of `tables` and of the sets of source ranges beside them. `want` is the wish that
@@ -35,7 +37,7 @@ impl Book {
         book.adopt_ranges(ranges);
         book.adopt_backends(tables, &names);
         book.adopt_tables(tables, now);
-        book.recognise(want);
+        book.recognise(want, now);
         book.lookup = (!lookup.epoch.is_empty()).then(|| lookup.laid_out());
         book
     }
@@ -83,14 +85,17 @@ impl Book {
             }
             used.insert(id.0);
             let tag = backend::pool_tag(&tables.backends, id);
-            let Some(key) = key(tables, id, name(names, tag)) else {
+            let line = backend::line(id);
+            let words = [tables.backends.line(line), tables.backends.line(line + 1)];
+            let line = Line { id, words, standing: Standing::Wanted };
+            // One that we did not write.
+            let Some(found) = line.backend() else {
                 self.lingering.backends.push(id);
                 continue;
             };
+            let key = key(&found, name(names, tag));
             self.tags.insert(key.0.clone(), tag);
-            let line = 2 * u32::from(id.0);
-            let words = [tables.backends.line(line), tables.backends.line(line + 1)];
-            if let Some(twin) = self.backends.insert(key, Line { id, words }) {
+            if let Some(twin) = self.backends.insert(key, line) {
                 self.lingering.backends.push(twin.id);
             }
         }
@@ -121,10 +126,20 @@ impl Book {
         self.lingering.regions = lingering;
     }
 
-    /// Pools whose table is the one that would be made now need no new one.
-    fn recognise(&mut self, want: &Want) {
+    /// Backends that are wanted in another guise are former selves; pools whose table is the one that
+    /// would be made now need no new one.
+    fn recognise(&mut self, want: &Want, now: u32) {
+        let mut want = want.clone();
+        self.keep_lost(&mut want);
+        let keys = want.pools.iter().flat_map(|(id, pool)| {
+            let key = |(addr, backend): (&SocketAddr, &want::Backend)| {
+                (id.clone(), *addr, Guise::new(backend.mode, backend.way.source))
+            };
+            pool.backends.iter().map(key)
+        });
+        self.note_former(&want, &keys.collect(), now);
         for (id, pool) in &want.pools {
-            let shares = self.shares(id, want);
+            let shares = self.shares(id, &want);
             if shares.len() == pool.backends.len()
                 && let Some(table) = self.tables.get_mut(id)
             {
@@ -221,18 +236,10 @@ fn name(names: &BTreeMap<u16, PoolId>, tag: u16) -> PoolId {
     })
 }
 
-/// Key of a living backend; `None` for a line that we did not write.
-fn key(tables: &Tables, id: BackendId, pool: PoolId) -> Option<BackendKey> {
-    let identity = backend::identity(&tables.backends, id);
-    let mode = match Mode::from_number(identity.mode())? {
-        Mode::L2 => ForwardingMode::L2,
-        Mode::Ipip => ForwardingMode::Ipip,
-        Mode::Tunnel => ForwardingMode::Tunnel,
-        Mode::Nat => ForwardingMode::Nat,
-        Mode::Local => ForwardingMode::Local,
-    };
-    let addr = IpAddr::from(backend::inner(&tables.backends, id));
-    Some((pool, mode, SocketAddr::new(addr, identity.wire_port().swap_bytes())))
+/// Key of a backend.
+fn key(line: &Backend, pool: PoolId) -> BackendKey {
+    let addr = SocketAddr::new(line.inner.into(), line.wire_port.swap_bytes());
+    (pool, addr, Guise::new(former::mode(line.mode), line.source.into()))
 }
 
 /// The later of two descriptors of one pool. Those of one generation differ by how far it settled;

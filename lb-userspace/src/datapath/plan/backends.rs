@@ -1,12 +1,13 @@
 //! Backends: an id each, and the lines that say where they are.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use lb_common::{Addr, BackendId, Mode, TCP, UDP, tunnel, wire_port};
 
+use super::former::{Guise, Standing};
 use super::{Book, Line, Op, Plan, Retired};
-use crate::datapath::want::{Backend, Want, problem};
+use crate::datapath::want::{Backend, Want, Way, problem};
 use crate::model::l4::{ForwardingMode, PoolId, Protocol};
 
 impl Book {
@@ -30,12 +31,12 @@ impl Book {
         });
     }
 
-    pub(super) fn plan_backends(&mut self, want: &Want, plan: &mut Plan, retired: &mut Retired) {
+    pub(super) fn plan_backends(&mut self, want: &Want, now: u32, plan: &mut Plan, retired: &mut Retired) {
         let mut keep = BTreeSet::new();
         for (pool_id, pool) in &want.pools {
             let Some(tag) = self.tags.get(pool_id).copied() else { continue };
             for (addr, backend) in &pool.backends {
-                let key = (pool_id.clone(), backend.mode, *addr);
+                let key = (pool_id.clone(), *addr, Guise::new(backend.mode, backend.way.source));
                 let id = match self.backends.get(&key) {
                     Some(line) => Some(line.id),
                     None => self.backend_ids.take().map(BackendId),
@@ -50,15 +51,16 @@ impl Book {
                     *generation = generation.wrapping_add(1).max(1);
                 }
                 let words = self.line(id, pool_id, *addr, backend, tag);
-                if self.backends.get(&key).is_none_or(|line| line.words != words) {
+                let line = Line { id, words, standing: Standing::Wanted };
+                if self.backends.insert(key.clone(), line).is_none_or(|old| old.words != words) {
                     plan.ops.push(Op::Backend(id, words));
-                    self.backends.insert(key.clone(), Line { id, words });
                 }
                 keep.insert(key);
             }
         }
-        self.backends.retain(|key, line| {
-            let kept = keep.contains(key);
+        self.plan_former(want, &keep, now, plan);
+        self.backends.retain(|_, line| {
+            let kept = line.standing != Standing::Over;
             if !kept {
                 retired.backends.push(line.id);
             }
@@ -66,21 +68,24 @@ impl Book {
         });
     }
 
-    /// Plans another way to backends that are installed; others are left to [`Book::plan`].
+    /// Plans another way to backends that are installed, and to former selves of some; others are
+    /// left to [`Book::plan`].
     pub fn reroute<'a>(
         &mut self,
         moved: impl IntoIterator<Item = (&'a PoolId, SocketAddr, &'a Backend)>,
+        ways: &BTreeMap<IpAddr, Way>,
     ) -> Plan {
         let mut plan = Plan::default();
         for (pool, addr, backend) in moved {
-            let key = (pool.clone(), backend.mode, addr);
+            let key = (pool.clone(), addr, Guise::new(backend.mode, backend.way.source));
             let (Some(tag), Some(line)) = (self.tags.get(pool), self.backends.get(&key)) else { continue };
             let (id, words) = (line.id, self.line(line.id, pool, addr, backend, *tag));
             if line.words != words {
                 plan.ops.push(Op::Backend(id, words));
-                self.backends.insert(key, Line { id, words });
+                self.backends.insert(key, Line { id, words, standing: Standing::Wanted });
             }
         }
+        self.reroute_former(ways, &mut plan);
         plan
     }
 
@@ -122,7 +127,7 @@ impl Book {
             .iter()
             .filter_map(|(addr, backend)| {
                 let weight = if backend.draining { 0 } else { backend.weight };
-                Some((*addr, (self.backend_id(id, backend.mode, *addr)?, weight)))
+                Some((*addr, (self.backend_id(id, *addr)?, weight)))
             })
             .collect()
     }

@@ -10,6 +10,7 @@ use lb_common::steer::{Choice, How, Kind};
 use lb_common::{Flow, HashKey, Mac, TCP, Tags, UDP, maps, wire_port};
 use proptest::prelude::*;
 
+use super::former::{self, Guise};
 use crate::datapath::memory::Tables;
 use crate::datapath::regions::Regions;
 use crate::datapath::rehearsal::Rehearsal;
@@ -25,6 +26,8 @@ const BACKENDS: u8 = 14;
 enum Step {
     /// Backends change all at once.
     Change(Vec<(u8, Wish)>),
+    /// A backend is reached in another mode.
+    Mode(u8, ForwardingMode),
     /// Every flow is remembered, or only what has to be.
     Conservative(bool),
     /// So many flows begin.
@@ -54,7 +57,9 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         3 => Just(Wish::Gone),
     ];
     let change = proptest::collection::vec((0..BACKENDS, wish), 1..5);
+    let modes = [ForwardingMode::L2, ForwardingMode::Ipip, ForwardingMode::Tunnel];
     let step = prop_oneof![
+        1 => (0..BACKENDS, prop::sample::select(modes.to_vec())).prop_map(|(n, mode)| Step::Mode(n, mode)),
         4 => change.prop_map(Step::Change),
         1 => any::<bool>().prop_map(Step::Conservative),
         4 => (1u8..20).prop_map(Step::Begin),
@@ -71,6 +76,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 struct Client {
     flow: Flow,
     backend: SocketAddr,
+    /// What its packets look like to it.
+    guise: Guise,
     last: u32,
     /// Never silent for the grace time; the others speak when they like.
     busy: bool,
@@ -80,6 +87,7 @@ struct History {
     balancer: Rehearsal,
     protocol: Protocol,
     wishes: BTreeMap<u8, (Wish, u32)>,
+    modes: BTreeMap<u8, ForwardingMode>,
     conservative: bool,
     clients: Vec<Client>,
     begun: u32,
@@ -97,6 +105,7 @@ impl History {
             balancer,
             protocol,
             wishes,
+            modes: BTreeMap::new(),
             conservative: false,
             clients: Vec::new(),
             begun: 0,
@@ -132,7 +141,8 @@ impl History {
                 Wish::Draining => (1, true),
                 Wish::Gone => return None,
             };
-            Some((addr_of(*number), backend(*number, weight, draining)))
+            let mode = self.modes.get(number).copied().unwrap_or(ForwardingMode::L2);
+            Some((addr_of(*number), Backend { mode, ..backend(*number, weight, draining) }))
         });
         let pool = Pool { backends: backends.collect(), conservative: self.conservative, ..Pool::default() };
         want.pools.insert(self.pool(), pool);
@@ -155,6 +165,10 @@ impl History {
                 let living = |client: &Client| self.wish(client.backend).0 != Wish::Gone;
                 let clients = self.clients.clone().into_iter().filter(living).collect();
                 self.clients = clients;
+            }
+            Step::Mode(number, mode) => {
+                self.modes.insert(*number, *mode);
+                self.apply();
             }
             Step::Conservative(on) => {
                 self.conservative = *on;
@@ -210,6 +224,15 @@ impl History {
         usize::from(pick).checked_rem(self.clients.len())
     }
 
+    fn guise(&self, choice: Choice) -> Result<Guise, TestCaseError> {
+        let line = backend::line(choice.backend);
+        let lines = &self.balancer.tables().backends;
+        match lb_common::Backend::from_words(&[lines.line(line), lines.line(line + 1)]) {
+            Some(line) => Ok(Guise::new(former::mode(line.mode), line.source.into())),
+            None => Err(TestCaseError::fail("no backend lives there")),
+        }
+    }
+
     /// Sends a packet; wherever it goes, that is a backend of the pool that lives.
     fn send(&mut self, flow: &Flow, kind: Kind) -> Result<Option<(Choice, SocketAddr)>, TestCaseError> {
         let Some(choice) = self.balancer.send(flow, kind, self.now) else {
@@ -251,17 +274,26 @@ impl History {
                 "{choice:?}: {backend} drains"
             ),
         }
-        self.clients.push(Client { flow, backend, last: self.now, busy: !self.begun.is_multiple_of(3) });
+        let guise = self.guise(choice)?;
+        self.clients.push(Client {
+            flow,
+            backend,
+            guise,
+            last: self.now,
+            busy: !self.begun.is_multiple_of(3),
+        });
         Ok(())
     }
 
     fn talk(&mut self, index: usize) -> Result<(), TestCaseError> {
-        let Some(Client { flow, backend, last, busy: _ }) = self.clients.get(index).cloned() else {
+        let Some(Client { flow, backend, guise, last, busy: _ }) = self.clients.get(index).cloned() else {
             return Ok(());
         };
         let kind = if self.protocol == Protocol::Tcp { Kind::Segment } else { Kind::Datagram };
         let sent = self.send(&flow, kind)?;
-        if sent.is_some_and(|(_, addr)| addr == backend) {
+        let now =
+            sent.map(|(choice, addr)| Ok::<_, TestCaseError>((addr, self.guise(choice)?))).transpose()?;
+        if now == Some((backend, guise)) {
             if let Some(client) = self.clients.get_mut(index) {
                 client.last = self.now;
             }
@@ -289,6 +321,7 @@ impl History {
         prop_assert!(size.is_some_and(|(_, contested)| contested == 0), "{size:?}");
         let tables = &self.balancer.book().tables;
         prop_assert!(tables.values().all(|table| table.descriptor().previous().is_none()));
+        prop_assert_eq!(self.balancer.book().former(&self.pool()).count(), 0, "former selves are left");
         assert_eq!(self.balancer.apply(&Want::default(), self.now), vec![]);
         prop_assert_eq!(&self.balancer.book().regions, &Regions::new(maps::POOL_SLOTS));
         if !self.conservative {

@@ -11,13 +11,17 @@ use crate::model::l4::{Listener, Protocol};
 
 impl Book {
     pub(super) fn plan_lookup(&mut self, want: &Want, plan: &mut Plan, retired: &mut Retired) -> Halves {
+        let mut owned = want.addrs.clone();
+        for source in self.former_sources() {
+            owned.entry(source).or_insert(Owner::Node);
+        }
         let gone: Vec<IpAddr> =
-            self.addr_ids.keys().filter(|addr| !want.addrs.contains_key(*addr)).copied().collect();
+            self.addr_ids.keys().filter(|addr| !owned.contains_key(*addr)).copied().collect();
         for addr in gone {
             retired.addr_ids.extend(self.addr_ids.remove(&addr));
         }
         let mut addrs = Vec::new();
-        for (addr, owner) in &want.addrs {
+        for (addr, owner) in &owned {
             let id = match self.addr_ids.get(addr) {
                 Some(id) => Some(*id),
                 None => self.addr_id_pool.take(),

@@ -96,7 +96,8 @@ impl Book {
     }
 
     fn rules(&self, id: &PoolId, pool: &Pool, several: bool) -> Option<Rules> {
-        let translated = pool.backends.values().any(|backend| backend.mode.is_translated());
+        let translated = pool.backends.values().any(|backend| backend.mode.is_translated())
+            || self.former(id).any(|(_, mode, _)| mode.is_translated());
         let flags = [
             (translated, Rules::TRANSLATED),
             (pool.affinity.is_some(), Rules::AFFINITY),

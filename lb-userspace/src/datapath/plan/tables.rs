@@ -27,6 +27,8 @@ pub(super) struct Table {
     generation: u16,
     /// What it was filled from: nothing changes unless this does.
     shares: BTreeMap<SocketAddr, (BackendId, u16)>,
+    /// Former selves of those backends: they own no slot, and may have owned some.
+    former: BTreeSet<BackendId>,
     /// The flow table is asked for every packet, contested or not (affinity, conservative).
     asked: bool,
 }
@@ -59,6 +61,7 @@ impl Table {
             left: None,
             generation: descriptor.generation(),
             shares,
+            former: BTreeSet::new(),
             asked,
         }
     }
@@ -100,7 +103,12 @@ impl Table {
     /// Backends that its slots may name: those it was filled from, since a change forgets the
     /// owners that do not live.
     pub(super) fn named(&self) -> impl Iterator<Item = BackendId> {
-        self.shares.values().map(|(id, _)| *id)
+        self.shares.values().map(|(id, _)| *id).chain(self.former.iter().copied())
+    }
+
+    /// Whether a slot names a backend.
+    pub(super) fn names(&self, id: BackendId) -> bool {
+        self.slots.name(id)
     }
 
     fn retire(&self, retired: &mut Retired) {
@@ -117,15 +125,17 @@ impl Book {
         for id in want.pools.keys() {
             let shares = self.shares(id, want);
             let asked = want.pools.get(id).is_some_and(|pool| pool.affinity.is_some() || pool.conservative);
+            let former: BTreeSet<BackendId> = self.former(id).map(|(_, _, id)| id).collect();
             if let Some(table) = self.tables.get_mut(id)
                 && table.shares == shares
                 && (table.asked == asked || !table.asked)
             {
                 table.asked = asked;
+                table.former = former;
                 continue;
             }
             let old = self.tables.get(id).cloned().unwrap_or_default();
-            match self.changed(&old, shares, asked, now, plan) {
+            match self.changed(&old, (shares, former), asked, now, plan) {
                 Some(table) => {
                     old.retire(retired);
                     self.tables.insert(id.clone(), table);
@@ -149,12 +159,13 @@ impl Book {
     fn changed(
         &mut self,
         old: &Table,
-        shares: BTreeMap<SocketAddr, (BackendId, u16)>,
+        (shares, former): (BTreeMap<SocketAddr, (BackendId, u16)>, BTreeSet<BackendId>),
         asked: bool,
         now: u32,
         plan: &mut Plan,
     ) -> Option<Table> {
-        let living: BTreeSet<BackendId> = shares.values().map(|(id, _)| *id).collect();
+        let living: BTreeSet<BackendId> =
+            shares.values().map(|(id, _)| *id).chain(former.iter().copied()).collect();
         let (least, wished) = sizes(&shares);
         for bits in (least..=wished).rev() {
             let owners = maglev::fill(bits, &shares);
@@ -167,6 +178,7 @@ impl Book {
             let mut table = Table {
                 slots,
                 shares: shares.clone(),
+                former: former.clone(),
                 asked,
                 left: old.previous.map(|base| (base, old.slots.bits())),
                 generation: old.generation.wrapping_add(1),
@@ -216,9 +228,7 @@ impl Book {
         // Where every flow is remembered anyway, age alone decides.
         let contested = self.tables.iter().filter(|(_, table)| !table.is_settled() && !table.asked);
         let pools: HashMap<BackendId, (&PoolId, u32)> = contested
-            .flat_map(|(id, table)| {
-                table.shares.values().map(move |(backend, _)| (*backend, (id, table.bits())))
-            })
+            .flat_map(|(id, table)| table.named().map(move |backend| (backend, (id, table.bits()))))
             .collect();
         let mut remembered = HashMap::<PoolId, Remembered>::new();
         for (place, entry) in (0u32..).zip(flows.map(Entry)).filter(|(_, entry)| !entry.is_none()) {

@@ -9,9 +9,9 @@ use super::*;
 use crate::datapath::maglev;
 use crate::datapath::memory::Tables;
 use crate::datapath::walk::{self, Balanced, Found};
-use crate::datapath::want::{Backend, Owner, Pool, Target, Way};
+use crate::datapath::want::{Backend, Lost, Owner, Pool, Target, Way};
 use crate::model::ObjectName;
-use crate::model::l4::{Family, Listener, Protocol};
+use crate::model::l4::{Family, ForwardingMode, Listener, Protocol};
 
 /// Small worlds over the same few services, VIPs and backends, so that steps collide.
 pub(super) fn worlds() -> impl Strategy<Value = Vec<Want>> {
@@ -283,9 +283,147 @@ fn another_way_writes_the_lines_that_a_whole_plan_would_write_and_no_more() {
         backend.way.next_hop = NextHop::new(Mac([6; 6]), Mac([4; 6]), u32::from(addr.port()));
     }
     let backends = backends.iter().map(|(addr, backend)| (&id, *addr, backend));
-    let ops = book.reroute(backends).ops;
+    let ops = book.reroute(backends, &BTreeMap::new()).ops;
 
     assert_eq!(ops.len(), 2, "{ops:?}");
     assert!(ops.iter().all(|op| matches!(op, Op::Backend(..))), "{ops:?}");
     assert_eq!(book.plan(&want, 0), Plan::default(), "nothing is left to do");
+}
+
+/// The line of a backend as the program reads it.
+fn line(book: &Book, addr: SocketAddr, tables: &Tables) -> Option<lb_common::Backend> {
+    line_of(book.backend_id(&pool_id(0), addr)?, tables)
+}
+
+fn line_of(id: BackendId, tables: &Tables) -> Option<lb_common::Backend> {
+    let line = backend::line(id);
+    lb_common::Backend::from_words(&[tables.backends.line(line), tables.backends.line(line + 1)])
+}
+
+#[test]
+fn a_backend_that_loses_its_way_keeps_id_and_slots_and_waits_for_the_kernels_routing() {
+    let tables = Tables::owned();
+    let mut book = Book::default();
+    let mut want = Want::default();
+    serve(&mut want, 0, &[1, 2]);
+    assert_eq!(carry_out(&mut book, &want, &tables), 0);
+    let (ids, ends_before) = (ids(&book), ends(&tables, 0));
+    let whole = want.clone();
+
+    let pool = want.pools.get_mut(&pool_id(0)).expect("served");
+    for index in [2, 3] {
+        let Backend { weight, draining, mode, to, way: _ } = backend(index, 1);
+        pool.backends.remove(&backend_addr(index));
+        pool.lost.insert(backend_addr(index), Lost { weight, draining, mode, to });
+    }
+    book.keep_lost(&mut want);
+    assert_eq!(carry_out(&mut book, &want, &tables), 0);
+
+    assert_eq!((self::ids(&book), ends(&tables, 0)), (ids.clone(), ends_before));
+    let lost = line(&book, backend_addr(2), &tables).expect("it lives");
+    assert_eq!((lost.next_hop, lost.mtu), (NextHop::default(), 1500));
+    assert_eq!(lost.source, IpAddr::from([10, 0, 0, 254]).into());
+    assert!(line(&book, backend_addr(3), &tables).is_none(), "one that was never reached is not used");
+
+    assert_eq!(carry_out(&mut book, &whole, &tables), 0);
+    assert_eq!(self::ids(&book), ids);
+    assert_ne!(line(&book, backend_addr(2), &tables).expect("it lives").next_hop, NextHop::default());
+}
+
+fn ids(book: &Book) -> BTreeMap<SocketAddr, BackendId> {
+    book.backends.iter().map(|((_, addr, _), line)| (*addr, line.id)).collect()
+}
+
+/// Gives the backends of the first Service a mode.
+fn reach(want: &mut Want, mode: ForwardingMode) {
+    let backends = &mut want.pools.get_mut(&pool_id(0)).expect("served").backends;
+    backends.values_mut().for_each(|backend| backend.mode = mode);
+}
+
+#[test]
+fn modes_that_look_the_same_to_a_server_take_each_others_place_in_its_line() {
+    let tables = Tables::owned();
+    let mut book = Book::default();
+    let mut want = Want::default();
+    serve(&mut want, 0, &[1, 2]);
+    assert_eq!(carry_out(&mut book, &want, &tables), 0);
+    let ids = ids(&book);
+
+    for mode in [ForwardingMode::Ipip, ForwardingMode::L2] {
+        reach(&mut want, mode);
+        let plan = book.plan(&want, 0);
+
+        assert!(plan.ops.iter().all(|op| matches!(op, Op::Backend(..))), "{plan:?}");
+        assert_eq!((plan.ops.len(), self::ids(&book)), (2, ids.clone()));
+    }
+}
+
+#[test]
+fn a_backend_of_another_mode_keeps_its_flows_in_the_old_one_until_they_are_over() {
+    let tables = Tables::owned();
+    let mut book = Book::default();
+    let mut want = Want::default();
+    serve(&mut want, 0, &[1]);
+    reach(&mut want, ForwardingMode::Nat);
+    assert_eq!(carry_out(&mut book, &want, &tables), 0);
+    let old = book.backend_id(&pool_id(0), backend_addr(1)).expect("installed");
+
+    // Its node runs a balancer now.
+    reach(&mut want, ForwardingMode::Tunnel);
+    let node = IpAddr::from([10, 9, 0, 1]);
+    want.pools.get_mut(&pool_id(0)).expect("served").backends.values_mut().for_each(|one| one.to = node);
+    assert_eq!(carry_out(&mut book, &want, &tables), 0);
+
+    let new = line(&book, backend_addr(1), &tables).expect("it lives");
+    assert_eq!((new.mode, new.draining), (lb_common::Mode::Tunnel, false));
+    let former = line_of(old, &tables).expect("it lives on");
+    assert_eq!((former.mode, former.draining), (lb_common::Mode::Nat, true));
+    assert_eq!(former.addr, backend_addr(1).ip().into());
+    assert_eq!(book.former_destinations(), [backend_addr(1).ip()].into());
+    let records = |book: &Book| book.record_of(&place(0), &pool_id(0)).expect("served").1;
+    assert!(records(&book).rules.any(lb_common::Rules::TRANSLATED), "its translations are asked for");
+
+    // The way there changes: for both.
+    let way = Way { mtu: 1400, ..backend(1, 1).way };
+    let plan = book.reroute([], &[(backend_addr(1).ip(), way)].into());
+    plan.ops.iter().for_each(|op| op.apply(&tables, &mut ()));
+    assert_eq!(line_of(old, &tables).map(|line| line.mtu), Some(1400));
+
+    let mut settle = |now: u32, translated: Option<(u32, &[BackendId])>| {
+        let ids = translated.map(|(then, ids)| (then, ids.iter().copied().collect::<BTreeSet<_>>()));
+        let translated = ids.as_ref().map(|(then, ids)| (*then, ids));
+        let (plan, is_over) = book.settle(&tables, &Observed { now, grace: 5, forgot: None, translated });
+        plan.ops.iter().for_each(|op| op.apply(&tables, &mut ()));
+        is_over
+    };
+    assert!(!settle(3, Some((3, &[]))), "slots name it as previous owner until they settle");
+    assert!(!settle(101, None), "nobody looked whether flows are translated to it");
+    assert!(!settle(101, Some((102, &[old]))), "one is");
+    assert!(settle(102, Some((103, &[]))));
+
+    assert_eq!(carry_out(&mut book, &want, &tables), 0);
+    assert_eq!(line_of(old, &tables), None);
+    assert!(!records(&book).rules.any(lb_common::Rules::TRANSLATED));
+    assert_eq!(book.plan(&want, 103), Plan::default(), "nothing is left to do");
+}
+
+#[test]
+fn a_former_self_goes_with_its_backend() {
+    let tables = Tables::owned();
+    let mut book = Book::default();
+    let mut want = Want::default();
+    serve(&mut want, 0, &[1, 2]);
+    assert_eq!(carry_out(&mut book, &want, &tables), 0);
+    reach(&mut want, ForwardingMode::Nat);
+    assert_eq!(carry_out(&mut book, &want, &tables), 0);
+    assert_eq!(book.former(&pool_id(0)).count(), 2);
+
+    want.pools.get_mut(&pool_id(0)).expect("served").backends.remove(&backend_addr(1));
+    assert_eq!(carry_out(&mut book, &want, &tables), 0);
+
+    let former: Vec<_> = book.former(&pool_id(0)).map(|(addr, mode, _)| (addr, mode)).collect();
+    assert_eq!(former, [(backend_addr(2), ForwardingMode::L2)]);
+    assert_eq!(ids(&book).len(), 1);
+    assert_eq!(carry_out(&mut book, &Want::default(), &tables), 0);
+    assert_eq!((book.backends.len(), &book.regions), (0, &Regions::new(maps::POOL_SLOTS)));
 }

@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use lb_common::{BackendId, maps};
 
+use super::former::{Guise, Standing};
 use super::{Book, Op, Plan, Retired};
 use crate::datapath::want::Want;
-use crate::model::l4::ForwardingMode;
 
 impl Book {
     /// After the backends of this plan, before their ids are given back.
@@ -38,14 +38,17 @@ impl Book {
 
     /// Backends that a tunnelled packet may name: those here, and those that it may be sent on to.
     fn names(&self) -> BTreeMap<u64, BackendId> {
-        let named = self
-            .backends
-            .iter()
-            .filter(|((_, mode, _), _)| matches!(mode, ForwardingMode::Local | ForwardingMode::Tunnel));
-        let names = named.filter_map(|((pool, _, _), line)| {
-            let tag = self.tags.get(pool)?;
-            Some((maps::tag_key(*tag, line.words[1][2] as u32), line.id))
-        });
-        names.collect()
+        let named = |wanted: bool| {
+            let lines = self.backends.iter().filter(move |((_, _, guise), line)| {
+                matches!(guise, Guise::Delivered | Guise::Tunnelled)
+                    && (line.standing == Standing::Wanted) == wanted
+            });
+            lines.filter_map(|((pool, _, _), line)| {
+                let tag = self.tags.get(pool)?;
+                Some((maps::tag_key(*tag, line.words[1][2] as u32), line.id))
+            })
+        };
+        // A backend as it is wanted before its former self.
+        named(false).chain(named(true)).collect()
     }
 }

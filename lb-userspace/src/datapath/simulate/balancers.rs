@@ -75,9 +75,7 @@ impl Balancers {
                 }
                 Balancer::Ours { balancer, numbers } => {
                     let _ = balancer.apply(&want(weights), now);
-                    let id = |number: u16| {
-                        balancer.book().backend_id(&pool(), ForwardingMode::Tunnel, addr(number))
-                    };
+                    let id = |number: u16| balancer.book().backend_id(&pool(), addr(number));
                     *numbers = weights.keys().filter_map(|number| Some((id(*number)?, *number))).collect();
                 }
             }

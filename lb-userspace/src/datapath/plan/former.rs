@@ -1,0 +1,219 @@
+//! Former selves of backends. A flow that began translated has to go on translated, from the same
+//! address of ours, and one that began untouched must stay so, because the server knows it as it
+//! began. So a backend that gets another mode becomes another one as far as flows are concerned:
+//! the former self drains, and goes when nothing names it any more.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::net::{IpAddr, SocketAddr};
+
+use lb_common::flows::Entry;
+use lb_common::{Backend, BackendId, Mode};
+
+use super::{BackendKey, Book, Line, Observed, Op, Plan};
+use crate::datapath::memory::Tables;
+use crate::datapath::want::{self, Want, Way};
+use crate::model::l4::{ForwardingMode, PoolId};
+
+/// What the flows of a backend look like to its server. Modes of one guise can take each other's
+/// place under a flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Guise {
+    /// `l2`, `ipip`: from the client to the VIP.
+    Untouched,
+    /// `tunnel`: translated by the balancer on the backend's node.
+    Tunnelled,
+    /// `local`: from the client to the backend.
+    Delivered,
+    /// `nat`: from this address of ours to the backend.
+    From(IpAddr),
+}
+
+impl Guise {
+    pub(super) fn new(mode: ForwardingMode, source: IpAddr) -> Self {
+        match mode {
+            ForwardingMode::L2 | ForwardingMode::Ipip => Self::Untouched,
+            ForwardingMode::Tunnel => Self::Tunnelled,
+            ForwardingMode::Local => Self::Delivered,
+            ForwardingMode::Nat => Self::From(source),
+        }
+    }
+
+    /// Flows have entries in the tables of translations.
+    fn is_translated(self) -> bool {
+        matches!(self, Self::Delivered | Self::From(_))
+    }
+}
+
+/// Whether a backend in the book is one that is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// It is.
+    Wanted,
+    /// Its address is wanted, in another guise.
+    Former {
+        /// When something named it last.
+        named: u32,
+    },
+    /// The same, and nothing names it: it goes with the next plan.
+    Over,
+}
+
+impl Line {
+    pub(super) fn backend(&self) -> Option<Backend> {
+        Backend::from_words(&self.words)
+    }
+}
+
+/// The model's word for a mode.
+pub(super) fn mode(mode: Mode) -> ForwardingMode {
+    match mode {
+        Mode::L2 => ForwardingMode::L2,
+        Mode::Ipip => ForwardingMode::Ipip,
+        Mode::Tunnel => ForwardingMode::Tunnel,
+        Mode::Nat => ForwardingMode::Nat,
+        Mode::Local => ForwardingMode::Local,
+    }
+}
+
+impl Book {
+    /// Puts backends that no way leads to, and that are installed, back in the wish as they were.
+    pub fn keep_lost(&self, want: &mut Want) {
+        for (id, pool) in &mut want.pools {
+            let known = pool.lost.iter().filter_map(|(addr, lost)| {
+                let lines =
+                    self.guises(id, *addr).filter_map(|(_, line)| Some((line.standing, line.backend()?)));
+                let guise = |mode, line: &Backend| Guise::new(mode, line.source.into());
+                let same = lines.filter(|(_, line)| guise(lost.mode, line) == guise(mode(line.mode), line));
+                // One that is wanted before one that was.
+                let (_, line) = same.max_by_key(|(standing, _)| *standing == Standing::Wanted)?;
+                Some((*addr, lost.clone().as_before(line.source.into(), line.mtu)))
+            });
+            let known: Vec<_> = known.collect();
+            for (addr, backend) in known {
+                if backend.mode == ForwardingMode::Nat {
+                    want.addrs.entry(backend.way.source).or_insert(want::Owner::Node);
+                }
+                pool.lost.remove(&addr);
+                pool.backends.insert(addr, backend);
+            }
+        }
+    }
+
+    /// A backend's lines, one for each guise that it has or had.
+    fn guises(&self, pool: &PoolId, addr: SocketAddr) -> impl Iterator<Item = (&BackendKey, &Line)> {
+        let first = (pool.clone(), addr, Guise::Untouched);
+        self.backends.range(first..).take_while(move |((of, at, _), _)| of == pool && *at == addr)
+    }
+
+    /// Id of a backend as it is wanted.
+    pub fn backend_id(&self, pool: &PoolId, addr: SocketAddr) -> Option<BackendId> {
+        let mut wanted = self.guises(pool, addr).filter(|(_, line)| line.standing == Standing::Wanted);
+        wanted.next().map(|(_, line)| line.id)
+    }
+
+    /// Former selves of a pool's backends, with the mode that their flows go on in.
+    pub fn former(&self, pool: &PoolId) -> impl Iterator<Item = (SocketAddr, ForwardingMode, BackendId)> {
+        let none = SocketAddr::from(([0, 0, 0, 0], 0));
+        let of_pool = self.backends.range((pool.clone(), none, Guise::Untouched)..);
+        let of_pool = of_pool.take_while(move |((of, _, _), _)| of == pool);
+        let former = of_pool.filter(|(_, line)| line.standing != Standing::Wanted);
+        former.filter_map(|((_, addr, _), line)| Some((*addr, mode(line.backend()?.mode), line.id)))
+    }
+
+    /// Where the packets of all former selves go: the way there has to be known as before.
+    pub fn former_destinations(&self) -> BTreeSet<IpAddr> {
+        let former = self.backends.values().filter(|line| line.standing != Standing::Wanted);
+        former.filter_map(|line| Some(line.backend()?.addr.into())).collect()
+    }
+
+    /// Our addresses that answers to former selves come to.
+    pub(super) fn former_sources(&self) -> impl Iterator<Item = IpAddr> {
+        let former = self.backends.iter().filter(|(_, line)| line.standing != Standing::Wanted);
+        former.filter_map(|((_, _, guise), _)| match guise {
+            Guise::From(source) => Some(*source),
+            Guise::Untouched | Guise::Tunnelled | Guise::Delivered => None,
+        })
+    }
+
+    /// Lets lines drain whose backend is wanted in another guise. `wanted` are those of the others.
+    pub(super) fn plan_former(
+        &mut self,
+        want: &Want,
+        wanted: &BTreeSet<BackendKey>,
+        now: u32,
+        plan: &mut Plan,
+    ) {
+        self.note_former(want, wanted, now);
+        self.reroute_former(&want.ways, plan);
+    }
+
+    /// Tells of the lines that are not wanted which are former selves, and which are over.
+    pub(super) fn note_former(&mut self, want: &Want, wanted: &BTreeSet<BackendKey>, now: u32) {
+        for (key, line) in self.backends.iter_mut().filter(|(key, _)| !wanted.contains(*key)) {
+            let (pool, addr, _) = key;
+            let lives = want.pools.get(pool).is_some_and(|pool| pool.holds(*addr));
+            line.standing = match line.standing {
+                _ if !lives => Standing::Over,
+                Standing::Wanted => Standing::Former { named: now },
+                former => former,
+            };
+        }
+    }
+
+    /// Another way for former selves.
+    pub(super) fn reroute_former(&mut self, ways: &BTreeMap<IpAddr, Way>, plan: &mut Plan) {
+        let is_former = |line: &&mut Line| matches!(line.standing, Standing::Former { .. });
+        self.backends.values_mut().filter(is_former).for_each(|line| line.follow(ways, plan));
+    }
+
+    /// Notes which former selves are still named: as previous owner, by the flow table, by a
+    /// translation. One that is not goes with the next plan; returns whether there are any.
+    pub(super) fn review_former(&mut self, tables: &Tables, observed: &Observed<'_>) -> bool {
+        let is_former = |line: &Line| matches!(line.standing, Standing::Former { .. });
+        if !self.backends.values().any(is_former) {
+            return false;
+        }
+        let Observed { now, grace, .. } = *observed;
+        let fresh =
+            tables.flow_words().map(Entry).filter(|entry| !entry.is_none() && entry.age(now) <= grace);
+        let remembered: HashSet<BackendId> = fresh.map(Entry::backend).collect();
+        let mut any = false;
+        for ((pool, _, guise), line) in &mut self.backends {
+            let Standing::Former { named } = &mut line.standing else { continue };
+            let in_table = self.tables.get(pool).is_some_and(|table| table.names(line.id));
+            if in_table || remembered.contains(&line.id) {
+                *named = now;
+                continue;
+            }
+            let is_over = match observed.translated {
+                _ if !guise.is_translated() => true,
+                // A look that began before it was named last may have missed a flow.
+                Some((then, ids)) => (then.wrapping_sub(*named) as i32) > 0 && !ids.contains(&line.id),
+                None => false,
+            };
+            if is_over {
+                line.standing = Standing::Over;
+                any = true;
+            }
+        }
+        any
+    }
+}
+
+impl Line {
+    /// Drains, and takes the way that leads where its packets go.
+    fn follow(&mut self, ways: &BTreeMap<IpAddr, Way>, plan: &mut Plan) {
+        let Some(mut backend) = self.backend() else { return };
+        backend.draining = true;
+        if let Some(way) = ways.get(&backend.addr.into()) {
+            backend.next_hop = way.next_hop;
+            backend.tags = way.tags;
+            backend.mtu = way.mtu;
+        }
+        let words = backend.words();
+        if words != self.words {
+            plan.ops.push(Op::Backend(self.id, words));
+            self.words = words;
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! What the datapath itself has to tell: problems of no object.
+
+use tokio::task::JoinError;
+
+use super::Error;
+use crate::model::{ObjectId, Problem, Severity};
+
+/// An interface that was chosen and is not there.
+pub(super) fn missing(message: String) -> Problem {
+    let fix = "it is used as soon as it appears; until then its packets are not balanced".to_owned();
+    Problem { severity: Severity::Warning, reason: "no-interface", fix, ..of_datapath(message) }
+}
+
+pub(super) fn not_adopted(error: &Error) -> Problem {
+    let message = format!(
+        "local routes of an agent before this one are not known ({error}); some may lead VIPs into this host"
+    );
+    let fix = "compare `ip route show table local proto 183` with the VIPs".to_owned();
+    Problem { severity: Severity::Warning, reason: "local-routes", fix, ..of_datapath(message) }
+}
+
+pub(super) fn not_pinned(error: &Error) -> Problem {
+    let message = format!("the kernel part ends with this agent: {error}");
+    let fix = "give a BPF file system with --bpffs, or accept it with --pin off".to_owned();
+    Problem { severity: Severity::Warning, reason: "not-pinned", fix, ..of_datapath(message) }
+}
+
+pub(super) fn not_taken_over(message: String) -> Problem {
+    Problem { severity: Severity::Warning, reason: "not-taken-over", ..of_datapath(message) }
+}
+
+pub(super) fn not_attached(error: &Error) -> Problem {
+    Problem { reason: "not-attached", ..of_datapath(error.to_string()) }
+}
+
+pub(super) fn not_answered(error: &Error) -> Problem {
+    let fix = "reach the backends on this host by mode nat, or use a newer kernel".to_owned();
+    Problem { severity: Severity::Warning, reason: "no-local-answers", fix, ..of_datapath(error.to_string()) }
+}
+
+pub(super) fn not_installed(error: &JoinError) -> Problem {
+    Problem { reason: "internal", ..of_datapath(format!("the last change was not installed: {error}")) }
+}
+
+/// A problem of the data path itself.
+pub(super) fn of_datapath(message: String) -> Problem {
+    Problem {
+        object: ObjectId { origin: "datapath".to_owned(), ..ObjectId::default() },
+        severity: Severity::Error,
+        reason: "datapath",
+        field: String::new(),
+        message,
+        fix: String::new(),
+    }
+}
