@@ -6,6 +6,8 @@ mod edges;
 mod errors;
 mod grpc;
 mod h2_client;
+mod h2_conformance;
+mod h2_floods;
 mod http2;
 mod limits;
 mod requests;

@@ -4,6 +4,7 @@ pub mod agent;
 pub mod bench_l4;
 pub mod bench_l7;
 pub mod echo;
+pub mod h2_frames;
 pub mod icmp;
 pub mod manifests;
 pub mod netns;

@@ -133,6 +133,8 @@ pub(super) struct Counters {
     /// Times a worker stopped accepting because of its connection limit.
     pub(super) full: u64,
     pub(super) failed_handshakes: u64,
+    /// HTTP/2 connections ended because of frames without use.
+    pub(super) http2_floods: u64,
     pub(super) upstream_connections: u64,
     pub(super) idle_upstream: u64,
     /// Connections to endpoints that carry HTTP/2.
@@ -203,6 +205,7 @@ impl Counters {
         self.active += other.active;
         self.full += other.full;
         self.failed_handshakes += other.failed_handshakes;
+        self.http2_floods += other.http2_floods;
         self.upstream_connections += other.upstream_connections;
         self.idle_upstream += other.idle_upstream;
         self.http2_upstream += other.http2_upstream;
@@ -313,6 +316,11 @@ impl Counters {
                 "penstock_l7_failed_handshakes_total",
                 "TLS handshakes that did not complete.",
                 self.failed_handshakes,
+            ),
+            counter(
+                "penstock_l7_http2_floods_total",
+                "HTTP/2 connections ended because of frames without use.",
+                self.http2_floods,
             ),
             counter(
                 "penstock_l7_connection_limit_reached_total",

@@ -45,11 +45,22 @@ pub(in crate::l7) async fn serve(
     let Some(h2) = shaken.await else { return };
     let streams = Rc::new(Streams::default());
     let due = alarm.due(worker.limits().keep_alive);
-    let mut connection =
-        Connection { worker, h2, alarm, streams, chatter, due, requests: 0, leaving: false, was_live: 0 };
+    let mut connection = Connection {
+        worker,
+        h2,
+        alarm,
+        streams,
+        chatter,
+        due,
+        requests: 0,
+        leaving: false,
+        was_live: 0,
+        flooded: false,
+    };
     while let Some((request, respond)) = connection.next().await {
         connection.start(request, respond, client);
     }
+    worker.counters.borrow_mut().http2_floods += u64::from(connection.flooded);
 }
 
 /// Streams of a connection that are being served.
@@ -70,6 +81,8 @@ struct Connection<'w, 's> {
     requests: u32,
     leaving: bool,
     was_live: u32,
+    /// It was ended for the sake of the others.
+    flooded: bool,
 }
 
 impl Connection<'_, '_> {
@@ -85,21 +98,19 @@ impl Connection<'_, '_> {
         {
             self.leave();
         }
-        if self.chatter.is_exhausted() {
-            self.h2.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
-        }
         let live = self.streams.live.get();
-        // Streams that the client reset live on here until they notice: no more of both than it
-        // may have open.
-        let polled = if live < limits::STREAMS_MAX {
-            self.h2.poll_accept(cx)
-        } else {
-            self.h2.poll_closed(cx).map(|closed| closed.err().map(Err))
-        };
+        let mut polled = self.poll_h2(cx, live);
+        if !self.flooded && self.chatter.is_exhausted() {
+            self.flooded = true;
+            self.due = self.alarm.due(limits::GOODBYE);
+            self.h2.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+            polled = self.poll_h2(cx, live);
+        }
         match polled {
             Poll::Ready(Some(Ok(accepted))) => return Poll::Ready(Some(accepted)),
             Poll::Ready(Some(Err(error))) => {
                 tracing::debug!(%error, "http/2 connection ended");
+                self.flooded |= error.is_library() && error.reason() == Some(Reason::ENHANCE_YOUR_CALM);
                 return Poll::Ready(None);
             }
             Poll::Ready(None) => return Poll::Ready(None),
@@ -110,15 +121,29 @@ impl Connection<'_, '_> {
             let idle = self.worker.limits().keep_alive;
             self.due = self.alarm.due(if self.leaving { limits::GOODBYE } else { idle });
         }
-        let due = if live > 0 { Due::MAX } else { self.due };
+        if live == 0 && self.requests > 0 && !self.leaving && self.worker.dismisses() {
+            self.leave();
+            cx.waker().wake_by_ref();
+        }
+        let due = if live > 0 && !self.flooded { Due::MAX } else { self.due };
         match self.alarm.poll_due(cx, due) {
             Poll::Pending => Poll::Pending,
-            Poll::Ready(()) if self.leaving => Poll::Ready(None),
+            Poll::Ready(()) if self.leaving || self.flooded => Poll::Ready(None),
             Poll::Ready(()) => {
                 self.leave();
                 cx.waker().wake_by_ref();
                 Poll::Pending
             }
+        }
+    }
+
+    fn poll_h2(&mut self, cx: &mut Context<'_>, live: u32) -> Poll<Option<Result<Accepted, h2::Error>>> {
+        // Streams that the client reset live on here until they notice: no more of both than it
+        // may have open.
+        if live < limits::STREAMS_MAX {
+            self.h2.poll_accept(cx)
+        } else {
+            self.h2.poll_closed(cx).map(|closed| closed.err().map(Err))
         }
     }
 
