@@ -14,3 +14,4 @@ mod requests;
 mod rig;
 mod smuggling;
 mod tls;
+mod upstream_tls;

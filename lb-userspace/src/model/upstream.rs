@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::l7::Certificate;
-use std::sync::Arc;
+use super::l7::{Certificate, TlsVersions};
 
 /// `<namespace>-<service>-<port>`, ingress-nginx's name for it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -74,18 +74,6 @@ impl fmt::Debug for Verify {
     }
 }
 
-/// TLS versions offered to an upstream.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub enum TlsVersions {
-    /// 1.2 and 1.3.
-    #[default]
-    Both,
-    /// 1.2 alone.
-    Only12,
-    /// 1.3 alone.
-    Only13,
-}
-
 /// When a request goes to another endpoint (`proxy-next-upstream*`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Retry {
@@ -134,19 +122,35 @@ pub enum Condition {
 }
 
 impl Condition {
-    /// Every one, with nginx's word for it.
-    pub const ALL: [(Self, &str); 11] = [
-        (Self::Error, "error"),
-        (Self::Timeout, "timeout"),
-        (Self::InvalidHeader, "invalid_header"),
-        (Self::Http500, "http_500"),
-        (Self::Http502, "http_502"),
-        (Self::Http503, "http_503"),
-        (Self::Http504, "http_504"),
-        (Self::Http403, "http_403"),
-        (Self::Http404, "http_404"),
-        (Self::Http429, "http_429"),
-        (Self::NonIdempotent, "non_idempotent"),
+    /// Every one, in the order of [`Self::WORDS`].
+    const ALL: [Self; 11] = [
+        Self::Error,
+        Self::Timeout,
+        Self::InvalidHeader,
+        Self::Http500,
+        Self::Http502,
+        Self::Http503,
+        Self::Http504,
+        Self::Http403,
+        Self::Http404,
+        Self::Http429,
+        Self::NonIdempotent,
+    ];
+
+    /// What `proxy-next-upstream` may hold.
+    pub const WORDS: [&str; 12] = [
+        "error",
+        "timeout",
+        "invalid_header",
+        "http_500",
+        "http_502",
+        "http_503",
+        "http_504",
+        "http_403",
+        "http_404",
+        "http_429",
+        "non_idempotent",
+        "off",
     ];
 
     /// The condition that a status of an upstream fulfils.
@@ -175,6 +179,19 @@ impl Conditions {
         Self(self.0 | condition as u16)
     }
 
+    /// What nginx reads from a list of [`Condition::WORDS`]; `off` switches all off.
+    pub fn parse(text: &str) -> Option<Self> {
+        let mut conditions = Self::default();
+        for word in text.split_ascii_whitespace() {
+            let at = Condition::WORDS.iter().position(|known| *known == word)?;
+            match Condition::ALL.get(at) {
+                Some(condition) => conditions = conditions.with(*condition),
+                None => return Some(Self::default()),
+            }
+        }
+        Some(conditions)
+    }
+
     /// Whether it holds this one.
     pub fn has(self, condition: Condition) -> bool {
         self.0 & condition as u16 != 0
@@ -184,8 +201,12 @@ impl Conditions {
 impl fmt::Display for Conditions {
     /// As nginx writes it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let words: Vec<_> =
-            Condition::ALL.iter().filter(|(one, _)| self.has(*one)).map(|(_, word)| *word).collect();
+        let words: Vec<_> = Condition::ALL
+            .iter()
+            .zip(Condition::WORDS)
+            .filter(|(one, _)| self.has(**one))
+            .map(|(_, word)| word)
+            .collect();
         f.write_str(if words.is_empty() { "off".to_owned() } else { words.join(" ") }.as_str())
     }
 }
@@ -193,5 +214,26 @@ impl fmt::Display for Conditions {
 impl fmt::Debug for Conditions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Conditions({self})")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn conditions_are_read_and_written_as_nginx_does() {
+        let cases = [
+            ("error timeout", Some("error timeout")),
+            ("non_idempotent  http_503", Some("http_503 non_idempotent")),
+            ("off", Some("off")),
+            ("error off", Some("off")),
+            ("http_599", None),
+        ];
+        for (text, expected) in cases {
+            let read = Conditions::parse(text).map(|conditions| conditions.to_string());
+            assert_eq!(read.as_deref(), expected, "{text}");
+        }
+        assert_eq!(Conditions::parse("error timeout"), Some(Retry::default().on));
     }
 }

@@ -100,6 +100,16 @@ pub(super) fn check(name: &ObjectName, secret: &Secret) -> Result<Checked, Strin
     })
 }
 
+/// Whether this is a bundle of certificates; says what is wrong with it.
+pub(super) fn authorities(pem: &[u8]) -> Result<(), String> {
+    for (index, block) in blocks(pem, |label| label == "CERTIFICATE")?.iter().enumerate() {
+        X509Certificate::from_der(block).map_err(|error| {
+            format!("holds a certificate (number {}) that does not parse: {error}", index + 1)
+        })?;
+    }
+    Ok(())
+}
+
 /// Contents of the PEM blocks whose label is wanted.
 fn blocks(pem: &[u8], wanted: fn(&str) -> bool) -> Result<Vec<Vec<u8>>, String> {
     let mut blocks = Vec::new();

@@ -3,12 +3,15 @@
 
 mod edge;
 mod keys;
+mod upstream;
 
 use super::findings::Findings;
 use crate::model::l7::Edge;
 use crate::objects::{Key, Kind, Objects};
 
 use keys::Keys;
+
+pub(super) use upstream::Settings;
 
 /// Name under which ingress-nginx's chart installs it.
 const NAME: &str = "ingress-nginx-controller";
@@ -28,6 +31,8 @@ const PROTECTING: [&str; 7] = [
 pub(super) struct Config {
     pub gate: Gate,
     pub edge: Edge,
+    /// Defaults of annotations.
+    pub settings: Settings,
 }
 
 /// What the ConfigMap means for routes.
@@ -42,7 +47,7 @@ pub(super) enum Gate {
 /// Reads the ConfigMap and says what of it is not honoured. Of several with its name the first by
 /// namespace counts, though each can close the gate.
 pub(super) fn read(objects: &Objects, findings: &mut Findings) -> Config {
-    let mut config = Config { gate: Gate::Open, edge: Edge::default() };
+    let mut config = Config { gate: Gate::Open, edge: Edge::default(), settings: Settings::default() };
     let mut is_first = true;
     for (name, sourced) in objects.config_maps.iter().filter(|(name, _)| name.name == NAME) {
         let id = Key { kind: Kind::ConfigMap, name: name.clone() }.id(&sourced.origin);
@@ -68,6 +73,7 @@ pub(super) fn read(objects: &Objects, findings: &mut Findings) -> Config {
             continue;
         }
         config.edge = edge::read(&mut keys);
+        config.settings = Settings::read(&mut keys);
         keys.tell_unasked();
     }
     config

@@ -10,10 +10,11 @@ use super::Options;
 use super::annotations::{self, Policy};
 use super::certificates::Certificates;
 use super::classes::{self, Served};
-use super::config::{self, Config, Gate};
+use super::config::{self, Config, Gate, Settings};
 use super::endpoints::Slices;
 use super::findings::{About, Findings};
 use super::routes::{self, Draft};
+use super::upstream_tls::ProxySsl;
 use super::upstreams::Upstreams;
 use crate::model::l7::{Action, Certificate, HostMatch, L7, Server};
 use crate::model::{ObjectId, ObjectName};
@@ -30,6 +31,8 @@ struct Host {
     /// `spec.defaultBackend` of the oldest Ingress on the host that has one.
     default: Option<(Action, String)>,
     app_root: Option<(String, ObjectName)>,
+    /// `proxy-ssl-*` of the oldest Ingress on the host that has them.
+    proxy_ssl: Option<Arc<ProxySsl>>,
     tls: Option<Tls>,
 }
 
@@ -49,9 +52,19 @@ pub(super) fn translate(
     let mut upstreams = Upstreams::new(objects, slices);
     let mut certificates = Certificates::new(objects);
     let mut hosts: BTreeMap<HostMatch, Host> = BTreeMap::new();
-    let Config { gate, edge } = config::read(objects, findings);
+    let Config { gate, edge, settings } = config::read(objects, findings);
     for served in classes::served(objects, options, findings) {
-        one_ingress(&served, gate, options, &mut hosts, &mut upstreams, &mut certificates, findings);
+        one_ingress(
+            &served,
+            objects,
+            gate,
+            &settings,
+            options,
+            &mut hosts,
+            &mut upstreams,
+            &mut certificates,
+            findings,
+        );
     }
     let flag = |name: &str| ObjectId { origin: name.to_owned(), ..ObjectId::default() };
     let default_backend = options.default_backend_service.as_ref().and_then(|service| {
@@ -73,16 +86,19 @@ pub(super) fn translate(
         if let Some(certificate) = built.tls.as_ref().and_then(|tls| tls.certificate.clone()) {
             l7.certificates.insert(host.clone(), certificate);
         }
-        let server = server(&host, built, findings);
+        let server = server(&host, built, &settings, findings);
         l7.servers.insert(host, server);
     }
     l7.upstreams = upstreams.into_built();
     l7
 }
 
+#[expect(clippy::too_many_arguments, reason = "what the translation knows, one by one")]
 fn one_ingress(
     served: &Served<'_>,
+    objects: &Objects,
     gate: Gate,
+    settings: &Settings,
     options: &Options,
     hosts: &mut BTreeMap<HostMatch, Host>,
     upstreams: &mut Upstreams<'_>,
@@ -101,19 +117,31 @@ fn one_ingress(
         );
         return;
     }
-    let mut policy = annotations::read(&ingress.metadata, &mut about);
+    let mut policy = annotations::read(&ingress.metadata, settings, &mut about);
     policy.denied |= gate == Gate::Closed;
     if policy.canary {
         return;
     }
+    let asked = policy.proxy_ssl.take();
+    let proxy_ssl = asked.map(|asked| ProxySsl::read(&asked, &name.namespace, objects, certificates));
+    let proxy_ssl = match proxy_ssl {
+        None => None,
+        Some(Ok(proxy_ssl)) => Some(Arc::new(proxy_ssl)),
+        Some(Err(message)) => {
+            policy.denied = true;
+            about.error("bad-proxy-ssl-secret", annotations::field("proxy-ssl-secret"), message);
+            None
+        }
+    };
     let policy = Arc::new(policy);
+    let by_location = settings.boolean("proxy-ssl-location-only").unwrap_or(false);
     let default = spec
         .default_backend
         .as_ref()
         .map(|backend| action(&name.namespace, backend, "spec.defaultBackend", upstreams, &mut about));
     let rules = spec.rules.as_deref().unwrap_or_default();
     if let ([], Some(default)) = (rules, &default) {
-        catch_all(served, default, &policy, hosts, &mut about);
+        catch_all(served, default, &policy, proxy_ssl.clone(), hosts, &mut about);
     }
     for (index, rule) in rules.iter().enumerate() {
         let field = format!("spec.rules[{index}]");
@@ -124,6 +152,16 @@ fn one_ingress(
             host.default = Some(default.clone());
         }
         app_root(host, &host_match, served, &policy, &mut about);
+        if host.proxy_ssl.is_none() {
+            host.proxy_ssl = proxy_ssl.clone();
+        } else if proxy_ssl.is_some() && host.proxy_ssl != proxy_ssl && !by_location {
+            about.warn(
+                "host-setting-conflict",
+                annotations::field("proxy-ssl-secret"),
+                format!("an older Ingress set proxy-ssl-* for {host_match} already; these are ignored"),
+                "set proxy-ssl-location-only in the ConfigMap",
+            );
+        }
         for (index, path) in rule.http.iter().flat_map(|http| &http.paths).enumerate() {
             let field = format!("{field}.http.paths[{index}]");
             let (action, service) =
@@ -138,6 +176,7 @@ fn one_ingress(
                 service,
                 action,
                 policy: policy.clone(),
+                proxy_ssl: proxy_ssl.clone(),
             };
             add(host, &host_match, draft, &mut about);
         }
@@ -152,6 +191,7 @@ fn catch_all(
     served: &Served<'_>,
     default: &(Action, String),
     policy: &Policy,
+    proxy_ssl: Option<Arc<ProxySsl>>,
     hosts: &mut BTreeMap<HostMatch, Host>,
     about: &mut About<'_>,
 ) {
@@ -167,6 +207,7 @@ fn catch_all(
         service,
         action,
         policy: Arc::new(policy),
+        proxy_ssl,
     };
     add(hosts.entry(HostMatch::Any).or_default(), &HostMatch::Any, draft, about);
 }
@@ -231,14 +272,14 @@ fn app_root(
     }
 }
 
-fn server(name: &HostMatch, host: Host, findings: &mut Findings) -> Server {
-    let Host { mut drafts, owners, oldest, default, app_root, tls } = host;
+fn server(name: &HostMatch, host: Host, settings: &Settings, findings: &mut Findings) -> Server {
+    let Host { mut drafts, owners, oldest, default, app_root, proxy_ssl, tls } = host;
     if !owners.contains_key(&("/".to_owned(), false)) {
         let (id, policy) = match oldest {
             // The catch-all server is nobody's: no Ingress lends it annotations.
-            Some((id, _)) if *name == HostMatch::Any => (id, Arc::default()),
+            Some((id, _)) if *name == HostMatch::Any => (id, Arc::new(Policy::of_settings(settings))),
             Some(oldest) => oldest,
-            None => (ObjectId::default(), Arc::default()),
+            None => (ObjectId::default(), Arc::new(Policy::of_settings(settings))),
         };
         let (action, service) = default.unwrap_or((Action::DefaultBackend, String::new()));
         let path = "/".to_owned();
@@ -251,7 +292,13 @@ fn server(name: &HostMatch, host: Host, findings: &mut Findings) -> Server {
             service,
             action,
             policy,
+            proxy_ssl: None,
         });
+    }
+    if !settings.boolean("proxy-ssl-location-only").unwrap_or(false) {
+        for draft in &mut drafts {
+            draft.proxy_ssl.clone_from(&proxy_ssl);
+        }
     }
     Server {
         locations: routes::locations(drafts, tls.is_some(), findings),

@@ -19,6 +19,7 @@ mod nodes;
 mod ours;
 mod routes;
 mod services;
+mod upstream_tls;
 mod upstreams;
 mod vips;
 

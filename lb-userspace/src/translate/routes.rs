@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use super::annotations::{Policy, field};
 use super::findings::Findings;
+use super::upstream_tls::ProxySsl;
 use crate::model::l7::{
-    Action, Filters, Location, PathMatch, Pattern, Piece, Redirect, RedirectQuery, Rewrite, SslRedirect,
-    Template,
+    Action, Filters, Location, PathMatch, Pattern, Piece, Protocol, Redirect, RedirectQuery, Rewrite,
+    SslRedirect, Template,
 };
 use crate::model::{ObjectId, ObjectName};
 
@@ -26,6 +27,8 @@ pub(super) struct Draft {
     /// Where requests go, before annotations have their say.
     pub action: Action,
     pub policy: Arc<Policy>,
+    /// `proxy-ssl-*` that hold for it, its own or its host's.
+    pub proxy_ssl: Option<Arc<ProxySsl>>,
 }
 
 /// The host's paths are regular expressions: one location is enough to make all of them so.
@@ -53,7 +56,7 @@ pub(super) fn locations(mut drafts: Vec<Draft>, tls: bool, findings: &mut Findin
 fn location(draft: Draft, regex: bool, tls: bool, findings: &mut Findings) -> Location {
     surprises(&draft, regex, findings);
     let rewrites = rewrites(&draft);
-    let Draft { path, exact, field: path_field, ingress, id, service, mut action, policy } = draft;
+    let Draft { path, exact, field: path_field, ingress, id, service, mut action, policy, proxy_ssl } = draft;
     let mut about = findings.about(&id);
     let mut denied = policy.denied;
     let mut filters = Filters {
@@ -64,6 +67,13 @@ fn location(draft: Draft, regex: bool, tls: bool, findings: &mut Findings) -> Lo
         },
         ..filters(&policy)
     };
+    if action == Action::DefaultBackend {
+        // It is of another author, who did not say what it speaks.
+        filters.protocol = Protocol::Http;
+    } else if let Some(proxy_ssl) = proxy_ssl {
+        let namespace = ingress.as_ref().map_or("", |ingress| ingress.namespace.as_str());
+        filters.upstream_tls = Arc::new(proxy_ssl.towards(namespace, &service));
+    }
     if let Some((status, url)) = &policy.redirect {
         match template(url) {
             Ok(location) => {
@@ -145,6 +155,8 @@ fn filters(policy: &Policy) -> Filters {
             Some(0) => None,
             Some(bytes) => Some(bytes),
         },
+        protocol: policy.protocol,
+        retry: policy.retry,
         ..default
     }
 }

@@ -14,7 +14,8 @@ use rustls::{
 };
 
 use super::super::route::TlsEntry;
-use crate::model::upstream::{TlsVersions, UpstreamTls, Verify};
+use crate::model::l7::TlsVersions;
+use crate::model::upstream::{UpstreamTls, Verify};
 
 /// A way to speak TLS that locations share, with its session cache.
 #[derive(Debug)]
@@ -97,8 +98,8 @@ fn offered(versions: TlsVersions) -> &'static [&'static SupportedProtocolVersion
     static ONLY_13: [&SupportedProtocolVersion; 1] = [&rustls::version::TLS13];
     match versions {
         TlsVersions::Both => rustls::ALL_VERSIONS,
-        TlsVersions::Only12 => &ONLY_12,
-        TlsVersions::Only13 => &ONLY_13,
+        TlsVersions::Tls12 => &ONLY_12,
+        TlsVersions::Tls13 => &ONLY_13,
     }
 }
 

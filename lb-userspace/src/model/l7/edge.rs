@@ -111,7 +111,7 @@ impl Default for TlsPolicy {
 }
 
 /// Versions of TLS that are spoken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum TlsVersions {
     /// 1.2 and 1.3.
     Both,

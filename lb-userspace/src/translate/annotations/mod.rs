@@ -9,7 +9,10 @@ use std::time::Duration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use self::table::{Annotation, BadValue, Status, TABLE, Value};
+use super::config::Settings;
 use super::findings::About;
+use crate::model::l7::TlsVersions;
+use crate::model::upstream::{Condition, Conditions, Protocol, Retry};
 
 /// `--annotations-prefix`.
 pub(super) const PREFIX: &str = "nginx.ingress.kubernetes.io";
@@ -32,6 +35,21 @@ pub(super) struct Policy {
     pub read_timeout: Option<Duration>,
     /// `Some(None)`-free: 0 means unlimited, as written.
     pub body_bytes: Option<u64>,
+    pub protocol: Protocol,
+    pub retry: Retry,
+    pub proxy_ssl: Option<ProxySsl>,
+}
+
+/// `proxy-ssl-*`, which mean nothing without the Secret.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct ProxySsl {
+    /// As written: `name` or `namespace/name`.
+    pub secret: String,
+    pub verify: bool,
+    pub depth: u32,
+    pub name: Option<String>,
+    pub send_name: bool,
+    pub versions: TlsVersions,
 }
 
 impl Default for Policy {
@@ -49,7 +67,19 @@ impl Default for Policy {
             send_timeout: None,
             read_timeout: None,
             body_bytes: None,
+            protocol: Protocol::Http,
+            retry: Retry::default(),
+            proxy_ssl: None,
         }
+    }
+}
+
+impl Policy {
+    /// That of a place without an Ingress.
+    pub(super) fn of_settings(settings: &Settings) -> Self {
+        let mut policy = Self::default();
+        honour(&BTreeMap::new(), settings, &mut policy);
+        policy
     }
 }
 
@@ -65,7 +95,7 @@ pub(super) fn admit(metadata: &ObjectMeta, about: &mut About<'_>) {
 }
 
 /// Reads the annotations of an Ingress; says what is wrong, ignored or not yet honoured.
-pub(super) fn read(metadata: &ObjectMeta, about: &mut About<'_>) -> Policy {
+pub(super) fn read(metadata: &ObjectMeta, settings: &Settings, about: &mut About<'_>) -> Policy {
     unknown(metadata, about);
     let mut valid: BTreeMap<&str, &str> = BTreeMap::new();
     let mut policy = Policy::default();
@@ -104,7 +134,8 @@ pub(super) fn read(metadata: &ObjectMeta, about: &mut About<'_>) -> Policy {
     for (row, text) in known(metadata).filter(|(row, _)| valid.contains_key(row.name)) {
         status(row, text, &valid, &mut policy, about);
     }
-    honour(&valid, &mut policy, about);
+    honour(&valid, settings, &mut policy);
+    not_yet_spoken(&mut policy, about);
     policy
 }
 
@@ -123,6 +154,7 @@ fn status(
         Status::NotYet => {
             about.warn("not-yet", field(row.name), format!("not honoured yet ({}); ignored", row.doc), "");
         }
+        Status::With(other) if valid.contains_key(other) && is_honoured(other) => {}
         Status::With(other) if valid.contains_key(other) => {
             about.info(
                 "not-yet",
@@ -166,11 +198,11 @@ fn native_alternative(name: &str) -> &'static str {
     }
 }
 
-/// Fills in what is honoured.
-fn honour(valid: &BTreeMap<&str, &str>, policy: &mut Policy, about: &mut About<'_>) {
-    let text = |name: &str| valid.get(name).copied();
+/// Fills in what is honoured; where an annotation is not set, the setting of its name counts.
+fn honour(valid: &BTreeMap<&str, &str>, settings: &Settings, policy: &mut Policy) {
+    let text = |name: &str| valid.get(name).copied().or_else(|| settings.text(name));
     let boolean = |name: &str| text(name).and_then(value::boolean);
-    let seconds = |name: &str| text(name).and_then(|text| text.parse().ok()).map(Duration::from_secs);
+    let seconds = |name: &str| text(name).and_then(seconds);
     policy.use_regex = boolean("use-regex").unwrap_or(false);
     policy.rewrite_target = text("rewrite-target").map(str::to_owned);
     policy.ssl_redirect = boolean("ssl-redirect").unwrap_or(true);
@@ -180,16 +212,9 @@ fn honour(valid: &BTreeMap<&str, &str>, policy: &mut Policy, about: &mut About<'
     policy.send_timeout = seconds("proxy-send-timeout");
     policy.read_timeout = seconds("proxy-read-timeout");
     policy.body_bytes = text("proxy-body-size").and_then(value::size);
-    if let Some(protocol) = text("backend-protocol").filter(|protocol| !protocol.eq_ignore_ascii_case("HTTP"))
-    {
-        policy.denied = true;
-        about.error_fix(
-            "backend-protocol-not-yet",
-            field("backend-protocol"),
-            format!("{protocol} is not spoken yet; its locations answer 503, rather than send plain HTTP"),
-            "let the upstream speak HTTP/1.1",
-        );
-    }
+    policy.protocol = text("backend-protocol").map_or(Protocol::Http, protocol);
+    policy.retry = retry(&text, settings);
+    policy.proxy_ssl = proxy_ssl(&text);
     let code = |name: &str, legal: std::ops::RangeInclusive<u16>, default: u16| {
         text(name).and_then(|text| text.parse().ok()).filter(|code| legal.contains(code)).unwrap_or(default)
     };
@@ -199,6 +224,62 @@ fn honour(valid: &BTreeMap<&str, &str>, policy: &mut Policy, about: &mut About<'
         (None, Some(url)) => Some((code("permanent-redirect-code", 300..=308, 301), url.to_owned())),
         (None, None) => None,
     };
+}
+
+/// Whole seconds; negative ones are none.
+fn seconds(text: &str) -> Option<Duration> {
+    text.parse().ok().map(Duration::from_secs)
+}
+
+fn protocol(text: &str) -> Protocol {
+    match text.to_ascii_uppercase().as_str() {
+        "HTTPS" => Protocol::Https,
+        "AUTO_HTTP" => Protocol::AutoHttp,
+        "GRPC" => Protocol::Grpc,
+        "GRPCS" => Protocol::Grpcs,
+        "FCGI" => Protocol::FastCgi,
+        _ => Protocol::Http,
+    }
+}
+
+fn not_yet_spoken(policy: &mut Policy, about: &mut About<'_>) {
+    if let Protocol::Grpc | Protocol::Grpcs | Protocol::FastCgi = policy.protocol {
+        policy.denied = true;
+        about.error_fix(
+            "backend-protocol-not-yet",
+            field("backend-protocol"),
+            "not spoken yet; its locations answer 503, rather than send plain HTTP",
+            "let the upstream speak HTTP/1.1",
+        );
+    }
+}
+
+fn retry<'t>(text: &impl Fn(&str) -> Option<&'t str>, settings: &Settings) -> Retry {
+    let default = Retry::default();
+    let on = text("proxy-next-upstream").and_then(Conditions::parse).unwrap_or(default.on);
+    let repeats_all = settings.boolean("retry-non-idempotent").unwrap_or(false);
+    Retry {
+        on: if repeats_all { on.with(Condition::NonIdempotent) } else { on },
+        tries: text("proxy-next-upstream-tries").and_then(|text| text.parse().ok()).unwrap_or(default.tries),
+        within: text("proxy-next-upstream-timeout").and_then(seconds).unwrap_or(default.within),
+    }
+}
+
+fn proxy_ssl<'t>(text: &impl Fn(&str) -> Option<&'t str>) -> Option<ProxySsl> {
+    let is_on = |name: &str| text(name).is_some_and(|text| text.eq_ignore_ascii_case("on"));
+    let versions = text("proxy-ssl-protocols").unwrap_or("TLSv1.2");
+    Some(ProxySsl {
+        secret: text("proxy-ssl-secret")?.to_owned(),
+        verify: is_on("proxy-ssl-verify"),
+        depth: text("proxy-ssl-verify-depth").and_then(|text| text.parse().ok()).unwrap_or(1),
+        name: text("proxy-ssl-name").map(str::to_owned),
+        send_name: is_on("proxy-ssl-server-name"),
+        versions: match (versions.contains("TLSv1.2"), versions.contains("TLSv1.3")) {
+            (true, true) => TlsVersions::Both,
+            (false, true) => TlsVersions::Tls13,
+            (_, false) => TlsVersions::Tls12,
+        },
+    })
 }
 
 /// Annotations of the table that are set, trimmed; an alias only while its proper name is empty.
@@ -271,7 +352,16 @@ pub(super) fn field(name: &str) -> String {
 
 /// Names of the annotations of an object that are honoured, for `check`.
 pub(super) fn honoured(metadata: &ObjectMeta) -> Vec<&'static str> {
-    known(metadata).filter(|(row, _)| row.status == Status::Honoured).map(|(row, _)| row.name).collect()
+    let set: Vec<_> = known(metadata).map(|(row, _)| row).collect();
+    let counts = |row: &&Annotation| match row.status {
+        Status::With(other) => is_honoured(other) && set.iter().any(|row| row.name == other),
+        status => status == Status::Honoured,
+    };
+    set.iter().copied().filter(counts).map(|row| row.name).collect()
+}
+
+fn is_honoured(name: &str) -> bool {
+    row(name).is_some_and(|row| row.status == Status::Honoured)
 }
 
 #[cfg(test)]

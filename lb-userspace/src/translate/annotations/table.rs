@@ -1,10 +1,11 @@
 //! The one table of annotations: parsing, `check`, documents and tests read it.
 
+use crate::model::upstream::Condition;
 use BadValue::{Default, Deny, Refuse};
 use Risk::{Critical, High, Low, Medium};
 use Scope::{Host, Location, Upstream};
 use Status::{Honoured, NoEffect, NotYet, NotYetClosed, Refused, With};
-use Value::{Bool, Count, Int, One, Path, Ranges, Reference, Size, Text, Token, Url};
+use Value::{Bool, Count, Int, One, Path, Ranges, Reference, Size, Text, Token, Url, Words};
 
 /// One annotation under the prefix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,6 +37,8 @@ pub enum Value {
     Count,
     /// One of these words, in any case.
     One(&'static [&'static str]),
+    /// Some of these words, in this case, blanks between them.
+    Words(&'static [&'static str]),
     /// Bytes with an optional k, m or g.
     Size,
     /// Addresses and CIDR ranges, comma between them.
@@ -196,9 +199,9 @@ pub const TABLE: &[Annotation] = &[
     row("upstream-hash-by", Text, High, Upstream, Refuse, NotYet, "choose the endpoint by a hash"),
     row("upstream-hash-by-subset", Bool, Low, Upstream, Default, NotYet, "hash to a group of endpoints"),
     row("upstream-hash-by-subset-size", Int, Low, Upstream, Default, NotYet, "size of the group"),
-    row("proxy-next-upstream", Text, Medium, Location, Default, NotYet, "when another endpoint is tried"),
-    row("proxy-next-upstream-tries", Int, Low, Location, Default, NotYet, "how many endpoints are tried"),
-    row("proxy-next-upstream-timeout", Int, Low, Location, Default, NotYet, "how long endpoints are tried, seconds"),
+    row("proxy-next-upstream", Words(&Condition::WORDS), Medium, Location, Default, Honoured, "when another endpoint is tried"),
+    row("proxy-next-upstream-tries", Int, Low, Location, Default, Honoured, "how many endpoints are tried"),
+    row("proxy-next-upstream-timeout", Int, Low, Location, Default, Honoured, "how long endpoints are tried, seconds"),
     row("proxy-connect-timeout", Int, Low, Location, Default, Honoured, "seconds to connect to an endpoint"),
     row("proxy-send-timeout", Int, Low, Location, Default, Honoured, "seconds of silence while sending upstream"),
     row("proxy-read-timeout", Int, Low, Location, Default, Honoured, "seconds of silence while waiting for the upstream"),
@@ -216,13 +219,13 @@ pub const TABLE: &[Annotation] = &[
     row("proxy-cookie-path", Text, Medium, Location, Default, NotYet, "rewrite Path of cookies"),
     row("proxy-redirect-from", Text, Medium, Location, Default, NotYet, "rewrite Location: what"),
     row("proxy-redirect-to", Text, Medium, Location, Default, NotYet, "rewrite Location: to what"),
-    row("proxy-ssl-secret", Reference, Medium, Host, Deny, NotYet, "certificates towards the upstream"),
-    row("proxy-ssl-verify", One(&["on", "off"]), Low, Host, Default, NotYet, "verify the upstream's certificate"),
-    row("proxy-ssl-verify-depth", Int, Low, Host, Default, NotYet, "longest chain of the upstream"),
-    row("proxy-ssl-name", Text, High, Host, Default, NotYet, "name expected of the upstream"),
-    row("proxy-ssl-server-name", One(&["on", "off"]), Low, Host, Default, NotYet, "send SNI upstream"),
-    row("proxy-ssl-protocols", Text, Low, Host, Default, NotYet, "TLS versions towards the upstream"),
-    row("proxy-ssl-ciphers", Text, Medium, Host, Default, NotYet, "TLS ciphers towards the upstream"),
+    row("proxy-ssl-secret", Reference, Medium, Host, Deny, Honoured, "certificates towards the upstream"),
+    row("proxy-ssl-verify", One(&["on", "off"]), Low, Host, Default, With("proxy-ssl-secret"), "verify the upstream's certificate"),
+    row("proxy-ssl-verify-depth", Int, Low, Host, Default, With("proxy-ssl-secret"), "longest chain of the upstream"),
+    row("proxy-ssl-name", Token, High, Host, Default, With("proxy-ssl-secret"), "name expected of the upstream"),
+    row("proxy-ssl-server-name", One(&["on", "off"]), Low, Host, Default, With("proxy-ssl-secret"), "send SNI upstream"),
+    row("proxy-ssl-protocols", Words(&["TLSv1.2", "TLSv1.3"]), Low, Host, Default, With("proxy-ssl-secret"), "TLS versions towards the upstream"),
+    row("proxy-ssl-ciphers", Text, Medium, Host, Default, NoEffect, "TLS ciphers towards the upstream; the library's own, all of them strong, are offered"),
     row("ssl-ciphers", Text, Low, Host, Refuse, NotYet, "TLS ciphers towards the client"),
     row("ssl-prefer-server-ciphers", Bool, Low, Host, Default, NotYet, "whose order of ciphers counts"),
     row("ssl-passthrough", Bool, Low, Host, Default, NotYet, "hand TLS to the upstream unopened"),

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use super::table::Value;
 
 /// Whether a trimmed, non-empty value has the form; says what is wrong.
-pub(super) fn check(value: Value, text: &str) -> Result<(), String> {
+pub(in crate::translate) fn check(value: Value, text: &str) -> Result<(), String> {
     if text.contains(['\r', '\n', '\0']) {
         return Err("the value holds a line break".to_owned());
     }
@@ -20,6 +20,12 @@ pub(super) fn check(value: Value, text: &str) -> Result<(), String> {
                 return Ok(());
             }
             return Err(format!("{text:?} is none of {}", words.join(", ")));
+        }
+        Value::Words(words) => {
+            if text.split_ascii_whitespace().all(|word| words.contains(&word)) {
+                return Ok(());
+            }
+            return Err(format!("{text:?} holds something else than {}", words.join(", ")));
         }
         Value::Size => (size(text).is_some(), "a number of bytes with an optional k, m or g"),
         Value::Ranges => {
