@@ -1,7 +1,10 @@
 //! Where the transport header begins behind IPv4 options or IPv6 extension headers, and whether the packet
 //! is a fragment.
 
-use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
+use aya_ebpf::{
+    bindings::{__sk_buff, xdp_md},
+    programs::{TcContext, XdpContext},
+};
 use lb_common::{TCP, UDP};
 
 use crate::{
@@ -45,8 +48,9 @@ impl Behind {
         part as u64 | (proto as u64) << 8 | (l4 as u64 & 0xffff) << 16 | (id as u64) << 32
     }
 
+    /// What [`penstock_chain`] and [`penstock_chain_out`] return.
     #[inline(always)]
-    const fn unpack(word: u64) -> Self {
+    pub const fn unpack(word: u64) -> Self {
         let part = match word as u8 {
             0 => Part::Whole,
             1 => Part::First,
@@ -119,50 +123,80 @@ const MOBILITY: u8 = 135;
 const HIP: u8 = 139;
 const SHIM6: u8 = 140;
 
+impl Behind {
+    /// Whether an extension header begins at `l4`.
+    #[inline(always)]
+    const fn is_extension(self) -> bool {
+        matches!(
+            self.proto,
+            HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION | MOBILITY | HIP | SHIM6
+        )
+    }
+
+    /// What stands behind the extension header at `l4`, whose first eight bytes these are, in wire order. `Err`:
+    /// and the chain is not followed beyond.
+    #[inline(always)]
+    const fn past(mut self, header: u64) -> Result<Self, Self> {
+        let (kind, length) = (self.proto, (header >> 8) as u8);
+        self.proto = header as u8;
+        if kind == FRAGMENT {
+            let place = ((header >> 16) as u16).swap_bytes();
+            self.id = (header >> 32) as u32;
+            if place & 0xfff8 != 0 {
+                return Err(Self { part: Part::Later, ..self });
+            }
+            // A fragment that is the whole datagram (RFC 6946) is as good as none.
+            if place & 1 != 0 {
+                self.part = Part::First;
+            }
+            self.l4 += 8;
+        } else {
+            // Towards its final destination the addresses would be others.
+            if kind == ROUTING && (header >> 24) as u8 != 0 {
+                return Err(Self { part: Part::Strange, ..self });
+            }
+            let unit =
+                if kind == AUTHENTICATION { 4 * (length as usize + 2) } else { 8 * (length as usize + 1) };
+            self.l4 += unit;
+        }
+        if self.l4 > FARTHEST - 64 {
+            return Err(Self { part: Part::Strange, ..self });
+        }
+        Ok(self)
+    }
+}
+
 /// Follows the chain of extension headers from `from` on, whose first is of kind `next`; returns
 /// [`Behind`] in a word. A global function: the verifier looks at the loop once.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn penstock_chain(ctx: *mut xdp_md, from: u32, next: u32) -> u64 {
     let packet = Packet::of(&XdpContext::new(ctx)).shifted();
+    follow(from, next, |at| Some(packet.view_at::<8>(at)?.read(0)))
+}
+
+/// The same for a packet that leaves.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn penstock_chain_out(ctx: *mut __sk_buff, from: u32, next: u32) -> u64 {
+    let ctx = TcContext::new(ctx);
+    follow(from, next, |at| ctx.load(at).ok())
+}
+
+#[inline(always)]
+fn follow(from: u32, next: u32, header: impl Fn(usize) -> Option<u64>) -> u64 {
     let mut behind =
         Behind { part: Part::Whole, proto: next as u8, l4: from as usize & (FARTHEST - 1), id: 0 };
     for _ in 0..=CHAIN {
-        let kind = behind.proto;
-        let known = matches!(
-            kind,
-            HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION | MOBILITY | HIP | SHIM6
-        );
-        if !known {
+        if !behind.is_extension() {
             return behind.pack();
         }
-        let Some(header) = packet.view_at::<8>(behind.l4) else {
+        let Some(header) = header(behind.l4) else {
             return Behind { part: Part::Short, ..behind }.pack();
         };
-        let (next, length): (u8, u8) = (header.read(0), header.read(1));
-        behind.proto = next;
-        if kind == FRAGMENT {
-            let place = header.read::<u16>(2).swap_bytes();
-            behind.id = header.read(4);
-            if place & 0xfff8 != 0 {
-                return Behind { part: Part::Later, ..behind }.pack();
-            }
-            // A fragment that is the whole datagram (RFC 6946) is as good as none.
-            if place & 1 != 0 {
-                behind.part = Part::First;
-            }
-            behind.l4 += 8;
-        } else {
-            // Towards its final destination the addresses would be others.
-            if kind == ROUTING && header.read::<u8>(3) != 0 {
-                return Behind { part: Part::Strange, ..behind }.pack();
-            }
-            let unit =
-                if kind == AUTHENTICATION { 4 * (length as usize + 2) } else { 8 * (length as usize + 1) };
-            behind.l4 += unit;
-        }
-        if behind.l4 > FARTHEST - 64 {
-            return Behind { part: Part::Strange, ..behind }.pack();
+        match behind.past(header) {
+            Ok(next) => behind = next,
+            Err(end) => return end.pack(),
         }
     }
     Behind { part: Part::Strange, ..behind }.pack()

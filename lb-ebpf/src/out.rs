@@ -16,6 +16,8 @@ use aya_ebpf::{
 use lb_common::{Addr, Flow, TCP, UDP, config, csum::Delta, nat::state, tunnel, verdict::Event};
 
 use crate::{
+    fragment,
+    headers::{Behind, Part, penstock_chain_out},
     maps,
     parse::{ETHERNET, ETHERTYPE_QINQ, ETHERTYPE_V4, ETHERTYPE_V6, ETHERTYPE_VLAN, tcp_flag},
     steer,
@@ -62,20 +64,26 @@ fn v4(ctx: &TcContext, l3: usize) -> Option<()> {
     let [first, second, third, src, dst]: [u32; 5] = ctx.load(l3).ok()?;
     let length = (first & 15) as usize * 4;
     let proto = (third >> 8) as u8;
-    // Wire order of the fragment offset; only the first fragment has ports.
-    let later = (second >> 16) & 0xff1f != 0;
-    if first as u8 >> 4 != 4 || length < 20 || later || proto != TCP && proto != UDP {
+    if first as u8 >> 4 != 4 || length < 20 {
         return None;
     }
-    let l4 = l3 + length;
-    let ports = ctx.load(l4).ok()?;
-    let old = Flow { src: Addr::v4(src), dst: Addr::v4(dst), ports, proto: proto as u32 };
-    let (new, ways) = translated(ctx, &old, l4)?;
+    // More-fragments and the offset, in wire order.
+    let part = match (second >> 16) & 0xff3f {
+        0 => Part::Whole,
+        0x0020 => Part::First,
+        _ => Part::Later,
+    };
+    let behind = Behind { part, proto, l4: l3 + length, id: second & 0xffff };
+    let (old, new, ways) = translated(ctx, Addr::v4(src), Addr::v4(dst), &behind)?;
     let addresses = Delta::new().word(src, new.src.raw_v4());
-    transport(ctx, l4, &old, &new, addresses)?;
+    if part != Part::Later {
+        transport(ctx, behind.l4, &old, &new, addresses)?;
+    }
     ctx.l3_csum_replace(l3 + V4_CSUM, 0, addresses.wide() as u64, 0).ok()?;
     ctx.store(l3 + 12, &new.src.raw_v4(), 0).ok()?;
-    clamp(ctx, l4, &new, ways, 20);
+    if part != Part::Later {
+        clamp(ctx, behind.l4, &new, ways, 20);
+    }
     Some(())
 }
 
@@ -83,25 +91,59 @@ fn v4(ctx: &TcContext, l3: usize) -> Option<()> {
 fn v6(ctx: &TcContext, l3: usize) -> Option<()> {
     let head: [u32; 2] = ctx.load(l3).ok()?;
     let proto = (head[1] >> 16) as u8;
-    if head[0] as u8 >> 4 != 6 || proto != TCP && proto != UDP {
+    if head[0] as u8 >> 4 != 6 {
         return None;
     }
     let [src, dst]: [Addr; 2] = ctx.load(l3 + 8).ok()?;
     let l4 = l3 + 40;
-    let ports = ctx.load(l4).ok()?;
-    let old = Flow { src, dst, ports, proto: proto as u32 };
-    let (new, ways) = translated(ctx, &old, l4)?;
+    let behind = if proto == TCP || proto == UDP {
+        Behind { part: Part::Whole, proto, l4, id: 0 }
+    } else {
+        Behind::unpack(penstock_chain_out(ctx.skb.skb, l4 as u32, proto as u32))
+    };
+    let (old, new, ways) = translated(ctx, src, dst, &behind)?;
     let addresses = Delta::new().long(src.hi, new.src.hi).long(src.lo, new.src.lo);
-    transport(ctx, l4, &old, &new, addresses)?;
+    if behind.part != Part::Later {
+        transport(ctx, behind.l4, &old, &new, addresses)?;
+    }
     ctx.store(l3 + 8, &new.src, 0).ok()?;
-    clamp(ctx, l4, &new, ways, 40);
+    if behind.part != Part::Later {
+        clamp(ctx, behind.l4, &new, ways, 40);
+    }
     Some(())
 }
 
-/// What the client has to see, and the lasting bits of the flow's [`state`]; `None`: no flow of ours.
+/// What the backend sent, what the client has to see of it, and the lasting bits of the flow's [`state`]; `None`:
+/// no flow of ours. The stack has cut what is too large before it comes here, the first fragment first.
 #[inline(always)]
-fn translated(ctx: &TcContext, old: &Flow, l4: usize) -> Option<(Flow, u16)> {
-    let flags: u8 = if old.proto == TCP as u32 { ctx.load(l4 + TCP_FLAGS).ok()? } else { 0 };
+fn translated(ctx: &TcContext, src: Addr, dst: Addr, behind: &Behind) -> Option<(Flow, Flow, u16)> {
+    let Behind { part, proto, l4, id } = *behind;
+    let key = Flow { src, dst, ports: id, proto: proto as u32 };
+    let mut old = key;
+    let mut flags = 0;
+    match part {
+        Part::Whole | Part::First if proto == TCP || proto == UDP => {
+            old.ports = ctx.load(l4).ok()?;
+            if proto == TCP {
+                flags = ctx.load(l4 + TCP_FLAGS).ok()?;
+            }
+        }
+        Part::Later => {
+            let first = fragment::recall(&key)?;
+            (old.ports, old.proto) = (first.ports, first.proto as u32);
+        }
+        _ => return None,
+    }
+    let (new, ways) = known(&old, flags)?;
+    if part == Part::First {
+        fragment::remember(&key, fragment::Remembered { ports: old.ports, proto });
+    }
+    Some((old, new, ways))
+}
+
+/// Finds the flow of an answer, and notes that it lives.
+#[inline(always)]
+fn known(old: &Flow, flags: u8) -> Option<(Flow, u16)> {
     let tables = maps::tables()?;
     let key = old.hash(config::hash_key(&tables.config()));
     let entry = maps::NAT_REVERSE.get_ptr_mut(key)?;

@@ -1,7 +1,9 @@
 //! Backends on this host: the packet in by XDP, the answer out by tc.
 
-use lb_tests::packet::{ACK, Packet, SYN, csums_are_right, tcp, udp};
-use lb_tests::world::{World, can_run_programs};
+use lb_tests::icmp::Icmp;
+use lb_tests::packet::{ACK, OURS, Packet, SYN, csums_are_right, tcp, udp};
+use lb_tests::shape::{fragments, tagged, with_extensions, with_options};
+use lb_tests::world::{LOOPBACK, World, can_run_programs};
 use penstock::datapath::engine::Engine;
 use penstock::model::l4::{ForwardingMode::Local, Protocol::*};
 
@@ -158,4 +160,110 @@ fn a_hop_limit_that_ends_here_is_not_shown_to_the_backend() {
 
     // The stack would quote the translated packet to the client.
     assert!(run.action != PASS || run.packet == frame, "action {}", run.action);
+}
+
+#[test]
+fn an_answer_in_fragments_comes_from_the_vip_piece_by_piece() {
+    if !lb_tests::tier::require("prog", can_run_programs) {
+        return;
+    }
+    let mut engine = engine();
+    for (client, vip, to) in
+        [(CLIENT, "203.0.113.1:53", "10.0.0.1:5353"), (CLIENT6, "[2001:db8:1::1]:53", "[fd00::1]:5353")]
+    {
+        let packet = udp(client, vip);
+        let arrived = delivered(&mut engine, vip, &packet, to);
+        let payload: Vec<u8> = (0..4000).map(|byte| byte as u8).collect();
+        let large = |packet: &Packet| Packet { payload: payload.clone(), ..answer(packet) };
+        // What the same datagram in one piece would be, in pieces.
+        let expected = fragments(&large(&packet).bytes(), 1400);
+
+        let pieces = fragments(&large(&arrived).bytes(), 1400);
+
+        assert_eq!(pieces.len(), 3);
+        for (number, (piece, expected)) in pieces.iter().zip(&expected).enumerate() {
+            assert!(out(&mut engine, piece) == *expected, "{vip}: piece {number}");
+            let (piece, expected) = (tagged(piece, &[5]), tagged(expected, &[5]));
+            assert!(out(&mut engine, &piece) == expected, "{vip}: piece {number}, tagged");
+        }
+        // One that overtook its first, and one of another client's.
+        let mut other = pieces[1].clone();
+        other[if client == CLIENT { 18 } else { 58 }] ^= 1;
+        let mut stranger = pieces[1].clone();
+        stranger[if client == CLIENT { 33 } else { 53 }] ^= 1;
+        for piece in [other, stranger] {
+            assert_eq!(out(&mut engine, &piece), piece, "{vip}: of nothing that is known");
+        }
+    }
+}
+
+#[test]
+fn options_and_extension_headers_hide_no_answer() {
+    if !lb_tests::tier::require("prog", can_run_programs) {
+        return;
+    }
+    let mut engine = engine();
+    let cases = [
+        (tcp(CLIENT, "203.0.113.1:80"), "10.0.0.1:8080"),
+        (udp(CLIENT6, "[2001:db8:1::1]:53"), "[fd00::1]:5353"),
+    ];
+    for (packet, to) in cases {
+        let arrived = delivered(&mut engine, "first", &packet, to);
+        let shapes = |packet: &Packet| {
+            let frame = answer(packet).bytes();
+            if packet.src.is_ipv4() {
+                return vec![with_options(&frame, &[1; 4]), with_options(&frame, &[1; 40])];
+            }
+            let hop: (u8, &[u8]) = (0, &[0, 1, 4, 0, 0, 0, 0]);
+            let destination: (u8, &[u8]) = (60, &[1, 1, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+            let atomic: (u8, &[u8]) = (44, &[0, 0, 0, 0, 0, 0, 7]);
+            [&[hop][..], &[destination], &[hop, destination, atomic, destination]]
+                .map(|chain| with_extensions(&frame, chain))
+                .to_vec()
+        };
+        for (left, expected) in shapes(&arrived).iter().zip(shapes(&packet)) {
+            assert_eq!(out(&mut engine, left), expected);
+            // Cut short, it is left alone; a chain that is too long, too.
+            let least = if packet.src.is_ipv4() { 34 } else { 54 };
+            for length in least..left.len().min(80) {
+                let _ = out(&mut engine, &left[..length]);
+            }
+        }
+    }
+}
+
+#[test]
+fn an_error_about_an_answer_reaches_the_backend_as_an_error_about_its_own() {
+    if !lb_tests::tier::require("prog", can_run_programs) {
+        return;
+    }
+    let mut engine = engine();
+    engine.set_interface(LOOPBACK, OURS);
+    let cases = [
+        (tcp(CLIENT, "203.0.113.1:80"), "10.0.0.1:8080", "192.0.2.66", (3, 4), [0, 0, 5, 120]),
+        (udp(CLIENT, "203.0.113.1:53"), "10.0.0.1:5353", "192.0.2.66", (3, 3), [0; 4]),
+        // A second VIP with the same client port: the flow has a port of its own towards the backend.
+        (tcp(CLIENT, "203.0.113.2:80"), "10.0.0.1:8080", "192.0.2.66", (11, 0), [0; 4]),
+        (tcp(CLIENT6, "[2001:db8:1::1]:80"), "[fd00::1]:8080", "2001:db8:9::66", (2, 0), [0, 0, 5, 0]),
+        (udp(CLIENT6, "[2001:db8:1::1]:53"), "[fd00::1]:5353", "2001:db8:9::66", (1, 4), [0; 4]),
+    ];
+    for (asked, to, router, kind, rest) in cases {
+        let arrived = delivered(&mut engine, "first", &asked, to);
+        for short in [false, true] {
+            let quote = |packet: &Packet| {
+                let frame = Packet { ttl: 60, ..answer(packet) }.bytes();
+                let least = if packet.src.is_ipv4() { 14 + 28 } else { 14 + 48 };
+                frame[14..if short { least } else { frame.len() }].to_vec()
+            };
+            let came = Icmp { rest, ..Icmp::new(router, &asked.dst.ip().to_string(), kind, &quote(&asked)) };
+            let expected = Icmp { dst: arrived.dst.ip(), body: quote(&arrived), ..came.clone() };
+            for tags in [&[][..], &[5]] {
+                let frame = tagged(&came.bytes(), tags);
+
+                let run = engine.kernel.test_run("penstock", &frame, 1).expect("the program runs");
+
+                assert_eq!((run.action, run.packet), (PASS, tagged(&expected.bytes(), tags)), "{asked:?}");
+            }
+        }
+    }
 }

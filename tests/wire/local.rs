@@ -59,6 +59,45 @@ END",
     }
 }
 
+/// Requests and answers of four kilobytes, in fragments both ways.
+fn large_datagrams(case: &str, cluster: &Cluster, pod: &str) {
+    let datagram: Vec<u8> = (0..4000).map(|byte| (byte % 251) as u8).collect();
+    for family in [0, 1] {
+        let client: IpAddr = CLIENT[family].parse().unwrap();
+        cluster.client.within(|| {
+            let socket = UdpSocket::bind((client, 0)).unwrap();
+            let answer = crate::nodes::echoed(&socket, vip(family, UDP), &datagram);
+            let expected = format!("{pod} {}", socket.local_addr().unwrap());
+            assert_eq!(answer, Some(expected), "{case}\n{}", cluster.logs());
+        });
+    }
+}
+
+#[test]
+fn answers_larger_than_the_mtu_come_from_the_vip_fragment_by_fragment() {
+    let (pod, host) = (pod(1, 1), (1, node_addr(1)));
+    let Some(cluster) = Cluster::new(1, 1, &manifests(1, 0, "local", &[pod])) else { return };
+    large_datagrams("a pod", &cluster, "p11");
+
+    // With connection tracking the stack puts fragments together and cuts them anew.
+    let tracked = "nft add table inet t; nft add chain inet t f '{ type filter hook forward priority 0; }'
+                   nft add rule inet t f ct state established accept";
+    cluster.nodes[0].host.run(tracked).unwrap();
+    large_datagrams("a pod behind connection tracking", &cluster, "p11");
+
+    for addr in node_addr(1) {
+        cluster.nodes[0].host.within(|| serve(addr, "host")).unwrap();
+    }
+    cluster.apply(&manifests(1, 0, "local", &[host])).unwrap();
+    // Flows of the pod end with it; new ones find the host.
+    let socket = cluster.client.within(|| UdpSocket::bind((CLIENT[0], 0)).unwrap());
+    let there = lb_tests::agent::eventually(lb_tests::agent::DEADLINE, || {
+        crate::nodes::ask(&socket, vip(0, UDP)).ok().filter(|answer| answer.starts_with("host")).map(drop)
+    });
+    assert!(there.is_some(), "{}", cluster.logs());
+    large_datagrams("a server of the host", &cluster, "host");
+}
+
 #[test]
 fn a_server_of_the_host_itself_can_be_a_backend() {
     let host = (1, node_addr(1));

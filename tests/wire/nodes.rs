@@ -232,8 +232,22 @@ pub fn ask(socket: &UdpSocket, to: SocketAddr) -> Result<String> {
     Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
 }
 
+/// Sends a datagram until it comes back whole behind the name of who answers and whom that sees; gives these.
+pub fn echoed(socket: &UdpSocket, to: SocketAddr, datagram: &[u8]) -> Option<String> {
+    socket.set_read_timeout(Some(Duration::from_millis(500))).ok()?;
+    socket.connect(to).ok()?;
+    let mut buffer = vec![0; 65_536];
+    eventually(DEADLINE, || {
+        // One that is too large for a while is an error of the socket, too.
+        socket.send(datagram).ok()?;
+        let length = socket.recv(&mut buffer).ok()?;
+        let head = buffer[..length].strip_suffix(datagram)?;
+        Some(String::from_utf8_lossy(head).trim().to_owned())
+    })
+}
+
 /// Serves TCP and UDP on an address of the current namespace, telling each peer the own name and the
-/// peer's address, then echoing.
+/// peer's address, then echoing. A datagram of one byte is a question and not echoed.
 pub fn serve(addr: IpAddr, name: &str) -> Result<()> {
     let listener = TcpListener::bind((addr, TCP)).context("bind tcp backend")?;
     let own = name.to_owned();
@@ -251,9 +265,14 @@ pub fn serve(addr: IpAddr, name: &str) -> Result<()> {
     let socket = UdpSocket::bind((addr, UDP)).context("bind udp backend")?;
     let own = name.to_owned();
     thread::spawn(move || {
-        let mut buffer = [0; 2048];
-        while let Ok((_, peer)) = socket.recv_from(&mut buffer) {
-            let _ = socket.send_to(format!("{own} {peer}").as_bytes(), peer);
+        let mut buffer = vec![0; 65_536];
+        while let Ok((length, peer)) = socket.recv_from(&mut buffer) {
+            let mut answer = format!("{own} {peer}").into_bytes();
+            if length > 1 {
+                answer.push(b' ');
+                answer.extend(&buffer[..length]);
+            }
+            let _ = socket.send_to(&answer, peer);
         }
     });
     Ok(())
