@@ -156,11 +156,13 @@ pub enum Program {
     Onward = 8,
     /// Pushes the VLAN tags that a frame leaves with.
     Tagged = 9,
+    /// An error about a packet that we wrapped: it was too large for a router on its way.
+    Narrow = 10,
 }
 
 impl Program {
     /// Every program with its name in the object.
-    pub const ALL: [(Self, &'static str); 10] = [
+    pub const ALL: [(Self, &'static str); 11] = [
         (Self::Slow, "penstock_slow"),
         (Self::Translate, "penstock_translate"),
         (Self::Reply, "penstock_reply"),
@@ -171,5 +173,6 @@ impl Program {
         (Self::Ladder, "penstock_ladder"),
         (Self::Onward, "penstock_onward"),
         (Self::Tagged, "penstock_tagged"),
+        (Self::Narrow, "penstock_narrow"),
     ];
 }

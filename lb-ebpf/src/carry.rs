@@ -35,6 +35,8 @@ pub struct Carry {
     pub tunnelled: Tunnelled,
     /// VLAN tags that the frame came with.
     pub tags: Tags,
+    /// Interface that leads back to the sender; 0: the one that the packet came in by.
+    pub back: u32,
 }
 
 /// What the tunnel says of a packet that came through it.

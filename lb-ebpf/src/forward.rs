@@ -15,7 +15,7 @@ use lb_common::{
 };
 
 use crate::{
-    carry::At,
+    carry::{At, Carry},
     maps::{self, Pair, Tables},
     packet::Packet,
     parse::{ETHERNET, Family},
@@ -357,8 +357,9 @@ pub fn leave(packet: &Packet, next_hop: NextHop, tags: Tags, verdict: Verdict) -
 
 /// Goes back to where it came from, MACs swapped already, with the tags that it has lost.
 #[inline(always)]
-pub fn back(ctx: &XdpContext, packet: &Packet, lost: Tags, verdict: Verdict) -> Outcome {
-    leave(packet, NextHop { head: 0, tail: 0, ifindex: ctx.ingress_ifindex() as u32 }, lost, verdict)
+pub fn back(ctx: &XdpContext, packet: &Packet, carry: &Carry, verdict: Verdict) -> Outcome {
+    let ifindex = if carry.back == 0 { ctx.ingress_ifindex() as u32 } else { carry.back };
+    leave(packet, NextHop { head: 0, tail: 0, ifindex }, carry.lost_tags(), verdict)
 }
 
 /// Asks the kernel's own routing for a next hop that user space has not resolved yet.

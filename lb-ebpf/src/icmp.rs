@@ -20,8 +20,8 @@ use crate::{
     maps::{self, Tables, Telling},
     nat::finish_as,
     own_port,
-    packet::{FARTHEST, Packet},
-    parse::{V4, V6},
+    packet::{FARTHEST, Packet, View},
+    parse::{Family, V4, V6},
     quietly,
     refuse::{Answer, swap_macs},
     steer,
@@ -39,12 +39,14 @@ pub fn penstock_icmp(ctx: XdpContext) -> u32 {
 }
 
 /// What ICMP has for an IP version.
-trait Message: Headers + Answer {
+pub trait Message: Headers + Answer {
     /// Types of an echo request and of its answer.
     const ECHO: (u8, u8);
 
     /// Whether a message of this type is an error about a packet.
     fn is_error(kind: u8) -> bool;
+    /// The MTU that a router tells, if a message says "too big" and tells one.
+    fn told_mtu(message: &View<8>) -> Option<u32>;
     /// Whether the stack has to see it, wherever it is addressed to.
     fn is_the_stacks(kind: u8) -> bool;
     /// Writes swapped addresses and a fresh hop limit.
@@ -65,6 +67,12 @@ impl Message for V4 {
     #[inline(always)]
     fn is_error(kind: u8) -> bool {
         matches!(kind, 3 | 4 | 11 | 12)
+    }
+
+    #[inline(always)]
+    fn told_mtu(message: &View<8>) -> Option<u32> {
+        let mtu = message.read::<u16>(6).swap_bytes();
+        (message.read::<u16>(0) == 0x0403 && mtu != 0).then_some(mtu as u32)
     }
 
     #[inline(always)]
@@ -101,6 +109,12 @@ impl Message for V6 {
     #[inline(always)]
     fn is_error(kind: u8) -> bool {
         kind < 128
+    }
+
+    #[inline(always)]
+    fn told_mtu(message: &View<8>) -> Option<u32> {
+        let mtu = message.read::<u32>(4).swap_bytes();
+        (message.read::<u8>(0) == 2 && mtu != 0).then_some(mtu)
     }
 
     /// Multicast listeners (RFC 2710, 3810), neighbour discovery (RFC 4861), inverse discovery (RFC 3122).
@@ -166,7 +180,7 @@ fn take<F: Message>(ctx: &XdpContext, carry: &Carry) -> Outcome {
     if swap_macs(&packet).is_none() {
         return Verdict::Truncated.into();
     }
-    forward::back(ctx, &packet, carry.lost_tags(), Verdict::EchoAnswered)
+    forward::back(ctx, &packet, carry, Verdict::EchoAnswered)
 }
 
 /// The packet that an error quotes.
@@ -232,8 +246,23 @@ fn quoted<F: Message>(ctx: &XdpContext, packet: &Packet, carry: &Carry) -> Optio
     let Behind { part, proto, l4, .. } = F::behind(ctx, &head, l3);
     let named = matches!(part, Part::Whole | Part::First) && (proto == TCP || proto == UDP);
     let ports = packet.view_at::<8>(l4)?.read(0);
+    let wrapped = proto == V4::INNER || proto == V6::INNER || proto == UDP && is_tunnels(ports);
+    if wrapped && carry.addr.is_node() {
+        let icmp = packet.view_at::<8>(carry.l4 as usize)?;
+        if F::told_mtu(&icmp).is_some() {
+            maps::call(ctx, Program::Narrow);
+        }
+    }
     let flow = Flow { src: F::src(&head), dst: F::dst(&head), ports, proto: proto as u32 };
     named.then_some(Quoted { at: At { l3, l4 }, flow })
+}
+
+/// Whether a datagram of ours with these ports went to another balancer.
+#[inline(always)]
+fn is_tunnels(ports: u32) -> bool {
+    let Some(tables) = maps::tables() else { return false };
+    let port = config::tunnel_port(&tables.config());
+    port != 0 && (ports >> 16) as u16 == port
 }
 
 /// An error about what we sent to a `nat` backend: the client's packet, as far as it knows.

@@ -20,6 +20,7 @@ mod headers;
 mod icmp;
 mod lookup;
 mod maps;
+mod narrow;
 mod nat;
 mod options;
 mod out;
@@ -288,6 +289,7 @@ pub fn carry_on<F: Family>(
         mtu,
         tunnelled: Tunnelled::NOT,
         tags: tags::of(packet, at.l3),
+        back: 0,
     };
     // SAFETY: the scratch value is this CPU's own, and XDP does not nest.
     unsafe { (*scratch).carry = carry };

@@ -39,9 +39,13 @@ fn tell<F: Answer>(ctx: &XdpContext, carry: &Carry) -> Outcome {
     if carry.l4 == 0 || !F::is_host(&carry.flow.src) {
         return why.into();
     }
-    if l3 + length > packet::length(ctx) || carry.l4 - l3 >= length {
+    let held = packet::length(ctx).saturating_sub(l3);
+    // What an error quoted may be cut short; it was whole when we sent it on.
+    let quoted = carry.back != 0;
+    if length > held && !quoted || carry.l4 - l3 >= held {
         return quietly(carry.addr, Verdict::Truncated);
     }
+    let length = if length < held { length } else { held };
     let (telling, too_often) = match why {
         Verdict::TooBig => (Telling::TooBig, Verdict::TooBig),
         _ => (Telling::Refusal, Verdict::RateLimited),
@@ -64,7 +68,7 @@ fn tell<F: Answer>(ctx: &XdpContext, carry: &Carry) -> Outcome {
         error_about::<F>(ctx, carry, length, error).map(|()| verdict)
     };
     match told {
-        Ok(verdict) => forward::back(ctx, &carry.packet(ctx), carry.lost_tags(), verdict),
+        Ok(verdict) => forward::back(ctx, &carry.packet(ctx), carry, verdict),
         Err(verdict) => verdict.into(),
     }
 }

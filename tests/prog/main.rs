@@ -5,6 +5,7 @@ mod fixtures;
 mod icmp;
 mod local;
 mod modes;
+mod narrow;
 mod random;
 mod refuse;
 mod run;

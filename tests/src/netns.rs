@@ -166,6 +166,11 @@ impl Lab {
         Ok(())
     }
 
+    /// A host that was made before.
+    pub fn named(&self, name: &str) -> Host {
+        self.existing(name)
+    }
+
     fn existing(&self, name: &str) -> Host {
         Host { name: name.to_owned(), namespace: format!("{}{name}", self.inner.prefix) }
     }

@@ -9,6 +9,7 @@ mod l4;
 mod lab;
 mod local;
 mod many;
+mod narrow;
 mod next_hop;
 mod nodes;
 mod ours_or_not;
