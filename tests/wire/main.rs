@@ -3,6 +3,7 @@
 
 mod capture;
 mod change;
+mod clsact;
 mod fork;
 mod interfaces;
 mod l4;

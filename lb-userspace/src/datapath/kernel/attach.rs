@@ -162,7 +162,8 @@ impl Kernel {
         }
         self.set = None;
         self.xdp.clear();
-        self.out.clear();
+        let out: Vec<u32> = self.out.keys().copied().collect();
+        out.into_iter().for_each(|ifindex| self.detach_out(ifindex));
         self.lookup = None;
     }
 }

@@ -1,7 +1,7 @@
 //! The program on the way out: translates the answers of backends on this host.
 
 use aya::programs::links::{FdLink, PinnedLink};
-use aya::programs::tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions};
+use aya::programs::tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle};
 use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType, TestRun, TestRunOptions};
 
 use super::attach::not_pinned;
@@ -15,8 +15,27 @@ pub(super) enum Out {
     /// A link, beside those of others.
     Tcx(#[expect(dead_code, reason = "held for its drop")] FdLink),
     /// A filter of the `clsact` qdisc.
-    Filter(#[expect(dead_code, reason = "held for its drop")] SchedClassifierLink),
+    Filter(Filter),
 }
+
+/// A filter, which has no name that outlives us but its place among filters.
+pub(super) struct Filter {
+    link: Option<SchedClassifierLink>,
+    /// It stays when we go, as pinned attachments do.
+    stays: bool,
+}
+
+impl Drop for Filter {
+    fn drop(&mut self) {
+        if self.stays {
+            std::mem::forget(self.link.take());
+        }
+    }
+}
+
+/// Where our filter stands: a later agent puts its own program there.
+const PRIORITY: u16 = 7183;
+const HANDLE: TcHandle = TcHandle::new(0, 1);
 
 impl Kernel {
     pub(super) fn load_out(&mut self) -> Result<(), Error> {
@@ -39,15 +58,28 @@ impl Kernel {
             }
             (Err(error), _) => {
                 tracing::warn!(interface = name, %error, "no tcx here, a clsact filter is used");
-                Out::Filter(filter(program, name).map_err(|error| Error::System {
-                    call: "attach a filter to",
-                    object: format!("{name} (egress)"),
-                    source: io_error(error),
-                    hint: "needs Linux 6.6 or newer, or the kernel module sch_ingress",
-                })?)
+                return self.attach_filter(name, ifindex);
             }
         };
         self.out.insert(ifindex, out);
+        Ok(())
+    }
+
+    /// Puts the program on the way out of an interface as a filter, whatever the kernel has; one of an agent
+    /// before us gives way between two packets.
+    pub fn attach_filter(&mut self, name: &str, ifindex: u32) -> Result<(), Error> {
+        let stays = self.pins.is_some();
+        let link = filter(self.out()?, name).map_err(|error| Error::System {
+            call: "attach a filter to",
+            object: format!("{name} (egress)"),
+            source: io_error(error),
+            hint: "needs Linux 6.6 or newer, or the kernel module sch_ingress",
+        })?;
+        // The one before had the same place: its end would be ours.
+        if let Some(Out::Filter(before)) = self.out.get_mut(&ifindex) {
+            before.stays = true;
+        }
+        self.out.insert(ifindex, Out::Filter(Filter { link: Some(link), stays }));
         Ok(())
     }
 
@@ -62,7 +94,9 @@ impl Kernel {
 
     /// Takes the program off the way out of an interface.
     pub(super) fn detach_out(&mut self, ifindex: u32) {
-        self.out.remove(&ifindex);
+        if let Some(Out::Filter(mut filter)) = self.out.remove(&ifindex) {
+            filter.stays = false;
+        }
         if let Some(pins) = &self.pins {
             pins.remove_link(&pin(ifindex));
         }
@@ -105,7 +139,13 @@ fn tcx(program: &mut SchedClassifier, name: &str) -> Result<FdLink, ProgramError
 fn filter(program: &mut SchedClassifier, name: &str) -> Result<SchedClassifierLink, ProgramError> {
     // There may be one already, ours or another's; it stays when we go.
     let _ = tc::qdisc_add_clsact(name);
-    let options = TcAttachOptions::Netlink(NlOptions::default());
-    let id = program.attach_with_options(name, TcAttachType::Egress, options)?;
+    let before = SchedClassifierLink::attached(name, TcAttachType::Egress, PRIORITY, HANDLE, None);
+    if let Ok(before) = before
+        && let Ok(id) = program.attach_to_link(before)
+    {
+        return program.take_link(id);
+    }
+    let options = NlOptions { priority: PRIORITY, handle: HANDLE, classid: None };
+    let id = program.attach_with_options(name, TcAttachType::Egress, TcAttachOptions::Netlink(options))?;
     program.take_link(id)
 }

@@ -1,0 +1,83 @@
+//! Kernels without tcx: the program on the way out is a filter.
+
+use std::net::UdpSocket;
+
+use lb_tests::netns::Host;
+use lb_tests::world::World;
+use penstock::datapath::Attached;
+use penstock::datapath::engine::Engine;
+use penstock::model::l4::{ForwardingMode::Local, Protocol};
+
+use crate::nodes::{CLIENT, Flow, TCP, UDP, ask, pod_addr, serve, vip};
+
+const DEVICE: &str = "eth0";
+
+fn ifindex(host: &Host) -> u32 {
+    let line = host.run(&format!("ip -o link show {DEVICE}")).unwrap();
+    line.split(':').next().and_then(|number| number.parse().ok()).expect("an index")
+}
+
+/// The program on a host with these pods, its way out as a filter.
+fn attached(host: &Host) -> Engine {
+    let mut world = World::new();
+    for family in [0, 1] {
+        for (protocol, port) in [(Protocol::Tcp, TCP), (Protocol::Udp, UDP)] {
+            let backend = std::net::SocketAddr::new(pod_addr(1, 1)[family], port).to_string();
+            world = world.service(protocol, &vip(family, port).to_string(), Local, &[&backend]);
+        }
+    }
+    let mut engine = world.load();
+    let ifindex = ifindex(host);
+    host.within(|| engine.kernel.attach_filter(DEVICE, ifindex)).unwrap();
+    engine
+}
+
+fn filters(host: &Host) -> usize {
+    let shown = host.run(&format!("tc filter show dev {DEVICE} egress")).unwrap();
+    assert!(shown.is_empty() || shown.contains("penstock_out"), "{shown}");
+    shown.matches("handle 0x").count()
+}
+
+#[test]
+fn a_filter_translates_answers_and_takes_the_place_of_an_older_one() {
+    let Some(lab) = crate::rig::lab() else { return };
+    let client = lab.host("client", &[("front", &["10.1.0.7/24", "fd01::7/64"])]).unwrap();
+    let node: [(&str, &[&str]); 2] =
+        [("front", &["10.1.0.1/24", "fd01::1/64"]), ("pods", &["10.21.0.1/24", "fd21::1/64"])];
+    let node = lab.host("n1", &node).unwrap();
+    let pod = lab.host("p11", &[("pods", &["10.21.0.11/24", "fd21::11/64"])]).unwrap();
+    node.run("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1").unwrap();
+    pod.run("ip route add default via 10.21.0.1; ip -6 route add default via fd21::1").unwrap();
+    client
+        .run("ip route add 203.0.113.0/24 via 10.1.0.1; ip route add 2001:db8:113::/64 via fd01::1")
+        .unwrap();
+    for addr in pod_addr(1, 1) {
+        pod.within(|| serve(addr, "p11")).unwrap();
+    }
+    let mut first = attached(&node);
+    let ifindex = ifindex(&node);
+    node.within(|| first.kernel.attach(DEVICE, ifindex, Attached::Native)).unwrap();
+    let works = || {
+        for family in [0, 1] {
+            client.within(|| {
+                let mut flow = Flow::open(vip(family, TCP)).unwrap();
+                assert_eq!(flow.pod, "p11");
+                flow.bulk(200_000).unwrap();
+                let socket = UdpSocket::bind((CLIENT[family], 0)).unwrap();
+                assert!(ask(&socket, vip(family, UDP)).unwrap().starts_with("p11 "));
+            });
+        }
+    };
+    works();
+
+    // The next one has tables of its own: flows of the first are none of its.
+    let second = attached(&node);
+    assert_eq!(filters(&node), 1);
+    node.within(move || drop(second));
+    assert_eq!(filters(&node), 0);
+
+    node.within(|| first.kernel.attach_filter(DEVICE, ifindex)).unwrap();
+    works();
+    node.within(move || drop(first));
+    assert_eq!(filters(&node), 0);
+}
