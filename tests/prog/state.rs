@@ -6,11 +6,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use lb_common::steer::{Kind, Memory};
 use lb_common::{Descriptor, Flow, HashKey, Record, TCP, UDP, wire_port};
-use lb_tests::packet::{ACK, SYN, tcp, udp};
-use lb_tests::world::{CONFIG, KEY, World, backend, backend_mac, can_run_programs};
+use lb_tests::packet::{ACK, Packet, SYN, tcp, udp};
+use lb_tests::shape::tagged;
+use lb_tests::world::{CONFIG, KEY, World, backend, backend_mac, can_run_programs, pool_id};
 use penstock::datapath::engine::{self, Config, Engine};
+use penstock::datapath::memory::Totals;
 use penstock::datapath::plan::Op;
 use penstock::datapath::rehearsal::Rehearsal;
+use penstock::datapath::want::{Owner, Place, Target};
 use penstock::model::l4::{ForwardingMode, Protocol};
 
 const VIP: &str = "203.0.113.9:80";
@@ -208,4 +211,37 @@ fn a_table_that_is_switched_ten_thousand_times_under_load_leads_to_one_of_both_o
     });
     assert!(switched >= 10_000, "{switched}");
     assert!(seen.iter().all(|count| *count >= 1_000), "both tables were in force: {seen:?}");
+}
+
+#[test]
+fn each_vip_of_a_pool_is_counted_for_itself_on_every_path() {
+    if !lb_tests::tier::require("prog", can_run_programs) {
+        return;
+    }
+    let (first, second) = ("203.0.113.9:80", "203.0.113.10:80");
+    for mode in [ForwardingMode::L2, ForwardingMode::Nat, ForwardingMode::Local] {
+        let mut world = World::new().service(Protocol::Tcp, first, mode, &["10.0.0.1:80"]);
+        let id = pool_id(first.parse().expect("address"), Protocol::Tcp);
+        let place = |vip: &str| {
+            let vip: SocketAddr = vip.parse().expect("address");
+            Place { addr: vip.ip(), port: vip.port(), protocol: Protocol::Tcp }
+        };
+        world.want.addrs.insert(place(second).addr, Owner::Vip);
+        world.want.vips.insert(place(second), Target::Pool(id.clone()));
+        let mut engine = world.load();
+
+        for (vip, packets) in [(first, 3), (second, 5)] {
+            for number in 0..packets {
+                let flags = if number == 0 { SYN } else { ACK };
+                let packet = Packet { flags, ..tcp("198.51.100.7:40000", vip) };
+                let frame = if number % 2 == 0 { packet.bytes() } else { tagged(&packet.bytes(), &[5]) };
+                engine.kernel.test_run("penstock", &frame, 1).expect("the program runs");
+            }
+        }
+
+        // 45 bytes each: two headers and "hello".
+        let totals = |packets| Totals { packets, bytes: 45 * packets, flows: 1 };
+        assert_eq!(engine.vip_totals(&place(first), &id), totals(3), "{mode:?}");
+        assert_eq!(engine.vip_totals(&place(second), &id), totals(5), "{mode:?}");
+    }
 }

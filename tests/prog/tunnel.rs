@@ -27,8 +27,12 @@ fn key() -> HashKey {
 }
 
 fn tag(addr: &str) -> u32 {
+    tag_of(addr, TCP)
+}
+
+fn tag_of(addr: &str, proto: u8) -> u32 {
     let addr: std::net::SocketAddr = addr.parse().expect("address");
-    tunnel::tag(addr.ip().into(), wire_port(addr.port()), TCP, key())
+    tunnel::tag(addr.ip().into(), wire_port(addr.port()), proto, key())
 }
 
 /// A node with a backend here and one on the node of the peer.
@@ -37,10 +41,11 @@ fn engine() -> Engine {
         .service(Tcp, VIP, Local, &[HERE])
         .service(Tcp, VIP6, Local, &[HERE6])
         .service(Tcp, "10.0.0.254:30080", Local, &[HERE])
-        .service(Tcp, "203.0.113.9:80", Tunnel, &[ELSEWHERE]);
+        .service(Tcp, "203.0.113.9:80", Tunnel, &[ELSEWHERE])
+        .service(Udp, VIP, Local, &[HERE]);
     let other = ELSEWHERE.parse().expect("address");
-    for backends in [VIP, "203.0.113.9:80"] {
-        world.backends_mut(backends, Tcp).insert(other, away());
+    for (vip, protocol) in [(VIP, Tcp), ("203.0.113.9:80", Tcp), (VIP, Udp)] {
+        world.backends_mut(vip, protocol).insert(other, away());
     }
     world.want.peers = PEER.map(|peer| peer.parse::<std::net::SocketAddr>().expect("address").ip()).into();
     let engine = world.load();
@@ -188,29 +193,68 @@ fn a_flow_that_is_not_known_gets_one_second_chance_and_then_stays() {
         return;
     }
     let mut engine = engine();
-    let inner = tcp(CLIENT, VIP);
-    let (here, other) = (tag(HERE), tag(ELSEWHERE));
+    for (number, inner) in [tcp(CLIENT, VIP), udp(CLIENT, VIP)].into_iter().enumerate() {
+        let (here, other) = (tag_of(HERE, inner.proto), tag_of(ELSEWHERE, inner.proto));
+        let before = 2 * number as u64;
 
-    // First round: to the other owner, who may send it back to us.
-    let (action, second) = run(&mut engine, &wrapped(0, &inner, Round::First, here, other).bytes());
-    assert!(action > PASS, "{action}");
-    assert_eq!(&second[30..34], [10, 0, 0, 9]);
-    let expected = wrapped(0, &inner, Round::Second, other, here);
-    assert_eq!(second[42..], expected.bytes()[42..]);
-    assert_eq!(count(&engine, "passed-on"), 1);
+        // First round: to the other owner, who may send it back to us.
+        let (action, second) = run(&mut engine, &wrapped(0, &inner, Round::First, here, other).bytes());
+        assert!(action > PASS, "{action}");
+        assert_eq!(&second[30..34], [10, 0, 0, 9]);
+        let expected = wrapped(0, &inner, Round::Second, other, here);
+        assert_eq!(second[42..], expected.bytes()[42..]);
+        assert_eq!(count(&engine, "passed-on"), before + 1);
 
-    // Second round, from the other side: back, for good.
-    let (action, last) = run(&mut engine, &wrapped(0, &inner, Round::Second, here, other).bytes());
-    assert!(action > PASS, "{action}");
-    let expected = wrapped(0, &inner, Round::Last, other, 0);
-    assert_eq!(last[42..], expected.bytes()[42..]);
+        // Second round, from the other side: back, for good.
+        let (action, last) = run(&mut engine, &wrapped(0, &inner, Round::Second, here, other).bytes());
+        assert!(action > PASS, "{action}");
+        let expected = wrapped(0, &inner, Round::Last, other, 0);
+        assert_eq!(last[42..], expected.bytes()[42..]);
 
-    // Last round: it stays, and from now on it is known.
-    let (action, out) = run(&mut engine, &wrapped(0, &inner, Round::Last, here, other).bytes());
-    assert_eq!((action, out), (PASS, delivered(&inner, HERE)));
-    let (action, _) = run(&mut engine, &wrapped(0, &inner, Round::First, here, other).bytes());
-    assert_eq!(action, PASS);
-    assert_eq!(count(&engine, "passed-on"), 2);
+        // Last round: it stays, and from now on it is known.
+        let (action, out) = run(&mut engine, &wrapped(0, &inner, Round::Last, here, other).bytes());
+        assert_eq!((action, out), (PASS, delivered(&inner, HERE)));
+        let (action, _) = run(&mut engine, &wrapped(0, &inner, Round::First, here, other).bytes());
+        assert_eq!(action, PASS);
+        assert_eq!(count(&engine, "passed-on"), before + 2);
+    }
+}
+
+#[test]
+fn a_balancer_gives_datagrams_that_its_own_backend_does_not_know_to_the_other_owner_once() {
+    if !lb_tests::tier::require("prog", can_run_programs) {
+        return;
+    }
+    let vip = "203.0.113.8:80";
+    let mut world = World::new().service(Udp, vip, Local, &[HERE]);
+    let mut engine = world.load();
+    engine.set_interface(LOOPBACK, OURS);
+    // A backend elsewhere comes: half of the slots are contested, and each has an owner on either node.
+    world.backends_mut(vip, Udp).insert(ELSEWHERE.parse().expect("address"), away());
+    world.want.peers = [[10, 0, 0, 9].into()].into();
+    assert_eq!(engine.apply(world.want.clone()), vec![]);
+    let (here, other) = (tag_of(HERE, lb_common::UDP), tag_of(ELSEWHERE, lb_common::UDP));
+    let mut passed_on = 0;
+    for port in 1024..1088 {
+        let inner = udp(&format!("198.51.100.7:{port}"), vip);
+        let (action, sent) = run(&mut engine, &inner.bytes());
+        if action == PASS {
+            // The owner until now keeps the slot.
+            assert_eq!(sent, delivered(&inner, HERE), "{port}");
+            continue;
+        }
+        // Whoever owned the slot may know the flow, but did not tell us of it.
+        let expected = wrapped(0, &inner, Round::Second, other, here);
+        assert_eq!(sent[42..], expected.bytes()[42..], "{port}");
+        passed_on += 1;
+
+        // It comes back: nobody knows it, so it begins here, and stays.
+        let back = wrapped(0, &inner, Round::Last, here, 0);
+        assert_eq!(run(&mut engine, &back.bytes()), (PASS, delivered(&inner, HERE)), "{port}");
+        assert_eq!(run(&mut engine, &inner.bytes()), (PASS, delivered(&inner, HERE)), "{port}");
+    }
+    assert!((16..48).contains(&passed_on), "{passed_on}");
+    assert_eq!(count(&engine, "passed-on"), passed_on);
 }
 
 #[test]
