@@ -10,6 +10,9 @@ use h2::server::SendResponse;
 use h2::{Reason, RecvStream};
 use http::{HeaderMap, Request, Response};
 use penstock::model::l7::{Filters, Protocol};
+use rustls::pki_types::PrivateKeyDer;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_rustls::TlsAcceptor;
 
 use crate::h2_client::{Client, exchange, limited};
 use crate::rig::{DEADLINE, Rig, nobody, to_with};
@@ -25,11 +28,12 @@ impl Upstream {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        Self::with(h2::server::Builder::new(), serve)
+        Self::with(h2::server::Builder::new(), None, serve)
     }
 
     fn with<F>(
         builder: h2::server::Builder,
+        tls: Option<TlsAcceptor>,
         serve: impl Fn(Request<RecvStream>, SendResponse<Bytes>) -> F + Send + Sync + 'static,
     ) -> Self
     where
@@ -48,10 +52,15 @@ impl Upstream {
                 while let Ok((stream, _)) = listener.accept().await {
                     count.fetch_add(1, Ordering::SeqCst);
                     let (builder, serve) = (builder.clone(), Arc::clone(&serve));
+                    let tls = tls.clone();
                     tokio::spawn(async move {
-                        let Ok(mut connection) = builder.handshake(stream).await else { return };
-                        while let Some(Ok((request, respond))) = connection.accept().await {
-                            tokio::spawn(serve(request, respond));
+                        match tls {
+                            None => streams(builder, stream, serve).await,
+                            Some(tls) => {
+                                if let Ok(stream) = tls.accept(stream).await {
+                                    streams(builder, stream, serve).await;
+                                }
+                            }
                         }
                     });
                 }
@@ -63,6 +72,36 @@ impl Upstream {
     fn connections(&self) -> usize {
         self.accepted.load(Ordering::SeqCst)
     }
+}
+
+async fn streams<F>(
+    builder: h2::server::Builder,
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    serve: Arc<impl Fn(Request<RecvStream>, SendResponse<Bytes>) -> F>,
+) where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let Ok(mut connection) = builder.handshake(stream).await else { return };
+    while let Some(Ok((request, respond))) = connection.accept().await {
+        tokio::spawn(serve(request, respond));
+    }
+}
+
+/// TLS with a certificate of its own that takes clients that ask for HTTP/2.
+fn tls() -> TlsAcceptor {
+    let key = rcgen::KeyPair::generate().expect("key");
+    let params = rcgen::CertificateParams::new(["grpc.example".to_owned()]).expect("params");
+    let certificate = params.self_signed(&key).expect("self-signed");
+    let key = PrivateKeyDer::try_from(key.serialize_der()).expect("key");
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate.der().clone()], key)
+        .expect("certificate");
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    TlsAcceptor::from(Arc::new(config))
 }
 
 fn filters() -> Filters {
@@ -121,6 +160,44 @@ fn a_unary_call_passes_with_its_trailers() {
     assert_eq!(reply.head.headers()["content-type"], "application/grpc");
     assert_eq!(reply.text(), "message");
     assert_eq!(reply.trailers, Some(status("0")));
+}
+
+#[test]
+fn grpcs_is_the_same_over_tls() {
+    let upstream = Upstream::with(h2::server::Builder::new(), Some(tls()), |request, respond| async move {
+        assert_eq!(request.uri().scheme_str(), Some("https"));
+        echo(request, respond).await;
+    });
+    let filters = Filters { protocol: Protocol::Grpcs, ..filters() };
+    let rig = Rig::start(to_with(&[upstream.addr], filters));
+    let client = Client::connect(rig.http);
+    static PART: [u8; 1_000_000] = [7; 1_000_000];
+
+    for _ in 0..10 {
+        let reply = client.ask(call("/"), &[b"message"]).expect("a response");
+        assert_eq!((reply.text().as_str(), reply.trailers), ("message", Some(status("0"))));
+    }
+    let reply = client.ask(call("/"), &[&PART[..]; 4]).expect("a response");
+
+    assert_eq!(reply.body.len(), 4_000_000);
+    assert_eq!(upstream.connections(), 1);
+}
+
+#[test]
+fn trailers_keep_names_that_requests_could_not_have() {
+    let upstream = Upstream::start(|_, mut respond| async move {
+        let mut stream = respond.send_response(grpc_head(), false).expect("sent");
+        let trailers = [("grpc-status", "0"), ("x_cost.ms", "5"), ("host", "evil")];
+        let trailers =
+            trailers.map(|(name, value)| (name.parse().expect("name"), value.parse().expect("value")));
+        let _ = stream.send_trailers(HeaderMap::from_iter(trailers));
+    });
+    let rig = Rig::start(to_with(&[upstream.addr], filters()));
+
+    let trailers =
+        Client::connect(rig.http).ask(call("/"), &[]).expect("a response").trailers.expect("trailers");
+
+    assert_eq!((trailers.len(), &trailers["x_cost.ms"]), (2, &"5".parse().expect("value")));
 }
 
 #[test]
@@ -191,7 +268,7 @@ fn calls_at_once_share_a_connection_and_never_exceed_what_the_upstream_allows() 
     let seen = Arc::clone(&most);
     let mut builder = h2::server::Builder::new();
     builder.max_concurrent_streams(20);
-    let upstream = Upstream::with(builder, move |request, respond| {
+    let upstream = Upstream::with(builder, None, move |request, respond| {
         let (live, most) = (Arc::clone(&live), Arc::clone(&most));
         async move {
             most.fetch_max(live.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);

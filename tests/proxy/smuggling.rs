@@ -118,3 +118,19 @@ fn any_bytes_leave_the_proxy_serving() {
 
     assert_eq!(rig.ask("GET / HTTP/1.1\r\nHost: a\r\n\r\n").status, 200);
 }
+
+#[test]
+fn nobody_gets_a_backend_to_speak_http_2_behind_our_back() {
+    let backend = Backend::mirror();
+    let rig = Rig::start(to(&[backend.addr]));
+
+    let text = rig
+        .ask("GET / HTTP/1.1\r\nHost: a\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\nConnection: Upgrade, HTTP2-Settings\r\n\r\n")
+        .text()
+        .to_ascii_lowercase();
+
+    assert!(
+        !text.contains("h2c") && !text.contains("http2-settings") && !text.contains("connection:"),
+        "{text}"
+    );
+}

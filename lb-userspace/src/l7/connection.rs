@@ -85,14 +85,13 @@ pub(super) async fn serve(worker: Rc<Worker>, stream: TcpStream, peer: SocketAdd
     }
 }
 
-/// Serves the one request of an HTTP/2 stream, or refuses it; false if the client did not get its
-/// whole response.
+/// Serves the one request of an HTTP/2 stream, or refuses it.
 pub(super) async fn serve_stream(
     worker: &Rc<Worker>,
     stream: h2::Stream,
     verdict: Result<(), Refusal>,
     client: Client,
-) -> bool {
+) -> h2::Ended {
     let socket = Carrier::Stream(&stream);
     let alarm = worker.timers.alarm();
     let mut connection = Connection::new(worker, socket, alarm, client);
@@ -100,11 +99,7 @@ pub(super) async fn serve_stream(
         Ok(()) => connection.request().await,
         Err(refusal) => connection.refuse(refusal).await,
     };
-    if left == Left::Broken {
-        stream.reset();
-        return false;
-    }
-    stream.finish().is_ok()
+    stream.end(left != Left::Broken)
 }
 
 impl<'w, 's> Connection<'w, 's> {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::buffer::{Buf, Scratch};
 use super::carrier::Carrier;
 use super::connection::{CLIENT_TIMEOUT, Connection};
+use super::h1::chunked::Decoder;
 use super::h1::head::Lines;
 use super::h1::{Body, Response, Version};
 use super::heads::{self, After};
@@ -305,9 +306,9 @@ impl Exchange<'_, '_, '_, '_> {
         let (body, coding) = match (bodyless, response.chunked, response.length) {
             (true, ..) => (Body::Length(0), Coding::Same),
             (false, true, _) if self.outgoing.version == Version::Http10 => {
-                (Body::Chunked(Default::default()), Coding::Decoded)
+                (Body::Chunked(Decoder::of_response()), Coding::Decoded)
             }
-            (false, true, _) => (Body::Chunked(Default::default()), Coding::Same),
+            (false, true, _) => (Body::Chunked(Decoder::of_response()), Coding::Same),
             (false, false, Some(length)) => (Body::Length(length), Coding::Same),
             (false, false, None) => (Body::UntilClose, Coding::Same),
         };

@@ -52,6 +52,15 @@ impl Piece {
 pub(in crate::l7) struct Decoder {
     state: State,
     content: u64,
+    of: Message,
+}
+
+/// Whose body it is. Trailers of a response may have names, such as gRPC's `x_cost`, that in a request
+/// some backend could take for another header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Message {
+    Request,
+    Response,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,11 +81,20 @@ enum State {
 
 impl Default for Decoder {
     fn default() -> Self {
-        Self { state: State::Size { size: 0, digits: 0 }, content: 0 }
+        Self::new(Message::Request)
     }
 }
 
 impl Decoder {
+    /// The body of a response; the default is a request's.
+    pub(in crate::l7) fn of_response() -> Self {
+        Self::new(Message::Response)
+    }
+
+    fn new(of: Message) -> Self {
+        Self { state: State::Size { size: 0, digits: 0 }, content: 0, of }
+    }
+
     /// The last chunk and its trailers were read.
     pub(in crate::l7) fn is_done(&self) -> bool {
         self.state == State::Done
@@ -153,7 +171,7 @@ impl Decoder {
             (State::ContentLf, b'\n') => State::Size { size: 0, digits: 0 },
             (State::TrailerStart { .. }, b'\r') => State::LastLf,
             (State::LastLf, b'\n') => State::Done,
-            (State::TrailerStart { seen }, _) if is_token(byte) => {
+            (State::TrailerStart { seen }, _) if self.of.names(byte) => {
                 let mut name = [0; NAME_BYTES];
                 name[0] = byte.to_ascii_lowercase();
                 State::TrailerName { seen: *seen + 1, name, len: 1 }
@@ -165,7 +183,7 @@ impl Decoder {
                 }
                 State::TrailerValue { seen: *seen + 1 }
             }
-            (State::TrailerName { seen, name, len }, _) if is_token(byte) && *seen < TRAILER_BYTES => {
+            (State::TrailerName { seen, name, len }, _) if self.of.names(byte) && *seen < TRAILER_BYTES => {
                 if let Some(place) = name.get_mut(*len) {
                     *place = byte.to_ascii_lowercase();
                 }
@@ -182,19 +200,33 @@ impl Decoder {
     }
 }
 
-/// Whether a trailer of this name, in lower case, passes.
-pub(in crate::l7) fn may_trail(name: &[u8]) -> bool {
-    !name.is_empty() && name.iter().all(|&byte| is_token(byte)) && !FORBIDDEN_TRAILERS.contains(&name)
+impl Message {
+    /// Characters of a trailer name that pass.
+    fn names(self, byte: u8) -> bool {
+        match self {
+            Self::Request => byte.is_ascii_alphanumeric() || byte == b'-',
+            Self::Response => byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte),
+        }
+    }
+
+    fn may_trail(self, name: &[u8]) -> bool {
+        !name.is_empty() && name.iter().all(|&byte| self.names(byte)) && !FORBIDDEN_TRAILERS.contains(&name)
+    }
+}
+
+/// Whether a trailer of this name, in lower case, passes behind a request.
+pub(in crate::l7) fn may_trail_request(name: &[u8]) -> bool {
+    Message::Request.may_trail(name)
+}
+
+/// Whether a trailer of this name, in lower case, passes behind a response.
+pub(in crate::l7) fn may_trail_response(name: &[u8]) -> bool {
+    Message::Response.may_trail(name)
 }
 
 /// Visible characters, space, tab, and bytes above ASCII: no CR, no LF, no other control.
 fn is_text(byte: u8) -> bool {
     matches!(byte, b'\t' | b' '..=b'~' | 0x80..)
-}
-
-/// Characters of a header name that we forward.
-fn is_token(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || byte == b'-'
 }
 
 #[cfg(test)]
@@ -220,6 +252,18 @@ mod tests {
             }
         }
         Ok((content, taken, decoder.is_done()))
+    }
+
+    #[test]
+    fn trailers_of_a_response_may_have_names_that_a_request_may_not() {
+        let body = b"0\r\nx_cost.ms: 5\r\n\r\n";
+
+        let request = Decoder::default().next(&body[3..]);
+        let mut response = Decoder::of_response();
+        let taken = response.next(body).map(Piece::len).and_then(|n| response.next(&body[n..]));
+
+        assert_eq!(request, Err(Malformed));
+        assert_eq!(taken, Ok(Piece::Trailers(body.len() - 3)));
     }
 
     #[test]

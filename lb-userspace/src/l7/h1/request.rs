@@ -1,6 +1,8 @@
 //! Request heads.
 
-use super::head::{Block, Connection, Framing, LineSet, Lines, Refusal, Sizes, Version, content_length};
+use super::head::{
+    Block, Connection, Framing, LineSet, Lines, Refusal, Sizes, Version, content_length, tokens,
+};
 
 /// A request head, borrowed from the bytes it was read into.
 #[derive(Debug, Clone, Copy)]
@@ -220,9 +222,14 @@ fn collect<'h, 'b>(
     request.length = framing.length;
     request.chunked = framing.chunked;
     request.persists = connection.persists(version);
-    // A body before the switch of protocols would have to be understood by both; nobody sends it.
+    // A body before the switch of protocols would have to be understood by both; nobody sends it. And
+    // who speaks HTTP/2 to the backend directly has left all our rules behind.
     let may_upgrade = connection.upgrade && version == Version::Http11 && !framing.chunked;
-    request.upgrade = request.upgrade.filter(|_| may_upgrade && framing.length.unwrap_or(0) == 0);
+    request.upgrade = request.upgrade.filter(|to| {
+        may_upgrade
+            && framing.length.unwrap_or(0) == 0
+            && !tokens(to).any(|to| to.eq_ignore_ascii_case(b"h2c"))
+    });
     Ok(request)
 }
 
@@ -303,6 +310,7 @@ impl Name {
             10 if is("connection") => Self::Connection,
             10 if is("keep-alive") => Self::Dropped,
             12 if is("x-request-id") => Self::RequestId,
+            14 if is("http2-settings") => Self::Dropped,
             14 if is("content-length") => Self::ContentLength,
             15 if is("x-forwarded-for") => Self::ForwardedFor,
             16 if is("x-forwarded-host") => Self::ForwardedHost,

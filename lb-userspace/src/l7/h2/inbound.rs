@@ -11,10 +11,11 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{Buf as _, Bytes};
 use h2::RecvStream;
-use http::header::{self, HeaderMap, HeaderName};
+use http::header::{self, HeaderMap};
 use http::{Method, StatusCode, request, response};
 
 use super::super::buffer::Scratch;
+use super::super::h1::chunked;
 use super::super::h1::head::Refusal;
 
 /// Room for the size line and the line end of a chunk.
@@ -32,6 +33,8 @@ pub(super) struct Inbound {
     data: Bytes,
     unreleased: usize,
     framing: Framing,
+    /// Which trailers pass.
+    may_trail: fn(&[u8]) -> bool,
     refused: bool,
 }
 
@@ -67,6 +70,7 @@ impl Inbound {
             data: Bytes::new(),
             unreleased: 0,
             framing: if known { Framing::Known } else { Framing::Chunked },
+            may_trail: chunked::may_trail_request,
             refused: false,
         };
         (inbound, verdict)
@@ -81,6 +85,7 @@ impl Inbound {
             data: Bytes::new(),
             unreleased: 0,
             framing: Framing::Known,
+            may_trail: chunked::may_trail_response,
             refused: false,
         }
     }
@@ -129,11 +134,12 @@ impl Inbound {
                     let trailers = ready!(body.poll_trailers(cx)).map_err(broken)?;
                     let mut end = Scratch::take();
                     end.extend_from_slice(b"0\r\n");
-                    trailers.iter().flatten().filter(|(name, _)| may_trail(name)).for_each(
-                        |(name, value)| {
+                    // Those that could be taken for something else in the head are left out.
+                    for (name, value) in trailers.iter().flatten() {
+                        if (self.may_trail)(name.as_str().as_bytes()) {
                             line(name.as_str(), value.as_bytes(), &mut end);
-                        },
-                    );
+                        }
+                    }
                     end.extend_from_slice(b"\r\n");
                     self.stage(end);
                     self.source = Source::Ended;
@@ -322,12 +328,7 @@ fn line(name: &str, value: &[u8], out: &mut Vec<u8>) {
     out.extend_from_slice(b"\r\n");
 }
 
-/// Trailers that could be taken for something else in the head are left out.
-fn may_trail(name: &HeaderName) -> bool {
-    super::super::h1::chunked::may_trail(name.as_str().as_bytes())
-}
-
-pub(super) fn is_grpc(headers: &HeaderMap) -> bool {
+fn is_grpc(headers: &HeaderMap) -> bool {
     headers.get(header::CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
 }
 

@@ -17,7 +17,7 @@ mod stream;
 
 pub(super) use client::Connections;
 pub(super) use server::serve;
-pub(super) use stream::Stream;
+pub(super) use stream::{Ended, Stream};
 
 /// What a client sends first, RFC 9113 3.4.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";

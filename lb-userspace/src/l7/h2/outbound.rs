@@ -14,7 +14,7 @@ use h2::{Reason, SendStream};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, Response, StatusCode, Uri, uri};
 
-use super::super::h1::chunked::Piece;
+use super::super::h1::chunked::{Decoder, Piece};
 use super::super::h1::head::Lines;
 use super::super::h1::{self, Body};
 
@@ -296,7 +296,7 @@ impl Outbound {
         let bodyless = *head_only || matches!(response.status, 204 | 304);
         self.body = Some(match (bodyless, response.chunked, response.length) {
             (true, ..) => Body::Length(0),
-            (false, true, _) => Body::Chunked(Default::default()),
+            (false, true, _) => Body::Chunked(Decoder::of_response()),
             (false, false, Some(length)) => Body::Length(length),
             (false, false, None) => Body::UntilClose,
         });

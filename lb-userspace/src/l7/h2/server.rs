@@ -21,7 +21,7 @@ use super::super::timers::{Alarm, Due};
 use super::super::worker::Worker;
 use super::chatter::Chatter;
 use super::io::Io;
-use super::stream::Stream;
+use super::stream::{Ended, Stream};
 use super::{PREFACE, limits};
 
 type Accepted = (Request<RecvStream>, SendResponse<Bytes>);
@@ -44,7 +44,8 @@ pub(in crate::l7) async fn serve(
     });
     let Some(h2) = shaken.await else { return };
     let streams = Rc::new(Streams::default());
-    let due = alarm.due(worker.limits().keep_alive);
+    // The first request has longer, even where none may follow it.
+    let due = alarm.due(worker.limits().header_timeout.max(worker.limits().keep_alive));
     let mut connection = Connection {
         worker,
         h2,
@@ -162,11 +163,10 @@ impl Connection<'_, '_> {
         let chatter = Rc::clone(&self.chatter);
         let (stream, verdict) = Stream::accepted(request, respond, Rc::clone(&chatter));
         tokio::task::spawn_local(async move {
-            let whole = connection::serve_stream(&worker, stream, verdict, client).await;
-            if whole {
-                chatter.finished()
-            } else {
-                chatter.cancelled()
+            match connection::serve_stream(&worker, stream, verdict, client).await {
+                Ended::Answered => chatter.finished(),
+                Ended::CutOff => {}
+                Ended::GivenUp => chatter.cancelled(),
             }
             streams.live.set(streams.live.get().saturating_sub(1));
             if let Some(waker) = streams.connection.take() {

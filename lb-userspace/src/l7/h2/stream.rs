@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use h2::client::SendRequest;
@@ -18,6 +18,17 @@ use super::chatter::Chatter;
 use super::client::Slot;
 use super::inbound::Inbound;
 use super::outbound::Outbound;
+
+/// How a client's stream ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::l7) enum Ended {
+    /// With a whole response.
+    Answered,
+    /// The response stopped short.
+    CutOff,
+    /// The client reset it.
+    GivenUp,
+}
 
 /// A stream as HTTP/1.1 bytes. The cells are borrowed only inside a poll function.
 ///
@@ -99,9 +110,17 @@ impl Stream {
         self.outbound.borrow_mut().finish()
     }
 
-    /// Tells the other side that the message will not be complete.
-    pub(in crate::l7) fn reset(&self) {
-        self.outbound.borrow_mut().reset(Reason::INTERNAL_ERROR);
+    /// Ends a stream whose response is complete or, with nobody left to complete it, cuts it off.
+    pub(in crate::l7) fn end(&self, complete: bool) -> Ended {
+        let given_up = self.poll_reset(&mut Context::from_waker(Waker::noop())).is_ready();
+        match complete && self.finish().is_ok() {
+            _ if given_up => Ended::GivenUp,
+            true => Ended::Answered,
+            false => {
+                self.outbound.borrow_mut().reset(Reason::INTERNAL_ERROR);
+                Ended::CutOff
+            }
+        }
     }
 
     /// The upstream said that it did nothing about the request (RFC 9113 8.7).

@@ -243,7 +243,7 @@ fn protocol(text: &str) -> Protocol {
 }
 
 fn not_yet_spoken(policy: &mut Policy, about: &mut About<'_>) {
-    if let Protocol::Grpc | Protocol::Grpcs | Protocol::FastCgi = policy.protocol {
+    if policy.protocol == Protocol::FastCgi {
         policy.denied = true;
         about.error_fix(
             "backend-protocol-not-yet",

@@ -193,7 +193,7 @@ pub const TABLE: &[Annotation] = &[
     row("disable-proxy-intercept-errors", Bool, Low, Location, Default, NotYet, "do not replace statuses of the upstream"),
     row("x-forwarded-prefix", Path, Medium, Location, Default, NotYet, "X-Forwarded-Prefix of rewritten requests"),
     row("upstream-vhost", Text, Low, Location, Default, NotYet, "Host header sent upstream"),
-    row("backend-protocol", One(&["HTTP", "HTTPS", "AUTO_HTTP", "GRPC", "GRPCS", "FCGI"]), Low, Location, Default, Honoured, "what the upstream speaks; HTTP so far"),
+    row("backend-protocol", One(&["HTTP", "HTTPS", "AUTO_HTTP", "GRPC", "GRPCS", "FCGI"]), Low, Location, Default, Honoured, "what the upstream speaks; FCGI not yet"),
     row("service-upstream", Bool, Low, Upstream, Default, NotYet, "send to the Service's address instead of its endpoints"),
     row("load-balance", One(&["round_robin", "ewma"]), Low, Upstream, Refuse, NotYet, "how an endpoint is chosen"),
     row("upstream-hash-by", Text, High, Upstream, Refuse, NotYet, "choose the endpoint by a hash"),
