@@ -154,6 +154,10 @@ struct MeaningArgs {
     #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true,
           env = "PENSTOCK_EXTERNAL_IPS")]
     external_ips: Option<bool>,
+    /// Hand the TLS of hosts with the annotation ssl-passthrough to their Service unopened
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true,
+          env = "PENSTOCK_ENABLE_SSL_PASSTHROUGH")]
+    enable_ssl_passthrough: Option<bool>,
 }
 
 #[derive(Debug, Args)]
@@ -493,6 +497,7 @@ impl MeaningArgs {
             node_name: self.node_name,
             load_balancer_class: self.load_balancer_class,
             external_ips: self.external_ips,
+            enable_ssl_passthrough: self.enable_ssl_passthrough,
             ..Settings::default()
         }
     }

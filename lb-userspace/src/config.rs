@@ -75,6 +75,8 @@ pub struct TranslateConfig {
     pub load_balancer_class: Option<String>,
     /// `--external-ips`.
     pub external_ips: bool,
+    /// `--enable-ssl-passthrough`.
+    pub enable_ssl_passthrough: bool,
 }
 
 /// `--datapath`.
@@ -166,6 +168,7 @@ pub struct Settings {
     pub(crate) node_name: Option<String>,
     pub(crate) load_balancer_class: Option<String>,
     pub(crate) external_ips: Option<bool>,
+    pub(crate) enable_ssl_passthrough: Option<bool>,
 }
 
 /// Why a configuration is refused; always names the setting, the value and what is allowed.
@@ -241,6 +244,7 @@ pub fn resolve(flags: Settings, file: Option<&Path>) -> Result<Config, Error> {
             node_name: merged.node_name.filter(|name| !name.is_empty()).or_else(node_name),
             load_balancer_class: class_name(merged.load_balancer_class)?,
             external_ips: merged.external_ips.unwrap_or(false),
+            enable_ssl_passthrough: merged.enable_ssl_passthrough.unwrap_or(false),
         },
     })
 }
@@ -284,6 +288,7 @@ impl Settings {
             node_name,
             load_balancer_class,
             external_ips,
+            enable_ssl_passthrough,
         } = self;
         Self {
             manifests: manifests.or(below.manifests),
@@ -313,6 +318,7 @@ impl Settings {
             node_name: node_name.or(below.node_name),
             load_balancer_class: load_balancer_class.or(below.load_balancer_class),
             external_ips: external_ips.or(below.external_ips),
+            enable_ssl_passthrough: enable_ssl_passthrough.or(below.enable_ssl_passthrough),
         }
     }
 }

@@ -120,6 +120,7 @@ fn options(input: &str) -> translate::Options {
             "disable-catch-all" => options.disable_catch_all = value == "true",
             "node-name" => options.node = Some(value.to_owned()),
             "load-balancer-class" => options.load_balancer_class = Some(value.to_owned()),
+            "enable-ssl-passthrough" => options.enable_ssl_passthrough = value == "true",
             "external-ips" => options.external_ips = value == "true",
             _ => panic!("unknown option {name}"),
         }

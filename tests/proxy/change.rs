@@ -120,7 +120,8 @@ fn draining_ends_idle_connections_and_lets_running_requests_finish() {
 #[test]
 fn a_second_proxy_on_the_same_address_is_refused() {
     let rig = Rig::with_workers(to(&[]), 2);
-    let options = penstock::l7::Options { http: vec![rig.http], https: vec![], workers: 2 };
+    let options =
+        penstock::l7::Options { http: vec![rig.http], https: vec![], workers: 2, ticket_keys: None };
 
     let refused = penstock::l7::Proxy::bind(options).err().expect("two proxies would share the clients");
 

@@ -1,7 +1,9 @@
 //! Tier `proxy`: the L7 engine between real clients and real backends on loopback.
 
+mod arrival;
 mod bodies;
 mod change;
+mod client_auth;
 mod edges;
 mod errors;
 mod grpc;
@@ -14,4 +16,5 @@ mod requests;
 mod rig;
 mod smuggling;
 mod tls;
+mod tls_client;
 mod upstream_tls;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use penstock::l7::{Options, Proxy, Running};
+use penstock::l7::{Options, Proxy, Running, TicketKeys};
 use penstock::model::ObjectName;
 use penstock::model::l4::Listener;
 use penstock::model::l7::{
@@ -33,8 +33,18 @@ impl Rig {
     }
 
     pub fn with_workers(l7: L7, workers: usize) -> Self {
+        Self::with(l7, workers, None)
+    }
+
+    /// The successor of a proxy with these ticket keys.
+    pub fn inheriting(l7: L7, ticket_keys: Option<TicketKeys>) -> Self {
+        Self::with(l7, 1, ticket_keys)
+    }
+
+    fn with(l7: L7, workers: usize, ticket_keys: Option<TicketKeys>) -> Self {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
-        let proxy = Proxy::bind(Options { http: vec![any], https: vec![any], workers }).expect("bind");
+        let proxy =
+            Proxy::bind(Options { http: vec![any], https: vec![any], workers, ticket_keys }).expect("bind");
         let desired = watch::Sender::new(Arc::new(l7));
         let running = proxy.start(desired.subscribe()).expect("start");
         let addr =

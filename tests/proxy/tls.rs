@@ -1,17 +1,13 @@
 //! Certificates by SNI, and their change under living connections.
 
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 
 use penstock::model::ObjectName;
 use penstock::model::l7::{Certificate, HostMatch, L7};
 use rcgen::{CertificateParams, DnType, KeyPair};
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, SignatureScheme, StreamOwned};
 
 use crate::rig::{Backend, DEADLINE, Rig, to};
+use crate::tls_client::Tls;
 
 #[test]
 fn the_certificate_follows_the_name_exact_then_wildcard_then_default() {
@@ -81,78 +77,4 @@ fn certify(l7: &mut L7, host: HostMatch, common_name: &str) {
         not_after: i64::MAX,
     };
     l7.certificates.insert(host, Arc::new(certificate));
-}
-
-/// A client that trusts everybody, because the test looks at the certificate itself.
-struct Tls(StreamOwned<ClientConnection, TcpStream>);
-
-impl Tls {
-    fn connect(addr: SocketAddr, name: &str) -> Self {
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .expect("versions")
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(Anybody))
-            .with_no_client_auth();
-        let name = ServerName::try_from(name.to_owned()).expect("a name");
-        let mut session = ClientConnection::new(Arc::new(config), name).expect("session");
-        let mut stream = TcpStream::connect(addr).expect("connect");
-        stream.set_read_timeout(Some(DEADLINE)).expect("timeout");
-        while session.is_handshaking() {
-            session.complete_io(&mut stream).expect("handshake");
-        }
-        Self(StreamOwned::new(session, stream))
-    }
-
-    fn common_name(&self) -> String {
-        let chain = self.0.conn.peer_certificates().expect("certificates");
-        let (_, leaf) = x509_parser::parse_x509_certificate(&chain[0]).expect("x509");
-        leaf.subject().iter_common_name().next().and_then(|cn| cn.as_str().ok()).expect("cn").to_owned()
-    }
-
-    fn ask(&mut self, request: &str) -> String {
-        self.0.write_all(request.as_bytes()).expect("send");
-        let mut text = Vec::new();
-        let _ = self.0.read_to_end(&mut text);
-        String::from_utf8_lossy(&text).into_owned()
-    }
-}
-
-#[derive(Debug)]
-struct Anybody;
-
-impl ServerCertVerifier for Anybody {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms.supported_schemes()
-    }
 }

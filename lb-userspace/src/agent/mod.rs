@@ -55,6 +55,7 @@ async fn serve(config: Config) -> Result<(), StartError> {
         http: config.http.clone(),
         https: config.https.clone(),
         workers: config.workers,
+        ticket_keys: None,
     })?;
     let admin =
         admin::bind(config.admin).await.map_err(|source| StartError::Admin { addr: config.admin, source })?;
@@ -261,6 +262,7 @@ pub(crate) fn meaning_options(meaning: &TranslateConfig) -> translate::Options {
         node_name,
         load_balancer_class,
         external_ips,
+        enable_ssl_passthrough,
     } = meaning.clone();
     let default = translate::Options::default();
     translate::Options {
@@ -274,6 +276,7 @@ pub(crate) fn meaning_options(meaning: &TranslateConfig) -> translate::Options {
         node: node_name,
         load_balancer_class,
         external_ips,
+        enable_ssl_passthrough,
         ..default
     }
 }

@@ -14,14 +14,6 @@ pub(super) enum Carrier<'a> {
 }
 
 impl Carrier<'_> {
-    /// See [`Socket::poll_handshake`]; a stream has none.
-    pub(super) fn poll_handshake(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self {
-            Self::Socket(socket) => socket.poll_handshake(cx),
-            Self::Stream(_) => Poll::Ready(Ok(())),
-        }
-    }
-
     /// The client chose HTTP/2 in its TLS handshake.
     pub(super) fn is_http2(&self) -> bool {
         matches!(self, Self::Socket(socket) if socket.is_http2())

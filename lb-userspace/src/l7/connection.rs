@@ -3,18 +3,15 @@
 
 use std::future::poll_fn;
 use std::io::IoSlice;
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use tokio::net::TcpStream;
-
 use super::buffer::{Buf, Scratch};
 use super::carrier::Carrier;
 use super::exchange::{self, Outgoing, Sent};
-use super::filters::{Answer, Asked, Next, Scheme, decide};
+use super::filters::{Answer, Asked, Next, decide};
 use super::h1::head::{Lines, Refusal, Sizes};
 use super::h1::{Body, Request, Version};
 use super::h2;
@@ -64,23 +61,16 @@ enum Left {
     Broken,
 }
 
-/// Serves one accepted connection to its end.
-pub(super) async fn serve(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr, scheme: Scheme) {
-    let port = stream.local_addr().map_or(0, |addr| addr.port());
-    let client = Client { addr: peer.ip().to_canonical(), scheme, port };
-    let link = match scheme {
-        Scheme::Http => Ok(Link::plain(stream)),
-        Scheme::Https => Link::tls_server(stream, worker.tls()),
-    };
-    let Ok(mut link) = link else { return };
+/// Serves the requests of a connection; `first` was read from it already.
+pub(super) async fn serve(worker: &Rc<Worker>, mut link: Link, first: Buf, alarm: Alarm, client: Client) {
     let socket = Carrier::Socket(link.socket());
-    let alarm = worker.timers.alarm();
-    let mut connection = Connection::new(&worker, socket, alarm, client);
+    let mut connection = Connection::new(worker, socket, alarm, client);
+    connection.buf = first;
     if connection.run().await == Left::Http2 {
-        let Connection { socket, buf, alarm, .. } = connection;
+        let Connection { socket, buf, alarm, client, .. } = connection;
         if let Carrier::Socket(socket) = socket {
             // Apart, so that a connection of HTTP/1.1 does not carry its size.
-            Box::pin(h2::serve(&worker, socket, buf, alarm, client)).await;
+            Box::pin(h2::serve(worker, socket, buf, alarm, client)).await;
         }
     }
 }
@@ -112,10 +102,6 @@ impl<'w, 's> Connection<'w, 's> {
 
 impl Connection<'_, '_> {
     async fn run(&mut self) -> Left {
-        if !self.handshake().await {
-            self.worker.counters.borrow_mut().failed_handshakes += 1;
-            return Left::Broken;
-        }
         if self.socket.is_http2() {
             return Left::Http2;
         }
@@ -129,17 +115,6 @@ impl Connection<'_, '_> {
                 left @ (Left::Broken | Left::Http2) => return left,
             }
         }
-    }
-
-    async fn handshake(&mut self) -> bool {
-        let due = self.alarm.due(self.limits.header_timeout);
-        poll_fn(|cx| {
-            if let Poll::Ready(done) = self.socket.poll_handshake(cx) {
-                return Poll::Ready(done.is_ok());
-            }
-            self.alarm.poll_due(cx, due).map(|()| false)
-        })
-        .await
     }
 
     /// One request from its first byte to the last byte of its response.
@@ -209,6 +184,9 @@ impl Connection<'_, '_> {
             host: request.host,
             target: request.target,
             length: request.length,
+            port: self.client.port,
+            https_port: self.worker.https_port,
+            shown: self.client.session.shown(),
         };
         let decision = decide(&snapshot.router, &asked);
         let body = match (request.chunked, request.length) {
@@ -224,7 +202,11 @@ impl Connection<'_, '_> {
                 let mut head = Scratch::take();
                 let fresh = self.worker.request_id();
                 let id = request.request_id.unwrap_or(&fresh);
-                heads::request(request, target.as_deref(), self.client, id, &mut head);
+                let certificate = self.client.session.identity().and_then(|identity| {
+                    let whole = decision.site.passes_certificate()?;
+                    Some(heads::Certificate { identity, whole })
+                });
+                heads::request(request, target.as_deref(), &self.client, certificate, id, &mut head);
                 Step::Exchange(Outgoing {
                     head,
                     body: body.clone(),
@@ -263,8 +245,9 @@ impl Connection<'_, '_> {
         self.buf.consume(plan.head_len);
         let Plan { method, is_head, version, after, body, step, route, labels, filters, snapshot, .. } = plan;
         let (status, left) = match step {
-            // A target that cannot be understood says little for what follows it.
-            Step::Answer(answer @ Answer::Status(400)) => {
+            // A target that cannot be understood says little for what follows it, and who is not
+            // taken here has to shake hands anew.
+            Step::Answer(answer @ Answer::Status(400 | 421)) => {
                 self.answer(&answer, is_head, version, After::Close, body).await
             }
             Step::Answer(answer) => self.answer(&answer, is_head, version, after, body).await,

@@ -16,6 +16,7 @@ use super::metrics::Failure;
 use super::relay::{Broken, Coding, Leg, Waits};
 use super::snapshot::Snapshot;
 use super::timers::Due;
+use super::tunnel::{End, tunnel};
 use super::upstream::{Attempts, Lease, Next, Progress, Terms};
 
 /// Informational responses swallowed before the real one; more is not HTTP.
@@ -376,37 +377,10 @@ impl Exchange<'_, '_, '_, '_> {
 
     /// After 101: bytes both ways until both sides closed or neither spoke for the read timeout.
     async fn tunnel(&mut self, head: Scratch) -> Sent {
-        let mut down = Leg::new(head, Body::UntilClose, Coding::Same, None);
-        let mut up = Leg::new(Scratch::take(), Body::UntilClose, Coding::Same, None);
-        let (mut down_ended, mut up_ended) = (false, false);
-        let mut due = self.connection.alarm.due(self.limits.read);
-        let mut moved = 0;
-        let Connection { socket: client, buf: client_buf, alarm, .. } = &mut *self.connection;
-        poll_fn(|cx| {
-            if !down_ended {
-                match down.poll(cx, self.upstream, &mut self.buf, client) {
-                    Poll::Ready(Ok(())) if client.poll_finish(cx).is_ready() => down_ended = true,
-                    Poll::Ready(Err(_)) => return Poll::Ready(()),
-                    Poll::Ready(Ok(())) | Poll::Pending => {}
-                }
-            }
-            if !up_ended {
-                match up.poll(cx, client, client_buf, self.upstream) {
-                    Poll::Ready(Ok(())) if self.upstream.poll_finish(cx).is_ready() => up_ended = true,
-                    Poll::Ready(Err(_)) => return Poll::Ready(()),
-                    Poll::Ready(Ok(())) | Poll::Pending => {}
-                }
-            }
-            if down_ended && up_ended {
-                return Poll::Ready(());
-            }
-            let now = down.moved() + up.moved();
-            if now != moved {
-                (moved, due) = (now, alarm.due(self.limits.read));
-            }
-            alarm.poll_due(cx, due)
-        })
-        .await;
+        let Connection { socket, buf, alarm, .. } = &mut *self.connection;
+        let client = End { carrier: socket, buf };
+        let upstream = End { carrier: self.upstream, buf: &mut self.buf };
+        tunnel(client, upstream, head, self.limits.read, alarm).await;
         Sent::Broken { status: 101 }
     }
 }

@@ -2,9 +2,10 @@
 
 use std::net::IpAddr;
 
-use crate::model::l7::{L7, SslRedirect};
+use crate::model::l7::{ClientAuth, Demand, L7, SslRedirect};
 use crate::model::report::{Explanation, Step};
 
+use super::client_auth::Shown;
 use super::filters::{Answer, Asked, Decision, Next, decide};
 
 pub use super::filters::Scheme;
@@ -40,10 +41,17 @@ pub fn explain(l7: &L7, request: &Request) -> Explanation {
         host: request.host.as_bytes(),
         target: request.target.as_bytes(),
         length,
+        port: if request.scheme == Scheme::Https { 443 } else { 80 },
+        https_port: 443,
+        shown: match request.scheme {
+            Scheme::Http => Shown::Plain,
+            Scheme::Https => Shown::Whatever,
+        },
     };
     let decision = decide(&router, &asked);
 
     let mut steps = vec![host_step(&request.host, &decision), path_step(&request.target, &decision)];
+    steps.extend(certificate_step(&decision));
     steps.extend(filter_steps(request, &decision));
     steps.push(upstream_step(&router, &decision));
     Explanation {
@@ -80,6 +88,32 @@ fn path_step(target: &str, decision: &Decision<'_>) -> Step {
         name => format!("Ingress {}/{name}, path {}", labels.namespace, labels.path),
     };
     step("path", format!("{target} is taken by {} of {by}", decision.route.describe()))
+}
+
+fn certificate_step(decision: &Decision<'_>) -> Option<Step> {
+    let detail = match decision.site.client_auth.as_deref()? {
+        ClientAuth::Unusable => "its authority cannot be used: every request is answered 403".to_owned(),
+        ClientAuth::Verify(verify) => {
+            let authority = match &verify.trust {
+                None => "not asked for".to_owned(),
+                Some(trust) => {
+                    let demand = match trust.demand {
+                        Demand::Required => "required, else 400 (403 over plain http)",
+                        Demand::Optional => "optional; a bad one is answered 400",
+                        Demand::OptionalAnyAuthority => "optional, of any authority",
+                    };
+                    format!("{demand}; trusted: Secret {}", trust.secret)
+                }
+            };
+            match &verify.subject {
+                Some(subject) => {
+                    format!("{authority}; its subject has to match {}, else 403", subject.regex())
+                }
+                None => authority,
+            }
+        }
+    };
+    Some(step("client-certificate", detail))
 }
 
 fn filter_steps(request: &Request, decision: &Decision<'_>) -> Vec<Step> {

@@ -2,7 +2,8 @@
 //!
 //! Pure. The proxy and `explain` run the same function.
 
-use crate::model::l7::{PathMatch, Piece, RedirectQuery, Rewrite, SslRedirect};
+use super::client_auth::{self, Shown};
+use crate::model::l7::{ClientAuth, PathMatch, Piece, RedirectQuery, Rewrite, SslRedirect};
 
 use super::path::{self, BadPath};
 use super::route::{Found, HostFound, Route, RouteAction, Router, Site, bare_host};
@@ -42,6 +43,12 @@ pub(super) struct Asked<'a> {
     pub(super) target: &'a [u8],
     /// `Content-Length`.
     pub(super) length: Option<u64>,
+    /// Port the client connected to.
+    pub(super) port: u16,
+    /// Port of the TLS listener.
+    pub(super) https_port: u16,
+    /// What is known of the client's certificate.
+    pub(super) shown: Shown<'a>,
 }
 
 /// What becomes of a request and by which location.
@@ -97,7 +104,10 @@ pub(super) fn decide<'r>(router: &'r Router, asked: &Asked<'_>) -> Decision<'r> 
     let Found { route, add_slash } = site.find(&normal);
     let too_large =
         route.filters.max_body_bytes.is_some_and(|max| asked.length.is_some_and(|length| length > max));
-    let next = if let Some(root) = site.app_root.as_ref().filter(|_| normal.as_ref() == b"/") {
+    let refused = refused_client(site, asked, &normal);
+    let next = if let Some(answer) = refused {
+        Next::Answer(answer)
+    } else if let Some(root) = site.app_root.as_ref().filter(|_| normal.as_ref() == b"/") {
         Next::Answer(app_root(asked, root))
     } else if too_large {
         Next::Answer(Answer::Status(413))
@@ -106,9 +116,38 @@ pub(super) fn decide<'r>(router: &'r Router, asked: &Asked<'_>) -> Decision<'r> 
     } else if is_health_check(asked.scheme, host, &normal, route) {
         Next::Answer(Answer::Healthy)
     } else {
-        filter(router, route, asked, &normal, query)
+        match filter(router, route, asked, &normal, query) {
+            Next::Proxy { .. } if is_closed_to(site, asked, &normal) => Next::Answer(Answer::Status(403)),
+            next => next,
+        }
     };
     Decision { site, host, route, next }
+}
+
+/// Reference 4.1, item 3: who does not get as far as a location.
+fn refused_client(site: &Site, asked: &Asked<'_>, path: &[u8]) -> Option<Answer> {
+    match site.client_auth.as_deref()? {
+        ClientAuth::Unusable => Some(Answer::Status(403)),
+        // The authority that renews the host's certificate has none itself.
+        ClientAuth::Verify(_) if is_challenge(asked, path) => None,
+        ClientAuth::Verify(verify) => client_auth::refuse(&site.host, verify, asked.shown),
+    }
+}
+
+/// Plain HTTP would be the way around a certificate that the host demands.
+fn is_closed_to(site: &Site, asked: &Asked<'_>, path: &[u8]) -> bool {
+    match site.client_auth.as_deref() {
+        Some(ClientAuth::Verify(verify)) => {
+            client_auth::is_closed_to_plain(verify, asked.shown) && !is_challenge(asked, path)
+        }
+        Some(ClientAuth::Unusable) | None => false,
+    }
+}
+
+/// An HTTP-01 challenge, which has to be answered over plain HTTP whatever the host demands.
+fn is_challenge(asked: &Asked<'_>, path: &[u8]) -> bool {
+    matches!(asked.shown, Shown::Plain)
+        && path.strip_prefix(NEVER_TO_HTTPS).is_some_and(|rest| rest.starts_with(b"/"))
 }
 
 /// Reference 4.1, items 5 and 6.
@@ -226,14 +265,26 @@ fn slash_redirect(asked: &Asked<'_>, path: &[u8], query: Option<&[u8]>) -> Answe
     Answer::Redirect { status: 301, location }
 }
 
-/// To the same target over https, one trailing slash cut (reference 4.7).
+/// To the same target over https, one trailing slash cut (reference 4.7). The port is named where the
+/// client itself named that of our listener: then nothing in between leads the usual ports to ours.
 fn https_redirect(asked: &Asked<'_>) -> Answer {
     let target = asked.target.strip_suffix(b"/").unwrap_or(asked.target);
     let mut location = Vec::with_capacity(asked.host.len() + target.len() + 8);
     location.extend_from_slice(b"https://");
-    location.extend_from_slice(bare_host(asked.host));
+    let (name, port) = split_port(asked.host);
+    location.extend_from_slice(name);
+    if port == Some(asked.port) && asked.port != 80 && asked.https_port != 443 {
+        location.extend_from_slice(format!(":{}", asked.https_port).as_bytes());
+    }
     location.extend_from_slice(target);
     Answer::Redirect { status: 308, location }
+}
+
+/// A Host header as its name and the port it names.
+fn split_port(host: &[u8]) -> (&[u8], Option<u16>) {
+    let name = bare_host(host);
+    let port = host.iter().rposition(|&byte| byte == b':').and_then(|at| host.get(at + 1..));
+    (name, port.and_then(|port| std::str::from_utf8(port).ok()?.parse().ok()))
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use std::io::Write as _;
 use std::net::IpAddr;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use super::client_auth::{Identity, Session};
 use super::filters::{Answer, Scheme};
 use super::h1::{Request, Response, Version};
 
@@ -12,12 +13,14 @@ use super::h1::{Request, Response, Version};
 const HSTS: &[u8] = b"Strict-Transport-Security: max-age=31536000; includeSubDomains\r\n";
 
 /// Who sent the request, as the upstream is told.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Client {
     pub(super) addr: IpAddr,
     pub(super) scheme: Scheme,
     /// Port it connected to.
     pub(super) port: u16,
+    /// What its handshake told of it.
+    pub(super) session: Session,
 }
 
 /// What becomes of the connection after a response.
@@ -31,7 +34,8 @@ pub(super) enum After {
 pub(super) fn request(
     request: &Request<'_, '_>,
     target: Option<&[u8]>,
-    client: Client,
+    client: &Client,
+    certificate: Option<Certificate<'_>>,
     request_id: &[u8],
     out: &mut Vec<u8>,
 ) {
@@ -61,11 +65,38 @@ pub(super) fn request(
     for original in request.block.values(request.forwarded_host) {
         line(out, b"X-Original-Forwarded-Host: ", original);
     }
+    if let Some(certificate) = certificate {
+        client_certificate(certificate, out);
+    }
     if let Some(upgrade) = request.upgrade {
         line(out, b"Upgrade: ", upgrade);
         out.extend_from_slice(b"Connection: upgrade\r\n");
     }
     out.extend_from_slice(b"\r\n");
+}
+
+/// What the upstream is told of a client's certificate; what the client itself said of it was dropped.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Certificate<'a> {
+    pub(super) identity: &'a Identity,
+    /// The certificate itself is passed on, too.
+    pub(super) whole: bool,
+}
+
+/// As nginx, which sends no header without a value.
+fn client_certificate(certificate: Certificate<'_>, out: &mut Vec<u8>) {
+    let Certificate { identity, whole } = certificate;
+    line(out, b"ssl-client-verify: ", identity.verify().as_bytes());
+    let pem = if whole { identity.escaped_pem() } else { "" };
+    for (name, value) in [
+        (&b"ssl-client-subject-dn: "[..], identity.subject.as_str()),
+        (b"ssl-client-issuer-dn: ", &identity.issuer),
+        (b"ssl-client-cert: ", pem),
+    ] {
+        if !value.is_empty() {
+            line(out, name, value.as_bytes());
+        }
+    }
 }
 
 /// Response head for the client, from the upstream's.
@@ -209,11 +240,13 @@ fn reason(status: u16) -> &'static str {
         307 => "Temporary Redirect",
         308 => "Permanent Redirect",
         400 => "Bad Request",
+        403 => "Forbidden",
         404 => "Not Found",
         405 => "Not Allowed",
         408 => "Request Time-out",
         413 => "Request Entity Too Large",
         414 => "Request-URI Too Large",
+        421 => "Misdirected Request",
         431 => "Request Header Fields Too Large",
         500 => "Internal Server Error",
         502 => "Bad Gateway",

@@ -103,6 +103,40 @@ impl Failure {
     }
 }
 
+/// Why a connection was closed before its first request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) enum Refused {
+    /// No PROXY header where one is due.
+    ProxyHeader,
+    /// No ClientHello in time, or none that fits a buffer.
+    Hello,
+    /// A name that no server has (`ssl-reject-handshake`).
+    UnknownName,
+    /// TLS to be handed on, and nobody to take it.
+    NoEndpoint,
+}
+
+impl Refused {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::ProxyHeader => "proxy-header",
+            Self::Hello => "client-hello",
+            Self::UnknownName => "unknown-name",
+            Self::NoEndpoint => "no-endpoint",
+        }
+    }
+}
+
+/// TLS that was handed on unopened.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Passthrough {
+    pub(super) connections: u64,
+    /// From clients.
+    pub(super) up_bytes: u64,
+    /// To clients.
+    pub(super) down_bytes: u64,
+}
+
 /// Requests of one route, method and status.
 #[derive(Debug, Clone, Default)]
 struct Series {
@@ -128,6 +162,8 @@ pub(super) struct Counters {
     settled: HashMap<(Arc<Labels>, Method, u16), Series>,
     refused: HashMap<u16, u64>,
     failures: HashMap<Failure, u64>,
+    refused_connections: HashMap<Refused, u64>,
+    pub(super) passthrough: Passthrough,
     pub(super) accepted: u64,
     pub(super) active: u64,
     /// Times a worker stopped accepting because of its connection limit.
@@ -171,6 +207,11 @@ impl Counters {
         *self.refused.entry(status).or_default() += 1;
     }
 
+    /// A connection that came to no request.
+    pub(super) fn refused_connection(&mut self, cause: Refused) {
+        *self.refused_connections.entry(cause).or_default() += 1;
+    }
+
     pub(super) fn upstream_failure(&mut self, failure: Failure) {
         *self.failures.entry(failure).or_default() += 1;
     }
@@ -201,6 +242,12 @@ impl Counters {
         for (failure, count) in &other.failures {
             *self.failures.entry(*failure).or_default() += count;
         }
+        for (cause, count) in &other.refused_connections {
+            *self.refused_connections.entry(*cause).or_default() += count;
+        }
+        self.passthrough.connections += other.passthrough.connections;
+        self.passthrough.up_bytes += other.passthrough.up_bytes;
+        self.passthrough.down_bytes += other.passthrough.down_bytes;
         self.accepted += other.accepted;
         self.active += other.active;
         self.full += other.full;
@@ -312,6 +359,28 @@ impl Counters {
                 kind: MetricKind::Gauge,
                 samples: vec![Sample { suffix: "", labels: Vec::new(), value: self.http2_upstream as f64 }],
             },
+            labelled(
+                "penstock_l7_refused_connections_total",
+                "Connections closed before their first request, by cause.",
+                MetricKind::Counter,
+                "cause",
+                self.refused_connections.iter().map(|(cause, n)| (cause.as_str().to_owned(), *n)).collect(),
+            ),
+            counter(
+                "penstock_l7_passthrough_connections_total",
+                "TLS connections handed to an upstream unopened.",
+                self.passthrough.connections,
+            ),
+            labelled(
+                "penstock_l7_passthrough_bytes_total",
+                "Bytes of TLS connections handed on unopened, by direction; counted at their end.",
+                MetricKind::Counter,
+                "direction",
+                vec![
+                    ("up".to_owned(), self.passthrough.up_bytes),
+                    ("down".to_owned(), self.passthrough.down_bytes),
+                ],
+            ),
             counter(
                 "penstock_l7_failed_handshakes_total",
                 "TLS handshakes that did not complete.",

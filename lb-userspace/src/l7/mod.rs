@@ -1,28 +1,37 @@
 //! The proxy: HTTP/1.1, HTTP/2 and TLS for the connections the kernel punts up, or for its own listeners.
 //!
 //! Thread per core: each worker owns its listeners, connections, upstream pools and counters, and
-//! shares only the read-only snapshot. Reading order of a request: [`worker`] accepts,
-//! [`connection`] reads the head, [`filters`] decides (with [`route`]), [`exchange`] talks to an
+//! shares only the read-only snapshot. Reading order of a request: [`worker`] accepts, [`arrival`] tells
+//! what comes, [`connection`] reads the head, [`filters`] decides (with [`route`]), [`exchange`] talks to an
 //! endpoint that [`upstream`] leases it, through [`relay`]. No Kubernetes, no aya.
 
+mod arrival;
 mod buffer;
 mod carrier;
+mod client_auth;
+mod client_hello;
 mod connection;
 mod exchange;
 pub mod explain;
 mod filters;
+pub mod fuzz;
 mod h1;
 mod h2;
 mod heads;
 mod listen;
 mod metrics;
+mod passthrough;
 mod path;
+mod proxy_protocol;
 mod relay;
 mod route;
 mod snapshot;
 mod socket;
+mod subject;
+mod tickets;
 mod timers;
 mod tls;
+mod tunnel;
 mod upstream;
 mod worker;
 
@@ -35,6 +44,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
+
+pub use tickets::TicketKeys;
 
 use crate::model::l4::Listener;
 use crate::model::l7::L7;
@@ -54,6 +65,8 @@ pub struct Options {
     pub https: Vec<SocketAddr>,
     /// Worker threads, at least 1.
     pub workers: usize,
+    /// Keys of an earlier process, so that its TLS sessions can be resumed; `None`: new ones.
+    pub ticket_keys: Option<TicketKeys>,
 }
 
 /// Why the proxy cannot start.
@@ -88,7 +101,7 @@ pub struct Proxy {
 impl Proxy {
     /// Opens every listener once per worker (`SO_REUSEPORT`).
     pub fn bind(options: Options) -> Result<Self, Error> {
-        let tls = Arc::new(tls::Tls::new()?);
+        let tls = Arc::new(tls::Tls::new(options.ticket_keys.clone())?);
         let workers = listen::bind(&options)?;
         Ok(Self { workers, tls })
     }
@@ -122,13 +135,14 @@ impl Proxy {
             controls.push(control);
             threads.push(thread);
         }
-        Ok(Running { addrs: addrs.unwrap_or_default(), controls, threads: threads.into() })
+        Ok(Running { addrs: addrs.unwrap_or_default(), tls, controls, threads: threads.into() })
     }
 }
 
 /// A serving proxy. Dropping it stops every worker at once.
 pub struct Running {
     addrs: Vec<(Listener, SocketAddr)>,
+    tls: Arc<tls::Tls>,
     controls: Vec<mpsc::UnboundedSender<worker::Control>>,
     threads: std::sync::Mutex<Vec<JoinHandle<()>>>,
 }
@@ -137,6 +151,11 @@ impl Running {
     /// Addresses it listens on, with the ports that were chosen for port 0.
     pub fn addrs(&self) -> Vec<(Listener, SocketAddr)> {
         self.addrs.clone()
+    }
+
+    /// Keys of TLS session tickets, for the process that takes over.
+    pub fn ticket_keys(&self) -> TicketKeys {
+        self.tls.ticket_keys()
     }
 
     /// Counters of all workers together. Waits for each to answer, at most a second; a worker that

@@ -9,7 +9,8 @@ use std::sync::Arc;
 
 use crate::model::ObjectName;
 use crate::model::l7::{
-    Action, Edge, Filters, HostMatch, L7, Location, PathMatch, Protocol, Redirect, UpstreamName, UpstreamTls,
+    Action, ClientAuth, Edge, Filters, HostMatch, L7, Location, PathMatch, Protocol, Redirect, UpstreamName,
+    UpstreamTls,
 };
 
 use super::filters::Scheme;
@@ -34,6 +35,8 @@ pub(super) struct Router {
     pub(super) clients: Vec<Arc<Client>>,
     /// How clients are received.
     pub(super) edge: Edge,
+    /// Upstreams of the hosts whose TLS is handed on, by index.
+    passthrough: HashMap<Box<str>, usize>,
 }
 
 /// A way to speak TLS to an upstream.
@@ -58,6 +61,8 @@ pub(super) struct Site {
     pub(super) host: HostMatch,
     /// Where a request for `/` is sent instead.
     pub(super) app_root: Option<String>,
+    /// What it demands of its clients.
+    pub(super) client_auth: Option<Arc<ClientAuth>>,
     locations: Vec<Route>,
     /// Index of locations by full path.
     exact: HashMap<Box<[u8]>, usize>,
@@ -170,19 +175,41 @@ impl Router {
                 HostMatch::Wildcard(suffix) => wildcard.insert(suffix.as_bytes().into(), sites.len()),
                 HostMatch::Any => None,
             };
-            sites.push(Site { app_root: server.app_root.clone(), ..builder.site(host, &server.locations) });
+            sites.push(Site {
+                app_root: server.app_root.clone(),
+                client_auth: server.client_auth.clone(),
+                ..builder.site(host, &server.locations)
+            });
         }
         if !l7.servers.contains_key(&HostMatch::Any) {
             sites.push(builder.site(&HostMatch::Any, &[]));
         }
+        let handed_on =
+            |(host, name): (&String, &UpstreamName)| Some((host.as_str().into(), *index.get(name)?));
+        let passthrough = l7.passthrough.iter().filter_map(handed_on).collect();
         let any = sites.iter().position(|site| site.host == HostMatch::Any).unwrap_or(0);
         let tls = builder.tls;
-        Self { exact, wildcard, any, sites, upstreams, tls, clients: Vec::new(), edge: l7.edge.clone() }
+        Self {
+            exact,
+            wildcard,
+            any,
+            sites,
+            upstreams,
+            tls,
+            clients: Vec::new(),
+            edge: l7.edge.clone(),
+            passthrough,
+        }
     }
 
     /// Every route there is.
     pub(super) fn routes(&self) -> impl Iterator<Item = &Route> {
         self.sites.iter().flat_map(|site| site.locations.iter().chain([&site.fallback]))
+    }
+
+    /// The upstream that a ClientHello with this name belongs to, if it is not ours to answer.
+    pub(super) fn passthrough(&self, name: &str) -> Option<usize> {
+        self.passthrough.get(name).copied()
     }
 
     /// The site for a Host header (with or without port).
@@ -227,6 +254,14 @@ pub(super) fn bare_host(host: &[u8]) -> &[u8] {
 }
 
 impl Site {
+    /// Whether the upstream is told of the client's certificate, and if so whether it gets all of it.
+    pub(super) fn passes_certificate(&self) -> Option<bool> {
+        match self.client_auth.as_deref()? {
+            ClientAuth::Verify(verify) => Some(verify.pass_certificate),
+            ClientAuth::Unusable => None,
+        }
+    }
+
     /// The first location, in the snapshot's order, that takes this normalised path.
     pub(super) fn find(&self, path: &[u8]) -> Found<'_> {
         let mut best = self.exact.get(path).copied();
@@ -350,6 +385,7 @@ impl SiteBuilder<'_> {
         let mut site = Site {
             host: host.clone(),
             app_root: None,
+            client_auth: None,
             locations: Vec::with_capacity(locations.len()),
             exact: HashMap::new(),
             prefix: HashMap::new(),

@@ -12,11 +12,13 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 
 use rustix::net::{RecvFlags, recv};
-use rustls::pki_types::ServerName;
-use rustls::{ClientConfig, ClientConnection, ServerConfig, ServerConnection};
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, ClientConnection, ProtocolVersion, ServerConfig, ServerConnection};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
+
+use super::buffer::Buf;
 
 /// A connection that is owned, with its TLS session if it has one: what a pool keeps.
 ///
@@ -37,6 +39,8 @@ pub(super) struct Socket<'a> {
 
 struct Tls {
     session: RefCell<rustls::Connection>,
+    /// Read from the connection before it was known to be TLS.
+    early: RefCell<Buf>,
     /// Plaintext bytes that rustls holds for us.
     readable: Cell<usize>,
     eof: Cell<bool>,
@@ -51,15 +55,33 @@ pub(super) enum Presence {
     Talking,
 }
 
+impl Tls {
+    /// Something can be read without asking the kernel.
+    fn is_readable(&self) -> bool {
+        self.readable.get() > 0 || self.eof.get() || !self.early.borrow().is_empty()
+    }
+}
+
 impl Link {
     /// A connection whose bytes are not encrypted.
     pub(super) fn plain(stream: TcpStream) -> Self {
         Self { stream, tls: None }
     }
 
-    /// A connection whose client will start a TLS handshake.
-    pub(super) fn tls_server(stream: TcpStream, config: Arc<ServerConfig>) -> Result<Self, rustls::Error> {
-        Ok(Self::tls(stream, ServerConnection::new(config)?.into()))
+    /// Goes on with the TLS handshake that the client has started with the bytes in `early`.
+    pub(super) fn into_tls(self, config: Arc<ServerConfig>, early: Buf) -> Result<Self, rustls::Error> {
+        let mut link = Self::tls(self.stream, ServerConnection::new(config)?.into());
+        if let Some(tls) = &mut link.tls {
+            tls.early = RefCell::new(early);
+        }
+        Ok(link)
+    }
+
+    /// Certificates that the client showed, its own first.
+    pub(super) fn peer_certificates(&self) -> Vec<CertificateDer<'static>> {
+        let session = self.tls.as_ref().map(|tls| tls.session.borrow());
+        let shown = session.as_ref().and_then(|session| session.peer_certificates());
+        shown.map(<[_]>::to_vec).unwrap_or_default()
     }
 
     /// A connection on which we start one; [`Socket::poll_handshake`] runs it.
@@ -72,7 +94,12 @@ impl Link {
     }
 
     fn tls(stream: TcpStream, session: rustls::Connection) -> Self {
-        let tls = Tls { session: RefCell::new(session), readable: Cell::new(0), eof: Cell::new(false) };
+        let tls = Tls {
+            session: RefCell::new(session),
+            early: RefCell::default(),
+            readable: Cell::new(0),
+            eof: Cell::new(false),
+        };
         Self { stream, tls: Some(Box::new(tls)) }
     }
 
@@ -144,7 +171,7 @@ impl AsyncWrite for Link {
 impl Socket<'_> {
     /// Bytes, or the end, can probably be read without waiting.
     pub(super) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.tls.is_some_and(|tls| tls.readable.get() > 0 || tls.eof.get()) {
+        if self.tls.is_some_and(Tls::is_readable) {
             return Poll::Ready(Ok(()));
         }
         self.rd.borrow().as_ref().poll_read_ready(cx)
@@ -217,7 +244,10 @@ impl Socket<'_> {
             }
             ready!(self.poll_records(cx, tls))?;
         }
-        Poll::Ready(Ok(()))
+        // In TLS 1.2 the last word is the server's, and the client waits for it. What is left of a
+        // handshake of TLS 1.3 travels with the first message.
+        let is_old = tls.session.borrow().protocol_version() == Some(ProtocolVersion::TLSv1_2);
+        if is_old { self.poll_flush(cx) } else { Poll::Ready(Ok(())) }
     }
 
     /// The client chose HTTP/2 in its handshake.
@@ -332,7 +362,15 @@ struct Raw<'r, 's, 'c> {
 }
 
 impl Read for Raw<'_, '_, '_> {
-    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+    fn read(&mut self, mut into: &mut [u8]) -> io::Result<usize> {
+        if let Some(tls) = self.socket.tls {
+            let mut early = tls.early.borrow_mut();
+            if !early.is_empty() {
+                let n = into.write(early.bytes())?;
+                early.consume(n);
+                return Ok(n);
+            }
+        }
         would_block(self.socket.poll_read_raw(self.cx, into))
     }
 }

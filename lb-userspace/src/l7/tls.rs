@@ -1,51 +1,134 @@
-//! TLS towards clients: certificates by SNI, swapped under running connections.
+//! TLS towards clients: what each name is offered, swapped under running connections.
+//!
+//! Most hosts share one configuration and differ in their certificate only. A host that asks for
+//! client certificates or has ciphers of its own has a configuration of its own.
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use rcgen::{CertificateParams, DnType, KeyPair};
-use rustls::ServerConfig;
-use rustls::crypto::aws_lc_rs;
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::server::{
+    ClientHello, NoServerSessionStorage, ResolvesServerCert, ServerSessionMemoryCache, StoresServerSessions,
+};
 use rustls::sign::CertifiedKey;
+use rustls::{ServerConfig, SupportedProtocolVersion};
 
 use super::Error;
-use crate::model::l7::{Certificate, HostMatch, L7};
+use super::client_auth::Authority;
+use super::tickets::{Scope, TicketKeys, Ticketer, Tickets};
+use crate::model::l7::{
+    Certificate, Cipher, CipherOrder, Ciphers, ClientAuth, Group, HostMatch, L7, Resumption, Server,
+    TlsPolicy, TlsVersions, UnknownName,
+};
 
 /// Name ingress-nginx's own stand-in certificate carries; scripts look for it.
 const FAKE_NAME: &str = "Kubernetes Ingress Controller Fake Certificate";
 
 /// The TLS side of every worker.
 pub(super) struct Tls {
-    pub(super) config: Arc<ServerConfig>,
-    certificates: Arc<Certificates>,
+    fake: Arc<CertifiedKey>,
+    tickets: Arc<Tickets>,
+    current: RwLock<Arc<Published>>,
+}
+
+/// What clients are offered from the next handshake on.
+pub(super) struct Published {
+    certificates: Arc<BySni>,
+    /// What a host without settings of its own offers.
+    base: Arc<ServerConfig>,
+    /// Every host, by its name; with what it offers if that differs.
+    exact: HashMap<String, Option<Own>>,
+    /// By the suffix after `*.`.
+    wildcard: HashMap<String, Option<Own>>,
+    any: Option<Own>,
+    unknown: UnknownName,
+    /// Sessions that are kept here, by what they belong to.
+    sessions: Sessions,
+}
+
+/// What one host offers.
+#[derive(Clone)]
+struct Own {
+    config: Arc<ServerConfig>,
+    authority: Option<Arc<Authority>>,
+}
+
+/// The answer to a ClientHello.
+pub(super) enum Offer {
+    /// The handshake goes on with this; its client is judged by the authority, if there is one.
+    Handshake { config: Arc<ServerConfig>, authority: Option<Arc<Authority>> },
+    /// There is no such name, and nothing is to be shown.
+    UnknownName,
 }
 
 impl Tls {
     /// Ready to serve with a generated certificate until [`Tls::publish`].
-    pub(super) fn new() -> Result<Self, Error> {
-        let failed = |error: &dyn std::fmt::Display| Error::Tls(error.to_string());
+    pub(super) fn new(inherited: Option<TicketKeys>) -> Result<Self, Error> {
         let fake = fake_certificate()?;
-        let current = RwLock::new(Arc::new(BySni { default: Arc::clone(&fake), ..BySni::empty(&fake) }));
-        let certificates = Arc::new(Certificates { fake, current });
-        let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-            .with_safe_default_protocol_versions()
-            .map_err(|e| failed(&e))?
-            .with_no_client_auth()
-            .with_cert_resolver(Arc::clone(&certificates) as Arc<dyn ResolvesServerCert>);
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        config.ticketer = aws_lc_rs::Ticketer::new().map_err(|e| failed(&e))?;
-        Ok(Self { config: Arc::new(config), certificates })
+        let tickets = Arc::new(Tickets::new(inherited)?);
+        let certificates = Arc::new(BySni::empty(&fake));
+        let policy = TlsPolicy::default();
+        let mut maker = Maker::new(&policy, &tickets, &certificates, Sessions::default());
+        let base = maker.config(&Ciphers::default(), None).map_err(|error| Error::Tls(error.to_string()))?;
+        let current = Published {
+            certificates: Arc::clone(&certificates),
+            base,
+            exact: HashMap::new(),
+            wildcard: HashMap::new(),
+            any: None,
+            unknown: UnknownName::Default,
+            sessions: Sessions::new(),
+        };
+        Ok(Self { fake, tickets, current: RwLock::new(Arc::new(current)) })
     }
 
-    /// Serves the certificates of a snapshot from the next handshake on. A certificate that rustls
-    /// does not take (the translation checked it, so hardly ever) leaves its hosts to the default.
+    /// For the process that takes over.
+    pub(super) fn ticket_keys(&self) -> TicketKeys {
+        self.tickets.keys()
+    }
+
+    /// What there is to offer now.
+    pub(super) fn current(&self) -> Arc<Published> {
+        Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Serves the certificates and authorities of a snapshot from the next handshake on. What rustls
+    /// does not take (the translation checked it, so hardly ever) leaves a host to the default
+    /// certificate, and closes one that asks for client certificates.
     pub(super) fn publish(&self, l7: &L7) {
-        let before = self.certificates.current();
-        let mut parsed = Parsed { before: &before, made: HashMap::new() };
-        let mut next = BySni::empty(&self.certificates.fake);
+        let before = self.current();
+        let certificates = Arc::new(self.certificates(l7, &before.certificates));
+        let policy = &l7.edge.tls;
+        let mut maker = Maker::new(policy, &self.tickets, &certificates, before.sessions.clone());
+        let base = maker.config(&policy.ciphers, None).unwrap_or_else(|error| {
+            tracing::error!(%error, "tls settings refused by the tls library; those of before stay");
+            Arc::clone(&before.base)
+        });
+        let (mut exact, mut wildcard, mut any) = (HashMap::new(), HashMap::new(), None);
+        for (host, server) in &l7.servers {
+            let own = maker.own(host, server);
+            match host {
+                HostMatch::Exact(name) => {
+                    exact.insert(name.clone(), own);
+                }
+                HostMatch::Wildcard(suffix) => {
+                    wildcard.insert(suffix.clone(), own);
+                }
+                HostMatch::Any => any = own,
+            }
+        }
+        let sessions = maker.used;
+        let unknown = policy.unknown_name;
+        let next = Published { certificates, base, exact, wildcard, any, unknown, sessions };
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next);
+    }
+
+    fn certificates(&self, l7: &L7, before: &BySni) -> BySni {
+        let mut parsed = Parsed { before, made: HashMap::new() };
+        let mut next = BySni::empty(&self.fake);
         if let Some(key) = l7.default_certificate.as_ref().and_then(|c| parsed.key(c)) {
             next.default = key;
         }
@@ -58,7 +141,160 @@ impl Tls {
             };
         }
         next.parsed = parsed.made;
-        *self.certificates.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next);
+        next
+    }
+}
+
+impl Published {
+    /// Exact name, then a wildcard one label deep, then the default: as requests find their host.
+    pub(super) fn offer(&self, name: Option<&str>) -> Offer {
+        let known = name.and_then(|name| {
+            let suffix = name.split_once('.').map(|(_, suffix)| suffix);
+            self.exact.get(name).or_else(|| self.wildcard.get(suffix?))
+        });
+        let own = match known {
+            Some(own) => own,
+            None if self.unknown == UnknownName::Reject => return Offer::UnknownName,
+            None => &self.any,
+        };
+        match own.clone() {
+            Some(Own { config, authority }) => Offer::Handshake { config, authority },
+            None => Offer::Handshake { config: Arc::clone(&self.base), authority: None },
+        }
+    }
+}
+
+/// Stored sessions by what they belong to; only where tickets are off.
+type Sessions = HashMap<(Scope, usize), Arc<dyn StoresServerSessions>>;
+
+/// Makes the configurations of one snapshot.
+struct Maker<'p> {
+    policy: &'p TlsPolicy,
+    tickets: &'p Arc<Tickets>,
+    certificates: &'p Arc<BySni>,
+    /// Of the snapshot before, so that its sessions can still be resumed.
+    sessions: Sessions,
+    used: Sessions,
+}
+
+impl<'p> Maker<'p> {
+    fn new(
+        policy: &'p TlsPolicy,
+        tickets: &'p Arc<Tickets>,
+        certificates: &'p Arc<BySni>,
+        sessions: Sessions,
+    ) -> Self {
+        Self { policy, tickets, certificates, sessions, used: Sessions::new() }
+    }
+
+    /// `None`: the host offers what all do.
+    fn own(&mut self, host: &HostMatch, server: &Server) -> Option<Own> {
+        let trust = match server.client_auth.as_deref() {
+            Some(ClientAuth::Verify(verify)) => verify.trust.as_ref(),
+            Some(ClientAuth::Unusable) | None => None,
+        };
+        if trust.is_none() && server.ciphers.is_none() {
+            return None;
+        }
+        let ciphers = server.ciphers.as_ref().unwrap_or(&self.policy.ciphers);
+        let failed = |error: &dyn std::fmt::Display| {
+            // Without an authority of its own every request of the host is answered 421: closed.
+            tracing::warn!(%host, %error, "tls settings of a host refused by the tls library");
+        };
+        let authority = match trust.map(|trust| Authority::new(host, trust, &provider(self.policy, ciphers)))
+        {
+            Some(Ok(authority)) => Some(Arc::new(authority)),
+            Some(Err(error)) => {
+                failed(&error);
+                return None;
+            }
+            None => None,
+        };
+        let config = self.config(ciphers, authority.as_ref()).map_err(|error| failed(&error)).ok()?;
+        Some(Own { config, authority })
+    }
+
+    fn config(
+        &mut self,
+        ciphers: &Ciphers,
+        authority: Option<&Arc<Authority>>,
+    ) -> Result<Arc<ServerConfig>, rustls::Error> {
+        let policy = self.policy;
+        let builder = ServerConfig::builder_with_provider(Arc::new(provider(policy, ciphers)))
+            .with_protocol_versions(versions(policy, ciphers))?;
+        let builder = match authority {
+            Some(authority) => builder.with_client_cert_verifier(authority.asking()),
+            None => builder.with_no_client_auth(),
+        };
+        let resolver = Arc::clone(self.certificates) as Arc<dyn ResolvesServerCert>;
+        let mut config = builder.with_cert_resolver(resolver);
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        config.ignore_client_order = ciphers.order == CipherOrder::Ours;
+        let scope = authority.map_or_else(Scope::default, |authority| authority.scope());
+        match policy.resumption {
+            Resumption::Tickets => {
+                let shared = policy.ticket_key.as_ref().map(|key| key.0.as_slice());
+                let ticketer = Ticketer::new(self.tickets, shared, scope, policy.session_timeout);
+                config.ticketer = Arc::new(ticketer);
+                config.session_storage = Arc::new(NoServerSessionStorage {});
+            }
+            Resumption::Cache(size) => config.session_storage = self.storage(scope, size),
+            Resumption::Off => {
+                config.session_storage = Arc::new(NoServerSessionStorage {});
+                config.send_tls13_tickets = 0;
+            }
+        }
+        Ok(Arc::new(config))
+    }
+
+    /// The sessions that were kept for this scope before, or an empty store.
+    fn storage(&mut self, scope: Scope, size: usize) -> Arc<dyn StoresServerSessions> {
+        let place = (scope, size);
+        let known = self.sessions.get(&place).or_else(|| self.used.get(&place)).cloned();
+        let storage = known.unwrap_or_else(|| ServerSessionMemoryCache::new(size));
+        self.used.insert(place, Arc::clone(&storage));
+        storage
+    }
+}
+
+/// Suites of TLS 1.3 as OpenSSL orders them, then those that are allowed of TLS 1.2.
+fn provider(policy: &TlsPolicy, ciphers: &Ciphers) -> CryptoProvider {
+    use aws_lc_rs::{cipher_suite as suite, kx_group};
+    let of_12 = ciphers.suites.iter().map(|cipher| match cipher {
+        Cipher::EcdsaAes128 => suite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
+        Cipher::RsaAes128 => suite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+        Cipher::EcdsaAes256 => suite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
+        Cipher::RsaAes256 => suite::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
+        Cipher::EcdsaChaCha20 => suite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
+        Cipher::RsaChaCha20 => suite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
+    });
+    let of_13 = [
+        suite::TLS13_AES_256_GCM_SHA384,
+        suite::TLS13_CHACHA20_POLY1305_SHA256,
+        suite::TLS13_AES_128_GCM_SHA256,
+    ];
+    let groups = policy.groups.iter().map(|group| match group {
+        Group::X25519MlKem768 => kx_group::X25519MLKEM768,
+        Group::X25519 => kx_group::X25519,
+        Group::P256 => kx_group::SECP256R1,
+        Group::P384 => kx_group::SECP384R1,
+    });
+    CryptoProvider {
+        cipher_suites: of_13.into_iter().chain(of_12).collect(),
+        kx_groups: groups.collect(),
+        ..aws_lc_rs::default_provider()
+    }
+}
+
+fn versions(policy: &TlsPolicy, ciphers: &Ciphers) -> &'static [&'static SupportedProtocolVersion] {
+    static ONLY_12: [&SupportedProtocolVersion; 1] = [&rustls::version::TLS12];
+    static ONLY_13: [&SupportedProtocolVersion; 1] = [&rustls::version::TLS13];
+    match policy.versions {
+        // No suite of TLS 1.2 is left: better none of it than one that was ruled out.
+        _ if ciphers.suites.is_empty() => &ONLY_13,
+        TlsVersions::Both => rustls::ALL_VERSIONS,
+        TlsVersions::Tls12 => &ONLY_12,
+        TlsVersions::Tls13 => &ONLY_13,
     }
 }
 
@@ -98,18 +334,7 @@ fn certified_key(certificate: &Certificate) -> Result<CertifiedKey, String> {
     CertifiedKey::from_der(chain, key, &aws_lc_rs::default_provider()).map_err(|error| error.to_string())
 }
 
-/// Answers each ClientHello from the snapshot of the moment.
-struct Certificates {
-    fake: Arc<CertifiedKey>,
-    current: RwLock<Arc<BySni>>,
-}
-
-impl std::fmt::Debug for Certificates {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Certificates(..)")
-    }
-}
-
+/// Certificates of one snapshot.
 struct BySni {
     exact: HashMap<String, Arc<CertifiedKey>>,
     /// By the suffix after `*.`.
@@ -141,15 +366,15 @@ impl BySni {
     }
 }
 
-impl Certificates {
-    fn current(&self) -> Arc<BySni> {
-        Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner))
+impl std::fmt::Debug for BySni {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("BySni(..)")
     }
 }
 
-impl ResolvesServerCert for Certificates {
+impl ResolvesServerCert for BySni {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(Arc::clone(self.current().find(hello.server_name())))
+        Some(Arc::clone(self.find(hello.server_name())))
     }
 }
 

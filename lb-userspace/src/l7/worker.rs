@@ -8,12 +8,10 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use rustls::ServerConfig;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::LocalSet;
 
-use super::filters::Scheme;
 use super::listen::Bound;
 use super::metrics::Counters;
 use super::route::Router;
@@ -21,7 +19,7 @@ use super::snapshot::Current;
 use super::timers::Timers;
 use super::tls::Tls;
 use super::upstream::Pool;
-use super::{Error, connection, h2};
+use super::{Error, arrival, h2};
 use crate::model::l4::Listener;
 use crate::model::l7::ClientLimits;
 
@@ -51,7 +49,9 @@ pub(super) struct Worker {
     pub(super) pool: Pool,
     pub(super) http2: h2::Connections,
     pub(super) counters: RefCell<Counters>,
-    tls: Arc<ServerConfig>,
+    /// Port of the TLS listener.
+    pub(super) https_port: u16,
+    tls: Arc<Tls>,
     draining: Cell<bool>,
     drain_started: Notify,
     /// Client connections that are open.
@@ -67,13 +67,13 @@ pub(super) struct Worker {
 pub(super) fn spawn(
     id: usize,
     bound: Vec<Bound>,
-    tls: &Tls,
+    tls: &Arc<Tls>,
     published: watch::Receiver<Arc<Router>>,
 ) -> Result<(mpsc::UnboundedSender<Control>, JoinHandle<()>), Error> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Worker)?;
     let (control, controls) = mpsc::unbounded_channel();
-    let tls = Arc::clone(&tls.config);
+    let tls = Arc::clone(tls);
     let thread = std::thread::Builder::new()
         .name(format!("penstock-{id}"))
         .spawn(move || {
@@ -88,17 +88,19 @@ pub(super) fn spawn(
 
 async fn run(
     bound: Vec<Bound>,
-    tls: Arc<ServerConfig>,
+    tls: Arc<Tls>,
     mut published: watch::Receiver<Arc<Router>>,
     mut controls: mpsc::UnboundedReceiver<Control>,
 ) -> io::Result<()> {
     let router = Arc::clone(&published.borrow_and_update());
+    let https = bound.iter().find(|bound| bound.listener == Listener::Https);
     let worker = Rc::new(Worker {
         current: Current::new(router),
         timers: Rc::new(Timers::new()),
         pool: Pool::default(),
         http2: h2::Connections::default(),
         counters: RefCell::default(),
+        https_port: https.map_or(443, |bound| bound.addr.port()),
         tls,
         draining: Cell::new(false),
         drain_started: Notify::new(),
@@ -138,10 +140,6 @@ async fn run(
 
 /// Accepts until draining, each connection a task of its own.
 async fn accept(worker: Rc<Worker>, listening: TcpListener, listener: Listener) {
-    let scheme = match listener {
-        Listener::Http => Scheme::Http,
-        Listener::Https => Scheme::Https,
-    };
     while !worker.is_draining() {
         let accepted = tokio::select! {
             biased;
@@ -157,7 +155,7 @@ async fn accept(worker: Rc<Worker>, listening: TcpListener, listener: Listener) 
         worker.counters.borrow_mut().accepted += 1;
         let open = Open::new(&worker);
         tokio::task::spawn_local(async move {
-            connection::serve(Rc::clone(&open.0), stream, peer, scheme).await;
+            arrival::serve(Rc::clone(&open.0), stream, peer, listener).await;
         });
     }
 }
@@ -180,8 +178,8 @@ impl Drop for Open {
 }
 
 impl Worker {
-    pub(super) fn tls(&self) -> Arc<ServerConfig> {
-        Arc::clone(&self.tls)
+    pub(super) fn tls(&self) -> &Tls {
+        &self.tls
     }
 
     pub(super) fn is_draining(&self) -> bool {

@@ -9,6 +9,7 @@ use k8s_openapi::api::networking::v1::{IngressBackend, IngressSpec, IngressTLS};
 use super::Options;
 use super::annotations::{self, Policy};
 use super::certificates::Certificates;
+use super::ciphers;
 use super::classes::{self, Served};
 use super::config::{self, Config, Gate, Settings};
 use super::endpoints::Slices;
@@ -16,7 +17,9 @@ use super::findings::{About, Findings};
 use super::routes::{self, Draft};
 use super::upstream_tls::ProxySsl;
 use super::upstreams::Upstreams;
-use crate::model::l7::{Action, Certificate, HostMatch, L7, Server};
+use crate::model::l7::{
+    Action, Certificate, Cipher, CipherOrder, Ciphers, ClientAuth, Edge, HostMatch, L7, Server, UpstreamName,
+};
 use crate::model::{ObjectId, ObjectName};
 use crate::objects::Objects;
 
@@ -33,7 +36,24 @@ struct Host {
     app_root: Option<(String, ObjectName)>,
     /// `proxy-ssl-*` of the oldest Ingress on the host that has them.
     proxy_ssl: Option<Arc<ProxySsl>>,
+    /// What the oldest Ingress with `auth-tls-secret` demands of clients.
+    client_auth: Option<(Arc<ClientAuth>, ObjectName)>,
+    /// Ciphers of the oldest Ingress that names them, and whose order counts by the oldest that says so.
+    ciphers: Option<Vec<Cipher>>,
+    order: Option<CipherOrder>,
     tls: Option<Tls>,
+}
+
+/// What Ingresses are made of, and what has been made of them so far.
+struct Making<'a> {
+    objects: &'a Objects,
+    options: &'a Options,
+    gate: Gate,
+    settings: &'a Settings,
+    hosts: BTreeMap<HostMatch, Host>,
+    passthrough: BTreeMap<String, UpstreamName>,
+    upstreams: Upstreams<'a>,
+    certificates: Certificates<'a>,
 }
 
 /// The host counts as TLS.
@@ -49,23 +69,21 @@ pub(super) fn translate(
     options: &Options,
     findings: &mut Findings,
 ) -> L7 {
-    let mut upstreams = Upstreams::new(objects, slices);
-    let mut certificates = Certificates::new(objects);
-    let mut hosts: BTreeMap<HostMatch, Host> = BTreeMap::new();
     let Config { gate, edge, settings } = config::read(objects, findings);
+    let mut making = Making {
+        objects,
+        options,
+        gate,
+        settings: &settings,
+        hosts: BTreeMap::new(),
+        passthrough: BTreeMap::new(),
+        upstreams: Upstreams::new(objects, slices),
+        certificates: Certificates::new(objects),
+    };
     for served in classes::served(objects, options, findings) {
-        one_ingress(
-            &served,
-            objects,
-            gate,
-            &settings,
-            options,
-            &mut hosts,
-            &mut upstreams,
-            &mut certificates,
-            findings,
-        );
+        one_ingress(&served, &mut making, findings);
     }
+    let Making { hosts, passthrough, mut upstreams, mut certificates, .. } = making;
     let flag = |name: &str| ObjectId { origin: name.to_owned(), ..ObjectId::default() };
     let default_backend = options.default_backend_service.as_ref().and_then(|service| {
         let id = flag("--default-backend-service");
@@ -81,30 +99,20 @@ pub(super) fn translate(
             }
         }
     });
-    let mut l7 = L7 { default_backend, default_certificate, edge, ..L7::default() };
+    let mut l7 = L7 { default_backend, default_certificate, edge, passthrough, ..L7::default() };
     for (host, built) in hosts {
         if let Some(certificate) = built.tls.as_ref().and_then(|tls| tls.certificate.clone()) {
             l7.certificates.insert(host.clone(), certificate);
         }
-        let server = server(&host, built, &settings, findings);
+        let server = server(&host, built, &l7.edge, &settings, findings);
         l7.servers.insert(host, server);
     }
     l7.upstreams = upstreams.into_built();
     l7
 }
 
-#[expect(clippy::too_many_arguments, reason = "what the translation knows, one by one")]
-fn one_ingress(
-    served: &Served<'_>,
-    objects: &Objects,
-    gate: Gate,
-    settings: &Settings,
-    options: &Options,
-    hosts: &mut BTreeMap<HostMatch, Host>,
-    upstreams: &mut Upstreams<'_>,
-    certificates: &mut Certificates<'_>,
-    findings: &mut Findings,
-) {
+fn one_ingress(served: &Served<'_>, making: &mut Making<'_>, findings: &mut Findings) {
+    let Making { objects, options, gate, settings, hosts, passthrough, upstreams, certificates } = making;
     let Served { name, id, ingress } = served;
     let Some(spec) = &ingress.spec else { return };
     let mut about = findings.about(id);
@@ -118,7 +126,7 @@ fn one_ingress(
         return;
     }
     let mut policy = annotations::read(&ingress.metadata, settings, &mut about);
-    policy.denied |= gate == Gate::Closed;
+    policy.denied |= *gate == Gate::Closed;
     if policy.canary {
         return;
     }
@@ -162,6 +170,8 @@ fn one_ingress(
                 "set proxy-ssl-location-only in the ConfigMap",
             );
         }
+        client_auth(host, &host_match, served, &policy, objects, &mut about);
+        host_ciphers(host, &policy, &mut about);
         for (index, path) in rule.http.iter().flat_map(|http| &http.paths).enumerate() {
             let field = format!("{field}.http.paths[{index}]");
             let (action, service) =
@@ -181,6 +191,9 @@ fn one_ingress(
             add(host, &host_match, draft, &mut about);
         }
         tls(host, &host_match, &name.namespace, spec, certificates, &mut about);
+        if policy.ssl_passthrough {
+            hand_on(host, &host_match, options, passthrough, &mut about);
+        }
     }
     unused_tls(spec, &mut about);
 }
@@ -272,8 +285,77 @@ fn app_root(
     }
 }
 
-fn server(name: &HostMatch, host: Host, settings: &Settings, findings: &mut Findings) -> Server {
-    let Host { mut drafts, owners, oldest, default, app_root, proxy_ssl, tls } = host;
+/// The oldest Ingress of the host that asks for client certificates decides.
+fn client_auth(
+    host: &mut Host,
+    host_match: &HostMatch,
+    served: &Served<'_>,
+    policy: &Policy,
+    objects: &Objects,
+    about: &mut About<'_>,
+) {
+    let Some(written) = &policy.client_auth else { return };
+    match &host.client_auth {
+        None => {
+            let auth = super::client_auth::read(written, &served.name.namespace, objects, about);
+            host.client_auth = Some((Arc::new(auth), served.name.clone()));
+        }
+        Some((_, owner)) if owner != served.name => about.warn(
+            "host-setting-conflict",
+            annotations::field("auth-tls-secret"),
+            format!("{host_match} has client certificates from Ingress {owner} already; these are ignored"),
+            "",
+        ),
+        Some(_) => {}
+    }
+}
+
+fn host_ciphers(host: &mut Host, policy: &Policy, about: &mut About<'_>) {
+    if let (None, Some(text)) = (&host.ciphers, &policy.ssl_ciphers) {
+        let list = ciphers::read(text);
+        ciphers::tell(&list, &annotations::field("ssl-ciphers"), about);
+        host.ciphers = Some(list.suites);
+    }
+    if let (None, Some(ours)) = (host.order, policy.ssl_prefer_server_ciphers) {
+        host.order = Some(if ours { CipherOrder::Ours } else { CipherOrder::Clients });
+    }
+}
+
+/// Hands the TLS of a host to the upstream of its path `/`.
+fn hand_on(
+    host: &Host,
+    host_match: &HostMatch,
+    options: &Options,
+    passthrough: &mut BTreeMap<String, UpstreamName>,
+    about: &mut About<'_>,
+) {
+    let mut not = |message: String, fix: &str| {
+        about.warn("passthrough-ignored", annotations::field("ssl-passthrough"), message, fix);
+    };
+    let root = host.owners.get(&("/".to_owned(), false)).and_then(|index| host.drafts.get(*index));
+    match (host_match, root.map(|draft| &draft.action)) {
+        _ if !options.enable_ssl_passthrough => {
+            not(format!("TLS of {host_match} is ended here"), "start with --enable-ssl-passthrough");
+        }
+        (HostMatch::Exact(name), Some(Action::Proxy(upstream))) => {
+            passthrough.entry(name.clone()).or_insert_with(|| upstream.clone());
+        }
+        (HostMatch::Exact(_), _) => {
+            not(format!("TLS of {host_match} is ended here: no path / leads to a Service"), "add the path /");
+        }
+        (HostMatch::Wildcard(_) | HostMatch::Any, _) => {
+            not(format!("TLS of {host_match} is ended here: only a host named exactly can be handed on"), "");
+        }
+    }
+}
+
+fn server(name: &HostMatch, host: Host, edge: &Edge, settings: &Settings, findings: &mut Findings) -> Server {
+    let Host { mut drafts, owners, oldest, default, app_root, proxy_ssl, client_auth, ciphers, order, tls } =
+        host;
+    let own_ciphers = (ciphers.is_some() || order.is_some()).then(|| Ciphers {
+        suites: ciphers.unwrap_or_else(|| edge.tls.ciphers.suites.clone()),
+        order: order.unwrap_or(edge.tls.ciphers.order),
+    });
     if !owners.contains_key(&("/".to_owned(), false)) {
         let (id, policy) = match oldest {
             // The catch-all server is nobody's: no Ingress lends it annotations.
@@ -304,8 +386,8 @@ fn server(name: &HostMatch, host: Host, settings: &Settings, findings: &mut Find
         locations: routes::locations(drafts, tls.is_some(), findings),
         tls: tls.is_some(),
         app_root: app_root.map(|(root, _)| root),
-        client_auth: None,
-        ciphers: None,
+        client_auth: client_auth.map(|(auth, _)| auth),
+        ciphers: own_ciphers,
     }
 }
 

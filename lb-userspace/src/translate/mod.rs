@@ -9,6 +9,7 @@ mod certificates;
 mod choice;
 mod ciphers;
 mod classes;
+mod client_auth;
 mod config;
 mod endpoints;
 mod findings;
@@ -61,6 +62,8 @@ pub struct Options {
     pub load_balancer_class: Option<String>,
     /// `--external-ips`: serve `spec.externalIPs`, which any author of a Service may claim.
     pub external_ips: bool,
+    /// `--enable-ssl-passthrough`: honour the annotation `ssl-passthrough`.
+    pub enable_ssl_passthrough: bool,
 }
 
 impl Default for Options {
@@ -78,6 +81,7 @@ impl Default for Options {
             node: None,
             load_balancer_class: None,
             external_ips: false,
+            enable_ssl_passthrough: false,
         }
     }
 }

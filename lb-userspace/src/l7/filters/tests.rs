@@ -35,7 +35,8 @@ fn site(locations: Vec<Location>) -> L7 {
 }
 
 fn ask_with(l7: &L7, scheme: Scheme, host: &str, target: &str, length: Option<u64>) -> Next {
-    let asked = Asked { scheme, host: host.as_bytes(), target: target.as_bytes(), length };
+    let (host, target) = (host.as_bytes(), target.as_bytes());
+    let asked = Asked { scheme, host, target, length, port: 80, https_port: 443, shown: Shown::Plain };
     decide(&Router::new(l7), &asked).next
 }
 
@@ -274,4 +275,31 @@ fn bytes_that_are_no_utf_8_stay_themselves_in_patterns() {
 
     assert_eq!(ask(&l7, "/files/caf%E9"), proxied(Some("/caf%E9")));
     assert_eq!(ask(&l7, "/files/%ff%C3%A9"), proxied(Some("/%FF%C3%A9")));
+}
+
+#[test]
+fn the_https_redirect_names_a_port_only_to_who_named_ours() {
+    let filters = Filters { ssl_redirect: SslRedirect::Always, ..Filters::default() };
+    let router = Router::new(&site(vec![location(prefix("/"), to_web(), filters)]));
+    let cases = [
+        ("ours and theirs", "h:8080", 8080, 8443, "https://h:8443/a"),
+        ("mapped from 80", "h", 8080, 8443, "https://h/a"),
+        ("mapped from elsewhere", "h:9090", 8080, 8443, "https://h/a"),
+        ("usual https port", "h:8080", 8080, 443, "https://h/a"),
+        ("usual ports", "h:80", 80, 8443, "https://h/a"),
+        ("an address", "[::1]:8080", 8080, 8443, "https://[::1]:8443/a"),
+    ];
+    for (case, host, port, https_port, expected) in cases {
+        let asked = Asked {
+            scheme: Scheme::Http,
+            host: host.as_bytes(),
+            target: b"/a",
+            length: None,
+            port,
+            https_port,
+            shown: Shown::Plain,
+        };
+
+        assert_eq!(decide(&router, &asked).next, redirected(308, expected), "{case}");
+    }
 }

@@ -59,7 +59,7 @@ pub(in crate::l7) async fn serve(
         flooded: false,
     };
     while let Some((request, respond)) = connection.next().await {
-        connection.start(request, respond, client);
+        connection.start(request, respond, client.clone());
     }
     worker.counters.borrow_mut().http2_floods += u64::from(connection.flooded);
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use self::table::{Annotation, BadValue, Status, TABLE, Value};
+use super::client_auth;
 use super::config::Settings;
 use super::findings::About;
 use crate::model::l7::TlsVersions;
@@ -28,6 +29,11 @@ pub(super) struct Policy {
     pub ssl_redirect: bool,
     pub force_ssl_redirect: bool,
     pub app_root: Option<String>,
+    /// `auth-tls-*`, where there is an `auth-tls-secret`.
+    pub client_auth: Option<client_auth::Written>,
+    pub ssl_ciphers: Option<String>,
+    pub ssl_prefer_server_ciphers: Option<bool>,
+    pub ssl_passthrough: bool,
     /// Status and URL.
     pub redirect: Option<(u16, String)>,
     pub connect_timeout: Option<Duration>,
@@ -62,6 +68,10 @@ impl Default for Policy {
             ssl_redirect: true,
             force_ssl_redirect: false,
             app_root: None,
+            client_auth: None,
+            ssl_ciphers: None,
+            ssl_prefer_server_ciphers: None,
+            ssl_passthrough: false,
             redirect: None,
             connect_timeout: None,
             send_timeout: None,
@@ -208,6 +218,17 @@ fn honour(valid: &BTreeMap<&str, &str>, settings: &Settings, policy: &mut Policy
     policy.ssl_redirect = boolean("ssl-redirect").unwrap_or(true);
     policy.force_ssl_redirect = boolean("force-ssl-redirect").unwrap_or(false);
     policy.app_root = text("app-root").map(str::to_owned);
+    policy.client_auth = text("auth-tls-secret").map(|secret| client_auth::Written {
+        secret: secret.to_owned(),
+        verify_client: text("auth-tls-verify-client").map(str::to_owned),
+        depth: text("auth-tls-verify-depth").map(str::to_owned),
+        error_page: text("auth-tls-error-page").map(str::to_owned),
+        pass_certificate: boolean("auth-tls-pass-certificate-to-upstream").unwrap_or(false),
+        match_cn: text("auth-tls-match-cn").map(str::to_owned),
+    });
+    policy.ssl_ciphers = text("ssl-ciphers").map(str::to_owned);
+    policy.ssl_prefer_server_ciphers = boolean("ssl-prefer-server-ciphers");
+    policy.ssl_passthrough = boolean("ssl-passthrough").unwrap_or(false);
     policy.connect_timeout = seconds("proxy-connect-timeout");
     policy.send_timeout = seconds("proxy-send-timeout");
     policy.read_timeout = seconds("proxy-read-timeout");

@@ -1,0 +1,223 @@
+//! From an accepted TCP connection to requests: the PROXY header where one is due, then, on a TLS
+//! listener, the name in the ClientHello, which decides whether the bytes are handed on unopened or
+//! the handshake is ours.
+//!
+//! Each step has its deadline and its bound; what fails is counted by its name and closed.
+
+use std::future::poll_fn;
+use std::io::IoSlice;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use rustls::ServerConfig;
+use rustls::pki_types::UnixTime;
+use tokio::net::TcpStream;
+
+use super::buffer::Buf;
+use super::carrier::Carrier;
+use super::client_auth::{Authority, Session};
+use super::client_hello::{self, Hello};
+use super::connection;
+use super::filters::Scheme;
+use super::heads::Client;
+use super::metrics::Refused;
+use super::passthrough;
+use super::proxy_protocol::{self, HEADER_MAX};
+use super::socket::Link;
+use super::timers::Alarm;
+use super::tls::Offer;
+use super::worker::Worker;
+use crate::model::l4::Listener;
+use crate::model::l7::ProxyProtocol;
+
+/// Port by which a PROXY header says that the client came by TLS.
+const HTTPS: u16 = 443;
+/// Alert record: TLS 1.2, fatal, `unrecognized_name` (RFC 6066 3).
+const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
+
+/// A connection of which nothing is known yet.
+struct Arrival {
+    worker: Rc<Worker>,
+    link: Link,
+    /// What was read ahead.
+    buf: Buf,
+    alarm: Alarm,
+    client: Client,
+}
+
+/// Serves one accepted connection to its end.
+pub(super) async fn serve(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr, listener: Listener) {
+    let port = stream.local_addr().map_or(0, |addr| addr.port());
+    let scheme = match listener {
+        Listener::Http => Scheme::Http,
+        Listener::Https => Scheme::Https,
+    };
+    let client = Client { addr: peer.ip().to_canonical(), scheme, port, session: Session::Plain };
+    let alarm = worker.timers.alarm();
+    let mut arrival = Arrival { worker, link: Link::plain(stream), buf: Buf::default(), alarm, client };
+
+    let due = arrival.worker.current.load().router.edge.proxy_protocol.clone();
+    if let Some(protocol) = due
+        && !arrival.proxy_header(&protocol).await
+    {
+        return arrival.refused(Refused::ProxyHeader);
+    }
+    match listener {
+        Listener::Http => arrival.serve().await,
+        Listener::Https => arrival.tls().await,
+    }
+}
+
+impl Arrival {
+    async fn tls(mut self) {
+        let timeout = self.worker.limits().header_timeout;
+        let Some(name) = self.name(timeout).await else {
+            return self.refused(Refused::Hello);
+        };
+        let passed = name.as_deref().and_then(|name| self.worker.current.load().router.passthrough(name));
+        if let Some(upstream) = passed {
+            let Self { worker, link, buf, alarm, .. } = self;
+            // Apart, so that other connections do not carry its size.
+            return Box::pin(passthrough::serve(&worker, link, buf, alarm, upstream)).await;
+        }
+        let (config, authority) = match self.worker.tls().current().offer(name.as_deref()) {
+            Offer::Handshake { config, authority } => (config, authority),
+            Offer::UnknownName => {
+                self.say(&UNRECOGNIZED_NAME).await;
+                return self.refused(Refused::UnknownName);
+            }
+        };
+        if let Some(ready) = self.handshake(config, authority, timeout).await {
+            ready.serve().await;
+        }
+    }
+
+    /// Reads the PROXY header; false if there is none in time.
+    async fn proxy_header(&mut self, protocol: &ProxyProtocol) -> bool {
+        let mut header = None;
+        let read = self.read_ahead(protocol.timeout, |bytes| match proxy_protocol::parse(bytes) {
+            Ok(Some(found)) => {
+                header = Some(found);
+                Ahead::Enough
+            }
+            Ok(None) if bytes.len() >= HEADER_MAX => Ahead::Wrong,
+            Ok(None) => Ahead::More,
+            Err(_) => Ahead::Wrong,
+        });
+        let (true, Some(header)) = (read.await, header) else { return false };
+        self.buf.consume(header.len);
+        let sender = self.client.addr;
+        let is_believed = protocol.trusted.iter().any(|trusted| trusted.contains(sender));
+        if let Some(addresses) = header.addresses.filter(|_| is_believed) {
+            self.client.addr = addresses.source.ip();
+            self.client.port = addresses.destination.port();
+            // Who stands in front may have ended TLS on its side.
+            if addresses.destination.port() == HTTPS {
+                self.client.scheme = Scheme::Https;
+            }
+        }
+        true
+    }
+
+    /// The name in the ClientHello, or that there is none; `None` if the client sends none in time.
+    async fn name(&mut self, timeout: Duration) -> Option<Option<String>> {
+        let mut name = None;
+        let read = self.read_ahead(timeout, |bytes| match client_hello::parse(bytes) {
+            Hello::Incomplete => Ahead::More,
+            Hello::Named(found) => {
+                name = found;
+                Ahead::Enough
+            }
+            // Left to rustls, which knows the alert for it.
+            Hello::Other => Ahead::Enough,
+        });
+        read.await.then_some(name)
+    }
+
+    /// Reads until `look` has seen enough; false if that does not happen in time, or in one buffer.
+    async fn read_ahead(&mut self, timeout: Duration, mut look: impl FnMut(&[u8]) -> Ahead) -> bool {
+        let due = self.alarm.due(timeout);
+        let socket = Carrier::Socket(self.link.socket());
+        let (buf, alarm) = (&mut self.buf, &self.alarm);
+        poll_fn(|cx| {
+            loop {
+                if !buf.is_empty() {
+                    match look(buf.bytes()) {
+                        Ahead::Enough => return Poll::Ready(true),
+                        Ahead::More if !buf.is_full() => {}
+                        Ahead::More | Ahead::Wrong => return Poll::Ready(false),
+                    }
+                }
+                match buf.poll_fill(cx, &socket) {
+                    Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(false),
+                    Poll::Ready(Ok(_)) => {}
+                    Poll::Pending => return alarm.poll_due(cx, due).map(|()| false),
+                }
+            }
+        })
+        .await
+    }
+
+    /// Ends the handshake and judges the client's certificate where one was asked for.
+    async fn handshake(
+        self,
+        config: Arc<ServerConfig>,
+        authority: Option<Arc<Authority>>,
+        timeout: Duration,
+    ) -> Option<Self> {
+        let Self { worker, link, buf, alarm, mut client } = self;
+        let due = alarm.due(timeout);
+        let mut done = false;
+        let mut link = link.into_tls(config, buf).ok();
+        if let Some(link) = &mut link {
+            let socket = link.socket();
+            let shaken = poll_fn(|cx| match socket.poll_handshake(cx) {
+                Poll::Ready(shaken) => Poll::Ready(shaken.is_ok()),
+                Poll::Pending => alarm.poll_due(cx, due).map(|()| false),
+            });
+            done = shaken.await;
+        }
+        let Some(link) = link.filter(|_| done) else {
+            worker.counters.borrow_mut().failed_handshakes += 1;
+            return None;
+        };
+        client.session = match authority {
+            Some(authority) => {
+                Session::Identified(Rc::new(authority.judge(&link.peer_certificates(), UnixTime::now())))
+            }
+            None => Session::Tls,
+        };
+        Some(Self { worker, link, buf: Buf::default(), alarm, client })
+    }
+
+    async fn serve(self) {
+        let Self { worker, link, buf, alarm, client } = self;
+        connection::serve(&worker, link, buf, alarm, client).await;
+    }
+
+    /// Writes a few bytes to a client that gets nothing else.
+    async fn say(&mut self, bytes: &[u8]) {
+        let due = self.alarm.due(Duration::from_secs(1));
+        let socket = self.link.socket();
+        poll_fn(|cx| match socket.poll_write(cx, &[IoSlice::new(bytes)]) {
+            Poll::Ready(_) => Poll::Ready(()),
+            Poll::Pending => self.alarm.poll_due(cx, due),
+        })
+        .await;
+    }
+
+    fn refused(self, cause: Refused) {
+        tracing::debug!(client = %self.client.addr, cause = cause.as_str(), "connection refused");
+        self.worker.counters.borrow_mut().refused_connection(cause);
+    }
+}
+
+/// What has been seen of the bytes so far.
+enum Ahead {
+    More,
+    Enough,
+    Wrong,
+}

@@ -1,0 +1,516 @@
+//! Client certificates: asked for in the handshake, judged after it.
+//!
+//! The handshake only proves that the client holds the key of what it shows. Whether that is good
+//! enough is judged for every connection, resumed ones included, by the authority of now, because
+//! nginx answers a bad certificate with an HTTP status and not with an alert.
+
+use std::cell::OnceCell;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use rustls::client::danger::HandshakeSignatureValid;
+use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, TrustAnchor, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{DigitallySignedStruct, DistinguishedName, RootCertStore, SignatureScheme};
+use webpki::{EndEntityCert, ExpirationPolicy, KeyUsage, OwnedCertRevocationList, RevocationOptionsBuilder};
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use super::filters::Answer;
+use super::subject;
+use super::tickets::Scope;
+use crate::model::l7::{Demand, HostMatch, Trust, VerifyClient};
+
+/// Whom one host trusts, ready to judge.
+#[derive(Debug)]
+pub(super) struct Authority {
+    pub(super) host: HostMatch,
+    pub(super) trust: Trust,
+    roots: RootCertStore,
+    /// The certificates of `ca.crt`: a client that shows one of them itself is trusted, as with OpenSSL.
+    listed: Vec<CertificateDer<'static>>,
+    revoked: Vec<webpki::CertRevocationList<'static>>,
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+/// Why an authority cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct Unusable(String);
+
+impl Authority {
+    /// Parses what the translation has checked already, so it hardly ever fails.
+    pub(super) fn new(host: &HostMatch, trust: &Trust, provider: &CryptoProvider) -> Result<Self, Unusable> {
+        let unusable = |error: &dyn std::fmt::Display| Unusable(error.to_string());
+        let listed: Vec<_> = CertificateDer::pem_slice_iter(&trust.ca_pem)
+            .collect::<Result<_, _>>()
+            .map_err(|error| unusable(&error))?;
+        let mut roots = RootCertStore::empty();
+        for certificate in &listed {
+            roots.add(certificate.clone()).map_err(|error| unusable(&error))?;
+        }
+        let mut revoked = Vec::new();
+        for list in CertificateRevocationListDer::pem_slice_iter(&trust.crl_pem) {
+            let list = list.map_err(|error| unusable(&error))?;
+            let list = OwnedCertRevocationList::from_der(&list).map_err(|error| unusable(&error))?;
+            revoked.push(list.into());
+        }
+        let algorithms = provider.signature_verification_algorithms;
+        Ok(Self { host: host.clone(), trust: trust.clone(), roots, listed, revoked, algorithms })
+    }
+
+    /// What a session belongs to that was begun under this authority.
+    pub(super) fn scope(&self) -> Scope {
+        let Trust { secret, ca_pem, crl_pem, demand, depth } = &self.trust;
+        let parts = [self.host.to_string(), secret.to_string(), format!("{demand:?} {depth}")];
+        let [host, secret, rest] = parts.each_ref().map(String::as_bytes);
+        Scope::of(&[host, secret, rest, ca_pem, crl_pem])
+    }
+
+    /// Asks for a certificate in the handshake and takes any.
+    pub(super) fn asking(&self) -> Arc<dyn ClientCertVerifier> {
+        let hints = self.roots.subjects();
+        Arc::new(Asking { hints, algorithms: self.algorithms })
+    }
+
+    /// What there is to say about a client that showed this chain.
+    pub(super) fn judge(self: &Arc<Self>, chain: &[CertificateDer<'_>], now: UnixTime) -> Identity {
+        let authority = Arc::clone(self);
+        let Some((leaf, intermediates)) = chain.split_first() else {
+            let (subject, issuer) = (String::new(), String::new());
+            return Identity {
+                authority,
+                verdict: Verdict::Nothing,
+                subject,
+                issuer,
+                leaf: None,
+                pem: OnceCell::new(),
+            };
+        };
+        let verdict = match self.verify(leaf, intermediates, now) {
+            Ok(()) => Verdict::Good,
+            Err(error) => Verdict::Bad(reason(&error), is_about_authority(&error)),
+        };
+        let (subject, issuer) = X509Certificate::from_der(leaf).map_or_else(
+            |_| (String::new(), String::new()),
+            |(_, parsed)| (subject::rfc2253(parsed.subject()), subject::rfc2253(parsed.issuer())),
+        );
+        let leaf = Some(leaf.clone().into_owned());
+        Identity { authority, verdict, subject, issuer, leaf, pem: OnceCell::new() }
+    }
+
+    fn verify(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<(), webpki::Error> {
+        if self.revoked.is_empty() && self.listed.iter().any(|listed| listed == leaf) {
+            return is_of_now(leaf, now);
+        }
+        let depth = usize::from(self.trust.depth);
+        let short_enough = |path: &webpki::VerifiedPath<'_>| match path.intermediate_certificates().count() {
+            count if count <= depth => Ok(()),
+            _ => Err(webpki::Error::MaximumPathDepthExceeded),
+        };
+        let lists: Vec<_> = self.revoked.iter().collect();
+        // As nginx with `ssl_crl`: every link of the chain needs a list that is of now.
+        let revocation = RevocationOptionsBuilder::new(&lists)
+            .ok()
+            .map(|builder| builder.with_expiration_policy(ExpirationPolicy::Enforce).build());
+        let anchors: &[TrustAnchor<'_>] = &self.roots.roots;
+        EndEntityCert::try_from(leaf)?
+            .verify_for_usage(
+                self.algorithms.all,
+                anchors,
+                intermediates,
+                now,
+                KeyUsage::client_auth(),
+                revocation,
+                Some(&short_enough),
+            )
+            .map(|_| ())
+    }
+}
+
+fn is_of_now(leaf: &CertificateDer<'_>, now: UnixTime) -> Result<(), webpki::Error> {
+    let (_, parsed) = X509Certificate::from_der(leaf).map_err(|_| webpki::Error::BadDer)?;
+    let at = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+    let validity = parsed.validity();
+    if validity.not_before.timestamp() <= at && at <= validity.not_after.timestamp() {
+        return Ok(());
+    }
+    Err(webpki::Error::InvalidCertValidity)
+}
+
+/// OpenSSL's words, which upstreams may compare.
+fn reason(error: &webpki::Error) -> &'static str {
+    match error {
+        webpki::Error::UnknownIssuer => "unable to get local issuer certificate",
+        webpki::Error::CertExpired { .. } | webpki::Error::InvalidCertValidity => "certificate has expired",
+        webpki::Error::CertNotValidYet { .. } => "certificate is not yet valid",
+        webpki::Error::CertRevoked => "certificate revoked",
+        webpki::Error::UnknownRevocationStatus => "unable to get certificate CRL",
+        webpki::Error::CrlExpired { .. } => "CRL has expired",
+        webpki::Error::MaximumPathDepthExceeded => "certificate chain too long",
+        webpki::Error::RequiredEkuNotFoundContext(_) => "unsupported certificate purpose",
+        _ => "certificate signature failure",
+    }
+}
+
+/// The certificate itself is in order; only nobody vouches for it.
+fn is_about_authority(error: &webpki::Error) -> About {
+    match error {
+        webpki::Error::UnknownIssuer => About::Authority,
+        _ => About::Certificate,
+    }
+}
+
+/// What is wrong with a certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum About {
+    Authority,
+    Certificate,
+}
+
+/// Outcome of the check.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// No certificate was shown.
+    Nothing,
+    /// Of the authority.
+    Good,
+    /// Why not.
+    Bad(&'static str, About),
+}
+
+/// Who the client of a TLS connection is to the host that it named in its handshake.
+#[derive(Debug)]
+pub(super) struct Identity {
+    authority: Arc<Authority>,
+    verdict: Verdict,
+    pub(super) subject: String,
+    pub(super) issuer: String,
+    leaf: Option<CertificateDer<'static>>,
+    pem: OnceCell<String>,
+}
+
+impl Identity {
+    /// The handshake was made with this host, under this trust.
+    fn is_for(&self, host: &HostMatch, trust: &Trust) -> bool {
+        self.authority.host == *host && self.authority.trust == *trust
+    }
+
+    /// `$ssl_client_verify`.
+    pub(super) fn verify(&self) -> String {
+        match self.verdict {
+            Verdict::Nothing => "NONE".to_owned(),
+            Verdict::Good => "SUCCESS".to_owned(),
+            Verdict::Bad(reason, _) => format!("FAILED:{reason}"),
+        }
+    }
+
+    /// `$ssl_client_escaped_cert`: the certificate as PEM, percent-encoded; empty without one.
+    pub(super) fn escaped_pem(&self) -> &str {
+        self.pem.get_or_init(|| self.leaf.as_ref().map(|leaf| escape(&pem(leaf))).unwrap_or_default())
+    }
+
+    /// What the host demands of clients is met.
+    fn is_enough(&self, demand: Demand) -> bool {
+        match (demand, self.verdict) {
+            (_, Verdict::Good) => true,
+            (Demand::Required, _) => false,
+            (Demand::Optional, Verdict::Nothing) => true,
+            (Demand::Optional, Verdict::Bad(..)) => false,
+            (Demand::OptionalAnyAuthority, Verdict::Nothing | Verdict::Bad(_, About::Authority)) => true,
+            (Demand::OptionalAnyAuthority, Verdict::Bad(_, About::Certificate)) => false,
+        }
+    }
+}
+
+/// What the handshake of a connection told of its client.
+#[derive(Debug, Clone)]
+pub(super) enum Session {
+    /// There was none, or it was with somebody in front of us.
+    Plain,
+    /// With a host that asks for no certificate.
+    Tls,
+    /// With one that does.
+    Identified(Rc<Identity>),
+}
+
+impl Session {
+    /// For a decision.
+    pub(super) fn shown(&self) -> Shown<'_> {
+        match self {
+            Self::Plain => Shown::Plain,
+            Self::Tls => Shown::Nothing,
+            Self::Identified(identity) => Shown::By(identity),
+        }
+    }
+
+    /// Who the client is, where it was asked.
+    pub(super) fn identity(&self) -> Option<&Identity> {
+        match self {
+            Self::Identified(identity) => Some(identity),
+            Self::Plain | Self::Tls => None,
+        }
+    }
+}
+
+/// What is known of a client's certificate when a request is decided.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Shown<'a> {
+    /// The connection is not TLS, or somebody in front of us ended it.
+    Plain,
+    /// TLS with a host that asks for none.
+    Nothing,
+    /// TLS with a host that asked.
+    By(&'a Identity),
+    /// For explanations: whatever the host wants to see.
+    Whatever,
+}
+
+/// The answer to a client that a host does not take (reference 4.1, item 3), before any location.
+pub(super) fn refuse(host: &HostMatch, verify: &VerifyClient, shown: Shown<'_>) -> Option<Answer> {
+    let VerifyClient { trust, error_page, subject, pass_certificate: _ } = verify;
+    let identity = match (shown, trust) {
+        (Shown::Whatever, _) => return None,
+        (Shown::By(identity), Some(trust)) if identity.is_for(host, trust) => Some(identity),
+        // The handshake was with another host, or under an authority that has changed since: what
+        // was shown there says nothing here. 421 has the client come again, by its right name.
+        (Shown::By(_) | Shown::Nothing, Some(_)) => return Some(Answer::Status(421)),
+        (Shown::Plain, _) | (_, None) => None,
+    };
+    if let (Some(identity), Some(trust)) = (identity, trust)
+        && !identity.is_enough(trust.demand)
+    {
+        return Some(match error_page {
+            Some(page) => Answer::Redirect { status: 302, location: page.clone().into_bytes() },
+            None => Answer::Status(400),
+        });
+    }
+    let name =
+        identity.filter(|identity| identity.verdict == Verdict::Good).map_or("", |known| &known.subject);
+    match subject {
+        Some(pattern) if !pattern.regex().is_match(name.as_bytes()) => Some(Answer::Status(403)),
+        _ => None,
+    }
+}
+
+/// Whether a host answers nobody who came without TLS.
+pub(super) fn is_closed_to_plain(verify: &VerifyClient, shown: Shown<'_>) -> bool {
+    let required = verify.trust.as_ref().is_some_and(|trust| trust.demand == Demand::Required);
+    required && matches!(shown, Shown::Plain)
+}
+
+fn pem(der: &[u8]) -> String {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::from("-----BEGIN CERTIFICATE-----\n");
+    for line in der.chunks(48) {
+        for group in line.chunks(3) {
+            let word = group.iter().fold(0u32, |word, byte| (word << 8) | u32::from(*byte));
+            let word = word << (8 * (3 - group.len()));
+            for place in 0..4 {
+                let digit = if place <= group.len() {
+                    ALPHABET[(word >> (18 - 6 * place)) as usize & 63]
+                } else {
+                    b'='
+                };
+                text.push(char::from(digit));
+            }
+        }
+        text.push('\n');
+    }
+    text.push_str("-----END CERTIFICATE-----\n");
+    text
+}
+
+/// Percent-encodes everything but what RFC 3986 leaves unreserved.
+fn escape(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len() + text.len() / 8);
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
+            escaped.push(char::from(byte));
+        } else {
+            escaped.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    escaped
+}
+
+/// Takes whatever the client shows, if it holds the key to it.
+#[derive(Debug)]
+struct Asking {
+    hints: Vec<DistinguishedName>,
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl ClientCertVerifier for Asking {
+    fn client_auth_mandatory(&self) -> bool {
+        false
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &self.hints
+    }
+
+    fn verify_client_cert(
+        &self,
+        _end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls12_signature(message, cert, dss, &self.algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls13_signature(message, cert, dss, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::ObjectName;
+    use crate::model::l7::Pattern;
+
+    fn host(name: &str) -> HostMatch {
+        HostMatch::Exact(name.to_owned())
+    }
+
+    fn trust(demand: Demand) -> Trust {
+        Trust {
+            secret: ObjectName::new("default", "ca"),
+            ca_pem: Vec::new(),
+            crl_pem: Vec::new(),
+            demand,
+            depth: 1,
+        }
+    }
+
+    fn identity(name: &str, demand: Demand, verdict: Verdict, subject: &str) -> Identity {
+        let provider = rustls::crypto::aws_lc_rs::default_provider();
+        Identity {
+            authority: Arc::new(Authority::new(&host(name), &trust(demand), &provider).unwrap()),
+            verdict,
+            subject: subject.to_owned(),
+            issuer: String::new(),
+            leaf: None,
+            pem: OnceCell::new(),
+        }
+    }
+
+    #[test]
+    fn demands_are_met_or_answered() {
+        use Demand::{Optional, OptionalAnyAuthority, Required};
+        let stranger = Verdict::Bad("unable to get local issuer certificate", About::Authority);
+        let expired = Verdict::Bad("certificate has expired", About::Certificate);
+        let cases = [
+            (Required, Verdict::Good, None),
+            (Required, Verdict::Nothing, Some(400)),
+            (Required, stranger, Some(400)),
+            (Optional, Verdict::Nothing, None),
+            (Optional, stranger, Some(400)),
+            (OptionalAnyAuthority, Verdict::Nothing, None),
+            (OptionalAnyAuthority, stranger, None),
+            (OptionalAnyAuthority, expired, Some(400)),
+        ];
+        for (demand, verdict, status) in cases {
+            let verify = VerifyClient {
+                trust: Some(trust(demand)),
+                error_page: None,
+                pass_certificate: false,
+                subject: None,
+            };
+            let identity = identity("a", demand, verdict, "CN=x");
+
+            let answer = refuse(&host("a"), &verify, Shown::By(&identity));
+
+            assert_eq!(answer, status.map(Answer::Status), "{demand:?} {verdict:?}");
+        }
+    }
+
+    #[test]
+    fn what_was_shown_to_another_host_or_under_another_trust_counts_for_nothing() {
+        let verify = VerifyClient {
+            trust: Some(trust(Demand::Optional)),
+            error_page: None,
+            pass_certificate: false,
+            subject: None,
+        };
+        let elsewhere = identity("b", Demand::Optional, Verdict::Good, "CN=x");
+        let before = identity("a", Demand::Required, Verdict::Good, "CN=x");
+
+        for shown in [Shown::By(&elsewhere), Shown::By(&before), Shown::Nothing] {
+            assert_eq!(refuse(&host("a"), &verify, shown), Some(Answer::Status(421)), "{shown:?}");
+        }
+    }
+
+    #[test]
+    fn the_subject_has_to_match_and_is_empty_for_whom_nobody_vouches() {
+        let verify = VerifyClient {
+            trust: Some(trust(Demand::OptionalAnyAuthority)),
+            error_page: None,
+            pass_certificate: false,
+            subject: Some(Pattern::subject("CN=admin").unwrap()),
+        };
+        let stranger = Verdict::Bad("unable to get local issuer certificate", About::Authority);
+        let demand = Demand::OptionalAnyAuthority;
+        let cases = [
+            (identity("a", demand, Verdict::Good, "CN=admin,O=x"), None),
+            (identity("a", demand, Verdict::Good, "CN=ADMIN"), Some(403)),
+            (identity("a", demand, Verdict::Good, "CN=user"), Some(403)),
+            (identity("a", demand, stranger, "CN=admin"), Some(403)),
+        ];
+        for (identity, status) in cases {
+            let answer = refuse(&host("a"), &verify, Shown::By(&identity));
+            assert_eq!(answer, status.map(Answer::Status), "{identity:?}");
+        }
+        assert_eq!(refuse(&host("a"), &verify, Shown::Plain), Some(Answer::Status(403)));
+    }
+
+    #[test]
+    fn an_error_page_takes_the_place_of_400() {
+        let page = "https://example.com/no".to_owned();
+        let verify = VerifyClient {
+            trust: Some(trust(Demand::Required)),
+            error_page: Some(page.clone()),
+            pass_certificate: false,
+            subject: None,
+        };
+        let identity = identity("a", Demand::Required, Verdict::Nothing, "");
+
+        let answer = refuse(&host("a"), &verify, Shown::By(&identity));
+
+        assert_eq!(answer, Some(Answer::Redirect { status: 302, location: page.into_bytes() }));
+    }
+
+    #[test]
+    fn certificates_are_passed_as_escaped_pem() {
+        assert_eq!(
+            pem(&[0; 49]),
+            format!("-----BEGIN CERTIFICATE-----\n{}\nAA==\n-----END CERTIFICATE-----\n", "A".repeat(64))
+        );
+        assert_eq!(escape("a b+/=\n"), "a%20b%2B%2F%3D%0A");
+    }
+}

@@ -1,0 +1,65 @@
+//! The parsers of what clients send, for fuzzing: each takes any bytes, must not panic, and checks
+//! of itself what must hold for every input.
+
+use super::h1::body::Body;
+use super::h1::head::{Lines, Sizes};
+use super::h1::{Request, Response};
+use super::{client_hello, proxy_protocol};
+
+/// A parser under test.
+pub type Target = fn(&[u8]);
+
+/// Every target by its name.
+pub const TARGETS: [(&str, Target); 5] = [
+    ("request-head", request_head),
+    ("response-head", response_head),
+    ("chunked", chunked),
+    ("proxy-protocol", proxy_protocol::fuzz),
+    ("client-hello", client_hello::fuzz),
+];
+
+/// What is taken for a head is one for every reader: no byte but CRLF ends a line, nothing stands
+/// between the lines, and no shorter piece is a head.
+fn request_head(bytes: &[u8]) {
+    let mut lines = Lines::new();
+    let Ok(Some(request)) = Request::parse(bytes, &mut lines, Sizes::default()) else { return };
+    let head = bytes.get(..request.len).expect("a head is within its bytes");
+    assert!(head.ends_with(b"\r\n\r\n"));
+    for (at, _) in head.iter().enumerate().filter(|(_, byte)| **byte == b'\n') {
+        assert!(at > 0 && head.get(at - 1) == Some(&b'\r'), "a bare line feed");
+    }
+    assert!(!head.contains(&0));
+    assert!(!(request.chunked && request.length.is_some()), "two lengths");
+    let mut again = Lines::new();
+    let shorter = head.get(..head.len() - 1).unwrap_or_default();
+    assert!(!matches!(Request::parse(shorter, &mut again, Sizes::default()), Ok(Some(_))));
+}
+
+fn response_head(bytes: &[u8]) {
+    let mut lines = Lines::new();
+    if let Ok(Some(response)) = Response::parse(bytes, &mut lines) {
+        assert!(bytes.get(..response.len).is_some_and(|head| head.ends_with(b"\r\n\r\n")));
+    }
+}
+
+/// However the bytes are cut, the same of them belong to the body.
+fn chunked(bytes: &[u8]) {
+    let whole = take(bytes, bytes.len().max(1));
+    for size in [1, 2, 7] {
+        assert_eq!(take(bytes, size), whole, "in pieces of {size}");
+    }
+}
+
+/// Bytes of the body and whether it is complete, `size` at a time; `None` if it is malformed.
+fn take(bytes: &[u8], size: usize) -> Option<(usize, bool)> {
+    let mut body = Body::Chunked(Default::default());
+    let mut taken = 0;
+    for piece in bytes.chunks(size) {
+        let n = body.take(piece).ok()?;
+        taken += n;
+        if n < piece.len() {
+            break;
+        }
+    }
+    Some((taken, body.is_done()))
+}

@@ -1,0 +1,127 @@
+//! Client certificates of a host (`auth-tls-*`): the Secret with the authority, checked to be
+//! usable, and what is demanded. Whatever guards a host and cannot be honoured closes it.
+
+use k8s_openapi::api::core::v1::Secret;
+use x509_parser::pem::Pem;
+use x509_parser::prelude::{CertificateRevocationList, FromDer, X509Certificate};
+
+use super::annotations::field;
+use super::findings::About;
+use crate::model::ObjectName;
+use crate::model::l7::{ClientAuth, Demand, Pattern, Trust, VerifyClient};
+use crate::objects::Objects;
+
+/// The `auth-tls-*` annotations of one Ingress, as written.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct Written {
+    pub secret: String,
+    pub verify_client: Option<String>,
+    pub depth: Option<String>,
+    pub error_page: Option<String>,
+    pub pass_certificate: bool,
+    pub match_cn: Option<String>,
+}
+
+/// What they come to; every doubt closes the host.
+pub(super) fn read(
+    written: &Written,
+    namespace: &str,
+    objects: &Objects,
+    about: &mut About<'_>,
+) -> ClientAuth {
+    let Written { secret, verify_client, depth, error_page, pass_certificate, match_cn } = written;
+    let mut unusable = |name: &str, message: String, fix: &str| {
+        about.error_fix("bad-client-authority", field(name), message, fix);
+        ClientAuth::Unusable
+    };
+    let secret = match secret.split_once('/') {
+        Some((other, _)) if other != namespace => {
+            let message =
+                format!("{secret} is in another namespace: every request of the host is answered 403");
+            return unusable("auth-tls-secret", message, "copy the Secret to the namespace of the Ingress");
+        }
+        Some((namespace, name)) => ObjectName::new(namespace, name),
+        None => ObjectName::new(namespace, secret),
+    };
+    let found = objects.secrets.get(&secret).map(|sourced| &sourced.object);
+    let (ca_pem, crl_pem) = match authority(&secret, found) {
+        Ok(authority) => authority,
+        Err(message) => {
+            let message = format!("{message}: every request of the host is answered 403");
+            return unusable(
+                "auth-tls-secret",
+                message,
+                "the Secret needs the authority's certificate as ca.crt",
+            );
+        }
+    };
+    let subject = match match_cn.as_deref().map(pattern).transpose() {
+        Ok(subject) => subject,
+        Err(message) => {
+            let message = format!("{message}: every request of the host is answered 403");
+            return unusable("auth-tls-match-cn", message, "write it as CN= and a pattern");
+        }
+    };
+    let demand = match verify_client.as_deref().map(str::to_ascii_lowercase).as_deref() {
+        Some("off") => None,
+        Some("optional") => Some(Demand::Optional),
+        Some("optional_no_ca") => Some(Demand::OptionalAnyAuthority),
+        _ => Some(Demand::Required),
+    };
+    let depth = depth.as_deref().and_then(|depth| depth.parse().ok()).unwrap_or(1);
+    let error_page = error_page.clone().filter(|page| {
+        let is_address = page.starts_with('/') || page.starts_with("http://") || page.starts_with("https://");
+        if !is_address {
+            let message = format!("{page:?} is neither a URL nor a path; refused clients get 400");
+            about.warn("bad-annotation", field("auth-tls-error-page"), message, "");
+        }
+        is_address
+    });
+    let trust = demand.map(|demand| Trust { secret, ca_pem, crl_pem, demand, depth });
+    let verify = VerifyClient { trust, error_page, pass_certificate: *pass_certificate, subject };
+    ClientAuth::Verify(Box::new(verify))
+}
+
+/// `CN=` and a pattern, matched against the whole subject as nginx does.
+fn pattern(text: &str) -> Result<Pattern, String> {
+    if !text.starts_with("CN=") {
+        return Err(format!("{text:?} does not start with CN="));
+    }
+    Pattern::subject(text).map_err(|_| format!("{text:?} is no pattern that can be compiled"))
+}
+
+/// `ca.crt` and, where there is one, `ca.crl`.
+fn authority(name: &ObjectName, secret: Option<&Secret>) -> Result<(Vec<u8>, Vec<u8>), String> {
+    let secret =
+        secret.ok_or_else(|| format!("Secret {name} does not exist, or no version of it was usable"))?;
+    let entry = |key: &str| {
+        let value = secret.data.as_ref().and_then(|data| data.get(key)).map(|value| value.0.clone());
+        value.filter(|value| !value.is_empty())
+    };
+    let ca_pem = entry("ca.crt").ok_or_else(|| format!("Secret {name} has no ca.crt"))?;
+    let certificates = blocks(&ca_pem, "CERTIFICATE");
+    let certificates =
+        certificates.ok_or_else(|| format!("ca.crt of Secret {name} is no PEM certificate"))?;
+    if !certificates.iter().all(|der| X509Certificate::from_der(der).is_ok()) {
+        return Err(format!("a certificate in ca.crt of Secret {name} does not parse"));
+    }
+    let Some(crl_pem) = entry("ca.crl") else { return Ok((ca_pem, Vec::new())) };
+    let lists =
+        blocks(&crl_pem, "X509 CRL").ok_or_else(|| format!("ca.crl of Secret {name} is no PEM list"))?;
+    if !lists.iter().all(|der| CertificateRevocationList::from_der(der).is_ok()) {
+        return Err(format!("a list in ca.crl of Secret {name} does not parse"));
+    }
+    Ok((ca_pem, crl_pem))
+}
+
+/// Contents of the PEM blocks with this label; `None` if there is none, or no PEM.
+fn blocks(pem: &[u8], label: &str) -> Option<Vec<Vec<u8>>> {
+    let mut blocks = Vec::new();
+    for block in Pem::iter_from_buffer(pem) {
+        let block = block.ok()?;
+        if block.label == label {
+            blocks.push(block.contents);
+        }
+    }
+    (!blocks.is_empty()).then_some(blocks)
+}

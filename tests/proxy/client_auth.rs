@@ -1,0 +1,225 @@
+//! Client certificates: who is let in, what the upstream is told, and no way around them.
+
+use std::sync::Arc;
+
+use penstock::model::ObjectName;
+use penstock::model::l7::{
+    ClientAuth, Demand, HostMatch, L7, Pattern, Server, SslRedirect, Trust, VerifyClient,
+};
+use rustls::version::{TLS12, TLS13};
+
+use crate::rig::{Backend, DEADLINE, Rig, to};
+use crate::tls_client::{Ca, Identity, Tls, config};
+
+const HOST: &str = "secure.example";
+
+fn verify(ca: &Ca, demand: Demand) -> VerifyClient {
+    let trust = Trust {
+        secret: ObjectName::new("default", "ca"),
+        ca_pem: ca.pem.clone().into_bytes(),
+        crl_pem: Vec::new(),
+        demand,
+        depth: 1,
+    };
+    VerifyClient { trust: Some(trust), error_page: None, pass_certificate: false, subject: None }
+}
+
+/// Everything to the backend; `secure.example` demands something of its clients, others do not.
+fn guarded(backend: &Backend, auth: ClientAuth) -> L7 {
+    let mut l7 = to(&[backend.addr]);
+    let open = l7.servers[&HostMatch::Any].clone();
+    let server = Server { client_auth: Some(Arc::new(auth)), ..open };
+    l7.servers.insert(HostMatch::Exact(HOST.to_owned()), server);
+    l7
+}
+
+fn start(backend: &Backend, verify: VerifyClient) -> Rig {
+    Rig::start(guarded(backend, ClientAuth::Verify(Box::new(verify))))
+}
+
+fn connect(rig: &Rig, identity: Option<Identity>) -> Tls {
+    Tls::with(config(identity, rustls::ALL_VERSIONS), rig.https, HOST).expect("handshake")
+}
+
+#[test]
+fn certificates_are_taken_or_answered_as_the_host_demands() {
+    let (ca, other) = (Ca::new("Good"), Ca::new("Other"));
+    let backend = Backend::mirror();
+    type Made = fn(&Ca, &Ca) -> Option<Identity>;
+    let none: Made = |_, _| None;
+    let good: Made = |ca, _| Some(ca.issue("client", 2200));
+    let stranger: Made = |_, other| Some(other.issue("client", 2200));
+    let expired: Made = |ca, _| Some(ca.issue("client", 2001));
+    let cases: [(Demand, &str, Made, u16); 12] = [
+        (Demand::Required, "none", none, 400),
+        (Demand::Required, "good", good, 200),
+        (Demand::Required, "stranger", stranger, 400),
+        (Demand::Required, "expired", expired, 400),
+        (Demand::Optional, "none", none, 200),
+        (Demand::Optional, "good", good, 200),
+        (Demand::Optional, "stranger", stranger, 400),
+        (Demand::Optional, "expired", expired, 400),
+        (Demand::OptionalAnyAuthority, "none", none, 200),
+        (Demand::OptionalAnyAuthority, "good", good, 200),
+        (Demand::OptionalAnyAuthority, "stranger", stranger, 200),
+        (Demand::OptionalAnyAuthority, "expired", expired, 400),
+    ];
+    for (demand, shown, identity, status) in cases {
+        let rig = start(&backend, verify(&ca, demand));
+        for version in [&TLS12, &TLS13] {
+            let config = config(identity(&ca, &other), &[version]);
+            // The second handshake may be a resumed one: it is judged like the first.
+            for round in 0..2 {
+                let mut tls = Tls::with(config.clone(), rig.https, HOST).expect("handshake");
+                assert_eq!(tls.status(HOST, "/"), status, "{demand:?} {shown} {version:?}, round {round}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_upstream_is_told_who_the_client_is_and_nobody_else_can_tell_it() {
+    let (ca, other) = (Ca::new("Good"), Ca::new("Other"));
+    let backend = Backend::mirror();
+    let pass = VerifyClient { pass_certificate: true, ..verify(&ca, Demand::OptionalAnyAuthority) };
+    let rig = start(&backend, pass);
+    let request = format!(
+        "GET / HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\nssl-client-verify: SUCCESS\r\n\
+         Ssl-Client-Subject-DN: CN=root\r\nssl-client-cert: forged\r\n\r\n"
+    );
+
+    let good = connect(&rig, Some(ca.issue("client, inc", 2200))).ask(&request);
+    let stranger = connect(&rig, Some(other.issue("client", 2200))).ask(&request);
+    let nobody = connect(&rig, None).ask(&request);
+
+    let told = "ssl-client-verify: SUCCESS\r\nssl-client-subject-dn: CN=client\\, inc,O=Test\r\n\
+                ssl-client-issuer-dn: CN=Good\r\nssl-client-cert: -----BEGIN%20CERTIFICATE-----%0AMII";
+    assert!(good.contains(told), "{good}");
+    let told = "ssl-client-verify: FAILED:unable to get local issuer certificate\r\nssl-client-subject-dn: CN=client,O=Test\r\n";
+    assert!(stranger.contains(told), "{stranger}");
+    assert!(nobody.contains("ssl-client-verify: NONE\r\n"), "{nobody}");
+    for text in [&good, &stranger, &nobody] {
+        assert!(!text.contains("forged") && !text.contains("CN=root"), "{text}");
+        assert_eq!(text.to_ascii_lowercase().matches("ssl-client-verify").count(), 1, "{text}");
+    }
+}
+
+#[test]
+fn another_name_in_the_handshake_is_no_way_in() {
+    let ca = Ca::new("Good");
+    let backend = Backend::mirror();
+    let rig = start(&backend, verify(&ca, Demand::Required));
+    let good = || Some(ca.issue("client", 2200));
+    let mut elsewhere = Tls::with(config(good(), &[&TLS13]), rig.https, "open.example").expect("handshake");
+    let mut nameless = Tls::with(config(good(), &[&TLS13]), rig.https, "127.0.0.1").expect("handshake");
+
+    assert_eq!(elsewhere.status(HOST, "/"), 421);
+    assert_eq!(nameless.status(HOST, "/"), 421);
+    // The other way round nothing is at stake.
+    assert_eq!(connect(&rig, good()).status("open.example", "/"), 200);
+    assert_eq!(connect(&rig, None).status("open.example", "/"), 200);
+}
+
+#[test]
+fn a_session_of_one_host_is_not_resumed_under_another_authority() {
+    let (ca, other) = (Ca::new("Good"), Ca::new("Other"));
+    let backend = Backend::mirror();
+    let rig = start(&backend, verify(&ca, Demand::Required));
+    let config = config(Some(ca.issue("client", 2200)), &[&TLS13]);
+    assert_eq!(Tls::with(config.clone(), rig.https, HOST).expect("handshake").status(HOST, "/"), 200);
+    assert!(Tls::with(config.clone(), rig.https, HOST).expect("handshake").is_resumed());
+
+    rig.publish(guarded(&backend, ClientAuth::Verify(Box::new(verify(&other, Demand::Required)))));
+
+    let started = std::time::Instant::now();
+    let tls = loop {
+        let mut tls = Tls::with(config.clone(), rig.https, HOST).expect("handshake");
+        match tls.status(HOST, "/") {
+            // Between the authorities a connection can belong to the older one.
+            200 | 421 => assert!(started.elapsed() < DEADLINE, "the new authority never came"),
+            status => {
+                assert_eq!(status, 400);
+                break tls;
+            }
+        }
+    };
+    assert!(!tls.is_resumed());
+}
+
+#[test]
+fn a_connection_from_before_an_authority_changed_has_to_come_again() {
+    let (ca, other) = (Ca::new("Good"), Ca::new("Other"));
+    let backend = Backend::mirror();
+    let rig = start(&backend, verify(&ca, Demand::Required));
+    let mut old = connect(&rig, Some(ca.issue("client", 2200)));
+
+    rig.publish(guarded(&backend, ClientAuth::Verify(Box::new(verify(&other, Demand::Required)))));
+    let started = std::time::Instant::now();
+    while connect(&rig, Some(other.issue("client", 2200))).status(HOST, "/") != 200 {
+        assert!(started.elapsed() < DEADLINE, "the new authority never came");
+    }
+
+    assert_eq!(old.status(HOST, "/"), 421);
+}
+
+#[test]
+fn plain_http_is_no_way_around_a_certificate() {
+    let ca = Ca::new("Good");
+    let backend = Backend::mirror();
+    let ask = |rig: &Rig, path: &str| rig.ask(&format!("GET {path} HTTP/1.1\r\nHost: {HOST}\r\n\r\n")).status;
+
+    let required = start(&backend, verify(&ca, Demand::Required));
+    assert_eq!(ask(&required, "/"), 403);
+    // Who renews the certificate of the host has none himself.
+    assert_eq!(ask(&required, "/.well-known/acme-challenge/token"), 200);
+    assert_eq!(ask(&required, "/.well-known/acme-challenge/../../x"), 403);
+    assert_eq!(ask(&start(&backend, verify(&ca, Demand::Optional)), "/"), 200);
+
+    // A redirect gives nothing away.
+    let auth = ClientAuth::Verify(Box::new(verify(&ca, Demand::Required)));
+    let mut l7 = guarded(&backend, auth);
+    for server in l7.servers.values_mut() {
+        server.locations.iter_mut().for_each(|location| location.filters.ssl_redirect = SslRedirect::Always);
+    }
+    assert_eq!(ask(&Rig::start(l7), "/"), 308);
+}
+
+#[test]
+fn an_authority_that_cannot_be_used_closes_the_host_both_ways() {
+    let backend = Backend::mirror();
+    let rig = Rig::start(guarded(&backend, ClientAuth::Unusable));
+
+    assert_eq!(rig.ask(&format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n")).status, 403);
+    assert_eq!(connect(&rig, None).status(HOST, "/"), 403);
+    assert_eq!(connect(&rig, None).status("open.example", "/"), 200);
+}
+
+#[test]
+fn the_subject_has_to_match_on_both_ports() {
+    let ca = Ca::new("Good");
+    let backend = Backend::mirror();
+    let subject = Some(Pattern::subject("CN=(alice|bob),").expect("a pattern"));
+    let rig = start(&backend, VerifyClient { subject, ..verify(&ca, Demand::Required) });
+
+    assert_eq!(connect(&rig, Some(ca.issue("alice", 2200))).status(HOST, "/"), 200);
+    assert_eq!(connect(&rig, Some(ca.issue("mallory", 2200))).status(HOST, "/"), 403);
+    assert_eq!(rig.ask(&format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n")).status, 403);
+}
+
+#[test]
+fn chains_may_be_as_long_as_the_depth_allows() {
+    let root = Ca::new("Root");
+    let below = root.below("Below");
+    let backend = Backend::mirror();
+    for (depth, status) in [(0, 400), (1, 200)] {
+        let mut verify = verify(&root, Demand::Required);
+        verify.trust.as_mut().expect("trusts").depth = depth;
+        let rig = start(&backend, verify);
+
+        assert_eq!(
+            connect(&rig, Some(below.issue("client", 2200))).status(HOST, "/"),
+            status,
+            "depth {depth}"
+        );
+    }
+}

@@ -1,0 +1,171 @@
+//! TLS clients of the tests: they trust everybody, resume sessions and show certificates.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::{
+    ClientConfig, ClientConnection, DigitallySignedStruct, HandshakeKind, SignatureScheme, StreamOwned,
+    SupportedProtocolVersion,
+};
+
+use crate::rig::DEADLINE;
+
+/// A client that trusts everybody, because the test looks at the certificate itself.
+pub struct Tls(pub StreamOwned<ClientConnection, TcpStream>);
+
+/// How a client shakes hands; one that is used again resumes its sessions.
+pub fn config(
+    identity: Option<Identity>,
+    versions: &[&'static SupportedProtocolVersion],
+) -> Arc<ClientConfig> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(versions)
+        .expect("versions")
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Anybody));
+    Arc::new(match identity {
+        Some(Identity { chain, key }) => builder.with_client_auth_cert(chain, key).expect("identity"),
+        None => builder.with_no_client_auth(),
+    })
+}
+
+/// What a client shows of itself.
+pub struct Identity {
+    pub chain: Vec<CertificateDer<'static>>,
+    pub key: PrivateKeyDer<'static>,
+}
+
+impl Tls {
+    pub fn connect(addr: SocketAddr, name: &str) -> Self {
+        Self::with(config(None, rustls::ALL_VERSIONS), addr, name).expect("handshake")
+    }
+
+    /// Shakes hands; the error is what the other side said.
+    pub fn with(config: Arc<ClientConfig>, addr: SocketAddr, name: &str) -> std::io::Result<Self> {
+        Self::over(TcpStream::connect(addr).expect("connect"), config, name)
+    }
+
+    pub fn over(mut stream: TcpStream, config: Arc<ClientConfig>, name: &str) -> std::io::Result<Self> {
+        let name = ServerName::try_from(name.to_owned()).expect("a name");
+        let mut session = ClientConnection::new(config, name).expect("session");
+        stream.set_read_timeout(Some(DEADLINE)).expect("timeout");
+        while session.is_handshaking() {
+            session.complete_io(&mut stream)?;
+        }
+        Ok(Self(StreamOwned::new(session, stream)))
+    }
+
+    pub fn is_resumed(&self) -> bool {
+        self.0.conn.handshake_kind() == Some(HandshakeKind::Resumed)
+    }
+
+    pub fn common_name(&self) -> String {
+        let chain = self.0.conn.peer_certificates().expect("certificates");
+        let (_, leaf) = x509_parser::parse_x509_certificate(&chain[0]).expect("x509");
+        leaf.subject().iter_common_name().next().and_then(|cn| cn.as_str().ok()).expect("cn").to_owned()
+    }
+
+    /// Everything that is answered until the connection ends.
+    pub fn ask(&mut self, request: &str) -> String {
+        self.0.write_all(request.as_bytes()).expect("send");
+        let mut text = Vec::new();
+        let _ = self.0.read_to_end(&mut text);
+        String::from_utf8_lossy(&text).into_owned()
+    }
+
+    /// Status of one request, on a connection that ends with it.
+    pub fn status(&mut self, host: &str, path: &str) -> u16 {
+        let text = self.ask(&format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"));
+        text.get(9..12)
+            .and_then(|status| status.parse().ok())
+            .unwrap_or_else(|| panic!("no status in {text:?}"))
+    }
+}
+
+/// An authority made for one test.
+pub struct Ca {
+    issuer: rcgen::Issuer<'static, rcgen::KeyPair>,
+    pub certificate: CertificateDer<'static>,
+    pub pem: String,
+}
+
+impl Ca {
+    pub fn new(name: &str) -> Self {
+        let (params, key) = (authority(name), rcgen::KeyPair::generate().expect("key"));
+        let certificate = params.self_signed(&key).expect("self-signed");
+        let (pem, der) = (certificate.pem(), certificate.der().clone());
+        Self { issuer: rcgen::Issuer::new(params, key), certificate: der, pem }
+    }
+
+    /// An authority below this one.
+    pub fn below(&self, name: &str) -> Self {
+        let (params, key) = (authority(name), rcgen::KeyPair::generate().expect("key"));
+        let certificate = params.signed_by(&key, &self.issuer).expect("signed");
+        let (pem, der) = (certificate.pem(), certificate.der().clone());
+        Self { issuer: rcgen::Issuer::new(params, key), certificate: der, pem }
+    }
+
+    /// A certificate that is good until a year.
+    pub fn issue(&self, name: &str, until: i32) -> Identity {
+        let mut params = rcgen::CertificateParams::default();
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        params.distinguished_name.push(rcgen::DnType::OrganizationName, "Test");
+        params.distinguished_name.push(rcgen::DnType::CommonName, name);
+        params.not_before = rcgen::date_time_ymd(2000, 1, 1);
+        params.not_after = rcgen::date_time_ymd(until, 1, 1);
+        let key = rcgen::KeyPair::generate().expect("key");
+        let certificate = params.signed_by(&key, &self.issuer).expect("signed");
+        let chain = vec![certificate.der().clone(), self.certificate.clone()];
+        Identity { chain, key: PrivateKeyDer::try_from(key.serialize_der()).expect("key") }
+    }
+}
+
+fn authority(name: &str) -> rcgen::CertificateParams {
+    let mut params = rcgen::CertificateParams::default();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    params.distinguished_name.push(rcgen::DnType::CommonName, name);
+    params
+}
+
+#[derive(Debug)]
+struct Anybody;
+
+impl ServerCertVerifier for Anybody {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms.supported_schemes()
+    }
+}
