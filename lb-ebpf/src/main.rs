@@ -13,6 +13,7 @@
 mod bench;
 mod capture;
 mod carry;
+mod errors;
 mod fast;
 mod forward;
 mod fragment;

@@ -13,13 +13,19 @@ use aya_ebpf::{
     macros::classifier,
     programs::TcContext,
 };
-use lb_common::{Addr, Flow, TCP, UDP, config, csum::Delta, nat::state, tunnel, verdict::Event};
+use lb_common::{
+    Addr, Flow, TCP, UDP, config,
+    csum::Delta,
+    nat::{Reverse, state},
+    tunnel,
+    verdict::Event,
+};
 
 use crate::{
-    fragment,
-    headers::{Behind, Part, penstock_chain_out},
+    errors, fragment,
+    headers::{Behind, Headers, Part, penstock_chain_out},
     maps,
-    parse::{ETHERNET, ETHERTYPE_QINQ, ETHERTYPE_V4, ETHERTYPE_V6, ETHERTYPE_VLAN, tcp_flag},
+    parse::{ETHERNET, ETHERTYPE_QINQ, ETHERTYPE_V4, ETHERTYPE_V6, ETHERTYPE_VLAN, V4, V6, tcp_flag},
     steer,
 };
 
@@ -74,6 +80,9 @@ fn v4(ctx: &TcContext, l3: usize) -> Option<()> {
         _ => Part::Later,
     };
     let behind = Behind { part, proto, l4: l3 + length, id: second & 0xffff };
+    if proto == <V4 as Headers>::ICMP && part == Part::Whole {
+        return errors::v4(ctx, l3, behind.l4, dst);
+    }
     let (old, new, ways) = translated(ctx, Addr::v4(src), Addr::v4(dst), &behind)?;
     let addresses = Delta::new().word(src, new.src.raw_v4());
     if part != Part::Later {
@@ -101,6 +110,9 @@ fn v6(ctx: &TcContext, l3: usize) -> Option<()> {
     } else {
         Behind::unpack(penstock_chain_out(ctx.skb.skb, l4 as u32, proto as u32))
     };
+    if behind.proto == <V6 as Headers>::ICMP && behind.part == Part::Whole {
+        return errors::v6(ctx, l3, behind.l4, &dst);
+    }
     let (old, new, ways) = translated(ctx, src, dst, &behind)?;
     let addresses = Delta::new().long(src.hi, new.src.hi).long(src.lo, new.src.lo);
     if behind.part != Part::Later {
@@ -144,15 +156,7 @@ fn translated(ctx: &TcContext, src: Addr, dst: Addr, behind: &Behind) -> Option<
 /// Finds the flow of an answer, and notes that it lives.
 #[inline(always)]
 fn known(old: &Flow, flags: u8) -> Option<(Flow, u16)> {
-    let tables = maps::tables()?;
-    let key = old.hash(config::hash_key(&tables.config()));
-    let entry = maps::NAT_REVERSE.get_ptr_mut(key)?;
-    // SAFETY: a hash map entry stays readable for the whole run; a concurrent removal may reuse
-    // it, which the comparison below notices but for the moment of the race itself.
-    let entry = unsafe { &mut *entry };
-    if entry.flow != *old || entry.state & state::LOCAL == 0 {
-        return None;
-    }
+    let entry = flow(old)?;
     let lasting = entry.state & state::LASTING;
     let now = steer::now();
     if entry.seen != now {
@@ -169,6 +173,18 @@ fn known(old: &Flow, flags: u8) -> Option<(Flow, u16)> {
         row.event(Event::RepliedLocal);
     }
     Some((entry.reply, lasting))
+}
+
+/// What is remembered of the flow of an answer, if the backend is on this host.
+#[inline(always)]
+pub fn flow(answer: &Flow) -> Option<&'static mut Reverse> {
+    let tables = maps::tables()?;
+    let key = answer.hash(config::hash_key(&tables.config()));
+    let entry = maps::NAT_REVERSE.get_ptr_mut(key)?;
+    // SAFETY: a hash map entry stays readable for the whole run; a concurrent removal may reuse
+    // it, which the comparison below notices but for the moment of the race itself.
+    let entry = unsafe { &mut *entry };
+    (entry.flow == *answer && entry.state & state::LOCAL != 0).then_some(entry)
 }
 
 /// Rewrites the ports and the transport checksum.

@@ -267,3 +267,71 @@ fn an_error_about_an_answer_reaches_the_backend_as_an_error_about_its_own() {
         }
     }
 }
+
+#[test]
+fn an_error_of_the_backend_reaches_the_client_as_an_error_of_the_vip_about_its_own_packet() {
+    if !lb_tests::tier::require("prog", can_run_programs) {
+        return;
+    }
+    let mut engine = engine();
+    let cases = [
+        (tcp(CLIENT, "203.0.113.1:80"), "10.0.0.1:8080", (3, 4), [0, 0, 5, 120]),
+        (udp(CLIENT, "203.0.113.1:53"), "10.0.0.1:5353", (3, 3), [0; 4]),
+        (
+            Packet { no_csum: true, ..udp("198.51.100.8:1", "203.0.113.1:53") },
+            "10.0.0.1:5353",
+            (3, 3),
+            [0; 4],
+        ),
+        // A second VIP with the same client port: the flow has a port of its own towards the backend.
+        (tcp(CLIENT, "203.0.113.2:80"), "10.0.0.1:8080", (11, 0), [0; 4]),
+        (tcp(CLIENT6, "[2001:db8:1::1]:80"), "[fd00::1]:8080", (2, 0), [0, 0, 5, 0]),
+        (udp(CLIENT6, "[2001:db8:1::1]:53"), "[fd00::1]:5353", (1, 4), [0; 4]),
+    ];
+    for (asked, to, kind, rest) in cases {
+        let arrived = delivered(&mut engine, "first", &asked, to);
+        let node = if asked.src.is_ipv4() { "10.0.0.254" } else { "fd00::fe" };
+        for short in [false, true] {
+            let quote = |packet: &Packet, plain: bool| {
+                let frame = packet.bytes();
+                let least = if packet.src.is_ipv4() { 28 } else { 48 };
+                let frame = match (packet.src.is_ipv4(), plain) {
+                    (_, true) => frame,
+                    (true, _) => with_options(&frame, &[1; 8]),
+                    (false, _) => with_extensions(&frame, &[(60, &[0, 1, 4, 0, 0, 0, 0])]),
+                };
+                let least = if plain { least } else { least + 8 };
+                frame[14..if short { 14 + least } else { frame.len() }].to_vec()
+            };
+            for plain in [true, false] {
+                let client = asked.src.ip().to_string();
+                // Of the backend itself, and of the stack in front of it.
+                for sender in [arrived.dst.ip().to_string(), node.to_owned()] {
+                    let left = Icmp { rest, ..Icmp::new(&sender, &client, kind, &quote(&arrived, plain)) };
+                    let expected = Icmp { src: asked.dst.ip(), body: quote(&asked, plain), ..left.clone() };
+                    for tags in [&[][..], &[5]] {
+                        let frame = out(&mut engine, &tagged(&left.bytes(), tags));
+
+                        assert_eq!(frame, tagged(&expected.bytes(), tags), "{asked:?}, short {short}");
+                    }
+                }
+            }
+        }
+        // About a packet to another client, about a flow of nobody's, and no error at all.
+        let stranger =
+            Packet { src: "198.51.100.99:9".parse().expect("address"), ..udp(CLIENT, "10.0.0.1:5353") };
+        let others = [
+            Icmp::new(
+                to.trim_end_matches(":5353").trim_end_matches(":8080").trim_matches(['[', ']']),
+                if asked.src.is_ipv4() { "198.51.100.77" } else { "2001:db8:2::77" },
+                kind,
+                &arrived.bytes()[14..],
+            ),
+            Icmp::new("10.0.0.1", "198.51.100.99", (3, 3), &stranger.bytes()[14..]),
+            Icmp::new("10.0.0.1", "198.51.100.7", (8, 0), &arrived.bytes()[14..]),
+        ];
+        for other in others {
+            assert_eq!(out(&mut engine, &other.bytes()), other.bytes());
+        }
+    }
+}

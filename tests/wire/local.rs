@@ -134,3 +134,24 @@ fn answers_that_leave_by_another_interface_are_translated_there() {
     let (answer, from): (String, SocketAddr) = answered.unwrap_or_else(|| panic!("{}", cluster.logs()));
     assert_eq!(answer, format!("p11 {from}"));
 }
+
+#[test]
+fn a_client_hears_that_nobody_listens_on_the_backend() {
+    let Some(cluster) = Cluster::new(1, 1, &manifests(1, 0, "local", &[pod(1, 2)])) else { return };
+    // An address of the first pod on which nothing is served.
+    let pod = cluster.lab.named("p11");
+    pod.run("ip addr add 10.21.0.12/24 dev eth0; ip addr add fd21::12/64 dev eth0 nodad").unwrap();
+
+    for family in [0, 1] {
+        let client: IpAddr = CLIENT[family].parse().unwrap();
+        let refused = cluster.client.within(|| {
+            let socket = UdpSocket::bind((client, 0)).unwrap();
+            lb_tests::agent::eventually(lb_tests::agent::DEADLINE, || {
+                let error = crate::nodes::ask(&socket, vip(family, UDP)).err()?;
+                let error = error.downcast::<std::io::Error>().ok()?;
+                (error.kind() == std::io::ErrorKind::ConnectionRefused).then_some(())
+            })
+        });
+        assert!(refused.is_some(), "family {family}\n{}", cluster.logs());
+    }
+}
