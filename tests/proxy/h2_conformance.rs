@@ -460,3 +460,39 @@ fn a_client_that_says_goodbye_gets_what_it_asked_for() {
 
     assert_eq!(frames.outcome(1), Status(200));
 }
+
+#[test]
+fn any_frames_leave_the_proxy_serving() {
+    let (rig, _backend) = serving();
+    let mut x = 0x9e37_79b9_7f4a_7c15u64;
+    let mut random = move || {
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        x
+    };
+    for seed in 0..200 {
+        let mut bytes = lb_tests::h2_frames::PREFACE.to_vec();
+        bytes.extend(lb_tests::h2_frames::frame(kind::SETTINGS, 0, 0, &[]));
+        for _ in 0..20 {
+            let length = (random() % 64) as usize;
+            let payload: Vec<u8> = match random() % 3 {
+                0 => block(&request("POST", "/")),
+                _ => (0..length).map(|_| random() as u8).collect(),
+            };
+            let (kind, flags, stream) = ((random() % 11) as u8, random() as u8, (random() % 8) as u32);
+            bytes.extend(lb_tests::h2_frames::frame(kind, flags, stream, &payload));
+        }
+        let mut frames = Frames::silent(rig.http, DEADLINE);
+        frames.send_raw(&bytes);
+        // Half of them leave without waiting for what comes of it.
+        if seed % 2 == 0 {
+            frames.send(kind::GOAWAY, 0, 0, &[0; 8]);
+            let _ = frames.stream.shutdown(std::net::Shutdown::Write);
+            while frames.receive().is_some() {}
+        }
+    }
+    let mut frames = Frames::connect(rig.http, DEADLINE);
+    frames.get(1, "/");
+    assert_eq!(frames.outcome(1), Status(200));
+}

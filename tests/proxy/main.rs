@@ -8,6 +8,7 @@ mod edges;
 mod errors;
 mod grpc;
 mod h2_client;
+mod h2_clients;
 mod h2_conformance;
 mod h2_floods;
 mod http2;

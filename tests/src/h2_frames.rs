@@ -62,7 +62,8 @@ pub enum Outcome {
 
 /// The client's end of a connection.
 pub struct Frames {
-    stream: TcpStream,
+    /// For what is no frame.
+    pub stream: TcpStream,
     read: Vec<u8>,
 }
 

@@ -37,6 +37,7 @@ impl Purpose {
                 ("ping", "iputils-ping"),
                 ("curl", "curl"),
                 ("openssl", "openssl"),
+                ("nghttp", "nghttp2-client"),
             ],
             Self::Bench => &[
                 ("wrk", "wrk"),

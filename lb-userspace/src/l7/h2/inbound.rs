@@ -341,3 +341,80 @@ fn broken(error: h2::Error) -> io::Error {
     let kind = if error.is_io() { io::ErrorKind::BrokenPipe } else { io::ErrorKind::ConnectionReset };
     io::Error::new(kind, error)
 }
+
+#[cfg(test)]
+mod tests {
+    use http::Request;
+    use proptest::prelude::*;
+
+    use super::super::super::h1;
+    use super::super::super::h1::chunked::{Decoder, Piece};
+    use super::super::super::h1::head::{Lines, Sizes};
+    use super::*;
+
+    fn head(request: http::request::Builder, known: bool) -> Result<String, Refusal> {
+        let (parts, ()) = request.body(()).expect("request").into_parts();
+        let mut out = Vec::new();
+        request_head(&parts, known, &mut out)?;
+        Ok(String::from_utf8(out).expect("ascii"))
+    }
+
+    #[test]
+    fn a_head_becomes_what_the_strict_parser_reads() {
+        let request = Request::put("http://a.example/x?y").header("a", "1").header("te", "trailers");
+
+        let text = head(request, false).expect("a head");
+
+        assert_eq!(
+            text,
+            "PUT /x?y HTTP/1.1\r\nhost: a.example\r\na: 1\r\ntransfer-encoding: chunked\r\n\r\n"
+        );
+        let mut lines = Lines::new();
+        let parsed = h1::Request::parse(text.as_bytes(), &mut lines, Sizes::default());
+        let parsed = parsed.expect("accepted").expect("complete");
+        assert_eq!((parsed.host, parsed.target, parsed.chunked), (&b"a.example"[..], &b"/x?y"[..], true));
+    }
+
+    #[test]
+    fn host_and_authority_have_to_agree() {
+        let same = Request::get("http://a.example/").header("host", "A.example");
+        let other = Request::get("http://a.example/").header("host", "b.example");
+        let alone = Request::get("/").header("host", "b.example");
+
+        assert!(head(same, true).is_ok_and(|text| text.contains("host: a.example\r\n")));
+        assert_eq!(head(other, true), Err(Refusal::Host));
+        assert!(head(alone, true).is_ok_and(|text| text.contains("host: b.example\r\n")));
+        assert_eq!(head(Request::get("/"), true), Err(Refusal::Host));
+    }
+
+    proptest! {
+        #[test]
+        fn chunks_hold_the_content_whatever_room_there_is(
+            content in proptest::collection::vec(any::<u8>(), 1..2000),
+            rooms in proptest::collection::vec(CHUNK_OVERHEAD + 1..300, 1..20),
+        ) {
+            let mut data = Bytes::from(content.clone());
+            let mut wire = Vec::new();
+            for room in rooms.iter().cycle() {
+                let mut into = vec![0; *room];
+                let n = chunk(&data, &mut into);
+                prop_assert!(n > CHUNK_OVERHEAD);
+                wire.extend_from_slice(&into[..n]);
+                data.advance(n - CHUNK_OVERHEAD);
+                if data.is_empty() {
+                    break;
+                }
+            }
+            wire.extend_from_slice(b"0\r\n\r\n");
+            let (mut decoder, mut read, mut at) = (Decoder::default(), Vec::new(), 0);
+            while !decoder.is_done() {
+                let piece = decoder.next(&wire[at..]).expect("well-formed");
+                if let Piece::Content(n) = piece {
+                    read.extend_from_slice(&wire[at..at + n]);
+                }
+                at += piece.len();
+            }
+            prop_assert_eq!(read, content);
+        }
+    }
+}

@@ -1,9 +1,9 @@
 //! Every bound of an HTTP/2 connection, by name.
 //!
-//! One connection holds at most: 1 MiB of request bodies ([`CONNECTION_WINDOW`]), 128 times 64 KiB of
-//! responses ([`STREAMS_MAX`], [`SEND_BUFFER`]), 128 decoded heads of 31 KiB ([`HEADER_LIST_MAX`]), and
-//! its read and write buffers: 13.5 MiB, reached only by a client that asks for as many large
-//! responses as it may, with the largest heads, and reads none. Idle, it holds a few KiB.
+//! With 128 streams one connection holds at most: 1 MiB of request bodies ([`CONNECTION_WINDOW`]), 128
+//! times 64 KiB of responses ([`SEND_BUFFER`]), 128 heads of 31 KiB ([`HEADER_LIST_MAX`]), and its read
+//! and write buffers: 13.5 MiB, reached only by a client that asks for as many large responses as it
+//! may, with the largest heads, and reads none.
 //!
 //! The h2 crate bounds by itself: CONTINUATION frames of one head, heads four times too large, small
 //! DATA frames, answers to PING and SETTINGS (it reads no further until they are written), and
@@ -13,8 +13,6 @@ use std::time::Duration;
 
 use super::super::buffer::BUFFER_BYTES;
 
-/// Streams of a client connection at once (`http2-max-concurrent-streams`).
-pub(super) const STREAMS_MAX: u32 = 128;
 /// Bytes of one request body that may wait here; bounds its rate to this per round trip.
 pub(super) const STREAM_WINDOW: u32 = 256 << 10;
 /// Bytes of all request bodies of a connection that may wait here.
@@ -38,11 +36,11 @@ const RESET_REMEMBERED_FOR: Duration = Duration::from_secs(1);
 /// How long a connection that was told to end has for its last bytes.
 pub(super) const GOODBYE: Duration = Duration::from_secs(5);
 
-/// The client side with all its bounds.
-pub(super) fn server() -> h2::server::Builder {
+/// The client side with all its bounds, and `streams` at once (`http2-max-concurrent-streams`).
+pub(super) fn server(streams: u32) -> h2::server::Builder {
     let mut builder = h2::server::Builder::new();
     builder
-        .max_concurrent_streams(STREAMS_MAX)
+        .max_concurrent_streams(streams)
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buffer_size(SEND_BUFFER)

@@ -392,3 +392,33 @@ fn malformed(what: &'static str) -> io::Error {
 fn broken(error: h2::Error) -> io::Error {
     io::Error::new(io::ErrorKind::ConnectionReset, error)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_target_is_escaped_where_the_uri_type_refuses_it_and_nowhere_else() {
+        let cases = [
+            ("/a/b;c=d?x=%41&y=~", "/a/b;c=d?x=%41&y=~"),
+            ("/a|b", "/a%7Cb"),
+            ("/{x}\"", "/%7Bx%7D%22"),
+            ("/\u{e4}", "/%C3%A4"),
+        ];
+        for (sent, expected) in cases {
+            assert_eq!(target(sent.as_bytes()).expect(sent).as_str(), expected);
+        }
+    }
+
+    #[test]
+    fn trailer_lines_become_a_map() {
+        let map = trailers(b"grpc-status: 0\r\ngrpc-message:a b\r\n\r\n").expect("trailers");
+
+        assert_eq!(
+            (map.len(), &map["grpc-status"], &map["grpc-message"]),
+            (2, &"0".parse().unwrap(), &"a b".parse().unwrap())
+        );
+        assert!(trailers(b"\r\n").expect("none").is_empty());
+        assert!(trailers(b"no colon\r\n\r\n").is_err());
+    }
+}

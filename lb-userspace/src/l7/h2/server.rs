@@ -23,6 +23,7 @@ use super::chatter::Chatter;
 use super::io::Io;
 use super::stream::{Ended, Stream};
 use super::{PREFACE, limits};
+use crate::model::l7::ClientLimits;
 
 type Accepted = (Request<RecvStream>, SendResponse<Bytes>);
 
@@ -36,8 +37,9 @@ pub(in crate::l7) async fn serve(
 ) {
     let chatter = Rc::new(Chatter::new(PREFACE.len(), Instant::now()));
     let io = Io::new(socket, first, Some(Rc::clone(&chatter)));
-    let due = alarm.due(worker.limits().header_timeout);
-    let mut handshake = pin!(limits::server().handshake::<_, Bytes>(io));
+    let ClientLimits { header_timeout, keep_alive, http2_streams, .. } = worker.limits();
+    let due = alarm.due(header_timeout);
+    let mut handshake = pin!(limits::server(http2_streams).handshake::<_, Bytes>(io));
     let shaken = poll_fn(|cx| match handshake.as_mut().poll(cx) {
         Poll::Ready(shaken) => Poll::Ready(shaken.ok()),
         Poll::Pending => alarm.poll_due(cx, due).map(|()| None),
@@ -45,7 +47,7 @@ pub(in crate::l7) async fn serve(
     let Some(h2) = shaken.await else { return };
     let streams = Rc::new(Streams::default());
     // The first request has longer, even where none may follow it.
-    let due = alarm.due(worker.limits().header_timeout.max(worker.limits().keep_alive));
+    let due = alarm.due(header_timeout.max(keep_alive));
     let mut connection = Connection {
         worker,
         h2,
@@ -53,6 +55,7 @@ pub(in crate::l7) async fn serve(
         streams,
         chatter,
         due,
+        streams_max: http2_streams,
         requests: 0,
         leaving: false,
         was_live: 0,
@@ -79,6 +82,7 @@ struct Connection<'w, 's> {
     chatter: Rc<Chatter>,
     /// When it has been idle for too long, or, leaving, has had time enough.
     due: Due,
+    streams_max: u32,
     requests: u32,
     leaving: bool,
     was_live: u32,
@@ -141,7 +145,7 @@ impl Connection<'_, '_> {
     fn poll_h2(&mut self, cx: &mut Context<'_>, live: u32) -> Poll<Option<Result<Accepted, h2::Error>>> {
         // Streams that the client reset live on here until they notice: no more of both than it
         // may have open.
-        if live < limits::STREAMS_MAX {
+        if live < self.streams_max {
             self.h2.poll_accept(cx)
         } else {
             self.h2.poll_closed(cx).map(|closed| closed.err().map(Err))

@@ -38,6 +38,8 @@ pub struct ClientLimits {
     pub keep_alive: Duration,
     /// `keep-alive-requests`: requests of one connection.
     pub keep_alive_requests: u32,
+    /// `http2-max-concurrent-streams`: requests of one HTTP/2 connection at once.
+    pub http2_streams: u32,
     /// `client-header-timeout`: for a whole head, and for a TLS handshake.
     pub header_timeout: Duration,
     /// `client-body-timeout`: longest silence within a request body.
@@ -51,6 +53,8 @@ pub struct ClientLimits {
 impl ClientLimits {
     /// Most that `line_bytes` and `head_bytes` can be: what a read buffer holds.
     pub const HEAD_BYTES_MAX: usize = 32 * 1024;
+    /// Most that `http2_streams` can be.
+    pub const HTTP2_STREAMS_MAX: u32 = 1024;
 }
 
 impl Default for ClientLimits {
@@ -59,6 +63,7 @@ impl Default for ClientLimits {
         Self {
             keep_alive: Duration::from_secs(75),
             keep_alive_requests: 1000,
+            http2_streams: 128,
             header_timeout: Duration::from_secs(60),
             body_timeout: Duration::from_secs(60),
             line_bytes: 8 * 1024,

@@ -25,6 +25,9 @@ pub(super) fn read(keys: &mut Keys<'_>) -> Edge {
     };
     keys.without_effect(&[
         "client-header-buffer-size",
+        "http2-max-field-size",
+        "http2-max-header-size",
+        "http2-max-requests",
         "enable-multi-accept",
         "max-worker-open-files",
         "reuse-port",
@@ -53,11 +56,25 @@ fn limits(keys: &mut Keys<'_>) -> ClientLimits {
     ClientLimits {
         keep_alive: keys.time("keep-alive").unwrap_or(default.keep_alive),
         keep_alive_requests: requests.unwrap_or(default.keep_alive_requests),
+        http2_streams: http2_streams(keys).unwrap_or(default.http2_streams),
         header_timeout: keys.time("client-header-timeout").unwrap_or(default.header_timeout),
         body_timeout: keys.time("client-body-timeout").unwrap_or(default.body_timeout),
         line_bytes,
         head_bytes,
     }
+}
+
+/// Each may hold a few buffers, so what one connection may have is bounded whatever is asked for.
+fn http2_streams(keys: &mut Keys<'_>) -> Option<u32> {
+    let max = ClientLimits::HTTP2_STREAMS_MAX;
+    let wanted = "a whole number from 1";
+    let streams = keys
+        .parsed("http2-max-concurrent-streams", wanted, |text| text.parse().ok().filter(|n: &u32| *n > 0))?;
+    if streams > max {
+        let message = format!("{streams} streams of one connection are more than there can be; {max} it is");
+        keys.about.info("limited", field("http2-max-concurrent-streams"), message, "");
+    }
+    Some(streams.min(max))
 }
 
 /// `NUMBER SIZE`: a line may be SIZE long, a head NUMBER times that.
