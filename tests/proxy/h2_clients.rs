@@ -50,6 +50,22 @@ fn curl_gets_http_2_over_tls_and_with_prior_knowledge() {
 }
 
 #[test]
+fn http_2_over_tls_can_be_switched_off() {
+    if !has("curl") {
+        return;
+    }
+    let backend = Backend::mirror();
+    let mut l7 = to(&[backend.addr]);
+    l7.edge.tls.http2 = false;
+    let rig = Rig::start(l7);
+    let with = ["-sk", "--max-time", "20", "-o", "/dev/null", "-w", "%{http_version} %{http_code}"];
+
+    let asked = run("curl", &[&with[..], &["--http2", &format!("https://{}/", rig.https)]].concat());
+
+    assert_eq!(asked, "1.1 200");
+}
+
+#[test]
 fn nghttp_gets_a_resource_and_its_priorities_are_borne() {
     if !has("nghttp") {
         return;

@@ -14,6 +14,11 @@ pub(super) enum Carrier<'a> {
 }
 
 impl Carrier<'_> {
+    /// A connection of its own, encrypted.
+    pub(super) fn is_tls(&self) -> bool {
+        matches!(self, Self::Socket(socket) if socket.is_tls())
+    }
+
     /// The client chose HTTP/2 in its TLS handshake.
     pub(super) fn is_http2(&self) -> bool {
         matches!(self, Self::Socket(socket) if socket.is_http2())

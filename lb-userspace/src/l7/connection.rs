@@ -117,6 +117,11 @@ impl Connection<'_, '_> {
         }
     }
 
+    /// Over TLS the handshake has said so, or it is not.
+    fn may_be_http2(&self) -> bool {
+        self.requests == 0 && !self.socket.is_tls() && h2::is_preface(self.buf.bytes())
+    }
+
     /// One request from its first byte to the last byte of its response.
     async fn request(&mut self) -> Left {
         self.limits = self.worker.limits();
@@ -139,7 +144,7 @@ impl Connection<'_, '_> {
                         return self.carry_out(plan, started).await;
                     }
                     // Prior knowledge (RFC 9113 3.3): looked for only in what is no HTTP/1.1.
-                    Err(_) if self.requests == 0 && h2::is_preface(self.buf.bytes()) => return Left::Http2,
+                    Err(_) if self.may_be_http2() => return Left::Http2,
                     Err(refusal) => return self.refuse(refusal).await,
                 }
             }

@@ -250,6 +250,11 @@ impl Socket<'_> {
         if is_old { self.poll_flush(cx) } else { Poll::Ready(Ok(())) }
     }
 
+    /// Bytes are encrypted.
+    pub(super) fn is_tls(&self) -> bool {
+        self.tls.is_some()
+    }
+
     /// The client chose HTTP/2 in its handshake.
     pub(super) fn is_http2(&self) -> bool {
         self.tls.as_ref().is_some_and(|tls| tls.session.borrow().alpn_protocol() == Some(b"h2"))

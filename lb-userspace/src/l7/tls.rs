@@ -228,7 +228,10 @@ impl<'p> Maker<'p> {
         };
         let resolver = Arc::clone(self.certificates) as Arc<dyn ResolvesServerCert>;
         let mut config = builder.with_cert_resolver(resolver);
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        if policy.http2 {
+            config.alpn_protocols.push(b"h2".to_vec());
+        }
+        config.alpn_protocols.push(b"http/1.1".to_vec());
         config.ignore_client_order = ciphers.order == CipherOrder::Ours;
         let scope = authority.map_or_else(Scope::default, |authority| authority.scope());
         match policy.resumption {

@@ -85,6 +85,8 @@ pub struct ProxyProtocol {
 /// TLS towards clients.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TlsPolicy {
+    /// `use-http2`: it is offered beside HTTP/1.1.
+    pub http2: bool,
     /// `ssl-protocols`.
     pub versions: TlsVersions,
     /// `ssl-ciphers`, of hosts that do not say otherwise.
@@ -104,6 +106,7 @@ pub struct TlsPolicy {
 impl Default for TlsPolicy {
     fn default() -> Self {
         Self {
+            http2: true,
             versions: TlsVersions::Both,
             ciphers: Ciphers::default(),
             groups: Group::ALL.to_vec(),

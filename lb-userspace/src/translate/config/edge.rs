@@ -133,6 +133,7 @@ fn prefix(text: &str) -> Option<Prefix> {
 fn tls(keys: &mut Keys<'_>) -> TlsPolicy {
     let default = TlsPolicy::default();
     TlsPolicy {
+        http2: keys.boolean("use-http2").unwrap_or(default.http2),
         versions: versions(keys).unwrap_or(default.versions),
         ciphers: cipher_suites(keys).unwrap_or(default.ciphers),
         groups: groups(keys).unwrap_or(default.groups),
