@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use crate::rig::{Backend, DEADLINE, Rig, to};
+use crate::rig::{Backend, Client, DEADLINE, Rig, to};
 
 #[test]
 fn a_hundred_swaps_under_64_kept_connections_and_a_download_lose_nothing() {
@@ -115,6 +115,66 @@ fn draining_ends_idle_connections_and_lets_running_requests_finish() {
     });
 
     assert!(std::net::TcpStream::connect(rig.http).is_err(), "nothing is accepted any more");
+}
+
+#[test]
+fn draining_loses_no_connection_that_was_made() {
+    let backend = Backend::saying("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+    let rig = Rig::with_workers(to(&[backend.addr]), 2);
+    let busy = std::sync::Barrier::new(9);
+    // Whoever connects is answered, until nobody can connect any more.
+    let client = || {
+        for request in 0u32.. {
+            if request == 20 {
+                busy.wait();
+            }
+            let Ok(stream) = std::net::TcpStream::connect(rig.http) else { return request };
+            let mut client = Client::over(stream);
+            assert!(client.try_send(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"));
+            assert_eq!(client.reply().status, 200, "request {request}");
+        }
+        0
+    };
+
+    thread::scope(|scope| {
+        let clients: Vec<_> = (0..8).map(|_| scope.spawn(client)).collect();
+        busy.wait();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+        runtime.block_on(rig.running.drain(DEADLINE));
+        for client in clients {
+            assert!(client.join().expect("every connection is served") >= 20);
+        }
+    });
+}
+
+#[test]
+fn a_busy_connection_ends_by_an_answer_that_says_so() {
+    let backend = Backend::saying("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+    let rig = Rig::start(to(&[backend.addr]));
+    let mut client = rig.client();
+    client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+    assert_eq!(client.reply().header("connection"), None);
+
+    thread::scope(|scope| {
+        let drain = scope.spawn(|| {
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+            runtime.block_on(rig.running.drain(DEADLINE));
+        });
+        let mut answers = 0;
+        loop {
+            client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+            let reply = client.reply();
+            assert_eq!(reply.status, 200);
+            answers += 1;
+            if reply.header("connection") == Some("close") {
+                break;
+            }
+        }
+        assert_eq!(client.rest(), b"", "after {answers} answers");
+        drop(client);
+        drain.join().expect("drained");
+    });
 }
 
 #[test]

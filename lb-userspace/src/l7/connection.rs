@@ -170,12 +170,14 @@ impl Connection<'_, '_> {
             }
             // A client that has just connected may have something to say.
             let may_end = self.requests > 0 || self.alarm.is_past(self.settled);
-            if !begun && self.worker.is_draining() {
+            let ends = self.worker.ends_idle();
+            if !begun && may_end && ends {
                 return Poll::Ready(Filled::Late);
             }
             if !begun && may_end && self.worker.dismisses() {
                 return Poll::Ready(Filled::End);
             }
+            let due = if !begun && ends { due.min(self.settled) } else { due };
             self.alarm.poll_due(cx, due).map(|()| Filled::Late)
         })
         .await

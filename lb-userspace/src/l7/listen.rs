@@ -12,9 +12,27 @@ use crate::model::l4::Listener;
 /// Connections the kernel completes before they are accepted; `net.core.somaxconn` caps it.
 const BACKLOG: i32 = 4096;
 
+/// What sockets are for: those of one place, one for each worker, share a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Place {
+    /// Plain or TLS.
+    pub listener: Listener,
+    /// As it was asked for; port 0: a free one.
+    pub wanted: SocketAddr,
+}
+
+/// A listening socket of an agent before us, or for one after us.
+#[derive(Debug)]
+pub struct Inherited {
+    /// What it is for.
+    pub place: Place,
+    /// Itself.
+    pub socket: std::net::TcpListener,
+}
+
 /// A listening socket and what it is for.
 pub(super) struct Bound {
-    pub(super) listener: Listener,
+    pub(super) place: Place,
     pub(super) addr: SocketAddr,
     pub(super) socket: std::net::TcpListener,
 }
@@ -24,26 +42,45 @@ impl Bound {
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
+
+    /// Another end of the same socket.
+    pub(super) fn again(&self) -> io::Result<Self> {
+        let Self { place, addr, socket } = self;
+        Ok(Self { place: *place, addr: *addr, socket: socket.try_clone()? })
+    }
 }
 
-/// One set of sockets for each worker.
-pub(super) fn bind(options: &Options) -> Result<Vec<Vec<Bound>>, Error> {
+/// One set of sockets for each worker, of `inherited` ones as far as they go. Those that are more
+/// than there are workers are served as well: connections wait in each.
+pub(super) fn bind(options: &Options, mut inherited: Vec<Inherited>) -> Result<Vec<Vec<Bound>>, Error> {
     let mut workers: Vec<Vec<Bound>> = (0..options.workers.max(1)).map(|_| Vec::new()).collect();
     let plain = options.http.iter().map(|addr| (Listener::Http, "http", *addr));
     let tls = options.https.iter().map(|addr| (Listener::Https, "https", *addr));
     for (listener, flag, wanted) in plain.chain(tls) {
         let mut addr = wanted;
         let failed = |source: io::Error| Error::Listen { flag, addr: wanted, hint: hint(&source), source };
-        // Workers share the port; another process that would share it, too, serves something else.
-        drop(for_address(addr, Port::Alone).map_err(failed)?);
-        for worker in &mut workers {
+        let place = Place { listener, wanted };
+        let ours: Vec<_> = inherited.extract_if(.., |inherited| inherited.place == place).collect();
+        let taken = ours.len();
+        for (number, Inherited { socket, .. }) in ours.into_iter().enumerate() {
+            addr = socket.local_addr().map_err(failed)?;
+            let worker = number % workers.len();
+            if let Some(worker) = workers.get_mut(worker) {
+                worker.push(Bound { place, addr, socket });
+            }
+        }
+        if taken == 0 {
+            // Workers share the port; another process that would share it, too, serves something else.
+            drop(for_address(addr, Port::Alone).map_err(failed)?);
+        }
+        for worker in workers.iter_mut().skip(taken) {
             let socket = for_address(addr, Port::Shared).map_err(failed)?;
             socket.set_nonblocking(true).map_err(failed)?;
             socket.listen(BACKLOG).map_err(failed)?;
             let socket = std::net::TcpListener::from(socket);
             // The first worker's choice of a free port binds the others.
             addr = socket.local_addr().map_err(failed)?;
-            worker.push(Bound { listener, addr, socket });
+            worker.push(Bound { place, addr, socket });
         }
     }
     Ok(workers)

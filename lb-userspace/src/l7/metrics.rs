@@ -5,6 +5,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::route::{Labels, Router};
 use crate::model::report::{Metric, MetricKind, Sample};
 use crate::model::upstream::Condition;
@@ -13,7 +15,7 @@ use crate::model::upstream::Condition;
 const BUCKETS: [f64; 11] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
 /// Methods as metrics tell them apart; unknown ones share one label.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub(super) enum Method {
     Get,
     Head,
@@ -54,7 +56,7 @@ impl Method {
 }
 
 /// How an upstream let a request down.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub(super) enum Failure {
     /// Refused or unreachable.
     Connect,
@@ -104,7 +106,7 @@ impl Failure {
 }
 
 /// Why a connection was closed before its first request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub(super) enum Refused {
     /// No PROXY header where one is due.
     ProxyHeader,
@@ -128,7 +130,7 @@ impl Refused {
 }
 
 /// TLS that was handed on unopened.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub(super) struct Passthrough {
     pub(super) connections: u64,
     /// From clients.
@@ -138,7 +140,7 @@ pub(super) struct Passthrough {
 }
 
 /// Requests of one route, method and status.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 struct Series {
     count: u64,
     seconds: f64,
@@ -153,18 +155,22 @@ impl Series {
     }
 }
 
-/// Counters of one worker, or of several added up.
-#[derive(Debug, Clone, Default)]
+/// Counters of one worker, or of several added up; these pass from process to process.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub(super) struct Counters {
     /// By number of the route in the snapshot of the moment.
+    #[serde(skip)]
     live: HashMap<(usize, Method, u16), (Arc<Labels>, Series)>,
     /// Of earlier snapshots, for as long as their routes exist.
+    #[serde(with = "as_list")]
     settled: HashMap<(Arc<Labels>, Method, u16), Series>,
     refused: HashMap<u16, u64>,
     failures: HashMap<Failure, u64>,
     refused_connections: HashMap<Refused, u64>,
     pub(super) passthrough: Passthrough,
     pub(super) accepted: u64,
+    #[serde(skip)]
     pub(super) active: u64,
     /// Times a worker stopped accepting because of its connection limit.
     pub(super) full: u64,
@@ -172,6 +178,7 @@ pub(super) struct Counters {
     /// HTTP/2 connections ended because of frames without use.
     pub(super) http2_floods: u64,
     pub(super) upstream_connections: u64,
+    #[serde(skip)]
     pub(super) idle_upstream: u64,
     /// Connections to endpoints that carry HTTP/2.
     pub(super) http2_upstream: u64,
@@ -400,6 +407,30 @@ impl Counters {
     }
 }
 
+/// Series as a list: JSON has no keys of several parts.
+mod as_list {
+    use serde::de::Deserializer;
+    use serde::ser::Serializer;
+
+    use super::{Arc, Deserialize, HashMap, Labels, Method, Series};
+
+    type Settled = HashMap<(Arc<Labels>, Method, u16), Series>;
+
+    pub(super) fn serialize<S: Serializer>(settled: &Settled, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_seq(
+            settled.iter().map(|((labels, method, status), series)| (&**labels, method, status, series)),
+        )
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Settled, D::Error> {
+        let list = Vec::<(Labels, Method, u16, Series)>::deserialize(from)?;
+        Ok(list
+            .into_iter()
+            .map(|(labels, method, status, series)| ((labels.into(), method, status), series))
+            .collect())
+    }
+}
+
 fn request_labels(labels: &Labels, method: Method, status: u16) -> Vec<(&'static str, String)> {
     let Labels { host, path, namespace, ingress, service } = labels;
     vec![
@@ -430,6 +461,25 @@ fn histogram(samples: &mut Vec<Sample>, labels: &[(&'static str, String)], serie
 mod tests {
     use super::*;
     use crate::model::l7::L7;
+
+    #[test]
+    fn counters_pass_from_process_to_process_and_gauges_do_not() {
+        let labels = Arc::new(Labels { host: "a".to_owned(), ..Labels::default() });
+        let mut before = Counters { accepted: 3, active: 2, ..Counters::default() };
+        before.request(0, &labels, Method::Get, 200, Duration::from_millis(7));
+        before.refused(400);
+        before.upstream_failure(Failure::Closed);
+        let mut total = Counters::default();
+        total.add(&before);
+
+        let passed: Counters =
+            serde_json::from_value(serde_json::to_value(&total).expect("JSON")).expect("the same");
+
+        total.active = 0;
+        assert_eq!(format!("{:?}", passed.report(1)), format!("{:?}", total.report(1)));
+        let of_a_later_version = serde_json::json!({"accepted": 3, "unheard-of": 1});
+        assert_eq!(serde_json::from_value::<Counters>(of_a_later_version).expect("read").accepted, 3);
+    }
 
     #[test]
     fn counters_of_workers_add_up_and_series_of_gone_routes_go() {

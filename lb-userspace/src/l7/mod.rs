@@ -15,6 +15,7 @@ mod exchange;
 pub mod explain;
 mod filters;
 pub mod fuzz;
+mod gate;
 mod h1;
 mod h2;
 mod heads;
@@ -35,11 +36,12 @@ mod tunnel;
 mod upstream;
 mod worker;
 
+use std::collections::{BTreeSet, HashSet};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::BorrowedFd;
-use std::sync::{Arc, PoisonError};
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -50,6 +52,8 @@ pub use tickets::TicketKeys;
 use crate::model::l4::Listener;
 use crate::model::l7::L7;
 use crate::model::report::Metric;
+
+pub use listen::{Inherited, Place};
 
 /// A number nobody can foresee, for starting points.
 fn random() -> u64 {
@@ -96,32 +100,50 @@ pub enum Error {
 pub struct Proxy {
     workers: Vec<Vec<listen::Bound>>,
     tls: Arc<tls::Tls>,
+    taken: BTreeSet<Place>,
 }
+
+/// Longest time that idle connections are left for their client's next request when everything is
+/// to end soon: a busy client is told by the answer, and loses nothing.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Longest wait for a worker to answer.
+const ANSWER: Duration = Duration::from_secs(1);
 
 impl Proxy {
     /// Opens every listener once per worker (`SO_REUSEPORT`).
     pub fn bind(options: Options) -> Result<Self, Error> {
+        Self::inherit(options, Vec::new())
+    }
+
+    /// The same with what an agent before us listens on, as far as it is wanted.
+    pub fn inherit(options: Options, sockets: Vec<Inherited>) -> Result<Self, Error> {
         let tls = Arc::new(tls::Tls::new(options.ticket_keys.clone())?);
-        let workers = listen::bind(&options)?;
-        Ok(Self { workers, tls })
+        let before: BTreeSet<_> = sockets.iter().map(|inherited| inherited.place).collect();
+        let workers = listen::bind(&options, sockets)?;
+        let ours: BTreeSet<_> = workers.iter().flatten().map(|bound| bound.place).collect();
+        Ok(Self { workers, tls, taken: before.intersection(&ours).copied().collect() })
+    }
+
+    /// The places where sockets were inherited.
+    pub fn taken(&self) -> &BTreeSet<Place> {
+        &self.taken
     }
 
     /// The first plain and the first TLS socket of each worker, for the kernel's socket map.
     pub fn listeners(&self) -> Vec<(Listener, usize, BorrowedFd<'_>)> {
-        let mut sockets = Vec::new();
-        for (worker, bound) in self.workers.iter().enumerate() {
-            for listener in [Listener::Http, Listener::Https] {
-                let first = bound.iter().find(|bound| bound.listener == listener);
-                sockets.extend(first.map(|bound| (listener, worker, bound.fd())));
-            }
-        }
-        sockets
+        let first = first_of_each(&self.workers).into_iter();
+        first.map(|(listener, worker, bound)| (listener, worker, bound.fd())).collect()
     }
 
     /// Serves what `desired` says, from now on and after every change.
     pub fn start(self, desired: watch::Receiver<Arc<L7>>) -> Result<Running, Error> {
-        let Self { workers, tls } = self;
-        let addrs = workers.first().map(|bound| bound.iter().map(|b| (b.listener, b.addr)).collect());
+        let Self { workers, tls, .. } = self;
+        let mut addrs: Vec<_> =
+            workers.iter().flatten().map(|bound| (bound.place.listener, bound.addr)).collect();
+        addrs.sort();
+        addrs.dedup();
+        let again = |bound: &Vec<listen::Bound>| bound.iter().map(listen::Bound::again).collect();
+        let sockets = workers.iter().map(again).collect::<Result<_, _>>().map_err(Error::Worker)?;
         let (publisher, published) = snapshot::publisher(desired, Arc::clone(&tls));
         let mut threads = vec![
             std::thread::Builder::new()
@@ -135,8 +157,26 @@ impl Proxy {
             controls.push(control);
             threads.push(thread);
         }
-        Ok(Running { addrs: addrs.unwrap_or_default(), tls, controls, threads: threads.into() })
+        Ok(Running {
+            addrs,
+            tls,
+            controls,
+            threads: threads.into(),
+            sockets: std::sync::Mutex::new(sockets),
+            handed_over: Default::default(),
+        })
     }
+}
+
+fn first_of_each(workers: &[Vec<listen::Bound>]) -> Vec<(Listener, usize, &listen::Bound)> {
+    let mut first = Vec::new();
+    for (worker, bound) in workers.iter().enumerate() {
+        for listener in [Listener::Http, Listener::Https] {
+            let found = bound.iter().find(|bound| bound.place.listener == listener);
+            first.extend(found.map(|bound| (listener, worker, bound)));
+        }
+    }
+    first
 }
 
 /// A serving proxy. Dropping it stops every worker at once.
@@ -145,6 +185,10 @@ pub struct Running {
     tls: Arc<tls::Tls>,
     controls: Vec<mpsc::UnboundedSender<worker::Control>>,
     threads: std::sync::Mutex<Vec<JoinHandle<()>>>,
+    /// Other ends of the workers' sockets, for an agent after us.
+    sockets: std::sync::Mutex<Vec<Vec<listen::Bound>>>,
+    /// Where that one accepts.
+    handed_over: std::sync::Mutex<BTreeSet<Place>>,
 }
 
 impl Running {
@@ -161,28 +205,123 @@ impl Running {
     /// Counters of all workers together. Waits for each to answer, at most a second; a worker that
     /// does not is left out.
     pub fn metrics(&self) -> Vec<Metric> {
+        self.total(worker::Control::Count).report(self.controls.len())
+    }
+
+    /// All that was counted since the start or the last call: for another process, to which it
+    /// belongs from then on. Waits as [`Running::metrics`] does.
+    pub fn yield_counts(&self) -> serde_json::Value {
+        serde_json::to_value(self.total(worker::Control::Yield)).unwrap_or_default()
+    }
+
+    /// Adds what another process counted; false if it cannot be understood.
+    pub async fn add_counts(&self, counts: serde_json::Value) -> bool {
+        let Ok(counters) = serde_json::from_value(counts) else { return false };
+        let (done, mut added) = mpsc::channel(1);
+        // Every worker's are added up in the end.
+        let first = self.controls.first();
+        let _ = first.map(|control| control.send(worker::Control::Add(Box::new(counters), done)));
+        let _ = added.recv().await;
+        true
+    }
+
+    fn total(
+        &self,
+        ask: fn(std::sync::mpsc::Sender<metrics::Counters>) -> worker::Control,
+    ) -> metrics::Counters {
         let (answer, answers) = std::sync::mpsc::channel();
         for control in &self.controls {
-            let _ = control.send(worker::Control::Count(answer.clone()));
+            let _ = control.send(ask(answer.clone()));
         }
         drop(answer);
         let mut total = metrics::Counters::default();
-        while let Ok(counters) = answers.recv_timeout(Duration::from_secs(1)) {
+        while let Ok(counters) = answers.recv_timeout(ANSWER) {
             total.add(&counters);
         }
-        total.report(self.controls.len())
+        total
     }
 
-    /// Stops accepting, lets running requests and upgraded connections end, and closes idle ones;
-    /// what still runs after `deadline` is cut off.
+    /// Other ends of all listening sockets, for an agent that is to take our place.
+    pub fn sockets(&self) -> io::Result<Vec<Inherited>> {
+        let again =
+            |bound: &listen::Bound| Ok(Inherited { place: bound.place, socket: bound.socket.try_clone()? });
+        self.lock_sockets().iter().flatten().map(again).collect()
+    }
+
+    /// The same as [`Proxy::listeners`], in ends of their own.
+    pub fn listeners(&self) -> io::Result<Vec<(Listener, usize, OwnedFd)>> {
+        let sockets = self.lock_sockets();
+        let listeners = first_of_each(&sockets).into_iter();
+        listeners
+            .map(|(listener, worker, bound)| Ok((listener, worker, bound.socket.try_clone()?.into())))
+            .collect()
+    }
+
+    /// Leaves the connections that arrive at these places to another process, which has the sockets.
+    /// Connections that were accepted go on.
+    pub async fn hand_over(&self, places: &BTreeSet<Place>) {
+        self.lock_handed_over().clone_from(places);
+        let places: Arc<HashSet<_>> = Arc::new(places.iter().copied().collect());
+        let (done, mut closed) = mpsc::channel::<()>(1);
+        for control in &self.controls {
+            let _ = control.send(worker::Control::HandOver(Arc::clone(&places), done.clone()));
+        }
+        drop(done);
+        let _ = closed.recv().await;
+    }
+
+    /// Accepts again at the places that were handed over: the other process is gone.
+    pub fn take_back(&self) -> io::Result<()> {
+        let places = std::mem::take(&mut *self.lock_handed_over());
+        for (control, bound) in self.controls.iter().zip(self.lock_sockets().iter()) {
+            let ours = bound.iter().filter(|bound| places.contains(&bound.place));
+            let again = ours.map(listen::Bound::again).collect::<io::Result<_>>()?;
+            let _ = control.send(worker::Control::Accept(again));
+        }
+        Ok(())
+    }
+
+    /// Lets connections end, after another process has taken over for good: idle ones by their next
+    /// request or for lack of it. Where nobody took over, nothing is accepted any more.
+    pub async fn retire(&self, deadline: Duration) {
+        self.end(deadline, deadline).await;
+    }
+
+    /// Accepts what has arrived and then no more, lets running requests and upgraded connections
+    /// end, and closes idle ones. Returns when nothing runs any more, `deadline` at the latest.
     pub async fn drain(&self, deadline: Duration) {
+        self.end(PATIENCE, deadline).await;
+    }
+
+    async fn end(&self, patience: Duration, deadline: Duration) {
+        let handed_over = self.lock_handed_over().clone();
+        let sockets = std::mem::take(&mut *self.lock_sockets());
+        let ours = sockets.iter().flatten().filter(|bound| !handed_over.contains(&bound.place));
+        for bound in ours {
+            if let Err(error) = gate::keep_away(&bound.socket) {
+                tracing::debug!(%error, "connections that arrive at the last moment may be reset");
+            }
+        }
+        drop(sockets);
         let (done, mut drained) = mpsc::channel::<()>(1);
         for control in &self.controls {
-            let _ = control.send(worker::Control::Drain(done.clone()));
+            let _ = control.send(worker::Control::Drain(patience, done.clone()));
         }
         drop(done);
         // Every worker drops its end once its last connection has ended.
         let _ = tokio::time::timeout(deadline, drained.recv()).await;
+    }
+
+    fn lock_sockets(&self) -> MutexGuard<'_, Vec<Vec<listen::Bound>>> {
+        self.sockets.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock_handed_over(&self) -> MutexGuard<'_, BTreeSet<Place>> {
+        self.handed_over.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends every worker; what still runs is cut off.
+    pub async fn stop(&self) {
         for control in &self.controls {
             let _ = control.send(worker::Control::Stop);
         }

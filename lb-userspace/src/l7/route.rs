@@ -7,6 +7,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use crate::model::ObjectName;
 use crate::model::l7::{
     Action, ClientAuth, Edge, Filters, HostMatch, L7, Location, PathMatch, Protocol, Redirect, UpstreamName,
@@ -114,7 +116,8 @@ pub(super) enum RouteAction {
 }
 
 /// How a route appears in metrics and explanations.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub(super) struct Labels {
     pub(super) host: String,
     pub(super) path: String,

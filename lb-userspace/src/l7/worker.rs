@@ -12,7 +12,8 @@ use tokio::net::TcpListener;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::LocalSet;
 
-use super::listen::Bound;
+use super::gate::{Entry, Gate};
+use super::listen::{Bound, Place};
 use super::metrics::Counters;
 use super::route::Router;
 use super::snapshot::Current;
@@ -36,8 +37,17 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 pub(super) enum Control {
     /// Send a copy of the counters.
     Count(std::sync::mpsc::Sender<Counters>),
-    /// Stop accepting; drop the sender when the last connection has ended.
-    Drain(mpsc::Sender<()>),
+    /// Send the counters and begin anew.
+    Yield(std::sync::mpsc::Sender<Counters>),
+    /// Add what another process counted; drop the sender when it is done.
+    Add(Box<Counters>, mpsc::Sender<()>),
+    /// Accept from these sockets.
+    Accept(Vec<Bound>),
+    /// Accept no more there; drop the sender when it is so.
+    HandOver(Arc<HashSet<Place>>, mpsc::Sender<()>),
+    /// Accept what has arrived and then no more; end idle connections after so long; drop the
+    /// sender when the last connection has ended.
+    Drain(Duration, mpsc::Sender<()>),
     /// End now.
     Stop,
 }
@@ -52,8 +62,10 @@ pub(super) struct Worker {
     /// Port of the TLS listener.
     pub(super) https_port: u16,
     tls: Arc<Tls>,
+    gate: Rc<Gate>,
     draining: Cell<bool>,
-    drain_started: Notify,
+    /// Connections that wait for a request are to end.
+    ends_idle: Cell<bool>,
     /// Client connections that are open.
     active: Cell<usize>,
     /// One of them has ended.
@@ -93,7 +105,7 @@ async fn run(
     mut controls: mpsc::UnboundedReceiver<Control>,
 ) -> io::Result<()> {
     let router = Arc::clone(&published.borrow_and_update());
-    let https = bound.iter().find(|bound| bound.listener == Listener::Https);
+    let https = bound.iter().find(|bound| bound.place.listener == Listener::Https);
     let worker = Rc::new(Worker {
         current: Current::new(router),
         timers: Rc::new(Timers::new()),
@@ -102,17 +114,15 @@ async fn run(
         counters: RefCell::default(),
         https_port: https.map_or(443, |bound| bound.addr.port()),
         tls,
+        gate: Rc::default(),
         draining: Cell::new(false),
-        drain_started: Notify::new(),
+        ends_idle: Cell::new(false),
         active: Cell::new(0),
         ended: Notify::new(),
         shed: Cell::new(0),
         entropy: Cell::new(super::random() | 1),
     });
-    for Bound { listener, socket, .. } in bound {
-        let listening = TcpListener::from_std(socket)?;
-        tokio::task::spawn_local(accept(Rc::clone(&worker), listening, listener));
-    }
+    worker.listen(bound)?;
     let timers = Rc::clone(&worker.timers);
     tokio::task::spawn_local(async move { timers.run().await });
 
@@ -124,7 +134,17 @@ async fn run(
                 Some(Control::Count(answer)) => {
                     let _ = answer.send(worker.count());
                 }
-                Some(Control::Drain(done)) => worker.drain(done),
+                Some(Control::Yield(answer)) => {
+                    let _ = answer.send(worker.count());
+                    worker.counters.take();
+                }
+                Some(Control::Add(counters, _done)) => worker.counters.borrow_mut().add(&counters),
+                Some(Control::Accept(bound)) => {
+                    worker.gate.take_back();
+                    worker.listen(bound)?;
+                }
+                Some(Control::HandOver(places, done)) => worker.hand_over(&places, done),
+                Some(Control::Drain(patience, done)) => worker.drain(patience, done),
                 // Without a handle nobody could ever stop this thread.
                 Some(Control::Stop) | None => return Ok(()),
             },
@@ -138,13 +158,22 @@ async fn run(
     }
 }
 
-/// Accepts until draining, each connection a task of its own.
-async fn accept(worker: Rc<Worker>, listening: TcpListener, listener: Listener) {
-    while !worker.is_draining() {
-        let accepted = tokio::select! {
-            biased;
-            accepted = listening.accept() => accepted,
-            () = worker.drain_started.notified() => return,
+/// Accepts while the gate is open, each connection a task of its own.
+async fn accept(worker: Rc<Worker>, listening: TcpListener, place: Place) {
+    let _counted = worker.gate.listen(place);
+    loop {
+        let accepted = match worker.gate.entry(place) {
+            Entry::Open => tokio::select! {
+                biased;
+                accepted = listening.accept() => accepted,
+                () = worker.gate.changed() => continue,
+            },
+            // Who was told that he is connected is served; who comes later has been kept away.
+            Entry::Closing(last) => match tokio::time::timeout(last, listening.accept()).await {
+                Ok(accepted) => accepted,
+                Err(_) => return,
+            },
+            Entry::HandedOver => return,
         };
         let Ok((stream, peer)) = accepted else {
             tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -155,7 +184,7 @@ async fn accept(worker: Rc<Worker>, listening: TcpListener, listener: Listener) 
         worker.counters.borrow_mut().accepted += 1;
         let open = Open::new(&worker);
         tokio::task::spawn_local(async move {
-            arrival::serve(Rc::clone(&open.0), stream, peer, listener).await;
+            arrival::serve(Rc::clone(&open.0), stream, peer, place.listener).await;
         });
     }
 }
@@ -182,6 +211,7 @@ impl Worker {
         &self.tls
     }
 
+    /// Whether connections are to end with the response under way.
     pub(super) fn is_draining(&self) -> bool {
         self.draining.get()
     }
@@ -216,6 +246,28 @@ impl Worker {
         let shed = self.shed.get();
         self.shed.set(shed.saturating_sub(1));
         shed > 0
+    }
+
+    /// Whether connections that wait for a request are to end.
+    pub(super) fn ends_idle(&self) -> bool {
+        self.ends_idle.get()
+    }
+
+    fn listen(self: &Rc<Self>, bound: Vec<Bound>) -> io::Result<()> {
+        for Bound { place, socket, .. } in bound {
+            let listening = TcpListener::from_std(socket)?;
+            tokio::task::spawn_local(accept(Rc::clone(self), listening, place));
+        }
+        Ok(())
+    }
+
+    fn hand_over(&self, places: &HashSet<Place>, done: mpsc::Sender<()>) {
+        self.gate.hand_over(places);
+        let gate = Rc::clone(&self.gate);
+        tokio::task::spawn_local(async move {
+            gate.left().await;
+            drop(done);
+        });
     }
 
     /// 32 hex digits for `X-Request-ID`: unique, not secret.
@@ -266,12 +318,19 @@ impl Worker {
         self.http2.sweep(&endpoints, &clients);
     }
 
-    fn drain(self: &Rc<Self>, done: mpsc::Sender<()>) {
+    fn drain(self: &Rc<Self>, patience: Duration, done: mpsc::Sender<()>) {
         self.draining.set(true);
-        self.drain_started.notify_waiters();
+        self.gate.close();
         self.timers.wake_all();
         let worker = Rc::clone(self);
         tokio::task::spawn_local(async move {
+            tokio::time::sleep(patience).await;
+            worker.ends_idle.set(true);
+            worker.timers.wake_all();
+        });
+        let worker = Rc::clone(self);
+        tokio::task::spawn_local(async move {
+            worker.gate.left().await;
             while worker.active.get() > 0 {
                 worker.ended.notified().await;
             }
