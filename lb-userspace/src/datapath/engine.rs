@@ -43,6 +43,8 @@ pub struct Engine {
     ranges: BTreeMap<u16, BTreeSet<Prefix>>,
     /// How many fresh flows were forgotten for want of room, and when that was last seen to grow.
     forgot: (u64, Option<u32>),
+    /// Another process has it.
+    is_over: bool,
     /// Until the first wish is carried out.
     beginning: Option<Beginning>,
     start: Start,
@@ -135,6 +137,7 @@ impl Engine {
             start: Start { adopted: inherited, told },
             forgot: (0, None),
             translated: None,
+            is_over: false,
         })
     }
 
@@ -274,25 +277,37 @@ impl Engine {
     /// Tells how many workers the proxy has.
     pub fn set_workers(&mut self, workers: u16) {
         self.settings.workers = workers;
-        self.tables.store_settings(&self.settings);
+        self.store_settings();
     }
 
     /// Begins to show packets; `None`: somebody else looks already.
     pub fn start_capture(&mut self, filter: &Filter) -> Result<Option<Ring>, Error> {
-        if self.settings.capturing {
+        if self.settings.capturing || self.is_over {
             return Ok(None);
         }
         let ring = self.kernel.open_ring()?;
         self.tables.store_filter(filter);
         self.settings.capturing = true;
-        self.tables.store_settings(&self.settings);
+        self.store_settings();
         Ok(Some(ring))
     }
 
     /// Ends it.
     pub fn stop_capture(&mut self) {
         self.settings.capturing = false;
-        self.tables.store_settings(&self.settings);
+        self.store_settings();
+    }
+
+    /// Leaves the kernel part to another process: its names are no longer ours, nor are its settings.
+    pub fn let_go(&mut self) {
+        self.kernel.let_go();
+        self.is_over = true;
+    }
+
+    fn store_settings(&self) {
+        if !self.is_over {
+            self.tables.store_settings(&self.settings);
+        }
     }
 
     /// How it began.

@@ -143,7 +143,16 @@ pub enum Error {
 /// The running datapath.
 pub struct Handle {
     shared: Arc<worker::Shared>,
-    stop: std::sync::Mutex<Option<(oneshot::Sender<()>, tokio::task::JoinHandle<()>)>>,
+    stop: std::sync::Mutex<Option<(oneshot::Sender<Stop>, tokio::task::JoinHandle<()>)>>,
+}
+
+/// How the datapath is stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stop {
+    /// As [`Options::on_exit`] says.
+    AsChosen,
+    /// Another process goes on with it.
+    LetGo,
 }
 
 /// Loads the programs, attaches them and follows `desired` until [`Handle::shutdown`]. Needs a
@@ -203,9 +212,25 @@ impl Handle {
     /// Stops; what then becomes of the kernel part, [`Options::on_exit`] says. Later calls do
     /// nothing.
     pub async fn shutdown(&self) {
+        self.stop(Stop::AsChosen).await;
+    }
+
+    /// Leaves everything in the kernel to another process, which may start its datapath as soon as
+    /// this returns; from then on this one changes nothing. False, and nothing is done, where the
+    /// kernel part would not outlive this process.
+    pub async fn let_go(&self) -> bool {
+        if !self.shared.engine().kernel.is_pinned() {
+            return false;
+        }
+        self.stop(Stop::LetGo).await;
+        self.shared.engine().let_go();
+        true
+    }
+
+    async fn stop(&self, how: Stop) {
         let running = self.stop.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some((stop, task)) = running {
-            let _ = stop.send(());
+            let _ = stop.send(how);
             let _ = task.await;
         }
     }

@@ -24,7 +24,7 @@ use super::problems::{
     missing, not_adopted, not_answered, not_attached, not_installed, not_pinned, not_taken_over,
 };
 use super::want::{self, Owner, Target};
-use super::{Attach, Error, OnExit, Options};
+use super::{Attach, Error, OnExit, Options, Stop};
 use crate::model::Problem;
 use crate::model::l4::{L4, Listener};
 
@@ -108,8 +108,12 @@ pub async fn start(
     let grace = u16::try_from(grace).unwrap_or(u16::MAX);
     let config = Config { hash_key: key, nat_ports, flow_bits, tunnel_port, grace };
     let mut lasting = Vec::new();
+    let mut succeeds = false;
     let engine = match pin.map(|bpffs| Pins::open(&bpffs)) {
-        Some(Ok(pins)) => Engine::take_over(config, hash_key, pins)?,
+        Some(Ok(pins)) => {
+            succeeds = !pins.links().is_empty();
+            Engine::take_over(config, hash_key, pins)?
+        }
         Some(Err(Error::Running)) => return Err(Error::Running),
         Some(Err(error)) => {
             lasting.push(not_pinned(&error));
@@ -148,7 +152,7 @@ pub async fn start(
     }
     if let Err(error) = worker.install().await {
         // What the agent before us left goes on as it was, as far as we have not got.
-        if !adopted {
+        if !succeeds {
             worker.detach().await;
         }
         return Err(error);
@@ -191,17 +195,17 @@ impl Worker {
     }
 
     /// Runs until told to stop, then does what was chosen for the exit.
-    pub async fn run(mut self, mut stop: oneshot::Receiver<()>) {
+    pub async fn run(mut self, mut stop: oneshot::Receiver<Stop>) {
         let mut beat = tokio::time::interval(BEAT);
         // After a long update the neighbours still get their time to answer.
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut beats = 0u32;
         let mut failed = false;
         let mut burst = BURST;
-        loop {
+        let how = loop {
             tokio::select! {
-                _ = &mut stop => break,
-                changed = self.desired.changed() => if changed.is_err() { break },
+                how = &mut stop => break how.unwrap_or(Stop::AsChosen),
+                changed = self.desired.changed() => if changed.is_err() { break Stop::AsChosen },
                 () = self.netlink.changed() => tokio::time::sleep(burst).await,
                 _ = beat.tick() => {
                     beats = beats.wrapping_add(1);
@@ -236,6 +240,9 @@ impl Worker {
             // Told by the problems.
             let _ = self.attach_all();
             self.publish();
+        };
+        if how == Stop::LetGo {
+            return;
         }
         if self.on_exit == OnExit::Keep && self.shared.engine().kernel.is_pinned() {
             info!("the kernel goes on forwarding for the next agent; `penstock detach` removes it");

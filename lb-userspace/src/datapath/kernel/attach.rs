@@ -155,6 +155,15 @@ impl Kernel {
         self.set.is_some()
     }
 
+    /// Forgets the names, which another process goes on with, and drops our ends of what has one. What
+    /// has none (a filter, where there is no tcx) stays until we end: the other's stands beside it.
+    pub fn let_go(&mut self) {
+        self.pins = None;
+        self.xdp.clear();
+        self.out.retain(|_, out| matches!(out, out::Out::Filter(_)));
+        self.lookup = None;
+    }
+
     /// Detaches everything and forgets what is pinned; maps stay until we go.
     pub fn detach(&mut self) {
         if let Some(pins) = &self.pins {
