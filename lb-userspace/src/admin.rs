@@ -5,7 +5,7 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -18,7 +18,7 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode, Uri, body::Incoming};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
 
 use crate::model::report::Explanation;
 
@@ -79,15 +79,30 @@ pub const SUMMARY: &str = "penstock-summary";
 /// Connections served at once; more wait in the accept queue.
 const MAX_CONNECTIONS: usize = 64;
 
+/// How long a connection that was just made may take to ask something when everything is to stop.
+const FIRST_QUESTION: Duration = Duration::from_secs(1);
+
+/// Longest wait for answers that are under way when everything is to stop.
+const LAST_ANSWERS: Duration = Duration::from_secs(2);
+
 /// A client that sends no complete head within this time is cut off.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Serves until the task is dropped.
-pub async fn serve(listener: TcpListener, live: Arc<dyn Live>) {
+/// Serves until `stop` is told, or dropped, and what was asked until then is answered.
+pub async fn serve(listener: TcpListener, live: Arc<dyn Live>, mut stop: oneshot::Receiver<()>) {
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let (stopping, stopped) = watch::channel(());
     loop {
-        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
-        let stream = match listener.accept().await {
+        let next = async {
+            let slot = Arc::clone(&slots).acquire_owned().await.ok()?;
+            Some((listener.accept().await, slot))
+        };
+        let next = tokio::select! {
+            next = next => next,
+            _ = &mut stop => None,
+        };
+        let Some((accepted, slot)) = next else { break };
+        let stream = match accepted {
             Ok((stream, _)) => stream,
             Err(error) => {
                 // Out of descriptors or a client that vanished: neither is a reason to stop.
@@ -97,8 +112,11 @@ pub async fn serve(listener: TcpListener, live: Arc<dyn Live>) {
             }
         };
         let live = Arc::clone(&live);
+        let mut stopped = stopped.clone();
         tokio::spawn(async move {
-            let service = service_fn(move |request: Request<Incoming>| {
+            let asked = Arc::new(Notify::new());
+            let service = service_fn(|request: Request<Incoming>| {
+                asked.notify_one();
                 let (live, uri, method) =
                     (Arc::clone(&live), request.uri().clone(), request.method().clone());
                 async move {
@@ -110,22 +128,41 @@ pub async fn serve(listener: TcpListener, live: Arc<dyn Live>) {
                     }))
                 }
             });
-            let served = hyper::server::conn::http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEAD_TIMEOUT)
-                .serve_connection(TokioIo::new(stream), service)
-                .await;
+            let mut connection = pin!(
+                hyper::server::conn::http1::Builder::new()
+                    .timer(TokioTimer::new())
+                    .header_read_timeout(HEAD_TIMEOUT)
+                    .serve_connection(TokioIo::new(stream), service)
+            );
+            let served = tokio::select! {
+                served = connection.as_mut() => served,
+                // A scraper that keeps its connection is to ask the next agent. A connection that has
+                // said nothing yet hyper would close with the first question on its way.
+                _ = stopped.changed() => tokio::select! {
+                    served = connection.as_mut() => served,
+                    _ = tokio::time::timeout(FIRST_QUESTION, asked.notified()) => {
+                        connection.as_mut().graceful_shutdown();
+                        connection.await
+                    }
+                }
+            };
             if let Err(error) = served {
                 tracing::debug!(%error, "admin connection ended");
             }
             drop(slot);
         });
     }
+    drop((listener, stopping));
+    // All slots are free when the last answer is given.
+    let all = u32::try_from(MAX_CONNECTIONS).unwrap_or(u32::MAX);
+    let _ = tokio::time::timeout(LAST_ANSWERS, slots.acquire_many(all)).await;
 }
 
-/// Binds the admin address.
-pub async fn bind(addr: SocketAddr) -> std::io::Result<TcpListener> {
-    TcpListener::bind(addr).await
+/// Binds the admin address, for [`serve`].
+pub fn bind(addr: SocketAddr) -> std::io::Result<std::net::TcpListener> {
+    let listener = std::net::TcpListener::bind(addr)?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
 }
 
 const TEXT: &str = "text/plain; charset=utf-8";

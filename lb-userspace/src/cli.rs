@@ -44,7 +44,7 @@ enum Command {
 
 #[derive(Debug, Args)]
 #[command(after_help = "Exit codes: 0 stopped by a signal, 2 usage, 64 configuration, 65 manifests, \
-    66 a listener, 67 the datapath could not start.")]
+    66 a listener, 67 the datapath could not start, 70 the running agent is not taken over.")]
 struct RunArgs {
     /// Directory of Kubernetes manifests (YAML, JSON, sub-folders), followed as it changes
     #[arg(long, value_name = "DIR", env = "PENSTOCK_MANIFESTS")]
@@ -113,6 +113,20 @@ struct RunArgs {
     /// Longest wait for running requests after SIGTERM [default: 240]
     #[arg(long, value_name = "SECONDS", env = "PENSTOCK_DRAIN_SECONDS")]
     drain_seconds: Option<u64>,
+    /// After SIGTERM go on serving for so long while /healthz already says 500 [default: 0]
+    #[arg(long, value_name = "SECONDS", env = "PENSTOCK_SHUTDOWN_GRACE_PERIOD")]
+    shutdown_grace_period: Option<u64>,
+    /// Stay for so long once everything has ended [default: 0]
+    #[arg(long, value_name = "SECONDS", env = "PENSTOCK_POST_SHUTDOWN_GRACE_PERIOD")]
+    post_shutdown_grace_period: Option<u64>,
+    /// Take over from the agent that runs with this --run-dir: its sockets, counters and kernel part,
+    /// without a loss; start as usual if there is none. SIGHUP has an agent start its successor itself
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    takeover: Option<bool>,
+    /// Where an agent and its successor meet; one agent each [default: $RUNTIME_DIRECTORY, else
+    /// /run/penstock]
+    #[arg(long, value_name = "DIR", env = "PENSTOCK_RUN_DIR")]
+    run_dir: Option<PathBuf>,
     #[command(flatten)]
     meaning: MeaningArgs,
 }
@@ -479,6 +493,10 @@ impl RunArgs {
             bpffs: self.bpffs,
             on_exit: self.on_exit,
             drain_seconds: self.drain_seconds,
+            shutdown_grace_period: self.shutdown_grace_period,
+            post_shutdown_grace_period: self.post_shutdown_grace_period,
+            run_dir: self.run_dir,
+            takeover: self.takeover,
             ..self.meaning.into_settings()
         }
     }

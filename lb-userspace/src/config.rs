@@ -1,6 +1,7 @@
 //! Process configuration: flag, environment, file and default merged once, before anything
 //! starts. Nothing below `agent` reads a flag, the environment or the file.
 
+use std::ffi::OsString;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -12,6 +13,9 @@ use crate::model::ObjectName;
 
 /// Where the BPF file system is by custom.
 pub const BPFFS: &str = "/sys/fs/bpf";
+
+/// Where the socket for a successor is by default.
+pub const RUN_DIR: &str = "/run/penstock";
 
 /// What `penstock run` does, complete and valid.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,6 +52,18 @@ pub struct Config {
     pub on_exit: OnExit,
     /// How long old requests may take after SIGTERM.
     pub drain: Duration,
+    /// How long everything goes on after SIGTERM while health says that it ends.
+    pub shutdown_grace: Duration,
+    /// How long the process stays once all has ended.
+    pub post_shutdown_grace: Duration,
+    /// Where the socket for a successor is.
+    pub run_dir: PathBuf,
+    /// Take over from the agent that runs.
+    pub takeover: bool,
+    /// The service manager's socket.
+    pub notify: Option<PathBuf>,
+    /// Program and arguments, to start a successor by.
+    pub command: Vec<OsString>,
     /// What the translation needs to know.
     pub translate: TranslateConfig,
 }
@@ -158,6 +174,10 @@ pub struct Settings {
     pub(crate) bpffs: Option<PathBuf>,
     pub(crate) on_exit: Option<OnExit>,
     pub(crate) drain_seconds: Option<u64>,
+    pub(crate) shutdown_grace_period: Option<u64>,
+    pub(crate) post_shutdown_grace_period: Option<u64>,
+    pub(crate) run_dir: Option<PathBuf>,
+    pub(crate) takeover: Option<bool>,
     pub(crate) publish_service: Option<String>,
     pub(crate) default_backend_service: Option<String>,
     pub(crate) default_ssl_certificate: Option<String>,
@@ -233,6 +253,12 @@ pub fn resolve(flags: Settings, file: Option<&Path>) -> Result<Config, Error> {
         },
         on_exit: merged.on_exit.unwrap_or(OnExit::Keep),
         drain: Duration::from_secs(merged.drain_seconds.unwrap_or(240)),
+        shutdown_grace: Duration::from_secs(merged.shutdown_grace_period.unwrap_or(0)),
+        post_shutdown_grace: Duration::from_secs(merged.post_shutdown_grace_period.unwrap_or(0)),
+        run_dir: merged.run_dir.or_else(runtime_directory).unwrap_or_else(|| PathBuf::from(RUN_DIR)),
+        takeover: merged.takeover.unwrap_or(false),
+        notify: std::env::var_os("NOTIFY_SOCKET").filter(|path| !path.is_empty()).map(PathBuf::from),
+        command: std::env::args_os().collect(),
         translate: TranslateConfig {
             publish_service: object("publish-service", merged.publish_service)?,
             default_backend_service: object("default-backend-service", merged.default_backend_service)?,
@@ -278,6 +304,10 @@ impl Settings {
             bpffs,
             on_exit,
             drain_seconds,
+            shutdown_grace_period,
+            post_shutdown_grace_period,
+            run_dir,
+            takeover,
             publish_service,
             default_backend_service,
             default_ssl_certificate,
@@ -308,6 +338,10 @@ impl Settings {
             bpffs: bpffs.or(below.bpffs),
             on_exit: on_exit.or(below.on_exit),
             drain_seconds: drain_seconds.or(below.drain_seconds),
+            shutdown_grace_period: shutdown_grace_period.or(below.shutdown_grace_period),
+            post_shutdown_grace_period: post_shutdown_grace_period.or(below.post_shutdown_grace_period),
+            run_dir: run_dir.or(below.run_dir),
+            takeover: takeover.or(below.takeover),
             publish_service: publish_service.or(below.publish_service),
             default_backend_service: default_backend_service.or(below.default_backend_service),
             default_ssl_certificate: default_ssl_certificate.or(below.default_ssl_certificate),
@@ -399,6 +433,12 @@ fn object(setting: &'static str, text: Option<String>) -> Result<Option<ObjectNa
         }
         _ => Err(Error::Value { setting, value: text, reason: "allowed: NAMESPACE/NAME".to_owned() }),
     }
+}
+
+/// As systemd names the one it made for us; of several, the first.
+fn runtime_directory() -> Option<PathBuf> {
+    let named = std::env::var("RUNTIME_DIRECTORY").ok()?;
+    named.split(':').next().filter(|path| !path.is_empty()).map(PathBuf::from)
 }
 
 /// As the downward API gives it to a pod by custom, else as the host is called: that is what a

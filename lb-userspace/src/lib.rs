@@ -16,4 +16,5 @@ pub mod l7;
 pub mod manifests;
 pub mod model;
 pub mod objects;
+pub mod takeover;
 pub mod translate;

@@ -16,6 +16,7 @@ mod limits;
 mod requests;
 mod rig;
 mod smuggling;
+mod takeover;
 mod tls;
 mod tls_client;
 mod upstream_tls;

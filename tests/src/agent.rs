@@ -1,5 +1,6 @@
 //! The real `penstock` binary on a host of a lab, with a directory of manifests.
 
+use std::ffi::OsString;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
@@ -21,6 +22,7 @@ pub struct Agent {
     pid: u32,
     manifests: PathBuf,
     log: PathBuf,
+    args: Vec<OsString>,
 }
 
 impl Agent {
@@ -41,16 +43,15 @@ impl Agent {
         let manifests = dir.join("manifests");
         std::fs::create_dir_all(&manifests)?;
         let log = dir.join("penstock.log");
+        let fixed = ["run", "--admin", ADMIN, "--drain-seconds", "5", "--workers", "2", "--manifests"];
+        let mut args: Vec<OsString> = fixed.map(OsString::from).to_vec();
+        args.extend([manifests.clone().into(), "--run-dir".into(), dir.join("run").into()]);
+        args.extend(interfaces.iter().map(|interface| OsString::from(format!("--interface={interface}"))));
+        args.extend(more.iter().map(OsString::from));
         let mut command = host.command(binary()?);
-        command
-            .args(["run", "--admin", ADMIN, "--drain-seconds", "5", "--workers", "2", "--manifests"])
-            .arg(&manifests);
-        for interface in interfaces {
-            command.args(["--interface", interface]);
-        }
-        command.args(more);
+        command.args(&args);
         let pid = lab.start(command, &log)?;
-        let agent = Self { host: host.clone(), pid, manifests, log };
+        let agent = Self { host: host.clone(), pid, manifests, log, args };
         let up = eventually(DEADLINE, || {
             if !lab.is_running(pid) {
                 return Some(false);
@@ -62,6 +63,34 @@ impl Agent {
             Some(false) => bail!("penstock ended at once:\n{}", agent.log()),
             None => bail!("penstock did not become healthy:\n{}", agent.log()),
         }
+    }
+
+    /// Starts another process with the same arguments that is to take over from this one, and waits
+    /// until it answers.
+    pub fn taken_over(&self, lab: &Lab) -> Result<Self> {
+        let mut command = self.host.command(binary()?);
+        command.args(&self.args).arg("--takeover");
+        let log = self.log.with_extension(format!("after-{}", self.pid));
+        let pid = lab.start(command, &log)?;
+        let agent = Self {
+            host: self.host.clone(),
+            pid,
+            log,
+            manifests: self.manifests.clone(),
+            args: self.args.clone(),
+        };
+        let answers = || self.answering().is_ok_and(|answering| answering == pid).then_some(());
+        eventually(DEADLINE, answers)
+            .with_context(|| format!("no takeover:\n{}{}", self.log(), agent.log()))?;
+        Ok(agent)
+    }
+
+    /// The process that answers on this host.
+    pub fn answering(&self) -> Result<u32> {
+        let answer = self.ask("/status?format=json")?;
+        let (_, body) = answer.split_once("\r\n\r\n").context("an answer with a body")?;
+        let status: serde_json::Value = serde_json::from_str(body)?;
+        status["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok()).context("a process id")
     }
 
     /// Process id.

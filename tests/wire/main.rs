@@ -20,5 +20,6 @@ mod rig;
 mod rollout;
 mod stay;
 mod survival;
+mod takeover;
 mod tunnel;
 mod vlan;

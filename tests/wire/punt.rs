@@ -5,9 +5,9 @@ use lb_tests::manifests::{self, Authority, Slice};
 
 use crate::rig::{Arms, EDGE, Rig};
 
-const VIPS: [&str; 2] = ["203.0.113.80", "2001:db8:113::80"];
+pub const VIPS: [&str; 2] = ["203.0.113.80", "2001:db8:113::80"];
 
-fn files(authority: &Authority) -> Vec<(&'static str, String)> {
+pub fn files(authority: &Authority) -> Vec<(&'static str, String)> {
     let endpoints: Vec<_> = (1..=3).map(|number| (Arms::Two.backend(number)[0], 8080).into()).collect();
     let slice = Slice {
         name: "web",

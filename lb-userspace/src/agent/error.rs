@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use crate::{config, datapath, l7, manifests};
+use crate::{config, datapath, l7, manifests, takeover};
 
 /// Failure of a command as a whole. Trouble with single objects is a
 /// [`Problem`](crate::model::Problem), never this.
@@ -31,6 +31,9 @@ pub enum StartError {
     /// The kernel part cannot start.
     #[error("datapath: {0}; --datapath off serves L7 without the kernel part")]
     Datapath(#[from] datapath::Error),
+    /// The agent that runs is not taken over.
+    #[error("--takeover: {0}")]
+    Takeover(takeover::Error),
     /// No live agent answered.
     #[error("{0}")]
     Live(String),
@@ -50,6 +53,7 @@ impl StartError {
             Self::Datapath(_) => 67,
             Self::Live(_) => 68,
             Self::Runtime(_) => 69,
+            Self::Takeover(_) => 70,
         }
     }
 }

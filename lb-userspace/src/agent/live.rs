@@ -28,8 +28,10 @@ pub(super) struct LiveAgent {
     started: Instant,
     source: String,
     proxy: Arc<l7::Running>,
-    datapath: Option<Arc<datapath::Handle>>,
+    datapath: Mutex<Option<Arc<datapath::Handle>>>,
     state: watch::Receiver<Arc<State>>,
+    /// Takeovers that led to this agent.
+    takeovers: u64,
     /// Ends the capture that runs.
     stop_capture: Mutex<Option<oneshot::Sender<()>>>,
 }
@@ -40,14 +42,16 @@ impl LiveAgent {
         proxy: Arc<l7::Running>,
         datapath: Option<Arc<datapath::Handle>>,
         state: watch::Receiver<Arc<State>>,
+        takeovers: u64,
     ) -> Self {
         Self {
             health: Mutex::new(Health::Starting),
             started: Instant::now(),
             source: config.manifests.display().to_string(),
             proxy,
-            datapath,
+            datapath: Mutex::new(datapath),
             state,
+            takeovers,
             stop_capture: Mutex::default(),
         }
     }
@@ -56,18 +60,33 @@ impl LiveAgent {
         *self.health.lock().unwrap_or_else(PoisonError::into_inner) = health;
     }
 
+    /// The kernel part, if it is ours.
+    pub(super) fn datapath(&self) -> Option<Arc<datapath::Handle>> {
+        self.datapath.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Puts another in its place; returns the one before.
+    pub(super) fn replace_datapath(
+        &self,
+        next: Option<Arc<datapath::Handle>>,
+    ) -> Option<Arc<datapath::Handle>> {
+        std::mem::replace(&mut *self.datapath.lock().unwrap_or_else(PoisonError::into_inner), next)
+    }
+
     fn state(&self) -> Arc<State> {
         Arc::clone(&self.state.borrow())
     }
 
     fn status(&self) -> status::Status {
+        let datapath = self.datapath();
         status::Status::new(status::Parts {
+            takeovers: self.takeovers,
             uptime: self.started.elapsed(),
             source: &self.source,
             state: &self.state(),
             listeners: self.proxy.addrs(),
-            datapath: self.datapath.as_ref().map(|datapath| datapath.status()),
-            extra_problems: self.datapath.as_ref().map(|datapath| datapath.problems()).unwrap_or_default(),
+            datapath: datapath.as_ref().map(|datapath| datapath.status()),
+            extra_problems: datapath.as_ref().map(|datapath| datapath.problems()).unwrap_or_default(),
         })
     }
 }
@@ -82,9 +101,9 @@ impl Live for LiveAgent {
     }
 
     fn metrics(&self) -> String {
-        let mut metrics = agent_metrics(&self.state());
+        let mut metrics = agent_metrics(&self.state(), self.takeovers);
         metrics.extend(self.proxy.metrics());
-        metrics.extend(self.datapath.as_ref().map(|datapath| datapath.metrics()).unwrap_or_default());
+        metrics.extend(self.datapath().map(|datapath| datapath.metrics()).unwrap_or_default());
         exposition::render(&metrics)
     }
 
@@ -103,7 +122,7 @@ impl Live for LiveAgent {
 
     fn explain_flow(&self, flow: &str) -> Result<Explanation, String> {
         let flow: FiveTuple = flow.parse()?;
-        match &self.datapath {
+        match self.datapath() {
             Some(datapath) => Ok(datapath.explain(flow)),
             None => Err(OFF.to_owned()),
         }
@@ -112,7 +131,7 @@ impl Live for LiveAgent {
     fn capture(&self, words: &[(String, String)]) -> Result<admin::Stream, admin::Refused> {
         use datapath::capture::Error;
         let question = Question::parse(words).map_err(admin::Refused::Question)?;
-        let datapath = self.datapath.as_ref().ok_or_else(|| admin::Refused::Question(OFF.to_owned()))?;
+        let datapath = self.datapath().ok_or_else(|| admin::Refused::Question(OFF.to_owned()))?;
         let capture = datapath.capture(&question.filter).map_err(|error| match error {
             Error::Verdict { .. } => admin::Refused::Question(error.to_string()),
             Error::Busy => admin::Refused::Busy(error.to_string()),
@@ -134,7 +153,7 @@ const OFF: &str = "this agent runs with --datapath off: the kernel balances no f
 
 /// What the agent knows by itself: the build, the snapshot in force, its problems and
 /// certificates. Names of reference 5.2 where ingress-nginx has one.
-fn agent_metrics(state: &State) -> Vec<Metric> {
+fn agent_metrics(state: &State, takeovers: u64) -> Vec<Metric> {
     let gauge = |name, help, samples| Metric { name, help, kind: MetricKind::Gauge, samples };
     let counter = |name, help, samples| Metric { name, help, kind: MetricKind::Counter, samples };
     let sample = |labels: Vec<(&'static str, String)>, value: f64| Sample { suffix: "", labels, value };
@@ -189,6 +208,11 @@ fn agent_metrics(state: &State) -> Vec<Metric> {
                     )
                 })
                 .collect(),
+        ),
+        counter(
+            "penstock_agent_takeovers_total",
+            "Processes that took over from the one before without a loss, since the first start.",
+            one(takeovers as f64),
         ),
         gauge(
             "penstock_translate_problems",

@@ -4,26 +4,40 @@
 //! `manifests -> translate -> { datapath, l7 }`, each step a `watch` channel of immutable values.
 
 mod capture;
+mod endpoint;
 mod error;
 mod live;
+mod notify;
 pub mod offline;
+mod predecessor;
 mod question;
+mod running;
 mod status;
+mod successor;
 
-use std::sync::Arc;
+use std::os::fd::AsFd;
+use std::process::ExitStatus;
+use std::sync::{Arc, Mutex};
 
-use tokio::sync::watch;
-use tracing::{info, warn};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+use tracing::{error, info, warn};
 
 use crate::config::{Config, DatapathMode, OnExit, TranslateConfig};
-use crate::drain::Signals;
+use crate::drain::{Request, Signals};
 use crate::manifests::Loaded;
 use crate::model::{Problem, Severity, Snapshot};
+use crate::takeover::Peer;
 use crate::translate::Translated;
 use crate::{admin, datapath, l7, manifests, translate};
 
+use endpoint::Endpoint;
 pub use error::StartError;
 use live::{Health, LiveAgent};
+use notify::Notify;
+use predecessor::Before;
+use running::Running;
+use successor::Outcome;
 
 /// Runs until a signal ends it.
 pub fn run(config: Config) -> Result<(), StartError> {
@@ -44,63 +58,166 @@ pub fn detach(bpffs: &std::path::Path) -> Result<std::path::PathBuf, StartError>
     Ok(runtime.map_err(StartError::Runtime)?.block_on(datapath::detach(bpffs))?)
 }
 
-/// The story of a process: read, translate, listen, attach, answer, follow changes, drain.
+/// The story of a process: read, translate, take over or listen, attach, answer, follow changes, and
+/// end by draining or by leaving everything to a successor.
 async fn serve(config: Config) -> Result<(), StartError> {
     let mut signals = Signals::take_over().map_err(StartError::Runtime)?;
+    let notify = Notify::new(config.notify.clone());
     let (mut loaded, watcher) = manifests::watch(&config.manifests, translate::admit)?;
     let options = translate_options(&config);
-    let desired = Desired::new(&loaded.borrow_and_update(), &options);
+    // The agent before us is asked when our own input is known to be good.
+    let mut before = Before::find(&config).await?;
+    let (generation, takeovers) = before.so_far();
+    let desired = Desired::new(&loaded.borrow_and_update(), &options, generation + 1);
 
-    let proxy = l7::Proxy::bind(l7::Options {
+    let (sockets, admin) = before.sockets(config.admin);
+    let options_of_proxy = l7::Options {
         http: config.http.clone(),
         https: config.https.clone(),
         workers: config.workers,
-        ticket_keys: None,
-    })?;
-    let admin =
-        admin::bind(config.admin).await.map_err(|source| StartError::Admin { addr: config.admin, source })?;
-    let admin_addr = admin.local_addr().map_err(|source| StartError::Admin { addr: config.admin, source })?;
+        ticket_keys: before.ticket_keys(),
+    };
+    let proxy = l7::Proxy::inherit(options_of_proxy, sockets)?;
+    let taken = proxy.taken().clone();
+    let refused = |source| StartError::Admin { addr: config.admin, source };
+    let admin = Endpoint::new(admin.map_or_else(|| admin::bind(config.admin), Ok).map_err(refused)?);
+    let admin_addr = admin.addr().map_err(refused)?;
     // Nearly last of what can fail, because it changes the host.
+    if config.datapath != DatapathMode::Off {
+        before.let_go().await?;
+    }
     let datapath = start_datapath(&config, &desired, &proxy.listeners()).await?;
     let proxy = match proxy.start(desired.l7.subscribe()) {
         Ok(proxy) => Arc::new(proxy),
         Err(error) => {
-            stop_datapath(datapath.as_deref()).await;
+            match &datapath {
+                Some(datapath) if before.is_there() => drop(datapath.let_go().await),
+                datapath => stop_datapath(datapath.as_deref()).await,
+            }
             return Err(error.into());
         }
     };
 
-    let live =
-        Arc::new(LiveAgent::new(&config, Arc::clone(&proxy), datapath.clone(), desired.state.subscribe()));
-    let admin = tokio::spawn(admin::serve(admin, live.clone()));
+    let state = desired.state.subscribe();
+    let live = Arc::new(LiveAgent::new(&config, Arc::clone(&proxy), datapath, state, takeovers));
+    let (visits, mut visitors) = mpsc::channel(1);
+    let ending = watch::Sender::new(false);
+    let door = Mutex::default();
+    let agent = Arc::new(Running { config, desired, proxy, live, admin, takeovers, ending, visits, door });
+    before.serving(&agent, &taken).await?;
+    agent.live.set_health(Health::Serving);
+    agent.admin.start(agent.live.clone());
+    agent.open_door(before.is_there());
     let watcher = tokio::spawn(watcher.run());
-    announce(&proxy, admin_addr, datapath.is_some(), &config);
-    live.set_health(Health::Serving);
+    announce(&agent, admin_addr);
+    if !before.is_there() {
+        notify.ready();
+    }
 
-    let signal = loop {
+    let mut started = None;
+    let mut succession: Option<(Peer, JoinHandle<Outcome>)> = None;
+    let end = loop {
         tokio::select! {
-            signal = signals.next() => break signal,
+            request = signals.next() => match (request, &succession) {
+                (Request::End(signal), _) => break End::Told(signal),
+                // Who takes over from us may be taken over from as well.
+                (Request::Replace, Some((peer, _))) => successor::pass_on(*peer),
+                // Its end would be the end of the container, and of the successor in it.
+                (Request::Replace, None) if std::process::id() == 1 => {
+                    warn!("process 1 cannot be replaced; have the container replaced");
+                }
+                (Request::Replace, None) if started.is_some() => info!("a successor starts already"),
+                (Request::Replace, None) => match successor::launch(&agent.config) {
+                    Ok(child) => {
+                        notify.reloading();
+                        started = Some(child);
+                    }
+                    Err(error) => error!(%error, "no successor could be started"),
+                },
+            },
             changed = loaded.changed() => {
                 if changed.is_err() {
                     // The watcher only ends with its last receiver, which we hold.
-                    break "the end of the manifest watcher";
+                    break End::Told("the end of the manifest watcher");
                 }
                 let now = loaded.borrow_and_update().clone();
-                desired.update(&now, &options).await;
+                agent.desired.update(&now, &options).await;
             }
+            Some(mut successor) = visitors.recv() => {
+                if succession.is_some() {
+                    let reason = "another one is taking over".to_owned();
+                    tokio::spawn(async move { successor.refuse(reason).await });
+                    continue;
+                }
+                // It would not be there if we had not proven ourselves.
+                before.settle().await;
+                let peer = successor.peer();
+                succession = Some((peer, tokio::spawn(successor::meet(Arc::clone(&agent), successor))));
+            }
+            outcome = outcome(&mut succession) => {
+                succession = None;
+                match outcome {
+                    Outcome::Succeeded(peer) => break End::Succeeded(peer),
+                    Outcome::Kept => notify.kept(),
+                }
+            }
+            status = ended(&mut started) => {
+                started = None;
+                if succession.is_none() {
+                    warn!(%status, "the successor ended; this agent goes on");
+                    notify.kept();
+                }
+            }
+            () = before.probation() => before.settle().await,
         }
     };
 
-    info!(signal, seconds = config.drain.as_secs(), "draining");
-    live.set_health(Health::Draining);
     watcher.abort();
-    tokio::select! {
-        () = proxy.drain(config.drain) => info!("drained"),
-        signal = signals.next() => warn!(signal, "stopped at once, running requests are cut off"),
+    match end {
+        End::Succeeded(peer) => {
+            notify.succeeded(peer.pid);
+            agent.retire(&mut signals).await;
+        }
+        End::Told(signal) => {
+            info!(signal, seconds = agent.config.drain.as_secs(), "draining");
+            notify.stopping();
+            before.settle().await;
+            agent.live.set_health(Health::Draining);
+            agent.drain(succession.map(|(_, meeting)| meeting), &mut signals).await;
+        }
     }
-    stop_datapath(datapath.as_deref()).await;
-    admin.abort();
     Ok(())
+}
+
+/// Why an agent ends.
+enum End {
+    /// By a signal of this name.
+    Told(&'static str),
+    /// This process serves in its place.
+    Succeeded(Peer),
+}
+
+/// Resolves when a meeting with a successor has an outcome; never without one.
+async fn outcome(succession: &mut Option<(Peer, JoinHandle<Outcome>)>) -> Outcome {
+    match succession {
+        Some((_, meeting)) => meeting.await.unwrap_or_else(|error| {
+            error!(%error, "the takeover failed; please report this");
+            Outcome::Kept
+        }),
+        None => std::future::pending().await,
+    }
+}
+
+/// Resolves when the successor that was started has ended; never without one.
+async fn ended(started: &mut Option<oneshot::Receiver<std::io::Result<ExitStatus>>>) -> String {
+    match started {
+        Some(child) => match child.await {
+            Ok(Ok(status)) => status.to_string(),
+            Ok(Err(error)) => error.to_string(),
+            Err(error) => error.to_string(),
+        },
+        None => std::future::pending().await,
+    }
 }
 
 /// The newest translation, published to each room as the part it understands.
@@ -122,8 +239,8 @@ pub(crate) struct State {
 }
 
 impl Desired {
-    fn new(loaded: &Loaded, options: &translate::Options) -> Self {
-        let state = State::new(loaded, translate::translate(&loaded.objects, options), 1);
+    fn new(loaded: &Loaded, options: &translate::Options, generation: u64) -> Self {
+        let state = State::new(loaded, translate::translate(&loaded.objects, options), generation);
         state.log(&[]);
         Self {
             l4: watch::Sender::new(Arc::clone(&state.snapshot.l4)),
@@ -203,7 +320,7 @@ impl State {
 async fn start_datapath(
     config: &Config,
     desired: &Desired,
-    listeners: &[(crate::model::l4::Listener, usize, std::os::fd::BorrowedFd<'_>)],
+    listeners: &[(crate::model::l4::Listener, usize, impl AsFd)],
 ) -> Result<Option<Arc<datapath::Handle>>, StartError> {
     let attach = match config.datapath {
         DatapathMode::Off => return Ok(None),
@@ -282,11 +399,13 @@ pub(crate) fn meaning_options(meaning: &TranslateConfig) -> translate::Options {
 }
 
 /// What a colleague at the terminal wants to see before anything else.
-fn announce(proxy: &l7::Running, admin: std::net::SocketAddr, datapath: bool, config: &Config) {
-    for (listener, addr) in proxy.addrs() {
+fn announce(agent: &Running, admin: std::net::SocketAddr) {
+    let config = &agent.config;
+    for (listener, addr) in agent.proxy.addrs() {
         info!(?listener, %addr, workers = config.workers, "listening");
     }
-    info!(%admin, manifests = %config.manifests.display(), datapath, "ready");
+    let datapath = agent.live.datapath().is_some();
+    info!(%admin, manifests = %config.manifests.display(), datapath, pid = std::process::id(), "ready");
 }
 
 fn start_logging() {

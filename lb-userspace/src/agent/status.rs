@@ -17,6 +17,8 @@ use crate::model::{Problem, Severity};
 #[derive(Debug, Serialize)]
 pub(super) struct Status {
     version: &'static str,
+    pid: u32,
+    takeovers: u64,
     uptime_seconds: u64,
     manifests: String,
     generation: u64,
@@ -70,6 +72,8 @@ struct ProblemStatus {
 
 /// What a [`Status`] is made from.
 pub(super) struct Parts<'a> {
+    /// Takeovers that led to this agent.
+    pub(super) takeovers: u64,
     pub(super) uptime: Duration,
     pub(super) source: &'a str,
     pub(super) state: &'a State,
@@ -81,10 +85,12 @@ pub(super) struct Parts<'a> {
 
 impl Status {
     pub(super) fn new(parts: Parts<'_>) -> Self {
-        let Parts { uptime, source, state, listeners, datapath, extra_problems } = parts;
+        let Parts { takeovers, uptime, source, state, listeners, datapath, extra_problems } = parts;
         let l7 = &state.snapshot.l7;
         Self {
             version: env!("CARGO_PKG_VERSION"),
+            pid: std::process::id(),
+            takeovers,
             uptime_seconds: uptime.as_secs(),
             manifests: source.to_owned(),
             generation: state.generation,

@@ -1,0 +1,128 @@
+//! The successor's side of a takeover: what the agent before us leaves, and when it may go.
+
+use std::collections::BTreeSet;
+use std::net::{SocketAddr, TcpListener};
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use super::StartError;
+use super::running::Running;
+use super::successor::place;
+use crate::config::Config;
+use crate::l7::{Inherited, Place, TicketKeys};
+use crate::model::l4::Listener;
+use crate::takeover::{self, Predecessor, Role, Socket};
+
+/// How long the agent before us stands by once we serve.
+const PROBATION: Duration = Duration::from_secs(3);
+
+/// The agent before us, if there is one that we are to take over from.
+#[derive(Default)]
+pub(super) struct Before {
+    predecessor: Option<Predecessor>,
+    /// When it may go.
+    until: Option<Instant>,
+}
+
+impl Before {
+    /// Knocks at its door, where `--takeover` says so.
+    pub(super) async fn find(config: &Config) -> Result<Self, StartError> {
+        if !config.takeover {
+            return Ok(Self::default());
+        }
+        let Some(link) = takeover::knock(&config.run_dir).await.map_err(StartError::Takeover)? else {
+            info!(run_dir = %config.run_dir.display(), "no agent is there to take over from");
+            return Ok(Self::default());
+        };
+        let pid = link.peer().pid;
+        let predecessor = Predecessor::meet(link).await.map_err(StartError::Takeover)?;
+        info!(pid, sockets = predecessor.sockets.len(), "taking over");
+        Ok(Self { predecessor: Some(predecessor), until: None })
+    }
+
+    pub(super) fn is_there(&self) -> bool {
+        self.predecessor.is_some()
+    }
+
+    /// Snapshots that were put in force before ours, and takeovers up to this one.
+    pub(super) fn so_far(&self) -> (u64, u64) {
+        self.predecessor
+            .as_ref()
+            .map_or((0, 0), |before| (before.state.generation, before.state.takeovers + 1))
+    }
+
+    /// What its TLS sessions can be resumed by.
+    pub(super) fn ticket_keys(&self) -> Option<TicketKeys> {
+        TicketKeys::from_bytes(&self.predecessor.as_ref()?.state.tickets.0)
+    }
+
+    /// Its listening sockets of the proxy, and of the admin endpoint if that stays where it was.
+    pub(super) fn sockets(&mut self, admin: SocketAddr) -> (Vec<Inherited>, Option<TcpListener>) {
+        let (mut proxys, mut admins) = (Vec::new(), None);
+        let sockets = self.predecessor.as_mut().map(|before| std::mem::take(&mut before.sockets));
+        for Socket { role, fd } in sockets.into_iter().flatten() {
+            match place(role) {
+                Some(place) => proxys.push(Inherited { place, socket: fd.into() }),
+                None if role == Role::Admin(admin) => admins = Some(fd.into()),
+                None => {}
+            }
+        }
+        (proxys, admins)
+    }
+
+    /// Has it let go of the kernel part, if it has one.
+    pub(super) async fn let_go(&mut self) -> Result<(), StartError> {
+        match &mut self.predecessor {
+            Some(before) if before.state.datapath => match before.let_go().await {
+                // It is gone, and so the kernel part is free.
+                Err(takeover::Error::Ended) => Ok(()),
+                answer => answer.map_err(StartError::Takeover),
+            },
+            _ => Ok(()),
+        }
+    }
+
+    /// Tells it that we accept connections; it stands by from now on.
+    pub(super) async fn serving(
+        &mut self,
+        agent: &Running,
+        taken: &BTreeSet<Place>,
+    ) -> Result<(), StartError> {
+        let Some(before) = &mut self.predecessor else { return Ok(()) };
+        let roles = taken.iter().map(|place| match place.listener {
+            Listener::Http => Role::Http(place.wanted),
+            Listener::Https => Role::Https(place.wanted),
+        });
+        match before.serving(roles.collect()).await {
+            Ok(counts) => {
+                if !agent.proxy.add_counts(counts).await {
+                    warn!("the counters of the agent before this one are of another kind, they begin anew");
+                }
+            }
+            Err(takeover::Error::Ended) => warn!("the agent before this one has ended"),
+            Err(error) => return Err(StartError::Takeover(error)),
+        }
+        self.until = Some(Instant::now() + PROBATION);
+        Ok(())
+    }
+
+    /// Waits until it may go; for ever if there is none.
+    pub(super) async fn probation(&self) {
+        match self.until {
+            Some(until) => tokio::time::sleep_until(until).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Lets it go now.
+    pub(super) async fn settle(&mut self) {
+        self.until = None;
+        if let Some(before) = self.predecessor.take()
+            && let Err(error) = before.settled().await
+        {
+            tracing::debug!(%error, "the agent before this one has ended");
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! An agent that serves: what its successor may want, who may come in, and its two ends.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tracing::{debug, info, warn};
+
+use super::endpoint::Endpoint;
+use super::live::LiveAgent;
+use super::successor::{self, Outcome};
+use super::{Desired, StartError, start_datapath, stop_datapath};
+use crate::config::Config;
+use crate::drain::Signals;
+use crate::takeover::{Door, Successor, Visit};
+use crate::{datapath, l7, takeover};
+
+/// Longest wait for the first word of who knocks.
+const FIRST_WORD: Duration = Duration::from_secs(5);
+/// Pause after a visitor that could not be let in.
+const TURNED_AWAY: Duration = Duration::from_millis(100);
+
+/// An agent that serves: what its successor may want.
+pub(super) struct Running {
+    pub(super) config: Config,
+    pub(super) desired: Desired,
+    pub(super) proxy: Arc<l7::Running>,
+    pub(super) live: Arc<LiveAgent>,
+    pub(super) admin: Endpoint,
+    /// Takeovers that led to it.
+    pub(super) takeovers: u64,
+    /// It is told to end.
+    pub(super) ending: watch::Sender<bool>,
+    pub(super) visits: mpsc::Sender<Successor>,
+    /// Who answers at the door.
+    pub(super) door: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Running {
+    /// The kernel part anew, over what stands in the kernel.
+    pub(super) async fn start_datapath(&self) -> Result<Option<Arc<datapath::Handle>>, StartError> {
+        let listeners = self.proxy.listeners().map_err(StartError::Runtime)?;
+        start_datapath(&self.config, &self.desired, &listeners).await
+    }
+
+    /// Lets successors in from now on. `succeeds`: another agent's door may be in the way.
+    pub(super) fn open_door(&self, succeeds: bool) {
+        let door = match Door::open(&self.config.run_dir, succeeds) {
+            Ok(door) => door,
+            Err(error) => return warn!(%error, "no agent can take over from this one without a loss"),
+        };
+        let (visits, proxy) = (self.visits.clone(), Arc::clone(&self.proxy));
+        let answering = tokio::spawn(async move {
+            loop {
+                match door.answer().await {
+                    Ok(link) => drop(tokio::spawn(hear(link, visits.clone(), Arc::clone(&proxy)))),
+                    Err(error) => {
+                        warn!(%error, "a visitor is turned away");
+                        tokio::time::sleep(TURNED_AWAY).await;
+                    }
+                }
+            }
+        });
+        let before = self.door.lock().unwrap_or_else(PoisonError::into_inner).replace(answering);
+        before.iter().for_each(JoinHandle::abort);
+    }
+
+    fn close_door(&self) {
+        let answering = self.door.lock().unwrap_or_else(PoisonError::into_inner).take();
+        answering.iter().for_each(JoinHandle::abort);
+    }
+
+    /// Ends after a successor took over: its connections may take their time.
+    pub(super) async fn retire(&self, signals: &mut Signals) {
+        info!(seconds = self.config.drain.as_secs(), "a successor serves, the last connections may end");
+        self.close_door();
+        tokio::select! {
+            () = self.proxy.retire(self.config.drain) => info!("drained"),
+            () = successor::deliver_counts(self) => {}
+            signal = signals.end() => warn!(signal, "stopped at once, running requests are cut off"),
+        }
+        successor::deliver_once(self).await;
+        self.proxy.stop().await;
+        // Where the successor did not want it.
+        stop_datapath(self.live.replace_datapath(None).as_deref()).await;
+    }
+
+    /// Ends because it is told to. `meeting`: with a successor that does not serve alone yet.
+    pub(super) async fn drain(&self, meeting: Option<JoinHandle<Outcome>>, signals: &mut Signals) {
+        self.ending.send_replace(true);
+        let Config { shutdown_grace, post_shutdown_grace, drain, .. } = self.config;
+        let in_order = async {
+            if let Some(meeting) = meeting {
+                let _ = meeting.await;
+            }
+            tokio::time::sleep(shutdown_grace).await;
+            self.proxy.drain(drain).await;
+            info!("drained");
+            tokio::time::sleep(post_shutdown_grace).await;
+        };
+        tokio::select! {
+            () = in_order => {}
+            signal = signals.end() => warn!(signal, "stopped at once, running requests are cut off"),
+        }
+        self.close_door();
+        self.proxy.stop().await;
+        stop_datapath(self.live.replace_datapath(None).as_deref()).await;
+        self.admin.stop().await;
+    }
+}
+
+/// Hears out who knocked.
+async fn hear(link: takeover::Link, visits: mpsc::Sender<Successor>, proxy: Arc<l7::Running>) {
+    let peer = link.peer();
+    match tokio::time::timeout(FIRST_WORD, takeover::hear(link)).await {
+        Ok(Ok(Visit::Counted(mut counted))) => {
+            proxy.add_counts(std::mem::take(&mut counted.counts)).await;
+            let _ = counted.note().await;
+        }
+        Ok(Ok(Visit::Successor(successor))) => {
+            if let Err(
+                mpsc::error::TrySendError::Full(mut successor)
+                | mpsc::error::TrySendError::Closed(mut successor),
+            ) = visits.try_send(successor)
+            {
+                let _ = successor.refuse("another one is taking over".to_owned()).await;
+            }
+        }
+        // Somebody who only looks whether an agent is there.
+        Ok(Err(takeover::Error::Ended)) => {}
+        Ok(Err(error)) => warn!(pid = peer.pid, %error, "a visitor is turned away"),
+        Err(_) => debug!(pid = peer.pid, "a visitor said nothing"),
+    }
+}

@@ -1,0 +1,380 @@
+//! Hot restart of the real binary: a process takes the place of the one before under load, and one
+//! that fails costs nothing.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use lb_tests::agent::{binary, eventually};
+use lb_tests::manifests::{self, Slice};
+use penstock::takeover::{self, Link, Predecessor, Role};
+
+use crate::rig::{Backend, Client, DEADLINE, Reply};
+
+/// Takeovers in a row; `PENSTOCK_TAKEOVERS` has more of them for a whole night.
+const TAKEOVERS: usize = 12;
+const HOST: &str = "web.example.com";
+
+/// Agents that succeed one another, from the first one on.
+struct Agents {
+    dir: tempfile::TempDir,
+    first: Child,
+    more: Vec<Child>,
+    http: SocketAddr,
+    admin: SocketAddr,
+}
+
+impl Agents {
+    fn start(backend: SocketAddr, flags: &[&str]) -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        let slice = Slice {
+            name: "web",
+            service: "web",
+            port_name: "",
+            protocol: "TCP",
+            endpoints: &[backend],
+            weight: 1,
+        };
+        let web = format!("{}---\n{}", manifests::service("web", backend.port()), slice.yaml());
+        std::fs::create_dir(dir.path().join("manifests")).expect("writable");
+        std::fs::write(dir.path().join("manifests/web.yaml"), web).expect("writable");
+        let ingress = manifests::ingress("web", HOST, "web", None);
+        std::fs::write(dir.path().join("manifests/ingress.yaml"), ingress).expect("writable");
+        configure(dir.path(), 2);
+
+        let mut first = command(dir.path(), flags);
+        let first = first.process_group(0).spawn().expect("start penstock");
+        let log = dir.path().join("log");
+        let addr = |what: &str| {
+            let addr = || {
+                let text = std::fs::read_to_string(&log).unwrap_or_default();
+                let (_, rest) = text.split_once(what)?;
+                rest.split_whitespace().next()?.parse().ok()
+            };
+            eventually(DEADLINE, addr).unwrap_or_else(|| panic!("{}", read(&log)))
+        };
+        let (http, admin) = (addr("listener=Http addr="), addr("ready admin="));
+        Self { dir, first, more: Vec::new(), http, admin }
+    }
+
+    /// A new process by hand.
+    fn take_over(&mut self) {
+        let mut command = command(self.dir.path(), &[]);
+        let group = i32::try_from(self.first.id()).expect("a process");
+        self.more.push(command.arg("--takeover").process_group(group).spawn().expect("start penstock"));
+    }
+
+    fn log(&self) -> String {
+        read(&self.dir.path().join("log"))
+    }
+
+    fn admin(&self, path: &str) -> Reply {
+        let mut client = Client::connect(self.admin);
+        client.send(format!("GET {path} HTTP/1.1\r\nHost: admin\r\n\r\n"));
+        client.reply()
+    }
+
+    /// The process that answers.
+    fn pid(&self) -> u64 {
+        let status: serde_json::Value =
+            serde_json::from_slice(&self.admin("/status?format=json").body).expect("JSON");
+        status["pid"].as_u64().expect("a process id")
+    }
+
+    fn signal(&self, pid: u64, signal: &str) {
+        let sent = Command::new("kill").args([signal, &pid.to_string()]).status().expect("kill");
+        assert!(sent.success(), "{}", self.log());
+    }
+
+    /// The process that answers, once it is another one than `before`.
+    fn successor_of(&self, before: u64) -> u64 {
+        eventually(DEADLINE, || Some(self.pid()).filter(|pid| *pid != before))
+            .unwrap_or_else(|| panic!("{}", self.log()))
+    }
+
+    fn wait_for(&self, words: &str) {
+        let seen = eventually(DEADLINE, || self.log().contains(words).then_some(()));
+        assert!(seen.is_some(), "{words}: {}", self.log());
+    }
+
+    fn counted(&self) -> u64 {
+        let text = self.admin("/metrics").text();
+        let samples = text.lines().filter(|line| line.starts_with("nginx_ingress_controller_requests{"));
+        samples.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum()
+    }
+
+    fn run_dir(&self) -> PathBuf {
+        self.dir.path().join("run")
+    }
+}
+
+impl Drop for Agents {
+    fn drop(&mut self) {
+        let group = rustix::process::Pid::from_raw(i32::try_from(self.first.id()).unwrap_or(0));
+        let group = group.expect("a process group");
+        let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+        let _ = self.first.wait();
+        self.more.iter_mut().for_each(|child| drop(child.wait()));
+    }
+}
+
+fn command(dir: &Path, flags: &[&str]) -> Command {
+    let log = File::options().create(true).append(true).open(dir.join("log")).expect("writable");
+    let mut command = Command::new(binary().expect("built"));
+    command.args(["run", "--datapath", "off", "--http", "127.0.0.1:0", "--https", "127.0.0.1:0"]);
+    command.args(["--admin", "127.0.0.1:0"]);
+    command.arg("--manifests").arg(dir.join("manifests"));
+    command.arg("--config").arg(dir.join("config.yaml"));
+    command.arg("--run-dir").arg(dir.join("run"));
+    command.args(flags).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+    command
+}
+
+fn configure(dir: &Path, workers: usize) {
+    std::fs::write(dir.join("config.yaml"), format!("drain-seconds: 60\nworkers: {workers}\n"))
+        .expect("writable");
+}
+
+fn read(path: &Path) -> String {
+    std::fs::read_to_string(path).unwrap_or_default()
+}
+
+/// `/` answers at once, `/drip` for as long as `stop` is not set, an upgrade echoes.
+fn backend(stop: &Arc<AtomicBool>) -> Backend {
+    let stop = Arc::clone(stop);
+    Backend::start(move |mut peer| {
+        // Idle connections are kept for longer than this test lets its clients wait.
+        peer.stream.set_read_timeout(None).expect("no timeout");
+        while let Some(head) = peer.head() {
+            if head.starts_with("GET /drip") {
+                peer.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n");
+                while !stop.load(Ordering::SeqCst) {
+                    if !peer.try_send(b"5\r\ndrip\n\r\n") {
+                        return;
+                    }
+                    thread::sleep(Duration::from_millis(20));
+                }
+                peer.send("4\r\nend\n\r\n0\r\n\r\n");
+            } else if head.to_ascii_lowercase().contains("\r\nupgrade:") {
+                peer.send("HTTP/1.1 101 Switching Protocols\r\nUpgrade: t\r\nConnection: Upgrade\r\n\r\n");
+                let mut bytes = [0; 64];
+                while let Ok(n @ 1..) = peer.stream.read(&mut bytes) {
+                    if !peer.try_send(&bytes[..n]) {
+                        return;
+                    }
+                }
+                return;
+            } else if !peer.try_send(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nhello\n") {
+                return;
+            }
+        }
+    })
+}
+
+/// One request; says what went wrong.
+fn exchange(stream: &mut TcpStream, connection: &str) -> Result<bool, String> {
+    let said = |what: &str, error: std::io::Error| format!("{what}: {error}");
+    write!(stream, "GET / HTTP/1.1\r\nHost: {HOST}\r\nConnection: {connection}\r\n\r\n")
+        .map_err(|error| said("send", error))?;
+    let mut answer = Vec::new();
+    let mut bytes = [0; 4096];
+    while !answer.ends_with(b"\r\n\r\nhello\n") {
+        match stream.read(&mut bytes).map_err(|error| said("receive", error))? {
+            0 => return Err(format!("ended after {:?}", String::from_utf8_lossy(&answer))),
+            n => answer.extend_from_slice(&bytes[..n]),
+        }
+    }
+    if !answer.starts_with(b"HTTP/1.1 200 ") {
+        return Err(String::from_utf8_lossy(&answer).into_owned());
+    }
+    Ok(!answer.to_ascii_lowercase().windows(17).any(|words| words == b"connection: close"))
+}
+
+/// Clients that ask until `stop`, some on a connection for each request. Returns how many requests
+/// were answered; the first that was not is an error.
+fn load(http: SocketAddr, stop: &Arc<AtomicBool>) -> Vec<thread::JoinHandle<Result<u64, String>>> {
+    let client = move |number: usize, stop: Arc<AtomicBool>| -> Result<u64, String> {
+        let mut answered = 0;
+        while !stop.load(Ordering::Relaxed) {
+            let mut stream = TcpStream::connect(http).map_err(|error| format!("connect: {error}"))?;
+            stream.set_read_timeout(Some(DEADLINE)).map_err(|error| error.to_string())?;
+            stream.set_nodelay(true).map_err(|error| error.to_string())?;
+            let kept = !number.is_multiple_of(4);
+            loop {
+                let goes_on = exchange(&mut stream, if kept { "keep-alive" } else { "close" })?;
+                answered += 1;
+                if !goes_on || stop.load(Ordering::Relaxed) {
+                    break;
+                }
+            }
+        }
+        Ok(answered)
+    };
+    (0..16)
+        .map(|number| {
+            let stop = Arc::clone(stop);
+            thread::spawn(move || client(number, stop))
+        })
+        .collect()
+}
+
+#[test]
+fn takeovers_under_load_with_websockets_and_downloads_open_lose_nothing() {
+    let (stop, ends) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let backend = backend(&ends);
+    let mut agents = Agents::start(backend.addr, &[]);
+    let http = agents.http;
+    let open = |request: &str| {
+        let mut client = Client::connect(http);
+        client.send(format!("GET {request}\r\nHost: {HOST}\r\n\r\n"));
+        client
+    };
+    let websocket = || {
+        let mut client = open("/ws HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: t");
+        assert_eq!(client.reply().status, 101);
+        client
+    };
+    let mut downloads: Vec<_> = (0..3).map(|_| open("/drip HTTP/1.1")).collect();
+    let mut websockets = vec![websocket()];
+    let clients = load(http, &stop);
+    let begun = std::time::Instant::now();
+    let takeovers = std::env::var("PENSTOCK_TAKEOVERS").ok().and_then(|n| n.parse().ok());
+    let takeovers = takeovers.unwrap_or(TAKEOVERS);
+
+    let (mut pid, mut counted) = (agents.pid(), 0);
+    for takeover in 0..takeovers {
+        // Another number of workers each time; by signal, and by hand.
+        configure(agents.dir.path(), 1 + takeover % 3);
+        if takeover % 4 == 1 {
+            agents.take_over()
+        } else {
+            agents.signal(pid, "-HUP")
+        }
+        pid = agents.successor_of(pid);
+        let now = agents.counted();
+        assert!(now >= counted, "takeover {takeover}: {counted} requests counted, then {now}");
+        counted = now;
+        if takeover < 4 {
+            websockets.push(websocket());
+        }
+        for websocket in &mut websockets {
+            websocket.send("ping");
+            assert_eq!(websocket.exactly(4), b"ping", "takeover {takeover}");
+        }
+    }
+
+    stop.store(true, Ordering::Relaxed);
+    let mut answered = 0;
+    for client in clients {
+        answered +=
+            client.join().expect("no panic").unwrap_or_else(|lost| panic!("{lost}\n{}", agents.log()));
+    }
+    let took = begun.elapsed();
+    ends.store(true, Ordering::SeqCst);
+    for download in &mut downloads {
+        let body = download.reply().text();
+        assert!(body.starts_with("drip\n") && body.ends_with("drip\nend\n"), "{body:.60}");
+    }
+    let opened = websockets.len() + downloads.len();
+    drop((websockets, downloads));
+    // What the agents before the last one counted arrives there as well.
+    let all = answered + opened as u64;
+    let counted = eventually(DEADLINE, || Some(agents.counted()).filter(|counted| *counted >= all));
+    assert_eq!(counted, Some(all), "{}", agents.log());
+    println!(
+        "{takeovers} takeovers in {:.1} s, {answered} requests ({:.0} a second)",
+        took.as_secs_f64(),
+        answered as f64 / took.as_secs_f64()
+    );
+    let text = agents.admin("/metrics").text();
+    assert!(text.contains(&format!("penstock_agent_takeovers_total {takeovers}\n")), "{text}");
+}
+
+/// Plays a successor, which this test may let fail wherever it likes.
+fn play<T>(run_dir: &Path, play: impl AsyncFnOnce(Predecessor) -> T) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let link: Link = takeover::knock(run_dir).await.expect("reached").expect("an agent is there");
+        play(Predecessor::meet(link).await.expect("met")).await
+    })
+}
+
+#[test]
+fn a_successor_that_fails_leaves_the_agent_serving() {
+    let ends = Arc::new(AtomicBool::new(false));
+    let backend = backend(&ends);
+    let agents = Agents::start(backend.addr, &[]);
+    let pid = agents.pid();
+    let serves = |case: &str| {
+        let mut stream = TcpStream::connect(agents.http).expect("connect");
+        exchange(&mut stream, "close").unwrap_or_else(|lost| panic!("{case}: {lost}\n{}", agents.log()));
+        assert_eq!(agents.pid(), pid, "{case}");
+    };
+
+    std::fs::write(agents.dir.path().join("config.yaml"), "wokers: 3\n").expect("writable");
+    agents.signal(pid, "-HUP");
+    agents.wait_for("the successor ended; this agent goes on status=exit status: 64");
+    serves("its configuration is refused");
+
+    play(&agents.run_dir(), async |predecessor| drop(predecessor));
+    agents.wait_for("the takeover failed; this agent goes on");
+    serves("it ends before it serves");
+
+    let mut waiting = play(&agents.run_dir(), async |mut predecessor| {
+        let sockets = std::mem::take(&mut predecessor.sockets);
+        let roles: Vec<Role> = sockets.iter().map(|socket| socket.role).collect();
+        let counts = predecessor.serving(roles).await.expect("parked");
+        assert!(counts.is_object());
+        // It holds the sockets and accepts nothing: this one waits in a queue.
+        let mut waiting = TcpStream::connect(agents.http).expect("connect");
+        waiting.set_read_timeout(Some(DEADLINE)).expect("timeout");
+        write!(waiting, "GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n").expect("send");
+        waiting
+    });
+    let mut answer = [0; 12];
+    waiting.read_exact(&mut answer).expect("answered by the agent that went on");
+    assert_eq!(&answer, b"HTTP/1.1 200");
+    serves("it ends after it served");
+    assert!(agents.counted() >= 4, "what it was given is counted here again");
+
+    configure(agents.dir.path(), 2);
+    agents.signal(pid, "-HUP");
+    assert_ne!(agents.successor_of(pid), pid, "the next one succeeds");
+}
+
+#[test]
+fn who_comes_while_another_takes_over_is_refused() {
+    let ends = Arc::new(AtomicBool::new(false));
+    let backend = backend(&ends);
+    let agents = Agents::start(backend.addr, &[]);
+
+    let refused = play(&agents.run_dir(), async |_first| {
+        let link = takeover::knock(&agents.run_dir()).await.expect("reached").expect("an agent is there");
+        Predecessor::meet(link).await.err().expect("refused")
+    });
+
+    assert!(refused.to_string().contains("another one is taking over"), "{refused}");
+}
+
+#[test]
+fn health_goes_red_before_anything_is_refused() {
+    let ends = Arc::new(AtomicBool::new(false));
+    let backend = backend(&ends);
+    let mut agents = Agents::start(backend.addr, &["--shutdown-grace-period", "3600"]);
+
+    agents.signal(agents.pid(), "-TERM");
+
+    let red = eventually(DEADLINE, || Some(agents.admin("/healthz")).filter(|reply| reply.status == 500));
+    assert_eq!(red.map(|reply| reply.text()), Some("draining\n".to_owned()));
+    let mut stream = TcpStream::connect(agents.http).expect("new connections are still taken");
+    assert_eq!(exchange(&mut stream, "keep-alive"), Ok(true), "and kept");
+    agents.signal(u64::from(agents.first.id()), "-TERM");
+    assert!(agents.first.wait().expect("ended").success(), "the second signal ends it at once");
+}
