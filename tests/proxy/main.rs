@@ -13,6 +13,7 @@ mod h2_conformance;
 mod h2_floods;
 mod http2;
 mod limits;
+mod many;
 mod requests;
 mod rig;
 mod smuggling;

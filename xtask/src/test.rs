@@ -153,6 +153,7 @@ impl Tier {
                 commands.push(cargo(&["test", "--package", "lb-tests", "--lib"]));
                 if workspace().join("tests/cases").is_dir() {
                     commands.push(tier("cases"));
+                    commands.push(tier("fuzz"));
                 }
                 commands
             }

@@ -10,7 +10,7 @@ mod live;
 mod notify;
 pub mod offline;
 mod predecessor;
-mod question;
+pub mod question;
 mod running;
 mod status;
 mod successor;

@@ -6,7 +6,7 @@ use crate::l7::explain::{Request, Scheme};
 
 /// Reads `[http[s]://]HOST[:PORT][/PATH][?QUERY]`; without a scheme, plain HTTP. A `Host` header
 /// among `headers` replaces the URL's host, as with curl.
-pub(super) fn parse(url: &str, headers: &[(String, String)]) -> Result<Request, String> {
+pub fn parse(url: &str, headers: &[(String, String)]) -> Result<Request, String> {
     let allowed = "allowed: http://HOST/PATH or https://HOST/PATH";
     let (scheme, rest) = match url.split_once("://") {
         Some(("http", rest)) => (Scheme::Http, rest),

@@ -154,7 +154,10 @@ impl Arrival {
                 match buf.poll_fill(cx, &socket) {
                     Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(false),
                     Poll::Ready(Ok(_)) => {}
-                    Poll::Pending => return alarm.poll_due(cx, due).map(|()| false),
+                    Poll::Pending => {
+                        buf.park();
+                        return alarm.poll_due(cx, due).map(|()| false);
+                    }
                 }
             }
         })

@@ -74,11 +74,31 @@ impl Buf {
         read
     }
 
+    /// Moves the beginning of a message to memory of its own size, because the rest of it may take
+    /// its time: who sends slowly costs what was sent and not a whole buffer.
+    pub(super) fn park(&mut self) {
+        let waiting = self.bytes();
+        if self.data.len() != BUFFER_BYTES || waiting.is_empty() || waiting.len() > BUFFER_BYTES / 2 {
+            return;
+        }
+        let small: Box<[u8]> = waiting.into();
+        self.release();
+        (self.start, self.end) = (0, small.len());
+        self.data = small;
+    }
+
     /// Room behind the bytes there are; takes a buffer from the pool if none is held.
     fn space(&mut self) -> &mut [u8] {
-        if self.data.is_empty() {
-            self.data =
+        if self.data.len() < BUFFER_BYTES {
+            let mut data =
                 BUFFERS.with_borrow_mut(Vec::pop).unwrap_or_else(|| vec![0; BUFFER_BYTES].into_boxed_slice());
+            // What was parked comes back to the front.
+            let parked = self.bytes().len();
+            if let Some(front) = data.get_mut(..parked) {
+                front.copy_from_slice(self.bytes());
+            }
+            (self.start, self.end) = (0, parked);
+            self.data = data;
         }
         if self.end == self.data.len() && self.start > 0 {
             self.data.copy_within(self.start..self.end, 0);
@@ -90,10 +110,10 @@ impl Buf {
 
     fn release(&mut self) {
         (self.start, self.end) = (0, 0);
-        if self.data.is_empty() {
+        let data = std::mem::take(&mut self.data);
+        if data.len() != BUFFER_BYTES {
             return;
         }
-        let data = std::mem::take(&mut self.data);
         BUFFERS.with_borrow_mut(|pool| {
             if pool.len() < POOLED_BUFFERS {
                 pool.push(data);
@@ -144,5 +164,28 @@ impl Drop for Scratch {
                 pool.push(scratch);
             }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_parked_keeps_its_bytes_and_gives_the_buffer_back() {
+        let mut buf = Buf::default();
+        buf.space().get_mut(..5).expect("room").copy_from_slice(b"hello");
+        buf.end += 5;
+        buf.consume(1);
+
+        buf.park();
+        assert_eq!((buf.bytes(), buf.data.len()), (&b"ello"[..], 4));
+        assert_eq!(BUFFERS.with_borrow(Vec::len), 1);
+
+        buf.space().get_mut(..1).expect("room").copy_from_slice(b"!");
+        buf.end += 1;
+        assert_eq!((buf.bytes(), buf.data.len()), (&b"ello!"[..], BUFFER_BYTES));
+        buf.consume(5);
+        assert!(buf.is_empty() && buf.data.is_empty());
     }
 }

@@ -133,19 +133,11 @@ impl Connection<'_, '_> {
                 if !begun {
                     (begun, due) = (true, self.alarm.due(header_timeout));
                 }
-                // Parsed anew after each read; heads nearly always arrive in one.
-                let mut lines = Lines::new();
-                match Request::parse(self.buf.bytes(), &mut lines, Sizes::of(&self.limits)) {
-                    Ok(None) if self.buf.is_full() => return self.refuse(Refusal::HeadTooLarge).await,
-                    Ok(None) => {}
-                    Ok(Some(request)) => {
-                        let started = Instant::now();
-                        let plan = self.plan(&request);
-                        return self.carry_out(plan, started).await;
-                    }
-                    // Prior knowledge (RFC 9113 3.3): looked for only in what is no HTTP/1.1.
-                    Err(_) if self.may_be_http2() => return Left::Http2,
-                    Err(refusal) => return self.refuse(refusal).await,
+                match self.read_head() {
+                    Head::Incomplete => {}
+                    Head::Planned(plan, started) => return self.carry_out(plan, started).await,
+                    Head::Http2 => return Left::Http2,
+                    Head::Refused(refusal) => return self.refuse(refusal).await,
                 }
             }
             match self.fill(due, begun).await {
@@ -160,6 +152,23 @@ impl Connection<'_, '_> {
         }
     }
 
+    /// Parsed anew after each read; heads nearly always arrive in one. No future may hold the lines: they
+    /// would be most of what an idle connection costs.
+    fn read_head(&self) -> Head {
+        let mut lines = Lines::new();
+        match Request::parse(self.buf.bytes(), &mut lines, Sizes::of(&self.limits)) {
+            Ok(None) if self.buf.is_full() => Head::Refused(Refusal::HeadTooLarge),
+            Ok(None) => Head::Incomplete,
+            Ok(Some(request)) => {
+                let started = Instant::now();
+                Head::Planned(self.plan(&request), started)
+            }
+            // Prior knowledge (RFC 9113 3.3): looked for only in what is no HTTP/1.1.
+            Err(_) if self.may_be_http2() => Head::Http2,
+            Err(refusal) => Head::Refused(refusal),
+        }
+    }
+
     async fn fill(&mut self, due: Due, begun: bool) -> Filled {
         poll_fn(|cx| {
             if let Poll::Ready(read) = self.buf.poll_fill(cx, &self.socket) {
@@ -168,6 +177,7 @@ impl Connection<'_, '_> {
                     Ok(_) => Filled::Bytes,
                 });
             }
+            self.buf.park();
             // A client that has just connected may have something to say.
             let may_end = self.requests > 0 || self.alarm.is_past(self.settled);
             let ends = self.worker.ends_idle();
@@ -370,6 +380,19 @@ impl Connection<'_, '_> {
     pub(super) fn poll_gone(&self, cx: &mut Context<'_>) -> bool {
         self.buf.is_empty() && self.socket.poll_presence(cx) == Poll::Ready(Presence::Gone)
     }
+}
+
+/// What the bytes that were read are.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a moment on the stack; a box would be an allocation a request"
+)]
+enum Head {
+    Incomplete,
+    Planned(Plan, Instant),
+    /// The preface of HTTP/2.
+    Http2,
+    Refused(Refusal),
 }
 
 enum Filled {

@@ -1,9 +1,13 @@
 //! The parsers of what clients send, for fuzzing: each takes any bytes, must not panic, and checks
 //! of itself what must hold for every input.
 
+use super::buffer::BUFFER_BYTES;
+use super::client_auth::Session;
+use super::filters::Scheme;
 use super::h1::body::Body;
-use super::h1::head::{Lines, Sizes};
+use super::h1::head::{Lines, Refusal, Sizes};
 use super::h1::{Request, Response};
+use super::heads::{self, Client};
 use super::{client_hello, proxy_protocol};
 
 /// A parser under test.
@@ -18,8 +22,8 @@ pub const TARGETS: [(&str, Target); 5] = [
     ("client-hello", client_hello::fuzz),
 ];
 
-/// What is taken for a head is one for every reader: no byte but CRLF ends a line, nothing stands
-/// between the lines, and no shorter piece is a head.
+/// What is taken for a head is one for every reader: no byte but CRLF ends a line, no shorter piece
+/// is a head, and what goes upstream is read there as it was judged here.
 fn request_head(bytes: &[u8]) {
     let mut lines = Lines::new();
     let Ok(Some(request)) = Request::parse(bytes, &mut lines, Sizes::default()) else { return };
@@ -30,9 +34,38 @@ fn request_head(bytes: &[u8]) {
     }
     assert!(!head.contains(&0));
     assert!(!(request.chunked && request.length.is_some()), "two lengths");
+    forwarded(&request);
     let mut again = Lines::new();
     let shorter = head.get(..head.len() - 1).unwrap_or_default();
     assert!(!matches!(Request::parse(shorter, &mut again, Sizes::default()), Ok(Some(_))));
+}
+
+fn forwarded(request: &Request<'_, '_>) {
+    let client = Client {
+        addr: std::net::Ipv4Addr::LOCALHOST.into(),
+        scheme: Scheme::Http,
+        port: 80,
+        session: Session::Plain,
+    };
+    let mut head = Vec::new();
+    heads::request(request, None, &client, None, b"id", &mut head);
+    let roomy = Sizes { line: BUFFER_BYTES * 2, head: BUFFER_BYTES * 2 };
+    let mut lines = Lines::new();
+    // HTTP/1.0 needs no Host, and is sent on as HTTP/1.1 with an empty one.
+    if request.host.is_empty() {
+        return;
+    }
+    match Request::parse(&head, &mut lines, roomy) {
+        Ok(Some(upstream)) => {
+            assert_eq!(upstream.len, head.len());
+            assert_eq!((upstream.method, upstream.target), (request.method, request.target));
+            assert_eq!(upstream.host, request.host);
+            assert_eq!((upstream.length, upstream.chunked), (request.length, request.chunked));
+        }
+        // Ours come on top of the client's.
+        Err(Refusal::HeadTooLarge) => {}
+        other => panic!("forwarded as {:?}: {other:?}", String::from_utf8_lossy(&head)),
+    }
 }
 
 fn response_head(bytes: &[u8]) {

@@ -1,0 +1,190 @@
+//! Many, slow and large: what a client costs while it takes its time.
+//!
+//! Each test runs in a process of its own, so that its peak is that of the proxy plus clients and
+//! backends with small buffers.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::sync::mpsc;
+use std::thread;
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use crate::rig::{Backend, Client, DEADLINE, Rig, length_of, to};
+
+const MIB: u64 = 1 << 20;
+
+/// Whether this is the process that a test has to itself; otherwise the test runs in one, and has to
+/// pass there.
+fn is_alone(test: &str) -> bool {
+    if std::env::var_os("PENSTOCK_TEST_ALONE").is_some() {
+        return true;
+    }
+    let mut command = std::process::Command::new(std::env::current_exe().expect("this program"));
+    command.args([&format!("many::{test}"), "--exact", "--nocapture"]).env("PENSTOCK_TEST_ALONE", "1");
+    assert!(command.status().expect("started").success(), "failed in its own process");
+    false
+}
+
+/// Highest resident memory since [`forget_peak`].
+fn peak() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").expect("status");
+    let line = status.lines().find(|line| line.starts_with("VmHWM:")).expect("VmHWM");
+    let kilobytes: u64 = line.split_whitespace().nth(1).and_then(|n| n.parse().ok()).expect("a number");
+    kilobytes * 1024
+}
+
+/// Starts the measurement anew.
+fn forget_peak() -> u64 {
+    std::fs::write("/proc/self/clear_refs", "5").expect("clear_refs");
+    peak()
+}
+
+/// So many connections as both ends of each fit into this process, at most `wanted`.
+fn both_ends(wanted: u64) -> usize {
+    let wish = 2 * wanted + 1000;
+    let limit = getrlimit(Resource::Nofile);
+    let maximum = limit.maximum.unwrap_or(wish).max(wish);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(wish), maximum: Some(maximum) });
+    let current = getrlimit(Resource::Nofile).current.unwrap_or(wish);
+    if current < wish {
+        let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+    }
+    let current = getrlimit(Resource::Nofile).current.unwrap_or(wish);
+    usize::try_from(wanted.min(current.saturating_sub(1000) / 2)).expect("fits")
+}
+
+#[test]
+fn ten_thousand_slow_clients_cost_what_they_sent() {
+    if !is_alone("ten_thousand_slow_clients_cost_what_they_sent") {
+        return;
+    }
+    let many = both_ends(10_000);
+    let backend = Backend::mirror();
+    let rig = Rig::start(to(&[backend.addr]));
+    assert_eq!(rig.ask("GET / HTTP/1.1\r\nHost: a\r\n\r\n").status, 200);
+    let before = forget_peak();
+
+    let mut slow: Vec<TcpStream> = Vec::with_capacity(many);
+    for _ in 0..many {
+        let mut stream = TcpStream::connect(rig.http).expect("connect");
+        stream.write_all(b"GET /slow HTTP/1.1\r\nHost: a\r\nX-Slow: ").expect("send");
+        slow.push(stream);
+    }
+    for stream in &mut slow {
+        stream.write_all(b"x").expect("send");
+    }
+    // Whoever is quick is served meanwhile.
+    assert_eq!(rig.ask("GET /quick HTTP/1.1\r\nHost: a\r\n\r\n").status, 200);
+    let cost = peak().saturating_sub(before);
+    for mut stream in slow.drain(..) {
+        stream.write_all(b"\r\nConnection: close\r\n\r\n").expect("send");
+        stream.set_read_timeout(Some(DEADLINE)).expect("timeout");
+        let mut head = [0; 12];
+        stream.read_exact(&mut head).expect("an answer");
+        assert_eq!(&head, b"HTTP/1.1 200");
+    }
+
+    let each = cost / many as u64;
+    println!("{many} slow clients: {} KiB, {each} bytes each", cost >> 10);
+    assert!(each < 8 * 1024, "{each} bytes for each of {many} slow clients");
+}
+
+#[test]
+fn a_gigabyte_each_way_costs_a_few_buffers() {
+    const SIZE: usize = 1 << 30;
+    const PART: usize = 256 << 10;
+    if !is_alone("a_gigabyte_each_way_costs_a_few_buffers") {
+        return;
+    }
+    let backend = Backend::start(|mut peer| {
+        let head = peer.head().expect("a request");
+        let mut left = length_of(&head) - peer.buffered().len();
+        let mut part = vec![0; PART];
+        while left > 0 {
+            match peer.stream.read(&mut part).expect("upload") {
+                0 => panic!("{left} bytes were missing"),
+                n => left -= n,
+            }
+        }
+        peer.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {SIZE}\r\n\r\n"));
+        (0..SIZE / PART).all(|_| peer.try_send(&part));
+    });
+    let rig = Rig::start(to(&[backend.addr]));
+    let mut client = rig.client();
+    let mut part = vec![0; PART];
+    let before = forget_peak();
+
+    client.send(format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {SIZE}\r\n\r\n"));
+    for _ in 0..SIZE / PART {
+        client.send(&part);
+    }
+    assert!(client.head().expect("a response").starts_with("HTTP/1.1 200"));
+    let mut left = SIZE - client.buffered().len();
+    while left > 0 {
+        match client.stream.read(&mut part).expect("download") {
+            0 => panic!("{left} bytes were missing"),
+            n => left -= n,
+        }
+    }
+
+    let cost = peak().saturating_sub(before);
+    println!("a gigabyte up and down: {} KiB", cost >> 10);
+    assert!(cost < 16 * MIB, "{cost} bytes");
+}
+
+#[test]
+fn server_sent_events_arrive_one_by_one() {
+    let (seen, go) = mpsc::channel::<()>();
+    let go = std::sync::Mutex::new(go);
+    let backend = Backend::start(move |mut peer| {
+        peer.head();
+        peer.send("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n");
+        for event in 0..100 {
+            let data = format!("data: {event:04}\n\n");
+            peer.send(format!("{:x}\r\n{data}\r\n", data.len()));
+            // The next event only when this one has arrived.
+            go.lock().expect("one client").recv_timeout(DEADLINE).expect("the client saw the event");
+        }
+        peer.send("0\r\n\r\n");
+    });
+    let rig = Rig::start(to(&[backend.addr]));
+    let mut client: Client = rig.client();
+    client.send("GET /events HTTP/1.1\r\nHost: a\r\nAccept: text/event-stream\r\n\r\n");
+    client.head().expect("a head");
+
+    for event in 0..100 {
+        assert_eq!(
+            client.exactly("c\r\ndata: 0000\n\n\r\n".len()),
+            format!("c\r\ndata: {event:04}\n\n\r\n").as_bytes()
+        );
+        seen.send(()).expect("the backend waits");
+    }
+
+    assert_eq!(client.exactly(5), b"0\r\n\r\n");
+}
+
+#[test]
+fn idle_connections_hold_no_buffers() {
+    if !is_alone("idle_connections_hold_no_buffers") {
+        return;
+    }
+    let many = both_ends(4_000);
+    let backend = Backend::mirror();
+    let rig = Rig::start(to(&[backend.addr]));
+    let before = forget_peak();
+
+    let clients: Vec<Client> = (0..many)
+        .map(|_| {
+            let mut client = rig.client();
+            client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+            assert_eq!(client.reply().status, 200);
+            client
+        })
+        .collect();
+
+    let each = peak().saturating_sub(before) / clients.len() as u64;
+    println!("{many} idle connections: {each} bytes each, both ends");
+    assert!(each < 8 * 1024, "{each} bytes for each of {many} idle connections");
+    thread::spawn(move || drop(clients)).join().expect("closed");
+}
