@@ -175,10 +175,10 @@ pub fn capturing(config: &impl Lines) -> bool {
     capture_word(config) != 0
 }
 
-/// Not 0 while they are.
+/// Not 0 while they are, and then of bits above 31.
 #[inline(always)]
 pub fn capture_word(config: &impl Lines) -> u64 {
-    config.word(0, 6) >> 32
+    config.word(0, 6) >> 32 << 32
 }
 
 /// The grace time, in units of [`crate::flows::clock`].

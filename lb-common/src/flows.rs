@@ -16,6 +16,17 @@ pub trait FlowWords {
     fn flow_bits(&self) -> u32;
     /// The grace time, in units of [`clock`].
     fn grace(&self) -> u32;
+    /// Entry `way` of the bucket that begins at `first`.
+    #[inline(always)]
+    fn way(&self, first: u32, way: u32) -> u64 {
+        self.flow(first + way)
+    }
+    /// All ones for a negative number, else 0; in such a way that the compiler does not make a branch
+    /// of what is done with it.
+    #[inline(always)]
+    fn sign(word: u64) -> u64 {
+        (word as i64 >> 63) as u64
+    }
 }
 
 /// One remembered flow: backend in bits 0 to 14, time it was last seen in bits 15 to 31, tag in
@@ -94,12 +105,26 @@ pub fn find(table: &impl FlowWords, hash: u64) -> (Entry, u32) {
     let first = bucket(table, hash);
     let (mut found, mut place) = (0, first as u64);
     for way in 0..WAYS {
-        let word = table.flow(first + way);
+        let word = table.way(first, way);
         let it = ones_if_zero((word >> 32) ^ hash as u32 as u64);
         found = select(it, word, found);
         place = select(it, (first + way) as u64, place);
     }
     (Entry(found), place as u32)
+}
+
+/// The entry of a hash alone, for a packet that has no time: really without branches, one of which
+/// would be mispredicted for nearly every flow.
+#[inline(always)]
+pub fn peek<T: FlowWords>(table: &T, hash: u64) -> Entry {
+    let first = bucket(table, hash);
+    let mut found = 0;
+    for way in 0..WAYS {
+        let word = table.way(first, way);
+        let it = T::sign(((word >> 32) ^ hash as u32 as u64).wrapping_sub(1));
+        found = select(it, word, found);
+    }
+    Entry(found)
 }
 
 /// Remembers a flow that has no entry, as seen at `seen`. Returns whether a flow had to be forgotten for it that was
@@ -109,7 +134,7 @@ pub fn insert(table: &impl FlowWords, hash: u64, backend: BackendId, seen: u32, 
     let first = bucket(table, hash);
     let (mut place, mut oldest) = (first as u64, 0);
     for way in 0..WAYS {
-        let word = table.flow(first + way);
+        let word = table.way(first, way);
         // An empty place is older than any flow.
         let age = Entry(word).age(now) as u64 | (ones_if_zero(word) & CLOCK as u64);
         let younger = ones_if_less(age, oldest);

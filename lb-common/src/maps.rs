@@ -27,6 +27,10 @@ pub const FLOWS: u32 = 1 << 20;
 /// (`veth_xdp_flush` in drivers/net/veth.c); a redirect always does.
 pub const NO_XDP_TX: u64 = 1 << 63;
 
+/// Where [`TABLES`] lies, as the program says it: the loader finds the loads of an address with this
+/// upper half and lets the kernel put the map's true address there, so that no packet looks it up.
+pub const TABLES_ADDRESS: u64 = 0x7e5b_1e50 << 32;
+
 /// Where each table begins within [`TABLES`], in words.
 pub mod at {
     use super::*;
@@ -47,8 +51,10 @@ pub mod at {
     pub const POOL: usize = BACKENDS + 2 * super::BACKENDS as usize * LINE;
     /// Remembered flows.
     pub const FLOWS: usize = POOL + POOL_SLOTS as usize / 4;
-    /// Words in all (25 MiB).
-    pub const END: usize = FLOWS + super::FLOWS as usize;
+    /// Leases of translated flows.
+    pub const LEASES: usize = FLOWS + super::FLOWS as usize;
+    /// Words in all (29 MiB).
+    pub const END: usize = LEASES + 2 * crate::lease::LEASES as usize;
 }
 
 /// Counters of one backend on one CPU, as an offset into its four words.
@@ -69,6 +75,9 @@ pub mod row {
 
     /// Verdicts and events (see [`crate::verdict`]).
     pub const VERDICTS: usize = 0;
+    /// The kernel's ticks when this CPU last asked for the time, and what it was (see
+    /// [`crate::flows::clock`]).
+    pub const CLOCK: usize = 126;
     /// Backends, [`count::WORDS`] each.
     pub const BACKENDS: usize = 128;
     /// VIPs whose pool serves several, by record, [`count::WORDS`] each.

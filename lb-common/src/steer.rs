@@ -223,6 +223,19 @@ pub fn remembered(
     Choice { backend, other, how, noted }
 }
 
+/// The part of [`remembered`] that nearly every packet of a contested slot is done with, for pools
+/// without affinity: the flow is remembered, was noted as seen now, and its backend lives. Id 0: ask
+/// [`remembered`], which also knows the other owner.
+#[inline(always)]
+pub fn recalled(memory: &impl Memory, rules: Rules, hash: u64, kind: Kind, now: u32) -> BackendId {
+    let entry = flows::peek(memory, hash);
+    let is_noted = entry.0 == Entry::new(hash, entry.backend(), now).0;
+    if kind == Kind::Syn || !is_noted {
+        return BackendId(0);
+    }
+    member(memory, rules, entry.backend())
+}
+
 /// `id`, if it is a living backend of the pool; else 0. A tag that matches by accident thus never
 /// leads to another Service.
 #[inline(always)]

@@ -74,10 +74,11 @@ impl VipEntry {
         self.0 == 0
     }
 
-    /// Not 0 where the fast path does not take its packets: nobody's, the proxy's, some sources'.
+    /// Not 0 where the fast path does not take its packets: nobody's, the proxy's, some sources'. Bits
+    /// above 15.
     #[inline(always)]
     pub const fn odd(self) -> u64 {
-        if self.0 == 0 { 1 } else { self.0 & (Self::PUNT | Self::RESTRICTED) }
+        if self.0 == 0 { Self::PUNT } else { self.0 & (Self::PUNT | Self::RESTRICTED) }
     }
 
     /// Whether the proxy serves it.
@@ -170,7 +171,7 @@ impl Rules {
         self.0 & flags != 0
     }
 
-    /// Not 0 where the fast path does not take its packets: more than the slot decides.
+    /// Not 0 where the fast path does not take its packets: more than the slot decides. Bits below 16.
     #[inline(always)]
     pub const fn odd(self) -> u64 {
         self.0 & 0xffff & !(Self::REJECT | Self::COUNTED)

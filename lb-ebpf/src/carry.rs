@@ -75,7 +75,7 @@ impl Carry {
 
 /// Where the headers of a packet begin, in bytes from the start of the frame. Constants in the
 /// fast path, where they vanish.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct At {
     /// IP header.
     pub l3: usize,

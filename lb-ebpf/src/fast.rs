@@ -8,7 +8,9 @@
 
 use aya_ebpf::{bindings::xdp_action, programs::XdpContext};
 use lb_common::{
-    AddrEntry, BackendId, Epoch, Flow, Record, Rules, Tags, VipEntry, backend, config,
+    AddrEntry, BackendId, Epoch, Flow, Mode, Record, Rules, Tags, Verdict, VipEntry, backend, config,
+    csum::Delta,
+    lease,
     maps::{NO_XDP_TX, Program},
     steer::{How, Kind, Memory},
     tunnel::Round,
@@ -25,8 +27,7 @@ use crate::{
 /// One packet.
 #[inline(always)]
 pub fn balance(ctx: &XdpContext) -> u32 {
-    // Before anything else is known that would have to be kept over the call.
-    let Some(tables) = maps::tables() else { return xdp_action::XDP_PASS };
+    let tables = maps::tables_nearby();
     let packet = Packet::of(ctx);
     // One check of the bounds: a frame on a wire is not shorter, and the ladder takes what is.
     let Some(frame) = V4::frame(&packet) else { return the_ladders(ctx) };
@@ -52,6 +53,10 @@ trait Fast: Family {
     fn ports(frame: &Self::Frame) -> u32;
     /// TCP's flag byte.
     fn tcp_flags(frame: &Self::Frame) -> u8;
+    /// The last three bytes of the source MAC.
+    fn sender(frame: &Self::Frame) -> u32;
+    /// Rewrites the ports, and lets the checksum follow.
+    fn rewrite_transport(frame: &Self::Frame, new: &Flow, delta: Delta);
 }
 
 impl Fast for V4 {
@@ -81,6 +86,16 @@ impl Fast for V4 {
     fn tcp_flags(frame: &Self::Frame) -> u8 {
         frame.read(47)
     }
+
+    #[inline(always)]
+    fn sender(frame: &Self::Frame) -> u32 {
+        frame.read::<u32>(8) >> 8
+    }
+
+    #[inline(always)]
+    fn rewrite_transport(frame: &Self::Frame, new: &Flow, delta: Delta) {
+        parse::rewrite_plain(frame.part(34), new, delta);
+    }
 }
 
 impl Fast for V6 {
@@ -109,6 +124,16 @@ impl Fast for V6 {
     #[inline(always)]
     fn tcp_flags(frame: &Self::Frame) -> u8 {
         frame.read(67)
+    }
+
+    #[inline(always)]
+    fn sender(frame: &Self::Frame) -> u32 {
+        frame.read::<u32>(8) >> 8
+    }
+
+    #[inline(always)]
+    fn rewrite_transport(frame: &Self::Frame, new: &Flow, delta: Delta) {
+        parse::rewrite_plain(frame.part(54), new, delta);
     }
 }
 
@@ -165,13 +190,21 @@ fn ours<F: Fast>(
     let length = F::length(&head);
     let least = (F::PLAIN.l4 - ETHERNET) as u64 + 20;
     let missing = (packet.bytes() as u64).wrapping_sub(ETHERNET as u64 + length as u64);
-    let odd = odd | (missing | (length as u64).wrapping_sub(least)) >> 63;
+    let odd = odd | (missing | (length as u64).wrapping_sub(least)) & 1 << 63;
+    let packet = packet.leaving_by(if interface & NO_XDP_TX == 0 { ifindex } else { 0 });
+    let ours = Ours {
+        head,
+        flow: Flow { src: F::src(&head), dst: F::dst(&head), ports, proto: proto as u32 },
+        vip,
+        rules,
+    };
     if odd != 0 || descriptor.is_none() {
-        return None;
+        // Flows are known before slots are asked, whatever else the rules say.
+        let translated = odd & !(Rules::AFFINITY | Rules::CONSERVATIVE) == Rules::TRANSLATED;
+        return if translated { leased::<F>(ctx, tables, row, &packet, frame, &ours) } else { None };
     }
 
-    let flow = Flow { src: F::src(&head), dst: F::dst(&head), ports, proto: proto as u32 };
-    let hash = F::hash(&flow, config::hash_key(&tables.settings()));
+    let hash = F::hash(&ours.flow, config::hash_key(&tables.settings()));
     let slot = tables.slot(descriptor.pool_index(hash));
     // UDP has no such byte; what stands there says nothing.
     let is_tcp = proto == lb_common::TCP;
@@ -180,9 +213,14 @@ fn ours<F: Fast>(
     let mut begins = flags & (tcp_flag::SYN | tcp_flag::ACK | tcp_flag::RST) == tcp_flag::SYN;
     if slot.is_contested() {
         let kind = parse::kind(proto, flags);
-        let choice = steer::choose_contested(vip.record(), hash, kind);
-        (id, other) = (choice.backend, choice.other);
-        begins |= kind == Kind::Datagram && choice.how == How::Began;
+        let known = steer::recalled(tables, rules, hash, kind, row);
+        if known.0 != 0 {
+            id = known;
+        } else {
+            let choice = steer::choose_contested(vip.record(), hash, kind);
+            (id, other) = (choice.backend, choice.other);
+            begins |= kind == Kind::Datagram && choice.how == How::Began;
+        }
     }
     let lines = tables.backend(id);
     let (next_hop, identity) = (backend::next_hop(&lines, id), backend::identity(&lines, id));
@@ -191,7 +229,6 @@ fn ours<F: Fast>(
     if way.next_hop.ifindex == 0 {
         return None;
     }
-    let packet = packet.leaving_by(if interface & NO_XDP_TX == 0 { ifindex } else { 0 });
     let to = To { id, lines, other, round: Round::First, way, l3: ETHERNET };
     let outcome = forward::along::<F>(ctx, &packet, &head, tables, &to, hash).ok()?;
     row.backend(id.0, length as u64, begins);
@@ -199,4 +236,58 @@ fn ours<F: Fast>(
         row.vip(vip.record(), length as u64, begins);
     }
     Some(outcome)
+}
+
+/// What is known of a packet to a VIP of ours.
+struct Ours<F: Family> {
+    head: F::Head,
+    flow: Flow,
+    vip: VipEntry,
+    rules: Rules,
+}
+
+/// A packet of a translated flow that holds a lease; `None`: the ladder's, which may grant one.
+#[inline(always)]
+fn leased<F: Fast>(
+    ctx: &XdpContext,
+    tables: &Tables,
+    row: Row,
+    packet: &Packet,
+    frame: &F::Frame,
+    ours: &Ours<F>,
+) -> Option<Outcome> {
+    let Ours { head, flow, vip, rules } = ours;
+    // What begins or ends a flow is noted with it, and the last hop is told.
+    let noted = flow.proto == lb_common::TCP as u32 && F::tcp_flags(frame) & tcp_flag::BEGIN_OR_END != 0;
+    if noted || F::ttl(head) <= 1 {
+        return None;
+    }
+    let lease = lease::find(tables, F::hash(flow, config::hash_key(&tables.settings())));
+    if !lease.holds(maps::stamp(), F::sender(frame)) {
+        return None;
+    }
+    let id = lease.backend();
+    let lines = tables.backend(id);
+    let (identity, next_hop) = (backend::identity(&lines, id), backend::next_hop(&lines, id));
+    let length = F::length(head);
+    let local = identity.mode() == Mode::Local as u8;
+    let nat = identity.mode() == Mode::Nat as u8 && next_hop.ifindex != 0;
+    if length > identity.mtu() as u32 || !local && !nat {
+        return None;
+    }
+    let src = if local { flow.src } else { backend::source(&lines, id) };
+    let ports = Flow::ports(lease.wire_port(), identity.wire_port());
+    let new = Flow { src, dst: backend::addr(&lines, id), ports, proto: flow.proto };
+    // The stack takes the hop of what it forwards.
+    let delta = F::rewrite(head, flow, &new, if local { 0 } else { 1 });
+    F::rewrite_transport(frame, &new, delta);
+    row.backend(id.0, length as u64, false);
+    if rules.any(Rules::COUNTED) {
+        row.vip(vip.record(), length as u64, false);
+    }
+    Some(if local {
+        Verdict::ForwardedLocal.into()
+    } else {
+        forward::send::<F>(ctx, packet, ETHERNET, next_hop, Tags::NONE, Verdict::ForwardedNat)
+    })
 }

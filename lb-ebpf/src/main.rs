@@ -43,7 +43,7 @@ use crate::{
     capture::Origin,
     carry::{At, Carry, Tunnelled},
     forward::Outcome,
-    maps::{Row, Tables},
+    maps::Tables,
     packet::Packet,
     parse::{ETHERNET, ETHERTYPE_QINQ, ETHERTYPE_V4, ETHERTYPE_V6, ETHERTYPE_VLAN, Family, V4, V6},
 };
@@ -116,14 +116,13 @@ fn balance<F: Family>(ctx: &XdpContext, tables: &Tables, packet: &Packet) -> u32
     if addr.is_none() {
         return xdp_action::XDP_PASS;
     }
-    let Some(row) = maps::counts() else { return xdp_action::XDP_PASS };
-    let Outcome { verdict, action } = ladder::<F>(ctx, tables, row, epoch, addr);
+    let Outcome { verdict, action } = ladder::<F>(ctx, tables, epoch, addr);
     finish(ctx, verdict, action)
 }
 
 /// The ladder of what is ours.
 #[inline(always)]
-fn ladder<F: Family>(ctx: &XdpContext, tables: &Tables, row: Row, epoch: Epoch, addr: AddrEntry) -> Outcome {
+fn ladder<F: Family>(ctx: &XdpContext, tables: &Tables, epoch: Epoch, addr: AddrEntry) -> Outcome {
     // Read again: cheaper than to have kept it.
     let packet = Packet::of(ctx);
     let Some(packet) = for_us(ctx, packet, tables) else { return Verdict::OtherMac.into() };
@@ -144,7 +143,7 @@ fn ladder<F: Family>(ctx: &XdpContext, tables: &Tables, row: Row, epoch: Epoch, 
     }
     let flow = Flow { src: F::src(&head), dst: F::dst(&head), ports: transport.ports, proto: proto as u32 };
     let arrived = Arrived { flow, addr, at: F::PLAIN, tcp_flags: transport.flags };
-    onward::<F>(ctx, tables, row, epoch, &packet, &head, &arrived)
+    onward::<F>(ctx, tables, epoch, &packet, &head, &arrived)
 }
 
 /// A packet to one of our addresses whose headers have been read.
@@ -165,7 +164,6 @@ pub struct Arrived {
 pub fn onward<F: Family>(
     ctx: &XdpContext,
     tables: &Tables,
-    row: Row,
     epoch: Epoch,
     packet: &Packet,
     head: &F::Head,
@@ -200,15 +198,20 @@ pub fn onward<F: Family>(
     let hash = F::hash(&flow, key);
     let hashes = steer::hashes(&flow, hash, record.rules, key);
     let kind = parse::kind(proto, tcp_flags);
+    // Asked for anew, here and below: nothing of it has to be kept over what follows.
+    let Some(tables) = &maps::tables() else { return Verdict::Corrupt.into() };
     let choice = steer::choose(tables, vip.record(), &record, hashes, kind);
     if choice.backend.0 == 0 {
         let program = if record.rules.any(Rules::REJECT) { Some(Program::Refuse) } else { None };
         return refuse::<F>(ctx, packet, &known, Verdict::NoBackend, 0, program);
     }
     let length = F::length(head);
+    let Some(tables) = &maps::tables() else { return Verdict::Corrupt.into() };
     match forward::untouched::<F>(ctx, packet, head, tables, &choice, hash, at) {
         Ok(outcome) => {
             let begins = steer::begins(kind, choice.how);
+            // Looked up late: kept until here it would take stack, which is short.
+            let Some(row) = maps::counts() else { return outcome };
             row.backend(choice.backend.0, length as u64, begins);
             if record.rules.any(Rules::COUNTED) {
                 row.vip(vip.record(), length as u64, begins);

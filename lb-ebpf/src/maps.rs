@@ -6,12 +6,14 @@ use aya_ebpf::{
     btf_maps::{
         Array, DevMapHash, HashMap, LpmTrie, PerCpuArray, ProgramArray, RingBuf, SockMap, lpm_trie::Key,
     },
+    helpers::{bpf_jiffies64, bpf_ktime_get_coarse_ns},
     macros::btf_map,
 };
 use lb_common::{
     Addr, BackendId, Lines, Record, Slot,
     capture::{self, Handover},
-    flows::FlowWords,
+    flows::{self, FlowWords},
+    lease::{LEASES, LeaseWords},
     maps::{self, LINE, Program, at, count, row},
     nat::{Forward, Reverse},
     rate::Bucket,
@@ -24,8 +26,6 @@ use crate::{carry::Carry, tags::Exit};
 /// `BPF_F_MMAPABLE`.
 const SHARED: usize = 1 << 10;
 
-#[btf_map]
-static TABLES: Array<[u64; at::END], 1, SHARED> = Array::new();
 #[btf_map]
 static COUNTS: Array<[u64; row::END], { maps::CPUS }, SHARED> = Array::new();
 #[btf_map]
@@ -199,10 +199,17 @@ pub type Records = Table<{ at::RECORDS }, { maps::RECORDS }>;
 /// Backends, two lines each.
 pub type Backends = Table<{ at::BACKENDS }, { 2 * maps::BACKENDS }>;
 
+/// The same for the fast path, where the address is a constant: the compiler loads it wherever that
+/// is cheaper than to keep it. In larger programs it would keep several sums of it instead.
+#[inline(always)]
+pub fn tables_nearby() -> Tables {
+    Tables(maps::TABLES_ADDRESS as *mut u64)
+}
+
 /// The tables.
 #[inline(always)]
 pub fn tables() -> Option<Tables> {
-    TABLES.get_ptr_mut(0).map(|tables| Tables(tables.cast()))
+    Some(Tables(address()))
 }
 
 impl Tables {
@@ -265,6 +272,24 @@ fn plus(mut base: *const u64, bytes: u64) -> *const u64 {
     base
 }
 
+/// The address of the tables, of which the compiler knows nothing: it keeps it and no sums of it.
+#[cfg(target_arch = "bpf")]
+#[inline(always)]
+fn address() -> *mut u64 {
+    let address: *mut u64;
+    // SAFETY: loads a number.
+    unsafe {
+        core::arch::asm!("{0} = {1} ll", out(reg) address, const maps::TABLES_ADDRESS, options(nomem, nostack))
+    };
+    address
+}
+
+/// The same for the host's compiler, which only checks this crate.
+#[cfg(not(target_arch = "bpf"))]
+fn address() -> *mut u64 {
+    maps::TABLES_ADDRESS as *mut u64
+}
+
 /// The same for the host's compiler, which only checks this crate.
 #[cfg(not(target_arch = "bpf"))]
 fn plus(base: *const u64, bytes: u64) -> *const u64 {
@@ -307,6 +332,14 @@ impl FlowWords for Tables {
     }
 
     #[inline(always)]
+    fn way(&self, first: u32, way: u32) -> u64 {
+        let first = at::FLOWS + (first & (maps::FLOWS - 1) & !(flows::WAYS - 1)) as usize;
+        let bucket = plus(self.0, (first * size_of::<u64>()) as u64);
+        // SAFETY: the bucket lies within the table's FLOWS words, and `way` is below its length.
+        unsafe { bucket.wrapping_add(way as usize).read_volatile() }
+    }
+
+    #[inline(always)]
     fn set_flow(&self, index: u32, word: u64) {
         let index = at::FLOWS + (index & (maps::FLOWS - 1)) as usize;
         // SAFETY: as in `flow`; an aligned store of one word is never seen by halves.
@@ -322,6 +355,41 @@ impl FlowWords for Tables {
     fn grace(&self) -> u32 {
         lb_common::config::grace(&self.config())
     }
+
+    #[cfg(target_arch = "bpf")]
+    #[inline(always)]
+    fn sign(mut word: u64) -> u64 {
+        // SAFETY: a shift; nothing is read.
+        unsafe { core::arch::asm!("{0} s>>= 63", inout(reg) word, options(pure, nomem, nostack)) };
+        word
+    }
+}
+
+impl LeaseWords for Tables {
+    #[inline(always)]
+    fn lease_word(&self, first: u32, word: u32) -> u64 {
+        // SAFETY: `bucket` gives eight words, and `word` is below.
+        unsafe { lease_bucket(self, first).wrapping_add(word as usize).read_volatile() }
+    }
+
+    #[inline(always)]
+    fn set_lease_word(&self, first: u32, word: u32, value: u64) {
+        let word = lease_bucket(self, first).wrapping_add((word & 7) as usize).cast_mut();
+        // SAFETY: as above; an aligned store of one word is never seen by halves.
+        unsafe { word.write_volatile(value) }
+    }
+
+    #[inline(always)]
+    fn sign(word: u64) -> u64 {
+        <Self as FlowWords>::sign(word)
+    }
+}
+
+/// Eight words of the leases from place `first` on, whose place is masked.
+#[inline(always)]
+fn lease_bucket(tables: &Tables, first: u32) -> *const u64 {
+    let first = at::LEASES + 2 * (first & (LEASES - 1) & !3) as usize;
+    plus(tables.0, (first * size_of::<u64>()) as u64)
 }
 
 impl Memory for Tables {
@@ -363,6 +431,33 @@ pub fn counts() -> Option<Row> {
 }
 
 impl Row {
+    /// Time in units of [`flows::clock`], asked for once a tick: the helper costs ten times as much as
+    /// to compare ticks, which are a variable to the program.
+    #[inline(always)]
+    pub fn clock(self) -> u32 {
+        // SAFETY: the helper has no preconditions.
+        let ticks = unsafe { bpf_jiffies64() };
+        if self.word(row::CLOCK) != ticks {
+            // SAFETY: as above.
+            let now = flows::clock(unsafe { bpf_ktime_get_coarse_ns() });
+            self.set(row::CLOCK, ticks);
+            self.set(row::CLOCK + 1, now as u64);
+        }
+        self.word(row::CLOCK + 1) as u32
+    }
+
+    #[inline(always)]
+    fn word(self, index: usize) -> u64 {
+        // SAFETY: callers name a word below `row::BACKENDS`.
+        unsafe { self.0.wrapping_add(index).read_volatile() }
+    }
+
+    #[inline(always)]
+    fn set(self, index: usize, word: u64) {
+        // SAFETY: as above; only this CPU writes its row.
+        unsafe { self.0.wrapping_add(index).write_volatile(word) }
+    }
+
     /// Counts a verdict.
     #[inline(always)]
     pub fn verdict(self, verdict: Verdict) {
@@ -373,6 +468,12 @@ impl Row {
     #[inline(always)]
     pub fn event(self, event: Event) {
         self.add(row::VERDICTS + event as usize, 1);
+    }
+
+    /// Counts an event that may have happened.
+    #[inline(always)]
+    pub fn event_if(self, happened: bool, event: Event) {
+        self.add(row::VERDICTS + event as usize, happened as u64);
     }
 
     /// Counts a packet to a backend.
@@ -404,6 +505,13 @@ impl Row {
         // SAFETY: every index above is masked to its part of the row.
         unsafe { *word += more };
     }
+}
+
+/// Stamp of now, for leases.
+#[inline(always)]
+pub fn stamp() -> u8 {
+    // SAFETY: the helper has no preconditions.
+    lb_common::lease::stamp(unsafe { bpf_jiffies64() })
 }
 
 #[inline(always)]

@@ -10,6 +10,7 @@ use lb_common::{
     BackendId, Flow, Mode, TCP, Tags, Verdict,
     backend::{self, NextHop},
     config,
+    lease::{self, Lease},
     maps::Program,
     nat::{Forward, Reverse, state},
     steer::{Choice, How, Kind, Memory},
@@ -127,6 +128,12 @@ fn to_backend<F: Family>(ctx: &XdpContext, carry: &mut Carry) -> Outcome {
         return refuse(ctx, carry, Verdict::TtlOfVip, 0, true);
     }
     refresh(hash, flags, now, client, carry.tags);
+    // The flow's next packets have it shorter, if they come as those that the fast path takes.
+    let plain = carry.at() == F::PLAIN && carry.tags.is_none() && carry.tunnelled == Tunnelled::NOT;
+    if plain && flags & tcp_flag::BEGIN_OR_END == 0 {
+        let lease = Lease::new(backend, port, maps::stamp(), (client.head >> 24) as u32);
+        lease::grant(&tables, hash, lease);
+    }
 
     let identity = backend::identity(&tables.backends(), backend);
     if length > identity.mtu() as u32 {

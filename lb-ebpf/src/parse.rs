@@ -31,6 +31,8 @@ pub mod tcp_flag {
     pub const RST: u8 = 4;
     /// ACK.
     pub const ACK: u8 = 16;
+    /// What a flow's state depends on.
+    pub const BEGIN_OR_END: u8 = SYN | FIN | RST;
 }
 
 /// What the ladder asks of an IP version.
@@ -252,6 +254,17 @@ pub fn rewrite_transport(packet: &Packet, at: At, new: &Flow, delta: Delta) {
     if let Some(udp) = packet.view_at::<8>(at.l4) {
         udp.write(0, new.ports);
         udp.write(UDP_CSUM, delta.apply_udp(udp.read(UDP_CSUM)));
+    }
+}
+
+/// The same for a header of which so much is known to be there: as much as a UDP frame has, too.
+#[inline(always)]
+pub fn rewrite_plain(header: View<20>, new: &Flow, delta: Delta) {
+    header.write(0, new.ports);
+    if new.proto == TCP as u32 {
+        header.write(TCP_CSUM, delta.apply(header.read(TCP_CSUM)));
+    } else {
+        header.write(UDP_CSUM, delta.apply_udp(header.read(UDP_CSUM)));
     }
 }
 

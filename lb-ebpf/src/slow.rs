@@ -61,12 +61,10 @@ pub fn penstock_onward(ctx: XdpContext) -> u32 {
 #[inline(always)]
 fn go_on<F: Headers>(ctx: &XdpContext, tables: &Tables, carry: &Carry) -> Outcome {
     let packet = carry.packet(ctx);
-    let (Some(head), Some(row)) = (F::head(&packet, carry.at()), maps::counts()) else {
-        return Verdict::Corrupt.into();
-    };
+    let Some(head) = F::head(&packet, carry.at()) else { return Verdict::Corrupt.into() };
     let arrived =
         Arrived { flow: carry.flow, addr: carry.addr, at: carry.at(), tcp_flags: carry.tcp_flags as u8 };
-    onward::<F>(ctx, tables, row, config::epoch(&tables.config()), &packet, &head, &arrived)
+    onward::<F>(ctx, tables, config::epoch(&tables.config()), &packet, &head, &arrived)
 }
 
 /// EtherType in front of `l3`.

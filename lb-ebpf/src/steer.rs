@@ -1,13 +1,12 @@
 //! Chooses the backend of a packet: lb-common's arithmetic over the kernel's tables and clock.
 
-use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use lb_common::{
-    BackendId, Flow, HashKey, Record, Rules, flows,
+    BackendId, Flow, HashKey, Mode, Record, Rules, backend, flows,
     steer::{self, Choice, Hashes, How, Kind, Noted},
     verdict::Event,
 };
 
-use crate::maps::{self, Tables};
+use crate::maps::{self, Row, Tables};
 
 /// Hashes of a flow; that of its source only where affinity wants it.
 #[inline(always)]
@@ -26,6 +25,17 @@ pub fn choose(tables: &Tables, index: u32, record: &Record, hashes: Hashes, kind
     Choice::unpack(penstock_remembered(index, hashes.flow, hashes.source, kind as u32))
 }
 
+/// [`steer::recalled`], unless the other owner has to be known, too.
+#[inline(always)]
+pub fn recalled(tables: &Tables, rules: Rules, hash: u64, kind: Kind, row: Row) -> BackendId {
+    let known = steer::recalled(tables, rules, hash, kind, row.clock());
+    if backend::identity(&tables.backend(known), known).mode() == Mode::Tunnel as u8 {
+        return BackendId(0);
+    }
+    row.event_if(known.0 != 0, Event::FlowHit);
+    known
+}
+
 /// [`choose`] where the slot is known to be contested.
 #[inline(always)]
 pub fn choose_contested(index: u32, hash: u64, kind: Kind) -> Choice {
@@ -39,7 +49,7 @@ pub fn choose_contested(index: u32, hash: u64, kind: Kind) -> Choice {
 #[inline(never)]
 #[cold]
 pub extern "C" fn penstock_remembered(index: u32, flow: u64, source: u64, kind: u32) -> u64 {
-    let (Some(tables), Some(row)) = (maps::tables(), maps::counts()) else { return 0 };
+    let tables = maps::tables_nearby();
     let record = Record::read(&tables.records(), index);
     let kind = match kind {
         0 => Kind::Syn,
@@ -51,6 +61,9 @@ pub extern "C" fn penstock_remembered(index: u32, flow: u64, source: u64, kind: 
     // Read again: it may have changed since, and then settled or gone is what it is.
     let Some(slot) = steer::slot(&tables, &record, hashes) else { return 0 };
     let choice = steer::remembered(&tables, &record, slot, hashes, kind, now());
+    // Looked up last, and for the time a second time: what is kept meanwhile is stack that the
+    // program in front of this has not.
+    let Some(row) = maps::counts() else { return 0 };
     match choice.how {
         How::Remembered => row.event(Event::FlowHit),
         How::Kept => row.event(Event::Kept),
@@ -71,10 +84,8 @@ pub fn begins(kind: Kind, how: How) -> bool {
     kind == Kind::Syn || kind == Kind::Datagram && how == How::Began
 }
 
-/// Time in units of [`flows::clock`], by the coarse monotonic clock: a seventh of the precise one's
-/// cost, and user space reads the same one.
+/// Time in units of [`flows::clock`], by the coarse monotonic clock: user space reads the same one.
 #[inline(always)]
 pub fn now() -> u32 {
-    // SAFETY: the helper has no preconditions.
-    flows::clock(unsafe { bpf_ktime_get_coarse_ns() })
+    maps::counts().map_or(0, Row::clock)
 }

@@ -1,7 +1,9 @@
 //! One table: what comes in, what happens, what goes out. Byte-exact, checksums recomputed.
 
-use lb_common::Mac;
-use lb_tests::packet::{OURS, Packet, ROUTER, SYN, csums_are_right, tcp, udp};
+use lb_common::lease::{self, Lease};
+use lb_common::nat::{Timeouts, state};
+use lb_common::{Flow, Mac, TCP, wire_port};
+use lb_tests::packet::{FIN, OURS, Packet, ROUTER, SYN, csums_are_right, tcp, udp};
 use lb_tests::world::{LOOPBACK, World, backend, backend_mac, can_run_programs};
 use penstock::datapath::engine::{Config, Engine};
 use penstock::model::l4::{ForwardingMode::*, Listener, Protocol::*};
@@ -285,6 +287,41 @@ fn a_drained_backend_keeps_its_nat_flows() {
     let begins = Packet { flags: SYN, ..tcp("198.51.100.7:40001", "203.0.113.1:80") };
     let Send(new) = run(&mut engine, &begins.bytes()) else { panic!("not sent") };
     assert_eq!(new[30..34], [10, 0, 0, 3]);
+}
+
+#[test]
+fn a_lease_spares_a_flow_the_look_at_its_state_and_ends_with_it() {
+    if !lb_tests::tier::require("prog", can_run_programs) {
+        return;
+    }
+    let mut engine = world();
+    let (packet, node) = (tcp(CLIENT, "203.0.113.1:80"), "10.0.0.254");
+    let flow = Flow {
+        src: packet.src.ip().into(),
+        dst: packet.dst.ip().into(),
+        ports: Flow::ports(wire_port(40000), wire_port(80)),
+        proto: TCP.into(),
+    };
+    let hash = flow.hash(engine.hash_key());
+    let forget = |engine: &mut Engine| engine.sweep_at(u32::MAX, &Timeouts::default()).expect("sweeps");
+    let begins = Packet { flags: SYN, ..packet.clone() };
+    translated(&mut engine, "begins", &begins, node, "10.0.0.1:8080");
+    assert_eq!(lease::find(&engine.tables, hash), Lease(0), "what begins a flow is noted with it");
+
+    let port = translated(&mut engine, "goes on", &packet, node, "10.0.0.1:8080");
+
+    let lease = lease::find(&engine.tables, hash);
+    assert_eq!(lease.wire_port(), wire_port(port));
+    assert_eq!(translated(&mut engine, "by its lease", &packet, node, "10.0.0.1:8080"), port);
+    let ends = Packet { flags: FIN, ..packet.clone() };
+    translated(&mut engine, "ends", &ends, node, "10.0.0.1:8080");
+    let state = engine.kernel.translated(hash).expect("remembered").state;
+    assert_eq!(state, state::SEEN | state::FIN, "what ends a flow is noted with it");
+
+    assert_eq!(forget(&mut engine), (0, 1));
+    assert_eq!(lease::find(&engine.tables, hash), Lease(0));
+    translated(&mut engine, "begins anew", &packet, node, "10.0.0.1:8080");
+    assert!(engine.kernel.translated(hash).is_some());
 }
 
 #[test]

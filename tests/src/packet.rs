@@ -45,6 +45,8 @@ pub struct Packet {
     pub no_csum: bool,
 }
 
+/// TCP FIN flag.
+pub const FIN: u8 = 1;
 /// TCP SYN flag.
 pub const SYN: u8 = 2;
 /// TCP ACK flag.

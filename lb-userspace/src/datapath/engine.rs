@@ -8,7 +8,7 @@ use lb_common::capture::Filter;
 use lb_common::config::{self, Settings};
 use lb_common::nat::Timeouts;
 use lb_common::verdict::Event;
-use lb_common::{BackendId, HashKey, Record, Verdict, backend, flows};
+use lb_common::{BackendId, HashKey, Record, Verdict, backend, flows, lease};
 
 use super::Error;
 use super::explain;
@@ -121,6 +121,7 @@ impl Engine {
             ranges = kernel.all_ranges()?;
             told.extend(keep_in_force(&mut settings, &tables));
             tables.purge_flows_of_nobody();
+            tables.end_all_leases();
         }
         tables.store_settings(&settings);
         Ok(Self {
@@ -241,6 +242,11 @@ impl Engine {
     /// [`Engine::sweep`] at a time of the caller's.
     pub fn sweep_at(&mut self, now: u32, timeouts: &Timeouts) -> Result<(usize, usize), Error> {
         let swept = self.kernel.sweep(now, timeouts)?;
+        if !swept.hashes.is_empty() {
+            // A packet that saw such a flow may still write its lease.
+            mmap::wait_for_readers();
+            swept.hashes.into_iter().for_each(|hash| lease::end(&self.tables, hash));
+        }
         self.translated = Some((now, swept.backends));
         Ok((swept.live, swept.over))
     }

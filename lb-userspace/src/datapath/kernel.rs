@@ -5,6 +5,7 @@ mod capture;
 mod inherit;
 mod measure;
 mod out;
+mod tables;
 mod tunnel;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -40,6 +41,8 @@ const LOOKUP: &str = "penstock_lookup";
 /// Maps and programs in the kernel. Dropping it detaches everything that is not pinned.
 pub struct Kernel {
     ebpf: Ebpf,
+    /// The map that packets do not look up.
+    tables: Map,
     /// By interface.
     xdp: BTreeMap<u32, XdpLink>,
     /// By interface.
@@ -112,16 +115,25 @@ impl Kernel {
     }
 
     fn load_over(inherited: &Inherited, rows: u32) -> Result<Self, Error> {
+        let tables = tables::open(inherited.paths.get(maps::TABLES))?;
+        let object = tables::linked(OBJECT, &tables)?;
         let mut loader = EbpfLoader::new();
         loader.map_max_entries(maps::COUNTS, rows);
         for (name, path) in &inherited.paths {
             loader.map_pin_path(name, path);
         }
         let ebpf = loader
-            .load(OBJECT)
+            .load(&object)
             .map_err(|source| Error::Load { program: "the kernel object", source: Box::new(source) })?;
-        let mut kernel =
-            Self { ebpf, xdp: BTreeMap::new(), out: BTreeMap::new(), lookup: None, pins: None, set: None };
+        let mut kernel = Self {
+            ebpf,
+            tables,
+            xdp: BTreeMap::new(),
+            out: BTreeMap::new(),
+            lookup: None,
+            pins: None,
+            set: None,
+        };
         kernel.xdp(PROGRAM)?.load().map_err(|source| load_error(PROGRAM, source))?;
         kernel.sk_lookup()?.load().map_err(|source| load_error(LOOKUP, source))?;
         kernel.load_out()?;
@@ -149,8 +161,13 @@ impl Kernel {
         })
     }
 
+    /// A map of the program.
+    fn map(&self, name: &str) -> Option<&Map> {
+        if name == maps::TABLES { Some(&self.tables) } else { self.ebpf.map(name) }
+    }
+
     fn mapping(&self, name: &'static str, words: usize) -> Result<Mapping, Error> {
-        let Some(Map::Array(data)) = self.ebpf.map(name) else { return Err(Error::Object(name)) };
+        let Some(Map::Array(data)) = self.map(name) else { return Err(Error::Object(name)) };
         Mapping::new(data.fd().as_fd(), words).map_err(|source| Error::System {
             call: "mmap",
             object: format!("map {name}"),
@@ -268,6 +285,7 @@ impl Kernel {
             let _ = self.remove::<15>(maps::NAT_REVERSE, *reverse);
         }
         swept.over = over.len();
+        swept.hashes = over.into_iter().filter_map(|(_, forward)| forward).collect();
         Ok(swept)
     }
 
@@ -313,6 +331,8 @@ pub struct Swept {
     pub live: usize,
     /// Flows that went.
     pub over: usize,
+    /// Hashes of their clients' packets: they may have leases still.
+    pub hashes: Vec<u64>,
     /// Backends of those that remain.
     pub backends: BTreeSet<BackendId>,
 }

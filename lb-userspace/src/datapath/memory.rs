@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use lb_common::flows::{Entry, FlowWords};
+use lb_common::lease::{Lease, LeaseWords};
 use lb_common::maps::{self, LINE, at, count, row};
 use lb_common::steer::Memory;
 use lb_common::verdict::Event;
@@ -87,6 +88,8 @@ pub struct Tables {
     pub interfaces: Cells,
     /// Remembered flows. The program writes them, too.
     pub flows: Cells,
+    /// Leases of translated flows. The program writes them; we end them.
+    pub leases: Cells,
 }
 
 impl Tables {
@@ -110,7 +113,8 @@ impl Tables {
             records: cells(at::RECORDS..at::BACKENDS),
             backends: cells(at::BACKENDS..at::POOL),
             pool: cells(at::POOL..at::FLOWS),
-            flows: cells(at::FLOWS..at::END),
+            flows: cells(at::FLOWS..at::LEASES),
+            leases: cells(at::LEASES..at::END),
         }
     }
 
@@ -212,6 +216,22 @@ impl Tables {
         }
     }
 
+    /// Ends the leases of backends that are gone. What is granted at the same moment is another's.
+    pub(super) fn end_leases(&self, gone: &BTreeSet<BackendId>) {
+        // The second word of a pair is the lease; without it the first belongs to nobody.
+        for cell in self.leases.iter().skip(1).step_by(2) {
+            let word = cell.load(Ordering::Relaxed);
+            if word != 0 && gone.contains(&Lease(word).backend()) {
+                let _ = cell.compare_exchange(word, 0, Ordering::AcqRel, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Ends every lease: the flows may be remembered otherwise than they were.
+    pub(super) fn end_all_leases(&self) {
+        self.leases.iter().for_each(|cell| cell.store(0, Ordering::Relaxed));
+    }
+
     /// Clears the flows of ids that no backend has: an agent that was killed between forgetting a
     /// backend and its flows left them, and the next backend of that id must not get them.
     pub fn purge_flows_of_nobody(&self) {
@@ -260,6 +280,16 @@ impl FlowWords for Tables {
 
     fn grace(&self) -> u32 {
         lb_common::config::grace(&self.config)
+    }
+}
+
+impl LeaseWords for Tables {
+    fn lease_word(&self, first: u32, word: u32) -> u64 {
+        self.leases.load(2 * first as usize + word as usize)
+    }
+
+    fn set_lease_word(&self, first: u32, word: u32, value: u64) {
+        self.leases.store(2 * first as usize + word as usize, value);
     }
 }
 

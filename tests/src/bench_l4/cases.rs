@@ -148,7 +148,7 @@ enum Wrap {
 }
 
 fn rows() -> Vec<Row> {
-    use worlds::{CONTESTED, IPIP, L2, NAT, NOT_OURS, TUNNEL};
+    use worlds::{CONTESTED, IPIP, L2, LOCAL, NAT, NOT_OURS, TUNNEL};
     let base = Row {
         name: [""; 2],
         world: [Which::Main; 2],
@@ -188,6 +188,18 @@ fn rows() -> Vec<Row> {
             begun: true,
             flows: SOME,
             verdict: Some(Verdict::ForwardedNat),
+            goal: 9.0,
+            ..base
+        },
+        Row {
+            name: ["local-v4-64k", "local-v6-64k"],
+            world: [Which::Local; 2],
+            wrap: Wrap::Renew,
+            to: LOCAL,
+            begun: true,
+            flows: SOME,
+            action: PASS,
+            verdict: Some(Verdict::ForwardedLocal),
             goal: 9.0,
             ..base
         },

@@ -20,6 +20,8 @@ pub const TUNNEL: [&str; 2] = ["203.0.113.4:80", "[2001:db8:1::4]:80"];
 pub const CONTESTED: [&str; 2] = ["203.0.113.5:80", "[2001:db8:1::5]:80"];
 /// Backends enough for 64,000 flows with the ports of the tests.
 pub const NAT: [&str; 2] = ["203.0.113.1:80", "[2001:db8:1::1]:80"];
+/// As many backends on this host.
+pub const LOCAL: [&str; 2] = ["203.0.113.6:80", "[2001:db8:1::6]:80"];
 
 /// First of the VIPs of the worlds that differ in size only; the others follow by their last two
 /// bytes.
@@ -38,6 +40,8 @@ pub enum Which {
     ContestedV4,
     /// [`CONTESTED`] over IPv6.
     ContestedV6,
+    /// [`LOCAL`], apart because the flows of [`NAT`] fill the maps.
+    Local,
     /// One VIP, three backends.
     Small,
     /// [`VIPS`] of them, three backends each.
@@ -62,12 +66,20 @@ const PROGRAMS: &[&str] = &[
 
 /// Every world that is needed.
 pub fn load(needed: impl Fn(Which) -> bool) -> Result<Worlds> {
-    let all =
-        [Which::Main, Which::ContestedV4, Which::ContestedV6, Which::Small, Which::Vips, Which::Backends];
+    let all = [
+        Which::Main,
+        Which::ContestedV4,
+        Which::ContestedV6,
+        Which::Local,
+        Which::Small,
+        Which::Vips,
+        Which::Backends,
+    ];
     let world = |which| match which {
         Which::Main => main(),
         Which::ContestedV4 => contested(false),
         Which::ContestedV6 => contested(true),
+        Which::Local => install(&translated(world::World::new(), LOCAL, ForwardingMode::Local)),
         Which::Small => sized(1, 3),
         Which::Vips => sized(VIPS, 3),
         Which::Backends => sized(1, BACKENDS),
@@ -83,10 +95,14 @@ fn main() -> Result<Engine> {
             world = world.service(Tcp, vip, mode, &[&backend(v6, 80, 1)]);
         }
     }
-    for (vip, v6) in NAT.into_iter().zip([false, true]) {
-        world = world.service(Tcp, vip, Nat, &strs(&many(v6, 8080, 1..=32)));
-    }
-    install(&world)
+    install(&translated(world, NAT, Nat))
+}
+
+/// VIPs of both families, each with 32 backends.
+fn translated(world: world::World, vips: [&str; 2], mode: ForwardingMode) -> world::World {
+    vips.into_iter()
+        .zip([false, true])
+        .fold(world, |world, (vip, v6)| world.service(Tcp, vip, mode, &strs(&many(v6, 8080, 1..=32))))
 }
 
 fn contested(v6: bool) -> Result<Engine> {

@@ -13,7 +13,7 @@ use lb_common::config::{self, HashKey};
 use lb_common::maps::{self, at};
 use lb_common::{ABI_VERSION, Lines};
 
-use super::{Error, Kernel, OBJECT};
+use super::{Error, Kernel, OBJECT, tables};
 use crate::datapath::memory::Cells;
 use crate::datapath::mmap::Mapping;
 use crate::datapath::pins::Pins;
@@ -124,7 +124,7 @@ fn migrates(name: &str) -> bool {
 /// What the object's maps are made as.
 fn shapes(rows: u32) -> Result<BTreeMap<String, Shape>, Error> {
     let object = aya_obj::Object::parse(OBJECT).map_err(|_| Error::Object("maps"))?;
-    let shape = |(name, map): (&String, &aya_obj::Map)| {
+    let shape = |(name, map): (&str, &aya_obj::Map)| {
         let is_devmap = [aya::maps::MapType::DevMap, aya::maps::MapType::DevMapHash]
             .map(|kind| kind as u32)
             .contains(&map.map_type());
@@ -136,9 +136,10 @@ fn shapes(rows: u32) -> Result<BTreeMap<String, Shape>, Error> {
             max_entries: if name == maps::COUNTS { rows } else { map.max_entries() },
             flags: map.map_flags(),
         };
-        (name.clone(), shape)
+        (name.to_owned(), shape)
     };
-    Ok(object.maps.iter().map(shape).collect())
+    let maps = object.maps.iter().map(|(name, map)| (name.as_str(), map));
+    Ok(maps.chain([(maps::TABLES, &tables::wanted())]).map(shape).collect())
 }
 
 fn shape(path: &Path) -> Result<Shape, String> {
@@ -211,7 +212,7 @@ impl Kernel {
     pub(super) fn pin_set(&mut self, pins: &Pins) -> Result<PathBuf, Error> {
         let set = pins.new_set()?;
         for name in [maps::PROGRAMS].into_iter().chain(KEPT) {
-            let Some(map) = self.ebpf.map(name) else { continue };
+            let Some(map) = self.map(name) else { continue };
             let path = set.join(name);
             map.pin(&path).map_err(|error| Error::System {
                 call: "pin",

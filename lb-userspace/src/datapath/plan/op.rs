@@ -100,7 +100,10 @@ impl Op {
             Self::Epoch(epoch) => tables.store_epoch(*epoch),
             Self::Grace => outside.wait_for_readers(),
             Self::Forget(id) => tables.forget_backend(*id),
-            Self::Purge(ids) => tables.purge_flows(ids),
+            Self::Purge(ids) => {
+                tables.purge_flows(ids);
+                tables.end_leases(ids);
+            }
             Self::NoRanges(set) => outside.clear_ranges(*set),
         }
     }

@@ -230,7 +230,7 @@ fn the_next_backend_of_an_id_has_another_generation_and_none_of_its_flows() {
 #[test]
 fn tables_of_noise_are_adopted_without_panic() {
     let mut kernel = Kernel::new();
-    let Tables { config: settings, addrs, vips, records, pool, backends, flows, interfaces: _ } =
+    let Tables { config: settings, addrs, vips, records, pool, backends, flows, interfaces: _, leases: _ } =
         &kernel.tables;
     let mut state = 0x9e37_79b9_7f4a_7c15u64;
     for cell in
