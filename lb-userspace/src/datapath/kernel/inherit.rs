@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use aya::maps::{HashMap, MapData, MapInfo};
 use lb_common::config::{self, HashKey};
 use lb_common::maps::{self, at};
+use lb_common::nat::{Forward, Reverse};
 use lb_common::{ABI_VERSION, Lines};
 
 use super::{Error, Kernel, OBJECT, tables};
@@ -121,6 +122,11 @@ fn migrates(name: &str) -> bool {
     [maps::NAT_FORWARD, maps::NAT_REVERSE].contains(&name)
 }
 
+/// Words of an entry.
+const fn words<T>() -> usize {
+    size_of::<T>() / size_of::<u64>()
+}
+
 /// What the object's maps are made as.
 fn shapes(rows: u32) -> Result<BTreeMap<String, Shape>, Error> {
     let object = aya_obj::Object::parse(OBJECT).map_err(|_| Error::Object("maps"))?;
@@ -177,8 +183,8 @@ impl Kernel {
         let mut told = Vec::new();
         for (name, path) in &inherited.migrating {
             let copied = match *name {
-                maps::NAT_FORWARD => self.copy::<8>(name, path),
-                _ => self.copy::<14>(name, path),
+                maps::NAT_FORWARD => self.copy::<{ words::<Forward>() }>(name, path),
+                _ => self.copy::<{ words::<Reverse>() }>(name, path),
             };
             match copied {
                 Ok(0) => {}
