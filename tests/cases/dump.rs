@@ -11,6 +11,7 @@ use penstock::model::l7::{
     Action, ClientAuth, Edge, Filters, L7, Location, PathMatch, Piece, RedirectQuery, Server, SslRedirect,
     Template, UpstreamTls, VerifyClient,
 };
+use penstock::model::upstream::{Balance, Care, Ejection, Upstream};
 use penstock::translate::Translated;
 
 /// Punts of the node's own 80 and 443 are left out: they are always there.
@@ -104,7 +105,7 @@ fn l7(l7: &L7, out: &mut String) {
     }
     for (name, upstream) in &l7.upstreams {
         let endpoints: Vec<_> = upstream.endpoints.iter().map(ToString::to_string).collect();
-        line(out, 0, &format!("upstream {}: {}", name.0, endpoints.join(" ")));
+        line(out, 0, &format!("upstream {}: {}{}", name.0, endpoints.join(" "), upstream_text(upstream)));
     }
     for (host, certificate) in &l7.certificates {
         line(out, 0, &format!("certificate {host} from {}", certificate.secret));
@@ -151,6 +152,22 @@ fn edge(edge: &Edge, out: &mut String) {
     if *tls != default.tls {
         line(out, 0, &format!("edge {tls:?}"));
     }
+}
+
+/// Only what differs from the defaults.
+fn upstream_text(upstream: &Upstream) -> String {
+    let Upstream { endpoints: _, balance, care: Care { slow_start, ejection } } = upstream;
+    let mut text = String::new();
+    if *balance != Balance::default() {
+        text += &format!(", balanced by {balance:?}");
+    }
+    if !slow_start.is_zero() {
+        text += &format!(", slow start {slow_start:?}");
+    }
+    if *ejection != Ejection::default() {
+        text += &format!(", ejected after {}", ejection.after);
+    }
+    text
 }
 
 fn location(location: &Location, out: &mut String) {

@@ -15,6 +15,7 @@ mod http2;
 mod limits;
 mod many;
 mod requests;
+mod retries;
 mod rig;
 mod smuggling;
 mod takeover;

@@ -101,7 +101,10 @@ pub fn to_with(endpoints: &[SocketAddr], filters: Filters) -> L7 {
     let server = Server { locations: vec![location], ..Server::default() };
     L7 {
         servers: BTreeMap::from([(HostMatch::Any, server)]),
-        upstreams: BTreeMap::from([(name, Upstream { endpoints: endpoints.iter().copied().collect() })]),
+        upstreams: BTreeMap::from([(
+            name,
+            Upstream { endpoints: endpoints.iter().copied().collect(), ..Upstream::default() },
+        )]),
         ..L7::default()
     }
 }

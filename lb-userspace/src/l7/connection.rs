@@ -21,7 +21,8 @@ use super::route::Labels;
 use super::snapshot::Snapshot;
 use super::socket::{Link, Presence};
 use super::timers::{Alarm, Due};
-use super::upstream::{Speech, Terms};
+use super::upstream::{Record, Speech, Terms};
+use super::variable;
 use super::worker::Worker;
 use crate::model::l7::ClientLimits;
 
@@ -46,6 +47,15 @@ pub(super) struct Connection<'w, 's> {
     /// From then on it counts as idle without having said anything.
     settled: Due,
     requests: u32,
+}
+
+/// All of a body that is so small that a copy of it costs little.
+fn small<'b>(body: &Body, here: &'b [u8]) -> Option<&'b [u8]> {
+    const SMALL: u64 = 8 * 1024;
+    match body {
+        Body::Length(length) if (1..=SMALL).contains(length) => here.get(..usize::try_from(*length).ok()?),
+        _ => None,
+    }
 }
 
 /// What a request leaves of its connection.
@@ -206,10 +216,12 @@ impl Connection<'_, '_> {
             shown: self.client.session.shown(),
         };
         let decision = decide(&snapshot.router, &asked);
-        let body = match (request.chunked, request.length) {
+        let is_idempotent = !matches!(request.method, "POST" | "PATCH" | "LOCK");
+        let mut body = match (request.chunked, request.length) {
             (true, _) => Body::Chunked(Default::default()),
             (false, length) => Body::Length(length.unwrap_or(0)),
         };
+        let mut head_len = request.len;
         let ClientLimits { keep_alive, keep_alive_requests, .. } = self.limits;
         let is_last =
             self.requests + 1 >= keep_alive_requests || keep_alive.is_zero() || self.worker.is_draining();
@@ -224,6 +236,13 @@ impl Connection<'_, '_> {
                     Some(heads::Certificate { identity, whole })
                 });
                 heads::request(request, target.as_deref(), &self.client, certificate, id, &mut head);
+                let here = self.buf.bytes().get(request.len..).unwrap_or_default();
+                if is_idempotent && let Some(whole) = small(&body, here) {
+                    // Kept with the head it can be sent again; a larger one goes past and is gone.
+                    head.extend_from_slice(whole);
+                    head_len += whole.len();
+                    body = Body::Length(0);
+                }
                 Step::Exchange(Outgoing {
                     head,
                     body: body.clone(),
@@ -237,13 +256,14 @@ impl Connection<'_, '_> {
                         speech: decision.route.speech(),
                         connect: decision.route.filters.connect_timeout,
                         retry: decision.route.filters.retry,
-                        is_idempotent: !matches!(request.method, "POST" | "PATCH" | "LOCK"),
+                        is_idempotent,
+                        key: self.balance_key(&snapshot, upstream, request),
                     },
                 })
             }
         };
         Plan {
-            head_len: request.len,
+            head_len,
             method: Method::of(request.method),
             is_head: request.method == "HEAD",
             version: request.version,
@@ -257,10 +277,17 @@ impl Connection<'_, '_> {
         }
     }
 
+    /// What the endpoint is chosen by, if that is a hash.
+    fn balance_key(&self, snapshot: &Snapshot, upstream: usize, request: &Request<'_, '_>) -> u64 {
+        let key = snapshot.router.upstreams.get(upstream).and_then(|entry| entry.key.as_ref());
+        key.map_or(0, |key| variable::hash(key, request, &self.client))
+    }
+
     async fn carry_out(&mut self, plan: Plan, started: Instant) -> Left {
         self.requests += 1;
         self.buf.consume(plan.head_len);
         let Plan { method, is_head, version, after, body, step, route, labels, filters, snapshot, .. } = plan;
+        let mut record = Record::default();
         let (status, left) = match step {
             // A target that cannot be understood says little for what follows it, and who is not
             // taken here has to shake hands anew.
@@ -269,7 +296,9 @@ impl Connection<'_, '_> {
             }
             Step::Answer(answer) => self.answer(&answer, is_head, version, after, body).await,
             Step::Exchange(outgoing) => {
-                match exchange::run(self, &snapshot, outgoing, filters, after).await {
+                let sent;
+                (sent, record) = exchange::run(self, &snapshot, outgoing, filters, after, started).await;
+                match sent {
                     Sent::Response { status, after: After::Keep } => (status, Left::Open),
                     Sent::Response { status, after: After::Close } => (status, Left::Finished),
                     Sent::Broken { status } => (status, Left::Broken),
@@ -283,7 +312,14 @@ impl Connection<'_, '_> {
                 }
             }
         };
-        self.worker.counters.borrow_mut().request(route, &labels, method, status, started.elapsed());
+        self.worker.counters.borrow_mut().request(
+            route,
+            &labels,
+            method,
+            status,
+            started.elapsed(),
+            record.only(),
+        );
         left
     }
 

@@ -3,7 +3,7 @@
 use std::future::poll_fn;
 use std::io;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::buffer::{Buf, Scratch};
 use super::carrier::Carrier;
@@ -17,7 +17,7 @@ use super::relay::{Broken, Coding, Leg, Waits};
 use super::snapshot::Snapshot;
 use super::timers::Due;
 use super::tunnel::{End, tunnel};
-use super::upstream::{Attempts, Lease, Next, Progress, Terms};
+use super::upstream::{Attempts, Lease, Next, Progress, Record, Terms};
 
 /// Informational responses swallowed before the real one; more is not HTTP.
 const INFORMATIONAL_MAX: u32 = 8;
@@ -80,35 +80,51 @@ pub(super) async fn run(
     outgoing: Outgoing,
     limits: Limits,
     after: After,
-) -> Sent {
+    begun: Instant,
+) -> (Sent, Record) {
     if outgoing.expects_continue && !connection.send(b"HTTP/1.1 100 Continue\r\n\r\n").await {
-        return Sent::Broken { status: 499 };
+        return (Sent::Broken { status: 499 }, Record::default());
     }
-    let mut attempts = Attempts::new(connection.worker, snapshot, outgoing.terms);
+    let mut attempts = Attempts::new(connection.worker, snapshot, outgoing.terms, begun);
     loop {
         let mut lease = match attempts.lease().await {
             Ok(lease) => lease,
-            Err(status) => return Sent::Nothing { status },
+            Err(status) => return (Sent::Nothing { status }, attempts.ended(0)),
         };
         let next = match attempt(connection, &mut attempts, &mut lease, &outgoing, limits, after).await {
-            Ok((sent, keep)) => {
+            Ok(Through { sent, keep, bytes }) => {
+                let record = attempts.ended(bytes);
                 if keep {
                     lease.keep(connection.worker);
                 }
-                return sent;
+                return (sent, record);
             }
-            Err(Failed::Client { status: 499 }) => return Sent::Broken { status: 499 },
-            Err(Failed::Client { status }) => return Sent::Nothing { status },
+            Err(Failed::Client { status }) => {
+                let sent = match status {
+                    499 => Sent::Broken { status },
+                    _ => Sent::Nothing { status },
+                };
+                return (sent, attempts.ended(0));
+            }
             Err(Failed::Rejected) => Next::Again,
             Err(Failed::Upstream(failure, progress)) => attempts.failed(lease, failure, progress),
         };
         if let Next::Answer(status) = next {
-            return Sent::Nothing { status };
+            return (Sent::Nothing { status }, attempts.ended(0));
         }
     }
 }
 
-/// The response, as far as it could be passed on, and whether its connection can be kept.
+/// An attempt that was answered.
+struct Through {
+    sent: Sent,
+    /// Its connection can be kept.
+    keep: bool,
+    /// Bytes of the response's body.
+    bytes: u64,
+}
+
+/// The response, as far as it could be passed on.
 async fn attempt(
     connection: &mut Connection<'_, '_>,
     attempts: &mut Attempts<'_>,
@@ -116,7 +132,7 @@ async fn attempt(
     outgoing: &Outgoing,
     limits: Limits,
     after: After,
-) -> Result<(Sent, bool), Failed> {
+) -> Result<Through, Failed> {
     let upstream = lease.carrier();
     let mut head = Scratch::take();
     head.extend_from_slice(&outgoing.head);
@@ -132,15 +148,21 @@ async fn attempt(
         after,
     };
     match exchange.response_head().await? {
-        Answered::Switched { head } => Ok((exchange.tunnel(head).await, false)),
+        Answered::Switched { head } => {
+            attempts.answered(101);
+            let (sent, bytes) = exchange.tunnel(head).await;
+            Ok(Through { sent, keep: false, bytes })
+        }
         Answered::Response(response) if attempts.rejects(response.status, exchange.progress()) => {
             Err(Failed::Rejected)
         }
         Answered::Response(response) => {
+            attempts.answered(response.status);
             let keep_upstream = response.keep_upstream;
-            let sent = exchange.relay(response).await;
+            let (sent, bytes) = exchange.relay(response).await;
             let clean = exchange.upload.is_done() && exchange.buf.is_empty();
-            Ok((sent, keep_upstream && clean && matches!(sent, Sent::Response { .. })))
+            let keep = keep_upstream && clean && matches!(sent, Sent::Response { .. });
+            Ok(Through { sent, keep, bytes })
         }
     }
 }
@@ -330,8 +352,9 @@ impl Exchange<'_, '_, '_, '_> {
     }
 
     /// Passes the response on while the rest of the request may still go the other way.
-    async fn relay(&mut self, ready: Ready) -> Sent {
+    async fn relay(&mut self, ready: Ready) -> (Sent, u64) {
         let Ready { status, head, body, coding, after, keep_upstream: _ } = ready;
+        let head_len = head.len() as u64;
         let mut download = Leg::new(head, body, coding, None);
         let mut due = self.connection.alarm.due(self.limits.read);
         let mut moved = 0;
@@ -364,7 +387,7 @@ impl Exchange<'_, '_, '_, '_> {
             self.connection.alarm.poll_due(cx, due).map(|()| Err(late()))
         })
         .await;
-        match through {
+        let sent = match through {
             Ok(()) => Sent::Response { status, after },
             Err(Broken::Receiver(_)) => Sent::Broken { status: 499 },
             Err(error) => {
@@ -372,16 +395,17 @@ impl Exchange<'_, '_, '_, '_> {
                 self.connection.worker.counters.borrow_mut().upstream_failure(Failure::CutOff);
                 Sent::Broken { status }
             }
-        }
+        };
+        (sent, download.written.saturating_sub(head_len))
     }
 
     /// After 101: bytes both ways until both sides closed or neither spoke for the read timeout.
-    async fn tunnel(&mut self, head: Scratch) -> Sent {
+    async fn tunnel(&mut self, head: Scratch) -> (Sent, u64) {
         let Connection { socket, buf, alarm, .. } = &mut *self.connection;
         let client = End { carrier: socket, buf };
         let upstream = End { carrier: self.upstream, buf: &mut self.buf };
-        tunnel(client, upstream, head, self.limits.read, alarm).await;
-        Sent::Broken { status: 101 }
+        let moved = tunnel(client, upstream, head, self.limits.read, alarm).await;
+        (Sent::Broken { status: 101 }, moved.down)
     }
 }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::route::{Labels, Router};
+use super::upstream::Attempt;
 use crate::model::report::{Metric, MetricKind, Sample};
 use crate::model::upstream::Condition;
 
@@ -139,19 +140,50 @@ pub(super) struct Passthrough {
     pub(super) down_bytes: u64,
 }
 
-/// Requests of one route, method and status.
+/// How long something took.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
-struct Series {
+struct Times {
     count: u64,
     seconds: f64,
     buckets: [u64; BUCKETS.len()],
 }
 
-impl Series {
+impl Times {
+    fn observe(&mut self, took: Duration) {
+        let seconds = took.as_secs_f64();
+        self.count += 1;
+        self.seconds += seconds;
+        let reached = BUCKETS.iter().position(|bound| seconds <= *bound);
+        if let Some(bucket) = reached.and_then(|at| self.buckets.get_mut(at)) {
+            *bucket += 1;
+        }
+    }
+
     fn add(&mut self, other: &Self) {
         self.count += other.count;
         self.seconds += other.seconds;
         self.buckets.iter_mut().zip(other.buckets).for_each(|(mine, theirs)| *mine += theirs);
+    }
+}
+
+/// Requests of one route, method and status.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+struct Series {
+    requests: Times,
+    /// Those of the upstream, of requests that one attempt was enough for.
+    connect: Times,
+    header: Times,
+    response: Times,
+}
+
+impl Series {
+    fn add(&mut self, other: &Self) {
+        let Self { requests, connect, header, response } = other;
+        self.requests.add(requests);
+        self.connect.add(connect);
+        self.header.add(header);
+        self.response.add(response);
     }
 }
 
@@ -194,18 +226,21 @@ impl Counters {
         method: Method,
         status: u16,
         took: Duration,
+        attempt: Option<&Attempt>,
     ) {
         self.requests += 1;
         let (_, series) = self
             .live
             .entry((route, method, status))
             .or_insert_with(|| (Arc::clone(labels), Series::default()));
-        let seconds = took.as_secs_f64();
-        series.count += 1;
-        series.seconds += seconds;
-        let reached = BUCKETS.iter().position(|bound| seconds <= *bound);
-        if let Some(bucket) = reached.and_then(|at| series.buckets.get_mut(at)) {
-            *bucket += 1;
+        series.requests.observe(took);
+        let Some(Attempt { connect, header, response, .. }) = attempt else { return };
+        if let Some(connect) = connect {
+            series.connect.observe(*connect);
+        }
+        if let Some(header) = header {
+            series.header.observe(*header);
+            series.response.observe(*response);
         }
     }
 
@@ -271,11 +306,16 @@ impl Counters {
         let mut series: Vec<_> = self.settled.iter().collect();
         series.sort_by(|a, b| a.0.cmp(b.0));
         let (mut requests, mut durations) = (Vec::new(), Vec::new());
+        let (mut connects, mut headers, mut responses) = (Vec::new(), Vec::new(), Vec::new());
         for ((labels, method, status), series) in series {
             let labels = request_labels(labels, *method, *status);
-            requests.push(Sample { suffix: "", labels: labels.clone(), value: series.count as f64 });
-            histogram(&mut durations, &labels, series);
+            requests.push(Sample { suffix: "", labels: labels.clone(), value: series.requests.count as f64 });
+            histogram(&mut durations, &labels, &series.requests);
+            histogram(&mut connects, &labels, &series.connect);
+            histogram(&mut headers, &labels, &series.header);
+            histogram(&mut responses, &labels, &series.response);
         }
+        let times = |name, help, samples| Metric { name, help, kind: MetricKind::Histogram, samples };
         let counter = |name, help, value: u64| Metric {
             name,
             help,
@@ -310,6 +350,21 @@ impl Counters {
                 kind: MetricKind::Histogram,
                 samples: durations,
             },
+            times(
+                "nginx_ingress_controller_connect_duration_seconds",
+                "The time spent on establishing a connection with the upstream server.",
+                connects,
+            ),
+            times(
+                "nginx_ingress_controller_header_duration_seconds",
+                "The time spent on receiving first header from the upstream server.",
+                headers,
+            ),
+            times(
+                "nginx_ingress_controller_response_duration_seconds",
+                "The time spent on receiving the response from the upstream server.",
+                responses,
+            ),
             labelled(
                 "nginx_ingress_controller_nginx_process_connections",
                 "Current number of client connections by state.",
@@ -445,7 +500,11 @@ fn request_labels(labels: &Labels, method: Method, status: u16) -> Vec<(&'static
     ]
 }
 
-fn histogram(samples: &mut Vec<Sample>, labels: &[(&'static str, String)], series: &Series) {
+/// Nothing of what never happened: four histograms a series are many lines.
+fn histogram(samples: &mut Vec<Sample>, labels: &[(&'static str, String)], series: &Times) {
+    if series.count == 0 {
+        return;
+    }
     let with = |le: String| labels.iter().cloned().chain([("le", le)]).collect::<Vec<_>>();
     let mut below = 0;
     for (bound, count) in BUCKETS.iter().zip(series.buckets) {
@@ -466,7 +525,7 @@ mod tests {
     fn counters_pass_from_process_to_process_and_gauges_do_not() {
         let labels = Arc::new(Labels { host: "a".to_owned(), ..Labels::default() });
         let mut before = Counters { accepted: 3, active: 2, ..Counters::default() };
-        before.request(0, &labels, Method::Get, 200, Duration::from_millis(7));
+        before.request(0, &labels, Method::Get, 200, Duration::from_millis(7), None);
         before.refused(400);
         before.upstream_failure(Failure::Closed);
         let mut total = Counters::default();
@@ -487,10 +546,10 @@ mod tests {
         let kept = Arc::clone(&router.routes().next().expect("the catch-all").labels);
         let gone = Arc::new(Labels { path: "/gone".to_owned(), ..Labels::default() });
         let mut one = Counters::default();
-        one.request(0, &kept, Method::Get, 200, Duration::from_millis(7));
-        one.request(1, &gone, Method::Get, 200, Duration::from_millis(7));
+        one.request(0, &kept, Method::Get, 200, Duration::from_millis(7), None);
+        one.request(1, &gone, Method::Get, 200, Duration::from_millis(7), None);
         let mut other = Counters::default();
-        other.request(0, &kept, Method::Get, 200, Duration::from_secs(20));
+        other.request(0, &kept, Method::Get, 200, Duration::from_secs(20), None);
 
         one.settle(&router);
         let mut total = Counters::default();

@@ -6,6 +6,7 @@
 //! endpoint that [`upstream`] leases it, through [`relay`]. No Kubernetes, no aya.
 
 mod arrival;
+mod balance;
 mod buffer;
 mod carrier;
 mod client_auth;
@@ -34,6 +35,7 @@ mod timers;
 mod tls;
 mod tunnel;
 mod upstream;
+mod variable;
 mod worker;
 
 use std::collections::{BTreeSet, HashSet};
@@ -152,8 +154,10 @@ impl Proxy {
                 .map_err(Error::Worker)?,
         ];
         let mut controls = Vec::with_capacity(workers.len());
+        let of = workers.len();
         for (id, bound) in workers.into_iter().enumerate() {
-            let (control, thread) = worker::spawn(id, bound, &tls, published.clone())?;
+            let (control, thread) =
+                worker::spawn(upstream::Seat { worker: id, of }, bound, &tls, published.clone())?;
             controls.push(control);
             threads.push(thread);
         }

@@ -2,7 +2,7 @@
 //! endpoint of the upstream that its name belongs to, and bytes go both ways until both have ended.
 
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::buffer::{Buf, Scratch};
 use super::carrier::Carrier;
@@ -18,8 +18,6 @@ use crate::model::upstream::Retry;
 const CONNECT: Duration = Duration::from_secs(5);
 /// Longest silence of both sides together (`proxy-stream-timeout`).
 const IDLE: Duration = Duration::from_secs(600);
-/// Endpoints tried.
-const TRIES: usize = 3;
 
 /// Serves one connection to its end; `hello` was read from it already.
 pub(super) async fn serve(
@@ -60,14 +58,7 @@ async fn connect(worker: &Rc<Worker>, upstream: usize) -> Option<Link> {
         connect: CONNECT,
         retry: Retry::default(),
         is_idempotent: true,
+        key: worker.random.word(),
     };
-    let mut attempts = Attempts::new(worker, &snapshot, terms);
-    for _ in 0..TRIES {
-        let (picked, _) = attempts.pick()?;
-        match attempts.connect(picked.addr()).await {
-            Ok(link) => return Some(link),
-            Err(failure) => worker.counters.borrow_mut().upstream_failure(failure),
-        }
-    }
-    None
+    Attempts::new(worker, &snapshot, terms, Instant::now()).connection().await
 }

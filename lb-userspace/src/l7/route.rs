@@ -11,10 +11,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::ObjectName;
 use crate::model::l7::{
-    Action, ClientAuth, Edge, Filters, HostMatch, L7, Location, PathMatch, Protocol, Redirect, UpstreamName,
-    UpstreamTls,
+    Action, ClientAuth, Edge, Filters, HostMatch, L7, Location, PathMatch, Protocol, Redirect, Upstream,
+    UpstreamName, UpstreamTls,
 };
 
+use crate::model::upstream::{Balance, Care, HashKey};
+
+use super::balance::Rule;
 use super::filters::Scheme;
 use super::upstream::{Client, Speech, Transport};
 
@@ -54,6 +57,22 @@ pub(super) struct TlsEntry {
 pub(super) struct UpstreamEntry {
     pub(super) name: UpstreamName,
     pub(super) endpoints: Vec<SocketAddr>,
+    pub(super) rule: Rule,
+    /// What its endpoints are chosen by, where that is a hash.
+    pub(super) key: Option<HashKey>,
+    pub(super) care: Care,
+}
+
+impl UpstreamEntry {
+    fn new(name: &UpstreamName, upstream: &Upstream) -> Self {
+        let Upstream { endpoints, balance, care } = upstream;
+        let endpoints: Vec<_> = endpoints.iter().copied().collect();
+        let key = match balance {
+            Balance::Hash(key) | Balance::Subset { key, .. } => Some(key.clone()),
+            Balance::RoundRobin | Balance::PeakEwma | Balance::LeastRequests => None,
+        };
+        Self { name: name.clone(), rule: Rule::new(balance, &endpoints), endpoints, key, care: *care }
+    }
 }
 
 /// One host.
@@ -148,14 +167,8 @@ pub(super) struct Found<'r> {
 impl Router {
     /// Builds the index. Never fails: what the snapshot names and does not hold has no endpoints.
     pub(super) fn new(l7: &L7) -> Self {
-        let upstreams: Vec<_> = l7
-            .upstreams
-            .iter()
-            .map(|(name, upstream)| UpstreamEntry {
-                name: name.clone(),
-                endpoints: upstream.endpoints.iter().copied().collect(),
-            })
-            .collect();
+        let upstreams: Vec<_> =
+            l7.upstreams.iter().map(|(name, upstream)| UpstreamEntry::new(name, upstream)).collect();
         let index: BTreeMap<_, _> = upstreams.iter().enumerate().map(|(i, u)| (&u.name, i)).collect();
         let default_backend = l7
             .default_backend

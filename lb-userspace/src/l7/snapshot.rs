@@ -9,7 +9,7 @@ use tokio::sync::watch;
 
 use super::route::Router;
 use super::tls::Tls;
-use super::upstream::{Clients, Upstreams};
+use super::upstream::{Clients, Seat, Upstreams};
 use crate::model::l7::L7;
 
 /// Builds routers until the desired state or the workers are gone.
@@ -68,28 +68,31 @@ pub(super) struct Snapshot {
 }
 
 impl Snapshot {
-    fn new(router: Arc<Router>, before: Option<&Self>) -> Self {
+    fn new(router: Arc<Router>, before: Option<&Self>, seat: Seat) -> Self {
         let known = before.map(|before| (before.router.upstreams.as_slice(), &before.upstreams));
-        let upstreams = Upstreams::new(&router.upstreams, known);
+        let upstreams = Upstreams::new(&router.upstreams, known, seat);
         Self { router, upstreams }
     }
 }
 
 /// The snapshot one worker serves from.
-pub(super) struct Current(RefCell<Rc<Snapshot>>);
+pub(super) struct Current {
+    snapshot: RefCell<Rc<Snapshot>>,
+    seat: Seat,
+}
 
 impl Current {
-    pub(super) fn new(router: Arc<Router>) -> Self {
-        Self(RefCell::new(Rc::new(Snapshot::new(router, None))))
+    pub(super) fn new(router: Arc<Router>, seat: Seat) -> Self {
+        Self { snapshot: RefCell::new(Rc::new(Snapshot::new(router, None, seat))), seat }
     }
 
     /// For one request; counts on this thread only.
     pub(super) fn load(&self) -> Rc<Snapshot> {
-        Rc::clone(&self.0.borrow())
+        Rc::clone(&self.snapshot.borrow())
     }
 
     pub(super) fn store(&self, router: Arc<Router>) {
         let before = self.load();
-        *self.0.borrow_mut() = Rc::new(Snapshot::new(router, Some(&before)));
+        *self.snapshot.borrow_mut() = Rc::new(Snapshot::new(router, Some(&before), self.seat));
     }
 }

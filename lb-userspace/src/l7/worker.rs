@@ -12,6 +12,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::LocalSet;
 
+use super::balance::Random;
 use super::gate::{Entry, Gate};
 use super::listen::{Bound, Place};
 use super::metrics::Counters;
@@ -19,7 +20,7 @@ use super::route::Router;
 use super::snapshot::Current;
 use super::timers::Timers;
 use super::tls::Tls;
-use super::upstream::Pool;
+use super::upstream::{Pool, Seat};
 use super::{Error, arrival, h2};
 use crate::model::l4::Listener;
 use crate::model::l7::ClientLimits;
@@ -72,12 +73,12 @@ pub(super) struct Worker {
     ended: Notify,
     /// So many of those that wait for a request are to end, to make room.
     shed: Cell<usize>,
-    entropy: Cell<u64>,
+    pub(super) random: Random,
 }
 
 /// Starts a worker's thread.
 pub(super) fn spawn(
-    id: usize,
+    seat: Seat,
     bound: Vec<Bound>,
     tls: &Arc<Tls>,
     published: watch::Receiver<Arc<Router>>,
@@ -87,11 +88,12 @@ pub(super) fn spawn(
     let (control, controls) = mpsc::unbounded_channel();
     let tls = Arc::clone(tls);
     let thread = std::thread::Builder::new()
-        .name(format!("penstock-{id}"))
+        .name(format!("penstock-{}", seat.worker))
         .spawn(move || {
             let local = LocalSet::new();
-            if let Err(error) = runtime.block_on(local.run_until(run(bound, tls, published, controls))) {
-                tracing::error!(worker = id, %error, "worker could not start");
+            if let Err(error) = runtime.block_on(local.run_until(run(seat, bound, tls, published, controls)))
+            {
+                tracing::error!(worker = seat.worker, %error, "worker could not start");
             }
         })
         .map_err(Error::Worker)?;
@@ -99,6 +101,7 @@ pub(super) fn spawn(
 }
 
 async fn run(
+    seat: Seat,
     bound: Vec<Bound>,
     tls: Arc<Tls>,
     mut published: watch::Receiver<Arc<Router>>,
@@ -107,7 +110,7 @@ async fn run(
     let router = Arc::clone(&published.borrow_and_update());
     let https = bound.iter().find(|bound| bound.place.listener == Listener::Https);
     let worker = Rc::new(Worker {
-        current: Current::new(router),
+        current: Current::new(router, seat),
         timers: Rc::new(Timers::new()),
         pool: Pool::default(),
         http2: h2::Connections::default(),
@@ -120,7 +123,7 @@ async fn run(
         active: Cell::new(0),
         ended: Notify::new(),
         shed: Cell::new(0),
-        entropy: Cell::new(super::random() | 1),
+        random: Random::new(super::random()),
     });
     worker.listen(bound)?;
     let timers = Rc::clone(&worker.timers);
@@ -274,13 +277,7 @@ impl Worker {
     pub(super) fn request_id(&self) -> [u8; 32] {
         let mut id = [0; 32];
         for half in id.chunks_mut(16) {
-            // Xorshift64*: a full period and no system call.
-            let mut x = self.entropy.get();
-            x ^= x >> 12;
-            x ^= x << 25;
-            x ^= x >> 27;
-            self.entropy.set(x);
-            let mut word = x.wrapping_mul(0x2545_f491_4f6c_dd1d);
+            let mut word = self.random.word();
             for digit in half {
                 let nibble = (word & 15) as u8;
                 *digit = if nibble < 10 { b'0' + nibble } else { b'a' + nibble - 10 };

@@ -17,6 +17,120 @@ pub struct UpstreamName(pub String);
 pub struct Upstream {
     /// Ready endpoints. Empty: 503.
     pub endpoints: BTreeSet<SocketAddr>,
+    /// How one of them is chosen.
+    pub balance: Balance,
+    /// How those are treated that are new or fail.
+    pub care: Care,
+}
+
+/// How an endpoint is chosen for a request (`load-balance`, `upstream-hash-by*`).
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Balance {
+    /// One after the other.
+    #[default]
+    RoundRobin,
+    /// The better of two at random, by the time they took lately and what they have to do.
+    PeakEwma,
+    /// The less busy of two at random.
+    LeastRequests,
+    /// The same key goes to the same endpoint.
+    Hash(HashKey),
+    /// The same key goes to the same few endpoints.
+    Subset {
+        /// The key.
+        key: HashKey,
+        /// How many.
+        size: usize,
+    },
+}
+
+/// What a request is hashed by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HashKey(pub Vec<KeyPart>);
+
+/// A piece of a [`HashKey`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KeyPart {
+    /// Text as it is.
+    Literal(String),
+    /// What the request has for it.
+    Variable(Variable),
+}
+
+/// An nginx variable that a request decides.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Variable {
+    /// `$request_uri`: path and query as sent.
+    RequestUri,
+    /// `$uri`: the path, decoded.
+    Uri,
+    /// `$args`, `$query_string`.
+    Args,
+    /// `$host`: lower case, without port.
+    Host,
+    /// `$remote_addr`, `$binary_remote_addr`, `$the_real_ip`: the client.
+    RemoteAddr,
+    /// `$scheme`.
+    Scheme,
+    /// `$request_method`.
+    RequestMethod,
+    /// `$http_NAME`; lower case, words separated by `_`.
+    Header(String),
+    /// `$arg_NAME`.
+    Argument(String),
+    /// `$cookie_NAME`.
+    Cookie(String),
+}
+
+impl Variable {
+    /// By its name without `$`.
+    pub fn named(name: &str) -> Option<Self> {
+        let lower = |rest: &str| rest.to_ascii_lowercase();
+        Some(match name {
+            "request_uri" => Self::RequestUri,
+            "uri" | "document_uri" => Self::Uri,
+            "args" | "query_string" => Self::Args,
+            "host" => Self::Host,
+            "remote_addr" | "binary_remote_addr" | "the_real_ip" => Self::RemoteAddr,
+            "scheme" => Self::Scheme,
+            "request_method" => Self::RequestMethod,
+            _ => match name.split_once('_')? {
+                (_, "") => return None,
+                ("http", header) => Self::Header(lower(header)),
+                ("arg", argument) => Self::Argument(argument.to_owned()),
+                ("cookie", cookie) => Self::Cookie(cookie.to_owned()),
+                _ => return None,
+            },
+        })
+    }
+}
+
+/// How endpoints are treated that are new or fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Care {
+    /// How long an endpoint that comes beside others takes until it gets its full part; zero: none.
+    pub slow_start: Duration,
+    /// When one that fails is left alone.
+    pub ejection: Ejection,
+}
+
+/// When an endpoint that fails is left alone, and for how long. A failure is an attempt without a
+/// response; a status is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ejection {
+    /// After so many failures in a row; 0: never.
+    pub after: u32,
+    /// The first pause; each further one is twice as long,
+    pub pause: Duration,
+    /// but not longer than this.
+    pub longest: Duration,
+}
+
+impl Default for Ejection {
+    /// Five failures, 5 seconds, up to a minute.
+    fn default() -> Self {
+        Self { after: 5, pause: Duration::from_secs(5), longest: Duration::from_secs(60) }
+    }
 }
 
 /// What an upstream speaks (`backend-protocol`). It belongs to the location: the same upstream may be asked in several.

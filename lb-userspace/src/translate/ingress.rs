@@ -107,7 +107,7 @@ pub(super) fn translate(
         let server = server(&host, built, &l7.edge, &settings, findings);
         l7.servers.insert(host, server);
     }
-    l7.upstreams = upstreams.into_built();
+    l7.upstreams = upstreams.into_built(&settings);
     l7
 }
 
@@ -147,6 +147,9 @@ fn one_ingress(served: &Served<'_>, making: &mut Making<'_>, findings: &mut Find
         .default_backend
         .as_ref()
         .map(|backend| action(&name.namespace, backend, "spec.defaultBackend", upstreams, &mut about));
+    if let Some((Action::Proxy(upstream), _)) = &default {
+        upstreams.balance(upstream, &policy);
+    }
     let rules = spec.rules.as_deref().unwrap_or_default();
     if let ([], Some(default)) = (rules, &default) {
         catch_all(served, default, &policy, proxy_ssl.clone(), hosts, &mut about);
@@ -176,6 +179,9 @@ fn one_ingress(served: &Served<'_>, making: &mut Making<'_>, findings: &mut Find
             let field = format!("{field}.http.paths[{index}]");
             let (action, service) =
                 action(&name.namespace, &path.backend, &format!("{field}.backend"), upstreams, &mut about);
+            if let Action::Proxy(upstream) = &action {
+                upstreams.balance(upstream, &policy);
+            }
             let text = path.path.as_deref().filter(|path| !path.is_empty()).unwrap_or("/");
             let draft = Draft {
                 path: text.to_owned(),

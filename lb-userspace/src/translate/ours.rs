@@ -1,6 +1,7 @@
 //! The `penstock.dev/*` annotations: their names, on which kinds they stand, what they may say.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
@@ -21,6 +22,10 @@ pub(super) const VIPS: &str = "penstock.dev/vips";
 pub(super) const INGRESS: &str = "penstock.dev/ingress";
 /// Service: which flows are remembered.
 pub(super) const MEMORY: &str = "penstock.dev/flow-memory";
+/// Service: seconds until a new endpoint of the proxy gets its full part.
+pub(super) const SLOW_START: &str = "penstock.dev/slow-start";
+/// Service: failures in a row after which the proxy leaves an endpoint alone for a while; 0: never.
+pub(super) const EJECT_AFTER: &str = "penstock.dev/eject-after";
 /// EndpointSlice: share of new flows for each of its endpoints.
 pub(super) const WEIGHT: &str = "penstock.dev/weight";
 /// Node: where it takes tunnelled packets, one address for each family.
@@ -40,6 +45,8 @@ const TABLE: &[Row] = &[
     Row { name: VIPS, kinds: &[Kind::Service], check: |_| Ok(()) },
     Row { name: INGRESS, kinds: &[Kind::Service], check: switch },
     Row { name: MEMORY, kinds: &[Kind::Service], check: |text| memory(text).map(drop) },
+    Row { name: SLOW_START, kinds: &[Kind::Service], check: |text| seconds(text).map(drop) },
+    Row { name: EJECT_AFTER, kinds: &[Kind::Service], check: |text| failures(text).map(drop) },
     Row { name: WEIGHT, kinds: &[Kind::EndpointSlice], check: |text| weight(text).map(drop) },
     Row { name: TUNNEL, kinds: &[Kind::Node], check: tunnel_list },
 ];
@@ -83,6 +90,18 @@ pub(super) fn unknown(metadata: &ObjectMeta, kind: Kind, about: &mut About<'_>) 
     }
 }
 
+/// Says which values for the upstreams of a Service cannot be read.
+pub(super) fn bad_upstream(metadata: &ObjectMeta, about: &mut About<'_>) {
+    for name in [SLOW_START, EJECT_AFTER] {
+        let row = TABLE.iter().find(|row| row.name == name);
+        if let (Some(row), Some(text)) = (row, text(metadata, name))
+            && let Err(message) = (row.check)(text)
+        {
+            about.warn("bad-value", field(name), message, "the default is used");
+        }
+    }
+}
+
 /// Value of [`MODE`].
 pub(super) fn mode(text: &str) -> Result<Wanted, String> {
     Wanted::named(text)
@@ -95,6 +114,19 @@ pub(super) fn memory(text: &str) -> Result<FlowMemory, String> {
         .into_iter()
         .find(|memory| memory.to_string() == text)
         .ok_or_else(|| format!("{text:?} is neither just-enough nor conservative; just-enough is used"))
+}
+
+/// Seconds, with or without an `s`; at most a day.
+pub(super) fn seconds(text: &str) -> Result<Duration, String> {
+    match text.strip_suffix('s').unwrap_or(text).parse::<u32>() {
+        Ok(seconds) if seconds <= 86_400 => Ok(Duration::from_secs(seconds.into())),
+        _ => Err(format!("{text:?} is not a number of seconds up to a day")),
+    }
+}
+
+/// Value of [`EJECT_AFTER`].
+pub(super) fn failures(text: &str) -> Result<u32, String> {
+    text.parse().map_err(|_| format!("{text:?} is not a whole number from 0"))
 }
 
 /// Value of [`WEIGHT`].

@@ -105,6 +105,7 @@ fn one_service(
     let id = id(name, origin);
     let mut about = findings.about(&id);
     ours::unknown(&service.metadata, Kind::Service, &mut about);
+    ours::bad_upstream(&service.metadata, &mut about);
     let kind = spec.type_.as_deref().unwrap_or("ClusterIP");
     if kind == "ExternalName" {
         return;

@@ -4,12 +4,16 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::{Service, ServicePort};
 use k8s_openapi::api::networking::v1::IngressServiceBackend;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
+use super::annotations::{self, Policy};
+use super::config::Settings;
 use super::endpoints::{Slices, State, Use};
 use super::findings::About;
+use super::ours;
 use crate::model::l4::Protocol;
-use crate::model::l7::{Upstream, UpstreamName};
+use crate::model::upstream::{Balance, Care, Ejection, Upstream, UpstreamName};
 use crate::model::{ObjectName, Severity};
 use crate::objects::Objects;
 
@@ -24,6 +28,9 @@ pub(super) struct Upstreams<'a> {
 #[derive(Default)]
 struct Built {
     upstream: Upstream,
+    /// What the first Ingress that says so wants.
+    load_balance: Option<Balance>,
+    hash_by: Option<Balance>,
     complaint: Option<Complaint>,
 }
 
@@ -48,8 +55,26 @@ impl<'a> Upstreams<'a> {
         Self { objects, slices, built: BTreeMap::new() }
     }
 
-    pub(super) fn into_built(self) -> BTreeMap<UpstreamName, Upstream> {
-        self.built.into_iter().map(|(name, built)| (name, built.upstream)).collect()
+    /// A hash counts more than another way, and any of them more than the ConfigMap's.
+    pub(super) fn into_built(self, settings: &Settings) -> BTreeMap<UpstreamName, Upstream> {
+        let usual = settings.text("load-balance").map(annotations::load_balance).unwrap_or_default();
+        let built = self.built.into_iter().map(|(name, built)| {
+            let Built { mut upstream, load_balance, hash_by, complaint: _ } = built;
+            upstream.balance = hash_by.or(load_balance).unwrap_or_else(|| usual.clone());
+            (name, upstream)
+        });
+        built.collect()
+    }
+
+    /// An Ingress says how the requests of an upstream are balanced; the oldest that does wins.
+    pub(super) fn balance(&mut self, name: &UpstreamName, policy: &Policy) {
+        let Some(built) = self.built.get_mut(name) else { return };
+        if built.load_balance.is_none() {
+            built.load_balance.clone_from(&policy.load_balance);
+        }
+        if built.hash_by.is_none() {
+            built.hash_by.clone_from(&policy.hash_by);
+        }
     }
 
     /// The upstream of a backend, without endpoints (503) where something is missing.
@@ -99,8 +124,8 @@ impl<'a> Upstreams<'a> {
         let name = UpstreamName(format!("{}-{}-{text}", service.namespace, service.name));
         if !self.built.contains_key(&name) {
             let built = match self.endpoints(service, port) {
-                Ok(upstream) => Built { upstream, complaint: None },
-                Err(complaint) => Built { upstream: Upstream::default(), complaint: Some(complaint) },
+                Ok(upstream) => Built { upstream, ..Built::default() },
+                Err(complaint) => Built { complaint: Some(complaint), ..Built::default() },
             };
             self.built.insert(name.clone(), built);
         }
@@ -139,7 +164,7 @@ impl<'a> Upstreams<'a> {
         let ready = endpoints.iter().filter(|(_, endpoint)| endpoint.state == State::Ready);
         let ready: BTreeSet<_> = ready.map(|(addr, _)| *addr).collect();
         if !ready.is_empty() {
-            return Ok(Upstream { endpoints: ready });
+            return Ok(Upstream { endpoints: ready, care: care(&service.metadata), ..Upstream::default() });
         }
         let (message, fix) = if !endpoints.is_empty() {
             (format!("no endpoint of Service {name} is ready"), String::new())
@@ -156,6 +181,17 @@ impl<'a> Upstreams<'a> {
             )
         };
         complaint("no-endpoints", "", message, &fix)
+    }
+}
+
+/// What the Service says of endpoints that are new or fail; bad values are told where the Service is.
+fn care(metadata: &ObjectMeta) -> Care {
+    let seconds = ours::text(metadata, ours::SLOW_START).and_then(|text| ours::seconds(text).ok());
+    let after = ours::text(metadata, ours::EJECT_AFTER).and_then(|text| ours::failures(text).ok());
+    let usual = Ejection::default();
+    Care {
+        slow_start: seconds.unwrap_or_default(),
+        ejection: Ejection { after: after.unwrap_or(usual.after), ..usual },
     }
 }
 

@@ -28,7 +28,7 @@ fn site(locations: Vec<Location>) -> L7 {
         servers: BTreeMap::from([(HostMatch::Any, Server { locations, ..Server::default() })]),
         upstreams: BTreeMap::from([
             (UpstreamName("empty".to_owned()), Upstream::default()),
-            (UpstreamName("web".to_owned()), Upstream { endpoints }),
+            (UpstreamName("web".to_owned()), Upstream { endpoints, ..Upstream::default() }),
         ]),
         ..L7::default()
     }

@@ -133,6 +133,11 @@ pub(in crate::l7) struct Block<'h, 'b> {
 }
 
 impl<'h, 'b> Block<'h, 'b> {
+    /// Value of the first line whose name this is.
+    pub(in crate::l7) fn first(&self, is: impl Fn(&str) -> bool) -> Option<&'b [u8]> {
+        self.lines.iter().find(|line| is(line.name)).map(|line| line.value)
+    }
+
     /// Checks that every line from `start` (the first header line) on is ended by CRLF and that
     /// nothing stands between them. httparse takes a bare LF; we do not.
     pub(super) fn checked(

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio::net::TcpStream;
 
+use super::super::balance::{Picked, Tried};
 use super::super::carrier::Carrier;
 use super::super::h2;
 use super::super::metrics::Failure;
@@ -13,7 +14,7 @@ use super::super::snapshot::Snapshot;
 use super::super::socket::Link;
 use super::super::worker::Worker;
 use super::pool::Peer;
-use super::{Picked, Transport};
+use super::{Attempt, Record, Transport};
 use crate::model::upstream::{Condition, Retry};
 
 /// Attempts where `proxy-next-upstream-tries` is 0: a loop over endpoints that refuse must end.
@@ -40,6 +41,8 @@ pub(in crate::l7) struct Terms {
     pub(in crate::l7) retry: Retry,
     /// Sending it twice does no harm (nginx: everything but POST, PATCH, LOCK).
     pub(in crate::l7) is_idempotent: bool,
+    /// What its endpoint is chosen by, where that is a hash.
+    pub(in crate::l7) key: u64,
 }
 
 /// How far a request got at an endpoint that let it down.
@@ -68,16 +71,36 @@ pub(in crate::l7) struct Attempts<'s> {
     snapshot: &'s Snapshot,
     terms: Terms,
     begun: Instant,
+    /// The attempt that runs, or ran last.
+    now: Now,
+    /// Where it runs.
+    picked: Option<Picked>,
     /// Attempts that failed.
     failed: u32,
+    tried: Tried,
+    record: Record,
     /// Where a kept connection turned out to be closed: asked again, by a new one.
     stale: Option<Picked>,
+}
+
+/// Times of one attempt.
+#[derive(Debug, Clone, Copy)]
+struct Now {
+    began: Instant,
+    connect: Option<Duration>,
+    /// Its response's status and when the head of it was there.
+    header: Option<(u16, Duration)>,
+}
+
+impl Now {
+    fn at(began: Instant) -> Self {
+        Self { began, connect: None, header: None }
+    }
 }
 
 /// A connection to an endpoint, or a stream of one, for one request. Dropped, it is closed.
 pub(in crate::l7) struct Lease {
     way: Way,
-    picked: Picked,
     peer: Peer,
     /// Requests it carried before.
     requests: u32,
@@ -113,22 +136,36 @@ impl Lease {
 }
 
 impl<'s> Attempts<'s> {
-    /// None made yet.
-    pub(in crate::l7) fn new(worker: &'s Worker, snapshot: &'s Snapshot, terms: Terms) -> Self {
-        Self { worker, snapshot, terms, begun: Instant::now(), failed: 0, stale: None }
+    /// None made yet; the request began at `begun`.
+    pub(in crate::l7) fn new(
+        worker: &'s Worker,
+        snapshot: &'s Snapshot,
+        terms: Terms,
+        begun: Instant,
+    ) -> Self {
+        let (now, tried, record) = (Now::at(begun), Tried::default(), Record::default());
+        Self { worker, snapshot, terms, begun, now, picked: None, failed: 0, tried, record, stale: None }
     }
 
     /// A connection to send the request by. Endpoints that cannot be connected to are passed over,
     /// as long as that is allowed; the error is what to answer.
     pub(in crate::l7) async fn lease(&mut self) -> Result<Lease, u16> {
         loop {
-            let failure = match self.pick() {
-                None => return Err(503),
-                Some((picked, fresh)) => match self.open(picked, fresh).await {
-                    Ok(lease) => return Ok(lease),
-                    Err(failure) => failure,
-                },
+            if self.failed > 0 {
+                self.now = Now::at(Instant::now());
+            }
+            let (picked, fresh) = self.pick().ok_or(503_u16)?;
+            let failure = match self.open(&picked, fresh).await {
+                Ok((way, peer, requests, opened)) => {
+                    // A kept connection took no time, and the clock need not be asked for that.
+                    let connect = if requests > 0 { Duration::ZERO } else { opened - self.now.began };
+                    self.now.connect = Some(connect);
+                    self.picked = Some(picked);
+                    return Ok(Lease { way, peer, requests, opened });
+                }
+                Err(failure) => failure,
             };
+            self.picked = Some(picked);
             match self.let_down(failure, Progress::Unsent) {
                 Next::Again => {}
                 Next::Answer(status) => return Err(status),
@@ -136,17 +173,34 @@ impl<'s> Attempts<'s> {
         }
     }
 
-    /// An endpoint, and whether only a new connection will do. For protocols that keep connections
-    /// of their own; the others call [`Attempts::lease`].
-    pub(in crate::l7) fn pick(&mut self) -> Option<(Picked, bool)> {
+    /// A new connection, for bytes that nobody reads.
+    pub(in crate::l7) async fn connection(mut self) -> Option<Link> {
+        loop {
+            let (picked, _) = self.pick()?;
+            let addr = picked.addr();
+            self.picked = Some(picked);
+            match self.connect(addr).await {
+                Ok(link) => return Some(link),
+                Err(failure) => match self.let_down(failure, Progress::Unsent) {
+                    Next::Again => self.now = Now::at(Instant::now()),
+                    Next::Answer(_) => return None,
+                },
+            }
+        }
+    }
+
+    /// An endpoint, and whether only a new connection will do.
+    fn pick(&mut self) -> Option<(Picked, bool)> {
         if let Some(stale) = self.stale.take() {
             return Some((stale, true));
         }
-        let upstream = self.snapshot.upstreams.get(self.terms.upstream)?;
-        Some((upstream.pick()?, false))
+        let Self { snapshot, terms, tried, worker, now, .. } = self;
+        let rule = &snapshot.router.upstreams.get(terms.upstream)?.rule;
+        let endpoints = snapshot.upstreams.get(terms.upstream)?;
+        Some((endpoints.pick(rule, terms.key, tried, &worker.random, now.began)?, false))
     }
 
-    async fn open(&self, picked: Picked, fresh: bool) -> Result<Lease, Failure> {
+    async fn open(&self, picked: &Picked, fresh: bool) -> Result<(Way, Peer, u32, Instant), Failure> {
         let client = match self.terms.transport {
             Transport::Plain => 0,
             Transport::Tls(index) => self.snapshot.router.clients.get(index).map_or(0, |client| client.id),
@@ -156,18 +210,17 @@ impl<'s> Attempts<'s> {
             let stream = self.worker.http2.stream(peer, fresh, || self.connect(peer.addr)).await;
             let (stream, reused) = stream?;
             let way = Way::Stream(Box::new(stream));
-            return Ok(Lease { way, picked, peer, requests: u32::from(reused), opened: Instant::now() });
+            return Ok((way, peer, u32::from(reused), Instant::now()));
         }
         if !fresh && let Some(pooled) = self.worker.pool.take(peer, !self.terms.is_idempotent) {
-            let (way, requests, opened) = (Way::Link(pooled.link), pooled.requests, pooled.opened);
-            return Ok(Lease { way, picked, peer, requests, opened });
+            return Ok((Way::Link(pooled.link), peer, pooled.requests, pooled.opened));
         }
         let way = Way::Link(self.connect(peer.addr).await?);
-        Ok(Lease { way, picked, peer, requests: 0, opened: Instant::now() })
+        Ok((way, peer, 0, Instant::now()))
     }
 
     /// A new connection to an endpoint, TLS included.
-    pub(in crate::l7) async fn connect(&self, endpoint: SocketAddr) -> Result<Link, Failure> {
+    async fn connect(&self, endpoint: SocketAddr) -> Result<Link, Failure> {
         let connecting = tokio::time::timeout(self.terms.connect, TcpStream::connect(endpoint));
         let stream = match connecting.await {
             Ok(Ok(stream)) => stream,
@@ -210,16 +263,52 @@ impl<'s> Attempts<'s> {
             || progress == Progress::Sent && (self.terms.is_idempotent || self.repeats_everything());
         if lease.is_reused() && failure == Failure::Closed && repeatable {
             // A stale connection says nothing about its endpoint: the same one, anew.
-            self.stale = Some(lease.picked);
+            self.stale = self.picked.take();
             return Next::Again;
         }
         self.let_down(failure, progress)
     }
 
+    /// The endpoint began to answer.
+    pub(in crate::l7) fn answered(&mut self, status: u16) {
+        let now = Instant::now();
+        let took = now.saturating_duration_since(self.now.began);
+        self.now.header = Some((status, took));
+        if let Some(picked) = &self.picked {
+            picked.succeeded(took, now);
+        }
+    }
+
+    /// Nothing more is sent either way. The request's attempts, for those who count and log them.
+    pub(in crate::l7) fn ended(mut self, bytes: u64) -> Record {
+        self.note(0, bytes);
+        self.record
+    }
+
+    /// The attempt that runs is over.
+    fn note(&mut self, status: u16, bytes: u64) -> Option<Picked> {
+        let picked = self.picked.take()?;
+        let Now { began, connect, header } = self.now;
+        self.record.push(Attempt {
+            addr: picked.addr(),
+            status: header.map_or(status, |(status, _)| status),
+            connect,
+            header: header.map(|(_, took)| took),
+            response: began.elapsed(),
+            bytes,
+        });
+        Some(picked)
+    }
+
     /// An attempt at an endpoint failed. Whether there may be another one.
-    pub(in crate::l7) fn let_down(&mut self, failure: Failure, progress: Progress) -> Next {
+    fn let_down(&mut self, failure: Failure, progress: Progress) -> Next {
         self.worker.counters.borrow_mut().upstream_failure(failure);
         self.failed += 1;
+        if let Some(picked) = self.note(failure.status(), 0) {
+            let now = Instant::now();
+            picked.failed(now.saturating_duration_since(self.now.began), now);
+            self.tried.add(picked.index());
+        }
         match self.may_repeat(failure.condition(), progress) {
             true => Next::Again,
             false => Next::Answer(failure.status()),
@@ -234,7 +323,11 @@ impl<'s> Attempts<'s> {
             return false;
         }
         self.failed += 1;
-        self.may_repeat(condition, progress)
+        let rejects = self.may_repeat(condition, progress);
+        if rejects && let Some(picked) = self.note(status, 0) {
+            self.tried.add(picked.index());
+        }
+        rejects
     }
 
     fn may_repeat(&self, condition: Condition, progress: Progress) -> bool {

@@ -8,18 +8,20 @@
 mod attempts;
 mod client;
 mod pool;
+mod record;
 
-use std::cell::Cell;
 use std::collections::HashMap;
-use std::net::SocketAddr;
 use std::rc::Rc;
+use std::time::Instant;
 
+use super::balance::Endpoints;
 use super::route::UpstreamEntry;
 use crate::model::upstream::UpstreamName;
 
 pub(super) use attempts::{Attempts, Lease, Next, Progress, Speech, Terms};
 pub(super) use client::{Client, Clients};
 pub(super) use pool::{Peer, Pool};
+pub(super) use record::{Attempt, Record};
 
 /// How an endpoint is spoken to, below HTTP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,81 +32,36 @@ pub(super) enum Transport {
     Tls(usize),
 }
 
-/// An endpoint as this worker knows it.
-pub(super) struct Endpoint {
-    pub(super) addr: SocketAddr,
-    /// Attempts that run there now.
-    outstanding: Cell<u32>,
+/// All upstreams of a snapshot as one worker knows them, in the router's order.
+pub(super) struct Upstreams(Vec<Rc<Endpoints>>);
+
+/// Which of how many workers one is: they start round robin apart, so that together they are even.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Seat {
+    pub(super) worker: usize,
+    pub(super) of: usize,
 }
-
-/// An upstream as this worker knows it.
-pub(super) struct Upstream {
-    endpoints: Vec<Rc<Endpoint>>,
-    /// Next endpoint.
-    cursor: Cell<usize>,
-}
-
-impl Upstream {
-    /// Goes on where `before` stood; one that is new starts at `start`.
-    fn new(entry: &UpstreamEntry, before: Option<&Self>, start: usize) -> Self {
-        let known: HashMap<SocketAddr, &Rc<Endpoint>> = before
-            .map(|before| before.endpoints.iter().map(|endpoint| (endpoint.addr, endpoint)).collect())
-            .unwrap_or_default();
-        let endpoint = |addr: &SocketAddr| match known.get(addr) {
-            Some(endpoint) => Rc::clone(endpoint),
-            None => Rc::new(Endpoint { addr: *addr, outstanding: Cell::new(0) }),
-        };
-        Self {
-            endpoints: entry.endpoints.iter().map(endpoint).collect(),
-            cursor: Cell::new(before.map_or(start, |before| before.cursor.get())),
-        }
-    }
-
-    fn pick(&self) -> Option<Picked> {
-        let at = self.cursor.get().checked_rem(self.endpoints.len())?;
-        self.cursor.set(at + 1);
-        self.endpoints.get(at).map(Picked::new)
-    }
-}
-
-/// An endpoint chosen for one attempt, which counts there until this is dropped.
-pub(super) struct Picked(Rc<Endpoint>);
-
-impl Picked {
-    fn new(endpoint: &Rc<Endpoint>) -> Self {
-        endpoint.outstanding.set(endpoint.outstanding.get() + 1);
-        Self(Rc::clone(endpoint))
-    }
-
-    pub(super) fn addr(&self) -> SocketAddr {
-        self.0.addr
-    }
-}
-
-impl Drop for Picked {
-    fn drop(&mut self) {
-        self.0.outstanding.set(self.0.outstanding.get().saturating_sub(1));
-    }
-}
-
-/// All upstreams of a snapshot, in the router's order.
-pub(super) struct Upstreams(Vec<Rc<Upstream>>);
 
 impl Upstreams {
     /// Takes over what `before` knew.
-    pub(super) fn new(entries: &[UpstreamEntry], before: Option<(&[UpstreamEntry], &Self)>) -> Self {
-        let known: HashMap<&UpstreamName, &Rc<Upstream>> = before
+    pub(super) fn new(
+        entries: &[UpstreamEntry],
+        before: Option<(&[UpstreamEntry], &Self)>,
+        seat: Seat,
+    ) -> Self {
+        let now = Instant::now();
+        let known: HashMap<&UpstreamName, &Rc<Endpoints>> = before
             .map(|(entries, before)| entries.iter().map(|entry| &entry.name).zip(&before.0).collect())
             .unwrap_or_default();
-        // Many workers must not start in step.
         let upstreams = entries.iter().map(|entry| {
             let before = known.get(&entry.name).map(|before| &***before);
-            Rc::new(Upstream::new(entry, before, super::random() as usize >> 1))
+            let start = entry.endpoints.len() * seat.worker / seat.of.max(1);
+            Rc::new(Endpoints::new(&entry.endpoints, entry.care, before, start, now))
         });
         Self(upstreams.collect())
     }
 
-    fn get(&self, index: usize) -> Option<&Rc<Upstream>> {
+    fn get(&self, index: usize) -> Option<&Rc<Endpoints>> {
         self.0.get(index)
     }
 }

@@ -13,7 +13,7 @@ use super::client_auth;
 use super::config::Settings;
 use super::findings::About;
 use crate::model::l7::TlsVersions;
-use crate::model::upstream::{Condition, Conditions, Protocol, Retry};
+use crate::model::upstream::{Balance, Condition, Conditions, HashKey, KeyPart, Protocol, Retry, Variable};
 
 /// `--annotations-prefix`.
 pub(super) const PREFIX: &str = "nginx.ingress.kubernetes.io";
@@ -44,6 +44,10 @@ pub(super) struct Policy {
     pub protocol: Protocol,
     pub retry: Retry,
     pub proxy_ssl: Option<ProxySsl>,
+    /// `load-balance`; `None` leaves it to others.
+    pub load_balance: Option<Balance>,
+    /// `upstream-hash-by`, which counts more.
+    pub hash_by: Option<Balance>,
 }
 
 /// `proxy-ssl-*`, which mean nothing without the Secret.
@@ -80,6 +84,8 @@ impl Default for Policy {
             protocol: Protocol::Http,
             retry: Retry::default(),
             proxy_ssl: None,
+            load_balance: None,
+            hash_by: None,
         }
     }
 }
@@ -145,6 +151,7 @@ pub(super) fn read(metadata: &ObjectMeta, settings: &Settings, about: &mut About
         status(row, text, &valid, &mut policy, about);
     }
     honour(&valid, settings, &mut policy);
+    unknown_variable(&valid, about);
     not_yet_spoken(&mut policy, about);
     policy
 }
@@ -236,6 +243,15 @@ fn honour(valid: &BTreeMap<&str, &str>, settings: &Settings, policy: &mut Policy
     policy.protocol = text("backend-protocol").map_or(Protocol::Http, protocol);
     policy.retry = retry(&text, settings);
     policy.proxy_ssl = proxy_ssl(&text);
+    policy.load_balance = valid.get("load-balance").copied().map(load_balance);
+    policy.hash_by = text("upstream-hash-by").and_then(|by| {
+        let key = hash_key(by).ok()?;
+        let size = text("upstream-hash-by-subset-size").and_then(|size| size.parse().ok()).unwrap_or(3);
+        Some(match boolean("upstream-hash-by-subset") {
+            Some(true) => Balance::Subset { key, size },
+            _ => Balance::Hash(key),
+        })
+    });
     let code = |name: &str, legal: std::ops::RangeInclusive<u16>, default: u16| {
         text(name).and_then(|text| text.parse().ok()).filter(|code| legal.contains(code)).unwrap_or(default)
     };
@@ -245,6 +261,50 @@ fn honour(valid: &BTreeMap<&str, &str>, settings: &Settings, policy: &mut Policy
         (None, Some(url)) => Some((code("permanent-redirect-code", 300..=308, 301), url.to_owned())),
         (None, None) => None,
     };
+}
+
+/// Value of `load-balance`.
+pub(super) fn load_balance(text: &str) -> Balance {
+    match text.to_ascii_lowercase().as_str() {
+        "ewma" => Balance::PeakEwma,
+        "least_requests" => Balance::LeastRequests,
+        _ => Balance::RoundRobin,
+    }
+}
+
+/// Value of `upstream-hash-by`: text with variables, as `$name` or `${name}`.
+fn hash_key(text: &str) -> Result<HashKey, String> {
+    let mut parts = Vec::new();
+    let mut rest = text;
+    while let Some(at) = rest.find('$') {
+        let (literal, after) = rest.split_at(at);
+        if !literal.is_empty() {
+            parts.push(KeyPart::Literal(literal.to_owned()));
+        }
+        let after = after.get(1..).unwrap_or_default();
+        let (name, after) = match after.strip_prefix('{').and_then(|braced| braced.split_once('}')) {
+            Some(named) => named,
+            None => {
+                let end = after.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(after.len());
+                after.split_at(end)
+            }
+        };
+        let variable = Variable::named(name).ok_or_else(|| format!("no variable ${name} is known here"))?;
+        parts.push(KeyPart::Variable(variable));
+        rest = after;
+    }
+    if !rest.is_empty() {
+        parts.push(KeyPart::Literal(rest.to_owned()));
+    }
+    Ok(HashKey(parts))
+}
+
+/// What `upstream-hash-by` names and nobody knows.
+fn unknown_variable(valid: &BTreeMap<&str, &str>, about: &mut About<'_>) {
+    if let Some(Err(message)) = valid.get("upstream-hash-by").map(|text| hash_key(text)) {
+        let fix = "$request_uri, $uri, $args, $host, $remote_addr, $scheme, $request_method, $http_*, $arg_*, $cookie_*";
+        about.warn("unknown-variable", field("upstream-hash-by"), format!("{message}; not hashed"), fix);
+    }
 }
 
 /// Whole seconds; negative ones are none.

@@ -3,13 +3,14 @@
 
 use std::collections::BTreeMap;
 
-use super::super::annotations::table::Value::{self, Bool, Int, Size, Words};
+use super::super::annotations::table::Value::{self, Bool, Int, One, Size, Words};
 use super::super::annotations::value;
 use super::keys::{Keys, field};
 use crate::model::upstream::Condition;
 
 /// Keys and the form of their values.
 const KEYS: &[(&str, Value)] = &[
+    ("load-balance", One(&["round_robin", "ewma", "least_requests"])),
     ("proxy-body-size", Size),
     ("proxy-connect-timeout", Int),
     ("proxy-next-upstream", Words(&Condition::WORDS)),

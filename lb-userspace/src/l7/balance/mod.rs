@@ -1,0 +1,271 @@
+//! Which endpoint of an upstream is asked next. Pure: clock, randomness and outcomes come from the
+//! caller; a worker has its own state of every upstream and shares nothing of it.
+//!
+//! An endpoint is passed over while it is ejected or unwell, unless that is true of more than half
+//! of them: then the fault is probably not theirs, and everybody is asked ([`Endpoints::pick`]).
+
+mod ejection;
+mod endpoint;
+mod latency;
+mod random;
+mod ring;
+#[cfg(test)]
+mod simulation;
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeSet, HashMap};
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use crate::model::upstream::{Balance, Care};
+
+pub(super) use endpoint::{Endpoint, Picked};
+pub(super) use random::Random;
+pub(super) use ring::{Ring, hash};
+
+/// Largest subset that is drawn from.
+const SUBSET_MAX: usize = 16;
+/// Random draws before the endpoints are looked through in order.
+const DRAWS: usize = 4;
+
+/// How endpoints are chosen; made once for a snapshot and read by every worker.
+#[derive(Debug)]
+pub(super) enum Rule {
+    /// One after the other.
+    RoundRobin,
+    /// The faster of two, by time and by what they have to do.
+    PeakEwma,
+    /// The less busy of two.
+    LeastRequests,
+    /// By a hash of the request.
+    Hash(Ring),
+    /// Any of a few, by a hash of the request.
+    Subset(Ring, usize),
+}
+
+impl Rule {
+    /// That of a model.
+    pub(super) fn new(balance: &Balance, endpoints: &[SocketAddr]) -> Self {
+        match balance {
+            Balance::RoundRobin => Self::RoundRobin,
+            Balance::PeakEwma => Self::PeakEwma,
+            Balance::LeastRequests => Self::LeastRequests,
+            Balance::Hash(_) => Self::Hash(Ring::new(endpoints)),
+            Balance::Subset { size, .. } => Self::Subset(Ring::new(endpoints), (*size).clamp(1, SUBSET_MAX)),
+        }
+    }
+}
+
+/// Endpoints that one request was at already.
+#[derive(Debug, Default)]
+pub(super) struct Tried {
+    indices: [usize; 8],
+    len: usize,
+}
+
+impl Tried {
+    /// Remembers the last few.
+    pub(super) fn add(&mut self, index: usize) {
+        let at = self.len % self.indices.len();
+        if let Some(slot) = self.indices.get_mut(at) {
+            *slot = index;
+        }
+        self.len += 1;
+    }
+
+    fn has(&self, index: usize) -> bool {
+        let known = self.len.min(self.indices.len());
+        self.indices.get(..known).unwrap_or_default().contains(&index)
+    }
+}
+
+/// What one worker knows of an upstream.
+pub(super) struct Endpoints {
+    list: Vec<Rc<Endpoint>>,
+    care: Care,
+    /// Where round robin goes on.
+    next: Cell<usize>,
+    /// Endpoints that are out, as last counted.
+    out: Cell<usize>,
+    /// When to count again: somebody comes back then.
+    until: Cell<Option<Instant>>,
+    /// Somebody went out or came back since; shared with the state before and after this one,
+    /// because requests outlive snapshots.
+    changed: Rc<Cell<bool>>,
+    unwell: RefCell<BTreeSet<SocketAddr>>,
+}
+
+impl Endpoints {
+    /// Goes on where `before` stood. Endpoints that are new beside known ones start slowly, if
+    /// they are asked to; a new upstream starts at `start`.
+    pub(super) fn new(
+        addrs: &[SocketAddr],
+        care: Care,
+        before: Option<&Self>,
+        start: usize,
+        now: Instant,
+    ) -> Self {
+        let known: HashMap<SocketAddr, &Rc<Endpoint>> = before
+            .map(|before| before.list.iter().map(|endpoint| (endpoint.addr, endpoint)).collect())
+            .unwrap_or_default();
+        let joined = (!known.is_empty() && !care.slow_start.is_zero()).then_some(now);
+        let usual = before.map_or(0.0, |before| before.usual_latency(now));
+        let endpoint = |addr: &SocketAddr| match known.get(addr) {
+            Some(endpoint) => Rc::clone(endpoint),
+            None => Rc::new(Endpoint::new(*addr, joined, usual, now)),
+        };
+        Self {
+            list: addrs.iter().map(endpoint).collect(),
+            care,
+            next: Cell::new(before.map_or(start, |before| before.next.get())),
+            out: Cell::new(0),
+            until: Cell::new(None),
+            changed: before.map_or_else(|| Rc::new(Cell::new(true)), |before| Rc::clone(&before.changed)),
+            unwell: before.map(|before| before.unwell.clone()).unwrap_or_default(),
+        }
+        .counted_anew()
+    }
+
+    fn counted_anew(self) -> Self {
+        self.changed.set(true);
+        self
+    }
+
+    /// What new endpoints are taken to be like.
+    fn usual_latency(&self, now: Instant) -> f64 {
+        let sum: f64 = self.list.iter().map(|endpoint| endpoint.latency(now)).sum();
+        if self.list.is_empty() { 0.0 } else { sum / self.list.len() as f64 }
+    }
+
+    /// Active checks found these unwell, and all others well.
+    #[cfg_attr(not(test), expect(dead_code, reason = "told by the checks, which come next"))]
+    pub(super) fn set_unwell(&self, unwell: &BTreeSet<SocketAddr>) {
+        if *self.unwell.borrow() == *unwell {
+            return;
+        }
+        for endpoint in &self.list {
+            endpoint.set_well(!unwell.contains(&endpoint.addr));
+        }
+        self.unwell.replace(unwell.clone());
+        self.changed.set(true);
+    }
+
+    /// An endpoint for a request with this hash, if there is any. Those it was at already come last.
+    pub(super) fn pick(
+        self: &Rc<Self>,
+        rule: &Rule,
+        key: u64,
+        tried: &Tried,
+        random: &Random,
+        now: Instant,
+    ) -> Option<Picked> {
+        let everybody = self.asks_everybody(now);
+        let is_in = |i: usize| everybody || self.list.get(i).is_some_and(|endpoint| endpoint.is_in(now));
+        let chosen = self
+            .choose(rule, key, random, now, |i| is_in(i) && !tried.has(i))
+            .or_else(|| self.choose(rule, key, random, now, is_in))?;
+        Picked::new(Rc::clone(self), chosen)
+    }
+
+    /// Nobody is out, or too many are.
+    fn asks_everybody(&self, now: Instant) -> bool {
+        if self.changed.replace(false) || self.until.get().is_some_and(|until| now >= until) {
+            self.out.set(self.list.iter().filter(|endpoint| !endpoint.is_in(now)).count());
+            self.until.set(self.list.iter().filter_map(|endpoint| endpoint.returns(now)).min());
+        }
+        self.out.get() == 0 || self.out.get() * 2 > self.list.len()
+    }
+
+    fn choose(
+        &self,
+        rule: &Rule,
+        key: u64,
+        random: &Random,
+        now: Instant,
+        is_open: impl Fn(usize) -> bool,
+    ) -> Option<usize> {
+        match rule {
+            Rule::RoundRobin => self.in_turn(random, now, is_open),
+            Rule::PeakEwma => self.of_two(random, now, is_open, |endpoint| {
+                endpoint.latency(now) * f64::from(endpoint.outstanding() + 1)
+            }),
+            Rule::LeastRequests => {
+                self.of_two(random, now, is_open, |endpoint| f64::from(endpoint.outstanding() + 1))
+            }
+            Rule::Hash(ring) => ring.from(key).find(|&i| is_open(i)),
+            Rule::Subset(ring, size) => {
+                let mut drawn = [0; SUBSET_MAX];
+                let mut len = 0;
+                for i in ring.from(key).filter(|&i| is_open(i)) {
+                    if drawn.get(..len).is_some_and(|drawn| drawn.contains(&i)) {
+                        continue;
+                    }
+                    *drawn.get_mut(len)? = i;
+                    len += 1;
+                    if len == *size {
+                        break;
+                    }
+                }
+                drawn.get(..len)?.get(random.below(len)?).copied()
+            }
+        }
+    }
+
+    fn in_turn(&self, random: &Random, now: Instant, is_open: impl Fn(usize) -> bool) -> Option<usize> {
+        let n = self.list.len();
+        let start = self.next.get().checked_rem(n)?;
+        let in_turn = (start..n).chain(0..start);
+        let takes_part =
+            |&i: &usize| is_open(i) && self.share(i, now).is_none_or(|share| random.unit() < share);
+        let chosen = in_turn.clone().find(takes_part).or_else(|| in_turn.clone().find(|&i| is_open(i)))?;
+        self.next.set(chosen + 1);
+        Some(chosen)
+    }
+
+    /// The cheaper of two that are drawn.
+    fn of_two(
+        &self,
+        random: &Random,
+        now: Instant,
+        is_open: impl Fn(usize) -> bool,
+        cost: impl Fn(&Endpoint) -> f64,
+    ) -> Option<usize> {
+        let n = self.list.len();
+        let draw = |except: Option<usize>| {
+            let takes = |i: usize| Some(i) != except && is_open(i);
+            let drawn = (0..DRAWS).filter_map(|_| random.below(n)).find(|&i| takes(i));
+            drawn.or_else(|| {
+                let start = random.below(n)?;
+                (start..n).chain(0..start).find(|&i| takes(i))
+            })
+        };
+        let one = draw(None)?;
+        let Some(other) = draw(Some(one)) else { return Some(one) };
+        let cost = |i: usize| {
+            let share = self.share(i, now).unwrap_or(1.0);
+            self.list.get(i).map_or(f64::INFINITY, |endpoint| cost(endpoint) / share)
+        };
+        Some(if cost(other) < cost(one) { other } else { one })
+    }
+
+    /// How much of its part an endpoint takes that has just joined; `None`: all.
+    fn share(&self, i: usize, now: Instant) -> Option<f64> {
+        const LEAST: f64 = 0.1;
+        let age = now.saturating_duration_since(self.list.get(i)?.joined()?);
+        (age < self.care.slow_start)
+            .then(|| (age.as_secs_f64() / self.care.slow_start.as_secs_f64()).max(LEAST))
+    }
+
+    fn get(&self, index: usize) -> Option<&Rc<Endpoint>> {
+        self.list.get(index)
+    }
+
+    fn failed(&self, index: usize, took: Duration, now: Instant) {
+        if let Some(endpoint) = self.list.get(index)
+            && endpoint.failed(&self.care.ejection, took, now)
+        {
+            self.changed.set(true);
+        }
+    }
+}

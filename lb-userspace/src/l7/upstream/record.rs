@@ -1,0 +1,73 @@
+//! What is remembered of a request's attempts when it has ended, for metrics and the log
+//! (`$upstream_addr` and its kin, reference 3.1).
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+/// One attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::l7) struct Attempt {
+    pub(in crate::l7) addr: SocketAddr,
+    /// What it answered, or what is answered for it; 0: the client left before.
+    pub(in crate::l7) status: u16,
+    /// Until it was connected, TLS included; zero by a kept connection.
+    pub(in crate::l7) connect: Option<Duration>,
+    /// Until the head of the response was read.
+    pub(in crate::l7) header: Option<Duration>,
+    /// Until it ended.
+    pub(in crate::l7) response: Duration,
+    /// Bytes of the body that came from it.
+    pub(in crate::l7) bytes: u64,
+}
+
+/// All of them, in order. The first costs no allocation.
+#[derive(Debug, Default)]
+pub(in crate::l7) struct Record {
+    first: Option<Attempt>,
+    more: Vec<Attempt>,
+}
+
+impl Record {
+    pub(super) fn push(&mut self, attempt: Attempt) {
+        match self.first {
+            None => self.first = Some(attempt),
+            Some(_) => self.more.push(attempt),
+        }
+    }
+
+    /// The only attempt; `None` if there were more, or none.
+    pub(in crate::l7) fn only(&self) -> Option<&Attempt> {
+        self.first.as_ref().filter(|_| self.more.is_empty())
+    }
+
+    #[cfg(test)]
+    pub(in crate::l7) fn all(&self) -> impl Iterator<Item = &Attempt> {
+        self.first.iter().chain(&self.more)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keeps_the_order_and_knows_an_only_attempt() {
+        let attempt = |status| Attempt {
+            addr: SocketAddr::from(([10, 0, 0, 1], 80)),
+            status,
+            connect: None,
+            header: None,
+            response: Duration::ZERO,
+            bytes: 0,
+        };
+        let mut record = Record::default();
+        assert_eq!(record.only(), None);
+
+        record.push(attempt(502));
+        assert_eq!(record.only(), Some(&attempt(502)));
+        record.push(attempt(200));
+
+        assert_eq!(record.only(), None);
+        assert_eq!(record.all().map(|attempt| attempt.status).collect::<Vec<_>>(), [502, 200]);
+    }
+}
