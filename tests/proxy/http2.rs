@@ -327,3 +327,28 @@ fn an_idle_connection_does_not_hold_up_a_drain() {
 
     assert!(started.elapsed() < Duration::from_secs(5));
 }
+
+#[test]
+fn a_connection_that_had_its_share_of_requests_or_idles_is_told_to_go() {
+    let backend = Backend::mirror();
+    let mut few = to(&[backend.addr]);
+    few.edge.limits.keep_alive_requests = 2;
+    let mut short = to(&[backend.addr]);
+    short.edge.limits.keep_alive = Duration::from_millis(100);
+    let mut once = to(&[backend.addr]);
+    once.edge.limits.keep_alive = Duration::ZERO;
+    for (case, l7, requests) in [("few", few, 2), ("short", short, 1), ("once", once, 1)] {
+        let rig = Rig::start(l7);
+        let client = Client::connect(rig.http);
+
+        for _ in 0..requests {
+            assert_eq!(client.get("/").head.status(), 200, "{case}");
+        }
+
+        // It ends although the client would go on.
+        let Client { runtime, requests, connection } = client;
+        let ended = runtime.block_on(limited(connection)).expect("task");
+        assert!(ended.is_ok(), "{case}: {ended:?}");
+        drop(requests);
+    }
+}
