@@ -292,9 +292,10 @@ impl Running {
     }
 
     /// Accepts what has arrived and then no more, lets running requests and upgraded connections
-    /// end, and closes idle ones. Returns when nothing runs any more, `deadline` at the latest.
+    /// end, and closes idle ones; what still runs after `deadline` is cut off.
     pub async fn drain(&self, deadline: Duration) {
         self.end(PATIENCE, deadline).await;
+        self.stop().await;
     }
 
     async fn end(&self, patience: Duration, deadline: Duration) {
