@@ -110,7 +110,8 @@ struct RunArgs {
     /// After SIGTERM keep what is pinned for the next agent, or detach it [default: keep]
     #[arg(long, value_name = "WHAT", env = "PENSTOCK_ON_EXIT")]
     on_exit: Option<OnExit>,
-    /// Longest wait for running requests after SIGTERM [default: 240]
+    /// Longest wait for running requests after SIGTERM, and of those that a successor left [default:
+    /// worker-shutdown-timeout of the ConfigMap, else 240]
     #[arg(long, value_name = "SECONDS", env = "PENSTOCK_DRAIN_SECONDS")]
     drain_seconds: Option<u64>,
     /// After SIGTERM go on serving for so long while /healthz already says 500 [default: 0]

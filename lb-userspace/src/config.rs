@@ -50,8 +50,8 @@ pub struct Config {
     pub pin: Option<PathBuf>,
     /// What becomes of the kernel part after SIGTERM.
     pub on_exit: OnExit,
-    /// How long old requests may take after SIGTERM.
-    pub drain: Duration,
+    /// How long old requests may take after SIGTERM; `None`: as the objects say.
+    pub drain: Option<Duration>,
     /// How long everything goes on after SIGTERM while health says that it ends.
     pub shutdown_grace: Duration,
     /// How long the process stays once all has ended.
@@ -252,7 +252,7 @@ pub fn resolve(flags: Settings, file: Option<&Path>) -> Result<Config, Error> {
             Pin::Off => None,
         },
         on_exit: merged.on_exit.unwrap_or(OnExit::Keep),
-        drain: Duration::from_secs(merged.drain_seconds.unwrap_or(240)),
+        drain: merged.drain_seconds.map(Duration::from_secs),
         shutdown_grace: Duration::from_secs(merged.shutdown_grace_period.unwrap_or(0)),
         post_shutdown_grace: Duration::from_secs(merged.post_shutdown_grace_period.unwrap_or(0)),
         run_dir: merged.run_dir.or_else(runtime_directory).unwrap_or_else(|| PathBuf::from(RUN_DIR)),

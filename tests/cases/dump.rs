@@ -138,7 +138,7 @@ fn client_auth_line(auth: &ClientAuth, out: &mut String) {
 
 /// Only what differs from the defaults.
 fn edge(edge: &Edge, out: &mut String) {
-    let Edge { proxy_protocol, limits, connections, tls } = edge;
+    let Edge { proxy_protocol, limits, connections, shutdown, tls } = edge;
     let default = Edge::default();
     if *proxy_protocol != default.proxy_protocol {
         line(out, 0, &format!("edge {proxy_protocol:?}"));
@@ -148,6 +148,9 @@ fn edge(edge: &Edge, out: &mut String) {
     }
     if *connections != default.connections {
         line(out, 0, &format!("edge connections {connections}"));
+    }
+    if *shutdown != default.shutdown {
+        line(out, 0, &format!("edge shutdown {shutdown:?}"));
     }
     if *tls != default.tls {
         line(out, 0, &format!("edge {tls:?}"));

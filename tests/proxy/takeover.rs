@@ -17,6 +17,7 @@ use lb_tests::manifests::{self, Slice};
 use penstock::takeover::{self, Link, Predecessor, Role};
 
 use crate::rig::{Backend, Client, DEADLINE, Reply};
+use crate::tls_client::{self, Tls};
 
 /// Takeovers in a row; `PENSTOCK_TAKEOVERS` has more of them for a whole night.
 const TAKEOVERS: usize = 12;
@@ -28,6 +29,7 @@ struct Agents {
     first: Child,
     more: Vec<Child>,
     http: SocketAddr,
+    https: SocketAddr,
     admin: SocketAddr,
 }
 
@@ -60,8 +62,9 @@ impl Agents {
             };
             eventually(DEADLINE, addr).unwrap_or_else(|| panic!("{}", read(&log)))
         };
-        let (http, admin) = (addr("listener=Http addr="), addr("ready admin="));
-        Self { dir, first, more: Vec::new(), http, admin }
+        let (http, https) = (addr("listener=Http addr="), addr("listener=Https addr="));
+        let admin = addr("ready admin=");
+        Self { dir, first, more: Vec::new(), http, https, admin }
     }
 
     /// A new process by hand.
@@ -138,7 +141,7 @@ fn command(dir: &Path, flags: &[&str]) -> Command {
 }
 
 fn configure(dir: &Path, workers: usize) {
-    std::fs::write(dir.join("config.yaml"), format!("drain-seconds: 60\nworkers: {workers}\n"))
+    std::fs::write(dir.join("config.yaml"), format!("drain-seconds: 600\nworkers: {workers}\n"))
         .expect("writable");
 }
 
@@ -243,6 +246,13 @@ fn takeovers_under_load_with_websockets_and_downloads_open_lose_nothing() {
     };
     let mut downloads: Vec<_> = (0..3).map(|_| open("/drip HTTP/1.1")).collect();
     let mut websockets = vec![websocket()];
+    let sessions = tls_client::config(None, &[&rustls::version::TLS13]);
+    let tls = |agents: &Agents| {
+        let mut tls = Tls::with(Arc::clone(&sessions), agents.https, HOST).expect("handshake");
+        assert_eq!(tls.status(HOST, "/"), 200);
+        tls.is_resumed()
+    };
+    assert!(!tls(&agents), "the first handshake is a whole one");
     let clients = load(http, &stop);
     let begun = std::time::Instant::now();
     let takeovers = std::env::var("PENSTOCK_TAKEOVERS").ok().and_then(|n| n.parse().ok());
@@ -261,6 +271,7 @@ fn takeovers_under_load_with_websockets_and_downloads_open_lose_nothing() {
         let now = agents.counted();
         assert!(now >= counted, "takeover {takeover}: {counted} requests counted, then {now}");
         counted = now;
+        assert!(tls(&agents), "takeover {takeover}: the session is not resumed");
         if takeover < 4 {
             websockets.push(websocket());
         }
@@ -282,7 +293,7 @@ fn takeovers_under_load_with_websockets_and_downloads_open_lose_nothing() {
         let body = download.reply().text();
         assert!(body.starts_with("drip\n") && body.ends_with("drip\nend\n"), "{body:.60}");
     }
-    let opened = websockets.len() + downloads.len();
+    let opened = websockets.len() + downloads.len() + takeovers + 1;
     drop((websockets, downloads));
     // What the agents before the last one counted arrives there as well.
     let all = answered + opened as u64;

@@ -13,6 +13,9 @@ use crate::netns::{Host, Lab};
 /// Longest wait for something that takes milliseconds on an idle machine.
 pub const DEADLINE: Duration = Duration::from_secs(20);
 
+/// As long as an agent waits for its successor: on a busy machine the verifier takes its time.
+const LONGEST_TAKEOVER: Duration = Duration::from_secs(60);
+
 /// Where the agent answers questions; a host has its loopback to itself.
 pub const ADMIN: &str = "127.0.0.1:10254";
 
@@ -80,7 +83,7 @@ impl Agent {
             args: self.args.clone(),
         };
         let answers = || self.answering().is_ok_and(|answering| answering == pid).then_some(());
-        eventually(DEADLINE, answers)
+        eventually(LONGEST_TAKEOVER, answers)
             .with_context(|| format!("no takeover:\n{}{}", self.log(), agent.log()))?;
         Ok(agent)
     }

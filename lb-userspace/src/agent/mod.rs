@@ -179,7 +179,7 @@ async fn serve(config: Config) -> Result<(), StartError> {
             agent.retire(&mut signals).await;
         }
         End::Told(signal) => {
-            info!(signal, seconds = agent.config.drain.as_secs(), "draining");
+            info!(signal, seconds = agent.deadline().as_secs(), "draining");
             notify.stopping();
             before.settle().await;
             agent.live.set_health(Health::Draining);

@@ -44,6 +44,11 @@ impl Running {
         start_datapath(&self.config, &self.desired, &listeners).await
     }
 
+    /// How long what runs may go on once this agent is to end.
+    pub(super) fn deadline(&self) -> Duration {
+        self.config.drain.unwrap_or_else(|| self.desired.l7.borrow().edge.shutdown)
+    }
+
     /// Lets successors in from now on. `succeeds`: another agent's door may be in the way.
     pub(super) fn open_door(&self, succeeds: bool) {
         let door = match Door::open(&self.config.run_dir, succeeds) {
@@ -73,10 +78,11 @@ impl Running {
 
     /// Ends after a successor took over: its connections may take their time.
     pub(super) async fn retire(&self, signals: &mut Signals) {
-        info!(seconds = self.config.drain.as_secs(), "a successor serves, the last connections may end");
+        let deadline = self.deadline();
+        info!(seconds = deadline.as_secs(), "a successor serves, the last connections may end");
         self.close_door();
         tokio::select! {
-            () = self.proxy.retire(self.config.drain) => info!("drained"),
+            () = self.proxy.retire(deadline) => info!("drained"),
             () = successor::deliver_counts(self) => {}
             signal = signals.end() => warn!(signal, "stopped at once, running requests are cut off"),
         }
@@ -89,13 +95,13 @@ impl Running {
     /// Ends because it is told to. `meeting`: with a successor that does not serve alone yet.
     pub(super) async fn drain(&self, meeting: Option<JoinHandle<Outcome>>, signals: &mut Signals) {
         self.ending.send_replace(true);
-        let Config { shutdown_grace, post_shutdown_grace, drain, .. } = self.config;
+        let Config { shutdown_grace, post_shutdown_grace, .. } = self.config;
         let in_order = async {
             if let Some(meeting) = meeting {
                 let _ = meeting.await;
             }
             tokio::time::sleep(shutdown_grace).await;
-            self.proxy.drain(drain).await;
+            self.proxy.drain(self.deadline()).await;
             info!("drained");
             tokio::time::sleep(post_shutdown_grace).await;
         };

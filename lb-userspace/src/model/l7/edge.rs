@@ -15,6 +15,8 @@ pub struct Edge {
     pub limits: ClientLimits,
     /// `max-worker-connections`: client connections of one worker.
     pub connections: usize,
+    /// `worker-shutdown-timeout`: how long what runs may go on once the agent is told to end.
+    pub shutdown: Duration,
     /// TLS towards clients.
     pub tls: TlsPolicy,
 }
@@ -26,6 +28,7 @@ impl Default for Edge {
             proxy_protocol: None,
             limits: ClientLimits::default(),
             connections: 16_384,
+            shutdown: Duration::from_secs(240),
             tls: TlsPolicy::default(),
         }
     }

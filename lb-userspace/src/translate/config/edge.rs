@@ -21,6 +21,7 @@ pub(super) fn read(keys: &mut Keys<'_>) -> Edge {
         proxy_protocol: proxy_protocol(keys),
         limits: limits(keys),
         connections: connections(keys).unwrap_or(default.connections),
+        shutdown: keys.time("worker-shutdown-timeout").unwrap_or(default.shutdown),
         tls: tls(keys),
     };
     keys.without_effect(&[
