@@ -207,6 +207,29 @@ fn the_subject_has_to_match_on_both_ports() {
 }
 
 #[test]
+fn revocation_lists_are_asked_and_have_to_be_of_now() {
+    let ca = Ca::new("Good");
+    let backend = Backend::mirror();
+    let cases = [
+        ("revoked", ca.revoke(&[7], 2200), 7, 400),
+        ("another one revoked", ca.revoke(&[7], 2200), 8, 200),
+        ("an old list", ca.revoke(&[], 2002), 8, 400),
+        ("a list of somebody else", Ca::new("Other").revoke(&[], 2200), 8, 400),
+    ];
+    for (case, list, serial, status) in cases {
+        let mut verify = verify(&ca, Demand::Required);
+        verify.trust.as_mut().expect("trusts").crl_pem = list.into_bytes();
+        let rig = start(&backend, verify);
+
+        assert_eq!(
+            connect(&rig, Some(ca.issue_numbered("client", 2200, serial))).status(HOST, "/"),
+            status,
+            "{case}"
+        );
+    }
+}
+
+#[test]
 fn chains_may_be_as_long_as_the_depth_allows() {
     let root = Ca::new("Root");
     let below = root.below("Below");

@@ -109,12 +109,37 @@ impl Ca {
         Self { issuer: rcgen::Issuer::new(params, key), certificate: der, pem }
     }
 
+    /// A list of the certificates with these serial numbers, good until a year.
+    pub fn revoke(&self, serials: &[u64], until: i32) -> String {
+        let revoked = |serial: &u64| rcgen::RevokedCertParams {
+            serial_number: (*serial).into(),
+            revocation_time: rcgen::date_time_ymd(2001, 1, 1),
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let params = rcgen::CertificateRevocationListParams {
+            this_update: rcgen::date_time_ymd(2001, 1, 1),
+            next_update: rcgen::date_time_ymd(until, 1, 1),
+            crl_number: 1.into(),
+            issuing_distribution_point: None,
+            revoked_certs: serials.iter().map(revoked).collect(),
+            key_identifier_method: rcgen::KeyIdMethod::Sha256,
+        };
+        params.signed_by(&self.issuer).expect("signed").pem().expect("pem")
+    }
+
     /// A certificate that is good until a year.
     pub fn issue(&self, name: &str, until: i32) -> Identity {
+        self.issue_numbered(name, until, 1)
+    }
+
+    /// The same with a serial number.
+    pub fn issue_numbered(&self, name: &str, until: i32, serial: u64) -> Identity {
         let mut params = rcgen::CertificateParams::default();
         params.distinguished_name = rcgen::DistinguishedName::new();
         params.distinguished_name.push(rcgen::DnType::OrganizationName, "Test");
         params.distinguished_name.push(rcgen::DnType::CommonName, name);
+        params.serial_number = Some(serial.into());
         params.not_before = rcgen::date_time_ymd(2000, 1, 1);
         params.not_after = rcgen::date_time_ymd(until, 1, 1);
         let key = rcgen::KeyPair::generate().expect("key");
@@ -127,6 +152,7 @@ impl Ca {
 fn authority(name: &str) -> rcgen::CertificateParams {
     let mut params = rcgen::CertificateParams::default();
     params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign, rcgen::KeyUsagePurpose::CrlSign];
     params.distinguished_name = rcgen::DistinguishedName::new();
     params.distinguished_name.push(rcgen::DnType::CommonName, name);
     params

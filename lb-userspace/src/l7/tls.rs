@@ -17,11 +17,11 @@ use rustls::sign::CertifiedKey;
 use rustls::{ServerConfig, SupportedProtocolVersion};
 
 use super::Error;
-use super::client_auth::Authority;
+use super::client_auth::{Authority, Unusable};
 use super::tickets::{Scope, TicketKeys, Ticketer, Tickets};
 use crate::model::l7::{
     Certificate, Cipher, CipherOrder, Ciphers, ClientAuth, Group, HostMatch, L7, Resumption, Server,
-    TlsPolicy, TlsVersions, UnknownName,
+    TlsPolicy, TlsVersions, Trust, UnknownName,
 };
 
 /// Name ingress-nginx's own stand-in certificate carries; scripts look for it.
@@ -103,6 +103,7 @@ impl Tls {
         let certificates = Arc::new(self.certificates(l7, &before.certificates));
         let policy = &l7.edge.tls;
         let mut maker = Maker::new(policy, &self.tickets, &certificates, before.sessions.clone());
+        maker.before = Some(&before);
         let base = maker.config(&policy.ciphers, None).unwrap_or_else(|error| {
             tracing::error!(%error, "tls settings refused by the tls library; those of before stay");
             Arc::clone(&before.base)
@@ -146,6 +147,16 @@ impl Tls {
 }
 
 impl Published {
+    /// The authority that a host has here.
+    fn authority(&self, host: &HostMatch) -> Option<&Arc<Authority>> {
+        let own = match host {
+            HostMatch::Exact(name) => self.exact.get(name)?,
+            HostMatch::Wildcard(suffix) => self.wildcard.get(suffix)?,
+            HostMatch::Any => &self.any,
+        };
+        own.as_ref()?.authority.as_ref()
+    }
+
     /// Exact name, then a wildcard one label deep, then the default: as requests find their host.
     pub(super) fn offer(&self, name: Option<&str>) -> Offer {
         let known = name.and_then(|name| {
@@ -172,6 +183,8 @@ struct Maker<'p> {
     policy: &'p TlsPolicy,
     tickets: &'p Arc<Tickets>,
     certificates: &'p Arc<BySni>,
+    /// The snapshot before, whose authorities need not be parsed again.
+    before: Option<&'p Published>,
     /// Of the snapshot before, so that its sessions can still be resumed.
     sessions: Sessions,
     used: Sessions,
@@ -184,7 +197,7 @@ impl<'p> Maker<'p> {
         certificates: &'p Arc<BySni>,
         sessions: Sessions,
     ) -> Self {
-        Self { policy, tickets, certificates, sessions, used: Sessions::new() }
+        Self { policy, tickets, certificates, before: None, sessions, used: Sessions::new() }
     }
 
     /// `None`: the host offers what all do.
@@ -201,9 +214,8 @@ impl<'p> Maker<'p> {
             // Without an authority of its own every request of the host is answered 421: closed.
             tracing::warn!(%host, %error, "tls settings of a host refused by the tls library");
         };
-        let authority = match trust.map(|trust| Authority::new(host, trust, &provider(self.policy, ciphers)))
-        {
-            Some(Ok(authority)) => Some(Arc::new(authority)),
+        let authority = match trust.map(|trust| self.authority(host, trust, ciphers)) {
+            Some(Ok(authority)) => Some(authority),
             Some(Err(error)) => {
                 failed(&error);
                 return None;
@@ -212,6 +224,20 @@ impl<'p> Maker<'p> {
         };
         let config = self.config(ciphers, authority.as_ref()).map_err(|error| failed(&error)).ok()?;
         Some(Own { config, authority })
+    }
+
+    /// As it was before, if nothing about it has changed.
+    fn authority(
+        &self,
+        host: &HostMatch,
+        trust: &Trust,
+        ciphers: &Ciphers,
+    ) -> Result<Arc<Authority>, Unusable> {
+        let known = self.before.and_then(|before| before.authority(host));
+        match known.filter(|known| known.trust == *trust) {
+            Some(known) => Ok(Arc::clone(known)),
+            None => Authority::new(host, trust, &provider(self.policy, ciphers)).map(Arc::new),
+        }
     }
 
     fn config(
