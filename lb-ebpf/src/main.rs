@@ -189,9 +189,15 @@ pub fn onward<F: Family>(
         return Verdict::Punted.into();
     }
     let record = Record::read(&tables.records(), vip.record());
-    let known = Known { arrived: *arrived, vip: vip.record(), record };
+    // Read again where it is handed on: all of it kept until then would not fit the stack, of which
+    // a packet has 512 bytes in all.
+    let known = || Known {
+        arrived: *arrived,
+        vip: vip.record(),
+        record: Record::read(&tables.records(), vip.record()),
+    };
     if record.rules.any(Rules::TRANSLATED) {
-        return carry_on::<F>(ctx, packet, &known, Verdict::Corrupt, 0, Program::Translate);
+        return carry_on::<F>(ctx, packet, &known(), Verdict::Corrupt, 0, Program::Translate);
     }
 
     let key = config::hash_key(&tables.config());
@@ -203,7 +209,7 @@ pub fn onward<F: Family>(
     let choice = steer::choose(tables, vip.record(), &record, hashes, kind);
     if choice.backend.0 == 0 {
         let program = if record.rules.any(Rules::REJECT) { Some(Program::Refuse) } else { None };
-        return refuse::<F>(ctx, packet, &known, Verdict::NoBackend, 0, program);
+        return refuse::<F>(ctx, packet, &known(), Verdict::NoBackend, 0, program);
     }
     let length = F::length(head);
     let Some(tables) = &maps::tables() else { return Verdict::Corrupt.into() };
@@ -219,7 +225,7 @@ pub fn onward<F: Family>(
             outcome
         }
         Err((Verdict::TooBig, mtu)) => {
-            refuse::<F>(ctx, packet, &known, Verdict::TooBig, mtu, Some(Program::Refuse))
+            refuse::<F>(ctx, packet, &known(), Verdict::TooBig, mtu, Some(Program::Refuse))
         }
         Err((verdict, _)) => verdict.into(),
     }
