@@ -105,7 +105,7 @@ pub struct Head {
     /// The flow as it came, before anything was translated or wrapped; protocol 0 where the packet
     /// could not be read.
     pub flow: Flow,
-    /// Interface it came in by.
+    /// Interface it came in by, or left by if it was translated there.
     pub ifindex: u32,
     /// Bytes of the whole frame as it left.
     pub length: u32,

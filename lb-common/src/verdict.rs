@@ -23,6 +23,8 @@ pub enum Verdict {
     Punted,
     /// Passed to the stack with the destination translated to a backend on this host.
     ForwardedLocal,
+    /// The answer of a backend on this host, or an ICMP error of it, translated back where it left (tc).
+    RepliedLocal,
     /// Sent to a backend, addresses untouched.
     ForwardedL2,
     /// Sent to a backend within IP.
@@ -109,7 +111,7 @@ pub enum Action {
 
 impl Verdict {
     /// Every verdict, in the order of its number.
-    pub const ALL: [Self; 43] = [
+    pub const ALL: [Self; 44] = [
         Self::NotOurs,
         Self::OtherMac,
         Self::Node,
@@ -118,6 +120,7 @@ impl Verdict {
         Self::Ttl,
         Self::Punted,
         Self::ForwardedLocal,
+        Self::RepliedLocal,
         Self::ForwardedL2,
         Self::ForwardedIpip,
         Self::ForwardedTunnel,
@@ -166,6 +169,7 @@ impl Verdict {
             Self::Ttl => "ttl",
             Self::Punted => "punted",
             Self::ForwardedLocal => "forwarded-local",
+            Self::RepliedLocal => "replied-local",
             Self::ForwardedL2 => "forwarded-l2",
             Self::ForwardedIpip => "forwarded-ipip",
             Self::ForwardedTunnel => "forwarded-tunnel",
@@ -235,21 +239,12 @@ pub enum Event {
     Fib,
     /// The MSS option of a SYN-ACK was lowered.
     MssClamped,
-    /// The answer of a backend on this host was translated back where it left.
-    RepliedLocal,
 }
 
 impl Event {
     /// Every event.
-    pub const ALL: [Self; 7] = [
-        Self::Remembered,
-        Self::Forgot,
-        Self::FlowHit,
-        Self::Kept,
-        Self::Fib,
-        Self::MssClamped,
-        Self::RepliedLocal,
-    ];
+    pub const ALL: [Self; 6] =
+        [Self::Remembered, Self::Forgot, Self::FlowHit, Self::Kept, Self::Fib, Self::MssClamped];
 
     /// Kebab-case name: the label value in metrics.
     pub const fn as_str(self) -> &'static str {
@@ -260,7 +255,6 @@ impl Event {
             Self::Kept => "flows-kept",
             Self::Fib => "fib-lookups",
             Self::MssClamped => "mss-clamped",
-            Self::RepliedLocal => "local-replies",
         }
     }
 }

@@ -7,10 +7,10 @@ use aya_ebpf::{
     bindings::xdp_action,
     helpers::{
         bpf_ktime_get_ns,
-        generated::{bpf_xdp_get_buff_len, bpf_xdp_load_bytes},
+        generated::{bpf_skb_load_bytes, bpf_xdp_get_buff_len, bpf_xdp_load_bytes},
     },
     macros::xdp,
-    programs::XdpContext,
+    programs::{TcContext, XdpContext},
 };
 use lb_common::{
     Addr, Flow, TCP, UDP, Verdict,
@@ -62,8 +62,66 @@ pub fn penstock_capture(ctx: XdpContext) -> u32 {
     handover.action as u32
 }
 
+/// Shows a packet that leaves. (A tail call leads to programs of the same kind alone.)
+#[inline(never)]
+pub fn show_out(ctx: &TcContext, verdict: Verdict) {
+    let Some(tables) = maps::tables() else { return };
+    if config::capturing(&tables.config()) {
+        let action = xdp_action::XDP_PASS as u8;
+        let _ = capture(ctx, Handover { verdict: verdict as u8, action, carried: 0, padding: 0 });
+    }
+}
+
+/// A packet on its way in or out.
+trait Frame {
+    /// Bytes of it.
+    fn bytes(&self) -> u64;
+    /// Copies so many of them.
+    fn load(&self, to: &mut [u8; SNAP], bytes: u32) -> bool;
+    /// Interface that it came by, or goes by.
+    fn ifindex(&self) -> u32;
+}
+
+impl Frame for XdpContext {
+    #[inline(always)]
+    fn bytes(&self) -> u64 {
+        // SAFETY: this is the program's own context.
+        unsafe { bpf_xdp_get_buff_len(self.ctx) }
+    }
+
+    #[inline(always)]
+    fn load(&self, to: &mut [u8; SNAP], bytes: u32) -> bool {
+        // SAFETY: as above; the buffer has SNAP bytes, and the verifier proves that `bytes` is no more.
+        unsafe { bpf_xdp_load_bytes(self.ctx, 0, to.as_mut_ptr().cast(), bytes) == 0 }
+    }
+
+    #[inline(always)]
+    fn ifindex(&self) -> u32 {
+        self.ingress_ifindex() as u32
+    }
+}
+
+impl Frame for TcContext {
+    #[inline(always)]
+    fn bytes(&self) -> u64 {
+        self.len() as u64
+    }
+
+    #[inline(always)]
+    fn load(&self, to: &mut [u8; SNAP], bytes: u32) -> bool {
+        // SAFETY: as above.
+        unsafe { bpf_skb_load_bytes(self.skb.skb.cast(), 0, to.as_mut_ptr().cast(), bytes) == 0 }
+    }
+
+    #[inline(always)]
+    fn ifindex(&self) -> u32 {
+        // SAFETY: the verifier knows the context's fields.
+        unsafe { (*self.skb.skb).ifindex }
+    }
+}
+
 #[inline(always)]
-fn capture(ctx: &XdpContext, handover: Handover) -> Option<()> {
+fn capture(ctx: &impl Frame, handover: Handover) -> Option<()> {
     let filter = Filter::read(&maps::tables()?.config());
     if !filter.wants(handover.verdict) {
         return None;
@@ -71,12 +129,10 @@ fn capture(ctx: &XdpContext, handover: Handover) -> Option<()> {
     let (shot, state) = (maps::shot()?, maps::capture_state()?);
     // SAFETY: the value is this CPU's own, and XDP does not nest.
     let shot = unsafe { &mut *shot };
-    // SAFETY: `ctx` is the program's own context.
-    let length = unsafe { bpf_xdp_get_buff_len(ctx.ctx) };
+    let length = ctx.bytes();
     // The headers are read from the copy; what is shown of it is decided below.
     let loaded = bounded(length)?;
-    // SAFETY: the buffer has SNAP bytes.
-    if unsafe { bpf_xdp_load_bytes(ctx.ctx, 0, shot.bytes.as_mut_ptr().cast(), loaded as u32) } != 0 {
+    if !ctx.load(&mut shot.bytes, loaded as u32) {
         return None;
     }
     let at = l3(&shot.bytes);
@@ -106,7 +162,7 @@ fn capture(ctx: &XdpContext, handover: Handover) -> Option<()> {
 
     let shown = bounded(loaded.min(filter.snap as u64))?;
     shot.head.time_ns = now;
-    shot.head.ifindex = ctx.ingress_ifindex() as u32;
+    shot.head.ifindex = ctx.ifindex();
     shot.head.length = length as u32;
     shot.head.captured = shown as u16;
     shot.head.verdict = handover.verdict;

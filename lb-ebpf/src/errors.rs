@@ -3,12 +3,12 @@
 //! heard; on their way out they become errors of the VIP about what the client sent.
 
 use aya_ebpf::programs::TcContext;
-use lb_common::{Addr, Flow, TCP, UDP, csum::Delta, verdict::Event};
+use lb_common::{Addr, Flow, TCP, UDP, csum::Delta};
 
 use crate::{
     headers::{Behind, Part, penstock_chain_out},
     icmp::Message,
-    maps, out,
+    out,
     parse::{V4, V6},
 };
 
@@ -96,6 +96,5 @@ fn seen(ctx: &TcContext, l4: usize, src: Addr, dst: Addr, proto: u8) -> Option<S
         ctx.store(at, &after, 0).ok()?;
         message = message.word(csum as u32, after as u32);
     }
-    maps::counts()?.event(Event::RepliedLocal);
     Some(Seen { asked, message, addresses })
 }

@@ -14,7 +14,7 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use lb_common::{
-    Addr, Flow, TCP, UDP, config,
+    Addr, Flow, TCP, UDP, Verdict, config,
     csum::Delta,
     nat::{Reverse, state},
     tunnel,
@@ -22,7 +22,7 @@ use lb_common::{
 };
 
 use crate::{
-    errors, fragment,
+    capture, errors, fragment,
     headers::{Behind, Headers, Part, penstock_chain_out},
     maps,
     parse::{ETHERNET, ETHERTYPE_QINQ, ETHERTYPE_V4, ETHERTYPE_V6, ETHERTYPE_VLAN, V4, V6, tcp_flag},
@@ -43,7 +43,13 @@ const OPTIONS: usize = 6;
 /// on as before.
 #[classifier]
 pub fn penstock_out(ctx: TcContext) -> i32 {
-    let _ = answer(&ctx);
+    if answer(&ctx).is_some() {
+        // Interrupts that XDP runs in are held off while a packet leaves: this CPU's memory is still ours.
+        if let Some(row) = maps::counts() {
+            row.verdict(Verdict::RepliedLocal);
+        }
+        capture::show_out(&ctx, Verdict::RepliedLocal);
+    }
     TC_ACT_UNSPEC
 }
 
@@ -167,10 +173,6 @@ fn known(old: &Flow, flags: u8) -> Option<(Flow, u16)> {
     let after = before | crate::nat::state_of(flags);
     if entry.state != after {
         entry.state = after;
-    }
-    if let Some(row) = maps::counts() {
-        // Interrupts that XDP runs in are held off while a packet leaves: the row is still ours.
-        row.event(Event::RepliedLocal);
     }
     Some((entry.reply, lasting))
 }

@@ -245,3 +245,31 @@ fn a_packet_with_a_flow_that_cannot_be_read_has_none() {
     let expected = Flow { src: addr("198.51.100.7"), dst: addr("203.0.113.2"), ports: 0, proto: TCP.into() };
     assert_eq!(head.flow, expected);
 }
+
+#[test]
+fn the_answer_of_a_local_backend_is_shown_as_it_leaves() {
+    if !lb_tests::tier::require("prog", can_run_programs) {
+        return;
+    }
+    let vip = "203.0.113.1:53";
+    let mut engine = World::new().service(Udp, vip, Local, &["10.0.0.1:5353"]).load();
+    let asked = udp(CLIENT, vip);
+    engine.kernel.test_run("penstock", &asked.bytes(), 1).expect("the program runs");
+    let answer = Packet { src: "10.0.0.1:5353".parse().expect("address"), dst: asked.src, ..asked.clone() };
+    let expected = Packet { src: asked.dst, ..answer.clone() };
+    let stranger = Packet { dst: "198.51.100.8:1".parse().expect("address"), ..answer.clone() };
+    let only_vip = Filter { vip: Some((asked.dst.ip(), 53)), ..all() };
+    let mut ring = engine.start_capture(&wire(only_vip)).unwrap().expect("nobody else looks");
+
+    let left = engine.kernel.test_out(&answer.bytes()).expect("the program runs");
+    engine.kernel.test_out(&stranger.bytes()).expect("the program runs");
+
+    let (head, bytes) = ring.take().expect("one event");
+    assert_eq!(ring.take(), None);
+    engine.stop_capture();
+    assert_eq!((&left.packet, &bytes), (&expected.bytes(), &expected.bytes()));
+    assert_eq!((head.flow, head.ifindex), (flow(&expected), LOOPBACK));
+    assert_eq!(verdicts(&[(head, bytes)]), ["replied-local"]);
+    let counted = engine.verdicts().into_iter().find(|(verdict, _)| verdict.as_str() == "replied-local");
+    assert_eq!(counted, Some((Verdict::RepliedLocal, 1)));
+}
