@@ -1,10 +1,11 @@
 //! The program against thousands of random frames and flows.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use lb_tests::packet::{csums_are_right, tcp, udp};
 use lb_tests::shape::{fragments, tagged, with_extensions, with_options};
-use lb_tests::world::{World, backend, backend_mac, can_run_programs};
+use lb_tests::world::{World, backend, backend_mac, can_run_programs, pool_id};
 use penstock::datapath::engine::Engine;
 use penstock::datapath::want::{Backend, Place};
 use penstock::model::l4::{FiveTuple, ForwardingMode, Prefix, Protocol};
@@ -109,6 +110,113 @@ fn the_program_chooses_what_explain_says_on_ten_thousand_flows() {
     assert!(seen.len() >= 20, "every backend gets flows");
     let kept = engine.events().into_iter().find(|(event, _)| event.as_str() == "flows-kept");
     assert!(kept.is_some_and(|(_, times)| times > 100), "flows of contested slots stay: {kept:?}");
+}
+
+/// A VIP of every kind, with UDP as with TCP.
+const KINDS: [&str; 9] = [
+    "203.0.113.11:80",
+    "203.0.113.12:80",
+    "203.0.113.13:80",
+    "203.0.113.14:80",
+    "203.0.113.15:80",
+    "203.0.113.16:80",
+    "203.0.113.17:80",
+    "203.0.113.18:80",
+    "203.0.113.19:80",
+];
+
+/// In the order of [`KINDS`]: a mode each, then affinity, some sources only, nobody, nobody and told so.
+fn every_kind() -> World {
+    let backends: Vec<String> = (1..=20).map(|last| format!("10.0.0.{last}:80")).collect();
+    let backends: Vec<&str> = backends.iter().map(String::as_str).collect();
+    let modes = ForwardingMode::ALL.into_iter().chain([ForwardingMode::L2; 4]);
+    let mut world = World::new();
+    for protocol in [Protocol::Tcp, Protocol::Udp] {
+        for (number, (vip, mode)) in KINDS.into_iter().zip(modes.clone()).enumerate() {
+            world = world.service(protocol, vip, mode, if number < 7 { &backends } else { &[] });
+            if number == 8 {
+                world = world.rejecting(vip, protocol);
+            }
+            let id = pool_id(vip.parse().expect("address"), protocol);
+            let pool = world.want.pools.get_mut(&id).expect("just made");
+            pool.affinity = (number == 5).then_some(1_000);
+            if number == 6 {
+                let place =
+                    Place { addr: vip.parse::<SocketAddr>().expect("address").ip(), port: 80, protocol };
+                world
+                    .want
+                    .ranges
+                    .insert(place, [Prefix::new([198, 51, 100, 0].into(), 25).expect("a prefix")].into());
+            }
+        }
+    }
+    world
+}
+
+#[test]
+fn the_program_does_what_explain_says_with_every_kind_of_vip() {
+    if !lb_tests::tier::require("prog", can_run_programs) {
+        return;
+    }
+    let mut world = every_kind();
+    let mut engine = world.load();
+    let mut random = Random(SEED);
+    let mut seen: BTreeMap<String, u32> = BTreeMap::new();
+    for number in 0..10_000 {
+        if number % 2_500 == 2_499 {
+            // Slots are contested from here on, and some backends have another mode.
+            for vip in &KINDS[..7] {
+                for protocol in [Protocol::Tcp, Protocol::Udp] {
+                    let last = 21 + random.below(20) as u8;
+                    let modes = [ForwardingMode::Nat, ForwardingMode::L2, ForwardingMode::Ipip];
+                    let backends = world.backends_mut(vip, protocol);
+                    let mode = backends.values().next().expect("there are some").mode;
+                    let addr = SocketAddr::from(([10, 0, 0, last], 80));
+                    backends.insert(addr, Backend { mode, ..backend(addr.ip()) });
+                    for one in backends.values_mut().take(4) {
+                        one.mode = modes[random.below(3) as usize];
+                    }
+                }
+            }
+            assert_eq!(engine.apply(world.want.clone()), vec![]);
+        }
+        let dst: SocketAddr = KINDS[random.below(9) as usize].parse().expect("address");
+        let src = Ipv4Addr::from(0xc633_6400 | random.next() as u32 & 0xff);
+        let protocol = if random.below(2) == 0 { Protocol::Tcp } else { Protocol::Udp };
+        // Few ports: flows come again, and are remembered then.
+        let src = SocketAddr::new(src.into(), 1024 + random.below(20) as u16);
+        let flow = FiveTuple { protocol, src, dst };
+        let explained = engine.explain(flow).verdict;
+        let before = engine.verdicts();
+
+        let (_, out) = run(&mut engine, &frame(&flow));
+
+        let counted = before.iter().zip(engine.verdicts()).find(|(then, now)| then.1 != now.1);
+        let verdict = counted.map_or("", |(then, _)| then.0.as_str());
+        let case = format!("seed {SEED:#x}, flow {number}: {flow}, explained: {explained}");
+        assert_eq!(explained.split([' ', ':']).next(), Some(verdict), "{case}");
+        *seen.entry(verdict.to_owned()).or_default() += 1;
+        let to = match verdict {
+            "forwarded-local" => out[33],
+            sent if sent.starts_with("forwarded") => out[5],
+            _ => continue,
+        };
+        assert!(explained.ends_with(&format!(" to 10.0.0.{to}:80")), "{case}, went to {to}");
+    }
+    let all = [
+        "forwarded-ipip",
+        "forwarded-l2",
+        "forwarded-local",
+        "forwarded-nat",
+        "forwarded-tunnel",
+        "no-backend",
+        "source-range",
+        "told-reset",
+        "told-unreachable",
+    ];
+    let missing: Vec<_> =
+        all.into_iter().filter(|verdict| seen.get(*verdict).is_none_or(|n| *n < 100)).collect();
+    assert!(missing.is_empty(), "{missing:?} of {seen:?}");
 }
 
 #[test]

@@ -1,14 +1,16 @@
-//! Just enough state: the program against the model in user space on the same random histories, and
-//! tables that are switched while packets run.
+//! Just enough state: the program against the model in user space on the same random histories, with
+//! translated flows and changes of mode among them, and tables that are switched while packets run.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use lb_common::nat::Timeouts;
 use lb_common::steer::{Kind, Memory};
-use lb_common::{Descriptor, Flow, HashKey, Record, TCP, UDP, wire_port};
+use lb_common::{Backend, BackendId, Descriptor, Flow, HashKey, Mode, Record, TCP, UDP, backend, wire_port};
 use lb_tests::packet::{ACK, Packet, SYN, tcp, udp};
 use lb_tests::shape::tagged;
-use lb_tests::world::{CONFIG, KEY, World, backend, backend_mac, can_run_programs, pool_id};
+use lb_tests::world::{self, CONFIG, KEY, World, backend_mac, can_run_programs, pool_id};
 use penstock::datapath::engine::{self, Config, Engine};
 use penstock::datapath::memory::Totals;
 use penstock::datapath::plan::Op;
@@ -21,6 +23,10 @@ const RST: u8 = 4;
 const GRACE: u16 = 5;
 const FLOW_BITS: u8 = 11;
 const BACKENDS: u64 = 14;
+const MODES: [ForwardingMode; 3] = [ForwardingMode::L2, ForwardingMode::Ipip, ForwardingMode::Nat];
+/// Translations are kept: the model knows no time of theirs.
+const NEVER: Timeouts =
+    Timeouts { tcp_open: u32::MAX, tcp_transitory: u32::MAX, udp: u32::MAX, udp_transitory: u32::MAX };
 
 /// xorshift64*; the seed stands in every failure.
 struct Random(u64);
@@ -38,6 +44,8 @@ impl Random {
 struct Both {
     engine: Engine,
     model: Rehearsal,
+    /// Which backend each translated flow has, by ports and protocol, and in which of its lives.
+    translated: BTreeMap<(u32, u32), (BackendId, u16)>,
     world: World,
     random: Random,
     seed: u64,
@@ -45,14 +53,15 @@ struct Both {
 
 impl Both {
     fn new(seed: u64) -> Self {
-        let mode = if seed.is_multiple_of(2) { ForwardingMode::L2 } else { ForwardingMode::Ipip };
+        let mode = MODES[seed as usize % MODES.len()];
         let first = ["10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80"];
         let world =
             World::new().service(Protocol::Tcp, VIP, mode, &first).service(Protocol::Udp, VIP, mode, &first);
         let config = Config { grace: GRACE, flow_bits: FLOW_BITS, ..CONFIG };
         let engine = Engine::load(config).expect("the program loads");
         let model = Rehearsal::new(HashKey::expand(KEY), FLOW_BITS, GRACE);
-        let mut both = Self { engine, model, world, random: Random(seed * 2 + 1), seed };
+        let mut both =
+            Self { engine, model, translated: BTreeMap::new(), world, random: Random(seed * 2 + 1), seed };
         both.apply();
         both
     }
@@ -69,12 +78,12 @@ impl Both {
             let addr = SocketAddr::from(([10, 0, 0, 1 + self.random.below(BACKENDS) as u8], 80));
             let (what, weight) = (self.random.below(8), 1 + self.random.below(3) as u16);
             let backends = self.world.backends_mut(VIP, protocol);
-            let mode = backends.values().next().map_or(ForwardingMode::L2, |backend| backend.mode);
+            let mode = MODES[self.random.below(MODES.len() as u64) as usize];
             let draining = what < 2;
             match what {
                 2..4 if backends.len() > 1 => drop(backends.remove(&addr)),
                 _ => {
-                    let whole = backend(addr.ip());
+                    let whole = world::backend(addr.ip());
                     backends
                         .insert(addr, penstock::datapath::want::Backend { mode, weight, draining, ..whole });
                 }
@@ -87,8 +96,36 @@ impl Both {
         // Nothing has been silent yet, or everything has.
         let later = if self.random.below(3) == 0 { 200 } else { 0 };
         let now = engine::now() + later;
+        self.engine.sweep_at(now, &NEVER).expect("swept");
         self.engine.settle_at(now);
-        self.model.settle(now);
+        let named: BTreeSet<BackendId> = self.translated.values().map(|(id, _)| *id).collect();
+        self.model.settle_beside(now, &named);
+    }
+
+    /// What the model says of a packet: a flow that is translated keeps its backend while that lives.
+    fn expected(&mut self, flow: &Flow, kind: Kind) -> Option<Backend> {
+        if let Some((id, generation)) = self.translated.get(&(flow.ports, flow.proto)).copied() {
+            match self.backend(id).filter(|backend| backend.generation == generation) {
+                Some(backend) => return Some(backend),
+                None => drop(self.translated.remove(&(flow.ports, flow.proto))),
+            }
+        }
+        let choice = self.model.send(flow, kind, engine::now()).expect("the VIP is there");
+        let backend = self.backend(choice.backend)?;
+        if backend.mode.is_translated() {
+            // A reset ends a flow and begins none.
+            if kind == Kind::Reset {
+                return None;
+            }
+            self.translated.insert((flow.ports, flow.proto), (choice.backend, backend.generation));
+        }
+        Some(backend)
+    }
+
+    /// A living backend of the model.
+    fn backend(&self, id: BackendId) -> Option<Backend> {
+        let (lines, line) = (&self.model.tables().backends, backend::line(id));
+        Backend::from_words(&[lines.line(line), lines.line(line + 1)])
     }
 
     /// The same packet for both: the same backend.
@@ -110,17 +147,26 @@ impl Both {
             2..5 => (Kind::Segment, flow(TCP), lb_tests::packet::Packet { flags: ACK, ..tcp(&src, VIP) }),
             _ => (Kind::Datagram, flow(UDP), udp(&src, VIP)),
         };
-        let choice = self.model.send(&flow, kind, engine::now()).expect("the VIP is there");
-        let expected = self.model.book().backend_of(choice.backend).map(|(_, addr)| addr);
+        let expected = self.expected(&flow, kind);
 
         let run = self.engine.kernel.test_run("penstock", &frame.bytes(), 1).expect("the program runs");
 
         let sent = matches!(run.action, 3 | 4).then(|| run.packet[..6].to_vec());
-        let expected_mac = expected.map(|addr| match addr {
-            SocketAddr::V4(v4) => backend_mac(v4.ip().octets()[3]).0.to_vec(),
-            SocketAddr::V6(_) => Vec::new(),
-        });
-        assert_eq!(sent, expected_mac, "seed {}: {kind:?} of {src}: {choice:?} {expected:?}", self.seed);
+        let expected_mac = expected.map(|backend| backend_mac(last_byte(backend.addr)).0.to_vec());
+        assert_eq!(sent, expected_mac, "seed {}: {kind:?} of {src}: {expected:?}", self.seed);
+        if let Some(backend) = expected {
+            let protocol = run.packet[23];
+            let (is_ipip, is_nat) = (protocol == 4, run.packet[26..30] == [10, 0, 0, 254] && protocol != 4);
+            let told = (backend.mode == Mode::Ipip, backend.mode == Mode::Nat);
+            assert_eq!((is_ipip, is_nat), told, "seed {}: {kind:?} of {src}: {expected:?}", self.seed);
+        }
+    }
+}
+
+fn last_byte(addr: lb_common::Addr) -> u8 {
+    match std::net::IpAddr::from(addr) {
+        std::net::IpAddr::V4(v4) => v4.octets()[3],
+        std::net::IpAddr::V6(v6) => v6.octets()[15],
     }
 }
 
@@ -143,6 +189,7 @@ fn the_program_and_the_model_choose_the_same_backend_through_random_histories() 
         }
         let (used, _) = both.engine.flow_table_use();
         assert_eq!(used, both.model.remembered(), "seed {seed}: flows remembered");
+        assert!(both.translated.len() > 20, "seed {seed}: flows are translated");
     }
 }
 

@@ -43,6 +43,18 @@ impl Agent {
         dir: &Path,
         more: &[&str],
     ) -> Result<Self> {
+        Self::start_binary(&binary()?, lab, host, interfaces, dir, more)
+    }
+
+    /// The same of another build.
+    pub fn start_binary(
+        binary: &Path,
+        lab: &Lab,
+        host: &Host,
+        interfaces: &[&str],
+        dir: &Path,
+        more: &[&str],
+    ) -> Result<Self> {
         let manifests = dir.join("manifests");
         std::fs::create_dir_all(&manifests)?;
         let log = dir.join("penstock.log");
@@ -51,7 +63,7 @@ impl Agent {
         args.extend([manifests.clone().into(), "--run-dir".into(), dir.join("run").into()]);
         args.extend(interfaces.iter().map(|interface| OsString::from(format!("--interface={interface}"))));
         args.extend(more.iter().map(OsString::from));
-        let mut command = host.command(binary()?);
+        let mut command = host.command(binary);
         command.args(&args);
         let pid = lab.start(command, &log)?;
         let agent = Self { host: host.clone(), pid, manifests, log, args };

@@ -195,6 +195,130 @@ fn a_killed_agent_and_its_successors_break_no_flow_and_lose_no_packet() {
     stream.assert_nothing_was_lost();
 }
 
+/// Tag of the program on the edge's interface: what its instructions are.
+fn tag(rig: &Rig) -> String {
+    let link = rig.edge.run("ip link show dev eth0").unwrap();
+    let mut words = link.split_whitespace().skip_while(|word| *word != "tag");
+    words.nth(1).unwrap_or_default().to_owned()
+}
+
+/// A copy of the agent whose kernel programs are others that do the same: in each, a comparison
+/// stands the other way around.
+fn another_build(rig: &Rig) -> PathBuf {
+    let mut bytes = std::fs::read(binary().unwrap()).unwrap();
+    // An ELF file for the machine BPF, aligned as its reader wants it.
+    let mut starts = (0..bytes.len()).step_by(8).filter(|at| bytes[*at..].starts_with(b"\x7fELF\x02\x01"));
+    let is_object = |at: &usize| bytes.get(at + 18..at + 20) == Some(&[0xf7, 0]);
+    let object = starts.find(is_object).expect("the agent holds the kernel object");
+    let word = |at: usize, size: usize| -> usize {
+        let part = &bytes[object + at..object + at + size];
+        part.iter().rev().fold(0, |word, byte| word << 8 | usize::from(*byte))
+    };
+    let (headers, size, count) = (word(0x28, 8), word(0x3a, 2), word(0x3c, 2));
+    // SHT_PROGBITS with SHF_EXECINSTR: instructions of eight bytes.
+    let sections = (0..count).map(|number| headers + number * size);
+    let code = sections.filter(|at| word(at + 4, 4) == 1 && word(at + 8, 8) & 4 != 0);
+    let code: Vec<(usize, usize)> = code.map(|at| (object + word(at + 24, 8), word(at + 32, 8))).collect();
+    let mut turned = 0;
+    for (start, length) in code {
+        let mut instructions = bytes[start..start + length].chunks_exact_mut(8);
+        // `if a > b` becomes `if b < a`.
+        if let Some(greater) = instructions.find(|bytes| bytes[0] == 0x2d) {
+            greater[0] = 0xad;
+            greater[1] = greater[1].rotate_left(4);
+            turned += 1;
+        }
+    }
+    assert!(turned > 0, "no comparison was found");
+    let path = rig.lab.scratch().join("penstock-other");
+    std::fs::write(&path, bytes).unwrap();
+    std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    path
+}
+
+#[test]
+fn an_upgrade_to_another_program_breaks_no_flow_and_loses_no_packet() {
+    let Some(mut rig) = rig() else { return };
+    let other = another_build(&rig);
+    let mut flows = flows(&rig);
+    let stream = Stream::start(&rig);
+    let before = tag(&rig);
+    assert!(!before.is_empty());
+
+    rig.lab.stop(rig.agent.pid()).unwrap();
+    let dir = rig.lab.scratch().to_owned();
+    rig.agent = Agent::start_binary(&other, &rig.lab, &rig.edge, &["eth0"], &dir, &[]).unwrap();
+
+    assert_eq!(tables(&rig.agent)["adopted"], true, "{}", rig.agent.log());
+    let after = tag(&rig);
+    assert_ne!(after, before, "it is another program");
+    all_echo(&mut flows, "after the upgrade");
+    let mut new = self::flows(&rig);
+    // And back, as after an upgrade that was a mistake.
+    rig.lab.kill(rig.agent.pid()).unwrap();
+    next(&mut rig, &[]);
+    assert_eq!(tag(&rig), before);
+    all_echo(&mut flows, "after the downgrade");
+    all_echo(&mut new, "begun with the other program");
+    stream.assert_nothing_was_lost();
+}
+
+#[test]
+fn another_snat_range_waits_until_the_flows_of_the_first_are_over() {
+    let Some(mut rig) = rig() else { return };
+    let mut flows = flows(&rig);
+
+    rig.lab.stop(rig.agent.pid()).unwrap();
+    next(&mut rig, &["--nat-ports", "50000-50999"]);
+
+    let told = status(&rig.agent)["problems"].to_string();
+    assert!(told.contains("--nat-ports 50000-50999 waits"), "{told}");
+    all_echo(&mut flows, "with another range wished for");
+}
+
+#[test]
+fn what_cannot_be_read_at_a_restart_is_not_wished_away() {
+    let Some(mut rig) = rig() else { return };
+    let mut flows = flows(&rig);
+    // The Services of one mode, half of the endpoints of the other: all in files that cannot be read.
+    let whole = services(&[1, 2, 3]);
+    let documents: Vec<&str> = whole.split("---\n").collect();
+    let (broken, good): (Vec<&str>, Vec<&str>) =
+        documents.iter().partition(|text| text.contains("name: nat-") || text.contains("name: l2-tcp-1"));
+    let slip = broken.join("---\n").replace("apiVersion", "apiVersion: [");
+    rig.lab.stop(rig.agent.pid()).unwrap();
+    rig.agent.apply("services.yaml", &good.join("---\n")).unwrap();
+    rig.agent.apply("broken.yaml", &slip).unwrap();
+
+    next(&mut rig, &[]);
+
+    assert_eq!(tables(&rig.agent)["adopted"], true, "{}", rig.agent.log());
+    let told = status(&rig.agent)["problems"].to_string();
+    assert!(told.contains("held-in-force"), "{told}");
+    all_echo(&mut flows, "while nobody knows better");
+    let mut new = self::flows(&rig);
+
+    // It can be read again, and asks for the same.
+    rig.agent.apply("broken.yaml", &broken.join("---\n")).unwrap();
+    let known = || {
+        let told = status(&rig.agent)["problems"].to_string();
+        (!told.contains("held-in-force")).then_some(())
+    };
+    assert!(eventually(DEADLINE, known).is_some(), "{}", rig.agent.log());
+    all_echo(&mut flows, "with the truth known");
+    all_echo(&mut new, "begun meanwhile");
+    let pools = status(&rig.agent)["datapath"]["pools"].to_string();
+    assert!(pools.contains("nat-tcp") && !pools.contains("adopted pool"), "{pools}");
+
+    // And what is then wished for no more goes.
+    rig.agent.apply("broken.yaml", "").unwrap();
+    let gone = || {
+        let vips = status(&rig.agent)["datapath"]["vips"].to_string();
+        (!vips.contains(NAT)).then_some(())
+    };
+    assert!(eventually(DEADLINE, gone).is_some(), "{}", rig.agent.log());
+}
+
 #[test]
 fn a_successor_that_finds_other_backends_breaks_only_the_flows_of_those_that_are_gone() {
     let Some(mut rig) = rig() else { return };

@@ -232,6 +232,8 @@ struct Desired {
 pub(crate) struct State {
     pub(crate) snapshot: Snapshot,
     pub(crate) problems: Vec<Problem>,
+    /// Objects of which an earlier version is in force.
+    pub(crate) kept: Vec<manifests::Kept>,
     /// How many translations there were.
     pub(crate) generation: u64,
     /// When this one was made.
@@ -289,7 +291,8 @@ impl State {
         let mut problems: Vec<Problem> = loaded.problems.iter().cloned().chain(problems).collect();
         problems.sort();
         problems.dedup();
-        Self { snapshot, problems, generation, at: std::time::SystemTime::now() }
+        let kept = loaded.kept.clone();
+        Self { snapshot, problems, kept, generation, at: std::time::SystemTime::now() }
     }
 
     /// One line for the change and one for each problem that is new; the rest stands in `status`.

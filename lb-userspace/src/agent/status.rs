@@ -28,6 +28,7 @@ pub(super) struct Status {
     routes: Vec<Route>,
     upstreams: Vec<UpstreamStatus>,
     certificates: Vec<CertificateStatus>,
+    last_good: Vec<LastGood>,
     problems: Vec<ProblemStatus>,
 }
 
@@ -58,6 +59,13 @@ struct CertificateStatus {
     host: String,
     secret: String,
     expires_in_days: i64,
+}
+
+/// An object whose newest version cannot be used: an earlier one is in force.
+#[derive(Debug, Serialize)]
+struct LastGood {
+    object: String,
+    since_seconds: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -110,6 +118,14 @@ impl Status {
                 })
                 .collect(),
             certificates: certificates(l7),
+            last_good: state
+                .kept
+                .iter()
+                .map(|kept| LastGood {
+                    object: kept.object.to_string(),
+                    since_seconds: kept.since.elapsed().unwrap_or_default().as_secs(),
+                })
+                .collect(),
             problems: state.problems.iter().chain(&extra_problems).map(ProblemStatus::new).collect(),
         }
     }
@@ -212,6 +228,9 @@ impl Display for Status {
             .iter()
             .map(|c| vec![c.host.clone(), c.secret.clone(), format!("{} days", c.expires_in_days)]);
         section(f, "certificates", &["host", "secret", "expires in"], certificates)?;
+        let kept = self.last_good.iter();
+        let kept = kept.map(|kept| vec![kept.object.clone(), format!("{} s ago", kept.since_seconds)]);
+        section(f, "last good versions in force", &["object", "since"], kept)?;
         self.fmt_problems(f)
     }
 }

@@ -29,6 +29,13 @@ impl Choice {
         }
     }
 
+    /// Goes on with an interface that an agent before us had chosen.
+    pub(super) fn keep(&mut self, name: String) {
+        if let Self::Default(names) = self {
+            names.insert(name);
+        }
+    }
+
     /// Whether it was named without a pattern: that it cannot be used is the operator's error.
     pub(super) fn insists_on(&self, name: &str) -> bool {
         matches!(self, Self::Named(names) if names.iter().any(|named| named == name))

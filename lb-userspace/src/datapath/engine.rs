@@ -1,6 +1,7 @@
 //! Kernel, tables and book together: takes a [`Want`] to the kernel and reads back what happened.
 //! No network, no runtime: the worker drives it, tests and benchmarks use it directly.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
@@ -12,6 +13,7 @@ use lb_common::{BackendId, HashKey, Record, Verdict, backend, flows, lease};
 
 use super::Error;
 use super::explain;
+use super::held::Held;
 use super::kernel::{Kernel, Loaded, Ring};
 use super::memory::{Counters, Tables};
 use super::mmap;
@@ -37,6 +39,8 @@ pub struct Engine {
     settings: Settings,
     /// Counters of a backend when it took its id over from another.
     since: BTreeMap<BackendId, (u16, Totals)>,
+    /// What backends got that left, by the tag of their pool: what a VIP got never becomes less.
+    left: BTreeMap<u16, Totals>,
     /// Counters of a VIP when it took its record over from another.
     vip_since: BTreeMap<u16, Totals>,
     /// Source ranges by set, to remove them again.
@@ -50,7 +54,12 @@ pub struct Engine {
     start: Start,
     /// When translations were last swept, and which backends they name.
     translated: Option<(u32, BTreeSet<BackendId>)>,
+    /// What was counted in the flow table, and when.
+    flow_use: Cell<Option<(u32, (usize, usize))>>,
 }
+
+/// Units of the clock that a count of the flow table's entries serves.
+const FLOW_USE_LASTS: u32 = 5;
 
 /// What the tables are before the first wish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -119,7 +128,7 @@ impl Engine {
         let mut ranges = BTreeMap::new();
         if inherited {
             ranges = kernel.all_ranges()?;
-            told.extend(keep_in_force(&mut settings, &tables));
+            told.extend(keep_in_force(&mut settings, &tables, kernel.any_translated()));
             tables.purge_flows_of_nobody();
             tables.end_all_leases();
         }
@@ -132,6 +141,7 @@ impl Engine {
             want: Want::default(),
             settings,
             since: BTreeMap::new(),
+            left: BTreeMap::new(),
             vip_since: BTreeMap::new(),
             ranges,
             beginning: Some(if inherited { Beginning::Inherited } else { Beginning::Empty }),
@@ -139,6 +149,7 @@ impl Engine {
             forgot: (0, None),
             translated: None,
             is_over: false,
+            flow_use: Cell::new(None),
         })
     }
 
@@ -153,6 +164,7 @@ impl Engine {
         if beginning == Some(Beginning::Inherited) {
             self.adopt(&want, now);
         }
+        self.book.name_adopted(&want);
         self.book.keep_lost(&mut want);
         let plan = self.book.plan(&want, now);
         let (vips, steps) = (want.vips.len(), plan.ops.len());
@@ -188,6 +200,16 @@ impl Engine {
         let plan = self.book.reroute(moved, ways);
         tracing::debug!(steps = plan.ops.len(), "next hops changed");
         let _ = self.carry_out(plan);
+    }
+
+    /// What an agent before us left in force beyond `want`; nothing once a wish was carried out.
+    pub fn left_over(&self, want: &Want) -> Held {
+        match self.beginning {
+            Some(Beginning::Inherited) => {
+                Book::adopt(&self.tables, &self.ranges, want, now()).left_over(want)
+            }
+            Some(Beginning::Empty) | None => Held::default(),
+        }
     }
 
     /// Reads back what is in force.
@@ -266,12 +288,22 @@ impl Engine {
                         self.since.insert(*id, (generation, self.counters.backend(*id)));
                     }
                 }
+                Op::Forget(id) => {
+                    let tag = backend::pool_tag(&self.tables.backends, *id);
+                    let since = self.since.get(id).map(|(_, totals)| *totals).unwrap_or_default();
+                    *self.left.entry(tag).or_default() += self.counters.backend(*id).since(since);
+                }
                 Op::Record(index, _) => drop(self.vip_since.insert(*index, self.counters.vip(*index))),
                 _ => {}
             }
             op.apply(&self.tables, &mut beside);
         }
         problems.append(&mut beside.problems);
+        if !self.left.is_empty() {
+            // A tag that is given away again begins at nothing.
+            let tags: BTreeSet<u16> = self.book.tags_in_use().collect();
+            self.left.retain(|tag, _| tags.contains(tag));
+        }
         problems
     }
 
@@ -335,7 +367,14 @@ impl Engine {
     /// Where a flow goes and why.
     pub fn explain(&self, flow: FiveTuple) -> Explanation {
         let translated = |hash| self.kernel.translated(hash);
-        explain::explain(&self.tables, &self.book, &self.want, flow, now(), translated)
+        let known = explain::Known {
+            tables: &self.tables,
+            ranges: &self.ranges,
+            book: &self.book,
+            want: &self.want,
+            now: now(),
+        };
+        explain::explain(known, flow, translated)
     }
 
     /// Slots of a pool's table, and how many of them have not settled.
@@ -365,7 +404,7 @@ impl Engine {
             return self.counters.vip(index).since(since);
         }
         // The only VIP of its pool: what its backends got.
-        let mut totals = Totals::default();
+        let mut totals = self.left.get(&record.rules.pool_tag()).copied().unwrap_or_default();
         self.totals(pool).into_values().for_each(|one| totals += one);
         totals
     }
@@ -381,10 +420,30 @@ impl Engine {
         Event::ALL.into_iter().map(|event| (event, self.counters.event(event))).collect()
     }
 
+    /// [`Engine::flow_table_use`] as it was a few seconds ago at most: the table may have a million
+    /// entries, and packets want them in their cache.
+    pub fn flow_table_use_lately(&self) -> (usize, usize) {
+        let now = now();
+        match self.flow_use.get() {
+            Some((then, used)) if now.wrapping_sub(then) < FLOW_USE_LASTS => used,
+            _ => {
+                let used = self.flow_table_use();
+                self.flow_use.set(Some((now, used)));
+                used
+            }
+        }
+    }
+
     /// Remembered flows, and how many there may be.
     pub fn flow_table_use(&self) -> (usize, usize) {
         let used = self.tables.flow_words().filter(|word| *word != 0).count();
         (used, 1 << self.settings.flow_bits)
+    }
+
+    /// First and last port of the SNAT range in force.
+    pub fn nat_ports(&self) -> (u16, u16) {
+        let Settings { nat_first, nat_count, .. } = self.settings;
+        (nat_first, nat_first.saturating_add(nat_count.saturating_sub(1)))
     }
 
     /// The key in force.
@@ -394,9 +453,31 @@ impl Engine {
 }
 
 /// Keeps of the settings in force what packets and flows depend on; tells what was asked for.
-fn keep_in_force(settings: &mut Settings, tables: &Tables) -> Option<String> {
+fn keep_in_force(settings: &mut Settings, tables: &Tables, any_translated: bool) -> Vec<String> {
     settings.key = config::hash_key(&tables.config);
     settings.workers = config::workers(&tables.config);
+    let nat = keep_nat_ports(settings, tables, any_translated);
+    nat.into_iter().chain(keep_flow_entries(settings, tables)).collect()
+}
+
+/// An answer to a port outside of the range is not taken for one.
+fn keep_nat_ports(settings: &mut Settings, tables: &Tables, any_translated: bool) -> Option<String> {
+    let asked = (settings.nat_first, settings.nat_count);
+    let in_force = config::nat_range(&tables.config);
+    if in_force == asked || in_force.1 == 0 || !any_translated {
+        return None;
+    }
+    (settings.nat_first, settings.nat_count) = in_force;
+    let text =
+        |(first, count): (u16, u16)| format!("{first}-{}", first.saturating_add(count.saturating_sub(1)));
+    Some(format!(
+        "--nat-ports {} waits for a start at which no flow is translated; {} stay in force",
+        text(asked),
+        text(in_force)
+    ))
+}
+
+fn keep_flow_entries(settings: &mut Settings, tables: &Tables) -> Option<String> {
     let asked = settings.flow_bits;
     let in_force = config::flow_bits(&tables.config) as u8;
     // Where a flow stands depends on the size.

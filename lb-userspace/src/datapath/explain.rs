@@ -4,13 +4,14 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
 use lb_common::config::Settings;
+use lb_common::flows::{self, FlowWords};
 use lb_common::nat::Forward;
-use lb_common::steer::{How, Kind};
+use lb_common::steer::{self, How, Kind};
 use lb_common::{BackendId, Flow, HashKey, Rules, TCP, Tags, UDP, Verdict, backend, wire_port};
 
-use super::memory::Tables;
-use super::plan::Book;
-use super::walk::{Balanced, Found, walk};
+use super::memory::{ReadOnly, Tables};
+use super::plan::{Book, Op};
+use super::walk::{Balanced, Found, Ranges, Sources, walk};
 use super::want::{self, Network, Target, Want, Way};
 use crate::model::l4::{FiveTuple, L4, Listener, Protocol};
 use crate::model::report::{Explanation, Step};
@@ -25,11 +26,16 @@ pub fn explain_offline(l4: &L4, hash_key: Option<[u8; 16]>, flow: FiveTuple) -> 
     let tables = Tables::owned();
     let key = HashKey::expand(hash_key.unwrap_or_default());
     let mut book = Book::new(key);
+    let mut ranges = Ranges::new();
     for op in book.plan(&want, 0).ops {
+        if let Op::Ranges(set, content) = &op {
+            ranges.insert(*set, content.clone());
+        }
         op.apply(&tables, &mut ());
     }
     tables.store_settings(&Settings { key, ..Settings::default() });
-    let mut explanation = explain(&tables, &book, &want, flow, 0, |_| None);
+    let known = Known { tables: &tables, ranges: &ranges, book: &book, want: &want, now: 0 };
+    let mut explanation = explain(known, flow, |_| None);
     if hash_key.is_none() {
         let detail = "no hash key given: each agent makes its own, so slot and backend are only an example";
         explanation.steps.insert(0, step("hash key", detail.to_owned()));
@@ -41,23 +47,33 @@ fn unknown_way(addr: IpAddr) -> Way {
     Way { source: addr, next_hop: backend::NextHop::default(), mtu: u16::MAX, tags: Tags::NONE }
 }
 
+/// What an explanation is made from.
+#[derive(Clone, Copy)]
+pub(super) struct Known<'a> {
+    pub(super) tables: &'a Tables,
+    pub(super) ranges: &'a Ranges,
+    pub(super) book: &'a Book,
+    pub(super) want: &'a Want,
+    /// See [`flows::clock`].
+    pub(super) now: u32,
+}
+
 /// Where a flow goes with the tables as they are; `translated` knows what is remembered of flows
 /// that are translated, by hash.
 pub(super) fn explain(
-    tables: &Tables,
-    book: &Book,
-    want: &Want,
+    known: Known<'_>,
     flow: FiveTuple,
-    now: u32,
     translated: impl FnOnce(u64) -> Option<Forward>,
 ) -> Explanation {
+    let Known { tables, ranges, book, want, now } = known;
+    let sources = Sources::Listed(ranges);
     let key = lb_common::config::hash_key(&tables.config);
     let kind = match flow.protocol {
         // Of a flow that is asked about, more than its SYN was seen.
         Protocol::Tcp => Kind::Segment,
         Protocol::Udp => Kind::Datagram,
     };
-    let found = walk(tables, &wire_flow(flow), kind, now, key);
+    let found = walk(tables, sources, &wire_flow(flow), kind, now, key);
     let mut steps = Vec::new();
     let vip = format!("{} {}", flow.protocol, flow.dst);
     let verdict = match found {
@@ -72,10 +88,10 @@ pub(super) fn explain(
             let what = if node { "left to the host" } else { "dropped, the host never sees it" };
             format!("{}: {what}", found.verdict().as_str())
         }
-        Found::Punted { .. } | Found::Balanced(_) if !may_use(want, flow) => {
+        Found::Restricted => {
             let sources = format!("{} is none of the sources that may use {vip}", flow.src.ip());
             steps.push(step("sources", sources));
-            format!("{}: dropped", Verdict::SourceRange.as_str())
+            format!("{}: dropped", found.verdict().as_str())
         }
         Found::Punted { https, worker } => {
             let listener = if https { Listener::Https } else { Listener::Http };
@@ -87,9 +103,9 @@ pub(super) fn explain(
         }
         Found::Balanced(balanced) => {
             steps.push(step("vip", vip_detail(want, flow, balanced.index)));
-            steps.extend(steering(tables, book, &balanced));
+            steps.extend(steering(tables, book, &balanced, now));
             let id = balanced.choice.backend;
-            if let Found::Balanced(new) = walk(tables, &wire_flow(flow), Kind::Syn, now, key)
+            if let Found::Balanced(new) = walk(tables, sources, &wire_flow(flow), Kind::Syn, now, key)
                 && flow.protocol == Protocol::Tcp
                 && new.choice.backend != id
             {
@@ -105,11 +121,15 @@ pub(super) fn explain(
                 balanced.record.rules.any(Rules::TRANSLATED).then(|| translated(balanced.hashes.flow));
             if let Some(known) = known.flatten().filter(|known| lives(tables, known, flow)) {
                 let to = backend_socket(tables, BackendId(known.backend));
-                let age = (u64::from(now.wrapping_sub(known.seen)) << 30) / 1_000_000_000;
+                let age = seconds(now.wrapping_sub(known.seen));
+                let mode = backend::identity(&tables.backends, BackendId(known.backend)).mode();
+                let is_local = mode == backend::Mode::Local as u8;
+                let how = if is_local { Verdict::ForwardedLocal } else { Verdict::ForwardedNat };
                 let port = known.snat_port.swap_bytes();
-                steps.push(step("flow", format!("remembered: translated to {to}, from our port {port}")));
+                let whose = if is_local { "its" } else { "our" };
+                steps.push(step("flow", format!("remembered: translated to {to}, from {whose} port {port}")));
                 steps.push(step("last packet", format!("about {age} s ago")));
-                format!("{} to {to}", Verdict::ForwardedNat.as_str())
+                format!("{} to {to}", how.as_str())
             } else if id.0 == 0 {
                 format!("{verdict}: nobody serves it")
             } else {
@@ -121,7 +141,7 @@ pub(super) fn explain(
 }
 
 /// How the backend was chosen.
-fn steering(tables: &Tables, book: &Book, balanced: &Balanced) -> Vec<Step> {
+fn steering(tables: &Tables, book: &Book, balanced: &Balanced, now: u32) -> Vec<Step> {
     let Balanced { hashes, record, slot: (slot, cell), previous, choice, .. } = balanced;
     let table = record.descriptor;
     let mut steps = Vec::new();
@@ -153,6 +173,7 @@ fn steering(tables: &Tables, book: &Book, balanced: &Balanced) -> Vec<Step> {
         "slot",
         format!("slot {slot} of {size} (table generation {}), {state}", table.generation()),
     ));
+    steps.extend(remembered(tables, balanced, now));
     let why = match choice.how {
         How::Settled => "the slot's owner",
         How::Remembered => "the flow table remembers it for this flow",
@@ -182,11 +203,42 @@ fn steering(tables: &Tables, book: &Book, balanced: &Balanced) -> Vec<Step> {
     steps
 }
 
-/// Whether a flow's source is one of those that may use its VIP.
-fn may_use(want: &Want, flow: FiveTuple) -> bool {
-    let place = want::Place { addr: flow.dst.ip(), port: flow.dst.port(), protocol: flow.protocol };
-    let ranges = want.ranges.get(&place);
-    ranges.is_none_or(|ranges| ranges.iter().any(|range| range.contains(flow.src.ip())))
+/// What the flow table holds of the flow, and with affinity of its source, where it is asked.
+fn remembered(tables: &Tables, balanced: &Balanced, now: u32) -> Vec<Step> {
+    let Balanced { hashes, record, slot: (_, cell), .. } = balanced;
+    if steer::is_settled(record.rules, *cell) {
+        return Vec::new();
+    }
+    let memory = ReadOnly(tables);
+    let (entry, _) = flows::find(&memory, hashes.flow);
+    let flow = if entry.is_none() {
+        "does not know the flow".to_owned()
+    } else {
+        let (age, grace) = (entry.age(now), memory.grace());
+        // See where it is written: a SYN alone is worth little.
+        let syn = if age + 8 >= grace && age <= grace { ", or its SYN alone a moment ago" } else { "" };
+        let backend = backend_socket(tables, entry.backend());
+        format!("remembers the flow with {backend}, last seen about {} s ago{syn}", seconds(age))
+    };
+    let mut steps = vec![step("flow table", flow)];
+    let (source, _) = flows::find(&memory, hashes.source);
+    if record.rules.any(Rules::AFFINITY) && !source.is_none() {
+        steps.push(step(
+            "affinity",
+            format!(
+                "new flows of the source go to {} for {} s after its last new one, which was about {} s ago",
+                backend_socket(tables, source.backend()),
+                seconds(record.rules.affinity_timeout()),
+                seconds(source.age(now))
+            ),
+        ));
+    }
+    steps
+}
+
+/// Whole seconds of so many units of the clock.
+fn seconds(units: u32) -> u64 {
+    (u64::from(units) << 30) / 1_000_000_000
 }
 
 /// Whether what is remembered is this flow's, and of a backend that is still the same one.

@@ -289,6 +289,15 @@ impl Kernel {
         Ok(swept)
     }
 
+    /// Whether any flow is translated.
+    pub fn any_translated(&self) -> bool {
+        let map = self.ebpf.map(maps::NAT_REVERSE);
+        let map = map.and_then(|map| {
+            HashMap::<_, u64, [u64; size_of::<Reverse>() / size_of::<u64>()]>::try_from(map).ok()
+        });
+        map.is_some_and(|map| map.keys().next().is_some())
+    }
+
     /// What is remembered of a translated flow with this hash.
     pub fn translated(&self, hash: u64) -> Option<Forward> {
         let map: HashMap<_, u64, [u64; 8]> = HashMap::try_from(self.ebpf.map(maps::NAT_FORWARD)?).ok()?;

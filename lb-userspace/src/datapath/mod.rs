@@ -10,6 +10,8 @@ mod choice;
 pub mod engine;
 pub mod explain;
 mod forwarding;
+pub mod held;
+mod interfaces;
 pub mod kernel;
 pub mod layout;
 pub mod maglev;

@@ -232,6 +232,11 @@ impl Book {
         self.tables.values().flat_map(Table::named).collect()
     }
 
+    /// The tags that pools have.
+    pub fn tags_in_use(&self) -> impl Iterator<Item = u16> {
+        self.tags.values().copied()
+    }
+
     /// Every id that is in use.
     pub fn ids_in_use(&self) -> impl Iterator<Item = BackendId> {
         self.backends.values().map(|line| line.id)

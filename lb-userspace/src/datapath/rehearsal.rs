@@ -90,7 +90,7 @@ impl Rehearsal {
                 }
                 Some(choice)
             }
-            Found::NotOurs | Found::NoVip { .. } | Found::Punted { .. } => None,
+            Found::NotOurs | Found::NoVip { .. } | Found::Restricted | Found::Punted { .. } => None,
         }
     }
 

@@ -115,7 +115,7 @@ pub fn status(engine: &Engine, interfaces: &BTreeMap<String, Attached>, nat_flow
         vips: vips.collect(),
         pools: want.pools.keys().map(|id| pool(engine, id)).collect(),
         nat_flows,
-        flow_table: engine.flow_table_use(),
+        flow_table: engine.flow_table_use_lately(),
         events: happened.map(|(event, count)| (event.as_str(), count)).collect(),
         verdicts: counted.map(|(verdict, count)| (verdict.as_str(), count)).collect(),
     }
@@ -197,7 +197,7 @@ pub fn metrics(engine: &Engine, interfaces: &BTreeMap<String, Attached>, nat_flo
         .events()
         .into_iter()
         .map(|(event, count)| sample(vec![("event", event.as_str().to_owned())], count));
-    let (remembered, capacity) = engine.flow_table_use();
+    let (remembered, capacity) = engine.flow_table_use_lately();
     let contested =
         want.pools.keys().filter_map(|id| engine.table_size(id)).map(|(_, contested)| contested).sum();
     let vips: Vec<_> = want

@@ -1,9 +1,33 @@
 //! The path of a packet through the tables, by the kernel program's own arithmetic.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
 use lb_common::steer::{self, Choice, Hashes, Kind, Memory};
 use lb_common::{AddrEntry, Flow, HashKey, Record, Rules, Slot, Verdict, VipEntry, backend, config, flows};
 
 use super::memory::{ReadOnly, Tables};
+use crate::model::l4::Prefix;
+
+/// Source ranges by set.
+pub type Ranges = BTreeMap<u16, BTreeSet<Prefix>>;
+
+/// Who may use restricted VIPs: the kernel keeps that beside the tables.
+#[derive(Debug, Clone, Copy)]
+pub enum Sources<'a> {
+    /// Nobody asks.
+    Any,
+    /// Those in the set that the VIP's record names.
+    Listed(&'a Ranges),
+}
+
+impl Sources<'_> {
+    fn may_use(self, record: &Record, source: IpAddr) -> bool {
+        let Self::Listed(ranges) = self else { return true };
+        let set = u16::try_from(record.ranges).ok().and_then(|set| ranges.get(&set));
+        set.is_some_and(|ranges| ranges.iter().any(|range| range.contains(source)))
+    }
+}
 
 /// Where the tables lead a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,6 +39,8 @@ pub enum Found {
         /// The host's own address.
         node: bool,
     },
+    /// A VIP whose source ranges the flow's source is in none of.
+    Restricted,
     /// Left to the proxy.
     Punted {
         /// Its TLS listener.
@@ -52,6 +78,7 @@ impl Found {
             Self::NotOurs => Verdict::NotOurs,
             Self::NoVip { node: true } => Verdict::Node,
             Self::NoVip { node: false } => Verdict::ClosedPort,
+            Self::Restricted => Verdict::SourceRange,
             Self::Punted { .. } => Verdict::Punted,
             Self::Balanced(balanced) => balanced.verdict,
         }
@@ -60,16 +87,24 @@ impl Found {
 
 /// Follows a packet. `key` is what the tables hold; passed for explanations made without an agent.
 /// Nothing is remembered of it.
-pub fn walk(tables: &Tables, flow: &Flow, kind: Kind, now: u32, key: HashKey) -> Found {
-    follow(tables, &ReadOnly(tables), flow, kind, now, key)
+pub fn walk(tables: &Tables, sources: Sources<'_>, flow: &Flow, kind: Kind, now: u32, key: HashKey) -> Found {
+    follow(tables, &ReadOnly(tables), sources, flow, kind, now, key)
 }
 
 /// Follows a packet and remembers of it what the program would.
 pub fn send(tables: &Tables, flow: &Flow, kind: Kind, now: u32, key: HashKey) -> Found {
-    follow(tables, tables, flow, kind, now, key)
+    follow(tables, tables, Sources::Any, flow, kind, now, key)
 }
 
-fn follow(tables: &Tables, memory: &impl Memory, flow: &Flow, kind: Kind, now: u32, key: HashKey) -> Found {
+fn follow(
+    tables: &Tables,
+    memory: &impl Memory,
+    sources: Sources<'_>,
+    flow: &Flow,
+    kind: Kind,
+    now: u32,
+    key: HashKey,
+) -> Found {
     let epoch = config::epoch(&tables.config);
     if epoch.is_empty() {
         return Found::NotOurs;
@@ -82,6 +117,10 @@ fn follow(tables: &Tables, memory: &impl Memory, flow: &Flow, kind: Kind, now: u
     let vip = VipEntry::find(&tables.vips, epoch, vip_key);
     if vip.is_none() {
         return Found::NoVip { node: addr.is_node() };
+    }
+    if vip.is_restricted() && !sources.may_use(&Record::read(&tables.records, vip.record()), flow.src.into())
+    {
+        return Found::Restricted;
     }
     let hash = flow.hash(key);
     if vip.is_punted() {

@@ -264,6 +264,32 @@ pub fn destinations(l4: &L4) -> BTreeSet<IpAddr> {
     pools.flat_map(|pool| pool.backends.iter().map(|(addr, backend)| destination(*addr, backend))).collect()
 }
 
+/// The wish for a node whose tunnel is off: who would be reached by it is reached by `nat`.
+pub fn without_tunnel(l4: &L4) -> (L4, Vec<Problem>) {
+    let (mut l4, mut problems) = (l4.clone(), Vec::new());
+    for (id, pool) in &mut l4.pools {
+        let tunnelled = pool.backends.iter_mut().filter(|(_, one)| one.mode == ForwardingMode::Tunnel);
+        let tunnelled: Vec<SocketAddr> = tunnelled
+            .map(|(addr, backend)| {
+                (backend.mode, backend.at) = (ForwardingMode::Nat, At::Elsewhere);
+                *addr
+            })
+            .collect();
+        let Some(first) = tunnelled.first() else { continue };
+        let count = tunnelled.len();
+        let message = format!(
+            "{count} backends on other nodes (the first is {first}) would be reached by the tunnel, which \
+             --tunnel-port 0 turns off; nat is used"
+        );
+        let fix = "give all nodes one --tunnel-port, or ask for another mode".to_owned();
+        let severity = Severity::Warning;
+        problems.push(Problem { severity, reason: "tunnel-off", fix, ..problem(id, message) });
+    }
+    l4.tunnel.clear();
+    l4.peers.clear();
+    (l4, problems)
+}
+
 /// Where the packets of backends went that stay, and now go elsewhere: their flows may not.
 pub fn left_destinations(before: &L4, after: &L4) -> BTreeSet<IpAddr> {
     let both = before.pools.iter().filter_map(|(id, pool)| Some((pool, after.pools.get(id)?)));

@@ -17,8 +17,10 @@ use tracing::{info, warn};
 use super::choice::Choice;
 use super::engine::{Config, Engine, Start};
 use super::forwarding;
+use super::held::Held;
+use super::interfaces::{attach, slot, word};
 use super::kernel::Attached;
-use super::network::{Change, Interface, Kind, Netlink, View};
+use super::network::{Change, Interface, Netlink, View};
 use super::pins::Pins;
 use super::problems::{
     missing, not_adopted, not_answered, not_attached, not_installed, not_pinned, not_taken_over,
@@ -53,8 +55,12 @@ pub struct Worker {
     shared: Arc<Shared>,
     netlink: Netlink,
     desired: watch::Receiver<Arc<L4>>,
-    /// The desired state that is installed.
-    installed: Option<Arc<L4>>,
+    /// The desired state that is installed: as it was wished, and as it became.
+    installed: Option<(Arc<L4>, Arc<L4>)>,
+    /// What of an agent before us goes on without being wished for.
+    held: Held,
+    /// There is a port for the tunnel.
+    is_tunnelling: bool,
     /// Addresses that the way to is kept known of.
     followed: BTreeSet<IpAddr>,
     choice: Choice,
@@ -96,7 +102,7 @@ pub async fn start(
     netlink.refresh(|_| false).await?;
     let mut choice = Choice::new(interfaces);
     choose_defaults(&mut choice, &netlink).await?;
-    if !wait_interfaces {
+    if !wait_interfaces && matches!(choice, Choice::Named(_)) {
         require_one(&choice, netlink.view())?;
     }
     let key = match hash_key {
@@ -121,6 +127,16 @@ pub async fn start(
         }
         None => Engine::load(config)?,
     };
+    for ifindex in engine.kernel.interfaces_before() {
+        // A default route that is away for the moment must not cost the flows of its interface.
+        if let Some(interface) = netlink.view().interfaces.get(&ifindex) {
+            choice.keep(interface.name.clone());
+        }
+    }
+    if !wait_interfaces {
+        require_one(&choice, netlink.view())?;
+    }
+    let nat_ports = engine.nat_ports();
     let Start { adopted, told } = engine.start().clone();
     if adopted {
         info!(seconds = engine.tables_age(), "the tables of the agent before this one are taken over");
@@ -138,6 +154,8 @@ pub async fn start(
         desired,
         installed: None,
         followed: BTreeSet::new(),
+        held: Held::default(),
+        is_tunnelling: tunnel_port != 0,
         choice,
         attach,
         nat_ports,
@@ -182,6 +200,13 @@ fn require_one(choice: &Choice, view: &View) -> Result<(), Error> {
 impl Worker {
     /// Tables first: a packet that meets the program finds the VIPs in place.
     async fn install(&mut self) -> Result<(), Error> {
+        let wish = Arc::clone(&self.desired.borrow());
+        if wish.unread {
+            let Self { netlink, choice, .. } = self;
+            netlink.refresh(|interface| choice.covers(interface)).await?;
+            let (want, _) = want::join(&wish, &netlink.view().network);
+            self.held = self.shared.engine().left_over(&want);
+        }
         self.update().await?;
         self.shared.engine().kernel.attach_lookup()?;
         self.attach_all()
@@ -253,8 +278,12 @@ impl Worker {
 
     /// Reads what changed of network and wish; plans and applies if that makes a difference.
     async fn update(&mut self) -> Result<Update, Error> {
-        let l4 = Arc::clone(&self.desired.borrow_and_update());
-        let wished = !self.installed.as_ref().is_some_and(|installed| Arc::ptr_eq(installed, &l4));
+        let wish = Arc::clone(&self.desired.borrow_and_update());
+        let wished = !self.installed.as_ref().is_some_and(|(installed, _)| Arc::ptr_eq(installed, &wish));
+        if !wish.unread {
+            self.held = Held::default();
+        }
+        let (l4, misfits) = self.complete(&wish);
         self.follow(&l4);
         let Self { netlink, choice, .. } = self;
         let mut changed = netlink.refresh(|interface| choice.covers(interface)).await?;
@@ -279,6 +308,7 @@ impl Worker {
         }
         let view = self.netlink.view();
         let (mut want, mut problems) = want::join(&l4, &view.network);
+        problems.extend(misfits.into_iter().chain(self.held.problem()));
         let former = self.followed.difference(&want::destinations(&l4)).copied().collect::<Vec<_>>();
         let way = |addr: &IpAddr| view.network.ways.get(addr)?.as_ref().ok().copied();
         want.ways = former.iter().filter_map(|addr| Some((*addr, way(addr)?))).collect();
@@ -314,15 +344,25 @@ impl Worker {
         if self.followed.difference(&followed).next().is_some() {
             self.netlink.wake();
         }
-        self.installed = Some(l4);
+        self.installed = Some((wish, l4));
         Ok(Update::Installed)
+    }
+
+    /// The wish with what is held, and without what the settings do not allow.
+    fn complete(&self, wish: &Arc<L4>) -> (Arc<L4>, Vec<Problem>) {
+        let l4 = if self.held.is_empty() { Arc::clone(wish) } else { Arc::new(self.held.beside(wish)) };
+        if self.is_tunnelling {
+            return (l4, Vec::new());
+        }
+        let (l4, problems) = want::without_tunnel(&l4);
+        (Arc::new(l4), problems)
     }
 
     /// Keeps the way known to the backends that are wished, and to where flows still go.
     fn follow(&mut self, l4: &L4) {
         let wished = want::destinations(l4);
         let mut followed = self.shared.engine().former_destinations();
-        if let Some(installed) = &self.installed {
+        if let Some((_, installed)) = &self.installed {
             followed.extend(want::left_destinations(installed, l4));
         }
         followed.extend(wished);
@@ -452,43 +492,6 @@ enum Update {
     Nothing,
     /// The desired state was planned and applied.
     Installed,
-}
-
-/// Where the kernel program finds what it knows of an interface.
-fn slot(ifindex: u32) -> usize {
-    ifindex as usize % maps::INTERFACES as usize
-}
-
-/// What it finds there. Interfaces that share a slot cannot have their MAC checked: the other's
-/// frames would be taken for another host's. Frames to this host that come in by the port of a
-/// bridge are sent to the MAC of the bridge.
-fn word(interface: &Interface, bridge: Option<&Interface>, chosen: &[&Interface]) -> u64 {
-    let shares = |other: &&&Interface| slot(other.ifindex) == slot(interface.ifindex);
-    if chosen.iter().filter(shares).count() > 1 {
-        return maps::NO_XDP_TX;
-    }
-    let mac = bridge.unwrap_or(interface).mac.unwrap_or_default().word();
-    if interface.kind == Kind::Veth { mac | maps::NO_XDP_TX } else { mac }
-}
-
-/// Native first where that is left to us.
-fn attach(engine: &mut Engine, interface: &Interface, how: Attach) -> Result<Attached, Error> {
-    let Interface { name, ifindex, .. } = interface;
-    let before = engine.kernel.attached_before(*ifindex);
-    if how == Attach::Native || how == Attach::Auto && before != Some(Attached::Generic) {
-        match engine.kernel.attach(name, *ifindex, Attached::Native) {
-            Ok(()) => return Ok(Attached::Native),
-            Err(error) if how == Attach::Native => return Err(error),
-            Err(error) => warn!(
-                interface = name,
-                %error,
-                "no XDP in the driver, falling back to the stack: slower, and GRO on this interface \
-                 must be off (ethtool -K {name} gro off)"
-            ),
-        }
-    }
-    engine.kernel.attach(name, *ifindex, Attached::Generic)?;
-    Ok(Attached::Generic)
 }
 
 impl Shared {

@@ -16,6 +16,7 @@ mod tests;
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use crate::model::{ObjectId, Problem};
 use crate::objects::{Object, Objects};
@@ -33,6 +34,17 @@ pub struct Loaded {
     pub objects: Objects,
     /// What could not be read or was not admitted.
     pub problems: Vec<Problem>,
+    /// Objects of which an earlier version is in force.
+    pub kept: Vec<Kept>,
+}
+
+/// An object whose newest version cannot be used.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Kept {
+    /// The object, and where the version in force came from.
+    pub object: ObjectId,
+    /// Since when.
+    pub since: SystemTime,
 }
 
 /// Why nothing at all could be read.

@@ -9,10 +9,11 @@
 //! - everything else that is no longer written is gone.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::SystemTime;
 
 use super::document::{self, Entry, Outcome};
 use super::scan::{Content, Scan};
-use super::{Admit, Loaded};
+use super::{Admit, Kept, Loaded};
 use crate::model::{ObjectId, Problem, Severity};
 use crate::objects::{Key, Object, Objects};
 
@@ -21,6 +22,8 @@ pub(super) struct Store {
     admit: Admit,
     files: BTreeMap<String, File>,
     in_force: BTreeMap<Key, InForce>,
+    /// A file that was never read is being written.
+    unseen: bool,
 }
 
 struct File {
@@ -35,38 +38,87 @@ struct InForce {
     object: Object,
     file: String,
     origin: String,
+    /// Since when its file says something else, which could not be used.
+    kept: Option<SystemTime>,
+}
+
+impl InForce {
+    fn keep(&self, now: SystemTime) -> Self {
+        Self { kept: Some(self.kept.unwrap_or(now)), ..self.clone() }
+    }
 }
 
 impl Store {
     pub(super) fn new(admit: Admit) -> Self {
-        Self { admit, files: BTreeMap::new(), in_force: BTreeMap::new() }
+        Self { admit, files: BTreeMap::new(), in_force: BTreeMap::new(), unseen: false }
     }
 
     /// Takes in a scan and says what is in force now.
     pub(super) fn apply(&mut self, scan: Scan) -> Loaded {
+        self.apply_at(scan, SystemTime::now())
+    }
+
+    /// [`Store::apply`] at a time of the caller's.
+    pub(super) fn apply_at(&mut self, scan: Scan, now: SystemTime) -> Loaded {
         self.read(scan.files, &scan.unlistable);
         let mut problems: Vec<Problem> = scan
             .unlistable
             .iter()
             .map(|(path, reason)| file_problem(path, "unreadable-directory", reason))
             .collect();
-        let in_force = self.merge(&mut problems);
+        let in_force = self.merge(now, &mut problems);
+        let mut objects = Objects { unread: self.unread(&in_force, &scan.unlistable), ..Objects::default() };
         self.in_force = in_force;
-        let mut objects = Objects::default();
-        for InForce { object, file: _, origin } in self.in_force.values() {
+        let mut kept = Vec::new();
+        for (key, InForce { object, file: _, origin, kept: since }) in &self.in_force {
             objects.insert(object.clone(), origin.clone());
+            kept.extend(since.map(|since| Kept { object: key.id(origin), since }));
         }
         problems.sort();
-        Loaded { objects, problems }
+        Loaded { objects, problems, kept }
+    }
+
+    /// What is written and neither readable nor in force by an earlier version; `None`: nobody knows
+    /// what it is.
+    fn unread(
+        &self,
+        in_force: &BTreeMap<Key, InForce>,
+        unlistable: &BTreeMap<String, String>,
+    ) -> BTreeSet<Option<Key>> {
+        let mut unread = BTreeSet::new();
+        let was_read = |path: &str| self.in_force.values().any(|object| object.file == path);
+        let below =
+            |dir: &str| self.files.keys().any(|path| dir.is_empty() || path.starts_with(&format!("{dir}/")));
+        if self.unseen || unlistable.keys().any(|dir| !below(dir)) {
+            unread.insert(None);
+        }
+        for (path, file) in &self.files {
+            if file.unreadable.is_some() && file.entries.is_empty() {
+                unread.insert(None);
+            }
+            for entry in &file.entries {
+                match &entry.outcome {
+                    Outcome::Broken(Some(key)) if !in_force.contains_key(key) => {
+                        unread.insert(Some(key.clone()));
+                    }
+                    Outcome::Broken(None) if !was_read(path) => {
+                        unread.insert(None);
+                    }
+                    Outcome::Broken(_) | Outcome::Object(_) | Outcome::Ignored => {}
+                }
+            }
+        }
+        unread
     }
 
     fn read(&mut self, found: BTreeMap<String, Content>, unlistable: &BTreeMap<String, String>) {
         let below_unlistable =
             |path: &str| unlistable.keys().any(|dir| dir.is_empty() || path.starts_with(&format!("{dir}/")));
         self.files.retain(|path, _| found.contains_key(path) || below_unlistable(path));
+        self.unseen = false;
         for (path, content) in found {
             match content {
-                Content::Busy => {}
+                Content::Busy => self.unseen |= !self.files.contains_key(&path),
                 Content::Unreadable(reason) => self.unreadable(path, reason),
                 Content::Bytes(bytes) => {
                     if self
@@ -97,7 +149,7 @@ impl Store {
         file.unreadable = Some(reason);
     }
 
-    fn merge(&self, problems: &mut Vec<Problem>) -> BTreeMap<Key, InForce> {
+    fn merge(&self, now: SystemTime, problems: &mut Vec<Problem>) -> BTreeMap<Key, InForce> {
         let mut merged: BTreeMap<Key, InForce> = BTreeMap::new();
         let mut broken: Vec<&Key> = Vec::new();
         let mut keep_all_of: BTreeSet<&str> = BTreeSet::new();
@@ -122,7 +174,12 @@ impl Store {
                                 let object = Object::clone(object);
                                 merged.insert(
                                     key,
-                                    InForce { object, file: path.clone(), origin: entry.origin.clone() },
+                                    InForce {
+                                        object,
+                                        file: path.clone(),
+                                        origin: entry.origin.clone(),
+                                        kept: None,
+                                    },
                                 );
                             }
                         }
@@ -132,12 +189,12 @@ impl Store {
         }
         for key in broken {
             if let (false, Some(previous)) = (merged.contains_key(key), self.in_force.get(key)) {
-                merged.insert(key.clone(), previous.clone());
+                merged.insert(key.clone(), previous.keep(now));
             }
         }
         for (key, previous) in &self.in_force {
             if keep_all_of.contains(previous.file.as_str()) && !merged.contains_key(key) {
-                merged.insert(key.clone(), previous.clone());
+                merged.insert(key.clone(), previous.keep(now));
             }
         }
         merged

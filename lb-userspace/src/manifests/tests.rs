@@ -11,7 +11,8 @@ use tokio::sync::watch::Receiver;
 use super::scan::{Content, Scan};
 use super::store::Store;
 use super::*;
-use crate::model::Severity;
+use crate::model::{ObjectName, Severity};
+use crate::objects::{Key, Kind};
 
 fn admit_all(_: &Object, _: &ObjectId) -> Vec<Problem> {
     Vec::new()
@@ -459,4 +460,30 @@ fn skips_what_editors_leave_and_refuses_what_is_too_large() {
 
     assert_eq!(services(&loaded), Vec::<String>::new());
     assert_eq!(reasons(&loaded), ["dangling.yaml unreadable-file", "large.yaml unreadable-file"]);
+}
+
+#[test]
+fn what_was_never_read_is_unread_and_what_is_kept_says_since_when() {
+    let at = |seconds| std::time::UNIX_EPOCH + std::time::Duration::from_secs(seconds);
+    let key = |name: &str| Key { kind: Kind::Service, name: ObjectName::new("default", name) };
+    let slip = service("a", 2).replace("port: 2", "port: [");
+    let mut store = Store::new(admit_all);
+
+    let first = store.apply_at(scan_of(&[("x.yaml", &slip), ("y.yaml", "{[")]), at(1));
+    assert_eq!(first.objects.unread, [None, Some(key("a"))].into());
+    assert_eq!(first.kept, []);
+
+    let whole = store.apply_at(scan_of(&[("x.yaml", &service("a", 1)), ("y.yaml", "")]), at(2));
+    assert_eq!((whole.objects.unread.len(), whole.kept.len()), (0, 0));
+
+    // From here on an earlier version serves.
+    let scan = || scan_of(&[("x.yaml", &slip), ("y.yaml", "")]);
+    let (then, later) = (store.apply_at(scan(), at(3)), store.apply_at(scan(), at(4)));
+    assert_eq!(then, later);
+    assert_eq!(then.objects.unread.len(), 0);
+    let kept: Vec<_> = then.kept.iter().map(|kept| (kept.object.name.as_str(), kept.since)).collect();
+    assert_eq!(kept, [("a", at(3))]);
+
+    let busy = Scan { files: [("z.yaml".to_owned(), Content::Busy)].into(), ..Scan::default() };
+    assert_eq!(store.apply_at(busy, at(5)).objects.unread, [None].into());
 }

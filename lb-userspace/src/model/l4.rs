@@ -21,6 +21,9 @@ pub struct L4 {
     pub tunnel: BTreeSet<IpAddr>,
     /// Tunnel addresses of every other node that runs Penstock: who may send us tunnelled packets.
     pub peers: BTreeSet<IpAddr>,
+    /// Something that may belong here was written and could not be read yet. What an agent before us
+    /// left in force is not gone by not standing here.
+    pub unread: bool,
 }
 
 /// Identity of a [`Pool`], stable over changes of its VIPs and backends.

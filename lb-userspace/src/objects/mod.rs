@@ -3,7 +3,7 @@
 //! `manifests` (and later `cluster`) produce them, `translate` reads them, `agent` carries them;
 //! no other room sees a Kubernetes type.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use k8s_openapi::api::core::v1::{ConfigMap, Node, Secret, Service};
@@ -30,6 +30,8 @@ pub struct Objects {
     pub config_maps: BTreeMap<ObjectName, Sourced<ConfigMap>>,
     /// `v1` Node, by name.
     pub nodes: BTreeMap<String, Sourced<Node>>,
+    /// What is written and could not be read, now or earlier; `None`: nobody knows what it is.
+    pub unread: BTreeSet<Option<Key>>,
 }
 
 impl Objects {

@@ -45,6 +45,11 @@ pub(super) fn translate(
     let mut claims = Claims::default();
     claims.l4.tunnel = nodes.own();
     claims.l4.peers = nodes.peers();
+    let may_matter = |key: &Option<Key>| {
+        let kind = key.as_ref().map(|key| key.kind);
+        matches!(kind, None | Some(Kind::Service | Kind::EndpointSlice | Kind::Node))
+    };
+    claims.l4.unread = objects.unread.iter().any(may_matter);
     for family in [Family::V4, Family::V6] {
         let http = options.http_ports.iter().map(|port| (*port, Listener::Http));
         let https = options.https_ports.iter().map(|port| (*port, Listener::Https));

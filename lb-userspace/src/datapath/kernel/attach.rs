@@ -11,6 +11,7 @@ use aya::programs::{ProgramError, XdpMode};
 
 use super::{Attached, Error, Kernel, PROGRAM, io_error, out};
 use crate::datapath::mmap;
+use crate::datapath::pins::Pins;
 
 const LOOKUP: &str = "lookup";
 /// Until it takes the place of the other.
@@ -30,6 +31,16 @@ impl Kernel {
     pub fn attached_before(&self, ifindex: u32) -> Option<Attached> {
         let pins = self.pins.as_ref()?;
         [Attached::Native, Attached::Generic].into_iter().find(|how| pins.link(&how.pin(ifindex)).exists())
+    }
+
+    /// Interfaces that a program of an agent before us sits on.
+    pub fn interfaces_before(&self) -> Vec<u32> {
+        let names = self.pins.iter().flat_map(Pins::links);
+        let index = |name: String| {
+            let (how, index) = name.split_once('-')?;
+            ["native", "generic"].contains(&how).then(|| index.parse().ok())?
+        };
+        names.filter_map(index).collect()
     }
 
     /// Attaches the XDP program to an interface. If a program of an agent before us is there, the

@@ -6,7 +6,8 @@
 //! like any other. What is in use and could not be read is kept out of the free ids and regions.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
 use lb_common::{
     Addr, AddrEntry, Backend, BackendId, Descriptor, Epoch, Record, Rules, UDP, VipEntry, backend, config,
@@ -17,11 +18,14 @@ use super::former::{self, Guise, Standing};
 use super::ids::Ids;
 use super::tables::Table;
 use super::{BackendKey, Book, Line, Lookup};
+use crate::datapath::held::{self, Held};
 use crate::datapath::memory::Tables;
 use crate::datapath::regions::Regions;
 use crate::datapath::want::{self, Place, Target, Want};
 use crate::model::ObjectName;
-use crate::model::l4::{Family, PoolId, Prefix, Protocol};
+use crate::model::l4::{
+    Access, Affinity, Family, FlowMemory, Listener, OnEmpty, PoolId, Prefix, Protocol, Punt, Vip, VipAddr,
+};
 
 impl Book {
     /// The book of `tables` and of the sets of source ranges beside them. `want` is the wish that
@@ -40,6 +44,97 @@ impl Book {
         book.recognise(want, now);
         book.lookup = (!lookup.epoch.is_empty()).then(|| lookup.laid_out());
         book
+    }
+
+    /// What is in force beyond `want`, to be read from a book that was adopted with it.
+    pub fn left_over(&self, want: &Want) -> Held {
+        let mut held = Held::default();
+        for ((place, pool), (_, record)) in &self.records {
+            let Some(id) = pool.as_ref().filter(|id| !want.pools.contains_key(*id)) else { continue };
+            if want.vips.contains_key(place) {
+                continue;
+            }
+            let pool = held.pools.entry(id.clone()).or_default();
+            pool.affinity = record.rules.any(Rules::AFFINITY).then(|| {
+                let timeout = u64::from(record.rules.affinity_timeout()) << 30;
+                Affinity { timeout: Duration::from_nanos(timeout) }
+            });
+            if record.rules.any(Rules::CONSERVATIVE) {
+                pool.memory = FlowMemory::Conservative;
+            }
+            pool.empty = if record.rules.any(Rules::REJECT) { OnEmpty::Reject } else { OnEmpty::Drop };
+            let access = if record.ranges == 0 { Access::Open } else { Access::Restricted };
+            pool.source_ranges.extend(self.sources(record).into_iter().flatten());
+            pool.vips.insert(vip(*place), access);
+        }
+        for ((id, addr, _), line) in &self.backends {
+            let is_wanted = want.pools.get(id).is_some_and(|pool| pool.holds(*addr));
+            // Of one that had two modes, the one that takes new flows.
+            let Some(line) = line.backend().filter(|_| !is_wanted) else { continue };
+            let backend = held::backend(&line, former::mode(line.mode));
+            if want.pools.contains_key(id) || held.pools.contains_key(id) {
+                let pool = held.pools.entry(id.clone()).or_default();
+                let known = pool.backends.entry(*addr).or_insert(backend);
+                if !line.draining {
+                    *known = backend;
+                }
+            }
+        }
+        for (place, entry) in self.punts() {
+            if want.vips.contains_key(&place) {
+                continue;
+            }
+            let record = self.records.get(&(place, None)).map(|(_, record)| record);
+            let listener = if entry.is_https() { Listener::Https } else { Listener::Http };
+            let sources = record.and_then(|record| self.sources(record)).cloned();
+            held.punts.insert(vip(place), Punt { listener, sources });
+        }
+        held
+    }
+
+    /// The set of source ranges that a record names.
+    fn sources(&self, record: &Record) -> Option<&BTreeSet<Prefix>> {
+        let mut named = self.ranges.iter().filter(|(_, set)| u32::from(**set) == record.ranges);
+        named.next().map(|(ranges, _)| ranges).filter(|_| record.ranges != 0)
+    }
+
+    /// VIPs in force that are left to the proxy.
+    fn punts(&self) -> Vec<(Place, VipEntry)> {
+        let by_id: BTreeMap<u16, IpAddr> = self.addr_ids.iter().map(|(addr, id)| (*id, *addr)).collect();
+        let entries = self.lookup.iter().flat_map(|(_, vips)| vips).filter(|entry| entry.is_punted());
+        let punts = entries.filter_map(|entry| {
+            let (id, wire_port, protocol) = entry.place();
+            let protocol = if protocol == UDP { Protocol::Udp } else { Protocol::Tcp };
+            Some((Place { addr: *by_id.get(&id)?, port: wire_port.swap_bytes(), protocol }, *entry))
+        });
+        punts.collect()
+    }
+
+    /// Gives adopted pools that had no name the one of the pool that has their VIPs now: the wish for
+    /// them could be read at last.
+    pub fn name_adopted(&mut self, want: &Want) {
+        let mut names = BTreeMap::new();
+        for (place, pool) in self.records.keys() {
+            let unnamed = pool.as_ref().filter(|id| id.service.namespace.is_empty());
+            if let (Some(from), Some(Target::Pool(to))) = (unnamed, want.vips.get(place))
+                && !self.tags.contains_key(to)
+                && !names.values().any(|taken| taken == to)
+            {
+                names.entry(from.clone()).or_insert_with(|| to.clone());
+            }
+        }
+        for (from, to) in names {
+            let name = |id: PoolId| if id == from { to.clone() } else { id };
+            self.tags = std::mem::take(&mut self.tags).into_iter().map(|(id, tag)| (name(id), tag)).collect();
+            let tables = std::mem::take(&mut self.tables);
+            self.tables = tables.into_iter().map(|(id, table)| (name(id), table)).collect();
+            let records = std::mem::take(&mut self.records);
+            let named = records.into_iter().map(|((place, pool), record)| ((place, pool.map(name)), record));
+            self.records = named.collect();
+            let backends = std::mem::take(&mut self.backends);
+            let named = backends.into_iter().map(|((id, addr, guise), line)| ((name(id), addr, guise), line));
+            self.backends = named.collect();
+        }
     }
 
     /// The records that VIPs in force name.
@@ -217,6 +312,12 @@ impl InForce {
                 names.insert(tag, id.clone());
             }
         }
+        for (place, (entry, record)) in &self.vips {
+            if let (false, Some(record)) = (entry.is_punted(), record) {
+                let tag = record.rules.pool_tag();
+                names.entry(tag).or_insert_with(|| unwanted(tag, *place));
+            }
+        }
         names
     }
 }
@@ -226,20 +327,30 @@ fn lines(first: u32, bits: u32, most: u32) -> std::ops::Range<u32> {
     first..first + 1u32.checked_shl(bits).unwrap_or(most).min(most)
 }
 
-/// Name of the pool with a tag. One that nobody wants gets a name that no Service can have.
+/// Name of the pool with a tag, whatever VIP it has.
 fn name(names: &BTreeMap<u16, PoolId>, tag: u16) -> PoolId {
-    names.get(&tag).cloned().unwrap_or_else(|| PoolId {
+    let nowhere = Place { addr: Ipv4Addr::UNSPECIFIED.into(), port: 0, protocol: Protocol::Tcp };
+    names.get(&tag).cloned().unwrap_or_else(|| unwanted(tag, nowhere))
+}
+
+/// Name of a pool that nobody wants, with this VIP: no Service can have it.
+fn unwanted(tag: u16, place: Place) -> PoolId {
+    PoolId {
         service: ObjectName::new("", format!("adopted pool {tag}")),
-        port: 0,
-        protocol: Protocol::Tcp,
-        family: Family::V4,
-    })
+        port: place.port,
+        protocol: place.protocol,
+        family: Family::of(place.addr),
+    }
 }
 
 /// Key of a backend.
 fn key(line: &Backend, pool: PoolId) -> BackendKey {
     let addr = SocketAddr::new(line.inner.into(), line.wire_port.swap_bytes());
     (pool, addr, Guise::new(former::mode(line.mode), line.source.into()))
+}
+
+fn vip(Place { addr, port, protocol }: Place) -> Vip {
+    Vip { addr: VipAddr::Ip(addr), port, protocol }
 }
 
 /// The later of two descriptors of one pool. Those of one generation differ by how far it settled;

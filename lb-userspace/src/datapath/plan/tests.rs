@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::datapath::maglev;
 use crate::datapath::memory::Tables;
-use crate::datapath::walk::{self, Balanced, Found};
+use crate::datapath::walk::{self, Balanced, Found, Sources};
 use crate::datapath::want::{Backend, Lost, Owner, Pool, Target, Way};
 use crate::model::ObjectName;
 use crate::model::l4::{Family, ForwardingMode, Listener, Protocol};
@@ -127,7 +127,7 @@ proptest! {
                         let mut members = members(&before, vip);
                         members.extend(self::members(&after, vip));
                         for (kind, may) in [(Kind::Syn, &may), (Kind::Segment, &members)] {
-                            match walk::walk(&tables, &flow, kind, 0, key()) {
+                            match walk::walk(&tables, Sources::Any, &flow, kind, 0, key()) {
                                 Found::Balanced(Balanced { choice, .. }) if choice.backend.0 != 0 => {
                                     let addr = socket(&tables, choice.backend);
                                     prop_assert!(may.contains(&Some(addr)), "{kind:?}: {addr} not among {may:?}");
@@ -137,7 +137,9 @@ proptest! {
                                 Found::NotOurs | Found::NoVip { .. } => {
                                     prop_assert!(allowed(&before, vip).is_empty() || allowed(&after, vip).is_empty());
                                 }
-                                Found::Punted { .. } => prop_assert!(false, "nothing is punted"),
+                                Found::Punted { .. } | Found::Restricted => {
+                                    prop_assert!(false, "nothing is punted or restricted");
+                                }
                             }
                         }
                     }
@@ -195,7 +197,9 @@ fn ends(tables: &Tables, vip: u8) -> BTreeSet<(SocketAddr, bool)> {
                 ports: Flow::ports(wire_port(40_000 + port), wire_port(80)),
                 proto: TCP.into(),
             };
-            let Found::Balanced(found) = walk::walk(tables, &flow, Kind::Syn, 0, key()) else { return None };
+            let Found::Balanced(found) = walk::walk(tables, Sources::Any, &flow, Kind::Syn, 0, key()) else {
+                return None;
+            };
             let id = found.choice.backend;
             let alive = backend::identity(&tables.backends, id).is_alive();
             (id.0 != 0).then(|| (socket(tables, id), alive))

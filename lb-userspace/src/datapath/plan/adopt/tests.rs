@@ -8,7 +8,7 @@ use crate::datapath::plan::tests::{
     allowed, backend_addr, key, members, place, pool_id, serve, socket, vip_addr, worlds,
 };
 use crate::datapath::plan::{Op, Outside, Plan};
-use crate::datapath::walk::{self, Balanced, Found};
+use crate::datapath::walk::{self, Balanced, Found, Sources};
 
 /// The sets of ranges beside the tables, as the kernel's map would hold them: without the empty.
 #[derive(Default)]
@@ -59,7 +59,7 @@ impl Kernel {
 
     /// Where a flow that began earlier goes now.
     fn end(&self, vip: u8, port: u16, kind: Kind) -> Option<(BackendId, SocketAddr)> {
-        match walk::walk(&self.tables, &flow(vip, port), kind, 0, key()) {
+        match walk::walk(&self.tables, Sources::Any, &flow(vip, port), kind, 0, key()) {
             Found::Balanced(Balanced { choice, .. }) if choice.backend.0 != 0 => {
                 Some((choice.backend, socket(&self.tables, choice.backend)))
             }
@@ -247,4 +247,36 @@ fn tables_of_noise_are_adopted_without_panic() {
     let plan = kernel.adopt(&want).plan(&want, 0);
 
     kernel.apply(&plan.ops);
+}
+
+#[test]
+fn what_an_agent_left_goes_on_until_the_wish_for_it_is_known_and_then_under_its_name() {
+    let (mut kernel, mut book) = (Kernel::new(), Book::new(key()));
+    let mut whole = Want::default();
+    serve(&mut whole, 0, &[1, 2, 3]);
+    serve(&mut whole, 1, &[4, 5]);
+    whole.ranges.insert(place(0), ["198.51.100.0/24".parse().expect("a prefix")].into());
+    kernel.apply(&book.plan(&whole, 0).ops);
+    let ends = kernel.ends();
+
+    // The first Service cannot be read, nor can one backend of the second.
+    let mut read = Want::default();
+    serve(&mut read, 1, &[4]);
+    let held = kernel.adopt(&read).left_over(&read);
+    let (adopted, pool) = held.pools.iter().next().expect("the first pool is held");
+    assert_eq!((pool.vips.len(), pool.backends.len(), pool.source_ranges.len()), (1, 3, 1));
+    let of_second = held.pools.get(&pool_id(1)).expect("its backend is held");
+    assert_eq!((of_second.vips.len(), of_second.backends.len()), (0, 1));
+
+    // As the wish with it becomes.
+    let mut both = whole.clone();
+    let first = both.pools.remove(&pool_id(0)).expect("served");
+    both.pools.insert(adopted.clone(), first);
+    both.vips.insert(place(0), Target::Pool(adopted.clone()));
+    let mut book = kernel.adopt(&both);
+    assert_eq!(book.plan(&both, 0), Plan::default(), "nothing changes");
+
+    book.name_adopted(&whole);
+    assert_eq!(book.plan(&whole, 0), Plan::default(), "nor when the name is known");
+    assert_eq!(kernel.ends(), ends);
 }

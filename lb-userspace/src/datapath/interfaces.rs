@@ -1,0 +1,46 @@
+//! How the program gets onto an interface, and what it knows of it there.
+
+use lb_common::maps;
+use tracing::warn;
+
+use super::engine::Engine;
+use super::kernel::Attached;
+use super::network::{Interface, Kind};
+use super::{Attach, Error};
+
+/// Where the kernel program finds what it knows of an interface.
+pub(super) fn slot(ifindex: u32) -> usize {
+    ifindex as usize % maps::INTERFACES as usize
+}
+
+/// What it finds there. Interfaces that share a slot cannot have their MAC checked: the other's
+/// frames would be taken for another host's. Frames to this host that come in by the port of a
+/// bridge are sent to the MAC of the bridge.
+pub(super) fn word(interface: &Interface, bridge: Option<&Interface>, chosen: &[&Interface]) -> u64 {
+    let shares = |other: &&&Interface| slot(other.ifindex) == slot(interface.ifindex);
+    if chosen.iter().filter(shares).count() > 1 {
+        return maps::NO_XDP_TX;
+    }
+    let mac = bridge.unwrap_or(interface).mac.unwrap_or_default().word();
+    if interface.kind == Kind::Veth { mac | maps::NO_XDP_TX } else { mac }
+}
+
+/// Native first where that is left to us.
+pub(super) fn attach(engine: &mut Engine, interface: &Interface, how: Attach) -> Result<Attached, Error> {
+    let Interface { name, ifindex, .. } = interface;
+    let before = engine.kernel.attached_before(*ifindex);
+    if how == Attach::Native || how == Attach::Auto && before != Some(Attached::Generic) {
+        match engine.kernel.attach(name, *ifindex, Attached::Native) {
+            Ok(()) => return Ok(Attached::Native),
+            Err(error) if how == Attach::Native => return Err(error),
+            Err(error) => warn!(
+                interface = name,
+                %error,
+                "no XDP in the driver, falling back to the stack: slower, and GRO on this interface \
+                 must be off (ethtool -K {name} gro off)"
+            ),
+        }
+    }
+    engine.kernel.attach(name, *ifindex, Attached::Generic)?;
+    Ok(Attached::Generic)
+}
