@@ -7,9 +7,10 @@ use penstock::model::Problem;
 use penstock::model::l4::{
     Access, At, Backend, BackendState, FlowMemory, L4, OnEmpty, Pool, PoolId, Prefix, Protocol, Punt, VipAddr,
 };
+use penstock::model::l7::log::{Format, Part};
 use penstock::model::l7::{
-    Action, ClientAuth, Edge, Filters, L7, Location, PathMatch, Piece, RedirectQuery, Server, SslRedirect,
-    Template, UpstreamTls, VerifyClient,
+    AccessLog, Action, ClientAuth, Edge, Filters, L7, Location, PathMatch, Piece, RedirectQuery, Server,
+    SslRedirect, Template, UpstreamTls, VerifyClient,
 };
 use penstock::model::upstream::{Balance, Care, Ejection, Upstream};
 use penstock::translate::Translated;
@@ -114,6 +115,7 @@ fn l7(l7: &L7, out: &mut String) {
         line(out, 0, &format!("passthrough {host} to {}", upstream.0));
     }
     edge(&l7.edge, out);
+    access_log(l7.log.as_deref(), out);
     if let Some(upstream) = &l7.default_backend {
         line(out, 0, &format!("default backend {}", upstream.0));
     }
@@ -134,6 +136,32 @@ fn client_auth_line(auth: &ClientAuth, out: &mut String) {
         }
     };
     line(out, 1, &text);
+}
+
+/// Only what differs from the defaults.
+fn access_log(log: Option<&AccessLog>, out: &mut String) {
+    let Some(AccessLog { sink, format, skip, unclaimed }) = log else {
+        return line(out, 0, "access log off");
+    };
+    let default = AccessLog::default();
+    if *sink != default.sink {
+        line(out, 0, &format!("access log to {sink:?}"));
+    }
+    if *format != default.format {
+        let Format { escape, parts } = format;
+        let parts: String = parts
+            .iter()
+            .map(|part| match part {
+                Part::Text(text) => text.clone(),
+                Part::Early(early) => format!("${{{early:?}}}"),
+                Part::Late(late) => format!("${{{late:?}}}"),
+            })
+            .collect();
+        line(out, 0, &format!("access log escaped {escape:?}: {parts}"));
+    }
+    if *skip != default.skip || *unclaimed != default.unclaimed {
+        line(out, 0, &format!("access log without {skip:?}, unclaimed {unclaimed}"));
+    }
 }
 
 /// Only what differs from the defaults.
@@ -207,8 +235,9 @@ fn filters_text(filters: &Filters) -> String {
         protocol,
         upstream_tls,
         retry,
+        logged,
     } = filters;
-    let mut text = String::new();
+    let mut text = if *logged { String::new() } else { ", not logged".to_owned() };
     if *ssl_redirect == SslRedirect::Always {
         text += ", https redirect";
     }

@@ -1,5 +1,6 @@
 //! Tier `proxy`: the L7 engine between real clients and real backends on loopback.
 
+mod access_log;
 mod arrival;
 mod bodies;
 mod change;

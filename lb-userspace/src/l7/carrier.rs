@@ -24,6 +24,11 @@ impl Carrier<'_> {
         matches!(self, Self::Socket(socket) if socket.is_http2())
     }
 
+    /// It is a stream of HTTP/2.
+    pub(super) fn is_stream(&self) -> bool {
+        matches!(self, Self::Stream(_))
+    }
+
     /// Bytes, or the end, can probably be read without waiting.
     pub(super) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self {

@@ -11,13 +11,14 @@ use std::time::{Duration, Instant};
 use super::buffer::{Buf, Scratch};
 use super::carrier::Carrier;
 use super::exchange::{self, Outgoing, Sent};
-use super::filters::{Answer, Asked, Next, decide};
+use super::filters::{Answer, Asked, Decision, Next, decide};
 use super::h1::head::{Lines, Refusal, Sizes};
 use super::h1::{Body, Request, Version};
 use super::h2;
 use super::heads::{self, After, Client};
+use super::log::{self, End, Place, Subject, Tally};
 use super::metrics::Method;
-use super::route::Labels;
+use super::route::{Labels, Router};
 use super::snapshot::Snapshot;
 use super::socket::{Link, Presence};
 use super::timers::{Alarm, Due};
@@ -44,6 +45,8 @@ pub(super) struct Connection<'w, 's> {
     pub(super) client: Client,
     /// What it may take; as the snapshot says when a request begins.
     pub(super) limits: ClientLimits,
+    /// What the request at hand came to so far.
+    pub(super) tally: Tally,
     /// From then on it counts as idle without having said anything.
     settled: Due,
     requests: u32,
@@ -106,7 +109,8 @@ impl<'w, 's> Connection<'w, 's> {
     fn new(worker: &'w Rc<Worker>, socket: Carrier<'s>, alarm: Alarm, client: Client) -> Self {
         let settled = alarm.due(SETTLE);
         let limits = worker.limits();
-        Self { worker, socket, buf: Buf::default(), alarm, client, limits, settled, requests: 0 }
+        let tally = Tally::default();
+        Self { worker, socket, buf: Buf::default(), alarm, client, limits, tally, settled, requests: 0 }
     }
 }
 
@@ -225,12 +229,13 @@ impl Connection<'_, '_> {
         let ClientLimits { keep_alive, keep_alive_requests, .. } = self.limits;
         let is_last =
             self.requests + 1 >= keep_alive_requests || keep_alive.is_zero() || self.worker.is_draining();
+        let fresh = self.worker.request_id();
+        let id = request.request_id.unwrap_or(&fresh);
+        let line = self.begin_line(&snapshot.router, &decision, request, id);
         let step = match decision.next {
             Next::Answer(answer) => Step::Answer(answer),
             Next::Proxy { upstream, target } => {
                 let mut head = Scratch::take();
-                let fresh = self.worker.request_id();
-                let id = request.request_id.unwrap_or(&fresh);
                 let certificate = self.client.session.identity().and_then(|identity| {
                     let whole = decision.site.passes_certificate()?;
                     Some(heads::Certificate { identity, whole })
@@ -274,6 +279,40 @@ impl Connection<'_, '_> {
             labels: Arc::clone(&decision.route.labels),
             filters: exchange::Limits::of(&decision.route.filters),
             snapshot: Rc::clone(&snapshot),
+            line,
+        }
+    }
+
+    /// The beginning of the request's line in the access log, if it gets one.
+    fn begin_line(
+        &self,
+        router: &Router,
+        decision: &Decision<'_>,
+        request: &Request<'_, '_>,
+        id: &[u8],
+    ) -> Option<Scratch> {
+        let target = match &decision.next {
+            Next::Proxy { target, .. } => target.as_deref(),
+            Next::Answer(_) => None,
+        };
+        let route = decision.route;
+        let place = Place { route, upstream: log::upstream_name(router, route), target };
+        log::begin(router, &decision.next, &self.subject(Some(request), Some(place), id))
+    }
+
+    fn subject<'a, 'h, 'b>(
+        &'a self,
+        request: Option<&'a Request<'h, 'b>>,
+        place: Option<Place<'a>>,
+        id: &'a [u8],
+    ) -> Subject<'a, 'h, 'b> {
+        let (client, is_http2) = (&self.client, self.socket.is_stream());
+        Subject { request, place, client, is_http2, id, requests: self.requests + 1 }
+    }
+
+    fn end_line(&self, router: &Router, line: &[u8], end: &End<'_>) {
+        if let Some(log) = router.log.as_deref() {
+            self.worker.journal.finish(log, line, end);
         }
     }
 
@@ -287,6 +326,7 @@ impl Connection<'_, '_> {
         self.requests += 1;
         self.buf.consume(plan.head_len);
         let Plan { method, is_head, version, after, body, step, route, labels, filters, snapshot, .. } = plan;
+        self.tally = Tally::default();
         let mut record = Record::default();
         let (status, left) = match step {
             // A target that cannot be understood says little for what follows it, and who is not
@@ -312,14 +352,13 @@ impl Connection<'_, '_> {
                 }
             }
         };
-        self.worker.counters.borrow_mut().request(
-            route,
-            &labels,
-            method,
-            status,
-            started.elapsed(),
-            record.only(),
-        );
+        let took = started.elapsed();
+        self.worker.counters.borrow_mut().request(route, &labels, method, status, took, record.only());
+        if let Some(line) = plan.line {
+            let is_whole = left != Left::Broken;
+            let end = End { status, took, head: plan.head_len, is_whole, tally: self.tally, record: &record };
+            self.end_line(&snapshot.router, &line, &end);
+        }
         left
     }
 
@@ -333,14 +372,19 @@ impl Connection<'_, '_> {
         mut body: Body,
     ) -> (u16, Left) {
         match body.take(self.buf.bytes()) {
-            Ok(n) => self.buf.consume(n),
+            Ok(n) => {
+                self.buf.consume(n);
+                self.tally.body_received += n as u64;
+            }
             Err(_) => after = After::Close,
         }
         if !body.is_done() {
             after = After::Close;
         }
         let mut out = Scratch::take();
-        let status = heads::answer(answer, is_head, version, self.client.scheme, after, &mut out);
+        let (status, page) = heads::answer(answer, is_head, version, self.client.scheme, after, &mut out);
+        self.tally.body_sent = page as u64;
+        self.tally.head_sent = (out.len() - page) as u64;
         let left = match (self.send(&out).await, after) {
             (false, _) => Left::Broken,
             (true, After::Keep) => Left::Open,
@@ -358,8 +402,20 @@ impl Connection<'_, '_> {
     /// An answer to bytes that are no request: counted, but under no route.
     async fn answer_outside(&mut self, status: u16) -> Left {
         self.worker.counters.borrow_mut().refused(status);
-        let answer = Answer::Status(status);
-        self.answer(&answer, false, Version::Http11, After::Close, Body::UntilClose).await.1
+        let started = Instant::now();
+        let snapshot = self.worker.current.load();
+        let id = self.worker.request_id();
+        let line = log::begin_refused(&snapshot.router, &self.subject(None, None, &id));
+        self.tally = Tally::default();
+        let (answer, head) = (Answer::Status(status), self.buf.bytes().len());
+        let (_, left) = self.answer(&answer, false, Version::Http11, After::Close, Body::UntilClose).await;
+        if let Some(line) = line {
+            let tally = Tally { body_received: 0, ..self.tally };
+            let (took, is_whole) = (started.elapsed(), left != Left::Broken);
+            let end = End { status, took, head, is_whole, tally, record: &Record::default() };
+            self.end_line(&snapshot.router, &line, &end);
+        }
+        left
     }
 
     /// Writes all of `bytes`; false if the client is gone or does not take them.
@@ -450,6 +506,7 @@ struct Plan {
     labels: Arc<Labels>,
     filters: exchange::Limits,
     snapshot: Rc<Snapshot>,
+    line: Option<Scratch>,
 }
 
 enum Step {

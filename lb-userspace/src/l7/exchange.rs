@@ -147,7 +147,9 @@ async fn attempt(
         limits,
         after,
     };
-    match exchange.response_head().await? {
+    let answered = exchange.response_head().await;
+    exchange.connection.tally.body_received = exchange.upload.body_written();
+    match answered? {
         Answered::Switched { head } => {
             attempts.answered(101);
             let (sent, bytes) = exchange.tunnel(head).await;
@@ -354,7 +356,6 @@ impl Exchange<'_, '_, '_, '_> {
     /// Passes the response on while the rest of the request may still go the other way.
     async fn relay(&mut self, ready: Ready) -> (Sent, u64) {
         let Ready { status, head, body, coding, after, keep_upstream: _ } = ready;
-        let head_len = head.len() as u64;
         let mut download = Leg::new(head, body, coding, None);
         let mut due = self.connection.alarm.due(self.limits.read);
         let mut moved = 0;
@@ -387,6 +388,10 @@ impl Exchange<'_, '_, '_, '_> {
             self.connection.alarm.poll_due(cx, due).map(|()| Err(late()))
         })
         .await;
+        let tally = &mut self.connection.tally;
+        tally.body_received = self.upload.body_written();
+        tally.body_sent = download.body_written();
+        tally.head_sent = download.written - tally.body_sent;
         let sent = match through {
             Ok(()) => Sent::Response { status, after },
             Err(Broken::Receiver(_)) => Sent::Broken { status: 499 },
@@ -396,16 +401,21 @@ impl Exchange<'_, '_, '_, '_> {
                 Sent::Broken { status }
             }
         };
-        (sent, download.written.saturating_sub(head_len))
+        (sent, download.body_written())
     }
 
     /// After 101: bytes both ways until both sides closed or neither spoke for the read timeout.
     async fn tunnel(&mut self, head: Scratch) -> (Sent, u64) {
         let Connection { socket, buf, alarm, .. } = &mut *self.connection;
+        let head_len = head.len() as u64;
         let client = End { carrier: socket, buf };
         let upstream = End { carrier: self.upstream, buf: &mut self.buf };
         let moved = tunnel(client, upstream, head, self.limits.read, alarm).await;
-        (Sent::Broken { status: 101 }, moved.down)
+        let tally = &mut self.connection.tally;
+        tally.head_sent = moved.down.min(head_len);
+        tally.body_sent = moved.down - tally.head_sent;
+        tally.body_received = moved.up;
+        (Sent::Broken { status: 101 }, tally.body_sent)
     }
 }
 

@@ -5,6 +5,7 @@ use std::io::Write as _;
 use std::net::IpAddr;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use super::calendar::Moment;
 use super::client_auth::{Identity, Session};
 use super::filters::{Answer, Scheme};
 use super::h1::{Request, Response, Version};
@@ -139,7 +140,8 @@ pub(super) fn switching(response: &Response<'_, '_>, scheme: Scheme, out: &mut V
     out.extend_from_slice(b"Connection: upgrade\r\n\r\n");
 }
 
-/// A whole response of our own; a HEAD request gets it without body.
+/// A whole response of our own; a HEAD request gets it without body. Returns its status and the
+/// length of its body.
 pub(super) fn answer(
     answer: &Answer,
     is_head: bool,
@@ -147,7 +149,7 @@ pub(super) fn answer(
     scheme: Scheme,
     after: After,
     out: &mut Vec<u8>,
-) -> u16 {
+) -> (u16, usize) {
     let (status, location) = match answer {
         Answer::Status(status) => (*status, None),
         Answer::Redirect { status, location } => (*status, Some(location)),
@@ -173,10 +175,11 @@ pub(super) fn answer(
     }
     connection(client, after, out);
     out.extend_from_slice(b"\r\n");
-    if !is_head {
-        out.extend_from_slice(page.as_bytes());
+    if is_head {
+        return (status, 0);
     }
-    status
+    out.extend_from_slice(page.as_bytes());
+    (status, page.len())
 }
 
 fn line(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
@@ -203,30 +206,11 @@ fn addr_text(addr: IpAddr, room: &mut [u8; 48]) -> &[u8] {
 
 /// `Date` in IMF-fixdate (RFC 9110 5.6.7).
 fn date(out: &mut Vec<u8>) {
-    const DAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
-    const MONTHS: [&str; 12] =
-        ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
     let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs());
-    let days = seconds / 86_400;
-    // Civil date from days, counting years from March so that the leap day comes last.
-    let shifted = days + 719_468;
-    let era = shifted / 146_097;
-    let of_era = shifted % 146_097;
-    let year_of_era = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let from_march = (5 * of_year + 2) / 153;
-    let day = of_year - (153 * from_march + 2) / 5 + 1;
-    let month = if from_march < 10 { from_march + 3 } else { from_march - 9 };
-    let year = year_of_era + era * 400 + u64::from(month <= 2);
-    let _ = write!(
-        out,
-        "Date: {}, {day:02} {} {year} {:02}:{:02}:{:02} GMT\r\n",
-        DAYS[(days % 7) as usize],
-        MONTHS[(month as usize + 11) % 12],
-        seconds / 3600 % 24,
-        seconds / 60 % 60,
-        seconds % 60
-    );
+    let moment = Moment::of(seconds);
+    let Moment { year, day, hour, minute, second, weekday, .. } = moment;
+    let month = moment.month_name();
+    let _ = write!(out, "Date: {weekday}, {day:02} {month} {year} {hour:02}:{minute:02}:{second:02} GMT\r\n");
 }
 
 /// Reason phrases as nginx writes them.

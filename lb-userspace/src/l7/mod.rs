@@ -8,6 +8,7 @@
 mod arrival;
 mod balance;
 mod buffer;
+mod calendar;
 mod carrier;
 mod client_auth;
 mod client_hello;
@@ -21,6 +22,7 @@ mod h1;
 mod h2;
 mod heads;
 mod listen;
+mod log;
 mod metrics;
 mod passthrough;
 mod path;
@@ -56,6 +58,9 @@ use crate::model::l7::L7;
 use crate::model::report::Metric;
 
 pub use listen::{Inherited, Place};
+
+/// How long the end of a drain waits for lines of the access log to be written.
+const LAST_LINES: Duration = Duration::from_secs(1);
 
 /// A number nobody can foresee, for starting points.
 fn random() -> u64 {
@@ -153,11 +158,12 @@ impl Proxy {
                 .spawn(move || publisher.run())
                 .map_err(Error::Worker)?,
         ];
+        let (outlet, log) = log::start().map_err(Error::Worker)?;
         let mut controls = Vec::with_capacity(workers.len());
         let of = workers.len();
         for (id, bound) in workers.into_iter().enumerate() {
-            let (control, thread) =
-                worker::spawn(upstream::Seat { worker: id, of }, bound, &tls, published.clone())?;
+            let seat = upstream::Seat { worker: id, of };
+            let (control, thread) = worker::spawn(seat, bound, &tls, published.clone(), outlet.clone())?;
             controls.push(control);
             threads.push(thread);
         }
@@ -168,6 +174,7 @@ impl Proxy {
             threads: threads.into(),
             sockets: std::sync::Mutex::new(sockets),
             handed_over: Default::default(),
+            log: Arc::new(log.into()),
         })
     }
 }
@@ -193,6 +200,7 @@ pub struct Running {
     sockets: std::sync::Mutex<Vec<Vec<listen::Bound>>>,
     /// Where that one accepts.
     handed_over: std::sync::Mutex<BTreeSet<Place>>,
+    log: Arc<std::sync::Mutex<log::Writer>>,
 }
 
 impl Running {
@@ -209,7 +217,9 @@ impl Running {
     /// Counters of all workers together. Waits for each to answer, at most a second; a worker that
     /// does not is left out.
     pub fn metrics(&self) -> Vec<Metric> {
-        self.total(worker::Control::Count).report(self.controls.len())
+        let mut report = self.total(worker::Control::Count).report(self.controls.len());
+        report.push(self.log.lock().unwrap_or_else(PoisonError::into_inner).metric());
+        report
     }
 
     /// All that was counted since the start or the last call: for another process, to which it
@@ -330,12 +340,14 @@ impl Running {
         for control in &self.controls {
             let _ = control.send(worker::Control::Stop);
         }
+        let log = Arc::clone(&self.log);
         let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
         // The publisher ends with its last receiver; workers end at `Stop`.
         let _ = tokio::task::spawn_blocking(move || {
             for thread in threads {
                 let _ = thread.join();
             }
+            log.lock().unwrap_or_else(PoisonError::into_inner).wait(LAST_LINES);
         })
         .await;
     }

@@ -85,6 +85,11 @@ impl Leg {
         self.done
     }
 
+    /// Bytes of the body written so far, framing included.
+    pub(super) fn body_written(&self) -> u64 {
+        self.written - self.head_sent as u64
+    }
+
     /// Bytes moved in either direction; grows while there is progress.
     pub(super) fn moved(&self) -> u64 {
         self.written + self.read

@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::ObjectName;
 use crate::model::l7::{
-    Action, ClientAuth, Edge, Filters, HostMatch, L7, Location, PathMatch, Protocol, Redirect, Upstream,
-    UpstreamName, UpstreamTls,
+    AccessLog, Action, ClientAuth, Edge, Filters, HostMatch, L7, Location, PathMatch, Protocol, Redirect,
+    Upstream, UpstreamName, UpstreamTls,
 };
 
 use crate::model::upstream::{Balance, Care, HashKey};
@@ -23,6 +23,9 @@ use super::upstream::{Client, Speech, Transport};
 
 /// Longest host name looked up; longer ones belong to no server.
 const HOST_MAX: usize = 255;
+
+/// Label of the host that no server names.
+const UNNAMED: &str = "_";
 
 /// A snapshot prepared for lookups; shared by all workers.
 #[derive(Debug)]
@@ -42,6 +45,8 @@ pub(super) struct Router {
     pub(super) edge: Edge,
     /// Upstreams of the hosts whose TLS is handed on, by index.
     passthrough: HashMap<Box<str>, usize>,
+    /// `None`: requests are not logged.
+    pub(super) log: Option<Arc<AccessLog>>,
 }
 
 /// A way to speak TLS to an upstream.
@@ -215,6 +220,7 @@ impl Router {
             clients: Vec::new(),
             edge: l7.edge.clone(),
             passthrough,
+            log: l7.log.clone(),
         }
     }
 
@@ -360,6 +366,11 @@ impl Route {
         }
     }
 
+    /// On no host, by no Ingress: what the default backend is for.
+    pub(super) fn is_unclaimed(&self) -> bool {
+        self.labels.host == UNNAMED && self.labels.ingress.is_empty()
+    }
+
     /// What its upstream speaks.
     pub(super) fn speech(&self) -> Speech {
         match self.filters.protocol {
@@ -493,7 +504,7 @@ pub(super) fn host_label(host: &HostMatch) -> String {
     match host {
         HostMatch::Exact(name) => name.clone(),
         HostMatch::Wildcard(suffix) => format!("*.{suffix}"),
-        HostMatch::Any => "_".to_owned(),
+        HostMatch::Any => UNNAMED.to_owned(),
     }
 }
 

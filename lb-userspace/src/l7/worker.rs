@@ -15,6 +15,7 @@ use tokio::task::LocalSet;
 use super::balance::Random;
 use super::gate::{Entry, Gate};
 use super::listen::{Bound, Place};
+use super::log::{Journal, Outlet};
 use super::metrics::Counters;
 use super::route::Router;
 use super::snapshot::Current;
@@ -60,6 +61,7 @@ pub(super) struct Worker {
     pub(super) pool: Pool,
     pub(super) http2: h2::Connections,
     pub(super) counters: RefCell<Counters>,
+    pub(super) journal: Journal,
     /// Port of the TLS listener.
     pub(super) https_port: u16,
     tls: Arc<Tls>,
@@ -82,6 +84,7 @@ pub(super) fn spawn(
     bound: Vec<Bound>,
     tls: &Arc<Tls>,
     published: watch::Receiver<Arc<Router>>,
+    outlet: Outlet,
 ) -> Result<(mpsc::UnboundedSender<Control>, JoinHandle<()>), Error> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Worker)?;
@@ -91,7 +94,8 @@ pub(super) fn spawn(
         .name(format!("penstock-{}", seat.worker))
         .spawn(move || {
             let local = LocalSet::new();
-            if let Err(error) = runtime.block_on(local.run_until(run(seat, bound, tls, published, controls)))
+            if let Err(error) =
+                runtime.block_on(local.run_until(run(seat, bound, tls, published, controls, outlet)))
             {
                 tracing::error!(worker = seat.worker, %error, "worker could not start");
             }
@@ -106,6 +110,7 @@ async fn run(
     tls: Arc<Tls>,
     mut published: watch::Receiver<Arc<Router>>,
     mut controls: mpsc::UnboundedReceiver<Control>,
+    outlet: Outlet,
 ) -> io::Result<()> {
     let router = Arc::clone(&published.borrow_and_update());
     let https = bound.iter().find(|bound| bound.place.listener == Listener::Https);
@@ -116,6 +121,7 @@ async fn run(
         http2: h2::Connections::default(),
         counters: RefCell::default(),
         https_port: https.map_or(443, |bound| bound.addr.port()),
+        journal: Journal::new(outlet),
         tls,
         gate: Rc::default(),
         draining: Cell::new(false),
@@ -128,6 +134,8 @@ async fn run(
     worker.listen(bound)?;
     let timers = Rc::clone(&worker.timers);
     tokio::task::spawn_local(async move { timers.run().await });
+    let logging = Rc::clone(&worker);
+    tokio::task::spawn_local(async move { logging.journal.run().await });
 
     let mut sweep = tokio::time::interval(SWEEP);
     let mut followed = true;

@@ -4,6 +4,7 @@
 //! [`Template`] or as a compiled, linear-time [`Pattern`].
 
 mod edge;
+pub mod log;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,6 +17,7 @@ pub use edge::{
     Cipher, CipherOrder, Ciphers, ClientAuth, ClientLimits, Demand, Edge, Group, ProxyProtocol, Resumption,
     SharedTicketKey, TlsPolicy, TlsVersions, Trust, UnknownName, VerifyClient,
 };
+pub use log::AccessLog;
 
 /// Everything the proxy has to serve.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -35,6 +37,8 @@ pub struct L7 {
     pub edge: Edge,
     /// Hosts whose TLS is handed to an upstream unopened (`ssl-passthrough`), by SNI; lower case.
     pub passthrough: BTreeMap<String, UpstreamName>,
+    /// `None`: requests are not logged.
+    pub log: Option<Arc<AccessLog>>,
 }
 
 /// Which Host header (or SNI) a server answers for. Lower case, no port, no trailing dot.
@@ -163,6 +167,8 @@ pub struct Filters {
     pub upstream_tls: Arc<UpstreamTls>,
     /// `proxy-next-upstream*`.
     pub retry: Retry,
+    /// `enable-access-log`.
+    pub logged: bool,
 }
 
 impl Default for Filters {
@@ -178,6 +184,7 @@ impl Default for Filters {
             protocol: Protocol::Http,
             upstream_tls: Arc::default(),
             retry: Retry::default(),
+            logged: true,
         }
     }
 }

@@ -3,10 +3,11 @@
 
 mod edge;
 mod keys;
+mod log;
 mod upstream;
 
 use super::findings::Findings;
-use crate::model::l7::Edge;
+use crate::model::l7::{AccessLog, Edge};
 use crate::objects::{Key, Kind, Objects};
 
 use keys::Keys;
@@ -33,6 +34,8 @@ pub(super) struct Config {
     pub edge: Edge,
     /// Defaults of annotations.
     pub settings: Settings,
+    /// `None`: requests are not logged.
+    pub log: Option<AccessLog>,
 }
 
 /// What the ConfigMap means for routes.
@@ -47,7 +50,12 @@ pub(super) enum Gate {
 /// Reads the ConfigMap and says what of it is not honoured. Of several with its name the first by
 /// namespace counts, though each can close the gate.
 pub(super) fn read(objects: &Objects, findings: &mut Findings) -> Config {
-    let mut config = Config { gate: Gate::Open, edge: Edge::default(), settings: Settings::default() };
+    let mut config = Config {
+        gate: Gate::Open,
+        edge: Edge::default(),
+        settings: Settings::default(),
+        log: Some(AccessLog::default()),
+    };
     let mut is_first = true;
     for (name, sourced) in objects.config_maps.iter().filter(|(name, _)| name.name == NAME) {
         let id = Key { kind: Kind::ConfigMap, name: name.clone() }.id(&sourced.origin);
@@ -74,6 +82,7 @@ pub(super) fn read(objects: &Objects, findings: &mut Findings) -> Config {
         }
         config.edge = edge::read(&mut keys);
         config.settings = Settings::read(&mut keys);
+        config.log = log::read(&mut keys);
         keys.tell_unasked();
     }
     config

@@ -79,6 +79,23 @@ impl<'h, 'b> Request<'h, 'b> {
     }
 }
 
+impl<'b> Request<'_, 'b> {
+    /// The request line as it was sent.
+    pub(in crate::l7) fn line(&self) -> &'b [u8] {
+        let end = self.block.bytes.iter().position(|byte| *byte == b'\r').unwrap_or_default();
+        self.block.bytes.get(..end).unwrap_or_default()
+    }
+
+    /// Values of the lines of this name.
+    pub(in crate::l7) fn headers(&self, name: &str) -> impl Iterator<Item = &'b [u8]> {
+        self.block
+            .lines
+            .iter()
+            .filter(move |line| line.name.eq_ignore_ascii_case(name))
+            .map(|line| line.value)
+    }
+}
+
 /// An incomplete head that can no longer become an acceptable one.
 fn incomplete(bytes: &[u8], sizes: Sizes) -> Result<(), Refusal> {
     if bytes.len() > sizes.line && !bytes.get(..sizes.line).is_some_and(|line| line.contains(&b'\n')) {

@@ -28,7 +28,7 @@ pub(in crate::l7) struct Record {
 }
 
 impl Record {
-    pub(super) fn push(&mut self, attempt: Attempt) {
+    pub(in crate::l7) fn push(&mut self, attempt: Attempt) {
         match self.first {
             None => self.first = Some(attempt),
             Some(_) => self.more.push(attempt),
@@ -40,7 +40,7 @@ impl Record {
         self.first.as_ref().filter(|_| self.more.is_empty())
     }
 
-    #[cfg(test)]
+    /// Each attempt.
     pub(in crate::l7) fn all(&self) -> impl Iterator<Item = &Attempt> {
         self.first.iter().chain(&self.more)
     }

@@ -48,6 +48,7 @@ pub(super) struct Policy {
     pub load_balance: Option<Balance>,
     /// `upstream-hash-by`, which counts more.
     pub hash_by: Option<Balance>,
+    pub logged: bool,
 }
 
 /// `proxy-ssl-*`, which mean nothing without the Secret.
@@ -86,6 +87,7 @@ impl Default for Policy {
             proxy_ssl: None,
             load_balance: None,
             hash_by: None,
+            logged: true,
         }
     }
 }
@@ -252,6 +254,7 @@ fn honour(valid: &BTreeMap<&str, &str>, settings: &Settings, policy: &mut Policy
             _ => Balance::Hash(key),
         })
     });
+    policy.logged = boolean("enable-access-log").unwrap_or(true);
     let code = |name: &str, legal: std::ops::RangeInclusive<u16>, default: u16| {
         text(name).and_then(|text| text.parse().ok()).filter(|code| legal.contains(code)).unwrap_or(default)
     };

@@ -230,7 +230,7 @@ pub const TABLE: &[Annotation] = &[
     row("ssl-prefer-server-ciphers", Bool, Low, Host, Default, Honoured, "whose order of ciphers counts"),
     row("ssl-passthrough", Bool, Low, Host, Default, Honoured, "hand TLS to the upstream unopened"),
     row("http2-push-preload", Bool, Low, Location, Default, NoEffect, "HTTP/2 push, which browsers have dropped"),
-    row("enable-access-log", Bool, Low, Location, Default, NotYet, "log requests"),
+    row("enable-access-log", Bool, Low, Location, Default, Honoured, "log requests"),
     row("enable-rewrite-log", Bool, Low, Location, Default, NotYet, "log rewrites"),
     row("enable-opentelemetry", Bool, Low, Location, Default, NotYet, "trace requests"),
     row("opentelemetry-trust-incoming-span", Bool, Low, Location, Default, NotYet, "continue the client's trace"),

@@ -1,0 +1,79 @@
+//! Values as they may stand in a line (reference 3.3).
+
+use crate::model::l7::log::Escape;
+
+const HEX: &[u8; 16] = b"0123456789ABCDEF";
+
+/// Writes a value that is there, which may be empty.
+pub(super) fn value(bytes: &[u8], escape: Escape, out: &mut Vec<u8>) {
+    let harmless = |byte: &u8| match escape {
+        Escape::None => true,
+        Escape::Default => matches!(byte, 0x20..=0x7e) && !matches!(byte, b'"' | b'\\'),
+        Escape::Json => *byte >= 0x20 && !matches!(byte, b'"' | b'\\'),
+    };
+    // Nearly every value has nothing to escape: one look, one copy.
+    let mut rest = bytes;
+    while let Some(at) = rest.iter().position(|byte| !harmless(byte)) {
+        let (clean, dirty) = rest.split_at(at);
+        out.extend_from_slice(clean);
+        let Some((byte, after)) = dirty.split_first() else { break };
+        match escape {
+            Escape::Json => json(*byte, out),
+            Escape::Default | Escape::None => {
+                out.extend_from_slice(b"\\x");
+                out.extend_from_slice(&hex(*byte));
+            }
+        }
+        rest = after;
+    }
+    out.extend_from_slice(rest);
+}
+
+/// Writes that there is no value.
+pub(super) fn absent(escape: Escape, out: &mut Vec<u8>) {
+    if escape == Escape::Default {
+        out.push(b'-');
+    }
+}
+
+fn json(byte: u8, out: &mut Vec<u8>) {
+    let short = match byte {
+        b'"' | b'\\' => byte,
+        b'\n' => b'n',
+        b'\r' => b'r',
+        b'\t' => b't',
+        0x08 => b'b',
+        0x0c => b'f',
+        _ => {
+            out.extend_from_slice(b"\\u00");
+            out.extend_from_slice(&hex(byte));
+            return;
+        }
+    };
+    out.extend_from_slice(&[b'\\', short]);
+}
+
+fn hex(byte: u8) -> [u8; 2] {
+    [HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_cannot_end_its_field_or_its_line() {
+        let evil = b"a\"b\\c\nd\x7fe\xc3\xa9\x01";
+        for (escape, expected) in [
+            (Escape::Default, &br"a\x22b\x5Cc\x0Ad\x7Fe\xC3\xA9\x01"[..]),
+            (Escape::Json, b"a\\\"b\\\\c\\nd\x7fe\xc3\xa9\\u0001"),
+            (Escape::None, evil),
+        ] {
+            let mut out = Vec::new();
+
+            value(evil, escape, &mut out);
+
+            assert_eq!(out.escape_ascii().to_string(), expected.escape_ascii().to_string(), "{escape:?}");
+        }
+    }
+}

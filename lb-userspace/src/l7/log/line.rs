@@ -1,0 +1,310 @@
+//! One line, made in two steps: what only the request's bytes tell is written while they are there,
+//! the rest when the response has ended.
+
+use std::fmt::Display;
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::super::buffer::Scratch;
+use super::super::filters::Scheme;
+use super::super::h1::{Request, Version};
+use super::super::heads::Client;
+use super::super::path;
+use super::super::route::{Route, bare_host};
+use super::super::upstream::{Attempt, Record};
+use super::escape::{absent, value};
+use super::stamp::Stamp;
+use super::{Tally, basic};
+use crate::model::l7::log::{Early, Escape, Format, Late, Part};
+
+/// A request as its line sees it.
+#[derive(Clone, Copy)]
+pub(in crate::l7) struct Subject<'a, 'h, 'b> {
+    /// `None`: what came was none.
+    pub(in crate::l7) request: Option<&'a Request<'h, 'b>>,
+    pub(in crate::l7) place: Option<Place<'a>>,
+    pub(in crate::l7) client: &'a Client,
+    /// It came on a stream of HTTP/2.
+    pub(in crate::l7) is_http2: bool,
+    pub(in crate::l7) id: &'a [u8],
+    /// Requests of its connection, this one included.
+    pub(in crate::l7) requests: u32,
+}
+
+/// Where a request was led.
+#[derive(Clone, Copy)]
+pub(in crate::l7) struct Place<'a> {
+    pub(in crate::l7) route: &'a Route,
+    /// Name of its upstream; empty without one.
+    pub(in crate::l7) upstream: &'a str,
+    /// Target after rewriting, if it was rewritten.
+    pub(in crate::l7) target: Option<&'a [u8]>,
+}
+
+/// How a request ended.
+#[derive(Clone, Copy)]
+pub(in crate::l7) struct End<'a> {
+    pub(in crate::l7) status: u16,
+    pub(in crate::l7) took: Duration,
+    /// Bytes of the request's head.
+    pub(in crate::l7) head: usize,
+    /// The client got all of its response.
+    pub(in crate::l7) is_whole: bool,
+    pub(in crate::l7) tally: Tally,
+    /// Endpoints that were tried.
+    pub(in crate::l7) record: &'a Record,
+}
+
+/// Writes every stretch of text and early values, each behind its length.
+pub(super) fn begin(format: &Format, subject: &Subject<'_, '_, '_>) -> Scratch {
+    let mut line = Scratch::take();
+    let mut stretch = None;
+    for part in &format.parts {
+        if let Part::Late(_) = part {
+            close(&mut line, stretch.take());
+            continue;
+        }
+        if stretch.is_none() {
+            stretch = Some(line.len());
+            line.extend_from_slice(&[0; LENGTH]);
+        }
+        match part {
+            Part::Text(text) => line.extend_from_slice(text.as_bytes()),
+            Part::Early(early) => early_value(early, format.escape, subject, &mut line),
+            Part::Late(_) => {}
+        }
+    }
+    close(&mut line, stretch);
+    line
+}
+
+/// Bytes of a stretch's length.
+const LENGTH: usize = 4;
+
+fn close(line: &mut [u8], stretch: Option<usize>) {
+    let Some(start) = stretch else { return };
+    let length = u32::try_from(line.len() - start - LENGTH).unwrap_or(u32::MAX);
+    if let Some(place) = line.get_mut(start..start + LENGTH) {
+        place.copy_from_slice(&length.to_ne_bytes());
+    }
+}
+
+/// Puts what was begun and how it ended together, without a line end.
+pub(super) fn finish(format: &Format, begun: &[u8], end: &End<'_>, stamp: &Stamp, out: &mut Vec<u8>) {
+    let mut rest = begun;
+    let mut in_stretch = false;
+    for part in &format.parts {
+        match part {
+            Part::Late(late) => {
+                in_stretch = false;
+                late_value(*late, format.escape, end, stamp, out);
+            }
+            Part::Text(_) | Part::Early(_) if in_stretch => {}
+            Part::Text(_) | Part::Early(_) => {
+                in_stretch = true;
+                let Some((length, behind)) = rest.split_first_chunk::<LENGTH>() else { return };
+                let length = usize::try_from(u32::from_ne_bytes(*length)).unwrap_or(usize::MAX);
+                let Some((stretch, after)) = behind.split_at_checked(length) else { return };
+                out.extend_from_slice(stretch);
+                rest = after;
+            }
+        }
+    }
+}
+
+fn early_value(early: &Early, escape: Escape, subject: &Subject<'_, '_, '_>, out: &mut Vec<u8>) {
+    let Subject { request, place, client, is_http2, id, requests } = *subject;
+    let labels = place.map(|place| &*place.route.labels);
+    let query = request.and_then(|request| path::split_query(request.target).1);
+    let target = || place.and_then(|place| place.target).or(request.map(|request| request.target));
+    let found: Option<&[u8]> = match early {
+        Early::Unknown => return out.push(b'-'),
+        Early::RemoteAddr => return shown(client.addr, out),
+        Early::RequestId => Some(id),
+        Early::ConnectionRequests => return shown(requests, out),
+        Early::Scheme => Some(client.scheme.as_str().as_bytes()),
+        // The https listener is 443 to the outside, whatever port it really has.
+        Early::ServerPort if client.scheme == Scheme::Https => Some(b"443"),
+        Early::ServerPort => return shown(client.port, out),
+        Early::Request => return request_line(subject, escape, out),
+        Early::RemoteUser => return user(request, escape, out),
+        Early::Method => request.map(|request| request.method.as_bytes()),
+        Early::Target => request.map(|request| request.target),
+        Early::Uri => {
+            let path = target().map(|target| path::split_query(target).0);
+            return match path.map(path::normalize) {
+                Some(Ok(normal)) => value(&normal, escape, out),
+                _ => absent(escape, out),
+            };
+        }
+        Early::Query => query,
+        Early::Argument(name) => query.and_then(|query| argument(query, name)),
+        Early::Protocol => request.map(|request| protocol(request, is_http2)),
+        Early::Host => return host(request, escape, out),
+        Early::Header(name) => return header(request, name, escape, out),
+        Early::Cookie(name) => request.and_then(|request| cookie(request, name)),
+        Early::ServerName => labels.map(|labels| labels.host.as_bytes()),
+        Early::Upstream => place.map(|place| place.upstream.as_bytes()).filter(|name| !name.is_empty()),
+        // Never absent: nginx has set it to nothing by then.
+        Early::Alternative => Some(b""),
+        Early::Namespace => labels.map(|labels| labels.namespace.as_bytes()),
+        Early::Ingress => labels.map(|labels| labels.ingress.as_bytes()),
+        Early::Service => labels.map(|labels| labels.service.as_bytes()),
+        Early::ServicePort => place.and_then(service_port).map(str::as_bytes),
+        Early::LocationPath => labels.map(|labels| labels.path.as_bytes()),
+        Early::ForwardedFor => return forwarded_for(request, client, escape, out),
+    };
+    match found {
+        Some(found) => value(found, escape, out),
+        None => absent(escape, out),
+    }
+}
+
+fn shown(shown: impl Display, out: &mut Vec<u8>) {
+    // A Vec takes everything.
+    let _ = write!(out, "{shown}");
+}
+
+fn protocol(request: &Request<'_, '_>, is_http2: bool) -> &'static [u8] {
+    match request.version {
+        _ if is_http2 => b"HTTP/2.0",
+        Version::Http10 => b"HTTP/1.0",
+        Version::Http11 => b"HTTP/1.1",
+    }
+}
+
+/// As it was sent; of HTTP/2, what it would have been. Empty for what was no request.
+fn request_line(subject: &Subject<'_, '_, '_>, escape: Escape, out: &mut Vec<u8>) {
+    let Some(request) = subject.request else { return };
+    if !subject.is_http2 {
+        return value(request.line(), escape, out);
+    }
+    for part in [request.method.as_bytes(), b" ", request.target, b" HTTP/2.0"] {
+        value(part, escape, out);
+    }
+}
+
+fn host(request: Option<&Request<'_, '_>>, escape: Escape, out: &mut Vec<u8>) {
+    let start = out.len();
+    match request.map(|request| bare_host(request.host)).filter(|host| !host.is_empty()) {
+        Some(host) => value(host, escape, out),
+        None => return absent(escape, out),
+    }
+    if let Some(host) = out.get_mut(start..) {
+        host.make_ascii_lowercase();
+    }
+}
+
+/// All lines of the header, as nginx joins them.
+fn header(request: Option<&Request<'_, '_>>, name: &str, escape: Escape, out: &mut Vec<u8>) {
+    let mut found = false;
+    for line in request.iter().flat_map(|request| request.headers(name)) {
+        if found {
+            out.extend_from_slice(b", ");
+        }
+        found = true;
+        value(line, escape, out);
+    }
+    if !found {
+        absent(escape, out);
+    }
+}
+
+fn cookie<'b>(request: &Request<'_, 'b>, name: &str) -> Option<&'b [u8]> {
+    request
+        .headers("cookie")
+        .flat_map(|line| line.split(|byte| *byte == b';'))
+        .find_map(|pair| pair.trim_ascii().strip_prefix(name.as_bytes())?.strip_prefix(b"="))
+}
+
+fn argument<'q>(query: &'q [u8], name: &str) -> Option<&'q [u8]> {
+    query.split(|byte| *byte == b'&').find_map(|pair| {
+        let (found, rest) = pair.split_at_checked(name.len())?;
+        rest.strip_prefix(b"=").filter(|_| found.eq_ignore_ascii_case(name.as_bytes()))
+    })
+}
+
+fn user(request: Option<&Request<'_, '_>>, escape: Escape, out: &mut Vec<u8>) {
+    let authorization = request.and_then(|request| request.headers("authorization").next());
+    match authorization.and_then(basic::user) {
+        Some(user) => value(&user, escape, out),
+        None => absent(escape, out),
+    }
+}
+
+/// The name of an upstream is that of namespace and Service before its port.
+fn service_port(place: Place<'_>) -> Option<&str> {
+    let labels = &place.route.labels;
+    let rest = place.upstream.strip_prefix(labels.namespace.as_str())?.strip_prefix('-')?;
+    rest.strip_prefix(labels.service.as_str())?.strip_prefix('-')
+}
+
+fn forwarded_for(request: Option<&Request<'_, '_>>, client: &Client, escape: Escape, out: &mut Vec<u8>) {
+    for line in request.iter().flat_map(|request| request.headers("x-forwarded-for")) {
+        value(line, escape, out);
+        out.extend_from_slice(b", ");
+    }
+    shown(client.addr, out);
+}
+
+fn late_value(late: Late, escape: Escape, end: &End<'_>, stamp: &Stamp, out: &mut Vec<u8>) {
+    let End { status, took, head, is_whole, tally, record } = *end;
+    match late {
+        Late::TimeLocal => out.extend_from_slice(stamp.local()),
+        Late::TimeIso => out.extend_from_slice(stamp.iso()),
+        Late::Epoch => seconds(stamp.since_epoch(), out),
+        Late::Status => {
+            let _ = write!(out, "{status:03}");
+        }
+        Late::BodyBytesSent => shown(tally.body_sent, out),
+        Late::BytesSent => shown(tally.head_sent + tally.body_sent, out),
+        Late::RequestLength => shown(head as u64 + tally.body_received, out),
+        Late::RequestTime => seconds(took, out),
+        Late::Completion if is_whole => out.extend_from_slice(b"OK"),
+        Late::Completion => {}
+        Late::UpstreamAddr => each(record, escape, out, |attempt| Some(Figure::Addr(attempt.addr))),
+        Late::UpstreamStatus => each(record, escape, out, |attempt| {
+            Some(u64::from(attempt.status)).filter(|status| *status > 0).map(Figure::Number)
+        }),
+        Late::UpstreamResponseLength => {
+            each(record, escape, out, |attempt| Some(Figure::Number(attempt.bytes)));
+        }
+        Late::UpstreamConnectTime => each(record, escape, out, |attempt| attempt.connect.map(Figure::Time)),
+        Late::UpstreamHeaderTime => each(record, escape, out, |attempt| attempt.header.map(Figure::Time)),
+        Late::UpstreamResponseTime => {
+            each(record, escape, out, |attempt| Some(Figure::Time(attempt.response)));
+        }
+    }
+}
+
+/// A value of one attempt.
+enum Figure {
+    Addr(SocketAddr),
+    Number(u64),
+    Time(Duration),
+}
+
+/// One value of every attempt, `-` where it has none (reference 3.2).
+fn each(record: &Record, escape: Escape, out: &mut Vec<u8>, one: impl Fn(&Attempt) -> Option<Figure>) {
+    let mut found = false;
+    for attempt in record.all() {
+        if found {
+            out.extend_from_slice(b", ");
+        }
+        found = true;
+        match one(attempt) {
+            Some(Figure::Addr(addr)) => shown(addr, out),
+            Some(Figure::Number(number)) => shown(number, out),
+            Some(Figure::Time(time)) => seconds(time, out),
+            None => out.push(b'-'),
+        }
+    }
+    if !found {
+        absent(escape, out);
+    }
+}
+
+fn seconds(duration: Duration, out: &mut Vec<u8>) {
+    let _ = write!(out, "{}.{:03}", duration.as_secs(), duration.subsec_millis());
+}

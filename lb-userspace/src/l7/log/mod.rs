@@ -1,0 +1,67 @@
+//! The access log (reference 3): a line is begun when its request is decided, ended with its
+//! response, collected by the worker and written by a thread of its own.
+
+mod basic;
+mod escape;
+mod journal;
+mod line;
+mod stamp;
+mod writer;
+
+use super::buffer::Scratch;
+use super::filters::{Answer, Next};
+use super::route::{Route, RouteAction, Router};
+use crate::model::l7::AccessLog;
+
+pub(super) use journal::{Journal, Outlet};
+pub(super) use line::{End, Place, Subject};
+pub(super) use writer::{Writer, start};
+
+/// Name of the upstream of requests that go to the default backend.
+const DEFAULT_BACKEND: &str = "upstream-default-backend";
+
+/// What is counted while a request is served.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Tally {
+    /// Body bytes that were read from the client.
+    pub(super) body_received: u64,
+    /// Bytes that were written to the client.
+    pub(super) head_sent: u64,
+    pub(super) body_sent: u64,
+}
+
+/// Begins the line of a decided request; `None` if it is not logged (reference 3.4).
+pub(super) fn begin(router: &Router, next: &Next, subject: &Subject<'_, '_, '_>) -> Option<Scratch> {
+    let log = router.log.as_deref()?;
+    let wanted = subject.place.is_none_or(|place| {
+        let target = subject.request.map_or(&b""[..], |request| request.target);
+        place.route.filters.logged
+            && *next != Next::Answer(Answer::Healthy)
+            && (log.unclaimed || !place.route.is_unclaimed())
+            && !is_skipped(log, target)
+    });
+    wanted.then(|| line::begin(&log.format, subject))
+}
+
+/// Begins the line of what was no request.
+pub(super) fn begin_refused(router: &Router, subject: &Subject<'_, '_, '_>) -> Option<Scratch> {
+    router.log.as_deref().map(|log| line::begin(&log.format, subject))
+}
+
+fn is_skipped(log: &AccessLog, target: &[u8]) -> bool {
+    !log.skip.is_empty() && log.skip.iter().any(|url| url.as_bytes().eq_ignore_ascii_case(target))
+}
+
+/// `$proxy_upstream_name` of a route; empty without one.
+pub(super) fn upstream_name<'r>(router: &'r Router, route: &Route) -> &'r str {
+    match route.action {
+        RouteAction::Proxy(index) => {
+            index.and_then(|index| router.upstreams.get(index)).map_or("", |upstream| &upstream.name.0)
+        }
+        RouteAction::DefaultBackend(_) => DEFAULT_BACKEND,
+        RouteAction::Redirect | RouteAction::Deny => "",
+    }
+}
+
+#[cfg(test)]
+mod tests;

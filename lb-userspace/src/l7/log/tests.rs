@@ -1,0 +1,239 @@
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::super::client_auth::Session;
+use super::super::filters::Scheme;
+use super::super::h1::Request;
+use super::super::h1::head::{Lines, Sizes};
+use super::super::heads::Client;
+use super::super::upstream::{Attempt, Record};
+use super::*;
+use crate::model::ObjectName;
+use crate::model::l7::log::{DEFAULT_FORMAT, Escape, Format};
+use crate::model::l7::{Action, HostMatch, L7, Location, PathMatch, Server, Upstream, UpstreamName};
+
+const HEAD: &str = "GET /a%20b/x?q=1&Name=v HTTP/1.1\r\nHost: Shop.Example.com:8080\r\nUser-Agent: curl/8 \"x\"\r\n\
+    Referer: http://r/\r\nAuthorization: Basic YWxpY2U6cw==\r\nCookie: a=1; sid=abc\r\nX-Two: one\r\nX-Two: two\r\n\
+    X-Forwarded-For: 192.0.2.9\r\nContent-Type: text/plain\r\nX-Empty:\r\n\r\n";
+
+fn l7(log: AccessLog) -> L7 {
+    let name = UpstreamName("prod-web-8080".to_owned());
+    let location = Location {
+        path: PathMatch::Prefix("/".to_owned()),
+        path_label: "/app".to_owned(),
+        ingress: Some(ObjectName::new("prod", "shop")),
+        service: "web".to_owned(),
+        action: Action::Proxy(name.clone()),
+        filters: Default::default(),
+    };
+    let mut l7 = L7 { log: Some(Arc::new(log)), ..L7::default() };
+    l7.upstreams.insert(name, Upstream::default());
+    let host = HostMatch::Exact("shop.example.com".to_owned());
+    l7.servers.insert(host, Server { locations: vec![location], ..Server::default() });
+    l7
+}
+
+fn client() -> Client {
+    let addr = IpAddr::V4(Ipv4Addr::new(198, 51, 100, 7));
+    Client { addr, scheme: Scheme::Http, port: 80, session: Session::Plain }
+}
+
+fn endpoint(last: u8) -> SocketAddr {
+    SocketAddr::from(([10, 0, 0, last], 8080))
+}
+
+/// A first attempt that failed at once and a second one that answered 30 ms after it began.
+fn twice() -> Record {
+    let mut record = Record::default();
+    let (addr, response) = (endpoint(1), Duration::ZERO);
+    record.push(Attempt { addr, status: 502, connect: None, header: None, response, bytes: 0 });
+    let (addr, response) = (endpoint(2), Duration::from_millis(30));
+    let (connect, header) = (Some(Duration::ZERO), Some(response));
+    record.push(Attempt { addr, status: 200, connect, header, response, bytes: 512 });
+    record
+}
+
+/// The line of the request above, or of what was none.
+fn logged(format: &str, escape: Escape, is_request: bool, tally: Tally, record: &Record) -> String {
+    let (format, _) = Format::compile(format, escape);
+    let router = Router::new(&l7(AccessLog { format: format.clone(), ..AccessLog::default() }));
+    let mut lines = Lines::new();
+    let request =
+        Request::parse(HEAD.as_bytes(), &mut lines, Sizes::default()).expect("legal").expect("whole");
+    let route = router.site(request.host).0.find(b"/").route;
+    let place = Place { route, upstream: upstream_name(&router, route), target: None };
+    let client = client();
+    let subject = Subject {
+        request: is_request.then_some(&request),
+        place: is_request.then_some(place),
+        client: &client,
+        is_http2: false,
+        id: b"0123456789abcdef",
+        requests: 3,
+    };
+    let begun = line::begin(&format, &subject);
+    let mut stamp = stamp::Stamp::default();
+    stamp.set(Duration::from_millis(1_136_214_245_042));
+    let took = Duration::from_micros(12_345);
+    let end = End {
+        status: if is_request { 200 } else { 400 },
+        took,
+        head: HEAD.len(),
+        is_whole: true,
+        tally,
+        record,
+    };
+    let mut out = Vec::new();
+    line::finish(&format, &begun, &end, &stamp, &mut out);
+    String::from_utf8(out).expect("text")
+}
+
+fn tally() -> Tally {
+    Tally { body_received: 7, head_sent: 120, body_sent: 512 }
+}
+
+#[test]
+fn every_variable_is_written_as_nginx_writes_it() {
+    let length = (HEAD.len() + 7).to_string();
+    for (variable, expected) in [
+        ("$remote_addr", "198.51.100.7"),
+        ("$the_real_ip", "198.51.100.7"),
+        ("$remote_user", "alice"),
+        ("$time_local", "02/Jan/2006:15:04:05 +0000"),
+        ("$time_iso8601", "2006-01-02T15:04:05+00:00"),
+        ("$msec", "1136214245.042"),
+        ("$request", "GET /a%20b/x?q=1&Name=v HTTP/1.1"),
+        ("$request_method", "GET"),
+        ("$request_uri", "/a%20b/x?q=1&Name=v"),
+        ("$uri", "/a b/x"),
+        ("$args", "q=1&Name=v"),
+        ("$query_string", "q=1&Name=v"),
+        ("$arg_name", "v"),
+        ("$arg_none", "-"),
+        ("$server_protocol", "HTTP/1.1"),
+        ("$scheme", "http"),
+        ("$host", "shop.example.com"),
+        ("$http_host", "Shop.Example.com:8080"),
+        ("$server_name", "shop.example.com"),
+        ("$server_port", "80"),
+        ("$http_referer", "http://r/"),
+        ("$http_user_agent", r"curl/8 \x22x\x22"),
+        ("$http_x_two", "one, two"),
+        ("$http_x_none", "-"),
+        ("$http_x_empty", ""),
+        ("$http_x_forwarded_for", "192.0.2.9"),
+        ("$proxy_add_x_forwarded_for", "192.0.2.9, 198.51.100.7"),
+        ("$content_type", "text/plain"),
+        ("$cookie_sid", "abc"),
+        ("$cookie_id", "-"),
+        ("$status", "200"),
+        ("$body_bytes_sent", "512"),
+        ("$bytes_sent", "632"),
+        ("$request_length", &length),
+        ("$request_time", "0.012"),
+        ("$request_completion", "OK"),
+        ("$connection_requests", "3"),
+        ("$proxy_upstream_name", "prod-web-8080"),
+        ("[$proxy_alternative_upstream_name]", "[]"),
+        ("$namespace", "prod"),
+        ("$ingress_name", "shop"),
+        ("$service_name", "web"),
+        ("$service_port", "8080"),
+        ("$location_path", "/app"),
+        ("$req_id", "0123456789abcdef"),
+        ("$upstream_addr", "10.0.0.1:8080, 10.0.0.2:8080"),
+        ("$upstream_status", "502, 200"),
+        ("$upstream_response_length", "0, 512"),
+        ("$upstream_connect_time", "-, 0.000"),
+        ("$upstream_header_time", "-, 0.030"),
+        ("$upstream_response_time", "0.000, 0.030"),
+        ("$geoip2_city", "-"),
+        ("$no_such_thing", "-"),
+    ] {
+        assert_eq!(logged(variable, Escape::Default, true, tally(), &twice()), expected, "{variable}");
+    }
+}
+
+#[test]
+fn the_default_line_is_that_of_ingress_nginx() {
+    let line = logged(DEFAULT_FORMAT, Escape::Default, true, tally(), &twice());
+
+    let expected = format!(
+        "198.51.100.7 - alice [02/Jan/2006:15:04:05 +0000] \"GET /a%20b/x?q=1&Name=v HTTP/1.1\" 200 512 \
+         \"http://r/\" \"curl/8 \\x22x\\x22\" {} 0.012 [prod-web-8080] [] 10.0.0.1:8080, 10.0.0.2:8080 0, 512 \
+         0.000, 0.030 502, 200 0123456789abcdef",
+        HEAD.len() + 7
+    );
+    assert_eq!(line, expected);
+}
+
+#[test]
+fn what_is_no_request_has_its_line_too() {
+    let line = logged(DEFAULT_FORMAT, Escape::Default, false, Tally::default(), &Record::default());
+
+    let expected = format!(
+        "198.51.100.7 - - [02/Jan/2006:15:04:05 +0000] \"\" 400 0 \"-\" \"-\" {} 0.012 [-] [] - - - - 0123456789abcdef",
+        HEAD.len()
+    );
+    assert_eq!(line, expected);
+}
+
+#[test]
+fn escaping_is_for_values_and_decides_what_absent_looks_like() {
+    let format = r#"{\"agent\":\"$http_user_agent\",\"none\":\"$http_x_none\",\"up\":\"$upstream_addr\"}"#;
+    for (escape, expected) in [
+        (Escape::Default, r#"{"agent":"curl/8 \x22x\x22","none":"-","up":"-"}"#),
+        (Escape::Json, r#"{"agent":"curl/8 \"x\"","none":"","up":""}"#),
+        (Escape::None, r#"{"agent":"curl/8 "x"","none":"","up":""}"#),
+    ] {
+        assert_eq!(
+            logged(format, escape, true, Tally::default(), &Record::default()),
+            expected,
+            "{escape:?}"
+        );
+    }
+}
+
+#[test]
+fn what_nobody_claims_is_healthy_skipped_or_switched_off_is_not_logged() {
+    let proxied = Next::Proxy { upstream: 0, target: None };
+    let healthy = Next::Answer(Answer::Healthy);
+    let skip = || ["/a%20b/x?q=1&name=v".to_owned()].into();
+    for (case, log, host, next, expected) in [
+        ("proxied", AccessLog::default(), "shop.example.com", &proxied, true),
+        ("healthy", AccessLog::default(), "shop.example.com", &healthy, false),
+        ("unclaimed", AccessLog::default(), "other.example.com", &proxied, false),
+        (
+            "unclaimed, but asked for",
+            AccessLog { unclaimed: true, ..AccessLog::default() },
+            "other.example.com",
+            &proxied,
+            true,
+        ),
+        ("skipped", AccessLog { skip: skip(), ..AccessLog::default() }, "shop.example.com", &proxied, false),
+    ] {
+        let router = Router::new(&l7(log));
+        let mut lines = Lines::new();
+        let request =
+            Request::parse(HEAD.as_bytes(), &mut lines, Sizes::default()).expect("legal").expect("whole");
+        let route = router.site(host.as_bytes()).0.find(b"/").route;
+        let place = Place { route, upstream: "", target: None };
+        let client = client();
+        let subject = Subject {
+            request: Some(&request),
+            place: Some(place),
+            client: &client,
+            is_http2: false,
+            id: b"",
+            requests: 1,
+        };
+
+        assert_eq!(begin(&router, next, &subject).is_some(), expected, "{case}");
+    }
+    assert!(begin(&Router::new(&L7::default()), &proxied, &no_request(&client())).is_none(), "off");
+}
+
+fn no_request(client: &Client) -> Subject<'_, '_, '_> {
+    Subject { request: None, place: None, client, is_http2: false, id: b"", requests: 1 }
+}

@@ -1,0 +1,329 @@
+//! The access log: where it goes, what is left out, and how a line is made (reference 3).
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Format of ingress-nginx where the ConfigMap names none.
+pub const DEFAULT_FORMAT: &str = concat!(
+    r#"$remote_addr - $remote_user [$time_local] "$request" $status $body_bytes_sent "#,
+    r#""$http_referer" "$http_user_agent" $request_length $request_time [$proxy_upstream_name] "#,
+    "[$proxy_alternative_upstream_name] $upstream_addr $upstream_response_length ",
+    "$upstream_response_time $upstream_status $req_id",
+);
+
+/// An access log that is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AccessLog {
+    /// `access-log-path`. Shared, so that a batch of lines can name it.
+    pub sink: Arc<Sink>,
+    /// `log-format-upstream`.
+    pub format: Format,
+    /// `skip-access-log-urls`: request targets that are not logged, lower case.
+    pub skip: BTreeSet<String>,
+    /// `enable-access-log-for-default-backend`: also what no Ingress claims.
+    pub unclaimed: bool,
+}
+
+impl Default for AccessLog {
+    /// ingress-nginx's: everything that an Ingress claims, on standard output.
+    fn default() -> Self {
+        let (format, _) = Format::compile(DEFAULT_FORMAT, Escape::Default);
+        Self { sink: Arc::new(Sink::Stdout), format, skip: BTreeSet::new(), unclaimed: false }
+    }
+}
+
+/// Where lines go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Sink {
+    /// Standard output of the process.
+    Stdout,
+    /// A file, appended to; made if it is not there, or no longer.
+    File(PathBuf),
+}
+
+/// How values are kept from being taken for something else. The text of the format is never changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Escape {
+    /// `"`, `\` and what is not printable ASCII as `\xHH`; absent is `-`.
+    Default,
+    /// As within a JSON string; absent is empty.
+    Json,
+    /// Not at all; absent is empty. Whoever sends a request can forge lines.
+    None,
+}
+
+/// A format, read once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Format {
+    /// For every value.
+    pub escape: Escape,
+    /// In order. No text follows a text.
+    pub parts: Vec<Part>,
+}
+
+/// One part of a [`Format`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Part {
+    /// Copied.
+    Text(String),
+    /// Known when a request was decided.
+    Early(Early),
+    /// Known when its response ended.
+    Late(Late),
+}
+
+/// What is known of a request once it is decided.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Early {
+    /// A variable that does not exist here: always `-`.
+    Unknown,
+    /// `$remote_addr`.
+    RemoteAddr,
+    /// `$remote_user`: of basic authentication, whether or not it was verified.
+    RemoteUser,
+    /// `$request`: the request line.
+    Request,
+    /// `$request_method`.
+    Method,
+    /// `$request_uri`: path and query as sent.
+    Target,
+    /// `$uri`: the path decoded, or as it was rewritten.
+    Uri,
+    /// `$args`.
+    Query,
+    /// `$arg_<name>`.
+    Argument(String),
+    /// `$server_protocol`.
+    Protocol,
+    /// `$scheme`.
+    Scheme,
+    /// `$host`: lower case, no port.
+    Host,
+    /// `$http_<name>`, by the name of the header.
+    Header(String),
+    /// `$cookie_<name>`.
+    Cookie(String),
+    /// `$server_name`: the host of the Ingress.
+    ServerName,
+    /// `$server_port`.
+    ServerPort,
+    /// `$proxy_upstream_name`.
+    Upstream,
+    /// `$proxy_alternative_upstream_name`: that of the canary that took the request.
+    Alternative,
+    /// `$req_id`.
+    RequestId,
+    /// `$namespace` of the Ingress.
+    Namespace,
+    /// `$ingress_name`.
+    Ingress,
+    /// `$service_name`.
+    Service,
+    /// `$service_port`.
+    ServicePort,
+    /// `$location_path`.
+    LocationPath,
+    /// `$proxy_add_x_forwarded_for`: what the client said, and the client.
+    ForwardedFor,
+    /// `$connection_requests`: how many the connection has carried, this one included.
+    ConnectionRequests,
+}
+
+/// What is known of a request once its response has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Late {
+    /// `$time_local`, in UTC.
+    TimeLocal,
+    /// `$time_iso8601`.
+    TimeIso,
+    /// `$msec`: seconds since the epoch.
+    Epoch,
+    /// `$status`.
+    Status,
+    /// `$body_bytes_sent`.
+    BodyBytesSent,
+    /// `$bytes_sent`: with the head.
+    BytesSent,
+    /// `$request_length`: head and body.
+    RequestLength,
+    /// `$request_time`.
+    RequestTime,
+    /// `$request_completion`: `OK` or nothing.
+    Completion,
+    /// `$upstream_addr`; this and what follows of each attempt.
+    UpstreamAddr,
+    /// `$upstream_status`.
+    UpstreamStatus,
+    /// `$upstream_response_length`.
+    UpstreamResponseLength,
+    /// `$upstream_connect_time`.
+    UpstreamConnectTime,
+    /// `$upstream_header_time`.
+    UpstreamHeaderTime,
+    /// `$upstream_response_time`.
+    UpstreamResponseTime,
+}
+
+impl Format {
+    /// Reads a format as nginx does within single quotes, and names the variables that do not exist here.
+    pub fn compile(text: &str, escape: Escape) -> (Self, Vec<String>) {
+        let (mut parts, mut unknown, mut literal) = (Vec::new(), Vec::new(), String::new());
+        let mut rest = text.chars();
+        while let Some(char) = rest.next() {
+            if char != '$' {
+                literal.push(if char == '\\' { escaped(&mut rest) } else { char });
+                continue;
+            }
+            let Some((name, after)) = variable(rest.as_str()) else {
+                literal.push('$');
+                continue;
+            };
+            rest = after.chars();
+            if !literal.is_empty() {
+                parts.push(Part::Text(std::mem::take(&mut literal)));
+            }
+            parts.push(Part::named(name).unwrap_or_else(|| {
+                unknown.push(name.to_owned());
+                Part::Early(Early::Unknown)
+            }));
+        }
+        if !literal.is_empty() {
+            parts.push(Part::Text(literal));
+        }
+        (Self { escape, parts }, unknown)
+    }
+}
+
+/// What a backslash and the next character stand for.
+fn escaped(rest: &mut std::str::Chars<'_>) -> char {
+    let mut ahead = rest.clone();
+    let meant = match ahead.next() {
+        Some('n') => '\n',
+        Some('r') => '\r',
+        Some('t') => '\t',
+        Some(same @ ('"' | '\'' | '\\')) => same,
+        _ => return '\\',
+    };
+    *rest = ahead;
+    meant
+}
+
+/// The name at the start, with or without braces, and what follows it.
+fn variable(text: &str) -> Option<(&str, &str)> {
+    let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    if let Some(braced) = text.strip_prefix('{') {
+        return braced.split_once('}').filter(|(name, _)| !name.is_empty() && name.chars().all(is_name));
+    }
+    let end = text.find(|c| !is_name(c)).unwrap_or(text.len());
+    Some(text.split_at(end)).filter(|(name, _)| !name.is_empty())
+}
+
+impl Part {
+    fn named(name: &str) -> Option<Self> {
+        early(name).map(Self::Early).or_else(|| late(name).map(Self::Late))
+    }
+}
+
+fn early(name: &str) -> Option<Early> {
+    let header = |name: &str| Early::Header(name.replace('_', "-").to_ascii_lowercase());
+    Some(match name {
+        "remote_addr" | "the_real_ip" => Early::RemoteAddr,
+        "remote_user" => Early::RemoteUser,
+        "request" => Early::Request,
+        "request_method" => Early::Method,
+        "request_uri" => Early::Target,
+        "uri" | "document_uri" => Early::Uri,
+        "args" | "query_string" => Early::Query,
+        "server_protocol" => Early::Protocol,
+        "scheme" | "pass_access_scheme" => Early::Scheme,
+        "host" => Early::Host,
+        "best_http_host" => header("host"),
+        "content_type" | "content_length" => header(name),
+        "server_name" => Early::ServerName,
+        "server_port" | "pass_server_port" => Early::ServerPort,
+        "proxy_upstream_name" => Early::Upstream,
+        "proxy_alternative_upstream_name" => Early::Alternative,
+        "req_id" | "request_id" => Early::RequestId,
+        "namespace" => Early::Namespace,
+        "ingress_name" => Early::Ingress,
+        "service_name" => Early::Service,
+        "service_port" => Early::ServicePort,
+        "location_path" => Early::LocationPath,
+        "proxy_add_x_forwarded_for" => Early::ForwardedFor,
+        "connection_requests" => Early::ConnectionRequests,
+        _ => {
+            let after = |prefix: &str| name.strip_prefix(prefix).filter(|rest| !rest.is_empty());
+            match (after("http_"), after("cookie_"), after("arg_")) {
+                (Some(rest), ..) => header(rest),
+                (_, Some(rest), _) => Early::Cookie(rest.to_owned()),
+                (_, _, Some(rest)) => Early::Argument(rest.to_owned()),
+                _ => return None,
+            }
+        }
+    })
+}
+
+fn late(name: &str) -> Option<Late> {
+    Some(match name {
+        "time_local" => Late::TimeLocal,
+        "time_iso8601" => Late::TimeIso,
+        "msec" => Late::Epoch,
+        "status" => Late::Status,
+        "body_bytes_sent" => Late::BodyBytesSent,
+        "bytes_sent" => Late::BytesSent,
+        "request_length" => Late::RequestLength,
+        "request_time" => Late::RequestTime,
+        "request_completion" => Late::Completion,
+        "upstream_addr" => Late::UpstreamAddr,
+        "upstream_status" => Late::UpstreamStatus,
+        "upstream_response_length" => Late::UpstreamResponseLength,
+        "upstream_connect_time" => Late::UpstreamConnectTime,
+        "upstream_header_time" => Late::UpstreamHeaderTime,
+        "upstream_response_time" => Late::UpstreamResponseTime,
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(text: &str) -> Part {
+        Part::Text(text.to_owned())
+    }
+
+    #[test]
+    fn a_format_is_text_and_variables_in_order() {
+        let header = Part::Early(Early::Header("x-foo".to_owned()));
+        for (case, source, expected) in [
+            ("plain", "$status", vec![Part::Late(Late::Status)]),
+            (
+                "braces end a name",
+                "a${status}b$uri.",
+                vec![text("a"), Part::Late(Late::Status), text("b"), Part::Early(Early::Uri), text(".")],
+            ),
+            ("a header", "$http_x_Foo", vec![header]),
+            ("a lone dollar", "5$ $", vec![text("5$ $")]),
+            ("escapes of quoted text", r#"{\"a\":\"b\\"}\t\q"#, vec![text("{\"a\":\"b\\\"}\t\\q")]),
+            ("nothing", "", vec![]),
+        ] {
+            let (format, unknown) = Format::compile(source, Escape::Default);
+
+            assert_eq!((format.parts, unknown), (expected, Vec::new()), "{case}");
+        }
+    }
+
+    #[test]
+    fn what_does_not_exist_is_named_and_becomes_a_dash() {
+        let (format, unknown) = Format::compile("$geoip2_city $http_ $status", Escape::Json);
+
+        assert_eq!(unknown, ["geoip2_city", "http_"]);
+        assert_eq!(format.parts.first(), Some(&Part::Early(Early::Unknown)));
+    }
+
+    #[test]
+    fn the_default_format_has_no_unknown_variable() {
+        assert_eq!(Format::compile(DEFAULT_FORMAT, Escape::Default).1, Vec::<String>::new());
+    }
+}

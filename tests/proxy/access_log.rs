@@ -1,0 +1,119 @@
+//! The access log, as a file that somebody reads.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use penstock::model::l7::log::{Escape, Format, Sink};
+use penstock::model::l7::{AccessLog, L7};
+use tempfile::TempDir;
+
+use crate::rig::{Backend, Client, DEADLINE, Rig, nobody, to};
+
+/// A log of its own for each test.
+struct Log(TempDir);
+
+impl Log {
+    fn new() -> Self {
+        Self(tempfile::tempdir().expect("a directory"))
+    }
+
+    /// The same state, logged in this format.
+    fn of(&self, l7: L7, format: &str) -> L7 {
+        let sink = Arc::new(Sink::File(self.0.path().join("access.log")));
+        let (format, unknown) = Format::compile(format, Escape::Default);
+        assert_eq!(unknown, Vec::<String>::new());
+        L7 { log: Some(Arc::new(AccessLog { sink, format, unclaimed: true, ..AccessLog::default() })), ..l7 }
+    }
+
+    /// Waits for so many lines.
+    fn lines(&self, count: usize) -> Vec<String> {
+        let started = Instant::now();
+        loop {
+            let text = std::fs::read_to_string(self.0.path().join("access.log")).unwrap_or_default();
+            let lines: Vec<_> = text.lines().map(str::to_owned).collect();
+            if lines.len() >= count && text.ends_with('\n') {
+                return lines;
+            }
+            assert!(started.elapsed() < DEADLINE, "{count} lines expected, not {lines:?}");
+            std::thread::yield_now();
+        }
+    }
+}
+
+const SIZES: &str = "$request $status $body_bytes_sent $request_length $upstream_response_length";
+
+#[test]
+fn bodies_are_counted_without_their_heads() {
+    let log = Log::new();
+    let backend = Backend::saying("HTTP/1.1 201 Created\r\nContent-Length: 5\r\n\r\nhello");
+    let rig = Rig::start(log.of(to(&[backend.addr]), SIZES));
+
+    let request = "PUT /x?y HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\n";
+    rig.ask(&format!("{request}abc"));
+
+    let length = request.len() + 3;
+    assert_eq!(log.lines(1), [format!("PUT /x?y HTTP/1.1 201 5 {length} 5")]);
+}
+
+#[test]
+fn each_attempt_has_its_place_in_the_line() {
+    let log = Log::new();
+    let backend = Backend::mirror();
+    let dead = nobody();
+    let rig =
+        Rig::start(log.of(
+            to(&[dead, backend.addr]),
+            "$status $upstream_addr $upstream_status $upstream_response_length",
+        ));
+
+    // Round robin starts anywhere: of two requests one meets the dead endpoint first.
+    let length = rig.ask("GET / HTTP/1.1\r\nHost: a\r\n\r\n").body.len();
+    rig.ask("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+
+    let alive = backend.addr;
+    let twice = format!("200 {dead}, {alive} 502, 200 0, {length}");
+    assert!(log.lines(2).contains(&twice), "{:?} has no {twice}", log.lines(2));
+}
+
+#[test]
+fn what_is_no_request_and_what_reaches_no_upstream_are_logged_too() {
+    let log = Log::new();
+    let rig = Rig::start(log.of(L7::default(), "\"$request\" $status [$proxy_upstream_name] $upstream_addr"));
+
+    rig.ask("GET / HTTP/1.1\r\nHost: a\r\nBad Header: x\r\n\r\n");
+    rig.ask("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+
+    assert_eq!(log.lines(2), ["\"\" 400 [-] -", "\"GET / HTTP/1.1\" 404 [upstream-default-backend] -"]);
+}
+
+#[test]
+fn a_client_that_leaves_is_told_by_499() {
+    let log = Log::new();
+    let (heard, was_heard) = std::sync::mpsc::channel();
+    let backend = Backend::start(move |mut peer| {
+        let _ = heard.send(peer.head());
+        peer.rest();
+    });
+    let rig = Rig::start(log.of(to(&[backend.addr]), "$status $bytes_sent $upstream_status"));
+
+    let mut client = Client::connect(rig.http);
+    client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+    was_heard.recv_timeout(DEADLINE).expect("the backend was asked");
+    drop(client);
+
+    assert_eq!(log.lines(1), ["499 0 -"]);
+}
+
+#[test]
+fn another_log_takes_over_from_one_request_to_the_next() {
+    let (before, after) = (Log::new(), Log::new());
+    let backend = Backend::saying("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
+    let rig = Rig::start(before.of(to(&[backend.addr]), "$request_uri"));
+
+    rig.ask("GET /before HTTP/1.1\r\nHost: a\r\n\r\n");
+    rig.publish(after.of(L7::default(), "$request_uri"));
+    rig.ask_until("GET /after HTTP/1.1\r\nHost: a\r\n\r\n", 404);
+
+    assert_eq!(before.lines(1).first().map(String::as_str), Some("/before"));
+    assert_eq!(after.lines(1), ["/after"]);
+}
