@@ -12,7 +12,7 @@ use penstock::model::l7::{
     AccessLog, Action, ClientAuth, Edge, Filters, L7, Location, PathMatch, Piece, RedirectQuery, Server,
     SslRedirect, Template, UpstreamTls, VerifyClient,
 };
-use penstock::model::upstream::{Balance, Care, Ejection, Upstream};
+use penstock::model::upstream::{Balance, Care, Ejection, Keepalive, Upstream};
 use penstock::translate::Translated;
 
 /// Punts of the node's own 80 and 443 are left out: they are always there.
@@ -116,6 +116,14 @@ fn l7(l7: &L7, out: &mut String) {
     }
     edge(&l7.edge, out);
     access_log(l7.log.as_deref(), out);
+    if l7.keepalive != Keepalive::default() {
+        let Keepalive { connections, requests, idle, age } = l7.keepalive;
+        line(
+            out,
+            0,
+            &format!("keeps {connections} connections for {requests} requests, {idle:?} idle, {age:?} old"),
+        );
+    }
     if let Some(upstream) = &l7.default_backend {
         line(out, 0, &format!("default backend {}", upstream.0));
     }

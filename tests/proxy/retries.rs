@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use penstock::model::l7::{Filters, Retry};
-use penstock::model::upstream::{Balance, Conditions, HashKey, KeyPart, Variable};
+use penstock::model::upstream::{Balance, Conditions, HashKey, Keepalive, KeyPart, Variable};
 
 use crate::rig::{Backend, Rig, nobody, to, to_with};
 
@@ -154,4 +154,28 @@ fn times_of_the_upstream_are_counted_where_one_attempt_was_enough() {
     let rig = Rig::start(to_with(&[closing().addr], Filters::default()));
     rig.ask(GET);
     assert_eq!(names.map(|name| count(&rig, &name)), [0.0; 3]);
+}
+
+#[test]
+fn no_more_connections_are_kept_than_may_be_and_none_longer() {
+    let cases = [
+        ("one", Keepalive { connections: 1, ..Keepalive::default() }, 4),
+        ("both", Keepalive::default(), 2),
+        ("none", Keepalive { connections: 0, ..Keepalive::default() }, 4),
+        ("for one request", Keepalive { requests: 1, ..Keepalive::default() }, 4),
+        ("of no age", Keepalive { age: Duration::ZERO, ..Keepalive::default() }, 4),
+    ];
+    for (case, keepalive, expected) in cases {
+        let backends = [Backend::mirror(), Backend::mirror()];
+        let mut l7 = to(&backends.each_ref().map(|backend| backend.addr));
+        l7.keepalive = keepalive;
+        let rig = Rig::start(l7);
+
+        for _ in 0..4 {
+            assert_eq!(rig.ask(GET).status, 200);
+        }
+
+        let opened: usize = backends.iter().map(Backend::connections).sum();
+        assert_eq!(opened, expected, "{case}");
+    }
 }

@@ -95,7 +95,7 @@ pub(super) async fn run(
             Ok(Through { sent, keep, bytes }) => {
                 let record = attempts.ended(bytes);
                 if keep {
-                    lease.keep(connection.worker);
+                    lease.keep(connection.worker, &snapshot.router.keepalive);
                 }
                 return (sent, record);
             }

@@ -15,7 +15,7 @@ use crate::model::l7::{
     Upstream, UpstreamName, UpstreamTls,
 };
 
-use crate::model::upstream::{Balance, Care, HashKey};
+use crate::model::upstream::{Balance, Care, HashKey, Keepalive};
 
 use super::balance::Rule;
 use super::filters::Scheme;
@@ -37,6 +37,7 @@ pub(super) struct Router {
     sites: Vec<Site>,
     /// Upstreams by index.
     pub(super) upstreams: Vec<UpstreamEntry>,
+    pub(super) keepalive: Keepalive,
     /// Ways to speak TLS to upstreams, each once.
     pub(super) tls: Vec<TlsEntry>,
     /// What speaks them, in the same order; empty where nobody is going to.
@@ -217,6 +218,7 @@ impl Router {
             sites,
             upstreams,
             tls,
+            keepalive: l7.keepalive,
             clients: Vec::new(),
             edge: l7.edge.clone(),
             passthrough,

@@ -319,7 +319,7 @@ impl Worker {
             .flat_map(|upstream| upstream.endpoints.iter().copied())
             .collect();
         let clients = snapshot.router.clients.iter().map(|client| client.id).collect();
-        self.pool.sweep(&endpoints, &clients);
+        self.pool.sweep(&endpoints, &clients, &snapshot.router.keepalive);
         self.http2.sweep(&endpoints, &clients);
     }
 

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::ObjectName;
-pub use super::upstream::{Protocol, Retry, Upstream, UpstreamName, UpstreamTls};
+pub use super::upstream::{Keepalive, Protocol, Retry, Upstream, UpstreamName, UpstreamTls};
 
 pub use edge::{
     Cipher, CipherOrder, Ciphers, ClientAuth, ClientLimits, Demand, Edge, Group, ProxyProtocol, Resumption,
@@ -39,6 +39,8 @@ pub struct L7 {
     pub passthrough: BTreeMap<String, UpstreamName>,
     /// `None`: requests are not logged.
     pub log: Option<Arc<AccessLog>>,
+    /// Connections to endpoints between requests.
+    pub keepalive: Keepalive,
 }
 
 /// Which Host header (or SNI) a server answers for. Lower case, no port, no trailing dot.

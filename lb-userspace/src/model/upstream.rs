@@ -133,6 +133,30 @@ impl Default for Ejection {
     }
 }
 
+/// How long connections to endpoints are kept between requests, by each worker (`upstream-keepalive-*`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Keepalive {
+    /// Idle connections to all endpoints together; the one that idles longest makes room.
+    pub connections: usize,
+    /// Requests that one carries.
+    pub requests: u32,
+    /// How long one may idle.
+    pub idle: Duration,
+    /// How old one may get.
+    pub age: Duration,
+}
+
+impl Default for Keepalive {
+    fn default() -> Self {
+        Self {
+            connections: 320,
+            requests: 10_000,
+            idle: Duration::from_secs(60),
+            age: Duration::from_secs(3600),
+        }
+    }
+}
+
 /// What an upstream speaks (`backend-protocol`). It belongs to the location: the same upstream may be asked in several.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Protocol {

@@ -7,7 +7,7 @@ mod log;
 mod upstream;
 
 use super::findings::Findings;
-use crate::model::l7::{AccessLog, Edge};
+use crate::model::l7::{AccessLog, Edge, Keepalive};
 use crate::objects::{Key, Kind, Objects};
 
 use keys::Keys;
@@ -36,6 +36,7 @@ pub(super) struct Config {
     pub settings: Settings,
     /// `None`: requests are not logged.
     pub log: Option<AccessLog>,
+    pub keepalive: Keepalive,
 }
 
 /// What the ConfigMap means for routes.
@@ -55,6 +56,7 @@ pub(super) fn read(objects: &Objects, findings: &mut Findings) -> Config {
         edge: Edge::default(),
         settings: Settings::default(),
         log: Some(AccessLog::default()),
+        keepalive: Keepalive::default(),
     };
     let mut is_first = true;
     for (name, sourced) in objects.config_maps.iter().filter(|(name, _)| name.name == NAME) {
@@ -83,6 +85,7 @@ pub(super) fn read(objects: &Objects, findings: &mut Findings) -> Config {
         config.edge = edge::read(&mut keys);
         config.settings = Settings::read(&mut keys);
         config.log = log::read(&mut keys);
+        config.keepalive = upstream::keepalive(&mut keys);
         keys.tell_unasked();
     }
     config

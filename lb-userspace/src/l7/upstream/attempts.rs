@@ -15,7 +15,7 @@ use super::super::socket::Link;
 use super::super::worker::Worker;
 use super::pool::Peer;
 use super::{Attempt, Record, Transport};
-use crate::model::upstream::{Condition, Retry};
+use crate::model::upstream::{Condition, Keepalive, Retry};
 
 /// Attempts where `proxy-next-upstream-tries` is 0: a loop over endpoints that refuse must end.
 const TRIES_MAX: u32 = 32;
@@ -128,9 +128,9 @@ impl Lease {
     }
 
     /// The response was read to its end and both sides keep the connection.
-    pub(in crate::l7) fn keep(self, worker: &Worker) {
+    pub(in crate::l7) fn keep(self, worker: &Worker, limits: &Keepalive) {
         if let Way::Link(link) = self.way {
-            worker.pool.put(self.peer, link, self.requests + 1, self.opened);
+            worker.pool.put(self.peer, link, self.requests + 1, self.opened, limits);
         }
     }
 }
@@ -212,7 +212,10 @@ impl<'s> Attempts<'s> {
             let way = Way::Stream(Box::new(stream));
             return Ok((way, peer, u32::from(reused), Instant::now()));
         }
-        if !fresh && let Some(pooled) = self.worker.pool.take(peer, !self.terms.is_idempotent) {
+        if !fresh
+            && let Some(pooled) =
+                self.worker.pool.take(peer, !self.terms.is_idempotent, &self.snapshot.router.keepalive)
+        {
             return Ok((Way::Link(pooled.link), peer, pooled.requests, pooled.opened));
         }
         let way = Way::Link(self.connect(peer.addr).await?);

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use super::super::annotations::table::Value::{self, Bool, Int, One, Size, Words};
 use super::super::annotations::value;
 use super::keys::{Keys, field};
-use crate::model::upstream::Condition;
+use crate::model::upstream::{Condition, Keepalive};
 
 /// Keys and the form of their values.
 const KEYS: &[(&str, Value)] = &[
@@ -21,6 +21,18 @@ const KEYS: &[(&str, Value)] = &[
     ("proxy-ssl-location-only", Bool),
     ("retry-non-idempotent", Bool),
 ];
+
+/// `upstream-keepalive-*`.
+pub(super) fn keepalive(keys: &mut Keys<'_>) -> Keepalive {
+    let usual = Keepalive::default();
+    let connections = keys.number("upstream-keepalive-connections");
+    Keepalive {
+        connections: connections.map_or(usual.connections, |number| number.try_into().unwrap_or(usize::MAX)),
+        requests: keys.number("upstream-keepalive-requests").unwrap_or(usual.requests),
+        idle: keys.time("upstream-keepalive-timeout").unwrap_or(usual.idle),
+        age: keys.time("upstream-keepalive-time").unwrap_or(usual.age),
+    }
+}
 
 /// Values of [`KEYS`] that are set and legal.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
