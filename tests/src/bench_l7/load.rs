@@ -1,7 +1,7 @@
-//! One slice of load on one proxy, by wrk.
+//! One slice of load on one proxy: HTTP/1.1 by wrk, HTTP/2 by h2load.
 
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
@@ -9,34 +9,54 @@ use anyhow::{Context, Result, bail};
 use rustix::process::Signal;
 
 use super::process::{self, Process, Ticks};
-use super::{BODY_BYTES, HOST, LOAD_CPU, PROXY_CPU};
-
-/// Connections that are busy at once.
-pub const CONNECTIONS: u32 = 64;
+use super::{BODY_BYTES, GRPC_PATH, HOST, LOAD_CPU, PROXY_CPU};
 
 /// What clients do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Case {
-    /// One connection for many requests.
-    KeepAlive,
-    /// The same over TLS.
-    TlsKeepAlive,
-    /// A new connection for each request.
-    Close,
+pub struct Case {
+    /// Name in the table and in the JSON.
+    pub name: &'static str,
+    shape: Shape,
+    /// What they ask for, and how long its body is.
+    path: &'static str,
+    bytes: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Shape {
+    /// HTTP/1.1 on so many connections, each for many requests or for one.
+    Http1 { connections: u32, tls: bool, close: bool },
+    /// HTTP/2 over TLS: 16 connections with 32 streams each.
+    Http2 { grpc: bool },
+}
+
+const fn http1(name: &'static str, connections: u32, path: &'static str, bytes: usize) -> Case {
+    Case { name, shape: Shape::Http1 { connections, tls: false, close: false }, path, bytes }
+}
+
+const fn tls(name: &'static str, close: bool, path: &'static str, bytes: usize) -> Case {
+    Case { name, shape: Shape::Http1 { connections: 64, tls: true, close }, path, bytes }
 }
 
 impl Case {
     /// All of them, in the order they are measured.
-    pub const ALL: [Self; 3] = [Self::KeepAlive, Self::TlsKeepAlive, Self::Close];
-
-    /// Name in the table and in the JSON.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::KeepAlive => "keepalive-1k",
-            Self::TlsKeepAlive => "tls-keepalive-1k",
-            Self::Close => "close-1k",
-        }
-    }
+    pub const ALL: [Self; 10] = [
+        http1("keepalive-1k", 64, "/", BODY_BYTES),
+        http1("keepalive-1k-512", 512, "/", BODY_BYTES),
+        Self {
+            name: "close-1k",
+            shape: Shape::Http1 { connections: 64, tls: false, close: true },
+            path: "/",
+            bytes: BODY_BYTES,
+        },
+        http1("keepalive-16k", 64, "/16k", 16 << 10),
+        http1("keepalive-1m", 16, "/1m", 1 << 20),
+        tls("tls-keepalive-1k", false, "/", BODY_BYTES),
+        tls("tls-1m", false, "/1m", 1 << 20),
+        tls("tls-handshake", true, "/", BODY_BYTES),
+        Self { name: "h2-tls-1k", shape: Shape::Http2 { grpc: false }, path: "/", bytes: BODY_BYTES },
+        Self { name: "grpc-unary", shape: Shape::Http2 { grpc: true }, path: GRPC_PATH, bytes: 0 },
+    ];
 }
 
 /// What one proxy did in one slice.
@@ -56,43 +76,69 @@ pub struct Slice {
     pub p99_us: f64,
 }
 
-/// Runs wrk for `length`. With TLS the handshakes of its connections are in the proxy's CPU time, about 2 % of
-/// a second on a quiet machine. An error means that the slice is void: nothing of it may be counted.
+/// Puts load on the proxy for `length`. Handshakes of connections that are kept are in the proxy's CPU time,
+/// about 2 % of a second on a quiet machine. An error means that the slice is void: nothing of it may be counted.
 pub fn slice(
     case: Case,
     http: u16,
     https: u16,
     proxy: &Process,
-    script: &Path,
+    dir: &Path,
     length: Duration,
 ) -> Result<Slice> {
-    let url = match case {
-        Case::KeepAlive | Case::Close => format!("http://{HOST}:{http}/"),
-        Case::TlsKeepAlive => format!("https://{HOST}:{https}/"),
+    let (mut command, interrupt) = match case.shape {
+        Shape::Http1 { connections, tls, close } => {
+            let (scheme, port) = if tls { ("https", https) } else { ("http", http) };
+            let url = format!("{scheme}://{HOST}:{port}{}", case.path);
+            (wrk(connections, close, &url, dir, length), true)
+        }
+        Shape::Http2 { grpc } => {
+            let url = format!("https://{HOST}:{https}{}", case.path);
+            (h2load(grpc, &url, dir, length), false)
+        }
     };
-    // wrk counts in whole seconds; it is interrupted earlier, as a person would with ctrl-c.
-    let longest = format!("{}s", length.as_secs() + 10);
-    let mut command = process::pinned(LOAD_CPU, Path::new("wrk"));
-    command.args(["-t1", &format!("-c{CONNECTIONS}"), "-d", &longest, "-s"]).arg(script);
-    if case == Case::Close {
-        command.args(["-H", "Connection: close"]);
-    }
-    command.arg(url).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
 
     let (before, ticks) = (proxy.cpu_time()?, Ticks::now(PROXY_CPU)?);
-    let wrk = command.spawn().context("start wrk")?;
-    // The length of the slice itself, not a guess how long something takes.
-    thread::sleep(length);
-    process::signal(wrk.id(), Signal::INT);
-    let output = wrk.wait_with_output().context("wait for wrk")?;
+    let load = command.spawn().context("start the load")?;
+    if interrupt {
+        // The length of the slice itself, not a guess how long something takes.
+        thread::sleep(length);
+        process::signal(load.id(), Signal::INT);
+    }
+    let output = load.wait_with_output().context("wait for the load")?;
     let cpu = proxy.cpu_time()?.saturating_sub(before);
     let all = Ticks::now(PROXY_CPU)?.busy_since(ticks);
 
     let text = String::from_utf8_lossy(&output.stdout);
-    let Some(counted) = Counted::read(&text) else {
-        bail!("wrk said {text:?} {:?}", String::from_utf8_lossy(&output.stderr));
+    let counted = if interrupt { Counted::read(&text) } else { Counted::read_h2load(&text, length) };
+    let Some(counted) = counted else {
+        bail!("the load said {text:?} {:?}", String::from_utf8_lossy(&output.stderr));
     };
-    counted.slice(cpu, all)
+    counted.slice(cpu, all, case.bytes)
+}
+
+fn wrk(connections: u32, close: bool, url: &str, dir: &Path, length: Duration) -> Command {
+    // wrk counts in whole seconds; it is interrupted earlier, as a person would with ctrl-c.
+    let longest = format!("{}s", length.as_secs() + 10);
+    let mut command = process::pinned(LOAD_CPU, Path::new("wrk"));
+    command.args(["-t1", &format!("-c{connections}"), "-d", &longest, "-s"]).arg(dir.join("report.lua"));
+    if close {
+        command.args(["-H", "Connection: close"]);
+    }
+    command.arg(url);
+    command
+}
+
+fn h2load(grpc: bool, url: &str, dir: &Path, length: Duration) -> Command {
+    let mut command = process::pinned(LOAD_CPU, Path::new("h2load"));
+    command.args(["-t1", "-c16", "-m32", "-D", &format!("{}ms", length.as_millis())]);
+    if grpc {
+        command.args(["-H", "content-type: application/grpc", "-H", "te: trailers", "-d"]);
+        command.arg(dir.join("grpc-message"));
+    }
+    command.arg(url);
+    command
 }
 
 /// The line that report.lua writes.
@@ -130,8 +176,36 @@ impl Counted {
         (fields == 10).then_some(counted)
     }
 
+    /// What h2load prints of `length`; it tells no percentiles.
+    fn read_h2load(output: &str, length: Duration) -> Option<Self> {
+        let number_before = |line: &str, word: &str| {
+            let words: Vec<_> = line.split([' ', ',']).filter(|word| !word.is_empty()).collect();
+            let at = words.iter().position(|found| *found == word)?;
+            words.get(at.checked_sub(1)?)?.parse::<u64>().ok()
+        };
+        let line = |start: &str| output.lines().find(|line| line.starts_with(start));
+        let (requests, statuses, traffic) =
+            (line("requests: ")?, line("status codes: ")?, line("traffic: ")?);
+        let errors = ["failed", "errored", "timeout"].map(|what| (what, number_before(requests, what)));
+        let statuses = ["3xx", "4xx", "5xx"].map(|what| (what, number_before(statuses, what)));
+        let mut counted = Self {
+            requests: number_before(requests, "succeeded")?,
+            duration_us: u64::try_from(length.as_micros()).ok()?,
+            // `traffic: 1.2MB (123) total, ... 1.1MB (110) data`: the last number in brackets.
+            bytes: traffic.rsplit_once('(')?.1.split_once(')')?.0.parse().ok()?,
+            ..Self::default()
+        };
+        for (what, count) in errors.into_iter().chain(statuses) {
+            let count = count?;
+            if count > 0 {
+                counted.errors.push((what.to_owned(), count));
+            }
+        }
+        Some(counted)
+    }
+
     /// With the proxy's CPU time, and the share in which its CPU was busy with anything. Checks that every answer was the backend's, as far as its status and length tell.
-    fn slice(&self, cpu: Duration, all_busy: f64) -> Result<Slice> {
+    fn slice(&self, cpu: Duration, all_busy: f64, body: usize) -> Result<Slice> {
         let Self { requests, duration_us, bytes, p50_us, p99_us, errors } = self;
         if !errors.is_empty() {
             let list: Vec<String> = errors.iter().map(|(name, count)| format!("{count} {name}")).collect();
@@ -141,7 +215,7 @@ impl Counted {
             bail!("{requests} requests in {duration_us} us with {cpu:?} of CPU time");
         }
         // wrk takes a redirect for a good answer; its body is too short.
-        if *bytes < requests * BODY_BYTES as u64 {
+        if *bytes < requests * body as u64 {
             bail!("{bytes} bytes for {requests} requests: not the backend's answers");
         }
         let seconds = *duration_us as f64 / 1e6;
@@ -167,7 +241,7 @@ mod tests {
 
     #[test]
     fn a_slice_is_what_wrk_counted_over_the_cpu_time() {
-        let slice = Counted::read(GOOD).unwrap().slice(Duration::from_millis(500), 0.5).unwrap();
+        let slice = Counted::read(GOOD).unwrap().slice(Duration::from_millis(500), 0.5, 1024).unwrap();
 
         let expected =
             Slice { rps: 25e3, per_cpu_s: 100e3, busy: 0.25, others: 0.25, p50_us: 700.0, p99_us: 1500.0 };
@@ -188,10 +262,24 @@ mod tests {
         ] {
             let counted = Counted::read(&GOOD.replace(good, bad)).unwrap();
 
-            let error = counted.slice(Duration::from_secs(1), 1.0).unwrap_err();
+            let error = counted.slice(Duration::from_secs(1), 1.0, 1024).unwrap_err();
 
             assert_eq!(error.to_string(), reason, "{case}");
         }
+    }
+
+    #[test]
+    fn what_h2load_says_is_read() {
+        let output = "finished in 1.00s, 900.00 req/s, 1.00MB/s\n\
+            requests: 950 total, 960 started, 950 done, 900 succeeded, 0 failed, 2 errored, 0 timeout\n\
+            status codes: 900 2xx, 0 3xx, 0 4xx, 1 5xx\n\
+            traffic: 1.00MB (1000000) total, 10KB (10000) headers (space savings 90%), 900KB (921600) data\n";
+
+        let counted = Counted::read_h2load(output, Duration::from_secs(1)).unwrap();
+
+        let errors = vec![("errored".to_owned(), 2), ("5xx".to_owned(), 1)];
+        let (requests, duration_us, bytes) = (900, 1_000_000, 921_600);
+        assert_eq!(counted, Counted { requests, duration_us, bytes, errors, ..Counted::default() });
     }
 
     #[test]

@@ -41,6 +41,11 @@ impl Process {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
+    /// Empties what it has written: a run with access logs must not fill the disk.
+    pub fn forget_log(&self) {
+        let _ = File::options().write(true).open(&self.log).and_then(|log| log.set_len(0));
+    }
+
     /// CPU time of all its processes and their threads so far. Threads that have ended are not in
     /// it, so it is only good for servers whose threads stay.
     pub fn cpu_time(&self) -> Result<Duration> {

@@ -1,5 +1,6 @@
 //! The backend and the proxies in front of it, each from its own configuration.
 
+use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -9,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use super::process::Process;
-use super::{BODY_BYTES, HOST, LOAD_CPU, PROXY_CPU};
+use super::{BODY_BYTES, GRPC_PATH, HOST, LOAD_CPU, OTHER_HOSTS, PROXY_CPU, grpc};
 use crate::agent::eventually;
 use crate::manifests;
 
@@ -18,7 +19,13 @@ const DEADLINE: Duration = Duration::from_secs(10);
 
 const BACKEND: &str = include_str!("../../bench/backend.conf.in");
 const NGINX: &str = include_str!("../../bench/nginx.conf.in");
+const NGINX_LUA: &str = include_str!("../../bench/nginx-lua.conf.in");
 const HAPROXY: &str = include_str!("../../bench/haproxy.cfg.in");
+const ENVOY: &str = include_str!("../../bench/envoy.yaml.in");
+const TRAEFIK: &str = include_str!("../../bench/traefik.yaml.in");
+const TRAEFIK_ROUTES: &str = include_str!("../../bench/traefik-routes.yaml.in");
+/// Where Debian keeps nginx's modules.
+const MODULES: &str = "/usr/lib/nginx/modules";
 
 /// What is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,11 +36,18 @@ pub enum Kind {
     Nginx,
     /// haproxy.
     Haproxy,
+    /// envoy.
+    Envoy,
+    /// traefik.
+    Traefik,
+    /// nginx whose balancer is written in Lua, as ingress-nginx's is.
+    NginxLua,
 }
 
 impl Kind {
     /// All of them, in the order of their turns.
-    pub const ALL: [Self; 3] = [Self::Penstock, Self::Nginx, Self::Haproxy];
+    pub const ALL: [Self; 6] =
+        [Self::Penstock, Self::Nginx, Self::Haproxy, Self::Envoy, Self::Traefik, Self::NginxLua];
 
     /// Name in the table and in the JSON.
     pub fn name(self) -> &'static str {
@@ -41,6 +55,9 @@ impl Kind {
             Self::Penstock => "penstock",
             Self::Nginx => "nginx",
             Self::Haproxy => "haproxy",
+            Self::Envoy => "envoy",
+            Self::Traefik => "traefik",
+            Self::NginxLua => "nginx-lua",
         }
     }
 
@@ -48,17 +65,26 @@ impl Kind {
     pub fn program(self) -> Option<PathBuf> {
         match self {
             Self::Penstock => crate::agent::binary().ok(),
-            Self::Nginx | Self::Haproxy => find(self.name()),
+            Self::Nginx | Self::Haproxy | Self::Envoy | Self::Traefik => find(self.name()),
+            Self::NginxLua => {
+                let module = Path::new(MODULES).join("ngx_http_lua_module.so");
+                find("nginx").filter(|_| module.is_file())
+            }
         }
     }
 
     /// Its own words about its version, on one line.
     pub fn version(self, program: &Path) -> String {
-        let flag = if self == Self::Penstock { "--version" } else { "-v" };
+        let flag = match self {
+            Self::Penstock | Self::Envoy => "--version",
+            Self::Traefik => "version",
+            Self::Nginx | Self::Haproxy | Self::NginxLua => "-v",
+        };
         let Ok(output) = Command::new(program).arg(flag).output() else { return String::new() };
         // nginx says it on stderr.
         let text = [output.stdout, output.stderr].concat();
-        String::from_utf8_lossy(&text).lines().next().unwrap_or_default().trim().to_owned()
+        let text = String::from_utf8_lossy(&text);
+        text.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default().to_owned()
     }
 }
 
@@ -72,14 +98,15 @@ pub struct Proxy {
     pub http: u16,
     /// Port for TLS.
     pub https: u16,
+    access_log: PathBuf,
 }
 
 impl Proxy {
-    /// Starts it in front of the backend at that port, and waits until it passes on the backend's answer.
+    /// Starts it in front of the backends, and waits until it passes on the answer of one.
     pub fn start(
         kind: Kind,
         program: &Path,
-        backend: u16,
+        backends: Backends,
         certificate: &Certificate,
         dir: &Path,
     ) -> Result<Self> {
@@ -88,16 +115,21 @@ impl Proxy {
             ("DIR", dir.display().to_string()),
             ("HTTP", http.to_string()),
             ("HTTPS", https.to_string()),
-            ("BACKEND", backend.to_string()),
+            ("ADMIN", admin.to_string()),
+            ("BACKEND", backends.http.to_string()),
+            ("GRPC", backends.grpc.to_string()),
+            ("MODULES", MODULES.to_owned()),
+            ("HOSTS", other_hosts(kind, http, https)),
         ];
         let config = dir.join(format!("{}.conf", kind.name()));
         let log = dir.join(format!("{}.log", kind.name()));
+        let access_log = dir.join(format!("{}.access.log", kind.name()));
         let at = |port: u16| format!("127.0.0.1:{port}");
         let path = config.display().to_string();
         let process = match kind {
             Kind::Penstock => {
                 std::fs::create_dir_all(&config)?;
-                std::fs::write(config.join("bench.yaml"), objects(backend, certificate))?;
+                std::fs::write(config.join("bench.yaml"), objects(backends, &access_log, certificate))?;
                 let (http, https, admin) = (at(http), at(https), at(admin));
                 let args = [
                     "run",
@@ -116,33 +148,104 @@ impl Proxy {
                 ];
                 Process::start(PROXY_CPU, program, &args, &log)?
             }
-            Kind::Nginx => {
-                std::fs::write(&config, fill(NGINX, &values))?;
+            Kind::Nginx | Kind::NginxLua => {
+                let template = if kind == Kind::Nginx { NGINX } else { NGINX_LUA };
+                std::fs::write(&config, fill(template, &values))?;
                 Process::start(PROXY_CPU, program, &["-e", "stderr", "-c", &path], &log)?
             }
             Kind::Haproxy => {
                 std::fs::write(&config, fill(HAPROXY, &values))?;
+                let hosts = [HOST.to_owned()].into_iter().chain((1..=OTHER_HOSTS).map(other_host));
+                std::fs::write(
+                    dir.join("hosts.map"),
+                    hosts.map(|host| format!("{host} backend\n")).collect::<String>(),
+                )?;
                 Process::start(PROXY_CPU, program, &["-db", "-f", &path], &log)?
             }
+            Kind::Envoy => {
+                // By its name envoy tells in which language it is written.
+                let path = config.with_extension("yaml");
+                std::fs::write(&path, fill(ENVOY, &values))?;
+                let path = path.display().to_string();
+                let args =
+                    ["-c", &path, "--concurrency", "1", "--disable-hot-restart", "--log-level", "error"];
+                Process::start(PROXY_CPU, program, &args, &log)?
+            }
+            Kind::Traefik => {
+                let path = config.with_extension("yaml");
+                std::fs::write(&path, fill(TRAEFIK, &values))?;
+                std::fs::write(dir.join("traefik-routes.yaml"), fill(TRAEFIK_ROUTES, &values))?;
+                let path = format!("--configFile={}", path.display());
+                let args = ["GOMAXPROCS=1", &program.display().to_string(), &path];
+                Process::start(PROXY_CPU, Path::new("env"), &args, &log)?
+            }
         };
-        let mut proxy = Self { kind, process, http, https };
+        let mut proxy = Self { kind, process, http, https, access_log };
         wait_for(&mut proxy.process, http)?;
         Ok(proxy)
     }
+
+    /// Empties its access log, so that a run does not fill the disk.
+    pub fn forget_log(&self) {
+        self.process.forget_log();
+        let log = File::options().write(true).open(&self.access_log);
+        let _ = log.and_then(|log| log.set_len(0));
+    }
 }
 
-/// Starts nginx as the backend; its port.
-pub fn start_backend(dir: &Path) -> Result<(Process, u16)> {
+/// Ports of the backends.
+#[derive(Debug, Clone, Copy)]
+pub struct Backends {
+    /// HTTP/1.1.
+    pub http: u16,
+    /// gRPC without TLS.
+    pub grpc: u16,
+}
+
+fn other_host(number: usize) -> String {
+    format!("host-{number}.bench.example")
+}
+
+/// The hosts that nobody asks for, as each proxy is told of them.
+fn other_hosts(kind: Kind, http: u16, https: u16) -> String {
+    let one = |number| {
+        let host = other_host(number);
+        match kind {
+            Kind::Nginx | Kind::NginxLua => format!(
+                "    server {{\n        listen 127.0.0.1:{http};\n        listen 127.0.0.1:{https} ssl http2;\n        \
+                 server_name {host};\n        location / {{ proxy_pass http://backend; }}\n    }}\n"
+            ),
+            Kind::Envoy => format!(
+                "            - name: {host}\n              domains: [{host}]\n              routes: [{{match: {{prefix: /}}, \
+                 route: {{cluster: backend}}}}]\n"
+            ),
+            Kind::Traefik => format!(
+                "    host-{number}: {{rule: \"Host(`{host}`)\", entryPoints: [web], service: backend}}\n"
+            ),
+            // These are told otherwise: by Ingresses, by a map.
+            Kind::Penstock | Kind::Haproxy => String::new(),
+        }
+    };
+    (1..=OTHER_HOSTS).map(one).collect()
+}
+
+/// Starts the backends: nginx, and one for gRPC on a thread of ours.
+pub fn start_backends(dir: &Path) -> Result<(Process, Backends)> {
     let nginx = find("nginx").context("no nginx on this machine, which the backend is made of")?;
     let [port] = free_ports()?;
     let values =
         [("DIR", dir.display().to_string()), ("PORT", port.to_string()), ("BODY", "x".repeat(BODY_BYTES))];
+    let files = dir.join("files");
+    std::fs::create_dir_all(&files)?;
+    std::fs::write(files.join("16k"), vec![b'x'; 16 << 10])?;
+    std::fs::write(files.join("1m"), vec![b'x'; 1 << 20])?;
+    std::fs::write(dir.join("grpc-message"), grpc::MESSAGE)?;
     let config = dir.join("backend.conf");
     std::fs::write(&config, fill(BACKEND, &values))?;
     let args = ["-e", "stderr", "-c", &config.display().to_string()];
     let mut process = Process::start(LOAD_CPU, &nginx, &args, &dir.join("backend.log"))?;
     wait_for(&mut process, port)?;
-    Ok((process, port))
+    Ok((process, Backends { http: port, grpc: grpc::start()? }))
 }
 
 /// An ECDSA P-256 certificate for the host, as PEM.
@@ -179,14 +282,43 @@ impl Certificate {
 pub fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
-        .chain(["/usr/sbin".into(), "/usr/local/sbin".into()])
+        .chain(["/usr/sbin".into(), "/usr/local/sbin".into(), peers()])
         .map(|dir| dir.join(program))
         .find(|file| file.is_file())
 }
 
-/// What Penstock reads: one host, in front of one backend, with and without TLS.
-fn objects(backend: u16, certificate: &Certificate) -> String {
-    let endpoints = [SocketAddr::from(([127, 0, 0, 1], backend))];
+/// Where `cargo xtask setup bench` puts what Debian does not carry.
+fn peers() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/peers/bin")
+}
+
+/// What Penstock reads: the hosts, in front of the backends, with and without TLS, and the common log format.
+fn objects(backends: Backends, access_log: &Path, certificate: &Certificate) -> String {
+    let endpoints = [SocketAddr::from(([127, 0, 0, 1], backends.http))];
+    let grpc_endpoints = [SocketAddr::from(([127, 0, 0, 1], backends.grpc))];
+    let grpc = manifests::Slice {
+        name: "grpc-1",
+        service: "grpc",
+        port_name: "",
+        protocol: "TCP",
+        endpoints: &grpc_endpoints,
+        weight: 1,
+    };
+    let path = GRPC_PATH.rsplit_once('/').map_or(GRPC_PATH, |(service, _)| service);
+    let grpc_ingress = manifests::ingress("grpc", HOST, "grpc", Some("cert"))
+        .replace("- path: /\n", &format!("- path: {path}\n"))
+        .replace(
+            "  annotations:\n",
+            "  annotations:\n    nginx.ingress.kubernetes.io/backend-protocol: GRPC\n",
+        );
+    let settings = format!(
+        "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: ingress-nginx-controller\n  namespace: ingress-nginx\n\
+         data:\n  keep-alive-requests: \"1000000000\"\n  keep-alive: \"600\"\n  access-log-path: {}\n  \
+         log-format-upstream: '$remote_addr - $remote_user [$time_local] \"$request\" $status $body_bytes_sent'\n",
+        access_log.display()
+    );
+    let others =
+        (1..=OTHER_HOSTS).map(|n| manifests::ingress(&format!("other-{n}"), &other_host(n), "web", None));
     let slice = manifests::Slice {
         name: "web-1",
         service: "web",
@@ -197,10 +329,17 @@ fn objects(backend: u16, certificate: &Certificate) -> String {
     };
     [
         manifests::ingress("web", HOST, "web", Some("cert")),
-        manifests::service("web", backend),
+        manifests::service("web", backends.http),
         slice.yaml(),
         certificate.secret(),
+        manifests::service("grpc", backends.grpc),
+        grpc.yaml(),
+        grpc_ingress,
+        settings,
     ]
+    .into_iter()
+    .chain(others)
+    .collect::<Vec<_>>()
     .join("---\n")
 }
 
@@ -259,10 +398,20 @@ mod tests {
 
     #[test]
     fn every_placeholder_of_the_templates_is_filled() {
-        let values = ["DIR", "HTTP", "HTTPS", "BACKEND", "PORT", "BODY"].map(|name| (name, "1".to_owned()));
+        let values = ["DIR", "HTTP", "HTTPS", "ADMIN", "BACKEND", "GRPC", "MODULES", "HOSTS", "PORT", "BODY"]
+            .map(|name| (name, "1".to_owned()));
 
-        for (case, template) in [("backend", BACKEND), ("nginx", NGINX), ("haproxy", HAPROXY)] {
-            assert!(!fill(template, &values).contains('@'), "{case}");
+        for (case, template) in [
+            ("backend", BACKEND),
+            ("nginx", NGINX),
+            ("nginx-lua", NGINX_LUA),
+            ("haproxy", HAPROXY),
+            ("envoy", ENVOY),
+            ("traefik", TRAEFIK),
+            ("traefik-routes", TRAEFIK_ROUTES),
+        ] {
+            // envoy names types with an @.
+            assert!(!fill(template, &values).replace("@type", "").contains('@'), "{case}");
         }
     }
 
@@ -272,7 +421,11 @@ mod tests {
         let certificate = Certificate::new(dir.path()).unwrap();
         let manifests = dir.path().join("manifests");
         std::fs::create_dir(&manifests).unwrap();
-        std::fs::write(manifests.join("bench.yaml"), objects(8080, &certificate)).unwrap();
+        std::fs::write(
+            manifests.join("bench.yaml"),
+            objects(Backends { http: 8080, grpc: 8081 }, Path::new("/log"), &certificate),
+        )
+        .unwrap();
 
         let loaded = penstock::manifests::load(&manifests, |_, _| Vec::new()).unwrap();
 

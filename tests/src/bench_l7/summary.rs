@@ -15,7 +15,8 @@ pub type Round = Vec<(Kind, Slice)>;
 pub struct Row {
     case: Case,
     kind: Kind,
-    slices: usize,
+    /// Requests per CPU second of each valid slice, in order.
+    slices: Vec<f64>,
     rounds: usize,
     median: Slice,
     /// Requests per CPU second over those of nginx in the same round.
@@ -25,9 +26,29 @@ pub struct Row {
 /// Median and both ends.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Spread {
-    median: f64,
-    min: f64,
-    max: f64,
+    /// In the middle.
+    pub median: f64,
+    /// Smallest.
+    pub min: f64,
+    /// Largest.
+    pub max: f64,
+}
+
+impl Row {
+    /// Name of the case.
+    pub fn case(&self) -> &'static str {
+        self.case.name
+    }
+
+    /// Name of the proxy.
+    pub fn proxy(&self) -> &'static str {
+        self.kind.name()
+    }
+
+    /// Requests per CPU second over those of nginx in the same round.
+    pub fn ratio(&self) -> Option<Spread> {
+        self.ratio
+    }
 }
 
 /// One row for each proxy that has a valid slice.
@@ -41,7 +62,7 @@ pub fn rows(case: Case, rounds: &[Round]) -> Vec<Row> {
         Some(Row {
             case,
             kind,
-            slices: slices.len(),
+            slices: slices.iter().map(|slice| slice.per_cpu_s).collect(),
             rounds: rounds.len(),
             median: Slice {
                 rps: median(|slice| slice.rps)?,
@@ -60,7 +81,7 @@ pub fn rows(case: Case, rounds: &[Round]) -> Vec<Row> {
 /// The table, for people.
 pub fn table(rows: &[Row]) -> String {
     let mut text = format!(
-        "{:<17} {:<9} {:>9} {:>11}  {:<20} {:>5} {:>6} {:>8} {:>8}  {}\n",
+        "{:<17} {:<10} {:>9} {:>11}  {:<20} {:>5} {:>6} {:>8} {:>8}  {}\n",
         "case",
         "proxy",
         "req/s",
@@ -85,11 +106,12 @@ pub fn table(rows: &[Row]) -> String {
         let Slice { rps, per_cpu_s, busy, others, p50_us, p99_us } = median;
         let _ = writeln!(
             text,
-            "{:<17} {:<9} {rps:>9.0} {per_cpu_s:>11.0}  {ratio:<20} {:>4.0}% {:>5.0}% {p50_us:>8.0} {p99_us:>8.0}  {slices}/{rounds}",
-            case.name(),
+            "{:<17} {:<10} {rps:>9.0} {per_cpu_s:>11.0}  {ratio:<20} {:>4.0}% {:>5.0}% {p50_us:>8.0} {p99_us:>8.0}  {}/{rounds}",
+            case.name,
             kind.name(),
             busy * 100.0,
             others * 100.0,
+            slices.len(),
         );
     }
     text
@@ -100,17 +122,20 @@ pub fn quiet(rows: &[Row]) -> bool {
     rows.iter().all(|row| row.median.others <= 0.15)
 }
 
-/// The list, for programs.
+/// The list, for programs: medians, `[min, median, max]` of the ratio, and what each slice gave.
 pub fn json(rows: &[Row]) -> Value {
     rows.iter()
-        .map(|Row { case, kind, median, .. }| {
+        .map(|Row { case, kind, median, ratio, slices, .. }| {
+            let two = |value: f64| (value * 100.0).round() / 100.0;
             json!({
-                "case": case.name(),
+                "case": case.name,
                 "proxy": kind.name(),
                 "rps": median.rps.round() as u64,
                 "per_cpu_s": median.per_cpu_s.round() as u64,
                 "p50_us": median.p50_us.round() as u64,
                 "p99_us": median.p99_us.round() as u64,
+                "of_nginx": ratio.map(|ratio| [ratio.min, ratio.median, ratio.max].map(two)),
+                "slices": slices.iter().map(|slice| slice.round() as u64).collect::<Vec<_>>(),
             })
         })
         .collect()
@@ -158,20 +183,21 @@ mod tests {
             vec![(Kind::Penstock, slice(500.0))],
         ];
 
-        let rows = rows(Case::KeepAlive, &rounds);
+        let rows = rows(Case::ALL[0], &rounds);
 
         let [penstock, nginx] = rows.as_slice() else { panic!("{rows:?}") };
         assert_eq!(penstock.ratio, Some(Spread { median: 1.2, min: 1.2, max: 1.2 }));
-        assert_eq!((penstock.slices, penstock.rounds, penstock.median.per_cpu_s), (3, 3, 120.0));
-        assert_eq!((nginx.slices, nginx.median.per_cpu_s), (2, 75.0));
+        assert_eq!((penstock.slices.len(), penstock.rounds, penstock.median.per_cpu_s), (3, 3, 120.0));
+        assert_eq!((nginx.slices.len(), nginx.median.per_cpu_s), (2, 75.0));
     }
 
     #[test]
     fn json_is_a_list_of_medians() {
-        let rows = rows(Case::Close, &[vec![(Kind::Haproxy, slice(2.0))]]);
+        let rows = rows(Case::ALL[2], &[vec![(Kind::Haproxy, slice(2.0))]]);
 
         let expected = json!([
-            {"case": "close-1k", "proxy": "haproxy", "rps": 20, "per_cpu_s": 2, "p50_us": 5, "p99_us": 9}
+            {"case": "close-1k", "proxy": "haproxy", "rps": 20, "per_cpu_s": 2, "p50_us": 5, "p99_us": 9,
+             "of_nginx": null, "slices": [2]}
         ]);
         assert_eq!(json(&rows), expected);
     }
