@@ -38,6 +38,7 @@ impl Purpose {
                 ("curl", "curl"),
                 ("openssl", "openssl"),
                 ("nghttp", "nghttp2-client"),
+                ("strace", "strace"),
             ],
             Self::Bench => &[
                 ("wrk", "wrk"),

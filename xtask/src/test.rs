@@ -154,6 +154,7 @@ impl Tier {
                 if workspace().join("tests/cases").is_dir() {
                     commands.push(tier("cases"));
                     commands.push(tier("fuzz"));
+                    commands.push(tier("cost"));
                 }
                 commands
             }

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use rustix::process::Signal;
 
 use super::process::{self, Process, Ticks};
-use super::{BODY_BYTES, GRPC_PATH, HOST, LOAD_CPU, PROXY_CPU};
+use super::{BODY_BYTES, GRPC_PATH, HOST, LOAD_CPU, PROXY_CPU, grpc};
 
 /// What clients do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,7 +55,12 @@ impl Case {
         tls("tls-1m", false, "/1m", 1 << 20),
         tls("tls-handshake", true, "/", BODY_BYTES),
         Self { name: "h2-tls-1k", shape: Shape::Http2 { grpc: false }, path: "/", bytes: BODY_BYTES },
-        Self { name: "grpc-unary", shape: Shape::Http2 { grpc: true }, path: GRPC_PATH, bytes: 0 },
+        Self {
+            name: "grpc-unary",
+            shape: Shape::Http2 { grpc: true },
+            path: GRPC_PATH,
+            bytes: grpc::MESSAGE.len(),
+        },
     ];
 }
 

@@ -1,0 +1,277 @@
+//! What a request costs the proxy, counted and not measured: allocations and system calls of its worker.
+//!
+//! The bounds are what a request costs now and a little room. A feature that nobody switched on must
+//! not raise them; whoever has a reason to raise one says it in the commit.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::io::{BufRead as _, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use penstock::l7::{Options, Proxy, Running};
+use penstock::model::ObjectName;
+use penstock::model::l4::Listener;
+use penstock::model::l7::log::Sink;
+use penstock::model::l7::{
+    AccessLog, Action, Filters, HostMatch, L7, Location, PathMatch, Server, Upstream, UpstreamName,
+};
+use tokio::sync::watch;
+
+const DEADLINE: Duration = Duration::from_secs(20);
+/// Until buffers, pools and counters have what they keep.
+const WARM_UP: u32 = 300;
+/// Together with those fewer than one connection may carry.
+const REQUESTS: u32 = 600;
+
+const REQUEST: &[u8] =
+    b"GET /shop/cart?id=7 HTTP/1.1\r\nHost: shop.example.com\r\nUser-Agent: cost\r\nAccept: */*\r\n\r\n";
+const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 10\r\n\r\n0123456789";
+
+/// Counts what threads allocate that are not the test's own.
+struct Counting;
+
+static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
+/// One test at a time: both count everything the process does.
+static ALONE: Mutex<()> = Mutex::new(());
+
+thread_local! {
+    static IS_OURS: Cell<bool> = const { Cell::new(false) };
+}
+
+fn count() {
+    // At the end of a thread its cell is gone; that is no request.
+    if IS_OURS.try_with(Cell::get).is_ok_and(|ours| !ours) {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+// SAFETY: every call is the system allocator's, with the same arguments.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count();
+        // SAFETY: the caller keeps the contract of `alloc`, which is this one's.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        // SAFETY: `block` came from the system allocator by `alloc` or `realloc` with this layout.
+        unsafe { System.dealloc(block, layout) }
+    }
+
+    unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        count();
+        // SAFETY: as above, and the caller keeps the contract about `size`.
+        unsafe { System.realloc(block, layout, size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+#[test]
+fn a_request_on_a_kept_connection_allocates_next_to_nothing() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut rig = Rig::start();
+    rig.ask(WARM_UP);
+
+    let before = ALLOCATIONS.load(Ordering::SeqCst);
+    rig.ask(REQUESTS);
+    let each = (ALLOCATIONS.load(Ordering::SeqCst) - before) as f64 / f64::from(REQUESTS);
+
+    println!("{each:.3} allocations a request, access log included");
+    assert!(each <= ALLOCATIONS_MAX, "{each} allocations a request, {ALLOCATIONS_MAX} are allowed");
+}
+
+#[test]
+fn a_request_on_a_kept_connection_takes_four_system_calls_and_its_share_of_waits() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut rig = Rig::start();
+    rig.ask(WARM_UP);
+    let Some(trace) = Trace::start() else { return };
+
+    rig.ask(REQUESTS);
+    let calls = trace.end();
+
+    println!("{calls:?}");
+    let waits: u64 = calls.iter().filter(|(name, _)| name.starts_with("epoll_")).map(|(_, n)| n).sum();
+    let others: u64 = calls.iter().filter(|(name, _)| !name.starts_with("epoll_")).map(|(_, n)| n).sum();
+    let (waits, others) = (waits as f64 / f64::from(REQUESTS), others as f64 / f64::from(REQUESTS));
+    assert!(others <= 4.05, "{others} system calls a request beside waits: {calls:?}");
+    // One client, so nothing else is ready: once for the request and once for its response.
+    assert!(waits <= 2.1, "{waits} waits a request: {calls:?}");
+}
+
+/// Batches of the access log are all that is left.
+const ALLOCATIONS_MAX: f64 = 0.1;
+
+/// The proxy between one client and one backend, with everything on that is on by default.
+struct Rig {
+    client: TcpStream,
+    _running: Running,
+    _desired: watch::Sender<Arc<L7>>,
+    _dir: tempfile::TempDir,
+}
+
+impl Rig {
+    fn start() -> Self {
+        IS_OURS.set(true);
+        let backend = backend();
+        let dir = tempfile::tempdir().expect("a directory");
+        let desired = watch::Sender::new(Arc::new(l7(backend, dir.path().join("access.log"))));
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let options = Options { http: vec![any], https: vec![any], workers: 1, ticket_keys: None };
+        let proxy = Proxy::bind(options).expect("bind");
+        let running = proxy.start(desired.subscribe()).expect("start");
+        let http = running.addrs().into_iter().find(|(listener, _)| *listener == Listener::Http);
+        let client = TcpStream::connect(http.expect("bound").1).expect("connect");
+        client.set_nodelay(true).expect("nodelay");
+        client.set_read_timeout(Some(DEADLINE)).expect("timeout");
+        Self { client, _running: running, _desired: desired, _dir: dir }
+    }
+
+    /// So many requests, one after the other.
+    fn ask(&mut self, requests: u32) {
+        let mut answer = [0; 4096];
+        for _ in 0..requests {
+            self.client.write_all(REQUEST).expect("sent");
+            let mut length = 0;
+            while !answer[..length].ends_with(b"0123456789") {
+                let read = self.client.read(&mut answer[length..]).expect("an answer");
+                assert!(read > 0, "ended within an answer");
+                length += read;
+            }
+            assert!(answer.starts_with(b"HTTP/1.1 200"), "{}", answer[..length].escape_ascii());
+        }
+    }
+}
+
+fn l7(backend: SocketAddr, log: std::path::PathBuf) -> L7 {
+    let name = UpstreamName("default-shop-80".to_owned());
+    let location = |path: &str| Location {
+        path: PathMatch::Prefix(path.to_owned()),
+        path_label: path.to_owned(),
+        ingress: Some(ObjectName::new("default", "shop")),
+        service: "shop".to_owned(),
+        action: Action::Proxy(name.clone()),
+        filters: Filters::default(),
+    };
+    let host = |n: u32| match n {
+        0 => "shop.example.com".to_owned(),
+        n => format!("host-{n}.example.com"),
+    };
+    let server = || Server { locations: vec![location("/shop"), location("/")], ..Server::default() };
+    let upstream = Upstream { endpoints: [backend].into(), ..Upstream::default() };
+    L7 {
+        servers: (0..100).map(|n| (HostMatch::Exact(host(n)), server())).collect(),
+        upstreams: BTreeMap::from([(name.clone(), upstream)]),
+        log: Some(Arc::new(AccessLog { sink: Arc::new(Sink::File(log)), ..AccessLog::default() })),
+        ..L7::default()
+    }
+}
+
+/// Answers every request on every connection.
+fn backend() -> SocketAddr {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("bind");
+    let addr = listener.local_addr().expect("bound");
+    let serve = |mut stream: TcpStream| {
+        IS_OURS.set(true);
+        let mut head = [0; 4096];
+        let mut length = 0;
+        loop {
+            let read = stream.read(&mut head[length..]).unwrap_or(0);
+            length += read;
+            if read == 0 {
+                return;
+            }
+            if head[..length].ends_with(b"\r\n\r\n") {
+                length = 0;
+                if stream.write_all(ANSWER).is_err() {
+                    return;
+                }
+            }
+        }
+    };
+    std::thread::spawn(move || {
+        IS_OURS.set(true);
+        for stream in listener.incoming().flatten() {
+            let _ = stream.set_nodelay(true);
+            std::thread::spawn(move || serve(stream));
+        }
+    });
+    addr
+}
+
+/// strace at the worker's thread.
+struct Trace {
+    strace: std::process::Child,
+    errors: BufReader<std::process::ChildStderr>,
+    table: tempfile::NamedTempFile,
+}
+
+impl Trace {
+    /// `None`, with the reason printed, where threads cannot be traced.
+    fn start() -> Option<Self> {
+        let worker = worker_thread();
+        let table = tempfile::NamedTempFile::new().expect("a file");
+        let strace = Command::new("strace")
+            .args(["-c", "-p", &worker.to_string(), "-o"])
+            .arg(table.path())
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn();
+        let Ok(mut strace) = strace else { return skip("there is no strace") };
+        let mut errors = BufReader::new(strace.stderr.take().expect("piped"));
+        let mut line = String::new();
+        errors.read_line(&mut line).expect("a line");
+        if !line.contains("attached") {
+            let _ = strace.wait();
+            return skip(line.trim());
+        }
+        Some(Self { strace, errors, table })
+    }
+
+    /// Calls by name.
+    fn end(mut self) -> BTreeMap<String, u64> {
+        let pid = rustix::process::Pid::from_child(&self.strace);
+        rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("told to end");
+        let mut rest = String::new();
+        let _ = self.errors.read_to_string(&mut rest);
+        self.strace.wait().expect("ended");
+        let text = std::fs::read_to_string(self.table.path()).expect("the table");
+        // % time, seconds, usecs/call, calls, errors or nothing, syscall
+        let rows = text.lines().filter_map(|line| {
+            let fields: Vec<_> = line.split_whitespace().collect();
+            let name = fields.last().filter(|name| **name != "total" && fields.len() >= 5)?;
+            Some(((*name).to_owned(), fields.get(3)?.parse().ok()?))
+        });
+        rows.collect()
+    }
+}
+
+fn skip<T>(reason: &str) -> Option<T> {
+    let required = std::env::var("PENSTOCK_REQUIRE").unwrap_or_default();
+    assert!(!required.split(',').any(|name| name == "strace"), "required: {reason}");
+    println!("skipped: {reason}");
+    None
+}
+
+/// Thread id of the proxy's only worker; its thread has its name a moment after it began.
+fn worker_thread() -> u32 {
+    let started = Instant::now();
+    loop {
+        let tasks = std::fs::read_dir("/proc/self/task").expect("threads").flatten();
+        let found = tasks.into_iter().find(|task| {
+            std::fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name.trim() == "penstock-0")
+        });
+        if let Some(id) = found.and_then(|task| task.file_name().to_str()?.parse().ok()) {
+            return id;
+        }
+        assert!(started.elapsed() < DEADLINE, "no worker");
+        std::thread::yield_now();
+    }
+}
