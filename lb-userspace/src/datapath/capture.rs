@@ -175,7 +175,7 @@ mod tests {
         assert_eq!(verdicts_named("no-backend").unwrap(), bit(Verdict::NoBackend));
         assert_eq!(
             verdicts_named("replied-*").unwrap(),
-            bit(Verdict::RepliedNat) | bit(Verdict::RepliedIcmp)
+            bit(Verdict::RepliedLocal) | bit(Verdict::RepliedNat) | bit(Verdict::RepliedIcmp)
         );
         let drops = verdicts_named("drop").unwrap();
         assert_eq!(drops & bit(Verdict::ClosedPort), bit(Verdict::ClosedPort));
