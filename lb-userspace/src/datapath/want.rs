@@ -27,7 +27,8 @@ pub struct Want {
     pub ranges: BTreeMap<Place, BTreeSet<Prefix>>,
     /// Other balancers, that may send us packets through the tunnel.
     pub peers: BTreeSet<IpAddr>,
-    /// The way to addresses that flows still go to although no backend is reached by them any more.
+    /// The way to every address that packets go to, for the former selves of backends: one that was
+    /// reached from another address of ours has to follow the route like its successor.
     pub ways: BTreeMap<IpAddr, Way>,
 }
 

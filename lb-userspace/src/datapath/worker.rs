@@ -309,9 +309,8 @@ impl Worker {
         let view = self.netlink.view();
         let (mut want, mut problems) = want::join(&l4, &view.network);
         problems.extend(misfits.into_iter().chain(self.held.problem()));
-        let former = self.followed.difference(&want::destinations(&l4)).copied().collect::<Vec<_>>();
         let way = |addr: &IpAddr| view.network.ways.get(addr)?.as_ref().ok().copied();
-        want.ways = former.iter().filter_map(|addr| Some((*addr, way(addr)?))).collect();
+        want.ways = self.followed.iter().filter_map(|addr| Some((*addr, way(addr)?))).collect();
         problems.extend(want::shadowed(&want, self.nat_ports));
         let read = |path: &str| std::fs::read_to_string(path).ok();
         problems.extend(forwarding::problems(&want, &view.network, read));
