@@ -9,8 +9,8 @@ use penstock::model::l4::{
 };
 use penstock::model::l7::log::{Format, Part};
 use penstock::model::l7::{
-    AccessLog, Action, ClientAuth, Edge, Filters, L7, Location, PathMatch, Piece, RedirectQuery, Server,
-    SslRedirect, Template, UpstreamTls, VerifyClient,
+    AccessLog, Action, Buffers, ClientAuth, Edge, Filters, L7, Location, PathMatch, Piece, RedirectQuery,
+    Server, SslRedirect, Template, UpstreamTls, VerifyClient,
 };
 use penstock::model::upstream::{Balance, Care, Ejection, Keepalive, Upstream};
 use penstock::translate::Translated;
@@ -243,6 +243,7 @@ fn filters_text(filters: &Filters) -> String {
         protocol,
         upstream_tls,
         retry,
+        buffers,
         logged,
     } = filters;
     let mut text = if *logged { String::new() } else { ", not logged".to_owned() };
@@ -266,6 +267,10 @@ fn filters_text(filters: &Filters) -> String {
             Some(bytes) => format!(", body up to {bytes}"),
             None => ", body unlimited".to_owned(),
         };
+    }
+    let Buffers { head_bytes } = buffers;
+    if *head_bytes != default.buffers.head_bytes {
+        text += &format!(", response head up to {head_bytes}");
     }
     if *protocol != default.protocol {
         text += &format!(", speaks {protocol:?}");

@@ -3,6 +3,7 @@
 mod access_log;
 mod arrival;
 mod bodies;
+mod buffers;
 mod change;
 mod client_auth;
 mod edges;

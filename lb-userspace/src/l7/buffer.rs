@@ -10,7 +10,8 @@ use std::task::{Context, Poll, ready};
 
 use super::carrier::Carrier;
 
-/// Size of a read buffer: a head and a 16 KiB body arrive in one read. Also the limit of a head.
+/// Size of a read buffer: a head and a 16 KiB body arrive in one read. Also the limit of a request's
+/// head; a response's may be longer where its location says so.
 pub(super) const BUFFER_BYTES: usize = 32 * 1024;
 
 /// Buffers kept per thread; 8 MiB. Beyond that a burst allocates and frees.
@@ -46,7 +47,21 @@ impl Buf {
 
     /// There is no room for more, even after moving the bytes to the front.
     pub(super) fn is_full(&self) -> bool {
-        self.end - self.start == BUFFER_BYTES
+        self.end - self.start == self.data.len().max(BUFFER_BYTES)
+    }
+
+    /// Doubles the room of a full buffer, up to `most` bytes; the memory is its own and not kept.
+    pub(super) fn grow(&mut self, most: usize) {
+        let room = self.data.len().saturating_mul(2).min(most);
+        if room <= self.data.len() {
+            return;
+        }
+        let mut data = Vec::with_capacity(room);
+        data.extend_from_slice(self.bytes());
+        let end = data.len();
+        data.resize(room, 0);
+        self.release();
+        (self.data, self.end) = (data.into_boxed_slice(), end);
     }
 
     /// Forgets the first `n` bytes; gives the memory back when none is left.
@@ -170,6 +185,26 @@ impl Drop for Scratch {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_full_buffer_grows_up_to_its_limit_and_keeps_its_bytes() {
+        let mut buf = Buf::default();
+        buf.space().fill(b'x');
+        buf.end = BUFFER_BYTES;
+        assert!(buf.is_full());
+
+        buf.grow(40_000);
+        assert_eq!((buf.bytes().len(), buf.space().len()), (BUFFER_BYTES, 40_000 - BUFFER_BYTES));
+        assert!(!buf.is_full());
+        buf.space().fill(b'y');
+        buf.end = 40_000;
+
+        buf.grow(40_000);
+        assert!(buf.is_full());
+        assert_eq!(buf.bytes().iter().filter(|byte| **byte == b'y').count(), 40_000 - BUFFER_BYTES);
+        buf.consume(40_000);
+        assert!(buf.data.is_empty());
+    }
 
     #[test]
     fn what_is_parked_keeps_its_bytes_and_gives_the_buffer_back() {

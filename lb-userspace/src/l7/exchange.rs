@@ -5,7 +5,7 @@ use std::io;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use super::buffer::{Buf, Scratch};
+use super::buffer::{BUFFER_BYTES, Buf, Scratch};
 use super::carrier::Carrier;
 use super::connection::{CLIENT_TIMEOUT, Connection};
 use super::h1::chunked::Decoder;
@@ -18,6 +18,7 @@ use super::snapshot::Snapshot;
 use super::timers::Due;
 use super::tunnel::{End, tunnel};
 use super::upstream::{Attempts, Lease, Next, Progress, Record, Terms};
+use crate::model::upstream::Protocol;
 
 /// Informational responses swallowed before the real one; more is not HTTP.
 const INFORMATIONAL_MAX: u32 = 8;
@@ -28,6 +29,8 @@ pub(super) struct Limits {
     send: Duration,
     read: Duration,
     max_body_bytes: Option<u64>,
+    /// Longest head of a response.
+    head_bytes: usize,
 }
 
 impl Limits {
@@ -36,6 +39,11 @@ impl Limits {
             send: filters.send_timeout,
             read: filters.read_timeout,
             max_body_bytes: filters.max_body_bytes,
+            // Heads of gRPC come in frames, which have a limit of their own.
+            head_bytes: match filters.protocol {
+                Protocol::Grpc | Protocol::Grpcs => BUFFER_BYTES.max(filters.buffers.head_bytes),
+                _ => filters.buffers.head_bytes,
+            },
         }
     }
 }
@@ -214,6 +222,9 @@ impl Exchange<'_, '_, '_, '_> {
                 Poll::Ready(Err(NoHead::Bad)) => {
                     return Poll::Ready(Err(self.let_down(Failure::BadResponse)));
                 }
+                Poll::Ready(Err(NoHead::TooLarge)) => {
+                    return Poll::Ready(Err(self.let_down(Failure::HeadTooLarge)));
+                }
                 Poll::Ready(Err(NoHead::Closed)) => {
                     return Poll::Ready(Err(self.let_down(Failure::Closed)));
                 }
@@ -287,7 +298,9 @@ impl Exchange<'_, '_, '_, '_> {
                     tracing::debug!(%refusal, "upstream sent an unusable head");
                     NoHead::Bad
                 })?;
+                let most = self.limits.head_bytes;
                 match parsed {
+                    Some(response) if response.len > most => return Poll::Ready(Err(NoHead::TooLarge)),
                     Some(response) if response.status == 101 => {
                         if !self.outgoing.upgrades {
                             return Poll::Ready(Err(NoHead::Bad));
@@ -312,7 +325,8 @@ impl Exchange<'_, '_, '_, '_> {
                         self.buf.consume(len);
                         return Poll::Ready(Ok(Answered::Response(ready)));
                     }
-                    None if self.buf.is_full() => return Poll::Ready(Err(NoHead::Bad)),
+                    None if self.buf.bytes().len() >= most => return Poll::Ready(Err(NoHead::TooLarge)),
+                    None if self.buf.is_full() => self.buf.grow(most),
                     None => {}
                 }
             }
@@ -424,4 +438,6 @@ enum NoHead {
     Closed,
     /// Bytes that are no response.
     Bad,
+    /// Longer than its location allows.
+    TooLarge,
 }

@@ -71,6 +71,8 @@ pub(super) enum Failure {
     Timeout,
     /// Not HTTP/1.x.
     BadResponse,
+    /// The head of the response is longer than `proxy-buffer-size`.
+    HeadTooLarge,
     /// Stopped in the middle of a response.
     CutOff,
 }
@@ -80,7 +82,12 @@ impl Failure {
     pub(super) fn status(self) -> u16 {
         match self {
             Self::ConnectTimeout | Self::Timeout => 504,
-            Self::Connect | Self::Tls | Self::Closed | Self::BadResponse | Self::CutOff => 502,
+            Self::Connect
+            | Self::Tls
+            | Self::Closed
+            | Self::BadResponse
+            | Self::HeadTooLarge
+            | Self::CutOff => 502,
         }
     }
 
@@ -89,7 +96,7 @@ impl Failure {
         match self {
             Self::ConnectTimeout | Self::Timeout => Condition::Timeout,
             Self::Connect | Self::Tls | Self::Closed | Self::CutOff => Condition::Error,
-            Self::BadResponse => Condition::InvalidHeader,
+            Self::BadResponse | Self::HeadTooLarge => Condition::InvalidHeader,
         }
     }
 
@@ -101,6 +108,7 @@ impl Failure {
             Self::Closed => "closed",
             Self::Timeout => "timeout",
             Self::BadResponse => "bad-response",
+            Self::HeadTooLarge => "head-too-large",
             Self::CutOff => "cut-off",
         }
     }

@@ -3,6 +3,7 @@
 //! Strings a user wrote appear here only as values to compare or copy, as a compiled
 //! [`Template`] or as a compiled, linear-time [`Pattern`].
 
+mod buffers;
 mod edge;
 pub mod log;
 
@@ -13,6 +14,7 @@ use std::time::Duration;
 use super::ObjectName;
 pub use super::upstream::{Keepalive, Protocol, Retry, Upstream, UpstreamName, UpstreamTls};
 
+pub use buffers::Buffers;
 pub use edge::{
     Cipher, CipherOrder, Ciphers, ClientAuth, ClientLimits, Demand, Edge, Group, ProxyProtocol, Resumption,
     SharedTicketKey, TlsPolicy, TlsVersions, Trust, UnknownName, VerifyClient,
@@ -169,6 +171,8 @@ pub struct Filters {
     pub upstream_tls: Arc<UpstreamTls>,
     /// `proxy-next-upstream*`.
     pub retry: Retry,
+    /// `proxy-buffer*`.
+    pub buffers: Buffers,
     /// `enable-access-log`.
     pub logged: bool,
 }
@@ -186,6 +190,7 @@ impl Default for Filters {
             protocol: Protocol::Http,
             upstream_tls: Arc::default(),
             retry: Retry::default(),
+            buffers: Buffers::default(),
             logged: true,
         }
     }

@@ -157,6 +157,7 @@ fn filters(policy: &Policy) -> Filters {
         },
         protocol: policy.protocol,
         retry: policy.retry,
+        buffers: policy.buffers,
         logged: policy.logged,
         ..default
     }

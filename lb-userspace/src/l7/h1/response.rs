@@ -57,7 +57,8 @@ impl<'h, 'b> Response<'h, 'b> {
             return Err(Refusal::Malformed);
         }
         let headers: &'h [httparse::Header<'b>] = parsed.headers;
-        let block = Block::checked(head, headers, line, Sizes::default())?;
+        // How long a head may be is its location's business; within that a line may be as long.
+        let block = Block::checked(head, headers, line, Sizes { line: usize::MAX, head: usize::MAX })?;
         collect(status, parsed.reason.unwrap_or_default(), version, block).map(Some)
     }
 }

@@ -17,11 +17,12 @@ use http::{Method, Request, Response, StatusCode, Uri, uri};
 use super::super::h1::chunked::{Decoder, Piece};
 use super::super::h1::head::Lines;
 use super::super::h1::{self, Body};
+use crate::model::l7::Buffers;
 
 /// Content of one frame: with its head it fills one TLS record.
 const PIECE: usize = 16 * 1024 - 9;
-/// Longest head of ours.
-const HEAD_MAX: usize = 64 * 1024;
+/// Longest head of ours: what a location may allow an upstream, and what we add.
+const HEAD_MAX: usize = Buffers::HEAD_MAX + 64 * 1024;
 /// Bytes of all trailers; the parser of chunks passes no more.
 const TRAILERS_MAX: usize = 16 * 1024;
 

@@ -12,7 +12,7 @@ use self::table::{Annotation, BadValue, Status, TABLE, Value};
 use super::client_auth;
 use super::config::Settings;
 use super::findings::About;
-use crate::model::l7::TlsVersions;
+use crate::model::l7::{Buffers, TlsVersions};
 use crate::model::upstream::{Balance, Condition, Conditions, HashKey, KeyPart, Protocol, Retry, Variable};
 
 /// `--annotations-prefix`.
@@ -41,6 +41,7 @@ pub(super) struct Policy {
     pub read_timeout: Option<Duration>,
     /// `Some(None)`-free: 0 means unlimited, as written.
     pub body_bytes: Option<u64>,
+    pub buffers: Buffers,
     pub protocol: Protocol,
     pub retry: Retry,
     pub proxy_ssl: Option<ProxySsl>,
@@ -82,6 +83,7 @@ impl Default for Policy {
             send_timeout: None,
             read_timeout: None,
             body_bytes: None,
+            buffers: Buffers::default(),
             protocol: Protocol::Http,
             retry: Retry::default(),
             proxy_ssl: None,
@@ -242,6 +244,7 @@ fn honour(valid: &BTreeMap<&str, &str>, settings: &Settings, policy: &mut Policy
     policy.send_timeout = seconds("proxy-send-timeout");
     policy.read_timeout = seconds("proxy-read-timeout");
     policy.body_bytes = text("proxy-body-size").and_then(value::size);
+    policy.buffers = buffers(&text);
     policy.protocol = text("backend-protocol").map_or(Protocol::Http, protocol);
     policy.retry = retry(&text, settings);
     policy.proxy_ssl = proxy_ssl(&text);
@@ -347,6 +350,17 @@ fn retry<'t>(text: &impl Fn(&str) -> Option<&'t str>, settings: &Settings) -> Re
         tries: text("proxy-next-upstream-tries").and_then(|text| text.parse().ok()).unwrap_or(default.tries),
         within: text("proxy-next-upstream-timeout").and_then(seconds).unwrap_or(default.within),
     }
+}
+
+/// A size of 0 says nothing, as an unset one.
+fn buffers<'t>(text: &impl Fn(&str) -> Option<&'t str>) -> Buffers {
+    let default = Buffers::default();
+    let bytes = |name: &str| {
+        let bytes = text(name).and_then(value::size).filter(|bytes| *bytes > 0)?;
+        Some(usize::try_from(bytes).unwrap_or(usize::MAX))
+    };
+    let head_bytes = bytes("proxy-buffer-size").unwrap_or(default.head_bytes);
+    Buffers { head_bytes: head_bytes.min(Buffers::HEAD_MAX) }
 }
 
 fn proxy_ssl<'t>(text: &impl Fn(&str) -> Option<&'t str>) -> Option<ProxySsl> {

@@ -212,7 +212,7 @@ pub const TABLE: &[Annotation] = &[
     row("proxy-request-buffering", One(&["on", "off"]), Low, Location, Default, NotYet, "read the whole request before sending it"),
     row("proxy-buffering", One(&["on", "off"]), Low, Location, Default, NotYet, "read the response ahead of the client"),
     row("proxy-buffers-number", Int, Low, Location, Default, NotYet, "how many buffers"),
-    row("proxy-buffer-size", Size, Low, Location, Default, NotYet, "largest response head"),
+    row("proxy-buffer-size", Size, Low, Location, Default, Honoured, "largest response head"),
     row("proxy-busy-buffers-size", Size, Low, Location, Default, NotYet, "how much may wait for the client"),
     row("proxy-max-temp-file-size", Size, Low, Location, Default, NotYet, "how much of a response may go to disk"),
     row("proxy-cookie-domain", Text, Medium, Location, Default, NotYet, "rewrite Domain of cookies"),

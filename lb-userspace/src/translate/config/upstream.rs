@@ -12,6 +12,7 @@ use crate::model::upstream::{Condition, Keepalive};
 const KEYS: &[(&str, Value)] = &[
     ("load-balance", One(&["round_robin", "ewma", "least_requests"])),
     ("proxy-body-size", Size),
+    ("proxy-buffer-size", Size),
     ("proxy-connect-timeout", Int),
     ("proxy-next-upstream", Words(&Condition::WORDS)),
     ("proxy-next-upstream-timeout", Int),
