@@ -72,6 +72,12 @@ pub mod state {
     pub const TUNNEL_V6: u16 = 32;
     /// What does not change while a flow lasts.
     pub const LASTING: u16 = LOCAL | TUNNEL_V4 | TUNNEL_V6;
+
+    /// Whether a TCP flow with these bits seen from either side was reset, or closed by both.
+    #[inline(always)]
+    pub const fn is_closed(client: u16, backend: u16) -> bool {
+        (client | backend) & RST != 0 || client & backend & FIN != 0
+    }
 }
 
 /// How long a flow is remembered after its last packet in either direction.
@@ -100,9 +106,8 @@ impl Timeouts {
     pub fn expired(&self, now: u32, forward: Option<&Forward>, reverse: &Reverse) -> bool {
         let client = forward.map_or(0, |forward| forward.state);
         let seen = forward.map_or(reverse.seen, |forward| forward.seen.max(reverse.seen));
-        let both = client & reverse.state;
-        let answered = both & state::SEEN != 0;
-        let closed = (client | reverse.state) & state::RST != 0 || both & state::FIN != 0;
+        let answered = client & reverse.state & state::SEEN != 0;
+        let closed = state::is_closed(client, reverse.state);
         let limit = match (reverse.flow.proto == crate::UDP as u32, answered) {
             (true, true) => self.udp,
             (true, false) => self.udp_transitory,

@@ -78,12 +78,12 @@ fn to_backend<F: Family>(ctx: &XdpContext, carry: &mut Carry) -> Outcome {
     // Read before an outer header may move the packet.
     let length = F::length(&head);
 
-    let mut found = known(hash, &carry.flow, &tables.backends());
+    let mut found = known(hash, &carry.flow, kind, &tables.backends());
     if let Known::Stranger = found {
         return Verdict::NatCollision.into();
     }
     let mut begins = false;
-    if let Known::Nobody = found {
+    if let Known::Nobody | Known::Over = found {
         let choice = match carry.tunnelled.backend {
             BackendId(0) => steer::choose(&tables, carry.record_index, &carry.record, carry.hashes, kind),
             chosen => Choice::settled(chosen),
@@ -95,6 +95,9 @@ fn to_backend<F: Family>(ctx: &XdpContext, carry: &mut Carry) -> Outcome {
         }
         if choice.backend.0 == 0 {
             return refuse(ctx, carry, Verdict::NoBackend, 0, carry.record.rules.any(Rules::REJECT));
+        }
+        if let Known::Over = found {
+            forget(hash);
         }
         let (choice, round) = second_chance(&tables, carry, choice, kind);
         if round != Round::First || !mode.is_some_and(Mode::is_translated) {
@@ -236,19 +239,25 @@ fn count(carry: &Carry, backend: BackendId, length: u32, begins: bool) {
 /// Whether a flow is remembered here, and its backend lives.
 #[inline(always)]
 pub fn is_known(hash: u64, flow: &Flow, backends: &impl lb_common::Lines) -> bool {
-    matches!(known(hash, flow, backends), Known::Flow { .. })
+    matches!(known(hash, flow, Kind::Segment, backends), Known::Flow { .. })
 }
 
 enum Known {
-    Flow { backend: BackendId, port: u16 },
+    Flow {
+        backend: BackendId,
+        port: u16,
+    },
     Nobody,
+    /// The packet begins another flow on the same ports.
+    Over,
     Stranger,
 }
 
 /// The remembered flow. One whose backend is gone is forgotten, so that the client's next packet
-/// begins anew with a backend that lives.
+/// begins anew with a backend that lives. So does a SYN, if the flow has ended or its backend takes no
+/// new ones; until there is another backend for it, what is remembered stays.
 #[inline(always)]
-fn known(hash: u64, flow: &Flow, backends: &impl lb_common::Lines) -> Known {
+fn known(hash: u64, flow: &Flow, kind: Kind, backends: &impl lb_common::Lines) -> Known {
     let Some(entry) = maps::NAT_FORWARD.get_ptr(hash) else { return Known::Nobody };
     // SAFETY: as in `to_client`.
     let entry = unsafe { &*entry };
@@ -256,13 +265,36 @@ fn known(hash: u64, flow: &Flow, backends: &impl lb_common::Lines) -> Known {
         return Known::Stranger;
     }
     let backend = BackendId(entry.backend);
-    if backend::identity(backends, backend).generation() != entry.generation {
-        let reverse = entry.reverse_key;
-        let _ = maps::NAT_REVERSE.remove(reverse);
-        let _ = maps::NAT_FORWARD.remove(hash);
+    let identity = backend::identity(backends, backend);
+    if identity.generation() != entry.generation {
+        forget(hash);
         return Known::Nobody;
     }
+    if kind == Kind::Syn && (identity.is_draining() || has_ended(entry)) {
+        return Known::Over;
+    }
     Known::Flow { backend, port: entry.snat_port }
+}
+
+/// Whether a TCP flow was reset, or closed by both.
+#[inline(always)]
+fn has_ended(entry: &Forward) -> bool {
+    let Some(reverse) = maps::NAT_REVERSE.get_ptr(entry.reverse_key) else { return true };
+    // SAFETY: as in `to_client`.
+    state::is_closed(entry.state, unsafe { (*reverse).state })
+}
+
+/// Forgets a flow in both directions: its port is free again, and no lease leads where it went.
+#[inline(never)]
+fn forget(hash: u64) {
+    let Some(entry) = maps::NAT_FORWARD.get_ptr(hash) else { return };
+    // SAFETY: as in `to_client`.
+    let reverse = unsafe { (*entry).reverse_key };
+    let _ = maps::NAT_REVERSE.remove(reverse);
+    let _ = maps::NAT_FORWARD.remove(hash);
+    if let Some(tables) = maps::tables() {
+        lease::end(&tables, hash);
+    }
 }
 
 /// Claims a source port for the flow of this CPU's carry and remembers both directions. In `local`

@@ -46,6 +46,8 @@ struct Both {
     model: Rehearsal,
     /// Which backend each translated flow has, by ports and protocol, and in which of its lives.
     translated: BTreeMap<(u32, u32), (BackendId, u16)>,
+    /// Those of them that were reset.
+    reset: BTreeSet<(u32, u32)>,
     world: World,
     random: Random,
     seed: u64,
@@ -60,8 +62,8 @@ impl Both {
         let config = Config { grace: GRACE, flow_bits: FLOW_BITS, ..CONFIG };
         let engine = Engine::load(config).expect("the program loads");
         let model = Rehearsal::new(HashKey::expand(KEY), FLOW_BITS, GRACE);
-        let mut both =
-            Self { engine, model, translated: BTreeMap::new(), world, random: Random(seed * 2 + 1), seed };
+        let (translated, reset) = (BTreeMap::new(), BTreeSet::new());
+        let mut both = Self { engine, model, translated, reset, world, random: Random(seed * 2 + 1), seed };
         both.apply();
         both
     }
@@ -102,22 +104,33 @@ impl Both {
         self.model.settle_beside(now, &named);
     }
 
-    /// What the model says of a packet: a flow that is translated keeps its backend while that lives.
+    /// What the model says of a packet: a flow that is translated keeps its backend while that lives,
+    /// unless a SYN begins another one on its ports after its end, or while its backend drains.
     fn expected(&mut self, flow: &Flow, kind: Kind) -> Option<Backend> {
-        if let Some((id, generation)) = self.translated.get(&(flow.ports, flow.proto)).copied() {
+        let key = (flow.ports, flow.proto);
+        if let Some((id, generation)) = self.translated.get(&key).copied() {
             match self.backend(id).filter(|backend| backend.generation == generation) {
-                Some(backend) => return Some(backend),
-                None => drop(self.translated.remove(&(flow.ports, flow.proto))),
+                Some(backend) if kind == Kind::Syn && (backend.draining || self.reset.contains(&key)) => {}
+                Some(backend) => {
+                    if kind == Kind::Reset {
+                        self.reset.insert(key);
+                    }
+                    return Some(backend);
+                }
+                None => drop(self.translated.remove(&key)),
             }
         }
         let choice = self.model.send(flow, kind, engine::now()).expect("the VIP is there");
+        // Where nobody takes it, what was translated goes on.
         let backend = self.backend(choice.backend)?;
+        self.translated.remove(&key);
         if backend.mode.is_translated() {
             // A reset ends a flow and begins none.
             if kind == Kind::Reset {
                 return None;
             }
-            self.translated.insert((flow.ports, flow.proto), (choice.backend, backend.generation));
+            self.translated.insert(key, (choice.backend, backend.generation));
+            self.reset.remove(&key);
         }
         Some(backend)
     }
