@@ -15,6 +15,8 @@ use penstock::model::l7::{
 use penstock::model::upstream::{Balance, Care, Ejection, Keepalive, Upstream};
 use penstock::translate::Translated;
 
+use crate::policies;
+
 /// Punts of the node's own 80 and 443 are left out: they are always there.
 pub fn dump(translated: &Translated, load_problems: &[Problem]) -> String {
     let mut out = String::new();
@@ -228,6 +230,9 @@ fn location(location: &Location, out: &mut String) {
         }
     };
     line(out, 1, &format!("{path} [{owner}] {action}{}", filters_text(filters)));
+    for text in filters.policies.iter().flat_map(|policies| policies::lines(policies)) {
+        line(out, 2, &text);
+    }
 }
 
 /// Only what differs from the defaults.
@@ -245,6 +250,7 @@ fn filters_text(filters: &Filters) -> String {
         retry,
         buffers,
         logged,
+        policies: _,
     } = filters;
     let mut text = if *logged { String::new() } else { ", not logged".to_owned() };
     if *ssl_redirect == SslRedirect::Always {

@@ -10,6 +10,7 @@
 mod dump;
 mod l4_rules;
 mod live;
+mod policies;
 mod properties;
 
 use std::collections::BTreeMap;

@@ -16,6 +16,7 @@ mod h2_floods;
 mod http2;
 mod limits;
 mod many;
+mod policies;
 mod requests;
 mod retries;
 mod rig;

@@ -18,6 +18,7 @@ use super::h2;
 use super::heads::{self, After, Client};
 use super::log::{self, End, Place, Subject, Tally};
 use super::metrics::Method;
+use super::policy::{Dress, Headers};
 use super::route::{Labels, Router};
 use super::snapshot::Snapshot;
 use super::socket::{Link, Presence};
@@ -47,6 +48,8 @@ pub(super) struct Connection<'w, 's> {
     pub(super) limits: ClientLimits,
     /// What the request at hand came to so far.
     pub(super) tally: Tally,
+    /// What its response is dressed with.
+    pub(super) dress: Dress,
     /// From then on it counts as idle without having said anything.
     settled: Due,
     requests: u32,
@@ -109,8 +112,19 @@ impl<'w, 's> Connection<'w, 's> {
     fn new(worker: &'w Rc<Worker>, socket: Carrier<'s>, alarm: Alarm, client: Client) -> Self {
         let settled = alarm.due(SETTLE);
         let limits = worker.limits();
-        let tally = Tally::default();
-        Self { worker, socket, buf: Buf::default(), alarm, client, limits, tally, settled, requests: 0 }
+        let (tally, dress) = (Tally::default(), Dress::default());
+        Self {
+            worker,
+            socket,
+            buf: Buf::default(),
+            alarm,
+            client,
+            limits,
+            tally,
+            dress,
+            settled,
+            requests: 0,
+        }
     }
 }
 
@@ -211,15 +225,19 @@ impl Connection<'_, '_> {
     fn plan(&self, request: &Request<'_, '_>) -> Plan {
         let snapshot = self.worker.current.load();
         let asked = Asked {
+            method: request.method,
             scheme: self.client.scheme,
             host: request.host,
             target: request.target,
             length: request.length,
             port: self.client.port,
             https_port: self.worker.https_port,
+            client: self.client.addr,
             shown: self.client.session.shown(),
+            headers: Headers::Sent(request.block),
         };
         let decision = decide(&snapshot.router, &asked);
+        let policies = decision.route.filters.policies.as_deref();
         let is_idempotent = !matches!(request.method, "POST" | "PATCH" | "LOCK");
         let mut body = match (request.chunked, request.length) {
             (true, _) => Body::Chunked(Default::default()),
@@ -240,7 +258,8 @@ impl Connection<'_, '_> {
                     let whole = decision.site.passes_certificate()?;
                     Some(heads::Certificate { identity, whole })
                 });
-                heads::request(request, target.as_deref(), &self.client, certificate, id, &mut head);
+                let policy = policies.and_then(|policies| policies.request.as_ref());
+                heads::request(request, target.as_deref(), &self.client, certificate, id, policy, &mut head);
                 let here = self.buf.bytes().get(request.len..).unwrap_or_default();
                 if is_idempotent && let Some(whole) = small(&body, here) {
                     // Kept with the head it can be sent again; a larger one goes past and is gone.
@@ -275,6 +294,7 @@ impl Connection<'_, '_> {
             after: if request.persists && !is_last { After::Keep } else { After::Close },
             body,
             step,
+            dress: Dress::of(policies, &asked.headers),
             route: decision.route.id,
             labels: Arc::clone(&decision.route.labels),
             filters: exchange::Limits::of(&decision.route.filters),
@@ -325,9 +345,12 @@ impl Connection<'_, '_> {
     async fn carry_out(&mut self, plan: Plan, started: Instant) -> Left {
         self.requests += 1;
         self.buf.consume(plan.head_len);
-        let Plan { method, is_head, version, after, body, step, route, labels, filters, snapshot, .. } = plan;
-        self.tally = Tally::default();
+        let Plan { method, is_head, version, after, body, step, dress, .. } = plan;
+        let Plan { route, labels, filters, snapshot, .. } = plan;
+        (self.tally, self.dress) = (Tally::default(), dress);
         let mut record = Record::default();
+        // A policy that has to wait for somebody (a password to hash, another service to ask) does so here:
+        // with the step at hand, before anything goes upstream.
         let (status, left) = match step {
             // A target that cannot be understood says little for what follows it, and who is not
             // taken here has to shake hands anew.
@@ -352,6 +375,7 @@ impl Connection<'_, '_> {
                 }
             }
         };
+        self.dress = Dress::default();
         let took = started.elapsed();
         self.worker.counters.borrow_mut().request(route, &labels, method, status, took, record.only());
         if let Some(line) = plan.line {
@@ -382,7 +406,8 @@ impl Connection<'_, '_> {
             after = After::Close;
         }
         let mut out = Scratch::take();
-        let (status, page) = heads::answer(answer, is_head, version, self.client.scheme, after, &mut out);
+        let scheme = self.client.scheme;
+        let (status, page) = heads::answer(answer, is_head, version, scheme, after, &self.dress, &mut out);
         self.tally.body_sent = page as u64;
         self.tally.head_sent = (out.len() - page) as u64;
         let left = match (self.send(&out).await, after) {
@@ -406,7 +431,7 @@ impl Connection<'_, '_> {
         let snapshot = self.worker.current.load();
         let id = self.worker.request_id();
         let line = log::begin_refused(&snapshot.router, &self.subject(None, None, &id));
-        self.tally = Tally::default();
+        (self.tally, self.dress) = (Tally::default(), Dress::default());
         let (answer, head) = (Answer::Status(status), self.buf.bytes().len());
         let (_, left) = self.answer(&answer, false, Version::Http11, After::Close, Body::UntilClose).await;
         if let Some(line) = line {
@@ -502,6 +527,7 @@ struct Plan {
     after: After,
     body: Body,
     step: Step,
+    dress: Dress,
     route: usize,
     labels: Arc<Labels>,
     filters: exchange::Limits,

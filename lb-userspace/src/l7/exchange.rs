@@ -306,7 +306,8 @@ impl Exchange<'_, '_, '_, '_> {
                             return Poll::Ready(Err(NoHead::Bad));
                         }
                         let mut head = Scratch::take();
-                        heads::switching(&response, self.connection.client.scheme, &mut head);
+                        let Connection { client, dress, .. } = &*self.connection;
+                        heads::switching(&response, client.scheme, dress, &mut head);
                         let len = response.len;
                         self.buf.consume(len);
                         return Poll::Ready(Ok(Answered::Switched { head }));
@@ -361,8 +362,8 @@ impl Exchange<'_, '_, '_, '_> {
             _ => After::Close,
         };
         let mut head = Scratch::take();
-        let Connection { client, .. } = &*self.connection;
-        heads::response(response, self.outgoing.version, client.scheme, after, &mut head);
+        let Connection { client, dress, .. } = &*self.connection;
+        heads::response(response, self.outgoing.version, client.scheme, after, dress, &mut head);
         let keep_upstream = response.persists && body != Body::UntilClose;
         (Ready { status: response.status, head, body, coding, after, keep_upstream }, response.len)
     }

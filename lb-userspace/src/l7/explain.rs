@@ -7,6 +7,7 @@ use crate::model::report::{Explanation, Step};
 
 use super::client_auth::Shown;
 use super::filters::{Answer, Asked, Decision, Next, decide};
+use super::policy::{self, Headers};
 
 pub use super::filters::Scheme;
 use super::route::{HostFound, RouteAction, Router, host_label};
@@ -37,12 +38,15 @@ pub fn explain(l7: &L7, request: &Request) -> Explanation {
         .find(|(name, _)| name.eq_ignore_ascii_case("content-length"))
         .and_then(|(_, value)| value.parse().ok());
     let asked = Asked {
+        method: &request.method,
         scheme: request.scheme,
         host: request.host.as_bytes(),
         target: request.target.as_bytes(),
         length,
         port: if request.scheme == Scheme::Https { 443 } else { 80 },
         https_port: 443,
+        client: request.client,
+        headers: Headers::Given(&request.headers),
         shown: match request.scheme {
             Scheme::Http => Shown::Plain,
             Scheme::Https => Shown::Whatever,
@@ -53,6 +57,10 @@ pub fn explain(l7: &L7, request: &Request) -> Explanation {
     let mut steps = vec![host_step(&request.host, &decision), path_step(&request.target, &decision)];
     steps.extend(certificate_step(&decision));
     steps.extend(filter_steps(request, &decision));
+    if let Some(policies) = &decision.route.filters.policies {
+        let told = policy::explain(policies, &asked);
+        steps.extend(told.into_iter().map(|(name, detail)| step(name, detail)));
+    }
     steps.push(upstream_step(&router, &decision));
     Explanation {
         question: format!(
@@ -169,6 +177,7 @@ fn verdict(router: &Router, request: &Request, decision: &Decision<'_>) -> Strin
         Next::Answer(Answer::Redirect { status, location }) => {
             format!("answered {status} to {}", String::from_utf8_lossy(location))
         }
+        Next::Answer(Answer::Preflight) => "answered 204 (preflight)".to_owned(),
         Next::Answer(Answer::Healthy) => "answered 200 (health check)".to_owned(),
     }
 }

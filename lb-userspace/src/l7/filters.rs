@@ -2,10 +2,13 @@
 //!
 //! Pure. The proxy and `explain` run the same function.
 
+use std::net::IpAddr;
+
 use super::client_auth::{self, Shown};
 use crate::model::l7::{ClientAuth, PathMatch, Piece, RedirectQuery, Rewrite, SslRedirect};
 
 use super::path::{self, BadPath};
+use super::policy::{self, Headers};
 use super::route::{Found, HostFound, Route, RouteAction, Router, Site, bare_host};
 
 /// HTTP-01 challenges have to arrive over plain HTTP whatever the location says.
@@ -36,6 +39,7 @@ impl Scheme {
 /// What a decision depends on.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Asked<'a> {
+    pub(super) method: &'a str,
     pub(super) scheme: Scheme,
     /// Host header, as sent.
     pub(super) host: &'a [u8],
@@ -47,8 +51,11 @@ pub(super) struct Asked<'a> {
     pub(super) port: u16,
     /// Port of the TLS listener.
     pub(super) https_port: u16,
+    /// Who asks.
+    pub(super) client: IpAddr,
     /// What is known of the client's certificate.
     pub(super) shown: Shown<'a>,
+    pub(super) headers: Headers<'a>,
 }
 
 /// What becomes of a request and by which location.
@@ -88,6 +95,8 @@ pub(super) enum Answer {
     },
     /// 200 for `/healthz`.
     Healthy,
+    /// 204 for a browser that asks before it sends another site's request.
+    Preflight,
 }
 
 /// Decides about one request.
@@ -150,11 +159,15 @@ fn is_challenge(asked: &Asked<'_>, path: &[u8]) -> bool {
         && path.strip_prefix(NEVER_TO_HTTPS).is_some_and(|rest| rest.starts_with(b"/"))
 }
 
-/// Reference 4.1, items 5 and 6.
+/// Reference 4.1, items 5 to 8.
 fn filter(router: &Router, route: &Route, asked: &Asked<'_>, path: &[u8], query: Option<&[u8]>) -> Next {
     let filters = &route.filters;
     if route.action == RouteAction::Deny {
         return Next::Answer(Answer::Status(503));
+    }
+    let policies = filters.policies.as_deref();
+    if let Some(answer) = policies.and_then(|policies| policy::preflight(policies, asked)) {
+        return Next::Answer(answer);
     }
     if let Some(answer) = redirect(route, path, query) {
         return Next::Answer(answer);
@@ -173,9 +186,12 @@ fn filter(router: &Router, route: &Route, asked: &Asked<'_>, path: &[u8], query:
         RouteAction::Redirect | RouteAction::Deny => (None, 503),
     };
     let ready = |&i: &usize| router.upstreams.get(i).is_some_and(|u| !u.endpoints.is_empty());
-    match upstream.filter(ready) {
-        Some(upstream) => Next::Proxy { upstream, target: rewritten },
-        None => Next::Answer(Answer::Status(without)),
+    let Some(upstream) = upstream.filter(ready) else {
+        return Next::Answer(Answer::Status(without));
+    };
+    match policies.and_then(|policies| policy::refuse(policies, asked)) {
+        Some(answer) => Next::Answer(answer),
+        None => Next::Proxy { upstream, target: rewritten },
     }
 }
 

@@ -48,7 +48,7 @@ fn forwarded(request: &Request<'_, '_>) {
         session: Session::Plain,
     };
     let mut head = Vec::new();
-    heads::request(request, None, &client, None, b"id", &mut head);
+    heads::request(request, None, &client, None, b"id", None, &mut head);
     let roomy = Sizes { line: BUFFER_BYTES * 2, head: BUFFER_BYTES * 2 };
     let mut lines = Lines::new();
     // HTTP/1.0 needs no Host, and is sent on as HTTP/1.1 with an empty one.

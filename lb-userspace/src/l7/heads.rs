@@ -9,6 +9,8 @@ use super::calendar::Moment;
 use super::client_auth::{Identity, Session};
 use super::filters::{Answer, Scheme};
 use super::h1::{Request, Response, Version};
+use super::policy::Dress;
+use crate::model::l7::policy::RequestHeaders;
 
 /// Sent on every response over TLS (`hsts` and its defaults).
 const HSTS: &[u8] = b"Strict-Transport-Security: max-age=31536000; includeSubDomains\r\n";
@@ -38,12 +40,14 @@ pub(super) fn request(
     client: &Client,
     certificate: Option<Certificate<'_>>,
     request_id: &[u8],
+    policy: Option<&RequestHeaders>,
     out: &mut Vec<u8>,
 ) {
     for part in [request.method.as_bytes(), b" ", target.unwrap_or(request.target), b" HTTP/1.1\r\nHost: "] {
         out.extend_from_slice(part);
     }
-    out.extend_from_slice(request.host);
+    let host = policy.and_then(|policy| policy.host.as_ref());
+    out.extend_from_slice(host.map_or(request.host, |host| host.as_bytes()));
     out.extend_from_slice(b"\r\n");
     request.block.copy_except(request.drop, out);
     line(out, b"X-Request-ID: ", request_id);
@@ -106,10 +110,11 @@ pub(super) fn response(
     client: Version,
     scheme: Scheme,
     after: After,
+    dress: &Dress,
     out: &mut Vec<u8>,
 ) {
     let _ = write!(out, "HTTP/1.1 {} {}\r\n", response.status, response.reason);
-    let mut drop = response.drop;
+    let mut drop = response.drop.with(dress.replaced(&response.block));
     if scheme == Scheme::Https {
         drop = drop.with(response.hsts);
     }
@@ -120,6 +125,7 @@ pub(super) fn response(
     if !response.dated {
         date(out);
     }
+    dress.put_on(out);
     if scheme == Scheme::Https {
         out.extend_from_slice(HSTS);
     }
@@ -128,9 +134,10 @@ pub(super) fn response(
 }
 
 /// Head of the answer that switches protocols.
-pub(super) fn switching(response: &Response<'_, '_>, scheme: Scheme, out: &mut Vec<u8>) {
+pub(super) fn switching(response: &Response<'_, '_>, scheme: Scheme, dress: &Dress, out: &mut Vec<u8>) {
     out.extend_from_slice(b"HTTP/1.1 101 Switching Protocols\r\n");
-    response.block.copy_except(response.drop, out);
+    response.block.copy_except(response.drop.with(dress.replaced(&response.block)), out);
+    dress.put_on(out);
     if let Some(upgrade) = response.upgrade {
         line(out, b"Upgrade: ", upgrade);
     }
@@ -148,17 +155,19 @@ pub(super) fn answer(
     client: Version,
     scheme: Scheme,
     after: After,
+    dress: &Dress,
     out: &mut Vec<u8>,
 ) -> (u16, usize) {
     let (status, location) = match answer {
         Answer::Status(status) => (*status, None),
         Answer::Redirect { status, location } => (*status, Some(location)),
         Answer::Healthy => (200, None),
+        Answer::Preflight => (204, None),
     };
     let reason = reason(status);
     let page = match answer {
-        Answer::Healthy => String::new(),
-        _ => format!(
+        Answer::Healthy | Answer::Preflight => String::new(),
+        Answer::Status(_) | Answer::Redirect { .. } => format!(
             "<html>\r\n<head><title>{status} {reason}</title></head>\r\n<body>\r\n\
              <center><h1>{status} {reason}</h1></center>\r\n<hr><center>nginx</center>\r\n\
              </body>\r\n</html>\r\n"
@@ -166,10 +175,16 @@ pub(super) fn answer(
     };
     let _ = write!(out, "HTTP/1.1 {status} {reason}\r\n");
     date(out);
-    let _ = write!(out, "Content-Type: text/html\r\nContent-Length: {}\r\n", page.len());
+    let content_type = match answer {
+        // Without the semicolon, as ingress-nginx has it.
+        Answer::Preflight => "text/plain charset=UTF-8",
+        _ => "text/html",
+    };
+    let _ = write!(out, "Content-Type: {content_type}\r\nContent-Length: {}\r\n", page.len());
     if let Some(location) = location {
         line(out, b"Location: ", location);
     }
+    dress.put_on(out);
     if scheme == Scheme::Https {
         out.extend_from_slice(HSTS);
     }
@@ -217,6 +232,7 @@ fn date(out: &mut Vec<u8>) {
 fn reason(status: u16) -> &'static str {
     match status {
         200 => "OK",
+        204 => "No Content",
         300 => "Multiple Choices",
         301 => "Moved Permanently",
         302 => "Found",
@@ -260,7 +276,7 @@ mod tests {
         let mut out = Vec::new();
         let evil = Answer::Redirect { status: 302, location: b"/x\r\nSet-Cookie: a=b".to_vec() };
 
-        answer(&evil, false, Version::Http11, Scheme::Http, After::Keep, &mut out);
+        answer(&evil, false, Version::Http11, Scheme::Http, After::Keep, &Dress::default(), &mut out);
 
         let text = String::from_utf8(out).expect("ascii");
         assert!(text.contains("Location: /xSet-Cookie: a=b\r\n"), "{text}");

@@ -26,6 +26,7 @@ mod log;
 mod metrics;
 mod passthrough;
 mod path;
+mod policy;
 mod proxy_protocol;
 mod relay;
 mod route;

@@ -6,6 +6,7 @@
 mod buffers;
 mod edge;
 pub mod log;
+pub mod policy;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,6 +21,7 @@ pub use edge::{
     SharedTicketKey, TlsPolicy, TlsVersions, Trust, UnknownName, VerifyClient,
 };
 pub use log::AccessLog;
+pub use policy::Policies;
 
 /// Everything the proxy has to serve.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -175,6 +177,8 @@ pub struct Filters {
     pub buffers: Buffers,
     /// `enable-access-log`.
     pub logged: bool,
+    /// What else is asked for; `None`: nothing.
+    pub policies: Option<Arc<Policies>>,
 }
 
 impl Default for Filters {
@@ -192,6 +196,7 @@ impl Default for Filters {
             retry: Retry::default(),
             buffers: Buffers::default(),
             logged: true,
+            policies: None,
         }
     }
 }

@@ -16,16 +16,10 @@ pub(super) use upstream::Settings;
 
 /// Name under which ingress-nginx's chart installs it.
 const NAME: &str = "ingress-nginx-controller";
-/// Keys that keep somebody out.
-const PROTECTING: [&str; 7] = [
-    "block-cidrs",
-    "block-referers",
-    "block-user-agents",
-    "denylist-source-range",
-    "global-auth-url",
-    "allowlist-source-range",
-    "whitelist-source-range",
-];
+/// Keys that keep somebody out and are not honoured yet.
+const PROTECTING: [&str; 4] = ["block-cidrs", "block-referers", "block-user-agents", "global-auth-url"];
+/// Keys that do, if the ConfigMap is the one that counts.
+const LISTS: [&str; 3] = ["allowlist-source-range", "denylist-source-range", "whitelist-source-range"];
 
 /// What the ConfigMap says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,6 +68,14 @@ pub(super) fn read(objects: &Objects, findings: &mut Findings) -> Config {
             }
         }
         if !std::mem::take(&mut is_first) {
+            for key in LISTS {
+                if keys.text(key).is_none() {
+                    continue;
+                }
+                config.gate = Gate::Closed;
+                let message = "another ConfigMap of this name counts; every Ingress answers 503, rather than stand open";
+                keys.about.error_fix("protection-ignored", keys::field(key), message, "keep one of them");
+            }
             keys.about.warn(
                 "second-config-map",
                 "",
@@ -83,7 +85,10 @@ pub(super) fn read(objects: &Objects, findings: &mut Findings) -> Config {
             continue;
         }
         config.edge = edge::read(&mut keys);
-        config.settings = Settings::read(&mut keys);
+        config.settings = Settings::read(&mut keys).unwrap_or_else(|rest| {
+            config.gate = Gate::Closed;
+            rest
+        });
         config.log = log::read(&mut keys);
         config.keepalive = upstream::keepalive(&mut keys);
         keys.tell_unasked();

@@ -106,7 +106,7 @@ pub(super) fn translate(
         if let Some(certificate) = built.tls.as_ref().and_then(|tls| tls.certificate.clone()) {
             l7.certificates.insert(host.clone(), certificate);
         }
-        let server = server(&host, built, &l7.edge, &settings, findings);
+        let server = server(&host, built, &l7.edge, objects, &settings, findings);
         l7.servers.insert(host, server);
     }
     l7.upstreams = upstreams.into_built(&settings);
@@ -127,7 +127,7 @@ fn one_ingress(served: &Served<'_>, making: &mut Making<'_>, findings: &mut Find
         );
         return;
     }
-    let mut policy = annotations::read(&ingress.metadata, settings, &mut about);
+    let mut policy = annotations::read(&ingress.metadata, settings, objects, &mut about);
     policy.denied |= *gate == Gate::Closed;
     if policy.canary {
         return;
@@ -357,7 +357,14 @@ fn hand_on(
     }
 }
 
-fn server(name: &HostMatch, host: Host, edge: &Edge, settings: &Settings, findings: &mut Findings) -> Server {
+fn server(
+    name: &HostMatch,
+    host: Host,
+    edge: &Edge,
+    objects: &Objects,
+    settings: &Settings,
+    findings: &mut Findings,
+) -> Server {
     let Host { mut drafts, owners, oldest, default, app_root, proxy_ssl, client_auth, ciphers, order, tls } =
         host;
     let own_ciphers = (ciphers.is_some() || order.is_some()).then(|| Ciphers {
@@ -367,9 +374,12 @@ fn server(name: &HostMatch, host: Host, edge: &Edge, settings: &Settings, findin
     if !owners.contains_key(&("/".to_owned(), false)) {
         let (id, policy) = match oldest {
             // The catch-all server is nobody's: no Ingress lends it annotations.
-            Some((id, _)) if *name == HostMatch::Any => (id, Arc::new(Policy::of_settings(settings))),
-            Some(oldest) => oldest,
-            None => (ObjectId::default(), Arc::new(Policy::of_settings(settings))),
+            Some((id, policy)) if *name != HostMatch::Any => (id, policy),
+            oldest => {
+                let id = oldest.map(|(id, _)| id).unwrap_or_default();
+                let policy = Policy::of_settings(settings, objects, &mut findings.about(&id));
+                (id, Arc::new(policy))
+            }
         };
         let (action, service) = default.unwrap_or((Action::DefaultBackend, String::new()));
         let path = "/".to_owned();

@@ -13,6 +13,7 @@ mod client_auth;
 mod config;
 mod endpoints;
 mod findings;
+mod header_map;
 mod ingress;
 mod modes;
 mod names;

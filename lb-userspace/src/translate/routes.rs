@@ -159,6 +159,7 @@ fn filters(policy: &Policy) -> Filters {
         retry: policy.retry,
         buffers: policy.buffers,
         logged: policy.logged,
+        policies: policy.policies.clone(),
         ..default
     }
 }

@@ -1,8 +1,11 @@
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use super::*;
+use crate::model::l7::policy::{Access, AddressSet, Cors, Origins};
 use crate::model::l7::{
-    Action, Filters, HostMatch, L7, Location, Pattern, Redirect, Server, Template, Upstream, UpstreamName,
+    Action, Filters, HostMatch, L7, Location, Pattern, Policies, Redirect, Server, Template, Upstream,
+    UpstreamName,
 };
 
 fn literal(text: &str) -> Piece {
@@ -36,8 +39,60 @@ fn site(locations: Vec<Location>) -> L7 {
 
 fn ask_with(l7: &L7, scheme: Scheme, host: &str, target: &str, length: Option<u64>) -> Next {
     let (host, target) = (host.as_bytes(), target.as_bytes());
-    let asked = Asked { scheme, host, target, length, port: 80, https_port: 443, shown: Shown::Plain };
+    let asked = Asked { scheme, host, target, length, ..plain() };
     decide(&Router::new(l7), &asked).next
+}
+
+#[test]
+fn redirects_preflights_and_what_is_missing_come_before_who_may_enter() {
+    let nobody = Access { denied: AddressSet::default(), allowed: Some(AddressSet::default()) };
+    let cors = Cors {
+        origins: Origins::Any,
+        methods: String::new(),
+        headers: String::new(),
+        credentials: false,
+        expose: None,
+        max_age: 0,
+    };
+    let policies = Some(Arc::new(Policies { access: Some(nobody), cors: Some(cors), ..Policies::default() }));
+    let closed = Filters { policies, ..Filters::default() };
+    let to_https = Filters { ssl_redirect: SslRedirect::Always, ..closed.clone() };
+    let elsewhere = Action::Redirect(Redirect {
+        status: 301,
+        location: Template(vec![literal("https://x")]),
+        query: RedirectQuery::Drop,
+    });
+    let empty = Action::Proxy(UpstreamName("empty".to_owned()));
+    let preflight = Next::Answer(Answer::Preflight);
+    let cases = [
+        ("a closed location", Action::Deny, closed.clone(), status(503), status(503)),
+        ("a redirect", elsewhere, closed.clone(), redirected(301, "https://x"), preflight.clone()),
+        ("to https", to_web(), to_https, redirected(308, "https://h/a"), preflight.clone()),
+        ("no endpoints", empty, closed.clone(), status(503), preflight.clone()),
+        ("all is there", to_web(), closed, status(403), preflight),
+    ];
+    for (case, action, filters, next, options) in cases {
+        let router = Router::new(&site(vec![location(prefix("/"), action, filters)]));
+        let asked = Asked { target: b"/a", ..plain() };
+
+        assert_eq!(decide(&router, &asked).next, next, "{case}");
+        assert_eq!(decide(&router, &Asked { method: "OPTIONS", ..asked }).next, options, "{case}");
+    }
+}
+
+fn plain() -> Asked<'static> {
+    Asked {
+        method: "GET",
+        scheme: Scheme::Http,
+        host: b"h",
+        target: b"/",
+        length: None,
+        port: 80,
+        https_port: 443,
+        client: "192.0.2.1".parse().unwrap(),
+        shown: Shown::Plain,
+        headers: Headers::Given(&[]),
+    }
 }
 
 fn ask(l7: &L7, target: &str) -> Next {
@@ -290,15 +345,7 @@ fn the_https_redirect_names_a_port_only_to_who_named_ours() {
         ("an address", "[::1]:8080", 8080, 8443, "https://[::1]:8443/a"),
     ];
     for (case, host, port, https_port, expected) in cases {
-        let asked = Asked {
-            scheme: Scheme::Http,
-            host: host.as_bytes(),
-            target: b"/a",
-            length: None,
-            port,
-            https_port,
-            shown: Shown::Plain,
-        };
+        let asked = Asked { host: host.as_bytes(), target: b"/a", port, https_port, ..plain() };
 
         assert_eq!(decide(&router, &asked).next, redirected(308, expected), "{case}");
     }

@@ -138,6 +138,17 @@ impl<'h, 'b> Block<'h, 'b> {
         self.lines.iter().find(|line| is(line.name)).map(|line| line.value)
     }
 
+    /// Lines whose name is one of these.
+    pub(in crate::l7) fn named(&self, is: impl Fn(&str) -> bool) -> LineSet {
+        let mut set = LineSet::default();
+        for (i, line) in self.lines.iter().enumerate() {
+            if is(line.name) {
+                set.insert(i);
+            }
+        }
+        set
+    }
+
     /// Checks that every line from `start` (the first header line) on is ended by CRLF and that
     /// nothing stands between them. httparse takes a bare LF; we do not.
     pub(super) fn checked(

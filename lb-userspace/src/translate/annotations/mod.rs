@@ -1,19 +1,29 @@
 //! Annotations of one Ingress as typed values, and what is to be said about each.
 
+mod access;
+mod cors;
+mod policies;
+mod response_headers;
+mod spelling;
 pub(super) mod table;
+mod upstream_headers;
 pub(super) mod value;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
+use self::policies::Source;
+pub(super) use self::spelling::nearest;
 use self::table::{Annotation, BadValue, Status, TABLE, Value};
 use super::client_auth;
 use super::config::Settings;
 use super::findings::About;
-use crate::model::l7::{Buffers, TlsVersions};
+use crate::model::l7::{Buffers, Policies, TlsVersions};
 use crate::model::upstream::{Balance, Condition, Conditions, HashKey, KeyPart, Protocol, Retry, Variable};
+use crate::objects::Objects;
 
 /// `--annotations-prefix`.
 pub(super) const PREFIX: &str = "nginx.ingress.kubernetes.io";
@@ -50,6 +60,8 @@ pub(super) struct Policy {
     /// `upstream-hash-by`, which counts more.
     pub hash_by: Option<Balance>,
     pub logged: bool,
+    /// What the locations do beyond proxying.
+    pub policies: Option<Arc<Policies>>,
 }
 
 /// `proxy-ssl-*`, which mean nothing without the Secret.
@@ -90,15 +102,18 @@ impl Default for Policy {
             load_balance: None,
             hash_by: None,
             logged: true,
+            policies: None,
         }
     }
 }
 
 impl Policy {
     /// That of a place without an Ingress.
-    pub(super) fn of_settings(settings: &Settings) -> Self {
-        let mut policy = Self::default();
-        honour(&BTreeMap::new(), settings, &mut policy);
+    pub(super) fn of_settings(settings: &Settings, objects: &Objects, about: &mut About<'_>) -> Self {
+        let (mut policy, valid) = (Self::default(), BTreeMap::new());
+        honour(&valid, settings, &mut policy);
+        let source = Source { valid: &valid, settings, objects, namespace: "" };
+        policies::read(&source, &mut policy, about);
         policy
     }
 }
@@ -115,7 +130,12 @@ pub(super) fn admit(metadata: &ObjectMeta, about: &mut About<'_>) {
 }
 
 /// Reads the annotations of an Ingress; says what is wrong, ignored or not yet honoured.
-pub(super) fn read(metadata: &ObjectMeta, settings: &Settings, about: &mut About<'_>) -> Policy {
+pub(super) fn read(
+    metadata: &ObjectMeta,
+    settings: &Settings,
+    objects: &Objects,
+    about: &mut About<'_>,
+) -> Policy {
     unknown(metadata, about);
     let mut valid: BTreeMap<&str, &str> = BTreeMap::new();
     let mut policy = Policy::default();
@@ -155,6 +175,8 @@ pub(super) fn read(metadata: &ObjectMeta, settings: &Settings, about: &mut About
         status(row, text, &valid, &mut policy, about);
     }
     honour(&valid, settings, &mut policy);
+    let namespace = metadata.namespace.as_deref().unwrap_or_default();
+    policies::read(&Source { valid: &valid, settings, objects, namespace }, &mut policy, about);
     unknown_variable(&valid, about);
     not_yet_spoken(&mut policy, about);
     policy
@@ -417,32 +439,6 @@ fn unknown(metadata: &ObjectMeta, about: &mut About<'_>) {
     }
 }
 
-/// The name that was probably meant.
-pub(super) fn nearest<'a>(short: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    let (distance, name) = names.map(|name| (distance(short, name), name)).min()?;
-    (distance <= 1 + short.len() / 5).then_some(name)
-}
-
-/// Levenshtein distance, by rows.
-fn distance(left: &str, right: &str) -> usize {
-    let right: Vec<char> = right.chars().collect();
-    let mut row: Vec<usize> = (0..=right.len()).collect();
-    for (index, left) in left.chars().enumerate() {
-        let mut diagonal = index;
-        let mut previous = index + 1;
-        for (cell, right) in row.iter_mut().skip(1).zip(&right) {
-            let replaced = diagonal + usize::from(left != *right);
-            diagonal = *cell;
-            previous = replaced.min(previous + 1).min(*cell + 1);
-            *cell = previous;
-        }
-        if let Some(first) = row.first_mut() {
-            *first = index + 1;
-        }
-    }
-    row.last().copied().unwrap_or_default()
-}
-
 /// Field of an annotation, as problems name it.
 pub(super) fn field(name: &str) -> String {
     format!("metadata.annotations.{PREFIX}/{name}")
@@ -465,20 +461,6 @@ fn is_honoured(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn distance_counts_edits() {
-        let cases = [
-            ("", "", 0),
-            ("a", "", 1),
-            ("ssl-redirct", "ssl-redirect", 1),
-            ("abc", "acb", 2),
-            ("kitten", "sitting", 3),
-        ];
-        for (left, right, expected) in cases {
-            assert_eq!(distance(left, right), expected, "{left} {right}");
-        }
-    }
 
     #[test]
     fn the_table_names_each_annotation_once_and_only_known_companions() {

@@ -3,6 +3,8 @@
 use std::net::IpAddr;
 
 use super::table::Value;
+use crate::model::l4::Prefix;
+use crate::model::l7::policy::AddressSet;
 
 /// Whether a trimmed, non-empty value has the form; says what is wrong.
 pub(in crate::translate) fn check(value: Value, text: &str) -> Result<(), String> {
@@ -28,9 +30,7 @@ pub(in crate::translate) fn check(value: Value, text: &str) -> Result<(), String
             return Err(format!("{text:?} holds something else than {}", words.join(", ")));
         }
         Value::Size => (size(text).is_some(), "a number of bytes with an optional k, m or g"),
-        Value::Ranges => {
-            (text.split(',').all(|range| is_range(range.trim())), "a list of addresses and CIDR ranges")
-        }
+        Value::Ranges => (ranges(text).is_some(), "a list of addresses and CIDR ranges"),
         Value::Reference => {
             (text.split('/').count() <= 2 && text.split('/').all(is_token), "a name or namespace/name")
         }
@@ -69,14 +69,25 @@ pub(in crate::translate) fn size(text: &str) -> Option<u64> {
     digits.parse::<u64>().ok()?.checked_mul(factor)
 }
 
-fn is_range(text: &str) -> bool {
-    match text.split_once('/') {
-        None => text.parse::<IpAddr>().is_ok(),
-        Some((addr, bits)) => addr.parse::<IpAddr>().is_ok_and(|addr| {
-            let longest = if addr.is_ipv4() { 32 } else { 128 };
-            bits.parse::<u8>().is_ok_and(|bits| bits <= longest)
-        }),
-    }
+/// Addresses and CIDR ranges with commas; `None` if one of them is none.
+pub(in crate::translate) fn ranges(text: &str) -> Option<AddressSet> {
+    text.split(',').map(|range| prefix(range.trim())).collect()
+}
+
+/// An address, or a CIDR range.
+pub(in crate::translate) fn prefix(text: &str) -> Option<Prefix> {
+    let (addr, bits) = match text.split_once('/') {
+        Some((addr, bits)) => (addr, Some(bits)),
+        None => (text, None),
+    };
+    let addr: IpAddr = addr.parse().ok()?;
+    let longest = if addr.is_ipv4() { 32 } else { 128 };
+    Prefix::new(addr, bits.map_or(Some(longest), |bits| bits.parse().ok())?)
+}
+
+/// A token of RFC 9110 as ingress-nginx takes it.
+pub(in crate::translate) fn is_header_name(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
 }
 
 fn is_token(text: &str) -> bool {

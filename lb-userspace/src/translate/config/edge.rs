@@ -1,10 +1,8 @@
 //! Keys that say how clients are received (reference 2.1, 2.3, 2.4).
 
-use std::net::IpAddr;
-
+use super::super::annotations::value::prefix;
 use super::super::ciphers;
 use super::keys::{Keys, field};
-use crate::model::l4::Prefix;
 use crate::model::l7::{
     Ciphers, ClientLimits, Edge, Group, ProxyProtocol, Resumption, SharedTicketKey, TlsPolicy, TlsVersions,
     UnknownName,
@@ -118,17 +116,6 @@ fn proxy_protocol(keys: &mut Keys<'_>) -> Option<ProxyProtocol> {
         (None, None) => everybody(),
     };
     Some(ProxyProtocol { timeout: timeout.unwrap_or(std::time::Duration::from_secs(5)), trusted })
-}
-
-/// An address, or a CIDR range.
-fn prefix(text: &str) -> Option<Prefix> {
-    let (addr, bits) = match text.split_once('/') {
-        Some((addr, bits)) => (addr, Some(bits)),
-        None => (text, None),
-    };
-    let addr: IpAddr = addr.parse().ok()?;
-    let longest = if addr.is_ipv4() { 32 } else { 128 };
-    Prefix::new(addr, bits.map_or(Some(longest), |bits| bits.parse().ok())?)
 }
 
 fn tls(keys: &mut Keys<'_>) -> TlsPolicy {

@@ -3,13 +3,17 @@
 
 use std::collections::BTreeMap;
 
-use super::super::annotations::table::Value::{self, Bool, Int, One, Size, Words};
+use super::super::annotations::table::Value::{self, Bool, Int, One, Ranges, Size, Text, Words};
 use super::super::annotations::value;
 use super::keys::{Keys, field};
 use crate::model::upstream::{Condition, Keepalive};
 
 /// Keys and the form of their values.
 const KEYS: &[(&str, Value)] = &[
+    ("allow-cross-namespace-resources", Bool),
+    ("allowlist-source-range", Ranges),
+    ("denylist-source-range", Ranges),
+    ("global-allowed-response-headers", Text),
     ("load-balance", One(&["round_robin", "ewma", "least_requests"])),
     ("proxy-body-size", Size),
     ("proxy-buffer-size", Size),
@@ -21,6 +25,7 @@ const KEYS: &[(&str, Value)] = &[
     ("proxy-send-timeout", Int),
     ("proxy-ssl-location-only", Bool),
     ("retry-non-idempotent", Bool),
+    ("whitelist-source-range", Ranges),
 ];
 
 /// `upstream-keepalive-*`.
@@ -40,7 +45,9 @@ pub(super) fn keepalive(keys: &mut Keys<'_>) -> Keepalive {
 pub(in crate::translate) struct Settings(BTreeMap<&'static str, String>);
 
 impl Settings {
-    pub(super) fn read(keys: &mut Keys<'_>) -> Self {
+    /// The error keeps what can be used beside a list that guards something and cannot be read.
+    pub(super) fn read(keys: &mut Keys<'_>) -> Result<Self, Self> {
+        let mut guards = true;
         let mut values = BTreeMap::new();
         for (key, form) in KEYS {
             let Some(text) = keys.text(key) else { continue };
@@ -48,10 +55,15 @@ impl Settings {
                 Ok(()) => {
                     values.insert(*key, text.to_owned());
                 }
+                Err(message) if *form == Ranges => {
+                    guards = false;
+                    let fix = "every Ingress answers 503 until it is corrected";
+                    keys.about.error_fix("bad-value", field(key), message, fix);
+                }
                 Err(message) => keys.about.warn("bad-value", field(key), message, "the default is used"),
             }
         }
-        Self(values)
+        if guards { Ok(Self(values)) } else { Err(Self(values)) }
     }
 
     /// As written.

@@ -1,0 +1,66 @@
+//! The policies of a location at work, a file each: pure functions of the policy and what was asked.
+//!
+//! [`refuse`] and [`preflight`] are steps of [`super::filters::decide`], which has the order of reference
+//! 4.1; [`Dress`] goes along with the response, whoever makes it. What has to wait for somebody is no
+//! step here: its place is in `connection`, between the decision and the exchange.
+
+mod access;
+mod cors;
+mod dress;
+
+use super::filters::{Answer, Asked};
+use super::h1::head::Block;
+use crate::model::l7::Policies;
+use crate::model::l7::policy::ResponseHeaders;
+
+pub(super) use dress::Dress;
+
+/// Headers of a request, wherever they stand.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Headers<'a> {
+    /// In the bytes of its head.
+    Sent(Block<'a, 'a>),
+    /// As somebody made them up to have the decision explained.
+    Given(&'a [(String, String)]),
+}
+
+impl<'a> Headers<'a> {
+    /// Value of the first header with this name.
+    pub(super) fn first(&self, name: &str) -> Option<&'a [u8]> {
+        let is = |known: &str| known.eq_ignore_ascii_case(name);
+        match self {
+            Self::Sent(block) => block.first(is),
+            Self::Given(pairs) => {
+                pairs.iter().find(|(known, _)| is(known)).map(|(_, value)| value.as_bytes())
+            }
+        }
+    }
+}
+
+/// Answers a question of a browser about another site's script (reference 4.1, item 5).
+pub(super) fn preflight(policies: &Policies, asked: &Asked<'_>) -> Option<Answer> {
+    let cors = policies.cors.as_ref().filter(|_| asked.method == "OPTIONS")?;
+    cors::allowed(cors, &asked.headers).map(|_| Answer::Preflight)
+}
+
+/// Turns away who may not have this location (reference 4.1, items 7 and 8). Limits belong first,
+/// passwords behind the addresses.
+pub(super) fn refuse(policies: &Policies, asked: &Asked<'_>) -> Option<Answer> {
+    policies.access.as_ref().and_then(|access| access::refuse(access, asked.client))
+}
+
+/// What the policies do to this request, a step each: name and detail.
+pub(super) fn explain(policies: &Policies, asked: &Asked<'_>) -> Vec<(&'static str, String)> {
+    let Policies { access, cors, request, response } = policies;
+    let mut steps = Vec::new();
+    steps.extend(cors.as_ref().map(|cors| ("cors", cors::explain(cors, &asked.headers))));
+    steps.extend(access.as_ref().map(|access| ("source-range", access::explain(access, asked.client))));
+    if let Some(host) = request.as_ref().and_then(|request| request.host.as_ref()) {
+        steps.push(("upstream-vhost", format!("the upstream gets Host: {host}")));
+    }
+    if let Some(ResponseHeaders { set }) = response {
+        let names: Vec<_> = set.iter().map(|header| header.name.as_str()).collect();
+        steps.push(("custom-headers", format!("the client gets {}", names.join(", "))));
+    }
+    steps
+}

@@ -1,0 +1,26 @@
+//! What a location does to its requests and responses beyond proxying them: one type a policy, one
+//! file a family.
+//!
+//! The proxy applies them in the order of reference 4.1. A location that asks for none has none, and
+//! pays for none.
+
+mod access;
+mod cors;
+mod headers;
+
+pub use access::{Access, AddressSet};
+pub use cors::{Cors, Origin, Origins};
+pub use headers::{Header, RequestHeaders, ResponseHeaders};
+
+/// Policies of one location; `None` each: not asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Policies {
+    /// Who may not enter, by address.
+    pub access: Option<Access>,
+    /// Which other sites' scripts may read the answers.
+    pub cors: Option<Cors>,
+    /// What the upstream is told otherwise than by the client.
+    pub request: Option<RequestHeaders>,
+    /// What the client is told beside what the upstream says.
+    pub response: Option<ResponseHeaders>,
+}

@@ -1,0 +1,65 @@
+//! Every policy a location may have, from its annotations and the ConfigMap's keys of the same names.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::super::config::Settings;
+use super::super::findings::About;
+use super::{Policy, access, cors, field, response_headers, upstream_headers, value};
+use crate::model::l7::Policies;
+use crate::objects::Objects;
+
+/// What a policy is read from.
+pub(super) struct Source<'a> {
+    /// Annotations whose values have their form.
+    pub valid: &'a BTreeMap<&'a str, &'a str>,
+    pub settings: &'a Settings,
+    /// Where ConfigMaps and Secrets are that annotations name.
+    pub objects: &'a Objects,
+    /// The Ingress's; empty without one.
+    pub namespace: &'a str,
+}
+
+impl<'a> Source<'a> {
+    /// The annotation, else the setting of its name.
+    pub(super) fn text(&self, name: &str) -> Option<&'a str> {
+        self.valid.get(name).copied().or_else(|| self.settings.text(name))
+    }
+
+    pub(super) fn boolean(&self, name: &str) -> Option<bool> {
+        self.text(name).and_then(value::boolean)
+    }
+
+    /// Objects of other namespaces may be named.
+    pub(super) fn crosses(&self) -> bool {
+        self.settings.boolean("allow-cross-namespace-resources").unwrap_or(false)
+    }
+}
+
+/// Class B: the annotation asks for what cannot be done, and its locations stay closed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Unusable {
+    pub name: &'static str,
+    pub message: String,
+}
+
+/// Fills in [`Policy::policies`]; a policy that is unusable closes the locations.
+pub(super) fn read(source: &Source<'_>, policy: &mut Policy, about: &mut About<'_>) {
+    let policies = all(source, about).unwrap_or_else(|Unusable { name, message }| {
+        policy.denied = true;
+        let fix = "its locations answer 503 until it is corrected";
+        about.error_fix("unusable-policy", field(name), message, fix);
+        Policies::default()
+    });
+    policy.policies = (policies != Policies::default()).then(|| Arc::new(policies));
+}
+
+/// In the order in which a request meets them.
+fn all(source: &Source<'_>, about: &mut About<'_>) -> Result<Policies, Unusable> {
+    Ok(Policies {
+        cors: cors::read(source, about),
+        access: access::read(source)?,
+        request: upstream_headers::read(source),
+        response: response_headers::read(source)?,
+    })
+}

@@ -1,0 +1,80 @@
+//! Headers that a ConfigMap holds, one an entry.
+
+use super::annotations::value;
+use crate::model::ObjectName;
+use crate::model::l7::policy::Header;
+use crate::objects::Objects;
+
+/// What delimits messages or belongs to one connection; nobody may set it.
+const OURS: [&str; 8] = [
+    "connection",
+    "content-length",
+    "keep-alive",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+];
+
+/// The headers of the ConfigMap called `reference`, `name` or `namespace/name`, as somebody in `namespace`
+/// may name it; the error says why they cannot be used.
+pub(super) fn read(
+    reference: &str,
+    namespace: &str,
+    crosses: bool,
+    objects: &Objects,
+) -> Result<Vec<Header>, String> {
+    let name = match reference.split_once('/') {
+        Some((other, _)) if other != namespace && !crosses => {
+            return Err(format!("ConfigMap {reference} is of another namespace"));
+        }
+        Some((namespace, name)) => ObjectName::new(namespace, name),
+        None => ObjectName::new(namespace, reference),
+    };
+    let Some(sourced) = objects.config_maps.get(&name) else {
+        return Err(format!("ConfigMap {name} does not exist, or no version of it was usable"));
+    };
+    let entries = sourced.object.data.iter().flatten();
+    entries
+        .map(|(header, text)| one(header, text).map_err(|why| format!("ConfigMap {name}: {why}")))
+        .collect()
+}
+
+/// Line breaks at the ends of a value are YAML's, not its author's.
+fn one(name: &str, text: &str) -> Result<Header, String> {
+    let text = text.trim();
+    if !value::is_header_name(name) {
+        return Err(format!("{name:?} is no name of a header"));
+    }
+    if OURS.iter().any(|ours| ours.eq_ignore_ascii_case(name)) {
+        return Err(format!("{name} delimits messages; it cannot be set"));
+    }
+    if text.chars().any(char::is_control) {
+        return Err(format!("the value of {name} holds a control character"));
+    }
+    Ok(Header { name: name.to_owned(), value: text.to_owned() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_header_can_neither_end_its_line_nor_delimit_a_message() {
+        let cases = [
+            ("X-A", "b c", true),
+            ("x_a", "$ stays", true),
+            ("X-A", "b\n", true),
+            ("X-A", "b\r\nSet-Cookie: c=d", false),
+            ("X A", "b", false),
+            ("X-A:", "b", false),
+            ("", "b", false),
+            ("Content-Length", "0", false),
+            ("transfer-encoding", "chunked", false),
+        ];
+        for (name, text, expected) in cases {
+            assert_eq!(one(name, text).is_ok(), expected, "{name:?} {text:?}");
+        }
+    }
+}

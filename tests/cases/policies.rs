@@ -1,0 +1,26 @@
+//! Policies of a location, a line each.
+
+use penstock::model::l7::Policies;
+use penstock::model::l7::policy::{Access, Cors, Header, RequestHeaders, ResponseHeaders};
+
+/// In the order in which a request meets them.
+pub fn lines(policies: &Policies) -> Vec<String> {
+    let Policies { access, cors, request, response } = policies;
+    let mut lines = Vec::new();
+    if let Some(Cors { origins, methods, headers, credentials, expose, max_age }) = cors {
+        lines.push(format!(
+            "cors {origins:?}, methods {methods}, headers {headers}, credentials {credentials}, expose {expose:?}, for {max_age} s"
+        ));
+    }
+    if let Some(Access { denied, allowed }) = access {
+        let allowed = allowed.as_ref().map_or("all".to_owned(), |allowed| format!("[{allowed}]"));
+        lines.push(format!("access to {allowed} but [{denied}]"));
+    }
+    if let Some(RequestHeaders { host }) = request {
+        lines.extend(host.iter().map(|host| format!("upstream gets Host: {host}")));
+    }
+    if let Some(ResponseHeaders { set }) = response {
+        lines.extend(set.iter().map(|Header { name, value }| format!("client gets {name}: {value}")));
+    }
+    lines
+}

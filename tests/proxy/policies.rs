@@ -1,0 +1,157 @@
+//! What a location does to requests and responses beyond proxying them.
+
+use std::sync::Arc;
+
+use penstock::model::l4::Prefix;
+use penstock::model::l7::policy::{
+    Access, AddressSet, Cors, Header, Origin, Origins, RequestHeaders, ResponseHeaders,
+};
+use penstock::model::l7::{Filters, Policies};
+
+use crate::rig::{Backend, Reply, Rig, nobody, to_with};
+
+const GET: &str = "GET /a HTTP/1.1\r\nHost: h\r\nOrigin: https://a.example.com\r\n\r\n";
+
+fn rig(backend: std::net::SocketAddr, policies: Policies) -> Rig {
+    let policies = Some(Arc::new(policies));
+    Rig::start(to_with(&[backend], Filters { policies, ..Filters::default() }))
+}
+
+fn addresses(addr: &str, bits: u8) -> AddressSet {
+    Prefix::new(addr.parse().unwrap(), bits).into_iter().collect()
+}
+
+fn cors() -> Cors {
+    Cors {
+        origins: Origins::Listed(vec![Origin::Exact("https://a.example.com".to_owned())]),
+        methods: "GET, PUT".to_owned(),
+        headers: "X-Asked".to_owned(),
+        credentials: true,
+        expose: Some("X-Told".to_owned()),
+        max_age: 600,
+    }
+}
+
+/// Names and values of the headers that start so, in order.
+fn starting<'r>(reply: &'r Reply, start: &str) -> Vec<&'r str> {
+    reply.head.lines().filter(|line| line.to_ascii_lowercase().starts_with(start)).collect()
+}
+
+#[test]
+fn who_is_not_on_the_list_is_answered_403_and_the_backend_is_not_asked() {
+    let backend = Backend::mirror();
+    let outside = Access { denied: AddressSet::default(), allowed: Some(addresses("10.0.0.0", 8)) };
+    let inside = Access { denied: AddressSet::default(), allowed: Some(addresses("127.0.0.0", 8)) };
+
+    let turned_away = rig(backend.addr, Policies { access: Some(outside), ..Policies::default() }).ask(GET);
+    assert_eq!((turned_away.status, backend.connections()), (403, 0));
+
+    assert_eq!(
+        rig(backend.addr, Policies { access: Some(inside), ..Policies::default() }).ask(GET).status,
+        200
+    );
+}
+
+#[test]
+fn an_allowed_origin_is_told_so_by_headers_that_replace_the_backends() {
+    let backend = Backend::saying(
+        "HTTP/1.1 200 OK\r\naccess-control-allow-origin: *\r\nAccess-Control-Max-Age: 1\r\nVary: Accept\r\n\
+         Content-Length: 2\r\n\r\nok",
+    );
+    let rig = rig(backend.addr, Policies { cors: Some(cors()), ..Policies::default() });
+
+    let reply = rig.ask(GET);
+
+    assert_eq!(
+        starting(&reply, "access-control-"),
+        [
+            "Access-Control-Allow-Origin: https://a.example.com",
+            "Access-Control-Allow-Credentials: true",
+            "Access-Control-Expose-Headers: X-Told",
+            "Access-Control-Allow-Methods: GET, PUT",
+            "Access-Control-Allow-Headers: X-Asked",
+            "Access-Control-Max-Age: 600",
+        ]
+    );
+    assert_eq!(starting(&reply, "vary:"), ["Vary: Accept", "Vary: Origin"]);
+    assert_eq!(reply.text(), "ok");
+}
+
+#[test]
+fn another_origin_gets_the_backends_own_headers_and_its_options_reach_the_backend() {
+    let backend = Backend::saying(
+        "HTTP/1.1 200 OK\r\nAccess-Control-Allow-Origin: https://own\r\nContent-Length: 0\r\n\r\n",
+    );
+    let rig = rig(backend.addr, Policies { cors: Some(cors()), ..Policies::default() });
+
+    for method in ["GET", "OPTIONS"] {
+        let reply =
+            rig.ask(&format!("{method} /a HTTP/1.1\r\nHost: h\r\nOrigin: https://evil.example\r\n\r\n"));
+
+        assert_eq!(
+            starting(&reply, "access-control-"),
+            ["Access-Control-Allow-Origin: https://own"],
+            "{method}"
+        );
+    }
+    assert_eq!(backend.connections(), 1);
+}
+
+#[test]
+fn a_preflight_is_answered_204_to_anybody_and_keeps_the_connection() {
+    let backend = Backend::mirror();
+    let closed = Access { denied: AddressSet::default(), allowed: Some(AddressSet::default()) };
+    let any = Cors { origins: Origins::Any, credentials: false, expose: None, ..cors() };
+    let rig = rig(backend.addr, Policies { access: Some(closed), cors: Some(any), ..Policies::default() });
+    let mut client = rig.client();
+
+    client.send("OPTIONS /a HTTP/1.1\r\nHost: h\r\n\r\n");
+    let reply = client.reply();
+    client.send(GET);
+    let refused = client.reply();
+
+    assert_eq!(reply.status, 204);
+    assert_eq!(reply.header("content-type"), Some("text/plain charset=UTF-8"));
+    assert_eq!(reply.header("content-length"), Some("0"));
+    assert_eq!(
+        starting(&reply, "access-control-"),
+        [
+            "Access-Control-Allow-Origin: *",
+            "Access-Control-Allow-Methods: GET, PUT",
+            "Access-Control-Allow-Headers: X-Asked",
+            "Access-Control-Max-Age: 600",
+        ]
+    );
+    // A script may read why it was refused.
+    assert_eq!((refused.status, refused.header("access-control-allow-origin")), (403, Some("*")));
+    assert_eq!(backend.connections(), 0);
+}
+
+#[test]
+fn headers_of_ours_are_on_answers_of_upstreams_and_on_error_pages() {
+    let header = |name: &str, value: &str| Header { name: name.to_owned(), value: value.to_owned() };
+    let response = ResponseHeaders { set: vec![header("X-Frame-Options", "DENY"), header("X-Gone", "")] };
+    let policies = Policies { response: Some(response), ..Policies::default() };
+    let backend = Backend::saying(
+        "HTTP/1.1 200 OK\r\nX-Frame-Options: SAMEORIGIN\r\nX-Gone: x\r\nX-Frame: y\r\nContent-Length: 0\r\n\r\n",
+    );
+
+    let answered = rig(backend.addr, policies.clone()).ask(GET);
+    let failed = rig(nobody(), policies).ask(GET);
+
+    assert_eq!(starting(&answered, "x-"), ["X-Frame: y", "X-Frame-Options: DENY"]);
+    assert_eq!((failed.status, starting(&failed, "x-")), (502, vec!["X-Frame-Options: DENY"]));
+}
+
+#[test]
+fn the_upstream_is_told_another_host_and_also_the_clients() {
+    let backend = Backend::mirror();
+    let request = RequestHeaders { host: Some("internal.example".to_owned()) };
+    let rig = rig(backend.addr, Policies { request: Some(request), ..Policies::default() });
+
+    let text = rig.ask(GET).text().to_ascii_lowercase();
+
+    assert!(text.contains("\r\nhost: internal.example\r\n"), "{text}");
+    assert!(text.contains("\r\nx-forwarded-host: h\r\n"), "{text}");
+    assert_eq!(text.matches("\nhost:").count(), 1, "{text}");
+}
