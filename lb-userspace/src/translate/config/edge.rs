@@ -1,5 +1,8 @@
 //! Keys that say how clients are received (reference 2.1, 2.3, 2.4).
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+
 use super::super::annotations::value::prefix;
 use super::super::ciphers;
 use super::keys::{Keys, field};
@@ -204,29 +207,9 @@ fn resumption(keys: &mut Keys<'_>) -> Resumption {
 /// Base64 of 48 or 80 random bytes, as `openssl rand 80 | openssl enc -base64 -A` makes them.
 fn ticket_key(keys: &mut Keys<'_>) -> Option<SharedTicketKey> {
     keys.parsed("ssl-session-ticket-key", "base64 of 48 or 80 bytes", |text| {
-        base64(text).filter(|key| [48, 80].contains(&key.len())).map(SharedTicketKey)
+        // `openssl` breaks its lines unless it is told not to.
+        let text: String = text.split_ascii_whitespace().collect();
+        let key = STANDARD.decode(text).ok()?;
+        [48, 80].contains(&key.len()).then_some(SharedTicketKey(key))
     })
-}
-
-/// Standard alphabet; padding and line ends are skipped.
-fn base64(text: &str) -> Option<Vec<u8>> {
-    let (mut bytes, mut bits, mut held) = (Vec::new(), 0u32, 0);
-    for char in text.bytes().filter(|byte| !byte.is_ascii_whitespace() && *byte != b'=') {
-        let value = match char {
-            b'A'..=b'Z' => char - b'A',
-            b'a'..=b'z' => char - b'a' + 26,
-            b'0'..=b'9' => char - b'0' + 52,
-            b'+' => 62,
-            b'/' => 63,
-            _ => return None,
-        };
-        bits = (bits << 6) | u32::from(value);
-        held += 6;
-        if held >= 8 {
-            held -= 8;
-            bytes.push((bits >> held) as u8);
-            bits &= (1 << held) - 1;
-        }
-    }
-    Some(bytes)
 }
