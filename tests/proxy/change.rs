@@ -4,6 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
+use penstock::model::l7::{HostMatch, Location, PathMatch};
+use penstock::model::report::Sample;
+
 use crate::rig::{Backend, Client, DEADLINE, Rig, to};
 
 #[test]
@@ -186,4 +189,57 @@ fn a_second_proxy_on_the_same_address_is_refused() {
     let refused = penstock::l7::Proxy::bind(options).err().expect("two proxies would share the clients");
 
     assert!(refused.to_string().contains("another program listens there"), "{refused}");
+}
+
+#[test]
+fn a_request_that_outlives_its_snapshot_is_counted_where_it_began() {
+    let (go, wait) = std::sync::mpsc::channel::<()>();
+    let wait = std::sync::Mutex::new(wait);
+    let slow = Backend::start(move |mut peer| {
+        while let Some(head) = peer.head() {
+            let answer = match head.starts_with("GET /old ") {
+                true => {
+                    let _ = wait.lock().expect("one such request").recv();
+                    "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+                }
+                false => "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n",
+            };
+            peer.try_send(answer.as_bytes());
+        }
+    });
+    let quick = Backend::mirror();
+    let before = to(&[slow.addr]);
+    let mut after = to(&[quick.addr]);
+    // One location more in front: what was the first route is the second.
+    let server = after.servers.get_mut(&HostMatch::Any).expect("the server");
+    let first = Location {
+        path: PathMatch::Prefix("/new".to_owned()),
+        path_label: "/new".to_owned(),
+        ..server.locations[0].clone()
+    };
+    server.locations.insert(0, first);
+    let rig = Rig::start(before);
+    let mut client = rig.client();
+    client.send("GET /old HTTP/1.1\r\nHost: a\r\n\r\n");
+    while slow.connections() == 0 {
+        thread::yield_now();
+    }
+
+    rig.publish(after);
+    rig.ask_until("GET /new HTTP/1.1\r\nHost: a\r\n\r\n", 200);
+    go.send(()).expect("the backend waits");
+    assert_eq!(client.reply().status, 200);
+    // The line is counted after the response was sent: the next request comes after that.
+    client.send("GET /new HTTP/1.1\r\nHost: a\r\n\r\n");
+    assert_eq!(client.reply().status, 200);
+
+    let metrics = rig.running.metrics();
+    let requests =
+        metrics.iter().find(|m| m.name == "nginx_ingress_controller_requests").expect("the metric");
+    let of = |path: &str| -> f64 {
+        let wanted = [("path", path.to_owned()), ("status", "200".to_owned())];
+        let with = |s: &&Sample| wanted.iter().all(|label| s.labels.contains(label));
+        requests.samples.iter().filter(with).map(|sample| sample.value).sum()
+    };
+    assert_eq!(of("/"), 1.0);
 }

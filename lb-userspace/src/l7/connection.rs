@@ -4,7 +4,6 @@
 use std::future::poll_fn;
 use std::io::IoSlice;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -19,7 +18,7 @@ use super::heads::{self, After, Client};
 use super::log::{self, End, Place, Subject, Tally};
 use super::metrics::Method;
 use super::policy::{Dress, Headers};
-use super::route::{Labels, Router};
+use super::route::Router;
 use super::snapshot::Snapshot;
 use super::socket::{Link, Presence};
 use super::timers::{Alarm, Due};
@@ -296,7 +295,6 @@ impl Connection<'_, '_> {
             step,
             dress: Dress::of(policies, &asked.headers),
             route: decision.route.id,
-            labels: Arc::clone(&decision.route.labels),
             filters: exchange::Limits::of(&decision.route.filters),
             snapshot: Rc::clone(&snapshot),
             line,
@@ -346,7 +344,7 @@ impl Connection<'_, '_> {
         self.requests += 1;
         self.buf.consume(plan.head_len);
         let Plan { method, is_head, version, after, body, step, dress, .. } = plan;
-        let Plan { route, labels, filters, snapshot, .. } = plan;
+        let Plan { route, filters, snapshot, .. } = plan;
         (self.tally, self.dress) = (Tally::default(), dress);
         let mut record = Record::default();
         // A policy that has to wait for somebody (a password to hash, another service to ask) does so here:
@@ -377,7 +375,11 @@ impl Connection<'_, '_> {
         };
         self.dress = Dress::default();
         let took = started.elapsed();
-        self.worker.counters.borrow_mut().request(route, &labels, method, status, took, record.only());
+        // The number of a request that outlived its snapshot means another route by now.
+        let number = Rc::ptr_eq(&snapshot, &self.worker.current.load()).then_some(route);
+        if let Some(labels) = snapshot.router.labels.get(route) {
+            self.worker.counters.borrow_mut().request(number, labels, method, status, took, record.only());
+        }
         if let Some(line) = plan.line {
             let is_whole = left != Left::Broken;
             let end = End { status, took, head: plan.head_len, is_whole, tally: self.tally, record: &record };
@@ -529,7 +531,6 @@ struct Plan {
     step: Step,
     dress: Dress,
     route: usize,
-    labels: Arc<Labels>,
     filters: exchange::Limits,
     snapshot: Rc<Snapshot>,
     line: Option<Scratch>,

@@ -226,10 +226,10 @@ pub(super) struct Counters {
 }
 
 impl Counters {
-    /// One finished request.
+    /// One finished request; `route`: the number of its route, if its snapshot is the one in force.
     pub(super) fn request(
         &mut self,
-        route: usize,
+        route: Option<usize>,
         labels: &Arc<Labels>,
         method: Method,
         status: u16,
@@ -237,10 +237,13 @@ impl Counters {
         attempt: Option<&Attempt>,
     ) {
         self.requests += 1;
-        let (_, series) = self
-            .live
-            .entry((route, method, status))
-            .or_insert_with(|| (Arc::clone(labels), Series::default()));
+        let series = match route {
+            Some(route) => {
+                let known = self.live.entry((route, method, status));
+                &mut known.or_insert_with(|| (Arc::clone(labels), Series::default())).1
+            }
+            None => self.settled.entry((Arc::clone(labels), method, status)).or_default(),
+        };
         series.requests.observe(took);
         let Some(Attempt { connect, header, response, .. }) = attempt else { return };
         if let Some(connect) = connect {
@@ -533,7 +536,7 @@ mod tests {
     fn counters_pass_from_process_to_process_and_gauges_do_not() {
         let labels = Arc::new(Labels { host: "a".to_owned(), ..Labels::default() });
         let mut before = Counters { accepted: 3, active: 2, ..Counters::default() };
-        before.request(0, &labels, Method::Get, 200, Duration::from_millis(7), None);
+        before.request(Some(0), &labels, Method::Get, 200, Duration::from_millis(7), None);
         before.refused(400);
         before.upstream_failure(Failure::Closed);
         let mut total = Counters::default();
@@ -554,10 +557,10 @@ mod tests {
         let kept = Arc::clone(&router.routes().next().expect("the catch-all").labels);
         let gone = Arc::new(Labels { path: "/gone".to_owned(), ..Labels::default() });
         let mut one = Counters::default();
-        one.request(0, &kept, Method::Get, 200, Duration::from_millis(7), None);
-        one.request(1, &gone, Method::Get, 200, Duration::from_millis(7), None);
+        one.request(Some(0), &kept, Method::Get, 200, Duration::from_millis(7), None);
+        one.request(Some(1), &gone, Method::Get, 200, Duration::from_millis(7), None);
         let mut other = Counters::default();
-        other.request(0, &kept, Method::Get, 200, Duration::from_secs(20), None);
+        other.request(Some(0), &kept, Method::Get, 200, Duration::from_secs(20), None);
 
         one.settle(&router);
         let mut total = Counters::default();

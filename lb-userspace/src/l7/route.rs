@@ -35,6 +35,8 @@ pub(super) struct Router {
     wildcard: HashMap<Box<[u8]>, usize>,
     any: usize,
     sites: Vec<Site>,
+    /// Those of each route, by its number.
+    pub(super) labels: Vec<Arc<Labels>>,
     /// Upstreams by index.
     pub(super) upstreams: Vec<UpstreamEntry>,
     pub(super) keepalive: Keepalive,
@@ -118,6 +120,7 @@ pub(super) struct Route {
     pub(super) id: usize,
     pub(super) action: RouteAction,
     pub(super) filters: Filters,
+    /// Shared by workers: a request borrows them.
     pub(super) labels: Arc<Labels>,
     /// Index of the way to speak TLS to its upstream, where its protocol asks for one.
     pub(super) tls: Option<usize>,
@@ -189,7 +192,7 @@ impl Router {
         };
 
         let mut builder =
-            SiteBuilder { resolve: &resolve, next_id: 0, tls: Vec::new(), tls_index: HashMap::new() };
+            SiteBuilder { resolve: &resolve, labels: Vec::new(), tls: Vec::new(), tls_index: HashMap::new() };
         let (mut exact, mut wildcard, mut sites) = (HashMap::new(), HashMap::new(), Vec::new());
         for (host, server) in &l7.servers {
             match host {
@@ -210,12 +213,13 @@ impl Router {
             |(host, name): (&String, &UpstreamName)| Some((host.as_str().into(), *index.get(name)?));
         let passthrough = l7.passthrough.iter().filter_map(handed_on).collect();
         let any = sites.iter().position(|site| site.host == HostMatch::Any).unwrap_or(0);
-        let tls = builder.tls;
+        let SiteBuilder { labels, tls, .. } = builder;
         Self {
             exact,
             wildcard,
             any,
             sites,
+            labels,
             upstreams,
             tls,
             keepalive: l7.keepalive,
@@ -403,7 +407,8 @@ impl Route {
 /// Numbers routes across sites.
 struct SiteBuilder<'f> {
     resolve: &'f dyn Fn(&Action) -> RouteAction,
-    next_id: usize,
+    /// Those of the routes so far.
+    labels: Vec<Arc<Labels>>,
     tls: Vec<TlsEntry>,
     tls_index: HashMap<TlsEntry, usize>,
 }
@@ -447,19 +452,19 @@ impl SiteBuilder<'_> {
     fn route(&mut self, host: &str, location: &Location) -> Route {
         let Location { path, path_label, ingress, service, action, filters } = location;
         let ObjectName { namespace, name } = ingress.clone().unwrap_or_default();
+        let (id, labels) = self.number(Labels {
+            host: host.to_owned(),
+            path: path_label.clone(),
+            namespace,
+            ingress: name,
+            service: service.clone(),
+        });
         Route {
-            id: self.id(),
+            id,
             action: (self.resolve)(action),
             tls: self.tls(filters),
             filters: filters.clone(),
-            labels: Labels {
-                host: host.to_owned(),
-                path: path_label.clone(),
-                namespace,
-                ingress: name,
-                service: service.clone(),
-            }
-            .into(),
+            labels,
             redirect: match action {
                 Action::Redirect(redirect) => Some(redirect.clone()),
                 _ => None,
@@ -469,12 +474,13 @@ impl SiteBuilder<'_> {
     }
 
     fn fallback(&mut self, host: &str) -> Route {
+        let (id, labels) = self.number(Labels { host: host.to_owned(), ..Labels::default() });
         Route {
-            id: self.id(),
+            id,
             action: (self.resolve)(&Action::DefaultBackend),
             tls: None,
             filters: Filters::default(),
-            labels: Labels { host: host.to_owned(), ..Labels::default() }.into(),
+            labels,
             redirect: None,
             path: None,
         }
@@ -495,9 +501,10 @@ impl SiteBuilder<'_> {
         Some(self.tls.len() - 1)
     }
 
-    fn id(&mut self) -> usize {
-        self.next_id += 1;
-        self.next_id - 1
+    fn number(&mut self, labels: Labels) -> (usize, Arc<Labels>) {
+        let labels = Arc::new(labels);
+        self.labels.push(Arc::clone(&labels));
+        (self.labels.len() - 1, labels)
     }
 }
 
