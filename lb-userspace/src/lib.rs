@@ -12,6 +12,7 @@ pub mod cli;
 pub mod config;
 pub mod datapath;
 pub mod drain;
+pub mod health;
 pub mod l7;
 pub mod manifests;
 pub mod model;

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write;
 
 use penstock::model::Problem;
+use penstock::model::health::{Check, HttpProbe, Probe};
 use penstock::model::l4::{
     Access, At, Backend, BackendState, FlowMemory, L4, OnEmpty, Pool, PoolId, Prefix, Protocol, Punt, VipAddr,
 };
@@ -197,7 +198,7 @@ fn edge(edge: &Edge, out: &mut String) {
 
 /// Only what differs from the defaults.
 fn upstream_text(upstream: &Upstream) -> String {
-    let Upstream { endpoints: _, balance, care: Care { slow_start, ejection } } = upstream;
+    let Upstream { endpoints: _, balance, care: Care { slow_start, ejection }, idle, check } = upstream;
     let mut text = String::new();
     if *balance != Balance::default() {
         text += &format!(", balanced by {balance:?}");
@@ -207,6 +208,16 @@ fn upstream_text(upstream: &Upstream) -> String {
     }
     if *ejection != Ejection::default() {
         text += &format!(", ejected after {}", ejection.after);
+    }
+    if let Some(idle) = idle {
+        text += &format!(", {idle} idle connections");
+    }
+    if let Some(check) = check {
+        let Check { probe, interval: _, timeout, fall, rise } = &**check;
+        text += &format!(", checked by {check} within {timeout:?}, {fall} down, {rise} up");
+        if let Probe::Http(HttpProbe { tls: Some(tls), .. }) = probe {
+            text += &format!(", {}", tls_text(tls));
+        }
     }
     text
 }

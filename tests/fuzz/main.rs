@@ -26,7 +26,7 @@ fn targets() -> Vec<Target> {
     let url = move |bytes: &[u8]| {
         let text = String::from_utf8_lossy(bytes);
         if let Ok(request) = penstock::agent::question::parse(&text, &[]) {
-            explain::explain(&l7, &request);
+            explain::explain(&l7, None, &request);
         }
     };
     parsers.chain([Target { name: "explain", run: Box::new(url) }]).collect()

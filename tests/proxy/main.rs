@@ -13,6 +13,7 @@ mod h2_client;
 mod h2_clients;
 mod h2_conformance;
 mod h2_floods;
+mod health;
 mod http2;
 mod limits;
 mod many;

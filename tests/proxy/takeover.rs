@@ -21,20 +21,20 @@ use crate::tls_client::{self, Tls};
 
 /// Takeovers in a row; `PENSTOCK_TAKEOVERS` has more of them for a whole night.
 const TAKEOVERS: usize = 12;
-const HOST: &str = "web.example.com";
+pub const HOST: &str = "web.example.com";
 
 /// Agents that succeed one another, from the first one on.
-struct Agents {
+pub struct Agents {
     dir: tempfile::TempDir,
     first: Child,
     more: Vec<Child>,
-    http: SocketAddr,
+    pub http: SocketAddr,
     https: SocketAddr,
     admin: SocketAddr,
 }
 
 impl Agents {
-    fn start(backend: SocketAddr, flags: &[&str]) -> Self {
+    pub fn start(backend: SocketAddr, flags: &[&str]) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let slice = Slice {
             name: "web",
@@ -74,11 +74,11 @@ impl Agents {
         self.more.push(command.arg("--takeover").process_group(group).spawn().expect("start penstock"));
     }
 
-    fn log(&self) -> String {
+    pub fn log(&self) -> String {
         read(&self.dir.path().join("log"))
     }
 
-    fn admin(&self, path: &str) -> Reply {
+    pub fn admin(&self, path: &str) -> Reply {
         let mut client = Client::connect(self.admin);
         client.send(format!("GET {path} HTTP/1.1\r\nHost: admin\r\n\r\n"));
         client.reply()
@@ -102,9 +102,14 @@ impl Agents {
             .unwrap_or_else(|| panic!("{}", self.log()))
     }
 
-    fn wait_for(&self, words: &str) {
+    pub fn wait_for(&self, words: &str) {
         let seen = eventually(DEADLINE, || self.log().contains(words).then_some(()));
         assert!(seen.is_some(), "{words}: {}", self.log());
+    }
+
+    /// Puts a manifest in place of the one before.
+    pub fn write(&self, name: &str, text: &str) {
+        std::fs::write(self.dir.path().join("manifests").join(name), text).expect("writable");
     }
 
     fn counted(&self) -> u64 {

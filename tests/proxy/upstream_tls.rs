@@ -169,19 +169,19 @@ fn https(tls: UpstreamTls) -> Filters {
     }
 }
 
-fn verify(chain: &Chain, name: &str, depth: u32) -> Verify {
+pub fn verify(chain: &Chain, name: &str, depth: u32) -> Verify {
     Verify { roots_pem: chain.root_pem.clone().into_bytes(), name: name.to_owned(), depth }
 }
 
 /// A certificate with its authority and as many others between them as wanted.
-struct Chain {
+pub struct Chain {
     root_pem: String,
     chain_pem: String,
     key_pem: String,
 }
 
 impl Chain {
-    fn new(name: &str, intermediates: usize) -> Self {
+    pub fn new(name: &str, intermediates: usize) -> Self {
         let authority = |number: usize| {
             let mut params = CertificateParams::default();
             params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -208,14 +208,14 @@ impl Chain {
 }
 
 /// Answers with the name it was asked for and the client's certificate; `/echo` with the body.
-struct TlsBackend {
-    addr: SocketAddr,
+pub struct TlsBackend {
+    pub addr: SocketAddr,
     connections: Arc<AtomicUsize>,
     resumed: Arc<Mutex<usize>>,
 }
 
 impl TlsBackend {
-    fn start(chain: &Chain, clients: Option<&Chain>) -> Self {
+    pub fn start(chain: &Chain, clients: Option<&Chain>) -> Self {
         let config =
             ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
                 .with_safe_default_protocol_versions()

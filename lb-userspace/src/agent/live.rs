@@ -10,6 +10,8 @@ use super::{State, capture, question, status};
 use crate::admin::{self, Live, exposition};
 use crate::capture::Question;
 use crate::config::Config;
+use crate::health::Prober;
+use crate::model::health::Unwell;
 use crate::model::l4::FiveTuple;
 use crate::model::report::{Explanation, Metric, MetricKind, Sample};
 use crate::{datapath, l7};
@@ -28,6 +30,7 @@ pub(super) struct LiveAgent {
     started: Instant,
     source: String,
     proxy: Arc<l7::Running>,
+    prober: Prober,
     datapath: Mutex<Option<Arc<datapath::Handle>>>,
     state: watch::Receiver<Arc<State>>,
     /// Takeovers that led to this agent.
@@ -40,6 +43,7 @@ impl LiveAgent {
     pub(super) fn new(
         config: &Config,
         proxy: Arc<l7::Running>,
+        prober: Prober,
         datapath: Option<Arc<datapath::Handle>>,
         state: watch::Receiver<Arc<State>>,
         takeovers: u64,
@@ -49,6 +53,7 @@ impl LiveAgent {
             started: Instant::now(),
             source: config.manifests.display().to_string(),
             proxy,
+            prober,
             datapath: Mutex::new(datapath),
             state,
             takeovers,
@@ -77,6 +82,10 @@ impl LiveAgent {
         Arc::clone(&self.state.borrow())
     }
 
+    fn unwell(&self) -> Arc<Unwell> {
+        Arc::clone(&self.prober.unwell().borrow())
+    }
+
     fn status(&self) -> status::Status {
         let datapath = self.datapath();
         status::Status::new(status::Parts {
@@ -84,6 +93,7 @@ impl LiveAgent {
             uptime: self.started.elapsed(),
             source: &self.source,
             state: &self.state(),
+            unwell: &self.unwell(),
             listeners: self.proxy.addrs(),
             datapath: datapath.as_ref().map(|datapath| datapath.status()),
             extra_problems: datapath.as_ref().map(|datapath| datapath.problems()).unwrap_or_default(),
@@ -103,6 +113,7 @@ impl Live for LiveAgent {
     fn metrics(&self) -> String {
         let mut metrics = agent_metrics(&self.state(), self.takeovers);
         metrics.extend(self.proxy.metrics());
+        metrics.extend(self.prober.metrics());
         metrics.extend(self.datapath().map(|datapath| datapath.metrics()).unwrap_or_default());
         exposition::render(&metrics)
     }
@@ -117,7 +128,7 @@ impl Live for LiveAgent {
 
     fn explain_url(&self, url: &str, headers: &[(String, String)]) -> Result<Explanation, String> {
         let question = question::parse(url, headers)?;
-        Ok(l7::explain::explain(&self.state().snapshot.l7, &question))
+        Ok(l7::explain::explain(&self.state().snapshot.l7, Some(&self.unwell()), &question))
     }
 
     fn explain_flow(&self, flow: &str) -> Result<Explanation, String> {

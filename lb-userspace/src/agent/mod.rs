@@ -4,6 +4,7 @@
 //! `manifests -> translate -> { datapath, l7 }`, each step a `watch` channel of immutable values.
 
 mod capture;
+mod checks;
 mod endpoint;
 mod error;
 mod live;
@@ -99,7 +100,8 @@ async fn serve(config: Config) -> Result<(), StartError> {
     };
 
     let state = desired.state.subscribe();
-    let live = Arc::new(LiveAgent::new(&config, Arc::clone(&proxy), datapath, state, takeovers));
+    let prober = checks::start(desired.l7.subscribe(), &proxy);
+    let live = Arc::new(LiveAgent::new(&config, Arc::clone(&proxy), prober, datapath, state, takeovers));
     let (visits, mut visitors) = mpsc::channel(1);
     let ending = watch::Sender::new(false);
     let door = Mutex::default();

@@ -26,7 +26,7 @@ pub fn explain_url(
 ) -> Result<Explanation, StartError> {
     let Translated { snapshot, .. } = translate::translate(&load(path)?.objects, &meaning_options(meaning));
     let question = question::parse(url, headers).map_err(StartError::Usage)?;
-    Ok(l7::explain::explain(&snapshot.l7, &question))
+    Ok(l7::explain::explain(&snapshot.l7, None, &question))
 }
 
 /// Where a flow would go. Without the key of the balancers in question the backend is only an

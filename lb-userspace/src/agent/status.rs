@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::State;
 use crate::datapath;
+use crate::model::health::{Finding, Unwell};
 use crate::model::l4::Listener;
 use crate::model::l7::{Action, L7, PathMatch};
 use crate::model::{Problem, Severity};
@@ -52,6 +53,17 @@ struct Route {
 struct UpstreamStatus {
     name: String,
     endpoints: Vec<SocketAddr>,
+    /// How they are checked; empty if they are not.
+    check: String,
+    unwell: Vec<UnwellStatus>,
+}
+
+/// An endpoint that failed its checks.
+#[derive(Debug, Serialize)]
+struct UnwellStatus {
+    endpoint: SocketAddr,
+    fault: String,
+    since_seconds: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -85,6 +97,8 @@ pub(super) struct Parts<'a> {
     pub(super) uptime: Duration,
     pub(super) source: &'a str,
     pub(super) state: &'a State,
+    /// What active checks found.
+    pub(super) unwell: &'a Unwell,
     pub(super) listeners: Vec<(Listener, SocketAddr)>,
     pub(super) datapath: Option<datapath::Status>,
     /// Problems that only the running datapath knows.
@@ -93,7 +107,7 @@ pub(super) struct Parts<'a> {
 
 impl Status {
     pub(super) fn new(parts: Parts<'_>) -> Self {
-        let Parts { takeovers, uptime, source, state, listeners, datapath, extra_problems } = parts;
+        let Parts { takeovers, uptime, source, state, unwell, listeners, datapath, extra_problems } = parts;
         let l7 = &state.snapshot.l7;
         Self {
             version: env!("CARGO_PKG_VERSION"),
@@ -109,14 +123,7 @@ impl Status {
                 .collect(),
             datapath,
             routes: routes(l7),
-            upstreams: l7
-                .upstreams
-                .iter()
-                .map(|(name, upstream)| UpstreamStatus {
-                    name: name.0.clone(),
-                    endpoints: upstream.endpoints.iter().copied().collect(),
-                })
-                .collect(),
+            upstreams: upstreams(l7, unwell),
             certificates: certificates(l7),
             last_good: state
                 .kept
@@ -162,6 +169,21 @@ fn routes(l7: &L7) -> Vec<Route> {
         }
     }
     routes
+}
+
+fn upstreams(l7: &L7, unwell: &Unwell) -> Vec<UpstreamStatus> {
+    let found = |(endpoint, finding): (&SocketAddr, &Finding)| UnwellStatus {
+        endpoint: *endpoint,
+        fault: finding.fault.to_string(),
+        since_seconds: finding.since.elapsed().unwrap_or_default().as_secs(),
+    };
+    let upstreams = l7.upstreams.iter().map(|(name, upstream)| UpstreamStatus {
+        name: name.0.clone(),
+        endpoints: upstream.endpoints.iter().copied().collect(),
+        check: upstream.check.as_ref().map(ToString::to_string).unwrap_or_default(),
+        unwell: unwell.of(name).map(found).collect(),
+    });
+    upstreams.collect()
 }
 
 fn certificates(l7: &L7) -> Vec<CertificateStatus> {
@@ -220,9 +242,17 @@ impl Display for Status {
             vec![
                 u.name.clone(),
                 if endpoints.is_empty() { "none (503)".to_owned() } else { endpoints.join(" ") },
+                u.check.clone(),
             ]
         });
-        section(f, "upstreams", &["name", "endpoints"], upstreams)?;
+        section(f, "upstreams", &["name", "endpoints", "checked by"], upstreams)?;
+        let unwell = self.upstreams.iter().flat_map(|u| {
+            u.unwell.iter().map(|unwell| {
+                let since = format!("{} s ago", unwell.since_seconds);
+                vec![u.name.clone(), unwell.endpoint.to_string(), unwell.fault.clone(), since]
+            })
+        });
+        section(f, "unwell endpoints", &["of", "endpoint", "why", "since"], unwell)?;
         let certificates = self
             .certificates
             .iter()

@@ -103,7 +103,7 @@ pub(super) async fn run(
             Ok(Through { sent, keep, bytes }) => {
                 let record = attempts.ended(bytes);
                 if keep {
-                    lease.keep(connection.worker, &snapshot.router.keepalive);
+                    lease.keep(connection.worker, snapshot, outgoing.terms.upstream);
                 }
                 return (sent, record);
             }

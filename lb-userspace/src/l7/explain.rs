@@ -2,15 +2,17 @@
 
 use std::net::IpAddr;
 
+use crate::model::health::Unwell;
 use crate::model::l7::{ClientAuth, Demand, L7, SslRedirect};
 use crate::model::report::{Explanation, Step};
 
+use super::balance::too_many;
 use super::client_auth::Shown;
 use super::filters::{Answer, Asked, Decision, Next, decide};
 use super::policy::{self, Headers};
 
 pub use super::filters::Scheme;
-use super::route::{HostFound, RouteAction, Router, host_label};
+use super::route::{HostFound, RouteAction, Router, UpstreamEntry, host_label};
 
 /// A request to explain.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,7 +32,8 @@ pub struct Request {
 }
 
 /// Tells step by step which location takes the request, what its policies do and where it goes.
-pub fn explain(l7: &L7, request: &Request) -> Explanation {
+/// `unwell`: what active checks found; `None`: nobody is there who checks.
+pub fn explain(l7: &L7, unwell: Option<&Unwell>, request: &Request) -> Explanation {
     let router = Router::new(l7);
     let length = request
         .headers
@@ -62,6 +65,7 @@ pub fn explain(l7: &L7, request: &Request) -> Explanation {
         steps.extend(told.into_iter().map(|(name, detail)| step(name, detail)));
     }
     steps.push(upstream_step(&router, &decision));
+    steps.extend(health_step(&router, unwell, &decision));
     Explanation {
         question: format!(
             "{} {}://{}{}",
@@ -144,23 +148,47 @@ fn filter_steps(request: &Request, decision: &Decision<'_>) -> Vec<Step> {
 }
 
 fn upstream_step(router: &Router, decision: &Decision<'_>) -> Step {
-    let index = match decision.route.action {
-        RouteAction::Proxy(index) | RouteAction::DefaultBackend(index) => index,
-        RouteAction::Redirect => {
-            return step("upstream", "none: the location answers with a redirect".to_owned());
-        }
-        RouteAction::Deny => {
-            return step("upstream", "denied: its Ingress holds what cannot be honoured".to_owned());
-        }
-    };
-    let detail = match index.and_then(|i| router.upstreams.get(i)) {
-        Some(upstream) => {
-            let endpoints: Vec<_> = upstream.endpoints.iter().map(ToString::to_string).collect();
-            format!("{}: {} ready endpoints [{}]", upstream.name.0, endpoints.len(), endpoints.join(", "))
-        }
-        None => "none".to_owned(),
+    let detail = match decision.route.action {
+        RouteAction::Redirect => "none: the location answers with a redirect".to_owned(),
+        RouteAction::Deny => "denied: its Ingress holds what cannot be honoured".to_owned(),
+        RouteAction::Proxy(_) | RouteAction::DefaultBackend(_) => match upstream(router, decision) {
+            Some(upstream) => {
+                let endpoints: Vec<_> = upstream.endpoints.iter().map(ToString::to_string).collect();
+                format!("{}: {} ready endpoints [{}]", upstream.name.0, endpoints.len(), endpoints.join(", "))
+            }
+            None => "none".to_owned(),
+        },
     };
     step("upstream", detail)
+}
+
+/// What active checks say of its endpoints, if they are checked.
+fn health_step(router: &Router, unwell: Option<&Unwell>, decision: &Decision<'_>) -> Option<Step> {
+    let upstream = upstream(router, decision)?;
+    let check = upstream.check.as_ref()?;
+    let Some(unwell) = unwell else {
+        return Some(step("health", format!("{check}: only the running agent knows who is unwell")));
+    };
+    let unwell: Vec<_> = unwell
+        .of(&upstream.name)
+        .filter(|(endpoint, _)| upstream.endpoints.contains(endpoint))
+        .map(|(endpoint, finding)| format!("{endpoint} ({})", finding.fault))
+        .collect();
+    let found = match unwell.len() {
+        0 => "nobody is unwell".to_owned(),
+        n if too_many(n, upstream.endpoints.len()) => {
+            format!("unwell: {}; more than half, so all are asked nevertheless", unwell.join(", "))
+        }
+        _ => format!("unwell and passed over: {}", unwell.join(", ")),
+    };
+    Some(step("health", format!("{check}: {found}")))
+}
+
+fn upstream<'r>(router: &'r Router, decision: &Decision<'_>) -> Option<&'r UpstreamEntry> {
+    match decision.route.action {
+        RouteAction::Proxy(index) | RouteAction::DefaultBackend(index) => router.upstreams.get(index?),
+        RouteAction::Redirect | RouteAction::Deny => None,
+    }
 }
 
 fn verdict(router: &Router, request: &Request, decision: &Decision<'_>) -> String {

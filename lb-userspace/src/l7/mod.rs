@@ -54,11 +54,13 @@ use tokio::sync::{mpsc, watch};
 
 pub use tickets::TicketKeys;
 
+use crate::model::health::Unwell;
 use crate::model::l4::Listener;
 use crate::model::l7::L7;
 use crate::model::report::Metric;
 
 pub use listen::{Inherited, Place};
+pub use upstream::Dialer;
 
 /// How long the end of a drain waits for lines of the access log to be written.
 const LAST_LINES: Duration = Duration::from_secs(1);
@@ -213,6 +215,13 @@ impl Running {
     /// Keys of TLS session tickets, for the process that takes over.
     pub fn ticket_keys(&self) -> TicketKeys {
         self.tls.ticket_keys()
+    }
+
+    /// Passes endpoints over that active checks found unwell, from now on. The others are well.
+    pub fn set_unwell(&self, unwell: &Arc<Unwell>) {
+        for control in &self.controls {
+            let _ = control.send(worker::Control::Unwell(Arc::clone(unwell)));
+        }
     }
 
     /// Counters of all workers together. Waits for each to answer, at most a second; a worker that

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::model::ObjectName;
+use crate::model::health::Check;
 use crate::model::l7::{
     AccessLog, Action, ClientAuth, Edge, Filters, HostMatch, L7, Location, PathMatch, Protocol, Redirect,
     Upstream, UpstreamName, UpstreamTls,
@@ -69,17 +70,29 @@ pub(super) struct UpstreamEntry {
     /// What its endpoints are chosen by, where that is a hash.
     pub(super) key: Option<HashKey>,
     pub(super) care: Care,
+    /// Most idle connections; `None`: as the keep-alive of all says.
+    pub(super) idle: Option<usize>,
+    /// How its endpoints are checked.
+    pub(super) check: Option<Arc<Check>>,
 }
 
 impl UpstreamEntry {
     fn new(name: &UpstreamName, upstream: &Upstream) -> Self {
-        let Upstream { endpoints, balance, care } = upstream;
+        let Upstream { endpoints, balance, care, idle, check } = upstream;
         let endpoints: Vec<_> = endpoints.iter().copied().collect();
         let key = match balance {
             Balance::Hash(key) | Balance::Subset { key, .. } => Some(key.clone()),
             Balance::RoundRobin | Balance::PeakEwma | Balance::LeastRequests => None,
         };
-        Self { name: name.clone(), rule: Rule::new(balance, &endpoints), endpoints, key, care: *care }
+        Self {
+            name: name.clone(),
+            rule: Rule::new(balance, &endpoints),
+            endpoints,
+            key,
+            care: *care,
+            idle: *idle,
+            check: check.clone(),
+        }
     }
 }
 

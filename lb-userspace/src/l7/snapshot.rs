@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use super::route::Router;
 use super::tls::Tls;
 use super::upstream::{Clients, Seat, Upstreams};
+use crate::model::health::Unwell;
 use crate::model::l7::L7;
 
 /// Builds routers until the desired state or the workers are gone.
@@ -78,12 +79,14 @@ impl Snapshot {
 /// The snapshot one worker serves from.
 pub(super) struct Current {
     snapshot: RefCell<Rc<Snapshot>>,
+    unwell: RefCell<Arc<Unwell>>,
     seat: Seat,
 }
 
 impl Current {
     pub(super) fn new(router: Arc<Router>, seat: Seat) -> Self {
-        Self { snapshot: RefCell::new(Rc::new(Snapshot::new(router, None, seat))), seat }
+        let snapshot = RefCell::new(Rc::new(Snapshot::new(router, None, seat)));
+        Self { snapshot, unwell: RefCell::default(), seat }
     }
 
     /// For one request; counts on this thread only.
@@ -94,5 +97,17 @@ impl Current {
     pub(super) fn store(&self, router: Arc<Router>) {
         let before = self.load();
         *self.snapshot.borrow_mut() = Rc::new(Snapshot::new(router, Some(&before), self.seat));
+        self.tell_unwell();
+    }
+
+    /// Endpoints that active checks found unwell, in this snapshot and those that follow.
+    pub(super) fn set_unwell(&self, unwell: Arc<Unwell>) {
+        self.unwell.replace(unwell);
+        self.tell_unwell();
+    }
+
+    fn tell_unwell(&self) {
+        let snapshot = self.snapshot.borrow();
+        snapshot.upstreams.set_unwell(&snapshot.router.upstreams, &self.unwell.borrow());
     }
 }

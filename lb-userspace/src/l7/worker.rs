@@ -23,6 +23,7 @@ use super::timers::Timers;
 use super::tls::Tls;
 use super::upstream::{Pool, Seat};
 use super::{Error, arrival, h2};
+use crate::model::health::Unwell;
 use crate::model::l4::Listener;
 use crate::model::l7::ClientLimits;
 
@@ -43,6 +44,8 @@ pub(super) enum Control {
     Yield(std::sync::mpsc::Sender<Counters>),
     /// Add what another process counted; drop the sender when it is done.
     Add(Box<Counters>, mpsc::Sender<()>),
+    /// Pass these endpoints over from now on, and no others.
+    Unwell(Arc<Unwell>),
     /// Accept from these sockets.
     Accept(Vec<Bound>),
     /// Accept no more there; drop the sender when it is so.
@@ -150,6 +153,7 @@ async fn run(
                     worker.counters.take();
                 }
                 Some(Control::Add(counters, _done)) => worker.counters.borrow_mut().add(&counters),
+                Some(Control::Unwell(unwell)) => worker.current.set_unwell(unwell),
                 Some(Control::Accept(bound)) => {
                     worker.gate.take_back();
                     worker.listen(bound)?;

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::health::Check;
 use super::l7::{Certificate, TlsVersions};
 
 /// `<namespace>-<service>-<port>`, ingress-nginx's name for it.
@@ -21,6 +22,11 @@ pub struct Upstream {
     pub balance: Balance,
     /// How those are treated that are new or fail.
     pub care: Care,
+    /// Idle connections that each worker keeps to them (`upstream-keepalive-connections`); `None`: as many as fit
+    /// into [`Keepalive::connections`], beside those of others.
+    pub idle: Option<usize>,
+    /// How they are asked whether they are well; `None`: nobody asks.
+    pub check: Option<Arc<Check>>,
 }
 
 /// How an endpoint is chosen for a request (`load-balance`, `upstream-hash-by*`).
@@ -136,7 +142,8 @@ impl Default for Ejection {
 /// How long connections to endpoints are kept between requests, by each worker (`upstream-keepalive-*`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Keepalive {
-    /// Idle connections to all endpoints together; the one that idles longest makes room.
+    /// Idle connections to all endpoints together, but those of upstreams with a number of their own; the
+    /// one that idles longest makes room.
     pub connections: usize,
     /// Requests that one carries.
     pub requests: u32,

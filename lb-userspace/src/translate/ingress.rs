@@ -149,8 +149,11 @@ fn one_ingress(served: &Served<'_>, making: &mut Making<'_>, findings: &mut Find
         .default_backend
         .as_ref()
         .map(|backend| action(&name.namespace, backend, "spec.defaultBackend", upstreams, &mut about));
-    if let Some((Action::Proxy(upstream), _)) = &default {
-        upstreams.balance(upstream, &policy);
+    let towards = |proxy_ssl: Option<&Arc<ProxySsl>>, service: &str| {
+        proxy_ssl.map(|proxy_ssl| proxy_ssl.towards(&name.namespace, service)).unwrap_or_default()
+    };
+    if let Some((Action::Proxy(upstream), service)) = &default {
+        upstreams.settle(upstream, &policy, || towards(proxy_ssl.as_ref(), service));
     }
     let rules = spec.rules.as_deref().unwrap_or_default();
     if let ([], Some(default)) = (rules, &default) {
@@ -182,7 +185,8 @@ fn one_ingress(served: &Served<'_>, making: &mut Making<'_>, findings: &mut Find
             let (action, service) =
                 action(&name.namespace, &path.backend, &format!("{field}.backend"), upstreams, &mut about);
             if let Action::Proxy(upstream) = &action {
-                upstreams.balance(upstream, &policy);
+                let proxy_ssl = if by_location { &proxy_ssl } else { &host.proxy_ssl };
+                upstreams.settle(upstream, &policy, || towards(proxy_ssl.as_ref(), &service));
             }
             let text = path.path.as_deref().filter(|path| !path.is_empty()).unwrap_or("/");
             let draft = Draft {

@@ -6,6 +6,7 @@
 mod admit;
 mod annotations;
 mod certificates;
+mod checks;
 mod choice;
 mod ciphers;
 mod classes;

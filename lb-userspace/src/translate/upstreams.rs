@@ -1,6 +1,7 @@
 //! Service ports that routes point at, and the endpoints behind them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Service, ServicePort};
 use k8s_openapi::api::networking::v1::IngressServiceBackend;
@@ -8,12 +9,14 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::annotations::{self, Policy};
+use super::checks;
 use super::config::Settings;
 use super::endpoints::{Slices, State, Use};
 use super::findings::About;
 use super::ours;
+use crate::model::health::Check;
 use crate::model::l4::Protocol;
-use crate::model::upstream::{Balance, Care, Ejection, Upstream, UpstreamName};
+use crate::model::upstream::{Balance, Care, Ejection, Upstream, UpstreamName, UpstreamTls};
 use crate::model::{ObjectName, Severity};
 use crate::objects::Objects;
 
@@ -31,6 +34,8 @@ struct Built {
     /// What the first Ingress that says so wants.
     load_balance: Option<Balance>,
     hash_by: Option<Balance>,
+    idle: Option<usize>,
+    check: Option<Arc<Check>>,
     complaint: Option<Complaint>,
 }
 
@@ -59,21 +64,26 @@ impl<'a> Upstreams<'a> {
     pub(super) fn into_built(self, settings: &Settings) -> BTreeMap<UpstreamName, Upstream> {
         let usual = settings.text("load-balance").map(annotations::load_balance).unwrap_or_default();
         let built = self.built.into_iter().map(|(name, built)| {
-            let Built { mut upstream, load_balance, hash_by, complaint: _ } = built;
-            upstream.balance = hash_by.or(load_balance).unwrap_or_else(|| usual.clone());
-            (name, upstream)
+            let Built { upstream, load_balance, hash_by, idle, check, complaint: _ } = built;
+            let balance = hash_by.or(load_balance).unwrap_or_else(|| usual.clone());
+            (name, Upstream { balance, idle, check, ..upstream })
         });
         built.collect()
     }
 
-    /// An Ingress says how the requests of an upstream are balanced; the oldest that does wins.
-    pub(super) fn balance(&mut self, name: &UpstreamName, policy: &Policy) {
+    /// An Ingress says how an upstream is dealt with; of each setting the oldest that has it wins. `tls`:
+    /// how its endpoints are spoken to, where that is encrypted.
+    pub(super) fn settle(&mut self, name: &UpstreamName, policy: &Policy, tls: impl FnOnce() -> UpstreamTls) {
         let Some(built) = self.built.get_mut(name) else { return };
         if built.load_balance.is_none() {
             built.load_balance.clone_from(&policy.load_balance);
         }
         if built.hash_by.is_none() {
             built.hash_by.clone_from(&policy.hash_by);
+        }
+        built.idle = built.idle.or(policy.idle);
+        if built.check.is_none() {
+            built.check = checks::check(policy, tls);
         }
     }
 

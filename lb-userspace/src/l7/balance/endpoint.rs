@@ -59,6 +59,10 @@ impl Endpoint {
         self.ejection.returns(now)
     }
 
+    pub(super) fn is_well(&self) -> bool {
+        self.is_well.get()
+    }
+
     pub(super) fn set_well(&self, well: bool) {
         self.is_well.set(well);
     }

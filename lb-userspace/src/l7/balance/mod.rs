@@ -12,8 +12,8 @@ mod ring;
 #[cfg(test)]
 mod simulation;
 
-use std::cell::{Cell, RefCell};
-use std::collections::{BTreeSet, HashMap};
+use std::cell::Cell;
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -80,6 +80,11 @@ impl Tried {
     }
 }
 
+/// So many of all endpoints are out that everybody is asked.
+pub(super) fn too_many(out: usize, all: usize) -> bool {
+    out * 2 > all
+}
+
 /// What one worker knows of an upstream.
 pub(super) struct Endpoints {
     list: Vec<Rc<Endpoint>>,
@@ -93,7 +98,8 @@ pub(super) struct Endpoints {
     /// Somebody went out or came back since; shared with the state before and after this one,
     /// because requests outlive snapshots.
     changed: Rc<Cell<bool>>,
-    unwell: RefCell<BTreeSet<SocketAddr>>,
+    /// Idle connections to these endpoints, if they are counted apart; shared like `changed`.
+    idle: Rc<Cell<usize>>,
 }
 
 impl Endpoints {
@@ -122,7 +128,7 @@ impl Endpoints {
             out: Cell::new(0),
             until: Cell::new(None),
             changed: before.map_or_else(|| Rc::new(Cell::new(true)), |before| Rc::clone(&before.changed)),
-            unwell: before.map(|before| before.unwell.clone()).unwrap_or_default(),
+            idle: before.map(|before| Rc::clone(&before.idle)).unwrap_or_default(),
         }
         .counted_anew()
     }
@@ -139,16 +145,19 @@ impl Endpoints {
     }
 
     /// Active checks found these unwell, and all others well.
-    #[cfg_attr(not(test), expect(dead_code, reason = "told by the checks, which come next"))]
-    pub(super) fn set_unwell(&self, unwell: &BTreeSet<SocketAddr>) {
-        if *self.unwell.borrow() == *unwell {
-            return;
-        }
+    pub(super) fn set_unwell(&self, is_unwell: impl Fn(&SocketAddr) -> bool) {
         for endpoint in &self.list {
-            endpoint.set_well(!unwell.contains(&endpoint.addr));
+            let well = !is_unwell(&endpoint.addr);
+            if endpoint.is_well() != well {
+                endpoint.set_well(well);
+                self.changed.set(true);
+            }
         }
-        self.unwell.replace(unwell.clone());
-        self.changed.set(true);
+    }
+
+    /// How many idle connections there are to these endpoints, if they are counted apart.
+    pub(super) fn idle(&self) -> &Rc<Cell<usize>> {
+        &self.idle
     }
 
     /// An endpoint for a request with this hash, if there is any. Those it was at already come last.
@@ -174,7 +183,7 @@ impl Endpoints {
             self.out.set(self.list.iter().filter(|endpoint| !endpoint.is_in(now)).count());
             self.until.set(self.list.iter().filter_map(|endpoint| endpoint.returns(now)).min());
         }
-        self.out.get() == 0 || self.out.get() * 2 > self.list.len()
+        self.out.get() == 0 || too_many(self.out.get(), self.list.len())
     }
 
     fn choose(

@@ -15,7 +15,7 @@ use super::super::socket::Link;
 use super::super::worker::Worker;
 use super::pool::Peer;
 use super::{Attempt, Record, Transport};
-use crate::model::upstream::{Condition, Keepalive, Retry};
+use crate::model::upstream::{Condition, Retry};
 
 /// Attempts where `proxy-next-upstream-tries` is 0: a loop over endpoints that refuse must end.
 const TRIES_MAX: u32 = 32;
@@ -128,10 +128,12 @@ impl Lease {
     }
 
     /// The response was read to its end and both sides keep the connection.
-    pub(in crate::l7) fn keep(self, worker: &Worker, limits: &Keepalive) {
-        if let Way::Link(link) = self.way {
-            worker.pool.put(self.peer, link, self.requests + 1, self.opened, limits);
-        }
+    pub(in crate::l7) fn keep(self, worker: &Worker, snapshot: &Snapshot, upstream: usize) {
+        let Way::Link(link) = self.way else { return };
+        let most = snapshot.router.upstreams.get(upstream).and_then(|entry| entry.idle);
+        let counted = snapshot.upstreams.get(upstream).map(|endpoints| endpoints.idle());
+        let carried = (self.requests + 1, self.opened);
+        worker.pool.put(self.peer, link, carried, most.zip(counted), &snapshot.router.keepalive);
     }
 }
 

@@ -59,7 +59,7 @@ impl Clients {
     }
 }
 
-fn client(id: u64, entry: &TlsEntry) -> Client {
+pub(super) fn client(id: u64, entry: &TlsEntry) -> Client {
     let TlsEntry { tls, h2 } = entry;
     let name = tls.server_name.as_ref().and_then(|name| ServerName::try_from(name.clone()).ok());
     let config = match config(tls, *h2) {

@@ -7,6 +7,7 @@
 
 mod attempts;
 mod client;
+mod dial;
 mod pool;
 mod record;
 
@@ -16,10 +17,12 @@ use std::time::Instant;
 
 use super::balance::Endpoints;
 use super::route::UpstreamEntry;
+use crate::model::health::Unwell;
 use crate::model::upstream::UpstreamName;
 
 pub(super) use attempts::{Attempts, Lease, Next, Progress, Speech, Terms};
 pub(super) use client::{Client, Clients};
+pub use dial::Dialer;
 pub(super) use pool::{Peer, Pool};
 pub(super) use record::{Attempt, Record};
 
@@ -59,6 +62,14 @@ impl Upstreams {
             Rc::new(Endpoints::new(&entry.endpoints, entry.care, before, start, now))
         });
         Self(upstreams.collect())
+    }
+
+    /// What active checks found.
+    pub(super) fn set_unwell(&self, entries: &[UpstreamEntry], unwell: &Unwell) {
+        for (entry, endpoints) in entries.iter().zip(&self.0) {
+            let of = unwell.0.get(&entry.name);
+            endpoints.set_unwell(|addr| of.is_some_and(|of| of.contains_key(addr)));
+        }
     }
 
     fn get(&self, index: usize) -> Option<&Rc<Endpoints>> {

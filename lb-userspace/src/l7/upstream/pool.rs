@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::time::Instant;
 
 use super::super::socket::Link;
@@ -24,19 +25,37 @@ pub(super) struct Pooled {
     /// When it was opened.
     pub(super) opened: Instant,
     idle_since: Instant,
+    place: Place,
+}
+
+/// One of the idle connections that are counted together, for as long as it is held.
+struct Place(Rc<Cell<usize>>);
+
+impl Place {
+    fn taken(of: &Rc<Cell<usize>>) -> Self {
+        of.set(of.get() + 1);
+        Self(Rc::clone(of))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.set(self.0.get().saturating_sub(1));
+    }
 }
 
 /// All idle connections of one worker.
 #[derive(Default)]
 pub(in crate::l7) struct Pool {
     idle: RefCell<HashMap<Peer, VecDeque<Pooled>>>,
-    len: Cell<usize>,
+    /// Those of upstreams that have no number of their own.
+    shared: Rc<Cell<usize>>,
 }
 
 impl Pool {
     /// Idle connections there are.
     pub(in crate::l7) fn len(&self) -> usize {
-        self.len.get()
+        self.idle.borrow().values().map(VecDeque::len).sum()
     }
 
     /// The newest live connection to `peer`; dead ones on the way are closed. `surely` asks
@@ -45,7 +64,6 @@ impl Pool {
         let mut idle = self.idle.borrow_mut();
         let connections = idle.get_mut(&peer)?;
         while let Some(mut pooled) = connections.pop_back() {
-            self.len.set(self.len.get().saturating_sub(1));
             if pooled.idle_since.elapsed() < limits.idle && pooled.link.is_idle(surely) {
                 return Some(pooled);
             }
@@ -53,35 +71,37 @@ impl Pool {
         None
     }
 
-    /// Keeps a connection whose last response was read to its end.
-    pub(super) fn put(&self, peer: Peer, link: Link, requests: u32, opened: Instant, limits: &Keepalive) {
+    /// Keeps a connection whose last response was read to its end. `own`: how many its upstream
+    /// keeps, and what counts them, if it is not one of all.
+    pub(super) fn put(
+        &self,
+        peer: Peer,
+        link: Link,
+        (requests, opened): (u32, Instant),
+        own: Option<(usize, &Rc<Cell<usize>>)>,
+        limits: &Keepalive,
+    ) {
         let now = Instant::now();
         let is_over = requests >= limits.requests || now.duration_since(opened) >= limits.age;
-        if is_over || limits.connections == 0 {
+        let (most, counted) = own.unwrap_or((limits.connections, &self.shared));
+        if is_over || most == 0 {
             return;
         }
-        while self.len.get() >= limits.connections {
-            self.close_oldest();
-        }
-        self.len.set(self.len.get() + 1);
-        let pooled = Pooled { link, requests, opened, idle_since: now };
+        while counted.get() >= most && self.close_oldest(counted) {}
+        let pooled = Pooled { link, requests, opened, idle_since: now, place: Place::taken(counted) };
         self.idle.borrow_mut().entry(peer).or_default().push_back(pooled);
     }
 
-    /// Makes room, by what is least likely to be used again.
-    fn close_oldest(&self) {
+    /// Makes room among those that are counted together, by what is least likely to be used again;
+    /// false if there are none.
+    fn close_oldest(&self, counted: &Rc<Cell<usize>>) -> bool {
         let mut idle = self.idle.borrow_mut();
-        let oldest = idle
-            .values_mut()
-            .filter(|connections| !connections.is_empty())
-            .min_by_key(|connections| connections.front().map(|pooled| pooled.idle_since));
-        match oldest {
-            Some(connections) => {
-                connections.pop_front();
-                self.len.set(self.len.get().saturating_sub(1));
-            }
-            None => self.len.set(0),
-        }
+        let oldest_of_each = idle.values_mut().filter_map(|connections| {
+            let at = connections.iter().position(|pooled| Rc::ptr_eq(&pooled.place.0, counted))?;
+            Some((connections.get(at)?.idle_since, at, connections))
+        });
+        let oldest = oldest_of_each.min_by_key(|(idle_since, ..)| *idle_since);
+        oldest.is_some_and(|(_, at, connections)| connections.remove(at).is_some())
     }
 
     /// Closes what idled too long, and every connection to an endpoint or by a client that is not
@@ -92,15 +112,12 @@ impl Pool {
         clients: &HashSet<u64>,
         limits: &Keepalive,
     ) {
-        let mut len = 0;
         self.idle.borrow_mut().retain(|peer, connections| {
             if !endpoints.contains(&peer.addr) || peer.client != 0 && !clients.contains(&peer.client) {
                 return false;
             }
             connections.retain(|pooled| pooled.idle_since.elapsed() < limits.idle);
-            len += connections.len();
             !connections.is_empty()
         });
-        self.len.set(len);
     }
 }

@@ -18,6 +18,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use self::policies::Source;
 pub(super) use self::spelling::nearest;
 use self::table::{Annotation, BadValue, Status, TABLE, Value};
+use super::checks;
 use super::client_auth;
 use super::config::Settings;
 use super::findings::About;
@@ -59,6 +60,10 @@ pub(super) struct Policy {
     pub load_balance: Option<Balance>,
     /// `upstream-hash-by`, which counts more.
     pub hash_by: Option<Balance>,
+    /// `upstream-keepalive-connections`.
+    pub idle: Option<usize>,
+    /// `upstream-health-check-*`.
+    pub check: Option<checks::Written>,
     pub logged: bool,
     /// What the locations do beyond proxying.
     pub policies: Option<Arc<Policies>>,
@@ -101,6 +106,8 @@ impl Default for Policy {
             proxy_ssl: None,
             load_balance: None,
             hash_by: None,
+            idle: None,
+            check: None,
             logged: true,
             policies: None,
         }
@@ -178,6 +185,8 @@ pub(super) fn read(
     let namespace = metadata.namespace.as_deref().unwrap_or_default();
     policies::read(&Source { valid: &valid, settings, objects, namespace }, &mut policy, about);
     unknown_variable(&valid, about);
+    new_effects(&valid, about);
+    checks::tell(&policy, about);
     not_yet_spoken(&mut policy, about);
     policy
 }
@@ -279,6 +288,9 @@ fn honour(valid: &BTreeMap<&str, &str>, settings: &Settings, policy: &mut Policy
             _ => Balance::Hash(key),
         })
     });
+    // Of the same name in the ConfigMap is the number of all upstreams together.
+    policy.idle = valid.get("upstream-keepalive-connections").and_then(|text| text.parse().ok());
+    policy.check = checks::Written::read(valid);
     policy.logged = boolean("enable-access-log").unwrap_or(true);
     let code = |name: &str, legal: std::ops::RangeInclusive<u16>, default: u16| {
         text(name).and_then(|text| text.parse().ok()).filter(|code| legal.contains(code)).unwrap_or(default)
@@ -332,6 +344,16 @@ fn unknown_variable(valid: &BTreeMap<&str, &str>, about: &mut About<'_>) {
     if let Some(Err(message)) = valid.get("upstream-hash-by").map(|text| hash_key(text)) {
         let fix = "$request_uri, $uri, $args, $host, $remote_addr, $scheme, $request_method, $http_*, $arg_*, $cookie_*";
         about.warn("unknown-variable", field("upstream-hash-by"), format!("{message}; not hashed"), fix);
+    }
+}
+
+/// What ingress-nginx does not know: whoever comes from there wrote it in vain until now.
+fn new_effects(valid: &BTreeMap<&str, &str>, about: &mut About<'_>) {
+    for name in [checks::PATH, checks::INTERVAL, "upstream-keepalive-connections"] {
+        if valid.contains_key(name) {
+            let message = "has no effect with ingress-nginx and takes effect here";
+            about.info("new-effect", field(name), message, "");
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use BadValue::{Default, Deny, Refuse};
 use Risk::{Critical, High, Low, Medium};
 use Scope::{Host, Location, Upstream};
 use Status::{Honoured, NoEffect, NotYet, NotYetClosed, Refused, With};
-use Value::{Bool, Count, Int, One, Path, Ranges, Reference, Size, Text, Token, Url, Words};
+use Value::{Bool, Count, Int, Interval, One, Path, Ranges, Reference, Size, Text, Token, Url, Words};
 
 /// One annotation under the prefix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +39,8 @@ pub enum Value {
     One(&'static [&'static str]),
     /// Some of these words, in this case, blanks between them.
     Words(&'static [&'static str]),
+    /// A time of a second or more.
+    Interval,
     /// Bytes with an optional k, m or g.
     Size,
     /// Addresses and CIDR ranges, comma between them.
@@ -248,9 +250,9 @@ pub const TABLE: &[Annotation] = &[
     row("configuration-snippet", Text, Critical, Location, Default, Refused, "nginx configuration"),
     row("server-snippet", Text, Critical, Host, Default, Refused, "nginx configuration"),
     row("stream-snippet", Text, Critical, Host, Default, Refused, "nginx configuration"),
-    row("upstream-keepalive-connections", Int, Low, Upstream, Default, NotYet, "idle connections kept per upstream; unknown to ingress-nginx"),
-    row("upstream-health-check-path", Path, Low, Upstream, Default, NotYet, "probe endpoints at this path; unknown to ingress-nginx"),
-    row("upstream-health-check-interval", Text, Low, Upstream, Default, NotYet, "how often endpoints are probed; unknown to ingress-nginx"),
+    row("upstream-keepalive-connections", Int, Low, Upstream, Default, Honoured, "idle connections kept per upstream; unknown to ingress-nginx"),
+    row("upstream-health-check-path", Path, Low, Upstream, Default, Honoured, "probe endpoints at this path; unknown to ingress-nginx"),
+    row("upstream-health-check-interval", Interval, Low, Upstream, Default, Honoured, "how often endpoints are probed; unknown to ingress-nginx"),
 ];
 
 const fn row(

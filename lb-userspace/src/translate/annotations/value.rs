@@ -1,6 +1,7 @@
 //! Forms of annotation values, as ingress-nginx reads them (reference 1.2).
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use super::table::Value;
 use crate::model::l4::Prefix;
@@ -29,6 +30,10 @@ pub(in crate::translate) fn check(value: Value, text: &str) -> Result<(), String
             }
             return Err(format!("{text:?} holds something else than {}", words.join(", ")));
         }
+        Value::Interval => (
+            time(text).is_some_and(|time| time >= Duration::from_secs(1)),
+            "a number of seconds or a time like 90s or 10m, at least a second",
+        ),
         Value::Size => (size(text).is_some(), "a number of bytes with an optional k, m or g"),
         Value::Ranges => (ranges(text).is_some(), "a list of addresses and CIDR ranges"),
         Value::Reference => {
@@ -69,6 +74,38 @@ pub(in crate::translate) fn size(text: &str) -> Option<u64> {
     digits.parse::<u64>().ok()?.checked_mul(factor)
 }
 
+/// nginx's times: a bare number of seconds, or numbers with units, largest first.
+pub(in crate::translate) fn time(text: &str) -> Option<Duration> {
+    if let Ok(seconds) = text.parse::<u32>() {
+        return Some(Duration::from_secs(seconds.into()));
+    }
+    let mut rest = text;
+    let mut total = Duration::ZERO;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).filter(|&digits| digits > 0)?;
+        let (number, after) = rest.split_at_checked(digits)?;
+        let number: u32 = number.parse().ok()?;
+        let (unit, after) = match after.strip_prefix("ms") {
+            Some(after) => (Duration::from_millis(1), after),
+            None => {
+                let mut chars = after.chars();
+                let seconds = match chars.next()? {
+                    's' => 1,
+                    'm' => 60,
+                    'h' => 3600,
+                    'd' => 86_400,
+                    'w' => 604_800,
+                    _ => return None,
+                };
+                (Duration::from_secs(seconds), chars.as_str())
+            }
+        };
+        total = total.checked_add(unit.checked_mul(number)?)?;
+        rest = after.trim_start();
+    }
+    (!text.is_empty()).then_some(total)
+}
+
 /// Addresses and CIDR ranges with commas; `None` if one of them is none.
 pub(in crate::translate) fn ranges(text: &str) -> Option<AddressSet> {
     text.split(',').map(|range| prefix(range.trim())).collect()
@@ -107,10 +144,11 @@ mod tests {
 
     #[test]
     fn accepts_and_refuses_as_ingress_nginx_does() {
-        let cases: [(Value, &[&str], &[&str]); 9] = [
+        let cases: [(Value, &[&str], &[&str]); 10] = [
             (Value::Bool, &["true", "T", "1", "False", "f", "0"], &["yes", "on", "TrUe", "enabled", "2"]),
             (Value::Int, &["0", "10", "-1"], &["10s", "1.5", "+1", "", "99999999999"]),
             (Value::Count, &["1", "10"], &["0", "-1", "x"]),
+            (Value::Interval, &["5", "5s", "1m30s"], &["0", "999ms", "soon", "-1", "5 s x"]),
             (Value::One(&["HTTP", "GRPC"]), &["http", "GRPC"], &["HTTP2"]),
             (Value::Size, &["0", "8k", "50m", "1G"], &["50mb", "1b", "m", "-1", "1 m", "99999999999g"]),
             (
@@ -129,6 +167,27 @@ mod tests {
             for text in bad {
                 assert!(check(value, text).is_err(), "{value:?} {text:?}");
             }
+        }
+    }
+
+    #[test]
+    fn reads_times_as_nginx_does() {
+        let cases = [
+            ("75", Some(75_000)),
+            ("90s", Some(90_000)),
+            ("10m", Some(600_000)),
+            ("1h 30m", Some(5_400_000)),
+            ("1h30m", Some(5_400_000)),
+            ("500ms", Some(500)),
+            ("", None),
+            ("s", None),
+            ("10x", None),
+            ("-1", None),
+            ("1s2", None),
+            ("99999999999", None),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(time(text), expected.map(Duration::from_millis), "{text:?}");
         }
     }
 }

@@ -60,7 +60,7 @@ impl<'a> Keys<'a> {
 
     /// Seconds, or a time as nginx writes it.
     pub(super) fn time(&mut self, key: &'static str) -> Option<Duration> {
-        self.parsed(key, "a number of seconds or a time like 90s or 10m", time)
+        self.parsed(key, "a number of seconds or a time like 90s or 10m", value::time)
     }
 
     pub(super) fn size(&mut self, key: &'static str) -> Option<u64> {
@@ -80,64 +80,6 @@ impl<'a> Keys<'a> {
     pub(super) fn tell_unasked(mut self) {
         for key in self.data.keys().filter(|key| !self.asked.contains(*key)) {
             self.about.warn("not-yet", field(key), "not honoured yet; the default is used", "");
-        }
-    }
-}
-
-/// nginx's times: a bare number of seconds, or numbers with units, largest first.
-pub(super) fn time(text: &str) -> Option<Duration> {
-    if let Ok(seconds) = text.parse::<u32>() {
-        return Some(Duration::from_secs(seconds.into()));
-    }
-    let mut rest = text;
-    let mut total = Duration::ZERO;
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit()).filter(|&digits| digits > 0)?;
-        let (number, after) = rest.split_at_checked(digits)?;
-        let number: u32 = number.parse().ok()?;
-        let (unit, after) = match after.strip_prefix("ms") {
-            Some(after) => (Duration::from_millis(1), after),
-            None => {
-                let mut chars = after.chars();
-                let seconds = match chars.next()? {
-                    's' => 1,
-                    'm' => 60,
-                    'h' => 3600,
-                    'd' => 86_400,
-                    'w' => 604_800,
-                    _ => return None,
-                };
-                (Duration::from_secs(seconds), chars.as_str())
-            }
-        };
-        total = total.checked_add(unit.checked_mul(number)?)?;
-        rest = after.trim_start();
-    }
-    (!text.is_empty()).then_some(total)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn reads_times_as_nginx_does() {
-        let cases = [
-            ("75", Some(75_000)),
-            ("90s", Some(90_000)),
-            ("10m", Some(600_000)),
-            ("1h 30m", Some(5_400_000)),
-            ("1h30m", Some(5_400_000)),
-            ("500ms", Some(500)),
-            ("", None),
-            ("s", None),
-            ("10x", None),
-            ("-1", None),
-            ("1s2", None),
-            ("99999999999", None),
-        ];
-        for (text, expected) in cases {
-            assert_eq!(time(text), expected.map(Duration::from_millis), "{text:?}");
         }
     }
 }

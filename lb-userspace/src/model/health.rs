@@ -1,0 +1,142 @@
+//! Active checks of endpoints: how they are asked, and what is held against those that fail.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use super::upstream::{UpstreamName, UpstreamTls};
+
+/// How the endpoints of an upstream are checked (`upstream-health-check-*`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Check {
+    /// What an endpoint is asked.
+    pub probe: Probe,
+    /// How often it is asked; each time a little earlier or later.
+    pub interval: Duration,
+    /// Longest time from the first packet to the head of the response.
+    pub timeout: Duration,
+    /// Bad answers in a row that make a well endpoint unwell. For one that never gave a good one, the
+    /// first is enough: who starts beside it would else send requests there for as long.
+    pub fall: u32,
+    /// Good answers in a row that make an unwell one well.
+    pub rise: u32,
+}
+
+impl Check {
+    /// The interval where none is given.
+    pub const INTERVAL: Duration = Duration::from_secs(10);
+    /// A probe may not take longer,
+    const TIMEOUT: Duration = Duration::from_secs(5);
+
+    /// With the usual thresholds: three bad answers, two good ones.
+    pub fn new(probe: Probe, interval: Duration) -> Self {
+        // nor so long that the next one begins before it has ended.
+        let timeout = Self::TIMEOUT.min(interval * 4 / 5);
+        Self { probe, interval, timeout, fall: 3, rise: 2 }
+    }
+}
+
+/// What an endpoint is asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Probe {
+    /// Whether it takes a connection.
+    Tcp,
+    /// Whether it answers a GET with 2xx or 3xx.
+    Http(HttpProbe),
+}
+
+/// The request of a [`Probe::Http`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HttpProbe {
+    /// Path and query: visible ASCII that starts with `/`.
+    pub target: String,
+    /// Host header, visible ASCII; `None`: the endpoint's address.
+    pub host: Option<String>,
+    /// `None`: plain.
+    pub tls: Option<Arc<UpstreamTls>>,
+}
+
+impl fmt::Display for Check {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.probe {
+            Probe::Tcp => f.write_str("a connection")?,
+            Probe::Http(HttpProbe { target, host, tls }) => {
+                let scheme = if tls.is_some() { "https" } else { "http" };
+                write!(f, "{scheme} GET {target}")?;
+                if let Some(host) = host {
+                    write!(f, " of {host}")?;
+                }
+            }
+        }
+        write!(f, " every {:?}", self.interval)
+    }
+}
+
+/// What is held against endpoints. Those that are well, or not checked, are not in it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Unwell(pub BTreeMap<UpstreamName, BTreeMap<SocketAddr, Finding>>);
+
+impl Unwell {
+    /// Those of an upstream.
+    pub fn of(&self, upstream: &UpstreamName) -> impl Iterator<Item = (&SocketAddr, &Finding)> {
+        self.0.get(upstream).into_iter().flatten()
+    }
+}
+
+/// Why an endpoint is unwell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Finding {
+    /// What its last probe came to.
+    pub fault: Fault,
+    /// When it was found unwell.
+    pub since: SystemTime,
+}
+
+/// How a probe failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Fault {
+    /// No connection: refused, or no way there.
+    Unreachable,
+    /// No TLS: refused, unverified, or not spoken there.
+    Tls,
+    /// No answer in time.
+    Timeout,
+    /// Closed before the answer.
+    Closed,
+    /// An answer that is no HTTP.
+    NotHttp,
+    /// A status that is neither 2xx nor 3xx.
+    Status(u16),
+}
+
+impl Fault {
+    /// Every label that [`Self::label`] may give.
+    pub const LABELS: [&str; 6] = ["unreachable", "tls", "timeout", "closed", "not-http", "status"];
+
+    /// For metrics.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Unreachable => "unreachable",
+            Self::Tls => "tls",
+            Self::Timeout => "timeout",
+            Self::Closed => "closed",
+            Self::NotHttp => "not-http",
+            Self::Status(_) => "status",
+        }
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unreachable => f.write_str("no connection"),
+            Self::Tls => f.write_str("no TLS"),
+            Self::Timeout => f.write_str("no answer in time"),
+            Self::Closed => f.write_str("closed without an answer"),
+            Self::NotHttp => f.write_str("no HTTP"),
+            Self::Status(status) => write!(f, "status {status}"),
+        }
+    }
+}
