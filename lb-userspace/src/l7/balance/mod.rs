@@ -7,6 +7,8 @@
 mod ejection;
 mod endpoint;
 mod latency;
+#[cfg(test)]
+mod properties;
 mod random;
 mod ring;
 #[cfg(test)]
