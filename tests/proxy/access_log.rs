@@ -4,10 +4,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use penstock::model::l7::log::{Escape, Format, Sink};
-use penstock::model::l7::{AccessLog, L7};
+use penstock::model::l7::{AccessLog, ClientAuth, Demand, L7};
 use tempfile::TempDir;
 
+use crate::client_auth::{guarded, verify};
 use crate::rig::{Backend, Client, DEADLINE, Rig, nobody, to};
+use crate::tls_client::{Ca, Tls, config};
 
 /// A log of its own for each test.
 struct Log(TempDir);
@@ -116,4 +118,27 @@ fn another_log_takes_over_from_one_request_to_the_next() {
 
     assert_eq!(before.lines(1).first().map(String::as_str), Some("/before"));
     assert_eq!(after.lines(1), ["/after"]);
+}
+
+#[test]
+fn a_handshake_and_who_the_client_is_are_told() {
+    let log = Log::new();
+    let backend = Backend::mirror();
+    let ca = Ca::new("Clients");
+    let l7 = guarded(&backend, ClientAuth::Verify(Box::new(verify(&ca, Demand::Optional))));
+    let format =
+        "$ssl_protocol $ssl_cipher $ssl_server_name $ssl_client_verify $ssl_client_s_dn $ssl_client_i_dn";
+    let rig = Rig::start(log.of(l7, format));
+    let request = |host| format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+
+    Tls::connect(rig.https, "a.example").ask(&request("a.example"));
+    log.lines(1);
+    let config = config(Some(ca.issue("alice", 2200)), &[&rustls::version::TLS12]);
+    let mut alice = Tls::with(config, rig.https, "secure.example").expect("a handshake");
+    alice.ask(&request("secure.example"));
+
+    let [anybody, alice] = log.lines(2).try_into().expect("two lines");
+    assert!(anybody.starts_with("TLSv1.3 TLS_") && anybody.ends_with(" a.example - - -"), "{anybody}");
+    assert!(alice.starts_with("TLSv1.2 ECDHE-"), "{alice}");
+    assert!(alice.contains(" secure.example SUCCESS CN=alice,O=Test CN=Clients"), "{alice}");
 }

@@ -13,7 +13,7 @@ use crate::tls_client::{Ca, Identity, Tls, config};
 
 const HOST: &str = "secure.example";
 
-fn verify(ca: &Ca, demand: Demand) -> VerifyClient {
+pub fn verify(ca: &Ca, demand: Demand) -> VerifyClient {
     let trust = Trust {
         secret: ObjectName::new("default", "ca"),
         ca_pem: ca.pem.clone().into_bytes(),
@@ -25,7 +25,7 @@ fn verify(ca: &Ca, demand: Demand) -> VerifyClient {
 }
 
 /// Everything to the backend; `secure.example` demands something of its clients, others do not.
-fn guarded(backend: &Backend, auth: ClientAuth) -> L7 {
+pub fn guarded(backend: &Backend, auth: ClientAuth) -> L7 {
     let mut l7 = to(&[backend.addr]);
     let open = l7.servers[&HostMatch::Any].clone();
     let server = Server { client_auth: Some(Arc::new(auth)), ..open };

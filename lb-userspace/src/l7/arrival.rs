@@ -55,7 +55,8 @@ pub(super) async fn serve(worker: Rc<Worker>, stream: TcpStream, peer: SocketAdd
         Listener::Http => Scheme::Http,
         Listener::Https => Scheme::Https,
     };
-    let client = Client { addr: peer.ip().to_canonical(), scheme, port, session: Session::Plain };
+    let client =
+        Client { addr: peer.ip().to_canonical(), scheme, port, session: Session::Plain, handshake: None };
     let alarm = worker.timers.alarm();
     let mut arrival = Arrival { worker, link: Link::plain(stream), buf: Buf::default(), alarm, client };
 
@@ -187,6 +188,7 @@ impl Arrival {
             worker.counters.borrow_mut().failed_handshakes += 1;
             return None;
         };
+        client.handshake = link.handshake().map(Rc::new);
         client.session = match authority {
             Some(authority) => {
                 Session::Identified(Rc::new(authority.judge(&link.peer_certificates(), UnixTime::now())))

@@ -46,6 +46,7 @@ fn forwarded(request: &Request<'_, '_>) {
         scheme: Scheme::Http,
         port: 80,
         session: Session::Plain,
+        handshake: None,
     };
     let mut head = Vec::new();
     heads::request(request, None, &client, None, b"id", None, &mut head);

@@ -3,12 +3,14 @@
 
 use std::io::Write as _;
 use std::net::IpAddr;
+use std::rc::Rc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::calendar::Moment;
 use super::client_auth::{Identity, Session};
 use super::filters::{Answer, Scheme};
 use super::h1::{Request, Response, Version};
+use super::handshake::Handshake;
 use super::policy::Dress;
 use crate::model::l7::policy::RequestHeaders;
 
@@ -24,6 +26,8 @@ pub(super) struct Client {
     pub(super) port: u16,
     /// What its handshake told of it.
     pub(super) session: Session,
+    /// The handshake with us, if there was one.
+    pub(super) handshake: Option<Rc<Handshake>>,
 }
 
 /// What becomes of the connection after a response.

@@ -20,6 +20,7 @@ pub mod fuzz;
 mod gate;
 mod h1;
 mod h2;
+mod handshake;
 mod heads;
 mod listen;
 mod log;

@@ -19,6 +19,7 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 
 use super::buffer::Buf;
+use super::handshake::Handshake;
 
 /// A connection that is owned, with its TLS session if it has one: what a pool keeps.
 ///
@@ -82,6 +83,11 @@ impl Link {
         let session = self.tls.as_ref().map(|tls| tls.session.borrow());
         let shown = session.as_ref().and_then(|session| session.peer_certificates());
         shown.map(<[_]>::to_vec).unwrap_or_default()
+    }
+
+    /// What the handshake came to; `None` where there was none.
+    pub(super) fn handshake(&self) -> Option<Handshake> {
+        self.tls.as_ref().map(|tls| Handshake::of(&tls.session.borrow()))
     }
 
     /// A connection on which we start one; [`Socket::poll_handshake`] runs it.

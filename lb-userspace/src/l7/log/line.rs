@@ -117,6 +117,7 @@ fn early_value(early: &Early, escape: Escape, subject: &Subject<'_, '_, '_>, out
     let Subject { request, place, client, is_http2, id, requests } = *subject;
     let labels = place.map(|place| &*place.route.labels);
     let query = request.and_then(|request| path::split_query(request.target).1);
+    let (handshake, identity) = (client.handshake.as_deref(), client.session.identity());
     let target = || place.and_then(|place| place.target).or(request.map(|request| request.target));
     let found: Option<&[u8]> = match early {
         Early::Unknown => return out.push(b'-'),
@@ -154,6 +155,23 @@ fn early_value(early: &Early, escape: Escape, subject: &Subject<'_, '_, '_>, out
         Early::ServicePort => place.and_then(service_port).map(str::as_bytes),
         Early::LocationPath => labels.map(|labels| labels.path.as_bytes()),
         Early::ForwardedFor => return forwarded_for(request, client, escape, out),
+        Early::SslProtocol => handshake.map(|handshake| handshake.protocol.as_bytes()),
+        Early::SslCipher => handshake.map(|handshake| handshake.cipher.as_bytes()),
+        Early::SslServerName => {
+            handshake.and_then(|handshake| handshake.server_name.as_deref()).map(str::as_bytes)
+        }
+        Early::SslClientVerify => {
+            return match identity {
+                Some(identity) => value(identity.verify().as_bytes(), escape, out),
+                None => absent(escape, out),
+            };
+        }
+        Early::SslClientSubject => {
+            identity.map(|identity| identity.subject.as_bytes()).filter(|dn| !dn.is_empty())
+        }
+        Early::SslClientIssuer => {
+            identity.map(|identity| identity.issuer.as_bytes()).filter(|dn| !dn.is_empty())
+        }
     };
     match found {
         Some(found) => value(found, escape, out),

@@ -36,7 +36,7 @@ fn l7(log: AccessLog) -> L7 {
 
 fn client() -> Client {
     let addr = IpAddr::V4(Ipv4Addr::new(198, 51, 100, 7));
-    Client { addr, scheme: Scheme::Http, port: 80, session: Session::Plain }
+    Client { addr, scheme: Scheme::Http, port: 80, session: Session::Plain, handshake: None }
 }
 
 fn endpoint(last: u8) -> SocketAddr {
@@ -116,6 +116,12 @@ fn every_variable_is_written_as_nginx_writes_it() {
         ("$host", "shop.example.com"),
         ("$http_host", "Shop.Example.com:8080"),
         ("$server_name", "shop.example.com"),
+        ("$ssl_protocol", "-"),
+        ("$ssl_cipher", "-"),
+        ("$ssl_server_name", "-"),
+        ("$ssl_client_verify", "-"),
+        ("$ssl_client_s_dn", "-"),
+        ("$ssl_client_i_dn", "-"),
         ("$server_port", "80"),
         ("$http_referer", "http://r/"),
         ("$http_user_agent", r"curl/8 \x22x\x22"),

@@ -126,6 +126,18 @@ pub enum Early {
     LocationPath,
     /// `$proxy_add_x_forwarded_for`: what the client said, and the client.
     ForwardedFor,
+    /// `$ssl_protocol`, as the next ones of the handshake with us.
+    SslProtocol,
+    /// `$ssl_cipher`.
+    SslCipher,
+    /// `$ssl_server_name`: the name that the client asked for.
+    SslServerName,
+    /// `$ssl_client_verify`, as the next ones where a certificate was asked for.
+    SslClientVerify,
+    /// `$ssl_client_s_dn`.
+    SslClientSubject,
+    /// `$ssl_client_i_dn`.
+    SslClientIssuer,
     /// `$connection_requests`: how many the connection has carried, this one included.
     ConnectionRequests,
 }
@@ -252,6 +264,12 @@ fn early(name: &str) -> Option<Early> {
         "location_path" => Early::LocationPath,
         "proxy_add_x_forwarded_for" => Early::ForwardedFor,
         "connection_requests" => Early::ConnectionRequests,
+        "ssl_protocol" => Early::SslProtocol,
+        "ssl_cipher" => Early::SslCipher,
+        "ssl_server_name" => Early::SslServerName,
+        "ssl_client_verify" => Early::SslClientVerify,
+        "ssl_client_s_dn" => Early::SslClientSubject,
+        "ssl_client_i_dn" => Early::SslClientIssuer,
         _ => {
             let after = |prefix: &str| name.strip_prefix(prefix).filter(|rest| !rest.is_empty());
             match (after("http_"), after("cookie_"), after("arg_")) {
