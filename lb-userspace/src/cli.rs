@@ -7,11 +7,12 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::admin;
 use crate::agent::{self, StartError};
 use crate::config::{self, DatapathMode, OnExit, Pin, Settings, TranslateConfig};
 use crate::model::report::Explanation;
-use crate::{admin, check};
 
+mod check;
 mod simulate;
 
 /// Load balancer for Kubernetes edges and bare-metal hosts: L4 in the kernel by XDP, L7 and TLS
@@ -27,8 +28,8 @@ struct Cli {
 enum Command {
     /// Balance and serve what the manifests of a directory describe
     Run(Box<RunArgs>),
-    /// Say for every object what is honoured, refused, ignored or surprising
-    Check(CheckArgs),
+    /// Say what becomes of every object that ingress-nginx served until now, and what to do about it
+    Check(check::CheckArgs),
     /// Say where a URL or a flow goes, and why
     Explain(ExplainArgs),
     /// Show VIPs, backends, routes, certificates and problems of the live agent
@@ -175,19 +176,6 @@ struct MeaningArgs {
     enable_ssl_passthrough: Option<bool>,
 }
 
-#[derive(Debug, Args)]
-#[command(after_help = "Exit codes: 0 fine, 1 errors found, 2 usage, 65 the path cannot be read.")]
-struct CheckArgs {
-    /// Directory or file of Kubernetes manifests
-    #[arg(value_name = "DIR|FILE")]
-    path: PathBuf,
-    /// How to print the report
-    #[arg(long, value_enum, default_value_t = Format::Text)]
-    format: Format,
-    #[command(flatten)]
-    meaning: MeaningArgs,
-}
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Format {
     Text,
@@ -292,7 +280,7 @@ struct CaptureArgs {
 pub fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Run(args) => run(*args),
-        Command::Check(args) => check(args),
+        Command::Check(args) => check::check(args),
         Command::Explain(args) => explain(args),
         Command::Status(args) => status(args),
         Command::Detach(args) => detach(args),
@@ -316,15 +304,6 @@ fn detach(args: DetachArgs) -> Result<ExitCode, StartError> {
     let was = agent::detach(&args.bpffs)?;
     print_out(&format!("nothing is left of {}\n", was.display()));
     Ok(ExitCode::SUCCESS)
-}
-
-fn check(args: CheckArgs) -> Result<ExitCode, StartError> {
-    let report = agent::offline::check(&args.path, &meaning(args.meaning)?)?;
-    print_out(&match args.format {
-        Format::Text => check::render_text(&report),
-        Format::Json => check::render_json(&report),
-    });
-    Ok(if report.has_errors() { ExitCode::from(1) } else { ExitCode::SUCCESS })
 }
 
 fn explain(args: ExplainArgs) -> Result<ExitCode, StartError> {

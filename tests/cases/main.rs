@@ -1,8 +1,9 @@
 //! Golden cases: Kubernetes objects in, snapshot and problems out.
 //!
 //! Each directory holds `input.yaml`, or `input.examples` with names of files in `deploy/examples` (and option lines),
-//! and `expected.txt`; where there is a `check.txt`, it is what `penstock check` prints. `PENSTOCK_UPDATE=1 cargo test -p lb-tests
-//! --test cases` rewrites the expectations; review the diff.
+//! and `expected.txt`; where there is a `check.txt` or a `check-verbose.txt`, it is what
+//! `penstock check` (`--verbose`) prints. `PENSTOCK_UPDATE=1 cargo test -p lb-tests --test cases` rewrites
+//! the expectations; review the diff.
 //!
 //! In an input, `"@crt a.example.com *.b@"` and `"@key a.example.com *.b@"` stand for a certificate
 //! made for these names and its key; `# option: name=value` lines set what a flag would.
@@ -26,8 +27,10 @@ fn every_case_comes_out_as_written() {
     for case in cases() {
         let actual = outcome(&input(&case));
         compare(&case, "expected.txt", &actual, &mut wrong);
-        if root().join(&case).join("check.txt").exists() {
-            compare(&case, "check.txt", &report(&input(&case)), &mut wrong);
+        for (file, all) in [("check.txt", false), ("check-verbose.txt", true)] {
+            if root().join(&case).join(file).exists() {
+                compare(&case, file, &report(&input(&case), all), &mut wrong);
+            }
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
@@ -89,13 +92,20 @@ fn input(case: &str) -> String {
 fn outcome(input: &str) -> String {
     let (loaded, translated) = read(input);
     // The report must cope with whatever a case holds.
-    check::render_json(&check::report(&loaded.objects, &translated, &loaded.problems));
+    report(input, false);
     dump::dump(&translated, &loaded.problems)
 }
 
-fn report(input: &str) -> String {
+fn report(input: &str, all: bool) -> String {
     let (loaded, translated) = read(input);
-    check::render_text(&check::report(&loaded.objects, &translated, &loaded.problems))
+    let report = check::report(&check::Input {
+        objects: &loaded.objects,
+        options: &options(input),
+        translated: &translated,
+        load_problems: &loaded.problems,
+        now: 0,
+    });
+    check::render_text(&report, check::Style { all, ..check::Style::default() })
 }
 
 fn read(input: &str) -> (manifests::Loaded, translate::Translated) {

@@ -36,7 +36,7 @@ const ONLY_IN: &[(&str, &[&str])] = &[
     ("aya::",          &["datapath"]),
     ("aya_obj::",      &["datapath"]),
     ("rtnetlink::",    &["datapath"]),
-    ("k8s_openapi::",  &["objects", "manifests", "translate", "cluster"]),
+    ("k8s_openapi::",  &["objects", "manifests", "translate", "check", "cluster"]),
     ("kube::",         &["cluster"]),
     ("h2::",           &["l7"]),
     ("rustls::",       &["l7", "admin"]),
@@ -49,7 +49,7 @@ const ONLY_IN: &[(&str, &[&str])] = &[
 ];
 
 /// Rooms that stay pure: no clock, no runtime, no files, no logging.
-const PURE: &[&str] = &["model", "translate", "objects", "capture"];
+const PURE: &[&str] = &["model", "translate", "objects", "check", "capture"];
 #[rustfmt::skip]
 const IMPURE: &[&str] = &["tokio::", "std::fs", "TcpStream", "UdpSocket", "SystemTime::now", "Instant::now", "tracing::"];
 

@@ -1,6 +1,7 @@
 //! Questions answered from a directory alone, by the code a live agent runs.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use super::{StartError, meaning_options, question};
 use crate::config::{HashKey, TranslateConfig};
@@ -10,11 +11,19 @@ use crate::model::report::Explanation;
 use crate::translate::Translated;
 use crate::{check, datapath, l7, manifests, translate};
 
-/// What becomes of every object under `path` (`-`: one file on standard input).
-pub fn check(path: &Path, meaning: &TranslateConfig) -> Result<check::Report, StartError> {
-    let loaded = load(path)?;
-    let translated = translate::translate(&loaded.objects, &meaning_options(meaning));
-    Ok(check::report(&loaded.objects, &translated, &loaded.problems))
+/// What becomes of every object under these paths (`-`: one file on standard input).
+pub fn check(paths: &[PathBuf], meaning: &TranslateConfig) -> Result<check::Report, StartError> {
+    let loaded = load(paths)?;
+    let options = meaning_options(meaning);
+    let translated = translate::translate(&loaded.objects, &options);
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Ok(check::report(&check::Input {
+        objects: &loaded.objects,
+        options: &options,
+        translated: &translated,
+        load_problems: &loaded.problems,
+        now: i64::try_from(now.as_secs()).unwrap_or(i64::MAX),
+    }))
 }
 
 /// Where a request would go.
@@ -24,7 +33,8 @@ pub fn explain_url(
     url: &str,
     headers: &[(String, String)],
 ) -> Result<Explanation, StartError> {
-    let Translated { snapshot, .. } = translate::translate(&load(path)?.objects, &meaning_options(meaning));
+    let Translated { snapshot, .. } =
+        translate::translate(&load(&[path.to_owned()])?.objects, &meaning_options(meaning));
     let question = question::parse(url, headers).map_err(StartError::Usage)?;
     Ok(l7::explain::explain(&snapshot.l7, None, &question))
 }
@@ -38,7 +48,8 @@ pub fn explain_flow(
     flow: &str,
 ) -> Result<Explanation, StartError> {
     let flow: FiveTuple = flow.parse().map_err(StartError::Usage)?;
-    let Translated { snapshot, .. } = translate::translate(&load(path)?.objects, &meaning_options(meaning));
+    let Translated { snapshot, .. } =
+        translate::translate(&load(&[path.to_owned()])?.objects, &meaning_options(meaning));
     Ok(datapath::explain::explain_offline(&snapshot.l4, key.map(|key| key.0), flow))
 }
 
@@ -63,11 +74,12 @@ pub fn simulate_flows(seed: u64, flows: u32) -> Simulated {
     }
 }
 
-fn load(path: &Path) -> Result<manifests::Loaded, StartError> {
-    if path != Path::new("-") {
-        return Ok(manifests::load(path, translate::admit)?);
+fn load(paths: &[PathBuf]) -> Result<manifests::Loaded, StartError> {
+    let mut stdin = None;
+    if paths.iter().any(|path| path == Path::new("-")) {
+        let mut text = Vec::new();
+        std::io::Read::read_to_end(&mut std::io::stdin().lock(), &mut text).map_err(StartError::Runtime)?;
+        stdin = Some(text);
     }
-    let mut text = Vec::new();
-    std::io::Read::read_to_end(&mut std::io::stdin().lock(), &mut text).map_err(StartError::Runtime)?;
-    Ok(manifests::load_text("-", &text, translate::admit))
+    Ok(manifests::load_all(paths, stdin, translate::admit)?)
 }

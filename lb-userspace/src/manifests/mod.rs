@@ -78,6 +78,23 @@ pub fn load(path: &Path, admit: Admit) -> Result<Loaded, Error> {
     Ok(store.apply(scan))
 }
 
+/// Reads several directories and files once, as if they were one; `stdin` stands for a path `-`.
+/// Origins then begin with the path as given.
+pub fn load_all(paths: &[PathBuf], stdin: Option<Vec<u8>>, admit: Admit) -> Result<Loaded, Error> {
+    let mut whole = scan::Scan::default();
+    let mut stdin = stdin;
+    for path in paths {
+        if path == Path::new("-") {
+            whole.add(scan::Scan::of_one("-", stdin.take().unwrap_or_default()));
+            continue;
+        }
+        let scan = scan::scan(path, &mut scan::NoWatch)
+            .map_err(|source| Error::Root { path: path.to_owned(), source })?;
+        whole.add(if paths.len() == 1 { scan } else { scan.below(path) });
+    }
+    Ok(store::Store::new(admit).apply(whole))
+}
+
 /// Reads one text as if it were a file of that name (`-` for standard input); the extension
 /// `.json` makes it JSON, anything else YAML.
 pub fn load_text(name: &str, text: &[u8], admit: Admit) -> Loaded {

@@ -43,6 +43,25 @@ impl Scan {
     pub(super) fn of_one(name: &str, bytes: Vec<u8>) -> Self {
         Self { files: BTreeMap::from([(name.to_owned(), Content::Bytes(bytes))]), ..Self::default() }
     }
+
+    /// Names everything from where the caller stands; `root` is what was scanned.
+    pub(super) fn below(self, root: &Path) -> Self {
+        let is_file = root.is_file();
+        let name = |relative: String| match (is_file, relative.is_empty()) {
+            (true, _) | (false, true) => root.to_string_lossy().into_owned(),
+            (false, false) => root.join(relative).to_string_lossy().into_owned(),
+        };
+        Self {
+            files: self.files.into_iter().map(|(path, content)| (name(path), content)).collect(),
+            unlistable: self.unlistable.into_iter().map(|(path, reason)| (name(path), reason)).collect(),
+        }
+    }
+
+    /// Takes in what another scan found.
+    pub(super) fn add(&mut self, other: Self) {
+        self.files.extend(other.files);
+        self.unlistable.extend(other.unlistable);
+    }
 }
 
 /// Told about every directory before it is listed, and about every file that lies outside of them

@@ -13,9 +13,12 @@ const OUR_CONTROLLER: &str = "penstock.dev/ingress-controller";
 const OUR_CLASS: &str = "penstock";
 
 /// An Ingress of ours.
-pub(super) struct Served<'a> {
+pub struct Served<'a> {
+    /// Namespace and name.
     pub name: &'a ObjectName,
+    /// As people name it.
     pub id: ObjectId,
+    /// The object.
     pub ingress: &'a Ingress,
 }
 

@@ -6,9 +6,12 @@ mod keys;
 mod log;
 mod upstream;
 
+use k8s_openapi::api::core::v1::ConfigMap;
+
 use super::findings::Findings;
+use crate::model::ObjectName;
 use crate::model::l7::{AccessLog, Edge, Keepalive};
-use crate::objects::{Key, Kind, Objects};
+use crate::objects::{Key, Kind, Objects, Sourced};
 
 use keys::Keys;
 
@@ -40,6 +43,11 @@ pub(super) enum Gate {
     Open,
     /// Every route answers 503.
     Closed,
+}
+
+/// The controller's ConfigMap: of several with its name the first by namespace.
+pub fn controller(objects: &Objects) -> Option<(&ObjectName, &Sourced<ConfigMap>)> {
+    objects.config_maps.iter().find(|(name, _)| name.name == NAME)
 }
 
 /// Reads the ConfigMap and says what of it is not honoured. Of several with its name the first by

@@ -29,11 +29,16 @@ mod vips;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use k8s_openapi::api::core::v1::Service;
+
 use crate::model::{ObjectName, Problem, Snapshot};
 use crate::objects::{Key, Kind, Objects};
 
 pub use admit::admit;
-pub use annotations::table::{Annotation, Status, TABLE};
+pub use annotations::PREFIX;
+pub use annotations::table::{Annotation, Scope, Status, TABLE};
+pub use classes::Served;
+pub use config::controller;
 
 /// What the process was started with, as far as it decides what objects mean.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -113,6 +118,17 @@ pub fn honoured_annotations(objects: &Objects) -> BTreeMap<Key, Vec<&'static str
         honoured.insert(Key { kind, name }, ours::honoured(metadata, kind));
     }
     honoured
+}
+
+/// Ingresses of ours in the order in which they win conflicts; what is said about the others is not
+/// repeated.
+pub fn served<'a>(objects: &'a Objects, options: &Options) -> Vec<Served<'a>> {
+    classes::served(objects, options, &mut findings::Findings::default())
+}
+
+/// Whether Ingress traffic arrives through this Service.
+pub fn is_ingress_service(name: &ObjectName, service: &Service, options: &Options) -> bool {
+    services::is_ingress(name, service, options)
 }
 
 /// The desired state that these objects describe.

@@ -448,7 +448,7 @@ fn listener_of(port: &ServicePort, protocol: Protocol) -> Option<Listener> {
 }
 
 /// The Service through which Ingress traffic arrives.
-fn is_ingress(name: &ObjectName, service: &Service, options: &Options) -> bool {
+pub(super) fn is_ingress(name: &ObjectName, service: &Service, options: &Options) -> bool {
     if let Some(text) = ours::text(&service.metadata, ours::INGRESS) {
         return text == "true";
     }

@@ -3,6 +3,7 @@
 mod access;
 mod cors;
 mod policies;
+mod removed;
 mod response_headers;
 mod spelling;
 pub(super) mod table;
@@ -27,7 +28,7 @@ use crate::model::upstream::{Balance, Condition, Conditions, HashKey, KeyPart, P
 use crate::objects::Objects;
 
 /// `--annotations-prefix`.
-pub(super) const PREFIX: &str = "nginx.ingress.kubernetes.io";
+pub const PREFIX: &str = "nginx.ingress.kubernetes.io";
 
 /// What the annotations of one Ingress ask for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -455,6 +456,11 @@ fn row(short: &str) -> Option<&'static Annotation> {
 fn unknown(metadata: &ObjectMeta, about: &mut About<'_>) {
     for name in metadata.annotations.iter().flatten().map(|(name, _)| name) {
         let Some(short) = short_name(name).filter(|short| row(short).is_none()) else { continue };
+        if let Some(fix) = removed::successor(short) {
+            let message = "ingress-nginx has no such annotation any more; ignored";
+            about.warn("removed-annotation", field(short), message, fix);
+            continue;
+        }
         let names = TABLE.iter().map(|row| row.name);
         let fix = nearest(short, names).map_or(String::new(), |name| format!("did you mean {name}?"));
         about.warn("unknown-annotation", field(short), "no such annotation; ignored", fix);

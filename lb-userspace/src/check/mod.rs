@@ -1,0 +1,256 @@
+//! The report behind `penstock check`: what becomes of every object that comes from ingress-nginx,
+//! with the reason and the fix. Pure: objects, problems and the time in; text, JSON or JUnit out.
+//!
+//! Most findings are problems of the translation. What only somebody who moves wants to know, or
+//! what shows when objects are looked at together, is found by `traps`.
+
+mod effects;
+mod json;
+mod junit;
+mod text;
+mod traps;
+mod verdict;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::Serialize;
+
+use crate::model::{ObjectId, ObjectName, Problem, Severity};
+use crate::objects::{Key, Kind, Objects};
+use crate::translate::{self, Options, Translated};
+
+pub use json::render_json;
+pub use junit::render_junit;
+pub use text::{Paint, Style, render_text};
+pub use verdict::Verdict;
+
+/// What a report is made of.
+#[derive(Debug, Clone, Copy)]
+pub struct Input<'a> {
+    /// Objects in force.
+    pub objects: &'a Objects,
+    /// What decides their meaning.
+    pub options: &'a Options,
+    /// What they come to.
+    pub translated: &'a Translated,
+    /// What could not be read or did not enter.
+    pub load_problems: &'a [Problem],
+    /// Seconds since the epoch; certificates expire.
+    pub now: i64,
+}
+
+/// Everything there is to say about a set of objects.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Report {
+    /// How many objects came to each verdict.
+    pub summary: BTreeMap<Verdict, usize>,
+    /// What the set as a whole lacks to be judged.
+    pub hints: Vec<String>,
+    /// By file and document, then name.
+    pub objects: Vec<ObjectReport>,
+}
+
+/// One object.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ObjectReport {
+    /// Kubernetes kind; empty for a file.
+    pub kind: String,
+    /// Namespace, where it has one.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+    /// File and document.
+    pub origin: String,
+    /// The worst of its findings; an object that brings something about is never ignored.
+    pub verdict: Verdict,
+    /// What it brings about, one line each.
+    pub effects: Vec<String>,
+    /// Annotations that do what they say.
+    pub honoured: Vec<&'static str>,
+    /// What is not simply honoured, the worst first.
+    pub findings: Vec<Finding>,
+}
+
+/// One finding about an object.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Finding {
+    /// What it means for the object.
+    pub verdict: Verdict,
+    /// Stable word for filters.
+    pub reason: &'static str,
+    /// Path of the field.
+    pub field: String,
+    /// What is the case.
+    pub message: String,
+    /// What to do about it.
+    pub fix: String,
+}
+
+impl Report {
+    /// Something came to this verdict or to a worse one.
+    pub fn reaches(&self, threshold: Verdict) -> bool {
+        self.summary.iter().any(|(verdict, count)| *verdict >= threshold && *count > 0)
+    }
+}
+
+/// Groups everything there is to say by the object that holds its cause.
+pub fn report(input: &Input<'_>) -> Report {
+    let Input { objects, translated, load_problems, .. } = *input;
+    let mut absent = Absent::of(objects);
+    let mut about: BTreeMap<ObjectId, Gathered<'_>> = BTreeMap::new();
+    for id in objects.ids() {
+        about.entry(id).or_default();
+    }
+    let problems = load_problems.iter().chain(&translated.problems);
+    for problem in problems.filter(|problem| !absent.explains(problem)) {
+        about.entry(problem.object.clone()).or_default().problems.push(problem);
+    }
+    for (id, trap) in traps::find(input) {
+        about.entry(id).or_default().traps.push(trap);
+    }
+    let world = Judged {
+        honoured: translate::honoured_annotations(objects),
+        routes: effects::routes(&translated.snapshot),
+        vips: effects::vips(&translated.snapshot),
+    };
+    let mut reports: Vec<_> = about.into_iter().map(|(id, gathered)| world.object(id, gathered)).collect();
+    reports.sort_by_cached_key(|report| (natural(&report.origin), report.kind.clone(), report.name.clone()));
+    let mut summary = BTreeMap::new();
+    for report in &reports {
+        *summary.entry(report.verdict).or_insert(0) += 1;
+    }
+    Report { summary, hints: absent.hints(), objects: reports }
+}
+
+/// `a.yaml#10` after `a.yaml#9`.
+fn natural(origin: &str) -> (String, usize, String) {
+    let (file, place) = origin.split_once('#').unwrap_or((origin, ""));
+    let digits = place.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, rest) = place.split_at(digits);
+    (file.to_owned(), number.parse().unwrap_or_default(), rest.to_owned())
+}
+
+/// Kinds of which no object was given at all: a repository of Ingresses without the rest of the
+/// cluster. What is said of every one that is missing is then said once.
+struct Absent(Vec<Missing>);
+
+struct Missing {
+    kind: &'static str,
+    /// Reason of the problems about it.
+    reason: &'static str,
+    /// What gets them out of a cluster; empty for keys, which had better stay where they are.
+    command: &'static str,
+    /// There were such problems.
+    is_felt: bool,
+}
+
+impl Absent {
+    fn of(objects: &Objects) -> Self {
+        let Objects { services, endpoint_slices, secrets, .. } = objects;
+        let missing = |kind, reason, command| Missing { kind, reason, command, is_felt: false };
+        let mut absent = Vec::new();
+        if services.is_empty() {
+            absent.push(missing("Services", "missing-service", "kubectl get services -A -o yaml"));
+        }
+        if endpoint_slices.is_empty() {
+            absent.push(missing("EndpointSlices", "no-endpoints", "kubectl get endpointslices -A -o yaml"));
+        }
+        if secrets.is_empty() {
+            absent.push(missing("Secrets", "bad-certificate", ""));
+        }
+        Self(absent)
+    }
+
+    /// Whether a problem is about something that could not be there.
+    fn explains(&mut self, problem: &Problem) -> bool {
+        let missing = self.0.iter_mut().find(|missing| missing.reason == problem.reason);
+        let explained = missing.filter(|_| problem.severity != Severity::Error);
+        explained.map(|missing| missing.is_felt = true).is_some()
+    }
+
+    fn hints(&self) -> Vec<String> {
+        let felt = self.0.iter().filter(|missing| missing.is_felt);
+        felt.map(|Missing { kind, command, .. }| {
+            let add = if command.is_empty() { String::new() } else { format!("; add `{command}`") };
+            format!("no {kind} are among the objects, so it is not told which of them are missing{add}")
+        })
+        .collect()
+    }
+}
+
+/// What was found about one object.
+#[derive(Default)]
+struct Gathered<'a> {
+    problems: Vec<&'a Problem>,
+    traps: Vec<Finding>,
+}
+
+/// What objects come to, as far as it is needed for each of them.
+struct Judged<'a> {
+    honoured: BTreeMap<Key, Vec<&'static str>>,
+    routes: BTreeMap<&'a ObjectName, Vec<String>>,
+    vips: BTreeMap<&'a ObjectName, Vec<String>>,
+}
+
+impl Judged<'_> {
+    fn object(&self, id: ObjectId, gathered: Gathered<'_>) -> ObjectReport {
+        let ObjectId { kind, namespace, name, origin } = id;
+        let key = ObjectName::new(&namespace, &name);
+        let effects = match kind.as_str() {
+            "Ingress" => self.routes.get(&key).cloned().unwrap_or_default(),
+            "Service" => self.vips.get(&key).cloned().unwrap_or_default(),
+            _ => Vec::new(),
+        };
+        let warns = gathered.problems.iter().any(|problem| problem.severity == Severity::Warning);
+        let findings = merge(gathered);
+        let worst = findings.iter().map(|finding| finding.verdict).max().unwrap_or(Verdict::Identical);
+        let verdict = match worst {
+            // Something of it is ignored, but not the object.
+            Verdict::Ignored if (!effects.is_empty() || kind == "ConfigMap") && warns => Verdict::Differs,
+            Verdict::Ignored if !effects.is_empty() || kind == "ConfigMap" => Verdict::Identical,
+            worst => worst,
+        };
+        let of_kind = Kind::ALL.into_iter().find(|one| one.to_string() == kind);
+        let honoured = of_kind.and_then(|kind| self.honoured.get(&Key { kind, name: key }).cloned());
+        let mut honoured = honoured.unwrap_or_default();
+        // Not both: what a finding is about is told there.
+        honoured.retain(|name| {
+            !findings.iter().any(|Finding { verdict, field, .. }| {
+                let prefix = field.strip_suffix(name).unwrap_or_default();
+                *verdict != Verdict::Identical && prefix.ends_with(['/', '.'])
+            })
+        });
+        ObjectReport { kind, namespace, name, origin, verdict, effects, honoured, findings }
+    }
+}
+
+/// Findings of both sources, the worst first. A trap that is about the field of a problem says the
+/// same thing better, so the problem gives way, though never to a better verdict.
+fn merge(gathered: Gathered<'_>) -> Vec<Finding> {
+    let Gathered { problems, mut traps } = gathered;
+    let mut findings = BTreeSet::new();
+    for problem in problems {
+        let verdict = Verdict::of(problem);
+        let Problem { object: _, severity: _, reason, field, message, fix } = problem;
+        let better =
+            traps.iter_mut().find(|trap| trap.field == *field && traps::replaces(trap.reason, reason));
+        if let Some(better) = better {
+            better.verdict = better.verdict.max(verdict);
+            continue;
+        }
+        findings.insert(Finding {
+            verdict,
+            reason,
+            field: field.clone(),
+            message: message.clone(),
+            fix: fix.clone(),
+        });
+    }
+    findings.extend(traps);
+    let mut findings: Vec<_> = findings.into_iter().collect();
+    findings.sort_by(|left, right| right.verdict.cmp(&left.verdict).then_with(|| left.cmp(right)));
+    findings
+}

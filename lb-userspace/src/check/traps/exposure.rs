@@ -1,0 +1,160 @@
+//! Doors that the order of processing, a header or a second listener leaves open.
+
+use super::Caught;
+use super::world::{Seen, World, field, key};
+
+const AUTH: [&str; 5] =
+    ["auth-type", "auth-url", "allowlist-source-range", "whitelist-source-range", "denylist-source-range"];
+const BY_ADDRESS: [&str; 6] = [
+    "allowlist-source-range",
+    "whitelist-source-range",
+    "denylist-source-range",
+    "limit-rps",
+    "limit-rpm",
+    "limit-connections",
+];
+
+/// A redirect and a preflight are answered before anybody is asked who he is.
+pub(super) fn answers_before_auth(world: &World<'_>, caught: &mut Caught) {
+    for ingress in world.primaries() {
+        let Some(auth) = ingress.first_of(&AUTH) else { continue };
+        if let Some(redirect) = ingress.first_of(&["permanent-redirect", "temporal-redirect"]) {
+            let message = format!("is answered before {auth} is looked at: whoever asks sees where it leads");
+            let fix = "redirect to nothing secret, or serve the redirect from the upstream";
+            caught.note(&ingress.id, "answered-before-auth", field(redirect), message, fix);
+        }
+        if ingress.is_on("enable-cors") {
+            let message = format!("preflights (OPTIONS) are answered 204 without regard to {auth}");
+            caught.note(&ingress.id, "answered-before-auth", field("enable-cors"), message, "");
+        }
+    }
+}
+
+/// Whoever may write the header that the client's address is taken from may be anybody.
+pub(super) fn spoofable_address(world: &World<'_>, caught: &mut Caught) {
+    let Some(switch) = ["use-forwarded-headers", "enable-real-ip"].into_iter().find(|key| world.is_set(key))
+    else {
+        return;
+    };
+    let trusted = world.config.get("proxy-real-ip-cidr").copied().unwrap_or("0.0.0.0/0");
+    let is_open = trusted.split(',').any(|range| matches!(range.trim(), "0.0.0.0/0" | "::/0"));
+    if !is_open {
+        return;
+    }
+    let of_config = ["whitelist-source-range", "denylist-source-range", "block-cidrs"];
+    let by_address = of_config.into_iter().find(|key| world.config.contains_key(key));
+    let header = world.config.get("forwarded-for-header").copied().unwrap_or("X-Forwarded-For");
+    let message = |rule: &str| {
+        format!(
+            "{rule} goes by an address that every client can name in {header}: {switch} is on and everybody is trusted"
+        )
+    };
+    let fix = "write the addresses of your proxies into the key proxy-real-ip-cidr of the ConfigMap";
+    if let Some(rule) = by_address {
+        caught.needs_action(&world.config_id, "spoofable-address", key(rule), message(rule), fix);
+    }
+    for ingress in world.primaries() {
+        if let Some(rule) = ingress.first_of(&BY_ADDRESS) {
+            caught.needs_action(&ingress.id, "spoofable-address", field(rule), message(rule), fix);
+        }
+    }
+}
+
+/// ingress-nginx asks for certificates on its TLS listener only, and so serves such a host over
+/// plain HTTP to anybody where nothing redirects.
+pub(super) fn client_certificates_over_http(world: &World<'_>, caught: &mut Caught) {
+    for ingress in world.primaries().filter(|ingress| demands_certificate(ingress)) {
+        let is_off = |text: &str| matches!(text, "0" | "f" | "F" | "FALSE" | "false" | "False");
+        let own = ingress.text("ssl-redirect");
+        let redirects = !own.or(world.config.get("ssl-redirect").copied()).is_some_and(is_off);
+        if redirects || ingress.is_on("force-ssl-redirect") {
+            continue;
+        }
+        let name = if own.is_some() { "ssl-redirect" } else { "auth-tls-secret" };
+        let message = "with ingress-nginx the host answers over plain HTTP without a certificate; here 403 is answered there";
+        let fix = "remove ssl-redirect: \"false\", so that clients are sent to https";
+        caught.differs(&ingress.id, "client-certificate-over-http", field(name), message, fix);
+    }
+}
+
+fn demands_certificate(ingress: &Seen<'_>) -> bool {
+    let verify = ingress.text("auth-tls-verify-client").unwrap_or("on");
+    ingress.text("auth-tls-secret").is_some() && verify.eq_ignore_ascii_case("on")
+}
+
+/// `rd=$scheme://$host$request_uri` is taken apart at the first `&` of the query.
+pub(super) fn unescaped_sign_in(world: &World<'_>, caught: &mut Caught) {
+    for ingress in world.primaries() {
+        let Some((_, query)) = ingress.text("auth-signin").and_then(|text| text.split_once('?')) else {
+            continue;
+        };
+        if query.contains("$request_uri") {
+            let message = "$request_uri is not escaped there: of a URL with several arguments the sign-in page gets the first one only";
+            let fix = "write $escaped_request_uri, or leave the parameter out, which is then added escaped";
+            caught.note(&ingress.id, "unescaped-sign-in", field("auth-signin"), message, fix);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::tests::{caught, config_map, ingress};
+
+    #[test]
+    fn redirects_and_preflights_before_auth_are_named() {
+        let annotations = "
+            nginx.ingress.kubernetes.io/auth-type: basic
+            nginx.ingress.kubernetes.io/auth-secret: a
+            nginx.ingress.kubernetes.io/enable-cors: 'true'
+            nginx.ingress.kubernetes.io/permanent-redirect: https://b.example.com";
+
+        assert_eq!(
+            caught(&ingress("a", annotations), &["answered-before-auth"]),
+            [
+                "identical: enable-cors [answered-before-auth]",
+                "identical: permanent-redirect [answered-before-auth]"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_list_of_addresses_that_clients_can_forge_needs_action() {
+        let list = ingress("a", "nginx.ingress.kubernetes.io/whitelist-source-range: 10.0.0.0/8");
+        let cases = [
+            ("use-forwarded-headers: 'true'", 1),
+            ("use-forwarded-headers: 'true'\n  proxy-real-ip-cidr: 10.0.0.1/32", 0),
+            ("use-forwarded-headers: 'false'", 0),
+            ("enable-real-ip: 'true'\n  proxy-real-ip-cidr: 10.0.0.1/32,0.0.0.0/0", 1),
+        ];
+        for (config, expected) in cases {
+            let input = format!("{list}---\n{}", config_map(config));
+
+            assert_eq!(caught(&input, &["spoofable-address"]).len(), expected, "{config}");
+        }
+    }
+
+    #[test]
+    fn a_host_with_client_certificates_that_plain_http_reached_differs() {
+        let with = |more: &str| {
+            let annotations = format!(
+                "
+            nginx.ingress.kubernetes.io/auth-tls-secret: default/ca{more}"
+            );
+            caught(&ingress("a", &annotations), &["client-certificate-over-http"]).len()
+        };
+
+        assert_eq!(with("\n            nginx.ingress.kubernetes.io/ssl-redirect: 'false'"), 1);
+        assert_eq!(with(""), 0);
+    }
+
+    #[test]
+    fn a_sign_in_with_an_unescaped_address_is_named() {
+        let annotations = "
+            nginx.ingress.kubernetes.io/auth-url: https://auth.example.com/auth
+            nginx.ingress.kubernetes.io/auth-signin: https://auth.example.com/start?rd=$scheme://$host$request_uri";
+
+        assert_eq!(caught(&ingress("a", annotations), &["unescaped-sign-in"]).len(), 1);
+        let escaped = annotations.replace("$request_uri", "$escaped_request_uri");
+        assert_eq!(caught(&ingress("a", &escaped), &["unescaped-sign-in"]).len(), 0);
+    }
+}

@@ -1,0 +1,85 @@
+//! `penstock check`: the report of a migration, in the form and with the exit code that is asked for.
+
+use std::io::IsTerminal as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, ValueEnum};
+
+use super::{MeaningArgs, meaning, print_out};
+use crate::agent::{self, StartError};
+use crate::check::{Paint, Style, Verdict, render_json, render_junit, render_text};
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Verdicts, from the best: identical (does what it does with ingress-nginx), ignored (as if it were \
+    not there), differs (works, but not quite alike), needs-action (somebody has to put something right), refused (does \
+    not work: its paths answer 503, or it does not enter).\n\
+    Exit codes: 0 nothing reaches --fail-on, 1 something does, 2 usage, 65 a path cannot be read.\n\
+    Examples:\n  penstock check ./manifests\n  \
+    kubectl get ingresses,services,endpointslices,configmaps -A -o yaml | penstock check -\n  \
+    penstock check ingress.yaml services.yaml --output junit > check.xml"
+)]
+pub(super) struct CheckArgs {
+    /// Directories and files of Kubernetes manifests; `-` is standard input
+    #[arg(value_name = "DIR|FILE|-", required = true)]
+    paths: Vec<PathBuf>,
+    /// How to print the report
+    #[arg(long, short, value_enum, default_value_t = Output::Text, alias = "format")]
+    output: Output,
+    /// The best verdict that is a failure
+    #[arg(long, value_enum, value_name = "VERDICT", default_value_t = FailOn::NeedsAction)]
+    fail_on: FailOn,
+    /// Tell what identical objects bring about, too
+    #[arg(long, short)]
+    verbose: bool,
+    #[command(flatten)]
+    meaning: MeaningArgs,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Output {
+    Text,
+    Json,
+    Junit,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum FailOn {
+    Ignored,
+    Differs,
+    NeedsAction,
+    Refused,
+    Never,
+}
+
+impl FailOn {
+    fn threshold(self) -> Option<Verdict> {
+        match self {
+            Self::Ignored => Some(Verdict::Ignored),
+            Self::Differs => Some(Verdict::Differs),
+            Self::NeedsAction => Some(Verdict::NeedsAction),
+            Self::Refused => Some(Verdict::Refused),
+            Self::Never => None,
+        }
+    }
+}
+
+/// Prints the report.
+pub(super) fn check(args: CheckArgs) -> Result<ExitCode, StartError> {
+    let report = agent::offline::check(&args.paths, &meaning(args.meaning)?)?;
+    let threshold = args.fail_on.threshold();
+    print_out(&match args.output {
+        Output::Text => render_text(&report, Style { paint: paint(), all: args.verbose }),
+        Output::Json => render_json(&report),
+        Output::Junit => render_junit(&report, threshold),
+    });
+    let fails = threshold.is_some_and(|threshold| report.reaches(threshold));
+    Ok(if fails { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// Colours on a terminal that does not refuse them.
+fn paint() -> Paint {
+    let wanted = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    if wanted && std::io::stdout().is_terminal() { Paint::Colour } else { Paint::Plain }
+}
