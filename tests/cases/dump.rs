@@ -10,8 +10,8 @@ use penstock::model::l4::{
 };
 use penstock::model::l7::log::{Format, Part};
 use penstock::model::l7::{
-    AccessLog, Action, Buffers, ClientAuth, Edge, Filters, L7, Location, PathMatch, Piece, RedirectQuery,
-    Server, SslRedirect, Template, UpstreamTls, VerifyClient,
+    AccessLog, Action, Buffers, ClientAuth, Edge, FastCgi, Filters, L7, Location, PathMatch, Piece,
+    RedirectQuery, Server, SslRedirect, Template, UpstreamTls, VerifyClient,
 };
 use penstock::model::upstream::{Balance, Care, Ejection, Keepalive, Upstream};
 use penstock::translate::Translated;
@@ -160,19 +160,20 @@ fn access_log(log: Option<&AccessLog>, out: &mut String) {
     }
     if *format != default.format {
         let Format { escape, parts } = format;
-        let parts: String = parts
-            .iter()
-            .map(|part| match part {
-                Part::Text(text) => text.clone(),
-                Part::Early(early) => format!("${{{early:?}}}"),
-                Part::Late(late) => format!("${{{late:?}}}"),
-            })
-            .collect();
-        line(out, 0, &format!("access log escaped {escape:?}: {parts}"));
+        line(out, 0, &format!("access log escaped {escape:?}: {}", parts_text(parts)));
     }
     if *skip != default.skip || *unclaimed != default.unclaimed {
         line(out, 0, &format!("access log without {skip:?}, unclaimed {unclaimed}"));
     }
+}
+
+fn parts_text(parts: &[Part]) -> String {
+    let text = parts.iter().map(|part| match part {
+        Part::Text(text) => text.clone(),
+        Part::Early(early) => format!("${{{early:?}}}"),
+        Part::Late(late) => format!("${{{late:?}}}"),
+    });
+    text.collect()
 }
 
 /// Only what differs from the defaults.
@@ -258,6 +259,7 @@ fn filters_text(filters: &Filters) -> String {
         max_body_bytes,
         protocol,
         upstream_tls,
+        fastcgi,
         retry,
         buffers,
         logged,
@@ -295,10 +297,23 @@ fn filters_text(filters: &Filters) -> String {
     if *upstream_tls != default.upstream_tls {
         text += &format!(", {}", tls_text(upstream_tls));
     }
+    if let Some(fastcgi) = fastcgi {
+        text += &fastcgi_text(fastcgi);
+    }
     if *retry != default.retry {
         text += &format!(", retries on {}, {} tries within {:?}", retry.on, retry.tries, retry.within);
     }
     text
+}
+
+/// Only what differs from the defaults.
+fn fastcgi_text(fastcgi: &FastCgi) -> String {
+    let FastCgi { index, params } = fastcgi;
+    let default = FastCgi::default();
+    let own = params.iter().filter(|(name, parts)| default.params.get(*name) != Some(*parts));
+    let own = own.map(|(name, parts)| format!(", param {name} {}", parts_text(parts)));
+    let index = if index.is_empty() { String::new() } else { format!(", index {index}") };
+    index + &own.collect::<String>()
 }
 
 fn tls_text(tls: &UpstreamTls) -> String {

@@ -8,6 +8,7 @@ mod change;
 mod client_auth;
 mod edges;
 mod errors;
+mod fastcgi;
 mod grpc;
 mod h2_client;
 mod h2_clients;

@@ -6,7 +6,7 @@
 
 use std::future::poll_fn;
 use std::io::IoSlice;
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
@@ -50,13 +50,21 @@ struct Arrival {
 
 /// Serves one accepted connection to its end.
 pub(super) async fn serve(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr, listener: Listener) {
-    let port = stream.local_addr().map_or(0, |addr| addr.port());
+    let unknown = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0));
+    let local = stream.local_addr().unwrap_or(unknown);
     let scheme = match listener {
         Listener::Http => Scheme::Http,
         Listener::Https => Scheme::Https,
     };
-    let client =
-        Client { addr: peer.ip().to_canonical(), scheme, port, session: Session::Plain, handshake: None };
+    let client = Client {
+        addr: peer.ip().to_canonical(),
+        remote_port: peer.port(),
+        scheme,
+        server: local.ip().to_canonical(),
+        port: local.port(),
+        session: Session::Plain,
+        handshake: None,
+    };
     let alarm = worker.timers.alarm();
     let mut arrival = Arrival { worker, link: Link::plain(stream), buf: Buf::default(), alarm, client };
 
@@ -113,8 +121,9 @@ impl Arrival {
         let sender = self.client.addr;
         let is_believed = protocol.trusted.iter().any(|trusted| trusted.contains(sender));
         if let Some(addresses) = header.addresses.filter(|_| is_believed) {
-            self.client.addr = addresses.source.ip();
-            self.client.port = addresses.destination.port();
+            (self.client.addr, self.client.remote_port) = (addresses.source.ip(), addresses.source.port());
+            (self.client.server, self.client.port) =
+                (addresses.destination.ip(), addresses.destination.port());
             // Who stands in front may have ended TLS on its side.
             if addresses.destination.port() == HTTPS {
                 self.client.scheme = Scheme::Https;

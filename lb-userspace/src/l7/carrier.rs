@@ -1,9 +1,10 @@
-//! What a message travels on: a connection of its own, or one stream of a shared HTTP/2
-//! connection. Whoever moves messages sees HTTP/1.1 bytes either way.
+//! What a message travels on: a connection of its own, one stream of a shared HTTP/2 connection, or
+//! the records of FastCGI. Whoever moves messages sees HTTP/1.1 bytes in any case.
 
 use std::io::{self, IoSlice};
 use std::task::{Context, Poll};
 
+use super::fcgi;
 use super::h2::Stream;
 use super::socket::{Presence, Socket};
 
@@ -11,6 +12,8 @@ use super::socket::{Presence, Socket};
 pub(super) enum Carrier<'a> {
     Socket(Socket<'a>),
     Stream(&'a Stream),
+    /// Boxed: others should not pay for its size.
+    Records(Box<fcgi::Request<'a>>),
 }
 
 impl Carrier<'_> {
@@ -34,6 +37,7 @@ impl Carrier<'_> {
         match self {
             Self::Socket(socket) => socket.poll_readable(cx),
             Self::Stream(stream) => stream.poll_readable(cx),
+            Self::Records(request) => request.poll_readable(cx),
         }
     }
 
@@ -42,6 +46,7 @@ impl Carrier<'_> {
         match self {
             Self::Socket(socket) => socket.poll_read(cx, into),
             Self::Stream(stream) => stream.poll_read(cx, into),
+            Self::Records(request) => request.poll_read(cx, into),
         }
     }
 
@@ -50,6 +55,7 @@ impl Carrier<'_> {
         match self {
             Self::Socket(socket) => socket.poll_write(cx, parts),
             Self::Stream(stream) => stream.poll_write(cx, parts),
+            Self::Records(request) => request.poll_write(cx, parts),
         }
     }
 
@@ -58,6 +64,7 @@ impl Carrier<'_> {
         match self {
             Self::Socket(socket) => socket.poll_flush(cx),
             Self::Stream(stream) => Poll::Ready(stream.flush()),
+            Self::Records(request) => request.poll_flush(cx),
         }
     }
 
@@ -66,6 +73,8 @@ impl Carrier<'_> {
         match self {
             Self::Socket(socket) => socket.poll_presence(cx),
             Self::Stream(stream) => stream.poll_reset(cx).map(|()| Presence::Gone),
+            // No client speaks it.
+            Self::Records(_) => Poll::Pending,
         }
     }
 
@@ -74,12 +83,18 @@ impl Carrier<'_> {
         match self {
             Self::Socket(socket) => socket.poll_finish(cx),
             Self::Stream(stream) => Poll::Ready(stream.finish()),
+            // Its records say where it ends.
+            Self::Records(request) => request.poll_flush(cx),
         }
     }
 
     /// The other side said that it did nothing about the request.
     pub(super) fn was_refused(&self) -> bool {
-        matches!(self, Self::Stream(stream) if stream.was_refused())
+        match self {
+            Self::Socket(_) => false,
+            Self::Stream(stream) => stream.was_refused(),
+            Self::Records(request) => request.was_refused(),
+        }
     }
 
     /// Says goodbye as far as that is possible without waiting.

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use super::buffer::{Buf, Scratch};
 use super::carrier::Carrier;
 use super::exchange::{self, Outgoing, Sent};
+use super::fcgi;
 use super::filters::{Answer, Asked, Decision, Next, decide};
 use super::h1::head::{Lines, Refusal, Sizes};
 use super::h1::{Body, Request, Version};
@@ -18,7 +19,7 @@ use super::heads::{self, After, Client};
 use super::log::{self, End, Place, Subject, Tally};
 use super::metrics::Method;
 use super::policy::{Dress, Headers};
-use super::route::Router;
+use super::route::{Route, Router};
 use super::snapshot::Snapshot;
 use super::socket::{Link, Presence};
 use super::timers::{Alarm, Due};
@@ -259,6 +260,7 @@ impl Connection<'_, '_> {
                 });
                 let policy = policies.and_then(|policies| policies.request.as_ref());
                 heads::request(request, target.as_deref(), &self.client, certificate, id, policy, &mut head);
+                let params = self.params(&snapshot.router, decision.route, target.as_deref(), request, id);
                 let here = self.buf.bytes().get(request.len..).unwrap_or_default();
                 if is_idempotent && let Some(whole) = small(&body, here) {
                     // Kept with the head it can be sent again; a larger one goes past and is gone.
@@ -282,6 +284,7 @@ impl Connection<'_, '_> {
                         is_idempotent,
                         key: self.balance_key(&snapshot, upstream, request),
                     },
+                    params,
                 })
             }
         };
@@ -299,6 +302,23 @@ impl Connection<'_, '_> {
             snapshot: Rc::clone(&snapshot),
             line,
         }
+    }
+
+    /// What a FastCGI application is told of the request; nothing for others.
+    fn params(
+        &self,
+        router: &Router,
+        route: &Route,
+        target: Option<&[u8]>,
+        request: &Request<'_, '_>,
+        id: &[u8],
+    ) -> fcgi::Params {
+        let asks = route.speech() == Speech::FastCgi;
+        let Some(location) = route.filters.fastcgi.as_ref().filter(|_| asks) else {
+            return fcgi::Params::default();
+        };
+        let place = Place { route, upstream: log::upstream_name(router, route), target };
+        fcgi::Params::of(location, &self.subject(Some(request), Some(place), id))
     }
 
     /// The beginning of the request's line in the access log, if it gets one.

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use super::buffer::{BUFFER_BYTES, Buf, Scratch};
 use super::carrier::Carrier;
 use super::connection::{CLIENT_TIMEOUT, Connection};
+use super::fcgi;
 use super::h1::chunked::Decoder;
 use super::h1::head::Lines;
 use super::h1::{Body, Response, Version};
@@ -57,6 +58,8 @@ pub(super) struct Outgoing {
     pub(super) upgrades: bool,
     pub(super) expects_continue: bool,
     pub(super) terms: Terms,
+    /// What a FastCGI application is told.
+    pub(super) params: fcgi::Params,
 }
 
 /// What the client got.
@@ -141,7 +144,7 @@ async fn attempt(
     limits: Limits,
     after: After,
 ) -> Result<Through, Failed> {
-    let upstream = lease.carrier();
+    let upstream = lease.carrier(&outgoing.params);
     let mut head = Scratch::take();
     head.extend_from_slice(&outgoing.head);
     let mut exchange = Exchange {
@@ -335,6 +338,10 @@ impl Exchange<'_, '_, '_, '_> {
                 Poll::Ready(Ok(0)) if self.buf.is_empty() => return Poll::Ready(Err(NoHead::Closed)),
                 Poll::Ready(Ok(0)) => return Poll::Ready(Err(NoHead::Bad)),
                 Poll::Ready(Ok(_)) => {}
+                Poll::Ready(Err(error)) if fcgi::is_malformed(&error) => {
+                    tracing::debug!(%error, "upstream sent an unusable answer");
+                    return Poll::Ready(Err(NoHead::Bad));
+                }
                 Poll::Ready(Err(_)) => return Poll::Ready(Err(NoHead::Closed)),
                 Poll::Pending => return Poll::Pending,
             }

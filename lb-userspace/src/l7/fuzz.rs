@@ -1,4 +1,4 @@
-//! The parsers of what clients send, for fuzzing: each takes any bytes, must not panic, and checks
+//! The parsers of what clients and upstreams send, for fuzzing: each takes any bytes, must not panic, and checks
 //! of itself what must hold for every input.
 
 use super::buffer::BUFFER_BYTES;
@@ -8,18 +8,19 @@ use super::h1::body::Body;
 use super::h1::head::{Lines, Refusal, Sizes};
 use super::h1::{Request, Response};
 use super::heads::{self, Client};
-use super::{client_hello, proxy_protocol};
+use super::{client_hello, fcgi, proxy_protocol};
 
 /// A parser under test.
 pub type Target = fn(&[u8]);
 
 /// Every target by its name.
-pub const TARGETS: [(&str, Target); 5] = [
+pub const TARGETS: [(&str, Target); 6] = [
     ("request-head", request_head),
     ("response-head", response_head),
     ("chunked", chunked),
     ("proxy-protocol", proxy_protocol::fuzz),
     ("client-hello", client_hello::fuzz),
+    ("fastcgi", fcgi::fuzz),
 ];
 
 /// What is taken for a head is one for every reader: no byte but CRLF ends a line, no shorter piece
@@ -41,9 +42,12 @@ fn request_head(bytes: &[u8]) {
 }
 
 fn forwarded(request: &Request<'_, '_>) {
+    let addr = std::net::Ipv4Addr::LOCALHOST.into();
     let client = Client {
-        addr: std::net::Ipv4Addr::LOCALHOST.into(),
+        addr,
+        remote_port: 1024,
         scheme: Scheme::Http,
+        server: addr,
         port: 80,
         session: Session::Plain,
         handshake: None,

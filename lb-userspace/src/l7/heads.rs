@@ -21,8 +21,10 @@ const HSTS: &[u8] = b"Strict-Transport-Security: max-age=31536000; includeSubDom
 #[derive(Debug, Clone)]
 pub(super) struct Client {
     pub(super) addr: IpAddr,
+    pub(super) remote_port: u16,
     pub(super) scheme: Scheme,
-    /// Port it connected to.
+    /// Address and port it connected to.
+    pub(super) server: IpAddr,
     pub(super) port: u16,
     /// What its handshake told of it.
     pub(super) session: Session,

@@ -15,6 +15,7 @@ mod client_hello;
 mod connection;
 mod exchange;
 pub mod explain;
+mod fcgi;
 mod filters;
 pub mod fuzz;
 mod gate;

@@ -394,7 +394,8 @@ impl Route {
     pub(super) fn speech(&self) -> Speech {
         match self.filters.protocol {
             Protocol::Grpc | Protocol::Grpcs => Speech::Http2,
-            _ => Speech::Http1,
+            Protocol::FastCgi => Speech::FastCgi,
+            Protocol::Http | Protocol::Https | Protocol::AutoHttp => Speech::Http1,
         }
     }
 

@@ -5,6 +5,7 @@
 
 mod buffers;
 mod edge;
+pub mod fastcgi;
 pub mod log;
 pub mod policy;
 
@@ -20,6 +21,7 @@ pub use edge::{
     Cipher, CipherOrder, Ciphers, ClientAuth, ClientLimits, Demand, Edge, Group, ProxyProtocol, Resumption,
     SharedTicketKey, TlsPolicy, TlsVersions, Trust, UnknownName, VerifyClient,
 };
+pub use fastcgi::FastCgi;
 pub use log::AccessLog;
 pub use policy::Policies;
 
@@ -171,6 +173,8 @@ pub struct Filters {
     pub protocol: Protocol,
     /// How TLS is spoken where the protocol asks for it.
     pub upstream_tls: Arc<UpstreamTls>,
+    /// Parameters of requests where the protocol is FastCGI; `None`: those of the head alone.
+    pub fastcgi: Option<Arc<FastCgi>>,
     /// `proxy-next-upstream*`.
     pub retry: Retry,
     /// `proxy-buffer*`.
@@ -193,6 +197,7 @@ impl Default for Filters {
             max_body_bytes: Some(1 << 20),
             protocol: Protocol::Http,
             upstream_tls: Arc::default(),
+            fastcgi: None,
             retry: Retry::default(),
             buffers: Buffers::default(),
             logged: true,

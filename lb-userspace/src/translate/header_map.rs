@@ -1,5 +1,7 @@
 //! Headers that a ConfigMap holds, one an entry.
 
+use k8s_openapi::api::core::v1::ConfigMap;
+
 use super::annotations::value;
 use crate::model::ObjectName;
 use crate::model::l7::policy::Header;
@@ -17,14 +19,14 @@ const OURS: [&str; 8] = [
     "upgrade",
 ];
 
-/// The headers of the ConfigMap called `reference`, `name` or `namespace/name`, as somebody in `namespace`
-/// may name it; the error says why they cannot be used.
-pub(super) fn read(
+/// The ConfigMap called `reference`, `name` or `namespace/name`, as somebody in `namespace` may name it; the
+/// error says why it cannot be used.
+pub(super) fn find<'a>(
     reference: &str,
     namespace: &str,
     crosses: bool,
-    objects: &Objects,
-) -> Result<Vec<Header>, String> {
+    objects: &'a Objects,
+) -> Result<(ObjectName, &'a ConfigMap), String> {
     let name = match reference.split_once('/') {
         Some((other, _)) if other != namespace && !crosses => {
             return Err(format!("ConfigMap {reference} is of another namespace"));
@@ -32,10 +34,21 @@ pub(super) fn read(
         Some((namespace, name)) => ObjectName::new(namespace, name),
         None => ObjectName::new(namespace, reference),
     };
-    let Some(sourced) = objects.config_maps.get(&name) else {
-        return Err(format!("ConfigMap {name} does not exist, or no version of it was usable"));
-    };
-    let entries = sourced.object.data.iter().flatten();
+    match objects.config_maps.get(&name) {
+        Some(sourced) => Ok((name, &sourced.object)),
+        None => Err(format!("ConfigMap {name} does not exist, or no version of it was usable")),
+    }
+}
+
+/// The headers of such a ConfigMap.
+pub(super) fn read(
+    reference: &str,
+    namespace: &str,
+    crosses: bool,
+    objects: &Objects,
+) -> Result<Vec<Header>, String> {
+    let (name, config_map) = find(reference, namespace, crosses, objects)?;
+    let entries = config_map.data.iter().flatten();
     entries
         .map(|(header, text)| one(header, text).map_err(|why| format!("ConfigMap {name}: {why}")))
         .collect()

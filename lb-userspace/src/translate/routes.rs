@@ -70,6 +70,7 @@ fn location(draft: Draft, regex: bool, tls: bool, findings: &mut Findings) -> Lo
     if action == Action::DefaultBackend {
         // It is of another author, who did not say what it speaks.
         filters.protocol = Protocol::Http;
+        filters.fastcgi = None;
     } else if let Some(proxy_ssl) = proxy_ssl {
         let namespace = ingress.as_ref().map_or("", |ingress| ingress.namespace.as_str());
         filters.upstream_tls = Arc::new(proxy_ssl.towards(namespace, &service));
@@ -156,6 +157,7 @@ fn filters(policy: &Policy) -> Filters {
             Some(bytes) => Some(bytes),
         },
         protocol: policy.protocol,
+        fastcgi: policy.fastcgi.clone(),
         retry: policy.retry,
         buffers: policy.buffers,
         logged: policy.logged,

@@ -1,6 +1,8 @@
 //! Chunked transfer coding, strict: CRLF only, sizes of bounded length, trailers that cannot
 //! change the meaning of the message. Bytes that pass may be forwarded exactly as they are.
 
+use std::io::Write as _;
+
 /// Hex digits of a chunk size; 16 would already overflow sizes anybody can send.
 const SIZE_DIGITS: u8 = 15;
 /// Bytes of extensions one chunk may carry; they mean nothing to anybody.
@@ -21,6 +23,11 @@ const FORBIDDEN_TRAILERS: [&[u8]; 8] = [
     b"authorization",
     b"expect",
 ];
+
+/// Room for the size line and the line end of a chunk that [`write`] makes.
+pub(in crate::l7) const OVERHEAD: usize = 4 + 2 + 2;
+/// Content of such a chunk, so that its size has four digits.
+const CHUNK_MAX: usize = 0xffff;
 
 /// Not chunked coding as RFC 9112 7.1 has it, or beyond a limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -222,6 +229,20 @@ pub(in crate::l7) fn may_trail_request(name: &[u8]) -> bool {
 /// Whether a trailer of this name, in lower case, passes behind a response.
 pub(in crate::l7) fn may_trail_response(name: &[u8]) -> bool {
     Message::Response.may_trail(name)
+}
+
+/// Writes the beginning of `content` as one chunk, as much as there is room for; returns the bytes
+/// written, of which [`OVERHEAD`] are framing. 0: there is none, or no room.
+pub(in crate::l7) fn write(content: &[u8], into: &mut [u8]) -> usize {
+    let n = content.len().min(into.len().saturating_sub(OVERHEAD)).min(CHUNK_MAX);
+    let Some(content) = content.get(..n).filter(|content| !content.is_empty()) else { return 0 };
+    let room = into.len();
+    let mut rest = into;
+    // There is room for all of it.
+    let _ = write!(rest, "{n:04x}\r\n");
+    let _ = rest.write_all(content);
+    let _ = rest.write_all(b"\r\n");
+    room - rest.len()
 }
 
 /// Visible characters, space, tab, and bytes above ASCII: no CR, no LF, no other control.

@@ -250,7 +250,7 @@ pub(super) fn tokens(value: &[u8]) -> impl Iterator<Item = &[u8]> {
 }
 
 /// `Content-Length`: digits only, no sign, no list, fits.
-pub(super) fn content_length(value: &[u8]) -> Result<u64, Refusal> {
+pub(in crate::l7) fn content_length(value: &[u8]) -> Result<u64, Refusal> {
     if value.is_empty() || value.len() > 19 {
         return Err(Refusal::Framing);
     }

@@ -18,11 +18,6 @@ use super::super::buffer::Scratch;
 use super::super::h1::chunked;
 use super::super::h1::head::Refusal;
 
-/// Room for the size line and the line end of a chunk.
-const CHUNK_OVERHEAD: usize = 4 + 2 + 2;
-/// Content of one chunk, so that its size has four digits at most.
-const CHUNK_MAX: usize = 0xffff;
-
 /// One direction of a stream.
 pub(super) struct Inbound {
     source: Source,
@@ -183,10 +178,10 @@ impl Inbound {
         }
         let n = match self.framing {
             Framing::Known => copy(&self.data, into),
-            Framing::Chunked => chunk(&self.data, into),
+            Framing::Chunked => chunked::write(&self.data, into),
         };
-        let framing = if self.framing == Framing::Chunked && n > 0 { overhead(n) } else { 0 };
-        self.data.advance((n - framing).min(self.data.len()));
+        let framing = if self.framing == Framing::Chunked { chunked::OVERHEAD } else { 0 };
+        self.data.advance(n.saturating_sub(framing).min(self.data.len()));
         if self.data.is_empty() {
             self.release();
         }
@@ -230,24 +225,6 @@ impl Inbound {
         self.stage(head);
         self.source = if ends || bodyless { Source::Ended } else { Source::Body(body) };
     }
-}
-
-/// Writes `data`'s beginning as one chunk; returns the bytes written.
-fn chunk(data: &Bytes, into: &mut [u8]) -> usize {
-    let n = data.len().min(into.len().saturating_sub(CHUNK_OVERHEAD)).min(CHUNK_MAX);
-    let Some(content) = data.get(..n).filter(|content| !content.is_empty()) else { return 0 };
-    let room = into.len();
-    let mut rest = into;
-    // There is room for all of it.
-    let _ = write!(rest, "{n:04x}\r\n");
-    let _ = rest.write_all(content);
-    let _ = rest.write_all(b"\r\n");
-    room - rest.len()
-}
-
-/// Framing in the `n` bytes of a chunk that [`chunk`] wrote.
-fn overhead(n: usize) -> usize {
-    n.min(CHUNK_OVERHEAD)
 }
 
 fn copy(from: &[u8], into: &mut [u8]) -> usize {
@@ -391,16 +368,16 @@ mod tests {
         #[test]
         fn chunks_hold_the_content_whatever_room_there_is(
             content in proptest::collection::vec(any::<u8>(), 1..2000),
-            rooms in proptest::collection::vec(CHUNK_OVERHEAD + 1..300, 1..20),
+            rooms in proptest::collection::vec(chunked::OVERHEAD + 1..300, 1..20),
         ) {
             let mut data = Bytes::from(content.clone());
             let mut wire = Vec::new();
             for room in rooms.iter().cycle() {
                 let mut into = vec![0; *room];
-                let n = chunk(&data, &mut into);
-                prop_assert!(n > CHUNK_OVERHEAD);
+                let n = chunked::write(&data, &mut into);
+                prop_assert!(n > chunked::OVERHEAD);
                 wire.extend_from_slice(&into[..n]);
-                data.advance(n - CHUNK_OVERHEAD);
+                data.advance(n - chunked::OVERHEAD);
                 if data.is_empty() {
                     break;
                 }

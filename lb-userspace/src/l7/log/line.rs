@@ -1,6 +1,7 @@
 //! One line, made in two steps: what only the request's bytes tell is written while they are there,
 //! the rest when the response has ended.
 
+use std::borrow::Cow;
 use std::fmt::Display;
 use std::io::Write as _;
 use std::net::SocketAddr;
@@ -16,6 +17,7 @@ use super::super::upstream::{Attempt, Record};
 use super::escape::{absent, value};
 use super::stamp::Stamp;
 use super::{Tally, basic};
+use crate::model::l7::fastcgi::DOCUMENT_ROOT;
 use crate::model::l7::log::{Early, Escape, Format, Late, Part};
 
 /// A request as its line sees it.
@@ -113,12 +115,12 @@ pub(super) fn finish(format: &Format, begun: &[u8], end: &End<'_>, stamp: &Stamp
     }
 }
 
-fn early_value(early: &Early, escape: Escape, subject: &Subject<'_, '_, '_>, out: &mut Vec<u8>) {
+pub(super) fn early_value(early: &Early, escape: Escape, subject: &Subject<'_, '_, '_>, out: &mut Vec<u8>) {
     let Subject { request, place, client, is_http2, id, requests } = *subject;
     let labels = place.map(|place| &*place.route.labels);
-    let query = request.and_then(|request| path::split_query(request.target).1);
     let (handshake, identity) = (client.handshake.as_deref(), client.session.identity());
     let target = || place.and_then(|place| place.target).or(request.map(|request| request.target));
+    let query = target().and_then(|target| path::split_query(target).1);
     let found: Option<&[u8]> = match early {
         Early::Unknown => return out.push(b'-'),
         Early::RemoteAddr => return shown(client.addr, out),
@@ -133,12 +135,24 @@ fn early_value(early: &Early, escape: Escape, subject: &Subject<'_, '_, '_>, out
         Early::Method => request.map(|request| request.method.as_bytes()),
         Early::Target => request.map(|request| request.target),
         Early::Uri => {
-            let path = target().map(|target| path::split_query(target).0);
-            return match path.map(path::normalize) {
-                Some(Ok(normal)) => value(&normal, escape, out),
-                _ => absent(escape, out),
+            return match normal_path(target()) {
+                Some(normal) => value(&normal, escape, out),
+                None => absent(escape, out),
             };
         }
+        Early::ScriptName => {
+            let Some(normal) = normal_path(target()) else { return absent(escape, out) };
+            value(&normal, escape, out);
+            let fastcgi = place.and_then(|place| place.route.filters.fastcgi.as_deref());
+            let index = fastcgi.map_or("", |fastcgi| fastcgi.index.as_str());
+            return value(if normal.ends_with(b"/") { index.as_bytes() } else { b"" }, escape, out);
+        }
+        Early::PathInfo => Some(b""),
+        Early::DocumentRoot => Some(DOCUMENT_ROOT.as_bytes()),
+        Early::RemotePort => return shown(client.remote_port, out),
+        Early::ServerAddr => return shown(client.server, out),
+        Early::Https => Some(if client.scheme == Scheme::Https { b"on" } else { b"" }),
+        Early::IsArgs => Some(if query.is_some_and(|query| !query.is_empty()) { b"?" } else { b"" }),
         Early::Query => query,
         Early::Argument(name) => query.and_then(|query| argument(query, name)),
         Early::Protocol => request.map(|request| protocol(request, is_http2)),
@@ -177,6 +191,11 @@ fn early_value(early: &Early, escape: Escape, subject: &Subject<'_, '_, '_>, out
         Some(found) => value(found, escape, out),
         None => absent(escape, out),
     }
+}
+
+/// The path of a target as locations see it.
+fn normal_path(target: Option<&[u8]>) -> Option<Cow<'_, [u8]>> {
+    path::normalize(path::split_query(target?).0).ok()
 }
 
 fn shown(shown: impl Display, out: &mut Vec<u8>) {

@@ -12,6 +12,7 @@ use super::buffer::Scratch;
 use super::filters::{Answer, Next};
 use super::route::{Route, RouteAction, Router};
 use crate::model::l7::AccessLog;
+use crate::model::l7::log::{Early, Escape};
 
 pub(super) use journal::{Journal, Outlet};
 pub(super) use line::{End, Place, Subject};
@@ -41,6 +42,11 @@ pub(super) fn begin(router: &Router, next: &Next, subject: &Subject<'_, '_, '_>)
             && !is_skipped(log, target)
     });
     wanted.then(|| line::begin(&log.format, subject))
+}
+
+/// Appends the value of a variable as it is, for another use than a line; nothing where there is none.
+pub(super) fn expand(early: &Early, subject: &Subject<'_, '_, '_>, out: &mut Vec<u8>) {
+    line::early_value(early, Escape::None, subject, out);
 }
 
 /// Begins the line of what was no request.

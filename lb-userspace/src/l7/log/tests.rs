@@ -36,7 +36,16 @@ fn l7(log: AccessLog) -> L7 {
 
 fn client() -> Client {
     let addr = IpAddr::V4(Ipv4Addr::new(198, 51, 100, 7));
-    Client { addr, scheme: Scheme::Http, port: 80, session: Session::Plain, handshake: None }
+    let server = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 1));
+    Client {
+        addr,
+        remote_port: 40_001,
+        scheme: Scheme::Http,
+        server,
+        port: 80,
+        session: Session::Plain,
+        handshake: None,
+    }
 }
 
 fn endpoint(last: u8) -> SocketAddr {

@@ -8,6 +8,7 @@ use tokio::net::TcpStream;
 
 use super::super::balance::{Picked, Tried};
 use super::super::carrier::Carrier;
+use super::super::fcgi;
 use super::super::h2;
 use super::super::metrics::Failure;
 use super::super::snapshot::Snapshot;
@@ -27,6 +28,8 @@ pub(in crate::l7) enum Speech {
     Http1,
     /// HTTP/2: many, each on a stream of its own.
     Http2,
+    /// FastCGI: one request.
+    FastCgi,
 }
 
 /// What a request asks of its attempts.
@@ -111,14 +114,20 @@ enum Way {
     Link(Link),
     /// Boxed: a request of HTTP/1.1 should not pay for its size.
     Stream(Box<h2::Stream>),
+    /// To a FastCGI application.
+    Records(Link),
 }
 
 impl Lease {
-    /// For sending the request and reading the response.
-    pub(in crate::l7) fn carrier(&mut self) -> Carrier<'_> {
+    /// For sending the request and reading the response. `params` tell a FastCGI application of it.
+    pub(in crate::l7) fn carrier<'a>(&'a mut self, params: &'a fcgi::Params) -> Carrier<'a> {
         match &mut self.way {
             Way::Link(link) => Carrier::Socket(link.socket()),
             Way::Stream(stream) => Carrier::Stream(stream),
+            Way::Records(link) => {
+                let connection = Carrier::Socket(link.socket());
+                Carrier::Records(Box::new(fcgi::Request::new(connection, self.peer.addr, params)))
+            }
         }
     }
 
@@ -213,6 +222,10 @@ impl<'s> Attempts<'s> {
             let (stream, reused) = stream?;
             let way = Way::Stream(Box::new(stream));
             return Ok((way, peer, u32::from(reused), Instant::now()));
+        }
+        if self.terms.speech == Speech::FastCgi {
+            let way = Way::Records(self.connect(peer.addr).await?);
+            return Ok((way, peer, 0, Instant::now()));
         }
         if !fresh
             && let Some(pooled) =

@@ -140,6 +140,20 @@ pub enum Early {
     SslClientIssuer,
     /// `$connection_requests`: how many the connection has carried, this one included.
     ConnectionRequests,
+    /// `$remote_port`.
+    RemotePort,
+    /// `$server_addr`: the address the client connected to.
+    ServerAddr,
+    /// `$https`: `on` or nothing.
+    Https,
+    /// `$is_args`: `?` where there is a query.
+    IsArgs,
+    /// `$document_root`.
+    DocumentRoot,
+    /// `$fastcgi_script_name`: `$uri`, and the index where that ends in `/`.
+    ScriptName,
+    /// `$fastcgi_path_info`: nothing splits a path here, so it is empty.
+    PathInfo,
 }
 
 /// What is known of a request once its response has ended.
@@ -270,6 +284,13 @@ fn early(name: &str) -> Option<Early> {
         "ssl_client_verify" => Early::SslClientVerify,
         "ssl_client_s_dn" => Early::SslClientSubject,
         "ssl_client_i_dn" => Early::SslClientIssuer,
+        "remote_port" => Early::RemotePort,
+        "server_addr" => Early::ServerAddr,
+        "https" => Early::Https,
+        "is_args" => Early::IsArgs,
+        "document_root" => Early::DocumentRoot,
+        "fastcgi_script_name" => Early::ScriptName,
+        "fastcgi_path_info" => Early::PathInfo,
         _ => {
             let after = |prefix: &str| name.strip_prefix(prefix).filter(|rest| !rest.is_empty());
             match (after("http_"), after("cookie_"), after("arg_")) {

@@ -2,6 +2,7 @@
 
 mod access;
 mod cors;
+mod fastcgi;
 mod policies;
 mod removed;
 mod response_headers;
@@ -23,7 +24,7 @@ use super::checks;
 use super::client_auth;
 use super::config::Settings;
 use super::findings::About;
-use crate::model::l7::{Buffers, Policies, TlsVersions};
+use crate::model::l7::{Buffers, FastCgi, Policies, TlsVersions};
 use crate::model::upstream::{Balance, Condition, Conditions, HashKey, KeyPart, Protocol, Retry, Variable};
 use crate::objects::Objects;
 
@@ -55,6 +56,7 @@ pub(super) struct Policy {
     pub body_bytes: Option<u64>,
     pub buffers: Buffers,
     pub protocol: Protocol,
+    pub fastcgi: Option<Arc<FastCgi>>,
     pub retry: Retry,
     pub proxy_ssl: Option<ProxySsl>,
     /// `load-balance`; `None` leaves it to others.
@@ -103,6 +105,7 @@ impl Default for Policy {
             body_bytes: None,
             buffers: Buffers::default(),
             protocol: Protocol::Http,
+            fastcgi: None,
             retry: Retry::default(),
             proxy_ssl: None,
             load_balance: None,
@@ -184,11 +187,12 @@ pub(super) fn read(
     }
     honour(&valid, settings, &mut policy);
     let namespace = metadata.namespace.as_deref().unwrap_or_default();
-    policies::read(&Source { valid: &valid, settings, objects, namespace }, &mut policy, about);
+    let source = Source { valid: &valid, settings, objects, namespace };
+    policies::read(&source, &mut policy, about);
+    fastcgi::complete(&source, &mut policy, about);
     unknown_variable(&valid, about);
     new_effects(&valid, about);
     checks::tell(&policy, about);
-    not_yet_spoken(&mut policy, about);
     policy
 }
 
@@ -371,18 +375,6 @@ fn protocol(text: &str) -> Protocol {
         "GRPCS" => Protocol::Grpcs,
         "FCGI" => Protocol::FastCgi,
         _ => Protocol::Http,
-    }
-}
-
-fn not_yet_spoken(policy: &mut Policy, about: &mut About<'_>) {
-    if policy.protocol == Protocol::FastCgi {
-        policy.denied = true;
-        about.error_fix(
-            "backend-protocol-not-yet",
-            field("backend-protocol"),
-            "not spoken yet; its locations answer 503, rather than send plain HTTP",
-            "let the upstream speak HTTP/1.1",
-        );
     }
 }
 
