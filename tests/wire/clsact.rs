@@ -1,11 +1,14 @@
 //! Kernels without tcx: the program on the way out is a filter.
 
 use std::net::UdpSocket;
+use std::path::Path;
 
 use lb_tests::netns::Host;
-use lb_tests::world::World;
-use penstock::datapath::Attached;
+use lb_tests::world::{CONFIG, World};
+use penstock::config::BPFFS;
 use penstock::datapath::engine::Engine;
+use penstock::datapath::pins::Pins;
+use penstock::datapath::{Attached, detach};
 use penstock::model::l4::{ForwardingMode::Local, Protocol};
 
 use crate::nodes::{CLIENT, Flow, TCP, UDP, ask, pod_addr, serve, vip};
@@ -80,4 +83,27 @@ fn a_filter_translates_answers_and_takes_the_place_of_an_older_one() {
     works();
     node.within(move || drop(first));
     assert_eq!(filters(&node), 0);
+}
+
+#[test]
+fn detach_removes_the_filters_that_an_agent_left_and_no_others() {
+    let Some(lab) = crate::rig::lab() else { return };
+    let node = lab.host("n1", &[("front", &["10.1.0.1/24"]), ("back", &["10.2.0.1/24"])]).unwrap();
+    node.run(&format!("tc qdisc add dev {DEVICE} clsact")).unwrap();
+    node.run(&format!("tc filter add dev {DEVICE} egress pref 9 bpf bytecode '1,6 0 0 0'")).unwrap();
+    let ifindex = ifindex(&node);
+    node.within(|| {
+        let mut engine = Engine::take_over(CONFIG, None, Pins::open(Path::new(BPFFS)).unwrap()).unwrap();
+        engine.kernel.attach_filter(DEVICE, ifindex).unwrap();
+    });
+    let shown = || node.run(&format!("tc filter show dev {DEVICE} egress")).unwrap();
+    assert!(shown().contains("penstock_out"), "it stays when the agent goes: {}", shown());
+
+    for _ in 0..2 {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        node.within(|| runtime.block_on(detach(Path::new(BPFFS)))).unwrap();
+
+        assert!(!shown().contains("penstock_out"), "{}", shown());
+        assert!(shown().contains("pref 9"), "another's stays: {}", shown());
+    }
 }

@@ -31,6 +31,7 @@ use crate::model::l4::Prefix;
 
 pub use capture::Ring;
 use inherit::Inherited;
+pub use out::remove_filters;
 
 /// The object that `cargo xtask build-ebpf` builds; empty where it was not built.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/penstock.bpf.o"));

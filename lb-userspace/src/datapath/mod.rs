@@ -172,6 +172,7 @@ pub async fn detach(bpffs: &Path) -> Result<PathBuf, Error> {
     let pins = pins::Pins::open(bpffs)?;
     pins.remove();
     let mut netlink = network::Netlink::open()?;
+    kernel::remove_filters(netlink.interface_names().await?);
     netlink.adopt_local_routes().await?;
     netlink.set_local_routes(&std::collections::BTreeSet::new()).await;
     Ok(pins.directory().to_owned())

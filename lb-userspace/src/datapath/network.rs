@@ -436,6 +436,11 @@ impl Netlink {
         Ok(interfaces.filter(|one| one.has_ethernet()).map(|one| one.name.clone()).collect())
     }
 
+    /// Names of all interfaces.
+    pub async fn interface_names(&self) -> Result<Vec<String>, Error> {
+        Ok(self.interfaces().await?.into_values().map(|interface| interface.name).collect())
+    }
+
     async fn interfaces(&self) -> Result<BTreeMap<u32, Interface>, Error> {
         let mut interfaces = BTreeMap::new();
         let mut links = self.handle.link().get().execute();

@@ -1,7 +1,9 @@
 //! The program on the way out: translates the answers of backends on this host.
 
+use std::io;
+
 use aya::programs::links::{FdLink, PinnedLink};
-use aya::programs::tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle};
+use aya::programs::tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle};
 use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType, TestRun, TestRunOptions};
 
 use super::attach::not_pinned;
@@ -121,6 +123,19 @@ impl Kernel {
     fn out(&mut self) -> Result<&mut SchedClassifier, Error> {
         let program = self.ebpf.program_mut(PROGRAM).ok_or(Error::Object(PROGRAM))?;
         program.try_into().map_err(|_| Error::Object(PROGRAM))
+    }
+}
+
+/// Removes the filters that agents left on the way out of these interfaces: they have no name on the
+/// BPF file system, but bear the program's. The `clsact` qdisc stays, as others may use it.
+pub fn remove_filters(interfaces: impl IntoIterator<Item = String>) {
+    for name in interfaces {
+        match tc::qdisc_detach_program(&name, TcAttachType::Egress, PROGRAM) {
+            Ok(()) => tracing::info!(interface = name, "filter removed"),
+            // Nearly every interface has none.
+            Err(TcError::IoError(error)) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => tracing::warn!(interface = name, %error, "filters not looked through"),
+        }
     }
 }
 
