@@ -94,7 +94,18 @@ impl Slots {
             })
             .collect();
         self.cells = cells;
-        self.shrink(owners.len());
+        if !owners.is_empty() && self.contested() == 0 {
+            // Back to the size of `owners`, which says the same.
+            self.cells.truncate(owners.len());
+        }
+    }
+
+    /// Forgets the slots where none has an owner, or had one that flows may keep. Without slots nobody asks
+    /// the flow table.
+    pub fn clear_if_nobody_owns_any(&mut self) {
+        if self.contested() == 0 && self.cells.iter().all(|cell| cell.owner == NOBODY) {
+            self.cells.clear();
+        }
     }
 
     /// Contests every slot with its own owner: flows may be remembered with other ones, although
@@ -102,15 +113,6 @@ impl Slots {
     pub fn doubt(&mut self, now: u32) {
         for cell in self.cells.iter_mut().filter(|cell| cell.state == State::Settled) {
             cell.state = State::Contested { previous: cell.owner, since: now, used: now };
-        }
-    }
-
-    /// Back to the size of `owners` where that says the same.
-    fn shrink(&mut self, size: usize) {
-        if size > 0 && self.contested() == 0 {
-            self.cells.truncate(size);
-        } else if self.contested() == 0 && self.cells.iter().all(|cell| cell.owner == NOBODY) {
-            self.cells.clear();
         }
     }
 

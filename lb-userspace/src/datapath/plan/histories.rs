@@ -30,6 +30,8 @@ enum Step {
     Mode(u8, ForwardingMode),
     /// Every flow is remembered, or only what has to be.
     Conservative(bool),
+    /// Nobody takes new flows: all that took some have weight 0.
+    Rest,
     /// So many flows begin.
     Begin(u8),
     /// A flow sends a packet.
@@ -62,6 +64,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => (0..BACKENDS, prop::sample::select(modes.to_vec())).prop_map(|(n, mode)| Step::Mode(n, mode)),
         4 => change.prop_map(Step::Change),
         1 => any::<bool>().prop_map(Step::Conservative),
+        1 => Just(Step::Rest),
         4 => (1u8..20).prop_map(Step::Begin),
         6 => any::<u16>().prop_map(Step::Talk),
         2 => any::<u16>().prop_map(Step::Again),
@@ -89,6 +92,10 @@ struct History {
     wishes: BTreeMap<u8, (Wish, u32)>,
     modes: BTreeMap<u8, ForwardingMode>,
     conservative: bool,
+    /// Sources keep their backend, too.
+    affinity: bool,
+    /// Every flow is remembered from the beginning to the end.
+    forgets_none: bool,
     clients: Vec<Client>,
     begun: u32,
     now: u32,
@@ -107,11 +114,22 @@ impl History {
             wishes,
             modes: BTreeMap::new(),
             conservative: false,
+            affinity: false,
+            forgets_none: false,
             clients: Vec::new(),
             begun: 0,
             now: 1000,
             broken: 0,
         };
+        history.apply();
+        history
+    }
+
+    /// One whose pool remembers every flow.
+    fn forgetting_none(protocol: Protocol, affinity: bool) -> Self {
+        // So many places that none has to give way.
+        let history = Self::new(protocol, 16);
+        let mut history = Self { conservative: !affinity, affinity, forgets_none: true, ..history };
         history.apply();
         history
     }
@@ -144,7 +162,9 @@ impl History {
             let mode = self.modes.get(number).copied().unwrap_or(ForwardingMode::L2);
             Some((addr_of(*number), Backend { mode, ..backend(*number, weight, draining) }))
         });
-        let pool = Pool { backends: backends.collect(), conservative: self.conservative, ..Pool::default() };
+        let affinity = self.affinity.then_some(4 * GRACE);
+        let conservative = self.conservative;
+        let pool = Pool { backends: backends.collect(), conservative, affinity, ..Pool::default() };
         want.pools.insert(self.pool(), pool);
         assert_eq!(self.balancer.apply(&want, self.now), vec![]);
     }
@@ -166,12 +186,22 @@ impl History {
                 let clients = self.clients.clone().into_iter().filter(living).collect();
                 self.clients = clients;
             }
+            // The mode of a flow that is silent is kept for the grace time only.
+            Step::Mode(..) | Step::Conservative(_) if self.forgets_none => {}
             Step::Mode(number, mode) => {
                 self.modes.insert(*number, *mode);
                 self.apply();
             }
             Step::Conservative(on) => {
                 self.conservative = *on;
+                self.apply();
+            }
+            Step::Rest => {
+                for (wish, since) in self.wishes.values_mut().filter(|(wish, _)| *wish != Wish::Gone) {
+                    if *wish != Wish::Draining {
+                        (*wish, *since) = (Wish::Active(0), self.now);
+                    }
+                }
                 self.apply();
             }
             Step::Begin(count) => {
@@ -299,7 +329,7 @@ impl History {
             }
             return Ok(());
         }
-        if self.now - last <= GRACE {
+        if self.forgets_none || self.now - last <= GRACE {
             self.broken += 1;
             prop_assert!(
                 self.broken <= self.balancer.forgotten(),
@@ -324,7 +354,7 @@ impl History {
         prop_assert_eq!(self.balancer.book().former(&self.pool()).count(), 0, "former selves are left");
         assert_eq!(self.balancer.apply(&Want::default(), self.now), vec![]);
         prop_assert_eq!(&self.balancer.book().regions, &Regions::new(maps::POOL_SLOTS));
-        if !self.conservative {
+        if !self.conservative && !self.affinity {
             // Whoever is gone is forgotten.
             prop_assert_eq!(self.balancer.remembered(), 0);
         }
@@ -361,7 +391,10 @@ fn flow(number: u32, protocol: Protocol) -> Flow {
 }
 
 fn check(protocol: Protocol, flow_bits: u8, steps: &[Step]) -> Result<History, TestCaseError> {
-    let mut history = History::new(protocol, flow_bits);
+    follow(History::new(protocol, flow_bits), steps)
+}
+
+fn follow(mut history: History, steps: &[Step]) -> Result<History, TestCaseError> {
     for step in steps {
         history.run(step)?;
     }
@@ -397,6 +430,19 @@ proptest! {
         let protocol = if udp { Protocol::Udp } else { Protocol::Tcp };
         let mut history = check(protocol, 3, &steps)?;
 
+        history.rest()?;
+        history.end();
+    }
+
+    /// However long it is silent.
+    #[test]
+    fn a_flow_of_a_pool_that_remembers_every_flow_keeps_its_backend_while_that_lives(
+        steps in steps(), udp in any::<bool>(), affinity in any::<bool>()
+    ) {
+        let protocol = if udp { Protocol::Udp } else { Protocol::Tcp };
+        let mut history = follow(History::forgetting_none(protocol, affinity), &steps)?;
+
+        prop_assert_eq!((history.broken, history.balancer.forgotten()), (0, 0));
         history.rest()?;
         history.end();
     }

@@ -175,6 +175,10 @@ impl Book {
                 slots.doubt(now);
             }
             slots.change(&owners, |id| living.contains(&id), now);
+            // Where every flow is remembered, those of backends that take no new ones need slots to be asked by.
+            if !asked || living.is_empty() {
+                slots.clear_if_nobody_owns_any();
+            }
             let mut table = Table {
                 slots,
                 shares: shares.clone(),
