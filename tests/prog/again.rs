@@ -68,9 +68,15 @@ impl Rig {
         out[26..30] == [203, 0, 113, 1] && out[36..38] == client.to_be_bytes()
     }
 
-    /// Flows remembered, which one sweep counts.
+    /// Flows remembered, which one sweep counts. None is of the other mode.
     fn remembered(&mut self) -> usize {
-        self.engine.sweep_at(now(), &Timeouts::default()).expect("sweeps").0
+        let (live, _) = self.engine.sweep_at(now(), &Timeouts::default()).expect("sweeps");
+        let (own, other) = match self.mode {
+            ForwardingMode::Local => (live.local, live.nat),
+            _ => (live.nat, live.local),
+        };
+        assert_eq!(other, 0, "{:?}", self.mode);
+        own
     }
 }
 

@@ -6,6 +6,7 @@ use lb_common::{Flow, Mac, TCP, wire_port};
 use lb_tests::packet::{FIN, OURS, Packet, ROUTER, SYN, csums_are_right, tcp, udp};
 use lb_tests::world::{LOOPBACK, World, backend, backend_mac, can_run_programs};
 use penstock::datapath::engine::{Config, Engine};
+use penstock::datapath::kernel::Translated;
 use penstock::model::l4::{ForwardingMode::*, Listener, Protocol::*};
 
 use crate::run::{Does, Drop, Pass, Send, count, run};
@@ -318,7 +319,7 @@ fn a_lease_spares_a_flow_the_look_at_its_state_and_ends_with_it() {
     let state = engine.kernel.translated(hash).expect("remembered").state;
     assert_eq!(state, state::SEEN | state::FIN, "what ends a flow is noted with it");
 
-    assert_eq!(forget(&mut engine), (0, 1));
+    assert_eq!(forget(&mut engine), (Translated::default(), 1));
     assert_eq!(lease::find(&engine.tables, hash), Lease(0));
     translated(&mut engine, "begins anew", &packet, node, "10.0.0.1:8080");
     assert!(engine.kernel.translated(hash).is_some());

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::State;
 use crate::datapath;
+use crate::datapath::kernel::Translated;
 use crate::model::health::{Finding, Unwell};
 use crate::model::l4::Listener;
 use crate::model::l7::{Action, L7, PathMatch};
@@ -340,7 +341,8 @@ fn fmt_datapath(f: &mut fmt::Formatter<'_>, datapath: &datapath::Status) -> fmt:
     let events = datapath.events.iter().map(|(name, count)| vec![(*name).to_owned(), count.to_string()]);
     section(f, "events", &["name", "times"], events)?;
     let (used, size) = datapath.flow_table;
-    writeln!(f, "\n{used} of {size} flows remembered, {} translated", datapath.nat_flows)
+    let Translated { nat, local } = datapath.translated_flows;
+    writeln!(f, "\n{used} of {size} flows remembered, {} translated ({local} to this host)", nat + local)
 }
 
 /// A titled table with aligned columns; nothing where there are no rows.

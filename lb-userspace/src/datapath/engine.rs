@@ -14,7 +14,7 @@ use lb_common::{BackendId, HashKey, Record, Verdict, backend, flows, lease};
 use super::Error;
 use super::explain;
 use super::held::Held;
-use super::kernel::{Kernel, Loaded, Ring};
+use super::kernel::{Kernel, Loaded, Ring, Translated};
 use super::memory::{Counters, Tables};
 use super::mmap;
 use super::pins::Pins;
@@ -257,12 +257,12 @@ impl Engine {
     }
 
     /// Removes translated flows that are over; returns how many remain and how many went.
-    pub fn sweep(&mut self, timeouts: &Timeouts) -> Result<(usize, usize), Error> {
+    pub fn sweep(&mut self, timeouts: &Timeouts) -> Result<(Translated, usize), Error> {
         self.sweep_at(now(), timeouts)
     }
 
     /// [`Engine::sweep`] at a time of the caller's.
-    pub fn sweep_at(&mut self, now: u32, timeouts: &Timeouts) -> Result<(usize, usize), Error> {
+    pub fn sweep_at(&mut self, now: u32, timeouts: &Timeouts) -> Result<(Translated, usize), Error> {
         let swept = self.kernel.sweep(now, timeouts)?;
         if !swept.hashes.is_empty() {
             // A packet that saw such a flow may still write its lease.

@@ -20,7 +20,7 @@ use aya::programs::xdp::XdpLink;
 use aya::programs::{ProgramError, SkLookup, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use lb_common::maps::{self, Program, at, row};
-use lb_common::nat::{Forward, Reverse, Timeouts};
+use lb_common::nat::{Forward, Reverse, Timeouts, state};
 use lb_common::{Addr, BackendId, HashKey};
 
 use super::Error;
@@ -275,7 +275,10 @@ impl Kernel {
             if timeouts.expired(now, forward.as_ref(), &reverse) {
                 over.push((key, forward.map(|_| reverse.forward_key)));
             } else {
-                swept.live += 1;
+                match reverse.state & state::LOCAL {
+                    0 => swept.live.nat += 1,
+                    _ => swept.live.local += 1,
+                }
                 swept.backends.insert(BackendId(reverse.backend));
             }
         }
@@ -334,11 +337,20 @@ impl Kernel {
     }
 }
 
+/// Translated flows, by mode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
+pub struct Translated {
+    /// To backends elsewhere, each with a port of ours.
+    pub nat: usize,
+    /// To backends on this host.
+    pub local: usize,
+}
+
 /// What a sweep through the translated flows found.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Swept {
     /// Flows that remain.
-    pub live: usize,
+    pub live: Translated,
     /// Flows that went.
     pub over: usize,
     /// Hashes of their clients' packets: they may have leases still.

@@ -192,14 +192,14 @@ impl Handle {
 
     /// Counters for Prometheus.
     pub fn metrics(&self) -> Vec<Metric> {
-        let nat_flows = self.shared.nat_flows();
-        status::metrics(&self.shared.engine(), &self.shared.interfaces(), nat_flows)
+        let translated = self.shared.translated();
+        status::metrics(&self.shared.engine(), &self.shared.interfaces(), translated)
     }
 
     /// State for `penstock status`.
     pub fn status(&self) -> Status {
-        let nat_flows = self.shared.nat_flows();
-        status::status(&self.shared.engine(), &self.shared.interfaces(), nat_flows)
+        let translated = self.shared.translated();
+        status::status(&self.shared.engine(), &self.shared.interfaces(), translated)
     }
 
     /// Begins to show packets; see [`capture`].

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use serde::Serialize;
 
 use super::engine::{Engine, Totals};
-use super::kernel::Attached;
+use super::kernel::{Attached, Translated};
 use super::want::{Place, Target};
 use crate::model::l4::{ForwardingMode, PoolId};
 use crate::model::report::{Metric, MetricKind, Sample};
@@ -23,7 +23,7 @@ pub struct Status {
     /// Pools behind them.
     pub pools: Vec<PoolStatus>,
     /// Translated flows remembered.
-    pub nat_flows: usize,
+    pub translated_flows: Translated,
     /// Flows in the flow table, and how many fit.
     pub flow_table: (usize, usize),
     /// What happened beside the verdicts, as far as it did.
@@ -89,7 +89,7 @@ pub struct BackendStatus {
 }
 
 /// Reads the status.
-pub fn status(engine: &Engine, interfaces: &BTreeMap<String, Attached>, nat_flows: usize) -> Status {
+pub fn status(engine: &Engine, interfaces: &BTreeMap<String, Attached>, translated: Translated) -> Status {
     let want = engine.want();
     let vips = want.vips.iter().map(|(place, target)| VipStatus {
         addr: SocketAddr::new(place.addr, place.port),
@@ -114,7 +114,7 @@ pub fn status(engine: &Engine, interfaces: &BTreeMap<String, Attached>, nat_flow
         },
         vips: vips.collect(),
         pools: want.pools.keys().map(|id| pool(engine, id)).collect(),
-        nat_flows,
+        translated_flows: translated,
         flow_table: engine.flow_table_use_lately(),
         events: happened.map(|(event, count)| (event.as_str(), count)).collect(),
         verdicts: counted.map(|(verdict, count)| (verdict.as_str(), count)).collect(),
@@ -169,7 +169,11 @@ fn pool(engine: &Engine, id: &PoolId) -> PoolStatus {
 }
 
 /// Reads the metrics.
-pub fn metrics(engine: &Engine, interfaces: &BTreeMap<String, Attached>, nat_flows: usize) -> Vec<Metric> {
+pub fn metrics(
+    engine: &Engine,
+    interfaces: &BTreeMap<String, Attached>,
+    translated: Translated,
+) -> Vec<Metric> {
     let want = engine.want();
     let mut packets = Vec::new();
     let mut bytes = Vec::new();
@@ -215,6 +219,7 @@ pub fn metrics(engine: &Engine, interfaces: &BTreeMap<String, Attached>, nat_flo
     let metric = |name, help, kind, samples| Metric { name, help, kind, samples };
     let gauge =
         |name, help, value: usize| metric(name, help, MetricKind::Gauge, vec![sample(vec![], value as u64)]);
+    let of_mode = |mode: ForwardingMode, flows: usize| sample(vec![("mode", mode.to_string())], flows as u64);
     vec![
         metric(
             "penstock_datapath_packets_total",
@@ -272,7 +277,15 @@ pub fn metrics(engine: &Engine, interfaces: &BTreeMap<String, Attached>, nat_flo
             "Seconds since the tables in the kernel were made, by whichever agent",
             engine.tables_age() as usize,
         ),
-        gauge("penstock_datapath_nat_flows", "Translated flows remembered", nat_flows),
+        metric(
+            "penstock_datapath_translated_flows",
+            "Translated flows remembered",
+            MetricKind::Gauge,
+            vec![
+                of_mode(ForwardingMode::Nat, translated.nat),
+                of_mode(ForwardingMode::Local, translated.local),
+            ],
+        ),
         gauge("penstock_datapath_vips", "VIPs in force", want.vips.len()),
         gauge(
             "penstock_datapath_backends",

@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -19,7 +18,7 @@ use super::engine::{Config, Engine, Start};
 use super::forwarding;
 use super::held::Held;
 use super::interfaces::{attach, slot, word};
-use super::kernel::Attached;
+use super::kernel::{Attached, Translated};
 use super::network::{Change, Interface, Netlink, View};
 use super::pins::Pins;
 use super::problems::{
@@ -47,7 +46,7 @@ pub struct Shared {
     engine: Mutex<Engine>,
     interfaces: Mutex<BTreeMap<String, Attached>>,
     problems: Mutex<Vec<Problem>>,
-    nat_flows: AtomicUsize,
+    translated: Mutex<Translated>,
 }
 
 /// The task behind a handle.
@@ -146,7 +145,7 @@ pub async fn start(
         engine: Mutex::new(engine),
         interfaces: Mutex::default(),
         problems: Mutex::default(),
-        nat_flows: AtomicUsize::new(0),
+        translated: Mutex::default(),
     });
     let mut worker = Worker {
         shared: Arc::clone(&shared),
@@ -478,7 +477,7 @@ impl Worker {
         let shared = Arc::clone(&self.shared);
         let swept = tokio::task::spawn_blocking(move || shared.engine().sweep(&Timeouts::default()));
         match swept.await {
-            Ok(Ok((live, _))) => self.shared.nat_flows.store(live, Ordering::Relaxed),
+            Ok(Ok((live, _))) => *self.shared.lock_translated() = live,
             Ok(Err(error)) => warn!(%error, "translated flows not swept"),
             Err(_) => {}
         }
@@ -514,8 +513,12 @@ impl Shared {
     }
 
     /// Translated flows at the last sweep.
-    pub fn nat_flows(&self) -> usize {
-        self.nat_flows.load(Ordering::Relaxed)
+    pub fn translated(&self) -> Translated {
+        *self.lock_translated()
+    }
+
+    fn lock_translated(&self) -> MutexGuard<'_, Translated> {
+        self.translated.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// See [`super::Handle::set_listeners`].
