@@ -129,6 +129,14 @@ struct RunArgs {
     /// /run/penstock]
     #[arg(long, value_name = "DIR", env = "PENSTOCK_RUN_DIR")]
     run_dir: Option<PathBuf>,
+    /// Where bodies are put that are to be held whole and are too long for memory [default: $TMPDIR,
+    /// else /tmp]
+    #[arg(long, value_name = "DIR", env = "PENSTOCK_TEMP_DIR")]
+    temp_dir: Option<PathBuf>,
+    /// How many MiB of them at most, all together; beyond, requests are answered 500 and responses
+    /// wait for their clients [default: 4096]
+    #[arg(long, value_name = "N", env = "PENSTOCK_TEMP_MEGABYTES")]
+    temp_megabytes: Option<u64>,
     #[command(flatten)]
     meaning: MeaningArgs,
 }
@@ -476,6 +484,8 @@ impl RunArgs {
             shutdown_grace_period: self.shutdown_grace_period,
             post_shutdown_grace_period: self.post_shutdown_grace_period,
             run_dir: self.run_dir,
+            temp_dir: self.temp_dir,
+            temp_megabytes: self.temp_megabytes,
             takeover: self.takeover,
             ..self.meaning.into_settings()
         }

@@ -58,6 +58,10 @@ pub struct Config {
     pub post_shutdown_grace: Duration,
     /// Where the socket for a successor is.
     pub run_dir: PathBuf,
+    /// Where bodies are put that are too long for memory.
+    pub temp_dir: PathBuf,
+    /// Most bytes of them.
+    pub temp_bytes: u64,
     /// Take over from the agent that runs.
     pub takeover: bool,
     /// The service manager's socket.
@@ -177,6 +181,8 @@ pub struct Settings {
     pub(crate) shutdown_grace_period: Option<u64>,
     pub(crate) post_shutdown_grace_period: Option<u64>,
     pub(crate) run_dir: Option<PathBuf>,
+    pub(crate) temp_dir: Option<PathBuf>,
+    pub(crate) temp_megabytes: Option<u64>,
     pub(crate) takeover: Option<bool>,
     pub(crate) publish_service: Option<String>,
     pub(crate) default_backend_service: Option<String>,
@@ -256,6 +262,8 @@ pub fn resolve(flags: Settings, file: Option<&Path>) -> Result<Config, Error> {
         shutdown_grace: Duration::from_secs(merged.shutdown_grace_period.unwrap_or(0)),
         post_shutdown_grace: Duration::from_secs(merged.post_shutdown_grace_period.unwrap_or(0)),
         run_dir: merged.run_dir.or_else(runtime_directory).unwrap_or_else(|| PathBuf::from(RUN_DIR)),
+        temp_dir: merged.temp_dir.unwrap_or_else(std::env::temp_dir),
+        temp_bytes: merged.temp_megabytes.unwrap_or(4096).saturating_mul(1 << 20),
         takeover: merged.takeover.unwrap_or(false),
         notify: std::env::var_os("NOTIFY_SOCKET").filter(|path| !path.is_empty()).map(PathBuf::from),
         command: std::env::args_os().collect(),
@@ -307,6 +315,8 @@ impl Settings {
             shutdown_grace_period,
             post_shutdown_grace_period,
             run_dir,
+            temp_dir,
+            temp_megabytes,
             takeover,
             publish_service,
             default_backend_service,
@@ -341,6 +351,8 @@ impl Settings {
             shutdown_grace_period: shutdown_grace_period.or(below.shutdown_grace_period),
             post_shutdown_grace_period: post_shutdown_grace_period.or(below.post_shutdown_grace_period),
             run_dir: run_dir.or(below.run_dir),
+            temp_dir: temp_dir.or(below.temp_dir),
+            temp_megabytes: temp_megabytes.or(below.temp_megabytes),
             takeover: takeover.or(below.takeover),
             publish_service: publish_service.or(below.publish_service),
             default_backend_service: default_backend_service.or(below.default_backend_service),

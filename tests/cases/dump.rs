@@ -10,8 +10,8 @@ use penstock::model::l4::{
 };
 use penstock::model::l7::log::{Format, Part};
 use penstock::model::l7::{
-    AccessLog, Action, Buffers, ClientAuth, Edge, FastCgi, Filters, L7, Location, PathMatch, Piece,
-    RedirectQuery, Server, SslRedirect, Template, UpstreamTls, VerifyClient,
+    AccessLog, Action, Buffers, ClientAuth, Edge, FastCgi, Filters, L7, Location, PathMatch, Piece, Rate,
+    ReadAhead, RedirectQuery, Server, SslRedirect, Template, UpstreamTls, VerifyClient,
 };
 use penstock::model::upstream::{Balance, Care, Ejection, Keepalive, Upstream};
 use penstock::translate::Translated;
@@ -287,9 +287,18 @@ fn filters_text(filters: &Filters) -> String {
             None => ", body unlimited".to_owned(),
         };
     }
-    let Buffers { head_bytes } = buffers;
+    let Buffers { head_bytes, request, response } = buffers;
     if *head_bytes != default.buffers.head_bytes {
         text += &format!(", response head up to {head_bytes}");
+    }
+    if let Some(bytes) = request {
+        text += &format!(", requests held with {bytes} in memory");
+    }
+    if let Some(ReadAhead { memory_bytes, file_bytes, rate }) = response {
+        text += &format!(", responses read ahead by {memory_bytes} and {file_bytes} on disk");
+        if let Some(Rate { bytes, after }) = rate {
+            text += &format!(", {bytes} a second after {after}");
+        }
     }
     if *protocol != default.protocol {
         text += &format!(", speaks {protocol:?}");

@@ -124,7 +124,13 @@ impl Rig {
         let dir = tempfile::tempdir().expect("a directory");
         let desired = watch::Sender::new(Arc::new(l7(backend, dir.path().join("access.log"))));
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
-        let options = Options { http: vec![any], https: vec![any], workers: 1, ticket_keys: None };
+        let options = Options {
+            http: vec![any],
+            https: vec![any],
+            workers: 1,
+            ticket_keys: None,
+            temp: Default::default(),
+        };
         let proxy = Proxy::bind(options).expect("bind");
         let running = proxy.start(desired.subscribe()).expect("start");
         let http = running.addrs().into_iter().find(|(listener, _)| *listener == Listener::Http);

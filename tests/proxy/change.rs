@@ -183,8 +183,13 @@ fn a_busy_connection_ends_by_an_answer_that_says_so() {
 #[test]
 fn a_second_proxy_on_the_same_address_is_refused() {
     let rig = Rig::with_workers(to(&[]), 2);
-    let options =
-        penstock::l7::Options { http: vec![rig.http], https: vec![], workers: 2, ticket_keys: None };
+    let options = penstock::l7::Options {
+        http: vec![rig.http],
+        https: vec![],
+        workers: 2,
+        ticket_keys: None,
+        temp: Default::default(),
+    };
 
     let refused = penstock::l7::Proxy::bind(options).err().expect("two proxies would share the clients");
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use penstock::l7::{Options, Proxy, Running, TicketKeys};
+use penstock::l7::{Options, Proxy, Running, Temp, TicketKeys};
 use penstock::model::ObjectName;
 use penstock::model::l4::Listener;
 use penstock::model::l7::{
@@ -33,18 +33,23 @@ impl Rig {
     }
 
     pub fn with_workers(l7: L7, workers: usize) -> Self {
-        Self::with(l7, workers, None)
+        Self::with(l7, workers, None, Temp::default())
+    }
+
+    /// With temporary files of its own.
+    pub fn with_temp(l7: L7, temp: Temp) -> Self {
+        Self::with(l7, 1, None, temp)
     }
 
     /// The successor of a proxy with these ticket keys.
     pub fn inheriting(l7: L7, ticket_keys: Option<TicketKeys>) -> Self {
-        Self::with(l7, 1, ticket_keys)
+        Self::with(l7, 1, ticket_keys, Temp::default())
     }
 
-    fn with(l7: L7, workers: usize, ticket_keys: Option<TicketKeys>) -> Self {
+    fn with(l7: L7, workers: usize, ticket_keys: Option<TicketKeys>, temp: Temp) -> Self {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
-        let proxy =
-            Proxy::bind(Options { http: vec![any], https: vec![any], workers, ticket_keys }).expect("bind");
+        let proxy = Proxy::bind(Options { http: vec![any], https: vec![any], workers, ticket_keys, temp })
+            .expect("bind");
         let desired = watch::Sender::new(Arc::new(l7));
         let running = proxy.start(desired.subscribe()).expect("start");
         let addr =
@@ -60,6 +65,13 @@ impl Rig {
 
     pub fn client(&self) -> Client {
         Client::connect(self.http)
+    }
+
+    /// A metric without labels, or the sum over them.
+    pub fn metric(&self, name: &str) -> f64 {
+        let metrics = self.running.metrics();
+        let metric = metrics.iter().find(|metric| metric.name == name).expect("a metric");
+        metric.samples.iter().map(|sample| sample.value).sum()
     }
 
     /// One request on a connection of its own.

@@ -77,6 +77,7 @@ async fn serve(config: Config) -> Result<(), StartError> {
         https: config.https.clone(),
         workers: config.workers,
         ticket_keys: before.ticket_keys(),
+        temp: l7::Temp { dir: config.temp_dir.clone(), bytes: config.temp_bytes },
     };
     let proxy = l7::Proxy::inherit(options_of_proxy, sockets)?;
     let taken = proxy.taken().clone();

@@ -1,11 +1,13 @@
 //! What a message travels on: a connection of its own, one stream of a shared HTTP/2 connection, or
-//! the records of FastCGI. Whoever moves messages sees HTTP/1.1 bytes in any case.
+//! the records of FastCGI, or bytes that wait here. Whoever moves messages sees HTTP/1.1 bytes in any case.
 
 use std::io::{self, IoSlice};
 use std::task::{Context, Poll};
 
+use super::ahead::Ahead;
 use super::fcgi;
 use super::h2::Stream;
+use super::hold::Replay;
 use super::socket::{Presence, Socket};
 
 /// One side of an exchange.
@@ -14,6 +16,10 @@ pub(super) enum Carrier<'a> {
     Stream(&'a Stream),
     /// Boxed: others should not pay for its size.
     Records(Box<fcgi::Request<'a>>),
+    /// A request body that was read whole; only read.
+    Replay(Replay<'a>),
+    /// A response between its endpoint and its client.
+    Ahead(&'a Ahead),
 }
 
 impl Carrier<'_> {
@@ -38,6 +44,7 @@ impl Carrier<'_> {
             Self::Socket(socket) => socket.poll_readable(cx),
             Self::Stream(stream) => stream.poll_readable(cx),
             Self::Records(request) => request.poll_readable(cx),
+            Self::Replay(_) | Self::Ahead(_) => Poll::Ready(Ok(())),
         }
     }
 
@@ -47,6 +54,8 @@ impl Carrier<'_> {
             Self::Socket(socket) => socket.poll_read(cx, into),
             Self::Stream(stream) => stream.poll_read(cx, into),
             Self::Records(request) => request.poll_read(cx, into),
+            Self::Replay(replay) => replay.poll_read(cx, into),
+            Self::Ahead(ahead) => ahead.poll_read(cx, into),
         }
     }
 
@@ -56,6 +65,8 @@ impl Carrier<'_> {
             Self::Socket(socket) => socket.poll_write(cx, parts),
             Self::Stream(stream) => stream.poll_write(cx, parts),
             Self::Records(request) => request.poll_write(cx, parts),
+            Self::Replay(_) => Poll::Ready(Err(io::ErrorKind::Unsupported.into())),
+            Self::Ahead(ahead) => ahead.poll_write(cx, parts),
         }
     }
 
@@ -65,6 +76,7 @@ impl Carrier<'_> {
             Self::Socket(socket) => socket.poll_flush(cx),
             Self::Stream(stream) => Poll::Ready(stream.flush()),
             Self::Records(request) => request.poll_flush(cx),
+            Self::Replay(_) | Self::Ahead(_) => Poll::Ready(Ok(())),
         }
     }
 
@@ -73,8 +85,8 @@ impl Carrier<'_> {
         match self {
             Self::Socket(socket) => socket.poll_presence(cx),
             Self::Stream(stream) => stream.poll_reset(cx).map(|()| Presence::Gone),
-            // No client speaks it.
-            Self::Records(_) => Poll::Pending,
+            // No client is any of these.
+            Self::Records(_) | Self::Replay(_) | Self::Ahead(_) => Poll::Pending,
         }
     }
 
@@ -85,13 +97,14 @@ impl Carrier<'_> {
             Self::Stream(stream) => Poll::Ready(stream.finish()),
             // Its records say where it ends.
             Self::Records(request) => request.poll_flush(cx),
+            Self::Replay(_) | Self::Ahead(_) => Poll::Ready(Ok(())),
         }
     }
 
     /// The other side said that it did nothing about the request.
     pub(super) fn was_refused(&self) -> bool {
         match self {
-            Self::Socket(_) => false,
+            Self::Socket(_) | Self::Replay(_) | Self::Ahead(_) => false,
             Self::Stream(stream) => stream.was_refused(),
             Self::Records(request) => request.was_refused(),
         }

@@ -259,10 +259,21 @@ impl Connection<'_, '_> {
                     Some(heads::Certificate { identity, whole })
                 });
                 let policy = policies.and_then(|policies| policies.request.as_ref());
-                heads::request(request, target.as_deref(), &self.client, certificate, id, policy, &mut head);
+                let speech = decision.route.speech();
+                // What is a conversation cannot be held.
+                let held = decision.route.filters.buffers.request;
+                let held = held.filter(|_| speech != Speech::Http2 && request.upgrade.is_none());
+                let mut sent = *request;
+                if held.is_some() {
+                    // Its length will be known, and told.
+                    sent.drop = sent.drop.with(sent.transfer_encoding);
+                }
+                heads::request(&sent, target.as_deref(), &self.client, certificate, id, policy, &mut head);
                 let params = self.params(&snapshot.router, decision.route, target.as_deref(), request, id);
                 let here = self.buf.bytes().get(request.len..).unwrap_or_default();
-                if is_idempotent && let Some(whole) = small(&body, here) {
+                if (is_idempotent || held.is_some())
+                    && let Some(whole) = small(&body, here)
+                {
                     // Kept with the head it can be sent again; a larger one goes past and is gone.
                     head.extend_from_slice(whole);
                     head_len += whole.len();
@@ -273,12 +284,13 @@ impl Connection<'_, '_> {
                     body: body.clone(),
                     version: request.version,
                     is_head: request.method == "HEAD",
-                    upgrades: request.upgrade.is_some() && decision.route.speech() == Speech::Http1,
+                    hold: held.filter(|_| !body.is_done()),
+                    upgrades: request.upgrade.is_some() && speech == Speech::Http1,
                     expects_continue: request.expects_continue && !body.is_done(),
                     terms: Terms {
                         upstream,
                         transport: decision.route.transport(self.client.scheme),
-                        speech: decision.route.speech(),
+                        speech,
                         connect: decision.route.filters.connect_timeout,
                         retry: decision.route.filters.retry,
                         is_idempotent,
@@ -383,10 +395,11 @@ impl Connection<'_, '_> {
                     Sent::Response { status, after: After::Keep } => (status, Left::Open),
                     Sent::Response { status, after: After::Close } => (status, Left::Finished),
                     Sent::Broken { status } => (status, Left::Broken),
-                    Sent::Nothing { status } => {
+                    Sent::Nothing { status, read } => {
                         // Nothing went to the client yet, so it can still be told what happened. What
-                        // is left of its body is unknown by now, so the connection ends.
-                        let keep = body.is_done();
+                        // is left of a body that was not read whole is unknown by now, so the
+                        // connection ends.
+                        let keep = body.is_done() || read;
                         let after = if keep { after } else { After::Close };
                         self.answer(&Answer::Status(status), is_head, version, after, Body::Length(0)).await
                     }

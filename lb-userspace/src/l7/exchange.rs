@@ -1,10 +1,13 @@
 //! One request and its response through an upstream: endpoint, connection, both bodies, retries.
 
+mod ahead;
+
 use std::future::poll_fn;
 use std::io;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use self::ahead::Output;
 use super::buffer::{BUFFER_BYTES, Buf, Scratch};
 use super::carrier::Carrier;
 use super::connection::{CLIENT_TIMEOUT, Connection};
@@ -13,12 +16,14 @@ use super::h1::chunked::Decoder;
 use super::h1::head::Lines;
 use super::h1::{Body, Response, Version};
 use super::heads::{self, After};
+use super::hold::{Held, Replay, hold};
 use super::metrics::Failure;
 use super::relay::{Broken, Coding, Leg, Waits};
 use super::snapshot::Snapshot;
 use super::timers::Due;
 use super::tunnel::{End, tunnel};
 use super::upstream::{Attempts, Lease, Next, Progress, Record, Terms};
+use crate::model::l7::ReadAhead;
 use crate::model::upstream::Protocol;
 
 /// Informational responses swallowed before the real one; more is not HTTP.
@@ -32,19 +37,22 @@ pub(super) struct Limits {
     max_body_bytes: Option<u64>,
     /// Longest head of a response.
     head_bytes: usize,
+    ahead: Option<ReadAhead>,
 }
 
 impl Limits {
     pub(super) fn of(filters: &crate::model::l7::Filters) -> Self {
+        let is_grpc = matches!(filters.protocol, Protocol::Grpc | Protocol::Grpcs);
         Self {
             send: filters.send_timeout,
             read: filters.read_timeout,
             max_body_bytes: filters.max_body_bytes,
             // Heads of gRPC come in frames, which have a limit of their own.
-            head_bytes: match filters.protocol {
-                Protocol::Grpc | Protocol::Grpcs => BUFFER_BYTES.max(filters.buffers.head_bytes),
-                _ => filters.buffers.head_bytes,
+            head_bytes: match is_grpc {
+                true => BUFFER_BYTES.max(filters.buffers.head_bytes),
+                false => filters.buffers.head_bytes,
             },
+            ahead: filters.buffers.response.filter(|_| !is_grpc),
         }
     }
 }
@@ -53,6 +61,8 @@ impl Limits {
 pub(super) struct Outgoing {
     pub(super) head: Scratch,
     pub(super) body: Body,
+    /// The body is read before an endpoint is chosen, so much of it into memory.
+    pub(super) hold: Option<usize>,
     pub(super) version: Version,
     pub(super) is_head: bool,
     pub(super) upgrades: bool,
@@ -69,8 +79,8 @@ pub(super) enum Sent {
     Response { status: u16, after: After },
     /// A part of one, or the client left.
     Broken { status: u16 },
-    /// Nothing yet; this status should be answered.
-    Nothing { status: u16 },
+    /// Nothing yet; this status should be answered. All of the request was read, or its end is unknown.
+    Nothing { status: u16, read: bool },
 }
 
 /// Why one attempt gave no response.
@@ -88,7 +98,7 @@ enum Failed {
 pub(super) async fn run(
     connection: &mut Connection<'_, '_>,
     snapshot: &Snapshot,
-    outgoing: Outgoing,
+    mut outgoing: Outgoing,
     limits: Limits,
     after: After,
     begun: Instant,
@@ -96,24 +106,50 @@ pub(super) async fn run(
     if outgoing.expects_continue && !connection.send(b"HTTP/1.1 100 Continue\r\n\r\n").await {
         return (Sent::Broken { status: 499 }, Record::default());
     }
+    let held = match outgoing.hold {
+        Some(in_memory) => {
+            match Box::pin(hold(connection, &outgoing.body, in_memory, limits.max_body_bytes)).await {
+                Ok(held) => Some(held),
+                Err(499) => return (Sent::Broken { status: 499 }, Record::default()),
+                Err(status) => return (Sent::Nothing { status, read: false }, Record::default()),
+            }
+        }
+        None => None,
+    };
+    if let Some(held) = &held {
+        if outgoing.body != Body::Length(held.len()) {
+            heads::add_length(held.len(), &mut outgoing.head);
+        }
+        outgoing.body = Body::Length(held.len());
+    }
+    let read = held.is_some();
     let mut attempts = Attempts::new(connection.worker, snapshot, outgoing.terms, begun);
     loop {
         let mut lease = match attempts.lease().await {
             Ok(lease) => lease,
-            Err(status) => return (Sent::Nothing { status }, attempts.ended(0)),
+            Err(status) => return (Sent::Nothing { status, read }, attempts.ended(0)),
         };
-        let next = match attempt(connection, &mut attempts, &mut lease, &outgoing, limits, after).await {
-            Ok(Through { sent, keep, bytes }) => {
+        let replay = held.as_ref().map(Held::replay);
+        let attempt = attempt(connection, &mut attempts, &mut lease, &outgoing, replay, limits, after);
+        let next = match attempt.await {
+            Ok(Through { sent, keep, bytes, rest }) => {
                 let record = attempts.ended(bytes);
                 if keep {
                     lease.keep(connection.worker, snapshot, outgoing.terms.upstream);
+                } else {
+                    drop(lease);
                 }
+                // The endpoint is done with, the client perhaps not.
+                let sent = match rest {
+                    Some(rest) => Box::pin(rest.send(connection)).await,
+                    None => sent,
+                };
                 return (sent, record);
             }
             Err(Failed::Client { status }) => {
                 let sent = match status {
                     499 => Sent::Broken { status },
-                    _ => Sent::Nothing { status },
+                    _ => Sent::Nothing { status, read },
                 };
                 return (sent, attempts.ended(0));
             }
@@ -121,7 +157,7 @@ pub(super) async fn run(
             Err(Failed::Upstream(failure, progress)) => attempts.failed(lease, failure, progress),
         };
         if let Next::Answer(status) = next {
-            return (Sent::Nothing { status }, attempts.ended(0));
+            return (Sent::Nothing { status, read }, attempts.ended(0));
         }
     }
 }
@@ -133,6 +169,8 @@ struct Through {
     keep: bool,
     /// Bytes of the response's body.
     bytes: u64,
+    /// All of it is here, and not yet with the client.
+    rest: Option<Box<Output>>,
 }
 
 /// The response, as far as it could be passed on.
@@ -141,6 +179,7 @@ async fn attempt(
     attempts: &mut Attempts<'_>,
     lease: &mut Lease,
     outgoing: &Outgoing,
+    replay: Option<Replay<'_>>,
     limits: Limits,
     after: After,
 ) -> Result<Through, Failed> {
@@ -152,6 +191,7 @@ async fn attempt(
         upstream: &upstream,
         upload: Leg::new(head, outgoing.body.clone(), Coding::Same, limits.max_body_bytes),
         upload_broken: false,
+        replay: replay.map(|replay| Box::new((Carrier::Replay(replay), Buf::default()))),
         buf: Buf::default(),
         informational: 0,
         outgoing,
@@ -159,12 +199,12 @@ async fn attempt(
         after,
     };
     let answered = exchange.response_head().await;
-    exchange.connection.tally.body_received = exchange.upload.body_written();
+    exchange.count_received();
     match answered? {
         Answered::Switched { head } => {
             attempts.answered(101);
             let (sent, bytes) = exchange.tunnel(head).await;
-            Ok(Through { sent, keep: false, bytes })
+            Ok(Through { sent, keep: false, bytes, rest: None })
         }
         Answered::Response(response) if attempts.rejects(response.status, exchange.progress()) => {
             Err(Failed::Rejected)
@@ -172,10 +212,17 @@ async fn attempt(
         Answered::Response(response) => {
             attempts.answered(response.status);
             let keep_upstream = response.keep_upstream;
-            let (sent, bytes) = exchange.relay(response).await;
+            let (sent, bytes, rest) = match exchange.ahead(&response) {
+                // Apart, so that others do not carry its size.
+                Some(limits) => Box::pin(exchange.relay_ahead(response, limits)).await,
+                None => {
+                    let (sent, bytes) = exchange.relay(response).await;
+                    (sent, bytes, None)
+                }
+            };
             let clean = exchange.upload.is_done() && exchange.buf.is_empty();
             let keep = keep_upstream && clean && matches!(sent, Sent::Response { .. });
-            Ok(Through { sent, keep, bytes })
+            Ok(Through { sent, keep, bytes, rest })
         }
     }
 }
@@ -187,6 +234,8 @@ struct Exchange<'e, 'w, 's, 'u> {
     upload: Leg,
     /// The upstream stopped taking the body; its response may still be good.
     upload_broken: bool,
+    /// Where the body comes from, if not from the client.
+    replay: Option<Box<(Carrier<'e>, Buf)>>,
     /// Bytes from the upstream.
     buf: Buf,
     informational: u32,
@@ -208,6 +257,8 @@ struct Ready {
     coding: Coding,
     after: After,
     keep_upstream: bool,
+    /// The upstream asks that it is not read ahead.
+    streams: bool,
 }
 
 impl Exchange<'_, '_, '_, '_> {
@@ -233,7 +284,7 @@ impl Exchange<'_, '_, '_, '_> {
                 }
                 Poll::Pending => {}
             }
-            let waits_for_upstream = self.upload.is_done() || self.upload_broken;
+            let waits_for_upstream = self.replay.is_some() || self.upload.is_done() || self.upload_broken;
             if waits_for_upstream && self.connection.poll_gone(cx) {
                 return Poll::Ready(Err(Failed::Client { status: 499 }));
             }
@@ -267,7 +318,7 @@ impl Exchange<'_, '_, '_, '_> {
 
     fn progress(&self) -> Progress {
         match () {
-            () if self.upload.body != self.outgoing.body => Progress::Consumed,
+            () if self.replay.is_none() && self.upload.body != self.outgoing.body => Progress::Consumed,
             () if self.upload.written == 0 || self.upstream.was_refused() => Progress::Unsent,
             () => Progress::Sent,
         }
@@ -279,14 +330,18 @@ impl Exchange<'_, '_, '_, '_> {
             return Poll::Ready(Ok(()));
         }
         let Connection { socket, buf, .. } = &mut *self.connection;
-        match self.upload.poll(cx, socket, buf, self.upstream) {
+        let (polled, lost) = match self.replay.as_deref_mut() {
+            Some((replay, buf)) => (self.upload.poll(cx, replay, buf, self.upstream), 500),
+            None => (self.upload.poll(cx, socket, buf, self.upstream), 499),
+        };
+        match polled {
             Poll::Pending => Poll::Pending,
             Poll::Ready(Ok(())) => Poll::Ready(Ok(())),
             Poll::Ready(Err(Broken::Receiver(_))) => {
                 self.upload_broken = true;
                 Poll::Ready(Ok(()))
             }
-            Poll::Ready(Err(Broken::Sender(_))) => Poll::Ready(Err(Failed::Client { status: 499 })),
+            Poll::Ready(Err(Broken::Sender(_))) => Poll::Ready(Err(Failed::Client { status: lost })),
             Poll::Ready(Err(Broken::Framing)) => Poll::Ready(Err(Failed::Client { status: 400 })),
             Poll::Ready(Err(Broken::TooLarge)) => Poll::Ready(Err(Failed::Client { status: 413 })),
         }
@@ -372,12 +427,20 @@ impl Exchange<'_, '_, '_, '_> {
         let Connection { client, dress, .. } = &*self.connection;
         heads::response(response, self.outgoing.version, client.scheme, after, dress, &mut head);
         let keep_upstream = response.persists && body != Body::UntilClose;
-        (Ready { status: response.status, head, body, coding, after, keep_upstream }, response.len)
+        let Response { status, streams, len, .. } = *response;
+        (Ready { status, head, body, coding, after, keep_upstream, streams }, len)
+    }
+
+    /// What was read before an endpoint was chosen is counted already.
+    fn count_received(&mut self) {
+        if self.replay.is_none() {
+            self.connection.tally.body_received = self.upload.body_written();
+        }
     }
 
     /// Passes the response on while the rest of the request may still go the other way.
     async fn relay(&mut self, ready: Ready) -> (Sent, u64) {
-        let Ready { status, head, body, coding, after, keep_upstream: _ } = ready;
+        let Ready { status, head, body, coding, after, keep_upstream: _, streams: _ } = ready;
         let mut download = Leg::new(head, body, coding, None);
         let mut due = self.connection.alarm.due(self.limits.read);
         let mut moved = 0;
@@ -410,19 +473,8 @@ impl Exchange<'_, '_, '_, '_> {
             self.connection.alarm.poll_due(cx, due).map(|()| Err(late()))
         })
         .await;
-        let tally = &mut self.connection.tally;
-        tally.body_received = self.upload.body_written();
-        tally.body_sent = download.body_written();
-        tally.head_sent = download.written - tally.body_sent;
-        let sent = match through {
-            Ok(()) => Sent::Response { status, after },
-            Err(Broken::Receiver(_)) => Sent::Broken { status: 499 },
-            Err(error) => {
-                tracing::debug!(%error, status, "response cut off by the upstream");
-                self.connection.worker.counters.borrow_mut().upstream_failure(Failure::CutOff);
-                Sent::Broken { status }
-            }
-        };
+        self.count_received();
+        let sent = account(self.connection, &download, through, status, after);
         (sent, download.body_written())
     }
 
@@ -438,6 +490,28 @@ impl Exchange<'_, '_, '_, '_> {
         tally.body_sent = moved.down - tally.head_sent;
         tally.body_received = moved.up;
         (Sent::Broken { status: 101 }, tally.body_sent)
+    }
+}
+
+/// What the client got of a response, counted.
+fn account(
+    connection: &mut Connection<'_, '_>,
+    download: &Leg,
+    through: Result<(), Broken>,
+    status: u16,
+    after: After,
+) -> Sent {
+    let tally = &mut connection.tally;
+    tally.body_sent = download.body_written();
+    tally.head_sent = download.written - tally.body_sent;
+    match through {
+        Ok(()) => Sent::Response { status, after },
+        Err(Broken::Receiver(_)) => Sent::Broken { status: 499 },
+        Err(error) => {
+            tracing::debug!(%error, status, "response cut off by the upstream");
+            connection.worker.counters.borrow_mut().upstream_failure(Failure::CutOff);
+            Sent::Broken { status }
+        }
     }
 }
 

@@ -86,6 +86,12 @@ pub(super) fn request(
     out.extend_from_slice(b"\r\n");
 }
 
+/// Tells the length of a body in a finished head that does not.
+pub(super) fn add_length(length: u64, head: &mut Vec<u8>) {
+    head.truncate(head.len().saturating_sub(2));
+    let _ = write!(head, "Content-Length: {length}\r\n\r\n");
+}
+
 /// What the upstream is told of a client's certificate; what the client itself said of it was dropped.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Certificate<'a> {

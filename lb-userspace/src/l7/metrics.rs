@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::route::{Labels, Router};
+use super::spill::Cause;
 use super::upstream::Attempt;
 use crate::model::report::{Metric, MetricKind, Sample};
 use crate::model::upstream::Condition;
@@ -208,6 +209,7 @@ pub(super) struct Counters {
     refused: HashMap<u16, u64>,
     failures: HashMap<Failure, u64>,
     refused_connections: HashMap<Refused, u64>,
+    spill_failures: HashMap<Cause, u64>,
     pub(super) passthrough: Passthrough,
     pub(super) accepted: u64,
     #[serde(skip)]
@@ -265,6 +267,11 @@ impl Counters {
         *self.refused_connections.entry(cause).or_default() += 1;
     }
 
+    /// A body that could not be put into a file.
+    pub(super) fn spill_failure(&mut self, cause: Cause) {
+        *self.spill_failures.entry(cause).or_default() += 1;
+    }
+
     pub(super) fn upstream_failure(&mut self, failure: Failure) {
         *self.failures.entry(failure).or_default() += 1;
     }
@@ -297,6 +304,9 @@ impl Counters {
         }
         for (cause, count) in &other.refused_connections {
             *self.refused_connections.entry(*cause).or_default() += count;
+        }
+        for (cause, count) in &other.spill_failures {
+            *self.spill_failures.entry(*cause).or_default() += count;
         }
         self.passthrough.connections += other.passthrough.connections;
         self.passthrough.up_bytes += other.passthrough.up_bytes;
@@ -438,6 +448,13 @@ impl Counters {
                 MetricKind::Counter,
                 "cause",
                 self.refused_connections.iter().map(|(cause, n)| (cause.as_str().to_owned(), *n)).collect(),
+            ),
+            labelled(
+                "penstock_l7_temp_file_failures_total",
+                "Bodies that could not be put into a temporary file, by cause.",
+                MetricKind::Counter,
+                "cause",
+                self.spill_failures.iter().map(|(cause, n)| (cause.as_str().to_owned(), *n)).collect(),
             ),
             counter(
                 "penstock_l7_passthrough_connections_total",

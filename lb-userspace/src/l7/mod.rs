@@ -5,6 +5,7 @@
 //! what comes, [`connection`] reads the head, [`filters`] decides (with [`route`]), [`exchange`] talks to an
 //! endpoint that [`upstream`] leases it, through [`relay`]. No Kubernetes, no aya.
 
+mod ahead;
 mod arrival;
 mod balance;
 mod buffer;
@@ -23,17 +24,20 @@ mod h1;
 mod h2;
 mod handshake;
 mod heads;
+mod hold;
 mod listen;
 mod log;
 mod metrics;
 mod passthrough;
 mod path;
+mod pipe;
 mod policy;
 mod proxy_protocol;
 mod relay;
 mod route;
 mod snapshot;
 mod socket;
+mod spill;
 mod subject;
 mod tickets;
 mod timers;
@@ -48,6 +52,7 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -59,7 +64,7 @@ pub use tickets::TicketKeys;
 use crate::model::health::Unwell;
 use crate::model::l4::Listener;
 use crate::model::l7::L7;
-use crate::model::report::Metric;
+use crate::model::report::{Metric, MetricKind, Sample};
 
 pub use listen::{Inherited, Place};
 pub use upstream::Dialer;
@@ -83,6 +88,24 @@ pub struct Options {
     pub workers: usize,
     /// Keys of an earlier process, so that its TLS sessions can be resumed; `None`: new ones.
     pub ticket_keys: Option<TicketKeys>,
+    /// Where bodies go that are to be held and are too long for memory.
+    pub temp: Temp,
+}
+
+/// Temporary files, all of them together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Temp {
+    /// Directory; made by somebody else.
+    pub dir: PathBuf,
+    /// Most bytes in them.
+    pub bytes: u64,
+}
+
+impl Default for Temp {
+    /// 4 GiB in `/tmp`.
+    fn default() -> Self {
+        Self { dir: PathBuf::from("/tmp"), bytes: 4 << 30 }
+    }
 }
 
 /// Why the proxy cannot start.
@@ -113,6 +136,7 @@ pub struct Proxy {
     workers: Vec<Vec<listen::Bound>>,
     tls: Arc<tls::Tls>,
     taken: BTreeSet<Place>,
+    spills: Arc<spill::Spills>,
 }
 
 /// Longest time that idle connections are left for their client's next request when everything is
@@ -133,7 +157,8 @@ impl Proxy {
         let before: BTreeSet<_> = sockets.iter().map(|inherited| inherited.place).collect();
         let workers = listen::bind(&options, sockets)?;
         let ours: BTreeSet<_> = workers.iter().flatten().map(|bound| bound.place).collect();
-        Ok(Self { workers, tls, taken: before.intersection(&ours).copied().collect() })
+        let spills = Arc::new(spill::Spills::new(options.temp));
+        Ok(Self { workers, tls, taken: before.intersection(&ours).copied().collect(), spills })
     }
 
     /// The places where sockets were inherited.
@@ -149,7 +174,7 @@ impl Proxy {
 
     /// Serves what `desired` says, from now on and after every change.
     pub fn start(self, desired: watch::Receiver<Arc<L7>>) -> Result<Running, Error> {
-        let Self { workers, tls, .. } = self;
+        let Self { workers, tls, spills, .. } = self;
         let mut addrs: Vec<_> =
             workers.iter().flatten().map(|bound| (bound.place.listener, bound.addr)).collect();
         addrs.sort();
@@ -168,7 +193,8 @@ impl Proxy {
         let of = workers.len();
         for (id, bound) in workers.into_iter().enumerate() {
             let seat = upstream::Seat { worker: id, of };
-            let (control, thread) = worker::spawn(seat, bound, &tls, published.clone(), outlet.clone())?;
+            let (published, outlet, spills) = (published.clone(), outlet.clone(), Arc::clone(&spills));
+            let (control, thread) = worker::spawn(seat, bound, &tls, published, outlet, spills)?;
             controls.push(control);
             threads.push(thread);
         }
@@ -180,6 +206,7 @@ impl Proxy {
             sockets: std::sync::Mutex::new(sockets),
             handed_over: Default::default(),
             log: Arc::new(log.into()),
+            spills,
         })
     }
 }
@@ -206,6 +233,7 @@ pub struct Running {
     /// Where that one accepts.
     handed_over: std::sync::Mutex<BTreeSet<Place>>,
     log: Arc<std::sync::Mutex<log::Writer>>,
+    spills: Arc<spill::Spills>,
 }
 
 impl Running {
@@ -231,6 +259,12 @@ impl Running {
     pub fn metrics(&self) -> Vec<Metric> {
         let mut report = self.total(worker::Control::Count).report(self.controls.len());
         report.push(self.log.lock().unwrap_or_else(PoisonError::into_inner).metric());
+        report.push(Metric {
+            name: "penstock_l7_temp_file_bytes",
+            help: "Bytes of bodies in temporary files.",
+            kind: MetricKind::Gauge,
+            samples: vec![Sample { suffix: "", labels: Vec::new(), value: self.spills.used() as f64 }],
+        });
         report
     }
 

@@ -1,7 +1,7 @@
 //! Moves one message from one connection to another: a head of ours, then the body as it arrives.
 //!
-//! At most one read buffer is held, and nothing is read while the other side does not take what
-//! was read: back-pressure is the absence of reading.
+//! At most one read buffer or pipe is held, and nothing is read while the other side does not take
+//! what was read: back-pressure is the absence of reading.
 
 use std::io::{self, IoSlice};
 use std::task::{Context, Poll, ready};
@@ -10,6 +10,11 @@ use super::buffer::{Buf, Scratch};
 use super::carrier::Carrier;
 use super::h1::Body;
 use super::h1::chunked::Piece;
+use super::pipe::Pipe;
+use super::socket::Socket;
+
+/// Shortest rest of a body that is worth a pipe: below, two read buffers move it in as many calls.
+const SPLICED: u64 = 64 * 1024;
 
 /// Why a body stopped short; says whose fault it is.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +65,10 @@ pub(super) struct Leg {
     /// Bytes read so far.
     pub(super) read: u64,
     pub(super) waits: Waits,
+    /// Most bytes of the body to be written by now, framing included.
+    pub(super) allowed: u64,
+    /// Bytes of the body that are in the kernel.
+    pipe: Option<Pipe>,
     done: bool,
 }
 
@@ -76,6 +85,8 @@ impl Leg {
             written: 0,
             read: 0,
             waits: Waits::ForReceiver,
+            allowed: u64::MAX,
+            pipe: None,
             done: false,
         }
     }
@@ -114,6 +125,11 @@ impl Leg {
                     self.take(buf)?;
                 }
             }
+            if let (Carrier::Socket(from), Carrier::Socket(to)) = (from, to)
+                && self.can_splice(buf, from, to)
+            {
+                ready!(self.poll_splice(cx, from, to))?;
+            }
             ready!(to.poll_flush(cx)).map_err(Broken::Receiver)?;
             if self.body.is_done() {
                 self.done = true;
@@ -128,6 +144,46 @@ impl Leg {
                 }
                 self.body = Body::Closed;
             }
+        }
+    }
+
+    /// The rest of the body is long, its length is known, and nobody has to see its bytes.
+    fn can_splice(&self, buf: &Buf, from: &Socket<'_>, to: &Socket<'_>) -> bool {
+        let is_long = matches!(self.body, Body::Length(left) if left >= SPLICED) || self.pipe.is_some();
+        is_long && buf.is_empty() && !from.is_tls() && !to.is_tls()
+    }
+
+    /// Has the kernel move the body. Ready where all of it is through, or without a pipe.
+    fn poll_splice(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &Socket<'_>,
+        to: &Socket<'_>,
+    ) -> Poll<Result<(), Broken>> {
+        let Body::Length(left) = &mut self.body else { return Poll::Ready(Ok(())) };
+        loop {
+            if let Some(pipe) = self.pipe.as_mut().filter(|pipe| pipe.held() > 0) {
+                self.waits = Waits::ForReceiver;
+                let n = ready!(to.poll_splice_to(cx, pipe)).map_err(Broken::Receiver)?;
+                if n == 0 {
+                    return Poll::Ready(Err(Broken::Receiver(io::ErrorKind::WriteZero.into())));
+                }
+                self.written += n as u64;
+                continue;
+            }
+            // An empty one is given back before anything is waited for.
+            let Some(mut pipe) = self.pipe.take().or_else(Pipe::take).filter(|_| *left > 0) else {
+                return Poll::Ready(Ok(()));
+            };
+            self.waits = Waits::ForSender;
+            let most = usize::try_from(*left).unwrap_or(usize::MAX);
+            let n = ready!(from.poll_splice_from(cx, &mut pipe, most)).map_err(Broken::Sender)?;
+            if n == 0 {
+                return Poll::Ready(Err(Broken::Sender(io::ErrorKind::UnexpectedEof.into())));
+            }
+            *left = left.saturating_sub(n as u64);
+            self.read += n as u64;
+            self.pipe = Some(pipe);
         }
     }
 
@@ -155,7 +211,12 @@ impl Leg {
     /// Writes head and body together while both are there: one system call for a small message.
     fn poll_write(&mut self, cx: &mut Context<'_>, buf: &mut Buf, to: &Carrier<'_>) -> Poll<io::Result<()>> {
         let head = self.head.get(self.head_sent..).unwrap_or_default();
-        let body = buf.bytes().get(..self.ready).unwrap_or_default();
+        let allowed = usize::try_from(self.allowed.saturating_sub(self.body_written())).unwrap_or(usize::MAX);
+        let body = buf.bytes().get(..self.ready.min(allowed)).unwrap_or_default();
+        if head.is_empty() && body.is_empty() {
+            // Whoever sets a pace looks again.
+            return Poll::Pending;
+        }
         let n = match (head.is_empty(), body.is_empty()) {
             (true, _) => ready!(to.poll_write(cx, &[IoSlice::new(body)]))?,
             (false, true) => ready!(to.poll_write(cx, &[IoSlice::new(head)]))?,

@@ -20,6 +20,7 @@ use tokio::net::tcp::{ReadHalf, WriteHalf};
 
 use super::buffer::Buf;
 use super::handshake::Handshake;
+use super::pipe::Pipe;
 
 /// A connection that is owned, with its TLS session if it has one: what a pool keeps.
 ///
@@ -233,6 +234,37 @@ impl Socket<'_> {
             }
         }
         Poll::Ready(Ok(()))
+    }
+
+    /// Has the kernel move up to `most` bytes into an empty pipe; 0 is the end. For plain connections.
+    pub(super) fn poll_splice_from(
+        &self,
+        cx: &mut Context<'_>,
+        pipe: &mut Pipe,
+        most: usize,
+    ) -> Poll<io::Result<usize>> {
+        let rd = self.rd.borrow();
+        let stream: &TcpStream = rd.as_ref();
+        loop {
+            ready!(stream.poll_read_ready(cx))?;
+            match stream.try_io(Interest::READABLE, || pipe.fill(stream.as_fd(), most)) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                moved => return Poll::Ready(moved),
+            }
+        }
+    }
+
+    /// Has the kernel move bytes on from a pipe that holds some. For plain connections.
+    pub(super) fn poll_splice_to(&self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<io::Result<usize>> {
+        let wr = self.wr.borrow();
+        let stream: &TcpStream = wr.as_ref();
+        loop {
+            ready!(stream.poll_write_ready(cx))?;
+            match stream.try_io(Interest::WRITABLE, || pipe.drain(stream.as_fd())) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                moved => return Poll::Ready(moved),
+            }
+        }
     }
 
     /// Runs the TLS handshake to its end; ready at once for a plain connection.

@@ -19,6 +19,7 @@ use super::log::{Journal, Outlet};
 use super::metrics::Counters;
 use super::route::Router;
 use super::snapshot::Current;
+use super::spill::Spills;
 use super::timers::Timers;
 use super::tls::Tls;
 use super::upstream::{Pool, Seat};
@@ -33,6 +34,8 @@ const SHED_SHARE: usize = 32;
 const SHED_PAUSE: Duration = Duration::from_secs(1);
 /// How often idle upstream connections are looked through.
 const SWEEP: Duration = Duration::from_secs(5);
+/// Threads of a worker that write and read temporary files.
+const BLOCKING_THREADS: usize = 4;
 /// Pause after a failed accept: out of descriptors, most likely.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -65,6 +68,7 @@ pub(super) struct Worker {
     pub(super) http2: h2::Connections,
     pub(super) counters: RefCell<Counters>,
     pub(super) journal: Journal,
+    pub(super) spills: Arc<Spills>,
     /// Port of the TLS listener.
     pub(super) https_port: u16,
     tls: Arc<Tls>,
@@ -88,9 +92,13 @@ pub(super) fn spawn(
     tls: &Arc<Tls>,
     published: watch::Receiver<Arc<Router>>,
     outlet: Outlet,
+    spills: Arc<Spills>,
 ) -> Result<(mpsc::UnboundedSender<Control>, JoinHandle<()>), Error> {
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Error::Worker)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(BLOCKING_THREADS)
+        .build()
+        .map_err(Error::Worker)?;
     let (control, controls) = mpsc::unbounded_channel();
     let tls = Arc::clone(tls);
     let thread = std::thread::Builder::new()
@@ -98,7 +106,7 @@ pub(super) fn spawn(
         .spawn(move || {
             let local = LocalSet::new();
             if let Err(error) =
-                runtime.block_on(local.run_until(run(seat, bound, tls, published, controls, outlet)))
+                runtime.block_on(local.run_until(run(seat, bound, tls, published, controls, outlet, spills)))
             {
                 tracing::error!(worker = seat.worker, %error, "worker could not start");
             }
@@ -114,6 +122,7 @@ async fn run(
     mut published: watch::Receiver<Arc<Router>>,
     mut controls: mpsc::UnboundedReceiver<Control>,
     outlet: Outlet,
+    spills: Arc<Spills>,
 ) -> io::Result<()> {
     let router = Arc::clone(&published.borrow_and_update());
     let https = bound.iter().find(|bound| bound.place.listener == Listener::Https);
@@ -125,6 +134,7 @@ async fn run(
         counters: RefCell::default(),
         https_port: https.map_or(443, |bound| bound.addr.port()),
         journal: Journal::new(outlet),
+        spills,
         tls,
         gate: Rc::default(),
         draining: Cell::new(false),

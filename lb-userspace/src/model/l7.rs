@@ -16,7 +16,7 @@ use std::time::Duration;
 use super::ObjectName;
 pub use super::upstream::{Keepalive, Protocol, Retry, Upstream, UpstreamName, UpstreamTls};
 
-pub use buffers::Buffers;
+pub use buffers::{Buffers, Rate, ReadAhead};
 pub use edge::{
     Cipher, CipherOrder, Ciphers, ClientAuth, ClientLimits, Demand, Edge, Group, ProxyProtocol, Resumption,
     SharedTicketKey, TlsPolicy, TlsVersions, Trust, UnknownName, VerifyClient,

@@ -33,6 +33,8 @@ pub(in crate::l7) struct Request<'h, 'b> {
     pub(in crate::l7) forwarded_for: LineSet,
     /// The client's own `X-Forwarded-Host` lines.
     pub(in crate::l7) forwarded_host: LineSet,
+    /// The line that says that the body comes in chunks.
+    pub(in crate::l7) transfer_encoding: LineSet,
     /// Header lines.
     pub(in crate::l7) block: Block<'h, 'b>,
     /// Lines that never go upstream: hop-by-hop, replaced by ours, spoofable or oddly named.
@@ -167,6 +169,7 @@ fn collect<'h, 'b>(
         request_id: None,
         forwarded_for: LineSet::default(),
         forwarded_host: LineSet::default(),
+        transfer_encoding: LineSet::default(),
         block,
         drop: LineSet::default(),
     };
@@ -191,6 +194,7 @@ fn collect<'h, 'b>(
             }
             Name::TransferEncoding => {
                 framing.transfer_encoding(value, version)?;
+                request.transfer_encoding.insert(i);
                 true
             }
             Name::Connection => {

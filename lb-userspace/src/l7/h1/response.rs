@@ -21,6 +21,8 @@ pub(in crate::l7) struct Response<'h, 'b> {
     pub(in crate::l7) upgrade: Option<&'b [u8]>,
     /// It brings a Date.
     pub(in crate::l7) dated: bool,
+    /// `X-Accel-Buffering: no`: it is not to be read ahead of its client.
+    pub(in crate::l7) streams: bool,
     /// Header lines.
     pub(in crate::l7) block: Block<'h, 'b>,
     /// Lines that never reach the client.
@@ -78,6 +80,7 @@ fn collect<'h, 'b>(
         persists: false,
         upgrade: None,
         dated: false,
+        streams: false,
         block,
         drop: LineSet::default(),
         hsts: LineSet::default(),
@@ -120,7 +123,11 @@ fn collect<'h, 'b>(
             // Orders to nginx itself; it hides them from clients.
             16 if is("x-accel-redirect") => false,
             15 if is("x-accel-expires") || is("x-accel-charset") => false,
-            17.. if is("x-accel-buffering") || is("x-accel-limit-rate") => false,
+            17 if is("x-accel-buffering") => {
+                response.streams = line.value.eq_ignore_ascii_case(b"no");
+                false
+            }
+            18 if is("x-accel-limit-rate") => false,
             _ => true,
         };
         if !kept {

@@ -1,6 +1,7 @@
 //! Annotations of one Ingress as typed values, and what is to be said about each.
 
 mod access;
+mod buffers;
 mod cors;
 mod fastcgi;
 mod policies;
@@ -280,7 +281,7 @@ fn honour(valid: &BTreeMap<&str, &str>, settings: &Settings, policy: &mut Policy
     policy.send_timeout = seconds("proxy-send-timeout");
     policy.read_timeout = seconds("proxy-read-timeout");
     policy.body_bytes = text("proxy-body-size").and_then(value::size);
-    policy.buffers = buffers(&text);
+    policy.buffers = buffers::read(&text);
     policy.protocol = text("backend-protocol").map_or(Protocol::Http, protocol);
     policy.retry = retry(&text, settings);
     policy.proxy_ssl = proxy_ssl(&text);
@@ -387,17 +388,6 @@ fn retry<'t>(text: &impl Fn(&str) -> Option<&'t str>, settings: &Settings) -> Re
         tries: text("proxy-next-upstream-tries").and_then(|text| text.parse().ok()).unwrap_or(default.tries),
         within: text("proxy-next-upstream-timeout").and_then(seconds).unwrap_or(default.within),
     }
-}
-
-/// A size of 0 says nothing, as an unset one.
-fn buffers<'t>(text: &impl Fn(&str) -> Option<&'t str>) -> Buffers {
-    let default = Buffers::default();
-    let bytes = |name: &str| {
-        let bytes = text(name).and_then(value::size).filter(|bytes| *bytes > 0)?;
-        Some(usize::try_from(bytes).unwrap_or(usize::MAX))
-    };
-    let head_bytes = bytes("proxy-buffer-size").unwrap_or(default.head_bytes);
-    Buffers { head_bytes: head_bytes.min(Buffers::HEAD_MAX) }
 }
 
 fn proxy_ssl<'t>(text: &impl Fn(&str) -> Option<&'t str>) -> Option<ProxySsl> {

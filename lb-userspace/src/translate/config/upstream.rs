@@ -12,16 +12,23 @@ use crate::model::upstream::{Condition, Keepalive};
 const KEYS: &[(&str, Value)] = &[
     ("allow-cross-namespace-resources", Bool),
     ("allowlist-source-range", Ranges),
+    ("client-body-buffer-size", Size),
     ("denylist-source-range", Ranges),
     ("global-allowed-response-headers", Text),
+    ("limit-rate", Int),
+    ("limit-rate-after", Int),
     ("load-balance", One(&["round_robin", "ewma", "least_requests"])),
     ("proxy-body-size", Size),
     ("proxy-buffer-size", Size),
+    ("proxy-buffering", One(&["on", "off"])),
+    ("proxy-buffers-number", Int),
     ("proxy-connect-timeout", Int),
+    ("proxy-max-temp-file-size", Size),
     ("proxy-next-upstream", Words(&Condition::WORDS)),
     ("proxy-next-upstream-timeout", Int),
     ("proxy-next-upstream-tries", Int),
     ("proxy-read-timeout", Int),
+    ("proxy-request-buffering", One(&["on", "off"])),
     ("proxy-send-timeout", Int),
     ("proxy-ssl-location-only", Bool),
     ("retry-non-idempotent", Bool),
@@ -47,6 +54,7 @@ pub(in crate::translate) struct Settings(BTreeMap<&'static str, String>);
 impl Settings {
     /// The error keeps what can be used beside a list that guards something and cannot be read.
     pub(super) fn read(keys: &mut Keys<'_>) -> Result<Self, Self> {
+        keys.without_effect(&["proxy-busy-buffers-size"]);
         let mut guards = true;
         let mut values = BTreeMap::new();
         for (key, form) in KEYS {

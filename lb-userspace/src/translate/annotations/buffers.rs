@@ -1,0 +1,39 @@
+//! What is held of a message: sizes and switches, and their defaults (reference 2.2).
+
+use std::num::NonZeroU64;
+
+use super::value;
+use crate::model::l7::{Buffers, Rate, ReadAhead};
+
+/// `client-body-buffer-size` where it is not set.
+const REQUEST_BYTES: usize = 8 * 1024;
+/// `proxy-buffers-number` where it is not set.
+const BUFFERS: usize = 4;
+/// `proxy-max-temp-file-size` where it is not set.
+const FILE_BYTES: u64 = 1 << 30;
+
+/// Of annotations and settings by name. A size of 0 says nothing, as an unset one, but for the file's.
+pub(super) fn read<'t>(text: &impl Fn(&str) -> Option<&'t str>) -> Buffers {
+    let size = |name: &str| text(name).and_then(value::size);
+    let bytes = |name: &str| {
+        size(name).filter(|bytes| *bytes > 0).map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX))
+    };
+    let is_on = |name: &str| text(name).is_some_and(|text| text.eq_ignore_ascii_case("on"));
+    let number = |name: &str| text(name).and_then(|text| text.parse::<u64>().ok());
+    let held = |bytes: usize| bytes.min(Buffers::MEMORY_MAX);
+    let head_bytes = bytes("proxy-buffer-size").unwrap_or(Buffers::default().head_bytes);
+    let buffers = number("proxy-buffers-number").filter(|number| *number > 0);
+    let buffers = buffers.map_or(BUFFERS, |number| usize::try_from(number).unwrap_or(usize::MAX));
+    let kilobytes = |name: &str| number(name).unwrap_or(0).saturating_mul(1024);
+    Buffers {
+        head_bytes: head_bytes.min(Buffers::HEAD_MAX),
+        request: is_on("proxy-request-buffering")
+            .then(|| held(bytes("client-body-buffer-size").unwrap_or(REQUEST_BYTES))),
+        response: is_on("proxy-buffering").then(|| ReadAhead {
+            memory_bytes: held(head_bytes.saturating_mul(buffers)),
+            file_bytes: size("proxy-max-temp-file-size").unwrap_or(FILE_BYTES),
+            rate: NonZeroU64::new(kilobytes("limit-rate"))
+                .map(|bytes| Rate { bytes, after: kilobytes("limit-rate-after") }),
+        }),
+    }
+}
