@@ -199,8 +199,12 @@ fn edge(edge: &Edge, out: &mut String) {
 
 /// Only what differs from the defaults.
 fn upstream_text(upstream: &Upstream) -> String {
-    let Upstream { endpoints: _, balance, care: Care { slow_start, ejection }, idle, check } = upstream;
+    let Upstream { endpoints: _, weights, balance, care: Care { slow_start, ejection }, idle, check } =
+        upstream;
     let mut text = String::new();
+    for (endpoint, weight) in weights {
+        text += &format!(", {endpoint} of weight {weight}");
+    }
     if *balance != Balance::default() {
         text += &format!(", balanced by {balance:?}");
     }

@@ -78,15 +78,16 @@ pub(super) struct UpstreamEntry {
 
 impl UpstreamEntry {
     fn new(name: &UpstreamName, upstream: &Upstream) -> Self {
-        let Upstream { endpoints, balance, care, idle, check } = upstream;
+        let Upstream { endpoints, weights, balance, care, idle, check } = upstream;
         let endpoints: Vec<_> = endpoints.iter().copied().collect();
+        let weights: Vec<_> = endpoints.iter().map(|addr| weights.get(addr).copied().unwrap_or(1)).collect();
         let key = match balance {
             Balance::Hash(key) | Balance::Subset { key, .. } => Some(key.clone()),
             Balance::RoundRobin | Balance::PeakEwma | Balance::LeastRequests => None,
         };
         Self {
             name: name.clone(),
-            rule: Rule::new(balance, &endpoints),
+            rule: Rule::new(balance, &endpoints, &weights),
             endpoints,
             key,
             care: *care,

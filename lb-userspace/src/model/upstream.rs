@@ -1,6 +1,6 @@
 //! What the proxy knows of an upstream and how it deals with it: endpoints, protocol, TLS, retries.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -18,6 +18,9 @@ pub struct UpstreamName(pub String);
 pub struct Upstream {
     /// Ready endpoints. Empty: 503.
     pub endpoints: BTreeSet<SocketAddr>,
+    /// Parts that endpoints get of the requests, beside those that are not named here and get 1. A key's
+    /// subset is drawn from evenly.
+    pub weights: BTreeMap<SocketAddr, u32>,
     /// How one of them is chosen.
     pub balance: Balance,
     /// How those are treated that are new or fail.

@@ -172,11 +172,18 @@ impl<'a> Upstreams<'a> {
         };
         let endpoints = self.slices.of(name, service_port, Protocol::Tcp, None, Use::Route);
         let ready = endpoints.iter().filter(|(_, endpoint)| endpoint.state == State::Ready);
-        let ready: BTreeSet<_> = ready.map(|(addr, _)| *addr).collect();
-        if !ready.is_empty() {
-            return Ok(Upstream { endpoints: ready, care: care(&service.metadata), ..Upstream::default() });
+        let weights: BTreeMap<_, _> =
+            ready.map(|(addr, endpoint)| (*addr, u32::from(endpoint.weight.0))).collect();
+        let taking: BTreeSet<_> =
+            weights.iter().filter(|(_, weight)| **weight > 0).map(|(addr, _)| *addr).collect();
+        if !taking.is_empty() {
+            let care = care(&service.metadata);
+            let weights = weights.into_iter().filter(|(_, weight)| *weight > 1).collect();
+            return Ok(Upstream { endpoints: taking, weights, care, ..Upstream::default() });
         }
-        let (message, fix) = if !endpoints.is_empty() {
+        let (message, fix) = if !weights.is_empty() {
+            (format!("all ready endpoints of Service {name} have weight 0"), String::new())
+        } else if !endpoints.is_empty() {
             (format!("no endpoint of Service {name} is ready"), String::new())
         } else if !self.slices.exist(name, None) {
             let fix = format!("write an EndpointSlice labelled kubernetes.io/service-name: {}", name.name);

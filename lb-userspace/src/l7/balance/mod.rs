@@ -13,6 +13,7 @@ mod random;
 mod ring;
 #[cfg(test)]
 mod simulation;
+mod turns;
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -21,6 +22,8 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use crate::model::upstream::{Balance, Care};
+
+use turns::Turns;
 
 pub(super) use endpoint::{Endpoint, Picked};
 pub(super) use random::Random;
@@ -35,11 +38,11 @@ const DRAWS: usize = 4;
 #[derive(Debug)]
 pub(super) enum Rule {
     /// One after the other.
-    RoundRobin,
+    RoundRobin(Turns),
     /// The faster of two, by time and by what they have to do.
-    PeakEwma,
+    PeakEwma(Turns),
     /// The less busy of two.
-    LeastRequests,
+    LeastRequests(Turns),
     /// By a hash of the request.
     Hash(Ring),
     /// Any of a few, by a hash of the request.
@@ -47,14 +50,24 @@ pub(super) enum Rule {
 }
 
 impl Rule {
-    /// That of a model.
-    pub(super) fn new(balance: &Balance, endpoints: &[SocketAddr]) -> Self {
+    /// That of a model; an endpoint without a weight has 1.
+    pub(super) fn new(balance: &Balance, endpoints: &[SocketAddr], weights: &[u32]) -> Self {
+        let turns = || Turns::new(endpoints.len(), weights);
+        let ring = || Ring::new(endpoints, weights);
         match balance {
-            Balance::RoundRobin => Self::RoundRobin,
-            Balance::PeakEwma => Self::PeakEwma,
-            Balance::LeastRequests => Self::LeastRequests,
-            Balance::Hash(_) => Self::Hash(Ring::new(endpoints)),
-            Balance::Subset { size, .. } => Self::Subset(Ring::new(endpoints), (*size).clamp(1, SUBSET_MAX)),
+            Balance::RoundRobin => Self::RoundRobin(turns()),
+            Balance::PeakEwma => Self::PeakEwma(turns()),
+            Balance::LeastRequests => Self::LeastRequests(turns()),
+            Balance::Hash(_) => Self::Hash(ring()),
+            Balance::Subset { size, .. } => Self::Subset(ring(), (*size).clamp(1, SUBSET_MAX)),
+        }
+    }
+
+    /// Turns of a round; 0 where nobody takes turns.
+    pub(super) fn round(&self) -> usize {
+        match self {
+            Self::RoundRobin(turns) | Self::PeakEwma(turns) | Self::LeastRequests(turns) => turns.len(),
+            Self::Hash(_) | Self::Subset(..) => 0,
         }
     }
 }
@@ -197,13 +210,10 @@ impl Endpoints {
         is_open: impl Fn(usize) -> bool,
     ) -> Option<usize> {
         match rule {
-            Rule::RoundRobin => self.in_turn(random, now, is_open),
-            Rule::PeakEwma => self.of_two(random, now, is_open, |endpoint| {
-                endpoint.latency(now) * f64::from(endpoint.outstanding() + 1)
-            }),
-            Rule::LeastRequests => {
-                self.of_two(random, now, is_open, |endpoint| f64::from(endpoint.outstanding() + 1))
-            }
+            Rule::RoundRobin(turns) => self.in_turn(turns, random, now, is_open),
+            Rule::PeakEwma(turns) => self
+                .of_two(turns, random, now, is_open, |endpoint, load| endpoint.latency(now) * (load + 1.0)),
+            Rule::LeastRequests(turns) => self.of_two(turns, random, now, is_open, |_, load| load + 1.0),
             Rule::Hash(ring) => ring.from(key).find(|&i| is_open(i)),
             Rule::Subset(ring, size) => {
                 let mut drawn = [0; SUBSET_MAX];
@@ -223,39 +233,50 @@ impl Endpoints {
         }
     }
 
-    fn in_turn(&self, random: &Random, now: Instant, is_open: impl Fn(usize) -> bool) -> Option<usize> {
-        let n = self.list.len();
-        let start = self.next.get().checked_rem(n)?;
-        let in_turn = (start..n).chain(0..start);
-        let takes_part =
-            |&i: &usize| is_open(i) && self.share(i, now).is_none_or(|share| random.unit() < share);
-        let chosen = in_turn.clone().find(takes_part).or_else(|| in_turn.clone().find(|&i| is_open(i)))?;
-        self.next.set(chosen + 1);
-        Some(chosen)
-    }
-
-    /// The cheaper of two that are drawn.
-    fn of_two(
+    fn in_turn(
         &self,
+        turns: &Turns,
         random: &Random,
         now: Instant,
         is_open: impl Fn(usize) -> bool,
-        cost: impl Fn(&Endpoint) -> f64,
     ) -> Option<usize> {
-        let n = self.list.len();
+        let n = turns.len();
+        let start = self.next.get().checked_rem(n)?;
+        let in_turn = (start..n).chain(0..start).filter_map(|turn| Some((turn, turns.of(turn)?)));
+        let takes_part = |&(_, i): &(usize, usize)| {
+            is_open(i) && self.share(i, now).is_none_or(|share| random.unit() < share)
+        };
+        let (turn, chosen) =
+            in_turn.clone().find(takes_part).or_else(|| in_turn.clone().find(|&(_, i)| is_open(i)))?;
+        self.next.set(turn + 1);
+        Some(chosen)
+    }
+
+    /// The cheaper of two that are drawn, by a cost of the endpoint and of its load: what runs there
+    /// for its weight. The first one drawn, where they cost the same.
+    fn of_two(
+        &self,
+        turns: &Turns,
+        random: &Random,
+        now: Instant,
+        is_open: impl Fn(usize) -> bool,
+        cost: impl Fn(&Endpoint, f64) -> f64,
+    ) -> Option<usize> {
+        let n = turns.len();
         let draw = |except: Option<usize>| {
-            let takes = |i: usize| Some(i) != except && is_open(i);
-            let drawn = (0..DRAWS).filter_map(|_| random.below(n)).find(|&i| takes(i));
+            let takes = |i: &usize| Some(*i) != except && is_open(*i);
+            let drawn = (0..DRAWS).filter_map(|_| turns.of(random.below(n)?)).find(takes);
             drawn.or_else(|| {
                 let start = random.below(n)?;
-                (start..n).chain(0..start).find(|&i| takes(i))
+                (start..n).chain(0..start).filter_map(|turn| turns.of(turn)).find(takes)
             })
         };
         let one = draw(None)?;
         let Some(other) = draw(Some(one)) else { return Some(one) };
         let cost = |i: usize| {
             let share = self.share(i, now).unwrap_or(1.0);
-            self.list.get(i).map_or(f64::INFINITY, |endpoint| cost(endpoint) / share)
+            let load = |endpoint: &Endpoint| f64::from(endpoint.outstanding()) / turns.weight(i);
+            self.list.get(i).map_or(f64::INFINITY, |endpoint| cost(endpoint, load(endpoint)) / share)
         };
         Some(if cost(other) < cost(one) { other } else { one })
     }

@@ -17,6 +17,10 @@ fn addrs(numbers: &BTreeSet<u8>) -> Vec<SocketAddr> {
     numbers.iter().copied().map(addr).collect()
 }
 
+fn in_turn(all: &[SocketAddr]) -> Rule {
+    Rule::new(&Balance::RoundRobin, all, &[])
+}
+
 fn fresh(all: &[SocketAddr], start: usize, now: Instant) -> Rc<Endpoints> {
     Rc::new(Endpoints::new(all, Care::default(), None, start, now))
 }
@@ -49,7 +53,7 @@ fn every_rule(all: &[SocketAddr]) -> [Rule; 5] {
         Balance::Hash(key()),
         Balance::Subset { key: key(), size: 3 },
     ]
-    .map(|balance| Rule::new(&balance, all))
+    .map(|balance| Rule::new(&balance, all, &[]))
 }
 
 /// How the endpoint of a request behaved, and how long after the one before it came.
@@ -80,7 +84,7 @@ proptest! {
         let mut asked: HashMap<SocketAddr, u32> = HashMap::new();
 
         for _ in 0..requests {
-            *asked.entry(pick(&endpoints, &Rule::RoundRobin, 0, &random, now).addr()).or_default() += 1;
+            *asked.entry(pick(&endpoints, &in_turn(&all), 0, &random, now).addr()).or_default() += 1;
         }
 
         let counts = || all.iter().filter(|addr| !unwell.contains(addr)).map(|addr| asked.get(addr).copied().unwrap_or(0));
@@ -98,10 +102,10 @@ proptest! {
             let all = addrs(&numbers);
             let next = Rc::new(Endpoints::new(&all, Care::default(), endpoints.as_deref(), 0, now));
             for _ in 0..requests {
-                pick(&next, &Rule::RoundRobin, 0, &random, now);
+                pick(&next, &in_turn(&all), 0, &random, now);
             }
 
-            let round: Vec<_> = all.iter().map(|_| pick(&next, &Rule::RoundRobin, 0, &random, now).addr()).collect();
+            let round: Vec<_> = all.iter().map(|_| pick(&next, &in_turn(&all), 0, &random, now).addr()).collect();
 
             prop_assert_eq!(round.iter().copied().collect::<BTreeSet<_>>(), all.into_iter().collect());
             endpoints = Some(next);
@@ -117,6 +121,7 @@ proptest! {
     ) {
         let (all, now, random) = (addrs(&numbers), Instant::now(), Random::new(seed));
         let endpoints = fresh(&all, 0, now);
+        let rule = Rule::new(&Balance::LeastRequests, &all, &[]);
         let busiest = busiest.index(all.len());
         let mut running = Vec::new();
         for (index, load) in loads.iter().take(all.len()).enumerate() {
@@ -125,7 +130,7 @@ proptest! {
         }
 
         for _ in 0..20 {
-            let picked = pick(&endpoints, &Rule::LeastRequests, 0, &random, now);
+            let picked = pick(&endpoints, &rule, 0, &random, now);
             prop_assert_ne!(picked.index(), busiest);
         }
     }
@@ -163,11 +168,12 @@ proptest! {
         let mut now = Instant::now();
         // Without ejection: the rule alone has to do it.
         let endpoints = patient(&all, now);
+        let rule = Rule::new(&Balance::PeakEwma, &all, &[]);
         let dead = dead.index(all.len());
         let mut failed: Option<Instant> = None;
         for gap in gaps {
             now += Duration::from_millis(gap);
-            let picked = pick(&endpoints, &Rule::PeakEwma, 0, &random, now);
+            let picked = pick(&endpoints, &rule, 0, &random, now);
             if picked.index() == dead {
                 let pause = failed.map(|failed| now - failed);
                 prop_assert!(pause.is_none_or(|pause| pause > Duration::from_secs(5)), "{pause:?}");
@@ -187,7 +193,7 @@ proptest! {
         seeds in any::<[u64; 2]>(),
     ) {
         let (all, now) = (addrs(&numbers), Instant::now());
-        let rule = Rule::new(&Balance::Hash(HashKey(Vec::new())), &all);
+        let rule = Rule::new(&Balance::Hash(HashKey(Vec::new())), &all, &[]);
         // Two workers with different pasts.
         let (one, other) = (fresh(&all, 0, now), fresh(&all, 3, now));
         let random = seeds.map(Random::new);
@@ -213,7 +219,7 @@ proptest! {
         seed in any::<u64>(),
     ) {
         let (all, now, random) = (addrs(&numbers), Instant::now(), Random::new(seed));
-        let rule = Rule::new(&Balance::Subset { key: HashKey(Vec::new()), size }, &all);
+        let rule = Rule::new(&Balance::Subset { key: HashKey(Vec::new()), size }, &all, &[]);
         let endpoints = fresh(&all, 0, now);
         for key in keys {
             let asked: BTreeSet<_> = (0..120).map(|_| pick(&endpoints, &rule, key, &random, now).addr()).collect();
@@ -250,7 +256,7 @@ proptest! {
         endpoints.set_unwell(|_| false);
         now += Care::default().ejection.longest;
 
-        let round: BTreeSet<_> = all.iter().map(|_| pick(&endpoints, &Rule::RoundRobin, 0, &random, now).addr()).collect();
+        let round: BTreeSet<_> = all.iter().map(|_| pick(&endpoints, &in_turn(&all), 0, &random, now).addr()).collect();
 
         prop_assert_eq!(round.len(), all.len());
     }

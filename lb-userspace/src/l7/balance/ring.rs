@@ -10,12 +10,16 @@ const PLACES: u64 = 160;
 pub(in crate::l7) struct Ring(Vec<(u64, usize)>);
 
 impl Ring {
-    /// The same for the same addresses, wherever it is made.
-    pub(super) fn new(endpoints: &[SocketAddr]) -> Self {
+    /// The same for the same addresses and weights, wherever it is made. The heaviest have all their
+    /// places, the others the first few of theirs, so the lighter one is, the rougher its part; one without a weight has 1.
+    pub(super) fn new(endpoints: &[SocketAddr], weights: &[u32]) -> Self {
+        let weight = |index: usize| weights.get(index).map_or(1, |weight| u64::from(*weight).max(1));
+        let heaviest = (0..endpoints.len()).map(weight).max().unwrap_or(1);
         let mut places = Vec::with_capacity(endpoints.len() * PLACES as usize);
         for (index, addr) in endpoints.iter().enumerate() {
             let name = hash(addr.to_string().as_bytes());
-            places.extend((0..PLACES).map(|place| (mix(name ^ mix(place + 1)), index)));
+            let of_it = (PLACES * weight(index) / heaviest).max(1);
+            places.extend((0..of_it).map(|place| (mix(name ^ mix(place + 1)), index)));
         }
         places.sort_unstable();
         Self(places)
@@ -69,7 +73,7 @@ mod tests {
             let all = endpoints(numbers);
             let gone = all[gone.index(all.len())];
             let left: Vec<_> = all.iter().copied().filter(|addr| *addr != gone).collect();
-            let (before, after) = (Ring::new(&all), Ring::new(&left));
+            let (before, after) = (Ring::new(&all, &[]), Ring::new(&left, &[]));
             for key in keys {
                 let was = owner(&before, &all, key).expect("an owner");
                 let is = owner(&after, &left, key).expect("an owner");
@@ -82,9 +86,24 @@ mod tests {
     }
 
     #[test]
+    fn shares_are_about_those_of_the_weights() {
+        let all = endpoints(0..4);
+        let ring = Ring::new(&all, &[4, 2, 1, 1]);
+        let mut counts = [0u32; 4];
+
+        for key in 0..80_000u64 {
+            counts[ring.from(mix(key)).next().expect("an owner")] += 1;
+        }
+
+        for (count, expected) in counts.iter().zip([40_000_f64, 20_000.0, 10_000.0, 10_000.0]) {
+            assert!((f64::from(*count) / expected - 1.0).abs() < 0.4, "{counts:?}");
+        }
+    }
+
+    #[test]
     fn shares_are_about_even() {
         let all = endpoints(0..10);
-        let ring = Ring::new(&all);
+        let ring = Ring::new(&all, &[]);
         let mut counts = [0u32; 10];
 
         for key in 0..100_000u64 {

@@ -39,7 +39,7 @@ fn addrs(n: usize) -> Vec<SocketAddr> {
 fn simulate(balance: &Balance, kinds: &[Kind], care: Care, requests: u64) -> Outcome {
     let start = Instant::now();
     let all = addrs(kinds.len());
-    let rule = Rule::new(balance, &all);
+    let rule = Rule::new(balance, &all, &[]);
     let endpoints = Rc::new(Endpoints::new(&all, care, None, 0, start));
     let random = Random::new(SEED);
     let mut outcome = Outcome { asked: vec![0; kinds.len()], median: 0, p99: 0, refused: 0, lost: 0 };
@@ -172,7 +172,7 @@ fn a_new_endpoint_starts_slowly_and_ends_equal() {
         let before = Rc::new(Endpoints::new(&addrs(9), care, None, 0, start));
         let all = addrs(10);
         let endpoints = Rc::new(Endpoints::new(&all, care, Some(&before), 0, start));
-        let rule = Rule::new(&balance, &all);
+        let rule = Rule::new(&balance, &all, &[]);
         let mut by_second = [0u32; 12];
         let mut running = std::collections::VecDeque::new();
 
@@ -197,7 +197,7 @@ fn an_endpoint_that_was_slow_is_asked_again() {
     let start = Instant::now();
     let random = Random::new(SEED);
     let all = addrs(2);
-    let rule = Rule::new(&Balance::PeakEwma, &all);
+    let rule = Rule::new(&Balance::PeakEwma, &all, &[]);
     let endpoints = Rc::new(Endpoints::new(&all, Care::default(), None, 0, start));
     let mut asked = 0;
 
@@ -217,7 +217,7 @@ fn the_unwell_are_passed_over_unless_most_are() {
     let start = Instant::now();
     let random = Random::new(SEED);
     let all = addrs(4);
-    let rule = Rule::new(&Balance::RoundRobin, &all);
+    let rule = Rule::new(&Balance::RoundRobin, &all, &[]);
     let endpoints = Rc::new(Endpoints::new(&all, Care::default(), None, 0, start));
     let asked = || -> BTreeSet<usize> {
         let pick = || endpoints.pick(&rule, 0, &Tried::default(), &random, start).expect("endpoints").index();
@@ -236,7 +236,7 @@ fn the_unwell_are_passed_over_unless_most_are() {
 fn workers_that_start_apart_share_evenly() {
     let all = addrs(10);
     let start = Instant::now();
-    let rule = Rule::new(&Balance::RoundRobin, &all);
+    let rule = Rule::new(&Balance::RoundRobin, &all, &[]);
     let mut asked = [0; 10];
     for worker in 0..5 {
         let endpoints = Rc::new(Endpoints::new(&all, Care::default(), None, worker * 10 / 5, start));
@@ -248,4 +248,38 @@ fn workers_that_start_apart_share_evenly() {
     }
 
     assert_eq!(asked, [6; 10]);
+}
+
+#[test]
+fn weights_are_the_parts_that_endpoints_get() {
+    let (all, start, random) = (addrs(4), Instant::now(), Random::new(SEED));
+    for balance in every_rule() {
+        let rule = Rule::new(&balance, &all, &[4, 2, 1, 1]);
+        let endpoints = Rc::new(Endpoints::new(&all, Care::default(), None, 0, start));
+        let mut asked = [0u32; 4];
+        let mut running = std::collections::VecDeque::new();
+
+        for ms in 0..16_000 {
+            let now = start + Duration::from_millis(ms);
+            let picked =
+                endpoints.pick(&rule, random.word(), &Tried::default(), &random, now).expect("endpoints");
+            asked[picked.index()] += 1;
+            running.push_back(picked);
+            if running.len() > 16 {
+                running.pop_front().expect("some").succeeded(Duration::from_millis(16), now);
+            }
+        }
+
+        let within = |count: u32, expected: f64, off: f64| (f64::from(count) / expected - 1.0).abs() <= off;
+        let off = match balance {
+            Balance::RoundRobin => 0.0,
+            Balance::PeakEwma | Balance::LeastRequests => 0.2,
+            Balance::Hash(_) => 0.3,
+            // Drawn from three of four: the heaviest is no more than one of them.
+            Balance::Subset { .. } => continue,
+        };
+        for (count, expected) in asked.into_iter().zip([8000.0, 4000.0, 2000.0, 2000.0]) {
+            assert!(within(count, expected, off), "{balance:?} {asked:?}");
+        }
+    }
 }

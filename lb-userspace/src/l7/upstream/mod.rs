@@ -58,7 +58,7 @@ impl Upstreams {
             .unwrap_or_default();
         let upstreams = entries.iter().map(|entry| {
             let before = known.get(&entry.name).map(|before| &***before);
-            let start = entry.endpoints.len() * seat.worker / seat.of.max(1);
+            let start = entry.rule.round() * seat.worker / seat.of.max(1);
             Rc::new(Endpoints::new(&entry.endpoints, entry.care, before, start, now))
         });
         Self(upstreams.collect())
