@@ -7,7 +7,7 @@ use lb_common::{HashKey, TCP, csum, wire_port};
 use lb_tests::packet::{ACK, OURS, Packet, ROUTER, SYN, csums_are_right, tcp, udp};
 use lb_tests::world::{KEY, LOOPBACK, World, backend, can_run_programs};
 use penstock::datapath::engine::Engine;
-use penstock::model::l4::{ForwardingMode::*, Protocol::*};
+use penstock::model::l4::{FiveTuple, ForwardingMode::*, Protocol::*};
 
 const CLIENT: &str = "198.51.100.7:40000";
 const CLIENT6: &str = "[2001:db8:2::7]:40000";
@@ -237,12 +237,16 @@ fn a_balancer_gives_datagrams_that_its_own_backend_does_not_know_to_the_other_ow
     let mut passed_on = 0;
     for port in 1024..1088 {
         let inner = udp(&format!("198.51.100.7:{port}"), vip);
+        let flow = FiveTuple { protocol: Udp, src: inner.src, dst: inner.dst };
+        let told = engine.explain(flow).verdict;
         let (action, sent) = run(&mut engine, &inner.bytes());
         if action == PASS {
             // The owner until now keeps the slot.
             assert_eq!(sent, delivered(&inner, HERE), "{port}");
+            assert_eq!(told, format!("forwarded-local to {HERE}"), "{port}");
             continue;
         }
+        assert_eq!(told, format!("passed-on to {ELSEWHERE}"), "{port}");
         // Whoever owned the slot may know the flow, but did not tell us of it.
         let expected = wrapped(0, &inner, Round::Second, other, here);
         assert_eq!(sent[42..], expected.bytes()[42..], "{port}");
@@ -252,6 +256,7 @@ fn a_balancer_gives_datagrams_that_its_own_backend_does_not_know_to_the_other_ow
         let back = wrapped(0, &inner, Round::Last, here, 0);
         assert_eq!(run(&mut engine, &back.bytes()), (PASS, delivered(&inner, HERE)), "{port}");
         assert_eq!(run(&mut engine, &inner.bytes()), (PASS, delivered(&inner, HERE)), "{port}");
+        assert_eq!(engine.explain(flow).verdict, format!("forwarded-local to {HERE}"), "{port}");
     }
     assert!((16..48).contains(&passed_on), "{passed_on}");
     assert_eq!(count(&engine, "passed-on"), passed_on);

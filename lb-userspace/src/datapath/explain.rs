@@ -132,6 +132,8 @@ pub(super) fn explain(
                 format!("{} to {to}", how.as_str())
             } else if id.0 == 0 {
                 format!("{verdict}: nobody serves it")
+            } else if balanced.verdict == Verdict::PassedOn {
+                format!("{verdict} to {}", backend_socket(tables, balanced.choice.other))
             } else {
                 format!("{verdict} to {}", backend_socket(tables, id))
             }
@@ -192,10 +194,11 @@ fn steering(tables: &Tables, book: &Book, balanced: &Balanced, now: u32) -> Vec<
     steps.push(step("next hop", next_hop(tables, choice.backend)));
     if choice.other.0 != 0 {
         let other = name(choice.other);
-        steps.push(step(
-            "second chance",
-            format!("a balancer that does not know the flow hands it to {other}"),
-        ));
+        let who = match balanced.verdict {
+            Verdict::PassedOn => "this host, while it does not know the flow,",
+            _ => "a balancer that does not know the flow",
+        };
+        steps.push(step("second chance", format!("{who} hands it to {other}")));
     }
     if record.rules.any(Rules::TRANSLATED) {
         steps.push(step("flow", "a flow seen before keeps its backend while that lives".to_owned()));

@@ -139,14 +139,20 @@ fn follow(
         let slot = table.slot(by);
         ((slot, tables.slot(table.base() + slot)), table.previous().map(|base| tables.slot(base + slot)))
     };
-    let verdict = match backend::Mode::from_number(backend::identity(&tables.backends, choice.backend).mode())
-    {
+    let mode = |id| backend::Mode::from_number(backend::identity(&tables.backends, id).mode());
+    let verdict = match mode(choice.backend) {
         _ if choice.backend.0 == 0 && record.rules.any(Rules::REJECT) => refusal(flow),
         _ if choice.backend.0 == 0 => Verdict::NoBackend,
         Some(backend::Mode::L2) => Verdict::ForwardedL2,
         Some(backend::Mode::Ipip) => Verdict::ForwardedIpip,
         Some(backend::Mode::Tunnel) => Verdict::ForwardedTunnel,
         Some(backend::Mode::Nat) => Verdict::ForwardedNat,
+        // Unless it is translated already: then it does not ask the slot.
+        Some(backend::Mode::Local)
+            if kind != Kind::Syn && mode(choice.other) == Some(backend::Mode::Tunnel) =>
+        {
+            Verdict::PassedOn
+        }
         Some(backend::Mode::Local) => Verdict::ForwardedLocal,
         None => Verdict::Corrupt,
     };
