@@ -1,11 +1,13 @@
 //! Policies of a location, a line each.
 
 use penstock::model::l7::Policies;
-use penstock::model::l7::policy::{Access, Cors, Header, RequestHeaders, ResponseHeaders};
+use penstock::model::l7::policy::{
+    Access, Auth, Basic, Cors, Header, RequestHeaders, ResponseHeaders, Satisfy,
+};
 
 /// In the order in which a request meets them.
 pub fn lines(policies: &Policies) -> Vec<String> {
-    let Policies { access, cors, request, response } = policies;
+    let Policies { access, auth, cors, request, response } = policies;
     let mut lines = Vec::new();
     if let Some(Cors { origins, methods, headers, credentials, expose, max_age }) = cors {
         lines.push(format!(
@@ -15,6 +17,16 @@ pub fn lines(policies: &Policies) -> Vec<String> {
     if let Some(Access { denied, allowed }) = access {
         let allowed = allowed.as_ref().map_or("all".to_owned(), |allowed| format!("[{allowed}]"));
         lines.push(format!("access to {allowed} but [{denied}]"));
+    }
+    if let Some(Auth { satisfy, basic }) = auth {
+        if *satisfy == Satisfy::Any {
+            lines.push("one of these is enough".to_owned());
+        }
+        lines.extend(basic.iter().map(|Basic { realm, users }| {
+            let each =
+                users.0.iter().map(|(user, kept)| format!("{} by {kept:?}", String::from_utf8_lossy(user)));
+            format!("password for {realm:?} of {}", each.collect::<Vec<_>>().join(", "))
+        }));
     }
     if let Some(RequestHeaders { host }) = request {
         lines.extend(host.iter().map(|host| format!("upstream gets Host: {host}")));

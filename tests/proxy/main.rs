@@ -2,6 +2,7 @@
 
 mod access_log;
 mod arrival;
+mod auth;
 mod bodies;
 mod buffers;
 mod change;

@@ -3,10 +3,12 @@
 
 use std::future::poll_fn;
 use std::io::IoSlice;
+use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use super::auth::Checks;
 use super::buffer::{Buf, Scratch};
 use super::carrier::Carrier;
 use super::exchange::{self, Outgoing, Sent};
@@ -18,7 +20,7 @@ use super::h2;
 use super::heads::{self, After, Client};
 use super::log::{self, End, Place, Subject, Tally};
 use super::metrics::Method;
-use super::policy::{Dress, Headers};
+use super::policy::{self, Dress, Headers};
 use super::route::{Route, Router};
 use super::snapshot::Snapshot;
 use super::socket::{Link, Presence};
@@ -250,10 +252,14 @@ impl Connection<'_, '_> {
         let fresh = self.worker.request_id();
         let id = request.request_id.unwrap_or(&fresh);
         let line = self.begin_line(&snapshot.router, &decision, request, id);
+        let policy = decision.route.filters.policies.as_ref().filter(|_| decision.next.lets_in());
+        let checks = Checks::of(policy, &asked);
         let step = match decision.next {
             Next::Answer(answer) => Step::Answer(answer),
             Next::Proxy { upstream, target } => {
                 let mut head = Scratch::take();
+                let kept_back = policies.map(|policies| policy::kept_back(policies, &request.block));
+                let request = &Request { drop: request.drop.with(kept_back.unwrap_or_default()), ..*request };
                 let certificate = self.client.session.identity().and_then(|identity| {
                     let whole = decision.site.passes_certificate()?;
                     Some(heads::Certificate { identity, whole })
@@ -307,6 +313,7 @@ impl Connection<'_, '_> {
             version: request.version,
             after: if request.persists && !is_last { After::Keep } else { After::Close },
             body,
+            checks,
             step,
             dress: Dress::of(policies, &asked.headers),
             route: decision.route.id,
@@ -375,13 +382,19 @@ impl Connection<'_, '_> {
     async fn carry_out(&mut self, plan: Plan, started: Instant) -> Left {
         self.requests += 1;
         self.buf.consume(plan.head_len);
-        let Plan { method, is_head, version, after, body, step, dress, .. } = plan;
+        let Plan { method, is_head, version, after, body, checks, mut step, dress, .. } = plan;
         let Plan { route, filters, snapshot, .. } = plan;
         (self.tally, self.dress) = (Tally::default(), dress);
         let mut record = Record::default();
-        // A policy that has to wait for somebody (a password to hash, another service to ask) does so here:
-        // with the step at hand, before anything goes upstream.
+        // What has to wait for somebody does so here: with the step at hand, before anything goes upstream.
+        let mut begun = started;
+        if let Some(checks) = checks {
+            // Apart, so that others do not carry its size.
+            step = Box::pin(self.check(&checks, step)).await;
+            begun = Instant::now();
+        }
         let (status, left) = match step {
+            Step::Nothing => (499, Left::Broken),
             // A target that cannot be understood says little for what follows it, and who is not
             // taken here has to shake hands anew.
             Step::Answer(answer @ Answer::Status(400 | 421)) => {
@@ -390,7 +403,7 @@ impl Connection<'_, '_> {
             Step::Answer(answer) => self.answer(&answer, is_head, version, after, body).await,
             Step::Exchange(outgoing) => {
                 let sent;
-                (sent, record) = exchange::run(self, &snapshot, outgoing, filters, after, started).await;
+                (sent, record) = exchange::run(self, &snapshot, outgoing, filters, after, begun).await;
                 match sent {
                     Sent::Response { status, after: After::Keep } => (status, Left::Open),
                     Sent::Response { status, after: After::Close } => (status, Left::Finished),
@@ -419,6 +432,26 @@ impl Connection<'_, '_> {
             self.end_line(&snapshot.router, &line, &end);
         }
         left
+    }
+
+    /// Has the client show what its location asks for; the step that follows.
+    async fn check(&mut self, checks: &Checks, step: Step) -> Step {
+        let mut dress = std::mem::take(&mut self.dress);
+        let outcome = {
+            let mut made = pin!(checks.make(self.worker, &mut dress));
+            poll_fn(|cx| match made.as_mut().poll(cx) {
+                Poll::Ready(outcome) => Poll::Ready(Some(outcome)),
+                Poll::Pending if self.poll_gone(cx) => Poll::Ready(None),
+                Poll::Pending => Poll::Pending,
+            })
+            .await
+        };
+        self.dress = dress;
+        match outcome {
+            Some(None) => step,
+            Some(Some(answer)) => Step::Answer(answer),
+            None => Step::Nothing,
+        }
     }
 
     /// Sends a response of our own, and reads over the request's body where all of it is here.
@@ -561,6 +594,7 @@ struct Plan {
     version: Version,
     after: After,
     body: Body,
+    checks: Option<Box<Checks>>,
     step: Step,
     dress: Dress,
     route: usize,
@@ -570,6 +604,8 @@ struct Plan {
 }
 
 enum Step {
+    /// The client is gone.
+    Nothing,
     Answer(Answer),
     Exchange(Outgoing),
 }

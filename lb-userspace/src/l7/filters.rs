@@ -81,6 +81,14 @@ pub(super) enum Next {
     Answer(Answer),
 }
 
+impl Next {
+    /// The client gets what the location holds, or hears that it holds nothing: first it has to show what the
+    /// location asks for. Everything else is told to anybody.
+    pub(super) fn lets_in(&self) -> bool {
+        matches!(self, Self::Proxy { .. } | Self::Answer(Answer::Status(404)))
+    }
+}
+
 /// A response of our own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Answer {
@@ -187,7 +195,9 @@ fn filter(router: &Router, route: &Route, asked: &Asked<'_>, path: &[u8], query:
     };
     let ready = |&i: &usize| router.upstreams.get(i).is_some_and(|u| !u.endpoints.is_empty());
     let Some(upstream) = upstream.filter(ready) else {
-        return Next::Answer(Answer::Status(without));
+        let refused =
+            policies.filter(|_| without == 404).and_then(|policies| policy::refuse(policies, asked));
+        return Next::Answer(refused.unwrap_or(Answer::Status(without)));
     };
     match policies.and_then(|policies| policy::refuse(policies, asked)) {
         Some(answer) => Next::Answer(answer),

@@ -139,6 +139,24 @@ impl Refused {
     }
 }
 
+/// Why a client was not let in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub(super) enum Denied {
+    /// No password, or not the right one.
+    Password,
+    /// Too many passwords are being checked.
+    Busy,
+}
+
+impl Denied {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Password => "password",
+            Self::Busy => "busy",
+        }
+    }
+}
+
 /// TLS that was handed on unopened.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub(super) struct Passthrough {
@@ -210,6 +228,7 @@ pub(super) struct Counters {
     failures: HashMap<Failure, u64>,
     refused_connections: HashMap<Refused, u64>,
     spill_failures: HashMap<Cause, u64>,
+    denied: HashMap<Denied, u64>,
     pub(super) passthrough: Passthrough,
     pub(super) accepted: u64,
     #[serde(skip)]
@@ -272,6 +291,11 @@ impl Counters {
         *self.spill_failures.entry(cause).or_default() += 1;
     }
 
+    /// A request whose client was not let in.
+    pub(super) fn denied(&mut self, cause: Denied) {
+        *self.denied.entry(cause).or_default() += 1;
+    }
+
     pub(super) fn upstream_failure(&mut self, failure: Failure) {
         *self.failures.entry(failure).or_default() += 1;
     }
@@ -307,6 +331,9 @@ impl Counters {
         }
         for (cause, count) in &other.spill_failures {
             *self.spill_failures.entry(*cause).or_default() += count;
+        }
+        for (cause, count) in &other.denied {
+            *self.denied.entry(*cause).or_default() += count;
         }
         self.passthrough.connections += other.passthrough.connections;
         self.passthrough.up_bytes += other.passthrough.up_bytes;
@@ -455,6 +482,13 @@ impl Counters {
                 MetricKind::Counter,
                 "cause",
                 self.spill_failures.iter().map(|(cause, n)| (cause.as_str().to_owned(), *n)).collect(),
+            ),
+            labelled(
+                "penstock_l7_denied_requests_total",
+                "Requests whose client was not let in, by cause.",
+                MetricKind::Counter,
+                "cause",
+                self.denied.iter().map(|(cause, n)| (cause.as_str().to_owned(), *n)).collect(),
             ),
             counter(
                 "penstock_l7_passthrough_connections_total",

@@ -7,6 +7,7 @@
 
 mod ahead;
 mod arrival;
+mod auth;
 mod balance;
 mod buffer;
 mod calendar;
@@ -14,6 +15,7 @@ mod carrier;
 mod client_auth;
 mod client_hello;
 mod connection;
+mod credentials;
 mod exchange;
 pub mod explain;
 mod fcgi;
@@ -189,12 +191,15 @@ impl Proxy {
                 .map_err(Error::Worker)?,
         ];
         let (outlet, log) = log::start().map_err(Error::Worker)?;
+        let (hashing, hashers) = auth::start(workers.len()).map_err(Error::Worker)?;
+        threads.extend(hashers);
+        let shared = worker::Shared { outlet, spills: Arc::clone(&spills), hashing };
         let mut controls = Vec::with_capacity(workers.len());
         let of = workers.len();
         for (id, bound) in workers.into_iter().enumerate() {
             let seat = upstream::Seat { worker: id, of };
-            let (published, outlet, spills) = (published.clone(), outlet.clone(), Arc::clone(&spills));
-            let (control, thread) = worker::spawn(seat, bound, &tls, published, outlet, spills)?;
+            let (published, shared) = (published.clone(), shared.clone());
+            let (control, thread) = worker::spawn(seat, bound, &tls, published, shared)?;
             controls.push(control);
             threads.push(thread);
         }

@@ -12,6 +12,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::LocalSet;
 
+use super::auth::{Doorman, Hashing};
 use super::balance::Random;
 use super::gate::{Entry, Gate};
 use super::listen::{Bound, Place};
@@ -69,6 +70,7 @@ pub(super) struct Worker {
     pub(super) counters: RefCell<Counters>,
     pub(super) journal: Journal,
     pub(super) spills: Arc<Spills>,
+    pub(super) doorman: Doorman,
     /// Port of the TLS listener.
     pub(super) https_port: u16,
     tls: Arc<Tls>,
@@ -85,14 +87,21 @@ pub(super) struct Worker {
     pub(super) random: Random,
 }
 
+/// What workers have together beside the snapshot.
+#[derive(Clone)]
+pub(super) struct Shared {
+    pub(super) outlet: Outlet,
+    pub(super) spills: Arc<Spills>,
+    pub(super) hashing: Hashing,
+}
+
 /// Starts a worker's thread.
 pub(super) fn spawn(
     seat: Seat,
     bound: Vec<Bound>,
     tls: &Arc<Tls>,
     published: watch::Receiver<Arc<Router>>,
-    outlet: Outlet,
-    spills: Arc<Spills>,
+    shared: Shared,
 ) -> Result<(mpsc::UnboundedSender<Control>, JoinHandle<()>), Error> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -106,7 +115,7 @@ pub(super) fn spawn(
         .spawn(move || {
             let local = LocalSet::new();
             if let Err(error) =
-                runtime.block_on(local.run_until(run(seat, bound, tls, published, controls, outlet, spills)))
+                runtime.block_on(local.run_until(run(seat, bound, tls, published, controls, shared)))
             {
                 tracing::error!(worker = seat.worker, %error, "worker could not start");
             }
@@ -121,8 +130,7 @@ async fn run(
     tls: Arc<Tls>,
     mut published: watch::Receiver<Arc<Router>>,
     mut controls: mpsc::UnboundedReceiver<Control>,
-    outlet: Outlet,
-    spills: Arc<Spills>,
+    shared: Shared,
 ) -> io::Result<()> {
     let router = Arc::clone(&published.borrow_and_update());
     let https = bound.iter().find(|bound| bound.place.listener == Listener::Https);
@@ -133,8 +141,9 @@ async fn run(
         http2: h2::Connections::default(),
         counters: RefCell::default(),
         https_port: https.map_or(443, |bound| bound.addr.port()),
-        journal: Journal::new(outlet),
-        spills,
+        journal: Journal::new(shared.outlet),
+        spills: shared.spills,
+        doorman: Doorman::new(shared.hashing),
         tls,
         gate: Rc::default(),
         draining: Cell::new(false),

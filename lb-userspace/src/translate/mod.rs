@@ -20,6 +20,7 @@ mod modes;
 mod names;
 mod nodes;
 mod ours;
+mod passwords;
 mod routes;
 mod services;
 mod upstream_tls;

@@ -65,7 +65,7 @@ fn location(draft: Draft, regex: bool, tls: bool, findings: &mut Findings) -> Lo
         } else {
             SslRedirect::Never
         },
-        ..filters(&policy)
+        ..filters(&policy, &path)
     };
     if action == Action::DefaultBackend {
         // It is of another author, who did not say what it speaks.
@@ -145,7 +145,7 @@ fn location(draft: Draft, regex: bool, tls: bool, findings: &mut Findings) -> Lo
     Location { path: matched, path_label: path, ingress, service, action, filters }
 }
 
-fn filters(policy: &Policy) -> Filters {
+fn filters(policy: &Policy, path: &str) -> Filters {
     let default = Filters::default();
     Filters {
         connect_timeout: policy.connect_timeout.unwrap_or(default.connect_timeout),
@@ -161,7 +161,7 @@ fn filters(policy: &Policy) -> Filters {
         retry: policy.retry,
         buffers: policy.buffers,
         logged: policy.logged,
-        policies: policy.policies.clone(),
+        policies: policy.policies_at(path),
         ..default
     }
 }

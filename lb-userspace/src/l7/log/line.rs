@@ -8,15 +8,16 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::super::buffer::Scratch;
+use super::super::credentials::Credentials;
 use super::super::filters::Scheme;
 use super::super::h1::{Request, Version};
 use super::super::heads::Client;
 use super::super::path;
 use super::super::route::{Route, bare_host};
 use super::super::upstream::{Attempt, Record};
+use super::Tally;
 use super::escape::{absent, value};
 use super::stamp::Stamp;
-use super::{Tally, basic};
 use crate::model::l7::fastcgi::DOCUMENT_ROOT;
 use crate::model::l7::log::{Early, Escape, Format, Late, Part};
 
@@ -264,8 +265,8 @@ fn argument<'q>(query: &'q [u8], name: &str) -> Option<&'q [u8]> {
 
 fn user(request: Option<&Request<'_, '_>>, escape: Escape, out: &mut Vec<u8>) {
     let authorization = request.and_then(|request| request.headers("authorization").next());
-    match authorization.and_then(basic::user) {
-        Some(user) => value(&user, escape, out),
+    match authorization.and_then(Credentials::read) {
+        Some(Credentials { user, .. }) => value(&user, escape, out),
         None => absent(escape, out),
     }
 }

@@ -1,7 +1,6 @@
 //! The access log (reference 3): a line is begun when its request is decided, ended with its
 //! response, collected by the worker and written by a thread of its own.
 
-mod basic;
 mod escape;
 mod journal;
 mod line;

@@ -5,17 +5,33 @@ use std::net::IpAddr;
 use super::super::filters::Answer;
 use crate::model::l7::policy::Access;
 
-pub(super) fn refuse(access: &Access, client: IpAddr) -> Option<Answer> {
-    (!is_open_to(access, client)).then_some(Answer::Status(403))
+/// What an address comes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::l7) enum Entry {
+    /// It is one of those that may enter.
+    Listed,
+    /// Nobody says anything about it, so it may.
+    Open,
+    /// It may not.
+    Denied,
 }
 
-fn is_open_to(access: &Access, client: IpAddr) -> bool {
+pub(super) fn entry(access: &Access, client: IpAddr) -> Entry {
     let Access { denied, allowed } = access;
-    !denied.contains(client) && allowed.as_ref().is_none_or(|allowed| allowed.contains(client))
+    match allowed {
+        _ if denied.contains(client) => Entry::Denied,
+        None => Entry::Open,
+        Some(allowed) if allowed.contains(client) => Entry::Listed,
+        Some(_) => Entry::Denied,
+    }
+}
+
+pub(super) fn refuse(access: &Access, client: IpAddr) -> Option<Answer> {
+    (entry(access, client) == Entry::Denied).then_some(Answer::Status(403))
 }
 
 pub(super) fn explain(access: &Access, client: IpAddr) -> String {
-    let verdict = if is_open_to(access, client) { "may enter" } else { "is answered 403" };
+    let verdict = if entry(access, client) == Entry::Denied { "is answered 403" } else { "may enter" };
     let denied =
         if access.denied.is_empty() { String::new() } else { format!("; denied: {}", access.denied) };
     let allowed = access.allowed.as_ref().map(|allowed| format!("; allowed: {allowed}")).unwrap_or_default();

@@ -32,7 +32,7 @@ impl Dress {
     }
 
     /// Room for whole lines that take the place of the upstream's of the same names.
-    pub(super) fn replacing(&mut self) -> &mut Vec<u8> {
+    pub(in crate::l7) fn replacing(&mut self) -> &mut Vec<u8> {
         self.replacing.get_or_insert_with(Scratch::take)
     }
 

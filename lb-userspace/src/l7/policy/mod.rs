@@ -5,14 +5,18 @@
 //! step here: its place is in `connection`, between the decision and the exchange.
 
 mod access;
+mod auth;
 mod cors;
 mod dress;
 
-use super::filters::{Answer, Asked};
-use super::h1::head::Block;
-use crate::model::l7::Policies;
-use crate::model::l7::policy::ResponseHeaders;
+use std::net::IpAddr;
 
+use super::filters::{Answer, Asked};
+use super::h1::head::{Block, LineSet};
+use crate::model::l7::Policies;
+use crate::model::l7::policy::{ResponseHeaders, Satisfy};
+
+pub(super) use access::Entry;
 pub(super) use dress::Dress;
 
 /// Headers of a request, wherever they stand.
@@ -43,18 +47,36 @@ pub(super) fn preflight(policies: &Policies, asked: &Asked<'_>) -> Option<Answer
     cors::allowed(cors, &asked.headers).map(|_| Answer::Preflight)
 }
 
-/// Turns away who may not have this location (reference 4.1, items 7 and 8). Limits belong first,
-/// passwords behind the addresses.
+/// Turns away who may not have this location (reference 4.1, items 7 and 8). Limits belong first; what a
+/// client has to show comes behind the addresses, and where one of both is enough (`satisfy any`), it decides.
 pub(super) fn refuse(policies: &Policies, asked: &Asked<'_>) -> Option<Answer> {
+    if policies.auth.as_ref().is_some_and(|auth| auth.satisfy == Satisfy::Any) {
+        return None;
+    }
     policies.access.as_ref().and_then(|access| access::refuse(access, asked.client))
+}
+
+/// What a client's address comes to.
+pub(super) fn entry(policies: &Policies, client: IpAddr) -> Entry {
+    policies.access.as_ref().map_or(Entry::Open, |access| access::entry(access, client))
+}
+
+/// Lines of the client's that do not reach the upstream.
+pub(super) fn kept_back(policies: &Policies, block: &Block<'_, '_>) -> LineSet {
+    match policies.auth.as_ref().and_then(|auth| auth.basic.as_ref()) {
+        // The password is for us.
+        Some(_) => block.named(|name| name.eq_ignore_ascii_case("authorization")),
+        None => LineSet::default(),
+    }
 }
 
 /// What the policies do to this request, a step each: name and detail.
 pub(super) fn explain(policies: &Policies, asked: &Asked<'_>) -> Vec<(&'static str, String)> {
-    let Policies { access, cors, request, response } = policies;
+    let Policies { access, auth, cors, request, response } = policies;
     let mut steps = Vec::new();
     steps.extend(cors.as_ref().map(|cors| ("cors", cors::explain(cors, &asked.headers))));
     steps.extend(access.as_ref().map(|access| ("source-range", access::explain(access, asked.client))));
+    steps.extend(auth.iter().flat_map(auth::explain));
     if let Some(host) = request.as_ref().and_then(|request| request.host.as_ref()) {
         steps.push(("upstream-vhost", format!("the upstream gets Host: {host}")));
     }

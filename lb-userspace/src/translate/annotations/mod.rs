@@ -1,6 +1,7 @@
 //! Annotations of one Ingress as typed values, and what is to be said about each.
 
 mod access;
+mod auth;
 mod buffers;
 mod cors;
 mod fastcgi;
@@ -71,6 +72,8 @@ pub(super) struct Policy {
     pub logged: bool,
     /// What the locations do beyond proxying.
     pub policies: Option<Arc<Policies>>,
+    /// `no-auth-locations`: paths that begin so ask nobody to show anything.
+    pub unguarded: Vec<String>,
 }
 
 /// `proxy-ssl-*`, which mean nothing without the Secret.
@@ -115,11 +118,24 @@ impl Default for Policy {
             check: None,
             logged: true,
             policies: None,
+            unguarded: Vec::new(),
         }
     }
 }
 
 impl Policy {
+    /// What the location of this path does beyond proxying.
+    pub(super) fn policies_at(&self, path: &str) -> Option<Arc<Policies>> {
+        let policies = self.policies.as_ref()?;
+        let is_guarded =
+            policies.auth.is_some() && !self.unguarded.iter().any(|start| path.starts_with(start));
+        if is_guarded || policies.auth.is_none() {
+            return Some(Arc::clone(policies));
+        }
+        let open = Policies { auth: None, ..Policies::clone(policies) };
+        (open != Policies::default()).then(|| Arc::new(open))
+    }
+
     /// That of a place without an Ingress.
     pub(super) fn of_settings(settings: &Settings, objects: &Objects, about: &mut About<'_>) -> Self {
         let (mut policy, valid) = (Self::default(), BTreeMap::new());

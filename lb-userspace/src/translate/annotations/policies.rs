@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::super::config::Settings;
 use super::super::findings::About;
-use super::{Policy, access, cors, field, response_headers, upstream_headers, value};
+use super::{Policy, access, auth, cors, field, response_headers, upstream_headers, value};
 use crate::model::l7::Policies;
 use crate::objects::Objects;
 
@@ -51,6 +51,7 @@ pub(super) fn read(source: &Source<'_>, policy: &mut Policy, about: &mut About<'
         about.error_fix("unusable-policy", field(name), message, fix);
         Policies::default()
     });
+    policy.unguarded = auth::unguarded(source);
     policy.policies = (policies != Policies::default()).then(|| Arc::new(policies));
 }
 
@@ -59,6 +60,7 @@ fn all(source: &Source<'_>, about: &mut About<'_>) -> Result<Policies, Unusable>
     Ok(Policies {
         cors: cors::read(source, about),
         access: access::read(source)?,
+        auth: auth::read(source, about)?,
         request: upstream_headers::read(source),
         response: response_headers::read(source)?,
     })

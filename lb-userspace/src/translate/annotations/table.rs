@@ -5,7 +5,9 @@ use BadValue::{Default, Deny, Refuse};
 use Risk::{Critical, High, Low, Medium};
 use Scope::{Host, Location, Upstream};
 use Status::{Honoured, NoEffect, NotYet, NotYetClosed, Refused, With};
-use Value::{Bool, Count, Int, Interval, One, Path, Ranges, Reference, Size, Text, Token, Url, Words};
+use Value::{
+    Bool, Count, Int, Interval, One, Path, Phrase, Ranges, Reference, Size, Text, Token, Url, Words,
+};
 
 /// One annotation under the prefix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +55,8 @@ pub enum Value {
     Path,
     /// Absolute http or https URL.
     Url,
+    /// One line without quotes, backslashes and variables.
+    Phrase,
     /// One line.
     Text,
 }
@@ -135,10 +139,10 @@ pub const TABLE: &[Annotation] = &[
     row("limit-whitelist", Ranges, Low, Location, Refuse, NotYet, "older name of limit-allowlist"),
     row("limit-rate", Int, Low, Location, Refuse, Honoured, "kilobytes per second of one response"),
     row("limit-rate-after", Int, Low, Location, Refuse, Honoured, "kilobytes before limit-rate applies"),
-    row("auth-type", One(&["basic", "digest"]), Low, Location, Refuse, NotYetClosed, "ask for a password"),
+    row("auth-type", One(&["basic", "digest"]), Low, Location, Refuse, Honoured, "ask for a password"),
     row("auth-secret", Reference, Medium, Location, Refuse, With("auth-type"), "Secret with the passwords"),
     row("auth-secret-type", One(&["auth-file", "auth-map"]), Low, Location, Refuse, With("auth-type"), "form of that Secret"),
-    row("auth-realm", Text, Medium, Location, Refuse, With("auth-type"), "realm shown to the user"),
+    row("auth-realm", Phrase, Medium, Location, Refuse, With("auth-type"), "realm shown to the user"),
     row("auth-url", Text, High, Location, Deny, NotYetClosed, "ask another service before every request"),
     row("auth-signin", Text, High, Location, Default, With("auth-url"), "where an unauthenticated user is sent"),
     row("auth-signin-redirect-param", Token, Medium, Location, Default, With("auth-url"), "name of the parameter that brings the user back"),
@@ -155,7 +159,7 @@ pub const TABLE: &[Annotation] = &[
     row("auth-keepalive-share-vars", Bool, Low, Location, Default, NoEffect, "a detail of nginx"),
     row("auth-snippet", Text, Critical, Location, Default, Refused, "nginx configuration"),
     row("enable-global-auth", Bool, Low, Location, Default, NotYet, "exempt from the global auth service"),
-    row("satisfy", One(&["all", "any"]), Low, Location, Default, NotYet, "whether one of several checks is enough"),
+    row("satisfy", One(&["all", "any"]), Low, Location, Default, Honoured, "whether one of several checks is enough"),
     row("auth-tls-secret", Reference, Medium, Host, Deny, Honoured, "ask for a client certificate"),
     row("auth-tls-verify-client", One(&["on", "off", "optional", "optional_no_ca"]), Medium, Host, Default, With("auth-tls-secret"), "what happens without one"),
     row("auth-tls-verify-depth", Int, Low, Host, Default, With("auth-tls-secret"), "longest chain"),

@@ -44,6 +44,10 @@ pub(in crate::translate) fn check(value: Value, text: &str) -> Result<(), String
             (text.starts_with('/') && !text.contains(char::is_whitespace), "a path that starts with `/`")
         }
         Value::Url => (is_url(text), "an http or https URL"),
+        Value::Phrase => {
+            let is_legal = |c: char| !c.is_control() && !['"', '\\', '$'].contains(&c);
+            (text.chars().all(is_legal), "text without quotes, backslashes and variables")
+        }
         Value::Text => (true, ""),
     };
     if legal { Ok(()) } else { Err(format!("{text:?} is not {wanted}")) }

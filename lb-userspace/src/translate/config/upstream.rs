@@ -18,6 +18,7 @@ const KEYS: &[(&str, Value)] = &[
     ("limit-rate", Int),
     ("limit-rate-after", Int),
     ("load-balance", One(&["round_robin", "ewma", "least_requests"])),
+    ("no-auth-locations", Text),
     ("proxy-body-size", Size),
     ("proxy-buffer-size", Size),
     ("proxy-buffering", One(&["on", "off"])),

@@ -5,10 +5,12 @@
 //! pays for none.
 
 mod access;
+mod auth;
 mod cors;
 mod headers;
 
 pub use access::{Access, AddressSet};
+pub use auth::{Auth, Basic, Password, Satisfy, Users};
 pub use cors::{Cors, Origin, Origins};
 pub use headers::{Header, RequestHeaders, ResponseHeaders};
 
@@ -17,6 +19,8 @@ pub use headers::{Header, RequestHeaders, ResponseHeaders};
 pub struct Policies {
     /// Who may not enter, by address.
     pub access: Option<Access>,
+    /// Who may enter, by what is shown.
+    pub auth: Option<Auth>,
     /// Which other sites' scripts may read the answers.
     pub cors: Option<Cors>,
     /// What the upstream is told otherwise than by the client.

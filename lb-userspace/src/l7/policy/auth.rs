@@ -1,0 +1,16 @@
+//! What a client has to show, in words; the checks themselves have to wait, and are no step of a decision.
+
+use crate::model::l7::policy::{Auth, Basic, Satisfy};
+
+pub(super) fn explain(auth: &Auth) -> Vec<(&'static str, String)> {
+    let Auth { satisfy, basic } = auth;
+    let mut steps = Vec::new();
+    if let Some(Basic { realm, users }) = basic {
+        let users = users.0.len();
+        steps.push(("basic-auth", format!("a password of one of {users} users for {realm:?}, else 401")));
+    }
+    if *satisfy == Satisfy::Any {
+        steps.push(("satisfy", "one of these is enough, or an address that is listed".to_owned()));
+    }
+    steps
+}
