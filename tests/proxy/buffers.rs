@@ -186,6 +186,48 @@ fn no_endpoint_is_held_up_by_a_body_on_its_way() {
 }
 
 #[test]
+fn an_answer_before_the_end_of_a_held_body_leaves_the_client_its_connection() {
+    let refusing = Backend::start(|mut peer| {
+        while let Some(head) = peer.head() {
+            peer.send("HTTP/1.1 403 No\r\nContent-Length: 2\r\n\r\nno");
+            // It reads on, as far as anything comes.
+            let mut left = length_of(&head).saturating_sub(peer.buffered().len());
+            while left > 0 {
+                let Ok(n @ 1..) = std::io::Read::read(&mut &peer.stream, &mut [0; 65_536]) else { return };
+                left = left.saturating_sub(n);
+            }
+        }
+    });
+    let rig = Rig::start(to_with(&[refusing.addr], holding()));
+    let mut client = rig.client();
+
+    for _ in 0..2 {
+        let reply = upload(&mut client, "POST", &pattern(10 << 20), false);
+        assert_eq!((reply.status, reply.header("connection")), (403, None));
+    }
+}
+
+#[test]
+fn a_response_that_asks_for_it_is_not_read_ahead() {
+    const LEN: usize = 16 << 20;
+    let backend = Backend::start(|mut peer| {
+        while peer.head().is_some() {
+            peer.send(format!("HTTP/1.1 200 OK\r\nX-Accel-Buffering: no\r\nContent-Length: {LEN}\r\n\r\n"));
+            peer.send(pattern(LEN));
+        }
+    });
+    let nowhere = Temp { dir: "/nonexistent/penstock".into(), ..Temp::default() };
+    let rig = Rig::with_temp(to_with(&[backend.addr], reading_ahead(1 << 30)), nowhere);
+    let mut client = rig.client();
+
+    client.send(GET);
+    let reply = client.reply();
+
+    assert!(reply.body == pattern(LEN) && reply.header("x-accel-buffering").is_none());
+    assert_eq!(rig.metric("penstock_l7_temp_file_failures_total"), 0.0);
+}
+
+#[test]
 fn a_held_body_has_the_limits_of_any_other() {
     let backend = summing();
     let rig = Rig::start(to_with(&[backend.addr], Filters { max_body_bytes: Some(100_000), ..holding() }));

@@ -417,10 +417,9 @@ impl Exchange<'_, '_, '_, '_> {
         // Where only the close can tell the end, the client's connection has to close, too. And
         // where the upload is not through, nobody knows where the next request would start.
         let delimited = body != Body::UntilClose && coding == Coding::Same;
+        let is_read = self.upload.is_done() || self.replay.is_some();
         let after = match self.after {
-            After::Keep if delimited && self.upload.is_done() && !self.connection.worker.is_draining() => {
-                After::Keep
-            }
+            After::Keep if delimited && is_read && !self.connection.worker.is_draining() => After::Keep,
             _ => After::Close,
         };
         let mut head = Scratch::take();
