@@ -1,6 +1,8 @@
 //! One client connection: reads heads, decides, answers or has the request exchanged, and keeps
 //! the connection for the next one.
 
+mod plan;
+
 use std::future::poll_fn;
 use std::io::IoSlice;
 use std::pin::pin;
@@ -8,6 +10,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use self::plan::{Plan, Step};
 use super::auth::Checks;
 use super::buffer::{Buf, Scratch};
 use super::carrier::Carrier;
@@ -584,28 +587,4 @@ enum Filled {
     Bytes,
     End,
     Late,
-}
-
-/// A decided request, free of the bytes it was read from.
-struct Plan {
-    head_len: usize,
-    method: Method,
-    is_head: bool,
-    version: Version,
-    after: After,
-    body: Body,
-    checks: Option<Box<Checks>>,
-    step: Step,
-    dress: Dress,
-    route: usize,
-    filters: exchange::Limits,
-    snapshot: Rc<Snapshot>,
-    line: Option<Scratch>,
-}
-
-enum Step {
-    /// The client is gone.
-    Nothing,
-    Answer(Answer),
-    Exchange(Outgoing),
 }

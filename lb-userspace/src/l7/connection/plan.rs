@@ -1,0 +1,38 @@
+//! What was decided about a request, for when the bytes of its head are gone.
+
+use std::rc::Rc;
+
+use super::super::auth::Checks;
+use super::super::buffer::Scratch;
+use super::super::exchange::{Limits, Outgoing};
+use super::super::filters::Answer;
+use super::super::h1::{Body, Version};
+use super::super::heads::After;
+use super::super::metrics::Method;
+use super::super::policy::Dress;
+use super::super::snapshot::Snapshot;
+
+/// A decided request, free of the bytes it was read from.
+pub(super) struct Plan {
+    pub(super) head_len: usize,
+    pub(super) method: Method,
+    pub(super) is_head: bool,
+    pub(super) version: Version,
+    pub(super) after: After,
+    pub(super) body: Body,
+    pub(super) checks: Option<Box<Checks>>,
+    pub(super) step: Step,
+    pub(super) dress: Dress,
+    pub(super) route: usize,
+    pub(super) filters: Limits,
+    pub(super) snapshot: Rc<Snapshot>,
+    pub(super) line: Option<Scratch>,
+}
+
+/// What becomes of it.
+pub(super) enum Step {
+    /// The client is gone.
+    Nothing,
+    Answer(Answer),
+    Exchange(Outgoing),
+}
