@@ -10,8 +10,8 @@ use penstock::model::l4::{
 };
 use penstock::model::l7::log::{Format, Part};
 use penstock::model::l7::{
-    AccessLog, Action, Buffers, ClientAuth, Edge, FastCgi, Filters, L7, Location, PathMatch, Piece, Rate,
-    ReadAhead, RedirectQuery, Server, SslRedirect, Template, UpstreamTls, VerifyClient,
+    AccessLog, Action, Blocked, Buffers, ClientAuth, Edge, FastCgi, Filters, L7, Location, PathMatch, Piece,
+    Rate, ReadAhead, RedirectQuery, Responses, Server, SslRedirect, Template, UpstreamTls, VerifyClient,
 };
 use penstock::model::upstream::{Balance, Care, Ejection, Keepalive, Upstream};
 use penstock::translate::Translated;
@@ -126,6 +126,12 @@ fn l7(l7: &L7, out: &mut String) {
             0,
             &format!("keeps {connections} connections for {requests} requests, {idle:?} idle, {age:?} old"),
         );
+    }
+    if l7.responses != Responses::default() {
+        line(out, 0, &format!("{:?}", l7.responses));
+    }
+    if let Some(Blocked { clients, agents, referers }) = l7.blocked.as_deref() {
+        line(out, 0, &format!("blocks [{clients}], agents {agents:?}, referers {referers:?}"));
     }
     if let Some(upstream) = &l7.default_backend {
         line(out, 0, &format!("default backend {}", upstream.0));
@@ -256,6 +262,7 @@ fn filters_text(filters: &Filters) -> String {
     let default = Filters::default();
     let Filters {
         ssl_redirect,
+        redirects,
         rewrite,
         connect_timeout,
         send_timeout,
@@ -272,6 +279,9 @@ fn filters_text(filters: &Filters) -> String {
     let mut text = if *logged { String::new() } else { ", not logged".to_owned() };
     if *ssl_redirect == SslRedirect::Always {
         text += ", https redirect";
+    }
+    if *redirects != default.redirects {
+        text += &format!(", {redirects:?}");
     }
     if let Some(rewrite) = rewrite {
         text += &format!(", rewrite {} to {}", rewrite.pattern.regex(), template(&rewrite.target));
@@ -340,7 +350,7 @@ fn tls_text(tls: &UpstreamTls) -> String {
     format!("upstream tls {versions:?}{identity}{verify}{name}")
 }
 
-fn template(template: &Template) -> String {
+pub fn template(template: &Template) -> String {
     let pieces = template.0.iter().map(|piece| match piece {
         Piece::Literal(text) => text.clone(),
         Piece::Capture(group) => format!("${{{group}}}"),

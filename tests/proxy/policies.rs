@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 
+use penstock::model::expression::Expression;
 use penstock::model::l4::Prefix;
 use penstock::model::l7::policy::{
-    Access, AddressSet, Cors, Header, Origin, Origins, RequestHeaders, ResponseHeaders,
+    Access, AddressSet, Cors, FilledHeader, Header, Origin, Origins, RequestHeaders, ResponseHeaders,
+    Rewriting, Swap,
 };
-use penstock::model::l7::{Filters, Policies};
+use penstock::model::l7::{Filters, Policies, Responses};
 
-use crate::rig::{Backend, Reply, Rig, nobody, to_with};
+use crate::rig::{Backend, Reply, Rig, nobody, to, to_with};
 
 const GET: &str = "GET /a HTTP/1.1\r\nHost: h\r\nOrigin: https://a.example.com\r\n\r\n";
 
@@ -129,7 +131,6 @@ fn a_preflight_is_answered_204_to_anybody_and_keeps_the_connection() {
 
 #[test]
 fn headers_of_ours_are_on_answers_of_upstreams_and_on_error_pages() {
-    let header = |name: &str, value: &str| Header { name: name.to_owned(), value: value.to_owned() };
     let response = ResponseHeaders { set: vec![header("X-Frame-Options", "DENY"), header("X-Gone", "")] };
     let policies = Policies { response: Some(response), ..Policies::default() };
     let backend = Backend::saying(
@@ -146,12 +147,112 @@ fn headers_of_ours_are_on_answers_of_upstreams_and_on_error_pages() {
 #[test]
 fn the_upstream_is_told_another_host_and_also_the_clients() {
     let backend = Backend::mirror();
-    let request = RequestHeaders { host: Some("internal.example".to_owned()) };
+    let request =
+        RequestHeaders { host: Expression::parse("internal.$host").ok(), ..RequestHeaders::default() };
     let rig = rig(backend.addr, Policies { request: Some(request), ..Policies::default() });
 
     let text = rig.ask(GET).text().to_ascii_lowercase();
 
-    assert!(text.contains("\r\nhost: internal.example\r\n"), "{text}");
+    assert!(text.contains("\r\nhost: internal.h\r\n"), "{text}");
     assert!(text.contains("\r\nx-forwarded-host: h\r\n"), "{text}");
     assert_eq!(text.matches("\nhost:").count(), 1, "{text}");
+}
+
+fn header(name: &str, value: &str) -> Header {
+    Header { name: name.to_owned(), value: value.to_owned() }
+}
+
+#[test]
+fn headers_for_every_upstream_take_the_place_of_the_clients_and_of_ours() {
+    let backend = Backend::mirror();
+    let filled = |name: &str, value: &str| FilledHeader {
+        name: name.to_owned(),
+        value: Expression::parse(value).unwrap(),
+    };
+    let set = vec![
+        filled("X-Client", "$remote_addr asks $host$uri"),
+        filled("X-Mine", ""),
+        filled("x-scheme", "ours"),
+        filled("Host", "$http_x_tenant.internal"),
+    ];
+    let request = RequestHeaders { set, ..RequestHeaders::default() };
+    let rig = rig(backend.addr, Policies { request: Some(request), ..Policies::default() });
+
+    let text = rig
+        .ask("GET /a%0d%0ab HTTP/1.1\r\nHost: h\r\nX-Mine: 1\r\nX-Client: 2\r\nX-Tenant: t\r\n\r\n")
+        .text();
+
+    let lines: Vec<_> = text.lines().collect();
+    assert!(lines.contains(&"X-Client: 127.0.0.1 asks h/ab"), "{text}");
+    assert!(lines.contains(&"Host: t.internal"), "{text}");
+    assert!(lines.contains(&"x-scheme: ours"), "{text}");
+    let named = |name: &str| lines.iter().filter(|line| line.to_ascii_lowercase().starts_with(name)).count();
+    assert_eq!(["x-client:", "x-mine:", "x-scheme:", "host:"].map(named), [1, 0, 1, 1], "{text}");
+}
+
+#[test]
+fn what_every_response_says_is_on_answers_and_error_pages() {
+    let backend = Backend::saying(
+        "HTTP/1.1 200 OK\r\nServer: gunicorn\r\nX-Powered-By: us\r\nX-Frame-Options: SAMEORIGIN\r\n\
+         Content-Length: 0\r\n\r\n",
+    );
+    let responses = Responses {
+        names_server: true,
+        hidden: vec!["x-powered-by".to_owned()],
+        set: vec![header("X-Frame-Options", "DENY"), header("X-Both", "all")],
+        ..Responses::default()
+    };
+    let own = ResponseHeaders { set: vec![header("x-both", "location")] };
+    let policies = Some(Arc::new(Policies { response: Some(own), ..Policies::default() }));
+    let filters = Filters { policies, ..Filters::default() };
+    let passing = Responses { passes_server: true, ..responses.clone() };
+    let rig = |responses, filters| {
+        let mut l7 = to_with(&[backend.addr], filters);
+        l7.responses = responses;
+        Rig::start(l7)
+    };
+    let seen = |reply: &Reply| {
+        ["server", "x-powered-by", "x-frame-options", "x-both"]
+            .map(|name| reply.header(name).map(str::to_owned))
+    };
+    let some = |text: &str| Some(text.to_owned());
+
+    let answered = rig(responses.clone(), Filters::default()).ask(GET);
+    assert_eq!(seen(&answered), [some("nginx"), None, some("DENY"), some("all")]);
+
+    let refused = rig(responses.clone(), Filters::default()).ask("nonsense\r\n\r\n");
+    assert_eq!((refused.status, seen(&refused)), (400, [some("nginx"), None, some("DENY"), some("all")]));
+
+    let passed = rig(passing, filters).ask(GET);
+    assert_eq!(seen(&passed), [some("gunicorn"), None, some("DENY"), some("location")]);
+    assert_eq!(starting(&passed, "x-both:").len(), 1);
+
+    let plain = Rig::start(to(&[backend.addr])).ask(GET);
+    assert_eq!(seen(&plain), [None, some("us"), some("SAMEORIGIN"), None]);
+}
+
+#[test]
+fn the_names_an_upstream_knows_itself_by_become_those_of_the_client() {
+    let backend = Backend::saying(
+        "HTTP/1.1 302 Found\r\nLocation: http://internal/a?b=c\r\nSet-Cookie: s=1; Path=/app/x; Domain=internal\r\n\
+         Refresh: 5; URL=http://internal/\r\nSet-Cookie: t=2; Path=/\r\nContent-Length: 0\r\n\r\n",
+    );
+    let swap = |from: &str, to: &str| {
+        Some(Swap { from: Expression::parse(from).unwrap(), to: Expression::parse(to).unwrap() })
+    };
+    let rewriting = Rewriting {
+        cookie_domain: swap("internal", "$host"),
+        cookie_path: swap("/app/", "/"),
+        redirect: swap("http://internal/", "https://$host/app/"),
+    };
+    let rig = rig(backend.addr, Policies { rewriting: Some(rewriting), ..Policies::default() });
+
+    let reply = rig.ask(GET);
+
+    assert_eq!(reply.header("location"), Some("https://h/app/a?b=c"));
+    assert_eq!(reply.header("refresh"), Some("5; URL=https://h/app/"));
+    assert_eq!(
+        starting(&reply, "set-cookie:"),
+        ["Set-Cookie: s=1; Path=/x; Domain=h", "Set-Cookie: t=2; Path=/"]
+    );
 }

@@ -3,8 +3,9 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use penstock::model::expression::Expression;
 use penstock::model::l7::{Filters, Retry};
-use penstock::model::upstream::{Balance, Conditions, HashKey, Keepalive, KeyPart, Variable};
+use penstock::model::upstream::{Balance, Conditions, Keepalive};
 
 use crate::rig::{Backend, Rig, nobody, to, to_with};
 
@@ -112,8 +113,7 @@ fn a_hash_keeps_a_key_at_its_endpoint_on_every_worker() {
     let addrs: Vec<SocketAddr> = backends.iter().map(|backend| backend.addr).collect();
     let mut l7 = to(&addrs);
     for upstream in l7.upstreams.values_mut() {
-        let key = KeyPart::Variable(Variable::Header("x_user".to_owned()));
-        upstream.balance = Balance::Hash(HashKey(vec![key]));
+        upstream.balance = Balance::Hash(Expression::parse("$http_x_user").unwrap());
     }
     let rig = Rig::with_workers(l7, 2);
     let who = |user: usize| rig.ask(&format!("GET / HTTP/1.1\r\nHost: a\r\nX-User: {user}\r\n\r\n")).text();

@@ -20,7 +20,7 @@ use super::filters::{Answer, Asked, Decision, Next, decide};
 use super::h1::head::{Lines, Refusal, Sizes};
 use super::h1::{Body, Request, Version};
 use super::h2;
-use super::heads::{self, After, Client};
+use super::heads::{self, After, Client, Onward};
 use super::log::{self, End, Place, Subject, Tally};
 use super::metrics::Method;
 use super::policy::{self, Dress, Headers};
@@ -29,7 +29,7 @@ use super::snapshot::Snapshot;
 use super::socket::{Link, Presence};
 use super::timers::{Alarm, Due};
 use super::upstream::{Record, Speech, Terms};
-use super::variable;
+use super::variable::{self, Known};
 use super::worker::Worker;
 use crate::model::l7::ClientLimits;
 
@@ -67,6 +67,12 @@ fn small<'b>(body: &Body, here: &'b [u8]) -> Option<&'b [u8]> {
         Body::Length(length) if (1..=SMALL).contains(length) => here.get(..usize::try_from(*length).ok()?),
         _ => None,
     }
+}
+
+/// What the endpoint is chosen by, if that is a hash.
+fn balance_key(snapshot: &Snapshot, upstream: usize, known: Known<'_, '_, '_>) -> u64 {
+    let key = snapshot.router.upstreams.get(upstream).and_then(|entry| entry.key.as_ref());
+    key.map_or(0, |key| variable::hash(key, known))
 }
 
 /// What a request leaves of its connection.
@@ -254,12 +260,13 @@ impl Connection<'_, '_> {
             self.requests + 1 >= keep_alive_requests || keep_alive.is_zero() || self.worker.is_draining();
         let fresh = self.worker.request_id();
         let id = request.request_id.unwrap_or(&fresh);
+        let known = Known { request, client: &self.client, id };
         let line = self.begin_line(&snapshot.router, &decision, request, id);
         let policy = decision.route.filters.policies.as_ref().filter(|_| decision.next.lets_in());
         let checks = Checks::of(policy, &asked);
         let step = match decision.next {
             Next::Answer(answer) => Step::Answer(answer),
-            Next::Proxy { upstream, target } => {
+            Next::Proxy { upstream, target, prefix } => {
                 let mut head = Scratch::take();
                 let kept_back = policies.map(|policies| policy::kept_back(policies, &request.block));
                 let request = &Request { drop: request.drop.with(kept_back.unwrap_or_default()), ..*request };
@@ -267,7 +274,6 @@ impl Connection<'_, '_> {
                     let whole = decision.site.passes_certificate()?;
                     Some(heads::Certificate { identity, whole })
                 });
-                let policy = policies.and_then(|policies| policies.request.as_ref());
                 let speech = decision.route.speech();
                 // What is a conversation cannot be held.
                 let held = decision.route.filters.buffers.request;
@@ -277,7 +283,13 @@ impl Connection<'_, '_> {
                     // Its length will be known, and told.
                     sent.drop = sent.drop.with(sent.transfer_encoding);
                 }
-                heads::request(&sent, target.as_deref(), &self.client, certificate, id, policy, &mut head);
+                let onward = Onward {
+                    target: target.as_deref(),
+                    prefix: prefix.as_deref(),
+                    certificate,
+                    policy: policies.and_then(|policies| policies.request.as_ref()),
+                };
+                heads::request(Known { request: &sent, ..known }, onward, &mut head);
                 let params = self.params(&snapshot.router, decision.route, target.as_deref(), request, id);
                 let here = self.buf.bytes().get(request.len..).unwrap_or_default();
                 if (is_idempotent || held.is_some())
@@ -303,7 +315,7 @@ impl Connection<'_, '_> {
                         connect: decision.route.filters.connect_timeout,
                         retry: decision.route.filters.retry,
                         is_idempotent,
-                        key: self.balance_key(&snapshot, upstream, request),
+                        key: balance_key(&snapshot, upstream, known),
                     },
                     params,
                 })
@@ -318,7 +330,7 @@ impl Connection<'_, '_> {
             body,
             checks,
             step,
-            dress: Dress::of(policies, &asked.headers),
+            dress: Dress::of(&snapshot, policies, known),
             route: decision.route.id,
             filters: exchange::Limits::of(&decision.route.filters),
             snapshot: Rc::clone(&snapshot),
@@ -374,12 +386,6 @@ impl Connection<'_, '_> {
         if let Some(log) = router.log.as_deref() {
             self.worker.journal.finish(log, line, end);
         }
-    }
-
-    /// What the endpoint is chosen by, if that is a hash.
-    fn balance_key(&self, snapshot: &Snapshot, upstream: usize, request: &Request<'_, '_>) -> u64 {
-        let key = snapshot.router.upstreams.get(upstream).and_then(|entry| entry.key.as_ref());
-        key.map_or(0, |key| variable::hash(key, request, &self.client))
     }
 
     async fn carry_out(&mut self, plan: Plan, started: Instant) -> Left {
@@ -502,7 +508,7 @@ impl Connection<'_, '_> {
         let snapshot = self.worker.current.load();
         let id = self.worker.request_id();
         let line = log::begin_refused(&snapshot.router, &self.subject(None, None, &id));
-        (self.tally, self.dress) = (Tally::default(), Dress::default());
+        (self.tally, self.dress) = (Tally::default(), Dress::plain(&snapshot));
         let (answer, head) = (Answer::Status(status), self.buf.bytes().len());
         let (_, left) = self.answer(&answer, false, Version::Http11, After::Close, Body::UntilClose).await;
         if let Some(line) = line {

@@ -134,12 +134,14 @@ fn filter_steps(request: &Request, decision: &Decision<'_>) -> Vec<Step> {
     if let Some(max) = filters.max_body_bytes {
         steps.push(step("body-size", format!("bodies up to {max} bytes; longer ones are answered 413")));
     }
-    if let Next::Proxy { target: Some(target), .. } = &decision.next {
+    if let Next::Proxy { target: Some(target), prefix, .. } = &decision.next {
         steps.push(step("rewrite", format!("becomes {}", String::from_utf8_lossy(target))));
+        let prefix = prefix.as_deref().map(String::from_utf8_lossy);
+        steps.extend(prefix.map(|prefix| step("x-forwarded-prefix", format!("the upstream gets {prefix}"))));
     }
     if filters.ssl_redirect == SslRedirect::Always {
         let detail = match request.scheme {
-            Scheme::Http => "plain http is redirected to https with 308",
+            Scheme::Http => "plain http is redirected to https",
             Scheme::Https => "already https, nothing to redirect",
         };
         steps.push(step("ssl-redirect", detail.to_owned()));
@@ -193,7 +195,7 @@ fn upstream<'r>(router: &'r Router, decision: &Decision<'_>) -> Option<&'r Upstr
 
 fn verdict(router: &Router, request: &Request, decision: &Decision<'_>) -> String {
     match &decision.next {
-        Next::Proxy { upstream, target } => {
+        Next::Proxy { upstream, target, .. } => {
             let name = router.upstreams.get(*upstream).map_or("", |u| u.name.0.as_str());
             let target = match target {
                 Some(target) => String::from_utf8_lossy(target).into_owned(),

@@ -4,15 +4,17 @@
 
 use std::net::IpAddr;
 
+use regex::bytes::Captures;
+
 use super::client_auth::{self, Shown};
-use crate::model::l7::{ClientAuth, PathMatch, Piece, RedirectQuery, Rewrite, SslRedirect};
+use crate::model::l7::{ClientAuth, PathMatch, Piece, RedirectQuery, RedirectStyle, SslRedirect, Template};
 
 use super::path::{self, BadPath};
 use super::policy::{self, Headers};
 use super::route::{Found, HostFound, Route, RouteAction, Router, Site, bare_host};
 
-/// HTTP-01 challenges have to arrive over plain HTTP whatever the location says.
-const NEVER_TO_HTTPS: &[u8] = b"/.well-known/acme-challenge";
+/// HTTP-01 challenges have to arrive over plain HTTP whatever their host demands.
+const CHALLENGES: &[u8] = b"/.well-known/acme-challenge";
 
 /// Answered on hosts that no server names; load balancers in front probe it.
 const HEALTH_PATH: &[u8] = b"/healthz";
@@ -76,6 +78,8 @@ pub(super) enum Next {
         upstream: usize,
         /// Request target if it is not the client's.
         target: Option<Vec<u8>>,
+        /// `X-Forwarded-Prefix`, where the target was rewritten and one is asked for.
+        prefix: Option<Vec<u8>>,
     },
     /// Answered here.
     Answer(Answer),
@@ -121,7 +125,7 @@ pub(super) fn decide<'r>(router: &'r Router, asked: &Asked<'_>) -> Decision<'r> 
     let Found { route, add_slash } = site.find(&normal);
     let too_large =
         route.filters.max_body_bytes.is_some_and(|max| asked.length.is_some_and(|length| length > max));
-    let refused = refused_client(site, asked, &normal);
+    let refused = refused_client(site, asked, &normal).or_else(|| blocked(router, asked));
     let next = if let Some(answer) = refused {
         Next::Answer(answer)
     } else if let Some(root) = site.app_root.as_ref().filter(|_| normal.as_ref() == b"/") {
@@ -129,7 +133,7 @@ pub(super) fn decide<'r>(router: &'r Router, asked: &Asked<'_>) -> Decision<'r> 
     } else if too_large {
         Next::Answer(Answer::Status(413))
     } else if add_slash {
-        Next::Answer(slash_redirect(asked, &normal, query))
+        Next::Answer(slash_redirect(asked, &normal, query, &route.filters.redirects))
     } else if is_health_check(asked.scheme, host, &normal, route) {
         Next::Answer(Answer::Healthy)
     } else {
@@ -151,6 +155,12 @@ fn refused_client(site: &Site, asked: &Asked<'_>, path: &[u8]) -> Option<Answer>
     }
 }
 
+/// By what it says of itself.
+fn blocked(router: &Router, asked: &Asked<'_>) -> Option<Answer> {
+    let blocked = router.blocked.as_deref()?;
+    policy::blocked::names(blocked, &asked.headers).then_some(Answer::Status(403))
+}
+
 /// Plain HTTP would be the way around a certificate that the host demands.
 fn is_closed_to(site: &Site, asked: &Asked<'_>, path: &[u8]) -> bool {
     match site.client_auth.as_deref() {
@@ -164,7 +174,7 @@ fn is_closed_to(site: &Site, asked: &Asked<'_>, path: &[u8]) -> bool {
 /// An HTTP-01 challenge, which has to be answered over plain HTTP whatever the host demands.
 fn is_challenge(asked: &Asked<'_>, path: &[u8]) -> bool {
     matches!(asked.shown, Shown::Plain)
-        && path.strip_prefix(NEVER_TO_HTTPS).is_some_and(|rest| rest.starts_with(b"/"))
+        && path.strip_prefix(CHALLENGES).is_some_and(|rest| rest.starts_with(b"/"))
 }
 
 /// Reference 4.1, items 5 to 8.
@@ -180,13 +190,17 @@ fn filter(router: &Router, route: &Route, asked: &Asked<'_>, path: &[u8], query:
     if let Some(answer) = redirect(route, path, query) {
         return Next::Answer(answer);
     }
-    let rewritten = filters.rewrite.as_ref().and_then(|rewrite| expand(rewrite, path, query));
+    let rewrite = filters.rewrite.as_ref();
+    let captures = rewrite.and_then(|rewrite| rewrite.pattern.regex().captures(path));
+    let matched = rewrite.zip(captures.as_ref());
+    let rewritten = matched.map(|(rewrite, captures)| expand(&rewrite.target, captures, query));
     if let Some(location) = rewritten.as_ref().filter(|target| is_absolute(target)) {
         return Next::Answer(Answer::Redirect { status: 302, location: location.clone() });
     }
     let to_https = asked.scheme == Scheme::Http && filters.ssl_redirect == SslRedirect::Always;
-    if to_https && !path.starts_with(NEVER_TO_HTTPS) {
-        return Next::Answer(https_redirect(asked));
+    let redirects = &*filters.redirects;
+    if to_https && !redirects.plain.iter().any(|start| path.starts_with(start.as_bytes())) {
+        return Next::Answer(https_redirect(asked, redirects));
     }
     let (upstream, without) = match route.action {
         RouteAction::Proxy(upstream) => (upstream, 503),
@@ -199,9 +213,16 @@ fn filter(router: &Router, route: &Route, asked: &Asked<'_>, path: &[u8], query:
             policies.filter(|_| without == 404).and_then(|policies| policy::refuse(policies, asked));
         return Next::Answer(refused.unwrap_or(Answer::Status(without)));
     };
+    if router.blocked.as_ref().is_some_and(|blocked| policy::blocked::holds(blocked, asked.client)) {
+        return Next::Answer(Answer::Status(403));
+    }
     match policies.and_then(|policies| policy::refuse(policies, asked)) {
         Some(answer) => Next::Answer(answer),
-        None => Next::Proxy { upstream, target: rewritten },
+        None => {
+            let asked_for = policies.and_then(|policies| policies.request.as_ref()?.prefix.as_ref());
+            let prefix = asked_for.zip(captures.as_ref()).map(|(prefix, captures)| fill_in(prefix, captures));
+            Next::Proxy { upstream, target: rewritten, prefix }
+        }
     }
 }
 
@@ -214,11 +235,10 @@ fn is_health_check(scheme: Scheme, host: HostFound, path: &[u8], route: &Route) 
 }
 
 /// Where the pattern matches anywhere, the whole path becomes the target.
-fn expand(rewrite: &Rewrite, path: &[u8], query: Option<&[u8]>) -> Option<Vec<u8>> {
-    let captures = rewrite.pattern.regex().captures(path)?;
-    let mut target = Vec::with_capacity(path.len() + 32);
+fn expand(template: &Template, captures: &Captures<'_>, query: Option<&[u8]>) -> Vec<u8> {
+    let mut target = Vec::with_capacity(64);
     let mut own_query = false;
-    for piece in &rewrite.target.0 {
+    for piece in &template.0 {
         match piece {
             Piece::Literal(literal) => {
                 own_query |= literal.contains('?');
@@ -237,7 +257,19 @@ fn expand(rewrite: &Rewrite, path: &[u8], query: Option<&[u8]>) -> Option<Vec<u8
         target.push(b'?');
         target.extend_from_slice(query);
     }
-    Some(target)
+    target
+}
+
+/// Text for a header: captures as they are.
+fn fill_in(template: &Template, captures: &Captures<'_>) -> Vec<u8> {
+    let mut text = Vec::new();
+    for piece in &template.0 {
+        text.extend_from_slice(match piece {
+            Piece::Literal(literal) => literal.as_bytes(),
+            Piece::Capture(n) => captures.get(*n).map_or(&b""[..], |found| found.as_bytes()),
+        });
+    }
+    text
 }
 
 fn is_absolute(target: &[u8]) -> bool {
@@ -276,12 +308,19 @@ fn app_root(asked: &Asked<'_>, root: &str) -> Answer {
     Answer::Redirect { status: 302, location }
 }
 
-/// nginx's directory redirect: absolute, to the host as the client wrote it, without a port.
-fn slash_redirect(asked: &Asked<'_>, path: &[u8], query: Option<&[u8]>) -> Answer {
+/// nginx's directory redirect: absolute, to the host as the client wrote it, without a port, unless
+/// the location wants it otherwise.
+fn slash_redirect(asked: &Asked<'_>, path: &[u8], query: Option<&[u8]>, style: &RedirectStyle) -> Answer {
     let mut location = Vec::with_capacity(asked.host.len() + path.len() + 16);
-    location.extend_from_slice(asked.scheme.as_str().as_bytes());
-    location.extend_from_slice(b"://");
-    location.extend_from_slice(bare_host(asked.host));
+    if !style.is_relative {
+        location.extend_from_slice(asked.scheme.as_str().as_bytes());
+        location.extend_from_slice(b"://");
+        location.extend_from_slice(bare_host(asked.host));
+        let usual = if asked.scheme == Scheme::Https { 443 } else { 80 };
+        if style.names_port && asked.port != usual {
+            push_port(asked.port, &mut location);
+        }
+    }
     path::escape_path(path, &mut location);
     location.push(b'/');
     if let Some(query) = query {
@@ -293,17 +332,24 @@ fn slash_redirect(asked: &Asked<'_>, path: &[u8], query: Option<&[u8]>) -> Answe
 
 /// To the same target over https, one trailing slash cut (reference 4.7). The port is named where the
 /// client itself named that of our listener: then nothing in between leads the usual ports to ours.
-fn https_redirect(asked: &Asked<'_>) -> Answer {
-    let target = asked.target.strip_suffix(b"/").unwrap_or(asked.target);
+fn https_redirect(asked: &Asked<'_>, style: &RedirectStyle) -> Answer {
+    let target = match asked.target.strip_suffix(b"/") {
+        Some(cut) if !style.keeps_slash => cut,
+        _ => asked.target,
+    };
     let mut location = Vec::with_capacity(asked.host.len() + target.len() + 8);
     location.extend_from_slice(b"https://");
     let (name, port) = split_port(asked.host);
     location.extend_from_slice(name);
-    if port == Some(asked.port) && asked.port != 80 && asked.https_port != 443 {
-        location.extend_from_slice(format!(":{}", asked.https_port).as_bytes());
+    if style.names_port || port == Some(asked.port) && asked.port != 80 && asked.https_port != 443 {
+        push_port(asked.https_port, &mut location);
     }
     location.extend_from_slice(target);
-    Answer::Redirect { status: 308, location }
+    Answer::Redirect { status: style.status, location }
+}
+
+fn push_port(port: u16, out: &mut Vec<u8>) {
+    out.extend_from_slice(format!(":{port}").as_bytes());
 }
 
 /// A Host header as its name and the port it names.

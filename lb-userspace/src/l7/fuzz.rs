@@ -7,7 +7,8 @@ use super::filters::Scheme;
 use super::h1::body::Body;
 use super::h1::head::{Lines, Refusal, Sizes};
 use super::h1::{Request, Response};
-use super::heads::{self, Client};
+use super::heads::{self, Client, Onward};
+use super::variable::Known;
 use super::{client_hello, fcgi, proxy_protocol};
 
 /// A parser under test.
@@ -53,7 +54,7 @@ fn forwarded(request: &Request<'_, '_>) {
         handshake: None,
     };
     let mut head = Vec::new();
-    heads::request(request, None, &client, None, b"id", None, &mut head);
+    heads::request(Known { request, client: &client, id: b"id" }, Onward::default(), &mut head);
     let roomy = Sizes { line: BUFFER_BYTES * 2, head: BUFFER_BYTES * 2 };
     let mut lines = Lines::new();
     // HTTP/1.0 needs no Host, and is sent on as HTTP/1.1 with an empty one.

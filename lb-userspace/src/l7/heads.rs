@@ -1,6 +1,7 @@
 //! Heads and pages we write: the request head for the upstream, the response head for the client,
 //! and responses of our own.
 
+use std::fmt::Display;
 use std::io::Write as _;
 use std::net::IpAddr;
 use std::rc::Rc;
@@ -9,13 +10,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use super::calendar::Moment;
 use super::client_auth::{Identity, Session};
 use super::filters::{Answer, Scheme};
-use super::h1::{Request, Response, Version};
+use super::h1::{Response, Version};
 use super::handshake::Handshake;
-use super::policy::Dress;
+use super::policy::{Dress, Set};
+use super::variable::Known;
 use crate::model::l7::policy::RequestHeaders;
-
-/// Sent on every response over TLS (`hsts` and its defaults).
-const HSTS: &[u8] = b"Strict-Transport-Security: max-age=31536000; includeSubDomains\r\n";
 
 /// Who sent the request, as the upstream is told.
 #[derive(Debug, Clone)]
@@ -32,6 +31,13 @@ pub(super) struct Client {
     pub(super) handshake: Option<Rc<Handshake>>,
 }
 
+impl Client {
+    /// The https listener is 443 to the outside, whatever port it really has.
+    pub(super) fn outside_port(&self) -> u16 {
+        if self.scheme == Scheme::Https { 443 } else { self.port }
+    }
+}
+
 /// What becomes of the connection after a response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum After {
@@ -39,46 +45,64 @@ pub(super) enum After {
     Close,
 }
 
+/// What the decision says of the request for the upstream.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Onward<'a> {
+    /// Target if it is not the client's.
+    pub(super) target: Option<&'a [u8]>,
+    /// `X-Forwarded-Prefix`.
+    pub(super) prefix: Option<&'a [u8]>,
+    pub(super) certificate: Option<Certificate<'a>>,
+    pub(super) policy: Option<&'a RequestHeaders>,
+}
+
 /// Request head for the upstream (reference 4.16).
-pub(super) fn request(
-    request: &Request<'_, '_>,
-    target: Option<&[u8]>,
-    client: &Client,
-    certificate: Option<Certificate<'_>>,
-    request_id: &[u8],
-    policy: Option<&RequestHeaders>,
-    out: &mut Vec<u8>,
-) {
+pub(super) fn request(known: Known<'_, '_, '_>, onward: Onward<'_>, out: &mut Vec<u8>) {
+    let Known { request, client, id } = known;
+    let Onward { target, prefix, certificate, policy } = onward;
+    let set = Set(policy.map_or(&[][..], |policy| &policy.set));
     for part in [request.method.as_bytes(), b" ", target.unwrap_or(request.target), b" HTTP/1.1\r\nHost: "] {
         out.extend_from_slice(part);
     }
-    let host = policy.and_then(|policy| policy.host.as_ref());
-    out.extend_from_slice(host.map_or(request.host, |host| host.as_bytes()));
+    set.host(policy.and_then(|policy| policy.host.as_ref()), known, out);
     out.extend_from_slice(b"\r\n");
-    request.block.copy_except(request.drop, out);
-    line(out, b"X-Request-ID: ", request_id);
+    let mut drop = request.drop.with(set.replaced(&request.block));
+    if prefix.is_some() {
+        drop = drop.with(request.block.named(|name| name.eq_ignore_ascii_case("x-forwarded-prefix")));
+    }
+    request.block.copy_except(drop, out);
     let mut addr = [0u8; 48];
-    let addr = addr_text(client.addr, &mut addr);
-    line(out, b"X-Real-IP: ", addr);
-    line(out, b"X-Forwarded-For: ", addr);
-    line(out, b"X-Forwarded-Host: ", request.host);
-    // The https listener is 443 to the outside, whatever port it really has.
-    let port = if client.scheme == Scheme::Https { 443 } else { client.port };
-    let scheme = client.scheme.as_str();
-    let _ = write!(
-        out,
-        "X-Forwarded-Port: {port}\r\nX-Forwarded-Proto: {scheme}\r\n\
-         X-Forwarded-Scheme: {scheme}\r\nX-Scheme: {scheme}\r\n"
-    );
+    let addr = text(client.addr, &mut addr);
+    let scheme = client.scheme.as_str().as_bytes();
+    let mut port = [0u8; 8];
+    let port = text(client.outside_port(), &mut port);
+    for (name, value) in [
+        (&b"X-Request-ID: "[..], id),
+        (b"X-Real-IP: ", addr),
+        (b"X-Forwarded-For: ", addr),
+        (b"X-Forwarded-Host: ", request.host),
+        (b"X-Forwarded-Port: ", port),
+        (b"X-Forwarded-Proto: ", scheme),
+        (b"X-Forwarded-Scheme: ", scheme),
+        (b"X-Scheme: ", scheme),
+    ] {
+        if !set.has(name) {
+            line(out, name, value);
+        }
+    }
     for original in request.block.values(request.forwarded_for) {
         line(out, b"X-Original-Forwarded-For: ", original);
     }
     for original in request.block.values(request.forwarded_host) {
         line(out, b"X-Original-Forwarded-Host: ", original);
     }
+    if let Some(prefix) = prefix.filter(|prefix| !prefix.is_empty()) {
+        line(out, b"X-Forwarded-Prefix: ", prefix);
+    }
     if let Some(certificate) = certificate {
         client_certificate(certificate, out);
     }
+    set.put(known, out);
     if let Some(upgrade) = request.upgrade {
         line(out, b"Upgrade: ", upgrade);
         out.extend_from_slice(b"Connection: upgrade\r\n");
@@ -126,20 +150,13 @@ pub(super) fn response(
     out: &mut Vec<u8>,
 ) {
     let _ = write!(out, "HTTP/1.1 {} {}\r\n", response.status, response.reason);
-    let mut drop = response.drop.with(dress.replaced(&response.block));
-    if scheme == Scheme::Https {
-        drop = drop.with(response.hsts);
-    }
+    let mut drop = response.drop;
     if client == Version::Http10 && response.chunked {
         drop = drop.with(response.transfer_encoding);
     }
-    response.block.copy_except(drop, out);
+    dress.upstream(response, drop, scheme, out);
     if !response.dated {
         date(out);
-    }
-    dress.put_on(out);
-    if scheme == Scheme::Https {
-        out.extend_from_slice(HSTS);
     }
     connection(client, after, out);
     out.extend_from_slice(b"\r\n");
@@ -148,13 +165,9 @@ pub(super) fn response(
 /// Head of the answer that switches protocols.
 pub(super) fn switching(response: &Response<'_, '_>, scheme: Scheme, dress: &Dress, out: &mut Vec<u8>) {
     out.extend_from_slice(b"HTTP/1.1 101 Switching Protocols\r\n");
-    response.block.copy_except(response.drop.with(dress.replaced(&response.block)), out);
-    dress.put_on(out);
+    dress.upstream(response, response.drop, scheme, out);
     if let Some(upgrade) = response.upgrade {
         line(out, b"Upgrade: ", upgrade);
-    }
-    if scheme == Scheme::Https {
-        out.extend_from_slice(HSTS);
     }
     out.extend_from_slice(b"Connection: upgrade\r\n\r\n");
 }
@@ -196,10 +209,7 @@ pub(super) fn answer(
     if let Some(location) = location {
         line(out, b"Location: ", location);
     }
-    dress.put_on(out);
-    if scheme == Scheme::Https {
-        out.extend_from_slice(HSTS);
-    }
+    dress.own(scheme, out);
     connection(client, after, out);
     out.extend_from_slice(b"\r\n");
     if is_head {
@@ -224,10 +234,11 @@ fn connection(client: Version, after: After, out: &mut Vec<u8>) {
     }
 }
 
-fn addr_text(addr: IpAddr, room: &mut [u8; 48]) -> &[u8] {
+/// As text, in a little room on the stack; what does not fit is left out.
+fn text<const N: usize>(value: impl Display, room: &mut [u8; N]) -> &[u8] {
     let mut rest = &mut room[..];
-    let _ = write!(rest, "{addr}");
-    let used = 48 - rest.len();
+    let _ = write!(rest, "{value}");
+    let used = N - rest.len();
     room.get(..used).unwrap_or_default()
 }
 

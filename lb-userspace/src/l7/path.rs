@@ -88,6 +88,11 @@ pub(super) fn escape_literal(text: &[u8], out: &mut Vec<u8>) {
     escape(text, out, |_| false);
 }
 
+/// Appends bytes so that they can stand in a query parameter.
+pub(super) fn escape_component(bytes: &[u8], out: &mut Vec<u8>) {
+    escape(bytes, out, |b| !b.is_ascii_alphanumeric() && !matches!(b, b'-' | b'.' | b'_' | b'~'));
+}
+
 fn escape(bytes: &[u8], out: &mut Vec<u8>, special: impl Fn(u8) -> bool) {
     const HEX: &[u8; 16] = b"0123456789ABCDEF";
     for &byte in bytes {

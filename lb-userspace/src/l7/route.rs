@@ -12,14 +12,16 @@ use serde::{Deserialize, Serialize};
 use crate::model::ObjectName;
 use crate::model::health::Check;
 use crate::model::l7::{
-    AccessLog, Action, ClientAuth, Edge, Filters, HostMatch, L7, Location, PathMatch, Protocol, Redirect,
-    Upstream, UpstreamName, UpstreamTls,
+    AccessLog, Action, Blocked, ClientAuth, Edge, Filters, HostMatch, L7, Location, PathMatch, Protocol,
+    Redirect, Upstream, UpstreamName, UpstreamTls,
 };
 
-use crate::model::upstream::{Balance, Care, HashKey, Keepalive};
+use crate::model::expression::Expression;
+use crate::model::upstream::{Balance, Care, Keepalive};
 
 use super::balance::Rule;
 use super::filters::Scheme;
+use super::policy::Livery;
 use super::upstream::{Client, Speech, Transport};
 
 /// Longest host name looked up; longer ones belong to no server.
@@ -51,6 +53,10 @@ pub(super) struct Router {
     passthrough: HashMap<Box<str>, usize>,
     /// `None`: requests are not logged.
     pub(super) log: Option<Arc<AccessLog>>,
+    /// What every response says.
+    pub(super) livery: Livery,
+    /// Who is turned away everywhere.
+    pub(super) blocked: Option<Arc<Blocked>>,
 }
 
 /// A way to speak TLS to an upstream.
@@ -68,7 +74,7 @@ pub(super) struct UpstreamEntry {
     pub(super) endpoints: Vec<SocketAddr>,
     pub(super) rule: Rule,
     /// What its endpoints are chosen by, where that is a hash.
-    pub(super) key: Option<HashKey>,
+    pub(super) key: Option<Expression>,
     pub(super) care: Care,
     /// Most idle connections; `None`: as the keep-alive of all says.
     pub(super) idle: Option<usize>,
@@ -241,6 +247,8 @@ impl Router {
             edge: l7.edge.clone(),
             passthrough,
             log: l7.log.clone(),
+            livery: Livery::new(&l7.responses),
+            blocked: l7.blocked.clone(),
         }
     }
 

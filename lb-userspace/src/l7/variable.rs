@@ -1,34 +1,52 @@
 //! nginx variables of a request, where a setting is made of them.
 
+use std::io::Write as _;
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use super::balance;
-use super::filters::Scheme;
 use super::h1::Request;
 use super::heads::Client;
 use super::path;
 use super::route::bare_host;
-use crate::model::upstream::{HashKey, KeyPart, Variable};
+use crate::model::expression::{Expression, Part, Variable};
 
 /// Longest key that is hashed; what is longer counts with its beginning.
 const KEY_MAX: usize = 4096;
 
+/// A request whose variables are asked for.
+#[derive(Clone, Copy)]
+pub(super) struct Known<'a, 'h, 'b> {
+    pub(super) request: &'a Request<'h, 'b>,
+    pub(super) client: &'a Client,
+    /// Its `X-Request-ID`.
+    pub(super) id: &'a [u8],
+}
+
 /// Hash of a key's text for this request.
-pub(super) fn hash(key: &HashKey, request: &Request<'_, '_>, client: &Client) -> u64 {
+pub(super) fn hash(key: &Expression, known: Known<'_, '_, '_>) -> u64 {
     let mut text = super::buffer::Scratch::take();
-    for part in &key.0 {
-        match part {
-            KeyPart::Literal(literal) => text.extend_from_slice(literal.as_bytes()),
-            KeyPart::Variable(variable) => expand(variable, request, client, &mut text),
-        }
-    }
+    fill_in(key, known, &mut text);
     text.truncate(KEY_MAX);
     balance::hash(&text)
 }
 
-/// Appends the value; nothing where there is none.
-fn expand(variable: &Variable, request: &Request<'_, '_>, client: &Client, out: &mut Vec<u8>) {
+/// Appends the text with the request's values.
+pub(super) fn fill_in(expression: &Expression, known: Known<'_, '_, '_>, out: &mut Vec<u8>) {
+    for part in &expression.0 {
+        match part {
+            Part::Literal(literal) => out.extend_from_slice(literal.as_bytes()),
+            Part::Variable(variable) => value_of(variable, known, out),
+        }
+    }
+}
+
+/// Appends the value; nothing where there is none. Whole: writing to a vector cannot fail.
+fn value_of(variable: &Variable, known: Known<'_, '_, '_>, out: &mut Vec<u8>) {
+    let Known { request, client, id } = known;
     let (raw_path, query) = path::split_query(request.target);
     match variable {
         Variable::RequestUri => out.extend_from_slice(request.target),
+        Variable::EscapedRequestUri => path::escape_component(request.target, out),
         Variable::Uri => match path::normalize(raw_path) {
             Ok(normal) => out.extend_from_slice(&normal),
             Err(_) => out.extend_from_slice(raw_path),
@@ -36,13 +54,17 @@ fn expand(variable: &Variable, request: &Request<'_, '_>, client: &Client, out: 
         Variable::Args => out.extend_from_slice(query.unwrap_or_default()),
         Variable::Host => out.extend(bare_host(request.host).iter().map(u8::to_ascii_lowercase)),
         Variable::RemoteAddr => {
-            use std::io::Write as _;
             let _ = write!(out, "{}", client.addr);
         }
-        Variable::Scheme => out.extend_from_slice(match client.scheme {
-            Scheme::Http => b"http",
-            Scheme::Https => b"https",
-        }),
+        Variable::RequestId => out.extend_from_slice(id),
+        Variable::ServerPort => {
+            let _ = write!(out, "{}", client.outside_port());
+        }
+        Variable::Msec => {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            let _ = write!(out, "{}.{:03}", now.as_secs(), now.subsec_millis());
+        }
+        Variable::Scheme => out.extend_from_slice(client.scheme.as_str().as_bytes()),
         Variable::RequestMethod => out.extend_from_slice(request.method.as_bytes()),
         Variable::Header(name) if name == "host" => out.extend_from_slice(request.host),
         Variable::Header(name) => out.extend_from_slice(header(request, name).unwrap_or_default()),

@@ -3,11 +3,14 @@
 //! Strings a user wrote appear here only as values to compare or copy, as a compiled
 //! [`Template`] or as a compiled, linear-time [`Pattern`].
 
+mod blocked;
 mod buffers;
 mod edge;
 pub mod fastcgi;
 pub mod log;
 pub mod policy;
+mod redirects;
+mod responses;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,6 +19,7 @@ use std::time::Duration;
 use super::ObjectName;
 pub use super::upstream::{Keepalive, Protocol, Retry, Upstream, UpstreamName, UpstreamTls};
 
+pub use blocked::{Blocked, Listed};
 pub use buffers::{Buffers, Rate, ReadAhead};
 pub use edge::{
     Cipher, CipherOrder, Ciphers, ClientAuth, ClientLimits, Demand, Edge, Group, ProxyProtocol, Resumption,
@@ -24,6 +28,8 @@ pub use edge::{
 pub use fastcgi::FastCgi;
 pub use log::AccessLog;
 pub use policy::Policies;
+pub use redirects::RedirectStyle;
+pub use responses::{Hsts, Responses};
 
 /// Everything the proxy has to serve.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -47,6 +53,10 @@ pub struct L7 {
     pub log: Option<Arc<AccessLog>>,
     /// Connections to endpoints between requests.
     pub keepalive: Keepalive,
+    /// What every response says.
+    pub responses: Responses,
+    /// Who is turned away everywhere; `None`: nobody.
+    pub blocked: Option<Arc<Blocked>>,
 }
 
 /// Which Host header (or SNI) a server answers for. Lower case, no port, no trailing dot.
@@ -159,6 +169,8 @@ pub enum RedirectQuery {
 pub struct Filters {
     /// Redirect plain HTTP to https with 308.
     pub ssl_redirect: SslRedirect,
+    /// How redirects to https, and those that add a slash, are written.
+    pub redirects: Arc<RedirectStyle>,
     /// `rewrite-target`.
     pub rewrite: Option<Rewrite>,
     /// Time to connect to an endpoint.
@@ -190,6 +202,7 @@ impl Default for Filters {
     fn default() -> Self {
         Self {
             ssl_redirect: SslRedirect::Never,
+            redirects: Arc::default(),
             rewrite: None,
             connect_timeout: Duration::from_secs(5),
             send_timeout: Duration::from_secs(60),

@@ -4,6 +4,7 @@
 //! rustls: what stands here can be built by hand in a test and compared whole.
 
 pub mod capture;
+pub mod expression;
 pub mod health;
 pub mod l4;
 pub mod l7;

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::expression::Expression;
 use super::health::Check;
 use super::l7::{Certificate, TlsVersions};
 
@@ -43,75 +44,14 @@ pub enum Balance {
     /// The less busy of two at random.
     LeastRequests,
     /// The same key goes to the same endpoint.
-    Hash(HashKey),
+    Hash(Expression),
     /// The same key goes to the same few endpoints.
     Subset {
         /// The key.
-        key: HashKey,
+        key: Expression,
         /// How many.
         size: usize,
     },
-}
-
-/// What a request is hashed by.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HashKey(pub Vec<KeyPart>);
-
-/// A piece of a [`HashKey`].
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum KeyPart {
-    /// Text as it is.
-    Literal(String),
-    /// What the request has for it.
-    Variable(Variable),
-}
-
-/// An nginx variable that a request decides.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Variable {
-    /// `$request_uri`: path and query as sent.
-    RequestUri,
-    /// `$uri`: the path, decoded.
-    Uri,
-    /// `$args`, `$query_string`.
-    Args,
-    /// `$host`: lower case, without port.
-    Host,
-    /// `$remote_addr`, `$binary_remote_addr`, `$the_real_ip`: the client.
-    RemoteAddr,
-    /// `$scheme`.
-    Scheme,
-    /// `$request_method`.
-    RequestMethod,
-    /// `$http_NAME`; lower case, words separated by `_`.
-    Header(String),
-    /// `$arg_NAME`.
-    Argument(String),
-    /// `$cookie_NAME`.
-    Cookie(String),
-}
-
-impl Variable {
-    /// By its name without `$`.
-    pub fn named(name: &str) -> Option<Self> {
-        let lower = |rest: &str| rest.to_ascii_lowercase();
-        Some(match name {
-            "request_uri" => Self::RequestUri,
-            "uri" | "document_uri" => Self::Uri,
-            "args" | "query_string" => Self::Args,
-            "host" => Self::Host,
-            "remote_addr" | "binary_remote_addr" | "the_real_ip" => Self::RemoteAddr,
-            "scheme" => Self::Scheme,
-            "request_method" => Self::RequestMethod,
-            _ => match name.split_once('_')? {
-                (_, "") => return None,
-                ("http", header) => Self::Header(lower(header)),
-                ("arg", argument) => Self::Argument(argument.to_owned()),
-                ("cookie", cookie) => Self::Cookie(cookie.to_owned()),
-                _ => return None,
-            },
-        })
-    }
 }
 
 /// How endpoints are treated that are new or fail.

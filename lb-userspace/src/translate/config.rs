@@ -1,16 +1,18 @@
 //! The ingress controller's ConfigMap: each section reads its keys, and what no section asked for
 //! is told. A key that protects something and is not honoured closes every route.
 
+mod blocked;
 mod edge;
 mod keys;
 mod log;
+mod responses;
 mod upstream;
 
 use k8s_openapi::api::core::v1::ConfigMap;
 
 use super::findings::Findings;
 use crate::model::ObjectName;
-use crate::model::l7::{AccessLog, Edge, Keepalive};
+use crate::model::l7::{AccessLog, Blocked, Edge, Keepalive, Responses};
 use crate::objects::{Key, Kind, Objects, Sourced};
 
 use keys::Keys;
@@ -20,9 +22,16 @@ pub(super) use upstream::Settings;
 /// Name under which ingress-nginx's chart installs it.
 const NAME: &str = "ingress-nginx-controller";
 /// Keys that keep somebody out and are not honoured yet.
-const PROTECTING: [&str; 4] = ["block-cidrs", "block-referers", "block-user-agents", "global-auth-url"];
+const PROTECTING: [&str; 1] = ["global-auth-url"];
 /// Keys that do, if the ConfigMap is the one that counts.
-const LISTS: [&str; 3] = ["allowlist-source-range", "denylist-source-range", "whitelist-source-range"];
+const LISTS: [&str; 6] = [
+    "allowlist-source-range",
+    "block-cidrs",
+    "block-referers",
+    "block-user-agents",
+    "denylist-source-range",
+    "whitelist-source-range",
+];
 
 /// What the ConfigMap says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,6 +43,8 @@ pub(super) struct Config {
     /// `None`: requests are not logged.
     pub log: Option<AccessLog>,
     pub keepalive: Keepalive,
+    pub responses: Responses,
+    pub blocked: Option<Blocked>,
 }
 
 /// What the ConfigMap means for routes.
@@ -59,6 +70,8 @@ pub(super) fn read(objects: &Objects, findings: &mut Findings) -> Config {
         settings: Settings::default(),
         log: Some(AccessLog::default()),
         keepalive: Keepalive::default(),
+        responses: Responses::default(),
+        blocked: None,
     };
     let mut is_first = true;
     for (name, sourced) in objects.config_maps.iter().filter(|(name, _)| name.name == NAME) {
@@ -93,12 +106,17 @@ pub(super) fn read(objects: &Objects, findings: &mut Findings) -> Config {
             continue;
         }
         config.edge = edge::read(&mut keys);
-        config.settings = Settings::read(&mut keys).unwrap_or_else(|rest| {
+        config.settings = Settings::read(&mut keys, &name.namespace, objects).unwrap_or_else(|rest| {
             config.gate = Gate::Closed;
             rest
         });
         config.log = log::read(&mut keys);
         config.keepalive = upstream::keepalive(&mut keys);
+        config.blocked = blocked::read(&mut keys).unwrap_or_else(|blocked::Unreadable| {
+            config.gate = Gate::Closed;
+            None
+        });
+        config.responses = responses::read(&mut keys, &name.namespace, objects);
         keys.tell_unasked();
     }
     config

@@ -54,13 +54,18 @@ pub(super) fn read(
         .collect()
 }
 
+/// Messages would fall apart without it.
+pub(super) fn delimits(name: &str) -> bool {
+    OURS.iter().any(|ours| ours.eq_ignore_ascii_case(name))
+}
+
 /// Line breaks at the ends of a value are YAML's, not its author's.
 fn one(name: &str, text: &str) -> Result<Header, String> {
     let text = text.trim();
     if !value::is_header_name(name) {
         return Err(format!("{name:?} is no name of a header"));
     }
-    if OURS.iter().any(|ours| ours.eq_ignore_ascii_case(name)) {
+    if delimits(name) {
         return Err(format!("{name} delimits messages; it cannot be set"));
     }
     if text.chars().any(char::is_control) {

@@ -69,7 +69,7 @@ pub(super) fn translate(
     options: &Options,
     findings: &mut Findings,
 ) -> L7 {
-    let Config { gate, edge, settings, log, keepalive } = config::read(objects, findings);
+    let Config { gate, edge, settings, log, keepalive, responses, blocked } = config::read(objects, findings);
     let mut making = Making {
         objects,
         options,
@@ -100,8 +100,17 @@ pub(super) fn translate(
         }
     });
     let log = log.map(Arc::new);
-    let mut l7 =
-        L7 { default_backend, default_certificate, edge, passthrough, log, keepalive, ..L7::default() };
+    let mut l7 = L7 {
+        default_backend,
+        default_certificate,
+        edge,
+        passthrough,
+        log,
+        keepalive,
+        responses,
+        blocked: blocked.map(Arc::new),
+        ..L7::default()
+    };
     for (host, built) in hosts {
         if let Some(certificate) = built.tls.as_ref().and_then(|tls| tls.certificate.clone()) {
             l7.certificates.insert(host.clone(), certificate);

@@ -23,6 +23,7 @@ mod ours;
 mod passwords;
 mod routes;
 mod services;
+mod template;
 mod upstream_tls;
 mod upstreams;
 mod vips;

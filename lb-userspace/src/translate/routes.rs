@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::annotations::{Policy, field};
 use super::findings::Findings;
+use super::template::template;
 use super::upstream_tls::ProxySsl;
 use crate::model::l7::{
     Action, Filters, Location, PathMatch, Pattern, Piece, Protocol, Redirect, RedirectQuery, Rewrite,
@@ -162,6 +163,7 @@ fn filters(policy: &Policy, path: &str) -> Filters {
         buffers: policy.buffers,
         logged: policy.logged,
         policies: policy.policies_at(path),
+        redirects: policy.redirects.clone(),
         ..default
     }
 }
@@ -216,40 +218,6 @@ fn surprises(draft: &Draft, regex: bool, findings: &mut Findings) {
     }
 }
 
-/// `$1` to `$9` (also `${1}`) and text; other variables are refused.
-fn template(text: &str) -> Result<Template, String> {
-    let mut pieces = Vec::new();
-    let mut literal = String::new();
-    let mut rest = text;
-    while let Some(at) = rest.find('$') {
-        literal.push_str(&rest[..at]);
-        rest = &rest[at + 1..];
-        let (name, after) = match rest.strip_prefix('{').and_then(|braced| braced.split_once('}')) {
-            Some((name, after)) => (name, after),
-            None => rest.split_at(rest.chars().next().map_or(0, char::len_utf8)),
-        };
-        match name.parse::<usize>() {
-            Ok(group @ 1..=9) => {
-                if !literal.is_empty() {
-                    pieces.push(Piece::Literal(std::mem::take(&mut literal)));
-                }
-                pieces.push(Piece::Capture(group));
-            }
-            _ => {
-                return Err(format!(
-                    "{text:?}: only the captures $1 to $9 are supported, not other variables"
-                ));
-            }
-        }
-        rest = after;
-    }
-    literal.push_str(rest);
-    if !literal.is_empty() {
-        pieces.push(Piece::Literal(literal));
-    }
-    Ok(Template(pieces))
-}
-
 /// The beginning of a pattern up to its first special character, as text.
 fn literal_text(pattern: &str) -> &str {
     // Then the beginning of the whole is not the beginning of each alternative.
@@ -289,28 +257,6 @@ fn last_line(error: &impl ToString) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn templates_know_captures_and_nothing_else() {
-        let literal = |text: &str| Piece::Literal(text.to_owned());
-        let cases = [
-            ("/", Ok(vec![literal("/")])),
-            ("/$2", Ok(vec![literal("/"), Piece::Capture(2)])),
-            (
-                "/a/$1/b${2}c",
-                Ok(vec![literal("/a/"), Piece::Capture(1), literal("/b"), Piece::Capture(2), literal("c")]),
-            ),
-            ("$1$2", Ok(vec![Piece::Capture(1), Piece::Capture(2)])),
-            ("/$10", Ok(vec![literal("/"), Piece::Capture(1), literal("0")])),
-            ("/$host", Err(())),
-            ("/$", Err(())),
-            ("/${x", Err(())),
-            ("/$0", Err(())),
-        ];
-        for (text, expected) in cases {
-            assert_eq!(template(text).map_err(|_| ()), expected.map(Template), "{text}");
-        }
-    }
 
     #[test]
     fn a_broken_pattern_is_closed_from_its_literal_beginning() {

@@ -7,7 +7,8 @@ use proptest::sample::Index;
 
 use super::latency::Latency;
 use super::*;
-use crate::model::upstream::{Ejection, HashKey};
+use crate::model::expression::Expression;
+use crate::model::upstream::Ejection;
 
 fn addr(n: u8) -> SocketAddr {
     SocketAddr::from(([10, 0, 0, n], 80))
@@ -45,7 +46,7 @@ fn few(all: &[SocketAddr], chosen: &[Index]) -> BTreeSet<SocketAddr> {
 }
 
 fn every_rule(all: &[SocketAddr]) -> [Rule; 5] {
-    let key = || HashKey(Vec::new());
+    let key = || Expression::default();
     [
         Balance::RoundRobin,
         Balance::PeakEwma,
@@ -193,7 +194,7 @@ proptest! {
         seeds in any::<[u64; 2]>(),
     ) {
         let (all, now) = (addrs(&numbers), Instant::now());
-        let rule = Rule::new(&Balance::Hash(HashKey(Vec::new())), &all, &[]);
+        let rule = Rule::new(&Balance::Hash(Expression::default()), &all, &[]);
         // Two workers with different pasts.
         let (one, other) = (fresh(&all, 0, now), fresh(&all, 3, now));
         let random = seeds.map(Random::new);
@@ -219,7 +220,7 @@ proptest! {
         seed in any::<u64>(),
     ) {
         let (all, now, random) = (addrs(&numbers), Instant::now(), Random::new(seed));
-        let rule = Rule::new(&Balance::Subset { key: HashKey(Vec::new()), size }, &all, &[]);
+        let rule = Rule::new(&Balance::Subset { key: Expression::default(), size }, &all, &[]);
         let endpoints = fresh(&all, 0, now);
         for key in keys {
             let asked: BTreeSet<_> = (0..120).map(|_| pick(&endpoints, &rule, key, &random, now).addr()).collect();

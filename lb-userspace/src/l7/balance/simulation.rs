@@ -91,8 +91,8 @@ fn simulate(balance: &Balance, kinds: &[Kind], care: Care, requests: u64) -> Out
     outcome
 }
 
-fn key() -> crate::model::upstream::HashKey {
-    crate::model::upstream::HashKey(Vec::new())
+fn key() -> crate::model::expression::Expression {
+    crate::model::expression::Expression::default()
 }
 
 fn every_rule() -> [Balance; 5] {

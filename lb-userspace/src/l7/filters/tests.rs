@@ -2,10 +2,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::*;
-use crate::model::l7::policy::{Access, AddressSet, Cors, Origins};
+use crate::model::l4::Prefix;
+use crate::model::l7::policy::{Access, AddressSet, Cors, Origins, RequestHeaders};
 use crate::model::l7::{
-    Action, Filters, HostMatch, L7, Location, Pattern, Policies, Redirect, Server, Template, Upstream,
-    UpstreamName,
+    Action, Blocked, Filters, HostMatch, L7, Listed, Location, Pattern, Policies, Redirect, Rewrite, Server,
+    Template, Upstream, UpstreamName,
 };
 
 fn literal(text: &str) -> Piece {
@@ -80,6 +81,100 @@ fn redirects_preflights_and_what_is_missing_come_before_who_may_enter() {
     }
 }
 
+#[test]
+fn redirects_are_written_as_their_location_wants() {
+    let style = RedirectStyle {
+        status: 301,
+        keeps_slash: true,
+        names_port: true,
+        is_relative: true,
+        plain: vec!["/plain".to_owned()],
+    };
+    let filters = Filters {
+        ssl_redirect: SslRedirect::Always,
+        redirects: Arc::new(style.clone()),
+        ..Filters::default()
+    };
+    let absolute = Filters {
+        ssl_redirect: SslRedirect::Never,
+        redirects: Arc::new(RedirectStyle { is_relative: false, ..style }),
+        ..Filters::default()
+    };
+    let l7 = site(vec![
+        location(prefix("/dir/"), to_web(), filters.clone()),
+        location(prefix("/far/"), to_web(), absolute),
+        location(prefix("/"), to_web(), filters),
+    ]);
+    let router = Router::new(&l7);
+    let cases = [
+        ("to https", "/a/", 80, redirected(301, "https://h:443/a/")),
+        ("plain", "/plain/a", 80, proxied(None)),
+        (
+            "a challenge is like any other",
+            "/.well-known/acme-challenge/x",
+            80,
+            redirected(301, "https://h:443/.well-known/acme-challenge/x"),
+        ),
+        ("slash, relative", "/dir?x", 80, redirected(301, "/dir/?x")),
+        ("slash, port", "/far", 8080, redirected(301, "http://h:8080/far/")),
+        ("slash, usual port", "/far", 80, redirected(301, "http://h/far/")),
+    ];
+    for (case, target, port, expected) in cases {
+        let asked = Asked { target: target.as_bytes(), port, ..plain() };
+        assert_eq!(decide(&router, &asked).next, expected, "{case}");
+    }
+}
+
+#[test]
+fn who_is_blocked_gets_nothing_but_what_needs_no_location() {
+    let blocked = Blocked {
+        clients: Prefix::new("192.0.2.0".parse().unwrap(), 24).into_iter().collect(),
+        agents: vec![Listed::parse("~*bot").unwrap()],
+        referers: vec![Listed::parse("https://spam/").unwrap()],
+    };
+    let mut l7 = site(vec![
+        location(prefix("/empty"), Action::Proxy(UpstreamName("empty".to_owned())), Filters::default()),
+        location(prefix("/"), to_web(), Filters::default()),
+    ]);
+    l7.blocked = Some(Arc::new(blocked));
+    let router = Router::new(&l7);
+    let header = |name: &str, value: &str| vec![(name.to_owned(), value.to_owned())];
+    let cases = [
+        ("nobody", "198.51.100.1", vec![], "/", proxied(None)),
+        ("address", "192.0.2.1", vec![], "/", status(403)),
+        ("address, where nobody is", "192.0.2.1", vec![], "/empty", status(503)),
+        ("agent", "198.51.100.1", header("User-Agent", "a Bot"), "/empty", status(403)),
+        ("referer", "198.51.100.1", header("Referer", "https://spam/"), "/", status(403)),
+        ("another referer", "198.51.100.1", header("Referer", "https://spam/a"), "/", proxied(None)),
+    ];
+    for (case, client, headers, target, expected) in cases {
+        let client = client.parse().unwrap();
+        let asked = Asked { target: target.as_bytes(), client, headers: Headers::Given(&headers), ..plain() };
+        assert_eq!(decide(&router, &asked).next, expected, "{case}");
+    }
+}
+
+#[test]
+fn the_prefix_that_a_rewrite_cut_goes_along() {
+    let capture = |n| Piece::Capture(n);
+    let request = RequestHeaders {
+        prefix: Some(Template(vec![literal("/api"), capture(1)])),
+        ..RequestHeaders::default()
+    };
+    let policies = Some(Arc::new(Policies { request: Some(request), ..Policies::default() }));
+    let rewrite = Rewrite {
+        pattern: Pattern::unanchored("/api(/v[0-9])?/(.*)").unwrap(),
+        target: Template(vec![literal("/"), capture(2)]),
+    };
+    let with = |rewrite| Filters { rewrite, policies: policies.clone(), ..Filters::default() };
+    let next = |filters| ask(&site(vec![location(prefix("/"), to_web(), filters)]), "/api/v1/x");
+
+    let rewritten =
+        Next::Proxy { upstream: 1, target: Some(b"/x".to_vec()), prefix: Some(b"/api/v1".to_vec()) };
+    assert_eq!(next(with(Some(rewrite))), rewritten);
+    assert_eq!(next(with(None)), proxied(None));
+}
+
 fn plain() -> Asked<'static> {
     Asked {
         method: "GET",
@@ -100,7 +195,7 @@ fn ask(l7: &L7, target: &str) -> Next {
 }
 
 fn proxied(target: Option<&str>) -> Next {
-    Next::Proxy { upstream: 1, target: target.map(|target| target.as_bytes().to_vec()) }
+    Next::Proxy { upstream: 1, target: target.map(|target| target.as_bytes().to_vec()), prefix: None }
 }
 
 fn redirected(status: u16, location: &str) -> Next {

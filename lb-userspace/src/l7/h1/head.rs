@@ -113,6 +113,16 @@ impl LineSet {
         self.0 |= 1u128.checked_shl(u32::try_from(i).unwrap_or(u32::MAX)).unwrap_or(0);
     }
 
+    /// There is none in it.
+    pub(in crate::l7) fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Lines that are not in the other.
+    pub(in crate::l7) fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+
     /// Lines in either.
     pub(in crate::l7) fn with(self, other: Self) -> Self {
         Self(self.0 | other.0)
@@ -205,6 +215,12 @@ impl<'h, 'b> Block<'h, 'b> {
     pub(in crate::l7) fn kept(&self, drop: LineSet) -> impl Iterator<Item = (&'b str, &'b [u8])> {
         let lines = self.lines.iter().enumerate();
         lines.filter(move |(i, _)| !drop.contains(*i)).map(|(_, line)| (line.name, line.value))
+    }
+
+    /// Names and values of the lines in `set`.
+    pub(in crate::l7) fn chosen(&self, set: LineSet) -> impl Iterator<Item = (&'b str, &'b [u8])> {
+        let lines = self.lines.iter().enumerate();
+        lines.filter(move |(i, _)| set.contains(*i)).map(|(_, line)| (line.name, line.value))
     }
 
     /// Values of the lines in `set` that have one, as they were sent.

@@ -27,6 +27,8 @@ pub(in crate::l7) struct Response<'h, 'b> {
     pub(in crate::l7) block: Block<'h, 'b>,
     /// Lines that never reach the client.
     pub(in crate::l7) drop: LineSet,
+    /// The upstream's Server.
+    pub(in crate::l7) server: LineSet,
     /// The upstream's own HSTS header, replaced by ours over TLS.
     pub(in crate::l7) hsts: LineSet,
     /// The line that tells the length of the body.
@@ -83,6 +85,7 @@ fn collect<'h, 'b>(
         streams: false,
         block,
         drop: LineSet::default(),
+        server: LineSet::default(),
         hsts: LineSet::default(),
         transfer_encoding: LineSet::default(),
     };
@@ -96,7 +99,10 @@ fn collect<'h, 'b>(
                 response.dated = true;
                 true
             }
-            6 if is("server") => false,
+            6 if is("server") => {
+                response.server.insert(i);
+                true
+            }
             7 if is("upgrade") => {
                 response.upgrade = Some(line.value);
                 false

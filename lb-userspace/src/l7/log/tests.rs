@@ -212,7 +212,7 @@ fn escaping_is_for_values_and_decides_what_absent_looks_like() {
 
 #[test]
 fn what_nobody_claims_is_healthy_skipped_or_switched_off_is_not_logged() {
-    let proxied = Next::Proxy { upstream: 0, target: None };
+    let proxied = Next::Proxy { upstream: 0, target: None, prefix: None };
     let healthy = Next::Answer(Answer::Healthy);
     let skip = || ["/a%20b/x?q=1&name=v".to_owned()].into();
     for (case, log, host, next, expected) in [

@@ -1,63 +1,169 @@
 //! What a response is dressed with: header lines of ours, on an upstream's answer and on our own alike
 //! (reference 4.1, item 10).
 
+use std::rc::Rc;
+
 use super::super::buffer::Scratch;
-use super::super::h1::head::{Block, LineSet};
+use super::super::filters::Scheme;
+use super::super::h1::Response;
+use super::super::h1::head::LineSet;
+use super::super::snapshot::Snapshot;
+use super::super::variable::Known;
+use super::livery::Livery;
+use super::rewriting::Swaps;
 use super::{Headers, cors};
 use crate::model::l7::Policies;
 use crate::model::l7::policy::Header;
 
-/// Header lines for one response. Empty for a location without policies, and then free.
+/// Header lines for one response: those of every response, and those of its location. Free for a location
+/// without policies.
 #[derive(Default)]
 pub(in crate::l7) struct Dress {
+    /// `None` before there is a request.
+    snapshot: Option<Rc<Snapshot>>,
+    /// Apart, so that a connection does not carry its size.
+    extras: Option<Box<Extras>>,
+}
+
+/// What only some responses have.
+#[derive(Default)]
+struct Extras {
     replacing: Option<Scratch>,
     beside: Option<Scratch>,
+    swaps: Option<Swaps>,
 }
 
 impl Dress {
-    /// What a request with these headers has coming.
-    pub(in crate::l7) fn of(policies: Option<&Policies>, headers: &Headers<'_>) -> Self {
-        let mut dress = Self::default();
+    /// What any response has.
+    pub(in crate::l7) fn plain(snapshot: &Rc<Snapshot>) -> Self {
+        Self { snapshot: Some(Rc::clone(snapshot)), extras: None }
+    }
+
+    /// What a request has coming.
+    pub(in crate::l7) fn of(
+        snapshot: &Rc<Snapshot>,
+        policies: Option<&Policies>,
+        known: Known<'_, '_, '_>,
+    ) -> Self {
+        let mut dress = Self::plain(snapshot);
         let Some(policies) = policies else { return dress };
         if let Some(cors) = &policies.cors {
-            cors::dress(cors, headers, &mut dress);
+            cors::dress(cors, &Headers::Sent(known.request.block), &mut dress);
         }
-        for Header { name, value } in policies.response.iter().flat_map(|response| &response.set) {
-            let lines = dress.replacing();
-            for part in [name.as_str(), ": ", value, "\r\n"] {
-                lines.extend_from_slice(part.as_bytes());
-            }
+        for header in policies.response.iter().flat_map(|response| &response.set) {
+            push(header, dress.replacing());
+        }
+        if let Some(rewriting) = &policies.rewriting {
+            dress.extras.get_or_insert_default().swaps = Some(Swaps::of(rewriting, known));
         }
         dress
     }
 
     /// Room for whole lines that take the place of the upstream's of the same names.
     pub(in crate::l7) fn replacing(&mut self) -> &mut Vec<u8> {
-        self.replacing.get_or_insert_with(Scratch::take)
+        self.extras.get_or_insert_default().replacing.get_or_insert_with(Scratch::take)
     }
 
     /// Room for whole lines that stand beside the upstream's, like cookies.
     pub(super) fn beside(&mut self) -> &mut Vec<u8> {
-        self.beside.get_or_insert_with(Scratch::take)
+        self.extras.get_or_insert_default().beside.get_or_insert_with(Scratch::take)
+    }
+
+    /// Copies the lines of the upstream's head that the client gets, and puts ours on.
+    pub(in crate::l7) fn upstream(
+        &self,
+        response: &Response<'_, '_>,
+        drop: LineSet,
+        scheme: Scheme,
+        out: &mut Vec<u8>,
+    ) {
+        let gone = drop.with(self.replaced(response, scheme));
+        match self.extras.as_ref().and_then(|extras| extras.swaps.as_ref()) {
+            None => response.block.copy_except(gone, out),
+            Some(swaps) => {
+                let swapped = swaps.lines(&response.block).without(gone);
+                response.block.copy_except(gone.with(swapped), out);
+                swaps.write(&response.block, swapped, out);
+            }
+        }
+        self.put_on(Some(response), scheme, out);
+    }
+
+    /// Puts ours on an answer of our own.
+    pub(in crate::l7) fn own(&self, scheme: Scheme, out: &mut Vec<u8>) {
+        self.put_on(None, scheme, out);
     }
 
     /// Lines of the upstream's head that give way.
-    pub(in crate::l7) fn replaced(&self, block: &Block<'_, '_>) -> LineSet {
-        let Some(lines) = &self.replacing else { return LineSet::default() };
-        block.named(|name| names(lines).any(|ours| ours.eq_ignore_ascii_case(name.as_bytes())))
+    fn replaced(&self, response: &Response<'_, '_>, scheme: Scheme) -> LineSet {
+        let mut gone = LineSet::default();
+        if let Some(Livery { hsts, gone: names, passes_server, .. }) = self.livery() {
+            if !passes_server {
+                gone = gone.with(response.server);
+            }
+            if scheme == Scheme::Https && !hsts.is_empty() {
+                gone = gone.with(response.hsts);
+            }
+            if !names.is_empty() {
+                let is_gone = |name: &str| names.iter().any(|listed| listed.eq_ignore_ascii_case(name));
+                gone = gone.with(response.block.named(is_gone));
+            }
+        }
+        if let Some(lines) = self.lines_of(|extras| &extras.replacing) {
+            gone = gone.with(response.block.named(|name| has(lines, name.as_bytes())));
+        }
+        gone
     }
 
-    /// Puts the lines on; one without a value only took the upstream's off.
-    pub(in crate::l7) fn put_on(&self, out: &mut Vec<u8>) {
-        for lines in [&self.replacing, &self.beside].into_iter().flatten() {
-            for line in lines.split_inclusive(|byte| *byte == b'\n').filter(|line| !line.ends_with(b": \r\n"))
-            {
-                out.extend_from_slice(line);
+    fn put_on(&self, upstream: Option<&Response<'_, '_>>, scheme: Scheme, out: &mut Vec<u8>) {
+        let own = self.lines_of(|extras| &extras.replacing).unwrap_or_default();
+        if let Some(Livery { hsts, lines, names_server, passes_server, .. }) = self.livery() {
+            let keeps_server = *passes_server && upstream.is_some_and(|upstream| !upstream.server.is_empty());
+            if *names_server && !keeps_server {
+                out.extend_from_slice(b"Server: nginx\r\n");
             }
+            if scheme == Scheme::Https {
+                out.extend_from_slice(hsts);
+            }
+            put(lines, own, out);
+        }
+        put(own, &[], out);
+        if let Some(lines) = self.lines_of(|extras| &extras.beside) {
+            out.extend_from_slice(lines);
+        }
+    }
+
+    fn lines_of(&self, which: impl FnOnce(&Extras) -> &Option<Scratch>) -> Option<&[u8]> {
+        which(self.extras.as_ref()?).as_ref().map(|lines| lines.as_slice())
+    }
+
+    fn livery(&self) -> Option<&Livery> {
+        self.snapshot.as_ref().map(|snapshot| &snapshot.router.livery)
+    }
+}
+
+/// Appends a header as a line.
+pub(super) fn push(header: &Header, lines: &mut Vec<u8>) {
+    for part in [header.name.as_str(), ": ", &header.value, "\r\n"] {
+        lines.extend_from_slice(part.as_bytes());
+    }
+}
+
+/// Appends lines, but not those that others take the place of. One without a value is none: it only took
+/// the upstream's off.
+fn put(lines: &[u8], others: &[u8], out: &mut Vec<u8>) {
+    for line in lines.split_inclusive(|byte| *byte == b'\n').filter(|line| !line.ends_with(b": \r\n")) {
+        if others.is_empty() || !has(others, name(line)) {
+            out.extend_from_slice(line);
         }
     }
 }
 
-fn names(lines: &[u8]) -> impl Iterator<Item = &[u8]> {
-    lines.split(|byte| *byte == b'\n').filter_map(|line| line.split(|byte| *byte == b':').next())
+/// One of the lines has the name.
+fn has(lines: &[u8], wanted: &[u8]) -> bool {
+    lines.split(|byte| *byte == b'\n').any(|line| name(line).eq_ignore_ascii_case(wanted))
+}
+
+fn name(line: &[u8]) -> &[u8] {
+    line.split(|byte| *byte == b':').next().unwrap_or_default()
 }

@@ -6,18 +6,24 @@
 
 mod access;
 mod auth;
+pub(super) mod blocked;
 mod cors;
 mod dress;
+mod livery;
+mod request_headers;
+mod rewriting;
 
 use std::net::IpAddr;
 
 use super::filters::{Answer, Asked};
 use super::h1::head::{Block, LineSet};
 use crate::model::l7::Policies;
-use crate::model::l7::policy::{ResponseHeaders, Satisfy};
+use crate::model::l7::policy::{RequestHeaders, ResponseHeaders, Satisfy};
 
 pub(super) use access::Entry;
 pub(super) use dress::Dress;
+pub(super) use livery::Livery;
+pub(super) use request_headers::Set;
 
 /// Headers of a request, wherever they stand.
 #[derive(Debug, Clone, Copy)]
@@ -72,13 +78,17 @@ pub(super) fn kept_back(policies: &Policies, block: &Block<'_, '_>) -> LineSet {
 
 /// What the policies do to this request, a step each: name and detail.
 pub(super) fn explain(policies: &Policies, asked: &Asked<'_>) -> Vec<(&'static str, String)> {
-    let Policies { access, auth, cors, request, response } = policies;
+    let Policies { access, auth, cors, request, response, rewriting: _ } = policies;
     let mut steps = Vec::new();
     steps.extend(cors.as_ref().map(|cors| ("cors", cors::explain(cors, &asked.headers))));
     steps.extend(access.as_ref().map(|access| ("source-range", access::explain(access, asked.client))));
     steps.extend(auth.iter().flat_map(auth::explain));
-    if let Some(host) = request.as_ref().and_then(|request| request.host.as_ref()) {
-        steps.push(("upstream-vhost", format!("the upstream gets Host: {host}")));
+    if let Some(RequestHeaders { host, prefix: _, set }) = request {
+        steps.extend(host.iter().map(|host| ("upstream-vhost", format!("the upstream gets Host: {host}"))));
+        let names: Vec<_> = set.iter().map(|header| header.name.as_str()).collect();
+        if !names.is_empty() {
+            steps.push(("proxy-set-headers", format!("the upstream gets {}", names.join(", "))));
+        }
     }
     if let Some(ResponseHeaders { set }) = response {
         let names: Vec<_> = set.iter().map(|header| header.name.as_str()).collect();

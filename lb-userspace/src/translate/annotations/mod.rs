@@ -8,6 +8,7 @@ mod fastcgi;
 mod policies;
 mod removed;
 mod response_headers;
+mod rewriting;
 mod spelling;
 pub(super) mod table;
 mod upstream_headers;
@@ -26,8 +27,9 @@ use super::checks;
 use super::client_auth;
 use super::config::Settings;
 use super::findings::About;
-use crate::model::l7::{Buffers, FastCgi, Policies, TlsVersions};
-use crate::model::upstream::{Balance, Condition, Conditions, HashKey, KeyPart, Protocol, Retry, Variable};
+use crate::model::expression::Expression;
+use crate::model::l7::{Buffers, FastCgi, Policies, RedirectStyle, TlsVersions};
+use crate::model::upstream::{Balance, Condition, Conditions, Protocol, Retry};
 use crate::objects::Objects;
 
 /// `--annotations-prefix`.
@@ -43,6 +45,8 @@ pub(super) struct Policy {
     pub rewrite_target: Option<String>,
     pub ssl_redirect: bool,
     pub force_ssl_redirect: bool,
+    /// How redirects of ours are written.
+    pub redirects: Arc<RedirectStyle>,
     pub app_root: Option<String>,
     /// `auth-tls-*`, where there is an `auth-tls-secret`.
     pub client_auth: Option<client_auth::Written>,
@@ -97,6 +101,7 @@ impl Default for Policy {
             rewrite_target: None,
             ssl_redirect: true,
             force_ssl_redirect: false,
+            redirects: Arc::default(),
             app_root: None,
             client_auth: None,
             ssl_ciphers: None,
@@ -281,6 +286,7 @@ fn honour(valid: &BTreeMap<&str, &str>, settings: &Settings, policy: &mut Policy
     policy.rewrite_target = text("rewrite-target").map(str::to_owned);
     policy.ssl_redirect = boolean("ssl-redirect").unwrap_or(true);
     policy.force_ssl_redirect = boolean("force-ssl-redirect").unwrap_or(false);
+    policy.redirects = redirect_style(&text, &policy.redirects);
     policy.app_root = text("app-root").map(str::to_owned);
     policy.client_auth = text("auth-tls-secret").map(|secret| client_auth::Written {
         secret: secret.to_owned(),
@@ -303,7 +309,7 @@ fn honour(valid: &BTreeMap<&str, &str>, settings: &Settings, policy: &mut Policy
     policy.proxy_ssl = proxy_ssl(&text);
     policy.load_balance = valid.get("load-balance").copied().map(load_balance);
     policy.hash_by = text("upstream-hash-by").and_then(|by| {
-        let key = hash_key(by).ok()?;
+        let key = Expression::parse(by).ok()?;
         let size = text("upstream-hash-by-subset-size").and_then(|size| size.parse().ok()).unwrap_or(3);
         Some(match boolean("upstream-hash-by-subset") {
             Some(true) => Balance::Subset { key, size },
@@ -325,6 +331,27 @@ fn honour(valid: &BTreeMap<&str, &str>, settings: &Settings, policy: &mut Policy
     };
 }
 
+/// That of others, where nothing else is asked for.
+fn redirect_style<'t>(
+    text: &impl Fn(&str) -> Option<&'t str>,
+    usual: &Arc<RedirectStyle>,
+) -> Arc<RedirectStyle> {
+    let is_on = |name: &str| text(name).and_then(value::boolean).unwrap_or(false);
+    let plain = text("no-tls-redirect-locations");
+    let starts = |list: &str| {
+        let starts = list.split(',').map(str::trim).filter(|start| !start.is_empty());
+        starts.map(str::to_owned).collect()
+    };
+    let style = RedirectStyle {
+        status: text("http-redirect-code").and_then(|code| code.parse().ok()).unwrap_or(usual.status),
+        keeps_slash: is_on("preserve-trailing-slash"),
+        names_port: is_on("use-port-in-redirects"),
+        is_relative: is_on("relative-redirects"),
+        plain: plain.map_or_else(|| usual.plain.clone(), starts),
+    };
+    if style == **usual { Arc::clone(usual) } else { Arc::new(style) }
+}
+
 /// Value of `load-balance`.
 pub(super) fn load_balance(text: &str) -> Balance {
     match text.to_ascii_lowercase().as_str() {
@@ -334,36 +361,9 @@ pub(super) fn load_balance(text: &str) -> Balance {
     }
 }
 
-/// Value of `upstream-hash-by`: text with variables, as `$name` or `${name}`.
-fn hash_key(text: &str) -> Result<HashKey, String> {
-    let mut parts = Vec::new();
-    let mut rest = text;
-    while let Some(at) = rest.find('$') {
-        let (literal, after) = rest.split_at(at);
-        if !literal.is_empty() {
-            parts.push(KeyPart::Literal(literal.to_owned()));
-        }
-        let after = after.get(1..).unwrap_or_default();
-        let (name, after) = match after.strip_prefix('{').and_then(|braced| braced.split_once('}')) {
-            Some(named) => named,
-            None => {
-                let end = after.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(after.len());
-                after.split_at(end)
-            }
-        };
-        let variable = Variable::named(name).ok_or_else(|| format!("no variable ${name} is known here"))?;
-        parts.push(KeyPart::Variable(variable));
-        rest = after;
-    }
-    if !rest.is_empty() {
-        parts.push(KeyPart::Literal(rest.to_owned()));
-    }
-    Ok(HashKey(parts))
-}
-
 /// What `upstream-hash-by` names and nobody knows.
 fn unknown_variable(valid: &BTreeMap<&str, &str>, about: &mut About<'_>) {
-    if let Some(Err(message)) = valid.get("upstream-hash-by").map(|text| hash_key(text)) {
+    if let Some(Err(message)) = valid.get("upstream-hash-by").map(|text| Expression::parse(text)) {
         let fix = "$request_uri, $uri, $args, $host, $remote_addr, $scheme, $request_method, $http_*, $arg_*, $cookie_*";
         about.warn("unknown-variable", field("upstream-hash-by"), format!("{message}; not hashed"), fix);
     }

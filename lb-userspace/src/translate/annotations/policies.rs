@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::super::config::Settings;
 use super::super::findings::About;
-use super::{Policy, access, auth, cors, field, response_headers, upstream_headers, value};
+use super::{Policy, access, auth, cors, field, response_headers, rewriting, upstream_headers, value};
 use crate::model::l7::Policies;
 use crate::objects::Objects;
 
@@ -61,7 +61,8 @@ fn all(source: &Source<'_>, about: &mut About<'_>) -> Result<Policies, Unusable>
         cors: cors::read(source, about),
         access: access::read(source)?,
         auth: auth::read(source, about)?,
-        request: upstream_headers::read(source),
+        request: upstream_headers::read(source, about),
         response: response_headers::read(source)?,
+        rewriting: rewriting::read(source, about),
     })
 }

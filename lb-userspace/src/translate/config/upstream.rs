@@ -5,8 +5,12 @@ use std::collections::BTreeMap;
 
 use super::super::annotations::table::Value::{self, Bool, Int, One, Ranges, Size, Text, Words};
 use super::super::annotations::value;
+use super::super::header_map;
 use super::keys::{Keys, field};
+use crate::model::expression::Expression;
+use crate::model::l7::policy::{FilledHeader, Header};
 use crate::model::upstream::{Condition, Keepalive};
+use crate::objects::Objects;
 
 /// Keys and the form of their values.
 const KEYS: &[(&str, Value)] = &[
@@ -14,25 +18,36 @@ const KEYS: &[(&str, Value)] = &[
     ("allowlist-source-range", Ranges),
     ("client-body-buffer-size", Size),
     ("denylist-source-range", Ranges),
+    ("force-ssl-redirect", Bool),
     ("global-allowed-response-headers", Text),
+    ("http-redirect-code", One(&["301", "302", "307", "308"])),
     ("limit-rate", Int),
     ("limit-rate-after", Int),
     ("load-balance", One(&["round_robin", "ewma", "least_requests"])),
     ("no-auth-locations", Text),
+    ("no-tls-redirect-locations", Text),
+    ("preserve-trailing-slash", Bool),
     ("proxy-body-size", Size),
     ("proxy-buffer-size", Size),
     ("proxy-buffering", One(&["on", "off"])),
     ("proxy-buffers-number", Int),
     ("proxy-connect-timeout", Int),
+    ("proxy-cookie-domain", Text),
+    ("proxy-cookie-path", Text),
     ("proxy-max-temp-file-size", Size),
     ("proxy-next-upstream", Words(&Condition::WORDS)),
     ("proxy-next-upstream-timeout", Int),
     ("proxy-next-upstream-tries", Int),
     ("proxy-read-timeout", Int),
+    ("proxy-redirect-from", Text),
+    ("proxy-redirect-to", Text),
     ("proxy-request-buffering", One(&["on", "off"])),
     ("proxy-send-timeout", Int),
     ("proxy-ssl-location-only", Bool),
+    ("relative-redirects", Bool),
     ("retry-non-idempotent", Bool),
+    ("ssl-redirect", Bool),
+    ("use-port-in-redirects", Bool),
     ("whitelist-source-range", Ranges),
 ];
 
@@ -50,11 +65,15 @@ pub(super) fn keepalive(keys: &mut Keys<'_>) -> Keepalive {
 
 /// Values of [`KEYS`] that are set and legal.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(in crate::translate) struct Settings(BTreeMap<&'static str, String>);
+pub(in crate::translate) struct Settings {
+    values: BTreeMap<&'static str, String>,
+    /// `proxy-set-headers`.
+    proxy_headers: Vec<FilledHeader>,
+}
 
 impl Settings {
     /// The error keeps what can be used beside a list that guards something and cannot be read.
-    pub(super) fn read(keys: &mut Keys<'_>) -> Result<Self, Self> {
+    pub(super) fn read(keys: &mut Keys<'_>, namespace: &str, objects: &Objects) -> Result<Self, Self> {
         keys.without_effect(&["proxy-busy-buffers-size"]);
         let mut guards = true;
         let mut values = BTreeMap::new();
@@ -72,16 +91,41 @@ impl Settings {
                 Err(message) => keys.about.warn("bad-value", field(key), message, "the default is used"),
             }
         }
-        if guards { Ok(Self(values)) } else { Err(Self(values)) }
+        let settings = Self { values, proxy_headers: proxy_headers(keys, namespace, objects) };
+        if guards { Ok(settings) } else { Err(settings) }
     }
 
     /// As written.
     pub(in crate::translate) fn text(&self, key: &str) -> Option<&str> {
-        self.0.get(key).map(String::as_str)
+        self.values.get(key).map(String::as_str)
     }
 
     /// True or false.
     pub(in crate::translate) fn boolean(&self, key: &str) -> Option<bool> {
         self.text(key).and_then(value::boolean)
     }
+
+    /// Headers for every upstream.
+    pub(in crate::translate) fn proxy_headers(&self) -> &[FilledHeader] {
+        &self.proxy_headers
+    }
+}
+
+/// Those of the ConfigMap that `proxy-set-headers` names; one with a variable that nobody knows is left
+/// out.
+fn proxy_headers(keys: &mut Keys<'_>, namespace: &str, objects: &Objects) -> Vec<FilledHeader> {
+    const KEY: &str = "proxy-set-headers";
+    let Some(reference) = keys.text(KEY) else { return Vec::new() };
+    let headers = header_map::read(reference, namespace, true, objects).unwrap_or_else(|message| {
+        keys.about.error("bad-headers", field(KEY), format!("{message}; no headers are added"));
+        Vec::new()
+    });
+    let fill = |Header { name, value }| match Expression::parse(&value) {
+        Ok(value) => Some(FilledHeader { name, value }),
+        Err(message) => {
+            keys.about.error("bad-headers", field(KEY), format!("{name} is left out: {message}"));
+            None
+        }
+    };
+    headers.into_iter().filter_map(fill).collect()
 }

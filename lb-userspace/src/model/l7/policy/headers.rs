@@ -1,10 +1,27 @@
 //! Headers of requests as the upstream gets them, and of responses as the client does.
 
+use super::super::Template;
+use crate::model::expression::Expression;
+
 /// What the upstream is told otherwise than by the client.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct RequestHeaders {
     /// `upstream-vhost`: Host; `None`: the client's.
-    pub host: Option<String>,
+    pub host: Option<Expression>,
+    /// `x-forwarded-prefix`, with the captures of the rewrite; sent where there is one.
+    pub prefix: Option<Template>,
+    /// `proxy-set-headers`: take the place of the client's, and of ours, of the same names. What comes
+    /// out empty is not sent.
+    pub set: Vec<FilledHeader>,
+}
+
+/// A header line whose value the request fills in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FilledHeader {
+    /// A token.
+    pub name: String,
+    /// Its literal text holds no line break.
+    pub value: Expression,
 }
 
 /// What responses say beside what the upstream says; ours and the upstream's alike.

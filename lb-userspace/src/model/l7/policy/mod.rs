@@ -8,11 +8,13 @@ mod access;
 mod auth;
 mod cors;
 mod headers;
+mod rewriting;
 
 pub use access::{Access, AddressSet};
 pub use auth::{Auth, Basic, Password, Satisfy, Users};
 pub use cors::{Cors, Origin, Origins};
-pub use headers::{Header, RequestHeaders, ResponseHeaders};
+pub use headers::{FilledHeader, Header, RequestHeaders, ResponseHeaders};
+pub use rewriting::{Rewriting, Swap};
 
 /// Policies of one location; `None` each: not asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -27,4 +29,6 @@ pub struct Policies {
     pub request: Option<RequestHeaders>,
     /// What the client is told beside what the upstream says.
     pub response: Option<ResponseHeaders>,
+    /// What is rewritten in what the upstream says.
+    pub rewriting: Option<Rewriting>,
 }

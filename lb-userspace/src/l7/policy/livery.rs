@@ -1,0 +1,46 @@
+//! Header lines that all responses of a snapshot have, rendered once.
+
+use std::io::Write as _;
+
+use crate::model::l7::{Hsts, Responses};
+
+/// What every response wears.
+#[derive(Debug, Default)]
+pub(in crate::l7) struct Livery {
+    /// Line for TLS; empty for none.
+    pub(super) hsts: Vec<u8>,
+    /// Lines that take the place of the upstream's.
+    pub(super) lines: Vec<u8>,
+    /// Names of those lines, and names that never reach the client; lower case.
+    pub(super) gone: Vec<String>,
+    pub(super) names_server: bool,
+    pub(super) passes_server: bool,
+}
+
+impl Livery {
+    pub(in crate::l7) fn new(responses: &Responses) -> Self {
+        let Responses { hsts, names_server, passes_server, hidden, set } = responses;
+        let mut livery = Self {
+            hsts: hsts.map(line).unwrap_or_default(),
+            gone: hidden.clone(),
+            names_server: *names_server,
+            passes_server: *passes_server,
+            ..Self::default()
+        };
+        for header in set {
+            livery.gone.push(header.name.to_ascii_lowercase());
+            super::dress::push(header, &mut livery.lines);
+        }
+        livery
+    }
+}
+
+fn line(hsts: Hsts) -> Vec<u8> {
+    let Hsts { max_age, subdomains, preload } = hsts;
+    let mut line = Vec::new();
+    let subdomains = if subdomains { "; includeSubDomains" } else { "" };
+    let preload = if preload { "; preload" } else { "" };
+    // A vector takes everything.
+    let _ = write!(line, "Strict-Transport-Security: max-age={max_age}{subdomains}{preload}\r\n");
+    line
+}

@@ -1,0 +1,167 @@
+//! Text with nginx variables, parsed once: hash keys, headers, URLs.
+
+use std::fmt;
+
+/// Text that a request fills in.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Expression(pub Vec<Part>);
+
+/// A piece of an [`Expression`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Part {
+    /// Text as it is.
+    Literal(String),
+    /// What the request has for it.
+    Variable(Variable),
+}
+
+/// An nginx variable that a request decides.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Variable {
+    /// `$request_uri`: path and query as sent.
+    RequestUri,
+    /// `$escaped_request_uri`: the same, fit for a query parameter.
+    EscapedRequestUri,
+    /// `$uri`: the path, decoded.
+    Uri,
+    /// `$args`, `$query_string`.
+    Args,
+    /// `$host`: lower case, without port.
+    Host,
+    /// `$remote_addr`, `$binary_remote_addr`, `$the_real_ip`: the client.
+    RemoteAddr,
+    /// `$scheme`, `$pass_access_scheme`.
+    Scheme,
+    /// `$request_method`.
+    RequestMethod,
+    /// `$request_id`, `$req_id`.
+    RequestId,
+    /// `$server_port`, `$pass_server_port`, `$pass_port`.
+    ServerPort,
+    /// `$msec`: seconds since the epoch, with milliseconds.
+    Msec,
+    /// `$http_NAME`, `$best_http_host`; lower case, words separated by `_`.
+    Header(String),
+    /// `$arg_NAME`.
+    Argument(String),
+    /// `$cookie_NAME`.
+    Cookie(String),
+}
+
+impl Expression {
+    /// Reads text with variables, as `$name` or `${name}`; the error names one that nobody knows.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let mut parts = Vec::new();
+        let mut rest = text;
+        while let Some((literal, after)) = rest.split_once('$') {
+            if !literal.is_empty() {
+                parts.push(Part::Literal(literal.to_owned()));
+            }
+            let (name, after) = match after.strip_prefix('{').and_then(|braced| braced.split_once('}')) {
+                Some(named) => named,
+                None => {
+                    let is_outside = |c: char| !c.is_ascii_alphanumeric() && c != '_';
+                    after.split_at(after.find(is_outside).unwrap_or(after.len()))
+                }
+            };
+            let variable =
+                Variable::named(name).ok_or_else(|| format!("no variable ${name} is known here"))?;
+            parts.push(Part::Variable(variable));
+            rest = after;
+        }
+        if !rest.is_empty() {
+            parts.push(Part::Literal(rest.to_owned()));
+        }
+        Ok(Self(parts))
+    }
+}
+
+impl fmt::Display for Expression {
+    /// As it could have been written.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for part in &self.0 {
+            match part {
+                Part::Literal(text) => f.write_str(text)?,
+                Part::Variable(variable) => write!(f, "${{{}}}", variable.name())?,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Variable {
+    fn name(&self) -> String {
+        match self {
+            Self::RequestUri => "request_uri".to_owned(),
+            Self::EscapedRequestUri => "escaped_request_uri".to_owned(),
+            Self::Uri => "uri".to_owned(),
+            Self::Args => "args".to_owned(),
+            Self::Host => "host".to_owned(),
+            Self::RemoteAddr => "remote_addr".to_owned(),
+            Self::Scheme => "scheme".to_owned(),
+            Self::RequestMethod => "request_method".to_owned(),
+            Self::RequestId => "request_id".to_owned(),
+            Self::ServerPort => "server_port".to_owned(),
+            Self::Msec => "msec".to_owned(),
+            Self::Header(name) => format!("http_{name}"),
+            Self::Argument(name) => format!("arg_{name}"),
+            Self::Cookie(name) => format!("cookie_{name}"),
+        }
+    }
+
+    /// By its name without `$`.
+    pub fn named(name: &str) -> Option<Self> {
+        let lower = |rest: &str| rest.to_ascii_lowercase();
+        Some(match name {
+            "request_uri" => Self::RequestUri,
+            "escaped_request_uri" => Self::EscapedRequestUri,
+            "uri" | "document_uri" => Self::Uri,
+            "args" | "query_string" => Self::Args,
+            "host" => Self::Host,
+            "remote_addr" | "binary_remote_addr" | "the_real_ip" => Self::RemoteAddr,
+            "scheme" | "pass_access_scheme" => Self::Scheme,
+            "request_method" => Self::RequestMethod,
+            "request_id" | "req_id" => Self::RequestId,
+            "server_port" | "pass_server_port" | "pass_port" => Self::ServerPort,
+            "msec" => Self::Msec,
+            "best_http_host" => Self::Header("host".to_owned()),
+            _ => match name.split_once('_')? {
+                (_, "") => return None,
+                ("http", header) => Self::Header(lower(header)),
+                ("arg", argument) => Self::Argument(argument.to_owned()),
+                ("cookie", cookie) => Self::Cookie(cookie.to_owned()),
+                _ => return None,
+            },
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variables_end_where_their_name_does() {
+        let literal = |text: &str| Part::Literal(text.to_owned());
+        let cases = [
+            ("", Ok(vec![])),
+            ("plain", Ok(vec![literal("plain")])),
+            ("t=${msec}s", Ok(vec![literal("t="), Part::Variable(Variable::Msec), literal("s")])),
+            (
+                "$scheme://$host",
+                Ok(vec![Part::Variable(Variable::Scheme), literal("://"), Part::Variable(Variable::Host)]),
+            ),
+            ("$http_X_A-b", Ok(vec![Part::Variable(Variable::Header("x_a".to_owned())), literal("-b")])),
+            ("$nobody", Err("no variable $nobody is known here".to_owned())),
+            ("cost: 5$", Err("no variable $ is known here".to_owned())),
+            ("${host", Err("no variable $ is known here".to_owned())),
+        ];
+        for (text, expected) in cases {
+            let parsed = Expression::parse(text);
+            if let Ok(expression) = &parsed {
+                assert_eq!(Expression::parse(&expression.to_string()), parsed, "{text}");
+            }
+            assert_eq!(parsed, expected.map(Expression), "{text}");
+        }
+    }
+}

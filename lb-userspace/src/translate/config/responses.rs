@@ -1,0 +1,56 @@
+//! Keys that say what every response tells (reference 2.4, 2.5).
+
+use super::super::annotations::value;
+use super::super::header_map;
+use super::keys::{Keys, field};
+use crate::model::l7::policy::Header;
+use crate::model::l7::{Hsts, Responses};
+use crate::objects::Objects;
+
+pub(super) fn read(keys: &mut Keys<'_>, namespace: &str, objects: &Objects) -> Responses {
+    Responses {
+        hsts: hsts(keys),
+        names_server: keys.boolean("server-tokens").unwrap_or(false),
+        passes_server: keys.boolean("allow-backend-server-header").unwrap_or(false),
+        hidden: hidden(keys),
+        set: added(keys, namespace, objects),
+    }
+}
+
+fn hsts(keys: &mut Keys<'_>) -> Option<Hsts> {
+    let default = Hsts::default();
+    let is_on = keys.boolean("hsts").unwrap_or(true);
+    let hsts = Hsts {
+        max_age: keys.number("hsts-max-age").unwrap_or(default.max_age),
+        subdomains: keys.boolean("hsts-include-subdomains").unwrap_or(default.subdomains),
+        preload: keys.boolean("hsts-preload").unwrap_or(default.preload),
+    };
+    is_on.then_some(hsts)
+}
+
+fn hidden(keys: &mut Keys<'_>) -> Vec<String> {
+    const KEY: &str = "hide-headers";
+    let mut names = Vec::new();
+    for name in keys.text(KEY).unwrap_or_default().split(',').map(str::trim).filter(|name| !name.is_empty()) {
+        if value::is_header_name(name) && !header_map::delimits(name) {
+            names.push(name.to_ascii_lowercase());
+        } else {
+            keys.about.warn(
+                "bad-value",
+                field(KEY),
+                format!("{name:?} cannot be hidden; it is left out"),
+                "",
+            );
+        }
+    }
+    names
+}
+
+fn added(keys: &mut Keys<'_>, namespace: &str, objects: &Objects) -> Vec<Header> {
+    const KEY: &str = "add-headers";
+    let Some(reference) = keys.text(KEY) else { return Vec::new() };
+    header_map::read(reference, namespace, true, objects).unwrap_or_else(|message| {
+        keys.about.error("bad-headers", field(KEY), format!("{message}; no headers are added"));
+        Vec::new()
+    })
+}
