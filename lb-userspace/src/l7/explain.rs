@@ -59,6 +59,7 @@ pub fn explain(l7: &L7, unwell: Option<&Unwell>, request: &Request) -> Explanati
 
     let mut steps = vec![host_step(&request.host, &decision), path_step(&request.target, &decision)];
     steps.extend(certificate_step(&decision));
+    steps.extend(blocked_step(&router, &asked));
     steps.extend(filter_steps(request, &decision));
     if let Some(policies) = &decision.route.filters.policies {
         let told = policy::explain(policies, &asked);
@@ -126,6 +127,20 @@ fn certificate_step(decision: &Decision<'_>) -> Option<Step> {
         }
     };
     Some(step("client-certificate", detail))
+}
+
+/// Only where it is the reason.
+fn blocked_step(router: &Router, asked: &Asked<'_>) -> Option<Step> {
+    let blocked = router.blocked.as_deref()?;
+    let list = match (
+        policy::blocked::names(blocked, &asked.headers),
+        policy::blocked::holds(blocked, asked.client),
+    ) {
+        (true, _) => "block-user-agents or block-referers of the ConfigMap",
+        (false, true) => "block-cidrs of the ConfigMap",
+        (false, false) => return None,
+    };
+    Some(step("blocked", format!("{list} turns it away with 403")))
 }
 
 fn filter_steps(request: &Request, decision: &Decision<'_>) -> Vec<Step> {
