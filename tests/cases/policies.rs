@@ -2,8 +2,8 @@
 
 use penstock::model::l7::Policies;
 use penstock::model::l7::policy::{
-    Access, Auth, Basic, Cors, FilledHeader, Header, RequestHeaders, ResponseHeaders, Rewriting, Satisfy,
-    Swap,
+    Access, Auth, Basic, Cors, External, FilledHeader, Header, Remember, RememberRule, RequestHeaders,
+    ResponseHeaders, Rewriting, Satisfy, Swap,
 };
 
 use crate::dump::template;
@@ -21,7 +21,7 @@ pub fn lines(policies: &Policies) -> Vec<String> {
         let allowed = allowed.as_ref().map_or("all".to_owned(), |allowed| format!("[{allowed}]"));
         lines.push(format!("access to {allowed} but [{denied}]"));
     }
-    if let Some(Auth { satisfy, basic }) = auth {
+    if let Some(Auth { satisfy, basic, external }) = auth {
         if *satisfy == Satisfy::Any {
             lines.push("one of these is enough".to_owned());
         }
@@ -30,6 +30,7 @@ pub fn lines(policies: &Policies) -> Vec<String> {
                 users.0.iter().map(|(user, kept)| format!("{} by {kept:?}", String::from_utf8_lossy(user)));
             format!("password for {realm:?} of {}", each.collect::<Vec<_>>().join(", "))
         }));
+        lines.extend(external.iter().flat_map(question));
     }
     if let Some(RequestHeaders { host, prefix, set }) = request {
         lines.extend(host.iter().map(|host| format!("upstream gets Host: {}", host)));
@@ -47,6 +48,36 @@ pub fn lines(policies: &Policies) -> Vec<String> {
             let text = |Swap { from, to }: &_| format!("{what} {} becomes {}", from, to);
             lines.extend(swap.iter().map(text));
         }
+    }
+    lines
+}
+
+/// Whom an auth service's questions go to, and what becomes of its answers.
+fn question(external: &External) -> Vec<String> {
+    let External { url: _, tls, host, target, upstream, method, sign_in, .. } = external;
+    let External { response_headers, request_redirect, set_headers, always_set_cookie, .. } = external;
+    let External { remember, keepalive, .. } = external;
+    let scheme = if *tls { "https" } else { "http" };
+    let at = upstream.as_ref().map(|upstream| format!(" at {}", upstream.0)).unwrap_or_default();
+    let method = method.as_deref().unwrap_or("(GET)");
+    let mut lines = vec![format!("asks {method} {scheme}://{}{}{at}", host, target)];
+    lines.extend(sign_in.iter().map(|to| format!("sends to sign in at {}", to)));
+    if !response_headers.is_empty() {
+        lines.push(format!("upstream gets of the answer {}", response_headers.join(", ")));
+    }
+    lines.extend(request_redirect.iter().map(|to| format!("service hears of redirect {}", to)));
+    let filled = |FilledHeader { name, value }: &_| format!("service gets {name}: {}", value);
+    lines.extend(set_headers.iter().map(filled));
+    if *always_set_cookie {
+        lines.push("client always gets cookies of the answer".to_owned());
+    }
+    if let Some(Remember { key, rules }) = remember {
+        let rules = rules.iter().map(|RememberRule { statuses, time }| format!("{statuses:?} for {time:?}"));
+        let rules = rules.collect::<Vec<_>>().join(", ");
+        lines.push(format!("answers remembered by {}: {rules}", key));
+    }
+    if keepalive.connections > 0 {
+        lines.push(format!("{keepalive:?} to the service"));
     }
     lines
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use penstock::model::l4::Prefix;
 use penstock::model::l7::policy::{Access, AddressSet, Auth, Basic, Cors, Origins, Password, Satisfy, Users};
-use penstock::model::l7::{Filters, Policies};
+use penstock::model::l7::{Action, Filters, Policies};
 
 use crate::rig::{Backend, Reply, Rig, to_with};
 
@@ -30,7 +30,7 @@ fn basic() -> Basic {
 }
 
 fn auth(satisfy: Satisfy) -> Policies {
-    Policies { auth: Some(Auth { satisfy, basic: Some(basic()) }), ..Policies::default() }
+    Policies { auth: Some(Auth { satisfy, basic: Some(basic()), external: None }), ..Policies::default() }
 }
 
 const ALICE: &str = "YWxpY2U6d29uZGVybGFuZA==";
@@ -126,4 +126,21 @@ fn a_preflight_shows_nothing_and_the_origin_may_read_the_refusal() {
     let refused = rig.ask("GET /a HTTP/1.1\r\nHost: h\r\n\r\n");
 
     assert_eq!((refused.status, refused.header("access-control-allow-origin")), (401, Some("*")));
+}
+
+#[test]
+fn a_host_says_only_to_those_it_lets_in_that_it_holds_nothing() {
+    let backend = Backend::mirror();
+    let mut l7 = to_with(
+        &[backend.addr],
+        Filters { policies: Some(Arc::new(auth(Satisfy::All))), ..Filters::default() },
+    );
+    for location in l7.servers.values_mut().flat_map(|server| &mut server.locations) {
+        location.action = Action::DefaultBackend;
+    }
+    let rig = Rig::start(l7);
+
+    let silent = rig.ask("GET /a HTTP/1.1\r\nHost: h\r\n\r\n");
+
+    assert_eq!([silent.status, ask_as(&rig, ALICE).status], [401, 404]);
 }

@@ -9,6 +9,7 @@ mod change;
 mod client_auth;
 mod edges;
 mod errors;
+mod external_auth;
 mod fastcgi;
 mod grpc;
 mod h2_client;

@@ -1,17 +1,17 @@
 //! One client connection: reads heads, decides, answers or has the request exchanged, and keeps
 //! the connection for the next one.
 
+mod checking;
 mod plan;
 
 use std::future::poll_fn;
 use std::io::IoSlice;
-use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use self::plan::{Plan, Step};
-use super::auth::Checks;
+use super::auth::{self, Checks};
 use super::buffer::{Buf, Scratch};
 use super::carrier::Carrier;
 use super::exchange::{self, Outgoing, Sent};
@@ -263,17 +263,18 @@ impl Connection<'_, '_> {
         let known = Known { request, client: &self.client, id };
         let line = self.begin_line(&snapshot.router, &decision, request, id);
         let policy = decision.route.filters.policies.as_ref().filter(|_| decision.next.lets_in());
-        let checks = Checks::of(policy, &asked);
+        let certificate = self.client.session.identity().and_then(|identity| {
+            let whole = decision.site.passes_certificate()?;
+            Some(heads::Certificate { identity, whole })
+        });
+        let shown = auth::Subject { known, route: decision.route, certificate };
+        let mut checks = Checks::of(policy, &asked, shown, &snapshot, &self.worker.doorman);
         let step = match decision.next {
             Next::Answer(answer) => Step::Answer(answer),
             Next::Proxy { upstream, target, prefix } => {
                 let mut head = Scratch::take();
                 let kept_back = policies.map(|policies| policy::kept_back(policies, &request.block));
                 let request = &Request { drop: request.drop.with(kept_back.unwrap_or_default()), ..*request };
-                let certificate = self.client.session.identity().and_then(|identity| {
-                    let whole = decision.site.passes_certificate()?;
-                    Some(heads::Certificate { identity, whole })
-                });
                 let speech = decision.route.speech();
                 // What is a conversation cannot be held.
                 let held = decision.route.filters.buffers.request;
@@ -290,6 +291,9 @@ impl Connection<'_, '_> {
                     policy: policies.and_then(|policies| policies.request.as_ref()),
                 };
                 heads::request(Known { request: &sent, ..known }, onward, &mut head);
+                if let Some(checks) = &mut checks {
+                    checks.head_is(head.len());
+                }
                 let params = self.params(&snapshot.router, decision.route, target.as_deref(), request, id);
                 let here = self.buf.bytes().get(request.len..).unwrap_or_default();
                 if (is_idempotent || held.is_some())
@@ -441,26 +445,6 @@ impl Connection<'_, '_> {
             self.end_line(&snapshot.router, &line, &end);
         }
         left
-    }
-
-    /// Has the client show what its location asks for; the step that follows.
-    async fn check(&mut self, checks: &Checks, step: Step) -> Step {
-        let mut dress = std::mem::take(&mut self.dress);
-        let outcome = {
-            let mut made = pin!(checks.make(self.worker, &mut dress));
-            poll_fn(|cx| match made.as_mut().poll(cx) {
-                Poll::Ready(outcome) => Poll::Ready(Some(outcome)),
-                Poll::Pending if self.poll_gone(cx) => Poll::Ready(None),
-                Poll::Pending => Poll::Pending,
-            })
-            .await
-        };
-        self.dress = dress;
-        match outcome {
-            Some(None) => step,
-            Some(Some(answer)) => Step::Answer(answer),
-            None => Step::Nothing,
-        }
     }
 
     /// Sends a response of our own, and reads over the request's body where all of it is here.

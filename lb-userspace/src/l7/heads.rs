@@ -125,7 +125,7 @@ pub(super) struct Certificate<'a> {
 }
 
 /// As nginx, which sends no header without a value.
-fn client_certificate(certificate: Certificate<'_>, out: &mut Vec<u8>) {
+pub(super) fn client_certificate(certificate: Certificate<'_>, out: &mut Vec<u8>) {
     let Certificate { identity, whole } = certificate;
     line(out, b"ssl-client-verify: ", identity.verify().as_bytes());
     let pem = if whole { identity.escaped_pem() } else { "" };
@@ -209,7 +209,7 @@ pub(super) fn answer(
     if let Some(location) = location {
         line(out, b"Location: ", location);
     }
-    dress.own(scheme, out);
+    dress.own(status, scheme, out);
     connection(client, after, out);
     out.extend_from_slice(b"\r\n");
     if is_head {

@@ -146,6 +146,12 @@ pub(super) enum Denied {
     Password,
     /// Too many passwords are being checked.
     Busy,
+    /// An address that is not listed, where nothing else was shown that would do.
+    Address,
+    /// An auth service said no.
+    Service,
+    /// An auth service did not say yes or no.
+    Unanswered,
 }
 
 impl Denied {
@@ -153,6 +159,9 @@ impl Denied {
         match self {
             Self::Password => "password",
             Self::Busy => "busy",
+            Self::Address => "address",
+            Self::Service => "service",
+            Self::Unanswered => "unanswered",
         }
     }
 }

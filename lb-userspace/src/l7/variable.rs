@@ -4,6 +4,7 @@ use std::io::Write as _;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::balance;
+use super::credentials::Credentials;
 use super::h1::Request;
 use super::heads::Client;
 use super::path;
@@ -55,6 +56,12 @@ fn value_of(variable: &Variable, known: Known<'_, '_, '_>, out: &mut Vec<u8>) {
         Variable::Host => out.extend(bare_host(request.host).iter().map(u8::to_ascii_lowercase)),
         Variable::RemoteAddr => {
             let _ = write!(out, "{}", client.addr);
+        }
+        Variable::RemoteUser => {
+            let authorization = header(request, "authorization");
+            if let Some(Credentials { user, .. }) = authorization.and_then(Credentials::read) {
+                out.extend_from_slice(&user);
+            }
         }
         Variable::RequestId => out.extend_from_slice(id),
         Variable::ServerPort => {

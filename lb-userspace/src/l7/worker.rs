@@ -344,6 +344,7 @@ impl Worker {
         let clients = snapshot.router.clients.iter().map(|client| client.id).collect();
         self.pool.sweep(&endpoints, &clients, &snapshot.router.keepalive);
         self.http2.sweep(&endpoints, &clients);
+        self.doorman.sweep();
     }
 
     fn drain(self: &Rc<Self>, patience: Duration, done: mpsc::Sender<()>) {

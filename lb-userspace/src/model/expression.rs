@@ -30,6 +30,8 @@ pub enum Variable {
     Host,
     /// `$remote_addr`, `$binary_remote_addr`, `$the_real_ip`: the client.
     RemoteAddr,
+    /// `$remote_user`: of basic authentication, whether or not it was verified.
+    RemoteUser,
     /// `$scheme`, `$pass_access_scheme`.
     Scheme,
     /// `$request_method`.
@@ -98,6 +100,7 @@ impl Variable {
             Self::Args => "args".to_owned(),
             Self::Host => "host".to_owned(),
             Self::RemoteAddr => "remote_addr".to_owned(),
+            Self::RemoteUser => "remote_user".to_owned(),
             Self::Scheme => "scheme".to_owned(),
             Self::RequestMethod => "request_method".to_owned(),
             Self::RequestId => "request_id".to_owned(),
@@ -119,6 +122,7 @@ impl Variable {
             "args" | "query_string" => Self::Args,
             "host" => Self::Host,
             "remote_addr" | "binary_remote_addr" | "the_real_ip" => Self::RemoteAddr,
+            "remote_user" => Self::RemoteUser,
             "scheme" | "pass_access_scheme" => Self::Scheme,
             "request_method" => Self::RequestMethod,
             "request_id" | "req_id" => Self::RequestId,

@@ -21,15 +21,16 @@ pub(super) use upstream::Settings;
 
 /// Name under which ingress-nginx's chart installs it.
 const NAME: &str = "ingress-nginx-controller";
-/// Keys that keep somebody out and are not honoured yet.
-const PROTECTING: [&str; 1] = ["global-auth-url"];
+/// Keys that may keep somebody out and are not honoured.
+const PROTECTING: [&str; 1] = ["global-auth-snippet"];
 /// Keys that do, if the ConfigMap is the one that counts.
-const LISTS: [&str; 6] = [
+const LISTS: [&str; 7] = [
     "allowlist-source-range",
     "block-cidrs",
     "block-referers",
     "block-user-agents",
     "denylist-source-range",
+    "global-auth-url",
     "whitelist-source-range",
 ];
 

@@ -152,6 +152,9 @@ fn one_ingress(served: &Served<'_>, making: &mut Making<'_>, findings: &mut Find
             None
         }
     };
+    if let Some((service, port)) = policy.asks.take() {
+        upstreams.of_number(&service, port, &annotations::field("auth-url"), &mut about);
+    }
     let policy = Arc::new(policy);
     let by_location = settings.boolean("proxy-ssl-location-only").unwrap_or(false);
     let default = spec

@@ -65,7 +65,7 @@ impl Read {
         let password = password(text);
         let name = || String::from_utf8_lossy(user).into_owned();
         match password {
-            Password::Plain(_) => self.weak.push(name()),
+            Password::Plain(_) | Password::Des(_) => self.weak.push(name()),
             Password::Unusable => self.unusable.push(name()),
             _ => {}
         }
@@ -82,6 +82,7 @@ fn password(bytes: &[u8]) -> Password {
         .or_else(|| sha_crypt(text))
         .or_else(|| sha1(text))
         .or_else(|| text.strip_prefix("{PLAIN}").map(|plain| Password::Plain(plain.as_bytes().to_vec())))
+        .or_else(|| is_crypt_text(text).then(|| text.as_bytes().try_into().ok().map(Password::Des))?)
         .unwrap_or(Password::Unusable)
 }
 
@@ -165,6 +166,8 @@ mod tests {
             ("{SSHA}KuUE4mhZJO5GKzc0XC1w2djLNUZzYWx0MTIzNA==", "sha1"),
             ("{SHA}KuUE4mhZJO5GKzc0XC1w2djLNUZzYWx0MTIzNA==", "unusable"),
             ("{PLAIN}secret", "plain"),
+            ("abMW7w36NW/Bk", "des"),
+            ("abMW7w36NW/B", "unusable"),
             ("secret", "unusable"),
             ("", "unusable"),
         ];

@@ -105,6 +105,11 @@ impl<'a> Upstreams<'a> {
         self.of_port(&service, &port, &format!("{field}.service"), about)
     }
 
+    /// The upstream of a Service's port by its number.
+    pub(super) fn of_number(&mut self, service: &ObjectName, port: u16, field: &str, about: &mut About<'_>) {
+        self.of_port(service, &PortRef::Number(port.into()), field, about);
+    }
+
     /// The upstream of a Service's first port; `None` where there is no such Service.
     pub(super) fn of_first_port(
         &mut self,

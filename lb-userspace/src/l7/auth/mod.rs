@@ -1,12 +1,18 @@
 //! What a client has to show before its request goes on (reference 4.1, item 8): the step between the
-//! decision, which is pure, and the exchange. It may have to wait: for a password to be hashed.
+//! decision, which is pure, and the exchange. It may have to wait: for a password to be hashed, for another
+//! service to answer.
 //!
 //! Its outcome is final: nothing that replaces the answers of upstreams gets to see it.
 
+mod ask;
+mod des;
 mod hashing;
 mod memory;
 mod password;
+mod question;
+mod resolve;
 
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,82 +20,186 @@ use super::credentials::Credentials;
 use super::filters::{Answer, Asked};
 use super::metrics::Denied;
 use super::policy::{self, Dress, Entry};
+use super::snapshot::Snapshot;
 use super::worker::Worker;
 use crate::model::l7::Policies;
-use crate::model::l7::policy::{Auth, Basic, Satisfy};
+use crate::model::l7::policy::{Basic, External, RememberRule, Satisfy};
 
+use ask::{Asker, Told, Unanswered};
 use memory::{Marks, Memory};
+use question::Question;
 
 pub(super) use hashing::{Hashing, start};
+pub(super) use question::Subject;
 
 /// Passwords that a worker knows to be right, and for how long: a changed one counts at once, as the mark
 /// of a password is of what it was compared with, too.
 const RIGHT_PASSWORDS: usize = 1024;
 const RIGHT_FOR: Duration = Duration::from_secs(60);
+/// Answers of other services that a worker remembers, the largest of them, and for how long at most.
+const ANSWERS: usize = 1024;
+const ANSWER_BYTES: usize = 8 * 1024;
+const ANSWER_FOR: Duration = Duration::from_secs(24 * 3600);
 
 /// What one worker needs and remembers to let clients in.
 pub(super) struct Doorman {
     hashing: Hashing,
     marks: Marks,
     right: Memory<()>,
+    asker: Asker,
+    answers: Memory<Rc<Told>>,
 }
 
 impl Doorman {
     pub(super) fn new(hashing: Hashing) -> Self {
-        Self { hashing, marks: Marks::new(), right: Memory::new(RIGHT_PASSWORDS) }
+        Self {
+            hashing,
+            marks: Marks::new(),
+            right: Memory::new(RIGHT_PASSWORDS),
+            asker: Asker::new(),
+            answers: Memory::new(ANSWERS),
+        }
+    }
+
+    /// Closes what nobody has used for long.
+    pub(super) fn sweep(&self) {
+        self.asker.sweep();
     }
 }
 
 /// The checks that a request has before it, free of the bytes that it was read from.
 pub(super) struct Checks {
     policies: Arc<Policies>,
+    snapshot: Rc<Snapshot>,
+    /// What its address came to.
+    entry: Entry,
     credentials: Option<Credentials>,
+    question: Option<Question>,
+    /// Where the head for the upstream takes more lines.
+    head_end: usize,
+}
+
+/// What the checks came to.
+pub(super) enum Outcome {
+    /// The request goes on, and the upstream is told these lines.
+    Passed(Vec<u8>),
+    Refused(Answer),
 }
 
 /// Why a check was not passed.
 struct Failed {
     answer: Answer,
     denied: Denied,
+    /// `WWW-Authenticate` lines.
+    challenges: Vec<u8>,
+}
+
+impl Failed {
+    fn with(status: u16, denied: Denied) -> Self {
+        Self { answer: Answer::Status(status), denied, challenges: Vec::new() }
+    }
+
+    /// No other check makes up for it.
+    fn is_final(&self) -> bool {
+        matches!(self.answer, Answer::Status(500 | 503))
+    }
+
+    /// Of several, the client hears what it can do most about.
+    fn rank(&self) -> u8 {
+        match self.answer {
+            Answer::Redirect { .. } => 2,
+            Answer::Status(401) => 1,
+            _ => 0,
+        }
+    }
 }
 
 impl Checks {
     /// Those of a location for a request; `None`: there are none, or its address is enough.
-    pub(super) fn of(policies: Option<&Arc<Policies>>, asked: &Asked<'_>) -> Option<Box<Self>> {
+    pub(super) fn of(
+        policies: Option<&Arc<Policies>>,
+        asked: &Asked<'_>,
+        subject: Subject<'_, '_, '_>,
+        snapshot: &Rc<Snapshot>,
+        doorman: &Doorman,
+    ) -> Option<Box<Self>> {
         let policies = policies?;
         let auth = policies.auth.as_ref()?;
-        if auth.satisfy == Satisfy::Any && policy::entry(policies, asked.client) == Entry::Listed {
+        let entry = policy::entry(policies, asked.client);
+        if auth.satisfy == Satisfy::Any && entry == Entry::Listed {
             return None;
         }
         let authorization = auth.basic.as_ref().and_then(|_| asked.headers.first("authorization"));
-        let credentials = authorization.and_then(Credentials::read);
-        Some(Box::new(Self { policies: Arc::clone(policies), credentials }))
+        let question =
+            auth.external.as_ref().map(|external| Question::new(external, subject, &doorman.marks));
+        Some(Box::new(Self {
+            policies: Arc::clone(policies),
+            snapshot: Rc::clone(snapshot),
+            entry,
+            credentials: authorization.and_then(Credentials::read),
+            question,
+            head_end: 0,
+        }))
     }
 
-    /// Makes them; the answer to a client that does not pass. What it is told beside that is put on `dress`.
-    pub(super) async fn make(&self, worker: &Worker, dress: &mut Dress) -> Option<Answer> {
-        let auth = self.policies.auth.as_ref()?;
-        let failed = self.all(auth, worker, dress).await.err()?;
-        worker.counters.borrow_mut().denied(failed.denied);
-        Some(failed.answer)
+    /// The head for the upstream is written, and so long.
+    pub(super) fn head_is(&mut self, length: usize) {
+        self.head_end = length.saturating_sub(b"\r\n".len());
     }
 
-    async fn all(&self, auth: &Auth, worker: &Worker, dress: &mut Dress) -> Result<(), Failed> {
-        let Auth { satisfy: _, basic } = auth;
-        if let Some(basic) = basic {
-            self.password(basic, worker, dress).await?;
+    /// Tells the upstream what the checks came to.
+    pub(super) fn tell(&self, lines: &[u8], head: &mut Vec<u8>) {
+        if !lines.is_empty() && self.head_end <= head.len() {
+            head.splice(self.head_end..self.head_end, lines.iter().copied());
         }
-        Ok(())
     }
 
-    async fn password(&self, basic: &Basic, worker: &Worker, dress: &mut Dress) -> Result<(), Failed> {
+    /// Makes them. What a client is told beside the answer is put on `dress`.
+    pub(super) async fn make(&self, worker: &Worker, dress: &mut Dress) -> Outcome {
+        match self.all(worker, dress).await {
+            Ok(onward) => Outcome::Passed(onward),
+            Err(Failed { answer, denied, challenges }) => {
+                worker.counters.borrow_mut().denied(denied);
+                if !challenges.is_empty() {
+                    dress.replacing().extend_from_slice(&challenges);
+                }
+                Outcome::Refused(answer)
+            }
+        }
+    }
+
+    async fn all(&self, worker: &Worker, dress: &mut Dress) -> Result<Vec<u8>, Failed> {
+        let Some(auth) = self.policies.auth.as_ref() else { return Ok(Vec::new()) };
+        let one_is_enough = auth.satisfy == Satisfy::Any;
+        // Where all have to be passed, an address that may not enter does not get here.
+        let mut failed = (self.entry == Entry::Denied).then(|| Failed::with(403, Denied::Address));
+        if let Some(basic) = &auth.basic {
+            match self.password(basic, worker).await {
+                Ok(()) if one_is_enough => return Ok(Vec::new()),
+                Ok(()) => {}
+                Err(this) => failed = Some(one_of(failed, this, one_is_enough)?),
+            }
+        }
+        if let (Some(external), Some(question)) = (&auth.external, &self.question) {
+            match self.external(external, question, worker, dress).await {
+                Ok(onward) => return Ok(onward),
+                Err(this) => failed = Some(one_of(failed, this, one_is_enough)?),
+            }
+        }
+        match failed {
+            Some(failed) => Err(failed),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    async fn password(&self, basic: &Basic, worker: &Worker) -> Result<(), Failed> {
         match self.has_password(basic, worker).await {
             Ok(true) => Ok(()),
             Ok(false) => {
-                let challenge = ["WWW-Authenticate: Basic realm=\"", &basic.realm, "\"\r\n"];
-                challenge.iter().for_each(|part| dress.replacing().extend_from_slice(part.as_bytes()));
-                Err(Failed { answer: Answer::Status(401), denied: Denied::Password })
+                let challenge = ["WWW-Authenticate: Basic realm=\"", &basic.realm, "\"\r\n"].concat();
+                Err(Failed { challenges: challenge.into_bytes(), ..Failed::with(401, Denied::Password) })
             }
-            Err(hashing::Busy) => Err(Failed { answer: Answer::Status(503), denied: Denied::Busy }),
+            Err(hashing::Busy) => Err(Failed::with(503, Denied::Busy)),
         }
     }
 
@@ -99,7 +209,7 @@ impl Checks {
         if !password::is_costly(kept) {
             return Ok(password::is(kept, given));
         }
-        let Doorman { hashing, marks, right } = &worker.doorman;
+        let Doorman { hashing, marks, right, .. } = &worker.doorman;
         let mark = marks.of(&[user, given, kept.text().as_bytes()]);
         if right.get(&mark, Instant::now()).is_some() {
             return Ok(true);
@@ -110,4 +220,81 @@ impl Checks {
         }
         Ok(is_right)
     }
+
+    /// Reference 4.12.
+    async fn external(
+        &self,
+        external: &External,
+        question: &Question,
+        worker: &Worker,
+        dress: &mut Dress,
+    ) -> Result<Vec<u8>, Failed> {
+        let told = match self.ask(external, question, worker).await {
+            Ok(told) => told,
+            Err(error) => {
+                tracing::debug!(url = external.url, %error, "no answer from an auth service");
+                return Err(Failed::with(500, Denied::Unanswered));
+            }
+        };
+        if !told.cookies.is_empty() {
+            dress.add_cookies(&told.cookies, external.always_set_cookie);
+        }
+        match (told.status, &question.sign_in) {
+            (200..=299, _) => Ok(told.onward.clone()),
+            (401, Some(location)) => {
+                let answer = Answer::Redirect { status: 302, location: location.clone() };
+                Err(Failed { answer, ..Failed::with(401, Denied::Service) })
+            }
+            (401, None) => {
+                Err(Failed { challenges: told.challenges.clone(), ..Failed::with(401, Denied::Service) })
+            }
+            (403, _) => Err(Failed::with(403, Denied::Service)),
+            _ => Err(Failed::with(500, Denied::Unanswered)),
+        }
+    }
+
+    /// What the service says now, or said a while ago.
+    async fn ask(
+        &self,
+        external: &External,
+        question: &Question,
+        worker: &Worker,
+    ) -> Result<Rc<Told>, Unanswered> {
+        let Doorman { asker, answers, .. } = &worker.doorman;
+        let remembered = question.mark.as_ref().and_then(|mark| answers.get(mark, Instant::now()));
+        if let Some(told) = remembered {
+            return Ok(told);
+        }
+        let host = question.host.as_deref().ok_or(Unanswered::Host)?;
+        let spread = worker.random.word();
+        let told = Rc::new(asker.ask(&self.snapshot, external, host, &question.head, spread).await?);
+        if let (Some(mark), Some(time)) = (question.mark, holds_for(external, &told)) {
+            answers.put(mark, Rc::clone(&told), Instant::now() + time);
+        }
+        Ok(told)
+    }
+}
+
+/// The failure that counts where one passed check would have been enough; else the first ends it.
+fn one_of(before: Option<Failed>, this: Failed, one_is_enough: bool) -> Result<Failed, Failed> {
+    if !one_is_enough || this.is_final() {
+        return Err(this);
+    }
+    Ok(match before {
+        Some(before) if before.rank() >= this.rank() => before,
+        _ => this,
+    })
+}
+
+/// How long an answer may stand for others; a cookie is for one client, and what the service says of its
+/// answer counts more than what is configured.
+fn holds_for(external: &External, told: &Told) -> Option<Duration> {
+    let remember = external.remember.as_ref()?;
+    let size = told.onward.len() + told.challenges.len();
+    if !told.cookies.is_empty() || size > ANSWER_BYTES {
+        return None;
+    }
+    let knows = |rule: &&RememberRule| rule.statuses.is_empty() || rule.statuses.contains(&told.status);
+    let time = told.fresh.or_else(|| remember.rules.iter().find(knows).map(|rule| rule.time))?;
+    (!time.is_zero()).then(|| time.min(ANSWER_FOR))
 }

@@ -5,12 +5,13 @@ use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 use md5::{Digest, Md5};
 use sha_crypt::{PasswordHashRef, PasswordVerifier, ShaCrypt};
 
+use super::des;
 use crate::model::l7::policy::Password;
 
 /// The check takes longer than an event loop may be held up.
 pub(super) fn is_costly(kept: &Password) -> bool {
     match kept {
-        Password::Bcrypt(_) | Password::Md5 { .. } | Password::ShaCrypt(_) => true,
+        Password::Bcrypt(_) | Password::Md5 { .. } | Password::ShaCrypt(_) | Password::Des(_) => true,
         Password::Sha1 { .. } | Password::Plain(_) | Password::Unusable => false,
     }
 }
@@ -27,6 +28,10 @@ pub(super) fn is(kept: &Password, given: &[u8]) -> bool {
             .is_ok_and(|hash| ShaCrypt::default().verify_password(given, hash).is_ok()),
         Password::Sha1 { digest: kept, salt } => {
             same(digest(&SHA1_FOR_LEGACY_USE_ONLY, &[given, salt].concat()).as_ref(), kept)
+        }
+        Password::Des(kept) => {
+            let [first, second, ..] = *kept;
+            des::crypt(given, [first, second]).is_some_and(|made| same(&made, kept))
         }
         Password::Plain(kept) => same(kept, given),
         Password::Unusable => false,
@@ -124,6 +129,7 @@ mod tests {
                 "digger",
             ),
             ("htpasswd -5", Password::ShaCrypt(long.to_owned()), "echoes"),
+            ("htpasswd -d", Password::Des(*b"pPHeaPIKUJo8Q"), "fisher"),
             ("plain", Password::Plain(b"as it is".to_vec()), "as it is"),
         ];
         for (case, kept, given) in cases {

@@ -31,6 +31,23 @@ struct Extras {
     replacing: Option<Scratch>,
     beside: Option<Scratch>,
     swaps: Option<Swaps>,
+    cookies: Option<Cookies>,
+}
+
+/// `Set-Cookie` lines of an auth service.
+#[derive(Default)]
+struct Cookies {
+    lines: Vec<u8>,
+    /// Whatever the status.
+    always: bool,
+}
+
+impl Cookies {
+    /// Statuses with which a cookie is told: those that nginx adds headers to.
+    fn go_with(&self, status: u16) -> bool {
+        const USUAL: [u16; 10] = [200, 201, 204, 206, 301, 302, 303, 304, 307, 308];
+        self.always || USUAL.contains(&status)
+    }
 }
 
 impl Dress {
@@ -64,6 +81,13 @@ impl Dress {
         self.extras.get_or_insert_default().replacing.get_or_insert_with(Scratch::take)
     }
 
+    /// Adds whole `Set-Cookie` lines, for every response or for those that nginx adds headers to.
+    pub(in crate::l7) fn add_cookies(&mut self, lines: &[u8], always: bool) {
+        let cookies = self.extras.get_or_insert_default().cookies.get_or_insert_default();
+        cookies.lines.extend_from_slice(lines);
+        cookies.always |= always;
+    }
+
     /// Room for whole lines that stand beside the upstream's, like cookies.
     pub(super) fn beside(&mut self) -> &mut Vec<u8> {
         self.extras.get_or_insert_default().beside.get_or_insert_with(Scratch::take)
@@ -86,12 +110,12 @@ impl Dress {
                 swaps.write(&response.block, swapped, out);
             }
         }
-        self.put_on(Some(response), scheme, out);
+        self.put_on(response.status, Some(response), scheme, out);
     }
 
     /// Puts ours on an answer of our own.
-    pub(in crate::l7) fn own(&self, scheme: Scheme, out: &mut Vec<u8>) {
-        self.put_on(None, scheme, out);
+    pub(in crate::l7) fn own(&self, status: u16, scheme: Scheme, out: &mut Vec<u8>) {
+        self.put_on(status, None, scheme, out);
     }
 
     /// Lines of the upstream's head that give way.
@@ -115,7 +139,7 @@ impl Dress {
         gone
     }
 
-    fn put_on(&self, upstream: Option<&Response<'_, '_>>, scheme: Scheme, out: &mut Vec<u8>) {
+    fn put_on(&self, status: u16, upstream: Option<&Response<'_, '_>>, scheme: Scheme, out: &mut Vec<u8>) {
         let own = self.lines_of(|extras| &extras.replacing).unwrap_or_default();
         if let Some(Livery { hsts, lines, names_server, passes_server, .. }) = self.livery() {
             let keeps_server = *passes_server && upstream.is_some_and(|upstream| !upstream.server.is_empty());
@@ -130,6 +154,10 @@ impl Dress {
         put(own, &[], out);
         if let Some(lines) = self.lines_of(|extras| &extras.beside) {
             out.extend_from_slice(lines);
+        }
+        let cookies = self.extras.as_ref().and_then(|extras| extras.cookies.as_ref());
+        if let Some(cookies) = cookies.filter(|cookies| cookies.go_with(status)) {
+            out.extend_from_slice(&cookies.lines);
         }
     }
 

@@ -67,13 +67,14 @@ pub(super) fn entry(policies: &Policies, client: IpAddr) -> Entry {
     policies.access.as_ref().map_or(Entry::Open, |access| access::entry(access, client))
 }
 
-/// Lines of the client's that do not reach the upstream.
+/// Lines of the client's that do not reach the upstream: its password is for us, and what an auth service says
+/// of it nobody else may.
 pub(super) fn kept_back(policies: &Policies, block: &Block<'_, '_>) -> LineSet {
-    match policies.auth.as_ref().and_then(|auth| auth.basic.as_ref()) {
-        // The password is for us.
-        Some(_) => block.named(|name| name.eq_ignore_ascii_case("authorization")),
-        None => LineSet::default(),
-    }
+    let Some(auth) = &policies.auth else { return LineSet::default() };
+    let told = auth.external.iter().flat_map(|external| &external.response_headers);
+    let password = auth.basic.iter().map(|_| "authorization");
+    let names: Vec<_> = told.map(String::as_str).chain(password).collect();
+    block.named(|name| names.iter().any(|kept| kept.eq_ignore_ascii_case(name)))
 }
 
 /// What the policies do to this request, a step each: name and detail.

@@ -72,6 +72,12 @@ pub(super) fn client(id: u64, entry: &TlsEntry) -> Client {
     Client { id, config, name }
 }
 
+/// TLS by which anybody will do who is sent their name; `None`: there is none.
+pub(in crate::l7) fn unverified() -> Option<Arc<ClientConfig>> {
+    let tls = UpstreamTls { server_name: Some(String::new()), ..UpstreamTls::default() };
+    config(&tls, false).ok().map(Arc::new)
+}
+
 fn config(tls: &UpstreamTls, h2: bool) -> Result<ClientConfig, Box<dyn std::error::Error>> {
     let UpstreamTls { identity, verify, server_name, versions } = tls;
     let provider = Arc::new(aws_lc_rs::default_provider());

@@ -21,7 +21,7 @@ use crate::model::health::Unwell;
 use crate::model::upstream::UpstreamName;
 
 pub(super) use attempts::{Attempts, Lease, Next, Progress, Speech, Terms};
-pub(super) use client::{Client, Clients};
+pub(super) use client::{Client, Clients, unverified};
 pub use dial::Dialer;
 pub(super) use pool::{Peer, Pool};
 pub(super) use record::{Attempt, Record};

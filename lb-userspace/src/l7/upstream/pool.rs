@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::super::socket::Link;
 use crate::model::upstream::Keepalive;
@@ -18,12 +18,12 @@ pub(in crate::l7) struct Peer {
 }
 
 /// A connection to an endpoint between requests.
-pub(super) struct Pooled {
-    pub(super) link: Link,
+pub(in crate::l7) struct Pooled {
+    pub(in crate::l7) link: Link,
     /// Requests it carried.
-    pub(super) requests: u32,
+    pub(in crate::l7) requests: u32,
     /// When it was opened.
-    pub(super) opened: Instant,
+    pub(in crate::l7) opened: Instant,
     idle_since: Instant,
     place: Place,
 }
@@ -60,7 +60,7 @@ impl Pool {
 
     /// The newest live connection to `peer`; dead ones on the way are closed. `surely` asks
     /// the kernel in any case: for requests that must not be repeated.
-    pub(super) fn take(&self, peer: Peer, surely: bool, limits: &Keepalive) -> Option<Pooled> {
+    pub(in crate::l7) fn take(&self, peer: Peer, surely: bool, limits: &Keepalive) -> Option<Pooled> {
         let mut idle = self.idle.borrow_mut();
         let connections = idle.get_mut(&peer)?;
         while let Some(mut pooled) = connections.pop_back() {
@@ -73,7 +73,7 @@ impl Pool {
 
     /// Keeps a connection whose last response was read to its end. `own`: how many its upstream
     /// keeps, and what counts them, if it is not one of all.
-    pub(super) fn put(
+    pub(in crate::l7) fn put(
         &self,
         peer: Peer,
         link: Link,
@@ -102,6 +102,14 @@ impl Pool {
         });
         let oldest = oldest_of_each.min_by_key(|(idle_since, ..)| *idle_since);
         oldest.is_some_and(|(_, at, connections)| connections.remove(at).is_some())
+    }
+
+    /// Closes what idled for longer.
+    pub(in crate::l7) fn sweep_idle(&self, longest: Duration) {
+        self.idle.borrow_mut().retain(|_, connections| {
+            connections.retain(|pooled| pooled.idle_since.elapsed() < longest);
+            !connections.is_empty()
+        });
     }
 
     /// Closes what idled too long, and every connection to an endpoint or by a client that is not

@@ -2,8 +2,8 @@
 
 use super::super::findings::About;
 use super::super::passwords::{self, Form};
-use super::field;
 use super::policies::{Source, Unusable};
+use super::{external_auth, field};
 use crate::model::ObjectName;
 use crate::model::l7::policy::{Auth, Basic, Satisfy};
 
@@ -14,7 +14,9 @@ pub(super) fn read(source: &Source<'_>, about: &mut About<'_>) -> Result<Option<
         Some(text) if text.eq_ignore_ascii_case("any") => Satisfy::Any,
         _ => Satisfy::All,
     };
-    Ok(basic.is_some().then_some(Auth { satisfy, basic }))
+    let external = external_auth::read(source, about)?;
+    let asks = basic.is_some() || external.is_some();
+    Ok(asks.then_some(Auth { satisfy, basic, external }))
 }
 
 /// Beginnings of paths that ask nobody to show anything.
@@ -59,7 +61,8 @@ fn basic(source: &Source<'_>, about: &mut About<'_>) -> Result<Option<Basic>, Un
         return unusable("auth-secret", format!("Secret {name} has no key auth"));
     };
     if !read.weak.is_empty() {
-        let message = format!("whoever reads Secret {name} has the passwords of {}", some(&read.weak));
+        let message =
+            format!("whoever reads Secret {name} has, or soon finds, the password of {}", some(&read.weak));
         about.warn("weak-password", field("auth-secret"), message, "write them anew with htpasswd -B");
     }
     if !read.unusable.is_empty() {

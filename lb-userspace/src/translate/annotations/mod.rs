@@ -4,6 +4,7 @@ mod access;
 mod auth;
 mod buffers;
 mod cors;
+mod external_auth;
 mod fastcgi;
 mod policies;
 mod removed;
@@ -27,6 +28,7 @@ use super::checks;
 use super::client_auth;
 use super::config::Settings;
 use super::findings::About;
+use crate::model::ObjectName;
 use crate::model::expression::Expression;
 use crate::model::l7::{Buffers, FastCgi, Policies, RedirectStyle, TlsVersions};
 use crate::model::upstream::{Balance, Condition, Conditions, Protocol, Retry};
@@ -76,6 +78,8 @@ pub(super) struct Policy {
     pub logged: bool,
     /// What the locations do beyond proxying.
     pub policies: Option<Arc<Policies>>,
+    /// The Service that is asked whether a request may go on, where it is one of ours.
+    pub asks: Option<(ObjectName, u16)>,
     /// `no-auth-locations`: paths that begin so ask nobody to show anything.
     pub unguarded: Vec<String>,
 }
@@ -123,6 +127,7 @@ impl Default for Policy {
             check: None,
             logged: true,
             policies: None,
+            asks: None,
             unguarded: Vec::new(),
         }
     }
@@ -182,7 +187,7 @@ pub(super) fn read(
             }
             Err(message) => match (row.status, row.bad_value) {
                 // What guards something and cannot be read still guards it.
-                (Status::NotYetClosed | Status::Refused, _) | (_, BadValue::Deny | BadValue::Refuse) => {
+                (Status::Refused, _) | (_, BadValue::Deny | BadValue::Refuse) => {
                     policy.denied = true;
                     let fix = "its locations answer 503 until it is corrected";
                     about.error_fix("bad-annotation", field(row.name), message, fix);
@@ -247,15 +252,6 @@ fn status(
         }
         Status::NoEffect => {
             about.info("no-effect", field(row.name), format!("accepted without effect ({})", row.doc), "")
-        }
-        Status::NotYetClosed => {
-            policy.denied = true;
-            about.error_fix(
-                "protection-not-yet",
-                field(row.name),
-                format!("not honoured yet ({}); its locations answer 503, rather than stand open", row.doc),
-                "remove it only if something else protects these paths",
-            );
         }
         Status::Refused => {
             policy.denied = true;

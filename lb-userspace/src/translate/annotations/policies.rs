@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use super::super::config::Settings;
 use super::super::findings::About;
-use super::{Policy, access, auth, cors, field, response_headers, rewriting, upstream_headers, value};
+use super::{
+    Policy, access, auth, cors, external_auth, field, response_headers, rewriting, upstream_headers, value,
+};
 use crate::model::l7::Policies;
 use crate::objects::Objects;
 
@@ -52,6 +54,7 @@ pub(super) fn read(source: &Source<'_>, policy: &mut Policy, about: &mut About<'
         Policies::default()
     });
     policy.unguarded = auth::unguarded(source);
+    policy.asks = policies.auth.as_ref().and_then(|auth| external_auth::service_of(auth, source.objects));
     policy.policies = (policies != Policies::default()).then(|| Arc::new(policies));
 }
 

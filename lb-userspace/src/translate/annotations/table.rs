@@ -4,7 +4,7 @@ use crate::model::upstream::Condition;
 use BadValue::{Default, Deny, Refuse};
 use Risk::{Critical, High, Low, Medium};
 use Scope::{Host, Location, Upstream};
-use Status::{Honoured, NoEffect, NotYet, NotYetClosed, Refused, With};
+use Status::{Honoured, NoEffect, NotYet, Refused, With};
 use Value::{
     Bool, Count, Int, Interval, One, Path, Phrase, Ranges, Reference, Size, Text, Token, Url, Words,
 };
@@ -103,8 +103,6 @@ pub enum Status {
     Honoured,
     /// Not honoured yet; without it the Ingress works with defaults.
     NotYet,
-    /// Not honoured yet; it protects something, so its locations answer 503 until it is.
-    NotYetClosed,
     /// Means something only beside this one, which decides.
     With(&'static str),
     /// Never honoured; its locations answer 503.
@@ -143,7 +141,7 @@ pub const TABLE: &[Annotation] = &[
     row("auth-secret", Reference, Medium, Location, Refuse, With("auth-type"), "Secret with the passwords"),
     row("auth-secret-type", One(&["auth-file", "auth-map"]), Low, Location, Refuse, With("auth-type"), "form of that Secret"),
     row("auth-realm", Phrase, Medium, Location, Refuse, With("auth-type"), "realm shown to the user"),
-    row("auth-url", Text, High, Location, Deny, NotYetClosed, "ask another service before every request"),
+    row("auth-url", Text, High, Location, Deny, Honoured, "ask another service before every request"),
     row("auth-signin", Text, High, Location, Default, With("auth-url"), "where an unauthenticated user is sent"),
     row("auth-signin-redirect-param", Token, Medium, Location, Default, With("auth-url"), "name of the parameter that brings the user back"),
     row("auth-method", Token, Low, Location, Default, With("auth-url"), "method of the question"),
@@ -158,7 +156,7 @@ pub const TABLE: &[Annotation] = &[
     row("auth-keepalive-timeout", Int, Low, Location, Default, With("auth-url"), "idle time of such a connection, seconds"),
     row("auth-keepalive-share-vars", Bool, Low, Location, Default, NoEffect, "a detail of nginx"),
     row("auth-snippet", Text, Critical, Location, Default, Refused, "nginx configuration"),
-    row("enable-global-auth", Bool, Low, Location, Default, NotYet, "exempt from the global auth service"),
+    row("enable-global-auth", Bool, Low, Location, Default, Honoured, "exempt from the global auth service"),
     row("satisfy", One(&["all", "any"]), Low, Location, Default, Honoured, "whether one of several checks is enough"),
     row("auth-tls-secret", Reference, Medium, Host, Deny, Honoured, "ask for a client certificate"),
     row("auth-tls-verify-client", One(&["on", "off", "optional", "optional_no_ca"]), Medium, Host, Default, With("auth-tls-secret"), "what happens without one"),

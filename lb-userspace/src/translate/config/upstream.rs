@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use super::super::annotations::table::Value::{self, Bool, Int, One, Ranges, Size, Text, Words};
+use super::super::annotations::table::Value::{self, Bool, Int, One, Ranges, Size, Text, Token, Words};
 use super::super::annotations::value;
 use super::super::header_map;
 use super::keys::{Keys, field};
@@ -20,6 +20,15 @@ const KEYS: &[(&str, Value)] = &[
     ("denylist-source-range", Ranges),
     ("force-ssl-redirect", Bool),
     ("global-allowed-response-headers", Text),
+    ("global-auth-always-set-cookie", Bool),
+    ("global-auth-cache-duration", Text),
+    ("global-auth-cache-key", Text),
+    ("global-auth-method", Token),
+    ("global-auth-request-redirect", Text),
+    ("global-auth-response-headers", Text),
+    ("global-auth-signin", Text),
+    ("global-auth-signin-redirect-param", Token),
+    ("global-auth-url", Text),
     ("http-redirect-code", One(&["301", "302", "307", "308"])),
     ("limit-rate", Int),
     ("limit-rate-after", Int),
@@ -83,7 +92,7 @@ impl Settings {
                 Ok(()) => {
                     values.insert(*key, text.to_owned());
                 }
-                Err(message) if *form == Ranges => {
+                Err(message) if *form == Ranges || *key == "global-auth-url" => {
                     guards = false;
                     let fix = "every Ingress answers 503 until it is corrected";
                     keys.about.error_fix("bad-value", field(key), message, fix);

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use super::External;
+
 /// What has to be shown, beside an address (`auth-*`, `satisfy`).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Auth {
@@ -10,6 +12,8 @@ pub struct Auth {
     pub satisfy: Satisfy,
     /// A password.
     pub basic: Option<Basic>,
+    /// Whatever another service wants to see.
+    pub external: Option<External>,
 }
 
 /// `satisfy`.
@@ -65,6 +69,8 @@ pub enum Password {
         /// May be empty.
         salt: Vec<u8>,
     },
+    /// The oldest crypt(3): the first eight characters, by DES.
+    Des([u8; 13]),
     /// As it is: `{PLAIN}`.
     Plain(Vec<u8>),
     /// Nobody's.
@@ -77,6 +83,7 @@ impl Password {
         match self {
             Self::Bcrypt(text) | Self::ShaCrypt(text) => text.clone(),
             Self::Md5 { magic, salt, hash } => format!("{magic}{salt}${hash}"),
+            Self::Des(text) => String::from_utf8_lossy(text).into_owned(),
             Self::Sha1 { .. } | Self::Plain(_) | Self::Unusable => String::new(),
         }
     }
@@ -88,6 +95,7 @@ impl Password {
             Self::Md5 { .. } => "md5",
             Self::ShaCrypt(_) => "sha-crypt",
             Self::Sha1 { .. } => "sha1",
+            Self::Des(_) => "des",
             Self::Plain(_) => "plain",
             Self::Unusable => "unusable",
         }

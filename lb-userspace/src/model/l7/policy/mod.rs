@@ -7,12 +7,14 @@
 mod access;
 mod auth;
 mod cors;
+mod external;
 mod headers;
 mod rewriting;
 
 pub use access::{Access, AddressSet};
 pub use auth::{Auth, Basic, Password, Satisfy, Users};
 pub use cors::{Cors, Origin, Origins};
+pub use external::{External, Remember, RememberRule};
 pub use headers::{FilledHeader, Header, RequestHeaders, ResponseHeaders};
 pub use rewriting::{Rewriting, Swap};
 

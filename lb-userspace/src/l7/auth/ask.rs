@@ -1,0 +1,357 @@
+//! Asks another service: finds it, connects, sends a head, reads a head.
+
+use std::cell::OnceCell;
+use std::future::poll_fn;
+use std::io::{self, IoSlice};
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::ready;
+use std::time::{Duration, Instant};
+
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+use tokio::net::TcpStream;
+
+use super::super::balance;
+use super::super::buffer::Buf;
+use super::super::carrier::Carrier;
+use super::super::h1::chunked::Decoder;
+use super::super::h1::head::Lines;
+use super::super::h1::{Body, Response};
+use super::super::snapshot::Snapshot;
+use super::super::socket::Link;
+use super::super::upstream::{self, Peer, Pool};
+use super::resolve::Resolver;
+use crate::model::l7::policy::External;
+use crate::model::upstream::Keepalive;
+
+/// Longest time to find the service and connect, and longest wait for its answer.
+const CONNECT: Duration = Duration::from_secs(5);
+const READ: Duration = Duration::from_secs(60);
+/// Addresses that are tried.
+const TRIES: usize = 3;
+/// Informational responses before the real one; more is not HTTP.
+const INFORMATIONAL_MAX: u32 = 8;
+/// Longest body that is read over so that its connection can be kept.
+const BODY_MAX: u64 = 64 * 1024;
+/// Connections that nobody has used for so long are closed, whatever their own limit.
+const IDLE: Duration = Duration::from_secs(600);
+
+/// What is needed to ask, and kept between questions.
+pub(super) struct Asker {
+    resolver: Resolver,
+    idle: Pool,
+    /// Takes any certificate; made when it is needed.
+    tls: OnceCell<Option<Arc<ClientConfig>>>,
+}
+
+/// What the service answered, as far as anybody wants to know.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Told {
+    pub(super) status: u16,
+    /// Lines for the upstream, whole.
+    pub(super) onward: Vec<u8>,
+    /// `Set-Cookie` lines for the client, whole.
+    pub(super) cookies: Vec<u8>,
+    /// `WWW-Authenticate` lines, whole.
+    pub(super) challenges: Vec<u8>,
+    /// How long it may be remembered if that is asked for; `None`: it says nothing about it.
+    pub(super) fresh: Option<Duration>,
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Unanswered {
+    #[error("its host makes no sense")]
+    Host,
+    #[error("not found: {0}")]
+    NotFound(io::Error),
+    #[error("no connection: {0}")]
+    Connect(io::Error),
+    #[error("no answer: {0}")]
+    Read(io::Error),
+    #[error("not in time")]
+    Late,
+}
+
+impl Asker {
+    pub(super) fn new() -> Self {
+        Self { resolver: Resolver::new(), idle: Pool::default(), tls: OnceCell::new() }
+    }
+
+    /// Closes connections that idle for long.
+    pub(super) fn sweep(&self) {
+        self.idle.sweep_idle(IDLE);
+    }
+
+    /// Sends a head to the service; what it answers. `spread` is any number: where there are several
+    /// addresses it says which is the first.
+    pub(super) async fn ask(
+        &self,
+        snapshot: &Snapshot,
+        external: &External,
+        host: &str,
+        head: &[u8],
+        spread: u64,
+    ) -> Result<Told, Unanswered> {
+        let (name, port) = split_port(host).ok_or(Unanswered::Host)?;
+        let port = port.unwrap_or(if external.tls { 443 } else { 80 });
+        let begun = tokio::time::Instant::now();
+        let found = tokio::time::timeout_at(begun + CONNECT, self.find(snapshot, external, name, port));
+        let addrs = found.await.map_err(|_| Unanswered::Late)?.map_err(Unanswered::NotFound)?;
+        let client = if external.tls { balance::hash(name.as_bytes()) | 1 } else { 0 };
+        let first = usize::try_from(spread % addrs.len().max(1) as u64).unwrap_or(0);
+        let mut last = Unanswered::NotFound(io::ErrorKind::NotFound.into());
+        for addr in addrs.iter().cycle().skip(first).take(addrs.len().min(TRIES)) {
+            let peer = Peer { addr: *addr, client };
+            if let Some(kept) = self.idle.take(peer, true, &external.keepalive) {
+                let exchanged =
+                    self.exchange(kept.link, peer, kept.requests, kept.opened, external, head).await;
+                // It may have been closed just now; a question can be asked again.
+                if let Ok(told) = exchanged {
+                    return Ok(told);
+                }
+            }
+            let connecting =
+                tokio::time::timeout_at(begun + CONNECT, self.connect(*addr, external.tls, name));
+            match connecting.await {
+                Ok(Ok(link)) => return self.exchange(link, peer, 0, Instant::now(), external, head).await,
+                Ok(Err(error)) => last = Unanswered::Connect(error),
+                Err(_) => return Err(Unanswered::Late),
+            }
+        }
+        Err(last)
+    }
+
+    async fn find(
+        &self,
+        snapshot: &Snapshot,
+        external: &External,
+        name: &str,
+        port: u16,
+    ) -> io::Result<Rc<[SocketAddr]>> {
+        match &external.upstream {
+            Some(upstream) => {
+                let upstreams = &snapshot.router.upstreams;
+                let at = upstreams.binary_search_by(|known| known.name.cmp(upstream));
+                let known = at.ok().and_then(|at| upstreams.get(at));
+                Ok(known.map_or_else(|| Rc::from([]), |known| known.endpoints.iter().copied().collect()))
+            }
+            None => self.resolver.resolve(name, port).await,
+        }
+    }
+
+    async fn connect(&self, addr: SocketAddr, tls: bool, name: &str) -> io::Result<Link> {
+        let stream = TcpStream::connect(addr).await?;
+        let _ = stream.set_nodelay(true);
+        if !tls {
+            return Ok(Link::plain(stream));
+        }
+        let config = self.tls.get_or_init(upstream::unverified).clone();
+        let config = config.ok_or_else(|| io::Error::other("tls cannot be set up"))?;
+        let name = ServerName::try_from(name.trim_matches(['[', ']']).to_owned())
+            .unwrap_or_else(|_| ServerName::IpAddress(addr.ip().into()));
+        let mut link = Link::tls_client(stream, config, name).map_err(io::Error::other)?;
+        {
+            let socket = link.socket();
+            poll_fn(|cx| socket.poll_handshake(cx)).await?;
+        }
+        Ok(link)
+    }
+
+    async fn exchange(
+        &self,
+        mut link: Link,
+        peer: Peer,
+        requests: u32,
+        opened: Instant,
+        external: &External,
+        head: &[u8],
+    ) -> Result<Told, Unanswered> {
+        let answered = tokio::time::timeout(READ, exchange(&mut link, external, head)).await;
+        let (told, keeps) = answered.map_err(|_| Unanswered::Late)?.map_err(Unanswered::Read)?;
+        let limits: &Keepalive = &external.keepalive;
+        if keeps && limits.connections > 0 {
+            self.idle.put(peer, link, (requests + 1, opened), None, limits);
+        }
+        Ok(told)
+    }
+}
+
+/// Host and port of a Host header.
+fn split_port(host: &str) -> Option<(&str, Option<u16>)> {
+    let end = match host.strip_prefix('[') {
+        Some(rest) => rest.find(']')? + 2,
+        None => host.find(':').unwrap_or(host.len()),
+    };
+    let (name, port) = host.split_at(end);
+    match port.strip_prefix(':') {
+        None if port.is_empty() => Some((name, None)),
+        None => None,
+        Some(port) => Some((name, Some(port.parse().ok()?))),
+    }
+}
+
+/// The answer, and whether the connection can be used again.
+async fn exchange(link: &mut Link, external: &External, head: &[u8]) -> io::Result<(Told, bool)> {
+    let carrier = Carrier::Socket(link.socket());
+    let mut sent = 0;
+    poll_fn(|cx| {
+        while let Some(rest) = head.get(sent..).filter(|rest| !rest.is_empty()) {
+            sent += ready!(carrier.poll_write(cx, &[IoSlice::new(rest)]))?;
+        }
+        carrier.poll_flush(cx)
+    })
+    .await?;
+    let mut buf = Buf::default();
+    let mut informational = 0;
+    let (told, mut body, persists) = loop {
+        match read(buf.bytes(), external)? {
+            Read::More if buf.is_full() => return Err(io::Error::other("its head is too long")),
+            Read::More => {
+                if poll_fn(|cx| buf.poll_fill(cx, &carrier)).await? == 0 {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
+            }
+            Read::Informational(len) => {
+                informational += 1;
+                if informational > INFORMATIONAL_MAX {
+                    return Err(io::Error::other("it sends nothing but informational responses"));
+                }
+                buf.consume(len);
+            }
+            Read::Answer { len, told, body, persists } => {
+                buf.consume(len);
+                break (told, body, persists);
+            }
+        }
+    };
+    if !persists || external.keepalive.connections == 0 {
+        return Ok((told, false));
+    }
+    let mut over = 0;
+    while !body.is_done() && over <= BODY_MAX {
+        let taken = body.take(buf.bytes()).map_err(io::Error::other)?;
+        buf.consume(taken);
+        over += taken as u64;
+        // A body that does not come is no reason to wait for it.
+        if !body.is_done() && poll_fn(|cx| buf.poll_fill(cx, &carrier)).await? == 0 {
+            return Ok((told, false));
+        }
+    }
+    let is_clean = body.is_done() && buf.is_empty();
+    Ok((told, is_clean))
+}
+
+/// What the bytes are that came.
+enum Read {
+    More,
+    Informational(usize),
+    Answer { len: usize, told: Told, body: Body, persists: bool },
+}
+
+/// Apart, so that no future holds the lines.
+fn read(bytes: &[u8], external: &External) -> io::Result<Read> {
+    if bytes.is_empty() {
+        return Ok(Read::More);
+    }
+    let mut lines = Lines::new();
+    let Some(response) = Response::parse(bytes, &mut lines).map_err(io::Error::other)? else {
+        return Ok(Read::More);
+    };
+    if response.status < 200 && response.status != 101 {
+        return Ok(Read::Informational(response.len));
+    }
+    let is_head = external.method.as_deref() == Some("HEAD");
+    let body = match (response.chunked, response.length) {
+        _ if is_head || matches!(response.status, 204 | 304) => Body::Length(0),
+        (true, _) => Body::Chunked(Decoder::of_response()),
+        (false, Some(length)) => Body::Length(length),
+        (false, None) => Body::UntilClose,
+    };
+    let persists = response.persists && body != Body::UntilClose;
+    Ok(Read::Answer { len: response.len, told: told(&response, external), body, persists })
+}
+
+fn told(response: &Response<'_, '_>, external: &External) -> Told {
+    let mut told = Told {
+        status: response.status,
+        onward: Vec::new(),
+        cookies: Vec::new(),
+        challenges: Vec::new(),
+        fresh: None,
+    };
+    let push = |lines: &mut Vec<u8>, name: &str, value: &[u8]| {
+        for part in [name.as_bytes(), b": ", value, b"\r\n"] {
+            lines.extend_from_slice(part);
+        }
+    };
+    for (name, value) in response.block.kept(response.drop) {
+        let is = |known: &str| known.eq_ignore_ascii_case(name);
+        if let Some(wanted) = external.response_headers.iter().find(|wanted| is(wanted))
+            && !value.is_empty()
+        {
+            push(&mut told.onward, wanted, value);
+        }
+        if is("set-cookie") {
+            push(&mut told.cookies, "Set-Cookie", value);
+        } else if is("www-authenticate") {
+            push(&mut told.challenges, "WWW-Authenticate", value);
+        } else if is("cache-control") {
+            told.fresh = told.fresh.or_else(|| freshness(value));
+        }
+    }
+    told
+}
+
+/// What `Cache-Control` says to those who remember for many.
+fn freshness(value: &[u8]) -> Option<Duration> {
+    let mut fresh = None;
+    for word in value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
+        let word = std::str::from_utf8(word).ok()?.to_ascii_lowercase();
+        if ["no-store", "no-cache", "private"].iter().any(|never| word.starts_with(never)) {
+            return Some(Duration::ZERO);
+        }
+        if let Some(seconds) = word.strip_prefix("max-age=") {
+            fresh = seconds.trim_matches('"').parse().ok().map(Duration::from_secs);
+        }
+    }
+    fresh
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_may_have_a_port_and_brackets() {
+        let cases = [
+            ("auth", Some(("auth", None))),
+            ("auth:8080", Some(("auth", Some(8080)))),
+            ("[::1]", Some(("[::1]", None))),
+            ("[::1]:80", Some(("[::1]", Some(80)))),
+            ("auth:", None),
+            ("auth:x", None),
+            ("[::1", None),
+            ("[::1]x", None),
+        ];
+        for (host, expected) in cases {
+            assert_eq!(split_port(host), expected, "{host}");
+        }
+    }
+
+    #[test]
+    fn who_answers_says_for_how_long_it_holds() {
+        let cases = [
+            ("max-age=10", Some(10)),
+            ("public, Max-Age=5", Some(5)),
+            ("max-age=10, private", Some(0)),
+            ("no-store", Some(0)),
+            ("public", None),
+        ];
+        for (value, expected) in cases {
+            assert_eq!(freshness(value.as_bytes()), expected.map(Duration::from_secs), "{value}");
+        }
+    }
+}

@@ -1,0 +1,303 @@
+//! `auth-url` with what goes with it; in the ConfigMap `global-auth-*`, for Ingresses without a service of
+//! their own. What guards and cannot be read closes the locations.
+
+use std::time::Duration;
+
+use super::super::findings::About;
+use super::super::header_map;
+use super::policies::{Source, Unusable};
+use super::{field, value};
+use crate::model::ObjectName;
+use crate::model::expression::{Expression, Part, Variable};
+use crate::model::l7::policy::{Auth, External, FilledHeader, Header, Remember, RememberRule};
+use crate::model::upstream::{Keepalive, UpstreamName};
+use crate::objects::Objects;
+
+const METHODS: [&str; 8] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"];
+const DURATIONS: &str = "200 202 401 5m";
+/// Connections kept to one service at most, whatever is asked for.
+const KEEPALIVE_MAX: usize = 1024;
+
+/// Whose service is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Whose {
+    Own,
+    Global,
+}
+
+/// The values that one of both is made of.
+#[derive(Clone, Copy)]
+struct Values<'s, 'a> {
+    source: &'s Source<'a>,
+    whose: Whose,
+}
+
+impl<'a> Values<'_, 'a> {
+    fn text(&self, name: &str) -> Option<&'a str> {
+        match self.whose {
+            Whose::Own => self.source.valid.get(name).copied(),
+            Whose::Global => self.source.settings.text(&format!("global-{name}")),
+        }
+    }
+
+    fn unusable<T>(&self, name: &'static str, message: String) -> Result<T, Unusable> {
+        match self.whose {
+            Whose::Own => Err(Unusable { name, message }),
+            Whose::Global => {
+                let message = format!("global-{name} of the ConfigMap cannot be used: {message}");
+                Err(Unusable { name: "enable-global-auth", message })
+            }
+        }
+    }
+
+    /// A text with variables that may as well be missing.
+    fn filled(&self, name: &'static str, about: &mut About<'_>) -> Option<Expression> {
+        match Expression::parse(self.text(name)?) {
+            Ok(filled) => Some(filled),
+            Err(message) => {
+                about.warn("unknown-variable", field(name), message, "it is ignored");
+                None
+            }
+        }
+    }
+}
+
+/// The service that an Ingress has asked.
+pub(super) fn read(source: &Source<'_>, about: &mut About<'_>) -> Result<Option<External>, Unusable> {
+    if source.namespace.is_empty() {
+        // A place without an Ingress is nobody's, and nobody guards it.
+        return Ok(None);
+    }
+    let wants_global = source.boolean("enable-global-auth").unwrap_or(true);
+    let whose = match source.valid.contains_key("auth-url") {
+        true => Whose::Own,
+        false if wants_global => Whose::Global,
+        false => return Ok(None),
+    };
+    let values = Values { source, whose };
+    let Some(url) = values.text("auth-url") else { return Ok(None) };
+    let (tls, host, target) = match split(url) {
+        Ok(parts) => parts,
+        Err(message) => return values.unusable("auth-url", format!("{url:?} {message}")),
+    };
+    let method = values.text("auth-method").map(str::to_ascii_uppercase);
+    if let Some(method) = method.as_ref().filter(|method| !METHODS.contains(&method.as_str())) {
+        return values.unusable("auth-method", format!("{method:?} is none of {}", METHODS.join(", ")));
+    }
+    let response_headers = match names(values.text("auth-response-headers").unwrap_or_default()) {
+        Ok(names) => names,
+        Err(message) => return values.unusable("auth-response-headers", message),
+    };
+    let set_headers = match set_headers(source) {
+        Ok(headers) => headers,
+        Err(message) => return values.unusable("auth-proxy-set-headers", message),
+    };
+    let own_number = |name: &str| source.valid.get(name).and_then(|text| text.parse::<u32>().ok());
+    Ok(Some(External {
+        url: url.to_owned(),
+        tls,
+        upstream: service(&host, tls, source.objects).map(|(name, port)| upstream_name(&name, port)),
+        host,
+        target,
+        method,
+        sign_in: sign_in(values, about),
+        response_headers,
+        request_redirect: values.filled("auth-request-redirect", about),
+        set_headers,
+        always_set_cookie: values.text("auth-always-set-cookie").and_then(value::boolean).unwrap_or(false),
+        remember: remember(values, about),
+        keepalive: Keepalive {
+            connections: own_number("auth-keepalive").map_or(0, |n| (n as usize).min(KEEPALIVE_MAX)),
+            requests: own_number("auth-keepalive-requests").unwrap_or(1000),
+            idle: Duration::from_secs(own_number("auth-keepalive-timeout").unwrap_or(60).into()),
+            ..Keepalive::default()
+        },
+    }))
+}
+
+/// Whether by TLS, host with port, and path with query.
+fn split(url: &str) -> Result<(bool, Expression, Expression), String> {
+    let (tls, rest) = match (url.strip_prefix("http://"), url.strip_prefix("https://")) {
+        (Some(rest), _) => (false, rest),
+        (_, Some(rest)) => (true, rest),
+        (None, None) => return Err("is no http or https URL".to_owned()),
+    };
+    let (host, target) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+    let is_host = |c: char| c.is_ascii_alphanumeric() || "-._:[]${}".contains(c);
+    if host.is_empty() || host.contains("..") || !host.chars().all(is_host) {
+        return Err("names no host".to_owned());
+    }
+    if target.contains(|c: char| c.is_whitespace() || c.is_control() || c == '#') {
+        return Err("has a path that cannot be sent".to_owned());
+    }
+    let slash = if target.starts_with('/') { "" } else { "/" };
+    Ok((tls, Expression::parse(host)?, Expression::parse(&format!("{slash}{target}"))?))
+}
+
+/// Where the client is sent on 401, and how it gets back from there.
+fn sign_in(values: Values<'_, '_>, about: &mut About<'_>) -> Option<Expression> {
+    const NAME: &str = "auth-signin";
+    let text = values.text(NAME)?;
+    let is_url =
+        ["http://", "https://"].iter().any(|scheme| text.len() > scheme.len() && text.starts_with(scheme));
+    if !is_url || text.contains("..") || text.contains(char::is_whitespace) {
+        let message = format!("{text:?} is no http or https URL; clients are answered 401");
+        about.warn("bad-annotation", field(NAME), message, "");
+        return None;
+    }
+    let mut filled = values.filled(NAME, about)?;
+    let parameter = values.text("auth-signin-redirect-param").unwrap_or("rd");
+    let query = text.split_once('?').map(|(_, query)| query).unwrap_or_default();
+    let has_parameter = query
+        .split('&')
+        .any(|pair| pair.split_once('=').is_some_and(|(name, value)| name == parameter && !value.is_empty()));
+    if !has_parameter {
+        let mark = if query.is_empty() { '?' } else { '&' };
+        filled.0.extend([
+            Part::Literal(format!("{mark}{parameter}=")),
+            Part::Variable(Variable::Scheme),
+            Part::Literal("://".to_owned()),
+            Part::Variable(Variable::Header("host".to_owned())),
+            Part::Variable(Variable::EscapedRequestUri),
+        ]);
+    }
+    Some(filled)
+}
+
+/// Names of headers with commas; none that delimits messages.
+fn names(text: &str) -> Result<Vec<String>, String> {
+    let names = text.split(',').map(str::trim).filter(|name| !name.is_empty());
+    names
+        .map(|name| match value::is_header_name(name) && !header_map::delimits(name) {
+            true if !name.eq_ignore_ascii_case("host") => Ok(name.to_owned()),
+            _ => Err(format!("{name:?} is no header that can be copied")),
+        })
+        .collect()
+}
+
+/// Headers that a ConfigMap adds to the question.
+fn set_headers(source: &Source<'_>) -> Result<Vec<FilledHeader>, String> {
+    let Some(reference) = source.valid.get("auth-proxy-set-headers") else { return Ok(Vec::new()) };
+    let headers = header_map::read(reference, source.namespace, source.crosses(), source.objects)?;
+    let filled = |header: Header| {
+        let value = Expression::parse(&header.value)?;
+        Ok(FilledHeader { name: header.name, value })
+    };
+    headers.into_iter().map(filled).collect()
+}
+
+/// Without a key nothing is remembered. The ConfigMap's service has no durations but those that are set.
+fn remember(values: Values<'_, '_>, about: &mut About<'_>) -> Option<Remember> {
+    const NAME: &str = "auth-cache-duration";
+    let key = values.filled("auth-cache-key", about)?;
+    let set = values.text(NAME);
+    let default = || rules(DURATIONS).unwrap_or_default();
+    let rules = match (set, values.whose) {
+        (Some(text), _) => rules(text).unwrap_or_else(|| {
+            let message = format!("{text:?} is no list of statuses with a time, as {DURATIONS:?} is");
+            about.warn("bad-annotation", field(NAME), message, "the default is used");
+            default()
+        }),
+        (None, Whose::Own) => default(),
+        (None, Whose::Global) => return None,
+    };
+    Some(Remember { key, rules })
+}
+
+/// `<statuses> <time>` with commas.
+fn rules(text: &str) -> Option<Vec<RememberRule>> {
+    let rule = |text: &str| {
+        let mut words: Vec<_> = text.split_ascii_whitespace().collect();
+        let time = value::time(words.pop()?)?;
+        let statuses = match words.as_slice() {
+            [] => vec![200, 301, 302],
+            ["any"] => Vec::new(),
+            words => words
+                .iter()
+                .map(|word| word.parse().ok().filter(|status| (100..=599).contains(status)))
+                .collect::<Option<_>>()?,
+        };
+        Some(RememberRule { statuses, time })
+    };
+    text.split(',').map(rule).collect()
+}
+
+/// The Service that a host without variables names, as DNS within a cluster would, and the port asked for.
+fn service(host: &Expression, tls: bool, objects: &Objects) -> Option<(ObjectName, u16)> {
+    let [Part::Literal(text)] = host.0.as_slice() else { return None };
+    let (name, port) = match text.split_once(':') {
+        Some((name, port)) => (name, port.parse().ok()?),
+        None => (text.as_str(), if tls { 443 } else { 80 }),
+    };
+    let labels: Vec<_> = name.trim_end_matches('.').split('.').collect();
+    let ([service, namespace]
+    | [service, namespace, "svc"]
+    | [service, namespace, "svc", "cluster", "local"]) = labels.as_slice()
+    else {
+        return None;
+    };
+    let name = ObjectName::new(*namespace, *service);
+    let spec = objects.services.get(&name)?.object.spec.as_ref();
+    let is_elsewhere = spec.and_then(|spec| spec.type_.as_deref()) == Some("ExternalName");
+    (!is_elsewhere).then_some((name, port))
+}
+
+fn upstream_name(service: &ObjectName, port: u16) -> UpstreamName {
+    UpstreamName(format!("{}-{}-{port}", service.namespace, service.name))
+}
+
+/// The Service whose endpoints are asked.
+pub(super) fn service_of(auth: &Auth, objects: &Objects) -> Option<(ObjectName, u16)> {
+    auth.external.as_ref().and_then(|external| service(&external.host, external.tls, objects))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_is_split_where_its_host_ends() {
+        let text =
+            |key: &Expression| key.0.iter().map(|part| format!("{part:?}")).collect::<Vec<_>>().join(" ");
+        let cases = [
+            ("http://a", Ok((false, r#"Literal("a")"#, r#"Literal("/")"#))),
+            ("https://a:8443/b?c=d", Ok((true, r#"Literal("a:8443")"#, r#"Literal("/b?c=d")"#))),
+            ("http://a?b", Ok((false, r#"Literal("a")"#, r#"Literal("/?b")"#))),
+            ("https://$host/x", Ok((true, "Variable(Host)", r#"Literal("/x")"#))),
+            ("ftp://a", Err(())),
+            ("a.example.com/auth", Err(())),
+            ("http://", Err(())),
+            ("http:///x", Err(())),
+            ("http://a..b", Err(())),
+            ("http://u@a", Err(())),
+            ("http://a/b c", Err(())),
+            ("http://a/$nobody_knows", Err(())),
+        ];
+        for (url, expected) in cases {
+            let parts =
+                split(url).map(|(tls, host, target)| (tls, text(&host), text(&target))).map_err(|_| ());
+            let expected = expected.map(|(tls, host, target)| (tls, host.to_owned(), target.to_owned()));
+            assert_eq!(parts, expected, "{url}");
+        }
+    }
+
+    #[test]
+    fn durations_are_statuses_with_a_time_and_a_time_alone_is_for_what_nginx_remembers() {
+        let rule = |statuses: &[u16], seconds| RememberRule {
+            statuses: statuses.to_vec(),
+            time: Duration::from_secs(seconds),
+        };
+        let cases = [
+            ("200 202 401 5m", Some(vec![rule(&[200, 202, 401], 300)])),
+            ("200 10s, any 1s", Some(vec![rule(&[200], 10), rule(&[], 1)])),
+            ("1h", Some(vec![rule(&[200, 301, 302], 3600)])),
+            ("200", Some(vec![rule(&[200, 301, 302], 200)])),
+            ("200 x", None),
+            ("99 1s", None),
+            ("", None),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(rules(text), expected, "{text}");
+        }
+    }
+}
