@@ -2,20 +2,32 @@
 
 use penstock::model::l7::Policies;
 use penstock::model::l7::policy::{
-    Access, Auth, Basic, Cors, External, FilledHeader, Header, Remember, RememberRule, RequestHeaders,
-    ResponseHeaders, Rewriting, Satisfy, Swap,
+    Access, Allowance, Auth, Basic, Cors, External, FilledHeader, Header, Limits, Remember, RememberRule,
+    RequestHeaders, ResponseHeaders, Rewriting, Satisfy, Swap,
 };
 
 use crate::dump::template;
 
 /// In the order in which a request meets them.
 pub fn lines(policies: &Policies) -> Vec<String> {
-    let Policies { access, auth, cors, request, response, rewriting } = policies;
+    let Policies { access, auth, cors, limits, request, response, rewriting } = policies;
     let mut lines = Vec::new();
     if let Some(Cors { origins, methods, headers, credentials, expose, max_age }) = cors {
         lines.push(format!(
             "cors {origins:?}, methods {methods}, headers {headers}, credentials {credentials}, expose {expose:?}, for {max_age} s"
         ));
+    }
+    if let Some(limits) = limits {
+        let Limits { ingress, per_second, per_minute, often_status, at_once, at_once_status, exempt } =
+            limits;
+        let rates = [(per_second, "second"), (per_minute, "minute")];
+        let rates = rates.into_iter().filter_map(|(allowance, period)| {
+            let Allowance { requests, burst } = (*allowance)?;
+            Some(format!("{requests} a {period}, burst {burst}, else {often_status}"))
+        });
+        let at_once = at_once.map(|most| format!("{most} at once, else {at_once_status}"));
+        let told: Vec<_> = rates.chain(at_once).collect();
+        lines.push(format!("limits of {ingress} but for [{exempt}]: {}", told.join("; ")));
     }
     if let Some(Access { denied, allowed }) = access {
         let allowed = allowed.as_ref().map_or("all".to_owned(), |allowed| format!("[{allowed}]"));

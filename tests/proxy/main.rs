@@ -21,6 +21,7 @@ mod http2;
 mod limits;
 mod many;
 mod policies;
+mod rates;
 mod requests;
 mod retries;
 mod rig;

@@ -31,6 +31,7 @@ use super::timers::{Alarm, Due};
 use super::upstream::{Record, Speech, Terms};
 use super::variable::{self, Known};
 use super::worker::Worker;
+use super::zones::UnderWay;
 use crate::model::l7::ClientLimits;
 
 /// How long a client that has just connected may take before it makes room for others.
@@ -200,7 +201,7 @@ impl Connection<'_, '_> {
             Ok(None) => Head::Incomplete,
             Ok(Some(request)) => {
                 let started = Instant::now();
-                Head::Planned(self.plan(&request), started)
+                Head::Planned(self.plan(&request, started), started)
             }
             // Prior knowledge (RFC 9113 3.3): looked for only in what is no HTTP/1.1.
             Err(_) if self.may_be_http2() => Head::Http2,
@@ -233,7 +234,7 @@ impl Connection<'_, '_> {
     }
 
     /// Everything that has to be known once the head's bytes are gone.
-    fn plan(&self, request: &Request<'_, '_>) -> Plan {
+    fn plan(&self, request: &Request<'_, '_>, started: Instant) -> Plan {
         let snapshot = self.worker.current.load();
         let asked = Asked {
             method: request.method,
@@ -247,7 +248,8 @@ impl Connection<'_, '_> {
             shown: self.client.session.shown(),
             headers: Headers::Sent(request.block),
         };
-        let decision = decide(&snapshot.router, &asked);
+        let mut decision = decide(&snapshot.router, &asked);
+        let under_way = self.count(&snapshot.router, &mut decision, started);
         let policies = decision.route.filters.policies.as_deref();
         let is_idempotent = !matches!(request.method, "POST" | "PATCH" | "LOCK");
         let mut body = match (request.chunked, request.length) {
@@ -339,7 +341,18 @@ impl Connection<'_, '_> {
             filters: exchange::Limits::of(&decision.route.filters),
             snapshot: Rc::clone(&snapshot),
             line,
+            under_way,
         }
+    }
+
+    /// Counts a request that has limits; one beyond them is answered instead.
+    fn count(&self, router: &Router, decision: &mut Decision<'_>, started: Instant) -> Option<UnderWay> {
+        let limits = decision.limits?;
+        let zone = router.zones.get(&limits.ingress)?;
+        zone.admit(limits, self.client.addr, started).unwrap_or_else(|status| {
+            decision.next = Next::Answer(Answer::Status(status));
+            None
+        })
     }
 
     /// What a FastCGI application is told of the request; nothing for others.
@@ -396,7 +409,7 @@ impl Connection<'_, '_> {
         self.requests += 1;
         self.buf.consume(plan.head_len);
         let Plan { method, is_head, version, after, body, checks, mut step, dress, .. } = plan;
-        let Plan { route, filters, snapshot, .. } = plan;
+        let Plan { route, filters, snapshot, under_way: _under_way, .. } = plan;
         (self.tally, self.dress) = (Tally::default(), dress);
         let mut record = Record::default();
         // What has to wait for somebody does so here: with the step at hand, before anything goes upstream.

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use regex::bytes::Captures;
 
 use super::client_auth::{self, Shown};
+use crate::model::l7::policy::Limits;
 use crate::model::l7::{ClientAuth, PathMatch, Piece, RedirectQuery, RedirectStyle, SslRedirect, Template};
 
 use super::path::{self, BadPath};
@@ -66,6 +67,8 @@ pub(super) struct Decision<'r> {
     pub(super) site: &'r Site,
     pub(super) host: HostFound,
     pub(super) route: &'r Route,
+    /// What it counts towards: it got so far, and its client is not exempt. Within the limits, `next` holds.
+    pub(super) limits: Option<&'r Limits>,
     pub(super) next: Next,
 }
 
@@ -119,13 +122,15 @@ pub(super) fn decide<'r>(router: &'r Router, asked: &Asked<'_>) -> Decision<'r> 
         Ok(normal) => normal,
         Err(BadPath) => {
             let Found { route, .. } = site.find(b"/");
-            return Decision { site, host, route, next: Next::Answer(Answer::Status(400)) };
+            let next = Next::Answer(Answer::Status(400));
+            return Decision { site, host, route, limits: None, next };
         }
     };
     let Found { route, add_slash } = site.find(&normal);
     let too_large =
         route.filters.max_body_bytes.is_some_and(|max| asked.length.is_some_and(|length| length > max));
     let refused = refused_client(site, asked, &normal).or_else(|| blocked(router, asked));
+    let mut limits = None;
     let next = if let Some(answer) = refused {
         Next::Answer(answer)
     } else if let Some(root) = site.app_root.as_ref().filter(|_| normal.as_ref() == b"/") {
@@ -138,11 +143,16 @@ pub(super) fn decide<'r>(router: &'r Router, asked: &Asked<'_>) -> Decision<'r> 
         Next::Answer(Answer::Healthy)
     } else {
         match filter(router, route, asked, &normal, query) {
-            Next::Proxy { .. } if is_closed_to(site, asked, &normal) => Next::Answer(Answer::Status(403)),
-            next => next,
+            Err(answer) => Next::Answer(answer),
+            Ok(Next::Proxy { .. }) if is_closed_to(site, asked, &normal) => Next::Answer(Answer::Status(403)),
+            Ok(next) => {
+                let policies = route.filters.policies.as_deref();
+                limits = policies.and_then(|policies| policy::limits(policies, asked));
+                next
+            }
         }
     };
-    Decision { site, host, route, next }
+    Decision { site, host, route, limits, next }
 }
 
 /// Reference 4.1, item 3: who does not get as far as a location.
@@ -177,30 +187,36 @@ fn is_challenge(asked: &Asked<'_>, path: &[u8]) -> bool {
         && path.strip_prefix(CHALLENGES).is_some_and(|rest| rest.starts_with(b"/"))
 }
 
-/// Reference 4.1, items 5 to 8.
-fn filter(router: &Router, route: &Route, asked: &Asked<'_>, path: &[u8], query: Option<&[u8]>) -> Next {
+/// Reference 4.1, items 5, 6 and 8; the error is what is answered before the limits of item 7.
+fn filter(
+    router: &Router,
+    route: &Route,
+    asked: &Asked<'_>,
+    path: &[u8],
+    query: Option<&[u8]>,
+) -> Result<Next, Answer> {
     let filters = &route.filters;
     if route.action == RouteAction::Deny {
-        return Next::Answer(Answer::Status(503));
+        return Err(Answer::Status(503));
     }
     let policies = filters.policies.as_deref();
     if let Some(answer) = policies.and_then(|policies| policy::preflight(policies, asked)) {
-        return Next::Answer(answer);
+        return Err(answer);
     }
     if let Some(answer) = redirect(route, path, query) {
-        return Next::Answer(answer);
+        return Err(answer);
     }
     let rewrite = filters.rewrite.as_ref();
     let captures = rewrite.and_then(|rewrite| rewrite.pattern.regex().captures(path));
     let matched = rewrite.zip(captures.as_ref());
     let rewritten = matched.map(|(rewrite, captures)| expand(&rewrite.target, captures, query));
     if let Some(location) = rewritten.as_ref().filter(|target| is_absolute(target)) {
-        return Next::Answer(Answer::Redirect { status: 302, location: location.clone() });
+        return Err(Answer::Redirect { status: 302, location: location.clone() });
     }
     let to_https = asked.scheme == Scheme::Http && filters.ssl_redirect == SslRedirect::Always;
     let redirects = &*filters.redirects;
     if to_https && !redirects.plain.iter().any(|start| path.starts_with(start.as_bytes())) {
-        return Next::Answer(https_redirect(asked, redirects));
+        return Err(https_redirect(asked, redirects));
     }
     let (upstream, without) = match route.action {
         RouteAction::Proxy(upstream) => (upstream, 503),
@@ -209,21 +225,25 @@ fn filter(router: &Router, route: &Route, asked: &Asked<'_>, path: &[u8], query:
     };
     let ready = |&i: &usize| router.upstreams.get(i).is_some_and(|u| !u.endpoints.is_empty());
     let Some(upstream) = upstream.filter(ready) else {
-        let refused =
-            policies.filter(|_| without == 404).and_then(|policies| policy::refuse(policies, asked));
-        return Next::Answer(refused.unwrap_or(Answer::Status(without)));
+        let missing = Answer::Status(without);
+        // A Service without endpoints is as good as closed; what nobody claims is told to who may enter.
+        if without == 503 {
+            return Err(missing);
+        }
+        let refused = policies.and_then(|policies| policy::refuse(policies, asked));
+        return Ok(Next::Answer(refused.unwrap_or(missing)));
     };
     if router.blocked.as_ref().is_some_and(|blocked| policy::blocked::holds(blocked, asked.client)) {
-        return Next::Answer(Answer::Status(403));
+        return Ok(Next::Answer(Answer::Status(403)));
     }
-    match policies.and_then(|policies| policy::refuse(policies, asked)) {
+    Ok(match policies.and_then(|policies| policy::refuse(policies, asked)) {
         Some(answer) => Next::Answer(answer),
         None => {
             let asked_for = policies.and_then(|policies| policies.request.as_ref()?.prefix.as_ref());
             let prefix = asked_for.zip(captures.as_ref()).map(|(prefix, captures)| fill_in(prefix, captures));
             Next::Proxy { upstream, target: rewritten, prefix }
         }
-    }
+    })
 }
 
 /// On `_` over plain HTTP, unless a user's location claims the path.

@@ -48,6 +48,7 @@ mod tunnel;
 mod upstream;
 mod variable;
 mod worker;
+mod zones;
 
 use std::collections::{BTreeSet, HashSet};
 use std::hash::{BuildHasher, Hasher, RandomState};

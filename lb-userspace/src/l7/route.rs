@@ -23,6 +23,7 @@ use super::balance::Rule;
 use super::filters::Scheme;
 use super::policy::Livery;
 use super::upstream::{Client, Speech, Transport};
+use super::zones::Zones;
 
 /// Longest host name looked up; longer ones belong to no server.
 const HOST_MAX: usize = 255;
@@ -47,6 +48,8 @@ pub(super) struct Router {
     pub(super) tls: Vec<TlsEntry>,
     /// What speaks them, in the same order; empty where nobody is going to.
     pub(super) clients: Vec<Arc<Client>>,
+    /// Where clients of Ingresses with limits are counted; empty where nobody counts.
+    pub(super) zones: Zones,
     /// How clients are received.
     pub(super) edge: Edge,
     /// Upstreams of the hosts whose TLS is handed on, by index.
@@ -244,6 +247,7 @@ impl Router {
             tls,
             keepalive: l7.keepalive,
             clients: Vec::new(),
+            zones: Zones::new(),
             edge: l7.edge.clone(),
             passthrough,
             log: l7.log.clone(),

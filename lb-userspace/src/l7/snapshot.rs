@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use super::route::Router;
 use super::tls::Tls;
 use super::upstream::{Clients, Seat, Upstreams};
+use super::zones::{Zones, zones};
 use crate::model::health::Unwell;
 use crate::model::l7::L7;
 
@@ -29,7 +30,7 @@ pub(super) fn publisher(
     let l7 = Arc::clone(&desired.borrow_and_update());
     tls.publish(&l7);
     let mut clients = Clients::default();
-    let (published, receiver) = watch::channel(router(&l7, &mut clients));
+    let (published, receiver) = watch::channel(router(&l7, &mut clients, &Zones::new()));
     (Publisher { desired, tls, clients, published }, receiver)
 }
 
@@ -49,16 +50,18 @@ impl Publisher {
                 let l7 = Arc::clone(&self.desired.borrow_and_update());
                 // A host's certificate is there before a route redirects to it.
                 self.tls.publish(&l7);
-                self.published.send_replace(router(&l7, &mut self.clients));
+                let known = self.published.borrow().zones.clone();
+                self.published.send_replace(router(&l7, &mut self.clients, &known));
             }
             self.published.closed().await;
         });
     }
 }
 
-fn router(l7: &L7, clients: &mut Clients) -> Arc<Router> {
+fn router(l7: &L7, clients: &mut Clients, known: &Zones) -> Arc<Router> {
     let mut router = Router::new(l7);
     router.clients = clients.of(&router.tls);
+    router.zones = zones(&router, known);
     Arc::new(router)
 }
 

@@ -11,6 +11,7 @@ use super::super::heads::After;
 use super::super::metrics::Method;
 use super::super::policy::Dress;
 use super::super::snapshot::Snapshot;
+use super::super::zones::UnderWay;
 
 /// A decided request, free of the bytes it was read from.
 pub(super) struct Plan {
@@ -27,6 +28,8 @@ pub(super) struct Plan {
     pub(super) filters: Limits,
     pub(super) snapshot: Rc<Snapshot>,
     pub(super) line: Option<Scratch>,
+    /// To be kept until the request has ended.
+    pub(super) under_way: Option<UnderWay>,
 }
 
 /// What becomes of it.

@@ -2,8 +2,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::*;
+use crate::model::ObjectName;
 use crate::model::l4::Prefix;
-use crate::model::l7::policy::{Access, AddressSet, Cors, Origins, RequestHeaders};
+use crate::model::l7::policy::{Access, AddressSet, Cors, Limits, Origins, RequestHeaders};
 use crate::model::l7::{
     Action, Blocked, Filters, HostMatch, L7, Listed, Location, Pattern, Policies, Redirect, Rewrite, Server,
     Template, Upstream, UpstreamName,
@@ -173,6 +174,46 @@ fn the_prefix_that_a_rewrite_cut_goes_along() {
         Next::Proxy { upstream: 1, target: Some(b"/x".to_vec()), prefix: Some(b"/api/v1".to_vec()) };
     assert_eq!(next(with(Some(rewrite))), rewritten);
     assert_eq!(next(with(None)), proxied(None));
+}
+
+/// Reference 4.1, item 7: whoever may not enter is counted, whoever is sent elsewhere is not.
+#[test]
+fn limits_count_what_is_neither_redirected_nor_missing() {
+    let limits = Limits {
+        ingress: ObjectName::new("default", "web"),
+        per_second: None,
+        per_minute: None,
+        often_status: 503,
+        at_once: Some(1),
+        at_once_status: 503,
+        exempt: AddressSet::default(),
+    };
+    let all = AddressSet::from_iter(Prefix::new("0.0.0.0".parse().unwrap(), 0));
+    let open = Policies { limits: Some(limits.clone()), ..Policies::default() };
+    let nobody = Access { denied: all.clone(), allowed: None };
+    let closed = Policies { access: Some(nobody), ..open.clone() };
+    let exempt = Policies { limits: Some(Limits { exempt: all, ..limits }), ..Policies::default() };
+    let with =
+        |policies: &Policies| Filters { policies: Some(Arc::new(policies.clone())), ..Filters::default() };
+    let empty = Action::Proxy(UpstreamName("empty".to_owned()));
+    let cases = [
+        ("an upstream", to_web(), with(&open), Some(4), true),
+        ("who may not enter", to_web(), with(&closed), Some(4), true),
+        ("nothing there", Action::DefaultBackend, with(&open), None, true),
+        ("exempt", to_web(), with(&exempt), None, false),
+        ("no policies", to_web(), Filters::default(), None, false),
+        ("a closed location", Action::Deny, with(&open), None, false),
+        ("no endpoints", empty, with(&open), None, false),
+        ("too large", to_web(), with(&open), Some(1 << 30), false),
+        ("to https", to_web(), Filters { ssl_redirect: SslRedirect::Always, ..with(&open) }, None, false),
+    ];
+    for (case, action, filters, length, counts) in cases {
+        let router = Router::new(&site(vec![location(prefix("/"), action, filters)]));
+
+        let decision = decide(&router, &Asked { length, ..plain() });
+
+        assert_eq!(decision.limits.is_some(), counts, "{case}");
+    }
 }
 
 fn plain() -> Asked<'static> {

@@ -9,6 +9,7 @@ mod auth;
 pub(super) mod blocked;
 mod cors;
 mod dress;
+mod limits;
 mod livery;
 mod request_headers;
 mod rewriting;
@@ -18,10 +19,11 @@ use std::net::IpAddr;
 use super::filters::{Answer, Asked};
 use super::h1::head::{Block, LineSet};
 use crate::model::l7::Policies;
-use crate::model::l7::policy::{RequestHeaders, ResponseHeaders, Satisfy};
+use crate::model::l7::policy::{Limits, RequestHeaders, ResponseHeaders, Satisfy};
 
 pub(super) use access::Entry;
 pub(super) use dress::Dress;
+pub(super) use limits::Buckets;
 pub(super) use livery::Livery;
 pub(super) use request_headers::Set;
 
@@ -53,8 +55,14 @@ pub(super) fn preflight(policies: &Policies, asked: &Asked<'_>) -> Option<Answer
     cors::allowed(cors, &asked.headers).map(|_| Answer::Preflight)
 }
 
-/// Turns away who may not have this location (reference 4.1, items 7 and 8). Limits belong first; what a
-/// client has to show comes behind the addresses, and where one of both is enough (`satisfy any`), it decides.
+/// The limits that a request counts towards (reference 4.1, item 7); `None`: none. Who counts is no step of a
+/// decision, which would not be the same twice.
+pub(super) fn limits<'p>(policies: &'p Policies, asked: &Asked<'_>) -> Option<&'p Limits> {
+    policies.limits.as_ref().filter(|limits| !limits.exempt.contains(asked.client))
+}
+
+/// Turns away who may not have this location (reference 4.1, item 8), once it is within its limits.
+/// What a client has to show comes behind the addresses, and where one of both is enough (`satisfy any`), it decides.
 pub(super) fn refuse(policies: &Policies, asked: &Asked<'_>) -> Option<Answer> {
     if policies.auth.as_ref().is_some_and(|auth| auth.satisfy == Satisfy::Any) {
         return None;
@@ -79,9 +87,10 @@ pub(super) fn kept_back(policies: &Policies, block: &Block<'_, '_>) -> LineSet {
 
 /// What the policies do to this request, a step each: name and detail.
 pub(super) fn explain(policies: &Policies, asked: &Asked<'_>) -> Vec<(&'static str, String)> {
-    let Policies { access, auth, cors, request, response, rewriting: _ } = policies;
+    let Policies { access, auth, cors, limits, request, response, rewriting: _ } = policies;
     let mut steps = Vec::new();
     steps.extend(cors.as_ref().map(|cors| ("cors", cors::explain(cors, &asked.headers))));
+    steps.extend(limits.as_ref().map(|limits| ("limits", limits::explain(limits, asked.client))));
     steps.extend(access.as_ref().map(|access| ("source-range", access::explain(access, asked.client))));
     steps.extend(auth.iter().flat_map(auth::explain));
     if let Some(RequestHeaders { host, prefix: _, set }) = request {

@@ -6,6 +6,7 @@ mod buffers;
 mod cors;
 mod external_auth;
 mod fastcgi;
+mod limits;
 mod policies;
 mod removed;
 mod response_headers;
@@ -150,7 +151,7 @@ impl Policy {
     pub(super) fn of_settings(settings: &Settings, objects: &Objects, about: &mut About<'_>) -> Self {
         let (mut policy, valid) = (Self::default(), BTreeMap::new());
         honour(&valid, settings, &mut policy);
-        let source = Source { valid: &valid, settings, objects, namespace: "" };
+        let source = Source { valid: &valid, settings, objects, namespace: "", name: "" };
         policies::read(&source, &mut policy, about);
         policy
     }
@@ -214,7 +215,8 @@ pub(super) fn read(
     }
     honour(&valid, settings, &mut policy);
     let namespace = metadata.namespace.as_deref().unwrap_or_default();
-    let source = Source { valid: &valid, settings, objects, namespace };
+    let name = metadata.name.as_deref().unwrap_or_default();
+    let source = Source { valid: &valid, settings, objects, namespace, name };
     policies::read(&source, &mut policy, about);
     fastcgi::complete(&source, &mut policy, about);
     unknown_variable(&valid, about);

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use super::super::config::Settings;
 use super::super::findings::About;
 use super::{
-    Policy, access, auth, cors, external_auth, field, response_headers, rewriting, upstream_headers, value,
+    Policy, access, auth, cors, external_auth, field, limits, response_headers, rewriting, upstream_headers,
+    value,
 };
 use crate::model::l7::Policies;
 use crate::objects::Objects;
@@ -20,6 +21,8 @@ pub(super) struct Source<'a> {
     pub objects: &'a Objects,
     /// The Ingress's; empty without one.
     pub namespace: &'a str,
+    /// So too.
+    pub name: &'a str,
 }
 
 impl<'a> Source<'a> {
@@ -62,6 +65,7 @@ pub(super) fn read(source: &Source<'_>, policy: &mut Policy, about: &mut About<'
 fn all(source: &Source<'_>, about: &mut About<'_>) -> Result<Policies, Unusable> {
     Ok(Policies {
         cors: cors::read(source, about),
+        limits: limits::read(source),
         access: access::read(source)?,
         auth: auth::read(source, about)?,
         request: upstream_headers::read(source, about),

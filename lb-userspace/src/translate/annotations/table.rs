@@ -37,6 +37,8 @@ pub enum Value {
     Int,
     /// Decimal number from 1.
     Count,
+    /// Status of an error: 400 to 599.
+    ErrorStatus,
     /// One of these words, in any case.
     One(&'static [&'static str]),
     /// Some of these words, in this case, blanks between them.
@@ -129,12 +131,12 @@ pub const TABLE: &[Annotation] = &[
     row("allowlist-source-range", Ranges, Medium, Location, Deny, Honoured, "client addresses that may enter"),
     row("whitelist-source-range", Ranges, Medium, Location, Deny, Honoured, "older name of allowlist-source-range"),
     row("denylist-source-range", Ranges, Medium, Location, Deny, Honoured, "client addresses that may not enter"),
-    row("limit-connections", Count, Low, Location, Refuse, NotYet, "requests at once per client address"),
-    row("limit-rps", Count, Low, Location, Refuse, NotYet, "requests per second per client address"),
-    row("limit-rpm", Count, Low, Location, Refuse, NotYet, "requests per minute per client address"),
-    row("limit-burst-multiplier", Int, Low, Location, Refuse, NotYet, "burst as a multiple of the rate"),
-    row("limit-allowlist", Ranges, Low, Location, Refuse, NotYet, "client addresses without limits"),
-    row("limit-whitelist", Ranges, Low, Location, Refuse, NotYet, "older name of limit-allowlist"),
+    row("limit-connections", Count, Low, Location, Refuse, Honoured, "requests at once per client address"),
+    row("limit-rps", Count, Low, Location, Refuse, Honoured, "requests per second per client address"),
+    row("limit-rpm", Count, Low, Location, Refuse, Honoured, "requests per minute per client address"),
+    row("limit-burst-multiplier", Int, Low, Location, Default, Honoured, "burst as a multiple of the rate"),
+    row("limit-allowlist", Ranges, Low, Location, Refuse, Honoured, "client addresses without limits"),
+    row("limit-whitelist", Ranges, Low, Location, Refuse, Honoured, "older name of limit-allowlist"),
     row("limit-rate", Int, Low, Location, Refuse, Honoured, "kilobytes per second of one response"),
     row("limit-rate-after", Int, Low, Location, Refuse, Honoured, "kilobytes before limit-rate applies"),
     row("auth-type", One(&["basic", "digest"]), Low, Location, Refuse, Honoured, "ask for a password"),

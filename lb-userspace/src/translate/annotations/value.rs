@@ -18,6 +18,9 @@ pub(in crate::translate) fn check(value: Value, text: &str) -> Result<(), String
             (text.parse::<i32>().is_ok() && !text.starts_with('+'), "a whole number without a unit")
         }
         Value::Count => (text.parse::<i32>().is_ok_and(|count| count > 0), "a whole number from 1"),
+        Value::ErrorStatus => {
+            (text.parse().is_ok_and(|status: u16| (400..600).contains(&status)), "a status from 400 to 599")
+        }
         Value::One(words) => {
             if words.iter().any(|word| word.eq_ignore_ascii_case(text)) {
                 return Ok(());
@@ -148,10 +151,11 @@ mod tests {
 
     #[test]
     fn accepts_and_refuses_as_ingress_nginx_does() {
-        let cases: [(Value, &[&str], &[&str]); 10] = [
+        let cases: [(Value, &[&str], &[&str]); 11] = [
             (Value::Bool, &["true", "T", "1", "False", "f", "0"], &["yes", "on", "TrUe", "enabled", "2"]),
             (Value::Int, &["0", "10", "-1"], &["10s", "1.5", "+1", "", "99999999999"]),
             (Value::Count, &["1", "10"], &["0", "-1", "x"]),
+            (Value::ErrorStatus, &["400", "429", "599"], &["399", "600", "200", "-1", "x"]),
             (Value::Interval, &["5", "5s", "1m30s"], &["0", "999ms", "soon", "-1", "5 s x"]),
             (Value::One(&["HTTP", "GRPC"]), &["http", "GRPC"], &["HTTP2"]),
             (Value::Size, &["0", "8k", "50m", "1G"], &["50mb", "1b", "m", "-1", "1 m", "99999999999g"]),

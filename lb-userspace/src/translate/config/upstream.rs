@@ -3,7 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use super::super::annotations::table::Value::{self, Bool, Int, One, Ranges, Size, Text, Token, Words};
+use super::super::annotations::table::Value::{
+    self, Bool, ErrorStatus, Int, One, Ranges, Size, Text, Token, Words,
+};
 use super::super::annotations::value;
 use super::super::header_map;
 use super::keys::{Keys, field};
@@ -30,8 +32,10 @@ const KEYS: &[(&str, Value)] = &[
     ("global-auth-signin-redirect-param", Token),
     ("global-auth-url", Text),
     ("http-redirect-code", One(&["301", "302", "307", "308"])),
+    ("limit-conn-status-code", ErrorStatus),
     ("limit-rate", Int),
     ("limit-rate-after", Int),
+    ("limit-req-status-code", ErrorStatus),
     ("load-balance", One(&["round_robin", "ewma", "least_requests"])),
     ("no-auth-locations", Text),
     ("no-tls-redirect-locations", Text),

@@ -9,6 +9,7 @@ mod auth;
 mod cors;
 mod external;
 mod headers;
+mod limits;
 mod rewriting;
 
 pub use access::{Access, AddressSet};
@@ -16,6 +17,7 @@ pub use auth::{Auth, Basic, Password, Satisfy, Users};
 pub use cors::{Cors, Origin, Origins};
 pub use external::{External, Remember, RememberRule};
 pub use headers::{FilledHeader, Header, RequestHeaders, ResponseHeaders};
+pub use limits::{Allowance, Limits};
 pub use rewriting::{Rewriting, Swap};
 
 /// Policies of one location; `None` each: not asked for.
@@ -27,6 +29,8 @@ pub struct Policies {
     pub auth: Option<Auth>,
     /// Which other sites' scripts may read the answers.
     pub cors: Option<Cors>,
+    /// How often a client may ask.
+    pub limits: Option<Limits>,
     /// What the upstream is told otherwise than by the client.
     pub request: Option<RequestHeaders>,
     /// What the client is told beside what the upstream says.

@@ -1,0 +1,284 @@
+//! Who asked how often, and who is being served: counted per Ingress and client address, by all workers
+//! together. Only requests to locations with limits come here; each locks one shard of its Ingress's zone for a
+//! few lookups, never while it waits.
+
+use std::collections::{HashMap, HashSet};
+use std::hash::{BuildHasher, RandomState};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use super::policy::Buckets;
+use super::route::Router;
+use crate::model::ObjectName;
+use crate::model::l7::policy::Limits;
+
+/// So that workers rarely meet.
+const SHARDS: usize = 16;
+/// Clients that a shard surely remembers, and half of those that it may; what fills a hash table of 4,096. All
+/// shards full take some 6 MB.
+const CLIENTS: usize = 3584;
+
+/// Zones by their Ingress.
+pub(super) type Zones = HashMap<ObjectName, Arc<Zone>>;
+
+/// Of every Ingress with limits in a router: a zone that is known goes on, what nobody needs is forgotten.
+pub(super) fn zones(router: &Router, known: &Zones) -> Zones {
+    let limits = router.routes().filter_map(|route| route.filters.policies.as_ref()?.limits.as_ref());
+    let ingresses: HashSet<_> = limits.map(|limits| &limits.ingress).collect();
+    let zone = |ingress: &ObjectName| (ingress.clone(), known.get(ingress).cloned().unwrap_or_default());
+    ingresses.into_iter().map(zone).collect()
+}
+
+/// The clients of one Ingress.
+#[derive(Debug)]
+pub(super) struct Zone {
+    began: Instant,
+    hasher: RandomState,
+    shards: [Mutex<Shard>; SHARDS],
+}
+
+#[derive(Debug, Default)]
+struct Shard {
+    poured: Recent<Buckets>,
+    /// Requests under way; never 0.
+    open: HashMap<Client, u32>,
+}
+
+/// An address, the whole of it; IPv4 as IPv6.
+type Client = u128;
+
+impl Default for Zone {
+    fn default() -> Self {
+        Self { began: Instant::now(), hasher: RandomState::new(), shards: Default::default() }
+    }
+}
+
+impl Zone {
+    /// Counts a request. `Ok` if it is within the limits: with what to keep until it has ended, if those under
+    /// way are counted. `Err`: answer this status.
+    pub(super) fn admit(
+        self: &Arc<Self>,
+        limits: &Limits,
+        client: IpAddr,
+        now: Instant,
+    ) -> Result<Option<UnderWay>, u16> {
+        let now_ms = now.saturating_duration_since(self.began).as_millis();
+        let now_ms = u64::try_from(now_ms).unwrap_or(u64::MAX);
+        let client = match client.to_canonical() {
+            IpAddr::V4(addr) => addr.to_ipv6_mapped().to_bits(),
+            IpAddr::V6(addr) => addr.to_bits(),
+        };
+        let mut shard = self.shard(client);
+        let counts = limits.per_second.is_some() || limits.per_minute.is_some();
+        if counts && !shard.poured.of(client).take(limits, now_ms) {
+            return Err(limits.often_status);
+        }
+        let Some(most) = limits.at_once else { return Ok(None) };
+        // Who is being served cannot be forgotten, so a full shard takes nobody new.
+        if !shard.open.contains_key(&client) && shard.open.len() >= 2 * CLIENTS {
+            return Err(limits.at_once_status);
+        }
+        let open = shard.open.entry(client).or_insert(0);
+        if *open >= most {
+            return Err(limits.at_once_status);
+        }
+        *open += 1;
+        Ok(Some(UnderWay { zone: Arc::clone(self), client }))
+    }
+
+    fn shard(&self, client: Client) -> MutexGuard<'_, Shard> {
+        let number = self.hasher.hash_one(client) as usize % SHARDS;
+        // The remainder is within.
+        self.shards[number].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A request among those that its client has under way, until it is dropped.
+#[derive(Debug)]
+#[must_use]
+pub(super) struct UnderWay {
+    zone: Arc<Zone>,
+    client: Client,
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        let mut shard = self.zone.shard(self.client);
+        match shard.open.get_mut(&self.client) {
+            Some(open) if *open > 1 => *open -= 1,
+            Some(_) | None => {
+                shard.open.remove(&self.client);
+            }
+        }
+    }
+}
+
+/// Values of the clients that came last: [`CLIENTS`] of them surely, twice as many at most. Two generations
+/// instead of a list: when the younger is full, the older goes, all of it.
+#[derive(Debug, Default)]
+struct Recent<V> {
+    young: HashMap<Client, V>,
+    old: HashMap<Client, V>,
+}
+
+impl<V: Default> Recent<V> {
+    /// The client's, or a new one.
+    fn of(&mut self, client: Client) -> &mut V {
+        let Self { young, old } = self;
+        if young.len() >= CLIENTS && !young.contains_key(&client) {
+            let moved = old.remove(&client);
+            *old = std::mem::take(young);
+            return young.entry(client).or_insert_with(|| moved.unwrap_or_default());
+        }
+        young.entry(client).or_insert_with(|| old.remove(&client).unwrap_or_default())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::model::l7::policy::{AddressSet, Allowance};
+
+    fn limits(per_second: Option<(u32, u64)>, at_once: Option<u32>) -> Limits {
+        Limits {
+            ingress: ObjectName::new("default", "web"),
+            per_second: per_second.map(|(requests, burst)| Allowance { requests, burst }),
+            per_minute: None,
+            often_status: 429,
+            at_once,
+            at_once_status: 503,
+            exempt: AddressSet::default(),
+        }
+    }
+
+    fn addr(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn each_address_has_its_own_count_and_the_whole_of_it_counts() {
+        let zone = Arc::new(Zone::default());
+        let now = Instant::now();
+        let admit = |client| zone.admit(&limits(Some((1, 0)), None), addr(client), now).err();
+
+        assert_eq!(admit("10.0.0.1"), None);
+        assert_eq!(admit("10.0.0.1"), Some(429));
+        assert_eq!(admit("::ffff:10.0.0.1"), Some(429));
+        assert_eq!(admit("10.0.0.2"), None);
+        assert_eq!(admit("2001:db8::1"), None);
+        assert_eq!(admit("2001:db8::1"), Some(429));
+        assert_eq!(admit("2001:db8::2"), None);
+    }
+
+    #[test]
+    fn a_request_that_ended_makes_room_and_one_refused_takes_none() {
+        let zone = Arc::new(Zone::default());
+        let (two, client, now) = (limits(None, Some(2)), addr("10.0.0.1"), Instant::now());
+        let first = zone.admit(&two, client, now).unwrap();
+        let second = zone.admit(&two, client, now).unwrap();
+        assert!(first.is_some() && second.is_some());
+
+        for _ in 0..3 {
+            assert_eq!(zone.admit(&two, client, now).err(), Some(503));
+        }
+        drop(first);
+
+        let third = zone.admit(&two, client, now).unwrap();
+        assert_eq!(zone.admit(&two, client, now).err(), Some(503));
+        drop((second, third));
+        assert!(zone.shards.iter().all(|shard| shard.lock().unwrap().open.is_empty()));
+    }
+
+    #[test]
+    fn what_is_too_often_is_not_under_way() {
+        let zone = Arc::new(Zone::default());
+        let (both, client, now) = (limits(Some((1, 1)), Some(1)), addr("10.0.0.1"), Instant::now());
+        let first = zone.admit(&both, client, now).unwrap();
+
+        // Within the rate, of which it takes its part, and too many at once.
+        assert_eq!(zone.admit(&both, client, now).err(), Some(503));
+        drop(first);
+
+        assert_eq!(zone.admit(&both, client, now).err(), Some(429));
+    }
+
+    #[test]
+    fn a_zone_goes_on_as_long_as_its_ingress_has_limits() {
+        let name = ObjectName::new("default", "web");
+        let router = |limits: Option<Limits>| {
+            use crate::model::l7::{Action, Filters, HostMatch, L7, Location, PathMatch, Policies, Server};
+            let policies = Some(Arc::new(Policies { limits, ..Policies::default() }));
+            let location = Location {
+                path: PathMatch::Prefix("/".to_owned()),
+                path_label: String::new(),
+                ingress: None,
+                service: String::new(),
+                action: Action::DefaultBackend,
+                filters: Filters { policies, ..Filters::default() },
+            };
+            let server = Server { locations: vec![location], ..Server::default() };
+            Router::new(&L7 { servers: [(HostMatch::Any, server)].into(), ..L7::default() })
+        };
+
+        let first = zones(&router(Some(limits(Some((1, 1)), None))), &Zones::new());
+        let second = zones(&router(Some(limits(None, Some(7)))), &first);
+        let third = zones(&router(None), &second);
+
+        assert!(Arc::ptr_eq(&first[&name], &second[&name]));
+        assert!(third.is_empty());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 16, ..ProptestConfig::default() })]
+        /// Against a map that forgets nothing: whoever is among the last so many keeps his value, who comes
+        /// anew after others begins anew at worst, and there are never more than twice as many.
+        #[test]
+        fn the_last_clients_are_remembered_and_memory_is_bounded(
+            steps in prop::collection::vec((0u128..5, 0u128..12_000, 1u128..3000), 1..12),
+        ) {
+            let mut recent = Recent::<u64>::default();
+            let (mut model, mut touched) = (HashMap::<u128, u64>::new(), HashMap::<u128, u64>::new());
+            let mut clock = 0u64;
+            for (_, first, many) in steps {
+                for client in first..first + many {
+                    clock += 1;
+                    // How many others came since: at most as many as there were moments.
+                    let is_recent = touched.get(&client).is_some_and(|at| clock - at <= CLIENTS as u64);
+                    let value = recent.of(client);
+                    let expected = model.entry(client).or_insert(0);
+                    prop_assert!(*value == *expected || !is_recent && *value == 0);
+                    *value += 1;
+                    *expected = *value;
+                    touched.insert(client, clock);
+                    prop_assert!(recent.young.len() + recent.old.len() <= 2 * CLIENTS);
+                }
+            }
+        }
+
+        /// Any order of beginnings and ends of any clients: never more than allowed, and nothing is left over.
+        #[test]
+        fn never_more_are_under_way_than_allowed(
+            steps in prop::collection::vec((0u8..4, any::<bool>()), 1..200),
+            most in 1u32..5,
+        ) {
+            let zone = Arc::new(Zone::default());
+            let limits = limits(None, Some(most));
+            let mut open: HashMap<u8, Vec<UnderWay>> = HashMap::new();
+            for (client, begins) in steps {
+                let held = open.entry(client).or_default();
+                if begins {
+                    let admitted = zone.admit(&limits, IpAddr::from([10, 0, 0, client]), Instant::now());
+                    prop_assert_eq!(admitted.is_ok(), held.len() < most as usize);
+                    held.extend(admitted.ok().flatten());
+                } else {
+                    held.pop();
+                }
+            }
+            drop(open);
+            prop_assert!(zone.shards.iter().all(|shard| shard.lock().unwrap().open.is_empty()));
+        }
+    }
+}

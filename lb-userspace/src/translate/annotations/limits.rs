@@ -1,0 +1,40 @@
+//! `limit-rps`, `limit-rpm`, `limit-connections`: how often a client may ask. What a value that cannot be
+//! read does, the table says: the version of the Ingress is not admitted.
+
+use super::policies::Source;
+use super::value;
+use crate::model::ObjectName;
+use crate::model::l7::policy::{Allowance, Limits};
+
+/// `limit-burst-multiplier` where it is not set.
+const MULTIPLIER: i64 = 5;
+/// Answer to what is too often or too many, where the ConfigMap names none.
+const STATUS: u16 = 503;
+/// Names of the list of those without limits; the first that is set counts.
+const EXEMPT: [&str; 2] = ["limit-allowlist", "limit-whitelist"];
+
+pub(super) fn read(source: &Source<'_>) -> Option<Limits> {
+    let count = |name: &str| source.valid.get(name).and_then(|text| text.parse::<u32>().ok());
+    let multiplier = source.valid.get("limit-burst-multiplier").and_then(|text| text.parse().ok());
+    let multiplier = multiplier.unwrap_or(MULTIPLIER);
+    let allowance = |name: &str| {
+        let requests = count(name)?;
+        // Below 0 nginx would not start; no burst comes nearest.
+        let burst = i64::from(requests).saturating_mul(multiplier);
+        Some(Allowance { requests, burst: u64::try_from(burst).unwrap_or(0) })
+    };
+    let status = |name: &str| source.settings.text(name).and_then(|text| text.parse().ok()).unwrap_or(STATUS);
+    let exempt = EXEMPT.iter().find_map(|name| source.valid.get(name));
+    let limits = Limits {
+        ingress: ObjectName::new(source.namespace, source.name),
+        per_second: allowance("limit-rps"),
+        per_minute: allowance("limit-rpm"),
+        often_status: status("limit-req-status-code"),
+        at_once: count("limit-connections"),
+        at_once_status: status("limit-conn-status-code"),
+        exempt: exempt.and_then(|text| value::ranges(text)).unwrap_or_default(),
+    };
+    let limits_something =
+        limits.per_second.is_some() || limits.per_minute.is_some() || limits.at_once.is_some();
+    limits_something.then_some(limits)
+}
