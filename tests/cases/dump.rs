@@ -184,10 +184,13 @@ fn parts_text(parts: &[Part]) -> String {
 
 /// Only what differs from the defaults.
 fn edge(edge: &Edge, out: &mut String) {
-    let Edge { proxy_protocol, limits, connections, shutdown, tls } = edge;
+    let Edge { proxy_protocol, forwarding, limits, connections, shutdown, tls } = edge;
     let default = Edge::default();
     if *proxy_protocol != default.proxy_protocol {
         line(out, 0, &format!("edge {proxy_protocol:?}"));
+    }
+    if *forwarding != default.forwarding {
+        line(out, 0, &format!("edge {forwarding:?}"));
     }
     if *limits != default.limits {
         line(out, 0, &format!("edge {limits:?}"));

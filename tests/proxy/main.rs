@@ -11,6 +11,7 @@ mod edges;
 mod errors;
 mod external_auth;
 mod fastcgi;
+mod forwarded;
 mod grpc;
 mod h2_client;
 mod h2_clients;

@@ -6,6 +6,7 @@ mod plan;
 
 use std::future::poll_fn;
 use std::io::IoSlice;
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -14,6 +15,7 @@ use self::plan::{Plan, Step};
 use super::auth::{self, Checks};
 use super::buffer::{Buf, Scratch};
 use super::carrier::Carrier;
+use super::client::{self, Effective};
 use super::exchange::{self, Outgoing, Sent};
 use super::fcgi;
 use super::filters::{Answer, Asked, Decision, Next, decide};
@@ -236,20 +238,25 @@ impl Connection<'_, '_> {
     /// Everything that has to be known once the head's bytes are gone.
     fn plan(&self, request: &Request<'_, '_>, started: Instant) -> Plan {
         let snapshot = self.worker.current.load();
+        let forwarding = &snapshot.router.edge.forwarding;
+        let headers = Headers::Sent(request.block);
+        let arrived = Effective::of(&self.client, request.host);
+        let effective = client::effective(forwarding, arrived, &headers);
         let asked = Asked {
             method: request.method,
-            scheme: self.client.scheme,
+            scheme: effective.scheme,
             host: request.host,
+            named: effective.host,
             target: request.target,
             length: request.length,
             port: self.client.port,
             https_port: self.worker.https_port,
-            client: self.client.addr,
+            client: effective.addr,
             shown: self.client.session.shown(),
-            headers: Headers::Sent(request.block),
+            headers,
         };
         let mut decision = decide(&snapshot.router, &asked);
-        let under_way = self.count(&snapshot.router, &mut decision, started);
+        let under_way = count(&snapshot.router, &mut decision, effective.addr, started);
         let policies = decision.route.filters.policies.as_deref();
         let is_idempotent = !matches!(request.method, "POST" | "PATCH" | "LOCK");
         let mut body = match (request.chunked, request.length) {
@@ -261,9 +268,18 @@ impl Connection<'_, '_> {
         let is_last =
             self.requests + 1 >= keep_alive_requests || keep_alive.is_zero() || self.worker.is_draining();
         let fresh = self.worker.request_id();
-        let id = request.request_id.unwrap_or(&fresh);
-        let known = Known { request, client: &self.client, id };
-        let line = self.begin_line(&snapshot.router, &decision, request, id);
+        let made: &[u8] = if forwarding.request_id { &fresh } else { b"" };
+        let subject = Subject {
+            request: Some(request),
+            place: None,
+            client: &self.client,
+            effective,
+            is_http2: self.socket.is_stream(),
+            id: request.request_id.unwrap_or(made),
+            requests: self.requests + 1,
+        };
+        let known = Known { request, client: &self.client, effective, id: subject.id };
+        let line = begin_line(&snapshot.router, &decision, subject);
         let policy = decision.route.filters.policies.as_ref().filter(|_| decision.next.lets_in());
         let certificate = self.client.session.identity().and_then(|identity| {
             let whole = decision.site.passes_certificate()?;
@@ -291,12 +307,14 @@ impl Connection<'_, '_> {
                     prefix: prefix.as_deref(),
                     certificate,
                     policy: policies.and_then(|policies| policies.request.as_ref()),
+                    forwarding,
                 };
                 heads::request(Known { request: &sent, ..known }, onward, &mut head);
                 if let Some(checks) = &mut checks {
                     checks.head_is(head.len());
                 }
-                let params = self.params(&snapshot.router, decision.route, target.as_deref(), request, id);
+                let subject = Subject { request: Some(request), ..subject };
+                let params = params(&snapshot.router, decision.route, target.as_deref(), subject);
                 let here = self.buf.bytes().get(request.len..).unwrap_or_default();
                 if (is_idempotent || held.is_some())
                     && let Some(whole) = small(&body, here)
@@ -345,58 +363,11 @@ impl Connection<'_, '_> {
         }
     }
 
-    /// Counts a request that has limits; one beyond them is answered instead.
-    fn count(&self, router: &Router, decision: &mut Decision<'_>, started: Instant) -> Option<UnderWay> {
-        let limits = decision.limits?;
-        let zone = router.zones.get(&limits.ingress)?;
-        zone.admit(limits, self.client.addr, started).unwrap_or_else(|status| {
-            decision.next = Next::Answer(Answer::Status(status));
-            None
-        })
-    }
-
-    /// What a FastCGI application is told of the request; nothing for others.
-    fn params(
-        &self,
-        router: &Router,
-        route: &Route,
-        target: Option<&[u8]>,
-        request: &Request<'_, '_>,
-        id: &[u8],
-    ) -> fcgi::Params {
-        let asks = route.speech() == Speech::FastCgi;
-        let Some(location) = route.filters.fastcgi.as_ref().filter(|_| asks) else {
-            return fcgi::Params::default();
-        };
-        let place = Place { route, upstream: log::upstream_name(router, route), target };
-        fcgi::Params::of(location, &self.subject(Some(request), Some(place), id))
-    }
-
-    /// The beginning of the request's line in the access log, if it gets one.
-    fn begin_line(
-        &self,
-        router: &Router,
-        decision: &Decision<'_>,
-        request: &Request<'_, '_>,
-        id: &[u8],
-    ) -> Option<Scratch> {
-        let target = match &decision.next {
-            Next::Proxy { target, .. } => target.as_deref(),
-            Next::Answer(_) => None,
-        };
-        let route = decision.route;
-        let place = Place { route, upstream: log::upstream_name(router, route), target };
-        log::begin(router, &decision.next, &self.subject(Some(request), Some(place), id))
-    }
-
-    fn subject<'a, 'h, 'b>(
-        &'a self,
-        request: Option<&'a Request<'h, 'b>>,
-        place: Option<Place<'a>>,
-        id: &'a [u8],
-    ) -> Subject<'a, 'h, 'b> {
-        let (client, is_http2) = (&self.client, self.socket.is_stream());
-        Subject { request, place, client, is_http2, id, requests: self.requests + 1 }
+    /// What is known where nothing came that could be read.
+    fn no_request<'a>(&'a self, id: &'a [u8]) -> Subject<'a, 'a, 'a> {
+        let (client, effective) = (&self.client, Effective::of(&self.client, b""));
+        let (is_http2, requests) = (self.socket.is_stream(), self.requests + 1);
+        Subject { request: None, place: None, client, effective, is_http2, id, requests }
     }
 
     fn end_line(&self, router: &Router, line: &[u8], end: &End<'_>) {
@@ -504,7 +475,7 @@ impl Connection<'_, '_> {
         let started = Instant::now();
         let snapshot = self.worker.current.load();
         let id = self.worker.request_id();
-        let line = log::begin_refused(&snapshot.router, &self.subject(None, None, &id));
+        let line = log::begin_refused(&snapshot.router, &self.no_request(&id));
         (self.tally, self.dress) = (Tally::default(), Dress::plain(&snapshot));
         let (answer, head) = (Answer::Status(status), self.buf.bytes().len());
         let (_, left) = self.answer(&answer, false, Version::Http11, After::Close, Body::UntilClose).await;
@@ -571,6 +542,42 @@ impl Connection<'_, '_> {
     pub(super) fn poll_gone(&self, cx: &mut Context<'_>) -> bool {
         self.buf.is_empty() && self.socket.poll_presence(cx) == Poll::Ready(Presence::Gone)
     }
+}
+
+/// Counts a request that has limits; one beyond them is answered instead.
+fn count(router: &Router, decision: &mut Decision<'_>, client: IpAddr, started: Instant) -> Option<UnderWay> {
+    let limits = decision.limits?;
+    let zone = router.zones.get(&limits.ingress)?;
+    zone.admit(limits, client, started).unwrap_or_else(|status| {
+        decision.next = Next::Answer(Answer::Status(status));
+        None
+    })
+}
+
+/// What a FastCGI application is told of the request; nothing for others.
+fn params(
+    router: &Router,
+    route: &Route,
+    target: Option<&[u8]>,
+    subject: Subject<'_, '_, '_>,
+) -> fcgi::Params {
+    let asks = route.speech() == Speech::FastCgi;
+    let Some(location) = route.filters.fastcgi.as_ref().filter(|_| asks) else {
+        return fcgi::Params::default();
+    };
+    let place = Place { route, upstream: log::upstream_name(router, route), target };
+    fcgi::Params::of(location, &Subject { place: Some(place), ..subject })
+}
+
+/// The beginning of the request's line in the access log, if it gets one.
+fn begin_line(router: &Router, decision: &Decision<'_>, subject: Subject<'_, '_, '_>) -> Option<Scratch> {
+    let target = match &decision.next {
+        Next::Proxy { target, .. } => target.as_deref(),
+        Next::Answer(_) => None,
+    };
+    let route = decision.route;
+    let place = Place { route, upstream: log::upstream_name(router, route), target };
+    log::begin(router, &decision.next, &Subject { place: Some(place), ..subject })
 }
 
 /// What the bytes that were read are.

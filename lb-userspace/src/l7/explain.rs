@@ -7,6 +7,7 @@ use crate::model::l7::{ClientAuth, Demand, L7, SslRedirect};
 use crate::model::report::{Explanation, Step};
 
 use super::balance::too_many;
+use super::client::{self, Effective};
 use super::client_auth::Shown;
 use super::filters::{Answer, Asked, Decision, Next, decide};
 use super::policy::{self, Headers};
@@ -40,16 +41,21 @@ pub fn explain(l7: &L7, unwell: Option<&Unwell>, request: &Request) -> Explanati
         .iter()
         .find(|(name, _)| name.eq_ignore_ascii_case("content-length"))
         .and_then(|(_, value)| value.parse().ok());
+    let (host, headers) = (request.host.as_bytes(), Headers::Given(&request.headers));
+    let port = if request.scheme == Scheme::Https { 443 } else { 80 };
+    let arrived = Effective { addr: request.client, scheme: request.scheme, host, port };
+    let effective = client::effective(&l7.edge.forwarding, arrived, &headers);
     let asked = Asked {
         method: &request.method,
-        scheme: request.scheme,
-        host: request.host.as_bytes(),
+        scheme: effective.scheme,
+        host,
+        named: effective.host,
         target: request.target.as_bytes(),
         length,
-        port: if request.scheme == Scheme::Https { 443 } else { 80 },
+        port,
         https_port: 443,
-        client: request.client,
-        headers: Headers::Given(&request.headers),
+        client: effective.addr,
+        headers,
         shown: match request.scheme {
             Scheme::Http => Shown::Plain,
             Scheme::Https => Shown::Whatever,
@@ -57,10 +63,11 @@ pub fn explain(l7: &L7, unwell: Option<&Unwell>, request: &Request) -> Explanati
     };
     let decision = decide(&router, &asked);
 
-    let mut steps = vec![host_step(&request.host, &decision), path_step(&request.target, &decision)];
+    let mut steps: Vec<_> = client_step(&arrived, &effective).into_iter().collect();
+    steps.extend([host_step(&request.host, &decision), path_step(&request.target, &decision)]);
     steps.extend(certificate_step(&decision));
     steps.extend(blocked_step(&router, &asked));
-    steps.extend(filter_steps(request, &decision));
+    steps.extend(filter_steps(asked.scheme, &decision));
     if let Some(policies) = &decision.route.filters.policies {
         let told = policy::explain(policies, &asked);
         steps.extend(told.into_iter().map(|(name, detail)| step(name, detail)));
@@ -82,6 +89,14 @@ pub fn explain(l7: &L7, unwell: Option<&Unwell>, request: &Request) -> Explanati
 
 fn step(name: &str, detail: String) -> Step {
     Step { name: name.to_owned(), detail }
+}
+
+/// What is believed of the request's headers about its client.
+fn client_step(arrived: &Effective<'_>, effective: &Effective<'_>) -> Option<Step> {
+    let Effective { addr, scheme, host, port } = effective;
+    let host = String::from_utf8_lossy(host);
+    let detail = || format!("its headers say: {addr} asks {}://{host}, port {port}", scheme.as_str());
+    (arrived != effective).then(|| step("client", detail()))
 }
 
 fn host_step(host: &str, decision: &Decision<'_>) -> Step {
@@ -143,7 +158,7 @@ fn blocked_step(router: &Router, asked: &Asked<'_>) -> Option<Step> {
     Some(step("blocked", format!("{list} turns it away with 403")))
 }
 
-fn filter_steps(request: &Request, decision: &Decision<'_>) -> Vec<Step> {
+fn filter_steps(scheme: Scheme, decision: &Decision<'_>) -> Vec<Step> {
     let filters = &decision.route.filters;
     let mut steps = Vec::new();
     if let Some(max) = filters.max_body_bytes {
@@ -155,7 +170,7 @@ fn filter_steps(request: &Request, decision: &Decision<'_>) -> Vec<Step> {
         steps.extend(prefix.map(|prefix| step("x-forwarded-prefix", format!("the upstream gets {prefix}"))));
     }
     if filters.ssl_redirect == SslRedirect::Always {
-        let detail = match request.scheme {
+        let detail = match scheme {
             Scheme::Http => "plain http is redirected to https",
             Scheme::Https => "already https, nothing to redirect",
         };

@@ -43,9 +43,12 @@ impl Scheme {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Asked<'a> {
     pub(super) method: &'a str,
+    /// Of the client's side of whoever stands in front.
     pub(super) scheme: Scheme,
-    /// Host header, as sent.
+    /// Host header, as sent: the server is found by it.
     pub(super) host: &'a [u8],
+    /// Host of redirects, as sent: what the client named to whoever stands in front.
+    pub(super) named: &'a [u8],
     /// Path and query, as sent.
     pub(super) target: &'a [u8],
     /// `Content-Length`.
@@ -139,7 +142,7 @@ pub(super) fn decide<'r>(router: &'r Router, asked: &Asked<'_>) -> Decision<'r> 
         Next::Answer(Answer::Status(413))
     } else if add_slash {
         Next::Answer(slash_redirect(asked, &normal, query, &route.filters.redirects))
-    } else if is_health_check(asked.scheme, host, &normal, route) {
+    } else if is_health_check(asked, host, &normal, route) {
         Next::Answer(Answer::Healthy)
     } else {
         match filter(router, route, asked, &normal, query) {
@@ -247,8 +250,8 @@ fn filter(
 }
 
 /// On `_` over plain HTTP, unless a user's location claims the path.
-fn is_health_check(scheme: Scheme, host: HostFound, path: &[u8], route: &Route) -> bool {
-    scheme == Scheme::Http
+fn is_health_check(asked: &Asked<'_>, host: HostFound, path: &[u8], route: &Route) -> bool {
+    matches!(asked.shown, Shown::Plain)
         && host == HostFound::Unnamed
         && path == HEALTH_PATH
         && route.literal_len() < HEALTH_PATH.len()
@@ -324,18 +327,18 @@ fn redirect(route: &Route, path: &[u8], query: Option<&[u8]>) -> Option<Answer> 
 
 /// To `app-root`, on the host and port the client named.
 fn app_root(asked: &Asked<'_>, root: &str) -> Answer {
-    let location = [asked.scheme.as_str().as_bytes(), b"://", asked.host, root.as_bytes()].concat();
+    let location = [asked.scheme.as_str().as_bytes(), b"://", asked.named, root.as_bytes()].concat();
     Answer::Redirect { status: 302, location }
 }
 
 /// nginx's directory redirect: absolute, to the host as the client wrote it, without a port, unless
 /// the location wants it otherwise.
 fn slash_redirect(asked: &Asked<'_>, path: &[u8], query: Option<&[u8]>, style: &RedirectStyle) -> Answer {
-    let mut location = Vec::with_capacity(asked.host.len() + path.len() + 16);
+    let mut location = Vec::with_capacity(asked.named.len() + path.len() + 16);
     if !style.is_relative {
         location.extend_from_slice(asked.scheme.as_str().as_bytes());
         location.extend_from_slice(b"://");
-        location.extend_from_slice(bare_host(asked.host));
+        location.extend_from_slice(bare_host(asked.named));
         let usual = if asked.scheme == Scheme::Https { 443 } else { 80 };
         if style.names_port && asked.port != usual {
             push_port(asked.port, &mut location);
@@ -357,11 +360,12 @@ fn https_redirect(asked: &Asked<'_>, style: &RedirectStyle) -> Answer {
         Some(cut) if !style.keeps_slash => cut,
         _ => asked.target,
     };
-    let mut location = Vec::with_capacity(asked.host.len() + target.len() + 8);
+    let mut location = Vec::with_capacity(asked.named.len() + target.len() + 8);
     location.extend_from_slice(b"https://");
-    let (name, port) = split_port(asked.host);
+    let (name, port) = split_port(asked.named);
     location.extend_from_slice(name);
-    if style.names_port || port == Some(asked.port) && asked.port != 80 && asked.https_port != 443 {
+    let is_ours = port == Some(asked.port) && asked.named == asked.host;
+    if style.names_port || is_ours && asked.port != 80 && asked.https_port != 443 {
         push_port(asked.https_port, &mut location);
     }
     location.extend_from_slice(target);

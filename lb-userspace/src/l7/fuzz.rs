@@ -2,6 +2,7 @@
 //! of itself what must hold for every input.
 
 use super::buffer::BUFFER_BYTES;
+use super::client::Effective;
 use super::client_auth::Session;
 use super::filters::Scheme;
 use super::h1::body::Body;
@@ -10,6 +11,7 @@ use super::h1::{Request, Response};
 use super::heads::{self, Client, Onward};
 use super::variable::Known;
 use super::{client_hello, fcgi, proxy_protocol};
+use crate::model::l7::Forwarding;
 
 /// A parser under test.
 pub type Target = fn(&[u8]);
@@ -54,8 +56,16 @@ fn forwarded(request: &Request<'_, '_>) {
         handshake: None,
     };
     let mut head = Vec::new();
-    heads::request(Known { request, client: &client, id: b"id" }, Onward::default(), &mut head);
-    let roomy = Sizes { line: BUFFER_BYTES * 2, head: BUFFER_BYTES * 2 };
+    let effective = Effective::of(&client, request.host);
+    let onward = Onward {
+        target: None,
+        prefix: None,
+        certificate: None,
+        policy: None,
+        forwarding: &Forwarding::default(),
+    };
+    heads::request(Known { request, client: &client, effective, id: b"id" }, onward, &mut head);
+    let roomy = Sizes { line: BUFFER_BYTES * 2, head: BUFFER_BYTES * 2, ..Sizes::default() };
     let mut lines = Lines::new();
     // HTTP/1.0 needs no Host, and is sent on as HTTP/1.1 with an empty one.
     if request.host.is_empty() {

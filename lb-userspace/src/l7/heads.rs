@@ -10,13 +10,15 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use super::calendar::Moment;
 use super::client_auth::{Identity, Session};
 use super::filters::{Answer, Scheme};
-use super::h1::{Response, Version};
+use super::h1::{Request, Response, Version};
 use super::handshake::Handshake;
 use super::policy::{Dress, Set};
 use super::variable::Known;
+use crate::model::l7::Forwarding;
+use crate::model::l7::forwarding::Chain;
 use crate::model::l7::policy::RequestHeaders;
 
-/// Who sent the request, as the upstream is told.
+/// Who sent the request, as its connection has it.
 #[derive(Debug, Clone)]
 pub(super) struct Client {
     pub(super) addr: IpAddr,
@@ -46,7 +48,7 @@ pub(super) enum After {
 }
 
 /// What the decision says of the request for the upstream.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy)]
 pub(super) struct Onward<'a> {
     /// Target if it is not the client's.
     pub(super) target: Option<&'a [u8]>,
@@ -54,12 +56,13 @@ pub(super) struct Onward<'a> {
     pub(super) prefix: Option<&'a [u8]>,
     pub(super) certificate: Option<Certificate<'a>>,
     pub(super) policy: Option<&'a RequestHeaders>,
+    pub(super) forwarding: &'a Forwarding,
 }
 
 /// Request head for the upstream (reference 4.16).
 pub(super) fn request(known: Known<'_, '_, '_>, onward: Onward<'_>, out: &mut Vec<u8>) {
-    let Known { request, client, id } = known;
-    let Onward { target, prefix, certificate, policy } = onward;
+    let Known { request, client, effective, id } = known;
+    let Onward { target, prefix, certificate, policy, forwarding } = onward;
     let set = Set(policy.map_or(&[][..], |policy| &policy.set));
     for part in [request.method.as_bytes(), b" ", target.unwrap_or(request.target), b" HTTP/1.1\r\nHost: "] {
         out.extend_from_slice(part);
@@ -70,27 +73,40 @@ pub(super) fn request(known: Known<'_, '_, '_>, onward: Onward<'_>, out: &mut Ve
     if prefix.is_some() {
         drop = drop.with(request.block.named(|name| name.eq_ignore_ascii_case("x-forwarded-prefix")));
     }
+    if forwarding.original_uri {
+        drop = drop.with(request.block.named(|name| name.eq_ignore_ascii_case("x-original-uri")));
+    }
     request.block.copy_except(drop, out);
     let mut addr = [0u8; 48];
-    let addr = text(client.addr, &mut addr);
-    let scheme = client.scheme.as_str().as_bytes();
+    let addr = text(effective.addr, &mut addr);
+    let scheme = effective.scheme.as_str().as_bytes();
     let mut port = [0u8; 8];
-    let port = text(client.outside_port(), &mut port);
+    let port = text(effective.port, &mut port);
+    if !id.is_empty() && !set.has(b"X-Request-ID") {
+        line(out, b"X-Request-ID: ", id);
+    }
+    if forwarding.chain == Chain::Appended && !set.has(b"X-Forwarded-For") {
+        chain(request, client.addr, out);
+    }
     for (name, value) in [
-        (&b"X-Request-ID: "[..], id),
-        (b"X-Real-IP: ", addr),
+        (&b"X-Real-IP: "[..], addr),
         (b"X-Forwarded-For: ", addr),
-        (b"X-Forwarded-Host: ", request.host),
+        (b"X-Forwarded-Host: ", effective.host),
         (b"X-Forwarded-Port: ", port),
         (b"X-Forwarded-Proto: ", scheme),
         (b"X-Forwarded-Scheme: ", scheme),
         (b"X-Scheme: ", scheme),
     ] {
-        if !set.has(name) {
+        let is_chain = name == b"X-Forwarded-For: " && forwarding.chain == Chain::Appended;
+        if !is_chain && !set.has(name) {
             line(out, name, value);
         }
     }
-    for original in request.block.values(request.forwarded_for) {
+    let originals = match forwarding.header.as_str() {
+        "x-forwarded-for" => request.forwarded_for,
+        header => request.block.named(|name| name.eq_ignore_ascii_case(header)),
+    };
+    for original in request.block.values(originals) {
         line(out, b"X-Original-Forwarded-For: ", original);
     }
     for original in request.block.values(request.forwarded_host) {
@@ -98,6 +114,9 @@ pub(super) fn request(known: Known<'_, '_, '_>, onward: Onward<'_>, out: &mut Ve
     }
     if let Some(prefix) = prefix.filter(|prefix| !prefix.is_empty()) {
         line(out, b"X-Forwarded-Prefix: ", prefix);
+    }
+    if forwarding.original_uri && !set.has(b"X-Original-URI") {
+        line(out, b"X-Original-URI: ", request.target);
     }
     if let Some(certificate) = certificate {
         client_certificate(certificate, out);
@@ -108,6 +127,16 @@ pub(super) fn request(known: Known<'_, '_, '_>, onward: Onward<'_>, out: &mut Ve
         out.extend_from_slice(b"Connection: upgrade\r\n");
     }
     out.extend_from_slice(b"\r\n");
+}
+
+/// What was sent of the way so far, and who sent it to us.
+fn chain(request: &Request<'_, '_>, peer: IpAddr, out: &mut Vec<u8>) {
+    out.extend_from_slice(b"X-Forwarded-For: ");
+    for hops in request.block.values(request.forwarded_for) {
+        out.extend_from_slice(hops);
+        out.extend_from_slice(b", ");
+    }
+    line(out, text(peer, &mut [0u8; 48]), b"");
 }
 
 /// Tells the length of a body in a finished head that does not.

@@ -12,6 +12,7 @@ mod balance;
 mod buffer;
 mod calendar;
 mod carrier;
+mod client;
 mod client_auth;
 mod client_hello;
 mod connection;

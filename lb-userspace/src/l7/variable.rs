@@ -4,6 +4,7 @@ use std::io::Write as _;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::balance;
+use super::client::Effective;
 use super::credentials::Credentials;
 use super::h1::Request;
 use super::heads::Client;
@@ -19,6 +20,7 @@ const KEY_MAX: usize = 4096;
 pub(super) struct Known<'a, 'h, 'b> {
     pub(super) request: &'a Request<'h, 'b>,
     pub(super) client: &'a Client,
+    pub(super) effective: Effective<'a>,
     /// Its `X-Request-ID`.
     pub(super) id: &'a [u8],
 }
@@ -43,7 +45,7 @@ pub(super) fn fill_in(expression: &Expression, known: Known<'_, '_, '_>, out: &m
 
 /// Appends the value; nothing where there is none. Whole: writing to a vector cannot fail.
 fn value_of(variable: &Variable, known: Known<'_, '_, '_>, out: &mut Vec<u8>) {
-    let Known { request, client, id } = known;
+    let Known { request, client, effective, id } = known;
     let (raw_path, query) = path::split_query(request.target);
     match variable {
         Variable::RequestUri => out.extend_from_slice(request.target),
@@ -55,7 +57,7 @@ fn value_of(variable: &Variable, known: Known<'_, '_, '_>, out: &mut Vec<u8>) {
         Variable::Args => out.extend_from_slice(query.unwrap_or_default()),
         Variable::Host => out.extend(bare_host(request.host).iter().map(u8::to_ascii_lowercase)),
         Variable::RemoteAddr => {
-            let _ = write!(out, "{}", client.addr);
+            let _ = write!(out, "{}", effective.addr);
         }
         Variable::RemoteUser => {
             let authorization = header(request, "authorization");

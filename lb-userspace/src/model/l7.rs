@@ -7,6 +7,7 @@ mod blocked;
 mod buffers;
 mod edge;
 pub mod fastcgi;
+pub mod forwarding;
 pub mod log;
 pub mod policy;
 mod redirects;
@@ -26,6 +27,7 @@ pub use edge::{
     SharedTicketKey, TlsPolicy, TlsVersions, Trust, UnknownName, VerifyClient,
 };
 pub use fastcgi::FastCgi;
+pub use forwarding::Forwarding;
 pub use log::AccessLog;
 pub use policy::Policies;
 pub use redirects::RedirectStyle;

@@ -3,6 +3,7 @@
 
 mod blocked;
 mod edge;
+mod forwarding;
 mod keys;
 mod log;
 mod responses;

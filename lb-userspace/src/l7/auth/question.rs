@@ -72,10 +72,10 @@ fn head(
     target: &[u8],
     fill_in: impl Fn(&Expression) -> Vec<u8>,
 ) -> Vec<u8> {
-    let Subject { known: Known { request, client, id }, certificate, .. } = subject;
+    let Subject { known: Known { request, client, effective, id }, certificate, .. } = subject;
     let method = external.method.as_deref();
     let scheme = client.scheme.as_str().as_bytes();
-    let addr = client.addr.to_string();
+    let addr = effective.addr.to_string();
     let origin = [scheme, b"://", request.host, request.target].concat();
     let redirect = external.request_redirect.as_ref().map_or_else(|| request.target.to_vec(), &fill_in);
     let mut ours: Vec<(&str, &[u8])> = vec![
@@ -89,6 +89,7 @@ fn head(
         ("X-Auth-Request-Redirect", &redirect),
     ];
     if method.is_some() {
+        let scheme = effective.scheme.as_str().as_bytes();
         ours.extend([("X-Original-URI", request.target), ("X-Scheme", scheme)]);
     }
     if external.keepalive.connections == 0 {

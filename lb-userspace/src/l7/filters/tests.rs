@@ -41,7 +41,7 @@ fn site(locations: Vec<Location>) -> L7 {
 
 fn ask_with(l7: &L7, scheme: Scheme, host: &str, target: &str, length: Option<u64>) -> Next {
     let (host, target) = (host.as_bytes(), target.as_bytes());
-    let asked = Asked { scheme, host, target, length, ..plain() };
+    let asked = Asked { scheme, host, named: host, target, length, ..plain() };
     decide(&Router::new(l7), &asked).next
 }
 
@@ -221,6 +221,7 @@ fn plain() -> Asked<'static> {
         method: "GET",
         scheme: Scheme::Http,
         host: b"h",
+        named: b"h",
         target: b"/",
         length: None,
         port: 80,
@@ -450,7 +451,11 @@ fn the_health_check_answers_where_no_host_is_named() {
 
     assert_eq!(ask_with(&l7, Scheme::Http, "10.0.0.1", "/healthz", None), Next::Answer(Answer::Healthy));
     assert_eq!(ask_with(&l7, Scheme::Http, "named", "/healthz", None), status(404));
-    assert_eq!(ask_with(&l7, Scheme::Https, "10.0.0.1", "/healthz", None), proxied(None));
+    let tls = Asked { scheme: Scheme::Https, shown: Shown::Nothing, target: b"/healthz", ..plain() };
+    assert_eq!(decide(&Router::new(&l7), &tls).next, proxied(None));
+    // Whoever probes us may say that its own client came by https.
+    let told = Asked { scheme: Scheme::Https, target: b"/healthz", ..plain() };
+    assert_eq!(decide(&Router::new(&l7), &told).next, Next::Answer(Answer::Healthy));
     assert_eq!(ask_with(&claimed, Scheme::Http, "10.0.0.1", "/healthz", None), proxied(None));
 }
 
@@ -481,7 +486,8 @@ fn the_https_redirect_names_a_port_only_to_who_named_ours() {
         ("an address", "[::1]:8080", 8080, 8443, "https://[::1]:8443/a"),
     ];
     for (case, host, port, https_port, expected) in cases {
-        let asked = Asked { host: host.as_bytes(), target: b"/a", port, https_port, ..plain() };
+        let host = host.as_bytes();
+        let asked = Asked { host, named: host, target: b"/a", port, https_port, ..plain() };
 
         assert_eq!(decide(&router, &asked).next, redirected(308, expected), "{case}");
     }

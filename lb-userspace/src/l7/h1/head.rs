@@ -4,29 +4,33 @@ use std::mem::MaybeUninit;
 
 use super::super::buffer::BUFFER_BYTES;
 use crate::model::l7::ClientLimits;
+use crate::model::l7::forwarding::HeaderNames;
 
 /// Most header lines of a head; more is 431.
 pub(in crate::l7) const HEADERS_MAX: usize = 128;
 
-/// How long heads and their lines may be.
+/// How long heads and their lines may be, and what they may be called.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::l7) struct Sizes {
     /// Longest request line (414) and longest header line (400).
     pub(in crate::l7) line: usize,
     /// Longest head (431).
     pub(in crate::l7) head: usize,
+    /// Names that are passed on.
+    pub(in crate::l7) names: HeaderNames,
 }
 
 impl Sizes {
     /// Those that clients are held to.
     pub(in crate::l7) fn of(limits: &ClientLimits) -> Self {
-        Self { line: limits.line_bytes, head: limits.head_bytes.min(BUFFER_BYTES) }
+        let head = limits.head_bytes.min(BUFFER_BYTES);
+        Self { line: limits.line_bytes, head, names: limits.names }
     }
 }
 
 impl Default for Sizes {
     fn default() -> Self {
-        Self { line: 8 * 1024, head: BUFFER_BYTES }
+        Self { line: 8 * 1024, head: BUFFER_BYTES, names: HeaderNames::Plain }
     }
 }
 
@@ -146,6 +150,16 @@ impl<'h, 'b> Block<'h, 'b> {
     /// Value of the first line whose name this is.
     pub(in crate::l7) fn first(&self, is: impl Fn(&str) -> bool) -> Option<&'b [u8]> {
         self.lines.iter().find(|line| is(line.name)).map(|line| line.value)
+    }
+
+    /// How many lines there are.
+    pub(in crate::l7) fn len(&self) -> usize {
+        self.lines.len()
+    }
+
+    /// Name and value of line `i`.
+    pub(in crate::l7) fn line(&self, i: usize) -> Option<(&'b str, &'b [u8])> {
+        self.lines.get(i).map(|line| (line.name, line.value))
     }
 
     /// Lines whose name is one of these.

@@ -12,5 +12,5 @@ pub(super) mod response;
 
 pub(super) use body::Body;
 pub(super) use head::Version;
-pub(super) use request::Request;
+pub(super) use request::{Request, valid_host};
 pub(super) use response::Response;

@@ -3,6 +3,7 @@
 use super::head::{
     Block, Connection, Framing, LineSet, Lines, Refusal, Sizes, Version, content_length, tokens,
 };
+use crate::model::l7::forwarding::HeaderNames;
 
 /// A request head, borrowed from the bytes it was read into.
 #[derive(Debug, Clone, Copy)]
@@ -77,7 +78,7 @@ impl<'h, 'b> Request<'h, 'b> {
         let block = Block::checked(head, headers, line_len, sizes)?;
         refuse_method(method)?;
         let (target, authority) = split_target(path.as_bytes())?;
-        collect(method, target, authority, version, block).map(Some)
+        collect(method, target, authority, version, block, sizes.names).map(Some)
     }
 }
 
@@ -154,6 +155,7 @@ fn collect<'h, 'b>(
     authority: Option<&'b [u8]>,
     version: Version,
     block: Block<'h, 'b>,
+    names: HeaderNames,
 ) -> Result<Request<'h, 'b>, Refusal> {
     let mut request = Request {
         len: block.bytes.len(),
@@ -178,7 +180,7 @@ fn collect<'h, 'b>(
     let mut host = None;
     for (i, line) in block.lines.iter().enumerate() {
         let value = line.value;
-        let kept = match Name::of(line.name.as_bytes()) {
+        let kept = match Name::of(line.name.as_bytes(), names) {
             Name::Other => true,
             Name::Dropped => false,
             Name::Host => {
@@ -294,7 +296,7 @@ pub(in crate::l7) fn sent<'h, 'b>(bytes: &'b [u8], lines: &'h mut Lines<'b>) -> 
 }
 
 /// Characters of a host and port; userinfo, paths and spaces are not among them.
-fn valid_host(host: &[u8]) -> bool {
+pub(in crate::l7) fn valid_host(host: &[u8]) -> bool {
     host.iter().all(|b| {
         b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_' | b':' | b'[' | b']' | b'~' | b'%')
     }) && host.len() <= 261
@@ -317,7 +319,7 @@ enum Name {
 }
 
 impl Name {
-    fn of(name: &[u8]) -> Self {
+    fn of(name: &[u8], names: HeaderNames) -> Self {
         let is = |candidate: &str| name.eq_ignore_ascii_case(candidate.as_bytes());
         // By length first: most names of a request differ in it from all of ours.
         match name.len() {
@@ -348,8 +350,28 @@ impl Name {
                 Self::Dropped
             }
             // `X_Foo` and `X-Foo` are one variable to many frameworks.
-            _ if !name.iter().all(|b| b.is_ascii_alphanumeric() || *b == b'-') => Self::Dropped,
+            _ if !name.iter().all(|b| b.is_ascii_alphanumeric() || *b == b'-') => Self::odd(name, names),
             _ => Self::Other,
+        }
+    }
+
+    /// A name with other characters than most: passed on where that is wanted, unless a framework could
+    /// take it for one of those that only we may write.
+    fn odd(name: &[u8], names: HeaderNames) -> Self {
+        let passes = |byte: &u8| match names {
+            HeaderNames::Plain => false,
+            HeaderNames::Underscores => byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'),
+            HeaderNames::All => true,
+        };
+        // Longer than any name of ours.
+        let mut plain = [b'-'; 32];
+        for (to, from) in plain.iter_mut().zip(name).filter(|(_, from)| from.is_ascii_alphanumeric()) {
+            *to = *from;
+        }
+        let plain = plain.get(..name.len()).unwrap_or(&plain);
+        match Self::of(plain, HeaderNames::Plain) {
+            Self::Other if name.iter().all(passes) => Self::Other,
+            _ => Self::Dropped,
         }
     }
 }

@@ -62,7 +62,12 @@ impl<'h, 'b> Response<'h, 'b> {
         }
         let headers: &'h [httparse::Header<'b>] = parsed.headers;
         // How long a head may be is its location's business; within that a line may be as long.
-        let block = Block::checked(head, headers, line, Sizes { line: usize::MAX, head: usize::MAX })?;
+        let block = Block::checked(
+            head,
+            headers,
+            line,
+            Sizes { line: usize::MAX, head: usize::MAX, ..Sizes::default() },
+        )?;
         collect(status, parsed.reason.unwrap_or_default(), version, block).map(Some)
     }
 }

@@ -4,10 +4,11 @@
 use std::borrow::Cow;
 use std::fmt::Display;
 use std::io::Write as _;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use super::super::buffer::Scratch;
+use super::super::client::Effective;
 use super::super::credentials::Credentials;
 use super::super::filters::Scheme;
 use super::super::h1::{Request, Version};
@@ -28,6 +29,7 @@ pub(in crate::l7) struct Subject<'a, 'h, 'b> {
     pub(in crate::l7) request: Option<&'a Request<'h, 'b>>,
     pub(in crate::l7) place: Option<Place<'a>>,
     pub(in crate::l7) client: &'a Client,
+    pub(in crate::l7) effective: Effective<'a>,
     /// It came on a stream of HTTP/2.
     pub(in crate::l7) is_http2: bool,
     pub(in crate::l7) id: &'a [u8],
@@ -117,20 +119,24 @@ pub(super) fn finish(format: &Format, begun: &[u8], end: &End<'_>, stamp: &Stamp
 }
 
 pub(super) fn early_value(early: &Early, escape: Escape, subject: &Subject<'_, '_, '_>, out: &mut Vec<u8>) {
-    let Subject { request, place, client, is_http2, id, requests } = *subject;
+    let Subject { request, place, client, effective, is_http2, id, requests } = *subject;
     let labels = place.map(|place| &*place.route.labels);
     let (handshake, identity) = (client.handshake.as_deref(), client.session.identity());
     let target = || place.and_then(|place| place.target).or(request.map(|request| request.target));
     let query = target().and_then(|target| path::split_query(target).1);
     let found: Option<&[u8]> = match early {
         Early::Unknown => return out.push(b'-'),
-        Early::RemoteAddr => return shown(client.addr, out),
-        Early::RequestId => Some(id),
+        Early::RemoteAddr => return shown(effective.addr, out),
+        Early::PeerAddr => return shown(client.addr, out),
+        Early::RequestId => Some(id).filter(|id| !id.is_empty()),
         Early::ConnectionRequests => return shown(requests, out),
         Early::Scheme => Some(client.scheme.as_str().as_bytes()),
         // The https listener is 443 to the outside, whatever port it really has.
         Early::ServerPort if client.scheme == Scheme::Https => Some(b"443"),
         Early::ServerPort => return shown(client.port, out),
+        Early::AccessScheme => Some(effective.scheme.as_str().as_bytes()),
+        Early::AccessPort => return shown(effective.port, out),
+        Early::AccessHost => Some(effective.host).filter(|host| !host.is_empty()),
         Early::Request => return request_line(subject, escape, out),
         Early::RemoteUser => return user(request, escape, out),
         Early::Method => request.map(|request| request.method.as_bytes()),
@@ -150,6 +156,8 @@ pub(super) fn early_value(early: &Early, escape: Escape, subject: &Subject<'_, '
         }
         Early::PathInfo => Some(b""),
         Early::DocumentRoot => Some(DOCUMENT_ROOT.as_bytes()),
+        // Whoever stands in front has not told that of its client.
+        Early::RemotePort if effective.addr != client.addr => None,
         Early::RemotePort => return shown(client.remote_port, out),
         Early::ServerAddr => return shown(client.server, out),
         Early::Https => Some(if client.scheme == Scheme::Https { b"on" } else { b"" }),
@@ -169,7 +177,7 @@ pub(super) fn early_value(early: &Early, escape: Escape, subject: &Subject<'_, '
         Early::Service => labels.map(|labels| labels.service.as_bytes()),
         Early::ServicePort => place.and_then(service_port).map(str::as_bytes),
         Early::LocationPath => labels.map(|labels| labels.path.as_bytes()),
-        Early::ForwardedFor => return forwarded_for(request, client, escape, out),
+        Early::ForwardedFor => return forwarded_for(request, effective.addr, escape, out),
         Early::SslProtocol => handshake.map(|handshake| handshake.protocol.as_bytes()),
         Early::SslCipher => handshake.map(|handshake| handshake.cipher.as_bytes()),
         Early::SslServerName => {
@@ -278,12 +286,12 @@ fn service_port(place: Place<'_>) -> Option<&str> {
     rest.strip_prefix(labels.service.as_str())?.strip_prefix('-')
 }
 
-fn forwarded_for(request: Option<&Request<'_, '_>>, client: &Client, escape: Escape, out: &mut Vec<u8>) {
+fn forwarded_for(request: Option<&Request<'_, '_>>, client: IpAddr, escape: Escape, out: &mut Vec<u8>) {
     for line in request.iter().flat_map(|request| request.headers("x-forwarded-for")) {
         value(line, escape, out);
         out.extend_from_slice(b", ");
     }
-    shown(client.addr, out);
+    shown(client, out);
 }
 
 fn late_value(late: Late, escape: Escape, end: &End<'_>, stamp: &Stamp, out: &mut Vec<u8>) {

@@ -2,6 +2,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::super::client::Effective;
 use super::super::client_auth::Session;
 use super::super::filters::Scheme;
 use super::super::h1::Request;
@@ -77,6 +78,12 @@ fn logged(format: &str, escape: Escape, is_request: bool, tally: Tally, record: 
         request: is_request.then_some(&request),
         place: is_request.then_some(place),
         client: &client,
+        effective: Effective {
+            addr: [198, 51, 100, 9].into(),
+            scheme: Scheme::Https,
+            host: b"shop.example",
+            port: 443,
+        },
         is_http2: false,
         id: b"0123456789abcdef",
         requests: 3,
@@ -106,8 +113,12 @@ fn tally() -> Tally {
 fn every_variable_is_written_as_nginx_writes_it() {
     let length = (HEAD.len() + 7).to_string();
     for (variable, expected) in [
-        ("$remote_addr", "198.51.100.7"),
-        ("$the_real_ip", "198.51.100.7"),
+        ("$remote_addr", "198.51.100.9"),
+        ("$the_real_ip", "198.51.100.9"),
+        ("$realip_remote_addr", "198.51.100.7"),
+        ("$pass_access_scheme", "https"),
+        ("$pass_server_port", "443"),
+        ("$best_http_host", "shop.example"),
         ("$remote_user", "alice"),
         ("$time_local", "02/Jan/2006:15:04:05 +0000"),
         ("$time_iso8601", "2006-01-02T15:04:05+00:00"),
@@ -138,7 +149,7 @@ fn every_variable_is_written_as_nginx_writes_it() {
         ("$http_x_none", "-"),
         ("$http_x_empty", ""),
         ("$http_x_forwarded_for", "192.0.2.9"),
-        ("$proxy_add_x_forwarded_for", "192.0.2.9, 198.51.100.7"),
+        ("$proxy_add_x_forwarded_for", "192.0.2.9, 198.51.100.9"),
         ("$content_type", "text/plain"),
         ("$cookie_sid", "abc"),
         ("$cookie_id", "-"),
@@ -175,7 +186,7 @@ fn the_default_line_is_that_of_ingress_nginx() {
     let line = logged(DEFAULT_FORMAT, Escape::Default, true, tally(), &twice());
 
     let expected = format!(
-        "198.51.100.7 - alice [02/Jan/2006:15:04:05 +0000] \"GET /a%20b/x?q=1&Name=v HTTP/1.1\" 200 512 \
+        "198.51.100.9 - alice [02/Jan/2006:15:04:05 +0000] \"GET /a%20b/x?q=1&Name=v HTTP/1.1\" 200 512 \
          \"http://r/\" \"curl/8 \\x22x\\x22\" {} 0.012 [prod-web-8080] [] 10.0.0.1:8080, 10.0.0.2:8080 0, 512 \
          0.000, 0.030 502, 200 0123456789abcdef",
         HEAD.len() + 7
@@ -188,7 +199,7 @@ fn what_is_no_request_has_its_line_too() {
     let line = logged(DEFAULT_FORMAT, Escape::Default, false, Tally::default(), &Record::default());
 
     let expected = format!(
-        "198.51.100.7 - - [02/Jan/2006:15:04:05 +0000] \"\" 400 0 \"-\" \"-\" {} 0.012 [-] [] - - - - 0123456789abcdef",
+        "198.51.100.9 - - [02/Jan/2006:15:04:05 +0000] \"\" 400 0 \"-\" \"-\" {} 0.012 [-] [] - - - - 0123456789abcdef",
         HEAD.len()
     );
     assert_eq!(line, expected);
@@ -239,6 +250,7 @@ fn what_nobody_claims_is_healthy_skipped_or_switched_off_is_not_logged() {
             request: Some(&request),
             place: Some(place),
             client: &client,
+            effective: Effective::of(&client, request.host),
             is_http2: false,
             id: b"",
             requests: 1,
@@ -250,5 +262,6 @@ fn what_nobody_claims_is_healthy_skipped_or_switched_off_is_not_logged() {
 }
 
 fn no_request(client: &Client) -> Subject<'_, '_, '_> {
-    Subject { request: None, place: None, client, is_http2: false, id: b"", requests: 1 }
+    let effective = Effective::of(client, b"");
+    Subject { request: None, place: None, client, effective, is_http2: false, id: b"", requests: 1 }
 }

@@ -37,6 +37,18 @@ pub(super) enum Headers<'a> {
 }
 
 impl<'a> Headers<'a> {
+    /// Names and values in order.
+    pub(super) fn lines(self) -> impl DoubleEndedIterator<Item = (&'a str, &'a [u8])> {
+        let count = match self {
+            Self::Sent(block) => block.len(),
+            Self::Given(pairs) => pairs.len(),
+        };
+        (0..count).filter_map(move |i| match self {
+            Self::Sent(block) => block.line(i),
+            Self::Given(pairs) => pairs.get(i).map(|(name, value)| (name.as_str(), value.as_bytes())),
+        })
+    }
+
     /// Value of the first header with this name.
     pub(super) fn first(&self, name: &str) -> Option<&'a [u8]> {
         let is = |known: &str| known.eq_ignore_ascii_case(name);

@@ -43,7 +43,7 @@ impl Set<'_> {
             }
         }
         if out.len() == start {
-            out.extend_from_slice(known.request.host);
+            out.extend_from_slice(known.effective.host);
         }
     }
 

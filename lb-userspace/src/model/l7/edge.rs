@@ -5,12 +5,15 @@ use std::time::Duration;
 use super::super::ObjectName;
 use super::super::l4::Prefix;
 use super::Pattern;
+use super::forwarding::{Forwarding, HeaderNames};
 
 /// The listeners' side of the proxy: ConfigMap keys of reference 2.1, 2.3 and 2.4.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Edge {
     /// `use-proxy-protocol`: every connection starts with a PROXY header; `None`: none does.
     pub proxy_protocol: Option<ProxyProtocol>,
+    /// Whose word about the client counts.
+    pub forwarding: Forwarding,
     /// What one connection may take.
     pub limits: ClientLimits,
     /// `max-worker-connections`: client connections of one worker.
@@ -26,6 +29,7 @@ impl Default for Edge {
     fn default() -> Self {
         Self {
             proxy_protocol: None,
+            forwarding: Forwarding::default(),
             limits: ClientLimits::default(),
             connections: 16_384,
             shutdown: Duration::from_secs(240),
@@ -34,7 +38,7 @@ impl Default for Edge {
     }
 }
 
-/// What one client connection may take: time, bytes, requests.
+/// What one client connection may take: time, bytes, requests, names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ClientLimits {
     /// `keep-alive`: longest wait for the next request; zero: one request a connection.
@@ -51,6 +55,8 @@ pub struct ClientLimits {
     pub line_bytes: usize,
     /// Longest head (431): all of `large-client-header-buffers`, as far as a read buffer goes.
     pub head_bytes: usize,
+    /// Header names that are passed on.
+    pub names: HeaderNames,
 }
 
 impl ClientLimits {
@@ -71,6 +77,7 @@ impl Default for ClientLimits {
             body_timeout: Duration::from_secs(60),
             line_bytes: 8 * 1024,
             head_bytes: Self::HEAD_BYTES_MAX,
+            names: HeaderNames::Plain,
         }
     }
 }

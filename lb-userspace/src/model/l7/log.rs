@@ -78,8 +78,16 @@ pub enum Part {
 pub enum Early {
     /// A variable that does not exist here: always `-`.
     Unknown,
-    /// `$remote_addr`.
+    /// `$remote_addr`: of the client, as far as those in front of us are believed.
     RemoteAddr,
+    /// `$realip_remote_addr`: of whoever connected, or as its PROXY header says.
+    PeerAddr,
+    /// `$pass_access_scheme`, as the next ones with the word of those in front of us.
+    AccessScheme,
+    /// `$pass_server_port`.
+    AccessPort,
+    /// `$best_http_host`.
+    AccessHost,
     /// `$remote_user`: of basic authentication, whether or not it was verified.
     RemoteUser,
     /// `$request`: the request line.
@@ -262,12 +270,15 @@ fn early(name: &str) -> Option<Early> {
         "uri" | "document_uri" => Early::Uri,
         "args" | "query_string" => Early::Query,
         "server_protocol" => Early::Protocol,
-        "scheme" | "pass_access_scheme" => Early::Scheme,
+        "realip_remote_addr" => Early::PeerAddr,
+        "scheme" => Early::Scheme,
+        "pass_access_scheme" => Early::AccessScheme,
         "host" => Early::Host,
-        "best_http_host" => header("host"),
+        "best_http_host" => Early::AccessHost,
         "content_type" | "content_length" => header(name),
         "server_name" => Early::ServerName,
-        "server_port" | "pass_server_port" => Early::ServerPort,
+        "server_port" => Early::ServerPort,
+        "pass_server_port" | "pass_port" => Early::AccessPort,
         "proxy_upstream_name" => Early::Upstream,
         "proxy_alternative_upstream_name" => Early::Alternative,
         "req_id" | "request_id" => Early::RequestId,

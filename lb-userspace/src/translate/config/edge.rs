@@ -3,9 +3,10 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
-use super::super::annotations::value::prefix;
 use super::super::ciphers;
+use super::forwarding;
 use super::keys::{Keys, field};
+use crate::model::l4::Prefix;
 use crate::model::l7::{
     Ciphers, ClientLimits, Edge, Group, ProxyProtocol, Resumption, SharedTicketKey, TlsPolicy, TlsVersions,
     UnknownName,
@@ -18,8 +19,11 @@ const SESSIONS_MAX: u64 = 200_000;
 
 pub(super) fn read(keys: &mut Keys<'_>) -> Edge {
     let default = Edge::default();
+    let trusted = forwarding::trusted(keys);
+    let proxy_protocol = proxy_protocol(keys, &trusted);
     let edge = Edge {
-        proxy_protocol: proxy_protocol(keys),
+        forwarding: forwarding::read(keys, proxy_protocol.is_some(), trusted),
+        proxy_protocol,
         limits: limits(keys),
         connections: connections(keys).unwrap_or(default.connections),
         shutdown: keys.time("worker-shutdown-timeout").unwrap_or(default.shutdown),
@@ -63,6 +67,7 @@ fn limits(keys: &mut Keys<'_>) -> ClientLimits {
         body_timeout: keys.time("client-body-timeout").unwrap_or(default.body_timeout),
         line_bytes,
         head_bytes,
+        names: forwarding::names(keys),
     }
 }
 
@@ -102,23 +107,10 @@ fn connections(keys: &mut Keys<'_>) -> Option<usize> {
     keys.parsed("max-worker-connections", "a whole number from 1", parse)
 }
 
-fn proxy_protocol(keys: &mut Keys<'_>) -> Option<ProxyProtocol> {
+fn proxy_protocol(keys: &mut Keys<'_>, trusted: &[Prefix]) -> Option<ProxyProtocol> {
     let is_on = keys.boolean("use-proxy-protocol").unwrap_or(false);
-    let timeout = keys.time("proxy-protocol-header-timeout");
-    if !is_on {
-        return None;
-    }
-    let trusted = keys.parsed("proxy-real-ip-cidr", "a list of addresses and CIDR ranges", |text| {
-        text.split(',').map(|range| prefix(range.trim())).collect::<Option<Vec<_>>>()
-    });
-    let everybody = || ["0.0.0.0/0", "::/0"].into_iter().filter_map(prefix).collect();
-    let trusted = match (trusted, keys.text("proxy-real-ip-cidr")) {
-        (Some(trusted), _) => trusted,
-        // Who may name the client's address was restricted, though nobody can read to whom.
-        (None, Some(_)) => Vec::new(),
-        (None, None) => everybody(),
-    };
-    Some(ProxyProtocol { timeout: timeout.unwrap_or(std::time::Duration::from_secs(5)), trusted })
+    let timeout = keys.time("proxy-protocol-header-timeout").unwrap_or(std::time::Duration::from_secs(5));
+    is_on.then(|| ProxyProtocol { timeout, trusted: trusted.to_vec() })
 }
 
 fn tls(keys: &mut Keys<'_>) -> TlsPolicy {

@@ -2,6 +2,7 @@ use proptest::prelude::*;
 
 use super::super::head::{HEADERS_MAX, Lines, Refusal, Sizes};
 use super::*;
+use crate::model::l7::forwarding::HeaderNames;
 
 /// What a parsed head says, free of the bytes it was read from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -323,6 +324,27 @@ fn names_that_are_ours_to_say_never_pass_in_any_letters() {
 
             assert_eq!(seen.kept, "A: 1\r\nB: 2\r\n", "{name}");
         }
+    }
+}
+
+#[test]
+fn odd_names_pass_where_they_are_wanted_unless_they_read_as_ours() {
+    let sent = "X_A: 1\r\nX.B: 2\r\nX_Real_IP: 3\r\nssl_client_verify: 4\r\nSsl_Client_Verify_And_Much_More_Than_That: 5\r\n\
+        x.forwarded.for: 6\r\nX-Forwarded_Proto: 7\r\nTransfer_Encoding: 8\r\nProxy_Connection: 9\r\n";
+    let cases = [
+        (HeaderNames::Plain, ""),
+        (HeaderNames::Underscores, "X_A: 1\r\n"),
+        (HeaderNames::All, "X_A: 1\r\nX.B: 2\r\n"),
+    ];
+    for (names, expected) in cases {
+        let text = format!("GET / HTTP/1.1\r\nHost: a\r\n{sent}\r\n");
+        let mut lines = Lines::new();
+        let sizes = Sizes { names, ..Sizes::default() };
+        let request = Request::parse(text.as_bytes(), &mut lines, sizes).unwrap().unwrap();
+        let mut kept = Vec::new();
+        request.block.copy_except(request.drop, &mut kept);
+
+        assert_eq!(String::from_utf8(kept).unwrap(), expected, "{names:?}");
     }
 }
 
