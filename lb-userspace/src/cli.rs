@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::admin;
 use crate::agent::{self, StartError};
-use crate::config::{self, DatapathMode, OnExit, Pin, Settings, TranslateConfig};
+use crate::config::{self, DatapathMode, OnExit, Pin, Settings, SnippetPolicy, TranslateConfig};
 use crate::model::report::Explanation;
 
 mod check;
@@ -182,6 +182,10 @@ struct MeaningArgs {
     #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true,
           env = "PENSTOCK_ENABLE_SSL_PASSTHROUGH")]
     enable_ssl_passthrough: Option<bool>,
+    /// What becomes of an Ingress with nginx configuration (`*-snippet`), which is never run: its paths
+    /// answer 503, or it is served as if it had none [default: refuse]
+    #[arg(long, value_name = "WHAT", env = "PENSTOCK_SNIPPET_POLICY")]
+    snippet_policy: Option<SnippetPolicy>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -506,6 +510,7 @@ impl MeaningArgs {
             load_balancer_class: self.load_balancer_class,
             external_ips: self.external_ips,
             enable_ssl_passthrough: self.enable_ssl_passthrough,
+            snippet_policy: self.snippet_policy,
             ..Settings::default()
         }
     }

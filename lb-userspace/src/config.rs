@@ -97,6 +97,19 @@ pub struct TranslateConfig {
     pub external_ips: bool,
     /// `--enable-ssl-passthrough`.
     pub enable_ssl_passthrough: bool,
+    /// `--snippet-policy`.
+    pub snippet_policy: SnippetPolicy,
+}
+
+/// `--snippet-policy`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SnippetPolicy {
+    /// Paths of an Ingress with nginx configuration answer 503.
+    #[default]
+    Refuse,
+    /// It is served as if it had none.
+    Ignore,
 }
 
 /// `--datapath`.
@@ -195,6 +208,7 @@ pub struct Settings {
     pub(crate) load_balancer_class: Option<String>,
     pub(crate) external_ips: Option<bool>,
     pub(crate) enable_ssl_passthrough: Option<bool>,
+    pub(crate) snippet_policy: Option<SnippetPolicy>,
 }
 
 /// Why a configuration is refused; always names the setting, the value and what is allowed.
@@ -279,6 +293,7 @@ pub fn resolve(flags: Settings, file: Option<&Path>) -> Result<Config, Error> {
             load_balancer_class: class_name(merged.load_balancer_class)?,
             external_ips: merged.external_ips.unwrap_or(false),
             enable_ssl_passthrough: merged.enable_ssl_passthrough.unwrap_or(false),
+            snippet_policy: merged.snippet_policy.unwrap_or_default(),
         },
     })
 }
@@ -329,6 +344,7 @@ impl Settings {
             load_balancer_class,
             external_ips,
             enable_ssl_passthrough,
+            snippet_policy,
         } = self;
         Self {
             manifests: manifests.or(below.manifests),
@@ -365,6 +381,7 @@ impl Settings {
             load_balancer_class: load_balancer_class.or(below.load_balancer_class),
             external_ips: external_ips.or(below.external_ips),
             enable_ssl_passthrough: enable_ssl_passthrough.or(below.enable_ssl_passthrough),
+            snippet_policy: snippet_policy.or(below.snippet_policy),
         }
     }
 }

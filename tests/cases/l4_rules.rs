@@ -37,7 +37,7 @@ fn pools_follow_the_rules_that_users_know_from_kube_proxy() {
     for Case { case, steps } in cases() {
         assert!(seen.insert(case), "{case} stands there twice");
         for (index, (objects, expected)) in steps.iter().enumerate() {
-            let loaded = manifests::load_text("x.yaml", objects.as_bytes(), translate::admit);
+            let loaded = manifests::load_text("x.yaml", objects.as_bytes(), translate::ADMISSION);
             let actual = dump::dump(&translate::translate(&loaded.objects, &options), &loaded.problems);
             if actual != *expected {
                 writeln!(wrong, "== {case}, step {index}\nexpected:\n{expected}actual:\n{actual}")

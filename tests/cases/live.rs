@@ -39,7 +39,7 @@ async fn a_version_that_is_not_admitted_never_replaces_one_that_was() {
     let file = temp.path().join("web.yaml");
     let write = |text: String| fs::write(&file, text).expect("the directory is writable");
     write(ingress("/one", "limit-rps: \"10\""));
-    let (mut updates, watcher) = manifests::watch(temp.path(), translate::admit).expect("watch");
+    let (mut updates, watcher) = manifests::watch(temp.path(), translate::ADMISSION).expect("watch");
     tokio::spawn(watcher.run());
     until(&mut updates, "first", &["/one"], &[]).await;
 
@@ -76,7 +76,7 @@ async fn a_certificate_is_replaced_only_by_one_whose_key_belongs_to_it() {
         secret.and_then(|data| data.get("tls.crt").map(|crt| String::from_utf8_lossy(&crt.0).into_owned()))
     };
     write(secret(&old.cert.pem(), &old.signing_key.serialize_pem()));
-    let (mut updates, watcher) = manifests::watch(temp.path(), translate::admit).expect("watch");
+    let (mut updates, watcher) = manifests::watch(temp.path(), translate::ADMISSION).expect("watch");
     tokio::spawn(watcher.run());
 
     write(secret(&new.cert.pem(), &old.signing_key.serialize_pem()));

@@ -110,7 +110,7 @@ fn report(input: &str, all: bool) -> String {
 
 fn read(input: &str) -> (manifests::Loaded, translate::Translated) {
     let text = with_certificates(input);
-    let loaded = manifests::load_text("input.yaml", text.as_bytes(), translate::admit);
+    let loaded = manifests::load_text("input.yaml", text.as_bytes(), translate::ADMISSION);
     let translated = translate::translate(&loaded.objects, &options(input));
     (loaded, translated)
 }
@@ -132,6 +132,7 @@ fn options(input: &str) -> translate::Options {
             "node-name" => options.node = Some(value.to_owned()),
             "load-balancer-class" => options.load_balancer_class = Some(value.to_owned()),
             "enable-ssl-passthrough" => options.enable_ssl_passthrough = value == "true",
+            "snippet-policy" if value == "ignore" => options.snippets = translate::SnippetPolicy::Ignore,
             "external-ips" => options.external_ips = value == "true",
             _ => panic!("unknown option {name}"),
         }

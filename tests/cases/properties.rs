@@ -76,7 +76,7 @@ fn three_thousand_endpoints_in_thirty_slices_are_three_thousand_backends() {
         }
     }
 
-    let loaded = manifests::load_text("x.yaml", text.as_bytes(), translate::admit);
+    let loaded = manifests::load_text("x.yaml", text.as_bytes(), translate::ADMISSION);
     let translated = translate::translate(&loaded.objects, &translate::Options::default());
 
     assert_eq!(loaded.problems, []);
@@ -104,7 +104,7 @@ fn ten_thousand_ingresses_translate_without_quadratic_cost() {
         }));
     }
     let text = serde_json::to_vec(&items).expect("json");
-    let loaded = manifests::load_text("x.json", &text, translate::admit);
+    let loaded = manifests::load_text("x.json", &text, translate::ADMISSION);
     assert_eq!(loaded.objects.ingresses.len(), 10_000);
 
     let start = Instant::now();

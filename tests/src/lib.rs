@@ -1,6 +1,7 @@
 //! Shared builders for the tests of every tier.
 
 pub mod agent;
+pub mod bench_control;
 pub mod bench_l4;
 pub mod bench_l7;
 pub mod echo;
@@ -12,6 +13,9 @@ pub mod packet;
 pub mod shape;
 pub mod tier;
 pub mod world;
+
+#[cfg(test)]
+mod documents;
 
 #[cfg(test)]
 mod tests {

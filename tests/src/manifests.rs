@@ -177,7 +177,7 @@ mod tests {
         ];
         std::fs::write(dir.path().join("all.yaml"), documents.join("---\n")).unwrap();
 
-        let loaded = penstock::manifests::load(dir.path(), |_, _| Vec::new()).unwrap();
+        let loaded = penstock::manifests::load(dir.path(), penstock::translate::ADMISSION).unwrap();
 
         assert_eq!(loaded.problems, []);
         assert_eq!(loaded.objects.services.len(), 3);

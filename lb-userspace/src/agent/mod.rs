@@ -24,7 +24,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
-use crate::config::{Config, DatapathMode, OnExit, TranslateConfig};
+use crate::config::{Config, DatapathMode, OnExit, SnippetPolicy, TranslateConfig};
 use crate::drain::{Request, Signals};
 use crate::manifests::Loaded;
 use crate::model::{Problem, Severity, Snapshot};
@@ -64,7 +64,7 @@ pub fn detach(bpffs: &std::path::Path) -> Result<std::path::PathBuf, StartError>
 async fn serve(config: Config) -> Result<(), StartError> {
     let mut signals = Signals::take_over().map_err(StartError::Runtime)?;
     let notify = Notify::new(config.notify.clone());
-    let (mut loaded, watcher) = manifests::watch(&config.manifests, translate::admit)?;
+    let (mut loaded, watcher) = manifests::watch(&config.manifests, translate::ADMISSION)?;
     let options = translate_options(&config);
     // The agent before us is asked when our own input is known to be good.
     let mut before = Before::find(&config).await?;
@@ -386,6 +386,7 @@ pub(crate) fn meaning_options(meaning: &TranslateConfig) -> translate::Options {
         load_balancer_class,
         external_ips,
         enable_ssl_passthrough,
+        snippet_policy,
     } = meaning.clone();
     let default = translate::Options::default();
     translate::Options {
@@ -400,6 +401,10 @@ pub(crate) fn meaning_options(meaning: &TranslateConfig) -> translate::Options {
         load_balancer_class,
         external_ips,
         enable_ssl_passthrough,
+        snippets: match snippet_policy {
+            SnippetPolicy::Refuse => translate::SnippetPolicy::Refuse,
+            SnippetPolicy::Ignore => translate::SnippetPolicy::Ignore,
+        },
         ..default
     }
 }

@@ -81,5 +81,5 @@ fn load(paths: &[PathBuf]) -> Result<manifests::Loaded, StartError> {
         std::io::Read::read_to_end(&mut std::io::stdin().lock(), &mut text).map_err(StartError::Runtime)?;
         stdin = Some(text);
     }
-    Ok(manifests::load_all(paths, stdin, translate::admit)?)
+    Ok(manifests::load_all(paths, stdin, translate::ADMISSION)?)
 }

@@ -9,7 +9,7 @@ pub(super) const NOW: i64 = 1_767_225_600;
 /// The whole report about a text of manifests.
 pub(super) fn of(input: &str) -> Report {
     let options = Options::default();
-    let loaded = manifests::load_text("input.yaml", input.as_bytes(), translate::admit);
+    let loaded = manifests::load_text("input.yaml", input.as_bytes(), translate::ADMISSION);
     let translated = translate::translate(&loaded.objects, &options);
     report(&Input {
         objects: &loaded.objects,

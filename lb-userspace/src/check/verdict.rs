@@ -21,7 +21,7 @@ pub enum Verdict {
 }
 
 /// Reasons of problems that mean "as if it were not written".
-const IGNORED: [&str; 27] = [
+const IGNORED: [&str; 30] = [
     "bad-annotation",
     "bad-flow-memory",
     "bad-forwarding-mode",
@@ -32,6 +32,7 @@ const IGNORED: [&str; 27] = [
     "external-ips-off",
     "fqdn-slice",
     "host-setting-conflict",
+    "ignored-snippet",
     "kind-not-read",
     "l2-node-port",
     "missing-class",
@@ -43,11 +44,13 @@ const IGNORED: [&str; 27] = [
     "path-conflict",
     "port-not-served",
     "removed-annotation",
+    "removed-key",
     "resource-backend",
     "slice-without-service",
     "tls-host-without-rule",
     "unknown-annotation",
     "unknown-field",
+    "unknown-key",
     "unsupported-protocol",
 ];
 
@@ -63,11 +66,13 @@ const ALIKE: [&str; 7] = [
 ];
 
 /// Reasons of what works in another way here.
-const DIFFERS: [&str; 7] = [
+const DIFFERS: [&str; 9] = [
     "limited",
     "mode-does-not-fit",
     "no-cipher",
+    "new-effect",
     "old-protocol",
+    "snippets-never-run",
     "unknown-cipher",
     "unknown-curve",
     "unknown-variable",

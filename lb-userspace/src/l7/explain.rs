@@ -32,6 +32,22 @@ pub struct Request {
     pub client: IpAddr,
 }
 
+/// A snapshot that is made ready once for many questions.
+pub struct Prepared(Router);
+
+impl Prepared {
+    /// Makes what workers look routes up in.
+    pub fn new(l7: &L7) -> Self {
+        Self(Router::new(l7))
+    }
+
+    /// The path, as its Ingress writes it, of the location that takes this host and normalised path.
+    pub fn path_label(&self, host: &str, path: &str) -> &str {
+        let (site, _) = self.0.site(host.as_bytes());
+        &site.find(path.as_bytes()).route.labels.path
+    }
+}
+
 /// Tells step by step which location takes the request, what its policies do and where it goes.
 /// `unwell`: what active checks found; `None`: nobody is there who checks.
 pub fn explain(l7: &L7, unwell: Option<&Unwell>, request: &Request) -> Explanation {

@@ -2,7 +2,7 @@
 //!
 //! What is wrong costs the document that holds it: the last good version of its object stays in
 //! force and a [`Problem`] says file, document, field and reason. This room knows how objects are
-//! written, not what they mean: whether one may enter is asked of the `admit` function that the
+//! written, not what they mean: whether one may enter is asked of the [`Admission`] that the
 //! caller brings (the translation's).
 
 mod document;
@@ -19,13 +19,9 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use crate::model::{ObjectId, Problem};
-use crate::objects::{Object, Objects};
+use crate::objects::{Admission, Objects};
 
 pub use watch::{Watcher, watch};
-
-/// Judges one object before it may replace its previous version; any problem of severity error
-/// refuses it.
-pub type Admit = fn(&Object, &ObjectId) -> Vec<Problem>;
 
 /// What a directory says, after falling back to last good versions.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -71,8 +67,8 @@ pub enum Error {
 }
 
 /// Reads a directory, or one file, once.
-pub fn load(path: &Path, admit: Admit) -> Result<Loaded, Error> {
-    let mut store = store::Store::new(admit);
+pub fn load(path: &Path, admission: Admission) -> Result<Loaded, Error> {
+    let mut store = store::Store::new(admission);
     let scan = scan::scan(path, &mut scan::NoWatch)
         .map_err(|source| Error::Root { path: path.to_owned(), source })?;
     Ok(store.apply(scan))
@@ -80,7 +76,7 @@ pub fn load(path: &Path, admit: Admit) -> Result<Loaded, Error> {
 
 /// Reads several directories and files once, as if they were one; `stdin` stands for a path `-`.
 /// Origins then begin with the path as given.
-pub fn load_all(paths: &[PathBuf], stdin: Option<Vec<u8>>, admit: Admit) -> Result<Loaded, Error> {
+pub fn load_all(paths: &[PathBuf], stdin: Option<Vec<u8>>, admission: Admission) -> Result<Loaded, Error> {
     let mut whole = scan::Scan::default();
     let mut stdin = stdin;
     for path in paths {
@@ -92,12 +88,12 @@ pub fn load_all(paths: &[PathBuf], stdin: Option<Vec<u8>>, admit: Admit) -> Resu
             .map_err(|source| Error::Root { path: path.to_owned(), source })?;
         whole.add(if paths.len() == 1 { scan } else { scan.below(path) });
     }
-    Ok(store::Store::new(admit).apply(whole))
+    Ok(store::Store::new(admission).apply(whole))
 }
 
 /// Reads one text as if it were a file of that name (`-` for standard input); the extension
 /// `.json` makes it JSON, anything else YAML.
-pub fn load_text(name: &str, text: &[u8], admit: Admit) -> Loaded {
-    let mut store = store::Store::new(admit);
+pub fn load_text(name: &str, text: &[u8], admission: Admission) -> Loaded {
+    let mut store = store::Store::new(admission);
     store.apply(scan::Scan::of_one(name, text.to_vec()))
 }

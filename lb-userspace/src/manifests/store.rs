@@ -11,15 +11,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::SystemTime;
 
+use k8s_openapi::api::core::v1::ConfigMap;
+
 use super::document::{self, Entry, Outcome};
 use super::scan::{Content, Scan};
-use super::{Admit, Kept, Loaded};
+use super::{Kept, Loaded};
 use crate::model::{ObjectId, Problem, Severity};
-use crate::objects::{Key, Object, Objects};
+use crate::objects::{Admission, Key, Object, Objects, Sourced};
 
 /// Files as last read and the objects they put in force.
 pub(super) struct Store {
-    admit: Admit,
+    admission: Admission,
     files: BTreeMap<String, File>,
     in_force: BTreeMap<Key, InForce>,
     /// A file that was never read is being written.
@@ -49,8 +51,8 @@ impl InForce {
 }
 
 impl Store {
-    pub(super) fn new(admit: Admit) -> Self {
-        Self { admit, files: BTreeMap::new(), in_force: BTreeMap::new(), unseen: false }
+    pub(super) fn new(admission: Admission) -> Self {
+        Self { admission, files: BTreeMap::new(), in_force: BTreeMap::new(), unseen: false }
     }
 
     /// Takes in a scan and says what is in force now.
@@ -66,8 +68,10 @@ impl Store {
             .iter()
             .map(|(path, reason)| file_problem(path, "unreadable-directory", reason))
             .collect();
-        let in_force = self.merge(now, &mut problems);
+        let mut in_force = self.merge(now, &mut problems);
+        let refused = self.judge(&mut in_force, now, &mut problems);
         let mut objects = Objects { unread: self.unread(&in_force, &scan.unlistable), ..Objects::default() };
+        objects.unread.extend(refused.into_iter().map(Some));
         self.in_force = in_force;
         let mut kept = Vec::new();
         for (key, InForce { object, file: _, origin, kept: since }) in &self.in_force {
@@ -76,6 +80,41 @@ impl Store {
         }
         problems.sort();
         Loaded { objects, problems, kept }
+    }
+
+    /// Has what the ConfigMaps in force demand kept: who does not keep to it stays what it was. Returns
+    /// those that are nothing then.
+    fn judge(
+        &self,
+        in_force: &mut BTreeMap<Key, InForce>,
+        now: SystemTime,
+        problems: &mut Vec<Problem>,
+    ) -> Vec<Key> {
+        let config_maps = in_force.iter().filter_map(|(key, in_force)| match &in_force.object {
+            Object::ConfigMap(object) => {
+                let object = ConfigMap::clone(object);
+                Some((key.name.clone(), Sourced { object, origin: in_force.origin.clone() }))
+            }
+            _ => None,
+        });
+        let judge = (self.admission.among)(&config_maps.collect());
+        let mut refused = Vec::new();
+        // What is kept was let in once.
+        for (key, InForce { object, origin, .. }) in in_force.iter().filter(|(_, one)| one.kept.is_none()) {
+            let found = judge(object, &key.id(origin));
+            if found.iter().any(|problem| problem.severity == Severity::Error) {
+                refused.push(key.clone());
+            }
+            problems.extend(found);
+        }
+        refused.retain(|key| match self.in_force.get(key) {
+            Some(before) => {
+                in_force.insert(key.clone(), before.keep(now));
+                false
+            }
+            None => in_force.remove(key).is_some(),
+        });
+        refused
     }
 
     /// What is written and neither readable nor in force by an earlier version; `None`: nobody knows
@@ -130,7 +169,7 @@ impl Store {
                     }
                     match document::read_file(&path, &bytes) {
                         Ok(mut entries) => {
-                            entries.iter_mut().for_each(|entry| admit(self.admit, entry));
+                            entries.iter_mut().for_each(|entry| admit(self.admission, entry));
                             self.files.insert(path, File { bytes, entries, unreadable: None });
                         }
                         Err(reason) => self.unreadable(path, reason),
@@ -202,10 +241,10 @@ impl Store {
 }
 
 /// Asks whether the entry's object may enter; refused, it counts as broken.
-fn admit(admit: Admit, entry: &mut Entry) {
+fn admit(admission: Admission, entry: &mut Entry) {
     let Outcome::Object(object) = &entry.outcome else { return };
     let key = object.key();
-    let problems = admit(object, &key.id(&entry.origin));
+    let problems = (admission.alone)(object, &key.id(&entry.origin));
     let refused = problems.iter().any(|problem| problem.severity == Severity::Error);
     entry.problems.extend(problems);
     if refused {

@@ -12,15 +12,29 @@ use super::scan::{Content, Scan};
 use super::store::Store;
 use super::*;
 use crate::model::{ObjectName, Severity};
-use crate::objects::{Key, Kind};
+use crate::objects::{Key, Kind, Object};
 
-fn admit_all(_: &Object, _: &ObjectId) -> Vec<Problem> {
-    Vec::new()
-}
+const ADMIT_ALL: Admission = Admission { alone: |_, _| Vec::new(), among: |_| Box::new(|_, _| Vec::new()) };
 
 /// Refuses every object that carries the label `refuse`.
-fn admit_unlabelled(object: &Object, id: &ObjectId) -> Vec<Problem> {
-    let refused = object.metadata().labels.as_ref().is_some_and(|labels| labels.contains_key("refuse"));
+const ADMIT_UNLABELLED: Admission = Admission { alone: refuse_labelled, ..ADMIT_ALL };
+
+/// Refuses Services whose name a ConfigMap has as a key.
+const ADMIT_UNNAMED: Admission = Admission {
+    among: |config_maps| {
+        let data = config_maps.values().flat_map(|sourced| sourced.object.data.iter().flatten());
+        let names: Vec<_> = data.map(|(name, _)| name.clone()).collect();
+        Box::new(move |object, id| refusal(names.contains(&object.key().name.name), id))
+    },
+    ..ADMIT_ALL
+};
+
+fn refuse_labelled(object: &Object, id: &ObjectId) -> Vec<Problem> {
+    let labels = object.metadata().labels.as_ref();
+    refusal(labels.is_some_and(|labels| labels.contains_key("refuse")), id)
+}
+
+fn refusal(refused: bool, id: &ObjectId) -> Vec<Problem> {
     let problem = Problem {
         object: id.clone(),
         severity: Severity::Error,
@@ -81,7 +95,7 @@ fn reads_every_way_an_object_can_be_written() {
         ("empty json", "x.json", String::new(), vec![]),
     ];
     for (case, name, text, expected) in cases {
-        let loaded = load_text(name, text.as_bytes(), admit_all);
+        let loaded = load_text(name, text.as_bytes(), ADMIT_ALL);
 
         assert_eq!(services(&loaded), expected, "{case}: {:?}", loaded.problems);
         assert_eq!(reasons(&loaded), Vec::<String>::new(), "{case}");
@@ -129,7 +143,7 @@ fn names_file_document_field_and_reason() {
         ("duplicate key", "a: 1\na: 2", "x.yaml#1 syntax"),
     ];
     for (case, text, expected) in cases {
-        let loaded = load_text("x.yaml", text.as_bytes(), admit_all);
+        let loaded = load_text("x.yaml", text.as_bytes(), ADMIT_ALL);
 
         assert_eq!(
             reasons(&loaded).first().map(String::as_str),
@@ -144,7 +158,7 @@ fn names_file_document_field_and_reason() {
 fn tells_the_line_of_the_file_not_of_the_document() {
     let text = format!("{}---\nkind: [\n", service("a", 1));
 
-    let loaded = load_text("x.yaml", text.as_bytes(), admit_all);
+    let loaded = load_text("x.yaml", text.as_bytes(), ADMIT_ALL);
 
     let message = &loaded.problems[0].message;
     assert!(message.starts_with("line 9, column") || message.starts_with("line 10, column"), "{message}");
@@ -154,7 +168,7 @@ fn tells_the_line_of_the_file_not_of_the_document() {
 fn a_secret_reads_as_kubernetes_reads_it() {
     let text = "apiVersion: v1\nkind: Secret\nmetadata: {name: s}\ndata:\n  wrapped: |\n    aGVs\n    bG8=\n  both: aGVsbG8=\nstringData:\n  both: text\n";
 
-    let loaded = load_text("x.yaml", text.as_bytes(), admit_all);
+    let loaded = load_text("x.yaml", text.as_bytes(), ADMIT_ALL);
 
     let secret = &loaded.objects.secrets.values().next().expect("one secret").object;
     let data: Vec<_> =
@@ -164,7 +178,7 @@ fn a_secret_reads_as_kubernetes_reads_it() {
 
 #[test]
 fn the_first_of_two_definitions_wins() {
-    let mut store = Store::new(admit_all);
+    let mut store = Store::new(ADMIT_ALL);
 
     let loaded = store.apply(scan_of(&[("b.yaml", &service("a", 2)), ("a.yaml", &service("a", 1))]));
 
@@ -201,7 +215,7 @@ fn the_last_good_version_stays_in_force() {
         ("emptied", String::new(), vec![]),
     ];
     for (case, text, expected) in cases {
-        let mut store = Store::new(admit_unlabelled);
+        let mut store = Store::new(ADMIT_UNLABELLED);
         store.apply(scan_of(&[("x.yaml", &good)]));
 
         let loaded = store.apply(scan_of(&[("x.yaml", &text)]));
@@ -210,6 +224,28 @@ fn the_last_good_version_stays_in_force() {
         assert_eq!(services(&loaded), expected, "{case}");
         assert_eq!(loaded, again, "{case}: reading again changes nothing");
     }
+}
+
+#[test]
+fn what_a_config_map_demands_holds_for_new_versions_and_leaves_the_last_one_in_force() {
+    let demand = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: c}\ndata: {a: x}\n";
+    let both = format!("{demand}---\n{}---\n{}", service("a", 2), service("b", 2));
+
+    let mut store = Store::new(ADMIT_UNNAMED);
+    let fresh = store.apply(scan_of(&[("x.yaml", &both)]));
+    assert_eq!(services(&fresh), ["default/b:2"]);
+    assert_eq!(fresh.objects.unread.len(), 1);
+
+    let mut store = Store::new(ADMIT_UNNAMED);
+    store.apply(scan_of(&[("x.yaml", &service("a", 1))]));
+    let loaded = store.apply(scan_of(&[("x.yaml", &both)]));
+    let again = store.apply(scan_of(&[("x.yaml", &both)]));
+
+    assert_eq!(services(&loaded), ["default/a:1", "default/b:2"]);
+    assert_eq!(loaded.kept.len(), 1);
+    assert_eq!(loaded, again, "reading again changes nothing");
+    let without = both.replace("{a: x}", "{}");
+    assert_eq!(services(&store.apply(scan_of(&[("x.yaml", &without)]))), ["default/a:2", "default/b:2"]);
 }
 
 #[test]
@@ -226,7 +262,7 @@ fn a_file_that_cannot_be_read_keeps_its_objects() {
         ),
     ];
     for (case, scan, problems) in cases {
-        let mut store = Store::new(admit_all);
+        let mut store = Store::new(ADMIT_ALL);
         store.apply(scan_of(&[("x.yaml", &service("a", 1))]));
 
         let loaded = store.apply(scan);
@@ -240,7 +276,7 @@ fn a_file_that_cannot_be_read_keeps_its_objects() {
 
 #[test]
 fn an_object_that_moves_to_another_file_never_goes_away() {
-    let mut store = Store::new(admit_all);
+    let mut store = Store::new(ADMIT_ALL);
     store.apply(scan_of(&[("x.yaml", &service("a", 1))]));
 
     let loaded = store.apply(scan_of(&[("x.yaml", "{["), ("y.yaml", &service("a", 2))]));
@@ -258,11 +294,11 @@ fn alias_bombs_and_deep_nesting_are_problems() {
     let cases =
         [("aliases", bomb), ("nesting", "[".repeat(100_000)), ("nested maps", "{a: ".repeat(100_000))];
     for (case, text) in cases {
-        let loaded = load_text("x.yaml", text.as_bytes(), admit_all);
+        let loaded = load_text("x.yaml", text.as_bytes(), ADMIT_ALL);
 
         assert_eq!(reasons(&loaded), ["x.yaml#1 syntax"], "{case}");
     }
-    let loaded = load_text("x.json", "[".repeat(100_000).as_bytes(), admit_all);
+    let loaded = load_text("x.json", "[".repeat(100_000).as_bytes(), ADMIT_ALL);
     assert_eq!(reasons(&loaded), ["x.json#1 syntax"], "json nesting");
 }
 
@@ -271,12 +307,12 @@ proptest! {
 
     #[test]
     fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400), json in any::<bool>()) {
-        load_text(if json { "x.json" } else { "x.yaml" }, &bytes, admit_all);
+        load_text(if json { "x.json" } else { "x.yaml" }, &bytes, ADMIT_ALL);
     }
 
     #[test]
     fn no_text_of_yaml_characters_makes_it_panic(text in "[-a:\\[\\]{}&*!|>'\"%@#, \n\t]{0,120}") {
-        load_text("x.yaml", text.as_bytes(), admit_all);
+        load_text("x.yaml", text.as_bytes(), ADMIT_ALL);
     }
 
     #[test]
@@ -291,7 +327,7 @@ proptest! {
         let good = kinds.iter().enumerate().filter(|(_, kind)| **kind == 0);
         let expected: Vec<_> = good.map(|(index, _)| format!("default/s{index:02}:1")).collect();
 
-        let loaded = load_text("x.yaml", text.as_bytes(), admit_all);
+        let loaded = load_text("x.yaml", text.as_bytes(), ADMIT_ALL);
 
         prop_assert_eq!(services(&loaded), expected);
     }
@@ -318,7 +354,7 @@ async fn follows_files_directories_and_renames() {
     let root = temp.path().join("manifests");
     fs::create_dir(&root).expect("create");
     write(root.join("a.yaml"), service("a", 1));
-    let (mut updates, watcher) = watch(&root, admit_all).expect("watch");
+    let (mut updates, watcher) = watch(&root, ADMIT_ALL).expect("watch");
     let task = tokio::spawn(watcher.run());
     assert_eq!(services(&updates.borrow()), ["default/a:1"]);
 
@@ -362,7 +398,7 @@ async fn follows_the_symlink_swap_of_a_config_map_mount() {
     version("..v1", 1);
     link("..v1", "..data");
     link("..data/s.yaml", "s.yaml");
-    let (mut updates, watcher) = watch(root, admit_all).expect("watch");
+    let (mut updates, watcher) = watch(root, ADMIT_ALL).expect("watch");
     tokio::spawn(watcher.run());
     assert_eq!(services(&updates.borrow()), ["default/a:1"]);
 
@@ -380,7 +416,7 @@ async fn keeps_everything_while_the_root_is_away_and_finds_it_again() {
     let root = temp.path().join("manifests");
     fs::create_dir(&root).expect("create");
     write(root.join("a.yaml"), service("a", 1));
-    let (mut updates, watcher) = watch(&root, admit_all).expect("watch");
+    let (mut updates, watcher) = watch(&root, ADMIT_ALL).expect("watch");
     tokio::spawn(watcher.run());
 
     fs::rename(&root, temp.path().join("away")).expect("rename");
@@ -401,7 +437,7 @@ async fn follows_a_single_file() {
     let temp = tempfile::tempdir().expect("a temporary directory");
     let file = temp.path().join("a.yaml");
     write(&file, service("a", 1));
-    let (mut updates, watcher) = watch(&file, admit_all).expect("watch");
+    let (mut updates, watcher) = watch(&file, ADMIT_ALL).expect("watch");
     tokio::spawn(watcher.run());
     assert_eq!(services(&updates.borrow()), ["default/a:1"]);
 
@@ -419,7 +455,7 @@ async fn a_half_written_file_is_not_read() {
     let temp = tempfile::tempdir().expect("a temporary directory");
     let path = temp.path().join("a.yaml");
     write(&path, service("a", 1));
-    let (mut updates, watcher) = watch(temp.path(), admit_all).expect("watch");
+    let (mut updates, watcher) = watch(temp.path(), ADMIT_ALL).expect("watch");
     tokio::spawn(watcher.run());
 
     // Truncated and half written; the change of another file makes the directory be read.
@@ -437,11 +473,11 @@ async fn a_half_written_file_is_not_read() {
 #[test]
 fn an_absent_directory_is_an_error_and_one_file_is_enough() {
     let temp = tempfile::tempdir().expect("a temporary directory");
-    assert!(matches!(load(&temp.path().join("absent"), admit_all), Err(Error::Root { .. })));
+    assert!(matches!(load(&temp.path().join("absent"), ADMIT_ALL), Err(Error::Root { .. })));
 
     let file = temp.path().join("one.txt");
     write(&file, service("a", 1));
-    assert_eq!(services(&load(&file, admit_all).expect("one file")), ["default/a:1"]);
+    assert_eq!(services(&load(&file, ADMIT_ALL).expect("one file")), ["default/a:1"]);
 }
 
 #[test]
@@ -456,7 +492,7 @@ fn skips_what_editors_leave_and_refuses_what_is_too_large() {
     std::os::unix::fs::symlink(temp.path(), temp.path().join("loop")).expect("link");
     std::os::unix::fs::symlink("nowhere", temp.path().join("dangling.yaml")).expect("link");
 
-    let loaded = load(temp.path(), admit_all).expect("load");
+    let loaded = load(temp.path(), ADMIT_ALL).expect("load");
 
     assert_eq!(services(&loaded), Vec::<String>::new());
     assert_eq!(reasons(&loaded), ["dangling.yaml unreadable-file", "large.yaml unreadable-file"]);
@@ -467,7 +503,7 @@ fn what_was_never_read_is_unread_and_what_is_kept_says_since_when() {
     let at = |seconds| std::time::UNIX_EPOCH + std::time::Duration::from_secs(seconds);
     let key = |name: &str| Key { kind: Kind::Service, name: ObjectName::new("default", name) };
     let slip = service("a", 2).replace("port: 2", "port: [");
-    let mut store = Store::new(admit_all);
+    let mut store = Store::new(ADMIT_ALL);
 
     let first = store.apply_at(scan_of(&[("x.yaml", &slip), ("y.yaml", "{[")]), at(1));
     assert_eq!(first.objects.unread, [None, Some(key("a"))].into());

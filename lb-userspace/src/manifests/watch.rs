@@ -18,8 +18,9 @@ use tracing::{debug, info, warn};
 
 use super::scan::{self, Scan, Watch};
 use super::store::Store;
-use super::{Admit, Error, Loaded};
+use super::{Error, Loaded};
 use crate::model::{ObjectId, Problem, Severity};
+use crate::objects::Admission;
 
 /// Quiet time after the last event before the directory is read: a `kubectl`-like writer, an
 /// editor's rename dance or a symlink swap take a few milliseconds.
@@ -45,12 +46,12 @@ pub struct Watcher {
 ///
 /// The receiver starts with what is there now. Changes arrive while [`Watcher::run`] runs; it ends
 /// when the last receiver is dropped.
-pub fn watch(root: &Path, admit: Admit) -> Result<(watch::Receiver<Arc<Loaded>>, Watcher), Error> {
+pub fn watch(root: &Path, admission: Admission) -> Result<(watch::Receiver<Arc<Loaded>>, Watcher), Error> {
     let no_inotify = |source| Error::Inotify { path: root.to_owned(), source };
     let inotify = Inotify::init().map_err(no_inotify)?;
     let mut watched = Watched::new(inotify.watches(), root);
     let events = inotify.into_event_stream([0; 4096]).map_err(no_inotify)?;
-    let mut store = Store::new(admit);
+    let mut store = Store::new(admission);
     let scan = watched.scan(root).map_err(|source| Error::Root { path: root.to_owned(), source })?;
     let mut loaded = store.apply(scan);
     loaded.problems.extend(watched.problem());

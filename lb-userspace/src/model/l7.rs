@@ -265,6 +265,16 @@ impl Pattern {
         Self::build(source, Case::Same)
     }
 
+    /// Compiles a path pattern that takes whole paths and tells letters of both cases apart.
+    pub fn whole(source: &str) -> Result<Self, regex::Error> {
+        Self::build(&format!("^(?:{source})$"), Case::Differs)
+    }
+
+    /// Compiles a pattern for what begins with this text, as it is.
+    pub fn beginning(text: &str) -> Result<Self, regex::Error> {
+        Self::build(&format!("^{}", regex::escape(text)), Case::Differs)
+    }
+
     /// Compiles a pattern for the subject of a certificate: case-sensitive, not anchored.
     pub fn subject(source: &str) -> Result<Self, regex::Error> {
         Self::build(source, Case::Differs)

@@ -11,7 +11,20 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::{Ingress, IngressClass};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use crate::model::{ObjectId, ObjectName};
+use crate::model::{ObjectId, ObjectName, Problem};
+
+/// Judges objects before they may replace their last good versions: any problem of severity error
+/// refuses one.
+#[derive(Clone, Copy)]
+pub struct Admission {
+    /// By itself.
+    pub alone: fn(&Object, &ObjectId) -> Vec<Problem>,
+    /// By what the ConfigMaps in force demand.
+    pub among: fn(&BTreeMap<ObjectName, Sourced<ConfigMap>>) -> Judge,
+}
+
+/// Judges one object.
+pub type Judge = Box<dyn Fn(&Object, &ObjectId) -> Vec<Problem>>;
 
 /// Everything known, by kind and name.
 #[derive(Debug, Clone, Default, PartialEq)]

@@ -20,7 +20,7 @@ use crate::model::{ObjectId, Problem};
 use crate::objects::{Kind, Object};
 
 /// Judges one object; any problem of severity error refuses it.
-pub fn admit(object: &Object, id: &ObjectId) -> Vec<Problem> {
+pub(super) fn admit(object: &Object, id: &ObjectId) -> Vec<Problem> {
     let mut findings = Findings::default();
     let mut about = findings.about(id);
     metadata(object, &mut about);

@@ -1,5 +1,7 @@
 //! Which Ingresses are ours, in the order in which they win conflicts (reference ingress-nginx 4.5).
 
+use std::cmp::Reverse;
+
 use k8s_openapi::api::networking::v1::{Ingress, IngressClass};
 
 use super::Options;
@@ -35,12 +37,11 @@ pub(super) fn served<'a>(
             served.push(Served { name, id, ingress });
         }
     }
-    served.sort_by(|left, right| {
-        let age =
-            |served: &Served<'_>| served.ingress.metadata.creation_timestamp.as_ref().map(|time| time.0);
-        // As one text, because that is what ingress-nginx compares: `a-b/x` and `a/x` differ from
-        // a comparison by parts.
-        age(left).cmp(&age(right)).then_with(|| right.name.to_string().cmp(&left.name.to_string()))
+    // As one text, because that is what ingress-nginx compares: `a-b/x` and `a/x` differ from a
+    // comparison by parts.
+    served.sort_by_cached_key(|served| {
+        let age = served.ingress.metadata.creation_timestamp.as_ref().map(|time| time.0);
+        (age, Reverse(served.name.to_string()))
     });
     served
 }

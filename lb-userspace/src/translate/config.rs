@@ -7,24 +7,30 @@ mod forwarding;
 mod keys;
 mod log;
 mod responses;
+mod rules;
+pub(super) mod table;
 mod upstream;
+
+use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::ConfigMap;
 
+use super::annotations::value;
 use super::findings::Findings;
+use super::{Options, SnippetPolicy};
 use crate::model::ObjectName;
 use crate::model::l7::{AccessLog, Blocked, Edge, Keepalive, Responses};
 use crate::objects::{Key, Kind, Objects, Sourced};
 
 use keys::Keys;
+use table::{ConfigKey, Fate, Form, KEYS, KeyStatus};
 
+pub(super) use rules::judge;
 pub(super) use upstream::Settings;
 
 /// Name under which ingress-nginx's chart installs it.
 const NAME: &str = "ingress-nginx-controller";
-/// Keys that may keep somebody out and are not honoured.
-const PROTECTING: [&str; 1] = ["global-auth-snippet"];
-/// Keys that do, if the ConfigMap is the one that counts.
+/// Keys that keep somebody out, if the ConfigMap is the one that counts.
 const LISTS: [&str; 7] = [
     "allowlist-source-range",
     "block-cidrs",
@@ -60,12 +66,18 @@ pub(super) enum Gate {
 
 /// The controller's ConfigMap: of several with its name the first by namespace.
 pub fn controller(objects: &Objects) -> Option<(&ObjectName, &Sourced<ConfigMap>)> {
-    objects.config_maps.iter().find(|(name, _)| name.name == NAME)
+    named(&objects.config_maps)
+}
+
+fn named(
+    config_maps: &BTreeMap<ObjectName, Sourced<ConfigMap>>,
+) -> Option<(&ObjectName, &Sourced<ConfigMap>)> {
+    config_maps.iter().find(|(name, _)| name.name == NAME)
 }
 
 /// Reads the ConfigMap and says what of it is not honoured. Of several with its name the first by
 /// namespace counts, though each can close the gate.
-pub(super) fn read(objects: &Objects, findings: &mut Findings) -> Config {
+pub(super) fn read(objects: &Objects, options: &Options, findings: &mut Findings) -> Config {
     let mut config = Config {
         gate: Gate::Open,
         edge: Edge::default(),
@@ -79,16 +91,8 @@ pub(super) fn read(objects: &Objects, findings: &mut Findings) -> Config {
     for (name, sourced) in objects.config_maps.iter().filter(|(name, _)| name.name == NAME) {
         let id = Key { kind: Kind::ConfigMap, name: name.clone() }.id(&sourced.origin);
         let mut keys = Keys::new(&sourced.object, findings.about(&id));
-        for key in PROTECTING {
-            if keys.text(key).is_some() {
-                config.gate = Gate::Closed;
-                keys.about.error_fix(
-                    "protection-not-yet",
-                    keys::field(key),
-                    "not honoured yet; every Ingress answers 503, rather than stand open",
-                    "remove it only if something else protects these hosts",
-                );
-            }
+        if refused(&mut keys, options.snippets) == Gate::Closed {
+            config.gate = Gate::Closed;
         }
         if !std::mem::take(&mut is_first) {
             for key in LISTS {
@@ -119,7 +123,88 @@ pub(super) fn read(objects: &Objects, findings: &mut Findings) -> Config {
             None
         });
         config.responses = responses::read(&mut keys, &name.namespace, objects);
+        // What they demand of an Ingress was judged when it came in.
+        rules::Rules::read(&mut keys);
+        snippets_allowed(&mut keys);
         keys.tell_unasked();
     }
     config
+}
+
+/// Keys that are never honoured and may hold what keeps somebody out.
+fn refused(keys: &mut Keys<'_>, snippets: SnippetPolicy) -> Gate {
+    let mut gate = Gate::Open;
+    for row in KEYS.iter().filter(|row| row.fate == Fate::Refused) {
+        let Some(text) = keys.text(row.name) else { continue };
+        if row.form == Form::Bool && value::boolean(text) == Some(false) {
+            continue;
+        }
+        let (field, doc) = (keys::field(row.name), row.doc);
+        match snippets {
+            SnippetPolicy::Ignore if row.name.ends_with("-snippet") && !is_firewall(row.name) => {
+                let message = format!("never honoured ({doc}); ignored, as --snippet-policy says");
+                keys.about.warn("ignored-snippet", field, message, "");
+            }
+            SnippetPolicy::Refuse | SnippetPolicy::Ignore => {
+                gate = Gate::Closed;
+                let message = format!("never honoured ({doc}); every Ingress answers 503");
+                let fix = "remove it if it keeps nobody out, and say the rest with annotations";
+                keys.about.error_fix("refused-key", field, message, fix);
+            }
+        }
+    }
+    gate
+}
+
+/// What looks at requests for attacks is nothing that one can do without unawares.
+pub(super) fn is_firewall(name: &str) -> bool {
+    name.starts_with("modsecurity-")
+}
+
+fn snippets_allowed(keys: &mut Keys<'_>) {
+    if keys.boolean("allow-snippet-annotations") == Some(true) {
+        let message = "snippets are never run here; each is told at its Ingress";
+        keys.about.warn("snippets-never-run", keys::field("allow-snippet-annotations"), message, "");
+    }
+}
+
+/// What this version does with each key: by reading a ConfigMap that has all of them.
+pub fn key_statuses() -> Vec<(&'static ConfigKey, KeyStatus)> {
+    let data = KEYS.iter().map(|row| (row.name.to_owned(), "true".to_owned())).collect();
+    let object = ConfigMap { data: Some(data), ..ConfigMap::default() };
+    let mut objects = Objects::default();
+    let name = ObjectName::new("ingress-nginx", NAME);
+    objects.config_maps.insert(name, Sourced { object, origin: String::new() });
+    let mut findings = Findings::default();
+    read(&objects, &Options::default(), &mut findings);
+    let problems = findings.into_sorted();
+    let is_told = |row: &ConfigKey, reason: &str| {
+        let field = keys::field(row.name);
+        problems.iter().any(|problem| problem.reason == reason && problem.field == field)
+    };
+    let status = |row: &'static ConfigKey| match row.fate {
+        Fate::Neutral => KeyStatus::NoEffect,
+        Fate::Refused => KeyStatus::Refused,
+        Fate::Removed(_) => KeyStatus::Removed,
+        Fate::Plain if is_told(row, "not-yet") => KeyStatus::NotYet,
+        Fate::Plain => KeyStatus::Honoured,
+    };
+    KEYS.iter().map(|row| (row, status(row))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_key_that_is_asked_for_stands_in_the_table() {
+        let statuses = key_statuses();
+
+        let honoured = |name: &str| {
+            statuses.iter().any(|(row, status)| row.name == name && *status == KeyStatus::Honoured)
+        };
+        for name in ["keep-alive", "ssl-protocols", "proxy-real-ip-cidr", "log-format-upstream"] {
+            assert!(honoured(name), "{name}");
+        }
+    }
 }

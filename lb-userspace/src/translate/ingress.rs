@@ -69,7 +69,8 @@ pub(super) fn translate(
     options: &Options,
     findings: &mut Findings,
 ) -> L7 {
-    let Config { gate, edge, settings, log, keepalive, responses, blocked } = config::read(objects, findings);
+    let Config { gate, edge, settings, log, keepalive, responses, blocked } =
+        config::read(objects, options, findings);
     let mut making = Making {
         objects,
         options,
@@ -136,7 +137,7 @@ fn one_ingress(served: &Served<'_>, making: &mut Making<'_>, findings: &mut Find
         );
         return;
     }
-    let mut policy = annotations::read(&ingress.metadata, settings, objects, &mut about);
+    let mut policy = annotations::read(&ingress.metadata, settings, objects, options.snippets, &mut about);
     policy.denied |= *gate == Gate::Closed;
     if policy.canary {
         return;
@@ -204,6 +205,7 @@ fn one_ingress(served: &Served<'_>, making: &mut Making<'_>, findings: &mut Find
             let draft = Draft {
                 path: text.to_owned(),
                 exact: path.path_type == "Exact",
+                specific: path.path_type == "ImplementationSpecific",
                 field: format!("{field}.path"),
                 ingress: Some((*name).clone()),
                 id: id.clone(),
@@ -238,6 +240,7 @@ fn catch_all(
     let draft = Draft {
         path: "/".to_owned(),
         exact: false,
+        specific: false,
         field: "spec.defaultBackend".to_owned(),
         ingress: Some(served.name.clone()),
         id: served.id.clone(),
@@ -402,6 +405,7 @@ fn server(
         drafts.push(Draft {
             path,
             exact: false,
+            specific: false,
             field: String::new(),
             ingress: None,
             id,

@@ -16,6 +16,7 @@ mod endpoints;
 mod findings;
 mod header_map;
 mod ingress;
+mod mode;
 mod modes;
 mod names;
 mod nodes;
@@ -34,13 +35,16 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::Service;
 
 use crate::model::{ObjectName, Problem, Snapshot};
-use crate::objects::{Key, Kind, Objects};
+use crate::objects::{Admission, Key, Kind, Objects};
 
-pub use admit::admit;
 pub use annotations::PREFIX;
 pub use annotations::table::{Annotation, Scope, Status, TABLE};
 pub use classes::Served;
-pub use config::controller;
+pub use config::table::{ConfigKey, Fate, KEYS, KeyStatus};
+pub use config::{controller, key_statuses};
+
+/// What an object has to be to replace its last good version.
+pub const ADMISSION: Admission = Admission { alone: admit::admit, among: config::judge };
 
 /// What the process was started with, as far as it decides what objects mean.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,6 +77,18 @@ pub struct Options {
     pub external_ips: bool,
     /// `--enable-ssl-passthrough`: honour the annotation `ssl-passthrough`.
     pub enable_ssl_passthrough: bool,
+    /// `--snippet-policy`.
+    pub snippets: SnippetPolicy,
+}
+
+/// What becomes of an Ingress with nginx configuration in it, which is never run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum SnippetPolicy {
+    /// Its paths answer 503: the snippet may be what keeps somebody out.
+    #[default]
+    Refuse,
+    /// It is served as if it had none.
+    Ignore,
 }
 
 impl Default for Options {
@@ -91,6 +107,7 @@ impl Default for Options {
             load_balancer_class: None,
             external_ips: false,
             enable_ssl_passthrough: false,
+            snippets: SnippetPolicy::Refuse,
         }
     }
 }
@@ -108,7 +125,8 @@ pub struct Translated {
 pub fn honoured_annotations(objects: &Objects) -> BTreeMap<Key, Vec<&'static str>> {
     let mut honoured = BTreeMap::new();
     for (name, sourced) in &objects.ingresses {
-        let names = annotations::honoured(&sourced.object.metadata);
+        let mut names = annotations::honoured(&sourced.object.metadata);
+        names.extend(ours::honoured(&sourced.object.metadata, Kind::Ingress));
         honoured.insert(Key { kind: Kind::Ingress, name: name.clone() }, names);
     }
     let services = objects.services.iter().map(|(name, s)| (Kind::Service, name.clone(), &s.object.metadata));

@@ -28,6 +28,8 @@ pub(super) const SLOW_START: &str = "penstock.dev/slow-start";
 pub(super) const EJECT_AFTER: &str = "penstock.dev/eject-after";
 /// EndpointSlice: share of new flows for each of its endpoints.
 pub(super) const WEIGHT: &str = "penstock.dev/weight";
+/// Ingress: `compat` or `strict`.
+pub(super) const READING: &str = "penstock.dev/mode";
 /// Node: where it takes tunnelled packets, one address for each family.
 pub(super) const TUNNEL: &str = "penstock.dev/tunnel-address";
 
@@ -48,6 +50,7 @@ const TABLE: &[Row] = &[
     Row { name: SLOW_START, kinds: &[Kind::Service], check: |text| seconds(text).map(drop) },
     Row { name: EJECT_AFTER, kinds: &[Kind::Service], check: |text| failures(text).map(drop) },
     Row { name: WEIGHT, kinds: &[Kind::EndpointSlice], check: |text| weight(text).map(drop) },
+    Row { name: READING, kinds: &[Kind::Ingress], check: super::mode::check },
     Row { name: TUNNEL, kinds: &[Kind::Node], check: tunnel_list },
 ];
 
@@ -99,6 +102,14 @@ pub(super) fn bad_upstream(metadata: &ObjectMeta, about: &mut About<'_>) {
         {
             about.warn("bad-value", field(name), message, "the default is used");
         }
+    }
+}
+
+/// Says what annotations of ours an Ingress has and cannot have so.
+pub(super) fn of_ingress(metadata: &ObjectMeta, about: &mut About<'_>) {
+    unknown(metadata, Kind::Ingress, about);
+    if let Some(Err(message)) = text(metadata, READING).map(super::mode::check) {
+        about.warn("bad-value", field(READING), message, "the ConfigMap's penstock-mode counts, else compat");
     }
 }
 

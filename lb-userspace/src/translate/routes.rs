@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::annotations::{Policy, field};
 use super::findings::Findings;
+use super::mode::Mode;
 use super::template::template;
 use super::upstream_tls::ProxySsl;
 use crate::model::l7::{
@@ -20,6 +21,8 @@ const REGEX_CHARACTERS: [char; 9] = ['(', ')', '[', ']', '*', '+', '^', '$', '|'
 pub(super) struct Draft {
     pub path: String,
     pub exact: bool,
+    /// Of type ImplementationSpecific: a pattern, where patterns are asked for.
+    pub specific: bool,
     /// Field of the path, empty for the implicit `/`.
     pub field: String,
     pub ingress: Option<ObjectName>,
@@ -32,9 +35,51 @@ pub(super) struct Draft {
     pub proxy_ssl: Option<Arc<ProxySsl>>,
 }
 
-/// The host's paths are regular expressions: one location is enough to make all of them so.
+/// How the text of a path is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reading {
+    /// As it is.
+    Literal,
+    /// As a pattern of paths that begin so, in any case.
+    Start,
+    /// As a pattern of whole paths.
+    Whole,
+}
+
+impl Reading {
+    fn of(draft: &Draft, host_is_regex: bool) -> Self {
+        match draft.policy.mode {
+            Mode::Compat if host_is_regex => Self::Start,
+            Mode::Strict if draft.specific && asks_for_patterns(draft) => Self::Whole,
+            Mode::Compat | Mode::Strict => Self::Literal,
+        }
+    }
+
+    fn compile(self, path: &str) -> Result<Pattern, regex::Error> {
+        match self {
+            Self::Literal => Pattern::beginning(path),
+            Self::Start => Pattern::anchored(path),
+            Self::Whole => Pattern::whole(path),
+        }
+    }
+
+    /// For a rewrite, which in compat mode need not match at the start.
+    fn compile_rewrite(self, path: &str) -> Result<Pattern, regex::Error> {
+        match self {
+            Self::Start => Pattern::unanchored(path),
+            Self::Literal | Self::Whole => self.compile(path),
+        }
+    }
+}
+
+/// The host's paths are regular expressions: one location is enough to make all of them so. Those
+/// that are read strictly make nothing of others.
 pub(super) fn is_regex_host(drafts: &[Draft]) -> bool {
-    drafts.iter().any(|draft| draft.policy.use_regex || rewrites(draft))
+    drafts.iter().any(|draft| draft.policy.mode == Mode::Compat && asks_for_patterns(draft))
+}
+
+fn asks_for_patterns(draft: &Draft) -> bool {
+    draft.policy.use_regex || rewrites(draft)
 }
 
 /// A target equal to the path rewrites nothing and makes nothing a regex.
@@ -55,9 +100,21 @@ pub(super) fn locations(mut drafts: Vec<Draft>, tls: bool, findings: &mut Findin
 }
 
 fn location(draft: Draft, regex: bool, tls: bool, findings: &mut Findings) -> Location {
-    surprises(&draft, regex, findings);
+    let reading = Reading::of(&draft, regex);
+    surprises(&draft, reading, findings);
     let rewrites = rewrites(&draft);
-    let Draft { path, exact, field: path_field, ingress, id, service, mut action, policy, proxy_ssl } = draft;
+    let Draft {
+        path,
+        exact,
+        specific: _,
+        field: path_field,
+        ingress,
+        id,
+        service,
+        mut action,
+        policy,
+        proxy_ssl,
+    } = draft;
     let mut about = findings.about(&id);
     let mut denied = policy.denied;
     let mut filters = Filters {
@@ -87,10 +144,10 @@ fn location(draft: Draft, regex: bool, tls: bool, findings: &mut Findings) -> Lo
             }
         }
     }
-    let matched = if !regex {
+    let matched = if reading == Reading::Literal {
         if exact { PathMatch::Exact(path.clone()) } else { PathMatch::Prefix(path.clone()) }
     } else {
-        match (Pattern::anchored(&path), Pattern::anchored(literal_text(&path))) {
+        match (reading.compile(&path), Pattern::anchored(literal_text(&path))) {
             (Ok(pattern), _) => PathMatch::Regex(pattern),
             (Err(error), literal) => {
                 // Whatever the pattern protects lies below its literal beginning: close all of it.
@@ -114,7 +171,7 @@ fn location(draft: Draft, regex: bool, tls: bool, findings: &mut Findings) -> Lo
         }
     };
     if let (true, Some(target)) = (rewrites && !denied, &policy.rewrite_target) {
-        match (template(target), Pattern::unanchored(&path)) {
+        match (template(target), reading.compile_rewrite(&path)) {
             (Err(message), _) => {
                 denied = true;
                 about.error("bad-rewrite-target", field("rewrite-target"), message);
@@ -178,7 +235,8 @@ fn starts_with_slash(target: &Template) -> bool {
 }
 
 /// What an author may not expect of a path.
-fn surprises(draft: &Draft, regex: bool, findings: &mut Findings) {
+fn surprises(draft: &Draft, reading: Reading, findings: &mut Findings) {
+    let regex = reading != Reading::Literal;
     let Draft { path, exact, field, id, policy, .. } = draft;
     if draft.ingress.is_none() {
         return;
@@ -192,7 +250,7 @@ fn surprises(draft: &Draft, regex: bool, findings: &mut Findings) {
             "set use-regex: \"true\"",
         );
     }
-    if regex && !policy.use_regex && !rewrites(draft) && path != "/" {
+    if reading == Reading::Start && !policy.use_regex && !rewrites(draft) && path != "/" {
         about.warn(
             "regex-host",
             field,
@@ -200,7 +258,7 @@ fn surprises(draft: &Draft, regex: bool, findings: &mut Findings) {
             "",
         );
     }
-    if regex && *exact {
+    if reading == Reading::Start && *exact {
         about.warn(
             "exact-in-regex-host",
             field,

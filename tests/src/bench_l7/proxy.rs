@@ -427,7 +427,7 @@ mod tests {
         )
         .unwrap();
 
-        let loaded = penstock::manifests::load(&manifests, |_, _| Vec::new()).unwrap();
+        let loaded = penstock::manifests::load(&manifests, penstock::translate::ADMISSION).unwrap();
 
         assert_eq!(loaded.problems, []);
         assert_eq!(loaded.objects.secrets.len(), 1);

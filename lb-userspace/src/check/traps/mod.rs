@@ -6,7 +6,6 @@
 mod canary;
 mod certificates;
 mod exposure;
-mod invented;
 mod prefixes;
 mod regexes;
 mod secrets;
@@ -23,7 +22,6 @@ use world::World;
 /// All traps, in no order that matters.
 const TRAPS: &[fn(&World<'_>, &mut Caught)] = &[
     prefixes::misspelt,
-    invented::never_existed,
     snippets::of_ingresses,
     snippets::of_the_config_map,
     regexes::flipped_hosts,
@@ -48,7 +46,9 @@ const TRAPS: &[fn(&World<'_>, &mut Caught)] = &[
 
 /// Whether a trap says better what a problem of the same field says.
 pub(super) fn replaces(trap: &str, problem: &str) -> bool {
-    trap == problem || (trap == "snippet" && matches!(problem, "refused-annotation" | "refused-key"))
+    trap == problem
+        || (trap == "snippet"
+            && matches!(problem, "ignored-snippet" | "no-effect" | "refused-annotation" | "refused-key"))
 }
 
 /// Everything that is caught, by object.

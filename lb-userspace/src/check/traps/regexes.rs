@@ -25,7 +25,7 @@ pub(super) fn flipped_hosts(world: &World<'_>, caught: &mut Caught) {
             continue;
         };
         let is_victim = |(ingress, place): &&(&Seen<'_>, &Place<'_>)| {
-            flips(ingress, place).is_none() && !ingress.is_on("use-regex") && place.path != "/"
+            flips(ingress, place).is_none() && !ingress.is_strict && place.path != "/"
         };
         let mut victims: Vec<String> = Vec::new();
         for (ingress, place) in places.iter().filter(is_victim) {
@@ -50,6 +50,9 @@ pub(super) fn flipped_hosts(world: &World<'_>, caught: &mut Caught) {
 
 /// The annotation by which a path makes its host a regex host.
 fn flips(ingress: &Seen<'_>, place: &Place<'_>) -> Option<&'static str> {
+    if ingress.is_strict {
+        return None;
+    }
     if ingress.is_on("use-regex") {
         return Some("use-regex");
     }

@@ -7,22 +7,18 @@ use super::{Caught, listed};
 use crate::model::ObjectName;
 use crate::objects::{Key, Kind};
 
-/// How a password is kept.
+/// How a password is kept; what can be read by anybody or by nobody is told where it is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Hash {
-    /// Made for passwords.
-    Fit,
     /// One round of a fast hash, or nearly.
     Fast,
     /// DES: eight characters count.
     Des,
-    /// As it is.
-    Plain,
-    /// Neither nginx nor we can check it.
-    Unknown,
+    /// Another.
+    Other,
 }
 
-/// Hashes that are refused, or that a thief of the Secret undoes in an afternoon.
+/// Hashes that a thief of the Secret undoes in an afternoon.
 pub(super) fn password_hashes(world: &World<'_>, caught: &mut Caught) {
     let mut forms: BTreeMap<ObjectName, bool> = BTreeMap::new();
     for ingress in world.primaries() {
@@ -48,17 +44,13 @@ pub(super) fn password_hashes(world: &World<'_>, caught: &mut Caught) {
         };
         let field = if is_map { "data" } else { "data.auth" };
         let better = "make them anew with `htpasswd -B`";
-        let kinds = [
-            (Hash::Unknown, "cannot be checked, so these users cannot enter"),
-            (Hash::Plain, "are written as they are"),
-            (Hash::Des, "are kept by DES crypt, which looks at eight characters"),
-        ];
-        for (kind, message) in kinds {
-            let users = of(kind);
-            if !users.is_empty() {
-                let message = format!("the passwords of {} {message}", listed(&users));
-                caught.needs_action(&id, "weak-password-hash", field, message, better);
-            }
+        let users = of(Hash::Des);
+        if !users.is_empty() {
+            let message = format!(
+                "the passwords of {} are kept by DES crypt, which looks at eight characters; it is not read here",
+                listed(&users)
+            );
+            caught.needs_action(&id, "weak-password-hash", field, message, better);
         }
         let users = of(Hash::Fast);
         if !users.is_empty() {
@@ -84,16 +76,12 @@ fn hash(text: &str) -> Hash {
     let text = text.trim();
     let starts = |prefixes: &[&str]| prefixes.iter().any(|prefix| text.starts_with(prefix));
     let is_crypt = |c: char| c.is_ascii_alphanumeric() || c == '.' || c == '/';
-    if starts(&["$2a$", "$2b$", "$2y$", "$5$", "$6$"]) {
-        Hash::Fit
-    } else if starts(&["$apr1$", "{SHA}", "{SSHA}", "$1$"]) {
+    if starts(&["$apr1$", "{SHA}", "{SSHA}", "$1$"]) {
         Hash::Fast
-    } else if starts(&["{PLAIN}"]) {
-        Hash::Plain
     } else if text.len() == 13 && text.chars().all(is_crypt) {
         Hash::Des
     } else {
-        Hash::Unknown
+        Hash::Other
     }
 }
 
@@ -105,14 +93,14 @@ mod tests {
     #[test]
     fn every_kind_of_hash_is_told_apart() {
         let cases = [
-            ("$2y$05$c4WoMPo3SXsafkva.HHa6uXQZWr7oboPiC2bT/r7q1BB8I2s0BRqC", Hash::Fit),
-            ("$6$rounds=5000$salt$hash", Hash::Fit),
+            ("$2y$05$c4WoMPo3SXsafkva.HHa6uXQZWr7oboPiC2bT/r7q1BB8I2s0BRqC", Hash::Other),
+            ("$6$rounds=5000$salt$hash", Hash::Other),
             ("$apr1$salt$hash", Hash::Fast),
             ("{SHA}0DPiKuNIrrVmD8IUCuw1hQxNqZc=", Hash::Fast),
-            ("{PLAIN}secret", Hash::Plain),
+            ("{PLAIN}secret", Hash::Other),
             ("rl.3StKT.4T8M", Hash::Des),
-            ("secret", Hash::Unknown),
-            ("", Hash::Unknown),
+            ("secret", Hash::Other),
+            ("", Hash::Other),
         ];
         for (text, expected) in cases {
             assert_eq!(hash(text), expected, "{text}");
@@ -124,14 +112,13 @@ mod tests {
         let annotations = "
             nginx.ingress.kubernetes.io/auth-type: basic
             nginx.ingress.kubernetes.io/auth-secret: users";
-        let file = "# who\nann:$2y$05$abc\nbob:{PLAIN}b\ncid:$apr1$a$b:comment\n\ndan:xyz";
+        let file = "# who\nann:$2y$05$abc\nbob:{PLAIN}b\ncid:$apr1$a$b:comment\n\ndan:rl.3StKT.4T8M";
         let input = format!("{}---\n{}", ingress("a", annotations), passwords("users", file));
 
         assert_eq!(
             messages(&input, &["weak-password-hash"]),
             [
-                "the passwords of bob are written as they are",
-                "the passwords of dan cannot be checked, so these users cannot enter",
+                "the passwords of dan are kept by DES crypt, which looks at eight characters; it is not read here",
                 "the passwords of cid are kept by a fast hash",
             ]
         );

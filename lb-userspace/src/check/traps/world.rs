@@ -32,6 +32,8 @@ pub(super) struct Seen<'a> {
     /// Short names and trimmed values; what is empty counts as absent.
     pub annotations: BTreeMap<&'a str, &'a str>,
     pub paths: Vec<Place<'a>>,
+    /// Whether `penstock.dev/mode` or the ConfigMap has it read strictly.
+    pub is_strict: bool,
     /// Hosts of its rules, lower case; empty for rules without one.
     pub hosts: Vec<String>,
 }
@@ -77,13 +79,16 @@ impl<'a> World<'a> {
         let config = translate::controller(objects);
         let data = config.iter().flat_map(|(_, sourced)| sourced.object.data.iter().flatten());
         let data = data.map(|(key, value)| (key.as_str(), value.trim()));
+        let data: BTreeMap<_, _> = data.filter(|(_, value)| !value.is_empty()).collect();
+        let usual = data.get("penstock-mode").copied().unwrap_or_default();
+        let served = translate::served(objects, options);
         Self {
             objects,
             options,
             snapshot: &translated.snapshot,
             now,
-            ingresses: translate::served(objects, options).into_iter().map(Seen::new).collect(),
-            config: data.filter(|(_, value)| !value.is_empty()).collect(),
+            ingresses: served.into_iter().map(|served| Seen::new(served, usual)).collect(),
+            config: data,
             config_id: config.map_or_else(ObjectId::default, |(name, sourced)| {
                 Key { kind: Kind::ConfigMap, name: name.clone() }.id(&sourced.origin)
             }),
@@ -102,8 +107,10 @@ impl<'a> World<'a> {
 }
 
 impl<'a> Seen<'a> {
-    fn new(served: Served<'a>) -> Self {
+    fn new(served: Served<'a>, usual_mode: &str) -> Self {
         let Served { name, id, ingress } = served;
+        let mode = ingress.metadata.annotations.as_ref().and_then(|all| all.get("penstock.dev/mode"));
+        let is_strict = mode.map_or(usual_mode, |mode| mode.trim()) == "strict";
         let annotations = ingress.metadata.annotations.iter().flatten();
         let annotations = annotations
             .filter_map(|(name, text)| Some((name.strip_prefix(PREFIX)?.strip_prefix('/')?, text.trim())));
@@ -126,7 +133,7 @@ impl<'a> Seen<'a> {
             }
         }
         let annotations = annotations.filter(|(_, text)| !text.is_empty()).collect();
-        Self { id, name, annotations, paths, hosts }
+        Self { id, name, annotations, paths, is_strict, hosts }
     }
 
     /// Value of an annotation, by its short name.

@@ -25,10 +25,11 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use self::policies::Source;
 pub(super) use self::spelling::nearest;
 use self::table::{Annotation, BadValue, Status, TABLE, Value};
-use super::checks;
-use super::client_auth;
-use super::config::Settings;
+use super::config::{self, Settings};
 use super::findings::About;
+use super::mode::Mode;
+use super::ours;
+use super::{SnippetPolicy, checks, client_auth};
 use crate::model::ObjectName;
 use crate::model::expression::Expression;
 use crate::model::l7::{Buffers, FastCgi, Policies, RedirectStyle, TlsVersions};
@@ -45,6 +46,7 @@ pub(super) struct Policy {
     pub denied: bool,
     pub canary: bool,
     pub use_regex: bool,
+    pub mode: Mode,
     pub rewrite_target: Option<String>,
     pub ssl_redirect: bool,
     pub force_ssl_redirect: bool,
@@ -103,6 +105,7 @@ impl Default for Policy {
             denied: false,
             canary: false,
             use_regex: false,
+            mode: Mode::Compat,
             rewrite_target: None,
             ssl_redirect: true,
             force_ssl_redirect: false,
@@ -163,7 +166,8 @@ pub(super) fn admit(metadata: &ObjectMeta, about: &mut About<'_>) {
         let Err(message) = value::check(row.value, text) else { continue };
         // A line break in a value is an attempt to inject configuration, whatever the class.
         if row.bad_value == BadValue::Refuse || text.contains(['\r', '\n']) && row.status != Status::Refused {
-            about.error("bad-annotation", field(row.name), message);
+            let fix = value::advice(row.value, text);
+            about.error_fix("bad-annotation", field(row.name), message, fix);
         }
     }
 }
@@ -173,9 +177,11 @@ pub(super) fn read(
     metadata: &ObjectMeta,
     settings: &Settings,
     objects: &Objects,
+    snippets: SnippetPolicy,
     about: &mut About<'_>,
 ) -> Policy {
     unknown(metadata, about);
+    ours::of_ingress(metadata, about);
     let mut valid: BTreeMap<&str, &str> = BTreeMap::new();
     let mut policy = Policy::default();
     for (row, text) in known(metadata) {
@@ -194,7 +200,8 @@ pub(super) fn read(
                     about.error_fix("bad-annotation", field(row.name), message, fix);
                 }
                 (_, BadValue::Default) => {
-                    about.warn("bad-annotation", field(row.name), message, "the default is used");
+                    let message = format!("{message}; the default is used");
+                    about.warn("bad-annotation", field(row.name), message, value::advice(row.value, text));
                 }
             },
         }
@@ -211,9 +218,10 @@ pub(super) fn read(
         return policy;
     }
     for (row, text) in known(metadata).filter(|(row, _)| valid.contains_key(row.name)) {
-        status(row, text, &valid, &mut policy, about);
+        status(row, text, &valid, snippets, &mut policy, about);
     }
     honour(&valid, settings, &mut policy);
+    policy.mode = Mode::of(metadata, settings);
     let namespace = metadata.namespace.as_deref().unwrap_or_default();
     let name = metadata.name.as_deref().unwrap_or_default();
     let source = Source { valid: &valid, settings, objects, namespace, name };
@@ -230,6 +238,7 @@ fn status(
     row: &Annotation,
     text: &str,
     valid: &BTreeMap<&str, &str>,
+    snippets: SnippetPolicy,
     policy: &mut Policy,
     about: &mut About<'_>,
 ) {
@@ -254,6 +263,14 @@ fn status(
         }
         Status::NoEffect => {
             about.info("no-effect", field(row.name), format!("accepted without effect ({})", row.doc), "")
+        }
+        Status::Refused
+            if snippets == SnippetPolicy::Ignore
+                && row.name.ends_with("-snippet")
+                && !config::is_firewall(row.name) =>
+        {
+            let message = format!("never honoured ({}); ignored, as --snippet-policy says", row.doc);
+            about.warn("ignored-snippet", field(row.name), message, native_alternative(row.name));
         }
         Status::Refused => {
             policy.denied = true;
@@ -422,7 +439,7 @@ fn proxy_ssl<'t>(text: &impl Fn(&str) -> Option<&'t str>) -> Option<ProxySsl> {
 }
 
 /// Annotations of the table that are set, trimmed; an alias only while its proper name is empty.
-fn known(metadata: &ObjectMeta) -> impl Iterator<Item = (&'static Annotation, &str)> {
+pub(super) fn known(metadata: &ObjectMeta) -> impl Iterator<Item = (&'static Annotation, &str)> {
     let all = metadata.annotations.as_ref();
     let is_set = move |name: &str| {
         let text = all.and_then(|all| all.get(&format!("{PREFIX}/{name}")));

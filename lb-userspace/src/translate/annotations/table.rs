@@ -63,6 +63,30 @@ pub enum Value {
     Text,
 }
 
+impl std::fmt::Display for Value {
+    /// As the documents write it.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let words =
+            |words: &[&str]| words.iter().map(|word| format!("`{word}`")).collect::<Vec<_>>().join(", ");
+        f.write_str(match self {
+            Self::Bool => "bool",
+            Self::Int => "number",
+            Self::Count => "number from 1",
+            Self::One(all) => return f.write_str(&words(all)),
+            Self::Words(all) => return write!(f, "some of {}", words(all)),
+            Self::Interval => "time",
+            Self::ErrorStatus => "status",
+            Self::Size => "size",
+            Self::Ranges => "addresses, ranges",
+            Self::Reference => "name or namespace/name",
+            Self::Token => "word",
+            Self::Path => "path",
+            Self::Url => "URL",
+            Self::Text | Self::Phrase => "text",
+        })
+    }
+}
+
 /// ingress-nginx's risk level.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Risk {
@@ -74,6 +98,14 @@ pub enum Risk {
     High,
     /// Raw configuration.
     Critical,
+}
+
+impl Risk {
+    /// As `annotations-risk-level` writes it.
+    pub(in crate::translate) fn named(text: &str) -> Option<Self> {
+        let all = [("low", Low), ("medium", Medium), ("high", High), ("critical", Critical)];
+        all.into_iter().find(|(name, _)| text.eq_ignore_ascii_case(name)).map(|(_, risk)| risk)
+    }
 }
 
 /// What an annotation changes.

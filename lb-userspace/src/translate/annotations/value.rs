@@ -56,6 +56,39 @@ pub(in crate::translate) fn check(value: Value, text: &str) -> Result<(), String
     if legal { Ok(()) } else { Err(format!("{text:?} is not {wanted}")) }
 }
 
+/// How a value that was probably meant is written; empty where nobody can tell.
+pub(in crate::translate) fn advice(value: Value, text: &str) -> String {
+    let lower = text.to_ascii_lowercase();
+    let digits = text.trim_end_matches(|unit: char| unit.is_ascii_alphabetic());
+    let unit = lower.get(digits.len()..).unwrap_or_default();
+    match value {
+        Value::Bool => match lower.as_str() {
+            "yes" | "on" | "y" | "enabled" | "enable" | "true" => "write \"true\"".to_owned(),
+            "no" | "off" | "n" | "disabled" | "disable" | "false" | "none" => "write \"false\"".to_owned(),
+            _ => String::new(),
+        },
+        Value::Size
+            if matches!(unit, "b" | "kb" | "mb" | "gb" | "ki" | "mi" | "gi" | "kib" | "mib" | "gib") =>
+        {
+            let unit = unit.trim_end_matches(['b', 'i']);
+            format!(
+                "write {digits}{unit}: with another suffix ingress-nginx dropped the value and used the default"
+            )
+        }
+        Value::Int | Value::Count => {
+            let factor = match unit {
+                "s" => 1,
+                "m" => 60,
+                "h" => 3600,
+                _ => return String::new(),
+            };
+            let seconds = digits.parse::<u32>().ok().and_then(|number| number.checked_mul(factor));
+            seconds.map_or(String::new(), |seconds| format!("write \"{seconds}\", if seconds are meant"))
+        }
+        _ => String::new(),
+    }
+}
+
 /// Go's ParseBool.
 pub(in crate::translate) fn boolean(text: &str) -> Option<bool> {
     match text {
@@ -148,6 +181,31 @@ fn is_url(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_probably_meant_is_proposed() {
+        let cases = [
+            (Value::Bool, "yes", "write \"true\""),
+            (Value::Bool, "Off", "write \"false\""),
+            (Value::Bool, "perhaps", ""),
+            (
+                Value::Size,
+                "50mb",
+                "write 50m: with another suffix ingress-nginx dropped the value and used the default",
+            ),
+            (
+                Value::Size,
+                "1b",
+                "write 1: with another suffix ingress-nginx dropped the value and used the default",
+            ),
+            (Value::Size, "much", ""),
+            (Value::Int, "5m", "write \"300\", if seconds are meant"),
+            (Value::Int, "x", ""),
+        ];
+        for (value, text, expected) in cases {
+            assert_eq!(advice(value, text), expected, "{value:?} {text:?}");
+        }
+    }
 
     #[test]
     fn accepts_and_refuses_as_ingress_nginx_does() {

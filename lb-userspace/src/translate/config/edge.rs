@@ -21,37 +21,14 @@ pub(super) fn read(keys: &mut Keys<'_>) -> Edge {
     let default = Edge::default();
     let trusted = forwarding::trusted(keys);
     let proxy_protocol = proxy_protocol(keys, &trusted);
-    let edge = Edge {
+    Edge {
         forwarding: forwarding::read(keys, proxy_protocol.is_some(), trusted),
         proxy_protocol,
         limits: limits(keys),
         connections: connections(keys).unwrap_or(default.connections),
         shutdown: keys.time("worker-shutdown-timeout").unwrap_or(default.shutdown),
         tls: tls(keys),
-    };
-    keys.without_effect(&[
-        "client-header-buffer-size",
-        "http2-max-field-size",
-        "http2-max-header-size",
-        "http2-max-requests",
-        "enable-multi-accept",
-        "max-worker-open-files",
-        "reuse-port",
-        "server-name-hash-bucket-size",
-        "server-name-hash-max-size",
-        "map-hash-bucket-size",
-        "variables-hash-bucket-size",
-        "variables-hash-max-size",
-        "worker-cpu-affinity",
-        "worker-serial-reloads",
-        "lua-shared-dicts",
-        "enable-aio-write",
-        "ssl-buffer-size",
-        "ssl-dh-param",
-        "enable-ocsp",
-        "ssl-early-data",
-    ]);
-    edge
+    }
 }
 
 fn limits(keys: &mut Keys<'_>) -> ClientLimits {

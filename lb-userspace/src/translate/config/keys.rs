@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::ConfigMap;
 
-use super::super::annotations::value;
+use super::super::annotations::{nearest, value};
 use super::super::findings::About;
+use super::table::{self, Fate};
 
 /// The keys that are set, trimmed; an empty one counts as absent.
 pub(super) struct Keys<'a> {
@@ -28,8 +29,9 @@ impl<'a> Keys<'a> {
         Self { data: data.filter(|(_, value)| !value.is_empty()).collect(), asked: BTreeSet::new(), about }
     }
 
-    /// As written.
+    /// As written. Who asks for a key adds it to the table.
     pub(super) fn text(&mut self, key: &'static str) -> Option<&'a str> {
+        debug_assert!(table::row(key).is_some(), "{key} is not in the table");
         self.asked.insert(key);
         self.data.get(key).copied()
     }
@@ -67,19 +69,29 @@ impl<'a> Keys<'a> {
         self.parsed(key, "a number of bytes with an optional k, m or g", value::size)
     }
 
-    /// Keys that are accepted and mean nothing here.
-    pub(super) fn without_effect(&mut self, keys: &[&'static str]) {
-        for key in keys {
-            if self.text(key).is_some() {
-                self.about.info("no-effect", field(key), "accepted without effect here", "");
-            }
-        }
-    }
-
     /// What no section asked for.
     pub(super) fn tell_unasked(mut self) {
         for key in self.data.keys().filter(|key| !self.asked.contains(*key)) {
-            self.about.warn("not-yet", field(key), "not honoured yet; the default is used", "");
+            let field = field(key);
+            let Some(row) = table::row(key) else {
+                let names = table::KEYS.iter().map(|row| row.name);
+                let fix = nearest(key, names).map_or(String::new(), |name| format!("did you mean {name}?"));
+                self.about.warn("unknown-key", field, "ingress-nginx has no such key; ignored", fix);
+                continue;
+            };
+            match row.fate {
+                Fate::Neutral => {
+                    self.about.info("no-effect", field, format!("accepted without effect ({})", row.doc), "");
+                }
+                Fate::Removed(instead) => {
+                    let message = "ingress-nginx has no such key any more; ignored";
+                    self.about.warn("removed-key", field, message, instead);
+                }
+                Fate::Plain | Fate::Refused => {
+                    let message = format!("not honoured yet ({}); the default is used", row.doc);
+                    self.about.warn("not-yet", field, message, "");
+                }
+            }
         }
     }
 }

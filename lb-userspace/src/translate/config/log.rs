@@ -17,7 +17,6 @@ pub(super) fn read(keys: &mut Keys<'_>) -> Option<AccessLog> {
     let off = is_on("disable-access-log") | is_on("disable-http-access-log");
     let unclaimed = is_on("enable-access-log-for-default-backend");
     let log = AccessLog { sink: Arc::new(sink(keys)), format: format(keys), skip: skip(keys), unclaimed };
-    keys.without_effect(&["access-log-params", "error-log-path", "error-log-level"]);
     (!off).then_some(log)
 }
 

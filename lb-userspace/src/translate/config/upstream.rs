@@ -8,6 +8,7 @@ use super::super::annotations::table::Value::{
 };
 use super::super::annotations::value;
 use super::super::header_map;
+use super::super::mode;
 use super::keys::{Keys, field};
 use crate::model::expression::Expression;
 use crate::model::l7::policy::{FilledHeader, Header};
@@ -16,6 +17,7 @@ use crate::objects::Objects;
 
 /// Keys and the form of their values.
 const KEYS: &[(&str, Value)] = &[
+    (mode::KEY, One(&mode::WORDS)),
     ("allow-cross-namespace-resources", Bool),
     ("allowlist-source-range", Ranges),
     ("client-body-buffer-size", Size),
@@ -87,7 +89,6 @@ pub(in crate::translate) struct Settings {
 impl Settings {
     /// The error keeps what can be used beside a list that guards something and cannot be read.
     pub(super) fn read(keys: &mut Keys<'_>, namespace: &str, objects: &Objects) -> Result<Self, Self> {
-        keys.without_effect(&["proxy-busy-buffers-size"]);
         let mut guards = true;
         let mut values = BTreeMap::new();
         for (key, form) in KEYS {

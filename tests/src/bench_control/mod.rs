@@ -1,0 +1,146 @@
+//! What `cargo xtask bench control` measures: how long it takes from objects to routes, with how many
+//! of them, and how long one change of one object takes.
+
+pub mod cluster;
+
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use penstock::l7::explain::Prepared;
+use penstock::manifests::{self, Loaded};
+use penstock::objects::Objects;
+use penstock::translate::{self, Options};
+use serde_json::{Value, json};
+
+use cluster::Cluster;
+
+/// Requests that the time of one is the mean of.
+const REQUESTS: usize = 20_000;
+
+/// Figures of one size.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Row {
+    /// Ingresses; each has two paths and a Service with two endpoints.
+    pub ingresses: usize,
+    /// From manifests to objects.
+    pub read: Duration,
+    /// From objects to the snapshot.
+    pub translate: Duration,
+    /// From the snapshot to what workers look up.
+    pub index: Duration,
+    /// From a changed object to the snapshot.
+    pub change: Duration,
+    /// From that to what workers look up.
+    pub change_index: Duration,
+    /// From a request to its location.
+    pub route: Duration,
+}
+
+/// Measures a cluster of this size; each figure is the best of `rounds`, because what disturbs only
+/// ever adds.
+pub fn measure(ingresses: usize, rounds: usize) -> Row {
+    let cluster = Cluster { ingresses };
+    let texts = cluster.manifests();
+    let options = Options::default();
+    let mut row = Row {
+        ingresses,
+        read: Duration::MAX,
+        translate: Duration::MAX,
+        index: Duration::MAX,
+        change: Duration::MAX,
+        change_index: Duration::MAX,
+        route: Duration::MAX,
+    };
+    let best = |slot: &mut Duration, begin: Instant| *slot = (*slot).min(begin.elapsed());
+    let mut objects = Objects::default();
+    for round in 0..rounds {
+        let begin = Instant::now();
+        objects = Objects::default();
+        texts.iter().for_each(|text| take_in(&mut objects, read(text)));
+        best(&mut row.read, begin);
+
+        let begin = Instant::now();
+        let translated = translate::translate(&objects, &options);
+        best(&mut row.translate, begin);
+
+        let begin = Instant::now();
+        let prepared = Prepared::new(&translated.snapshot.l7);
+        best(&mut row.index, begin);
+        row.route = row.route.min(route(&cluster, &prepared));
+
+        let changed = read(&cluster.ingress(round * 7 % ingresses, "90"));
+        take_in(&mut objects, changed);
+        let begin = Instant::now();
+        let translated = translate::translate(&objects, &options);
+        best(&mut row.change, begin);
+        let begin = Instant::now();
+        black_box(Prepared::new(&translated.snapshot.l7));
+        best(&mut row.change_index, begin);
+    }
+    assert_eq!(objects.ingresses.len(), ingresses);
+    row
+}
+
+fn read(text: &str) -> Loaded {
+    let loaded = manifests::load_text("a.yaml", text.as_bytes(), translate::ADMISSION);
+    assert!(loaded.problems.is_empty(), "{:?}", loaded.problems.first());
+    loaded
+}
+
+fn take_in(objects: &mut Objects, loaded: Loaded) {
+    let Objects { ingresses, services, endpoint_slices, .. } = loaded.objects;
+    objects.ingresses.extend(ingresses);
+    objects.services.extend(services);
+    objects.endpoint_slices.extend(endpoint_slices);
+}
+
+/// Time of one lookup, hosts from everywhere in turn.
+fn route(cluster: &Cluster, prepared: &Prepared) -> Duration {
+    let step = (cluster.ingresses / 1000).max(1);
+    let asked =
+        (0..cluster.ingresses).step_by(step).map(|index| (Cluster::host(index), format!("/api/{index}")));
+    let asked: Vec<_> = asked.collect();
+    let begin = Instant::now();
+    for (host, path) in asked.iter().cycle().take(REQUESTS) {
+        black_box(prepared.path_label(black_box(host), black_box(path)));
+    }
+    begin.elapsed() / REQUESTS as u32
+}
+
+/// One row as a line of text.
+pub fn line(row: &Row) -> String {
+    let ms = |time: Duration| time.as_secs_f64() * 1000.0;
+    format!(
+        "{:>9} {:>9} {:>10.1} {:>13.1} {:>9.1} {:>11.2} {:>11.2} {:>9.0}",
+        row.ingresses,
+        row.ingresses * 2,
+        ms(row.read),
+        ms(row.translate),
+        ms(row.index),
+        ms(row.change),
+        ms(row.change_index),
+        row.route.as_secs_f64() * 1e9
+    )
+}
+
+/// The heading of [`line`]s.
+pub const HEADING: &str =
+    "ingresses     paths    read ms  translate ms  index ms  change, ms  its index  route ns";
+
+/// All rows for a program.
+pub fn json(rows: &[Row]) -> Value {
+    let ms = |time: Duration| time.as_secs_f64() * 1000.0;
+    let row = |row: &Row| {
+        json!({
+            "ingresses": row.ingresses,
+            "paths": row.ingresses * 2,
+            "read_ms": ms(row.read),
+            "translate_ms": ms(row.translate),
+            "index_ms": ms(row.index),
+            "change_translate_ms": ms(row.change),
+            "change_index_ms": ms(row.change_index),
+            "route_ns": row.route.as_secs_f64() * 1e9,
+        })
+    };
+    rows.iter().map(row).collect()
+}

@@ -1,0 +1,94 @@
+//! The pages of `docs` that are made from the tables of the translation. `PENSTOCK_UPDATE=1 cargo test
+//! -p lb-tests --lib` writes them anew.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use penstock::translate::{self, Annotation, Fate, KeyStatus, Status, TABLE};
+
+#[test]
+fn the_page_of_annotations_is_what_the_table_says() {
+    compare("annotations.md", &annotations());
+}
+
+#[test]
+fn the_page_of_the_config_map_is_what_the_table_says() {
+    compare("configmap.md", &config_map());
+}
+
+fn compare(name: &str, actual: &str) {
+    let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs")).join(name);
+    if std::env::var_os("PENSTOCK_UPDATE").is_some() {
+        std::fs::write(&path, actual).expect("the page is writable");
+    }
+    let written = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(
+        written == actual,
+        "docs/{name} is stale; PENSTOCK_UPDATE=1 cargo test -p lb-tests --lib writes it"
+    );
+}
+
+fn annotations() -> String {
+    let mut out = String::from(
+        "# Annotations\n\nEach is written with the prefix `nginx.ingress.kubernetes.io/`. *Scope* is what it changes: the paths of its\n\
+         Ingress, its hosts as a whole, or every route to its Service. *Risk* is what `annotations-risk-level` goes by. A bad value\n\
+         is *refused* (this version of the Ingress does not enter, the last one goes on), *closes* (its paths answer 503), or the\n\
+         *default* is used.\n\n\
+         | annotation | value | scope | risk | bad value | status | what it is |\n|---|---|---|---|---|---|---|\n",
+    );
+    for row in TABLE {
+        let Annotation { name, value, risk, scope, bad_value, status, doc } = row;
+        let bad_value = match format!("{bad_value:?}").as_str() {
+            "Refuse" => "refused",
+            "Deny" => "closes",
+            _ => "default",
+        };
+        // Writing to a String cannot fail.
+        let _ = writeln!(
+            out,
+            "| `{name}` | {value} | {} | {} | {bad_value} | {} | {doc} |",
+            format!("{scope:?}").to_lowercase(),
+            format!("{risk:?}").to_lowercase(),
+            annotation_status(*status)
+        );
+    }
+    out
+}
+
+fn annotation_status(status: Status) -> String {
+    match status {
+        Status::Honoured => "honoured".to_owned(),
+        Status::NotYet => "not yet".to_owned(),
+        Status::With(other) => format!("as `{other}`"),
+        Status::Refused => "refused: its paths answer 503".to_owned(),
+        Status::NoEffect => "no effect".to_owned(),
+    }
+}
+
+fn config_map() -> String {
+    let mut out = String::from(
+        "# ConfigMap\n\nKeys of the controller's ConfigMap, `ingress-nginx-controller`. A value that cannot be read is reported and the\n\
+         default is used; so are keys that do not exist. Defaults are those of ingress-nginx.\n\n\
+         | key | value | default | status | what it is |\n|---|---|---|---|---|\n",
+    );
+    for (row, status) in translate::key_statuses() {
+        let default = if row.default.is_empty() { String::new() } else { format!("`{}`", row.default) };
+        let doc = match row.fate {
+            Fate::Removed(instead) => instead,
+            _ => row.doc,
+        };
+        let _ =
+            writeln!(out, "| `{}` | {} | {default} | {} | {doc} |", row.name, row.form, key_status(status));
+    }
+    out
+}
+
+fn key_status(status: KeyStatus) -> &'static str {
+    match status {
+        KeyStatus::Honoured => "honoured",
+        KeyStatus::NotYet => "not yet",
+        KeyStatus::NoEffect => "no effect",
+        KeyStatus::Refused => "refused: every Ingress answers 503",
+        KeyStatus::Removed => "no more",
+    }
+}
