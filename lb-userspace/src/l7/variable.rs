@@ -59,6 +59,13 @@ fn value_of(variable: &Variable, known: Known<'_, '_, '_>, out: &mut Vec<u8>) {
         Variable::RemoteAddr => {
             let _ = write!(out, "{}", effective.addr);
         }
+        Variable::AppendedChain => {
+            for hops in request.block.values(request.forwarded_for) {
+                out.extend_from_slice(hops);
+                out.extend_from_slice(b", ");
+            }
+            let _ = write!(out, "{}", effective.addr);
+        }
         Variable::RemoteUser => {
             let authorization = header(request, "authorization");
             if let Some(Credentials { user, .. }) = authorization.and_then(Credentials::read) {

@@ -30,6 +30,8 @@ pub enum Variable {
     Host,
     /// `$remote_addr`, `$binary_remote_addr`, `$the_real_ip`: the client.
     RemoteAddr,
+    /// `$proxy_add_x_forwarded_for`: what was sent of the way so far, and the client.
+    AppendedChain,
     /// `$remote_user`: of basic authentication, whether or not it was verified.
     RemoteUser,
     /// `$scheme`, `$pass_access_scheme`.
@@ -100,6 +102,7 @@ impl Variable {
             Self::Args => "args".to_owned(),
             Self::Host => "host".to_owned(),
             Self::RemoteAddr => "remote_addr".to_owned(),
+            Self::AppendedChain => "proxy_add_x_forwarded_for".to_owned(),
             Self::RemoteUser => "remote_user".to_owned(),
             Self::Scheme => "scheme".to_owned(),
             Self::RequestMethod => "request_method".to_owned(),
@@ -122,6 +125,7 @@ impl Variable {
             "args" | "query_string" => Self::Args,
             "host" => Self::Host,
             "remote_addr" | "binary_remote_addr" | "the_real_ip" => Self::RemoteAddr,
+            "proxy_add_x_forwarded_for" => Self::AppendedChain,
             "remote_user" => Self::RemoteUser,
             "scheme" | "pass_access_scheme" => Self::Scheme,
             "request_method" => Self::RequestMethod,
@@ -156,6 +160,7 @@ mod tests {
                 Ok(vec![Part::Variable(Variable::Scheme), literal("://"), Part::Variable(Variable::Host)]),
             ),
             ("$http_X_A-b", Ok(vec![Part::Variable(Variable::Header("x_a".to_owned())), literal("-b")])),
+            ("$proxy_add_x_forwarded_for", Ok(vec![Part::Variable(Variable::AppendedChain)])),
             ("$nobody", Err("no variable $nobody is known here".to_owned())),
             ("cost: 5$", Err("no variable $ is known here".to_owned())),
             ("${host", Err("no variable $ is known here".to_owned())),

@@ -27,11 +27,14 @@ pub struct Check {
 impl Check {
     /// The interval where none is given.
     pub const INTERVAL: Duration = Duration::from_secs(10);
+    /// Nobody is asked more rarely, whatever is written.
+    pub const LONGEST: Duration = Duration::from_secs(24 * 3600);
     /// A probe may not take longer,
     const TIMEOUT: Duration = Duration::from_secs(5);
 
     /// With the usual thresholds: three bad answers, two good ones.
     pub fn new(probe: Probe, interval: Duration) -> Self {
+        let interval = interval.min(Self::LONGEST);
         // nor so long that the next one begins before it has ended.
         let timeout = Self::TIMEOUT.min(interval * 4 / 5);
         Self { probe, interval, timeout, fall: 3, rise: 2 }

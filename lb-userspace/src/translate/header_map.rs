@@ -40,7 +40,7 @@ pub(super) fn find<'a>(
     }
 }
 
-/// The headers of such a ConfigMap.
+/// The headers of such a ConfigMap, all of them good.
 pub(super) fn read(
     reference: &str,
     namespace: &str,
@@ -48,10 +48,19 @@ pub(super) fn read(
     objects: &Objects,
 ) -> Result<Vec<Header>, String> {
     let (name, config_map) = find(reference, namespace, crosses, objects)?;
-    let entries = config_map.data.iter().flatten();
-    entries
-        .map(|(header, text)| one(header, text).map_err(|why| format!("ConfigMap {name}: {why}")))
-        .collect()
+    let mut headers: Vec<Header> = Vec::new();
+    for (header, text) in config_map.data.iter().flatten() {
+        let header = one(header, text).map_err(|why| format!("ConfigMap {name}: {why}"))?;
+        // Keys may differ in case alone; then the last counts.
+        headers.retain(|known| !known.name.eq_ignore_ascii_case(&header.name));
+        headers.push(header);
+    }
+    Ok(headers)
+}
+
+/// May be set at all.
+pub(super) fn is_settable(name: &str) -> bool {
+    value::is_header_name(name) && !delimits(name)
 }
 
 /// Messages would fall apart without it.
@@ -59,8 +68,8 @@ pub(super) fn delimits(name: &str) -> bool {
     OURS.iter().any(|ours| ours.eq_ignore_ascii_case(name))
 }
 
-/// Line breaks at the ends of a value are YAML's, not its author's.
-fn one(name: &str, text: &str) -> Result<Header, String> {
+/// An entry of such a ConfigMap. Line breaks at the ends of a value are YAML's, not its author's.
+pub(super) fn one(name: &str, text: &str) -> Result<Header, String> {
     let text = text.trim();
     if !value::is_header_name(name) {
         return Err(format!("{name:?} is no name of a header"));

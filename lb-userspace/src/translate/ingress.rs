@@ -84,7 +84,11 @@ pub(super) fn translate(
     for served in classes::served(objects, options, findings) {
         one_ingress(&served, &mut making, findings);
     }
-    let Making { hosts, passthrough, mut upstreams, mut certificates, .. } = making;
+    let Making { mut hosts, passthrough, mut upstreams, mut certificates, .. } = making;
+    if gate == Gate::Closed || settings.restricts_sources() {
+        // It holds for hosts that nobody names, too.
+        hosts.entry(HostMatch::Any).or_default();
+    }
     let flag = |name: &str| ObjectId { origin: name.to_owned(), ..ObjectId::default() };
     let default_backend = options.default_backend_service.as_ref().and_then(|service| {
         let id = flag("--default-backend-service");
@@ -116,7 +120,7 @@ pub(super) fn translate(
         if let Some(certificate) = built.tls.as_ref().and_then(|tls| tls.certificate.clone()) {
             l7.certificates.insert(host.clone(), certificate);
         }
-        let server = server(&host, built, &l7.edge, objects, &settings, findings);
+        let server = server(&host, built, &l7.edge, objects, &settings, gate, findings);
         l7.servers.insert(host, server);
     }
     l7.upstreams = upstreams.into_built(&settings);
@@ -154,7 +158,7 @@ fn one_ingress(served: &Served<'_>, making: &mut Making<'_>, findings: &mut Find
         }
     };
     if let Some((service, port)) = policy.asks.take() {
-        upstreams.of_number(&service, port, &annotations::field("auth-url"), &mut about);
+        policy.ask_at(upstreams.of_number(&service, port, &annotations::field("auth-url"), &mut about));
     }
     let policy = Arc::new(policy);
     let by_location = settings.boolean("proxy-ssl-location-only").unwrap_or(false);
@@ -382,6 +386,7 @@ fn server(
     edge: &Edge,
     objects: &Objects,
     settings: &Settings,
+    gate: Gate,
     findings: &mut Findings,
 ) -> Server {
     let Host { mut drafts, owners, oldest, default, app_root, proxy_ssl, client_auth, ciphers, order, tls } =
@@ -395,8 +400,14 @@ fn server(
             // The catch-all server is nobody's: no Ingress lends it annotations.
             Some((id, policy)) if *name != HostMatch::Any => (id, policy),
             oldest => {
-                let id = oldest.map(|(id, _)| id).unwrap_or_default();
-                let policy = Policy::of_settings(settings, objects, &mut findings.about(&id));
+                // Without any Ingress there is nobody to tell.
+                let mut unheard = Findings::default();
+                let (id, findings) = match oldest {
+                    Some((id, _)) => (id, &mut *findings),
+                    None => (ObjectId::default(), &mut unheard),
+                };
+                let mut policy = Policy::of_settings(settings, objects, &mut findings.about(&id));
+                policy.denied |= gate == Gate::Closed;
                 (id, Arc::new(policy))
             }
         };

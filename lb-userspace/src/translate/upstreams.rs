@@ -14,6 +14,7 @@ use super::config::Settings;
 use super::endpoints::{Slices, State, Use};
 use super::findings::About;
 use super::ours;
+use crate::model::expression::Expression;
 use crate::model::health::Check;
 use crate::model::l4::Protocol;
 use crate::model::upstream::{Balance, Care, Ejection, Upstream, UpstreamName, UpstreamTls};
@@ -24,6 +25,8 @@ use crate::objects::Objects;
 pub(super) struct Upstreams<'a> {
     objects: &'a Objects,
     slices: &'a Slices<'a>,
+    /// What they are called, by Service and port.
+    names: BTreeMap<(ObjectName, String), UpstreamName>,
     built: BTreeMap<UpstreamName, Built>,
 }
 
@@ -57,12 +60,14 @@ enum PortRef<'a> {
 
 impl<'a> Upstreams<'a> {
     pub(super) fn new(objects: &'a Objects, slices: &'a Slices<'a>) -> Self {
-        Self { objects, slices, built: BTreeMap::new() }
+        Self { objects, slices, names: BTreeMap::new(), built: BTreeMap::new() }
     }
 
     /// A hash counts more than another way, and any of them more than the ConfigMap's.
     pub(super) fn into_built(self, settings: &Settings) -> BTreeMap<UpstreamName, Upstream> {
-        let usual = settings.text("load-balance").map(annotations::load_balance).unwrap_or_default();
+        let hash_by = settings.text("upstream-hash-by").and_then(|by| Expression::parse(by).ok());
+        let load_balance = || settings.text("load-balance").map(annotations::load_balance);
+        let usual = hash_by.map(Balance::Hash).or_else(load_balance).unwrap_or_default();
         let built = self.built.into_iter().map(|(name, built)| {
             let Built { upstream, load_balance, hash_by, idle, check, complaint: _ } = built;
             let balance = hash_by.or(load_balance).unwrap_or_else(|| usual.clone());
@@ -106,8 +111,14 @@ impl<'a> Upstreams<'a> {
     }
 
     /// The upstream of a Service's port by its number.
-    pub(super) fn of_number(&mut self, service: &ObjectName, port: u16, field: &str, about: &mut About<'_>) {
-        self.of_port(service, &PortRef::Number(port.into()), field, about);
+    pub(super) fn of_number(
+        &mut self,
+        service: &ObjectName,
+        port: u16,
+        field: &str,
+        about: &mut About<'_>,
+    ) -> UpstreamName {
+        self.of_port(service, &PortRef::Number(port.into()), field, about)
     }
 
     /// The upstream of a Service's first port; `None` where there is no such Service.
@@ -132,11 +143,7 @@ impl<'a> Upstreams<'a> {
         field: &str,
         about: &mut About<'_>,
     ) -> UpstreamName {
-        let text = match port {
-            PortRef::Name(name) => (*name).to_owned(),
-            PortRef::Number(number) => number.to_string(),
-        };
-        let name = UpstreamName(format!("{}-{}-{text}", service.namespace, service.name));
+        let name = self.name(service, port);
         if !self.built.contains_key(&name) {
             let built = match self.endpoints(service, port) {
                 Ok(upstream) => Built { upstream, ..Built::default() },
@@ -150,6 +157,20 @@ impl<'a> Upstreams<'a> {
             about.say(*severity, reason, format!("{field}{below}"), message, fix);
         }
         name
+    }
+
+    /// `namespace-service-port`, as ingress-nginx has it. Another Service may be called so already, because names
+    /// hold `-` themselves; then in a form that none of those has.
+    fn name(&mut self, service: &ObjectName, port: &PortRef<'_>) -> UpstreamName {
+        let port = match port {
+            PortRef::Name(name) => (*name).to_owned(),
+            PortRef::Number(number) => number.to_string(),
+        };
+        let Self { names, built, .. } = self;
+        let usual = UpstreamName(format!("{}-{}-{port}", service.namespace, service.name));
+        let unique = UpstreamName(format!("{service}:{port}"));
+        let name = names.entry((service.clone(), port));
+        name.or_insert_with(|| if built.contains_key(&usual) { unique } else { usual }).clone()
     }
 
     fn endpoints(&self, name: &ObjectName, port: &PortRef<'_>) -> Result<Upstream, Complaint> {

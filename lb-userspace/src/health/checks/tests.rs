@@ -164,3 +164,15 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn however_long_an_interval_is_an_endpoint_is_asked_once_a_day() {
+    let (mut checks, now) = (Checks::new(1), Instant::now());
+
+    checks.follow(&checked(Some(&check(Duration::MAX)), [1]), now);
+    let first = next(&mut checks);
+
+    assert_eq!(first.check.interval, Check::LONGEST);
+    let later = checks.next().expect("somebody is watched");
+    assert!(later <= now + Check::LONGEST * 2, "asked again within two days");
+}

@@ -10,7 +10,7 @@ use super::{field, value};
 use crate::model::ObjectName;
 use crate::model::expression::{Expression, Part, Variable};
 use crate::model::l7::policy::{Auth, External, FilledHeader, Header, Remember, RememberRule};
-use crate::model::upstream::{Keepalive, UpstreamName};
+use crate::model::upstream::Keepalive;
 use crate::objects::Objects;
 
 const METHODS: [&str; 8] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"];
@@ -37,6 +37,14 @@ impl<'a> Values<'_, 'a> {
         match self.whose {
             Whose::Own => self.source.valid.get(name).copied(),
             Whose::Global => self.source.settings.text(&format!("global-{name}")),
+        }
+    }
+
+    /// An annotation that the ConfigMap has no key for, so it is nothing to a service of the ConfigMap.
+    fn own(&self, name: &str) -> Option<&'a str> {
+        match self.whose {
+            Whose::Own => self.source.valid.get(name).copied(),
+            Whose::Global => None,
         }
     }
 
@@ -88,15 +96,16 @@ pub(super) fn read(source: &Source<'_>, about: &mut About<'_>) -> Result<Option<
         Ok(names) => names,
         Err(message) => return values.unusable("auth-response-headers", message),
     };
-    let set_headers = match set_headers(source) {
+    let set_headers = match set_headers(values) {
         Ok(headers) => headers,
         Err(message) => return values.unusable("auth-proxy-set-headers", message),
     };
-    let own_number = |name: &str| source.valid.get(name).and_then(|text| text.parse::<u32>().ok());
+    let number = |name: &str| values.own(name).and_then(|text| text.parse::<u32>().ok());
     Ok(Some(External {
         url: url.to_owned(),
         tls,
-        upstream: service(&host, tls, source.objects).map(|(name, port)| upstream_name(&name, port)),
+        // Told by whoever names upstreams, where the host is one of our Services.
+        upstream: None,
         host,
         target,
         method,
@@ -107,9 +116,9 @@ pub(super) fn read(source: &Source<'_>, about: &mut About<'_>) -> Result<Option<
         always_set_cookie: values.text("auth-always-set-cookie").and_then(value::boolean).unwrap_or(false),
         remember: remember(values, about),
         keepalive: Keepalive {
-            connections: own_number("auth-keepalive").map_or(0, |n| (n as usize).min(KEEPALIVE_MAX)),
-            requests: own_number("auth-keepalive-requests").unwrap_or(1000),
-            idle: Duration::from_secs(own_number("auth-keepalive-timeout").unwrap_or(60).into()),
+            connections: number("auth-keepalive").map_or(0, |n| (n as usize).min(KEEPALIVE_MAX)),
+            requests: number("auth-keepalive-requests").unwrap_or(1000),
+            idle: Duration::from_secs(number("auth-keepalive-timeout").unwrap_or(60).into()),
             ..Keepalive::default()
         },
     }))
@@ -176,8 +185,9 @@ fn names(text: &str) -> Result<Vec<String>, String> {
 }
 
 /// Headers that a ConfigMap adds to the question.
-fn set_headers(source: &Source<'_>) -> Result<Vec<FilledHeader>, String> {
-    let Some(reference) = source.valid.get("auth-proxy-set-headers") else { return Ok(Vec::new()) };
+fn set_headers(values: Values<'_, '_>) -> Result<Vec<FilledHeader>, String> {
+    let Some(reference) = values.own("auth-proxy-set-headers") else { return Ok(Vec::new()) };
+    let source = values.source;
     let headers = header_map::read(reference, source.namespace, source.crosses(), source.objects)?;
     let filled = |header: Header| {
         let value = Expression::parse(&header.value)?;
@@ -222,7 +232,8 @@ fn rules(text: &str) -> Option<Vec<RememberRule>> {
     text.split(',').map(rule).collect()
 }
 
-/// The Service that a host without variables names, as DNS within a cluster would, and the port asked for.
+/// The Service that a host without variables names, and the port asked for. `name.namespace` alone may be
+/// of the public DNS as well.
 fn service(host: &Expression, tls: bool, objects: &Objects) -> Option<(ObjectName, u16)> {
     let [Part::Literal(text)] = host.0.as_slice() else { return None };
     let (name, port) = match text.split_once(':') {
@@ -230,9 +241,7 @@ fn service(host: &Expression, tls: bool, objects: &Objects) -> Option<(ObjectNam
         None => (text.as_str(), if tls { 443 } else { 80 }),
     };
     let labels: Vec<_> = name.trim_end_matches('.').split('.').collect();
-    let ([service, namespace]
-    | [service, namespace, "svc"]
-    | [service, namespace, "svc", "cluster", "local"]) = labels.as_slice()
+    let ([service, namespace, "svc"] | [service, namespace, "svc", "cluster", "local"]) = labels.as_slice()
     else {
         return None;
     };
@@ -240,10 +249,6 @@ fn service(host: &Expression, tls: bool, objects: &Objects) -> Option<(ObjectNam
     let spec = objects.services.get(&name)?.object.spec.as_ref();
     let is_elsewhere = spec.and_then(|spec| spec.type_.as_deref()) == Some("ExternalName");
     (!is_elsewhere).then_some((name, port))
-}
-
-fn upstream_name(service: &ObjectName, port: u16) -> UpstreamName {
-    UpstreamName(format!("{}-{}-{port}", service.namespace, service.name))
 }
 
 /// The Service whose endpoints are asked.

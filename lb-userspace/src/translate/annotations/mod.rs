@@ -33,7 +33,7 @@ use super::{SnippetPolicy, checks, client_auth};
 use crate::model::ObjectName;
 use crate::model::expression::Expression;
 use crate::model::l7::{Buffers, FastCgi, Policies, RedirectStyle, TlsVersions};
-use crate::model::upstream::{Balance, Condition, Conditions, Protocol, Retry};
+use crate::model::upstream::{Balance, Condition, Conditions, Protocol, Retry, UpstreamName};
 use crate::objects::Objects;
 
 /// `--annotations-prefix`.
@@ -150,6 +150,15 @@ impl Policy {
         (open != Policies::default()).then(|| Arc::new(open))
     }
 
+    /// Who is asked whether a request may go on is asked at this upstream.
+    pub(super) fn ask_at(&mut self, upstream: UpstreamName) {
+        let policies = self.policies.as_mut().map(Arc::make_mut);
+        let auth = policies.and_then(|policies| policies.auth.as_mut());
+        if let Some(external) = auth.and_then(|auth| auth.external.as_mut()) {
+            external.upstream = Some(upstream);
+        }
+    }
+
     /// That of a place without an Ingress.
     pub(super) fn of_settings(settings: &Settings, objects: &Objects, about: &mut About<'_>) -> Self {
         let (mut policy, valid) = (Self::default(), BTreeMap::new());
@@ -222,6 +231,10 @@ pub(super) fn read(
     }
     honour(&valid, settings, &mut policy);
     policy.mode = Mode::of(metadata, settings);
+    if known(metadata).any(|(row, _)| row.name == "temporal-redirect" && !valid.contains_key(row.name)) {
+        // As in ingress-nginx, where a bad one takes the permanent one with it.
+        policy.redirect = None;
+    }
     let namespace = metadata.namespace.as_deref().unwrap_or_default();
     let name = metadata.name.as_deref().unwrap_or_default();
     let source = Source { valid: &valid, settings, objects, namespace, name };
@@ -323,7 +336,8 @@ fn honour(valid: &BTreeMap<&str, &str>, settings: &Settings, policy: &mut Policy
     policy.retry = retry(&text, settings);
     policy.proxy_ssl = proxy_ssl(&text);
     policy.load_balance = valid.get("load-balance").copied().map(load_balance);
-    policy.hash_by = text("upstream-hash-by").and_then(|by| {
+    // The ConfigMap's counts less than any way that an Ingress names.
+    policy.hash_by = valid.get("upstream-hash-by").and_then(|by| {
         let key = Expression::parse(by).ok()?;
         let size = text("upstream-hash-by-subset-size").and_then(|size| size.parse().ok()).unwrap_or(3);
         Some(match boolean("upstream-hash-by-subset") {

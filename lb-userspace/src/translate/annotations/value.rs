@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::table::Value;
+use crate::model::health::Check;
 use crate::model::l4::Prefix;
 use crate::model::l7::policy::AddressSet;
 
@@ -34,8 +35,8 @@ pub(in crate::translate) fn check(value: Value, text: &str) -> Result<(), String
             return Err(format!("{text:?} holds something else than {}", words.join(", ")));
         }
         Value::Interval => (
-            time(text).is_some_and(|time| time >= Duration::from_secs(1)),
-            "a number of seconds or a time like 90s or 10m, at least a second",
+            time(text).is_some_and(|time| (Duration::from_secs(1)..=Check::LONGEST).contains(&time)),
+            "a number of seconds or a time like 90s or 10m, from a second to a day",
         ),
         Value::Size => (size(text).is_some(), "a number of bytes with an optional k, m or g"),
         Value::Ranges => (ranges(text).is_some(), "a list of addresses and CIDR ranges"),
@@ -114,6 +115,9 @@ pub(in crate::translate) fn size(text: &str) -> Option<u64> {
     digits.parse::<u64>().ok()?.checked_mul(factor)
 }
 
+/// Longest time that is read, as long as a bare number can say: no deadline may overflow by it.
+const TIME_MAX: Duration = Duration::from_secs(u32::MAX as u64);
+
 /// nginx's times: a bare number of seconds, or numbers with units, largest first.
 pub(in crate::translate) fn time(text: &str) -> Option<Duration> {
     if let Ok(seconds) = text.parse::<u32>() {
@@ -143,7 +147,7 @@ pub(in crate::translate) fn time(text: &str) -> Option<Duration> {
         total = total.checked_add(unit.checked_mul(number)?)?;
         rest = after.trim_start();
     }
-    (!text.is_empty()).then_some(total)
+    (!text.is_empty() && total <= TIME_MAX).then_some(total)
 }
 
 /// Addresses and CIDR ranges with commas; `None` if one of them is none.
@@ -214,7 +218,11 @@ mod tests {
             (Value::Int, &["0", "10", "-1"], &["10s", "1.5", "+1", "", "99999999999"]),
             (Value::Count, &["1", "10"], &["0", "-1", "x"]),
             (Value::ErrorStatus, &["400", "429", "599"], &["399", "600", "200", "-1", "x"]),
-            (Value::Interval, &["5", "5s", "1m30s"], &["0", "999ms", "soon", "-1", "5 s x"]),
+            (
+                Value::Interval,
+                &["5", "5s", "1m30s", "1d"],
+                &["0", "999ms", "soon", "-1", "5 s x", "86401", "1w"],
+            ),
             (Value::One(&["HTTP", "GRPC"]), &["http", "GRPC"], &["HTTP2"]),
             (Value::Size, &["0", "8k", "50m", "1G"], &["50mb", "1b", "m", "-1", "1 m", "99999999999g"]),
             (
@@ -251,6 +259,9 @@ mod tests {
             ("-1", None),
             ("1s2", None),
             ("99999999999", None),
+            ("4294967295", Some(4_294_967_295_000)),
+            ("4294967295w", None),
+            ("4294967295s 1ms", None),
         ];
         for (text, expected) in cases {
             assert_eq!(time(text), expected.map(Duration::from_millis), "{text:?}");

@@ -11,7 +11,7 @@ use super::super::header_map;
 use super::super::mode;
 use super::keys::{Keys, field};
 use crate::model::expression::Expression;
-use crate::model::l7::policy::{FilledHeader, Header};
+use crate::model::l7::policy::FilledHeader;
 use crate::model::upstream::{Condition, Keepalive};
 use crate::objects::Objects;
 
@@ -62,6 +62,7 @@ const KEYS: &[(&str, Value)] = &[
     ("relative-redirects", Bool),
     ("retry-non-idempotent", Bool),
     ("ssl-redirect", Bool),
+    ("upstream-hash-by", Text),
     ("use-port-in-redirects", Bool),
     ("whitelist-source-range", Ranges),
 ];
@@ -93,7 +94,7 @@ impl Settings {
         let mut values = BTreeMap::new();
         for (key, form) in KEYS {
             let Some(text) = keys.text(key) else { continue };
-            match value::check(*form, text) {
+            match legal(key, *form, text) {
                 Ok(()) => {
                     values.insert(*key, text.to_owned());
                 }
@@ -107,6 +108,11 @@ impl Settings {
         }
         let settings = Self { values, proxy_headers: proxy_headers(keys, namespace, objects) };
         if guards { Ok(settings) } else { Err(settings) }
+    }
+
+    /// Not every address may come.
+    pub(in crate::translate) fn restricts_sources(&self) -> bool {
+        KEYS.iter().any(|(key, form)| *form == Ranges && self.text(key).is_some())
     }
 
     /// As written.
@@ -125,21 +131,38 @@ impl Settings {
     }
 }
 
-/// Those of the ConfigMap that `proxy-set-headers` names; one with a variable that nobody knows is left
-/// out.
+fn legal(key: &str, form: Value, text: &str) -> Result<(), String> {
+    value::check(form, text)?;
+    if key == "upstream-hash-by" {
+        Expression::parse(text)?;
+    }
+    Ok(())
+}
+
+/// Those of the ConfigMap that `proxy-set-headers` names. One that cannot be filled in is sent by nobody, the
+/// client included; its author wanted no client to say it.
 fn proxy_headers(keys: &mut Keys<'_>, namespace: &str, objects: &Objects) -> Vec<FilledHeader> {
     const KEY: &str = "proxy-set-headers";
     let Some(reference) = keys.text(KEY) else { return Vec::new() };
-    let headers = header_map::read(reference, namespace, true, objects).unwrap_or_else(|message| {
-        keys.about.error("bad-headers", field(KEY), format!("{message}; no headers are added"));
-        Vec::new()
-    });
-    let fill = |Header { name, value }| match Expression::parse(&value) {
-        Ok(value) => Some(FilledHeader { name, value }),
+    let config_map = match header_map::find(reference, namespace, true, objects) {
+        Ok((_, config_map)) => config_map,
         Err(message) => {
-            keys.about.error("bad-headers", field(KEY), format!("{name} is left out: {message}"));
-            None
+            keys.about.error("bad-headers", field(KEY), format!("{message}; no headers are added"));
+            return Vec::new();
         }
     };
-    headers.into_iter().filter_map(fill).collect()
+    let mut headers: Vec<FilledHeader> = Vec::new();
+    for (name, text) in config_map.data.iter().flatten() {
+        let filled = header_map::one(name, text).and_then(|header| Expression::parse(&header.value));
+        let value = filled.unwrap_or_else(|message| {
+            keys.about.error("bad-headers", field(KEY), format!("{name} is left out: {message}"));
+            Expression::default()
+        });
+        if header_map::is_settable(name) {
+            // Keys may differ in case alone; then the last counts.
+            headers.retain(|known| !known.name.eq_ignore_ascii_case(name));
+            headers.push(FilledHeader { name: name.clone(), value });
+        }
+    }
+    headers
 }
