@@ -106,20 +106,23 @@ pub(super) fn request(known: Known<'_, '_, '_>, onward: Onward<'_>, out: &mut Ve
         "x-forwarded-for" => request.forwarded_for,
         header => request.block.named(|name| name.eq_ignore_ascii_case(header)),
     };
-    for original in request.block.values(originals) {
-        line(out, b"X-Original-Forwarded-For: ", original);
+    for (name, originals) in [
+        (&b"X-Original-Forwarded-For: "[..], originals),
+        (b"X-Original-Forwarded-Host: ", request.forwarded_host),
+    ] {
+        for original in request.block.values(originals).filter(|_| !set.has(name)) {
+            line(out, name, original);
+        }
     }
-    for original in request.block.values(request.forwarded_host) {
-        line(out, b"X-Original-Forwarded-Host: ", original);
-    }
-    if let Some(prefix) = prefix.filter(|prefix| !prefix.is_empty()) {
+    let has_prefix = set.has(b"X-Forwarded-Prefix");
+    if let Some(prefix) = prefix.filter(|prefix| !prefix.is_empty() && !has_prefix) {
         line(out, b"X-Forwarded-Prefix: ", prefix);
     }
     if forwarding.original_uri && !set.has(b"X-Original-URI") {
         line(out, b"X-Original-URI: ", request.target);
     }
     if let Some(certificate) = certificate {
-        client_certificate(certificate, out);
+        client_certificate(certificate, |name| set.has(name.as_bytes()), out);
     }
     set.put(known, out);
     if let Some(upgrade) = request.upgrade {
@@ -153,18 +156,23 @@ pub(super) struct Certificate<'a> {
     pub(super) whole: bool,
 }
 
-/// As nginx, which sends no header without a value.
-pub(super) fn client_certificate(certificate: Certificate<'_>, out: &mut Vec<u8>) {
+/// As nginx, which sends no header without a value; those that others say are left to them.
+pub(super) fn client_certificate(
+    certificate: Certificate<'_>,
+    is_said: impl Fn(&str) -> bool,
+    out: &mut Vec<u8>,
+) {
     let Certificate { identity, whole } = certificate;
-    line(out, b"ssl-client-verify: ", identity.verify().as_bytes());
     let pem = if whole { identity.escaped_pem() } else { "" };
     for (name, value) in [
-        (&b"ssl-client-subject-dn: "[..], identity.subject.as_str()),
-        (b"ssl-client-issuer-dn: ", &identity.issuer),
-        (b"ssl-client-cert: ", pem),
+        ("ssl-client-verify", identity.verify().as_str()),
+        ("ssl-client-subject-dn", &identity.subject),
+        ("ssl-client-issuer-dn", &identity.issuer),
+        ("ssl-client-cert", pem),
     ] {
-        if !value.is_empty() {
-            line(out, name, value.as_bytes());
+        if !value.is_empty() && !is_said(name) {
+            out.extend_from_slice(name.as_bytes());
+            line(out, b": ", value.as_bytes());
         }
     }
 }
@@ -184,7 +192,7 @@ pub(super) fn response(
         drop = drop.with(response.transfer_encoding);
     }
     dress.upstream(response, drop, scheme, out);
-    if !response.dated {
+    if !response.dated && !dress.sets("Date") {
         date(out);
     }
     connection(client, after, out);
@@ -228,14 +236,19 @@ pub(super) fn answer(
         ),
     };
     let _ = write!(out, "HTTP/1.1 {status} {reason}\r\n");
-    date(out);
+    if !dress.sets("Date") {
+        date(out);
+    }
     let content_type = match answer {
         // Without the semicolon, as ingress-nginx has it.
         Answer::Preflight => "text/plain charset=UTF-8",
         _ => "text/html",
     };
-    let _ = write!(out, "Content-Type: {content_type}\r\nContent-Length: {}\r\n", page.len());
-    if let Some(location) = location {
+    if !dress.sets("Content-Type") {
+        let _ = write!(out, "Content-Type: {content_type}\r\n");
+    }
+    let _ = write!(out, "Content-Length: {}\r\n", page.len());
+    if let Some(location) = location.filter(|_| !dress.sets("Location")) {
         line(out, b"Location: ", location);
     }
     dress.own(status, scheme, out);
@@ -323,6 +336,27 @@ mod tests {
 
         let text = String::from_utf8(out).expect("ascii");
         assert_eq!(text.len(), "Date: Sun, 06 Nov 1994 08:49:37 GMT\r\n".len(), "{text}");
+    }
+
+    #[test]
+    fn the_client_hears_no_header_twice() {
+        let (mut out, mut dress) = (Vec::new(), Dress::default());
+        dress
+            .replacing()
+            .extend_from_slice(b"content-type: text/plain\r\nDate: never\r\nWWW-Authenticate: a\r\n");
+        dress.challenge(b"www-authenticate: b\r\nwww-authenticate: c\r\n");
+
+        answer(&Answer::Status(401), true, Version::Http11, Scheme::Http, After::Keep, &dress, &mut out);
+
+        let text = String::from_utf8(out).expect("ascii");
+        let (_, lines) = text
+            .split_once("Content-Length: ")
+            .and_then(|(_, rest)| rest.split_once("\r\n"))
+            .expect("a head");
+        let expected =
+            "content-type: text/plain\r\nDate: never\r\nwww-authenticate: b\r\nwww-authenticate: c\r\n\r\n";
+        assert_eq!(lines, expected, "{text}");
+        assert!(text.starts_with("HTTP/1.1 401 Unauthorized\r\nContent-Length: "), "{text}");
     }
 
     #[test]

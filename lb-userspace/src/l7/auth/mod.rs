@@ -147,11 +147,9 @@ impl Checks {
         self.head_end = length.saturating_sub(b"\r\n".len());
     }
 
-    /// Tells the upstream what the checks came to.
+    /// Tells the upstream what the checks came to, in the place of what else the head says under these names.
     pub(super) fn tell(&self, lines: &[u8], head: &mut Vec<u8>) {
-        if !lines.is_empty() && self.head_end <= head.len() {
-            head.splice(self.head_end..self.head_end, lines.iter().copied());
-        }
+        tell(lines, self.head_end, head);
     }
 
     /// Makes them. What a client is told beside the answer is put on `dress`.
@@ -161,7 +159,7 @@ impl Checks {
             Err(Failed { answer, denied, challenges }) => {
                 worker.counters.borrow_mut().denied(denied);
                 if !challenges.is_empty() {
-                    dress.replacing().extend_from_slice(&challenges);
+                    dress.challenge(&challenges);
                 }
                 Outcome::Refused(answer)
             }
@@ -275,6 +273,16 @@ impl Checks {
     }
 }
 
+fn tell(lines: &[u8], end: usize, head: &mut Vec<u8>) {
+    if lines.is_empty() || end > head.len() {
+        return;
+    }
+    let rest = head.split_off(end);
+    policy::give_way(head, lines);
+    head.extend_from_slice(lines);
+    head.extend_from_slice(&rest);
+}
+
 /// The failure that counts where one passed check would have been enough; else the first ends it.
 fn one_of(before: Option<Failed>, this: Failed, one_is_enough: bool) -> Result<Failed, Failed> {
     if !one_is_enough || this.is_final() {
@@ -297,4 +305,20 @@ fn holds_for(external: &External, told: &Told) -> Option<Duration> {
     let knows = |rule: &&RememberRule| rule.statuses.is_empty() || rule.statuses.contains(&told.status);
     let time = told.fresh.or_else(|| remember.rules.iter().find(knows).map(|rule| rule.time))?;
     (!time.is_zero()).then(|| time.min(ANSWER_FOR))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_upstream_hears_no_header_twice() {
+        let lines = "GET / HTTP/1.1\r\nHost: a\r\nX-User: nobody\r\nX-Userx: stays\r\n";
+        let mut head = format!("{lines}\r\nx-user: a body\r\n").into_bytes();
+
+        tell(b"x-user: alice\r\nX-Groups: a\r\n", lines.len(), &mut head);
+
+        let expected = "GET / HTTP/1.1\r\nHost: a\r\nX-Userx: stays\r\nx-user: alice\r\nX-Groups: a\r\n\r\nx-user: a body\r\n";
+        assert_eq!(String::from_utf8(head).expect("ascii"), expected);
+    }
 }

@@ -108,7 +108,7 @@ fn head(
     }
     request.block.copy_except(dropped(subject, |name| is_added(name) || has(&ours, name)), &mut out);
     if let Some(certificate) = certificate {
-        heads::client_certificate(certificate, &mut out);
+        heads::client_certificate(certificate, is_added, &mut out);
     }
     for (name, value) in &added {
         line(name, value, &mut out);

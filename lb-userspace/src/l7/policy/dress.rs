@@ -68,7 +68,9 @@ impl Dress {
             cors::dress(cors, &Headers::Sent(known.request.block), &mut dress);
         }
         for header in policies.response.iter().flat_map(|response| &response.set) {
-            push(header, dress.replacing());
+            let lines = dress.replacing();
+            take_off(&header.name, lines);
+            push(header, lines);
         }
         if let Some(rewriting) = &policies.rewriting {
             dress.extras.get_or_insert_default().swaps = Some(Swaps::of(rewriting, known));
@@ -79,6 +81,20 @@ impl Dress {
     /// Room for whole lines that take the place of the upstream's of the same names.
     pub(in crate::l7) fn replacing(&mut self) -> &mut Vec<u8> {
         self.extras.get_or_insert_default().replacing.get_or_insert_with(Scratch::take)
+    }
+
+    /// Tells how the client may show who it is: whole `WWW-Authenticate` lines.
+    pub(in crate::l7) fn challenge(&mut self, challenges: &[u8]) {
+        let lines = self.replacing();
+        take_off("WWW-Authenticate", lines);
+        lines.extend_from_slice(challenges);
+    }
+
+    /// A line of this name is set, or taken off: then nobody else writes one.
+    pub(in crate::l7) fn sets(&self, name: &str) -> bool {
+        let sets = |lines: &[u8]| has(lines, name.as_bytes());
+        self.lines_of(|extras| &extras.replacing).is_some_and(sets)
+            || self.livery().is_some_and(|livery| sets(&livery.lines))
     }
 
     /// Adds whole `Set-Cookie` lines, for every response or for those that nginx adds headers to.
@@ -143,10 +159,10 @@ impl Dress {
         let own = self.lines_of(|extras| &extras.replacing).unwrap_or_default();
         if let Some(Livery { hsts, lines, names_server, passes_server, .. }) = self.livery() {
             let keeps_server = *passes_server && upstream.is_some_and(|upstream| !upstream.server.is_empty());
-            if *names_server && !keeps_server {
+            if *names_server && !keeps_server && !self.sets("Server") {
                 out.extend_from_slice(b"Server: nginx\r\n");
             }
-            if scheme == Scheme::Https {
+            if scheme == Scheme::Https && !self.sets("Strict-Transport-Security") {
                 out.extend_from_slice(hsts);
             }
             put(lines, own, out);
@@ -174,6 +190,24 @@ impl Dress {
 pub(super) fn push(header: &Header, lines: &mut Vec<u8>) {
     for part in [header.name.as_str(), ": ", &header.value, "\r\n"] {
         lines.extend_from_slice(part.as_bytes());
+    }
+}
+
+/// Takes the lines of a name off: one that comes later takes their place.
+pub(super) fn take_off(wanted: &str, lines: &mut Vec<u8>) {
+    let is_wanted = |line: &[u8]| name(line).eq_ignore_ascii_case(wanted.as_bytes());
+    if lines.split(|byte| *byte == b'\n').any(is_wanted) {
+        let kept = lines.split_inclusive(|byte| *byte == b'\n').filter(|line| !is_wanted(line));
+        *lines = kept.flatten().copied().collect();
+    }
+}
+
+/// Takes the lines off whose names stand in others.
+pub(in crate::l7) fn give_way(lines: &mut Vec<u8>, others: &[u8]) {
+    let goes = |line: &[u8]| has(others, name(line));
+    if lines.split_inclusive(|byte| *byte == b'\n').any(goes) {
+        let kept = lines.split_inclusive(|byte| *byte == b'\n').filter(|line| !goes(line));
+        *lines = kept.flatten().copied().collect();
     }
 }
 

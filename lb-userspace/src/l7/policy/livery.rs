@@ -29,6 +29,7 @@ impl Livery {
         };
         for header in set {
             livery.gone.push(header.name.to_ascii_lowercase());
+            super::dress::take_off(&header.name, &mut livery.lines);
             super::dress::push(header, &mut livery.lines);
         }
         livery

@@ -22,7 +22,7 @@ use crate::model::l7::Policies;
 use crate::model::l7::policy::{Limits, RequestHeaders, ResponseHeaders, Satisfy};
 
 pub(super) use access::Entry;
-pub(super) use dress::Dress;
+pub(super) use dress::{Dress, give_way};
 pub(super) use limits::Buckets;
 pub(super) use livery::Livery;
 pub(super) use request_headers::Set;
