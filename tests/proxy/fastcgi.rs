@@ -201,6 +201,17 @@ fn an_application_is_told_what_nginx_tells() {
 }
 
 #[test]
+fn an_application_is_told_as_many_headers_as_a_client_may_send() {
+    let backend = mirror();
+    let rig = Rig::start(to(&[backend.addr]));
+    let lines: String = (0..120).map(|number| format!("X-A-{number}: {number}\r\n")).collect();
+
+    let reply = rig.ask(&format!("GET / HTTP/1.1\r\nHost: a\r\n{lines}\r\n"));
+
+    assert_eq!((reply.status, mirrored(&reply).param("HTTP_X_A_119")), (200, Some("119")));
+}
+
+#[test]
 fn a_body_arrives_whatever_its_framing() {
     let backend = mirror();
     let rig = Rig::start(to(&[backend.addr]));

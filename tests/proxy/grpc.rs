@@ -337,6 +337,23 @@ fn failures_end_in_the_statuses_of_http() {
 }
 
 #[test]
+fn a_head_that_cannot_be_said_in_http_2_is_no_fault_of_an_endpoint() {
+    let upstream = Upstream::start(echo);
+    let rig = Rig::start(to_with(&[upstream.addr], filters()));
+    let many = "X-A: b\r\n".repeat(120);
+    let cases = [("many lines", "a", many.as_str(), 200), ("no authority", "a[b", "", 400)];
+    for (case, host, lines, expected) in cases {
+        let reply = rig.ask(&format!("GET / HTTP/1.1\r\nHost: {host}\r\n{lines}\r\n"));
+        assert_eq!(reply.status, expected, "{case}");
+    }
+
+    assert!(rig.running.metrics().iter().all(|metric| {
+        metric.name != "penstock_l7_upstream_failures_total"
+            || metric.samples.iter().all(|sample| sample.value == 0.0)
+    }));
+}
+
+#[test]
 fn a_client_that_cancels_cancels_upstream() {
     let (came, coming) = std::sync::mpsc::channel();
     let (gone, told) = std::sync::mpsc::channel();

@@ -13,7 +13,7 @@ use super::carrier::Carrier;
 use super::connection::{CLIENT_TIMEOUT, Connection};
 use super::fcgi;
 use super::h1::chunked::Decoder;
-use super::h1::head::Lines;
+use super::h1::head::{Lines, Unsayable};
 use super::h1::{Body, Response, Version};
 use super::heads::{self, After};
 use super::hold::{Held, Replay, hold};
@@ -90,7 +90,7 @@ enum Failed {
     Upstream(Failure, Progress),
     /// The endpoint's answer is not wanted while others can be asked.
     Rejected,
-    /// The client's fault; nobody else has to be asked.
+    /// The fault of no endpoint; nobody else has to be asked.
     Client { status: u16 },
 }
 
@@ -324,7 +324,7 @@ impl Exchange<'_, '_, '_, '_> {
         }
     }
 
-    /// Moves the request on. Ready only with a fault of the client.
+    /// Moves the request on. Ready only with the fault of no endpoint.
     fn poll_upload(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failed>> {
         if self.upload.is_done() || self.upload_broken {
             return Poll::Ready(Ok(()));
@@ -337,10 +337,16 @@ impl Exchange<'_, '_, '_, '_> {
         match polled {
             Poll::Pending => Poll::Pending,
             Poll::Ready(Ok(())) => Poll::Ready(Ok(())),
-            Poll::Ready(Err(Broken::Receiver(_))) => {
-                self.upload_broken = true;
-                Poll::Ready(Ok(()))
-            }
+            Poll::Ready(Err(Broken::Receiver(error))) => match Unsayable::of(&error) {
+                Some(unsayable) => {
+                    tracing::debug!(%unsayable, "request cannot be sent");
+                    Poll::Ready(Err(Failed::Client { status: unsayable.status() }))
+                }
+                None => {
+                    self.upload_broken = true;
+                    Poll::Ready(Ok(()))
+                }
+            },
             Poll::Ready(Err(Broken::Sender(_))) => Poll::Ready(Err(Failed::Client { status: lost })),
             Poll::Ready(Err(Broken::Framing)) => Poll::Ready(Err(Failed::Client { status: 400 })),
             Poll::Ready(Err(Broken::TooLarge)) => Poll::Ready(Err(Failed::Client { status: 413 })),

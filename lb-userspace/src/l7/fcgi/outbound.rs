@@ -7,7 +7,7 @@ use std::task::{Context, Poll, ready};
 use super::super::buffer::Scratch;
 use super::super::carrier::Carrier;
 use super::super::h1::chunked::Piece;
-use super::super::h1::head::Lines;
+use super::super::h1::head::{OwnLines, Unsayable};
 use super::super::h1::{self, Body};
 use super::params::Params;
 use super::record::{self, Kind};
@@ -110,12 +110,12 @@ impl<'p> Outbound<'p> {
         let before = self.partial.len();
         self.partial.extend_from_slice(bytes);
         let Some(len) = self.partial.windows(4).position(|end| end == b"\r\n\r\n").map(|at| at + 4) else {
-            return if self.partial.len() < HEAD_MAX { Ok(bytes.len()) } else { Err(malformed("head")) };
+            return if self.partial.len() < HEAD_MAX { Ok(bytes.len()) } else { Err(Unsayable::Head.into()) };
         };
         let head = std::mem::take(&mut self.partial);
-        let mut lines = Lines::new();
+        let mut lines = OwnLines::new();
         let sent = h1::request::sent(head.get(..len).unwrap_or_default(), &mut lines);
-        let sent = sent.ok_or_else(|| malformed("head"))?;
+        let sent = sent.ok_or(Unsayable::Head)?;
         self.params.request(&sent, &mut self.collected);
         self.head_only = Some(sent.method == "HEAD");
         let body = match (sent.chunked, sent.length) {

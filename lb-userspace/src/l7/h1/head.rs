@@ -1,5 +1,6 @@
 //! What request and response heads have in common: strict lines, names, framing headers.
 
+use std::io;
 use std::mem::MaybeUninit;
 
 use super::super::buffer::BUFFER_BYTES;
@@ -35,12 +36,49 @@ impl Default for Sizes {
 }
 
 /// Room for the header lines of one head, on the stack and not initialised.
-pub(in crate::l7) struct Lines<'b>(pub(super) [MaybeUninit<httparse::Header<'b>>; HEADERS_MAX]);
+pub(in crate::l7) struct Lines<'b, const N: usize = HEADERS_MAX>(
+    pub(super) [MaybeUninit<httparse::Header<'b>>; N],
+);
 
-impl Lines<'_> {
+/// Room for a head that we wrote: as many lines as we take, and those that we add.
+pub(in crate::l7) type OwnLines<'b> = Lines<'b, { HEADERS_MAX + 64 }>;
+
+impl<const N: usize> Lines<'_, N> {
     /// Empty.
     pub(in crate::l7) fn new() -> Self {
-        Self([const { MaybeUninit::uninit() }; HEADERS_MAX])
+        Self([const { MaybeUninit::uninit() }; N])
+    }
+}
+
+/// Why a head that we wrote cannot be said in another protocol: the fault of no endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(in crate::l7) enum Unsayable {
+    /// Its Host is no authority of a URI.
+    #[error("host is no authority")]
+    Host,
+    /// Too many lines, or too long.
+    #[error("head of ours cannot be read")]
+    Head,
+}
+
+impl Unsayable {
+    /// That is what ended the writing.
+    pub(in crate::l7) fn of(error: &io::Error) -> Option<Self> {
+        error.get_ref()?.downcast_ref().copied()
+    }
+
+    /// Status to answer the client with.
+    pub(in crate::l7) fn status(self) -> u16 {
+        match self {
+            Self::Host => 400,
+            Self::Head => 500,
+        }
+    }
+}
+
+impl From<Unsayable> for io::Error {
+    fn from(unsayable: Unsayable) -> Self {
+        Self::new(io::ErrorKind::InvalidData, unsayable)
     }
 }
 
@@ -266,6 +304,32 @@ impl<'h, 'b> Block<'h, 'b> {
             Some(line) => offset(self.bytes, line.name.as_bytes()),
             None => self.bytes.len().saturating_sub(2),
         }
+    }
+}
+
+/// Header lines of a head that we wrote.
+pub(super) struct OwnBlock<'h, 'b>(pub(super) &'h [httparse::Header<'b>]);
+
+impl<'b> OwnBlock<'_, 'b> {
+    /// Those that mean something beyond this connection.
+    pub(super) fn beyond(&self) -> impl Iterator<Item = (&'b str, &'b [u8])> {
+        const HOP_BY_HOP: [&str; 5] =
+            ["connection", "upgrade", "keep-alive", "transfer-encoding", "http2-settings"];
+        let hop_by_hop = |name: &str| HOP_BY_HOP.iter().any(|hop| hop.eq_ignore_ascii_case(name));
+        self.0.iter().filter(move |line| !hop_by_hop(line.name)).map(|line| (line.name, line.value))
+    }
+
+    /// Value of the first line of this name.
+    pub(super) fn value(&self, name: &str) -> Option<&'b [u8]> {
+        self.0.iter().find(|line| line.name.eq_ignore_ascii_case(name)).map(|line| line.value)
+    }
+
+    pub(super) fn length(&self) -> Option<u64> {
+        content_length(self.value("content-length")?).ok()
+    }
+
+    pub(super) fn is_chunked(&self) -> bool {
+        self.value("transfer-encoding").is_some()
     }
 }
 

@@ -1,7 +1,7 @@
 //! Request heads.
 
 use super::head::{
-    Block, Connection, Framing, LineSet, Lines, Refusal, Sizes, Version, content_length, tokens,
+    Block, Connection, Framing, LineSet, Lines, OwnBlock, OwnLines, Refusal, Sizes, Version, tokens,
 };
 use crate::model::l7::forwarding::HeaderNames;
 
@@ -263,34 +263,29 @@ pub(in crate::l7) struct Sent<'h, 'b> {
     pub(in crate::l7) host: &'b [u8],
     pub(in crate::l7) length: Option<u64>,
     pub(in crate::l7) chunked: bool,
-    lines: &'h [httparse::Header<'b>],
+    lines: OwnBlock<'h, 'b>,
 }
 
 impl<'b> Sent<'_, 'b> {
     /// Headers that mean something beyond this connection.
     pub(in crate::l7) fn headers(&self) -> impl Iterator<Item = (&'b str, &'b [u8])> {
-        const HOP_BY_HOP: [&str; 6] =
-            ["host", "connection", "upgrade", "keep-alive", "transfer-encoding", "http2-settings"];
-        let hop_by_hop = |name: &str| HOP_BY_HOP.iter().any(|hop| hop.eq_ignore_ascii_case(name));
-        self.lines.iter().filter(move |line| !hop_by_hop(line.name)).map(|line| (line.name, line.value))
+        self.lines.beyond().filter(|(name, _)| !name.eq_ignore_ascii_case("host"))
     }
 }
 
 /// Reads a head of ours, for an upstream that does not speak HTTP/1.1; `None` if it is none.
-pub(in crate::l7) fn sent<'h, 'b>(bytes: &'b [u8], lines: &'h mut Lines<'b>) -> Option<Sent<'h, 'b>> {
+pub(in crate::l7) fn sent<'h, 'b>(bytes: &'b [u8], lines: &'h mut OwnLines<'b>) -> Option<Sent<'h, 'b>> {
     let mut parsed = httparse::Request::new(&mut []);
     if !parsed.parse_with_uninit_headers(bytes, &mut lines.0).is_ok_and(|status| status.is_complete()) {
         return None;
     }
-    let lines: &'h [httparse::Header<'b>] = parsed.headers;
-    let value =
-        |name: &str| lines.iter().find(|line| line.name.eq_ignore_ascii_case(name)).map(|line| line.value);
+    let lines = OwnBlock(parsed.headers);
     Some(Sent {
         method: parsed.method?,
         target: parsed.path?.as_bytes(),
-        host: value("host").unwrap_or_default(),
-        length: value("content-length").and_then(|length| content_length(length).ok()),
-        chunked: value("transfer-encoding").is_some(),
+        host: lines.value("host").unwrap_or_default(),
+        length: lines.length(),
+        chunked: lines.is_chunked(),
         lines,
     })
 }

@@ -1,6 +1,6 @@
 //! Response heads of upstreams.
 
-use super::head::{Block, Connection, Framing, LineSet, Lines, Refusal, Sizes, Version};
+use super::head::{Block, Connection, Framing, LineSet, Lines, OwnBlock, OwnLines, Refusal, Sizes, Version};
 
 /// A response head, borrowed from the bytes it was read into.
 #[derive(Debug, Clone, Copy)]
@@ -152,6 +152,33 @@ fn collect<'h, 'b>(
     response.chunked = framing.chunked;
     response.persists = connection.persists(version);
     Ok(response)
+}
+
+/// A response head that we wrote.
+pub(in crate::l7) struct Sent<'h, 'b> {
+    pub(in crate::l7) status: u16,
+    pub(in crate::l7) length: Option<u64>,
+    pub(in crate::l7) chunked: bool,
+    lines: OwnBlock<'h, 'b>,
+}
+
+impl<'b> Sent<'_, 'b> {
+    /// Headers that mean something beyond this connection.
+    pub(in crate::l7) fn headers(&self) -> impl Iterator<Item = (&'b str, &'b [u8])> {
+        self.lines.beyond()
+    }
+}
+
+/// Reads a head of ours, for a client that does not speak HTTP/1.1; `None` if it is none.
+pub(in crate::l7) fn sent<'h, 'b>(bytes: &'b [u8], lines: &'h mut OwnLines<'b>) -> Option<Sent<'h, 'b>> {
+    let mut parsed = httparse::Response::new(&mut []);
+    let config = httparse::ParserConfig::default();
+    let status = config.parse_response_with_uninit_headers(&mut parsed, bytes, &mut lines.0);
+    if !status.is_ok_and(|status| status.is_complete()) {
+        return None;
+    }
+    let lines = OwnBlock(parsed.headers);
+    Some(Sent { status: parsed.code?, length: lines.length(), chunked: lines.is_chunked(), lines })
 }
 
 #[cfg(test)]

@@ -90,6 +90,13 @@ impl Inbound {
         self.refused
     }
 
+    /// The request cannot be sent any more; the other side did nothing about it.
+    pub(super) fn unsent(&mut self) {
+        if matches!(self.source, Source::Unsent) {
+            (self.source, self.refused) = (Source::Ended, true);
+        }
+    }
+
     /// The request was sent; `bodyless` if it asked for the head alone.
     pub(super) fn sent(&mut self, response: h2::client::ResponseFuture, bodyless: bool) {
         self.source = Source::Response(response, bodyless);

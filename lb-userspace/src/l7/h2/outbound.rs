@@ -15,7 +15,7 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, Response, StatusCode, Uri, uri};
 
 use super::super::h1::chunked::{Decoder, Piece};
-use super::super::h1::head::Lines;
+use super::super::h1::head::{OwnLines, Unsayable};
 use super::super::h1::{self, Body};
 use crate::model::l7::Buffers;
 
@@ -250,7 +250,7 @@ impl Outbound {
     fn head(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let before = self.partial.len();
         if before + bytes.len() > HEAD_MAX {
-            return Err(malformed("head"));
+            return Err(Unsayable::Head.into());
         }
         // Nearly always the head comes in one piece.
         let joined;
@@ -282,14 +282,11 @@ impl Outbound {
         let Some(len) = end_of_head(bytes) else { return Ok(None) };
         // Header values share this one copy.
         let head = Bytes::copy_from_slice(bytes.get(..len).unwrap_or_default());
-        let mut lines = Lines::new();
-        let Ok(Some(response)) = h1::Response::parse(&head, &mut lines) else {
-            return Err(malformed("head"));
-        };
+        let mut lines = OwnLines::new();
+        let Some(response) = h1::response::sent(&head, &mut lines) else { return Err(malformed("head")) };
         let mut message = Response::new(());
         *message.status_mut() = StatusCode::from_u16(response.status).map_err(|_| malformed("status"))?;
-        let dropped = response.drop.with(response.transfer_encoding);
-        *message.headers_mut() = fields(response.block.kept(dropped), &head)?;
+        *message.headers_mut() = fields(response.headers(), &head)?;
         if response.status < 200 {
             to.send_informational(message).map_err(broken)?;
             return Ok(Some(len));
@@ -310,12 +307,11 @@ impl Outbound {
         let Sink::Request { scheme, endpoint, .. } = &self.sink else { return Err(malformed("head")) };
         let Some(len) = end_of_head(bytes) else { return Ok(None) };
         let head = Bytes::copy_from_slice(bytes.get(..len).unwrap_or_default());
-        let mut lines = Lines::new();
-        let Some(request) = h1::request::sent(&head, &mut lines) else { return Err(malformed("head")) };
+        let mut lines = OwnLines::new();
+        let request = h1::request::sent(&head, &mut lines).ok_or(Unsayable::Head)?;
         let mut message = Request::new(());
-        *message.method_mut() =
-            Method::from_bytes(request.method.as_bytes()).map_err(|_| malformed("method"))?;
-        *message.headers_mut() = fields(request.headers(), &head)?;
+        *message.method_mut() = Method::from_bytes(request.method.as_bytes()).map_err(|_| Unsayable::Head)?;
+        *message.headers_mut() = fields(request.headers(), &head).map_err(|_| Unsayable::Head)?;
         // gRPC asks every hop for it, and tells trailers apart from nothing else.
         message.headers_mut().insert(header::TE, HeaderValue::from_static("trailers"));
         let authority = match request.host {
@@ -324,10 +320,10 @@ impl Outbound {
         };
         *message.uri_mut() = Uri::builder()
             .scheme(scheme.clone())
-            .authority(authority.map_err(|_| malformed("host"))?)
-            .path_and_query(target(request.target).map_err(|_| malformed("target"))?)
+            .authority(authority.map_err(|_| Unsayable::Host)?)
+            .path_and_query(target(request.target).map_err(|_| Unsayable::Head)?)
             .build()
-            .map_err(|_| malformed("target"))?;
+            .map_err(|_| Unsayable::Head)?;
         self.body = Some(match (request.chunked, request.length) {
             (true, _) => Body::Chunked(Default::default()),
             (false, length) => Body::Length(length.unwrap_or(0)),

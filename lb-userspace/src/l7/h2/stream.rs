@@ -95,6 +95,9 @@ impl Stream {
     ) -> Poll<io::Result<usize>> {
         let written = self.outbound.borrow_mut().poll_write(cx, parts);
         self.account();
+        if let Poll::Ready(Err(_)) = written {
+            self.inbound.borrow_mut().unsent();
+        }
         written
     }
 
@@ -102,6 +105,10 @@ impl Stream {
     pub(in crate::l7) fn flush(&self) -> io::Result<()> {
         let flushed = self.outbound.borrow_mut().flush();
         self.account();
+        if flushed.is_err() {
+            // Nobody waits for a response to what never left.
+            self.inbound.borrow_mut().unsent();
+        }
         flushed
     }
 

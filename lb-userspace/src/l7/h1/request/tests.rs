@@ -1,6 +1,6 @@
 use proptest::prelude::*;
 
-use super::super::head::{HEADERS_MAX, Lines, Refusal, Sizes};
+use super::super::head::{HEADERS_MAX, Lines, OwnLines, Refusal, Sizes};
 use super::*;
 use crate::model::l7::forwarding::HeaderNames;
 
@@ -346,6 +346,17 @@ fn odd_names_pass_where_they_are_wanted_unless_they_read_as_ours() {
 
         assert_eq!(String::from_utf8(kept).unwrap(), expected, "{names:?}");
     }
+}
+
+#[test]
+fn a_head_of_ours_may_have_more_lines_than_one_that_we_take() {
+    let client = "X-A: b\r\n".repeat(HEADERS_MAX - 1);
+    let text = format!("GET / HTTP/1.1\r\nHost: a\r\n{client}{}\r\n", "X-Ours: c\r\n".repeat(20));
+    let mut lines = OwnLines::new();
+
+    let sent = sent(text.as_bytes(), &mut lines).expect("a head");
+
+    assert_eq!((sent.host, sent.headers().count()), (&b"a"[..], HEADERS_MAX - 1 + 20));
 }
 
 #[test]

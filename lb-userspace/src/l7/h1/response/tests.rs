@@ -1,6 +1,6 @@
 use proptest::prelude::*;
 
-use super::super::head::{Lines, Refusal};
+use super::super::head::{HEADERS_MAX, Lines, OwnLines, Refusal};
 use super::*;
 
 /// What a parsed head says, free of the bytes it was read from.
@@ -134,4 +134,17 @@ proptest! {
         prop_assert_eq!(whole.as_ref().ok().and_then(Option::as_ref).map(|seen| seen.len), Some(head.len()));
         prop_assert_eq!(parse(&[head.as_bytes(), &after].concat()), whole);
     }
+}
+
+#[test]
+fn a_head_of_ours_may_have_more_lines_than_one_that_we_take() {
+    let upstream = "X-A: b\r\n".repeat(HEADERS_MAX);
+    let text =
+        format!("HTTP/1.1 200 OK\r\n{upstream}Date: now\r\nContent-Length: 5\r\nConnection: close\r\n\r\n");
+    let mut lines = OwnLines::new();
+
+    let sent = sent(text.as_bytes(), &mut lines).expect("a head");
+
+    assert_eq!((sent.status, sent.length, sent.chunked), (200, Some(5), false));
+    assert_eq!(sent.headers().count(), HEADERS_MAX + 2);
 }
