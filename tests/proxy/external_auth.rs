@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 
 use penstock::model::expression::Expression;
 use penstock::model::l4::Prefix;
+use penstock::model::l7::forwarding::{Address, Behind, Words};
 use penstock::model::l7::policy::{
     Access, AddressSet, Auth, Basic, Cors, External, FilledHeader, Origins, Password, Remember, RememberRule,
     Satisfy, Users,
 };
-use penstock::model::l7::{Filters, L7, Policies, Upstream, UpstreamName};
+use penstock::model::l7::{Filters, Forwarding, L7, Policies, Upstream, UpstreamName};
 use penstock::model::upstream::Keepalive;
 
 use crate::rig::{Backend, DEADLINE, Reply, Rig, nobody, to_with};
@@ -442,5 +443,33 @@ fn one_check_of_several_is_enough_where_any_will_do() {
         if alice.status == 200 {
             assert_eq!(alice.header("www-authenticate"), None, "{case}");
         }
+    }
+}
+
+#[test]
+fn the_service_and_the_sign_in_page_hear_what_those_in_front_are_believed() {
+    let backend = Backend::mirror();
+    let service = Service::saying(NO);
+    let sign_in = text("http://sso/?rd=$pass_access_scheme://$best_http_host$escaped_request_uri");
+    let method = Some("GET".to_owned());
+    let mut l7 = guarded(&backend, External { sign_in: Some(sign_in), method, ..service.external() });
+    let address = Address::Told(Prefix::new([127, 0, 0, 1].into(), 8).into_iter().collect());
+    let behind = Some(Behind { words: Words::Believed, address });
+    l7.edge.forwarding = Forwarding { behind, ..Forwarding::default() };
+    let rig = Rig::start(l7);
+
+    let reply = rig.ask(
+        "GET /a?b HTTP/1.1\r\nHost: pod\r\nX-Forwarded-For: 192.0.2.1\r\nX-Forwarded-Proto: https\r\n\
+         X-Forwarded-Host: shop.example\r\n\r\n",
+    );
+
+    let location = reply.header("location").map(ToOwned::to_owned);
+    assert_eq!(
+        (reply.status, location.as_deref()),
+        (302, Some("http://sso/?rd=https://shop.example%2Fa%3Fb"))
+    );
+    let asked = service.asked();
+    for line in ["X-Original-URL: https://shop.example/a?b", "X-Real-IP: 192.0.2.1", "X-Scheme: https"] {
+        assert!(asked.lines().any(|said| said == line), "{line} in {asked}");
     }
 }

@@ -34,8 +34,12 @@ pub enum Variable {
     AppendedChain,
     /// `$remote_user`: of basic authentication, whether or not it was verified.
     RemoteUser,
-    /// `$scheme`, `$pass_access_scheme`.
+    /// `$scheme`: of the connection.
     Scheme,
+    /// `$pass_access_scheme`: as those in front of us have it, if they are believed.
+    AccessScheme,
+    /// `$best_http_host`: the same of Host.
+    BestHost,
     /// `$request_method`.
     RequestMethod,
     /// `$request_id`, `$req_id`.
@@ -44,7 +48,7 @@ pub enum Variable {
     ServerPort,
     /// `$msec`: seconds since the epoch, with milliseconds.
     Msec,
-    /// `$http_NAME`, `$best_http_host`; lower case, words separated by `_`.
+    /// `$http_NAME`; lower case, words separated by `_`.
     Header(String),
     /// `$arg_NAME`.
     Argument(String),
@@ -105,6 +109,8 @@ impl Variable {
             Self::AppendedChain => "proxy_add_x_forwarded_for".to_owned(),
             Self::RemoteUser => "remote_user".to_owned(),
             Self::Scheme => "scheme".to_owned(),
+            Self::AccessScheme => "pass_access_scheme".to_owned(),
+            Self::BestHost => "best_http_host".to_owned(),
             Self::RequestMethod => "request_method".to_owned(),
             Self::RequestId => "request_id".to_owned(),
             Self::ServerPort => "server_port".to_owned(),
@@ -127,12 +133,13 @@ impl Variable {
             "remote_addr" | "binary_remote_addr" | "the_real_ip" => Self::RemoteAddr,
             "proxy_add_x_forwarded_for" => Self::AppendedChain,
             "remote_user" => Self::RemoteUser,
-            "scheme" | "pass_access_scheme" => Self::Scheme,
+            "scheme" => Self::Scheme,
+            "pass_access_scheme" => Self::AccessScheme,
+            "best_http_host" => Self::BestHost,
             "request_method" => Self::RequestMethod,
             "request_id" | "req_id" => Self::RequestId,
             "server_port" | "pass_server_port" | "pass_port" => Self::ServerPort,
             "msec" => Self::Msec,
-            "best_http_host" => Self::Header("host".to_owned()),
             _ => match name.split_once('_')? {
                 (_, "") => return None,
                 ("http", header) => Self::Header(lower(header)),

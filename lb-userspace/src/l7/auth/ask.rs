@@ -1,6 +1,7 @@
 //! Asks another service: finds it, connects, sends a head, reads a head.
 
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell, RefCell};
+use std::collections::HashMap;
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
@@ -33,8 +34,9 @@ const READ: Duration = Duration::from_secs(60);
 const TRIES: usize = 3;
 /// Informational responses before the real one; more is not HTTP.
 const INFORMATIONAL_MAX: u32 = 8;
-/// Longest body that is read over so that its connection can be kept.
+/// Longest body that is read over so that its connection can be kept, and for how long.
 const BODY_MAX: u64 = 64 * 1024;
+const BODY: Duration = Duration::from_millis(100);
 /// Connections that nobody has used for so long are closed, whatever their own limit.
 const IDLE: Duration = Duration::from_secs(600);
 
@@ -42,6 +44,8 @@ const IDLE: Duration = Duration::from_secs(600);
 pub(super) struct Asker {
     resolver: Resolver,
     idle: Pool,
+    /// Idle connections to each service, by its URL as written: as many as it is to keep.
+    kept: RefCell<HashMap<String, Rc<Cell<usize>>>>,
     /// Takes any certificate; made when it is needed.
     tls: OnceCell<Option<Arc<ClientConfig>>>,
 }
@@ -77,12 +81,14 @@ pub(super) enum Unanswered {
 
 impl Asker {
     pub(super) fn new() -> Self {
-        Self { resolver: Resolver::new(), idle: Pool::default(), tls: OnceCell::new() }
+        let (resolver, idle) = (Resolver::new(), Pool::default());
+        Self { resolver, idle, kept: RefCell::default(), tls: OnceCell::new() }
     }
 
     /// Closes connections that idle for long.
     pub(super) fn sweep(&self) {
         self.idle.sweep_idle(IDLE);
+        self.kept.borrow_mut().retain(|_, count| Rc::strong_count(count) > 1);
     }
 
     /// Sends a head to the service; what it answers. `spread` is any number: where there are several
@@ -98,28 +104,45 @@ impl Asker {
         let (name, port) = split_port(host).ok_or(Unanswered::Host)?;
         let port = port.unwrap_or(if external.tls { 443 } else { 80 });
         let begun = tokio::time::Instant::now();
-        let found = tokio::time::timeout_at(begun + CONNECT, self.find(snapshot, external, name, port));
+        let found = tokio::time::timeout(CONNECT, self.find(snapshot, external, name, port));
         let addrs = found.await.map_err(|_| Unanswered::Late)?.map_err(Unanswered::NotFound)?;
-        let client = if external.tls { balance::hash(name.as_bytes()) | 1 } else { 0 };
+        let left = CONNECT.saturating_sub(begun.elapsed());
         let first = usize::try_from(spread % addrs.len().max(1) as u64).unwrap_or(0);
+        let addrs: Vec<_> = addrs.iter().cycle().skip(first).take(addrs.len().min(TRIES)).copied().collect();
+        self.ask_one_of(&addrs, name, external, head, left).await
+    }
+
+    /// Asks the first of the addresses that can be connected to; `left` is the time for connecting.
+    async fn ask_one_of(
+        &self,
+        addrs: &[SocketAddr],
+        name: &str,
+        external: &External,
+        head: &[u8],
+        mut left: Duration,
+    ) -> Result<Told, Unanswered> {
+        let client = if external.tls { balance::hash(name.as_bytes()) | 1 } else { 0 };
         let mut last = Unanswered::NotFound(io::ErrorKind::NotFound.into());
-        for addr in addrs.iter().cycle().skip(first).take(addrs.len().min(TRIES)) {
+        for (addr, still) in addrs.iter().zip((1..=TRIES.min(addrs.len())).rev()) {
             let peer = Peer { addr: *addr, client };
             if let Some(kept) = self.idle.take(peer, true, &external.keepalive) {
                 let exchanged =
                     self.exchange(kept.link, peer, kept.requests, kept.opened, external, head).await;
-                // It may have been closed just now; a question can be asked again.
-                if let Ok(told) = exchanged {
-                    return Ok(told);
+                match exchanged {
+                    // It may have been closed just now; a question can be asked again.
+                    Err(Unanswered::Read(_)) => {}
+                    final_one => return final_one,
                 }
             }
-            let connecting =
-                tokio::time::timeout_at(begun + CONNECT, self.connect(*addr, external.tls, name));
-            match connecting.await {
+            // A share for each: one that is silent does not take it all.
+            let share = left / u32::try_from(still).unwrap_or(1);
+            let began = tokio::time::Instant::now();
+            match tokio::time::timeout(share, self.connect(*addr, external.tls, name)).await {
                 Ok(Ok(link)) => return self.exchange(link, peer, 0, Instant::now(), external, head).await,
                 Ok(Err(error)) => last = Unanswered::Connect(error),
-                Err(_) => return Err(Unanswered::Late),
+                Err(_) => last = Unanswered::Late,
             }
+            left = left.saturating_sub(began.elapsed());
         }
         Err(last)
     }
@@ -173,7 +196,8 @@ impl Asker {
         let (told, keeps) = answered.map_err(|_| Unanswered::Late)?.map_err(Unanswered::Read)?;
         let limits: &Keepalive = &external.keepalive;
         if keeps && limits.connections > 0 {
-            self.idle.put(peer, link, (requests + 1, opened), None, limits);
+            let count = Rc::clone(self.kept.borrow_mut().entry(external.url.clone()).or_default());
+            self.idle.put(peer, link, (requests + 1, opened), Some((limits.connections, &count)), limits);
         }
         Ok(told)
     }
@@ -230,18 +254,23 @@ async fn exchange(link: &mut Link, external: &External, head: &[u8]) -> io::Resu
     if !persists || external.keepalive.connections == 0 {
         return Ok((told, false));
     }
+    // A body that does not come is no reason to wait for it, and one that breaks changes no answer.
+    let over = tokio::time::timeout(BODY, read_over(&mut body, &mut buf, &carrier)).await;
+    Ok((told, over.is_ok_and(|is_clean| is_clean)))
+}
+
+/// Reads the rest of a response; true if that is all there was.
+async fn read_over(body: &mut Body, buf: &mut Buf, carrier: &Carrier<'_>) -> bool {
     let mut over = 0;
     while !body.is_done() && over <= BODY_MAX {
-        let taken = body.take(buf.bytes()).map_err(io::Error::other)?;
+        let Ok(taken) = body.take(buf.bytes()) else { return false };
         buf.consume(taken);
         over += taken as u64;
-        // A body that does not come is no reason to wait for it.
-        if !body.is_done() && poll_fn(|cx| buf.poll_fill(cx, &carrier)).await? == 0 {
-            return Ok((told, false));
+        if !body.is_done() && !poll_fn(|cx| buf.poll_fill(cx, carrier)).await.is_ok_and(|read| read > 0) {
+            return false;
         }
     }
-    let is_clean = body.is_done() && buf.is_empty();
-    Ok((told, is_clean))
+    body.is_done() && buf.is_empty()
 }
 
 /// What the bytes are that came.
@@ -322,7 +351,96 @@ fn freshness(value: &[u8]) -> Option<Duration> {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
     use super::*;
+    use crate::model::expression::Expression;
+
+    const YES: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+
+    fn external(url: &str, tls: bool) -> External {
+        External {
+            url: url.to_owned(),
+            tls,
+            host: Expression::default(),
+            target: Expression::default(),
+            upstream: None,
+            method: None,
+            sign_in: None,
+            response_headers: Vec::new(),
+            request_redirect: None,
+            set_headers: Vec::new(),
+            always_set_cookie: false,
+            remember: None,
+            keepalive: Keepalive { connections: 1, ..Keepalive::default() },
+        }
+    }
+
+    /// Answers so, and keeps its connections.
+    async fn service(answer: &'static str) -> SocketAddr {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("bound");
+        let addr = listener.local_addr().expect("bound");
+        tokio::spawn(async move {
+            while let Ok((mut peer, _)) = listener.accept().await {
+                tokio::spawn(async move {
+                    let mut head = [0; 1024];
+                    while peer.read(&mut head).await.is_ok_and(|n| n > 0) {
+                        if peer.write_all(answer.as_bytes()).await.is_err() {
+                            return;
+                        }
+                    }
+                });
+            }
+        });
+        addr
+    }
+
+    async fn ask(asker: &Asker, addrs: &[SocketAddr], external: &External) -> Result<u16, Unanswered> {
+        const HEAD: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+        let told = asker.ask_one_of(addrs, "localhost", external, HEAD, Duration::from_millis(300)).await;
+        told.map(|told| told.status)
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn each_service_has_its_own_number_of_kept_connections() {
+        let asker = Asker::new();
+        for url in ["http://a/", "http://b/"] {
+            let addr = service(YES).await;
+            assert_eq!(ask(&asker, &[addr], &external(url, false)).await.expect("an answer"), 200);
+        }
+        asker.sweep();
+
+        assert_eq!((asker.idle.len(), asker.kept.borrow().len()), (2, 2));
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_body_that_stalls_or_breaks_takes_nothing_from_the_answer() {
+        let asker = Asker::new();
+        for answer in [
+            "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nok",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        ] {
+            let addr = service(answer).await;
+            let began = Instant::now();
+            let status = ask(&asker, &[addr], &external("http://a/", false)).await;
+            assert!(began.elapsed() < READ / 2, "soon");
+            assert_eq!((status.expect("an answer"), asker.idle.len()), (200, 0), "{answer}");
+        }
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn an_address_that_is_silent_leaves_time_for_the_next_one() {
+        let silent = TcpListener::bind(("127.0.0.1", 0)).await.expect("bound");
+        let gone = TcpListener::bind(("127.0.0.1", 0)).await.expect("bound");
+        let addrs = [silent.local_addr().expect("bound"), gone.local_addr().expect("bound")];
+        drop(gone);
+
+        // Its handshake gets no answer.
+        let failed = ask(&Asker::new(), &addrs, &external("https://a/", true)).await;
+
+        assert!(matches!(failed, Err(Unanswered::Connect(_))), "the second one was asked: {failed:?}");
+    }
 
     #[test]
     fn a_host_may_have_a_port_and_brackets() {

@@ -204,7 +204,7 @@ impl Checks {
     async fn has_password(&self, basic: &Basic, worker: &Worker) -> Result<bool, hashing::Busy> {
         let Some(Credentials { user, password: given }) = &self.credentials else { return Ok(false) };
         let Some(kept) = basic.users.0.get(user) else { return Ok(false) };
-        if !password::is_costly(kept) {
+        if !password::is_costly(kept, given) {
             return Ok(password::is(kept, given));
         }
         let Doorman { hashing, marks, right, .. } = &worker.doorman;

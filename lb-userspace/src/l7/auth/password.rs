@@ -8,9 +8,13 @@ use sha_crypt::{PasswordHashRef, PasswordVerifier, ShaCrypt};
 use super::des;
 use crate::model::l7::policy::Password;
 
+/// Longest password that is compared: some of the hashes cost more, the longer it is.
+const LONGEST: usize = 256;
+
 /// The check takes longer than an event loop may be held up.
-pub(super) fn is_costly(kept: &Password) -> bool {
+pub(super) fn is_costly(kept: &Password, given: &[u8]) -> bool {
     match kept {
+        _ if given.len() > LONGEST => false,
         Password::Bcrypt(_) | Password::Md5 { .. } | Password::ShaCrypt(_) | Password::Des(_) => true,
         Password::Sha1 { .. } | Password::Plain(_) | Password::Unusable => false,
     }
@@ -20,6 +24,7 @@ pub(super) fn is_costly(kept: &Password) -> bool {
 pub(super) fn is(kept: &Password, given: &[u8]) -> bool {
     let same = |a: &[u8], b: &[u8]| verify_slices_are_equal(a, b).is_ok();
     match kept {
+        _ if given.len() > LONGEST => false,
         Password::Bcrypt(text) => bcrypt::verify(given, text).unwrap_or(false),
         Password::Md5 { magic, salt, hash } => {
             same(&md5_crypt(magic.as_bytes(), salt.as_bytes(), given), hash.as_bytes())
@@ -141,5 +146,14 @@ mod tests {
         assert!(!is(&Password::Unusable, b""));
         assert!(!is(&Password::Bcrypt("$2y$05$short".to_owned()), b""));
         assert!(!is(&Password::ShaCrypt("$5$".to_owned()), b""));
+    }
+    #[test]
+    fn a_password_that_is_too_long_is_wrong_and_costs_nothing() {
+        let long = [b'a'; LONGEST + 1];
+        let kept = Password::Plain(long.to_vec());
+        let costly = Password::Des(*b"pPHeaPIKUJo8Q");
+
+        assert!(!is(&kept, &long) && !is_costly(&costly, &long));
+        assert!(is(&Password::Plain(long[1..].to_vec()), &long[1..]) && is_costly(&costly, &long[1..]));
     }
 }

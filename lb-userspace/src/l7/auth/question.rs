@@ -45,10 +45,14 @@ impl Question {
         path::escape_literal(&fill_in(&external.target), &mut target);
         let mark = external.remember.as_ref().map(|remember| {
             let place = route.describe();
+            // Asked or read in another way, it is another question.
+            let External { method, set_headers, response_headers, .. } = external;
+            let way = format!("{method:?} {set_headers:?} {response_headers:?}");
             marks.of(&[
                 route.labels.host.as_bytes(),
                 place.as_bytes(),
                 external.url.as_bytes(),
+                way.as_bytes(),
                 &fill_in(&remember.key),
             ])
         });
@@ -72,11 +76,11 @@ fn head(
     target: &[u8],
     fill_in: impl Fn(&Expression) -> Vec<u8>,
 ) -> Vec<u8> {
-    let Subject { known: Known { request, client, effective, id }, certificate, .. } = subject;
+    let Subject { known: Known { request, effective, id, .. }, certificate, .. } = subject;
     let method = external.method.as_deref();
-    let scheme = client.scheme.as_str().as_bytes();
+    let scheme = effective.scheme.as_str().as_bytes();
     let addr = effective.addr.to_string();
-    let origin = [scheme, b"://", request.host, request.target].concat();
+    let origin = [scheme, b"://", effective.host, request.target].concat();
     let redirect = external.request_redirect.as_ref().map_or_else(|| request.target.to_vec(), &fill_in);
     let mut ours: Vec<(&str, &[u8])> = vec![
         ("Host", host.as_bytes()),
@@ -89,7 +93,6 @@ fn head(
         ("X-Auth-Request-Redirect", &redirect),
     ];
     if method.is_some() {
-        let scheme = effective.scheme.as_str().as_bytes();
         ours.extend([("X-Original-URI", request.target), ("X-Scheme", scheme)]);
     }
     if external.keepalive.connections == 0 {

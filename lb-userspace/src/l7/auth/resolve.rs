@@ -4,10 +4,12 @@ use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 /// The system's resolver does not say how long its answers hold.
 const FRESH: Duration = Duration::from_secs(30);
@@ -19,22 +21,33 @@ const MISSING: Duration = Duration::from_secs(3);
 const NAMES: usize = 256;
 /// Addresses of one name.
 const ADDRESSES: usize = 16;
-/// Lookups at once: each takes a thread.
-const LOOKUPS: usize = 8;
+/// Lookups at once. Each takes one of the worker's threads that may block, of which files need some, too.
+const LOOKUPS: usize = 2;
 
 /// Names of one worker.
 pub(super) struct Resolver {
     names: RefCell<Names>,
-    lookups: Semaphore,
+    lookups: Arc<Semaphore>,
+    look_up: LookUp,
 }
+
+/// Asks whoever knows the addresses of names.
+type LookUp = Box<dyn Fn(String) -> Pin<Box<dyn Future<Output = io::Result<Vec<IpAddr>>>>>>;
 
 #[derive(Default)]
 struct Names {
-    known: HashMap<String, Rc<Mutex<Known>>>,
+    known: HashMap<String, Rc<Entry>>,
     order: VecDeque<String>,
 }
 
-/// What is known of a name. Locked while it is looked up, so that others wait for the same answer.
+/// A name.
+#[derive(Default)]
+struct Entry {
+    known: RefCell<Known>,
+    /// A lookup has ended.
+    news: Notify,
+}
+
 #[derive(Default)]
 struct Known {
     addrs: Rc<[IpAddr]>,
@@ -42,56 +55,111 @@ struct Known {
     found: Option<Instant>,
     /// Not looked up again before.
     next: Option<Instant>,
+    /// It is looked up now.
+    is_sought: bool,
 }
 
 impl Resolver {
+    /// Asks the system.
     pub(super) fn new() -> Self {
-        Self { names: RefCell::default(), lookups: Semaphore::new(LOOKUPS) }
+        Self::asking(Box::new(|name| Box::pin(look_up(name))))
     }
 
-    /// Addresses of a name, which may be an address itself.
+    fn asking(look_up: LookUp) -> Self {
+        Self { names: RefCell::default(), lookups: Arc::new(Semaphore::new(LOOKUPS)), look_up }
+    }
+
+    /// Addresses of a name, which may be an address itself. What was found before serves while it is looked
+    /// up anew. A lookup goes on if nobody waits for it any more: the system's cannot be stopped.
     pub(super) async fn resolve(&self, name: &str, port: u16) -> io::Result<Rc<[SocketAddr]>> {
         let at = |addrs: &[IpAddr]| addrs.iter().map(|addr| SocketAddr::new(*addr, port)).collect();
         if let Ok(addr) = name.trim_matches(['[', ']']).parse::<IpAddr>() {
             return Ok(at(&[addr]));
         }
         let entry = self.names.borrow_mut().entry(name);
-        let mut known = entry.lock().await;
-        let now = Instant::now();
-        if known.next.is_none_or(|next| next <= now) {
-            match self.look_up(name).await {
-                Ok(addrs) => *known = Known { addrs, found: Some(now), next: Some(now + FRESH) },
-                Err(error) => {
-                    tracing::debug!(name, %error, "name of an auth service not found");
-                    known.next = Some(now + MISSING);
-                    if known.found.is_none_or(|found| now.duration_since(found) > STALE) {
-                        known.addrs = Rc::default();
-                    }
+        loop {
+            // Before anything is looked at, so that no news is missed.
+            let news = entry.news.notified();
+            let now = Instant::now();
+            let (is_due, usable) = entry.state(now);
+            if let Some(addrs) = usable {
+                if is_due && let Ok(turn) = Arc::clone(&self.lookups).try_acquire_owned() {
+                    self.begin(name, &entry, turn);
                 }
+                return Ok(at(&addrs));
+            }
+            if is_due {
+                let turn = Arc::clone(&self.lookups).acquire_owned().await.map_err(io::Error::other)?;
+                // Somebody else may have had a turn meanwhile.
+                if entry.known.borrow().is_due(Instant::now()) {
+                    self.begin(name, &entry, turn);
+                }
+            } else if entry.known.borrow().is_sought {
+                news.await;
+            } else {
+                return Err(io::ErrorKind::NotFound.into());
             }
         }
-        if known.addrs.is_empty() {
-            return Err(io::ErrorKind::NotFound.into());
-        }
-        Ok(at(&known.addrs))
     }
 
-    async fn look_up(&self, name: &str) -> io::Result<Rc<[IpAddr]>> {
-        let _turn = self.lookups.acquire().await.map_err(io::Error::other)?;
-        let found = tokio::net::lookup_host((name, 0)).await?;
-        let mut addrs: Vec<IpAddr> = Vec::new();
-        for addr in found.map(|found| found.ip()) {
-            if addrs.len() < ADDRESSES && !addrs.contains(&addr) {
-                addrs.push(addr);
+    fn begin(&self, name: &str, entry: &Rc<Entry>, turn: OwnedSemaphorePermit) {
+        entry.known.borrow_mut().is_sought = true;
+        let (entry, found) = (Rc::clone(entry), (self.look_up)(name.to_owned()));
+        tokio::task::spawn_local(async move {
+            let found = found.await;
+            entry.known.borrow_mut().learn(found, Instant::now());
+            entry.news.notify_waiters();
+            drop(turn);
+        });
+    }
+}
+
+async fn look_up(name: String) -> io::Result<Vec<IpAddr>> {
+    let found = tokio::net::lookup_host((name, 0)).await?;
+    let mut addrs: Vec<IpAddr> = Vec::new();
+    for addr in found.map(|found| found.ip()) {
+        if addrs.len() < ADDRESSES && !addrs.contains(&addr) {
+            addrs.push(addr);
+        }
+    }
+    Ok(addrs)
+}
+
+impl Entry {
+    /// Whether it has to be looked up, and what serves until then.
+    fn state(&self, now: Instant) -> (bool, Option<Rc<[IpAddr]>>) {
+        let known = self.known.borrow();
+        (known.is_due(now), known.usable(now))
+    }
+}
+
+impl Known {
+    fn is_due(&self, now: Instant) -> bool {
+        !self.is_sought && self.next.is_none_or(|next| next <= now)
+    }
+
+    fn usable(&self, now: Instant) -> Option<Rc<[IpAddr]>> {
+        let holds = self.found.is_some_and(|found| now.duration_since(found) <= STALE);
+        (holds && !self.addrs.is_empty()).then(|| Rc::clone(&self.addrs))
+    }
+
+    fn learn(&mut self, found: io::Result<Vec<IpAddr>>, now: Instant) {
+        match found {
+            Ok(addrs) => {
+                *self =
+                    Self { addrs: addrs.into(), found: Some(now), next: Some(now + FRESH), is_sought: false };
+            }
+            Err(error) => {
+                tracing::debug!(%error, "name of an auth service not found");
+                (self.next, self.is_sought) = (Some(now + MISSING), false);
             }
         }
-        Ok(addrs.into())
     }
 }
 
 impl Names {
     /// The place of a name; the oldest makes room.
-    fn entry(&mut self, name: &str) -> Rc<Mutex<Known>> {
+    fn entry(&mut self, name: &str) -> Rc<Entry> {
         if let Some(entry) = self.known.get(name) {
             return Rc::clone(entry);
         }
@@ -100,7 +168,7 @@ impl Names {
         {
             self.known.remove(&oldest);
         }
-        let entry = Rc::<Mutex<Known>>::default();
+        let entry = Rc::<Entry>::default();
         self.known.insert(name.to_owned(), Rc::clone(&entry));
         self.order.push_back(name.to_owned());
         entry
@@ -109,6 +177,12 @@ impl Names {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+    use std::task::{Context, Poll, Waker};
+
+    use tokio::sync::mpsc;
+    use tokio::task::LocalSet;
+
     use super::*;
 
     #[tokio::test(flavor = "current_thread")]
@@ -118,8 +192,77 @@ mod tests {
 
         assert_eq!(resolve("192.0.2.1").await, Some(vec!["192.0.2.1:80".parse().unwrap()]));
         assert_eq!(resolve("[2001:db8::1]").await, Some(vec!["[2001:db8::1]:80".parse().unwrap()]));
-        let local = resolve("localhost").await.unwrap_or_default();
+        let local = LocalSet::new().run_until(resolve("localhost")).await.unwrap_or_default();
         assert!(!local.is_empty() && local.iter().all(|addr| addr.ip().is_loopback()), "{local:?}");
+    }
+
+    /// Answers as it is told to, and how often it was asked.
+    fn told() -> (Resolver, mpsc::UnboundedSender<IpAddr>, Rc<Cell<usize>>) {
+        let (tell, told) = mpsc::unbounded_channel();
+        let (told, asked) = (Rc::new(tokio::sync::Mutex::new(told)), Rc::new(Cell::new(0)));
+        let count = Rc::clone(&asked);
+        let resolver = Resolver::asking(Box::new(move |_| {
+            count.set(count.get() + 1);
+            let told = Rc::clone(&told);
+            Box::pin(async move {
+                let addr = told.lock().await.recv().await;
+                addr.map(|addr| vec![addr]).ok_or_else(|| io::ErrorKind::NotFound.into())
+            })
+        }));
+        (resolver, tell, asked)
+    }
+
+    /// Somebody asks and does not wait; what he has got by then.
+    async fn ask_and_leave(resolver: &Resolver, name: &str) -> Option<Rc<[SocketAddr]>> {
+        let mut asking = Box::pin(resolver.resolve(name, 80));
+        let polled = asking.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        drop(asking);
+        // What was started gets its turn.
+        tokio::task::yield_now().await;
+        match polled {
+            Poll::Ready(found) => found.ok(),
+            Poll::Pending => None,
+        }
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_lookup_that_nobody_waits_for_any_more_is_not_started_again() {
+        let test = async {
+            let (resolver, tell, asked) = told();
+            for _ in 0..10 {
+                assert_eq!(ask_and_leave(&resolver, "slow.example").await, None);
+            }
+            assert_eq!(asked.get(), 1);
+
+            for number in 0..10 {
+                assert_eq!(ask_and_leave(&resolver, &format!("{number}.example")).await, None);
+            }
+            assert_eq!(asked.get(), LOOKUPS, "the others wait for their turn, and left");
+
+            tell.send(IpAddr::from([192, 0, 2, 1])).expect("asked");
+            let found = resolver.resolve("slow.example", 80).await.expect("found");
+            assert_eq!(*found, [SocketAddr::from(([192, 0, 2, 1], 80))]);
+        };
+        LocalSet::new().run_until(test).await;
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn what_was_found_before_serves_while_it_is_looked_up_anew() {
+        let test = async {
+            let (resolver, _tell, asked) = told();
+            let addr = IpAddr::from([192, 0, 2, 1]);
+            let entry = resolver.names.borrow_mut().entry("a.example");
+            let now = Instant::now();
+            *entry.known.borrow_mut() =
+                Known { addrs: Rc::from([addr]), found: Some(now), next: Some(now), is_sought: false };
+
+            for _ in 0..3 {
+                let found = ask_and_leave(&resolver, "a.example").await.expect("at once");
+                assert_eq!(*found, [SocketAddr::new(addr, 80)]);
+            }
+            assert_eq!(asked.get(), 1);
+        };
+        LocalSet::new().run_until(test).await;
     }
 
     #[test]

@@ -94,7 +94,13 @@ pub(super) fn kept_back(policies: &Policies, block: &Block<'_, '_>) -> LineSet {
     let told = auth.external.iter().flat_map(|external| &external.response_headers);
     let password = auth.basic.iter().map(|_| "authorization");
     let names: Vec<_> = told.map(String::as_str).chain(password).collect();
-    block.named(|name| names.iter().any(|kept| kept.eq_ignore_ascii_case(name)))
+    block.named(|name| names.iter().any(|kept| is_same_name(kept.as_bytes(), name.as_bytes())))
+}
+
+/// The names are one to those who read them: frameworks take `X_User` for `X-User`.
+pub(super) fn is_same_name(a: &[u8], b: &[u8]) -> bool {
+    let plain = |byte: &u8| if *byte == b'_' { b'-' } else { byte.to_ascii_lowercase() };
+    a.len() == b.len() && a.iter().map(plain).eq(b.iter().map(plain))
 }
 
 /// What the policies do to this request, a step each: name and detail.

@@ -24,7 +24,8 @@ impl Set<'_> {
         if self.0.is_empty() {
             return LineSet::default();
         }
-        block.named(|name| self.has(name.as_bytes()))
+        let is_set = |name: &[u8]| self.0.iter().any(|set| super::is_same_name(set.name.as_bytes(), name));
+        block.named(|name| is_set(name.as_bytes()))
     }
 
     /// Writes the value of Host, which every request has exactly once: of ours, else of the location, else

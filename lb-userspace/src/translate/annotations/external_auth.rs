@@ -164,9 +164,9 @@ fn sign_in(values: Values<'_, '_>, about: &mut About<'_>) -> Option<Expression> 
         let mark = if query.is_empty() { '?' } else { '&' };
         filled.0.extend([
             Part::Literal(format!("{mark}{parameter}=")),
-            Part::Variable(Variable::Scheme),
+            Part::Variable(Variable::AccessScheme),
             Part::Literal("://".to_owned()),
-            Part::Variable(Variable::Header("host".to_owned())),
+            Part::Variable(Variable::BestHost),
             Part::Variable(Variable::EscapedRequestUri),
         ]);
     }
