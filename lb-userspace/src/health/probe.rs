@@ -13,8 +13,8 @@ use crate::model::upstream::UpstreamTls;
 
 /// Longest response head, interim ones included.
 const HEAD_MAX: usize = 16 * 1024;
-/// Header lines that are parsed.
-const LINES_MAX: usize = 64;
+/// Header lines that are parsed; as many as responses to requests may have.
+const LINES_MAX: usize = 128;
 
 /// A connection to an endpoint.
 pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
@@ -99,5 +99,19 @@ fn head(bytes: &[u8]) -> Result<Option<(u16, usize)>, Fault> {
         Ok(httparse::Status::Complete(len)) => Ok(response.code.map(|status| (status, len))),
         Ok(httparse::Status::Partial) => Ok(None),
         Err(_) => Err(Fault::NotHttp),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_head_may_have_as_many_lines_as_that_of_any_response() {
+        let head_of = |lines: usize| format!("HTTP/1.1 200 OK\r\n{}\r\n", "X-A: b\r\n".repeat(lines));
+        let most = head_of(LINES_MAX);
+
+        assert_eq!(head(most.as_bytes()), Ok(Some((200, most.len()))));
+        assert_eq!(head(head_of(LINES_MAX + 1).as_bytes()), Err(Fault::NotHttp));
     }
 }

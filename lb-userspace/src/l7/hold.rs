@@ -45,6 +45,8 @@ pub(super) async fn hold(
                 };
                 ready -= n;
                 buf.consume(n);
+                // Time that the disk took is not the client's.
+                due = alarm.due(limits.body_timeout);
             }
             if body.is_done() {
                 return Poll::Ready(Ok(()));

@@ -214,7 +214,8 @@ impl Leg {
         let allowed = usize::try_from(self.allowed.saturating_sub(self.body_written())).unwrap_or(usize::MAX);
         let body = buf.bytes().get(..self.ready.min(allowed)).unwrap_or_default();
         if head.is_empty() && body.is_empty() {
-            // Whoever sets a pace looks again.
+            // What the pace let go is not held back. Whoever sets it looks again.
+            ready!(to.poll_flush(cx))?;
             return Poll::Pending;
         }
         let n = match (head.is_empty(), body.is_empty()) {

@@ -23,6 +23,8 @@ use super::Temp;
 
 /// Bytes written or read at once; a spill holds at most two chunks in memory, and one read ahead.
 const CHUNK: usize = 128 * 1024;
+/// Memory begins with so much, and room is taken by so much.
+const GRAIN: usize = 16 * 1024;
 
 /// Files from this size on are closed by a thread that may block: the disk gives their blocks back then.
 const LARGE_FILE: u64 = 16 << 20;
@@ -31,7 +33,7 @@ const LARGE_FILE: u64 = 16 << 20;
 #[derive(Debug)]
 pub(super) struct Spills {
     dir: PathBuf,
-    /// Most bytes in all files together.
+    /// Most bytes in all files together, those on their way there included.
     limit: u64,
     used: AtomicU64,
     /// The last attempt failed, and that was told.
@@ -61,7 +63,7 @@ impl Spills {
         Self { dir, limit: bytes, used: AtomicU64::new(0), told: AtomicBool::new(false) }
     }
 
-    /// Bytes in files now.
+    /// Bytes in files now, or on their way there.
     pub(super) fn used(&self) -> u64 {
         self.used.load(Ordering::Relaxed)
     }
@@ -147,6 +149,9 @@ impl Spill {
             return Poll::Ready(Err(cause));
         }
         let n = bytes.len().min(CHUNK - self.chunk.len());
+        if let Err(cause) = self.reserve(n) {
+            return Poll::Ready(Err(cause));
+        }
         self.chunk.extend_from_slice(bytes.get(..n).unwrap_or_default());
         if self.chunk.len() == CHUNK && self.writing.is_none() {
             self.start();
@@ -209,16 +214,21 @@ impl Spill {
         }
     }
 
-    /// Sends the chunk on its way.
-    fn start(&mut self) {
-        let end = self.filed + self.chunk.len() as u64;
+    /// Takes room for so many bytes more, in memory or wherever they are.
+    fn reserve(&mut self, bytes: usize) -> Result<(), Cause> {
+        let end = (self.len() + bytes as u64).next_multiple_of(GRAIN as u64);
         let more = end.saturating_sub(self.reserved);
-        if !self.spills.reserve(more) {
+        if more > 0 && !self.spills.reserve(more) {
             self.failed = Some(Cause::Limit);
             self.spills.failed(&"--temp-megabytes are used up");
-            return;
+            return Err(Cause::Limit);
         }
         self.reserved += more;
+        Ok(())
+    }
+
+    /// Sends the chunk on its way.
+    fn start(&mut self) {
         let bytes = Arc::new(std::mem::take(&mut self.chunk));
         let (spills, file, at) = (Arc::clone(&self.spills), self.file.clone(), self.filed);
         let job = spawn_blocking({
@@ -263,7 +273,9 @@ impl Spill {
             if let Ok(n @ 1..) = preadv2(file, &mut [IoSliceMut::new(into)], at, ReadWriteFlags::NOWAIT) {
                 return Poll::Ready(Ok(n));
             }
-            let (file, most) = (Arc::clone(file), in_file.min(CHUNK));
+            // Who reads on gets more at once.
+            let most = in_file.min((self.read.1.len() * 2).clamp(GRAIN, CHUNK));
+            let file = Arc::clone(file);
             let job = spawn_blocking(move || {
                 let mut bytes = vec![0; most];
                 let n = file.read_at(&mut bytes, at)?;
@@ -348,7 +360,8 @@ mod tests {
         assert_eq!(push(&mut second, &bytes).await, Err(Cause::Limit));
 
         let taken = usize::try_from(second.len()).expect("small");
-        assert!(taken >= 2 * CHUNK && read(&mut second, 0).await == bytes[..taken]);
+        assert!(taken == CHUNK && read(&mut second, 0).await == bytes[..taken]);
+        assert_eq!(spills.used(), 3 * CHUNK as u64);
         drop(first);
         push(&mut Spill::new(&spills), &pattern(2 * CHUNK)).await.expect("room again");
     }

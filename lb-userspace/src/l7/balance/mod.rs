@@ -110,10 +110,12 @@ pub(super) struct Endpoints {
     out: Cell<usize>,
     /// When to count again: somebody comes back then.
     until: Cell<Option<Instant>>,
-    /// Somebody went out or came back since; shared with the state before and after this one,
+    /// How often somebody went out or came back; shared with the state before and after this one,
     /// because requests outlive snapshots.
-    changed: Rc<Cell<bool>>,
-    /// Idle connections to these endpoints, if they are counted apart; shared like `changed`.
+    changes: Rc<Cell<u64>>,
+    /// Of them, how many were seen when it was counted last; `None`: never counted.
+    seen: Cell<Option<u64>>,
+    /// Idle connections to these endpoints, if they are counted apart; shared like `changes`.
     idle: Rc<Cell<usize>>,
 }
 
@@ -142,15 +144,14 @@ impl Endpoints {
             next: Cell::new(before.map_or(start, |before| before.next.get())),
             out: Cell::new(0),
             until: Cell::new(None),
-            changed: before.map_or_else(|| Rc::new(Cell::new(true)), |before| Rc::clone(&before.changed)),
+            changes: before.map(|before| Rc::clone(&before.changes)).unwrap_or_default(),
+            seen: Cell::new(None),
             idle: before.map(|before| Rc::clone(&before.idle)).unwrap_or_default(),
         }
-        .counted_anew()
     }
 
-    fn counted_anew(self) -> Self {
-        self.changed.set(true);
-        self
+    fn changed(&self) {
+        self.changes.set(self.changes.get().wrapping_add(1));
     }
 
     /// What new endpoints are taken to be like.
@@ -165,7 +166,7 @@ impl Endpoints {
             let well = !is_unwell(&endpoint.addr);
             if endpoint.is_well() != well {
                 endpoint.set_well(well);
-                self.changed.set(true);
+                self.changed();
             }
         }
     }
@@ -194,7 +195,8 @@ impl Endpoints {
 
     /// Nobody is out, or too many are.
     fn asks_everybody(&self, now: Instant) -> bool {
-        if self.changed.replace(false) || self.until.get().is_some_and(|until| now >= until) {
+        let changes = Some(self.changes.get());
+        if self.seen.replace(changes) != changes || self.until.get().is_some_and(|until| now >= until) {
             self.out.set(self.list.iter().filter(|endpoint| !endpoint.is_in(now)).count());
             self.until.set(self.list.iter().filter_map(|endpoint| endpoint.returns(now)).min());
         }
@@ -297,7 +299,7 @@ impl Endpoints {
         if let Some(endpoint) = self.list.get(index)
             && endpoint.failed(&self.care.ejection, took, now)
         {
-            self.changed.set(true);
+            self.changed();
         }
     }
 }

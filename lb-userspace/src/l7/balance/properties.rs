@@ -283,3 +283,19 @@ proptest! {
         prop_assert_eq!(endpoints.share(0, now), None, "who was there is not held back");
     }
 }
+
+#[test]
+fn a_request_of_an_older_snapshot_takes_no_news_from_the_newer_one() {
+    let (all, random, now) = ([addr(1), addr(2), addr(3)], Random::new(7), Instant::now());
+    let rule = in_turn(&all);
+    let older = fresh(&all, 0, now);
+    let newer = Rc::new(Endpoints::new(&all, Care::default(), Some(&older), 0, now));
+    pick(&newer, &rule, 0, &random, now);
+
+    newer.set_unwell(|endpoint| *endpoint == addr(1));
+    pick(&older, &rule, 0, &random, now);
+
+    for _ in 0..6 {
+        assert_ne!(pick(&newer, &rule, 0, &random, now).addr(), addr(1));
+    }
+}

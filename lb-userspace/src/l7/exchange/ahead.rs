@@ -99,7 +99,14 @@ impl Exchange<'_, '_, '_, '_> {
         let bytes = intake.body_written();
         match through {
             Some(through) => (output.account(self.connection, through), bytes, None),
-            None => (Sent::Response { status, after }, bytes, Some(Box::new(output))),
+            None => {
+                // Cut off, its connection is of no use to others; the client gets what there is.
+                let sent = match intake.is_done() {
+                    true => Sent::Response { status, after },
+                    false => Sent::Broken { status },
+                };
+                (sent, bytes, Some(Box::new(output)))
+            }
         }
     }
 }
