@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write;
 
 use penstock::model::Problem;
+use penstock::model::canary::{Canary, HeaderRule, HeaderValue, Rules, Weight};
 use penstock::model::health::{Check, HttpProbe, Probe};
 use penstock::model::l4::{
     Access, At, Backend, BackendState, FlowMemory, L4, OnEmpty, Pool, PoolId, Prefix, Protocol, Punt, VipAddr,
@@ -208,7 +209,7 @@ fn edge(edge: &Edge, out: &mut String) {
 
 /// Only what differs from the defaults.
 fn upstream_text(upstream: &Upstream) -> String {
-    let Upstream { endpoints: _, weights, balance, care: Care { slow_start, ejection }, idle, check } =
+    let Upstream { endpoints: _, weights, balance, care: Care { slow_start, ejection }, idle, check, canary } =
         upstream;
     let mut text = String::new();
     for (endpoint, weight) in weights {
@@ -232,6 +233,29 @@ fn upstream_text(upstream: &Upstream) -> String {
         if let Probe::Http(HttpProbe { tls: Some(tls), .. }) = probe {
             text += &format!(", {}", tls_text(tls));
         }
+    }
+    if let Some(canary) = canary {
+        text += &canary_text(canary);
+    }
+    text
+}
+
+fn canary_text(canary: &Canary) -> String {
+    let Canary { upstream, rules: Rules { header, cookie, weight: Weight { part, of } } } = canary;
+    let mut text = format!(", canary {}", upstream.0);
+    if let Some(HeaderRule { name, value }) = header {
+        text += &match value {
+            HeaderValue::AlwaysOrNever => format!(" by header {name}"),
+            HeaderValue::Equal(value) => format!(" by header {name} {value:?}"),
+            HeaderValue::Found(pattern) => format!(" by header {name} with {}", pattern.regex()),
+            HeaderValue::Unusable => format!(" by header {name} unusable"),
+        };
+    }
+    if let Some(cookie) = cookie {
+        text += &format!(" by cookie {cookie}");
+    }
+    if *part > 0 {
+        text += &format!(" by weight {part} of {of}");
     }
     text
 }

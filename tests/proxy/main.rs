@@ -5,6 +5,7 @@ mod arrival;
 mod auth;
 mod bodies;
 mod buffers;
+mod canary;
 mod change;
 mod client_auth;
 mod edges;

@@ -21,17 +21,20 @@ pub enum Verdict {
 }
 
 /// Reasons of problems that mean "as if it were not written".
-const IGNORED: [&str; 30] = [
+const IGNORED: [&str; 33] = [
     "bad-annotation",
     "bad-flow-memory",
     "bad-forwarding-mode",
     "bad-value",
     "bad-weight",
-    "canary-not-yet",
+    "canary-conflict",
+    "canary-is-primary",
+    "canary-without-primary",
     "catch-all-disabled",
     "external-ips-off",
     "fqdn-slice",
     "host-setting-conflict",
+    "ignored-on-canary",
     "ignored-snippet",
     "kind-not-read",
     "l2-node-port",

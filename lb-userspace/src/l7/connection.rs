@@ -11,7 +11,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use self::plan::{Plan, Step};
+use self::plan::{Plan, Step, small};
 use super::auth::{self, Checks};
 use super::buffer::{Buf, Scratch};
 use super::carrier::Carrier;
@@ -61,15 +61,6 @@ pub(super) struct Connection<'w, 's> {
     /// From then on it counts as idle without having said anything.
     settled: Due,
     requests: u32,
-}
-
-/// All of a body that is so small that a copy of it costs little.
-fn small<'b>(body: &Body, here: &'b [u8]) -> Option<&'b [u8]> {
-    const SMALL: u64 = 8 * 1024;
-    match body {
-        Body::Length(length) if (1..=SMALL).contains(length) => here.get(..usize::try_from(*length).ok()?),
-        _ => None,
-    }
 }
 
 /// What the endpoint is chosen by, if that is a hash.
@@ -254,6 +245,7 @@ impl Connection<'_, '_> {
             client: effective.addr,
             shown: self.client.session.shown(),
             headers,
+            random: Some(&self.worker.random),
         };
         let mut decision = decide(&snapshot.router, &asked);
         let under_way = count(&snapshot.router, &mut decision, effective.addr, started);
@@ -287,9 +279,11 @@ impl Connection<'_, '_> {
         });
         let shown = auth::Subject { known, route: decision.route, certificate };
         let mut checks = Checks::of(policy, &asked, shown, &snapshot, &self.worker.doorman);
+        let alternative = log::alternative_name(&snapshot.router, &decision.next);
+        let side = decision.next.side();
         let step = match decision.next {
             Next::Answer(answer) => Step::Answer(answer),
-            Next::Proxy { upstream, target, prefix } => {
+            Next::Proxy { upstream, target, prefix, side: _ } => {
                 let mut head = Scratch::take();
                 let kept_back = policies.map(|policies| policy::kept_back(policies, &request.block));
                 let request = &Request { drop: request.drop.with(kept_back.unwrap_or_default()), ..*request };
@@ -314,7 +308,8 @@ impl Connection<'_, '_> {
                     checks.head_is(head.len());
                 }
                 let subject = Subject { request: Some(request), ..subject };
-                let params = params(&snapshot.router, decision.route, target.as_deref(), subject);
+                let told = (alternative, target.as_deref());
+                let params = params(&snapshot.router, decision.route, told, subject);
                 let here = self.buf.bytes().get(request.len..).unwrap_or_default();
                 if (is_idempotent || held.is_some())
                     && let Some(whole) = small(&body, here)
@@ -355,7 +350,7 @@ impl Connection<'_, '_> {
             checks,
             step,
             dress: Dress::of(&snapshot, policies, known),
-            route: decision.route.id,
+            route: decision.route.counted(side),
             filters: exchange::Limits::of(&decision.route.filters),
             snapshot: Rc::clone(&snapshot),
             line,
@@ -558,14 +553,14 @@ fn count(router: &Router, decision: &mut Decision<'_>, client: IpAddr, started: 
 fn params(
     router: &Router,
     route: &Route,
-    target: Option<&[u8]>,
+    (alternative, target): (&str, Option<&[u8]>),
     subject: Subject<'_, '_, '_>,
 ) -> fcgi::Params {
     let asks = route.speech() == Speech::FastCgi;
     let Some(location) = route.filters.fastcgi.as_ref().filter(|_| asks) else {
         return fcgi::Params::default();
     };
-    let place = Place { route, upstream: log::upstream_name(router, route), target };
+    let place = Place { route, upstream: log::upstream_name(router, route), alternative, target };
     fcgi::Params::of(location, &Subject { place: Some(place), ..subject })
 }
 
@@ -576,7 +571,9 @@ fn begin_line(router: &Router, decision: &Decision<'_>, subject: Subject<'_, '_,
         Next::Answer(_) => None,
     };
     let route = decision.route;
-    let place = Place { route, upstream: log::upstream_name(router, route), target };
+    let (upstream, alternative) =
+        (log::upstream_name(router, route), log::alternative_name(router, &decision.next));
+    let place = Place { route, upstream, alternative, target };
     log::begin(router, &decision.next, &Subject { place: Some(place), ..subject })
 }
 

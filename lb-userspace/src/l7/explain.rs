@@ -7,9 +7,10 @@ use crate::model::l7::{ClientAuth, Demand, L7, SslRedirect};
 use crate::model::report::{Explanation, Step};
 
 use super::balance::too_many;
+use super::canary;
 use super::client::{self, Effective};
 use super::client_auth::Shown;
-use super::filters::{Answer, Asked, Decision, Next, decide};
+use super::filters::{Answer, Asked, Decision, Next, canary_choice, decide};
 use super::policy::{self, Headers};
 
 pub use super::filters::Scheme;
@@ -72,6 +73,7 @@ pub fn explain(l7: &L7, unwell: Option<&Unwell>, request: &Request) -> Explanati
         https_port: 443,
         client: effective.addr,
         headers,
+        random: None,
         shown: match request.scheme {
             Scheme::Http => Shown::Plain,
             Scheme::Https => Shown::Whatever,
@@ -87,6 +89,10 @@ pub fn explain(l7: &L7, unwell: Option<&Unwell>, request: &Request) -> Explanati
     if let Some(policies) = &decision.route.filters.policies {
         let told = policy::explain(policies, &asked);
         steps.extend(told.into_iter().map(|(name, detail)| step(name, detail)));
+    }
+    if let Some(choice) = canary_choice(&router, decision.route, &asked) {
+        let name = router.upstreams.get(choice.canary.upstream).map_or("", |entry| &entry.name.0);
+        steps.push(step("canary", canary::explain(&choice, name)));
     }
     steps.push(upstream_step(&router, &decision));
     steps.extend(health_step(&router, unwell, &decision));
@@ -234,7 +240,10 @@ fn health_step(router: &Router, unwell: Option<&Unwell>, decision: &Decision<'_>
 
 fn upstream<'r>(router: &'r Router, decision: &Decision<'_>) -> Option<&'r UpstreamEntry> {
     match decision.route.action {
-        RouteAction::Proxy(index) | RouteAction::DefaultBackend(index) => router.upstreams.get(index?),
+        RouteAction::Proxy(index) | RouteAction::DefaultBackend(index) => match decision.next {
+            Next::Proxy { upstream, .. } => router.upstreams.get(upstream),
+            Next::Answer(_) => router.upstreams.get(index?),
+        },
         RouteAction::Redirect | RouteAction::Deny => None,
     }
 }

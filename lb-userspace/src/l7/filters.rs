@@ -6,6 +6,8 @@ use std::net::IpAddr;
 
 use regex::bytes::Captures;
 
+use super::balance::Random;
+use super::canary::{self, Side};
 use super::client_auth::{self, Shown};
 use crate::model::l7::policy::Limits;
 use crate::model::l7::{ClientAuth, PathMatch, Piece, RedirectQuery, RedirectStyle, SslRedirect, Template};
@@ -62,6 +64,8 @@ pub(super) struct Asked<'a> {
     /// What is known of the client's certificate.
     pub(super) shown: Shown<'a>,
     pub(super) headers: Headers<'a>,
+    /// Draws for the canary; `None` where nobody is led anywhere.
+    pub(super) random: Option<&'a Random>,
 }
 
 /// What becomes of a request and by which location.
@@ -82,6 +86,8 @@ pub(super) enum Next {
     Proxy {
         /// Index in the router.
         upstream: usize,
+        /// Whether that is the canary of the location's own.
+        side: Side,
         /// Request target if it is not the client's.
         target: Option<Vec<u8>>,
         /// `X-Forwarded-Prefix`, where the target was rewritten and one is asked for.
@@ -92,6 +98,14 @@ pub(super) enum Next {
 }
 
 impl Next {
+    /// Which side of its upstream gets the request.
+    pub(super) fn side(&self) -> Side {
+        match self {
+            Self::Proxy { side, .. } => *side,
+            Self::Answer(_) => Side::Primary,
+        }
+    }
+
     /// The client gets what the location holds, or hears that it holds nothing: first it has to show what the
     /// location asks for. Everything else is told to anybody.
     pub(super) fn lets_in(&self) -> bool {
@@ -239,14 +253,24 @@ fn filter(
     if router.blocked.as_ref().is_some_and(|blocked| policy::blocked::holds(blocked, asked.client)) {
         return Ok(Next::Answer(Answer::Status(403)));
     }
-    Ok(match policies.and_then(|policies| policy::refuse(policies, asked)) {
-        Some(answer) => Next::Answer(answer),
-        None => {
-            let asked_for = policies.and_then(|policies| policies.request.as_ref()?.prefix.as_ref());
-            let prefix = asked_for.zip(captures.as_ref()).map(|(prefix, captures)| fill_in(prefix, captures));
-            Next::Proxy { upstream, target: rewritten, prefix }
-        }
-    })
+    if let Some(answer) = policies.and_then(|policies| policy::refuse(policies, asked)) {
+        return Ok(Next::Answer(answer));
+    }
+    let canary = canary_choice(router, route, asked).filter(|choice| choice.side == Side::Canary);
+    let (upstream, side) = canary.map_or((upstream, Side::Primary), |c| (c.canary.upstream, Side::Canary));
+    let asked_for = policies.and_then(|policies| policies.request.as_ref()?.prefix.as_ref());
+    let prefix = asked_for.zip(captures.as_ref()).map(|(prefix, captures)| fill_in(prefix, captures));
+    Ok(Next::Proxy { upstream, side, target: rewritten, prefix })
+}
+
+/// What is decided about the canary of a location's upstream (reference 4.1, item 9), if it has one.
+pub(super) fn canary_choice<'r>(
+    router: &'r Router,
+    route: &Route,
+    asked: &Asked<'_>,
+) -> Option<canary::Choice<'r>> {
+    let RouteAction::Proxy(Some(primary)) = route.action else { return None };
+    canary::choose(router, router.upstreams.get(primary)?, &asked.headers, asked.random)
 }
 
 /// On `_` over plain HTTP, unless a user's location claims the path.

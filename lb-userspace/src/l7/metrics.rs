@@ -312,7 +312,7 @@ impl Counters {
     /// A new snapshot numbers its routes anew. Series of routes that are gone go with them, which
     /// bounds the memory.
     pub(super) fn settle(&mut self, next: &Router) {
-        let kept: std::collections::HashSet<&Labels> = next.routes().map(|route| &*route.labels).collect();
+        let kept: std::collections::HashSet<&Labels> = next.labels.iter().map(|labels| &**labels).collect();
         self.settled.retain(|(labels, ..), _| kept.contains(&**labels));
         for ((_, method, status), (labels, series)) in self.live.drain() {
             if kept.contains(&*labels) {
@@ -558,7 +558,7 @@ mod as_list {
 }
 
 fn request_labels(labels: &Labels, method: Method, status: u16) -> Vec<(&'static str, String)> {
-    let Labels { host, path, namespace, ingress, service } = labels;
+    let Labels { host, path, namespace, ingress, service, canary } = labels;
     vec![
         ("host", host.clone()),
         ("status", status.to_string()),
@@ -567,7 +567,7 @@ fn request_labels(labels: &Labels, method: Method, status: u16) -> Vec<(&'static
         ("namespace", namespace.clone()),
         ("ingress", ingress.clone()),
         ("service", service.clone()),
-        ("canary", String::new()),
+        ("canary", canary.clone()),
     ]
 }
 
@@ -614,7 +614,7 @@ mod tests {
     #[test]
     fn counters_of_workers_add_up_and_series_of_gone_routes_go() {
         let router = Router::new(&L7::default());
-        let kept = Arc::clone(&router.routes().next().expect("the catch-all").labels);
+        let kept = Arc::clone(router.labels.first().expect("the catch-all"));
         let gone = Arc::new(Labels { path: "/gone".to_owned(), ..Labels::default() });
         let mut one = Counters::default();
         one.request(Some(0), &kept, Method::Get, 200, Duration::from_millis(7), None);

@@ -11,6 +11,7 @@ mod auth;
 mod balance;
 mod buffer;
 mod calendar;
+mod canary;
 mod carrier;
 mod client;
 mod client_auth;

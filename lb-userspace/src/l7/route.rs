@@ -10,6 +10,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::model::ObjectName;
+use crate::model::canary::Rules;
 use crate::model::health::Check;
 use crate::model::l7::{
     AccessLog, Action, Blocked, ClientAuth, Edge, Filters, HostMatch, L7, Location, PathMatch, Protocol,
@@ -20,6 +21,7 @@ use crate::model::expression::Expression;
 use crate::model::upstream::{Balance, Care, Keepalive};
 
 use super::balance::Rule;
+use super::canary::Side;
 use super::filters::Scheme;
 use super::policy::Livery;
 use super::upstream::{Client, Speech, Transport};
@@ -83,11 +85,24 @@ pub(super) struct UpstreamEntry {
     pub(super) idle: Option<usize>,
     /// How its endpoints are checked.
     pub(super) check: Option<Arc<Check>>,
+    pub(super) canary: Option<CanaryEntry>,
+}
+
+/// Who serves a part of an upstream's requests instead.
+#[derive(Debug)]
+pub(super) struct CanaryEntry {
+    /// Index of its upstream.
+    pub(super) upstream: usize,
+    pub(super) rules: Rules,
 }
 
 impl UpstreamEntry {
-    fn new(name: &UpstreamName, upstream: &Upstream) -> Self {
-        let Upstream { endpoints, weights, balance, care, idle, check } = upstream;
+    fn new(name: &UpstreamName, upstream: &Upstream, index: &BTreeMap<&UpstreamName, usize>) -> Self {
+        let Upstream { endpoints, weights, balance, care, idle, check, canary } = upstream;
+        let canary = canary.as_ref().and_then(|canary| {
+            let upstream = *index.get(&canary.upstream)?;
+            Some(CanaryEntry { upstream, rules: canary.rules.clone() })
+        });
         let endpoints: Vec<_> = endpoints.iter().copied().collect();
         let weights: Vec<_> = endpoints.iter().map(|addr| weights.get(addr).copied().unwrap_or(1)).collect();
         let key = match balance {
@@ -102,6 +117,7 @@ impl UpstreamEntry {
             care: *care,
             idle: *idle,
             check: check.clone(),
+            canary,
         }
     }
 }
@@ -140,11 +156,13 @@ struct Prefixes {
 #[derive(Debug)]
 pub(super) struct Route {
     /// Number of the route within its router.
-    pub(super) id: usize,
+    id: usize,
     pub(super) action: RouteAction,
     pub(super) filters: Filters,
     /// Shared by workers: a request borrows them.
     pub(super) labels: Arc<Labels>,
+    /// Number of what goes to the canary of its upstream, if there is one.
+    as_canary: Option<usize>,
     /// Index of the way to speak TLS to its upstream, where its protocol asks for one.
     pub(super) tls: Option<usize>,
     /// What [`RouteAction::Redirect`] answers.
@@ -175,6 +193,8 @@ pub(super) struct Labels {
     pub(super) namespace: String,
     pub(super) ingress: String,
     pub(super) service: String,
+    /// Name of the canary's upstream; empty for what the primary got.
+    pub(super) canary: String,
 }
 
 /// How a request found its host.
@@ -199,9 +219,9 @@ pub(super) struct Found<'r> {
 impl Router {
     /// Builds the index. Never fails: what the snapshot names and does not hold has no endpoints.
     pub(super) fn new(l7: &L7) -> Self {
+        let index: BTreeMap<_, _> = l7.upstreams.keys().enumerate().map(|(i, name)| (name, i)).collect();
         let upstreams: Vec<_> =
-            l7.upstreams.iter().map(|(name, upstream)| UpstreamEntry::new(name, upstream)).collect();
-        let index: BTreeMap<_, _> = upstreams.iter().enumerate().map(|(i, u)| (&u.name, i)).collect();
+            l7.upstreams.iter().map(|(name, upstream)| UpstreamEntry::new(name, upstream, &index)).collect();
         let default_backend = l7
             .default_backend
             .as_ref()
@@ -214,8 +234,13 @@ impl Router {
             Action::Deny => RouteAction::Deny,
         };
 
-        let mut builder =
-            SiteBuilder { resolve: &resolve, labels: Vec::new(), tls: Vec::new(), tls_index: HashMap::new() };
+        let mut builder = SiteBuilder {
+            resolve: &resolve,
+            upstreams: &upstreams,
+            labels: Vec::new(),
+            tls: Vec::new(),
+            tls_index: HashMap::new(),
+        };
         let (mut exact, mut wildcard, mut sites) = (HashMap::new(), HashMap::new(), Vec::new());
         for (host, server) in &l7.servers {
             match host {
@@ -389,6 +414,14 @@ fn earlier(a: Option<usize>, b: Option<usize>) -> Option<usize> {
 }
 
 impl Route {
+    /// Number under which a request is counted.
+    pub(super) fn counted(&self, side: Side) -> usize {
+        match (side, self.as_canary) {
+            (Side::Canary, Some(id)) => id,
+            _ => self.id,
+        }
+    }
+
     /// How its upstream is spoken to, for a client that came by `scheme`.
     pub(super) fn transport(&self, scheme: Scheme) -> Transport {
         match (self.filters.protocol, self.tls) {
@@ -434,7 +467,8 @@ impl Route {
 /// Numbers routes across sites.
 struct SiteBuilder<'f> {
     resolve: &'f dyn Fn(&Action) -> RouteAction,
-    /// Those of the routes so far.
+    upstreams: &'f [UpstreamEntry],
+    /// Those of the routes so far, each behind the number it stands for.
     labels: Vec<Arc<Labels>>,
     tls: Vec<TlsEntry>,
     tls_index: HashMap<TlsEntry, usize>,
@@ -479,20 +513,26 @@ impl SiteBuilder<'_> {
     fn route(&mut self, host: &str, location: &Location) -> Route {
         let Location { path, path_label, ingress, service, action, filters } = location;
         let ObjectName { namespace, name } = ingress.clone().unwrap_or_default();
-        let (id, labels) = self.number(Labels {
+        let labels = Labels {
             host: host.to_owned(),
             path: path_label.clone(),
             namespace,
             ingress: name,
             service: service.clone(),
-        });
+            canary: String::new(),
+        };
+        let action = (self.resolve)(action);
+        let as_canary = self.canary_of(action).map(|canary| Labels { canary, ..labels.clone() });
+        let as_canary = as_canary.map(|labels| self.number(labels).0);
+        let (id, labels) = self.number(labels);
         Route {
             id,
-            action: (self.resolve)(action),
+            action,
             tls: self.tls(filters),
             filters: filters.clone(),
             labels,
-            redirect: match action {
+            as_canary,
+            redirect: match &location.action {
                 Action::Redirect(redirect) => Some(redirect.clone()),
                 _ => None,
             },
@@ -508,9 +548,16 @@ impl SiteBuilder<'_> {
             tls: None,
             filters: Filters::default(),
             labels,
+            as_canary: None,
             redirect: None,
             path: None,
         }
+    }
+
+    fn canary_of(&self, action: RouteAction) -> Option<String> {
+        let RouteAction::Proxy(Some(index)) = action else { return None };
+        let canary = self.upstreams.get(index)?.canary.as_ref()?;
+        self.upstreams.get(canary.upstream).map(|entry| entry.name.0.clone())
     }
 
     fn tls(&mut self, filters: &Filters) -> Option<usize> {

@@ -275,7 +275,8 @@ impl Pattern {
         Self::build(&format!("^{}", regex::escape(text)), Case::Differs)
     }
 
-    /// Compiles a pattern for the subject of a certificate: case-sensitive, not anchored.
+    /// Compiles a pattern for a value, like the subject of a certificate or a header: case-sensitive,
+    /// not anchored.
     pub fn subject(source: &str) -> Result<Self, regex::Error> {
         Self::build(source, Case::Differs)
     }

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::canary::Canary;
 use super::expression::Expression;
 use super::health::Check;
 use super::l7::{Certificate, TlsVersions};
@@ -31,6 +32,8 @@ pub struct Upstream {
     pub idle: Option<usize>,
     /// How they are asked whether they are well; `None`: nobody asks.
     pub check: Option<Arc<Check>>,
+    /// Who serves a part of the requests instead.
+    pub canary: Option<Canary>,
 }
 
 /// How an endpoint is chosen for a request (`load-balance`, `upstream-hash-by*`).

@@ -1,11 +1,14 @@
 //! Ingresses to virtual servers: hosts, their paths, default backends and certificates
 //! (reference ingress-nginx 4.2, 4.5, 4.6).
 
+mod canaries;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use k8s_openapi::api::networking::v1::{IngressBackend, IngressSpec, IngressTLS};
 
+use self::canaries::Waiting;
 use super::Options;
 use super::annotations::{self, Policy};
 use super::certificates::Certificates;
@@ -81,13 +84,17 @@ pub(super) fn translate(
         upstreams: Upstreams::new(objects, slices),
         certificates: Certificates::new(objects),
     };
+    let mut canaries = Vec::new();
     for served in classes::served(objects, options, findings) {
-        one_ingress(&served, &mut making, findings);
+        canaries.extend(one_ingress(served, &mut making, findings));
     }
     let Making { mut hosts, passthrough, mut upstreams, mut certificates, .. } = making;
     if gate == Gate::Closed || settings.restricts_sources() {
         // It holds for hosts that nobody names, too.
         hosts.entry(HostMatch::Any).or_default();
+    }
+    for waiting in &canaries {
+        canaries::attach(waiting, &hosts, &mut upstreams, findings);
     }
     let flag = |name: &str| ObjectId { origin: name.to_owned(), ..ObjectId::default() };
     let default_backend = options.default_backend_service.as_ref().and_then(|service| {
@@ -127,10 +134,15 @@ pub(super) fn translate(
     l7
 }
 
-fn one_ingress(served: &Served<'_>, making: &mut Making<'_>, findings: &mut Findings) {
+/// Adds what an Ingress says; one that is a canary comes back.
+fn one_ingress<'a>(
+    served: Served<'a>,
+    making: &mut Making<'_>,
+    findings: &mut Findings,
+) -> Option<Waiting<'a>> {
     let Making { objects, options, gate, settings, hosts, passthrough, upstreams, certificates } = making;
-    let Served { name, id, ingress } = served;
-    let Some(spec) = &ingress.spec else { return };
+    let Served { name, id, ingress } = &served;
+    let spec = ingress.spec.as_ref()?;
     let mut about = findings.about(id);
     if options.disable_catch_all && spec.default_backend.is_some() {
         about.warn(
@@ -139,13 +151,13 @@ fn one_ingress(served: &Served<'_>, making: &mut Making<'_>, findings: &mut Find
             "ignored, because of --disable-catch-all",
             "",
         );
-        return;
+        return None;
     }
     let mut policy = annotations::read(&ingress.metadata, settings, objects, options.snippets, &mut about);
-    policy.denied |= *gate == Gate::Closed;
-    if policy.canary {
-        return;
+    if let Some(rules) = policy.canary.take() {
+        return Some(Waiting { served, policy, rules });
     }
+    policy.denied |= *gate == Gate::Closed;
     let asked = policy.proxy_ssl.take();
     let proxy_ssl = asked.map(|asked| ProxySsl::read(&asked, &name.namespace, objects, certificates));
     let proxy_ssl = match proxy_ssl {
@@ -174,7 +186,7 @@ fn one_ingress(served: &Served<'_>, making: &mut Making<'_>, findings: &mut Find
     }
     let rules = spec.rules.as_deref().unwrap_or_default();
     if let ([], Some(default)) = (rules, &default) {
-        catch_all(served, default, &policy, proxy_ssl.clone(), hosts, &mut about);
+        catch_all(&served, default, &policy, proxy_ssl.clone(), hosts, &mut about);
     }
     for (index, rule) in rules.iter().enumerate() {
         let field = format!("spec.rules[{index}]");
@@ -184,7 +196,7 @@ fn one_ingress(served: &Served<'_>, making: &mut Making<'_>, findings: &mut Find
         if let (None, Some(default)) = (&host.default, &default) {
             host.default = Some(default.clone());
         }
-        app_root(host, &host_match, served, &policy, &mut about);
+        app_root(host, &host_match, &served, &policy, &mut about);
         if host.proxy_ssl.is_none() {
             host.proxy_ssl = proxy_ssl.clone();
         } else if proxy_ssl.is_some() && host.proxy_ssl != proxy_ssl && !by_location {
@@ -195,7 +207,7 @@ fn one_ingress(served: &Served<'_>, making: &mut Making<'_>, findings: &mut Find
                 "set proxy-ssl-location-only in the ConfigMap",
             );
         }
-        client_auth(host, &host_match, served, &policy, objects, &mut about);
+        client_auth(host, &host_match, &served, &policy, objects, &mut about);
         host_ciphers(host, &policy, &mut about);
         for (index, path) in rule.http.iter().flat_map(|http| &http.paths).enumerate() {
             let field = format!("{field}.http.paths[{index}]");
@@ -226,6 +238,7 @@ fn one_ingress(served: &Served<'_>, making: &mut Making<'_>, findings: &mut Find
         }
     }
     unused_tls(spec, &mut about);
+    None
 }
 
 /// An Ingress with nothing but a default backend takes what no host does; its redirects and

@@ -14,6 +14,7 @@ use super::config::Settings;
 use super::endpoints::{Slices, State, Use};
 use super::findings::About;
 use super::ours;
+use crate::model::canary::{Canary, Rules};
 use crate::model::expression::Expression;
 use crate::model::health::Check;
 use crate::model::l4::Protocol;
@@ -39,7 +40,24 @@ struct Built {
     hash_by: Option<Balance>,
     idle: Option<usize>,
     check: Option<Arc<Check>>,
+    /// Of the first Ingress that says so.
+    split: Option<Split>,
     complaint: Option<Complaint>,
+}
+
+/// A canary and whose it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Split {
+    pub owner: ObjectName,
+    pub canary: UpstreamName,
+    pub rules: Rules,
+}
+
+/// What becomes of requests to an upstream without endpoints.
+#[derive(Clone, Copy)]
+enum Without {
+    Answer503,
+    AskPrimary,
 }
 
 /// Why an upstream has no endpoints.
@@ -69,9 +87,10 @@ impl<'a> Upstreams<'a> {
         let load_balance = || settings.text("load-balance").map(annotations::load_balance);
         let usual = hash_by.map(Balance::Hash).or_else(load_balance).unwrap_or_default();
         let built = self.built.into_iter().map(|(name, built)| {
-            let Built { upstream, load_balance, hash_by, idle, check, complaint: _ } = built;
+            let Built { upstream, load_balance, hash_by, idle, check, split, complaint: _ } = built;
             let balance = hash_by.or(load_balance).unwrap_or_else(|| usual.clone());
-            (name, Upstream { balance, idle, check, ..upstream })
+            let canary = split.map(|Split { owner: _, canary, rules }| Canary { upstream: canary, rules });
+            (name, Upstream { balance, idle, check, canary, ..upstream })
         });
         built.collect()
     }
@@ -100,14 +119,32 @@ impl<'a> Upstreams<'a> {
         field: &str,
         about: &mut About<'_>,
     ) -> UpstreamName {
-        let port = backend.port.as_ref();
-        let name = port.and_then(|port| port.name.as_deref()).filter(|name| !name.is_empty());
-        let port = match name {
-            Some(name) => PortRef::Name(name),
-            None => PortRef::Number(port.and_then(|port| port.number).unwrap_or_default()),
-        };
-        let service = ObjectName::new(namespace, &backend.name);
-        self.of_port(&service, &port, &format!("{field}.service"), about)
+        let field = format!("{field}.service");
+        self.of_port(&service(namespace, backend), &port(backend), &field, Without::Answer503, about)
+    }
+
+    /// The same for a canary, whose requests have somewhere else to go.
+    pub(super) fn of_canary(
+        &mut self,
+        namespace: &str,
+        backend: &IngressServiceBackend,
+        field: &str,
+        about: &mut About<'_>,
+    ) -> UpstreamName {
+        let field = format!("{field}.service");
+        self.of_port(&service(namespace, backend), &port(backend), &field, Without::AskPrimary, about)
+    }
+
+    /// What the upstream of a backend is called.
+    pub(super) fn name_of(&mut self, namespace: &str, backend: &IngressServiceBackend) -> UpstreamName {
+        self.name(&service(namespace, backend), &port(backend))
+    }
+
+    /// Gives an upstream a canary, or tells whose it has.
+    pub(super) fn split(&mut self, primary: &UpstreamName, split: Split) -> Result<(), ObjectName> {
+        let Some(built) = self.built.get_mut(primary) else { return Ok(()) };
+        let known = built.split.get_or_insert_with(|| split.clone());
+        if *known == split { Ok(()) } else { Err(known.owner.clone()) }
     }
 
     /// The upstream of a Service's port by its number.
@@ -118,7 +155,7 @@ impl<'a> Upstreams<'a> {
         field: &str,
         about: &mut About<'_>,
     ) -> UpstreamName {
-        self.of_port(service, &PortRef::Number(port.into()), field, about)
+        self.of_port(service, &PortRef::Number(port.into()), field, Without::Answer503, about)
     }
 
     /// The upstream of a Service's first port; `None` where there is no such Service.
@@ -133,7 +170,7 @@ impl<'a> Upstreams<'a> {
             about.error("missing-service", "", message);
             return None;
         };
-        Some(self.of_port(service, &PortRef::Number(port.port), "", about))
+        Some(self.of_port(service, &PortRef::Number(port.port), "", Without::Answer503, about))
     }
 
     fn of_port(
@@ -141,6 +178,7 @@ impl<'a> Upstreams<'a> {
         service: &ObjectName,
         port: &PortRef<'_>,
         field: &str,
+        without: Without,
         about: &mut About<'_>,
     ) -> UpstreamName {
         let name = self.name(service, port);
@@ -153,7 +191,10 @@ impl<'a> Upstreams<'a> {
         }
         let complaint = self.built.get(&name).and_then(|built| built.complaint.as_ref());
         if let Some(Complaint { severity, reason, field: below, message, fix }) = complaint {
-            let message = format!("{message}: requests answer 503");
+            let message = match without {
+                Without::Answer503 => format!("{message}: requests answer 503"),
+                Without::AskPrimary => format!("{message}: every request goes to the primary"),
+            };
             about.say(*severity, reason, format!("{field}{below}"), message, fix);
         }
         name
@@ -224,6 +265,18 @@ impl<'a> Upstreams<'a> {
             )
         };
         complaint("no-endpoints", "", message, &fix)
+    }
+}
+
+fn service(namespace: &str, backend: &IngressServiceBackend) -> ObjectName {
+    ObjectName::new(namespace, &backend.name)
+}
+
+fn port(backend: &IngressServiceBackend) -> PortRef<'_> {
+    let port = backend.port.as_ref();
+    match port.and_then(|port| port.name.as_deref()).filter(|name| !name.is_empty()) {
+        Some(name) => PortRef::Name(name),
+        None => PortRef::Number(port.and_then(|port| port.number).unwrap_or_default()),
     }
 }
 

@@ -137,8 +137,7 @@ pub(super) fn patterns_of_annotations(world: &World<'_>, caught: &mut Caught) {
     for ingress in &world.ingresses {
         let aliases = ingress.text("server-alias").unwrap_or_default().split([',', ' ']);
         let aliases = aliases.filter_map(|alias| Some(("server-alias", alias.trim().strip_prefix('~')?)));
-        let header = ingress.text("canary-by-header-pattern").map(|text| ("canary-by-header-pattern", text));
-        for (name, text) in aliases.chain(header) {
+        for (name, text) in aliases {
             if Pattern::subject(text).is_ok() {
                 continue;
             }

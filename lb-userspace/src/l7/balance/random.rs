@@ -3,6 +3,7 @@
 use std::cell::Cell;
 
 /// Xorshift64*: a full period and no system call.
+#[derive(Debug)]
 pub(in crate::l7) struct Random(Cell<u64>);
 
 impl Random {
@@ -20,7 +21,7 @@ impl Random {
     }
 
     /// Below `n`; `None` if nothing is.
-    pub(super) fn below(&self, n: usize) -> Option<usize> {
+    pub(in crate::l7) fn below(&self, n: usize) -> Option<usize> {
         let high = (u128::from(self.word()) * n as u128) >> 64;
         (n > 0).then_some(high as usize)
     }

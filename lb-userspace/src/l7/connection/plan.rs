@@ -39,3 +39,12 @@ pub(super) enum Step {
     Answer(Answer),
     Exchange(Outgoing),
 }
+
+/// All of a body that is so small that a copy of it costs little.
+pub(super) fn small<'b>(body: &Body, here: &'b [u8]) -> Option<&'b [u8]> {
+    const SMALL: u64 = 8 * 1024;
+    match body {
+        Body::Length(length) if (1..=SMALL).contains(length) => here.get(..usize::try_from(*length).ok()?),
+        _ => None,
+    }
+}

@@ -170,8 +170,12 @@ fn the_prefix_that_a_rewrite_cut_goes_along() {
     let with = |rewrite| Filters { rewrite, policies: policies.clone(), ..Filters::default() };
     let next = |filters| ask(&site(vec![location(prefix("/"), to_web(), filters)]), "/api/v1/x");
 
-    let rewritten =
-        Next::Proxy { upstream: 1, target: Some(b"/x".to_vec()), prefix: Some(b"/api/v1".to_vec()) };
+    let rewritten = Next::Proxy {
+        upstream: 1,
+        side: Side::Primary,
+        target: Some(b"/x".to_vec()),
+        prefix: Some(b"/api/v1".to_vec()),
+    };
     assert_eq!(next(with(Some(rewrite))), rewritten);
     assert_eq!(next(with(None)), proxied(None));
 }
@@ -229,6 +233,7 @@ fn plain() -> Asked<'static> {
         client: "192.0.2.1".parse().unwrap(),
         shown: Shown::Plain,
         headers: Headers::Given(&[]),
+        random: None,
     }
 }
 
@@ -237,7 +242,12 @@ fn ask(l7: &L7, target: &str) -> Next {
 }
 
 fn proxied(target: Option<&str>) -> Next {
-    Next::Proxy { upstream: 1, target: target.map(|target| target.as_bytes().to_vec()), prefix: None }
+    Next::Proxy {
+        upstream: 1,
+        side: Side::Primary,
+        target: target.map(|target| target.as_bytes().to_vec()),
+        prefix: None,
+    }
 }
 
 fn redirected(status: u16, location: &str) -> Next {

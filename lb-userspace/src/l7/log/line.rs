@@ -43,6 +43,8 @@ pub(in crate::l7) struct Place<'a> {
     pub(in crate::l7) route: &'a Route,
     /// Name of its upstream; empty without one.
     pub(in crate::l7) upstream: &'a str,
+    /// Name of the canary's upstream that took it instead; empty without one.
+    pub(in crate::l7) alternative: &'a str,
     /// Target after rewriting, if it was rewritten.
     pub(in crate::l7) target: Option<&'a [u8]>,
 }
@@ -171,7 +173,7 @@ pub(super) fn early_value(early: &Early, escape: Escape, subject: &Subject<'_, '
         Early::ServerName => labels.map(|labels| labels.host.as_bytes()),
         Early::Upstream => place.map(|place| place.upstream.as_bytes()).filter(|name| !name.is_empty()),
         // Never absent: nginx has set it to nothing by then.
-        Early::Alternative => Some(b""),
+        Early::Alternative => Some(place.map_or(&b""[..], |place| place.alternative.as_bytes())),
         Early::Namespace => labels.map(|labels| labels.namespace.as_bytes()),
         Early::Ingress => labels.map(|labels| labels.ingress.as_bytes()),
         Early::Service => labels.map(|labels| labels.service.as_bytes()),

@@ -8,6 +8,7 @@ mod stamp;
 mod writer;
 
 use super::buffer::Scratch;
+use super::canary::Side;
 use super::filters::{Answer, Next};
 use super::route::{Route, RouteAction, Router};
 use crate::model::l7::AccessLog;
@@ -65,6 +66,16 @@ pub(super) fn upstream_name<'r>(router: &'r Router, route: &Route) -> &'r str {
         }
         RouteAction::DefaultBackend(_) => DEFAULT_BACKEND,
         RouteAction::Redirect | RouteAction::Deny => "",
+    }
+}
+
+/// `$proxy_alternative_upstream_name`: that of the canary which takes the request; empty otherwise.
+pub(super) fn alternative_name<'r>(router: &'r Router, next: &Next) -> &'r str {
+    match next {
+        Next::Proxy { upstream, side: Side::Canary, .. } => {
+            router.upstreams.get(*upstream).map_or("", |upstream| &upstream.name.0)
+        }
+        _ => "",
     }
 }
 

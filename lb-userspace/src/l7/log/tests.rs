@@ -72,7 +72,7 @@ fn logged(format: &str, escape: Escape, is_request: bool, tally: Tally, record: 
     let request =
         Request::parse(HEAD.as_bytes(), &mut lines, Sizes::default()).expect("legal").expect("whole");
     let route = router.site(request.host).0.find(b"/").route;
-    let place = Place { route, upstream: upstream_name(&router, route), target: None };
+    let place = Place { route, upstream: upstream_name(&router, route), alternative: "", target: None };
     let client = client();
     let subject = Subject {
         request: is_request.then_some(&request),
@@ -223,7 +223,7 @@ fn escaping_is_for_values_and_decides_what_absent_looks_like() {
 
 #[test]
 fn what_nobody_claims_is_healthy_skipped_or_switched_off_is_not_logged() {
-    let proxied = Next::Proxy { upstream: 0, target: None, prefix: None };
+    let proxied = Next::Proxy { upstream: 0, side: Side::Primary, target: None, prefix: None };
     let healthy = Next::Answer(Answer::Healthy);
     let skip = || ["/a%20b/x?q=1&name=v".to_owned()].into();
     for (case, log, host, next, expected) in [
@@ -244,7 +244,7 @@ fn what_nobody_claims_is_healthy_skipped_or_switched_off_is_not_logged() {
         let request =
             Request::parse(HEAD.as_bytes(), &mut lines, Sizes::default()).expect("legal").expect("whole");
         let route = router.site(host.as_bytes()).0.find(b"/").route;
-        let place = Place { route, upstream: "", target: None };
+        let place = Place { route, upstream: "", alternative: "", target: None };
         let client = client();
         let subject = Subject {
             request: Some(&request),

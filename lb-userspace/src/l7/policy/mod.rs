@@ -59,6 +59,33 @@ impl<'a> Headers<'a> {
             }
         }
     }
+
+    /// Value of the first cookie with this name, in any case as nginx has it.
+    pub(super) fn cookie(&self, name: &str) -> Option<&'a [u8]> {
+        match self {
+            Self::Sent(block) => {
+                let lines = block.values(block.named(is_cookie));
+                lines.flat_map(cookies).find_map(|pair| value_of(pair, name))
+            }
+            Self::Given(pairs) => {
+                let lines = pairs.iter().filter(|(known, _)| is_cookie(known));
+                lines.flat_map(|(_, line)| cookies(line.as_bytes())).find_map(|pair| value_of(pair, name))
+            }
+        }
+    }
+}
+
+fn is_cookie(name: &str) -> bool {
+    name.eq_ignore_ascii_case("cookie")
+}
+
+fn cookies(line: &[u8]) -> impl Iterator<Item = &[u8]> {
+    line.split(|byte| *byte == b';').map(<[u8]>::trim_ascii)
+}
+
+fn value_of<'a>(cookie: &'a [u8], name: &str) -> Option<&'a [u8]> {
+    let (known, rest) = cookie.split_at_checked(name.len())?;
+    rest.strip_prefix(b"=").filter(|_| known.eq_ignore_ascii_case(name.as_bytes()))
 }
 
 /// Answers a question of a browser about another site's script (reference 4.1, item 5).

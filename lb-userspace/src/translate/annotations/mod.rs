@@ -3,6 +3,7 @@
 mod access;
 mod auth;
 mod buffers;
+mod canary;
 mod cors;
 mod external_auth;
 mod fastcgi;
@@ -31,6 +32,7 @@ use super::mode::Mode;
 use super::ours;
 use super::{SnippetPolicy, checks, client_auth};
 use crate::model::ObjectName;
+use crate::model::canary::Rules;
 use crate::model::expression::Expression;
 use crate::model::l7::{Buffers, FastCgi, Policies, RedirectStyle, TlsVersions};
 use crate::model::upstream::{Balance, Condition, Conditions, Protocol, Retry, UpstreamName};
@@ -44,7 +46,8 @@ pub const PREFIX: &str = "nginx.ingress.kubernetes.io";
 pub(super) struct Policy {
     /// Something must fail closed: every location answers 503.
     pub denied: bool,
-    pub canary: bool,
+    /// It is a canary, and takes these requests.
+    pub canary: Option<Rules>,
     pub use_regex: bool,
     pub mode: Mode,
     pub rewrite_target: Option<String>,
@@ -103,7 +106,7 @@ impl Default for Policy {
     fn default() -> Self {
         Self {
             denied: false,
-            canary: false,
+            canary: None,
             use_regex: false,
             mode: Mode::Compat,
             rewrite_target: None,
@@ -193,7 +196,14 @@ pub(super) fn read(
     ours::of_ingress(metadata, about);
     let mut valid: BTreeMap<&str, &str> = BTreeMap::new();
     let mut policy = Policy::default();
+    let is_canary =
+        known(metadata).any(|(row, text)| row.name == "canary" && value::boolean(text) == Some(true));
     for (row, text) in known(metadata) {
+        if is_canary && !canary::counts(row.name) {
+            let message = "ignored: a canary's requests are treated as its primary says";
+            about.info("ignored-on-canary", field(row.name), message, "");
+            continue;
+        }
         // A snippet has lines; it is refused for what it is.
         let is_snippet = row.status == Status::Refused && row.value == Value::Text;
         let verdict = if is_snippet { Ok(()) } else { value::check(row.value, text) };
@@ -215,17 +225,7 @@ pub(super) fn read(
             },
         }
     }
-    let is_on = |name: &str| valid.get(name).and_then(|text| value::boolean(text));
-    policy.canary = is_on("canary").unwrap_or(false);
-    if policy.canary {
-        about.warn(
-            "canary-not-yet",
-            field("canary"),
-            "canaries are not served yet; every request goes to the primary",
-            "",
-        );
-        return policy;
-    }
+    policy.canary = canary::read(&valid, about);
     for (row, text) in known(metadata).filter(|(row, _)| valid.contains_key(row.name)) {
         status(row, text, &valid, snippets, &mut policy, about);
     }
@@ -235,12 +235,15 @@ pub(super) fn read(
         // As in ingress-nginx, where a bad one takes the permanent one with it.
         policy.redirect = None;
     }
+    unknown_variable(&valid, about);
+    if is_canary {
+        return policy;
+    }
     let namespace = metadata.namespace.as_deref().unwrap_or_default();
     let name = metadata.name.as_deref().unwrap_or_default();
     let source = Source { valid: &valid, settings, objects, namespace, name };
     policies::read(&source, &mut policy, about);
     fastcgi::complete(&source, &mut policy, about);
-    unknown_variable(&valid, about);
     new_effects(&valid, about);
     checks::tell(&policy, about);
     policy
@@ -510,7 +513,10 @@ pub(super) fn honoured(metadata: &ObjectMeta) -> Vec<&'static str> {
 }
 
 fn is_honoured(name: &str) -> bool {
-    row(name).is_some_and(|row| row.status == Status::Honoured)
+    row(name).is_some_and(|row| match row.status {
+        Status::With(other) => is_honoured(other),
+        status => status == Status::Honoured,
+    })
 }
 
 #[cfg(test)]

@@ -1,0 +1,139 @@
+//! Canary Ingresses (reference ingress-nginx 4.8): they own nothing, but take a part of what the
+//! upstream of a primary with the same host, path and kind of path gets, wherever it gets it.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::networking::v1::{HTTPIngressPath, IngressServiceBackend};
+
+use super::super::annotations::{self, Policy};
+use super::super::classes::Served;
+use super::super::findings::{About, Findings};
+use super::super::routes::Draft;
+use super::super::upstreams::{Split, Upstreams};
+use super::{Host, host_match};
+use crate::model::canary::Rules;
+use crate::model::l7::{Action, HostMatch, UpstreamName};
+
+/// A canary Ingress, waiting until every primary is known.
+pub(super) struct Waiting<'a> {
+    pub(super) served: Served<'a>,
+    pub(super) policy: Policy,
+    pub(super) rules: Rules,
+}
+
+/// Gives the primaries their canary, the oldest where there are several.
+pub(super) fn attach(
+    waiting: &Waiting<'_>,
+    hosts: &BTreeMap<HostMatch, Host>,
+    upstreams: &mut Upstreams<'_>,
+    findings: &mut Findings,
+) {
+    let Waiting { served, policy, rules } = waiting;
+    let mut about = findings.about(&served.id);
+    let Some(spec) = &served.ingress.spec else { return };
+    if spec.default_backend.is_some() {
+        let message = "a canary takes no requests but those of its primary; ignored";
+        about.warn("ignored-on-canary", "spec.defaultBackend", message, "write the path as a rule");
+    }
+    if spec.tls.as_ref().is_some_and(|tls| !tls.is_empty()) {
+        let message = "ignored: the certificate is that of the primary";
+        about.info("ignored-on-canary", "spec.tls", message, "");
+    }
+    for (index, rule) in spec.rules.iter().flatten().enumerate() {
+        let host = host_match(rule.host.as_deref().unwrap_or_default());
+        for (path_index, path) in rule.http.iter().flat_map(|http| &http.paths).enumerate() {
+            let field = format!("spec.rules[{index}].http.paths[{path_index}]");
+            let Some(service) = &path.backend.service else {
+                let message = "resource backends are not served; every request goes to the primary";
+                about.warn(
+                    "resource-backend",
+                    format!("{field}.backend.resource"),
+                    message,
+                    "name a service",
+                );
+                continue;
+            };
+            let Some((primary, draft)) = primary(&host, path, hosts, &format!("{field}.path"), &mut about)
+            else {
+                continue;
+            };
+            let place = Place { host: &host, primary, service, field: &format!("{field}.backend") };
+            let Some(canary) = split(&place, served, rules, hosts, upstreams, &mut about) else { continue };
+            // What it is asked in is the primary's protocol, by checks too.
+            let policy = Policy { protocol: draft.policy.protocol, ..policy.clone() };
+            upstreams.settle(&canary, &policy, || {
+                let proxy_ssl = draft.proxy_ssl.as_ref();
+                proxy_ssl.map(|ssl| ssl.towards(&served.name.namespace, &service.name)).unwrap_or_default()
+            });
+        }
+    }
+}
+
+/// A path of a canary that has a primary.
+struct Place<'a> {
+    host: &'a HostMatch,
+    primary: &'a UpstreamName,
+    service: &'a IngressServiceBackend,
+    /// Of the backend.
+    field: &'a str,
+}
+
+/// The upstream of the path that owns the place, and the path.
+fn primary<'a>(
+    name: &HostMatch,
+    path: &HTTPIngressPath,
+    hosts: &'a BTreeMap<HostMatch, Host>,
+    field: &str,
+    about: &mut About<'_>,
+) -> Option<(&'a UpstreamName, &'a Draft)> {
+    let text = path.path.as_deref().filter(|path| !path.is_empty()).unwrap_or("/");
+    let host = hosts.get(name);
+    let owner = host.and_then(|host| {
+        let index = host.owners.get(&(text.to_owned(), path.path_type == "Exact"))?;
+        host.drafts.get(*index).filter(|draft| draft.specific == (path.path_type == "ImplementationSpecific"))
+    });
+    match owner.map(|draft| (&draft.action, draft)) {
+        Some((Action::Proxy(upstream), draft)) => return Some((upstream, draft)),
+        Some(_) => {
+            let message =
+                format!("the primary of {name}{text} leads to no Service; nothing goes to this canary");
+            about.warn("canary-without-primary", field, message, "");
+        }
+        None => {
+            let kind = &path.path_type;
+            let message = format!("no other Ingress has {name}{text} as {kind}; nothing goes to this canary");
+            let fix = "give it the host, path and pathType of its primary";
+            about.warn("canary-without-primary", field, message, fix);
+        }
+    }
+    None
+}
+
+/// Gives the primary this canary, if it can have it. Name of the canary's upstream.
+fn split(
+    place: &Place<'_>,
+    served: &Served<'_>,
+    rules: &Rules,
+    hosts: &BTreeMap<HostMatch, Host>,
+    upstreams: &mut Upstreams<'_>,
+    about: &mut About<'_>,
+) -> Option<UpstreamName> {
+    let Place { host, primary, service, field } = place;
+    let canary = upstreams.name_of(&served.name.namespace, service);
+    let is_primary =
+        |host: &Host| host.drafts.iter().any(|draft| draft.action == Action::Proxy(canary.clone()));
+    if hosts.get(host).is_some_and(is_primary) {
+        let message = format!("{} is a primary on {host}, so it cannot be a canary there; ignored", canary.0);
+        about.warn("canary-is-primary", format!("{field}.service"), message, "use a Service of its own");
+        return None;
+    }
+    let split = Split { owner: served.name.clone(), canary: canary.clone(), rules: rules.clone() };
+    if let Err(owner) = upstreams.split(primary, split) {
+        let message = format!("{} has the canary of Ingress {owner} already; this one is ignored", primary.0);
+        let fix =
+            "a Service and port has one canary, wherever it is used: give one of them a Service of its own";
+        about.warn("canary-conflict", annotations::field("canary"), message, fix);
+        return None;
+    }
+    Some(upstreams.of_canary(&served.name.namespace, service, field, about))
+}
