@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write;
 
 use penstock::model::Problem;
-use penstock::model::canary::{Canary, HeaderRule, HeaderValue, Rules, Weight};
+use penstock::model::canary::{Canary, HeaderRule, HeaderValue, Rules, Sessions, Weight};
 use penstock::model::health::{Check, HttpProbe, Probe};
 use penstock::model::l4::{
     Access, At, Backend, BackendState, FlowMemory, L4, OnEmpty, Pool, PoolId, Prefix, Protocol, Punt, VipAddr,
@@ -14,6 +14,7 @@ use penstock::model::l7::{
     AccessLog, Action, Blocked, Buffers, ClientAuth, Edge, FastCgi, Filters, L7, Location, PathMatch, Piece,
     Rate, ReadAhead, RedirectQuery, Responses, Server, SslRedirect, Template, UpstreamTls, VerifyClient,
 };
+use penstock::model::session::Affinity;
 use penstock::model::upstream::{Balance, Care, Ejection, Keepalive, Upstream};
 use penstock::translate::Translated;
 
@@ -209,8 +210,16 @@ fn edge(edge: &Edge, out: &mut String) {
 
 /// Only what differs from the defaults.
 fn upstream_text(upstream: &Upstream) -> String {
-    let Upstream { endpoints: _, weights, balance, care: Care { slow_start, ejection }, idle, check, canary } =
-        upstream;
+    let Upstream {
+        endpoints: _,
+        weights,
+        balance,
+        care: Care { slow_start, ejection },
+        idle,
+        check,
+        affinity,
+        canary,
+    } = upstream;
     let mut text = String::new();
     for (endpoint, weight) in weights {
         text += &format!(", {endpoint} of weight {weight}");
@@ -234,6 +243,11 @@ fn upstream_text(upstream: &Upstream) -> String {
             text += &format!(", {}", tls_text(tls));
         }
     }
+    if let Some(Affinity { mode, cookie, on_failure, places }) = affinity {
+        let places: Vec<_> = places.iter().map(|(host, path)| format!("{host}{path}")).collect();
+        text +=
+            &format!(", sessions {mode:?} at [{}], {cookie:?}, on failure {on_failure:?}", places.join(" "));
+    }
     if let Some(canary) = canary {
         text += &canary_text(canary);
     }
@@ -241,7 +255,7 @@ fn upstream_text(upstream: &Upstream) -> String {
 }
 
 fn canary_text(canary: &Canary) -> String {
-    let Canary { upstream, rules: Rules { header, cookie, weight: Weight { part, of } } } = canary;
+    let Canary { upstream, rules: Rules { header, cookie, weight: Weight { part, of } }, sessions } = canary;
     let mut text = format!(", canary {}", upstream.0);
     if let Some(HeaderRule { name, value }) = header {
         text += &match value {
@@ -256,6 +270,9 @@ fn canary_text(canary: &Canary) -> String {
     }
     if *part > 0 {
         text += &format!(" by weight {part} of {of}");
+    }
+    if *sessions != Sessions::default() {
+        text += ", sessions decided anew";
     }
     text
 }

@@ -28,7 +28,8 @@ fn with_canary(primary: &[SocketAddr], canary: &[SocketAddr], part: u32) -> L7 {
     let header = HeaderRule { name: "X-Canary".to_owned(), value: HeaderValue::AlwaysOrNever };
     let rules = Rules { header: Some(header), cookie: None, weight: Weight { part, of: 100 } };
     for upstream in l7.upstreams.values_mut() {
-        upstream.canary = Some(Canary { upstream: name.clone(), rules: rules.clone() });
+        upstream.canary =
+            Some(Canary { upstream: name.clone(), rules: rules.clone(), sessions: Default::default() });
     }
     let upstream = Upstream { endpoints: canary.iter().copied().collect(), ..Upstream::default() };
     l7.upstreams.insert(name, upstream);

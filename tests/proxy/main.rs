@@ -27,6 +27,7 @@ mod rates;
 mod requests;
 mod retries;
 mod rig;
+mod sessions;
 mod smuggling;
 mod takeover;
 mod tls;

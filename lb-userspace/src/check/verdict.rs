@@ -58,14 +58,16 @@ const IGNORED: [&str; 33] = [
 ];
 
 /// Reasons of warnings about what ingress-nginx does alike: nothing changes by moving.
-const ALIKE: [&str; 7] = [
+const ALIKE: [&str; 9] = [
     "exact-in-regex-host",
     "forgeable-log",
     "host-without-tls",
     "missing-path-type",
+    "pattern-as-cookie-path",
     "regex-host",
     "regex-without-use-regex",
     "relative-rewrite-target",
+    "upstream-setting-conflict",
 ];
 
 /// Reasons of what works in another way here.

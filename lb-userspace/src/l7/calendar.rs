@@ -1,5 +1,7 @@
 //! Seconds since the epoch as a date, in UTC.
 
+use std::io::Write as _;
+
 /// Names as HTTP and nginx's log write them.
 const MONTHS: [&str; 12] =
     ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
@@ -40,6 +42,13 @@ impl Moment {
             second: seconds % 60,
             weekday: DAYS[(days % 7) as usize],
         }
+    }
+
+    /// As HTTP writes it (IMF-fixdate, RFC 9110 5.6.7).
+    pub(super) fn imf_fixdate(&self, out: &mut Vec<u8>) {
+        let Self { year, day, hour, minute, second, weekday, .. } = self;
+        let month = self.month_name();
+        let _ = write!(out, "{weekday}, {day:02} {month} {year} {hour:02}:{minute:02}:{second:02} GMT");
     }
 
     /// `Jan`.

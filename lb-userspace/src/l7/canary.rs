@@ -4,8 +4,17 @@
 
 use super::balance::Random;
 use super::policy::Headers;
-use super::route::{CanaryEntry, Router, UpstreamEntry};
-use crate::model::canary::{HeaderRule, HeaderValue, Rules, Weight};
+use super::route::{Router, UpstreamEntry};
+use crate::model::canary::{HeaderRule, HeaderValue, Rules, Sessions, Weight};
+
+/// Who serves a part of an upstream's requests instead.
+#[derive(Debug)]
+pub(super) struct CanaryEntry {
+    /// Index of its upstream.
+    pub(super) upstream: usize,
+    pub(super) rules: Rules,
+    pub(super) sessions: Sessions,
+}
 
 /// Which of two upstreams a request goes to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,6 +28,8 @@ pub(super) enum Side {
 pub(super) enum Reason {
     /// The canary has no endpoints.
     Empty,
+    /// Its session began on that side.
+    Session,
     /// What the header says.
     Header,
     /// The pattern for the header cannot be used.
@@ -45,10 +56,16 @@ pub(super) fn choose<'r>(
     random: Option<&Random>,
 ) -> Option<Choice<'r>> {
     let canary = primary.canary.as_ref()?;
-    let is_empty = router.upstreams.get(canary.upstream).is_none_or(|entry| entry.endpoints.is_empty());
-    let (side, reason) = match is_empty {
-        true => (Side::Primary, Reason::Empty),
-        false => by_rules(&canary.rules, headers, random),
+    let holds = |entry: &UpstreamEntry| {
+        let sessions = entry.sessions.as_ref().filter(|_| canary.sessions == Sessions::Stay);
+        sessions.is_some_and(|sessions| sessions.holds(headers))
+    };
+    let (side, reason) = match router.upstreams.get(canary.upstream) {
+        Some(entry) if entry.endpoints.is_empty() => (Side::Primary, Reason::Empty),
+        None => (Side::Primary, Reason::Empty),
+        Some(_) if holds(primary) => (Side::Primary, Reason::Session),
+        Some(entry) if holds(entry) => (Side::Canary, Reason::Session),
+        Some(_) => by_rules(&canary.rules, headers, random),
     };
     Some(Choice { side, reason, canary })
 }
@@ -106,6 +123,7 @@ pub(super) fn explain(choice: &Choice<'_>, canary: &str) -> String {
     let Weight { part, of } = weight;
     match choice.reason {
         Reason::Empty => format!("{to}: it has no endpoints"),
+        Reason::Session => format!("{to}, because its session is kept where it began"),
         Reason::Header => format!("{to}, because of the header {name}"),
         Reason::UnusablePattern => format!("{to}: the pattern for the header {name} cannot be used"),
         Reason::Cookie => format!("{to}, because of the cookie {}", cookie.as_deref().unwrap_or_default()),
@@ -140,7 +158,8 @@ mod tests {
         let (canary, primary) = (Side::Canary, Side::Primary);
         let always = ("Cookie", "a=b; pick=always");
         let never = ("Cookie", "pick=never");
-        let cases: [(&str, Rules, &[(&str, &str)], _); 17] = [
+        type Sent<'a> = &'a [(&'a str, &'a str)];
+        let cases: [(&str, Rules, Sent<'_>, (Side, Reason)); 17] = [
             ("always", rules(Some(AlwaysOrNever), 0), &[("x-canary", "always")], (canary, Reason::Header)),
             (
                 "never",

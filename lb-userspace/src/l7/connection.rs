@@ -11,7 +11,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use self::plan::{Plan, Step, small};
+use self::plan::{Plan, Step, lead, small};
 use super::auth::{self, Checks};
 use super::buffer::{Buf, Scratch};
 use super::carrier::Carrier;
@@ -27,11 +27,11 @@ use super::log::{self, End, Place, Subject, Tally};
 use super::metrics::Method;
 use super::policy::{self, Dress, Headers};
 use super::route::{Route, Router};
-use super::snapshot::Snapshot;
+use super::session;
 use super::socket::{Link, Presence};
 use super::timers::{Alarm, Due};
 use super::upstream::{Record, Speech, Terms};
-use super::variable::{self, Known};
+use super::variable::Known;
 use super::worker::Worker;
 use super::zones::UnderWay;
 use crate::model::l7::ClientLimits;
@@ -61,12 +61,6 @@ pub(super) struct Connection<'w, 's> {
     /// From then on it counts as idle without having said anything.
     settled: Due,
     requests: u32,
-}
-
-/// What the endpoint is chosen by, if that is a hash.
-fn balance_key(snapshot: &Snapshot, upstream: usize, known: Known<'_, '_, '_>) -> u64 {
-    let key = snapshot.router.upstreams.get(upstream).and_then(|entry| entry.key.as_ref());
-    key.map_or(0, |key| variable::hash(key, known))
 }
 
 /// What a request leaves of its connection.
@@ -319,6 +313,8 @@ impl Connection<'_, '_> {
                     head_len += whole.len();
                     body = Body::Length(0);
                 }
+                let entry = snapshot.router.upstreams.get(upstream);
+                let (pinned, cookie) = session::of(entry, decision.route, &headers, self.client.scheme);
                 Step::Exchange(Outgoing {
                     head,
                     body: body.clone(),
@@ -334,9 +330,10 @@ impl Connection<'_, '_> {
                         connect: decision.route.filters.connect_timeout,
                         retry: decision.route.filters.retry,
                         is_idempotent,
-                        key: balance_key(&snapshot, upstream, known),
+                        lead: lead(pinned, &snapshot, upstream, known),
                     },
                     params,
+                    cookie,
                 })
             }
         };
@@ -401,6 +398,7 @@ impl Connection<'_, '_> {
                     Sent::Response { status, after: After::Close } => (status, Left::Finished),
                     Sent::Broken { status } => (status, Left::Broken),
                     Sent::Nothing { status, read } => {
+                        self.dress.without_session();
                         // Nothing went to the client yet, so it can still be told what happened. What
                         // is left of a body that was not read whole is unknown by now, so the
                         // connection ends.

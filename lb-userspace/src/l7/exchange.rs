@@ -70,6 +70,8 @@ pub(super) struct Outgoing {
     pub(super) terms: Terms,
     /// What a FastCGI application is told.
     pub(super) params: fcgi::Params,
+    /// Attributes of the cookie for a session that begins; `None`: none begins here.
+    pub(super) cookie: Option<Box<Scratch>>,
 }
 
 /// What the client got.
@@ -129,6 +131,12 @@ pub(super) async fn run(
             Ok(lease) => lease,
             Err(status) => return (Sent::Nothing { status, read }, attempts.ended(0)),
         };
+        match (attempts.session(), &outgoing.cookie) {
+            (Some((sessions, key)), Some(attributes)) => {
+                sessions.line(key, attributes, connection.dress.session());
+            }
+            _ => connection.dress.without_session(),
+        }
         let replay = held.as_ref().map(Held::replay);
         let attempt = attempt(connection, &mut attempts, &mut lease, &outgoing, replay, limits, after);
         let next = match attempt.await {

@@ -94,6 +94,7 @@ pub fn explain(l7: &L7, unwell: Option<&Unwell>, request: &Request) -> Explanati
         let name = router.upstreams.get(choice.canary.upstream).map_or("", |entry| &entry.name.0);
         steps.push(step("canary", canary::explain(&choice, name)));
     }
+    steps.extend(session_step(&router, &decision, &asked.headers));
     steps.push(upstream_step(&router, &decision));
     steps.extend(health_step(&router, unwell, &decision));
     Explanation {
@@ -214,6 +215,23 @@ fn upstream_step(router: &Router, decision: &Decision<'_>) -> Step {
         },
     };
     step("upstream", detail)
+}
+
+/// Where its cookie leads, if sessions are kept.
+fn session_step(router: &Router, decision: &Decision<'_>, headers: &Headers<'_>) -> Option<Step> {
+    let upstream = upstream(router, decision)?;
+    let sessions = upstream.sessions.as_ref()?;
+    let name = sessions.cookie_name();
+    let labels = &decision.route.labels;
+    let endpoint = sessions.endpoint(headers).and_then(|index| upstream.endpoints.get(index));
+    let detail = match endpoint {
+        Some(endpoint) => format!("the cookie {name} leads to {endpoint}"),
+        None if sessions.begin_at(&labels.host, &labels.path) => {
+            format!("any endpoint; the answer sets the cookie {name}")
+        }
+        None => format!("any endpoint, without a cookie {name}: another Ingress keeps sessions here"),
+    };
+    Some(step("session", detail))
 }
 
 /// What active checks say of its endpoints, if they are checked.

@@ -284,13 +284,12 @@ fn text<const N: usize>(value: impl Display, room: &mut [u8; N]) -> &[u8] {
     room.get(..used).unwrap_or_default()
 }
 
-/// `Date` in IMF-fixdate (RFC 9110 5.6.7).
+/// `Date`.
 fn date(out: &mut Vec<u8>) {
     let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs());
-    let moment = Moment::of(seconds);
-    let Moment { year, day, hour, minute, second, weekday, .. } = moment;
-    let month = moment.month_name();
-    let _ = write!(out, "Date: {weekday}, {day:02} {month} {year} {hour:02}:{minute:02}:{second:02} GMT\r\n");
+    out.extend_from_slice(b"Date: ");
+    Moment::of(seconds).imf_fixdate(out);
+    out.extend_from_slice(b"\r\n");
 }
 
 /// Reason phrases as nginx writes them.

@@ -39,6 +39,7 @@ mod policy;
 mod proxy_protocol;
 mod relay;
 mod route;
+mod session;
 mod snapshot;
 mod socket;
 mod spill;

@@ -10,7 +10,7 @@ use super::metrics::Refused;
 use super::socket::Link;
 use super::timers::Alarm;
 use super::tunnel::{End, tunnel};
-use super::upstream::{Attempts, Speech, Terms, Transport};
+use super::upstream::{Attempts, Lead, Speech, Terms, Transport};
 use super::worker::Worker;
 use crate::model::upstream::Retry;
 
@@ -58,7 +58,7 @@ async fn connect(worker: &Rc<Worker>, upstream: usize) -> Option<Link> {
         connect: CONNECT,
         retry: Retry::default(),
         is_idempotent: true,
-        key: worker.random.word(),
+        lead: Lead::Hash(worker.random.word()),
     };
     Attempts::new(worker, &snapshot, terms, Instant::now()).connection().await
 }

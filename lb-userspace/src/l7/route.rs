@@ -10,7 +10,6 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::model::ObjectName;
-use crate::model::canary::Rules;
 use crate::model::health::Check;
 use crate::model::l7::{
     AccessLog, Action, Blocked, ClientAuth, Edge, Filters, HostMatch, L7, Location, PathMatch, Protocol,
@@ -21,9 +20,10 @@ use crate::model::expression::Expression;
 use crate::model::upstream::{Balance, Care, Keepalive};
 
 use super::balance::Rule;
-use super::canary::Side;
+use super::canary::{CanaryEntry, Side};
 use super::filters::Scheme;
 use super::policy::Livery;
+use super::session;
 use super::upstream::{Client, Speech, Transport};
 use super::zones::Zones;
 
@@ -85,26 +85,24 @@ pub(super) struct UpstreamEntry {
     pub(super) idle: Option<usize>,
     /// How its endpoints are checked.
     pub(super) check: Option<Arc<Check>>,
+    /// How sessions are kept, if they are.
+    pub(super) sessions: Option<session::Sessions>,
     pub(super) canary: Option<CanaryEntry>,
-}
-
-/// Who serves a part of an upstream's requests instead.
-#[derive(Debug)]
-pub(super) struct CanaryEntry {
-    /// Index of its upstream.
-    pub(super) upstream: usize,
-    pub(super) rules: Rules,
 }
 
 impl UpstreamEntry {
     fn new(name: &UpstreamName, upstream: &Upstream, index: &BTreeMap<&UpstreamName, usize>) -> Self {
-        let Upstream { endpoints, weights, balance, care, idle, check, canary } = upstream;
+        let Upstream { endpoints, weights, balance, care, idle, check, affinity, canary } = upstream;
         let canary = canary.as_ref().and_then(|canary| {
             let upstream = *index.get(&canary.upstream)?;
-            Some(CanaryEntry { upstream, rules: canary.rules.clone() })
+            Some(CanaryEntry { upstream, rules: canary.rules.clone(), sessions: canary.sessions })
         });
         let endpoints: Vec<_> = endpoints.iter().copied().collect();
         let weights: Vec<_> = endpoints.iter().map(|addr| weights.get(addr).copied().unwrap_or(1)).collect();
+        // Who begins a session gets the next endpoint.
+        let balance = if affinity.is_some() { &Balance::RoundRobin } else { balance };
+        let sessions =
+            affinity.as_ref().map(|affinity| session::Sessions::new(name, affinity, &endpoints, &weights));
         let key = match balance {
             Balance::Hash(key) | Balance::Subset { key, .. } => Some(key.clone()),
             Balance::RoundRobin | Balance::PeakEwma | Balance::LeastRequests => None,
@@ -117,6 +115,7 @@ impl UpstreamEntry {
             care: *care,
             idle: *idle,
             check: check.clone(),
+            sessions,
             canary,
         }
     }

@@ -10,6 +10,19 @@ pub struct Canary {
     pub upstream: UpstreamName,
     /// Which requests.
     pub rules: Rules,
+    /// Whether a session may change sides.
+    pub sessions: Sessions,
+}
+
+/// What the session of a request means for its side (`affinity-canary-behavior`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Sessions {
+    /// It stays on the side where it began, whatever the rules say; the canary keeps sessions as its
+    /// primary does.
+    #[default]
+    Stay,
+    /// The rules decide about every request.
+    DecidedAnew,
 }
 
 /// Which requests go to a canary: the first that decides, in this order. None of them: no request.

@@ -11,6 +11,7 @@ pub mod l4;
 pub mod l7;
 pub mod problem;
 pub mod report;
+pub mod session;
 pub mod upstream;
 
 use std::fmt;

@@ -10,6 +10,7 @@ use super::canary::Canary;
 use super::expression::Expression;
 use super::health::Check;
 use super::l7::{Certificate, TlsVersions};
+use super::session::Affinity;
 
 /// `<namespace>-<service>-<port>`, ingress-nginx's name for it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -32,6 +33,8 @@ pub struct Upstream {
     pub idle: Option<usize>,
     /// How they are asked whether they are well; `None`: nobody asks.
     pub check: Option<Arc<Check>>,
+    /// How sessions are kept; it counts more than `balance`.
+    pub affinity: Option<Affinity>,
     /// Who serves a part of the requests instead.
     pub canary: Option<Canary>,
 }

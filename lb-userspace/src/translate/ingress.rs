@@ -186,6 +186,9 @@ fn one_ingress<'a>(
     }
     let rules = spec.rules.as_deref().unwrap_or_default();
     if let ([], Some(default)) = (rules, &default) {
+        if let (Action::Proxy(upstream), _) = default {
+            upstreams.keep_sessions(upstream, &policy, &HostMatch::Any, "/", &mut about);
+        }
         catch_all(&served, default, &policy, proxy_ssl.clone(), hosts, &mut about);
     }
     for (index, rule) in rules.iter().enumerate() {
@@ -218,6 +221,9 @@ fn one_ingress<'a>(
                 upstreams.settle(upstream, &policy, || towards(proxy_ssl.as_ref(), &service));
             }
             let text = path.path.as_deref().filter(|path| !path.is_empty()).unwrap_or("/");
+            if let Action::Proxy(upstream) = &action {
+                upstreams.keep_sessions(upstream, &policy, &host_match, text, &mut about);
+            }
             let draft = Draft {
                 path: text.to_owned(),
                 exact: path.path_type == "Exact",

@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::sync::Arc;
 
-use super::annotations::{Policy, field};
+use super::annotations::{self, Policy, field};
 use super::findings::Findings;
 use super::mode::Mode;
 use super::template::template;
@@ -256,6 +256,16 @@ fn surprises(draft: &Draft, reading: Reading, findings: &mut Findings) {
             field,
             format!("another path makes this a regex host: {path:?} is a case-insensitive pattern anchored at its start only"),
             "",
+        );
+    }
+    if reading != Reading::Literal
+        && policy.affinity.as_ref().is_some_and(|affinity| affinity.cookie.path.is_none())
+    {
+        about.warn(
+            "pattern-as-cookie-path",
+            annotations::field("session-cookie-path"),
+            format!("the session's cookie gets Path={path}, as it is written; browsers do not take it for a pattern"),
+            "set session-cookie-path",
         );
     }
     if reading == Reading::Start && *exact {

@@ -14,10 +14,12 @@ use super::config::Settings;
 use super::endpoints::{Slices, State, Use};
 use super::findings::About;
 use super::ours;
-use crate::model::canary::{Canary, Rules};
+use crate::model::canary::{Canary, Rules, Sessions};
 use crate::model::expression::Expression;
 use crate::model::health::Check;
 use crate::model::l4::Protocol;
+use crate::model::l7::HostMatch;
+use crate::model::session::Affinity;
 use crate::model::upstream::{Balance, Care, Ejection, Upstream, UpstreamName, UpstreamTls};
 use crate::model::{ObjectName, Severity};
 use crate::objects::Objects;
@@ -40,6 +42,7 @@ struct Built {
     hash_by: Option<Balance>,
     idle: Option<usize>,
     check: Option<Arc<Check>>,
+    affinity: Option<Affinity>,
     /// Of the first Ingress that says so.
     split: Option<Split>,
     complaint: Option<Complaint>,
@@ -51,6 +54,7 @@ pub(super) struct Split {
     pub owner: ObjectName,
     pub canary: UpstreamName,
     pub rules: Rules,
+    pub sessions: Sessions,
 }
 
 /// What becomes of requests to an upstream without endpoints.
@@ -83,14 +87,20 @@ impl<'a> Upstreams<'a> {
 
     /// A hash counts more than another way, and any of them more than the ConfigMap's.
     pub(super) fn into_built(self, settings: &Settings) -> BTreeMap<UpstreamName, Upstream> {
+        let inherited = self.inherited();
         let hash_by = settings.text("upstream-hash-by").and_then(|by| Expression::parse(by).ok());
         let load_balance = || settings.text("load-balance").map(annotations::load_balance);
         let usual = hash_by.map(Balance::Hash).or_else(load_balance).unwrap_or_default();
         let built = self.built.into_iter().map(|(name, built)| {
-            let Built { upstream, load_balance, hash_by, idle, check, split, complaint: _ } = built;
+            let Built { upstream, load_balance, hash_by, idle, check, affinity, split, complaint: _ } = built;
             let balance = hash_by.or(load_balance).unwrap_or_else(|| usual.clone());
-            let canary = split.map(|Split { owner: _, canary, rules }| Canary { upstream: canary, rules });
-            (name, Upstream { balance, idle, check, canary, ..upstream })
+            let canary = split.map(|Split { owner: _, canary, rules, sessions }| Canary {
+                upstream: canary,
+                rules,
+                sessions,
+            });
+            let affinity = inherited.get(&name).cloned().or(affinity);
+            (name, Upstream { balance, idle, check, affinity, canary, ..upstream })
         });
         built.collect()
     }
@@ -109,6 +119,46 @@ impl<'a> Upstreams<'a> {
         if built.check.is_none() {
             built.check = checks::check(policy, tls);
         }
+    }
+
+    /// Canaries whose sessions are kept as their primary keeps its own.
+    fn inherited(&self) -> BTreeMap<UpstreamName, Affinity> {
+        let of_split = |built: &Built| {
+            let split = built.split.as_ref().filter(|split| split.sessions == Sessions::Stay)?;
+            Some((split.canary.clone(), built.affinity.clone()?))
+        };
+        self.built.values().filter_map(of_split).collect()
+    }
+
+    /// An Ingress says how sessions of an upstream are kept, and asks for cookies at a place of its own.
+    /// The oldest decides on the mode, the youngest on the cookie, as in ingress-nginx.
+    pub(super) fn keep_sessions(
+        &mut self,
+        name: &UpstreamName,
+        policy: &Policy,
+        host: &HostMatch,
+        path: &str,
+        about: &mut About<'_>,
+    ) {
+        let (Some(built), Some(asked)) = (self.built.get_mut(name), &policy.affinity) else { return };
+        let (mut mode, mut places) = (asked.mode, BTreeSet::new());
+        if let Some(known) = built.affinity.take() {
+            if known.cookie != asked.cookie || known.mode != asked.mode {
+                let message = format!(
+                    "an older Ingress keeps sessions of {} otherwise: its mode counts, and this cookie",
+                    name.0
+                );
+                about.warn(
+                    "upstream-setting-conflict",
+                    annotations::field("affinity"),
+                    message,
+                    "write the same",
+                );
+            }
+            (mode, places) = (known.mode, known.places);
+        }
+        places.insert((host.to_string(), path.to_owned()));
+        built.affinity = Some(Affinity { mode, places, ..asked.clone() });
     }
 
     /// The upstream of a backend, without endpoints (503) where something is missing.

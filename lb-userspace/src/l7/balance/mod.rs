@@ -193,6 +193,17 @@ impl Endpoints {
         Picked::new(Rc::clone(self), chosen)
     }
 
+    /// This one, whatever is known of it.
+    pub(super) fn pinned(self: &Rc<Self>, index: usize) -> Option<Picked> {
+        Picked::new(Rc::clone(self), index)
+    }
+
+    /// Whether a request that was at `tried` may go to this one.
+    pub(super) fn is_open(&self, index: usize, tried: &Tried, now: Instant) -> bool {
+        let is_in = || self.list.get(index).is_some_and(|endpoint| endpoint.is_in(now));
+        !tried.has(index) && (self.asks_everybody(now) || is_in())
+    }
+
     /// Nobody is out, or too many are.
     fn asks_everybody(&self, now: Instant) -> bool {
         let changes = Some(self.changes.get());

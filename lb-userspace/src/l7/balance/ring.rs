@@ -12,7 +12,7 @@ pub(in crate::l7) struct Ring(Vec<(u64, usize)>);
 impl Ring {
     /// The same for the same addresses and weights, wherever it is made. The heaviest have all their
     /// places, the others the first few of theirs, so the lighter one is, the rougher its part; one without a weight has 1.
-    pub(super) fn new(endpoints: &[SocketAddr], weights: &[u32]) -> Self {
+    pub(in crate::l7) fn new(endpoints: &[SocketAddr], weights: &[u32]) -> Self {
         let weight = |index: usize| weights.get(index).map_or(1, |weight| u64::from(*weight).max(1));
         let heaviest = (0..endpoints.len()).map(weight).max().unwrap_or(1);
         let mut places = Vec::with_capacity(endpoints.len() * PLACES as usize);
@@ -26,7 +26,7 @@ impl Ring {
     }
 
     /// Endpoints in the order in which a key asks them, each as often as it has places.
-    pub(super) fn from(&self, key: u64) -> impl Iterator<Item = usize> {
+    pub(in crate::l7) fn from(&self, key: u64) -> impl Iterator<Item = usize> {
         let at = self.0.partition_point(|(place, _)| *place < key);
         let (before, after) = self.0.split_at_checked(at).unwrap_or_default();
         after.iter().chain(before).map(|(_, index)| *index)

@@ -11,6 +11,8 @@ use super::super::heads::After;
 use super::super::metrics::Method;
 use super::super::policy::Dress;
 use super::super::snapshot::Snapshot;
+use super::super::upstream::Lead;
+use super::super::variable::{self, Known};
 use super::super::zones::UnderWay;
 
 /// A decided request, free of the bytes it was read from.
@@ -47,4 +49,18 @@ pub(super) fn small<'b>(body: &Body, here: &'b [u8]) -> Option<&'b [u8]> {
         Body::Length(length) if (1..=SMALL).contains(length) => here.get(..usize::try_from(*length).ok()?),
         _ => None,
     }
+}
+
+/// What leads a request to its endpoint: its session, else the key of an upstream that has one.
+pub(super) fn lead(
+    pinned: Option<usize>,
+    snapshot: &Snapshot,
+    upstream: usize,
+    known: Known<'_, '_, '_>,
+) -> Lead {
+    if let Some(pinned) = pinned {
+        return Lead::Endpoint(pinned);
+    }
+    let key = snapshot.router.upstreams.get(upstream).and_then(|entry| entry.key.as_ref());
+    Lead::Hash(key.map_or(0, |key| variable::hash(key, known)))
 }

@@ -32,6 +32,8 @@ struct Extras {
     beside: Option<Scratch>,
     swaps: Option<Swaps>,
     cookies: Option<Cookies>,
+    /// The cookie of a session that began, or moved, with this request.
+    session: Option<Scratch>,
 }
 
 /// `Set-Cookie` lines of an auth service.
@@ -134,6 +136,20 @@ impl Dress {
         self.put_on(status, None, scheme, out);
     }
 
+    /// Room for the cookie that binds the session; a later one takes the place of an earlier one.
+    pub(in crate::l7) fn session(&mut self) -> &mut Vec<u8> {
+        let line = self.extras.get_or_insert_default().session.insert(Scratch::take());
+        line.clear();
+        line
+    }
+
+    /// Nobody answered who the session could be bound to.
+    pub(in crate::l7) fn without_session(&mut self) {
+        if let Some(extras) = &mut self.extras {
+            extras.session = None;
+        }
+    }
+
     /// Lines of the upstream's head that give way.
     fn replaced(&self, response: &Response<'_, '_>, scheme: Scheme) -> LineSet {
         let mut gone = LineSet::default();
@@ -168,8 +184,8 @@ impl Dress {
             put(lines, own, out);
         }
         put(own, &[], out);
-        if let Some(lines) = self.lines_of(|extras| &extras.beside) {
-            out.extend_from_slice(lines);
+        for lines in [self.lines_of(|extras| &extras.beside), self.lines_of(|extras| &extras.session)] {
+            out.extend_from_slice(lines.unwrap_or_default());
         }
         let cookies = self.extras.as_ref().and_then(|extras| extras.cookies.as_ref());
         if let Some(cookies) = cookies.filter(|cookies| cookies.go_with(status)) {

@@ -62,14 +62,16 @@ impl<'a> Headers<'a> {
 
     /// Value of the first cookie with this name, in any case as nginx has it.
     pub(super) fn cookie(&self, name: &str) -> Option<&'a [u8]> {
+        self.find_cookie(|pair| value_of(pair, name))
+    }
+
+    /// What is found in the first cookie, `name=value`, in which anything is.
+    pub(super) fn find_cookie<T>(&self, find: impl FnMut(&'a [u8]) -> Option<T>) -> Option<T> {
         match self {
-            Self::Sent(block) => {
-                let lines = block.values(block.named(is_cookie));
-                lines.flat_map(cookies).find_map(|pair| value_of(pair, name))
-            }
+            Self::Sent(block) => block.values(block.named(is_cookie)).flat_map(cookies).find_map(find),
             Self::Given(pairs) => {
                 let lines = pairs.iter().filter(|(known, _)| is_cookie(known));
-                lines.flat_map(|(_, line)| cookies(line.as_bytes())).find_map(|pair| value_of(pair, name))
+                lines.flat_map(|(_, line)| cookies(line.as_bytes())).find_map(find)
             }
         }
     }

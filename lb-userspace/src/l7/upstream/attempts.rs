@@ -11,6 +11,7 @@ use super::super::carrier::Carrier;
 use super::super::fcgi;
 use super::super::h2;
 use super::super::metrics::Failure;
+use super::super::session::{Key, Sessions};
 use super::super::snapshot::Snapshot;
 use super::super::socket::Link;
 use super::super::worker::Worker;
@@ -44,8 +45,16 @@ pub(in crate::l7) struct Terms {
     pub(in crate::l7) retry: Retry,
     /// Sending it twice does no harm (nginx: everything but POST, PATCH, LOCK).
     pub(in crate::l7) is_idempotent: bool,
-    /// What its endpoint is chosen by, where that is a hash.
-    pub(in crate::l7) key: u64,
+    pub(in crate::l7) lead: Lead,
+}
+
+/// What leads a request to its endpoint.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::l7) enum Lead {
+    /// The hash of a key, where endpoints are chosen by one.
+    Hash(u64),
+    /// Its session, which is there, by index.
+    Endpoint(usize),
 }
 
 /// How far a request got at an endpoint that let it down.
@@ -84,6 +93,8 @@ pub(in crate::l7) struct Attempts<'s> {
     record: Record,
     /// Where a kept connection turned out to be closed: asked again, by a new one.
     stale: Option<Picked>,
+    /// The session that the attempt at hand begins.
+    session: Option<Key>,
 }
 
 /// Times of one attempt.
@@ -155,7 +166,19 @@ impl<'s> Attempts<'s> {
         begun: Instant,
     ) -> Self {
         let (now, tried, record) = (Now::at(begun), Tried::default(), Record::default());
-        Self { worker, snapshot, terms, begun, now, picked: None, failed: 0, tried, record, stale: None }
+        Self {
+            worker,
+            snapshot,
+            terms,
+            begun,
+            now,
+            picked: None,
+            failed: 0,
+            tried,
+            record,
+            stale: None,
+            session: None,
+        }
     }
 
     /// A connection to send the request by. Endpoints that cannot be connected to are passed over,
@@ -206,9 +229,32 @@ impl<'s> Attempts<'s> {
             return Some((stale, true));
         }
         let Self { snapshot, terms, tried, worker, now, .. } = self;
-        let rule = &snapshot.router.upstreams.get(terms.upstream)?.rule;
+        let entry = snapshot.router.upstreams.get(terms.upstream)?;
         let endpoints = snapshot.upstreams.get(terms.upstream)?;
-        Some((endpoints.pick(rule, terms.key, tried, &worker.random, now.began)?, false))
+        let is_open = |index| endpoints.is_open(index, tried, now.began);
+        let (key, pinned) = match terms.lead {
+            Lead::Hash(key) => (key, None),
+            Lead::Endpoint(pinned) => (0, Some(pinned)),
+        };
+        self.session = None;
+        if let Some(sessions) = &entry.sessions {
+            if let Some(pinned) = pinned.filter(|pinned| !sessions.moves() || is_open(*pinned)) {
+                return Some((endpoints.pinned(pinned)?, false));
+            }
+            if let Some((index, key)) = sessions.draw(&worker.random, is_open) {
+                self.session = Some(key);
+                return Some((endpoints.pinned(index)?, false));
+            }
+        }
+        let picked = endpoints.pick(&entry.rule, key, tried, &worker.random, now.began)?;
+        self.session = entry.sessions.as_ref().and_then(|sessions| sessions.key(picked.index()));
+        Some((picked, false))
+    }
+
+    /// The session that begins, or moves, with the attempt at hand.
+    pub(in crate::l7) fn session(&self) -> Option<(&'s Sessions, &Key)> {
+        let entry = self.snapshot.router.upstreams.get(self.terms.upstream)?;
+        entry.sessions.as_ref().zip(self.session.as_ref())
     }
 
     async fn open(&self, picked: &Picked, fresh: bool) -> Result<(Way, Peer, u32, Instant), Failure> {

@@ -20,7 +20,7 @@ use super::route::UpstreamEntry;
 use crate::model::health::Unwell;
 use crate::model::upstream::UpstreamName;
 
-pub(super) use attempts::{Attempts, Lease, Next, Progress, Speech, Terms};
+pub(super) use attempts::{Attempts, Lead, Lease, Next, Progress, Speech, Terms};
 pub(super) use client::{Client, Clients, unverified};
 pub use dial::Dialer;
 pub(super) use pool::{Peer, Pool};

@@ -12,6 +12,7 @@ mod policies;
 mod removed;
 mod response_headers;
 mod rewriting;
+mod session;
 mod spelling;
 pub(super) mod table;
 mod upstream_headers;
@@ -32,9 +33,10 @@ use super::mode::Mode;
 use super::ours;
 use super::{SnippetPolicy, checks, client_auth};
 use crate::model::ObjectName;
-use crate::model::canary::Rules;
+use crate::model::canary::{Rules, Sessions};
 use crate::model::expression::Expression;
 use crate::model::l7::{Buffers, FastCgi, Policies, RedirectStyle, TlsVersions};
+use crate::model::session::Affinity;
 use crate::model::upstream::{Balance, Condition, Conditions, Protocol, Retry, UpstreamName};
 use crate::objects::Objects;
 
@@ -81,6 +83,10 @@ pub(super) struct Policy {
     pub idle: Option<usize>,
     /// `upstream-health-check-*`.
     pub check: Option<checks::Written>,
+    /// `affinity`, without the places where its cookie is handed out.
+    pub affinity: Option<Affinity>,
+    /// `affinity-canary-behavior`.
+    pub at_canary: Sessions,
     pub logged: bool,
     /// What the locations do beyond proxying.
     pub policies: Option<Arc<Policies>>,
@@ -132,6 +138,8 @@ impl Default for Policy {
             hash_by: None,
             idle: None,
             check: None,
+            affinity: None,
+            at_canary: Sessions::default(),
             logged: true,
             policies: None,
             asks: None,
@@ -226,6 +234,8 @@ pub(super) fn read(
         }
     }
     policy.canary = canary::read(&valid, about);
+    policy.affinity = session::read(&valid, about);
+    policy.at_canary = session::at_canary(&valid);
     for (row, text) in known(metadata).filter(|(row, _)| valid.contains_key(row.name)) {
         status(row, text, &valid, snippets, &mut policy, about);
     }

@@ -11,7 +11,7 @@ use super::super::findings::{About, Findings};
 use super::super::routes::Draft;
 use super::super::upstreams::{Split, Upstreams};
 use super::{Host, host_match};
-use crate::model::canary::Rules;
+use crate::model::canary::{Rules, Sessions};
 use crate::model::l7::{Action, HostMatch, UpstreamName};
 
 /// A canary Ingress, waiting until every primary is known.
@@ -58,9 +58,19 @@ pub(super) fn attach(
                 continue;
             };
             let place = Place { host: &host, primary, service, field: &format!("{field}.backend") };
-            let Some(canary) = split(&place, served, rules, hosts, upstreams, &mut about) else { continue };
+            let split = Split {
+                owner: served.name.clone(),
+                canary: upstreams.name_of(&served.name.namespace, service),
+                rules: rules.clone(),
+                sessions: match (policy.at_canary, draft.policy.at_canary) {
+                    (Sessions::Stay, Sessions::Stay) => Sessions::Stay,
+                    _ => Sessions::DecidedAnew,
+                },
+            };
+            let Some(canary) = add(&place, served, split, hosts, upstreams, &mut about) else { continue };
             // What it is asked in is the primary's protocol, by checks too.
             let policy = Policy { protocol: draft.policy.protocol, ..policy.clone() };
+            upstreams.keep_sessions(&canary, &policy, &host, &draft.path, &mut about);
             upstreams.settle(&canary, &policy, || {
                 let proxy_ssl = draft.proxy_ssl.as_ref();
                 proxy_ssl.map(|ssl| ssl.towards(&served.name.namespace, &service.name)).unwrap_or_default()
@@ -110,24 +120,23 @@ fn primary<'a>(
 }
 
 /// Gives the primary this canary, if it can have it. Name of the canary's upstream.
-fn split(
+fn add(
     place: &Place<'_>,
     served: &Served<'_>,
-    rules: &Rules,
+    split: Split,
     hosts: &BTreeMap<HostMatch, Host>,
     upstreams: &mut Upstreams<'_>,
     about: &mut About<'_>,
 ) -> Option<UpstreamName> {
     let Place { host, primary, service, field } = place;
-    let canary = upstreams.name_of(&served.name.namespace, service);
     let is_primary =
-        |host: &Host| host.drafts.iter().any(|draft| draft.action == Action::Proxy(canary.clone()));
+        |host: &Host| host.drafts.iter().any(|draft| draft.action == Action::Proxy(split.canary.clone()));
     if hosts.get(host).is_some_and(is_primary) {
-        let message = format!("{} is a primary on {host}, so it cannot be a canary there; ignored", canary.0);
+        let message =
+            format!("{} is a primary on {host}, so it cannot be a canary there; ignored", split.canary.0);
         about.warn("canary-is-primary", format!("{field}.service"), message, "use a Service of its own");
         return None;
     }
-    let split = Split { owner: served.name.clone(), canary: canary.clone(), rules: rules.clone() };
     if let Err(owner) = upstreams.split(primary, split) {
         let message = format!("{} has the canary of Ingress {owner} already; this one is ignored", primary.0);
         let fix =
