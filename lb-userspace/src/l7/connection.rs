@@ -538,13 +538,19 @@ impl Connection<'_, '_> {
 }
 
 /// Counts a request that has limits; one beyond them is answered instead.
-fn count(router: &Router, decision: &mut Decision<'_>, client: IpAddr, started: Instant) -> Option<UnderWay> {
+fn count(
+    router: &Router,
+    decision: &mut Decision<'_>,
+    client: IpAddr,
+    started: Instant,
+) -> Option<Box<UnderWay>> {
     let limits = decision.limits?;
     let zone = router.zones.get(&limits.ingress)?;
-    zone.admit(limits, client, started).unwrap_or_else(|status| {
+    let under_way = zone.admit(limits, client, started).unwrap_or_else(|status| {
         decision.next = Next::Answer(Answer::Status(status));
         None
-    })
+    });
+    under_way.map(Box::new)
 }
 
 /// What a FastCGI application is told of the request; nothing for others.

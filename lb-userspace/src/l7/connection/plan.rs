@@ -30,8 +30,9 @@ pub(super) struct Plan {
     pub(super) filters: Limits,
     pub(super) snapshot: Rc<Snapshot>,
     pub(super) line: Option<Scratch>,
-    /// To be kept until the request has ended.
-    pub(super) under_way: Option<UnderWay>,
+    /// To be kept until the request has ended. Boxed, as `checks`: few requests have them, all
+    /// connections the place.
+    pub(super) under_way: Option<Box<UnderWay>>,
 }
 
 /// What becomes of it.

@@ -13,9 +13,14 @@ use crate::model::l7::log::Part;
 /// The location's parameters for one request; empty, and free of charge, for one that goes to no
 /// FastCGI application.
 #[derive(Default)]
-pub(in crate::l7) struct Params {
+pub(in crate::l7) struct Params(
+    /// Boxed: every request carries the place for it.
+    Option<Box<Expanded>>,
+);
+
+struct Expanded {
     pairs: Vec<u8>,
-    of: Option<Arc<FastCgi>>,
+    of: Arc<FastCgi>,
 }
 
 impl Params {
@@ -38,13 +43,15 @@ impl Params {
                 record::pair(name.as_bytes(), &value, &mut pairs);
             }
         }
-        Self { pairs, of: Some(Arc::clone(location)) }
+        Self(Some(Box::new(Expanded { pairs, of: Arc::clone(location) })))
     }
 
     /// The beginning of a request, up to its body: it is begun, all parameters follow.
     pub(super) fn request(&self, head: &Sent<'_, '_>, out: &mut Vec<u8>) {
         let mut pairs = Scratch::take();
-        pairs.extend_from_slice(&self.pairs);
+        if let Some(expanded) = &self.0 {
+            pairs.extend_from_slice(&expanded.pairs);
+        }
         // A body of unknown length has none; without a body it is empty, as nginx has it.
         if !head.chunked {
             let length = head.length.map(|length| length.to_string()).unwrap_or_default();
@@ -71,7 +78,7 @@ impl Params {
         let mut name = String::with_capacity(5 + header.len());
         name.push_str("HTTP_");
         name.extend(header.chars().map(|c| if c == '-' { '_' } else { c.to_ascii_uppercase() }));
-        let is_own = self.of.as_ref().is_some_and(|of| of.params.contains_key(&name));
+        let is_own = self.0.as_ref().is_some_and(|expanded| expanded.of.params.contains_key(&name));
         // Libraries take it for the proxy that they are to use themselves (CVE-2016-5385).
         if is_own || name == "HTTP_PROXY" {
             return;
