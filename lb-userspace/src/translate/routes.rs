@@ -147,9 +147,9 @@ fn location(draft: Draft, regex: bool, tls: bool, findings: &mut Findings) -> Lo
     let matched = if reading == Reading::Literal {
         if exact { PathMatch::Exact(path.clone()) } else { PathMatch::Prefix(path.clone()) }
     } else {
-        match (reading.compile(&path), Pattern::anchored(literal_text(&path))) {
-            (Ok(pattern), _) => PathMatch::Regex(pattern),
-            (Err(error), literal) => {
+        match reading.compile(&path) {
+            Ok(pattern) => PathMatch::Regex(pattern),
+            Err(error) => {
                 // Whatever the pattern protects lies below its literal beginning: close all of it.
                 denied = true;
                 let message = format!(
@@ -163,7 +163,7 @@ fn location(draft: Draft, regex: bool, tls: bool, findings: &mut Findings) -> Lo
                     message,
                     "look-around and back-references are not supported",
                 );
-                match literal {
+                match Pattern::anchored(literal_text(&path)) {
                     Ok(literal) => PathMatch::Regex(literal),
                     Err(_) => PathMatch::Prefix("/".to_owned()),
                 }
