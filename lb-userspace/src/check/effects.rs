@@ -1,6 +1,6 @@
 //! What an object brings about, one line each.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::model::l4::{Access, BackendState, Pool};
 use crate::model::l7::{Action, Location, PathMatch};
@@ -24,6 +24,15 @@ pub(super) fn routes(snapshot: &Snapshot) -> BTreeMap<&ObjectName, Vec<String>> 
         }
     }
     by_ingress
+}
+
+/// Ingresses of which a path answers 503, whatever the reason.
+pub(super) fn closed(snapshot: &Snapshot) -> BTreeSet<&ObjectName> {
+    let locations = snapshot.l7.servers.values().flat_map(|server| &server.locations);
+    locations
+        .filter(|location| location.action == Action::Deny)
+        .filter_map(|location| location.ingress.as_ref())
+        .collect()
 }
 
 fn target(location: &Location, snapshot: &Snapshot) -> String {

@@ -115,6 +115,7 @@ pub fn report(input: &Input<'_>) -> Report {
         honoured: translate::honoured_annotations(objects),
         routes: effects::routes(&translated.snapshot),
         vips: effects::vips(&translated.snapshot),
+        closed: effects::closed(&translated.snapshot),
     };
     let mut reports: Vec<_> = about.into_iter().map(|(id, gathered)| world.object(id, gathered)).collect();
     reports.sort_by_cached_key(|report| (natural(&report.origin), report.kind.clone(), report.name.clone()));
@@ -193,6 +194,7 @@ struct Judged<'a> {
     honoured: BTreeMap<Key, Vec<&'static str>>,
     routes: BTreeMap<&'a ObjectName, Vec<String>>,
     vips: BTreeMap<&'a ObjectName, Vec<String>>,
+    closed: BTreeSet<&'a ObjectName>,
 }
 
 impl Judged<'_> {
@@ -205,7 +207,23 @@ impl Judged<'_> {
             _ => Vec::new(),
         };
         let warns = gathered.problems.iter().any(|problem| problem.severity == Severity::Warning);
-        let findings = merge(gathered);
+        let mut findings = merge(gathered);
+        if kind == "Ingress"
+            && self.closed.contains(&key)
+            && !findings.iter().any(|finding| finding.verdict == Verdict::Refused)
+        {
+            findings.insert(
+                0,
+                Finding {
+                    verdict: Verdict::Refused,
+                    reason: "closed-from-elsewhere",
+                    field: String::new(),
+                    message: "its paths answer 503, for a reason that another object holds".to_owned(),
+                    fix: "put right what is refused in the ConfigMap, or in an older Ingress of the host"
+                        .to_owned(),
+                },
+            );
+        }
         let worst = findings.iter().map(|finding| finding.verdict).max().unwrap_or(Verdict::Identical);
         let verdict = match worst {
             // Something of it is ignored, but not the object.

@@ -134,6 +134,16 @@ fn the_verdict_of_an_object_is_its_worst_finding_and_what_works_is_never_ignored
 }
 
 #[test]
+fn an_ingress_that_the_config_map_closes_is_refused() {
+    let input = format!("{}---\n{}", ingress("a", ""), config_map("server-snippet: 'deny all;'"));
+
+    assert_eq!(
+        reported(&input, &["closed-from-elsewhere"]),
+        ["Ingress default/a refused:  [closed-from-elsewhere]"]
+    );
+}
+
+#[test]
 fn what_is_missing_altogether_is_said_once() {
     let alone = of(&ingress("a", ""));
     assert_eq!(alone.objects.first().map(|object| object.findings.len()), Some(0));

@@ -47,14 +47,16 @@ fn report(text: &str) -> (String, String) {
     let directives = directives(text);
     let advice: Vec<_> = directives.iter().map(|directive| (directive, advice(directive))).collect();
     let by_hand = advice.iter().filter(|(_, advice)| advice.is_none()).count();
-    let message = format!(
-        "nginx configuration is never run here; of {} {} can be said otherwise, {by_hand} needs a person",
-        match directives.len() {
-            1 => "1 directive".to_owned(),
-            number => format!("{number} directives"),
-        },
-        directives.len() - by_hand,
-    );
+    let all = match directives.len() {
+        1 => "its directive".to_owned(),
+        number => format!("its {number} directives"),
+    };
+    let said = match (by_hand, directives.len() - by_hand) {
+        (0, _) => format!("{all} can be said otherwise"),
+        (_, 0) => format!("{all} can only be replaced by hand"),
+        (by_hand, _) => format!("of {all} {by_hand} can only be replaced by hand"),
+    };
+    let message = format!("nginx configuration is never run here; {said}");
     let mut lines: Vec<_> = advice
         .iter()
         .take(SHOWN)
@@ -332,7 +334,7 @@ mod tests {
         assert_eq!(finding.reason, "snippet");
         assert_eq!(
             finding.message,
-            "nginx configuration is never run here; of 2 directives 1 can be said otherwise, 1 needs a person"
+            "nginx configuration is never run here; of its 2 directives 1 can only be replaced by hand"
         );
         assert_eq!(
             finding.fix,
