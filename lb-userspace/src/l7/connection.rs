@@ -6,34 +6,31 @@ mod plan;
 
 use std::future::poll_fn;
 use std::io::IoSlice;
-use std::net::IpAddr;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use self::plan::{Plan, Step, lead, small};
+use self::plan::{Plan, Step, begin_line, count, lead, params, small};
 use super::auth::{self, Checks};
 use super::buffer::{Buf, Scratch};
 use super::carrier::Carrier;
 use super::client::{self, Effective};
 use super::exchange::{self, Outgoing, Sent};
-use super::fcgi;
-use super::filters::{Answer, Asked, Decision, Next, decide};
+use super::filters::{Answer, Asked, Next, decide};
 use super::h1::head::{Lines, Refusal, Sizes};
 use super::h1::{Body, Request, Version};
 use super::h2;
 use super::heads::{self, After, Client, Onward};
-use super::log::{self, End, Place, Subject, Tally};
+use super::log::{self, End, Subject, Tally};
 use super::metrics::Method;
 use super::policy::{self, Dress, Headers};
-use super::route::{Route, Router};
+use super::route::Router;
 use super::session;
 use super::socket::{Link, Presence};
 use super::timers::{Alarm, Due};
 use super::upstream::{Record, Speech, Terms};
 use super::variable::Known;
 use super::worker::Worker;
-use super::zones::UnderWay;
 use crate::model::l7::ClientLimits;
 
 /// How long a client that has just connected may take before it makes room for others.
@@ -535,50 +532,6 @@ impl Connection<'_, '_> {
     pub(super) fn poll_gone(&self, cx: &mut Context<'_>) -> bool {
         self.buf.is_empty() && self.socket.poll_presence(cx) == Poll::Ready(Presence::Gone)
     }
-}
-
-/// Counts a request that has limits; one beyond them is answered instead.
-fn count(
-    router: &Router,
-    decision: &mut Decision<'_>,
-    client: IpAddr,
-    started: Instant,
-) -> Option<Box<UnderWay>> {
-    let limits = decision.limits?;
-    let zone = router.zones.get(&limits.ingress)?;
-    let under_way = zone.admit(limits, client, started).unwrap_or_else(|status| {
-        decision.next = Next::Answer(Answer::Status(status));
-        None
-    });
-    under_way.map(Box::new)
-}
-
-/// What a FastCGI application is told of the request; nothing for others.
-fn params(
-    router: &Router,
-    route: &Route,
-    (alternative, target): (&str, Option<&[u8]>),
-    subject: Subject<'_, '_, '_>,
-) -> fcgi::Params {
-    let asks = route.speech() == Speech::FastCgi;
-    let Some(location) = route.filters.fastcgi.as_ref().filter(|_| asks) else {
-        return fcgi::Params::default();
-    };
-    let place = Place { route, upstream: log::upstream_name(router, route), alternative, target };
-    fcgi::Params::of(location, &Subject { place: Some(place), ..subject })
-}
-
-/// The beginning of the request's line in the access log, if it gets one.
-fn begin_line(router: &Router, decision: &Decision<'_>, subject: Subject<'_, '_, '_>) -> Option<Scratch> {
-    let target = match &decision.next {
-        Next::Proxy { target, .. } => target.as_deref(),
-        Next::Answer(_) => None,
-    };
-    let route = decision.route;
-    let (upstream, alternative) =
-        (log::upstream_name(router, route), log::alternative_name(router, &decision.next));
-    let place = Place { route, upstream, alternative, target };
-    log::begin(router, &decision.next, &Subject { place: Some(place), ..subject })
 }
 
 /// What the bytes that were read are.

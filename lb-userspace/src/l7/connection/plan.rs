@@ -1,17 +1,22 @@
 //! What was decided about a request, for when the bytes of its head are gone.
 
+use std::net::IpAddr;
 use std::rc::Rc;
+use std::time::Instant;
 
 use super::super::auth::Checks;
 use super::super::buffer::Scratch;
 use super::super::exchange::{Limits, Outgoing};
-use super::super::filters::Answer;
+use super::super::fcgi;
+use super::super::filters::{Answer, Decision, Next};
 use super::super::h1::{Body, Version};
 use super::super::heads::After;
+use super::super::log::{self, Place, Subject};
 use super::super::metrics::Method;
 use super::super::policy::Dress;
+use super::super::route::{Route, Router};
 use super::super::snapshot::Snapshot;
-use super::super::upstream::Lead;
+use super::super::upstream::{Lead, Speech};
 use super::super::variable::{self, Known};
 use super::super::zones::UnderWay;
 
@@ -64,4 +69,52 @@ pub(super) fn lead(
     }
     let key = snapshot.router.upstreams.get(upstream).and_then(|entry| entry.key.as_ref());
     Lead::Hash(key.map_or(0, |key| variable::hash(key, known)))
+}
+
+/// Counts a request that has limits; one beyond them is answered instead.
+pub(super) fn count(
+    router: &Router,
+    decision: &mut Decision<'_>,
+    client: IpAddr,
+    started: Instant,
+) -> Option<Box<UnderWay>> {
+    let limits = decision.limits?;
+    let zone = router.zones.get(&limits.ingress)?;
+    let under_way = zone.admit(limits, client, started).unwrap_or_else(|status| {
+        decision.next = Next::Answer(Answer::Status(status));
+        None
+    });
+    under_way.map(Box::new)
+}
+
+/// What a FastCGI application is told of the request; nothing for others.
+pub(super) fn params(
+    router: &Router,
+    route: &Route,
+    (alternative, target): (&str, Option<&[u8]>),
+    subject: Subject<'_, '_, '_>,
+) -> fcgi::Params {
+    let asks = route.speech() == Speech::FastCgi;
+    let Some(location) = route.filters.fastcgi.as_ref().filter(|_| asks) else {
+        return fcgi::Params::default();
+    };
+    let place = Place { route, upstream: log::upstream_name(router, route), alternative, target };
+    fcgi::Params::of(location, &Subject { place: Some(place), ..subject })
+}
+
+/// The beginning of the request's line in the access log, if it gets one.
+pub(super) fn begin_line(
+    router: &Router,
+    decision: &Decision<'_>,
+    subject: Subject<'_, '_, '_>,
+) -> Option<Scratch> {
+    let target = match &decision.next {
+        Next::Proxy { target, .. } => target.as_deref(),
+        Next::Answer(_) => None,
+    };
+    let route = decision.route;
+    let (upstream, alternative) =
+        (log::upstream_name(router, route), log::alternative_name(router, &decision.next));
+    let place = Place { route, upstream, alternative, target };
+    log::begin(router, &decision.next, &Subject { place: Some(place), ..subject })
 }
