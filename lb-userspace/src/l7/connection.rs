@@ -389,7 +389,7 @@ impl Connection<'_, '_> {
             Step::Answer(answer) => self.answer(&answer, is_head, version, after, body).await,
             Step::Exchange(outgoing) => {
                 let sent;
-                (sent, record) = exchange::run(self, &snapshot, outgoing, filters, after, begun).await;
+                (sent, record) = exchange::run(self, &snapshot, outgoing, &filters, after, begun).await;
                 match sent {
                     Sent::Response { status, after: After::Keep } => (status, Left::Open),
                     Sent::Response { status, after: After::Close } => (status, Left::Finished),

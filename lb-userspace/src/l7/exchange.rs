@@ -101,7 +101,7 @@ pub(super) async fn run(
     connection: &mut Connection<'_, '_>,
     snapshot: &Snapshot,
     mut outgoing: Outgoing,
-    limits: Limits,
+    limits: &Limits,
     after: After,
     begun: Instant,
 ) -> (Sent, Record) {
@@ -188,7 +188,7 @@ async fn attempt(
     lease: &mut Lease,
     outgoing: &Outgoing,
     replay: Option<Replay<'_>>,
-    limits: Limits,
+    limits: &Limits,
     after: After,
 ) -> Result<Through, Failed> {
     let upstream = lease.carrier(&outgoing.params);
@@ -248,7 +248,7 @@ struct Exchange<'e, 'w, 's, 'u> {
     buf: Buf,
     informational: u32,
     outgoing: &'e Outgoing,
-    limits: Limits,
+    limits: &'e Limits,
     after: After,
 }
 
