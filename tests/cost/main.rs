@@ -94,14 +94,23 @@ fn a_request_on_a_kept_connection_takes_four_system_calls_and_its_share_of_waits
     rig.ask(WARM_UP);
     let Some(trace) = Trace::start() else { return };
 
+    let begun = Instant::now();
     rig.ask(REQUESTS);
+    let took = begun.elapsed();
     let calls = trace.end();
 
     println!("{calls:?}");
     let waits: u64 = calls.iter().filter(|(name, _)| name.starts_with("epoll_")).map(|(_, n)| n).sum();
-    let others: u64 = calls.iter().filter(|(name, _)| !name.starts_with("epoll_")).map(|(_, n)| n).sum();
-    let (waits, others) = (waits as f64 / f64::from(REQUESTS), others as f64 / f64::from(REQUESTS));
-    assert!(others <= 4.05, "{others} system calls a request beside waits: {calls:?}");
+    // A batch of the access log goes by the clock, however many requests came meanwhile: one write
+    // on its own thread, and waking that.
+    let is_batch = |name: &str| matches!(name, "write" | "futex");
+    let batches: u64 = calls.iter().filter(|(name, _)| is_batch(name)).map(|(_, n)| n).sum();
+    let all: u64 = calls.iter().map(|(_, n)| n).sum();
+    let others = (all - waits - batches) as f64 / f64::from(REQUESTS);
+    let waits = waits as f64 / f64::from(REQUESTS);
+    assert!(others <= 4.01, "{others} system calls a request beside waits: {calls:?}");
+    let most = 4 * (took.as_millis() as u64 / 200 + 2);
+    assert!(batches <= most, "{batches} system calls for the log in {took:?}: {calls:?}");
     // One client, so nothing else is ready: once for the request and once for its response.
     assert!(waits <= 2.1, "{waits} waits a request: {calls:?}");
 }
