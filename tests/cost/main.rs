@@ -105,7 +105,7 @@ fn a_request_on_a_kept_connection_takes_four_system_calls_and_its_share_of_waits
     // on its own thread, and waking that.
     let is_batch = |name: &str| matches!(name, "write" | "futex");
     let batches: u64 = calls.iter().filter(|(name, _)| is_batch(name)).map(|(_, n)| n).sum();
-    let all: u64 = calls.iter().map(|(_, n)| n).sum();
+    let all: u64 = calls.values().sum();
     let others = (all - waits - batches) as f64 / f64::from(REQUESTS);
     let waits = waits as f64 / f64::from(REQUESTS);
     assert!(others <= 4.01, "{others} system calls a request beside waits: {calls:?}");
