@@ -1,5 +1,7 @@
 //! One document: text to typed object, or the reason why not.
 
+use std::sync::Arc;
+
 use k8s_openapi::ByteString;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -17,7 +19,7 @@ const MAX_UNKNOWN_FIELDS: usize = 20;
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Entry {
     /// File, document and list position, e.g. `shop/ingress.yaml#2`.
-    pub origin: String,
+    pub origin: Arc<str>,
     pub outcome: Outcome,
     /// Findings, whatever the outcome.
     pub problems: Vec<Problem>,
@@ -25,7 +27,7 @@ pub(super) struct Entry {
 
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Outcome {
-    Object(Box<Object>),
+    Object(Object),
     /// Broken; the key where the text told it.
     Broken(Option<Key>),
     /// Nothing for us.
@@ -117,7 +119,7 @@ fn broken_syntax(origin: String, text: &str, message: String) -> Entry {
         message,
         fix: String::new(),
     };
-    Entry { origin, outcome: Outcome::Broken(key), problems: vec![problem] }
+    Entry { origin: origin.into(), outcome: Outcome::Broken(key), problems: vec![problem] }
 }
 
 fn unnamed(origin: &str) -> ObjectId {
@@ -243,7 +245,7 @@ fn read_value(origin: String, mut value: Value, entries: &mut Vec<Entry>) {
         };
         let outcome =
             if problem.severity == Severity::Error { Outcome::Broken(None) } else { Outcome::Ignored };
-        entries.push(Entry { origin, outcome, problems: vec![problem] });
+        entries.push(Entry { origin: origin.into(), outcome, problems: vec![problem] });
         return;
     };
 
@@ -256,7 +258,11 @@ fn read_value(origin: String, mut value: Value, entries: &mut Vec<Entry>) {
             format!("{api_version} {kind} is not served any more"),
             format!("rewrite it as {}", kind.api_version()),
         );
-        entries.push(Entry { origin, outcome: Outcome::Broken(broken_key), problems: vec![problem] });
+        entries.push(Entry {
+            origin: origin.into(),
+            outcome: Outcome::Broken(broken_key),
+            problems: vec![problem],
+        });
         return;
     }
     if name.is_none_or(|name| name.is_empty()) {
@@ -272,7 +278,11 @@ fn read_value(origin: String, mut value: Value, entries: &mut Vec<Entry>) {
                 String::new()
             },
         );
-        entries.push(Entry { origin, outcome: Outcome::Broken(None), problems: vec![problem] });
+        entries.push(Entry {
+            origin: origin.into(),
+            outcome: Outcome::Broken(None),
+            problems: vec![problem],
+        });
         return;
     }
     let (outcome, problems) = match typed(kind, value) {
@@ -286,7 +296,7 @@ fn read_value(origin: String, mut value: Value, entries: &mut Vec<Entry>) {
                     "check spelling and indentation".to_owned(),
                 )
             };
-            (Outcome::Object(Box::new(object)), unknown.into_iter().map(warn).collect())
+            (Outcome::Object(object), unknown.into_iter().map(warn).collect())
         }
         Err(error) => {
             let field = error.path().to_string();
@@ -300,7 +310,7 @@ fn read_value(origin: String, mut value: Value, entries: &mut Vec<Entry>) {
             (Outcome::Broken(broken_key), vec![problem(Severity::Error, "schema", field, message, fix)])
         }
     };
-    entries.push(Entry { origin, outcome, problems });
+    entries.push(Entry { origin: origin.into(), outcome, problems });
 }
 
 /// Groups in which a kind of this name is ours, present or past; a Knative `Service` is not.
@@ -323,15 +333,15 @@ fn typed(kind: Kind, mut value: Value) -> Result<(Object, Vec<String>), TypeErro
         metadata.insert("namespace".to_owned(), Value::from("default"));
     }
     Ok(match kind {
-        Kind::Ingress => read_as(value, |object| Object::Ingress(Box::new(object)))?,
-        Kind::IngressClass => read_as(value, |object| Object::IngressClass(Box::new(object)))?,
-        Kind::Service => read_as(value, |object| Object::Service(Box::new(object)))?,
-        Kind::EndpointSlice => read_as(value, |object| Object::EndpointSlice(Box::new(object)))?,
-        Kind::ConfigMap => read_as(value, |object| Object::ConfigMap(Box::new(object)))?,
-        Kind::Node => read_as(value, |object| Object::Node(Box::new(object)))?,
+        Kind::Ingress => read_as(value, |object| Object::Ingress(Arc::new(object)))?,
+        Kind::IngressClass => read_as(value, |object| Object::IngressClass(Arc::new(object)))?,
+        Kind::Service => read_as(value, |object| Object::Service(Arc::new(object)))?,
+        Kind::EndpointSlice => read_as(value, |object| Object::EndpointSlice(Arc::new(object)))?,
+        Kind::ConfigMap => read_as(value, |object| Object::ConfigMap(Arc::new(object)))?,
+        Kind::Node => read_as(value, |object| Object::Node(Arc::new(object)))?,
         Kind::Secret => {
             unwrap_base64_lines(&mut value);
-            let (mut object, unknown) = read_as(value, |object| Object::Secret(Box::new(object)))?;
+            let (mut object, unknown) = read_as(value, |object| Object::Secret(Arc::new(object)))?;
             merge_string_data(&mut object);
             (object, unknown)
         }
@@ -385,6 +395,7 @@ fn unwrap_base64_lines(value: &mut Value) {
 /// `stringData` wins over `data`, as the API server does it.
 fn merge_string_data(object: &mut Object) {
     let Object::Secret(secret) = object else { return };
+    let secret = Arc::make_mut(secret);
     if let Some(texts) = secret.string_data.take() {
         let data = secret.data.get_or_insert_default();
         data.extend(texts.into_iter().map(|(name, text)| (name, ByteString(text.into_bytes()))));

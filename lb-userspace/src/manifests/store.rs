@@ -9,15 +9,14 @@
 //! - everything else that is no longer written is gone.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::SystemTime;
-
-use k8s_openapi::api::core::v1::ConfigMap;
 
 use super::document::{self, Entry, Outcome};
 use super::scan::{Content, Scan};
 use super::{Kept, Loaded};
 use crate::model::{ObjectId, Problem, Severity};
-use crate::objects::{Admission, Key, Object, Objects, Sourced};
+use crate::objects::{Admission, Key, Map, Object, Objects, Sourced};
 
 /// Files as last read and the objects they put in force.
 pub(super) struct Store {
@@ -39,7 +38,7 @@ struct File {
 struct InForce {
     object: Object,
     file: String,
-    origin: String,
+    origin: Arc<str>,
     /// Since when its file says something else, which could not be used.
     kept: Option<SystemTime>,
 }
@@ -92,12 +91,12 @@ impl Store {
     ) -> Vec<Key> {
         let config_maps = in_force.iter().filter_map(|(key, in_force)| match &in_force.object {
             Object::ConfigMap(object) => {
-                let object = ConfigMap::clone(object);
+                let object = Arc::clone(object);
                 Some((key.name.clone(), Sourced { object, origin: in_force.origin.clone() }))
             }
             _ => None,
         });
-        let judge = (self.admission.among)(&config_maps.collect());
+        let judge = (self.admission.among)(&config_maps.collect::<Map<_, _>>());
         let mut refused = Vec::new();
         // What is kept was let in once.
         for (key, InForce { object, origin, .. }) in in_force.iter().filter(|(_, one)| one.kept.is_none()) {
@@ -210,16 +209,13 @@ impl Store {
                         match merged.get(&key) {
                             Some(first) => problems.push(duplicate(&key, &entry.origin, &first.origin)),
                             None => {
-                                let object = Object::clone(object);
-                                merged.insert(
-                                    key,
-                                    InForce {
-                                        object,
-                                        file: path.clone(),
-                                        origin: entry.origin.clone(),
-                                        kept: None,
-                                    },
-                                );
+                                let in_force = InForce {
+                                    object: object.clone(),
+                                    file: path.clone(),
+                                    origin: entry.origin.clone(),
+                                    kept: None,
+                                };
+                                merged.insert(key, in_force);
                             }
                         }
                     }

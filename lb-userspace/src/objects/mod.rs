@@ -3,8 +3,9 @@
 //! `manifests` (and later `cluster`) produce them, `translate` reads them, `agent` carries them;
 //! no other room sees a Kubernetes type.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fmt;
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{ConfigMap, Node, Secret, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -20,59 +21,78 @@ pub struct Admission {
     /// By itself.
     pub alone: fn(&Object, &ObjectId) -> Vec<Problem>,
     /// By what the ConfigMaps in force demand.
-    pub among: fn(&BTreeMap<ObjectName, Sourced<ConfigMap>>) -> Judge,
+    pub among: fn(&Map<ObjectName, ConfigMap>) -> Judge,
 }
 
 /// Judges one object.
 pub type Judge = Box<dyn Fn(&Object, &ObjectId) -> Vec<Problem>>;
 
+/// Objects of one kind. A copy shares everything with its original, so it costs nothing, and what
+/// differs between the two is found without a look at what they share.
+pub type Map<K, T> = imbl::OrdMap<K, Sourced<T>>;
+
 /// Everything known, by kind and name.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Objects {
     /// `networking.k8s.io/v1` Ingress.
-    pub ingresses: BTreeMap<ObjectName, Sourced<Ingress>>,
+    pub ingresses: Map<ObjectName, Ingress>,
     /// `networking.k8s.io/v1` IngressClass, by name.
-    pub ingress_classes: BTreeMap<String, Sourced<IngressClass>>,
+    pub ingress_classes: Map<String, IngressClass>,
     /// `v1` Service.
-    pub services: BTreeMap<ObjectName, Sourced<Service>>,
+    pub services: Map<ObjectName, Service>,
     /// `discovery.k8s.io/v1` EndpointSlice.
-    pub endpoint_slices: BTreeMap<ObjectName, Sourced<EndpointSlice>>,
+    pub endpoint_slices: Map<ObjectName, EndpointSlice>,
     /// `v1` Secret.
-    pub secrets: BTreeMap<ObjectName, Sourced<Secret>>,
+    pub secrets: Map<ObjectName, Secret>,
     /// `v1` ConfigMap.
-    pub config_maps: BTreeMap<ObjectName, Sourced<ConfigMap>>,
+    pub config_maps: Map<ObjectName, ConfigMap>,
     /// `v1` Node, by name.
-    pub nodes: BTreeMap<String, Sourced<Node>>,
+    pub nodes: Map<String, Node>,
     /// What is written and could not be read, now or earlier; `None`: nobody knows what it is.
     pub unread: BTreeSet<Option<Key>>,
 }
 
 impl Objects {
     /// Adds an object or replaces the one of the same kind and name.
-    pub fn insert(&mut self, object: Object, origin: String) {
+    pub fn insert(&mut self, object: Object, origin: impl Into<Arc<str>>) {
         let Key { kind: _, name } = object.key();
+        let origin = origin.into();
         match object {
             Object::Ingress(object) => {
-                self.ingresses.insert(name, Sourced { object: *object, origin });
+                self.ingresses.insert(name, Sourced { object, origin });
             }
             Object::IngressClass(object) => {
-                self.ingress_classes.insert(name.name, Sourced { object: *object, origin });
+                self.ingress_classes.insert(name.name, Sourced { object, origin });
             }
             Object::Service(object) => {
-                self.services.insert(name, Sourced { object: *object, origin });
+                self.services.insert(name, Sourced { object, origin });
             }
             Object::EndpointSlice(object) => {
-                self.endpoint_slices.insert(name, Sourced { object: *object, origin });
+                self.endpoint_slices.insert(name, Sourced { object, origin });
             }
             Object::Secret(object) => {
-                self.secrets.insert(name, Sourced { object: *object, origin });
+                self.secrets.insert(name, Sourced { object, origin });
             }
             Object::ConfigMap(object) => {
-                self.config_maps.insert(name, Sourced { object: *object, origin });
+                self.config_maps.insert(name, Sourced { object, origin });
             }
             Object::Node(object) => {
-                self.nodes.insert(name.name, Sourced { object: *object, origin });
+                self.nodes.insert(name.name, Sourced { object, origin });
             }
+        }
+    }
+
+    /// Removes the object of this kind and name.
+    pub fn remove(&mut self, key: &Key) {
+        let Key { kind, name } = key;
+        match kind {
+            Kind::Ingress => drop(self.ingresses.remove(name)),
+            Kind::IngressClass => drop(self.ingress_classes.remove(&name.name)),
+            Kind::Service => drop(self.services.remove(name)),
+            Kind::EndpointSlice => drop(self.endpoint_slices.remove(name)),
+            Kind::Secret => drop(self.secrets.remove(name)),
+            Kind::ConfigMap => drop(self.config_maps.remove(name)),
+            Kind::Node => drop(self.nodes.remove(&name.name)),
         }
     }
 
@@ -112,13 +132,28 @@ impl Objects {
     }
 }
 
-/// An object and where it was read.
-#[derive(Debug, Clone, PartialEq)]
+/// An object and where it was read. Who has the same object again hands on the same `Arc`: that is
+/// how an unchanged one is known without a look at its text.
+#[derive(Debug)]
 pub struct Sourced<T> {
     /// The object.
-    pub object: T,
+    pub object: Arc<T>,
     /// File and document, e.g. `shop/ingress.yaml#2`; empty for objects of a cluster.
-    pub origin: String,
+    pub origin: Arc<str>,
+}
+
+impl<T> Clone for Sourced<T> {
+    fn clone(&self) -> Self {
+        Self { object: Arc::clone(&self.object), origin: Arc::clone(&self.origin) }
+    }
+}
+
+impl<T: PartialEq> PartialEq for Sourced<T> {
+    fn eq(&self, other: &Self) -> bool {
+        let Self { object, origin } = self;
+        let is_same = Arc::ptr_eq(object, &other.object) || object == &other.object;
+        is_same && *origin == other.origin
+    }
 }
 
 /// A kind we read.
@@ -206,23 +241,23 @@ impl Key {
     }
 }
 
-/// One object of any kind we read.
+/// One object of any kind we read; cheap to copy.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Object {
     /// Ingress.
-    Ingress(Box<Ingress>),
+    Ingress(Arc<Ingress>),
     /// IngressClass.
-    IngressClass(Box<IngressClass>),
+    IngressClass(Arc<IngressClass>),
     /// Service.
-    Service(Box<Service>),
+    Service(Arc<Service>),
     /// EndpointSlice.
-    EndpointSlice(Box<EndpointSlice>),
+    EndpointSlice(Arc<EndpointSlice>),
     /// Secret.
-    Secret(Box<Secret>),
+    Secret(Arc<Secret>),
     /// ConfigMap.
-    ConfigMap(Box<ConfigMap>),
+    ConfigMap(Arc<ConfigMap>),
     /// Node.
-    Node(Box<Node>),
+    Node(Arc<Node>),
 }
 
 impl Object {

@@ -140,6 +140,6 @@ fn default_class(objects: &Objects) -> Option<(&String, &IngressClass)> {
     });
     let created = |class: &IngressClass| class.metadata.creation_timestamp.as_ref().map(|time| time.0);
     defaults
-        .map(|(name, sourced)| (name, &sourced.object))
+        .map(|(name, sourced)| (name, &*sourced.object))
         .reduce(|best, next| if created(next.1) > created(best.1) { next } else { best })
 }

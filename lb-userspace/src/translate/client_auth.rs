@@ -43,7 +43,7 @@ pub(super) fn read(
         Some((namespace, name)) => ObjectName::new(namespace, name),
         None => ObjectName::new(namespace, secret),
     };
-    let found = objects.secrets.get(&secret).map(|sourced| &sourced.object);
+    let found = objects.secrets.get(&secret).map(|sourced| &*sourced.object);
     let (ca_pem, crl_pem) = match authority(&secret, found) {
         Ok(authority) => authority,
         Err(message) => {

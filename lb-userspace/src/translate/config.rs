@@ -11,16 +11,17 @@ mod rules;
 pub(super) mod table;
 mod upstream;
 
-use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::ConfigMap;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::annotations::value;
 use super::findings::Findings;
 use super::{Options, SnippetPolicy};
 use crate::model::ObjectName;
 use crate::model::l7::{AccessLog, Blocked, Edge, Keepalive, Responses};
-use crate::objects::{Key, Kind, Objects, Sourced};
+use crate::objects::{Key, Kind, Map, Object, Objects, Sourced};
 
 use keys::Keys;
 use table::{ConfigKey, Fate, Form, KEYS, KeyStatus};
@@ -69,9 +70,7 @@ pub fn controller(objects: &Objects) -> Option<(&ObjectName, &Sourced<ConfigMap>
     named(&objects.config_maps)
 }
 
-fn named(
-    config_maps: &BTreeMap<ObjectName, Sourced<ConfigMap>>,
-) -> Option<(&ObjectName, &Sourced<ConfigMap>)> {
+fn named(config_maps: &Map<ObjectName, ConfigMap>) -> Option<(&ObjectName, &Sourced<ConfigMap>)> {
     config_maps.iter().find(|(name, _)| name.name == NAME)
 }
 
@@ -171,10 +170,10 @@ fn snippets_allowed(keys: &mut Keys<'_>) {
 /// What this version does with each key: by reading a ConfigMap that has all of them.
 pub fn key_statuses() -> Vec<(&'static ConfigKey, KeyStatus)> {
     let data = KEYS.iter().map(|row| (row.name.to_owned(), "true".to_owned())).collect();
-    let object = ConfigMap { data: Some(data), ..ConfigMap::default() };
+    let metadata = ObjectMeta { name: Some(NAME.to_owned()), ..ObjectMeta::default() };
+    let object = ConfigMap { data: Some(data), metadata, ..ConfigMap::default() };
     let mut objects = Objects::default();
-    let name = ObjectName::new("ingress-nginx", NAME);
-    objects.config_maps.insert(name, Sourced { object, origin: String::new() });
+    objects.insert(Object::ConfigMap(Arc::new(object)), "");
     let mut findings = Findings::default();
     read(&objects, &Options::default(), &mut findings);
     let problems = findings.into_sorted();

@@ -55,7 +55,7 @@ impl<'a> Nodes<'a> {
     fn say_what_is_missing(&self, objects: &Objects, findings: &mut Findings) {
         let Some(here) = self.here else { return };
         let known = objects.nodes.get(here);
-        let id = id(here, known.map(|sourced| sourced.origin.as_str()).unwrap_or_default());
+        let id = id(here, known.map_or("", |sourced| &*sourced.origin));
         let mut about = findings.about(&id);
         if known.is_none() && !objects.nodes.is_empty() {
             about.warn(

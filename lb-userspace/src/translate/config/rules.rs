@@ -1,8 +1,6 @@
 //! Keys that say which Ingresses are served at all (reference 2.6): how risky their annotations may
 //! be, which words they may not hold, what a path may look like.
 
-use std::collections::BTreeMap;
-
 use k8s_openapi::api::core::v1::ConfigMap;
 use k8s_openapi::api::networking::v1::Ingress;
 
@@ -11,7 +9,7 @@ use super::super::annotations::{self, PREFIX};
 use super::super::findings::{About, Findings};
 use super::keys::Keys;
 use crate::model::{ObjectId, ObjectName, Problem};
-use crate::objects::{Judge, Object, Sourced};
+use crate::objects::{Judge, Map, Object};
 
 /// What an Ingress has to keep to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -93,7 +91,7 @@ fn is_plain(path: &str) -> bool {
 }
 
 /// What the ConfigMaps in force demand of an Ingress before it may replace its last version.
-pub(in crate::translate) fn judge(config_maps: &BTreeMap<ObjectName, Sourced<ConfigMap>>) -> Judge {
+pub(in crate::translate) fn judge(config_maps: &Map<ObjectName, ConfigMap>) -> Judge {
     let (id, mut unheard) = (ObjectId::default(), Findings::default());
     let empty = ConfigMap::default();
     let object = super::named(config_maps).map_or(&empty, |(_, sourced)| &sourced.object);
@@ -109,8 +107,11 @@ pub(in crate::translate) fn judge(config_maps: &BTreeMap<ObjectName, Sourced<Con
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+
     use super::*;
-    use crate::objects::{Key, Kind};
+    use crate::objects::{Key, Kind, Sourced};
 
     type Data = [(&'static str, &'static str)];
 
@@ -122,13 +123,13 @@ mod tests {
         });
         let map: ConfigMap = serde_json::from_value(map).expect("a ConfigMap");
         let name = ObjectName::new("ingress-nginx", "ingress-nginx-controller");
-        let maps = BTreeMap::from([(name, Sourced { object: map, origin: String::new() })]);
+        let maps = Map::unit(name, Sourced { object: Arc::new(map), origin: "".into() });
         let backend = serde_json::json!({"service": {"name": "a", "port": {"number": 80}}});
         let ingress = serde_json::json!({
             "metadata": {"name": "a", "annotations": {format!("{PREFIX}/{}", annotation.0): annotation.1}},
             "spec": {"rules": [{"http": {"paths": [{"path": path.1, "pathType": path.0, "backend": backend}]}}]},
         });
-        let ingress = Object::Ingress(serde_json::from_value(ingress).expect("an Ingress"));
+        let ingress = Object::Ingress(Arc::new(serde_json::from_value(ingress).expect("an Ingress")));
         let id = Key { kind: Kind::Ingress, name: ObjectName::new("default", "a") }.id("");
 
         judge(&maps)(&ingress, &id).into_iter().map(|problem| problem.reason).collect()
