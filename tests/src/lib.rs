@@ -1,6 +1,7 @@
 //! Shared builders for the tests of every tier.
 
 pub mod agent;
+pub mod apiserver;
 pub mod bench_control;
 pub mod bench_l4;
 pub mod bench_l7;

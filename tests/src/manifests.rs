@@ -141,19 +141,24 @@ impl Authority {
         &self.pem
     }
 
-    /// A `kubernetes.io/tls` Secret with a fresh certificate for a host.
-    pub fn secret(&self, name: &str, host: &str) -> Result<String> {
+    /// A fresh certificate for a host or address, and its key.
+    pub fn pair(&self, host: &str) -> Result<(String, String)> {
         let mut params = rcgen::CertificateParams::new([host.to_owned()])?;
         params.distinguished_name = rcgen::DistinguishedName::new();
         params.distinguished_name.push(rcgen::DnType::CommonName, host);
         let key = rcgen::KeyPair::generate()?;
-        let certificate = params.signed_by(&key, &self.issuer)?.pem();
+        Ok((params.signed_by(&key, &self.issuer)?.pem(), key.serialize_pem()))
+    }
+
+    /// A `kubernetes.io/tls` Secret with a fresh certificate for a host.
+    pub fn secret(&self, name: &str, host: &str) -> Result<String> {
+        let (certificate, key) = self.pair(host)?;
         let indented = |pem: &str| pem.lines().map(|line| format!("    {line}\n")).collect::<String>();
         Ok(format!(
             "apiVersion: v1\nkind: Secret\nmetadata:\n  name: {name}\ntype: kubernetes.io/tls\nstringData:\n  \
              tls.crt: |\n{}  tls.key: |\n{}",
             indented(&certificate),
-            indented(&key.serialize_pem())
+            indented(&key)
         ))
     }
 }

@@ -4,6 +4,7 @@
 //! It depends on nothing but an argument parser, so that it builds in seconds on a machine that
 //! can build nothing else yet; what needs the agent's own code lives in the crate `lb-tests`.
 
+mod assets;
 mod bench;
 mod demo;
 mod ebpf;
@@ -43,7 +44,7 @@ enum Command {
     Layers,
     /// Run the checks and test tiers named, or all of them
     Test {
-        /// fmt, clippy, layers, unit, prog, wire, proxy
+        /// fmt, clippy, layers, unit, prog, wire, proxy, cluster
         tiers: Vec<test::Tier>,
     },
     /// Show Penstock at work: client, edge host and three backends in network namespaces

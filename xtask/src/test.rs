@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
 use crate::setup::{self, Purpose};
-use crate::{ebpf, layers, process, target_dir, workspace};
+use crate::{assets, ebpf, layers, process, target_dir, workspace};
 
 /// A check or a tier, by what it needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -29,6 +29,8 @@ pub enum Tier {
     Wire,
     /// The agent on loopback
     Proxy,
+    /// The agent beside a real kube-apiserver
+    Cluster,
 }
 
 /// How a tier ended.
@@ -118,6 +120,10 @@ impl Tier {
             Self::Wire if !as_root_succeeds("unshare", &["--net", "true"]) => {
                 Some("the kernel refuses network namespaces here (unshare --net)".into())
             }
+            Self::Cluster if assets::find().is_none() => Some(format!(
+                "there is no kube-apiserver with its etcd: name their folder by {}",
+                assets::ASSETS
+            )),
             Self::Prog | Self::Wire | Self::Proxy if !workspace().join("tests").join(&name).is_dir() => {
                 Some(format!("there is no tests/{name}"))
             }
@@ -166,8 +172,20 @@ impl Tier {
                 vec![agent(), test]
             }
             Self::Proxy => vec![agent(), tier("proxy")],
+            Self::Cluster => vec![agent(), beside_apiserver(&tier("cluster"))],
         })
     }
+}
+
+/// The command, with one API server for all its tests.
+fn beside_apiserver(test: &Command) -> Command {
+    let mut command = process::cargo();
+    command.args(["run", "--quiet", "--package", "lb-tests", "--bin", "with-apiserver", "--"]);
+    command.arg(test.get_program()).args(test.get_args());
+    if let Some(assets) = assets::find() {
+        command.env(assets::ASSETS, assets);
+    }
+    command
 }
 
 /// Lints for the kernel program, compiled for this host: clippy seldom comes with the toolchain

@@ -1,0 +1,6 @@
+//! The agent beside a real kube-apiserver. `cargo xtask test cluster` starts one for all tests; each
+//! has a namespace of its own. No controller runs there: what kubelets and controllers would make, the
+//! tests make.
+
+mod rig;
+mod server;
