@@ -10,7 +10,7 @@ use std::io::{BufRead as _, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Barrier, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use penstock::l7::{Options, Proxy, Running};
@@ -30,6 +30,10 @@ const REQUESTS: u32 = 600;
 
 const REQUEST: &[u8] =
     b"GET /shop/cart?id=7 HTTP/1.1\r\nHost: shop.example.com\r\nUser-Agent: cost\r\nAccept: */*\r\n\r\n";
+/// So many of these are under way together: more than what a worker keeps ready for a handful, fewer
+/// than the connections it keeps to endpoints.
+const AT_ONCE: usize = 200;
+const REQUEST_AT_ONCE: &[u8] = b"GET /shop/together HTTP/1.1\r\nHost: shop.example.com\r\n\r\n";
 const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 10\r\n\r\n0123456789";
 
 /// Counts what threads allocate that are not the test's own.
@@ -88,6 +92,28 @@ fn a_request_on_a_kept_connection_allocates_next_to_nothing() {
 }
 
 #[test]
+fn requests_that_run_at_once_allocate_no_more_than_one_alone() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let rig = Rig::start();
+    let mut clients: Vec<TcpStream> = (0..AT_ONCE).map(|_| rig.connect()).collect();
+    let rounds = |clients: &mut [TcpStream], rounds: u32| {
+        for _ in 0..rounds {
+            // The backend answers none before the last one is there.
+            clients.iter_mut().for_each(|client| client.write_all(REQUEST_AT_ONCE).expect("sent"));
+            clients.iter_mut().for_each(read_answer);
+        }
+    };
+    rounds(&mut clients, 4);
+
+    let before = ALLOCATIONS.load(Ordering::SeqCst);
+    rounds(&mut clients, 4);
+    let each = (ALLOCATIONS.load(Ordering::SeqCst) - before) as f64 / (4 * AT_ONCE) as f64;
+
+    println!("{each:.3} allocations a request, {AT_ONCE} at once");
+    assert!(each <= ALLOCATIONS_MAX, "{each} allocations a request, {ALLOCATIONS_MAX} are allowed");
+}
+
+#[test]
 fn a_request_on_a_kept_connection_takes_four_system_calls_and_its_share_of_waits() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let mut rig = Rig::start();
@@ -120,6 +146,7 @@ const ALLOCATIONS_MAX: f64 = 0.1;
 
 /// The proxy between one client and one backend, with everything on that is on by default.
 struct Rig {
+    addr: SocketAddr,
     client: TcpStream,
     _running: Running,
     _desired: watch::Sender<Arc<L7>>,
@@ -143,26 +170,39 @@ impl Rig {
         let proxy = Proxy::bind(options).expect("bind");
         let running = proxy.start(desired.subscribe()).expect("start");
         let http = running.addrs().into_iter().find(|(listener, _)| *listener == Listener::Http);
-        let client = TcpStream::connect(http.expect("bound").1).expect("connect");
-        client.set_nodelay(true).expect("nodelay");
-        client.set_read_timeout(Some(DEADLINE)).expect("timeout");
-        Self { client, _running: running, _desired: desired, _dir: dir }
+        let addr = http.expect("bound").1;
+        Self { addr, client: connect(addr), _running: running, _desired: desired, _dir: dir }
+    }
+
+    fn connect(&self) -> TcpStream {
+        connect(self.addr)
     }
 
     /// So many requests, one after the other.
     fn ask(&mut self, requests: u32) {
-        let mut answer = [0; 4096];
         for _ in 0..requests {
             self.client.write_all(REQUEST).expect("sent");
-            let mut length = 0;
-            while !answer[..length].ends_with(b"0123456789") {
-                let read = self.client.read(&mut answer[length..]).expect("an answer");
-                assert!(read > 0, "ended within an answer");
-                length += read;
-            }
-            assert!(answer.starts_with(b"HTTP/1.1 200"), "{}", answer[..length].escape_ascii());
+            read_answer(&mut self.client);
         }
     }
+}
+
+fn connect(addr: SocketAddr) -> TcpStream {
+    let client = TcpStream::connect(addr).expect("connect");
+    client.set_nodelay(true).expect("nodelay");
+    client.set_read_timeout(Some(DEADLINE)).expect("timeout");
+    client
+}
+
+fn read_answer(client: &mut TcpStream) {
+    let mut answer = [0; 4096];
+    let mut length = 0;
+    while !answer[..length].ends_with(b"0123456789") {
+        let read = client.read(&mut answer[length..]).expect("an answer");
+        assert!(read > 0, "ended within an answer");
+        length += read;
+    }
+    assert!(answer.starts_with(b"HTTP/1.1 200"), "{}", answer[..length].escape_ascii());
 }
 
 fn l7(backend: SocketAddr, log: std::path::PathBuf) -> L7 {
@@ -189,11 +229,12 @@ fn l7(backend: SocketAddr, log: std::path::PathBuf) -> L7 {
     }
 }
 
-/// Answers every request on every connection.
+/// Answers every request on every connection, those of [`REQUEST_AT_ONCE`] together.
 fn backend() -> SocketAddr {
     let listener = TcpListener::bind(("127.0.0.1", 0)).expect("bind");
     let addr = listener.local_addr().expect("bound");
-    let serve = |mut stream: TcpStream| {
+    let together = Arc::new(Barrier::new(AT_ONCE));
+    let serve = |mut stream: TcpStream, together: &Barrier| {
         IS_OURS.set(true);
         let mut head = [0; 4096];
         let mut length = 0;
@@ -204,6 +245,9 @@ fn backend() -> SocketAddr {
                 return;
             }
             if head[..length].ends_with(b"\r\n\r\n") {
+                if head[..length].starts_with(b"GET /shop/together") {
+                    together.wait();
+                }
                 length = 0;
                 if stream.write_all(ANSWER).is_err() {
                     return;
@@ -215,7 +259,8 @@ fn backend() -> SocketAddr {
         IS_OURS.set(true);
         for stream in listener.incoming().flatten() {
             let _ = stream.set_nodelay(true);
-            std::thread::spawn(move || serve(stream));
+            let together = Arc::clone(&together);
+            std::thread::spawn(move || serve(stream, &together));
         }
     });
     addr

@@ -17,13 +17,38 @@ pub(super) const BUFFER_BYTES: usize = 32 * 1024;
 /// Buffers kept per thread; 8 MiB. Beyond that a burst allocates and frees.
 const POOLED_BUFFERS: usize = 256;
 
-/// Scratch vectors kept per thread, and the capacity beyond which one is not kept.
-const POOLED_SCRATCH: usize = 64;
+/// Memory of the scratch vectors kept per thread: two of about 1 KiB for each of 4,000 requests under
+/// way. Every request holds two until it ends, so a bound by number would free and allocate anew
+/// under load.
+const POOLED_SCRATCH_BYTES: usize = 8 << 20;
+/// The capacity beyond which one is not kept.
 const SCRATCH_BYTES: usize = 16 * 1024;
 
 thread_local! {
     static BUFFERS: RefCell<Vec<Box<[u8]>>> = const { RefCell::new(Vec::new()) };
-    static SCRATCH: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+    static SCRATCH: RefCell<Idle> = const { RefCell::new(Idle { vectors: Vec::new(), bytes: 0 }) };
+}
+
+/// Scratch vectors that nobody uses.
+struct Idle {
+    vectors: Vec<Vec<u8>>,
+    /// Of their capacities together.
+    bytes: usize,
+}
+
+impl Idle {
+    fn take(&mut self) -> Option<Vec<u8>> {
+        let vector = self.vectors.pop()?;
+        self.bytes -= vector.capacity();
+        Some(vector)
+    }
+
+    fn keep(&mut self, vector: Vec<u8>) {
+        if self.bytes + vector.capacity() <= POOLED_SCRATCH_BYTES {
+            self.bytes += vector.capacity();
+            self.vectors.push(vector);
+        }
+    }
 }
 
 /// Bytes read and not yet consumed; holds memory only while there are any.
@@ -149,7 +174,7 @@ pub(super) struct Scratch(Vec<u8>);
 impl Scratch {
     /// An empty one.
     pub(super) fn take() -> Self {
-        Self(SCRATCH.with_borrow_mut(Vec::pop).unwrap_or_else(|| Vec::with_capacity(1024)))
+        Self(SCRATCH.with_borrow_mut(Idle::take).unwrap_or_else(|| Vec::with_capacity(1024)))
     }
 }
 
@@ -174,11 +199,7 @@ impl Drop for Scratch {
             return;
         }
         scratch.clear();
-        SCRATCH.with_borrow_mut(|pool| {
-            if pool.len() < POOLED_SCRATCH {
-                pool.push(scratch);
-            }
-        });
+        SCRATCH.with_borrow_mut(|idle| idle.keep(scratch));
     }
 }
 
@@ -204,6 +225,24 @@ mod tests {
         assert_eq!(buf.bytes().iter().filter(|byte| **byte == b'y').count(), 40_000 - BUFFER_BYTES);
         buf.consume(40_000);
         assert!(buf.data.is_empty());
+    }
+
+    #[test]
+    fn scratch_is_kept_for_many_requests_at_once_and_no_further_than_its_bytes() {
+        let many: Vec<Scratch> = (0..2_000).map(|_| Scratch::take()).collect();
+        drop(many);
+        SCRATCH.with_borrow(|idle| {
+            assert_eq!((idle.vectors.len(), idle.bytes), (2_000, 2_000 * 1024));
+        });
+
+        let large = || Scratch(Vec::with_capacity(SCRATCH_BYTES));
+        let more: Vec<Scratch> = (0..1_000).map(|_| large()).collect();
+        drop(more);
+        SCRATCH.with_borrow(|idle| {
+            let sum: usize = idle.vectors.iter().map(Vec::capacity).sum();
+            assert!(idle.bytes == sum && sum <= POOLED_SCRATCH_BYTES, "{sum} of {}", idle.bytes);
+            assert!(sum > POOLED_SCRATCH_BYTES - SCRATCH_BYTES);
+        });
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::calendar::Moment;
 use super::client_auth::{Identity, Session};
+use super::digits::number;
 use super::filters::{Answer, Scheme};
 use super::h1::{Request, Response, Version};
 use super::handshake::Handshake;
@@ -186,7 +187,11 @@ pub(super) fn response(
     dress: &Dress,
     out: &mut Vec<u8>,
 ) {
-    let _ = write!(out, "HTTP/1.1 {} {}\r\n", response.status, response.reason);
+    out.extend_from_slice(b"HTTP/1.1 ");
+    number(response.status, out);
+    out.push(b' ');
+    out.extend_from_slice(response.reason.as_bytes());
+    out.extend_from_slice(b"\r\n");
     let mut drop = response.drop;
     if client == Version::Http10 && response.chunked {
         drop = drop.with(response.transfer_encoding);
@@ -264,7 +269,12 @@ pub(super) fn answer(
 fn line(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
     out.extend_from_slice(name);
     // Values of ours never hold line ends; a captured path could, once decoded.
-    out.extend(value.iter().filter(|byte| !matches!(byte, b'\r' | b'\n' | 0)));
+    let is_odd = |byte: &u8| matches!(byte, b'\r' | b'\n' | 0);
+    if value.iter().fold(false, |odd, byte| odd | is_odd(byte)) {
+        out.extend(value.iter().filter(|byte| !is_odd(byte)));
+    } else {
+        out.extend_from_slice(value);
+    }
     out.extend_from_slice(b"\r\n");
 }
 

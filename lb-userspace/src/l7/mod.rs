@@ -18,6 +18,7 @@ mod client_auth;
 mod client_hello;
 mod connection;
 mod credentials;
+mod digits;
 mod exchange;
 pub mod explain;
 mod fcgi;

@@ -313,7 +313,8 @@ fn objects(backends: Backends, access_log: &Path, certificate: &Certificate) -> 
         );
     let settings = format!(
         "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: ingress-nginx-controller\n  namespace: ingress-nginx\n\
-         data:\n  keep-alive-requests: \"1000000000\"\n  keep-alive: \"600\"\n  access-log-path: {}\n  \
+         data:\n  keep-alive-requests: \"1000000000\"\n  keep-alive: \"600\"\n  upstream-keepalive-connections: \"512\"\n  \
+         upstream-keepalive-requests: \"1000000000\"\n  access-log-path: {}\n  \
          log-format-upstream: '$remote_addr - $remote_user [$time_local] \"$request\" $status $body_bytes_sent'\n",
         access_log.display()
     );

@@ -125,7 +125,7 @@ impl Asker {
         let mut last = Unanswered::NotFound(io::ErrorKind::NotFound.into());
         for (addr, still) in addrs.iter().zip((1..=TRIES.min(addrs.len())).rev()) {
             let peer = Peer { addr: *addr, client };
-            if let Some(kept) = self.idle.take(peer, true, &external.keepalive) {
+            if let Some(kept) = self.idle.take(peer, true, &external.keepalive, Instant::now()) {
                 let exchanged =
                     self.exchange(kept.link, peer, kept.requests, kept.opened, external, head).await;
                 match exchanged {

@@ -2,14 +2,13 @@
 //! the rest when the response has ended.
 
 use std::borrow::Cow;
-use std::fmt::Display;
-use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use super::super::buffer::Scratch;
 use super::super::client::Effective;
 use super::super::credentials::Credentials;
+use super::super::digits::{addr, number, seconds};
 use super::super::filters::Scheme;
 use super::super::h1::{Request, Version};
 use super::super::heads::Client;
@@ -128,16 +127,16 @@ pub(super) fn early_value(early: &Early, escape: Escape, subject: &Subject<'_, '
     let query = target().and_then(|target| path::split_query(target).1);
     let found: Option<&[u8]> = match early {
         Early::Unknown => return out.push(b'-'),
-        Early::RemoteAddr => return shown(effective.addr, out),
-        Early::PeerAddr => return shown(client.addr, out),
+        Early::RemoteAddr => return addr(effective.addr, out),
+        Early::PeerAddr => return addr(client.addr, out),
         Early::RequestId => Some(id).filter(|id| !id.is_empty()),
-        Early::ConnectionRequests => return shown(requests, out),
+        Early::ConnectionRequests => return number(requests, out),
         Early::Scheme => Some(client.scheme.as_str().as_bytes()),
         // The https listener is 443 to the outside, whatever port it really has.
         Early::ServerPort if client.scheme == Scheme::Https => Some(b"443"),
-        Early::ServerPort => return shown(client.port, out),
+        Early::ServerPort => return number(client.port, out),
         Early::AccessScheme => Some(effective.scheme.as_str().as_bytes()),
-        Early::AccessPort => return shown(effective.port, out),
+        Early::AccessPort => return number(effective.port, out),
         Early::AccessHost => Some(effective.host).filter(|host| !host.is_empty()),
         Early::Request => return request_line(subject, escape, out),
         Early::RemoteUser => return user(request, escape, out),
@@ -160,8 +159,8 @@ pub(super) fn early_value(early: &Early, escape: Escape, subject: &Subject<'_, '
         Early::DocumentRoot => Some(DOCUMENT_ROOT.as_bytes()),
         // Whoever stands in front has not told that of its client.
         Early::RemotePort if effective.addr != client.addr => None,
-        Early::RemotePort => return shown(client.remote_port, out),
-        Early::ServerAddr => return shown(client.server, out),
+        Early::RemotePort => return number(client.remote_port, out),
+        Early::ServerAddr => return addr(client.server, out),
         Early::Https => Some(if client.scheme == Scheme::Https { b"on" } else { b"" }),
         Early::IsArgs => Some(if query.is_some_and(|query| !query.is_empty()) { b"?" } else { b"" }),
         Early::Query => query,
@@ -209,9 +208,17 @@ fn normal_path(target: Option<&[u8]>) -> Option<Cow<'_, [u8]>> {
     path::normalize(path::split_query(target?).0).ok()
 }
 
-fn shown(shown: impl Display, out: &mut Vec<u8>) {
-    // A Vec takes everything.
-    let _ = write!(out, "{shown}");
+fn socket(endpoint: SocketAddr, out: &mut Vec<u8>) {
+    match endpoint.ip() {
+        IpAddr::V4(_) => addr(endpoint.ip(), out),
+        IpAddr::V6(_) => {
+            out.push(b'[');
+            addr(endpoint.ip(), out);
+            out.push(b']');
+        }
+    }
+    out.push(b':');
+    number(endpoint.port(), out);
 }
 
 fn protocol(request: &Request<'_, '_>, is_http2: bool) -> &'static [u8] {
@@ -293,7 +300,7 @@ fn forwarded_for(request: Option<&Request<'_, '_>>, client: IpAddr, escape: Esca
         value(line, escape, out);
         out.extend_from_slice(b", ");
     }
-    shown(client, out);
+    addr(client, out);
 }
 
 fn late_value(late: Late, escape: Escape, end: &End<'_>, stamp: &Stamp, out: &mut Vec<u8>) {
@@ -303,11 +310,14 @@ fn late_value(late: Late, escape: Escape, end: &End<'_>, stamp: &Stamp, out: &mu
         Late::TimeIso => out.extend_from_slice(stamp.iso()),
         Late::Epoch => seconds(stamp.since_epoch(), out),
         Late::Status => {
-            let _ = write!(out, "{status:03}");
+            // Three digits, as nginx: a response that never had one is 000.
+            for unit in [100, 10, 1] {
+                out.push(b'0' + (status / unit % 10) as u8);
+            }
         }
-        Late::BodyBytesSent => shown(tally.body_sent, out),
-        Late::BytesSent => shown(tally.head_sent + tally.body_sent, out),
-        Late::RequestLength => shown(head as u64 + tally.body_received, out),
+        Late::BodyBytesSent => number(tally.body_sent, out),
+        Late::BytesSent => number(tally.head_sent + tally.body_sent, out),
+        Late::RequestLength => number(head as u64 + tally.body_received, out),
         Late::RequestTime => seconds(took, out),
         Late::Completion if is_whole => out.extend_from_slice(b"OK"),
         Late::Completion => {}
@@ -342,8 +352,8 @@ fn each(record: &Record, escape: Escape, out: &mut Vec<u8>, one: impl Fn(&Attemp
         }
         found = true;
         match one(attempt) {
-            Some(Figure::Addr(addr)) => shown(addr, out),
-            Some(Figure::Number(number)) => shown(number, out),
+            Some(Figure::Addr(endpoint)) => socket(endpoint, out),
+            Some(Figure::Number(figure)) => number(figure, out),
             Some(Figure::Time(time)) => seconds(time, out),
             None => out.push(b'-'),
         }
@@ -351,8 +361,4 @@ fn each(record: &Record, escape: Escape, out: &mut Vec<u8>, one: impl Fn(&Attemp
     if !found {
         absent(escape, out);
     }
-}
-
-fn seconds(duration: Duration, out: &mut Vec<u8>) {
-    let _ = write!(out, "{}.{:03}", duration.as_secs(), duration.subsec_millis());
 }

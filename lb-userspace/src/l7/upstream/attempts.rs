@@ -273,10 +273,8 @@ impl<'s> Attempts<'s> {
             let way = Way::Records(self.connect(peer.addr).await?);
             return Ok((way, peer, 0, Instant::now()));
         }
-        if !fresh
-            && let Some(pooled) =
-                self.worker.pool.take(peer, !self.terms.is_idempotent, &self.snapshot.router.keepalive)
-        {
+        let (surely, limits) = (!self.terms.is_idempotent, &self.snapshot.router.keepalive);
+        if !fresh && let Some(pooled) = self.worker.pool.take(peer, surely, limits, self.now.began) {
             return Ok((Way::Link(pooled.link), peer, pooled.requests, pooled.opened));
         }
         let way = Way::Link(self.connect(peer.addr).await?);

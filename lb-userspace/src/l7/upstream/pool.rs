@@ -60,11 +60,17 @@ impl Pool {
 
     /// The newest live connection to `peer`; dead ones on the way are closed. `surely` asks
     /// the kernel in any case: for requests that must not be repeated.
-    pub(in crate::l7) fn take(&self, peer: Peer, surely: bool, limits: &Keepalive) -> Option<Pooled> {
+    pub(in crate::l7) fn take(
+        &self,
+        peer: Peer,
+        surely: bool,
+        limits: &Keepalive,
+        now: Instant,
+    ) -> Option<Pooled> {
         let mut idle = self.idle.borrow_mut();
         let connections = idle.get_mut(&peer)?;
         while let Some(mut pooled) = connections.pop_back() {
-            if pooled.idle_since.elapsed() < limits.idle && pooled.link.is_idle(surely) {
+            if now.saturating_duration_since(pooled.idle_since) < limits.idle && pooled.link.is_idle(surely) {
                 return Some(pooled);
             }
         }
