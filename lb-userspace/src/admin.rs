@@ -4,7 +4,7 @@
 //! requests of the proxy never come near it.
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -102,8 +102,11 @@ pub async fn serve(listener: TcpListener, live: Arc<dyn Live>, mut stop: oneshot
             _ = &mut stop => None,
         };
         let Some((accepted, slot)) = next else { break };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
+        let (stream, peer) = match accepted {
+            Ok((stream, peer)) => {
+                let own = stream.local_addr().map(|addr| addr.ip()).ok();
+                (stream, Peer::of(peer.ip(), own))
+            }
             Err(error) => {
                 // Out of descriptors or a client that vanished: neither is a reason to stop.
                 tracing::warn!(%error, "admin accept failed");
@@ -122,7 +125,7 @@ pub async fn serve(listener: TcpListener, live: Arc<dyn Live>, mut stop: oneshot
                 async move {
                     // Counting asks every worker and waits for it; the runtime must not.
                     let answered =
-                        tokio::task::spawn_blocking(move || answer(&method, &uri, live.as_ref())).await;
+                        tokio::task::spawn_blocking(move || answer(&method, &uri, peer, live.as_ref())).await;
                     Ok::<_, Infallible>(answered.unwrap_or_else(|error| {
                         reply(StatusCode::INTERNAL_SERVER_ERROR, TEXT, format!("{error}\n"))
                     }))
@@ -160,9 +163,31 @@ pub async fn serve(listener: TcpListener, live: Arc<dyn Live>, mut stop: oneshot
 
 /// Binds the admin address, for [`serve`].
 pub fn bind(addr: SocketAddr) -> std::io::Result<std::net::TcpListener> {
-    let listener = std::net::TcpListener::bind(addr)?;
+    let listener = match std::net::TcpListener::bind(addr) {
+        // A kernel without IPv6 still serves "every address".
+        Err(error) if addr == SocketAddr::from((Ipv6Addr::UNSPECIFIED, addr.port())) => {
+            std::net::TcpListener::bind((Ipv4Addr::UNSPECIFIED, addr.port())).map_err(|_| error)?
+        }
+        bound => bound?,
+    };
     listener.set_nonblocking(true)?;
     Ok(listener)
+}
+
+/// Who asks. Prometheus and a kubelet come over the network; packets and configuration are for who is on this
+/// host, or in this pod, already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Peer {
+    Here,
+    Elsewhere,
+}
+
+impl Peer {
+    /// `own` is the address that it connected to.
+    fn of(peer: IpAddr, own: Option<IpAddr>) -> Self {
+        let here = peer.to_canonical().is_loopback() || own == Some(peer);
+        if here { Self::Here } else { Self::Elsewhere }
+    }
 }
 
 const TEXT: &str = "text/plain; charset=utf-8";
@@ -171,7 +196,7 @@ const JSON: &str = "application/json";
 /// Most answers are whole; a capture comes piece by piece.
 type Body = Either<Full<Bytes>, Pieces>;
 
-fn answer(method: &Method, uri: &Uri, live: &dyn Live) -> Response<Body> {
+fn answer(method: &Method, uri: &Uri, peer: Peer, live: &dyn Live) -> Response<Body> {
     let query = Query::parse(uri.query().unwrap_or_default());
     match uri.path() {
         "/healthz" | "/readyz" => match live.health() {
@@ -180,6 +205,12 @@ fn answer(method: &Method, uri: &Uri, live: &dyn Live) -> Response<Body> {
         },
         "/metrics" => reply(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", live.metrics()),
         "/build" => reply(StatusCode::OK, TEXT, format!("penstock {}\n", env!("CARGO_PKG_VERSION"))),
+        _ if peer == Peer::Elsewhere => reply(
+            StatusCode::FORBIDDEN,
+            TEXT,
+            "for this host only (kubectl exec or port-forward); known to others: /healthz /readyz /metrics /build\n"
+                .to_owned(),
+        ),
         "/status" if query.wants_json() => reply(StatusCode::OK, JSON, live.status_json().to_string()),
         "/status" => reply(StatusCode::OK, TEXT, live.status_text()),
         "/explain" => explain(&query, live),
@@ -350,6 +381,23 @@ mod tests {
         fn any_query_string_is_read_without_panic(text in ".*") {
             let _ = Query::parse(&text).headers();
         }
+    }
+
+    #[test]
+    fn only_who_is_here_may_ask_for_more_than_numbers() {
+        let ip = |text: &str| text.parse::<IpAddr>().expect("address");
+        let cases = [
+            ("127.0.0.1", "127.0.0.1", Peer::Here),
+            ("::ffff:127.0.0.1", "::ffff:127.0.0.1", Peer::Here),
+            ("::1", "::1", Peer::Here),
+            ("192.0.2.7", "192.0.2.7", Peer::Here),
+            ("192.0.2.8", "192.0.2.7", Peer::Elsewhere),
+            ("::ffff:192.0.2.8", "::ffff:192.0.2.7", Peer::Elsewhere),
+        ];
+        for (peer, own, expected) in cases {
+            assert_eq!(Peer::of(ip(peer), Some(ip(own))), expected, "{peer} to {own}");
+        }
+        assert_eq!(Peer::of(ip("192.0.2.8"), None), Peer::Elsewhere);
     }
 
     #[test]
