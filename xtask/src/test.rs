@@ -31,6 +31,8 @@ pub enum Tier {
     Proxy,
     /// The agent beside a real kube-apiserver
     Cluster,
+    /// Chart, kustomize base, alerts and dashboard: needs helm and kubectl, which setup installs
+    Deploy,
 }
 
 /// How a tier ended.
@@ -171,7 +173,7 @@ impl Tier {
                 }
                 vec![agent(), test]
             }
-            Self::Proxy => vec![agent(), tier("proxy")],
+            Self::Proxy | Self::Deploy => vec![agent(), tier(&self.name())],
             Self::Cluster => vec![agent(), beside_apiserver(&tier("cluster"))],
         })
     }

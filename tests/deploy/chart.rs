@@ -1,0 +1,321 @@
+//! The objects that the chart makes.
+
+use std::process::Command;
+
+use serde_json::{Value, json};
+
+use crate::helm::{self, Helm, Object, Release};
+
+/// As the guide installs it: `--set` makes a boolean of `true`.
+fn guide() -> Value {
+    json!({"controller": {
+        "replicaCount": 2,
+        "metrics": {"enabled": true},
+        "podAnnotations": {"prometheus.io/scrape": true},
+    }})
+}
+
+/// Every node an edge.
+fn edge() -> Value {
+    json!({"controller": {"kind": "DaemonSet", "interfaces": ["eth0"]}})
+}
+
+fn render(helm: &mut Helm, values: Value) -> Vec<Object> {
+    let release = Release { name: "ingress-nginx", namespace: "ingress-nginx", values };
+    helm.template(&release).unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn one<'a>(objects: &'a [Object], kind: &str, name: &str) -> &'a Value {
+    let found = objects.iter().find(|object| object.kind() == kind && object.name() == name);
+    &found.unwrap_or_else(|| panic!("no {kind} {name}")).value
+}
+
+fn kinds(objects: &[Object]) -> Vec<&str> {
+    objects.iter().map(Object::kind).collect()
+}
+
+#[test]
+fn helm_finds_nothing_to_say_about_the_chart() {
+    let Some(mut helm) = Helm::start() else { return };
+
+    let report = helm.lint().expect("lint");
+
+    assert_eq!(report["passed"], true, "{report}");
+    let worse =
+        report["messages"].as_array().into_iter().flatten().filter(|message| message["severity"] != "INFO");
+    assert_eq!(worse.collect::<Vec<_>>(), Vec::<&Value>::new());
+}
+
+#[test]
+fn objects_have_the_names_that_the_commands_of_the_guide_use() {
+    let Some(mut helm) = Helm::start() else { return };
+    let objects = render(&mut helm, guide());
+
+    // kubectl get svc, logs deployment/, logs -l, the ConfigMap and the Service and ServiceMonitor of phase 8.
+    let service = one(&objects, "Service", "ingress-nginx-controller");
+    assert_eq!(service["spec"]["type"], "LoadBalancer");
+    let deployment = one(&objects, "Deployment", "ingress-nginx-controller");
+    assert_eq!(deployment["spec"]["replicas"], 2);
+    one(&objects, "ConfigMap", "ingress-nginx-controller");
+    let pod = &deployment["spec"]["template"];
+    assert_eq!(pod["metadata"]["labels"]["app.kubernetes.io/name"], "ingress-nginx");
+    assert_eq!(pod["metadata"]["annotations"], json!({"prometheus.io/scrape": "true"}));
+    let container = &pod["spec"]["containers"][0];
+    let ports: Vec<_> =
+        container["ports"].as_array().into_iter().flatten().map(|port| &port["name"]).collect();
+    assert_eq!(ports, ["http", "https", "metrics"]);
+    let metrics = one(&objects, "Service", "ingress-nginx-controller-metrics");
+    assert_eq!(metrics["spec"]["ports"][0]["name"], "metrics");
+    assert_eq!(metrics["spec"]["ports"][0]["port"], 10254);
+    let class = one(&objects, "IngressClass", "nginx");
+    assert_eq!(class["spec"]["controller"], "k8s.io/ingress-nginx");
+    one(&objects, "PodDisruptionBudget", "ingress-nginx-controller");
+}
+
+#[test]
+fn the_guides_upgrade_to_three_replicas_apart_is_taken() {
+    let Some(mut helm) = Helm::start() else { return };
+    let apart = json!({"podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [
+        {"weight": 100, "podAffinityTerm": {"topologyKey": "kubernetes.io/hostname"}}
+    ]}});
+
+    let objects = render(&mut helm, json!({"controller": {"replicaCount": 3, "affinity": apart}}));
+
+    let deployment = one(&objects, "Deployment", "ingress-nginx-controller");
+    assert_eq!(deployment["spec"]["replicas"], 3);
+    assert_eq!(deployment["spec"]["template"]["spec"]["affinity"], apart);
+}
+
+#[test]
+fn names_follow_the_release_as_with_ingress_nginx() {
+    let Some(mut helm) = Helm::start() else { return };
+    let cases = [
+        ("ingress-nginx", json!({}), "ingress-nginx-controller"),
+        ("my-ingress-nginx", json!({}), "my-ingress-nginx-controller"),
+        ("penstock", json!({}), "penstock-controller"),
+        ("edge", json!({}), "edge-ingress-nginx-controller"),
+        ("edge", json!({"fullnameOverride": "lb"}), "lb-controller"),
+    ];
+    for (name, values, expected) in cases {
+        let release = Release { name, namespace: "x", values };
+        let objects = helm.template(&release).expect("rendered");
+
+        assert_eq!(one(&objects, "Deployment", expected)["metadata"]["namespace"], "x", "case {name}");
+    }
+}
+
+#[test]
+fn a_deployment_needs_no_privilege() {
+    let Some(mut helm) = Helm::start() else { return };
+    let objects = render(&mut helm, guide());
+
+    let pod = &one(&objects, "Deployment", "ingress-nginx-controller")["spec"]["template"]["spec"];
+
+    assert_eq!(
+        pod["securityContext"],
+        json!({"seccompProfile": {"type": "RuntimeDefault"},
+               "sysctls": [{"name": "net.ipv4.ip_unprivileged_port_start", "value": "0"}]})
+    );
+    assert_eq!(
+        pod["containers"][0]["securityContext"],
+        json!({"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}, "readOnlyRootFilesystem": true,
+               "runAsGroup": 65532, "runAsNonRoot": true, "runAsUser": 65532})
+    );
+    assert_eq!(pod["hostNetwork"], Value::Null);
+    let volumes = pod["volumes"].as_array().into_iter().flatten();
+    assert!(volumes.clone().all(|volume| volume["hostPath"].is_null()), "{volumes:?}");
+}
+
+#[test]
+fn a_daemon_set_has_the_capabilities_of_the_kernel_part_and_no_others() {
+    let Some(mut helm) = Helm::start() else { return };
+    let objects = render(&mut helm, edge());
+
+    let pod = &one(&objects, "DaemonSet", "ingress-nginx-controller")["spec"]["template"]["spec"];
+
+    assert_eq!(pod["hostNetwork"], true);
+    assert_eq!(pod["dnsPolicy"], "ClusterFirstWithHostNet");
+    let container = &pod["containers"][0];
+    assert_eq!(
+        container["securityContext"],
+        json!({"allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "runAsGroup": 0, "runAsUser": 0,
+               "capabilities": {"add": ["BPF", "NET_ADMIN", "PERFMON", "NET_BIND_SERVICE"], "drop": ["ALL"]}})
+    );
+    assert_eq!(pod["securityContext"], json!({"seccompProfile": {"type": "RuntimeDefault"}}));
+    // All nodes have to hash alike, and a policy for pods says nothing about a node's network.
+    let key =
+        one(&objects, "Secret", "ingress-nginx-hash-key")["data"]["hash-key"].as_str().unwrap_or_default();
+    assert_eq!(key.len(), 44, "32 hexadecimal digits in base64");
+    assert!(!kinds(&objects).contains(&"NetworkPolicy"));
+    assert!(!kinds(&objects).contains(&"Deployment"));
+}
+
+#[test]
+fn a_daemon_set_without_the_kernel_part_still_may_bind_low_ports() {
+    let Some(mut helm) = Helm::start() else { return };
+    let values = json!({"controller": {"kind": "DaemonSet", "datapath": "off", "hostNetwork": true}});
+    let objects = render(&mut helm, values);
+
+    let pod = &one(&objects, "DaemonSet", "ingress-nginx-controller")["spec"]["template"]["spec"];
+
+    let capabilities = &pod["containers"][0]["securityContext"]["capabilities"];
+    assert_eq!(*capabilities, json!({"add": ["NET_BIND_SERVICE"], "drop": ["ALL"]}));
+    assert!(!kinds(&objects).contains(&"Secret"));
+}
+
+#[test]
+fn strings_stay_strings_and_numbers_are_written_out() {
+    let Some(mut helm) = Helm::start() else { return };
+    let values = json!({"controller": {
+        "config": {"use-gzip": true, "max-worker-open-files": 1_000_000, "ratio": 0.5, "log-format-upstream": "$host \"x\""},
+        "service": {"annotations": {"service.beta.kubernetes.io/aws-load-balancer-cross-zone-load-balancing-enabled": true}},
+    }});
+    let objects = render(&mut helm, values);
+
+    let config = &one(&objects, "ConfigMap", "ingress-nginx-controller")["data"];
+    assert_eq!(
+        *config,
+        json!({"use-gzip": "true", "max-worker-open-files": "1000000", "ratio": "0.5", "log-format-upstream": "$host \"x\""})
+    );
+    let service = one(&objects, "Service", "ingress-nginx-controller");
+    let annotations = service["metadata"]["annotations"].as_object().into_iter().flatten();
+    assert!(annotations.clone().all(|(_, value)| value == "true"), "{annotations:?}");
+}
+
+#[test]
+fn tcp_and_udp_services_have_their_ports_everywhere() {
+    let Some(mut helm) = Helm::start() else { return };
+    let values = json!({"tcp": {"5432": "db/pg:5432"}, "udp": {"53": "dns/coredns:53"}});
+    let objects = render(&mut helm, values);
+
+    assert_eq!(one(&objects, "ConfigMap", "ingress-nginx-tcp")["data"], json!({"5432": "db/pg:5432"}));
+    assert_eq!(one(&objects, "ConfigMap", "ingress-nginx-udp")["data"], json!({"53": "dns/coredns:53"}));
+    let service = one(&objects, "Service", "ingress-nginx-controller");
+    assert_eq!(
+        service["spec"]["ports"].as_array().map(|ports| ports[2..].to_vec()),
+        Some(vec![
+            json!({"name": "5432-tcp", "port": 5432, "protocol": "TCP", "targetPort": "5432-tcp"}),
+            json!({"name": "53-udp", "port": 53, "protocol": "UDP", "targetPort": "53-udp"}),
+        ])
+    );
+    let policy = one(&objects, "NetworkPolicy", "ingress-nginx-controller");
+    let open = &policy["spec"]["ingress"][0]["ports"];
+    assert_eq!(open[2], json!({"port": 5432, "protocol": "TCP"}));
+    assert_eq!(open[3], json!({"port": 53, "protocol": "UDP"}));
+}
+
+#[test]
+fn one_namespace_gives_no_rights_in_others() {
+    let Some(mut helm) = Helm::start() else { return };
+    let values = json!({"controller": {"scope": {"enabled": true, "namespace": "shop"}}});
+    let objects = render(&mut helm, values);
+
+    let everywhere =
+        one(&objects, "ClusterRole", "ingress-nginx")["rules"].as_array().cloned().unwrap_or_default();
+    let resources: Vec<_> = everywhere.iter().map(|rule| rule["resources"].clone()).collect();
+    assert_eq!(resources, [json!(["ingressclasses"]), json!(["nodes"])]);
+    assert_eq!(one(&objects, "Role", "ingress-nginx-watched")["metadata"]["namespace"], "shop");
+    assert!(arguments(&objects).contains(&"--watch-namespace=shop".to_owned()));
+}
+
+#[test]
+fn nobody_may_change_what_others_own() {
+    let Some(mut helm) = Helm::start() else { return };
+    let objects = render(&mut helm, json!({}));
+
+    for kind in ["ClusterRole", "Role"] {
+        let rules = one(&objects, kind, "ingress-nginx")["rules"].as_array().cloned().unwrap_or_default();
+        for rule in rules {
+            let strings = |field: &str| -> Vec<String> {
+                rule[field]
+                    .as_array()
+                    .into_iter()
+                    .flatten()
+                    .filter_map(|v| v.as_str().map(str::to_owned))
+                    .collect()
+            };
+            assert!(
+                !strings("verbs")
+                    .iter()
+                    .any(|verb| ["*", "delete", "deletecollection"].contains(&verb.as_str()))
+            );
+            assert!(!strings("resources").contains(&"*".to_owned()));
+            let writes =
+                strings("verbs").iter().any(|verb| !["get", "list", "watch"].contains(&verb.as_str()));
+            let own = ["leases", "events", "ingresses/status"];
+            assert!(
+                !writes || strings("resources").iter().all(|name| own.contains(&name.as_str())),
+                "{rule}"
+            );
+        }
+    }
+}
+
+/// Arguments of the container, whatever runs it.
+fn arguments(objects: &[Object]) -> Vec<String> {
+    let workload =
+        objects.iter().find(|object| ["Deployment", "DaemonSet"].contains(&object.kind())).expect("pods");
+    let arguments = &workload.value["spec"]["template"]["spec"]["containers"][0]["args"];
+    arguments.as_array().into_iter().flatten().filter_map(|word| word.as_str().map(str::to_owned)).collect()
+}
+
+/// Flags for what the agent does in a cluster, which it does not know yet.
+const AWAITED: [&str; 9] = [
+    "--configmap",
+    "--election-id",
+    "--ingress-class-by-name",
+    "--report-node-internal-ip-address",
+    "--tcp-services-configmap",
+    "--udp-services-configmap",
+    "--update-status",
+    "--watch-namespace",
+    "--watch-namespace-selector",
+];
+
+#[test]
+fn every_argument_is_a_flag_of_the_agent() {
+    let Some(mut helm) = Helm::start() else { return };
+    let everything = json!({"tcp": {"1": "a/b:1"}, "udp": {"1": "a/b:1"}, "controller": {
+        "interfaces": ["eth0"], "watchIngressWithoutClass": true, "ingressClassByName": true, "updateStatus": false,
+        "reportNodeInternalIp": true, "defaultBackendService": "a/b",
+    }});
+    let mut words = arguments(&render(&mut helm, everything));
+    for scope in [json!({"enabled": true}), json!({"namespaceSelector": "a=b"})] {
+        words.extend(arguments(&render(&mut helm, json!({"controller": {"scope": scope}}))));
+    }
+    let agent = lb_tests::agent::binary().expect("the agent is built");
+    let help = Command::new(agent).args(["run", "--help"]).output().expect("the agent starts");
+    let help = String::from_utf8_lossy(&help.stdout).into_owned();
+    let known: Vec<_> = help.split(|c: char| !c.is_ascii_alphanumeric() && c != '-').collect();
+
+    let flags = words.iter().filter_map(|word| word.split('=').next()).filter(|word| word.starts_with("--"));
+    let unknown: Vec<_> = flags.filter(|flag| !known.contains(flag) && !AWAITED.contains(flag)).collect();
+
+    assert!(unknown.is_empty(), "{unknown:?}");
+}
+
+#[test]
+fn everything_can_be_switched_on_at_once() {
+    let Some(mut helm) = Helm::start() else { return };
+    let values = json!({"tcp": {"1": "a/b:1"}, "commonLabels": {"team": "edge"}, "controller": {
+        "addHeaders": {"X-A": "b"}, "proxySetHeaders": {"X-B": "c"}, "hostPort": {"enabled": true},
+        "autoscaling": {"enabled": true, "minReplicas": 2, "targetMemoryUtilizationPercentage": 80},
+        "extraArgs": {"enable-ssl-passthrough": "", "default-ssl-certificate": "a/b"},
+        "metrics": {"enabled": true, "serviceMonitor": {"enabled": true}, "dashboard": {"enabled": true},
+                    "prometheusRule": {"enabled": true, "rules": [{"alert": "Mine", "expr": "up == 0"}]}},
+    }});
+    let objects = render(&mut helm, values);
+
+    helm::by_id(&objects);
+    for kind in ["HorizontalPodAutoscaler", "PodDisruptionBudget", "ServiceMonitor", "PrometheusRule"] {
+        one(&objects, kind, "ingress-nginx-controller");
+    }
+    assert!(objects.iter().all(|object| object.value["metadata"]["labels"]["team"] == "edge"));
+    let groups = one(&objects, "PrometheusRule", "ingress-nginx-controller")["spec"]["groups"]
+        .as_array()
+        .map(Vec::len);
+    assert_eq!(groups, Some(3));
+    let words = arguments(&objects);
+    assert!(words.contains(&"--enable-ssl-passthrough".to_owned()), "{words:?}");
+    assert!(words.contains(&"--default-ssl-certificate=a/b".to_owned()), "{words:?}");
+}
