@@ -44,11 +44,15 @@ pub fn lines(policies: &Policies) -> Vec<String> {
         }));
         lines.extend(external.iter().flat_map(question));
     }
-    if let Some(RequestHeaders { host, prefix, set }) = request {
+    if let Some(RequestHeaders { host, prefix, set, connection, speaks_http10 }) = request {
         lines.extend(host.iter().map(|host| format!("upstream gets Host: {}", host)));
         lines.extend(prefix.iter().map(|prefix| format!("upstream gets prefix {}", template(prefix))));
         let filled = |FilledHeader { name, value }: &_| format!("upstream gets {name}: {}", value);
         lines.extend(set.iter().map(filled));
+        lines.extend(connection.map(|connection| format!("upstream gets Connection: {connection:?}")));
+        if *speaks_http10 {
+            lines.push("upstream is asked by HTTP/1.0".to_owned());
+        }
     }
     if let Some(ResponseHeaders { set }) = response {
         lines.extend(set.iter().map(|Header { name, value }| format!("client gets {name}: {value}")));

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use penstock::model::expression::Expression;
 use penstock::model::l4::Prefix;
 use penstock::model::l7::policy::{
-    Access, AddressSet, Cors, FilledHeader, Header, Origin, Origins, RequestHeaders, ResponseHeaders,
-    Rewriting, Swap,
+    Access, AddressSet, Cors, FilledHeader, Header, Origin, Origins, Persistence, RequestHeaders,
+    ResponseHeaders, Rewriting, Swap,
 };
 use penstock::model::l7::{Filters, Policies, Responses};
 
@@ -255,4 +255,42 @@ fn the_names_an_upstream_knows_itself_by_become_those_of_the_client() {
         starting(&reply, "set-cookie:"),
         ["Set-Cookie: s=1; Path=/x; Domain=h", "Set-Cookie: t=2; Path=/"]
     );
+}
+
+const UPGRADE: &str = "GET /a HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+
+#[test]
+fn an_upstream_of_http_1_0_gets_whole_bodies_and_a_connection_for_each_request() {
+    let backend = Backend::mirror();
+    let request = RequestHeaders { speaks_http10: true, ..RequestHeaders::default() };
+    let rig = rig(backend.addr, Policies { request: Some(request), ..Policies::default() });
+    let mut client = rig.client();
+
+    client.send("POST /a HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n");
+    let text = client.reply().text();
+    client.send(UPGRADE);
+    let upgrade = client.reply().text();
+
+    assert!(text.starts_with("POST /a HTTP/1.0\r\nHost: h\r\n"), "{text}");
+    assert!(text.contains("Content-Length: 3\r\n") && !text.contains("chunked"), "{text}");
+    assert!(text.ends_with("\r\n\r\nabc"), "{text}");
+    assert!(!upgrade.to_ascii_lowercase().contains("upgrade"), "{upgrade}");
+    assert_eq!(backend.connections(), 2);
+}
+
+#[test]
+fn an_upstream_is_told_what_becomes_of_its_connection() {
+    let backend = Backend::mirror();
+    for (connection, line) in
+        [(Persistence::Close, "connection: close"), (Persistence::KeepAlive, "connection: keep-alive")]
+    {
+        let request = RequestHeaders { connection: Some(connection), ..RequestHeaders::default() };
+        let rig = rig(backend.addr, Policies { request: Some(request), ..Policies::default() });
+
+        for asked in [GET, UPGRADE] {
+            let text = rig.ask(asked).text().to_ascii_lowercase();
+            let lines: Vec<_> = text.lines().filter(|line| line.starts_with("connection:")).collect();
+            assert_eq!(lines, [line], "{text}");
+        }
+    }
 }

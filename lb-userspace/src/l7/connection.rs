@@ -31,7 +31,8 @@ use super::timers::{Alarm, Due};
 use super::upstream::{Record, Speech, Terms};
 use super::variable::Known;
 use super::worker::Worker;
-use crate::model::l7::ClientLimits;
+use crate::model::l7::policy::RequestHeaders;
+use crate::model::l7::{Buffers, ClientLimits};
 
 /// How long a client that has just connected may take before it makes room for others.
 const SETTLE: Duration = Duration::from_secs(1);
@@ -277,10 +278,17 @@ impl Connection<'_, '_> {
             Next::Proxy { upstream, target, prefix, side: _ } => {
                 let mut head = Scratch::take();
                 let kept_back = policies.map(|policies| policy::kept_back(policies, &request.block));
-                let request = &Request { drop: request.drop.with(kept_back.unwrap_or_default()), ..*request };
+                let told = policies.and_then(|policies| policies.request.as_ref());
+                let request = &Request {
+                    drop: request.drop.with(kept_back.unwrap_or_default()),
+                    upgrade: request.upgrade.filter(|_| told.is_none_or(RequestHeaders::upgrades)),
+                    ..*request
+                };
                 let speech = decision.route.speech();
-                // What is a conversation cannot be held.
+                let is_http10 = told.is_some_and(|told| told.speaks_http10);
+                // What is a conversation cannot be held; and HTTP/1.0 has to tell the length of a body.
                 let held = decision.route.filters.buffers.request;
+                let held = held.or((is_http10 && request.chunked).then_some(Buffers::REQUEST_BYTES));
                 let held = held.filter(|_| speech != Speech::Http2 && request.upgrade.is_none());
                 let mut sent = *request;
                 if held.is_some() {
@@ -291,7 +299,7 @@ impl Connection<'_, '_> {
                     target: target.as_deref(),
                     prefix: prefix.as_deref(),
                     certificate,
-                    policy: policies.and_then(|policies| policies.request.as_ref()),
+                    policy: told,
                     forwarding,
                 };
                 heads::request(Known { request: &sent, ..known }, onward, &mut head);
@@ -299,8 +307,8 @@ impl Connection<'_, '_> {
                     checks.head_is(head.len());
                 }
                 let subject = Subject { request: Some(request), ..subject };
-                let told = (alternative, target.as_deref());
-                let params = params(&snapshot.router, decision.route, told, subject);
+                let led = (alternative, target.as_deref());
+                let params = params(&snapshot.router, decision.route, led, subject);
                 let here = self.buf.bytes().get(request.len..).unwrap_or_default();
                 if (is_idempotent || held.is_some())
                     && let Some(whole) = small(&body, here)
@@ -319,6 +327,7 @@ impl Connection<'_, '_> {
                     is_head: request.method == "HEAD",
                     hold: held.filter(|_| !body.is_done()),
                     upgrades: request.upgrade.is_some() && speech == Speech::Http1,
+                    closes: is_http10,
                     expects_continue: request.expects_continue && !body.is_done(),
                     terms: Terms {
                         upstream,

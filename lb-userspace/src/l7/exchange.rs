@@ -66,6 +66,8 @@ pub(super) struct Outgoing {
     pub(super) version: Version,
     pub(super) is_head: bool,
     pub(super) upgrades: bool,
+    /// The endpoint ends its connection with the response.
+    pub(super) closes: bool,
     pub(super) expects_continue: bool,
     pub(super) terms: Terms,
     /// What a FastCGI application is told.
@@ -142,7 +144,7 @@ pub(super) async fn run(
         let next = match attempt.await {
             Ok(Through { sent, keep, bytes, rest }) => {
                 let record = attempts.ended(bytes);
-                if keep {
+                if keep && !outgoing.closes {
                     lease.keep(connection.worker, snapshot, outgoing.terms.upstream);
                 } else {
                     drop(lease);

@@ -230,10 +230,8 @@ fn filter(
     if let Some(location) = rewritten.as_ref().filter(|target| is_absolute(target)) {
         return Err(Answer::Redirect { status: 302, location: location.clone() });
     }
-    let to_https = asked.scheme == Scheme::Http && filters.ssl_redirect == SslRedirect::Always;
-    let redirects = &*filters.redirects;
-    if to_https && !redirects.plain.iter().any(|start| path.starts_with(start.as_bytes())) {
-        return Err(https_redirect(asked, redirects));
+    if asked.scheme == Scheme::Http && filters.ssl_redirect == SslRedirect::Always {
+        return Err(https_redirect(asked, &filters.redirects));
     }
     let (upstream, without) = match route.action {
         RouteAction::Proxy(upstream) => (upstream, 503),

@@ -17,7 +17,7 @@ use super::policy::{Dress, Set};
 use super::variable::Known;
 use crate::model::l7::Forwarding;
 use crate::model::l7::forwarding::Chain;
-use crate::model::l7::policy::RequestHeaders;
+use crate::model::l7::policy::{Persistence, RequestHeaders};
 
 /// Who sent the request, as its connection has it.
 #[derive(Debug, Clone)]
@@ -65,7 +65,11 @@ pub(super) fn request(known: Known<'_, '_, '_>, onward: Onward<'_>, out: &mut Ve
     let Known { request, client, effective, id } = known;
     let Onward { target, prefix, certificate, policy, forwarding } = onward;
     let set = Set(policy.map_or(&[][..], |policy| &policy.set));
-    for part in [request.method.as_bytes(), b" ", target.unwrap_or(request.target), b" HTTP/1.1\r\nHost: "] {
+    let version: &[u8] = match policy.is_some_and(|policy| policy.speaks_http10) {
+        true => b" HTTP/1.0\r\nHost: ",
+        false => b" HTTP/1.1\r\nHost: ",
+    };
+    for part in [request.method.as_bytes(), b" ", target.unwrap_or(request.target), version] {
         out.extend_from_slice(part);
     }
     set.host(policy.and_then(|policy| policy.host.as_ref()), known, out);
@@ -126,9 +130,14 @@ pub(super) fn request(known: Known<'_, '_, '_>, onward: Onward<'_>, out: &mut Ve
         client_certificate(certificate, |name| set.has(name.as_bytes()), out);
     }
     set.put(known, out);
-    if let Some(upgrade) = request.upgrade {
-        line(out, b"Upgrade: ", upgrade);
-        out.extend_from_slice(b"Connection: upgrade\r\n");
+    match (policy.and_then(|policy| policy.connection), request.upgrade) {
+        (Some(Persistence::Close), _) => out.extend_from_slice(b"Connection: close\r\n"),
+        (Some(Persistence::KeepAlive), _) => out.extend_from_slice(b"Connection: keep-alive\r\n"),
+        (None, Some(upgrade)) => {
+            line(out, b"Upgrade: ", upgrade);
+            out.extend_from_slice(b"Connection: upgrade\r\n");
+        }
+        (None, None) => {}
     }
     out.extend_from_slice(b"\r\n");
 }

@@ -118,10 +118,9 @@ fn location(draft: Draft, regex: bool, tls: bool, findings: &mut Findings) -> Lo
     let mut about = findings.about(&id);
     let mut denied = policy.denied;
     let mut filters = Filters {
-        ssl_redirect: if policy.force_ssl_redirect || (tls && policy.ssl_redirect) {
-            SslRedirect::Always
-        } else {
-            SslRedirect::Never
+        ssl_redirect: match policy.redirects_to_https(&path, tls) {
+            true => SslRedirect::Always,
+            false => SslRedirect::Never,
         },
         ..filters(&policy, &path)
     };

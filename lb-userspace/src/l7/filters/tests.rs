@@ -84,13 +84,7 @@ fn redirects_preflights_and_what_is_missing_come_before_who_may_enter() {
 
 #[test]
 fn redirects_are_written_as_their_location_wants() {
-    let style = RedirectStyle {
-        status: 301,
-        keeps_slash: true,
-        names_port: true,
-        is_relative: true,
-        plain: vec!["/plain".to_owned()],
-    };
+    let style = RedirectStyle { status: 301, keeps_slash: true, names_port: true, is_relative: true };
     let filters = Filters {
         ssl_redirect: SslRedirect::Always,
         redirects: Arc::new(style.clone()),
@@ -109,13 +103,6 @@ fn redirects_are_written_as_their_location_wants() {
     let router = Router::new(&l7);
     let cases = [
         ("to https", "/a/", 80, redirected(301, "https://h:443/a/")),
-        ("plain", "/plain/a", 80, proxied(None)),
-        (
-            "a challenge is like any other",
-            "/.well-known/acme-challenge/x",
-            80,
-            redirected(301, "https://h:443/.well-known/acme-challenge/x"),
-        ),
         ("slash, relative", "/dir?x", 80, redirected(301, "/dir/?x")),
         ("slash, port", "/far", 8080, redirected(301, "http://h:8080/far/")),
         ("slash, usual port", "/far", 80, redirected(301, "http://h/far/")),
@@ -312,7 +299,6 @@ fn https_redirects_drop_the_port_and_one_trailing_slash() {
         ("query", "h", "/a/?x=1", redirected(308, "https://h/a/?x=1")),
         ("raw target", "h", "/a%20b//c", redirected(308, "https://h/a%20b//c")),
         ("ipv6", "[::1]:80", "/a", redirected(308, "https://[::1]/a")),
-        ("acme challenge", "h", "/.well-known/acme-challenge/x", proxied(None)),
     ];
     for (case, host, target, next) in cases {
         assert_eq!(ask_with(&l7, Scheme::Http, host, target, None), next, "{case}");

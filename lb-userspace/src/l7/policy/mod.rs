@@ -19,7 +19,7 @@ use std::net::IpAddr;
 use super::filters::{Answer, Asked};
 use super::h1::head::{Block, LineSet};
 use crate::model::l7::Policies;
-use crate::model::l7::policy::{Limits, RequestHeaders, ResponseHeaders, Satisfy};
+use crate::model::l7::policy::{Limits, Persistence, RequestHeaders, ResponseHeaders, Satisfy};
 
 pub(super) use access::Entry;
 pub(super) use dress::{Dress, give_way};
@@ -140,11 +140,18 @@ pub(super) fn explain(policies: &Policies, asked: &Asked<'_>) -> Vec<(&'static s
     steps.extend(limits.as_ref().map(|limits| ("limits", limits::explain(limits, asked.client))));
     steps.extend(access.as_ref().map(|access| ("source-range", access::explain(access, asked.client))));
     steps.extend(auth.iter().flat_map(auth::explain));
-    if let Some(RequestHeaders { host, prefix: _, set }) = request {
+    if let Some(RequestHeaders { host, prefix: _, set, connection, speaks_http10 }) = request {
         steps.extend(host.iter().map(|host| ("upstream-vhost", format!("the upstream gets Host: {host}"))));
         let names: Vec<_> = set.iter().map(|header| header.name.as_str()).collect();
         if !names.is_empty() {
             steps.push(("proxy-set-headers", format!("the upstream gets {}", names.join(", "))));
+        }
+        steps.extend(connection.map(|connection| {
+            let word = if connection == Persistence::Close { "close" } else { "keep-alive" };
+            ("connection-proxy-header", format!("the upstream gets Connection: {word}, and no upgrade"))
+        }));
+        if *speaks_http10 {
+            steps.push(("proxy-http-version", "the upstream is asked by HTTP/1.0".to_owned()));
         }
     }
     if let Some(ResponseHeaders { set }) = response {

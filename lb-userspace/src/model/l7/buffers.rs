@@ -37,6 +37,8 @@ pub struct Rate {
 impl Buffers {
     /// No location takes longer heads, whatever is asked for.
     pub const HEAD_MAX: usize = 1 << 20;
+    /// Of a request body that is held, in memory, where nobody says how much (`client-body-buffer-size`).
+    pub const REQUEST_BYTES: usize = 8 * 1024;
     /// No message is held in more memory.
     pub const MEMORY_MAX: usize = 16 << 20;
 }

@@ -11,18 +11,10 @@ pub struct RedirectStyle {
     pub names_port: bool,
     /// `relative-redirects`: where nothing but the path changes, only that is sent.
     pub is_relative: bool,
-    /// `no-tls-redirect-locations`: starts of paths that are served over plain HTTP.
-    pub plain: Vec<String>,
 }
 
 impl Default for RedirectStyle {
     fn default() -> Self {
-        Self {
-            status: 308,
-            keeps_slash: false,
-            names_port: false,
-            is_relative: false,
-            plain: vec!["/.well-known/acme-challenge".to_owned()],
-        }
+        Self { status: 308, keeps_slash: false, names_port: false, is_relative: false }
     }
 }

@@ -5,8 +5,6 @@ use std::num::NonZeroU64;
 use super::value;
 use crate::model::l7::{Buffers, Rate, ReadAhead};
 
-/// `client-body-buffer-size` where it is not set.
-const REQUEST_BYTES: usize = 8 * 1024;
 /// `proxy-buffers-number` where it is not set.
 const BUFFERS: usize = 4;
 /// `proxy-max-temp-file-size` where it is not set.
@@ -28,7 +26,7 @@ pub(super) fn read<'t>(text: &impl Fn(&str) -> Option<&'t str>) -> Buffers {
     Buffers {
         head_bytes: head_bytes.min(Buffers::HEAD_MAX),
         request: is_on("proxy-request-buffering")
-            .then(|| held(bytes("client-body-buffer-size").unwrap_or(REQUEST_BYTES))),
+            .then(|| held(bytes("client-body-buffer-size").unwrap_or(Buffers::REQUEST_BYTES))),
         response: is_on("proxy-buffering").then(|| ReadAhead {
             memory_bytes: held(head_bytes.saturating_mul(buffers)),
             file_bytes: size("proxy-max-temp-file-size").unwrap_or(FILE_BYTES),

@@ -14,7 +14,8 @@ const STATUS: u16 = 503;
 const EXEMPT: [&str; 2] = ["limit-allowlist", "limit-whitelist"];
 
 pub(super) fn read(source: &Source<'_>) -> Option<Limits> {
-    let count = |name: &str| source.valid.get(name).and_then(|text| text.parse::<u32>().ok());
+    // A limit of 0 or below is none.
+    let count = |name: &str| source.valid.get(name)?.parse::<u32>().ok().filter(|count| *count > 0);
     let multiplier = source.valid.get("limit-burst-multiplier").and_then(|text| text.parse().ok());
     let multiplier = multiplier.unwrap_or(MULTIPLIER);
     let allowance = |name: &str| {

@@ -43,6 +43,9 @@ use crate::objects::Objects;
 /// `--annotations-prefix`.
 pub const PREFIX: &str = "nginx.ingress.kubernetes.io";
 
+/// `no-tls-redirect-locations` where it is not set: authorities ask for HTTP-01 challenges over plain HTTP.
+const CHALLENGES: &str = "/.well-known/acme-challenge";
+
 /// What the annotations of one Ingress ask for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Policy {
@@ -57,6 +60,8 @@ pub(super) struct Policy {
     pub force_ssl_redirect: bool,
     /// How redirects of ours are written.
     pub redirects: Arc<RedirectStyle>,
+    /// `no-tls-redirect-locations`: locations whose paths begin so are served over plain HTTP.
+    pub plain: Vec<String>,
     pub app_root: Option<String>,
     /// `auth-tls-*`, where there is an `auth-tls-secret`.
     pub client_auth: Option<client_auth::Written>,
@@ -119,6 +124,7 @@ impl Default for Policy {
             ssl_redirect: true,
             force_ssl_redirect: false,
             redirects: Arc::default(),
+            plain: Vec::new(),
             app_root: None,
             client_auth: None,
             ssl_ciphers: None,
@@ -149,6 +155,12 @@ impl Default for Policy {
 }
 
 impl Policy {
+    /// The location of this path redirects to https, on a host that has TLS or has not.
+    pub(super) fn redirects_to_https(&self, path: &str, tls: bool) -> bool {
+        let wants = self.force_ssl_redirect || (tls && self.ssl_redirect);
+        wants && !self.plain.iter().any(|start| path.starts_with(start))
+    }
+
     /// What the location of this path does beyond proxying.
     pub(super) fn policies_at(&self, path: &str) -> Option<Arc<Policies>> {
         let policies = self.policies.as_ref()?;
@@ -328,6 +340,9 @@ fn honour(valid: &BTreeMap<&str, &str>, settings: &Settings, policy: &mut Policy
     policy.ssl_redirect = boolean("ssl-redirect").unwrap_or(true);
     policy.force_ssl_redirect = boolean("force-ssl-redirect").unwrap_or(false);
     policy.redirects = redirect_style(&text, &policy.redirects);
+    let plain = text("no-tls-redirect-locations").unwrap_or(CHALLENGES);
+    let starts = plain.split(',').map(str::trim).filter(|start| !start.is_empty());
+    policy.plain = starts.map(str::to_owned).collect();
     policy.app_root = text("app-root").map(str::to_owned);
     policy.client_auth = text("auth-tls-secret").map(|secret| client_auth::Written {
         secret: secret.to_owned(),
@@ -379,17 +394,11 @@ fn redirect_style<'t>(
     usual: &Arc<RedirectStyle>,
 ) -> Arc<RedirectStyle> {
     let is_on = |name: &str| text(name).and_then(value::boolean).unwrap_or(false);
-    let plain = text("no-tls-redirect-locations");
-    let starts = |list: &str| {
-        let starts = list.split(',').map(str::trim).filter(|start| !start.is_empty());
-        starts.map(str::to_owned).collect()
-    };
     let style = RedirectStyle {
         status: text("http-redirect-code").and_then(|code| code.parse().ok()).unwrap_or(usual.status),
         keeps_slash: is_on("preserve-trailing-slash"),
         names_port: is_on("use-port-in-redirects"),
         is_relative: is_on("relative-redirects"),
-        plain: plain.map_or_else(|| usual.plain.clone(), starts),
     };
     if style == **usual { Arc::clone(usual) } else { Arc::new(style) }
 }

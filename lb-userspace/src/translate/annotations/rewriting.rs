@@ -6,6 +6,10 @@ use super::policies::Source;
 use crate::model::expression::Expression;
 use crate::model::l7::policy::{Rewriting, Swap};
 
+const FROM: &str = "proxy-redirect-from";
+/// What `default` looks for: the name by which ingress-nginx itself calls every upstream, plain and encrypted.
+const OWN_NAMES: [&str; 2] = ["http://upstream_balancer/", "https://upstream_balancer/"];
+
 pub(super) fn read(source: &Source<'_>, about: &mut About<'_>) -> Option<Rewriting> {
     let mut words = |name: &str| {
         let text = source.text(name).filter(|text| *text != "off")?;
@@ -20,9 +24,18 @@ pub(super) fn read(source: &Source<'_>, about: &mut About<'_>) -> Option<Rewriti
         }
     };
     let (cookie_domain, cookie_path) = (words("proxy-cookie-domain"), words("proxy-cookie-path"));
-    let named = |name: &str| source.text(name).filter(|text| !matches!(*text, "off" | "default"));
-    let redirect = match (named("proxy-redirect-from"), named("proxy-redirect-to")) {
-        (Some(from), Some(to)) => swap("proxy-redirect-from", from, to, about),
+    let named = |name: &str| source.text(name).filter(|text| *text != "off");
+    let redirect = match (named(FROM), named("proxy-redirect-to")) {
+        (Some("default"), _) => {
+            let is_tls =
+                matches!(source.text("backend-protocol"), Some(text) if text.eq_ignore_ascii_case("HTTPS"));
+            swap(FROM, if is_tls { OWN_NAMES[1] } else { OWN_NAMES[0] }, "/", about)
+        }
+        (Some(from), Some(to)) => swap(FROM, from, to, about),
+        (Some(_), None) if source.valid.contains_key(FROM) => {
+            about.info("no-effect", field(FROM), "has no effect without proxy-redirect-to", "");
+            None
+        }
         _ => None,
     };
     let rewriting = Rewriting { cookie_domain, cookie_path, redirect };

@@ -5,9 +5,7 @@ use BadValue::{Default, Deny, Refuse};
 use Risk::{Critical, High, Low, Medium};
 use Scope::{Host, Location, Upstream};
 use Status::{Honoured, NoEffect, NotYet, Refused, With};
-use Value::{
-    Bool, Count, Int, Interval, One, Path, Phrase, Ranges, Reference, Size, Text, Token, Url, Words,
-};
+use Value::{Bool, Int, Interval, One, Path, Phrase, Ranges, Reference, Size, Text, Token, Url, Words};
 
 /// One annotation under the prefix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,8 +33,6 @@ pub enum Value {
     Bool,
     /// Decimal number, may be negative.
     Int,
-    /// Decimal number from 1.
-    Count,
     /// Status of an error: 400 to 599.
     ErrorStatus,
     /// One of these words, in any case.
@@ -71,7 +67,6 @@ impl std::fmt::Display for Value {
         f.write_str(match self {
             Self::Bool => "bool",
             Self::Int => "number",
-            Self::Count => "number from 1",
             Self::One(all) => return f.write_str(&words(all)),
             Self::Words(all) => return write!(f, "some of {}", words(all)),
             Self::Interval => "time",
@@ -163,9 +158,9 @@ pub const TABLE: &[Annotation] = &[
     row("allowlist-source-range", Ranges, Medium, Location, Deny, Honoured, "client addresses that may enter"),
     row("whitelist-source-range", Ranges, Medium, Location, Deny, Honoured, "older name of allowlist-source-range"),
     row("denylist-source-range", Ranges, Medium, Location, Deny, Honoured, "client addresses that may not enter"),
-    row("limit-connections", Count, Low, Location, Refuse, Honoured, "requests at once per client address"),
-    row("limit-rps", Count, Low, Location, Refuse, Honoured, "requests per second per client address"),
-    row("limit-rpm", Count, Low, Location, Refuse, Honoured, "requests per minute per client address"),
+    row("limit-connections", Int, Low, Location, Refuse, Honoured, "requests at once per client address; 0: any number"),
+    row("limit-rps", Int, Low, Location, Refuse, Honoured, "requests per second per client address; 0: any number"),
+    row("limit-rpm", Int, Low, Location, Refuse, Honoured, "requests per minute per client address; 0: any number"),
     row("limit-burst-multiplier", Int, Low, Location, Default, Honoured, "burst as a multiple of the rate"),
     row("limit-allowlist", Ranges, Low, Location, Refuse, Honoured, "client addresses without limits"),
     row("limit-whitelist", Ranges, Low, Location, Refuse, Honoured, "older name of limit-allowlist"),
@@ -243,8 +238,8 @@ pub const TABLE: &[Annotation] = &[
     row("proxy-connect-timeout", Int, Low, Location, Default, Honoured, "seconds to connect to an endpoint"),
     row("proxy-send-timeout", Int, Low, Location, Default, Honoured, "seconds of silence while sending upstream"),
     row("proxy-read-timeout", Int, Low, Location, Default, Honoured, "seconds of silence while waiting for the upstream"),
-    row("proxy-http-version", One(&["1.0", "1.1"]), Low, Location, Default, NotYet, "HTTP version spoken upstream"),
-    row("connection-proxy-header", One(&["close", "keep-alive"]), Low, Location, Refuse, NotYet, "Connection header sent upstream"),
+    row("proxy-http-version", One(&["1.0", "1.1"]), Low, Location, Default, Honoured, "HTTP version spoken upstream"),
+    row("connection-proxy-header", One(&["close", "keep-alive"]), Low, Location, Refuse, Honoured, "Connection header sent upstream; upgrades do not get through"),
     row("proxy-body-size", Size, Medium, Location, Default, Honoured, "largest request body"),
     row("client-body-buffer-size", Size, Low, Location, Default, Honoured, "how much of a request body is held in memory"),
     row("proxy-request-buffering", One(&["on", "off"]), Low, Location, Default, Honoured, "read the whole request before sending it"),
@@ -255,7 +250,7 @@ pub const TABLE: &[Annotation] = &[
     row("proxy-max-temp-file-size", Size, Low, Location, Default, Honoured, "how much of a response may go to disk"),
     row("proxy-cookie-domain", Text, Medium, Location, Default, Honoured, "rewrite Domain of cookies"),
     row("proxy-cookie-path", Text, Medium, Location, Default, Honoured, "rewrite Path of cookies"),
-    row("proxy-redirect-from", Text, Medium, Location, Default, With("proxy-redirect-to"), "rewrite Location: what"),
+    row("proxy-redirect-from", Text, Medium, Location, Default, Honoured, "rewrite Location: what"),
     row("proxy-redirect-to", Text, Medium, Location, Default, Honoured, "rewrite Location: to what"),
     row("proxy-ssl-secret", Reference, Medium, Host, Deny, Honoured, "certificates towards the upstream"),
     row("proxy-ssl-verify", One(&["on", "off"]), Low, Host, Default, With("proxy-ssl-secret"), "verify the upstream's certificate"),

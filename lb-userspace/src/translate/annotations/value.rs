@@ -18,7 +18,6 @@ pub(in crate::translate) fn check(value: Value, text: &str) -> Result<(), String
         Value::Int => {
             (text.parse::<i32>().is_ok() && !text.starts_with('+'), "a whole number without a unit")
         }
-        Value::Count => (text.parse::<i32>().is_ok_and(|count| count > 0), "a whole number from 1"),
         Value::ErrorStatus => {
             (text.parse().is_ok_and(|status: u16| (400..600).contains(&status)), "a status from 400 to 599")
         }
@@ -76,7 +75,7 @@ pub(in crate::translate) fn advice(value: Value, text: &str) -> String {
                 "write {digits}{unit}: with another suffix ingress-nginx dropped the value and used the default"
             )
         }
-        Value::Int | Value::Count => {
+        Value::Int => {
             let factor = match unit {
                 "s" => 1,
                 "m" => 60,
@@ -213,10 +212,9 @@ mod tests {
 
     #[test]
     fn accepts_and_refuses_as_ingress_nginx_does() {
-        let cases: [(Value, &[&str], &[&str]); 11] = [
+        let cases: [(Value, &[&str], &[&str]); 10] = [
             (Value::Bool, &["true", "T", "1", "False", "f", "0"], &["yes", "on", "TrUe", "enabled", "2"]),
             (Value::Int, &["0", "10", "-1"], &["10s", "1.5", "+1", "", "99999999999"]),
-            (Value::Count, &["1", "10"], &["0", "-1", "x"]),
             (Value::ErrorStatus, &["400", "429", "599"], &["399", "600", "200", "-1", "x"]),
             (
                 Value::Interval,

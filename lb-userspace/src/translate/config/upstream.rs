@@ -49,6 +49,7 @@ const KEYS: &[(&str, Value)] = &[
     ("proxy-connect-timeout", Int),
     ("proxy-cookie-domain", Text),
     ("proxy-cookie-path", Text),
+    ("proxy-http-version", One(&["1.0", "1.1"])),
     ("proxy-max-temp-file-size", Size),
     ("proxy-next-upstream", Words(&Condition::WORDS)),
     ("proxy-next-upstream-timeout", Int),

@@ -13,6 +13,26 @@ pub struct RequestHeaders {
     /// `proxy-set-headers`: take the place of the client's, and of ours, of the same names. What comes
     /// out empty is not sent.
     pub set: Vec<FilledHeader>,
+    /// `connection-proxy-header`; `None`: as the request needs it.
+    pub connection: Option<Persistence>,
+    /// `proxy-http-version: "1.0"`: no chunked bodies, no upgrades, one request a connection.
+    pub speaks_http10: bool,
+}
+
+impl RequestHeaders {
+    /// A request may become a conversation.
+    pub fn upgrades(&self) -> bool {
+        self.connection.is_none() && !self.speaks_http10
+    }
+}
+
+/// What the upstream is asked to do with a connection, whatever the request needs; so nothing is upgraded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Persistence {
+    /// `close`.
+    Close,
+    /// `keep-alive`.
+    KeepAlive,
 }
 
 /// A header line whose value the request fills in.

@@ -16,7 +16,7 @@ pub use access::{Access, AddressSet};
 pub use auth::{Auth, Basic, Password, Satisfy, Users};
 pub use cors::{Cors, Origin, Origins};
 pub use external::{External, Remember, RememberRule};
-pub use headers::{FilledHeader, Header, RequestHeaders, ResponseHeaders};
+pub use headers::{FilledHeader, Header, Persistence, RequestHeaders, ResponseHeaders};
 pub use limits::{Allowance, Limits};
 pub use rewriting::{Rewriting, Swap};
 
