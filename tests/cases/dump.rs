@@ -11,8 +11,9 @@ use penstock::model::l4::{
 };
 use penstock::model::l7::log::{Format, Part};
 use penstock::model::l7::{
-    AccessLog, Action, Blocked, Buffers, ClientAuth, Edge, FastCgi, Filters, L7, Location, PathMatch, Piece,
-    Rate, ReadAhead, RedirectQuery, Responses, Server, SslRedirect, Template, UpstreamTls, VerifyClient,
+    AccessLog, Action, Aliases, Blocked, Buffers, ClientAuth, Edge, FastCgi, Filters, L7, Location, Moved,
+    PathMatch, Piece, Rate, ReadAhead, RedirectQuery, Responses, Server, SslRedirect, Template, UpstreamTls,
+    VerifyClient,
 };
 use penstock::model::session::Affinity;
 use penstock::model::upstream::{Balance, Care, Ejection, Keepalive, Upstream};
@@ -95,10 +96,11 @@ fn ranges(sources: &BTreeSet<Prefix>) -> String {
 
 fn l7(l7: &L7, out: &mut String) {
     for (host, server) in &l7.servers {
-        let Server { locations, tls, app_root, client_auth, ciphers } = server;
+        let Server { locations, tls, app_root, client_auth, ciphers, moved } = server;
         let tls = if *tls { " tls" } else { "" };
         let root = app_root.as_ref().map(|root| format!(" app-root {root}")).unwrap_or_default();
-        line(out, 0, &format!("server {host}{tls}{root}"));
+        let moved = moved.as_ref().map(|Moved { to, status }| format!(" moved to {to} ({status})"));
+        line(out, 0, &format!("server {host}{tls}{root}{}", moved.unwrap_or_default()));
         if let Some(auth) = client_auth {
             client_auth_line(auth, out);
         }
@@ -108,6 +110,13 @@ fn l7(l7: &L7, out: &mut String) {
         for entry in locations {
             location(entry, out);
         }
+    }
+    let Aliases { exact, below, patterns } = &l7.aliases;
+    let exact = exact.iter().map(|(name, host)| (name.clone(), host));
+    let below = below.iter().map(|(suffix, host)| (format!("*.{suffix}"), host));
+    let patterns = patterns.iter().map(|(pattern, host)| (format!("~{}", pattern.regex()), host));
+    for (alias, host) in exact.chain(below).chain(patterns) {
+        line(out, 0, &format!("alias {alias} of {host}"));
     }
     for (name, upstream) in &l7.upstreams {
         let endpoints: Vec<_> = upstream.endpoints.iter().map(ToString::to_string).collect();

@@ -14,7 +14,7 @@ use super::filters::{Answer, Asked, Decision, Next, canary_choice, decide};
 use super::policy::{self, Headers};
 
 pub use super::filters::Scheme;
-use super::route::{HostFound, RouteAction, Router, UpstreamEntry, host_label};
+use super::route::{HostFound, RouteAction, Router, UpstreamEntry, bare_host, host_label};
 
 /// A request to explain.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -125,7 +125,10 @@ fn client_step(arrived: &Effective<'_>, effective: &Effective<'_>) -> Option<Ste
 fn host_step(host: &str, decision: &Decision<'_>) -> Step {
     let label = host_label(&decision.site.host);
     let detail = match decision.host {
-        HostFound::Exact => format!("{label}: named exactly"),
+        HostFound::Exact if bare_host(host.as_bytes()).eq_ignore_ascii_case(label.as_bytes()) => {
+            format!("{label}: named exactly")
+        }
+        HostFound::Exact | HostFound::Alias => format!("{host} is another name of {label} (server-alias)"),
         HostFound::Wildcard => format!("{host} matches the wildcard {label}; no server names it exactly"),
         HostFound::Unnamed => format!("no server names {host:?}: the catch-all host _ takes it"),
     };
@@ -184,6 +187,10 @@ fn blocked_step(router: &Router, asked: &Asked<'_>) -> Option<Step> {
 fn filter_steps(scheme: Scheme, decision: &Decision<'_>) -> Vec<Step> {
     let filters = &decision.route.filters;
     let mut steps = Vec::new();
+    if let Some(moved) = &decision.site.moved {
+        steps.push(step("www-redirect", format!("every request is sent to {}", moved.to)));
+        return steps;
+    }
     if let Some(max) = filters.max_body_bytes {
         steps.push(step("body-size", format!("bodies up to {max} bytes; longer ones are answered 413")));
     }

@@ -10,7 +10,9 @@ use super::balance::Random;
 use super::canary::{self, Side};
 use super::client_auth::{self, Shown};
 use crate::model::l7::policy::Limits;
-use crate::model::l7::{ClientAuth, PathMatch, Piece, RedirectQuery, RedirectStyle, SslRedirect, Template};
+use crate::model::l7::{
+    ClientAuth, Moved, PathMatch, Piece, RedirectQuery, RedirectStyle, SslRedirect, Template,
+};
 
 use super::path::{self, BadPath};
 use super::policy::{self, Headers};
@@ -150,6 +152,8 @@ pub(super) fn decide<'r>(router: &'r Router, asked: &Asked<'_>) -> Decision<'r> 
     let mut limits = None;
     let next = if let Some(answer) = refused {
         Next::Answer(answer)
+    } else if let Some(moved) = &site.moved {
+        Next::Answer(elsewhere(asked, moved))
     } else if let Some(root) = site.app_root.as_ref().filter(|_| normal.as_ref() == b"/") {
         Next::Answer(app_root(asked, root))
     } else if too_large {
@@ -170,6 +174,17 @@ pub(super) fn decide<'r>(router: &'r Router, asked: &Asked<'_>) -> Decision<'r> 
         }
     };
     Decision { site, host, route, limits, next }
+}
+
+/// To the same target on another host, by the same scheme, one trailing slash cut (reference 4.18). The port
+/// is always named, as in ingress-nginx: the one that the client named itself, else that of the scheme.
+fn elsewhere(asked: &Asked<'_>, moved: &Moved) -> Answer {
+    let usual = if asked.scheme == Scheme::Https { 443 } else { 80 };
+    let (_, port) = split_port(asked.named);
+    let mut location = format!("{}://{}", asked.scheme.as_str(), moved.to).into_bytes();
+    push_port(port.unwrap_or(usual), &mut location);
+    location.extend_from_slice(asked.target.strip_suffix(b"/").unwrap_or(asked.target));
+    Answer::Redirect { status: moved.status, location }
 }
 
 /// Reference 4.1, item 3: who does not get as far as a location.

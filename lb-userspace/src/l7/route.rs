@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 use crate::model::ObjectName;
 use crate::model::health::Check;
 use crate::model::l7::{
-    AccessLog, Action, Blocked, ClientAuth, Edge, Filters, HostMatch, L7, Location, PathMatch, Protocol,
-    Redirect, Upstream, UpstreamName, UpstreamTls,
+    AccessLog, Action, Blocked, ClientAuth, Edge, Filters, HostMatch, L7, Location, Moved, PathMatch,
+    Pattern, Protocol, Redirect, Upstream, UpstreamName, UpstreamTls,
 };
 
 use crate::model::expression::Expression;
@@ -36,7 +36,12 @@ const UNNAMED: &str = "_";
 /// A snapshot prepared for lookups; shared by all workers.
 #[derive(Debug)]
 pub(super) struct Router {
+    /// Names of sites, and their aliases.
     exact: HashMap<Box<[u8]>, usize>,
+    /// Aliases by the suffix after `*.`, at any depth.
+    below: HashMap<Box<[u8]>, usize>,
+    /// Aliases that are patterns.
+    patterns: Vec<(Pattern, usize)>,
     /// By the suffix after `*.`.
     wildcard: HashMap<Box<[u8]>, usize>,
     any: usize,
@@ -130,6 +135,8 @@ pub(super) struct Site {
     pub(super) app_root: Option<String>,
     /// What it demands of its clients.
     pub(super) client_auth: Option<Arc<ClientAuth>>,
+    /// Where every request is sent instead.
+    pub(super) moved: Option<Moved>,
     locations: Vec<Route>,
     /// Index of locations by full path.
     exact: HashMap<Box<[u8]>, usize>,
@@ -199,8 +206,10 @@ pub(super) struct Labels {
 /// How a request found its host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum HostFound {
-    /// The name itself.
+    /// The name itself, or an alias that is a name.
     Exact,
+    /// An alias that stands for many names.
+    Alias,
     /// `*.` + suffix.
     Wildcard,
     /// No server names it: `_`.
@@ -247,10 +256,16 @@ impl Router {
                 HostMatch::Wildcard(suffix) => wildcard.insert(suffix.as_bytes().into(), sites.len()),
                 HostMatch::Any => None,
             };
+            let mut site = builder.site(host, &server.locations);
+            if server.moved.is_some() {
+                // Nobody is asked.
+                site.fallback.action = RouteAction::Redirect;
+            }
             sites.push(Site {
                 app_root: server.app_root.clone(),
                 client_auth: server.client_auth.clone(),
-                ..builder.site(host, &server.locations)
+                moved: server.moved.clone(),
+                ..site
             });
         }
         if !l7.servers.contains_key(&HostMatch::Any) {
@@ -260,9 +275,22 @@ impl Router {
             |(host, name): (&String, &UpstreamName)| Some((host.as_str().into(), *index.get(name)?));
         let passthrough = l7.passthrough.iter().filter_map(handed_on).collect();
         let any = sites.iter().position(|site| site.host == HostMatch::Any).unwrap_or(0);
+        let of = |host: &HostMatch| match host {
+            HostMatch::Exact(name) => exact.get(name.as_bytes()).copied(),
+            HostMatch::Wildcard(suffix) => wildcard.get(suffix.as_bytes()).copied(),
+            HostMatch::Any => Some(any),
+        };
+        let named = |(name, host): (&String, &HostMatch)| Some((name.as_bytes().into(), of(host)?));
+        let names: Vec<(Box<[u8]>, usize)> = l7.aliases.exact.iter().filter_map(named).collect();
+        let below = l7.aliases.below.iter().filter_map(named).collect();
+        let patterns = l7.aliases.patterns.iter();
+        let patterns = patterns.filter_map(|(pattern, host)| Some((pattern.clone(), of(host)?))).collect();
+        exact.extend(names);
         let SiteBuilder { labels, tls, .. } = builder;
         Self {
             exact,
+            below,
+            patterns,
             wildcard,
             any,
             sites,
@@ -310,6 +338,9 @@ impl Router {
         if let Some(&index) = self.exact.get(name) {
             return (index, HostFound::Exact);
         }
+        if let Some(index) = self.alias(name) {
+            return (index, HostFound::Alias);
+        }
         if !self.wildcard.is_empty() {
             let suffix = name.iter().position(|&b| b == b'.').and_then(|dot| name.get(dot + 1..));
             if let Some(&index) = suffix.and_then(|suffix| self.wildcard.get(suffix)) {
@@ -317,6 +348,19 @@ impl Router {
             }
         }
         (self.any, HostFound::Unnamed)
+    }
+
+    /// By an alias that is no plain name.
+    fn alias(&self, name: &[u8]) -> Option<usize> {
+        if !self.below.is_empty() {
+            // The suffix behind the first dot is the longest.
+            let dots = name.iter().enumerate().filter(|(_, byte)| **byte == b'.');
+            let mut suffixes = dots.filter_map(|(dot, _)| name.get(dot + 1..));
+            if let Some(&index) = suffixes.find_map(|suffix| self.below.get(suffix)) {
+                return Some(index);
+            }
+        }
+        self.patterns.iter().find(|(pattern, _)| pattern.regex().is_match(name)).map(|(_, index)| *index)
     }
 }
 
@@ -480,6 +524,7 @@ impl SiteBuilder<'_> {
             host: host.clone(),
             app_root: None,
             client_auth: None,
+            moved: None,
             locations: Vec::with_capacity(locations.len()),
             exact: HashMap::new(),
             prefix: HashMap::new(),

@@ -20,8 +20,8 @@ use super::Error;
 use super::client_auth::{Authority, Unusable};
 use super::tickets::{Scope, TicketKeys, Ticketer, Tickets};
 use crate::model::l7::{
-    Certificate, Cipher, CipherOrder, Ciphers, ClientAuth, Group, HostMatch, L7, Resumption, Server,
-    TlsPolicy, TlsVersions, Trust, UnknownName,
+    Aliases, Certificate, Cipher, CipherOrder, Ciphers, ClientAuth, Group, HostMatch, L7, Pattern,
+    Resumption, Server, TlsPolicy, TlsVersions, Trust, UnknownName,
 };
 
 /// Name ingress-nginx's own stand-in certificate carries; scripts look for it.
@@ -39,8 +39,11 @@ pub(super) struct Published {
     certificates: Arc<BySni>,
     /// What a host without settings of its own offers.
     base: Arc<ServerConfig>,
-    /// Every host, by its name; with what it offers if that differs.
+    /// Every host, by its name and its aliases; with what it offers if that differs.
     exact: HashMap<String, Option<Own>>,
+    /// Hosts by aliases that stand for many names, as requests find them.
+    below: HashMap<String, Option<Own>>,
+    patterns: Vec<(Pattern, Option<Own>)>,
     /// By the suffix after `*.`.
     wildcard: HashMap<String, Option<Own>>,
     any: Option<Own>,
@@ -77,6 +80,8 @@ impl Tls {
             certificates: Arc::clone(&certificates),
             base,
             exact: HashMap::new(),
+            below: HashMap::new(),
+            patterns: Vec::new(),
             wildcard: HashMap::new(),
             any: None,
             unknown: UnknownName::Default,
@@ -121,9 +126,19 @@ impl Tls {
                 HostMatch::Any => any = own,
             }
         }
+        let of = |host: &HostMatch| match host {
+            HostMatch::Exact(name) => exact.get(name).cloned().flatten(),
+            HostMatch::Wildcard(suffix) => wildcard.get(suffix).cloned().flatten(),
+            HostMatch::Any => any.clone(),
+        };
+        let Aliases { exact: names, below, patterns } = &l7.aliases;
+        let names: Vec<_> = names.iter().map(|(name, host)| (name.clone(), of(host))).collect();
+        let below = below.iter().map(|(suffix, host)| (suffix.clone(), of(host))).collect();
+        let patterns = patterns.iter().map(|(pattern, host)| (pattern.clone(), of(host))).collect();
+        exact.extend(names);
         let sessions = maker.used;
         let unknown = policy.unknown_name;
-        let next = Published { certificates, base, exact, wildcard, any, unknown, sessions };
+        let next = Published { certificates, base, exact, below, patterns, wildcard, any, unknown, sessions };
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next);
     }
 
@@ -157,11 +172,14 @@ impl Published {
         own.as_ref()?.authority.as_ref()
     }
 
-    /// Exact name, then a wildcard one label deep, then the default: as requests find their host.
+    /// Exact name, alias, then a wildcard one label deep, then the default: as requests find their host.
     pub(super) fn offer(&self, name: Option<&str>) -> Offer {
         let known = name.and_then(|name| {
-            let suffix = name.split_once('.').map(|(_, suffix)| suffix);
-            self.exact.get(name).or_else(|| self.wildcard.get(suffix?))
+            let below = || name.match_indices('.').find_map(|(dot, _)| self.below.get(name.get(dot + 1..)?));
+            let is_like = |(pattern, _): &&(Pattern, _)| pattern.regex().is_match(name.as_bytes());
+            let pattern = || self.patterns.iter().find(is_like).map(|(_, own)| own);
+            let wildcard = || self.wildcard.get(name.split_once('.')?.1);
+            self.exact.get(name).or_else(below).or_else(pattern).or_else(wildcard)
         });
         let own = match known {
             Some(own) => own,

@@ -8,6 +8,7 @@ mod buffers;
 mod edge;
 pub mod fastcgi;
 pub mod forwarding;
+mod hosts;
 pub mod log;
 pub mod policy;
 mod redirects;
@@ -28,6 +29,7 @@ pub use edge::{
 };
 pub use fastcgi::FastCgi;
 pub use forwarding::Forwarding;
+pub use hosts::{Aliases, Moved};
 pub use log::AccessLog;
 pub use policy::Policies;
 pub use redirects::RedirectStyle;
@@ -38,6 +40,8 @@ pub use responses::{Hsts, Responses};
 pub struct L7 {
     /// Virtual servers by the host they answer for.
     pub servers: BTreeMap<HostMatch, Server>,
+    /// Further names of some of them.
+    pub aliases: Aliases,
     /// Where each upstream's requests can go, by name (`<namespace>-<service>-<port>`).
     pub upstreams: BTreeMap<UpstreamName, Upstream>,
     /// Upstream for requests no location takes (`--default-backend-service`). `None`, or without
@@ -100,6 +104,8 @@ pub struct Server {
     pub client_auth: Option<Arc<ClientAuth>>,
     /// `ssl-ciphers`, `ssl-prefer-server-ciphers`; `None`: those of the [`Edge`].
     pub ciphers: Option<Ciphers>,
+    /// `from-to-www-redirect` of another host: every request is sent there, and nothing else is served.
+    pub moved: Option<Moved>,
 }
 
 /// One host + path entry.

@@ -3,6 +3,7 @@
 use std::cmp::Reverse;
 
 use k8s_openapi::api::networking::v1::{Ingress, IngressClass};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::Options;
 use super::findings::{About, Findings};
@@ -37,13 +38,21 @@ pub(super) fn served<'a>(
             served.push(Served { name, id, ingress });
         }
     }
-    // As one text, because that is what ingress-nginx compares: `a-b/x` and `a/x` differ from a
-    // comparison by parts.
-    served.sort_by_cached_key(|served| {
-        let age = served.ingress.metadata.creation_timestamp.as_ref().map(|time| time.0);
-        (age, Reverse(served.name.to_string()))
-    });
+    served.sort_by_cached_key(Served::seniority);
     served
+}
+
+/// Place of an Ingress among those of its kind: the lesser one wins conflicts.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Seniority(Option<Time>, Reverse<String>);
+
+impl Served<'_> {
+    /// By age; of the same age the last by name. As one text, because that is what ingress-nginx compares:
+    /// `a-b/x` and `a/x` differ from a comparison by parts.
+    pub(super) fn seniority(&self) -> Seniority {
+        let age = self.ingress.metadata.creation_timestamp.clone();
+        Seniority(age, Reverse(self.name.to_string()))
+    }
 }
 
 fn is_ours(ingress: &Ingress, objects: &Objects, options: &Options, about: &mut About<'_>) -> bool {

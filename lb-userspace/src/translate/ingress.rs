@@ -2,6 +2,7 @@
 //! (reference ingress-nginx 4.2, 4.5, 4.6).
 
 mod canaries;
+mod further;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use k8s_openapi::api::networking::v1::{IngressBackend, IngressSpec, IngressTLS};
 use self::canaries::Waiting;
 use super::Options;
 use super::annotations::{self, Policy};
-use super::certificates::Certificates;
+use super::certificates::{Certificates, Checked};
 use super::ciphers;
 use super::classes::{self, Served};
 use super::config::{self, Config, Gate, Settings};
@@ -21,7 +22,7 @@ use super::routes::{self, Draft};
 use super::upstream_tls::ProxySsl;
 use super::upstreams::Upstreams;
 use crate::model::l7::{
-    Action, Certificate, Cipher, CipherOrder, Ciphers, ClientAuth, Edge, HostMatch, L7, Server, UpstreamName,
+    Action, Cipher, CipherOrder, Ciphers, ClientAuth, Edge, HostMatch, L7, Server, UpstreamName,
 };
 use crate::model::{ObjectId, ObjectName};
 use crate::objects::Objects;
@@ -37,6 +38,10 @@ struct Host {
     /// `spec.defaultBackend` of the oldest Ingress on the host that has one.
     default: Option<(Action, String)>,
     app_root: Option<(String, ObjectName)>,
+    /// `server-alias` of the oldest Ingress on the host that has it.
+    aliases: Option<further::Claim>,
+    /// `from-to-www-redirect` of any; and the status of it.
+    www: Option<(u16, ObjectId)>,
     /// `proxy-ssl-*` of the oldest Ingress on the host that has them.
     proxy_ssl: Option<Arc<ProxySsl>>,
     /// What the oldest Ingress with `auth-tls-secret` demands of clients.
@@ -62,7 +67,7 @@ struct Making<'a> {
 /// The host counts as TLS.
 struct Tls {
     /// `None`: the default certificate.
-    certificate: Option<Arc<Certificate>>,
+    certificate: Option<Arc<Checked>>,
 }
 
 /// Everything the proxy serves.
@@ -123,9 +128,10 @@ pub(super) fn translate(
         blocked: blocked.map(Arc::new),
         ..L7::default()
     };
+    further::add(&hosts, &mut l7, findings);
     for (host, built) in hosts {
-        if let Some(certificate) = built.tls.as_ref().and_then(|tls| tls.certificate.clone()) {
-            l7.certificates.insert(host.clone(), certificate);
+        if let Some(checked) = built.tls.as_ref().and_then(|tls| tls.certificate.as_ref()) {
+            l7.certificates.insert(host.clone(), checked.certificate.clone());
         }
         let server = server(&host, built, &l7.edge, objects, &settings, gate, findings);
         l7.servers.insert(host, server);
@@ -200,6 +206,7 @@ fn one_ingress<'a>(
             host.default = Some(default.clone());
         }
         app_root(host, &host_match, &served, &policy, &mut about);
+        further::claim(host, &host_match, &served, index, &policy, &mut about);
         if host.proxy_ssl.is_none() {
             host.proxy_ssl = proxy_ssl.clone();
         } else if proxy_ssl.is_some() && host.proxy_ssl != proxy_ssl && !by_location {
@@ -408,8 +415,19 @@ fn server(
     gate: Gate,
     findings: &mut Findings,
 ) -> Server {
-    let Host { mut drafts, owners, oldest, default, app_root, proxy_ssl, client_auth, ciphers, order, tls } =
-        host;
+    let Host {
+        mut drafts,
+        owners,
+        oldest,
+        default,
+        app_root,
+        proxy_ssl,
+        client_auth,
+        ciphers,
+        order,
+        tls,
+        ..
+    } = host;
     let own_ciphers = (ciphers.is_some() || order.is_some()).then(|| Ciphers {
         suites: ciphers.unwrap_or_else(|| edge.tls.ciphers.suites.clone()),
         order: order.unwrap_or(edge.tls.ciphers.order),
@@ -456,6 +474,7 @@ fn server(
         app_root: app_root.map(|(root, _)| root),
         client_auth: client_auth.map(|(auth, _)| auth),
         ciphers: own_ciphers,
+        moved: None,
     }
 }
 
@@ -495,7 +514,7 @@ fn tls(
             .filter_map(secret_of)
             .find_map(|secret| certificates.of(&secret).ok().filter(|checked| checked.covers(&text)));
         match covering {
-            Some(checked) => host.tls = Some(Tls { certificate: Some(checked.certificate.clone()) }),
+            Some(checked) => host.tls = Some(Tls { certificate: Some(checked) }),
             None => about.warn(
                 "host-without-tls",
                 "spec.tls",
@@ -515,7 +534,7 @@ fn tls(
             "",
         ),
         Some(secret) => match certificates.of(&secret) {
-            Ok(checked) if checked.covers(&text) => certificate = Some(checked.certificate.clone()),
+            Ok(checked) if checked.covers(&text) => certificate = Some(checked),
             Ok(checked) => about.warn(
                 "certificate-of-other-host",
                 field,

@@ -49,7 +49,7 @@ pub(super) fn balancing(world: &World<'_>, caught: &mut Caught) {
 /// Of settings of a host the oldest Ingress that says something wins, each setting by itself.
 pub(super) fn host_settings(world: &World<'_>, caught: &mut Caught) {
     // These do not exclude each other: one Ingress is enough.
-    const ADDING: [&str; 2] = ["use-regex", "server-alias"];
+    const ADDING: [&str; 2] = ["use-regex", "from-to-www-redirect"];
     let of_host = TABLE.iter().filter(|row| row.scope == Scope::Host && !ADDING.contains(&row.name));
     for row in of_host {
         let mut first: BTreeMap<&str, &Seen<'_>> = BTreeMap::new();

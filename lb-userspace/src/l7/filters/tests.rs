@@ -488,3 +488,20 @@ fn the_https_redirect_names_a_port_only_to_who_named_ours() {
         assert_eq!(decide(&router, &asked).next, redirected(308, expected), "{case}");
     }
 }
+
+#[test]
+fn a_host_that_has_moved_sends_everybody_on_by_the_same_scheme() {
+    let twin = Server { moved: Some(Moved { to: "h".to_owned(), status: 308 }), ..Server::default() };
+    let mut l7 = site(vec![]);
+    l7.servers.insert(HostMatch::Exact("www.h".to_owned()), twin);
+    let cases = [
+        ("the scheme's port", Scheme::Http, "www.h", "/x", "http://h:80/x"),
+        ("so with tls", Scheme::Https, "www.h", "/x?y", "https://h:443/x?y"),
+        ("the client's port", Scheme::Http, "WWW.h:8080", "/x", "http://h:8080/x"),
+        ("one slash cut", Scheme::Http, "www.h", "/x//", "http://h:80/x/"),
+        ("the root", Scheme::Https, "www.h", "/", "https://h:443"),
+    ];
+    for (case, scheme, host, target, location) in cases {
+        assert_eq!(ask_with(&l7, scheme, host, target, None), redirected(308, location), "{case}");
+    }
+}

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::model::l7::{Pattern, Server};
+use crate::model::l7::{Aliases, Pattern, Server};
 
 fn exact(path: &str) -> PathMatch {
     PathMatch::Exact(path.to_owned())
@@ -35,6 +35,46 @@ type Taken = (Option<usize>, bool);
 fn find(router: &Router, path: &str) -> Taken {
     let found = router.site(b"").0.find(path.as_bytes());
     (found.route.labels.path.parse().ok(), found.add_slash)
+}
+
+#[test]
+fn aliases_count_less_than_names_and_more_than_wildcards() {
+    let host = |name: &str| HostMatch::Exact(name.to_owned());
+    let servers = [host("a"), host("b"), host("n.x.example"), HostMatch::Wildcard("x.example".to_owned())];
+    let servers = servers.into_iter().map(|host| (host, Server::default())).collect();
+    let aliases = Aliases {
+        exact: BTreeMap::from([("other".to_owned(), host("a"))]),
+        below: BTreeMap::from([("example".to_owned(), host("a")), ("y.example".to_owned(), host("b"))]),
+        patterns: vec![
+            (Pattern::unanchored("^www[0-9]+\\.x").unwrap(), host("b")),
+            (Pattern::unanchored("x").unwrap(), host("gone")),
+        ],
+    };
+    let router = Router::new(&L7 { servers, aliases, ..L7::default() });
+    let only_patterns = L7 {
+        aliases: Aliases {
+            patterns: vec![(Pattern::unanchored("^www[0-9]").unwrap(), HostMatch::Any)],
+            ..Aliases::default()
+        },
+        servers: BTreeMap::from([(HostMatch::Wildcard("x".to_owned()), Server::default())]),
+        ..L7::default()
+    };
+    let patterns = Router::new(&only_patterns);
+    let cases = [
+        ("a name", &router, "Other:80", "a", HostFound::Exact),
+        ("a server's name", &router, "n.x.example", "n.x.example", HostFound::Exact),
+        ("any depth", &router, "1.2.example", "a", HostFound::Alias),
+        ("the longest suffix", &router, "1.2.y.example", "b", HostFound::Alias),
+        ("more than a wildcard", &router, "1.x.example", "a", HostFound::Alias),
+        ("not the suffix itself", &router, "example", "_", HostFound::Unnamed),
+        ("a pattern", &router, "WWW1.x", "b", HostFound::Alias),
+        ("a pattern more than a wildcard", &patterns, "www1.x", "_", HostFound::Alias),
+        ("no pattern", &patterns, "ftp.x", "*.x", HostFound::Wildcard),
+    ];
+    for (case, router, name, label, found) in cases {
+        let (site, how) = router.site(name.as_bytes());
+        assert_eq!((host_label(&site.host).as_str(), how), (label, found), "{case}");
+    }
 }
 
 #[test]

@@ -63,6 +63,10 @@ pub(super) struct Policy {
     /// `no-tls-redirect-locations`: locations whose paths begin so are served over plain HTTP.
     pub plain: Vec<String>,
     pub app_root: Option<String>,
+    /// `server-alias`, as written.
+    pub aliases: Vec<String>,
+    /// `from-to-www-redirect`.
+    pub redirects_www: bool,
     /// `auth-tls-*`, where there is an `auth-tls-secret`.
     pub client_auth: Option<client_auth::Written>,
     pub ssl_ciphers: Option<String>,
@@ -126,6 +130,8 @@ impl Default for Policy {
             redirects: Arc::default(),
             plain: Vec::new(),
             app_root: None,
+            aliases: Vec::new(),
+            redirects_www: false,
             client_auth: None,
             ssl_ciphers: None,
             ssl_prefer_server_ciphers: None,
@@ -344,6 +350,9 @@ fn honour(valid: &BTreeMap<&str, &str>, settings: &Settings, policy: &mut Policy
     let starts = plain.split(',').map(str::trim).filter(|start| !start.is_empty());
     policy.plain = starts.map(str::to_owned).collect();
     policy.app_root = text("app-root").map(str::to_owned);
+    let aliases = text("server-alias").unwrap_or_default().split([',', ' ']);
+    policy.aliases = aliases.filter(|alias| !alias.is_empty()).map(str::to_owned).collect();
+    policy.redirects_www = boolean("from-to-www-redirect").unwrap_or(false);
     policy.client_auth = text("auth-tls-secret").map(|secret| client_auth::Written {
         secret: secret.to_owned(),
         verify_client: text("auth-tls-verify-client").map(str::to_owned),
