@@ -2,15 +2,15 @@
 
 use penstock::model::l7::Policies;
 use penstock::model::l7::policy::{
-    Access, Allowance, Auth, Basic, Cors, External, FilledHeader, Header, Limits, Remember, RememberRule,
-    RequestHeaders, ResponseHeaders, Rewriting, Satisfy, Swap,
+    Access, Allowance, Auth, Basic, Cors, ErrorPages, External, FilledHeader, Header, Limits, Remember,
+    RememberRule, RequestHeaders, ResponseHeaders, Rewriting, Satisfy, Swap,
 };
 
 use crate::dump::template;
 
 /// In the order in which a request meets them.
 pub fn lines(policies: &Policies) -> Vec<String> {
-    let Policies { access, auth, cors, limits, request, response, rewriting } = policies;
+    let Policies { access, auth, cors, limits, request, response, rewriting, errors } = policies;
     let mut lines = Vec::new();
     if let Some(Cors { origins, methods, headers, credentials, expose, max_age }) = cors {
         lines.push(format!(
@@ -64,6 +64,11 @@ pub fn lines(policies: &Policies) -> Vec<String> {
             let text = |Swap { from, to }: &_| format!("{what} {} becomes {}", from, to);
             lines.extend(swap.iter().map(text));
         }
+    }
+    if let Some(ErrorPages { statuses, only_ours, backend }) = errors {
+        let whose = if *only_ours { " of ours" } else { "" };
+        let by = backend.as_ref().map_or("the default backend", |backend| backend.0.as_str());
+        lines.push(format!("errors {statuses:?}{whose} worded by {by}"));
     }
     lines
 }

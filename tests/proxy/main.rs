@@ -9,6 +9,7 @@ mod canary;
 mod change;
 mod client_auth;
 mod edges;
+mod error_pages;
 mod errors;
 mod external_auth;
 mod fastcgi;

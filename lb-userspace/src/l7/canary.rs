@@ -21,6 +21,8 @@ pub(super) struct CanaryEntry {
 pub(super) enum Side {
     Primary,
     Canary,
+    /// To neither: who words errors stands in for a primary without endpoints.
+    StandIn,
 }
 
 /// What sends a request to its side.
@@ -118,7 +120,7 @@ pub(super) fn explain(choice: &Choice<'_>, canary: &str) -> String {
     let name = header.as_ref().map_or("", |rule| rule.name.as_str());
     let to = match choice.side {
         Side::Canary => format!("to the canary {canary}"),
-        Side::Primary => format!("not to the canary {canary}"),
+        Side::Primary | Side::StandIn => format!("not to the canary {canary}"),
     };
     let Weight { part, of } = weight;
     match choice.reason {

@@ -2,6 +2,7 @@
 //! the connection for the next one.
 
 mod checking;
+mod page;
 mod plan;
 
 use std::future::poll_fn;
@@ -13,9 +14,10 @@ use std::time::{Duration, Instant};
 use self::plan::{Plan, Step, begin_line, count, lead, params, small};
 use super::auth::{self, Checks};
 use super::buffer::{Buf, Scratch};
+use super::canary::Side;
 use super::carrier::Carrier;
 use super::client::{self, Effective};
-use super::exchange::{self, Outgoing, Sent};
+use super::exchange::{self, Hold, Outgoing, Sent};
 use super::filters::{Answer, Asked, Next, decide};
 use super::h1::head::{Lines, Refusal, Sizes};
 use super::h1::{Body, Request, Version};
@@ -23,6 +25,7 @@ use super::h2;
 use super::heads::{self, After, Client, Onward};
 use super::log::{self, End, Subject, Tally};
 use super::metrics::Method;
+use super::pages::{self, Page, Rest};
 use super::policy::{self, Dress, Headers};
 use super::route::Router;
 use super::session;
@@ -273,6 +276,7 @@ impl Connection<'_, '_> {
         let mut checks = Checks::of(policy, &asked, shown, &snapshot, &self.worker.doorman);
         let alternative = log::alternative_name(&snapshot.router, &decision.next);
         let side = decision.next.side();
+        let mut page = Page::of(&snapshot.router, decision.route, &decision.next, &subject, known);
         let step = match decision.next {
             Next::Answer(answer) => Step::Answer(answer),
             Next::Proxy { upstream, target, prefix, side: _ } => {
@@ -302,7 +306,13 @@ impl Connection<'_, '_> {
                     policy: told,
                     forwarding,
                 };
+                if side == Side::StandIn {
+                    sent.drop = sent.drop.with(pages::told(&sent.block));
+                }
                 heads::request(Known { request: &sent, ..known }, onward, &mut head);
+                if side == Side::StandIn {
+                    pages::tell(&snapshot.router, decision.route, 503, None, &subject, &mut head);
+                }
                 if let Some(checks) = &mut checks {
                     checks.head_is(head.len());
                 }
@@ -315,6 +325,9 @@ impl Connection<'_, '_> {
                 {
                     // Kept with the head it can be sent again; a larger one goes past and is gone.
                     head.extend_from_slice(whole);
+                    if let Some(page) = &mut page {
+                        page.keep_small(whole);
+                    }
                     head_len += whole.len();
                     body = Body::Length(0);
                 }
@@ -325,7 +338,7 @@ impl Connection<'_, '_> {
                     body: body.clone(),
                     version: request.version,
                     is_head: request.method == "HEAD",
-                    hold: held.filter(|_| !body.is_done()),
+                    hold: held.filter(|_| !body.is_done()).map_or(Hold::No, Hold::UpTo),
                     upgrades: request.upgrade.is_some() && speech == Speech::Http1,
                     closes: is_http10,
                     expects_continue: request.expects_continue && !body.is_done(),
@@ -340,6 +353,10 @@ impl Connection<'_, '_> {
                     },
                     params,
                     cookie,
+                    replaced: page
+                        .as_ref()
+                        .filter(|_| speech == Speech::Http1)
+                        .and_then(|page| page.intercepts()),
                 })
             }
         };
@@ -351,6 +368,7 @@ impl Connection<'_, '_> {
             after: if request.persists && !is_last { After::Keep } else { After::Close },
             body,
             checks,
+            page,
             step,
             dress: Dress::of(&snapshot, policies, known),
             route: decision.route.counted(side),
@@ -377,7 +395,7 @@ impl Connection<'_, '_> {
     async fn carry_out(&mut self, plan: Plan, started: Instant) -> Left {
         self.requests += 1;
         self.buf.consume(plan.head_len);
-        let Plan { method, is_head, version, after, body, checks, mut step, dress, .. } = plan;
+        let Plan { method, is_head, version, after, body, checks, mut page, mut step, dress, .. } = plan;
         let Plan { route, filters, snapshot, under_way: _under_way, .. } = plan;
         (self.tally, self.dress) = (Tally::default(), dress);
         let mut record = Record::default();
@@ -390,15 +408,22 @@ impl Connection<'_, '_> {
         }
         let (status, left) = match step {
             Step::Nothing => (499, Left::Broken),
-            // A target that cannot be understood says little for what follows it, and who is not
-            // taken here has to shake hands anew.
-            Step::Answer(answer @ Answer::Status(400 | 421)) => {
-                self.answer(&answer, is_head, version, After::Close, body).await
+            Step::Answer(answer) => {
+                // A target that cannot be understood says little for what follows it, and who is not
+                // taken here has to shake hands anew.
+                let is_last = matches!(answer, Answer::Status(400 | 421));
+                let after = if is_last { After::Close } else { after };
+                match page::instead_of(&answer, &mut page) {
+                    Some(page) => {
+                        let rest = Rest::Unread(body);
+                        Box::pin(self.word(page, rest, after, &snapshot, &mut record)).await
+                    }
+                    None => self.answer(&answer, is_head, version, after, body).await,
+                }
             }
-            Step::Answer(answer) => self.answer(&answer, is_head, version, after, body).await,
-            Step::Exchange(outgoing) => {
+            Step::Exchange(mut outgoing) => {
                 let sent;
-                (sent, record) = exchange::run(self, &snapshot, outgoing, &filters, after, begun).await;
+                (sent, record) = exchange::run(self, &snapshot, &mut outgoing, &filters, after, begun).await;
                 match sent {
                     Sent::Response { status, after: After::Keep } => (status, Left::Open),
                     Sent::Response { status, after: After::Close } => (status, Left::Finished),
@@ -410,7 +435,14 @@ impl Connection<'_, '_> {
                         // connection ends.
                         let keep = body.is_done() || read;
                         let after = if keep { after } else { After::Close };
-                        self.answer(&Answer::Status(status), is_head, version, after, Body::Length(0)).await
+                        let answer = Answer::Status(status);
+                        match page::instead_of(&answer, &mut page) {
+                            Some(page) => {
+                                let rest = Rest::of(outgoing.hold);
+                                Box::pin(self.word(page, rest, after, &snapshot, &mut record)).await
+                            }
+                            None => self.answer(&answer, is_head, version, after, Body::Length(0)).await,
+                        }
                     }
                 }
             }

@@ -4,6 +4,7 @@ mod ahead;
 
 use std::future::poll_fn;
 use std::io;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -18,12 +19,13 @@ use super::h1::{Body, Response, Version};
 use super::heads::{self, After};
 use super::hold::{Held, Replay, hold};
 use super::metrics::Failure;
+use super::pages;
 use super::relay::{Broken, Coding, Leg, Waits};
 use super::snapshot::Snapshot;
 use super::timers::Due;
 use super::tunnel::{End, tunnel};
 use super::upstream::{Attempts, Lease, Next, Progress, Record, Terms};
-use crate::model::l7::ReadAhead;
+use crate::model::l7::{Policies, ReadAhead};
 use crate::model::upstream::Protocol;
 
 /// Informational responses swallowed before the real one; more is not HTTP.
@@ -61,8 +63,8 @@ impl Limits {
 pub(super) struct Outgoing {
     pub(super) head: Scratch,
     pub(super) body: Body,
-    /// The body is read before an endpoint is chosen, so much of it into memory.
-    pub(super) hold: Option<usize>,
+    /// Whether the body is read before an endpoint is chosen.
+    pub(super) hold: Hold,
     pub(super) version: Version,
     pub(super) is_head: bool,
     pub(super) upgrades: bool,
@@ -74,6 +76,25 @@ pub(super) struct Outgoing {
     pub(super) params: fcgi::Params,
     /// Attributes of the cookie for a session that begins; `None`: none begins here.
     pub(super) cookie: Option<Box<Scratch>>,
+    /// What says which of the upstream's errors somebody else words; `None`: none.
+    pub(super) replaced: Option<Arc<Policies>>,
+}
+
+impl Outgoing {
+    /// The client gets no answer of the upstream with this status.
+    fn is_replaced(&self, status: u16) -> bool {
+        status >= 400 && self.replaced.as_ref().is_some_and(|policies| pages::replaces(policies, status))
+    }
+}
+
+/// Whether a body is read whole before an endpoint is chosen.
+pub(super) enum Hold {
+    /// It goes on as it comes.
+    No,
+    /// It is, so many bytes of it into memory.
+    UpTo(usize),
+    /// It was. Boxed: few requests have one.
+    Here(Box<Held>),
 }
 
 /// What the client got.
@@ -96,13 +117,16 @@ enum Failed {
     Rejected,
     /// The fault of no endpoint; nobody else has to be asked.
     Client { status: u16 },
+    /// An answer that somebody else words.
+    Replaced { status: u16 },
 }
 
-/// Sends the request to endpoints in turn until one answers, as far as repeating it is safe.
+/// Sends the request to endpoints in turn until one answers, as far as repeating it is safe. A body that was
+/// read for it stays in `outgoing`.
 pub(super) async fn run(
     connection: &mut Connection<'_, '_>,
     snapshot: &Snapshot,
-    mut outgoing: Outgoing,
+    outgoing: &mut Outgoing,
     limits: &Limits,
     after: After,
     begun: Instant,
@@ -110,15 +134,16 @@ pub(super) async fn run(
     if outgoing.expects_continue && !connection.send(b"HTTP/1.1 100 Continue\r\n\r\n").await {
         return (Sent::Broken { status: 499 }, Record::default());
     }
-    let held = match outgoing.hold {
-        Some(in_memory) => {
+    let held = match std::mem::replace(&mut outgoing.hold, Hold::No) {
+        Hold::UpTo(in_memory) => {
             match Box::pin(hold(connection, &outgoing.body, in_memory, limits.max_body_bytes)).await {
-                Ok(held) => Some(held),
+                Ok(held) => Some(Box::new(held)),
                 Err(499) => return (Sent::Broken { status: 499 }, Record::default()),
                 Err(status) => return (Sent::Nothing { status, read: false }, Record::default()),
             }
         }
-        None => None,
+        Hold::Here(held) => Some(held),
+        Hold::No => None,
     };
     if let Some(held) = &held {
         if outgoing.body != Body::Length(held.len()) {
@@ -126,6 +151,20 @@ pub(super) async fn run(
         }
         outgoing.body = Body::Length(held.len());
     }
+    let ended = try_endpoints(connection, snapshot, outgoing, held.as_deref(), limits, after, begun).await;
+    outgoing.hold = held.map_or(Hold::No, Hold::Here);
+    ended
+}
+
+async fn try_endpoints(
+    connection: &mut Connection<'_, '_>,
+    snapshot: &Snapshot,
+    outgoing: &Outgoing,
+    held: Option<&Held>,
+    limits: &Limits,
+    after: After,
+    begun: Instant,
+) -> (Sent, Record) {
     let read = held.is_some();
     let mut attempts = Attempts::new(connection.worker, snapshot, outgoing.terms, begun);
     loop {
@@ -139,8 +178,8 @@ pub(super) async fn run(
             }
             _ => connection.dress.without_session(),
         }
-        let replay = held.as_ref().map(Held::replay);
-        let attempt = attempt(connection, &mut attempts, &mut lease, &outgoing, replay, limits, after);
+        let replay = held.map(Held::replay);
+        let attempt = attempt(connection, &mut attempts, &mut lease, outgoing, replay, limits, after);
         let next = match attempt.await {
             Ok(Through { sent, keep, bytes, rest }) => {
                 let record = attempts.ended(bytes);
@@ -162,6 +201,9 @@ pub(super) async fn run(
                     _ => Sent::Nothing { status, read },
                 };
                 return (sent, attempts.ended(0));
+            }
+            Err(Failed::Replaced { status }) => {
+                return (Sent::Nothing { status, read }, attempts.ended(0));
             }
             Err(Failed::Rejected) => Next::Again,
             Err(Failed::Upstream(failure, progress)) => attempts.failed(lease, failure, progress),
@@ -218,6 +260,10 @@ async fn attempt(
         }
         Answered::Response(response) if attempts.rejects(response.status, exchange.progress()) => {
             Err(Failed::Rejected)
+        }
+        Answered::Response(response) if outgoing.is_replaced(response.status) => {
+            attempts.answered(response.status);
+            Err(Failed::Replaced { status: response.status })
         }
         Answered::Response(response) => {
             attempts.answered(response.status);

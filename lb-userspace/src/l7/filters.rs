@@ -254,7 +254,9 @@ fn filter(
         RouteAction::Redirect | RouteAction::Deny => (None, 503),
     };
     let ready = |&i: &usize| router.upstreams.get(i).is_some_and(|u| !u.endpoints.is_empty());
-    let Some(upstream) = upstream.filter(ready) else {
+    let primary = upstream.filter(ready).map(|upstream| (upstream, Side::Primary));
+    let stand_in = route.pages.as_ref().and_then(|pages| pages.stand_in).filter(|_| without == 503);
+    let Some((upstream, side)) = primary.or(stand_in.map(|upstream| (upstream, Side::StandIn))) else {
         let missing = Answer::Status(without);
         // A Service without endpoints is as good as closed; what nobody claims is told to who may enter.
         if without == 503 {
@@ -269,8 +271,9 @@ fn filter(
     if let Some(answer) = policies.and_then(|policies| policy::refuse(policies, asked)) {
         return Ok(Next::Answer(answer));
     }
-    let canary = canary_choice(router, route, asked).filter(|choice| choice.side == Side::Canary);
-    let (upstream, side) = canary.map_or((upstream, Side::Primary), |c| (c.canary.upstream, Side::Canary));
+    let canary = canary_choice(router, route, asked);
+    let canary = canary.filter(|choice| choice.side == Side::Canary && side == Side::Primary);
+    let (upstream, side) = canary.map_or((upstream, side), |c| (c.canary.upstream, Side::Canary));
     let asked_for = policies.and_then(|policies| policies.request.as_ref()?.prefix.as_ref());
     let prefix = asked_for.zip(captures.as_ref()).map(|(prefix, captures)| fill_in(prefix, captures));
     Ok(Next::Proxy { upstream, side, target: rewritten, prefix })

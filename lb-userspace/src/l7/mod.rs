@@ -33,6 +33,7 @@ mod hold;
 mod listen;
 mod log;
 mod metrics;
+mod pages;
 mod passthrough;
 mod path;
 mod pipe;

@@ -17,6 +17,7 @@ use crate::model::l7::{
 };
 
 use crate::model::expression::Expression;
+use crate::model::l7::policy::ErrorPages;
 use crate::model::upstream::{Balance, Care, Keepalive};
 
 use super::balance::Rule;
@@ -171,10 +172,21 @@ pub(super) struct Route {
     as_canary: Option<usize>,
     /// Index of the way to speak TLS to its upstream, where its protocol asks for one.
     pub(super) tls: Option<usize>,
+    /// Who words its errors, where its policies say anything about that.
+    pub(super) pages: Option<Pages>,
     /// What [`RouteAction::Redirect`] answers.
     pub(super) redirect: Option<Redirect>,
     /// What it matches; `None` takes what nothing else takes.
     pub(super) path: Option<PathMatch>,
+}
+
+/// [`ErrorPages`] with their names resolved to upstreams that have endpoints.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Pages {
+    /// Who is asked in the place of an upstream without endpoints.
+    pub(super) stand_in: Option<usize>,
+    /// Who words errors; `None`: nobody, they become the built-in 404.
+    pub(super) backend: Option<usize>,
 }
 
 /// [`Action`] with its names resolved.
@@ -230,11 +242,12 @@ impl Router {
         let index: BTreeMap<_, _> = l7.upstreams.keys().enumerate().map(|(i, name)| (name, i)).collect();
         let upstreams: Vec<_> =
             l7.upstreams.iter().map(|(name, upstream)| UpstreamEntry::new(name, upstream, &index)).collect();
-        let default_backend = l7
-            .default_backend
-            .as_ref()
-            .and_then(|name| index.get(name).copied())
-            .filter(|&i| upstreams.get(i).is_some_and(|u| !u.endpoints.is_empty()));
+        let ready = |name: &UpstreamName| {
+            let is_ready =
+                |i: &usize| upstreams.get(*i).is_some_and(|u: &UpstreamEntry| !u.endpoints.is_empty());
+            index.get(name).copied().filter(is_ready)
+        };
+        let default_backend = l7.default_backend.as_ref().and_then(ready);
         let resolve = |action: &Action| match action {
             Action::Proxy(name) => RouteAction::Proxy(index.get(name).copied()),
             Action::DefaultBackend => RouteAction::DefaultBackend(default_backend),
@@ -242,8 +255,14 @@ impl Router {
             Action::Deny => RouteAction::Deny,
         };
 
+        let pages = |ErrorPages { statuses: _, only_ours: _, backend }: &ErrorPages| {
+            let stand_in = backend.as_ref().and_then(ready);
+            Pages { stand_in, backend: stand_in.or(default_backend) }
+        };
+
         let mut builder = SiteBuilder {
             resolve: &resolve,
+            pages: &pages,
             upstreams: &upstreams,
             labels: Vec::new(),
             tls: Vec::new(),
@@ -510,6 +529,7 @@ impl Route {
 /// Numbers routes across sites.
 struct SiteBuilder<'f> {
     resolve: &'f dyn Fn(&Action) -> RouteAction,
+    pages: &'f dyn Fn(&ErrorPages) -> Pages,
     upstreams: &'f [UpstreamEntry],
     /// Those of the routes so far, each behind the number it stands for.
     labels: Vec<Arc<Labels>>,
@@ -573,6 +593,7 @@ impl SiteBuilder<'_> {
             id,
             action,
             tls: self.tls(filters),
+            pages: filters.policies.as_ref().and_then(|policies| policies.errors.as_ref()).map(self.pages),
             filters: filters.clone(),
             labels,
             as_canary,
@@ -590,6 +611,7 @@ impl SiteBuilder<'_> {
             id,
             action: (self.resolve)(&Action::DefaultBackend),
             tls: None,
+            pages: None,
             filters: Filters::default(),
             labels,
             as_canary: None,

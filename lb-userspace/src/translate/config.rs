@@ -115,6 +115,11 @@ pub(super) fn read(objects: &Objects, options: &Options, findings: &mut Findings
             config.gate = Gate::Closed;
             rest
         });
+        if config.settings.text("custom-http-errors").is_some() && options.default_backend_service.is_none() {
+            let message = "nobody is there to word errors, unless an Ingress names a default-backend: clients are answered 404 instead";
+            let fix = "start with --default-backend-service";
+            keys.about.warn("no-error-backend", keys::field("custom-http-errors"), message, fix);
+        }
         config.log = log::read(&mut keys);
         config.keepalive = upstream::keepalive(&mut keys);
         config.blocked = blocked::read(&mut keys).unwrap_or_else(|blocked::Unreadable| {

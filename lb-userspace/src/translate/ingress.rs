@@ -94,7 +94,7 @@ pub(super) fn translate(
         canaries.extend(one_ingress(served, &mut making, findings));
     }
     let Making { mut hosts, passthrough, mut upstreams, mut certificates, .. } = making;
-    if gate == Gate::Closed || settings.restricts_sources() {
+    if gate == Gate::Closed || settings.restricts_sources() || settings.text("custom-http-errors").is_some() {
         // It holds for hosts that nobody names, too.
         hosts.entry(HostMatch::Any).or_default();
     }
@@ -175,6 +175,19 @@ fn one_ingress<'a>(
             None
         }
     };
+    if let Some(service) = policy.default_backend.take() {
+        let (service, field) =
+            (ObjectName::new(&name.namespace, service), annotations::field("default-backend"));
+        if let Some(upstream) = upstreams.of_default_backend(&service, &field, &mut about) {
+            policy.errors_to(upstream);
+        }
+    }
+    let own_pages = annotations::known(&ingress.metadata).any(|(row, _)| row.name == "custom-http-errors");
+    if own_pages && policy.has_plain_error_pages() && options.default_backend_service.is_none() {
+        let message = "nobody is there to word errors: clients are answered 404 instead";
+        let fix = "name a Service by default-backend, or start with --default-backend-service";
+        about.warn("no-error-backend", annotations::field("custom-http-errors"), message, fix);
+    }
     if let Some((service, port)) = policy.asks.take() {
         policy.ask_at(upstreams.of_number(&service, port, &annotations::field("auth-url"), &mut about));
     }

@@ -30,6 +30,8 @@ pub(super) struct Upstreams<'a> {
     slices: &'a Slices<'a>,
     /// What they are called, by Service and port.
     names: BTreeMap<(ObjectName, String), UpstreamName>,
+    /// So too, as Services that word errors.
+    default_backends: BTreeMap<ObjectName, UpstreamName>,
     built: BTreeMap<UpstreamName, Built>,
 }
 
@@ -62,6 +64,7 @@ pub(super) struct Split {
 enum Without {
     Answer503,
     AskPrimary,
+    AskDefaultBackend,
 }
 
 /// Why an upstream has no endpoints.
@@ -82,7 +85,13 @@ enum PortRef<'a> {
 
 impl<'a> Upstreams<'a> {
     pub(super) fn new(objects: &'a Objects, slices: &'a Slices<'a>) -> Self {
-        Self { objects, slices, names: BTreeMap::new(), built: BTreeMap::new() }
+        Self {
+            objects,
+            slices,
+            names: BTreeMap::new(),
+            default_backends: BTreeMap::new(),
+            built: BTreeMap::new(),
+        }
     }
 
     /// A hash counts more than another way, and any of them more than the ConfigMap's.
@@ -223,6 +232,28 @@ impl<'a> Upstreams<'a> {
         Some(self.of_port(service, &PortRef::Number(port.port), "", Without::Answer503, about))
     }
 
+    /// The upstream of a Service that words errors, by its first port; `None` where there is no such Service.
+    pub(super) fn of_default_backend(
+        &mut self,
+        service: &ObjectName,
+        field: &str,
+        about: &mut About<'_>,
+    ) -> Option<UpstreamName> {
+        let spec = self.objects.services.get(service).and_then(|sourced| sourced.object.spec.as_ref());
+        let Some(port) = spec.and_then(|spec| spec.ports.as_ref()?.first()) else {
+            let message = format!("Service {service} does not exist or has no port; it is ignored");
+            about.warn("missing-service", field, message, "name a Service of the same namespace");
+            return None;
+        };
+        let Self { default_backends, built, .. } = self;
+        let usual = UpstreamName(format!("custom-default-backend-{}-{}", service.namespace, service.name));
+        let unique = UpstreamName(format!("{service}:default-backend"));
+        let name = default_backends.entry(service.clone());
+        let name = name.or_insert_with(|| if built.contains_key(&usual) { unique } else { usual }).clone();
+        let port = PortRef::Number(port.port);
+        Some(self.named(name, service, &port, field, Without::AskDefaultBackend, about))
+    }
+
     fn of_port(
         &mut self,
         service: &ObjectName,
@@ -232,6 +263,18 @@ impl<'a> Upstreams<'a> {
         about: &mut About<'_>,
     ) -> UpstreamName {
         let name = self.name(service, port);
+        self.named(name, service, port, field, without, about)
+    }
+
+    fn named(
+        &mut self,
+        name: UpstreamName,
+        service: &ObjectName,
+        port: &PortRef<'_>,
+        field: &str,
+        without: Without,
+        about: &mut About<'_>,
+    ) -> UpstreamName {
         if !self.built.contains_key(&name) {
             let built = match self.endpoints(service, port) {
                 Ok(upstream) => Built { upstream, ..Built::default() },
@@ -244,6 +287,7 @@ impl<'a> Upstreams<'a> {
             let message = match without {
                 Without::Answer503 => format!("{message}: requests answer 503"),
                 Without::AskPrimary => format!("{message}: every request goes to the primary"),
+                Without::AskDefaultBackend => format!("{message}: the default backend of all is asked"),
             };
             about.say(*severity, reason, format!("{field}{below}"), message, fix);
         }

@@ -2,7 +2,7 @@
 //! decision, which is pure, and the exchange. It may have to wait: for a password to be hashed, for another
 //! service to answer.
 //!
-//! Its outcome is final: nothing that replaces the answers of upstreams gets to see it.
+//! Its outcome is final: what words errors comes behind it, and changes no refusal into anything else.
 
 mod ask;
 mod des;

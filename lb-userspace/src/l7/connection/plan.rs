@@ -13,6 +13,7 @@ use super::super::h1::{Body, Version};
 use super::super::heads::After;
 use super::super::log::{self, Place, Subject};
 use super::super::metrics::Method;
+use super::super::pages::Page;
 use super::super::policy::Dress;
 use super::super::route::{Route, Router};
 use super::super::snapshot::Snapshot;
@@ -29,6 +30,8 @@ pub(super) struct Plan {
     pub(super) after: After,
     pub(super) body: Body,
     pub(super) checks: Option<Box<Checks>>,
+    /// What becomes of errors that somebody else words.
+    pub(super) page: Option<Box<Page>>,
     pub(super) step: Step,
     pub(super) dress: Dress,
     pub(super) route: usize,

@@ -19,7 +19,7 @@ use std::net::IpAddr;
 use super::filters::{Answer, Asked};
 use super::h1::head::{Block, LineSet};
 use crate::model::l7::Policies;
-use crate::model::l7::policy::{Limits, Persistence, RequestHeaders, ResponseHeaders, Satisfy};
+use crate::model::l7::policy::{ErrorPages, Limits, Persistence, RequestHeaders, ResponseHeaders, Satisfy};
 
 pub(super) use access::Entry;
 pub(super) use dress::{Dress, give_way};
@@ -134,7 +134,7 @@ pub(super) fn is_same_name(a: &[u8], b: &[u8]) -> bool {
 
 /// What the policies do to this request, a step each: name and detail.
 pub(super) fn explain(policies: &Policies, asked: &Asked<'_>) -> Vec<(&'static str, String)> {
-    let Policies { access, auth, cors, limits, request, response, rewriting: _ } = policies;
+    let Policies { access, auth, cors, limits, request, response, rewriting: _, errors } = policies;
     let mut steps = Vec::new();
     steps.extend(cors.as_ref().map(|cors| ("cors", cors::explain(cors, &asked.headers))));
     steps.extend(limits.as_ref().map(|limits| ("limits", limits::explain(limits, asked.client))));
@@ -157,6 +157,14 @@ pub(super) fn explain(policies: &Policies, asked: &Asked<'_>) -> Vec<(&'static s
     if let Some(ResponseHeaders { set }) = response {
         let names: Vec<_> = set.iter().map(|header| header.name.as_str()).collect();
         steps.push(("custom-headers", format!("the client gets {}", names.join(", "))));
+    }
+    if let Some(ErrorPages { statuses, only_ours, backend }) =
+        errors.as_ref().filter(|e| !e.statuses.is_empty())
+    {
+        let statuses: Vec<_> = statuses.iter().map(ToString::to_string).collect();
+        let whose = if *only_ours { " (not the upstream's own)" } else { "" };
+        let by = backend.as_ref().map_or("the default backend", |backend| backend.0.as_str());
+        steps.push(("custom-http-errors", format!("{}{whose} are worded by {by}", statuses.join(", "))));
     }
     steps
 }

@@ -35,6 +35,13 @@ impl Record {
         }
     }
 
+    /// The request went somewhere else then.
+    pub(in crate::l7) fn extend(&mut self, other: Self) {
+        for attempt in other.all() {
+            self.push(*attempt);
+        }
+    }
+
     /// The only attempt; `None` if there were more, or none.
     pub(in crate::l7) fn only(&self) -> Option<&Attempt> {
         self.first.as_ref().filter(|_| self.more.is_empty())

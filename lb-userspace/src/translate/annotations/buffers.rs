@@ -2,7 +2,7 @@
 
 use std::num::NonZeroU64;
 
-use super::value;
+use super::{errors, value};
 use crate::model::l7::{Buffers, Rate, ReadAhead};
 
 /// `proxy-buffers-number` where it is not set.
@@ -19,14 +19,16 @@ pub(super) fn read<'t>(text: &impl Fn(&str) -> Option<&'t str>) -> Buffers {
     let is_on = |name: &str| text(name).is_some_and(|text| text.eq_ignore_ascii_case("on"));
     let number = |name: &str| text(name).and_then(|text| text.parse::<u64>().ok());
     let held = |bytes: usize| bytes.min(Buffers::MEMORY_MAX);
+    // What an error backend is to get as well must still be here when the upstream has had it.
+    let holds = is_on("proxy-request-buffering")
+        || text("proxy-request-buffering").is_none() && text(errors::STATUSES).is_some();
     let head_bytes = bytes("proxy-buffer-size").unwrap_or(Buffers::default().head_bytes);
     let buffers = number("proxy-buffers-number").filter(|number| *number > 0);
     let buffers = buffers.map_or(BUFFERS, |number| usize::try_from(number).unwrap_or(usize::MAX));
     let kilobytes = |name: &str| number(name).unwrap_or(0).saturating_mul(1024);
     Buffers {
         head_bytes: head_bytes.min(Buffers::HEAD_MAX),
-        request: is_on("proxy-request-buffering")
-            .then(|| held(bytes("client-body-buffer-size").unwrap_or(Buffers::REQUEST_BYTES))),
+        request: holds.then(|| held(bytes("client-body-buffer-size").unwrap_or(Buffers::REQUEST_BYTES))),
         response: is_on("proxy-buffering").then(|| ReadAhead {
             memory_bytes: held(head_bytes.saturating_mul(buffers)),
             file_bytes: size("proxy-max-temp-file-size").unwrap_or(FILE_BYTES),

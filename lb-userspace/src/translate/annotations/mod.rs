@@ -5,6 +5,7 @@ mod auth;
 mod buffers;
 mod canary;
 mod cors;
+mod errors;
 mod external_auth;
 mod fastcgi;
 mod limits;
@@ -99,6 +100,8 @@ pub(super) struct Policy {
     pub logged: bool,
     /// What the locations do beyond proxying.
     pub policies: Option<Arc<Policies>>,
+    /// `default-backend`: a Service beside the Ingress.
+    pub default_backend: Option<String>,
     /// The Service that is asked whether a request may go on, where it is one of ours.
     pub asks: Option<(ObjectName, u16)>,
     /// `no-auth-locations`: paths that begin so ask nobody to show anything.
@@ -154,6 +157,7 @@ impl Default for Policy {
             at_canary: Sessions::default(),
             logged: true,
             policies: None,
+            default_backend: None,
             asks: None,
             unguarded: Vec::new(),
         }
@@ -186,6 +190,18 @@ impl Policy {
         if let Some(external) = auth.and_then(|auth| auth.external.as_mut()) {
             external.upstream = Some(upstream);
         }
+    }
+
+    /// Errors are worded by this upstream, and it stands in for those without endpoints.
+    pub(super) fn errors_to(&mut self, upstream: UpstreamName) {
+        let policies = Arc::make_mut(self.policies.get_or_insert_default());
+        policies.errors.get_or_insert_default().backend = Some(upstream);
+    }
+
+    /// Errors are worded by the default backend of all.
+    pub(super) fn has_plain_error_pages(&self) -> bool {
+        let errors = self.policies.as_ref().and_then(|policies| policies.errors.as_ref());
+        errors.is_some_and(|errors| errors.backend.is_none())
     }
 
     /// That of a place without an Ingress.
@@ -369,6 +385,7 @@ fn honour(valid: &BTreeMap<&str, &str>, settings: &Settings, policy: &mut Policy
     policy.read_timeout = seconds("proxy-read-timeout");
     policy.body_bytes = text("proxy-body-size").and_then(value::size);
     policy.buffers = buffers::read(&text);
+    policy.default_backend = text("default-backend").map(str::to_owned);
     policy.protocol = text("backend-protocol").map_or(Protocol::Http, protocol);
     policy.retry = retry(&text, settings);
     policy.proxy_ssl = proxy_ssl(&text);

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use super::super::config::Settings;
 use super::super::findings::About;
 use super::{
-    Policy, access, auth, cors, external_auth, field, limits, response_headers, rewriting, upstream_headers,
-    value,
+    Policy, access, auth, cors, errors, external_auth, field, limits, response_headers, rewriting,
+    upstream_headers, value,
 };
 use crate::model::l7::Policies;
 use crate::objects::Objects;
@@ -71,5 +71,6 @@ fn all(source: &Source<'_>, about: &mut About<'_>) -> Result<Policies, Unusable>
         request: upstream_headers::read(source, about),
         response: response_headers::read(source)?,
         rewriting: rewriting::read(source, about),
+        errors: errors::read(source),
     })
 }

@@ -5,7 +5,9 @@ use BadValue::{Default, Deny, Refuse};
 use Risk::{Critical, High, Low, Medium};
 use Scope::{Host, Location, Upstream};
 use Status::{Honoured, NoEffect, NotYet, Refused, With};
-use Value::{Bool, Int, Interval, One, Path, Phrase, Ranges, Reference, Size, Text, Token, Url, Words};
+use Value::{
+    Bool, Int, Interval, One, Path, Phrase, Ranges, Reference, Size, Statuses, Text, Token, Url, Words,
+};
 
 /// One annotation under the prefix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +37,8 @@ pub enum Value {
     Int,
     /// Status of an error: 400 to 599.
     ErrorStatus,
+    /// Some of those, with commas.
+    Statuses,
     /// One of these words, in any case.
     One(&'static [&'static str]),
     /// Some of these words, in this case, blanks between them.
@@ -71,6 +75,7 @@ impl std::fmt::Display for Value {
             Self::Words(all) => return write!(f, "some of {}", words(all)),
             Self::Interval => "time",
             Self::ErrorStatus => "status",
+            Self::Statuses => "statuses",
             Self::Size => "size",
             Self::Ranges => "addresses, ranges",
             Self::Reference => "name or namespace/name",
@@ -221,9 +226,9 @@ pub const TABLE: &[Annotation] = &[
     row("relative-redirects", Bool, Low, Location, Refuse, Honoured, "send Location without scheme and host"),
     row("from-to-www-redirect", Bool, Low, Host, Refuse, Honoured, "redirect the www twin of the host"),
     row("server-alias", Text, High, Host, Default, Honoured, "more names for the host: names, wildcards, patterns behind `~`"),
-    row("default-backend", Token, Low, Location, Default, NotYet, "Service that answers when there are no endpoints"),
-    row("custom-http-errors", Text, Low, Location, Default, NotYet, "statuses replaced by the default backend's answer"),
-    row("disable-proxy-intercept-errors", Bool, Low, Location, Default, NotYet, "do not replace statuses of the upstream"),
+    row("default-backend", Token, Low, Location, Default, Honoured, "Service that answers when there are no endpoints, and words errors"),
+    row("custom-http-errors", Statuses, Low, Location, Default, Honoured, "statuses replaced by the default backend's answer"),
+    row("disable-proxy-intercept-errors", Bool, Low, Location, Default, Honoured, "do not replace statuses of the upstream"),
     row("x-forwarded-prefix", Text, Medium, Location, Default, With("rewrite-target"), "X-Forwarded-Prefix of rewritten requests"),
     row("upstream-vhost", Text, Low, Location, Default, Honoured, "Host header sent upstream"),
     row("backend-protocol", One(&["HTTP", "HTTPS", "AUTO_HTTP", "GRPC", "GRPCS", "FCGI"]), Low, Location, Default, Honoured, "what the upstream speaks"),

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use super::errors;
 use super::table::Value;
 use crate::model::health::Check;
 use crate::model::l4::Prefix;
@@ -21,6 +22,7 @@ pub(in crate::translate) fn check(value: Value, text: &str) -> Result<(), String
         Value::ErrorStatus => {
             (text.parse().is_ok_and(|status: u16| (400..600).contains(&status)), "a status from 400 to 599")
         }
+        Value::Statuses => (errors::statuses(text).is_some(), "a list of statuses from 400 to 599"),
         Value::One(words) => {
             if words.iter().any(|word| word.eq_ignore_ascii_case(text)) {
                 return Ok(());
@@ -212,9 +214,10 @@ mod tests {
 
     #[test]
     fn accepts_and_refuses_as_ingress_nginx_does() {
-        let cases: [(Value, &[&str], &[&str]); 10] = [
+        let cases: [(Value, &[&str], &[&str]); 11] = [
             (Value::Bool, &["true", "T", "1", "False", "f", "0"], &["yes", "on", "TrUe", "enabled", "2"]),
             (Value::Int, &["0", "10", "-1"], &["10s", "1.5", "+1", "", "99999999999"]),
+            (Value::Statuses, &["404", "404, 503,599"], &["404,", "200", "404 503", "x"]),
             (Value::ErrorStatus, &["400", "429", "599"], &["399", "600", "200", "-1", "x"]),
             (
                 Value::Interval,

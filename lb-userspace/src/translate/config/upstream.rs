@@ -4,9 +4,10 @@
 use std::collections::BTreeMap;
 
 use super::super::annotations::table::Value::{
-    self, Bool, ErrorStatus, Int, One, Ranges, Size, Text, Token, Words,
+    self, Bool, ErrorStatus, Int, One, Ranges, Size, Statuses, Text, Token, Words,
 };
 use super::super::annotations::value;
+use super::super::findings::About;
 use super::super::header_map;
 use super::super::mode;
 use super::keys::{Keys, field};
@@ -21,7 +22,9 @@ const KEYS: &[(&str, Value)] = &[
     ("allow-cross-namespace-resources", Bool),
     ("allowlist-source-range", Ranges),
     ("client-body-buffer-size", Size),
+    ("custom-http-errors", Statuses),
     ("denylist-source-range", Ranges),
+    ("disable-proxy-intercept-errors", Bool),
     ("force-ssl-redirect", Bool),
     ("global-allowed-response-headers", Text),
     ("global-auth-always-set-cookie", Bool),
@@ -95,6 +98,9 @@ impl Settings {
         let mut values = BTreeMap::new();
         for (key, form) in KEYS {
             let Some(text) = keys.text(key) else { continue };
+            // Of these each counts by itself.
+            let kept = if *form == Statuses { errors_among(text, &mut keys.about) } else { text.to_owned() };
+            let text = kept.as_str();
             match legal(key, *form, text) {
                 Ok(()) => {
                     values.insert(*key, text.to_owned());
@@ -130,6 +136,20 @@ impl Settings {
     pub(in crate::translate) fn proxy_headers(&self) -> &[FilledHeader] {
         &self.proxy_headers
     }
+}
+
+/// Those of a list of statuses that are errors.
+fn errors_among(text: &str, about: &mut About<'_>) -> String {
+    let (errors, others): (Vec<_>, Vec<_>) =
+        text.split(',').map(str::trim).partition(|status| value::check(ErrorStatus, status).is_ok());
+    if errors.is_empty() {
+        return text.to_owned();
+    }
+    for other in others.iter().filter(|other| !other.is_empty()) {
+        let message = format!("{other:?} is not a status from 400 to 599; it is left out");
+        about.warn("bad-value", field("custom-http-errors"), message, "");
+    }
+    errors.join(",")
 }
 
 fn legal(key: &str, form: Value, text: &str) -> Result<(), String> {

@@ -10,6 +10,7 @@ mod cors;
 mod external;
 mod headers;
 mod limits;
+mod pages;
 mod rewriting;
 
 pub use access::{Access, AddressSet};
@@ -18,6 +19,7 @@ pub use cors::{Cors, Origin, Origins};
 pub use external::{External, Remember, RememberRule};
 pub use headers::{FilledHeader, Header, Persistence, RequestHeaders, ResponseHeaders};
 pub use limits::{Allowance, Limits};
+pub use pages::ErrorPages;
 pub use rewriting::{Rewriting, Swap};
 
 /// Policies of one location; `None` each: not asked for.
@@ -37,4 +39,6 @@ pub struct Policies {
     pub response: Option<ResponseHeaders>,
     /// What is rewritten in what the upstream says.
     pub rewriting: Option<Rewriting>,
+    /// Which errors somebody else words.
+    pub errors: Option<ErrorPages>,
 }
