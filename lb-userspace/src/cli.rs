@@ -166,6 +166,9 @@ struct MeaningArgs {
     /// Ignore Ingresses with a spec.defaultBackend
     #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     disable_catch_all: Option<bool>,
+    /// Serve no Services of type ExternalName, which name hosts outside
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    disable_svc_external_name: Option<bool>,
     /// Name of this node in EndpointSlices and Node objects [default: $NODE_NAME, else the host's
     /// name]
     #[arg(long, value_name = "NAME", env = "PENSTOCK_NODE_NAME")]
@@ -508,6 +511,7 @@ impl MeaningArgs {
             disable_catch_all: self.disable_catch_all,
             node_name: self.node_name,
             load_balancer_class: self.load_balancer_class,
+            disable_svc_external_name: self.disable_svc_external_name,
             external_ips: self.external_ips,
             enable_ssl_passthrough: self.enable_ssl_passthrough,
             snippet_policy: self.snippet_policy,

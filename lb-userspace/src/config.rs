@@ -93,6 +93,8 @@ pub struct TranslateConfig {
     pub node_name: Option<String>,
     /// `--load-balancer-class`; `None`: Services without a class and of our own.
     pub load_balancer_class: Option<String>,
+    /// `--disable-svc-external-name`.
+    pub disable_svc_external_name: bool,
     /// `--external-ips`.
     pub external_ips: bool,
     /// `--enable-ssl-passthrough`.
@@ -206,6 +208,7 @@ pub struct Settings {
     pub(crate) disable_catch_all: Option<bool>,
     pub(crate) node_name: Option<String>,
     pub(crate) load_balancer_class: Option<String>,
+    pub(crate) disable_svc_external_name: Option<bool>,
     pub(crate) external_ips: Option<bool>,
     pub(crate) enable_ssl_passthrough: Option<bool>,
     pub(crate) snippet_policy: Option<SnippetPolicy>,
@@ -291,6 +294,7 @@ pub fn resolve(flags: Settings, file: Option<&Path>) -> Result<Config, Error> {
             disable_catch_all: merged.disable_catch_all.unwrap_or(false),
             node_name: merged.node_name.filter(|name| !name.is_empty()).or_else(node_name),
             load_balancer_class: class_name(merged.load_balancer_class)?,
+            disable_svc_external_name: merged.disable_svc_external_name.unwrap_or(false),
             external_ips: merged.external_ips.unwrap_or(false),
             enable_ssl_passthrough: merged.enable_ssl_passthrough.unwrap_or(false),
             snippet_policy: merged.snippet_policy.unwrap_or_default(),
@@ -342,6 +346,7 @@ impl Settings {
             disable_catch_all,
             node_name,
             load_balancer_class,
+            disable_svc_external_name,
             external_ips,
             enable_ssl_passthrough,
             snippet_policy,
@@ -379,6 +384,7 @@ impl Settings {
             disable_catch_all: disable_catch_all.or(below.disable_catch_all),
             node_name: node_name.or(below.node_name),
             load_balancer_class: load_balancer_class.or(below.load_balancer_class),
+            disable_svc_external_name: disable_svc_external_name.or(below.disable_svc_external_name),
             external_ips: external_ips.or(below.external_ips),
             enable_ssl_passthrough: enable_ssl_passthrough.or(below.enable_ssl_passthrough),
             snippet_policy: snippet_policy.or(below.snippet_policy),

@@ -11,6 +11,7 @@ pub mod check;
 pub mod cli;
 pub mod config;
 pub mod datapath;
+pub mod dns;
 pub mod drain;
 pub mod health;
 pub mod l7;

@@ -16,7 +16,7 @@ use penstock::model::l7::{
     VerifyClient,
 };
 use penstock::model::session::Affinity;
-use penstock::model::upstream::{Balance, Care, Ejection, Keepalive, Upstream};
+use penstock::model::upstream::{Balance, Care, Ejection, External, Keepalive, Upstream};
 use penstock::translate::Translated;
 
 use crate::policies;
@@ -221,6 +221,7 @@ fn edge(edge: &Edge, out: &mut String) {
 fn upstream_text(upstream: &Upstream) -> String {
     let Upstream {
         endpoints: _,
+        external,
         weights,
         balance,
         care: Care { slow_start, ejection },
@@ -229,7 +230,8 @@ fn upstream_text(upstream: &Upstream) -> String {
         affinity,
         canary,
     } = upstream;
-    let mut text = String::new();
+    let external = external.as_ref().map(|External { name, port }| format!("by name {name}:{port}"));
+    let mut text = external.unwrap_or_default();
     for (endpoint, weight) in weights {
         text += &format!(", {endpoint} of weight {weight}");
     }

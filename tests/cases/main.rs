@@ -133,6 +133,7 @@ fn options(input: &str) -> translate::Options {
             "load-balancer-class" => options.load_balancer_class = Some(value.to_owned()),
             "enable-ssl-passthrough" => options.enable_ssl_passthrough = value == "true",
             "snippet-policy" if value == "ignore" => options.snippets = translate::SnippetPolicy::Ignore,
+            "disable-svc-external-name" => options.disable_external_names = value == "true",
             "external-ips" => options.external_ips = value == "true",
             _ => panic!("unknown option {name}"),
         }

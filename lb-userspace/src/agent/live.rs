@@ -13,6 +13,7 @@ use crate::config::Config;
 use crate::health::Prober;
 use crate::model::health::Unwell;
 use crate::model::l4::FiveTuple;
+use crate::model::l7::L7;
 use crate::model::report::{Explanation, Metric, MetricKind, Sample};
 use crate::{datapath, l7};
 
@@ -24,6 +25,13 @@ pub(super) enum Health {
     Draining,
 }
 
+/// What is in force.
+pub(super) struct Told {
+    pub(super) state: watch::Receiver<Arc<State>>,
+    /// With the addresses of names.
+    pub(super) l7: watch::Receiver<Arc<L7>>,
+}
+
 /// The running agent as [`Live`] sees it.
 pub(super) struct LiveAgent {
     health: Mutex<Health>,
@@ -32,7 +40,7 @@ pub(super) struct LiveAgent {
     proxy: Arc<l7::Running>,
     prober: Prober,
     datapath: Mutex<Option<Arc<datapath::Handle>>>,
-    state: watch::Receiver<Arc<State>>,
+    told: Told,
     /// Takeovers that led to this agent.
     takeovers: u64,
     /// Ends the capture that runs.
@@ -45,7 +53,7 @@ impl LiveAgent {
         proxy: Arc<l7::Running>,
         prober: Prober,
         datapath: Option<Arc<datapath::Handle>>,
-        state: watch::Receiver<Arc<State>>,
+        told: Told,
         takeovers: u64,
     ) -> Self {
         Self {
@@ -55,7 +63,7 @@ impl LiveAgent {
             proxy,
             prober,
             datapath: Mutex::new(datapath),
-            state,
+            told,
             takeovers,
             stop_capture: Mutex::default(),
         }
@@ -79,7 +87,12 @@ impl LiveAgent {
     }
 
     fn state(&self) -> Arc<State> {
-        Arc::clone(&self.state.borrow())
+        Arc::clone(&self.told.state.borrow())
+    }
+
+    /// What the proxy serves.
+    fn l7(&self) -> Arc<L7> {
+        Arc::clone(&self.told.l7.borrow())
     }
 
     fn unwell(&self) -> Arc<Unwell> {
@@ -93,6 +106,7 @@ impl LiveAgent {
             uptime: self.started.elapsed(),
             source: &self.source,
             state: &self.state(),
+            l7: &self.l7(),
             unwell: &self.unwell(),
             listeners: self.proxy.addrs(),
             datapath: datapath.as_ref().map(|datapath| datapath.status()),
@@ -128,7 +142,7 @@ impl Live for LiveAgent {
 
     fn explain_url(&self, url: &str, headers: &[(String, String)]) -> Result<Explanation, String> {
         let question = question::parse(url, headers)?;
-        Ok(l7::explain::explain(&self.state().snapshot.l7, Some(&self.unwell()), &question))
+        Ok(l7::explain::explain(&self.l7(), Some(&self.unwell()), &question))
     }
 
     fn explain_flow(&self, flow: &str) -> Result<Explanation, String> {

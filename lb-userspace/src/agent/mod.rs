@@ -30,7 +30,7 @@ use crate::manifests::Loaded;
 use crate::model::{Problem, Severity, Snapshot};
 use crate::takeover::Peer;
 use crate::translate::Translated;
-use crate::{admin, datapath, l7, manifests, translate};
+use crate::{admin, datapath, dns, l7, manifests, translate};
 
 use endpoint::Endpoint;
 pub use error::StartError;
@@ -84,12 +84,14 @@ async fn serve(config: Config) -> Result<(), StartError> {
     let refused = |source| StartError::Admin { addr: config.admin, source };
     let admin = Endpoint::new(admin.map_or_else(|| admin::bind(config.admin), Ok).map_err(refused)?);
     let admin_addr = admin.addr().map_err(refused)?;
+    // Nobody should be answered 503 because a name was not looked up yet.
+    let l7 = dns::start(desired.l7.subscribe(), dns::Files::default()).await;
     // Nearly last of what can fail, because it changes the host.
     if config.datapath != DatapathMode::Off {
         before.let_go().await?;
     }
     let datapath = start_datapath(&config, &desired, &proxy.listeners()).await?;
-    let proxy = match proxy.start(desired.l7.subscribe()) {
+    let proxy = match proxy.start(l7.clone()) {
         Ok(proxy) => Arc::new(proxy),
         Err(error) => {
             match &datapath {
@@ -101,8 +103,9 @@ async fn serve(config: Config) -> Result<(), StartError> {
     };
 
     let state = desired.state.subscribe();
-    let prober = checks::start(desired.l7.subscribe(), &proxy);
-    let live = Arc::new(LiveAgent::new(&config, Arc::clone(&proxy), prober, datapath, state, takeovers));
+    let prober = checks::start(l7.clone(), &proxy);
+    let told = live::Told { state, l7 };
+    let live = Arc::new(LiveAgent::new(&config, Arc::clone(&proxy), prober, datapath, told, takeovers));
     let (visits, mut visitors) = mpsc::channel(1);
     let ending = watch::Sender::new(false);
     let door = Mutex::default();
@@ -384,6 +387,7 @@ pub(crate) fn meaning_options(meaning: &TranslateConfig) -> translate::Options {
         disable_catch_all,
         node_name,
         load_balancer_class,
+        disable_svc_external_name,
         external_ips,
         enable_ssl_passthrough,
         snippet_policy,
@@ -399,6 +403,7 @@ pub(crate) fn meaning_options(meaning: &TranslateConfig) -> translate::Options {
         disable_catch_all,
         node: node_name,
         load_balancer_class,
+        disable_external_names: disable_svc_external_name,
         external_ips,
         enable_ssl_passthrough,
         snippets: match snippet_policy {

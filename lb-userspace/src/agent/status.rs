@@ -98,6 +98,8 @@ pub(super) struct Parts<'a> {
     pub(super) uptime: Duration,
     pub(super) source: &'a str,
     pub(super) state: &'a State,
+    /// With the addresses of names.
+    pub(super) l7: &'a L7,
     /// What active checks found.
     pub(super) unwell: &'a Unwell,
     pub(super) listeners: Vec<(Listener, SocketAddr)>,
@@ -108,8 +110,8 @@ pub(super) struct Parts<'a> {
 
 impl Status {
     pub(super) fn new(parts: Parts<'_>) -> Self {
-        let Parts { takeovers, uptime, source, state, unwell, listeners, datapath, extra_problems } = parts;
-        let l7 = &state.snapshot.l7;
+        let Parts { takeovers, uptime, source, state, l7, unwell, listeners, datapath, extra_problems } =
+            parts;
         Self {
             version: env!("CARGO_PKG_VERSION"),
             pid: std::process::id(),

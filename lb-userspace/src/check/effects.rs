@@ -37,10 +37,15 @@ pub(super) fn closed(snapshot: &Snapshot) -> BTreeSet<&ObjectName> {
 
 fn target(location: &Location, snapshot: &Snapshot) -> String {
     match &location.action {
-        Action::Proxy(upstream) => {
-            let endpoints =
-                snapshot.l7.upstreams.get(upstream).map_or(0, |upstream| upstream.endpoints.len());
-            format!("{} ({})", upstream.0, count(endpoints, "endpoint"))
+        Action::Proxy(name) => {
+            let upstream = snapshot.l7.upstreams.get(name);
+            match upstream.and_then(|upstream| upstream.external.as_ref()) {
+                Some(external) => format!("{} ({}:{} by DNS)", name.0, external.name, external.port),
+                None => {
+                    let endpoints = upstream.map_or(0, |upstream| upstream.endpoints.len());
+                    format!("{} ({})", name.0, count(endpoints, "endpoint"))
+                }
+            }
         }
         Action::DefaultBackend => "the default backend".to_owned(),
         Action::Redirect(redirect) => format!("redirect {}", redirect.status),

@@ -98,7 +98,8 @@ pub(super) struct UpstreamEntry {
 
 impl UpstreamEntry {
     fn new(name: &UpstreamName, upstream: &Upstream, index: &BTreeMap<&UpstreamName, usize>) -> Self {
-        let Upstream { endpoints, weights, balance, care, idle, check, affinity, canary } = upstream;
+        let Upstream { endpoints, external: _, weights, balance, care, idle, check, affinity, canary } =
+            upstream;
         let canary = canary.as_ref().and_then(|canary| {
             let upstream = *index.get(&canary.upstream)?;
             Some(CanaryEntry { upstream, rules: canary.rules.clone(), sessions: canary.sessions })

@@ -21,6 +21,9 @@ pub struct UpstreamName(pub String);
 pub struct Upstream {
     /// Ready endpoints. Empty: 503.
     pub endpoints: BTreeSet<SocketAddr>,
+    /// A name whose addresses are the endpoints, at any time (an ExternalName Service). The translation, which
+    /// asks nobody, leaves them out.
+    pub external: Option<External>,
     /// Parts that endpoints get of the requests, beside those that are not named here and get 1. A key's
     /// subset is drawn from evenly.
     pub weights: BTreeMap<SocketAddr, u32>,
@@ -37,6 +40,15 @@ pub struct Upstream {
     pub affinity: Option<Affinity>,
     /// Who serves a part of the requests instead.
     pub canary: Option<Canary>,
+}
+
+/// Endpoints by name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct External {
+    /// Lower case; what it is short for, the resolver knows.
+    pub name: String,
+    /// Of every address.
+    pub port: u16,
 }
 
 /// How an endpoint is chosen for a request (`load-balance`, `upstream-hash-by*`).

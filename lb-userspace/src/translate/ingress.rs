@@ -20,7 +20,7 @@ use super::endpoints::Slices;
 use super::findings::{About, Findings};
 use super::routes::{self, Draft};
 use super::upstream_tls::ProxySsl;
-use super::upstreams::Upstreams;
+use super::upstreams::{Reach, Upstreams};
 use crate::model::l7::{
     Action, Cipher, CipherOrder, Ciphers, ClientAuth, Edge, HostMatch, L7, Server, UpstreamName,
 };
@@ -86,7 +86,7 @@ pub(super) fn translate(
         settings: &settings,
         hosts: BTreeMap::new(),
         passthrough: BTreeMap::new(),
-        upstreams: Upstreams::new(objects, slices),
+        upstreams: Upstreams::new(objects, slices, options),
         certificates: Certificates::new(objects),
     };
     let mut canaries = Vec::new();
@@ -193,10 +193,9 @@ fn one_ingress<'a>(
     }
     let policy = Arc::new(policy);
     let by_location = settings.boolean("proxy-ssl-location-only").unwrap_or(false);
-    let default = spec
-        .default_backend
-        .as_ref()
-        .map(|backend| action(&name.namespace, backend, "spec.defaultBackend", upstreams, &mut about));
+    let default = spec.default_backend.as_ref().map(|backend| {
+        action(&name.namespace, backend, policy.reach, "spec.defaultBackend", upstreams, &mut about)
+    });
     let towards = |proxy_ssl: Option<&Arc<ProxySsl>>, service: &str| {
         proxy_ssl.map(|proxy_ssl| proxy_ssl.towards(&name.namespace, service)).unwrap_or_default()
     };
@@ -234,8 +233,14 @@ fn one_ingress<'a>(
         host_ciphers(host, &policy, &mut about);
         for (index, path) in rule.http.iter().flat_map(|http| &http.paths).enumerate() {
             let field = format!("{field}.http.paths[{index}]");
-            let (action, service) =
-                action(&name.namespace, &path.backend, &format!("{field}.backend"), upstreams, &mut about);
+            let (action, service) = action(
+                &name.namespace,
+                &path.backend,
+                policy.reach,
+                &format!("{field}.backend"),
+                upstreams,
+                &mut about,
+            );
             if let Action::Proxy(upstream) = &action {
                 let proxy_ssl = if by_location { &proxy_ssl } else { &host.proxy_ssl };
                 upstreams.settle(upstream, &policy, || towards(proxy_ssl.as_ref(), &service));
@@ -315,14 +320,16 @@ fn add(host: &mut Host, name: &HostMatch, draft: Draft, about: &mut About<'_>) {
 fn action(
     namespace: &str,
     backend: &IngressBackend,
+    reach: Reach,
     field: &str,
     upstreams: &mut Upstreams<'_>,
     about: &mut About<'_>,
 ) -> (Action, String) {
     match &backend.service {
-        Some(service) => {
-            (Action::Proxy(upstreams.of_backend(namespace, service, field, about)), service.name.clone())
-        }
+        Some(service) => (
+            Action::Proxy(upstreams.of_backend(namespace, service, reach, field, about)),
+            service.name.clone(),
+        ),
         None => {
             about.warn(
                 "resource-backend",

@@ -73,6 +73,8 @@ pub struct Options {
     /// `--load-balancer-class`: serve the addresses of Services of this class alone; `None`: of
     /// those without a class and of our own.
     pub load_balancer_class: Option<String>,
+    /// `--disable-svc-external-name`: ExternalName Services have no endpoints.
+    pub disable_external_names: bool,
     /// `--external-ips`: serve `spec.externalIPs`, which any author of a Service may claim.
     pub external_ips: bool,
     /// `--enable-ssl-passthrough`: honour the annotation `ssl-passthrough`.
@@ -105,6 +107,7 @@ impl Default for Options {
             disable_catch_all: false,
             node: None,
             load_balancer_class: None,
+            disable_external_names: false,
             external_ips: false,
             enable_ssl_passthrough: false,
             snippets: SnippetPolicy::Refuse,

@@ -1,6 +1,7 @@
 //! Service ports that routes point at, and the endpoints behind them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Service, ServicePort};
@@ -8,6 +9,7 @@ use k8s_openapi::api::networking::v1::IngressServiceBackend;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
+use super::Options;
 use super::annotations::{self, Policy};
 use super::checks;
 use super::config::Settings;
@@ -20,13 +22,14 @@ use crate::model::health::Check;
 use crate::model::l4::Protocol;
 use crate::model::l7::HostMatch;
 use crate::model::session::Affinity;
-use crate::model::upstream::{Balance, Care, Ejection, Upstream, UpstreamName, UpstreamTls};
+use crate::model::upstream::{Balance, Care, Ejection, External, Upstream, UpstreamName, UpstreamTls};
 use crate::model::{ObjectName, Severity};
 use crate::objects::Objects;
 
 /// Upstreams by name, built as routes ask for them.
 pub(super) struct Upstreams<'a> {
     objects: &'a Objects,
+    options: &'a Options,
     slices: &'a Slices<'a>,
     /// What they are called, by Service and port.
     names: BTreeMap<(ObjectName, String), UpstreamName>,
@@ -59,6 +62,15 @@ pub(super) struct Split {
     pub sessions: Sessions,
 }
 
+/// What of a Service is sent to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reach {
+    /// Its endpoints.
+    Endpoints,
+    /// Its own address, which somebody else balances (`service-upstream`).
+    Address,
+}
+
 /// What becomes of requests to an upstream without endpoints.
 #[derive(Clone, Copy)]
 enum Without {
@@ -84,9 +96,10 @@ enum PortRef<'a> {
 }
 
 impl<'a> Upstreams<'a> {
-    pub(super) fn new(objects: &'a Objects, slices: &'a Slices<'a>) -> Self {
+    pub(super) fn new(objects: &'a Objects, slices: &'a Slices<'a>, options: &'a Options) -> Self {
         Self {
             objects,
+            options,
             slices,
             names: BTreeMap::new(),
             default_backends: BTreeMap::new(),
@@ -175,11 +188,13 @@ impl<'a> Upstreams<'a> {
         &mut self,
         namespace: &str,
         backend: &IngressServiceBackend,
+        reach: Reach,
         field: &str,
         about: &mut About<'_>,
     ) -> UpstreamName {
         let field = format!("{field}.service");
-        self.of_port(&service(namespace, backend), &port(backend), &field, Without::Answer503, about)
+        let service = service(namespace, backend);
+        self.of_port(&service, &port(backend), reach, &field, Without::Answer503, about)
     }
 
     /// The same for a canary, whose requests have somewhere else to go.
@@ -187,11 +202,13 @@ impl<'a> Upstreams<'a> {
         &mut self,
         namespace: &str,
         backend: &IngressServiceBackend,
+        reach: Reach,
         field: &str,
         about: &mut About<'_>,
     ) -> UpstreamName {
         let field = format!("{field}.service");
-        self.of_port(&service(namespace, backend), &port(backend), &field, Without::AskPrimary, about)
+        let service = service(namespace, backend);
+        self.of_port(&service, &port(backend), reach, &field, Without::AskPrimary, about)
     }
 
     /// What the upstream of a backend is called.
@@ -214,7 +231,8 @@ impl<'a> Upstreams<'a> {
         field: &str,
         about: &mut About<'_>,
     ) -> UpstreamName {
-        self.of_port(service, &PortRef::Number(port.into()), field, Without::Answer503, about)
+        let port = PortRef::Number(port.into());
+        self.of_port(service, &port, Reach::Endpoints, field, Without::Answer503, about)
     }
 
     /// The upstream of a Service's first port; `None` where there is no such Service.
@@ -229,7 +247,8 @@ impl<'a> Upstreams<'a> {
             about.error("missing-service", "", message);
             return None;
         };
-        Some(self.of_port(service, &PortRef::Number(port.port), "", Without::Answer503, about))
+        let port = PortRef::Number(port.port);
+        Some(self.of_port(service, &port, Reach::Endpoints, "", Without::Answer503, about))
     }
 
     /// The upstream of a Service that words errors, by its first port; `None` where there is no such Service.
@@ -251,32 +270,49 @@ impl<'a> Upstreams<'a> {
         let name = default_backends.entry(service.clone());
         let name = name.or_insert_with(|| if built.contains_key(&usual) { unique } else { usual }).clone();
         let port = PortRef::Number(port.port);
-        Some(self.named(name, service, &port, field, Without::AskDefaultBackend, about))
+        Some(self.named(name, (service, &port, Reach::Endpoints), field, Without::AskDefaultBackend, about))
     }
 
     fn of_port(
         &mut self,
         service: &ObjectName,
         port: &PortRef<'_>,
+        reach: Reach,
         field: &str,
         without: Without,
         about: &mut About<'_>,
     ) -> UpstreamName {
         let name = self.name(service, port);
-        self.named(name, service, port, field, without, about)
+        if reach == Reach::Address && self.address(service, port).is_none() {
+            let message = format!("Service {service} has no address of its own; its endpoints are sent to");
+            about.warn("no-service-address", annotations::field("service-upstream"), message, "");
+        }
+        self.named(name, (service, port, reach), field, without, about)
+    }
+
+    /// `clusterIP` and port of a Service.
+    fn address(&self, service: &ObjectName, port: &PortRef<'_>) -> Option<SocketAddr> {
+        let service = &self.objects.services.get(service)?.object;
+        let addr = service.spec.as_ref()?.cluster_ip.as_deref()?.parse().ok()?;
+        let port = find_port(service, port)?.port;
+        Some(SocketAddr::new(addr, u16::try_from(port).ok()?))
     }
 
     fn named(
         &mut self,
         name: UpstreamName,
-        service: &ObjectName,
-        port: &PortRef<'_>,
+        (service, port, reach): (&ObjectName, &PortRef<'_>, Reach),
         field: &str,
         without: Without,
         about: &mut About<'_>,
     ) -> UpstreamName {
         if !self.built.contains_key(&name) {
-            let built = match self.endpoints(service, port) {
+            let own = self.address(service, port).filter(|_| reach == Reach::Address);
+            let found = match own {
+                Some(own) => Ok(Upstream { endpoints: BTreeSet::from([own]), ..Upstream::default() }),
+                None => self.endpoints(service, port),
+            };
+            let built = match found {
                 Ok(upstream) => Built { upstream, ..Built::default() },
                 Err(complaint) => Built { complaint: Some(complaint), ..Built::default() },
             };
@@ -318,13 +354,7 @@ impl<'a> Upstreams<'a> {
         };
         let service = &sourced.object;
         if service.spec.as_ref().and_then(|spec| spec.type_.as_deref()) == Some("ExternalName") {
-            return Err(Complaint {
-                severity: Severity::Error,
-                reason: "external-name-not-yet",
-                field: ".name",
-                message: format!("Service {name} is of type ExternalName, which is not resolved yet"),
-                fix: "use a Service with an EndpointSlice of addresses".to_owned(),
-            });
+            return self.external(name, service, port);
         }
         let Some(service_port) = find_port(service, port) else {
             let known: Vec<_> = ports(service).map(port_label).collect();
@@ -359,6 +389,70 @@ impl<'a> Upstreams<'a> {
             )
         };
         complaint("no-endpoints", "", message, &fix)
+    }
+}
+
+impl Upstreams<'_> {
+    /// What an ExternalName Service stands for (reference 4.5).
+    fn external(
+        &self,
+        name: &ObjectName,
+        service: &Service,
+        port: &PortRef<'_>,
+    ) -> Result<Upstream, Complaint> {
+        let refused = |reason, field, message: String, fix: &str| {
+            Err(Complaint { severity: Severity::Error, reason, field, message, fix: fix.to_owned() })
+        };
+        if self.options.disable_external_names {
+            let message = format!(
+                "Service {name} is of type ExternalName, which --disable-svc-external-name turns off"
+            );
+            return refused("external-name-off", ".name", message, "");
+        }
+        let written =
+            service.spec.as_ref().and_then(|spec| spec.external_name.as_deref()).unwrap_or_default();
+        let host = written.trim().to_ascii_lowercase();
+        let plain = host.trim_end_matches('.');
+        // Where no port is listed, that of the Ingress is meant.
+        let listed = ports(service).next().is_some();
+        let number = match (find_port(service, port), port) {
+            (Some(found), _) => match &found.target_port {
+                Some(IntOrString::Int(number)) => Some(*number),
+                Some(IntOrString::String(_)) => None,
+                None => Some(found.port),
+            },
+            (None, PortRef::Number(number)) if !listed => Some(*number),
+            (None, _) => None,
+        };
+        let number = number.and_then(|number| u16::try_from(number).ok()).filter(|number| *number > 0);
+        let Some(port) = number else {
+            let message = format!("Service {name} has no such port, or one without a number");
+            return refused("missing-port", ".port", message, "correct the port's name or number");
+        };
+        let addr: Option<IpAddr> = plain.parse().ok();
+        let leads_back = addr
+            .map(|addr| addr.to_canonical())
+            .is_some_and(|addr| addr.is_loopback() || addr.is_unspecified());
+        if leads_back || plain == "localhost" || plain.ends_with(".localhost") {
+            let message =
+                format!("Service {name} names this host itself ({written:?}), which is never asked");
+            return refused("external-name-local", ".name", message, "name a host outside");
+        }
+        let care = care(&service.metadata);
+        if let Some(addr) = addr {
+            let endpoints = BTreeSet::from([SocketAddr::new(addr, port)]);
+            return Ok(Upstream { endpoints, care, ..Upstream::default() });
+        }
+        let is_label = |label: &str| {
+            let is_inner = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
+            (1..=63).contains(&label.len()) && label.bytes().all(is_inner)
+        };
+        if plain.len() > 253 || !plain.split('.').all(is_label) {
+            let message = format!("Service {name} has {written:?} for an external name, which is none");
+            return refused("bad-external-name", ".name", message, "write a DNS name");
+        }
+        let external = Some(External { name: host, port });
+        Ok(Upstream { external, care, ..Upstream::default() })
     }
 }
 

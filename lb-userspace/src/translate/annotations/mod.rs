@@ -32,6 +32,7 @@ use super::config::{self, Settings};
 use super::findings::About;
 use super::mode::Mode;
 use super::ours;
+use super::upstreams::Reach;
 use super::{SnippetPolicy, checks, client_auth};
 use crate::model::ObjectName;
 use crate::model::canary::{Rules, Sessions};
@@ -89,6 +90,8 @@ pub(super) struct Policy {
     pub load_balance: Option<Balance>,
     /// `upstream-hash-by`, which counts more.
     pub hash_by: Option<Balance>,
+    /// `service-upstream`.
+    pub reach: Reach,
     /// `upstream-keepalive-connections`.
     pub idle: Option<usize>,
     /// `upstream-health-check-*`.
@@ -151,6 +154,7 @@ impl Default for Policy {
             proxy_ssl: None,
             load_balance: None,
             hash_by: None,
+            reach: Reach::Endpoints,
             idle: None,
             check: None,
             affinity: None,
@@ -399,6 +403,7 @@ fn honour(valid: &BTreeMap<&str, &str>, settings: &Settings, policy: &mut Policy
             _ => Balance::Hash(key),
         })
     });
+    policy.reach = if boolean("service-upstream") == Some(true) { Reach::Address } else { Reach::Endpoints };
     // Of the same name in the ConfigMap is the number of all upstreams together.
     policy.idle = valid.get("upstream-keepalive-connections").and_then(|text| text.parse().ok());
     policy.check = checks::Written::read(valid);

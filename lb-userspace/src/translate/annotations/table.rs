@@ -232,7 +232,7 @@ pub const TABLE: &[Annotation] = &[
     row("x-forwarded-prefix", Text, Medium, Location, Default, With("rewrite-target"), "X-Forwarded-Prefix of rewritten requests"),
     row("upstream-vhost", Text, Low, Location, Default, Honoured, "Host header sent upstream"),
     row("backend-protocol", One(&["HTTP", "HTTPS", "AUTO_HTTP", "GRPC", "GRPCS", "FCGI"]), Low, Location, Default, Honoured, "what the upstream speaks"),
-    row("service-upstream", Bool, Low, Upstream, Default, NotYet, "send to the Service's address instead of its endpoints"),
+    row("service-upstream", Bool, Low, Upstream, Default, Honoured, "send to the Service's address instead of its endpoints"),
     row("load-balance", One(&["round_robin", "ewma", "least_requests"]), Low, Upstream, Refuse, Honoured, "how an endpoint is chosen"),
     row("upstream-hash-by", Text, High, Upstream, Refuse, Honoured, "choose the endpoint by a hash"),
     row("upstream-hash-by-subset", Bool, Low, Upstream, Default, With("upstream-hash-by"), "hash to a group of endpoints"),

@@ -65,6 +65,7 @@ const KEYS: &[(&str, Value)] = &[
     ("proxy-ssl-location-only", Bool),
     ("relative-redirects", Bool),
     ("retry-non-idempotent", Bool),
+    ("service-upstream", Bool),
     ("ssl-redirect", Bool),
     ("upstream-hash-by", Text),
     ("use-port-in-redirects", Bool),

@@ -9,7 +9,7 @@ use super::super::annotations::{self, Policy};
 use super::super::classes::Served;
 use super::super::findings::{About, Findings};
 use super::super::routes::Draft;
-use super::super::upstreams::{Split, Upstreams};
+use super::super::upstreams::{Reach, Split, Upstreams};
 use super::{Host, host_match};
 use crate::model::canary::{Rules, Sessions};
 use crate::model::l7::{Action, HostMatch, UpstreamName};
@@ -57,7 +57,8 @@ pub(super) fn attach(
             else {
                 continue;
             };
-            let place = Place { host: &host, primary, service, field: &format!("{field}.backend") };
+            let field = format!("{field}.backend");
+            let place = Place { host: &host, primary, service, reach: policy.reach, field: &field };
             let split = Split {
                 owner: served.name.clone(),
                 canary: upstreams.name_of(&served.name.namespace, service),
@@ -84,6 +85,7 @@ struct Place<'a> {
     host: &'a HostMatch,
     primary: &'a UpstreamName,
     service: &'a IngressServiceBackend,
+    reach: Reach,
     /// Of the backend.
     field: &'a str,
 }
@@ -128,7 +130,7 @@ fn add(
     upstreams: &mut Upstreams<'_>,
     about: &mut About<'_>,
 ) -> Option<UpstreamName> {
-    let Place { host, primary, service, field } = place;
+    let Place { host, primary, service, reach, field } = place;
     let is_primary =
         |host: &Host| host.drafts.iter().any(|draft| draft.action == Action::Proxy(split.canary.clone()));
     if hosts.get(host).is_some_and(is_primary) {
@@ -144,5 +146,5 @@ fn add(
         about.warn("canary-conflict", annotations::field("canary"), message, fix);
         return None;
     }
-    Some(upstreams.of_canary(&served.name.namespace, service, field, about))
+    Some(upstreams.of_canary(&served.name.namespace, service, *reach, field, about))
 }

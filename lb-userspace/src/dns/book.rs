@@ -1,0 +1,210 @@
+//! What is known of each name, and when it is to be asked for again. Knows no network; the time is an argument.
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::client::{Answer, Error};
+use super::names;
+use crate::model::l7::L7;
+
+/// An answer holds as long as it says, but is asked for again no earlier and no later than this.
+const SHORTEST: Duration = Duration::from_secs(1);
+const LONGEST: Duration = Duration::from_secs(3600);
+/// A name without an answer is asked for again after this.
+const AGAIN: Duration = Duration::from_secs(5);
+/// Where nobody answers, what was said before serves on for so long.
+const STALE: Duration = Duration::from_secs(600);
+
+/// Names that somebody wants.
+#[derive(Default)]
+pub(super) struct Book {
+    names: HashMap<String, Entry>,
+}
+
+#[derive(Default)]
+struct Entry {
+    addrs: BTreeSet<IpAddr>,
+    /// When they were found.
+    found: Option<Instant>,
+    /// Not asked for before; `None`: at once.
+    next: Option<Instant>,
+    is_sought: bool,
+}
+
+impl Book {
+    /// Keeps the names of this state and forgets others.
+    pub(super) fn want(&mut self, l7: &L7) {
+        let wanted = names(l7);
+        self.names.retain(|name, _| wanted.contains_key(name.as_str()));
+        for name in wanted.into_keys() {
+            if !self.names.contains_key(name) {
+                self.names.insert(name.to_owned(), Entry::default());
+            }
+        }
+    }
+
+    /// Names to be asked for now; they are sought from then on.
+    pub(super) fn begin(&mut self, now: Instant) -> Vec<String> {
+        let due = self
+            .names
+            .iter_mut()
+            .filter(|(_, entry)| !entry.is_sought && entry.next.is_none_or(|next| next <= now));
+        due.map(|(name, entry)| {
+            entry.is_sought = true;
+            name.clone()
+        })
+        .collect()
+    }
+
+    /// When the next name is to be asked for.
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.names.values().filter(|entry| !entry.is_sought).filter_map(|entry| entry.next).min()
+    }
+
+    /// What came of a name. Whether its addresses are others now.
+    pub(super) fn learn(&mut self, name: &str, found: Result<Answer, Error>, now: Instant) -> bool {
+        let Some(entry) = self.names.get_mut(name) else { return false };
+        entry.is_sought = false;
+        let before = entry.addrs.len();
+        match found {
+            Ok(Answer { addrs, ttl }) => {
+                entry.next = Some(now + ttl.clamp(SHORTEST, LONGEST));
+                entry.found = Some(now);
+                let addrs: BTreeSet<_> = addrs.into_iter().filter(|addr| !leads_back(*addr)).collect();
+                if addrs.is_empty() {
+                    tracing::warn!(
+                        name,
+                        "the name has no address but those of this host; requests answer 503"
+                    );
+                }
+                let differs = entry.addrs != addrs;
+                entry.addrs = addrs;
+                differs
+            }
+            Err(error) => {
+                entry.next = Some(now + AGAIN);
+                let is_old = entry.found.is_none_or(|found| now.duration_since(found) > STALE);
+                let drops = matches!(error, Error::NoSuchName) || is_old;
+                if drops {
+                    entry.addrs.clear();
+                }
+                // Once, and not every time that it is asked for.
+                if entry.found.is_none() || drops && before > 0 {
+                    tracing::warn!(name, %error, "a name has no address; requests answer 503 until it has");
+                } else {
+                    tracing::debug!(name, %error, "a name has no answer");
+                }
+                drops && before > 0
+            }
+        }
+    }
+
+    /// The same state with the addresses that are known; itself where there is nothing to fill in.
+    pub(super) fn filled(&self, l7: &Arc<L7>) -> Arc<L7> {
+        if self.names.is_empty() {
+            return Arc::clone(l7);
+        }
+        let mut filled = L7::clone(l7);
+        for upstream in filled.upstreams.values_mut() {
+            let Some(external) = &upstream.external else { continue };
+            let addrs = self.names.get(&external.name).into_iter().flat_map(|entry| &entry.addrs);
+            upstream.endpoints = addrs.map(|addr| SocketAddr::new(*addr, external.port)).collect();
+        }
+        Arc::new(filled)
+    }
+}
+
+/// An address that a name outside has no business to have: ours.
+fn leads_back(addr: IpAddr) -> bool {
+    let addr = addr.to_canonical();
+    addr.is_loopback() || addr.is_unspecified() || addr.is_multicast()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::upstream::{External, Upstream, UpstreamName};
+
+    fn state(names: &[&str]) -> Arc<L7> {
+        let upstream = |name: &&str| {
+            let external = Some(External { name: (*name).to_owned(), port: 443 });
+            (UpstreamName(format!("to-{name}")), Upstream { external, ..Upstream::default() })
+        };
+        Arc::new(L7 { upstreams: names.iter().map(upstream).collect(), ..L7::default() })
+    }
+
+    fn answer(addrs: &[&str], seconds: u64) -> Result<Answer, Error> {
+        let addrs = addrs.iter().map(|addr| addr.parse().expect("an address")).collect();
+        Ok(Answer { addrs, ttl: Duration::from_secs(seconds) })
+    }
+
+    fn endpoints(book: &Book, l7: &Arc<L7>) -> Vec<String> {
+        let filled = book.filled(l7);
+        filled.upstreams.values().flat_map(|upstream| &upstream.endpoints).map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn a_name_is_asked_for_again_when_its_answer_has_run_out() {
+        let (mut book, l7, start) = (Book::default(), state(&["a"]), Instant::now());
+        book.want(&l7);
+
+        assert_eq!((book.begin(start), book.begin(start)), (vec!["a".to_owned()], vec![]));
+        assert!(book.learn("a", answer(&["192.0.2.1", "2001:db8::1"], 30), start));
+        assert_eq!(endpoints(&book, &l7), ["192.0.2.1:443", "[2001:db8::1]:443"]);
+        assert_eq!(book.due(), Some(start + Duration::from_secs(30)));
+        assert_eq!(book.begin(start + Duration::from_secs(29)), Vec::<String>::new());
+        assert_eq!(book.begin(start + Duration::from_secs(30)), ["a"]);
+        assert!(
+            !book.learn("a", answer(&["2001:db8::1", "192.0.2.1"], 0), start),
+            "the same in another order"
+        );
+        assert_eq!(book.due(), Some(start + SHORTEST));
+    }
+
+    #[test]
+    fn what_was_said_serves_on_while_nobody_answers_but_not_for_ever() {
+        let (mut book, l7, start) = (Book::default(), state(&["a"]), Instant::now());
+        book.want(&l7);
+        book.learn("a", answer(&["192.0.2.1"], 30), start);
+
+        assert!(!book.learn("a", Err(Error::NoAnswer), start + STALE));
+        assert_eq!(endpoints(&book, &l7), ["192.0.2.1:443"]);
+        assert!(book.learn("a", Err(Error::NoAnswer), start + STALE + AGAIN));
+        assert!(endpoints(&book, &l7).is_empty());
+
+        book.learn("a", answer(&["192.0.2.1"], 30), start);
+        assert!(book.learn("a", Err(Error::NoSuchName), start), "a name that is gone is gone");
+        assert!(endpoints(&book, &l7).is_empty());
+    }
+
+    #[test]
+    fn what_leads_back_to_this_host_is_no_address() {
+        let (mut book, l7) = (Book::default(), state(&["a"]));
+        book.want(&l7);
+        let ours = ["127.0.0.1", "127.9.9.9", "::1", "0.0.0.0", "::", "::ffff:127.0.0.1", "224.0.0.1"];
+
+        assert!(!book.learn("a", answer(&ours, 30), Instant::now()));
+        assert!(endpoints(&book, &l7).is_empty());
+    }
+
+    #[test]
+    fn names_that_nobody_wants_are_forgotten_and_others_keep_their_addresses() {
+        let (mut book, now) = (Book::default(), Instant::now());
+        book.want(&state(&["a", "b"]));
+        book.learn("a", answer(&["192.0.2.1"], 30), now);
+        book.learn("b", answer(&["192.0.2.2"], 30), now);
+        let l7 = state(&["b", "c"]);
+
+        book.want(&l7);
+
+        assert_eq!(endpoints(&book, &l7), ["192.0.2.2:443"]);
+        assert!(!book.learn("a", answer(&["192.0.2.1"], 30), now));
+        let none = state(&[]);
+        book.want(&none);
+        assert!(Arc::ptr_eq(&book.filled(&none), &none), "nothing is copied for nothing");
+    }
+}
