@@ -3,6 +3,8 @@
 //! The snapshot's order of locations is the precedence. The index only skips what cannot match,
 //! so a host with a thousand paths costs a few hash lookups.
 
+mod hosts;
+
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,7 +15,7 @@ use crate::model::ObjectName;
 use crate::model::health::Check;
 use crate::model::l7::{
     AccessLog, Action, Blocked, ClientAuth, Edge, Filters, HostMatch, L7, Location, Moved, PathMatch,
-    Pattern, Protocol, Redirect, Upstream, UpstreamName, UpstreamTls,
+    Protocol, Redirect, Upstream, UpstreamName, UpstreamTls,
 };
 
 use crate::model::expression::Expression;
@@ -27,25 +29,14 @@ use super::policy::Livery;
 use super::session;
 use super::upstream::{Client, Speech, Transport};
 use super::zones::Zones;
+use hosts::{Hosts, UNNAMED};
 
-/// Longest host name looked up; longer ones belong to no server.
-const HOST_MAX: usize = 255;
-
-/// Label of the host that no server names.
-const UNNAMED: &str = "_";
+pub(super) use hosts::{HostFound, bare_host, host_label};
 
 /// A snapshot prepared for lookups; shared by all workers.
 #[derive(Debug)]
 pub(super) struct Router {
-    /// Names of sites, and their aliases.
-    exact: HashMap<Box<[u8]>, usize>,
-    /// Aliases by the suffix after `*.`, at any depth.
-    below: HashMap<Box<[u8]>, usize>,
-    /// Aliases that are patterns.
-    patterns: Vec<(Pattern, usize)>,
-    /// By the suffix after `*.`.
-    wildcard: HashMap<Box<[u8]>, usize>,
-    any: usize,
+    hosts: Hosts,
     sites: Vec<Site>,
     /// Those of each route, by its number.
     pub(super) labels: Vec<Arc<Labels>>,
@@ -216,19 +207,6 @@ pub(super) struct Labels {
     pub(super) canary: String,
 }
 
-/// How a request found its host.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum HostFound {
-    /// The name itself, or an alias that is a name.
-    Exact,
-    /// An alias that stands for many names.
-    Alias,
-    /// `*.` + suffix.
-    Wildcard,
-    /// No server names it: `_`.
-    Unnamed,
-}
-
 /// Location found for a path.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Found<'r> {
@@ -269,13 +247,8 @@ impl Router {
             tls: Vec::new(),
             tls_index: HashMap::new(),
         };
-        let (mut exact, mut wildcard, mut sites) = (HashMap::new(), HashMap::new(), Vec::new());
+        let mut sites = Vec::new();
         for (host, server) in &l7.servers {
-            match host {
-                HostMatch::Exact(name) => exact.insert(name.as_bytes().into(), sites.len()),
-                HostMatch::Wildcard(suffix) => wildcard.insert(suffix.as_bytes().into(), sites.len()),
-                HostMatch::Any => None,
-            };
             let mut site = builder.site(host, &server.locations);
             if server.moved.is_some() {
                 // Nobody is asked.
@@ -294,25 +267,10 @@ impl Router {
         let handed_on =
             |(host, name): (&String, &UpstreamName)| Some((host.as_str().into(), *index.get(name)?));
         let passthrough = l7.passthrough.iter().filter_map(handed_on).collect();
-        let any = sites.iter().position(|site| site.host == HostMatch::Any).unwrap_or(0);
-        let of = |host: &HostMatch| match host {
-            HostMatch::Exact(name) => exact.get(name.as_bytes()).copied(),
-            HostMatch::Wildcard(suffix) => wildcard.get(suffix.as_bytes()).copied(),
-            HostMatch::Any => Some(any),
-        };
-        let named = |(name, host): (&String, &HostMatch)| Some((name.as_bytes().into(), of(host)?));
-        let names: Vec<(Box<[u8]>, usize)> = l7.aliases.exact.iter().filter_map(named).collect();
-        let below = l7.aliases.below.iter().filter_map(named).collect();
-        let patterns = l7.aliases.patterns.iter();
-        let patterns = patterns.filter_map(|(pattern, host)| Some((pattern.clone(), of(host)?))).collect();
-        exact.extend(names);
+        let hosts = Hosts::new(sites.iter().map(|site| &site.host), &l7.aliases);
         let SiteBuilder { labels, tls, .. } = builder;
         Self {
-            exact,
-            below,
-            patterns,
-            wildcard,
-            any,
+            hosts,
             sites,
             labels,
             upstreams,
@@ -340,59 +298,10 @@ impl Router {
 
     /// The site for a Host header (with or without port).
     pub(super) fn site(&self, host: &[u8]) -> (&Site, HostFound) {
-        let mut lower = [0u8; HOST_MAX];
-        let name = bare_host(host);
-        let (index, found) = match lower.get_mut(..name.len()) {
-            Some(lower) if !name.is_empty() => {
-                lower.copy_from_slice(name);
-                lower.make_ascii_lowercase();
-                self.lookup(lower)
-            }
-            _ => (self.any, HostFound::Unnamed),
-        };
+        let (index, found) = self.hosts.find(host);
         // The index was made for these sites.
         (&self.sites[index], found)
     }
-
-    fn lookup(&self, name: &[u8]) -> (usize, HostFound) {
-        if let Some(&index) = self.exact.get(name) {
-            return (index, HostFound::Exact);
-        }
-        if let Some(index) = self.alias(name) {
-            return (index, HostFound::Alias);
-        }
-        if !self.wildcard.is_empty() {
-            let suffix = name.iter().position(|&b| b == b'.').and_then(|dot| name.get(dot + 1..));
-            if let Some(&index) = suffix.and_then(|suffix| self.wildcard.get(suffix)) {
-                return (index, HostFound::Wildcard);
-            }
-        }
-        (self.any, HostFound::Unnamed)
-    }
-
-    /// By an alias that is no plain name.
-    fn alias(&self, name: &[u8]) -> Option<usize> {
-        if !self.below.is_empty() {
-            // The suffix behind the first dot is the longest.
-            let dots = name.iter().enumerate().filter(|(_, byte)| **byte == b'.');
-            let mut suffixes = dots.filter_map(|(dot, _)| name.get(dot + 1..));
-            if let Some(&index) = suffixes.find_map(|suffix| self.below.get(suffix)) {
-                return Some(index);
-            }
-        }
-        self.patterns.iter().find(|(pattern, _)| pattern.regex().is_match(name)).map(|(_, index)| *index)
-    }
-}
-
-/// A Host header without port and trailing dot.
-pub(super) fn bare_host(host: &[u8]) -> &[u8] {
-    let end = if host.first() == Some(&b'[') {
-        host.iter().position(|&b| b == b']').map_or(host.len(), |at| at + 1)
-    } else {
-        host.iter().position(|&b| b == b':').unwrap_or(host.len())
-    };
-    let name = host.get(..end).unwrap_or_default();
-    name.strip_suffix(b".").unwrap_or(name)
 }
 
 impl Site {
@@ -646,15 +555,6 @@ impl SiteBuilder<'_> {
         let labels = Arc::new(labels);
         self.labels.push(Arc::clone(&labels));
         (self.labels.len() - 1, labels)
-    }
-}
-
-/// `_`, `*.example.com` or the name.
-pub(super) fn host_label(host: &HostMatch) -> String {
-    match host {
-        HostMatch::Exact(name) => name.clone(),
-        HostMatch::Wildcard(suffix) => format!("*.{suffix}"),
-        HostMatch::Any => UNNAMED.to_owned(),
     }
 }
 

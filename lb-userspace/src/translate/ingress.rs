@@ -2,6 +2,7 @@
 //! (reference ingress-nginx 4.2, 4.5, 4.6).
 
 mod canaries;
+mod error_backend;
 mod further;
 
 use std::collections::BTreeMap;
@@ -175,19 +176,7 @@ fn one_ingress<'a>(
             None
         }
     };
-    if let Some(service) = policy.default_backend.take() {
-        let (service, field) =
-            (ObjectName::new(&name.namespace, service), annotations::field("default-backend"));
-        if let Some(upstream) = upstreams.of_default_backend(&service, &field, &mut about) {
-            policy.errors_to(upstream);
-        }
-    }
-    let own_pages = annotations::known(&ingress.metadata).any(|(row, _)| row.name == "custom-http-errors");
-    if own_pages && policy.has_plain_error_pages() && options.default_backend_service.is_none() {
-        let message = "nobody is there to word errors: clients are answered 404 instead";
-        let fix = "name a Service by default-backend, or start with --default-backend-service";
-        about.warn("no-error-backend", annotations::field("custom-http-errors"), message, fix);
-    }
+    error_backend::add(&served, &mut policy, options, upstreams, &mut about);
     if let Some((service, port)) = policy.asks.take() {
         policy.ask_at(upstreams.of_number(&service, port, &annotations::field("auth-url"), &mut about));
     }
