@@ -29,6 +29,8 @@ pub mod exposition;
 pub trait Live: Send + Sync + 'static {
     /// `Err` with the reason while the agent should get no traffic (starting, draining).
     fn health(&self) -> Result<(), String>;
+    /// The path that answers this, beside `/healthz` and `/readyz`.
+    fn health_path(&self) -> &str;
     /// All metrics in Prometheus text format.
     fn metrics(&self) -> String;
     /// State for people.
@@ -199,7 +201,7 @@ type Body = Either<Full<Bytes>, Pieces>;
 fn answer(method: &Method, uri: &Uri, peer: Peer, live: &dyn Live) -> Response<Body> {
     let query = Query::parse(uri.query().unwrap_or_default());
     match uri.path() {
-        "/healthz" | "/readyz" => match live.health() {
+        path if matches!(path, "/healthz" | "/readyz") || path == live.health_path() => match live.health() {
             Ok(()) => reply(StatusCode::OK, TEXT, "ok\n".to_owned()),
             Err(reason) => reply(StatusCode::INTERNAL_SERVER_ERROR, TEXT, format!("{reason}\n")),
         },

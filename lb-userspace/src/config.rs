@@ -1,8 +1,12 @@
 //! Process configuration: flag, environment, file and default merged once, before anything
 //! starts. Nothing below `agent` reads a flag, the environment or the file.
 
+mod cluster;
+mod settings;
+mod value;
+
 use std::ffi::OsString;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -10,6 +14,11 @@ use clap::ValueEnum;
 use serde::Deserialize;
 
 use crate::model::ObjectName;
+use crate::model::metering::{Bounds, Metering};
+
+pub use cluster::{ClusterConfig, Election, Webhook};
+pub use settings::Settings;
+pub(crate) use value::listen_address;
 
 /// Where the BPF file system is by custom.
 pub const BPFFS: &str = "/sys/fs/bpf";
@@ -34,6 +43,8 @@ pub struct Config {
     pub https: Vec<SocketAddr>,
     /// Admin endpoint.
     pub admin: SocketAddr,
+    /// The path there that answers as `/healthz` does.
+    pub health_path: String,
     /// Proxy workers, at least 1.
     pub workers: usize,
     /// Key of the flow hash, shared by all balancers of a VIP.
@@ -70,6 +81,32 @@ pub struct Config {
     pub command: Vec<OsString>,
     /// What the translation needs to know.
     pub translate: TranslateConfig,
+    /// How the cluster is read and written to.
+    pub cluster: ClusterConfig,
+    /// The pod that we are.
+    pub pod: Pod,
+    /// What metrics of requests tell apart.
+    pub metering: Metering,
+    /// Flags that were given and change nothing.
+    pub idle_flags: Vec<IdleFlag>,
+}
+
+/// The pod that we are, as the downward API tells it; empty where nobody does.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Pod {
+    /// `POD_NAMESPACE`.
+    pub namespace: String,
+    /// `POD_NAME`, else the name of the host.
+    pub name: String,
+}
+
+/// A flag of ingress-nginx that is accepted and changes nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IdleFlag {
+    /// Without the dashes.
+    pub name: &'static str,
+    /// What does its work here.
+    pub instead: &'static str,
 }
 
 /// The part of [`Config`] that decides what objects mean.
@@ -85,6 +122,14 @@ pub struct TranslateConfig {
     pub ingress_class: Option<String>,
     /// `--controller-class`; `None`: `k8s.io/ingress-nginx`.
     pub controller_class: Option<String>,
+    /// `--ingress-class-by-name`.
+    pub ingress_class_by_name: bool,
+    /// `--configmap`; `None`: the first one called `ingress-nginx-controller`.
+    pub config_map: Option<ObjectName>,
+    /// `--tcp-services-configmap`.
+    pub tcp_services: Option<ObjectName>,
+    /// `--udp-services-configmap`.
+    pub udp_services: Option<ObjectName>,
     /// `--watch-ingress-without-class`.
     pub watch_ingress_without_class: bool,
     /// `--disable-catch-all`.
@@ -172,48 +217,6 @@ impl std::str::FromStr for HashKey {
     }
 }
 
-/// Settings as one source gives them; absent ones fall through to the next source.
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
-pub struct Settings {
-    pub(crate) manifests: Option<PathBuf>,
-    pub(crate) interface: Vec<String>,
-    pub(crate) wait_interfaces: Option<bool>,
-    pub(crate) datapath: Option<DatapathMode>,
-    pub(crate) http: Vec<String>,
-    pub(crate) https: Vec<String>,
-    pub(crate) admin: Option<String>,
-    pub(crate) workers: Option<usize>,
-    pub(crate) hash_key: Option<String>,
-    pub(crate) nat_ports: Option<String>,
-    pub(crate) flow_entries: Option<u32>,
-    pub(crate) grace_seconds: Option<u32>,
-    pub(crate) tunnel_port: Option<u16>,
-    pub(crate) pin: Option<Pin>,
-    pub(crate) bpffs: Option<PathBuf>,
-    pub(crate) on_exit: Option<OnExit>,
-    pub(crate) drain_seconds: Option<u64>,
-    pub(crate) shutdown_grace_period: Option<u64>,
-    pub(crate) post_shutdown_grace_period: Option<u64>,
-    pub(crate) run_dir: Option<PathBuf>,
-    pub(crate) temp_dir: Option<PathBuf>,
-    pub(crate) temp_megabytes: Option<u64>,
-    pub(crate) takeover: Option<bool>,
-    pub(crate) publish_service: Option<String>,
-    pub(crate) default_backend_service: Option<String>,
-    pub(crate) default_ssl_certificate: Option<String>,
-    pub(crate) ingress_class: Option<String>,
-    pub(crate) controller_class: Option<String>,
-    pub(crate) watch_ingress_without_class: Option<bool>,
-    pub(crate) disable_catch_all: Option<bool>,
-    pub(crate) node_name: Option<String>,
-    pub(crate) load_balancer_class: Option<String>,
-    pub(crate) disable_svc_external_name: Option<bool>,
-    pub(crate) external_ips: Option<bool>,
-    pub(crate) enable_ssl_passthrough: Option<bool>,
-    pub(crate) snippet_policy: Option<SnippetPolicy>,
-}
-
 /// Why a configuration is refused; always names the setting, the value and what is allowed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -251,24 +254,25 @@ pub enum Error {
 /// Merges the command line (which already holds the environment) over the file named by
 /// `--config` over the defaults.
 pub fn resolve(flags: Settings, file: Option<&Path>) -> Result<Config, Error> {
-    let file = file.map(read_file).transpose()?.unwrap_or_default();
-    let merged = flags.over(file);
+    let file = file.map(settings::read_file).transpose()?.unwrap_or_default();
+    let mut merged = flags.over(file);
+    value::annotations_prefix(merged.annotations_prefix.take())?;
+    let cluster = ClusterConfig::of(&mut merged)?;
+    let metering = metering(&mut merged)?;
     Ok(Config {
         manifests: merged.manifests.ok_or(Error::NoSource)?,
         interfaces: merged.interface,
         wait_interfaces: merged.wait_interfaces.unwrap_or(false),
         datapath: merged.datapath.unwrap_or(DatapathMode::Auto),
-        http: listen_addresses("http", &merged.http, 80)?,
-        https: listen_addresses("https", &merged.https, 443)?,
-        admin: match merged.admin {
-            Some(text) => listen_address("admin", &text)?,
-            None => SocketAddr::from(([127, 0, 0, 1], 10254)),
-        },
-        workers: workers(merged.workers)?,
-        hash_key: merged.hash_key.map(|text| hash_key(&text)).transpose()?,
-        nat_ports: nat_ports(merged.nat_ports.as_deref().unwrap_or("61000-65535"))?,
-        flow_entries: flow_entries(merged.flow_entries.unwrap_or(1 << 17))?,
-        grace: grace(merged.grace_seconds.unwrap_or(300))?,
+        http: value::listen_addresses("http", &merged.http, merged.http_port.unwrap_or(80))?,
+        https: value::listen_addresses("https", &merged.https, merged.https_port.unwrap_or(443))?,
+        admin: value::admin(merged.admin.take(), merged.healthz_host.take(), merged.healthz_port)?,
+        health_path: value::health_path(merged.health_check_path.take())?,
+        workers: value::workers(merged.workers)?,
+        hash_key: merged.hash_key.map(|text| value::hash_key(&text)).transpose()?,
+        nat_ports: value::nat_ports(merged.nat_ports.as_deref().unwrap_or("61000-65535"))?,
+        flow_entries: value::flow_entries(merged.flow_entries.unwrap_or(1 << 17))?,
+        grace: value::grace(merged.grace_seconds.unwrap_or(300))?,
         tunnel_port: merged.tunnel_port.unwrap_or(7183),
         pin: match merged.pin.unwrap_or(Pin::Auto) {
             Pin::Auto => Some(merged.bpffs.unwrap_or_else(|| PathBuf::from(BPFFS))),
@@ -278,223 +282,60 @@ pub fn resolve(flags: Settings, file: Option<&Path>) -> Result<Config, Error> {
         drain: merged.drain_seconds.map(Duration::from_secs),
         shutdown_grace: Duration::from_secs(merged.shutdown_grace_period.unwrap_or(0)),
         post_shutdown_grace: Duration::from_secs(merged.post_shutdown_grace_period.unwrap_or(0)),
-        run_dir: merged.run_dir.or_else(runtime_directory).unwrap_or_else(|| PathBuf::from(RUN_DIR)),
+        run_dir: merged.run_dir.or_else(value::runtime_directory).unwrap_or_else(|| PathBuf::from(RUN_DIR)),
         temp_dir: merged.temp_dir.unwrap_or_else(std::env::temp_dir),
         temp_bytes: merged.temp_megabytes.unwrap_or(4096).saturating_mul(1 << 20),
         takeover: merged.takeover.unwrap_or(false),
         notify: std::env::var_os("NOTIFY_SOCKET").filter(|path| !path.is_empty()).map(PathBuf::from),
         command: std::env::args_os().collect(),
         translate: TranslateConfig {
-            publish_service: object("publish-service", merged.publish_service)?,
-            default_backend_service: object("default-backend-service", merged.default_backend_service)?,
-            default_ssl_certificate: object("default-ssl-certificate", merged.default_ssl_certificate)?,
+            publish_service: value::object("publish-service", merged.publish_service)?,
+            default_backend_service: value::object(
+                "default-backend-service",
+                merged.default_backend_service,
+            )?,
+            default_ssl_certificate: value::object(
+                "default-ssl-certificate",
+                merged.default_ssl_certificate,
+            )?,
             ingress_class: merged.ingress_class,
             controller_class: merged.controller_class,
+            ingress_class_by_name: merged.ingress_class_by_name.unwrap_or(false),
+            config_map: value::object("configmap", merged.configmap)?,
+            tcp_services: value::object("tcp-services-configmap", merged.tcp_services_configmap)?,
+            udp_services: value::object("udp-services-configmap", merged.udp_services_configmap)?,
             watch_ingress_without_class: merged.watch_ingress_without_class.unwrap_or(false),
             disable_catch_all: merged.disable_catch_all.unwrap_or(false),
-            node_name: merged.node_name.filter(|name| !name.is_empty()).or_else(node_name),
-            load_balancer_class: class_name(merged.load_balancer_class)?,
+            node_name: merged.node_name.filter(|name| !name.is_empty()).or_else(value::node_name),
             disable_svc_external_name: merged.disable_svc_external_name.unwrap_or(false),
+            load_balancer_class: value::class_name(merged.load_balancer_class)?,
             external_ips: merged.external_ips.unwrap_or(false),
             enable_ssl_passthrough: merged.enable_ssl_passthrough.unwrap_or(false),
             snippet_policy: merged.snippet_policy.unwrap_or_default(),
         },
+        cluster,
+        pod: value::pod(),
+        metering,
+        idle_flags: Vec::new(),
     })
 }
 
-fn read_file(path: &Path) -> Result<Settings, Error> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|source| Error::Unreadable { path: path.to_owned(), source })?;
-    serde_saphyr::from_str(&text)
-        .map_err(|error| Error::Unparsable { path: path.to_owned(), reason: error.to_string() })
-}
-
-impl Settings {
-    fn over(self, below: Self) -> Self {
-        let lists = |above: Vec<String>, below: Vec<String>| if above.is_empty() { below } else { above };
-        // Destructured so that a setting added later cannot be forgotten here.
-        let Self {
-            manifests,
-            interface,
-            wait_interfaces,
-            datapath,
-            http,
-            https,
-            admin,
-            workers,
-            hash_key,
-            nat_ports,
-            flow_entries,
-            grace_seconds,
-            tunnel_port,
-            pin,
-            bpffs,
-            on_exit,
-            drain_seconds,
-            shutdown_grace_period,
-            post_shutdown_grace_period,
-            run_dir,
-            temp_dir,
-            temp_megabytes,
-            takeover,
-            publish_service,
-            default_backend_service,
-            default_ssl_certificate,
-            ingress_class,
-            controller_class,
-            watch_ingress_without_class,
-            disable_catch_all,
-            node_name,
-            load_balancer_class,
-            disable_svc_external_name,
-            external_ips,
-            enable_ssl_passthrough,
-            snippet_policy,
-        } = self;
-        Self {
-            manifests: manifests.or(below.manifests),
-            interface: lists(interface, below.interface),
-            wait_interfaces: wait_interfaces.or(below.wait_interfaces),
-            datapath: datapath.or(below.datapath),
-            http: lists(http, below.http),
-            https: lists(https, below.https),
-            admin: admin.or(below.admin),
-            workers: workers.or(below.workers),
-            hash_key: hash_key.or(below.hash_key),
-            nat_ports: nat_ports.or(below.nat_ports),
-            flow_entries: flow_entries.or(below.flow_entries),
-            grace_seconds: grace_seconds.or(below.grace_seconds),
-            tunnel_port: tunnel_port.or(below.tunnel_port),
-            pin: pin.or(below.pin),
-            bpffs: bpffs.or(below.bpffs),
-            on_exit: on_exit.or(below.on_exit),
-            drain_seconds: drain_seconds.or(below.drain_seconds),
-            shutdown_grace_period: shutdown_grace_period.or(below.shutdown_grace_period),
-            post_shutdown_grace_period: post_shutdown_grace_period.or(below.post_shutdown_grace_period),
-            run_dir: run_dir.or(below.run_dir),
-            temp_dir: temp_dir.or(below.temp_dir),
-            temp_megabytes: temp_megabytes.or(below.temp_megabytes),
-            takeover: takeover.or(below.takeover),
-            publish_service: publish_service.or(below.publish_service),
-            default_backend_service: default_backend_service.or(below.default_backend_service),
-            default_ssl_certificate: default_ssl_certificate.or(below.default_ssl_certificate),
-            ingress_class: ingress_class.or(below.ingress_class),
-            controller_class: controller_class.or(below.controller_class),
-            watch_ingress_without_class: watch_ingress_without_class.or(below.watch_ingress_without_class),
-            disable_catch_all: disable_catch_all.or(below.disable_catch_all),
-            node_name: node_name.or(below.node_name),
-            load_balancer_class: load_balancer_class.or(below.load_balancer_class),
-            disable_svc_external_name: disable_svc_external_name.or(below.disable_svc_external_name),
-            external_ips: external_ips.or(below.external_ips),
-            enable_ssl_passthrough: enable_ssl_passthrough.or(below.enable_ssl_passthrough),
-            snippet_policy: snippet_policy.or(below.snippet_policy),
-        }
-    }
-}
-
-fn listen_addresses(
-    setting: &'static str,
-    texts: &[String],
-    default_port: u16,
-) -> Result<Vec<SocketAddr>, Error> {
-    if texts.is_empty() {
-        return Ok(vec![SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), default_port)]);
-    }
-    texts.iter().map(|text| listen_address(setting, text)).collect()
-}
-
-/// `ADDR:PORT`, or `:PORT` for every address.
-pub(crate) fn listen_address(setting: &'static str, text: &str) -> Result<SocketAddr, Error> {
-    let full = if text.starts_with(':') { format!("[::]{text}") } else { text.to_owned() };
-    full.parse().map_err(|_| Error::Value {
-        setting,
-        value: text.to_owned(),
-        reason: "allowed: ADDR:PORT, e.g. 127.0.0.1:8080, [::]:80, or :80 for every address".to_owned(),
+fn metering(settings: &mut Settings) -> Result<Metering, Error> {
+    let default = Metering::default();
+    let bounds = |setting, text: Option<String>, default| match text.filter(|text| !text.is_empty()) {
+        None => Ok(default),
+        Some(value) => Bounds::parse(&value).map_err(|reason| Error::Value { setting, value, reason }),
+    };
+    Ok(Metering {
+        per_host: settings.metrics_per_host.unwrap_or(default.per_host),
+        undefined_hosts: settings.metrics_per_undefined_host.unwrap_or(default.undefined_hosts),
+        status_classes: settings.report_status_classes.unwrap_or(default.status_classes),
+        excluded: std::mem::take(&mut settings.exclude_socket_metrics).into_iter().collect(),
+        time: bounds("time-buckets", settings.time_buckets.take(), default.time)?,
+        length: bounds("length-buckets", settings.length_buckets.take(), default.length)?,
+        size: bounds("size-buckets", settings.size_buckets.take(), default.size)?,
+        series: settings.metrics_series.unwrap_or(default.series),
     })
-}
-
-fn workers(given: Option<usize>) -> Result<usize, Error> {
-    let allowed = 1..=256;
-    match given {
-        None => Ok(std::thread::available_parallelism().map_or(1, |n| n.get().min(*allowed.end()))),
-        Some(n) if allowed.contains(&n) => Ok(n),
-        Some(n) => Err(Error::Value {
-            setting: "workers",
-            value: n.to_string(),
-            reason: "allowed: 1 to 256".to_owned(),
-        }),
-    }
-}
-
-fn hash_key(text: &str) -> Result<HashKey, Error> {
-    // The value is a secret: the error describes it and does not repeat it.
-    text.parse().map_err(|reason| Error::Value { setting: "hash-key", value: "***".to_owned(), reason })
-}
-
-fn flow_entries(count: u32) -> Result<u32, Error> {
-    if (8..=1 << 20).contains(&count) {
-        return Ok(count);
-    }
-    let reason = "allowed: 8 to 1048576, rounded up to a power of two".to_owned();
-    Err(Error::Value { setting: "flow-entries", value: count.to_string(), reason })
-}
-
-fn grace(seconds: u32) -> Result<Duration, Error> {
-    // The program's clock wraps after 39 hours.
-    if (1..=86_400).contains(&seconds) {
-        return Ok(Duration::from_secs(seconds.into()));
-    }
-    let reason = "allowed: 1 to 86400".to_owned();
-    Err(Error::Value { setting: "grace-seconds", value: seconds.to_string(), reason })
-}
-
-fn nat_ports(text: &str) -> Result<(u16, u16), Error> {
-    let range = text.split_once('-').and_then(|(low, high)| Some((low.parse().ok()?, high.parse().ok()?)));
-    match range {
-        Some((low, high)) if low >= 1024 && low < high => Ok((low, high)),
-        _ => Err(Error::Value {
-            setting: "nat-ports",
-            value: text.to_owned(),
-            reason: "allowed: LOW-HIGH with 1024 <= LOW < HIGH <= 65535".to_owned(),
-        }),
-    }
-}
-
-fn object(setting: &'static str, text: Option<String>) -> Result<Option<ObjectName>, Error> {
-    let Some(text) = text.filter(|text| !text.is_empty()) else { return Ok(None) };
-    match text.split_once('/') {
-        Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() && !name.contains('/') => {
-            Ok(Some(ObjectName::new(namespace, name)))
-        }
-        _ => Err(Error::Value { setting, value: text, reason: "allowed: NAMESPACE/NAME".to_owned() }),
-    }
-}
-
-/// As systemd names the one it made for us; of several, the first.
-fn runtime_directory() -> Option<PathBuf> {
-    let named = std::env::var("RUNTIME_DIRECTORY").ok()?;
-    named.split(':').next().filter(|path| !path.is_empty()).map(PathBuf::from)
-}
-
-/// As the downward API gives it to a pod by custom, else as the host is called: that is what a
-/// kubelet calls its node unless told otherwise.
-fn node_name() -> Option<String> {
-    let named = std::env::var("NODE_NAME").ok().filter(|name| !name.is_empty());
-    named.or_else(|| {
-        let host = rustix::system::uname().nodename().to_str().ok()?.to_ascii_lowercase();
-        (!host.is_empty()).then_some(host)
-    })
-}
-
-fn class_name(text: Option<String>) -> Result<Option<String>, Error> {
-    let Some(text) = text.filter(|text| !text.is_empty()) else { return Ok(None) };
-    // As the API server takes it: a name, with or without a domain in front.
-    let legal = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'/');
-    if text.bytes().all(legal) {
-        return Ok(Some(text));
-    }
-    let reason = "allowed: a name such as example.com/internal".to_owned();
-    Err(Error::Value { setting: "load-balancer-class", value: text, reason })
 }
 
 #[cfg(test)]
@@ -549,6 +390,21 @@ mod tests {
                 Settings { load_balancer_class: Some("my edge".into()), ..with_manifests() },
                 "--load-balancer-class \"my edge\": allowed: a name",
             ),
+            (
+                "another prefix than that of ingress-nginx",
+                Settings { annotations_prefix: Some("mine.example".into()), ..with_manifests() },
+                "--annotations-prefix \"mine.example\": allowed: nginx.ingress.kubernetes.io",
+            ),
+            (
+                "bounds that do not rise",
+                Settings { time_buckets: Some("1,1".into()), ..with_manifests() },
+                "--time-buckets \"1,1\": allowed: rising numbers",
+            ),
+            (
+                "a lease that ends never",
+                Settings { election_ttl: Some("0".into()), ..with_manifests() },
+                "--election-ttl \"0\": allowed: a duration of at least 5s",
+            ),
             ("no source", Settings::default(), "no source of objects: give --manifests DIR"),
         ];
         for (case, settings, expected) in cases {
@@ -565,8 +421,8 @@ mod tests {
         let name = |settings| resolve(settings, None).expect("valid").translate.node_name;
 
         assert_eq!(name(named), Some("edge-1".to_owned()));
-        assert_eq!(name(empty), node_name());
-        assert!(node_name().is_some());
+        assert_eq!(name(empty), value::node_name());
+        assert!(value::node_name().is_some());
     }
 
     #[test]

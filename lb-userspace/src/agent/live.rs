@@ -37,6 +37,7 @@ pub(super) struct LiveAgent {
     health: Mutex<Health>,
     started: Instant,
     source: String,
+    health_path: String,
     proxy: Arc<l7::Running>,
     prober: Prober,
     datapath: Mutex<Option<Arc<datapath::Handle>>>,
@@ -60,6 +61,7 @@ impl LiveAgent {
             health: Mutex::new(Health::Starting),
             started: Instant::now(),
             source: config.manifests.display().to_string(),
+            health_path: config.health_path.clone(),
             proxy,
             prober,
             datapath: Mutex::new(datapath),
@@ -122,6 +124,10 @@ impl Live for LiveAgent {
             Health::Starting => Err("starting".to_owned()),
             Health::Draining => Err("draining".to_owned()),
         }
+    }
+
+    fn health_path(&self) -> &str {
+        &self.health_path
     }
 
     fn metrics(&self) -> String {

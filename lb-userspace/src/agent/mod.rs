@@ -62,6 +62,9 @@ pub fn detach(bpffs: &std::path::Path) -> Result<std::path::PathBuf, StartError>
 /// The story of a process: read, translate, take over or listen, attach, answer, follow changes, and
 /// end by draining or by leaving everything to a successor.
 async fn serve(config: Config) -> Result<(), StartError> {
+    for flag in &config.idle_flags {
+        info!(flag = flag.name, instead = flag.instead, "a flag of ingress-nginx that changes nothing here");
+    }
     let mut signals = Signals::take_over().map_err(StartError::Runtime)?;
     let notify = Notify::new(config.notify.clone());
     let (mut loaded, watcher) = manifests::watch(&config.manifests, translate::ADMISSION)?;
@@ -383,6 +386,10 @@ pub(crate) fn meaning_options(meaning: &TranslateConfig) -> translate::Options {
         default_ssl_certificate,
         ingress_class,
         controller_class,
+        ingress_class_by_name,
+        config_map: _,
+        tcp_services: _,
+        udp_services: _,
         watch_ingress_without_class,
         disable_catch_all,
         node_name,
@@ -399,6 +406,7 @@ pub(crate) fn meaning_options(meaning: &TranslateConfig) -> translate::Options {
         default_ssl_certificate,
         ingress_class: ingress_class.unwrap_or(default.ingress_class),
         controller_class: controller_class.unwrap_or(default.controller_class),
+        ingress_class_by_name,
         watch_ingress_without_class,
         disable_catch_all,
         node: node_name,

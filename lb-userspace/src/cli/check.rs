@@ -6,7 +6,8 @@ use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
 
-use super::{MeaningArgs, meaning, print_out};
+use super::meaning::{MeaningArgs, meaning};
+use super::print_out;
 use crate::agent::{self, StartError};
 use crate::check::{Paint, Style, Verdict, render_json, render_junit, render_text};
 

@@ -9,6 +9,7 @@ pub mod expression;
 pub mod health;
 pub mod l4;
 pub mod l7;
+pub mod metering;
 pub mod problem;
 pub mod report;
 pub mod session;

@@ -82,7 +82,7 @@ fn is_ours(ingress: &Ingress, objects: &Objects, options: &Options, about: &mut 
         return true;
     }
     match default_class(objects) {
-        Some((_, class)) if is_our_class(class, options) => true,
+        Some((name, class)) if is_our_class(name, class, options) => true,
         Some((name, _)) => {
             about.info(
                 "other-class",
@@ -123,7 +123,7 @@ fn by_class_name(class: &str, objects: &Objects, options: &Options, about: &mut 
         );
         return false;
     };
-    let ours = is_our_class(&sourced.object, options);
+    let ours = is_our_class(class, &sourced.object, options);
     if !ours {
         about.info(
             "other-class",
@@ -135,7 +135,10 @@ fn by_class_name(class: &str, objects: &Objects, options: &Options, about: &mut 
     ours
 }
 
-fn is_our_class(class: &IngressClass, options: &Options) -> bool {
+fn is_our_class(name: &str, class: &IngressClass, options: &Options) -> bool {
+    if options.ingress_class_by_name && name == options.ingress_class {
+        return true;
+    }
     let controller = class.spec.as_ref().and_then(|spec| spec.controller.as_deref());
     controller
         .is_some_and(|controller| controller == options.controller_class || controller == OUR_CONTROLLER)

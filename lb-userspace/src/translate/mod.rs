@@ -63,6 +63,9 @@ pub struct Options {
     pub ingress_class: String,
     /// `--controller-class`: `spec.controller` of the IngressClasses that are ours.
     pub controller_class: String,
+    /// `--ingress-class-by-name`: IngressClasses of the name `ingress_class` are ours, whatever
+    /// their controller.
+    pub ingress_class_by_name: bool,
     /// `--watch-ingress-without-class`.
     pub watch_ingress_without_class: bool,
     /// `--disable-catch-all`: ignore every Ingress with a `spec.defaultBackend`.
@@ -103,6 +106,7 @@ impl Default for Options {
             default_ssl_certificate: None,
             ingress_class: "nginx".to_owned(),
             controller_class: "k8s.io/ingress-nginx".to_owned(),
+            ingress_class_by_name: false,
             watch_ingress_without_class: false,
             disable_catch_all: false,
             node: None,

@@ -1,0 +1,112 @@
+//! Flags that decide what objects mean, of every command that reads objects.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::flags::boolean;
+use crate::agent::StartError;
+use crate::config::{self, Settings, SnippetPolicy, TranslateConfig};
+
+/// Flags that decide what objects mean; named as ingress-nginx names them.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "What objects mean")]
+pub(super) struct MeaningArgs {
+    /// Service whose VIPs carry Ingress traffic [default: ingress-nginx-controller or penstock,
+    /// or a Service annotated penstock.dev/ingress: "true"]
+    #[arg(long, value_name = "NAMESPACE/NAME", env = "PENSTOCK_PUBLISH_SERVICE")]
+    publish_service: Option<String>,
+    /// Service for requests that no rule takes [default: a built-in 404]
+    #[arg(long, value_name = "NAMESPACE/NAME", env = "PENSTOCK_DEFAULT_BACKEND_SERVICE")]
+    default_backend_service: Option<String>,
+    /// Secret with the certificate for hosts that have none [default: generated at start]
+    #[arg(long, value_name = "NAMESPACE/NAME", env = "PENSTOCK_DEFAULT_SSL_CERTIFICATE")]
+    default_ssl_certificate: Option<String>,
+    /// Class name that is ours [default: nginx]
+    #[arg(long, value_name = "NAME", env = "PENSTOCK_INGRESS_CLASS")]
+    ingress_class: Option<String>,
+    /// Controller name in IngressClass objects that is ours [default: k8s.io/ingress-nginx]
+    #[arg(long, value_name = "NAME", env = "PENSTOCK_CONTROLLER_CLASS")]
+    controller_class: Option<String>,
+    /// IngressClasses called as --ingress-class says are ours, whatever controller they name
+    #[arg(long, value_parser = boolean, num_args = 0..=1, default_missing_value = "true", require_equals = true,
+          env = "PENSTOCK_INGRESS_CLASS_BY_NAME")]
+    ingress_class_by_name: Option<bool>,
+    /// ConfigMap with the settings for all Ingresses [default: the first one called
+    /// ingress-nginx-controller]
+    #[arg(long, value_name = "NAMESPACE/NAME", env = "PENSTOCK_CONFIGMAP")]
+    configmap: Option<String>,
+    /// ConfigMap of TCP ports, each `"port": "namespace/service:port"`, served beside http and https
+    #[arg(long, value_name = "NAMESPACE/NAME", env = "PENSTOCK_TCP_SERVICES_CONFIGMAP")]
+    tcp_services_configmap: Option<String>,
+    /// The same of UDP ports
+    #[arg(long, value_name = "NAMESPACE/NAME", env = "PENSTOCK_UDP_SERVICES_CONFIGMAP")]
+    udp_services_configmap: Option<String>,
+    /// Serve Ingresses that name no class
+    #[arg(long, value_parser = boolean, num_args = 0..=1, default_missing_value = "true", require_equals = true,
+          env = "PENSTOCK_WATCH_INGRESS_WITHOUT_CLASS")]
+    watch_ingress_without_class: Option<bool>,
+    /// Ignore Ingresses with a spec.defaultBackend
+    #[arg(long, value_parser = boolean, num_args = 0..=1, default_missing_value = "true", require_equals = true,
+          env = "PENSTOCK_DISABLE_CATCH_ALL")]
+    disable_catch_all: Option<bool>,
+    /// Serve no Services of type ExternalName, which name hosts outside
+    #[arg(long, value_parser = boolean, num_args = 0..=1, default_missing_value = "true", require_equals = true,
+          env = "PENSTOCK_DISABLE_SVC_EXTERNAL_NAME")]
+    disable_svc_external_name: Option<bool>,
+    /// Where annotations of ingress-nginx begin; no other prefix than theirs is known here
+    #[arg(long, value_name = "PREFIX", env = "PENSTOCK_ANNOTATIONS_PREFIX")]
+    annotations_prefix: Option<String>,
+    /// Name of this node in EndpointSlices and Node objects [default: $NODE_NAME, else the host's
+    /// name]
+    #[arg(long, value_name = "NAME", env = "PENSTOCK_NODE_NAME")]
+    node_name: Option<String>,
+    /// Serve the addresses of Services of this loadBalancerClass alone [default: of those without a
+    /// class and of class penstock.dev/load-balancer]
+    #[arg(long, value_name = "CLASS", env = "PENSTOCK_LOAD_BALANCER_CLASS")]
+    load_balancer_class: Option<String>,
+    /// Serve spec.externalIPs, too: any author of a Service may claim any address by it
+    #[arg(long, value_parser = boolean, num_args = 0..=1, default_missing_value = "true", require_equals = true,
+          env = "PENSTOCK_EXTERNAL_IPS")]
+    external_ips: Option<bool>,
+    /// Hand the TLS of hosts with the annotation ssl-passthrough to their Service unopened
+    #[arg(long, value_parser = boolean, num_args = 0..=1, default_missing_value = "true", require_equals = true,
+          env = "PENSTOCK_ENABLE_SSL_PASSTHROUGH")]
+    enable_ssl_passthrough: Option<bool>,
+    /// What becomes of an Ingress with nginx configuration (`*-snippet`), which is never run: its paths
+    /// answer 503, or it is served as if it had none [default: refuse]
+    #[arg(long, value_name = "WHAT", env = "PENSTOCK_SNIPPET_POLICY")]
+    snippet_policy: Option<SnippetPolicy>,
+}
+
+impl MeaningArgs {
+    pub(super) fn into_settings(self) -> Settings {
+        Settings {
+            publish_service: self.publish_service,
+            default_backend_service: self.default_backend_service,
+            default_ssl_certificate: self.default_ssl_certificate,
+            ingress_class: self.ingress_class,
+            controller_class: self.controller_class,
+            ingress_class_by_name: self.ingress_class_by_name,
+            configmap: self.configmap,
+            tcp_services_configmap: self.tcp_services_configmap,
+            udp_services_configmap: self.udp_services_configmap,
+            watch_ingress_without_class: self.watch_ingress_without_class,
+            disable_catch_all: self.disable_catch_all,
+            disable_svc_external_name: self.disable_svc_external_name,
+            annotations_prefix: self.annotations_prefix,
+            node_name: self.node_name,
+            load_balancer_class: self.load_balancer_class,
+            external_ips: self.external_ips,
+            enable_ssl_passthrough: self.enable_ssl_passthrough,
+            snippet_policy: self.snippet_policy,
+            ..Settings::default()
+        }
+    }
+}
+
+/// For commands that only read.
+pub(super) fn meaning(args: MeaningArgs) -> Result<TranslateConfig, StartError> {
+    let settings = Settings { manifests: Some(PathBuf::new()), ..args.into_settings() };
+    Ok(config::resolve(settings, None).map_err(StartError::Config)?.translate)
+}
