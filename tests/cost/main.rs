@@ -166,6 +166,7 @@ impl Rig {
             workers: 1,
             ticket_keys: None,
             temp: Default::default(),
+            metering: Default::default(),
         };
         let proxy = Proxy::bind(options).expect("bind");
         let running = proxy.start(desired.subscribe()).expect("start");

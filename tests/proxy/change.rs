@@ -189,6 +189,7 @@ fn a_second_proxy_on_the_same_address_is_refused() {
         workers: 2,
         ticket_keys: None,
         temp: Default::default(),
+        metering: Default::default(),
     };
 
     let refused = penstock::l7::Proxy::bind(options).err().expect("two proxies would share the clients");

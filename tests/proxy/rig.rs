@@ -48,8 +48,9 @@ impl Rig {
 
     fn with(l7: L7, workers: usize, ticket_keys: Option<TicketKeys>, temp: Temp) -> Self {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
-        let proxy = Proxy::bind(Options { http: vec![any], https: vec![any], workers, ticket_keys, temp })
-            .expect("bind");
+        let metering = Default::default();
+        let options = Options { http: vec![any], https: vec![any], workers, ticket_keys, temp, metering };
+        let proxy = Proxy::bind(options).expect("bind");
         let desired = watch::Sender::new(Arc::new(l7));
         let running = proxy.start(desired.subscribe()).expect("start");
         let addr =

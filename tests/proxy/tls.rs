@@ -75,6 +75,7 @@ fn certify(l7: &mut L7, host: HostMatch, common_name: &str) {
         chain_pem: certificate.pem().into_bytes(),
         key_pem: key.serialize_pem().into_bytes(),
         not_after: i64::MAX,
+        leaf: Default::default(),
     };
     l7.certificates.insert(host, Arc::new(certificate));
 }

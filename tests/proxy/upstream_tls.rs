@@ -83,6 +83,7 @@ fn our_certificate_is_shown_to_an_upstream_that_asks() {
         chain_pem: authority.chain_pem.clone().into_bytes(),
         key_pem: authority.key_pem.clone().into_bytes(),
         not_after: i64::MAX,
+        leaf: Default::default(),
     };
     let tls = UpstreamTls { identity: Some(Arc::new(identity)), ..UpstreamTls::default() };
 

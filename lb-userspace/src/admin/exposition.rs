@@ -4,37 +4,39 @@ use std::fmt::Write as _;
 
 use crate::model::report::{Metric, MetricKind, Sample};
 
-/// Renders metrics in the order given, each with its HELP and TYPE line. Metrics of the same name
-/// (from several rooms) are merged under one pair of lines.
-pub fn render(metrics: &[Metric]) -> String {
-    let mut out = String::with_capacity(metrics.iter().map(|m| 128 + m.samples.len() * 96).sum());
-    let mut done: Vec<&str> = Vec::new();
-    for metric in metrics {
-        if done.contains(&metric.name) {
-            continue;
-        }
-        done.push(metric.name);
-        let kind = match metric.kind {
+/// The page that a scraper gets, metric by metric in the order in which they are added. Each name is
+/// added once.
+#[derive(Default)]
+pub struct Page(String);
+
+impl Page {
+    /// Adds a metric with its HELP and TYPE line; its samples have the `constants` beside their labels.
+    pub fn add(&mut self, metric: &Metric, constants: &[(&'static str, String)]) {
+        let Metric { name, help, kind, samples } = metric;
+        let kind = match kind {
             MetricKind::Counter => "counter",
             MetricKind::Gauge => "gauge",
             MetricKind::Histogram => "histogram",
         };
-        let name = metric.name;
-        let _ = writeln!(out, "# HELP {name} {}", metric.help.replace('\\', "\\\\").replace('\n', "\\n"));
+        let out = &mut self.0;
+        let _ = writeln!(out, "# HELP {name} {}", help.replace('\\', "\\\\").replace('\n', "\\n"));
         let _ = writeln!(out, "# TYPE {name} {kind}");
-        for same in metrics.iter().filter(|other| other.name == name) {
-            same.samples.iter().for_each(|sample| line(&mut out, name, sample));
-        }
+        samples.iter().for_each(|sample| line(out, name, constants, sample));
     }
-    out
+
+    /// What was added.
+    pub fn into_text(self) -> String {
+        self.0
+    }
 }
 
-fn line(out: &mut String, name: &str, sample: &Sample) {
+fn line(out: &mut String, name: &str, constants: &[(&'static str, String)], sample: &Sample) {
     out.push_str(name);
     out.push_str(sample.suffix);
-    for (i, (label, value)) in sample.labels.iter().enumerate() {
-        let separator = if i == 0 { '{' } else { ',' };
+    let mut separator = '{';
+    for (label, value) in constants.iter().chain(&sample.labels) {
         let _ = write!(out, "{separator}{label}=\"");
+        separator = ',';
         for c in value.chars() {
             match c {
                 '\\' => out.push_str("\\\\"),
@@ -45,7 +47,7 @@ fn line(out: &mut String, name: &str, sample: &Sample) {
         }
         out.push('"');
     }
-    if !sample.labels.is_empty() {
+    if separator == ',' {
         out.push('}');
     }
     let _ = writeln!(out, " {}", sample.value);
@@ -56,20 +58,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn labels_are_escaped_and_equal_names_share_one_header() {
-        let metric = |value: &str, n: f64| Metric {
+    fn labels_are_escaped_and_constants_stand_before_them() {
+        let sample = |labels, value| Sample { suffix: "", labels, value };
+        let metric = Metric {
             name: "penstock_x_total",
             help: "X.",
             kind: MetricKind::Counter,
-            samples: vec![Sample { suffix: "", labels: vec![("path", value.to_owned())], value: n }],
+            samples: vec![sample(vec![("path", "/a\"\\\n".to_owned())], 1.0), sample(Vec::new(), 2.5)],
         };
+        let mut page = Page::default();
 
-        let text = render(&[metric("/a\"\\\n", 1.0), metric("/b", 2.5)]);
+        page.add(&metric, &[]);
+        page.add(&metric, &[("pod", "a".to_owned())]);
 
         assert_eq!(
-            text,
+            page.into_text(),
             "# HELP penstock_x_total X.\n# TYPE penstock_x_total counter\n\
-             penstock_x_total{path=\"/a\\\"\\\\\\n\"} 1\npenstock_x_total{path=\"/b\"} 2.5\n"
+             penstock_x_total{path=\"/a\\\"\\\\\\n\"} 1\npenstock_x_total 2.5\n\
+             # HELP penstock_x_total X.\n# TYPE penstock_x_total counter\n\
+             penstock_x_total{pod=\"a\",path=\"/a\\\"\\\\\\n\"} 1\npenstock_x_total{pod=\"a\"} 2.5\n"
         );
     }
 }

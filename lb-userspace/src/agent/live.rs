@@ -1,12 +1,11 @@
 //! What the admin endpoint can ask the running agent.
 
-use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant, UNIX_EPOCH};
+use std::time::Instant;
 
 use tokio::sync::{oneshot, watch};
 
-use super::{State, capture, question, status};
+use super::{State, capture, metrics, process, question, status};
 use crate::admin::{self, Live, exposition};
 use crate::capture::Question;
 use crate::config::Config;
@@ -14,7 +13,7 @@ use crate::health::Prober;
 use crate::model::health::Unwell;
 use crate::model::l4::FiveTuple;
 use crate::model::l7::L7;
-use crate::model::report::{Explanation, Metric, MetricKind, Sample};
+use crate::model::report::{Explanation, Metric};
 use crate::{datapath, l7};
 
 /// Whether the agent should get traffic.
@@ -38,6 +37,7 @@ pub(super) struct LiveAgent {
     started: Instant,
     source: String,
     health_path: String,
+    agent: metrics::Agent,
     proxy: Arc<l7::Running>,
     prober: Prober,
     datapath: Mutex<Option<Arc<datapath::Handle>>>,
@@ -55,6 +55,7 @@ impl LiveAgent {
         prober: Prober,
         datapath: Option<Arc<datapath::Handle>>,
         told: Told,
+        failures: Arc<metrics::Failures>,
         takeovers: u64,
     ) -> Self {
         Self {
@@ -62,6 +63,7 @@ impl LiveAgent {
             started: Instant::now(),
             source: config.manifests.display().to_string(),
             health_path: config.health_path.clone(),
+            agent: metrics::Agent::new(config, failures),
             proxy,
             prober,
             datapath: Mutex::new(datapath),
@@ -131,11 +133,14 @@ impl Live for LiveAgent {
     }
 
     fn metrics(&self) -> String {
-        let mut metrics = agent_metrics(&self.state(), self.takeovers);
-        metrics.extend(self.proxy.metrics());
-        metrics.extend(self.prober.metrics());
-        metrics.extend(self.datapath().map(|datapath| datapath.metrics()).unwrap_or_default());
-        exposition::render(&metrics)
+        let mut page = exposition::Page::default();
+        let mut tell = |metric: Metric| page.add(&metric, self.agent.constants(metric.name));
+        self.agent.metrics(&self.state(), self.takeovers).into_iter().for_each(&mut tell);
+        process::metrics().into_iter().for_each(&mut tell);
+        self.proxy.tell_metrics(&mut tell);
+        self.prober.metrics().into_iter().for_each(&mut tell);
+        self.datapath().into_iter().flat_map(|datapath| datapath.metrics()).for_each(&mut tell);
+        page.into_text()
     }
 
     fn status_text(&self) -> String {
@@ -181,79 +186,3 @@ impl Live for LiveAgent {
 
 /// Said by whatever needs the kernel part.
 const OFF: &str = "this agent runs with --datapath off: the kernel balances no flows";
-
-/// What the agent knows by itself: the build, the snapshot in force, its problems and
-/// certificates. Names of reference 5.2 where ingress-nginx has one.
-fn agent_metrics(state: &State, takeovers: u64) -> Vec<Metric> {
-    let gauge = |name, help, samples| Metric { name, help, kind: MetricKind::Gauge, samples };
-    let counter = |name, help, samples| Metric { name, help, kind: MetricKind::Counter, samples };
-    let sample = |labels: Vec<(&'static str, String)>, value: f64| Sample { suffix: "", labels, value };
-    let one = |value: f64| vec![sample(Vec::new(), value)];
-
-    let version = env!("CARGO_PKG_VERSION").to_owned();
-    let at = state.at.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs_f64();
-    let mut problems: BTreeMap<(&str, String), u64> = BTreeMap::new();
-    for problem in &state.problems {
-        *problems.entry((problem.reason, problem.severity.to_string())).or_default() += 1;
-    }
-    let mut secrets: Vec<_> = state.snapshot.l7.certificates.iter().collect();
-    secrets.sort_by(|a, b| a.0.cmp(b.0));
-
-    vec![
-        gauge(
-            "nginx_ingress_controller_build_info",
-            "A metric with a constant '1' labeled with information about the build.",
-            vec![sample(
-                vec![("release", version), ("build", String::new()), ("repository", "penstock".to_owned())],
-                1.0,
-            )],
-        ),
-        gauge(
-            "nginx_ingress_controller_config_last_reload_successful",
-            "Whether the last snapshot was put in force (nothing reloads here).",
-            one(1.0),
-        ),
-        gauge(
-            "nginx_ingress_controller_config_last_reload_successful_timestamp_seconds",
-            "When the snapshot in force was made.",
-            one(at),
-        ),
-        counter(
-            "nginx_ingress_controller_success",
-            "Snapshots put in force since the start.",
-            one(state.generation as f64),
-        ),
-        gauge(
-            "nginx_ingress_controller_ssl_expire_time_seconds",
-            "Seconds since the epoch at which a certificate expires.",
-            secrets
-                .iter()
-                .map(|(host, certificate)| {
-                    sample(
-                        vec![
-                            ("host", host.to_string()),
-                            ("namespace", certificate.secret.namespace.clone()),
-                            ("secret_name", certificate.secret.name.clone()),
-                        ],
-                        certificate.not_after as f64,
-                    )
-                })
-                .collect(),
-        ),
-        counter(
-            "penstock_agent_takeovers_total",
-            "Processes that took over from the one before without a loss, since the first start.",
-            one(takeovers as f64),
-        ),
-        gauge(
-            "penstock_translate_problems",
-            "Problems of objects in force, by reason.",
-            problems
-                .into_iter()
-                .map(|((reason, severity), n)| {
-                    sample(vec![("reason", reason.to_owned()), ("severity", severity)], n as f64)
-                })
-                .collect(),
-        ),
-    ]
-}

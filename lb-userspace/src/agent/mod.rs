@@ -8,9 +8,11 @@ mod checks;
 mod endpoint;
 mod error;
 mod live;
+mod metrics;
 mod notify;
 pub mod offline;
 mod predecessor;
+mod process;
 pub mod question;
 mod running;
 mod status;
@@ -81,6 +83,7 @@ async fn serve(config: Config) -> Result<(), StartError> {
         workers: config.workers,
         ticket_keys: before.ticket_keys(),
         temp: l7::Temp { dir: config.temp_dir.clone(), bytes: config.temp_bytes },
+        metering: config.metering.clone(),
     };
     let proxy = l7::Proxy::inherit(options_of_proxy, sockets)?;
     let taken = proxy.taken().clone();
@@ -108,7 +111,10 @@ async fn serve(config: Config) -> Result<(), StartError> {
     let state = desired.state.subscribe();
     let prober = checks::start(l7.clone(), &proxy);
     let told = live::Told { state, l7 };
-    let live = Arc::new(LiveAgent::new(&config, Arc::clone(&proxy), prober, datapath, told, takeovers));
+    let failures = Arc::clone(&desired.failures);
+    let proxy_of_live = Arc::clone(&proxy);
+    let live = LiveAgent::new(&config, proxy_of_live, prober, datapath, told, failures, takeovers);
+    let live = Arc::new(live);
     let (visits, mut visitors) = mpsc::channel(1);
     let ending = watch::Sender::new(false);
     let door = Mutex::default();
@@ -234,6 +240,7 @@ struct Desired {
     l4: watch::Sender<Arc<crate::model::l4::L4>>,
     l7: watch::Sender<Arc<crate::model::l7::L7>>,
     state: watch::Sender<Arc<State>>,
+    failures: Arc<metrics::Failures>,
 }
 
 /// What is in force and what could not be honoured.
@@ -257,6 +264,7 @@ impl Desired {
             l4: watch::Sender::new(Arc::clone(&state.snapshot.l4)),
             l7: watch::Sender::new(Arc::clone(&state.snapshot.l7)),
             state: watch::Sender::new(Arc::new(state)),
+            failures: Arc::default(),
         }
     }
 
@@ -274,10 +282,12 @@ impl Desired {
         let translated = match translated {
             Ok(translated) => translated,
             Err(error) => {
+                self.failures.failed();
                 tracing::error!(%error, "translation failed, the last snapshot stays in force; please report this");
                 return;
             }
         };
+        self.failures.succeeded();
         let state = State::new(loaded, translated, generation);
         state.log(&before.problems);
         self.l4.send_if_modified(|l4| replace_if_different(l4, &state.snapshot.l4));

@@ -24,7 +24,7 @@ use super::h1::{Body, Request, Version};
 use super::h2;
 use super::heads::{self, After, Client, Onward};
 use super::log::{self, End, Subject, Tally};
-use super::metrics::Method;
+use super::metrics::{Finished, Method};
 use super::pages::{self, Page, Rest};
 use super::policy::{self, Dress, Headers};
 use super::route::Router;
@@ -33,7 +33,7 @@ use super::socket::{Link, Presence};
 use super::timers::{Alarm, Due};
 use super::upstream::{Record, Speech, Terms};
 use super::variable::Known;
-use super::worker::Worker;
+use super::worker::{During, Worker};
 use crate::model::l7::policy::RequestHeaders;
 use crate::model::l7::{Buffers, ClientLimits};
 
@@ -198,6 +198,8 @@ impl Connection<'_, '_> {
     }
 
     async fn fill(&mut self, due: Due, begun: bool) -> Filled {
+        let worker = self.worker;
+        let _reading = begun.then(|| During::of(&worker.reading));
         poll_fn(|cx| {
             if let Poll::Ready(read) = self.buf.poll_fill(cx, &self.socket) {
                 return Poll::Ready(match read {
@@ -393,6 +395,8 @@ impl Connection<'_, '_> {
     }
 
     async fn carry_out(&mut self, plan: Plan, started: Instant) -> Left {
+        let worker = self.worker;
+        let _writing = During::of(&worker.writing);
         self.requests += 1;
         self.buf.consume(plan.head_len);
         let Plan { method, is_head, version, after, body, checks, mut page, mut step, dress, .. } = plan;
@@ -452,7 +456,10 @@ impl Connection<'_, '_> {
         // The number of a request that outlived its snapshot means another route by now.
         let number = Rc::ptr_eq(&snapshot, &self.worker.current.load()).then_some(route);
         if let Some(labels) = snapshot.router.labels.get(route) {
-            self.worker.counters.borrow_mut().request(number, labels, method, status, took, record.only());
+            let Tally { body_received, head_sent, body_sent } = self.tally;
+            let (received, sent) = (plan.head_len as u64 + body_received, head_sent + body_sent);
+            let finished = Finished { method, status, took, attempt: record.only(), received, sent };
+            self.worker.counters.borrow_mut().request(number, labels, &finished);
         }
         if let Some(line) = plan.line {
             let is_whole = left != Left::Broken;

@@ -72,6 +72,7 @@ pub use tickets::TicketKeys;
 use crate::model::health::Unwell;
 use crate::model::l4::Listener;
 use crate::model::l7::L7;
+use crate::model::metering::Metering;
 use crate::model::report::{Metric, MetricKind, Sample};
 
 pub use listen::{Inherited, Place};
@@ -98,6 +99,8 @@ pub struct Options {
     pub ticket_keys: Option<TicketKeys>,
     /// Where bodies go that are to be held and are too long for memory.
     pub temp: Temp,
+    /// What metrics of requests tell apart.
+    pub metering: Metering,
 }
 
 /// Temporary files, all of them together.
@@ -145,6 +148,7 @@ pub struct Proxy {
     tls: Arc<tls::Tls>,
     taken: BTreeSet<Place>,
     spills: Arc<spill::Spills>,
+    metering: Metering,
 }
 
 /// Longest time that idle connections are left for their client's next request when everything is
@@ -166,7 +170,8 @@ impl Proxy {
         let workers = listen::bind(&options, sockets)?;
         let ours: BTreeSet<_> = workers.iter().flatten().map(|bound| bound.place).collect();
         let spills = Arc::new(spill::Spills::new(options.temp));
-        Ok(Self { workers, tls, taken: before.intersection(&ours).copied().collect(), spills })
+        let taken = before.intersection(&ours).copied().collect();
+        Ok(Self { workers, tls, taken, spills, metering: options.metering })
     }
 
     /// The places where sockets were inherited.
@@ -182,7 +187,7 @@ impl Proxy {
 
     /// Serves what `desired` says, from now on and after every change.
     pub fn start(self, desired: watch::Receiver<Arc<L7>>) -> Result<Running, Error> {
-        let Self { workers, tls, spills, .. } = self;
+        let Self { workers, tls, spills, metering, .. } = self;
         let mut addrs: Vec<_> =
             workers.iter().flatten().map(|bound| (bound.place.listener, bound.addr)).collect();
         addrs.sort();
@@ -199,7 +204,8 @@ impl Proxy {
         let (outlet, log) = log::start().map_err(Error::Worker)?;
         let (hashing, hashers) = auth::start(workers.len()).map_err(Error::Worker)?;
         threads.extend(hashers);
-        let shared = worker::Shared { outlet, spills: Arc::clone(&spills), hashing };
+        let shared =
+            worker::Shared { metering: metering.clone(), outlet, spills: Arc::clone(&spills), hashing };
         let mut controls = Vec::with_capacity(workers.len());
         let of = workers.len();
         for (id, bound) in workers.into_iter().enumerate() {
@@ -218,6 +224,7 @@ impl Proxy {
             handed_over: Default::default(),
             log: Arc::new(log.into()),
             spills,
+            metering,
         })
     }
 }
@@ -245,6 +252,7 @@ pub struct Running {
     handed_over: std::sync::Mutex<BTreeSet<Place>>,
     log: Arc<std::sync::Mutex<log::Writer>>,
     spills: Arc<spill::Spills>,
+    metering: Metering,
 }
 
 impl Running {
@@ -268,15 +276,21 @@ impl Running {
     /// Counters of all workers together. Waits for each to answer, at most a second; a worker that
     /// does not is left out.
     pub fn metrics(&self) -> Vec<Metric> {
-        let mut report = self.total(worker::Control::Count).report(self.controls.len());
-        report.push(self.log.lock().unwrap_or_else(PoisonError::into_inner).metric());
-        report.push(Metric {
+        let mut metrics = Vec::new();
+        self.tell_metrics(&mut |metric| metrics.push(metric));
+        metrics
+    }
+
+    /// The same one by one: together they may be a multiple of what was counted.
+    pub fn tell_metrics(&self, tell: &mut dyn FnMut(Metric)) {
+        self.total(worker::Control::Count).report(self.controls.len(), &self.metering, tell);
+        tell(self.log.lock().unwrap_or_else(PoisonError::into_inner).metric());
+        tell(Metric {
             name: "penstock_l7_temp_file_bytes",
             help: "Bytes of bodies in temporary files.",
             kind: MetricKind::Gauge,
             samples: vec![Sample { suffix: "", labels: Vec::new(), value: self.spills.used() as f64 }],
         });
-        report
     }
 
     /// All that was counted since the start or the last call: for another process, to which it
@@ -305,7 +319,7 @@ impl Running {
             let _ = control.send(ask(answer.clone()));
         }
         drop(answer);
-        let mut total = metrics::Counters::default();
+        let mut total = metrics::Counters::new(&self.metering);
         while let Ok(counters) = answers.recv_timeout(ANSWER) {
             total.add(&counters);
         }

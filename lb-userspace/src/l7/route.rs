@@ -207,6 +207,13 @@ pub(super) struct Labels {
     pub(super) canary: String,
 }
 
+impl Labels {
+    /// Of no host and no Ingress.
+    pub(super) fn are_unclaimed(&self) -> bool {
+        self.host == UNNAMED && self.ingress.is_empty()
+    }
+}
+
 /// Location found for a path.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Found<'r> {
@@ -405,7 +412,7 @@ impl Route {
 
     /// On no host, by no Ingress: what the default backend is for.
     pub(super) fn is_unclaimed(&self) -> bool {
-        self.labels.host == UNNAMED && self.labels.ingress.is_empty()
+        self.labels.are_unclaimed()
     }
 
     /// What its upstream speaks.

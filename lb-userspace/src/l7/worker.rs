@@ -17,7 +17,7 @@ use super::balance::Random;
 use super::gate::{Entry, Gate};
 use super::listen::{Bound, Place};
 use super::log::{Journal, Outlet};
-use super::metrics::Counters;
+use super::metrics::{Counters, States};
 use super::route::Router;
 use super::snapshot::Current;
 use super::spill::Spills;
@@ -28,6 +28,7 @@ use super::{Error, arrival, h2};
 use crate::model::health::Unwell;
 use crate::model::l4::Listener;
 use crate::model::l7::ClientLimits;
+use crate::model::metering::Metering;
 
 /// Of the connections a full worker may have, one in this many is closed if it is idle.
 const SHED_SHARE: usize = 32;
@@ -80,6 +81,10 @@ pub(super) struct Worker {
     ends_idle: Cell<bool>,
     /// Client connections that are open.
     active: Cell<usize>,
+    /// Those of which a request's head has begun to come.
+    pub(super) reading: Cell<u64>,
+    /// Requests that are served.
+    pub(super) writing: Cell<u64>,
     /// One of them has ended.
     ended: Notify,
     /// So many of those that wait for a request are to end, to make room.
@@ -90,6 +95,7 @@ pub(super) struct Worker {
 /// What workers have together beside the snapshot.
 #[derive(Clone)]
 pub(super) struct Shared {
+    pub(super) metering: Metering,
     pub(super) outlet: Outlet,
     pub(super) spills: Arc<Spills>,
     pub(super) hashing: Hashing,
@@ -139,7 +145,7 @@ async fn run(
         timers: Rc::new(Timers::new()),
         pool: Pool::default(),
         http2: h2::Connections::default(),
-        counters: RefCell::default(),
+        counters: RefCell::new(Counters::new(&shared.metering)),
         https_port: https.map_or(443, |bound| bound.addr.port()),
         journal: Journal::new(shared.outlet),
         spills: shared.spills,
@@ -149,6 +155,8 @@ async fn run(
         draining: Cell::new(false),
         ends_idle: Cell::new(false),
         active: Cell::new(0),
+        reading: Cell::new(0),
+        writing: Cell::new(0),
         ended: Notify::new(),
         shed: Cell::new(0),
         random: Random::new(super::random()),
@@ -169,7 +177,8 @@ async fn run(
                 }
                 Some(Control::Yield(answer)) => {
                     let _ = answer.send(worker.count());
-                    worker.counters.take();
+                    let anew = worker.counters.borrow().anew();
+                    worker.counters.replace(anew);
                 }
                 Some(Control::Add(counters, _done)) => worker.counters.borrow_mut().add(&counters),
                 Some(Control::Unwell(unwell)) => worker.current.set_unwell(unwell),
@@ -237,6 +246,22 @@ impl Drop for Open {
     fn drop(&mut self) {
         self.0.active.set(self.0.active.get().saturating_sub(1));
         self.0.ended.notify_waiters();
+    }
+}
+
+/// One more in a state, until it is dropped.
+pub(super) struct During<'w>(&'w Cell<u64>);
+
+impl<'w> During<'w> {
+    pub(super) fn of(count: &'w Cell<u64>) -> Self {
+        count.set(count.get() + 1);
+        Self(count)
+    }
+}
+
+impl Drop for During<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get().saturating_sub(1));
     }
 }
 
@@ -320,7 +345,8 @@ impl Worker {
 
     fn count(&self) -> Counters {
         let mut counters = self.counters.borrow().clone();
-        counters.active = self.active.get() as u64;
+        let active = self.active.get() as u64;
+        counters.connections = States { active, reading: self.reading.get(), writing: self.writing.get() };
         counters.idle_upstream = self.pool.len() as u64;
         counters.http2_upstream = self.http2.len() as u64;
         counters

@@ -340,6 +340,23 @@ pub struct Certificate {
     pub key_pem: Vec<u8>,
     /// Seconds since the epoch at which the leaf expires.
     pub not_after: i64,
+    /// What else the leaf says of itself.
+    pub leaf: Leaf,
+}
+
+/// A certificate in the words that metrics have for it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub struct Leaf {
+    /// Distinguished name of the issuer, last part first, as `CN=ca,O=Example`.
+    pub issuer: String,
+    /// Its first organization; empty: none.
+    pub issuer_organization: String,
+    /// Its common name; empty: none.
+    pub issuer_common_name: String,
+    /// Decimal.
+    pub serial: String,
+    /// `RSA`, `ECDSA` or `Ed25519`; else its object identifier.
+    pub key_algorithm: String,
 }
 
 impl std::fmt::Debug for Certificate {

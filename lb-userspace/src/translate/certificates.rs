@@ -7,10 +7,10 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::Secret;
 use x509_parser::extensions::GeneralName;
 use x509_parser::pem::Pem;
-use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::prelude::{AttributeTypeAndValue, FromDer, X509Certificate, X509Name};
 
 use crate::model::ObjectName;
-use crate::model::l7::Certificate;
+use crate::model::l7::{Certificate, Leaf};
 use crate::objects::Objects;
 
 /// Certificates of the Secrets asked for, each read once.
@@ -96,8 +96,49 @@ pub(super) fn check(name: &ObjectName, secret: &Secret) -> Result<Checked, Strin
             chain_pem: chain_pem.to_vec(),
             key_pem: key_pem.to_vec(),
             not_after: leaf.validity().not_after.timestamp(),
+            leaf: described(&leaf),
         }),
     })
+}
+
+fn described(leaf: &X509Certificate<'_>) -> Leaf {
+    let text = |part: Option<&AttributeTypeAndValue<'_>>| {
+        part.and_then(|part| part.as_str().ok()).unwrap_or_default().to_owned()
+    };
+    let issuer = leaf.issuer();
+    let algorithm = &leaf.public_key().algorithm.algorithm;
+    Leaf {
+        issuer: rfc2253(issuer),
+        issuer_organization: text(issuer.iter_organization().next()),
+        issuer_common_name: text(issuer.iter_common_name().next()),
+        serial: leaf.serial.to_string(),
+        key_algorithm: match algorithm.to_id_string().as_str() {
+            "1.2.840.113549.1.1.1" => "RSA".to_owned(),
+            "1.2.840.10045.2.1" => "ECDSA".to_owned(),
+            "1.3.101.112" => "Ed25519".to_owned(),
+            other => other.to_owned(),
+        },
+    }
+}
+
+/// Last part first, with the short names that every issuer has.
+fn rfc2253(name: &X509Name<'_>) -> String {
+    let part = |attribute: &AttributeTypeAndValue<'_>| {
+        let oid = attribute.attr_type().to_id_string();
+        let short = match oid.as_str() {
+            "2.5.4.3" => "CN",
+            "2.5.4.6" => "C",
+            "2.5.4.7" => "L",
+            "2.5.4.8" => "ST",
+            "2.5.4.10" => "O",
+            "2.5.4.11" => "OU",
+            other => other,
+        };
+        format!("{short}={}", attribute.as_str().unwrap_or_default())
+    };
+    let mut parts: Vec<_> = name.iter_attributes().map(part).collect();
+    parts.reverse();
+    parts.join(",")
 }
 
 /// Whether this is a bundle of certificates; says what is wrong with it.

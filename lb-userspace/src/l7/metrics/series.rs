@@ -1,0 +1,304 @@
+//! Requests by where they were led, what they asked and what they came to: a count and seven histograms
+//! for each combination, as many combinations as are allowed.
+
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::Method;
+use crate::l7::route::{Labels, Router};
+use crate::l7::upstream::Attempt;
+use crate::model::metering::{Bounds, Metering};
+
+/// What a finished request came to.
+pub(in crate::l7) struct Finished<'a> {
+    pub(in crate::l7) method: Method,
+    pub(in crate::l7) status: u16,
+    pub(in crate::l7) took: Duration,
+    /// The upstream's share, if one attempt was enough.
+    pub(in crate::l7) attempt: Option<&'a Attempt>,
+    /// Bytes, heads and bodies.
+    pub(in crate::l7) received: u64,
+    pub(in crate::l7) sent: u64,
+}
+
+/// What is measured of a request. Those sorted alike stand together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(usize)]
+pub(super) enum Measure {
+    Took,
+    Connect,
+    Header,
+    Response,
+    Received,
+    Sent,
+    SentByMagnitude,
+}
+
+const MEASURES: usize = Measure::SentByMagnitude as usize + 1;
+
+/// How histograms are sorted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Scale {
+    time: Bounds,
+    length: Bounds,
+    size: Bounds,
+}
+
+impl Scale {
+    pub(super) fn bounds(&self, measure: Measure) -> &[f64] {
+        match measure {
+            Measure::Took | Measure::Connect | Measure::Header | Measure::Response => self.time.as_slice(),
+            Measure::Received | Measure::Sent => self.length.as_slice(),
+            Measure::SentByMagnitude => self.size.as_slice(),
+        }
+    }
+
+    /// Where the buckets of a measure begin among those of all.
+    fn start(&self, measure: Measure) -> usize {
+        let (time, length) = (self.time.as_slice().len(), self.length.as_slice().len());
+        match measure {
+            Measure::Took | Measure::Connect | Measure::Header | Measure::Response => time * measure as usize,
+            Measure::Received => 4 * time,
+            Measure::Sent => 4 * time + length,
+            Measure::SentByMagnitude => 4 * time + 2 * length,
+        }
+    }
+
+    fn buckets(&self) -> usize {
+        self.start(Measure::SentByMagnitude) + self.size.as_slice().len()
+    }
+}
+
+/// Requests of one combination. All buckets lie in one piece: a scrape copies many of these.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Series {
+    pub(super) requests: u64,
+    /// Of each measure how often, and how much in all.
+    totals: [(u64, f64); MEASURES],
+    /// Of each measure in turn, by the first bound that is not below the value.
+    buckets: Box<[u64]>,
+}
+
+impl Series {
+    fn new(scale: &Scale) -> Self {
+        Self { buckets: vec![0; scale.buckets()].into(), ..Self::default() }
+    }
+
+    fn count(&mut self, scale: &Scale, finished: &Finished<'_>) {
+        let Finished { method: _, status: _, took, attempt, received, sent } = finished;
+        self.requests += 1;
+        self.observe(scale, Measure::Took, took.as_secs_f64());
+        self.observe(scale, Measure::Received, *received as f64);
+        self.observe(scale, Measure::Sent, *sent as f64);
+        self.observe(scale, Measure::SentByMagnitude, *sent as f64);
+        let Some(Attempt { connect, header, response, .. }) = attempt else { return };
+        if let Some(connect) = connect {
+            self.observe(scale, Measure::Connect, connect.as_secs_f64());
+        }
+        if let Some(header) = header {
+            self.observe(scale, Measure::Header, header.as_secs_f64());
+            self.observe(scale, Measure::Response, response.as_secs_f64());
+        }
+    }
+
+    fn observe(&mut self, scale: &Scale, measure: Measure, value: f64) {
+        if let Some((count, sum)) = self.totals.get_mut(measure as usize) {
+            *count += 1;
+            *sum += value;
+        }
+        let Some(at) = scale.bounds(measure).iter().position(|bound| value <= *bound) else { return };
+        if let Some(bucket) = self.buckets.get_mut(scale.start(measure) + at) {
+            *bucket += 1;
+        }
+    }
+
+    /// Adds another one, sorted alike.
+    pub(super) fn add(&mut self, other: &Self) {
+        self.requests += other.requests;
+        for ((count, sum), (more, much)) in self.totals.iter_mut().zip(other.totals) {
+            *count += more;
+            *sum += much;
+        }
+        if self.buckets.is_empty() {
+            self.buckets.clone_from(&other.buckets);
+            return;
+        }
+        self.buckets.iter_mut().zip(other.buckets.iter()).for_each(|(mine, theirs)| *mine += theirs);
+    }
+
+    /// How often something was measured, and how much in all.
+    pub(super) fn total(&self, measure: Measure) -> (u64, f64) {
+        self.totals.get(measure as usize).copied().unwrap_or_default()
+    }
+
+    /// How often it came to each bound of the scale and to no lower one.
+    pub(super) fn buckets(&self, scale: &Scale, measure: Measure) -> &[u64] {
+        let start = scale.start(measure);
+        self.buckets.get(start..start + scale.bounds(measure).len()).unwrap_or_default()
+    }
+}
+
+/// Combination: where it was led, what it asked, what it came to (a status or the first digit of one).
+pub(super) type Key = (Arc<Labels>, Method, u16);
+
+/// All series of a worker, or of several added up.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Requests {
+    pub(super) scale: Scale,
+    /// Most combinations.
+    #[serde(skip)]
+    limit: usize,
+    #[serde(skip)]
+    status_classes: bool,
+    /// Requests that no Ingress wants are counted, too.
+    #[serde(skip)]
+    undefined_hosts: bool,
+    /// By number of the route in the snapshot of the moment.
+    #[serde(skip)]
+    live: HashMap<(usize, Method, u16), (Arc<Labels>, Series)>,
+    /// Of earlier snapshots, for as long as their routes exist.
+    #[serde(with = "as_list")]
+    pub(super) settled: HashMap<Key, Series>,
+    /// What came when there were too many.
+    pub(super) overflow: Option<Series>,
+}
+
+impl Requests {
+    pub(super) fn new(metering: &Metering) -> Self {
+        let Metering { time, length, size, series, .. } = metering;
+        Self {
+            scale: Scale { time: time.clone(), length: length.clone(), size: size.clone() },
+            limit: *series,
+            status_classes: metering.status_classes,
+            undefined_hosts: metering.undefined_hosts || !metering.per_host,
+            live: HashMap::new(),
+            settled: HashMap::new(),
+            overflow: None,
+        }
+    }
+
+    /// The same, empty.
+    pub(super) fn anew(&self) -> Self {
+        let Self { scale, limit, status_classes, undefined_hosts, .. } = self;
+        Self {
+            scale: scale.clone(),
+            limit: *limit,
+            status_classes: *status_classes,
+            undefined_hosts: *undefined_hosts,
+            live: HashMap::new(),
+            settled: HashMap::new(),
+            overflow: None,
+        }
+    }
+
+    /// `route`: the number of its route, if its snapshot is the one in force.
+    pub(super) fn count(&mut self, route: Option<usize>, labels: &Arc<Labels>, finished: &Finished<'_>) {
+        if !self.undefined_hosts && labels.are_unclaimed() {
+            return;
+        }
+        let status = if self.status_classes { finished.status / 100 } else { finished.status };
+        let is_full = self.live.len() + self.settled.len() >= self.limit;
+        let scale = &self.scale;
+        let series = match route {
+            Some(route) => {
+                let key = (route, finished.method, status);
+                if is_full && !self.live.contains_key(&key) {
+                    self.overflow.get_or_insert_with(|| Series::new(scale))
+                } else {
+                    let known = self.live.entry(key);
+                    &mut known.or_insert_with(|| (Arc::clone(labels), Series::new(scale))).1
+                }
+            }
+            None => {
+                let key = (Arc::clone(labels), finished.method, status);
+                if is_full && !self.settled.contains_key(&key) {
+                    self.overflow.get_or_insert_with(|| Series::new(scale))
+                } else {
+                    self.settled.entry(key).or_insert_with(|| Series::new(scale))
+                }
+            }
+        };
+        series.count(scale, finished);
+    }
+
+    /// A new snapshot numbers its routes anew. Series of routes that are gone go with them, which
+    /// bounds the memory.
+    pub(super) fn settle(&mut self, next: &Router) {
+        let kept: HashSet<&Labels> = next.labels.iter().map(|labels| &**labels).collect();
+        self.settled.retain(|(labels, ..), _| kept.contains(&**labels));
+        for ((_, method, status), (labels, series)) in self.live.drain() {
+            if !kept.contains(&*labels) {
+                continue;
+            }
+            match self.settled.entry((labels, method, status)) {
+                Entry::Occupied(mut known) => known.get_mut().add(&series),
+                Entry::Vacant(place) => drop(place.insert(series)),
+            }
+        }
+    }
+
+    /// Adds those of another worker or process. Of one that sorts otherwise the counts are left.
+    pub(super) fn add(&mut self, other: &Self) {
+        let is_alike = self.scale == other.scale;
+        let add = |into: &mut Series, series: &Series| {
+            if is_alike {
+                into.add(series);
+            } else {
+                into.requests += series.requests;
+            }
+        };
+        let scale = &self.scale;
+        let live = other
+            .live
+            .iter()
+            .map(|((_, method, status), (labels, series))| ((Arc::clone(labels), *method, *status), series));
+        let settled = other.settled.iter().map(|(key, series)| (key.clone(), series));
+        for (key, series) in live.chain(settled) {
+            let is_full = self.live.len() + self.settled.len() >= self.limit;
+            let into = if is_full && !self.settled.contains_key(&key) {
+                self.overflow.get_or_insert_with(|| Series::new(scale))
+            } else {
+                self.settled.entry(key).or_insert_with(|| Series::new(scale))
+            };
+            add(into, series);
+        }
+        if let Some(series) = &other.overflow {
+            add(self.overflow.get_or_insert_with(|| Series::new(scale)), series);
+        }
+    }
+}
+
+impl Default for Requests {
+    fn default() -> Self {
+        Self::new(&Metering::default())
+    }
+}
+
+/// Series as a list: JSON has no keys of several parts.
+mod as_list {
+    use serde::de::Deserializer;
+    use serde::ser::Serializer;
+
+    use super::{Deserialize, HashMap, Key, Labels, Method, Series};
+
+    type Settled = HashMap<Key, Series>;
+
+    pub(super) fn serialize<S: Serializer>(settled: &Settled, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_seq(
+            settled.iter().map(|((labels, method, status), series)| (&**labels, method, status, series)),
+        )
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Settled, D::Error> {
+        let list = Vec::<(Labels, Method, u16, Series)>::deserialize(from)?;
+        Ok(list
+            .into_iter()
+            .map(|(labels, method, status, series)| ((labels.into(), method, status), series))
+            .collect())
+    }
+}
