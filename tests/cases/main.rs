@@ -128,6 +128,8 @@ fn options(input: &str) -> translate::Options {
             "default-backend-service" => options.default_backend_service = object(),
             "default-ssl-certificate" => options.default_ssl_certificate = object(),
             "watch-ingress-without-class" => options.watch_ingress_without_class = value == "true",
+            "tcp-services-configmap" => options.tcp_services = object(),
+            "udp-services-configmap" => options.udp_services = object(),
             "ingress-class-by-name" => options.ingress_class_by_name = value == "true",
             "disable-catch-all" => options.disable_catch_all = value == "true",
             "node-name" => options.node = Some(value.to_owned()),

@@ -24,6 +24,7 @@ mod ours;
 mod passwords;
 mod routes;
 mod services;
+mod streams;
 mod template;
 mod upstream_tls;
 mod upstreams;
@@ -66,6 +67,10 @@ pub struct Options {
     /// `--ingress-class-by-name`: IngressClasses of the name `ingress_class` are ours, whatever
     /// their controller.
     pub ingress_class_by_name: bool,
+    /// `--tcp-services-configmap`: TCP ports beside http and https.
+    pub tcp_services: Option<ObjectName>,
+    /// `--udp-services-configmap`.
+    pub udp_services: Option<ObjectName>,
     /// `--watch-ingress-without-class`.
     pub watch_ingress_without_class: bool,
     /// `--disable-catch-all`: ignore every Ingress with a `spec.defaultBackend`.
@@ -107,6 +112,8 @@ impl Default for Options {
             ingress_class: "nginx".to_owned(),
             controller_class: "k8s.io/ingress-nginx".to_owned(),
             ingress_class_by_name: false,
+            tcp_services: None,
+            udp_services: None,
             watch_ingress_without_class: false,
             disable_catch_all: false,
             node: None,

@@ -15,6 +15,7 @@ use super::modes::{Misfits, Wanted};
 use super::names;
 use super::nodes::Nodes;
 use super::ours;
+use super::streams::{self, Streams};
 use super::vips::{Address, Addresses};
 use crate::model::l4::{
     Access, Affinity, Backend, BackendState, Family, FlowMemory, L4, Listener, OnEmpty, Pool, PoolId,
@@ -34,7 +35,7 @@ const CONTROLLERS: [&str; 2] = ["ingress-nginx", "penstock"];
 const CONTROLLER_SERVICES: [&str; 3] = ["ingress-nginx-controller", "ingress-nginx", "penstock"];
 const NODE: &str = "the node's own http and https listeners";
 
-/// Pools and punts of all Services, older Services first.
+/// Pools and punts of all Services, older Services first, and of the ports beside them.
 pub(super) fn translate(
     objects: &Objects,
     slices: &Slices<'_>,
@@ -42,7 +43,7 @@ pub(super) fn translate(
     options: &Options,
     findings: &mut Findings,
 ) -> L4 {
-    let mut claims = Claims::default();
+    let mut claims = Claims { streams: Streams::read(objects, options, findings), ..Claims::default() };
     claims.l4.tunnel = nodes.own();
     claims.l4.peers = nodes.peers();
     let may_matter = |key: &Option<Key>| {
@@ -66,30 +67,38 @@ pub(super) fn translate(
         // Punts first: a pool must not take 443 away from every Ingress.
         (!ingress, created, *name)
     });
+    for (name, sourced) in &services {
+        if is_ingress(name, &sourced.object, options) {
+            streams::claim(name, &sourced.object, slices, options, &mut claims, findings);
+        }
+    }
     for (name, sourced) in services {
         one_service(name, sourced, slices, nodes, options, &mut claims, findings);
     }
-    claims.l4
+    let Claims { mut l4, streams, .. } = claims;
+    streams::serve(streams, slices, nodes, &mut l4, findings);
+    l4
 }
 
 /// Who holds which VIP.
 #[derive(Default)]
-struct Claims {
+pub(super) struct Claims<'a> {
     l4: L4,
     owners: BTreeMap<Vip, String>,
+    pub(super) streams: Streams<'a>,
 }
 
-impl Claims {
-    /// Takes a VIP for a Service, unless another holds it.
-    fn take(&mut self, vip: Vip, service: &ObjectName, field: &str, about: &mut About<'_>) -> bool {
-        let owner = self.owners.entry(vip).or_insert_with(|| format!("Service {service}"));
-        if *owner == format!("Service {service}") {
+impl Claims<'_> {
+    /// Takes a VIP for somebody, unless another holds it.
+    pub(super) fn take(&mut self, vip: Vip, owner: &str, field: &str, about: &mut About<'_>) -> bool {
+        let holder = self.owners.entry(vip).or_insert_with(|| owner.to_owned());
+        if holder == owner {
             return true;
         }
         about.error_fix(
             "vip-conflict",
             field,
-            format!("{vip} is already served for {owner}"),
+            format!("{vip} is already served for {holder}"),
             "use another address or port; the older Service keeps it",
         );
         false
@@ -102,7 +111,7 @@ fn one_service(
     slices: &Slices<'_>,
     nodes: &Nodes<'_>,
     options: &Options,
-    claims: &mut Claims,
+    claims: &mut Claims<'_>,
     findings: &mut Findings,
 ) {
     let Sourced { object: service, origin } = sourced;
@@ -143,6 +152,7 @@ fn one_service(
     without_effect(name, spec, slices, &mut about);
     let terms = Terms::read(service, spec, &mut about);
     let is_ingress = is_ingress(name, service, options);
+    let owner = format!("Service {name}");
     let implied = [("http", 80), ("https", 443)].map(|(name, port)| ServicePort {
         name: Some(name.to_owned()),
         port,
@@ -164,6 +174,9 @@ fn one_service(
             );
             continue;
         };
+        if is_ingress && claims.streams.has(number, protocol) {
+            continue;
+        }
         let node_port = port.node_port.and_then(|port| u16::try_from(port).ok()).filter(|port| *port != 0);
         let vips_of = |family: Family| -> Vec<(Vip, Address)> {
             let addresses = addresses.by_addr.iter().filter(|(addr, _)| Family::of(**addr) == family);
@@ -182,7 +195,7 @@ fn one_service(
         if let (true, Some(listener)) = (is_ingress, listener_of(port, protocol)) {
             for family in &families {
                 for (vip, Address { field, access }) in vips_of(*family) {
-                    if claims.take(vip, name, &field, &mut about) {
+                    if claims.take(vip, &owner, &field, &mut about) {
                         let sources = (access == Access::Restricted).then(|| addresses.ranges(*family));
                         claims.l4.punts.insert(vip, Punt { listener, sources });
                     }
@@ -223,7 +236,7 @@ fn one_service(
                         ),
                         "",
                     );
-                } else if claims.take(vip, name, &field, &mut about) {
+                } else if claims.take(vip, &owner, &field, &mut about) {
                     pool.vips.insert(vip, access);
                 }
             }
@@ -244,7 +257,7 @@ fn one_service(
 }
 
 /// What a Service asks for all its ports.
-struct Terms {
+pub(super) struct Terms {
     wanted: Wanted,
     policy: Policy,
     affinity: Option<Affinity>,
@@ -252,7 +265,7 @@ struct Terms {
 }
 
 impl Terms {
-    fn read(service: &Service, spec: &ServiceSpec, about: &mut About<'_>) -> Self {
+    pub(super) fn read(service: &Service, spec: &ServiceSpec, about: &mut About<'_>) -> Self {
         let mut terms = Self {
             wanted: Wanted::default(),
             policy: match spec.external_traffic_policy.as_deref() {
@@ -276,7 +289,7 @@ impl Terms {
     }
 
     /// A pool without VIPs.
-    fn pool(
+    pub(super) fn pool(
         &self,
         id: &PoolId,
         endpoints: &BTreeMap<SocketAddr, Endpoint<'_>>,
@@ -315,8 +328,14 @@ fn affinity(spec: &ServiceSpec) -> Option<Affinity> {
     Some(Affinity { timeout: Duration::from_secs(seconds.into()) })
 }
 
-/// Removes backends that their mode cannot reach.
-fn reachable(pool: &mut Pool, port_number: u16, field: &str, port: &ServicePort, about: &mut About<'_>) {
+/// Removes backends that their mode cannot reach from a VIP of this port number.
+pub(super) fn reachable(
+    pool: &mut Pool,
+    port_number: u16,
+    field: &str,
+    port: &ServicePort,
+    about: &mut About<'_>,
+) {
     pool.backends.retain(|backend, _| {
         let Some(why) = names::unusable_vip(backend.ip()) else { return true };
         about.warn(
@@ -353,7 +372,7 @@ fn reachable(pool: &mut Pool, port_number: u16, field: &str, port: &ServicePort,
 }
 
 /// Says why nobody takes new flows, and what becomes of them.
-fn nobody(
+pub(super) fn nobody(
     id: &PoolId,
     pool: &Pool,
     port: &ServicePort,
@@ -469,6 +488,6 @@ fn label<'a>(service: &'a Service, name: &str) -> Option<&'a str> {
     service.metadata.labels.as_ref()?.get(name).map(String::as_str)
 }
 
-fn id(name: &ObjectName, origin: &str) -> ObjectId {
+pub(super) fn id(name: &ObjectName, origin: &str) -> ObjectId {
     Key { kind: Kind::Service, name: name.clone() }.id(origin)
 }
