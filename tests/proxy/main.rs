@@ -28,6 +28,7 @@ mod rates;
 mod requests;
 mod retries;
 mod rig;
+mod scrape;
 mod sessions;
 mod smuggling;
 mod takeover;

@@ -141,6 +141,7 @@ fn command(dir: &Path, flags: &[&str]) -> Command {
     command.arg("--manifests").arg(dir.join("manifests"));
     command.arg("--config").arg(dir.join("config.yaml"));
     command.arg("--run-dir").arg(dir.join("run"));
+    command.env("POD_NAMESPACE", "edge").env("POD_NAME", "edge-0");
     command.args(flags).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
     command
 }

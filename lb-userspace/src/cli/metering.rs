@@ -35,7 +35,7 @@ pub(super) struct MeteringArgs {
     #[arg(long, value_name = "LIST", env = "PENSTOCK_SIZE_BUCKETS")]
     size_buckets: Option<String>,
     /// Most combinations of labels that are kept apart, in each worker; what is beyond is counted with
-    /// the label values `overflow` [default: 20000]
+    /// the label values `overflow` [default: 10000]
     #[arg(long, value_name = "N", env = "PENSTOCK_METRICS_SERIES")]
     metrics_series: Option<usize>,
 }

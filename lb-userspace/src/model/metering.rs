@@ -39,7 +39,7 @@ impl Default for Metering {
             time: Bounds(vec![0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0]),
             length: Bounds((1..=10u32).map(|tens| f64::from(tens * 10)).collect()),
             size: Bounds((1..=7).map(|power| 10f64.powi(power)).collect()),
-            series: 20_000,
+            series: 10_000,
         }
     }
 }
