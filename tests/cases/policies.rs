@@ -18,7 +18,7 @@ pub fn lines(policies: &Policies) -> Vec<String> {
         ));
     }
     if let Some(limits) = limits {
-        let Limits { ingress, per_second, per_minute, often_status, at_once, at_once_status, exempt } =
+        let Limits { ingress, per_second, per_minute, often_status, at_once, at_once_status, by, exempt } =
             limits;
         let rates = [(per_second, "second"), (per_minute, "minute")];
         let rates = rates.into_iter().filter_map(|(allowance, period)| {
@@ -27,7 +27,8 @@ pub fn lines(policies: &Policies) -> Vec<String> {
         });
         let at_once = at_once.map(|most| format!("{most} at once, else {at_once_status}"));
         let told: Vec<_> = rates.chain(at_once).collect();
-        lines.push(format!("limits of {ingress} but for [{exempt}]: {}", told.join("; ")));
+        let by = by.as_ref().map_or(String::new(), |by| format!(" by {by}"));
+        lines.push(format!("limits of {ingress}{by} but for [{exempt}]: {}", told.join("; ")));
     }
     if let Some(Access { denied, allowed }) = access {
         let allowed = allowed.as_ref().map_or("all".to_owned(), |allowed| format!("[{allowed}]"));

@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, mpsc};
 
 use penstock::model::ObjectName;
+use penstock::model::expression::{Expression, Part, Variable};
 use penstock::model::l4::Prefix;
 use penstock::model::l7::policy::{Access, AddressSet, Allowance, Limits};
 use penstock::model::l7::{Filters, L7, Policies};
@@ -20,6 +21,7 @@ fn limits() -> Limits {
         often_status: 429,
         at_once: None,
         at_once_status: 503,
+        by: None,
         exempt: AddressSet::default(),
     }
 }
@@ -27,6 +29,21 @@ fn limits() -> Limits {
 /// Two at once, and a minute later one more.
 fn two_a_minute() -> Limits {
     Limits { per_minute: Some(Allowance { requests: 1, burst: 1 }), ..limits() }
+}
+
+#[test]
+fn clients_are_told_apart_by_what_the_config_map_says() {
+    let backend = Backend::mirror();
+    let by = Expression(vec![Part::Variable(Variable::Header("x_tenant".to_owned()))]);
+    let rig = Rig::start(limited(&backend, Limits { by: Some(Arc::new(by)), ..two_a_minute() }));
+    let ask = |tenant: &str| rig.ask(&format!("GET / HTTP/1.1\r\nHost: h\r\n{tenant}\r\n")).status;
+
+    let of_a: Vec<_> = (0..3).map(|_| ask("X-Tenant: a\r\n")).collect();
+
+    assert_eq!(of_a, [200, 200, 429]);
+    assert_eq!(ask("X-Tenant: b\r\n"), 200);
+    // As with nginx: who shows nothing is not counted.
+    assert!((0..5).all(|_| ask("") == 200));
 }
 
 fn limited(backend: &Backend, limits: Limits) -> L7 {

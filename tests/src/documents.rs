@@ -1,9 +1,10 @@
-//! The pages of `docs` that are made from the tables of the translation. `PENSTOCK_UPDATE=1 cargo test
+//! The pages of `docs` that are made from the tables of the translation and of the command line. `PENSTOCK_UPDATE=1 cargo test
 //! -p lb-tests --lib` writes them anew.
 
 use std::fmt::Write;
 use std::path::Path;
 
+use penstock::cli::flags::{self, Flag};
 use penstock::translate::{self, Annotation, Fate, KeyStatus, Status, TABLE};
 
 #[test]
@@ -14,6 +15,11 @@ fn the_page_of_annotations_is_what_the_table_says() {
 #[test]
 fn the_page_of_the_config_map_is_what_the_table_says() {
     compare("configmap.md", &config_map());
+}
+
+#[test]
+fn the_page_of_flags_is_what_the_tables_say() {
+    compare("flags.md", &command_line());
 }
 
 fn compare(name: &str, actual: &str) {
@@ -91,4 +97,33 @@ fn key_status(status: KeyStatus) -> &'static str {
         KeyStatus::Refused => "refused: every Ingress answers 503",
         KeyStatus::Removed => "no more",
     }
+}
+
+fn command_line() -> String {
+    let mut out = String::from(
+        "# Flags of `penstock run`\n\nEach but `--takeover` has an environment variable of the same name, as `PENSTOCK_HTTP_PORT`, and may stand in the file of `--config`.\n\n\
+         ## Those of ingress-nginx\n\nAll are accepted, so the arguments of its Deployment start Penstock, too; what one without meaning here would have done is\n\
+         said in the log at the start. A switch may stand alone or with `=true` or `=false`.\n\n\
+         | flag | value | status | what it is |\n|---|---|---|---|\n",
+    );
+    for Flag { name, takes, fate } in flags::TABLE {
+        let (status, doc) = match fate {
+            flags::Fate::Honoured => ("honoured", flags::help(name).unwrap_or_default()),
+            flags::Fate::NotYet => ("not yet", flags::help(name).unwrap_or_default()),
+            flags::Fate::Idle(instead) => ("no effect", (*instead).to_owned()),
+        };
+        let value = format!("{takes:?}").to_lowercase();
+        let _ = writeln!(out, "| `--{name}` | {value} | {status} | {} |", cell(&doc));
+    }
+    out.push_str("\n## Others\n\n| flag | what it is |\n|---|---|\n");
+    let others = flags::shown();
+    for (name, doc) in others.iter().filter(|(name, _)| flags::TABLE.iter().all(|flag| flag.name != name)) {
+        let _ = writeln!(out, "| `--{name}` | {} |", cell(doc));
+    }
+    out
+}
+
+/// In one line, and without what ends a cell.
+fn cell(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ").replace('|', "\\|")
 }

@@ -67,6 +67,10 @@ async fn serve(config: Config) -> Result<(), StartError> {
     for flag in &config.idle_flags {
         info!(flag = flag.name, instead = flag.instead, "a flag of ingress-nginx that changes nothing here");
     }
+    let streams = config.translate.tcp_services.is_some() || config.translate.udp_services.is_some();
+    if streams && config.datapath == DatapathMode::Off {
+        warn!("TCP and UDP services are not served: they need the kernel part, and this is --datapath off");
+    }
     let mut signals = Signals::take_over().map_err(StartError::Runtime)?;
     let notify = Notify::new(config.notify.clone());
     let (mut loaded, watcher) = manifests::watch(&config.manifests, translate::ADMISSION)?;

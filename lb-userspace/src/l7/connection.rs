@@ -245,7 +245,6 @@ impl Connection<'_, '_> {
             random: Some(&self.worker.random),
         };
         let mut decision = decide(&snapshot.router, &asked);
-        let under_way = count(&snapshot.router, &mut decision, effective.addr, started);
         let policies = decision.route.filters.policies.as_deref();
         let is_idempotent = !matches!(request.method, "POST" | "PATCH" | "LOCK");
         let mut body = match (request.chunked, request.length) {
@@ -268,6 +267,7 @@ impl Connection<'_, '_> {
             requests: self.requests + 1,
         };
         let known = Known { request, client: &self.client, effective, id: subject.id };
+        let under_way = count(&snapshot.router, &mut decision, known, started);
         let line = begin_line(&snapshot.router, &decision, subject);
         let policy = decision.route.filters.policies.as_ref().filter(|_| decision.next.lets_in());
         let certificate = self.client.session.identity().and_then(|identity| {

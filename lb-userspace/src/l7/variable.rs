@@ -76,6 +76,22 @@ fn value_of(variable: &Variable, known: Known<'_, '_, '_>, out: &mut Vec<u8>) {
         Variable::ServerPort => {
             let _ = write!(out, "{}", client.outside_port());
         }
+        Variable::SslClientVerify => {
+            let verify = client.session.identity().map(|identity| identity.verify());
+            out.extend_from_slice(verify.unwrap_or_default().as_bytes());
+        }
+        Variable::SslClientSubject => {
+            let subject = client.session.identity().map(|identity| identity.subject.as_bytes());
+            out.extend_from_slice(subject.unwrap_or_default());
+        }
+        Variable::SslClientIssuer => {
+            let issuer = client.session.identity().map(|identity| identity.issuer.as_bytes());
+            out.extend_from_slice(issuer.unwrap_or_default());
+        }
+        Variable::SslClientCertificate => {
+            let pem = client.session.identity().map(|identity| identity.escaped_pem().as_bytes());
+            out.extend_from_slice(pem.unwrap_or_default());
+        }
         Variable::Msec => {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
             let _ = write!(out, "{}.{:03}", now.as_secs(), now.subsec_millis());

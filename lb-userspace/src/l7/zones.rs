@@ -45,8 +45,19 @@ struct Shard {
     open: HashMap<Client, u32>,
 }
 
-/// An address, the whole of it; IPv4 as IPv6.
-type Client = u128;
+/// An address, the whole of it, IPv4 as IPv6; or a hash.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Client(u128);
+
+impl Client {
+    /// By its address.
+    pub(super) fn at(addr: IpAddr) -> Self {
+        Self(match addr.to_canonical() {
+            IpAddr::V4(addr) => addr.to_ipv6_mapped().to_bits(),
+            IpAddr::V6(addr) => addr.to_bits(),
+        })
+    }
+}
 
 impl Default for Zone {
     fn default() -> Self {
@@ -60,15 +71,11 @@ impl Zone {
     pub(super) fn admit(
         self: &Arc<Self>,
         limits: &Limits,
-        client: IpAddr,
+        client: Client,
         now: Instant,
     ) -> Result<Option<UnderWay>, u16> {
         let now_ms = now.saturating_duration_since(self.began).as_millis();
         let now_ms = u64::try_from(now_ms).unwrap_or(u64::MAX);
-        let client = match client.to_canonical() {
-            IpAddr::V4(addr) => addr.to_ipv6_mapped().to_bits(),
-            IpAddr::V6(addr) => addr.to_bits(),
-        };
         let mut shard = self.shard(client);
         let counts = limits.per_second.is_some() || limits.per_minute.is_some();
         if counts && !shard.poured.of(client).take(limits, now_ms) {
@@ -85,6 +92,12 @@ impl Zone {
         }
         *open += 1;
         Ok(Some(UnderWay { zone: Arc::clone(self), client }))
+    }
+
+    /// By what a client shows instead of its address. Two of them are one by chance only.
+    pub(super) fn client_of(&self, shown: &[u8]) -> Client {
+        let half = |number: u8| u128::from(self.hasher.hash_one((number, shown)));
+        Client(half(0) << 64 | half(1))
     }
 
     fn shard(&self, client: Client) -> MutexGuard<'_, Shard> {
@@ -150,12 +163,13 @@ mod tests {
             often_status: 429,
             at_once,
             at_once_status: 503,
+            by: None,
             exempt: AddressSet::default(),
         }
     }
 
-    fn addr(text: &str) -> IpAddr {
-        text.parse().unwrap()
+    fn addr(text: &str) -> Client {
+        Client::at(text.parse().unwrap())
     }
 
     #[test]
@@ -247,7 +261,7 @@ mod tests {
                     clock += 1;
                     // How many others came since: at most as many as there were moments.
                     let is_recent = touched.get(&client).is_some_and(|at| clock - at <= CLIENTS as u64);
-                    let value = recent.of(client);
+                    let value = recent.of(Client(client));
                     let expected = model.entry(client).or_insert(0);
                     prop_assert!(*value == *expected || !is_recent && *value == 0);
                     *value += 1;
@@ -270,7 +284,7 @@ mod tests {
             for (client, begins) in steps {
                 let held = open.entry(client).or_default();
                 if begins {
-                    let admitted = zone.admit(&limits, IpAddr::from([10, 0, 0, client]), Instant::now());
+                    let admitted = zone.admit(&limits, Client::at(IpAddr::from([10, 0, 0, client])), Instant::now());
                     prop_assert_eq!(admitted.is_ok(), held.len() < most as usize);
                     held.extend(admitted.ok().flatten());
                 } else {

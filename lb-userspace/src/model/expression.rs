@@ -46,6 +46,14 @@ pub enum Variable {
     RequestId,
     /// `$server_port`, `$pass_server_port`, `$pass_port`.
     ServerPort,
+    /// `$ssl_client_verify`; as the next ones where a certificate was asked for.
+    SslClientVerify,
+    /// `$ssl_client_s_dn`: the name in it.
+    SslClientSubject,
+    /// `$ssl_client_i_dn`: the name of who issued it.
+    SslClientIssuer,
+    /// `$ssl_client_escaped_cert`: the certificate as PEM, percent-encoded.
+    SslClientCertificate,
     /// `$msec`: seconds since the epoch, with milliseconds.
     Msec,
     /// `$http_NAME`; lower case, words separated by `_`.
@@ -114,6 +122,10 @@ impl Variable {
             Self::RequestMethod => "request_method".to_owned(),
             Self::RequestId => "request_id".to_owned(),
             Self::ServerPort => "server_port".to_owned(),
+            Self::SslClientVerify => "ssl_client_verify".to_owned(),
+            Self::SslClientSubject => "ssl_client_s_dn".to_owned(),
+            Self::SslClientIssuer => "ssl_client_i_dn".to_owned(),
+            Self::SslClientCertificate => "ssl_client_escaped_cert".to_owned(),
             Self::Msec => "msec".to_owned(),
             Self::Header(name) => format!("http_{name}"),
             Self::Argument(name) => format!("arg_{name}"),
@@ -139,6 +151,10 @@ impl Variable {
             "request_method" => Self::RequestMethod,
             "request_id" | "req_id" => Self::RequestId,
             "server_port" | "pass_server_port" | "pass_port" => Self::ServerPort,
+            "ssl_client_verify" => Self::SslClientVerify,
+            "ssl_client_s_dn" => Self::SslClientSubject,
+            "ssl_client_i_dn" => Self::SslClientIssuer,
+            "ssl_client_escaped_cert" => Self::SslClientCertificate,
             "msec" => Self::Msec,
             _ => match name.split_once('_')? {
                 (_, "") => return None,
@@ -167,6 +183,7 @@ mod tests {
                 Ok(vec![Part::Variable(Variable::Scheme), literal("://"), Part::Variable(Variable::Host)]),
             ),
             ("$http_X_A-b", Ok(vec![Part::Variable(Variable::Header("x_a".to_owned())), literal("-b")])),
+            ("$ssl_client_s_dn", Ok(vec![Part::Variable(Variable::SslClientSubject)])),
             ("$proxy_add_x_forwarded_for", Ok(vec![Part::Variable(Variable::AppendedChain)])),
             ("$nobody", Err("no variable $nobody is known here".to_owned())),
             ("cost: 5$", Err("no variable $ is known here".to_owned())),

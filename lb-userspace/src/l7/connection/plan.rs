@@ -1,6 +1,5 @@
 //! What was decided about a request, for when the bytes of its head are gone.
 
-use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -19,7 +18,7 @@ use super::super::route::{Route, Router};
 use super::super::snapshot::Snapshot;
 use super::super::upstream::{Lead, Speech};
 use super::super::variable::{self, Known};
-use super::super::zones::UnderWay;
+use super::super::zones::{self, UnderWay};
 
 /// A decided request, free of the bytes it was read from.
 pub(super) struct Plan {
@@ -78,11 +77,22 @@ pub(super) fn lead(
 pub(super) fn count(
     router: &Router,
     decision: &mut Decision<'_>,
-    client: IpAddr,
+    known: Known<'_, '_, '_>,
     started: Instant,
 ) -> Option<Box<UnderWay>> {
     let limits = decision.limits?;
     let zone = router.zones.get(&limits.ingress)?;
+    let client = match &limits.by {
+        None => zones::Client::at(known.effective.addr),
+        Some(by) => {
+            let mut shown = Scratch::take();
+            variable::fill_in(by, known, &mut shown);
+            if shown.is_empty() {
+                return None;
+            }
+            zone.client_of(&shown)
+        }
+    };
     let under_way = zone.admit(limits, client, started).unwrap_or_else(|status| {
         decision.next = Next::Answer(Answer::Status(status));
         None

@@ -177,6 +177,7 @@ fn limits_count_what_is_neither_redirected_nor_missing() {
         often_status: 503,
         at_once: Some(1),
         at_once_status: 503,
+        by: None,
         exempt: AddressSet::default(),
     };
     let all = AddressSet::from_iter(Prefix::new("0.0.0.0".parse().unwrap(), 0));

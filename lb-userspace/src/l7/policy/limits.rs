@@ -59,7 +59,8 @@ fn poured(
 }
 
 pub(super) fn explain(limits: &Limits, client: IpAddr) -> String {
-    let Limits { ingress, per_second, per_minute, often_status, at_once, at_once_status, exempt } = limits;
+    let Limits { ingress, per_second, per_minute, often_status, at_once, at_once_status, by, exempt } =
+        limits;
     if exempt.contains(client) {
         return format!("none for {client}: it is one of {exempt}");
     }
@@ -70,7 +71,11 @@ pub(super) fn explain(limits: &Limits, client: IpAddr) -> String {
     let at_once = at_once.map(|most| format!("{most} under way, else {at_once_status}"));
     let told = [rate(per_second, "second"), rate(per_minute, "minute"), at_once];
     let told: Vec<_> = told.into_iter().flatten().collect();
-    format!("{client} may ask Ingress {ingress}: {}", told.join("; "))
+    let told = told.join("; ");
+    match by {
+        None => format!("{client} may ask Ingress {ingress}: {told}"),
+        Some(by) => format!("all clients with the same {by} may ask Ingress {ingress}: {told}"),
+    }
 }
 
 #[cfg(test)]
@@ -88,6 +93,7 @@ mod tests {
             often_status: 503,
             at_once: None,
             at_once_status: 503,
+            by: None,
             exempt: AddressSet::default(),
         }
     }

@@ -1,9 +1,12 @@
 //! `limit-rps`, `limit-rpm`, `limit-connections`: how often a client may ask. What a value that cannot be
 //! read does, the table says: the version of the Ingress is not admitted.
 
+use std::sync::Arc;
+
 use super::policies::Source;
 use super::value;
 use crate::model::ObjectName;
+use crate::model::expression::{Expression, Part, Variable};
 use crate::model::l7::policy::{Allowance, Limits};
 
 /// `limit-burst-multiplier` where it is not set.
@@ -33,9 +36,17 @@ pub(super) fn read(source: &Source<'_>) -> Option<Limits> {
         often_status: status("limit-req-status-code"),
         at_once: count("limit-connections"),
         at_once_status: status("limit-conn-status-code"),
+        by: by(source),
         exempt: exempt.and_then(|text| value::ranges(text)).unwrap_or_default(),
     };
     let limits_something =
         limits.per_second.is_some() || limits.per_minute.is_some() || limits.at_once.is_some();
     limits_something.then_some(limits)
+}
+
+/// What tells clients apart, where that is not their address.
+fn by(source: &Source<'_>) -> Option<Arc<Expression>> {
+    let text = source.settings.text("limit-conn-zone-variable")?;
+    let expression = Expression::parse(text).ok()?;
+    (expression.0 != [Part::Variable(Variable::RemoteAddr)]).then(|| Arc::new(expression))
 }

@@ -38,6 +38,7 @@ const KEYS: &[(&str, Value)] = &[
     ("global-auth-url", Text),
     ("http-redirect-code", One(&["301", "302", "307", "308"])),
     ("limit-conn-status-code", ErrorStatus),
+    ("limit-conn-zone-variable", Text),
     ("limit-rate", Int),
     ("limit-rate-after", Int),
     ("limit-req-status-code", ErrorStatus),
@@ -155,7 +156,7 @@ fn errors_among(text: &str, about: &mut About<'_>) -> String {
 
 fn legal(key: &str, form: Value, text: &str) -> Result<(), String> {
     value::check(form, text)?;
-    if key == "upstream-hash-by" {
+    if matches!(key, "upstream-hash-by" | "limit-conn-zone-variable") {
         Expression::parse(text)?;
     }
     Ok(())

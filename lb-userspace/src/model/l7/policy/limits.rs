@@ -1,7 +1,10 @@
 //! `limit-rps`, `limit-rpm`, `limit-connections` and what goes with them (reference 4.14).
 
+use std::sync::Arc;
+
 use super::AddressSet;
 use crate::model::ObjectName;
+use crate::model::expression::Expression;
 
 /// How often, and how often at once, one client address may ask the locations of an Ingress.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,6 +21,8 @@ pub struct Limits {
     pub at_once: Option<u32>,
     /// Answer to what is too many at once: 400 to 599.
     pub at_once_status: u16,
+    /// What tells clients apart; `None`: their address. Who has nothing to show for it is not counted.
+    pub by: Option<Arc<Expression>>,
     /// Addresses without limits.
     pub exempt: AddressSet,
 }
