@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 /// of many.
 pub(super) const MAX_FILE_BYTES: u64 = 8 << 20;
 /// All files together; bounds memory on a directory that is not one of manifests.
-const MAX_TOTAL_BYTES: u64 = 512 << 20;
+pub(super) const MAX_TOTAL_BYTES: u64 = 512 << 20;
 const MAX_DEPTH: usize = 16;
 const EXTENSIONS: [&str; 3] = ["yaml", "yml", "json"];
 
@@ -202,6 +202,29 @@ impl Walk<'_> {
             }
         }
     }
+}
+
+/// One file that may have changed by itself, `None` where it is gone; an error where the whole has to be
+/// looked at: it is no plain file, or cannot be read.
+pub(super) fn read_one(path: &Path) -> io::Result<Option<Vec<u8>>> {
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+        Ok(metadata) if !metadata.is_file() => return Err(io::ErrorKind::Other.into()),
+        Ok(_) => {}
+    }
+    match read_limited(path) {
+        Ok(Some(bytes)) => Ok(Some(bytes)),
+        Ok(None) => Err(io::ErrorKind::FileTooLarge.into()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether the walk reads files that are called so.
+pub(super) fn is_manifest(path: &Path) -> bool {
+    let name = path.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
+    !is_hidden_or_temporary(&name) && has_manifest_extension(path)
 }
 
 /// `None`: larger than the limit.

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::document::{self, Entry, Outcome};
-use super::scan::{Content, Scan};
+use super::scan::{Content, MAX_TOTAL_BYTES, Scan};
 use super::{Kept, Loaded};
 use crate::model::{ObjectId, Problem, Severity};
 use crate::objects::{Admission, Key, Map, Object, Objects, Sourced};
@@ -25,6 +25,9 @@ pub(super) struct Store {
     in_force: BTreeMap<Key, InForce>,
     /// A file that was never read is being written.
     unseen: bool,
+    /// What was last said, where each document is in force as it is written: then a file can be
+    /// changed by itself.
+    plain: Option<Loaded>,
 }
 
 struct File {
@@ -51,7 +54,7 @@ impl InForce {
 
 impl Store {
     pub(super) fn new(admission: Admission) -> Self {
-        Self { admission, files: BTreeMap::new(), in_force: BTreeMap::new(), unseen: false }
+        Self { admission, files: BTreeMap::new(), in_force: BTreeMap::new(), unseen: false, plain: None }
     }
 
     /// Takes in a scan and says what is in force now.
@@ -78,7 +81,111 @@ impl Store {
             kept.extend(since.map(|since| Kept { object: key.id(origin), since }));
         }
         problems.sort();
-        Loaded { objects, problems, kept }
+        let loaded = Loaded { objects, problems, kept };
+        self.plain = (self.is_plain() && scan.unlistable.is_empty()).then(|| loaded.clone());
+        loaded
+    }
+
+    /// Every document says what is in force, or nothing.
+    fn is_plain(&self) -> bool {
+        let mut objects = 0;
+        let reads = self.files.values().all(|file| {
+            file.unreadable.is_none()
+                && file.entries.iter().all(|entry| match entry.outcome {
+                    Outcome::Object(_) => {
+                        objects += 1;
+                        true
+                    }
+                    Outcome::Ignored => true,
+                    Outcome::Broken(_) => false,
+                })
+        });
+        let is_kept = |one: &InForce| one.kept.is_some();
+        reads && !self.unseen && objects == self.in_force.len() && !self.in_force.values().any(is_kept)
+    }
+
+    /// Takes in that these files alone are others than before, or gone; `None`: everything has to be looked
+    /// at, because somebody else's documents have to do with it. The rules above are then not needed.
+    pub(super) fn apply_changed(&mut self, changed: &BTreeMap<String, Option<Vec<u8>>>) -> Option<Loaded> {
+        let mut loaded = self.plain.take()?;
+        let known: usize = self.files.values().map(|file| file.bytes.len()).sum();
+        let more: usize = changed.values().flatten().map(Vec::len).sum();
+        if (known + more) as u64 > MAX_TOTAL_BYTES {
+            return None;
+        }
+        let mut read = Vec::new();
+        for (path, bytes) in changed {
+            let known = self.files.get(path);
+            if known.map(|file| &file.bytes) == bytes.as_ref() {
+                continue;
+            }
+            let entries = match bytes {
+                Some(bytes) => document::read_file(path, bytes).ok()?,
+                None => Vec::new(),
+            };
+            read.push((path, bytes, entries));
+        }
+        let paths: BTreeSet<&String> = read.iter().map(|(path, ..)| *path).collect();
+        let is_config = |entry: &Entry| matches!(&entry.outcome, Outcome::Object(Object::ConfigMap(_)));
+        let judge = (self.admission.among)(&loaded.objects.config_maps);
+        let mut keys: BTreeSet<Key> = BTreeSet::new();
+        for (_, _, entries) in &mut read {
+            for entry in entries {
+                admit(self.admission, entry);
+                let object = match &entry.outcome {
+                    Outcome::Object(object) => object,
+                    Outcome::Ignored => continue,
+                    Outcome::Broken(_) => return None,
+                };
+                let key = object.key();
+                let is_of_others = self.in_force.get(&key).is_some_and(|known| !paths.contains(&known.file));
+                // What ConfigMaps demand, all objects have to be asked for.
+                if is_of_others || is_config(entry) || !judge(object, &key.id(&entry.origin)).is_empty() {
+                    return None;
+                }
+                if !keys.insert(key) {
+                    return None;
+                }
+            }
+        }
+        let before = read.iter().filter_map(|(path, ..)| self.files.get(*path));
+        if before.flat_map(|file| &file.entries).any(is_config) {
+            return None;
+        }
+        for (path, bytes, entries) in read {
+            let file = match bytes {
+                Some(bytes) => {
+                    self.files.insert(path.clone(), File { bytes: bytes.clone(), entries, unreadable: None })
+                }
+                None => self.files.remove(path),
+            };
+            for entry in file.into_iter().flat_map(|file| file.entries) {
+                if !entry.problems.is_empty() {
+                    loaded.problems.retain(|problem| !entry.problems.contains(problem));
+                }
+                if let Outcome::Object(object) = entry.outcome {
+                    let key = object.key();
+                    if !keys.contains(&key) {
+                        loaded.objects.remove(&key);
+                        self.in_force.remove(&key);
+                    }
+                }
+            }
+        }
+        for path in paths {
+            for entry in self.files.get(path).into_iter().flat_map(|file| &file.entries) {
+                loaded.problems.extend(entry.problems.iter().cloned());
+                if let Outcome::Object(object) = &entry.outcome {
+                    let (object, file, origin) = (object.clone(), path.clone(), Arc::clone(&entry.origin));
+                    loaded.objects.insert(object.clone(), Arc::clone(&origin));
+                    self.in_force.insert(object.key(), InForce { object, file, origin, kept: None });
+                }
+            }
+        }
+        loaded.problems.sort();
+        loaded.problems.dedup();
+        self.plain = Some(loaded.clone());
+        Some(loaded)
     }
 
     /// Has what the ConfigMaps in force demand kept: who does not keep to it stays what it was. Returns

@@ -1,5 +1,6 @@
 //! Files in, objects and problems out; the watcher with real inotify in a directory of its own.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
@@ -522,4 +523,52 @@ fn what_was_never_read_is_unread_and_what_is_kept_says_since_when() {
 
     let busy = Scan { files: [("z.yaml".to_owned(), Content::Busy)].into(), ..Scan::default() };
     assert_eq!(store.apply_at(busy, at(5)).objects.unread, [None].into());
+}
+
+/// A file of a history: which Services it holds, or what is wrong with it.
+fn file_texts() -> impl Strategy<Value = Option<String>> {
+    prop_oneof![
+        1 => Just(None),
+        6 => prop::collection::vec((0..4u8, 1..4u16), 0..3).prop_map(|services| {
+            let texts = services.iter().map(|(name, port)| service(&format!("s{name}"), *port));
+            Some(texts.collect::<Vec<_>>().join("---\n"))
+        }),
+        1 => Just(Some("kind: Service\napiVersion: v1\nmetadata: {name: s0}\nspec: [".to_owned())),
+        1 => Just(Some("kind: Service\napiVersion: v1\nmetadata: {name: s1}\nspec: {ports: [], typo: 1}\n".to_owned())),
+        1 => Just(Some("kind: ConfigMap\napiVersion: v1\nmetadata: {name: c}\ndata: {s2: x}\n".to_owned())),
+        1 => Just(Some("kind: Service\napiVersion: v1\nmetadata: {name: s3, labels: {refuse: x}}\n".to_owned())),
+    ]
+}
+
+proptest! {
+    /// Who reads only what has changed comes to the same as who reads everything.
+    #[test]
+    fn a_change_of_a_few_files_needs_no_look_at_the_others(
+        steps in prop::collection::vec(prop::collection::btree_map(0..4u8, file_texts(), 1..3), 1..12)
+    ) {
+        let admission = Admission { alone: refuse_labelled, ..ADMIT_UNNAMED };
+        let (mut by_files, mut by_scans) = (Store::new(admission), Store::new(admission));
+        let mut files: BTreeMap<String, Vec<u8>> = BTreeMap::new();
+        let at = std::time::UNIX_EPOCH;
+        for step in steps {
+            let changed: BTreeMap<_, _> = step
+                .into_iter()
+                .map(|(name, text)| (format!("{name}.yaml"), text.map(String::into_bytes)))
+                .collect();
+            for (name, bytes) in &changed {
+                match bytes {
+                    Some(bytes) => drop(files.insert(name.clone(), bytes.clone())),
+                    None => drop(files.remove(name)),
+                }
+            }
+            let scan = || Scan {
+                files: files.iter().map(|(name, bytes)| (name.clone(), Content::Bytes(bytes.clone()))).collect(),
+                ..Scan::default()
+            };
+
+            let some = by_files.apply_changed(&changed).unwrap_or_else(|| by_files.apply_at(scan(), at));
+
+            prop_assert_eq!(some, by_scans.apply_at(scan(), at));
+        }
+    }
 }

@@ -1,9 +1,10 @@
 //! Follows a directory by inotify and publishes what is in force after every change.
 //!
-//! Every event leads to a whole rescan, whatever it says: the kernel may merge, reorder or drop
-//! events, and a scan that finds unchanged bytes parses nothing. Events only decide *when*.
+//! Events decide *when* to look and never *what* there is: the kernel may merge, reorder or drop them. Where
+//! all of them are about plain files in directories that are known, those files are read again; anything
+//! else leads to a whole rescan, in which unchanged bytes are not parsed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -72,8 +73,12 @@ impl Watcher {
             let (mut store, mut watched) = (self.store, self.watched);
             // Reading thousands of files must not hold up the runtime it shares.
             let read = tokio::task::spawn_blocking(move || {
-                let loaded = watched.scan(&root).map(|scan| {
-                    let mut loaded = store.apply(scan);
+                let changed = watched.changed(&root);
+                let loaded = match changed.and_then(|changed| store.apply_changed(&changed)) {
+                    Some(loaded) => Ok(loaded),
+                    None => watched.scan(&root).map(|scan| store.apply(scan)),
+                };
+                let loaded = loaded.map(|mut loaded| {
                     loaded.problems.extend(watched.problem());
                     loaded
                 });
@@ -170,6 +175,8 @@ struct Watched {
     busy: BTreeMap<PathBuf, Instant>,
     /// Something happened that a scan has not seen.
     pending: bool,
+    /// The files that it happened to; `None`: more than that.
+    files: Option<BTreeSet<PathBuf>>,
     root_missing: bool,
     degraded: Option<String>,
 }
@@ -190,13 +197,30 @@ impl Watched {
             parent,
             busy: BTreeMap::new(),
             pending: false,
+            files: None,
             root_missing: false,
             degraded: None,
         }
     }
 
+    /// The files that have changed, by their names below the root, if nothing else has.
+    fn changed(&mut self, root: &Path) -> Option<BTreeMap<String, Option<Vec<u8>>>> {
+        let files = self.files.replace(BTreeSet::new())?;
+        if files.is_empty() || !self.busy.is_empty() || self.root_missing || self.degraded.is_some() {
+            return None;
+        }
+        self.pending = false;
+        let mut changed = BTreeMap::new();
+        for path in files {
+            let name = path.strip_prefix(root).ok()?.to_str()?.to_owned();
+            changed.insert(name, scan::read_one(&path).ok()?);
+        }
+        Some(changed)
+    }
+
     fn scan(&mut self, root: &Path) -> io::Result<Scan> {
         self.pending = false;
+        self.files = Some(BTreeSet::new());
         self.degraded = None;
         let now = Instant::now();
         self.busy.retain(|_, since| now.duration_since(*since) < BUSY_CAP);
@@ -228,7 +252,16 @@ impl Watched {
             return;
         }
         self.pending = true;
-        let Some(path) = self.path_of(event) else { return };
+        let Some(path) = self.path_of(event) else {
+            self.files = None;
+            return;
+        };
+        let is_file =
+            event.name.is_some() && !event.mask.contains(EventMask::ISDIR) && scan::is_manifest(&path);
+        match &mut self.files {
+            Some(files) if is_file => drop(files.insert(path.clone())),
+            _ => self.files = None,
+        }
         if event.mask.contains(EventMask::MODIFY) {
             self.busy.entry(path).or_insert_with(Instant::now);
         } else {
