@@ -26,7 +26,7 @@ pub fn dump(translated: &Translated, load_problems: &[Problem]) -> String {
     let mut out = String::new();
     l4(&translated.snapshot.l4, &mut out);
     l7(&translated.snapshot.l7, &mut out);
-    for problem in load_problems.iter().chain(&translated.problems) {
+    for problem in load_problems.iter().chain(translated.problems.iter().map(|problem| &**problem)) {
         line(&mut out, 0, &format!("{problem} [{}]", problem.reason));
     }
     out

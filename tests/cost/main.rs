@@ -224,7 +224,7 @@ fn l7(backend: SocketAddr, log: std::path::PathBuf) -> L7 {
     let upstream = Upstream { endpoints: [backend].into(), ..Upstream::default() };
     L7 {
         servers: (0..100).map(|n| (HostMatch::Exact(host(n)), server())).collect(),
-        upstreams: BTreeMap::from([(name.clone(), upstream)]),
+        upstreams: [(name.clone(), upstream)].into(),
         log: Some(Arc::new(AccessLog { sink: Arc::new(Sink::File(log)), ..AccessLog::default() })),
         ..L7::default()
     }

@@ -1,6 +1,5 @@
 //! What comes before requests: PROXY headers, names in ClientHellos, TLS settings, TLS handed on.
 
-use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
@@ -228,7 +227,7 @@ fn tls_is_handed_on_by_its_name_and_never_opened() {
     let upstream = Rig::start(to(&[mirror.addr]));
     let mut l7 = to(&[upstream.https]);
     let (name, _) = l7.upstreams.first_key_value().expect("one upstream");
-    l7.passthrough = BTreeMap::from([("pass.example".to_owned(), name.clone())]);
+    l7.passthrough = [("pass.example".to_owned(), name.clone())].into();
     let rig = Rig::start(l7);
 
     let mut passed = Tls::connect(rig.https, "PASS.example");
@@ -253,7 +252,7 @@ fn tls_is_handed_on_by_its_name_and_never_opened() {
 fn tls_to_be_handed_on_is_closed_where_nobody_takes_it() {
     let mut l7 = to(&[]);
     let (name, _) = l7.upstreams.first_key_value().expect("one upstream");
-    l7.passthrough = BTreeMap::from([("pass.example".to_owned(), name.clone())]);
+    l7.passthrough = [("pass.example".to_owned(), name.clone())].into();
     let rig = Rig::start(l7);
 
     assert!(Tls::with(config(None, rustls::ALL_VERSIONS), rig.https, "pass.example").is_err());

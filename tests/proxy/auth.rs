@@ -135,9 +135,9 @@ fn a_host_says_only_to_those_it_lets_in_that_it_holds_nothing() {
         &[backend.addr],
         Filters { policies: Some(Arc::new(auth(Satisfy::All))), ..Filters::default() },
     );
-    for location in l7.servers.values_mut().flat_map(|server| &mut server.locations) {
-        location.action = Action::DefaultBackend;
-    }
+    l7.servers.edit(|_, server| {
+        server.locations.iter_mut().for_each(|location| location.action = Action::DefaultBackend);
+    });
     let rig = Rig::start(l7);
 
     let silent = rig.ask("GET /a HTTP/1.1\r\nHost: h\r\n\r\n");

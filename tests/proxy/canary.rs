@@ -27,10 +27,10 @@ fn with_canary(primary: &[SocketAddr], canary: &[SocketAddr], part: u32) -> L7 {
     let name = UpstreamName("default-next-80".to_owned());
     let header = HeaderRule { name: "X-Canary".to_owned(), value: HeaderValue::AlwaysOrNever };
     let rules = Rules { header: Some(header), cookie: None, weight: Weight { part, of: 100 } };
-    for upstream in l7.upstreams.values_mut() {
+    l7.upstreams.edit(|_, upstream| {
         upstream.canary =
             Some(Canary { upstream: name.clone(), rules: rules.clone(), sessions: Default::default() });
-    }
+    });
     let upstream = Upstream { endpoints: canary.iter().copied().collect(), ..Upstream::default() };
     l7.upstreams.insert(name, upstream);
     l7

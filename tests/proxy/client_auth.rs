@@ -27,7 +27,7 @@ pub fn verify(ca: &Ca, demand: Demand) -> VerifyClient {
 /// Everything to the backend; `secure.example` demands something of its clients, others do not.
 pub fn guarded(backend: &Backend, auth: ClientAuth) -> L7 {
     let mut l7 = to(&[backend.addr]);
-    let open = l7.servers[&HostMatch::Any].clone();
+    let open = l7.servers.get(&HostMatch::Any).cloned().expect("the server");
     let server = Server { client_auth: Some(Arc::new(auth)), ..open };
     l7.servers.insert(HostMatch::Exact(HOST.to_owned()), server);
     l7
@@ -178,9 +178,9 @@ fn plain_http_is_no_way_around_a_certificate() {
     // A redirect gives nothing away.
     let auth = ClientAuth::Verify(Box::new(verify(&ca, Demand::Required)));
     let mut l7 = guarded(&backend, auth);
-    for server in l7.servers.values_mut() {
+    l7.servers.edit(|_, server| {
         server.locations.iter_mut().for_each(|location| location.filters.ssl_redirect = SslRedirect::Always);
-    }
+    });
     assert_eq!(ask(&Rig::start(l7), "/"), 308);
 }
 

@@ -31,9 +31,9 @@ fn no_endpoint_is_503_and_a_denied_location_too() {
     assert_eq!(rig.ask(GET).status, 503);
 
     let mut denied = to(&[nobody()]);
-    for location in denied.servers.values_mut().flat_map(|server| &mut server.locations) {
-        location.action = Action::Deny;
-    }
+    denied.servers.edit(|_, server| {
+        server.locations.iter_mut().for_each(|location| location.action = Action::Deny);
+    });
     assert_eq!(Rig::start(denied).ask(GET).status, 503);
 }
 

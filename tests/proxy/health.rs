@@ -83,9 +83,9 @@ fn checked(endpoints: &[SocketAddr], probe: Probe) -> L7 {
 
 fn with_check(endpoints: &[SocketAddr], check: Check) -> L7 {
     let mut l7 = to(endpoints);
-    for upstream in l7.upstreams.values_mut() {
+    l7.upstreams.edit(|_, upstream| {
         upstream.check = Some(Arc::new(check.clone()));
-    }
+    });
     l7
 }
 
@@ -277,9 +277,9 @@ fn an_upstream_without_a_check_is_asked_nothing() {
     let well = Arc::new(AtomicBool::new(true));
     let (unchecked, other) = (named("a", &well), named("b", &well));
     let mut l7 = to(&[unchecked.addr]);
-    let mut more = checked(&[other.addr], http("/health")).upstreams;
-    let (name, upstream) = more.pop_first().expect("an upstream");
-    l7.upstreams.insert(penstock::model::upstream::UpstreamName(format!("{}-2", name.0)), upstream);
+    let more = checked(&[other.addr], http("/health")).upstreams;
+    let (name, upstream) = more.first_key_value().expect("an upstream");
+    l7.upstreams.insert(penstock::model::upstream::UpstreamName(format!("{}-2", name.0)), upstream.clone());
     let checks = Checked::start(l7);
 
     eventually(DEADLINE, || (other.connections() > 5).then_some(())).expect("the other is asked");
@@ -335,9 +335,9 @@ fn an_upstream_may_keep_a_number_of_idle_connections_of_its_own() {
         let backends = [Backend::mirror(), Backend::mirror()];
         let mut l7 = to(&backends.each_ref().map(|backend| backend.addr));
         l7.keepalive = keepalive;
-        for upstream in l7.upstreams.values_mut() {
+        l7.upstreams.edit(|_, upstream| {
             upstream.idle = idle;
-        }
+        });
         let rig = Rig::start(l7);
 
         for _ in 0..4 {

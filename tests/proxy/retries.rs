@@ -112,9 +112,9 @@ fn a_hash_keeps_a_key_at_its_endpoint_on_every_worker() {
     let backends: Vec<_> = (0..4).map(|_| named()).collect();
     let addrs: Vec<SocketAddr> = backends.iter().map(|backend| backend.addr).collect();
     let mut l7 = to(&addrs);
-    for upstream in l7.upstreams.values_mut() {
+    l7.upstreams.edit(|_, upstream| {
         upstream.balance = Balance::Hash(Expression::parse("$http_x_user").unwrap());
-    }
+    });
     let rig = Rig::with_workers(l7, 2);
     let who = |user: usize| rig.ask(&format!("GET / HTTP/1.1\r\nHost: a\r\nX-User: {user}\r\n\r\n")).text();
 

@@ -1,6 +1,5 @@
 //! The proxy on loopback, with backends that each test scripts and clients that speak bytes.
 
-use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
@@ -113,11 +112,12 @@ pub fn to_with(endpoints: &[SocketAddr], filters: Filters) -> L7 {
     };
     let server = Server { locations: vec![location], ..Server::default() };
     L7 {
-        servers: BTreeMap::from([(HostMatch::Any, server)]),
-        upstreams: BTreeMap::from([(
+        servers: [(HostMatch::Any, server)].into(),
+        upstreams: [(
             name,
             Upstream { endpoints: endpoints.iter().copied().collect(), ..Upstream::default() },
-        )]),
+        )]
+        .into(),
         ..L7::default()
     }
 }

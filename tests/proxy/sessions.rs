@@ -31,9 +31,9 @@ fn affinity(mode: Mode) -> Affinity {
 
 fn keeping(endpoints: &[SocketAddr], affinity: &Affinity) -> L7 {
     let mut l7 = to(endpoints);
-    for upstream in l7.upstreams.values_mut() {
+    l7.upstreams.edit(|_, upstream| {
         upstream.affinity = Some(affinity.clone());
-    }
+    });
     l7
 }
 
@@ -188,9 +188,9 @@ fn a_session_stays_with_canary_or_primary_unless_the_rules_decide_anew() {
         let mut l7 = keeping(&[old.addr], &affinity(Mode::Persistent));
         let name = UpstreamName("default-next-80".to_owned());
         let rules = Rules { weight: Weight { part, of: 100 }, ..Rules::default() };
-        for upstream in l7.upstreams.values_mut() {
+        l7.upstreams.edit(|_, upstream| {
             upstream.canary = Some(Canary { upstream: name.clone(), rules: rules.clone(), sessions });
-        }
+        });
         let endpoints = [new.addr].into();
         let affinity = Some(affinity(Mode::Persistent));
         l7.upstreams.insert(name, Upstream { endpoints, affinity, ..Upstream::default() });

@@ -10,9 +10,8 @@ use std::time::{Duration, UNIX_EPOCH};
 use super::State;
 use crate::config::Config;
 use crate::model::l7::{Action, Certificate, HostMatch, L7};
-use crate::model::problem::Problem;
 use crate::model::report::{Metric, MetricKind, Sample};
-use crate::model::{ObjectName, Snapshot};
+use crate::model::{ObjectName, Problems, Snapshot};
 
 /// Metrics of ingress-nginx that say nothing of the controller they come from.
 const WITHOUT_CONSTANTS: [&str; 3] = [
@@ -178,7 +177,7 @@ fn hash(snapshot: &Snapshot) -> f64 {
 
 /// When each host's certificate expires, and what it says of itself.
 fn certificates(l7: &L7, class: &str) -> (Vec<Sample>, Vec<Sample>) {
-    let of_host = |(host, certificate): (&HostMatch, &Arc<Certificate>)| {
+    let of_host = |(host, certificate): (&HostMatch, &Certificate)| {
         let leaf = &certificate.leaf;
         let labels = vec![
             ("namespace", certificate.secret.namespace.clone()),
@@ -201,7 +200,7 @@ fn certificates(l7: &L7, class: &str) -> (Vec<Sample>, Vec<Sample>) {
 }
 
 /// For each Ingress whether a Service that it names is missing, and whether one has no endpoint.
-fn orphans(l7: &L7, problems: &[Problem]) -> Vec<Sample> {
+fn orphans(l7: &L7, problems: &Problems) -> Vec<Sample> {
     let missing: BTreeSet<_> = problems
         .iter()
         .filter(|problem| problem.object.kind == "Ingress" && problem.reason == "missing-service")
@@ -240,7 +239,7 @@ fn orphans(l7: &L7, problems: &[Problem]) -> Vec<Sample> {
 mod tests {
     use super::*;
     use crate::model::l7::{HostMatch, Location, PathMatch, Server, Upstream, UpstreamName};
-    use crate::model::problem::{ObjectId, Severity};
+    use crate::model::problem::{ObjectId, Problem, Severity};
 
     #[test]
     fn an_ingress_is_an_orphan_while_its_service_or_its_endpoints_are_missing() {
@@ -279,7 +278,7 @@ mod tests {
             fix: String::new(),
         };
 
-        let found: Vec<_> = orphans(&l7, &[problem])
+        let found: Vec<_> = orphans(&l7, &Problems::unit(Arc::new(problem)))
             .into_iter()
             .map(|sample| {
                 let words: Vec<_> = sample.labels.into_iter().map(|(_, value)| value).collect();

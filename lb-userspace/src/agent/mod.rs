@@ -20,8 +20,9 @@ mod successor;
 
 use std::os::fd::AsFd;
 use std::process::ExitStatus;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use imbl::ordset::DiffItem;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
@@ -29,9 +30,9 @@ use tracing::{error, info, warn};
 use crate::config::{Config, DatapathMode, OnExit, SnippetPolicy, TranslateConfig};
 use crate::drain::{Request, Signals};
 use crate::manifests::Loaded;
-use crate::model::{Problem, Severity, Snapshot};
+use crate::model::{Problems, Severity, Snapshot};
 use crate::takeover::Peer;
-use crate::translate::Translated;
+use crate::translate::{Translated, Translator};
 use crate::{admin, datapath, dns, l7, manifests, translate};
 
 use endpoint::Endpoint;
@@ -241,6 +242,7 @@ async fn ended(started: &mut Option<oneshot::Receiver<std::io::Result<ExitStatus
 
 /// The newest translation, published to each room as the part it understands.
 struct Desired {
+    translator: Arc<Mutex<Translator>>,
     l4: watch::Sender<Arc<crate::model::l4::L4>>,
     l7: watch::Sender<Arc<crate::model::l7::L7>>,
     state: watch::Sender<Arc<State>>,
@@ -251,7 +253,7 @@ struct Desired {
 #[derive(Debug, Clone)]
 pub(crate) struct State {
     pub(crate) snapshot: Snapshot,
-    pub(crate) problems: Vec<Problem>,
+    pub(crate) problems: Problems,
     /// Objects of which an earlier version is in force.
     pub(crate) kept: Vec<manifests::Kept>,
     /// How many translations there were.
@@ -262,9 +264,11 @@ pub(crate) struct State {
 
 impl Desired {
     fn new(loaded: &Loaded, options: &translate::Options, generation: u64) -> Self {
-        let state = State::new(loaded, translate::translate(&loaded.objects, options), generation);
-        state.log(&[]);
+        let mut translator = Translator::default();
+        let state = State::new(loaded, translator.translate(&loaded.objects, options), generation);
+        state.log(&Problems::new());
         Self {
+            translator: Arc::new(Mutex::new(translator)),
             l4: watch::Sender::new(Arc::clone(&state.snapshot.l4)),
             l7: watch::Sender::new(Arc::clone(&state.snapshot.l7)),
             state: watch::Sender::new(Arc::new(state)),
@@ -278,10 +282,20 @@ impl Desired {
             let state = self.state.borrow();
             (Arc::clone(&state), state.generation + 1)
         };
-        // Ten thousand Ingresses take long enough to hold up everything else on this runtime.
+        // A ConfigMap changes what all Ingresses come to, and ten thousand take long enough to hold up
+        // everything else on this runtime.
         let translated = {
             let (loaded, options) = (Arc::clone(loaded), options.clone());
-            tokio::task::spawn_blocking(move || translate::translate(&loaded.objects, &options)).await
+            let translator = Arc::clone(&self.translator);
+            let translate = move || {
+                let mut known = translator.lock().unwrap_or_else(PoisonError::into_inner);
+                // Should it fail on its way, it has no half-known state left behind.
+                let mut translator = std::mem::take(&mut *known);
+                let translated = translator.translate(&loaded.objects, &options);
+                *known = translator;
+                translated
+            };
+            tokio::task::spawn_blocking(translate).await
         };
         let translated = match translated {
             Ok(translated) => translated,
@@ -300,8 +314,9 @@ impl Desired {
     }
 }
 
-fn replace_if_different<T: PartialEq>(slot: &mut Arc<T>, new: &Arc<T>) -> bool {
-    let differs = **slot != **new;
+/// The same `Arc` is equal without a look.
+fn replace_if_different<T: Eq>(slot: &mut Arc<T>, new: &Arc<T>) -> bool {
+    let differs = slot != new;
     if differs {
         *slot = Arc::clone(new);
     }
@@ -310,16 +325,14 @@ fn replace_if_different<T: PartialEq>(slot: &mut Arc<T>, new: &Arc<T>) -> bool {
 
 impl State {
     fn new(loaded: &Loaded, translated: Translated, generation: u64) -> Self {
-        let Translated { snapshot, problems } = translated;
-        let mut problems: Vec<Problem> = loaded.problems.iter().cloned().chain(problems).collect();
-        problems.sort();
-        problems.dedup();
+        let Translated { snapshot, mut problems } = translated;
+        problems.extend(loaded.problems.iter().cloned().map(Arc::new));
         let kept = loaded.kept.clone();
         Self { snapshot, problems, kept, generation, at: std::time::SystemTime::now() }
     }
 
     /// One line for the change and one for each problem that is new; the rest stands in `status`.
-    fn log(&self, known: &[Problem]) {
+    fn log(&self, known: &Problems) {
         let Snapshot { l4, l7 } = &self.snapshot;
         info!(
             generation = self.generation,
@@ -329,7 +342,10 @@ impl State {
             problems = self.problems.len(),
             "snapshot"
         );
-        let new = self.problems.iter().filter(|problem| known.binary_search(problem).is_err());
+        let new = known.diff(&self.problems).filter_map(|item| match item {
+            DiffItem::Add(problem) => Some(problem),
+            DiffItem::Remove(_) => None,
+        });
         for problem in new.filter(|problem| problem.severity != Severity::Info) {
             warn!(
                 object = %problem.object,

@@ -3,6 +3,7 @@
 
 use std::fmt::{self, Display};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
@@ -136,7 +137,9 @@ impl Status {
                     since_seconds: kept.since.elapsed().unwrap_or_default().as_secs(),
                 })
                 .collect(),
-            problems: state.problems.iter().chain(&extra_problems).map(ProblemStatus::new).collect(),
+            problems: (state.problems.iter().map(Arc::as_ref).chain(&extra_problems))
+                .map(ProblemStatus::new)
+                .collect(),
         }
     }
 }

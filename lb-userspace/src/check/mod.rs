@@ -15,6 +15,7 @@ mod verdict;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use serde::Serialize;
 
@@ -104,7 +105,7 @@ pub fn report(input: &Input<'_>) -> Report {
     for id in objects.ids() {
         about.entry(id).or_default();
     }
-    let problems = load_problems.iter().chain(&translated.problems);
+    let problems = load_problems.iter().chain(translated.problems.iter().map(Arc::as_ref));
     for problem in problems.filter(|problem| !absent.explains(problem)) {
         about.entry(problem.object.clone()).or_default().problems.push(problem);
     }

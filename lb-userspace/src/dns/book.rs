@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::client::{Answer, Error};
 use super::names;
-use crate::model::l7::L7;
+use crate::model::l7::{L7, Upstream};
 
 /// An answer holds as long as it says, but is asked for again no earlier and no later than this.
 const SHORTEST: Duration = Duration::from_secs(1);
@@ -109,10 +109,11 @@ impl Book {
             return Arc::clone(l7);
         }
         let mut filled = L7::clone(l7);
-        for upstream in filled.upstreams.values_mut() {
+        for (name, upstream) in &l7.upstreams {
             let Some(external) = &upstream.external else { continue };
             let addrs = self.names.get(&external.name).into_iter().flat_map(|entry| &entry.addrs);
-            upstream.endpoints = addrs.map(|addr| SocketAddr::new(*addr, external.port)).collect();
+            let endpoints = addrs.map(|addr| SocketAddr::new(*addr, external.port)).collect();
+            filled.upstreams.insert(name.clone(), Upstream { endpoints, ..upstream.clone() });
         }
         Arc::new(filled)
     }

@@ -1,14 +1,15 @@
 //! Who is asked next, and what answers make of an endpoint. Pure: the clock and the outcomes come
 //! from the caller.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use crate::model::Shared;
 use crate::model::health::{Check, Fault, Finding, Unwell};
 use crate::model::l7::L7;
-use crate::model::upstream::UpstreamName;
+use crate::model::upstream::{Upstream, UpstreamName};
 
 /// The first probes of new endpoints are spread over no more than this.
 const FIRST_WITHIN: Duration = Duration::from_secs(1);
@@ -42,6 +43,8 @@ pub(super) enum News {
 
 /// All checked endpoints.
 pub(super) struct Checks {
+    /// Those of the last snapshot.
+    followed: Shared<UpstreamName, Upstream>,
     watched: BTreeMap<Target, Watched>,
     /// Everybody by when they are asked.
     queue: BTreeMap<(Instant, u64), Target>,
@@ -69,6 +72,7 @@ impl Checks {
     /// `seed` decides the jitter.
     pub(super) fn new(seed: u64) -> Self {
         Self {
+            followed: Shared::default(),
             watched: BTreeMap::new(),
             queue: BTreeMap::new(),
             counts: BTreeMap::new(),
@@ -80,9 +84,27 @@ impl Checks {
     /// Watches what a snapshot asks for and nothing else. Who stays keeps what is known of it, even
     /// if it is asked in another way from now on.
     pub(super) fn follow(&mut self, l7: &L7, now: Instant) {
-        let mut before = std::mem::take(&mut self.watched);
-        for (name, upstream) in &l7.upstreams {
-            let Some(check) = &upstream.check else { continue };
+        let followed = std::mem::replace(&mut self.followed, l7.upstreams.clone());
+        for change in l7.upstreams.changes(&followed) {
+            let name = change.key;
+            let mut before = BTreeMap::new();
+            for endpoint in change.before.iter().flat_map(|upstream| &upstream.endpoints) {
+                let target = Target { upstream: name.clone(), endpoint: *endpoint };
+                before.extend(self.watched.remove_entry(&target));
+            }
+            self.follow_one(name, change.now.map(Arc::as_ref), before, now);
+        }
+    }
+
+    fn follow_one(
+        &mut self,
+        name: &UpstreamName,
+        upstream: Option<&Upstream>,
+        mut before: BTreeMap<Target, Watched>,
+        now: Instant,
+    ) {
+        let check = upstream.and_then(|upstream| Some((upstream, upstream.check.as_ref()?)));
+        if let Some((upstream, check)) = check {
             self.counts.entry(name.clone()).or_default();
             for endpoint in &upstream.endpoints {
                 let target = Target { upstream: name.clone(), endpoint: *endpoint };
@@ -108,8 +130,9 @@ impl Checks {
         for Watched { due, stay, .. } in before.into_values() {
             self.queue.remove(&(due, stay));
         }
-        let checked: BTreeSet<_> = self.watched.keys().map(|target| &target.upstream).collect();
-        self.counts.retain(|name, _| checked.contains(name));
+        if check.is_none_or(|(upstream, _)| upstream.endpoints.is_empty()) {
+            self.counts.remove(name);
+        }
     }
 
     /// When the next probe is due; `None`: nobody is watched.

@@ -334,7 +334,8 @@ impl Connection<'_, '_> {
                     body = Body::Length(0);
                 }
                 let entry = snapshot.router.upstreams.get(upstream);
-                let (pinned, cookie) = session::of(entry, decision.route, &headers, self.client.scheme);
+                let (pinned, cookie) =
+                    session::of(entry.map(|entry| &**entry), decision.route, &headers, self.client.scheme);
                 Step::Exchange(Outgoing {
                     head,
                     body: body.clone(),
@@ -373,7 +374,7 @@ impl Connection<'_, '_> {
             page,
             step,
             dress: Dress::of(&snapshot, policies, known),
-            route: decision.route.counted(side),
+            route: (decision.route.at(), side),
             filters: exchange::Limits::of(&decision.route.filters),
             snapshot: Rc::clone(&snapshot),
             line,
@@ -400,7 +401,7 @@ impl Connection<'_, '_> {
         self.requests += 1;
         self.buf.consume(plan.head_len);
         let Plan { method, is_head, version, after, body, checks, mut page, mut step, dress, .. } = plan;
-        let Plan { route, filters, snapshot, under_way: _under_way, .. } = plan;
+        let Plan { route: (at, side), filters, snapshot, under_way: _under_way, .. } = plan;
         (self.tally, self.dress) = (Tally::default(), dress);
         let mut record = Record::default();
         // What has to wait for somebody does so here: with the step at hand, before anything goes upstream.
@@ -453,13 +454,17 @@ impl Connection<'_, '_> {
         };
         self.dress = Dress::default();
         let took = started.elapsed();
-        // The number of a request that outlived its snapshot means another route by now.
-        let number = Rc::ptr_eq(&snapshot, &self.worker.current.load()).then_some(route);
-        if let Some(labels) = snapshot.router.labels.get(route) {
+        if let Some((number, labels)) = snapshot.router.route(at).map(|route| route.counted(side)) {
             let Tally { body_received, head_sent, body_sent } = self.tally;
             let (received, sent) = (plan.head_len as u64 + body_received, head_sent + body_sent);
             let finished = Finished { method, status, took, attempt: record.only(), received, sent };
-            self.worker.counters.borrow_mut().request(number, labels, &finished);
+            // The route of a request that outlived its snapshot may be gone.
+            let now = self.worker.current.load();
+            let stands = Rc::ptr_eq(&snapshot, &now) || now.router.stands(number, at);
+            let number = stands.then_some(number);
+            if number.is_some() || now.router.has(labels) {
+                self.worker.counters.borrow_mut().request(number, labels, &finished);
+            }
         }
         if let Some(line) = plan.line {
             let is_whole = left != Left::Broken;

@@ -1,6 +1,7 @@
 //! `penstock explain URL`: the decision of [`super::filters::decide`] in words.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use crate::model::health::Unwell;
 use crate::model::l7::{ClientAuth, Demand, L7, SslRedirect};
@@ -14,7 +15,7 @@ use super::filters::{Answer, Asked, Decision, Next, canary_choice, decide};
 use super::policy::{self, Headers};
 
 pub use super::filters::Scheme;
-use super::route::{HostFound, RouteAction, Router, UpstreamEntry, bare_host, host_label};
+use super::route::{HostFound, Maker, RouteAction, Router, UpstreamEntry, bare_host, host_label};
 
 /// A request to explain.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,17 +35,24 @@ pub struct Request {
 }
 
 /// A snapshot that is made ready once for many questions.
-pub struct Prepared(Router);
+pub struct Prepared(Maker, Router);
 
 impl Prepared {
     /// Makes what workers look routes up in.
     pub fn new(l7: &L7) -> Self {
-        Self(Router::new(l7))
+        let mut maker = Maker::default();
+        let router = maker.make(l7);
+        Self(maker, router)
+    }
+
+    /// The same of the next snapshot.
+    pub fn update(&mut self, l7: &L7) {
+        self.1 = self.0.make(l7);
     }
 
     /// The path, as its Ingress writes it, of the location that takes this host and normalised path.
     pub fn path_label(&self, host: &str, path: &str) -> &str {
-        let (site, _) = self.0.site(host.as_bytes());
+        let (site, _) = self.1.site(host.as_bytes());
         &site.find(path.as_bytes()).route.labels.path
     }
 }
@@ -266,8 +274,8 @@ fn health_step(router: &Router, unwell: Option<&Unwell>, decision: &Decision<'_>
 fn upstream<'r>(router: &'r Router, decision: &Decision<'_>) -> Option<&'r UpstreamEntry> {
     match decision.route.action {
         RouteAction::Proxy(index) | RouteAction::DefaultBackend(index) => match decision.next {
-            Next::Proxy { upstream, .. } => router.upstreams.get(upstream),
-            Next::Answer(_) => router.upstreams.get(index?),
+            Next::Proxy { upstream, .. } => router.upstreams.get(upstream).map(Arc::as_ref),
+            Next::Answer(_) => router.upstreams.get(index?).map(Arc::as_ref),
         },
         RouteAction::Redirect | RouteAction::Deny => None,
     }

@@ -14,7 +14,7 @@ pub(super) use causes::{Denied, Failure, Method, Refused};
 pub(super) use series::Finished;
 use series::Requests;
 
-use super::route::{Labels, Router};
+use super::route::{Labels, Router, Site};
 use super::spill::Cause;
 use crate::model::metering::Metering;
 
@@ -86,7 +86,7 @@ impl Counters {
         Self { by_labels: self.by_labels.anew(), ..Self::default() }
     }
 
-    /// One finished request; `route`: the number of its route, if its snapshot is the one in force.
+    /// One finished request; `route`: the number of its route, if that is still there.
     pub(super) fn request(&mut self, route: Option<usize>, labels: &Arc<Labels>, finished: &Finished<'_>) {
         self.requests += 1;
         self.by_labels.count(route, labels, finished);
@@ -116,9 +116,14 @@ impl Counters {
         *self.failures.entry(failure).or_default() += 1;
     }
 
-    /// A new snapshot numbers its routes anew, and some are gone.
-    pub(super) fn settle(&mut self, next: &Router) {
-        self.by_labels.settle(next);
+    /// Routes of these sites are gone.
+    pub(super) fn settle<'r>(&mut self, gone: impl Iterator<Item = &'r Arc<Site>>, next: &Router) {
+        self.by_labels.settle(gone, next);
+    }
+
+    /// Series of routes that are not there go; for those of another process.
+    pub(super) fn forget_unknown(&mut self, router: &Router) {
+        self.by_labels.forget_unknown(router);
     }
 
     /// Adds another worker's counters.
@@ -158,6 +163,8 @@ impl Counters {
 mod tests {
     use std::time::Duration;
 
+    use super::super::canary::Side;
+    use super::super::route::Maker;
     use super::*;
     use crate::model::ObjectName;
     use crate::model::l7::{Action, Filters, HostMatch, L7, Location, PathMatch, Server};
@@ -169,7 +176,7 @@ mod tests {
         Finished { method: Method::Get, status: 200, took, attempt: None, received: 75, sent: 1234 }
     }
 
-    fn router() -> Router {
+    fn with(hosts: &[&str]) -> L7 {
         let location = Location {
             path: PathMatch::Prefix("/".to_owned()),
             path_label: "/".to_owned(),
@@ -179,7 +186,8 @@ mod tests {
             filters: Filters::default(),
         };
         let server = Server { locations: vec![location], ..Server::default() };
-        Router::new(&L7 { servers: [(HostMatch::Any, server)].into_iter().collect(), ..L7::default() })
+        let host = |name: &&str| (HostMatch::Exact((*name).to_owned()), server.clone());
+        L7 { servers: hosts.iter().map(host).collect(), ..L7::default() }
     }
 
     fn all(counters: &Counters) -> Vec<Metric> {
@@ -216,16 +224,18 @@ mod tests {
 
     #[test]
     fn counters_of_workers_add_up_and_series_of_gone_routes_go() {
-        let router = router();
-        let kept = Arc::clone(router.labels.first().expect("a route"));
-        let gone = Arc::new(Labels { path: "/gone".to_owned(), ..Labels::default() });
+        let mut maker = Maker::default();
+        let before = maker.make(&with(&["gone", "kept"]));
+        let counted = |host: &str| before.site(host.as_bytes()).0.find(b"/").route.counted(Side::Primary);
+        let ((kept, kept_labels), (gone, gone_labels)) = (counted("kept"), counted("gone"));
         let mut one = Counters::default();
-        one.request(Some(0), &kept, &finished(7));
-        one.request(Some(1), &gone, &finished(7));
+        one.request(Some(kept), kept_labels, &finished(7));
+        one.request(Some(gone), gone_labels, &finished(7));
         let mut other = Counters::default();
-        other.request(Some(0), &kept, &finished(20_000));
+        other.request(Some(kept), kept_labels, &finished(20_000));
 
-        one.settle(&router);
+        let now = maker.make(&with(&["kept"]));
+        one.settle(now.gone(&before), &now);
         let mut total = Counters::default();
         total.add(&one);
         total.add(&other);

@@ -4,22 +4,23 @@
 //! so a host with a thousand paths costs a few hash lookups.
 
 mod hosts;
+mod maker;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use imbl::OrdMap;
+
 use serde::{Deserialize, Serialize};
 
-use crate::model::ObjectName;
 use crate::model::health::Check;
 use crate::model::l7::{
-    AccessLog, Action, Blocked, ClientAuth, Edge, Filters, HostMatch, L7, Location, Moved, PathMatch,
-    Protocol, Redirect, Upstream, UpstreamName, UpstreamTls,
+    AccessLog, Blocked, ClientAuth, Edge, Filters, HostMatch, L7, Moved, PathMatch, Protocol, Redirect,
+    Upstream, UpstreamName, UpstreamTls,
 };
 
 use crate::model::expression::Expression;
-use crate::model::l7::policy::ErrorPages;
 use crate::model::upstream::{Balance, Care, Keepalive};
 
 use super::balance::Rule;
@@ -32,27 +33,30 @@ use super::zones::Zones;
 use hosts::{Hosts, UNNAMED};
 
 pub(super) use hosts::{HostFound, bare_host, host_label};
+pub(super) use maker::Maker;
 
-/// A snapshot prepared for lookups; shared by all workers.
+/// A snapshot prepared for lookups; shared by all workers. What it has in common with the one before is
+/// the same in memory, and stands at the same places.
 #[derive(Debug)]
 pub(super) struct Router {
-    hosts: Hosts,
-    sites: Vec<Site>,
-    /// Those of each route, by its number.
-    pub(super) labels: Vec<Arc<Labels>>,
-    /// Upstreams by index.
-    pub(super) upstreams: Vec<UpstreamEntry>,
+    hosts: Arc<Hosts>,
+    /// By place; nothing where a host was that is gone.
+    sites: Vec<Option<Arc<Site>>>,
+    /// By place; without a name where one was that is gone.
+    pub(super) upstreams: Vec<Arc<UpstreamEntry>>,
+    /// Their places.
+    index: OrdMap<UpstreamName, usize>,
+    /// Every endpoint, and how many upstreams have it.
+    pub(super) endpoints: OrdMap<SocketAddr, usize>,
     pub(super) keepalive: Keepalive,
-    /// Ways to speak TLS to upstreams, each once.
-    pub(super) tls: Vec<TlsEntry>,
-    /// What speaks them, in the same order; empty where nobody is going to.
-    pub(super) clients: Vec<Arc<Client>>,
-    /// Where clients of Ingresses with limits are counted; empty where nobody counts.
-    pub(super) zones: Zones,
+    /// What speaks TLS to upstreams, by place.
+    pub(super) clients: Arc<Vec<Option<Arc<Client>>>>,
+    /// Where clients of Ingresses with limits are counted.
+    pub(super) zones: Arc<Zones>,
     /// How clients are received.
     pub(super) edge: Edge,
-    /// Upstreams of the hosts whose TLS is handed on, by index.
-    passthrough: HashMap<Box<str>, usize>,
+    /// Upstreams of the hosts whose TLS is handed on, by place.
+    passthrough: Arc<HashMap<Box<str>, usize>>,
     /// `None`: requests are not logged.
     pub(super) log: Option<Arc<AccessLog>>,
     /// What every response says.
@@ -88,7 +92,7 @@ pub(super) struct UpstreamEntry {
 }
 
 impl UpstreamEntry {
-    fn new(name: &UpstreamName, upstream: &Upstream, index: &BTreeMap<&UpstreamName, usize>) -> Self {
+    fn new(name: &UpstreamName, upstream: &Upstream, index: &OrdMap<UpstreamName, usize>) -> Self {
         let Upstream { endpoints, external: _, weights, balance, care, idle, check, affinity, canary } =
             upstream;
         let canary = canary.as_ref().and_then(|canary| {
@@ -116,6 +120,13 @@ impl UpstreamEntry {
             sessions,
             canary,
         }
+    }
+}
+
+impl Default for UpstreamEntry {
+    /// Nobody's.
+    fn default() -> Self {
+        Self::new(&UpstreamName(String::new()), &Upstream::default(), &OrdMap::default())
     }
 }
 
@@ -154,15 +165,17 @@ struct Prefixes {
 /// One location, with everything a request needs of it.
 #[derive(Debug)]
 pub(super) struct Route {
-    /// Number of the route within its router.
-    id: usize,
+    /// Number of the route, which no other ever gets.
+    number: usize,
+    /// Where it stands.
+    at: At,
     pub(super) action: RouteAction,
     pub(super) filters: Filters,
     /// Shared by workers: a request borrows them.
     pub(super) labels: Arc<Labels>,
-    /// Number of what goes to the canary of its upstream, if there is one.
-    as_canary: Option<usize>,
-    /// Index of the way to speak TLS to its upstream, where its protocol asks for one.
+    /// What goes to the canary of its upstream, if there is one.
+    as_canary: Option<(usize, Arc<Labels>)>,
+    /// Place of the way to speak TLS to its upstream, where its protocol asks for one.
     pub(super) tls: Option<usize>,
     /// Who words its errors, where its policies say anything about that.
     pub(super) pages: Option<Pages>,
@@ -173,6 +186,8 @@ pub(super) struct Route {
 }
 
 /// [`ErrorPages`] with their names resolved to upstreams that have endpoints.
+///
+/// [`ErrorPages`]: crate::model::l7::policy::ErrorPages
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Pages {
     /// Who is asked in the place of an upstream without endpoints.
@@ -181,10 +196,18 @@ pub(super) struct Pages {
     pub(super) backend: Option<usize>,
 }
 
-/// [`Action`] with its names resolved.
+/// Where a route stands in its router.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct At {
+    site: usize,
+    /// `None`: what takes what no location takes.
+    location: Option<usize>,
+}
+
+/// An action with its names resolved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum RouteAction {
-    /// To an upstream by index; `None` if the snapshot lacks it, which is like no endpoints.
+    /// To an upstream by place; `None` if the snapshot lacks it, which is like no endpoints.
     Proxy(Option<usize>),
     /// To the default backend; `None` is the built-in 404.
     DefaultBackend(Option<usize>),
@@ -223,79 +246,41 @@ pub(super) struct Found<'r> {
 }
 
 impl Router {
-    /// Builds the index. Never fails: what the snapshot names and does not hold has no endpoints.
+    /// That of a snapshot alone. Never fails: what the snapshot names and does not hold has no endpoints.
     pub(super) fn new(l7: &L7) -> Self {
-        let index: BTreeMap<_, _> = l7.upstreams.keys().enumerate().map(|(i, name)| (name, i)).collect();
-        let upstreams: Vec<_> =
-            l7.upstreams.iter().map(|(name, upstream)| UpstreamEntry::new(name, upstream, &index)).collect();
-        let ready = |name: &UpstreamName| {
-            let is_ready =
-                |i: &usize| upstreams.get(*i).is_some_and(|u: &UpstreamEntry| !u.endpoints.is_empty());
-            index.get(name).copied().filter(is_ready)
-        };
-        let default_backend = l7.default_backend.as_ref().and_then(ready);
-        let resolve = |action: &Action| match action {
-            Action::Proxy(name) => RouteAction::Proxy(index.get(name).copied()),
-            Action::DefaultBackend => RouteAction::DefaultBackend(default_backend),
-            Action::Redirect(_) => RouteAction::Redirect,
-            Action::Deny => RouteAction::Deny,
-        };
-
-        let pages = |ErrorPages { statuses: _, only_ours: _, backend }: &ErrorPages| {
-            let stand_in = backend.as_ref().and_then(ready);
-            Pages { stand_in, backend: stand_in.or(default_backend) }
-        };
-
-        let mut builder = SiteBuilder {
-            resolve: &resolve,
-            pages: &pages,
-            upstreams: &upstreams,
-            labels: Vec::new(),
-            tls: Vec::new(),
-            tls_index: HashMap::new(),
-        };
-        let mut sites = Vec::new();
-        for (host, server) in &l7.servers {
-            let mut site = builder.site(host, &server.locations);
-            if server.moved.is_some() {
-                // Nobody is asked.
-                site.fallback.action = RouteAction::Redirect;
-            }
-            sites.push(Site {
-                app_root: server.app_root.clone(),
-                client_auth: server.client_auth.clone(),
-                moved: server.moved.clone(),
-                ..site
-            });
-        }
-        if !l7.servers.contains_key(&HostMatch::Any) {
-            sites.push(builder.site(&HostMatch::Any, &[]));
-        }
-        let handed_on =
-            |(host, name): (&String, &UpstreamName)| Some((host.as_str().into(), *index.get(name)?));
-        let passthrough = l7.passthrough.iter().filter_map(handed_on).collect();
-        let hosts = Hosts::new(sites.iter().map(|site| &site.host), &l7.aliases);
-        let SiteBuilder { labels, tls, .. } = builder;
-        Self {
-            hosts,
-            sites,
-            labels,
-            upstreams,
-            tls,
-            keepalive: l7.keepalive,
-            clients: Vec::new(),
-            zones: Zones::new(),
-            edge: l7.edge.clone(),
-            passthrough,
-            log: l7.log.clone(),
-            livery: Livery::new(&l7.responses),
-            blocked: l7.blocked.clone(),
-        }
+        Maker::default().make(l7)
     }
 
-    /// Every route there is.
-    pub(super) fn routes(&self) -> impl Iterator<Item = &Route> {
-        self.sites.iter().flat_map(|site| site.locations.iter().chain([&site.fallback]))
+    /// The place of an upstream.
+    pub(super) fn place_of(&self, name: &UpstreamName) -> Option<usize> {
+        self.index.get(name).copied()
+    }
+
+    /// The route at a place that this router gave.
+    pub(super) fn route(&self, at: At) -> Option<&Route> {
+        let site = self.sites.get(at.site)?.as_ref()?;
+        Some(site.route(at.location))
+    }
+
+    /// Whether the route of this number is still at its place.
+    pub(super) fn stands(&self, number: usize, at: At) -> bool {
+        self.route(at).is_some_and(|route| route.labels().any(|(known, _)| known == number))
+    }
+
+    /// Sites of another router, made before, that are not in this one.
+    pub(super) fn gone<'r>(&self, before: &'r Self) -> impl Iterator<Item = &'r Arc<Site>> {
+        before.sites.iter().enumerate().filter_map(|(place, site)| {
+            let (site, now) = (site.as_ref()?, self.sites.get(place).and_then(Option::as_ref));
+            (!now.is_some_and(|now| Arc::ptr_eq(now, site))).then_some(site)
+        })
+    }
+
+    /// Whether a route is told of under these labels.
+    pub(super) fn has(&self, labels: &Labels) -> bool {
+        let site = self.hosts.labelled(&labels.host).and_then(|place| self.sites.get(place)?.as_ref());
+        site.is_some_and(|site| {
+            site.routes().any(|route| route.labels().any(|(_, known)| **known == *labels))
+        })
     }
 
     /// The upstream that a ClientHello with this name belongs to, if it is not ours to answer.
@@ -305,9 +290,10 @@ impl Router {
 
     /// The site for a Host header (with or without port).
     pub(super) fn site(&self, host: &[u8]) -> (&Site, HostFound) {
-        let (index, found) = self.hosts.find(host);
-        // The index was made for these sites.
-        (&self.sites[index], found)
+        let (place, found) = self.hosts.find(host);
+        // The index was made for these sites, and there always is one for any host.
+        let site = self.sites.get(place).and_then(Option::as_ref);
+        (site.expect("a host stands where the index says"), found)
     }
 }
 
@@ -361,6 +347,11 @@ impl Site {
         Found { route: self.route(best), add_slash: false }
     }
 
+    /// Every route there is.
+    pub(super) fn routes(&self) -> impl Iterator<Item = &Route> {
+        self.locations.iter().chain([&self.fallback])
+    }
+
     fn has_prefix_of(&self, len: usize) -> bool {
         self.prefix_lengths & (1 << len.min(63)) != 0
     }
@@ -393,12 +384,23 @@ fn earlier(a: Option<usize>, b: Option<usize>) -> Option<usize> {
 }
 
 impl Route {
-    /// Number under which a request is counted.
-    pub(super) fn counted(&self, side: Side) -> usize {
-        match (side, self.as_canary) {
-            (Side::Canary, Some(id)) => id,
-            _ => self.id,
+    /// Where it stands.
+    pub(super) fn at(&self) -> At {
+        self.at
+    }
+
+    /// Number and labels under which a request is counted.
+    pub(super) fn counted(&self, side: Side) -> (usize, &Arc<Labels>) {
+        match (side, &self.as_canary) {
+            (Side::Canary, Some((number, labels))) => (*number, labels),
+            _ => (self.number, &self.labels),
         }
+    }
+
+    /// All numbers and labels under which requests are counted.
+    pub(super) fn labels(&self) -> impl Iterator<Item = (usize, &Arc<Labels>)> {
+        let as_canary = self.as_canary.as_ref().map(|(number, labels)| (*number, labels));
+        [(self.number, &self.labels)].into_iter().chain(as_canary)
     }
 
     /// How its upstream is spoken to, for a client that came by `scheme`.
@@ -440,128 +442,6 @@ impl Route {
             Some(PathMatch::Exact(path) | PathMatch::Prefix(path)) => path.len(),
             Some(PathMatch::Regex(_)) | None => 0,
         }
-    }
-}
-
-/// Numbers routes across sites.
-struct SiteBuilder<'f> {
-    resolve: &'f dyn Fn(&Action) -> RouteAction,
-    pages: &'f dyn Fn(&ErrorPages) -> Pages,
-    upstreams: &'f [UpstreamEntry],
-    /// Those of the routes so far, each behind the number it stands for.
-    labels: Vec<Arc<Labels>>,
-    tls: Vec<TlsEntry>,
-    tls_index: HashMap<TlsEntry, usize>,
-}
-
-impl SiteBuilder<'_> {
-    fn site(&mut self, host: &HostMatch, locations: &[Location]) -> Site {
-        let label = host_label(host);
-        let mut site = Site {
-            host: host.clone(),
-            app_root: None,
-            client_auth: None,
-            moved: None,
-            locations: Vec::with_capacity(locations.len()),
-            exact: HashMap::new(),
-            prefix: HashMap::new(),
-            prefix_lengths: 0,
-            regex: Vec::new(),
-            fallback: self.fallback(&label),
-        };
-        for (i, location) in locations.iter().enumerate() {
-            match &location.path {
-                PathMatch::Exact(path) => {
-                    site.exact.entry(path.as_bytes().into()).or_insert(i);
-                }
-                PathMatch::Prefix(path) => {
-                    let (key, slash) = match path.strip_suffix('/') {
-                        Some(key) => (key, true),
-                        None => (path.as_str(), false),
-                    };
-                    site.prefix_lengths |= 1 << key.len().min(63);
-                    let entry = site.prefix.entry(key.as_bytes().into()).or_default();
-                    let place = if slash { &mut entry.below } else { &mut entry.whole };
-                    place.get_or_insert(i);
-                }
-                PathMatch::Regex(_) => site.regex.push(i),
-            }
-            site.locations.push(self.route(&label, location));
-        }
-        site
-    }
-
-    fn route(&mut self, host: &str, location: &Location) -> Route {
-        let Location { path, path_label, ingress, service, action, filters } = location;
-        let ObjectName { namespace, name } = ingress.clone().unwrap_or_default();
-        let labels = Labels {
-            host: host.to_owned(),
-            path: path_label.clone(),
-            namespace,
-            ingress: name,
-            service: service.clone(),
-            canary: String::new(),
-        };
-        let action = (self.resolve)(action);
-        let as_canary = self.canary_of(action).map(|canary| Labels { canary, ..labels.clone() });
-        let as_canary = as_canary.map(|labels| self.number(labels).0);
-        let (id, labels) = self.number(labels);
-        Route {
-            id,
-            action,
-            tls: self.tls(filters),
-            pages: filters.policies.as_ref().and_then(|policies| policies.errors.as_ref()).map(self.pages),
-            filters: filters.clone(),
-            labels,
-            as_canary,
-            redirect: match &location.action {
-                Action::Redirect(redirect) => Some(redirect.clone()),
-                _ => None,
-            },
-            path: Some(path.clone()),
-        }
-    }
-
-    fn fallback(&mut self, host: &str) -> Route {
-        let (id, labels) = self.number(Labels { host: host.to_owned(), ..Labels::default() });
-        Route {
-            id,
-            action: (self.resolve)(&Action::DefaultBackend),
-            tls: None,
-            pages: None,
-            filters: Filters::default(),
-            labels,
-            as_canary: None,
-            redirect: None,
-            path: None,
-        }
-    }
-
-    fn canary_of(&self, action: RouteAction) -> Option<String> {
-        let RouteAction::Proxy(Some(index)) = action else { return None };
-        let canary = self.upstreams.get(index)?.canary.as_ref()?;
-        self.upstreams.get(canary.upstream).map(|entry| entry.name.0.clone())
-    }
-
-    fn tls(&mut self, filters: &Filters) -> Option<usize> {
-        let h2 = match filters.protocol {
-            Protocol::Http | Protocol::Grpc | Protocol::FastCgi => return None,
-            Protocol::Https | Protocol::AutoHttp => false,
-            Protocol::Grpcs => true,
-        };
-        let entry = TlsEntry { tls: Arc::clone(&filters.upstream_tls), h2 };
-        if let Some(index) = self.tls_index.get(&entry) {
-            return Some(*index);
-        }
-        self.tls.push(entry.clone());
-        self.tls_index.insert(entry, self.tls.len() - 1);
-        Some(self.tls.len() - 1)
-    }
-
-    fn number(&mut self, labels: Labels) -> (usize, Arc<Labels>) {
-        let labels = Arc::new(labels);
-        self.labels.push(Arc::clone(&labels));
-        (self.labels.len() - 1, labels)
     }
 }
 

@@ -7,10 +7,9 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use super::route::Router;
+use super::route::{Maker, Router};
 use super::tls::Tls;
-use super::upstream::{Clients, Seat, Upstreams};
-use super::zones::{Zones, zones};
+use super::upstream::{Seat, Upstreams};
 use crate::model::health::Unwell;
 use crate::model::l7::L7;
 
@@ -18,7 +17,7 @@ use crate::model::l7::L7;
 pub(super) struct Publisher {
     desired: watch::Receiver<Arc<L7>>,
     tls: Arc<Tls>,
-    clients: Clients,
+    maker: Maker,
     published: watch::Sender<Arc<Router>>,
 }
 
@@ -29,9 +28,9 @@ pub(super) fn publisher(
 ) -> (Publisher, watch::Receiver<Arc<Router>>) {
     let l7 = Arc::clone(&desired.borrow_and_update());
     tls.publish(&l7);
-    let mut clients = Clients::default();
-    let (published, receiver) = watch::channel(router(&l7, &mut clients, &Zones::new()));
-    (Publisher { desired, tls, clients, published }, receiver)
+    let mut maker = Maker::default();
+    let (published, receiver) = watch::channel(Arc::new(maker.make(&l7)));
+    (Publisher { desired, tls, maker, published }, receiver)
 }
 
 impl Publisher {
@@ -50,33 +49,17 @@ impl Publisher {
                 let l7 = Arc::clone(&self.desired.borrow_and_update());
                 // A host's certificate is there before a route redirects to it.
                 self.tls.publish(&l7);
-                let known = self.published.borrow().zones.clone();
-                self.published.send_replace(router(&l7, &mut self.clients, &known));
+                self.published.send_replace(Arc::new(self.maker.make(&l7)));
             }
             self.published.closed().await;
         });
     }
 }
 
-fn router(l7: &L7, clients: &mut Clients, known: &Zones) -> Arc<Router> {
-    let mut router = Router::new(l7);
-    router.clients = clients.of(&router.tls);
-    router.zones = zones(&router, known);
-    Arc::new(router)
-}
-
 /// A router and what one worker knows of its upstreams.
 pub(super) struct Snapshot {
     pub(super) router: Arc<Router>,
     pub(super) upstreams: Upstreams,
-}
-
-impl Snapshot {
-    fn new(router: Arc<Router>, before: Option<&Self>, seat: Seat) -> Self {
-        let known = before.map(|before| (before.router.upstreams.as_slice(), &before.upstreams));
-        let upstreams = Upstreams::new(&router.upstreams, known, seat);
-        Self { router, upstreams }
-    }
 }
 
 /// The snapshot one worker serves from.
@@ -88,7 +71,8 @@ pub(super) struct Current {
 
 impl Current {
     pub(super) fn new(router: Arc<Router>, seat: Seat) -> Self {
-        let snapshot = RefCell::new(Rc::new(Snapshot::new(router, None, seat)));
+        let (upstreams, _) = Upstreams::new(&router.upstreams, None, seat);
+        let snapshot = RefCell::new(Rc::new(Snapshot { router, upstreams }));
         Self { snapshot, unwell: RefCell::default(), seat }
     }
 
@@ -97,20 +81,21 @@ impl Current {
         Rc::clone(&self.snapshot.borrow())
     }
 
-    pub(super) fn store(&self, router: Arc<Router>) {
+    /// Serves from another router; returns the snapshot of before.
+    pub(super) fn store(&self, router: Arc<Router>) -> Rc<Snapshot> {
         let before = self.load();
-        *self.snapshot.borrow_mut() = Rc::new(Snapshot::new(router, Some(&before), self.seat));
-        self.tell_unwell();
+        let known = (before.router.upstreams.as_slice(), &before.upstreams);
+        let (upstreams, new) = Upstreams::new(&router.upstreams, Some(known), self.seat);
+        upstreams.set_unwell(&router.upstreams, new, &self.unwell.borrow());
+        self.snapshot.replace(Rc::new(Snapshot { router, upstreams }));
+        before
     }
 
     /// Endpoints that active checks found unwell, in this snapshot and those that follow.
     pub(super) fn set_unwell(&self, unwell: Arc<Unwell>) {
-        self.unwell.replace(unwell);
-        self.tell_unwell();
-    }
-
-    fn tell_unwell(&self) {
-        let snapshot = self.snapshot.borrow();
-        snapshot.upstreams.set_unwell(&snapshot.router.upstreams, &self.unwell.borrow());
+        let before = self.unwell.replace(Arc::clone(&unwell));
+        let Snapshot { router, upstreams } = &**self.snapshot.borrow();
+        let places = before.0.keys().chain(unwell.0.keys()).filter_map(|name| router.place_of(name));
+        upstreams.set_unwell(&router.upstreams, places, &unwell);
     }
 }

@@ -3,7 +3,7 @@
 //! Most hosts share one configuration and differ in their certificate only. A host that asks for
 //! client certificates or has ciphers of its own has a configuration of its own.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use rcgen::{CertificateParams, DnType, KeyPair};
@@ -23,6 +23,7 @@ use crate::model::l7::{
     Aliases, Certificate, Cipher, CipherOrder, Ciphers, ClientAuth, Group, HostMatch, L7, Pattern,
     Resumption, Server, TlsPolicy, TlsVersions, Trust, UnknownName,
 };
+use crate::model::{ObjectName, Shared};
 
 /// Name ingress-nginx's own stand-in certificate carries; scripts look for it.
 const FAKE_NAME: &str = "Kubernetes Ingress Controller Fake Certificate";
@@ -34,18 +35,23 @@ pub(super) struct Tls {
     current: RwLock<Arc<Published>>,
 }
 
-/// What clients are offered from the next handshake on.
+/// What clients are offered from the next handshake on. What a snapshot does not change is shared with the
+/// one before.
 pub(super) struct Published {
+    /// Of which snapshot.
+    of: L7,
     certificates: Arc<BySni>,
     /// What a host without settings of its own offers.
     base: Arc<ServerConfig>,
-    /// Every host, by its name and its aliases; with what it offers if that differs.
-    exact: HashMap<String, Option<Own>>,
-    /// Hosts by aliases that stand for many names, as requests find them.
+    /// Every host, by its name; with what it offers if that differs.
+    exact: Arc<HashMap<String, Option<Own>>>,
+    /// Those by their aliases, as requests find them.
+    aliases: HashMap<String, Option<Own>>,
+    /// By aliases that stand for many names.
     below: HashMap<String, Option<Own>>,
     patterns: Vec<(Pattern, Option<Own>)>,
     /// By the suffix after `*.`.
-    wildcard: HashMap<String, Option<Own>>,
+    wildcard: Arc<HashMap<String, Option<Own>>>,
     any: Option<Own>,
     unknown: UnknownName,
     /// Sessions that are kept here, by what they belong to.
@@ -77,12 +83,14 @@ impl Tls {
         let mut maker = Maker::new(&policy, &tickets, &certificates, Sessions::default());
         let base = maker.config(&Ciphers::default(), None).map_err(|error| Error::Tls(error.to_string()))?;
         let current = Published {
+            of: L7::default(),
             certificates: Arc::clone(&certificates),
             base,
-            exact: HashMap::new(),
+            exact: Arc::default(),
+            aliases: HashMap::new(),
             below: HashMap::new(),
             patterns: Vec::new(),
-            wildcard: HashMap::new(),
+            wildcard: Arc::default(),
             any: None,
             unknown: UnknownName::Default,
             sessions: Sessions::new(),
@@ -105,25 +113,32 @@ impl Tls {
     /// certificate, and closes one that asks for client certificates.
     pub(super) fn publish(&self, l7: &L7) {
         let before = self.current();
-        let certificates = Arc::new(self.certificates(l7, &before.certificates));
+        let certificates = self.certificates(l7, &before);
         let policy = &l7.edge.tls;
+        // Every configuration holds the certificates.
+        let is_other = !Arc::ptr_eq(&certificates, &before.certificates) || *policy != before.of.edge.tls;
         let mut maker = Maker::new(policy, &self.tickets, &certificates, before.sessions.clone());
         maker.before = Some(&before);
-        let base = maker.config(&policy.ciphers, None).unwrap_or_else(|error| {
-            tracing::error!(%error, "tls settings refused by the tls library; those of before stay");
-            Arc::clone(&before.base)
-        });
-        let (mut exact, mut wildcard, mut any) = (HashMap::new(), HashMap::new(), None);
-        for (host, server) in &l7.servers {
-            let own = maker.own(host, server);
-            match host {
-                HostMatch::Exact(name) => {
-                    exact.insert(name.clone(), own);
+        let (mut exact, mut wildcard, mut any) =
+            (Arc::clone(&before.exact), Arc::clone(&before.wildcard), before.any.clone());
+        let mut base = Arc::clone(&before.base);
+        let none = Shared::default();
+        let mut known = &before.of.servers;
+        if is_other {
+            match maker.config(&policy.ciphers, None) {
+                Ok(config) => base = config,
+                Err(error) => {
+                    tracing::error!(%error, "tls settings refused by the tls library; those of before stay");
                 }
-                HostMatch::Wildcard(suffix) => {
-                    wildcard.insert(suffix.clone(), own);
-                }
-                HostMatch::Any => any = own,
+            }
+            ((exact, wildcard, any), known) = ((Arc::default(), Arc::default(), None), &none);
+        }
+        for change in l7.servers.changes(known) {
+            let own = change.now.map(|server| maker.own(change.key, server));
+            match change.key {
+                HostMatch::Exact(name) => offer(&mut exact, name, own),
+                HostMatch::Wildcard(suffix) => offer(&mut wildcard, suffix, own),
+                HostMatch::Any => any = own.flatten(),
             }
         }
         let of = |host: &HostMatch| match host {
@@ -132,32 +147,66 @@ impl Tls {
             HostMatch::Any => any.clone(),
         };
         let Aliases { exact: names, below, patterns } = &l7.aliases;
-        let names: Vec<_> = names.iter().map(|(name, host)| (name.clone(), of(host))).collect();
+        let aliases = names.iter().map(|(name, host)| (name.clone(), of(host))).collect();
         let below = below.iter().map(|(suffix, host)| (suffix.clone(), of(host))).collect();
         let patterns = patterns.iter().map(|(pattern, host)| (pattern.clone(), of(host))).collect();
-        exact.extend(names);
-        let sessions = maker.used;
-        let unknown = policy.unknown_name;
-        let next = Published { certificates, base, exact, below, patterns, wildcard, any, unknown, sessions };
+        let mut sessions = maker.used;
+        if !is_other {
+            sessions.extend(before.sessions.clone());
+        }
+        let (of, unknown) = (l7.clone(), policy.unknown_name);
+        let next = Published {
+            of,
+            certificates,
+            base,
+            exact,
+            aliases,
+            below,
+            patterns,
+            wildcard,
+            any,
+            unknown,
+            sessions,
+        };
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next);
     }
 
-    fn certificates(&self, l7: &L7, before: &BySni) -> BySni {
-        let mut parsed = Parsed { before, made: HashMap::new() };
-        let mut next = BySni::empty(&self.fake);
-        if let Some(key) = l7.default_certificate.as_ref().and_then(|c| parsed.key(c)) {
-            next.default = key;
+    /// Those of before, as far as they are in the snapshot.
+    fn certificates(&self, l7: &L7, before: &Published) -> Arc<BySni> {
+        let L7 { certificates, default_certificate, .. } = &before.of;
+        let mut next = Arc::clone(&before.certificates);
+        if l7.certificates == *certificates && l7.default_certificate == *default_certificate {
+            return next;
         }
-        for (host, certificate) in &l7.certificates {
-            let Some(key) = parsed.key(certificate) else { continue };
-            match host {
-                HostMatch::Exact(name) => next.exact.insert(name.clone(), key),
-                HostMatch::Wildcard(suffix) => next.wildcard.insert(suffix.clone(), key),
-                HostMatch::Any => None,
-            };
+        let by_sni = Arc::make_mut(&mut next);
+        let default = l7.default_certificate.as_ref().and_then(|certificate| by_sni.parsed(certificate));
+        by_sni.default = default.unwrap_or_else(|| Arc::clone(&self.fake));
+        for change in l7.certificates.changes(certificates) {
+            let key = change.now.and_then(|certificate| by_sni.parsed(certificate));
+            match change.key {
+                HostMatch::Exact(name) => place(&mut by_sni.exact, name, key),
+                HostMatch::Wildcard(suffix) => place(&mut by_sni.wildcard, suffix, key),
+                HostMatch::Any => {}
+            }
         }
-        next.parsed = parsed.made;
+        let shown = by_sni.exact.values().chain(by_sni.wildcard.values()).chain([&by_sni.default]);
+        let shown: HashSet<_> = shown.map(Arc::as_ptr).collect();
+        by_sni.parsed.retain(|_, (_, key)| shown.contains(&Arc::as_ptr(key)));
         next
+    }
+}
+
+/// Most hosts offer nothing of their own, before and after: then all of it stays shared.
+fn offer(hosts: &mut Arc<HashMap<String, Option<Own>>>, name: &str, own: Option<Option<Own>>) {
+    if !matches!((hosts.get(name), &own), (Some(None), Some(None)) | (None, None)) {
+        place(Arc::make_mut(hosts), name, own);
+    }
+}
+
+fn place<T>(map: &mut HashMap<String, T>, name: &str, value: Option<T>) {
+    match value {
+        Some(value) => drop(map.insert(name.to_owned(), value)),
+        None => drop(map.remove(name)),
     }
 }
 
@@ -179,7 +228,8 @@ impl Published {
             let is_like = |(pattern, _): &&(Pattern, _)| pattern.regex().is_match(name.as_bytes());
             let pattern = || self.patterns.iter().find(is_like).map(|(_, own)| own);
             let wildcard = || self.wildcard.get(name.split_once('.')?.1);
-            self.exact.get(name).or_else(below).or_else(pattern).or_else(wildcard)
+            let alias = || self.aliases.get(name);
+            self.exact.get(name).or_else(alias).or_else(below).or_else(pattern).or_else(wildcard)
         });
         let own = match known {
             Some(own) => own,
@@ -345,34 +395,6 @@ fn versions(policy: &TlsPolicy, ciphers: &Ciphers) -> &'static [&'static Support
     }
 }
 
-/// Keys of the snapshot before are taken over, so a change of one certificate parses one.
-struct Parsed<'b> {
-    before: &'b BySni,
-    made: HashMap<Vec<u8>, (Arc<Certificate>, Arc<CertifiedKey>)>,
-}
-
-impl Parsed<'_> {
-    fn key(&mut self, certificate: &Arc<Certificate>) -> Option<Arc<CertifiedKey>> {
-        let same = |known: &&(Arc<Certificate>, _)| *known.0 == **certificate;
-        let id = &certificate.chain_pem;
-        if let Some((_, key)) = self.made.get(id).filter(same) {
-            return Some(Arc::clone(key));
-        }
-        let key = match self.before.parsed.get(id).filter(same) {
-            Some((_, key)) => Arc::clone(key),
-            None => match certified_key(certificate) {
-                Ok(key) => Arc::new(key),
-                Err(error) => {
-                    tracing::warn!(secret = %certificate.secret, %error, "certificate refused by the tls library");
-                    return None;
-                }
-            },
-        };
-        self.made.insert(id.clone(), (Arc::clone(certificate), Arc::clone(&key)));
-        Some(key)
-    }
-}
-
 fn certified_key(certificate: &Certificate) -> Result<CertifiedKey, String> {
     let chain: Vec<_> = CertificateDer::pem_slice_iter(&certificate.chain_pem)
         .collect::<Result<_, _>>()
@@ -382,12 +404,14 @@ fn certified_key(certificate: &Certificate) -> Result<CertifiedKey, String> {
 }
 
 /// Certificates of one snapshot.
+#[derive(Clone)]
 struct BySni {
     exact: HashMap<String, Arc<CertifiedKey>>,
     /// By the suffix after `*.`.
     wildcard: HashMap<String, Arc<CertifiedKey>>,
     default: Arc<CertifiedKey>,
-    parsed: HashMap<Vec<u8>, (Arc<Certificate>, Arc<CertifiedKey>)>,
+    /// By their Secret, so that a change of one certificate parses one.
+    parsed: HashMap<ObjectName, (Arc<Certificate>, Arc<CertifiedKey>)>,
 }
 
 impl BySni {
@@ -398,6 +422,24 @@ impl BySni {
             default: Arc::clone(default),
             parsed: HashMap::new(),
         }
+    }
+
+    /// The key as the library takes it, if it does.
+    fn parsed(&mut self, certificate: &Arc<Certificate>) -> Option<Arc<CertifiedKey>> {
+        if let Some((known, key)) = self.parsed.get(&certificate.secret)
+            && known == certificate
+        {
+            return Some(Arc::clone(key));
+        }
+        let key = match certified_key(certificate) {
+            Ok(key) => Arc::new(key),
+            Err(error) => {
+                tracing::warn!(secret = %certificate.secret, %error, "certificate refused by the tls library");
+                return None;
+            }
+        };
+        self.parsed.insert(certificate.secret.clone(), (Arc::clone(certificate), Arc::clone(&key)));
+        Some(key)
     }
 
     /// Exact name, then a wildcard one label deep, then the default.

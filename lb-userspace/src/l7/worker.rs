@@ -23,7 +23,7 @@ use super::snapshot::Current;
 use super::spill::Spills;
 use super::timers::Timers;
 use super::tls::Tls;
-use super::upstream::{Pool, Seat};
+use super::upstream::{Peer, Pool, Seat};
 use super::{Error, arrival, h2};
 use crate::model::health::Unwell;
 use crate::model::l4::Listener;
@@ -180,7 +180,11 @@ async fn run(
                     let anew = worker.counters.borrow().anew();
                     worker.counters.replace(anew);
                 }
-                Some(Control::Add(counters, _done)) => worker.counters.borrow_mut().add(&counters),
+                Some(Control::Add(counters, _done)) => {
+                    let mut known = worker.counters.borrow_mut();
+                    known.add(&counters);
+                    known.forget_unknown(&worker.current.load().router);
+                }
                 Some(Control::Unwell(unwell)) => worker.current.set_unwell(unwell),
                 Some(Control::Accept(bound)) => {
                     worker.gate.take_back();
@@ -353,23 +357,21 @@ impl Worker {
     }
 
     fn swap(&self, router: Arc<Router>) {
-        self.counters.borrow_mut().settle(&router);
-        self.current.store(router);
+        let before = self.current.store(Arc::clone(&router));
+        self.counters.borrow_mut().settle(router.gone(&before.router), &router);
         // Endpoints that left lose their idle connections now; running requests finish.
         self.sweep();
     }
 
+    /// Costs by the connections there are, not by the endpoints.
     fn sweep(&self) {
-        let snapshot = self.current.load();
-        let endpoints: HashSet<_> = snapshot
-            .router
-            .upstreams
-            .iter()
-            .flat_map(|upstream| upstream.endpoints.iter().copied())
-            .collect();
-        let clients = snapshot.router.clients.iter().map(|client| client.id).collect();
-        self.pool.sweep(&endpoints, &clients, &snapshot.router.keepalive);
-        self.http2.sweep(&endpoints, &clients);
+        let router = &self.current.load().router;
+        let clients: HashSet<_> = router.clients.iter().flatten().map(|client| client.id).collect();
+        let stays = |peer: &Peer| {
+            router.endpoints.contains_key(&peer.addr) && (peer.client == 0 || clients.contains(&peer.client))
+        };
+        self.pool.sweep(stays, &router.keepalive);
+        self.http2.sweep(stays);
         self.doorman.sweep();
     }
 

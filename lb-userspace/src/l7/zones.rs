@@ -2,14 +2,13 @@
 //! together. Only requests to locations with limits come here; each locks one shard of its Ingress's zone for a
 //! few lookups, never while it waits.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use super::policy::Buckets;
-use super::route::Router;
 use crate::model::ObjectName;
 use crate::model::l7::policy::Limits;
 
@@ -21,14 +20,6 @@ const CLIENTS: usize = 3584;
 
 /// Zones by their Ingress.
 pub(super) type Zones = HashMap<ObjectName, Arc<Zone>>;
-
-/// Of every Ingress with limits in a router: a zone that is known goes on, what nobody needs is forgotten.
-pub(super) fn zones(router: &Router, known: &Zones) -> Zones {
-    let limits = router.routes().filter_map(|route| route.filters.policies.as_ref()?.limits.as_ref());
-    let ingresses: HashSet<_> = limits.map(|limits| &limits.ingress).collect();
-    let zone = |ingress: &ObjectName| (ingress.clone(), known.get(ingress).cloned().unwrap_or_default());
-    ingresses.into_iter().map(zone).collect()
-}
 
 /// The clients of one Ingress.
 #[derive(Debug)]
@@ -222,7 +213,8 @@ mod tests {
     #[test]
     fn a_zone_goes_on_as_long_as_its_ingress_has_limits() {
         let name = ObjectName::new("default", "web");
-        let router = |limits: Option<Limits>| {
+        let mut maker = super::super::route::Maker::default();
+        let mut zones = |limits: Option<Limits>| {
             use crate::model::l7::{Action, Filters, HostMatch, L7, Location, PathMatch, Policies, Server};
             let policies = Some(Arc::new(Policies { limits, ..Policies::default() }));
             let location = Location {
@@ -234,12 +226,12 @@ mod tests {
                 filters: Filters { policies, ..Filters::default() },
             };
             let server = Server { locations: vec![location], ..Server::default() };
-            Router::new(&L7 { servers: [(HostMatch::Any, server)].into(), ..L7::default() })
+            maker.make(&L7 { servers: [(HostMatch::Any, server)].into(), ..L7::default() }).zones
         };
 
-        let first = zones(&router(Some(limits(Some((1, 1)), None))), &Zones::new());
-        let second = zones(&router(Some(limits(None, Some(7)))), &first);
-        let third = zones(&router(None), &second);
+        let first = zones(Some(limits(Some((1, 1)), None)));
+        let second = zones(Some(limits(None, Some(7))));
+        let third = zones(None);
 
         assert!(Arc::ptr_eq(&first[&name], &second[&name]));
         assert!(third.is_empty());

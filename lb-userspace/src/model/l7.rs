@@ -14,12 +14,11 @@ pub mod policy;
 mod redirects;
 mod responses;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::ObjectName;
 pub use super::upstream::{Keepalive, Protocol, Retry, Upstream, UpstreamName, UpstreamTls};
+use super::{ObjectName, Shared};
 
 pub use blocked::{Blocked, Listed};
 pub use buffers::{Buffers, Rate, ReadAhead};
@@ -39,22 +38,22 @@ pub use responses::{Hsts, Responses};
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct L7 {
     /// Virtual servers by the host they answer for.
-    pub servers: BTreeMap<HostMatch, Server>,
+    pub servers: Shared<HostMatch, Server>,
     /// Further names of some of them.
     pub aliases: Aliases,
     /// Where each upstream's requests can go, by name (`<namespace>-<service>-<port>`).
-    pub upstreams: BTreeMap<UpstreamName, Upstream>,
+    pub upstreams: Shared<UpstreamName, Upstream>,
     /// Upstream for requests no location takes (`--default-backend-service`). `None`, or without
     /// endpoints: the built-in 404.
     pub default_backend: Option<UpstreamName>,
     /// Certificates by SNI name; a host without one gets `default_certificate`.
-    pub certificates: BTreeMap<HostMatch, Arc<Certificate>>,
+    pub certificates: Shared<HostMatch, Certificate>,
     /// `--default-ssl-certificate`; `None`: the proxy serves the one it generated at start.
     pub default_certificate: Option<Arc<Certificate>>,
     /// How clients are received.
     pub edge: Edge,
     /// Hosts whose TLS is handed to an upstream unopened (`ssl-passthrough`), by SNI; lower case.
-    pub passthrough: BTreeMap<String, UpstreamName>,
+    pub passthrough: Shared<String, UpstreamName>,
     /// `None`: requests are not logged.
     pub log: Option<Arc<AccessLog>>,
     /// Connections to endpoints between requests.

@@ -13,12 +13,14 @@ pub mod metering;
 pub mod problem;
 pub mod report;
 pub mod session;
+pub mod shared;
 pub mod upstream;
 
 use std::fmt;
 use std::sync::Arc;
 
-pub use problem::{ObjectId, Problem, Severity};
+pub use problem::{ObjectId, Problem, Problems, Severity};
+pub use shared::Shared;
 
 /// Complete desired state at one moment, as [`crate::translate::translate`] makes it.
 ///

@@ -1,9 +1,13 @@
 //! Why an object could not be honoured, in a form that a person, a log line and a metric share.
 
 use std::fmt;
+use std::sync::Arc;
+
+/// Problems sorted by object, worst first, each once. A copy shares them with its original.
+pub type Problems = imbl::OrdSet<Arc<Problem>>;
 
 /// One finding about one object.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Problem {
     /// The object that holds the cause.
     pub object: ObjectId,

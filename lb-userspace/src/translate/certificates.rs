@@ -1,6 +1,6 @@
 //! TLS Secrets: read once, checked to parse, to belong together and to cover the host.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -11,12 +11,27 @@ use x509_parser::prelude::{AttributeTypeAndValue, FromDer, X509Certificate, X509
 
 use crate::model::ObjectName;
 use crate::model::l7::{Certificate, Leaf};
-use crate::objects::Objects;
+use crate::objects::{Key, Kind};
+
+use super::view::View;
 
 /// Certificates of the Secrets asked for, each read once.
 pub(super) struct Certificates<'a> {
-    objects: &'a Objects,
-    read: BTreeMap<ObjectName, Result<Arc<Checked>, String>>,
+    objects: &'a View<'a>,
+    known: &'a mut Known,
+}
+
+/// What Secrets came to, until they change.
+#[derive(Default)]
+pub(super) struct Known(HashMap<ObjectName, Result<Arc<Checked>, String>>);
+
+impl Known {
+    /// These have changed.
+    pub(super) fn forget(&mut self, changed: &BTreeSet<Key>) {
+        for key in changed.iter().filter(|key| key.kind == Kind::Secret) {
+            self.0.remove(&key.name);
+        }
+    }
 }
 
 /// A usable certificate and the names it is good for.
@@ -41,25 +56,22 @@ impl Checked {
 }
 
 impl<'a> Certificates<'a> {
-    pub(super) fn new(objects: &'a Objects) -> Self {
-        Self { objects, read: BTreeMap::new() }
+    pub(super) fn new(objects: &'a View<'a>, known: &'a mut Known) -> Self {
+        Self { objects, known }
     }
 
     /// The certificate of a Secret, or why there is none.
     pub(super) fn of(&mut self, secret: &ObjectName) -> Result<Arc<Checked>, String> {
-        if let Some(known) = self.read.get(secret) {
+        // Asked for in any case, so that it is known who has to hear of a change.
+        let Some(sourced) = self.objects.secrets.get(secret) else {
+            return Err(format!("Secret {secret} does not exist, or no version of it was usable"));
+        };
+        if let Some(known) = self.known.0.get(secret) {
             return known.clone();
         }
-        let result = self.check(secret).map(Arc::new);
-        self.read.insert(secret.clone(), result.clone());
+        let result = check(secret, &sourced.object).map(Arc::new);
+        self.known.0.insert(secret.clone(), result.clone());
         result
-    }
-
-    fn check(&self, name: &ObjectName) -> Result<Checked, String> {
-        match self.objects.secrets.get(name) {
-            Some(sourced) => check(name, &sourced.object),
-            None => Err(format!("Secret {name} does not exist, or no version of it was usable")),
-        }
     }
 }
 

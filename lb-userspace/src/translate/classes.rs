@@ -8,7 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use super::Options;
 use super::findings::{About, Findings};
 use crate::model::{ObjectId, ObjectName};
-use crate::objects::{Key, Kind, Objects, Sourced};
+use crate::objects::{Key, Kind, Map, Objects, Sourced};
 
 const LEGACY: &str = "kubernetes.io/ingress.class";
 const IS_DEFAULT: &str = "ingressclass.kubernetes.io/is-default-class";
@@ -25,19 +25,30 @@ pub struct Served<'a> {
     pub ingress: &'a Ingress,
 }
 
+impl<'a> Served<'a> {
+    pub(super) fn new(name: &'a ObjectName, sourced: &'a Sourced<Ingress>) -> Self {
+        let id = Key { kind: Kind::Ingress, name: name.clone() }.id(&sourced.origin);
+        Self { name, id, ingress: &sourced.object }
+    }
+}
+
+type Classes = Map<String, IngressClass>;
+
 /// Ours, oldest first; of the same age in descending order of namespace/name.
 pub(super) fn served<'a>(
     objects: &'a Objects,
     options: &Options,
     findings: &mut Findings,
 ) -> Vec<Served<'a>> {
-    let mut served = Vec::new();
-    for (name, Sourced { object: ingress, origin }) in &objects.ingresses {
-        let id = Key { kind: Kind::Ingress, name: name.clone() }.id(origin);
-        if is_ours(ingress, objects, options, &mut findings.about(&id)) {
-            served.push(Served { name, id, ingress });
-        }
-    }
+    let ours = objects
+        .ingresses
+        .iter()
+        .filter(|(name, sourced)| is_ours(name, sourced, &objects.ingress_classes, options, findings));
+    in_order(ours.map(|(name, sourced)| Served::new(name, sourced)).collect())
+}
+
+/// The same of Ingresses that are known to be ours.
+pub(super) fn in_order(mut served: Vec<Served<'_>>) -> Vec<Served<'_>> {
     served.sort_by_cached_key(Served::seniority);
     served
 }
@@ -55,10 +66,22 @@ impl Served<'_> {
     }
 }
 
-fn is_ours(ingress: &Ingress, objects: &Objects, options: &Options, about: &mut About<'_>) -> bool {
+/// Whether an Ingress is ours; says why not.
+pub(super) fn is_ours(
+    name: &ObjectName,
+    sourced: &Sourced<Ingress>,
+    classes: &Classes,
+    options: &Options,
+    findings: &mut Findings,
+) -> bool {
+    let id = Served::new(name, sourced).id;
+    is_of_us(&sourced.object, classes, options, &mut findings.about(&id))
+}
+
+fn is_of_us(ingress: &Ingress, classes: &Classes, options: &Options, about: &mut About<'_>) -> bool {
     let class = ingress.spec.as_ref().and_then(|spec| spec.ingress_class_name.as_deref());
     if let Some(class) = class.filter(|class| !class.is_empty()) {
-        return by_class_name(class, objects, options, about);
+        return by_class_name(class, classes, options, about);
     }
     let legacy = ingress.metadata.annotations.as_ref().and_then(|annotations| annotations.get(LEGACY));
     if let Some(class) = legacy.filter(|class| !class.is_empty()) {
@@ -72,7 +95,7 @@ fn is_ours(ingress: &Ingress, objects: &Objects, options: &Options, about: &mut 
     if options.watch_ingress_without_class {
         return true;
     }
-    if objects.ingress_classes.is_empty() {
+    if classes.is_empty() {
         about.info(
             "no-class",
             "spec.ingressClassName",
@@ -81,7 +104,7 @@ fn is_ours(ingress: &Ingress, objects: &Objects, options: &Options, about: &mut 
         );
         return true;
     }
-    match default_class(objects) {
+    match default_class(classes) {
         Some((name, class)) if is_our_class(name, class, options) => true,
         Some((name, _)) => {
             about.info(
@@ -104,9 +127,9 @@ fn is_ours(ingress: &Ingress, objects: &Objects, options: &Options, about: &mut 
     }
 }
 
-fn by_class_name(class: &str, objects: &Objects, options: &Options, about: &mut About<'_>) -> bool {
+fn by_class_name(class: &str, classes: &Classes, options: &Options, about: &mut About<'_>) -> bool {
     const FIELD: &str = "spec.ingressClassName";
-    if objects.ingress_classes.is_empty() {
+    if classes.is_empty() {
         // A directory without IngressClass objects: the usual ones are implied.
         let ours = class == options.ingress_class || class == OUR_CLASS;
         if !ours {
@@ -114,7 +137,7 @@ fn by_class_name(class: &str, objects: &Objects, options: &Options, about: &mut 
         }
         return ours;
     }
-    let Some(sourced) = objects.ingress_classes.get(class) else {
+    let Some(sourced) = classes.get(class) else {
         about.warn(
             "missing-class",
             FIELD,
@@ -145,8 +168,8 @@ fn is_our_class(name: &str, class: &IngressClass, options: &Options) -> bool {
 }
 
 /// As the API server chooses among several: the newest, then the first by name.
-fn default_class(objects: &Objects) -> Option<(&String, &IngressClass)> {
-    let defaults = objects.ingress_classes.iter().filter(|(_, sourced)| {
+fn default_class(classes: &Classes) -> Option<(&String, &IngressClass)> {
+    let defaults = classes.iter().filter(|(_, sourced)| {
         let annotations = sourced.object.metadata.annotations.as_ref();
         annotations.and_then(|annotations| annotations.get(IS_DEFAULT)).is_some_and(|value| value == "true")
     });

@@ -7,9 +7,9 @@ use x509_parser::prelude::{CertificateRevocationList, FromDer, X509Certificate};
 
 use super::annotations::field;
 use super::findings::About;
+use super::view::View;
 use crate::model::ObjectName;
 use crate::model::l7::{ClientAuth, Demand, Pattern, Trust, VerifyClient};
-use crate::objects::Objects;
 
 /// The `auth-tls-*` annotations of one Ingress, as written.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -26,7 +26,7 @@ pub(super) struct Written {
 pub(super) fn read(
     written: &Written,
     namespace: &str,
-    objects: &Objects,
+    objects: &View<'_>,
     about: &mut About<'_>,
 ) -> ClientAuth {
     let Written { secret, verify_client, depth, error_page, pass_certificate, match_cn } = written;

@@ -18,6 +18,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::annotations::value;
 use super::findings::Findings;
+use super::view::View;
 use super::{Options, SnippetPolicy};
 use crate::model::ObjectName;
 use crate::model::l7::{AccessLog, Blocked, Edge, Keepalive, Responses};
@@ -71,12 +72,22 @@ pub fn controller(objects: &Objects) -> Option<(&ObjectName, &Sourced<ConfigMap>
 }
 
 fn named(config_maps: &Map<ObjectName, ConfigMap>) -> Option<(&ObjectName, &Sourced<ConfigMap>)> {
-    config_maps.iter().find(|(name, _)| name.name == NAME)
+    config_maps.iter().find(|(name, _)| may_count(name))
+}
+
+/// Whether it is a ConfigMap of the controller, by its name.
+pub(super) fn may_count(name: &ObjectName) -> bool {
+    name.name == NAME
 }
 
 /// Reads the ConfigMap and says what of it is not honoured. Of several with its name the first by
 /// namespace counts, though each can close the gate.
-pub(super) fn read(objects: &Objects, options: &Options, findings: &mut Findings) -> Config {
+pub(super) fn read(
+    config_maps: &Map<ObjectName, ConfigMap>,
+    objects: &View<'_>,
+    options: &Options,
+    findings: &mut Findings,
+) -> Config {
     let mut config = Config {
         gate: Gate::Open,
         edge: Edge::default(),
@@ -87,7 +98,7 @@ pub(super) fn read(objects: &Objects, options: &Options, findings: &mut Findings
         blocked: None,
     };
     let mut is_first = true;
-    for (name, sourced) in objects.config_maps.iter().filter(|(name, _)| name.name == NAME) {
+    for (name, sourced) in config_maps.iter().filter(|(name, _)| may_count(name)) {
         let id = Key { kind: Kind::ConfigMap, name: name.clone() }.id(&sourced.origin);
         let mut keys = Keys::new(&sourced.object, findings.about(&id));
         if refused(&mut keys, options.snippets) == Gate::Closed {
@@ -180,7 +191,7 @@ pub fn key_statuses() -> Vec<(&'static ConfigKey, KeyStatus)> {
     let mut objects = Objects::default();
     objects.insert(Object::ConfigMap(Arc::new(object)), "");
     let mut findings = Findings::default();
-    read(&objects, &Options::default(), &mut findings);
+    read(&objects.config_maps, &View::new(&objects), &Options::default(), &mut findings);
     let problems = findings.into_sorted();
     let is_told = |row: &ConfigKey, reason: &str| {
         let field = keys::field(row.name);

@@ -1,10 +1,10 @@
 //! EndpointSlices: which belong to a Service, and the endpoints they come to together.
 
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 
-use k8s_openapi::api::core::v1::ServicePort;
+use k8s_openapi::api::core::v1::{Service, ServicePort};
 use k8s_openapi::api::discovery::v1::{self, EndpointSlice};
 
 use super::findings::{About, Findings};
@@ -12,14 +12,15 @@ use super::modes::Wanted;
 use super::ours;
 use crate::model::l4::{Family, Protocol, Weight};
 use crate::model::{ObjectId, ObjectName};
-use crate::objects::{Key, Kind, Objects, Sourced};
+use crate::objects::{Key, Kind, Map, Sourced};
 
 const SERVICE_LABEL: &str = "kubernetes.io/service-name";
 const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
 
 /// Slices by the Service they belong to.
-pub(super) struct Slices<'a> {
-    by_service: BTreeMap<ObjectName, Vec<&'a Sourced<EndpointSlice>>>,
+#[derive(Default)]
+pub(super) struct Slices {
+    by_service: HashMap<ObjectName, BTreeMap<ObjectName, Sourced<EndpointSlice>>>,
 }
 
 /// One endpoint of a port, merged over all slices.
@@ -59,61 +60,52 @@ pub(super) enum Use {
     Route,
 }
 
-impl<'a> Slices<'a> {
-    pub(super) fn new(objects: &'a Objects, findings: &mut Findings) -> Self {
-        let mut by_service: BTreeMap<ObjectName, Vec<_>> = BTreeMap::new();
-        for (name, sourced) in &objects.endpoint_slices {
-            let service = label(&sourced.object, SERVICE_LABEL).unwrap_or_default();
-            let id = slice_id(name, &sourced.origin);
-            let mut about = findings.about(&id);
-            if service.is_empty() {
-                about.warn(
-                    "slice-without-service",
-                    format!("metadata.labels.{SERVICE_LABEL}"),
-                    "the slice belongs to no Service",
-                    format!("label it {SERVICE_LABEL}: <name of the Service>"),
-                );
-                continue;
+impl Slices {
+    /// Takes in that a slice is another one than before. Services whose endpoints that may change.
+    pub(super) fn follow(
+        &mut self,
+        name: &ObjectName,
+        before: Option<&Sourced<EndpointSlice>>,
+        now: Option<&Sourced<EndpointSlice>>,
+    ) -> impl Iterator<Item = ObjectName> + use<> {
+        let service_of = |slice: Option<&Sourced<EndpointSlice>>| service_of(name, &slice?.object);
+        let (before, service) = (service_of(before), service_of(now));
+        if let Some(known) = before.as_ref().and_then(|before| self.by_service.get_mut(before)) {
+            known.remove(name);
+            if known.is_empty() {
+                before.as_ref().map(|before| self.by_service.remove(before));
             }
-            if sourced.object.address_type == "FQDN" {
-                about.warn(
-                    "fqdn-slice",
-                    "addressType",
-                    "slices of addressType FQDN are never used",
-                    "write addresses, with addressType IPv4 or IPv6",
-                );
-                continue;
-            }
-            bad_annotations(&sourced.object, &mut about);
-            let service = ObjectName::new(name.namespace.clone(), service);
-            if !objects.services.contains_key(&service) {
-                about.info(
-                    "slice-of-unknown-service",
-                    format!("metadata.labels.{SERVICE_LABEL}"),
-                    format!("there is no Service {service}"),
-                    "",
-                );
-            }
-            by_service.entry(service).or_default().push(sourced);
         }
-        Self { by_service }
+        if let (Some(service), Some(now)) = (&service, now) {
+            self.by_service.entry(service.clone()).or_default().insert(name.clone(), now.clone());
+        }
+        before.into_iter().chain(service)
+    }
+
+    /// Names of a Service's slices.
+    pub(super) fn names_of(&self, service: &ObjectName) -> impl Iterator<Item = &ObjectName> {
+        self.by_service.get(service).into_iter().flat_map(BTreeMap::keys)
+    }
+
+    fn of_service(&self, service: &ObjectName) -> impl Iterator<Item = &Sourced<EndpointSlice>> {
+        self.by_service.get(service).into_iter().flat_map(BTreeMap::values)
     }
 
     /// The Service has a slice of this family (of any, for `None`).
     pub(super) fn exist(&self, service: &ObjectName, family: Option<Family>) -> bool {
-        let slices = self.by_service.get(service).into_iter().flatten();
+        let slices = self.of_service(service);
         slices.filter(|slice| family.is_none() || slice_family(&slice.object) == family).count() > 0
     }
 
     /// Some endpoint of the Service carries a hint.
     pub(super) fn hint(&self, service: &ObjectName) -> bool {
-        let slices = self.by_service.get(service).into_iter().flatten();
+        let slices = self.of_service(service);
         slices.flat_map(|slice| slice.object.endpoints.iter().flatten()).any(|one| one.hints.is_some())
     }
 
     /// Names and numbers of the ports that the Service's slices have, for messages.
     pub(super) fn port_names(&self, service: &ObjectName) -> Vec<String> {
-        let slices = self.by_service.get(service).into_iter().flatten();
+        let slices = self.of_service(service);
         let ports = slices.flat_map(|slice| slice.object.ports.iter().flatten());
         let mut names: Vec<_> = ports.map(|port| port.name.clone().unwrap_or_default()).collect();
         names.sort();
@@ -129,10 +121,10 @@ impl<'a> Slices<'a> {
         protocol: Protocol,
         family: Option<Family>,
         used_for: Use,
-    ) -> BTreeMap<SocketAddr, Endpoint<'a>> {
+    ) -> BTreeMap<SocketAddr, Endpoint<'_>> {
         let mut merged = BTreeMap::new();
-        for sourced in self.by_service.get(service).into_iter().flatten() {
-            let slice: &'a EndpointSlice = &sourced.object;
+        for sourced in self.of_service(service) {
+            let slice: &EndpointSlice = &sourced.object;
             let Some(slice_family) = slice_family(slice) else { continue };
             let other_family = family.is_some_and(|family| family != slice_family);
             let headless = used_for == Use::Vip && label(slice, HEADLESS_LABEL).is_some();
@@ -144,6 +136,50 @@ impl<'a> Slices<'a> {
             }
         }
         merged
+    }
+}
+
+/// The Service that a slice belongs to, if its endpoints can be used.
+fn service_of(name: &ObjectName, slice: &EndpointSlice) -> Option<ObjectName> {
+    let service = label(slice, SERVICE_LABEL).filter(|service| !service.is_empty())?;
+    (slice.address_type != "FQDN").then(|| ObjectName::new(name.namespace.clone(), service))
+}
+
+/// What there is to say about a slice.
+pub(super) fn tell(
+    name: &ObjectName,
+    sourced: &Sourced<EndpointSlice>,
+    services: &Map<ObjectName, Service>,
+    findings: &mut Findings,
+) {
+    let id = slice_id(name, &sourced.origin);
+    let mut about = findings.about(&id);
+    if label(&sourced.object, SERVICE_LABEL).unwrap_or_default().is_empty() {
+        about.warn(
+            "slice-without-service",
+            format!("metadata.labels.{SERVICE_LABEL}"),
+            "the slice belongs to no Service",
+            format!("label it {SERVICE_LABEL}: <name of the Service>"),
+        );
+        return;
+    }
+    let Some(service) = service_of(name, &sourced.object) else {
+        about.warn(
+            "fqdn-slice",
+            "addressType",
+            "slices of addressType FQDN are never used",
+            "write addresses, with addressType IPv4 or IPv6",
+        );
+        return;
+    };
+    bad_annotations(&sourced.object, &mut about);
+    if !services.contains_key(&service) {
+        about.info(
+            "slice-of-unknown-service",
+            format!("metadata.labels.{SERVICE_LABEL}"),
+            format!("there is no Service {service}"),
+            "",
+        );
     }
 }
 

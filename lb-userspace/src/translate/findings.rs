@@ -1,6 +1,10 @@
 //! Collects problems: one place that knows how a [`Problem`] is put together.
 
-use crate::model::{ObjectId, Problem, Severity};
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::Arc;
+
+use crate::model::{ObjectId, Problem, Problems, Severity};
 
 /// Problems found so far.
 #[derive(Debug, Default)]
@@ -18,6 +22,47 @@ impl Findings {
         problems.sort();
         problems.dedup();
         problems
+    }
+
+    /// The same, to be kept.
+    pub(super) fn into_shared(self) -> Vec<Arc<Problem>> {
+        self.into_sorted().into_iter().map(Arc::new).collect()
+    }
+}
+
+/// Problems of all that is kept, while parts of it come and go.
+#[derive(Default)]
+pub(super) struct Told {
+    /// How many parts tell of each.
+    times: HashMap<Arc<Problem>, usize>,
+    all: Problems,
+}
+
+impl Told {
+    pub(super) fn all(&self) -> &Problems {
+        &self.all
+    }
+
+    /// Of a part that is new.
+    pub(super) fn add(&mut self, problems: &[Arc<Problem>]) {
+        for problem in problems {
+            *self.times.entry(Arc::clone(problem)).or_default() += 1;
+            if !self.all.contains(problem) {
+                self.all.insert(Arc::clone(problem));
+            }
+        }
+    }
+
+    /// Of a part that is gone.
+    pub(super) fn remove(&mut self, problems: &[Arc<Problem>]) {
+        for problem in problems {
+            let Entry::Occupied(mut times) = self.times.entry(Arc::clone(problem)) else { continue };
+            *times.get_mut() -= 1;
+            if *times.get() == 0 {
+                times.remove();
+                self.all.remove(problem);
+            }
+        }
     }
 }
 

@@ -3,9 +3,9 @@
 use k8s_openapi::api::core::v1::ConfigMap;
 
 use super::annotations::value;
+use super::view::View;
 use crate::model::ObjectName;
 use crate::model::l7::policy::Header;
-use crate::objects::Objects;
 
 /// What delimits messages or belongs to one connection; nobody may set it.
 const OURS: [&str; 8] = [
@@ -25,7 +25,7 @@ pub(super) fn find<'a>(
     reference: &str,
     namespace: &str,
     crosses: bool,
-    objects: &'a Objects,
+    objects: &View<'a>,
 ) -> Result<(ObjectName, &'a ConfigMap), String> {
     let name = match reference.split_once('/') {
         Some((other, _)) if other != namespace && !crosses => {
@@ -45,7 +45,7 @@ pub(super) fn read(
     reference: &str,
     namespace: &str,
     crosses: bool,
-    objects: &Objects,
+    objects: &View<'_>,
 ) -> Result<Vec<Header>, String> {
     let (name, config_map) = find(reference, namespace, crosses, objects)?;
     let mut headers: Vec<Header> = Vec::new();

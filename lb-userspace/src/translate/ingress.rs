@@ -5,28 +5,30 @@ mod canaries;
 mod error_backend;
 mod further;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use k8s_openapi::api::networking::v1::{IngressBackend, IngressSpec, IngressTLS};
+use k8s_openapi::api::networking::v1::{Ingress, IngressBackend, IngressSpec, IngressTLS};
 
 use self::canaries::Waiting;
 use super::Options;
 use super::annotations::{self, Policy};
-use super::certificates::{Certificates, Checked};
+use super::certificates::{self, Certificates, Checked};
 use super::ciphers;
-use super::classes::{self, Served};
-use super::config::{self, Config, Gate, Settings};
+use super::classes::{Seniority, Served};
+use super::config::{Config, Gate, Settings};
 use super::endpoints::Slices;
 use super::findings::{About, Findings};
+use super::parts::Claim;
 use super::routes::{self, Draft};
 use super::upstream_tls::ProxySsl;
-use super::upstreams::{Reach, Upstreams};
+use super::upstreams::{Laid, Reach, Upstreams};
+use super::view::View;
 use crate::model::l7::{
-    Action, Cipher, CipherOrder, Ciphers, ClientAuth, Edge, HostMatch, L7, Server, UpstreamName,
+    Action, Aliases, Certificate, Cipher, CipherOrder, Ciphers, ClientAuth, Edge, HostMatch, Pattern, Server,
+    UpstreamName,
 };
 use crate::model::{ObjectId, ObjectName};
-use crate::objects::Objects;
 
 /// A host as Ingresses build it up, oldest first.
 #[derive(Default)]
@@ -55,7 +57,7 @@ struct Host {
 
 /// What Ingresses are made of, and what has been made of them so far.
 struct Making<'a> {
-    objects: &'a Objects,
+    objects: &'a View<'a>,
     options: &'a Options,
     gate: Gate,
     settings: &'a Settings,
@@ -71,43 +73,69 @@ struct Tls {
     certificate: Option<Arc<Checked>>,
 }
 
-/// Everything the proxy serves.
+/// What a part of the Ingresses comes to.
+#[derive(Default)]
+pub(super) struct Output {
+    pub servers: BTreeMap<HostMatch, Arc<Server>>,
+    /// Further names, but for those that are patterns.
+    pub aliases: Aliases,
+    /// Those; of all that there are the first that fits counts, in the order of their Ingresses and rules.
+    pub patterns: Vec<((Seniority, usize), Pattern, HostMatch)>,
+    pub certificates: BTreeMap<HostMatch, Arc<Certificate>>,
+    pub passthrough: BTreeMap<String, UpstreamName>,
+    pub upstreams: BTreeMap<UpstreamName, Laid>,
+    pub default_backend: Option<UpstreamName>,
+    pub default_certificate: Option<Arc<Certificate>>,
+}
+
+/// Ingresses of ours that have to do with each other and with no others.
+pub(super) struct Together<'a> {
+    /// In the order in which they win conflicts.
+    pub served: Vec<Served<'a>>,
+    /// What the flags name belongs to them, and the host that nobody names.
+    pub flags: bool,
+}
+
+/// Everything the proxy serves of these Ingresses.
 pub(super) fn translate(
-    objects: &Objects,
-    slices: &Slices<'_>,
+    together: Together<'_>,
+    objects: &View<'_>,
+    slices: &Slices,
+    known: &mut certificates::Known,
+    config: &Config,
     options: &Options,
     findings: &mut Findings,
-) -> L7 {
-    let Config { gate, edge, settings, log, keepalive, responses, blocked } =
-        config::read(objects, options, findings);
+) -> Output {
+    let Together { served, flags } = together;
+    let Config { gate, edge, settings, .. } = config;
+    let gate = *gate;
     let mut making = Making {
         objects,
         options,
         gate,
-        settings: &settings,
+        settings,
         hosts: BTreeMap::new(),
         passthrough: BTreeMap::new(),
         upstreams: Upstreams::new(objects, slices, options),
-        certificates: Certificates::new(objects),
+        certificates: Certificates::new(objects, known),
     };
     let mut canaries = Vec::new();
-    for served in classes::served(objects, options, findings) {
+    for served in served {
         canaries.extend(one_ingress(served, &mut making, findings));
     }
     let Making { mut hosts, passthrough, mut upstreams, mut certificates, .. } = making;
-    if gate == Gate::Closed || settings.restricts_sources() || settings.text("custom-http-errors").is_some() {
-        // It holds for hosts that nobody names, too.
+    if flags && has_nameless_host(config) {
         hosts.entry(HostMatch::Any).or_default();
     }
     for waiting in &canaries {
         canaries::attach(waiting, &hosts, &mut upstreams, findings);
     }
     let flag = |name: &str| ObjectId { origin: name.to_owned(), ..ObjectId::default() };
-    let default_backend = options.default_backend_service.as_ref().and_then(|service| {
+    let default_backend = options.default_backend_service.as_ref().filter(|_| flags).and_then(|service| {
         let id = flag("--default-backend-service");
         upstreams.of_first_port(service, &mut findings.about(&id))
     });
-    let default_certificate = options.default_ssl_certificate.as_ref().and_then(|secret| {
+    let default_certificate = options.default_ssl_certificate.as_ref().filter(|_| flags).and_then(|secret| {
         let id = flag("--default-ssl-certificate");
         match certificates.of(secret) {
             Ok(checked) => Some(checked.certificate.clone()),
@@ -117,28 +145,64 @@ pub(super) fn translate(
             }
         }
     });
-    let log = log.map(Arc::new);
-    let mut l7 = L7 {
-        default_backend,
-        default_certificate,
-        edge,
-        passthrough,
-        log,
-        keepalive,
-        responses,
-        blocked: blocked.map(Arc::new),
-        ..L7::default()
-    };
-    further::add(&hosts, &mut l7, findings);
+    let mut output = Output { passthrough, default_backend, default_certificate, ..Output::default() };
+    further::add(&hosts, &mut output, findings);
     for (host, built) in hosts {
         if let Some(checked) = built.tls.as_ref().and_then(|tls| tls.certificate.as_ref()) {
-            l7.certificates.insert(host.clone(), checked.certificate.clone());
+            output.certificates.insert(host.clone(), checked.certificate.clone());
         }
-        let server = server(&host, built, &l7.edge, objects, &settings, gate, findings);
-        l7.servers.insert(host, server);
+        let server = server(&host, built, edge, objects, settings, gate, findings);
+        output.servers.insert(host, Arc::new(server));
     }
-    l7.upstreams = upstreams.into_built(&settings);
-    l7
+    output.upstreams = upstreams.into_built(settings);
+    output
+}
+
+/// Whether the ConfigMap holds for hosts that nobody names, too.
+fn has_nameless_host(config: &Config) -> bool {
+    let Config { gate, settings, .. } = config;
+    *gate == Gate::Closed || settings.restricts_sources() || settings.text("custom-http-errors").is_some()
+}
+
+impl Output {
+    /// What no other Ingresses may have, if they are translated apart from these.
+    pub(super) fn claims(&self) -> HashMap<Claimed, Claim> {
+        let Self { servers, aliases, certificates, passthrough, upstreams, .. } = self;
+        let names = aliases.exact.keys().map(|name| HostMatch::Exact(name.clone()));
+        let names = names.chain(aliases.below.keys().map(|name| HostMatch::Wildcard(name.clone())));
+        let passed = passthrough.keys().map(|host| HostMatch::Exact(host.clone()));
+        let hosts = servers.keys().chain(certificates.keys()).cloned().chain(names).chain(passed);
+        let mut claims: HashMap<_, _> = hosts.map(|host| (Claimed::Host(host), Claim::Alone)).collect();
+        for (name, laid) in upstreams {
+            claims.insert(Claimed::Upstream(name.clone()), Claim::With(laid.of.clone()));
+            if laid.is_settled {
+                claims.insert(Claimed::Settled(name.clone()), Claim::Alone);
+            }
+        }
+        claims
+    }
+}
+
+/// What Ingresses can have in common.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) enum Claimed {
+    Host(HostMatch),
+    /// The name of an upstream.
+    Upstream(UpstreamName),
+    /// How an upstream is dealt with, where somebody says how.
+    Settled(UpstreamName),
+}
+
+/// The hosts that an Ingress has to do with, whether anything is made of them or not: a canary waits for its
+/// primary.
+pub(super) fn claims_of(ingress: &Ingress) -> Vec<Claimed> {
+    let rules = ingress.spec.iter().flat_map(|spec| spec.rules.iter().flatten());
+    rules.map(|rule| Claimed::Host(host_match(rule.host.as_deref().unwrap_or_default()))).collect()
+}
+
+/// The same of what the flags name.
+pub(super) fn claims_of_flags(config: &Config) -> Vec<Claimed> {
+    has_nameless_host(config).then_some(Claimed::Host(HostMatch::Any)).into_iter().collect()
 }
 
 /// Adds what an Ingress says; one that is a canary comes back.
@@ -357,7 +421,7 @@ fn client_auth(
     host_match: &HostMatch,
     served: &Served<'_>,
     policy: &Policy,
-    objects: &Objects,
+    objects: &View<'_>,
     about: &mut About<'_>,
 ) {
     let Some(written) = &policy.client_auth else { return };
@@ -419,7 +483,7 @@ fn server(
     name: &HostMatch,
     host: Host,
     edge: &Edge,
-    objects: &Objects,
+    objects: &View<'_>,
     settings: &Settings,
     gate: Gate,
     findings: &mut Findings,

@@ -15,27 +15,31 @@ mod config;
 mod endpoints;
 mod findings;
 mod header_map;
+#[cfg(test)]
+mod histories;
 mod ingress;
 mod mode;
 mod modes;
 mod names;
 mod nodes;
 mod ours;
+mod parts;
 mod passwords;
 mod routes;
 mod services;
 mod streams;
 mod template;
+mod translator;
 mod upstream_tls;
 mod upstreams;
+mod view;
 mod vips;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Service;
 
-use crate::model::{ObjectName, Problem, Snapshot};
+use crate::model::{ObjectName, Problems, Snapshot};
 use crate::objects::{Admission, Key, Kind, Objects};
 
 pub use annotations::PREFIX;
@@ -43,6 +47,7 @@ pub use annotations::table::{Annotation, Scope, Status, TABLE};
 pub use classes::Served;
 pub use config::table::{ConfigKey, Fate, KEYS, KeyStatus};
 pub use config::{controller, key_statuses};
+pub use translator::Translator;
 
 /// What an object has to be to replace its last good version.
 pub const ADMISSION: Admission = Admission { alone: admit::admit, among: config::judge };
@@ -132,7 +137,7 @@ pub struct Translated {
     /// Desired state.
     pub snapshot: Snapshot,
     /// What could not be honoured, or surprises; sorted by object.
-    pub problems: Vec<Problem>,
+    pub problems: Problems,
 }
 
 /// The annotations of each object that are honoured, for reports.
@@ -167,10 +172,5 @@ pub fn is_ingress_service(name: &ObjectName, service: &Service, options: &Option
 
 /// The desired state that these objects describe.
 pub fn translate(objects: &Objects, options: &Options) -> Translated {
-    let mut findings = findings::Findings::default();
-    let slices = endpoints::Slices::new(objects, &mut findings);
-    let nodes = nodes::Nodes::new(objects, options, &mut findings);
-    let l4 = services::translate(objects, &slices, &nodes, options, &mut findings);
-    let l7 = ingress::translate(objects, &slices, options, &mut findings);
-    Translated { snapshot: Snapshot { l4: Arc::new(l4), l7: Arc::new(l7) }, problems: findings.into_sorted() }
+    Translator::default().translate(objects, options)
 }

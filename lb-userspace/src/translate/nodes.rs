@@ -10,13 +10,13 @@ use super::findings::{About, Findings};
 use super::ours;
 use crate::model::l4::{At, Family};
 use crate::model::{ObjectId, ObjectName};
-use crate::objects::{Key, Kind, Objects};
+use crate::objects::{Key, Kind, Map};
 
 const ZONE: &str = "topology.kubernetes.io/zone";
 const EXCLUDED: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
 
 /// What the Node objects say.
-#[derive(Default)]
+#[derive(PartialEq, Eq, Default)]
 pub(super) struct Nodes<'a> {
     here: Option<&'a str>,
     zone: Option<&'a str>,
@@ -25,16 +25,17 @@ pub(super) struct Nodes<'a> {
     own: BTreeSet<IpAddr>,
 }
 
+#[derive(PartialEq, Eq)]
 struct Other {
     tunnel: BTreeSet<IpAddr>,
     excluded: bool,
 }
 
 impl<'a> Nodes<'a> {
-    pub(super) fn new(objects: &'a Objects, options: &'a Options, findings: &mut Findings) -> Self {
+    pub(super) fn new(objects: &'a Map<String, Node>, options: &'a Options, findings: &mut Findings) -> Self {
         let mut nodes = Self { here: options.node.as_deref(), ..Self::default() };
         let mut taken: BTreeMap<IpAddr, &str> = BTreeMap::new();
-        for (name, sourced) in &objects.nodes {
+        for (name, sourced) in objects {
             let id = id(name, &sourced.origin);
             let mut about = findings.about(&id);
             ours::unknown(&sourced.object.metadata, Kind::Node, &mut about);
@@ -52,12 +53,12 @@ impl<'a> Nodes<'a> {
     }
 
     /// Without our own Node object the rest is half a truth: nothing is tunnelled, no zone known.
-    fn say_what_is_missing(&self, objects: &Objects, findings: &mut Findings) {
+    fn say_what_is_missing(&self, objects: &Map<String, Node>, findings: &mut Findings) {
         let Some(here) = self.here else { return };
-        let known = objects.nodes.get(here);
+        let known = objects.get(here);
         let id = id(here, known.map_or("", |sourced| &*sourced.origin));
         let mut about = findings.about(&id);
-        if known.is_none() && !objects.nodes.is_empty() {
+        if known.is_none() && !objects.is_empty() {
             about.warn(
                 "own-node-unknown",
                 "",

@@ -1,6 +1,6 @@
 //! Services to L4 pools and punts: which VIPs each port has, over which backends.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -15,11 +15,12 @@ use super::modes::{Misfits, Wanted};
 use super::names;
 use super::nodes::Nodes;
 use super::ours;
+use super::parts::Claim;
 use super::streams::{self, Streams};
 use super::vips::{Address, Addresses};
 use crate::model::l4::{
-    Access, Affinity, Backend, BackendState, Family, FlowMemory, L4, Listener, OnEmpty, Pool, PoolId,
-    Protocol, Punt, Vip, VipAddr,
+    Access, Affinity, Backend, BackendState, Family, FlowMemory, Listener, OnEmpty, Pool, PoolId, Protocol,
+    Punt, Vip, VipAddr,
 };
 use crate::model::{ObjectId, ObjectName};
 use crate::objects::{Key, Kind, Objects, Sourced};
@@ -35,32 +36,64 @@ const CONTROLLERS: [&str; 2] = ["ingress-nginx", "penstock"];
 const CONTROLLER_SERVICES: [&str; 3] = ["ingress-nginx-controller", "ingress-nginx", "penstock"];
 const NODE: &str = "the node's own http and https listeners";
 
-/// Pools and punts of all Services, older Services first, and of the ports beside them.
-pub(super) fn translate(
-    objects: &Objects,
-    slices: &Slices<'_>,
-    nodes: &Nodes<'_>,
-    options: &Options,
-    findings: &mut Findings,
-) -> L4 {
-    let mut claims = Claims { streams: Streams::read(objects, options, findings), ..Claims::default() };
-    claims.l4.tunnel = nodes.own();
-    claims.l4.peers = nodes.peers();
-    let may_matter = |key: &Option<Key>| {
-        let kind = key.as_ref().map(|key| key.kind);
-        matches!(kind, None | Some(Kind::Service | Kind::EndpointSlice | Kind::Node))
-    };
-    claims.l4.unread = objects.unread.iter().any(may_matter);
+/// What some Services come to.
+#[derive(Debug, Default)]
+pub(super) struct Output {
+    pub pools: BTreeMap<PoolId, Pool>,
+    pub punts: BTreeMap<Vip, Punt>,
+}
+
+impl Output {
+    /// Nothing is balanced and nothing punted.
+    pub(super) fn is_empty(&self) -> bool {
+        self.pools.is_empty() && self.punts.is_empty()
+    }
+}
+
+/// What Services can have in common.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) enum Held {
+    Vip(Vip),
+    /// The ports beside http and https, which are on the addresses of any and lead to any.
+    Streams,
+}
+
+/// VIPs of the node itself, which are the proxy's.
+pub(super) fn own_punts(options: &Options) -> BTreeMap<Vip, Punt> {
+    let mut punts = BTreeMap::new();
     for family in [Family::V4, Family::V6] {
         let http = options.http_ports.iter().map(|port| (*port, Listener::Http));
         let https = options.https_ports.iter().map(|port| (*port, Listener::Https));
         for (port, listener) in http.chain(https) {
             let vip = Vip { addr: VipAddr::Node(family), port, protocol: Protocol::Tcp };
-            claims.owners.insert(vip, NODE.to_owned());
-            claims.l4.punts.insert(vip, Punt { listener, sources: None });
+            punts.insert(vip, Punt { listener, sources: None });
         }
     }
-    let mut services: Vec<_> = objects.services.iter().collect();
+    punts
+}
+
+/// Whether what could not be read may be part of it.
+pub(super) fn is_unread(objects: &Objects) -> bool {
+    let may_matter = |key: &Option<Key>| {
+        let kind = key.as_ref().map(|key| key.kind);
+        matches!(kind, None | Some(Kind::Service | Kind::EndpointSlice | Kind::Node))
+    };
+    objects.unread.iter().any(may_matter)
+}
+
+/// Pools and punts of Services that have no VIP in common with others, older Services first; and the
+/// VIPs that they have.
+pub(super) fn translate<'a>(
+    mut services: Vec<(&'a ObjectName, &'a Sourced<Service>)>,
+    streams: Streams<'a>,
+    slices: &Slices,
+    nodes: &Nodes<'_>,
+    options: &Options,
+    findings: &mut Findings,
+) -> (Output, HashMap<Held, Claim>) {
+    let own = own_punts(options);
+    let mut claims = Claims { streams, ..Claims::default() };
+    claims.owners.extend(own.keys().map(|vip| (*vip, NODE.to_owned())));
     services.sort_by_key(|(name, sourced)| {
         let ingress = is_ingress(name, &sourced.object, options);
         let created = sourced.object.metadata.creation_timestamp.as_ref().map(|time| time.0);
@@ -75,15 +108,16 @@ pub(super) fn translate(
     for (name, sourced) in services {
         one_service(name, sourced, slices, nodes, options, &mut claims, findings);
     }
-    let Claims { mut l4, streams, .. } = claims;
-    streams::serve(streams, slices, nodes, &mut l4, findings);
-    l4
+    let Claims { mut output, owners, streams } = claims;
+    streams::serve(streams, slices, nodes, &mut output, findings);
+    let claimed = owners.into_keys().filter(|vip| !own.contains_key(vip));
+    (output, claimed.map(|vip| (Held::Vip(vip), Claim::Alone)).collect())
 }
 
 /// Who holds which VIP.
 #[derive(Default)]
 pub(super) struct Claims<'a> {
-    l4: L4,
+    output: Output,
     owners: BTreeMap<Vip, String>,
     pub(super) streams: Streams<'a>,
 }
@@ -108,7 +142,7 @@ impl Claims<'_> {
 fn one_service(
     name: &ObjectName,
     sourced: &Sourced<Service>,
-    slices: &Slices<'_>,
+    slices: &Slices,
     nodes: &Nodes<'_>,
     options: &Options,
     claims: &mut Claims<'_>,
@@ -197,7 +231,7 @@ fn one_service(
                 for (vip, Address { field, access }) in vips_of(*family) {
                     if claims.take(vip, &owner, &field, &mut about) {
                         let sources = (access == Access::Restricted).then(|| addresses.ranges(*family));
-                        claims.l4.punts.insert(vip, Punt { listener, sources });
+                        claims.output.punts.insert(vip, Punt { listener, sources });
                     }
                 }
             }
@@ -251,7 +285,7 @@ fn one_service(
             if !pool.backends.values().any(takes_flows) {
                 nobody(&id, &pool, port, slices, &endpoints, &field, &mut about);
             }
-            claims.l4.pools.insert(id, pool);
+            claims.output.pools.insert(id, pool);
         }
     }
 }
@@ -376,7 +410,7 @@ pub(super) fn nobody(
     id: &PoolId,
     pool: &Pool,
     port: &ServicePort,
-    slices: &Slices<'_>,
+    slices: &Slices,
     endpoints: &BTreeMap<SocketAddr, Endpoint<'_>>,
     field: &str,
     about: &mut About<'_>,
@@ -420,7 +454,7 @@ pub(super) fn nobody(
 }
 
 /// Fields that an author could think to matter here.
-fn without_effect(name: &ObjectName, spec: &ServiceSpec, slices: &Slices<'_>, about: &mut About<'_>) {
+fn without_effect(name: &ObjectName, spec: &ServiceSpec, slices: &Slices, about: &mut About<'_>) {
     if spec.traffic_distribution.is_some() && !slices.hint(name) {
         about.info(
             "no-effect",

@@ -12,9 +12,9 @@ use super::endpoints::{self, Slices, Use};
 use super::findings::{About, Findings};
 use super::names;
 use super::nodes::Nodes;
-use super::services::{self, Claims, Terms};
+use super::services::{self, Claims, Output, Terms};
 use super::vips::Addresses;
-use crate::model::l4::{Access, BackendState, Family, L4, PoolId, Prefix, Protocol, Vip, VipAddr};
+use crate::model::l4::{Access, BackendState, Family, PoolId, Prefix, Protocol, Vip, VipAddr};
 use crate::model::{ObjectId, ObjectName};
 use crate::objects::{Key, Kind, Objects, Sourced};
 
@@ -180,7 +180,7 @@ fn resolve<'a>(
 pub(super) fn claim(
     name: &ObjectName,
     service: &Service,
-    slices: &Slices<'_>,
+    slices: &Slices,
     options: &Options,
     claims: &mut Claims<'_>,
     findings: &mut Findings,
@@ -231,9 +231,9 @@ pub(super) fn claim(
 /// The pools, in place or beside those that the same Services have for addresses of their own.
 pub(super) fn serve(
     streams: Streams<'_>,
-    slices: &Slices<'_>,
+    slices: &Slices,
     nodes: &Nodes<'_>,
-    l4: &mut L4,
+    output: &mut Output,
     findings: &mut Findings,
 ) {
     for ((protocol, _), stream) in streams.0 {
@@ -257,7 +257,7 @@ pub(super) fn serve(
             let Some(first) = vips.keys().next() else { continue };
             let ranges = sources.get(&family).cloned().unwrap_or_default();
             let id = PoolId { service: service.clone(), port: number, protocol, family };
-            if let Some(pool) = l4.pools.get_mut(&id) {
+            if let Some(pool) = output.pools.get_mut(&id) {
                 let is_restricted =
                     |vips: &BTreeMap<Vip, Access>| vips.values().any(|access| *access == Access::Restricted);
                 if is_restricted(&vips) && is_restricted(&pool.vips) && pool.source_ranges != ranges {
@@ -289,7 +289,7 @@ pub(super) fn serve(
             }
             pool.vips = vips;
             pool.source_ranges = ranges;
-            l4.pools.insert(id, pool);
+            output.pools.insert(id, pool);
         }
     }
 }

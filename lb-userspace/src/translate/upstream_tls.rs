@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use super::annotations;
 use super::certificates::{self, Certificates};
+use super::view::View;
 use crate::model::ObjectName;
 use crate::model::l7::{Certificate, TlsVersions};
 use crate::model::upstream::{UpstreamTls, Verify};
-use crate::objects::Objects;
 
 /// The annotations with their Secret read.
 #[derive(Debug, PartialEq, Eq)]
@@ -25,7 +25,7 @@ impl ProxySsl {
     pub(super) fn read(
         asked: &annotations::ProxySsl,
         namespace: &str,
-        objects: &Objects,
+        objects: &View<'_>,
         certificates: &mut Certificates<'_>,
     ) -> Result<Self, String> {
         let annotations::ProxySsl { secret, verify, depth, name, send_name, versions } = asked;

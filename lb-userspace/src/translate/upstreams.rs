@@ -16,6 +16,7 @@ use super::config::Settings;
 use super::endpoints::{Slices, State, Use};
 use super::findings::About;
 use super::ours;
+use super::view::View;
 use crate::model::canary::{Canary, Rules, Sessions};
 use crate::model::expression::Expression;
 use crate::model::health::Check;
@@ -24,13 +25,12 @@ use crate::model::l7::HostMatch;
 use crate::model::session::Affinity;
 use crate::model::upstream::{Balance, Care, Ejection, External, Upstream, UpstreamName, UpstreamTls};
 use crate::model::{ObjectName, Severity};
-use crate::objects::Objects;
 
 /// Upstreams by name, built as routes ask for them.
 pub(super) struct Upstreams<'a> {
-    objects: &'a Objects,
+    objects: &'a View<'a>,
     options: &'a Options,
-    slices: &'a Slices<'a>,
+    slices: &'a Slices,
     /// What they are called, by Service and port.
     names: BTreeMap<(ObjectName, String), UpstreamName>,
     /// So too, as Services that word errors.
@@ -38,10 +38,31 @@ pub(super) struct Upstreams<'a> {
     built: BTreeMap<UpstreamName, Built>,
 }
 
+/// An upstream as it is laid out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Laid {
+    pub upstream: Arc<Upstream>,
+    /// What is behind it.
+    pub of: Meant,
+    /// Somebody says how it is dealt with. Else it is what anybody makes of the Service, so it may stand in
+    /// several parts.
+    pub is_settled: bool,
+}
+
+/// What an upstream is made of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Meant {
+    pub service: ObjectName,
+    pub reach: Reach,
+}
+
 /// An upstream and what every route to it is to be told.
 #[derive(Default)]
 struct Built {
     upstream: Upstream,
+    /// Of what it was made first; always there.
+    of: Option<Meant>,
+    is_settled: bool,
     /// What the first Ingress that says so wants.
     load_balance: Option<Balance>,
     hash_by: Option<Balance>,
@@ -96,7 +117,7 @@ enum PortRef<'a> {
 }
 
 impl<'a> Upstreams<'a> {
-    pub(super) fn new(objects: &'a Objects, slices: &'a Slices<'a>, options: &'a Options) -> Self {
+    pub(super) fn new(objects: &'a View<'a>, slices: &'a Slices, options: &'a Options) -> Self {
         Self {
             objects,
             options,
@@ -108,21 +129,35 @@ impl<'a> Upstreams<'a> {
     }
 
     /// A hash counts more than another way, and any of them more than the ConfigMap's.
-    pub(super) fn into_built(self, settings: &Settings) -> BTreeMap<UpstreamName, Upstream> {
+    pub(super) fn into_built(self, settings: &Settings) -> BTreeMap<UpstreamName, Laid> {
         let inherited = self.inherited();
         let hash_by = settings.text("upstream-hash-by").and_then(|by| Expression::parse(by).ok());
         let load_balance = || settings.text("load-balance").map(annotations::load_balance);
         let usual = hash_by.map(Balance::Hash).or_else(load_balance).unwrap_or_default();
-        let built = self.built.into_iter().map(|(name, built)| {
-            let Built { upstream, load_balance, hash_by, idle, check, affinity, split, complaint: _ } = built;
+        let built = self.built.into_iter().filter_map(|(name, built)| {
+            let Built {
+                upstream,
+                of,
+                is_settled,
+                load_balance,
+                hash_by,
+                idle,
+                check,
+                affinity,
+                split,
+                complaint: _,
+            } = built;
             let balance = hash_by.or(load_balance).unwrap_or_else(|| usual.clone());
             let canary = split.map(|Split { owner: _, canary, rules, sessions }| Canary {
                 upstream: canary,
                 rules,
                 sessions,
             });
-            let affinity = inherited.get(&name).cloned().or(affinity);
-            (name, Upstream { balance, idle, check, affinity, canary, ..upstream })
+            let inherited = inherited.get(&name).cloned();
+            let is_settled = is_settled || inherited.is_some();
+            let affinity = inherited.or(affinity);
+            let upstream = Arc::new(Upstream { balance, idle, check, affinity, canary, ..upstream });
+            Some((name, Laid { upstream, of: of?, is_settled }))
         });
         built.collect()
     }
@@ -141,6 +176,9 @@ impl<'a> Upstreams<'a> {
         if built.check.is_none() {
             built.check = checks::check(policy, tls);
         }
+        let Policy { load_balance, hash_by, idle, .. } = policy;
+        let says_how = load_balance.is_some() || hash_by.is_some() || idle.is_some();
+        built.is_settled |= says_how || built.check.is_some();
     }
 
     /// Canaries whose sessions are kept as their primary keeps its own.
@@ -163,6 +201,7 @@ impl<'a> Upstreams<'a> {
         about: &mut About<'_>,
     ) {
         let (Some(built), Some(asked)) = (self.built.get_mut(name), &policy.affinity) else { return };
+        built.is_settled = true;
         let (mut mode, mut places) = (asked.mode, BTreeSet::new());
         if let Some(known) = built.affinity.take() {
             if known.cookie != asked.cookie || known.mode != asked.mode {
@@ -219,6 +258,7 @@ impl<'a> Upstreams<'a> {
     /// Gives an upstream a canary, or tells whose it has.
     pub(super) fn split(&mut self, primary: &UpstreamName, split: Split) -> Result<(), ObjectName> {
         let Some(built) = self.built.get_mut(primary) else { return Ok(()) };
+        built.is_settled = true;
         let known = built.split.get_or_insert_with(|| split.clone());
         if *known == split { Ok(()) } else { Err(known.owner.clone()) }
     }
@@ -312,9 +352,10 @@ impl<'a> Upstreams<'a> {
                 Some(own) => Ok(Upstream { endpoints: BTreeSet::from([own]), ..Upstream::default() }),
                 None => self.endpoints(service, port),
             };
+            let of = Meant { service: service.clone(), reach };
             let built = match found {
-                Ok(upstream) => Built { upstream, ..Built::default() },
-                Err(complaint) => Built { complaint: Some(complaint), ..Built::default() },
+                Ok(upstream) => Built { upstream, of: Some(of), ..Built::default() },
+                Err(complaint) => Built { complaint: Some(complaint), of: Some(of), ..Built::default() },
             };
             self.built.insert(name.clone(), built);
         }

@@ -158,7 +158,7 @@ impl Addresses {
         &self,
         name: &ObjectName,
         spec: &ServiceSpec,
-        slices: &Slices<'_>,
+        slices: &Slices,
     ) -> BTreeSet<Family> {
         let written = spec.ip_families.iter().flatten().filter_map(|family| match family.as_str() {
             "IPv4" => Some(Family::V4),

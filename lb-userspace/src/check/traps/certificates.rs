@@ -12,8 +12,12 @@ const SOON: i64 = 14;
 /// A certificate that clients refuse, or will within two weeks.
 pub(super) fn expiry(world: &World<'_>, caught: &mut Caught) {
     let l7 = &world.snapshot.l7;
-    let mut served: Vec<(&ObjectName, i64)> =
-        l7.certificates.values().chain(&l7.default_certificate).map(|c| (&c.secret, c.not_after)).collect();
+    let mut served: Vec<(&ObjectName, i64)> = l7
+        .certificates
+        .values()
+        .chain(l7.default_certificate.as_deref())
+        .map(|c| (&c.secret, c.not_after))
+        .collect();
     served.sort();
     served.dedup();
     for (secret, not_after) in served {

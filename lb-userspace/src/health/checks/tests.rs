@@ -1,3 +1,5 @@
+use std::collections::BTreeSet;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -20,7 +22,7 @@ fn checked(check: Option<&Arc<Check>>, endpoints: impl IntoIterator<Item = u8>) 
         check: check.cloned(),
         ..Upstream::default()
     };
-    L7 { upstreams: BTreeMap::from([(UpstreamName("a".to_owned()), upstream)]), ..L7::default() }
+    L7 { upstreams: [(UpstreamName("a".to_owned()), upstream)].into(), ..L7::default() }
 }
 
 /// Runs one endpoint's probe when it is due.

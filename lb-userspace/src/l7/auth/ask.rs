@@ -156,9 +156,8 @@ impl Asker {
     ) -> io::Result<Rc<[SocketAddr]>> {
         match &external.upstream {
             Some(upstream) => {
-                let upstreams = &snapshot.router.upstreams;
-                let at = upstreams.binary_search_by(|known| known.name.cmp(upstream));
-                let known = at.ok().and_then(|at| upstreams.get(at));
+                let router = &snapshot.router;
+                let known = router.place_of(upstream).and_then(|place| router.upstreams.get(place));
                 Ok(known.map_or_else(|| Rc::from([]), |known| known.endpoints.iter().copied().collect()))
             }
             None => self.resolver.resolve(name, port).await,

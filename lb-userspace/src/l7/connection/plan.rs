@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use super::super::auth::Checks;
 use super::super::buffer::Scratch;
+use super::super::canary::Side;
 use super::super::exchange::{Limits, Outgoing};
 use super::super::fcgi;
 use super::super::filters::{Answer, Decision, Next};
@@ -14,7 +15,7 @@ use super::super::log::{self, Place, Subject};
 use super::super::metrics::Method;
 use super::super::pages::Page;
 use super::super::policy::Dress;
-use super::super::route::{Route, Router};
+use super::super::route::{At, Route, Router};
 use super::super::snapshot::Snapshot;
 use super::super::upstream::{Lead, Speech};
 use super::super::variable::{self, Known};
@@ -33,7 +34,7 @@ pub(super) struct Plan {
     pub(super) page: Option<Box<Page>>,
     pub(super) step: Step,
     pub(super) dress: Dress,
-    pub(super) route: usize,
+    pub(super) route: (At, Side),
     pub(super) filters: Limits,
     pub(super) snapshot: Rc<Snapshot>,
     pub(super) line: Option<Scratch>,

@@ -1,4 +1,4 @@
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::*;
@@ -30,11 +30,12 @@ fn to_web() -> Action {
 fn site(locations: Vec<Location>) -> L7 {
     let endpoints = BTreeSet::from(["10.0.0.1:80".parse().unwrap()]);
     L7 {
-        servers: BTreeMap::from([(HostMatch::Any, Server { locations, ..Server::default() })]),
-        upstreams: BTreeMap::from([
+        servers: [(HostMatch::Any, Server { locations, ..Server::default() })].into(),
+        upstreams: [
             (UpstreamName("empty".to_owned()), Upstream::default()),
             (UpstreamName("web".to_owned()), Upstream { endpoints, ..Upstream::default() }),
-        ]),
+        ]
+        .into(),
         ..L7::default()
     }
 }
@@ -370,9 +371,9 @@ fn a_prefix_written_with_a_slash_adds_it_to_the_path_without() {
 #[test]
 fn app_root_answers_the_root_alone() {
     let mut l7 = site(vec![location(prefix("/"), to_web(), Filters::default())]);
-    for server in l7.servers.values_mut() {
+    l7.servers.edit(|_, server| {
         server.app_root = Some("/app".to_owned());
-    }
+    });
 
     assert_eq!(ask(&l7, "/"), redirected(302, "http://h.example:8080/app"));
     assert_eq!(ask(&l7, "/x/.."), redirected(302, "http://h.example:8080/app"));

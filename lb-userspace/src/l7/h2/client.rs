@@ -4,8 +4,7 @@
 //! it opens one, and requests that come meanwhile wait for that one instead of opening their own.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, HashSet};
-use std::net::SocketAddr;
+use std::collections::HashMap;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
@@ -181,9 +180,9 @@ impl Connections {
     /// Lets go of what idled too long, is closed or old, and of every connection to an endpoint or
     /// by a client that is not among those to keep. Running streams go on: a connection ends with
     /// the last of them.
-    pub(in crate::l7) fn sweep(&self, endpoints: &HashSet<SocketAddr>, clients: &HashSet<u64>) {
+    pub(in crate::l7) fn sweep(&self, stays: impl Fn(&Peer) -> bool) {
         self.by_peer.borrow_mut().retain(|peer, known| {
-            if !endpoints.contains(&peer.addr) || peer.client != 0 && !clients.contains(&peer.client) {
+            if !stays(peer) {
                 known.connections.clear();
             }
             known.connections.retain(|connection| {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::Method;
-use crate::l7::route::{Labels, Router};
+use crate::l7::route::{Labels, Route, Router, Site};
 use crate::l7::upstream::Attempt;
 use crate::model::metering::{Bounds, Metering};
 
@@ -158,10 +158,10 @@ pub(super) struct Requests {
     /// Requests that no Ingress wants are counted, too.
     #[serde(skip)]
     undefined_hosts: bool,
-    /// By number of the route in the snapshot of the moment.
+    /// By number of the route.
     #[serde(skip)]
     live: HashMap<(usize, Method, u16), (Arc<Labels>, Series)>,
-    /// Of earlier snapshots, for as long as their routes exist.
+    /// Of routes that are gone, for as long as others have their labels.
     #[serde(with = "as_list")]
     pub(super) settled: HashMap<Key, Series>,
     /// What came when there were too many.
@@ -196,7 +196,7 @@ impl Requests {
         }
     }
 
-    /// `route`: the number of its route, if its snapshot is the one in force.
+    /// `route`: the number of its route, if that is still there.
     pub(super) fn count(&mut self, route: Option<usize>, labels: &Arc<Labels>, finished: &Finished<'_>) {
         if !self.undefined_hosts && labels.are_unclaimed() {
             return;
@@ -226,13 +226,21 @@ impl Requests {
         series.count(scale, finished);
     }
 
-    /// A new snapshot numbers its routes anew. Series of routes that are gone go with them, which
-    /// bounds the memory.
-    pub(super) fn settle(&mut self, next: &Router) {
-        let kept: HashSet<&Labels> = next.labels.iter().map(|labels| &**labels).collect();
-        self.settled.retain(|(labels, ..), _| kept.contains(&**labels));
-        for ((_, method, status), (labels, series)) in self.live.drain() {
-            if !kept.contains(&*labels) {
+    /// Routes of these sites are gone, and their series with them, which bounds the memory, unless
+    /// another route has their labels now.
+    pub(super) fn settle<'r>(&mut self, gone: impl Iterator<Item = &'r Arc<Site>>, next: &Router) {
+        let (mut numbers, mut hosts) = (HashSet::new(), HashSet::new());
+        for (number, labels) in gone.flat_map(|site| site.routes()).flat_map(Route::labels) {
+            numbers.insert(number);
+            hosts.insert(labels.host.as_str());
+        }
+        if numbers.is_empty() {
+            return;
+        }
+        self.settled.retain(|(labels, ..), _| !hosts.contains(labels.host.as_str()) || next.has(labels));
+        let gone = self.live.extract_if(|(number, ..), _| numbers.contains(number));
+        for ((_, method, status), (labels, series)) in gone {
+            if !next.has(&labels) {
                 continue;
             }
             match self.settled.entry((labels, method, status)) {
@@ -240,6 +248,11 @@ impl Requests {
                 Entry::Vacant(place) => drop(place.insert(series)),
             }
         }
+    }
+
+    /// Series of routes that are not there go.
+    pub(super) fn forget_unknown(&mut self, router: &Router) {
+        self.settled.retain(|(labels, ..), _| router.has(labels));
     }
 
     /// Adds those of another worker or process. Of one that sorts otherwise the counts are left.

@@ -10,18 +10,23 @@ const HOST_MAX: usize = 255;
 /// Label of the host that no server names.
 pub(super) const UNNAMED: &str = "_";
 
-/// Servers, by their numbers, and the names they answer for.
-#[derive(Debug)]
+/// Places of servers, and the names they answer for.
+#[derive(Debug, Clone, Default)]
 pub(super) struct Hosts {
-    /// Names of servers, and their aliases.
     exact: HashMap<Box<[u8]>, usize>,
-    /// Aliases by the suffix after `*.`, at any depth.
-    below: HashMap<Box<[u8]>, usize>,
-    /// Aliases that are patterns.
-    patterns: Vec<(Pattern, usize)>,
     /// By the suffix after `*.`.
     wildcard: HashMap<Box<[u8]>, usize>,
-    any: usize,
+    any: Option<usize>,
+    further: Further,
+}
+
+/// Names beside those of the servers.
+#[derive(Debug, Clone, Default)]
+struct Further {
+    exact: HashMap<Box<[u8]>, usize>,
+    /// By the suffix after `*.`, at any depth.
+    below: HashMap<Box<[u8]>, usize>,
+    patterns: Vec<(Pattern, usize)>,
 }
 
 /// How a request found its host.
@@ -38,32 +43,60 @@ pub(in crate::l7) enum HostFound {
 }
 
 impl Hosts {
-    /// Of servers in the order of their numbers, one of which is for any name.
-    pub(super) fn new<'h>(servers: impl Iterator<Item = &'h HostMatch>, aliases: &Aliases) -> Self {
-        let (mut exact, mut wildcard, mut any) = (HashMap::new(), HashMap::new(), 0);
-        for (number, host) in servers.enumerate() {
-            match host {
-                HostMatch::Exact(name) => {
-                    exact.insert(name.as_bytes().into(), number);
-                }
-                HostMatch::Wildcard(suffix) => {
-                    wildcard.insert(suffix.as_bytes().into(), number);
-                }
-                HostMatch::Any => any = number,
+    /// Gives a server its place.
+    pub(super) fn insert(&mut self, host: &HostMatch, place: usize) {
+        match host {
+            HostMatch::Exact(name) => {
+                self.exact.insert(name.as_bytes().into(), place);
             }
+            HostMatch::Wildcard(suffix) => {
+                self.wildcard.insert(suffix.as_bytes().into(), place);
+            }
+            HostMatch::Any => self.any = Some(place),
         }
-        let of = |host: &HostMatch| match host {
-            HostMatch::Exact(name) => exact.get(name.as_bytes()).copied(),
-            HostMatch::Wildcard(suffix) => wildcard.get(suffix.as_bytes()).copied(),
-            HostMatch::Any => Some(any),
-        };
-        let named = |(name, host): (&String, &HostMatch)| Some((name.as_bytes().into(), of(host)?));
-        let names: Vec<(Box<[u8]>, usize)> = aliases.exact.iter().filter_map(named).collect();
+    }
+
+    /// Takes a server's place away.
+    pub(super) fn remove(&mut self, host: &HostMatch) {
+        match host {
+            HostMatch::Exact(name) => {
+                self.exact.remove(name.as_bytes());
+            }
+            HostMatch::Wildcard(suffix) => {
+                self.wildcard.remove(suffix.as_bytes());
+            }
+            HostMatch::Any => self.any = None,
+        }
+    }
+
+    /// The place of a server.
+    pub(super) fn place_of(&self, host: &HostMatch) -> Option<usize> {
+        match host {
+            HostMatch::Exact(name) => self.exact.get(name.as_bytes()).copied(),
+            HostMatch::Wildcard(suffix) => self.wildcard.get(suffix.as_bytes()).copied(),
+            HostMatch::Any => self.any,
+        }
+    }
+
+    /// The place of the server that is labelled so.
+    pub(super) fn labelled(&self, label: &str) -> Option<usize> {
+        match label.strip_prefix("*.") {
+            _ if label == UNNAMED => self.any,
+            Some(suffix) => self.wildcard.get(suffix.as_bytes()).copied(),
+            None => self.exact.get(label.as_bytes()).copied(),
+        }
+    }
+
+    /// Further names, instead of those of before.
+    pub(super) fn set_aliases(&mut self, aliases: &Aliases) {
+        let named =
+            |(name, host): (&String, &HostMatch)| Some((name.as_bytes().into(), self.place_of(host)?));
+        let exact = aliases.exact.iter().filter_map(named).collect();
         let below = aliases.below.iter().filter_map(named).collect();
         let patterns = aliases.patterns.iter();
-        let patterns = patterns.filter_map(|(pattern, host)| Some((pattern.clone(), of(host)?))).collect();
-        exact.extend(names);
-        Self { exact, below, patterns, wildcard, any }
+        let patterns = patterns.filter_map(|(pattern, host)| Some((pattern.clone(), self.place_of(host)?)));
+        let patterns = patterns.collect();
+        self.further = Further { exact, below, patterns };
     }
 
     /// The server for a Host header (with or without port).
@@ -76,7 +109,7 @@ impl Hosts {
                 lower.make_ascii_lowercase();
                 self.lookup(lower)
             }
-            _ => (self.any, HostFound::Unnamed),
+            _ => (self.nameless(), HostFound::Unnamed),
         }
     }
 
@@ -84,8 +117,8 @@ impl Hosts {
         if let Some(&index) = self.exact.get(name) {
             return (index, HostFound::Exact);
         }
-        if let Some(index) = self.alias(name) {
-            return (index, HostFound::Alias);
+        if let Some(found) = self.further.find(name) {
+            return found;
         }
         if !self.wildcard.is_empty() {
             let suffix = name.iter().position(|&b| b == b'.').and_then(|dot| name.get(dot + 1..));
@@ -93,20 +126,32 @@ impl Hosts {
                 return (index, HostFound::Wildcard);
             }
         }
-        (self.any, HostFound::Unnamed)
+        (self.nameless(), HostFound::Unnamed)
     }
 
-    /// By an alias that is no plain name.
-    fn alias(&self, name: &[u8]) -> Option<usize> {
+    /// Where what no server names goes; there always is such a place once there are any.
+    fn nameless(&self) -> usize {
+        self.any.unwrap_or(0)
+    }
+}
+
+impl Further {
+    fn find(&self, name: &[u8]) -> Option<(usize, HostFound)> {
+        if !self.exact.is_empty()
+            && let Some(&place) = self.exact.get(name)
+        {
+            return Some((place, HostFound::Exact));
+        }
         if !self.below.is_empty() {
             // The suffix behind the first dot is the longest.
             let dots = name.iter().enumerate().filter(|(_, byte)| **byte == b'.');
             let mut suffixes = dots.filter_map(|(dot, _)| name.get(dot + 1..));
-            if let Some(&index) = suffixes.find_map(|suffix| self.below.get(suffix)) {
-                return Some(index);
+            if let Some(&place) = suffixes.find_map(|suffix| self.below.get(suffix)) {
+                return Some((place, HostFound::Alias));
             }
         }
-        self.patterns.iter().find(|(pattern, _)| pattern.regex().is_match(name)).map(|(_, index)| *index)
+        let fits = |(pattern, _): &&(Pattern, usize)| pattern.regex().is_match(name);
+        self.patterns.iter().find(fits).map(|(_, place)| (*place, HostFound::Alias))
     }
 }
 

@@ -1,7 +1,9 @@
+use std::collections::BTreeMap;
+
 use proptest::prelude::*;
 
 use super::*;
-use crate::model::l7::{Aliases, Pattern, Server};
+use crate::model::l7::{Action, Aliases, Location, Pattern, Server};
 
 fn exact(path: &str) -> PathMatch {
     PathMatch::Exact(path.to_owned())
@@ -26,7 +28,7 @@ fn site_of(paths: &[PathMatch]) -> L7 {
         filters: Filters::default(),
     });
     let server = Server { locations: locations.collect(), ..Server::default() };
-    L7 { servers: BTreeMap::from([(HostMatch::Any, server)]), ..L7::default() }
+    L7 { servers: [(HostMatch::Any, server)].into(), ..L7::default() }
 }
 
 /// Number of the location that takes a path, and whether it adds a slash.
@@ -56,7 +58,7 @@ fn aliases_count_less_than_names_and_more_than_wildcards() {
             patterns: vec![(Pattern::unanchored("^www[0-9]").unwrap(), HostMatch::Any)],
             ..Aliases::default()
         },
-        servers: BTreeMap::from([(HostMatch::Wildcard("x".to_owned()), Server::default())]),
+        servers: [(HostMatch::Wildcard("x".to_owned()), Server::default())].into(),
         ..L7::default()
     };
     let patterns = Router::new(&only_patterns);

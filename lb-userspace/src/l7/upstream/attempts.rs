@@ -2,6 +2,7 @@
 //! follow (reference 4.11).
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::net::TcpStream;
@@ -16,7 +17,7 @@ use super::super::snapshot::Snapshot;
 use super::super::socket::Link;
 use super::super::worker::Worker;
 use super::pool::Peer;
-use super::{Attempt, Record, Transport};
+use super::{Attempt, Client, Record, Transport};
 use crate::model::upstream::{Condition, Retry};
 
 /// Attempts where `proxy-next-upstream-tries` is 0: a loop over endpoints that refuse must end.
@@ -257,10 +258,14 @@ impl<'s> Attempts<'s> {
         entry.sessions.as_ref().zip(self.session.as_ref())
     }
 
+    fn client(&self, place: usize) -> Option<&Arc<Client>> {
+        self.snapshot.router.clients.get(place)?.as_ref()
+    }
+
     async fn open(&self, picked: &Picked, fresh: bool) -> Result<(Way, Peer, u32, Instant), Failure> {
         let client = match self.terms.transport {
             Transport::Plain => 0,
-            Transport::Tls(index) => self.snapshot.router.clients.get(index).map_or(0, |client| client.id),
+            Transport::Tls(index) => self.client(index).map_or(0, |client| client.id),
         };
         let peer = Peer { addr: picked.addr(), client };
         if self.terms.speech == Speech::Http2 {
@@ -298,7 +303,7 @@ impl<'s> Attempts<'s> {
         let Transport::Tls(index) = self.terms.transport else {
             return Ok(Link::plain(stream));
         };
-        let client = self.snapshot.router.clients.get(index).ok_or(Failure::Tls)?;
+        let client = self.client(index).ok_or(Failure::Tls)?;
         let config = client.config.clone().ok_or(Failure::Tls)?;
         let mut link = Link::tls_client(stream, config, client.name(endpoint)).map_err(|_| Failure::Tls)?;
         let handshake = {

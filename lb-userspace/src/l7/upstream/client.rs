@@ -43,17 +43,21 @@ pub(in crate::l7) struct Clients {
 }
 
 impl Clients {
-    /// One client for each entry, in order.
-    pub(in crate::l7) fn of(&mut self, entries: &[TlsEntry]) -> Vec<Arc<Client>> {
+    /// One client for each entry, at its place.
+    pub(in crate::l7) fn of(&mut self, entries: &[Option<TlsEntry>]) -> Vec<Option<Arc<Client>>> {
         let mut before = std::mem::take(&mut self.known);
         let mut clients = Vec::with_capacity(entries.len());
         for entry in entries {
+            let Some(entry) = entry else {
+                clients.push(None);
+                continue;
+            };
             let client = before.remove(entry).unwrap_or_else(|| {
                 self.last_id += 1;
                 Arc::new(client(self.last_id, entry))
             });
             self.known.insert(entry.clone(), Arc::clone(&client));
-            clients.push(client);
+            clients.push(Some(client));
         }
         clients
     }

@@ -11,14 +11,13 @@ mod dial;
 mod pool;
 mod record;
 
-use std::collections::HashMap;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::balance::Endpoints;
 use super::route::UpstreamEntry;
 use crate::model::health::Unwell;
-use crate::model::upstream::UpstreamName;
 
 pub(super) use attempts::{Attempts, Lead, Lease, Next, Progress, Speech, Terms};
 pub(super) use client::{Client, Clients, unverified};
@@ -46,27 +45,40 @@ pub(super) struct Seat {
 }
 
 impl Upstreams {
-    /// Takes over what `before` knew.
+    /// Takes over what `before` knew; also returns the places of those that are not what they were.
     pub(super) fn new(
-        entries: &[UpstreamEntry],
-        before: Option<(&[UpstreamEntry], &Self)>,
+        entries: &[Arc<UpstreamEntry>],
+        before: Option<(&[Arc<UpstreamEntry>], &Self)>,
         seat: Seat,
-    ) -> Self {
-        let now = Instant::now();
-        let known: HashMap<&UpstreamName, &Rc<Endpoints>> = before
-            .map(|(entries, before)| entries.iter().map(|entry| &entry.name).zip(&before.0).collect())
-            .unwrap_or_default();
-        let upstreams = entries.iter().map(|entry| {
-            let before = known.get(&entry.name).map(|before| &***before);
+    ) -> (Self, Vec<usize>) {
+        let (known, before) = before.map_or((&[][..], &[][..]), |(entries, before)| (entries, &before.0));
+        let (now, mut new) = (Instant::now(), Vec::new());
+        let upstreams = entries.iter().enumerate().map(|(place, entry)| {
+            let (was, knew) = (known.get(place), before.get(place));
+            if let (Some(was), Some(knew)) = (was, knew)
+                && Arc::ptr_eq(was, entry)
+            {
+                return Rc::clone(knew);
+            }
+            new.push(place);
+            // Another upstream may have stood there.
+            let before = knew.filter(|_| was.is_some_and(|was| was.name == entry.name));
             let start = entry.rule.round() * seat.worker / seat.of.max(1);
-            Rc::new(Endpoints::new(&entry.endpoints, entry.care, before, start, now))
+            Rc::new(Endpoints::new(&entry.endpoints, entry.care, before.map(|before| &**before), start, now))
         });
-        Self(upstreams.collect())
+        let upstreams = Self(upstreams.collect());
+        (upstreams, new)
     }
 
-    /// What active checks found.
-    pub(super) fn set_unwell(&self, entries: &[UpstreamEntry], unwell: &Unwell) {
-        for (entry, endpoints) in entries.iter().zip(&self.0) {
+    /// What active checks found of the upstreams at these places.
+    pub(super) fn set_unwell(
+        &self,
+        entries: &[Arc<UpstreamEntry>],
+        places: impl IntoIterator<Item = usize>,
+        unwell: &Unwell,
+    ) {
+        for place in places {
+            let (Some(entry), Some(endpoints)) = (entries.get(place), self.0.get(place)) else { continue };
             let of = unwell.0.get(&entry.name);
             endpoints.set_unwell(|addr| of.is_some_and(|of| of.contains_key(addr)));
         }

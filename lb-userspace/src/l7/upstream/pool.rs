@@ -1,7 +1,7 @@
 //! Idle upstream connections of one worker, by endpoint and transport, newest first.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -118,16 +118,10 @@ impl Pool {
         });
     }
 
-    /// Closes what idled too long, and every connection to an endpoint or by a client that is not
-    /// among those to keep.
-    pub(in crate::l7) fn sweep(
-        &self,
-        endpoints: &HashSet<SocketAddr>,
-        clients: &HashSet<u64>,
-        limits: &Keepalive,
-    ) {
+    /// Closes what idled too long, and every connection to a peer that does not stay.
+    pub(in crate::l7) fn sweep(&self, stays: impl Fn(&Peer) -> bool, limits: &Keepalive) {
         self.idle.borrow_mut().retain(|peer, connections| {
-            if !endpoints.contains(&peer.addr) || peer.client != 0 && !clients.contains(&peer.client) {
+            if !stays(peer) {
                 return false;
             }
             connections.retain(|pooled| pooled.idle_since.elapsed() < limits.idle);

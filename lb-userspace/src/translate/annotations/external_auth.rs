@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use super::super::findings::About;
 use super::super::header_map;
+use super::super::view::View;
 use super::policies::{Source, Unusable};
 use super::{field, value};
 use crate::model::ObjectName;
 use crate::model::expression::{Expression, Part, Variable};
 use crate::model::l7::policy::{Auth, External, FilledHeader, Header, Remember, RememberRule};
 use crate::model::upstream::Keepalive;
-use crate::objects::Objects;
 
 const METHODS: [&str; 8] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"];
 const DURATIONS: &str = "200 202 401 5m";
@@ -234,7 +234,7 @@ fn rules(text: &str) -> Option<Vec<RememberRule>> {
 
 /// The Service that a host without variables names, and the port asked for. `name.namespace` alone may be
 /// of the public DNS as well.
-fn service(host: &Expression, tls: bool, objects: &Objects) -> Option<(ObjectName, u16)> {
+fn service(host: &Expression, tls: bool, objects: &View<'_>) -> Option<(ObjectName, u16)> {
     let [Part::Literal(text)] = host.0.as_slice() else { return None };
     let (name, port) = match text.split_once(':') {
         Some((name, port)) => (name, port.parse().ok()?),
@@ -252,7 +252,7 @@ fn service(host: &Expression, tls: bool, objects: &Objects) -> Option<(ObjectNam
 }
 
 /// The Service whose endpoints are asked.
-pub(super) fn service_of(auth: &Auth, objects: &Objects) -> Option<(ObjectName, u16)> {
+pub(super) fn service_of(auth: &Auth, objects: &View<'_>) -> Option<(ObjectName, u16)> {
     auth.external.as_ref().and_then(|external| service(&external.host, external.tls, objects))
 }
 

@@ -33,6 +33,7 @@ use super::findings::About;
 use super::mode::Mode;
 use super::ours;
 use super::upstreams::Reach;
+use super::view::View;
 use super::{SnippetPolicy, checks, client_auth};
 use crate::model::ObjectName;
 use crate::model::canary::{Rules, Sessions};
@@ -40,7 +41,6 @@ use crate::model::expression::Expression;
 use crate::model::l7::{Buffers, FastCgi, Policies, RedirectStyle, TlsVersions};
 use crate::model::session::Affinity;
 use crate::model::upstream::{Balance, Condition, Conditions, Protocol, Retry, UpstreamName};
-use crate::objects::Objects;
 
 /// `--annotations-prefix`.
 pub const PREFIX: &str = "nginx.ingress.kubernetes.io";
@@ -209,7 +209,7 @@ impl Policy {
     }
 
     /// That of a place without an Ingress.
-    pub(super) fn of_settings(settings: &Settings, objects: &Objects, about: &mut About<'_>) -> Self {
+    pub(super) fn of_settings(settings: &Settings, objects: &View<'_>, about: &mut About<'_>) -> Self {
         let (mut policy, valid) = (Self::default(), BTreeMap::new());
         honour(&valid, settings, &mut policy);
         let source = Source { valid: &valid, settings, objects, namespace: "", name: "" };
@@ -234,7 +234,7 @@ pub(super) fn admit(metadata: &ObjectMeta, about: &mut About<'_>) {
 pub(super) fn read(
     metadata: &ObjectMeta,
     settings: &Settings,
-    objects: &Objects,
+    objects: &View<'_>,
     snippets: SnippetPolicy,
     about: &mut About<'_>,
 ) -> Policy {

@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use super::super::config::Settings;
 use super::super::findings::About;
+use super::super::view::View;
 use super::{
     Policy, access, auth, cors, errors, external_auth, field, limits, response_headers, rewriting,
     upstream_headers, value,
 };
 use crate::model::l7::Policies;
-use crate::objects::Objects;
 
 /// What a policy is read from.
 pub(super) struct Source<'a> {
@@ -18,7 +18,7 @@ pub(super) struct Source<'a> {
     pub valid: &'a BTreeMap<&'a str, &'a str>,
     pub settings: &'a Settings,
     /// Where ConfigMaps and Secrets are that annotations name.
-    pub objects: &'a Objects,
+    pub objects: &'a View<'a>,
     /// The Ingress's; empty without one.
     pub namespace: &'a str,
     /// So too.

@@ -2,12 +2,12 @@
 
 use super::super::annotations::value;
 use super::super::header_map;
+use super::super::view::View;
 use super::keys::{Keys, field};
 use crate::model::l7::policy::Header;
 use crate::model::l7::{Hsts, Responses};
-use crate::objects::Objects;
 
-pub(super) fn read(keys: &mut Keys<'_>, namespace: &str, objects: &Objects) -> Responses {
+pub(super) fn read(keys: &mut Keys<'_>, namespace: &str, objects: &View<'_>) -> Responses {
     Responses {
         hsts: hsts(keys),
         names_server: keys.boolean("server-tokens").unwrap_or(false),
@@ -46,7 +46,7 @@ fn hidden(keys: &mut Keys<'_>) -> Vec<String> {
     names
 }
 
-fn added(keys: &mut Keys<'_>, namespace: &str, objects: &Objects) -> Vec<Header> {
+fn added(keys: &mut Keys<'_>, namespace: &str, objects: &View<'_>) -> Vec<Header> {
     const KEY: &str = "add-headers";
     let Some(reference) = keys.text(KEY) else { return Vec::new() };
     header_map::read(reference, namespace, true, objects).unwrap_or_else(|message| {

@@ -10,11 +10,11 @@ use super::super::annotations::value;
 use super::super::findings::About;
 use super::super::header_map;
 use super::super::mode;
+use super::super::view::View;
 use super::keys::{Keys, field};
 use crate::model::expression::Expression;
 use crate::model::l7::policy::FilledHeader;
 use crate::model::upstream::{Condition, Keepalive};
-use crate::objects::Objects;
 
 /// Keys and the form of their values.
 const KEYS: &[(&str, Value)] = &[
@@ -95,7 +95,7 @@ pub(in crate::translate) struct Settings {
 
 impl Settings {
     /// The error keeps what can be used beside a list that guards something and cannot be read.
-    pub(super) fn read(keys: &mut Keys<'_>, namespace: &str, objects: &Objects) -> Result<Self, Self> {
+    pub(super) fn read(keys: &mut Keys<'_>, namespace: &str, objects: &View<'_>) -> Result<Self, Self> {
         let mut guards = true;
         let mut values = BTreeMap::new();
         for (key, form) in KEYS {
@@ -164,7 +164,7 @@ fn legal(key: &str, form: Value, text: &str) -> Result<(), String> {
 
 /// Those of the ConfigMap that `proxy-set-headers` names. One that cannot be filled in is sent by nobody, the
 /// client included; its author wanted no client to say it.
-fn proxy_headers(keys: &mut Keys<'_>, namespace: &str, objects: &Objects) -> Vec<FilledHeader> {
+fn proxy_headers(keys: &mut Keys<'_>, namespace: &str, objects: &View<'_>) -> Vec<FilledHeader> {
     const KEY: &str = "proxy-set-headers";
     let Some(reference) = keys.text(KEY) else { return Vec::new() };
     let config_map = match header_map::find(reference, namespace, true, objects) {

@@ -2,12 +2,13 @@
 //! 4.2, 4.18). Whether a name is free is known when all hosts are.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::super::annotations::{self, Policy};
 use super::super::classes::{Seniority, Served};
 use super::super::findings::{About, Findings};
-use super::{Host, host_match};
-use crate::model::l7::{HostMatch, L7, Moved, Pattern, Server};
+use super::{Host, Output, host_match};
+use crate::model::l7::{HostMatch, Moved, Pattern, Server};
 use crate::model::{ObjectId, ObjectName};
 
 /// Further names that an Ingress wants for a host.
@@ -56,7 +57,7 @@ pub(super) fn claim(
 }
 
 /// Adds aliases and twins that are free, with the certificates that cover them.
-pub(super) fn add(hosts: &BTreeMap<HostMatch, Host>, l7: &mut L7, findings: &mut Findings) {
+pub(super) fn add(hosts: &BTreeMap<HostMatch, Host>, output: &mut Output, findings: &mut Findings) {
     let mut claims: Vec<_> =
         hosts.iter().filter_map(|(name, host)| Some((host.aliases.as_ref()?, name, host))).collect();
     claims.sort_by_key(|(claim, ..)| (&claim.seniority, claim.rule));
@@ -65,15 +66,18 @@ pub(super) fn add(hosts: &BTreeMap<HostMatch, Host>, l7: &mut L7, findings: &mut
         for text in &claim.names {
             for alias in read(text, &mut about) {
                 match alias {
-                    Alias::Name(alias) => add_name(alias, name, host, hosts, l7, &mut about),
-                    Alias::Pattern(pattern) => l7.aliases.patterns.push((pattern, name.clone())),
+                    Alias::Name(alias) => add_name(alias, name, host, hosts, output, &mut about),
+                    Alias::Pattern(pattern) => {
+                        let place = (claim.seniority.clone(), claim.rule);
+                        output.patterns.push((place, pattern, name.clone()));
+                    }
                 }
             }
         }
     }
     for (name, host) in hosts {
         if let Some((status, id)) = &host.www {
-            add_twin(name, host, *status, hosts, l7, &mut findings.about(id));
+            add_twin(name, host, *status, hosts, output, &mut findings.about(id));
         }
     }
 }
@@ -119,7 +123,7 @@ fn add_name(
     name: &HostMatch,
     host: &Host,
     hosts: &BTreeMap<HostMatch, Host>,
-    l7: &mut L7,
+    output: &mut Output,
     about: &mut About<'_>,
 ) {
     let field = annotations::field("server-alias");
@@ -129,8 +133,8 @@ fn add_name(
         return;
     }
     let (names, text) = match &alias {
-        HostMatch::Exact(text) => (&mut l7.aliases.exact, text),
-        HostMatch::Wildcard(text) => (&mut l7.aliases.below, text),
+        HostMatch::Exact(text) => (&mut output.aliases.exact, text),
+        HostMatch::Wildcard(text) => (&mut output.aliases.below, text),
         HostMatch::Any => return,
     };
     match names.get(text) {
@@ -146,16 +150,16 @@ fn add_name(
         Some(_) => {}
         None => {
             names.insert(text.clone(), name.clone());
-            certify(&alias, host, l7);
+            certify(&alias, host, output);
         }
     }
 }
 
 /// The host's certificate serves this name, too, if it covers it; else the default one does.
-fn certify(name: &HostMatch, host: &Host, l7: &mut L7) {
+fn certify(name: &HostMatch, host: &Host, output: &mut Output) {
     let checked = host.tls.as_ref().and_then(|tls| tls.certificate.as_ref());
     if let Some(checked) = checked.filter(|checked| checked.covers(&name.to_string())) {
-        l7.certificates.insert(name.clone(), checked.certificate.clone());
+        output.certificates.insert(name.clone(), checked.certificate.clone());
     }
 }
 
@@ -165,7 +169,7 @@ fn add_twin(
     host: &Host,
     status: u16,
     hosts: &BTreeMap<HostMatch, Host>,
-    l7: &mut L7,
+    output: &mut Output,
     about: &mut About<'_>,
 ) {
     let field = annotations::field("from-to-www-redirect");
@@ -175,15 +179,15 @@ fn add_twin(
     };
     let twin = to.strip_prefix("www.").map_or_else(|| format!("www.{to}"), str::to_owned);
     let place = HostMatch::Exact(twin.clone());
-    if hosts.contains_key(&place) || l7.aliases.exact.contains_key(&twin) {
+    if hosts.contains_key(&place) || output.aliases.exact.contains_key(&twin) {
         let message = format!("{twin} is a host of its own; nothing is redirected from there to {to}");
         return about.info("no-twin", field, message, "");
     }
-    l7.servers
-        .insert(place.clone(), Server { moved: Some(Moved { to: to.clone(), status }), ..Server::default() });
-    certify(&place, host, l7);
+    let moved = Moved { to: to.clone(), status };
+    output.servers.insert(place.clone(), Arc::new(Server { moved: Some(moved), ..Server::default() }));
+    certify(&place, host, output);
     let has_tls = host.tls.as_ref().is_some_and(|tls| tls.certificate.is_some());
-    if has_tls && !l7.certificates.contains_key(&place) {
+    if has_tls && !output.certificates.contains_key(&place) {
         let message =
             format!("the certificate of {to} does not cover {twin}, which is served with the default one");
         about.warn("certificate-of-other-host", field, message, "issue a certificate that names both");
