@@ -27,6 +27,19 @@ impl Cluster {
         texts
     }
 
+    /// The Services alone.
+    pub fn services(&self) -> Vec<String> {
+        let all: Vec<_> = (0..self.ingresses).collect();
+        all.chunks(PER_TEXT).map(|chunk| chunk.iter().map(|index| Self::service(*index)).collect()).collect()
+    }
+
+    /// The same Ingress where every request is sent on to this path.
+    pub fn redirect(&self, index: usize, path: &str) -> String {
+        let annotation =
+            format!("    nginx.ingress.kubernetes.io/permanent-redirect: http://example.org{path}\nspec:");
+        self.ingress(index, "60").replacen("spec:", &annotation, 1)
+    }
+
     /// Host of an Ingress.
     pub fn host(index: usize) -> String {
         format!("app-{index}.example.com")
@@ -72,7 +85,15 @@ impl Cluster {
         )
     }
 
-    fn slice(index: usize) -> String {
+    /// A slice with one endpoint on this host.
+    pub fn slice_at(index: usize, port: u16) -> String {
+        let text = Self::slice(index).replace("ports: [{port: 8080}]", &format!("ports: [{{port: {port}}}]"));
+        let (head, _) = text.split_once("endpoints:").unwrap_or((&text, ""));
+        format!("{head}endpoints: [{{addresses: [127.0.0.1]}}]\n")
+    }
+
+    /// The slice of an Ingress's Service.
+    pub fn slice(index: usize) -> String {
         let (high, low) = (index / 250, index % 250);
         format!(
             "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  name: app-{index}\n  namespace: ns-{}\n  \

@@ -2,6 +2,7 @@
 //! of them, and how long one change of one object takes.
 
 pub mod cluster;
+pub mod served;
 
 use std::hint::black_box;
 use std::time::Duration;
@@ -9,10 +10,11 @@ use std::time::Duration;
 use penstock::l7::explain::Prepared;
 use penstock::manifests::{self, Loaded};
 use penstock::objects::Objects;
-use penstock::translate::{self, Options};
+use penstock::translate::{self, Options, Translator};
 use serde_json::{Value, json};
 
 use cluster::Cluster;
+use served::Served;
 
 /// Requests that the time of one is the mean of.
 const REQUESTS: usize = 20_000;
@@ -36,10 +38,14 @@ pub struct Row {
     pub translate: Duration,
     /// From the snapshot to what workers look up.
     pub index: Duration,
-    /// From a changed object to the snapshot.
+    /// From a changed Ingress to the snapshot.
     pub change: Duration,
     /// From that to what workers look up.
     pub change_index: Duration,
+    /// From a changed slice to the snapshot.
+    pub slice: Duration,
+    /// From that to what workers look up.
+    pub slice_index: Duration,
     /// From a request to its location.
     pub route: Duration,
 }
@@ -57,6 +63,8 @@ pub fn measure(ingresses: usize, rounds: usize) -> Row {
         index: Duration::MAX,
         change: Duration::MAX,
         change_index: Duration::MAX,
+        slice: Duration::MAX,
+        slice_index: Duration::MAX,
         route: Duration::MAX,
     };
     let best = |slot: &mut Duration, begin: Duration| *slot = (*slot).min(on_cpu() - begin);
@@ -68,22 +76,30 @@ pub fn measure(ingresses: usize, rounds: usize) -> Row {
         best(&mut row.read, begin);
 
         let begin = on_cpu();
-        let translated = translate::translate(&objects, &options);
+        let mut translator = Translator::default();
+        let translated = translator.translate(&objects, &options);
         best(&mut row.translate, begin);
 
         let begin = on_cpu();
-        let prepared = Prepared::new(&translated.snapshot.l7);
+        let mut prepared = Prepared::new(&translated.snapshot.l7);
         best(&mut row.index, begin);
         row.route = row.route.min(route(&cluster, &prepared));
 
-        let changed = read(&cluster.ingress(round * 7 % ingresses, "90"));
-        take_in(&mut objects, changed);
-        let begin = on_cpu();
-        let translated = translate::translate(&objects, &options);
-        best(&mut row.change, begin);
-        let begin = on_cpu();
-        black_box(Prepared::new(&translated.snapshot.l7));
-        best(&mut row.change_index, begin);
+        let index = round * 7 % ingresses;
+        let changes = [
+            (cluster.ingress(index, "90"), &mut row.change, &mut row.change_index),
+            (Cluster::slice_at(index, 9090), &mut row.slice, &mut row.slice_index),
+        ];
+        for (text, translate, index) in changes {
+            take_in(&mut objects, read(&text));
+            let begin = on_cpu();
+            let translated = translator.translate(&objects, &options);
+            best(translate, begin);
+            let begin = on_cpu();
+            prepared.update(&translated.snapshot.l7);
+            best(index, begin);
+        }
+        black_box(&prepared);
     }
     assert_eq!(objects.ingresses.len(), ingresses);
     row
@@ -121,7 +137,7 @@ fn route(cluster: &Cluster, prepared: &Prepared) -> Duration {
 pub fn line(row: &Row) -> String {
     let ms = |time: Duration| time.as_secs_f64() * 1000.0;
     format!(
-        "{:>9} {:>9} {:>10.1} {:>13.1} {:>9.1} {:>11.2} {:>11.2} {:>9.0}",
+        "{:>9} {:>9} {:>10.1} {:>13.1} {:>9.1} {:>11.2} {:>11.2} {:>10.2} {:>11.2} {:>9.0}",
         row.ingresses,
         row.ingresses * 2,
         ms(row.read),
@@ -129,18 +145,19 @@ pub fn line(row: &Row) -> String {
         ms(row.index),
         ms(row.change),
         ms(row.change_index),
+        ms(row.slice),
+        ms(row.slice_index),
         row.route.as_secs_f64() * 1e9
     )
 }
 
 /// The heading of [`line`]s.
-pub const HEADING: &str =
-    "ingresses     paths    read ms  translate ms  index ms  change, ms  its index  route ns";
+pub const HEADING: &str = "ingresses     paths    read ms  translate ms  index ms  change, ms   its index  slice, ms   its index  route ns";
 
 /// All rows for a program.
-pub fn json(rows: &[Row]) -> Value {
+pub fn json(rows: &[(Row, Served)]) -> Value {
     let ms = |time: Duration| time.as_secs_f64() * 1000.0;
-    let row = |row: &Row| {
+    let row = |(row, served): &(Row, Served)| {
         json!({
             "ingresses": row.ingresses,
             "paths": row.ingresses * 2,
@@ -149,6 +166,10 @@ pub fn json(rows: &[Row]) -> Value {
             "index_ms": ms(row.index),
             "change_translate_ms": ms(row.change),
             "change_index_ms": ms(row.change_index),
+            "slice_translate_ms": ms(row.slice),
+            "slice_index_ms": ms(row.slice_index),
+            "ingress_served_ms": ms(served.ingress),
+            "slice_served_ms": ms(served.slice),
             "route_ns": row.route.as_secs_f64() * 1e9,
         })
     };

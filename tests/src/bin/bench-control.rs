@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Parser;
+use lb_tests::bench_control::served::{self, Served};
 use lb_tests::bench_control::{self, HEADING};
 
 /// Measures reading, translating, indexing and routing of many Ingresses, and a change of one.
@@ -32,7 +33,10 @@ fn main() -> Result<ExitCode> {
     for ingresses in args.ingresses {
         let row = bench_control::measure(ingresses.max(1), args.rounds.max(1));
         println!("{}", bench_control::line(&row));
-        rows.push(row);
+        let Served { ingress, slice } = served::measure(ingresses.max(4), args.rounds.max(1))?;
+        let ms = |time: std::time::Duration| time.as_secs_f64() * 1000.0;
+        println!("          from file to answer: Ingress {:.1} ms, slice {:.1} ms", ms(ingress), ms(slice));
+        rows.push((row, Served { ingress, slice }));
     }
     if let Some(path) = &args.json {
         let text = serde_json::to_string_pretty(&bench_control::json(&rows))? + "\n";
