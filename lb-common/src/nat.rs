@@ -78,7 +78,21 @@ pub mod state {
     pub const fn is_closed(client: u16, backend: u16) -> bool {
         (client | backend) & RST != 0 || client & backend & FIN != 0
     }
+
+    /// One side's bits after a packet of it that sets `bits`; `begins`: a SYN, whose connection no old RST
+    /// or FIN belongs to. Who sends on has not been reset: the reset was another's, with this side's
+    /// address.
+    #[inline(always)]
+    pub const fn after(before: u16, begins: bool, bits: u16) -> u16 {
+        let kept = if begins { LASTING } else { !RST };
+        before & kept | bits
+    }
 }
+
+/// How long both sides have to be silent before a client's word lets a SYN begin another flow, in units of
+/// [`crate::flows::clock`]. Anybody can forge its reset and its SYN, but not the silence of a flow that is in
+/// use. Until then the SYN goes to the same backend, which knows whether the connection lives.
+pub const SILENCE: u32 = 3;
 
 /// How long a flow is remembered after its last packet in either direction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -140,6 +154,19 @@ impl Reverse {
 }
 
 impl Forward {
+    /// Whether a SYN at `now` begins another flow: this TCP flow was reset by its backend, or both sides closed
+    /// it and the backend `drains`, or it was silent for long enough to believe that it is closed or to leave
+    /// a backend that drains.
+    #[inline(always)]
+    pub const fn is_over(&self, reverse: &Reverse, drains: bool, now: u32) -> bool {
+        let seen = if self.seen > reverse.seen { self.seen } else { reverse.seen };
+        let silent = now.saturating_sub(seen) > SILENCE;
+        let ended = self.state & reverse.state & state::FIN != 0;
+        reverse.state & state::RST != 0
+            || drains && (silent || ended)
+            || silent && state::is_closed(self.state, reverse.state)
+    }
+
     /// Words of an entry as a map lookup yields them.
     pub fn from_words(words: &[u64; 8]) -> Self {
         let [a0, a1, a2, a3, a4, reverse_key, seen, last] = *words;
@@ -169,6 +196,48 @@ fn flow([src_hi, src_lo, dst_hi, dst_lo, rest]: [u64; 5]) -> Flow {
 mod tests {
     use super::*;
 
+    fn entries() -> (Forward, Reverse) {
+        (Forward::from_words(&[0; 8]), Reverse::from_words(&[0; 15]))
+    }
+
+    #[test]
+    fn a_reset_counts_until_its_side_sends_on() {
+        let open = state::SEEN | state::LOCAL;
+
+        let reset = state::after(open, false, state::SEEN | state::RST);
+
+        assert_eq!(reset, open | state::RST);
+        assert_eq!(state::after(reset, false, state::SEEN), open);
+        assert_eq!(state::after(reset | state::FIN, true, state::SEEN), open);
+    }
+
+    #[test]
+    fn a_syn_begins_anew_once_the_backend_resets_or_both_are_silent() {
+        let (both, closed) = (state::SEEN, state::SEEN | state::FIN);
+        // What each side showed, whether the backend drains, and after which silences it is over.
+        let cases = [
+            ("open", both, both, false, [false, false]),
+            ("open, draining", both, both, true, [false, true]),
+            ("closed by the client alone", closed, both, false, [false, false]),
+            ("reset by the client", both | state::RST, both, false, [false, true]),
+            ("reset by the client, draining", both | state::RST, both, true, [false, true]),
+            ("closed by both", closed, closed, false, [false, true]),
+            ("closed by both, draining", closed, closed, true, [true, true]),
+            ("reset by the backend", both, both | state::RST, false, [true, true]),
+        ];
+        for (case, client, backend, drains, over) in cases {
+            for (silent, over) in [SILENCE, SILENCE + 1].into_iter().zip(over) {
+                for (client_ago, backend_ago) in [(silent, silent + 50), (silent + 50, silent)] {
+                    let (mut forward, mut reverse) = entries();
+                    (forward.state, reverse.state) = (client, backend);
+                    (forward.seen, reverse.seen) = (1_000 - client_ago, 1_000 - backend_ago);
+
+                    assert_eq!(forward.is_over(&reverse, drains, 1_000), over, "{case}, {silent}");
+                }
+            }
+        }
+    }
+
     #[test]
     fn a_flow_is_remembered_as_long_as_it_has_shown_to_need() {
         let both = state::SEEN;
@@ -183,10 +252,8 @@ mod tests {
         ];
         for (case, proto, client, backend, limit) in cases {
             let flow = Flow { proto: proto as u32, ..flow([0; 5]) };
-            let mut forward = Forward::from_words(&[0; 8]);
-            forward.state = client;
-            forward.seen = 1000;
-            let mut reverse = Reverse::from_words(&[0; 15]);
+            let (mut forward, mut reverse) = entries();
+            (forward.state, forward.seen) = (client, 1000);
             (reverse.flow, reverse.state, reverse.seen) = (flow, backend, 900);
             let expired = |now| Timeouts::default().expired(now, Some(&forward), &reverse);
 

@@ -78,7 +78,7 @@ fn to_backend<F: Family>(ctx: &XdpContext, carry: &mut Carry) -> Outcome {
     // Read before an outer header may move the packet.
     let length = F::length(&head);
 
-    let mut found = known(hash, &carry.flow, kind, &tables.backends());
+    let mut found = known(hash, &carry.flow, kind, now, &tables.backends());
     if let Known::Stranger = found {
         return Verdict::NatCollision.into();
     }
@@ -131,6 +131,10 @@ fn to_backend<F: Family>(ctx: &XdpContext, carry: &mut Carry) -> Outcome {
         return refuse(ctx, carry, Verdict::TtlOfVip, 0, true);
     }
     refresh(hash, flags, now, client, carry.tags);
+    if flags & tcp_flag::RST != 0 {
+        // The next packet has to come here: it tells that the reset was forged.
+        end_lease(hash);
+    }
     // The flow's next packets have it shorter, if they come as those that the fast path takes.
     let plain = carry.at() == F::PLAIN && carry.tags.is_none() && carry.tunnelled == Tunnelled::NOT;
     if plain && flags & tcp_flag::BEGIN_OR_END == 0 {
@@ -200,8 +204,7 @@ fn to_client<F: Family>(ctx: &XdpContext, carry: &Carry) -> Outcome {
     }
     let flags = carry.tcp_flags as u8;
     entry.seen = steer::now();
-    // A SYN begins a new connection on the same ports: an old RST or FIN is not its own.
-    entry.state = if flags & tcp_flag::SYN != 0 { state_of(flags) } else { entry.state | state_of(flags) };
+    entry.state = state_after(entry.state, flags);
     let new = entry.reply;
     let (client, tags) = (entry.client, entry.tags);
     if flags & tcp_flag::SYN != 0
@@ -239,7 +242,8 @@ fn count(carry: &Carry, backend: BackendId, length: u32, begins: bool) {
 /// Whether a flow is remembered here, and its backend lives.
 #[inline(always)]
 pub fn is_known(hash: u64, flow: &Flow, backends: &impl lb_common::Lines) -> bool {
-    matches!(known(hash, flow, Kind::Segment, backends), Known::Flow { .. })
+    // Only of a SYN it matters when it comes.
+    matches!(known(hash, flow, Kind::Segment, 0, backends), Known::Flow { .. })
 }
 
 enum Known {
@@ -254,10 +258,10 @@ enum Known {
 }
 
 /// The remembered flow. One whose backend is gone is forgotten, so that the client's next packet
-/// begins anew with a backend that lives. So does a SYN, if the flow has ended or its backend takes no
-/// new ones; until there is another backend for it, what is remembered stays.
+/// begins anew with a backend that lives. So does a SYN, if the flow is over; until there is another
+/// backend for it, what is remembered stays.
 #[inline(always)]
-fn known(hash: u64, flow: &Flow, kind: Kind, backends: &impl lb_common::Lines) -> Known {
+fn known(hash: u64, flow: &Flow, kind: Kind, now: u32, backends: &impl lb_common::Lines) -> Known {
     let Some(entry) = maps::NAT_FORWARD.get_ptr(hash) else { return Known::Nobody };
     // SAFETY: as in `to_client`.
     let entry = unsafe { &*entry };
@@ -270,18 +274,18 @@ fn known(hash: u64, flow: &Flow, kind: Kind, backends: &impl lb_common::Lines) -
         forget(hash);
         return Known::Nobody;
     }
-    if kind == Kind::Syn && (identity.is_draining() || has_ended(entry)) {
+    if kind == Kind::Syn && is_over(entry, identity.is_draining(), now) {
         return Known::Over;
     }
     Known::Flow { backend, port: entry.snat_port }
 }
 
-/// Whether a TCP flow was reset, or closed by both.
+/// [`Forward::is_over`].
 #[inline(always)]
-fn has_ended(entry: &Forward) -> bool {
+fn is_over(entry: &Forward, drains: bool, now: u32) -> bool {
     let Some(reverse) = maps::NAT_REVERSE.get_ptr(entry.reverse_key) else { return true };
     // SAFETY: as in `to_client`.
-    state::is_closed(entry.state, unsafe { (*reverse).state })
+    entry.is_over(unsafe { &*reverse }, drains, now)
 }
 
 /// Forgets a flow in both directions: its port is free again, and no lease leads where it went.
@@ -292,6 +296,12 @@ fn forget(hash: u64) {
     let reverse = unsafe { (*entry).reverse_key };
     let _ = maps::NAT_REVERSE.remove(reverse);
     let _ = maps::NAT_FORWARD.remove(hash);
+    end_lease(hash);
+}
+
+/// Lets the flow's next packet ask what is remembered.
+#[inline(never)]
+fn end_lease(hash: u64) {
     if let Some(tables) = maps::tables() {
         lease::end(&tables, hash);
     }
@@ -379,11 +389,9 @@ fn refresh(hash: u64, flags: u8, now: u32, client: NextHop, tags: Tags) {
     if entry.seen != now {
         entry.seen = now;
     }
-    let seen = state_of(flags);
-    if flags & tcp_flag::SYN != 0 {
-        entry.state = seen;
-    } else if entry.state & seen != seen {
-        entry.state |= seen;
+    let after = state_after(entry.state, flags);
+    if entry.state != after {
+        entry.state = after;
     }
     let sender = sender_tag(client, tags);
     if entry.client_mac == sender {
@@ -424,9 +432,9 @@ fn sender_tag(client: NextHop, tags: Tags) -> u32 {
     (client.head >> 16) as u32 ^ tags.0
 }
 
-/// Bits of [`state`] that a packet with these TCP flags sets.
+/// Bits of [`state`] after a packet with these TCP flags.
 #[inline(always)]
-pub fn state_of(flags: u8) -> u16 {
+pub fn state_after(before: u16, flags: u8) -> u16 {
     let mut bits = state::SEEN;
     if flags & tcp_flag::FIN != 0 {
         bits |= state::FIN;
@@ -434,7 +442,7 @@ pub fn state_of(flags: u8) -> u16 {
     if flags & tcp_flag::RST != 0 {
         bits |= state::RST;
     }
-    bits
+    state::after(before, flags & tcp_flag::SYN != 0, bits)
 }
 
 const _: () = assert!(TCP == 6);

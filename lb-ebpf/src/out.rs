@@ -168,9 +168,7 @@ fn known(old: &Flow, flags: u8) -> Option<(Flow, u16)> {
     if entry.seen != now {
         entry.seen = now;
     }
-    // A SYN begins a new connection on the same ports: an old RST or FIN is not its own.
-    let before = if flags & tcp_flag::SYN != 0 { lasting } else { entry.state };
-    let after = before | crate::nat::state_of(flags);
+    let after = crate::nat::state_after(entry.state, flags);
     if entry.state != after {
         entry.state = after;
     }

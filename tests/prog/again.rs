@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use lb_common::nat::Timeouts;
+use lb_common::nat::{SILENCE, Timeouts};
 use lb_tests::packet::{ACK, FIN, OURS, Packet, SYN, tcp};
 use lb_tests::world::{LOOPBACK, World, backend, backend_mac, can_run_programs};
 use penstock::datapath::engine::{Engine, now};
@@ -68,9 +68,26 @@ impl Rig {
         out[26..30] == [203, 0, 113, 1] && out[36..38] == client.to_be_bytes()
     }
 
+    /// A flow that both sides have sent something of, with a lease; the client's packet as its backend gets it.
+    fn begins(&mut self, client: u16) -> (u8, u16) {
+        let (last, port) = self.sends(client, SYN);
+        assert!(self.answers(last, port, client, SYN | ACK), "{:?}", self.mode);
+        assert_eq!(self.sends(client, ACK), (last, port), "{:?}", self.mode);
+        (last, port)
+    }
+
+    /// Nobody sends anything for so long.
+    fn passes(&mut self, units: u32) {
+        self.engine.kernel.age_translated(units).expect("entries are aged");
+    }
+
     /// Flows remembered, which one sweep counts. None is of the other mode.
     fn remembered(&mut self) -> usize {
-        let (live, _) = self.engine.sweep_at(now(), &Timeouts::default()).expect("sweeps");
+        self.remembered_at(now())
+    }
+
+    fn remembered_at(&mut self, now: u32) -> usize {
+        let (live, _) = self.engine.sweep_at(now, &Timeouts::default()).expect("sweeps");
         let (own, other) = match self.mode {
             ForwardingMode::Local => (live.local, live.nat),
             _ => (live.nat, live.local),
@@ -106,15 +123,14 @@ fn a_syn_on_the_ports_of_an_ended_flow_begins_anew() {
             [("reset by the client", 0), ("reset by the backend", FLOWS), ("closed by both", 2 * FLOWS)]
         {
             for client in (first..first + FLOWS).map(|number| 20_000 + number) {
-                let (last, port) = rig.sends(client, SYN);
-                assert!(rig.answers(OLD, port, client, SYN | ACK), "{mode:?}, {how}");
-                // This one grants a lease.
-                assert_eq!((last, rig.sends(client, ACK)), (OLD, (OLD, port)), "{mode:?}, {how}");
+                let (last, port) = rig.begins(client);
+                assert_eq!(last, OLD, "{mode:?}, {how}");
                 end(&mut rig, how, client, port);
                 ended.push((how, client, port));
             }
         }
         rig.change(|_| {});
+        rig.passes(SILENCE + 1);
 
         let mut moved = 0;
         for (how, client, before) in &ended {
@@ -137,6 +153,69 @@ fn a_syn_on_the_ports_of_an_ended_flow_begins_anew() {
 }
 
 #[test]
+fn a_syn_behind_the_reset_of_a_backend_begins_anew_at_once() {
+    if !lb_tests::tier::require("prog", can_run_programs) {
+        return;
+    }
+    for mode in MODES {
+        let mut rig = Rig::new(mode);
+        let begun: Vec<_> = (20_000..20_000 + FLOWS).map(|client| (client, rig.begins(client).1)).collect();
+        rig.change(|_| {});
+
+        let moved = begun.into_iter().filter(|(client, port)| {
+            assert!(rig.answers(OLD, *port, *client, RST | ACK), "{mode:?}");
+            rig.sends(*client, SYN).0 == NEW
+        });
+
+        assert!(moved.count() > 30, "{mode:?}");
+    }
+}
+
+/// Whoever guesses a client's address and port can send both.
+#[test]
+fn a_forged_reset_and_a_forged_syn_move_no_flow_that_is_in_use() {
+    if !lb_tests::tier::require("prog", can_run_programs) {
+        return;
+    }
+    for mode in MODES {
+        let mut rig = Rig::new(mode);
+        let begun: Vec<_> = (20_000..20_000 + FLOWS).map(|client| (client, rig.begins(client))).collect();
+        rig.change(|_| {});
+
+        for (client, before) in begun {
+            for (case, forged) in [("reset", [RST, SYN]), ("end", [FIN | ACK, SYN])] {
+                for flags in forged {
+                    assert_eq!(rig.sends(client, flags), before, "{mode:?}, {case}");
+                }
+                assert!(rig.answers(OLD, before.1, client, ACK), "{mode:?}, {case}");
+                assert_eq!(rig.sends(client, ACK), before, "{mode:?}, {case}: the flow goes on");
+            }
+        }
+        assert_eq!(rig.remembered(), usize::from(FLOWS), "{mode:?}");
+    }
+}
+
+#[test]
+fn a_flow_that_goes_on_behind_a_forged_reset_is_remembered_as_long_as_any() {
+    if !lb_tests::tier::require("prog", can_run_programs) {
+        return;
+    }
+    for mode in MODES {
+        let mut rig = Rig::new(mode);
+        for (client, goes_on) in [(20_000, true), (20_001, false)] {
+            let before = rig.begins(client);
+            rig.sends(client, RST);
+            if goes_on {
+                assert_eq!(rig.sends(client, ACK), before, "{mode:?}");
+            }
+        }
+
+        let later = now() + Timeouts::default().tcp_transitory + 10;
+        assert_eq!(rig.remembered_at(later), 1, "{mode:?}");
+    }
+}
+
+#[test]
 fn a_syn_on_the_ports_of_a_flow_whose_backend_drains_begins_anew() {
     if !lb_tests::tier::require("prog", can_run_programs) {
         return;
@@ -146,9 +225,14 @@ fn a_syn_on_the_ports_of_a_flow_whose_backend_drains_begins_anew() {
         let begun: Vec<_> = (20_000..20_000 + FLOWS).map(|client| (client, rig.sends(client, SYN))).collect();
         rig.change(|old| old.draining = true);
 
-        for (client, before) in begun {
-            assert_eq!(rig.sends(client, ACK), before, "{mode:?}: the flow goes on");
+        for (client, before) in &begun {
+            for flags in [SYN, ACK] {
+                assert_eq!(rig.sends(*client, flags), *before, "{mode:?}: the flow goes on");
+            }
+        }
+        rig.passes(SILENCE + 1);
 
+        for (client, before) in begun {
             let (last, port) = rig.sends(client, SYN);
 
             assert_eq!(last, NEW, "{mode:?}");
@@ -170,6 +254,7 @@ fn a_syn_that_nobody_takes_ends_no_flow() {
         let before = rig.sends(20_000, SYN);
         rig.world.backends_mut(VIP, Tcp).values_mut().for_each(|old| old.draining = true);
         assert_eq!(rig.engine.apply(rig.world.want.clone()), vec![]);
+        rig.passes(SILENCE + 1);
 
         let syn = Packet { flags: SYN, ..tcp("198.51.100.7:20000", VIP) };
         let refused = rig.engine.kernel.test_run("penstock", &syn.bytes(), 1).expect("the program runs");

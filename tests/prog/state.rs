@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use lb_common::nat::Timeouts;
+use lb_common::nat::{SILENCE, Timeouts};
 use lb_common::steer::{Kind, Memory};
 use lb_common::{Backend, BackendId, Descriptor, Flow, HashKey, Mode, Record, TCP, UDP, backend, wire_port};
 use lb_tests::packet::{ACK, Packet, SYN, tcp, udp};
@@ -105,16 +105,20 @@ impl Both {
     }
 
     /// What the model says of a packet: a flow that is translated keeps its backend while that lives,
-    /// unless a SYN begins another one on its ports after its end, or while its backend drains.
-    fn expected(&mut self, flow: &Flow, kind: Kind) -> Option<Backend> {
+    /// unless it was `silent` and a SYN begins another one on its ports after its end, or while its backend drains.
+    fn expected(&mut self, flow: &Flow, kind: Kind, silent: bool) -> Option<Backend> {
         let key = (flow.ports, flow.proto);
         if let Some((id, generation)) = self.translated.get(&key).copied() {
             match self.backend(id).filter(|backend| backend.generation == generation) {
-                Some(backend) if kind == Kind::Syn && (backend.draining || self.reset.contains(&key)) => {}
+                Some(backend)
+                    if kind == Kind::Syn && silent && (backend.draining || self.reset.contains(&key)) => {}
                 Some(backend) => {
+                    // Who sends on was not reset.
                     if kind == Kind::Reset {
-                        self.reset.insert(key);
-                    }
+                        self.reset.insert(key)
+                    } else {
+                        self.reset.remove(&key)
+                    };
                     return Some(backend);
                 }
                 None => drop(self.translated.remove(&key)),
@@ -141,26 +145,41 @@ impl Both {
         Backend::from_words(&[lines.line(line), lines.line(line + 1)])
     }
 
-    /// The same packet for both: the same backend.
+    /// A packet of one of the clients.
     fn send(&mut self, number: u64) {
         let src = format!("198.51.100.7:{}", 1024 + number);
-        let flow = |proto: u8| {
-            let (src, dst): (SocketAddr, SocketAddr) =
-                (src.parse().expect("an address"), VIP.parse().expect("an address"));
-            Flow {
-                src: src.ip().into(),
-                dst: dst.ip().into(),
-                ports: Flow::ports(wire_port(src.port()), wire_port(dst.port())),
-                proto: proto.into(),
+        let kind = match self.random.below(8) {
+            0 => Kind::Syn,
+            1 => Kind::Reset,
+            2..5 => Kind::Segment,
+            _ => Kind::Datagram,
+        };
+        let mut silent = false;
+        if kind == Kind::Syn && self.translated.keys().any(|key| *key == (flow(&src, TCP).ports, TCP.into()))
+        {
+            // How long ago the flow's last packet was must not depend on how fast this is.
+            match self.random.below(3) {
+                0 => {
+                    self.engine.kernel.age_translated(SILENCE + 1).expect("entries are aged");
+                    silent = true;
+                }
+                1 => self.exchange(&src, Kind::Segment, false),
+                _ => self.exchange(&src, Kind::Reset, false),
             }
+        }
+        self.exchange(&src, kind, silent);
+    }
+
+    /// The same packet for both: the same backend.
+    fn exchange(&mut self, src: &str, kind: Kind, silent: bool) {
+        let of_tcp = |flags| lb_tests::packet::Packet { flags, ..tcp(src, VIP) };
+        let (proto, frame) = match kind {
+            Kind::Syn => (TCP, of_tcp(SYN)),
+            Kind::Reset => (TCP, of_tcp(RST)),
+            Kind::Segment => (TCP, of_tcp(ACK)),
+            Kind::Datagram => (UDP, udp(src, VIP)),
         };
-        let (kind, flow, frame) = match self.random.below(8) {
-            0 => (Kind::Syn, flow(TCP), lb_tests::packet::Packet { flags: SYN, ..tcp(&src, VIP) }),
-            1 => (Kind::Reset, flow(TCP), lb_tests::packet::Packet { flags: RST, ..tcp(&src, VIP) }),
-            2..5 => (Kind::Segment, flow(TCP), lb_tests::packet::Packet { flags: ACK, ..tcp(&src, VIP) }),
-            _ => (Kind::Datagram, flow(UDP), udp(&src, VIP)),
-        };
-        let expected = self.expected(&flow, kind);
+        let expected = self.expected(&flow(src, proto), kind, silent);
 
         let run = self.engine.kernel.test_run("penstock", &frame.bytes(), 1).expect("the program runs");
 
@@ -173,6 +192,18 @@ impl Both {
             let told = (backend.mode == Mode::Ipip, backend.mode == Mode::Nat);
             assert_eq!((is_ipip, is_nat), told, "seed {}: {kind:?} of {src}: {expected:?}", self.seed);
         }
+    }
+}
+
+/// A client's flow to the VIP.
+fn flow(src: &str, proto: u8) -> Flow {
+    let (src, dst): (SocketAddr, SocketAddr) =
+        (src.parse().expect("an address"), VIP.parse().expect("an address"));
+    Flow {
+        src: src.ip().into(),
+        dst: dst.ip().into(),
+        ports: Flow::ports(wire_port(src.port()), wire_port(dst.port())),
+        proto: proto.into(),
     }
 }
 

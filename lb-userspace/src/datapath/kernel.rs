@@ -308,6 +308,31 @@ impl Kernel {
         map.get(&hash, 0).ok().map(|words| Forward::from_words(&words))
     }
 
+    /// Makes translated flows silent for so much longer, in units of [`lb_common::flows::clock`]. For tests: the
+    /// program's clock is the kernel's.
+    pub fn age_translated(&mut self, units: u32) -> Result<(), Error> {
+        self.age::<8>(maps::NAT_FORWARD, 6, units)?;
+        self.age::<15>(maps::NAT_REVERSE, 14, units)
+    }
+
+    /// Takes `units` from the lower half of one word of every entry.
+    fn age<const WORDS: usize>(&mut self, name: &'static str, word: usize, units: u32) -> Result<(), Error>
+    where
+        [u64; WORDS]: aya::Pod,
+    {
+        let map = self.ebpf.map_mut(name).ok_or(Error::Object(name))?;
+        let mut map: HashMap<_, u64, [u64; WORDS]> =
+            HashMap::try_from(map).map_err(|_| Error::Object(name))?;
+        let entries: Vec<(u64, [u64; WORDS])> = map.iter().filter_map(Result::ok).collect();
+        for (key, mut words) in entries {
+            if let Some(seen) = words.get_mut(word) {
+                *seen -= u64::from(units.min(*seen as u32));
+            }
+            map.insert(key, words, 0).map_err(|_| Error::Object(name))?;
+        }
+        Ok(())
+    }
+
     fn remove<const WORDS: usize>(&mut self, name: &'static str, key: u64) -> Result<(), Error>
     where
         [u64; WORDS]: aya::Pod,
