@@ -46,7 +46,7 @@ pub(super) struct Checks {
     /// Those of the last snapshot.
     followed: Shared<UpstreamName, Upstream>,
     watched: BTreeMap<Target, Watched>,
-    /// Everybody by when they are asked.
+    /// Everybody by when they are asked, but for those who are being asked.
     queue: BTreeMap<(Instant, u64), Target>,
     /// Probes of each upstream by what came of them.
     counts: BTreeMap<UpstreamName, Counts>,
@@ -141,7 +141,7 @@ impl Checks {
     }
 
     /// The probe that is due longest, if one is; the next one of the same endpoint follows an interval
-    /// later.
+    /// later, and not before this one has ended.
     pub(super) fn begin(&mut self, now: Instant) -> Option<Due> {
         if self.next()? > now {
             return None;
@@ -151,13 +151,20 @@ impl Checks {
         let part = 0.9 + 0.2 * self.unit();
         let watched = self.watched.get_mut(&target)?;
         watched.due = now + watched.check.interval.mul_f64(part);
-        self.queue.insert((watched.due, watched.stay), target.clone());
         Some(Due { target, stay: watched.stay, check: Arc::clone(&watched.check) })
     }
 
-    /// What came of a probe, if it changes anything.
-    pub(super) fn ended(&mut self, probe: &Due, outcome: Result<(), Fault>, at: SystemTime) -> Option<News> {
+    /// What came of a probe that has just ended, if it changes anything; `at` is `now` for people.
+    pub(super) fn ended(
+        &mut self,
+        probe: &Due,
+        outcome: Result<(), Fault>,
+        now: Instant,
+        at: SystemTime,
+    ) -> Option<News> {
         let watched = self.watched.get_mut(&probe.target).filter(|known| known.stay == probe.stay)?;
+        watched.due = watched.due.max(now);
+        self.queue.insert((watched.due, watched.stay), probe.target.clone());
         if let Some(counts) = self.counts.get_mut(&probe.target.upstream) {
             match outcome {
                 Ok(()) => counts.good += 1,

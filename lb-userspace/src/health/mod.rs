@@ -117,7 +117,7 @@ async fn run(
             },
             Some(ended) = running.join_next() => {
                 let Ok((due, outcome)) = ended else { continue };
-                let news = lock(&checks).ended(&due, outcome, SystemTime::now());
+                let news = lock(&checks).ended(&due, outcome, Instant::now(), SystemTime::now());
                 let (endpoint, upstream) = (due.target.endpoint, &due.target.upstream.0);
                 match (news, outcome) {
                     (None, _) => continue,

@@ -31,6 +31,11 @@ fn next(checks: &mut Checks) -> Due {
     checks.begin(due).expect("due")
 }
 
+/// A probe that was answered at once.
+fn ended(checks: &mut Checks, due: &Due, outcome: Result<(), Fault>) -> Option<News> {
+    checks.ended(due, outcome, Instant::now(), SystemTime::UNIX_EPOCH)
+}
+
 fn is_well(checks: &Checks) -> bool {
     checks.unwell() == Unwell::default()
 }
@@ -67,7 +72,7 @@ fn three_bad_answers_in_a_row_fell_a_well_endpoint_and_two_good_ones_raise_it() 
     for (n, (outcome, expected)) in script.into_iter().enumerate() {
         let due = next(&mut checks);
 
-        assert_eq!(checks.ended(&due, outcome, SystemTime::UNIX_EPOCH), expected, "answer {n}");
+        assert_eq!(ended(&mut checks, &due, outcome), expected, "answer {n}");
     }
 }
 
@@ -78,7 +83,7 @@ fn one_bad_answer_is_enough_for_who_never_gave_a_good_one() {
     assert!(is_well(&checks), "ready, and nothing else is known");
 
     let due = next(&mut checks);
-    checks.ended(&due, Err(Fault::Unreachable), SystemTime::UNIX_EPOCH);
+    ended(&mut checks, &due, Err(Fault::Unreachable));
 
     let finding = Finding { fault: Fault::Unreachable, since: SystemTime::UNIX_EPOCH };
     let of = BTreeMap::from([(endpoint(1), finding)]);
@@ -94,9 +99,23 @@ fn who_leaves_is_asked_no_more_and_an_answer_that_comes_late_counts_for_nothing(
     checks.follow(&checked(Some(&check), []), now);
     assert_eq!(checks.next(), None);
     checks.follow(&checked(Some(&check), [1]), now);
-    assert_eq!(checks.ended(&late, Err(Fault::Timeout), SystemTime::UNIX_EPOCH), None);
+    assert_eq!(ended(&mut checks, &late, Err(Fault::Timeout)), None);
 
     assert!(is_well(&checks));
+}
+
+#[test]
+fn who_takes_longer_than_an_interval_is_asked_again_when_it_has_answered() {
+    let mut checks = Checks::new(1);
+    checks.follow(&checked(Some(&check(SECOND)), [1]), Instant::now());
+    let asked = checks.next().expect("somebody is watched");
+    let slow = next(&mut checks);
+
+    assert_eq!((checks.next(), checks.begin(asked + SECOND * 60)), (None, None));
+    let answered = asked + SECOND * 60;
+    checks.ended(&slow, Ok(()), answered, SystemTime::UNIX_EPOCH);
+
+    assert_eq!(checks.next(), Some(answered));
 }
 
 #[test]
@@ -104,7 +123,7 @@ fn what_is_known_outlives_a_change_of_the_check_and_of_others() {
     let (mut checks, now) = (Checks::new(1), Instant::now());
     checks.follow(&checked(Some(&check(SECOND)), [1]), now);
     let due = next(&mut checks);
-    checks.ended(&due, Err(Fault::Timeout), SystemTime::UNIX_EPOCH);
+    ended(&mut checks, &due, Err(Fault::Timeout));
     let before = checks.unwell();
 
     checks.follow(&checked(Some(&check(SECOND * 9)), [1, 2]), now);
@@ -131,6 +150,7 @@ proptest! {
         while checks.next().is_some_and(|due| due < start + interval * 10) {
             let now = checks.next().expect("somebody");
             let due = next(&mut checks);
+            checks.ended(&due, Ok(()), now, SystemTime::UNIX_EPOCH);
             asked.entry(due.target.endpoint).or_default().push(now - start);
         }
 
@@ -156,7 +176,7 @@ proptest! {
             now += Duration::from_millis(700);
             while let Some(due) = checks.begin(now) {
                 let outcome = if answers { Ok(()) } else { Err(Fault::Closed) };
-                checks.ended(&due, outcome, SystemTime::UNIX_EPOCH);
+                checks.ended(&due, outcome, now, SystemTime::UNIX_EPOCH);
             }
 
             let mut queued: Vec<_> = checks.queue.values().map(|target| target.endpoint).collect();
@@ -175,6 +195,7 @@ fn however_long_an_interval_is_an_endpoint_is_asked_once_a_day() {
     let first = next(&mut checks);
 
     assert_eq!(first.check.interval, Check::LONGEST);
+    ended(&mut checks, &first, Ok(()));
     let later = checks.next().expect("somebody is watched");
     assert!(later <= now + Check::LONGEST * 2, "asked again within two days");
 }
