@@ -144,6 +144,9 @@ fn l7(l7: &L7, out: &mut String) {
     if let Some(Blocked { clients, agents, referers }) = l7.blocked.as_deref() {
         line(out, 0, &format!("blocks [{clients}], agents {agents:?}, referers {referers:?}"));
     }
+    if let Some(compression) = l7.compression.as_deref() {
+        line(out, 0, &format!("{compression:?}"));
+    }
     if let Some(upstream) = &l7.default_backend {
         line(out, 0, &format!("default backend {}", upstream.0));
     }
@@ -329,9 +332,13 @@ fn filters_text(filters: &Filters) -> String {
         retry,
         buffers,
         logged,
+        server_name,
         policies: _,
     } = filters;
     let mut text = if *logged { String::new() } else { ", not logged".to_owned() };
+    if *server_name != default.server_name {
+        text += ", to its own server name alone";
+    }
     if *ssl_redirect == SslRedirect::Always {
         text += ", https redirect";
     }

@@ -293,6 +293,14 @@ impl Client {
         }
     }
 
+    /// Content of the next chunk; empty for the last one.
+    pub fn chunk(&mut self) -> Vec<u8> {
+        let size = usize::from_str_radix(self.line().trim(), 16).expect("a chunk size");
+        let content = self.exactly(size);
+        assert_eq!(self.exactly(2), b"\r\n");
+        content
+    }
+
     fn line(&mut self) -> String {
         loop {
             if let Some(at) = self.read.windows(2).position(|w| w == b"\r\n") {

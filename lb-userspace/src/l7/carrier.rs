@@ -5,6 +5,7 @@ use std::io::{self, IoSlice};
 use std::task::{Context, Poll};
 
 use super::ahead::Ahead;
+use super::compress::Packed;
 use super::fcgi;
 use super::h2::Stream;
 use super::hold::Replay;
@@ -20,6 +21,8 @@ pub(super) enum Carrier<'a> {
     Replay(Replay<'a>),
     /// A response between its endpoint and its client.
     Ahead(&'a Ahead),
+    /// An upstream whose response is compressed as it is read. Boxed, as that.
+    Packed(Box<Packed<'a>>),
 }
 
 impl Carrier<'_> {
@@ -44,7 +47,7 @@ impl Carrier<'_> {
             Self::Socket(socket) => socket.poll_readable(cx),
             Self::Stream(stream) => stream.poll_readable(cx),
             Self::Records(request) => request.poll_readable(cx),
-            Self::Replay(_) | Self::Ahead(_) => Poll::Ready(Ok(())),
+            Self::Replay(_) | Self::Ahead(_) | Self::Packed(_) => Poll::Ready(Ok(())),
         }
     }
 
@@ -56,6 +59,7 @@ impl Carrier<'_> {
             Self::Records(request) => request.poll_read(cx, into),
             Self::Replay(replay) => replay.poll_read(cx, into),
             Self::Ahead(ahead) => ahead.poll_read(cx, into),
+            Self::Packed(packed) => packed.poll_read(cx, into),
         }
     }
 
@@ -67,6 +71,7 @@ impl Carrier<'_> {
             Self::Records(request) => request.poll_write(cx, parts),
             Self::Replay(_) => Poll::Ready(Err(io::ErrorKind::Unsupported.into())),
             Self::Ahead(ahead) => ahead.poll_write(cx, parts),
+            Self::Packed(packed) => packed.poll_write(cx, parts),
         }
     }
 
@@ -76,6 +81,7 @@ impl Carrier<'_> {
             Self::Socket(socket) => socket.poll_flush(cx),
             Self::Stream(stream) => Poll::Ready(stream.flush()),
             Self::Records(request) => request.poll_flush(cx),
+            Self::Packed(packed) => packed.poll_flush(cx),
             Self::Replay(_) | Self::Ahead(_) => Poll::Ready(Ok(())),
         }
     }
@@ -86,7 +92,7 @@ impl Carrier<'_> {
             Self::Socket(socket) => socket.poll_presence(cx),
             Self::Stream(stream) => stream.poll_reset(cx).map(|()| Presence::Gone),
             // No client is any of these.
-            Self::Records(_) | Self::Replay(_) | Self::Ahead(_) => Poll::Pending,
+            Self::Records(_) | Self::Replay(_) | Self::Ahead(_) | Self::Packed(_) => Poll::Pending,
         }
     }
 
@@ -97,14 +103,14 @@ impl Carrier<'_> {
             Self::Stream(stream) => Poll::Ready(stream.finish()),
             // Its records say where it ends.
             Self::Records(request) => request.poll_flush(cx),
-            Self::Replay(_) | Self::Ahead(_) => Poll::Ready(Ok(())),
+            Self::Replay(_) | Self::Ahead(_) | Self::Packed(_) => Poll::Ready(Ok(())),
         }
     }
 
     /// The other side said that it did nothing about the request.
     pub(super) fn was_refused(&self) -> bool {
         match self {
-            Self::Socket(_) | Self::Replay(_) | Self::Ahead(_) => false,
+            Self::Socket(_) | Self::Replay(_) | Self::Ahead(_) | Self::Packed(_) => false,
             Self::Stream(stream) => stream.was_refused(),
             Self::Records(request) => request.was_refused(),
         }

@@ -17,6 +17,7 @@ use super::buffer::{Buf, Scratch};
 use super::canary::Side;
 use super::carrier::Carrier;
 use super::client::{self, Effective};
+use super::compress::Accepts;
 use super::exchange::{self, Hold, Outgoing, Sent};
 use super::filters::{Answer, Asked, Next, decide};
 use super::h1::head::{Lines, Refusal, Sizes};
@@ -240,6 +241,11 @@ impl Connection<'_, '_> {
             port: self.client.port,
             https_port: self.worker.https_port,
             client: effective.addr,
+            server_name: self
+                .client
+                .handshake
+                .as_ref()
+                .and_then(|handshake| handshake.server_name.as_deref()),
             shown: self.client.session.shown(),
             headers,
             random: Some(&self.worker.random),
@@ -354,6 +360,7 @@ impl Connection<'_, '_> {
                         is_idempotent,
                         lead: lead(pinned, &snapshot, upstream, known),
                     },
+                    accepts: Accepts::of(snapshot.router.compression.as_deref(), request),
                     params,
                     cookie,
                     replaced: page

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use self::ahead::Output;
 use super::buffer::{BUFFER_BYTES, Buf, Scratch};
 use super::carrier::Carrier;
+use super::compress::{self, Accepts, Packed, Packing, Verdict};
 use super::connection::{CLIENT_TIMEOUT, Connection};
 use super::fcgi;
 use super::h1::chunked::Decoder;
@@ -24,8 +25,8 @@ use super::relay::{Broken, Coding, Leg, Waits};
 use super::snapshot::Snapshot;
 use super::timers::Due;
 use super::tunnel::{End, tunnel};
-use super::upstream::{Attempts, Lease, Next, Progress, Record, Terms};
-use crate::model::l7::{Policies, ReadAhead};
+use super::upstream::{Attempts, Lease, Next, Progress, Record, Speech, Terms};
+use crate::model::l7::{Compression, Policies, ReadAhead};
 use crate::model::upstream::Protocol;
 
 /// Informational responses swallowed before the real one; more is not HTTP.
@@ -72,6 +73,8 @@ pub(super) struct Outgoing {
     pub(super) closes: bool,
     pub(super) expects_continue: bool,
     pub(super) terms: Terms,
+    /// How its response may be compressed.
+    pub(super) accepts: Accepts,
     /// What a FastCGI application is told.
     pub(super) params: fcgi::Params,
     /// Attributes of the cookie for a session that begins; `None`: none begins here.
@@ -179,7 +182,11 @@ async fn try_endpoints(
             _ => connection.dress.without_session(),
         }
         let replay = held.map(Held::replay);
-        let attempt = attempt(connection, &mut attempts, &mut lease, outgoing, replay, limits, after);
+        // gRPC compresses its messages itself.
+        let compression =
+            snapshot.router.compression.as_deref().filter(|_| outgoing.terms.speech != Speech::Http2);
+        let passing = Passing { replay, limits, compression, after };
+        let attempt = attempt(connection, &mut attempts, &mut lease, outgoing, passing);
         let next = match attempt.await {
             Ok(Through { sent, keep, bytes, rest }) => {
                 let record = attempts.ended(bytes);
@@ -214,6 +221,14 @@ async fn try_endpoints(
     }
 }
 
+/// What an attempt keeps to.
+struct Passing<'p> {
+    replay: Option<Replay<'p>>,
+    limits: &'p Limits,
+    compression: Option<&'p Compression>,
+    after: After,
+}
+
 /// An attempt that was answered.
 struct Through {
     sent: Sent,
@@ -231,16 +246,15 @@ async fn attempt(
     attempts: &mut Attempts<'_>,
     lease: &mut Lease,
     outgoing: &Outgoing,
-    replay: Option<Replay<'_>>,
-    limits: &Limits,
-    after: After,
+    passing: Passing<'_>,
 ) -> Result<Through, Failed> {
+    let Passing { replay, limits, compression, after } = passing;
     let upstream = lease.carrier(&outgoing.params);
     let mut head = Scratch::take();
     head.extend_from_slice(&outgoing.head);
     let mut exchange = Exchange {
         connection,
-        upstream: &upstream,
+        upstream,
         upload: Leg::new(head, outgoing.body.clone(), Coding::Same, limits.max_body_bytes),
         upload_broken: false,
         replay: replay.map(|replay| Box::new((Carrier::Replay(replay), Buf::default()))),
@@ -248,6 +262,7 @@ async fn attempt(
         informational: 0,
         outgoing,
         limits,
+        compression,
         after,
     };
     let answered = exchange.response_head().await;
@@ -265,9 +280,14 @@ async fn attempt(
             attempts.answered(response.status);
             Err(Failed::Replaced { status: response.status })
         }
-        Answered::Response(response) => {
+        Answered::Response(mut response) => {
             attempts.answered(response.status);
             let keep_upstream = response.keep_upstream;
+            if let Some(packing) = response.packing.take() {
+                let Exchange { upstream, buf, .. } = exchange;
+                let upstream = Carrier::Packed(Box::new(Packed::new(upstream, buf, *packing)));
+                exchange = Exchange { upstream, buf: Buf::default(), ..exchange };
+            }
             let (sent, bytes, rest) = match exchange.ahead(&response) {
                 // Apart, so that others do not carry its size.
                 Some(limits) => Box::pin(exchange.relay_ahead(response, limits)).await,
@@ -276,7 +296,11 @@ async fn attempt(
                     (sent, bytes, None)
                 }
             };
-            let clean = exchange.upload.is_done() && exchange.buf.is_empty();
+            let (bytes, is_read) = match &exchange.upstream {
+                Carrier::Packed(packed) => (packed.taken(), packed.is_clean()),
+                _ => (bytes, exchange.buf.is_empty()),
+            };
+            let clean = exchange.upload.is_done() && is_read;
             let keep = keep_upstream && clean && matches!(sent, Sent::Response { .. });
             Ok(Through { sent, keep, bytes, rest })
         }
@@ -286,7 +310,7 @@ async fn attempt(
 /// An attempt that has its connection.
 struct Exchange<'e, 'w, 's, 'u> {
     connection: &'e mut Connection<'w, 's>,
-    upstream: &'e Carrier<'u>,
+    upstream: Carrier<'u>,
     upload: Leg,
     /// The upstream stopped taking the body; its response may still be good.
     upload_broken: bool,
@@ -297,6 +321,7 @@ struct Exchange<'e, 'w, 's, 'u> {
     informational: u32,
     outgoing: &'e Outgoing,
     limits: &'e Limits,
+    compression: Option<&'e Compression>,
     after: After,
 }
 
@@ -315,6 +340,8 @@ struct Ready {
     keep_upstream: bool,
     /// The upstream asks that it is not read ahead.
     streams: bool,
+    /// Its body is compressed on its way; then `body` is what comes of that.
+    packing: Option<Box<Packing>>,
 }
 
 impl Exchange<'_, '_, '_, '_> {
@@ -387,8 +414,8 @@ impl Exchange<'_, '_, '_, '_> {
         }
         let Connection { socket, buf, .. } = &mut *self.connection;
         let (polled, lost) = match self.replay.as_deref_mut() {
-            Some((replay, buf)) => (self.upload.poll(cx, replay, buf, self.upstream), 500),
-            None => (self.upload.poll(cx, socket, buf, self.upstream), 499),
+            Some((replay, buf)) => (self.upload.poll(cx, replay, buf, &self.upstream), 500),
+            None => (self.upload.poll(cx, socket, buf, &self.upstream), 499),
         };
         match polled {
             Poll::Pending => Poll::Pending,
@@ -451,7 +478,7 @@ impl Exchange<'_, '_, '_, '_> {
                     None => {}
                 }
             }
-            match self.buf.poll_fill(cx, self.upstream) {
+            match self.buf.poll_fill(cx, &self.upstream) {
                 Poll::Ready(Ok(0)) if self.buf.is_empty() => return Poll::Ready(Err(NoHead::Closed)),
                 Poll::Ready(Ok(0)) => return Poll::Ready(Err(NoHead::Bad)),
                 Poll::Ready(Ok(_)) => {}
@@ -476,6 +503,12 @@ impl Exchange<'_, '_, '_, '_> {
             (false, false, Some(length)) => (Body::Length(length), Coding::Same),
             (false, false, None) => (Body::UntilClose, Coding::Same),
         };
+        let keep_upstream = response.persists && body != Body::UntilClose;
+        let (verdict, packing) = self.packing(response, bodyless, &body);
+        let (body, coding) = match &packing {
+            Some(_) => (Body::Chunked(Decoder::of_response()), Coding::Same),
+            None => (body, coding),
+        };
         // Where only the close can tell the end, the client's connection has to close, too. And
         // where the upload is not through, nobody knows where the next request would start.
         let delimited = body != Body::UntilClose && coding == Coding::Same;
@@ -486,10 +519,29 @@ impl Exchange<'_, '_, '_, '_> {
         };
         let mut head = Scratch::take();
         let Connection { client, dress, .. } = &*self.connection;
-        heads::response(response, self.outgoing.version, client.scheme, after, dress, &mut head);
-        let keep_upstream = response.persists && body != Body::UntilClose;
+        heads::response(response, verdict, self.outgoing.version, client.scheme, after, dress, &mut head);
         let Response { status, streams, len, .. } = *response;
-        (Ready { status, head, body, coding, after, keep_upstream, streams }, len)
+        (Ready { status, head, body, coding, after, keep_upstream, streams, packing }, len)
+    }
+
+    /// Whether the response is compressed, and with what.
+    fn packing(
+        &self,
+        response: &Response<'_, '_>,
+        bodyless: bool,
+        body: &Body,
+    ) -> (Verdict, Option<Box<Packing>>) {
+        let Some(compression) = self.compression else { return (Verdict::Plain, None) };
+        let verdict = compress::judge(compression, self.outgoing.accepts, response, &self.connection.dress);
+        let Verdict::Packed(algorithm) = verdict else { return (verdict, None) };
+        let packing = match bodyless {
+            true => None,
+            false => Packing::new(compression, algorithm, response.length, body.clone()),
+        };
+        match packing {
+            Some(packing) => (verdict, Some(packing)),
+            None => (verdict.without_body(), None),
+        }
     }
 
     /// What was read before an endpoint was chosen is counted already.
@@ -501,7 +553,7 @@ impl Exchange<'_, '_, '_, '_> {
 
     /// Passes the response on while the rest of the request may still go the other way.
     async fn relay(&mut self, ready: Ready) -> (Sent, u64) {
-        let Ready { status, head, body, coding, after, keep_upstream: _, streams: _ } = ready;
+        let Ready { status, head, body, coding, after, keep_upstream: _, streams: _, packing: _ } = ready;
         let mut download = Leg::new(head, body, coding, None);
         let mut due = self.connection.alarm.due(self.limits.read);
         let mut moved = 0;
@@ -510,7 +562,7 @@ impl Exchange<'_, '_, '_, '_> {
                 // The client broke off its body; the response alone may still be wanted.
                 self.upload_broken = true;
             }
-            match download.poll(cx, self.upstream, &mut self.buf, &self.connection.socket) {
+            match download.poll(cx, &self.upstream, &mut self.buf, &self.connection.socket) {
                 Poll::Ready(result) => return Poll::Ready(result),
                 Poll::Pending => {}
             }
@@ -544,7 +596,7 @@ impl Exchange<'_, '_, '_, '_> {
         let Connection { socket, buf, alarm, .. } = &mut *self.connection;
         let head_len = head.len() as u64;
         let client = End { carrier: socket, buf };
-        let upstream = End { carrier: self.upstream, buf: &mut self.buf };
+        let upstream = End { carrier: &self.upstream, buf: &mut self.buf };
         let moved = tunnel(client, upstream, head, self.limits.read, alarm).await;
         let tally = &mut self.connection.tally;
         tally.head_sent = moved.down.min(head_len);

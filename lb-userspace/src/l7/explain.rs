@@ -82,6 +82,8 @@ pub fn explain(l7: &L7, unwell: Option<&Unwell>, request: &Request) -> Explanati
         client: effective.addr,
         headers,
         random: None,
+        // That of the URL, as a client would have it.
+        server_name: None,
         shown: match request.scheme {
             Scheme::Http => Shown::Plain,
             Scheme::Https => Shown::Whatever,

@@ -11,7 +11,7 @@ use super::canary::{self, Side};
 use super::client_auth::{self, Shown};
 use crate::model::l7::policy::Limits;
 use crate::model::l7::{
-    ClientAuth, Moved, PathMatch, Piece, RedirectQuery, RedirectStyle, SslRedirect, Template,
+    ClientAuth, Moved, PathMatch, Piece, RedirectQuery, RedirectStyle, ServerName, SslRedirect, Template,
 };
 
 use super::path::{self, BadPath};
@@ -63,6 +63,8 @@ pub(super) struct Asked<'a> {
     pub(super) https_port: u16,
     /// Who asks.
     pub(super) client: IpAddr,
+    /// Name that the client shook hands with; `None` without TLS, or a name.
+    pub(super) server_name: Option<&'a str>,
     /// What is known of the client's certificate.
     pub(super) shown: Shown<'a>,
     pub(super) headers: Headers<'a>,
@@ -148,7 +150,9 @@ pub(super) fn decide<'r>(router: &'r Router, asked: &Asked<'_>) -> Decision<'r> 
     let Found { route, add_slash } = site.find(&normal);
     let too_large =
         route.filters.max_body_bytes.is_some_and(|max| asked.length.is_some_and(|length| length > max));
-    let refused = refused_client(site, asked, &normal).or_else(|| blocked(router, asked));
+    let refused = refused_client(site, asked, &normal)
+        .or_else(|| misdirected(route, asked))
+        .or_else(|| blocked(router, asked));
     let mut limits = None;
     let next = if let Some(answer) = refused {
         Next::Answer(answer)
@@ -195,6 +199,12 @@ fn refused_client(site: &Site, asked: &Asked<'_>, path: &[u8]) -> Option<Answer>
         ClientAuth::Verify(_) if is_challenge(asked, path) => None,
         ClientAuth::Verify(verify) => client_auth::refuse(&site.host, verify, asked.shown),
     }
+}
+
+/// A host that keeps to itself is not had through another one's handshake.
+fn misdirected(route: &Route, asked: &Asked<'_>) -> Option<Answer> {
+    let name = asked.server_name.filter(|_| route.filters.server_name == ServerName::Same)?;
+    (!bare_host(asked.host).eq_ignore_ascii_case(name.as_bytes())).then_some(Answer::Status(421))
 }
 
 /// By what it says of itself.

@@ -9,6 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::calendar::Moment;
 use super::client_auth::{Identity, Session};
+use super::compress::Verdict;
 use super::digits::number;
 use super::filters::{Answer, Scheme};
 use super::h1::{Request, Response, Version};
@@ -190,6 +191,7 @@ pub(super) fn client_certificate(
 /// Response head for the client, from the upstream's.
 pub(super) fn response(
     response: &Response<'_, '_>,
+    verdict: Verdict,
     client: Version,
     scheme: Scheme,
     after: After,
@@ -205,7 +207,8 @@ pub(super) fn response(
     if client == Version::Http10 && response.chunked {
         drop = drop.with(response.transfer_encoding);
     }
-    dress.upstream(response, drop, scheme, out);
+    dress.upstream(response, drop.with(verdict.untrue(response)), scheme, out);
+    verdict.put_on(response, out);
     if !response.dated && !dress.sets("Date") {
         date(out);
     }

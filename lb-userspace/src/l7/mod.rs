@@ -16,6 +16,7 @@ mod carrier;
 mod client;
 mod client_auth;
 mod client_hello;
+mod compress;
 mod connection;
 mod credentials;
 mod digits;

@@ -16,8 +16,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::health::Check;
 use crate::model::l7::{
-    AccessLog, Blocked, ClientAuth, Edge, Filters, HostMatch, L7, Moved, PathMatch, Protocol, Redirect,
-    Upstream, UpstreamName, UpstreamTls,
+    AccessLog, Blocked, ClientAuth, Compression, Edge, Filters, HostMatch, L7, Moved, PathMatch, Protocol,
+    Redirect, Upstream, UpstreamName, UpstreamTls,
 };
 
 use crate::model::expression::Expression;
@@ -63,6 +63,8 @@ pub(super) struct Router {
     pub(super) livery: Livery,
     /// Who is turned away everywhere.
     pub(super) blocked: Option<Arc<Blocked>>,
+    /// Which responses are compressed; `None`: none.
+    pub(super) compression: Option<Arc<Compression>>,
 }
 
 /// A way to speak TLS to an upstream.

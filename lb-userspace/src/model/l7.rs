@@ -5,6 +5,7 @@
 
 mod blocked;
 mod buffers;
+mod compression;
 mod edge;
 pub mod fastcgi;
 pub mod forwarding;
@@ -22,6 +23,7 @@ use super::{ObjectName, Shared};
 
 pub use blocked::{Blocked, Listed};
 pub use buffers::{Buffers, Rate, ReadAhead};
+pub use compression::{Compression, Packing};
 pub use edge::{
     Cipher, CipherOrder, Ciphers, ClientAuth, ClientLimits, Demand, Edge, Group, ProxyProtocol, Resumption,
     SharedTicketKey, TlsPolicy, TlsVersions, Trust, UnknownName, VerifyClient,
@@ -62,6 +64,8 @@ pub struct L7 {
     pub responses: Responses,
     /// Who is turned away everywhere; `None`: nobody.
     pub blocked: Option<Arc<Blocked>>,
+    /// Which responses are compressed; `None`: none.
+    pub compression: Option<Arc<Compression>>,
 }
 
 /// Which Host header (or SNI) a server answers for. Lower case, no port, no trailing dot.
@@ -200,6 +204,8 @@ pub struct Filters {
     pub buffers: Buffers,
     /// `enable-access-log`.
     pub logged: bool,
+    /// Which hosts may be asked for on a connection whose handshake was with another one.
+    pub server_name: ServerName,
     /// What else is asked for; `None`: nothing.
     pub policies: Option<Arc<Policies>>,
 }
@@ -221,9 +227,20 @@ impl Default for Filters {
             retry: Retry::default(),
             buffers: Buffers::default(),
             logged: true,
+            server_name: ServerName::Any,
             policies: None,
         }
     }
+}
+
+/// What the server name of a TLS handshake means for the requests behind it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ServerName {
+    /// Nothing: `Host` decides, as in ingress-nginx.
+    #[default]
+    Any,
+    /// `Host` has to be the same, where one was sent; else 421.
+    Same,
 }
 
 /// When plain HTTP is answered with a redirect to https.

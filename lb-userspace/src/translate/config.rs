@@ -2,6 +2,7 @@
 //! is told. A key that protects something and is not honoured closes every route.
 
 mod blocked;
+mod compression;
 mod edge;
 mod forwarding;
 mod keys;
@@ -21,7 +22,7 @@ use super::findings::Findings;
 use super::view::View;
 use super::{Options, SnippetPolicy};
 use crate::model::ObjectName;
-use crate::model::l7::{AccessLog, Blocked, Edge, Keepalive, Responses};
+use crate::model::l7::{AccessLog, Blocked, Compression, Edge, Keepalive, Responses};
 use crate::objects::{Key, Kind, Map, Object, Objects, Sourced};
 
 use keys::Keys;
@@ -55,6 +56,7 @@ pub(super) struct Config {
     pub keepalive: Keepalive,
     pub responses: Responses,
     pub blocked: Option<Blocked>,
+    pub compression: Option<Compression>,
 }
 
 /// What the ConfigMap means for routes.
@@ -96,6 +98,7 @@ pub(super) fn read(
         keepalive: Keepalive::default(),
         responses: Responses::default(),
         blocked: None,
+        compression: None,
     };
     let mut is_first = true;
     for (name, sourced) in config_maps.iter().filter(|(name, _)| may_count(name)) {
@@ -137,6 +140,7 @@ pub(super) fn read(
             config.gate = Gate::Closed;
             None
         });
+        config.compression = compression::read(&mut keys);
         config.responses = responses::read(&mut keys, &name.namespace, objects);
         // What they demand of an Ingress was judged when it came in.
         rules::Rules::read(&mut keys);

@@ -18,7 +18,8 @@ pub(super) enum Mode {
     #[default]
     Compat,
     /// Patterns match a path as a whole and tell `a` from `A`; they are what ImplementationSpecific
-    /// paths of an Ingress that asks for patterns are, and change no other path of the host.
+    /// paths of an Ingress that asks for patterns are, and change no other path of the host. Who asks
+    /// too often is told so (429), and a TLS client gets only the host that it shook hands with (421).
     Strict,
 }
 

@@ -10,7 +10,7 @@ use super::template::template;
 use super::upstream_tls::ProxySsl;
 use crate::model::l7::{
     Action, Filters, Location, PathMatch, Pattern, Piece, Protocol, Redirect, RedirectQuery, Rewrite,
-    SslRedirect, Template,
+    ServerName, SslRedirect, Template,
 };
 use crate::model::{ObjectId, ObjectName};
 
@@ -218,6 +218,10 @@ fn filters(policy: &Policy, path: &str) -> Filters {
         retry: policy.retry,
         buffers: policy.buffers,
         logged: policy.logged,
+        server_name: match policy.mode {
+            Mode::Compat => ServerName::Any,
+            Mode::Strict => ServerName::Same,
+        },
         policies: policy.policies_at(path),
         redirects: policy.redirects.clone(),
         ..default

@@ -40,7 +40,7 @@ impl Exchange<'_, '_, '_, '_> {
         ready: Ready,
         limits: ReadAhead,
     ) -> (Sent, u64, Option<Box<Output>>) {
-        let Ready { status, head, body, coding, after, keep_upstream: _, streams: _ } = ready;
+        let Ready { status, head, body, coding, after, keep_upstream: _, streams: _, packing: _ } = ready;
         let mut intake = Leg::new(Scratch::take(), body, coding, None);
         let mut output = Output::new(self.connection.worker, limits, head, status, after);
         let mut is_in = false;
@@ -55,7 +55,8 @@ impl Exchange<'_, '_, '_, '_> {
             loop {
                 let before = intake.moved() + output.moved();
                 if !is_in {
-                    let taken = intake.poll(cx, self.upstream, &mut self.buf, &Carrier::Ahead(&output.ahead));
+                    let taken =
+                        intake.poll(cx, &self.upstream, &mut self.buf, &Carrier::Ahead(&output.ahead));
                     if let Poll::Ready(taken) = taken {
                         is_in = true;
                         output.ahead.end(taken.map_err(|broken| io::Error::other(broken.to_string())));

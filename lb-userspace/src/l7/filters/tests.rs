@@ -115,6 +115,30 @@ fn redirects_are_written_as_their_location_wants() {
 }
 
 #[test]
+fn a_strict_host_is_had_by_its_own_handshake_alone() {
+    let with = |server_name| Filters { server_name, ..Filters::default() };
+    let cases = [
+        (ServerName::Same, Some("a.example.com"), "A.example.com:443", None),
+        (ServerName::Same, Some("b.example.com"), "a.example.com", Some(421)),
+        (ServerName::Same, None, "a.example.com", None),
+        (ServerName::Any, Some("b.example.com"), "a.example.com", None),
+    ];
+    for (filter, server_name, host, expected) in cases {
+        let router = Router::new(&site(vec![location(prefix("/"), to_web(), with(filter))]));
+        let host = host.as_bytes();
+        let asked = Asked { scheme: Scheme::Https, server_name, host, named: host, ..plain() };
+
+        let next = decide(&router, &asked).next;
+
+        let status = match next {
+            Next::Answer(Answer::Status(status)) => Some(status),
+            _ => None,
+        };
+        assert_eq!(status, expected, "{filter:?} {server_name:?} {host:?}");
+    }
+}
+
+#[test]
 fn who_is_blocked_gets_nothing_but_what_needs_no_location() {
     let blocked = Blocked {
         clients: Prefix::new("192.0.2.0".parse().unwrap(), 24).into_iter().collect(),
@@ -220,6 +244,7 @@ fn plain() -> Asked<'static> {
         port: 80,
         https_port: 443,
         client: "192.0.2.1".parse().unwrap(),
+        server_name: None,
         shown: Shown::Plain,
         headers: Headers::Given(&[]),
         random: None,

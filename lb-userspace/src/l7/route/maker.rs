@@ -185,6 +185,7 @@ impl Maker {
             log: l7.log.clone(),
             livery: Livery::new(&l7.responses),
             blocked: l7.blocked.clone(),
+            compression: l7.compression.clone(),
         }
     }
 

@@ -1,5 +1,6 @@
 //! `fastcgi-*`: the index and a ConfigMap of parameters for a FastCGI upstream. A parameter may be what an
-//! application relies on to refuse somebody, so what cannot be had as written closes the locations.
+//! application relies on to refuse somebody, so what cannot be had as written closes the locations. And
+//! requests are read whole before they are sent, unless that is switched off.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -7,15 +8,21 @@ use std::sync::Arc;
 use super::super::findings::About;
 use super::super::header_map;
 use super::policies::Source;
-use super::{Policy, field};
+use super::{Policy, buffers, field};
 use crate::model::l7::fastcgi::RESERVED;
 use crate::model::l7::{FastCgi, Protocol};
 
 const INDEX: &str = "fastcgi-index";
 const PARAMS: &str = "fastcgi-params-configmap";
+const BUFFERING: &str = "proxy-request-buffering";
 
 /// Fills in [`Policy::fastcgi`]; what is unusable closes the locations.
 pub(super) fn complete(source: &Source<'_>, policy: &mut Policy, about: &mut About<'_>) {
+    let streams = source.text(BUFFERING).is_some_and(|text| text.eq_ignore_ascii_case("off"));
+    if policy.protocol == Protocol::FastCgi && policy.buffers.request.is_none() && !streams {
+        // As nginx: CGI has to be told how long a body is, and a slow client holds up no process.
+        policy.buffers.request = Some(buffers::of_a_request(&|name: &str| source.text(name)));
+    }
     match read(source, policy.protocol, about) {
         Ok(fastcgi) => policy.fastcgi = fastcgi.map(Arc::new),
         Err(message) => {

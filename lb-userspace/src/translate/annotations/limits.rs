@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use super::super::mode::Mode;
 use super::policies::Source;
 use super::value;
 use crate::model::ObjectName;
@@ -11,8 +12,10 @@ use crate::model::l7::policy::{Allowance, Limits};
 
 /// `limit-burst-multiplier` where it is not set.
 const MULTIPLIER: i64 = 5;
-/// Answer to what is too often or too many, where the ConfigMap names none.
+/// Answer to what is too often or too many, where the ConfigMap names none: "unavailable", as if the
+/// application were at fault, or what it is.
 const STATUS: u16 = 503;
+const STRICT_STATUS: u16 = 429;
 /// Names of the list of those without limits; the first that is set counts.
 const EXEMPT: [&str; 2] = ["limit-allowlist", "limit-whitelist"];
 
@@ -27,7 +30,11 @@ pub(super) fn read(source: &Source<'_>) -> Option<Limits> {
         let burst = i64::from(requests).saturating_mul(multiplier);
         Some(Allowance { requests, burst: u64::try_from(burst).unwrap_or(0) })
     };
-    let status = |name: &str| source.settings.text(name).and_then(|text| text.parse().ok()).unwrap_or(STATUS);
+    let usual = match source.mode {
+        Mode::Compat => STATUS,
+        Mode::Strict => STRICT_STATUS,
+    };
+    let status = |name: &str| source.settings.text(name).and_then(|text| text.parse().ok()).unwrap_or(usual);
     let exempt = EXEMPT.iter().find_map(|name| source.valid.get(name));
     let limits = Limits {
         ingress: ObjectName::new(source.namespace, source.name),

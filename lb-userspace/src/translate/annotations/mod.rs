@@ -212,7 +212,7 @@ impl Policy {
     pub(super) fn of_settings(settings: &Settings, objects: &View<'_>, about: &mut About<'_>) -> Self {
         let (mut policy, valid) = (Self::default(), BTreeMap::new());
         honour(&valid, settings, &mut policy);
-        let source = Source { valid: &valid, settings, objects, namespace: "", name: "" };
+        let source = Source { valid: &valid, settings, objects, namespace: "", name: "", mode: Mode::Compat };
         policies::read(&source, &mut policy, about);
         policy
     }
@@ -289,7 +289,7 @@ pub(super) fn read(
     }
     let namespace = metadata.namespace.as_deref().unwrap_or_default();
     let name = metadata.name.as_deref().unwrap_or_default();
-    let source = Source { valid: &valid, settings, objects, namespace, name };
+    let source = Source { valid: &valid, settings, objects, namespace, name, mode: policy.mode };
     policies::read(&source, &mut policy, about);
     fastcgi::complete(&source, &mut policy, about);
     new_effects(&valid, about);

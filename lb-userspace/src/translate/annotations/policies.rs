@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::super::config::Settings;
 use super::super::findings::About;
+use super::super::mode::Mode;
 use super::super::view::View;
 use super::{
     Policy, access, auth, cors, errors, external_auth, field, limits, response_headers, rewriting,
@@ -23,6 +24,7 @@ pub(super) struct Source<'a> {
     pub namespace: &'a str,
     /// So too.
     pub name: &'a str,
+    pub mode: Mode,
 }
 
 impl<'a> Source<'a> {

@@ -1,0 +1,227 @@
+//! Compressed responses: which ones are, what their heads say, and how their bodies are read.
+//!
+//! As nginx's filters decide, but that a client is asked for its preference, that `no-transform` is
+//! respected, and that what was said of the bytes before is not said of those after.
+
+mod coder;
+mod packed;
+
+use super::h1::head::{Block, LineSet};
+use super::h1::{Body, Request, Response, Version};
+use super::policy::Dress;
+use crate::model::l7::Compression;
+
+use coder::Coder;
+
+pub(super) use packed::Packed;
+
+/// How a response is compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Algorithm {
+    Gzip,
+    Brotli,
+}
+
+impl Algorithm {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Gzip => "gzip",
+            Self::Brotli => "br",
+        }
+    }
+}
+
+/// What a client takes, best first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Accepts([Option<Algorithm>; 2]);
+
+impl Accepts {
+    /// What a request says, as far as anything is compressed at all.
+    pub(super) fn of(compression: Option<&Compression>, request: &Request<'_, '_>) -> Self {
+        let Some(compression) = compression else { return Self::default() };
+        // Its end could not be told to others.
+        if request.version != Version::Http11 || forbids(&request.block) {
+            return Self::default();
+        }
+        let (mut gzip, mut brotli) = (0, 0);
+        for coding in elements(&request.block, "accept-encoding") {
+            let mut parts = coding.split(|byte| *byte == b';').map(<[u8]>::trim_ascii);
+            let name = parts.next().unwrap_or_default();
+            let quality = parts.find_map(|part| {
+                let (key, value) = part.split_at_checked(2)?;
+                key.eq_ignore_ascii_case(b"q=").then(|| thousandths(value))
+            });
+            match name {
+                _ if name.eq_ignore_ascii_case(b"gzip") => gzip = quality.unwrap_or(1000),
+                _ if name.eq_ignore_ascii_case(b"br") => brotli = quality.unwrap_or(1000),
+                _ => {}
+            }
+        }
+        if gzip > 0
+            && compression.without_gzip.as_ref().is_some_and(|pattern| {
+                let agent = request.block.first(|name| name.eq_ignore_ascii_case("user-agent"));
+                pattern.regex().is_match(agent.unwrap_or_default())
+            })
+        {
+            gzip = 0;
+        }
+        let gzip = (gzip, (gzip > 0).then_some(Algorithm::Gzip));
+        let brotli = (brotli, (brotli > 0).then_some(Algorithm::Brotli));
+        Self(if gzip.0 > brotli.0 { [gzip.1, brotli.1] } else { [brotli.1, gzip.1] })
+    }
+}
+
+/// What becomes of a response.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// It is nothing that is compressed.
+    Plain,
+    /// It is, but not for this client.
+    Varies,
+    Packed(Algorithm),
+}
+
+/// What becomes of a response with this head.
+pub(super) fn judge(
+    compression: &Compression,
+    accepts: Accepts,
+    response: &Response<'_, '_>,
+    dress: &Dress,
+) -> Verdict {
+    let block = &response.block;
+    let value = |wanted: &str| block.first(|name| name.eq_ignore_ascii_case(wanted));
+    let is_encoded = value("content-encoding").is_some() || dress.sets("Content-Encoding");
+    if !matches!(response.status, 200 | 403 | 404) || is_encoded || forbids(block) {
+        return Verdict::Plain;
+    }
+    let media = value("content-type").and_then(|value| value.split(|byte| *byte == b';').next());
+    let media = media.unwrap_or_default().trim_ascii();
+    let takes = |algorithm| {
+        let packing = match algorithm {
+            Algorithm::Gzip => &compression.gzip,
+            Algorithm::Brotli => &compression.brotli,
+        };
+        packing.as_ref().is_some_and(|packing| {
+            packing.takes(media) && response.length.is_none_or(|length| length >= packing.min_bytes.max(1))
+        })
+    };
+    if media.is_empty() || !(takes(Algorithm::Gzip) || takes(Algorithm::Brotli)) {
+        return Verdict::Plain;
+    }
+    match accepts.0.into_iter().flatten().find(|algorithm| takes(*algorithm)) {
+        Some(algorithm) => Verdict::Packed(algorithm),
+        None => Verdict::Varies,
+    }
+}
+
+impl Verdict {
+    /// The same for a response whose body is not compressed after all.
+    pub(super) fn without_body(self) -> Self {
+        match self {
+            Self::Plain => Self::Plain,
+            Self::Varies | Self::Packed(_) => Self::Varies,
+        }
+    }
+
+    /// Lines of the upstream that are true no more.
+    pub(super) fn untrue(self, response: &Response<'_, '_>) -> LineSet {
+        const OF_THE_BYTES: [&str; 8] = [
+            "accept-ranges",
+            "content-digest",
+            "content-length",
+            "content-md5",
+            "digest",
+            "etag",
+            "repr-digest",
+            "transfer-encoding",
+        ];
+        match self {
+            Self::Plain | Self::Varies => LineSet::default(),
+            Self::Packed(_) => response
+                .block
+                .named(|name| OF_THE_BYTES.iter().any(|listed| listed.eq_ignore_ascii_case(name))),
+        }
+    }
+
+    /// Writes what is true instead.
+    pub(super) fn put_on(self, response: &Response<'_, '_>, out: &mut Vec<u8>) {
+        if self == Self::Plain {
+            return;
+        }
+        let names = |known: &[u8]| known == b"*" || known.eq_ignore_ascii_case(b"accept-encoding");
+        if !elements(&response.block, "vary").any(names) {
+            out.extend_from_slice(b"Vary: Accept-Encoding\r\n");
+        }
+        let Self::Packed(algorithm) = self else { return };
+        let etag = response.block.first(|name| name.eq_ignore_ascii_case("etag"));
+        for part in match etag {
+            Some(strong) if strong.starts_with(b"\"") => [&b"ETag: W/"[..], strong, b"\r\n"],
+            Some(weak) if weak.starts_with(b"W/\"") => [b"ETag: ", weak, b"\r\n"],
+            _ => [&b""[..]; 3],
+        } {
+            out.extend_from_slice(part);
+        }
+        for part in ["Content-Encoding: ", algorithm.name(), "\r\nTransfer-Encoding: chunked\r\n"] {
+            out.extend_from_slice(part.as_bytes());
+        }
+    }
+}
+
+/// A body that is going to be compressed.
+pub(super) struct Packing {
+    /// As the upstream sends it.
+    body: Body,
+    coder: Coder,
+}
+
+impl Packing {
+    /// `None` where there is no memory for it.
+    pub(super) fn new(
+        compression: &Compression,
+        algorithm: Algorithm,
+        length: Option<u64>,
+        body: Body,
+    ) -> Option<Box<Self>> {
+        let packing = match algorithm {
+            Algorithm::Gzip => compression.gzip.as_ref(),
+            Algorithm::Brotli => compression.brotli.as_ref(),
+        };
+        let coder = Coder::new(algorithm, packing?.level, length)?;
+        Some(Box::new(Self { body, coder }))
+    }
+}
+
+/// `Cache-Control: no-transform` (RFC 9111 5.2).
+fn forbids(block: &Block<'_, '_>) -> bool {
+    elements(block, "cache-control").any(|directive| directive.eq_ignore_ascii_case(b"no-transform"))
+}
+
+/// Elements of the lists that the lines of this name are.
+fn elements<'b>(block: &Block<'_, 'b>, wanted: &str) -> impl Iterator<Item = &'b [u8]> {
+    let lines = block.named(|name| name.eq_ignore_ascii_case(wanted));
+    block.values(lines).flat_map(|line| line.split(|byte| *byte == b',')).map(<[u8]>::trim_ascii)
+}
+
+/// A quality of RFC 9110 12.4.2; 0 for what is none.
+fn thousandths(value: &[u8]) -> u16 {
+    let (whole, rest) = value.split_at_checked(1).unwrap_or_default();
+    let digits = rest.strip_prefix(b".").unwrap_or(rest);
+    if rest.len() == digits.len() && !rest.is_empty() || digits.len() > 3 {
+        return 0;
+    }
+    let mut padded = [b'0'; 3];
+    for (place, digit) in padded.iter_mut().zip(digits) {
+        *place = *digit;
+    }
+    let number = padded
+        .iter()
+        .try_fold(0, |number, digit| digit.is_ascii_digit().then(|| number * 10 + u16::from(digit - b'0')));
+    match (whole, number) {
+        (b"1", Some(0)) => 1000,
+        (b"0", Some(rest)) => rest,
+        _ => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests;
