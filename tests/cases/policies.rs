@@ -2,15 +2,15 @@
 
 use penstock::model::l7::Policies;
 use penstock::model::l7::policy::{
-    Access, Allowance, Auth, Basic, Cors, ErrorPages, External, FilledHeader, Header, Limits, Remember,
-    RememberRule, RequestHeaders, ResponseHeaders, Rewriting, Satisfy, Swap,
+    Access, Allowance, Auth, Basic, Cors, ErrorPages, External, FilledHeader, Header, Limits, Mirror,
+    Remember, RememberRule, RequestHeaders, ResponseHeaders, Rewriting, Satisfy, Swap,
 };
 
 use crate::dump::template;
 
 /// In the order in which a request meets them.
 pub fn lines(policies: &Policies) -> Vec<String> {
-    let Policies { access, auth, cors, limits, request, response, rewriting, errors } = policies;
+    let Policies { access, auth, cors, limits, request, response, rewriting, errors, mirror } = policies;
     let mut lines = Vec::new();
     if let Some(Cors { origins, methods, headers, credentials, expose, max_age }) = cors {
         lines.push(format!(
@@ -70,6 +70,13 @@ pub fn lines(policies: &Policies) -> Vec<String> {
         let whose = if *only_ours { " of ours" } else { "" };
         let by = backend.as_ref().map_or("the default backend", |backend| backend.0.as_str());
         lines.push(format!("errors {statuses:?}{whose} worded by {by}"));
+    }
+    if let Some(Mirror { tls, host, target, upstream, named, body }) = mirror {
+        let scheme = if *tls { "https" } else { "http" };
+        let target = target.as_ref().map_or("(the client's)".to_owned(), ToString::to_string);
+        let at = upstream.as_ref().map(|upstream| format!(" at {}", upstream.0)).unwrap_or_default();
+        let named = named.as_ref().map(|named| format!(" as {named}")).unwrap_or_default();
+        lines.push(format!("copies {body:?} to {scheme}://{host} {target}{at}{named}"));
     }
     lines
 }

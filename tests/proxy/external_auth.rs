@@ -16,6 +16,7 @@ use penstock::model::l7::{Filters, Forwarding, L7, Policies, Upstream, UpstreamN
 use penstock::model::upstream::Keepalive;
 
 use crate::rig::{Backend, DEADLINE, Reply, Rig, nobody, to_with};
+use crate::upstream_tls::{Chain, TlsBackend};
 
 /// A service that answers every question so, and what it was asked.
 struct Service {
@@ -472,4 +473,25 @@ fn the_service_and_the_sign_in_page_hear_what_those_in_front_are_believed() {
     for line in ["X-Original-URL: https://shop.example/a?b", "X-Real-IP: 192.0.2.1", "X-Scheme: https"] {
         assert!(asked.lines().any(|said| said == line), "{line} in {asked}");
     }
+}
+
+#[test]
+fn an_https_service_is_found_by_its_name_and_asked_whatever_its_certificate() {
+    let backend = Backend::mirror();
+    let service = TlsBackend::start(&Chain::new("somebody.else", 0), None);
+    let host = format!("localhost:{}", service.addr.port());
+    let keepalive = Keepalive { connections: 4, ..Keepalive::default() };
+    let rig = Rig::start(guarded(&backend, External { tls: true, keepalive, ..external(&host, "/check") }));
+
+    for _ in 0..3 {
+        assert_eq!(rig.ask(GET).status, 200);
+    }
+
+    assert_eq!(service.connections(), 1, "its connection is kept");
+    let plain = Backend::start(|mut peer| {
+        peer.exactly(1);
+    });
+    let host = format!("localhost:{}", plain.addr.port());
+    rig.publish(guarded(&backend, External { tls: true, ..external(&host, "/check") }));
+    assert_eq!(rig.ask_until(GET, 500).status, 500, "who speaks no TLS is not asked in the clear");
 }

@@ -253,7 +253,7 @@ impl TlsBackend {
         Self { addr, connections, resumed }
     }
 
-    fn connections(&self) -> usize {
+    pub fn connections(&self) -> usize {
         self.connections.load(Ordering::SeqCst)
     }
 

@@ -18,7 +18,7 @@ use super::canary::Side;
 use super::carrier::Carrier;
 use super::client::{self, Effective};
 use super::compress::Accepts;
-use super::exchange::{self, Hold, Outgoing, Sent};
+use super::exchange::{self, Copying, Hold, Outgoing, Sent};
 use super::filters::{Answer, Asked, Next, decide};
 use super::h1::head::{Lines, Refusal, Sizes};
 use super::h1::{Body, Request, Version};
@@ -26,6 +26,7 @@ use super::h2;
 use super::heads::{self, After, Client, Onward};
 use super::log::{self, End, Subject, Tally};
 use super::metrics::{Finished, Method};
+use super::mirror::Copy;
 use super::pages::{self, Page, Rest};
 use super::policy::{self, Dress, Headers};
 use super::route::Router;
@@ -328,6 +329,7 @@ impl Connection<'_, '_> {
                 let led = (alternative, target.as_deref());
                 let params = params(&snapshot.router, decision.route, led, subject);
                 let here = self.buf.bytes().get(request.len..).unwrap_or_default();
+                let mut copied = 0;
                 if (is_idempotent || held.is_some())
                     && let Some(whole) = small(&body, here)
                 {
@@ -336,9 +338,15 @@ impl Connection<'_, '_> {
                     if let Some(page) = &mut page {
                         page.keep_small(whole);
                     }
-                    head_len += whole.len();
+                    copied = whole.len();
+                    head_len += copied;
                     body = Body::Length(0);
                 }
+                let copy = policies.and_then(|policies| {
+                    let known = Known { request, ..known };
+                    let copy = Copy::new(policies.mirror.as_ref()?, known, self.worker, &snapshot)?;
+                    Some(Copying { copy, here: copied })
+                });
                 let entry = snapshot.router.upstreams.get(upstream);
                 let (pinned, cookie) =
                     session::of(entry.map(|entry| &**entry), decision.route, &headers, self.client.scheme);
@@ -361,6 +369,7 @@ impl Connection<'_, '_> {
                         lead: lead(pinned, &snapshot, upstream, known),
                     },
                     accepts: Accepts::of(snapshot.router.compression.as_deref(), request),
+                    copy,
                     params,
                     cookie,
                     replaced: page

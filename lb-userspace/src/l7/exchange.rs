@@ -4,6 +4,7 @@ mod ahead;
 
 use std::future::poll_fn;
 use std::io;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -20,6 +21,7 @@ use super::h1::{Body, Response, Version};
 use super::heads::{self, After};
 use super::hold::{Held, Replay, hold};
 use super::metrics::Failure;
+use super::mirror;
 use super::pages;
 use super::relay::{Broken, Coding, Leg, Waits};
 use super::snapshot::Snapshot;
@@ -75,6 +77,8 @@ pub(super) struct Outgoing {
     pub(super) terms: Terms,
     /// How its response may be compressed.
     pub(super) accepts: Accepts,
+    /// What somebody else gets of it.
+    pub(super) copy: Option<Copying>,
     /// What a FastCGI application is told.
     pub(super) params: fcgi::Params,
     /// Attributes of the cookie for a session that begins; `None`: none begins here.
@@ -98,6 +102,13 @@ pub(super) enum Hold {
     UpTo(usize),
     /// It was. Boxed: few requests have one.
     Here(Box<Held>),
+}
+
+/// A copy to be made of a request.
+pub(super) struct Copying {
+    pub(super) copy: Rc<mirror::Copy>,
+    /// How much of the end of the request's head is its body.
+    pub(super) here: usize,
 }
 
 /// What the client got.
@@ -136,6 +147,10 @@ pub(super) async fn run(
 ) -> (Sent, Record) {
     if outgoing.expects_continue && !connection.send(b"HTTP/1.1 100 Continue\r\n\r\n").await {
         return (Sent::Broken { status: 499 }, Record::default());
+    }
+    if let Some(Copying { copy, here }) = &outgoing.copy {
+        let body = outgoing.head.len().saturating_sub(*here);
+        copy.begin(&outgoing.body, outgoing.head.get(body..).unwrap_or_default());
     }
     let held = match std::mem::replace(&mut outgoing.hold, Hold::No) {
         Hold::UpTo(in_memory) => {
@@ -265,6 +280,8 @@ async fn attempt(
         compression,
         after,
     };
+    let copy = outgoing.copy.as_ref().filter(|copying| copying.copy.restart(&outgoing.body));
+    exchange.upload.copy = copy.map(|copying| Rc::clone(&copying.copy));
     let answered = exchange.response_head().await;
     exchange.count_received();
     match answered? {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-pub(super) use causes::{Denied, Failure, Method, Refused};
+pub(super) use causes::{Denied, Failure, Method, Mirrored, Refused};
 pub(super) use series::Finished;
 use series::Requests;
 
@@ -58,6 +58,7 @@ pub(super) struct Counters {
     refused_connections: HashMap<Refused, u64>,
     spill_failures: HashMap<Cause, u64>,
     denied: HashMap<Denied, u64>,
+    mirrored: HashMap<Mirrored, u64>,
     pub(super) passthrough: Passthrough,
     pub(super) accepted: u64,
     #[serde(skip)]
@@ -112,6 +113,11 @@ impl Counters {
         *self.denied.entry(cause).or_default() += 1;
     }
 
+    /// A copy of a request.
+    pub(super) fn mirrored(&mut self, outcome: Mirrored) {
+        *self.mirrored.entry(outcome).or_default() += 1;
+    }
+
     pub(super) fn upstream_failure(&mut self, failure: Failure) {
         *self.failures.entry(failure).or_default() += 1;
     }
@@ -143,6 +149,9 @@ impl Counters {
         }
         for (cause, count) in &other.denied {
             *self.denied.entry(*cause).or_default() += count;
+        }
+        for (outcome, count) in &other.mirrored {
+            *self.mirrored.entry(*outcome).or_default() += count;
         }
         self.passthrough.connections += other.passthrough.connections;
         self.passthrough.up_bytes += other.passthrough.up_bytes;

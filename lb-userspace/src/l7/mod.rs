@@ -34,6 +34,8 @@ mod hold;
 mod listen;
 mod log;
 mod metrics;
+mod mirror;
+mod outside;
 mod pages;
 mod passthrough;
 mod path;

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use super::buffer::Scratch;
+use super::compress::Accepts;
 use super::exchange::{Hold, Limits, Outgoing};
 use super::fcgi;
 use super::filters::{Answer, Next};
@@ -199,6 +200,8 @@ impl Page {
                 is_idempotent: self.is_idempotent,
                 lead: Lead::Hash(0),
             },
+            accepts: Accepts::default(),
+            copy: None,
             params: fcgi::Params::default(),
             cookie: None,
             replaced: None,

@@ -4,12 +4,14 @@
 //! what was read: back-pressure is the absence of reading.
 
 use std::io::{self, IoSlice};
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use super::buffer::{Buf, Scratch};
 use super::carrier::Carrier;
 use super::h1::Body;
 use super::h1::chunked::Piece;
+use super::mirror::Copy;
 use super::pipe::Pipe;
 use super::socket::Socket;
 
@@ -67,6 +69,8 @@ pub(super) struct Leg {
     pub(super) waits: Waits,
     /// Most bytes of the body to be written by now, framing included.
     pub(super) allowed: u64,
+    /// Sees the body pass.
+    pub(super) copy: Option<Rc<Copy>>,
     /// Bytes of the body that are in the kernel.
     pipe: Option<Pipe>,
     done: bool,
@@ -86,6 +90,7 @@ impl Leg {
             read: 0,
             waits: Waits::ForReceiver,
             allowed: u64::MAX,
+            copy: None,
             pipe: None,
             done: false,
         }
@@ -133,6 +138,9 @@ impl Leg {
             ready!(to.poll_flush(cx)).map_err(Broken::Receiver)?;
             if self.body.is_done() {
                 self.done = true;
+                if let Some(copy) = self.copy.take() {
+                    copy.end();
+                }
                 return Poll::Ready(Ok(()));
             }
             self.waits = Waits::ForSender;
@@ -150,7 +158,7 @@ impl Leg {
     /// The rest of the body is long, its length is known, and nobody has to see its bytes.
     fn can_splice(&self, buf: &Buf, from: &Socket<'_>, to: &Socket<'_>) -> bool {
         let is_long = matches!(self.body, Body::Length(left) if left >= SPLICED) || self.pipe.is_some();
-        is_long && buf.is_empty() && !from.is_tls() && !to.is_tls()
+        is_long && self.copy.is_none() && buf.is_empty() && !from.is_tls() && !to.is_tls()
     }
 
     /// Has the kernel move the body. Ready where all of it is through, or without a pipe.
@@ -231,6 +239,7 @@ impl Leg {
         self.head_sent += of_head;
         let of_body = n - of_head;
         self.ready -= of_body;
+        self.copy.take_if(|copy| !copy.take(buf.bytes().get(..of_body).unwrap_or_default()));
         buf.consume(of_body);
         Poll::Ready(Ok(()))
     }

@@ -18,6 +18,7 @@ use super::gate::{Entry, Gate};
 use super::listen::{Bound, Place};
 use super::log::{Journal, Outlet};
 use super::metrics::{Counters, States};
+use super::outside::Outside;
 use super::route::Router;
 use super::snapshot::Current;
 use super::spill::Spills;
@@ -72,6 +73,9 @@ pub(super) struct Worker {
     pub(super) journal: Journal,
     pub(super) spills: Arc<Spills>,
     pub(super) doorman: Doorman,
+    pub(super) outside: Rc<Outside>,
+    /// Copies of requests under way.
+    pub(super) copies: Rc<Cell<usize>>,
     /// Port of the TLS listener.
     pub(super) https_port: u16,
     tls: Arc<Tls>,
@@ -140,6 +144,7 @@ async fn run(
 ) -> io::Result<()> {
     let router = Arc::clone(&published.borrow_and_update());
     let https = bound.iter().find(|bound| bound.place.listener == Listener::Https);
+    let outside = Rc::new(Outside::new());
     let worker = Rc::new(Worker {
         current: Current::new(router, seat),
         timers: Rc::new(Timers::new()),
@@ -149,7 +154,9 @@ async fn run(
         https_port: https.map_or(443, |bound| bound.addr.port()),
         journal: Journal::new(shared.outlet),
         spills: shared.spills,
-        doorman: Doorman::new(shared.hashing),
+        doorman: Doorman::new(shared.hashing, &outside),
+        outside,
+        copies: Rc::default(),
         tls,
         gate: Rc::default(),
         draining: Cell::new(false),

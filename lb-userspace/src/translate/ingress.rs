@@ -12,7 +12,7 @@ use k8s_openapi::api::networking::v1::{Ingress, IngressBackend, IngressSpec, Ing
 
 use self::canaries::Waiting;
 use super::Options;
-use super::annotations::{self, Policy};
+use super::annotations::{self, Policy, Unusable};
 use super::certificates::{self, Certificates, Checked};
 use super::ciphers;
 use super::classes::{Seniority, Served};
@@ -234,15 +234,19 @@ fn one_ingress<'a>(
     let proxy_ssl = match proxy_ssl {
         None => None,
         Some(Ok(proxy_ssl)) => Some(Arc::new(proxy_ssl)),
-        Some(Err(message)) => {
+        Some(Err(Unusable { name, reason, message })) => {
             policy.denied = true;
-            about.error("bad-proxy-ssl-secret", annotations::field("proxy-ssl-secret"), message);
+            about.error(reason, annotations::field(name), message);
             None
         }
     };
     error_backend::add(&served, &mut policy, options, upstreams, &mut about);
     if let Some((service, port)) = policy.asks.take() {
         policy.ask_at(upstreams.of_number(&service, port, &annotations::field("auth-url"), &mut about));
+    }
+    if let Some((service, port)) = policy.copies_to.take() {
+        let field = annotations::field("mirror-target");
+        policy.copy_to(upstreams.of_number(&service, port, &field, &mut about));
     }
     let policy = Arc::new(policy);
     let by_location = settings.boolean("proxy-ssl-location-only").unwrap_or(false);

@@ -1,18 +1,13 @@
 //! Asks another service: finds it, connects, sends a head, reads a head.
 
-use std::cell::{Cell, OnceCell, RefCell};
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::ready;
 use std::time::{Duration, Instant};
-
-use rustls::ClientConfig;
-use rustls::pki_types::ServerName;
-use tokio::net::TcpStream;
 
 use super::super::balance;
 use super::super::buffer::Buf;
@@ -20,10 +15,10 @@ use super::super::carrier::Carrier;
 use super::super::h1::chunked::Decoder;
 use super::super::h1::head::Lines;
 use super::super::h1::{Body, Response};
+use super::super::outside::{Outside, split_port};
 use super::super::snapshot::Snapshot;
 use super::super::socket::Link;
-use super::super::upstream::{self, Peer, Pool};
-use super::resolve::Resolver;
+use super::super::upstream::{Peer, Pool};
 use crate::model::l7::policy::External;
 use crate::model::upstream::Keepalive;
 
@@ -42,12 +37,12 @@ const IDLE: Duration = Duration::from_secs(600);
 
 /// What is needed to ask, and kept between questions.
 pub(super) struct Asker {
-    resolver: Resolver,
+    outside: Rc<Outside>,
     idle: Pool,
     /// Idle connections to each service, by its URL as written: as many as it is to keep.
     kept: RefCell<HashMap<String, Rc<Cell<usize>>>>,
-    /// Takes any certificate; made when it is needed.
-    tls: OnceCell<Option<Arc<ClientConfig>>>,
+    /// [`READ`], but for tests.
+    patience: Duration,
 }
 
 /// What the service answered, as far as anybody wants to know.
@@ -80,9 +75,8 @@ pub(super) enum Unanswered {
 }
 
 impl Asker {
-    pub(super) fn new() -> Self {
-        let (resolver, idle) = (Resolver::new(), Pool::default());
-        Self { resolver, idle, kept: RefCell::default(), tls: OnceCell::new() }
+    pub(super) fn new(outside: Rc<Outside>) -> Self {
+        Self { outside, idle: Pool::default(), kept: RefCell::default(), patience: READ }
     }
 
     /// Closes connections that idle for long.
@@ -104,7 +98,10 @@ impl Asker {
         let (name, port) = split_port(host).ok_or(Unanswered::Host)?;
         let port = port.unwrap_or(if external.tls { 443 } else { 80 });
         let begun = tokio::time::Instant::now();
-        let found = tokio::time::timeout(CONNECT, self.find(snapshot, external, name, port));
+        let found = tokio::time::timeout(
+            CONNECT,
+            self.outside.find(snapshot, external.upstream.as_ref(), name, port),
+        );
         let addrs = found.await.map_err(|_| Unanswered::Late)?.map_err(Unanswered::NotFound)?;
         let left = CONNECT.saturating_sub(begun.elapsed());
         let first = usize::try_from(spread % addrs.len().max(1) as u64).unwrap_or(0);
@@ -137,7 +134,7 @@ impl Asker {
             // A share for each: one that is silent does not take it all.
             let share = left / u32::try_from(still).unwrap_or(1);
             let began = tokio::time::Instant::now();
-            match tokio::time::timeout(share, self.connect(*addr, external.tls, name)).await {
+            match tokio::time::timeout(share, self.outside.connect(*addr, external.tls, name)).await {
                 Ok(Ok(link)) => return self.exchange(link, peer, 0, Instant::now(), external, head).await,
                 Ok(Err(error)) => last = Unanswered::Connect(error),
                 Err(_) => last = Unanswered::Late,
@@ -145,41 +142,6 @@ impl Asker {
             left = left.saturating_sub(began.elapsed());
         }
         Err(last)
-    }
-
-    async fn find(
-        &self,
-        snapshot: &Snapshot,
-        external: &External,
-        name: &str,
-        port: u16,
-    ) -> io::Result<Rc<[SocketAddr]>> {
-        match &external.upstream {
-            Some(upstream) => {
-                let router = &snapshot.router;
-                let known = router.place_of(upstream).and_then(|place| router.upstreams.get(place));
-                Ok(known.map_or_else(|| Rc::from([]), |known| known.endpoints.iter().copied().collect()))
-            }
-            None => self.resolver.resolve(name, port).await,
-        }
-    }
-
-    async fn connect(&self, addr: SocketAddr, tls: bool, name: &str) -> io::Result<Link> {
-        let stream = TcpStream::connect(addr).await?;
-        let _ = stream.set_nodelay(true);
-        if !tls {
-            return Ok(Link::plain(stream));
-        }
-        let config = self.tls.get_or_init(upstream::unverified).clone();
-        let config = config.ok_or_else(|| io::Error::other("tls cannot be set up"))?;
-        let name = ServerName::try_from(name.trim_matches(['[', ']']).to_owned())
-            .unwrap_or_else(|_| ServerName::IpAddress(addr.ip().into()));
-        let mut link = Link::tls_client(stream, config, name).map_err(io::Error::other)?;
-        {
-            let socket = link.socket();
-            poll_fn(|cx| socket.poll_handshake(cx)).await?;
-        }
-        Ok(link)
     }
 
     async fn exchange(
@@ -191,7 +153,7 @@ impl Asker {
         external: &External,
         head: &[u8],
     ) -> Result<Told, Unanswered> {
-        let answered = tokio::time::timeout(READ, exchange(&mut link, external, head)).await;
+        let answered = tokio::time::timeout(self.patience, exchange(&mut link, external, head)).await;
         let (told, keeps) = answered.map_err(|_| Unanswered::Late)?.map_err(Unanswered::Read)?;
         let limits: &Keepalive = &external.keepalive;
         if keeps && limits.connections > 0 {
@@ -199,20 +161,6 @@ impl Asker {
             self.idle.put(peer, link, (requests + 1, opened), Some((limits.connections, &count)), limits);
         }
         Ok(told)
-    }
-}
-
-/// Host and port of a Host header.
-fn split_port(host: &str) -> Option<(&str, Option<u16>)> {
-    let end = match host.strip_prefix('[') {
-        Some(rest) => rest.find(']')? + 2,
-        None => host.find(':').unwrap_or(host.len()),
-    };
-    let (name, port) = host.split_at(end);
-    match port.strip_prefix(':') {
-        None if port.is_empty() => Some((name, None)),
-        None => None,
-        Some(port) => Some((name, Some(port.parse().ok()?))),
     }
 }
 
@@ -403,7 +351,7 @@ mod tests {
 
     #[tokio::test(flavor = "current_thread")]
     async fn each_service_has_its_own_number_of_kept_connections() {
-        let asker = Asker::new();
+        let asker = Asker::new(Rc::new(Outside::new()));
         for url in ["http://a/", "http://b/"] {
             let addr = service(YES).await;
             assert_eq!(ask(&asker, &[addr], &external(url, false)).await.expect("an answer"), 200);
@@ -415,7 +363,7 @@ mod tests {
 
     #[tokio::test(flavor = "current_thread")]
     async fn a_body_that_stalls_or_breaks_takes_nothing_from_the_answer() {
-        let asker = Asker::new();
+        let asker = Asker::new(Rc::new(Outside::new()));
         for answer in [
             "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nok",
             "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
@@ -429,6 +377,19 @@ mod tests {
     }
 
     #[tokio::test(flavor = "current_thread")]
+    async fn a_service_that_says_nothing_more_is_waited_for_no_longer_than_that() {
+        let patience = Duration::from_millis(50);
+        let asker = Asker { patience, ..Asker::new(Rc::new(Outside::new())) };
+        for answer in ["", "HTTP/1.1 200 OK\r\nX-Hal", "HTTP/1.1 100 Continue\r\n\r\n"] {
+            let addr = service(answer).await;
+
+            let asked = ask(&asker, &[addr], &external("http://a/", false)).await;
+
+            assert!(matches!(asked, Err(Unanswered::Late)), "{answer}: {asked:?}");
+        }
+    }
+
+    #[tokio::test(flavor = "current_thread")]
     async fn an_address_that_is_silent_leaves_time_for_the_next_one() {
         let silent = TcpListener::bind(("127.0.0.1", 0)).await.expect("bound");
         let gone = TcpListener::bind(("127.0.0.1", 0)).await.expect("bound");
@@ -436,26 +397,9 @@ mod tests {
         drop(gone);
 
         // Its handshake gets no answer.
-        let failed = ask(&Asker::new(), &addrs, &external("https://a/", true)).await;
+        let failed = ask(&Asker::new(Rc::new(Outside::new())), &addrs, &external("https://a/", true)).await;
 
         assert!(matches!(failed, Err(Unanswered::Connect(_))), "the second one was asked: {failed:?}");
-    }
-
-    #[test]
-    fn a_host_may_have_a_port_and_brackets() {
-        let cases = [
-            ("auth", Some(("auth", None))),
-            ("auth:8080", Some(("auth", Some(8080)))),
-            ("[::1]", Some(("[::1]", None))),
-            ("[::1]:80", Some(("[::1]", Some(80)))),
-            ("auth:", None),
-            ("auth:x", None),
-            ("[::1", None),
-            ("[::1]x", None),
-        ];
-        for (host, expected) in cases {
-            assert_eq!(split_port(host), expected, "{host}");
-        }
     }
 
     #[test]

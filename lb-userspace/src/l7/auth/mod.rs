@@ -10,7 +10,6 @@ mod hashing;
 mod memory;
 mod password;
 mod question;
-mod resolve;
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -19,6 +18,7 @@ use std::time::{Duration, Instant};
 use super::credentials::Credentials;
 use super::filters::{Answer, Asked};
 use super::metrics::Denied;
+use super::outside::Outside;
 use super::policy::{self, Dress, Entry};
 use super::snapshot::Snapshot;
 use super::worker::Worker;
@@ -51,12 +51,12 @@ pub(super) struct Doorman {
 }
 
 impl Doorman {
-    pub(super) fn new(hashing: Hashing) -> Self {
+    pub(super) fn new(hashing: Hashing, outside: &Rc<Outside>) -> Self {
         Self {
             hashing,
             marks: Marks::new(),
             right: Memory::new(RIGHT_PASSWORDS),
-            asker: Asker::new(),
+            asker: Asker::new(Rc::clone(outside)),
             answers: Memory::new(ANSWERS),
         }
     }

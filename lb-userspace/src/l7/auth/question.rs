@@ -3,6 +3,7 @@
 
 use super::super::h1::head::LineSet;
 use super::super::heads::{self, Certificate};
+use super::super::outside::is_host;
 use super::super::path;
 use super::super::route::Route;
 use super::super::variable::{self, Known};
@@ -63,10 +64,6 @@ impl Question {
             mark,
         }
     }
-}
-
-fn is_host(text: &str) -> bool {
-    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._:[]".contains(&byte))
 }
 
 fn head(

@@ -153,3 +153,30 @@ impl Denied {
         }
     }
 }
+
+/// What became of a request's copy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub(in crate::l7) enum Mirrored {
+    /// Its target took it.
+    Sent,
+    /// Its target could not be found, or did not take it.
+    Failed,
+    /// Too many are under way.
+    Busy,
+    /// Its body is too long for one.
+    TooLarge,
+    /// The request itself ended before its body did.
+    Incomplete,
+}
+
+impl Mirrored {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Sent => "sent",
+            Self::Failed => "failed",
+            Self::Busy => "busy",
+            Self::TooLarge => "too-large",
+            Self::Incomplete => "incomplete",
+        }
+    }
+}

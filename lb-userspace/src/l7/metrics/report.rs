@@ -194,6 +194,13 @@ impl Counters {
                 "cause",
                 self.denied.iter().map(|(cause, n)| (cause.as_str(), *n)),
             ),
+            labelled(
+                "penstock_l7_mirrored_requests_total",
+                "Copies of requests for a mirror, by what became of them.",
+                MetricKind::Counter,
+                "outcome",
+                self.mirrored.iter().map(|(outcome, n)| (outcome.as_str(), *n)),
+            ),
             counter(
                 "penstock_l7_passthrough_connections_total",
                 "TLS connections handed to an upstream unopened.",

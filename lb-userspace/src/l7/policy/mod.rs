@@ -19,7 +19,9 @@ use std::net::IpAddr;
 use super::filters::{Answer, Asked};
 use super::h1::head::{Block, LineSet};
 use crate::model::l7::Policies;
-use crate::model::l7::policy::{ErrorPages, Limits, Persistence, RequestHeaders, ResponseHeaders, Satisfy};
+use crate::model::l7::policy::{
+    ErrorPages, Limits, Mirror, Persistence, RequestHeaders, ResponseHeaders, Satisfy,
+};
 
 pub(super) use access::Entry;
 pub(super) use dress::{Dress, give_way};
@@ -134,7 +136,7 @@ pub(super) fn is_same_name(a: &[u8], b: &[u8]) -> bool {
 
 /// What the policies do to this request, a step each: name and detail.
 pub(super) fn explain(policies: &Policies, asked: &Asked<'_>) -> Vec<(&'static str, String)> {
-    let Policies { access, auth, cors, limits, request, response, rewriting: _, errors } = policies;
+    let Policies { access, auth, cors, limits, request, response, rewriting: _, errors, mirror } = policies;
     let mut steps = Vec::new();
     steps.extend(cors.as_ref().map(|cors| ("cors", cors::explain(cors, &asked.headers))));
     steps.extend(limits.as_ref().map(|limits| ("limits", limits::explain(limits, asked.client))));
@@ -153,6 +155,10 @@ pub(super) fn explain(policies: &Policies, asked: &Asked<'_>) -> Vec<(&'static s
         if *speaks_http10 {
             steps.push(("proxy-http-version", "the upstream is asked by HTTP/1.0".to_owned()));
         }
+    }
+    if let Some(Mirror { tls, host, .. }) = mirror {
+        let scheme = if *tls { "https" } else { "http" };
+        steps.push(("mirror-target", format!("{scheme}://{host} gets a copy")));
     }
     if let Some(ResponseHeaders { set }) = response {
         let names: Vec<_> = set.iter().map(|header| header.name.as_str()).collect();

@@ -9,6 +9,7 @@ mod errors;
 mod external_auth;
 mod fastcgi;
 mod limits;
+mod mirror;
 mod policies;
 mod removed;
 mod response_headers;
@@ -26,6 +27,7 @@ use std::time::Duration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use self::policies::Source;
+pub(super) use self::policies::Unusable;
 pub(super) use self::spelling::nearest;
 use self::table::{Annotation, BadValue, Status, TABLE, Value};
 use super::config::{self, Settings};
@@ -107,6 +109,8 @@ pub(super) struct Policy {
     pub default_backend: Option<String>,
     /// The Service that is asked whether a request may go on, where it is one of ours.
     pub asks: Option<(ObjectName, u16)>,
+    /// The Service that gets copies of requests, where it is one of ours.
+    pub copies_to: Option<(ObjectName, u16)>,
     /// `no-auth-locations`: paths that begin so ask nobody to show anything.
     pub unguarded: Vec<String>,
 }
@@ -163,6 +167,7 @@ impl Default for Policy {
             policies: None,
             default_backend: None,
             asks: None,
+            copies_to: None,
             unguarded: Vec::new(),
         }
     }
@@ -206,6 +211,14 @@ impl Policy {
     pub(super) fn has_plain_error_pages(&self) -> bool {
         let errors = self.policies.as_ref().and_then(|policies| policies.errors.as_ref());
         errors.is_some_and(|errors| errors.backend.is_none())
+    }
+
+    /// Copies of requests go to this upstream.
+    pub(super) fn copy_to(&mut self, upstream: UpstreamName) {
+        let policies = self.policies.as_mut().map(Arc::make_mut);
+        if let Some(mirror) = policies.and_then(|policies| policies.mirror.as_mut()) {
+            mirror.upstream = Some(upstream);
+        }
     }
 
     /// That of a place without an Ingress.

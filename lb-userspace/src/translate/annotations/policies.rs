@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::super::config::Settings;
-use super::super::findings::About;
+use super::super::findings::{About, MISSING_SECRET, missing_secret};
 use super::super::mode::Mode;
 use super::super::view::View;
 use super::{
-    Policy, access, auth, cors, errors, external_auth, field, limits, response_headers, rewriting,
+    Policy, access, auth, cors, errors, external_auth, field, limits, mirror, response_headers, rewriting,
     upstream_headers, value,
 };
+use crate::model::ObjectName;
 use crate::model::l7::Policies;
 
 /// What a policy is read from.
@@ -45,21 +46,37 @@ impl<'a> Source<'a> {
 
 /// Class B: the annotation asks for what cannot be done, and its locations stay closed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Unusable {
+pub(in crate::translate) struct Unusable {
     pub name: &'static str,
+    pub reason: &'static str,
     pub message: String,
+}
+
+impl Unusable {
+    pub(in crate::translate) fn new(name: &'static str, message: String) -> Self {
+        Self { name, reason: "unusable-policy", message }
+    }
+
+    /// The annotation names a Secret that is not among the objects.
+    pub(in crate::translate) fn without_secret(name: &'static str, secret: &ObjectName) -> Self {
+        Self { name, reason: MISSING_SECRET, message: missing_secret(secret) }
+    }
 }
 
 /// Fills in [`Policy::policies`]; a policy that is unusable closes the locations.
 pub(super) fn read(source: &Source<'_>, policy: &mut Policy, about: &mut About<'_>) {
-    let policies = all(source, about).unwrap_or_else(|Unusable { name, message }| {
+    let policies = all(source, about).unwrap_or_else(|Unusable { name, reason, message }| {
         policy.denied = true;
         let fix = "its locations answer 503 until it is corrected";
-        about.error_fix("unusable-policy", field(name), message, fix);
+        about.error_fix(reason, field(name), message, fix);
         Policies::default()
     });
     policy.unguarded = auth::unguarded(source);
     policy.asks = policies.auth.as_ref().and_then(|auth| external_auth::service_of(auth, source.objects));
+    policy.copies_to = policies
+        .mirror
+        .as_ref()
+        .and_then(|mirror| external_auth::service(&mirror.host, mirror.tls, source.objects));
     policy.policies = (policies != Policies::default()).then(|| Arc::new(policies));
 }
 
@@ -74,5 +91,6 @@ fn all(source: &Source<'_>, about: &mut About<'_>) -> Result<Policies, Unusable>
         response: response_headers::read(source)?,
         rewriting: rewriting::read(source, about),
         errors: errors::read(source),
+        mirror: mirror::read(source, about),
     })
 }

@@ -10,6 +10,7 @@ mod cors;
 mod external;
 mod headers;
 mod limits;
+mod mirror;
 mod pages;
 mod rewriting;
 
@@ -19,6 +20,7 @@ pub use cors::{Cors, Origin, Origins};
 pub use external::{External, Remember, RememberRule};
 pub use headers::{FilledHeader, Header, Persistence, RequestHeaders, ResponseHeaders};
 pub use limits::{Allowance, Limits};
+pub use mirror::{Copied, Mirror};
 pub use pages::ErrorPages;
 pub use rewriting::{Rewriting, Swap};
 
@@ -41,4 +43,6 @@ pub struct Policies {
     pub rewriting: Option<Rewriting>,
     /// Which errors somebody else words.
     pub errors: Option<ErrorPages>,
+    /// Who else gets its requests.
+    pub mirror: Option<Mirror>,
 }

@@ -150,7 +150,7 @@ impl Known {
                     Self { addrs: addrs.into(), found: Some(now), next: Some(now + FRESH), is_sought: false };
             }
             Err(error) => {
-                tracing::debug!(%error, "name of an auth service not found");
+                tracing::debug!(%error, "name of a service not found");
                 (self.next, self.is_sought) = (Some(now + MISSING), false);
             }
         }
