@@ -21,7 +21,7 @@ use serde::Serialize;
 
 use crate::model::{ObjectId, ObjectName, Problem, Severity};
 use crate::objects::{Key, Kind, Objects};
-use crate::translate::{self, Options, Translated};
+use crate::translate::{self, MISSING_SECRET, Options, Translated};
 
 pub use json::render_json;
 pub use junit::render_junit;
@@ -113,6 +113,7 @@ pub fn report(input: &Input<'_>) -> Report {
         about.entry(id).or_default().traps.push(trap);
     }
     let world = Judged {
+        absent: &absent,
         honoured: translate::honoured_annotations(objects),
         routes: effects::routes(&translated.snapshot),
         vips: effects::vips(&translated.snapshot),
@@ -162,24 +163,32 @@ impl Absent {
         }
         if secrets.is_empty() {
             absent.push(missing("Secrets", "bad-certificate", ""));
+            absent.push(missing("Secrets", MISSING_SECRET, ""));
         }
         Self(absent)
     }
 
-    /// Whether a problem is about something that could not be there.
+    /// Whether a problem is about something that could not be there, and needs no telling.
     fn explains(&mut self, problem: &Problem) -> bool {
         let missing = self.0.iter_mut().find(|missing| missing.reason == problem.reason);
-        let explained = missing.filter(|_| problem.severity != Severity::Error);
-        explained.map(|missing| missing.is_felt = true).is_some()
+        missing.map(|missing| missing.is_felt = true).is_some() && problem.severity != Severity::Error
+    }
+
+    /// What is closed for want of something may well be there in a cluster.
+    fn closes(&self, reason: &str) -> bool {
+        self.0.iter().any(|missing| missing.reason == reason)
     }
 
     fn hints(&self) -> Vec<String> {
         let felt = self.0.iter().filter(|missing| missing.is_felt);
-        felt.map(|Missing { kind, command, .. }| {
-            let add = if command.is_empty() { String::new() } else { format!("; add `{command}`") };
-            format!("no {kind} are among the objects, so it is not told which of them are missing{add}")
-        })
-        .collect()
+        let mut hints: Vec<_> = felt
+            .map(|Missing { kind, command, .. }| {
+                let add = if command.is_empty() { String::new() } else { format!("; add `{command}`") };
+                format!("no {kind} are among the objects, so it is not told which of them are missing{add}")
+            })
+            .collect();
+        hints.dedup();
+        hints
     }
 }
 
@@ -192,6 +201,7 @@ struct Gathered<'a> {
 
 /// What objects come to, as far as it is needed for each of them.
 struct Judged<'a> {
+    absent: &'a Absent,
     honoured: BTreeMap<Key, Vec<&'static str>>,
     routes: BTreeMap<&'a ObjectName, Vec<String>>,
     vips: BTreeMap<&'a ObjectName, Vec<String>>,
@@ -202,17 +212,23 @@ impl Judged<'_> {
     fn object(&self, id: ObjectId, gathered: Gathered<'_>) -> ObjectReport {
         let ObjectId { kind, namespace, name, origin } = id;
         let key = ObjectName::new(&namespace, &name);
-        let effects = match kind.as_str() {
+        let mut effects = match kind.as_str() {
             "Ingress" => self.routes.get(&key).cloned().unwrap_or_default(),
             "Service" => self.vips.get(&key).cloned().unwrap_or_default(),
             _ => Vec::new(),
         };
         let warns = gathered.problems.iter().any(|problem| problem.severity == Severity::Warning);
-        let mut findings = merge(gathered);
-        if kind == "Ingress"
-            && self.closed.contains(&key)
-            && !findings.iter().any(|finding| finding.verdict == Verdict::Refused)
-        {
+        let mut findings = merge(gathered, self.absent);
+        let is_explained = findings
+            .iter()
+            .any(|Finding { verdict, reason, .. }| *verdict == Verdict::Refused || *reason == MISSING_SECRET);
+        let is_refused = findings.iter().any(|finding| finding.verdict == Verdict::Refused);
+        if is_explained && !is_refused {
+            for effect in &mut effects {
+                *effect = effect.replace("503, refused", "503 without its Secret");
+            }
+        }
+        if kind == "Ingress" && self.closed.contains(&key) && !is_explained {
             findings.insert(
                 0,
                 Finding {
@@ -248,10 +264,14 @@ impl Judged<'_> {
 
 /// Findings of both sources, the worst first. A trap that is about the field of a problem says the
 /// same thing better, so the problem gives way, though never to a better verdict.
-fn merge(gathered: Gathered<'_>) -> Vec<Finding> {
+fn merge(gathered: Gathered<'_>, absent: &Absent) -> Vec<Finding> {
     let Gathered { problems, mut traps } = gathered;
     let mut findings = BTreeSet::new();
     for problem in problems {
+        if problem.reason == MISSING_SECRET && absent.closes(MISSING_SECRET) {
+            findings.insert(unseen(problem));
+            continue;
+        }
         let verdict = Verdict::of(problem);
         let Problem { object: _, severity: _, reason, field, message, fix } = problem;
         let better =
@@ -272,4 +292,18 @@ fn merge(gathered: Gathered<'_>) -> Vec<Finding> {
     let mut findings: Vec<_> = findings.into_iter().collect();
     findings.sort_by(|left, right| right.verdict.cmp(&left.verdict).then_with(|| left.cmp(right)));
     findings
+}
+
+/// A Secret that nobody could have seen among these objects: whether it is there, only the cluster tells.
+fn unseen(problem: &Problem) -> Finding {
+    Finding {
+        verdict: Verdict::NeedsAction,
+        reason: problem.reason,
+        field: problem.field.clone(),
+        message: format!(
+            "{}; as no Secret is among the objects, that says nothing about the cluster",
+            problem.message
+        ),
+        fix: "see to it that it is there before the Ingress moves: without it nobody is let in".to_owned(),
+    }
 }

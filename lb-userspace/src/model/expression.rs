@@ -68,28 +68,42 @@ impl Expression {
     /// Reads text with variables, as `$name` or `${name}`; the error names one that nobody knows.
     pub fn parse(text: &str) -> Result<Self, String> {
         let mut parts = Vec::new();
-        let mut rest = text;
-        while let Some((literal, after)) = rest.split_once('$') {
+        for (literal, name) in pieces(text) {
             if !literal.is_empty() {
                 parts.push(Part::Literal(literal.to_owned()));
             }
-            let (name, after) = match after.strip_prefix('{').and_then(|braced| braced.split_once('}')) {
-                Some(named) => named,
-                None => {
-                    let is_outside = |c: char| !c.is_ascii_alphanumeric() && c != '_';
-                    after.split_at(after.find(is_outside).unwrap_or(after.len()))
-                }
-            };
-            let variable =
-                Variable::named(name).ok_or_else(|| format!("no variable ${name} is known here"))?;
-            parts.push(Part::Variable(variable));
-            rest = after;
-        }
-        if !rest.is_empty() {
-            parts.push(Part::Literal(rest.to_owned()));
+            if let Some(name) = name {
+                let variable =
+                    Variable::named(name).ok_or_else(|| format!("no variable ${name} is known here"))?;
+                parts.push(Part::Variable(variable));
+            }
         }
         Ok(Self(parts))
     }
+
+    /// Names of all variables in a text that nobody knows, in order.
+    pub fn unknown(text: &str) -> Vec<&str> {
+        let names = pieces(text).filter_map(|(_, name)| name);
+        names.filter(|name| Variable::named(name).is_none()).collect()
+    }
+}
+
+/// Runs of text, each with the name of the variable behind it.
+fn pieces(text: &str) -> impl Iterator<Item = (&str, Option<&str>)> {
+    let mut rest = Some(text);
+    std::iter::from_fn(move || {
+        let text = rest.take()?;
+        let Some((literal, after)) = text.split_once('$') else { return Some((text, None)) };
+        let (name, after) = match after.strip_prefix('{').and_then(|braced| braced.split_once('}')) {
+            Some(named) => named,
+            None => {
+                let is_outside = |c: char| !c.is_ascii_alphanumeric() && c != '_';
+                after.split_at(after.find(is_outside).unwrap_or(after.len()))
+            }
+        };
+        rest = Some(after);
+        Some((literal, Some(name)))
+    })
 }
 
 impl fmt::Display for Expression {

@@ -6,10 +6,13 @@ use x509_parser::pem::Pem;
 use x509_parser::prelude::{CertificateRevocationList, FromDer, X509Certificate};
 
 use super::annotations::field;
-use super::findings::About;
+use super::findings::{About, MISSING_SECRET, missing_secret};
 use super::view::View;
 use crate::model::ObjectName;
 use crate::model::l7::{ClientAuth, Demand, Pattern, Trust, VerifyClient};
+
+const BAD: &str = "bad-client-authority";
+const NEEDED: &str = "the Secret needs the authority's certificate as ca.crt";
 
 /// The `auth-tls-*` annotations of one Ingress, as written.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -30,36 +33,40 @@ pub(super) fn read(
     about: &mut About<'_>,
 ) -> ClientAuth {
     let Written { secret, verify_client, depth, error_page, pass_certificate, match_cn } = written;
-    let mut unusable = |name: &str, message: String, fix: &str| {
-        about.error_fix("bad-client-authority", field(name), message, fix);
+    let mut unusable = |reason, name: &str, message: String, fix: &str| {
+        about.error_fix(reason, field(name), message, fix);
         ClientAuth::Unusable
     };
     let secret = match secret.split_once('/') {
         Some((other, _)) if other != namespace => {
             let message =
                 format!("{secret} is in another namespace: every request of the host is answered 403");
-            return unusable("auth-tls-secret", message, "copy the Secret to the namespace of the Ingress");
+            return unusable(
+                BAD,
+                "auth-tls-secret",
+                message,
+                "copy the Secret to the namespace of the Ingress",
+            );
         }
         Some((namespace, name)) => ObjectName::new(namespace, name),
         None => ObjectName::new(namespace, secret),
     };
-    let found = objects.secrets.get(&secret).map(|sourced| &*sourced.object);
-    let (ca_pem, crl_pem) = match authority(&secret, found) {
+    let Some(found) = objects.secrets.get(&secret) else {
+        let message = format!("{}: every request of the host is answered 403", missing_secret(&secret));
+        return unusable(MISSING_SECRET, "auth-tls-secret", message, NEEDED);
+    };
+    let (ca_pem, crl_pem) = match authority(&secret, &found.object) {
         Ok(authority) => authority,
         Err(message) => {
             let message = format!("{message}: every request of the host is answered 403");
-            return unusable(
-                "auth-tls-secret",
-                message,
-                "the Secret needs the authority's certificate as ca.crt",
-            );
+            return unusable(BAD, "auth-tls-secret", message, NEEDED);
         }
     };
     let subject = match match_cn.as_deref().map(pattern).transpose() {
         Ok(subject) => subject,
         Err(message) => {
             let message = format!("{message}: every request of the host is answered 403");
-            return unusable("auth-tls-match-cn", message, "write it as CN= and a pattern");
+            return unusable(BAD, "auth-tls-match-cn", message, "write it as CN= and a pattern");
         }
     };
     let demand = match verify_client.as_deref().map(str::to_ascii_lowercase).as_deref() {
@@ -91,9 +98,7 @@ fn pattern(text: &str) -> Result<Pattern, String> {
 }
 
 /// `ca.crt` and, where there is one, `ca.crl`.
-fn authority(name: &ObjectName, secret: Option<&Secret>) -> Result<(Vec<u8>, Vec<u8>), String> {
-    let secret =
-        secret.ok_or_else(|| format!("Secret {name} does not exist, or no version of it was usable"))?;
+fn authority(name: &ObjectName, secret: &Secret) -> Result<(Vec<u8>, Vec<u8>), String> {
     let entry = |key: &str| {
         let value = secret.data.as_ref().and_then(|data| data.get(key)).map(|value| value.0.clone());
         value.filter(|value| !value.is_empty())

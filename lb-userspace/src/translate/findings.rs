@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
-use crate::model::{ObjectId, Problem, Problems, Severity};
+use crate::model::{ObjectId, ObjectName, Problem, Problems, Severity};
 
 /// Problems found so far.
 #[derive(Debug, Default)]
@@ -134,4 +134,13 @@ impl About<'_> {
             fix: fix.into(),
         });
     }
+}
+
+/// Reason of what a Secret closes by not being there. Where no Secrets are among the objects at all, that says
+/// nothing about a cluster.
+pub const MISSING_SECRET: &str = "missing-secret";
+
+/// What is said about it.
+pub(super) fn missing_secret(secret: &ObjectName) -> String {
+    format!("Secret {secret} does not exist, or no version of it was usable")
 }

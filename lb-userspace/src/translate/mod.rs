@@ -47,6 +47,8 @@ pub use annotations::table::{Annotation, Scope, Status, TABLE};
 pub use classes::Served;
 pub use config::table::{ConfigKey, Fate, KEYS, KeyStatus};
 pub use config::{controller, key_statuses};
+pub use findings::MISSING_SECRET;
+pub use passwords::{Form as PasswordForm, Read as Passwords, read as read_passwords};
 pub use translator::Translator;
 
 /// What an object has to be to replace its last good version.

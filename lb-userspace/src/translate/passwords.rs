@@ -13,7 +13,7 @@ const ROUNDS: std::ops::RangeInclusive<u32> = 1_000..=1_000_000;
 
 /// `auth-secret-type`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Form {
+pub enum Form {
     /// An htpasswd file under the key `auth`.
     File,
     /// A key for each user.
@@ -22,7 +22,8 @@ pub(super) enum Form {
 
 /// Users, and what is to be said about them.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Read {
+pub struct Read {
+    /// In the order of their names.
     pub users: Users,
     /// Kept as no password should be.
     pub weak: Vec<String>,
@@ -31,7 +32,7 @@ pub(super) struct Read {
 }
 
 /// Reads a Secret; `None` if the key is missing.
-pub(super) fn read(secret: &Secret, form: Form) -> Option<Read> {
+pub fn read(secret: &Secret, form: Form) -> Option<Read> {
     let data = secret.data.as_ref();
     let mut read = Read { users: Users::default(), weak: Vec::new(), unusable: Vec::new() };
     match form {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::annotations;
+use super::annotations::{self, Unusable};
 use super::certificates::{self, Certificates};
 use super::view::View;
 use crate::model::ObjectName;
@@ -27,32 +27,34 @@ impl ProxySsl {
         namespace: &str,
         objects: &View<'_>,
         certificates: &mut Certificates<'_>,
-    ) -> Result<Self, String> {
+    ) -> Result<Self, Unusable> {
+        const NAME: &str = "proxy-ssl-secret";
+        let bad = |message| Unusable { name: NAME, reason: "bad-proxy-ssl-secret", message };
         let annotations::ProxySsl { secret, verify, depth, name, send_name, versions } = asked;
         let secret = match secret.split_once('/') {
             Some((other, _)) if other != namespace => {
-                return Err(format!("Secret {secret} is of another namespace"));
+                return Err(bad(format!("Secret {secret} is of another namespace")));
             }
             Some((_, name)) => ObjectName::new(namespace, name),
             None => ObjectName::new(namespace, secret),
         };
         let Some(sourced) = objects.secrets.get(&secret) else {
-            return Err(format!("Secret {secret} does not exist, or no version of it was usable"));
+            return Err(Unusable::without_secret(NAME, &secret));
         };
         let entry = |key: &str| {
             let data = sourced.object.data.as_ref().and_then(|data| data.get(key));
             data.map(|data| data.0.as_slice()).filter(|data| !data.is_empty())
         };
         let identity = match entry("tls.crt").or(entry("tls.key")) {
-            Some(_) => Some(Arc::clone(&certificates.of(&secret)?.certificate)),
+            Some(_) => Some(Arc::clone(&certificates.of(&secret).map_err(bad)?.certificate)),
             None => None,
         };
         let authorities = entry("ca.crt");
         if let Some(pem) = authorities {
-            certificates::authorities(pem).map_err(|why| format!("ca.crt of Secret {secret} {why}"))?;
+            certificates::authorities(pem).map_err(|why| bad(format!("ca.crt of Secret {secret} {why}")))?;
         }
         let roots = match (verify, authorities) {
-            (true, None) => return Err(format!("Secret {secret} has no ca.crt to verify with")),
+            (true, None) => return Err(bad(format!("Secret {secret} has no ca.crt to verify with"))),
             (true, Some(pem)) => Some((pem.to_vec(), *depth)),
             (false, _) => None,
         };

@@ -5,122 +5,87 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::world::World;
 use super::{Caught, listed};
 use crate::model::ObjectName;
+use crate::model::l7::policy::Password;
 use crate::objects::{Key, Kind};
+use crate::translate::{PasswordForm, read_passwords};
 
-/// How a password is kept; what can be read by anybody or by nobody is told where it is used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Hash {
-    /// One round of a fast hash, or nearly.
-    Fast,
-    /// DES: eight characters count.
-    Des,
-    /// Another.
-    Other,
-}
-
-/// Hashes that a thief of the Secret undoes in an afternoon.
+/// Hashes that a thief of the Secret undoes in an afternoon. What everybody can read, or nobody, is told where
+/// the Secret is used.
 pub(super) fn password_hashes(world: &World<'_>, caught: &mut Caught) {
-    let mut forms: BTreeMap<ObjectName, bool> = BTreeMap::new();
+    let mut forms: BTreeMap<ObjectName, PasswordForm> = BTreeMap::new();
     for ingress in world.primaries() {
         let Some(secret) = ingress.text("auth-secret") else { continue };
         let (namespace, name) = secret.split_once('/').unwrap_or((&ingress.name.namespace, secret));
-        let is_map = ingress.text("auth-secret-type") == Some("auth-map");
-        forms.insert(ObjectName::new(namespace, name), is_map);
+        let form = match ingress.text("auth-secret-type") {
+            Some("auth-map") => PasswordForm::Map,
+            _ => PasswordForm::File,
+        };
+        forms.insert(ObjectName::new(namespace, name), form);
     }
-    for (name, is_map) in forms {
+    for (name, form) in forms {
         let Some(sourced) = world.objects.secrets.get(&name) else { continue };
-        let id = Key { kind: Kind::Secret, name: name.clone() }.id(&sourced.origin);
-        let data = sourced.object.data.as_ref();
-        let users: Vec<(String, Hash)> = if is_map {
-            let entries = data.into_iter().flatten();
-            entries.map(|(user, value)| (user.clone(), hash(&String::from_utf8_lossy(&value.0)))).collect()
-        } else {
-            let file = data.and_then(|data| data.get("auth")).map(|value| String::from_utf8_lossy(&value.0));
-            file.iter().flat_map(|file| file.lines()).filter_map(user).collect()
-        };
-        let of = |wanted: Hash| -> Vec<&str> {
-            let users = users.iter().filter(|(_, hash)| *hash == wanted).map(|(user, _)| user.as_str());
-            users.collect::<BTreeSet<_>>().into_iter().collect()
-        };
-        let field = if is_map { "data" } else { "data.auth" };
-        let better = "make them anew with `htpasswd -B`";
-        let users = of(Hash::Des);
+        let Some(read) = read_passwords(&sourced.object, form) else { continue };
+        let fast = read.users.0.iter().filter(|(_, password)| is_fast(password));
+        let users: BTreeSet<_> = fast.map(|(user, _)| String::from_utf8_lossy(user)).collect();
         if !users.is_empty() {
-            let message = format!(
-                "the passwords of {} are kept by DES crypt, which looks at eight characters; it is not read here",
-                listed(&users)
-            );
-            caught.needs_action(&id, "weak-password-hash", field, message, better);
-        }
-        let users = of(Hash::Fast);
-        if !users.is_empty() {
+            let id = Key { kind: Kind::Secret, name }.id(&sourced.origin);
+            let field = if form == PasswordForm::Map { "data" } else { "data.auth" };
+            let users: Vec<_> = users.into_iter().collect();
             let message = format!("the passwords of {} are kept by a fast hash", listed(&users));
-            caught.note(&id, "weak-password-hash", field, message, better);
+            caught.note(&id, "weak-password-hash", field, message, "make them anew with `htpasswd -B`");
         }
     }
 }
 
-/// A line of an `htpasswd` file; what follows a second colon is no part of the hash.
-fn user(line: &str) -> Option<(String, Hash)> {
-    let line = line.trim();
-    if line.is_empty() || line.starts_with('#') {
-        return None;
-    }
-    let (user, rest) = line.split_once(':').unwrap_or((line, ""));
-    // A password that stands there as it is may be the only one with a colon.
-    let kept = rest.split(':').next().unwrap_or_default();
-    Some((user.to_owned(), hash(kept)))
-}
-
-fn hash(text: &str) -> Hash {
-    let text = text.trim();
-    let starts = |prefixes: &[&str]| prefixes.iter().any(|prefix| text.starts_with(prefix));
-    let is_crypt = |c: char| c.is_ascii_alphanumeric() || c == '.' || c == '/';
-    if starts(&["$apr1$", "{SHA}", "{SSHA}", "$1$"]) {
-        Hash::Fast
-    } else if text.len() == 13 && text.chars().all(is_crypt) {
-        Hash::Des
-    } else {
-        Hash::Other
+/// One round of a fast hash, or nearly.
+fn is_fast(password: &Password) -> bool {
+    match password {
+        Password::Md5 { .. } | Password::Sha1 { .. } => true,
+        Password::Bcrypt(_) | Password::ShaCrypt(_) => false,
+        Password::Des(_) | Password::Plain(_) | Password::Unusable => false,
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::tests::{ingress, messages, passwords};
-    use super::*;
+    use super::super::super::tests::{ingress, messages, passwords, reported};
 
     #[test]
-    fn every_kind_of_hash_is_told_apart() {
-        let cases = [
-            ("$2y$05$c4WoMPo3SXsafkva.HHa6uXQZWr7oboPiC2bT/r7q1BB8I2s0BRqC", Hash::Other),
-            ("$6$rounds=5000$salt$hash", Hash::Other),
-            ("$apr1$salt$hash", Hash::Fast),
-            ("{SHA}0DPiKuNIrrVmD8IUCuw1hQxNqZc=", Hash::Fast),
-            ("{PLAIN}secret", Hash::Other),
-            ("rl.3StKT.4T8M", Hash::Des),
-            ("secret", Hash::Other),
-            ("", Hash::Other),
-        ];
-        for (text, expected) in cases {
-            assert_eq!(hash(text), expected, "{text}");
-        }
-    }
-
-    #[test]
-    fn users_with_weak_hashes_are_named_at_the_secret() {
+    fn users_with_fast_hashes_are_named_at_the_secret_and_others_where_it_is_used() {
         let annotations = "
             nginx.ingress.kubernetes.io/auth-type: basic
             nginx.ingress.kubernetes.io/auth-secret: users";
-        let file = "# who\nann:$2y$05$abc\nbob:{PLAIN}b\ncid:$apr1$a$b:comment\n\ndan:rl.3StKT.4T8M";
+        let file = "# who\nann:$2y$05$R4XzctxPH4fA21OMgwYgQuTjAenDfq2dVTG2uME/SrKMoRto4qRYq\nbob:{PLAIN}b\n\
+                    cid:$apr1$0DB6fZ3q$AkluBSoeMvHzx2AI5tEwh1:comment\nsue:{SHA}X9zPCbMFzMPlYX7+7QubnxKI7iM=\n\n\
+                    dan:abMW7w36NW/Bk";
         let input = format!("{}---\n{}", ingress("a", annotations), passwords("users", file));
 
         assert_eq!(
             messages(&input, &["weak-password-hash"]),
-            [
-                "the passwords of dan are kept by DES crypt, which looks at eight characters; it is not read here",
-                "the passwords of cid are kept by a fast hash",
-            ]
+            ["the passwords of cid, sue are kept by a fast hash"]
+        );
+        assert_eq!(
+            messages(&input, &["weak-password"]),
+            ["whoever reads Secret default/users has, or soon finds, the password of bob, dan"]
+        );
+    }
+
+    #[test]
+    fn a_secret_is_not_called_missing_where_no_secret_could_be_seen() {
+        let annotations = "
+            nginx.ingress.kubernetes.io/auth-type: basic
+            nginx.ingress.kubernetes.io/auth-secret: users";
+        let alone = ingress("a", annotations);
+        let with_another = format!("{alone}---\n{}", passwords("others", "a:b"));
+        let reasons = ["missing-secret", "closed-from-elsewhere"];
+
+        assert_eq!(
+            reported(&alone, &reasons),
+            ["Ingress default/a needs action: auth-secret [missing-secret]"]
+        );
+        assert_eq!(
+            reported(&with_another, &reasons),
+            ["Ingress default/a refused: auth-secret [missing-secret]"]
         );
     }
 }

@@ -2,7 +2,7 @@
 
 use super::Caught;
 use super::world::{World, field, key};
-use crate::translate::{Status, TABLE};
+use crate::translate::{KeyStatus, Status, TABLE, key_statuses};
 
 /// Directives shown of one snippet.
 const SHOWN: usize = 40;
@@ -46,7 +46,8 @@ pub(super) fn of_the_config_map(world: &World<'_>, caught: &mut Caught) {
 fn report(text: &str) -> (String, String) {
     let directives = directives(text);
     let advice: Vec<_> = directives.iter().map(|directive| (directive, advice(directive))).collect();
-    let by_hand = advice.iter().filter(|(_, advice)| advice.is_none()).count();
+    let is_of_use = |advice: &Option<String>| advice.as_deref().is_some_and(|advice| !waits(advice));
+    let by_hand = advice.iter().filter(|(_, advice)| !is_of_use(advice)).count();
     let all = match directives.len() {
         1 => "its directive".to_owned(),
         number => format!("its {number} directives"),
@@ -61,8 +62,12 @@ fn report(text: &str) -> (String, String) {
         .iter()
         .take(SHOWN)
         .map(|(directive, advice)| {
-            let advice = advice.as_deref().unwrap_or("by hand");
-            format!("{} => {advice}", cut(directive))
+            let directive = cut(directive);
+            match advice.as_deref() {
+                None => format!("{directive} => by hand"),
+                Some(advice) if waits(advice) => format!("{directive} => {advice}, not honoured yet"),
+                Some(advice) => format!("{directive} => {advice}"),
+            }
         })
         .collect();
     if advice.len() > SHOWN {
@@ -114,6 +119,16 @@ fn cut(directive: &str) -> String {
         Some((end, _)) => format!("{}...", directive.get(..end).unwrap_or_default()),
         None => directive.to_owned(),
     }
+}
+
+/// Whether advice names an annotation or a key that is not honoured yet.
+fn waits(advice: &str) -> bool {
+    let is_in_name = |c: char| c.is_ascii_alphanumeric() || c == '-';
+    let mut words = advice.split(|c: char| !is_in_name(c)).filter(|word| word.contains('-'));
+    words.any(|word| {
+        TABLE.iter().any(|row| row.name == word && row.status == Status::NotYet)
+            || key_statuses().iter().any(|(row, status)| row.name == word && *status == KeyStatus::NotYet)
+    })
 }
 
 /// What says the same here; `None` where only a person can tell.
@@ -312,6 +327,15 @@ mod tests {
                 .is_some_and(|a| a.contains("X-Frame-Options: DENY;"))
         );
         assert!(advice("add_header X-A \"b c\" always").is_some_and(|a| a.contains("X-A: b c;")));
+    }
+
+    #[test]
+    fn advice_that_nothing_honours_yet_says_so() {
+        let not_yet = TABLE.iter().find(|row| row.status == Status::NotYet).map(|row| row.name);
+
+        assert!(not_yet.is_none_or(|name| waits(&format!("annotation {name}: 1"))), "{not_yet:?}");
+        assert!(!waits("annotation proxy-read-timeout: \"300\""));
+        assert!(!waits("key use-gzip of the ConfigMap: \"true\""));
     }
 
     #[test]

@@ -2,28 +2,25 @@
 
 use super::Caught;
 use super::world::{World, field};
-use crate::model::l7::log::{Escape, Format};
+use crate::model::expression::Expression;
 
 /// Annotations whose values may hold variables of a request.
-const WITH_VARIABLES: [&str; 7] = [
+const WITH_VARIABLES: [&str; 8] = [
     "auth-url",
     "auth-signin",
     "auth-request-redirect",
     "auth-cache-key",
     "mirror-target",
     "mirror-host",
+    "upstream-hash-by",
     "upstream-vhost",
 ];
-/// Known in annotations though not in logs.
-const BESIDES: [&str; 1] = ["escaped_request_uri"];
-
-/// A variable that does not exist here stays empty.
+/// What holds a variable that does not exist here cannot be filled in.
 pub(super) fn unknown(world: &World<'_>, caught: &mut Caught) {
     for ingress in &world.ingresses {
         for name in WITH_VARIABLES {
             let Some(text) = ingress.text(name) else { continue };
-            let (_, mut unknown) = Format::compile(text, Escape::None);
-            unknown.retain(|variable| !BESIDES.contains(&variable.as_str()));
+            let unknown = Expression::unknown(text);
             if !unknown.is_empty() {
                 let names: Vec<_> = unknown.iter().map(|name| format!("${name}")).collect();
                 let message = format!("{} does not exist here", super::listed(&names));

@@ -23,5 +23,5 @@ pub(super) fn read(source: &Source<'_>) -> Result<Option<Access>, Unusable> {
 
 fn addresses(name: &'static str, text: &str) -> Result<AddressSet, Unusable> {
     let message = || format!("{text:?} is not a list of addresses and CIDR ranges");
-    value::ranges(text).ok_or_else(|| Unusable { name, message: message() })
+    value::ranges(text).ok_or_else(|| Unusable::new(name, message()))
 }

@@ -26,7 +26,7 @@ pub(super) fn unguarded(source: &Source<'_>) -> Vec<String> {
 }
 
 fn basic(source: &Source<'_>, about: &mut About<'_>) -> Result<Option<Basic>, Unusable> {
-    let unusable = |name, message: String| Err(Unusable { name, message });
+    let unusable = |name, message: String| Err(Unusable::new(name, message));
     match source.text("auth-type") {
         None => return Ok(None),
         Some(text) if text.eq_ignore_ascii_case("basic") => {}
@@ -48,10 +48,7 @@ fn basic(source: &Source<'_>, about: &mut About<'_>) -> Result<Option<Basic>, Un
         None => ObjectName::new(source.namespace, reference),
     };
     let Some(sourced) = source.objects.secrets.get(&name) else {
-        return unusable(
-            "auth-secret",
-            format!("Secret {name} does not exist, or no version of it was usable"),
-        );
+        return Err(Unusable::without_secret("auth-secret", &name));
     };
     let form = match source.text("auth-secret-type") {
         Some(text) if text.eq_ignore_ascii_case("auth-map") => Form::Map,

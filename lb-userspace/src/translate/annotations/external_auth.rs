@@ -50,10 +50,10 @@ impl<'a> Values<'_, 'a> {
 
     fn unusable<T>(&self, name: &'static str, message: String) -> Result<T, Unusable> {
         match self.whose {
-            Whose::Own => Err(Unusable { name, message }),
+            Whose::Own => Err(Unusable::new(name, message)),
             Whose::Global => {
                 let message = format!("global-{name} of the ConfigMap cannot be used: {message}");
-                Err(Unusable { name: "enable-global-auth", message })
+                Err(Unusable::new("enable-global-auth", message))
             }
         }
     }
@@ -234,7 +234,7 @@ fn rules(text: &str) -> Option<Vec<RememberRule>> {
 
 /// The Service that a host without variables names, and the port asked for. `name.namespace` alone may be
 /// of the public DNS as well.
-fn service(host: &Expression, tls: bool, objects: &View<'_>) -> Option<(ObjectName, u16)> {
+pub(super) fn service(host: &Expression, tls: bool, objects: &View<'_>) -> Option<(ObjectName, u16)> {
     let [Part::Literal(text)] = host.0.as_slice() else { return None };
     let (name, port) = match text.split_once(':') {
         Some((name, port)) => (name, port.parse().ok()?),

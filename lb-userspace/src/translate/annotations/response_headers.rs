@@ -10,7 +10,7 @@ const ALLOWED: &str = "global-allowed-response-headers";
 
 pub(super) fn read(source: &Source<'_>) -> Result<Option<ResponseHeaders>, Unusable> {
     let Some(reference) = source.valid.get(CUSTOM) else { return Ok(None) };
-    let set = custom(reference, source).map_err(|message| Unusable { name: CUSTOM, message })?;
+    let set = custom(reference, source).map_err(|message| Unusable::new(CUSTOM, message))?;
     Ok((!set.is_empty()).then_some(ResponseHeaders { set }))
 }
 
