@@ -29,8 +29,8 @@ pub const RUN_DIR: &str = "/run/penstock";
 /// What `penstock run` does, complete and valid.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
-    /// Directory of Kubernetes manifests.
-    pub manifests: PathBuf,
+    /// Directory of Kubernetes manifests; `None`: the objects are a cluster's.
+    pub manifests: Option<PathBuf>,
     /// Interfaces for the kernel program; empty: those that hold a default route.
     pub interfaces: Vec<String>,
     /// Start although none of them exists.
@@ -247,7 +247,7 @@ pub enum Error {
         reason: String,
     },
     /// Nothing says where the objects come from.
-    #[error("no source of objects: give --manifests DIR (watching a cluster is not built yet)")]
+    #[error("no source of objects: give --manifests DIR or --kubeconfig FILE, or run in a pod of a cluster")]
     NoSource,
 }
 
@@ -260,7 +260,7 @@ pub fn resolve(flags: Settings, file: Option<&Path>) -> Result<Config, Error> {
     let cluster = ClusterConfig::of(&mut merged)?;
     let metering = metering(&mut merged)?;
     Ok(Config {
-        manifests: merged.manifests.ok_or(Error::NoSource)?,
+        manifests: source(merged.manifests, &cluster)?,
         interfaces: merged.interface,
         wait_interfaces: merged.wait_interfaces.unwrap_or(false),
         datapath: merged.datapath.unwrap_or(DatapathMode::Auto),
@@ -318,6 +318,15 @@ pub fn resolve(flags: Settings, file: Option<&Path>) -> Result<Config, Error> {
         metering,
         idle_flags: Vec::new(),
     })
+}
+
+/// A cluster is asked only where somebody says which: never the one of a developer's own kubeconfig.
+fn source(manifests: Option<PathBuf>, cluster: &ClusterConfig) -> Result<Option<PathBuf>, Error> {
+    let named = cluster.kubeconfig.is_some() || cluster.apiserver_host.is_some();
+    if manifests.is_none() && !named && !value::in_pod() {
+        return Err(Error::NoSource);
+    }
+    Ok(manifests)
 }
 
 fn metering(settings: &mut Settings) -> Result<Metering, Error> {

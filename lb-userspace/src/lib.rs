@@ -9,6 +9,7 @@ pub mod agent;
 pub mod capture;
 pub mod check;
 pub mod cli;
+pub mod cluster;
 pub mod config;
 pub mod datapath;
 pub mod dns;

@@ -2,5 +2,12 @@
 //! has a namespace of its own. No controller runs there: what kubelets and controllers would make, the
 //! tests make.
 
+mod acme;
+mod agent;
+mod follow;
+mod objects;
+mod relay;
 mod rig;
+mod scope;
 mod server;
+mod write;

@@ -1,11 +1,12 @@
 //! One test's part of the API server, and how objects get there.
 
 use std::path::PathBuf;
+use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result};
 use k8s_openapi::api::core::v1::Namespace;
-use kube::api::{DeleteParams, DynamicObject, Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams};
 use kube::core::{ApiResource, GroupVersionKind};
 use kube::{Api, Client};
 use lb_tests::apiserver::{self, KUBECONFIG};
@@ -50,7 +51,7 @@ impl Rig {
     /// Applies YAML as `kubectl apply` does, into the test's namespace unless it names one; each
     /// `NAMESPACE` stands for the test's.
     pub fn apply(&self, yaml: &str) {
-        for document in yaml.replace("NAMESPACE", &self.namespace).split("---\n") {
+        for document in yaml.replace("NAMESPACE", &self.namespace).split("\n---\n") {
             if let Err(error) = self.apply_one(document) {
                 panic!("apply {document}: {error:#}");
             }
@@ -81,6 +82,54 @@ impl Rig {
     pub fn get(&self, kind: &str, name: &str) -> Option<DynamicObject> {
         let api = self.api(version_of(kind), kind, None);
         self.runtime.block_on(api.get_opt(name)).unwrap_or_else(|error| panic!("get {kind} {name}: {error}"))
+    }
+
+    /// All objects of a kind in the test's namespace.
+    pub fn list(&self, kind: &str) -> Vec<DynamicObject> {
+        let api = self.api(version_of(kind), kind, None);
+        let list = self.runtime.block_on(api.list(&ListParams::default()));
+        list.unwrap_or_else(|error| panic!("list {kind}: {error}")).items
+    }
+
+    /// Changes the status of an object, as whoever owns it would.
+    pub fn patch_status(&self, kind: &str, name: &str, patch: &serde_json::Value) {
+        let api = self.api(version_of(kind), kind, None);
+        let (params, patch) = (PatchParams::default(), Patch::Merge(patch));
+        let patched = self.runtime.block_on(api.patch_status(name, &params, &patch));
+        patched.unwrap_or_else(|error| panic!("status of {kind} {name}: {error}"));
+    }
+
+    /// What kubectl prints.
+    pub fn kubectl(&self, args: &[&str]) -> String {
+        let mut command = Command::new("kubectl");
+        command.arg("--kubeconfig").arg(&self.kubeconfig).args(["--namespace", &self.namespace]).args(args);
+        let output = command.output().expect("kubectl is here");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    }
+
+    /// The kubeconfig of a new account that may do what the Role of its name allows.
+    pub fn account(&self, name: &str) -> tempfile::NamedTempFile {
+        self.apply(&format!(
+            "apiVersion: v1\nkind: ServiceAccount\nmetadata: {{name: {name}}}\n---\napiVersion: \
+             rbac.authorization.k8s.io/v1\nkind: RoleBinding\nmetadata: {{name: {name}}}\nroleRef: {{apiGroup: \
+             rbac.authorization.k8s.io, kind: Role, name: {name}}}\nsubjects: [{{kind: ServiceAccount, name: {name}, \
+             namespace: NAMESPACE}}]\n"
+        ));
+        let path = format!("/api/v1/namespaces/{}/serviceaccounts/{name}/token", self.namespace);
+        let asked = http::Request::post(path).header("content-type", "application/json");
+        let spec =
+            serde_json::json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}});
+        let asked = asked.body(spec.to_string().into_bytes()).expect("a request");
+        let answer: serde_json::Value = self.runtime.block_on(self.client.request(asked)).expect("a token");
+        let token = answer["status"]["token"].as_str().expect("a token");
+        let own = std::fs::read_to_string(&self.kubeconfig).expect("a kubeconfig");
+        let (before, _) = own.split_once("token: \"").expect("the harness' token");
+        let (_, after) = own.split_once("\"}\ncontexts").expect("the contexts");
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(file.path(), format!("{before}token: \"{token}\"}}\ncontexts{after}"))
+            .expect("writable");
+        file
     }
 
     fn api(&self, version: &str, kind: &str, namespace: Option<&str>) -> Api<DynamicObject> {

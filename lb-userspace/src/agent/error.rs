@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use crate::{config, datapath, l7, manifests, takeover};
+use crate::{cluster, config, datapath, l7, manifests, takeover};
 
 /// Failure of a command as a whole. Trouble with single objects is a
 /// [`Problem`](crate::model::Problem), never this.
@@ -17,6 +17,9 @@ pub enum StartError {
     /// The manifests cannot be read at all.
     #[error("--manifests: {0}")]
     Manifests(#[from] manifests::Error),
+    /// The cluster cannot be asked.
+    #[error("cluster: {0}")]
+    Cluster(#[from] cluster::Error),
     /// A listener of the proxy cannot be opened.
     #[error("listen: {0}")]
     Listen(#[from] l7::Error),
@@ -48,7 +51,7 @@ impl StartError {
         match self {
             Self::Usage(_) => 2,
             Self::Config(_) => 64,
-            Self::Manifests(_) => 65,
+            Self::Manifests(_) | Self::Cluster(_) => 65,
             Self::Listen(_) | Self::Admin { .. } => 66,
             Self::Datapath(_) => 67,
             Self::Live(_) => 68,

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use tokio::sync::{oneshot, watch};
 
+use super::source::Scribe;
 use super::{State, capture, metrics, process, question, status};
 use crate::admin::{self, Live, exposition};
 use crate::capture::Question;
@@ -44,24 +45,33 @@ pub(super) struct LiveAgent {
     told: Told,
     /// Takeovers that led to this agent.
     takeovers: u64,
+    scribe: Option<Arc<Scribe>>,
     /// Ends the capture that runs.
     stop_capture: Mutex<Option<oneshot::Sender<()>>>,
 }
 
+/// What a [`LiveAgent`] answers from.
+pub(super) struct Parts {
+    /// Where the objects come from, for people.
+    pub(super) source: String,
+    pub(super) proxy: Arc<l7::Running>,
+    pub(super) prober: Prober,
+    pub(super) datapath: Option<Arc<datapath::Handle>>,
+    pub(super) told: Told,
+    pub(super) failures: Arc<metrics::Failures>,
+    /// Takeovers that led to this agent.
+    pub(super) takeovers: u64,
+    /// Where the objects are a cluster's.
+    pub(super) scribe: Option<Arc<Scribe>>,
+}
+
 impl LiveAgent {
-    pub(super) fn new(
-        config: &Config,
-        proxy: Arc<l7::Running>,
-        prober: Prober,
-        datapath: Option<Arc<datapath::Handle>>,
-        told: Told,
-        failures: Arc<metrics::Failures>,
-        takeovers: u64,
-    ) -> Self {
+    pub(super) fn new(config: &Config, parts: Parts) -> Self {
+        let Parts { source, proxy, prober, datapath, told, failures, takeovers, scribe } = parts;
         Self {
             health: Mutex::new(Health::Starting),
             started: Instant::now(),
-            source: config.manifests.display().to_string(),
+            source,
             health_path: config.health_path.clone(),
             agent: metrics::Agent::new(config, failures),
             proxy,
@@ -69,6 +79,7 @@ impl LiveAgent {
             datapath: Mutex::new(datapath),
             told,
             takeovers,
+            scribe,
             stop_capture: Mutex::default(),
         }
     }
@@ -109,6 +120,7 @@ impl LiveAgent {
             takeovers: self.takeovers,
             uptime: self.started.elapsed(),
             source: &self.source,
+            age: self.scribe.as_ref().map(|scribe| scribe.age()),
             state: &self.state(),
             l7: &self.l7(),
             unwell: &self.unwell(),
@@ -139,6 +151,7 @@ impl Live for LiveAgent {
         process::metrics().into_iter().for_each(&mut tell);
         self.proxy.tell_metrics(&mut tell);
         self.prober.metrics().into_iter().for_each(&mut tell);
+        self.scribe.iter().flat_map(|scribe| scribe.metrics()).for_each(&mut tell);
         self.datapath().into_iter().flat_map(|datapath| datapath.metrics()).for_each(&mut tell);
         page.into_text()
     }

@@ -15,9 +15,11 @@ mod predecessor;
 mod process;
 pub mod question;
 mod running;
+mod source;
 mod status;
 mod successor;
 
+use std::collections::BTreeSet;
 use std::os::fd::AsFd;
 use std::process::ExitStatus;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -29,11 +31,11 @@ use tracing::{error, info, warn};
 
 use crate::config::{Config, DatapathMode, OnExit, SnippetPolicy, TranslateConfig};
 use crate::drain::{Request, Signals};
-use crate::manifests::Loaded;
-use crate::model::{Problems, Severity, Snapshot};
+use crate::model::{ObjectName, Problems, Severity, Snapshot};
+use crate::objects::{Kept, Loaded};
 use crate::takeover::Peer;
-use crate::translate::{Translated, Translator};
-use crate::{admin, datapath, dns, l7, manifests, translate};
+use crate::translate::{Classes, Translated, Translator};
+use crate::{admin, datapath, dns, l7, translate};
 
 use endpoint::Endpoint;
 pub use error::StartError;
@@ -41,6 +43,7 @@ use live::{Health, LiveAgent};
 use notify::Notify;
 use predecessor::Before;
 use running::Running;
+use source::{Scribe, Source};
 use successor::Outcome;
 
 /// Runs until a signal ends it.
@@ -74,12 +77,19 @@ async fn serve(config: Config) -> Result<(), StartError> {
     }
     let mut signals = Signals::take_over().map_err(StartError::Runtime)?;
     let notify = Notify::new(config.notify.clone());
-    let (mut loaded, watcher) = manifests::watch(&config.manifests, translate::ADMISSION)?;
     let options = translate_options(&config);
+    let mut source = Source::open(&config, &options).await?;
+    let loaded = tokio::select! {
+        loaded = source.first() => loaded,
+        signal = signals.end() => {
+            info!(signal, "ended before anything was known");
+            return Ok(());
+        }
+    };
     // The agent before us is asked when our own input is known to be good.
     let mut before = Before::find(&config).await?;
     let (generation, takeovers) = before.so_far();
-    let desired = Desired::new(&loaded.borrow_and_update(), &options, generation + 1);
+    let desired = Desired::new(&loaded, &options, generation + 1);
 
     let (sockets, admin) = before.sockets(config.admin);
     let options_of_proxy = l7::Options {
@@ -115,11 +125,18 @@ async fn serve(config: Config) -> Result<(), StartError> {
 
     let state = desired.state.subscribe();
     let prober = checks::start(l7.clone(), &proxy);
-    let told = live::Told { state, l7 };
-    let failures = Arc::clone(&desired.failures);
-    let proxy_of_live = Arc::clone(&proxy);
-    let live = LiveAgent::new(&config, proxy_of_live, prober, datapath, told, failures, takeovers);
-    let live = Arc::new(live);
+    let scribe = source.scribe(&config);
+    let parts = live::Parts {
+        source: source.name.clone(),
+        proxy: Arc::clone(&proxy),
+        prober,
+        datapath,
+        told: live::Told { state, l7 },
+        failures: Arc::clone(&desired.failures),
+        takeovers,
+        scribe: scribe.clone(),
+    };
+    let live = Arc::new(LiveAgent::new(&config, parts));
     let (visits, mut visitors) = mpsc::channel(1);
     let ending = watch::Sender::new(false);
     let door = Mutex::default();
@@ -128,8 +145,9 @@ async fn serve(config: Config) -> Result<(), StartError> {
     agent.live.set_health(Health::Serving);
     agent.admin.start(agent.live.clone());
     agent.open_door(before.is_there());
-    let watcher = tokio::spawn(watcher.run());
-    announce(&agent, admin_addr);
+    source.follow();
+    announce(&agent, &source.name, admin_addr);
+    tell(scribe.as_deref(), &loaded, &options, &agent).await;
     if !before.is_there() {
         notify.ready();
     }
@@ -155,13 +173,14 @@ async fn serve(config: Config) -> Result<(), StartError> {
                     Err(error) => error!(%error, "no successor could be started"),
                 },
             },
-            changed = loaded.changed() => {
+            changed = source.loaded.changed() => {
                 if changed.is_err() {
-                    // The watcher only ends with its last receiver, which we hold.
-                    break End::Told("the end of the manifest watcher");
+                    // Whoever follows only ends with the last receiver, which we hold.
+                    break End::Told("the end of the source");
                 }
-                let now = loaded.borrow_and_update().clone();
+                let now = source.loaded.borrow_and_update().clone();
                 agent.desired.update(&now, &options).await;
+                tell(scribe.as_deref(), &now, &options, &agent).await;
             }
             Some(mut successor) = visitors.recv() => {
                 if succession.is_some() {
@@ -192,10 +211,11 @@ async fn serve(config: Config) -> Result<(), StartError> {
         }
     };
 
-    watcher.abort();
     match end {
         End::Succeeded(peer) => {
             notify.succeeded(peer.pid);
+            // The successor is who we were.
+            scribe.iter().for_each(|scribe| scribe.leave());
             agent.retire(&mut signals).await;
         }
         End::Told(signal) => {
@@ -203,10 +223,29 @@ async fn serve(config: Config) -> Result<(), StartError> {
             notify.stopping();
             before.settle().await;
             agent.live.set_health(Health::Draining);
-            agent.drain(succession.map(|(_, meeting)| meeting), &mut signals).await;
+            let farewell = async {
+                if let Some(scribe) = &scribe {
+                    scribe.end().await;
+                }
+            };
+            tokio::join!(farewell, agent.drain(succession.map(|(_, meeting)| meeting), &mut signals));
         }
     }
     Ok(())
+}
+
+/// Tells the cluster, where there is one, what came of its newest state.
+async fn tell(scribe: Option<&Scribe>, loaded: &Arc<Loaded>, options: &translate::Options, agent: &Running) {
+    let Some(scribe) = scribe else { return };
+    let state = Arc::clone(&agent.desired.state.borrow());
+    let (objects, options) = (Arc::clone(loaded), options.clone());
+    let served = tokio::task::spawn_blocking(move || -> BTreeSet<ObjectName> {
+        translate::served(&objects.objects, &options).into_iter().map(|served| served.name.clone()).collect()
+    });
+    // It cannot fail but by a panic, which the translation before would have met.
+    if let Ok(served) = served.await {
+        scribe.report(loaded, served, &state);
+    }
 }
 
 /// Why an agent ends.
@@ -255,7 +294,7 @@ pub(crate) struct State {
     pub(crate) snapshot: Snapshot,
     pub(crate) problems: Problems,
     /// Objects of which an earlier version is in force.
-    pub(crate) kept: Vec<manifests::Kept>,
+    pub(crate) kept: Vec<Kept>,
     /// How many translations there were.
     pub(crate) generation: u64,
     /// When this one was made.
@@ -405,6 +444,7 @@ pub(crate) fn translate_options(config: &Config) -> translate::Options {
     translate::Options {
         http_ports: config.http.iter().map(std::net::SocketAddr::port).collect(),
         https_ports: config.https.iter().map(std::net::SocketAddr::port).collect(),
+        classes: if config.manifests.is_some() { Classes::Implied } else { Classes::Written },
         ..meaning_options(&config.translate)
     }
 }
@@ -455,13 +495,13 @@ pub(crate) fn meaning_options(meaning: &TranslateConfig) -> translate::Options {
 }
 
 /// What a colleague at the terminal wants to see before anything else.
-fn announce(agent: &Running, admin: std::net::SocketAddr) {
+fn announce(agent: &Running, source: &str, admin: std::net::SocketAddr) {
     let config = &agent.config;
     for (listener, addr) in agent.proxy.addrs() {
         info!(?listener, %addr, workers = config.workers, "listening");
     }
     let datapath = agent.live.datapath().is_some();
-    info!(%admin, manifests = %config.manifests.display(), datapath, pid = std::process::id(), "ready");
+    info!(%admin, source, datapath, pid = std::process::id(), "ready");
 }
 
 fn start_logging() {

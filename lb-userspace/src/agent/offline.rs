@@ -3,27 +3,41 @@
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use super::{StartError, meaning_options, question};
-use crate::config::{HashKey, TranslateConfig};
+use super::{StartError, meaning_options, question, source};
+use crate::config::{ClusterConfig, HashKey, TranslateConfig};
 use crate::datapath::simulate;
 use crate::model::l4::FiveTuple;
 use crate::model::report::Explanation;
+use crate::objects::Loaded;
 use crate::translate::Translated;
 use crate::{check, datapath, l7, manifests, translate};
 
 /// What becomes of every object under these paths (`-`: one file on standard input).
 pub fn check(paths: &[PathBuf], meaning: &TranslateConfig) -> Result<check::Report, StartError> {
-    let loaded = load(paths)?;
-    let options = meaning_options(meaning);
-    let translated = translate::translate(&loaded.objects, &options);
+    Ok(report(&load(paths)?, &meaning_options(meaning)))
+}
+
+/// What becomes of every object of a cluster.
+pub fn check_cluster(
+    cluster: &ClusterConfig,
+    meaning: &TranslateConfig,
+) -> Result<check::Report, StartError> {
+    let options = translate::Options { classes: translate::Classes::Written, ..meaning_options(meaning) };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let loaded = runtime.map_err(StartError::Runtime)?.block_on(source::once(cluster, meaning, &options))?;
+    Ok(report(&loaded, &options))
+}
+
+fn report(loaded: &Loaded, options: &translate::Options) -> check::Report {
+    let translated = translate::translate(&loaded.objects, options);
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    Ok(check::report(&check::Input {
+    check::report(&check::Input {
         objects: &loaded.objects,
-        options: &options,
+        options,
         translated: &translated,
         load_problems: &loaded.problems,
         now: i64::try_from(now.as_secs()).unwrap_or(i64::MAX),
-    }))
+    })
 }
 
 /// Where a request would go.
@@ -74,7 +88,7 @@ pub fn simulate_flows(seed: u64, flows: u32) -> Simulated {
     }
 }
 
-fn load(paths: &[PathBuf]) -> Result<manifests::Loaded, StartError> {
+fn load(paths: &[PathBuf]) -> Result<Loaded, StartError> {
     let mut stdin = None;
     if paths.iter().any(|path| path == Path::new("-")) {
         let mut text = Vec::new();

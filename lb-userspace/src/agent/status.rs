@@ -24,6 +24,8 @@ pub(super) struct Status {
     takeovers: u64,
     uptime_seconds: u64,
     manifests: String,
+    /// Seconds since the cluster that the objects come from was last heard.
+    cluster_age_seconds: Option<u64>,
     generation: u64,
     snapshot_age_seconds: u64,
     listeners: Vec<ListenerStatus>,
@@ -98,6 +100,8 @@ pub(super) struct Parts<'a> {
     pub(super) takeovers: u64,
     pub(super) uptime: Duration,
     pub(super) source: &'a str,
+    /// Of a cluster: seconds since it was last heard.
+    pub(super) age: Option<u64>,
     pub(super) state: &'a State,
     /// With the addresses of names.
     pub(super) l7: &'a L7,
@@ -111,7 +115,7 @@ pub(super) struct Parts<'a> {
 
 impl Status {
     pub(super) fn new(parts: Parts<'_>) -> Self {
-        let Parts { takeovers, uptime, source, state, l7, unwell, listeners, datapath, extra_problems } =
+        let Parts { takeovers, uptime, source, age, state, l7, unwell, listeners, datapath, extra_problems } =
             parts;
         Self {
             version: env!("CARGO_PKG_VERSION"),
@@ -119,6 +123,7 @@ impl Status {
             takeovers,
             uptime_seconds: uptime.as_secs(),
             manifests: source.to_owned(),
+            cluster_age_seconds: age,
             generation: state.generation,
             snapshot_age_seconds: state.at.elapsed().unwrap_or_default().as_secs(),
             listeners: listeners
@@ -225,6 +230,9 @@ impl Display for Status {
             "penstock {}, up {} s, {} (snapshot {}, {} s old)",
             self.version, self.uptime_seconds, self.manifests, self.generation, self.snapshot_age_seconds
         )?;
+        if let Some(age) = self.cluster_age_seconds {
+            writeln!(f, "the API server last confirmed what is known of the cluster {age} s ago")?;
+        }
         let listeners = self.listeners.iter().map(|l| vec![l.scheme.to_owned(), l.addr.to_string()]);
         section(f, "listeners", &["scheme", "address"], listeners)?;
         match &self.datapath {

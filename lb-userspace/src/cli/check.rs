@@ -10,6 +10,7 @@ use super::meaning::{MeaningArgs, meaning};
 use super::print_out;
 use crate::agent::{self, StartError};
 use crate::check::{Paint, Style, Verdict, render_json, render_junit, render_text};
+use crate::config::{self, Settings};
 
 #[derive(Debug, Args)]
 #[command(
@@ -19,12 +20,23 @@ use crate::check::{Paint, Style, Verdict, render_json, render_junit, render_text
     Exit codes: 0 nothing reaches --fail-on, 1 something does, 2 usage, 65 a path cannot be read.\n\
     Examples:\n  penstock check ./manifests\n  \
     kubectl get ingresses,services,endpointslices,configmaps -A -o yaml | penstock check -\n  \
+    penstock check --cluster --kubeconfig ~/.kube/config\n  \
     penstock check ingress.yaml services.yaml --output junit > check.xml"
 )]
 pub(super) struct CheckArgs {
     /// Directories and files of Kubernetes manifests; `-` is standard input
-    #[arg(value_name = "DIR|FILE|-", required = true)]
+    #[arg(value_name = "DIR|FILE|-", required_unless_present = "cluster", conflicts_with = "cluster")]
     paths: Vec<PathBuf>,
+    /// Read the objects of a cluster instead, and write nothing to it
+    #[arg(long)]
+    cluster: bool,
+    /// File that says where the API server is and who we are there [default: ~/.kube/config, else
+    /// the pod's own account]
+    #[arg(long, value_name = "FILE", env = "KUBECONFIG")]
+    kubeconfig: Option<PathBuf>,
+    /// Read the objects of this namespace alone [default: of all]
+    #[arg(long, value_name = "NAMESPACE", requires = "cluster")]
+    watch_namespace: Option<String>,
     /// How to print the report
     #[arg(long, short, value_enum, default_value_t = Output::Text, alias = "format")]
     output: Output,
@@ -68,7 +80,19 @@ impl FailOn {
 
 /// Prints the report.
 pub(super) fn check(args: CheckArgs) -> Result<ExitCode, StartError> {
-    let report = agent::offline::check(&args.paths, &meaning(args.meaning)?)?;
+    let report = if args.cluster {
+        let settings = Settings {
+            // Not that they are read: what is read is said by --cluster.
+            manifests: Some(PathBuf::new()),
+            kubeconfig: args.kubeconfig.or_else(own_kubeconfig),
+            watch_namespace: args.watch_namespace,
+            ..args.meaning.into_settings()
+        };
+        let config = config::resolve(settings, None).map_err(StartError::Config)?;
+        agent::offline::check_cluster(&config.cluster, &config.translate)?
+    } else {
+        agent::offline::check(&args.paths, &meaning(args.meaning)?)?
+    };
     let threshold = args.fail_on.threshold();
     print_out(&match args.output {
         Output::Text => render_text(&report, Style { paint: paint(), all: args.verbose }),
@@ -77,6 +101,12 @@ pub(super) fn check(args: CheckArgs) -> Result<ExitCode, StartError> {
     });
     let fails = threshold.is_some_and(|threshold| report.reaches(threshold));
     Ok(if fails { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// Where kubectl looks for it.
+fn own_kubeconfig() -> Option<PathBuf> {
+    let path = PathBuf::from(std::env::var_os("HOME")?).join(".kube/config");
+    path.is_file().then_some(path)
 }
 
 /// Colours on a terminal that does not refuse them.

@@ -13,8 +13,10 @@ use crate::agent::{self, StartError};
 use crate::config::{self, DatapathMode, IdleFlag, OnExit, Pin, Settings};
 
 #[derive(Debug, Args)]
-#[command(after_help = "Exit codes: 0 stopped by a signal, 2 usage, 64 configuration, 65 manifests, \
-    66 a listener, 67 the datapath could not start, 70 the running agent is not taken over.")]
+#[command(
+    after_help = "Exit codes: 0 stopped by a signal, 2 usage, 64 configuration, 65 manifests or the cluster, \
+    66 a listener, 67 the datapath could not start, 70 the running agent is not taken over."
+)]
 pub(super) struct RunArgs {
     /// Directory of Kubernetes manifests (YAML, JSON, sub-folders), followed as it changes
     #[arg(long, value_name = "DIR", env = "PENSTOCK_MANIFESTS")]

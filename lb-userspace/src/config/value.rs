@@ -99,6 +99,11 @@ pub(super) fn node_name() -> Option<String> {
 }
 
 /// As the downward API names it by custom; a pod's host is called as the pod is.
+/// In a pod of a cluster, which has told us where its API server is.
+pub(super) fn in_pod() -> bool {
+    std::env::var_os("KUBERNETES_SERVICE_HOST").is_some_and(|host| !host.is_empty())
+}
+
 pub(super) fn pod() -> Pod {
     let named = |variable: &str| std::env::var(variable).ok().filter(|name| !name.is_empty());
     Pod {

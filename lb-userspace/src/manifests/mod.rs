@@ -16,32 +16,11 @@ mod tests;
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
-use crate::model::{ObjectId, Problem};
-use crate::objects::{Admission, Objects};
+use crate::objects::Admission;
 
+pub use crate::objects::{Kept, Loaded};
 pub use watch::{Watcher, watch};
-
-/// What a directory says, after falling back to last good versions.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct Loaded {
-    /// Objects in force.
-    pub objects: Objects,
-    /// What could not be read or was not admitted.
-    pub problems: Vec<Problem>,
-    /// Objects of which an earlier version is in force.
-    pub kept: Vec<Kept>,
-}
-
-/// An object whose newest version cannot be used.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Kept {
-    /// The object, and where the version in force came from.
-    pub object: ObjectId,
-    /// Since when.
-    pub since: SystemTime,
-}
 
 /// Why nothing at all could be read.
 #[derive(Debug, thiserror::Error)]

@@ -12,6 +12,7 @@ use tokio::sync::watch::Receiver;
 use super::scan::{Content, Scan};
 use super::store::Store;
 use super::*;
+use crate::model::{ObjectId, Problem};
 use crate::model::{ObjectName, Severity};
 use crate::objects::{Key, Kind, Object};
 

@@ -1,11 +1,12 @@
 //! The Kubernetes objects we read, typed, with the place each came from.
 //!
-//! `manifests` (and later `cluster`) produce them, `translate` reads them, `agent` carries them;
+//! `manifests` and `cluster` produce them, `translate` reads them, `agent` carries them;
 //! no other room sees a Kubernetes type.
 
 use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use k8s_openapi::api::core::v1::{ConfigMap, Node, Secret, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -26,6 +27,40 @@ pub struct Admission {
 
 /// Judges one object.
 pub type Judge = Box<dyn Fn(&Object, &ObjectId) -> Vec<Problem>>;
+
+/// Secrets and ConfigMaps that something names: of these kinds a cluster holds more than concerns us.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct References {
+    /// Secrets.
+    pub secrets: BTreeSet<ObjectName>,
+    /// ConfigMaps.
+    pub config_maps: BTreeSet<ObjectName>,
+    /// ConfigMaps of this name in whatever namespace.
+    pub config_maps_called: Option<String>,
+}
+
+/// Finds what objects name.
+pub type Refer = Arc<dyn Fn(&Objects) -> References + Send + Sync>;
+
+/// What a source says, after falling back to last good versions.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Loaded {
+    /// Objects in force.
+    pub objects: Objects,
+    /// What could not be read or was not admitted.
+    pub problems: Vec<Problem>,
+    /// Objects of which an earlier version is in force.
+    pub kept: Vec<Kept>,
+}
+
+/// An object whose newest version cannot be used.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Kept {
+    /// The object, and where the version in force came from.
+    pub object: ObjectId,
+    /// Since when.
+    pub since: SystemTime,
+}
 
 /// Objects of one kind. A copy shares everything with its original, so it costs nothing, and what
 /// differs between the two is found without a look at what they share.
@@ -82,6 +117,35 @@ impl Objects {
         }
     }
 
+    /// The object of this kind and name.
+    pub fn get(&self, key: &Key) -> Option<Object> {
+        let Key { kind, name } = key;
+        match kind {
+            Kind::Ingress => object(&self.ingresses, name, Object::Ingress),
+            Kind::IngressClass => object(&self.ingress_classes, &name.name, Object::IngressClass),
+            Kind::Service => object(&self.services, name, Object::Service),
+            Kind::EndpointSlice => object(&self.endpoint_slices, name, Object::EndpointSlice),
+            Kind::Secret => object(&self.secrets, name, Object::Secret),
+            Kind::ConfigMap => object(&self.config_maps, name, Object::ConfigMap),
+            Kind::Node => object(&self.nodes, &name.name, Object::Node),
+        }
+    }
+
+    /// Identities of all objects of a kind.
+    pub fn keys(&self, kind: Kind) -> Vec<Key> {
+        let named = |name: &ObjectName| Key { kind, name: name.clone() };
+        let global = |name: &String| Key { kind, name: ObjectName::new("", name) };
+        match kind {
+            Kind::Ingress => self.ingresses.keys().map(named).collect(),
+            Kind::IngressClass => self.ingress_classes.keys().map(global).collect(),
+            Kind::Service => self.services.keys().map(named).collect(),
+            Kind::EndpointSlice => self.endpoint_slices.keys().map(named).collect(),
+            Kind::Secret => self.secrets.keys().map(named).collect(),
+            Kind::ConfigMap => self.config_maps.keys().map(named).collect(),
+            Kind::Node => self.nodes.keys().map(global).collect(),
+        }
+    }
+
     /// Removes the object of this kind and name.
     pub fn remove(&mut self, key: &Key) {
         let Key { kind, name } = key;
@@ -130,6 +194,10 @@ impl Objects {
         }
         ids
     }
+}
+
+fn object<K: Ord, T>(map: &Map<K, T>, name: &K, wrap: fn(Arc<T>) -> Object) -> Option<Object> {
+    map.get(name).map(|sourced| wrap(Arc::clone(&sourced.object)))
 }
 
 /// An object and where it was read. Who has the same object again hands on the same `Arc`: that is

@@ -95,6 +95,15 @@ fn is_of_us(ingress: &Ingress, classes: &Classes, options: &Options, about: &mut
     if options.watch_ingress_without_class {
         return true;
     }
+    if options.classes == super::Classes::Written {
+        about.info(
+            "no-class",
+            "spec.ingressClassName",
+            "without a class; ignored, as the API server names the default class in new Ingresses alone",
+            format!("write ingressClassName: {}", options.ingress_class),
+        );
+        return false;
+    }
     if classes.is_empty() {
         about.info(
             "no-class",
@@ -129,7 +138,7 @@ fn is_of_us(ingress: &Ingress, classes: &Classes, options: &Options, about: &mut
 
 fn by_class_name(class: &str, classes: &Classes, options: &Options, about: &mut About<'_>) -> bool {
     const FIELD: &str = "spec.ingressClassName";
-    if classes.is_empty() {
+    if classes.is_empty() && options.classes == super::Classes::Implied {
         // A directory without IngressClass objects: the usual ones are implied.
         let ours = class == options.ingress_class || class == OUR_CLASS;
         if !ours {

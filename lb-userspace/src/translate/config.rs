@@ -32,7 +32,7 @@ pub(super) use rules::judge;
 pub(super) use upstream::Settings;
 
 /// Name under which ingress-nginx's chart installs it.
-const NAME: &str = "ingress-nginx-controller";
+pub(super) const NAME: &str = "ingress-nginx-controller";
 /// Keys that keep somebody out, if the ConfigMap is the one that counts.
 const LISTS: [&str; 7] = [
     "allowlist-source-range",

@@ -25,6 +25,7 @@ mod nodes;
 mod ours;
 mod parts;
 mod passwords;
+mod references;
 mod routes;
 mod services;
 mod streams;
@@ -49,6 +50,7 @@ pub use config::table::{ConfigKey, Fate, KEYS, KeyStatus};
 pub use config::{controller, key_statuses};
 pub use findings::MISSING_SECRET;
 pub use passwords::{Form as PasswordForm, Read as Passwords, read as read_passwords};
+pub use references::references;
 pub use translator::Translator;
 
 /// What an object has to be to replace its last good version.
@@ -78,6 +80,8 @@ pub struct Options {
     pub tcp_services: Option<ObjectName>,
     /// `--udp-services-configmap`.
     pub udp_services: Option<ObjectName>,
+    /// Which classes there are.
+    pub classes: Classes,
     /// `--watch-ingress-without-class`.
     pub watch_ingress_without_class: bool,
     /// `--disable-catch-all`: ignore every Ingress with a `spec.defaultBackend`.
@@ -96,6 +100,16 @@ pub struct Options {
     pub enable_ssl_passthrough: bool,
     /// `--snippet-policy`.
     pub snippets: SnippetPolicy,
+}
+
+/// Which IngressClasses there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Classes {
+    /// The usual ones, where none is written; and the default one is everybody's who names none.
+    #[default]
+    Implied,
+    /// Those that are written. The API server has named the default one wherever it is to be.
+    Written,
 }
 
 /// What becomes of an Ingress with nginx configuration in it, which is never run.
@@ -121,6 +135,7 @@ impl Default for Options {
             ingress_class_by_name: false,
             tcp_services: None,
             udp_services: None,
+            classes: Classes::Implied,
             watch_ingress_without_class: false,
             disable_catch_all: false,
             node: None,

@@ -1,0 +1,190 @@
+//! Where the objects come from: a directory or a cluster. From here on nobody asks which, except who
+//! writes back.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use super::{StartError, State};
+use crate::cluster::{self, Cluster, Followed, Report, Writing};
+use crate::config::{ClusterConfig, Config, TranslateConfig};
+use crate::model::ObjectName;
+use crate::model::report::Metric;
+use crate::objects::{Loaded, Refer};
+use crate::{manifests, translate};
+
+/// A source that is followed for as long as this lives.
+pub(super) struct Source {
+    /// What is in force; of a cluster, nothing until [`Source::first`] returned.
+    pub(super) loaded: watch::Receiver<Arc<Loaded>>,
+    /// For people.
+    pub(super) name: String,
+    origin: Origin,
+}
+
+enum Origin {
+    Directory { watcher: Option<manifests::Watcher>, following: Option<JoinHandle<()>> },
+    Cluster(Box<Watched>),
+}
+
+struct Watched {
+    cluster: Cluster,
+    followed: Followed,
+}
+
+impl Source {
+    /// Opens what the configuration names.
+    pub(super) async fn open(config: &Config, options: &translate::Options) -> Result<Self, StartError> {
+        if let Some(path) = &config.manifests {
+            let (loaded, watcher) = manifests::watch(path, translate::ADMISSION)?;
+            let origin = Origin::Directory { watcher: Some(watcher), following: None };
+            return Ok(Self { loaded, name: path.display().to_string(), origin });
+        }
+        let watched = watch(&config.cluster, &config.translate, options).await?;
+        let (loaded, name) = (watched.followed.loaded.clone(), watched.cluster.server().to_owned());
+        Ok(Self { loaded, name, origin: Origin::Cluster(Box::new(watched)) })
+    }
+
+    /// Returns when there is something to begin with.
+    pub(super) async fn first(&mut self) -> Arc<Loaded> {
+        if let Origin::Cluster(watched) = &mut self.origin {
+            watched.followed.first().await;
+        }
+        Arc::clone(&self.loaded.borrow_and_update())
+    }
+
+    /// Follows changes from now on.
+    pub(super) fn follow(&mut self) {
+        if let Origin::Directory { watcher, following } = &mut self.origin {
+            *following = watcher.take().map(|watcher| tokio::spawn(watcher.run()));
+        }
+    }
+
+    /// Who tells the cluster what came of it; `None`: there is no cluster.
+    pub(super) fn scribe(&self, config: &Config) -> Option<Arc<Scribe>> {
+        let Origin::Cluster(watched) = &self.origin else { return None };
+        let Watched { cluster, followed } = &**watched;
+        let (reports, reported) = watch::channel(Arc::default());
+        let writing = cluster::write(cluster, followed, write_options(config, cluster), reported);
+        let health = Arc::clone(&followed.health);
+        Some(Arc::new(Scribe { health, reports, writing: Mutex::new(Some(writing)) }))
+    }
+}
+
+impl Drop for Source {
+    fn drop(&mut self) {
+        if let Origin::Directory { following: Some(following), .. } = &self.origin {
+            following.abort();
+        }
+    }
+}
+
+/// Everything that a cluster says now, once.
+pub(super) async fn once(
+    config: &ClusterConfig,
+    meaning: &TranslateConfig,
+    options: &translate::Options,
+) -> Result<Arc<Loaded>, StartError> {
+    let mut watched = watch(config, meaning, options).await?;
+    watched.followed.first().await;
+    Ok(Arc::clone(&watched.followed.loaded.borrow()))
+}
+
+async fn watch(
+    config: &ClusterConfig,
+    meaning: &TranslateConfig,
+    options: &translate::Options,
+) -> Result<Watched, StartError> {
+    let access = cluster::Access {
+        kubeconfig: config.kubeconfig.clone(),
+        server: config.apiserver_host.clone(),
+        authority: config.certificate_authority.clone(),
+    };
+    let cluster = Cluster::connect(&access).await?;
+    let TranslateConfig {
+        publish_service,
+        default_backend_service,
+        default_ssl_certificate,
+        config_map,
+        tcp_services,
+        udp_services,
+        ..
+    } = meaning.clone();
+    let beside = cluster::Beside {
+        services: publish_service.into_iter().collect(),
+        backends: default_backend_service.into_iter().collect(),
+        secrets: default_ssl_certificate.into_iter().collect(),
+        config_maps: [config_map, tcp_services, udp_services].into_iter().flatten().collect(),
+    };
+    let (namespace, selector) = (config.namespace.clone(), config.namespace_selector.clone());
+    let scope = cluster::Scope::new(namespace, selector, beside);
+    let options = options.clone();
+    let refer: Refer = Arc::new(move |objects| translate::references(objects, &options));
+    let options = cluster::Options { scope, admission: translate::ADMISSION, refer };
+    let followed = cluster::watch(&cluster, options);
+    Ok(Watched { cluster, followed })
+}
+
+fn write_options(config: &Config, cluster: &Cluster) -> cluster::WriteOptions {
+    let Config { cluster: ours, pod, translate, .. } = config;
+    let namespace = if pod.namespace.is_empty() { cluster.own_namespace() } else { &pod.namespace };
+    let election = ours.election.as_ref().map(|election| cluster::Election {
+        id: election.id.clone(),
+        namespace: namespace.to_owned(),
+        identity: pod.name.clone(),
+        ttl: election.ttl,
+    });
+    let status = ours.update_status.then(|| cluster::StatusOptions {
+        publish_service: translate.publish_service.clone(),
+        addresses: ours.status_addresses.clone(),
+        internal: ours.internal_node_addresses,
+        interval: ours.status_interval,
+        clear: ours.clear_status,
+        node: translate.node_name.clone(),
+    });
+    let pod = ObjectName::new(namespace, &pod.name);
+    cluster::WriteOptions { election, status, sync_events: ours.sync_events, pod }
+}
+
+/// Tells the cluster what the agent made of its objects.
+pub(super) struct Scribe {
+    health: Arc<cluster::Health>,
+    reports: watch::Sender<Arc<Report>>,
+    writing: Mutex<Option<Writing>>,
+}
+
+impl Scribe {
+    /// Another state is in force.
+    pub(super) fn report(&self, loaded: &Arc<Loaded>, served: BTreeSet<ObjectName>, state: &State) {
+        let report = Report { loaded: Arc::clone(loaded), served, problems: state.problems.clone() };
+        self.reports.send_replace(Arc::new(report));
+    }
+
+    /// Takes leave of the cluster.
+    pub(super) async fn end(&self) {
+        let writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(writing) = writing {
+            writing.end().await;
+        }
+    }
+
+    /// Leaves everything to a successor, which is who we are.
+    pub(super) fn leave(&self) {
+        self.writing.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+
+    /// Seconds since the API server last confirmed what we know of it.
+    pub(super) fn age(&self) -> u64 {
+        self.health.age().as_secs()
+    }
+
+    /// For `/metrics`.
+    pub(super) fn metrics(&self) -> Vec<Metric> {
+        let mut metrics = self.health.metrics();
+        let writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        metrics.extend(writing.iter().flat_map(Writing::metrics));
+        metrics
+    }
+}

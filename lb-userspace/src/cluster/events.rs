@@ -1,0 +1,337 @@
+//! Events on the objects that have problems, and on Ingresses that were taken up: what `kubectl
+//! describe` shows. Only the holder of the Lease writes them; each is told once while it lasts, and no
+//! faster than an API server likes.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{Patch, PatchParams, PostParams};
+use kube::{Api, Client};
+use tokio::sync::watch;
+use tokio::time::{Duration, Instant, sleep_until, timeout};
+use tracing::debug;
+
+use super::Report;
+use super::failure::{Failure, Why};
+use super::hub::Aside;
+use crate::model::{ObjectName, Problem, Severity};
+use crate::objects::{Key, Kind, Object};
+
+/// As ingress-nginx signs them.
+const COMPONENT: &str = "nginx-ingress-controller";
+/// What lasts is told again so often: the API server forgets Events after an hour.
+const REPEAT: Duration = Duration::from_secs(30 * 60);
+/// Told at once before the pace counts.
+const BURST: u32 = 25;
+/// Time for one Event.
+const PACE: Duration = Duration::from_millis(200);
+/// Events that wait at most; more are dropped and counted.
+const WAITING: usize = 1000;
+/// Longest wait for one to be taken.
+const ANSWER: Duration = Duration::from_secs(10);
+
+/// Tells Events while it holds the Lease.
+pub(super) struct Teller {
+    pub(super) client: Client,
+    /// Our pod.
+    pub(super) instance: String,
+    /// Tell which Ingresses are taken up, too.
+    pub(super) sync: bool,
+    pub(super) report: watch::Receiver<Arc<Report>>,
+    pub(super) aside: watch::Receiver<Arc<Aside>>,
+    pub(super) leads: watch::Receiver<bool>,
+    pub(super) counts: Arc<Counts>,
+    pub(super) memory: Memory,
+}
+
+/// For metrics.
+#[derive(Debug, Default)]
+pub(super) struct Counts {
+    pub(super) told: AtomicU64,
+    pub(super) dropped: AtomicU64,
+}
+
+/// What was told and what is to be.
+#[derive(Default)]
+pub(super) struct Memory {
+    told: BTreeMap<u64, Instant>,
+    queue: VecDeque<What>,
+    /// The report before, to see which Ingresses are new.
+    before: Option<Arc<Report>>,
+}
+
+/// One thing to tell.
+#[derive(Debug, Clone, PartialEq)]
+struct What {
+    about: ObjectReference,
+    kind: &'static str,
+    reason: String,
+    message: String,
+}
+
+impl What {
+    /// The same for whoever tells it of the same object.
+    fn id(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        (self.about.uid.as_deref(), self.kind, &self.reason, &self.message).hash(&mut hasher);
+        hasher.finish()
+    }
+}
+
+impl Teller {
+    /// Until nobody reports any more.
+    pub(super) async fn run(mut self) {
+        let mut allowance = Allowance::new(Instant::now());
+        loop {
+            let next = (!self.memory.queue.is_empty()).then(|| allowance.next(Instant::now()));
+            let goes_on = tokio::select! {
+                changed = self.report.changed() => changed.is_ok(),
+                changed = self.leads.changed() => changed.is_ok(),
+                () = sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {
+                    if let Some(what) = self.memory.queue.pop_front() {
+                        allowance.spend();
+                        self.tell(&what).await;
+                    }
+                    continue;
+                }
+            };
+            if !goes_on {
+                return;
+            }
+            let report = Arc::clone(&self.report.borrow_and_update());
+            if *self.leads.borrow_and_update() {
+                self.note(&report);
+            } else {
+                self.memory = Memory::default();
+            }
+            self.memory.before = Some(report);
+        }
+    }
+
+    /// Queues what is new.
+    fn note(&mut self, report: &Report) {
+        let aside = Arc::clone(&self.aside.borrow_and_update());
+        let mut all: Vec<What> = Vec::new();
+        for problem in report.problems.iter().filter(|problem| problem.severity != Severity::Info) {
+            let Some(key) = key(problem) else { continue };
+            let object = aside.refused.get(&key).cloned().or_else(|| report.loaded.objects.get(&key));
+            all.extend(object.map(|object| of_problem(&object, problem)));
+        }
+        let lasting: BTreeMap<u64, Instant> = all
+            .iter()
+            .filter_map(|what| Some((what.id(), *self.memory.told.get(&what.id())?)))
+            .filter(|(_, told)| told.elapsed() < REPEAT)
+            .collect();
+        self.memory.told = lasting;
+        if self.sync {
+            self.note_synced(report, &mut all);
+        }
+        for what in all {
+            if self.memory.told.insert(what.id(), Instant::now()).is_some() {
+                continue;
+            }
+            if self.memory.queue.len() >= WAITING {
+                self.counts.dropped.fetch_add(1, Ordering::Relaxed);
+            } else {
+                self.memory.queue.push_back(what);
+            }
+        }
+    }
+
+    /// Ingresses that came or changed since the report before. Of what was there when we began others
+    /// have told.
+    fn note_synced(&self, report: &Report, all: &mut Vec<What>) {
+        let Some(before) = &self.memory.before else { return };
+        let (now, then) = (&report.loaded.objects.ingresses, &before.loaded.objects.ingresses);
+        if now.ptr_eq(then) {
+            return;
+        }
+        for name in &report.served {
+            let Some(ingress) = now.get(name) else { continue };
+            if then.get(name).is_some_and(|then| Arc::ptr_eq(&then.object, &ingress.object)) {
+                continue;
+            }
+            let object = Object::Ingress(Arc::clone(&ingress.object));
+            all.push(What {
+                about: reference(&object),
+                kind: "Normal",
+                reason: "Sync".to_owned(),
+                message: "Scheduled for sync".to_owned(),
+            });
+        }
+    }
+
+    async fn tell(&self, what: &What) {
+        let outcome = match timeout(ANSWER, self.write(what)).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(Failure::new(Why::Slow, "no answer in time")),
+        };
+        match outcome {
+            Ok(()) => drop(self.counts.told.fetch_add(1, Ordering::Relaxed)),
+            Err(failure) => {
+                self.counts.dropped.fetch_add(1, Ordering::Relaxed);
+                debug!(reason = failure.why.name(), failure.message, "an Event was not told");
+            }
+        }
+    }
+
+    /// Writes it, or counts it once more where it stands already.
+    async fn write(&self, what: &What) -> Result<(), Failure> {
+        let namespace = what.about.namespace.clone().unwrap_or_else(|| "default".to_owned());
+        let name = format!("{}.{:016x}", what.about.name.as_deref().unwrap_or_default(), what.id());
+        let api: Api<Event> = Api::namespaced(self.client.clone(), &namespace);
+        let now = Time(Timestamp::now());
+        let event = Event {
+            metadata: ObjectMeta {
+                name: Some(name.clone()),
+                namespace: Some(namespace),
+                ..ObjectMeta::default()
+            },
+            involved_object: what.about.clone(),
+            type_: Some(what.kind.to_owned()),
+            reason: Some(what.reason.clone()),
+            message: Some(what.message.clone()),
+            source: Some(EventSource { component: Some(COMPONENT.to_owned()), host: None }),
+            reporting_component: Some(COMPONENT.to_owned()),
+            reporting_instance: Some(self.instance.clone()),
+            first_timestamp: Some(now.clone()),
+            last_timestamp: Some(now.clone()),
+            count: Some(1),
+            ..Event::default()
+        };
+        match api.create(&PostParams::default(), &event).await.map_err(|error| Failure::of(&error)) {
+            Err(failure) if failure.why == Why::Conflict => {}
+            created => return created.map(drop),
+        }
+        // How often it was told, the answer to a patch says: to get it is not among what we may.
+        let known = patch(&api, &name, &serde_json::json!({"lastTimestamp": now})).await?;
+        let count = known.count.unwrap_or(1).saturating_add(1);
+        patch(&api, &name, &serde_json::json!({"count": count})).await.map(drop)
+    }
+}
+
+async fn patch(api: &Api<Event>, name: &str, patch: &serde_json::Value) -> Result<Event, Failure> {
+    let patched = api.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await;
+    patched.map_err(|error| Failure::of(&error))
+}
+
+/// The object that a problem is about, if it is one of the cluster.
+fn key(problem: &Problem) -> Option<Key> {
+    let id = &problem.object;
+    let kind = Kind::ALL.into_iter().find(|kind| kind.to_string() == id.kind)?;
+    id.origin.is_empty().then(|| Key { kind, name: ObjectName::new(&id.namespace, &id.name) })
+}
+
+fn of_problem(object: &Object, problem: &Problem) -> What {
+    let Problem { field, message, fix, reason, .. } = problem;
+    let mut text = String::new();
+    if !field.is_empty() {
+        text.push_str(&format!("{field}: "));
+    }
+    text.push_str(message);
+    if !fix.is_empty() {
+        text.push_str(&format!("; {fix}"));
+    }
+    // The API server takes no more than 1024 bytes.
+    let end = text.floor_char_boundary(1000);
+    text.truncate(end);
+    What {
+        about: reference(object),
+        kind: "Warning",
+        reason: event_reason(object.kind(), field, reason),
+        message: text,
+    }
+}
+
+/// ingress-nginx's word where it has one, else ours, written as Kubernetes writes reasons.
+fn event_reason(kind: Kind, field: &str, reason: &str) -> String {
+    if kind == Kind::Ingress && field.starts_with("metadata.annotations") {
+        return "AnnotationParsingFailed".to_owned();
+    }
+    reason.split('-').map(capitalised).collect()
+}
+
+fn capitalised(word: &str) -> String {
+    let mut letters = word.chars();
+    letters.next().map(|first| first.to_ascii_uppercase()).into_iter().chain(letters).collect()
+}
+
+fn reference(object: &Object) -> ObjectReference {
+    let (kind, metadata) = (object.kind(), object.metadata());
+    ObjectReference {
+        api_version: Some(kind.api_version().to_owned()),
+        kind: Some(kind.to_string()),
+        name: metadata.name.clone(),
+        namespace: metadata.namespace.clone(),
+        uid: metadata.uid.clone(),
+        ..ObjectReference::default()
+    }
+}
+
+/// A bucket that fills by one in each [`PACE`].
+struct Allowance {
+    left: u32,
+    counted: Instant,
+}
+
+impl Allowance {
+    fn new(now: Instant) -> Self {
+        Self { left: BURST, counted: now }
+    }
+
+    /// When the next may be told.
+    fn next(&mut self, now: Instant) -> Instant {
+        while self.left < BURST && self.counted + PACE <= now {
+            self.left += 1;
+            self.counted += PACE;
+        }
+        if self.left == BURST {
+            self.counted = now;
+        }
+        if self.left > 0 { now } else { self.counted + PACE }
+    }
+
+    fn spend(&mut self) {
+        self.left = self.left.saturating_sub(1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_are_those_that_people_look_for() {
+        for (kind, field, reason, expected) in [
+            (
+                Kind::Ingress,
+                "metadata.annotations.nginx.ingress.kubernetes.io/a",
+                "bad-annotation",
+                "AnnotationParsingFailed",
+            ),
+            (Kind::Ingress, "spec.tls[0].secretName", "missing-secret", "MissingSecret"),
+            (Kind::Service, "metadata.annotations.penstock.dev/vips", "vip-conflict", "VipConflict"),
+        ] {
+            assert_eq!(event_reason(kind, field, reason), expected, "{field}");
+        }
+    }
+
+    #[test]
+    fn events_leave_in_a_burst_and_then_at_a_pace() {
+        let begun = Instant::now();
+        let (mut allowance, mut now) = (Allowance::new(begun), begun);
+
+        for _ in 0..BURST + 10 {
+            now = allowance.next(now);
+            allowance.next(now);
+            allowance.spend();
+        }
+
+        assert_eq!(now - begun, PACE * 10);
+    }
+}

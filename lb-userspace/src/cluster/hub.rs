@@ -1,0 +1,298 @@
+//! Where all that is heard of the cluster comes together and leaves as one state: the first change at
+//! once, the next ones at most every [`PACE`].
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use k8s_openapi::api::networking::v1::IngressLoadBalancerIngress;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Duration, Instant, sleep_until};
+use tracing::{debug, info};
+
+use super::health::Health;
+use super::referenced::Wanted;
+use super::scope::Scope;
+use super::store::Store;
+use crate::model::ObjectName;
+use crate::objects::{Key, Kind, Loaded, Object, Refer};
+
+/// Shortest time between two states.
+const PACE: Duration = Duration::from_millis(20);
+/// Longest wait for what a change names, as the Secret of a new Ingress.
+const HOLD: Duration = Duration::from_secs(1);
+/// News taken in at a time.
+const BATCH: usize = 256;
+
+/// What is heard.
+#[derive(Debug)]
+pub(super) enum News {
+    /// All objects of a kind, in one namespace or in all; with the addresses in their status.
+    Listed {
+        kind: Kind,
+        namespace: Option<String>,
+        objects: Vec<(Object, Addresses)>,
+    },
+    /// A version of an object.
+    Applied(Object, Addresses),
+    Removed(Key),
+    /// Namespaces that are selected: all of them, one more, one less.
+    Namespaces(BTreeSet<String>),
+    Namespace(String),
+    NoNamespace(String),
+    /// What was wanted is here, as far as it exists.
+    Fetched {
+        kind: Kind,
+        generation: u64,
+    },
+}
+
+/// Of an Ingress, what its status says.
+pub(super) type Addresses = Option<Vec<IngressLoadBalancerIngress>>;
+
+/// What is known beside the state: for those who write back.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Aside {
+    /// What the status of each Ingress says; those that say nothing are left out.
+    pub(super) addresses: BTreeMap<ObjectName, Vec<IngressLoadBalancerIngress>>,
+    /// Newest versions of objects that were not let in.
+    pub(super) refused: BTreeMap<Key, Object>,
+}
+
+/// Ends of the hub.
+pub(super) struct Hub {
+    pub(super) store: Store,
+    pub(super) scope: Scope,
+    pub(super) health: Arc<Health>,
+    pub(super) refer: Refer,
+    pub(super) news: mpsc::Receiver<News>,
+    pub(super) secrets: watch::Sender<Wanted>,
+    pub(super) config_maps: watch::Sender<Wanted>,
+    pub(super) aside: watch::Sender<Arc<Aside>>,
+    pub(super) out: watch::Sender<Arc<Loaded>>,
+    pub(super) progress: Progress,
+}
+
+/// How far the hub has come.
+#[derive(Default)]
+pub(super) struct Progress {
+    /// Objects outside of the selected namespaces, which may be selected later.
+    outside: BTreeMap<Key, Object>,
+    /// Generations of what is wanted that are here.
+    fetched: BTreeMap<Kind, u64>,
+    /// Something changed that was not published, since when.
+    dirty: Option<Instant>,
+    /// What is named may have changed.
+    references: bool,
+    published: Option<Instant>,
+    /// As [`Aside`] has it, and whether it has it yet.
+    addresses: BTreeMap<ObjectName, Vec<IngressLoadBalancerIngress>>,
+    addresses_changed: bool,
+}
+
+impl Hub {
+    /// Until nobody listens.
+    pub(super) async fn run(mut self) {
+        self.progress.references = true;
+        loop {
+            let due = self.due();
+            let look = self.health.next_look().filter(|_| self.progress.published.is_some());
+            let health = Arc::clone(&self.health);
+            tokio::select! {
+                news = self.news.recv() => match news {
+                    Some(news) => self.hear_all(news),
+                    None => return,
+                },
+                () = health.changed.notified() => self.touch(),
+                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => self.publish(),
+                () = sleep_until(look.unwrap_or_else(Instant::now)), if look.is_some() => self.publish(),
+                () = self.out.closed() => return,
+            }
+            self.want();
+        }
+    }
+
+    fn touch(&mut self) {
+        self.progress.dirty.get_or_insert_with(Instant::now);
+    }
+
+    /// When to publish; `None`: when something more has happened.
+    fn due(&self) -> Option<Instant> {
+        let dirty = self.progress.dirty?;
+        let wanted = [(Kind::Secret, &self.secrets), (Kind::ConfigMap, &self.config_maps)];
+        let fetched = wanted.iter().all(|(kind, wanted)| {
+            self.progress.fetched.get(kind).copied().unwrap_or(0) >= wanted.borrow().generation
+        });
+        let Some(published) = self.progress.published else {
+            return (fetched && self.health.is_complete() && self.scope.is_known()).then(Instant::now);
+        };
+        let next = published + PACE;
+        Some(if fetched { next } else { next.max(dirty + HOLD) })
+    }
+
+    fn hear_all(&mut self, news: News) {
+        self.hear(news);
+        for _ in 1..BATCH {
+            let Ok(news) = self.news.try_recv() else { break };
+            self.hear(news);
+        }
+        if std::mem::take(&mut self.progress.addresses_changed) {
+            self.tell_aside();
+        }
+    }
+
+    fn hear(&mut self, news: News) {
+        match news {
+            News::Listed { kind, namespace, objects } => self.listed(kind, namespace.as_deref(), objects),
+            News::Applied(object, addresses) => self.applied(object, addresses),
+            News::Removed(key) => self.removed(&key),
+            News::Namespaces(namespaces) => {
+                self.scope.select(namespaces);
+                self.sort();
+            }
+            News::Namespace(name) => {
+                if self.scope.add(name) {
+                    self.sort();
+                }
+            }
+            News::NoNamespace(name) => {
+                if self.scope.take(&name) {
+                    self.sort();
+                }
+            }
+            News::Fetched { kind, generation } => {
+                self.progress.fetched.insert(kind, generation);
+            }
+        }
+    }
+
+    fn listed(&mut self, kind: Kind, namespace: Option<&str>, objects: Vec<(Object, Addresses)>) {
+        let here: BTreeSet<Key> = objects.iter().map(|(object, _)| object.key()).collect();
+        let mut known = self.store.keys(kind);
+        known.extend(self.progress.outside.keys().filter(|key| key.kind == kind).cloned());
+        for key in known {
+            let listed = namespace.is_none_or(|namespace| key.name.namespace == namespace);
+            if listed && !here.contains(&key) {
+                self.removed(&key);
+            }
+        }
+        for (object, addresses) in objects {
+            self.applied(object, addresses);
+        }
+        // There is something to say even where there is nothing.
+        self.touch();
+    }
+
+    fn applied(&mut self, object: Object, addresses: Addresses) {
+        let key = object.key();
+        if key.kind == Kind::Ingress {
+            self.addressed(&key.name, addresses.unwrap_or_default());
+        }
+        if !self.scope.has(&object) {
+            if self.store.remove(&key) {
+                self.changed(key.kind);
+            }
+            self.progress.outside.insert(key, object);
+            return;
+        }
+        self.progress.outside.remove(&key);
+        if self.store.apply(object) {
+            self.changed(key.kind);
+        }
+    }
+
+    fn removed(&mut self, key: &Key) {
+        self.progress.outside.remove(key);
+        if key.kind == Kind::Ingress {
+            self.addressed(&key.name, Vec::new());
+        }
+        if self.store.remove(key) {
+            self.changed(key.kind);
+        }
+    }
+
+    fn addressed(&mut self, name: &ObjectName, addresses: Vec<IngressLoadBalancerIngress>) {
+        let known = &mut self.progress.addresses;
+        let before = if addresses.is_empty() {
+            known.remove(name)
+        } else {
+            known.insert(name.clone(), addresses.clone())
+        };
+        self.progress.addresses_changed |= before.unwrap_or_default() != addresses;
+    }
+
+    fn changed(&mut self, kind: Kind) {
+        self.touch();
+        self.progress.references |= matches!(kind, Kind::Ingress | Kind::IngressClass | Kind::ConfigMap);
+    }
+
+    /// Other namespaces are selected than before.
+    fn sort(&mut self) {
+        for (_, object) in std::mem::take(&mut self.progress.outside) {
+            let addresses = match object.kind() {
+                Kind::Ingress => self.progress.addresses.get(&object.key().name).cloned(),
+                _ => None,
+            };
+            self.applied(object, addresses);
+        }
+        let keys: Vec<Key> = Kind::ALL.into_iter().flat_map(|kind| self.store.keys(kind)).collect();
+        for key in keys {
+            let Some(object) = self.store.newest(&key) else { continue };
+            if self.scope.has(&object) {
+                continue;
+            }
+            self.store.remove(&key);
+            self.progress.outside.insert(key.clone(), object);
+            self.changed(key.kind);
+        }
+        self.touch();
+    }
+
+    /// Tells which Secrets and ConfigMaps are named.
+    fn want(&mut self) {
+        if !std::mem::take(&mut self.progress.references) {
+            return;
+        }
+        let named = (self.refer)(self.store.objects());
+        for (wanted, names, called) in [
+            (&self.secrets, named.secrets, None),
+            (&self.config_maps, named.config_maps, named.config_maps_called),
+        ] {
+            wanted.send_if_modified(|wanted| {
+                let differs = wanted.generation == 0 || wanted.names != names || wanted.called != called;
+                if differs {
+                    *wanted = Wanted { generation: wanted.generation + 1, names, called };
+                }
+                differs
+            });
+        }
+    }
+
+    fn tell_aside(&self) {
+        let addresses = self.progress.addresses.clone();
+        self.aside.send_replace(Arc::new(Aside { addresses, refused: self.store.refused() }));
+    }
+
+    fn publish(&mut self) {
+        let mut loaded = self.store.take();
+        self.tell_aside();
+        loaded.problems.extend(self.health.problems());
+        loaded.problems.sort();
+        self.progress.dirty = None;
+        let first = self.progress.published.replace(Instant::now()).is_none();
+        if first {
+            info!(
+                ingresses = loaded.objects.ingresses.len(),
+                services = loaded.objects.services.len(),
+                "the cluster is known"
+            );
+        }
+        self.out.send_if_modified(|current| {
+            if !first && **current == loaded {
+                debug!("nothing changed");
+                return false;
+            }
+            *current = Arc::new(loaded);
+            true
+        });
+    }
+}

@@ -1,0 +1,109 @@
+//! Objects without what nobody here reads: most of the bytes of a large cluster, and most of its
+//! changes.
+
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{ConfigMap, Node, NodeStatus, Secret, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::{Ingress, IngressClass};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+use crate::objects::Object;
+
+/// `kubectl apply` keeps a copy of the whole object there.
+const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+
+/// Without its status, which nothing depends on and we ourselves write.
+pub(super) fn ingress(mut ingress: Ingress) -> Object {
+    metadata(&mut ingress.metadata);
+    ingress.status = None;
+    Object::Ingress(Arc::new(ingress))
+}
+
+pub(super) fn ingress_class(mut class: IngressClass) -> Object {
+    metadata(&mut class.metadata);
+    Object::IngressClass(Arc::new(class))
+}
+
+pub(super) fn service(mut service: Service) -> Object {
+    metadata(&mut service.metadata);
+    if let Some(status) = &mut service.status {
+        status.conditions = None;
+    }
+    Object::Service(Arc::new(service))
+}
+
+/// Without the pods behind the endpoints.
+pub(super) fn endpoint_slice(mut slice: EndpointSlice) -> Object {
+    metadata(&mut slice.metadata);
+    // Set anew with every change of its pods, whether or not anything came of it.
+    if let Some(annotations) = &mut slice.metadata.annotations {
+        annotations.remove("endpoints.kubernetes.io/last-change-trigger-time");
+    }
+    for endpoint in slice.endpoints.iter_mut().flatten() {
+        endpoint.target_ref = None;
+        endpoint.hostname = None;
+        endpoint.deprecated_topology = None;
+    }
+    Object::EndpointSlice(Arc::new(slice))
+}
+
+pub(super) fn secret(mut secret: Secret) -> Object {
+    metadata(&mut secret.metadata);
+    Object::Secret(Arc::new(secret))
+}
+
+pub(super) fn config_map(mut map: ConfigMap) -> Object {
+    metadata(&mut map.metadata);
+    Object::ConfigMap(Arc::new(map))
+}
+
+/// Its addresses and what it is called; the rest changes all the time.
+pub(super) fn node(mut node: Node) -> Object {
+    metadata(&mut node.metadata);
+    node.spec = None;
+    node.status =
+        node.status.map(|status| NodeStatus { addresses: status.addresses, ..NodeStatus::default() });
+    Object::Node(Arc::new(node))
+}
+
+/// The version goes too: two versions that say the same are the same to us.
+fn metadata(metadata: &mut ObjectMeta) {
+    metadata.managed_fields = None;
+    metadata.resource_version = None;
+    metadata.generation = None;
+    metadata.self_link = None;
+    metadata.owner_references = None;
+    metadata.finalizers = None;
+    if let Some(annotations) = &mut metadata.annotations {
+        annotations.remove(LAST_APPLIED);
+    }
+    if metadata.annotations.as_ref().is_some_and(std::collections::BTreeMap::is_empty) {
+        metadata.annotations = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_nobody_reads_makes_no_difference() {
+        let node_of = |version: &str, free: &str| {
+            let node = serde_json::json!({
+                "metadata": {"name": "n", "resourceVersion": version, "managedFields": [{"manager": version}],
+                    "annotations": {LAST_APPLIED: version}, "labels": {"topology.kubernetes.io/zone": "z"}},
+                "spec": {"podCIDR": "10.0.0.0/24"},
+                "status": {"addresses": [{"type": "InternalIP", "address": "10.0.0.1"}],
+                    "allocatable": {"memory": free}},
+            });
+            super::node(serde_json::from_value(node).expect("a Node"))
+        };
+
+        assert_eq!(node_of("1", "8Gi"), node_of("2", "7Gi"));
+        let Object::Node(node) = node_of("1", "8Gi") else { panic!("a Node") };
+        assert_eq!(node.metadata.annotations, None);
+        assert_eq!(node.status.as_ref().and_then(|status| status.addresses.as_ref()).map(Vec::len), Some(1));
+        assert!(node.metadata.labels.is_some());
+    }
+}

@@ -1,0 +1,292 @@
+//! The cluster: the only room with a kube client. It follows what the API server says into
+//! [`Loaded`], as `manifests` does with a directory, and writes back what the agent found.
+//!
+//! It knows how objects are heard and told, not what they mean: whether one may enter is asked of
+//! the [`Admission`], which Secrets and ConfigMaps matter of [`Refer`], both the caller's. An API
+//! server that is gone costs nothing but freshness: what was last heard stays in force.
+
+mod addresses;
+mod connect;
+mod events;
+mod failure;
+mod follow;
+mod health;
+mod hub;
+mod lean;
+mod lease;
+mod pause;
+mod referenced;
+mod scope;
+mod status;
+mod store;
+mod write;
+
+#[cfg(test)]
+mod tests;
+
+use std::fmt::Debug;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::api::networking::v1::Ingress;
+use k8s_openapi::{ClusterResourceScope, NamespaceResourceScope};
+use kube::{Api, Client, Resource, ResourceExt as _};
+use serde::de::DeserializeOwned;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+
+use crate::objects::{Admission, Kind, Loaded, Object, Refer};
+
+use follow::{Metadata, Selection, Step, Whole, follow};
+use health::{Feed, Need};
+use hub::{Addresses, Aside, Hub, News, Progress};
+use referenced::{Note, Referenced, Wanted};
+use store::Store;
+
+pub use connect::{Access, Cluster};
+pub use health::Health;
+pub use lease::Election;
+pub use scope::{Beside, Scope};
+pub use status::StatusOptions;
+pub use write::{Report, WriteOptions, Writing, write};
+
+/// News that wait for the hub; beyond, who follows waits.
+const WAITING: usize = 1024;
+
+/// Why the API server cannot even be asked.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The kubeconfig does not say where and who.
+    #[error("--kubeconfig {}: {source}", path.display())]
+    Kubeconfig {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: kube::config::KubeconfigError,
+    },
+    /// Neither a kubeconfig nor a pod.
+    #[error("not in a pod of a cluster ({0}); give --manifests DIR or --kubeconfig FILE")]
+    NoPod(String),
+    /// Not a URL.
+    #[error("--apiserver-host {0:?}: allowed: a URL such as https://10.0.0.1:6443")]
+    Server(String),
+    /// The authority cannot be read.
+    #[error("--certificate-authority {}: {source}", path.display())]
+    Authority {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// What is said there cannot be used.
+    #[error("the API server cannot be asked: {0}")]
+    Client(String),
+}
+
+/// What to follow, and who judges it.
+#[derive(Clone)]
+pub struct Options {
+    /// Which objects concern us.
+    pub scope: Scope,
+    /// Who may enter.
+    pub admission: Admission,
+    /// What is named by those who did.
+    pub refer: Refer,
+}
+
+/// A cluster that is followed for as long as this lives.
+pub struct Followed {
+    /// What is in force. Nothing, until [`Followed::first`] returned.
+    pub loaded: watch::Receiver<Arc<Loaded>>,
+    /// How well we hear.
+    pub health: Arc<Health>,
+    aside: watch::Receiver<Arc<Aside>>,
+    /// Ends with this.
+    _tasks: JoinSet<()>,
+}
+
+impl Followed {
+    /// Returns when everything is known, however long that takes.
+    pub async fn first(&mut self) {
+        // Without an error while its tasks run, which they do as long as this lives.
+        let _ = self.loaded.changed().await;
+    }
+}
+
+/// Begins to follow; must be called within a tokio runtime.
+pub fn watch(cluster: &Cluster, options: Options) -> Followed {
+    let Options { scope, admission, refer } = options;
+    let health = Health::new();
+    let (news, heard) = mpsc::channel(WAITING);
+    let mut feeds =
+        Feeds { client: cluster.client.clone(), health: Arc::clone(&health), news, tasks: JoinSet::new() };
+
+    feeds.everywhere("ingressclasses", Need::May, lean::ingress_class);
+    feeds.everywhere("nodes", Need::May, lean::node);
+    if let Some(selector) = &scope.selector {
+        feeds.namespaces(selector);
+    }
+    feeds.ingresses(scope.namespace.clone());
+    for namespace in scope.namespaces(Kind::Service) {
+        feeds.kind("services", Kind::Service, namespace, lean::service);
+    }
+    for namespace in scope.namespaces(Kind::EndpointSlice) {
+        feeds.kind("endpointslices", Kind::EndpointSlice, namespace, lean::endpoint_slice);
+    }
+    let secrets = feeds.referenced("secrets", Kind::Secret, Need::May, &scope, lean::secret);
+    let config_maps = feeds.referenced("configmaps", Kind::ConfigMap, Need::Must, &scope, lean::config_map);
+
+    let (out, loaded) = watch::channel(Arc::default());
+    let (told, aside) = watch::channel(Arc::default());
+    let hub = Hub {
+        store: Store::new(admission),
+        scope,
+        health: Arc::clone(&health),
+        refer,
+        news: heard,
+        secrets,
+        config_maps,
+        aside: told,
+        out,
+        progress: Progress::default(),
+    };
+    let mut tasks = feeds.tasks;
+    tasks.spawn(hub.run());
+    Followed { loaded, health, aside, _tasks: tasks }
+}
+
+/// Starts what follows.
+struct Feeds {
+    client: Client,
+    health: Arc<Health>,
+    news: mpsc::Sender<News>,
+    tasks: JoinSet<()>,
+}
+
+impl Feeds {
+    /// A kind without namespaces.
+    fn everywhere<K>(&mut self, resource: &'static str, need: Need, lean: fn(K) -> Object)
+    where
+        K: Resource<Scope = ClusterResourceScope> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+        K::DynamicType: Default,
+    {
+        let kind = if resource == "nodes" { Kind::Node } else { Kind::IngressClass };
+        let api: Api<K> = Api::all(self.client.clone());
+        self.follow(Feed { resource, namespace: None, need }, kind, api, move |item| (lean(item), None));
+    }
+
+    fn kind<K>(
+        &mut self,
+        resource: &'static str,
+        kind: Kind,
+        namespace: Option<String>,
+        lean: fn(K) -> Object,
+    ) where
+        K: Resource<Scope = NamespaceResourceScope>
+            + Clone
+            + Debug
+            + DeserializeOwned
+            + Send
+            + Sync
+            + 'static,
+        K::DynamicType: Default,
+    {
+        let api: Api<K> = api(&self.client, namespace.as_deref());
+        self.follow(Feed { resource, namespace, need: Need::Must }, kind, api, move |item| {
+            (lean(item), None)
+        });
+    }
+
+    fn ingresses(&mut self, namespace: Option<String>) {
+        let api: Api<Ingress> = api(&self.client, namespace.as_deref());
+        let feed = Feed { resource: "ingresses", namespace, need: Need::Must };
+        self.follow(feed, Kind::Ingress, api, |mut ingress: Ingress| {
+            let balancer = ingress.status.take().and_then(|status| status.load_balancer);
+            (lean::ingress(ingress), balancer.and_then(|balancer| balancer.ingress))
+        });
+    }
+
+    fn follow<K>(
+        &mut self,
+        feed: Feed,
+        kind: Kind,
+        api: Api<K>,
+        lean: impl Fn(K) -> (Object, Addresses) + Send + Sync + 'static,
+    ) where
+        K: Resource + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+    {
+        let namespace = feed.namespace.clone();
+        let say = move |step: Step<K>| match step {
+            Step::Listed(items) => News::Listed {
+                kind,
+                namespace: namespace.clone(),
+                objects: items.into_iter().map(&lean).collect(),
+            },
+            Step::Applied(item) => {
+                let (object, addresses) = lean(item);
+                News::Applied(object, addresses)
+            }
+            Step::Deleted(item) => News::Removed(lean(item).0.key()),
+        };
+        let pulse = self.health.pulse(feed);
+        self.tasks.spawn(follow(Whole(api), Selection::default(), pulse, self.news.clone(), say));
+    }
+
+    /// Namespaces with these labels.
+    fn namespaces(&mut self, selector: &str) {
+        let api: Api<Namespace> = Api::all(self.client.clone());
+        let say = |step: Step<kube::core::PartialObjectMeta<Namespace>>| match step {
+            Step::Listed(items) => News::Namespaces(items.iter().map(|item| item.name_any()).collect()),
+            Step::Applied(item) => News::Namespace(item.name_any()),
+            Step::Deleted(item) => News::NoNamespace(item.name_any()),
+        };
+        let pulse = self.health.pulse(Feed { resource: "namespaces", namespace: None, need: Need::Must });
+        let selection = Selection { labels: selector.to_owned(), ..Selection::default() };
+        self.tasks.spawn(follow(Metadata(api), selection, pulse, self.news.clone(), say));
+    }
+
+    /// A kind of which only what is named is read.
+    fn referenced<K>(
+        &mut self,
+        resource: &'static str,
+        kind: Kind,
+        need: Need,
+        scope: &Scope,
+        lean: fn(K) -> Object,
+    ) -> watch::Sender<Wanted>
+    where
+        K: Resource<Scope = NamespaceResourceScope>
+            + Clone
+            + Debug
+            + DeserializeOwned
+            + Send
+            + Sync
+            + 'static,
+        K::DynamicType: Default,
+    {
+        let (notes, noted) = mpsc::channel(WAITING);
+        for namespace in scope.namespaces(kind) {
+            let api: Api<K> = api(&self.client, namespace.as_deref());
+            let pulse = self.health.pulse(Feed { resource, namespace: namespace.clone(), need });
+            let say = move |step| Note { namespace: namespace.clone(), step };
+            self.tasks.spawn(follow(Metadata(api), Selection::default(), pulse, notes.clone(), say));
+        }
+        let (wanted, wants) = watch::channel(Wanted::default());
+        let referenced = Referenced::new(self.client.clone(), kind, lean, wants, noted, self.news.clone());
+        self.tasks.spawn(referenced.run());
+        wanted
+    }
+}
+
+fn api<K>(client: &Client, namespace: Option<&str>) -> Api<K>
+where
+    K: Resource<Scope = NamespaceResourceScope>,
+    K::DynamicType: Default,
+{
+    match namespace {
+        Some(namespace) => Api::namespaced(client.clone(), namespace),
+        None => Api::all(client.clone()),
+    }
+}

@@ -1,0 +1,291 @@
+//! Secrets and ConfigMaps: of all of them the names and versions are followed, of those that
+//! something names the contents are fetched. Nobody else's secrets pass through our memory.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Debug;
+
+use futures_util::future::{BoxFuture, FutureExt as _};
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
+use k8s_openapi::NamespaceResourceScope;
+use kube::core::PartialObjectMeta;
+use kube::{Api, Client, Resource, ResourceExt as _};
+use serde::de::DeserializeOwned;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Duration, Instant, sleep_until, timeout};
+use tracing::warn;
+
+use super::failure::{Failure, Why};
+use super::follow::Step;
+use super::hub::News;
+use crate::model::ObjectName;
+use crate::objects::{Key, Kind, Object};
+
+/// Fetched at a time.
+const AT_ONCE: usize = 16;
+/// Longest wait for one object.
+const ANSWER: Duration = Duration::from_secs(10);
+/// Pause before what failed is asked for again.
+const AGAIN: Duration = Duration::from_secs(2);
+/// The same for what we may not follow and therefore have to look after.
+const UNFOLLOWED: Duration = Duration::from_secs(30);
+
+/// Which objects of one kind are named.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Wanted {
+    /// Counts the changes of this.
+    pub(super) generation: u64,
+    pub(super) names: BTreeSet<ObjectName>,
+    /// Those of this name in whatever namespace.
+    pub(super) called: Option<String>,
+}
+
+impl Wanted {
+    fn has(&self, name: &ObjectName) -> bool {
+        self.names.contains(name) || self.called.as_ref().is_some_and(|called| *called == name.name)
+    }
+}
+
+/// A change of names and versions in one of the namespaces that are followed (`None`: in all).
+pub(super) struct Note<K> {
+    pub(super) namespace: Option<String>,
+    pub(super) step: Step<PartialObjectMeta<K>>,
+}
+
+/// Fetches what is wanted of one kind.
+pub(super) struct Referenced<K> {
+    client: Client,
+    kind: Kind,
+    lean: fn(K) -> Object,
+    wanted: watch::Receiver<Wanted>,
+    notes: mpsc::Receiver<Note<K>>,
+    news: mpsc::Sender<News>,
+    /// Versions there are, by the newest note.
+    there: BTreeMap<ObjectName, String>,
+    /// Versions that were told on.
+    told: BTreeMap<ObjectName, String>,
+    /// Asked for, or about to be.
+    asked: BTreeSet<ObjectName>,
+    /// Noted while they were asked for, so that the answer may be older than the note.
+    overtaken: BTreeSet<ObjectName>,
+    asking: FuturesUnordered<BoxFuture<'static, Answer<K>>>,
+    queue: Vec<ObjectName>,
+    /// To be asked for again, and when.
+    again: BTreeMap<ObjectName, Instant>,
+    /// Namespaces whose names are known.
+    listed: BTreeSet<Option<String>>,
+    /// Generation of the wanted that was told to be here.
+    complete: u64,
+}
+
+type Answer<K> = (ObjectName, Result<Option<K>, Failure>);
+
+impl<K> Referenced<K>
+where
+    K: Resource<Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+    K::DynamicType: Default,
+{
+    pub(super) fn new(
+        client: Client,
+        kind: Kind,
+        lean: fn(K) -> Object,
+        wanted: watch::Receiver<Wanted>,
+        notes: mpsc::Receiver<Note<K>>,
+        news: mpsc::Sender<News>,
+    ) -> Self {
+        Self {
+            client,
+            kind,
+            lean,
+            wanted,
+            notes,
+            news,
+            there: BTreeMap::new(),
+            told: BTreeMap::new(),
+            asked: BTreeSet::new(),
+            overtaken: BTreeSet::new(),
+            asking: FuturesUnordered::new(),
+            queue: Vec::new(),
+            again: BTreeMap::new(),
+            listed: BTreeSet::new(),
+            complete: 0,
+        }
+    }
+
+    /// Until nobody listens.
+    pub(super) async fn run(mut self) {
+        loop {
+            let again = self.again.values().min().copied();
+            tokio::select! {
+                note = self.notes.recv() => match note {
+                    Some(note) => self.note(note).await,
+                    None => return,
+                },
+                changed = self.wanted.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    self.look().await;
+                }
+                Some((name, answer)) = self.asking.next(), if !self.asking.is_empty() => {
+                    self.answered(name, answer).await;
+                }
+                () = sleep_until(again.unwrap_or_else(Instant::now)), if again.is_some() => {
+                    let now = Instant::now();
+                    let due = self.again.extract_if(.., |_, at| *at <= now).map(|(name, _)| name);
+                    for name in due.collect::<Vec<_>>() {
+                        self.ask(name);
+                    }
+                }
+            }
+            self.ask_on();
+            if self.report().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn note(&mut self, note: Note<K>) {
+        let Note { namespace, step } = note;
+        match step {
+            Step::Listed(items) => {
+                let there =
+                    items.iter().map(|item| (name(item), item.resource_version().unwrap_or_default()));
+                let there: BTreeMap<ObjectName, String> = there.collect();
+                let here =
+                    |name: &ObjectName| namespace.as_ref().is_none_or(|known| *known == name.namespace);
+                self.there.retain(|name, _| !here(name));
+                self.there.extend(there);
+                self.listed.insert(namespace);
+                self.look().await;
+            }
+            Step::Applied(item) => {
+                let name = name(&item);
+                self.there.insert(name.clone(), item.resource_version().unwrap_or_default());
+                self.consider(name).await;
+            }
+            Step::Deleted(item) => {
+                let name = name(&item);
+                self.there.remove(&name);
+                self.consider(name).await;
+            }
+        }
+    }
+
+    /// Looks at everything that is wanted, was told on or is there.
+    async fn look(&mut self) {
+        let mut names: BTreeSet<ObjectName> = self.wanted.borrow_and_update().names.clone();
+        names.extend(self.told.keys().cloned());
+        if let Some(called) = self.wanted.borrow().called.clone() {
+            names.extend(self.there.keys().filter(|name| name.name == called).cloned());
+        }
+        for name in names {
+            self.consider(name).await;
+        }
+    }
+
+    async fn consider(&mut self, name: ObjectName) {
+        if self.asked.contains(&name) {
+            self.overtaken.insert(name);
+            return;
+        }
+        if !self.wanted.borrow().has(&name) {
+            return self.gone(name).await;
+        }
+        match self.there.get(&name) {
+            Some(version) if self.told.get(&name) == Some(version) => {}
+            Some(_) => self.ask(name),
+            None if self.is_followed(&name) => self.gone(name).await,
+            None if self.told.contains_key(&name) => {}
+            None => self.ask(name),
+        }
+    }
+
+    /// Its namespace's names are known, so one that is not among them does not exist.
+    fn is_followed(&self, name: &ObjectName) -> bool {
+        self.listed.contains(&None) || self.listed.contains(&Some(name.namespace.clone()))
+    }
+
+    async fn gone(&mut self, name: ObjectName) {
+        self.again.remove(&name);
+        self.queue.retain(|queued| *queued != name);
+        if self.told.remove(&name).is_some() {
+            let _ = self.news.send(News::Removed(Key { kind: self.kind, name })).await;
+        }
+    }
+
+    fn ask(&mut self, name: ObjectName) {
+        self.again.remove(&name);
+        if self.asked.insert(name.clone()) {
+            self.queue.push(name);
+        }
+    }
+
+    fn ask_on(&mut self) {
+        while self.asking.len() < AT_ONCE
+            && let Some(name) = self.queue.pop()
+        {
+            let api: Api<K> = Api::namespaced(self.client.clone(), &name.namespace);
+            let asking = async move {
+                let answer = match timeout(ANSWER, api.get_opt(&name.name)).await {
+                    Ok(answer) => answer.map_err(|error| Failure::of(&error)),
+                    Err(_) => Err(Failure::new(Why::Slow, "no answer in time")),
+                };
+                (name, answer)
+            };
+            self.asking.push(asking.boxed());
+        }
+    }
+
+    async fn answered(&mut self, name: ObjectName, answer: Result<Option<K>, Failure>) {
+        self.asked.remove(&name);
+        let overtaken = self.overtaken.remove(&name);
+        if !self.wanted.borrow().has(&name) {
+            return;
+        }
+        if !self.is_followed(&name) {
+            self.again.insert(name.clone(), Instant::now() + UNFOLLOWED);
+        }
+        match answer {
+            // Gone in the meantime, or not wanted: whatever the answer was.
+            Ok(_) if overtaken && self.is_followed(&name) && !self.there.contains_key(&name) => {
+                self.gone(name).await;
+            }
+            Ok(Some(object)) => {
+                let version = object.resource_version().unwrap_or_default();
+                self.told.insert(name.clone(), version);
+                let _ = self.news.send(News::Applied((self.lean)(object), None)).await;
+                if overtaken {
+                    self.consider(name).await;
+                }
+            }
+            Ok(None) => {
+                self.there.remove(&name);
+                self.gone(name).await;
+            }
+            Err(failure) => {
+                let kind = self.kind;
+                warn!(%kind, %name, reason = failure.why.name(), failure.message, "not read for the moment");
+                self.again.entry(name).or_insert_with(|| Instant::now() + AGAIN);
+            }
+        }
+    }
+
+    /// Says so when everything that is wanted was asked for and answered.
+    async fn report(&mut self) -> Result<(), mpsc::error::SendError<News>> {
+        let generation = self.wanted.borrow().generation;
+        let may_be_missing = |name: &ObjectName| {
+            self.told.contains_key(name) || self.is_followed(name) || self.again.contains_key(name)
+        };
+        let here = self.asked.is_empty() && self.wanted.borrow().names.iter().all(may_be_missing);
+        if generation == self.complete || !here {
+            return Ok(());
+        }
+        self.complete = generation;
+        self.news.send(News::Fetched { kind: self.kind, generation }).await
+    }
+}
+
+fn name<K>(item: &PartialObjectMeta<K>) -> ObjectName {
+    let metadata = &item.metadata;
+    ObjectName::new(metadata.namespace.clone().unwrap_or_default(), metadata.name.clone().unwrap_or_default())
+}

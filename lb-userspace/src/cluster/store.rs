@@ -1,0 +1,169 @@
+//! What is in force: of each object the newest version, or the last one that was let in.
+//!
+//! An object is judged by itself when it arrives, and by what the ConfigMaps demand when the next
+//! state is taken; who does not pass stays what it was, or does not enter.
+
+use std::collections::BTreeMap;
+use std::time::SystemTime;
+
+use crate::model::{Problem, Severity};
+use crate::objects::{Admission, Kept, Key, Kind, Loaded, Object, Objects};
+
+/// The objects of the cluster that concern us.
+pub(super) struct Store {
+    admission: Admission,
+    in_force: Objects,
+    /// Newest versions that were not let in, and why.
+    refused: BTreeMap<Key, (Object, Vec<Problem>)>,
+    /// Objects of which an earlier version is in force, since when.
+    kept: BTreeMap<Key, SystemTime>,
+    /// What is to be said about objects that were let in.
+    notes: BTreeMap<Key, Vec<Problem>>,
+    /// Ingresses that came in since the last state was taken, and what they were before.
+    fresh: BTreeMap<Key, Option<Object>>,
+    /// The ConfigMaps are not those of the last state.
+    rules_changed: bool,
+}
+
+impl Store {
+    pub(super) fn new(admission: Admission) -> Self {
+        Self {
+            admission,
+            in_force: Objects::default(),
+            refused: BTreeMap::new(),
+            kept: BTreeMap::new(),
+            notes: BTreeMap::new(),
+            fresh: BTreeMap::new(),
+            rules_changed: true,
+        }
+    }
+
+    pub(super) fn objects(&self) -> &Objects {
+        &self.in_force
+    }
+
+    /// The newest version, whether or not it is in force.
+    pub(super) fn newest(&self, key: &Key) -> Option<Object> {
+        self.refused.get(key).map(|(object, _)| object.clone()).or_else(|| self.in_force.get(key))
+    }
+
+    /// Newest versions that were not let in.
+    pub(super) fn refused(&self) -> BTreeMap<Key, Object> {
+        self.refused.iter().map(|(key, (object, _))| (key.clone(), object.clone())).collect()
+    }
+
+    /// Takes a version in; false if it says nothing new.
+    pub(super) fn apply(&mut self, object: Object) -> bool {
+        let key = object.key();
+        if self.newest(&key).is_some_and(|known| known == object) {
+            return false;
+        }
+        let found = (self.admission.alone)(&object, &key.id(""));
+        if found.iter().any(|problem| problem.severity == Severity::Error) {
+            self.refuse(key, object, found);
+            return true;
+        }
+        self.let_in(key, object, found);
+        true
+    }
+
+    fn let_in(&mut self, key: Key, object: Object, found: Vec<Problem>) {
+        let before = self.in_force.get(&key);
+        self.in_force.unread.remove(&Some(key.clone()));
+        self.in_force.insert(object, "");
+        self.refused.remove(&key);
+        self.kept.remove(&key);
+        if found.is_empty() {
+            self.notes.remove(&key);
+        } else {
+            self.notes.insert(key.clone(), found);
+        }
+        match key.kind {
+            Kind::Ingress => drop(self.fresh.entry(key).or_insert(before)),
+            Kind::ConfigMap => self.rules_changed = true,
+            _ => {}
+        }
+    }
+
+    fn refuse(&mut self, key: Key, object: Object, found: Vec<Problem>) {
+        if self.in_force.get(&key).is_some() {
+            self.kept.entry(key.clone()).or_insert_with(SystemTime::now);
+        } else {
+            self.in_force.unread.insert(Some(key.clone()));
+        }
+        self.refused.insert(key, (object, found));
+    }
+
+    /// Forgets an object; false if it was not known.
+    pub(super) fn remove(&mut self, key: &Key) -> bool {
+        let known = self.newest(key).is_some();
+        self.in_force.remove(key);
+        self.in_force.unread.remove(&Some(key.clone()));
+        self.refused.remove(key);
+        self.kept.remove(key);
+        self.notes.remove(key);
+        self.fresh.remove(key);
+        self.rules_changed |= known && key.kind == Kind::ConfigMap;
+        known
+    }
+
+    /// Names of all objects of a kind, in force or not.
+    pub(super) fn keys(&self, kind: Kind) -> Vec<Key> {
+        let mut keys = self.in_force.keys(kind);
+        keys.extend(self.refused.keys().filter(|key| key.kind == kind).cloned());
+        keys
+    }
+
+    /// The state as of now.
+    pub(super) fn take(&mut self) -> Loaded {
+        self.judge();
+        let refused = self.refused.values().flat_map(|(_, found)| found);
+        let mut problems: Vec<Problem> = self.notes.values().flatten().chain(refused).cloned().collect();
+        problems.sort();
+        let kept = self.kept.iter().map(|(key, since)| Kept { object: key.id(""), since: *since });
+        Loaded { objects: self.in_force.clone(), problems, kept: kept.collect() }
+    }
+
+    /// Has kept what the ConfigMaps demand: of those that came in, and of all if the ConfigMaps did.
+    fn judge(&mut self) {
+        let judge = (self.admission.among)(&self.in_force.config_maps);
+        let mut fresh = std::mem::take(&mut self.fresh);
+        let rules_changed = std::mem::take(&mut self.rules_changed);
+        let among: Vec<Key> =
+            if rules_changed { self.in_force.keys(Kind::Ingress) } else { fresh.keys().cloned().collect() };
+        for key in among {
+            // What is kept was let in once.
+            let Some(object) = self.in_force.get(&key).filter(|_| !self.kept.contains_key(&key)) else {
+                continue;
+            };
+            let found = judge(&object, &key.id(""));
+            if !found.iter().any(|problem| problem.severity == Severity::Error) {
+                continue;
+            }
+            match fresh.remove(&key) {
+                Some(Some(before)) => self.in_force.insert(before, ""),
+                Some(None) => self.in_force.remove(&key),
+                None => {}
+            }
+            self.refuse(key, object, found);
+        }
+        if !rules_changed {
+            return;
+        }
+        // The ConfigMaps may have become milder.
+        let refused = self.refused.iter().filter(|(key, _)| key.kind == Kind::Ingress);
+        let refused: Vec<(Key, Object)> =
+            refused.map(|(key, (object, _))| (key.clone(), object.clone())).collect();
+        for (key, object) in refused {
+            let id = key.id("");
+            let alone = (self.admission.alone)(&object, &id);
+            let problems: Vec<Problem> = alone.iter().cloned().chain(judge(&object, &id)).collect();
+            if problems.iter().any(|problem| problem.severity == Severity::Error) {
+                self.refused.insert(key, (object, problems));
+            } else {
+                self.let_in(key, object, alone);
+            }
+        }
+        self.fresh.clear();
+    }
+}

@@ -1,0 +1,283 @@
+//! The room against a scripted API server: what a real one does too seldom to wait for.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Duration, timeout};
+
+use super::*;
+use crate::model::ObjectName;
+use crate::objects::{Loaded, References};
+
+/// No wait of a test is longer.
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// Answers lists with what it has, keeps watches open, and says on them what it is told to.
+#[derive(Clone, Default)]
+struct Server {
+    shared: Arc<Mutex<Shared>>,
+}
+
+#[derive(Default)]
+struct Shared {
+    /// By resource.
+    objects: BTreeMap<String, Vec<Value>>,
+    watches: BTreeMap<String, mpsc::UnboundedSender<String>>,
+    /// Paths and queries in the order they came.
+    asked: Vec<String>,
+    /// Resources that nobody may see.
+    refused: Vec<String>,
+}
+
+impl Server {
+    async fn start(&self) -> Cluster {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("bind");
+        let server = Some(format!("http://{}", listener.local_addr().expect("bound")));
+        let this = self.clone();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(this.clone().serve(stream));
+            }
+        });
+        Cluster::connect(&Access { server, ..Access::default() }).await.expect("a client")
+    }
+
+    fn put(&self, resource: &str, object: Value) {
+        self.shared.lock().expect("whole").objects.entry(resource.to_owned()).or_default().push(object);
+    }
+
+    /// On the watch of that resource, once there is one.
+    async fn say(&self, resource: &str, event: Value) {
+        let mut event = event.to_string();
+        event.push('\n');
+        let until = async {
+            loop {
+                let watch = self.shared.lock().expect("whole").watches.get(resource).cloned();
+                if watch.is_some_and(|watch| watch.send(event.clone()).is_ok()) {
+                    return;
+                }
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(DEADLINE, until).await.expect("a watch");
+    }
+
+    /// How often that was asked.
+    fn count(&self, words: &[&str]) -> usize {
+        let shared = self.shared.lock().expect("whole");
+        shared.asked.iter().filter(|asked| words.iter().all(|word| asked.contains(word))).count()
+    }
+
+    async fn serve(self, stream: TcpStream) {
+        let (read, mut write) = stream.into_split();
+        let mut lines = BufReader::new(read).lines();
+        loop {
+            let Ok(Some(line)) = lines.next_line().await else { return };
+            while lines.next_line().await.is_ok_and(|line| line.is_some_and(|line| !line.is_empty())) {}
+            let target = line.split(' ').nth(1).unwrap_or_default().to_owned();
+            let (path, query) = target.split_once('?').unwrap_or((&target, ""));
+            let mut parts = path.rsplit('/');
+            let (last, before) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+            let answer = {
+                let mut shared = self.shared.lock().expect("whole");
+                shared.asked.push(target.clone());
+                let known = shared.objects.get(before).map(|objects| (before, objects));
+                if shared.refused.iter().any(|refused| refused == last || refused == before) {
+                    Err((403, "Forbidden"))
+                } else if query.contains("watch=true") {
+                    let (sender, events) = mpsc::unbounded_channel();
+                    shared.watches.insert(last.to_owned(), sender);
+                    Ok(Answer::Watch(events))
+                } else if let Some((_, objects)) = known {
+                    let found = objects.iter().rev().find(|object| object["metadata"]["name"] == last);
+                    found.cloned().map(Answer::Json).ok_or((404, "NotFound"))
+                } else {
+                    let items = shared.objects.get(last).cloned().unwrap_or_default();
+                    let list = json!({"apiVersion": "v1", "kind": "List", "metadata": {"resourceVersion": "7"}, "items": items});
+                    Ok(Answer::Json(list))
+                }
+            };
+            let (status, body) = match answer {
+                Ok(Answer::Json(value)) => (200, value.to_string()),
+                Ok(Answer::Watch(mut events)) => {
+                    let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n";
+                    let _ = write.write_all(head.as_bytes()).await;
+                    while let Some(event) = events.recv().await {
+                        let chunk = format!("{:x}\r\n{event}\r\n", event.len());
+                        if write.write_all(chunk.as_bytes()).await.is_err() {
+                            return;
+                        }
+                    }
+                    return;
+                }
+                Err((code, reason)) => {
+                    let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code,
+                        "reason": reason, "message": format!("{reason}: {last}"), "metadata": {}});
+                    (code, status.to_string())
+                }
+            };
+            let head = format!(
+                "HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+                body.len()
+            );
+            if write.write_all((head + &body).as_bytes()).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+enum Answer {
+    Json(Value),
+    Watch(mpsc::UnboundedReceiver<String>),
+}
+
+fn ingress(name: &str, version: &str, annotation: &str) -> Value {
+    json!({"apiVersion": "networking.k8s.io/v1", "kind": "Ingress",
+        "metadata": {"namespace": "shop", "name": name, "resourceVersion": version,
+            "annotations": {"secret": annotation}},
+        "spec": {"rules": [{"host": format!("{name}.example.com")}]}})
+}
+
+fn secret(name: &str, version: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"namespace": "shop", "name": name, "resourceVersion": version},
+        "data": {"version": "AAAA"}})
+}
+
+/// Everything may enter; an Ingress names a Secret by its one annotation.
+fn options() -> Options {
+    let refer: Refer = Arc::new(|objects| {
+        let named = objects.ingresses.values().filter_map(|sourced| {
+            let annotations = sourced.object.metadata.annotations.as_ref()?;
+            annotations.get("secret").filter(|name| !name.is_empty())
+        });
+        References {
+            secrets: named.map(|name| ObjectName::new("shop", name)).collect(),
+            ..References::default()
+        }
+    });
+    let admission = Admission { alone: |_, _| Vec::new(), among: |_| Box::new(|_, _| Vec::new()) };
+    Options { scope: Scope::default(), admission, refer }
+}
+
+async fn until(
+    loaded: &mut watch::Receiver<Arc<Loaded>>,
+    case: &str,
+    good: impl Fn(&Loaded) -> bool,
+) -> Arc<Loaded> {
+    let waiting = timeout(DEADLINE, loaded.wait_for(|loaded| good(loaded))).await;
+    let found = waiting.unwrap_or_else(|_| panic!("{case}")).expect("followed");
+    Arc::clone(&found)
+}
+
+fn names(loaded: &Loaded) -> Vec<&str> {
+    loaded.objects.ingresses.keys().map(|name| name.name.as_str()).collect()
+}
+
+#[tokio::test]
+async fn a_watch_that_is_too_old_is_answered_by_a_new_list() {
+    let server = Server::default();
+    server.put("ingresses", ingress("old", "1", ""));
+    let cluster = server.start().await;
+    let mut followed = watch(&cluster, options());
+    timeout(DEADLINE, followed.first()).await.expect("known");
+    assert_eq!(names(&followed.loaded.borrow()), ["old"]);
+    server.shared.lock().expect("whole").objects.insert("ingresses".into(), vec![ingress("new", "9", "")]);
+
+    let gone = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 410, "reason": "Expired",
+        "message": "too old resource version", "metadata": {}});
+    server.say("ingresses", json!({"type": "ERROR", "object": gone})).await;
+
+    until(&mut followed.loaded, "listed anew", |loaded| names(loaded) == ["new"]).await;
+    assert_eq!(followed.loaded.borrow().problems, [], "it is in the order of things");
+}
+
+#[tokio::test]
+async fn a_watch_that_ends_is_resumed_where_it_ended() {
+    let server = Server::default();
+    let cluster = server.start().await;
+    let mut followed = watch(&cluster, options());
+    timeout(DEADLINE, followed.first()).await.expect("known");
+    server.say("ingresses", json!({"type": "ADDED", "object": ingress("one", "41", "")})).await;
+    until(&mut followed.loaded, "added", |loaded| names(loaded) == ["one"]).await;
+    let bookmark = json!({"apiVersion": "networking.k8s.io/v1", "kind": "Ingress", "metadata": {"resourceVersion": "55"}});
+    server.say("ingresses", json!({"type": "BOOKMARK", "object": bookmark})).await;
+
+    // The connection breaks: its end of the channel is dropped with the watch.
+    server.shared.lock().expect("whole").watches.remove("ingresses");
+
+    server.say("ingresses", json!({"type": "DELETED", "object": ingress("one", "56", "")})).await;
+    until(&mut followed.loaded, "deleted", |loaded| names(loaded).is_empty()).await;
+    assert_eq!(server.count(&["/ingresses?", "limit="]), 1, "listed once");
+    assert_eq!(server.count(&["/ingresses?", "resourceVersion=55"]), 1, "resumed at the bookmark");
+}
+
+#[tokio::test]
+async fn a_state_waits_for_the_secret_it_names_and_reads_no_other() {
+    let server = Server::default();
+    server.put("secrets", secret("cert", "3"));
+    server.put("secrets", secret("others", "4"));
+    server.put("ingresses", ingress("web", "1", "cert"));
+    let cluster = server.start().await;
+
+    let mut followed = watch(&cluster, options());
+    timeout(DEADLINE, followed.first()).await.expect("known");
+
+    let known =
+        |loaded: &Loaded| loaded.objects.secrets.keys().map(|name| name.name.clone()).collect::<Vec<_>>();
+    assert_eq!(known(&followed.loaded.borrow()), ["cert"]);
+    assert_eq!(server.count(&["/secrets/others"]), 0);
+
+    // The next one is there before the Ingress that names it: no state has one without the other.
+    server.put("secrets", secret("next", "8"));
+    server.say("secrets", json!({"type": "ADDED", "object": secret("next", "8")})).await;
+    server.say("ingresses", json!({"type": "MODIFIED", "object": ingress("web", "9", "next")})).await;
+    let moved = |loaded: &Loaded| {
+        let web = loaded.objects.ingresses.values().next();
+        let named = web.and_then(|web| web.object.metadata.annotations.as_ref()?.get("secret").cloned());
+        named.as_deref() == Some("next")
+    };
+    let state = until(&mut followed.loaded, "moved", moved).await;
+    assert_eq!(known(&state), ["next"]);
+}
+
+#[tokio::test]
+async fn what_may_not_be_read_is_told_and_the_rest_is_served() {
+    let server = Server::default();
+    server.shared.lock().expect("whole").refused = vec!["secrets".to_owned(), "nodes".to_owned()];
+    server.put("ingresses", ingress("web", "1", "cert"));
+    let cluster = server.start().await;
+
+    let mut followed = watch(&cluster, options());
+    timeout(DEADLINE, followed.first()).await.expect("known");
+
+    assert_eq!(names(&followed.loaded.borrow()), ["web"]);
+    let told = |loaded: &Loaded| {
+        let refused = loaded.problems.iter().filter(|problem| problem.reason == "watch-refused");
+        refused.map(|problem| problem.field.clone()).collect::<Vec<_>>() == ["nodes", "secrets"]
+    };
+    until(&mut followed.loaded, "told", told).await;
+}
+
+#[tokio::test]
+async fn a_version_that_says_nothing_new_makes_no_state() {
+    let server = Server::default();
+    server.put("ingresses", ingress("web", "1", ""));
+    let cluster = server.start().await;
+    let mut followed = watch(&cluster, options());
+    timeout(DEADLINE, followed.first()).await.expect("known");
+    followed.loaded.mark_unchanged();
+
+    let mut written = ingress("web", "2", "");
+    written["status"] = json!({"loadBalancer": {"ingress": [{"ip": "192.0.2.1"}]}});
+    server.say("ingresses", json!({"type": "MODIFIED", "object": written})).await;
+    let ours = ObjectName::new("shop", "web");
+    let seen = timeout(DEADLINE, followed.aside.wait_for(|aside| aside.addresses.contains_key(&ours))).await;
+
+    assert!(seen.expect("in time").is_ok());
+    assert!(!followed.loaded.has_changed().expect("followed"));
+}

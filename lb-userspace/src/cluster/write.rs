@@ -1,0 +1,163 @@
+//! What is written back: by the holder of the Lease, from what the agent reports.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{Duration, timeout};
+use tracing::warn;
+
+use super::events::{Counts, Memory, Teller};
+use super::lease::{self, Election};
+use super::status::{StatusOptions, Writer};
+use super::{Cluster, Followed};
+use crate::model::report::{Metric, MetricKind, Sample};
+use crate::model::{ObjectName, Problems};
+use crate::objects::Loaded;
+
+/// Longest time for what is written at the end.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+/// What the agent made of a state.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// The state.
+    pub loaded: Arc<Loaded>,
+    /// Ingresses of ours.
+    pub served: BTreeSet<ObjectName>,
+    /// Of all objects.
+    pub problems: Problems,
+}
+
+/// Who writes what.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WriteOptions {
+    /// Who of several agents writes; `None`: we do.
+    pub election: Option<Election>,
+    /// `None`: status is left alone.
+    pub status: Option<StatusOptions>,
+    /// Tell which Ingresses are taken up.
+    pub sync_events: bool,
+    /// The pod that we are.
+    pub pod: ObjectName,
+}
+
+/// Writes for as long as it lives.
+pub struct Writing {
+    client: kube::Client,
+    options: WriteOptions,
+    leads: watch::Receiver<bool>,
+    report: watch::Receiver<Arc<Report>>,
+    aside: watch::Receiver<Arc<super::Aside>>,
+    counts: Arc<Counts>,
+    tasks: JoinSet<()>,
+}
+
+/// Begins to write what is reported.
+pub fn write(
+    cluster: &Cluster,
+    followed: &Followed,
+    options: WriteOptions,
+    report: watch::Receiver<Arc<Report>>,
+) -> Writing {
+    let client = cluster.client.clone();
+    let (sender, leads) = watch::channel(options.election.is_none());
+    let mut tasks = JoinSet::new();
+    match &options.election {
+        Some(election) => {
+            tasks.spawn(lease::stand(client.clone(), election.clone(), sender));
+        }
+        None => {
+            // For as long as somebody asks.
+            tasks.spawn(async move { sender.closed().await });
+        }
+    }
+    let counts = Arc::new(Counts::default());
+    let writing = Writing { client, options, leads, report, aside: followed.aside.clone(), counts, tasks };
+    writing.begin()
+}
+
+impl Writing {
+    fn begin(mut self) -> Self {
+        if let Some(writer) = self.writer() {
+            self.tasks.spawn(writer.run());
+        }
+        let teller = Teller {
+            client: self.client.clone(),
+            instance: self.options.pod.name.clone(),
+            sync: self.options.sync_events,
+            report: self.report.clone(),
+            aside: self.aside.clone(),
+            leads: self.leads.clone(),
+            counts: Arc::clone(&self.counts),
+            memory: Memory::default(),
+        };
+        self.tasks.spawn(teller.run());
+        self
+    }
+
+    fn writer(&self) -> Option<Writer> {
+        Some(Writer {
+            client: self.client.clone(),
+            options: self.options.status.clone()?,
+            pod: self.options.pod.clone(),
+            report: self.report.clone(),
+            aside: self.aside.clone(),
+            leads: self.leads.clone(),
+            pods: None,
+            written: std::collections::BTreeMap::new(),
+        })
+    }
+
+    /// Writes what is to be written when nobody goes on here, and lets others write.
+    pub async fn end(mut self) {
+        let leads = self.leads.clone();
+        let led = *leads.borrow();
+        let farewell = async {
+            let writer = self.writer();
+            // Nobody writes meanwhile what is to be taken out.
+            self.tasks.shutdown().await;
+            if let Some(writer) = writer.filter(|_| led) {
+                writer.clear().await;
+            }
+            if let Some(election) = &self.options.election
+                && let Err(failure) = lease::release(self.client.clone(), election).await
+            {
+                warn!(lease = election.id, failure.message, "not given back; others wait until it is over");
+            }
+        };
+        if timeout(FAREWELL, farewell).await.is_err() {
+            warn!("the API server did not take the farewell in time");
+        }
+    }
+
+    /// For `/metrics`.
+    pub fn metrics(&self) -> Vec<Metric> {
+        let one = |labels, value| vec![Sample { suffix: "", labels, value }];
+        let count =
+            |counter: &std::sync::atomic::AtomicU64| one(Vec::new(), counter.load(Ordering::Relaxed) as f64);
+        let name = self.options.election.as_ref().map_or("", |election| &election.id).to_owned();
+        vec![
+            Metric {
+                name: "nginx_ingress_controller_leader_election_status",
+                help: "Whether this agent holds the Lease and writes back.",
+                kind: MetricKind::Gauge,
+                samples: one(vec![("name", name)], f64::from(u8::from(*self.leads.borrow()))),
+            },
+            Metric {
+                name: "penstock_cluster_events_total",
+                help: "Events that were written.",
+                kind: MetricKind::Counter,
+                samples: count(&self.counts.told),
+            },
+            Metric {
+                name: "penstock_cluster_events_dropped_total",
+                help: "Events that were too many or not taken.",
+                kind: MetricKind::Counter,
+                samples: count(&self.counts.dropped),
+            },
+        ]
+    }
+}

@@ -1,0 +1,107 @@
+//! Which Secrets and ConfigMaps objects name. Who holds a whole cluster need not read the others.
+
+use std::collections::BTreeSet;
+
+use k8s_openapi::api::networking::v1::Ingress;
+
+use super::Options;
+use super::annotations::PREFIX;
+use super::classes;
+use super::config;
+use super::findings::Findings;
+use crate::model::ObjectName;
+use crate::objects::{Objects, References};
+
+/// Annotations with the name of a Secret.
+const SECRETS: [&str; 3] = ["auth-secret", "auth-tls-secret", "proxy-ssl-secret"];
+/// Annotations with the name of a ConfigMap.
+const CONFIG_MAPS: [&str; 3] = ["auth-proxy-set-headers", "custom-headers", "fastcgi-params-configmap"];
+/// Keys of the controller's ConfigMap with the name of another one.
+const KEYS: [&str; 2] = ["add-headers", "proxy-set-headers"];
+
+/// What the Ingresses of ours, the controller's ConfigMap and the flags name, whether or not it is
+/// there, and whether or not they may.
+pub fn references(objects: &Objects, options: &Options) -> References {
+    let mut references = References::default();
+    let References { secrets, config_maps, config_maps_called } = &mut references;
+    secrets.extend(options.default_ssl_certificate.clone());
+    config_maps.extend(options.tcp_services.clone());
+    config_maps.extend(options.udp_services.clone());
+    *config_maps_called = Some(config::NAME.to_owned());
+    for (name, sourced) in objects.config_maps.iter().filter(|(name, _)| name.name == config::NAME) {
+        let data = sourced.object.data.as_ref();
+        let named = KEYS.iter().filter_map(|key| data?.get(*key)).map(|text| of(text, &name.namespace));
+        config_maps.extend(named.flatten());
+    }
+    for served in classes::served(objects, options, &mut Findings::default()) {
+        let namespace = &served.name.namespace;
+        config_maps.extend(annotated(served.ingress, &CONFIG_MAPS, namespace));
+        secrets.extend(annotated(served.ingress, &SECRETS, namespace));
+        let entries = served.ingress.spec.iter().flat_map(|spec| spec.tls.iter().flatten());
+        let certificates = entries.filter_map(|entry| entry.secret_name.as_deref());
+        secrets.extend(certificates.filter_map(|text| of(text, namespace)));
+    }
+    references
+}
+
+fn annotated(ingress: &Ingress, names: &[&str], namespace: &str) -> BTreeSet<ObjectName> {
+    let annotations = ingress.metadata.annotations.as_ref();
+    let text = |name: &&str| annotations?.get(&format!("{PREFIX}/{name}"));
+    names.iter().filter_map(text).filter_map(|text| of(text, namespace)).collect()
+}
+
+/// `name` or `namespace/name`.
+fn of(text: &str, namespace: &str) -> Option<ObjectName> {
+    let text = text.trim();
+    let name = match text.split_once('/') {
+        Some((namespace, name)) => ObjectName::new(namespace, name),
+        None => ObjectName::new(namespace, text),
+    };
+    (!name.name.is_empty() && !name.namespace.is_empty()).then_some(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::super::annotations::table::{TABLE, Value};
+    use super::super::config::table;
+    use super::*;
+    use crate::objects::Object;
+
+    #[test]
+    fn no_annotation_and_no_key_that_names_an_object_is_forgotten() {
+        let annotations: BTreeSet<&str> =
+            TABLE.iter().filter(|row| row.value == Value::Reference).map(|row| row.name).collect();
+        let keys: BTreeSet<&str> =
+            table::KEYS.iter().filter(|row| row.form == table::Form::Reference).map(|row| row.name).collect();
+
+        assert_eq!(annotations, SECRETS.into_iter().chain(CONFIG_MAPS).collect());
+        assert_eq!(keys, BTreeSet::from(KEYS));
+    }
+
+    #[test]
+    fn only_ingresses_of_ours_name_anything() {
+        let ingress = |name: &str, class: &str| {
+            let ingress = serde_json::json!({
+                "metadata": {"namespace": "shop", "name": name, "annotations": {
+                    "nginx.ingress.kubernetes.io/auth-secret": format!("{name}-users"),
+                    "nginx.ingress.kubernetes.io/auth-tls-secret": format!("ca/{name}"),
+                    "nginx.ingress.kubernetes.io/custom-headers": format!("shop/{name}-headers"),
+                }},
+                "spec": {"ingressClassName": class, "tls": [{"secretName": format!("{name}-tls")}, {"hosts": ["a"]}]},
+            });
+            Object::Ingress(Arc::new(serde_json::from_value(ingress).expect("an Ingress")))
+        };
+        let mut objects = Objects::default();
+        objects.insert(ingress("ours", "nginx"), "");
+        objects.insert(ingress("theirs", "traefik"), "");
+
+        let references = references(&objects, &Options::default());
+
+        let names = |names: &[(&str, &str)]| names.iter().map(|(a, b)| ObjectName::new(*a, *b)).collect();
+        let secrets = names(&[("ca", "ours"), ("shop", "ours-tls"), ("shop", "ours-users")]);
+        assert_eq!(references.secrets, secrets);
+        assert_eq!(references.config_maps, names(&[("shop", "ours-headers")]));
+    }
+}
