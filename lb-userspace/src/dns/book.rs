@@ -33,14 +33,16 @@ struct Entry {
     /// Not asked for before; `None`: at once.
     next: Option<Instant>,
     is_sought: bool,
+    /// That it has no address was logged.
+    is_told: bool,
 }
 
 impl Book {
     /// Keeps the names of this state and forgets others.
     pub(super) fn want(&mut self, l7: &L7) {
         let wanted = names(l7);
-        self.names.retain(|name, _| wanted.contains_key(name.as_str()));
-        for name in wanted.into_keys() {
+        self.names.retain(|name, _| wanted.contains(name.as_str()));
+        for name in wanted {
             if !self.names.contains_key(name) {
                 self.names.insert(name.to_owned(), Entry::default());
             }
@@ -69,38 +71,33 @@ impl Book {
     pub(super) fn learn(&mut self, name: &str, found: Result<Answer, Error>, now: Instant) -> bool {
         let Some(entry) = self.names.get_mut(name) else { return false };
         entry.is_sought = false;
-        let before = entry.addrs.len();
-        match found {
+        let before = entry.addrs.clone();
+        let wrong: Option<String> = match found {
             Ok(Answer { addrs, ttl }) => {
-                entry.next = Some(now + ttl.clamp(SHORTEST, LONGEST));
-                entry.found = Some(now);
-                let addrs: BTreeSet<_> = addrs.into_iter().filter(|addr| !leads_back(*addr)).collect();
-                if addrs.is_empty() {
-                    tracing::warn!(
-                        name,
-                        "the name has no address but those of this host; requests answer 503"
-                    );
-                }
-                let differs = entry.addrs != addrs;
-                entry.addrs = addrs;
-                differs
+                (entry.next, entry.found) = (Some(now + ttl.clamp(SHORTEST, LONGEST)), Some(now));
+                entry.addrs = addrs.into_iter().filter(|addr| !leads_back(*addr)).collect();
+                entry.addrs.is_empty().then(|| "its addresses are those of this host itself".to_owned())
             }
             Err(error) => {
                 entry.next = Some(now + AGAIN);
                 let is_old = entry.found.is_none_or(|found| now.duration_since(found) > STALE);
-                let drops = matches!(error, Error::NoSuchName) || is_old;
-                if drops {
+                if is_old || matches!(error, Error::NoSuchName) {
                     entry.addrs.clear();
                 }
-                // Once, and not every time that it is asked for.
-                if entry.found.is_none() || drops && before > 0 {
-                    tracing::warn!(name, %error, "a name has no address; requests answer 503 until it has");
-                } else {
-                    tracing::debug!(name, %error, "a name has no answer");
-                }
-                drops && before > 0
+                Some(error.to_string())
             }
+        };
+        match wrong {
+            Some(reason) if entry.addrs.is_empty() => {
+                // Once, and not every time that it is asked for.
+                if !std::mem::replace(&mut entry.is_told, true) {
+                    tracing::warn!(name, reason, "a name has no address; requests answer 503 until it has");
+                }
+            }
+            Some(reason) => tracing::debug!(name, reason, "no new answer about a name"),
+            None => entry.is_told = false,
         }
+        entry.addrs != before
     }
 
     /// The same state with the addresses that are known; itself where there is nothing to fill in.

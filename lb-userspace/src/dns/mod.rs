@@ -9,7 +9,7 @@ mod client;
 mod message;
 mod system;
 
-use std::collections::HashMap;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -97,9 +97,9 @@ async fn sleep_until(due: Option<Instant>) {
 }
 
 /// Names of a state, each once.
-fn names(l7: &L7) -> HashMap<&str, ()> {
+fn names(l7: &L7) -> BTreeSet<&str> {
     let external = l7.upstreams.values().filter_map(|upstream| upstream.external.as_ref());
-    external.map(|external| (external.name.as_str(), ())).collect()
+    external.map(|external| external.name.as_str()).collect()
 }
 
 #[cfg(test)]
