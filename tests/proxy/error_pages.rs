@@ -175,7 +175,7 @@ fn what_is_too_large_is_worded_without_it() {
 fn an_upstream_without_endpoints_is_stood_in_for_under_the_same_path() {
     let words = words();
     let name = UpstreamName("custom-default-backend-default-errors".to_owned());
-    let errors = ErrorPages { backend: Some(name.clone()), ..ErrorPages::default() };
+    let errors = ErrorPages { backend: Some(name.clone()), ..pages(&[503]) };
     let mut l7 = state(&[], None, errors);
     l7.upstreams.insert(name, Upstream { endpoints: BTreeSet::from([words.addr]), ..Upstream::default() });
 

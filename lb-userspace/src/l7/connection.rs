@@ -372,10 +372,7 @@ impl Connection<'_, '_> {
                     copy,
                     params,
                     cookie,
-                    replaced: page
-                        .as_ref()
-                        .filter(|_| speech == Speech::Http1)
-                        .and_then(|page| page.intercepts()),
+                    replaced: page.as_ref().and_then(|page| page.intercepts(speech, side)),
                 })
             }
         };

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use super::buffer::Scratch;
+use super::canary::Side;
 use super::compress::Accepts;
 use super::exchange::{Hold, Limits, Outgoing};
 use super::fcgi;
@@ -134,10 +135,12 @@ impl Page {
         self.small.extend_from_slice(body);
     }
 
-    /// The policies by which an upstream's answers are replaced; `None`: they are not.
-    pub(super) fn intercepts(&self) -> Option<Arc<Policies>> {
+    /// The policies by which an upstream's answers are replaced; `None`: they are not. Who stands in words errors
+    /// itself, and other protocols have their own.
+    pub(super) fn intercepts(&self, speech: Speech, side: Side) -> Option<Arc<Policies>> {
         let errors = self.policies.errors.as_ref()?;
-        (!errors.only_ours).then(|| Arc::clone(&self.policies))
+        let is_final = errors.only_ours || speech != Speech::Http1 || side == Side::StandIn;
+        (!is_final).then(|| Arc::clone(&self.policies))
     }
 
     /// The client does not hear of this status.
