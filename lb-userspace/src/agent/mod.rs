@@ -71,6 +71,10 @@ async fn serve(config: Config) -> Result<(), StartError> {
     for flag in &config.idle_flags {
         info!(flag = flag.name, instead = flag.instead, "a flag of ingress-nginx that changes nothing here");
     }
+    let other = |name: &&ObjectName| name.name != "ingress-nginx-controller";
+    if let Some(name) = config.translate.config_map.as_ref().filter(other) {
+        warn!(configmap = %name, "not read: so far only a ConfigMap called ingress-nginx-controller is");
+    }
     let streams = config.translate.tcp_services.is_some() || config.translate.udp_services.is_some();
     if streams && config.datapath == DatapathMode::Off {
         warn!("TCP and UDP services are not served: they need the kernel part, and this is --datapath off");

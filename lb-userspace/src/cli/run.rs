@@ -18,6 +18,9 @@ use crate::config::{self, DatapathMode, IdleFlag, OnExit, Pin, Settings};
     66 a listener, 67 the datapath could not start, 70 the running agent is not taken over."
 )]
 pub(super) struct RunArgs {
+    // First: those behind it take what they read out of what was given.
+    #[command(flatten)]
+    idle: IdleArgs,
     /// Directory of Kubernetes manifests (YAML, JSON, sub-folders), followed as it changes
     #[arg(long, value_name = "DIR", env = "PENSTOCK_MANIFESTS")]
     manifests: Option<PathBuf>,
@@ -129,8 +132,6 @@ pub(super) struct RunArgs {
     cluster: ClusterArgs,
     #[command(flatten)]
     metering: MeteringArgs,
-    #[command(flatten)]
-    idle: IdleArgs,
 }
 
 /// Serves until a signal ends it.

@@ -11,7 +11,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use self::plan::{Plan, Step, begin_line, count, lead, params, small};
+use self::plan::{Head, Plan, Step, begin_line, count, lead, params, small};
 use super::auth::{self, Checks};
 use super::buffer::{Buf, Scratch};
 use super::canary::Side;
@@ -200,8 +200,7 @@ impl Connection<'_, '_> {
     }
 
     async fn fill(&mut self, due: Due, begun: bool) -> Filled {
-        let worker = self.worker;
-        let _reading = begun.then(|| During::of(&worker.reading));
+        let _reading = begun.then(|| During::of(&self.worker.reading));
         poll_fn(|cx| {
             if let Poll::Ready(read) = self.buf.poll_fill(cx, &self.socket) {
                 return Poll::Ready(match read {
@@ -409,8 +408,7 @@ impl Connection<'_, '_> {
     }
 
     async fn carry_out(&mut self, plan: Plan, started: Instant) -> Left {
-        let worker = self.worker;
-        let _writing = During::of(&worker.writing);
+        let _writing = During::of(&self.worker.writing);
         self.requests += 1;
         self.buf.consume(plan.head_len);
         let Plan { method, is_head, version, after, body, checks, mut page, mut step, dress, .. } = plan;
@@ -468,8 +466,7 @@ impl Connection<'_, '_> {
         self.dress = Dress::default();
         let took = started.elapsed();
         if let Some((number, labels)) = snapshot.router.route(at).map(|route| route.counted(side)) {
-            let Tally { body_received, head_sent, body_sent } = self.tally;
-            let (received, sent) = (plan.head_len as u64 + body_received, head_sent + body_sent);
+            let (received, sent) = self.tally.of_whole(plan.head_len);
             let finished = Finished { method, status, took, attempt: record.only(), received, sent };
             // The route of a request that outlived its snapshot may be gone.
             let now = self.worker.current.load();
@@ -598,19 +595,6 @@ impl Connection<'_, '_> {
     pub(super) fn poll_gone(&self, cx: &mut Context<'_>) -> bool {
         self.buf.is_empty() && self.socket.poll_presence(cx) == Poll::Ready(Presence::Gone)
     }
-}
-
-/// What the bytes that were read are.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "a moment on the stack; a box would be an allocation a request"
-)]
-enum Head {
-    Incomplete,
-    Planned(Plan, Instant),
-    /// The preface of HTTP/2.
-    Http2,
-    Refused(Refusal),
 }
 
 enum Filled {

@@ -363,7 +363,7 @@ pub struct Certificate {
 /// A certificate in the words that metrics have for it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Leaf {
-    /// Distinguished name of the issuer, last part first, as `CN=ca,O=Example`.
+    /// Distinguished name of the issuer, its own name first, as `CN=ca,O=Example`.
     pub issuer: String,
     /// Its first organization; empty: none.
     pub issuer_organization: String,

@@ -133,24 +133,30 @@ fn described(leaf: &X509Certificate<'_>) -> Leaf {
     }
 }
 
-/// Last part first, with the short names that every issuer has.
+/// Parts of a name and their short names, in the order in which Go writes them.
+const PARTS: [(&str, &str); 9] = [
+    ("2.5.4.5", "SERIALNUMBER"),
+    ("2.5.4.3", "CN"),
+    ("2.5.4.17", "POSTALCODE"),
+    ("2.5.4.9", "STREET"),
+    ("2.5.4.8", "ST"),
+    ("2.5.4.7", "L"),
+    ("2.5.4.11", "OU"),
+    ("2.5.4.10", "O"),
+    ("2.5.4.6", "C"),
+];
+
+/// As ingress-nginx has it in `identifier`.
 fn rfc2253(name: &X509Name<'_>) -> String {
     let part = |attribute: &AttributeTypeAndValue<'_>| {
         let oid = attribute.attr_type().to_id_string();
-        let short = match oid.as_str() {
-            "2.5.4.3" => "CN",
-            "2.5.4.6" => "C",
-            "2.5.4.7" => "L",
-            "2.5.4.8" => "ST",
-            "2.5.4.10" => "O",
-            "2.5.4.11" => "OU",
-            other => other,
-        };
-        format!("{short}={}", attribute.as_str().unwrap_or_default())
+        let at = PARTS.iter().position(|(known, _)| *known == oid);
+        let short = at.and_then(|at| PARTS.get(at)).map_or(oid.as_str(), |(_, short)| *short);
+        (at.unwrap_or(PARTS.len()), format!("{short}={}", attribute.as_str().unwrap_or_default()))
     };
-    let mut parts: Vec<_> = name.iter_attributes().map(part).collect();
-    parts.reverse();
-    parts.join(",")
+    let mut parts: Vec<(usize, String)> = name.iter_attributes().map(part).collect();
+    parts.sort_by_key(|(at, _)| *at);
+    parts.into_iter().map(|(_, part)| part).collect::<Vec<_>>().join(",")
 }
 
 /// Whether this is a bundle of certificates; says what is wrong with it.
@@ -195,5 +201,39 @@ fn ip(bytes: &[u8]) -> Option<IpAddr> {
         4 => <[u8; 4]>::try_from(bytes).ok().map(IpAddr::from),
         16 => <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::ByteString;
+    use rcgen::{CertificateParams, DnType, KeyPair, SerialNumber};
+
+    use super::*;
+
+    #[test]
+    fn a_leaf_is_described_in_the_words_of_metrics() {
+        let key = KeyPair::generate().expect("a key");
+        let mut params = CertificateParams::new(vec!["a.example.com".to_owned()]).expect("names");
+        params.distinguished_name.push(DnType::OrganizationName, "Example");
+        params.distinguished_name.push(DnType::CommonName, "edge");
+        params.serial_number = Some(SerialNumber::from(4711u64));
+        let certificate = params.self_signed(&key).expect("a certificate");
+        let data = [("tls.crt", certificate.pem()), ("tls.key", key.serialize_pem())];
+        let data = data.map(|(name, pem)| (name.to_owned(), ByteString(pem.into_bytes())));
+        let secret = Secret { data: Some(data.into()), ..Secret::default() };
+
+        let checked = check(&ObjectName::new("default", "tls"), &secret).expect("usable");
+
+        assert_eq!(
+            checked.certificate.leaf,
+            Leaf {
+                issuer: "CN=edge,O=Example".to_owned(),
+                issuer_organization: "Example".to_owned(),
+                issuer_common_name: "edge".to_owned(),
+                serial: "4711".to_owned(),
+                key_algorithm: "ECDSA".to_owned(),
+            }
+        );
     }
 }

@@ -208,9 +208,6 @@ fn one_service(
             );
             continue;
         };
-        if is_ingress && claims.streams.has(number, protocol) {
-            continue;
-        }
         let node_port = port.node_port.and_then(|port| u16::try_from(port).ok()).filter(|port| *port != 0);
         let vips_of = |family: Family| -> Vec<(Vip, Address)> {
             let addresses = addresses.by_addr.iter().filter(|(addr, _)| Family::of(**addr) == family);
@@ -235,6 +232,9 @@ fn one_service(
                     }
                 }
             }
+            continue;
+        }
+        if is_ingress && claims.streams.has(number, protocol) {
             continue;
         }
         for family in &families {
@@ -482,7 +482,7 @@ fn without_effect(name: &ObjectName, spec: &ServiceSpec, slices: &Slices, about:
 }
 
 /// Which listener of the proxy a port of the ingress Service belongs to.
-fn listener_of(port: &ServicePort, protocol: Protocol) -> Option<Listener> {
+pub(super) fn listener_of(port: &ServicePort, protocol: Protocol) -> Option<Listener> {
     if protocol != Protocol::Tcp {
         return None;
     }

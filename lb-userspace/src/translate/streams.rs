@@ -197,9 +197,14 @@ pub(super) fn claim(
         let own = spec.ports.iter().flatten().find(|own| {
             own.port == i32::from(*port) && endpoints::protocol_of(own.protocol.as_deref()) == Some(*protocol)
         });
+        let mut about = findings.about(&stream.config_map);
+        if own.is_some_and(|own| services::listener_of(own, *protocol).is_some()) {
+            let message = format!("port {port} of Service {name} is that of Ingresses; not served");
+            about.error_fix("reserved-port", &stream.field, message, "use another port");
+            continue;
+        }
         let node_port = own.and_then(|own| own.node_port).filter(|_| has_node_ports);
         let node_port = node_port.and_then(|port| u16::try_from(port).ok()).filter(|port| *port != 0);
-        let mut about = findings.about(&stream.config_map);
         let owner = format!(
             "{} of ConfigMap {}/{}",
             stream.field, stream.config_map.namespace, stream.config_map.name

@@ -9,6 +9,7 @@ use super::super::canary::Side;
 use super::super::exchange::{Limits, Outgoing};
 use super::super::fcgi;
 use super::super::filters::{Answer, Decision, Next};
+use super::super::h1::head::Refusal;
 use super::super::h1::{Body, Version};
 use super::super::heads::After;
 use super::super::log::{self, Place, Subject};
@@ -20,6 +21,19 @@ use super::super::snapshot::Snapshot;
 use super::super::upstream::{Lead, Speech};
 use super::super::variable::{self, Known};
 use super::super::zones::{self, UnderWay};
+
+/// What the bytes that were read are.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a moment on the stack; a box would be an allocation a request"
+)]
+pub(super) enum Head {
+    Incomplete,
+    Planned(Plan, Instant),
+    /// The preface of HTTP/2.
+    Http2,
+    Refused(Refusal),
+}
 
 /// A decided request, free of the bytes it was read from.
 pub(super) struct Plan {

@@ -31,6 +31,13 @@ pub(super) struct Tally {
     pub(super) body_sent: u64,
 }
 
+impl Tally {
+    /// Bytes of the request, whose head had so many, and of the response.
+    pub(super) fn of_whole(&self, head: usize) -> (u64, u64) {
+        (head as u64 + self.body_received, self.head_sent + self.body_sent)
+    }
+}
+
 /// Begins the line of a decided request; `None` if it is not logged (reference 3.4).
 pub(super) fn begin(router: &Router, next: &Next, subject: &Subject<'_, '_, '_>) -> Option<Scratch> {
     let log = router.log.as_deref()?;
