@@ -11,7 +11,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use self::plan::{Head, Plan, Step, begin_line, count, lead, params, small};
+use self::plan::{Filled, Head, Plan, Step, begin_line, count, lead, params, small};
 use super::auth::{self, Checks};
 use super::buffer::{Buf, Scratch};
 use super::canary::Side;
@@ -595,10 +595,4 @@ impl Connection<'_, '_> {
     pub(super) fn poll_gone(&self, cx: &mut Context<'_>) -> bool {
         self.buf.is_empty() && self.socket.poll_presence(cx) == Poll::Ready(Presence::Gone)
     }
-}
-
-enum Filled {
-    Bytes,
-    End,
-    Late,
 }

@@ -35,6 +35,13 @@ pub(super) enum Head {
     Refused(Refusal),
 }
 
+/// What came of waiting for bytes.
+pub(super) enum Filled {
+    Bytes,
+    End,
+    Late,
+}
+
 /// A decided request, free of the bytes it was read from.
 pub(super) struct Plan {
     pub(super) head_len: usize,
