@@ -100,10 +100,7 @@ fn what_we_may_not_read_is_told_by_name_and_taken_up_when_we_may() {
     agent.until_backend("old.example.com", "one");
     for resource in ["secrets", "nodes", "ingressclasses"] {
         let page = agent.ask("/status");
-        assert!(
-            page.contains(&format!("{resource}")) && page.contains("list and watch"),
-            "{resource}: {page}"
-        );
+        assert!(page.contains(resource) && page.contains("list and watch"), "{resource}: {page}");
     }
     rig.apply(&role(&format!("{most}, ingresses, secrets")));
     agent.ask_until("/status", "secrets are followed", |page| !page.contains("get, list and watch secrets"));

@@ -25,7 +25,7 @@ pub(super) struct Source {
 }
 
 enum Origin {
-    Directory { watcher: Option<manifests::Watcher>, following: Option<JoinHandle<()>> },
+    Directory { watcher: Option<Box<manifests::Watcher>>, following: Option<JoinHandle<()>> },
     Cluster(Box<Watched>),
 }
 
@@ -39,7 +39,7 @@ impl Source {
     pub(super) async fn open(config: &Config, options: &translate::Options) -> Result<Self, StartError> {
         if let Some(path) = &config.manifests {
             let (loaded, watcher) = manifests::watch(path, translate::ADMISSION)?;
-            let origin = Origin::Directory { watcher: Some(watcher), following: None };
+            let origin = Origin::Directory { watcher: Some(Box::new(watcher)), following: None };
             return Ok(Self { loaded, name: path.display().to_string(), origin });
         }
         let watched = watch(&config.cluster, &config.translate, options).await?;

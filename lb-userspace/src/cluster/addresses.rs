@@ -193,7 +193,7 @@ mod tests {
             pod("ill", "Running", "False", false),
         ];
 
-        let alone = among(&[&[ours.clone()], &rest[..2]].concat(), "ours");
+        let alone = among(&[std::slice::from_ref(&ours), &rest[..2]].concat(), "ours");
         let together = among(&[&[ours], &rest[..]].concat(), "ours");
 
         let nodes = BTreeSet::from(["node-of-ours".to_owned()]);
