@@ -16,7 +16,8 @@ use super::super::heads::After;
 use super::super::relay::{Broken, Coding, Leg, Waits};
 use super::super::timers::Alarm;
 use super::super::worker::Worker;
-use super::{Exchange, Ready, Sent, account};
+use super::handover::account;
+use super::{Exchange, Ready, Sent};
 use crate::model::l7::{Rate, ReadAhead};
 
 /// How often a client with a pace gets its share.

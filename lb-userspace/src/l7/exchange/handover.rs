@@ -1,0 +1,91 @@
+//! What follows the head of a response: its body on the way to the client, or a tunnel.
+
+use std::future::poll_fn;
+use std::io;
+use std::task::Poll;
+
+use super::super::buffer::Scratch;
+use super::super::connection::{CLIENT_TIMEOUT, Connection};
+use super::super::heads::After;
+use super::super::metrics::Failure;
+use super::super::relay::{Broken, Leg, Waits};
+use super::super::tunnel::{End, tunnel};
+use super::{Exchange, Ready, Sent};
+
+impl Exchange<'_, '_, '_, '_> {
+    /// Passes the response on while the rest of the request may still go the other way.
+    pub(super) async fn relay(&mut self, ready: Ready) -> (Sent, u64) {
+        let Ready { status, head, body, coding, after, keep_upstream: _, streams: _, packing: _ } = ready;
+        let mut download = Leg::new(head, body, coding, None);
+        let mut due = self.connection.alarm.due(self.limits.read);
+        let mut moved = 0;
+        let through = poll_fn(|cx| {
+            if let Poll::Ready(Err(_)) = self.poll_upload(cx) {
+                // The client broke off its body; the response alone may still be wanted.
+                self.upload_broken = true;
+            }
+            match download.poll(cx, &self.upstream, &mut self.buf, &self.connection.socket) {
+                Poll::Ready(result) => return Poll::Ready(result),
+                Poll::Pending => {}
+            }
+            let now = download.moved() + self.upload.moved();
+            if now != moved {
+                moved = now;
+                due = self.connection.alarm.due(match download.waits {
+                    Waits::ForSender => self.limits.read,
+                    Waits::ForReceiver => CLIENT_TIMEOUT,
+                });
+            }
+            // A client that left need not keep an upstream that is silent for an hour.
+            let idle = download.waits == Waits::ForSender && (self.upload.is_done() || self.upload_broken);
+            if idle && self.connection.poll_gone(cx) {
+                return Poll::Ready(Err(Broken::Receiver(io::ErrorKind::ConnectionReset.into())));
+            }
+            let late = || match download.waits {
+                Waits::ForSender => Broken::Sender(io::ErrorKind::TimedOut.into()),
+                Waits::ForReceiver => Broken::Receiver(io::ErrorKind::TimedOut.into()),
+            };
+            self.connection.alarm.poll_due(cx, due).map(|()| Err(late()))
+        })
+        .await;
+        self.count_received();
+        let sent = account(self.connection, &download, through, status, after);
+        (sent, download.body_written())
+    }
+
+    /// After 101: bytes both ways until both sides closed or neither spoke for the read timeout.
+    pub(super) async fn tunnel(&mut self, head: Scratch) -> (Sent, u64) {
+        let Connection { socket, buf, alarm, .. } = &mut *self.connection;
+        let head_len = head.len() as u64;
+        let client = End { carrier: socket, buf };
+        let upstream = End { carrier: &self.upstream, buf: &mut self.buf };
+        let moved = tunnel(client, upstream, head, self.limits.read, alarm).await;
+        let tally = &mut self.connection.tally;
+        tally.head_sent = moved.down.min(head_len);
+        tally.body_sent = moved.down - tally.head_sent;
+        tally.body_received = moved.up;
+        (Sent::Broken { status: 101 }, tally.body_sent)
+    }
+}
+
+/// What the client got of a response, counted.
+pub(super) fn account(
+    connection: &mut Connection<'_, '_>,
+    download: &Leg,
+    through: Result<(), Broken>,
+    status: u16,
+    after: After,
+) -> Sent {
+    let tally = &mut connection.tally;
+    tally.body_sent = download.body_written();
+    tally.head_sent = download.written - tally.body_sent;
+    match through {
+        Ok(()) => Sent::Response { status, after },
+        Err(Broken::Receiver(_)) => Sent::Broken { status: 499 },
+        Err(error) => {
+            tracing::debug!(%error, status, "response cut off by the upstream");
+            connection.worker.counters.borrow_mut().upstream_failure(Failure::CutOff);
+            Sent::Broken { status }
+        }
+    }
+}
