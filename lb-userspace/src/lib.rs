@@ -21,3 +21,4 @@ pub mod model;
 pub mod objects;
 pub mod takeover;
 pub mod translate;
+pub mod webhook;

@@ -160,7 +160,7 @@ fn a_daemon_set_without_the_kernel_part_still_may_bind_low_ports() {
 
     let capabilities = &pod["containers"][0]["securityContext"]["capabilities"];
     assert_eq!(*capabilities, json!({"add": ["NET_BIND_SERVICE"], "drop": ["ALL"]}));
-    assert!(!kinds(&objects).contains(&"Secret"));
+    assert!(!objects.iter().any(|object| object.name() == "ingress-nginx-hash-key"));
 }
 
 #[test]
@@ -259,25 +259,12 @@ fn arguments(objects: &[Object]) -> Vec<String> {
     arguments.as_array().into_iter().flatten().filter_map(|word| word.as_str().map(str::to_owned)).collect()
 }
 
-/// Flags for what the agent does in a cluster, which it does not know yet.
-const AWAITED: [&str; 9] = [
-    "--configmap",
-    "--election-id",
-    "--ingress-class-by-name",
-    "--report-node-internal-ip-address",
-    "--tcp-services-configmap",
-    "--udp-services-configmap",
-    "--update-status",
-    "--watch-namespace",
-    "--watch-namespace-selector",
-];
-
 #[test]
 fn every_argument_is_a_flag_of_the_agent() {
     let Some(mut helm) = Helm::start() else { return };
     let everything = json!({"tcp": {"1": "a/b:1"}, "udp": {"1": "a/b:1"}, "controller": {
         "interfaces": ["eth0"], "watchIngressWithoutClass": true, "ingressClassByName": true, "updateStatus": false,
-        "reportNodeInternalIp": true, "defaultBackendService": "a/b",
+        "reportNodeInternalIp": true, "defaultBackendService": "a/b", "admissionWebhooks": {"enabled": true},
     }});
     let mut words = arguments(&render(&mut helm, everything));
     for scope in [json!({"enabled": true}), json!({"namespaceSelector": "a=b"})] {
@@ -289,9 +276,82 @@ fn every_argument_is_a_flag_of_the_agent() {
     let known: Vec<_> = help.split(|c: char| !c.is_ascii_alphanumeric() && c != '-').collect();
 
     let flags = words.iter().filter_map(|word| word.split('=').next()).filter(|word| word.starts_with("--"));
-    let unknown: Vec<_> = flags.filter(|flag| !known.contains(flag) && !AWAITED.contains(flag)).collect();
+    let unknown: Vec<_> = flags.filter(|flag| !known.contains(flag)).collect();
 
     assert!(unknown.is_empty(), "{unknown:?}");
+}
+
+#[test]
+fn the_webhook_shows_a_certificate_that_its_configuration_trusts() {
+    let Some(mut helm) = Helm::start() else { return };
+    let objects = render(&mut helm, json!({"controller": {"admissionWebhooks": {"enabled": true}}}));
+
+    let configuration = one(&objects, "ValidatingWebhookConfiguration", "ingress-nginx-admission");
+    let webhook = &configuration["webhooks"][0];
+    let secret = &one(&objects, "Secret", "ingress-nginx-admission-certificate")["data"];
+    let client = &webhook["clientConfig"];
+    assert_eq!(client["caBundle"], secret["ca"]);
+    assert_eq!(
+        client["service"],
+        json!({"name": "ingress-nginx-controller-admission", "namespace": "ingress-nginx", "port": 443,
+               "path": penstock::webhook::PATH})
+    );
+    assert_eq!(webhook["failurePolicy"], "Fail");
+    let service = one(&objects, "Service", "ingress-nginx-controller-admission");
+    assert_eq!(service["spec"]["ports"][0]["targetPort"], "webhook");
+    let pod = &one(&objects, "Deployment", "ingress-nginx-controller")["spec"]["template"]["spec"];
+    assert_eq!(
+        pod["containers"][0]["ports"][3],
+        json!({"name": "webhook", "containerPort": 8443, "protocol": "TCP"})
+    );
+    let policy = one(&objects, "NetworkPolicy", "ingress-nginx-controller");
+    assert_eq!(policy["spec"]["ingress"][1]["ports"], json!([{"port": "webhook", "protocol": "TCP"}]));
+    let words = arguments(&objects);
+    assert!(words.contains(&"--validating-webhook=:8443".to_owned()), "{words:?}");
+}
+
+#[test]
+fn cert_manager_or_a_secret_may_bring_the_webhooks_certificate() {
+    let Some(mut helm) = Helm::start() else { return };
+    let managed = render(
+        &mut helm,
+        json!({"controller": {"admissionWebhooks": {"enabled": true, "certManager": {"enabled": true}}}}),
+    );
+    let own = json!({"enabled": true, "existingSecret": "mine", "caBundle": "QUJD"});
+    let own = render(&mut helm, json!({"controller": {"admissionWebhooks": own}}));
+    let off = render(&mut helm, json!({}));
+
+    let name = "ingress-nginx-admission";
+    let certificate = one(&managed, "Certificate", name);
+    assert_eq!(certificate["spec"]["dnsNames"][0], "ingress-nginx-controller-admission.ingress-nginx.svc");
+    assert_eq!(certificate["spec"]["secretName"], "ingress-nginx-admission-certificate");
+    let configuration = one(&managed, "ValidatingWebhookConfiguration", name);
+    assert_eq!(
+        configuration["metadata"]["annotations"],
+        json!({"cert-manager.io/inject-ca-from": "ingress-nginx/ingress-nginx-admission"})
+    );
+    let bundle = |objects: &[Object]| {
+        one(objects, "ValidatingWebhookConfiguration", name)["webhooks"][0]["clientConfig"]["caBundle"]
+            .clone()
+    };
+    assert_eq!((bundle(&managed), bundle(&own)), (Value::Null, json!("QUJD")));
+    let mounted = |objects: &[Object]| {
+        let pod = &one(objects, "Deployment", "ingress-nginx-controller")["spec"]["template"]["spec"];
+        pod["volumes"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .find(|volume| volume["name"] == "webhook-cert")
+            .cloned()
+    };
+    let keys = json!([{"key": "tls.crt", "path": "cert"}, {"key": "tls.key", "path": "key"}]);
+    assert_eq!(
+        mounted(&own),
+        Some(json!({"name": "webhook-cert", "secret": {"secretName": "mine", "items": keys}}))
+    );
+    assert_eq!(mounted(&off), None);
+    assert!(!kinds(&managed).contains(&"Secret") && !kinds(&own).contains(&"Secret"));
+    assert!(!kinds(&off).contains(&"ValidatingWebhookConfiguration"));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use crate::{cluster, config, datapath, l7, manifests, takeover};
+use crate::{cluster, config, datapath, l7, manifests, takeover, webhook};
 
 /// Failure of a command as a whole. Trouble with single objects is a
 /// [`Problem`](crate::model::Problem), never this.
@@ -31,6 +31,20 @@ pub enum StartError {
         /// Why.
         source: std::io::Error,
     },
+    /// The webhook cannot be opened.
+    #[error("--validating-webhook {addr}: {source}")]
+    Webhook {
+        /// The address.
+        addr: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The webhook has nothing to show.
+    #[error("--validating-webhook needs --validating-webhook-certificate and --validating-webhook-key")]
+    NoWebhookCertificate,
+    /// What it has to show is unusable.
+    #[error("--validating-webhook-certificate: {0}")]
+    WebhookCertificate(#[from] webhook::Error),
     /// The kernel part cannot start.
     #[error("datapath: {0}; --datapath off serves L7 without the kernel part")]
     Datapath(#[from] datapath::Error),
@@ -50,9 +64,9 @@ impl StartError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Usage(_) => 2,
-            Self::Config(_) => 64,
+            Self::Config(_) | Self::NoWebhookCertificate | Self::WebhookCertificate(_) => 64,
             Self::Manifests(_) | Self::Cluster(_) => 65,
-            Self::Listen(_) | Self::Admin { .. } => 66,
+            Self::Listen(_) | Self::Admin { .. } | Self::Webhook { .. } => 66,
             Self::Datapath(_) => 67,
             Self::Live(_) => 68,
             Self::Runtime(_) => 69,

@@ -1,6 +1,6 @@
 //! What the admin endpoint can ask the running agent.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
 use tokio::sync::{oneshot, watch};
@@ -15,7 +15,7 @@ use crate::model::health::Unwell;
 use crate::model::l4::FiveTuple;
 use crate::model::l7::L7;
 use crate::model::report::{Explanation, Metric};
-use crate::{datapath, l7};
+use crate::{datapath, l7, webhook};
 
 /// Whether the agent should get traffic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +48,8 @@ pub(super) struct LiveAgent {
     scribe: Option<Arc<Scribe>>,
     /// Ends the capture that runs.
     stop_capture: Mutex<Option<oneshot::Sender<()>>>,
+    /// Of the webhook, where there is one.
+    reviews: OnceLock<Arc<webhook::Counts>>,
 }
 
 /// What a [`LiveAgent`] answers from.
@@ -81,7 +83,13 @@ impl LiveAgent {
             takeovers,
             scribe,
             stop_capture: Mutex::default(),
+            reviews: OnceLock::new(),
         }
+    }
+
+    /// Has the webhook's counts told with the others.
+    pub(super) fn count_reviews(&self, counts: Arc<webhook::Counts>) {
+        let _ = self.reviews.set(counts);
     }
 
     pub(super) fn set_health(&self, health: Health) {
@@ -152,6 +160,7 @@ impl Live for LiveAgent {
         self.proxy.tell_metrics(&mut tell);
         self.prober.metrics().into_iter().for_each(&mut tell);
         self.scribe.iter().flat_map(|scribe| scribe.metrics()).for_each(&mut tell);
+        self.reviews.get().into_iter().flat_map(|counts| counts.metrics()).for_each(&mut tell);
         self.datapath().into_iter().flat_map(|datapath| datapath.metrics()).for_each(&mut tell);
         page.into_text()
     }

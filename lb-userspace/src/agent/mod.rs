@@ -14,6 +14,7 @@ pub mod offline;
 mod predecessor;
 mod process;
 pub mod question;
+mod review;
 mod running;
 mod source;
 mod status;
@@ -32,7 +33,7 @@ use tracing::{error, info, warn};
 use crate::config::{Config, DatapathMode, OnExit, SnippetPolicy, TranslateConfig};
 use crate::drain::{Request, Signals};
 use crate::model::{ObjectName, Problems, Severity, Snapshot};
-use crate::objects::{Kept, Loaded};
+use crate::objects::{Kept, Loaded, Objects};
 use crate::takeover::Peer;
 use crate::translate::{Classes, Translated, Translator};
 use crate::{admin, datapath, dns, l7, translate};
@@ -109,6 +110,9 @@ async fn serve(config: Config) -> Result<(), StartError> {
     let refused = |source| StartError::Admin { addr: config.admin, source };
     let admin = Endpoint::new(admin.map_or_else(|| admin::bind(config.admin), Ok).map_err(refused)?);
     let admin_addr = admin.addr().map_err(refused)?;
+    let reviews = config.cluster.webhook.as_ref();
+    let reviews = reviews.map(|webhook| review::start(webhook, desired.state.subscribe(), options.clone()));
+    let reviews = reviews.transpose()?;
     // Nobody should be answered 503 because a name was not looked up yet.
     let l7 = dns::start(desired.l7.subscribe(), dns::Files::default()).await;
     // Nearly last of what can fail, because it changes the host.
@@ -141,6 +145,9 @@ async fn serve(config: Config) -> Result<(), StartError> {
         scribe: scribe.clone(),
     };
     let live = Arc::new(LiveAgent::new(&config, parts));
+    if let Some(reviews) = &reviews {
+        live.count_reviews(Arc::clone(&reviews.counts));
+    }
     let (visits, mut visitors) = mpsc::channel(1);
     let ending = watch::Sender::new(false);
     let door = Mutex::default();
@@ -295,6 +302,8 @@ struct Desired {
 /// What is in force and what could not be honoured.
 #[derive(Debug, Clone)]
 pub(crate) struct State {
+    /// What it was made of.
+    pub(crate) objects: Objects,
     pub(crate) snapshot: Snapshot,
     pub(crate) problems: Problems,
     /// Objects of which an earlier version is in force.
@@ -370,8 +379,8 @@ impl State {
     fn new(loaded: &Loaded, translated: Translated, generation: u64) -> Self {
         let Translated { snapshot, mut problems } = translated;
         problems.extend(loaded.problems.iter().cloned().map(Arc::new));
-        let kept = loaded.kept.clone();
-        Self { snapshot, problems, kept, generation, at: std::time::SystemTime::now() }
+        let (objects, kept) = (loaded.objects.clone(), loaded.kept.clone());
+        Self { objects, snapshot, problems, kept, generation, at: std::time::SystemTime::now() }
     }
 
     /// One line for the change and one for each problem that is new; the rest stands in `status`.

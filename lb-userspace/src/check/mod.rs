@@ -7,6 +7,7 @@
 mod effects;
 mod json;
 mod junit;
+mod review;
 mod text;
 mod traps;
 mod verdict;
@@ -25,6 +26,7 @@ use crate::translate::{self, MISSING_SECRET, Options, Translated};
 
 pub use json::render_json;
 pub use junit::render_junit;
+pub use review::review;
 pub use text::{Paint, Style, render_text};
 pub use verdict::Verdict;
 

@@ -62,7 +62,7 @@ pub(super) struct ClusterArgs {
     /// Where the API server asks whether an Ingress may be stored, as `:8443` [default: nowhere]
     #[arg(long, value_name = "ADDR:PORT", env = "PENSTOCK_VALIDATING_WEBHOOK")]
     validating_webhook: Option<String>,
-    /// Certificate that it is shown there [default: made by ourselves]
+    /// Certificate that it is shown there, as PEM; read anew when it changes
     #[arg(long, value_name = "FILE", env = "PENSTOCK_VALIDATING_WEBHOOK_CERTIFICATE")]
     validating_webhook_certificate: Option<PathBuf>,
     /// Key of that certificate

@@ -91,9 +91,9 @@ pub const TABLE: &[Flag] = &[
     flag("disable-leader-election", Switch, Honoured),
     flag("disable-sync-events", Switch, Honoured),
 
-    flag("validating-webhook", Value, NotYet),
-    flag("validating-webhook-certificate", Value, NotYet),
-    flag("validating-webhook-key", Value, NotYet),
+    flag("validating-webhook", Value, Honoured),
+    flag("validating-webhook-certificate", Value, Honoured),
+    flag("validating-webhook-key", Value, Honoured),
     flag("disable-full-test", Switch, Idle("there is no configuration of nginx to test; every object is judged")),
 
     flag("enable-metrics", Switch, Idle("/metrics is always there, on the admin address")),

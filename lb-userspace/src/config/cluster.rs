@@ -52,7 +52,7 @@ pub struct Election {
 pub struct Webhook {
     /// `--validating-webhook`.
     pub listen: SocketAddr,
-    /// `--validating-webhook-certificate` and `-key`; `None`: we make our own.
+    /// `--validating-webhook-certificate` and `-key`; `None`: it cannot be answered.
     pub files: Option<(PathBuf, PathBuf)>,
 }
 

@@ -12,6 +12,7 @@ pub mod l7;
 pub mod metering;
 pub mod problem;
 pub mod report;
+pub mod review;
 pub mod session;
 pub mod shared;
 pub mod upstream;

@@ -38,6 +38,10 @@
 {{- default (printf "%s-hash-key" (include "penstock.fullname" .)) .Values.controller.hashKey.existingSecret -}}
 {{- end -}}
 
+{{- define "penstock.webhookSecret" -}}
+{{- default (printf "%s-admission-certificate" (include "penstock.fullname" .)) .Values.controller.admissionWebhooks.existingSecret -}}
+{{- end -}}
+
 {{- define "penstock.watchedNamespace" -}}
 {{- default (include "penstock.namespace" .) .Values.controller.scope.namespace -}}
 {{- end -}}
@@ -105,7 +109,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 
 {{/* Keys below `controller` that were given and mean nothing here; said in the notes. */}}
 {{- define "penstock.ignored" -}}
-{{- $known := list "name" "kind" "replicaCount" "image" "datapath" "interfaces" "hashKey" "hostNetwork" "dnsPolicy" "dnsConfig" "containerPort" "hostPort" "config" "configAnnotations" "addHeaders" "proxySetHeaders" "defaultBackendService" "extraArgs" "extraEnvs" "extraContainers" "extraInitContainers" "extraVolumes" "extraVolumeMounts" "ingressClass" "ingressClassResource" "watchIngressWithoutClass" "ingressClassByName" "scope" "publishService" "updateStatus" "reportNodeInternalIp" "electionID" "labels" "annotations" "podLabels" "podAnnotations" "updateStrategy" "minReadySeconds" "nodeSelector" "tolerations" "affinity" "topologySpreadConstraints" "priorityClassName" "runtimeClassName" "hostAliases" "resources" "temporaryDirectory" "terminationGracePeriodSeconds" "shutdownGracePeriod" "lifecycle" "livenessProbe" "readinessProbe" "startupProbe" "podSecurityContext" "containerSecurityContext" "sysctls" "autoscaling" "minAvailable" "maxUnavailable" "networkPolicy" "service" "metrics" -}}
+{{- $known := list "name" "kind" "replicaCount" "image" "datapath" "interfaces" "hashKey" "hostNetwork" "dnsPolicy" "dnsConfig" "containerPort" "hostPort" "config" "configAnnotations" "addHeaders" "proxySetHeaders" "defaultBackendService" "extraArgs" "extraEnvs" "extraContainers" "extraInitContainers" "extraVolumes" "extraVolumeMounts" "ingressClass" "ingressClassResource" "watchIngressWithoutClass" "ingressClassByName" "scope" "publishService" "updateStatus" "reportNodeInternalIp" "electionID" "labels" "annotations" "podLabels" "podAnnotations" "updateStrategy" "minReadySeconds" "nodeSelector" "tolerations" "affinity" "topologySpreadConstraints" "priorityClassName" "runtimeClassName" "hostAliases" "resources" "temporaryDirectory" "terminationGracePeriodSeconds" "shutdownGracePeriod" "lifecycle" "livenessProbe" "readinessProbe" "startupProbe" "podSecurityContext" "containerSecurityContext" "sysctls" "autoscaling" "minAvailable" "maxUnavailable" "networkPolicy" "service" "metrics" "admissionWebhooks" -}}
 {{- $ignored := list -}}
 {{- range $key := keys .Values.controller | sortAlpha -}}
 {{- if not (has $key $known) }}{{ $ignored = append $ignored (printf "controller.%s" $key) }}{{ end -}}

@@ -116,6 +116,11 @@ spec:
         - name: {{ .Values.controller.metrics.portName }}
           containerPort: {{ .Values.controller.metrics.port }}
           protocol: TCP
+        {{- if .Values.controller.admissionWebhooks.enabled }}
+        - name: webhook
+          containerPort: {{ .Values.controller.admissionWebhooks.port }}
+          protocol: TCP
+        {{- end }}
         {{- range $port, $to := .Values.tcp }}
         - name: {{ include "penstock.portName" (dict "root" $ "port" $port "protocol" "tcp") }}
           containerPort: {{ $port }}
@@ -157,6 +162,11 @@ spec:
           mountPath: /sys/fs/bpf
           mountPropagation: HostToContainer
         {{- end }}
+        {{- if .Values.controller.admissionWebhooks.enabled }}
+        - name: webhook-cert
+          mountPath: /usr/local/certificates
+          readOnly: true
+        {{- end }}
         {{- with .Values.controller.extraVolumeMounts }}
         {{- toYaml . | nindent 8 }}
         {{- end }}
@@ -174,6 +184,20 @@ spec:
       hostPath:
         path: /sys/fs/bpf
         type: Directory
+    {{- end }}
+    {{- if .Values.controller.admissionWebhooks.enabled }}
+    {{- $names := list "cert" "key" }}
+    {{- if or .Values.controller.admissionWebhooks.certManager.enabled .Values.controller.admissionWebhooks.existingSecret }}
+    {{- $names = list "tls.crt" "tls.key" }}
+    {{- end }}
+    - name: webhook-cert
+      secret:
+        secretName: {{ include "penstock.webhookSecret" . }}
+        items:
+          - key: {{ first $names }}
+            path: cert
+          - key: {{ last $names }}
+            path: key
     {{- end }}
     {{- with .Values.controller.extraVolumes }}
     {{- toYaml . | nindent 4 }}
@@ -237,6 +261,11 @@ spec:
 {{- end }}
 {{- if .Values.udp }}
 - --udp-services-configmap=$(POD_NAMESPACE)/{{ include "penstock.fullname" . }}-udp
+{{- end }}
+{{- if .Values.controller.admissionWebhooks.enabled }}
+- --validating-webhook=:{{ .Values.controller.admissionWebhooks.port }}
+- --validating-webhook-certificate=/usr/local/certificates/cert
+- --validating-webhook-key=/usr/local/certificates/key
 {{- end }}
 - --shutdown-grace-period={{ .Values.controller.shutdownGracePeriod }}
 {{- range $name, $value := .Values.controller.extraArgs }}

@@ -1,0 +1,195 @@
+use serde_json::{Value, json};
+
+use super::*;
+use crate::manifests;
+
+/// A cluster with an Ingress of the class, one of another class, and their Services.
+const CLUSTER: &str = r#"
+apiVersion: networking.k8s.io/v1
+kind: IngressClass
+metadata: {name: nginx}
+spec: {controller: k8s.io/ingress-nginx}
+---
+apiVersion: networking.k8s.io/v1
+kind: IngressClass
+metadata: {name: other}
+spec: {controller: example.com/other}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop}
+spec: {ports: [{port: 80}]}
+---
+apiVersion: networking.k8s.io/v1
+kind: Ingress
+metadata: {name: there, namespace: shop}
+spec:
+  ingressClassName: nginx
+  rules:
+  - host: a.example.com
+    http: {paths: [{path: /, pathType: Prefix, backend: {service: {name: web, port: {number: 80}}}}]}
+---
+apiVersion: networking.k8s.io/v1
+kind: Ingress
+metadata: {name: foreign, namespace: shop}
+spec:
+  ingressClassName: other
+  rules:
+  - host: c.example.com
+    http: {paths: [{path: /, pathType: Prefix, backend: {service: {name: web, port: {number: 80}}}}]}
+"#;
+
+fn ingress(edit: impl Fn(&mut Value)) -> Value {
+    let mut ingress = json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "Ingress",
+        "metadata": {"name": "new", "namespace": "shop", "annotations": {}},
+        "spec": {"ingressClassName": "nginx", "rules": [{"host": "b.example.com", "http": {"paths": [
+            {"path": "/", "pathType": "Prefix", "backend": {"service": {"name": "web", "port": {"number": 80}}}},
+        ]}}]},
+    });
+    edit(&mut ingress);
+    ingress
+}
+
+fn annotate(ingress: &mut Value, name: &str, value: &str) {
+    ingress["metadata"]["annotations"][format!("nginx.ingress.kubernetes.io/{name}")] = json!(value);
+}
+
+fn judged_beside(extra: &str, options: &Options, ingress: Value) -> Review {
+    let text = format!("{CLUSTER}---\n{extra}");
+    let loaded = manifests::load_text("cluster.yaml", text.as_bytes(), translate::ADMISSION);
+    assert_eq!(loaded.problems, Vec::new());
+    review(&loaded.objects, options, ingress)
+}
+
+fn judged(edit: impl Fn(&mut Value)) -> Review {
+    judged_beside("", &Options::default(), ingress(edit))
+}
+
+#[test]
+fn an_ingress_without_a_fault_is_let_in_without_a_word() {
+    assert_eq!(judged(|_| {}), Review::default());
+}
+
+#[test]
+fn what_can_never_work_is_refused_with_the_sentence_of_the_report() {
+    type Edit = fn(&mut Value);
+    let cases: [(&str, Edit, &str); 8] = [
+        (
+            "a value of class A",
+            |i| annotate(i, "limit-rps", "ten"),
+            "limit-rps: \"ten\" is not a whole number",
+        ),
+        (
+            "a snippet",
+            |i| annotate(i, "configuration-snippet", "deny all;"),
+            "configuration-snippet: never honoured",
+        ),
+        ("a firewall", |i| annotate(i, "enable-modsecurity", "true"), "enable-modsecurity: never honoured"),
+        ("a host", |i| i["spec"]["rules"][0]["host"] = json!("10.0.0.1"), "spec.rules[0].host"),
+        (
+            "a pattern",
+            |i| {
+                annotate(i, "use-regex", "true");
+                i["spec"]["rules"][0]["http"]["paths"][0]["path"] = json!("/a/(?!b).*");
+                i["spec"]["rules"][0]["http"]["paths"][0]["pathType"] = json!("ImplementationSpecific");
+            },
+            "does not compile",
+        ),
+        ("no rules", |i| i["spec"] = json!({"ingressClassName": "nginx"}), "an Ingress needs rules"),
+        (
+            "a path that is taken",
+            |i| i["spec"]["rules"][0]["host"] = json!("a.example.com"),
+            "host \"a.example.com\" and path \"/\" (Prefix) are defined in Ingress shop/there already",
+        ),
+        ("no Ingress", |i| i["spec"]["rules"] = json!("none"), "not an Ingress"),
+    ];
+    for (case, edit, words) in cases {
+        let review = judged(edit);
+
+        assert!(review.refused.iter().any(|reason| reason.contains(words)), "case {case}: {review:?}");
+    }
+}
+
+#[test]
+fn what_waits_for_another_object_is_told_and_let_in() {
+    type Edit = fn(&mut Value);
+    let cases: [(&str, Edit, &str); 3] = [
+        (
+            "a Secret that cert-manager makes later",
+            |i| i["spec"]["tls"] = json!([{"hosts": ["b.example.com"], "secretName": "later"}]),
+            "later",
+        ),
+        (
+            "a Service of the same roll-out",
+            |i| i["spec"]["rules"][0]["http"]["paths"][0]["backend"]["service"]["name"] = json!("soon"),
+            "soon",
+        ),
+        ("a misspelt name", |i| annotate(i, "rewrite-targt", "/"), "rewrite-target"),
+    ];
+    for (case, edit, words) in cases {
+        let Review { refused, warnings } = judged(edit);
+
+        assert_eq!(refused, Vec::<String>::new(), "case {case}");
+        assert!(warnings.iter().any(|warning| warning.contains(words)), "case {case}: {warnings:?}");
+    }
+}
+
+#[test]
+fn an_ingress_of_another_class_is_not_judged() {
+    let review = judged(|ingress| {
+        ingress["spec"]["ingressClassName"] = json!("other");
+        annotate(ingress, "configuration-snippet", "deny all;");
+    });
+
+    assert_eq!(review, Review::default());
+}
+
+#[test]
+fn a_path_of_another_class_or_of_its_own_last_version_is_free() {
+    let of_other_class = judged(|ingress| ingress["spec"]["rules"][0]["host"] = json!("c.example.com"));
+    let updated = judged(|ingress| {
+        ingress["metadata"]["name"] = json!("there");
+        ingress["spec"]["rules"][0]["host"] = json!("a.example.com");
+    });
+
+    assert_eq!((of_other_class, updated), (Review::default(), Review::default()));
+}
+
+#[test]
+fn a_canary_shares_the_paths_of_the_one_it_belongs_to() {
+    let canary = |ingress: &mut Value| {
+        ingress["spec"]["rules"][0]["host"] = json!("a.example.com");
+        annotate(ingress, "canary", "true");
+        annotate(ingress, "canary-weight", "10");
+    };
+
+    assert_eq!(judged(canary).refused, Vec::<String>::new());
+}
+
+#[test]
+fn what_the_config_map_demands_is_kept() {
+    let config = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: ingress-nginx-controller, namespace: ingress-nginx}\n\
+                  data: {annotation-value-word-blocklist: lua_package}\n";
+    let forbidden = ingress(|ingress| annotate(ingress, "auth-realm", "lua_package"));
+
+    let review = judged_beside(config, &Options::default(), forbidden);
+
+    assert!(
+        review.refused.iter().any(|reason| reason.contains("annotation-value-word-blocklist")),
+        "{review:?}"
+    );
+}
+
+#[test]
+fn a_catch_all_is_refused_where_none_may_be() {
+    let options = Options { disable_catch_all: true, ..Options::default() };
+    let catch_all = ingress(|ingress| {
+        ingress["spec"]["defaultBackend"] = json!({"service": {"name": "web", "port": {"number": 80}}});
+    });
+
+    let review = judged_beside("", &options, catch_all.clone());
+
+    assert!(review.refused.iter().any(|reason| reason.contains("--disable-catch-all")), "{review:?}");
+    assert_eq!(judged_beside("", &Options::default(), catch_all).refused, Vec::<String>::new());
+}

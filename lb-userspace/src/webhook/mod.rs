@@ -1,0 +1,252 @@
+//! The validating webhook: the API server asks over TLS whether an Ingress may be stored.
+//!
+//! Knows how questions and answers are written, not what they mean: that is asked of a [`Reviewer`]. What users
+//! wrote is data here and stays data; nothing is rendered, run or looked up by it. Everything is bounded: bytes of a
+//! question, questions read at once, time.
+
+mod certificate;
+mod counts;
+mod question;
+
+#[cfg(test)]
+mod tests;
+
+use std::convert::Infallible;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::body::{Body as _, Incoming};
+use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, oneshot, watch};
+use tokio_rustls::TlsAcceptor;
+
+use crate::model::review::Review;
+
+pub use certificate::{Error, Identity};
+pub use counts::Counts;
+
+/// Judges what is to be stored.
+pub trait Reviewer: Send + Sync + 'static {
+    /// About one `networking.k8s.io` Ingress, as the API server sends it.
+    fn review(&self, ingress: serde_json::Value) -> Review;
+}
+
+/// Where the API server asks; ingress-nginx's.
+pub const PATH: &str = "/networking/v1/ingresses";
+
+/// A longer question is answered 413. An Ingress itself has at most 1.5 MB, and an update sends it twice.
+pub const MAX_BYTES: usize = 9 << 20;
+
+/// Connections served at once; more wait in the accept queue.
+const MAX_CONNECTIONS: usize = 64;
+
+/// Connections that wait to be accepted.
+const BACKLOG: i32 = 128;
+
+/// Questions that are in memory at once; more wait.
+const MAX_QUESTIONS: usize = 4;
+
+/// The API server waits ten seconds by default.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// What an accept waits that found no descriptor free.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Longest wait for answers that are under way when everything is to stop.
+const LAST_ANSWERS: Duration = Duration::from_secs(2);
+
+/// Binds the address, for [`serve`]. An agent and its successor answer beside each other for a while.
+pub fn bind(addr: SocketAddr) -> std::io::Result<std::net::TcpListener> {
+    let listener = match bound(addr) {
+        // A kernel without IPv6 still serves "every address".
+        Err(error) if addr.is_ipv6() && addr.ip().is_unspecified() => {
+            bound(SocketAddr::from((Ipv4Addr::UNSPECIFIED, addr.port()))).map_err(|_| error)?
+        }
+        bound => bound?,
+    };
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+fn bound(addr: SocketAddr) -> std::io::Result<std::net::TcpListener> {
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    socket.bind(&addr.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// Serves until `stop` is told, or dropped. Who connects is shown the newest of `identity`.
+pub async fn serve(
+    listener: TcpListener,
+    identity: watch::Receiver<Identity>,
+    reviewer: Arc<dyn Reviewer>,
+    counts: Arc<Counts>,
+    mut stop: oneshot::Receiver<()>,
+) {
+    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let desk = Arc::new(Desk { reviewer, counts, places: Semaphore::new(MAX_QUESTIONS) });
+    let (stopping, stopped) = watch::channel(());
+    loop {
+        let next = async {
+            let slot = Arc::clone(&slots).acquire_owned().await.ok()?;
+            Some((listener.accept().await, slot))
+        };
+        let next = tokio::select! {
+            next = next => next,
+            _ = &mut stop => None,
+        };
+        let Some((accepted, slot)) = next else { break };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "webhook accept failed");
+                tokio::time::sleep(PAUSE).await;
+                continue;
+            }
+        };
+        let acceptor = TlsAcceptor::from(identity.borrow().config());
+        let (desk, stopped) = (Arc::clone(&desk), stopped.clone());
+        tokio::spawn(async move {
+            connection(stream, acceptor, desk, stopped).await;
+            drop(slot);
+        });
+    }
+    drop((listener, stopping));
+    // All slots are free when the last answer is given.
+    let all = u32::try_from(MAX_CONNECTIONS).unwrap_or(u32::MAX);
+    let _ = tokio::time::timeout(LAST_ANSWERS, slots.acquire_many(all)).await;
+}
+
+/// Where questions are answered.
+struct Desk {
+    reviewer: Arc<dyn Reviewer>,
+    counts: Arc<Counts>,
+    places: Semaphore,
+}
+
+async fn connection(
+    stream: TcpStream,
+    acceptor: TlsAcceptor,
+    desk: Arc<Desk>,
+    mut stopped: watch::Receiver<()>,
+) {
+    let stream = match tokio::time::timeout(DEADLINE, acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => return tracing::debug!(%error, "webhook handshake failed"),
+        Err(_) => return,
+    };
+    let service = service_fn(|request: Request<Incoming>| {
+        let desk = Arc::clone(&desk);
+        async move {
+            let answered = tokio::time::timeout(DEADLINE, desk.answer(request)).await;
+            Ok::<_, Infallible>(answered.unwrap_or_else(|_| {
+                text(StatusCode::REQUEST_TIMEOUT, "the question did not come to its end in time")
+            }))
+        }
+    });
+    let mut connection = pin!(
+        hyper::server::conn::http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(DEADLINE)
+            .serve_connection(TokioIo::new(stream), service)
+    );
+    let served = tokio::select! {
+        served = connection.as_mut() => served,
+        _ = stopped.changed() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = served {
+        tracing::debug!(%error, "webhook connection ended");
+    }
+}
+
+impl Desk {
+    async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+        if request.uri().path() != PATH {
+            return text(StatusCode::NOT_FOUND, PATH);
+        }
+        if request.method() != Method::POST {
+            return text(StatusCode::METHOD_NOT_ALLOWED, "POST an AdmissionReview");
+        }
+        let begun = Instant::now();
+        if request.body().size_hint().lower() > MAX_BYTES as u64 {
+            return too_long();
+        }
+        let Ok(_place) = self.places.acquire().await else {
+            return text(StatusCode::SERVICE_UNAVAILABLE, "stopping");
+        };
+        let body = match Limited::new(request.into_body(), MAX_BYTES).collect().await {
+            Ok(body) => body.to_bytes(),
+            Err(error) if error.is::<LengthLimitError>() => return too_long(),
+            Err(error) => return text(StatusCode::BAD_REQUEST, &format!("the question broke off: {error}")),
+        };
+        let (reviewer, counts) = (Arc::clone(&self.reviewer), Arc::clone(&self.counts));
+        // A review takes milliseconds of computing, which others on this runtime need not wait for.
+        let answered = tokio::task::spawn_blocking(move || {
+            let size = body.len();
+            let question = question::read(&body)?;
+            // The value is all that is needed from here on.
+            drop(body);
+            Ok::<_, String>(reply(question, size, begun, &*reviewer, &counts))
+        });
+        match answered.await {
+            Ok(Ok(answer)) => json(answer),
+            Ok(Err(reason)) => text(StatusCode::BAD_REQUEST, &reason),
+            Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
+        }
+    }
+}
+
+fn reply(
+    question: question::Question,
+    size: usize,
+    begun: Instant,
+    reviewer: &dyn Reviewer,
+    counts: &Counts,
+) -> String {
+    let question::Question { uid, namespace, name, ingress } = question;
+    let Some(ingress) = ingress else { return question::answer(&uid, &Review::default()) };
+    let reviewing = Instant::now();
+    let review = reviewer.review(ingress);
+    counts.reviewed(&counts::Reviewed {
+        namespace: &namespace,
+        name: &name,
+        allowed: review.refused.is_empty(),
+        review: reviewing.elapsed(),
+        whole: begun.elapsed(),
+        bytes: size,
+    });
+    if !review.refused.is_empty() {
+        tracing::info!(namespace, name, reasons = review.refused.len(), "ingress refused by the webhook");
+    }
+    question::answer(&uid, &review)
+}
+
+fn too_long() -> Response<Full<Bytes>> {
+    text(StatusCode::PAYLOAD_TOO_LARGE, "more than 9 MB")
+}
+
+fn text(status: StatusCode, text: &str) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(format!("{text}\n"))));
+    *response.status_mut() = status;
+    response
+}
+
+fn json(body: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
