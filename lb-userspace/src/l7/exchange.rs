@@ -4,7 +4,6 @@ mod ahead;
 mod handover;
 
 use std::future::poll_fn;
-use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
