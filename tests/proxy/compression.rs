@@ -150,14 +150,14 @@ fn what_a_backend_sends_is_with_the_client_before_it_sends_more() {
 
 /// Unpacks as far as it can.
 enum Unpacker {
-    Gzip(flate2::write::GzDecoder<Vec<u8>>),
+    Gzip(Box<flate2::write::GzDecoder<Vec<u8>>>),
     Brotli(Box<brotli::DecompressorWriter<Vec<u8>>>),
 }
 
 impl Unpacker {
     fn new(encoding: &str) -> Self {
         match encoding {
-            "gzip" => Self::Gzip(flate2::write::GzDecoder::new(Vec::new())),
+            "gzip" => Self::Gzip(Box::new(flate2::write::GzDecoder::new(Vec::new()))),
             _ => Self::Brotli(Box::new(brotli::DecompressorWriter::new(Vec::new(), 4096))),
         }
     }

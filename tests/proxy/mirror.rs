@@ -21,12 +21,10 @@ impl Target {
         let (tell, copies) = channel();
         let tell = Mutex::new(tell);
         let backend = Backend::start(move |mut peer| {
-            while let Some(head) = peer.head() {
-                let body = peer.exactly(length_of(&head));
-                let _ = tell.lock().expect("tell").send((head, body));
-                peer.try_send(b"HTTP/1.1 500 No\r\nConnection: close\r\nContent-Length: 2\r\n\r\nno");
-                return;
-            }
+            let Some(head) = peer.head() else { return };
+            let body = peer.exactly(length_of(&head));
+            let _ = tell.lock().expect("tell").send((head, body));
+            peer.try_send(b"HTTP/1.1 500 No\r\nConnection: close\r\nContent-Length: 2\r\n\r\nno");
         });
         Self { backend, copies }
     }
