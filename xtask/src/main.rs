@@ -62,8 +62,14 @@ enum Command {
 
 fn main() -> Result<()> {
     match Cli::parse().command {
-        Command::Setup { purposes } if purposes.is_empty() => setup::run(setup::Purpose::ALL),
-        Command::Setup { purposes } => setup::run(&purposes),
+        Command::Setup { purposes } => {
+            let purposes = if purposes.is_empty() { setup::Purpose::ALL } else { &purposes };
+            setup::run(purposes)?;
+            if purposes.contains(&setup::Purpose::Test) {
+                assets::offer();
+            }
+            Ok(())
+        }
         Command::BuildEbpf { release: _ } => {
             let object = ebpf::build()?;
             println!("{}", object.display());

@@ -47,6 +47,9 @@ pub fn run(tiers: &[Tier]) -> Result<()> {
     let tiers = if tiers.is_empty() { Tier::value_variants() } else { tiers };
     setup::run(&[Purpose::Build, Purpose::Test])?;
     ebpf::build()?;
+    if tiers.contains(&Tier::Cluster) {
+        assets::offer();
+    }
     let logs = target_dir().join("xtask");
     fs::create_dir_all(&logs)?;
 
@@ -123,7 +126,8 @@ impl Tier {
                 Some("the kernel refuses network namespaces here (unshare --net)".into())
             }
             Self::Cluster if assets::find().is_none() => Some(format!(
-                "there is no kube-apiserver with its etcd: name their folder by {}",
+                "there is no kube-apiserver with its etcd: name their folder by {}, or let `cargo xtask setup test` \
+                 build them",
                 assets::ASSETS
             )),
             Self::Prog | Self::Wire | Self::Proxy if !workspace().join("tests").join(&name).is_dir() => {
