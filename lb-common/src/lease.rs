@@ -23,8 +23,7 @@ pub trait LeaseWords {
     fn lease_word(&self, first: u32, word: u32) -> u64;
     /// Writes it.
     fn set_lease_word(&self, first: u32, word: u32, value: u64);
-    /// All ones for a negative number, else 0; in such a way that the compiler does not make a branch
-    /// of what is done with it.
+    /// See [`crate::flows::FlowWords::sign`].
     #[inline(always)]
     fn sign(word: u64) -> u64 {
         (word as i64 >> 63) as u64

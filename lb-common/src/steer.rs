@@ -229,7 +229,7 @@ pub fn remembered(
 #[inline(always)]
 pub fn recalled(memory: &impl Memory, rules: Rules, hash: u64, kind: Kind, now: u32) -> BackendId {
     let entry = flows::peek(memory, hash);
-    let is_noted = entry.0 == Entry::new(0, entry.backend(), now).0;
+    let is_noted = entry.0 == Entry::new(hash, entry.backend(), now).0;
     if kind == Kind::Syn || !is_noted {
         return BackendId(0);
     }

@@ -8,7 +8,7 @@
 
 use aya_ebpf::{bindings::xdp_action, programs::XdpContext};
 use lb_common::{
-    Addr, AddrEntry, BackendId, Epoch, Flow, Mode, Record, Rules, Tags, Verdict, VipEntry, backend, config,
+    AddrEntry, BackendId, Epoch, Flow, Mode, Record, Rules, Tags, Verdict, VipEntry, backend, config,
     csum::Delta,
     lease,
     maps::{NO_XDP_TX, Program},
@@ -45,14 +45,8 @@ trait Fast: Family {
     type Frame: Copy;
     /// Those headers, if they are there.
     fn frame(packet: &Packet) -> Option<Self::Frame>;
-    /// The same headers, to be read anew.
-    fn again(frame: &Self::Frame) -> Self::Frame;
     /// The IP header of it.
     fn ip(frame: &Self::Frame) -> Self::Head;
-    /// Destination address as it stands there.
-    fn destination(frame: &Self::Frame) -> Addr;
-    /// Whether this is an address that packets of this version are not sent to ([`Family::dst`]).
-    fn is_nobodys(addr: Addr) -> bool;
     /// Destination MAC and the first two bytes of the source's.
     fn macs(frame: &Self::Frame) -> u64;
     /// The ports word.
@@ -74,23 +68,8 @@ impl Fast for V4 {
     }
 
     #[inline(always)]
-    fn again(frame: &Self::Frame) -> Self::Frame {
-        frame.again()
-    }
-
-    #[inline(always)]
     fn ip(frame: &Self::Frame) -> Self::Head {
         frame.part(ETHERNET)
-    }
-
-    #[inline(always)]
-    fn destination(frame: &Self::Frame) -> Addr {
-        Addr::v4(frame.read(30))
-    }
-
-    #[inline(always)]
-    fn is_nobodys(_: Addr) -> bool {
-        false
     }
 
     #[inline(always)]
@@ -128,23 +107,8 @@ impl Fast for V6 {
     }
 
     #[inline(always)]
-    fn again(frame: &Self::Frame) -> Self::Frame {
-        frame.again()
-    }
-
-    #[inline(always)]
     fn ip(frame: &Self::Frame) -> Self::Head {
         frame.part(ETHERNET)
-    }
-
-    #[inline(always)]
-    fn destination(frame: &Self::Frame) -> Addr {
-        Addr { hi: frame.read(38), lo: frame.read(46) }
-    }
-
-    #[inline(always)]
-    fn is_nobodys(addr: Addr) -> bool {
-        addr.is_v4()
     }
 
     #[inline(always)]
@@ -184,12 +148,8 @@ fn the_ladders(ctx: &XdpContext) -> u32 {
 #[inline(always)]
 fn of_family<F: Fast>(ctx: &XdpContext, tables: &Tables, packet: &Packet) -> u32 {
     let Some(frame) = F::frame(packet) else { return the_ladders(ctx) };
-    let dst = F::destination(&frame);
-    if F::is_nobodys(dst) {
-        return xdp_action::XDP_PASS;
-    }
     let epoch = config::epoch(&tables.settings());
-    let addr = AddrEntry::find(&tables.addrs(), epoch, dst);
+    let addr = AddrEntry::find(&tables.addrs(), epoch, F::dst(&F::ip(&frame)));
     if addr.is_none() {
         return xdp_action::XDP_PASS;
     }
@@ -203,8 +163,7 @@ fn of_family<F: Fast>(ctx: &XdpContext, tables: &Tables, packet: &Packet) -> u32
 }
 
 /// A packet to one of our addresses; `None`: the ladder's. Everything is read first, whatever it
-/// may be good for, and judged together: a branch costs more than a load that was in vain. What is judged
-/// alone goes into `odd` early, so that little has to be kept over the search for the VIP.
+/// may be good for, and judged together: a branch costs more than a load that was in vain.
 #[inline(always)]
 fn ours<F: Fast>(
     ctx: &XdpContext,
@@ -219,32 +178,33 @@ fn ours<F: Fast>(
     let proto = F::plain_proto(&head)?;
     let ifindex = ctx.ingress_ifindex() as u32;
     let interface = tables.interface(ifindex);
+    let ports = F::ports(frame);
+    let vip = VipEntry::find(&tables.vips(), epoch, VipEntry::key(addr, (ports >> 16) as u16, proto));
+    let Record { descriptor, rules, .. } = Record::read(&tables.records(), vip.record());
     // Another host's frame, shifted so that its source is not looked at; an interface that we do
-    // not know; an address of the host; somebody who captures.
-    let odd = (interface ^ F::macs(frame)) << 16 | addr.odd() | config::capture_word(&tables.settings());
+    // not know; an address of the host; a VIP that is not simply balanced; rules that ask more;
+    // somebody who captures.
+    let odd = (interface ^ F::macs(frame)) << 16 | addr.odd() | vip.odd() | rules.odd();
+    let odd = odd | config::capture_word(&tables.settings());
     // A packet longer than its frame (cut short, or in several pieces) or shorter than its headers.
     let length = F::length(&head);
     let least = (F::PLAIN.l4 - ETHERNET) as u64 + 20;
     let missing = (packet.bytes() as u64).wrapping_sub(ETHERNET as u64 + length as u64);
     let odd = odd | (missing | (length as u64).wrapping_sub(least)) & 1 << 63;
     let packet = packet.leaving_by(if interface & NO_XDP_TX == 0 { ifindex } else { 0 });
-    let port = (F::ports(frame) >> 16) as u16;
-    let vip = VipEntry::find(&tables.vips(), epoch, VipEntry::key(addr, port, proto));
-    let Record { descriptor, rules, .. } = Record::read(&tables.records(), vip.record());
-    // A VIP that is not simply balanced; rules that ask more.
-    let odd = odd | vip.odd() | rules.odd();
+    let ours = Ours {
+        head,
+        flow: Flow { src: F::src(&head), dst: F::dst(&head), ports, proto: proto as u32 },
+        vip,
+        rules,
+    };
     if odd != 0 || descriptor.is_none() {
         // Flows are known before slots are asked, whatever else the rules say.
-        if odd & !(Rules::AFFINITY | Rules::CONSERVATIVE) != Rules::TRANSLATED {
-            return None;
-        }
-        // Read anew, or what both ways read would be read before the test and kept for the longer one.
-        let frame = F::again(frame);
-        let ours = Ours { head: F::ip(&frame), flow: flow::<F>(&frame, proto), vip, rules };
-        return leased::<F>(ctx, tables, row, &packet, &frame, &ours);
+        let translated = odd & !(Rules::AFFINITY | Rules::CONSERVATIVE) == Rules::TRANSLATED;
+        return if translated { leased::<F>(ctx, tables, row, &packet, frame, &ours) } else { None };
     }
 
-    let hash = F::hash(&flow::<F>(frame, proto), config::hash_key(&tables.settings()));
+    let hash = F::hash(&ours.flow, config::hash_key(&tables.settings()));
     let slot = tables.slot(descriptor.pool_index(hash));
     // UDP has no such byte; what stands there says nothing.
     let is_tcp = proto == lb_common::TCP;
@@ -276,13 +236,6 @@ fn ours<F: Fast>(
         row.vip(vip.record(), length as u64, begins);
     }
     Some(outcome)
-}
-
-/// The five-tuple of a frame.
-#[inline(always)]
-fn flow<F: Fast>(frame: &F::Frame, proto: u8) -> Flow {
-    let head = F::ip(frame);
-    Flow { src: F::src(&head), dst: F::destination(frame), ports: F::ports(frame), proto: proto as u32 }
 }
 
 /// What is known of a packet to a VIP of ours.

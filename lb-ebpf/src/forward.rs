@@ -146,17 +146,15 @@ pub fn along<F: Family>(
         }
         return Ok(send::<F>(ctx, packet, l3, next_hop, tags, Verdict::ForwardedL2));
     }
-    let tos = F::tos(head);
-    // Read where it is written: nothing of it has to be kept while the start of the frame moves.
-    let outer = || Outer {
+    let outer = Outer {
         src: backend::source(&lines, id),
         dst: backend::addr(&lines, id),
-        tos,
+        tos: F::tos(head),
         inner: F::INNER,
         hash,
     };
-    let sum = || backend::outer_sum(&lines, id);
     let is_v4 = !identity.is_outer_v6();
+    let sum = backend::outer_sum(&lines, id);
     if mode == Mode::Ipip as u8 {
         let overhead = if is_v4 { 20 } else { 40 };
         if length + overhead > mtu {
@@ -164,10 +162,10 @@ pub fn along<F: Family>(
         }
         let wrapped = if is_v4 {
             wrap::<{ ETHERNET + 20 }>(ctx, l3, 20, next_hop, |view| {
-                outer().v4_of(view, length + 20, F::INNER, sum())
+                outer.v4_of(view, length + 20, outer.inner, sum)
             })
         } else {
-            wrap::<{ ETHERNET + 40 }>(ctx, l3, 40, next_hop, |view| outer().v6(view, length, F::INNER))
+            wrap::<{ ETHERNET + 40 }>(ctx, l3, 40, next_hop, |view| outer.v6(view, length, outer.inner))
         };
         return wrapped
             .map(|()| leave(packet, next_hop, tags, Verdict::ForwardedIpip))
@@ -179,7 +177,7 @@ pub fn along<F: Family>(
             return Err((Verdict::TooBig, mtu.saturating_sub(overhead) as u16));
         }
         let config = tables.config();
-        let header = || Header {
+        let header = Header {
             port: config::tunnel_port(&config),
             cluster: tunnel::cluster(config::hash_key(&config)),
             backend: backend::tunnel_tag(&lines, id),
@@ -188,15 +186,13 @@ pub fn along<F: Family>(
         };
         let wrapped = if is_v4 {
             wrap::<{ ETHERNET + tunnel::OVERHEAD_V4 }>(ctx, l3, tunnel::OVERHEAD_V4, next_hop, |view| {
-                let outer = outer();
-                outer.v4_of(view, length + tunnel::OVERHEAD_V4 as u32, UDP, sum());
-                header().write(view, ETHERNET + 20, &outer, length);
+                outer.v4_of(view, length + tunnel::OVERHEAD_V4 as u32, UDP, sum);
+                header.write(view, ETHERNET + 20, &outer, length);
             })
         } else {
             wrap::<{ ETHERNET + tunnel::OVERHEAD_V6 }>(ctx, l3, tunnel::OVERHEAD_V6, next_hop, |view| {
-                let outer = outer();
                 outer.v6(view, length + tunnel::OVERHEAD_V6 as u32 - 40, UDP);
-                header().write(view, ETHERNET + 40, &outer, length);
+                header.write(view, ETHERNET + 40, &outer, length);
             })
         };
         let verdict = if let Round::First = round { Verdict::ForwardedTunnel } else { Verdict::PassedOn };

@@ -323,18 +323,6 @@ impl<const AT: usize, const LINES: u32> Lines for Table<AT, LINES> {
     }
 }
 
-/// Takes the word at this offset of a bucket, without its tag, if that is the one.
-#[cfg(target_arch = "bpf")]
-macro_rules! way {
-    ($offset:literal) => {
-        concat!(
-            "{rest} = *(u64 *)({bucket} + ",
-            $offset,
-            ")\n{rest} ^= {tag}\n{is} = {rest}\n{is} >>= 32\n{is} += -1\n{is} s>>= 63\n\
-            {rest} ^= {found}\n{rest} &= {is}\n{found} ^= {rest}"
-        )
-    };
-}
 impl FlowWords for Tables {
     #[inline(always)]
     fn flow(&self, index: u32) -> u64 {
@@ -368,27 +356,12 @@ impl FlowWords for Tables {
         lb_common::config::grace(&self.config())
     }
 
-    /// In one piece: the compiler would load and compare all words first and combine them afterwards, with
-    /// most of them on the stack meanwhile.
     #[cfg(target_arch = "bpf")]
     #[inline(always)]
-    fn tagged(&self, first: u32, tag: u32) -> u64 {
-        let first = at::FLOWS + (first & (maps::FLOWS - 1) & !(flows::WAYS - 1)) as usize;
-        let bucket = plus(self.0, (first * size_of::<u64>()) as u64);
-        let mut found = 0u64;
-        // SAFETY: reads the eight words of a bucket, which lies within the table's FLOWS words.
-        unsafe {
-            core::arch::asm!(
-                way!(0), way!(8), way!(16), way!(24), way!(32), way!(40), way!(48), way!(56),
-                bucket = in(reg) bucket,
-                tag = in(reg) (tag as u64) << 32,
-                found = inout(reg) found,
-                rest = out(reg) _,
-                is = out(reg) _,
-                options(readonly, nostack),
-            );
-        }
-        found
+    fn sign(mut word: u64) -> u64 {
+        // SAFETY: a shift; nothing is read.
+        unsafe { core::arch::asm!("{0} s>>= 63", inout(reg) word, options(pure, nomem, nostack)) };
+        word
     }
 }
 
@@ -406,12 +379,9 @@ impl LeaseWords for Tables {
         unsafe { word.write_volatile(value) }
     }
 
-    #[cfg(target_arch = "bpf")]
     #[inline(always)]
-    fn sign(mut word: u64) -> u64 {
-        // SAFETY: a shift; nothing is read.
-        unsafe { core::arch::asm!("{0} s>>= 63", inout(reg) word, options(pure, nomem, nostack)) };
-        word
+    fn sign(word: u64) -> u64 {
+        <Self as FlowWords>::sign(word)
     }
 }
 

@@ -94,22 +94,6 @@ impl Word for u32 {}
 impl Word for u64 {}
 
 impl<const SIZE: usize> View<SIZE> {
-    /// The same bytes, to be read anew: what was read before is not kept for it.
-    #[cfg(target_arch = "bpf")]
-    #[inline(always)]
-    pub fn again(&self) -> Self {
-        let mut start = self.0;
-        // SAFETY: no instruction at all.
-        unsafe { core::arch::asm!("/* {0} */", inout(reg) start, options(pure, nomem, nostack)) };
-        Self(start)
-    }
-
-    /// The same for the host's compiler, which only checks this crate.
-    #[cfg(not(target_arch = "bpf"))]
-    pub fn again(&self) -> Self {
-        *self
-    }
-
     /// `PART` bytes of it from `offset` on, a constant with `offset + PART <= SIZE`.
     #[inline(always)]
     pub fn part<const PART: usize>(&self, offset: usize) -> View<PART> {
