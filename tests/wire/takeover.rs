@@ -132,7 +132,11 @@ fn the_kernel_part_comes_back_from_a_successor_that_dies() {
     // And it follows changes again.
     rig.agent.apply("later.yaml", &balanced("203.0.113.12")).unwrap();
     rig.who_answers_tcp(at("203.0.113.12", 5432), 5);
-    let status: serde_json::Value =
-        serde_json::from_str(&rig.agent.cli(&["status", "--format", "json"]).unwrap()).unwrap();
-    assert_eq!(status["datapath"]["tables"]["adopted"], true, "{status}");
+    // The kernel follows a moment before the agent tells of it.
+    let adopted = || {
+        let status = rig.agent.cli(&["status", "--format", "json"]).ok()?;
+        let status: serde_json::Value = serde_json::from_str(&status).ok()?;
+        (status["datapath"]["tables"]["adopted"] == true).then_some(())
+    };
+    assert!(eventually(DEADLINE, adopted).is_some(), "{}", rig.agent.log());
 }
