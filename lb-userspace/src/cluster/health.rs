@@ -201,8 +201,13 @@ impl Pulse {
 
     /// All of it is known.
     pub(super) fn listed(&self) {
-        self.health.feeds().entry(self.feed.clone()).or_default().listed = true;
+        let known =
+            std::mem::replace(&mut self.health.feeds().entry(self.feed.clone()).or_default().listed, true);
         self.alive();
+        // Of a kind whose objects nobody names, nothing else is told: the hub would wait for more.
+        if !known {
+            self.health.changed.notify_one();
+        }
     }
 
     /// It did not work, and will be tried again.

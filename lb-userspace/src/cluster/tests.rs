@@ -179,6 +179,18 @@ fn names(loaded: &Loaded) -> Vec<&str> {
 }
 
 #[tokio::test]
+async fn the_first_list_of_a_kind_wakes_who_waits_for_it() {
+    let health = health::Health::new();
+    let feed = health::Feed { resource: "secrets", namespace: None, need: health::Need::Must };
+    let pulse = health.pulse(feed);
+
+    pulse.listed();
+
+    timeout(DEADLINE, health.changed.notified()).await.expect("told");
+    assert!(health.is_complete());
+}
+
+#[tokio::test]
 async fn a_watch_that_is_too_old_is_answered_by_a_new_list() {
     let server = Server::default();
     server.put("ingresses", ingress("old", "1", ""));
