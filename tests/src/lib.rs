@@ -23,12 +23,12 @@ mod tests {
     use penstock::translate::{Status, TABLE};
 
     #[test]
-    fn the_readme_names_every_annotation_that_is_honoured() {
-        let readme = include_str!("../../README.md");
+    fn the_page_about_ingress_names_every_annotation_that_is_honoured() {
+        let page = include_str!("../../docs/ingress.md");
 
         let honoured = TABLE.iter().filter(|annotation| annotation.status == Status::Honoured);
         let missing: Vec<_> =
-            honoured.filter(|annotation| !readme.contains(&format!("`{}`", annotation.name))).collect();
+            honoured.filter(|annotation| !page.contains(&format!("`{}`", annotation.name))).collect();
 
         assert!(missing.is_empty(), "{missing:?}");
     }
