@@ -92,13 +92,14 @@ impl Cluster {
         format!("{head}endpoints: [{{addresses: [127.0.0.1]}}]\n")
     }
 
-    /// The slice of an Ingress's Service.
+    /// The slice of an Ingress's Service. Its endpoints are addresses of this host that nobody listens at: what the
+    /// bench asks before it is through goes no further.
     pub fn slice(index: usize) -> String {
-        let (high, low) = (index / 250, index % 250);
+        let (high, low) = (1 + index / 250, index % 250);
         format!(
             "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  name: app-{index}\n  namespace: ns-{}\n  \
              labels: {{kubernetes.io/service-name: app-{index}}}\naddressType: IPv4\nports: [{{port: 8080}}]\n\
-             endpoints: [{{addresses: [10.{high}.{low}.1]}}, {{addresses: [10.{high}.{low}.2]}}]\n",
+             endpoints: [{{addresses: [127.{high}.{low}.1]}}, {{addresses: [127.{high}.{low}.2]}}]\n",
             index / PER_NAMESPACE
         )
     }

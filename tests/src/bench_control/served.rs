@@ -94,30 +94,50 @@ fn put(dir: &Path, name: &str, text: &str) -> Result<Instant> {
 /// Asks again and again until the answer has this text; when that was.
 fn until(addr: SocketAddr, host: &str, text: &str) -> Result<Instant> {
     let begin = Instant::now();
-    let mut stream = BufReader::new(TcpStream::connect(addr)?);
-    stream.get_ref().set_nodelay(true)?;
+    let mut stream = None;
     while begin.elapsed() < DEADLINE {
-        stream.get_mut().write_all(format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n").as_bytes())?;
-        let (mut answer, mut length) = (String::new(), 0);
-        loop {
-            let from = answer.len();
-            ensure!(stream.read_line(&mut answer)? > 0, "the proxy closed the connection");
-            let line = answer[from..].trim_end().to_ascii_lowercase();
-            if let Some(value) = line.strip_prefix("content-length:") {
-                length = value.trim().parse()?;
-            }
-            if line.is_empty() {
-                break;
-            }
-        }
-        let mut body = vec![0; length];
-        stream.read_exact(&mut body)?;
-        answer.push_str(&String::from_utf8_lossy(&body));
+        let connection = match &mut stream {
+            Some(connection) => connection,
+            // The proxy ends a connection after so many requests, as it says in the last one's answer.
+            none => none.insert(connect(addr)?),
+        };
+        let answer = ask(connection, host)?;
         if answer.contains(text) {
             return Ok(Instant::now());
         }
+        if answer.contains("connection: close") {
+            stream = None;
+        }
     }
     anyhow::bail!("nothing with {text:?} was served for {host}")
+}
+
+fn connect(addr: SocketAddr) -> Result<BufReader<TcpStream>> {
+    let stream = TcpStream::connect(addr)?;
+    stream.set_nodelay(true)?;
+    Ok(BufReader::new(stream))
+}
+
+/// The answer, its head in small letters.
+fn ask(stream: &mut BufReader<TcpStream>, host: &str) -> Result<String> {
+    stream.get_mut().write_all(format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n").as_bytes())?;
+    let (mut answer, mut length) = (String::new(), 0);
+    loop {
+        let mut line = String::new();
+        ensure!(stream.read_line(&mut line)? > 0, "the proxy closed the connection");
+        line.make_ascii_lowercase();
+        if let Some(value) = line.strip_prefix("content-length:") {
+            length = value.trim().parse()?;
+        }
+        answer.push_str(&line);
+        if line.trim_end().is_empty() {
+            break;
+        }
+    }
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body)?;
+    answer.push_str(&String::from_utf8_lossy(&body));
+    Ok(answer)
 }
 
 /// Answers every request with this text, until the process ends.
