@@ -1,8 +1,9 @@
 //! The flow table: which backend a remembered flow has.
 //!
 //! One word per flow, eight to a bucket of one cache line, so that asking costs one line whatever
-//! the number of flows. A full bucket forgets the flow that was silent longest. Two CPUs that
-//! write one bucket at once may lose one of the two entries; nothing worse.
+//! the number of flows. A full bucket forgets the flow that was silent longest. Two CPUs that write
+//! one bucket at once may choose one place: the later one finds there what it has not seen, and puts
+//! that elsewhere.
 
 use crate::{BackendId, Flow, HashKey};
 
@@ -10,8 +11,8 @@ use crate::{BackendId, Flow, HashKey};
 pub trait FlowWords {
     /// Entry `index`, below [`crate::maps::FLOWS`].
     fn flow(&self, index: u32) -> u64;
-    /// Writes entry `index`.
-    fn set_flow(&self, index: u32, word: u64);
+    /// Writes entry `index` and returns what stood there, in one step.
+    fn swap_flow(&self, index: u32, word: u64) -> u64;
     /// log2 of the entries in use.
     fn flow_bits(&self) -> u32;
     /// The grace time, in units of [`clock`].
@@ -26,6 +27,15 @@ pub trait FlowWords {
     #[inline(always)]
     fn sign(word: u64) -> u64 {
         (word as i64 >> 63) as u64
+    }
+    /// [`insert`], as a function of its own where whoever verifies the program would follow every path
+    /// through it from every place that it is called from.
+    #[inline(always)]
+    fn remember(&self, entry: Entry, hash: u64, now: u32) -> bool
+    where
+        Self: Sized,
+    {
+        insert(self, entry, hash, now)
     }
 }
 
@@ -78,6 +88,12 @@ impl Entry {
         self.0 == 0
     }
 
+    /// Whether nothing is lost where `other` takes its place in a bucket: it is none, or of the same flow.
+    #[inline(always)]
+    const fn makes_way_for(self, other: Self) -> bool {
+        self.is_none() || self.0 >> 32 == other.0 >> 32
+    }
+
     /// Slot of its flow in a table of `1 << bits` slots, at most 32 bits: the tag is the end of the
     /// hash that slots are made from.
     pub const fn slot(self, bits: u32) -> u32 {
@@ -127,22 +143,48 @@ pub fn peek<T: FlowWords>(table: &T, hash: u64) -> Entry {
     Entry(found)
 }
 
-/// Remembers a flow that has no entry, as seen at `seen`. Returns whether a flow had to be forgotten for it that was
-/// seen within the grace time.
+/// Remembers a flow of this bucket (`hash`: its own, or that of any flow there) that has no entry. Returns whether a
+/// flow had to be forgotten for it that was seen within the grace time.
+///
+/// What another CPU has put into the place since we looked gets another one.
 #[inline(always)]
-pub fn insert(table: &impl FlowWords, hash: u64, backend: BackendId, seen: u32, now: u32) -> bool {
+pub fn insert(table: &impl FlowWords, entry: Entry, hash: u64, now: u32) -> bool {
     let first = bucket(table, hash);
-    let (mut place, mut oldest) = (first as u64, 0);
-    for way in 0..WAYS {
-        let word = table.way(first, way);
-        // An empty place is older than any flow.
-        let age = Entry(word).age(now) as u64 | (ones_if_zero(word) & CLOCK as u64);
-        let younger = ones_if_less(age, oldest);
-        oldest = select(younger, oldest, age);
-        place = select(younger, place, (first + way) as u64);
+    let mut entry = entry;
+    for _ in 0..TRIES {
+        let (mut place, mut oldest, mut there) = (first as u64, 0, 0);
+        for way in 0..WAYS {
+            let word = table.way(first, way);
+            // An empty place is older than any flow.
+            let age = Entry(word).age(now) as u64 | (ones_if_zero(word) & CLOCK as u64);
+            let younger = ones_if_less(age, oldest);
+            oldest = select(younger, oldest, age);
+            there = select(younger, there, word);
+            place = select(younger, place, (first + way) as u64);
+        }
+        let was = Entry(table.swap_flow(place as u32, entry.0));
+        if was.0 == there {
+            return oldest <= table.grace() as u64;
+        }
+        if was.makes_way_for(entry) {
+            return false;
+        }
+        entry = was;
     }
-    table.set_flow(place as u32, Entry::new(hash, backend, seen).0);
-    oldest <= table.grace() as u64
+    true
+}
+
+/// Who finds another CPU's flow so often within nanoseconds gives in.
+const TRIES: u32 = 4;
+
+/// Writes a flow's `entry` anew, which stood at `place` as `was`. What another CPU has put there since gets
+/// another place.
+#[inline(always)]
+pub fn renew(table: &impl FlowWords, place: u32, was: Entry, entry: Entry, hash: u64, now: u32) {
+    let there = Entry(table.swap_flow(place, entry.0));
+    if there != was && !there.makes_way_for(entry) {
+        table.remember(there, hash, now);
+    }
 }
 
 // Without branches: which way it is cannot be predicted, and the verifier would follow each of
@@ -183,8 +225,8 @@ mod tests {
             self.0.borrow()[index as usize]
         }
 
-        fn set_flow(&self, index: u32, word: u64) {
-            self.0.borrow_mut()[index as usize] = word;
+        fn swap_flow(&self, index: u32, word: u64) -> u64 {
+            core::mem::replace(&mut self.0.borrow_mut()[index as usize], word)
         }
 
         fn flow_bits(&self) -> u32 {
@@ -204,7 +246,7 @@ mod tests {
     fn what_is_remembered_is_found_with_its_backend_and_age() {
         let table = Table::new(12);
         for number in 1..400u64 {
-            insert(&table, hash(number), BackendId(number as u16), 100, 100);
+            insert(&table, Entry::new(hash(number), BackendId(number as u16), 100), hash(number), 100);
         }
 
         for number in 1..400u64 {
@@ -221,19 +263,85 @@ mod tests {
     fn a_full_bucket_forgets_the_flow_that_was_silent_longest() {
         let table = Table::new(3);
         for number in 1..=8u32 {
-            assert!(!insert(
-                &table,
-                hash(number.into()),
-                BackendId(1),
-                130_000 + number * 500,
-                130_000 + number * 500
-            ));
+            let (hash, seen) = (hash(number.into()), 130_000 + number * 500);
+            assert!(!insert(&table, Entry::new(hash, BackendId(1), seen), hash, seen));
         }
 
-        let forgot = insert(&table, hash(9), BackendId(2), 136_000, 136_000);
+        let forgot = insert(&table, Entry::new(hash(9), BackendId(2), 136_000), hash(9), 136_000);
 
         assert!(forgot);
         assert!(find(&table, hash(1)).0.is_none());
         assert!((2..=9).all(|number| !find(&table, hash(number)).0.is_none()));
+    }
+
+    /// A bucket that another CPU writes each time between our look and our write.
+    struct Raced(Table, RefCell<Vec<u64>>);
+
+    impl Raced {
+        fn new(others: &[Entry]) -> Self {
+            Self(Table::new(3), RefCell::new(others.iter().rev().map(|entry| entry.0).collect()))
+        }
+
+        fn backends(&self, numbers: impl Iterator<Item = u64>) -> Vec<u16> {
+            numbers.map(|number| find(self, hash(number)).0.backend().0).collect()
+        }
+    }
+
+    impl FlowWords for Raced {
+        fn flow(&self, index: u32) -> u64 {
+            self.0.flow(index)
+        }
+
+        fn swap_flow(&self, index: u32, word: u64) -> u64 {
+            if let Some(other) = self.1.borrow_mut().pop() {
+                self.0.swap_flow(index, other);
+            }
+            self.0.swap_flow(index, word)
+        }
+
+        fn flow_bits(&self) -> u32 {
+            self.0.flow_bits()
+        }
+
+        fn grace(&self) -> u32 {
+            self.0.grace()
+        }
+    }
+
+    fn entry(number: u64, backend: u16, seen: u32) -> Entry {
+        Entry::new(hash(number), BackendId(backend), seen)
+    }
+
+    #[test]
+    fn flows_that_begin_at_once_on_two_cpus_in_one_bucket_are_both_remembered() {
+        let table = Raced::new(&[entry(2, 7, 9), entry(3, 8, 9)]);
+
+        let forgot = insert(&table, entry(1, 1, 9), hash(1), 9);
+
+        assert!(!forgot);
+        assert_eq!(table.backends(1..4), [1, 7, 8]);
+    }
+
+    #[test]
+    fn a_flow_that_two_cpus_see_begin_is_remembered_once() {
+        let table = Raced::new(&[entry(1, 1, 9)]);
+
+        let forgot = insert(&table, entry(1, 1, 9), hash(1), 9);
+
+        assert!(!forgot);
+        assert_eq!((0..WAYS).filter(|way| table.flow(*way) != 0).count(), 1);
+    }
+
+    #[test]
+    fn a_flow_that_takes_the_place_of_one_that_is_seen_again_is_remembered_beside_it() {
+        let table = Raced::new(&[]);
+        insert(&table, entry(1, 1, 5), hash(1), 5);
+        let (was, place) = find(&table, hash(1));
+        table.1.borrow_mut().push(entry(2, 7, 9).0);
+
+        renew(&table, place, was, entry(1, 1, 9), hash(1), 9);
+
+        assert_eq!(table.backends(1..3), [1, 7]);
+        assert_eq!(find(&table, hash(1)).0.age(9), 0);
     }
 }

@@ -201,8 +201,8 @@ pub fn remembered(
     if !entry.is_none() {
         let seen = Entry::new(hashes.flow, backend, now);
         // Written once per unit of time, so that a busy flow does not dirty its line.
-        if seen.0 != entry.0 {
-            memory.set_flow(place, seen.0);
+        if seen != entry {
+            flows::renew(memory, place, entry, seen, hashes.flow, now);
         }
     } else if kind == Kind::Reset {
         // It ends: nothing is to be kept of it.
@@ -212,7 +212,7 @@ pub fn remembered(
         // A SYN alone is worth little: noted as nearly silent for the grace time, so that a flood of them
         // pushes out itself and not the flows that live. The next packet notes the true time.
         let seen = if kind == Kind::Syn { now.wrapping_sub(memory.grace().saturating_sub(8)) } else { now };
-        let forgot = flows::insert(memory, hashes.flow, backend, seen, now);
+        let forgot = memory.remember(Entry::new(hashes.flow, backend, seen), hashes.flow, now);
         noted = if forgot { Noted::Instead } else { Noted::Flow };
     } else if !agreed && !before.is_used() {
         memory.mark_used(before_at, before);
@@ -259,10 +259,11 @@ fn of_source(memory: &impl Memory, rules: Rules, source: u64, now: u32) -> Backe
 #[inline(always)]
 fn bind_source(memory: &impl Memory, source: u64, backend: BackendId, now: u32) {
     let (entry, place) = flows::find(memory, source);
+    let seen = Entry::new(source, backend, now);
     if entry.is_none() {
-        flows::insert(memory, source, backend, now, now);
+        memory.remember(seen, source, now);
     } else {
-        memory.set_flow(place, Entry::new(source, backend, now).0);
+        flows::renew(memory, place, entry, seen, source, now);
     }
 }
 

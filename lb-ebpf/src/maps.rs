@@ -12,7 +12,7 @@ use aya_ebpf::{
 use lb_common::{
     Addr, BackendId, Lines, Record, Slot,
     capture::{self, Handover},
-    flows::{self, FlowWords},
+    flows::{self, Entry, FlowWords},
     lease::{LEASES, LeaseWords},
     maps::{self, LINE, Program, at, count, row},
     nat::{Forward, Reverse},
@@ -339,11 +339,26 @@ impl FlowWords for Tables {
         unsafe { bucket.wrapping_add(way as usize).read_volatile() }
     }
 
+    #[cfg(target_arch = "bpf")]
     #[inline(always)]
-    fn set_flow(&self, index: u32, word: u64) {
+    fn swap_flow(&self, index: u32, mut word: u64) -> u64 {
         let index = at::FLOWS + (index & (maps::FLOWS - 1)) as usize;
-        // SAFETY: as in `flow`; an aligned store of one word is never seen by halves.
-        unsafe { self.0.wrapping_add(index).write_volatile(word) }
+        let place = self.0.wrapping_add(index);
+        // SAFETY: as in `flow`. An instruction that the library does not have for this target.
+        unsafe {
+            core::arch::asm!("{0} = xchg_64({1} + 0, {0})", inout(reg) word, in(reg) place, options(nostack))
+        };
+        word
+    }
+
+    #[cfg(not(target_arch = "bpf"))]
+    fn swap_flow(&self, index: u32, _: u64) -> u64 {
+        self.flow(index)
+    }
+
+    #[inline(always)]
+    fn remember(&self, entry: Entry, hash: u64, now: u32) -> bool {
+        penstock_remember(entry.0, hash, now) != 0
     }
 
     #[inline(always)]
@@ -363,6 +378,15 @@ impl FlowWords for Tables {
         unsafe { core::arch::asm!("{0} s>>= 63", inout(reg) word, options(pure, nomem, nostack)) };
         word
     }
+}
+
+/// [`flows::insert`]. A global function, which the verifier looks at once and not with every path that leads
+/// here.
+#[unsafe(no_mangle)]
+#[inline(never)]
+#[cold]
+pub extern "C" fn penstock_remember(entry: u64, hash: u64, now: u32) -> u64 {
+    flows::insert(&tables_nearby(), Entry(entry), hash, now).into()
 }
 
 impl LeaseWords for Tables {

@@ -153,7 +153,7 @@ fn a_hop_limit_that_ends_here_is_not_shown_to_the_backend() {
     if !lb_tests::tier::require("prog", can_run_programs) {
         return;
     }
-    let mut engine = engine();
+    let engine = engine();
     let frame = Packet { ttl: 1, ..tcp(CLIENT, "203.0.113.1:80") }.bytes();
 
     let run = engine.kernel.test_run("penstock", &frame, 1).expect("the program runs");

@@ -3,11 +3,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use lb_common::nat::{SILENCE, Timeouts};
 use lb_common::steer::{Kind, Memory};
-use lb_common::{Backend, BackendId, Descriptor, Flow, HashKey, Mode, Record, TCP, UDP, backend, wire_port};
+use lb_common::{
+    Backend, BackendId, Descriptor, Flow, HashKey, Mode, Record, TCP, UDP, backend, flows, wire_port,
+};
 use lb_tests::packet::{ACK, Packet, SYN, tcp, udp};
 use lb_tests::shape::tagged;
 use lb_tests::world::{self, CONFIG, KEY, World, backend_mac, can_run_programs, pool_id};
@@ -254,7 +256,7 @@ fn a_table_that_is_switched_ten_thousand_times_under_load_leads_to_one_of_both_o
     let records: Vec<(u16, Descriptor)> = (0..2u16)
         .map(|index| (index, Record::read(&engine.tables.records, index.into()).descriptor))
         .collect();
-    let Engine { mut kernel, tables, .. } = engine;
+    let Engine { kernel, tables, .. } = engine;
     let (one, two) = (records[0].1, records[1].1);
     assert_ne!(one.bits(), two.bits(), "the sizes differ");
     let key = HashKey::expand(KEY);
@@ -305,6 +307,66 @@ fn a_table_that_is_switched_ten_thousand_times_under_load_leads_to_one_of_both_o
 }
 
 #[test]
+fn flows_that_begin_at_once_on_two_cpus_in_one_bucket_are_all_remembered() {
+    if !lb_tests::tier::require("prog", can_run_programs) {
+        return;
+    }
+    const ROUNDS: u32 = 1_000;
+    // A table of one bucket, and as many flows as that has places, half of them on each CPU.
+    const HALF: u32 = flows::WAYS / 2;
+    let mut world = World::new().service(Protocol::Tcp, VIP, ForwardingMode::L2, &["10.0.0.1:80"]);
+    world.want.pools.values_mut().for_each(|pool| pool.conservative = true);
+    let mut engine = Engine::load(Config { flow_bits: 3, ..CONFIG }).expect("the program loads");
+    assert_eq!(engine.apply(world.want), vec![]);
+    let Engine { kernel, tables, .. } = &engine;
+    let arrived = AtomicU32::new(0);
+    let meet = |meeting: u32| {
+        arrived.fetch_add(1, Ordering::AcqRel);
+        for waited in 0u32.. {
+            if arrived.load(Ordering::Acquire) >= 2 * meeting {
+                return;
+            }
+            // Where the other thread has no CPU of its own.
+            if waited > 10_000 {
+                std::thread::yield_now();
+            }
+        }
+    };
+    let half = |cpu: u32| {
+        let frames: Vec<Vec<u8>> =
+            (0..HALF).map(|port| tcp(&format!("198.51.100.{cpu}:{}", 1024 + port), VIP).bytes()).collect();
+        let (mut meetings, mut forgotten) = (1.., 0);
+        let mut meet = || meetings.next().into_iter().for_each(meet);
+        for _ in 0..ROUNDS {
+            for frame in &frames {
+                meet();
+                let _ = kernel.test_run("penstock", frame, 1);
+            }
+            meet();
+            if cpu == 0 {
+                forgotten += 2 * HALF as usize - tables.flow_words().filter(|word| *word != 0).count();
+                tables
+                    .flows
+                    .iter()
+                    .take(flows::WAYS as usize)
+                    .for_each(|flow| flow.store(0, Ordering::Release));
+            }
+            meet();
+        }
+        forgotten
+    };
+
+    let forgotten = std::thread::scope(|scope| {
+        let other = scope.spawn(|| half(1));
+        half(0) + other.join().expect("no panic")
+    });
+
+    assert_eq!(forgotten, 0, "flows of {}", ROUNDS * 2 * HALF);
+    let sent: u64 = engine.verdicts().iter().map(|(_, count)| count).sum();
+    assert_eq!(sent, u64::from(ROUNDS * 2 * HALF), "every packet ran");
+}
+
+#[test]
 fn each_vip_of_a_pool_is_counted_for_itself_on_every_path() {
     if !lb_tests::tier::require("prog", can_run_programs) {
         return;
@@ -319,7 +381,7 @@ fn each_vip_of_a_pool_is_counted_for_itself_on_every_path() {
         };
         world.want.addrs.insert(place(second).addr, Owner::Vip);
         world.want.vips.insert(place(second), Target::Pool(id.clone()));
-        let mut engine = world.load();
+        let engine = world.load();
 
         for (vip, packets) in [(first, 3), (second, 5)] {
             for number in 0..packets {

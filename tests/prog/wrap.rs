@@ -18,7 +18,7 @@ fn an_outer_header_is_right_in_every_byte() {
     if !lb_tests::tier::require("prog", can_run_programs) {
         return;
     }
-    let mut engine = World::new()
+    let engine = World::new()
         .service(Tcp, "203.0.113.1:80", Ipip, &["10.0.0.1:80"])
         .service(Udp, "203.0.113.1:53", Ipip, &["10.0.0.1:53"])
         .service(Tcp, "[2001:db8:1::1]:80", Ipip, &["[fd00::1]:80"])

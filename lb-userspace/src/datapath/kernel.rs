@@ -345,13 +345,15 @@ impl Kernel {
 
     /// Runs an XDP program of the object over one packet `repeat` times; the packet is not reset
     /// in between. For tests and measuring.
-    pub fn test_run(&mut self, name: &'static str, packet: &[u8], repeat: u32) -> Result<Run, Error> {
+    pub fn test_run(&self, name: &'static str, packet: &[u8], repeat: u32) -> Result<Run, Error> {
         let mut out = vec![0; packet.len() + 256];
         let mut options = TestRunOptions::new();
         options.data_in = Some(packet);
         options.data_out = Some(&mut out);
         options.repeat = repeat;
-        let result = self.xdp(name)?.test_run(options).map_err(|error| Error::System {
+        let program: &Xdp =
+            self.ebpf.program(name).and_then(|program| program.try_into().ok()).ok_or(Error::Object(name))?;
+        let result = program.test_run(options).map_err(|error| Error::System {
             call: "test run of",
             object: name.to_owned(),
             source: io_error(error),

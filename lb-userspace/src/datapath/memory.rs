@@ -270,8 +270,8 @@ impl FlowWords for Tables {
         self.flows.load(index as usize)
     }
 
-    fn set_flow(&self, index: u32, word: u64) {
-        self.flows.store(index as usize, word);
+    fn swap_flow(&self, index: u32, word: u64) -> u64 {
+        self.flows.get(index as usize).map_or(0, |cell| cell.swap(word, Ordering::AcqRel))
     }
 
     fn flow_bits(&self) -> u32 {
@@ -325,7 +325,10 @@ impl FlowWords for ReadOnly<'_> {
         self.0.flow(index)
     }
 
-    fn set_flow(&self, _: u32, _: u64) {}
+    /// Tells what would have been pushed out.
+    fn swap_flow(&self, index: u32, _: u64) -> u64 {
+        self.0.flow(index)
+    }
 
     fn flow_bits(&self) -> u32 {
         self.0.flow_bits()
