@@ -17,9 +17,10 @@ use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, TRAILER};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode, Uri, body::Incoming};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::TcpListener;
-use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Notify, mpsc, oneshot};
 
+use crate::accept::{self, Stopping};
 use crate::model::report::Explanation;
 
 pub mod client;
@@ -78,89 +79,57 @@ pub enum Refused {
 /// Trailer field that says how a capture went.
 pub const SUMMARY: &str = "penstock-summary";
 
-/// Connections served at once; more wait in the accept queue.
-const MAX_CONNECTIONS: usize = 64;
-
 /// How long a connection that was just made may take to ask something when everything is to stop.
 const FIRST_QUESTION: Duration = Duration::from_secs(1);
-
-/// Longest wait for answers that are under way when everything is to stop.
-const LAST_ANSWERS: Duration = Duration::from_secs(2);
 
 /// A client that sends no complete head within this time is cut off.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Serves until `stop` is told, or dropped, and what was asked until then is answered.
-pub async fn serve(listener: TcpListener, live: Arc<dyn Live>, mut stop: oneshot::Receiver<()>) {
-    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let (stopping, stopped) = watch::channel(());
-    loop {
-        let next = async {
-            let slot = Arc::clone(&slots).acquire_owned().await.ok()?;
-            Some((listener.accept().await, slot))
-        };
-        let next = tokio::select! {
-            next = next => next,
-            _ = &mut stop => None,
-        };
-        let Some((accepted, slot)) = next else { break };
-        let (stream, peer) = match accepted {
-            Ok((stream, peer)) => {
-                let own = stream.local_addr().map(|addr| addr.ip()).ok();
-                (stream, Peer::of(peer.ip(), own))
+pub async fn serve(listener: TcpListener, live: Arc<dyn Live>, stop: oneshot::Receiver<()>) {
+    accept::each("admin", listener, stop, |stream, peer, stopping| {
+        connection(stream, peer, Arc::clone(&live), stopping)
+    })
+    .await;
+}
+
+async fn connection(stream: TcpStream, peer: SocketAddr, live: Arc<dyn Live>, mut stopping: Stopping) {
+    let peer = Peer::of(peer.ip(), stream.local_addr().map(|addr| addr.ip()).ok());
+    let asked = Notify::new();
+    let service =
+        service_fn(|request: Request<Incoming>| {
+            asked.notify_one();
+            let (live, uri, method) = (Arc::clone(&live), request.uri().clone(), request.method().clone());
+            async move {
+                // Counting asks every worker and waits for it; the runtime must not.
+                let answered =
+                    tokio::task::spawn_blocking(move || answer(&method, &uri, peer, live.as_ref())).await;
+                Ok::<_, Infallible>(answered.unwrap_or_else(|error| {
+                    reply(StatusCode::INTERNAL_SERVER_ERROR, TEXT, format!("{error}\n"))
+                }))
             }
-            Err(error) => {
-                // Out of descriptors or a client that vanished: neither is a reason to stop.
-                tracing::warn!(%error, "admin accept failed");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            }
-        };
-        let live = Arc::clone(&live);
-        let mut stopped = stopped.clone();
-        tokio::spawn(async move {
-            let asked = Arc::new(Notify::new());
-            let service = service_fn(|request: Request<Incoming>| {
-                asked.notify_one();
-                let (live, uri, method) =
-                    (Arc::clone(&live), request.uri().clone(), request.method().clone());
-                async move {
-                    // Counting asks every worker and waits for it; the runtime must not.
-                    let answered =
-                        tokio::task::spawn_blocking(move || answer(&method, &uri, peer, live.as_ref())).await;
-                    Ok::<_, Infallible>(answered.unwrap_or_else(|error| {
-                        reply(StatusCode::INTERNAL_SERVER_ERROR, TEXT, format!("{error}\n"))
-                    }))
-                }
-            });
-            let mut connection = pin!(
-                hyper::server::conn::http1::Builder::new()
-                    .timer(TokioTimer::new())
-                    .header_read_timeout(HEAD_TIMEOUT)
-                    .serve_connection(TokioIo::new(stream), service)
-            );
-            let served = tokio::select! {
-                served = connection.as_mut() => served,
-                // A scraper that keeps its connection is to ask the next agent. A connection that has
-                // said nothing yet hyper would close with the first question on its way.
-                _ = stopped.changed() => tokio::select! {
-                    served = connection.as_mut() => served,
-                    _ = tokio::time::timeout(FIRST_QUESTION, asked.notified()) => {
-                        connection.as_mut().graceful_shutdown();
-                        connection.await
-                    }
-                }
-            };
-            if let Err(error) = served {
-                tracing::debug!(%error, "admin connection ended");
-            }
-            drop(slot);
         });
+    let mut connection = pin!(
+        hyper::server::conn::http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD_TIMEOUT)
+            .serve_connection(TokioIo::new(stream), service)
+    );
+    let served = tokio::select! {
+        served = connection.as_mut() => served,
+        // A scraper that keeps its connection is to ask the next agent. A connection that has
+        // said nothing yet hyper would close with the first question on its way.
+        () = stopping.told() => tokio::select! {
+            served = connection.as_mut() => served,
+            _ = tokio::time::timeout(FIRST_QUESTION, asked.notified()) => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        }
+    };
+    if let Err(error) = served {
+        tracing::debug!(%error, "admin connection ended");
     }
-    drop((listener, stopping));
-    // All slots are free when the last answer is given.
-    let all = u32::try_from(MAX_CONNECTIONS).unwrap_or(u32::MAX);
-    let _ = tokio::time::timeout(LAST_ANSWERS, slots.acquire_many(all)).await;
 }
 
 /// Binds the admin address, for [`serve`].

@@ -4,6 +4,7 @@
 //! never import each other (`cargo xtask layers` checks the edges, ARCHITECTURE.md explains them).
 #![deny(unsafe_code)]
 
+mod accept;
 pub mod admin;
 pub mod agent;
 pub mod capture;

@@ -24,7 +24,7 @@ use super::findings::{About, Findings};
 use super::parts::Claim;
 use super::routes::{self, Draft};
 use super::upstream_tls::ProxySsl;
-use super::upstreams::{Laid, Reach, Upstreams};
+use super::upstreams::{Laid, Reach, Upstreams, Without};
 use super::view::View;
 use crate::model::l7::{
     Action, Aliases, Certificate, Cipher, CipherOrder, Ciphers, ClientAuth, Edge, HostMatch, Pattern, Server,
@@ -380,7 +380,7 @@ fn action(
 ) -> (Action, String) {
     match &backend.service {
         Some(service) => (
-            Action::Proxy(upstreams.of_backend(namespace, service, reach, field, about)),
+            Action::Proxy(upstreams.of_backend(namespace, service, reach, Without::Answer503, field, about)),
             service.name.clone(),
         ),
         None => {

@@ -94,7 +94,7 @@ pub(super) enum Reach {
 
 /// What becomes of requests to an upstream without endpoints.
 #[derive(Clone, Copy)]
-enum Without {
+pub(super) enum Without {
     Answer503,
     AskPrimary,
     AskDefaultBackend,
@@ -222,32 +222,20 @@ impl<'a> Upstreams<'a> {
         built.affinity = Some(Affinity { mode, places, ..asked.clone() });
     }
 
-    /// The upstream of a backend, without endpoints (503) where something is missing.
+    /// The upstream of a backend, without endpoints where something is missing; `without` says what becomes of
+    /// requests then.
     pub(super) fn of_backend(
         &mut self,
         namespace: &str,
         backend: &IngressServiceBackend,
         reach: Reach,
+        without: Without,
         field: &str,
         about: &mut About<'_>,
     ) -> UpstreamName {
         let field = format!("{field}.service");
         let service = service(namespace, backend);
-        self.of_port(&service, &port(backend), reach, &field, Without::Answer503, about)
-    }
-
-    /// The same for a canary, whose requests have somewhere else to go.
-    pub(super) fn of_canary(
-        &mut self,
-        namespace: &str,
-        backend: &IngressServiceBackend,
-        reach: Reach,
-        field: &str,
-        about: &mut About<'_>,
-    ) -> UpstreamName {
-        let field = format!("{field}.service");
-        let service = service(namespace, backend);
-        self.of_port(&service, &port(backend), reach, &field, Without::AskPrimary, about)
+        self.of_port(&service, &port(backend), reach, &field, without, about)
     }
 
     /// What the upstream of a backend is called.

@@ -29,6 +29,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, oneshot, watch};
 use tokio_rustls::TlsAcceptor;
 
+use crate::accept::{self, Stopping};
 use crate::model::review::Review;
 
 pub use certificate::{Error, Identity};
@@ -46,9 +47,6 @@ pub const PATH: &str = "/networking/v1/ingresses";
 /// A longer question is answered 413. An Ingress itself has at most 1.5 MB, and an update sends it twice.
 pub const MAX_BYTES: usize = 9 << 20;
 
-/// Connections served at once; more wait in the accept queue.
-const MAX_CONNECTIONS: usize = 64;
-
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 128;
 
@@ -57,12 +55,6 @@ const MAX_QUESTIONS: usize = 4;
 
 /// The API server waits ten seconds by default.
 const DEADLINE: Duration = Duration::from_secs(10);
-
-/// What an accept waits that found no descriptor free.
-const PAUSE: Duration = Duration::from_millis(100);
-
-/// Longest wait for answers that are under way when everything is to stop.
-const LAST_ANSWERS: Duration = Duration::from_secs(2);
 
 /// Binds the address, for [`serve`]. An agent and its successor answer beside each other for a while.
 pub fn bind(addr: SocketAddr) -> std::io::Result<std::net::TcpListener> {
@@ -92,40 +84,14 @@ pub async fn serve(
     identity: watch::Receiver<Identity>,
     reviewer: Arc<dyn Reviewer>,
     counts: Arc<Counts>,
-    mut stop: oneshot::Receiver<()>,
+    stop: oneshot::Receiver<()>,
 ) {
-    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let desk = Arc::new(Desk { reviewer, counts, places: Semaphore::new(MAX_QUESTIONS) });
-    let (stopping, stopped) = watch::channel(());
-    loop {
-        let next = async {
-            let slot = Arc::clone(&slots).acquire_owned().await.ok()?;
-            Some((listener.accept().await, slot))
-        };
-        let next = tokio::select! {
-            next = next => next,
-            _ = &mut stop => None,
-        };
-        let Some((accepted, slot)) = next else { break };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                tracing::warn!(%error, "webhook accept failed");
-                tokio::time::sleep(PAUSE).await;
-                continue;
-            }
-        };
+    accept::each("webhook", listener, stop, |stream, _peer, stopping| {
         let acceptor = TlsAcceptor::from(identity.borrow().config());
-        let (desk, stopped) = (Arc::clone(&desk), stopped.clone());
-        tokio::spawn(async move {
-            connection(stream, acceptor, desk, stopped).await;
-            drop(slot);
-        });
-    }
-    drop((listener, stopping));
-    // All slots are free when the last answer is given.
-    let all = u32::try_from(MAX_CONNECTIONS).unwrap_or(u32::MAX);
-    let _ = tokio::time::timeout(LAST_ANSWERS, slots.acquire_many(all)).await;
+        connection(stream, acceptor, Arc::clone(&desk), stopping)
+    })
+    .await;
 }
 
 /// Where questions are answered.
@@ -135,12 +101,7 @@ struct Desk {
     places: Semaphore,
 }
 
-async fn connection(
-    stream: TcpStream,
-    acceptor: TlsAcceptor,
-    desk: Arc<Desk>,
-    mut stopped: watch::Receiver<()>,
-) {
+async fn connection(stream: TcpStream, acceptor: TlsAcceptor, desk: Arc<Desk>, mut stopping: Stopping) {
     let stream = match tokio::time::timeout(DEADLINE, acceptor.accept(stream)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return tracing::debug!(%error, "webhook handshake failed"),
@@ -163,7 +124,7 @@ async fn connection(
     );
     let served = tokio::select! {
         served = connection.as_mut() => served,
-        _ = stopped.changed() => {
+        () = stopping.told() => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }

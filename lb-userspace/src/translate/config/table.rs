@@ -241,7 +241,7 @@ pub const KEYS: &[ConfigKey] = &[
     plain("strict-validate-path-type", Bool, "true", "Exact and Prefix paths hold no patterns"),
     plain("penstock-mode", Text, "compat", "strict: patterns match whole paths and tell a from A, limits answer 429, another Host than the TLS server name 421; unknown to ingress-nginx"),
     // Logs and traces.
-    plain("log-format-upstream", Text, "see the README", "line of the access log"),
+    plain("log-format-upstream", Text, "see docs/ingress.md", "line of the access log"),
     plain("log-format-escape-json", Bool, "false", "escape values as JSON does"),
     plain("log-format-escape-none", Bool, "false", "escape nothing"),
     plain("log-format-stream", Text, "", "line of a TCP or UDP Service's connection"),

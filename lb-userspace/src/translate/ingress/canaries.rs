@@ -9,7 +9,7 @@ use super::super::annotations::{self, Policy};
 use super::super::classes::Served;
 use super::super::findings::{About, Findings};
 use super::super::routes::Draft;
-use super::super::upstreams::{Reach, Split, Upstreams};
+use super::super::upstreams::{Reach, Split, Upstreams, Without};
 use super::{Host, host_match};
 use crate::model::canary::{Rules, Sessions};
 use crate::model::l7::{Action, HostMatch, UpstreamName};
@@ -146,5 +146,6 @@ fn add(
         about.warn("canary-conflict", annotations::field("canary"), message, fix);
         return None;
     }
-    Some(upstreams.of_canary(&served.name.namespace, service, *reach, field, about))
+    let namespace = &served.name.namespace;
+    Some(upstreams.of_backend(namespace, service, *reach, Without::AskPrimary, field, about))
 }
