@@ -13,8 +13,8 @@ use std::time::Duration;
 use clap::ValueEnum;
 use serde::Deserialize;
 
-use crate::model::ObjectName;
 use crate::model::metering::{Bounds, Metering};
+use crate::model::{ObjectName, pool};
 
 pub use cluster::{ClusterConfig, Election, Webhook};
 pub use settings::Settings;
@@ -130,6 +130,8 @@ pub struct TranslateConfig {
     pub tcp_services: Option<ObjectName>,
     /// `--udp-services-configmap`.
     pub udp_services: Option<ObjectName>,
+    /// `--address-pools`; in a pod, the one of its usual name in the pod's namespace.
+    pub address_pools: Option<ObjectName>,
     /// `--watch-ingress-without-class`.
     pub watch_ingress_without_class: bool,
     /// `--disable-catch-all`.
@@ -259,6 +261,10 @@ pub fn resolve(flags: Settings, file: Option<&Path>) -> Result<Config, Error> {
     value::annotations_prefix(merged.annotations_prefix.take())?;
     let cluster = ClusterConfig::of(&mut merged)?;
     let metering = metering(&mut merged)?;
+    let pod = value::pod();
+    // A directory is all its owner's; in a cluster only the controller's own namespace gives addresses away.
+    let own_pools = (merged.manifests.is_none() && !pod.namespace.is_empty())
+        .then(|| ObjectName::new(&pod.namespace, pool::CONFIG_MAP));
     Ok(Config {
         manifests: source(merged.manifests, &cluster)?,
         interfaces: merged.interface,
@@ -304,6 +310,7 @@ pub fn resolve(flags: Settings, file: Option<&Path>) -> Result<Config, Error> {
             config_map: value::object("configmap", merged.configmap)?,
             tcp_services: value::object("tcp-services-configmap", merged.tcp_services_configmap)?,
             udp_services: value::object("udp-services-configmap", merged.udp_services_configmap)?,
+            address_pools: value::object("address-pools", merged.address_pools)?.or(own_pools),
             watch_ingress_without_class: merged.watch_ingress_without_class.unwrap_or(false),
             disable_catch_all: merged.disable_catch_all.unwrap_or(false),
             node_name: merged.node_name.filter(|name| !name.is_empty()).or_else(value::node_name),
@@ -314,7 +321,7 @@ pub fn resolve(flags: Settings, file: Option<&Path>) -> Result<Config, Error> {
             snippet_policy: merged.snippet_policy.unwrap_or_default(),
         },
         cluster,
-        pod: value::pod(),
+        pod,
         metering,
         idle_flags: Vec::new(),
     })

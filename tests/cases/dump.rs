@@ -25,6 +25,10 @@ use crate::policies;
 pub fn dump(translated: &Translated, load_problems: &[Problem]) -> String {
     let mut out = String::new();
     l4(&translated.snapshot.l4, &mut out);
+    for (service, addresses) in translated.given.iter() {
+        let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+        line(&mut out, 0, &format!("given {service}: {}", addresses.join(" ")));
+    }
     l7(&translated.snapshot.l7, &mut out);
     for problem in load_problems.iter().chain(translated.problems.iter().map(|problem| &**problem)) {
         line(&mut out, 0, &format!("{problem} [{}]", problem.reason));

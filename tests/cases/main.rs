@@ -137,6 +137,7 @@ fn options(input: &str) -> translate::Options {
             "enable-ssl-passthrough" => options.enable_ssl_passthrough = value == "true",
             "snippet-policy" if value == "ignore" => options.snippets = translate::SnippetPolicy::Ignore,
             "disable-svc-external-name" => options.disable_external_names = value == "true",
+            "address-pools" => options.address_pools = object(),
             "external-ips" => options.external_ips = value == "true",
             _ => panic!("unknown option {name}"),
         }

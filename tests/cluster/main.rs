@@ -4,6 +4,7 @@
 
 mod acme;
 mod agent;
+mod balancers;
 mod follow;
 mod objects;
 mod relay;

@@ -90,7 +90,7 @@ impl ApiServer {
             server.arg(flag).arg(at(name));
         }
         server.args(["--service-account-issuer", &url, "--authorization-mode", "RBAC"]);
-        server.args(["--service-cluster-ip-range", "10.96.0.0/16", "--allow-privileged"]);
+        server.args(["--service-cluster-ip-range", "10.96.0.0/16,fd00:10:96::/112", "--allow-privileged"]);
         // Nobody runs here who would make accounts and endpoints.
         server.args(["--disable-admission-plugins", "ServiceAccount", "--endpoint-reconciler-type", "none"]);
         if version(assets)?.starts_with("Kubernetes v1.20.") {

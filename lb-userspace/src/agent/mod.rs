@@ -32,6 +32,7 @@ use tracing::{error, info, warn};
 
 use crate::config::{Config, DatapathMode, OnExit, SnippetPolicy, TranslateConfig};
 use crate::drain::{Request, Signals};
+use crate::model::pool::Given;
 use crate::model::{ObjectName, Problems, Severity, Snapshot};
 use crate::objects::{Kept, Loaded, Objects};
 use crate::takeover::Peer;
@@ -306,6 +307,8 @@ pub(crate) struct State {
     pub(crate) objects: Objects,
     pub(crate) snapshot: Snapshot,
     pub(crate) problems: Problems,
+    /// Addresses that pools give to Services.
+    pub(crate) given: Arc<Given>,
     /// Objects of which an earlier version is in force.
     pub(crate) kept: Vec<Kept>,
     /// How many translations there were.
@@ -377,10 +380,10 @@ fn replace_if_different<T: Eq>(slot: &mut Arc<T>, new: &Arc<T>) -> bool {
 
 impl State {
     fn new(loaded: &Loaded, translated: Translated, generation: u64) -> Self {
-        let Translated { snapshot, mut problems } = translated;
+        let Translated { snapshot, mut problems, given } = translated;
         problems.extend(loaded.problems.iter().cloned().map(Arc::new));
         let (objects, kept) = (loaded.objects.clone(), loaded.kept.clone());
-        Self { objects, snapshot, problems, kept, generation, at: std::time::SystemTime::now() }
+        Self { objects, snapshot, problems, given, kept, generation, at: std::time::SystemTime::now() }
     }
 
     /// One line for the change and one for each problem that is new; the rest stands in `status`.
@@ -473,6 +476,7 @@ pub(crate) fn meaning_options(meaning: &TranslateConfig) -> translate::Options {
         config_map: _,
         tcp_services,
         udp_services,
+        address_pools,
         watch_ingress_without_class,
         disable_catch_all,
         node_name,
@@ -492,6 +496,7 @@ pub(crate) fn meaning_options(meaning: &TranslateConfig) -> translate::Options {
         ingress_class_by_name,
         tcp_services,
         udp_services,
+        address_pools,
         watch_ingress_without_class,
         disable_catch_all,
         node: node_name,

@@ -110,13 +110,14 @@ async fn watch(
         config_map,
         tcp_services,
         udp_services,
+        address_pools,
         ..
     } = meaning.clone();
     let beside = cluster::Beside {
         services: publish_service.into_iter().collect(),
         backends: default_backend_service.into_iter().collect(),
         secrets: default_ssl_certificate.into_iter().collect(),
-        config_maps: [config_map, tcp_services, udp_services].into_iter().flatten().collect(),
+        config_maps: [config_map, tcp_services, udp_services, address_pools].into_iter().flatten().collect(),
     };
     let (namespace, selector) = (config.namespace.clone(), config.namespace_selector.clone());
     let scope = cluster::Scope::new(namespace, selector, beside);
@@ -158,7 +159,8 @@ pub(super) struct Scribe {
 impl Scribe {
     /// Another state is in force.
     pub(super) fn report(&self, loaded: &Arc<Loaded>, served: BTreeSet<ObjectName>, state: &State) {
-        let report = Report { loaded: Arc::clone(loaded), served, problems: state.problems.clone() };
+        let (problems, given) = (state.problems.clone(), Arc::clone(&state.given));
+        let report = Report { loaded: Arc::clone(loaded), served, given, problems };
         self.reports.send_replace(Arc::new(report));
     }
 

@@ -42,6 +42,10 @@ pub(super) struct MeaningArgs {
     /// The same of UDP ports
     #[arg(long, value_name = "NAMESPACE/NAME", env = "PENSTOCK_UDP_SERVICES_CONFIGMAP")]
     udp_services_configmap: Option<String>,
+    /// ConfigMap of the pools that give Services of type LoadBalancer their addresses [default:
+    /// penstock-address-pools beside the controller]
+    #[arg(long, value_name = "NAMESPACE/NAME", env = "PENSTOCK_ADDRESS_POOLS")]
+    address_pools: Option<String>,
     /// Serve Ingresses that name no class
     #[arg(long, value_parser = boolean, num_args = 0..=1, default_missing_value = "true", require_equals = true,
           env = "PENSTOCK_WATCH_INGRESS_WITHOUT_CLASS")]
@@ -91,6 +95,7 @@ impl MeaningArgs {
             configmap: self.configmap,
             tcp_services_configmap: self.tcp_services_configmap,
             udp_services_configmap: self.udp_services_configmap,
+            address_pools: self.address_pools,
             watch_ingress_without_class: self.watch_ingress_without_class,
             disable_catch_all: self.disable_catch_all,
             disable_svc_external_name: self.disable_svc_external_name,

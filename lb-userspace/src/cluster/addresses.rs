@@ -2,6 +2,7 @@
 //! Pure but for the list of pods.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use k8s_openapi::api::networking::v1::IngressLoadBalancerIngress;
@@ -48,6 +49,25 @@ pub(super) fn of_service(service: &Service) -> Vec<Address> {
         Some("NodePort") if spec.external_ips.as_ref().is_some_and(|ips| !ips.is_empty()) => sorted(external),
         _ => sorted(own),
     }
+}
+
+/// Addresses of a Service as its status says them: packets come with them as their destination.
+pub(super) fn balanced(given: &BTreeSet<IpAddr>) -> serde_json::Value {
+    given.iter().map(|ip| serde_json::json!({"ip": ip, "ipMode": "VIP"})).collect()
+}
+
+/// Whether the status of a Service says just these. Servers before 1.30 do not keep the mode.
+pub(super) fn says(service: &Service, given: &BTreeSet<IpAddr>) -> bool {
+    let balancer = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
+    let written: Option<Vec<IpAddr>> = balancer
+        .into_iter()
+        .flat_map(|balancer| balancer.ingress.iter().flatten())
+        .map(|entry| match (entry.ip_mode.as_deref(), &entry.hostname) {
+            (None | Some("VIP"), None) => entry.ip.as_ref()?.parse().ok(),
+            _ => None,
+        })
+        .collect();
+    written.is_some_and(|written| written.iter().eq(given))
 }
 
 /// The node's address, the outer one first unless the `internal` one is asked for.
@@ -159,6 +179,27 @@ mod tests {
             let service = serde_json::json!({"metadata": {}, "spec": spec, "status": status});
             let service: Service = serde_json::from_value(service).expect("a Service");
             assert_eq!(texts(&of_service(&service)), expected, "{case}");
+        }
+    }
+
+    #[test]
+    fn a_status_is_right_when_it_says_just_the_addresses_given() {
+        let given = BTreeSet::from(["203.0.113.1", "2001:db8::1"].map(|ip| ip.parse().expect("an address")));
+        for (case, expected, ingress) in [
+            ("as we write it", true, balanced(&given)),
+            ("without the mode", true, serde_json::json!([{"ip": "203.0.113.1"}, {"ip": "2001:db8::1"}])),
+            ("one of two", false, serde_json::json!([{"ip": "203.0.113.1"}])),
+            (
+                "another mode",
+                false,
+                serde_json::json!([{"ip": "203.0.113.1", "ipMode": "Proxy"}, {"ip": "2001:db8::1"}]),
+            ),
+            ("nothing", false, serde_json::json!([])),
+        ] {
+            let service =
+                serde_json::json!({"metadata": {}, "status": {"loadBalancer": {"ingress": ingress}}});
+            let service: Service = serde_json::from_value(service).expect("a Service");
+            assert_eq!(says(&service, &given), expected, "{case}");
         }
     }
 

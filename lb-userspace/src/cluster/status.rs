@@ -1,19 +1,22 @@
-//! `status.loadBalancer` of the Ingresses of ours: where they are reached, for people, external-dns and
-//! whoever else looks there. Only the holder of the Lease writes, one patch for each change.
+//! `status.loadBalancer` of the Ingresses of ours, and of the Services that have addresses of ours: where they
+//! are reached, for people, external-dns and whoever else looks there. Only the holder of the Lease writes, one patch for each change.
 //!
 //! What somebody else wrote over ours is put right at intervals only: two controllers that both write
 //! must not wear the API server out.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use futures_util::stream::{self, StreamExt as _};
 use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::networking::v1::Ingress;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use tokio::sync::watch;
 use tokio::time::{Duration, MissedTickBehavior, interval, sleep, timeout};
 use tracing::{debug, info, warn};
@@ -61,8 +64,10 @@ pub(super) struct Writer {
     pub(super) leads: watch::Receiver<bool>,
     /// The pods of agents, as far as they were asked for.
     pub(super) pods: Option<Pods>,
-    /// What we wrote last.
+    /// What we wrote last, to Ingresses.
     pub(super) written: BTreeMap<ObjectName, Vec<Address>>,
+    /// The same to Services.
+    pub(super) balanced: BTreeMap<ObjectName, BTreeSet<IpAddr>>,
 }
 
 /// Whether what others wrote is overwritten.
@@ -96,6 +101,7 @@ impl Writer {
             }
             if !*self.leads.borrow_and_update() {
                 self.written.clear();
+                self.balanced.clear();
                 continue;
             }
             if round == Round::Everything && self.takes_nodes() {
@@ -108,7 +114,8 @@ impl Writer {
                     }
                 };
             }
-            if self.round(round).await.is_err() {
+            let outcomes = (self.services(round).await, self.ingresses(round).await);
+            if outcomes.0.is_err() || outcomes.1.is_err() {
                 sleep(AGAIN).await;
                 // Whatever happened in the meantime comes with it.
                 interval.reset_immediately();
@@ -120,8 +127,29 @@ impl Writer {
         self.options.publish_service.is_none() && self.options.addresses.is_empty()
     }
 
+    /// Writes the addresses that Services have where their status says others.
+    async fn services(&mut self, round: Round) -> Result<(), Failure> {
+        let report = Arc::clone(&self.report.borrow_and_update());
+        self.balanced.retain(|name, _| report.given.contains_key(name));
+        let differ = report.given.iter().filter(|(name, given)| {
+            let is_news = round == Round::Everything || self.balanced.get(*name) != Some(given);
+            let service = report.loaded.objects.services.get(*name);
+            is_news && service.is_some_and(|service| !addresses::says(&service.object, given))
+        });
+        let differ: Vec<_> = differ.map(|(name, given)| (name.clone(), given.clone())).collect();
+        let values = differ.iter().map(|(name, given)| (name.clone(), addresses::balanced(given)));
+        let outcome = write_all::<Service>(&self.client, values.collect()).await;
+        self.balanced.extend(differ);
+        if let Err((name, failure)) = outcome {
+            warn!(service = %name, reason = failure.why.name(), failure.message, "its status was not written");
+            self.balanced.remove(&name);
+            return Err(failure);
+        }
+        Ok(())
+    }
+
     /// Writes what differs.
-    async fn round(&mut self, round: Round) -> Result<(), Failure> {
+    async fn ingresses(&mut self, round: Round) -> Result<(), Failure> {
         let report = Arc::clone(&self.report.borrow_and_update());
         let aside = Arc::clone(&self.aside.borrow_and_update());
         let Some(wanted) = self.wanted(&report) else { return Ok(()) };
@@ -132,7 +160,8 @@ impl Writer {
             is_news && aside.addresses.get(*name).unwrap_or(&none) != &wanted
         });
         let differ: BTreeSet<ObjectName> = differ.cloned().collect();
-        let outcome = write_all(&self.client, &differ, &wanted).await;
+        let values = differ.iter().map(|name| (name.clone(), serde_json::json!(wanted)));
+        let outcome = write_all::<Ingress>(&self.client, values.collect()).await;
         for name in differ {
             self.written.insert(name, wanted.clone());
         }
@@ -174,35 +203,42 @@ impl Writer {
             Err(failure) if addresses::forgivable(&failure) => {}
             Err(failure) => return warn!(failure.message, "nobody knows who goes on; status stays"),
         }
-        let served = self.report.borrow().served.clone();
-        if let Err((name, failure)) = write_all(&self.client, &served, &[]).await {
+        let report = Arc::clone(&self.report.borrow());
+        let nothing = |name: &ObjectName| (name.clone(), Value::Array(Vec::new()));
+        let ingresses = report.served.iter().map(nothing).collect();
+        if let Err((name, failure)) = write_all::<Ingress>(&self.client, ingresses).await {
             warn!(ingress = %name, failure.message, "its status was not cleared");
+        }
+        let services = report.given.keys().map(nothing).collect();
+        if let Err((name, failure)) = write_all::<Service>(&self.client, services).await {
+            warn!(service = %name, failure.message, "its status was not cleared");
         }
     }
 }
 
 /// The first failure, where there is one.
-async fn write_all(
-    client: &Client,
-    names: &BTreeSet<ObjectName>,
-    addresses: &[Address],
-) -> Result<(), (ObjectName, Failure)> {
-    let writing = stream::iter(names.clone()).map(|name| {
-        let (client, addresses) = (client.clone(), addresses.to_vec());
-        async move { write::<Ingress>(&client, &name, &addresses).await.map_err(|failure| (name, failure)) }
+async fn write_all<K>(client: &Client, values: Vec<(ObjectName, Value)>) -> Result<(), (ObjectName, Failure)>
+where
+    K: Resource<Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned,
+    K::DynamicType: Default,
+{
+    let writing = stream::iter(values).map(|(name, value)| {
+        let client = client.clone();
+        async move { write::<K>(&client, &name, value).await.map_err(|failure| (name, failure)) }
     });
     let outcomes: Vec<_> = writing.buffer_unordered(AT_ONCE).collect().await;
     outcomes.into_iter().collect()
 }
 
 /// Writes `status.loadBalancer.ingress`, of an Ingress or of whatever has one, too.
-async fn write<K>(client: &Client, name: &ObjectName, addresses: &[Address]) -> Result<(), Failure>
+async fn write<K>(client: &Client, name: &ObjectName, addresses: Value) -> Result<(), Failure>
 where
     K: Resource<Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned,
     K::DynamicType: Default,
 {
     let api: Api<K> = Api::namespaced(client.clone(), &name.namespace);
-    let ingress = if addresses.is_empty() { serde_json::Value::Null } else { serde_json::json!(addresses) };
+    let is_empty = addresses.as_array().is_none_or(Vec::is_empty);
+    let ingress = if is_empty { Value::Null } else { addresses };
     let patch = serde_json::json!({"status": {"loadBalancer": {"ingress": ingress}}});
     let mut last = Failure::new(Why::Conflict, "others were faster");
     for _ in 0..TRIES {

@@ -1,6 +1,6 @@
 //! What is written back: by the holder of the Lease, from what the agent reports.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -13,6 +13,7 @@ use super::events::{Counts, Memory, Teller};
 use super::lease::{self, Election};
 use super::status::{StatusOptions, Writer};
 use super::{Cluster, Followed};
+use crate::model::pool::Given;
 use crate::model::report::{Metric, MetricKind, Sample};
 use crate::model::{ObjectName, Problems};
 use crate::objects::Loaded;
@@ -27,6 +28,8 @@ pub struct Report {
     pub loaded: Arc<Loaded>,
     /// Ingresses of ours.
     pub served: BTreeSet<ObjectName>,
+    /// Addresses that Services have of us; their status is ours to write.
+    pub given: Arc<Given>,
     /// Of all objects.
     pub problems: Problems,
 }
@@ -107,7 +110,8 @@ impl Writing {
             aside: self.aside.clone(),
             leads: self.leads.clone(),
             pods: None,
-            written: std::collections::BTreeMap::new(),
+            written: BTreeMap::new(),
+            balanced: BTreeMap::new(),
         })
     }
 

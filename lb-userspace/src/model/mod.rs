@@ -10,6 +10,7 @@ pub mod health;
 pub mod l4;
 pub mod l7;
 pub mod metering;
+pub mod pool;
 pub mod problem;
 pub mod report;
 pub mod review;

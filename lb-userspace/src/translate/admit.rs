@@ -13,6 +13,7 @@ use super::annotations;
 use super::certificates;
 use super::findings::{About, Findings};
 use super::names;
+use super::pools;
 use super::services;
 use super::vips;
 use crate::model::l4::Prefix;
@@ -33,7 +34,8 @@ pub(super) fn admit(object: &Object, id: &ObjectId) -> Vec<Problem> {
             // the new one belongs together.
             check(certificates::check(&object.key().name, secret), "bad-certificate", "data", &mut about);
         }
-        Object::IngressClass(_) | Object::Secret(_) | Object::ConfigMap(_) | Object::Node(_) => {}
+        Object::ConfigMap(object) => pools::admit(object, &mut about),
+        Object::IngressClass(_) | Object::Secret(_) | Object::Node(_) => {}
     }
     findings.into_sorted()
 }

@@ -13,6 +13,7 @@ use super::endpoints::Slices;
 use super::findings::Findings;
 use super::ingress::{self, Together};
 use super::nodes::Nodes;
+use super::pools::Office;
 use super::streams::Streams;
 use super::view::View;
 use super::{Options, PREFIX, Translated, Translator, classes, services, translate};
@@ -55,7 +56,7 @@ fn steps() -> impl Strategy<Value = Step> {
         6 => ingress(),
         2 => (service.clone(), any::<bool>(), 0..4u8).prop_map(|((namespace, name), slow, vip)| {
             let annotations = if slow { json!({"penstock.dev/slow-start": "5"}) } else { json!({}) };
-            let mut spec = json!({"ports": [{"name": "http", "port": 80}]});
+            let (mut spec, mut status) = (json!({"ports": [{"name": "http", "port": 80}]}), json!({}));
             if slow {
                 spec["clusterIP"] = json!("10.96.0.7");
             }
@@ -64,7 +65,7 @@ fn steps() -> impl Strategy<Value = Step> {
                 spec["loadBalancerIP"] = json!(format!("203.0.113.{}", vip % 3));
             }
             json!({"kind": "Service", "metadata": {"namespace": namespace, "name": name, "annotations": annotations},
-                "spec": spec})
+                "spec": spec, "status": status})
         }),
         3 => (service, 0..3u8, 0..3u8).prop_map(|((namespace, name), slice, last)| json!({
             "kind": "EndpointSlice", "addressType": "IPv4",
@@ -88,6 +89,12 @@ fn steps() -> impl Strategy<Value = Step> {
         ]).prop_map(|data| json!({
             "kind": "ConfigMap", "data": data,
             "metadata": {"namespace": "a", "name": "ingress-nginx-controller"},
+        })),
+        1 => prop::sample::select(vec![
+            json!({"one": "addresses: [203.0.113.0/31]"}), json!({"one": "addresses: [203.0.113.1]\nautoAssign: false"}),
+            json!({"one": "addresses: [203.0.113.0/30]", "two": "addresses: [203.0.113.2]\nnamespaces: [a-b]"}),
+        ]).prop_map(|data| json!({
+            "kind": "ConfigMap", "data": data, "metadata": {"namespace": "a", "name": crate::model::pool::CONFIG_MAP},
         })),
         1 => (0..3u8).prop_map(|version| json!({
             "kind": "ConfigMap", "data": {"X-Version": version.to_string()},
@@ -217,7 +224,9 @@ fn as_a_whole(objects: &Objects, translated: &Translated) {
     let nodes = Nodes::new(&objects.nodes, &options, &mut findings);
     let all = objects.services.iter().collect();
     let streams = Streams::read(objects, &options, &mut findings);
-    let (whole, _) = services::translate(all, streams, &slices, &nodes, &options, &mut findings);
+    let mut office = Office::default();
+    let _ = office.follow(None, true, objects, &options, &mut findings);
+    let (whole, _) = services::translate(all, streams, &slices, &nodes, &office, &options, &mut findings);
     assert_eq!(translated.snapshot.l4.pools, whole.pools);
     let own = services::own_punts(&options);
     assert_eq!(translated.snapshot.l4.punts, whole.punts.into_iter().chain(own).collect());

@@ -25,6 +25,7 @@ mod nodes;
 mod ours;
 mod parts;
 mod passwords;
+mod pools;
 mod references;
 mod routes;
 mod services;
@@ -37,9 +38,11 @@ mod view;
 mod vips;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Service;
 
+use crate::model::pool::Given;
 use crate::model::{ObjectName, Problems, Snapshot};
 use crate::objects::{Admission, Key, Kind, Objects};
 
@@ -80,6 +83,9 @@ pub struct Options {
     pub tcp_services: Option<ObjectName>,
     /// `--udp-services-configmap`.
     pub udp_services: Option<ObjectName>,
+    /// `--address-pools`: the ConfigMap that gives addresses to Services; `None`: the one of its usual
+    /// name beside the controller's.
+    pub address_pools: Option<ObjectName>,
     /// Which classes there are.
     pub classes: Classes,
     /// `--watch-ingress-without-class`.
@@ -135,6 +141,7 @@ impl Default for Options {
             ingress_class_by_name: false,
             tcp_services: None,
             udp_services: None,
+            address_pools: None,
             classes: Classes::Implied,
             watch_ingress_without_class: false,
             disable_catch_all: false,
@@ -155,6 +162,8 @@ pub struct Translated {
     pub snapshot: Snapshot,
     /// What could not be honoured, or surprises; sorted by object.
     pub problems: Problems,
+    /// Addresses that pools give to Services; without pools, of none.
+    pub given: Arc<Given>,
 }
 
 /// The annotations of each object that are honoured, for reports.

@@ -18,6 +18,12 @@ const PREFIX: &str = "penstock.dev/";
 pub(super) const MODE: &str = "penstock.dev/forwarding-mode";
 /// Service: addresses to serve besides those of spec and status.
 pub(super) const VIPS: &str = "penstock.dev/vips";
+/// Service: addresses to have from the pools, with commas.
+pub(super) const ADDRESSES: &str = "penstock.dev/addresses";
+/// Service: the pool to have an address from.
+pub(super) const ADDRESS_POOL: &str = "penstock.dev/address-pool";
+/// Service: those with the same value may have one address.
+pub(super) const SHARE_ADDRESS: &str = "penstock.dev/share-address";
 /// Service: its http and https ports belong to the proxy.
 pub(super) const INGRESS: &str = "penstock.dev/ingress";
 /// Service: which flows are remembered.
@@ -45,6 +51,9 @@ struct Row {
 const TABLE: &[Row] = &[
     Row { name: MODE, kinds: &[Kind::Service, Kind::EndpointSlice], check: |text| mode(text).map(drop) },
     Row { name: VIPS, kinds: &[Kind::Service], check: |_| Ok(()) },
+    Row { name: ADDRESSES, kinds: &[Kind::Service], check: |_| Ok(()) },
+    Row { name: ADDRESS_POOL, kinds: &[Kind::Service], check: |_| Ok(()) },
+    Row { name: SHARE_ADDRESS, kinds: &[Kind::Service], check: |_| Ok(()) },
     Row { name: INGRESS, kinds: &[Kind::Service], check: switch },
     Row { name: MEMORY, kinds: &[Kind::Service], check: |text| memory(text).map(drop) },
     Row { name: SLOW_START, kinds: &[Kind::Service], check: |text| seconds(text).map(drop) },

@@ -9,6 +9,7 @@ use super::annotations::PREFIX;
 use super::classes;
 use super::config;
 use super::findings::Findings;
+use super::pools;
 use crate::model::ObjectName;
 use crate::objects::{Objects, References};
 
@@ -27,6 +28,7 @@ pub fn references(objects: &Objects, options: &Options) -> References {
     secrets.extend(options.default_ssl_certificate.clone());
     config_maps.extend(options.tcp_services.clone());
     config_maps.extend(options.udp_services.clone());
+    config_maps.extend(pools::named(options));
     *config_maps_called = Some(config::NAME.to_owned());
     for (name, sourced) in objects.config_maps.iter().filter(|(name, _)| name.name == config::NAME) {
         let data = sourced.object.data.as_ref();

@@ -16,6 +16,7 @@ use super::names;
 use super::nodes::Nodes;
 use super::ours;
 use super::parts::Claim;
+use super::pools::{self, Office};
 use super::streams::{self, Streams};
 use super::vips::{Address, Addresses};
 use crate::model::l4::{
@@ -88,11 +89,12 @@ pub(super) fn translate<'a>(
     streams: Streams<'a>,
     slices: &Slices,
     nodes: &Nodes<'_>,
+    office: &'a Office,
     options: &Options,
     findings: &mut Findings,
 ) -> (Output, HashMap<Held, Claim>) {
     let own = own_punts(options);
-    let mut claims = Claims { streams, ..Claims::default() };
+    let mut claims = Claims { output: Output::default(), owners: BTreeMap::new(), streams, office };
     claims.owners.extend(own.keys().map(|vip| (*vip, NODE.to_owned())));
     services.sort_by_key(|(name, sourced)| {
         let ingress = is_ingress(name, &sourced.object, options);
@@ -108,18 +110,19 @@ pub(super) fn translate<'a>(
     for (name, sourced) in services {
         one_service(name, sourced, slices, nodes, options, &mut claims, findings);
     }
-    let Claims { mut output, owners, streams } = claims;
+    let Claims { mut output, owners, streams, office: _ } = claims;
     streams::serve(streams, slices, nodes, &mut output, findings);
     let claimed = owners.into_keys().filter(|vip| !own.contains_key(vip));
     (output, claimed.map(|vip| (Held::Vip(vip), Claim::Alone)).collect())
 }
 
 /// Who holds which VIP.
-#[derive(Default)]
 pub(super) struct Claims<'a> {
     output: Output,
     owners: BTreeMap<Vip, String>,
     pub(super) streams: Streams<'a>,
+    /// Who has which addresses of the pools.
+    pub(super) office: &'a Office,
 }
 
 impl Claims<'_> {
@@ -158,7 +161,7 @@ fn one_service(
     if kind == "ExternalName" {
         return;
     }
-    if let Some(proxy) = label(service, SERVICE_PROXY_LABEL).filter(|proxy| *proxy != "penstock") {
+    if let Some(proxy) = other_proxy(service) {
         about.info(
             "other-service-proxy",
             format!("metadata.labels.{SERVICE_PROXY_LABEL}"),
@@ -167,7 +170,11 @@ fn one_service(
         );
         return;
     }
-    let mut addresses = Addresses::new(service, spec, options, &mut about);
+    let mut addresses = Addresses::new(name, service, spec, claims.office, options, &mut about);
+    if let Some(grant) = claims.office.of(name) {
+        pools::refusals(grant, service, &mut about);
+        addresses.left_out |= !grant.refusals.is_empty();
+    }
     let has_node_ports = matches!(kind, "NodePort" | "LoadBalancer");
     if addresses.is_empty() && !has_node_ports {
         return;
@@ -516,6 +523,11 @@ pub(super) fn is_ingress(name: &ObjectName, service: &Service, options: &Options
     CONTROLLER_SERVICES.contains(&name.name.as_str())
         || is_controller(service.spec.as_ref().and_then(|spec| spec.selector.as_ref()))
         || is_controller(service.metadata.labels.as_ref())
+}
+
+/// The service proxy that it is left to, if it is not ours to serve.
+pub(super) fn other_proxy(service: &Service) -> Option<&str> {
+    label(service, SERVICE_PROXY_LABEL).filter(|proxy| *proxy != "penstock")
 }
 
 fn label<'a>(service: &'a Service, name: &str) -> Option<&'a str> {

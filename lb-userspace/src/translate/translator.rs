@@ -14,12 +14,14 @@ use super::findings::{Findings, Told};
 use super::ingress::{self, Claimed, Together};
 use super::nodes::Nodes;
 use super::parts::{Made, Parts, Update};
+use super::pools::Office;
 use super::services::{self, Held};
 use super::streams::Streams;
 use super::view::View;
 use super::{Options, Translated};
 use crate::model::l4::L4;
 use crate::model::l7::{HostMatch, L7};
+use crate::model::pool::Given;
 use crate::model::{ObjectName, Problem, Shared, Snapshot};
 use crate::objects::{Key, Kind, Map, Objects};
 
@@ -31,6 +33,8 @@ pub struct Translator {
     objects: Objects,
     classified: HashMap<ObjectName, Class>,
     slices: Slices,
+    office: Office,
+    given: Arc<Given>,
     certificates: certificates::Known,
     services: Parts<ObjectName, Held, services::Output>,
     ingresses: Parts<Member, Claimed, ingress::Output>,
@@ -121,7 +125,11 @@ impl Translator {
             l4: l4.map_or_else(|| Arc::clone(&self.snapshot.l4), Arc::new),
             l7: if *self.snapshot.l7 == l7 { Arc::clone(&self.snapshot.l7) } else { Arc::new(l7) },
         };
-        Translated { snapshot: self.snapshot.clone(), problems: self.told.all().clone() }
+        Translated {
+            snapshot: self.snapshot.clone(),
+            problems: self.told.all().clone(),
+            given: Arc::clone(&self.given),
+        }
     }
 
     /// Says what is wrong with slices that are new or whose Service came or went.
@@ -152,6 +160,27 @@ impl Translator {
         self.told.remove(&before.unwrap_or_default());
     }
 
+    /// Has addresses of the pools given anew if claims or pools are others than before; returns the Services
+    /// that it matters to.
+    fn give(
+        &mut self,
+        changes: &Changes,
+        begins: bool,
+        objects: &Objects,
+        options: &Options,
+    ) -> BTreeSet<ObjectName> {
+        let mut findings = Findings::default();
+        let look = begins || !changes.config_maps.is_empty();
+        let followed = self.office.follow(Some(&changes.services), look, objects, options, &mut findings);
+        if followed.is_read {
+            self.tell_aside(Key { kind: Kind::ConfigMap, name: ObjectName::default() }, findings);
+        }
+        if !followed.touched.is_empty() {
+            self.given = Arc::new(self.office.given());
+        }
+        followed.touched
+    }
+
     /// The half of the kernel program, if it is another than before.
     fn balance(
         &mut self,
@@ -169,16 +198,17 @@ impl Translator {
         if changes.nodes {
             self.tell_aside(Key { kind: Kind::Node, name: ObjectName::default() }, findings);
         }
+        let begins = self.snapshot.l4.punts.is_empty();
+        touched.extend(self.give(changes, begins, objects, options));
         // Ports beside http and https make all Services one part, which has a member without a name.
         let streams: Vec<&ObjectName> = options.tcp_services.iter().chain(&options.udp_services).collect();
-        let begins = self.snapshot.l4.punts.is_empty();
         if !streams.is_empty() && (begins || streams.iter().any(|name| changes.config_maps.contains(*name))) {
             touched.insert(ObjectName::default());
         }
         let is_there =
             |name: &ObjectName| objects.services.contains_key(name) || *name == ObjectName::default();
         let (touched, gone) = touched.into_iter().partition(is_there);
-        let Self { services: parts, slices, .. } = self;
+        let Self { services: parts, slices, office, .. } = self;
         let make = |members: &BTreeSet<ObjectName>| {
             let mut findings = Findings::default();
             let services = members.iter().filter_map(|name| objects.services.get_key_value(name)).collect();
@@ -188,7 +218,7 @@ impl Translator {
                 Streams::default()
             };
             let (output, claims) =
-                services::translate(services, streams, slices, &nodes, options, &mut findings);
+                services::translate(services, streams, slices, &nodes, office, options, &mut findings);
             Made { output, claims, reads: BTreeSet::new(), problems: findings.into_shared() }
         };
         let glue = |_: &ObjectName| if streams.is_empty() { Vec::new() } else { vec![Held::Streams] };

@@ -10,6 +10,7 @@ use super::endpoints::Slices;
 use super::findings::About;
 use super::names;
 use super::ours;
+use super::pools::{self, Office};
 use crate::model::ObjectName;
 use crate::model::l4::{Access, Family, Prefix};
 
@@ -39,8 +40,10 @@ pub(super) struct Address {
 
 impl Addresses {
     pub(super) fn new(
+        name: &ObjectName,
         service: &Service,
         spec: &ServiceSpec,
+        office: &Office,
         options: &Options,
         about: &mut About<'_>,
     ) -> Self {
@@ -48,7 +51,7 @@ impl Addresses {
         for (field, text) in addresses.external(spec, options, about) {
             addresses.add(field, text, Access::Open, about);
         }
-        let balanced = addresses.balanced(service, spec, about);
+        let balanced = addresses.balanced(name, service, spec, office, about);
         if balanced.is_empty() {
             return addresses;
         }
@@ -65,7 +68,7 @@ impl Addresses {
             }
         };
         for (field, text) in balanced {
-            addresses.add(field, text, access, about);
+            addresses.add(field, &text, access, about);
         }
         addresses
     }
@@ -93,18 +96,25 @@ impl Addresses {
     }
 
     /// Addresses of a Service of type LoadBalancer.
-    fn balanced<'a>(
+    fn balanced(
         &mut self,
-        service: &'a Service,
-        spec: &'a ServiceSpec,
+        name: &ObjectName,
+        service: &Service,
+        spec: &ServiceSpec,
+        office: &Office,
         about: &mut About<'_>,
-    ) -> Vec<(String, &'a str)> {
-        let mut balanced: Vec<(String, &str)> = Vec::new();
+    ) -> Vec<(String, String)> {
+        let mut balanced: Vec<(String, String)> = Vec::new();
         if spec.type_.as_deref() != Some("LoadBalancer") {
             return balanced;
         }
-        if let Some(addr) = spec.load_balancer_ip.as_deref().filter(|addr| !addr.is_empty()) {
-            balanced.push(("spec.loadBalancerIP".to_owned(), addr));
+        match office.of(name) {
+            // With pools nobody may just take what he asks for.
+            Some(grant) => {
+                let given = grant.addresses.iter();
+                balanced.extend(given.map(|(addr, pool)| (format!("pool {pool}"), addr.to_string())));
+            }
+            None => balanced.extend(pools::requested(service).map(|(field, addr)| (field, addr.to_owned()))),
         }
         let status = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
         let ingress = status.and_then(|status| status.ingress.as_ref());
@@ -120,13 +130,24 @@ impl Addresses {
                         "",
                     );
                 }
-                Some(addr) => balanced.push((field, addr)),
+                Some(addr) => balanced.push((field, addr.to_owned())),
                 None => {}
             }
         }
         let list = ours::text(&service.metadata, ours::VIPS).unwrap_or_default();
-        let list = list.split(',').map(str::trim).filter(|addr| !addr.is_empty());
-        balanced.extend(list.map(|addr| (ours::field(ours::VIPS), addr)));
+        for addr in list.split(',').map(str::trim).filter(|addr| !addr.is_empty()) {
+            if addr.parse().is_ok_and(|addr| office.gives(addr)) {
+                self.left_out = true;
+                about.warn(
+                    "address-of-a-pool",
+                    ours::field(ours::VIPS),
+                    format!("{addr} is an address of a pool, which nobody may just take; not served for it"),
+                    format!("ask for it by the annotation {}", ours::ADDRESSES),
+                );
+            } else {
+                balanced.push((ours::field(ours::VIPS), addr.to_owned()));
+            }
+        }
         balanced
     }
 
@@ -211,20 +232,28 @@ impl Addresses {
     }
 }
 
+/// Whether the Service's addresses are ours to serve.
+pub(super) fn has_our_class(spec: &ServiceSpec, options: &Options) -> bool {
+    match (&options.load_balancer_class, spec.load_balancer_class.as_deref()) {
+        (None, None) => true,
+        (ours, written) => written == Some(ours.as_deref().unwrap_or(OUR_CLASS)),
+    }
+}
+
 /// A class is somebody's claim to the balanced addresses; node ports and externalIPs are nobody's.
 fn is_our_class(spec: &ServiceSpec, options: &Options, about: &mut About<'_>) -> bool {
-    let written = spec.load_balancer_class.as_deref();
-    let (ours, message) = match (&options.load_balancer_class, written) {
-        (None, None) => return true,
-        (Some(ours), None) => (ours.as_str(), "addresses left to the default load balancer".to_owned()),
-        (ours, Some(class)) => {
-            let ours = ours.as_deref().unwrap_or(OUR_CLASS);
-            (ours, format!("addresses left to the load balancer of class {class:?}"))
-        }
-    };
-    if written == Some(ours) {
+    if has_our_class(spec, options) {
         return true;
     }
+    let (ours, message) = match (&options.load_balancer_class, spec.load_balancer_class.as_deref()) {
+        (ours, Some(class)) => (
+            ours.as_deref().unwrap_or(OUR_CLASS),
+            format!("addresses left to the load balancer of class {class:?}"),
+        ),
+        (ours, None) => {
+            (ours.as_deref().unwrap_or(OUR_CLASS), "addresses left to the default load balancer".to_owned())
+        }
+    };
     let or_none = if options.load_balancer_class.is_none() { ", or none" } else { "" };
     about.info(
         "other-load-balancer-class",

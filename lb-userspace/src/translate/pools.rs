@@ -1,0 +1,335 @@
+//! Address pools: the ConfigMap that describes them, and what each Service of type LoadBalancer asks of them.
+//! Who gets what is arithmetic of `model::pool`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use k8s_openapi::api::core::v1::{ConfigMap, Service, ServiceSpec};
+use k8s_openapi::jiff::Timestamp;
+use serde::Deserialize;
+
+use super::findings::{About, Findings};
+use super::{Options, config, ours, services, vips};
+use crate::model::ObjectName;
+use crate::model::l4::{Family, Protocol};
+use crate::model::pool::{Block, CONFIG_MAP, Claim, Given, Grant, Needs, Pool, Refusal, grant};
+use crate::objects::{Key, Kind, Objects, Sourced};
+
+/// Where addresses are asked for; our own name first, then MetalLB's.
+const ADDRESSES: [&str; 3] =
+    [ours::ADDRESSES, "metallb.io/loadBalancerIPs", "metallb.universe.tf/loadBalancerIPs"];
+/// Where a pool is asked for.
+const POOL: [&str; 3] = [ours::ADDRESS_POOL, "metallb.io/address-pool", "metallb.universe.tf/address-pool"];
+/// Where a Service says with whom it shares.
+const SHARING: [&str; 3] =
+    [ours::SHARE_ADDRESS, "metallb.io/allow-shared-ip", "metallb.universe.tf/allow-shared-ip"];
+
+/// A pool as it is written.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct Written {
+    addresses: Vec<String>,
+    #[serde(default = "yes")]
+    auto_assign: bool,
+    #[serde(default)]
+    namespaces: BTreeSet<String>,
+    #[serde(default)]
+    priority: u32,
+    #[serde(default, rename = "avoidBuggyIPs")]
+    avoid_buggy_ips: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// Who has which addresses of the pools. Worked out anew over all Services when a claim or the pools are others
+/// than before; whatever else changes costs nothing here.
+#[derive(Default)]
+pub(super) struct Office {
+    written: Option<(ObjectName, Sourced<ConfigMap>)>,
+    pools: Vec<Pool>,
+    claims: BTreeMap<ObjectName, Dated>,
+    grants: BTreeMap<ObjectName, Grant>,
+}
+
+/// A claim and when its Service was made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Dated {
+    created: Option<Timestamp>,
+    claim: Claim,
+}
+
+/// What a change came to.
+#[derive(Default)]
+pub(super) struct Followed {
+    /// Services to be looked at again.
+    pub touched: BTreeSet<ObjectName>,
+    /// The pools were read anew, and what is wrong with them was told.
+    pub is_read: bool,
+}
+
+impl Office {
+    /// Follows a change of these Services (`None`: of any), and of ConfigMaps if it is to `look` at them.
+    pub(super) fn follow(
+        &mut self,
+        services: Option<&BTreeSet<ObjectName>>,
+        look: bool,
+        objects: &Objects,
+        options: &Options,
+        findings: &mut Findings,
+    ) -> Followed {
+        let mut followed = Followed::default();
+        let claim_of = |name: &ObjectName, sourced: &Sourced<Service>| dated(name, &sourced.object, options);
+        let written =
+            config_map(objects, options).filter(|_| look).map(|(name, it)| (name.clone(), it.clone()));
+        let mut differs = false;
+        if look && written != self.written {
+            (followed.is_read, differs) = (true, true);
+            self.pools.clear();
+            if let Some((name, sourced)) = &written {
+                let id = Key { kind: Kind::ConfigMap, name: name.clone() }.id(&sourced.origin);
+                self.pools = read(&sourced.object, &mut findings.about(&id));
+            }
+            followed.touched.extend(self.claims.keys().cloned());
+            let all = objects.services.iter().filter(|_| written.is_some());
+            let all = all.filter_map(|(name, sourced)| Some((name.clone(), claim_of(name, sourced)?)));
+            self.claims = all.collect();
+            followed.touched.extend(self.claims.keys().cloned());
+            self.written = written;
+        } else if self.written.is_some() {
+            for name in services.into_iter().flatten() {
+                let now = objects.services.get(name).and_then(|sourced| claim_of(name, sourced));
+                let before = match now.clone() {
+                    Some(now) => self.claims.insert(name.clone(), now),
+                    None => self.claims.remove(name),
+                };
+                differs |= before != now;
+            }
+        }
+        if differs {
+            let grants = self.grant();
+            let is_other = |name: &&ObjectName| self.grants.get(*name) != grants.get(*name);
+            let names = self.grants.keys().chain(grants.keys());
+            followed.touched.extend(names.filter(is_other).cloned());
+            self.grants = grants;
+        }
+        followed
+    }
+
+    /// The oldest first, as everywhere.
+    fn grant(&self) -> BTreeMap<ObjectName, Grant> {
+        let mut claims: Vec<&Dated> = self.claims.values().collect();
+        claims.sort_by_key(|dated| (dated.created, &dated.claim.service));
+        grant(&self.pools, &claims.iter().map(|dated| &dated.claim).collect::<Vec<_>>())
+    }
+
+    /// What one Service has and is refused; `None`: no pool has a say.
+    pub(super) fn of(&self, service: &ObjectName) -> Option<&Grant> {
+        self.grants.get(service)
+    }
+
+    /// The address is in a pool.
+    pub(super) fn gives(&self, addr: IpAddr) -> bool {
+        self.pools.iter().any(|pool| pool.has(addr))
+    }
+
+    /// What each Service has.
+    pub(super) fn given(&self) -> Given {
+        let given = self.grants.iter();
+        given.map(|(name, grant)| (name.clone(), grant.addresses.keys().copied().collect())).collect()
+    }
+}
+
+/// The ConfigMap, where it is known before anything is read.
+pub(super) fn named(options: &Options) -> Option<ObjectName> {
+    let beside =
+        options.publish_service.as_ref().map(|service| ObjectName::new(&service.namespace, CONFIG_MAP));
+    options.address_pools.clone().or(beside)
+}
+
+/// Refuses a version that would take addresses away by a typing error: the last good one stays in force.
+pub(super) fn admit(config_map: &ConfigMap, about: &mut About<'_>) {
+    if config_map.metadata.name.as_deref() != Some(CONFIG_MAP) {
+        return;
+    }
+    for (name, text) in config_map.data.iter().flatten() {
+        if let Err(message) = pool(name, text) {
+            bad(name, message, about);
+        }
+    }
+}
+
+fn bad(name: &str, message: String, about: &mut About<'_>) {
+    let fix = "correct it, e.g. addresses: [192.0.2.0/28]";
+    about.error_fix("bad-pool", format!("data.{name}"), message, fix);
+}
+
+/// Whoever may write ConfigMaps somewhere must not give addresses away: only the controller's own namespace
+/// counts, where it is known.
+fn config_map<'a>(
+    objects: &'a Objects,
+    options: &Options,
+) -> Option<(&'a ObjectName, &'a Sourced<ConfigMap>)> {
+    if let Some(name) = named(options) {
+        return objects.config_maps.get_key_value(&name);
+    }
+    match config::controller(objects) {
+        Some((own, _)) => objects.config_maps.get_key_value(&ObjectName::new(&own.namespace, CONFIG_MAP)),
+        None => objects.config_maps.iter().find(|(name, _)| name.name == CONFIG_MAP),
+    }
+}
+
+/// Pools by name. A pool that cannot be read is left out as a whole.
+fn read(config_map: &ConfigMap, about: &mut About<'_>) -> Vec<Pool> {
+    let mut pools: Vec<Pool> = Vec::new();
+    for (name, text) in config_map.data.iter().flatten() {
+        let field = format!("data.{name}");
+        let pool = match pool(name, text) {
+            Ok(pool) => pool,
+            Err(message) => {
+                bad(name, message, about);
+                continue;
+            }
+        };
+        let common = |other: &&Pool| {
+            pool.blocks.iter().any(|block| other.blocks.iter().any(|theirs| block.overlaps(theirs)))
+        };
+        if let Some(other) = pools.iter().find(common) {
+            let message = format!("has addresses in common with {:?}", other.name);
+            about.warn("pool-overlap", field, message, "what both hold is given by either");
+        }
+        pools.push(pool);
+    }
+    pools
+}
+
+fn pool(name: &str, text: &str) -> Result<Pool, String> {
+    let written: Written =
+        serde_saphyr::from_str(text).map_err(|error| error.without_snippet().render().replace('\n', " "))?;
+    let Written { addresses, auto_assign, namespaces, priority, avoid_buggy_ips } = written;
+    let blocks: Vec<Block> = addresses.iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
+    if blocks.is_empty() {
+        return Err("it has no addresses".to_owned());
+    }
+    Ok(Pool {
+        name: name.to_owned(),
+        blocks,
+        auto_assign,
+        namespaces,
+        priority,
+        avoid_edges: avoid_buggy_ips,
+    })
+}
+
+fn dated(name: &ObjectName, service: &Service, options: &Options) -> Option<Dated> {
+    let created = service.metadata.creation_timestamp.as_ref().map(|time| time.0);
+    Some(Dated { created, claim: claim(name, service, options)? })
+}
+
+fn claim(name: &ObjectName, service: &Service, options: &Options) -> Option<Claim> {
+    let spec = service.spec.as_ref().filter(|spec| spec.type_.as_deref() == Some("LoadBalancer"))?;
+    let is_ours = vips::has_our_class(spec, options) && services::other_proxy(service).is_none();
+    is_ours.then(|| Claim {
+        service: name.clone(),
+        families: families(spec),
+        needs: match spec.ip_family_policy.as_deref() {
+            Some("RequireDualStack") => Needs::All,
+            _ => Needs::Any,
+        },
+        requested: requested(service).filter_map(|(_, text)| text.parse().ok()).collect(),
+        pool: first(service, POOL).map(str::to_owned),
+        held: held(service).collect(),
+        sharing: first(service, SHARING).map(str::to_owned),
+        ports: ports(spec),
+        local_pods: (spec.external_traffic_policy.as_deref() == Some("Local"))
+            .then(|| spec.selector.clone().unwrap_or_default()),
+    })
+}
+
+/// As written, else as an API server would fill in.
+fn families(spec: &ServiceSpec) -> Vec<Family> {
+    let written = spec.ip_families.iter().flatten().filter_map(|family| match family.as_str() {
+        "IPv4" => Some(Family::V4),
+        "IPv6" => Some(Family::V6),
+        _ => None,
+    });
+    let written: Vec<_> = written.collect();
+    match spec.ip_family_policy.as_deref() {
+        _ if !written.is_empty() => written,
+        Some("PreferDualStack" | "RequireDualStack") => vec![Family::V4, Family::V6],
+        _ => vec![Family::V4],
+    }
+}
+
+/// Addresses that the Service asks for and the fields that do.
+pub(super) fn requested(service: &Service) -> impl Iterator<Item = (String, &str)> {
+    let spec = service.spec.as_ref().and_then(|spec| spec.load_balancer_ip.as_deref());
+    let spec = spec.filter(|addr| !addr.is_empty()).map(|addr| ("spec.loadBalancerIP".to_owned(), addr));
+    let named = ADDRESSES.iter().find_map(|name| Some((*name, ours::text(&service.metadata, name)?)));
+    let listed = named.into_iter().flat_map(|(name, list)| {
+        let list = list.split(',').map(str::trim).filter(|addr| !addr.is_empty());
+        list.map(move |addr| (ours::field(name), addr))
+    });
+    spec.into_iter().chain(listed)
+}
+
+fn held(service: &Service) -> impl Iterator<Item = IpAddr> {
+    let status = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
+    let ingress = status.and_then(|status| status.ingress.as_ref()).into_iter().flatten();
+    ingress.filter_map(|ingress| ingress.ip.as_deref()?.parse().ok())
+}
+
+fn first<'a>(service: &'a Service, names: [&str; 3]) -> Option<&'a str> {
+    names.iter().find_map(|name| ours::text(&service.metadata, name))
+}
+
+fn ports(spec: &ServiceSpec) -> BTreeSet<(Protocol, u16)> {
+    let ports = spec.ports.iter().flatten().filter_map(|port| {
+        let protocol = match port.protocol.as_deref().unwrap_or("TCP") {
+            "TCP" => Protocol::Tcp,
+            "UDP" => Protocol::Udp,
+            _ => return None,
+        };
+        Some((protocol, u16::try_from(port.port).ok()?))
+    });
+    ports.collect()
+}
+
+/// Says what the pools refuse a Service.
+pub(super) fn refusals(grant: &Grant, service: &Service, about: &mut About<'_>) {
+    let mut asked: BTreeMap<IpAddr, String> = BTreeMap::new();
+    for (field, text) in requested(service) {
+        match text.parse() {
+            Ok(addr) => drop(asked.insert(addr, field)),
+            Err(_) => about.warn(
+                "bad-address",
+                field,
+                format!("{text:?} is not an IP address, so it is not asked for"),
+                "correct or remove it",
+            ),
+        }
+    }
+    let field_of = |addr: &IpAddr| asked.get(addr).cloned().unwrap_or_default();
+    for refusal in &grant.refusals {
+        let (reason, field, fix) = match refusal {
+            Refusal::UnknownPool(_) => {
+                let name = POOL.into_iter().find(|name| ours::text(&service.metadata, name).is_some());
+                let field = ours::field(name.unwrap_or(ours::ADDRESS_POOL));
+                ("unknown-pool", field, "correct the name, or add the pool")
+            }
+            Refusal::NotPooled(addr) => {
+                ("address-not-pooled", field_of(addr), "ask for another, or widen a pool")
+            }
+            Refusal::InUse(addr, _) => (
+                "address-in-use",
+                field_of(addr),
+                "ask for another, or let both share it by the annotation penstock.dev/share-address",
+            ),
+            Refusal::Exhausted(_) | Refusal::Incomplete(_) => {
+                ("pool-exhausted", "spec".to_owned(), "widen a pool, or remove Services")
+            }
+        };
+        about.warn(reason, field, refusal.to_string(), fix);
+    }
+}
