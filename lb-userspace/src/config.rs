@@ -35,6 +35,8 @@ pub struct Config {
     pub interfaces: Vec<String>,
     /// Start although none of them exists.
     pub wait_interfaces: bool,
+    /// `--announce`: interfaces on whose links we answer for VIPs; empty: on none.
+    pub announce: Vec<String>,
     /// Whether and how the kernel program is attached.
     pub datapath: DatapathMode,
     /// Plain HTTP listeners.
@@ -269,6 +271,7 @@ pub fn resolve(flags: Settings, file: Option<&Path>) -> Result<Config, Error> {
         manifests: source(merged.manifests, &cluster)?,
         interfaces: merged.interface,
         wait_interfaces: merged.wait_interfaces.unwrap_or(false),
+        announce: merged.announce,
         datapath: merged.datapath.unwrap_or(DatapathMode::Auto),
         http: value::listen_addresses("http", &merged.http, merged.http_port.unwrap_or(80))?,
         https: value::listen_addresses("https", &merged.https, merged.https_port.unwrap_or(443))?,

@@ -7,6 +7,7 @@
 mod accept;
 pub mod admin;
 pub mod agent;
+pub mod announce;
 pub mod capture;
 pub mod check;
 pub mod cli;
@@ -16,6 +17,7 @@ pub mod datapath;
 pub mod dns;
 pub mod drain;
 pub mod health;
+pub mod hop;
 pub mod l7;
 pub mod manifests;
 pub mod model;

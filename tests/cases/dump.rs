@@ -7,7 +7,8 @@ use penstock::model::Problem;
 use penstock::model::canary::{Canary, HeaderRule, HeaderValue, Rules, Sessions, Weight};
 use penstock::model::health::{Check, HttpProbe, Probe};
 use penstock::model::l4::{
-    Access, At, Backend, BackendState, FlowMemory, L4, OnEmpty, Pool, PoolId, Prefix, Protocol, Punt, VipAddr,
+    Access, At, Backend, BackendState, FlowMemory, HealthPort, L4, OnEmpty, Pool, PoolId, Prefix, Protocol,
+    Punt, VipAddr,
 };
 use penstock::model::l7::log::{Format, Part};
 use penstock::model::l7::{
@@ -52,6 +53,9 @@ fn l4(l4: &L4, out: &mut String) {
     }
     for (id, pool) in &l4.pools {
         pool_lines(id, pool, out);
+    }
+    for (port, HealthPort { service, local }) in &l4.health_ports {
+        line(out, 0, &format!("health port {port} of {service}: {local} here"));
     }
     for addr in &l4.tunnel {
         line(out, 0, &format!("tunnel address {addr}"));

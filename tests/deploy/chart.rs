@@ -251,6 +251,30 @@ fn nobody_may_change_what_others_own() {
     }
 }
 
+#[test]
+fn who_announces_may_open_packet_sockets_and_nobody_else() {
+    let Some(mut helm) = Helm::start() else { return };
+    let values = json!({"controller": {"kind": "DaemonSet", "announce": {"interfaces": ["eth0", "eth1"]}}});
+    let objects = render(&mut helm, values);
+
+    let pod = &one(&objects, "DaemonSet", "ingress-nginx-controller")["spec"]["template"]["spec"];
+    let added = &pod["containers"][0]["securityContext"]["capabilities"]["add"];
+    assert_eq!(*added, json!(["BPF", "NET_ADMIN", "PERFMON", "NET_RAW", "NET_BIND_SERVICE"]));
+    let flags = arguments(&objects).into_iter().filter(|flag| flag.starts_with("--announce="));
+    assert_eq!(flags.collect::<Vec<_>>(), ["--announce=eth0", "--announce=eth1"]);
+}
+
+#[test]
+fn pools_become_the_config_map_that_the_agent_reads() {
+    let Some(mut helm) = Helm::start() else { return };
+    let edge = json!({"addresses": ["203.0.113.16/28", "2001:db8::/120"], "autoAssign": false});
+    let objects = render(&mut helm, json!({"controller": {"addressPools": {"edge": edge}}}));
+
+    let written = &one(&objects, "ConfigMap", penstock::model::pool::CONFIG_MAP)["data"]["edge"];
+    let read: serde_json::Value = serde_saphyr::from_str(written.as_str().expect("text")).expect("YAML");
+    assert_eq!(read, edge);
+}
+
 /// Arguments of the container, whatever runs it.
 fn arguments(objects: &[Object]) -> Vec<String> {
     let workload =

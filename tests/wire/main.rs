@@ -1,10 +1,12 @@
 //! Real connections across network namespaces, through the real binary.
 //! Needs root; a machine that has no namespaces skips, or fails where `PENSTOCK_REQUIRE` names `wire`.
 
+mod announce;
 mod capture;
 mod change;
 mod clsact;
 mod fork;
+mod hop;
 mod interfaces;
 mod l4;
 mod lab;

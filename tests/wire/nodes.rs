@@ -107,11 +107,31 @@ impl Cluster {
     /// The same with the program on these interfaces, which need not be there yet.
     pub fn with_interfaces(count: usize, pods: usize, yaml: &str, interfaces: &[&str]) -> Option<Self> {
         let lab = crate::rig::lab()?;
-        let built = Self::build(lab, count, pods, yaml, interfaces);
+        let built = Self::build(lab, count, pods, yaml, interfaces, &[]);
         Some(built.unwrap_or_else(|error| panic!("build the cluster: {error:#}")))
     }
 
-    fn build(lab: Lab, count: usize, pods: usize, yaml: &str, interfaces: &[&str]) -> Result<Self> {
+    /// The same where the client asks on the link whose the VIPs are.
+    pub fn announcing(count: usize, pods: usize, yaml: &str) -> Option<Self> {
+        let lab = crate::rig::lab()?;
+        let built = Self::build(lab, count, pods, yaml, &["eth0"], &["--announce", "eth0"]);
+        let built = built.and_then(|cluster| {
+            for vips in ["203.0.113.0/24", "2001:db8:113::/64"] {
+                cluster.client.run(&format!("ip route replace {vips} dev eth0"))?;
+            }
+            Ok(cluster)
+        });
+        Some(built.unwrap_or_else(|error| panic!("build the cluster: {error:#}")))
+    }
+
+    fn build(
+        lab: Lab,
+        count: usize,
+        pods: usize,
+        yaml: &str,
+        interfaces: &[&str],
+        flags: &[&str],
+    ) -> Result<Self> {
         let client = lab.host("client", &[("front", &["10.1.0.7/24", "fd01::7/64"])])?;
         let mut nodes = Vec::new();
         for number in 1..=count {
@@ -136,7 +156,8 @@ impl Cluster {
             std::fs::create_dir_all(dir.join("manifests"))?;
             std::fs::write(dir.join("manifests/all.yaml"), yaml)?;
             let name = format!("n{number}");
-            let more = ["--node-name", &name, "--hash-key", KEY];
+            let own = ["--node-name", &name, "--hash-key", KEY];
+            let more: Vec<&str> = own.into_iter().chain(flags.iter().copied()).collect();
             let agent = Agent::start_with(&lab, &host, interfaces, &dir, &more)?;
             nodes.push(Node { number, host, agent });
         }

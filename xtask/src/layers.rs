@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail};
 /// Rooms of the agent and the rooms each may import.
 #[rustfmt::skip]
 const ROOMS: &[(&str, &[&str])] = &[
+    ("announce",  &["model"]),
     ("model",     &[]),
     ("objects",   &["model"]),
     ("manifests", &["model", "objects"]),
@@ -18,6 +19,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("datapath",  &["model"]),
     ("l7",        &["model"]),
     ("health",    &["model"]),
+    ("hop",       &["accept", "model"]),
     ("dns",       &["model"]),
     ("accept",    &[]),
     ("admin",     &["accept", "model"]),
@@ -25,8 +27,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("drain",     &["model"]),
     ("takeover",  &["model"]),
     ("config",    &["model"]),
-    ("agent",     &["admin", "capture", "check", "cluster", "config", "datapath", "dns", "drain", "health", "l7",
-                    "manifests", "model", "objects", "takeover", "translate", "webhook"]),
+    ("agent",     &["admin", "announce", "capture", "check", "cluster", "config", "datapath", "dns", "drain", "health", "hop",
+                    "l7", "manifests", "model", "objects", "takeover", "translate", "webhook"]),
     ("cli",       &["admin", "agent", "check", "config", "model"]),
     ("main",      &["agent", "cli", "config"]),
     ("lib",       &[]),
@@ -39,6 +41,7 @@ const ONLY_IN: &[(&str, &[&str])] = &[
     ("aya::",          &["datapath"]),
     ("aya_obj::",      &["datapath"]),
     ("rtnetlink::",    &["datapath"]),
+    ("nix::",          &["announce"]),
     ("k8s_openapi::",  &["objects", "manifests", "translate", "check", "cluster"]),
     ("kube::",         &["cluster"]),
     ("h2::",           &["l7"]),

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use tokio::sync::{oneshot, watch};
 
+use super::announcing::Announcer;
 use super::source::Scribe;
 use super::{State, capture, metrics, process, question, status};
 use crate::admin::{self, Live, exposition};
@@ -46,6 +47,7 @@ pub(super) struct LiveAgent {
     /// Takeovers that led to this agent.
     takeovers: u64,
     scribe: Option<Arc<Scribe>>,
+    announcer: Announcer,
     /// Ends the capture that runs.
     stop_capture: Mutex<Option<oneshot::Sender<()>>>,
     /// Of the webhook, where there is one.
@@ -65,11 +67,13 @@ pub(super) struct Parts {
     pub(super) takeovers: u64,
     /// Where the objects are a cluster's.
     pub(super) scribe: Option<Arc<Scribe>>,
+    /// Who answers for VIPs on our links.
+    pub(super) announcer: Announcer,
 }
 
 impl LiveAgent {
     pub(super) fn new(config: &Config, parts: Parts) -> Self {
-        let Parts { source, proxy, prober, datapath, told, failures, takeovers, scribe } = parts;
+        let Parts { source, proxy, prober, datapath, told, failures, takeovers, scribe, announcer } = parts;
         Self {
             health: Mutex::new(Health::Starting),
             started: Instant::now(),
@@ -82,6 +86,7 @@ impl LiveAgent {
             told,
             takeovers,
             scribe,
+            announcer,
             stop_capture: Mutex::default(),
             reviews: OnceLock::new(),
         }
@@ -109,6 +114,11 @@ impl LiveAgent {
         std::mem::replace(&mut *self.datapath.lock().unwrap_or_else(PoisonError::into_inner), next)
     }
 
+    /// Who answers for VIPs on our links.
+    pub(super) fn announcer(&self) -> &Announcer {
+        &self.announcer
+    }
+
     fn state(&self) -> Arc<State> {
         Arc::clone(&self.told.state.borrow())
     }
@@ -134,6 +144,7 @@ impl LiveAgent {
             unwell: &self.unwell(),
             listeners: self.proxy.addrs(),
             datapath: datapath.as_ref().map(|datapath| datapath.status()),
+            announced: &self.announcer.announced(),
             extra_problems: datapath.as_ref().map(|datapath| datapath.problems()).unwrap_or_default(),
         })
     }
@@ -161,6 +172,7 @@ impl Live for LiveAgent {
         self.prober.metrics().into_iter().for_each(&mut tell);
         self.scribe.iter().flat_map(|scribe| scribe.metrics()).for_each(&mut tell);
         self.reviews.get().into_iter().flat_map(|counts| counts.metrics()).for_each(&mut tell);
+        self.announcer.metrics().into_iter().for_each(&mut tell);
         self.datapath().into_iter().flat_map(|datapath| datapath.metrics()).for_each(&mut tell);
         page.into_text()
     }
@@ -181,7 +193,11 @@ impl Live for LiveAgent {
     fn explain_flow(&self, flow: &str) -> Result<Explanation, String> {
         let flow: FiveTuple = flow.parse()?;
         match self.datapath() {
-            Some(datapath) => Ok(datapath.explain(flow)),
+            Some(datapath) => {
+                let mut explanation = datapath.explain(flow);
+                explanation.steps.splice(..0, self.announcer.step(flow.dst.ip()));
+                Ok(explanation)
+            }
             None => Err(OFF.to_owned()),
         }
     }

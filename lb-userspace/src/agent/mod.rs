@@ -3,6 +3,7 @@
 //! Nothing is decided here about objects, packets or requests; the flow of values is
 //! `manifests -> translate -> { datapath, l7 }`, each step a `watch` channel of immutable values.
 
+mod announcing;
 mod capture;
 mod checks;
 mod endpoint;
@@ -37,7 +38,7 @@ use crate::model::{ObjectName, Problems, Severity, Snapshot};
 use crate::objects::{Kept, Loaded, Objects};
 use crate::takeover::Peer;
 use crate::translate::{Classes, Translated, Translator};
-use crate::{admin, datapath, dns, l7, translate};
+use crate::{admin, datapath, dns, hop, l7, translate};
 
 use endpoint::Endpoint;
 pub use error::StartError;
@@ -144,6 +145,7 @@ async fn serve(config: Config) -> Result<(), StartError> {
         failures: Arc::clone(&desired.failures),
         takeovers,
         scribe: scribe.clone(),
+        announcer: announcing::start(&config, &desired, before.is_there()).await?,
     };
     let live = Arc::new(LiveAgent::new(&config, parts));
     if let Some(reviews) = &reviews {
@@ -156,6 +158,10 @@ async fn serve(config: Config) -> Result<(), StartError> {
     before.serving(&agent, &taken).await?;
     agent.live.set_health(Health::Serving);
     agent.admin.start(agent.live.clone());
+    let _hop = (agent.config.datapath != DatapathMode::Off).then(|| {
+        let live = Arc::clone(&agent.live);
+        hop::start(agent.desired.l4.subscribe(), Arc::new(move || admin::Live::health(&*live).is_ok()))
+    });
     agent.open_door(before.is_there());
     source.follow();
     announce(&agent, &source.name, admin_addr);
@@ -228,6 +234,7 @@ async fn serve(config: Config) -> Result<(), StartError> {
             notify.succeeded(peer.pid);
             // The successor is who we were.
             scribe.iter().for_each(|scribe| scribe.leave());
+            agent.live.announcer().hush().await;
             agent.retire(&mut signals).await;
         }
         End::Told(signal) => {
@@ -235,6 +242,8 @@ async fn serve(config: Config) -> Result<(), StartError> {
             notify.stopping();
             before.settle().await;
             agent.live.set_health(Health::Draining);
+            // Packets come by others from now on; flows that run go on there.
+            agent.live.announcer().leave().await;
             let farewell = async {
                 if let Some(scribe) = &scribe {
                     scribe.end().await;

@@ -2,7 +2,7 @@
 //! ([`Serialize`]).
 
 use std::fmt::{self, Display};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -11,6 +11,7 @@ use serde::Serialize;
 use super::State;
 use crate::datapath;
 use crate::datapath::kernel::Translated;
+use crate::model::announce::Announced;
 use crate::model::health::{Finding, Unwell};
 use crate::model::l4::Listener;
 use crate::model::l7::{Action, L7, PathMatch};
@@ -30,6 +31,7 @@ pub(super) struct Status {
     snapshot_age_seconds: u64,
     listeners: Vec<ListenerStatus>,
     datapath: Option<datapath::Status>,
+    announced: Vec<AnnouncedStatus>,
     routes: Vec<Route>,
     upstreams: Vec<UpstreamStatus>,
     certificates: Vec<CertificateStatus>,
@@ -41,6 +43,23 @@ pub(super) struct Status {
 struct ListenerStatus {
     scheme: &'static str,
     addr: SocketAddr,
+}
+
+/// Who answers for addresses on a link.
+#[derive(Debug, Serialize)]
+struct AnnouncedStatus {
+    interface: String,
+    /// Why nothing is announced there for the moment; empty if it is.
+    trouble: String,
+    members: Vec<String>,
+    addresses: Vec<Holder>,
+}
+
+#[derive(Debug, Serialize)]
+struct Holder {
+    address: IpAddr,
+    /// Empty: nobody can.
+    by: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -109,14 +128,26 @@ pub(super) struct Parts<'a> {
     pub(super) unwell: &'a Unwell,
     pub(super) listeners: Vec<(Listener, SocketAddr)>,
     pub(super) datapath: Option<datapath::Status>,
+    pub(super) announced: &'a [Arc<Announced>],
     /// Problems that only the running datapath knows.
     pub(super) extra_problems: Vec<Problem>,
 }
 
 impl Status {
     pub(super) fn new(parts: Parts<'_>) -> Self {
-        let Parts { takeovers, uptime, source, age, state, l7, unwell, listeners, datapath, extra_problems } =
-            parts;
+        let Parts {
+            takeovers,
+            uptime,
+            source,
+            age,
+            state,
+            l7,
+            unwell,
+            listeners,
+            datapath,
+            announced,
+            extra_problems,
+        } = parts;
         Self {
             version: env!("CARGO_PKG_VERSION"),
             pid: std::process::id(),
@@ -131,6 +162,7 @@ impl Status {
                 .map(|(listener, addr)| ListenerStatus { scheme: scheme(listener), addr })
                 .collect(),
             datapath,
+            announced: announced.iter().map(|link| AnnouncedStatus::new(link)).collect(),
             routes: routes(l7),
             upstreams: upstreams(l7, unwell),
             certificates: certificates(l7),
@@ -209,6 +241,22 @@ fn certificates(l7: &L7) -> Vec<CertificateStatus> {
         .collect()
 }
 
+impl AnnouncedStatus {
+    fn new(announced: &Announced) -> Self {
+        let Announced { interface, own: _, trouble, members, holders } = announced;
+        let holder = |(address, by): (&IpAddr, &Option<String>)| Holder {
+            address: *address,
+            by: by.clone().unwrap_or_default(),
+        };
+        Self {
+            interface: interface.clone(),
+            trouble: trouble.clone().unwrap_or_default(),
+            members: members.clone(),
+            addresses: holders.iter().map(holder).collect(),
+        }
+    }
+}
+
 impl ProblemStatus {
     fn new(problem: &Problem) -> Self {
         let Problem { object, severity, reason, field, message, fix } = problem;
@@ -239,6 +287,7 @@ impl Display for Status {
             Some(datapath) => fmt_datapath(f, datapath)?,
             None => writeln!(f, "\ndatapath off: the kernel balances nothing")?,
         }
+        self.announced.iter().try_for_each(|link| fmt_announced(f, link))?;
         let routes = self.routes.iter().map(|r| {
             let tls = if r.tls { "tls" } else { "" };
             vec![
@@ -356,6 +405,19 @@ fn fmt_datapath(f: &mut fmt::Formatter<'_>, datapath: &datapath::Status) -> fmt:
     let (used, size) = datapath.flow_table;
     let Translated { nat, local } = datapath.translated_flows;
     writeln!(f, "\n{used} of {size} flows remembered, {} translated ({local} to this host)", nat + local)
+}
+
+fn fmt_announced(f: &mut fmt::Formatter<'_>, link: &AnnouncedStatus) -> fmt::Result {
+    let AnnouncedStatus { interface, trouble, members, addresses } = link;
+    if trouble.is_empty() {
+        writeln!(f, "\nannounced on {interface} by {}", members.join(" "))?;
+    } else {
+        writeln!(f, "\nnothing is announced on {interface}: {trouble}")?;
+    }
+    let rows = addresses.iter().map(|Holder { address, by }| {
+        vec![address.to_string(), if by.is_empty() { "nobody can".to_owned() } else { by.clone() }]
+    });
+    section(f, &format!("addresses on {interface}"), &["address", "held by"], rows)
 }
 
 /// A titled table with aligned columns; nothing where there are no rows.

@@ -41,6 +41,10 @@ pub(super) struct RunArgs {
         require_equals = true
     )]
     wait_interfaces: Option<bool>,
+    /// Interface on whose link one of all agents answers for each VIP (ARP, NDP); repeatable [default:
+    /// none]
+    #[arg(long, value_name = "IF", env = "PENSTOCK_ANNOUNCE", value_delimiter = ',')]
+    announce: Vec<String>,
     /// Native XDP falling back to generic (auto), one of them, or no kernel part [default: auto]
     #[arg(long, value_name = "MODE", env = "PENSTOCK_DATAPATH")]
     datapath: Option<DatapathMode>,
@@ -151,6 +155,7 @@ impl RunArgs {
             manifests: self.manifests,
             interface: self.interface,
             wait_interfaces: self.wait_interfaces,
+            announce: self.announce,
             datapath: self.datapath,
             http: self.http,
             https: self.https,

@@ -166,6 +166,11 @@ pub async fn spawn(options: Options, desired: watch::Receiver<Arc<L4>>) -> Resul
     Ok(Handle { shared, stop: std::sync::Mutex::new(Some((stop, task))) })
 }
 
+/// Has the host's own ARP leave VIPs to whoever announces them on this interface.
+pub fn quiet_arp(interface: &str) -> std::io::Result<()> {
+    network::quiet_arp(interface)
+}
+
 /// Removes what agents left in the kernel for this network namespace: attachments, maps, local
 /// routes. Returns where it was. Needs a tokio runtime.
 pub async fn detach(bpffs: &Path) -> Result<PathBuf, Error> {

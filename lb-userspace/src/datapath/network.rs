@@ -5,6 +5,7 @@
 //! have touched and no more: one route for a new backend, none for a neighbour. When
 //! announcements are lost (a full receive buffer), everything is read anew.
 
+mod arp;
 mod heard;
 mod links;
 mod local;
@@ -36,6 +37,7 @@ use neighbours::{Ask, Hop};
 use routes::{Carriers, Route, Routes};
 use socket::{Batch, Request};
 
+pub(super) use arp::quiet as quiet_arp;
 pub use links::{Interface, Kind};
 
 /// The kernel's network configuration.

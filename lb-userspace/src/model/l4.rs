@@ -21,9 +21,46 @@ pub struct L4 {
     pub tunnel: BTreeSet<IpAddr>,
     /// Tunnel addresses of every other node that runs Penstock: who may send us tunnelled packets.
     pub peers: BTreeSet<IpAddr>,
+    /// Ports at which whoever sends packets to this node asks whether it should.
+    pub health_ports: BTreeMap<u16, HealthPort>,
+    /// Nobody outside is to send packets to this node: it holds no address for others.
+    pub excluded: bool,
+    /// Addresses that nodes have, which nobody may take from them.
+    pub taken: BTreeSet<IpAddr>,
     /// Something that may belong here was written and could not be read yet. What an agent before us
     /// left in force is not gone by not standing here.
     pub unread: bool,
+}
+
+impl L4 {
+    /// The addresses that some balancer has to answer for, and whether this one can: new flows to it would
+    /// get somewhere.
+    pub fn offers(&self) -> BTreeMap<IpAddr, bool> {
+        let mut offers: BTreeMap<IpAddr, bool> = BTreeMap::new();
+        let mut offer = |vip: &Vip, can: bool| {
+            if let VipAddr::Ip(addr) = vip.addr {
+                *offers.entry(addr).or_default() |= can && !self.excluded;
+            }
+        };
+        self.punts.keys().for_each(|vip| offer(vip, true));
+        for pool in self.pools.values() {
+            let takes = |backend: &Backend| backend.state == BackendState::Active && backend.weight.0 > 0;
+            // Where nobody serves it anywhere, somebody has to say so.
+            let can = pool.empty == OnEmpty::Reject || pool.backends.values().any(takes);
+            pool.vips.keys().for_each(|vip| offer(vip, can));
+        }
+        offers.retain(|addr, _| !self.taken.contains(addr));
+        offers
+    }
+}
+
+/// What is asked at a `healthCheckNodePort`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HealthPort {
+    /// The Service.
+    pub service: ObjectName,
+    /// Its ready endpoints on this node.
+    pub local: usize,
 }
 
 /// Identity of a [`Pool`], stable over changes of its VIPs and backends.
@@ -449,5 +486,47 @@ mod tests {
 
             assert!(error.contains("allowed:") || error.contains("one family"), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn an_address_is_offered_where_somebody_takes_its_flows() {
+        let vip =
+            |n: u8| Vip { addr: VipAddr::Ip([203, 0, 113, n].into()), port: 80, protocol: Protocol::Tcp };
+        let backend = Backend {
+            weight: Weight(1),
+            state: BackendState::Active,
+            mode: ForwardingMode::Nat,
+            at: At::Elsewhere,
+        };
+        let pool = |n: u8, empty, backends: &[Backend]| {
+            let addr = |backend: &Backend| (SocketAddr::from(([10, 0, 0, 1], 80)), *backend);
+            let backends = backends.iter().map(addr).collect();
+            let service = ObjectName::new("shop", n.to_string());
+            let id = PoolId { service, port: 80, protocol: Protocol::Tcp, family: Family::V4 };
+            (id, Pool { vips: BTreeMap::from([(vip(n), Access::Open)]), backends, empty, ..Pool::default() })
+        };
+        let draining = Backend { state: BackendState::Draining, ..backend };
+        let mut l4 = L4 {
+            pools: BTreeMap::from([
+                pool(1, OnEmpty::Drop, &[backend]),
+                pool(2, OnEmpty::Drop, &[draining]),
+                pool(3, OnEmpty::Reject, &[]),
+                pool(4, OnEmpty::Reject, &[backend]),
+            ]),
+            punts: BTreeMap::from([
+                (vip(5), Punt { listener: Listener::Http, sources: None }),
+                (
+                    Vip { addr: VipAddr::Node(Family::V4), ..vip(0) },
+                    Punt { listener: Listener::Http, sources: None },
+                ),
+            ]),
+            taken: BTreeSet::from([IpAddr::from([203, 0, 113, 4])]),
+            ..L4::default()
+        };
+        let offered = |l4: &L4| l4.offers().into_values().collect::<Vec<_>>();
+
+        assert_eq!(offered(&l4), [true, false, true, true]);
+        l4.excluded = true;
+        assert_eq!(offered(&l4), [false; 4]);
     }
 }

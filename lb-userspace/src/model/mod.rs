@@ -3,6 +3,7 @@
 //! Every room may import this one; it imports none. No Kubernetes type, no aya, no tokio, no
 //! rustls: what stands here can be built by hand in a test and compared whole.
 
+pub mod announce;
 pub mod canary;
 pub mod capture;
 pub mod expression;

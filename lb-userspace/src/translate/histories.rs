@@ -62,7 +62,17 @@ fn steps() -> impl Strategy<Value = Step> {
             }
             if vip > 0 {
                 spec["type"] = json!("LoadBalancer");
-                spec["loadBalancerIP"] = json!(format!("203.0.113.{}", vip % 3));
+                let addr = format!("203.0.113.{}", vip % 3);
+                if vip == 2 {
+                    spec["externalTrafficPolicy"] = json!("Local");
+                    spec["healthCheckNodePort"] = json!(32_000);
+                }
+                // Asked for, or held.
+                if slow {
+                    status = json!({"loadBalancer": {"ingress": [{"ip": addr}]}});
+                } else if vip > 1 {
+                    spec["loadBalancerIP"] = json!(addr);
+                }
             }
             json!({"kind": "Service", "metadata": {"namespace": namespace, "name": name, "annotations": annotations},
                 "spec": spec, "status": status})
@@ -228,6 +238,7 @@ fn as_a_whole(objects: &Objects, translated: &Translated) {
     let _ = office.follow(None, true, objects, &options, &mut findings);
     let (whole, _) = services::translate(all, streams, &slices, &nodes, &office, &options, &mut findings);
     assert_eq!(translated.snapshot.l4.pools, whole.pools);
+    assert_eq!(translated.snapshot.l4.health_ports, whole.health_ports);
     let own = services::own_punts(&options);
     assert_eq!(translated.snapshot.l4.punts, whole.punts.into_iter().chain(own).collect());
     for problem in findings.into_shared() {

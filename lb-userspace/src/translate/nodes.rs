@@ -23,6 +23,10 @@ pub(super) struct Nodes<'a> {
     /// Every node but ours.
     others: BTreeMap<&'a str, Other>,
     own: BTreeSet<IpAddr>,
+    /// Nobody outside is to send packets to us.
+    excluded: bool,
+    /// What all of them have.
+    addresses: BTreeSet<IpAddr>,
 }
 
 #[derive(PartialEq, Eq)]
@@ -39,10 +43,12 @@ impl<'a> Nodes<'a> {
             let id = id(name, &sourced.origin);
             let mut about = findings.about(&id);
             ours::unknown(&sourced.object.metadata, Kind::Node, &mut about);
+            nodes.addresses.extend(addresses(&sourced.object));
             let tunnel = tunnel_addrs(name, &sourced.object, &mut taken, &mut about);
             if nodes.here == Some(name.as_str()) {
                 nodes.zone = label(&sourced.object, ZONE).filter(|zone| !zone.is_empty());
                 nodes.own = tunnel;
+                nodes.excluded = label(&sourced.object, EXCLUDED).is_some();
             } else {
                 let excluded = label(&sourced.object, EXCLUDED).is_some();
                 nodes.others.insert(name, Other { tunnel, excluded });
@@ -132,6 +138,16 @@ impl<'a> Nodes<'a> {
         }
     }
 
+    /// Nobody outside is to send packets to this node.
+    pub(super) fn is_excluded(&self) -> bool {
+        self.excluded
+    }
+
+    /// Addresses that nodes have.
+    pub(super) fn addresses(&self) -> BTreeSet<IpAddr> {
+        self.addresses.clone()
+    }
+
     /// Our own tunnel addresses.
     pub(super) fn own(&self) -> BTreeSet<IpAddr> {
         self.own.clone()
@@ -182,6 +198,11 @@ fn tunnel_addrs<'a>(
         addrs.insert(addr);
     }
     addrs
+}
+
+fn addresses(node: &Node) -> impl Iterator<Item = IpAddr> {
+    let status = node.status.as_ref().and_then(|status| status.addresses.as_ref());
+    status.into_iter().flatten().filter_map(|addr| addr.address.parse().ok())
 }
 
 fn label<'a>(node: &'a Node, name: &str) -> Option<&'a str> {

@@ -1,7 +1,7 @@
 //! Services to L4 pools and punts: which VIPs each port has, over which backends.
 
-use std::collections::{BTreeMap, HashMap};
-use std::net::SocketAddr;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
@@ -20,8 +20,8 @@ use super::pools::{self, Office};
 use super::streams::{self, Streams};
 use super::vips::{Address, Addresses};
 use crate::model::l4::{
-    Access, Affinity, Backend, BackendState, Family, FlowMemory, Listener, OnEmpty, Pool, PoolId, Protocol,
-    Punt, Vip, VipAddr,
+    Access, Affinity, Backend, BackendState, Family, FlowMemory, HealthPort, Listener, OnEmpty, Pool, PoolId,
+    Protocol, Punt, Vip, VipAddr,
 };
 use crate::model::{ObjectId, ObjectName};
 use crate::objects::{Key, Kind, Objects, Sourced};
@@ -42,12 +42,13 @@ const NODE: &str = "the node's own http and https listeners";
 pub(super) struct Output {
     pub pools: BTreeMap<PoolId, Pool>,
     pub punts: BTreeMap<Vip, Punt>,
+    pub health_ports: BTreeMap<u16, HealthPort>,
 }
 
 impl Output {
     /// Nothing is balanced and nothing punted.
     pub(super) fn is_empty(&self) -> bool {
-        self.pools.is_empty() && self.punts.is_empty()
+        self.pools.is_empty() && self.punts.is_empty() && self.health_ports.is_empty()
     }
 }
 
@@ -55,6 +56,8 @@ impl Output {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum Held {
     Vip(Vip),
+    /// A `healthCheckNodePort`.
+    HealthPort(u16),
     /// The ports beside http and https, which are on the addresses of any and lead to any.
     Streams,
 }
@@ -113,7 +116,9 @@ pub(super) fn translate<'a>(
     let Claims { mut output, owners, streams, office: _ } = claims;
     streams::serve(streams, slices, nodes, &mut output, findings);
     let claimed = owners.into_keys().filter(|vip| !own.contains_key(vip));
-    (output, claimed.map(|vip| (Held::Vip(vip), Claim::Alone)).collect())
+    let health_ports: Vec<_> = output.health_ports.keys().map(|port| Held::HealthPort(*port)).collect();
+    let claimed = claimed.map(Held::Vip).chain(health_ports);
+    (output, claimed.map(|held| (held, Claim::Alone)).collect())
 }
 
 /// Who holds which VIP.
@@ -191,6 +196,7 @@ fn one_service(
     let families = addresses.families(name, spec, slices);
     addresses.keep(&families, &mut about);
     without_effect(name, spec, slices, &mut about);
+    health_port(name, spec, slices, nodes, &mut claims.output, &mut about);
     let terms = Terms::read(service, spec, &mut about);
     let is_ingress = is_ingress(name, service, options);
     let owner = format!("Service {name}");
@@ -478,12 +484,47 @@ fn without_effect(name: &ObjectName, spec: &ServiceSpec, slices: &Slices, about:
             "",
         );
     }
-    if let Some(port) = spec.health_check_node_port.filter(|port| *port != 0) {
-        about.info(
-            "not-yet",
-            "spec.healthCheckNodePort",
-            format!("health checks on port {port} are not answered yet"),
-            "",
+}
+
+/// The port at which a balancer in front asks whether this node has endpoints, and how many it has: those that are
+/// ready, by their addresses, as kube-proxy counts them.
+fn health_port(
+    name: &ObjectName,
+    spec: &ServiceSpec,
+    slices: &Slices,
+    nodes: &Nodes<'_>,
+    output: &mut Output,
+    about: &mut About<'_>,
+) {
+    const FIELD: &str = "spec.healthCheckNodePort";
+    let Some(port) = spec.health_check_node_port.filter(|port| *port != 0) else { return };
+    if spec.type_.as_deref() != Some("LoadBalancer")
+        || spec.external_traffic_policy.as_deref() != Some("Local")
+    {
+        let message = format!(
+            "port {port} is not answered: that is for type LoadBalancer and externalTrafficPolicy Local"
+        );
+        return about.info("no-effect", FIELD, message, "");
+    }
+    let Ok(port) = names::port(port) else { return };
+    let of_port = |port: &ServicePort| -> BTreeSet<IpAddr> {
+        let Some(protocol) = endpoints::protocol_of(port.protocol.as_deref()) else { return BTreeSet::new() };
+        let endpoints = [Family::V4, Family::V6]
+            .into_iter()
+            .flat_map(|family| slices.of(name, port, protocol, Some(family), Use::Vip));
+        let here = endpoints.filter(|(_, it)| it.state == State::Ready && nodes.is_here(it.node));
+        here.map(|(addr, _)| addr.ip()).collect()
+    };
+    let local: BTreeSet<IpAddr> = spec.ports.iter().flatten().flat_map(of_port).collect();
+    let entry = HealthPort { service: name.clone(), local: local.len() };
+    let holder = output.health_ports.entry(port).or_insert(entry);
+    if holder.service != *name {
+        let message = format!("port {port} is already answered for Service {}", holder.service);
+        about.error_fix(
+            "health-port-conflict",
+            FIELD,
+            message,
+            "use another port; the older Service keeps it",
         );
     }
 }

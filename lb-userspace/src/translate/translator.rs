@@ -227,10 +227,12 @@ impl Translator {
 
         let known = &self.snapshot.l4;
         let rest = (nodes.own(), nodes.peers(), services::is_unread(objects));
+        let of_nodes = (nodes.is_excluded(), nodes.addresses());
         let new = update.new.iter().filter_map(|id| parts.get(*id));
         // Most Services have no VIP.
         let has_nothing = update.gone.iter().chain(new).all(|part| part.made.output.is_empty());
-        let stays = (&known.tunnel, &known.peers, &known.unread) == (&rest.0, &rest.1, &rest.2);
+        let stays = (&known.tunnel, &known.peers, &known.unread) == (&rest.0, &rest.1, &rest.2)
+            && (&known.excluded, &known.taken) == (&of_nodes.0, &of_nodes.1);
         if has_nothing && stays && !known.punts.is_empty() {
             return None;
         }
@@ -241,12 +243,15 @@ impl Translator {
         for output in update.gone.iter().map(|part| &part.made.output) {
             output.pools.keys().for_each(|id| drop(l4.pools.remove(id)));
             output.punts.keys().for_each(|vip| drop(l4.punts.remove(vip)));
+            output.health_ports.keys().for_each(|port| drop(l4.health_ports.remove(port)));
         }
         for output in update.new.iter().filter_map(|id| Some(&parts.get(*id)?.made.output)) {
             l4.pools.extend(output.pools.iter().map(|(id, pool)| (id.clone(), pool.clone())));
             l4.punts.extend(output.punts.iter().map(|(vip, punt)| (*vip, punt.clone())));
+            l4.health_ports.extend(output.health_ports.iter().map(|(port, it)| (*port, it.clone())));
         }
         (l4.tunnel, l4.peers, l4.unread) = rest;
+        (l4.excluded, l4.taken) = of_nodes;
         (l4 != **known).then_some(l4)
     }
 

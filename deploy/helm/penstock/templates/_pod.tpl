@@ -5,6 +5,7 @@
 {{- $lowPorts := include "penstock.lowPorts" . -}}
 {{- $capabilities := list -}}
 {{- if $kernel }}{{ $capabilities = list "BPF" "NET_ADMIN" "PERFMON" }}{{ end -}}
+{{- if and $kernel .Values.controller.announce.interfaces }}{{ $capabilities = append $capabilities "NET_RAW" }}{{ end -}}
 {{- if and $hostNetwork $lowPorts }}{{ $capabilities = append $capabilities "NET_BIND_SERVICE" }}{{ end -}}
 metadata:
   {{- with .Values.controller.podAnnotations }}
@@ -228,6 +229,9 @@ spec:
 - --datapath={{ include "penstock.datapath" . }}
 {{- range .Values.controller.interfaces }}
 - --interface={{ . }}
+{{- end }}
+{{- range .Values.controller.announce.interfaces }}
+- --announce={{ . }}
 {{- end }}
 - --configmap=$(POD_NAMESPACE)/{{ include "penstock.controller" . }}
 - --controller-class={{ .Values.controller.ingressClassResource.controllerValue }}

@@ -1,0 +1,150 @@
+//! The sockets of one link. What the kernel takes off the wire for us are ARP, solicitations and heartbeats alone: a
+//! socket for each, so that no other packet costs anything.
+
+use std::collections::BTreeSet;
+use std::io::{self, ErrorKind};
+use std::net::{IpAddr, Ipv6Addr};
+use std::os::fd::{AsFd as _, AsRawFd as _};
+
+use nix::errno::Errno;
+use nix::ifaddrs::getifaddrs;
+use nix::poll::{PollFd, PollFlags, poll};
+use nix::sys::socket::{LinkAddr, bind};
+use socket2::{Domain, Protocol, SockFilter, Socket, Type};
+
+use super::beat;
+use super::frame::{self, Mac};
+
+/// `ARPHRD_ETHER`.
+const ETHERNET: u16 = 1;
+/// Frames are no longer than that.
+const LONGEST: usize = 2048;
+/// Frames taken of one socket before the next has its turn.
+const TURN: usize = 64;
+
+/// An open link.
+pub(super) struct Link {
+    arp: Socket,
+    solicitations: Socket,
+    beats: Socket,
+    /// Keeps us in the groups that are asked for IPv6 addresses.
+    groups: Option<Socket>,
+    joined: BTreeSet<Ipv6Addr>,
+    index: u32,
+    pub(super) mac: Mac,
+}
+
+impl Link {
+    /// Opens the link behind an interface.
+    pub(super) fn open(interface: &str) -> io::Result<Self> {
+        let addr = getifaddrs()?
+            .filter(|entry| entry.interface_name == interface)
+            .find_map(|entry| entry.address.as_ref()?.as_link_addr().copied());
+        let addr = addr.ok_or_else(|| io::Error::new(ErrorKind::NotFound, "no such interface"))?;
+        let mac = addr.addr().filter(|_| addr.hatype() == ETHERNET && addr.halen() == 6);
+        let mac = mac.ok_or_else(|| io::Error::new(ErrorKind::Unsupported, "it is no Ethernet interface"))?;
+        Ok(Self {
+            arp: packets(&addr, libc::ETH_P_ARP as u16, &[])?,
+            solicitations: packets(&addr, libc::ETH_P_IPV6 as u16, &solicitations())?,
+            beats: packets(&addr, beat::ETHERTYPE, &[])?,
+            groups: Socket::new(Domain::IPV6, Type::DGRAM, None).ok(),
+            joined: BTreeSet::new(),
+            index: addr.ifindex() as u32,
+            mac,
+        })
+    }
+
+    /// Waits so many milliseconds for frames at most, and hands on what came.
+    pub(super) fn receive(&self, milliseconds: u8, mut heard: impl FnMut(&[u8])) -> io::Result<()> {
+        let sockets = [&self.arp, &self.solicitations, &self.beats];
+        let mut ready = sockets.map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN));
+        match poll(&mut ready, milliseconds) {
+            Err(Errno::EINTR) | Ok(0) => return Ok(()),
+            polled => drop(polled?),
+        }
+        let mut frame = [0; LONGEST];
+        for (socket, ready) in sockets.into_iter().zip(&ready) {
+            if !ready.any().unwrap_or(true) {
+                continue;
+            }
+            for _ in 0..TURN {
+                match io::Read::read(&mut &*socket, &mut frame) {
+                    Ok(length) => heard(frame.get(..length).unwrap_or_default()),
+                    // Told once when the interface goes down; it may come back.
+                    Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::NetworkDown) => {
+                        break;
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends a frame, whose head says to whom.
+    pub(super) fn send(&self, frame: &[u8]) -> io::Result<()> {
+        match self.arp.send(frame) {
+            // Said again soon; nobody may hold up the rest for it.
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::NetworkDown) => Ok(()),
+            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => Ok(()),
+            sent => sent.map(drop),
+        }
+    }
+
+    /// Joins the groups of addresses, and leaves those of others.
+    pub(super) fn join(&mut self, vips: impl Iterator<Item = IpAddr>) {
+        let Some(groups) = &self.groups else { return };
+        let wanted = vips.filter_map(|vip| match vip {
+            IpAddr::V6(vip) => Some(frame::solicited_group(vip)),
+            IpAddr::V4(_) => None,
+        });
+        let wanted: BTreeSet<Ipv6Addr> = wanted.collect();
+        // Best effort: the kernel bounds the groups of a socket, and of a bridge nobody filters.
+        for group in self.joined.difference(&wanted) {
+            let _ = groups.leave_multicast_v6(group, self.index);
+        }
+        for group in wanted.difference(&self.joined) {
+            let _ = groups.join_multicast_v6(group, self.index);
+        }
+        self.joined = wanted;
+    }
+}
+
+/// Addresses of an interface.
+pub(super) fn addresses(interface: &str) -> BTreeSet<IpAddr> {
+    let Ok(entries) = getifaddrs() else { return BTreeSet::new() };
+    let own = entries.filter(|entry| entry.interface_name == interface);
+    let ip = own.filter_map(|entry| {
+        let addr = entry.address?;
+        let v4 = addr.as_sockaddr_in().map(|addr| IpAddr::V4(addr.ip()));
+        v4.or_else(|| addr.as_sockaddr_in6().map(|addr| IpAddr::V6(addr.ip())))
+    });
+    ip.collect()
+}
+
+fn packets(addr: &LinkAddr, ethertype: u16, filter: &[SockFilter]) -> io::Result<Socket> {
+    let protocol = Protocol::from(i32::from(ethertype.to_be()));
+    let socket = Socket::new(Domain::PACKET, Type::RAW.nonblocking(), Some(protocol))?;
+    if !filter.is_empty() {
+        socket.attach_filter(filter)?;
+    }
+    // The address names no protocol, so the socket's own stays.
+    bind(socket.as_raw_fd(), addr)?;
+    // What came in between from other interfaces.
+    let mut frame = [0; LONGEST];
+    while io::Read::read(&mut &socket, &mut frame).is_ok() {}
+    Ok(socket)
+}
+
+/// Classic BPF over the frame: an ICMPv6 packet of type 135.
+fn solicitations() -> [SockFilter; 6] {
+    let op = |code: u32, jt, jf, k| SockFilter::new(code as u16, jt, jf, k);
+    [
+        op(libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, 0, 0, 20),
+        op(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 3, 58),
+        op(libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, 0, 0, 54),
+        op(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, 135),
+        op(libc::BPF_RET | libc::BPF_K, 0, 0, u32::MAX),
+        op(libc::BPF_RET | libc::BPF_K, 0, 0, 0),
+    ]
+}

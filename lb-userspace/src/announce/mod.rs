@@ -1,0 +1,294 @@
+//! Answers for VIPs on the links of this node: of all agents on a link, one holds each address.
+//!
+//! Members are known by heartbeats on the link itself, because that is what it is about: an agent that the others
+//! cannot hear there is of no use to who asks there, whatever an API server knows of it. `segment` decides, purely;
+//! `link` has the sockets. Each link has a thread of its own, so that nothing else delays a heartbeat.
+
+mod beat;
+mod election;
+mod frame;
+mod link;
+mod segment;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use crate::model::announce::Announced;
+use crate::model::l4::L4;
+use crate::model::report::{Metric, MetricKind, Sample};
+
+use link::Link;
+use segment::{Coming, Segment};
+
+/// Milliseconds after which time passes without a frame, too.
+const TICK: u8 = 100;
+/// How often the addresses of our own interface are looked at.
+const LOOK: Duration = Duration::from_secs(2);
+/// Pause before a link that failed is tried again.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// Where and as whom.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// Interfaces, by name.
+    pub interfaces: Vec<String>,
+    /// Our name among the agents: that of the node.
+    pub node: String,
+    /// Known to all agents that share addresses.
+    pub key: Option<[u8; 16]>,
+    /// An agent of this node is there until now.
+    pub succeeds: bool,
+}
+
+/// How it ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// Others take over at once.
+    Leave,
+    /// Another agent of this node goes on.
+    Hush,
+}
+
+/// What announces for as long as it lives.
+pub struct Handle {
+    links: Vec<(Arc<Counts>, watch::Receiver<Arc<Announced>>)>,
+    end: watch::Sender<Option<End>>,
+    threads: Mutex<Vec<thread::JoinHandle<()>>>,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    changes: AtomicU64,
+    answers: AtomicU64,
+    unanswered: AtomicU64,
+}
+
+/// Begins to announce what is desired.
+pub fn start(options: &Options, desired: &watch::Receiver<Arc<L4>>) -> io::Result<Handle> {
+    let end = watch::Sender::new(None);
+    let (mut links, mut threads) = (Vec::new(), Vec::new());
+    for interface in &options.interfaces {
+        let none =
+            Announced { interface: interface.clone(), own: options.node.clone(), ..Announced::default() };
+        let (told, announced) = watch::channel(Arc::new(none));
+        let counts = Arc::new(Counts::default());
+        links.push((Arc::clone(&counts), announced));
+        let post = Post {
+            interface: interface.clone(),
+            options: options.clone(),
+            desired: desired.clone(),
+            end: end.subscribe(),
+            told,
+            counts,
+        };
+        let named = thread::Builder::new().name("penstock-announce".to_owned());
+        threads.push(named.spawn(move || post.stand())?);
+    }
+    Ok(Handle { links, end, threads: Mutex::new(threads) })
+}
+
+impl Handle {
+    /// Who holds what, on each link.
+    pub fn announced(&self) -> Vec<Arc<Announced>> {
+        self.links.iter().map(|(_, announced)| Arc::clone(&announced.borrow())).collect()
+    }
+
+    /// Tells the others that they are to take over, and ends.
+    pub async fn leave(&self) {
+        self.stop(End::Leave).await;
+    }
+
+    /// Ends without a word: another agent of this node goes on.
+    pub async fn hush(&self) {
+        self.stop(End::Hush).await;
+    }
+
+    async fn stop(&self, end: End) {
+        self.end.send_replace(Some(end));
+        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        let join = move || threads.into_iter().for_each(|thread| drop(thread.join()));
+        let _ = tokio::task::spawn_blocking(join).await;
+    }
+
+    /// For `/metrics`.
+    pub fn metrics(&self) -> Vec<Metric> {
+        let announced = self.announced();
+        let label = |of: &Announced| vec![("interface", of.interface.clone())];
+        let of_state = |value: fn(&Announced) -> usize| {
+            let samples =
+                announced.iter().map(|of| Sample { suffix: "", labels: label(of), value: value(of) as f64 });
+            samples.collect()
+        };
+        let of_counts = |value: fn(&Counts) -> &AtomicU64| {
+            let counted = self.links.iter().zip(&announced).map(|((counts, _), of)| Sample {
+                suffix: "",
+                labels: label(of),
+                value: value(counts).load(Ordering::Relaxed) as f64,
+            });
+            counted.collect()
+        };
+        vec![
+            Metric {
+                name: "penstock_announced_vips",
+                help: "Addresses that this agent holds on a link.",
+                kind: MetricKind::Gauge,
+                samples: of_state(|of| of.held().count()),
+            },
+            Metric {
+                name: "penstock_announce_members",
+                help: "Agents on a link, this one too.",
+                kind: MetricKind::Gauge,
+                samples: of_state(|of| of.members.len()),
+            },
+            Metric {
+                name: "penstock_announce_changes_total",
+                help: "Addresses that this agent began or ceased to hold.",
+                kind: MetricKind::Counter,
+                samples: of_counts(|counts| &counts.changes),
+            },
+            Metric {
+                name: "penstock_announce_answers_total",
+                help: "Questions whose an address is that were answered.",
+                kind: MetricKind::Counter,
+                samples: of_counts(|counts| &counts.answers),
+            },
+            Metric {
+                name: "penstock_announce_unanswered_total",
+                help: "Such questions that were too many a second.",
+                kind: MetricKind::Counter,
+                samples: of_counts(|counts| &counts.unanswered),
+            },
+        ]
+    }
+}
+
+/// What looks after one link.
+struct Post {
+    interface: String,
+    options: Options,
+    desired: watch::Receiver<Arc<L4>>,
+    end: watch::Receiver<Option<End>>,
+    told: watch::Sender<Arc<Announced>>,
+    counts: Arc<Counts>,
+}
+
+impl Post {
+    /// Until the end, however often the link fails.
+    fn stand(mut self) {
+        let mut trouble: Option<String> = None;
+        loop {
+            let failed = match Link::open(&self.interface) {
+                Ok(link) => {
+                    if trouble.take().is_some() {
+                        info!(interface = self.interface, "announced again");
+                    }
+                    match self.serve(link) {
+                        Ok(()) => return,
+                        Err(error) => error,
+                    }
+                }
+                Err(error) => error,
+            };
+            let text = failed.to_string();
+            if trouble.as_ref() != Some(&text) {
+                let fix = match failed.kind() {
+                    io::ErrorKind::PermissionDenied => "CAP_NET_RAW is needed",
+                    _ => "",
+                };
+                warn!(
+                    interface = self.interface,
+                    error = text,
+                    fix,
+                    "nothing is announced there for the moment"
+                );
+            }
+            self.told.send_replace(Arc::new(Announced {
+                interface: self.interface.clone(),
+                own: self.options.node.clone(),
+                trouble: Some(text.clone()),
+                ..Announced::default()
+            }));
+            trouble = Some(text);
+            if self.is_over() {
+                return;
+            }
+            thread::sleep(AGAIN);
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.end.borrow().is_some() || self.end.has_changed().is_err()
+    }
+
+    fn serve(&mut self, mut link: Link) -> io::Result<()> {
+        let coming = if self.options.succeeds { Coming::Succeeding } else { Coming::Anew };
+        let key = beat::key(self.options.key);
+        let mut segment = Segment::new(self.options.node.clone(), link.mac, key, coming, Instant::now());
+        let (mut looked, mut before) = (None::<Instant>, segment.counted);
+        let (mut owned, mut offers) = (BTreeSet::new(), BTreeMap::new());
+        // The first look finds it changed.
+        self.desired.mark_changed();
+        while !self.is_over() {
+            let mut answers = Vec::new();
+            link.receive(TICK, |frame| answers.extend(segment.heard(frame, Instant::now())))?;
+            for answer in answers {
+                link.send(&answer)?;
+            }
+            let mut wishes = false;
+            if self.desired.has_changed().is_ok_and(|changed| changed) {
+                offers = self.desired.borrow_and_update().offers();
+                wishes = true;
+            }
+            if looked.is_none_or(|looked| looked.elapsed() >= LOOK) {
+                looked = Some(Instant::now());
+                owned = link::addresses(&self.interface);
+                wishes = true;
+            }
+            if wishes && segment.wish(&offers, owned.clone(), Instant::now()) {
+                link.join(segment.offers());
+            }
+            for frame in segment.tick(Instant::now()) {
+                link.send(&frame)?;
+            }
+            self.count(&mut before, segment.counted);
+            if std::mem::take(&mut segment.is_news) {
+                self.tell(segment.announced(&self.interface));
+            }
+        }
+        if *self.end.borrow() == Some(End::Leave) {
+            link.send(&segment.leave())?;
+        }
+        Ok(())
+    }
+
+    fn tell(&self, now: Announced) {
+        self.told.send_if_modified(|known| {
+            let differs = **known != now;
+            if differs {
+                if known.members != now.members || !known.held().eq(now.held()) {
+                    let (members, held) = (now.members.join(" "), now.held().count());
+                    info!(interface = now.interface, members, held, "addresses shared out");
+                }
+                *known = Arc::new(now);
+            }
+            differs
+        });
+    }
+
+    fn count(&self, before: &mut segment::Counted, now: segment::Counted) {
+        let add = |counter: &AtomicU64, now: u64, before: u64| {
+            counter.fetch_add(now.saturating_sub(before), Ordering::Relaxed);
+        };
+        add(&self.counts.changes, now.changes, before.changes);
+        add(&self.counts.answers, now.answers, before.answers);
+        add(&self.counts.unanswered, now.unanswered, before.unanswered);
+        *before = now;
+    }
+}

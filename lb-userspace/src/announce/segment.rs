@@ -1,0 +1,303 @@
+//! One link as we see it: who else is there, who of us holds which address, what is to be said and when. Pure: time
+//! and frames come in, frames go out.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use aws_lc_rs::hmac;
+
+use super::beat::{self, Beat};
+use super::election;
+use super::frame::{self, Mac, Question};
+use crate::model::announce::Announced;
+
+/// Between two heartbeats.
+const BEAT: Duration = Duration::from_millis(300);
+/// Who is silent for so long is gone: three heartbeats may be lost.
+const SILENCE: Duration = Duration::from_millis(1200);
+/// When an address is told to all, after something changed: what is lost is said again.
+const BURST: [Duration; 3] = [Duration::ZERO, Duration::from_secs(1), Duration::from_secs(2)];
+/// And then, for whoever forgot.
+const REFRESH: Duration = Duration::from_secs(60);
+/// Addresses told at a time.
+const AT_ONCE: usize = 256;
+/// Answers a second, and at once.
+const ANSWERS: u32 = 2_000;
+/// Members at most; more are not believed.
+const MEMBERS: usize = 1024;
+
+/// How we come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Coming {
+    /// As one more member.
+    Anew,
+    /// In the place of an agent of this node that is a member already.
+    Succeeding,
+}
+
+/// What happened, for metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Counted {
+    /// Addresses that we began or ceased to hold.
+    pub(super) changes: u64,
+    /// Questions answered.
+    pub(super) answers: u64,
+    /// Questions that were too many.
+    pub(super) unanswered: u64,
+}
+
+/// The state.
+pub(super) struct Segment {
+    own: String,
+    mac: Mac,
+    key: hmac::Key,
+    coming: Coming,
+    /// Until then we only listen: who believes to be alone holds everything.
+    listens: Option<Instant>,
+    next_beat: Instant,
+    members: BTreeMap<String, Member>,
+    /// Addresses to be held by somebody, and whether we can.
+    offers: BTreeMap<IpAddr, bool>,
+    /// Addresses that our interface has.
+    owned: BTreeSet<IpAddr>,
+    holders: BTreeMap<IpAddr, Option<String>>,
+    /// What we hold, and when it is told next.
+    plans: BTreeMap<IpAddr, Plan>,
+    allowance: Allowance,
+    /// There is something to tell people.
+    pub(super) is_news: bool,
+    pub(super) counted: Counted,
+}
+
+/// Another agent.
+struct Member {
+    heard: Instant,
+    owns: BTreeSet<u32>,
+    declines: BTreeSet<u32>,
+}
+
+struct Plan {
+    next: Instant,
+    told: usize,
+}
+
+impl Segment {
+    pub(super) fn new(own: String, mac: Mac, key: hmac::Key, coming: Coming, now: Instant) -> Self {
+        Self {
+            own,
+            mac,
+            key,
+            coming,
+            listens: Some(now + SILENCE),
+            next_beat: now,
+            members: BTreeMap::new(),
+            offers: BTreeMap::new(),
+            owned: BTreeSet::new(),
+            holders: BTreeMap::new(),
+            plans: BTreeMap::new(),
+            allowance: Allowance { left: ANSWERS, at: now },
+            is_news: true,
+            counted: Counted::default(),
+        }
+    }
+
+    /// Other addresses are to be held, or our interface has others; true if anything is another than before.
+    pub(super) fn wish(
+        &mut self,
+        offers: &BTreeMap<IpAddr, bool>,
+        owned: BTreeSet<IpAddr>,
+        now: Instant,
+    ) -> bool {
+        if *offers == self.offers && owned == self.owned {
+            return false;
+        }
+        (self.offers, self.owned) = (offers.clone(), owned);
+        // Others should hear of what we cannot before they rely on us.
+        self.next_beat = now;
+        self.elect(now, false);
+        true
+    }
+
+    /// A frame came; perhaps there is an answer.
+    pub(super) fn heard(&mut self, frame: &[u8], now: Instant) -> Option<Vec<u8>> {
+        if let Some(question) = frame::question(frame) {
+            let target = match question {
+                Question::V4 { target, asker, .. } if asker == target => return None,
+                Question::V4 { target, .. } => IpAddr::V4(target),
+                Question::V6 { target, .. } => IpAddr::V6(target),
+            };
+            if !self.plans.contains_key(&target) {
+                return None;
+            }
+            if !self.allowance.take(now) {
+                self.counted.unanswered += 1;
+                return None;
+            }
+            self.counted.answers += 1;
+            return Some(frame::answer(self.mac, &question));
+        }
+        let beat = Beat::of_frame(frame, &self.key)?;
+        if beat.name != self.own {
+            self.met(beat, now);
+        }
+        None
+    }
+
+    fn met(&mut self, beat: Beat, now: Instant) {
+        let Beat { name, leaves, owns, declines } = beat;
+        if leaves {
+            if self.members.remove(&name).is_some() {
+                self.elect(now, true);
+            }
+            return;
+        }
+        if !self.members.contains_key(&name) && self.members.len() >= MEMBERS {
+            return;
+        }
+        let member = Member { heard: now, owns: owns.clone(), declines: declines.clone() };
+        let before = self.members.insert(name, member);
+        match before {
+            // Who comes back may have told all that our addresses are its own.
+            None => {
+                self.next_beat = now;
+                self.elect(now, true);
+            }
+            Some(before) if before.owns != owns || before.declines != declines => self.elect(now, false),
+            Some(_) => {}
+        }
+    }
+
+    /// Time has passed: what is to be sent.
+    pub(super) fn tick(&mut self, now: Instant) -> Vec<Vec<u8>> {
+        let mut frames = Vec::new();
+        let known = self.members.len();
+        self.members.retain(|_, member| now.duration_since(member.heard) < SILENCE);
+        let gone = self.members.len() != known;
+        let begins = self.listens.is_some_and(|until| now >= until);
+        if begins {
+            self.listens = None;
+        }
+        if gone || begins {
+            self.elect(now, gone);
+        }
+        let is_member = self.listens.is_none() || self.coming == Coming::Succeeding;
+        if is_member && now >= self.next_beat {
+            self.next_beat = now + BEAT;
+            frames.push(self.beat(false).to_frame(self.mac, &self.key));
+        }
+        let mut due: Vec<IpAddr> =
+            self.plans.iter().filter(|(_, plan)| now >= plan.next).map(|(vip, _)| *vip).collect();
+        due.truncate(AT_ONCE);
+        for vip in due {
+            match vip {
+                IpAddr::V4(vip) => frames.extend(frame::announce_v4(self.mac, vip)),
+                IpAddr::V6(vip) => frames.push(frame::announce_v6(self.mac, vip)),
+            }
+            if let Some(plan) = self.plans.get_mut(&vip) {
+                plan.told += 1;
+                plan.next = match (BURST.get(plan.told), BURST.get(plan.told.wrapping_sub(1))) {
+                    (Some(next), Some(this)) => now + next.saturating_sub(*this),
+                    _ => now + REFRESH,
+                };
+            }
+        }
+        frames
+    }
+
+    /// We are no member any more; the frame that says so.
+    pub(super) fn leave(&mut self) -> Vec<u8> {
+        self.plans.clear();
+        self.offers.clear();
+        self.beat(true).to_frame(self.mac, &self.key)
+    }
+
+    fn beat(&self, leaves: bool) -> Beat {
+        let declined = self.offers.iter().filter(|(_, can)| !**can).map(|(vip, _)| *vip);
+        let owned = self.offers.keys().filter(|vip| self.owned.contains(vip)).copied();
+        Beat { name: self.own.clone(), leaves, owns: beat::tags(owned), declines: beat::tags(declined) }
+    }
+
+    /// Finds the holders anew. `again`: what we hold is told as if it were new, because somebody on the link may
+    /// have been told otherwise.
+    fn elect(&mut self, now: Instant, again: bool) {
+        let is_member = self.listens.is_none();
+        let holders = self.offers.iter().map(|(vip, can)| (*vip, self.holder(*vip, *can && is_member)));
+        let holders: BTreeMap<IpAddr, Option<String>> = holders.collect();
+        let ours = |vip: &IpAddr| holders.get(vip).is_some_and(|holder| holder.as_deref() == Some(&self.own));
+        // What our interface has the kernel itself answers for.
+        let held: BTreeSet<IpAddr> =
+            holders.keys().filter(|vip| ours(vip) && !self.owned.contains(vip)).copied().collect();
+        let before = self.plans.len();
+        self.plans.retain(|vip, _| held.contains(vip));
+        self.counted.changes += (before - self.plans.len()) as u64;
+        for vip in held {
+            let fresh = Plan { next: now, told: 0 };
+            match self.plans.get_mut(&vip) {
+                Some(plan) if again => *plan = fresh,
+                Some(_) => {}
+                None => {
+                    self.plans.insert(vip, fresh);
+                    self.counted.changes += 1;
+                }
+            }
+        }
+        self.holders = holders;
+        self.is_news = true;
+    }
+
+    fn holder(&self, vip: IpAddr, we_can: bool) -> Option<String> {
+        let tag = election::tag(vip);
+        let owners = self.members.iter().filter(|(_, member)| member.owns.contains(&tag));
+        let owners = owners.map(|(name, _)| &**name);
+        let own_it = self.owned.contains(&vip).then_some(&*self.own);
+        if let Some(owner) = election::holder(vip, owners.chain(own_it)) {
+            return Some(owner.to_owned());
+        }
+        let others = self.members.iter().filter(|(_, member)| !member.declines.contains(&tag));
+        let others = others.map(|(name, _)| &**name);
+        let us = we_can.then_some(&*self.own);
+        election::holder(vip, others.chain(us)).map(str::to_owned)
+    }
+
+    /// For people.
+    pub(super) fn announced(&self, interface: &str) -> Announced {
+        let ours = self.listens.is_none().then(|| self.own.clone());
+        let mut members: Vec<String> = self.members.keys().cloned().chain(ours).collect();
+        members.sort();
+        Announced {
+            interface: interface.to_owned(),
+            own: self.own.clone(),
+            trouble: None,
+            members,
+            holders: self.holders.clone(),
+        }
+    }
+
+    /// Addresses to be held by somebody.
+    pub(super) fn offers(&self) -> impl Iterator<Item = IpAddr> {
+        self.offers.keys().copied()
+    }
+}
+
+/// A token bucket of one second.
+struct Allowance {
+    left: u32,
+    at: Instant,
+}
+
+impl Allowance {
+    fn take(&mut self, now: Instant) -> bool {
+        let earned = now.duration_since(self.at).as_secs_f64() * f64::from(ANSWERS);
+        if earned >= 1.0 {
+            self.left = self.left.saturating_add(earned.min(f64::from(ANSWERS)) as u32).min(ANSWERS);
+            self.at = now;
+        }
+        let is_left = self.left > 0;
+        self.left = self.left.saturating_sub(1);
+        is_left
+    }
+}
+
+#[cfg(test)]
+mod tests;

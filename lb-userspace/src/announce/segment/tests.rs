@@ -1,0 +1,208 @@
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use super::*;
+
+/// Agents on one link: what one sends, the others hear.
+struct Link {
+    now: Instant,
+    agents: BTreeMap<&'static str, Segment>,
+    /// Addresses told to all, by whom, in order.
+    told: Vec<(&'static str, IpAddr)>,
+}
+
+fn vip(n: u8) -> IpAddr {
+    IpAddr::V4(Ipv4Addr::new(203, 0, 113, n))
+}
+
+fn offers() -> BTreeMap<IpAddr, bool> {
+    let six = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1));
+    (0..30).map(vip).chain([six]).map(|vip| (vip, true)).collect()
+}
+
+impl Link {
+    fn new() -> Self {
+        Self { now: Instant::now(), agents: BTreeMap::new(), told: Vec::new() }
+    }
+
+    fn come(&mut self, name: &'static str, coming: Coming) {
+        let mac = [2, 0, 0, 0, 0, name.as_bytes()[0]];
+        let mut segment = Segment::new(name.to_owned(), mac, beat::key(Some([7; 16])), coming, self.now);
+        segment.wish(&offers(), BTreeSet::new(), self.now);
+        self.agents.insert(name, segment);
+    }
+
+    /// Runs for so long, in steps of a tenth of a second.
+    fn pass(&mut self, time: Duration) {
+        let end = self.now + time;
+        while self.now < end {
+            self.now += Duration::from_millis(100);
+            let names: Vec<&'static str> = self.agents.keys().copied().collect();
+            for name in names {
+                let sent = self.agents.get_mut(name).map(|agent| agent.tick(self.now)).unwrap_or_default();
+                sent.iter().for_each(|frame| self.send(name, frame));
+            }
+        }
+    }
+
+    fn send(&mut self, from: &'static str, frame: &[u8]) {
+        if let Some(Question::V4 { asker, target, .. }) = frame::question(frame)
+            && asker == target
+        {
+            self.told.push((from, IpAddr::V4(target)));
+        }
+        for (name, agent) in &mut self.agents {
+            if *name != from {
+                assert_eq!(agent.heard(frame, self.now), None, "an announcement is no question");
+            }
+        }
+    }
+
+    /// Who answers for each address.
+    fn answerers(&mut self) -> BTreeMap<IpAddr, Vec<&'static str>> {
+        let mut found: BTreeMap<IpAddr, Vec<&'static str>> = BTreeMap::new();
+        for vip in (0..30).map(vip) {
+            let IpAddr::V4(target) = vip else { continue };
+            let answers = found.entry(vip).or_default();
+            for (name, agent) in &mut self.agents {
+                let asker = Ipv4Addr::new(192, 0, 2, 7);
+                answers.extend(agent.heard(&request(asker, target), self.now).map(|_| *name));
+            }
+        }
+        found
+    }
+
+    fn each_is_held_by_one(&mut self) -> BTreeSet<&'static str> {
+        let answerers = self.answerers();
+        assert!(answerers.values().all(|who| who.len() == 1), "{answerers:?}");
+        answerers.values().flatten().copied().collect()
+    }
+}
+
+fn request(asker: Ipv4Addr, target: Ipv4Addr) -> Vec<u8> {
+    let mut frame = frame::ethernet(frame::BROADCAST, [4; 6], 0x0806);
+    frame.extend([0, 1, 8, 0, 6, 4, 0, 1, 4, 4, 4, 4, 4, 4]);
+    frame.extend(asker.octets());
+    frame.extend([0; 6]);
+    frame.extend(target.octets());
+    frame
+}
+
+#[test]
+fn each_address_is_answered_for_by_one_of_those_who_are_there() {
+    let mut link = Link::new();
+    link.come("a", Coming::Anew);
+    link.pass(Duration::from_secs(1));
+    assert!(link.answerers().values().all(Vec::is_empty), "who has just come listens");
+    link.pass(Duration::from_secs(1));
+    assert_eq!(link.each_is_held_by_one(), BTreeSet::from(["a"]));
+
+    link.come("b", Coming::Anew);
+    link.come("c", Coming::Anew);
+    for _ in 0..30 {
+        link.pass(Duration::from_millis(100));
+        link.each_is_held_by_one();
+    }
+    assert_eq!(link.each_is_held_by_one(), BTreeSet::from(["a", "b", "c"]));
+}
+
+#[test]
+fn who_falls_silent_is_replaced_within_a_second_and_a_half_and_who_leaves_at_once() {
+    let mut link = Link::new();
+    ["a", "b", "c"].into_iter().for_each(|name| link.come(name, Coming::Anew));
+    link.pass(Duration::from_secs(5));
+    let before = link.answerers();
+    link.told.clear();
+
+    link.agents.remove("b");
+    link.pass(Duration::from_millis(1500));
+    assert_eq!(link.each_is_held_by_one(), BTreeSet::from(["a", "c"]));
+    for (vip, who) in link.answerers() {
+        assert!(before[&vip] == ["b"] || before[&vip] == who, "{vip} moved for nothing");
+        assert!(link.told.contains(&(who[0], vip)), "{vip} was not told to all");
+    }
+
+    let farewell = link.agents.remove("c").map(|mut agent| agent.leave()).expect("an agent");
+    link.send("c", &farewell);
+    assert_eq!(link.each_is_held_by_one(), BTreeSet::from(["a"]));
+}
+
+#[test]
+fn a_link_that_was_cut_has_one_answer_again_when_it_heals() {
+    let mut link = Link::new();
+    ["a", "b"].into_iter().for_each(|name| link.come(name, Coming::Anew));
+    link.pass(Duration::from_secs(3));
+    let away = link.agents.remove("b").expect("an agent");
+    link.pass(Duration::from_secs(3));
+    assert_eq!(link.each_is_held_by_one(), BTreeSet::from(["a"]));
+    link.told.clear();
+
+    link.agents.insert("b", away);
+    link.pass(Duration::from_secs(1));
+
+    // All addresses are told again, because some were told by both.
+    let told: BTreeSet<_> = link.told.iter().copied().collect();
+    for (vip, who) in link.answerers() {
+        assert!(who.len() == 1 && told.contains(&(who[0], vip)), "{vip} {who:?}");
+    }
+}
+
+#[test]
+fn who_cannot_serve_an_address_does_not_hold_it_and_who_has_it_does() {
+    let mut link = Link::new();
+    ["a", "b"].into_iter().for_each(|name| link.come(name, Coming::Anew));
+    link.pass(Duration::from_secs(2));
+    let held_by_a: BTreeSet<IpAddr> =
+        link.answerers().into_iter().filter(|(_, who)| who == &["a"]).map(|(vip, _)| vip).collect();
+    assert!(held_by_a.len() > 2);
+    let mut declined = held_by_a.iter();
+    let (cannot, owns) = (*declined.next().expect("one"), *declined.next().expect("another"));
+    let mut without = offers();
+    without.insert(cannot, false);
+    let now = link.now;
+    link.agents.get_mut("a").expect("an agent").wish(&without, BTreeSet::new(), now);
+    link.agents.get_mut("b").expect("an agent").wish(&offers(), BTreeSet::from([owns]), now);
+    link.pass(Duration::from_millis(500));
+
+    let answerers = link.answerers();
+    assert_eq!(answerers[&cannot], ["b"]);
+    assert_eq!(answerers[&owns], Vec::<&str>::new(), "its host answers itself");
+    let (a, b) = (link.agents["a"].announced("eth0"), link.agents["b"].announced("eth0"));
+    assert_eq!((a.holders[&owns].as_deref(), b.holders[&owns].as_deref()), (Some("b"), Some("b")));
+
+    // Nobody can.
+    link.agents.get_mut("b").expect("an agent").wish(&without, BTreeSet::new(), now);
+    link.pass(Duration::from_millis(500));
+    assert_eq!(link.answerers()[&cannot], Vec::<&str>::new());
+    assert_eq!(link.agents["a"].announced("eth0").holders[&cannot], None);
+}
+
+#[test]
+fn a_successor_keeps_its_nodes_place_while_it_listens() {
+    let mut link = Link::new();
+    ["a", "b"].into_iter().for_each(|name| link.come(name, Coming::Anew));
+    link.pass(Duration::from_secs(3));
+    let before = link.answerers();
+
+    link.come("a", Coming::Succeeding);
+    for _ in 0..20 {
+        link.pass(Duration::from_millis(100));
+        let answerers = link.answerers();
+        assert!(answerers.iter().all(|(vip, who)| before[vip] == ["a"] || *who == ["b"]), "{answerers:?}");
+    }
+    assert_eq!(link.answerers(), before);
+}
+
+#[test]
+fn a_flood_of_questions_is_answered_in_part() {
+    let mut link = Link::new();
+    link.come("a", Coming::Anew);
+    link.pass(Duration::from_secs(2));
+    let agent = link.agents.get_mut("a").expect("an agent");
+    let question = request(Ipv4Addr::new(192, 0, 2, 7), Ipv4Addr::new(203, 0, 113, 1));
+
+    let answered = (0..10_000).filter(|_| agent.heard(&question, link.now).is_some()).count();
+
+    assert_eq!(answered, 2_000);
+    assert_eq!(agent.counted.unanswered, 8_000);
+    assert!(agent.heard(&question, link.now + Duration::from_secs(1)).is_some());
+}

@@ -1,0 +1,145 @@
+//! VIPs on the client's own link: one of several agents answers for each, and another when that one is gone.
+
+use std::net::{IpAddr, UdpSocket};
+use std::time::{Duration, Instant};
+
+use lb_tests::agent::{DEADLINE, eventually};
+use serde_json::Value;
+
+use crate::nodes::{CLIENT, Cluster, Node, TCP, UDP, VIPS, ask, manifests, pod, vip};
+
+/// Longest time without traffic when a holder is gone.
+const PROMISE: Duration = Duration::from_secs(3);
+
+/// What a node says of each VIP's holder, when all are members and agree.
+fn holders(node: &Node) -> Option<[String; 2]> {
+    let answer = node.agent.ask("/status?format=json").ok()?;
+    let status: Value = serde_json::from_str(answer.split_once("\r\n\r\n")?.1).ok()?;
+    let holder = |vip: &str| -> Option<String> {
+        let addresses = status["announced"][0]["addresses"].as_array()?;
+        let entry = addresses.iter().find(|entry| entry["address"] == vip)?;
+        entry["by"].as_str().filter(|by| !by.is_empty()).map(str::to_owned)
+    };
+    Some([holder(VIPS[0])?, holder(VIPS[1])?])
+}
+
+/// Waits until all nodes know each other and agree.
+fn settled(cluster: &Cluster) -> [String; 2] {
+    let agreed = eventually(DEADLINE, || {
+        let mut all = cluster.nodes.iter().map(holders);
+        let first = all.next()??;
+        let members = |node: &Node| metric(node, "penstock_announce_members") == cluster.nodes.len() as u64;
+        (all.all(|other| other.as_ref() == Some(&first)) && cluster.nodes.iter().all(members))
+            .then_some(first)
+    });
+    agreed.unwrap_or_else(|| panic!("no agreement\n{}", cluster.logs()))
+}
+
+fn metric(node: &Node, name: &str) -> u64 {
+    let metrics = node.agent.ask("/metrics").unwrap_or_default();
+    let line = metrics.lines().find(|line| line.starts_with(name));
+    line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or(0)
+}
+
+fn node<'a>(cluster: &'a Cluster, name: &str) -> &'a Node {
+    cluster.nodes.iter().find(|node| name == format!("n{}", node.number)).expect("one of the nodes")
+}
+
+/// Which node's hardware address the client has for an address.
+fn believed(cluster: &Cluster, addr: &str) -> Option<String> {
+    let entry = cluster.client.run(&format!("ip neigh show {addr} dev eth0")).ok()?;
+    let of = |node: &&Node| {
+        let link = node.host.run("ip -brief link show eth0").unwrap_or_default();
+        link.split_whitespace().nth(2).is_some_and(|mac| entry.contains(mac))
+    };
+    cluster.nodes.iter().find(of).map(|node| format!("n{}", node.number))
+}
+
+/// Whether somebody answers a datagram, each time from another port.
+fn reached(cluster: &Cluster, family: usize) -> Option<String> {
+    let client: IpAddr = CLIENT[family].parse().ok()?;
+    cluster.client.within(|| {
+        let socket = UdpSocket::bind((client, 0)).ok()?;
+        socket.set_read_timeout(Some(Duration::from_millis(100))).ok()?;
+        ask(&socket, vip(family, UDP)).ok()
+    })
+}
+
+#[test]
+fn a_holder_that_is_gone_is_replaced_in_time_and_flows_go_on() {
+    let pods = [pod(1, 1), pod(2, 1), pod(3, 1)];
+    let Some(cluster) = Cluster::announcing(3, 1, &manifests(3, 0, "auto", &pods)) else { return };
+    let held = settled(&cluster);
+    for (family, holder) in held.iter().enumerate() {
+        assert!(eventually(DEADLINE, || reached(&cluster, family)).is_some(), "{}", cluster.logs());
+        assert_eq!(believed(&cluster, VIPS[family]).as_ref(), Some(holder), "who answers is who holds it");
+    }
+    let all: u64 = cluster.nodes.iter().map(|node| metric(node, "penstock_announced_vips")).sum();
+    assert_eq!(all, 2);
+    let gone = node(&cluster, &held[0]);
+    let explained = gone.agent.cli(&["explain", "--flow", "tcp 10.1.0.7:4000 > 203.0.113.10:5432"]).unwrap();
+    assert!(explained.contains("on eth0 this node answers for 203.0.113.10"), "{explained}");
+    // A flow whose backend lives on another node than the one to go.
+    let lost = format!("p{}1", gone.number);
+    let mut flows: Vec<_> = (0..12).map(|_| cluster.connect(vip(0, TCP))).collect();
+    flows.retain(|flow| flow.pod != lost);
+    assert!(!flows.is_empty());
+
+    // The whole host: its kernel would go on without the agent.
+    let start = Instant::now();
+    cluster.lab.kill(gone.agent.pid()).unwrap();
+    gone.host.run("ip link set eth0 down").unwrap();
+    for family in [0, 1] {
+        let back = eventually(DEADLINE, || reached(&cluster, family));
+        assert!(back.is_some(), "{}", cluster.logs());
+    }
+    let took = start.elapsed();
+    assert!(took < PROMISE, "{took:?}\n{}", cluster.logs());
+    eprintln!("traffic again after {took:?}");
+
+    for flow in &mut flows {
+        flow.echoes("still here").unwrap_or_else(|error| panic!("{error:#}\n{}", cluster.logs()));
+    }
+    assert_ne!(believed(&cluster, VIPS[0]).as_ref(), Some(&held[0]));
+}
+
+#[test]
+fn an_agent_that_is_killed_or_told_to_end_hands_its_addresses_over() {
+    let pods = [pod(1, 1), pod(2, 1)];
+    let Some(cluster) = Cluster::announcing(2, 1, &manifests(2, 0, "auto", &pods)) else { return };
+    let held = settled(&cluster);
+    let gone = node(&cluster, &held[0]);
+    let mut flow = cluster.connect(vip(0, TCP));
+
+    cluster.lab.kill(gone.agent.pid()).unwrap();
+
+    let start = Instant::now();
+    let moved = eventually(DEADLINE, || believed(&cluster, VIPS[0]).filter(|holder| *holder != held[0]));
+    assert!(moved.is_some(), "{}", cluster.logs());
+    assert!(start.elapsed() < PROMISE, "{:?}", start.elapsed());
+    // Its kernel part goes on, so even its own pods keep their flows.
+    flow.echoes("by another way").unwrap_or_else(|error| panic!("{error:#}\n{}", cluster.logs()));
+}
+
+#[test]
+fn hosts_do_not_answer_by_themselves_for_what_is_routed_locally() {
+    let ingress = "apiVersion: v1\nkind: Service\nmetadata: {name: edge, annotations: {penstock.dev/ingress: \
+                   \"true\"}}\nspec: {type: LoadBalancer, loadBalancerIP: 203.0.113.10, ports: [{name: http, port: 80}]}\n";
+    let Some(cluster) = Cluster::announcing(2, 0, ingress) else { return };
+
+    for node in &cluster.nodes {
+        let set = node.host.run("sysctl -n net.ipv4.conf.eth0.arp_ignore net.ipv4.conf.eth0.arp_announce");
+        assert_eq!(set.unwrap().split_whitespace().collect::<Vec<_>>(), ["1", "2"]);
+    }
+    let answered = eventually(DEADLINE, || {
+        cluster
+            .client
+            .within(|| std::net::TcpStream::connect_timeout(&vip(0, 80), Duration::from_secs(1)).ok())
+    });
+    assert!(answered.is_some(), "{}", cluster.logs());
+    let holder = believed(&cluster, VIPS[0]).expect("somebody answered");
+    let answers = |node: &Node| metric(node, "penstock_announce_answers_total");
+    for node in &cluster.nodes {
+        assert_eq!(answers(node) > 0, holder == format!("n{}", node.number), "{}", cluster.logs());
+    }
+}
