@@ -2,6 +2,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::Request;
 use penstock::model::l7::{Buffers, Compression, Filters, L7, Packing, ReadAhead};
@@ -202,6 +203,54 @@ fn a_response_that_is_cut_off_does_not_end_well() {
     let sent = client.rest();
 
     assert!(!sent.ends_with(b"0\r\n\r\n"), "{}", sent.escape_ascii());
+}
+
+#[test]
+fn a_request_body_that_waits_in_the_kernel_survives_the_compression_of_its_early_answer() {
+    const LARGE: usize = 48 << 20;
+    let body: Vec<u8> = (0..).flat_map(u32::to_be_bytes).take(LARGE).collect();
+    let body = Arc::new(body);
+    let (say, told) = std::sync::mpsc::channel::<()>();
+    let (told, sent) = (std::sync::Mutex::new(told), Arc::clone(&body));
+    let backend = Backend::start(move |mut peer| {
+        peer.head();
+        let told = told.lock().expect("one connection");
+        // Nothing of the body is read before its client had to wait, nor before the answer is on its way.
+        told.recv().expect("the client waits");
+        peer.send("HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nTransfer-Encoding: chunked\r\n\r\n");
+        told.recv().expect("the client has the head");
+        let is_same = peer.exactly(LARGE) == *sent;
+        peer.send(format!("5\r\n{is_same:<5}\r\n0\r\n\r\n"));
+        peer.head().expect("another request by the same connection");
+        peer.send("HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nsecond");
+    });
+    let rig = compressing(to(&[backend.addr]));
+    let mut client = rig.client();
+
+    client.send(format!(
+        "POST / HTTP/1.1\r\nHost: h\r\nAccept-Encoding: gzip\r\nContent-Length: {LARGE}\r\n\r\n"
+    ));
+    let mut stream = client.stream.try_clone().expect("a descriptor");
+    // A socket that takes nothing for so long has no room, nor has anything behind it.
+    stream.set_write_timeout(Some(Duration::from_millis(500))).expect("a timeout");
+    let mut written = 0;
+    while let Ok(n @ 1..) = stream.write(&body[written..LARGE.min(written + 65_536)]) {
+        written += n;
+    }
+    assert!(written < LARGE, "nothing held the client back");
+    stream.set_write_timeout(None).expect("no timeout");
+    let rest = std::thread::spawn(move || stream.write_all(&body[written..]).expect("room"));
+    say.send(()).expect("the backend");
+    let head = client.head().expect("a head");
+    say.send(()).expect("the backend");
+
+    let chunks = std::iter::from_fn(|| Some(client.chunk()).filter(|chunk| !chunk.is_empty()));
+    let packed: Vec<u8> = chunks.flatten().collect();
+    rest.join().expect("all of it is sent");
+    assert!(head.contains("Content-Encoding: gzip\r\n"), "{head}");
+    assert_eq!(unpacked("gzip", &packed), "true ");
+    assert_eq!(rig.ask("GET / HTTP/1.1\r\nHost: h\r\n\r\n").text(), "second");
+    assert_eq!(backend.connections(), 1);
 }
 
 #[test]

@@ -25,7 +25,7 @@ pub(super) enum Carrier<'a> {
     Packed(Box<Packed<'a>>),
 }
 
-impl Carrier<'_> {
+impl<'a> Carrier<'a> {
     /// A connection of its own, encrypted.
     pub(super) fn is_tls(&self) -> bool {
         matches!(self, Self::Socket(socket) if socket.is_tls())
@@ -39,6 +39,15 @@ impl Carrier<'_> {
     /// It is a stream of HTTP/2.
     pub(super) fn is_stream(&self) -> bool {
         matches!(self, Self::Stream(_))
+    }
+
+    /// The connection that what is written goes by, if it has one to itself.
+    pub(super) fn sink(&self) -> Option<&Socket<'a>> {
+        match self {
+            Self::Socket(socket) => Some(socket),
+            Self::Packed(packed) => packed.sink(),
+            Self::Stream(_) | Self::Records(_) | Self::Replay(_) | Self::Ahead(_) => None,
+        }
     }
 
     /// Bytes, or the end, can probably be read without waiting.

@@ -130,10 +130,15 @@ impl Leg {
                     self.take(buf)?;
                 }
             }
-            if let (Carrier::Socket(from), Carrier::Socket(to)) = (from, to)
+            // By the sink: the receiver may be wrapped while the kernel holds bytes for it.
+            if let (Carrier::Socket(from), Some(to)) = (from, to.sink())
                 && self.can_splice(buf, from, to)
             {
                 ready!(self.poll_splice(cx, from, to))?;
+            }
+            if self.pipe.as_ref().is_some_and(|pipe| pipe.held() > 0) {
+                // Nothing may overtake them, and without them the message is not through.
+                return Poll::Ready(Err(Broken::Receiver(io::ErrorKind::BrokenPipe.into())));
             }
             ready!(to.poll_flush(cx)).map_err(Broken::Receiver)?;
             if self.body.is_done() {

@@ -8,6 +8,7 @@ use super::super::buffer::Buf;
 use super::super::carrier::Carrier;
 use super::super::h1::Body;
 use super::super::h1::chunked::Piece;
+use super::super::socket::Socket;
 use super::coder::Coder;
 
 /// Content that is compressed before others have their turn: under a millisecond at the usual levels.
@@ -137,6 +138,11 @@ impl<'a> Packed<'a> {
             end = state.end(end, into);
         }
         Poll::Ready(Ok(end))
+    }
+
+    /// Where the request goes.
+    pub(in crate::l7) fn sink(&self) -> Option<&Socket<'a>> {
+        self.upstream.sink()
     }
 
     /// The request goes on, whatever becomes of its response.
