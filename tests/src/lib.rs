@@ -11,6 +11,7 @@ pub mod icmp;
 pub mod manifests;
 pub mod netns;
 pub mod packet;
+pub mod raw;
 pub mod shape;
 pub mod tier;
 pub mod world;

@@ -22,6 +22,7 @@ mod rig;
 mod rollout;
 mod stay;
 mod survival;
+mod tagged;
 mod takeover;
 mod tunnel;
 mod vlan;
