@@ -9,8 +9,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
+use tokio::runtime::LocalOptions;
 use tokio::sync::{Notify, mpsc, watch};
-use tokio::task::LocalSet;
 
 use super::auth::{Doorman, Hashing};
 use super::balance::Random;
@@ -113,24 +113,30 @@ pub(super) fn spawn(
     published: watch::Receiver<Arc<Router>>,
     shared: Shared,
 ) -> Result<(mpsc::UnboundedSender<Control>, JoinHandle<()>), Error> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .max_blocking_threads(BLOCKING_THREADS)
-        .build()
-        .map_err(Error::Worker)?;
     let (control, controls) = mpsc::unbounded_channel();
     let tls = Arc::clone(tls);
+    let (tell, told) = std::sync::mpsc::channel();
     let thread = std::thread::Builder::new()
         .name(format!("penstock-{}", seat.worker))
         .spawn(move || {
-            let local = LocalSet::new();
-            if let Err(error) =
-                runtime.block_on(local.run_until(run(seat, bound, tls, published, controls, shared)))
-            {
+            // Its tasks never leave this thread, so waking one of them takes no lock.
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .max_blocking_threads(BLOCKING_THREADS)
+                .build_local(LocalOptions::default());
+            let runtime = match runtime {
+                Ok(runtime) => runtime,
+                Err(error) => return drop(tell.send(error)),
+            };
+            drop(tell);
+            if let Err(error) = runtime.block_on(run(seat, bound, tls, published, controls, shared)) {
                 tracing::error!(worker = seat.worker, %error, "worker could not start");
             }
         })
         .map_err(Error::Worker)?;
+    if let Ok(error) = told.recv() {
+        return Err(Error::Worker(error));
+    }
     Ok((control, thread))
 }
 
@@ -234,7 +240,6 @@ async fn accept(worker: Rc<Worker>, listening: TcpListener, place: Place) {
             continue;
         };
         worker.room().await;
-        let _ = stream.set_nodelay(true);
         worker.counters.borrow_mut().accepted += 1;
         let open = Open::new(&worker);
         tokio::task::spawn_local(async move {
@@ -325,6 +330,8 @@ impl Worker {
 
     fn listen(self: &Rc<Self>, bound: Vec<Bound>) -> io::Result<()> {
         for Bound { place, socket, .. } in bound {
+            // What is accepted has it from here: a response must not wait for an acknowledgement.
+            let _ = rustix::net::sockopt::set_tcp_nodelay(&socket, true);
             let listening = TcpListener::from_std(socket)?;
             tokio::task::spawn_local(accept(Rc::clone(self), listening, place));
         }
