@@ -1,17 +1,22 @@
 //! Deadlines of one worker: one slot per connection, swept in coarse ticks.
 //!
-//! A deadline costs two cell writes and no timer of the runtime, because nearly all of them are
-//! moved before they fall due. Precision is [`TICK_MS`]; no deadline falls due early.
+//! A deadline costs two cell writes, a glance at the kernel's coarse clock and no timer of the runtime,
+//! because nearly all of them are moved before they fall due. Precision is [`TICK_MS`] and a tick of that
+//! clock; no deadline falls due early.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
+use rustix::time::{ClockId, Timespec, clock_gettime};
 use tokio::sync::Notify;
 
 /// How often slots are swept at most, in milliseconds.
 const TICK_MS: u64 = 50;
+
+/// How far the coarse clock may lag behind: a tick of a kernel with the slowest one.
+const COARSE_MS: u64 = 10;
 
 /// A moment in milliseconds since the worker started.
 pub(super) type Due = u64;
@@ -19,6 +24,8 @@ pub(super) type Due = u64;
 /// All deadlines of a worker.
 pub(super) struct Timers {
     base: Instant,
+    /// The same moment by the coarse clock.
+    coarse: u64,
     /// Last sweep; deadlines are compared to it, so no clock is read while polling.
     now: Cell<Due>,
     /// When the next sweep is planned.
@@ -39,6 +46,7 @@ impl Timers {
     pub(super) fn new() -> Self {
         Self {
             base: Instant::now(),
+            coarse: coarse_ms(),
             now: Cell::new(0),
             next: Cell::new(Due::MAX),
             slots: RefCell::default(),
@@ -80,7 +88,8 @@ impl Timers {
                 self.earlier.notified().await;
                 continue;
             }
-            let at = self.base + Duration::from_millis(next);
+            // Later than the coarse clock says it is.
+            let at = self.base + Duration::from_millis(next.saturating_add(COARSE_MS));
             tokio::select! {
                 () = tokio::time::sleep_until(at.into()) => {}
                 () = self.earlier.notified() => {}
@@ -107,8 +116,14 @@ impl Timers {
     }
 
     fn elapsed_ms(&self) -> Due {
-        u64::try_from(self.base.elapsed().as_millis()).unwrap_or(Due::MAX - 1)
+        coarse_ms().saturating_sub(self.coarse)
     }
+}
+
+/// Read several times a request, hence without asking the hardware for the time.
+fn coarse_ms() -> u64 {
+    let Timespec { tv_sec, tv_nsec } = clock_gettime(ClockId::MonotonicCoarse);
+    u64::try_from(tv_sec).unwrap_or_default() * 1000 + u64::try_from(tv_nsec).unwrap_or_default() / 1_000_000
 }
 
 /// One connection's place among the deadlines. All waits of the connection share it, so they
@@ -122,7 +137,7 @@ impl Alarm {
     /// The moment `after` from now.
     pub(super) fn due(&self, after: Duration) -> Due {
         let after = u64::try_from(after.as_millis()).unwrap_or(u64::from(u32::MAX));
-        self.timers.elapsed_ms().saturating_add(after)
+        self.timers.elapsed_ms().saturating_add(after).saturating_add(COARSE_MS)
     }
 
     /// `due` has passed, as far as the last tick knows.
