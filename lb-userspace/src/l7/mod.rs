@@ -33,6 +33,7 @@ mod heads;
 mod hold;
 mod listen;
 mod log;
+mod map;
 mod metrics;
 mod mirror;
 mod outside;

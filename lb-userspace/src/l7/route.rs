@@ -26,6 +26,7 @@ use crate::model::upstream::{Balance, Care, Keepalive};
 use super::balance::Rule;
 use super::canary::{CanaryEntry, Side};
 use super::filters::Scheme;
+use super::map::Map;
 use super::policy::Livery;
 use super::session;
 use super::upstream::{Client, Speech, Transport};
@@ -145,9 +146,9 @@ pub(super) struct Site {
     pub(super) moved: Option<Moved>,
     locations: Vec<Route>,
     /// Index of locations by full path.
-    exact: HashMap<Box<[u8]>, usize>,
+    exact: Map<Box<[u8]>, usize>,
     /// Index of locations by prefix without its trailing slash.
-    prefix: HashMap<Box<[u8]>, Prefixes>,
+    prefix: Map<Box<[u8]>, Prefixes>,
     /// Bit `n`: there is a prefix of `n` bytes; the last bit stands for all longer ones.
     prefix_lengths: u64,
     /// Regex locations, which have to be tried one by one.

@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::Method;
+use crate::l7::map::Map;
 use crate::l7::route::{Labels, Route, Router, Site};
 use crate::l7::upstream::Attempt;
 use crate::model::metering::{Bounds, Metering};
@@ -160,7 +161,7 @@ pub(super) struct Requests {
     undefined_hosts: bool,
     /// By number of the route.
     #[serde(skip)]
-    live: HashMap<(usize, Method, u16), (Arc<Labels>, Series)>,
+    live: Map<(usize, Method, u16), (Arc<Labels>, Series)>,
     /// Of routes that are gone, for as long as others have their labels.
     #[serde(with = "as_list")]
     pub(super) settled: HashMap<Key, Series>,
@@ -176,7 +177,7 @@ impl Requests {
             limit: *series,
             status_classes: metering.status_classes,
             undefined_hosts: metering.undefined_hosts || !metering.per_host,
-            live: HashMap::new(),
+            live: Map::default(),
             settled: HashMap::new(),
             overflow: None,
         }
@@ -190,7 +191,7 @@ impl Requests {
             limit: *limit,
             status_classes: *status_classes,
             undefined_hosts: *undefined_hosts,
-            live: HashMap::new(),
+            live: Map::default(),
             settled: HashMap::new(),
             overflow: None,
         }

@@ -1,7 +1,6 @@
 //! Which server a name belongs to.
 
-use std::collections::HashMap;
-
+use crate::l7::map::Map;
 use crate::model::l7::{Aliases, HostMatch, Pattern};
 
 /// Longest host name looked up; longer ones belong to no server.
@@ -13,9 +12,9 @@ pub(super) const UNNAMED: &str = "_";
 /// Places of servers, and the names they answer for.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Hosts {
-    exact: HashMap<Box<[u8]>, usize>,
+    exact: Map<Box<[u8]>, usize>,
     /// By the suffix after `*.`.
-    wildcard: HashMap<Box<[u8]>, usize>,
+    wildcard: Map<Box<[u8]>, usize>,
     any: Option<usize>,
     further: Further,
 }
@@ -23,9 +22,9 @@ pub(super) struct Hosts {
 /// Names beside those of the servers.
 #[derive(Debug, Clone, Default)]
 struct Further {
-    exact: HashMap<Box<[u8]>, usize>,
+    exact: Map<Box<[u8]>, usize>,
     /// By the suffix after `*.`, at any depth.
-    below: HashMap<Box<[u8]>, usize>,
+    below: Map<Box<[u8]>, usize>,
     patterns: Vec<(Pattern, usize)>,
 }
 

@@ -9,6 +9,7 @@ use imbl::OrdMap;
 use super::{
     At, Hosts, Labels, Pages, Prefixes, Route, RouteAction, Router, Site, TlsEntry, UpstreamEntry, host_label,
 };
+use crate::l7::map::Map;
 use crate::l7::policy::Livery;
 use crate::l7::upstream::{Client, Clients};
 use crate::l7::zones::Zones;
@@ -309,8 +310,8 @@ impl Maker {
             client_auth: server.client_auth.clone(),
             moved: server.moved.clone(),
             locations: Vec::with_capacity(server.locations.len()),
-            exact: HashMap::new(),
-            prefix: HashMap::new(),
+            exact: Map::default(),
+            prefix: Map::default(),
             prefix_lengths: 0,
             regex: Vec::new(),
             fallback: self.fallback(place, &label),

@@ -1,11 +1,12 @@
 //! Idle upstream connections of one worker, by endpoint and transport, newest first.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use super::super::map::Map;
 use super::super::socket::Link;
 use crate::model::upstream::Keepalive;
 
@@ -47,7 +48,7 @@ impl Drop for Place {
 /// All idle connections of one worker.
 #[derive(Default)]
 pub(in crate::l7) struct Pool {
-    idle: RefCell<HashMap<Peer, VecDeque<Pooled>>>,
+    idle: RefCell<Map<Peer, VecDeque<Pooled>>>,
     /// Those of upstreams that have no number of their own.
     shared: Rc<Cell<usize>>,
 }
