@@ -116,6 +116,24 @@ fn an_answer_of_our_own_arrives_although_the_body_was_not_read() {
 }
 
 #[test]
+fn who_asks_for_the_end_gets_the_answer_whatever_comes_behind_the_request() {
+    let backend = Backend::saying("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+    let rig = Rig::start(to(&[backend.addr]));
+    for behind in [0, 1, 1_000_000] {
+        let mut client = rig.client();
+        let mut bytes = b"GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n".to_vec();
+        bytes.resize(bytes.len() + behind, b'x');
+
+        client.send(bytes);
+
+        let reply = client.reply();
+        assert_eq!((reply.status, reply.header("connection")), (200, Some("close")), "{behind}");
+        // The end is a FIN; a reset could have swallowed the answer.
+        assert_eq!(client.stream.read(&mut [0]).unwrap(), 0, "{behind}");
+    }
+}
+
+#[test]
 fn nobody_is_told_to_continue_with_a_body_that_is_too_long() {
     let filters = Filters { max_body_bytes: Some(10), ..Filters::default() };
     let rig = Rig::start(to_with(&[Backend::mirror().addr], filters));

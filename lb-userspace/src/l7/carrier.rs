@@ -125,10 +125,11 @@ impl<'a> Carrier<'a> {
         }
     }
 
-    /// Says goodbye as far as that is possible without waiting.
-    pub(super) fn close_notify(&self) {
-        if let Self::Socket(socket) = self {
-            socket.close_notify();
+    /// Says goodbye as far as that is possible without waiting; false if it is not.
+    pub(super) fn close_notify(&self) -> bool {
+        match self {
+            Self::Socket(socket) => socket.close_notify(),
+            _ => true,
         }
     }
 }

@@ -3,6 +3,7 @@
 
 mod checking;
 mod page;
+mod parting;
 mod plan;
 
 use std::future::poll_fn;
@@ -41,10 +42,6 @@ use crate::model::l7::{Buffers, ClientLimits};
 
 /// How long a client that has just connected may take before it makes room for others.
 const SETTLE: Duration = Duration::from_secs(1);
-/// After an early answer, how long and how much of the unread body is thrown away, so that the
-/// client sees the answer and not a reset (`lingering_timeout`).
-const LINGER: Duration = Duration::from_secs(5);
-const LINGER_BYTES: u64 = 16 << 20;
 /// Longest silence of a client that should take a response (`send_timeout`).
 pub(super) const CLIENT_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -75,6 +72,8 @@ enum Left {
     Http2,
     /// All was said; body bytes may still arrive.
     Finished,
+    /// All was said, by the client, too, which asked for the end.
+    Over,
     /// Nothing more can be said.
     Broken,
 }
@@ -140,6 +139,12 @@ impl Connection<'_, '_> {
                 Left::Open => {}
                 Left::Finished => {
                     self.linger().await;
+                    return Left::Broken;
+                }
+                Left::Over => {
+                    if !self.has_parted() {
+                        self.linger().await;
+                    }
                     return Left::Broken;
                 }
                 left @ (Left::Broken | Left::Http2) => return left,
@@ -375,7 +380,9 @@ impl Connection<'_, '_> {
                 })
             }
         };
+        let is_farewell = !request.persists && body.is_done();
         Plan {
+            is_farewell,
             head_len,
             method: Method::of(request.method),
             is_head: request.method == "HEAD",
@@ -411,7 +418,19 @@ impl Connection<'_, '_> {
         let _writing = During::of(&self.worker.writing);
         self.requests += 1;
         self.buf.consume(plan.head_len);
-        let Plan { method, is_head, version, after, body, checks, mut page, mut step, dress, .. } = plan;
+        let Plan {
+            is_farewell,
+            method,
+            is_head,
+            version,
+            after,
+            body,
+            checks,
+            mut page,
+            mut step,
+            dress,
+            ..
+        } = plan;
         let Plan { route: (at, side), filters, snapshot, under_way: _under_way, .. } = plan;
         (self.tally, self.dress) = (Tally::default(), dress);
         let mut record = Record::default();
@@ -481,7 +500,7 @@ impl Connection<'_, '_> {
             let end = End { status, took, head: plan.head_len, is_whole, tally: self.tally, record: &record };
             self.end_line(&snapshot.router, &line, &end);
         }
-        left
+        if left == Left::Finished && is_farewell { Left::Over } else { left }
     }
 
     /// Sends a response of our own, and reads over the request's body where all of it is here.
@@ -559,35 +578,6 @@ impl Connection<'_, '_> {
             }
         })
         .await
-    }
-
-    /// Ends our direction and throws away what the client still sends, for a while.
-    async fn linger(&mut self) {
-        let due = self.alarm.due(LINGER);
-        let mut finished = false;
-        let mut left = LINGER_BYTES;
-        poll_fn(|cx| {
-            if !finished {
-                match self.socket.poll_finish(cx) {
-                    Poll::Ready(Ok(())) => finished = true,
-                    Poll::Ready(Err(_)) => return Poll::Ready(()),
-                    Poll::Pending => return self.alarm.poll_due(cx, due),
-                }
-            }
-            loop {
-                let n = self.buf.bytes().len();
-                self.buf.consume(n);
-                match self.buf.poll_fill(cx, &self.socket) {
-                    Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(()),
-                    Poll::Ready(Ok(n)) => left = left.saturating_sub(n as u64),
-                    Poll::Pending => return self.alarm.poll_due(cx, due),
-                }
-                if left == 0 {
-                    return Poll::Ready(());
-                }
-            }
-        })
-        .await;
     }
 
     /// Whether the client went away while its response is awaited; only asked while none of its

@@ -206,7 +206,12 @@ impl Socket<'_> {
     /// [`Self::poll_flush`].
     pub(super) fn poll_write(&self, cx: &mut Context<'_>, parts: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
         let Some(tls) = self.tls else {
-            return Pin::new(&mut *self.wr.borrow_mut()).poll_write_vectored(cx, parts);
+            let mut wr = self.wr.borrow_mut();
+            // `send` has less to look at than `writev`.
+            return match parts {
+                [part] => Pin::new(&mut *wr).poll_write(cx, part),
+                _ => Pin::new(&mut *wr).poll_write_vectored(cx, parts),
+            };
         };
         // Ciphertext of an earlier write goes first, and bounds what a slow client can pile up.
         // Not before: what a handshake left to send travels with the first response.
@@ -342,12 +347,11 @@ impl Socket<'_> {
         Pin::new(&mut *self.wr.borrow_mut()).poll_shutdown(cx)
     }
 
-    /// Says goodbye on a TLS connection as far as that is possible without waiting.
-    pub(super) fn close_notify(&self) {
-        if let Some(tls) = self.tls {
-            tls.session.borrow_mut().send_close_notify();
-            let _ = self.poll_flush(&mut Context::from_waker(Waker::noop()));
-        }
+    /// Says goodbye on a TLS connection as far as that is possible without waiting; false if it is not.
+    pub(super) fn close_notify(&self) -> bool {
+        let Some(tls) = self.tls else { return true };
+        tls.session.borrow_mut().send_close_notify();
+        self.poll_flush(&mut Context::from_waker(Waker::noop())).is_ready()
     }
 
     /// Reads TLS records once and processes them.

@@ -44,6 +44,8 @@ pub(super) enum Filled {
 
 /// A decided request, free of the bytes it was read from.
 pub(super) struct Plan {
+    /// The client wants the connection to end with its response, and all of the request is here.
+    pub(super) is_farewell: bool,
     pub(super) head_len: usize,
     pub(super) method: Method,
     pub(super) is_head: bool,
