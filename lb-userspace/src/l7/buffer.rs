@@ -3,7 +3,7 @@
 //! A buffer is taken when bytes are there to be read and given back as soon as it is empty, so a
 //! waiting connection holds none and a busy worker needs only a handful, warm in its cache.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::ops::{Deref, DerefMut};
 use std::task::{Context, Poll, ready};
@@ -17,6 +17,15 @@ pub(super) const BUFFER_BYTES: usize = 32 * 1024;
 /// Buffers kept per thread; 8 MiB. Beyond that a burst allocates and frees.
 const POOLED_BUFFERS: usize = 256;
 
+/// Size of a buffer for a long body that passes through our memory: sixteen records of TLS.
+const LARGE_BYTES: usize = 256 * 1024;
+
+/// Large buffers of one thread that may hold bytes at once: 16 MiB. Who gets none has one of the usual size.
+const LARGE_MAX: usize = 64;
+
+/// Empty large buffers kept per thread.
+const POOLED_LARGE: usize = 8;
+
 /// Memory of the scratch vectors kept per thread: two of about 1 KiB for each of 4,000 requests under
 /// way. Every request holds two until it ends, so a bound by number would free and allocate anew
 /// under load.
@@ -26,6 +35,8 @@ const SCRATCH_BYTES: usize = 16 * 1024;
 
 thread_local! {
     static BUFFERS: RefCell<Vec<Box<[u8]>>> = const { RefCell::new(Vec::new()) };
+    static LARGE: RefCell<Vec<Box<[u8]>>> = const { RefCell::new(Vec::new()) };
+    static LARGE_IN_USE: Cell<usize> = const { Cell::new(0) };
     static SCRATCH: RefCell<Idle> = const { RefCell::new(Idle { vectors: Vec::new(), bytes: 0 }) };
 }
 
@@ -57,6 +68,7 @@ pub(super) struct Buf {
     data: Box<[u8]>,
     start: usize,
     end: usize,
+    is_large: bool,
 }
 
 impl Buf {
@@ -103,8 +115,34 @@ impl Buf {
         cx: &mut Context<'_>,
         socket: &Carrier<'_>,
     ) -> Poll<io::Result<usize>> {
+        self.poll_fill_most(cx, socket, usize::MAX, false)
+    }
+
+    /// The same for a long body of which `most` bytes are left: no more is read, and a large buffer is taken
+    /// where one is to be had.
+    pub(super) fn poll_fill_long(
+        &mut self,
+        cx: &mut Context<'_>,
+        socket: &Carrier<'_>,
+        most: u64,
+    ) -> Poll<io::Result<usize>> {
+        self.poll_fill_most(cx, socket, usize::try_from(most).unwrap_or(usize::MAX), true)
+    }
+
+    fn poll_fill_most(
+        &mut self,
+        cx: &mut Context<'_>,
+        socket: &Carrier<'_>,
+        most: usize,
+        is_long: bool,
+    ) -> Poll<io::Result<usize>> {
         ready!(socket.poll_readable(cx))?;
-        let read = socket.poll_read(cx, self.space());
+        if is_long {
+            self.widen();
+        }
+        let space = self.space();
+        let most = most.min(space.len());
+        let read = socket.poll_read(cx, space.get_mut(..most).unwrap_or_default());
         if let Poll::Ready(Ok(n)) = &read {
             self.end += n;
         }
@@ -125,6 +163,17 @@ impl Buf {
         self.release();
         (self.start, self.end) = (0, small.len());
         self.data = small;
+    }
+
+    /// Takes a large buffer, if there are not too many and none is held.
+    fn widen(&mut self) {
+        if !self.data.is_empty() || LARGE_IN_USE.get() >= LARGE_MAX {
+            return;
+        }
+        LARGE_IN_USE.set(LARGE_IN_USE.get() + 1);
+        let pooled = LARGE.with_borrow_mut(Vec::pop);
+        self.data = pooled.unwrap_or_else(|| vec![0; LARGE_BYTES].into_boxed_slice());
+        self.is_large = true;
     }
 
     /// Room behind the bytes there are; takes a buffer from the pool if none is held.
@@ -151,6 +200,14 @@ impl Buf {
     fn release(&mut self) {
         (self.start, self.end) = (0, 0);
         let data = std::mem::take(&mut self.data);
+        if std::mem::take(&mut self.is_large) {
+            LARGE_IN_USE.set(LARGE_IN_USE.get().saturating_sub(1));
+            return LARGE.with_borrow_mut(|pool| {
+                if pool.len() < POOLED_LARGE {
+                    pool.push(data);
+                }
+            });
+        }
         if data.len() != BUFFER_BYTES {
             return;
         }
@@ -243,6 +300,28 @@ mod tests {
             assert!(idle.bytes == sum && sum <= POOLED_SCRATCH_BYTES, "{sum} of {}", idle.bytes);
             assert!(sum > POOLED_SCRATCH_BYTES - SCRATCH_BYTES);
         });
+    }
+
+    #[test]
+    fn there_is_an_end_to_large_buffers_and_they_are_used_again() {
+        let mut many: Vec<Buf> = (0..=LARGE_MAX).map(|_| Buf::default()).collect();
+        many.iter_mut().for_each(Buf::widen);
+        let sizes: Vec<usize> = many.iter_mut().map(|buf| buf.space().len()).collect();
+        assert_eq!(
+            (sizes[0], sizes[LARGE_MAX - 1], sizes[LARGE_MAX]),
+            (LARGE_BYTES, LARGE_BYTES, BUFFER_BYTES)
+        );
+
+        drop(many);
+        assert_eq!((LARGE_IN_USE.get(), LARGE.with_borrow(Vec::len)), (0, POOLED_LARGE));
+
+        let mut buf = Buf::default();
+        buf.widen();
+        buf.space().fill(b'x');
+        buf.end = LARGE_BYTES;
+        assert!(buf.is_full());
+        buf.consume(LARGE_BYTES);
+        assert_eq!((LARGE_IN_USE.get(), buf.data.len()), (0, 0));
     }
 
     #[test]

@@ -33,6 +33,9 @@ use crate::model::upstream::Protocol;
 /// Informational responses swallowed before the real one; more is not HTTP.
 const INFORMATIONAL_MAX: u32 = 8;
 
+/// Longest body that is waited for, a turn, once its head is there: it fits into a buffer behind that.
+const GATHERED: u64 = 24 * 1024;
+
 /// The filters an exchange depends on.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
@@ -308,6 +311,7 @@ async fn attempt(
                 // Apart, so that others do not carry its size.
                 Some(limits) => Box::pin(exchange.relay_ahead(response, limits)).await,
                 None => {
+                    exchange.gather(&response.body).await;
                     let (sent, bytes) = exchange.relay(response).await;
                     (sent, bytes, None)
                 }
@@ -558,6 +562,23 @@ impl Exchange<'_, '_, '_, '_> {
             Some(packing) => (verdict, Some(packing)),
             None => (verdict.without_body(), None),
         }
+    }
+
+    /// Gives the rest of a short body one turn to arrive. Servers send head and body apart, a moment after
+    /// each other; together they leave in one call and wake the client once.
+    async fn gather(&mut self, body: &Body) {
+        let Body::Length(length) = body else { return };
+        let here = self.buf.bytes().len() as u64;
+        if *length <= here || *length > GATHERED {
+            return;
+        }
+        tokio::task::yield_now().await;
+        // What cannot be read now, or never, is for the relay to find.
+        poll_fn(|cx| {
+            let _ = self.buf.poll_fill(cx, &self.upstream);
+            Poll::Ready(())
+        })
+        .await;
     }
 
     /// What was read before an endpoint was chosen is counted already.

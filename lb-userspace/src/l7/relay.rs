@@ -15,8 +15,9 @@ use super::mirror::Copy;
 use super::pipe::Pipe;
 use super::socket::Socket;
 
-/// Shortest rest of a body that is worth a pipe: below, two read buffers move it in as many calls.
-const SPLICED: u64 = 64 * 1024;
+/// Shortest rest of a body that is worth a pipe, or a large buffer: below, two of the usual ones move it in
+/// as many calls.
+const LONG: u64 = 64 * 1024;
 
 /// Why a body stopped short; says whose fault it is.
 #[derive(Debug, thiserror::Error)]
@@ -149,7 +150,11 @@ impl Leg {
                 return Poll::Ready(Ok(()));
             }
             self.waits = Waits::ForSender;
-            let n = ready!(buf.poll_fill(cx, from)).map_err(Broken::Sender)?;
+            let filled = match self.body {
+                Body::Length(left) if left >= LONG => buf.poll_fill_long(cx, from, left),
+                _ => buf.poll_fill(cx, from),
+            };
+            let n = ready!(filled).map_err(Broken::Sender)?;
             self.read += n as u64;
             if n == 0 {
                 if self.body != Body::UntilClose {
@@ -160,9 +165,14 @@ impl Leg {
         }
     }
 
-    /// The rest of the body is long, its length is known, and nobody has to see its bytes.
+    /// The rest of the body is long, or what came of one without length was, and nobody has to see its bytes.
     fn can_splice(&self, buf: &Buf, from: &Socket<'_>, to: &Socket<'_>) -> bool {
-        let is_long = matches!(self.body, Body::Length(left) if left >= SPLICED) || self.pipe.is_some();
+        let is_long = match self.body {
+            _ if self.pipe.is_some() => true,
+            Body::Length(left) => left >= LONG,
+            Body::UntilClose => self.read >= LONG,
+            Body::Chunked(_) | Body::Closed => false,
+        };
         is_long && self.copy.is_none() && buf.is_empty() && !from.is_tls() && !to.is_tls()
     }
 
@@ -173,7 +183,6 @@ impl Leg {
         from: &Socket<'_>,
         to: &Socket<'_>,
     ) -> Poll<Result<(), Broken>> {
-        let Body::Length(left) = &mut self.body else { return Poll::Ready(Ok(())) };
         loop {
             if let Some(pipe) = self.pipe.as_mut().filter(|pipe| pipe.held() > 0) {
                 self.waits = Waits::ForReceiver;
@@ -185,16 +194,28 @@ impl Leg {
                 continue;
             }
             // An empty one is given back before anything is waited for.
-            let Some(mut pipe) = self.pipe.take().or_else(Pipe::take).filter(|_| *left > 0) else {
-                return Poll::Ready(Ok(()));
+            let pipe = self.pipe.take();
+            let most = match self.body {
+                Body::Length(left) => usize::try_from(left).unwrap_or(usize::MAX),
+                Body::UntilClose => usize::MAX,
+                Body::Chunked(_) | Body::Closed => 0,
             };
-            self.waits = Waits::ForSender;
-            let most = usize::try_from(*left).unwrap_or(usize::MAX);
-            let n = ready!(from.poll_splice_from(cx, &mut pipe, most)).map_err(Broken::Sender)?;
-            if n == 0 {
-                return Poll::Ready(Err(Broken::Sender(io::ErrorKind::UnexpectedEof.into())));
+            if most == 0 {
+                return Poll::Ready(Ok(()));
             }
-            *left = left.saturating_sub(n as u64);
+            self.waits = Waits::ForSender;
+            ready!(from.poll_readable(cx)).map_err(Broken::Sender)?;
+            let Some(mut pipe) = pipe.or_else(Pipe::take) else { return Poll::Ready(Ok(())) };
+            let n = ready!(from.poll_splice_from(cx, &mut pipe, most)).map_err(Broken::Sender)?;
+            match &mut self.body {
+                Body::Length(left) if n > 0 => *left = left.saturating_sub(n as u64),
+                Body::UntilClose if n == 0 => {
+                    self.body = Body::Closed;
+                    return Poll::Ready(Ok(()));
+                }
+                Body::UntilClose => {}
+                _ => return Poll::Ready(Err(Broken::Sender(io::ErrorKind::UnexpectedEof.into()))),
+            }
             self.read += n as u64;
             self.pipe = Some(pipe);
         }
