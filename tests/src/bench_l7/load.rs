@@ -1,4 +1,4 @@
-//! One slice of load on one proxy: HTTP/1.1 by wrk, HTTP/2 by h2load.
+//! One slice of load on one proxy: HTTP/1.1 by wrk, HTTP/2 by h2load, a fixed rate by ourselves.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use rustix::process::Signal;
 
+use super::paced;
 use super::process::{self, Process, Ticks};
 use super::{BODY_BYTES, GRPC_PATH, HOST, LOAD_CPU, PROXY_CPU, grpc};
 
@@ -28,6 +29,8 @@ enum Shape {
     Http1 { connections: u32, tls: bool, close: bool },
     /// HTTP/2 over TLS: 16 connections with 32 streams each.
     Http2 { grpc: bool },
+    /// HTTP/1.1 on so many connections, by the clock.
+    Paced { connections: u32 },
 }
 
 const fn http1(name: &'static str, connections: u32, path: &'static str, bytes: usize) -> Case {
@@ -40,7 +43,7 @@ const fn tls(name: &'static str, close: bool, path: &'static str, bytes: usize) 
 
 impl Case {
     /// All of them, in the order they are measured.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         http1("keepalive-1k", 64, "/", BODY_BYTES),
         http1("keepalive-1k-512", 512, "/", BODY_BYTES),
         Self {
@@ -61,7 +64,22 @@ impl Case {
             path: GRPC_PATH,
             bytes: grpc::MESSAGE.len(),
         },
+        Self { name: "p99-half-rate", shape: Shape::Paced { connections: 64 }, path: "/", bytes: BODY_BYTES },
     ];
+
+    /// The load whose rate is halved for the one that goes by the clock.
+    pub const FULL_RATE: Self = Self::ALL[0];
+
+    /// It goes by the clock, and latency is what counts.
+    pub fn is_paced(self) -> bool {
+        matches!(self.shape, Shape::Paced { .. })
+    }
+
+    /// By what proxies are compared: requests per CPU second, or the latency that one request in a hundred
+    /// exceeds, of which less is better.
+    pub fn figure(self, slice: &Slice) -> f64 {
+        if self.is_paced() { slice.p99_us } else { slice.per_cpu_s }
+    }
 }
 
 /// What one proxy did in one slice.
@@ -81,7 +99,7 @@ pub struct Slice {
     pub p99_us: f64,
 }
 
-/// Puts load on the proxy for `length`. Handshakes of connections that are kept are in the proxy's CPU time,
+/// Puts load on the proxy for `length`, at `rate` if it goes by the clock. Handshakes of connections that are kept are in the proxy's CPU time,
 /// about 2 % of a second on a quiet machine. An error means that the slice is void: nothing of it may be counted.
 pub fn slice(
     case: Case,
@@ -89,7 +107,7 @@ pub fn slice(
     https: u16,
     proxy: &Process,
     dir: &Path,
-    length: Duration,
+    (length, rate): (Duration, f64),
 ) -> Result<Slice> {
     let (mut command, interrupt) = match case.shape {
         Shape::Http1 { connections, tls, close } => {
@@ -101,6 +119,7 @@ pub fn slice(
             let url = format!("https://{HOST}:{https}{}", case.path);
             (h2load(grpc, &url, dir, length), false)
         }
+        Shape::Paced { connections } => return paced(http, rate, connections, proxy, length, case.bytes),
     };
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
 
@@ -121,6 +140,34 @@ pub fn slice(
         bail!("the load said {text:?} {:?}", String::from_utf8_lossy(&output.stderr));
     };
     counted.slice(cpu, all, case.bytes)
+}
+
+fn paced(
+    http: u16,
+    rate: f64,
+    connections: u32,
+    proxy: &Process,
+    length: Duration,
+    body: usize,
+) -> Result<Slice> {
+    let (before, ticks) = (proxy.cpu_time()?, Ticks::now(PROXY_CPU)?);
+    let took = paced::run(http, rate, connections as usize, length, body)?;
+    let cpu = proxy.cpu_time()?.saturating_sub(before);
+    let all = Ticks::now(PROXY_CPU)?.busy_since(ticks);
+    let share = |percent: usize| {
+        let at = (took.len() * percent / 100).min(took.len().saturating_sub(1));
+        took.get(at).map_or(0, |took| u64::try_from(took.as_micros()).unwrap_or(u64::MAX))
+    };
+    let requests = took.len() as u64;
+    let counted = Counted {
+        requests,
+        duration_us: u64::try_from(length.as_micros())?,
+        bytes: requests * body as u64,
+        p50_us: share(50),
+        p99_us: share(99),
+        ..Counted::default()
+    };
+    counted.slice(cpu, all, body)
 }
 
 fn wrk(connections: u32, close: bool, url: &str, dir: &Path, length: Duration) -> Command {

@@ -5,9 +5,11 @@
 
 pub mod grpc;
 pub mod load;
+pub mod paced;
 pub mod plot;
 pub mod process;
 pub mod proxy;
+pub mod resident;
 pub mod summary;
 
 /// CPU of the proxies; each has it to itself in its turn.

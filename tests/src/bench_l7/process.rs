@@ -58,6 +58,16 @@ impl Process {
         }
         Ok(Duration::from_nanos(sum))
     }
+
+    /// Resident memory of all its processes in KiB, what several share counted by its share.
+    pub fn pss_kib(&self) -> Result<u64> {
+        let mut sum = 0;
+        for pid in family(self.child.id()) {
+            let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+            sum += pss_kib(&text).with_context(|| format!("read smaps_rollup of {pid}: {text:?}"))?;
+        }
+        Ok(sum)
+    }
 }
 
 impl Drop for Process {
@@ -131,6 +141,11 @@ impl Ticks {
     }
 }
 
+/// The line `Pss:` of a smaps_rollup file.
+fn pss_kib(smaps: &str) -> Option<u64> {
+    smaps.lines().find_map(|line| line.strip_prefix("Pss:"))?.trim().strip_suffix(" kB")?.parse().ok()
+}
+
 /// First number of a schedstat file: nanoseconds on a CPU.
 fn run_time_ns(schedstat: &str) -> Option<u64> {
     schedstat.split_whitespace().next()?.parse().ok()
@@ -144,6 +159,12 @@ mod tests {
     fn time_on_the_cpu_is_the_first_number() {
         assert_eq!(run_time_ns("1565310 223096 2\n"), Some(1_565_310));
         assert_eq!(run_time_ns(""), None);
+    }
+
+    #[test]
+    fn memory_is_the_share_of_what_is_shared() {
+        assert_eq!(pss_kib("Rss:   90 kB\nPss:                1234 kB\nPss_Anon: 5 kB\n"), Some(1234));
+        assert_eq!(pss_kib("Rss: 90 kB\n"), None);
     }
 
     #[test]

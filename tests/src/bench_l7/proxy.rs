@@ -61,6 +61,11 @@ impl Kind {
         }
     }
 
+    /// One of those that differ by tenths and not by factors.
+    pub fn is_lean(self) -> bool {
+        matches!(self, Self::Penstock | Self::Nginx | Self::Haproxy)
+    }
+
     /// The program, if it is there.
     pub fn program(self) -> Option<PathBuf> {
         match self {
@@ -259,12 +264,18 @@ impl Certificate {
     pub fn new(dir: &Path) -> Result<Self> {
         let params = rcgen::CertificateParams::new([HOST.to_owned()])?;
         let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
-        let certificate = params.self_signed(&key)?.pem();
-        let key = key.serialize_pem();
-        std::fs::write(dir.join("cert.pem"), &certificate)?;
-        std::fs::write(dir.join("key.pem"), &key)?;
+        let made = Self { certificate: params.self_signed(&key)?.pem(), key: key.serialize_pem() };
+        made.write(dir)?;
+        Ok(made)
+    }
+
+    /// The same as files, for a proxy in another directory.
+    pub fn write(&self, dir: &Path) -> Result<()> {
+        let Self { certificate, key } = self;
+        std::fs::write(dir.join("cert.pem"), certificate)?;
+        std::fs::write(dir.join("key.pem"), key)?;
         std::fs::write(dir.join("both.pem"), format!("{certificate}{key}"))?;
-        Ok(Self { certificate, key })
+        Ok(())
     }
 
     fn secret(&self) -> String {
@@ -314,7 +325,9 @@ fn objects(backends: Backends, access_log: &Path, certificate: &Certificate) -> 
     let settings = format!(
         "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: ingress-nginx-controller\n  namespace: ingress-nginx\n\
          data:\n  keep-alive-requests: \"1000000000\"\n  keep-alive: \"600\"\n  upstream-keepalive-connections: \"512\"\n  \
-         upstream-keepalive-requests: \"1000000000\"\n  access-log-path: {}\n  \
+         upstream-keepalive-requests: \"1000000000\"\n  \
+         ssl-protocols: TLSv1.3\n  ssl-ecdh-curve: X25519\n  ssl-session-tickets: \"false\"\n  \
+         ssl-session-cache: \"false\"\n  access-log-path: {}\n  \
          log-format-upstream: '$remote_addr - $remote_user [$time_local] \"$request\" $status $body_bytes_sent'\n",
         access_log.display()
     );

@@ -15,11 +15,11 @@ pub type Round = Vec<(Kind, Slice)>;
 pub struct Row {
     case: Case,
     kind: Kind,
-    /// Requests per CPU second of each valid slice, in order.
+    /// What the case compares, of each valid slice, in order.
     slices: Vec<f64>,
     rounds: usize,
     median: Slice,
-    /// Requests per CPU second over those of nginx in the same round.
+    /// The same over that of nginx in the same round.
     ratio: Option<Spread>,
 }
 
@@ -34,23 +34,6 @@ pub struct Spread {
     pub max: f64,
 }
 
-impl Row {
-    /// Name of the case.
-    pub fn case(&self) -> &'static str {
-        self.case.name
-    }
-
-    /// Name of the proxy.
-    pub fn proxy(&self) -> &'static str {
-        self.kind.name()
-    }
-
-    /// Requests per CPU second over those of nginx in the same round.
-    pub fn ratio(&self) -> Option<Spread> {
-        self.ratio
-    }
-}
-
 /// One row for each proxy that has a valid slice.
 pub fn rows(case: Case, rounds: &[Round]) -> Vec<Row> {
     let rows = Kind::ALL.into_iter().filter_map(|kind| {
@@ -58,11 +41,11 @@ pub fn rows(case: Case, rounds: &[Round]) -> Vec<Row> {
         let median = |value: fn(&Slice) -> f64| spread(slices.iter().map(value)).map(|spread| spread.median);
         let ratios = rounds
             .iter()
-            .filter_map(|round| Some(of(round, kind)?.per_cpu_s / of(round, Kind::Nginx)?.per_cpu_s));
+            .filter_map(|round| Some(case.figure(&of(round, kind)?) / case.figure(&of(round, Kind::Nginx)?)));
         Some(Row {
             case,
             kind,
-            slices: slices.iter().map(|slice| slice.per_cpu_s).collect(),
+            slices: slices.iter().map(|slice| case.figure(slice)).collect(),
             rounds: rounds.len(),
             median: Slice {
                 rps: median(|slice| slice.rps)?,
@@ -122,8 +105,10 @@ pub fn quiet(rows: &[Row]) -> bool {
     rows.iter().all(|row| row.median.others <= 0.15)
 }
 
-/// The list, for programs: medians, `[min, median, max]` of the ratio, and what each slice gave.
-pub fn json(rows: &[Row]) -> Value {
+/// The list, for programs; [`plot`] draws from it. Medians, `[min, median, max]` of the ratio, and what each slice gave.
+///
+/// [`plot`]: super::plot
+pub fn json(rows: &[Row]) -> Vec<Value> {
     rows.iter()
         .map(|Row { case, kind, median, ratio, slices, .. }| {
             let two = |value: f64| (value * 100.0).round() / 100.0;
@@ -192,6 +177,16 @@ mod tests {
     }
 
     #[test]
+    fn by_the_clock_latency_is_compared() {
+        let late = |p99_us| Slice { p99_us, ..slice(100.0) };
+        let paced = Case::ALL.into_iter().find(|case| case.is_paced()).unwrap();
+
+        let rows = rows(paced, &[vec![(Kind::Penstock, late(50.0)), (Kind::Nginx, late(100.0))]]);
+
+        assert_eq!(rows[0].ratio, Some(Spread { median: 0.5, min: 0.5, max: 0.5 }));
+    }
+
+    #[test]
     fn json_is_a_list_of_medians() {
         let rows = rows(Case::ALL[2], &[vec![(Kind::Haproxy, slice(2.0))]]);
 
@@ -199,6 +194,6 @@ mod tests {
             {"case": "close-1k", "proxy": "haproxy", "rps": 20, "per_cpu_s": 2, "p50_us": 5, "p99_us": 9,
              "of_nginx": null, "slices": [2]}
         ]);
-        assert_eq!(json(&rows), expected);
+        assert_eq!(Value::from(json(&rows)), expected);
     }
 }

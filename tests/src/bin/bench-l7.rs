@@ -9,8 +9,10 @@ use anyhow::{Context, Result, bail};
 use clap::Parser;
 use lb_tests::bench_l7::load::{self, Case};
 use lb_tests::bench_l7::proxy::{self, Certificate, Kind, Proxy};
+use lb_tests::bench_l7::resident::{self, Waiting};
 use lb_tests::bench_l7::summary::{self, Round};
 use lb_tests::bench_l7::{LOAD_CPU, OTHER_HOSTS, PROXY_CPU, plot};
+use serde_json::Value;
 
 /// Measures Penstock beside other proxies under the same load.
 #[derive(Debug, Parser)]
@@ -21,8 +23,11 @@ struct Args {
     /// Also draw the ratios to nginx
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
+    /// Measure nothing: draw what --json wrote before
+    #[arg(long, value_name = "FILE", requires = "svg", conflicts_with = "json")]
+    from: Option<PathBuf>,
     /// Measure these cases alone
-    #[arg(long, value_name = "CASE", value_delimiter = ',', value_parser = Case::ALL.map(|case| case.name))]
+    #[arg(long, value_name = "CASE", value_delimiter = ',', value_parser = names())]
     only: Vec<String>,
     /// Turns of each proxy in each case
     #[arg(long, value_name = "N", default_value_t = 6, value_parser = clap::value_parser!(u32).range(1..))]
@@ -32,13 +37,26 @@ struct Args {
     slice_ms: u64,
 }
 
+/// Of all cases.
+fn names() -> Vec<&'static str> {
+    let loads = Case::ALL.map(|case| case.name);
+    loads.into_iter().chain(Waiting::ALL.map(Waiting::name)).collect()
+}
+
 fn main() -> Result<ExitCode> {
     let args = Args::parse();
+    if let Some(file) = &args.from {
+        let text = std::fs::read(file).with_context(|| format!("read {}", file.display()))?;
+        let rows: Vec<Value> = serde_json::from_slice(&text).context("read the list of medians")?;
+        keep(&args, &rows)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     for program in ["wrk", "h2load", "taskset", "setpriv"] {
         if proxy::find(program).is_none() {
             bail!("no {program} on this machine; `cargo xtask setup bench` brings it");
         }
     }
+    resident::make_room()?;
     let dir = tempfile::tempdir().context("make a directory for the run")?;
     std::fs::write(dir.path().join("report.lua"), include_str!("../../bench/report.lua"))?;
     let certificate = Certificate::new(dir.path())?;
@@ -78,16 +96,44 @@ fn main() -> Result<ExitCode> {
         args.rounds
     );
 
+    let wanted = |name: &str| args.only.is_empty() || args.only.iter().any(|only| only == name);
+    let mut memory = Vec::new();
+    for waiting in Waiting::ALL.into_iter().filter(|waiting| wanted(waiting.name())) {
+        let mut all = Vec::new();
+        for Proxy { kind, .. } in &proxies {
+            let Some(program) = kind.program() else { continue };
+            match resident::measure(*kind, &program, backends, &certificate, waiting) {
+                Ok(resident) => all.push(resident),
+                Err(error) => println!("{} {}: void: {error:#}", waiting.name(), kind.name()),
+            }
+        }
+        complete &= all.len() == proxies.len();
+        println!("{}", resident::table(waiting, &all));
+        memory.extend(resident::json(waiting, &all));
+    }
+
+    let slice = |case: Case, proxy: &Proxy, rate: f64| {
+        let Proxy { process, http, https, .. } = proxy;
+        let slice = load::slice(case, *http, *https, process, dir.path(), (length, rate));
+        proxy.forget_log();
+        slice
+    };
     let mut rows = Vec::new();
-    let wanted = |case: &Case| args.only.is_empty() || args.only.iter().any(|name| name == case.name);
-    for case in Case::ALL.into_iter().filter(wanted) {
+    let mut rate = None;
+    for case in Case::ALL.into_iter().filter(|case| wanted(case.name)) {
+        if case.is_paced() && rate.is_none() {
+            // Half of what the slowest does of those that are in the same league.
+            let lean = proxies.iter().filter(|proxy| proxy.kind.is_lean());
+            let full = lean.filter_map(|proxy| slice(Case::FULL_RATE, proxy, 0.0).ok());
+            rate = full.map(|slice| slice.rps / 2.0).min_by(f64::total_cmp);
+            println!("{}: {:.0} requests a second\n", case.name, rate.unwrap_or_default());
+        }
         let mut rounds = Vec::new();
         for number in 1..=args.rounds {
             let mut round = Round::new();
             for proxy in &proxies {
-                let Proxy { kind, process, http, https, .. } = proxy;
-                let slice = load::slice(case, *http, *https, process, dir.path(), length);
-                proxy.forget_log();
+                let kind = &proxy.kind;
+                let slice = slice(case, proxy, rate.unwrap_or(1000.0));
                 match slice {
                     Ok(slice) => round.push((*kind, slice)),
                     Err(error) => {
@@ -106,12 +152,17 @@ fn main() -> Result<ExitCode> {
     if !summary::quiet(&rows) {
         println!("\nothers had more than 15% of CPU {PROXY_CPU}: measure again on a quiet machine");
     }
-    if let Some(file) = args.json {
-        let text = serde_json::to_string_pretty(&summary::json(&rows))?;
-        std::fs::write(&file, text + "\n").with_context(|| format!("write {}", file.display()))?;
-    }
-    if let Some(file) = args.svg {
-        std::fs::write(&file, plot::svg(&rows)).with_context(|| format!("write {}", file.display()))?;
-    }
+    keep(&args, &[summary::json(&rows), memory].concat())?;
     Ok(if complete { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Writes the files that are asked for.
+fn keep(args: &Args, rows: &[Value]) -> Result<()> {
+    let text = serde_json::to_string_pretty(rows)? + "\n";
+    for (file, text) in [(&args.json, text), (&args.svg, plot::svg(rows))] {
+        if let Some(file) = file {
+            std::fs::write(file, text).with_context(|| format!("write {}", file.display()))?;
+        }
+    }
+    Ok(())
 }
