@@ -371,12 +371,15 @@ fn filters_text(filters: &Filters) -> String {
             None => ", body unlimited".to_owned(),
         };
     }
-    let Buffers { head_bytes, request, response } = buffers;
+    let Buffers { head_bytes, request, again, response } = buffers;
     if *head_bytes != default.buffers.head_bytes {
         text += &format!(", response head up to {head_bytes}");
     }
     if let Some(bytes) = request {
         text += &format!(", requests held with {bytes} in memory");
+    }
+    if again.is_none() {
+        text += ", requests never held";
     }
     if let Some(ReadAhead { memory_bytes, file_bytes, rate }) = response {
         text += &format!(", responses read ahead by {memory_bytes} and {file_bytes} on disk");

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use penstock::l7::Temp;
 use penstock::model::l7::{Buffers, Filters, Rate, ReadAhead};
+use penstock::model::upstream::Conditions;
 
 use crate::rig::{Backend, Client, Reply, Rig, length_of, to_with};
 
@@ -166,6 +167,40 @@ fn a_held_body_is_sent_again_whole_whatever_its_length_and_framing() {
             assert!(bad.connections() > 0);
             assert_eq!(rig.metric("penstock_l7_temp_file_bytes"), 0.0);
         }
+    }
+}
+
+#[test]
+fn a_body_that_another_attempt_would_need_is_kept_unless_bodies_are_to_go_past() {
+    let kept = Buffers::default().again;
+    let (failures, answers) = ("error timeout", "error http_503");
+    let cases = [
+        ("a short one", kept, failures, "PUT", 5_000, false, [200, 200]),
+        ("a long one, after failures alone", kept, failures, "PUT", 300_000, false, [200, 502]),
+        ("a long one", kept, answers, "PUT", 300_000, false, [200, 200]),
+        ("one in chunks", kept, answers, "PUT", 20_000, true, [200, 200]),
+        ("no request to be repeated", kept, answers, "POST", 5_000, false, [200, 503]),
+        ("every request is", kept, "error http_503 non_idempotent", "POST", 5_000, false, [200, 200]),
+        ("never kept", None, answers, "PUT", 20_000, false, [200, 503]),
+    ];
+    for (case, again, on, method, len, chunked, expected) in cases {
+        let answer = if on == failures { "" } else { "HTTP/1.1 503 Down\r\nContent-Length: 0\r\n\r\n" };
+        let bad = Backend::start(move |mut peer| {
+            if let Some(head) = peer.head() {
+                peer.exactly(length_of(&head));
+                peer.try_send(answer.as_bytes());
+            }
+        });
+        let good = summing();
+        let buffers = Buffers { again, ..Buffers::default() };
+        let mut filters = Filters { max_body_bytes: None, buffers, ..Filters::default() };
+        filters.retry.on = Conditions::parse(on).expect("conditions");
+        let rig = Rig::start(to_with(&[bad.addr, good.addr], filters));
+
+        let mut statuses = [(); 2].map(|()| upload(&mut rig.client(), method, &pattern(len), chunked).status);
+        statuses.sort_unstable();
+
+        assert_eq!(statuses, expected, "{case}: {method} of {len} bytes on {on}");
     }
 }
 

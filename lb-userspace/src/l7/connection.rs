@@ -12,7 +12,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use self::plan::{Filled, Head, Plan, Step, begin_line, count, lead, params, small};
+use self::plan::{Filled, Head, Plan, Step, begin_line, count, for_another_attempt, lead, params, small};
 use super::auth::{self, Checks};
 use super::buffer::{Buf, Scratch};
 use super::canary::Side;
@@ -306,6 +306,8 @@ impl Connection<'_, '_> {
                 // What is a conversation cannot be held; and HTTP/1.0 has to tell the length of a body.
                 let held = decision.route.filters.buffers.request;
                 let held = held.or((is_http10 && request.chunked).then_some(Buffers::REQUEST_BYTES));
+                let held =
+                    held.or_else(|| for_another_attempt(&decision.route.filters, &body, is_idempotent));
                 let held = held.filter(|_| speech != Speech::Http2 && request.upgrade.is_none());
                 let mut sent = *request;
                 if held.is_some() {

@@ -298,6 +298,13 @@ impl Conditions {
         Some(conditions)
     }
 
+    /// Whether there may be another attempt although an endpoint has had all of the request, and answered.
+    pub fn judges_answers(self) -> bool {
+        let only_failures =
+            Condition::Error as u16 | Condition::Timeout as u16 | Condition::InvalidHeader as u16;
+        self.0 & !only_failures != 0
+    }
+
     /// Whether it holds this one.
     pub fn has(self, condition: Condition) -> bool {
         self.0 & condition as u16 != 0

@@ -21,6 +21,8 @@ use super::super::snapshot::Snapshot;
 use super::super::upstream::{Lead, Speech};
 use super::super::variable::{self, Known};
 use super::super::zones::{self, UnderWay};
+use crate::model::l7::Filters;
+use crate::model::upstream::{Condition, Conditions, Retry};
 
 /// What the bytes that were read are.
 #[expect(
@@ -81,6 +83,17 @@ pub(super) fn small<'b>(body: &Body, here: &'b [u8]) -> Option<&'b [u8]> {
         Body::Length(length) if (1..=SMALL).contains(length) => here.get(..usize::try_from(*length).ok()?),
         _ => None,
     }
+}
+
+/// How much of a body is held in memory because another attempt would need it (reference 4.11): one that is
+/// short, which costs next to nothing, and any where more than failures leads to the next endpoint.
+pub(super) fn for_another_attempt(filters: &Filters, body: &Body, is_idempotent: bool) -> Option<usize> {
+    let Retry { on, tries, within: _ } = filters.retry;
+    let repeats = tries != 1 && on != Conditions::default();
+    let may_repeat = repeats && (is_idempotent || on.has(Condition::NonIdempotent));
+    let in_memory = filters.buffers.again.filter(|_| may_repeat && !body.is_done())?;
+    let is_short = matches!(body, Body::Length(length) if *length <= in_memory as u64);
+    (is_short || on.judges_answers()).then_some(in_memory)
 }
 
 /// What leads a request to its endpoint: its session, else the key of an upstream that has one.

@@ -10,6 +10,9 @@ pub struct Buffers {
     /// Request bodies are read whole before an endpoint is chosen, so many bytes of one in memory, the
     /// rest in a file. `None`: they go to the endpoint as they come.
     pub request: Option<usize>,
+    /// The same of a body that a further attempt would need, where holding it costs next to nothing or other
+    /// endpoints are asked for more than failures. `None`: bodies go past whatever comes (`proxy-request-buffering: off`).
+    pub again: Option<usize>,
     /// Responses are read ahead of their clients. `None`: as fast as those take them.
     pub response: Option<ReadAhead>,
 }
@@ -44,8 +47,8 @@ impl Buffers {
 }
 
 impl Default for Buffers {
-    /// Heads as with ingress-nginx (reference 2.2); everything streams.
+    /// Heads as with ingress-nginx (reference 2.2); what is long streams.
     fn default() -> Self {
-        Self { head_bytes: 4 * 1024, request: None, response: None }
+        Self { head_bytes: 4 * 1024, request: None, again: Some(Self::REQUEST_BYTES), response: None }
     }
 }

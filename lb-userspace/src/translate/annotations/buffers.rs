@@ -15,6 +15,7 @@ pub(super) fn read<'t>(text: &impl Fn(&str) -> Option<&'t str>) -> Buffers {
     let size = |name: &str| text(name).and_then(value::size);
     let bytes = |name: &str| bytes(text, name);
     let is_on = |name: &str| text(name).is_some_and(|text| text.eq_ignore_ascii_case("on"));
+    let is_off = |name: &str| text(name).is_some_and(|text| text.eq_ignore_ascii_case("off"));
     let number = |name: &str| text(name).and_then(|text| text.parse::<u64>().ok());
     // What an error backend is to get as well must still be here when the upstream has had it.
     let holds = is_on("proxy-request-buffering")
@@ -26,6 +27,7 @@ pub(super) fn read<'t>(text: &impl Fn(&str) -> Option<&'t str>) -> Buffers {
     Buffers {
         head_bytes: head_bytes.min(Buffers::HEAD_MAX),
         request: holds.then(|| of_a_request(text)),
+        again: (!is_off("proxy-request-buffering")).then(|| of_a_request(text)),
         response: is_on("proxy-buffering").then(|| ReadAhead {
             memory_bytes: held(head_bytes.saturating_mul(buffers)),
             file_bytes: size("proxy-max-temp-file-size").unwrap_or(FILE_BYTES),
