@@ -5,6 +5,7 @@ use std::fmt::Write;
 
 use penstock::model::Problem;
 use penstock::model::canary::{Canary, HeaderRule, HeaderValue, Rules, Sessions, Weight};
+use penstock::model::expression::{Expression, Part as Expressed};
 use penstock::model::health::{Check, HttpProbe, Probe};
 use penstock::model::l4::{
     Access, At, Backend, BackendState, FlowMemory, HealthPort, L4, OnEmpty, Pool, PoolId, Prefix, Protocol,
@@ -427,6 +428,7 @@ pub fn template(template: &Template) -> String {
     let pieces = template.0.iter().map(|piece| match piece {
         Piece::Literal(text) => text.clone(),
         Piece::Capture(group) => format!("${{{group}}}"),
+        Piece::Variable(variable) => Expression(vec![Expressed::Variable(variable.clone())]).to_string(),
     });
     pieces.collect()
 }

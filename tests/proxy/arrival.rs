@@ -207,16 +207,24 @@ fn an_unknown_name_is_rejected_where_that_is_asked_for() {
 }
 
 #[test]
-fn what_is_no_tls_on_the_tls_port_gets_an_alert_and_holds_nothing_up() {
+fn what_is_no_tls_on_the_tls_port_is_told_so_and_holds_nothing_up() {
     let backend = Backend::mirror();
     let rig = Rig::start(to(&[backend.addr]));
-    let mut stream = TcpStream::connect(rig.https).expect("connect");
-    stream.set_read_timeout(Some(DEADLINE)).expect("timeout");
-    stream.write_all(GET.as_bytes()).expect("send");
-    let mut answer = Vec::new();
-    let _ = stream.read_to_end(&mut answer);
+    let ask = |bytes: &[u8]| {
+        let mut stream = TcpStream::connect(rig.https).expect("connect");
+        stream.set_read_timeout(Some(DEADLINE)).expect("timeout");
+        stream.write_all(bytes).expect("send");
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        answer
+    };
 
-    assert_eq!(answer.first(), Some(&21), "an alert: {answer:?}");
+    let page = String::from_utf8(ask(GET.as_bytes())).expect("text");
+    let alert = ask(b"\x00\x01something else\r\n");
+
+    assert!(page.starts_with("HTTP/1.1 400 Bad Request\r\n"), "{page}");
+    assert!(page.contains("The plain HTTP request was sent to HTTPS port"), "{page}");
+    assert_eq!(alert.first(), Some(&21), "an alert: {alert:?}");
     assert_eq!(backend.connections(), 0);
 }
 

@@ -26,6 +26,23 @@ fn healthz_answers_on_hosts_nobody_names() {
 }
 
 #[test]
+fn the_figures_of_all_workers_are_told_to_this_host() {
+    let rig = Rig::start(L7::default());
+    for _ in 0..8 {
+        assert_eq!(rig.ask("GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n").status, 404);
+    }
+
+    let reply = rig.ask("GET /nginx_status HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n");
+
+    assert_eq!((reply.status, reply.header("content-type")), (200, Some("text/plain")));
+    let text = reply.text();
+    let lines: Vec<_> = text.lines().collect();
+    assert!(lines[0].starts_with("Active connections: "), "{text}");
+    assert_eq!(lines[1..3], ["server accepts handled requests", " 9 9 8 "], "{text}");
+    assert!(lines[3].starts_with("Reading: 0 Writing: 1 Waiting: "), "{text}");
+}
+
+#[test]
 fn no_endpoint_is_503_and_a_denied_location_too() {
     let rig = Rig::start(to(&[]));
     assert_eq!(rig.ask(GET).status, 503);

@@ -38,6 +38,13 @@ const HTTPS: u16 = 443;
 /// Alert record: TLS 1.2, fatal, `unrecognized_name` (RFC 6066 3).
 const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
 
+/// What a client hears that speaks plain HTTP where TLS is spoken.
+const NOT_TLS: &str = "<html>\r\n\
+    <head><title>400 The plain HTTP request was sent to HTTPS port</title></head>\r\n<body>\r\n\
+    <center><h1>400 Bad Request</h1></center>\r\n\
+    <center>The plain HTTP request was sent to HTTPS port</center>\r\n<hr><center>nginx</center>\r\n\
+    </body>\r\n</html>\r\n";
+
 /// A connection of which nothing is known yet.
 struct Arrival {
     worker: Rc<Worker>,
@@ -86,6 +93,15 @@ impl Arrival {
         let Some(name) = self.name(timeout).await else {
             return self.refused(Refused::Hello);
         };
+        // A method; no record of TLS begins with a letter.
+        if self.buf.bytes().first().is_some_and(u8::is_ascii_uppercase) {
+            let length = NOT_TLS.len();
+            let head = format!(
+                "HTTP/1.1 400 Bad Request\r\nContent-Type: text/html\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n"
+            );
+            self.say((head + NOT_TLS).as_bytes()).await;
+            return self.refused(Refused::Hello);
+        }
         let passed = name.as_deref().and_then(|name| self.worker.current.load().router.passthrough(name));
         if let Some(upstream) = passed {
             let Self { worker, link, buf, alarm, .. } = self;

@@ -12,7 +12,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use self::plan::{Filled, Head, Plan, Step, begin_line, count, for_another_attempt, lead, params, small};
+use self::plan::{Filled, Head, Plan, Step, begin_line, count, held, lead, params, small};
 use super::auth::{self, Checks};
 use super::buffer::{Buf, Scratch};
 use super::canary::Side;
@@ -37,8 +37,8 @@ use super::timers::{Alarm, Due};
 use super::upstream::{Record, Speech, Terms};
 use super::variable::Known;
 use super::worker::{During, Worker};
+use crate::model::l7::ClientLimits;
 use crate::model::l7::policy::RequestHeaders;
-use crate::model::l7::{Buffers, ClientLimits};
 
 /// How long a client that has just connected may take before it makes room for others.
 const SETTLE: Duration = Duration::from_secs(1);
@@ -303,11 +303,7 @@ impl Connection<'_, '_> {
                 };
                 let speech = decision.route.speech();
                 let is_http10 = told.is_some_and(|told| told.speaks_http10);
-                // What is a conversation cannot be held; and HTTP/1.0 has to tell the length of a body.
-                let held = decision.route.filters.buffers.request;
-                let held = held.or((is_http10 && request.chunked).then_some(Buffers::REQUEST_BYTES));
-                let held =
-                    held.or_else(|| for_another_attempt(&decision.route.filters, &body, is_idempotent));
+                let held = held(&decision.route.filters, &body, is_http10, is_idempotent);
                 let held = held.filter(|_| speech != Speech::Http2 && request.upgrade.is_none());
                 let mut sent = *request;
                 if held.is_some() {
@@ -450,6 +446,10 @@ impl Connection<'_, '_> {
                 // taken here has to shake hands anew.
                 let is_last = matches!(answer, Answer::Status(400 | 421));
                 let after = if is_last { After::Close } else { after };
+                let answer = match answer {
+                    Answer::Figures(_) => Answer::Figures(Box::pin(self.worker.figures()).await),
+                    answer => answer,
+                };
                 match page::instead_of(&answer, &mut page) {
                     Some(page) => {
                         let rest = Rest::Unread(body);

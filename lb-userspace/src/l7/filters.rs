@@ -9,6 +9,7 @@ use regex::bytes::Captures;
 use super::balance::Random;
 use super::canary::{self, Side};
 use super::client_auth::{self, Shown};
+use crate::model::expression::Variable;
 use crate::model::l7::policy::Limits;
 use crate::model::l7::{
     ClientAuth, Moved, PathMatch, Piece, RedirectQuery, RedirectStyle, ServerName, SslRedirect, Template,
@@ -23,6 +24,8 @@ const CHALLENGES: &[u8] = b"/.well-known/acme-challenge";
 
 /// Answered on hosts that no server names; load balancers in front probe it.
 const HEALTH_PATH: &[u8] = b"/healthz";
+/// Where the proxy tells of itself, to this host alone.
+const FIGURES_PATH: &[u8] = b"/nginx_status";
 
 /// Scheme by which the request came, decided by the listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -131,6 +134,8 @@ pub(super) enum Answer {
     },
     /// 200 for `/healthz`.
     Healthy,
+    /// 200 with this page, which is written when all workers were asked.
+    Figures(String),
     /// 204 for a browser that asks before it sends another site's request.
     Preflight,
 }
@@ -164,8 +169,14 @@ pub(super) fn decide<'r>(router: &'r Router, asked: &Asked<'_>) -> Decision<'r> 
         Next::Answer(Answer::Status(413))
     } else if add_slash {
         Next::Answer(slash_redirect(asked, &normal, query, &route.filters.redirects))
-    } else if is_health_check(asked, host, &normal, route) {
+    } else if is_ours(HEALTH_PATH, asked, host, &normal, route) {
         Next::Answer(Answer::Healthy)
+    } else if is_ours(FIGURES_PATH, asked, host, &normal, route) {
+        let answer = match asked.client.is_loopback() {
+            true => Answer::Figures(String::new()),
+            false => Answer::Status(403),
+        };
+        Next::Answer(answer)
     } else {
         match filter(router, route, asked, &normal, query) {
             Err(answer) => Next::Answer(answer),
@@ -245,7 +256,7 @@ fn filter(
     if let Some(answer) = policies.and_then(|policies| policy::preflight(policies, asked)) {
         return Err(answer);
     }
-    if let Some(answer) = redirect(route, path, query) {
+    if let Some(answer) = redirect(route, asked, path, query) {
         return Err(answer);
     }
     let rewrite = filters.rewrite.as_ref();
@@ -300,11 +311,11 @@ pub(super) fn canary_choice<'r>(
 }
 
 /// On `_` over plain HTTP, unless a user's location claims the path.
-fn is_health_check(asked: &Asked<'_>, host: HostFound, path: &[u8], route: &Route) -> bool {
+fn is_ours(ours: &[u8], asked: &Asked<'_>, host: HostFound, path: &[u8], route: &Route) -> bool {
     matches!(asked.shown, Shown::Plain)
         && host == HostFound::Unnamed
-        && path == HEALTH_PATH
-        && route.literal_len() < HEALTH_PATH.len()
+        && path == ours
+        && route.literal_len() < ours.len()
 }
 
 /// Where the pattern matches anywhere, the whole path becomes the target.
@@ -321,6 +332,8 @@ fn expand(template: &Template, captures: &Captures<'_>, query: Option<&[u8]>) ->
                 let captured = captures.get(*n).map_or(&b""[..], |found| found.as_bytes());
                 path::escape_path(captured, &mut target);
             }
+            // Of redirects alone.
+            Piece::Variable(_) => {}
         }
     }
     if !target.starts_with(b"/") && !is_absolute(&target) {
@@ -340,6 +353,7 @@ fn fill_in(template: &Template, captures: &Captures<'_>) -> Vec<u8> {
         text.extend_from_slice(match piece {
             Piece::Literal(literal) => literal.as_bytes(),
             Piece::Capture(n) => captures.get(*n).map_or(&b""[..], |found| found.as_bytes()),
+            Piece::Variable(_) => b"",
         });
     }
     text
@@ -350,7 +364,7 @@ fn is_absolute(target: &[u8]) -> bool {
 }
 
 /// `permanent-redirect` and its kin, with the captures of a regex location.
-fn redirect(route: &Route, path: &[u8], query: Option<&[u8]>) -> Option<Answer> {
+fn redirect(route: &Route, asked: &Asked<'_>, path: &[u8], query: Option<&[u8]>) -> Option<Answer> {
     let redirect = route.redirect.as_ref()?;
     let captures = match &route.path {
         Some(PathMatch::Regex(pattern)) => pattern.regex().captures(path),
@@ -364,6 +378,7 @@ fn redirect(route: &Route, path: &[u8], query: Option<&[u8]>) -> Option<Answer> 
                 let captured = captures.as_ref().and_then(|found| found.get(*n));
                 path::escape_path(captured.map_or(&b""[..], |found| found.as_bytes()), &mut location);
             }
+            Piece::Variable(variable) => told(variable, asked, path, query, &mut location),
         }
     }
     if let Some(query) =
@@ -373,6 +388,21 @@ fn redirect(route: &Route, path: &[u8], query: Option<&[u8]>) -> Option<Answer> 
         location.extend_from_slice(query);
     }
     Some(Answer::Redirect { status: redirect.status, location })
+}
+
+/// Appends what a redirect says of its request.
+fn told(variable: &Variable, asked: &Asked<'_>, path: &[u8], query: Option<&[u8]>, out: &mut Vec<u8>) {
+    match variable {
+        Variable::RequestUri => out.extend_from_slice(asked.target),
+        Variable::EscapedRequestUri => path::escape_component(asked.target, out),
+        Variable::Uri => path::escape_path(path, out),
+        Variable::Args => out.extend_from_slice(query.unwrap_or_default()),
+        Variable::Host => out.extend(bare_host(asked.named).iter().map(u8::to_ascii_lowercase)),
+        Variable::BestHost => out.extend_from_slice(asked.named),
+        Variable::Scheme | Variable::AccessScheme => out.extend_from_slice(asked.scheme.as_str().as_bytes()),
+        // The translation lets no others in.
+        _ => {}
+    }
 }
 
 /// To `app-root`, on the host and port the client named.
@@ -403,8 +433,8 @@ fn slash_redirect(asked: &Asked<'_>, path: &[u8], query: Option<&[u8]>, style: &
     Answer::Redirect { status: 301, location }
 }
 
-/// To the same target over https, one trailing slash cut (reference 4.7). The port is named where the
-/// client itself named that of our listener: then nothing in between leads the usual ports to ours.
+/// To the same target over https, one trailing slash cut (reference 4.7). Without a port whatever the client
+/// named, unless `use-port-in-redirects` asks for it.
 fn https_redirect(asked: &Asked<'_>, style: &RedirectStyle) -> Answer {
     let target = match asked.target.strip_suffix(b"/") {
         Some(cut) if !style.keeps_slash => cut,
@@ -412,10 +442,8 @@ fn https_redirect(asked: &Asked<'_>, style: &RedirectStyle) -> Answer {
     };
     let mut location = Vec::with_capacity(asked.named.len() + target.len() + 8);
     location.extend_from_slice(b"https://");
-    let (name, port) = split_port(asked.named);
-    location.extend_from_slice(name);
-    let is_ours = port == Some(asked.port) && asked.named == asked.host;
-    if style.names_port || is_ours && asked.port != 80 && asked.https_port != 443 {
+    location.extend_from_slice(bare_host(asked.named));
+    if style.names_port {
         push_port(asked.https_port, &mut location);
     }
     location.extend_from_slice(target);

@@ -240,15 +240,17 @@ pub(super) fn answer(
     let (status, location) = match answer {
         Answer::Status(status) => (*status, None),
         Answer::Redirect { status, location } => (*status, Some(location)),
-        Answer::Healthy => (200, None),
+        Answer::Healthy | Answer::Figures(_) => (200, None),
         Answer::Preflight => (204, None),
     };
     let reason = reason(status);
+    let title = if status == 401 { "Authorization Required" } else { reason };
     let page = match answer {
         Answer::Healthy | Answer::Preflight => String::new(),
+        Answer::Figures(page) => page.clone(),
         Answer::Status(_) | Answer::Redirect { .. } => format!(
-            "<html>\r\n<head><title>{status} {reason}</title></head>\r\n<body>\r\n\
-             <center><h1>{status} {reason}</h1></center>\r\n<hr><center>nginx</center>\r\n\
+            "<html>\r\n<head><title>{status} {title}</title></head>\r\n<body>\r\n\
+             <center><h1>{status} {title}</h1></center>\r\n<hr><center>nginx</center>\r\n\
              </body>\r\n</html>\r\n"
         ),
     };
@@ -259,6 +261,7 @@ pub(super) fn answer(
     let content_type = match answer {
         // Without the semicolon, as ingress-nginx has it.
         Answer::Preflight => "text/plain charset=UTF-8",
+        Answer::Figures(_) => "text/plain",
         _ => "text/html",
     };
     if !dress.sets("Content-Type") {

@@ -132,6 +132,17 @@ impl Counters {
         self.by_labels.forget_unknown(router);
     }
 
+    /// nginx's page about itself.
+    pub(super) fn figures(&self) -> String {
+        let States { active, reading, writing } = self.connections;
+        let (accepted, requests) = (self.accepted, self.requests);
+        let waiting = active.saturating_sub(reading + writing);
+        format!(
+            "Active connections: {active} \nserver accepts handled requests\n {accepted} {accepted} {requests} \n\
+             Reading: {reading} Writing: {writing} Waiting: {waiting} \n"
+        )
+    }
+
     /// Adds another worker's counters.
     pub(super) fn add(&mut self, other: &Self) {
         self.by_labels.add(&other.by_labels);

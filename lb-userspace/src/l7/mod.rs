@@ -23,6 +23,7 @@ mod digits;
 mod exchange;
 pub mod explain;
 mod fcgi;
+mod figures;
 mod filters;
 pub mod fuzz;
 mod gate;
@@ -208,8 +209,14 @@ impl Proxy {
         let (outlet, log) = log::start().map_err(Error::Worker)?;
         let (hashing, hashers) = auth::start(workers.len()).map_err(Error::Worker)?;
         threads.extend(hashers);
-        let shared =
-            worker::Shared { metering: metering.clone(), outlet, spills: Arc::clone(&spills), hashing };
+        let everybody = figures::Everybody::default();
+        let shared = worker::Shared {
+            metering: metering.clone(),
+            outlet,
+            spills: Arc::clone(&spills),
+            hashing,
+            everybody: everybody.clone(),
+        };
         let mut controls = Vec::with_capacity(workers.len());
         let of = workers.len();
         for (id, bound) in workers.into_iter().enumerate() {
@@ -219,6 +226,7 @@ impl Proxy {
             controls.push(control);
             threads.push(thread);
         }
+        everybody.are(&controls);
         Ok(Running {
             addrs,
             tls,

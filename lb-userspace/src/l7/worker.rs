@@ -14,6 +14,7 @@ use tokio::sync::{Notify, mpsc, watch};
 
 use super::auth::{Doorman, Hashing};
 use super::balance::Random;
+use super::figures::Everybody;
 use super::gate::{Entry, Gate};
 use super::listen::{Bound, Place};
 use super::log::{Journal, Outlet};
@@ -94,6 +95,9 @@ pub(super) struct Worker {
     /// So many of those that wait for a request are to end, to make room.
     shed: Cell<usize>,
     pub(super) random: Random,
+    /// Its place among all.
+    pub(super) number: usize,
+    pub(super) everybody: Everybody,
 }
 
 /// What workers have together beside the snapshot.
@@ -103,6 +107,7 @@ pub(super) struct Shared {
     pub(super) outlet: Outlet,
     pub(super) spills: Arc<Spills>,
     pub(super) hashing: Hashing,
+    pub(super) everybody: Everybody,
 }
 
 /// Starts a worker's thread.
@@ -173,6 +178,8 @@ async fn run(
         ended: Notify::new(),
         shed: Cell::new(0),
         random: Random::new(super::random()),
+        number: seat.worker,
+        everybody: shared.everybody,
     });
     worker.listen(bound)?;
     let timers = Rc::clone(&worker.timers);
@@ -361,7 +368,7 @@ impl Worker {
         id
     }
 
-    fn count(&self) -> Counters {
+    pub(super) fn count(&self) -> Counters {
         let mut counters = self.counters.borrow().clone();
         let active = self.active.get() as u64;
         counters.connections = States { active, reading: self.reading.get(), writing: self.writing.get() };

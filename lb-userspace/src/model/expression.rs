@@ -64,6 +64,20 @@ pub enum Variable {
     Cookie(String),
 }
 
+impl Variable {
+    /// Those that are known before anything is decided about a request, beside `$http_host`.
+    pub const TOLD_EARLY: [Self; 8] = [
+        Self::RequestUri,
+        Self::EscapedRequestUri,
+        Self::Uri,
+        Self::Args,
+        Self::Host,
+        Self::Scheme,
+        Self::AccessScheme,
+        Self::BestHost,
+    ];
+}
+
 impl Expression {
     /// Reads text with variables, as `$name` or `${name}`; the error names one that nobody knows.
     pub fn parse(text: &str) -> Result<Self, String> {

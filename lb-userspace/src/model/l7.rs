@@ -18,6 +18,7 @@ mod responses;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::expression::Variable;
 pub use super::upstream::{Keepalive, Protocol, Retry, Upstream, UpstreamName, UpstreamTls};
 use super::{ObjectName, Shared};
 
@@ -342,6 +343,8 @@ pub enum Piece {
     Literal(String),
     /// Capture group 1 to 9; empty where the group did not take part.
     Capture(usize),
+    /// What the request has for it. Of redirects alone, and there of [`Variable::TOLD_EARLY`].
+    Variable(Variable),
 }
 
 /// Certificate chain and key of a `kubernetes.io/tls` Secret, checked by the translation: they

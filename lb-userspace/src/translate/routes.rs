@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::annotations::{self, Policy, field};
 use super::findings::Findings;
 use super::mode::Mode;
-use super::template::template;
+use super::template::{self, template};
 use super::upstream_tls::ProxySsl;
 use crate::model::l7::{
     Action, Filters, Location, PathMatch, Pattern, Piece, Protocol, Redirect, RedirectQuery, Rewrite,
@@ -133,7 +133,7 @@ fn location(draft: Draft, regex: bool, tls: bool, findings: &mut Findings) -> Lo
         filters.upstream_tls = Arc::new(proxy_ssl.towards(namespace, &service));
     }
     if let Some((status, url)) = &policy.redirect {
-        match template(url) {
+        match template::location(url) {
             Ok(location) => {
                 action = Action::Redirect(Redirect { status: *status, location, query: RedirectQuery::Drop })
             }
@@ -232,7 +232,7 @@ fn filters(policy: &Policy, path: &str) -> Filters {
 fn starts_with_slash(target: &Template) -> bool {
     match target.0.first() {
         Some(Piece::Literal(text)) => text.starts_with('/'),
-        Some(Piece::Capture(_)) => true,
+        Some(Piece::Capture(_) | Piece::Variable(_)) => true,
         None => false,
     }
 }

@@ -1,9 +1,25 @@
-//! Text with the captures of a path's pattern.
+//! Text with the captures of a path's pattern; a redirect's with variables of the request, too.
 
+use crate::model::expression::Variable;
 use crate::model::l7::{Piece, Template};
 
 /// `$1` to `$9` (also `${1}`) and text; other variables are refused.
 pub(super) fn template(text: &str) -> Result<Template, String> {
+    read(text, |_| None)
+        .map_err(|_| format!("{text:?}: only the captures $1 to $9 are supported, not other variables"))
+}
+
+/// The same with what a redirect may say of its request.
+pub(super) fn location(text: &str) -> Result<Template, String> {
+    let known = |name: &str| {
+        let variable = if name == "http_host" { Variable::BestHost } else { Variable::named(name)? };
+        Variable::TOLD_EARLY.contains(&variable).then_some(variable)
+    };
+    read(text, known).map_err(|name| format!("{text:?}: a redirect knows no variable ${name}"))
+}
+
+/// The error is a name that is neither a group nor known.
+fn read(text: &str, known: impl Fn(&str) -> Option<Variable>) -> Result<Template, &str> {
     let mut pieces = Vec::new();
     let mut literal = String::new();
     let mut rest = text;
@@ -12,21 +28,21 @@ pub(super) fn template(text: &str) -> Result<Template, String> {
         rest = &rest[at + 1..];
         let (name, after) = match rest.strip_prefix('{').and_then(|braced| braced.split_once('}')) {
             Some((name, after)) => (name, after),
-            None => rest.split_at(rest.chars().next().map_or(0, char::len_utf8)),
+            // A group has one digit, whatever follows.
+            None if rest.starts_with(|c: char| c.is_ascii_digit()) => rest.split_at(1),
+            None => {
+                let is_outside = |c: char| !c.is_ascii_alphanumeric() && c != '_';
+                rest.split_at(rest.find(is_outside).unwrap_or(rest.len()))
+            }
         };
-        match name.parse::<usize>() {
-            Ok(group @ 1..=9) => {
-                if !literal.is_empty() {
-                    pieces.push(Piece::Literal(std::mem::take(&mut literal)));
-                }
-                pieces.push(Piece::Capture(group));
-            }
-            _ => {
-                return Err(format!(
-                    "{text:?}: only the captures $1 to $9 are supported, not other variables"
-                ));
-            }
+        let piece = match name.parse::<usize>() {
+            Ok(group @ 1..=9) => Piece::Capture(group),
+            _ => Piece::Variable(known(name).ok_or(name)?),
+        };
+        if !literal.is_empty() {
+            pieces.push(Piece::Literal(std::mem::take(&mut literal)));
         }
+        pieces.push(piece);
         rest = after;
     }
     literal.push_str(rest);
@@ -59,6 +75,31 @@ mod tests {
         ];
         for (text, expected) in cases {
             assert_eq!(template(text).map_err(|_| ()), expected.map(Template), "{text}");
+        }
+    }
+
+    #[test]
+    fn locations_know_what_can_be_told_of_a_request_early() {
+        let literal = |text: &str| Piece::Literal(text.to_owned());
+        let cases = [
+            ("https://x$request_uri", Ok(vec![literal("https://x"), Piece::Variable(Variable::RequestUri)])),
+            (
+                "$scheme://${host}/$1",
+                Ok(vec![
+                    Piece::Variable(Variable::Scheme),
+                    literal("://"),
+                    Piece::Variable(Variable::Host),
+                    literal("/"),
+                    Piece::Capture(1),
+                ]),
+            ),
+            ("https://$http_host", Ok(vec![literal("https://"), Piece::Variable(Variable::BestHost)])),
+            ("https://x/$remote_user", Err(())),
+            ("https://x/$nobody", Err(())),
+            ("https://x/$", Err(())),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(location(text).map_err(|_| ()), expected.map(Template), "{text}");
         }
     }
 }

@@ -21,7 +21,7 @@ use super::super::snapshot::Snapshot;
 use super::super::upstream::{Lead, Speech};
 use super::super::variable::{self, Known};
 use super::super::zones::{self, UnderWay};
-use crate::model::l7::Filters;
+use crate::model::l7::{Buffers, Filters};
 use crate::model::upstream::{Condition, Conditions, Retry};
 
 /// What the bytes that were read are.
@@ -85,9 +85,18 @@ pub(super) fn small<'b>(body: &Body, here: &'b [u8]) -> Option<&'b [u8]> {
     }
 }
 
+/// How much of a body that is read whole before an endpoint is chosen is held in memory; `None`: it streams.
+/// What is a conversation cannot be held, which is not asked here.
+pub(super) fn held(filters: &Filters, body: &Body, is_http10: bool, is_idempotent: bool) -> Option<usize> {
+    // HTTP/1.0 has to tell the length of a body.
+    let has_no_length = is_http10 && matches!(body, Body::Chunked(_));
+    let held = filters.buffers.request.or(has_no_length.then_some(Buffers::REQUEST_BYTES));
+    held.or_else(|| for_another_attempt(filters, body, is_idempotent))
+}
+
 /// How much of a body is held in memory because another attempt would need it (reference 4.11): one that is
 /// short, which costs next to nothing, and any where more than failures leads to the next endpoint.
-pub(super) fn for_another_attempt(filters: &Filters, body: &Body, is_idempotent: bool) -> Option<usize> {
+fn for_another_attempt(filters: &Filters, body: &Body, is_idempotent: bool) -> Option<usize> {
     let Retry { on, tries, within: _ } = filters.retry;
     let repeats = tries != 1 && on != Conditions::default();
     let may_repeat = repeats && (is_idempotent || on.has(Condition::NonIdempotent));

@@ -483,6 +483,23 @@ fn the_health_check_answers_where_no_host_is_named() {
 }
 
 #[test]
+fn figures_are_told_to_this_host_where_no_host_is_named() {
+    let mut l7 = site(vec![location(prefix("/"), to_web(), Filters::default())]);
+    l7.servers.insert(HostMatch::Exact("named".to_owned()), Server::default());
+    let router = Router::new(&l7);
+    let ask = |host: &'static str, client: &str| {
+        let client = client.parse().unwrap();
+        let asked = Asked { host: host.as_bytes(), target: b"/nginx_status", client, ..plain() };
+        decide(&router, &asked).next
+    };
+
+    assert_eq!(ask("10.0.0.1", "127.0.0.1"), Next::Answer(Answer::Figures(String::new())));
+    assert_eq!(ask("10.0.0.1", "::1"), Next::Answer(Answer::Figures(String::new())));
+    assert_eq!(ask("10.0.0.1", "198.51.100.9"), status(403));
+    assert_eq!(ask("named", "127.0.0.1"), status(404));
+}
+
+#[test]
 fn bytes_that_are_no_utf_8_stay_themselves_in_patterns() {
     let rewrite = Rewrite {
         pattern: Pattern::unanchored("/files/(.*)").unwrap(),
@@ -497,22 +514,47 @@ fn bytes_that_are_no_utf_8_stay_themselves_in_patterns() {
 }
 
 #[test]
-fn the_https_redirect_names_a_port_only_to_who_named_ours() {
-    let filters = Filters { ssl_redirect: SslRedirect::Always, ..Filters::default() };
-    let router = Router::new(&site(vec![location(prefix("/"), to_web(), filters)]));
+fn the_https_redirect_names_no_port_unless_asked_to() {
     let cases = [
-        ("ours and theirs", "h:8080", 8080, 8443, "https://h:8443/a"),
-        ("mapped from 80", "h", 8080, 8443, "https://h/a"),
-        ("mapped from elsewhere", "h:9090", 8080, 8443, "https://h/a"),
-        ("usual https port", "h:8080", 8080, 443, "https://h/a"),
-        ("usual ports", "h:80", 80, 8443, "https://h/a"),
-        ("an address", "[::1]:8080", 8080, 8443, "https://[::1]:8443/a"),
+        ("ours", "h:8080", false, "https://h/a"),
+        ("none", "h", false, "https://h/a"),
+        ("another one", "h:9090", false, "https://h/a"),
+        ("an address", "[::1]:8080", false, "https://[::1]/a"),
+        ("use-port-in-redirects", "h:8080", true, "https://h:8443/a"),
     ];
-    for (case, host, port, https_port, expected) in cases {
+    for (case, host, names_port, expected) in cases {
+        let redirects = Arc::new(RedirectStyle { names_port, ..RedirectStyle::default() });
+        let filters = Filters { ssl_redirect: SslRedirect::Always, redirects, ..Filters::default() };
+        let router = Router::new(&site(vec![location(prefix("/"), to_web(), filters)]));
         let host = host.as_bytes();
-        let asked = Asked { host, named: host, target: b"/a", port, https_port, ..plain() };
+        let asked = Asked { host, named: host, target: b"/a", port: 8080, https_port: 8443, ..plain() };
 
         assert_eq!(decide(&router, &asked).next, redirected(308, expected), "{case}");
+    }
+}
+
+#[test]
+fn a_redirect_says_of_its_request_what_it_is_asked_to() {
+    let told = Piece::Variable;
+    let cases = [
+        (vec![literal("https://x"), told(Variable::RequestUri)], "https://x/a%20b/?c=%2F"),
+        (
+            vec![literal("https://x"), told(Variable::Uri), literal("?"), told(Variable::Args)],
+            "https://x/a%20b/?c=%2F",
+        ),
+        (vec![told(Variable::Scheme), literal("://new."), told(Variable::Host)], "http://new.h"),
+        (vec![literal("//"), told(Variable::BestHost)], "//H:81"),
+        (
+            vec![literal("https://x?to="), told(Variable::EscapedRequestUri)],
+            "https://x?to=%2Fa%2520b%2F%3Fc%3D%252F",
+        ),
+    ];
+    for (pieces, expected) in cases {
+        let redirect = Redirect { status: 301, location: Template(pieces), query: RedirectQuery::Drop };
+        let l7 = site(vec![location(prefix("/"), Action::Redirect(redirect), Filters::default())]);
+        let asked = Asked { host: b"H:81", named: b"H:81", target: b"/a%20b/?c=%2F", ..plain() };
+
+        assert_eq!(decide(&Router::new(&l7), &asked).next, redirected(301, expected), "{expected}");
     }
 }
 

@@ -343,12 +343,12 @@ enum Figure {
     Time(Duration),
 }
 
-/// One value of every attempt, `-` where it has none (reference 3.2).
+/// One value of every attempt, `-` where it has none, and a colon where an error page was asked for (reference 3.2).
 fn each(record: &Record, escape: Escape, out: &mut Vec<u8>, one: impl Fn(&Attempt) -> Option<Figure>) {
     let mut found = false;
-    for attempt in record.all() {
+    for (place, attempt) in record.all().enumerate() {
         if found {
-            out.extend_from_slice(b", ");
+            out.extend_from_slice(if record.begins_anew(place) { b" : " } else { b", " });
         }
         found = true;
         match one(attempt) {

@@ -25,6 +25,8 @@ pub(in crate::l7) struct Attempt {
 pub(in crate::l7) struct Record {
     first: Option<Attempt>,
     more: Vec<Attempt>,
+    /// How many there were when the request went somewhere else.
+    before: usize,
 }
 
 impl Record {
@@ -37,6 +39,7 @@ impl Record {
 
     /// The request went somewhere else then.
     pub(in crate::l7) fn extend(&mut self, other: Self) {
+        self.before = self.all().count();
         for attempt in other.all() {
             self.push(*attempt);
         }
@@ -45,6 +48,11 @@ impl Record {
     /// The only attempt; `None` if there were more, or none.
     pub(in crate::l7) fn only(&self) -> Option<&Attempt> {
         self.first.as_ref().filter(|_| self.more.is_empty())
+    }
+
+    /// Whether the request had been somewhere else before this attempt, by its place among all.
+    pub(in crate::l7) fn begins_anew(&self, place: usize) -> bool {
+        place > 0 && place == self.before
     }
 
     /// Each attempt.
@@ -76,5 +84,11 @@ mod tests {
 
         assert_eq!(record.only(), None);
         assert_eq!(record.all().map(|attempt| attempt.status).collect::<Vec<_>>(), [502, 200]);
+
+        let mut page = Record::default();
+        page.push(attempt(404));
+        record.extend(page);
+
+        assert_eq!([0, 1, 2].map(|place| record.begins_anew(place)), [false, false, true]);
     }
 }

@@ -6,7 +6,7 @@ use Risk::{Critical, High, Low, Medium};
 use Scope::{Host, Location, Upstream};
 use Status::{Honoured, NoEffect, NotYet, Refused, With};
 use Value::{
-    Bool, Int, Interval, One, Path, Phrase, Ranges, Reference, Size, Statuses, Text, Token, Url, Words,
+    Bool, Chars, Int, Interval, One, Path, Phrase, Ranges, Reference, Size, Statuses, Text, Token, Url, Words,
 };
 
 /// One annotation under the prefix.
@@ -59,6 +59,8 @@ pub enum Value {
     Url,
     /// One line without quotes, backslashes and variables.
     Phrase,
+    /// Letters, digits and some of these.
+    Chars(&'static str),
     /// One line.
     Text,
 }
@@ -82,7 +84,7 @@ impl std::fmt::Display for Value {
             Self::Token => "word",
             Self::Path => "path",
             Self::Url => "URL",
-            Self::Text | Self::Phrase => "text",
+            Self::Text | Self::Phrase | Self::Chars(_) => "text",
         })
     }
 }
@@ -212,7 +214,7 @@ pub const TABLE: &[Annotation] = &[
     row("cors-allow-credentials", Bool, Low, Location, Default, With("enable-cors"), "credentials allowed"),
     row("cors-expose-headers", Text, Medium, Location, Default, With("enable-cors"), "response headers shown to scripts"),
     row("cors-max-age", Int, Low, Location, Default, With("enable-cors"), "how long the answer may be remembered, seconds"),
-    row("rewrite-target", Text, Medium, Location, Default, Honoured, "replaces the path sent upstream; makes the host a regex host"),
+    row("rewrite-target", Chars("/-._~:$?&=,%+@!*(){}"), Medium, Location, Default, Honoured, "replaces the path sent upstream; makes the host a regex host"),
     row("use-regex", Bool, Low, Host, Default, Honoured, "makes every path of the host a regex"),
     row("app-root", Path, Medium, Host, Default, Honoured, "where a request for `/` is redirected"),
     row("ssl-redirect", Bool, Low, Location, Default, Honoured, "redirect http to https where the host has TLS"),
@@ -234,7 +236,7 @@ pub const TABLE: &[Annotation] = &[
     row("backend-protocol", One(&["HTTP", "HTTPS", "AUTO_HTTP", "GRPC", "GRPCS", "FCGI"]), Low, Location, Default, Honoured, "what the upstream speaks"),
     row("service-upstream", Bool, Low, Upstream, Default, Honoured, "send to the Service's address instead of its endpoints"),
     row("load-balance", One(&["round_robin", "ewma", "least_requests"]), Low, Upstream, Refuse, Honoured, "how an endpoint is chosen"),
-    row("upstream-hash-by", Text, High, Upstream, Refuse, Honoured, "choose the endpoint by a hash"),
+    row("upstream-hash-by", Chars("-_${}.:~/,| "), High, Upstream, Refuse, Honoured, "choose the endpoint by a hash"),
     row("upstream-hash-by-subset", Bool, Low, Upstream, Default, With("upstream-hash-by"), "hash to a group of endpoints"),
     row("upstream-hash-by-subset-size", Int, Low, Upstream, Default, With("upstream-hash-by"), "size of the group"),
     row("proxy-next-upstream", Words(&Condition::WORDS), Medium, Location, Default, Honoured, "when another endpoint is tried"),
@@ -264,7 +266,7 @@ pub const TABLE: &[Annotation] = &[
     row("proxy-ssl-server-name", One(&["on", "off"]), Low, Host, Default, With("proxy-ssl-secret"), "send SNI upstream"),
     row("proxy-ssl-protocols", Words(&["TLSv1.2", "TLSv1.3"]), Low, Host, Default, With("proxy-ssl-secret"), "TLS versions towards the upstream"),
     row("proxy-ssl-ciphers", Text, Medium, Host, Default, NoEffect, "TLS ciphers towards the upstream; the library's own, all of them strong, are offered"),
-    row("ssl-ciphers", Text, Low, Host, Refuse, Honoured, "TLS ciphers towards the client"),
+    row("ssl-ciphers", Chars("+:_-!.@="), Low, Host, Refuse, Honoured, "TLS ciphers towards the client"),
     row("ssl-prefer-server-ciphers", Bool, Low, Host, Default, Honoured, "whose order of ciphers counts"),
     row("ssl-passthrough", Bool, Low, Host, Default, Honoured, "hand TLS to the upstream unopened"),
     row("http2-push-preload", Bool, Low, Location, Default, NoEffect, "HTTP/2 push, which browsers have dropped"),
@@ -272,8 +274,8 @@ pub const TABLE: &[Annotation] = &[
     row("enable-rewrite-log", Bool, Low, Location, Default, NotYet, "log rewrites"),
     row("enable-opentelemetry", Bool, Low, Location, Default, NotYet, "trace requests"),
     row("opentelemetry-trust-incoming-span", Bool, Low, Location, Default, NotYet, "continue the client's trace"),
-    row("opentelemetry-operation-name", Text, Medium, Location, Refuse, NotYet, "name of the span"),
-    row("custom-headers", Reference, Medium, Location, Deny, Honoured, "ConfigMap with response headers"),
+    row("opentelemetry-operation-name", Token, Medium, Location, Refuse, NotYet, "name of the span"),
+    row("custom-headers", Reference, Medium, Location, Refuse, Honoured, "ConfigMap with response headers"),
     row("mirror-target", Text, High, Location, Default, Honoured, "send a copy of each request there"),
     row("mirror-request-body", One(&["on", "off"]), Low, Location, Default, With("mirror-target"), "copy the body too"),
     row("mirror-host", Text, High, Location, Default, With("mirror-target"), "Host header of the copy"),

@@ -53,6 +53,13 @@ pub(in crate::translate) fn check(value: Value, text: &str) -> Result<(), String
             let is_legal = |c: char| !c.is_control() && !['"', '\\', '$'].contains(&c);
             (text.chars().all(is_legal), "text without quotes, backslashes and variables")
         }
+        Value::Chars(others) => {
+            let is_legal = |c: char| c.is_ascii_alphanumeric() || others.contains(c);
+            if text.chars().all(is_legal) {
+                return Ok(());
+            }
+            return Err(format!("{text:?} holds something else than letters, digits and {others}"));
+        }
         Value::Text => (true, ""),
     };
     if legal { Ok(()) } else { Err(format!("{text:?} is not {wanted}")) }
@@ -214,7 +221,7 @@ mod tests {
 
     #[test]
     fn accepts_and_refuses_as_ingress_nginx_does() {
-        let cases: [(Value, &[&str], &[&str]); 11] = [
+        let cases: [(Value, &[&str], &[&str]); 12] = [
             (Value::Bool, &["true", "T", "1", "False", "f", "0"], &["yes", "on", "TrUe", "enabled", "2"]),
             (Value::Int, &["0", "10", "-1"], &["10s", "1.5", "+1", "", "99999999999"]),
             (Value::Statuses, &["404", "404, 503,599"], &["404,", "200", "404 503", "x"]),
@@ -233,6 +240,7 @@ mod tests {
             ),
             (Value::Reference, &["a", "ns/a"], &["a/b/c", "/a", "a b"]),
             (Value::Url, &["https://a/b", "http://a$1"], &["ftp://a", "/a", "https://", "http://a b"]),
+            (Value::Chars("/$"), &["/a/$1", "a"], &["/a b", "/;", "/ü"]),
             (Value::Text, &["anything at all"], &["two\nlines", "cr\r"]),
         ];
         for (value, good, bad) in cases {
