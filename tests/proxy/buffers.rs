@@ -7,10 +7,10 @@ use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use penstock::l7::Temp;
-use penstock::model::l7::{Buffers, Filters, Rate, ReadAhead};
+use penstock::model::l7::{Buffers, Filters, Rate, ReadAhead, Retry};
 use penstock::model::upstream::Conditions;
 
-use crate::rig::{Backend, Client, Reply, Rig, length_of, to_with};
+use crate::rig::{Backend, Client, Reply, Rig, length_of, nobody, to_with};
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 
@@ -260,6 +260,24 @@ fn a_response_that_asks_for_it_is_not_read_ahead() {
 
     assert!(reply.body == pattern(LEN) && reply.header("x-accel-buffering").is_none());
     assert_eq!(rig.metric("penstock_l7_temp_file_failures_total"), 0.0);
+}
+
+#[test]
+fn the_time_that_a_client_takes_for_its_body_is_none_of_its_attempts() {
+    let good = Backend::mirror();
+    let retry = Retry { within: Duration::from_millis(500), ..Retry::default() };
+    let rig = Rig::start(to_with(&[nobody(), good.addr], Filters { retry, ..holding() }));
+    for _ in 0..2 {
+        let mut client = rig.client();
+        client.send("PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 20000\r\n\r\nhalf");
+
+        // Longer than attempts may take.
+        std::thread::sleep(Duration::from_millis(700));
+        client.send(pattern(20_000 - 4));
+
+        assert_eq!(client.reply().status, 200);
+    }
+    assert_eq!(good.connections(), 1);
 }
 
 #[test]

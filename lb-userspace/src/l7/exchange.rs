@@ -145,7 +145,7 @@ pub(super) async fn run(
     outgoing: &mut Outgoing,
     limits: &Limits,
     after: After,
-    begun: Instant,
+    mut begun: Instant,
 ) -> (Sent, Record) {
     if outgoing.expects_continue && !connection.send(b"HTTP/1.1 100 Continue\r\n\r\n").await {
         return (Sent::Broken { status: 499 }, Record::default());
@@ -157,7 +157,11 @@ pub(super) async fn run(
     let held = match std::mem::replace(&mut outgoing.hold, Hold::No) {
         Hold::UpTo(in_memory) => {
             match Box::pin(hold(connection, &outgoing.body, in_memory, limits.max_body_bytes)).await {
-                Ok(held) => Some(Box::new(held)),
+                Ok(held) => {
+                    // A slow client is no fault of an endpoint, and takes no time from its attempts.
+                    begun = Instant::now();
+                    Some(Box::new(held))
+                }
                 Err(499) => return (Sent::Broken { status: 499 }, Record::default()),
                 Err(status) => return (Sent::Nothing { status, read: false }, Record::default()),
             }
