@@ -86,6 +86,22 @@ fn the_answer_of_the_error_backend_takes_the_place_of_an_error() {
 }
 
 #[test]
+fn a_page_in_the_place_of_a_401_still_asks_who_the_client_is() {
+    let upstream = Backend::saying(
+        "HTTP/1.1 401 No\r\nwww-authenticate: Negotiate\r\nWWW-Authenticate: Basic realm=\"a\"\r\n\
+         Content-Length: 2\r\n\r\nno",
+    );
+    let rig = Rig::start(state(&[upstream.addr], Some(words().addr), pages(&[401])));
+
+    let reply = rig.ask(GET);
+
+    let challenges: Vec<_> =
+        reply.head.lines().filter_map(|line| line.strip_prefix("WWW-Authenticate: ")).collect();
+    assert_eq!((reply.status, challenges), (401, vec!["Negotiate", "Basic realm=\"a\""]));
+    assert_eq!(asked(&reply).first().map(String::as_str), Some("GET /?c=d HTTP/1.1"));
+}
+
+#[test]
 fn errors_that_are_not_listed_or_not_to_be_replaced_are_the_upstreams() {
     let (upstream, words) = (Backend::saying(GONE), words());
     let spared = ErrorPages { only_ours: true, ..pages(&[503]) };

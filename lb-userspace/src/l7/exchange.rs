@@ -301,6 +301,9 @@ async fn attempt(
         }
         Answered::Response(response) if outgoing.is_replaced(response.status) => {
             attempts.answered(response.status);
+            if let Some(challenge) = &response.challenge {
+                exchange.connection.dress.challenge(challenge);
+            }
             Err(Failed::Replaced { status: response.status })
         }
         Answered::Response(mut response) => {
@@ -364,6 +367,9 @@ struct Ready {
     keep_upstream: bool,
     /// The upstream asks that it is not read ahead.
     streams: bool,
+    /// `WWW-Authenticate` lines, whole, of an answer that somebody else words: without them nobody would be
+    /// asked who he is.
+    challenge: Option<Scratch>,
     /// Its body is compressed on its way; then `body` is what comes of that.
     packing: Option<Box<Packing>>,
 }
@@ -545,7 +551,8 @@ impl Exchange<'_, '_, '_, '_> {
         let Connection { client, dress, .. } = &*self.connection;
         heads::response(response, verdict, self.outgoing.version, client.scheme, after, dress, &mut head);
         let Response { status, streams, len, .. } = *response;
-        (Ready { status, head, body, coding, after, keep_upstream, streams, packing }, len)
+        let challenge = (status == 401 && self.outgoing.is_replaced(status)).then(|| challenge(response));
+        (Ready { status, head, body, coding, after, keep_upstream, streams, challenge, packing }, len)
     }
 
     /// Whether the response is compressed, and with what.
@@ -591,6 +598,18 @@ impl Exchange<'_, '_, '_, '_> {
             self.connection.tally.body_received = self.upload.body_written();
         }
     }
+}
+
+/// How the upstream wants to be told who the client is: whole lines.
+fn challenge(response: &Response<'_, '_>) -> Scratch {
+    let mut lines = Scratch::take();
+    let named = response.block.named(|name| name.eq_ignore_ascii_case("www-authenticate"));
+    for value in response.block.values(named) {
+        for part in [b"WWW-Authenticate: ", value, b"\r\n"] {
+            lines.extend_from_slice(part);
+        }
+    }
+    lines
 }
 
 enum NoHead {

@@ -41,7 +41,7 @@ impl Exchange<'_, '_, '_, '_> {
         ready: Ready,
         limits: ReadAhead,
     ) -> (Sent, u64, Option<Box<Output>>) {
-        let Ready { status, head, body, coding, after, keep_upstream: _, streams: _, packing: _ } = ready;
+        let Ready { status, head, body, coding, after, .. } = ready;
         let mut intake = Leg::new(Scratch::take(), body, coding, None);
         let mut output = Output::new(self.connection.worker, limits, head, status, after);
         let mut is_in = false;

@@ -15,7 +15,7 @@ use super::{Exchange, Ready, Sent};
 impl Exchange<'_, '_, '_, '_> {
     /// Passes the response on while the rest of the request may still go the other way.
     pub(super) async fn relay(&mut self, ready: Ready) -> (Sent, u64) {
-        let Ready { status, head, body, coding, after, keep_upstream: _, streams: _, packing: _ } = ready;
+        let Ready { status, head, body, coding, after, .. } = ready;
         let mut download = Leg::new(head, body, coding, None);
         let mut due = self.connection.alarm.due(self.limits.read);
         let mut moved = 0;
