@@ -166,7 +166,7 @@ impl Live for LiveAgent {
     fn metrics(&self) -> String {
         let mut page = exposition::Page::default();
         let mut tell = |metric: Metric| page.add(&metric, self.agent.constants(metric.name));
-        self.agent.metrics(&self.state(), self.takeovers).into_iter().for_each(&mut tell);
+        self.agent.metrics(&self.state(), &self.l7(), self.takeovers).into_iter().for_each(&mut tell);
         process::metrics().into_iter().for_each(&mut tell);
         self.proxy.tell_metrics(&mut tell);
         self.prober.metrics().into_iter().for_each(&mut tell);

@@ -68,8 +68,8 @@ impl Agent {
         &[]
     }
 
-    /// What the agent itself has to tell.
-    pub(super) fn metrics(&self, state: &State, takeovers: u64) -> Vec<Metric> {
+    /// What the agent itself has to tell; `l7`: that of the state, with the addresses of names.
+    pub(super) fn metrics(&self, state: &State, l7: &L7, takeovers: u64) -> Vec<Metric> {
         let gauge = |name, help, samples| Metric { name, help, kind: MetricKind::Gauge, samples };
         let counter = |name, help, samples| Metric { name, help, kind: MetricKind::Counter, samples };
         let sample = |labels: Vec<(&'static str, String)>, value: f64| Sample { suffix: "", labels, value };
@@ -133,7 +133,7 @@ impl Agent {
             gauge(
                 "nginx_ingress_controller_orphan_ingress",
                 "Gauge reporting status of ingress orphanage, 1 indicates orphaned ingress.",
-                orphans(&state.snapshot.l7, &state.problems),
+                orphans(l7, &state.problems),
             ),
             counter(
                 "penstock_agent_takeovers_total",
@@ -240,6 +240,51 @@ mod tests {
     use super::*;
     use crate::model::l7::{HostMatch, Location, PathMatch, Server, Upstream, UpstreamName};
     use crate::model::problem::{ObjectId, Problem, Severity};
+
+    #[test]
+    fn an_ingress_whose_addresses_come_by_dns_is_no_orphan() {
+        let name = UpstreamName("external".to_owned());
+        let location = Location {
+            path: PathMatch::Prefix("/".to_owned()),
+            path_label: "/".to_owned(),
+            ingress: Some(ObjectName::new("default", "external")),
+            service: "external".to_owned(),
+            action: Action::Proxy(name.clone()),
+            filters: Default::default(),
+        };
+        let server = Server { locations: vec![location], ..Server::default() };
+        let translated = L7 {
+            servers: [(HostMatch::Any, server)].into(),
+            upstreams: [(name, Upstream::default())].into(),
+            ..L7::default()
+        };
+        let mut filled = translated.clone();
+        let addr = "192.0.2.1:443".parse().unwrap();
+        filled.upstreams.edit(|_, upstream| {
+            upstream.endpoints.insert(addr);
+        });
+        let state = State {
+            objects: Default::default(),
+            snapshot: Snapshot { l7: Arc::new(translated), ..Snapshot::default() },
+            problems: Problems::new(),
+            given: Arc::default(),
+            kept: Vec::new(),
+            generation: 1,
+            at: UNIX_EPOCH,
+        };
+        let agent = Agent {
+            class: String::new(),
+            constants: Vec::new(),
+            failures: Arc::default(),
+            hash: Mutex::default(),
+        };
+
+        let told = agent.metrics(&state, &filled, 0);
+
+        let orphans = told.iter().find(|metric| metric.name == "nginx_ingress_controller_orphan_ingress");
+        let values: Vec<_> = orphans.expect("told").samples.iter().map(|sample| sample.value).collect();
+        assert_eq!(values, [0.0, 0.0]);
+    }
 
     #[test]
     fn an_ingress_is_an_orphan_while_its_service_or_its_endpoints_are_missing() {
