@@ -97,7 +97,7 @@ impl Agent {
             ),
             gauge(
                 "nginx_ingress_controller_config_hash",
-                "Running configuration hash: the same for the same snapshot.",
+                "Running configuration hash: the same for the same snapshot, passwords and client authorities aside.",
                 one(self.hash(state)),
             ),
             gauge(
