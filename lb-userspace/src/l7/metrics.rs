@@ -82,6 +82,11 @@ impl Counters {
         Self { by_labels: Requests::new(metering), ..Self::default() }
     }
 
+    /// The same, for those of several workers added up.
+    pub(super) fn sum(metering: &Metering) -> Self {
+        Self { by_labels: Requests::sum(metering), ..Self::default() }
+    }
+
     /// Of nothing so far, in the same manner.
     pub(super) fn anew(&self) -> Self {
         Self { by_labels: self.by_labels.anew(), ..Self::default() }
@@ -289,6 +294,53 @@ mod tests {
         assert_eq!(requests.len(), 3);
         assert_eq!(requests.iter().sum::<f64>(), 10.0);
         assert_eq!(values(&total, "penstock_l7_metrics_overflow_requests_total", ""), [6.0]);
+    }
+
+    #[test]
+    fn each_worker_has_a_limit_and_their_sum_none() {
+        let metering = Metering { series: 2, ..Metering::default() };
+        let worker = |paths: [&str; 2]| {
+            let mut counters = Counters::new(&metering);
+            for (n, path) in paths.into_iter().enumerate() {
+                let labels =
+                    Arc::new(Labels { path: path.to_owned(), host: "a".to_owned(), ..Labels::default() });
+                counters.request(Some(n), &labels, &finished(7));
+            }
+            counters
+        };
+        let mut total = Counters::sum(&metering);
+
+        total.add(&worker(["/a", "/b"]));
+        total.add(&worker(["/b", "/c"]));
+
+        assert_eq!(values(&total, "nginx_ingress_controller_requests", "").len(), 3);
+        assert_eq!(values(&total, "penstock_l7_metrics_overflow_requests_total", ""), [0.0]);
+    }
+
+    #[test]
+    fn a_route_that_was_made_anew_goes_on_with_its_series() {
+        let metering = Metering { series: 2, ..Metering::default() };
+        let mut maker = Maker::default();
+        let before = maker.make(&with(&["a", "b"]));
+        let mut counters = Counters::new(&metering);
+        let request = |router: &Router, counters: &mut Counters, host: &str| {
+            let (number, labels) = router.site(host.as_bytes()).0.find(b"/").route.counted(Side::Primary);
+            counters.request(Some(number), labels, &finished(7));
+        };
+        request(&before, &mut counters, "a");
+        request(&before, &mut counters, "b");
+        let mut changed = with(&["a", "b"]);
+        changed.servers.edit(|_, server| server.app_root = Some("/app".to_owned()));
+
+        let now = maker.make(&changed);
+        counters.settle(now.gone(&before), &now);
+        request(&now, &mut counters, "a");
+        request(&now, &mut counters, "b");
+
+        let mut total = Counters::sum(&metering);
+        total.add(&counters);
+        assert_eq!(values(&total, "nginx_ingress_controller_requests", ""), [2.0, 2.0]);
+        assert_eq!(values(&total, "penstock_l7_metrics_overflow_requests_total", ""), [0.0]);
     }
 
     #[test]

@@ -331,7 +331,7 @@ impl Running {
             let _ = control.send(ask(answer.clone()));
         }
         drop(answer);
-        let mut total = metrics::Counters::new(&self.metering);
+        let mut total = metrics::Counters::sum(&self.metering);
         while let Ok(counters) = answers.recv_timeout(ANSWER) {
             total.add(&counters);
         }

@@ -280,8 +280,7 @@ impl Router {
 
     /// Whether a route is told of under these labels.
     pub(super) fn has(&self, labels: &Labels) -> bool {
-        let site = self.hosts.labelled(&labels.host).and_then(|place| self.sites.get(place)?.as_ref());
-        site.is_some_and(|site| {
+        self.labelled(&labels.host).is_some_and(|site| {
             site.routes().any(|route| route.labels().any(|(_, known)| **known == *labels))
         })
     }
@@ -289,6 +288,11 @@ impl Router {
     /// The upstream that a ClientHello with this name belongs to, if it is not ours to answer.
     pub(super) fn passthrough(&self, name: &str) -> Option<usize> {
         self.passthrough.get(name).copied()
+    /// The site that is told of as this host.
+    pub(super) fn labelled(&self, host: &str) -> Option<&Site> {
+        self.sites.get(self.hosts.labelled(host)?)?.as_deref()
+    }
+
     }
 
     /// The site for a Host header (with or without port).

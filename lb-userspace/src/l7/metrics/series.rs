@@ -183,6 +183,11 @@ impl Requests {
         }
     }
 
+    /// For those of several workers added up, each within the limit of its own.
+    pub(super) fn sum(metering: &Metering) -> Self {
+        Self { limit: usize::MAX, ..Self::new(metering) }
+    }
+
     /// The same, empty.
     pub(super) fn anew(&self) -> Self {
         let Self { scale, limit, status_classes, undefined_hosts, .. } = self;
@@ -206,15 +211,20 @@ impl Requests {
         let is_full = self.live.len() + self.settled.len() >= self.limit;
         let scale = &self.scale;
         let series = match route {
-            Some(route) => {
-                let key = (route, finished.method, status);
-                if is_full && !self.live.contains_key(&key) {
-                    self.overflow.get_or_insert_with(|| Series::new(scale))
-                } else {
-                    let known = self.live.entry(key);
-                    &mut known.or_insert_with(|| (Arc::clone(labels), Series::new(scale))).1
+            Some(route) => match self.live.entry((route, finished.method, status)) {
+                Entry::Occupied(known) => &mut known.into_mut().1,
+                Entry::Vacant(place) => {
+                    // The route was made anew, and goes on with what was counted under its labels.
+                    let before = self.settled.remove(&(Arc::clone(labels), finished.method, status));
+                    match before {
+                        None if is_full => self.overflow.get_or_insert_with(|| Series::new(scale)),
+                        before => {
+                            let series = before.unwrap_or_else(|| Series::new(scale));
+                            &mut place.insert((Arc::clone(labels), series)).1
+                        }
+                    }
                 }
-            }
+            },
             None => {
                 let key = (Arc::clone(labels), finished.method, status);
                 if is_full && !self.settled.contains_key(&key) {
@@ -238,10 +248,15 @@ impl Requests {
         if numbers.is_empty() {
             return;
         }
-        self.settled.retain(|(labels, ..), _| !hosts.contains(labels.host.as_str()) || next.has(labels));
+        // Once for all: there may be as many series as routes.
+        let sites = hosts.iter().filter_map(|host| next.labelled(host));
+        let known: HashSet<&Labels> =
+            sites.flat_map(Site::routes).flat_map(Route::labels).map(|(_, labels)| &**labels).collect();
+        self.settled
+            .retain(|(labels, ..), _| !hosts.contains(labels.host.as_str()) || known.contains(&**labels));
         let gone = self.live.extract_if(|(number, ..), _| numbers.contains(number));
         for ((_, method, status), (labels, series)) in gone {
-            if !next.has(&labels) {
+            if !known.contains(&*labels) {
                 continue;
             }
             match self.settled.entry((labels, method, status)) {
