@@ -28,8 +28,9 @@ pub(super) struct Book {
 #[derive(Default)]
 struct Entry {
     addrs: BTreeSet<IpAddr>,
-    /// When they were found.
+    /// When they were found, and when those of both families were.
     found: Option<Instant>,
+    whole: Option<Instant>,
     /// Not asked for before; `None`: at once.
     next: Option<Instant>,
     is_sought: bool,
@@ -67,21 +68,35 @@ impl Book {
         self.names.values().filter(|entry| !entry.is_sought).filter_map(|entry| entry.next).min()
     }
 
+    /// Nothing came of a name that nobody knows any more: whatever is sought is asked for again.
+    pub(super) fn lose(&mut self, now: Instant) {
+        for entry in self.names.values_mut().filter(|entry| entry.is_sought) {
+            (entry.is_sought, entry.next) = (false, Some(now + AGAIN));
+        }
+    }
+
     /// What came of a name. Whether its addresses are others now.
     pub(super) fn learn(&mut self, name: &str, found: Result<Answer, Error>, now: Instant) -> bool {
         let Some(entry) = self.names.get_mut(name) else { return false };
         entry.is_sought = false;
         let before = entry.addrs.clone();
         let wrong: Option<String> = match found {
-            Ok(Answer { addrs, ttl }) => {
-                (entry.next, entry.found) = (Some(now + ttl.clamp(SHORTEST, LONGEST)), Some(now));
+            Ok(Answer { mut addrs, ttl, is_whole }) => {
+                if !is_whole && !is_old(entry.whole, now) {
+                    // Nobody answered about the other family.
+                    let is_told = |addr: &&IpAddr| addrs.iter().any(|told| told.is_ipv4() == addr.is_ipv4());
+                    let kept: Vec<_> = entry.addrs.iter().filter(|addr| !is_told(addr)).copied().collect();
+                    addrs.extend(kept);
+                }
+                let longest = if is_whole { LONGEST } else { AGAIN };
+                (entry.next, entry.found) = (Some(now + ttl.clamp(SHORTEST, longest)), Some(now));
+                entry.whole = if is_whole { Some(now) } else { entry.whole };
                 entry.addrs = addrs.into_iter().filter(|addr| !leads_back(*addr)).collect();
                 entry.addrs.is_empty().then(|| "its addresses are those of this host itself".to_owned())
             }
             Err(error) => {
                 entry.next = Some(now + AGAIN);
-                let is_old = entry.found.is_none_or(|found| now.duration_since(found) > STALE);
-                if is_old || matches!(error, Error::NoSuchName) {
+                if is_old(entry.found, now) || matches!(error, Error::NoSuchName) {
                     entry.addrs.clear();
                 }
                 Some(error.to_string())
@@ -116,6 +131,11 @@ impl Book {
     }
 }
 
+/// What was found then serves no more.
+fn is_old(found: Option<Instant>, now: Instant) -> bool {
+    found.is_none_or(|found| now.duration_since(found) > STALE)
+}
+
 /// An address that a name outside has no business to have: ours.
 fn leads_back(addr: IpAddr) -> bool {
     let addr = addr.to_canonical();
@@ -137,7 +157,7 @@ mod tests {
 
     fn answer(addrs: &[&str], seconds: u64) -> Result<Answer, Error> {
         let addrs = addrs.iter().map(|addr| addr.parse().expect("an address")).collect();
-        Ok(Answer { addrs, ttl: Duration::from_secs(seconds) })
+        Ok(Answer { addrs, ttl: Duration::from_secs(seconds), is_whole: true })
     }
 
     fn endpoints(book: &Book, l7: &Arc<L7>) -> Vec<String> {
@@ -177,6 +197,32 @@ mod tests {
         book.learn("a", answer(&["192.0.2.1"], 30), start);
         assert!(book.learn("a", Err(Error::NoSuchName), start), "a name that is gone is gone");
         assert!(endpoints(&book, &l7).is_empty());
+    }
+
+    #[test]
+    fn the_family_that_nobody_answered_about_keeps_its_addresses_for_a_while() {
+        let (mut book, l7, start) = (Book::default(), state(&["a"]), Instant::now());
+        let half = || answer(&["2001:db8::2"], 3600).map(|answer| Answer { is_whole: false, ..answer });
+        book.want(&l7);
+        book.learn("a", answer(&["192.0.2.1", "2001:db8::1"], 30), start);
+
+        assert!(book.learn("a", half(), start + STALE));
+        assert_eq!(endpoints(&book, &l7), ["192.0.2.1:443", "[2001:db8::2]:443"]);
+        assert_eq!(book.due(), Some(start + STALE + AGAIN), "and is soon asked for again");
+        assert!(book.learn("a", half(), start + STALE + AGAIN));
+        assert_eq!(endpoints(&book, &l7), ["[2001:db8::2]:443"]);
+        assert!(!book.learn("a", Err(Error::NoAnswer), start + STALE + STALE), "what was half said was said");
+    }
+
+    #[test]
+    fn a_name_whose_lookup_was_lost_is_asked_for_again() {
+        let (mut book, start) = (Book::default(), Instant::now());
+        book.want(&state(&["a"]));
+        book.begin(start);
+
+        book.lose(start);
+
+        assert_eq!(book.begin(start + AGAIN), ["a"]);
     }
 
     #[test]

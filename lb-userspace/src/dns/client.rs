@@ -24,6 +24,8 @@ const DATAGRAM: usize = 512;
 pub(super) struct Answer {
     pub(super) addrs: BTreeSet<IpAddr>,
     pub(super) ttl: Duration,
+    /// Somebody answered about both families.
+    pub(super) is_whole: bool,
 }
 
 /// Why there are no addresses.
@@ -39,14 +41,13 @@ pub(super) enum Error {
 pub(super) async fn look_up(name: &str, files: &Files) -> Result<Answer, Error> {
     let own = files.addresses(name.trim_end_matches('.')).await;
     if !own.is_empty() {
-        return Ok(Answer { addrs: own, ttl: OWN_TTL });
+        return Ok(Answer { addrs: own, ttl: OWN_TTL, is_whole: true });
     }
     let settings = files.settings().await;
     for candidate in settings.candidates(name) {
         let (v4, v6) =
             tokio::join!(ask(&candidate, Kind::V4, &settings), ask(&candidate, Kind::V6, &settings));
-        let mut answer = Answer { addrs: BTreeSet::new(), ttl: Duration::MAX };
-        let mut is_told = true;
+        let mut answer = Answer { addrs: BTreeSet::new(), ttl: Duration::MAX, is_whole: true };
         for reply in [v4, v6] {
             match reply {
                 Some(Reply::Addresses { addrs, ttl }) if !addrs.is_empty() => {
@@ -54,14 +55,14 @@ pub(super) async fn look_up(name: &str, files: &Files) -> Result<Answer, Error> 
                     answer.ttl = answer.ttl.min(Duration::from_secs(ttl.into()));
                 }
                 Some(Reply::Addresses { .. } | Reply::NoSuchName) => {}
-                _ => is_told = false,
+                _ => answer.is_whole = false,
             }
         }
         if !answer.addrs.is_empty() {
             return Ok(answer);
         }
         // A shorter name would perhaps be somebody else's.
-        if !is_told {
+        if !answer.is_whole {
             return Err(Error::NoAnswer);
         }
     }

@@ -79,7 +79,10 @@ async fn keep(
                 told.send_replace(book.filled(&l7));
             }
             Some(looked_up) = lookups.join_next() => {
-                let Ok((name, found)) = looked_up else { continue };
+                let Ok((name, found)) = looked_up else {
+                    book.lose(Instant::now());
+                    continue;
+                };
                 if book.learn(&name, found, Instant::now()) {
                     told.send_replace(book.filled(&l7));
                 }
