@@ -14,7 +14,7 @@ use super::names;
 use super::nodes::Nodes;
 use super::services::{self, Claims, Output, Terms};
 use super::vips::Addresses;
-use crate::model::l4::{Access, BackendState, Family, PoolId, Prefix, Protocol, Vip, VipAddr};
+use crate::model::l4::{Access, BackendState, Family, Pool, PoolId, Prefix, Protocol, Vip, VipAddr};
 use crate::model::{ObjectId, ObjectName};
 use crate::objects::{Key, Kind, Objects, Sourced};
 
@@ -241,7 +241,7 @@ pub(super) fn serve(
     output: &mut Output,
     findings: &mut Findings,
 ) {
-    for ((protocol, _), stream) in streams.0 {
+    for ((protocol, client_port), stream) in streams.0 {
         let Stream { config_map, field, service, origin, object, port, number, vips, sources } = stream;
         if vips.is_empty() {
             findings.about(&config_map).warn(
@@ -254,15 +254,18 @@ pub(super) fn serve(
         }
         let Some(spec) = &object.spec else { continue };
         for family in [Family::V4, Family::V6] {
-            let vips: BTreeMap<_, _> = vips
+            let mut vips: BTreeMap<_, _> = vips
                 .iter()
                 .filter(|(vip, _)| family_of(vip) == family)
                 .map(|(vip, access)| (*vip, *access))
                 .collect();
-            let Some(first) = vips.keys().next() else { continue };
+            if vips.is_empty() {
+                continue;
+            }
             let ranges = sources.get(&family).cloned().unwrap_or_default();
             let id = PoolId { service: service.clone(), port: number, protocol, family };
             if let Some(pool) = output.pools.get_mut(&id) {
+                keep_held(&mut vips, pool, &field, &mut findings.about(&config_map));
                 let is_restricted =
                     |vips: &BTreeMap<Vip, Access>| vips.values().any(|access| *access == Access::Restricted);
                 if is_restricted(&vips) && is_restricted(&pool.vips) && pool.source_ranges != ranges {
@@ -284,7 +287,11 @@ pub(super) fn serve(
             let mut about = findings.about(&config_map);
             let endpoints = slices.of(&service, port, protocol, Some(family), Use::Vip);
             let mut pool = terms.pool(&id, &endpoints, nodes, &field, &mut about);
-            services::reachable(&mut pool, first.port, &field, port, &mut about);
+            services::reachable(&mut pool, client_port, &field, port, &mut about);
+            keep_held(&mut vips, &pool, &field, &mut about);
+            if vips.is_empty() {
+                continue;
+            }
             let takes_flows = pool
                 .backends
                 .values()
@@ -297,6 +304,28 @@ pub(super) fn serve(
             output.pools.insert(id, pool);
         }
     }
+}
+
+/// Leaves out what backends that get packets as they came could not answer: they hold no address of a node, and
+/// listen on ports of their own.
+fn keep_held(vips: &mut BTreeMap<Vip, Access>, pool: &Pool, field: &str, about: &mut About<'_>) {
+    let holders = pool.backends.iter().filter(|(_, backend)| backend.mode.keeps_destination());
+    let ports: BTreeSet<u16> = holders.map(|(addr, _)| addr.port()).collect();
+    let Some(held) = ports.first() else { return };
+    vips.retain(|vip, _| {
+        if let VipAddr::Node(_) = vip.addr {
+            let message = "is not served: in l2 and ipip mode the backend must hold the address";
+            about.info("l2-node-port", field, format!("nodePort {} {message}", vip.port), "");
+            return false;
+        }
+        let is_held = ports.iter().all(|port| *port == vip.port);
+        if !is_held {
+            let message =
+                format!("{vip} is not served: in l2 and ipip mode backends get packets as they came, but listen on {held}");
+            about.error_fix("l2-port-mismatch", field, message, format!("use port {held}, or mode nat"));
+        }
+        is_held
+    });
 }
 
 fn family_of(vip: &Vip) -> Family {
