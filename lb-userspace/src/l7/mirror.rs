@@ -254,7 +254,7 @@ async fn deliver(worker: &Worker, snapshot: &Snapshot, to: &To, message: &[u8]) 
     let (name, port) = split_port(&to.host).ok_or(io::ErrorKind::InvalidInput)?;
     let port = port.unwrap_or(if to.tls { 443 } else { 80 });
     let connecting = async {
-        let addrs = worker.outside.find(snapshot, to.upstream.as_ref(), name, port).await?;
+        let addrs = worker.mirrors.find(snapshot, to.upstream.as_ref(), name, port).await?;
         connect(worker, to, name, &addrs).await
     };
     let mut link = tokio::time::timeout(CONNECT, connecting).await.map_err(|_| io::ErrorKind::TimedOut)??;
@@ -282,7 +282,7 @@ async fn connect(worker: &Worker, to: &To, name: &str, addrs: &[SocketAddr]) -> 
     let first = usize::try_from(worker.random.word() % addrs.len().max(1) as u64).unwrap_or(0);
     let mut last = io::ErrorKind::NotFound.into();
     for addr in addrs.iter().cycle().skip(first).take(addrs.len().min(TRIES)) {
-        match worker.outside.connect(*addr, to.tls, name).await {
+        match worker.mirrors.connect(*addr, to.tls, name).await {
             Ok(link) => return Ok(link),
             Err(error) => last = error,
         }

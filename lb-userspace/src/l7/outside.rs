@@ -28,8 +28,10 @@ pub(super) struct Outside {
 }
 
 impl Outside {
-    pub(super) fn new() -> Self {
-        Self { resolver: Resolver::new(), tls: OnceCell::new() }
+    /// With so many lookups of names at once. Each takes one of the worker's threads that may block, of which
+    /// files need some, too.
+    pub(super) fn new(lookups: usize) -> Self {
+        Self { resolver: Resolver::new(lookups), tls: OnceCell::new() }
     }
 
     /// Addresses of a host; where it is a Service that we know, its endpoints.

@@ -40,6 +40,8 @@ const SHED_PAUSE: Duration = Duration::from_secs(1);
 const SWEEP: Duration = Duration::from_secs(5);
 /// Threads of a worker that write and read temporary files.
 const BLOCKING_THREADS: usize = 4;
+/// Names of mirrors that a worker looks up at once.
+const MIRROR_LOOKUPS: usize = 1;
 /// Pause after a failed accept: out of descriptors, most likely.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -74,7 +76,8 @@ pub(super) struct Worker {
     pub(super) journal: Journal,
     pub(super) spills: Arc<Spills>,
     pub(super) doorman: Doorman,
-    pub(super) outside: Rc<Outside>,
+    /// Apart from the doorman's: names that copies go to, and that clients may choose, take no turn from his.
+    pub(super) mirrors: Outside,
     /// Copies of requests under way.
     pub(super) copies: Rc<Cell<usize>>,
     /// Port of the TLS listener.
@@ -155,7 +158,6 @@ async fn run(
 ) -> io::Result<()> {
     let router = Arc::clone(&published.borrow_and_update());
     let https = bound.iter().find(|bound| bound.place.listener == Listener::Https);
-    let outside = Rc::new(Outside::new());
     let worker = Rc::new(Worker {
         current: Current::new(router, seat),
         timers: Rc::new(Timers::new()),
@@ -165,8 +167,8 @@ async fn run(
         https_port: https.map_or(443, |bound| bound.addr.port()),
         journal: Journal::new(shared.outlet),
         spills: shared.spills,
-        doorman: Doorman::new(shared.hashing, &outside),
-        outside,
+        doorman: Doorman::new(shared.hashing),
+        mirrors: Outside::new(MIRROR_LOOKUPS),
         copies: Rc::default(),
         tls,
         gate: Rc::default(),

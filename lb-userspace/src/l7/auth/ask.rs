@@ -35,9 +35,12 @@ const BODY: Duration = Duration::from_millis(100);
 /// Connections that nobody has used for so long are closed, whatever their own limit.
 const IDLE: Duration = Duration::from_secs(600);
 
+/// Lookups of names at once.
+const LOOKUPS: usize = 2;
+
 /// What is needed to ask, and kept between questions.
 pub(super) struct Asker {
-    outside: Rc<Outside>,
+    outside: Outside,
     idle: Pool,
     /// Idle connections to each service, by its URL as written: as many as it is to keep.
     kept: RefCell<HashMap<String, Rc<Cell<usize>>>>,
@@ -75,7 +78,8 @@ pub(super) enum Unanswered {
 }
 
 impl Asker {
-    pub(super) fn new(outside: Rc<Outside>) -> Self {
+    pub(super) fn new() -> Self {
+        let outside = Outside::new(LOOKUPS);
         Self { outside, idle: Pool::default(), kept: RefCell::default(), patience: READ }
     }
 
@@ -351,7 +355,7 @@ mod tests {
 
     #[tokio::test(flavor = "current_thread")]
     async fn each_service_has_its_own_number_of_kept_connections() {
-        let asker = Asker::new(Rc::new(Outside::new()));
+        let asker = Asker::new();
         for url in ["http://a/", "http://b/"] {
             let addr = service(YES).await;
             assert_eq!(ask(&asker, &[addr], &external(url, false)).await.expect("an answer"), 200);
@@ -363,7 +367,7 @@ mod tests {
 
     #[tokio::test(flavor = "current_thread")]
     async fn a_body_that_stalls_or_breaks_takes_nothing_from_the_answer() {
-        let asker = Asker::new(Rc::new(Outside::new()));
+        let asker = Asker::new();
         for answer in [
             "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nok",
             "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
@@ -379,7 +383,7 @@ mod tests {
     #[tokio::test(flavor = "current_thread")]
     async fn a_service_that_says_nothing_more_is_waited_for_no_longer_than_that() {
         let patience = Duration::from_millis(50);
-        let asker = Asker { patience, ..Asker::new(Rc::new(Outside::new())) };
+        let asker = Asker { patience, ..Asker::new() };
         for answer in ["", "HTTP/1.1 200 OK\r\nX-Hal", "HTTP/1.1 100 Continue\r\n\r\n"] {
             let addr = service(answer).await;
 
@@ -397,7 +401,7 @@ mod tests {
         drop(gone);
 
         // Its handshake gets no answer.
-        let failed = ask(&Asker::new(Rc::new(Outside::new())), &addrs, &external("https://a/", true)).await;
+        let failed = ask(&Asker::new(), &addrs, &external("https://a/", true)).await;
 
         assert!(matches!(failed, Err(Unanswered::Connect(_))), "the second one was asked: {failed:?}");
     }

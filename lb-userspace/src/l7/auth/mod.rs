@@ -18,7 +18,6 @@ use std::time::{Duration, Instant};
 use super::credentials::Credentials;
 use super::filters::{Answer, Asked};
 use super::metrics::Denied;
-use super::outside::Outside;
 use super::policy::{self, Dress, Entry};
 use super::snapshot::Snapshot;
 use super::worker::Worker;
@@ -51,12 +50,12 @@ pub(super) struct Doorman {
 }
 
 impl Doorman {
-    pub(super) fn new(hashing: Hashing, outside: &Rc<Outside>) -> Self {
+    pub(super) fn new(hashing: Hashing) -> Self {
         Self {
             hashing,
             marks: Marks::new(),
             right: Memory::new(RIGHT_PASSWORDS),
-            asker: Asker::new(Rc::clone(outside)),
+            asker: Asker::new(),
             answers: Memory::new(ANSWERS),
         }
     }

@@ -21,8 +21,6 @@ const MISSING: Duration = Duration::from_secs(3);
 const NAMES: usize = 256;
 /// Addresses of one name.
 const ADDRESSES: usize = 16;
-/// Lookups at once. Each takes one of the worker's threads that may block, of which files need some, too.
-const LOOKUPS: usize = 2;
 
 /// Names of one worker.
 pub(super) struct Resolver {
@@ -60,13 +58,13 @@ struct Known {
 }
 
 impl Resolver {
-    /// Asks the system.
-    pub(super) fn new() -> Self {
-        Self::asking(Box::new(|name| Box::pin(look_up(name))))
+    /// Asks the system for so many names at once.
+    pub(super) fn new(lookups: usize) -> Self {
+        Self::asking(Box::new(|name| Box::pin(look_up(name))), lookups)
     }
 
-    fn asking(look_up: LookUp) -> Self {
-        Self { names: RefCell::default(), lookups: Arc::new(Semaphore::new(LOOKUPS)), look_up }
+    fn asking(look_up: LookUp, lookups: usize) -> Self {
+        Self { names: RefCell::default(), lookups: Arc::new(Semaphore::new(lookups)), look_up }
     }
 
     /// Addresses of a name, which may be an address itself. What was found before serves while it is looked
@@ -187,7 +185,7 @@ mod tests {
 
     #[tokio::test(flavor = "current_thread")]
     async fn an_address_is_its_own_name_and_others_are_looked_up() {
-        let resolver = Resolver::new();
+        let resolver = Resolver::new(1);
         let resolve = async |name: &str| resolver.resolve(name, 80).await.map(|addrs| addrs.to_vec()).ok();
 
         assert_eq!(resolve("192.0.2.1").await, Some(vec!["192.0.2.1:80".parse().unwrap()]));
@@ -196,19 +194,22 @@ mod tests {
         assert!(!local.is_empty() && local.iter().all(|addr| addr.ip().is_loopback()), "{local:?}");
     }
 
+    const LOOKUPS: usize = 2;
+
     /// Answers as it is told to, and how often it was asked.
     fn told() -> (Resolver, mpsc::UnboundedSender<IpAddr>, Rc<Cell<usize>>) {
         let (tell, told) = mpsc::unbounded_channel();
         let (told, asked) = (Rc::new(tokio::sync::Mutex::new(told)), Rc::new(Cell::new(0)));
         let count = Rc::clone(&asked);
-        let resolver = Resolver::asking(Box::new(move |_| {
+        let look_up: LookUp = Box::new(move |_| {
             count.set(count.get() + 1);
             let told = Rc::clone(&told);
             Box::pin(async move {
                 let addr = told.lock().await.recv().await;
                 addr.map(|addr| vec![addr]).ok_or_else(|| io::ErrorKind::NotFound.into())
             })
-        }));
+        });
+        let resolver = Resolver::asking(look_up, LOOKUPS);
         (resolver, tell, asked)
     }
 
