@@ -10,7 +10,7 @@ use crate::model::l4::FiveTuple;
 use crate::model::report::Explanation;
 use crate::objects::Loaded;
 use crate::translate::Translated;
-use crate::{check, datapath, l7, manifests, translate};
+use crate::{check, datapath, dns, l7, manifests, translate};
 
 /// What becomes of every object under these paths (`-`: one file on standard input).
 pub fn check(paths: &[PathBuf], meaning: &TranslateConfig) -> Result<check::Report, StartError> {
@@ -50,7 +50,7 @@ pub fn explain_url(
     let Translated { snapshot, .. } =
         translate::translate(&load(&[path.to_owned()])?.objects, &meaning_options(meaning));
     let question = question::parse(url, headers).map_err(StartError::Usage)?;
-    Ok(l7::explain::explain(&snapshot.l7, None, &question))
+    Ok(l7::explain::explain(&dns::unasked(&snapshot.l7), None, &question))
 }
 
 /// Where a flow would go. Without the key of the balancers in question the backend is only an
@@ -96,4 +96,36 @@ fn load(paths: &[PathBuf]) -> Result<Loaded, StartError> {
         stdin = Some(text);
     }
     Ok(manifests::load_all(paths, stdin, translate::ADMISSION)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_served_by_dns_is_explained_though_nobody_is_asked() {
+        const OBJECTS: &str = r#"
+apiVersion: v1
+kind: Service
+metadata: {name: api}
+spec: {type: ExternalName, externalName: api.example.org, ports: [{port: 443, targetPort: 8443}]}
+---
+apiVersion: networking.k8s.io/v1
+kind: Ingress
+metadata: {name: api}
+spec:
+  ingressClassName: nginx
+  rules:
+  - host: a.example.com
+    http: {paths: [{path: /, pathType: Prefix, backend: {service: {name: api, port: {number: 443}}}}]}
+"#;
+        let dir = tempfile::tempdir().expect("a directory");
+        std::fs::write(dir.path().join("all.yaml"), OBJECTS).expect("a file");
+
+        let explained = explain_url(dir.path(), &TranslateConfig::default(), "http://a.example.com/", &[]);
+
+        let text = format!("{:?}", explained.expect("an explanation"));
+        assert!(text.contains("proxied to default-api-443"), "{text}");
+        assert!(text.contains("[api.example.org:8443 by DNS, which only the running agent asks]"), "{text}");
+    }
 }

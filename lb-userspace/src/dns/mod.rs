@@ -10,6 +10,7 @@ mod message;
 mod system;
 
 use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::model::l7::L7;
+use crate::model::l7::{L7, Upstream};
 
 use book::Book;
 use client::Answer;
@@ -35,6 +36,18 @@ pub async fn start(desired: watch::Receiver<Arc<L7>>, files: Files) -> watch::Re
     let (ready, all_asked) = tokio::sync::oneshot::channel();
     tokio::spawn(keep(desired, files, told, ready));
     let _ = tokio::time::timeout(FIRST, all_asked).await;
+    filled
+}
+
+/// The same state for who can ask nobody: `0.0.0.0`, which is no address of anybody, stands for those of each name.
+pub fn unasked(l7: &L7) -> L7 {
+    let mut filled = l7.clone();
+    for (name, upstream) in &l7.upstreams {
+        if let Some(external) = &upstream.external {
+            let endpoints = [SocketAddr::from((Ipv4Addr::UNSPECIFIED, external.port))].into();
+            filled.upstreams.insert(name.clone(), Upstream { endpoints, ..upstream.clone() });
+        }
+    }
     filled
 }
 
@@ -107,13 +120,11 @@ fn names(l7: &L7) -> BTreeSet<&str> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::SocketAddr;
-
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::{TcpListener, UdpSocket};
 
     use super::*;
-    use crate::model::upstream::{External, Upstream, UpstreamName};
+    use crate::model::upstream::{External, UpstreamName};
 
     /// A server that answers what `answer` makes of a question, by UDP and by TCP.
     async fn server(answer: impl Fn(&[u8], bool) -> Vec<u8> + Send + Sync + 'static) -> u16 {

@@ -1,11 +1,12 @@
 //! `penstock explain URL`: the decision of [`super::filters::decide`] in words.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use crate::model::health::Unwell;
 use crate::model::l7::{ClientAuth, Demand, L7, SslRedirect};
 use crate::model::report::{Explanation, Step};
+use crate::model::upstream::External;
 
 use super::balance::too_many;
 use super::canary;
@@ -225,7 +226,14 @@ fn upstream_step(router: &Router, decision: &Decision<'_>) -> Step {
         RouteAction::Deny => "denied: its Ingress holds what cannot be honoured".to_owned(),
         RouteAction::Proxy(_) | RouteAction::DefaultBackend(_) => match upstream(router, decision) {
             Some(upstream) => {
-                let endpoints: Vec<_> = upstream.endpoints.iter().map(ToString::to_string).collect();
+                let told = |endpoint: &SocketAddr| match &upstream.external {
+                    // What stands for a name that nobody was asked about.
+                    Some(External { name, port }) if endpoint.ip().is_unspecified() => {
+                        format!("{name}:{port} by DNS, which only the running agent asks")
+                    }
+                    _ => endpoint.to_string(),
+                };
+                let endpoints: Vec<_> = upstream.endpoints.iter().map(told).collect();
                 format!("{}: {} ready endpoints [{}]", upstream.name.0, endpoints.len(), endpoints.join(", "))
             }
             None => "none".to_owned(),

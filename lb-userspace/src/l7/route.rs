@@ -21,7 +21,7 @@ use crate::model::l7::{
 };
 
 use crate::model::expression::Expression;
-use crate::model::upstream::{Balance, Care, Keepalive};
+use crate::model::upstream::{Balance, Care, External, Keepalive};
 
 use super::balance::Rule;
 use super::canary::{CanaryEntry, Side};
@@ -81,6 +81,8 @@ pub(super) struct TlsEntry {
 pub(super) struct UpstreamEntry {
     pub(super) name: UpstreamName,
     pub(super) endpoints: Vec<SocketAddr>,
+    /// The name that they are the addresses of, if DNS knows them.
+    pub(super) external: Option<External>,
     pub(super) rule: Rule,
     /// What its endpoints are chosen by, where that is a hash.
     pub(super) key: Option<Expression>,
@@ -96,7 +98,7 @@ pub(super) struct UpstreamEntry {
 
 impl UpstreamEntry {
     fn new(name: &UpstreamName, upstream: &Upstream, index: &OrdMap<UpstreamName, usize>) -> Self {
-        let Upstream { endpoints, external: _, weights, balance, care, idle, check, affinity, canary } =
+        let Upstream { endpoints, external, weights, balance, care, idle, check, affinity, canary } =
             upstream;
         let canary = canary.as_ref().and_then(|canary| {
             let upstream = *index.get(&canary.upstream)?;
@@ -116,6 +118,7 @@ impl UpstreamEntry {
             name: name.clone(),
             rule: Rule::new(balance, &endpoints, &weights),
             endpoints,
+            external: external.clone(),
             key,
             care: *care,
             idle: *idle,
@@ -285,14 +288,14 @@ impl Router {
         })
     }
 
-    /// The upstream that a ClientHello with this name belongs to, if it is not ours to answer.
-    pub(super) fn passthrough(&self, name: &str) -> Option<usize> {
-        self.passthrough.get(name).copied()
     /// The site that is told of as this host.
     pub(super) fn labelled(&self, host: &str) -> Option<&Site> {
         self.sites.get(self.hosts.labelled(host)?)?.as_deref()
     }
 
+    /// The upstream that a ClientHello with this name belongs to, if it is not ours to answer.
+    pub(super) fn passthrough(&self, name: &str) -> Option<usize> {
+        self.passthrough.get(name).copied()
     }
 
     /// The site for a Host header (with or without port).
