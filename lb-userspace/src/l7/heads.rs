@@ -207,8 +207,8 @@ pub(super) fn response(
     if client == Version::Http10 && response.chunked {
         drop = drop.with(response.transfer_encoding);
     }
-    dress.upstream(response, drop.with(verdict.untrue(response)), scheme, out);
-    verdict.put_on(response, out);
+    let gone = dress.upstream(response, drop.with(verdict.untrue(response)), scheme, out);
+    verdict.put_on(response, gone, out);
     if !response.dated && !dress.sets("Date") {
         date(out);
     }

@@ -143,17 +143,19 @@ impl Verdict {
         }
     }
 
-    /// Writes what is true instead.
-    pub(super) fn put_on(self, response: &Response<'_, '_>, out: &mut Vec<u8>) {
+    /// Writes what is true instead. `gone`: lines that the client does not get, or others in their place.
+    pub(super) fn put_on(self, response: &Response<'_, '_>, gone: LineSet, out: &mut Vec<u8>) {
         if self == Self::Plain {
             return;
         }
+        let kept =
+            |wanted: &str| response.block.named(|name| name.eq_ignore_ascii_case(wanted)).without(gone);
         let names = |known: &[u8]| known == b"*" || known.eq_ignore_ascii_case(b"accept-encoding");
-        if !elements(&response.block, "vary").any(names) {
+        if !elements_of(&response.block, kept("vary")).any(names) {
             out.extend_from_slice(b"Vary: Accept-Encoding\r\n");
         }
         let Self::Packed(algorithm) = self else { return };
-        let etag = response.block.first(|name| name.eq_ignore_ascii_case("etag"));
+        let etag = response.block.values(kept("etag")).next();
         for part in match etag {
             Some(strong) if strong.starts_with(b"\"") => [&b"ETag: W/"[..], strong, b"\r\n"],
             Some(weak) if weak.starts_with(b"W/\"") => [b"ETag: ", weak, b"\r\n"],
@@ -198,7 +200,10 @@ fn forbids(block: &Block<'_, '_>) -> bool {
 
 /// Elements of the lists that the lines of this name are.
 fn elements<'b>(block: &Block<'_, 'b>, wanted: &str) -> impl Iterator<Item = &'b [u8]> {
-    let lines = block.named(|name| name.eq_ignore_ascii_case(wanted));
+    elements_of(block, block.named(|name| name.eq_ignore_ascii_case(wanted)))
+}
+
+fn elements_of<'b>(block: &Block<'_, 'b>, lines: LineSet) -> impl Iterator<Item = &'b [u8]> {
     block.values(lines).flat_map(|line| line.split(|byte| *byte == b',')).map(<[u8]>::trim_ascii)
 }
 

@@ -54,7 +54,7 @@ fn judged(status: u16, lines: &str, accepts: Accepts) -> (Verdict, String) {
     let verdict = judge(&compression(), accepts, &response, &Dress::default());
     let mut out = Vec::new();
     response.block.copy_except(verdict.untrue(&response), &mut out);
-    verdict.put_on(&response, &mut out);
+    verdict.put_on(&response, LineSet::default(), &mut out);
     (verdict, String::from_utf8(out).expect("ascii"))
 }
 
@@ -109,4 +109,18 @@ fn a_compressed_response_says_nothing_that_was_true_of_the_other() {
         "Content-Type: text/html\r\nVary: cookie, accept-encoding\r\nETag: W/\"a\"\r\n\
          Content-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n"
     );
+}
+
+#[test]
+fn lines_that_the_client_does_not_get_say_nothing() {
+    let head = "HTTP/1.1 200 X\r\nContent-Type: text/html\r\nETag: \"1\"\r\nVary: Accept-Encoding\r\n\r\n";
+    let mut room = Lines::new();
+    let response = Response::parse(head.as_bytes(), &mut room).expect("a head").expect("whole");
+    let hidden = response.block.named(|name| matches!(name, "ETag" | "Vary"));
+    let mut out = Vec::new();
+
+    Verdict::Packed(Algorithm::Gzip).put_on(&response, hidden, &mut out);
+
+    let expected = "Vary: Accept-Encoding\r\nContent-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n";
+    assert_eq!(String::from_utf8_lossy(&out), expected);
 }

@@ -111,15 +111,17 @@ impl Dress {
         self.extras.get_or_insert_default().beside.get_or_insert_with(Scratch::take)
     }
 
-    /// Copies the lines of the upstream's head that the client gets, and puts ours on.
+    /// Copies the lines of the upstream's head that the client gets, and puts ours on. Returns those of its
+    /// lines that give way to ours, or are taken off.
     pub(in crate::l7) fn upstream(
         &self,
         response: &Response<'_, '_>,
         drop: LineSet,
         scheme: Scheme,
         out: &mut Vec<u8>,
-    ) {
-        let gone = drop.with(self.replaced(response, scheme));
+    ) -> LineSet {
+        let replaced = self.replaced(response, scheme);
+        let gone = drop.with(replaced);
         match self.extras.as_ref().and_then(|extras| extras.swaps.as_ref()) {
             None => response.block.copy_except(gone, out),
             Some(swaps) => {
@@ -129,6 +131,7 @@ impl Dress {
             }
         }
         self.put_on(response.status, Some(response), scheme, out);
+        replaced
     }
 
     /// Puts ours on an answer of our own.
