@@ -151,8 +151,13 @@ impl Tls {
         let below = below.iter().map(|(suffix, host)| (suffix.clone(), of(host))).collect();
         let patterns = patterns.iter().map(|(pattern, host)| (pattern.clone(), of(host))).collect();
         let mut sessions = maker.used;
-        if !is_other {
-            sessions.extend(before.sessions.clone());
+        if !is_other && !before.sessions.is_empty() {
+            // Those of hosts that did not change. An authority that is gone takes its sessions with it.
+            let authority = |own: &Own| own.authority.as_ref().map(|authority| authority.scope());
+            let owns = exact.values().chain(wildcard.values()).chain([&any]).flatten();
+            let scopes: HashSet<_> = owns.filter_map(authority).chain([Scope::default()]).collect();
+            let kept = before.sessions.iter().filter(|((scope, _), _)| scopes.contains(scope));
+            sessions.extend(kept.map(|(place, store)| (*place, Arc::clone(store))));
         }
         let (of, unknown) = (l7.clone(), policy.unknown_name);
         let next = Published {
