@@ -106,6 +106,22 @@ fn steps() -> impl Strategy<Value = Step> {
         ]).prop_map(|data| json!({
             "kind": "ConfigMap", "data": data, "metadata": {"namespace": "a", "name": crate::model::pool::CONFIG_MAP},
         })),
+        1 => prop::sample::select(vec![
+            json!({}), json!({"9000": "a/x:80"}), json!({"9000": "a/y:http", "9001": "a/x:80"}), json!({"9000": "x"}),
+        ]).prop_map(|data| json!({
+            "kind": "ConfigMap", "data": data, "metadata": {"namespace": "a", "name": "tcp"},
+        })),
+        1 => any::<bool>().prop_map(|has_address| json!({
+            "kind": "Service",
+            "metadata": {"namespace": "a", "name": "edge", "labels": {"app.kubernetes.io/name": "ingress-nginx", "app.kubernetes.io/component": "controller"}},
+            "spec": {"type": "LoadBalancer", "loadBalancerIP": if has_address { "203.0.113.9" } else { "203.0.113.1" },
+                "ports": [{"name": "http", "port": 80}, {"name": "https", "port": 443}]},
+        })),
+        1 => (prop::sample::select(SERVICES.to_vec()), 0..2u8).prop_map(|((namespace, name), last)| json!({
+            "kind": "Service", "metadata": {"namespace": namespace, "name": name},
+            "spec": {"type": "ExternalName", "externalName": format!("{last}.example.org"),
+                "ports": [{"name": "http", "port": 80}]},
+        })),
         1 => (0..3u8).prop_map(|version| json!({
             "kind": "ConfigMap", "data": {"X-Version": version.to_string()},
             "metadata": {"namespace": "a", "name": "headers"},
@@ -200,6 +216,7 @@ fn options() -> Options {
         default_backend_service: Some(ObjectName::new("a", "z")),
         default_ssl_certificate: Some(ObjectName::new("a", "secret-0")),
         enable_ssl_passthrough: true,
+        tcp_services: Some(ObjectName::new("a", "tcp")),
         node: Some("here".to_owned()),
         ..Options::default()
     }
