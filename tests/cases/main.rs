@@ -110,7 +110,7 @@ fn report(input: &str, all: bool) -> String {
 
 fn read(input: &str) -> (manifests::Loaded, translate::Translated) {
     let text = with_certificates(input);
-    let loaded = manifests::load_text("input.yaml", text.as_bytes(), translate::ADMISSION);
+    let loaded = manifests::load_text("input.yaml", text.as_bytes(), translate::admission(&options(input)));
     let translated = translate::translate(&loaded.objects, &options(input));
     (loaded, translated)
 }
@@ -128,6 +128,7 @@ fn options(input: &str) -> translate::Options {
             "default-backend-service" => options.default_backend_service = object(),
             "default-ssl-certificate" => options.default_ssl_certificate = object(),
             "watch-ingress-without-class" => options.watch_ingress_without_class = value == "true",
+            "configmap" => options.config_map = object(),
             "tcp-services-configmap" => options.tcp_services = object(),
             "udp-services-configmap" => options.udp_services = object(),
             "ingress-class-by-name" => options.ingress_class_by_name = value == "true",

@@ -100,7 +100,12 @@ fn names_follow_the_release_as_with_ingress_nginx() {
         let release = Release { name, namespace: "x", values };
         let objects = helm.template(&release).expect("rendered");
 
-        assert_eq!(one(&objects, "Deployment", expected)["metadata"]["namespace"], "x", "case {name}");
+        let deployment = one(&objects, "Deployment", expected);
+        assert_eq!(deployment["metadata"]["namespace"], "x", "case {name}");
+        assert_eq!(one(&objects, "ConfigMap", expected)["metadata"]["namespace"], "x", "case {name}");
+        let args = &deployment["spec"]["template"]["spec"]["containers"][0]["args"];
+        let flag = json!(format!("--configmap=$(POD_NAMESPACE)/{expected}"));
+        assert!(args.as_array().is_some_and(|args| args.contains(&flag)), "case {name}: {args}");
     }
 }
 

@@ -73,8 +73,8 @@ fn annotation_status(status: Status) -> String {
 
 fn config_map() -> String {
     let mut out = String::from(
-        "# ConfigMap\n\nKeys of the controller's ConfigMap, `ingress-nginx-controller`. A value that cannot be read is reported and the\n\
-         default is used; so are keys that do not exist. Defaults are those of ingress-nginx.\n\n\
+        "# ConfigMap\n\nKeys of the controller's ConfigMap: the one that `--configmap` names, else the first by namespace that is called\n\
+         `ingress-nginx-controller`. A value that cannot be read is reported and the default is used; so are keys that do not exist. Defaults are those of ingress-nginx.\n\n\
          | key | value | default | status | what it is |\n|---|---|---|---|---|\n",
     );
     for (row, status) in translate::key_statuses() {
@@ -109,7 +109,6 @@ fn command_line() -> String {
     for Flag { name, takes, fate } in flags::TABLE {
         let (status, doc) = match fate {
             flags::Fate::Honoured => ("honoured", flags::help(name).unwrap_or_default()),
-            flags::Fate::NotYet => ("not yet", flags::help(name).unwrap_or_default()),
             flags::Fate::Idle(instead) => ("no effect", (*instead).to_owned()),
         };
         let value = format!("{takes:?}").to_lowercase();

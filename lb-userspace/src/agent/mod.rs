@@ -74,10 +74,6 @@ async fn serve(config: Config) -> Result<(), StartError> {
     for flag in &config.idle_flags {
         info!(flag = flag.name, instead = flag.instead, "a flag of ingress-nginx that changes nothing here");
     }
-    let other = |name: &&ObjectName| name.name != "ingress-nginx-controller";
-    if let Some(name) = config.translate.config_map.as_ref().filter(other) {
-        warn!(configmap = %name, "not read: so far only a ConfigMap called ingress-nginx-controller is");
-    }
     let streams = config.translate.tcp_services.is_some() || config.translate.udp_services.is_some();
     if streams && config.datapath == DatapathMode::Off {
         warn!("TCP and UDP services are not served: they need the kernel part, and this is --datapath off");
@@ -482,7 +478,7 @@ pub(crate) fn meaning_options(meaning: &TranslateConfig) -> translate::Options {
         ingress_class,
         controller_class,
         ingress_class_by_name,
-        config_map: _,
+        config_map,
         tcp_services,
         udp_services,
         address_pools,
@@ -503,6 +499,7 @@ pub(crate) fn meaning_options(meaning: &TranslateConfig) -> translate::Options {
         ingress_class: ingress_class.unwrap_or(default.ingress_class),
         controller_class: controller_class.unwrap_or(default.controller_class),
         ingress_class_by_name,
+        config_map,
         tcp_services,
         udp_services,
         address_pools,

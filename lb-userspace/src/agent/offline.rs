@@ -14,7 +14,8 @@ use crate::{check, datapath, dns, l7, manifests, translate};
 
 /// What becomes of every object under these paths (`-`: one file on standard input).
 pub fn check(paths: &[PathBuf], meaning: &TranslateConfig) -> Result<check::Report, StartError> {
-    Ok(report(&load(paths)?, &meaning_options(meaning)))
+    let options = meaning_options(meaning);
+    Ok(report(&load(paths, &options)?, &options))
 }
 
 /// What becomes of every object of a cluster.
@@ -47,8 +48,9 @@ pub fn explain_url(
     url: &str,
     headers: &[(String, String)],
 ) -> Result<Explanation, StartError> {
+    let options = meaning_options(meaning);
     let Translated { snapshot, .. } =
-        translate::translate(&load(&[path.to_owned()])?.objects, &meaning_options(meaning));
+        translate::translate(&load(&[path.to_owned()], &options)?.objects, &options);
     let question = question::parse(url, headers).map_err(StartError::Usage)?;
     Ok(l7::explain::explain(&dns::unasked(&snapshot.l7), None, &question))
 }
@@ -62,8 +64,9 @@ pub fn explain_flow(
     flow: &str,
 ) -> Result<Explanation, StartError> {
     let flow: FiveTuple = flow.parse().map_err(StartError::Usage)?;
+    let options = meaning_options(meaning);
     let Translated { snapshot, .. } =
-        translate::translate(&load(&[path.to_owned()])?.objects, &meaning_options(meaning));
+        translate::translate(&load(&[path.to_owned()], &options)?.objects, &options);
     Ok(datapath::explain::explain_offline(&snapshot.l4, key.map(|key| key.0), flow))
 }
 
@@ -88,14 +91,14 @@ pub fn simulate_flows(seed: u64, flows: u32) -> Simulated {
     }
 }
 
-fn load(paths: &[PathBuf]) -> Result<Loaded, StartError> {
+fn load(paths: &[PathBuf], options: &translate::Options) -> Result<Loaded, StartError> {
     let mut stdin = None;
     if paths.iter().any(|path| path == Path::new("-")) {
         let mut text = Vec::new();
         std::io::Read::read_to_end(&mut std::io::stdin().lock(), &mut text).map_err(StartError::Runtime)?;
         stdin = Some(text);
     }
-    Ok(manifests::load_all(paths, stdin, translate::ADMISSION)?)
+    Ok(manifests::load_all(paths, stdin, translate::admission(options))?)
 }
 
 #[cfg(test)]

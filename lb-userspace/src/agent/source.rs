@@ -38,7 +38,7 @@ impl Source {
     /// Opens what the configuration names.
     pub(super) async fn open(config: &Config, options: &translate::Options) -> Result<Self, StartError> {
         if let Some(path) = &config.manifests {
-            let (loaded, watcher) = manifests::watch(path, translate::ADMISSION)?;
+            let (loaded, watcher) = manifests::watch(path, translate::admission(options))?;
             let origin = Origin::Directory { watcher: Some(Box::new(watcher)), following: None };
             return Ok(Self { loaded, name: path.display().to_string(), origin });
         }
@@ -122,8 +122,9 @@ async fn watch(
     let (namespace, selector) = (config.namespace.clone(), config.namespace_selector.clone());
     let scope = cluster::Scope::new(namespace, selector, beside);
     let options = options.clone();
+    let admission = translate::admission(&options);
     let refer: Refer = Arc::new(move |objects| translate::references(objects, &options));
-    let options = cluster::Options { scope, admission: translate::ADMISSION, refer };
+    let options = cluster::Options { scope, admission, refer };
     let followed = cluster::watch(&cluster, options);
     Ok(Watched { cluster, followed })
 }

@@ -39,8 +39,9 @@ pub fn review(objects: &Objects, options: &Options, ingress: Value) -> Review {
     }
 
     let id = key.id("");
-    let mut problems = (translate::ADMISSION.alone)(&object, &id);
-    problems.extend((translate::ADMISSION.among)(&objects.config_maps)(&object, &id));
+    let admission = translate::admission(options);
+    let mut problems = (admission.alone)(&object, &id);
+    problems.extend(admission.among(&objects.config_maps)(&object, &id));
     let mut review = Review::default();
     for problem in problems {
         if problem.severity == Severity::Error {

@@ -7,7 +7,7 @@ use clap::{Arg, ArgAction, ArgMatches, Args, Command, CommandFactory as _, FromA
 
 use super::Cli;
 use crate::config::IdleFlag;
-use Fate::{Honoured, Idle, NotYet};
+use Fate::{Honoured, Idle};
 use Takes::{Switch, Value};
 
 /// One flag of ingress-nginx.
@@ -35,8 +35,6 @@ pub enum Takes {
 pub enum Fate {
     /// It does here what it does there.
     Honoured,
-    /// It is read, and changes nothing so far.
-    NotYet,
     /// It has no meaning here; what does its work.
     Idle(&'static str),
 }
@@ -59,7 +57,7 @@ pub const TABLE: &[Flag] = &[
     flag("ingress-class-by-name", Switch, Honoured),
     flag("controller-class", Value, Honoured),
     flag("watch-ingress-without-class", Switch, Honoured),
-    flag("configmap", Value, NotYet),
+    flag("configmap", Value, Honoured),
     flag("tcp-services-configmap", Value, Honoured),
     flag("udp-services-configmap", Value, Honoured),
     flag("default-backend-service", Value, Honoured),
@@ -179,8 +177,6 @@ impl FromArgMatches for IdleArgs {
         };
         let given = TABLE.iter().filter_map(|Flag { name, fate, .. }| match fate {
             Honoured => None,
-            // clap calls the argument of a field as the field is called.
-            NotYet => is_given(&name.replace('-', "_")).then_some((name, "it changes nothing yet")),
             Idle(instead) => is_given(name).then_some((name, *instead)),
         });
         Ok(Self(given.map(|(name, instead)| IdleFlag { name, instead }).collect()))

@@ -126,7 +126,7 @@ impl Store {
 
     /// Has kept what the ConfigMaps demand: of those that came in, and of all if the ConfigMaps did.
     fn judge(&mut self) {
-        let judge = (self.admission.among)(&self.in_force.config_maps);
+        let judge = self.admission.among(&self.in_force.config_maps);
         let mut fresh = std::mem::take(&mut self.fresh);
         let rules_changed = std::mem::take(&mut self.rules_changed);
         let among: Vec<Key> =

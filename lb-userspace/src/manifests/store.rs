@@ -127,11 +127,11 @@ impl Store {
         }
         let paths: BTreeSet<&String> = read.iter().map(|(path, ..)| *path).collect();
         let is_config = |entry: &Entry| matches!(&entry.outcome, Outcome::Object(Object::ConfigMap(_)));
-        let judge = (self.admission.among)(&loaded.objects.config_maps);
+        let judge = self.admission.among(&loaded.objects.config_maps);
         let mut keys: BTreeSet<Key> = BTreeSet::new();
         for (_, _, entries) in &mut read {
             for entry in entries {
-                admit(self.admission, entry);
+                admit(&self.admission, entry);
                 let object = match &entry.outcome {
                     Outcome::Object(object) => object,
                     Outcome::Ignored => continue,
@@ -203,7 +203,7 @@ impl Store {
             }
             _ => None,
         });
-        let judge = (self.admission.among)(&config_maps.collect::<Map<_, _>>());
+        let judge = self.admission.among(&config_maps.collect::<Map<_, _>>());
         let mut refused = Vec::new();
         // What is kept was let in once.
         for (key, InForce { object, origin, .. }) in in_force.iter().filter(|(_, one)| one.kept.is_none()) {
@@ -275,7 +275,7 @@ impl Store {
                     }
                     match document::read_file(&path, &bytes) {
                         Ok(mut entries) => {
-                            entries.iter_mut().for_each(|entry| admit(self.admission, entry));
+                            entries.iter_mut().for_each(|entry| admit(&self.admission, entry));
                             self.files.insert(path, File { bytes, entries, unreadable: None });
                         }
                         Err(reason) => self.unreadable(path, reason),
@@ -344,7 +344,7 @@ impl Store {
 }
 
 /// Asks whether the entry's object may enter; refused, it counts as broken.
-fn admit(admission: Admission, entry: &mut Entry) {
+fn admit(admission: &Admission, entry: &mut Entry) {
     let Outcome::Object(object) = &entry.outcome else { return };
     let key = object.key();
     let problems = (admission.alone)(object, &key.id(&entry.origin));

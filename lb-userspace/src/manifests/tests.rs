@@ -16,19 +16,21 @@ use crate::model::{ObjectId, Problem};
 use crate::model::{ObjectName, Severity};
 use crate::objects::{Key, Kind, Object};
 
-const ADMIT_ALL: Admission = Admission { alone: |_, _| Vec::new(), among: |_| Box::new(|_, _| Vec::new()) };
+const ADMIT_ALL: Admission =
+    Admission { alone: |_, _| Vec::new(), among: |_, _| Box::new(|_, _| Vec::new()), config_map: None };
 
 /// Refuses every object that carries the label `refuse`.
-const ADMIT_UNLABELLED: Admission = Admission { alone: refuse_labelled, ..ADMIT_ALL };
+const ADMIT_UNLABELLED: Admission = Admission { alone: refuse_labelled, among: ADMIT_ALL.among, config_map: None };
 
 /// Refuses Services whose name a ConfigMap has as a key.
 const ADMIT_UNNAMED: Admission = Admission {
-    among: |config_maps| {
+    among: |config_maps, _| {
         let data = config_maps.values().flat_map(|sourced| sourced.object.data.iter().flatten());
         let names: Vec<_> = data.map(|(name, _)| name.clone()).collect();
         Box::new(move |object, id| refusal(names.contains(&object.key().name.name), id))
     },
-    ..ADMIT_ALL
+    alone: ADMIT_ALL.alone,
+    config_map: None,
 };
 
 fn refuse_labelled(object: &Object, id: &ObjectId) -> Vec<Problem> {
@@ -548,7 +550,7 @@ proptest! {
         steps in prop::collection::vec(prop::collection::btree_map(0..4u8, file_texts(), 1..3), 1..12)
     ) {
         let admission = Admission { alone: refuse_labelled, ..ADMIT_UNNAMED };
-        let (mut by_files, mut by_scans) = (Store::new(admission), Store::new(admission));
+        let (mut by_files, mut by_scans) = (Store::new(admission.clone()), Store::new(admission));
         let mut files: BTreeMap<String, Vec<u8>> = BTreeMap::new();
         let at = std::time::UNIX_EPOCH;
         for step in steps {

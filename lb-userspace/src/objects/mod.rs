@@ -17,12 +17,21 @@ use crate::model::{ObjectId, ObjectName, Problem};
 
 /// Judges objects before they may replace their last good versions: any problem of severity error
 /// refuses one.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub struct Admission {
     /// By itself.
     pub alone: fn(&Object, &ObjectId) -> Vec<Problem>,
-    /// By what the ConfigMaps in force demand.
-    pub among: fn(&Map<ObjectName, ConfigMap>) -> Judge,
+    /// By what the ConfigMaps in force demand, or the one of them that is named.
+    pub among: fn(&Map<ObjectName, ConfigMap>, Option<&ObjectName>) -> Judge,
+    /// The one that is named.
+    pub config_map: Option<ObjectName>,
+}
+
+impl Admission {
+    /// Who judges by what these demand.
+    pub fn among(&self, config_maps: &Map<ObjectName, ConfigMap>) -> Judge {
+        (self.among)(config_maps, self.config_map.as_ref())
+    }
 }
 
 /// Judges one object.

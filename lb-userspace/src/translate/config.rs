@@ -68,22 +68,29 @@ pub(super) enum Gate {
     Closed,
 }
 
-/// The controller's ConfigMap: of several with its name the first by namespace.
-pub fn controller(objects: &Objects) -> Option<(&ObjectName, &Sourced<ConfigMap>)> {
-    named(&objects.config_maps)
+/// The controller's ConfigMap: the one that `--configmap` names, else of several with its name the
+/// first by namespace.
+pub fn controller<'a>(
+    objects: &'a Objects,
+    options: &Options,
+) -> Option<(&'a ObjectName, &'a Sourced<ConfigMap>)> {
+    chosen(&objects.config_maps, options.config_map.as_ref())
 }
 
-fn named(config_maps: &Map<ObjectName, ConfigMap>) -> Option<(&ObjectName, &Sourced<ConfigMap>)> {
-    config_maps.iter().find(|(name, _)| may_count(name))
+fn chosen<'a>(
+    config_maps: &'a Map<ObjectName, ConfigMap>,
+    flag: Option<&ObjectName>,
+) -> Option<(&'a ObjectName, &'a Sourced<ConfigMap>)> {
+    config_maps.iter().find(|(name, _)| may_count(name, flag))
 }
 
-/// Whether it is a ConfigMap of the controller, by its name.
-pub(super) fn may_count(name: &ObjectName) -> bool {
-    name.name == NAME
+/// Whether it can be the ConfigMap of the controller, by its name and by `--configmap`.
+pub(super) fn may_count(name: &ObjectName, flag: Option<&ObjectName>) -> bool {
+    flag.map_or(name.name == NAME, |flag| flag == name)
 }
 
 /// Reads the ConfigMap and says what of it is not honoured. Of several with its name the first by
-/// namespace counts, though each can close the gate.
+/// namespace counts, though each can close the gate; with `--configmap` only that one is looked at.
 pub(super) fn read(
     config_maps: &Map<ObjectName, ConfigMap>,
     objects: &View<'_>,
@@ -101,7 +108,13 @@ pub(super) fn read(
         compression: None,
     };
     let mut is_first = true;
-    for (name, sourced) in config_maps.iter().filter(|(name, _)| may_count(name)) {
+    let flag = options.config_map.as_ref();
+    if let Some(flag) = flag.filter(|flag| !config_maps.contains_key(*flag)) {
+        let id = Key { kind: Kind::ConfigMap, name: flag.clone() }.id("");
+        let message = "does not exist, though --configmap names it; every setting has its default";
+        findings.about(&id).warn("missing-config-map", "", message, "add it, or leave out the flag");
+    }
+    for (name, sourced) in config_maps.iter().filter(|(name, _)| may_count(name, flag)) {
         let id = Key { kind: Kind::ConfigMap, name: name.clone() }.id(&sourced.origin);
         let mut keys = Keys::new(&sourced.object, findings.about(&id));
         if refused(&mut keys, options.snippets) == Gate::Closed {

@@ -56,8 +56,14 @@ pub use passwords::{Form as PasswordForm, Read as Passwords, read as read_passwo
 pub use references::references;
 pub use translator::Translator;
 
-/// What an object has to be to replace its last good version.
-pub const ADMISSION: Admission = Admission { alone: admit::admit, among: config::judge };
+/// What an object has to be to replace its last good version, where no flag names the ConfigMap.
+pub const ADMISSION: Admission =
+    Admission { alone: admit::admit, among: config::judge, config_map: None };
+
+/// The same, as the flags have it.
+pub fn admission(options: &Options) -> Admission {
+    Admission { config_map: options.config_map.clone(), ..ADMISSION }
+}
 
 /// What the process was started with, as far as it decides what objects mean.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,6 +85,8 @@ pub struct Options {
     /// `--ingress-class-by-name`: IngressClasses of the name `ingress_class` are ours, whatever
     /// their controller.
     pub ingress_class_by_name: bool,
+    /// `--configmap`; `None`: the first one by namespace that is called as ingress-nginx's chart does.
+    pub config_map: Option<ObjectName>,
     /// `--tcp-services-configmap`: TCP ports beside http and https.
     pub tcp_services: Option<ObjectName>,
     /// `--udp-services-configmap`.
@@ -139,6 +147,7 @@ impl Default for Options {
             ingress_class: "nginx".to_owned(),
             controller_class: "k8s.io/ingress-nginx".to_owned(),
             ingress_class_by_name: false,
+            config_map: None,
             tcp_services: None,
             udp_services: None,
             address_pools: None,

@@ -174,7 +174,7 @@ fn config_map<'a>(
     if let Some(name) = named(options) {
         return objects.config_maps.get_key_value(&name);
     }
-    match config::controller(objects) {
+    match config::controller(objects, options) {
         Some((own, _)) => objects.config_maps.get_key_value(&ObjectName::new(&own.namespace, CONFIG_MAP)),
         None => objects.config_maps.iter().find(|(name, _)| name.name == CONFIG_MAP),
     }

@@ -29,8 +29,10 @@ pub fn references(objects: &Objects, options: &Options) -> References {
     config_maps.extend(options.tcp_services.clone());
     config_maps.extend(options.udp_services.clone());
     config_maps.extend(pools::named(options));
-    *config_maps_called = Some(config::NAME.to_owned());
-    for (name, sourced) in objects.config_maps.iter().filter(|(name, _)| name.name == config::NAME) {
+    let flag = options.config_map.as_ref();
+    config_maps.extend(flag.cloned());
+    *config_maps_called = flag.is_none().then(|| config::NAME.to_owned());
+    for (name, sourced) in objects.config_maps.iter().filter(|(name, _)| config::may_count(name, flag)) {
         let data = sourced.object.data.as_ref();
         let named = KEYS.iter().filter_map(|key| data?.get(*key)).map(|text| of(text, &name.namespace));
         config_maps.extend(named.flatten());

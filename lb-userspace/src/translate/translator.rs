@@ -348,7 +348,7 @@ impl Translator {
         options: &Options,
     ) -> bool {
         if let Some(known) = &self.config
-            && !changes.config_maps.iter().any(config::may_count)
+            && !changes.config_maps.iter().any(|name| config::may_count(name, options.config_map.as_ref()))
             && known.reads.is_disjoint(read)
         {
             return false;

@@ -76,7 +76,7 @@ impl std::fmt::Display for Target<'_> {
 impl<'a> World<'a> {
     pub(super) fn new(input: &Input<'a>) -> Self {
         let Input { objects, options, translated, load_problems: _, now } = *input;
-        let config = translate::controller(objects);
+        let config = translate::controller(objects, options);
         let data = config.iter().flat_map(|(_, sourced)| sourced.object.data.iter().flatten());
         let data = data.map(|(key, value)| (key.as_str(), value.trim()));
         let data: BTreeMap<_, _> = data.filter(|(_, value)| !value.is_empty()).collect();

@@ -91,10 +91,13 @@ fn is_plain(path: &str) -> bool {
 }
 
 /// What the ConfigMaps in force demand of an Ingress before it may replace its last version.
-pub(in crate::translate) fn judge(config_maps: &Map<ObjectName, ConfigMap>) -> Judge {
+pub(in crate::translate) fn judge(
+    config_maps: &Map<ObjectName, ConfigMap>,
+    flag: Option<&ObjectName>,
+) -> Judge {
     let (id, mut unheard) = (ObjectId::default(), Findings::default());
     let empty = ConfigMap::default();
-    let object = super::named(config_maps).map_or(&empty, |(_, sourced)| &sourced.object);
+    let object = super::chosen(config_maps, flag).map_or(&empty, |(_, sourced)| &sourced.object);
     let rules = Rules::read(&mut Keys::new(object, unheard.about(&id)));
     Box::new(move |object: &Object, id: &ObjectId| -> Vec<Problem> {
         let mut findings = Findings::default();
@@ -132,7 +135,7 @@ mod tests {
         let ingress = Object::Ingress(Arc::new(serde_json::from_value(ingress).expect("an Ingress")));
         let id = Key { kind: Kind::Ingress, name: ObjectName::new("default", "a") }.id("");
 
-        judge(&maps)(&ingress, &id).into_iter().map(|problem| problem.reason).collect()
+        judge(&maps, None)(&ingress, &id).into_iter().map(|problem| problem.reason).collect()
     }
 
     #[test]
