@@ -14,8 +14,8 @@ use penstock::model::l4::{
 use penstock::model::l7::log::{Format, Part};
 use penstock::model::l7::{
     AccessLog, Action, Aliases, Blocked, Buffers, ClientAuth, Edge, FastCgi, Filters, L7, Location, Moved,
-    PathMatch, Piece, Rate, ReadAhead, RedirectQuery, Responses, Server, SslRedirect, Template, UpstreamTls,
-    VerifyClient,
+    PathMatch, Piece, Preamble, Rate, ReadAhead, RedirectQuery, Responses, Server, SslRedirect, Stream, Template,
+    UpstreamTls, VerifyClient,
 };
 use penstock::model::session::Affinity;
 use penstock::model::upstream::{Balance, Care, Ejection, External, Keepalive, Upstream};
@@ -137,6 +137,12 @@ fn l7(l7: &L7, out: &mut String) {
     for (host, upstream) in &l7.passthrough {
         line(out, 0, &format!("passthrough {host} to {}", upstream.0));
     }
+    for ((protocol, port), stream) in &*l7.streams {
+        let Stream { upstream, received, sent } = stream;
+        let header = |preamble: &Preamble, text: &'static str| if *preamble == Preamble::Proxy { text } else { "" };
+        let (read, written) = (header(received, ", header read"), header(sent, ", header written"));
+        line(out, 0, &format!("stream {protocol} {port} to {}{read}{written}", upstream.0));
+    }
     edge(&l7.edge, out);
     access_log(l7.log.as_deref(), out);
     if l7.keepalive != Keepalive::default() {
@@ -207,7 +213,7 @@ fn parts_text(parts: &[Part]) -> String {
 
 /// Only what differs from the defaults.
 fn edge(edge: &Edge, out: &mut String) {
-    let Edge { proxy_protocol, forwarding, limits, connections, shutdown, tls } = edge;
+    let Edge { proxy_protocol, forwarding, limits, connections, shutdown, tls, streams } = edge;
     let default = Edge::default();
     if *proxy_protocol != default.proxy_protocol {
         line(out, 0, &format!("edge {proxy_protocol:?}"));
@@ -226,6 +232,9 @@ fn edge(edge: &Edge, out: &mut String) {
     }
     if *tls != default.tls {
         line(out, 0, &format!("edge {tls:?}"));
+    }
+    if *streams != default.streams {
+        line(out, 0, &format!("edge {streams:?}"));
     }
 }
 

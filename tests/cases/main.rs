@@ -130,6 +130,7 @@ fn options(input: &str) -> translate::Options {
             "watch-ingress-without-class" => options.watch_ingress_without_class = value == "true",
             "configmap" => options.config_map = object(),
             "tcp-services-configmap" => options.tcp_services = object(),
+            "datapath" if value == "off" => options.streams = translate::StreamsBy::Proxy,
             "udp-services-configmap" => options.udp_services = object(),
             "ingress-class-by-name" => options.ingress_class_by_name = value == "true",
             "disable-catch-all" => options.disable_catch_all = value == "true",

@@ -33,6 +33,7 @@ mod rig;
 mod scrape;
 mod sessions;
 mod smuggling;
+mod streams;
 mod takeover;
 mod tls;
 mod tls_client;

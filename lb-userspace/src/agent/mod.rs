@@ -74,10 +74,6 @@ async fn serve(config: Config) -> Result<(), StartError> {
     for flag in &config.idle_flags {
         info!(flag = flag.name, instead = flag.instead, "a flag of ingress-nginx that changes nothing here");
     }
-    let streams = config.translate.tcp_services.is_some() || config.translate.udp_services.is_some();
-    if streams && config.datapath == DatapathMode::Off {
-        warn!("TCP and UDP services are not served: they need the kernel part, and this is --datapath off");
-    }
     let mut signals = Signals::take_over().map_err(StartError::Runtime)?;
     let notify = Notify::new(config.notify.clone());
     let options = translate_options(&config);
@@ -466,6 +462,10 @@ pub(crate) fn translate_options(config: &Config) -> translate::Options {
         http_ports: config.http.iter().map(std::net::SocketAddr::port).collect(),
         https_ports: config.https.iter().map(std::net::SocketAddr::port).collect(),
         classes: if config.manifests.is_some() { Classes::Implied } else { Classes::Written },
+        streams: match config.datapath {
+            DatapathMode::Off => translate::StreamsBy::Proxy,
+            _ => translate::StreamsBy::Kernel,
+        },
         ..meaning_options(&config.translate)
     }
 }

@@ -1,6 +1,6 @@
 //! From an accepted TCP connection to requests: the PROXY header where one is due, then, on a TLS
 //! listener, the name in the ClientHello, which decides whether the bytes are handed on unopened or
-//! the handshake is ours.
+//! the handshake is ours. What comes to a port beside http and https is always handed on.
 //!
 //! Each step has its deadline and its bound; what fails is counted by its name and closed.
 
@@ -24,17 +24,20 @@ use super::connection;
 use super::filters::Scheme;
 use super::heads::Client;
 use super::metrics::Refused;
-use super::passthrough;
+use super::passthrough::{self, Way};
 use super::proxy_protocol::{self, HEADER_MAX};
 use super::socket::Link;
 use super::timers::Alarm;
 use super::tls::Offer;
 use super::worker::Worker;
-use crate::model::l4::Listener;
-use crate::model::l7::ProxyProtocol;
+use crate::model::l4::{Listener, Protocol};
+use crate::model::l7::{Preamble, ProxyProtocol, StreamTerms};
+use crate::model::upstream::Retry;
 
 /// Port by which a PROXY header says that the client came by TLS.
 const HTTPS: u16 = 443;
+/// Longest silence of both sides of TLS that is handed on.
+const HANDED_ON_IDLE: Duration = Duration::from_secs(600);
 /// Alert record: TLS 1.2, fatal, `unrecognized_name` (RFC 6066 3).
 const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
 
@@ -57,23 +60,11 @@ struct Arrival {
 
 /// Serves one accepted connection to its end.
 pub(super) async fn serve(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr, listener: Listener) {
-    let unknown = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0));
-    let local = stream.local_addr().unwrap_or(unknown);
     let scheme = match listener {
         Listener::Http => Scheme::Http,
         Listener::Https => Scheme::Https,
     };
-    let client = Client {
-        addr: peer.ip().to_canonical(),
-        remote_port: peer.port(),
-        scheme,
-        server: local.ip().to_canonical(),
-        port: local.port(),
-        session: Session::Plain,
-        handshake: None,
-    };
-    let alarm = worker.timers.alarm();
-    let mut arrival = Arrival { worker, link: Link::plain(stream), buf: Buf::default(), alarm, client };
+    let mut arrival = Arrival::new(worker, stream, peer, scheme);
 
     let due = arrival.worker.current.load().router.edge.proxy_protocol.clone();
     if let Some(protocol) = due
@@ -87,7 +78,48 @@ pub(super) async fn serve(worker: Rc<Worker>, stream: TcpStream, peer: SocketAdd
     }
 }
 
+/// Serves one accepted connection to a port beside http and https to its end.
+pub(super) async fn serve_stream(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr, port: u16) {
+    let router = Arc::clone(&worker.current.load().router);
+    let Some(found) = router.streams.get(&(Protocol::Tcp, port)) else { return };
+    let StreamTerms { idle, retry, header, responses: _ } = &router.edge.streams;
+    let mut arrival = Arrival::new(worker, stream, peer, Scheme::Http);
+    if found.received == Preamble::Proxy && !arrival.proxy_header(header).await {
+        return arrival.refused(Refused::ProxyHeader);
+    }
+    let Arrival { worker, link, buf, alarm, client } = arrival;
+    let preamble = match found.sent {
+        Preamble::None => Vec::new(),
+        Preamble::Proxy => {
+            let source = SocketAddr::new(client.addr, client.remote_port);
+            let destination = SocketAddr::new(client.server, client.port);
+            proxy_protocol::Addresses { source, destination }.header()
+        }
+    };
+    // Meanwhile another router may serve, where the upstream stands elsewhere.
+    let Some(upstream) = worker.current.load().router.place_of(&found.upstream) else { return };
+    let (idle, retry) = (*idle, *retry);
+    let way = Way { upstream, retry, idle, preamble, counts: |counters| &mut counters.streams };
+    passthrough::serve(&worker, link, buf, alarm, way).await;
+}
+
 impl Arrival {
+    fn new(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr, scheme: Scheme) -> Self {
+        let unknown = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0));
+        let local = stream.local_addr().unwrap_or(unknown);
+        let client = Client {
+            addr: peer.ip().to_canonical(),
+            remote_port: peer.port(),
+            scheme,
+            server: local.ip().to_canonical(),
+            port: local.port(),
+            session: Session::Plain,
+            handshake: None,
+        };
+        let alarm = worker.timers.alarm();
+        Self { worker, link: Link::plain(stream), buf: Buf::default(), alarm, client }
+    }
+
     async fn tls(mut self) {
         let timeout = self.worker.limits().header_timeout;
         let Some(name) = self.name(timeout).await else {
@@ -106,7 +138,14 @@ impl Arrival {
         if let Some(upstream) = passed {
             let Self { worker, link, buf, alarm, .. } = self;
             // Apart, so that other connections do not carry its size.
-            return Box::pin(passthrough::serve(&worker, link, buf, alarm, upstream)).await;
+            let way = Way {
+                upstream,
+                retry: Retry::default(),
+                idle: HANDED_ON_IDLE,
+                preamble: Vec::new(),
+                counts: |counters| &mut counters.passthrough,
+            };
+            return Box::pin(passthrough::serve(&worker, link, buf, alarm, way)).await;
         }
         let (config, authority) = match self.worker.tls().current().offer(name.as_deref()) {
             Offer::Handshake { config, authority } => (config, authority),

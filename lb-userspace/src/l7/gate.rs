@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 use super::listen::Place;
 
 /// After new connections are kept away, those that are half made arrive within a round trip.
-const LAST_ARRIVALS: Duration = Duration::from_millis(200);
+pub(super) const LAST_ARRIVALS: Duration = Duration::from_millis(200);
 
 /// What a listening socket does with connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,7 +100,7 @@ impl Drop for Listening {
 /// Keeps new connections away from a listening socket while those that the kernel has begun are
 /// completed: a client that sends its SYN again a second later is refused, or reaches somebody
 /// else, where one that was told it is connected would be reset.
-pub(super) fn keep_away(socket: &std::net::TcpListener) -> io::Result<()> {
+pub(super) fn keep_away(socket: &impl std::os::fd::AsFd) -> io::Result<()> {
     // Classic BPF over the TCP header: byte 13 has the flags.
     let op = |code: u32, jt, jf, k| SockFilter::new(code as u16, jt, jf, k);
     const SYN: u32 = 0x02;

@@ -71,10 +71,10 @@ pub(super) fn bind(options: &Options, mut inherited: Vec<Inherited>) -> Result<V
         }
         if taken == 0 {
             // Workers share the port; another process that would share it, too, serves something else.
-            drop(for_address(addr, Port::Alone).map_err(failed)?);
+            drop(for_address(addr, Port::Alone, Type::STREAM).map_err(failed)?);
         }
         for worker in workers.iter_mut().skip(taken) {
-            let socket = for_address(addr, Port::Shared).map_err(failed)?;
+            let socket = for_address(addr, Port::Shared, Type::STREAM).map_err(failed)?;
             socket.set_nonblocking(true).map_err(failed)?;
             socket.listen(BACKLOG).map_err(failed)?;
             let socket = std::net::TcpListener::from(socket);
@@ -86,6 +86,21 @@ pub(super) fn bind(options: &Options, mut inherited: Vec<Inherited>) -> Result<V
     Ok(workers)
 }
 
+/// A listening socket of one worker on a port beside http and https.
+pub(super) fn stream(addr: SocketAddr) -> io::Result<std::net::TcpListener> {
+    let socket = for_address(addr, Port::Shared, Type::STREAM)?;
+    socket.set_nonblocking(true)?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// The same for datagrams.
+pub(super) fn datagrams(addr: SocketAddr) -> io::Result<std::net::UdpSocket> {
+    let socket = for_address(addr, Port::Shared, Type::DGRAM)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
+}
+
 /// Whether other sockets may be bound to the same port.
 #[derive(Clone, Copy)]
 enum Port {
@@ -93,18 +108,19 @@ enum Port {
     Shared,
 }
 
-fn for_address(addr: SocketAddr, port: Port) -> io::Result<Socket> {
-    match bound(addr, port) {
+fn for_address(addr: SocketAddr, port: Port, form: Type) -> io::Result<Socket> {
+    match bound(addr, port, form) {
         // A kernel without IPv6 still serves "every address".
         Err(error) if is_without_ipv6(&error) && addr.ip().is_unspecified() => {
-            bound(SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), addr.port()), port)
+            bound(SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), addr.port()), port, form)
         }
         other => other,
     }
 }
 
-fn bound(addr: SocketAddr, port: Port) -> io::Result<Socket> {
-    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+fn bound(addr: SocketAddr, port: Port, form: Type) -> io::Result<Socket> {
+    let protocol = if form == Type::STREAM { Protocol::TCP } else { Protocol::UDP };
+    let socket = Socket::new(Domain::for_address(addr), form, Some(protocol))?;
     if addr.is_ipv6() {
         // `[::]` takes IPv4 as well, so one socket serves every VIP.
         socket.set_only_v6(!addr.ip().is_unspecified())?;

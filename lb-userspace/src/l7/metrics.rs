@@ -18,7 +18,7 @@ use super::route::{Labels, Router, Site};
 use super::spill::Cause;
 use crate::model::metering::Metering;
 
-/// TLS that was handed on unopened.
+/// Connections that were handed on unopened.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub(super) struct Passthrough {
     pub(super) connections: u64,
@@ -26,6 +26,15 @@ pub(super) struct Passthrough {
     pub(super) up_bytes: u64,
     /// To clients.
     pub(super) down_bytes: u64,
+}
+
+impl Passthrough {
+    fn add(&mut self, other: Self) {
+        let Self { connections, up_bytes, down_bytes } = other;
+        self.connections += connections;
+        self.up_bytes += up_bytes;
+        self.down_bytes += down_bytes;
+    }
 }
 
 /// What connections of clients are about, as nginx tells them apart.
@@ -59,7 +68,12 @@ pub(super) struct Counters {
     spill_failures: HashMap<Cause, u64>,
     denied: HashMap<Denied, u64>,
     mirrored: HashMap<Mirrored, u64>,
+    /// TLS, by its name.
     pub(super) passthrough: Passthrough,
+    /// TCP, by its port.
+    pub(super) streams: Passthrough,
+    /// Datagrams by their port: exchanges with an endpoint, and bytes.
+    pub(super) datagrams: Passthrough,
     pub(super) accepted: u64,
     #[serde(skip)]
     pub(super) connections: States,
@@ -169,9 +183,9 @@ impl Counters {
         for (outcome, count) in &other.mirrored {
             *self.mirrored.entry(*outcome).or_default() += count;
         }
-        self.passthrough.connections += other.passthrough.connections;
-        self.passthrough.up_bytes += other.passthrough.up_bytes;
-        self.passthrough.down_bytes += other.passthrough.down_bytes;
+        self.passthrough.add(other.passthrough);
+        self.streams.add(other.streams);
+        self.datagrams.add(other.datagrams);
         self.accepted += other.accepted;
         self.connections.add(other.connections);
         self.full += other.full;

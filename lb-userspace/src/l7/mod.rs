@@ -50,6 +50,7 @@ mod session;
 mod snapshot;
 mod socket;
 mod spill;
+mod streams;
 mod subject;
 mod tickets;
 mod timers;

@@ -1,12 +1,16 @@
-//! TLS that is not ours to open: a connection is handed, with the ClientHello it began with, to an
-//! endpoint of the upstream that its name belongs to, and bytes go both ways until both have ended.
+//! Connections that are not ours to open, TLS by its name (`ssl-passthrough`) or whatever comes to a port beside
+//! http and https: one is handed, with the bytes it began with, to an endpoint of its upstream, and bytes go both
+//! ways until both have ended.
 
+use std::future::poll_fn;
+use std::io::IoSlice;
 use std::rc::Rc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use super::buffer::{Buf, Scratch};
 use super::carrier::Carrier;
-use super::metrics::Refused;
+use super::metrics::{Counters, Passthrough, Refused};
 use super::socket::Link;
 use super::timers::Alarm;
 use super::tunnel::{End, tunnel};
@@ -15,48 +19,75 @@ use super::worker::Worker;
 use crate::model::upstream::Retry;
 
 /// To connect to an endpoint (`proxy-connect-timeout`).
-const CONNECT: Duration = Duration::from_secs(5);
-/// Longest silence of both sides together (`proxy-stream-timeout`).
-const IDLE: Duration = Duration::from_secs(600);
+pub(super) const CONNECT: Duration = Duration::from_secs(5);
 
-/// Serves one connection to its end; `hello` was read from it already.
-pub(super) async fn serve(
-    worker: &Rc<Worker>,
-    mut client: Link,
-    mut hello: Buf,
-    alarm: Alarm,
-    upstream: usize,
-) {
-    let Some(mut link) = connect(worker, upstream).await else {
-        // Nothing can be said to a client that expects TLS of somebody else.
+/// Where a connection goes, and how.
+pub(super) struct Way {
+    /// Index of the upstream in the router of now.
+    pub(super) upstream: usize,
+    pub(super) retry: Retry,
+    /// Longest silence of both sides together.
+    pub(super) idle: Duration,
+    /// What the endpoint is sent first.
+    pub(super) preamble: Vec<u8>,
+    /// Where it is counted.
+    pub(super) counts: fn(&mut Counters) -> &mut Passthrough,
+}
+
+/// Serves one connection to its end; `ahead` was read from it already.
+pub(super) async fn serve(worker: &Rc<Worker>, mut client: Link, mut ahead: Buf, alarm: Alarm, way: Way) {
+    let Way { upstream, retry, idle, preamble, counts } = way;
+    let Some(mut link) = connect(worker, upstream, retry).await else {
+        // Nothing can be said to a client that expects somebody else's words.
         worker.counters.borrow_mut().refused_connection(Refused::NoEndpoint);
         return;
     };
-    worker.counters.borrow_mut().passthrough.connections += 1;
+    counts(&mut worker.counters.borrow_mut()).connections += 1;
+    if !say(&mut link, &preamble, &alarm).await {
+        return;
+    }
     let (client, endpoint) = (Carrier::Socket(client.socket()), Carrier::Socket(link.socket()));
     let mut answer = Buf::default();
     let moved = tunnel(
-        End { carrier: &client, buf: &mut hello },
+        End { carrier: &client, buf: &mut ahead },
         End { carrier: &endpoint, buf: &mut answer },
         Scratch::take(),
-        IDLE,
+        idle,
         &alarm,
     )
     .await;
-    let counted = &mut worker.counters.borrow_mut().passthrough;
+    let mut counters = worker.counters.borrow_mut();
+    let counted = counts(&mut counters);
     counted.up_bytes += moved.up;
     counted.down_bytes += moved.down;
 }
 
+/// Writes what goes before the client's bytes; false if the endpoint does not take it in time.
+async fn say(link: &mut Link, bytes: &[u8], alarm: &Alarm) -> bool {
+    let (due, mut rest) = (alarm.due(CONNECT), bytes);
+    let socket = link.socket();
+    poll_fn(|cx| {
+        while !rest.is_empty() {
+            match socket.poll_write(cx, &[IoSlice::new(rest)]) {
+                Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(false),
+                Poll::Ready(Ok(n)) => rest = rest.get(n..).unwrap_or_default(),
+                Poll::Pending => return alarm.poll_due(cx, due).map(|()| false),
+            }
+        }
+        Poll::Ready(true)
+    })
+    .await
+}
+
 /// A new connection to one of the endpoints; another is tried while nothing was sent.
-async fn connect(worker: &Rc<Worker>, upstream: usize) -> Option<Link> {
+async fn connect(worker: &Rc<Worker>, upstream: usize, retry: Retry) -> Option<Link> {
     let snapshot = worker.current.load();
     let terms = Terms {
         upstream,
         transport: Transport::Plain,
         speech: Speech::Http1,
         connect: CONNECT,
-        retry: Retry::default(),
+        retry,
         is_idempotent: true,
         lead: Lead::Hash(worker.random.word()),
     };

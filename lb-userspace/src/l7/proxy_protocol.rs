@@ -133,6 +133,31 @@ fn addresses(source: IpAddr, from: u16, destination: IpAddr, to: u16) -> Address
     }
 }
 
+impl Addresses {
+    /// A header of version 1 that says so. Of two families, the older one is written as the newer has it.
+    pub(super) fn header(self) -> Vec<u8> {
+        let Self { source, destination } = self;
+        let (from, to) = (source.port(), destination.port());
+        let line = match (source.ip().to_canonical(), destination.ip().to_canonical()) {
+            (IpAddr::V4(source), IpAddr::V4(destination)) => {
+                format!("PROXY TCP4 {source} {destination} {from} {to}\r\n")
+            }
+            (source, destination) => {
+                let (source, destination) = (mapped(source), mapped(destination));
+                format!("PROXY TCP6 {source} {destination} {from} {to}\r\n")
+            }
+        };
+        line.into_bytes()
+    }
+}
+
+fn mapped(addr: IpAddr) -> Ipv6Addr {
+    match addr {
+        IpAddr::V4(addr) => addr.to_ipv6_mapped(),
+        IpAddr::V6(addr) => addr,
+    }
+}
+
 /// For the fuzz target: never panics, and what it takes it has seen.
 pub(super) fn fuzz(bytes: &[u8]) {
     if let Ok(Some(header)) = parse(bytes) {
@@ -160,6 +185,23 @@ mod tests {
     fn binary(command: u8, family: u8, body: &[u8]) -> Vec<u8> {
         let length = u16::try_from(body.len()).unwrap().to_be_bytes();
         [SIGNATURE.as_slice(), &[command, family], &length, body].concat()
+    }
+
+    #[test]
+    fn reads_what_it_writes() {
+        let cases = [
+            ("192.0.2.1:40000", "203.0.113.7:443"),
+            ("[2001:db8::1]:1", "[2001:db8::2]:65535"),
+            ("192.0.2.1:1", "[2001:db8::2]:2"),
+        ];
+        for (source, destination) in cases {
+            let addresses =
+                Addresses { source: source.parse().unwrap(), destination: destination.parse().unwrap() };
+
+            let written = addresses.header();
+
+            assert_eq!(parse(&written), said(source, destination, written.len()), "{source}");
+        }
     }
 
     #[test]

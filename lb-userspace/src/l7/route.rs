@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::model::health::Check;
 use crate::model::l7::{
     AccessLog, Blocked, ClientAuth, Compression, Edge, Filters, HostMatch, L7, Moved, PathMatch, Protocol,
-    Redirect, Upstream, UpstreamName, UpstreamTls,
+    Redirect, Streams, Upstream, UpstreamName, UpstreamTls,
 };
 
 use crate::model::expression::Expression;
@@ -58,6 +58,8 @@ pub(super) struct Router {
     pub(super) edge: Edge,
     /// Upstreams of the hosts whose TLS is handed on, by place.
     passthrough: Arc<HashMap<Box<str>, usize>>,
+    /// Ports beside http and https.
+    pub(super) streams: Arc<Streams>,
     /// `None`: requests are not logged.
     pub(super) log: Option<Arc<AccessLog>>,
     /// What every response says.

@@ -26,6 +26,7 @@ use super::spill::Spills;
 use super::timers::Timers;
 use super::tls::Tls;
 use super::upstream::{Peer, Pool, Seat};
+use super::streams::{self, Ports};
 use super::{Error, arrival, h2};
 use crate::model::health::Unwell;
 use crate::model::l4::Listener;
@@ -43,7 +44,7 @@ const BLOCKING_THREADS: usize = 4;
 /// Names of mirrors that a worker looks up at once.
 const MIRROR_LOOKUPS: usize = 1;
 /// Pause after a failed accept: out of descriptors, most likely.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// What a worker can be told.
 pub(super) enum Control {
@@ -84,6 +85,8 @@ pub(super) struct Worker {
     pub(super) https_port: u16,
     tls: Arc<Tls>,
     gate: Rc<Gate>,
+    /// Ports beside http and https.
+    pub(super) streams: Ports,
     draining: Cell<bool>,
     /// Connections that wait for a request are to end.
     ends_idle: Cell<bool>,
@@ -158,6 +161,8 @@ async fn run(
 ) -> io::Result<()> {
     let router = Arc::clone(&published.borrow_and_update());
     let https = bound.iter().find(|bound| bound.place.listener == Listener::Https);
+    let http = bound.iter().filter(|bound| bound.place.listener == Listener::Http);
+    let ips = http.map(|bound| bound.addr.ip()).collect();
     let worker = Rc::new(Worker {
         current: Current::new(router, seat),
         timers: Rc::new(Timers::new()),
@@ -172,6 +177,7 @@ async fn run(
         copies: Rc::default(),
         tls,
         gate: Rc::default(),
+        streams: Ports::new(ips, seat.worker),
         draining: Cell::new(false),
         ends_idle: Cell::new(false),
         active: Cell::new(0),
@@ -184,6 +190,7 @@ async fn run(
         everybody: shared.everybody,
     });
     worker.listen(bound)?;
+    streams::follow(&worker);
     let timers = Rc::clone(&worker.timers);
     tokio::task::spawn_local(async move { timers.run().await });
     let logging = Rc::clone(&worker);
@@ -211,6 +218,8 @@ async fn run(
                 Some(Control::Accept(bound)) => {
                     worker.gate.take_back();
                     worker.listen(bound)?;
+                    worker.streams.open_again();
+                    streams::follow(&worker);
                 }
                 Some(Control::HandOver(places, done)) => worker.hand_over(&places, done),
                 Some(Control::Drain(patience, done)) => worker.drain(patience, done),
@@ -218,11 +227,17 @@ async fn run(
                 Some(Control::Stop) | None => return Ok(()),
             },
             changed = published.changed(), if followed => match changed {
-                Ok(()) => worker.swap(Arc::clone(&published.borrow_and_update())),
+                Ok(()) => {
+                    worker.swap(Arc::clone(&published.borrow_and_update()));
+                    streams::follow(&worker);
+                }
                 // The publisher is gone; the last snapshot goes on.
                 Err(_) => followed = false,
             },
-            _ = sweep.tick() => worker.sweep(),
+            _ = sweep.tick() => {
+                worker.sweep();
+                streams::follow(&worker);
+            }
         }
     }
 }
@@ -258,10 +273,10 @@ async fn accept(worker: Rc<Worker>, listening: TcpListener, place: Place) {
 }
 
 /// One client connection among those that are open.
-struct Open(Rc<Worker>);
+pub(super) struct Open(pub(super) Rc<Worker>);
 
 impl Open {
-    fn new(worker: &Rc<Worker>) -> Self {
+    pub(super) fn new(worker: &Rc<Worker>) -> Self {
         worker.active.set(worker.active.get() + 1);
         Self(Rc::clone(worker))
     }
@@ -312,7 +327,7 @@ impl Worker {
 
     /// Waits until one more connection may be served. Meanwhile some of those that wait for a request
     /// are told to end: who speaks goes before who is silent.
-    async fn room(&self) {
+    pub(super) async fn room(&self) {
         if self.has_room() {
             return;
         }
@@ -349,6 +364,7 @@ impl Worker {
 
     fn hand_over(&self, places: &HashSet<Place>, done: mpsc::Sender<()>) {
         self.gate.hand_over(places);
+        self.streams.close();
         let gate = Rc::clone(&self.gate);
         tokio::task::spawn_local(async move {
             gate.left().await;
@@ -401,6 +417,7 @@ impl Worker {
     fn drain(self: &Rc<Self>, patience: Duration, done: mpsc::Sender<()>) {
         self.draining.set(true);
         self.gate.close();
+        self.streams.close();
         self.timers.wake_all();
         let worker = Rc::clone(self);
         tokio::task::spawn_local(async move {

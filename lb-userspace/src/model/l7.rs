@@ -14,6 +14,7 @@ pub mod log;
 pub mod policy;
 mod redirects;
 mod responses;
+mod streams;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,6 +37,7 @@ pub use log::AccessLog;
 pub use policy::Policies;
 pub use redirects::RedirectStyle;
 pub use responses::{Hsts, Responses};
+pub use streams::{Preamble, Stream, StreamTerms, Streams};
 
 /// Everything the proxy has to serve.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -57,6 +59,8 @@ pub struct L7 {
     pub edge: Edge,
     /// Hosts whose TLS is handed to an upstream unopened (`ssl-passthrough`), by SNI; lower case.
     pub passthrough: Shared<String, UpstreamName>,
+    /// Ports beside http and https.
+    pub streams: Arc<Streams>,
     /// `None`: requests are not logged.
     pub log: Option<Arc<AccessLog>>,
     /// Connections to endpoints between requests.

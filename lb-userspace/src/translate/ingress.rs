@@ -23,12 +23,13 @@ use super::endpoints::Slices;
 use super::findings::{About, Findings};
 use super::parts::Claim;
 use super::routes::{self, Draft};
+use super::streams;
 use super::upstream_tls::ProxySsl;
 use super::upstreams::{Laid, Reach, Upstreams, Without};
 use super::view::View;
 use crate::model::l7::{
     Action, Aliases, Certificate, Cipher, CipherOrder, Ciphers, ClientAuth, Edge, HostMatch, Pattern, Server,
-    UpstreamName,
+    Streams, UpstreamName,
 };
 use crate::model::{ObjectId, ObjectName};
 
@@ -81,6 +82,8 @@ pub(super) struct Output {
     pub passthrough: BTreeMap<String, UpstreamName>,
     pub upstreams: BTreeMap<UpstreamName, Laid>,
     pub default_backend: Option<UpstreamName>,
+    /// Ports beside http and https, of the flags.
+    pub streams: Arc<Streams>,
     pub default_certificate: Option<Arc<Certificate>>,
 }
 
@@ -131,6 +134,11 @@ pub(super) fn translate(
         let id = flag("--default-backend-service");
         upstreams.of_first_port(service, &mut findings.about(&id))
     });
+    let streams = if flags {
+        streams::proxied(objects, options, &mut upstreams, findings)
+    } else {
+        Streams::default()
+    };
     let default_certificate = options.default_ssl_certificate.as_ref().filter(|_| flags).and_then(|secret| {
         let id = flag("--default-ssl-certificate");
         match certificates.of(secret) {
@@ -141,7 +149,9 @@ pub(super) fn translate(
             }
         }
     });
-    let mut output = Output { passthrough, default_backend, default_certificate, ..Output::default() };
+    let streams = Arc::new(streams);
+    let mut output =
+        Output { passthrough, default_backend, default_certificate, streams, ..Output::default() };
     further::add(&hosts, &mut output, findings);
     for (host, built) in hosts {
         if let Some(checked) = built.tls.as_ref().and_then(|tls| tls.certificate.as_ref()) {

@@ -94,6 +94,8 @@ pub struct Options {
     /// `--address-pools`: the ConfigMap that gives addresses to Services; `None`: the one of its usual
     /// name beside the controller's.
     pub address_pools: Option<ObjectName>,
+    /// Who serves them.
+    pub streams: StreamsBy,
     /// Which classes there are.
     pub classes: Classes,
     /// `--watch-ingress-without-class`.
@@ -126,6 +128,16 @@ pub enum Classes {
     Written,
 }
 
+/// Who serves the ports that `--tcp-services-configmap` and `--udp-services-configmap` name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum StreamsBy {
+    /// The kernel part, on the addresses of the ingress Service.
+    #[default]
+    Kernel,
+    /// The proxy, beside http and https: there is no kernel part.
+    Proxy,
+}
+
 /// What becomes of an Ingress with nginx configuration in it, which is never run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum SnippetPolicy {
@@ -151,6 +163,7 @@ impl Default for Options {
             tcp_services: None,
             udp_services: None,
             address_pools: None,
+            streams: StreamsBy::Kernel,
             classes: Classes::Implied,
             watch_ingress_without_class: false,
             disable_catch_all: false,

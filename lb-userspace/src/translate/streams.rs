@@ -1,20 +1,23 @@
 //! TCP and UDP ports beside http and https (reference ingress-nginx 4.19): what the ConfigMaps of
 //! `--tcp-services-configmap` and `--udp-services-configmap` name becomes VIPs on the addresses of the
 //! ingress Service, over the backends of the Service that an entry names. Not on the addresses of the
-//! nodes: port 22 there is somebody else's.
+//! nodes: port 22 there is somebody else's. Where there is no kernel part, the proxy listens on them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use k8s_openapi::api::core::v1::{Service, ServicePort};
+use k8s_openapi::api::core::v1::{ConfigMap, Service, ServicePort};
 
-use super::Options;
+use super::{Options, StreamsBy};
 use super::endpoints::{self, Slices, Use};
 use super::findings::{About, Findings};
 use super::names;
 use super::nodes::Nodes;
 use super::services::{self, Claims, Output, Terms};
+use super::upstreams::Upstreams;
+use super::view::View;
 use super::vips::Addresses;
 use crate::model::l4::{Access, BackendState, Family, Pool, PoolId, Prefix, Protocol, Vip, VipAddr};
+use crate::model::l7::{self, Preamble};
 use crate::model::{ObjectId, ObjectName};
 use crate::objects::{Key, Kind, Objects, Sourced};
 
@@ -43,39 +46,88 @@ struct Stream<'a> {
 struct Written<'t> {
     service: ObjectName,
     port: &'t str,
-    /// A PROXY header is read, or written.
-    proxy: bool,
+    /// Whether a PROXY header is read, and written.
+    received: Preamble,
+    sent: Preamble,
+}
+
+/// A ConfigMap of entries, if there is one.
+struct Entries<'a> {
+    protocol: Protocol,
+    id: ObjectId,
+    data: Option<&'a BTreeMap<String, String>>,
+}
+
+impl<'a> Entries<'a> {
+    fn new(
+        protocol: Protocol,
+        name: &ObjectName,
+        sourced: Option<&'a Sourced<ConfigMap>>,
+        findings: &mut Findings,
+    ) -> Self {
+        let key = Key { kind: Kind::ConfigMap, name: name.clone() };
+        let Some(Sourced { object, origin }) = sourced else {
+            let id = key.id("");
+            let message = format!("does not exist, though --{protocol}-services-configmap names it");
+            findings.about(&id).warn("missing-config-map", "", message, "add it, or leave out the flag");
+            return Self { protocol, id, data: None };
+        };
+        Self { protocol, id: key.id(origin), data: object.data.as_ref() }
+    }
+
+    /// Those that can be read, by port, with their fields.
+    fn each(&self, options: &Options, findings: &mut Findings) -> Vec<(u16, String, Written<'a>)> {
+        let mut about = findings.about(&self.id);
+        let entries = self.data.into_iter().flatten().filter_map(|(port, text)| {
+            let field = format!("data.{port}");
+            let (port, written) = entry(port, text, self.protocol, &field, options, &mut about)?;
+            Some((port, field, written))
+        });
+        entries.collect()
+    }
+}
+
+/// The flags' ConfigMaps.
+fn named(options: &Options) -> impl Iterator<Item = (Protocol, &ObjectName)> {
+    let maps = [(Protocol::Tcp, &options.tcp_services), (Protocol::Udp, &options.udp_services)];
+    maps.into_iter().filter_map(|(protocol, name)| Some((protocol, name.as_ref()?)))
+}
+
+/// The ports that the proxy listens on, and where their connections go.
+pub(super) fn proxied(
+    objects: &View<'_>,
+    options: &Options,
+    upstreams: &mut Upstreams<'_>,
+    findings: &mut Findings,
+) -> l7::Streams {
+    let mut streams = l7::Streams::new();
+    if options.streams == StreamsBy::Kernel {
+        return streams;
+    }
+    for (protocol, name) in named(options) {
+        let entries = Entries::new(protocol, name, objects.config_maps.get(name), findings);
+        for (port, field, Written { service, port: wanted, received, sent }) in entries.each(options, findings)
+        {
+            let mut about = findings.about(&entries.id);
+            let upstream = upstreams.of_stream(&service, wanted, protocol, &field, &mut about);
+            streams.insert((protocol, port), l7::Stream { upstream, received, sent });
+        }
+    }
+    streams
 }
 
 impl<'a> Streams<'a> {
     /// Reads what is written, and says what of it cannot be served.
     pub(super) fn read(objects: &'a Objects, options: &Options, findings: &mut Findings) -> Self {
         let mut streams = Self::default();
-        let maps = [
-            (Protocol::Tcp, &options.tcp_services, "--tcp-services-configmap"),
-            (Protocol::Udp, &options.udp_services, "--udp-services-configmap"),
-        ];
-        for (protocol, name, flag) in maps {
-            let Some(name) = name else { continue };
-            let key = Key { kind: Kind::ConfigMap, name: name.clone() };
-            let Some(Sourced { object, origin }) = objects.config_maps.get(name) else {
-                let message = format!("does not exist, though {flag} names it");
-                findings.about(&key.id("")).warn(
-                    "missing-config-map",
-                    "",
-                    message,
-                    "add it, or leave out the flag",
-                );
-                continue;
-            };
-            let id = key.id(origin);
-            for (port, text) in object.data.iter().flatten() {
-                let field = format!("data.{port}");
-                let mut about = findings.about(&id);
-                let Some((port, written)) = entry(port, text, protocol, &field, options, &mut about) else {
-                    continue;
-                };
-                if let Some(stream) = resolve(objects, written, protocol, &field, &id, &mut about) {
+        if options.streams == StreamsBy::Proxy {
+            return streams;
+        }
+        for (protocol, name) in named(options) {
+            let entries = Entries::new(protocol, name, objects.config_maps.get(name), findings);
+            for (port, field, written) in entries.each(options, findings) {
+                let mut about = findings.about(&entries.id);
+                if let Some(stream) = resolve(objects, written, protocol, &field, &entries.id, &mut about) {
                     streams.0.insert((protocol, port), stream);
                 }
             }
@@ -113,12 +165,18 @@ fn entry<'t>(
         about.error_fix("reserved-port", field, message, "use another port");
         return None;
     }
-    if written.proxy {
+    let is_plain = (written.received, written.sent) == (Preamble::None, Preamble::None);
+    if protocol == Protocol::Udp && !is_plain {
+        let message = "PROXY headers are neither read from nor written into datagrams; not served";
+        about.error_fix("stream-proxy-protocol", field, message, "leave out PROXY");
+        return None;
+    }
+    if options.streams == StreamsBy::Kernel && !is_plain {
         about.error_fix(
             "stream-proxy-protocol",
             field,
-            "PROXY headers are neither read nor written here; not served, because the two sides would not understand each other",
-            "leave out PROXY: backends see the address of the client itself, but in mode nat",
+            "the kernel part neither reads nor writes PROXY headers; not served, because the two sides would not understand each other",
+            "leave out PROXY: backends see the address of the client itself, but in mode nat; or start with --datapath off",
         );
         return None;
     }
@@ -132,8 +190,12 @@ fn parse(text: &str) -> Option<Written<'_>> {
     if namespace.is_empty() || name.is_empty() || name.contains('/') {
         return None;
     }
-    let proxy = parts.any(|part| part.eq_ignore_ascii_case("PROXY"));
-    Some(Written { service: ObjectName::new(namespace, name), port, proxy })
+    let mut preamble = || match parts.next() {
+        Some(part) if part.eq_ignore_ascii_case("PROXY") => Preamble::Proxy,
+        _ => Preamble::None,
+    };
+    let (received, sent) = (preamble(), preamble());
+    Some(Written { service: ObjectName::new(namespace, name), port, received, sent })
 }
 
 fn resolve<'a>(
@@ -144,7 +206,7 @@ fn resolve<'a>(
     config_map: &ObjectId,
     about: &mut About<'_>,
 ) -> Option<Stream<'a>> {
-    let Written { service, port: wanted, proxy: _ } = written;
+    let Written { service, port: wanted, received: _, sent: _ } = written;
     let Some(Sourced { object, origin }) = objects.services.get(&service) else {
         let message = format!("Service {service} does not exist");
         about.warn("missing-service", field, message, "add the Service, or correct the name");
@@ -341,13 +403,15 @@ mod tests {
 
     #[test]
     fn entries_are_read_as_ingress_nginx_reads_them() {
-        let written = |port, proxy| Some(Written { service: ObjectName::new("default", "db"), port, proxy });
+        let service = ObjectName::new("default", "db");
+        let written = |port, received, sent| Some(Written { service: service.clone(), port, received, sent });
+        let (none, proxy) = (Preamble::None, Preamble::Proxy);
         let cases = [
-            ("default/db:5432", written("5432", false)),
-            (" default/db:pg ", written("pg", false)),
-            ("default/db:5432:PROXY", written("5432", true)),
-            ("default/db:5432::proxy", written("5432", true)),
-            ("default/db:5432:PROXY:PROXY", written("5432", true)),
+            ("default/db:5432", written("5432", none, none)),
+            (" default/db:pg ", written("pg", none, none)),
+            ("default/db:5432:PROXY", written("5432", proxy, none)),
+            ("default/db:5432::proxy", written("5432", none, proxy)),
+            ("default/db:5432:PROXY:PROXY", written("5432", proxy, proxy)),
             ("default/db", None),
             ("default/db:", None),
             ("db:5432", None),

@@ -18,7 +18,7 @@ use super::pools::Office;
 use super::services::{self, Held};
 use super::streams::Streams;
 use super::view::View;
-use super::{Options, Translated};
+use super::{Options, StreamsBy, Translated};
 use crate::model::l4::L4;
 use crate::model::l7::{HostMatch, L7};
 use crate::model::pool::Given;
@@ -201,7 +201,8 @@ impl Translator {
         let begins = self.snapshot.l4.punts.is_empty();
         touched.extend(self.give(changes, begins, objects, options));
         // Ports beside http and https make all Services one part, which has a member without a name.
-        let streams: Vec<&ObjectName> = options.tcp_services.iter().chain(&options.udp_services).collect();
+        let streams = options.tcp_services.iter().chain(&options.udp_services);
+        let streams: Vec<&ObjectName> = streams.filter(|_| options.streams == StreamsBy::Kernel).collect();
         if !streams.is_empty() && (begins || streams.iter().any(|name| changes.config_maps.contains(*name))) {
             touched.insert(ObjectName::default());
         }
@@ -427,6 +428,9 @@ fn put_in(
     if let Some(part) = parts.of(&Member::Flags) {
         l7.default_backend.clone_from(&part.made.output.default_backend);
         l7.default_certificate.clone_from(&part.made.output.default_certificate);
+        if l7.streams != part.made.output.streams {
+            l7.streams = Arc::clone(&part.made.output.streams);
+        }
     }
     for id in &update.new {
         let Some(part) = parts.get_mut(*id) else { continue };

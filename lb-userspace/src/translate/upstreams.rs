@@ -13,7 +13,7 @@ use super::Options;
 use super::annotations::{self, Policy};
 use super::checks;
 use super::config::Settings;
-use super::endpoints::{Slices, State, Use};
+use super::endpoints::{Slices, State, Use, protocol_of};
 use super::findings::About;
 use super::ours;
 use super::view::View;
@@ -35,6 +35,8 @@ pub(super) struct Upstreams<'a> {
     names: BTreeMap<(ObjectName, String), UpstreamName>,
     /// So too, as Services that word errors.
     default_backends: BTreeMap<ObjectName, UpstreamName>,
+    /// So too, as ports beside http and https lead there.
+    streams: BTreeMap<(ObjectName, Protocol, String), UpstreamName>,
     built: BTreeMap<UpstreamName, Built>,
 }
 
@@ -98,6 +100,7 @@ pub(super) enum Without {
     Answer503,
     AskPrimary,
     AskDefaultBackend,
+    Close,
 }
 
 /// Why an upstream has no endpoints.
@@ -124,6 +127,7 @@ impl<'a> Upstreams<'a> {
             slices,
             names: BTreeMap::new(),
             default_backends: BTreeMap::new(),
+            streams: BTreeMap::new(),
             built: BTreeMap::new(),
         }
     }
@@ -263,6 +267,24 @@ impl<'a> Upstreams<'a> {
         self.of_port(service, &port, Reach::Endpoints, field, Without::Answer503, about)
     }
 
+    /// The upstream of a port beside http and https, by its number or name.
+    pub(super) fn of_stream(
+        &mut self,
+        service: &ObjectName,
+        port: &str,
+        protocol: Protocol,
+        field: &str,
+        about: &mut About<'_>,
+    ) -> UpstreamName {
+        let usual = UpstreamName(format!("{protocol}-{}-{}-{port}", service.namespace, service.name));
+        let unique = UpstreamName(format!("{protocol}:{service}:{port}"));
+        let Self { streams, built, .. } = self;
+        let name = streams.entry((service.clone(), protocol, port.to_owned()));
+        let name = name.or_insert_with(|| if built.contains_key(&usual) { unique } else { usual }).clone();
+        let port = port.parse().map_or(PortRef::Name(port), PortRef::Number);
+        self.named(name, (service, &port, Reach::Endpoints), protocol, field, Without::Close, about)
+    }
+
     /// The upstream of a Service's first port; `None` where there is no such Service.
     pub(super) fn of_first_port(
         &mut self,
@@ -298,7 +320,8 @@ impl<'a> Upstreams<'a> {
         let name = default_backends.entry(service.clone());
         let name = name.or_insert_with(|| if built.contains_key(&usual) { unique } else { usual }).clone();
         let port = PortRef::Number(port.port);
-        Some(self.named(name, (service, &port, Reach::Endpoints), field, Without::AskDefaultBackend, about))
+        let of = (service, &port, Reach::Endpoints);
+        Some(self.named(name, of, Protocol::Tcp, field, Without::AskDefaultBackend, about))
     }
 
     fn of_port(
@@ -315,14 +338,14 @@ impl<'a> Upstreams<'a> {
             let message = format!("Service {service} has no address of its own; its endpoints are sent to");
             about.warn("no-service-address", annotations::field("service-upstream"), message, "");
         }
-        self.named(name, (service, port, reach), field, without, about)
+        self.named(name, (service, port, reach), Protocol::Tcp, field, without, about)
     }
 
     /// `clusterIP` and port of a Service.
     fn address(&self, service: &ObjectName, port: &PortRef<'_>) -> Option<SocketAddr> {
         let service = &self.objects.services.get(service)?.object;
         let addr = service.spec.as_ref()?.cluster_ip.as_deref()?.parse().ok()?;
-        let port = find_port(service, port)?.port;
+        let port = find_port(service, port, Protocol::Tcp)?.port;
         Some(SocketAddr::new(addr, u16::try_from(port).ok()?))
     }
 
@@ -330,6 +353,7 @@ impl<'a> Upstreams<'a> {
         &mut self,
         name: UpstreamName,
         (service, port, reach): (&ObjectName, &PortRef<'_>, Reach),
+        protocol: Protocol,
         field: &str,
         without: Without,
         about: &mut About<'_>,
@@ -338,7 +362,7 @@ impl<'a> Upstreams<'a> {
             let own = self.address(service, port).filter(|_| reach == Reach::Address);
             let found = match own {
                 Some(own) => Ok(Upstream { endpoints: BTreeSet::from([own]), ..Upstream::default() }),
-                None => self.endpoints(service, port),
+                None => self.endpoints(service, port, protocol),
             };
             let of = Meant { service: service.clone(), reach };
             let built = match found {
@@ -353,7 +377,10 @@ impl<'a> Upstreams<'a> {
                 Without::Answer503 => format!("{message}: requests answer 503"),
                 Without::AskPrimary => format!("{message}: every request goes to the primary"),
                 Without::AskDefaultBackend => format!("{message}: the default backend of all is asked"),
+                Without::Close => format!("{message}: connections are closed"),
             };
+            // An entry says Service and port in one.
+            let below = if matches!(without, Without::Close) { "" } else { below };
             about.say(*severity, reason, format!("{field}{below}"), message, fix);
         }
         name
@@ -373,7 +400,12 @@ impl<'a> Upstreams<'a> {
         name.or_insert_with(|| if built.contains_key(&usual) { unique } else { usual }).clone()
     }
 
-    fn endpoints(&self, name: &ObjectName, port: &PortRef<'_>) -> Result<Upstream, Complaint> {
+    fn endpoints(
+        &self,
+        name: &ObjectName,
+        port: &PortRef<'_>,
+        protocol: Protocol,
+    ) -> Result<Upstream, Complaint> {
         let complaint = |reason, field, message, fix: &str| {
             Err(Complaint { severity: Severity::Warning, reason, field, message, fix: fix.to_owned() })
         };
@@ -383,14 +415,14 @@ impl<'a> Upstreams<'a> {
         };
         let service = &sourced.object;
         if service.spec.as_ref().and_then(|spec| spec.type_.as_deref()) == Some("ExternalName") {
-            return self.external(name, service, port);
+            return self.external(name, service, port, protocol);
         }
-        let Some(service_port) = find_port(service, port) else {
-            let known: Vec<_> = ports(service).map(port_label).collect();
+        let Some(service_port) = find_port(service, port, protocol) else {
+            let known: Vec<_> = ports(service, protocol).map(port_label).collect();
             let message = format!("Service {name} has no such port, only {}", known.join(", "));
             return complaint("missing-port", ".port", message, "correct the port's name or number");
         };
-        let endpoints = self.slices.of(name, service_port, Protocol::Tcp, None, Use::Route);
+        let endpoints = self.slices.of(name, service_port, protocol, None, Use::Route);
         let ready = endpoints.iter().filter(|(_, endpoint)| endpoint.state == State::Ready);
         let weights: BTreeMap<_, _> =
             ready.map(|(addr, endpoint)| (*addr, u32::from(endpoint.weight.0))).collect();
@@ -428,6 +460,7 @@ impl Upstreams<'_> {
         name: &ObjectName,
         service: &Service,
         port: &PortRef<'_>,
+        protocol: Protocol,
     ) -> Result<Upstream, Complaint> {
         let refused = |reason, field, message: String, fix: &str| {
             Err(Complaint { severity: Severity::Error, reason, field, message, fix: fix.to_owned() })
@@ -443,8 +476,8 @@ impl Upstreams<'_> {
         let host = written.trim().to_ascii_lowercase();
         let plain = host.trim_end_matches('.');
         // Where no port is listed, that of the Ingress is meant.
-        let listed = ports(service).next().is_some();
-        let number = match (find_port(service, port), port) {
+        let listed = ports(service, protocol).next().is_some();
+        let number = match (find_port(service, port, protocol), port) {
             (Some(found), _) => match &found.target_port {
                 Some(IntOrString::Int(number)) => Some(*number),
                 Some(IntOrString::String(_)) => None,
@@ -508,18 +541,23 @@ fn care(metadata: &ObjectMeta) -> Care {
     }
 }
 
-fn ports(service: &Service) -> impl Iterator<Item = &ServicePort> {
+fn ports(service: &Service, protocol: Protocol) -> impl Iterator<Item = &ServicePort> {
     let ports = service.spec.iter().flat_map(|spec| spec.ports.iter().flatten());
-    ports.filter(|port| port.protocol.as_deref().unwrap_or("TCP") == "TCP")
+    ports.filter(move |port| protocol_of(port.protocol.as_deref()) == Some(protocol))
 }
 
 /// By number as the Service has it, else as the target has it; by name.
-fn find_port<'a>(service: &'a Service, wanted: &PortRef<'_>) -> Option<&'a ServicePort> {
+fn find_port<'a>(
+    service: &'a Service,
+    wanted: &PortRef<'_>,
+    protocol: Protocol,
+) -> Option<&'a ServicePort> {
+    let ports = || ports(service, protocol);
     match wanted {
-        PortRef::Name(name) => ports(service).find(|port| port.name.as_deref() == Some(name)),
-        PortRef::Number(number) => ports(service)
+        PortRef::Name(name) => ports().find(|port| port.name.as_deref() == Some(name)),
+        PortRef::Number(number) => ports()
             .find(|port| port.port == *number)
-            .or_else(|| ports(service).find(|port| port.target_port == Some(IntOrString::Int(*number)))),
+            .or_else(|| ports().find(|port| port.target_port == Some(IntOrString::Int(*number)))),
     }
 }
 

@@ -213,6 +213,23 @@ impl Counters {
                 "direction",
                 [("up", up_bytes), ("down", down_bytes)],
             ),
+            labelled(
+                "penstock_l7_stream_connections_total",
+                "TCP connections to ports beside http and https, and exchanges of datagrams there.",
+                MetricKind::Counter,
+                "protocol",
+                [("tcp", self.streams.connections), ("udp", self.datagrams.connections)],
+            ),
+            labelled(
+                "penstock_l7_stream_bytes_total",
+                "Bytes of those, both protocols, by direction; of TCP counted at a connection's end.",
+                MetricKind::Counter,
+                "direction",
+                [
+                    ("up", self.streams.up_bytes + self.datagrams.up_bytes),
+                    ("down", self.streams.down_bytes + self.datagrams.down_bytes),
+                ],
+            ),
             counter(
                 "penstock_l7_failed_handshakes_total",
                 "TLS handshakes that did not complete.",

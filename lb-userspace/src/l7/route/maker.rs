@@ -183,6 +183,7 @@ impl Maker {
             zones: Arc::clone(&self.zones),
             edge: l7.edge.clone(),
             passthrough: Arc::clone(&self.passthrough),
+            streams: Arc::clone(&l7.streams),
             log: l7.log.clone(),
             livery: Livery::new(&l7.responses),
             blocked: l7.blocked.clone(),

@@ -224,6 +224,11 @@ impl<'s> Attempts<'s> {
         }
     }
 
+    /// An endpoint, for who sends datagrams there himself.
+    pub(in crate::l7) fn endpoint(mut self) -> Option<Picked> {
+        self.pick().map(|(picked, _)| picked)
+    }
+
     /// An endpoint, and whether only a new connection will do.
     fn pick(&mut self) -> Option<(Picked, bool)> {
         if let Some(stale) = self.stale.take() {

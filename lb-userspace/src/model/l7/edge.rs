@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::super::ObjectName;
 use super::super::l4::Prefix;
-use super::Pattern;
+use super::{Pattern, StreamTerms};
 use super::forwarding::{Forwarding, HeaderNames};
 
 /// The listeners' side of the proxy: ConfigMap keys of reference 2.1, 2.3 and 2.4.
@@ -22,6 +22,8 @@ pub struct Edge {
     pub shutdown: Duration,
     /// TLS towards clients.
     pub tls: TlsPolicy,
+    /// What holds for ports beside http and https.
+    pub streams: StreamTerms,
 }
 
 impl Default for Edge {
@@ -34,6 +36,7 @@ impl Default for Edge {
             connections: 16_384,
             shutdown: Duration::from_secs(240),
             tls: TlsPolicy::default(),
+            streams: StreamTerms::default(),
         }
     }
 }

@@ -8,8 +8,8 @@ use super::forwarding;
 use super::keys::{Keys, field};
 use crate::model::l4::Prefix;
 use crate::model::l7::{
-    Ciphers, ClientLimits, Edge, Group, ProxyProtocol, Resumption, SharedTicketKey, TlsPolicy, TlsVersions,
-    UnknownName,
+    Ciphers, ClientLimits, Edge, Group, ProxyProtocol, Resumption, Retry, SharedTicketKey, StreamTerms,
+    TlsPolicy, TlsVersions, UnknownName,
 };
 
 /// Sessions that fit a megabyte of nginx's cache, by its documentation.
@@ -20,10 +20,14 @@ const SESSIONS_MAX: u64 = 200_000;
 pub(super) fn read(keys: &mut Keys<'_>) -> Edge {
     let default = Edge::default();
     let trusted = forwarding::trusted(keys);
-    let proxy_protocol = proxy_protocol(keys, &trusted);
+    let streams = streams(keys, trusted.clone());
+    // Believed by the same word, and as patiently.
+    let is_on = keys.boolean("use-proxy-protocol").unwrap_or(false);
+    let proxy_protocol = is_on.then(|| streams.header.clone());
     Edge {
         forwarding: forwarding::read(keys, proxy_protocol.is_some(), trusted),
         proxy_protocol,
+        streams,
         limits: limits(keys),
         connections: connections(keys).unwrap_or(default.connections),
         shutdown: keys.time("worker-shutdown-timeout").unwrap_or(default.shutdown),
@@ -84,10 +88,21 @@ fn connections(keys: &mut Keys<'_>) -> Option<usize> {
     keys.parsed("max-worker-connections", "a whole number from 1", parse)
 }
 
-fn proxy_protocol(keys: &mut Keys<'_>, trusted: &[Prefix]) -> Option<ProxyProtocol> {
-    let is_on = keys.boolean("use-proxy-protocol").unwrap_or(false);
-    let timeout = keys.time("proxy-protocol-header-timeout").unwrap_or(std::time::Duration::from_secs(5));
-    is_on.then(|| ProxyProtocol { timeout, trusted: trusted.to_vec() })
+fn streams(keys: &mut Keys<'_>, trusted: Vec<Prefix>) -> StreamTerms {
+    let default = StreamTerms::default();
+    let timeout = keys.time("proxy-protocol-header-timeout").unwrap_or(default.header.timeout);
+    let tries = keys.number("proxy-stream-next-upstream-tries").unwrap_or(default.retry.tries);
+    let retries = keys.boolean("proxy-stream-next-upstream").unwrap_or(true);
+    StreamTerms {
+        idle: keys.time("proxy-stream-timeout").unwrap_or(default.idle),
+        retry: Retry {
+            tries: if retries { tries } else { 1 },
+            within: keys.time("proxy-stream-next-upstream-timeout").unwrap_or(default.retry.within),
+            ..default.retry
+        },
+        responses: keys.number("proxy-stream-responses").unwrap_or(default.responses),
+        header: ProxyProtocol { timeout, trusted },
+    }
 }
 
 fn tls(keys: &mut Keys<'_>) -> TlsPolicy {

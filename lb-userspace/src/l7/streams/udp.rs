@@ -1,0 +1,170 @@
+//! Datagrams: those of one client address go to one endpoint, from a socket of their own, until the endpoint has
+//! answered each as often as is expected (`proxy-stream-responses`) or both have been silent.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::rc::Rc;
+use std::time::Instant;
+
+use tokio::net::UdpSocket;
+use tokio::sync::oneshot;
+
+use super::super::passthrough;
+use super::super::upstream::{Attempts, Lead, Speech, Terms, Transport};
+use super::super::worker::{ACCEPT_PAUSE, Worker};
+use crate::model::l4::Protocol;
+
+/// Clients of one port and worker at once: each has a socket. A client beyond is not served, which it takes for loss.
+const CLIENTS: usize = 2048;
+/// Largest datagram.
+const BYTES: usize = 65_536;
+
+/// Clients that an endpoint may still answer.
+type Exchanges = Rc<RefCell<HashMap<SocketAddr, Rc<Exchange>>>>;
+
+struct Exchange {
+    endpoint: UdpSocket,
+    /// The client's datagrams.
+    asked: Cell<u64>,
+    /// When either side last spoke.
+    spoke: Cell<Instant>,
+}
+
+/// Takes datagrams until it is told to stop; exchanges under way go on for their answers.
+pub(super) async fn serve(
+    worker: Rc<Worker>,
+    socket: UdpSocket,
+    port: u16,
+    mut stop: oneshot::Receiver<()>,
+) {
+    let (socket, exchanges) = (Rc::new(socket), Exchanges::default());
+    let mut datagram = vec![0; BYTES];
+    let _ = socket.writable().await;
+    loop {
+        let received = tokio::select! {
+            received = socket.recv_from(&mut datagram) => received,
+            _ = &mut stop => return,
+        };
+        let Ok((length, client)) = received else {
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+            continue;
+        };
+        let known = exchanges.borrow().get(&client).cloned();
+        let exchange = match known {
+            Some(exchange) => {
+                exchange.asked.set(exchange.asked.get() + 1);
+                exchange
+            }
+            None if exchanges.borrow().len() >= CLIENTS => continue,
+            None => match begin(&worker, &socket, &exchanges, client, port).await {
+                Some(exchange) => exchange,
+                None => continue,
+            },
+        };
+        exchange.spoke.set(Instant::now());
+        // A full socket buffer is loss, as anywhere else on its way.
+        let _ = exchange.endpoint.try_send(datagram.get(..length).unwrap_or_default());
+        worker.counters.borrow_mut().datagrams.up_bytes += length as u64;
+    }
+}
+
+/// A socket towards an endpoint, and a task that brings back what it answers.
+async fn begin(
+    worker: &Rc<Worker>,
+    socket: &Rc<UdpSocket>,
+    exchanges: &Exchanges,
+    client: SocketAddr,
+    port: u16,
+) -> Option<Rc<Exchange>> {
+    let snapshot = worker.current.load();
+    let stream = snapshot.router.streams.get(&(Protocol::Udp, port))?;
+    let terms = Terms {
+        upstream: snapshot.router.place_of(&stream.upstream)?,
+        transport: Transport::Plain,
+        speech: Speech::Http1,
+        connect: passthrough::CONNECT,
+        retry: snapshot.router.edge.streams.retry,
+        is_idempotent: true,
+        lead: Lead::Hash(worker.random.word()),
+    };
+    let picked = Attempts::new(worker, &snapshot, terms, Instant::now()).endpoint()?;
+    let any: SocketAddr = match picked.addr() {
+        SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+        SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+    };
+    let endpoint = UdpSocket::bind(any).await.ok()?;
+    endpoint.connect(picked.addr()).await.ok()?;
+    // The runtime takes a socket for full until it has heard otherwise.
+    endpoint.writable().await.ok()?;
+    let began = Instant::now();
+    let exchange = Rc::new(Exchange { endpoint, asked: Cell::new(1), spoke: Cell::new(Instant::now()) });
+    exchanges.borrow_mut().insert(client, Rc::clone(&exchange));
+    worker.counters.borrow_mut().datagrams.connections += 1;
+    let (worker, socket) = (Rc::clone(worker), Rc::clone(socket));
+    let (exchanges, answering) = (Rc::clone(exchanges), Rc::clone(&exchange));
+    tokio::task::spawn_local(async move {
+        if answer(&worker, &answering, &socket, client).await == End::Refused {
+            picked.failed(began.elapsed(), Instant::now());
+        }
+        let mut exchanges = exchanges.borrow_mut();
+        if exchanges.get(&client).is_some_and(|known| Rc::ptr_eq(known, &answering)) {
+            exchanges.remove(&client);
+        }
+    });
+    Some(exchange)
+}
+
+#[derive(PartialEq, Eq)]
+enum End {
+    /// Enough was said, or nothing for long enough.
+    Done,
+    /// Nobody listens at the endpoint.
+    Refused,
+}
+
+/// Brings answers to the client until there have been enough, or silence.
+async fn answer(worker: &Worker, exchange: &Exchange, socket: &UdpSocket, client: SocketAddr) -> End {
+    let mut answers = 0;
+    loop {
+        let (idle, responses) = {
+            let terms = &worker.current.load().router.edge.streams;
+            (terms.idle, terms.responses)
+        };
+        if answers >= u64::from(responses) * exchange.asked.get() {
+            return End::Done;
+        }
+        let due = exchange.spoke.get() + idle;
+        let readable = tokio::time::timeout_at(due.into(), exchange.endpoint.readable());
+        match readable.await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => return End::Refused,
+            Err(_) if exchange.spoke.get() + idle > Instant::now() => continue,
+            Err(_) => return End::Done,
+        }
+        let length = {
+            let mut datagram = DATAGRAM.take();
+            datagram.resize(BYTES, 0);
+            let received = exchange.endpoint.try_recv(&mut datagram);
+            let sent = received.map(|length| {
+                let answer = datagram.get(..length).unwrap_or_default();
+                socket.try_send_to(answer, client).unwrap_or(0)
+            });
+            DATAGRAM.set(datagram);
+            match sent {
+                Ok(length) => length,
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => continue,
+                // Nobody listens there: the client's next datagram goes elsewhere.
+                Err(_) => return End::Refused,
+            }
+        };
+        exchange.spoke.set(Instant::now());
+        worker.counters.borrow_mut().datagrams.down_bytes += length as u64;
+        answers += 1;
+    }
+}
+
+thread_local! {
+    /// Where an answer passes through; one for all exchanges of a worker.
+    static DATAGRAM: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}

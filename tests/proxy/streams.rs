@@ -1,0 +1,227 @@
+//! Ports beside http and https that the proxy serves: TCP with and without PROXY headers, datagrams, changes.
+
+use std::collections::BTreeMap;
+use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::sync::Arc;
+use std::time::Duration;
+
+use lb_tests::agent::eventually;
+use penstock::model::l4::Protocol;
+use penstock::model::l7::{Edge, L7, Preamble, ProxyProtocol, Stream, StreamTerms};
+
+use crate::rig::{Backend, Client, DEADLINE, Rig, nobody, to};
+
+/// The upstream of [`to`] on this port.
+fn with_stream(mut l7: L7, protocol: Protocol, port: u16, received: Preamble, sent: Preamble) -> L7 {
+    let (upstream, _) = l7.upstreams.first_key_value().expect("one upstream");
+    let stream = Stream { upstream: upstream.clone(), received, sent };
+    let known = Arc::make_mut(&mut l7.streams);
+    known.insert((protocol, port), stream);
+    l7
+}
+
+fn with_terms(l7: L7, streams: StreamTerms) -> L7 {
+    L7 { edge: Edge { streams, ..Edge::default() }, ..l7 }
+}
+
+/// Says what it is, then repeats what it is told.
+fn greeter(name: &'static str) -> Backend {
+    Backend::start(move |mut peer| {
+        if peer.try_send(name.as_bytes()) {
+            let told = peer.rest();
+            peer.try_send(&told);
+        }
+    })
+}
+
+fn connect(port: u16) -> Client {
+    let addr = SocketAddr::from(([127, 0, 0, 1], port));
+    let stream = eventually(DEADLINE, || TcpStream::connect(addr).ok()).expect("the port is listened on");
+    Client::over(stream)
+}
+
+fn finish(client: &mut Client) -> String {
+    client.stream.shutdown(std::net::Shutdown::Write).expect("shut down");
+    String::from_utf8(client.rest()).expect("text")
+}
+
+#[test]
+fn a_connection_goes_to_its_ports_service_and_the_server_may_speak_first() {
+    let backend = greeter("hello ");
+    let port = nobody().port();
+    let rig = Rig::start(with_stream(to(&[backend.addr]), Protocol::Tcp, port, Preamble::None, Preamble::None));
+
+    let mut client = connect(port);
+    assert_eq!(client.exactly(6), b"hello ");
+    client.send("world");
+
+    assert_eq!(finish(&mut client), "world");
+    assert_eq!(rig.metric("penstock_l7_stream_connections_total"), 1.0);
+    assert!(eventually(DEADLINE, || (rig.metric("penstock_l7_stream_bytes_total") == 16.0).then_some(())).is_some());
+}
+
+#[test]
+fn an_endpoint_that_refuses_is_passed_over_unless_it_is_the_only_try() {
+    let backend = greeter("hello ");
+    let port = nobody().port();
+    let l7 = to(&[backend.addr, nobody()]);
+    let l7 = with_stream(l7, Protocol::Tcp, port, Preamble::None, Preamble::None);
+    let mut once = StreamTerms::default();
+    once.retry.tries = 1;
+    let rig = Rig::start(l7.clone());
+
+    for _ in 0..4 {
+        assert_eq!(connect(port).exactly(6), b"hello ");
+    }
+    drop(rig);
+    let port = nobody().port();
+    let l7 = with_stream(to(&[nobody()]), Protocol::Tcp, port, Preamble::None, Preamble::None);
+    let rig = Rig::start(with_terms(l7, once));
+
+    assert_eq!(connect(port).rest(), b"", "closed");
+    assert_eq!(rig.metric("penstock_l7_stream_connections_total"), 0.0);
+}
+
+#[test]
+fn proxy_headers_are_read_written_or_both() {
+    let backend = greeter("");
+    let header = "PROXY TCP4 192.0.2.1 203.0.113.7 40000 5432\r\n";
+    let cases = [
+        ("neither", Preamble::None, Preamble::None, "", ""),
+        ("read", Preamble::Proxy, Preamble::None, header, ""),
+        ("both", Preamble::Proxy, Preamble::Proxy, header, header),
+    ];
+    for (case, received, sent, says, expected) in cases {
+        let port = nobody().port();
+        let rig = Rig::start(with_stream(to(&[backend.addr]), Protocol::Tcp, port, received, sent));
+        let mut client = connect(port);
+        client.send(format!("{says}payload"));
+
+        assert_eq!(finish(&mut client), format!("{expected}payload"), "case {case}");
+        drop(rig);
+    }
+    let port = nobody().port();
+    let rig = Rig::start(with_stream(to(&[backend.addr]), Protocol::Tcp, port, Preamble::None, Preamble::Proxy));
+    let mut client = connect(port);
+    let own = client.stream.local_addr().expect("an address").port();
+    client.send("payload");
+
+    assert_eq!(finish(&mut client), format!("PROXY TCP4 127.0.0.1 127.0.0.1 {own} {port}\r\npayload"));
+    drop(rig);
+}
+
+#[test]
+fn without_the_header_that_is_due_a_connection_is_closed_and_a_stranger_is_not_believed() {
+    let backend = greeter("");
+    let port = nobody().port();
+    let l7 = with_stream(to(&[backend.addr]), Protocol::Tcp, port, Preamble::Proxy, Preamble::Proxy);
+    let header = ProxyProtocol { timeout: Duration::from_millis(300), trusted: Vec::new() };
+    let rig = Rig::start(with_terms(l7, StreamTerms { header, ..StreamTerms::default() }));
+
+    let mut plain = connect(port);
+    plain.send("no header");
+    assert_eq!(plain.rest(), b"");
+    assert_eq!(connect(port).rest(), b"", "silence");
+    let mut stranger = connect(port);
+    let own = stranger.stream.local_addr().expect("an address").port();
+    stranger.send("PROXY TCP4 192.0.2.1 203.0.113.7 40000 5432\r\nx");
+
+    assert_eq!(finish(&mut stranger), format!("PROXY TCP4 127.0.0.1 127.0.0.1 {own} {port}\r\nx"));
+    drop(rig);
+}
+
+#[test]
+fn silence_of_both_sides_ends_a_connection() {
+    let backend = greeter("hi");
+    let port = nobody().port();
+    let l7 = with_stream(to(&[backend.addr]), Protocol::Tcp, port, Preamble::None, Preamble::None);
+    let terms = StreamTerms { idle: Duration::from_millis(100), ..StreamTerms::default() };
+    let _rig = Rig::start(with_terms(l7, terms));
+
+    assert_eq!(connect(port).rest(), b"hi");
+}
+
+#[test]
+fn ports_come_and_go_and_connections_stay() {
+    let backend = greeter("hello ");
+    let (first, second) = (nobody().port(), nobody().port());
+    let plain = |port| with_stream(to(&[backend.addr]), Protocol::Tcp, port, Preamble::None, Preamble::None);
+    let rig = Rig::with_workers(plain(first), 2);
+    let mut client = connect(first);
+    assert_eq!(client.exactly(6), b"hello ");
+
+    rig.publish(plain(second));
+
+    assert_eq!(connect(second).exactly(6), b"hello ");
+    let gone = || TcpStream::connect(("127.0.0.1", first)).is_err().then_some(());
+    assert!(eventually(DEADLINE, gone).is_some(), "still listened on");
+    client.send("still here");
+    assert_eq!(finish(&mut client), "still here");
+}
+
+/// Answers every datagram with its name and what it was told; counts none.
+fn answering(name: &'static str, times: usize) -> SocketAddr {
+    let socket = UdpSocket::bind(("127.0.0.1", 0)).expect("bind");
+    let addr = socket.local_addr().expect("bound");
+    std::thread::spawn(move || {
+        let mut datagram = [0; 65_536];
+        while let Ok((length, client)) = socket.recv_from(&mut datagram) {
+            let answer = [name.as_bytes(), &datagram[..length]].concat();
+            for _ in 0..times {
+                let _ = socket.send_to(&answer, client);
+            }
+        }
+    });
+    addr
+}
+
+fn udp_client(port: u16) -> UdpSocket {
+    let socket = UdpSocket::bind(("127.0.0.1", 0)).expect("bind");
+    socket.connect(("127.0.0.1", port)).expect("connect");
+    socket.set_read_timeout(Some(Duration::from_millis(200))).expect("timeout");
+    socket
+}
+
+/// What comes back; asks again until something does, because the port is opened a moment later.
+fn ask_datagram(socket: &UdpSocket, text: &str) -> String {
+    let mut datagram = [0; 65_536];
+    let answer = eventually(DEADLINE, || {
+        socket.send(text.as_bytes()).ok()?;
+        socket.recv(&mut datagram).ok()
+    });
+    String::from_utf8(datagram[..answer.expect("an answer")].to_vec()).expect("text")
+}
+
+#[test]
+fn datagrams_are_answered_and_each_answer_ends_an_exchange() {
+    let backends = [answering("a:", 1), answering("b:", 1)];
+    let port = nobody().port();
+    let l7 = with_stream(to(&backends), Protocol::Udp, port, Preamble::None, Preamble::None);
+    let rig = Rig::start(l7);
+    let client = udp_client(port);
+
+    let mut answers: BTreeMap<String, usize> = BTreeMap::new();
+    for _ in 0..4 {
+        *answers.entry(ask_datagram(&client, "q")).or_default() += 1;
+    }
+
+    assert_eq!(answers, BTreeMap::from([("a:q".to_owned(), 2), ("b:q".to_owned(), 2)]));
+    assert_eq!(rig.metric("penstock_l7_stream_connections_total"), 4.0);
+}
+
+#[test]
+fn an_exchange_of_several_answers_stays_with_its_endpoint() {
+    let backends = [answering("a:", 2), answering("b:", 2)];
+    let port = nobody().port();
+    let l7 = with_stream(to(&backends), Protocol::Udp, port, Preamble::None, Preamble::None);
+    let rig = Rig::start(with_terms(l7, StreamTerms { responses: 3, ..StreamTerms::default() }));
+    let client = udp_client(port);
+
+    let first = ask_datagram(&client, "q");
+    let mut datagram = [0; 64];
+    let length = client.recv(&mut datagram).expect("the second answer");
+
+    assert_eq!(&datagram[..length], first.as_bytes());
+    assert_eq!(ask_datagram(&client, "q"), first);
+    assert_eq!(rig.metric("penstock_l7_stream_connections_total"), 1.0);
+}
