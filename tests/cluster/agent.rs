@@ -64,6 +64,13 @@ impl Agent {
         Self { dir, child, http: nowhere, https: nowhere, admin: nowhere }
     }
 
+    /// Waits until it answers for itself, though it may serve nothing yet.
+    pub fn answering(mut self) -> Self {
+        let addr = || self.log().split_once("starting admin=")?.1.split_whitespace().next()?.parse().ok();
+        self.admin = eventually(DEADLINE, addr).unwrap_or_else(|| panic!("no admin: {}", self.log()));
+        self
+    }
+
     /// Waits until it serves.
     pub fn serving(mut self) -> Self {
         let addr = |what: &str| {
@@ -98,6 +105,11 @@ impl Agent {
     /// Asks until the backend of that name answers.
     pub fn until_backend(&self, host: &str, name: &str) {
         self.until(host, "/", name, |reply| reply.backend() == Some(name));
+    }
+
+    /// An answer of the admin endpoint.
+    pub fn admin(&self, path: &str) -> Reply {
+        get(self.admin, "admin", path)
     }
 
     /// A page of the admin endpoint.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use lb_tests::agent::{DEADLINE, eventually};
 use lb_tests::manifests::Authority;
 
-use crate::agent::{Agent, Start, backend};
+use crate::agent::{Agent, Start, backend, cli};
 use crate::objects;
 use crate::relay::Relay;
 use crate::rig::Rig;
@@ -120,10 +120,32 @@ fn an_agent_waits_for_the_api_server_and_ends_when_told_to() {
     let log = agent.end();
     assert!(!log.contains("ready admin="), "{log}");
 
-    let agent = Agent::launch(&start);
+    let agent = Agent::launch(&start).answering();
     agent.wait_for_log("not followed for the moment");
+    assert_eq!(agent.admin("/build").status, 200, "it lives");
+    let ready = agent.admin("/healthz");
+    let why = format!("waiting for https://{}", relay.addr());
+    assert!(ready.status == 500 && ready.body.contains(&why) && ready.body.contains("cannot be listed"), "{ready:?}");
+    assert!(agent.metric("penstock_cluster_watch_errors_total") > 0.0);
+    assert!(agent.ask("/status").contains(&why));
+
     relay.mend();
-    assert_eq!(agent.serving().get(HOST, "/").status, 404);
+    let agent = agent.serving();
+    assert_eq!(agent.get(HOST, "/").status, 404);
+    assert_eq!(agent.admin("/healthz").status, 200);
+}
+
+#[test]
+fn check_waits_for_the_api_server_no_longer_than_it_was_told() {
+    let Some(rig) = Rig::new() else { return };
+    let relay = Relay::before(&rig);
+    relay.cut();
+
+    let (text, code) = cli(&["check", "--cluster", "--timeout", "2"], &relay.kubeconfig().to_owned());
+
+    assert_eq!(code, Some(65), "{text}");
+    let said = format!("https://{}/ did not answer within 2 s", relay.addr());
+    assert!(text.contains(&said) && text.contains("cannot be listed"), "{text}");
 }
 
 #[test]

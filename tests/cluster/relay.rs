@@ -12,6 +12,7 @@ use crate::rig::Rig;
 pub struct Relay {
     shared: Arc<Shared>,
     kubeconfig: PathBuf,
+    addr: SocketAddr,
     _dir: tempfile::TempDir,
 }
 
@@ -38,10 +39,10 @@ impl Relay {
         let server: String = rest.chars().take_while(|c| c.is_ascii_digit() || ".:".contains(*c)).collect();
         let target: SocketAddr = server.parse().expect("an address");
         let listener = TcpListener::bind(("127.0.0.1", 0)).expect("bind");
-        let own = listener.local_addr().expect("bound").to_string();
+        let addr = listener.local_addr().expect("bound");
         let dir = tempfile::tempdir().expect("a directory");
         let kubeconfig = dir.path().join("kubeconfig");
-        std::fs::write(&kubeconfig, text.replace(&server, &own)).expect("writable");
+        std::fs::write(&kubeconfig, text.replace(&server, &addr.to_string())).expect("writable");
         let shared =
             Arc::new(Shared { way: Mutex::new(Way::Open), changed: Condvar::new(), open: Mutex::default() });
         let accepting = Arc::clone(&shared);
@@ -51,11 +52,16 @@ impl Relay {
                 thread::spawn(move || shared.serve(client, target));
             }
         });
-        Self { shared, kubeconfig, _dir: dir }
+        Self { shared, kubeconfig, addr, _dir: dir }
     }
 
     pub fn kubeconfig(&self) -> &Path {
         &self.kubeconfig
+    }
+
+    /// Where it listens.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
     }
 
     pub fn cut(&self) {

@@ -20,6 +20,16 @@ pub enum StartError {
     /// The cluster cannot be asked.
     #[error("cluster: {0}")]
     Cluster(#[from] cluster::Error),
+    /// It did not say all that there is in time.
+    #[error("cluster: {server} did not answer within {seconds} s: {wants}")]
+    Silent {
+        /// The API server.
+        server: String,
+        /// How long it was waited for.
+        seconds: u64,
+        /// What is missing, and why.
+        wants: String,
+    },
     /// A listener of the proxy cannot be opened.
     #[error("listen: {0}")]
     Listen(#[from] l7::Error),
@@ -65,7 +75,7 @@ impl StartError {
         match self {
             Self::Usage(_) => 2,
             Self::Config(_) | Self::NoWebhookCertificate | Self::WebhookCertificate(_) => 64,
-            Self::Manifests(_) | Self::Cluster(_) => 65,
+            Self::Manifests(_) | Self::Cluster(_) | Self::Silent { .. } => 65,
             Self::Listen(_) | Self::Admin { .. } | Self::Webhook { .. } => 66,
             Self::Datapath(_) => 67,
             Self::Live(_) => 68,

@@ -20,6 +20,7 @@ mod running;
 mod source;
 mod status;
 mod successor;
+mod waiting;
 
 use std::collections::BTreeSet;
 use std::os::fd::AsFd;
@@ -48,6 +49,7 @@ use predecessor::Before;
 use running::Running;
 use source::{Scribe, Source};
 use successor::Outcome;
+use waiting::Waiting;
 
 /// Runs until a signal ends it.
 pub fn run(config: Config) -> Result<(), StartError> {
@@ -78,6 +80,17 @@ async fn serve(config: Config) -> Result<(), StartError> {
     let notify = Notify::new(config.notify.clone());
     let options = translate_options(&config);
     let mut source = Source::open(&config, &options).await?;
+    // Who watches the process is answered from the beginning, unless the agent before us answers.
+    let refused = |source| StartError::Admin { addr: config.admin, source };
+    let early = match admin::bind(config.admin) {
+        Err(_) if config.takeover => None,
+        bound => Some(Endpoint::new(bound.map_err(refused)?)),
+    };
+    if let Some(early) = &early {
+        let admin = early.addr().map_err(refused)?;
+        info!(%admin, source = source.name, "starting");
+        early.start(Waiting::new(&config, source.awaited()));
+    }
     let loaded = tokio::select! {
         loaded = source.first() => loaded,
         signal = signals.end() => {
@@ -101,8 +114,14 @@ async fn serve(config: Config) -> Result<(), StartError> {
     };
     let proxy = l7::Proxy::inherit(options_of_proxy, sockets)?;
     let taken = proxy.taken().clone();
-    let refused = |source| StartError::Admin { addr: config.admin, source };
-    let admin = Endpoint::new(admin.map_or_else(|| admin::bind(config.admin), Ok).map_err(refused)?);
+    let admin = match (admin, early) {
+        (Some(inherited), _) => Endpoint::new(inherited),
+        (None, Some(early)) => {
+            early.stop().await;
+            early
+        }
+        (None, None) => Endpoint::new(admin::bind(config.admin).map_err(refused)?),
+    };
     let admin_addr = admin.addr().map_err(refused)?;
     let reviews = config.cluster.webhook.as_ref();
     let reviews = reviews.map(|webhook| review::start(webhook, desired.state.subscribe(), options.clone()));

@@ -1,7 +1,7 @@
 //! Questions answered from a directory alone, by the code a live agent runs.
 
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use super::{StartError, meaning_options, question, source};
 use crate::config::{ClusterConfig, HashKey, TranslateConfig};
@@ -18,14 +18,15 @@ pub fn check(paths: &[PathBuf], meaning: &TranslateConfig) -> Result<check::Repo
     Ok(report(&load(paths, &options)?, &options))
 }
 
-/// What becomes of every object of a cluster.
+/// What becomes of every object of a cluster that tells them within `patience`.
 pub fn check_cluster(
     cluster: &ClusterConfig,
     meaning: &TranslateConfig,
+    patience: Duration,
 ) -> Result<check::Report, StartError> {
     let options = translate::Options { classes: translate::Classes::Written, ..meaning_options(meaning) };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let loaded = runtime.map_err(StartError::Runtime)?.block_on(source::once(cluster, meaning, &options))?;
+    let loaded = runtime.map_err(StartError::Runtime)?.block_on(source::once(cluster, meaning, &options, patience))?;
     Ok(report(&loaded, &options))
 }
 

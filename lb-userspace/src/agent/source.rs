@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -27,6 +28,28 @@ pub(super) struct Source {
 enum Origin {
     Directory { watcher: Option<Box<manifests::Watcher>>, following: Option<JoinHandle<()>> },
     Cluster(Box<Watched>),
+}
+
+/// What is waited for before anything is known.
+pub(super) struct Awaited {
+    name: String,
+    health: Option<Arc<cluster::Health>>,
+}
+
+impl Awaited {
+    /// For people.
+    pub(super) fn reason(&self) -> String {
+        let Self { name, health } = self;
+        match health.as_ref().and_then(|health| health.wants()) {
+            Some(wants) => format!("starting: waiting for {name}: {wants}"),
+            None => "starting".to_owned(),
+        }
+    }
+
+    /// How it goes.
+    pub(super) fn metrics(&self) -> Vec<Metric> {
+        self.health.iter().flat_map(|health| health.metrics()).collect()
+    }
 }
 
 struct Watched {
@@ -55,6 +78,15 @@ impl Source {
         Arc::clone(&self.loaded.borrow_and_update())
     }
 
+    /// What [`Source::first`] waits for.
+    pub(super) fn awaited(&self) -> Awaited {
+        let health = match &self.origin {
+            Origin::Cluster(watched) => Some(Arc::clone(&watched.followed.health)),
+            Origin::Directory { .. } => None,
+        };
+        Awaited { name: self.name.clone(), health }
+    }
+
     /// Follows changes from now on.
     pub(super) fn follow(&mut self) {
         if let Origin::Directory { watcher, following } = &mut self.origin {
@@ -81,14 +113,21 @@ impl Drop for Source {
     }
 }
 
-/// Everything that a cluster says now, once.
+/// Everything that a cluster says now, once; it has to be said within `patience`.
 pub(super) async fn once(
     config: &ClusterConfig,
     meaning: &TranslateConfig,
     options: &translate::Options,
+    patience: Duration,
 ) -> Result<Arc<Loaded>, StartError> {
     let mut watched = watch(config, meaning, options).await?;
-    watched.followed.first().await;
+    if tokio::time::timeout(patience, watched.followed.first()).await.is_err() {
+        return Err(StartError::Silent {
+            server: watched.cluster.server().to_owned(),
+            seconds: patience.as_secs(),
+            wants: watched.followed.health.wants().unwrap_or_default(),
+        });
+    }
     Ok(Arc::clone(&watched.followed.loaded.borrow()))
 }
 

@@ -3,6 +3,7 @@
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
@@ -37,6 +38,10 @@ pub(super) struct CheckArgs {
     /// Read the objects of this namespace alone [default: of all]
     #[arg(long, value_name = "NAMESPACE", requires = "cluster")]
     watch_namespace: Option<String>,
+    /// How long the API server may take to tell everything
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=86_400),
+          requires = "cluster")]
+    timeout: u64,
     /// How to print the report
     #[arg(long, short, value_enum, default_value_t = Output::Text, alias = "format")]
     output: Output,
@@ -89,7 +94,7 @@ pub(super) fn check(args: CheckArgs) -> Result<ExitCode, StartError> {
             ..args.meaning.into_settings()
         };
         let config = config::resolve(settings, None).map_err(StartError::Config)?;
-        agent::offline::check_cluster(&config.cluster, &config.translate)?
+        agent::offline::check_cluster(&config.cluster, &config.translate, Duration::from_secs(args.timeout))?
     } else {
         agent::offline::check(&args.paths, &meaning(args.meaning)?)?
     };

@@ -93,6 +93,18 @@ impl Health {
         })
     }
 
+    /// What is not listed yet and has to be, with the reason; `None`: nothing.
+    pub fn wants(&self) -> Option<String> {
+        let feeds = self.feeds();
+        let missing = || feeds.iter().filter(|(feed, heard)| feed.need == Need::Must && !heard.listed);
+        // Who says why tells more than who is merely slow.
+        let reason = |(feed, heard): (&Feed, &Heard)| {
+            heard.failing.as_ref().map(|(failure, _)| format!("{feed} cannot be listed: {}", failure.message))
+        };
+        let first = || missing().next().map(|(feed, _)| format!("{feed} are not listed yet"));
+        missing().find_map(reason).or_else(first)
+    }
+
     /// How long ago the API server last confirmed what is known of the kind it has been silent about
     /// longest.
     pub fn age(&self) -> Duration {
