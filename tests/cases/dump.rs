@@ -14,8 +14,8 @@ use penstock::model::l4::{
 use penstock::model::l7::log::{Format, Part};
 use penstock::model::l7::{
     AccessLog, Action, Aliases, Blocked, Buffers, ClientAuth, Edge, FastCgi, Filters, L7, Location, Moved,
-    PathMatch, Piece, Preamble, Rate, ReadAhead, RedirectQuery, Responses, Server, SslRedirect, Stream, Template,
-    UpstreamTls, VerifyClient,
+    PathMatch, Piece, Preamble, Rate, ReadAhead, RedirectQuery, Responses, Server, SslRedirect, Stream,
+    Template, UpstreamTls, VerifyClient,
 };
 use penstock::model::session::Affinity;
 use penstock::model::upstream::{Balance, Care, Ejection, External, Keepalive, Upstream};
@@ -139,7 +139,8 @@ fn l7(l7: &L7, out: &mut String) {
     }
     for ((protocol, port), stream) in &*l7.streams {
         let Stream { upstream, received, sent } = stream;
-        let header = |preamble: &Preamble, text: &'static str| if *preamble == Preamble::Proxy { text } else { "" };
+        let header =
+            |preamble: &Preamble, text: &'static str| if *preamble == Preamble::Proxy { text } else { "" };
         let (read, written) = (header(received, ", header read"), header(sent, ", header written"));
         line(out, 0, &format!("stream {protocol} {port} to {}{read}{written}", upstream.0));
     }

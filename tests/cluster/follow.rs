@@ -125,7 +125,10 @@ fn an_agent_waits_for_the_api_server_and_ends_when_told_to() {
     assert_eq!(agent.admin("/build").status, 200, "it lives");
     let ready = agent.admin("/healthz");
     let why = format!("waiting for https://{}", relay.addr());
-    assert!(ready.status == 500 && ready.body.contains(&why) && ready.body.contains("cannot be listed"), "{ready:?}");
+    assert!(
+        ready.status == 500 && ready.body.contains(&why) && ready.body.contains("cannot be listed"),
+        "{ready:?}"
+    );
     assert!(agent.metric("penstock_cluster_watch_errors_total") > 0.0);
     assert!(agent.ask("/status").contains(&why));
 

@@ -49,7 +49,8 @@ fn finish(client: &mut Client) -> String {
 fn a_connection_goes_to_its_ports_service_and_the_server_may_speak_first() {
     let backend = greeter("hello ");
     let port = nobody().port();
-    let rig = Rig::start(with_stream(to(&[backend.addr]), Protocol::Tcp, port, Preamble::None, Preamble::None));
+    let rig =
+        Rig::start(with_stream(to(&[backend.addr]), Protocol::Tcp, port, Preamble::None, Preamble::None));
 
     let mut client = connect(port);
     assert_eq!(client.exactly(6), b"hello ");
@@ -57,7 +58,10 @@ fn a_connection_goes_to_its_ports_service_and_the_server_may_speak_first() {
 
     assert_eq!(finish(&mut client), "world");
     assert_eq!(rig.metric("penstock_l7_stream_connections_total"), 1.0);
-    assert!(eventually(DEADLINE, || (rig.metric("penstock_l7_stream_bytes_total") == 16.0).then_some(())).is_some());
+    assert!(
+        eventually(DEADLINE, || (rig.metric("penstock_l7_stream_bytes_total") == 16.0).then_some(()))
+            .is_some()
+    );
 }
 
 #[test]
@@ -101,7 +105,8 @@ fn proxy_headers_are_read_written_or_both() {
         drop(rig);
     }
     let port = nobody().port();
-    let rig = Rig::start(with_stream(to(&[backend.addr]), Protocol::Tcp, port, Preamble::None, Preamble::Proxy));
+    let rig =
+        Rig::start(with_stream(to(&[backend.addr]), Protocol::Tcp, port, Preamble::None, Preamble::Proxy));
     let mut client = connect(port);
     let own = client.stream.local_addr().expect("an address").port();
     client.send("payload");

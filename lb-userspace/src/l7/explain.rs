@@ -12,6 +12,7 @@ use super::balance::too_many;
 use super::canary;
 use super::client::{self, Effective};
 use super::client_auth::Shown;
+use super::compress;
 use super::filters::{Answer, Asked, Decision, Next, canary_choice, decide};
 use super::policy::{self, Headers};
 
@@ -108,6 +109,9 @@ pub fn explain(l7: &L7, unwell: Option<&Unwell>, request: &Request) -> Explanati
     steps.extend(session_step(&router, &decision, &asked.headers));
     steps.push(upstream_step(&router, &decision));
     steps.extend(health_step(&router, unwell, &decision));
+    if let (Some(compression), Next::Proxy { .. }) = (&router.compression, &decision.next) {
+        steps.push(step("compression", compress::explain(compression, &request.headers)));
+    }
     Explanation {
         question: format!(
             "{} {}://{}{}",

@@ -9,7 +9,7 @@ mod packed;
 use super::h1::head::{Block, LineSet};
 use super::h1::{Body, Request, Response, Version};
 use super::policy::Dress;
-use crate::model::l7::Compression;
+use crate::model::l7::{self, Compression};
 
 use coder::Coder;
 
@@ -43,8 +43,13 @@ impl Accepts {
         if request.version != Version::Http11 || forbids(&request.block) {
             return Self::default();
         }
+        let agent = request.block.first(|name| name.eq_ignore_ascii_case("user-agent"));
+        Self::named(compression, elements(&request.block, "accept-encoding"), agent.unwrap_or_default())
+    }
+
+    fn named<'b>(compression: &Compression, codings: impl Iterator<Item = &'b [u8]>, agent: &[u8]) -> Self {
         let (mut gzip, mut brotli) = (0, 0);
-        for coding in elements(&request.block, "accept-encoding") {
+        for coding in codings {
             let mut parts = coding.split(|byte| *byte == b';').map(<[u8]>::trim_ascii);
             let name = parts.next().unwrap_or_default();
             let quality = parts.find_map(|part| {
@@ -58,16 +63,34 @@ impl Accepts {
             }
         }
         if gzip > 0
-            && compression.without_gzip.as_ref().is_some_and(|pattern| {
-                let agent = request.block.first(|name| name.eq_ignore_ascii_case("user-agent"));
-                pattern.regex().is_match(agent.unwrap_or_default())
-            })
+            && compression.without_gzip.as_ref().is_some_and(|pattern| pattern.regex().is_match(agent))
         {
             gzip = 0;
         }
         let gzip = (gzip, (gzip > 0).then_some(Algorithm::Gzip));
         let brotli = (brotli, (brotli > 0).then_some(Algorithm::Brotli));
         Self(if gzip.0 > brotli.0 { [gzip.1, brotli.1] } else { [brotli.1, gzip.1] })
+    }
+}
+
+/// What may become of responses to this client, for people.
+pub(super) fn explain(compression: &Compression, headers: &[(String, String)]) -> String {
+    let of = |wanted: &'static str| {
+        let found = headers.iter().filter(move |(name, _)| name.eq_ignore_ascii_case(wanted));
+        found.map(|(_, value)| value.as_bytes())
+    };
+    let codings = of("accept-encoding").flat_map(|value| value.split(|byte| *byte == b','));
+    let agent = of("user-agent").next().unwrap_or_default();
+    let accepts = Accepts::named(compression, codings.map(<[u8]>::trim_ascii), agent);
+    let ways = accepts.0.into_iter().flatten().filter_map(|algorithm| {
+        let packing = by(algorithm, compression)?;
+        let (name, least) = (algorithm.name(), packing.min_bytes);
+        Some(format!("by {name} from {least} bytes on, of {}", packing.types.join(" ")))
+    });
+    let ways: Vec<_> = ways.collect();
+    match ways.as_slice() {
+        [] => "never for this client: its Accept-Encoding names nothing that is on".to_owned(),
+        ways => format!("where the response is 200, 403 or 404, and is no other way encoded: {}", ways.join("; else ")),
     }
 }
 
@@ -97,11 +120,7 @@ pub(super) fn judge(
     let media = value("content-type").and_then(|value| value.split(|byte| *byte == b';').next());
     let media = media.unwrap_or_default().trim_ascii();
     let takes = |algorithm| {
-        let packing = match algorithm {
-            Algorithm::Gzip => &compression.gzip,
-            Algorithm::Brotli => &compression.brotli,
-        };
-        packing.as_ref().is_some_and(|packing| {
+        by(algorithm, compression).is_some_and(|packing| {
             packing.takes(media) && response.length.is_none_or(|length| length >= packing.min_bytes.max(1))
         })
     };
@@ -184,11 +203,7 @@ impl Packing {
         length: Option<u64>,
         body: Body,
     ) -> Option<Box<Self>> {
-        let packing = match algorithm {
-            Algorithm::Gzip => compression.gzip.as_ref(),
-            Algorithm::Brotli => compression.brotli.as_ref(),
-        };
-        let coder = Coder::new(algorithm, packing?.level, length)?;
+        let coder = Coder::new(algorithm, by(algorithm, compression)?.level, length)?;
         Some(Box::new(Self { body, coder }))
     }
 }
@@ -196,6 +211,14 @@ impl Packing {
 /// `Cache-Control: no-transform` (RFC 9111 5.2).
 fn forbids(block: &Block<'_, '_>) -> bool {
     elements(block, "cache-control").any(|directive| directive.eq_ignore_ascii_case(b"no-transform"))
+}
+
+/// How an algorithm is used, if it is.
+fn by(algorithm: Algorithm, compression: &Compression) -> Option<&l7::Packing> {
+    match algorithm {
+        Algorithm::Gzip => compression.gzip.as_ref(),
+        Algorithm::Brotli => compression.brotli.as_ref(),
+    }
 }
 
 /// Elements of the lists that the lines of this name are.

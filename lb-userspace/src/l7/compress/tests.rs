@@ -124,3 +124,15 @@ fn lines_that_the_client_does_not_get_say_nothing() {
     let expected = "Vary: Accept-Encoding\r\nContent-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n";
     assert_eq!(String::from_utf8_lossy(&out), expected);
 }
+
+#[test]
+fn an_explanation_names_the_ways_for_a_client() {
+    let asked = |accepts: &str| explain(&compression(), &[("accept-Encoding".to_owned(), accepts.to_owned())]);
+
+    assert_eq!(
+        asked("gzip, br"),
+        "where the response is 200, 403 or 404, and is no other way encoded: by br from 20 bytes on, of \
+         text/html; else by gzip from 256 bytes on, of text/html"
+    );
+    assert_eq!(asked("zstd"), "never for this client: its Accept-Encoding names nothing that is on");
+}
