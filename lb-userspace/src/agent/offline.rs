@@ -26,7 +26,8 @@ pub fn check_cluster(
 ) -> Result<check::Report, StartError> {
     let options = translate::Options { classes: translate::Classes::Written, ..meaning_options(meaning) };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let loaded = runtime.map_err(StartError::Runtime)?.block_on(source::once(cluster, meaning, &options, patience))?;
+    let loaded =
+        runtime.map_err(StartError::Runtime)?.block_on(source::once(cluster, meaning, &options, patience))?;
     Ok(report(&loaded, &options))
 }
 

@@ -160,7 +160,8 @@ fn options() -> Options {
             ..References::default()
         }
     });
-    let admission = Admission { alone: |_, _| Vec::new(), among: |_, _| Box::new(|_, _| Vec::new()), config_map: None };
+    let admission =
+        Admission { alone: |_, _| Vec::new(), among: |_, _| Box::new(|_, _| Vec::new()), config_map: None };
     Options { scope: Scope::default(), admission, refer }
 }
 

@@ -115,6 +115,8 @@ impl Arrival {
             port: local.port(),
             session: Session::Plain,
             handshake: None,
+            told: None,
+            serial: worker.next_connection(),
         };
         let alarm = worker.timers.alarm();
         Self { worker, link: Link::plain(stream), buf: Buf::default(), alarm, client }
@@ -173,6 +175,7 @@ impl Arrival {
         });
         let (true, Some(header)) = (read.await, header) else { return false };
         self.buf.consume(header.len);
+        self.client.told = header.addresses.map(|addresses| addresses.source);
         let sender = self.client.addr;
         let is_believed = protocol.trusted.iter().any(|trusted| trusted.contains(sender));
         if let Some(addresses) = header.addresses.filter(|_| is_believed) {

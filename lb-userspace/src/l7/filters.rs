@@ -276,6 +276,8 @@ fn filter(
     };
     let ready = |&i: &usize| router.upstreams.get(i).is_some_and(|u| !u.endpoints.is_empty());
     let primary = upstream.filter(ready).map(|upstream| (upstream, Side::Primary));
+    let is_shut_out =
+        || router.blocked.as_ref().is_some_and(|blocked| policy::blocked::holds(blocked, asked.client));
     let stand_in = route.pages.as_ref().and_then(|pages| pages.stand_in).filter(|_| without == 503);
     let Some((upstream, side)) = primary.or(stand_in.map(|upstream| (upstream, Side::StandIn))) else {
         let missing = Answer::Status(without);
@@ -283,10 +285,13 @@ fn filter(
         if without == 503 {
             return Err(missing);
         }
+        if is_shut_out() {
+            return Ok(Next::Answer(Answer::Status(403)));
+        }
         let refused = policies.and_then(|policies| policy::refuse(policies, asked));
         return Ok(Next::Answer(refused.unwrap_or(missing)));
     };
-    if router.blocked.as_ref().is_some_and(|blocked| policy::blocked::holds(blocked, asked.client)) {
+    if is_shut_out() {
         return Ok(Next::Answer(Answer::Status(403)));
     }
     if let Some(answer) = policies.and_then(|policies| policy::refuse(policies, asked)) {

@@ -54,6 +54,8 @@ fn forwarded(request: &Request<'_, '_>) {
         port: 80,
         session: Session::Plain,
         handshake: None,
+        told: None,
+        serial: 1,
     };
     let mut head = Vec::new();
     let effective = Effective::of(&client, request.host);

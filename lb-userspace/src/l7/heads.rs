@@ -3,7 +3,7 @@
 
 use std::fmt::Display;
 use std::io::Write as _;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -33,6 +33,10 @@ pub(super) struct Client {
     pub(super) session: Session,
     /// The handshake with us, if there was one.
     pub(super) handshake: Option<Rc<Handshake>>,
+    /// What a PROXY header says that it is, believed or not.
+    pub(super) told: Option<SocketAddr>,
+    /// Number of its connection, which no other one of this process has.
+    pub(super) serial: u64,
 }
 
 impl Client {

@@ -23,10 +23,10 @@ use super::outside::Outside;
 use super::route::Router;
 use super::snapshot::Current;
 use super::spill::Spills;
+use super::streams::{self, Ports};
 use super::timers::Timers;
 use super::tls::Tls;
 use super::upstream::{Peer, Pool, Seat};
-use super::streams::{self, Ports};
 use super::{Error, arrival, h2};
 use crate::model::health::Unwell;
 use crate::model::l4::Listener;
@@ -104,6 +104,9 @@ pub(super) struct Worker {
     /// Its place among all.
     pub(super) number: usize,
     pub(super) everybody: Everybody,
+    /// Number of the next connection.
+    serial: Cell<u64>,
+    seat: Seat,
 }
 
 /// What workers have together beside the snapshot.
@@ -188,6 +191,8 @@ async fn run(
         random: Random::new(super::random()),
         number: seat.worker,
         everybody: shared.everybody,
+        serial: Cell::new(seat.worker as u64 + 1),
+        seat,
     });
     worker.listen(bound)?;
     streams::follow(&worker);
@@ -370,6 +375,13 @@ impl Worker {
             gate.left().await;
             drop(done);
         });
+    }
+
+    /// A number for a connection: workers count in steps, each from a start of its own.
+    pub(super) fn next_connection(&self) -> u64 {
+        let serial = self.serial.get();
+        self.serial.set(serial + self.seat.of.max(1) as u64);
+        serial
     }
 
     /// 32 hex digits for `X-Request-ID`: unique, not secret.

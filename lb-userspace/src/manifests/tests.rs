@@ -20,7 +20,8 @@ const ADMIT_ALL: Admission =
     Admission { alone: |_, _| Vec::new(), among: |_, _| Box::new(|_, _| Vec::new()), config_map: None };
 
 /// Refuses every object that carries the label `refuse`.
-const ADMIT_UNLABELLED: Admission = Admission { alone: refuse_labelled, among: ADMIT_ALL.among, config_map: None };
+const ADMIT_UNLABELLED: Admission =
+    Admission { alone: refuse_labelled, among: ADMIT_ALL.among, config_map: None };
 
 /// Refuses Services whose name a ConfigMap has as a key.
 const ADMIT_UNNAMED: Admission = Admission {

@@ -134,11 +134,8 @@ pub(super) fn translate(
         let id = flag("--default-backend-service");
         upstreams.of_first_port(service, &mut findings.about(&id))
     });
-    let streams = if flags {
-        streams::proxied(objects, options, &mut upstreams, findings)
-    } else {
-        Streams::default()
-    };
+    let streams =
+        if flags { streams::proxied(objects, options, &mut upstreams, findings) } else { Streams::default() };
     let default_certificate = options.default_ssl_certificate.as_ref().filter(|_| flags).and_then(|secret| {
         let id = flag("--default-ssl-certificate");
         match certificates.of(secret) {

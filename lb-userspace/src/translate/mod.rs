@@ -57,8 +57,7 @@ pub use references::references;
 pub use translator::Translator;
 
 /// What an object has to be to replace its last good version, where no flag names the ConfigMap.
-pub const ADMISSION: Admission =
-    Admission { alone: admit::admit, among: config::judge, config_map: None };
+pub const ADMISSION: Admission = Admission { alone: admit::admit, among: config::judge, config_map: None };
 
 /// The same, as the flags have it.
 pub fn admission(options: &Options) -> Admission {

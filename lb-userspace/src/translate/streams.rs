@@ -7,7 +7,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::{ConfigMap, Service, ServicePort};
 
-use super::{Options, StreamsBy};
 use super::endpoints::{self, Slices, Use};
 use super::findings::{About, Findings};
 use super::names;
@@ -16,6 +15,7 @@ use super::services::{self, Claims, Output, Terms};
 use super::upstreams::Upstreams;
 use super::view::View;
 use super::vips::Addresses;
+use super::{Options, StreamsBy};
 use crate::model::l4::{Access, BackendState, Family, Pool, PoolId, Prefix, Protocol, Vip, VipAddr};
 use crate::model::l7::{self, Preamble};
 use crate::model::{ObjectId, ObjectName};
@@ -106,7 +106,8 @@ pub(super) fn proxied(
     }
     for (protocol, name) in named(options) {
         let entries = Entries::new(protocol, name, objects.config_maps.get(name), findings);
-        for (port, field, Written { service, port: wanted, received, sent }) in entries.each(options, findings)
+        for (port, field, Written { service, port: wanted, received, sent }) in
+            entries.each(options, findings)
         {
             let mut about = findings.about(&entries.id);
             let upstream = upstreams.of_stream(&service, wanted, protocol, &field, &mut about);

@@ -547,11 +547,7 @@ fn ports(service: &Service, protocol: Protocol) -> impl Iterator<Item = &Service
 }
 
 /// By number as the Service has it, else as the target has it; by name.
-fn find_port<'a>(
-    service: &'a Service,
-    wanted: &PortRef<'_>,
-    protocol: Protocol,
-) -> Option<&'a ServicePort> {
+fn find_port<'a>(service: &'a Service, wanted: &PortRef<'_>, protocol: Protocol) -> Option<&'a ServicePort> {
     let ports = || ports(service, protocol);
     match wanted {
         PortRef::Name(name) => ports().find(|port| port.name.as_deref() == Some(name)),

@@ -90,7 +90,10 @@ pub(super) fn explain(compression: &Compression, headers: &[(String, String)]) -
     let ways: Vec<_> = ways.collect();
     match ways.as_slice() {
         [] => "never for this client: its Accept-Encoding names nothing that is on".to_owned(),
-        ways => format!("where the response is 200, 403 or 404, and is no other way encoded: {}", ways.join("; else ")),
+        ways => format!(
+            "where the response is 200, 403 or 404, and is no other way encoded: {}",
+            ways.join("; else ")
+        ),
     }
 }
 

@@ -127,7 +127,8 @@ fn lines_that_the_client_does_not_get_say_nothing() {
 
 #[test]
 fn an_explanation_names_the_ways_for_a_client() {
-    let asked = |accepts: &str| explain(&compression(), &[("accept-Encoding".to_owned(), accepts.to_owned())]);
+    let asked =
+        |accepts: &str| explain(&compression(), &[("accept-Encoding".to_owned(), accepts.to_owned())]);
 
     assert_eq!(
         asked("gzip, br"),

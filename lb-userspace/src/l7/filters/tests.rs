@@ -147,6 +147,7 @@ fn who_is_blocked_gets_nothing_but_what_needs_no_location() {
     };
     let mut l7 = site(vec![
         location(prefix("/empty"), Action::Proxy(UpstreamName("empty".to_owned())), Filters::default()),
+        location(prefix("/nobodys"), Action::DefaultBackend, Filters::default()),
         location(prefix("/"), to_web(), Filters::default()),
     ]);
     l7.blocked = Some(Arc::new(blocked));
@@ -156,6 +157,8 @@ fn who_is_blocked_gets_nothing_but_what_needs_no_location() {
         ("nobody", "198.51.100.1", vec![], "/", proxied(None)),
         ("address", "192.0.2.1", vec![], "/", status(403)),
         ("address, where nobody is", "192.0.2.1", vec![], "/empty", status(503)),
+        ("address, where nobody claims the path", "192.0.2.1", vec![], "/nobodys", status(403)),
+        ("nobody, there", "198.51.100.1", vec![], "/nobodys", status(404)),
         ("agent", "198.51.100.1", header("User-Agent", "a Bot"), "/empty", status(403)),
         ("referer", "198.51.100.1", header("Referer", "https://spam/"), "/", status(403)),
         ("another referer", "198.51.100.1", header("Referer", "https://spam/a"), "/", proxied(None)),

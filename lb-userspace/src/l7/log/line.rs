@@ -131,6 +131,15 @@ pub(super) fn early_value(early: &Early, escape: Escape, subject: &Subject<'_, '
         Early::PeerAddr => return addr(client.addr, out),
         Early::RequestId => Some(id).filter(|id| !id.is_empty()),
         Early::ConnectionRequests => return number(requests, out),
+        Early::Connection => return number(client.serial, out),
+        Early::ProxyProtocolAddr => match client.told {
+            Some(told) => return addr(told.ip(), out),
+            None => None,
+        },
+        Early::ProxyProtocolPort => match client.told {
+            Some(told) => return number(told.port(), out),
+            None => None,
+        },
         Early::Scheme => Some(client.scheme.as_str().as_bytes()),
         // The https listener is 443 to the outside, whatever port it really has.
         Early::ServerPort if client.scheme == Scheme::Https => Some(b"443"),

@@ -46,6 +46,8 @@ fn client() -> Client {
         port: 80,
         session: Session::Plain,
         handshake: None,
+        told: Some(([198, 51, 100, 8], 4000).into()),
+        serial: 77,
     }
 }
 
@@ -114,6 +116,8 @@ fn every_variable_is_written_as_nginx_writes_it() {
     let length = (HEAD.len() + 7).to_string();
     for (variable, expected) in [
         ("$remote_addr", "198.51.100.9"),
+        ("$connection", "77"),
+        ("$proxy_protocol_addr:$proxy_protocol_port", "198.51.100.8:4000"),
         ("$the_real_ip", "198.51.100.9"),
         ("$realip_remote_addr", "198.51.100.7"),
         ("$pass_access_scheme", "https"),

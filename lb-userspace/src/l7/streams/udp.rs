@@ -32,12 +32,7 @@ struct Exchange {
 }
 
 /// Takes datagrams until it is told to stop; exchanges under way go on for their answers.
-pub(super) async fn serve(
-    worker: Rc<Worker>,
-    socket: UdpSocket,
-    port: u16,
-    mut stop: oneshot::Receiver<()>,
-) {
+pub(super) async fn serve(worker: Rc<Worker>, socket: UdpSocket, port: u16, mut stop: oneshot::Receiver<()>) {
     let (socket, exchanges) = (Rc::new(socket), Exchanges::default());
     let mut datagram = vec![0; BYTES];
     let _ = socket.writable().await;

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use super::super::ObjectName;
 use super::super::l4::Prefix;
-use super::{Pattern, StreamTerms};
 use super::forwarding::{Forwarding, HeaderNames};
+use super::{Pattern, StreamTerms};
 
 /// The listeners' side of the proxy: ConfigMap keys of reference 2.1, 2.3 and 2.4.
 #[derive(Debug, Clone, PartialEq, Eq)]

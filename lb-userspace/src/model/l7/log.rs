@@ -148,6 +148,12 @@ pub enum Early {
     SslClientIssuer,
     /// `$connection_requests`: how many the connection has carried, this one included.
     ConnectionRequests,
+    /// `$connection`: the number of the client's connection.
+    Connection,
+    /// `$proxy_protocol_addr`: of the client, as a PROXY header says, believed or not.
+    ProxyProtocolAddr,
+    /// `$proxy_protocol_port`.
+    ProxyProtocolPort,
     /// `$remote_port`.
     RemotePort,
     /// `$server_addr`: the address the client connected to.
@@ -288,6 +294,9 @@ fn early(name: &str) -> Option<Early> {
         "service_port" => Early::ServicePort,
         "location_path" => Early::LocationPath,
         "proxy_add_x_forwarded_for" => Early::ForwardedFor,
+        "connection" => Early::Connection,
+        "proxy_protocol_addr" => Early::ProxyProtocolAddr,
+        "proxy_protocol_port" => Early::ProxyProtocolPort,
         "connection_requests" => Early::ConnectionRequests,
         "ssl_protocol" => Early::SslProtocol,
         "ssl_cipher" => Early::SslCipher,
