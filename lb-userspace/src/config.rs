@@ -16,7 +16,7 @@ use serde::Deserialize;
 use crate::model::metering::{Bounds, Metering};
 use crate::model::{ObjectName, pool};
 
-pub use cluster::{ClusterConfig, Election, Webhook};
+pub use cluster::{ClusterConfig, Election, Webhook, WebhookCertificate};
 pub use settings::Settings;
 pub(crate) use value::listen_address;
 

@@ -5,10 +5,12 @@
 mod acme;
 mod agent;
 mod balancers;
+mod deploy;
 mod follow;
 mod objects;
 mod relay;
 mod rig;
 mod scope;
 mod server;
+mod webhook;
 mod write;

@@ -172,8 +172,14 @@ fn problems_are_told_as_events_once() {
     assert!(described.contains("AnnotationParsingFailed") && described.contains("limit-rps"), "{described}");
 
     // Another change tells nothing again.
-    rig.apply(&objects::service("other", &[]));
-    agent.ask_until("/status", "a later state", |_| true);
+    let told = agent.metric("penstock_cluster_events_total");
+    rig.apply(&objects::ingress("later", "later.example.com", "web", &[]));
+    let later = eventually(DEADLINE, || {
+        events("later").contains(&("Normal".to_owned(), "Sync".to_owned(), 1)).then_some(())
+    });
+    assert!(later.is_some(), "{:?}", events("later"));
+    let more = agent.metric("penstock_cluster_events_total") - told;
+    assert!(more <= 2.0, "{more} Events for one new Ingress");
     assert!(
         events("web").iter().all(|(_, reason, count)| reason == "Sync" || *count == 1),
         "{:?}",

@@ -311,15 +311,14 @@ fn every_argument_is_a_flag_of_the_agent() {
 }
 
 #[test]
-fn the_webhook_shows_a_certificate_that_its_configuration_trusts() {
+fn the_webhook_makes_its_own_certificate_and_may_nothing_else_for_that() {
     let Some(mut helm) = Helm::start() else { return };
     let objects = render(&mut helm, json!({"controller": {"admissionWebhooks": {"enabled": true}}}));
 
     let configuration = one(&objects, "ValidatingWebhookConfiguration", "ingress-nginx-admission");
     let webhook = &configuration["webhooks"][0];
-    let secret = &one(&objects, "Secret", "ingress-nginx-admission-certificate")["data"];
     let client = &webhook["clientConfig"];
-    assert_eq!(client["caBundle"], secret["ca"]);
+    assert_eq!(client["caBundle"], Value::Null, "the agents fill it in");
     assert_eq!(
         client["service"],
         json!({"name": "ingress-nginx-controller-admission", "namespace": "ingress-nginx", "port": 443,
@@ -337,6 +336,27 @@ fn the_webhook_shows_a_certificate_that_its_configuration_trusts() {
     assert_eq!(policy["spec"]["ingress"][1]["ports"], json!([{"port": "webhook", "protocol": "TCP"}]));
     let words = arguments(&objects);
     assert!(words.contains(&"--validating-webhook=:8443".to_owned()), "{words:?}");
+    let own = "--validating-webhook-configuration=ingress-nginx-admission".to_owned();
+    assert!(words.contains(&own), "{words:?}");
+    assert!(!kinds(&objects).contains(&"Secret"));
+    let rules =
+        |kind: &str| one(&objects, kind, "ingress-nginx")["rules"].as_array().cloned().expect("rules");
+    let named = json!(["ingress-nginx-admission"]);
+    let of = |rules: &[Value]| {
+        let named: Vec<_> = rules.iter().filter(|rule| rule["resourceNames"] == named).cloned().collect();
+        serde_json::to_value(named).expect("rules")
+    };
+    assert_eq!(
+        of(&rules("ClusterRole")),
+        json!([{"apiGroups": ["admissionregistration.k8s.io"], "resources": ["validatingwebhookconfigurations"],
+                "resourceNames": named, "verbs": ["get", "patch"]}])
+    );
+    assert_eq!(
+        of(&rules("Role")),
+        json!([{"apiGroups": [""], "resources": ["secrets"], "resourceNames": named, "verbs": ["get", "update"]}])
+    );
+    let pod = pod["volumes"].to_string();
+    assert!(!pod.contains("webhook-cert"), "{pod}");
 }
 
 #[test]

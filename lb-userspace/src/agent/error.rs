@@ -49,9 +49,9 @@ pub enum StartError {
         /// Why.
         source: std::io::Error,
     },
-    /// The webhook has nothing to show.
-    #[error("--validating-webhook needs --validating-webhook-certificate and --validating-webhook-key")]
-    NoWebhookCertificate,
+    /// The webhook's certificate is to be kept in a cluster, and there is none.
+    #[error("--validating-webhook-configuration is an object of a cluster; --manifests follows none")]
+    WebhookWithoutCluster,
     /// What it has to show is unusable.
     #[error("--validating-webhook-certificate: {0}")]
     WebhookCertificate(#[from] webhook::Error),
@@ -74,7 +74,7 @@ impl StartError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Usage(_) => 2,
-            Self::Config(_) | Self::NoWebhookCertificate | Self::WebhookCertificate(_) => 64,
+            Self::Config(_) | Self::WebhookWithoutCluster | Self::WebhookCertificate(_) => 64,
             Self::Manifests(_) | Self::Cluster(_) | Self::Silent { .. } => 65,
             Self::Listen(_) | Self::Admin { .. } | Self::Webhook { .. } => 66,
             Self::Datapath(_) => 67,

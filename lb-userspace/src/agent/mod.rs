@@ -123,9 +123,7 @@ async fn serve(config: Config) -> Result<(), StartError> {
         (None, None) => Endpoint::new(admin::bind(config.admin).map_err(refused)?),
     };
     let admin_addr = admin.addr().map_err(refused)?;
-    let reviews = config.cluster.webhook.as_ref();
-    let reviews = reviews.map(|webhook| review::start(webhook, desired.state.subscribe(), options.clone()));
-    let reviews = reviews.transpose()?;
+    let reviews = review::start(&config, &source, desired.state.subscribe(), options.clone())?;
     // Nobody should be answered 503 because a name was not looked up yet.
     let l7 = dns::start(desired.l7.subscribe(), dns::Files::default()).await;
     // Nearly last of what can fail, because it changes the host.

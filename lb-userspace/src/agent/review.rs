@@ -1,5 +1,5 @@
 //! The validating webhook of the running agent: judged by what is in force, shown with the certificate that its
-//! files hold.
+//! files hold or that agents keep in the cluster.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -8,10 +8,12 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::{oneshot, watch};
 use tracing::{info, warn};
 
+use super::source::Source;
 use super::{StartError, State};
-use crate::config::Webhook;
+use crate::cluster::Entries;
+use crate::config::{Config, Webhook, WebhookCertificate};
 use crate::model::review::Review;
-use crate::webhook::{self, Counts, Identity, Reviewer};
+use crate::webhook::{self, Counts, Identity, Reviewer, authority};
 use crate::{check, translate};
 
 /// A Secret's volume shows another version within about a minute.
@@ -23,26 +25,72 @@ pub(super) struct Reviews {
     _stop: oneshot::Sender<()>,
 }
 
-/// Serves the webhook.
+/// Serves the webhook: at once where files hold its certificate, else as soon as there is one.
 pub(super) fn start(
-    config: &Webhook,
+    config: &Config,
+    source: &Source,
     state: watch::Receiver<Arc<State>>,
     options: translate::Options,
-) -> Result<Reviews, StartError> {
-    let Webhook { listen, files } = config;
-    let Some((certificate, key)) = files.clone() else { return Err(StartError::NoWebhookCertificate) };
-    let identity = Identity::read(&certificate, &key)?;
+) -> Result<Option<Reviews>, StartError> {
+    let Some(Webhook { listen, certificate }) = &config.cluster.webhook else { return Ok(None) };
     let refused = |source| StartError::Webhook { addr: *listen, source };
     let listener = webhook::bind(*listen).and_then(tokio::net::TcpListener::from_std).map_err(refused)?;
     let addr = listener.local_addr().map_err(refused)?;
-    let (shown, identity) = watch::channel(identity);
-    tokio::spawn(follow(certificate, key, shown));
     let counts = Arc::new(Counts::default());
     let (stop, stopped) = oneshot::channel();
     let judge = Arc::new(Judge { state, options });
-    tokio::spawn(webhook::serve(listener, identity, judge, Arc::clone(&counts), stopped));
-    info!(%addr, "webhook answers");
-    Ok(Reviews { counts, _stop: stop })
+    let serve = {
+        let counts = Arc::clone(&counts);
+        move |identity| webhook::serve(listener, identity, judge, counts, stopped)
+    };
+    match certificate {
+        WebhookCertificate::Files { certificate, key } => {
+            let (shown, identity) = watch::channel(Identity::read(certificate, key)?);
+            tokio::spawn(follow(certificate.clone(), key.clone(), shown));
+            tokio::spawn(serve(identity));
+            info!(%addr, "webhook answers");
+        }
+        WebhookCertificate::Own(name) => {
+            let kept = source.keep_certificate(config, name)?;
+            tokio::spawn(async move {
+                let Some(identity) = first(kept).await else { return };
+                info!(%addr, "webhook answers");
+                serve(identity).await;
+            });
+        }
+    }
+    Ok(Some(Reviews { counts, _stop: stop }))
+}
+
+/// Waits for what is kept, and shows it from then on. `None`: nobody keeps anything any more.
+async fn first(mut kept: watch::Receiver<Option<Arc<Entries>>>) -> Option<watch::Receiver<Identity>> {
+    let first = loop {
+        let entries = kept.borrow_and_update().clone();
+        match entries.as_deref().map(authority::identity) {
+            Some(Ok(identity)) => break identity,
+            Some(Err(error)) => warn!(%error, "the webhook has nothing to show"),
+            None => {}
+        }
+        kept.changed().await.ok()?;
+    };
+    let (shown, identity) = watch::channel(first);
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                () = shown.closed() => return,
+                changed = kept.changed() => if changed.is_err() { return },
+            }
+            let entries = kept.borrow_and_update().clone();
+            match entries.as_deref().map(authority::identity) {
+                Some(Ok(identity)) => {
+                    shown.send_replace(identity);
+                }
+                Some(Err(error)) => warn!(%error, "the webhook keeps its certificate"),
+                None => {}
+            }
+        }
+    });
+    Some(identity)
 }
 
 /// Shows what the files hold from the next connection on, as long as anybody is shown it.

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -14,6 +14,7 @@ use crate::config::{ClusterConfig, Config, TranslateConfig};
 use crate::model::ObjectName;
 use crate::model::report::Metric;
 use crate::objects::{Loaded, Refer};
+use crate::webhook::authority;
 use crate::{manifests, translate};
 
 /// A source that is followed for as long as this lives.
@@ -85,6 +86,24 @@ impl Source {
             Origin::Directory { .. } => None,
         };
         Awaited { name: self.name.clone(), health }
+    }
+
+    /// Keeps the webhook's certificate in the cluster, for as long as anybody looks at it.
+    pub(super) fn keep_certificate(
+        &self,
+        config: &Config,
+        name: &str,
+    ) -> Result<watch::Receiver<Option<Arc<cluster::Entries>>>, StartError> {
+        let Origin::Cluster(watched) = &self.origin else { return Err(StartError::WebhookWithoutCluster) };
+        let certificate = cluster::Certificate {
+            name: name.to_owned(),
+            namespace: own_namespace(config, &watched.cluster).to_owned(),
+            authority: authority::AUTHORITY,
+            renew: Arc::new(|held, names| {
+                authority::renewed(held, names, SystemTime::now()).map_err(|error| error.to_string())
+            }),
+        };
+        Ok(cluster::keep(&watched.cluster, certificate))
     }
 
     /// Follows changes from now on.
@@ -170,7 +189,7 @@ async fn watch(
 
 fn write_options(config: &Config, cluster: &Cluster) -> cluster::WriteOptions {
     let Config { cluster: ours, pod, translate, .. } = config;
-    let namespace = if pod.namespace.is_empty() { cluster.own_namespace() } else { &pod.namespace };
+    let namespace = own_namespace(config, cluster);
     let election = ours.election.as_ref().map(|election| cluster::Election {
         id: election.id.clone(),
         namespace: namespace.to_owned(),
@@ -187,6 +206,11 @@ fn write_options(config: &Config, cluster: &Cluster) -> cluster::WriteOptions {
     });
     let pod = ObjectName::new(namespace, &pod.name);
     cluster::WriteOptions { election, status, sync_events: ours.sync_events, pod }
+}
+
+fn own_namespace<'a>(config: &'a Config, cluster: &'a Cluster) -> &'a str {
+    let said = &config.pod.namespace;
+    if said.is_empty() { cluster.own_namespace() } else { said }
 }
 
 /// Tells the cluster what the agent made of its objects.

@@ -30,6 +30,10 @@ pub fn review(objects: &Objects, options: &Options, ingress: Value) -> Review {
         Ok(ingress) => Arc::new(ingress),
         Err(error) => return Review::refuse(format!("not an Ingress: {error}")),
     };
+    // It serves no longer than its finalizers take, and whoever removes those must not be kept from it.
+    if ingress.metadata.deletion_timestamp.is_some() {
+        return Review::default();
+    }
     let object = Object::Ingress(Arc::clone(&ingress));
     let key = object.key();
     let beside = beside(objects, &key.name, &object);

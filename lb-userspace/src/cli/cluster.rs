@@ -68,6 +68,10 @@ pub(super) struct ClusterArgs {
     /// Key of that certificate
     #[arg(long, value_name = "FILE", env = "PENSTOCK_VALIDATING_WEBHOOK_KEY")]
     validating_webhook_key: Option<PathBuf>,
+    /// ValidatingWebhookConfiguration by which the API server asks: makes the certificate, keeps it in a Secret of the
+    /// same name, renews it in time and has the API server believe it [default: the certificate is a file]
+    #[arg(long, value_name = "NAME", env = "PENSTOCK_VALIDATING_WEBHOOK_CONFIGURATION")]
+    validating_webhook_configuration: Option<String>,
 }
 
 impl ClusterArgs {
@@ -90,6 +94,7 @@ impl ClusterArgs {
             validating_webhook,
             validating_webhook_certificate,
             validating_webhook_key,
+            validating_webhook_configuration,
         } = self;
         settings.kubeconfig = kubeconfig;
         settings.apiserver_host = apiserver_host;
@@ -108,5 +113,6 @@ impl ClusterArgs {
         settings.validating_webhook = validating_webhook;
         settings.validating_webhook_certificate = validating_webhook_certificate;
         settings.validating_webhook_key = validating_webhook_key;
+        settings.validating_webhook_configuration = validating_webhook_configuration;
     }
 }

@@ -87,11 +87,14 @@ impl Teller {
     /// Until nobody reports any more.
     pub(super) async fn run(mut self) {
         let mut allowance = Allowance::new(Instant::now());
+        // What lasts is told again, whether or not anything else happens.
+        let mut repeat = tokio::time::interval(REPEAT);
         loop {
             let next = (!self.memory.queue.is_empty()).then(|| allowance.next(Instant::now()));
             let goes_on = tokio::select! {
                 changed = self.report.changed() => changed.is_ok(),
                 changed = self.leads.changed() => changed.is_ok(),
+                _ = repeat.tick() => true,
                 () = sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {
                     if let Some(what) = self.memory.queue.pop_front() {
                         allowance.spend();

@@ -118,12 +118,13 @@ pub(super) async fn follow<S: Source, M: Send>(
         let failure = match &mut version {
             None => match list(&source, &selection).await {
                 Ok((objects, at)) => {
-                    pulse.listed();
                     pause = Pause::default();
                     version = Some(at);
                     if out.send(say(Step::Listed(objects))).await.is_err() {
                         return;
                     }
+                    // Only now: whoever waits for the list takes it for heard.
+                    pulse.listed();
                     continue;
                 }
                 Err(failure) => failure,

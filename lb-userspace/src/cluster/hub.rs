@@ -123,7 +123,9 @@ impl Hub {
             self.progress.fetched.get(kind).copied().unwrap_or(0) >= wanted.borrow().generation
         });
         let Some(published) = self.progress.published else {
-            return (fetched && self.health.is_complete() && self.scope.is_known()).then(Instant::now);
+            let known = fetched && self.health.is_complete() && self.scope.is_known();
+            // A list that was handed over and not heard yet is a part of it.
+            return (known && self.news.is_empty()).then(Instant::now);
         };
         let next = published + PACE;
         Some(if fetched { next } else { next.max(dirty + HOLD) })

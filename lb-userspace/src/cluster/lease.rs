@@ -10,7 +10,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::PostParams;
 use kube::{Api, Client};
 use tokio::sync::watch;
-use tokio::time::{Duration, Instant, sleep, timeout};
+use tokio::time::{Duration, Instant, sleep_until, timeout_at};
 use tracing::{info, warn};
 
 use super::failure::{Failure, Why};
@@ -35,19 +35,25 @@ type Seen = (Option<String>, Option<MicroTime>, Instant);
 /// Stands for election until nobody listens.
 pub(super) async fn stand(client: Client, election: Election, leads: watch::Sender<bool>) {
     let api: Api<Lease> = Api::namespaced(client, &election.namespace);
-    let (mut seen, mut renewed): (Option<Seen>, Option<Instant>) = (None, None);
-    let mut told = None;
+    let (mut seen, mut told): (Option<Seen>, Option<Why>) = (None, None);
+    // When we leave off, unless we renew it: sooner than others may take it.
+    let mut end: Option<Instant> = None;
     while !leads.is_closed() {
-        let patience = election.ttl / 3;
-        let outcome = match timeout(patience, attempt(&api, &election, &mut seen)).await {
+        // What takes effect may be answered late, so it counts from the question on.
+        let begun = Instant::now();
+        let patience = begun + election.ttl / 3;
+        let until = end.map_or(patience, |end| patience.min(end));
+        let outcome = match timeout_at(until, attempt(&api, &election, &mut seen)).await {
             Ok(outcome) => outcome,
             Err(_) => Err(Failure::new(Why::Slow, "no answer in time")),
         };
         match outcome {
             Ok(holds) => {
-                renewed = holds.then(Instant::now);
+                end = holds.then(|| begun + election.ttl * 2 / 3);
                 told = None;
             }
+            // Somebody wrote it since we read it, perhaps an earlier question of ours: read again.
+            Err(failure) if failure.why == Why::Conflict => {}
             Err(failure) => {
                 if told.replace(failure.why) != Some(failure.why) {
                     warn!(
@@ -57,23 +63,26 @@ pub(super) async fn stand(client: Client, election: Election, leads: watch::Send
                         "not renewed for the moment"
                     );
                 }
-                // Sooner than others may take it.
-                renewed = renewed.filter(|renewed| renewed.elapsed() < election.ttl * 2 / 3);
             }
         }
-        let holds = renewed.is_some();
-        leads.send_if_modified(|leads| {
-            if *leads != holds {
-                info!(lease = election.id, identity = election.identity, holds, "election");
-            }
-            std::mem::replace(leads, holds) != holds
-        });
-        let pause = (election.ttl / 6).mul_f64(spread());
+        end = end.filter(|end| Instant::now() < *end);
+        tell(&leads, &election, end.is_some());
+        let next = Instant::now() + (election.ttl / 6).mul_f64(spread());
+        let next = end.map_or(next, |end| next.min(end));
         tokio::select! {
-            () = sleep(pause) => {}
+            () = sleep_until(next) => {}
             () = leads.closed() => return,
         }
     }
+}
+
+fn tell(leads: &watch::Sender<bool>, election: &Election, holds: bool) {
+    leads.send_if_modified(|leads| {
+        if *leads != holds {
+            info!(lease = election.id, identity = election.identity, holds, "election");
+        }
+        std::mem::replace(leads, holds) != holds
+    });
 }
 
 /// Gives the Lease back if we hold it, for the next one to have it at once.
@@ -91,7 +100,7 @@ pub(super) async fn release(client: Client, election: &Election) -> Result<(), F
     put(&api, &election.id, &lease).await
 }
 
-/// Renews what we hold, takes what nobody holds any more; whether we hold it now.
+/// Renews what we hold, takes what nobody holds any more; whether we hold it now. A conflict is an error.
 async fn attempt(api: &Api<Lease>, election: &Election, seen: &mut Option<Seen>) -> Result<bool, Failure> {
     let now = MicroTime(Timestamp::now());
     let ours = |transitions, acquired: Option<MicroTime>| LeaseSpec {
@@ -109,24 +118,21 @@ async fn attempt(api: &Api<Lease>, election: &Election, seen: &mut Option<Seen>)
             ..ObjectMeta::default()
         };
         let lease = Lease { metadata, spec: Some(ours(0, None)) };
-        return won(api
-            .create(&PostParams::default(), &lease)
-            .await
-            .map(drop)
-            .map_err(|error| Failure::of(&error)));
+        let created = api.create(&PostParams::default(), &lease).await;
+        return created.map(|_| true).map_err(|error| Failure::of(&error));
     };
     let spec = lease.spec.take().unwrap_or_default();
     let transitions = spec.lease_transitions.unwrap_or(0);
     let holder = spec.holder_identity.clone().filter(|holder| !holder.is_empty());
     if holder.as_ref() == Some(&election.identity) {
         lease.spec = Some(ours(transitions, spec.acquire_time));
-        return won(put(api, &election.id, &lease).await);
+        return put(api, &election.id, &lease).await.map(|()| true);
     }
     if holder.is_some() && !is_over(&holder, &spec, election, seen) {
         return Ok(false);
     }
     lease.spec = Some(ours(transitions.saturating_add(1), None));
-    won(put(api, &election.id, &lease).await)
+    put(api, &election.id, &lease).await.map(|()| true)
 }
 
 /// The holder has been silent for as long as it said it may be.
@@ -143,12 +149,4 @@ fn is_over(holder: &Option<String>, spec: &LeaseSpec, election: &Election, seen:
 /// With its version, so that only one of several gets it.
 async fn put(api: &Api<Lease>, id: &str, lease: &Lease) -> Result<(), Failure> {
     api.replace(id, &PostParams::default(), lease).await.map(drop).map_err(|error| Failure::of(&error))
-}
-
-fn won(written: Result<(), Failure>) -> Result<bool, Failure> {
-    match written {
-        Ok(()) => Ok(true),
-        Err(failure) if failure.why == Why::Conflict => Ok(false),
-        Err(failure) => Err(failure),
-    }
 }

@@ -6,6 +6,7 @@
 //! server that is gone costs nothing but freshness: what was last heard stays in force.
 
 mod addresses;
+mod certificate;
 mod connect;
 mod events;
 mod failure;
@@ -42,9 +43,10 @@ use crate::objects::{Admission, Kind, Loaded, Object, Refer};
 use follow::{Metadata, Selection, Step, Whole, follow};
 use health::{Feed, Need};
 use hub::{Addresses, Aside, Hub, News, Progress};
-use referenced::{Note, Referenced, Wanted};
+use referenced::{Note, Reading, Referenced, Wanted};
 use store::Store;
 
+pub use certificate::{Certificate, Entries, keep};
 pub use connect::{Access, Cluster};
 pub use health::Health;
 pub use lease::Election;
@@ -129,11 +131,13 @@ pub fn watch(cluster: &Cluster, options: Options) -> Followed {
         feeds.namespaces(selector);
     }
     feeds.ingresses(scope.namespace.clone());
+    // What a flag names elsewhere may be missing; what is watched may not.
+    let need = |namespace: &Option<String>| if scope.watches(namespace) { Need::Must } else { Need::May };
     for namespace in scope.namespaces(Kind::Service) {
-        feeds.kind("services", Kind::Service, namespace, lean::service);
+        feeds.kind("services", Kind::Service, need(&namespace), namespace, lean::service);
     }
     for namespace in scope.namespaces(Kind::EndpointSlice) {
-        feeds.kind("endpointslices", Kind::EndpointSlice, namespace, lean::endpoint_slice);
+        feeds.kind("endpointslices", Kind::EndpointSlice, need(&namespace), namespace, lean::endpoint_slice);
     }
     let secrets = feeds.referenced("secrets", Kind::Secret, Need::May, &scope, lean::secret);
     let config_maps = feeds.referenced("configmaps", Kind::ConfigMap, Need::Must, &scope, lean::config_map);
@@ -181,6 +185,7 @@ impl Feeds {
         &mut self,
         resource: &'static str,
         kind: Kind,
+        need: Need,
         namespace: Option<String>,
         lean: fn(K) -> Object,
     ) where
@@ -194,9 +199,7 @@ impl Feeds {
         K::DynamicType: Default,
     {
         let api: Api<K> = api(&self.client, namespace.as_deref());
-        self.follow(Feed { resource, namespace, need: Need::Must }, kind, api, move |item| {
-            (lean(item), None)
-        });
+        self.follow(Feed { resource, namespace, need }, kind, api, move |item| (lean(item), None));
     }
 
     fn ingresses(&mut self, namespace: Option<String>) {
@@ -267,14 +270,16 @@ impl Feeds {
         K::DynamicType: Default,
     {
         let (notes, noted) = mpsc::channel(WAITING);
-        for namespace in scope.namespaces(kind) {
+        let namespaces = scope.namespaces(kind);
+        for namespace in namespaces.clone() {
             let api: Api<K> = api(&self.client, namespace.as_deref());
             let pulse = self.health.pulse(Feed { resource, namespace: namespace.clone(), need });
             let say = move |step| Note { namespace: namespace.clone(), step };
             self.tasks.spawn(follow(Metadata(api), Selection::default(), pulse, notes.clone(), say));
         }
         let (wanted, wants) = watch::channel(Wanted::default());
-        let referenced = Referenced::new(self.client.clone(), kind, lean, wants, noted, self.news.clone());
+        let reading = Reading { kind, lean, namespaces: namespaces.into_iter().collect() };
+        let referenced = Referenced::new(self.client.clone(), reading, wants, noted, self.news.clone());
         self.tasks.spawn(referenced.run());
         wanted
     }

@@ -51,6 +51,14 @@ pub(super) struct Note<K> {
     pub(super) step: Step<PartialObjectMeta<K>>,
 }
 
+/// What is read.
+pub(super) struct Reading<K> {
+    pub(super) kind: Kind,
+    pub(super) lean: fn(K) -> Object,
+    /// Namespaces whose names are followed; `None`: all at once.
+    pub(super) namespaces: BTreeSet<Option<String>>,
+}
+
 /// Fetches what is wanted of one kind.
 pub(super) struct Referenced<K> {
     client: Client,
@@ -71,7 +79,8 @@ pub(super) struct Referenced<K> {
     queue: Vec<ObjectName>,
     /// To be asked for again, and when.
     again: BTreeMap<ObjectName, Instant>,
-    /// Namespaces whose names are known.
+    namespaces: BTreeSet<Option<String>>,
+    /// Those whose names are known.
     listed: BTreeSet<Option<String>>,
     /// Generation of the wanted that was told to be here.
     complete: u64,
@@ -86,12 +95,12 @@ where
 {
     pub(super) fn new(
         client: Client,
-        kind: Kind,
-        lean: fn(K) -> Object,
+        reading: Reading<K>,
         wanted: watch::Receiver<Wanted>,
         notes: mpsc::Receiver<Note<K>>,
         news: mpsc::Sender<News>,
     ) -> Self {
+        let Reading { kind, lean, namespaces } = reading;
         Self {
             client,
             kind,
@@ -106,6 +115,7 @@ where
             asking: FuturesUnordered::new(),
             queue: Vec::new(),
             again: BTreeMap::new(),
+            namespaces,
             listed: BTreeSet::new(),
             complete: 0,
         }
@@ -205,6 +215,11 @@ where
         self.listed.contains(&None) || self.listed.contains(&Some(name.namespace.clone()))
     }
 
+    /// The names of all namespaces that are followed are known.
+    fn is_listed(&self) -> bool {
+        self.namespaces.is_subset(&self.listed)
+    }
+
     async fn gone(&mut self, name: ObjectName) {
         self.again.remove(&name);
         self.queue.retain(|queued| *queued != name);
@@ -258,6 +273,8 @@ where
                     self.consider(name).await;
                 }
             }
+            // It was made anew since.
+            Ok(None) if overtaken => self.consider(name).await,
             Ok(None) => {
                 self.there.remove(&name);
                 self.gone(name).await;
@@ -276,7 +293,9 @@ where
         let may_be_missing = |name: &ObjectName| {
             self.told.contains_key(name) || self.is_followed(name) || self.again.contains_key(name)
         };
-        let here = self.asked.is_empty() && self.wanted.borrow().names.iter().all(may_be_missing);
+        // Who is called so is known when the names are.
+        let called = self.wanted.borrow().called.is_none() || self.is_listed();
+        let here = called && self.asked.is_empty() && self.wanted.borrow().names.iter().all(may_be_missing);
         if generation == self.complete || !here {
             return Ok(());
         }

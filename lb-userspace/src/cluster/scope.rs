@@ -84,6 +84,11 @@ impl Scope {
         }
     }
 
+    /// Whether a namespace is followed (`None`: all are) for more than what a flag names in it.
+    pub(super) fn watches(&self, namespace: &Option<String>) -> bool {
+        namespace.is_none() || *namespace == self.namespace
+    }
+
     pub(super) fn has(&self, object: &Object) -> bool {
         let kind = object.kind();
         if !kind.is_namespaced() {

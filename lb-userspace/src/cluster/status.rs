@@ -82,6 +82,7 @@ impl Writer {
     pub(super) async fn run(mut self) {
         let mut interval = interval(self.options.interval);
         interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut pause = AGAIN;
         loop {
             let mut round = Round::Changes;
             let goes_on = tokio::select! {
@@ -115,8 +116,11 @@ impl Writer {
                 };
             }
             let outcomes = (self.services(round).await, self.ingresses(round).await);
-            if outcomes.0.is_err() || outcomes.1.is_err() {
-                sleep(AGAIN).await;
+            if outcomes.0.is_ok() && outcomes.1.is_ok() {
+                pause = AGAIN;
+            } else {
+                sleep(pause).await;
+                pause = (pause * 2).min(self.options.interval.max(AGAIN));
                 // Whatever happened in the meantime comes with it.
                 interval.reset_immediately();
             }

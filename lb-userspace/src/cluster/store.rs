@@ -132,19 +132,23 @@ impl Store {
         let among: Vec<Key> =
             if rules_changed { self.in_force.keys(Kind::Ingress) } else { fresh.keys().cloned().collect() };
         for key in among {
-            // What is kept was let in once.
-            let Some(object) = self.in_force.get(&key).filter(|_| !self.kept.contains_key(&key)) else {
-                continue;
-            };
+            // What is kept was let in once, unless it came in just now.
+            let was_asked = self.kept.contains_key(&key) && !fresh.contains_key(&key);
+            let Some(object) = self.in_force.get(&key).filter(|_| !was_asked) else { continue };
             let found = judge(&object, &key.id(""));
             if !found.iter().any(|problem| problem.severity == Severity::Error) {
                 continue;
             }
             match fresh.remove(&key) {
                 Some(Some(before)) => self.in_force.insert(before, ""),
-                Some(None) => self.in_force.remove(&key),
+                Some(None) => {
+                    self.in_force.remove(&key);
+                    self.kept.remove(&key);
+                }
                 None => {}
             }
+            // A newer version that is refused says why by itself.
+            let (object, found) = self.refused.remove(&key).unwrap_or((object, found));
             self.refuse(key, object, found);
         }
         if !rules_changed {

@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Duration, timeout};
 
 use super::*;
-use crate::model::ObjectName;
+use crate::model::{ObjectId, ObjectName, Problem, Severity};
 use crate::objects::{Loaded, References};
 
 /// No wait of a test is longer.
@@ -31,6 +31,8 @@ struct Shared {
     asked: Vec<String>,
     /// Resources that nobody may see.
     refused: Vec<String>,
+    /// Objects of this name are answered when this opens.
+    held: Option<(String, watch::Receiver<bool>)>,
 }
 
 impl Server {
@@ -82,6 +84,13 @@ impl Server {
             let (path, query) = target.split_once('?').unwrap_or((&target, ""));
             let mut parts = path.rsplit('/');
             let (last, before) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+            let held = self.shared.lock().expect("whole").held.clone().filter(|(name, _)| name == last);
+            if held.is_some() {
+                self.shared.lock().expect("whole").asked.push(target.clone());
+            }
+            if let Some((_, mut open)) = held {
+                let _ = open.wait_for(|open| *open).await;
+            }
             let answer = {
                 let mut shared = self.shared.lock().expect("whole");
                 shared.asked.push(target.clone());
@@ -256,6 +265,69 @@ async fn a_state_waits_for_the_secret_it_names_and_reads_no_other() {
     };
     let state = until(&mut followed.loaded, "moved", moved).await;
     assert_eq!(known(&state), ["next"]);
+}
+
+#[tokio::test]
+async fn the_first_state_has_the_settings_although_nobody_knew_their_namespace() {
+    let server = Server::default();
+    server.put(
+        "configmaps",
+        json!({"apiVersion": "v1", "kind": "ConfigMap", "data": {"key": "value"},
+        "metadata": {"namespace": "edge", "name": "settings", "resourceVersion": "3"}}),
+    );
+    server.put("ingresses", ingress("web", "1", ""));
+    let (open, opened) = watch::channel(false);
+    server.shared.lock().expect("whole").held = Some(("settings".to_owned(), opened));
+    let cluster = server.start().await;
+    let refer: Refer =
+        Arc::new(|_| References { config_maps_called: Some("settings".to_owned()), ..References::default() });
+
+    let mut followed = watch(&cluster, Options { refer, ..options() });
+    let asked = async {
+        while server.count(&["/configmaps/settings"]) == 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(DEADLINE, asked).await.expect("asked for");
+    let early = timeout(Duration::from_millis(100), followed.first()).await;
+    open.send_replace(true);
+    timeout(DEADLINE, followed.first()).await.expect("known");
+
+    assert!(early.is_err(), "a state without the settings");
+    assert_eq!(followed.loaded.borrow().objects.config_maps.len(), 1);
+}
+
+#[test]
+fn a_version_that_settings_forbid_does_not_enter_behind_a_later_one_that_is_refused() {
+    fn problem(id: &ObjectId) -> Vec<Problem> {
+        let (reason, message) = ("odd", "not allowed".to_owned());
+        let (field, fix) = (String::new(), String::new());
+        vec![Problem { object: id.clone(), severity: Severity::Error, reason, field, message, fix }]
+    }
+    let admission = Admission {
+        alone: |object, id| if says(object, "odd") { problem(id) } else { Vec::new() },
+        config_map: None,
+        among: |_, _| Box::new(|object, id| if says(object, "forbidden") { problem(id) } else { Vec::new() }),
+    };
+    let version = |word: &str| {
+        Object::Ingress(Arc::new(serde_json::from_value(ingress("web", "1", word)).expect("one")))
+    };
+    let mut store = Store::new(admission);
+    store.apply(version("good"));
+    store.take();
+
+    store.apply(version("forbidden"));
+    store.apply(version("odd"));
+    let state = store.take();
+
+    let in_force = state.objects.ingresses.values().next().expect("kept");
+    assert_eq!(in_force.object.metadata.annotations.as_ref().expect("one")["secret"], "good");
+    assert_eq!((state.kept.len(), state.problems.len()), (1, 1));
+}
+
+fn says(object: &Object, word: &str) -> bool {
+    let Object::Ingress(ingress) = object else { return false };
+    ingress.metadata.annotations.as_ref().is_some_and(|all| all["secret"] == word)
 }
 
 #[tokio::test]

@@ -52,8 +52,22 @@ pub struct Election {
 pub struct Webhook {
     /// `--validating-webhook`.
     pub listen: SocketAddr,
-    /// `--validating-webhook-certificate` and `-key`; `None`: it cannot be answered.
-    pub files: Option<(PathBuf, PathBuf)>,
+    /// What it is shown.
+    pub certificate: WebhookCertificate,
+}
+
+/// Where the webhook's certificate comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum WebhookCertificate {
+    /// `--validating-webhook-certificate` and `-key`: somebody else makes it.
+    Files {
+        /// PEM.
+        certificate: PathBuf,
+        /// PEM.
+        key: PathBuf,
+    },
+    /// `--validating-webhook-configuration`: we do, for the ValidatingWebhookConfiguration of this name.
+    Own(String),
 }
 
 impl ClusterConfig {
@@ -101,17 +115,20 @@ fn webhook(settings: &mut Settings) -> Result<Option<Webhook>, Error> {
     let listen = settings.validating_webhook.take().filter(|text| !text.is_empty());
     let Some(listen) = listen else { return Ok(None) };
     let listen = value::listen_address("validating-webhook", &listen)?;
-    let certificate = settings.validating_webhook_certificate.take();
-    let files = match (certificate, settings.validating_webhook_key.take()) {
-        (None, None) => None,
-        (Some(certificate), Some(key)) => Some((certificate, key)),
-        (certificate, key) => {
+    let files = (settings.validating_webhook_certificate.take(), settings.validating_webhook_key.take());
+    let own = settings.validating_webhook_configuration.take().filter(|name| !name.is_empty());
+    let certificate = match (files, own) {
+        ((Some(certificate), Some(key)), None) => WebhookCertificate::Files { certificate, key },
+        ((None, None), Some(name)) => WebhookCertificate::Own(name),
+        _ => {
             return Err(Error::Value {
-                setting: "validating-webhook-certificate",
-                value: certificate.or(key).unwrap_or_default().display().to_string(),
-                reason: "a certificate and --validating-webhook-key belong together".to_owned(),
+                setting: "validating-webhook",
+                value: listen.to_string(),
+                reason: "needs --validating-webhook-certificate with --validating-webhook-key, or \
+                         --validating-webhook-configuration for a certificate of our own"
+                    .to_owned(),
             });
         }
     };
-    Ok(Some(Webhook { listen, files }))
+    Ok(Some(Webhook { listen, certificate }))
 }

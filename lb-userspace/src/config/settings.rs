@@ -75,6 +75,7 @@ pub struct Settings {
     pub(crate) validating_webhook: Option<String>,
     pub(crate) validating_webhook_certificate: Option<PathBuf>,
     pub(crate) validating_webhook_key: Option<PathBuf>,
+    pub(crate) validating_webhook_configuration: Option<String>,
     pub(crate) metrics_per_host: Option<bool>,
     pub(crate) metrics_per_undefined_host: Option<bool>,
     pub(crate) report_status_classes: Option<bool>,
@@ -164,6 +165,7 @@ impl Settings {
             validating_webhook,
             validating_webhook_certificate,
             validating_webhook_key,
+            validating_webhook_configuration,
             metrics_per_host,
             metrics_per_undefined_host,
             report_status_classes,
@@ -241,6 +243,8 @@ impl Settings {
             validating_webhook_certificate: validating_webhook_certificate
                 .or(below.validating_webhook_certificate),
             validating_webhook_key: validating_webhook_key.or(below.validating_webhook_key),
+            validating_webhook_configuration: validating_webhook_configuration
+                .or(below.validating_webhook_configuration),
             metrics_per_host: metrics_per_host.or(below.metrics_per_host),
             metrics_per_undefined_host: metrics_per_undefined_host.or(below.metrics_per_undefined_host),
             report_status_classes: report_status_classes.or(below.report_status_classes),

@@ -4,6 +4,7 @@
 //! wrote is data here and stays data; nothing is rendered, run or looked up by it. Everything is bounded: bytes of a
 //! question, questions read at once, time.
 
+pub mod authority;
 mod certificate;
 mod counts;
 mod question;
@@ -52,6 +53,9 @@ const BACKLOG: i32 = 128;
 
 /// Questions that are in memory at once; more wait.
 const MAX_QUESTIONS: usize = 4;
+
+/// A question that is in memory and still on its way keeps others waiting; the API server sends it in milliseconds.
+const READING: Duration = Duration::from_secs(2);
 
 /// The API server waits ten seconds by default.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -149,10 +153,14 @@ impl Desk {
         let Ok(_place) = self.places.acquire().await else {
             return text(StatusCode::SERVICE_UNAVAILABLE, "stopping");
         };
-        let body = match Limited::new(request.into_body(), MAX_BYTES).collect().await {
-            Ok(body) => body.to_bytes(),
-            Err(error) if error.is::<LengthLimitError>() => return too_long(),
-            Err(error) => return text(StatusCode::BAD_REQUEST, &format!("the question broke off: {error}")),
+        let body = Limited::new(request.into_body(), MAX_BYTES).collect();
+        let body = match tokio::time::timeout(READING, body).await {
+            Err(_) => return text(StatusCode::REQUEST_TIMEOUT, "the question came too slowly"),
+            Ok(Ok(body)) => body.to_bytes(),
+            Ok(Err(error)) if error.is::<LengthLimitError>() => return too_long(),
+            Ok(Err(error)) => {
+                return text(StatusCode::BAD_REQUEST, &format!("the question broke off: {error}"));
+            }
         };
         let (reviewer, counts) = (Arc::clone(&self.reviewer), Arc::clone(&self.counts));
         // A review takes milliseconds of computing, which others on this runtime need not wait for.

@@ -42,8 +42,24 @@
 {{- default (printf "%s-admission-certificate" (include "penstock.fullname" .)) .Values.controller.admissionWebhooks.existingSecret -}}
 {{- end -}}
 
+{{/* Not empty: the agents make the webhook's certificate themselves. */}}
+{{- define "penstock.webhookOwn" -}}
+{{- with .Values.controller.admissionWebhooks -}}
+{{- if and .enabled (not .certManager.enabled) (not .existingSecret) }}yes{{ end -}}
+{{- end -}}
+{{- end -}}
+
 {{- define "penstock.watchedNamespace" -}}
 {{- default (include "penstock.namespace" .) .Values.controller.scope.namespace -}}
+{{- end -}}
+
+{{/* A probe that asks the port `metrics` asks it under the name that `metrics.portName` gives it. */}}
+{{- define "penstock.probe" -}}
+{{- $probe := deepCopy .probe -}}
+{{- with $probe.httpGet -}}
+{{- if eq (toString .port) "metrics" -}}{{- $_ := set . "port" $.values.controller.metrics.portName -}}{{- end -}}
+{{- end -}}
+{{- toYaml $probe -}}
 {{- end -}}
 
 {{/* Labels. */}}

@@ -134,15 +134,15 @@ spec:
         {{- end }}
       {{- with .Values.controller.livenessProbe }}
       livenessProbe:
-        {{- toYaml . | nindent 8 }}
+        {{- include "penstock.probe" (dict "probe" . "values" $.Values) | nindent 8 }}
       {{- end }}
       {{- with .Values.controller.readinessProbe }}
       readinessProbe:
-        {{- toYaml . | nindent 8 }}
+        {{- include "penstock.probe" (dict "probe" . "values" $.Values) | nindent 8 }}
       {{- end }}
       {{- with .Values.controller.startupProbe }}
       startupProbe:
-        {{- toYaml . | nindent 8 }}
+        {{- include "penstock.probe" (dict "probe" . "values" $.Values) | nindent 8 }}
       {{- end }}
       {{- with .Values.controller.lifecycle }}
       lifecycle:
@@ -163,7 +163,7 @@ spec:
           mountPath: /sys/fs/bpf
           mountPropagation: HostToContainer
         {{- end }}
-        {{- if .Values.controller.admissionWebhooks.enabled }}
+        {{- if and .Values.controller.admissionWebhooks.enabled (not (include "penstock.webhookOwn" .)) }}
         - name: webhook-cert
           mountPath: /usr/local/certificates
           readOnly: true
@@ -186,18 +186,14 @@ spec:
         path: /sys/fs/bpf
         type: Directory
     {{- end }}
-    {{- if .Values.controller.admissionWebhooks.enabled }}
-    {{- $names := list "cert" "key" }}
-    {{- if or .Values.controller.admissionWebhooks.certManager.enabled .Values.controller.admissionWebhooks.existingSecret }}
-    {{- $names = list "tls.crt" "tls.key" }}
-    {{- end }}
+    {{- if and .Values.controller.admissionWebhooks.enabled (not (include "penstock.webhookOwn" .)) }}
     - name: webhook-cert
       secret:
         secretName: {{ include "penstock.webhookSecret" . }}
         items:
-          - key: {{ first $names }}
+          - key: tls.crt
             path: cert
-          - key: {{ last $names }}
+          - key: tls.key
             path: key
     {{- end }}
     {{- with .Values.controller.extraVolumes }}
@@ -248,7 +244,7 @@ spec:
 - --watch-namespace-selector={{ .Values.controller.scope.namespaceSelector }}
 {{- end }}
 - --election-id={{ include "penstock.electionID" . }}
-{{- if .Values.controller.publishService.enabled }}
+{{- if and .Values.controller.publishService.enabled (or .Values.controller.publishService.pathOverride .Values.controller.service.enabled) }}
 - --publish-service={{ default (printf "$(POD_NAMESPACE)/%s" (include "penstock.controller" .)) .Values.controller.publishService.pathOverride }}
 {{- end }}
 {{- if not .Values.controller.updateStatus }}
@@ -268,8 +264,12 @@ spec:
 {{- end }}
 {{- if .Values.controller.admissionWebhooks.enabled }}
 - --validating-webhook=:{{ .Values.controller.admissionWebhooks.port }}
+{{- if include "penstock.webhookOwn" . }}
+- --validating-webhook-configuration={{ include "penstock.fullname" . }}-admission
+{{- else }}
 - --validating-webhook-certificate=/usr/local/certificates/cert
 - --validating-webhook-key=/usr/local/certificates/key
+{{- end }}
 {{- end }}
 - --shutdown-grace-period={{ .Values.controller.shutdownGracePeriod }}
 {{- range $name, $value := .Values.controller.extraArgs }}

@@ -72,6 +72,17 @@ fn an_ingress_without_a_fault_is_let_in_without_a_word() {
 }
 
 #[test]
+fn one_that_is_being_deleted_is_let_go() {
+    let review = judged(|ingress| {
+        annotate(ingress, "configuration-snippet", "deny all;");
+        ingress["metadata"]["deletionTimestamp"] = json!("2026-11-26T12:00:00Z");
+        ingress["metadata"]["finalizers"] = json!([]);
+    });
+
+    assert_eq!(review, Review::default());
+}
+
+#[test]
 fn what_can_never_work_is_refused_with_the_sentence_of_the_report() {
     type Edit = fn(&mut Value);
     let cases: [(&str, Edit, &str); 8] = [

@@ -1,0 +1,98 @@
+//! The API server asks the real agent about Ingresses before it stores them.
+
+use std::net::TcpListener;
+
+use lb_tests::agent::{DEADLINE, eventually};
+use serde_json::Value;
+
+use crate::agent::{Agent, Start};
+use crate::deploy::{kubectl, try_kubectl};
+use crate::objects;
+use crate::rig::Rig;
+
+/// Takes away what every other test would be asked by.
+struct Configuration<'a>(&'a Rig);
+
+impl Drop for Configuration<'_> {
+    fn drop(&mut self) {
+        let name = &self.0.namespace;
+        let _ = try_kubectl(self.0, &["delete", "validatingwebhookconfiguration", name], "");
+    }
+}
+
+/// Has the server ask there about Ingresses of the test's label, believing nobody yet.
+fn configure<'a>(rig: &'a Rig, addr: &str) -> Configuration<'a> {
+    let (name, path) = (&rig.namespace, penstock::webhook::PATH);
+    let configuration = format!(
+        "apiVersion: admissionregistration.k8s.io/v1\nkind: ValidatingWebhookConfiguration\nmetadata: {{name: {name}}}\n\
+         webhooks:\n- name: validate.nginx.ingress.kubernetes.io\n  admissionReviewVersions: [v1]\n  sideEffects: None\n  \
+         failurePolicy: Fail\n  objectSelector: {{matchLabels: {{test: {name}}}}}\n  \
+         clientConfig: {{url: \"https://{addr}{path}\"}}\n  rules:\n  - {{apiGroups: [networking.k8s.io], \
+         apiVersions: [v1], operations: [CREATE, UPDATE], resources: [ingresses]}}\n"
+    );
+    let configured = Configuration(rig);
+    kubectl(rig, &["apply", "--filename", "-"], &configuration);
+    configured
+}
+
+#[test]
+fn an_ingress_that_can_never_work_is_refused_with_the_reason_and_others_are_stored() {
+    let Some(rig) = Rig::new() else { return };
+    // Both agents answer at one port, so the API server asks either.
+    let place = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let addr = place.local_addr().expect("an address").to_string();
+    let _configured = configure(&rig, &addr);
+    drop(place);
+    rig.apply(&objects::class());
+    rig.apply(&objects::service("web", &[]));
+    let (watch, webhook, own) = (
+        format!("--watch-namespace={}", rig.namespace),
+        format!("--validating-webhook={addr}"),
+        format!("--validating-webhook-configuration={}", rig.namespace),
+    );
+    let (flags, env) = ([&*watch, &*webhook, &*own], [("POD_NAMESPACE", &*rig.namespace)]);
+    let start = Start { kubeconfig: &rig.kubeconfig, flags: &flags, env: &env };
+    let agents = [Agent::launch(&start), Agent::launch(&start)];
+    for agent in &agents {
+        agent.wait_for_log("webhook answers");
+    }
+    let ingress = |name: &str, host: &str, annotation: &str| {
+        format!(
+            "apiVersion: networking.k8s.io/v1\nkind: Ingress\nmetadata:\n  name: {name}\n  namespace: {namespace}\n  \
+             labels: {{test: {namespace}}}\n  annotations: {{{annotation}}}\nspec:\n  ingressClassName: nginx\n  rules:\n  \
+             - host: {host}\n    http: {{paths: [{{path: /, pathType: Prefix, backend: {{service: {{name: web, port: \
+             {{number: 80}}}}}}}}]}}\n",
+            namespace = rig.namespace
+        )
+    };
+    let apply = |yaml: &str| try_kubectl(&rig, &["apply", "--filename", "-"], yaml);
+    // A configuration takes effect a moment after it is stored.
+    let snippet =
+        ingress("snippet", "b.example.com", "nginx.ingress.kubernetes.io/configuration-snippet: deny all;");
+    let refused = eventually(DEADLINE, || apply(&snippet).err()).expect("refused");
+
+    let rps = apply(&ingress("rps", "b.example.com", "nginx.ingress.kubernetes.io/limit-rps: ten"));
+    let good = apply(&ingress("good", "b.example.com", ""));
+
+    assert!(refused.contains("configuration-snippet: never honoured"), "{refused}");
+    let rps = rps.expect_err("refused");
+    assert!(rps.contains("limit-rps: \"ten\" is not a whole number"), "{rps}");
+    assert!(good.is_ok(), "{good:?}");
+    assert!(rig.get("Ingress", "good").is_some() && rig.get("Ingress", "rps").is_none());
+    let made =
+        agents.iter().filter(|agent| agent.log().contains("the webhook has another certificate")).count();
+    assert_eq!(made, 1, "one makes it, both show it");
+    let secret = rig.get("Secret", &rig.namespace).expect("the certificate is kept");
+    let bundle = kubectl(
+        &rig,
+        &[
+            "get",
+            "validatingwebhookconfiguration",
+            &rig.namespace,
+            "--output",
+            "jsonpath={.webhooks[0].clientConfig.caBundle}",
+        ],
+        "",
+    );
+    assert_eq!(secret.data["data"]["ca"], Value::from(bundle.trim()));
+}
