@@ -2,17 +2,18 @@
 
 mod ahead;
 mod handover;
+mod outgoing;
 
 use std::future::poll_fn;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use self::ahead::Output;
+pub(super) use self::outgoing::{Copying, Hold, Outgoing};
 use super::buffer::{BUFFER_BYTES, Buf, Scratch};
 use super::carrier::Carrier;
-use super::compress::{self, Accepts, Packed, Packing, Verdict};
+use super::compress::{self, Packed, Packing, Verdict};
 use super::connection::Connection;
 use super::fcgi;
 use super::h1::chunked::Decoder;
@@ -21,13 +22,11 @@ use super::h1::{Body, Response, Version};
 use super::heads::{self, After};
 use super::hold::{Held, Replay, hold};
 use super::metrics::Failure;
-use super::mirror;
-use super::pages;
 use super::relay::{Broken, Coding, Leg, Waits};
 use super::snapshot::Snapshot;
 use super::timers::Due;
-use super::upstream::{Attempts, Lease, Next, Progress, Record, Speech, Terms};
-use crate::model::l7::{Compression, Policies, ReadAhead};
+use super::upstream::{Attempts, Lease, Next, Progress, Record, Speech};
+use crate::model::l7::{Compression, ReadAhead};
 use crate::model::upstream::Protocol;
 
 /// Informational responses swallowed before the real one; more is not HTTP.
@@ -62,55 +61,6 @@ impl Limits {
             ahead: filters.buffers.response.filter(|_| !is_grpc),
         }
     }
-}
-
-/// A request ready to go upstream.
-pub(super) struct Outgoing {
-    pub(super) head: Scratch,
-    pub(super) body: Body,
-    /// Whether the body is read before an endpoint is chosen.
-    pub(super) hold: Hold,
-    pub(super) version: Version,
-    pub(super) is_head: bool,
-    pub(super) upgrades: bool,
-    /// The endpoint ends its connection with the response.
-    pub(super) closes: bool,
-    pub(super) expects_continue: bool,
-    pub(super) terms: Terms,
-    /// How its response may be compressed.
-    pub(super) accepts: Accepts,
-    /// What somebody else gets of it.
-    pub(super) copy: Option<Copying>,
-    /// What a FastCGI application is told.
-    pub(super) params: fcgi::Params,
-    /// Attributes of the cookie for a session that begins; `None`: none begins here.
-    pub(super) cookie: Option<Box<Scratch>>,
-    /// What says which of the upstream's errors somebody else words; `None`: none.
-    pub(super) replaced: Option<Arc<Policies>>,
-}
-
-impl Outgoing {
-    /// The client gets no answer of the upstream with this status.
-    fn is_replaced(&self, status: u16) -> bool {
-        status >= 400 && self.replaced.as_ref().is_some_and(|policies| pages::replaces(policies, status))
-    }
-}
-
-/// Whether a body is read whole before an endpoint is chosen.
-pub(super) enum Hold {
-    /// It goes on as it comes.
-    No,
-    /// It is, so many bytes of it into memory.
-    UpTo(usize),
-    /// It was. Boxed: few requests have one.
-    Here(Box<Held>),
-}
-
-/// A copy to be made of a request.
-pub(super) struct Copying {
-    pub(super) copy: Rc<mirror::Copy>,
-    /// How much of the end of the request's head is its body.
-    pub(super) here: usize,
 }
 
 /// What the client got.
