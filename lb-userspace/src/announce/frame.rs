@@ -35,24 +35,29 @@ pub(super) enum Question {
     V6 { mac: Mac, asker: Ipv6Addr, target: Ipv6Addr },
 }
 
-/// The question in a frame, if it is one.
+/// The question in a frame, if it is one. Who asks in the name of a group has no answer: all would get that.
 pub(super) fn question(frame: &[u8]) -> Option<Question> {
     match u16::from_be_bytes(array(frame, 12)?) {
         ETHERTYPE_ARP => {
             let (head, op): ([u8; 6], [u8; 2]) = (array(frame, 14)?, array(frame, 20)?);
             (head == ARP_HEAD && op == [0, ARP_REQUEST]).then_some(())?;
             let (asker, target) = (array::<4>(frame, 28)?.into(), array::<4>(frame, 38)?.into());
-            Some(Question::V4 { mac: array(frame, 22)?, asker, target })
+            Some(Question::V4 { mac: array(frame, 22).filter(is_single)?, asker, target })
         }
         ETHERTYPE_IPV6 => {
             let [next, hops]: [u8; 2] = array(frame, 20)?;
             let [kind, code]: [u8; 2] = array(frame, 54)?;
             ((next, hops, kind, code) == (ICMPV6, HOP_LIMIT, SOLICITATION, 0)).then_some(())?;
-            let (asker, target) = (array::<16>(frame, 22)?.into(), array::<16>(frame, 62)?.into());
-            Some(Question::V6 { mac: array(frame, 6)?, asker, target })
+            let (asker, target) = (Ipv6Addr::from(array(frame, 22)?), Ipv6Addr::from(array(frame, 62)?));
+            let mac: Mac = array(frame, 6).filter(is_single)?;
+            (!asker.is_multicast()).then_some(Question::V6 { mac, asker, target })
         }
         _ => None,
     }
+}
+
+fn is_single(mac: &Mac) -> bool {
+    mac.first().is_some_and(|first| first & 1 == 0)
 }
 
 fn array<const N: usize>(frame: &[u8], at: usize) -> Option<[u8; N]> {
@@ -202,6 +207,18 @@ mod tests {
         .concat();
         assert_eq!(reply, expected);
         assert_eq!(question(&reply), None, "a reply is no question");
+    }
+
+    #[test]
+    fn who_asks_in_the_name_of_all_has_no_answer() {
+        for mac in [BROADCAST, [1, 0, 0x5e, 0, 0, 1]] {
+            let request = arp(ARP_REQUEST, mac, CLIENT, BROADCAST, [0; 6], VIP);
+            let mut solicited = solicitation(CLIENT6);
+            solicited[6..12].copy_from_slice(&mac);
+
+            assert_eq!((question(&request), question(&solicited)), (None, None), "{mac:?}");
+        }
+        assert_eq!(question(&solicitation(ALL_NODES)), None);
     }
 
     #[test]
