@@ -37,12 +37,7 @@ pub(super) struct Link {
 impl Link {
     /// Opens the link behind an interface.
     pub(super) fn open(interface: &str) -> io::Result<Self> {
-        let addr = getifaddrs()?
-            .filter(|entry| entry.interface_name == interface)
-            .find_map(|entry| entry.address.as_ref()?.as_link_addr().copied());
-        let addr = addr.ok_or_else(|| io::Error::new(ErrorKind::NotFound, "no such interface"))?;
-        let mac = addr.addr().filter(|_| addr.hatype() == ETHERNET && addr.halen() == 6);
-        let mac = mac.ok_or_else(|| io::Error::new(ErrorKind::Unsupported, "it is no Ethernet interface"))?;
+        let (addr, mac) = device(interface)?;
         Ok(Self {
             arp: packets(&addr, libc::ETH_P_ARP as u16, &[])?,
             solicitations: packets(&addr, libc::ETH_P_IPV6 as u16, &solicitations())?,
@@ -52,6 +47,15 @@ impl Link {
             index: addr.ifindex() as u32,
             mac,
         })
+    }
+
+    /// Fails where the interface was made anew, or has another hardware address than we tell all.
+    pub(super) fn is_as_opened(&self, interface: &str) -> io::Result<()> {
+        let (addr, mac) = device(interface)?;
+        if (addr.ifindex() as u32, mac) != (self.index, self.mac) {
+            return Err(io::Error::other("its hardware address is another one now"));
+        }
+        Ok(())
     }
 
     /// Waits so many milliseconds for frames at most, and hands on what came.
@@ -108,6 +112,16 @@ impl Link {
         }
         self.joined = wanted;
     }
+}
+
+fn device(interface: &str) -> io::Result<(LinkAddr, Mac)> {
+    let addr = getifaddrs()?
+        .filter(|entry| entry.interface_name == interface)
+        .find_map(|entry| entry.address.as_ref()?.as_link_addr().copied());
+    let addr = addr.ok_or_else(|| io::Error::new(ErrorKind::NotFound, "no such interface"))?;
+    let mac = addr.addr().filter(|_| addr.hatype() == ETHERNET && addr.halen() == 6);
+    let mac = mac.ok_or_else(|| io::Error::new(ErrorKind::Unsupported, "it is no Ethernet interface"))?;
+    Ok((addr, mac))
 }
 
 /// Addresses of an interface.

@@ -228,7 +228,9 @@ impl Post {
     }
 
     fn serve(&mut self, mut link: Link) -> io::Result<()> {
-        let coming = if self.options.succeeds { Coming::Succeeding } else { Coming::Anew };
+        // Who lost the link was no member for a while.
+        let succeeds = std::mem::take(&mut self.options.succeeds);
+        let coming = if succeeds { Coming::Succeeding } else { Coming::Anew };
         let key = beat::key(self.options.key);
         let mut segment = Segment::new(self.options.node.clone(), link.mac, key, coming, Instant::now());
         let (mut looked, mut before) = (None::<Instant>, segment.counted);
@@ -248,6 +250,7 @@ impl Post {
             }
             if looked.is_none_or(|looked| looked.elapsed() >= LOOK) {
                 looked = Some(Instant::now());
+                link.is_as_opened(&self.interface)?;
                 owned = link::addresses(&self.interface);
                 wishes = true;
             }
