@@ -29,7 +29,12 @@ pub(super) async fn start(
         return Ok(Announcer::default());
     }
     if config.hash_key.is_none() {
-        warn!("--announce without --hash-key: flows break where one agent follows another");
+        let fix = "give all agents of a cluster the same --hash-key, and each cluster on the link its own";
+        warn!(
+            fix,
+            "--announce without --hash-key: the link has to be trusted, no other cluster may announce on it, and \
+             flows break where one agent follows another"
+        );
     }
     for interface in &config.announce {
         if let Err(error) = datapath::quiet_arp(interface) {

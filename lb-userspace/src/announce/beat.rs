@@ -1,5 +1,5 @@
-//! Heartbeats: frames by which the agents of one link know each other, and who of them cannot hold what. Signed, so
-//! that two clusters on a link do not take each other for their own.
+//! Heartbeats: frames by which the agents of one link know each other, and who of them can hold what. Signed, so
+//! that two clusters on a link do not take each other for their own, and numbered, so that none counts twice.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -11,27 +11,36 @@ use super::frame::{BROADCAST, HEADER, Mac, ethernet};
 
 /// IEEE's number for experiments within one network.
 pub(super) const ETHERTYPE: u16 = 0x88b5;
-/// Addresses named in one of the two lists at most: a frame has 1,500 bytes.
+/// Addresses named in one of the two lists of a frame at most: it has 1,500 bytes.
 pub(super) const NAMED: usize = 128;
+/// Frames of one heartbeat at most, which is 32,640 addresses.
+const PARTS: usize = u8::MAX as usize;
 
 const MAGIC: &[u8; 8] = b"penstock";
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 const LEAVES: u8 = 1;
-/// Magic, version, flags, length of the name, lengths of the lists.
-const FIXED: usize = 8 + 5;
+/// Magic, number, version, flags, length of the name, lengths of the lists, part and parts.
+const FIXED: usize = 8 + 8 + 7;
 const SIGNATURE: usize = 16;
 
-/// What one agent says of itself.
+/// What one agent says of itself, or a part of that.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Beat {
     /// Its node.
     pub(super) name: String,
+    /// Each frame of a node has a higher one than those before.
+    pub(super) number: u64,
     /// It is no member from now on.
     pub(super) leaves: bool,
+    /// Which of the frames of this heartbeat it is.
+    pub(super) part: u8,
+    /// How many there are.
+    pub(super) parts: u8,
     /// Addresses that its interface has, as [`election::tag`] has them: nobody else may hold those.
     pub(super) owns: BTreeSet<u32>,
-    /// Addresses that it cannot serve.
-    pub(super) declines: BTreeSet<u32>,
+    /// Addresses that it can serve. Not those that it cannot: who knows nothing of an address can neither serve nor
+    /// decline it.
+    pub(super) serves: BTreeSet<u32>,
 }
 
 /// What agents of one cluster sign with.
@@ -41,21 +50,46 @@ pub(super) fn key(hash_key: Option<[u8; 16]>) -> hmac::Key {
 
 /// Names of addresses, as many as a heartbeat takes.
 pub(super) fn tags(addresses: impl Iterator<Item = IpAddr>) -> BTreeSet<u32> {
-    addresses.map(election::tag).take(NAMED).collect()
+    addresses.map(election::tag).take(NAMED * PARTS).collect()
+}
+
+/// A heartbeat in as many frames as it takes, not yet numbered.
+pub(super) fn parted(name: &str, owns: &BTreeSet<u32>, serves: &BTreeSet<u32>) -> Vec<Beat> {
+    let count = owns.len().max(serves.len()).div_ceil(NAMED).clamp(1, PARTS) as u8;
+    let part =
+        |of: &BTreeSet<u32>, n: u8| of.iter().skip(usize::from(n) * NAMED).take(NAMED).copied().collect();
+    let beat = |n| Beat {
+        name: name.to_owned(),
+        part: n,
+        parts: count,
+        owns: part(owns, n),
+        serves: part(serves, n),
+        ..Beat::default()
+    };
+    (0..count).map(beat).collect()
 }
 
 impl Beat {
     /// The frame.
     pub(super) fn to_frame(&self, own: Mac, key: &hmac::Key) -> Vec<u8> {
-        let Self { name, leaves, owns, declines } = self;
+        let Self { name, number, leaves, part, parts, owns, serves } = self;
         let name: Vec<u8> = name.bytes().take(255).collect();
         let mut frame = ethernet(BROADCAST, own, ETHERTYPE);
         frame.extend_from_slice(MAGIC);
-        let (owned, declined) = (owns.len().min(NAMED), declines.len().min(NAMED));
+        frame.extend_from_slice(&number.to_be_bytes());
+        let (owned, served) = (owns.len().min(NAMED), serves.len().min(NAMED));
         let flags = if *leaves { LEAVES } else { 0 };
-        frame.extend_from_slice(&[VERSION, flags, name.len() as u8, owned as u8, declined as u8]);
+        frame.extend_from_slice(&[
+            VERSION,
+            flags,
+            name.len() as u8,
+            owned as u8,
+            served as u8,
+            *part,
+            *parts,
+        ]);
         frame.extend_from_slice(&name);
-        for tag in owns.iter().take(owned).chain(declines.iter().take(declined)) {
+        for tag in owns.iter().take(owned).chain(serves.iter().take(served)) {
             frame.extend_from_slice(&tag.to_be_bytes());
         }
         let signed = frame.get(HEADER..).unwrap_or_default();
@@ -71,13 +105,13 @@ impl Beat {
         }
         let body = frame.get(HEADER..)?;
         let (head, rest) = body.split_at_checked(FIXED)?;
-        let (magic, &[version, flags, name, owned, declined]) = head
-            .split_first_chunk::<8>()
-            .and_then(|(magic, rest)| Some((magic, <&[u8; 5]>::try_from(rest).ok()?)))?;
-        if magic != MAGIC || version != VERSION {
+        let (magic, head) = head.split_first_chunk::<8>()?;
+        let (number, head) = head.split_first_chunk::<8>()?;
+        let &[version, flags, name, owned, served, part, parts] = <&[u8; 7]>::try_from(head).ok()?;
+        if magic != MAGIC || version != VERSION || part >= parts {
             return None;
         }
-        let lists = (usize::from(owned) + usize::from(declined)) * 4;
+        let lists = (usize::from(owned) + usize::from(served)) * 4;
         let (name, after) = rest.split_at_checked(name.into())?;
         let (lists, after) = after.split_at_checked(lists)?;
         let signature = after.get(..SIGNATURE)?;
@@ -89,7 +123,8 @@ impl Beat {
         let mut tags = lists.chunks_exact(4).filter_map(|tag| Some(u32::from_be_bytes(tag.try_into().ok()?)));
         let owns = tags.by_ref().take(owned.into()).collect();
         let name = std::str::from_utf8(name).ok().filter(|name| !name.is_empty())?.to_owned();
-        Some(Self { name, leaves: flags & LEAVES != 0, owns, declines: tags.collect() })
+        let (number, leaves) = (u64::from_be_bytes(*number), flags & LEAVES != 0);
+        Some(Self { name, number, leaves, part, parts, owns, serves: tags.collect() })
     }
 }
 
@@ -103,9 +138,12 @@ mod tests {
     fn a_beat_is_read_as_it_was_written_and_only_with_the_key() {
         let beat = Beat {
             name: "node-1".to_owned(),
+            number: 1 << 40,
             leaves: true,
+            part: 1,
+            parts: 3,
             owns: BTreeSet::from([7]),
-            declines: (0..NAMED as u32).collect(),
+            serves: (0..NAMED as u32).collect(),
         };
         let mut frame = beat.to_frame([2; 6], &key(Some([1; 16])));
         assert!(frame.len() <= 1514);
@@ -114,19 +152,59 @@ mod tests {
         // Short frames arrive padded.
         frame.extend([0; 20]);
         assert_eq!(Beat::of_frame(&frame, &key(Some([1; 16]))), Some(beat));
-        frame[30] ^= 1;
+        frame[24] ^= 1;
         assert_eq!(Beat::of_frame(&frame, &key(Some([1; 16]))), None, "changed on its way");
+    }
+
+    #[test]
+    fn a_heartbeat_of_many_addresses_comes_in_parts_that_make_it_up() {
+        let (owns, serves) = (BTreeSet::from([7]), (0..300).collect::<BTreeSet<u32>>());
+
+        let parts = parted("node-1", &owns, &serves);
+
+        assert_eq!(
+            parts.iter().map(|beat| (beat.part, beat.parts)).collect::<Vec<_>>(),
+            [(0, 3), (1, 3), (2, 3)]
+        );
+        assert_eq!(
+            parts.iter().flat_map(|beat| beat.serves.iter().copied()).collect::<BTreeSet<_>>(),
+            serves
+        );
+        assert_eq!(parts.iter().flat_map(|beat| beat.owns.iter().copied()).collect::<BTreeSet<_>>(), owns);
+        assert_eq!(
+            parted("node-1", &BTreeSet::new(), &BTreeSet::new()).len(),
+            1,
+            "who has nothing to say lives, too"
+        );
     }
 
     proptest! {
         #[test]
-        fn no_frame_is_too_odd_to_be_looked_at(mut frame in prop::collection::vec(any::<u8>(), 0..200), like in any::<bool>()) {
-            if like && frame.len() > 30 {
+        fn no_frame_is_too_odd_to_be_looked_at(
+            mut frame in prop::collection::vec(any::<u8>(), 0..200),
+            like in any::<bool>(),
+            signed in any::<bool>(),
+        ) {
+            if like && frame.len() > 38 {
                 frame[12..14].copy_from_slice(&ETHERTYPE.to_be_bytes());
                 frame[14..22].copy_from_slice(MAGIC);
-                frame[22] = VERSION;
+                frame[30] = VERSION;
             }
-            prop_assert_eq!(Beat::of_frame(&frame, &key(None)), None);
+            if !signed {
+                prop_assert_eq!(Beat::of_frame(&frame, &key(None)), None);
+                return Ok(());
+            }
+            // Lengths are looked at behind the signature, too: sign what they say, where there is so much.
+            let end = (|| {
+                let [name, owned, served] = <[u8; 3]>::try_from(frame.get(32..35)?).ok()?;
+                Some(HEADER + FIXED + usize::from(name) + 4 * (usize::from(owned) + usize::from(served)))
+            })();
+            if let Some(end) = end.filter(|end| *end <= frame.len()) {
+                frame.truncate(end);
+                let signature = hmac::sign(&key(None), &frame[HEADER..]);
+                frame.extend(signature.as_ref().iter().take(SIGNATURE));
+            }
+            let _ = Beat::of_frame(&frame, &key(None));
         }
     }
 }

@@ -15,7 +15,7 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::watch;
 use tracing::{info, warn};
@@ -232,7 +232,9 @@ impl Post {
         let succeeds = std::mem::take(&mut self.options.succeeds);
         let coming = if succeeds { Coming::Succeeding } else { Coming::Anew };
         let key = beat::key(self.options.key);
-        let mut segment = Segment::new(self.options.node.clone(), link.mac, key, coming, Instant::now());
+        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros() as u64;
+        let now = (Instant::now(), wall);
+        let mut segment = Segment::new(self.options.node.clone(), link.mac, key, coming, now);
         let (mut looked, mut before) = (None::<Instant>, segment.counted);
         let (mut owned, mut offers) = (BTreeSet::new(), BTreeMap::new());
         // The first look finds it changed.
@@ -266,7 +268,7 @@ impl Post {
             }
         }
         if *self.end.borrow() == Some(End::Leave) {
-            link.send(&segment.leave())?;
+            link.send(&segment.leave(Instant::now()))?;
         }
         Ok(())
     }

@@ -24,8 +24,13 @@ const REFRESH: Duration = Duration::from_secs(60);
 const AT_ONCE: usize = 256;
 /// Answers a second, and at once.
 const ANSWERS: u32 = 2_000;
-/// Members at most; more are not believed.
+/// Names of members at most, with those that went lately; more are not believed.
 const MEMBERS: usize = 1024;
+/// Between two times that all is told again at least, whatever happens: the burst of the first is not over then.
+const AGAIN: Duration = Duration::from_secs(1);
+/// So long after its last word a node's number counts: a recorded frame does not bring it back, or send it away. Not
+/// for ever, because a clock may be set back.
+const REMEMBERED: Duration = Duration::from_secs(60);
 
 /// How we come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,7 +61,10 @@ pub(super) struct Segment {
     /// Until then we only listen: who believes to be alone holds everything.
     listens: Option<Instant>,
     next_beat: Instant,
+    numbers: Numbers,
     members: BTreeMap<String, Member>,
+    /// The last numbers of nodes, and when they came.
+    numbered: BTreeMap<String, (u64, Instant)>,
     /// Addresses to be held by somebody, and whether we can.
     offers: BTreeMap<IpAddr, bool>,
     /// Addresses that our interface has.
@@ -65,6 +73,8 @@ pub(super) struct Segment {
     /// What we hold, and when it is told next.
     plans: BTreeMap<IpAddr, Plan>,
     allowance: Allowance,
+    /// When all may be told again.
+    next_again: Instant,
     /// There is something to tell people.
     pub(super) is_news: bool,
     pub(super) counted: Counted,
@@ -73,8 +83,19 @@ pub(super) struct Segment {
 /// Another agent.
 struct Member {
     heard: Instant,
+    /// A whole heartbeat was heard.
+    is_known: bool,
     owns: BTreeSet<u32>,
-    declines: BTreeSet<u32>,
+    serves: BTreeSet<u32>,
+    coming: Half,
+}
+
+/// What came of a heartbeat in several parts.
+#[derive(Default)]
+struct Half {
+    parts: u8,
+    owns: BTreeSet<u32>,
+    serves: BTreeSet<u32>,
 }
 
 struct Plan {
@@ -83,7 +104,14 @@ struct Plan {
 }
 
 impl Segment {
-    pub(super) fn new(own: String, mac: Mac, key: hmac::Key, coming: Coming, now: Instant) -> Self {
+    /// `wall`: microseconds since 1970, at that instant.
+    pub(super) fn new(
+        own: String,
+        mac: Mac,
+        key: hmac::Key,
+        coming: Coming,
+        (now, wall): (Instant, u64),
+    ) -> Self {
         Self {
             own,
             mac,
@@ -91,12 +119,15 @@ impl Segment {
             coming,
             listens: Some(now + SILENCE),
             next_beat: now,
+            numbers: Numbers { start: now, wall, last: 0 },
             members: BTreeMap::new(),
+            numbered: BTreeMap::new(),
             offers: BTreeMap::new(),
             owned: BTreeSet::new(),
             holders: BTreeMap::new(),
             plans: BTreeMap::new(),
             allowance: Allowance { left: ANSWERS, at: now },
+            next_again: now,
             is_news: true,
             counted: Counted::default(),
         }
@@ -113,7 +144,7 @@ impl Segment {
             return false;
         }
         (self.offers, self.owned) = (offers.clone(), owned);
-        // Others should hear of what we cannot before they rely on us.
+        // Others should hear of what we can no more before they rely on us.
         self.next_beat = now;
         self.elect(now, false);
         true
@@ -145,27 +176,58 @@ impl Segment {
     }
 
     fn met(&mut self, beat: Beat, now: Instant) {
-        let Beat { name, leaves, owns, declines } = beat;
+        let Beat { name, number, leaves, part, parts, owns, serves } = beat;
+        if !self.is_newer(&name, number, now) {
+            return;
+        }
         if leaves {
             if self.members.remove(&name).is_some() {
                 self.elect(now, true);
             }
             return;
         }
-        if !self.members.contains_key(&name) && self.members.len() >= MEMBERS {
+        let member = self.members.entry(name).or_insert_with(|| {
+            self.next_beat = now;
+            Member::new(now)
+        });
+        member.heard = now;
+        if part == 0 {
+            member.coming = Half::default();
+        }
+        // Where a part was lost, what was known stays until the next heartbeat.
+        if member.coming.parts != part {
             return;
         }
-        let member = Member { heard: now, owns: owns.clone(), declines: declines.clone() };
-        let before = self.members.insert(name, member);
-        match before {
-            // Who comes back may have told all that our addresses are its own.
-            None => {
-                self.next_beat = now;
-                self.elect(now, true);
-            }
-            Some(before) if before.owns != owns || before.declines != declines => self.elect(now, false),
-            Some(_) => {}
+        member.coming.owns.extend(owns);
+        member.coming.serves.extend(serves);
+        member.coming.parts += 1;
+        if member.coming.parts < parts {
+            return;
         }
+        let Half { owns, serves, .. } = std::mem::take(&mut member.coming);
+        let is_new = !std::mem::replace(&mut member.is_known, true);
+        let differs = member.owns != owns || member.serves != serves;
+        (member.owns, member.serves) = (owns, serves);
+        // Who comes back may have told all that our addresses are its own.
+        if is_new || differs {
+            self.elect(now, is_new);
+        }
+    }
+
+    /// Whether it was said after all that this node said before.
+    fn is_newer(&mut self, name: &str, number: u64, now: Instant) -> bool {
+        if let Some((last, heard)) = self.numbered.get_mut(name) {
+            let is_newer = number > *last;
+            if is_newer {
+                (*last, *heard) = (number, now);
+            }
+            return is_newer;
+        }
+        let has_room = self.numbered.len() < MEMBERS;
+        if has_room {
+            self.numbered.insert(name.to_owned(), (number, now));
+        }
+        has_room
     }
 
     /// Time has passed: what is to be sent.
@@ -173,6 +235,7 @@ impl Segment {
         let mut frames = Vec::new();
         let known = self.members.len();
         self.members.retain(|_, member| now.duration_since(member.heard) < SILENCE);
+        self.numbered.retain(|_, (_, heard)| now.duration_since(*heard) < REMEMBERED);
         let gone = self.members.len() != known;
         let begins = self.listens.is_some_and(|until| now >= until);
         if begins {
@@ -181,10 +244,12 @@ impl Segment {
         if gone || begins {
             self.elect(now, gone);
         }
-        let is_member = self.listens.is_none() || self.coming == Coming::Succeeding;
+        // A successor that knows of nothing yet would say that its node serves nothing.
+        let succeeds = self.coming == Coming::Succeeding && !self.offers.is_empty();
+        let is_member = self.listens.is_none() || succeeds;
         if is_member && now >= self.next_beat {
             self.next_beat = now + BEAT;
-            frames.push(self.beat(false).to_frame(self.mac, &self.key));
+            frames.extend(self.beat(now));
         }
         let mut due: Vec<IpAddr> =
             self.plans.iter().filter(|(_, plan)| now >= plan.next).map(|(vip, _)| *vip).collect();
@@ -206,21 +271,28 @@ impl Segment {
     }
 
     /// We are no member any more; the frame that says so.
-    pub(super) fn leave(&mut self) -> Vec<u8> {
+    pub(super) fn leave(&mut self, now: Instant) -> Vec<u8> {
         self.plans.clear();
         self.offers.clear();
-        self.beat(true).to_frame(self.mac, &self.key)
+        let (name, number) = (self.own.clone(), self.numbers.next(now));
+        Beat { name, number, leaves: true, parts: 1, ..Beat::default() }.to_frame(self.mac, &self.key)
     }
 
-    fn beat(&self, leaves: bool) -> Beat {
-        let declined = self.offers.iter().filter(|(_, can)| !**can).map(|(vip, _)| *vip);
+    fn beat(&mut self, now: Instant) -> Vec<Vec<u8>> {
+        let served = self.offers.iter().filter(|(_, can)| **can).map(|(vip, _)| *vip);
         let owned = self.offers.keys().filter(|vip| self.owned.contains(vip)).copied();
-        Beat { name: self.own.clone(), leaves, owns: beat::tags(owned), declines: beat::tags(declined) }
+        let parts = beat::parted(&self.own, &beat::tags(owned), &beat::tags(served));
+        let number = |part| Beat { number: self.numbers.next(now), ..part };
+        parts.into_iter().map(number).map(|part| part.to_frame(self.mac, &self.key)).collect()
     }
 
     /// Finds the holders anew. `again`: what we hold is told as if it were new, because somebody on the link may
     /// have been told otherwise.
     fn elect(&mut self, now: Instant, again: bool) {
+        let again = again && now >= self.next_again;
+        if again {
+            self.next_again = now + AGAIN;
+        }
         let is_member = self.listens.is_none();
         let holders = self.offers.iter().map(|(vip, can)| (*vip, self.holder(*vip, *can && is_member)));
         let holders: BTreeMap<IpAddr, Option<String>> = holders.collect();
@@ -254,7 +326,7 @@ impl Segment {
         if let Some(owner) = election::holder(vip, owners.chain(own_it)) {
             return Some(owner.to_owned());
         }
-        let others = self.members.iter().filter(|(_, member)| !member.declines.contains(&tag));
+        let others = self.members.iter().filter(|(_, member)| member.serves.contains(&tag));
         let others = others.map(|(name, _)| &**name);
         let us = we_can.then_some(&*self.own);
         election::holder(vip, others.chain(us)).map(str::to_owned)
@@ -277,6 +349,34 @@ impl Segment {
     /// Addresses to be held by somebody.
     pub(super) fn offers(&self) -> impl Iterator<Item = IpAddr> {
         self.offers.keys().copied()
+    }
+}
+
+impl Member {
+    fn new(now: Instant) -> Self {
+        Self {
+            heard: now,
+            is_known: false,
+            owns: BTreeSet::new(),
+            serves: BTreeSet::new(),
+            coming: Half::default(),
+        }
+    }
+}
+
+/// Numbers for our frames, by the clock: those of the next agent of this node are higher, and those of the last one
+/// still are where the next one fails.
+struct Numbers {
+    start: Instant,
+    wall: u64,
+    last: u64,
+}
+
+impl Numbers {
+    fn next(&mut self, now: Instant) -> u64 {
+        let passed = u64::try_from(now.duration_since(self.start).as_micros()).unwrap_or(u64::MAX);
+        self.last = self.wall.saturating_add(passed).max(self.last.saturating_add(1));
+        self.last
     }
 }
 

@@ -4,14 +4,18 @@ use super::*;
 
 /// Agents on one link: what one sends, the others hear.
 struct Link {
+    start: Instant,
+    /// Their clock at the start.
+    wall: u64,
     now: Instant,
     agents: BTreeMap<&'static str, Segment>,
     /// Addresses told to all, by whom, in order.
     told: Vec<(&'static str, IpAddr)>,
 }
 
-fn vip(n: u8) -> IpAddr {
-    IpAddr::V4(Ipv4Addr::new(203, 0, 113, n))
+fn vip(n: u16) -> IpAddr {
+    let [high, low] = n.to_be_bytes();
+    IpAddr::V4(Ipv4Addr::new(203, 0, 113 + high, low))
 }
 
 fn offers() -> BTreeMap<IpAddr, bool> {
@@ -21,14 +25,25 @@ fn offers() -> BTreeMap<IpAddr, bool> {
 
 impl Link {
     fn new() -> Self {
-        Self { now: Instant::now(), agents: BTreeMap::new(), told: Vec::new() }
+        let now = Instant::now();
+        Self { start: now, wall: 1_700_000_000_000_000, now, agents: BTreeMap::new(), told: Vec::new() }
     }
 
     fn come(&mut self, name: &'static str, coming: Coming) {
+        self.come_with(name, coming, &offers());
+    }
+
+    fn come_with(&mut self, name: &'static str, coming: Coming, offers: &BTreeMap<IpAddr, bool>) {
         let mac = [2, 0, 0, 0, 0, name.as_bytes()[0]];
-        let mut segment = Segment::new(name.to_owned(), mac, beat::key(Some([7; 16])), coming, self.now);
-        segment.wish(&offers(), BTreeSet::new(), self.now);
+        let now = (self.now, self.wall());
+        let mut segment = Segment::new(name.to_owned(), mac, beat::key(Some([7; 16])), coming, now);
+        segment.wish(offers, BTreeSet::new(), self.now);
         self.agents.insert(name, segment);
+    }
+
+    /// Their clock.
+    fn wall(&self) -> u64 {
+        self.wall + self.now.duration_since(self.start).as_micros() as u64
     }
 
     /// Runs for so long, in steps of a tenth of a second.
@@ -59,8 +74,13 @@ impl Link {
 
     /// Who answers for each address.
     fn answerers(&mut self) -> BTreeMap<IpAddr, Vec<&'static str>> {
+        self.answerers_of(30)
+    }
+
+    /// For so many of them.
+    fn answerers_of(&mut self, count: u16) -> BTreeMap<IpAddr, Vec<&'static str>> {
         let mut found: BTreeMap<IpAddr, Vec<&'static str>> = BTreeMap::new();
-        for vip in (0..30).map(vip) {
+        for vip in (0..count).map(vip) {
             let IpAddr::V4(target) = vip else { continue };
             let answers = found.entry(vip).or_default();
             for (name, agent) in &mut self.agents {
@@ -121,7 +141,7 @@ fn who_falls_silent_is_replaced_within_a_second_and_a_half_and_who_leaves_at_onc
         assert!(link.told.contains(&(who[0], vip)), "{vip} was not told to all");
     }
 
-    let farewell = link.agents.remove("c").map(|mut agent| agent.leave()).expect("an agent");
+    let farewell = link.agents.remove("c").map(|mut agent| agent.leave(link.now)).expect("an agent");
     link.send("c", &farewell);
     assert_eq!(link.each_is_held_by_one(), BTreeSet::from(["a"]));
 }
@@ -174,6 +194,132 @@ fn who_cannot_serve_an_address_does_not_hold_it_and_who_has_it_does() {
     link.pass(Duration::from_millis(500));
     assert_eq!(link.answerers()[&cannot], Vec::<&str>::new());
     assert_eq!(link.agents["a"].announced("eth0").holders[&cannot], None);
+}
+
+#[test]
+fn who_serves_none_of_many_addresses_is_left_none_of_them() {
+    let all = |can| (0..300).map(|n| (vip(n), can)).collect::<BTreeMap<IpAddr, bool>>();
+    let mut link = Link::new();
+    link.come_with("a", Coming::Anew, &all(false));
+    link.come_with("b", Coming::Anew, &all(true));
+
+    link.pass(Duration::from_secs(3));
+
+    assert!(link.answerers_of(300).values().all(|who| who == &["b"]));
+    // The other way round, and some that both can serve.
+    let some = (0..300).map(|n| (vip(n), n % 3 == 0)).collect();
+    let now = link.now;
+    link.agents.get_mut("a").expect("an agent").wish(&all(true), BTreeSet::new(), now);
+    link.agents.get_mut("b").expect("an agent").wish(&some, BTreeSet::new(), now);
+    link.pass(Duration::from_millis(100));
+    let answerers = link.answerers_of(300);
+    assert!(answerers.values().all(|who| who.len() == 1), "{answerers:?}");
+    assert!((0..300).all(|n| n % 3 == 0 || answerers[&vip(n)] == ["a"]), "{answerers:?}");
+    assert!(answerers.values().any(|who| who == &["b"]));
+}
+
+#[test]
+fn what_some_do_not_know_of_is_held_by_one_who_does() {
+    let mut link = Link::new();
+    link.come_with("a", Coming::Anew, &(0..10).map(|n| (vip(n), true)).collect());
+    link.come("b", Coming::Anew);
+
+    link.pass(Duration::from_secs(3));
+
+    assert_eq!(link.each_is_held_by_one(), BTreeSet::from(["a", "b"]));
+    let answerers = link.answerers();
+    assert!((10..30).all(|n| answerers[&vip(n)] == ["b"]), "{answerers:?}");
+}
+
+#[test]
+fn a_part_that_is_lost_changes_nothing_until_the_next_heartbeat() {
+    let all: BTreeMap<IpAddr, bool> = (0..300).map(|n| (vip(n), true)).collect();
+    let mut link = Link::new();
+    ["a", "b"].into_iter().for_each(|name| link.come_with(name, Coming::Anew, &all));
+    link.pass(Duration::from_secs(5));
+    let before = link.answerers_of(300);
+
+    for lost in 0..3 {
+        link.now += Duration::from_millis(300);
+        let mut parts = link.agents.get_mut("a").expect("an agent").tick(link.now);
+        parts.retain(|frame| Beat::of_frame(frame, &beat::key(Some([7; 16]))).is_some());
+        assert_eq!(parts.len(), 3);
+        parts.remove(lost);
+        parts.iter().for_each(|frame| link.send("a", frame));
+        link.pass(Duration::from_millis(100));
+        assert_eq!(link.answerers_of(300), before, "without part {lost}");
+    }
+}
+
+#[test]
+fn what_was_recorded_counts_for_nothing() {
+    let mut link = Link::new();
+    ["a", "b"].into_iter().for_each(|name| link.come(name, Coming::Anew));
+    link.pass(Duration::from_secs(3));
+    let farewell = link.agents.remove("b").map(|mut agent| agent.leave(link.now)).expect("an agent");
+    link.send("b", &farewell);
+    assert_eq!(link.each_is_held_by_one(), BTreeSet::from(["a"]));
+    link.now += Duration::from_millis(1);
+    link.come("b", Coming::Anew);
+    link.pass(Duration::from_secs(3));
+    let before = link.answerers();
+
+    link.send("b", &farewell);
+
+    assert_eq!(link.answerers(), before);
+    let mut gone = link.agents.remove("b").expect("an agent");
+    let recorded = gone.beat(link.now);
+    let farewell = gone.leave(link.now);
+    link.send("b", &farewell);
+    recorded.iter().for_each(|frame| link.send("b", frame));
+    assert_eq!(link.each_is_held_by_one(), BTreeSet::from(["a"]), "who left does not come back by it");
+
+    // A clock that was set back has its node wait for a minute, not for the years.
+    link.wall = 0;
+    link.come("b", Coming::Anew);
+    link.pass(Duration::from_secs(63));
+    assert_eq!(link.each_is_held_by_one(), BTreeSet::from(["a", "b"]));
+}
+
+#[test]
+fn whoever_comes_all_is_told_again_once_a_second_at_most() {
+    let mut link = Link::new();
+    link.come_with("a", Coming::Anew, &BTreeMap::from([(vip(1), true)]));
+    link.pass(Duration::from_secs(10));
+    link.told.clear();
+
+    for n in 0..100 {
+        link.now += Duration::from_millis(10);
+        let stranger = Beat { name: format!("stranger-{n}"), number: 1, parts: 1, ..Beat::default() };
+        link.send("stranger", &stranger.to_frame([2; 6], &beat::key(Some([7; 16]))));
+        let frames = link.agents.get_mut("a").expect("an agent").tick(link.now);
+        frames.iter().for_each(|frame| link.send("a", frame));
+    }
+    link.pass(Duration::from_secs(5));
+
+    // Three times is a burst of its own; strangers came and went for three seconds.
+    assert!((3..=8).contains(&link.told.len()), "{}", link.told.len());
+}
+
+#[test]
+fn a_successor_that_knows_of_nothing_yet_says_nothing() {
+    let mut link = Link::new();
+    ["a", "b"].into_iter().for_each(|name| link.come(name, Coming::Anew));
+    link.pass(Duration::from_secs(3));
+    let before = link.answerers();
+
+    let mut successor = Segment::new(
+        "a".to_owned(),
+        [2, 0, 0, 0, 0, b'a'],
+        beat::key(Some([7; 16])),
+        Coming::Succeeding,
+        (link.now, link.wall()),
+    );
+    for _ in 0..10 {
+        link.pass(Duration::from_millis(100));
+        assert_eq!(successor.tick(link.now), Vec::<Vec<u8>>::new());
+    }
+    assert_eq!(link.answerers(), before);
 }
 
 #[test]
