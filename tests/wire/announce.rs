@@ -122,6 +122,24 @@ fn an_agent_that_is_killed_or_told_to_end_hands_its_addresses_over() {
 }
 
 #[test]
+fn a_hardware_address_that_changes_is_told() {
+    let pods = [pod(1, 1), pod(2, 1)];
+    let Some(cluster) = Cluster::announcing(2, 1, &manifests(2, 0, "auto", &pods)) else { return };
+    let held = settled(&cluster);
+    assert!(eventually(DEADLINE, || reached(&cluster, 0)).is_some(), "{}", cluster.logs());
+
+    node(&cluster, &held[0]).host.run("ip link set eth0 address 02:00:00:00:aa:01").unwrap();
+
+    let told = || {
+        let entry = cluster.client.run(&format!("ip neigh show {} dev eth0", VIPS[0])).ok()?;
+        let is_back = settled(&cluster) == held && entry.contains("02:00:00:00:aa:01");
+        is_back.then_some(())
+    };
+    assert!(eventually(DEADLINE, told).is_some(), "{}", cluster.logs());
+    assert!(eventually(DEADLINE, || reached(&cluster, 0)).is_some(), "{}", cluster.logs());
+}
+
+#[test]
 fn hosts_do_not_answer_by_themselves_for_what_is_routed_locally() {
     let ingress = "apiVersion: v1\nkind: Service\nmetadata: {name: edge, annotations: {penstock.dev/ingress: \
                    \"true\"}}\nspec: {type: LoadBalancer, loadBalancerIP: 203.0.113.10, ports: [{name: http, port: 80}]}\n";
