@@ -221,9 +221,14 @@ fn what_is_no_tls_on_the_tls_port_is_told_so_and_holds_nothing_up() {
 
     let page = String::from_utf8(ask(GET.as_bytes())).expect("text");
     let alert = ask(b"\x00\x01something else\r\n");
+    // Whatever the client still sends, no reset overtakes the page.
+    let body = "x".repeat(1 << 20);
+    let long = format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+    let long = String::from_utf8(ask(long.as_bytes())).expect("text");
 
     assert!(page.starts_with("HTTP/1.1 400 Bad Request\r\n"), "{page}");
     assert!(page.contains("The plain HTTP request was sent to HTTPS port"), "{page}");
+    assert_eq!(long, page);
     assert_eq!(alert.first(), Some(&21), "an alert: {alert:?}");
     assert_eq!(backend.connections(), 0);
 }

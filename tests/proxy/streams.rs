@@ -230,3 +230,25 @@ fn an_exchange_of_several_answers_stays_with_its_endpoint() {
     assert_eq!(ask_datagram(&client, "q"), first);
     assert_eq!(rig.metric("penstock_l7_stream_connections_total"), 1.0);
 }
+
+#[test]
+fn a_port_that_is_gone_is_free_although_answers_are_missing() {
+    // Of two answers one comes, so the exchange would wait for ten minutes.
+    let backends = [answering("a:", 1)];
+    let port = nobody().port();
+    let with = || {
+        let l7 = with_stream(to(&backends), Protocol::Udp, port, Preamble::None, Preamble::None);
+        with_terms(l7, StreamTerms { responses: 2, ..StreamTerms::default() })
+    };
+    let rig = Rig::start(with());
+    ask_datagram(&udp_client(port), "q");
+
+    rig.publish(to(&backends));
+
+    // A socket that nobody reads would swallow its share of all datagrams.
+    let free = eventually(DEADLINE, || UdpSocket::bind(("127.0.0.1", port)).ok());
+    assert!(free.is_some(), "still bound");
+    drop(free);
+    rig.publish(with());
+    assert_eq!(ask_datagram(&udp_client(port), "q"), "a:q");
+}

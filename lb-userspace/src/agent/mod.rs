@@ -167,7 +167,7 @@ async fn serve(config: Config) -> Result<(), StartError> {
     before.serving(&agent, &taken).await?;
     agent.live.set_health(Health::Serving);
     agent.admin.start(agent.live.clone());
-    let _hop = (agent.config.datapath != DatapathMode::Off).then(|| {
+    let hop = (agent.config.datapath != DatapathMode::Off).then(|| {
         let live = Arc::clone(&agent.live);
         hop::start(agent.desired.l4.subscribe(), Arc::new(move || admin::Live::health(&*live).is_ok()))
     });
@@ -241,6 +241,8 @@ async fn serve(config: Config) -> Result<(), StartError> {
     match end {
         End::Succeeded(peer) => {
             notify.succeeded(peer.pid);
+            // It hears of no change any more; the successor answers.
+            drop(hop);
             // The successor is who we were.
             scribe.iter().for_each(|scribe| scribe.leave());
             agent.live.announcer().hush().await;

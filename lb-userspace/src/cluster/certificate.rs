@@ -19,7 +19,7 @@ use super::failure::{Failure, Why};
 use super::pause::{Pause, spread};
 
 /// What is kept is looked at again after this.
-const LOOK: Duration = Duration::from_secs(300);
+const LOOK: Duration = Duration::from_secs(30);
 
 /// The API server has so long for all that is asked at once.
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -20,7 +20,7 @@ use super::buffer::Buf;
 use super::carrier::Carrier;
 use super::client_auth::{Authority, Session};
 use super::client_hello::{self, Hello};
-use super::connection;
+use super::connection::{self, linger};
 use super::filters::Scheme;
 use super::heads::Client;
 use super::metrics::Refused;
@@ -134,6 +134,8 @@ impl Arrival {
                 "HTTP/1.1 400 Bad Request\r\nContent-Type: text/html\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n"
             );
             self.say((head + NOT_TLS).as_bytes()).await;
+            // What the client still sends must not become a reset that overtakes this.
+            linger(&Carrier::Socket(self.link.socket()), &mut self.buf, &self.alarm).await;
             return self.refused(Refused::Hello);
         }
         let passed = name.as_deref().and_then(|name| self.worker.current.load().router.passthrough(name));

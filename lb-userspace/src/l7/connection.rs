@@ -12,6 +12,8 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+pub(super) use self::parting::linger;
+
 use self::plan::{Filled, Head, Plan, Step, begin_line, count, held, lead, params, small};
 use super::auth::{self, Checks};
 use super::buffer::{Buf, Scratch};

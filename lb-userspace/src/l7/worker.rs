@@ -87,6 +87,8 @@ pub(super) struct Worker {
     gate: Rc<Gate>,
     /// Ports beside http and https.
     pub(super) streams: Ports,
+    /// Clients of UDP ports that an endpoint may still answer.
+    pub(super) exchanges: Cell<usize>,
     draining: Cell<bool>,
     /// Connections that wait for a request are to end.
     ends_idle: Cell<bool>,
@@ -181,6 +183,7 @@ async fn run(
         tls,
         gate: Rc::default(),
         streams: Ports::new(ips, seat.worker),
+        exchanges: Cell::new(0),
         draining: Cell::new(false),
         ends_idle: Cell::new(false),
         active: Cell::new(0),

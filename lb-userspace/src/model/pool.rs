@@ -93,6 +93,8 @@ pub enum Refusal {
     UnknownPool(String),
     /// No pool that this Service may use holds the address.
     NotPooled(IpAddr),
+    /// It has an address of that family, or serves none.
+    Unwanted(IpAddr),
     /// Somebody has it.
     InUse(IpAddr, ObjectName),
     /// All addresses of the family are given away.
@@ -106,6 +108,9 @@ impl fmt::Display for Refusal {
         match self {
             Self::UnknownPool(name) => write!(f, "there is no address pool {name:?}"),
             Self::NotPooled(addr) => write!(f, "{addr} is in no address pool that this Service may use"),
+            Self::Unwanted(addr) => {
+                write!(f, "{addr} is one more than this Service has a use for: one of each of its families")
+            }
             Self::InUse(addr, service) => write!(f, "{addr} belongs to Service {service}"),
             Self::Exhausted(family) => {
                 write!(f, "no address pool has an IP{family} address left for this Service")
@@ -264,6 +269,10 @@ impl<'a> Office<'a> {
     fn requests(&mut self, claim: &'a Claim) {
         for addr in &claim.requested {
             if self.grant(claim).addresses.contains_key(addr) {
+                continue;
+            }
+            if !self.wants(claim, Family::of(*addr)) {
+                self.grant(claim).refusals.push(Refusal::Unwanted(*addr));
                 continue;
             }
             let refusal = match self.owner(claim, *addr) {

@@ -321,6 +321,9 @@ pub(super) fn refusals(grant: &Grant, service: &Service, about: &mut About<'_>) 
             Refusal::NotPooled(addr) => {
                 ("address-not-pooled", field_of(addr), "ask for another, or widen a pool")
             }
+            Refusal::Unwanted(addr) => {
+                ("address-not-used", field_of(addr), "ask for one address of each of spec.ipFamilies")
+            }
             Refusal::InUse(addr, _) => (
                 "address-in-use",
                 field_of(addr),

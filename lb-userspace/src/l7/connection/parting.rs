@@ -5,6 +5,9 @@ use std::future::poll_fn;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use super::super::buffer::Buf;
+use super::super::carrier::Carrier;
+use super::super::timers::Alarm;
 use super::Connection;
 
 /// After an early answer, how long and how much of the unread body is thrown away, so that the
@@ -22,30 +25,35 @@ impl Connection<'_, '_> {
 
     /// Ends our direction and throws away what the client still sends, for a while.
     pub(super) async fn linger(&mut self) {
-        let due = self.alarm.due(LINGER);
-        let mut finished = false;
-        let mut left = LINGER_BYTES;
-        poll_fn(|cx| {
-            if !finished {
-                match self.socket.poll_finish(cx) {
-                    Poll::Ready(Ok(())) => finished = true,
-                    Poll::Ready(Err(_)) => return Poll::Ready(()),
-                    Poll::Pending => return self.alarm.poll_due(cx, due),
-                }
-            }
-            loop {
-                let n = self.buf.bytes().len();
-                self.buf.consume(n);
-                match self.buf.poll_fill(cx, &self.socket) {
-                    Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(()),
-                    Poll::Ready(Ok(n)) => left = left.saturating_sub(n as u64),
-                    Poll::Pending => return self.alarm.poll_due(cx, due),
-                }
-                if left == 0 {
-                    return Poll::Ready(());
-                }
-            }
-        })
-        .await;
+        linger(&self.socket, &mut self.buf, &self.alarm).await;
     }
+}
+
+/// The same for a connection that comes to no request.
+pub(in crate::l7) async fn linger(socket: &Carrier<'_>, buf: &mut Buf, alarm: &Alarm) {
+    let due = alarm.due(LINGER);
+    let mut finished = false;
+    let mut left = LINGER_BYTES;
+    poll_fn(|cx| {
+        if !finished {
+            match socket.poll_finish(cx) {
+                Poll::Ready(Ok(())) => finished = true,
+                Poll::Ready(Err(_)) => return Poll::Ready(()),
+                Poll::Pending => return alarm.poll_due(cx, due),
+            }
+        }
+        loop {
+            let n = buf.bytes().len();
+            buf.consume(n);
+            match buf.poll_fill(cx, socket) {
+                Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(()),
+                Poll::Ready(Ok(n)) => left = left.saturating_sub(n as u64),
+                Poll::Pending => return alarm.poll_due(cx, due),
+            }
+            if left == 0 {
+                return Poll::Ready(());
+            }
+        }
+    })
+    .await;
 }

@@ -4,19 +4,24 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::rc::Rc;
-use std::time::Instant;
+use std::rc::{Rc, Weak};
+use std::time::{Duration, Instant};
 
 use tokio::net::UdpSocket;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 use super::super::passthrough;
 use super::super::upstream::{Attempts, Lead, Speech, Terms, Transport};
 use super::super::worker::{ACCEPT_PAUSE, Worker};
 use crate::model::l4::Protocol;
 
-/// Clients of one port and worker at once: each has a socket. A client beyond is not served, which it takes for loss.
+/// Clients of a worker at once, on all its ports: each has a socket. Of more, the one that has been silent for long
+/// makes room.
 const CLIENTS: usize = 2048;
+/// How many are looked at for that one: a flood must not cost a walk through all for each datagram.
+const SAMPLE: usize = 32;
+/// After the end so long: the kernel still hands datagrams to this socket, and answers are under way.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
 /// Largest datagram.
 const BYTES: usize = 65_536;
 
@@ -29,17 +34,25 @@ struct Exchange {
     asked: Cell<u64>,
     /// When either side last spoke.
     spoke: Cell<Instant>,
+    /// It is to make room.
+    over: Notify,
 }
 
-/// Takes datagrams until it is told to stop; exchanges under way go on for their answers.
+/// Takes datagrams until a moment after it is told to stop. Then the socket is closed whatever is unanswered: the
+/// kernel would hand it datagrams that nobody reads.
 pub(super) async fn serve(worker: Rc<Worker>, socket: UdpSocket, port: u16, mut stop: oneshot::Receiver<()>) {
     let (socket, exchanges) = (Rc::new(socket), Exchanges::default());
     let mut datagram = vec![0; BYTES];
     let _ = socket.writable().await;
+    let mut end: Option<tokio::time::Instant> = None;
     loop {
         let received = tokio::select! {
             received = socket.recv_from(&mut datagram) => received,
-            _ = &mut stop => return,
+            _ = &mut stop, if end.is_none() => {
+                end = Some(tokio::time::Instant::now() + LAST_ANSWERS);
+                continue;
+            }
+            () = tokio::time::sleep_until(end.unwrap_or_else(tokio::time::Instant::now)), if end.is_some() => return,
         };
         let Ok((length, client)) = received else {
             tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -51,7 +64,10 @@ pub(super) async fn serve(worker: Rc<Worker>, socket: UdpSocket, port: u16, mut 
                 exchange.asked.set(exchange.asked.get() + 1);
                 exchange
             }
-            None if exchanges.borrow().len() >= CLIENTS => continue,
+            None if worker.exchanges.get() >= CLIENTS => {
+                make_room(&exchanges);
+                continue;
+            }
             None => match begin(&worker, &socket, &exchanges, client, port).await {
                 Some(exchange) => exchange,
                 None => continue,
@@ -61,6 +77,16 @@ pub(super) async fn serve(worker: Rc<Worker>, socket: UdpSocket, port: u16, mut 
         // A full socket buffer is loss, as anywhere else on its way.
         let _ = exchange.endpoint.try_send(datagram.get(..length).unwrap_or_default());
         worker.counters.borrow_mut().datagrams.up_bytes += length as u64;
+    }
+}
+
+/// Ends one that has been silent for long. The datagram that asked for it is lost; its client's next one finds room.
+fn make_room(exchanges: &Exchanges) {
+    let mut exchanges = exchanges.borrow_mut();
+    let sample = exchanges.iter().take(SAMPLE);
+    let silent = sample.min_by_key(|(_, exchange)| exchange.spoke.get()).map(|(client, _)| *client);
+    if let Some(exchange) = silent.and_then(|client| exchanges.remove(&client)) {
+        exchange.over.notify_one();
     }
 }
 
@@ -93,15 +119,18 @@ async fn begin(
     // The runtime takes a socket for full until it has heard otherwise.
     endpoint.writable().await.ok()?;
     let began = Instant::now();
-    let exchange = Rc::new(Exchange { endpoint, asked: Cell::new(1), spoke: Cell::new(Instant::now()) });
+    let spoke = Cell::new(Instant::now());
+    let exchange = Rc::new(Exchange { endpoint, asked: Cell::new(1), spoke, over: Notify::new() });
+    worker.exchanges.set(worker.exchanges.get() + 1);
     exchanges.borrow_mut().insert(client, Rc::clone(&exchange));
     worker.counters.borrow_mut().datagrams.connections += 1;
-    let (worker, socket) = (Rc::clone(worker), Rc::clone(socket));
+    let (worker, socket) = (Rc::clone(worker), Rc::downgrade(socket));
     let (exchanges, answering) = (Rc::clone(exchanges), Rc::clone(&exchange));
     tokio::task::spawn_local(async move {
         if answer(&worker, &answering, &socket, client).await == End::Refused {
             picked.failed(began.elapsed(), Instant::now());
         }
+        worker.exchanges.set(worker.exchanges.get().saturating_sub(1));
         let mut exchanges = exchanges.borrow_mut();
         if exchanges.get(&client).is_some_and(|known| Rc::ptr_eq(known, &answering)) {
             exchanges.remove(&client);
@@ -119,7 +148,7 @@ enum End {
 }
 
 /// Brings answers to the client until there have been enough, or silence.
-async fn answer(worker: &Worker, exchange: &Exchange, socket: &UdpSocket, client: SocketAddr) -> End {
+async fn answer(worker: &Worker, exchange: &Exchange, socket: &Weak<UdpSocket>, client: SocketAddr) -> End {
     let mut answers = 0;
     loop {
         let (idle, responses) = {
@@ -130,8 +159,12 @@ async fn answer(worker: &Worker, exchange: &Exchange, socket: &UdpSocket, client
             return End::Done;
         }
         let due = exchange.spoke.get() + idle;
-        let readable = tokio::time::timeout_at(due.into(), exchange.endpoint.readable());
-        match readable.await {
+        let readable = tokio::select! {
+            () = exchange.over.notified() => return End::Done,
+            readable = tokio::time::timeout_at(due.into(), exchange.endpoint.readable()) => readable,
+        };
+        let Some(socket) = socket.upgrade() else { return End::Done };
+        match readable {
             Ok(Ok(())) => {}
             Ok(Err(_)) => return End::Refused,
             Err(_) if exchange.spoke.get() + idle > Instant::now() => continue,

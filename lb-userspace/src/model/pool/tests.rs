@@ -65,6 +65,20 @@ fn blocks_are_read_as_people_write_them() {
 }
 
 #[test]
+fn a_service_gets_one_address_of_each_of_its_families_however_many_it_asks_for() {
+    let pools = [pool("a", &["192.0.2.0/24", "2001:db8::/120"])];
+    let greedy =
+        Claim { requested: vec![ip("192.0.2.1"), ip("192.0.2.2"), ip("2001:db8::1")], ..claim("greedy") };
+
+    let (addresses, refusals) = of(&grant(&pools, &[greedy]), "greedy");
+
+    assert_eq!(addresses, ["192.0.2.1"]);
+    let more =
+        |addr| format!("{addr} is one more than this Service has a use for: one of each of its families");
+    assert_eq!(refusals, [more("192.0.2.2"), more("2001:db8::1")]);
+}
+
+#[test]
 fn who_holds_an_address_keeps_it_before_everybody_else() {
     let pools = [pool("a", &["192.0.2.1"])];
     let asks = Claim { requested: vec![ip("192.0.2.1")], ..claim("asks") };
