@@ -60,6 +60,20 @@ struct Arrival {
 
 /// Serves one accepted connection to its end.
 pub(super) async fn serve(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr, listener: Listener) {
+    // One step behind the other, so that a connection that waits for requests does not carry how it arrived.
+    let arrived = arrive(worker, stream, peer, listener).await;
+    if let Some(Arrival { worker, link, buf, alarm, client }) = arrived {
+        connection::serve(&worker, link, buf, alarm, client).await;
+    }
+}
+
+/// Up to the first byte of HTTP; `None` where it is over already.
+async fn arrive(
+    worker: Rc<Worker>,
+    stream: TcpStream,
+    peer: SocketAddr,
+    listener: Listener,
+) -> Option<Arrival> {
     let scheme = match listener {
         Listener::Http => Scheme::Http,
         Listener::Https => Scheme::Https,
@@ -70,10 +84,11 @@ pub(super) async fn serve(worker: Rc<Worker>, stream: TcpStream, peer: SocketAdd
     if let Some(protocol) = due
         && !arrival.proxy_header(&protocol).await
     {
-        return arrival.refused(Refused::ProxyHeader);
+        arrival.refused(Refused::ProxyHeader);
+        return None;
     }
     match listener {
-        Listener::Http => arrival.serve().await,
+        Listener::Http => Some(arrival),
         Listener::Https => arrival.tls().await,
     }
 }
@@ -122,10 +137,12 @@ impl Arrival {
         Self { worker, link: Link::plain(stream), buf: Buf::default(), alarm, client }
     }
 
-    async fn tls(mut self) {
+    /// Ends TLS, or hands it on unopened.
+    async fn tls(mut self) -> Option<Self> {
         let timeout = self.worker.limits().header_timeout;
         let Some(name) = self.name(timeout).await else {
-            return self.refused(Refused::Hello);
+            self.refused(Refused::Hello);
+            return None;
         };
         // A method; no record of TLS begins with a letter.
         if self.buf.bytes().first().is_some_and(u8::is_ascii_uppercase) {
@@ -136,7 +153,8 @@ impl Arrival {
             self.say((head + NOT_TLS).as_bytes()).await;
             // What the client still sends must not become a reset that overtakes this.
             linger(&Carrier::Socket(self.link.socket()), &mut self.buf, &self.alarm).await;
-            return self.refused(Refused::Hello);
+            self.refused(Refused::Hello);
+            return None;
         }
         let passed = name.as_deref().and_then(|name| self.worker.current.load().router.passthrough(name));
         if let Some(upstream) = passed {
@@ -149,18 +167,18 @@ impl Arrival {
                 preamble: Vec::new(),
                 counts: |counters| &mut counters.passthrough,
             };
-            return Box::pin(passthrough::serve(&worker, link, buf, alarm, way)).await;
+            Box::pin(passthrough::serve(&worker, link, buf, alarm, way)).await;
+            return None;
         }
         let (config, authority) = match self.worker.tls().current().offer(name.as_deref()) {
             Offer::Handshake { config, authority } => (config, authority),
             Offer::UnknownName => {
                 self.say(&UNRECOGNIZED_NAME).await;
-                return self.refused(Refused::UnknownName);
+                self.refused(Refused::UnknownName);
+                return None;
             }
         };
-        if let Some(ready) = self.handshake(config, authority, timeout).await {
-            ready.serve().await;
-        }
+        self.handshake(config, authority, timeout).await
     }
 
     /// Reads the PROXY header; false if there is none in time.
@@ -265,11 +283,6 @@ impl Arrival {
             None => Session::Tls,
         };
         Some(Self { worker, link, buf: Buf::default(), alarm, client })
-    }
-
-    async fn serve(self) {
-        let Self { worker, link, buf, alarm, client } = self;
-        connection::serve(&worker, link, buf, alarm, client).await;
     }
 
     /// Writes a few bytes to a client that gets nothing else.
