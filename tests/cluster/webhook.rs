@@ -59,7 +59,7 @@ fn an_ingress_that_can_never_work_is_refused_with_the_reason_and_others_are_stor
     let ingress = |name: &str, host: &str, annotation: &str| {
         format!(
             "apiVersion: networking.k8s.io/v1\nkind: Ingress\nmetadata:\n  name: {name}\n  namespace: {namespace}\n  \
-             labels: {{test: {namespace}}}\n  annotations: {{{annotation}}}\nspec:\n  ingressClassName: nginx\n  rules:\n  \
+             labels: {{test: {namespace}}}\n  annotations: {{{annotation}}}\nspec:\n  ingressClassName: {namespace}\n  rules:\n  \
              - host: {host}\n    http: {{paths: [{{path: /, pathType: Prefix, backend: {{service: {{name: web, port: \
              {{number: 80}}}}}}}}]}}\n",
             namespace = rig.namespace
@@ -69,7 +69,8 @@ fn an_ingress_that_can_never_work_is_refused_with_the_reason_and_others_are_stor
     // A configuration takes effect a moment after it is stored.
     let snippet =
         ingress("snippet", "b.example.com", "nginx.ingress.kubernetes.io/configuration-snippet: deny all;");
-    let refused = eventually(DEADLINE, || apply(&snippet).err()).expect("refused");
+    let refused = eventually(DEADLINE, || apply(&snippet).err())
+        .unwrap_or_else(|| panic!("let in: {}", agents[0].log()));
 
     let rps = apply(&ingress("rps", "b.example.com", "nginx.ingress.kubernetes.io/limit-rps: ten"));
     let good = apply(&ingress("good", "b.example.com", ""));
