@@ -17,7 +17,7 @@ pub mod datapath;
 pub mod dns;
 pub mod drain;
 pub mod health;
-pub mod hop;
+pub mod health_port;
 pub mod l7;
 pub mod manifests;
 pub mod model;

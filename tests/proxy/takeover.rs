@@ -318,7 +318,7 @@ fn takeovers_under_load_with_websockets_and_downloads_open_lose_nothing() {
 fn play<T>(run_dir: &Path, play: impl AsyncFnOnce(Predecessor) -> T) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
-        let link: Link = takeover::knock(run_dir).await.expect("reached").expect("an agent is there");
+        let link: Link = takeover::connect(run_dir).await.expect("reached").expect("an agent is there");
         play(Predecessor::meet(link).await.expect("met")).await
     })
 }
@@ -373,7 +373,7 @@ fn who_comes_while_another_takes_over_is_refused() {
     let agents = Agents::start(backend.addr, &[]);
 
     let refused = play(&agents.run_dir(), async |_first| {
-        let link = takeover::knock(&agents.run_dir()).await.expect("reached").expect("an agent is there");
+        let link = takeover::connect(&agents.run_dir()).await.expect("reached").expect("an agent is there");
         Predecessor::meet(link).await.err().expect("refused")
     });
 

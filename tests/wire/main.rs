@@ -6,7 +6,7 @@ mod capture;
 mod change;
 mod clsact;
 mod fork;
-mod hop;
+mod health_port;
 mod interfaces;
 mod l4;
 mod lab;

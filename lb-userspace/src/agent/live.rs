@@ -6,7 +6,7 @@ use std::time::Instant;
 use tokio::sync::{oneshot, watch};
 
 use super::announcing::Announcer;
-use super::source::Scribe;
+use super::source::Reporter;
 use super::{State, capture, metrics, process, question, status};
 use crate::admin::{self, Live, exposition};
 use crate::capture::Question;
@@ -27,7 +27,7 @@ pub(super) enum Health {
 }
 
 /// What is in force.
-pub(super) struct Told {
+pub(super) struct InForce {
     pub(super) state: watch::Receiver<Arc<State>>,
     /// With the addresses of names.
     pub(super) l7: watch::Receiver<Arc<L7>>,
@@ -43,10 +43,10 @@ pub(super) struct LiveAgent {
     proxy: Arc<l7::Running>,
     prober: Prober,
     datapath: Mutex<Option<Arc<datapath::Handle>>>,
-    told: Told,
+    told: InForce,
     /// Takeovers that led to this agent.
     takeovers: u64,
-    scribe: Option<Arc<Scribe>>,
+    reporter: Option<Arc<Reporter>>,
     announcer: Announcer,
     /// Ends the capture that runs.
     stop_capture: Mutex<Option<oneshot::Sender<()>>>,
@@ -61,19 +61,19 @@ pub(super) struct Parts {
     pub(super) proxy: Arc<l7::Running>,
     pub(super) prober: Prober,
     pub(super) datapath: Option<Arc<datapath::Handle>>,
-    pub(super) told: Told,
+    pub(super) told: InForce,
     pub(super) failures: Arc<metrics::Failures>,
     /// Takeovers that led to this agent.
     pub(super) takeovers: u64,
     /// Where the objects are a cluster's.
-    pub(super) scribe: Option<Arc<Scribe>>,
+    pub(super) reporter: Option<Arc<Reporter>>,
     /// Who answers for VIPs on our links.
     pub(super) announcer: Announcer,
 }
 
 impl LiveAgent {
     pub(super) fn new(config: &Config, parts: Parts) -> Self {
-        let Parts { source, proxy, prober, datapath, told, failures, takeovers, scribe, announcer } = parts;
+        let Parts { source, proxy, prober, datapath, told, failures, takeovers, reporter, announcer } = parts;
         Self {
             health: Mutex::new(Health::Starting),
             started: Instant::now(),
@@ -85,7 +85,7 @@ impl LiveAgent {
             datapath: Mutex::new(datapath),
             told,
             takeovers,
-            scribe,
+            reporter,
             announcer,
             stop_capture: Mutex::default(),
             reviews: OnceLock::new(),
@@ -138,7 +138,7 @@ impl LiveAgent {
             takeovers: self.takeovers,
             uptime: self.started.elapsed(),
             source: &self.source,
-            age: self.scribe.as_ref().map(|scribe| scribe.age()),
+            age: self.reporter.as_ref().map(|reporter| reporter.age()),
             state: &self.state(),
             l7: &self.l7(),
             unwell: &self.unwell(),
@@ -170,7 +170,7 @@ impl Live for LiveAgent {
         process::metrics().into_iter().for_each(&mut tell);
         self.proxy.tell_metrics(&mut tell);
         self.prober.metrics().into_iter().for_each(&mut tell);
-        self.scribe.iter().flat_map(|scribe| scribe.metrics()).for_each(&mut tell);
+        self.reporter.iter().flat_map(|reporter| reporter.metrics()).for_each(&mut tell);
         self.reviews.get().into_iter().flat_map(|counts| counts.metrics()).for_each(&mut tell);
         self.announcer.metrics().into_iter().for_each(&mut tell);
         self.datapath().into_iter().flat_map(|datapath| datapath.metrics()).for_each(&mut tell);

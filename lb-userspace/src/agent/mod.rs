@@ -39,7 +39,7 @@ use crate::model::{ObjectName, Problems, Severity, Snapshot};
 use crate::objects::{Kept, Loaded, Objects};
 use crate::takeover::Peer;
 use crate::translate::{Classes, Translated, Translator};
-use crate::{admin, datapath, dns, hop, l7, translate};
+use crate::{admin, datapath, dns, health_port, l7, translate};
 
 use endpoint::Endpoint;
 pub use error::StartError;
@@ -47,7 +47,7 @@ use live::{Health, LiveAgent};
 use notify::Notify;
 use predecessor::Before;
 use running::Running;
-use source::{Scribe, Source};
+use source::{Reporter, Source};
 use successor::Outcome;
 use waiting::Waiting;
 
@@ -144,16 +144,16 @@ async fn serve(config: Config) -> Result<(), StartError> {
 
     let state = desired.state.subscribe();
     let prober = checks::start(l7.clone(), &proxy);
-    let scribe = source.scribe(&config);
+    let reporter = source.reporter(&config);
     let parts = live::Parts {
         source: source.name.clone(),
         proxy: Arc::clone(&proxy),
         prober,
         datapath,
-        told: live::Told { state, l7 },
+        told: live::InForce { state, l7 },
         failures: Arc::clone(&desired.failures),
         takeovers,
-        scribe: scribe.clone(),
+        reporter: reporter.clone(),
         announcer: announcing::start(&config, &desired, before.is_there()).await?,
     };
     let live = Arc::new(LiveAgent::new(&config, parts));
@@ -162,19 +162,23 @@ async fn serve(config: Config) -> Result<(), StartError> {
     }
     let (visits, mut visitors) = mpsc::channel(1);
     let ending = watch::Sender::new(false);
-    let door = Mutex::default();
-    let agent = Arc::new(Running { config, desired, proxy, live, admin, takeovers, ending, visits, door });
+    let listener = Mutex::default();
+    let agent =
+        Arc::new(Running { config, desired, proxy, live, admin, takeovers, ending, visits, listener });
     before.serving(&agent, &taken).await?;
     agent.live.set_health(Health::Serving);
     agent.admin.start(agent.live.clone());
     let hop = (agent.config.datapath != DatapathMode::Off).then(|| {
         let live = Arc::clone(&agent.live);
-        hop::start(agent.desired.l4.subscribe(), Arc::new(move || admin::Live::health(&*live).is_ok()))
+        health_port::start(
+            agent.desired.l4.subscribe(),
+            Arc::new(move || admin::Live::health(&*live).is_ok()),
+        )
     });
     agent.open_door(before.is_there());
     source.follow();
     announce(&agent, &source.name, admin_addr);
-    tell(scribe.as_deref(), &loaded, &options, &agent).await;
+    tell(reporter.as_deref(), &loaded, &options, &agent).await;
     if !before.is_there() {
         notify.ready();
     }
@@ -207,7 +211,7 @@ async fn serve(config: Config) -> Result<(), StartError> {
                 }
                 let now = source.loaded.borrow_and_update().clone();
                 agent.desired.update(&now, &options).await;
-                tell(scribe.as_deref(), &now, &options, &agent).await;
+                tell(reporter.as_deref(), &now, &options, &agent).await;
             }
             Some(mut successor) = visitors.recv() => {
                 if succession.is_some() {
@@ -244,7 +248,7 @@ async fn serve(config: Config) -> Result<(), StartError> {
             // It hears of no change any more; the successor answers.
             drop(hop);
             // The successor is who we were.
-            scribe.iter().for_each(|scribe| scribe.leave());
+            reporter.iter().for_each(|reporter| reporter.leave());
             agent.live.announcer().hush().await;
             agent.retire(&mut signals).await;
         }
@@ -256,8 +260,8 @@ async fn serve(config: Config) -> Result<(), StartError> {
             // Packets come by others from now on; flows that run go on there.
             agent.live.announcer().leave().await;
             let farewell = async {
-                if let Some(scribe) = &scribe {
-                    scribe.end().await;
+                if let Some(reporter) = &reporter {
+                    reporter.end().await;
                 }
             };
             tokio::join!(farewell, agent.drain(succession.map(|(_, meeting)| meeting), &mut signals));
@@ -267,8 +271,13 @@ async fn serve(config: Config) -> Result<(), StartError> {
 }
 
 /// Tells the cluster, where there is one, what came of its newest state.
-async fn tell(scribe: Option<&Scribe>, loaded: &Arc<Loaded>, options: &translate::Options, agent: &Running) {
-    let Some(scribe) = scribe else { return };
+async fn tell(
+    reporter: Option<&Reporter>,
+    loaded: &Arc<Loaded>,
+    options: &translate::Options,
+    agent: &Running,
+) {
+    let Some(reporter) = reporter else { return };
     let state = Arc::clone(&agent.desired.state.borrow());
     let (objects, options) = (Arc::clone(loaded), options.clone());
     let served = tokio::task::spawn_blocking(move || -> BTreeSet<ObjectName> {
@@ -276,7 +285,7 @@ async fn tell(scribe: Option<&Scribe>, loaded: &Arc<Loaded>, options: &translate
     });
     // It cannot fail but by a panic, which the translation before would have met.
     if let Ok(served) = served.await {
-        scribe.report(loaded, served, &state);
+        reporter.report(loaded, served, &state);
     }
 }
 

@@ -27,12 +27,12 @@ pub(super) struct Before {
 }
 
 impl Before {
-    /// Knocks at its door, where `--takeover` says so.
+    /// Connects to it, where `--takeover` says so.
     pub(super) async fn find(config: &Config) -> Result<Self, StartError> {
         if !config.takeover {
             return Ok(Self::default());
         }
-        let Some(link) = takeover::knock(&config.run_dir).await.map_err(StartError::Takeover)? else {
+        let Some(link) = takeover::connect(&config.run_dir).await.map_err(StartError::Takeover)? else {
             info!(run_dir = %config.run_dir.display(), "no agent is there to take over from");
             return Ok(Self::default());
         };

@@ -13,10 +13,10 @@ use super::successor::{self, Outcome};
 use super::{Desired, StartError, start_datapath, stop_datapath};
 use crate::config::Config;
 use crate::drain::Signals;
-use crate::takeover::{Door, Successor, Visit};
+use crate::takeover::{Listener, Successor, Visit};
 use crate::{datapath, l7, takeover};
 
-/// Longest wait for the first word of who knocks.
+/// Longest wait for the first word of who connects.
 const FIRST_WORD: Duration = Duration::from_secs(5);
 /// Pause after a visitor that could not be let in.
 const TURNED_AWAY: Duration = Duration::from_millis(100);
@@ -33,8 +33,8 @@ pub(super) struct Running {
     /// It is told to end.
     pub(super) ending: watch::Sender<bool>,
     pub(super) visits: mpsc::Sender<Successor>,
-    /// Who answers at the door.
-    pub(super) door: Mutex<Option<JoinHandle<()>>>,
+    /// Accepts successors.
+    pub(super) listener: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Running {
@@ -49,16 +49,16 @@ impl Running {
         self.config.drain.unwrap_or_else(|| self.desired.l7.borrow().edge.shutdown)
     }
 
-    /// Lets successors in from now on. `succeeds`: another agent's door may be in the way.
+    /// Lets successors in from now on. `succeeds`: another agent's socket may be in the way.
     pub(super) fn open_door(&self, succeeds: bool) {
-        let door = match Door::open(&self.config.run_dir, succeeds) {
-            Ok(door) => door,
+        let listener = match Listener::bind(&self.config.run_dir, succeeds) {
+            Ok(listener) => listener,
             Err(error) => return warn!(%error, "no agent can take over from this one without a loss"),
         };
         let (visits, proxy) = (self.visits.clone(), Arc::clone(&self.proxy));
         let answering = tokio::spawn(async move {
             loop {
-                match door.answer().await {
+                match listener.accept().await {
                     Ok(link) => drop(tokio::spawn(hear(link, visits.clone(), Arc::clone(&proxy)))),
                     Err(error) => {
                         warn!(%error, "a visitor is turned away");
@@ -67,12 +67,12 @@ impl Running {
                 }
             }
         });
-        let before = self.door.lock().unwrap_or_else(PoisonError::into_inner).replace(answering);
+        let before = self.listener.lock().unwrap_or_else(PoisonError::into_inner).replace(answering);
         before.iter().for_each(JoinHandle::abort);
     }
 
     fn close_door(&self) {
-        let answering = self.door.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let answering = self.listener.lock().unwrap_or_else(PoisonError::into_inner).take();
         answering.iter().for_each(JoinHandle::abort);
     }
 
@@ -116,7 +116,7 @@ impl Running {
     }
 }
 
-/// Hears out who knocked.
+/// Hears out who connected.
 async fn hear(link: takeover::Link, visits: mpsc::Sender<Successor>, proxy: Arc<l7::Running>) {
     let peer = link.peer();
     match tokio::time::timeout(FIRST_WORD, takeover::hear(link)).await {

@@ -114,13 +114,13 @@ impl Source {
     }
 
     /// Who tells the cluster what came of it; `None`: there is no cluster.
-    pub(super) fn scribe(&self, config: &Config) -> Option<Arc<Scribe>> {
+    pub(super) fn reporter(&self, config: &Config) -> Option<Arc<Reporter>> {
         let Origin::Cluster(watched) = &self.origin else { return None };
         let Watched { cluster, followed } = &**watched;
         let (reports, reported) = watch::channel(Arc::default());
         let writing = cluster::write(cluster, followed, write_options(config, cluster), reported);
         let health = Arc::clone(&followed.health);
-        Some(Arc::new(Scribe { health, reports, writing: Mutex::new(Some(writing)) }))
+        Some(Arc::new(Reporter { health, reports, writing: Mutex::new(Some(writing)) }))
     }
 }
 
@@ -214,13 +214,13 @@ fn own_namespace<'a>(config: &'a Config, cluster: &'a Cluster) -> &'a str {
 }
 
 /// Tells the cluster what the agent made of its objects.
-pub(super) struct Scribe {
+pub(super) struct Reporter {
     health: Arc<cluster::Health>,
     reports: watch::Sender<Arc<Report>>,
     writing: Mutex<Option<Writing>>,
 }
 
-impl Scribe {
+impl Reporter {
     /// Another state is in force.
     pub(super) fn report(&self, loaded: &Arc<Loaded>, served: BTreeSet<ObjectName>, state: &State) {
         let (problems, given) = (state.problems.clone(), Arc::clone(&state.given));

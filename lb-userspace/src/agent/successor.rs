@@ -199,7 +199,7 @@ pub(super) async fn deliver_once(agent: &Running) {
     let proxy = Arc::clone(&agent.proxy);
     let Ok(counts) = tokio::task::spawn_blocking(move || proxy.yield_counts()).await else { return };
     let delivered = async {
-        let link = takeover::knock(&agent.config.run_dir).await?.ok_or(takeover::Error::Ended)?;
+        let link = takeover::connect(&agent.config.run_dir).await?.ok_or(takeover::Error::Ended)?;
         takeover::deliver(link, counts.clone()).await
     };
     if let Err(error) = delivered.await {

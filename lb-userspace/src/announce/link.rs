@@ -12,8 +12,8 @@ use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::socket::{LinkAddr, bind};
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 
-use super::beat;
 use super::frame::{self, Mac};
+use super::heartbeat;
 
 /// `ARPHRD_ETHER`.
 const ETHERNET: u16 = 1;
@@ -26,7 +26,7 @@ const TURN: usize = 64;
 pub(super) struct Link {
     arp: Socket,
     solicitations: Socket,
-    beats: Socket,
+    heartbeats: Socket,
     /// Keeps us in the groups that are asked for IPv6 addresses.
     groups: Option<Socket>,
     joined: BTreeSet<Ipv6Addr>,
@@ -41,7 +41,7 @@ impl Link {
         Ok(Self {
             arp: packets(&addr, libc::ETH_P_ARP as u16, &[])?,
             solicitations: packets(&addr, libc::ETH_P_IPV6 as u16, &solicitations())?,
-            beats: packets(&addr, beat::ETHERTYPE, &[])?,
+            heartbeats: packets(&addr, heartbeat::ETHERTYPE, &[])?,
             groups: Socket::new(Domain::IPV6, Type::DGRAM, None).ok(),
             joined: BTreeSet::new(),
             index: addr.ifindex() as u32,
@@ -60,7 +60,7 @@ impl Link {
 
     /// Waits so many milliseconds for frames at most, and hands on what came.
     pub(super) fn receive(&self, milliseconds: u8, mut heard: impl FnMut(&[u8])) -> io::Result<()> {
-        let sockets = [&self.arp, &self.solicitations, &self.beats];
+        let sockets = [&self.arp, &self.solicitations, &self.heartbeats];
         let mut ready = sockets.map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN));
         match poll(&mut ready, milliseconds) {
             Err(Errno::EINTR) | Ok(0) => return Ok(()),

@@ -4,9 +4,9 @@
 //! cannot hear there is of no use to who asks there, whatever an API server knows of it. `segment` decides, purely;
 //! `link` has the sockets. Each link has a thread of its own, so that nothing else delays a heartbeat.
 
-mod beat;
 mod election;
 mod frame;
+mod heartbeat;
 mod link;
 mod segment;
 
@@ -32,7 +32,7 @@ const TICK: u8 = 100;
 /// How often the addresses of our own interface are looked at.
 const LOOK: Duration = Duration::from_secs(2);
 /// Pause before a link that failed is tried again.
-const AGAIN: Duration = Duration::from_secs(1);
+const RETRY: Duration = Duration::from_secs(1);
 
 /// Where and as whom.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,7 +80,7 @@ pub fn start(options: &Options, desired: &watch::Receiver<Arc<L4>>) -> io::Resul
         let (told, announced) = watch::channel(Arc::new(none));
         let counts = Arc::new(Counts::default());
         links.push((Arc::clone(&counts), announced));
-        let post = Post {
+        let speaker = Speaker {
             interface: interface.clone(),
             options: options.clone(),
             desired: desired.clone(),
@@ -89,7 +89,7 @@ pub fn start(options: &Options, desired: &watch::Receiver<Arc<L4>>) -> io::Resul
             counts,
         };
         let named = thread::Builder::new().name("penstock-announce".to_owned());
-        threads.push(named.spawn(move || post.stand())?);
+        threads.push(named.spawn(move || speaker.run())?);
     }
     Ok(Handle { links, end, threads: Mutex::new(threads) })
 }
@@ -170,7 +170,7 @@ impl Handle {
 }
 
 /// What looks after one link.
-struct Post {
+struct Speaker {
     interface: String,
     options: Options,
     desired: watch::Receiver<Arc<L4>>,
@@ -179,9 +179,9 @@ struct Post {
     counts: Arc<Counts>,
 }
 
-impl Post {
+impl Speaker {
     /// Until the end, however often the link fails.
-    fn stand(mut self) {
+    fn run(mut self) {
         let mut trouble: Option<String> = None;
         loop {
             let failed = match Link::open(&self.interface) {
@@ -219,7 +219,7 @@ impl Post {
             if self.is_over() {
                 return;
             }
-            thread::sleep(AGAIN);
+            thread::sleep(RETRY);
         }
     }
 
@@ -231,7 +231,7 @@ impl Post {
         // Who lost the link was no member for a while.
         let succeeds = std::mem::take(&mut self.options.succeeds);
         let coming = if succeeds { Coming::Succeeding } else { Coming::Anew };
-        let key = beat::key(self.options.key);
+        let key = heartbeat::key(self.options.key);
         let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros() as u64;
         let now = (Instant::now(), wall);
         let mut segment = Segment::new(self.options.node.clone(), link.mac, key, coming, now);

@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 
 use aws_lc_rs::hmac;
 
-use super::beat::{self, Beat};
 use super::election;
 use super::frame::{self, Mac, Question};
+use super::heartbeat::{self, Heartbeat};
 use crate::model::announce::Announced;
 
 /// Between two heartbeats.
-const BEAT: Duration = Duration::from_millis(300);
+const INTERVAL: Duration = Duration::from_millis(300);
 /// Who is silent for so long is gone: three heartbeats may be lost.
 const SILENCE: Duration = Duration::from_millis(1200);
 /// When an address is told to all, after something changed: what is lost is said again.
@@ -60,7 +60,7 @@ pub(super) struct Segment {
     coming: Coming,
     /// Until then we only listen: who believes to be alone holds everything.
     listens: Option<Instant>,
-    next_beat: Instant,
+    next_heartbeat: Instant,
     numbers: Numbers,
     members: BTreeMap<String, Member>,
     /// The last numbers of nodes, and when they came.
@@ -118,7 +118,7 @@ impl Segment {
             key,
             coming,
             listens: Some(now + SILENCE),
-            next_beat: now,
+            next_heartbeat: now,
             numbers: Numbers { start: now, wall, last: 0 },
             members: BTreeMap::new(),
             numbered: BTreeMap::new(),
@@ -145,7 +145,7 @@ impl Segment {
         }
         (self.offers, self.owned) = (offers.clone(), owned);
         // Others should hear of what we can no more before they rely on us.
-        self.next_beat = now;
+        self.next_heartbeat = now;
         self.elect(now, false);
         true
     }
@@ -168,15 +168,15 @@ impl Segment {
             self.counted.answers += 1;
             return Some(frame::answer(self.mac, &question));
         }
-        let beat = Beat::of_frame(frame, &self.key)?;
-        if beat.name != self.own {
-            self.met(beat, now);
+        let heartbeat = Heartbeat::of_frame(frame, &self.key)?;
+        if heartbeat.name != self.own {
+            self.met(heartbeat, now);
         }
         None
     }
 
-    fn met(&mut self, beat: Beat, now: Instant) {
-        let Beat { name, number, leaves, part, parts, owns, serves } = beat;
+    fn met(&mut self, heartbeat: Heartbeat, now: Instant) {
+        let Heartbeat { name, number, leaves, part, parts, owns, serves } = heartbeat;
         if !self.is_newer(&name, number, now) {
             return;
         }
@@ -187,7 +187,7 @@ impl Segment {
             return;
         }
         let member = self.members.entry(name).or_insert_with(|| {
-            self.next_beat = now;
+            self.next_heartbeat = now;
             Member::new(now)
         });
         member.heard = now;
@@ -247,9 +247,9 @@ impl Segment {
         // A successor that knows of nothing yet would say that its node serves nothing.
         let succeeds = self.coming == Coming::Succeeding && !self.offers.is_empty();
         let is_member = self.listens.is_none() || succeeds;
-        if is_member && now >= self.next_beat {
-            self.next_beat = now + BEAT;
-            frames.extend(self.beat(now));
+        if is_member && now >= self.next_heartbeat {
+            self.next_heartbeat = now + INTERVAL;
+            frames.extend(self.heartbeat(now));
         }
         let mut due: Vec<IpAddr> =
             self.plans.iter().filter(|(_, plan)| now >= plan.next).map(|(vip, _)| *vip).collect();
@@ -275,14 +275,15 @@ impl Segment {
         self.plans.clear();
         self.offers.clear();
         let (name, number) = (self.own.clone(), self.numbers.next(now));
-        Beat { name, number, leaves: true, parts: 1, ..Beat::default() }.to_frame(self.mac, &self.key)
+        Heartbeat { name, number, leaves: true, parts: 1, ..Heartbeat::default() }
+            .to_frame(self.mac, &self.key)
     }
 
-    fn beat(&mut self, now: Instant) -> Vec<Vec<u8>> {
+    fn heartbeat(&mut self, now: Instant) -> Vec<Vec<u8>> {
         let served = self.offers.iter().filter(|(_, can)| **can).map(|(vip, _)| *vip);
         let owned = self.offers.keys().filter(|vip| self.owned.contains(vip)).copied();
-        let parts = beat::parted(&self.own, &beat::tags(owned), &beat::tags(served));
-        let number = |part| Beat { number: self.numbers.next(now), ..part };
+        let parts = heartbeat::parted(&self.own, &heartbeat::tags(owned), &heartbeat::tags(served));
+        let number = |part| Heartbeat { number: self.numbers.next(now), ..part };
         parts.into_iter().map(number).map(|part| part.to_frame(self.mac, &self.key)).collect()
     }
 

@@ -15,14 +15,14 @@ use tokio::time::{Duration, sleep, timeout};
 use tracing::{info, warn};
 
 use super::Cluster;
+use super::backoff::{Backoff, spread};
 use super::failure::{Failure, Why};
-use super::pause::{Pause, spread};
 
 /// What is kept is looked at again after this.
 const LOOK: Duration = Duration::from_secs(30);
 
 /// The API server has so long for all that is asked at once.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Contents of the Secret.
 pub type Entries = BTreeMap<String, Vec<u8>>;
@@ -51,12 +51,12 @@ pub fn keep(cluster: &Cluster, certificate: Certificate) -> watch::Receiver<Opti
 }
 
 async fn run(client: Client, certificate: Certificate, shown: watch::Sender<Option<Arc<Entries>>>) {
-    let (mut pause, mut told) = (Pause::default(), None);
+    let (mut backoff, mut told) = (Backoff::default(), None);
     loop {
-        let outcome = timeout(PATIENCE, certificate.look(&client, &shown)).await;
+        let outcome = timeout(TIMEOUT, certificate.look(&client, &shown)).await;
         let next = match outcome.unwrap_or_else(|_| Err(Failure::new(Why::Slow, "no answer in time"))) {
             Ok(()) => {
-                (pause, told) = (Pause::default(), None);
+                (backoff, told) = (Backoff::default(), None);
                 LOOK.mul_f64(spread())
             }
             Err(failure) => {
@@ -70,7 +70,7 @@ async fn run(client: Client, certificate: Certificate, shown: watch::Sender<Opti
                     );
                     told = Some(failure);
                 }
-                pause.next()
+                backoff.next()
             }
         };
         tokio::select! {

@@ -36,7 +36,7 @@ const WAITING: usize = 1000;
 const ANSWER: Duration = Duration::from_secs(10);
 
 /// Tells Events while it holds the Lease.
-pub(super) struct Teller {
+pub(super) struct Recorder {
     pub(super) client: Client,
     /// Our pod.
     pub(super) instance: String,
@@ -83,7 +83,7 @@ impl What {
     }
 }
 
-impl Teller {
+impl Recorder {
     /// Until nobody reports any more.
     pub(super) async fn run(mut self) {
         let mut allowance = Allowance::new(Instant::now());

@@ -16,9 +16,9 @@ use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 
+use super::backoff::{Backoff, spread};
 use super::failure::{Failure, Why};
-use super::health::Pulse;
-use super::pause::{Pause, spread};
+use super::health::FeedHealth;
 
 /// Objects of one page of a list.
 const PAGE: u32 = 500;
@@ -108,32 +108,32 @@ where
 pub(super) async fn follow<S: Source, M: Send>(
     source: S,
     selection: Selection,
-    pulse: Pulse,
+    health: FeedHealth,
     out: mpsc::Sender<M>,
     say: impl Fn(Step<S::Item>) -> M + Send + Sync,
 ) {
     let mut version: Option<String> = None;
-    let mut pause = Pause::default();
+    let mut backoff = Backoff::default();
     while !out.is_closed() {
         let failure = match &mut version {
             None => match list(&source, &selection).await {
                 Ok((objects, at)) => {
-                    pause = Pause::default();
+                    backoff = Backoff::default();
                     version = Some(at);
                     if out.send(say(Step::Listed(objects))).await.is_err() {
                         return;
                     }
                     // Only now: whoever waits for the list takes it for heard.
-                    pulse.listed();
+                    health.listed();
                     continue;
                 }
                 Err(failure) => failure,
             },
             Some(version) => {
                 let begun = Instant::now();
-                let end = watch(&source, &selection, version, &pulse, &out, &say).await;
+                let end = watch(&source, &selection, version, &health, &out, &say).await;
                 if begun.elapsed() >= TOO_SOON {
-                    pause = Pause::default();
+                    backoff = Backoff::default();
                 }
                 match end {
                     End::Unheard => return,
@@ -146,8 +146,8 @@ pub(super) async fn follow<S: Source, M: Send>(
         if failure.why == Why::Gone {
             version = None;
         }
-        pulse.failed(failure);
-        sleep(pause.next()).await;
+        health.failed(failure);
+        sleep(backoff.next()).await;
     }
 }
 
@@ -217,7 +217,7 @@ async fn watch<S: Source, M: Send>(
     source: &S,
     selection: &Selection,
     version: &mut String,
-    pulse: &Pulse,
+    health: &FeedHealth,
     out: &mpsc::Sender<M>,
     say: &impl Fn(Step<S::Item>) -> M,
 ) -> End {
@@ -225,7 +225,7 @@ async fn watch<S: Source, M: Send>(
         Ok(stream) => stream,
         Err(failure) => return End::Failed(failure),
     };
-    pulse.alive();
+    health.alive();
     loop {
         let event = tokio::select! {
             event = timeout(SILENCE, stream.next()) => event,
@@ -241,13 +241,13 @@ async fn watch<S: Source, M: Send>(
             Ok(Some(Ok(WatchEvent::Error(status)))) => return End::Failed(Failure::said(&status)),
             Ok(Some(Ok(WatchEvent::Bookmark(bookmark)))) => {
                 *version = bookmark.metadata.resource_version;
-                pulse.alive();
+                health.alive();
                 continue;
             }
             Ok(Some(Ok(WatchEvent::Added(item) | WatchEvent::Modified(item)))) => Step::Applied(item),
             Ok(Some(Ok(WatchEvent::Deleted(item)))) => Step::Deleted(item),
         };
-        pulse.alive();
+        health.alive();
         if let Step::Applied(item) | Step::Deleted(item) = &step
             && let Some(newer) = S::version(item).filter(|newer| !newer.is_empty())
         {

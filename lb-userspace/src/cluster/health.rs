@@ -13,7 +13,7 @@ use crate::model::report::{Metric, MetricKind, Sample};
 use crate::model::{ObjectId, Problem, Severity};
 
 /// A connection that breaks and is back within this is nobody's concern.
-const PATIENCE: Duration = Duration::from_secs(5);
+const TOLERATED: Duration = Duration::from_secs(5);
 
 /// What is followed.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -74,9 +74,9 @@ impl Health {
     }
 
     /// Somebody begins to follow this.
-    pub(super) fn pulse(self: &Arc<Self>, feed: Feed) -> Pulse {
+    pub(super) fn of(self: &Arc<Self>, feed: Feed) -> FeedHealth {
         self.feeds().entry(feed.clone()).or_default();
-        Pulse { health: Arc::clone(self), feed }
+        FeedHealth { health: Arc::clone(self), feed }
     }
 
     fn feeds(&self) -> MutexGuard<'_, BTreeMap<Feed, Heard>> {
@@ -120,7 +120,7 @@ impl Health {
         for (feed, heard) in self.feeds().iter_mut() {
             let Some((failure, since)) = &heard.failing else { continue };
             let at_once = matches!(failure.why, Why::Refused | Why::Unauthorized | Why::Missing);
-            if !at_once && since.elapsed() < PATIENCE {
+            if !at_once && since.elapsed() < TOLERATED {
                 continue;
             }
             heard.told = true;
@@ -133,7 +133,7 @@ impl Health {
     pub(super) fn next_look(&self) -> Option<Instant> {
         let feeds = self.feeds();
         let waiting = feeds.values().filter(|heard| !heard.told).filter_map(|heard| heard.failing.as_ref());
-        waiting.map(|(_, since)| *since + PATIENCE).min()
+        waiting.map(|(_, since)| *since + TOLERATED).min()
     }
 
     /// For `/metrics`.
@@ -191,12 +191,12 @@ fn problem(feed: &Feed, failure: &Failure, listed: bool) -> Problem {
 
 /// What one feed tells about itself.
 #[derive(Debug, Clone)]
-pub(super) struct Pulse {
+pub(super) struct FeedHealth {
     health: Arc<Health>,
     feed: Feed,
 }
 
-impl Pulse {
+impl FeedHealth {
     /// The server confirmed what we know.
     pub(super) fn alive(&self) {
         let mut feeds = self.health.feeds();

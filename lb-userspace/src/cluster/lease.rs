@@ -13,8 +13,8 @@ use tokio::sync::watch;
 use tokio::time::{Duration, Instant, sleep_until, timeout_at};
 use tracing::{info, warn};
 
+use super::backoff::spread;
 use super::failure::{Failure, Why};
-use super::pause::spread;
 
 /// Who stands for election, and for what.
 #[derive(Debug, Clone, PartialEq, Eq)]

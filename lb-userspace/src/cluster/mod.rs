@@ -6,6 +6,7 @@
 //! server that is gone costs nothing but freshness: what was last heard stays in force.
 
 mod addresses;
+mod backoff;
 mod certificate;
 mod connect;
 mod events;
@@ -15,7 +16,6 @@ mod health;
 mod hub;
 mod lean;
 mod lease;
-mod pause;
 mod referenced;
 mod scope;
 mod status;
@@ -233,8 +233,8 @@ impl Feeds {
             }
             Step::Deleted(item) => News::Removed(lean(item).0.key()),
         };
-        let pulse = self.health.pulse(feed);
-        self.tasks.spawn(follow(Whole(api), Selection::default(), pulse, self.news.clone(), say));
+        let health = self.health.of(feed);
+        self.tasks.spawn(follow(Whole(api), Selection::default(), health, self.news.clone(), say));
     }
 
     /// Namespaces with these labels.
@@ -245,9 +245,9 @@ impl Feeds {
             Step::Applied(item) => News::Namespace(item.name_any()),
             Step::Deleted(item) => News::NoNamespace(item.name_any()),
         };
-        let pulse = self.health.pulse(Feed { resource: "namespaces", namespace: None, need: Need::Must });
+        let health = self.health.of(Feed { resource: "namespaces", namespace: None, need: Need::Must });
         let selection = Selection { labels: selector.to_owned(), ..Selection::default() };
-        self.tasks.spawn(follow(Metadata(api), selection, pulse, self.news.clone(), say));
+        self.tasks.spawn(follow(Metadata(api), selection, health, self.news.clone(), say));
     }
 
     /// A kind of which only what is named is read.
@@ -273,9 +273,9 @@ impl Feeds {
         let namespaces = scope.namespaces(kind);
         for namespace in namespaces.clone() {
             let api: Api<K> = api(&self.client, namespace.as_deref());
-            let pulse = self.health.pulse(Feed { resource, namespace: namespace.clone(), need });
+            let health = self.health.of(Feed { resource, namespace: namespace.clone(), need });
             let say = move |step| Note { namespace: namespace.clone(), step };
-            self.tasks.spawn(follow(Metadata(api), Selection::default(), pulse, notes.clone(), say));
+            self.tasks.spawn(follow(Metadata(api), Selection::default(), health, notes.clone(), say));
         }
         let (wanted, wants) = watch::channel(Wanted::default());
         let reading = Reading { kind, lean, namespaces: namespaces.into_iter().collect() };

@@ -25,7 +25,7 @@ const AT_ONCE: usize = 16;
 /// Longest wait for one object.
 const ANSWER: Duration = Duration::from_secs(10);
 /// Pause before what failed is asked for again.
-const AGAIN: Duration = Duration::from_secs(2);
+const RETRY: Duration = Duration::from_secs(2);
 /// The same for what we may not follow and therefore have to look after.
 const UNFOLLOWED: Duration = Duration::from_secs(30);
 
@@ -282,7 +282,7 @@ where
             Err(failure) => {
                 let kind = self.kind;
                 warn!(%kind, %name, reason = failure.why.name(), failure.message, "not read for the moment");
-                self.again.entry(name).or_insert_with(|| Instant::now() + AGAIN);
+                self.again.entry(name).or_insert_with(|| Instant::now() + RETRY);
             }
         }
     }

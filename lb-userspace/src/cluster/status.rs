@@ -34,7 +34,7 @@ const ANSWER: Duration = Duration::from_secs(10);
 /// Tries of one, where somebody else is faster.
 const TRIES: usize = 3;
 /// Pause after a round in which something failed.
-const AGAIN: Duration = Duration::from_secs(1);
+const RETRY: Duration = Duration::from_secs(1);
 
 /// What is written, and when.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,7 +82,7 @@ impl Writer {
     pub(super) async fn run(mut self) {
         let mut interval = interval(self.options.interval);
         interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut pause = AGAIN;
+        let mut pause = RETRY;
         loop {
             let mut round = Round::Changes;
             let goes_on = tokio::select! {
@@ -117,10 +117,10 @@ impl Writer {
             }
             let outcomes = (self.services(round).await, self.ingresses(round).await);
             if outcomes.0.is_ok() && outcomes.1.is_ok() {
-                pause = AGAIN;
+                pause = RETRY;
             } else {
                 sleep(pause).await;
-                pause = (pause * 2).min(self.options.interval.max(AGAIN));
+                pause = (pause * 2).min(self.options.interval.max(RETRY));
                 // Whatever happened in the meantime comes with it.
                 interval.reset_immediately();
             }

@@ -192,9 +192,9 @@ fn names(loaded: &Loaded) -> Vec<&str> {
 async fn the_first_list_of_a_kind_wakes_who_waits_for_it() {
     let health = health::Health::new();
     let feed = health::Feed { resource: "secrets", namespace: None, need: health::Need::Must };
-    let pulse = health.pulse(feed);
+    let of_feed = health.of(feed);
 
-    pulse.listed();
+    of_feed.listed();
 
     timeout(DEADLINE, health.changed.notified()).await.expect("told");
     assert!(health.is_complete());

@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Duration, timeout};
 use tracing::warn;
 
-use super::events::{Counts, Memory, Teller};
+use super::events::{Counts, Memory, Recorder};
 use super::lease::{self, Election};
 use super::status::{StatusOptions, Writer};
 use super::{Cluster, Followed};
@@ -87,7 +87,7 @@ impl Writing {
         if let Some(writer) = self.writer() {
             self.tasks.spawn(writer.run());
         }
-        let teller = Teller {
+        let recorder = Recorder {
             client: self.client.clone(),
             instance: self.options.pod.name.clone(),
             sync: self.options.sync_events,
@@ -97,7 +97,7 @@ impl Writing {
             counts: Arc::clone(&self.counts),
             memory: Memory::default(),
         };
-        self.tasks.spawn(teller.run());
+        self.tasks.spawn(recorder.run());
         self
     }
 

@@ -25,7 +25,7 @@ mod records;
 mod tables;
 mod tunnel;
 
-use former::{Guise, Standing};
+use former::{Rewrite, Standing};
 use ids::Ids;
 pub use op::{Op, Outside};
 use tables::Table;
@@ -69,7 +69,7 @@ pub struct Book {
 }
 
 /// A backend keeps its id as long as its pool and address stay, and what its flows look like to it.
-type BackendKey = (PoolId, SocketAddr, Guise);
+type BackendKey = (PoolId, SocketAddr, Rewrite);
 
 /// A record belongs to a VIP and its pool; to a punted VIP only for its source ranges.
 type RecordKey = (Place, Option<PoolId>);

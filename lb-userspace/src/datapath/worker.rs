@@ -34,12 +34,12 @@ use crate::model::l4::{L4, Listener};
 const BURST: Duration = Duration::from_millis(10);
 const LONGEST_BURST: Duration = Duration::from_millis(250);
 /// Half a round of verifying neighbours: as long as one has to answer.
-const BEAT: Duration = Duration::from_millis(200);
-/// Beats between sweeps of the NAT tables, and before what failed is tried again.
-const SWEEP_BEATS: u32 = 25;
-const RETRY_BEATS: u32 = 5;
-/// Beats between looks at the slots that have not settled.
-const SETTLE_BEATS: u32 = 5;
+const TICK: Duration = Duration::from_millis(200);
+/// Ticks between sweeps of the NAT tables, and before what failed is tried again.
+const SWEEP_TICKS: u32 = 25;
+const RETRY_TICKS: u32 = 5;
+/// Ticks between looks at the slots that have not settled.
+const SETTLE_TICKS: u32 = 5;
 
 /// What the worker and the handle share.
 pub struct Shared {
@@ -220,10 +220,10 @@ impl Worker {
 
     /// Runs until told to stop, then does what was chosen for the exit.
     pub async fn run(mut self, mut stop: oneshot::Receiver<Stop>) {
-        let mut beat = tokio::time::interval(BEAT);
+        let mut tick = tokio::time::interval(TICK);
         // After a long update the neighbours still get their time to answer.
-        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut beats = 0u32;
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut ticks = 0u32;
         let mut failed = false;
         let mut burst = BURST;
         let how = loop {
@@ -231,20 +231,20 @@ impl Worker {
                 how = &mut stop => break how.unwrap_or(Stop::AsChosen),
                 changed = self.desired.changed() => if changed.is_err() { break Stop::AsChosen },
                 () = self.netlink.changed() => tokio::time::sleep(burst).await,
-                _ = beat.tick() => {
-                    beats = beats.wrapping_add(1);
-                    if beats.is_multiple_of(2) {
+                _ = tick.tick() => {
+                    ticks = ticks.wrapping_add(1);
+                    if ticks.is_multiple_of(2) {
                         self.netlink.verify_overdue().await;
                     } else {
                         self.netlink.verify().await;
                     }
-                    if beats.is_multiple_of(SETTLE_BEATS) {
+                    if ticks.is_multiple_of(SETTLE_TICKS) {
                         self.settle().await;
                     }
-                    if beats.is_multiple_of(SWEEP_BEATS) {
+                    if ticks.is_multiple_of(SWEEP_TICKS) {
                         self.sweep().await;
                     }
-                    if !(failed && beats.is_multiple_of(RETRY_BEATS)) {
+                    if !(failed && ticks.is_multiple_of(RETRY_TICKS)) {
                         continue;
                     }
                 }

@@ -4,7 +4,7 @@
 //! are asked of the servers in `/etc/resolv.conf`, as that file is at the time, and again when an answer has
 //! run out. What leads back to this host is no address.
 
-mod book;
+mod cache;
 mod client;
 mod message;
 mod system;
@@ -20,7 +20,7 @@ use tokio::time::Instant;
 
 use crate::model::l7::{L7, Upstream};
 
-use book::Book;
+use cache::Cache;
 use client::Answer;
 pub use system::Files;
 
@@ -59,15 +59,15 @@ async fn keep(
     told: watch::Sender<Arc<L7>>,
     ready: tokio::sync::oneshot::Sender<()>,
 ) {
-    let mut book = Book::default();
+    let mut cache = Cache::default();
     let mut ready = Some(ready);
     let mut lookups: JoinSet<Lookup> = JoinSet::new();
     let turns = Arc::new(Semaphore::new(LOOKUPS));
     let mut l7 = Arc::clone(&desired.borrow_and_update());
-    book.want(&l7);
-    told.send_replace(book.filled(&l7));
+    cache.want(&l7);
+    told.send_replace(cache.filled(&l7));
     loop {
-        for name in book.begin(Instant::now()) {
+        for name in cache.begin(Instant::now()) {
             let (files, turns) = (files.clone(), Arc::clone(&turns));
             lookups.spawn(async move {
                 // Never closed.
@@ -81,23 +81,23 @@ async fn keep(
         {
             let _ = ready.send(());
         }
-        let due = book.due();
+        let due = cache.due();
         tokio::select! {
             changed = desired.changed() => {
                 if changed.is_err() {
                     return;
                 }
                 l7 = Arc::clone(&desired.borrow_and_update());
-                book.want(&l7);
-                told.send_replace(book.filled(&l7));
+                cache.want(&l7);
+                told.send_replace(cache.filled(&l7));
             }
             Some(looked_up) = lookups.join_next() => {
                 let Ok((name, found)) = looked_up else {
-                    book.lose(Instant::now());
+                    cache.lose(Instant::now());
                     continue;
                 };
-                if book.learn(&name, found, Instant::now()) {
-                    told.send_replace(book.filled(&l7));
+                if cache.learn(&name, found, Instant::now()) {
+                    told.send_replace(cache.filled(&l7));
                 }
             }
             () = sleep_until(due) => {}

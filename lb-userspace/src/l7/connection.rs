@@ -31,7 +31,7 @@ use super::log::{self, End, Subject, Tally};
 use super::metrics::{Finished, Method};
 use super::mirror::Copy;
 use super::pages::{self, Page, Rest};
-use super::policy::{self, Dress, Headers};
+use super::policy::{self, HeaderEdits, Headers};
 use super::route::Router;
 use super::session;
 use super::socket::{Link, Presence};
@@ -58,8 +58,8 @@ pub(super) struct Connection<'w, 's> {
     pub(super) limits: ClientLimits,
     /// What the request at hand came to so far.
     pub(super) tally: Tally,
-    /// What its response is dressed with.
-    pub(super) dress: Dress,
+    /// What is changed in the head of its response.
+    pub(super) edits: HeaderEdits,
     /// From then on it counts as idle without having said anything.
     settled: Due,
     requests: u32,
@@ -115,7 +115,7 @@ impl<'w, 's> Connection<'w, 's> {
     fn new(worker: &'w Rc<Worker>, socket: Carrier<'s>, alarm: Alarm, client: Client) -> Self {
         let settled = alarm.due(SETTLE);
         let limits = worker.limits();
-        let (tally, dress) = (Tally::default(), Dress::default());
+        let (tally, edits) = (Tally::default(), HeaderEdits::default());
         Self {
             worker,
             socket,
@@ -124,7 +124,7 @@ impl<'w, 's> Connection<'w, 's> {
             client,
             limits,
             tally,
-            dress,
+            edits,
             settled,
             requests: 0,
         }
@@ -288,7 +288,7 @@ impl Connection<'_, '_> {
             Some(heads::Certificate { identity, whole })
         });
         let shown = auth::Subject { known, route: decision.route, certificate };
-        let mut checks = Checks::of(policy, &asked, shown, &snapshot, &self.worker.doorman);
+        let mut checks = Checks::of(policy, &asked, shown, &snapshot, &self.worker.authenticator);
         let alternative = log::alternative_name(&snapshot.router, &decision.next);
         let side = decision.next.side();
         let mut page = Page::of(&snapshot.router, decision.route, &decision.next, &subject, known);
@@ -392,7 +392,7 @@ impl Connection<'_, '_> {
             checks,
             page,
             step,
-            dress: Dress::of(&snapshot, policies, known),
+            edits: HeaderEdits::of(&snapshot, policies, known),
             route: (decision.route.at(), side),
             filters: exchange::Limits::of(&decision.route.filters),
             snapshot: Rc::clone(&snapshot),
@@ -428,11 +428,11 @@ impl Connection<'_, '_> {
             checks,
             mut page,
             mut step,
-            dress,
+            edits,
             ..
         } = plan;
         let Plan { route: (at, side), filters, snapshot, under_way: _under_way, .. } = plan;
-        (self.tally, self.dress) = (Tally::default(), dress);
+        (self.tally, self.edits) = (Tally::default(), edits);
         let mut record = Record::default();
         // What has to wait for somebody does so here: with the step at hand, before anything goes upstream.
         let mut begun = started;
@@ -449,7 +449,7 @@ impl Connection<'_, '_> {
                 let is_last = matches!(answer, Answer::Status(400 | 421));
                 let after = if is_last { After::Close } else { after };
                 let answer = match answer {
-                    Answer::Figures(_) => Answer::Figures(Box::pin(self.worker.figures()).await),
+                    Answer::NginxStatus(_) => Answer::NginxStatus(Box::pin(self.worker.nginx_status()).await),
                     answer => answer,
                 };
                 match page::instead_of(&answer, &mut page) {
@@ -468,7 +468,7 @@ impl Connection<'_, '_> {
                     Sent::Response { status, after: After::Close } => (status, Left::Finished),
                     Sent::Broken { status } => (status, Left::Broken),
                     Sent::Nothing { status, read } => {
-                        self.dress.without_session();
+                        self.edits.without_session();
                         // Nothing went to the client yet, so it can still be told what happened. What
                         // is left of a body that was not read whole is unknown by now, so the
                         // connection ends.
@@ -486,7 +486,7 @@ impl Connection<'_, '_> {
                 }
             }
         };
-        self.dress = Dress::default();
+        self.edits = HeaderEdits::default();
         let took = started.elapsed();
         if let Some((number, labels)) = snapshot.router.route(at).map(|route| route.counted(side)) {
             let (received, sent) = self.tally.of_whole(plan.head_len);
@@ -528,7 +528,7 @@ impl Connection<'_, '_> {
         }
         let mut out = Scratch::take();
         let scheme = self.client.scheme;
-        let (status, page) = heads::answer(answer, is_head, version, scheme, after, &self.dress, &mut out);
+        let (status, page) = heads::answer(answer, is_head, version, scheme, after, &self.edits, &mut out);
         self.tally.body_sent = page as u64;
         self.tally.head_sent = (out.len() - page) as u64;
         let left = match (self.send(&out).await, after) {
@@ -552,7 +552,7 @@ impl Connection<'_, '_> {
         let snapshot = self.worker.current.load();
         let id = self.worker.request_id();
         let line = log::begin_refused(&snapshot.router, &self.no_request(&id));
-        (self.tally, self.dress) = (Tally::default(), Dress::plain(&snapshot));
+        (self.tally, self.edits) = (Tally::default(), HeaderEdits::plain(&snapshot));
         let (answer, head) = (Answer::Status(status), self.buf.bytes().len());
         let (_, left) = self.answer(&answer, false, Version::Http11, After::Close, Body::UntilClose).await;
         if let Some(line) = line {

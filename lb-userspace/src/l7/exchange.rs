@@ -148,9 +148,9 @@ async fn try_endpoints(
         };
         match (attempts.session(), &outgoing.cookie) {
             (Some((sessions, key)), Some(attributes)) => {
-                sessions.line(key, attributes, connection.dress.session());
+                sessions.line(key, attributes, connection.edits.session());
             }
-            _ => connection.dress.without_session(),
+            _ => connection.edits.without_session(),
         }
         let replay = held.map(Held::replay);
         // gRPC compresses its messages itself.
@@ -252,7 +252,7 @@ async fn attempt(
         Answered::Response(response) if outgoing.is_replaced(response.status) => {
             attempts.answered(response.status);
             if let Some(challenge) = &response.challenge {
-                exchange.connection.dress.challenge(challenge);
+                exchange.connection.edits.challenge(challenge);
             }
             Err(Failed::Replaced { status: response.status })
         }
@@ -433,8 +433,8 @@ impl Exchange<'_, '_, '_, '_> {
                             return Poll::Ready(Err(NoHead::Bad));
                         }
                         let mut head = Scratch::take();
-                        let Connection { client, dress, .. } = &*self.connection;
-                        heads::switching(&response, client.scheme, dress, &mut head);
+                        let Connection { client, edits, .. } = &*self.connection;
+                        heads::switching(&response, client.scheme, edits, &mut head);
                         let len = response.len;
                         self.buf.consume(len);
                         return Poll::Ready(Ok(Answered::Switched { head }));
@@ -498,8 +498,8 @@ impl Exchange<'_, '_, '_, '_> {
             _ => After::Close,
         };
         let mut head = Scratch::take();
-        let Connection { client, dress, .. } = &*self.connection;
-        heads::response(response, verdict, self.outgoing.version, client.scheme, after, dress, &mut head);
+        let Connection { client, edits, .. } = &*self.connection;
+        heads::response(response, verdict, self.outgoing.version, client.scheme, after, edits, &mut head);
         let Response { status, streams, len, .. } = *response;
         let challenge = (status == 401 && self.outgoing.is_replaced(status)).then(|| challenge(response));
         (Ready { status, head, body, coding, after, keep_upstream, streams, challenge, packing }, len)
@@ -513,7 +513,7 @@ impl Exchange<'_, '_, '_, '_> {
         body: &Body,
     ) -> (Verdict, Option<Box<Packing>>) {
         let Some(compression) = self.compression else { return (Verdict::Plain, None) };
-        let verdict = compress::judge(compression, self.outgoing.accepts, response, &self.connection.dress);
+        let verdict = compress::judge(compression, self.outgoing.accepts, response, &self.connection.edits);
         let Verdict::Packed(algorithm) = verdict else { return (verdict, None) };
         let packing = match bodyless {
             true => None,

@@ -311,6 +311,6 @@ fn verdict(router: &Router, request: &Request, decision: &Decision<'_>) -> Strin
         }
         Next::Answer(Answer::Preflight) => "answered 204 (preflight)".to_owned(),
         Next::Answer(Answer::Healthy) => "answered 200 (health check)".to_owned(),
-        Next::Answer(Answer::Figures(_)) => "answered 200 (figures of the proxy)".to_owned(),
+        Next::Answer(Answer::NginxStatus(_)) => "answered 200 (figures of the proxy)".to_owned(),
     }
 }

@@ -135,7 +135,7 @@ pub(super) enum Answer {
     /// 200 for `/healthz`.
     Healthy,
     /// 200 with this page, which is written when all workers were asked.
-    Figures(String),
+    NginxStatus(String),
     /// 204 for a browser that asks before it sends another site's request.
     Preflight,
 }
@@ -173,7 +173,7 @@ pub(super) fn decide<'r>(router: &'r Router, asked: &Asked<'_>) -> Decision<'r> 
         Next::Answer(Answer::Healthy)
     } else if is_ours(FIGURES_PATH, asked, host, &normal, route) {
         let answer = match asked.client.is_loopback() {
-            true => Answer::Figures(String::new()),
+            true => Answer::NginxStatus(String::new()),
             false => Answer::Status(403),
         };
         Next::Answer(answer)

@@ -14,7 +14,7 @@ use super::digits::number;
 use super::filters::{Answer, Scheme};
 use super::h1::{Request, Response, Version};
 use super::handshake::Handshake;
-use super::policy::{Dress, Set};
+use super::policy::{HeaderEdits, Set};
 use super::variable::Known;
 use crate::model::l7::Forwarding;
 use crate::model::l7::forwarding::Chain;
@@ -199,7 +199,7 @@ pub(super) fn response(
     client: Version,
     scheme: Scheme,
     after: After,
-    dress: &Dress,
+    edits: &HeaderEdits,
     out: &mut Vec<u8>,
 ) {
     out.extend_from_slice(b"HTTP/1.1 ");
@@ -211,9 +211,9 @@ pub(super) fn response(
     if client == Version::Http10 && response.chunked {
         drop = drop.with(response.transfer_encoding);
     }
-    let gone = dress.upstream(response, drop.with(verdict.untrue(response)), scheme, out);
+    let gone = edits.upstream(response, drop.with(verdict.untrue(response)), scheme, out);
     verdict.put_on(response, gone, out);
-    if !response.dated && !dress.sets("Date") {
+    if !response.dated && !edits.sets("Date") {
         date(out);
     }
     connection(client, after, out);
@@ -221,9 +221,9 @@ pub(super) fn response(
 }
 
 /// Head of the answer that switches protocols.
-pub(super) fn switching(response: &Response<'_, '_>, scheme: Scheme, dress: &Dress, out: &mut Vec<u8>) {
+pub(super) fn switching(response: &Response<'_, '_>, scheme: Scheme, edits: &HeaderEdits, out: &mut Vec<u8>) {
     out.extend_from_slice(b"HTTP/1.1 101 Switching Protocols\r\n");
-    dress.upstream(response, response.drop, scheme, out);
+    edits.upstream(response, response.drop, scheme, out);
     if let Some(upgrade) = response.upgrade {
         line(out, b"Upgrade: ", upgrade);
     }
@@ -238,20 +238,20 @@ pub(super) fn answer(
     client: Version,
     scheme: Scheme,
     after: After,
-    dress: &Dress,
+    edits: &HeaderEdits,
     out: &mut Vec<u8>,
 ) -> (u16, usize) {
     let (status, location) = match answer {
         Answer::Status(status) => (*status, None),
         Answer::Redirect { status, location } => (*status, Some(location)),
-        Answer::Healthy | Answer::Figures(_) => (200, None),
+        Answer::Healthy | Answer::NginxStatus(_) => (200, None),
         Answer::Preflight => (204, None),
     };
     let reason = reason(status);
     let title = if status == 401 { "Authorization Required" } else { reason };
     let page = match answer {
         Answer::Healthy | Answer::Preflight => String::new(),
-        Answer::Figures(page) => page.clone(),
+        Answer::NginxStatus(page) => page.clone(),
         Answer::Status(_) | Answer::Redirect { .. } => format!(
             "<html>\r\n<head><title>{status} {title}</title></head>\r\n<body>\r\n\
              <center><h1>{status} {title}</h1></center>\r\n<hr><center>nginx</center>\r\n\
@@ -259,23 +259,23 @@ pub(super) fn answer(
         ),
     };
     let _ = write!(out, "HTTP/1.1 {status} {reason}\r\n");
-    if !dress.sets("Date") {
+    if !edits.sets("Date") {
         date(out);
     }
     let content_type = match answer {
         // Without the semicolon, as ingress-nginx has it.
         Answer::Preflight => "text/plain charset=UTF-8",
-        Answer::Figures(_) => "text/plain",
+        Answer::NginxStatus(_) => "text/plain",
         _ => "text/html",
     };
-    if !dress.sets("Content-Type") {
+    if !edits.sets("Content-Type") {
         let _ = write!(out, "Content-Type: {content_type}\r\n");
     }
     let _ = write!(out, "Content-Length: {}\r\n", page.len());
-    if let Some(location) = location.filter(|_| !dress.sets("Location")) {
+    if let Some(location) = location.filter(|_| !edits.sets("Location")) {
         line(out, b"Location: ", location);
     }
-    dress.own(status, scheme, out);
+    edits.own(status, scheme, out);
     connection(client, after, out);
     out.extend_from_slice(b"\r\n");
     if is_head {
@@ -368,13 +368,13 @@ mod tests {
 
     #[test]
     fn the_client_hears_no_header_twice() {
-        let (mut out, mut dress) = (Vec::new(), Dress::default());
-        dress
+        let (mut out, mut edits) = (Vec::new(), HeaderEdits::default());
+        edits
             .replacing()
             .extend_from_slice(b"content-type: text/plain\r\nDate: never\r\nWWW-Authenticate: a\r\n");
-        dress.challenge(b"www-authenticate: b\r\nwww-authenticate: c\r\n");
+        edits.challenge(b"www-authenticate: b\r\nwww-authenticate: c\r\n");
 
-        answer(&Answer::Status(401), true, Version::Http11, Scheme::Http, After::Keep, &dress, &mut out);
+        answer(&Answer::Status(401), true, Version::Http11, Scheme::Http, After::Keep, &edits, &mut out);
 
         let text = String::from_utf8(out).expect("ascii");
         let (_, lines) = text
@@ -392,7 +392,7 @@ mod tests {
         let mut out = Vec::new();
         let evil = Answer::Redirect { status: 302, location: b"/x\r\nSet-Cookie: a=b".to_vec() };
 
-        answer(&evil, false, Version::Http11, Scheme::Http, After::Keep, &Dress::default(), &mut out);
+        answer(&evil, false, Version::Http11, Scheme::Http, After::Keep, &HeaderEdits::default(), &mut out);
 
         let text = String::from_utf8(out).expect("ascii");
         assert!(text.contains("Location: /xSet-Cookie: a=b\r\n"), "{text}");

@@ -152,7 +152,7 @@ impl Counters {
     }
 
     /// nginx's page about itself.
-    pub(super) fn figures(&self) -> String {
+    pub(super) fn nginx_status(&self) -> String {
         let States { active, reading, writing } = self.connections;
         let (accepted, requests) = (self.accepted, self.requests);
         let waiting = active.saturating_sub(reading + writing);

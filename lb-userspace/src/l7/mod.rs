@@ -23,7 +23,6 @@ mod digits;
 mod exchange;
 pub mod explain;
 mod fcgi;
-mod figures;
 mod filters;
 pub mod fuzz;
 mod gate;
@@ -32,11 +31,13 @@ mod h2;
 mod handshake;
 mod heads;
 mod hold;
+mod limit_zones;
 mod listen;
 mod log;
 mod map;
 mod metrics;
 mod mirror;
+mod nginx_status;
 mod outside;
 mod pages;
 mod passthrough;
@@ -59,7 +60,6 @@ mod tunnel;
 mod upstream;
 mod variable;
 mod worker;
-mod zones;
 
 use std::collections::{BTreeSet, HashSet};
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -159,7 +159,7 @@ pub struct Proxy {
 
 /// Longest time that idle connections are left for their client's next request when everything is
 /// to end soon: a busy client is told by the answer, and loses nothing.
-const PATIENCE: Duration = Duration::from_secs(1);
+const TIMEOUT: Duration = Duration::from_secs(1);
 /// Longest wait for a worker to answer.
 const ANSWER: Duration = Duration::from_secs(1);
 
@@ -210,13 +210,13 @@ impl Proxy {
         let (outlet, log) = log::start().map_err(Error::Worker)?;
         let (hashing, hashers) = auth::start(workers.len()).map_err(Error::Worker)?;
         threads.extend(hashers);
-        let everybody = figures::Everybody::default();
+        let all_workers = nginx_status::AllWorkers::default();
         let shared = worker::Shared {
             metering: metering.clone(),
             outlet,
             spills: Arc::clone(&spills),
             hashing,
-            everybody: everybody.clone(),
+            all_workers: all_workers.clone(),
         };
         let mut controls = Vec::with_capacity(workers.len());
         let of = workers.len();
@@ -227,7 +227,7 @@ impl Proxy {
             controls.push(control);
             threads.push(thread);
         }
-        everybody.are(&controls);
+        all_workers.set(&controls);
         Ok(Running {
             addrs,
             tls,
@@ -388,7 +388,7 @@ impl Running {
     /// Accepts what has arrived and then no more, lets running requests and upgraded connections
     /// end, and closes idle ones; what still runs after `deadline` is cut off.
     pub async fn drain(&self, deadline: Duration) {
-        self.end(PATIENCE, deadline).await;
+        self.end(TIMEOUT, deadline).await;
         self.stop().await;
     }
 

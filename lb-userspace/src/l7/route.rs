@@ -26,11 +26,11 @@ use crate::model::upstream::{Balance, Care, External, Keepalive};
 use super::balance::Rule;
 use super::canary::{CanaryEntry, Side};
 use super::filters::Scheme;
+use super::limit_zones::LimitZones;
 use super::map::Map;
-use super::policy::Livery;
+use super::policy::CommonHeaders;
 use super::session;
 use super::upstream::{Client, Speech, Transport};
-use super::zones::Zones;
 use hosts::{Hosts, UNNAMED};
 
 pub(super) use hosts::{HostFound, bare_host, host_label};
@@ -53,7 +53,7 @@ pub(super) struct Router {
     /// What speaks TLS to upstreams, by place.
     pub(super) clients: Arc<Vec<Option<Arc<Client>>>>,
     /// Where clients of Ingresses with limits are counted.
-    pub(super) zones: Arc<Zones>,
+    pub(super) limit_zones: Arc<LimitZones>,
     /// How clients are received.
     pub(super) edge: Edge,
     /// Upstreams of the hosts whose TLS is handed on, by place.
@@ -63,7 +63,7 @@ pub(super) struct Router {
     /// `None`: requests are not logged.
     pub(super) log: Option<Arc<AccessLog>>,
     /// What every response says.
-    pub(super) livery: Livery,
+    pub(super) common_headers: CommonHeaders,
     /// Who is turned away everywhere.
     pub(super) blocked: Option<Arc<Blocked>>,
     /// Which responses are compressed; `None`: none.

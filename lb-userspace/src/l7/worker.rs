@@ -12,13 +12,13 @@ use tokio::net::TcpListener;
 use tokio::runtime::LocalOptions;
 use tokio::sync::{Notify, mpsc, watch};
 
-use super::auth::{Doorman, Hashing};
+use super::auth::{Authenticator, Hashing};
 use super::balance::Random;
-use super::figures::Everybody;
 use super::gate::{Entry, Gate};
 use super::listen::{Bound, Place};
 use super::log::{Journal, Outlet};
 use super::metrics::{Counters, States};
+use super::nginx_status::AllWorkers;
 use super::outside::Outside;
 use super::route::Router;
 use super::snapshot::Current;
@@ -76,8 +76,9 @@ pub(super) struct Worker {
     pub(super) counters: RefCell<Counters>,
     pub(super) journal: Journal,
     pub(super) spills: Arc<Spills>,
-    pub(super) doorman: Doorman,
-    /// Apart from the doorman's: names that copies go to, and that clients may choose, take no turn from his.
+    pub(super) authenticator: Authenticator,
+    /// Apart from the authenticator's: names that copies go to, and that clients may choose, take no turn
+    /// from its own.
     pub(super) mirrors: Outside,
     /// Copies of requests under way.
     pub(super) copies: Rc<Cell<usize>>,
@@ -105,7 +106,7 @@ pub(super) struct Worker {
     pub(super) random: Random,
     /// Its place among all.
     pub(super) number: usize,
-    pub(super) everybody: Everybody,
+    pub(super) all_workers: AllWorkers,
     /// Number of the next connection.
     serial: Cell<u64>,
     seat: Seat,
@@ -118,7 +119,7 @@ pub(super) struct Shared {
     pub(super) outlet: Outlet,
     pub(super) spills: Arc<Spills>,
     pub(super) hashing: Hashing,
-    pub(super) everybody: Everybody,
+    pub(super) all_workers: AllWorkers,
 }
 
 /// Starts a worker's thread.
@@ -177,7 +178,7 @@ async fn run(
         https_port: https.map_or(443, |bound| bound.addr.port()),
         journal: Journal::new(shared.outlet),
         spills: shared.spills,
-        doorman: Doorman::new(shared.hashing),
+        authenticator: Authenticator::new(shared.hashing),
         mirrors: Outside::new(MIRROR_LOOKUPS),
         copies: Rc::default(),
         tls,
@@ -193,7 +194,7 @@ async fn run(
         shed: Cell::new(0),
         random: Random::new(super::random()),
         number: seat.worker,
-        everybody: shared.everybody,
+        all_workers: shared.all_workers,
         serial: Cell::new(seat.worker as u64 + 1),
         seat,
     });
@@ -426,7 +427,7 @@ impl Worker {
         };
         self.pool.sweep(stays, &router.keepalive);
         self.http2.sweep(stays);
-        self.doorman.sweep();
+        self.authenticator.sweep();
     }
 
     fn drain(self: &Rc<Self>, patience: Duration, done: mpsc::Sender<()>) {

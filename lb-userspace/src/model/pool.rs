@@ -239,21 +239,21 @@ pub fn grant(pools: &[Pool], claims: &[&Claim]) -> BTreeMap<ObjectName, Grant> {
     let mut order: Vec<_> = pools.iter().collect();
     // What is for few is not needed by all the others.
     order.sort_by_key(|pool| (pool.namespaces.is_empty(), pool.priority, &pool.name));
-    let mut office = Office { pools: order, used: BTreeMap::new(), grants: BTreeMap::new() };
-    claims.iter().for_each(|claim| office.keep(claim));
-    claims.iter().for_each(|claim| office.requests(claim));
-    claims.iter().for_each(|claim| office.others(claim));
-    office.grants
+    let mut allocation = Allocation { pools: order, used: BTreeMap::new(), grants: BTreeMap::new() };
+    claims.iter().for_each(|claim| allocation.keep(claim));
+    claims.iter().for_each(|claim| allocation.requests(claim));
+    claims.iter().for_each(|claim| allocation.others(claim));
+    allocation.grants
 }
 
-struct Office<'a> {
+struct Allocation<'a> {
     pools: Vec<&'a Pool>,
     /// Who has what.
     used: BTreeMap<IpAddr, Vec<&'a Claim>>,
     grants: BTreeMap<ObjectName, Grant>,
 }
 
-impl<'a> Office<'a> {
+impl<'a> Allocation<'a> {
     /// What it holds stays its, unless it asks for something else now.
     fn keep(&mut self, claim: &'a Claim) {
         self.grants.entry(claim.service.clone()).or_default();

@@ -15,8 +15,8 @@
 //! Both hold the same listening sockets all the while, so nothing in an accept queue is lost, and
 //! if the link breaks before `Settled`, whoever is left serves alone.
 
-mod door;
 mod link;
+mod listener;
 
 use std::io;
 use std::net::SocketAddr;
@@ -27,8 +27,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-pub use door::{Door, knock};
 pub use link::{Link, Peer};
+pub use listener::{Listener, connect};
 
 /// Longest wait for an answer of the predecessor, which may be busy with a change.
 const ANSWER: Duration = Duration::from_secs(60);
@@ -212,7 +212,7 @@ pub struct Successor {
     link: Link,
 }
 
-/// What an agent that knocks wants.
+/// What an agent that connects wants.
 pub enum Visit {
     /// To take our place.
     Successor(Successor),
@@ -234,7 +234,7 @@ impl Counted {
     }
 }
 
-/// Hears what somebody who knocked wants.
+/// Hears what somebody who connected wants.
 pub async fn hear(mut link: Link) -> Result<Visit, Error> {
     match link.receive().await? {
         (Message::Hello { version: VERSION }, _) => Ok(Visit::Successor(Successor { link })),

@@ -3,11 +3,11 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use super::*;
 
-async fn pair() -> (Link, Link, tempfile::TempDir, Door) {
+async fn pair() -> (Link, Link, tempfile::TempDir, Listener) {
     let dir = tempfile::tempdir().expect("a directory");
-    let door = Door::open(dir.path(), false).expect("a door");
-    let (here, there) = tokio::join!(knock(dir.path()), door.answer());
-    (here.expect("reached").expect("somebody is there"), there.expect("answered"), dir, door)
+    let listener = Listener::bind(dir.path(), false).expect("a listener");
+    let (here, there) = tokio::join!(connect(dir.path()), listener.accept());
+    (here.expect("reached").expect("somebody is there"), there.expect("answered"), dir, listener)
 }
 
 #[tokio::test]
@@ -83,15 +83,15 @@ async fn garbage_is_an_error_and_costs_no_memory() {
 
 #[tokio::test]
 async fn the_door_is_for_this_user_and_a_second_agent_keeps_its_hands_off() {
-    let (_here, _there, dir, door) = pair().await;
+    let (_here, _there, dir, listener) = pair().await;
     let path = dir.path().join("takeover.sock");
     assert_eq!(std::fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o600);
 
-    assert!(matches!(Door::open(dir.path(), false), Err(Error::Occupied { .. })));
-    let next = Door::open(dir.path(), true).expect("the successor's");
-    drop(door);
-    assert!(path.exists(), "the predecessor takes its own door away, not the successor's");
+    assert!(matches!(Listener::bind(dir.path(), false), Err(Error::Occupied { .. })));
+    let next = Listener::bind(dir.path(), true).expect("the successor's");
+    drop(listener);
+    assert!(path.exists(), "the predecessor takes its own socket away, not the successor's");
     drop(next);
     assert!(!path.exists());
-    assert!(knock(dir.path()).await.expect("no error").is_none());
+    assert!(connect(dir.path()).await.expect("no error").is_none());
 }

@@ -32,13 +32,13 @@ impl Findings {
 
 /// Problems of all that is kept, while parts of it come and go.
 #[derive(Default)]
-pub(super) struct Told {
+pub(super) struct ProblemSet {
     /// How many parts tell of each.
     times: HashMap<Arc<Problem>, usize>,
     all: Problems,
 }
 
-impl Told {
+impl ProblemSet {
     pub(super) fn all(&self) -> &Problems {
         &self.all
     }

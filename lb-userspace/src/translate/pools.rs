@@ -46,7 +46,7 @@ fn yes() -> bool {
 /// Who has which addresses of the pools. Worked out anew over all Services when a claim or the pools are others
 /// than before; whatever else changes costs nothing here.
 #[derive(Default)]
-pub(super) struct Office {
+pub(super) struct Allocator {
     written: Option<(ObjectName, Sourced<ConfigMap>)>,
     pools: Vec<Pool>,
     claims: BTreeMap<ObjectName, Dated>,
@@ -69,7 +69,7 @@ pub(super) struct Followed {
     pub is_read: bool,
 }
 
-impl Office {
+impl Allocator {
     /// Follows a change of these Services (`None`: of any), and of ConfigMaps if it is to `look` at them.
     pub(super) fn follow(
         &mut self,

@@ -16,7 +16,7 @@ use super::names;
 use super::nodes::Nodes;
 use super::ours;
 use super::parts::Claim;
-use super::pools::{self, Office};
+use super::pools::{self, Allocator};
 use super::streams::{self, Streams};
 use super::vips::{Address, Addresses};
 use crate::model::l4::{
@@ -92,12 +92,12 @@ pub(super) fn translate<'a>(
     streams: Streams<'a>,
     slices: &Slices,
     nodes: &Nodes<'_>,
-    office: &'a Office,
+    allocator: &'a Allocator,
     options: &Options,
     findings: &mut Findings,
 ) -> (Output, HashMap<Held, Claim>) {
     let own = own_punts(options);
-    let mut claims = Claims { output: Output::default(), owners: BTreeMap::new(), streams, office };
+    let mut claims = Claims { output: Output::default(), owners: BTreeMap::new(), streams, allocator };
     claims.owners.extend(own.keys().map(|vip| (*vip, NODE.to_owned())));
     services.sort_by_key(|(name, sourced)| {
         let ingress = is_ingress(name, &sourced.object, options);
@@ -113,7 +113,7 @@ pub(super) fn translate<'a>(
     for (name, sourced) in services {
         one_service(name, sourced, slices, nodes, options, &mut claims, findings);
     }
-    let Claims { mut output, owners, streams, office: _ } = claims;
+    let Claims { mut output, owners, streams, allocator: _ } = claims;
     streams::serve(streams, slices, nodes, &mut output, findings);
     let claimed = owners.into_keys().filter(|vip| !own.contains_key(vip));
     let health_ports: Vec<_> = output.health_ports.keys().map(|port| Held::HealthPort(*port)).collect();
@@ -127,7 +127,7 @@ pub(super) struct Claims<'a> {
     owners: BTreeMap<Vip, String>,
     pub(super) streams: Streams<'a>,
     /// Who has which addresses of the pools.
-    pub(super) office: &'a Office,
+    pub(super) allocator: &'a Allocator,
 }
 
 impl Claims<'_> {
@@ -175,8 +175,8 @@ fn one_service(
         );
         return;
     }
-    let mut addresses = Addresses::new(name, service, spec, claims.office, options, &mut about);
-    if let Some(grant) = claims.office.of(name) {
+    let mut addresses = Addresses::new(name, service, spec, claims.allocator, options, &mut about);
+    if let Some(grant) = claims.allocator.of(name) {
         pools::refusals(grant, service, &mut about);
         addresses.left_out |= !grant.refusals.is_empty();
     }

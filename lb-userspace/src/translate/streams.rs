@@ -251,7 +251,7 @@ pub(super) fn claim(
     let Some(spec) = &service.spec else { return };
     // What is to be said of its addresses is said where it is translated itself.
     let (id, mut said) = (ObjectId::default(), Findings::default());
-    let mut addresses = Addresses::new(name, service, spec, claims.office, options, &mut said.about(&id));
+    let mut addresses = Addresses::new(name, service, spec, claims.allocator, options, &mut said.about(&id));
     let families = addresses.families(name, spec, slices);
     addresses.keep(&families, &mut said.about(&id));
     let has_node_ports = matches!(spec.type_.as_deref(), Some("NodePort" | "LoadBalancer"));

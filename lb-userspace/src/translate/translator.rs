@@ -10,11 +10,11 @@ use super::certificates;
 use super::classes::{self, Served};
 use super::config::{self, Config};
 use super::endpoints::{self, Slices};
-use super::findings::{Findings, Told};
+use super::findings::{Findings, ProblemSet};
 use super::ingress::{self, Claimed, Together};
 use super::nodes::Nodes;
 use super::parts::{Made, Parts, Update};
-use super::pools::Office;
+use super::pools::Allocator;
 use super::services::{self, Held};
 use super::streams::Streams;
 use super::view::View;
@@ -33,7 +33,7 @@ pub struct Translator {
     objects: Objects,
     classified: HashMap<ObjectName, Class>,
     slices: Slices,
-    office: Office,
+    allocator: Allocator,
     given: Arc<Given>,
     certificates: certificates::Known,
     services: Parts<ObjectName, Held, services::Output>,
@@ -41,7 +41,7 @@ pub struct Translator {
     config: Option<ReadConfig>,
     /// Of slices and nodes.
     asides: HashMap<Key, Vec<Arc<Problem>>>,
-    told: Told,
+    told: ProblemSet,
     snapshot: Snapshot,
 }
 
@@ -171,12 +171,12 @@ impl Translator {
     ) -> BTreeSet<ObjectName> {
         let mut findings = Findings::default();
         let look = begins || !changes.config_maps.is_empty();
-        let followed = self.office.follow(Some(&changes.services), look, objects, options, &mut findings);
+        let followed = self.allocator.follow(Some(&changes.services), look, objects, options, &mut findings);
         if followed.is_read {
             self.tell_aside(Key { kind: Kind::ConfigMap, name: ObjectName::default() }, findings);
         }
         if !followed.touched.is_empty() {
-            self.given = Arc::new(self.office.given());
+            self.given = Arc::new(self.allocator.given());
         }
         followed.touched
     }
@@ -209,7 +209,7 @@ impl Translator {
         let is_there =
             |name: &ObjectName| objects.services.contains_key(name) || *name == ObjectName::default();
         let (touched, gone) = touched.into_iter().partition(is_there);
-        let Self { services: parts, slices, office, .. } = self;
+        let Self { services: parts, slices, allocator, .. } = self;
         let make = |members: &BTreeSet<ObjectName>| {
             let mut findings = Findings::default();
             let services = members.iter().filter_map(|name| objects.services.get_key_value(name)).collect();
@@ -219,7 +219,7 @@ impl Translator {
                 Streams::default()
             };
             let (output, claims) =
-                services::translate(services, streams, slices, &nodes, office, options, &mut findings);
+                services::translate(services, streams, slices, &nodes, allocator, options, &mut findings);
             Made { output, claims, reads: BTreeSet::new(), problems: findings.into_shared() }
         };
         let glue = |_: &ObjectName| if streams.is_empty() { Vec::new() } else { vec![Held::Streams] };
@@ -365,7 +365,7 @@ impl Translator {
 }
 
 /// Tells the problems of parts that are new, and no more those of parts that are gone.
-fn settle<M, C, T>(told: &mut Told, parts: &Parts<M, C, T>, update: &Update<M, C, T>)
+fn settle<M, C, T>(told: &mut ProblemSet, parts: &Parts<M, C, T>, update: &Update<M, C, T>)
 where
     M: Ord + std::hash::Hash + Clone,
     C: std::hash::Hash + Eq + Clone,

@@ -10,7 +10,7 @@ use super::endpoints::Slices;
 use super::findings::About;
 use super::names;
 use super::ours;
-use super::pools::{self, Office};
+use super::pools::{self, Allocator};
 use crate::model::ObjectName;
 use crate::model::l4::{Access, Family, Prefix};
 
@@ -43,7 +43,7 @@ impl Addresses {
         name: &ObjectName,
         service: &Service,
         spec: &ServiceSpec,
-        office: &Office,
+        allocator: &Allocator,
         options: &Options,
         about: &mut About<'_>,
     ) -> Self {
@@ -51,7 +51,7 @@ impl Addresses {
         for (field, text) in addresses.external(spec, options, about) {
             addresses.add(field, text, Access::Open, about);
         }
-        let balanced = addresses.balanced(name, service, spec, office, about);
+        let balanced = addresses.balanced(name, service, spec, allocator, about);
         if balanced.is_empty() {
             return addresses;
         }
@@ -101,14 +101,14 @@ impl Addresses {
         name: &ObjectName,
         service: &Service,
         spec: &ServiceSpec,
-        office: &Office,
+        allocator: &Allocator,
         about: &mut About<'_>,
     ) -> Vec<(String, String)> {
         let mut balanced: Vec<(String, String)> = Vec::new();
         if spec.type_.as_deref() != Some("LoadBalancer") {
             return balanced;
         }
-        match office.of(name) {
+        match allocator.of(name) {
             // With pools nobody may just take what he asks for.
             Some(grant) => {
                 let given = grant.addresses.iter();
@@ -136,7 +136,7 @@ impl Addresses {
         }
         let list = ours::text(&service.metadata, ours::VIPS).unwrap_or_default();
         for addr in list.split(',').map(str::trim).filter(|addr| !addr.is_empty()) {
-            if addr.parse().is_ok_and(|addr| office.gives(addr)) {
+            if addr.parse().is_ok_and(|addr| allocator.gives(addr)) {
                 self.left_out = true;
                 about.warn(
                     "address-of-a-pool",

@@ -90,31 +90,36 @@ pub async fn serve(
     counts: Arc<Counts>,
     stop: oneshot::Receiver<()>,
 ) {
-    let desk = Arc::new(Desk { reviewer, counts, places: Semaphore::new(MAX_QUESTIONS) });
+    let responder = Arc::new(Responder { reviewer, counts, places: Semaphore::new(MAX_QUESTIONS) });
     accept::each("webhook", listener, stop, |stream, _peer, stopping| {
         let acceptor = TlsAcceptor::from(identity.borrow().config());
-        connection(stream, acceptor, Arc::clone(&desk), stopping)
+        connection(stream, acceptor, Arc::clone(&responder), stopping)
     })
     .await;
 }
 
-/// Where questions are answered.
-struct Desk {
+/// Answers questions.
+struct Responder {
     reviewer: Arc<dyn Reviewer>,
     counts: Arc<Counts>,
     places: Semaphore,
 }
 
-async fn connection(stream: TcpStream, acceptor: TlsAcceptor, desk: Arc<Desk>, mut stopping: Stopping) {
+async fn connection(
+    stream: TcpStream,
+    acceptor: TlsAcceptor,
+    responder: Arc<Responder>,
+    mut stopping: Stopping,
+) {
     let stream = match tokio::time::timeout(DEADLINE, acceptor.accept(stream)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return tracing::debug!(%error, "webhook handshake failed"),
         Err(_) => return,
     };
     let service = service_fn(|request: Request<Incoming>| {
-        let desk = Arc::clone(&desk);
+        let responder = Arc::clone(&responder);
         async move {
-            let answered = tokio::time::timeout(DEADLINE, desk.answer(request)).await;
+            let answered = tokio::time::timeout(DEADLINE, responder.answer(request)).await;
             Ok::<_, Infallible>(answered.unwrap_or_else(|_| {
                 text(StatusCode::REQUEST_TIMEOUT, "the question did not come to its end in time")
             }))
@@ -138,7 +143,7 @@ async fn connection(stream: TcpStream, acceptor: TlsAcceptor, desk: Arc<Desk>, m
     }
 }
 
-impl Desk {
+impl Responder {
     async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
         if request.uri().path() != PATH {
             return text(StatusCode::NOT_FOUND, PATH);

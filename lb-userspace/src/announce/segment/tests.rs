@@ -36,7 +36,7 @@ impl Link {
     fn come_with(&mut self, name: &'static str, coming: Coming, offers: &BTreeMap<IpAddr, bool>) {
         let mac = [2, 0, 0, 0, 0, name.as_bytes()[0]];
         let now = (self.now, self.wall());
-        let mut segment = Segment::new(name.to_owned(), mac, beat::key(Some([7; 16])), coming, now);
+        let mut segment = Segment::new(name.to_owned(), mac, heartbeat::key(Some([7; 16])), coming, now);
         segment.wish(offers, BTreeSet::new(), self.now);
         self.agents.insert(name, segment);
     }
@@ -242,7 +242,7 @@ fn a_part_that_is_lost_changes_nothing_until_the_next_heartbeat() {
     for lost in 0..3 {
         link.now += Duration::from_millis(300);
         let mut parts = link.agents.get_mut("a").expect("an agent").tick(link.now);
-        parts.retain(|frame| Beat::of_frame(frame, &beat::key(Some([7; 16]))).is_some());
+        parts.retain(|frame| Heartbeat::of_frame(frame, &heartbeat::key(Some([7; 16]))).is_some());
         assert_eq!(parts.len(), 3);
         parts.remove(lost);
         parts.iter().for_each(|frame| link.send("a", frame));
@@ -268,7 +268,7 @@ fn what_was_recorded_counts_for_nothing() {
 
     assert_eq!(link.answerers(), before);
     let mut gone = link.agents.remove("b").expect("an agent");
-    let recorded = gone.beat(link.now);
+    let recorded = gone.heartbeat(link.now);
     let farewell = gone.leave(link.now);
     link.send("b", &farewell);
     recorded.iter().for_each(|frame| link.send("b", frame));
@@ -290,8 +290,9 @@ fn whoever_comes_all_is_told_again_once_a_second_at_most() {
 
     for n in 0..100 {
         link.now += Duration::from_millis(10);
-        let stranger = Beat { name: format!("stranger-{n}"), number: 1, parts: 1, ..Beat::default() };
-        link.send("stranger", &stranger.to_frame([2; 6], &beat::key(Some([7; 16]))));
+        let stranger =
+            Heartbeat { name: format!("stranger-{n}"), number: 1, parts: 1, ..Heartbeat::default() };
+        link.send("stranger", &stranger.to_frame([2; 6], &heartbeat::key(Some([7; 16]))));
         let frames = link.agents.get_mut("a").expect("an agent").tick(link.now);
         frames.iter().for_each(|frame| link.send("a", frame));
     }
@@ -311,7 +312,7 @@ fn a_successor_that_knows_of_nothing_yet_says_nothing() {
     let mut successor = Segment::new(
         "a".to_owned(),
         [2, 0, 0, 0, 0, b'a'],
-        beat::key(Some([7; 16])),
+        heartbeat::key(Some([7; 16])),
         Coming::Succeeding,
         (link.now, link.wall()),
     );

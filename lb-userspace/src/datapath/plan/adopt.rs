@@ -14,7 +14,7 @@ use lb_common::{
     maps,
 };
 
-use super::former::{self, Guise, Standing};
+use super::former::{self, Rewrite, Standing};
 use super::ids::Ids;
 use super::tables::Table;
 use super::{BackendKey, Book, Line, Lookup};
@@ -132,7 +132,8 @@ impl Book {
             let named = records.into_iter().map(|((place, pool), record)| ((place, pool.map(name)), record));
             self.records = named.collect();
             let backends = std::mem::take(&mut self.backends);
-            let named = backends.into_iter().map(|((id, addr, guise), line)| ((name(id), addr, guise), line));
+            let named =
+                backends.into_iter().map(|((id, addr, rewrite), line)| ((name(id), addr, rewrite), line));
             self.backends = named.collect();
         }
     }
@@ -221,14 +222,14 @@ impl Book {
         self.lingering.regions = lingering;
     }
 
-    /// Backends that are wanted in another guise are former selves; pools whose table is the one that
+    /// Backends that are wanted with another rewrite are former selves; pools whose table is the one that
     /// would be made now need no new one.
     fn recognise(&mut self, want: &Want, now: u32) {
         let mut want = want.clone();
         self.keep_lost(&mut want);
         let keys = want.pools.iter().flat_map(|(id, pool)| {
             let key = |(addr, backend): (&SocketAddr, &want::Backend)| {
-                (id.clone(), *addr, Guise::new(backend.mode, backend.way.source))
+                (id.clone(), *addr, Rewrite::new(backend.mode, backend.way.source))
             };
             pool.backends.iter().map(key)
         });
@@ -346,7 +347,7 @@ fn unwanted(tag: u16, place: Place) -> PoolId {
 /// Key of a backend.
 fn key(line: &Backend, pool: PoolId) -> BackendKey {
     let addr = SocketAddr::new(line.inner.into(), line.wire_port.swap_bytes());
-    (pool, addr, Guise::new(former::mode(line.mode), line.source.into()))
+    (pool, addr, Rewrite::new(former::mode(line.mode), line.source.into()))
 }
 
 fn vip(Place { addr, port, protocol }: Place) -> Vip {

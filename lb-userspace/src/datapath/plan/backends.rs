@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use lb_common::{Addr, BackendId, Mode, TCP, UDP, tunnel, wire_port};
 
-use super::former::{Guise, Standing};
+use super::former::{Rewrite, Standing};
 use super::{Book, Line, Op, Plan, Retired};
 use crate::datapath::want::{Backend, Want, Way, problem};
 use crate::model::l4::{ForwardingMode, PoolId, Protocol};
@@ -36,7 +36,7 @@ impl Book {
         for (pool_id, pool) in &want.pools {
             let Some(tag) = self.tags.get(pool_id).copied() else { continue };
             for (addr, backend) in &pool.backends {
-                let key = (pool_id.clone(), *addr, Guise::new(backend.mode, backend.way.source));
+                let key = (pool_id.clone(), *addr, Rewrite::new(backend.mode, backend.way.source));
                 let id = match self.backends.get(&key) {
                     Some(line) => Some(line.id),
                     None => self.backend_ids.take().map(BackendId),
@@ -77,7 +77,7 @@ impl Book {
     ) -> Plan {
         let mut plan = Plan::default();
         for (pool, addr, backend) in moved {
-            let key = (pool.clone(), addr, Guise::new(backend.mode, backend.way.source));
+            let key = (pool.clone(), addr, Rewrite::new(backend.mode, backend.way.source));
             let (Some(tag), Some(line)) = (self.tags.get(pool), self.backends.get(&key)) else { continue };
             let (id, words) = (line.id, self.line(line.id, pool, addr, backend, *tag));
             if line.words != words {

@@ -14,10 +14,10 @@ use crate::datapath::memory::Tables;
 use crate::datapath::want::{self, Want, Way};
 use crate::model::l4::{ForwardingMode, PoolId};
 
-/// What the flows of a backend look like to its server. Modes of one guise can take each other's
-/// place under a flow.
+/// How the addresses of a backend's flows are rewritten, as its server sees it. Modes with one rewrite can
+/// take each other's place under a flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Guise {
+pub(super) enum Rewrite {
     /// `l2`, `ipip`: from the client to the VIP.
     Untouched,
     /// `tunnel`: translated by the balancer on the backend's node.
@@ -28,7 +28,7 @@ pub(super) enum Guise {
     From(IpAddr),
 }
 
-impl Guise {
+impl Rewrite {
     pub(super) fn new(mode: ForwardingMode, source: IpAddr) -> Self {
         match mode {
             ForwardingMode::L2 | ForwardingMode::Ipip => Self::Untouched,
@@ -49,7 +49,7 @@ impl Guise {
 pub(super) enum Standing {
     /// It is.
     Wanted,
-    /// Its address is wanted, in another guise.
+    /// Its address is wanted, with another rewrite.
     Former {
         /// When something named it last.
         named: u32,
@@ -81,9 +81,10 @@ impl Book {
         for (id, pool) in &mut want.pools {
             let known = pool.lost.iter().filter_map(|(addr, lost)| {
                 let lines =
-                    self.guises(id, *addr).filter_map(|(_, line)| Some((line.standing, line.backend()?)));
-                let guise = |mode, line: &Backend| Guise::new(mode, line.source.into());
-                let same = lines.filter(|(_, line)| guise(lost.mode, line) == guise(mode(line.mode), line));
+                    self.rewrites(id, *addr).filter_map(|(_, line)| Some((line.standing, line.backend()?)));
+                let rewrite = |mode, line: &Backend| Rewrite::new(mode, line.source.into());
+                let same =
+                    lines.filter(|(_, line)| rewrite(lost.mode, line) == rewrite(mode(line.mode), line));
                 // One that is wanted before one that was.
                 let (_, line) = same.max_by_key(|(standing, _)| *standing == Standing::Wanted)?;
                 Some((*addr, lost.clone().as_before(line.source.into(), line.mtu)))
@@ -99,22 +100,22 @@ impl Book {
         }
     }
 
-    /// A backend's lines, one for each guise that it has or had.
-    fn guises(&self, pool: &PoolId, addr: SocketAddr) -> impl Iterator<Item = (&BackendKey, &Line)> {
-        let first = (pool.clone(), addr, Guise::Untouched);
+    /// A backend's lines, one for each rewrite that it has or had.
+    fn rewrites(&self, pool: &PoolId, addr: SocketAddr) -> impl Iterator<Item = (&BackendKey, &Line)> {
+        let first = (pool.clone(), addr, Rewrite::Untouched);
         self.backends.range(first..).take_while(move |((of, at, _), _)| of == pool && *at == addr)
     }
 
     /// Id of a backend as it is wanted.
     pub fn backend_id(&self, pool: &PoolId, addr: SocketAddr) -> Option<BackendId> {
-        let mut wanted = self.guises(pool, addr).filter(|(_, line)| line.standing == Standing::Wanted);
+        let mut wanted = self.rewrites(pool, addr).filter(|(_, line)| line.standing == Standing::Wanted);
         wanted.next().map(|(_, line)| line.id)
     }
 
     /// Former selves of a pool's backends, with the mode that their flows go on in.
     pub fn former(&self, pool: &PoolId) -> impl Iterator<Item = (SocketAddr, ForwardingMode, BackendId)> {
         let none = SocketAddr::from(([0, 0, 0, 0], 0));
-        let of_pool = self.backends.range((pool.clone(), none, Guise::Untouched)..);
+        let of_pool = self.backends.range((pool.clone(), none, Rewrite::Untouched)..);
         let of_pool = of_pool.take_while(move |((of, _, _), _)| of == pool);
         let former = of_pool.filter(|(_, line)| line.standing != Standing::Wanted);
         former.filter_map(|((_, addr, _), line)| Some((*addr, mode(line.backend()?.mode), line.id)))
@@ -129,13 +130,13 @@ impl Book {
     /// Our addresses that answers to former selves come to.
     pub(super) fn former_sources(&self) -> impl Iterator<Item = IpAddr> {
         let former = self.backends.iter().filter(|(_, line)| line.standing != Standing::Wanted);
-        former.filter_map(|((_, _, guise), _)| match guise {
-            Guise::From(source) => Some(*source),
-            Guise::Untouched | Guise::Tunnelled | Guise::Delivered => None,
+        former.filter_map(|((_, _, rewrite), _)| match rewrite {
+            Rewrite::From(source) => Some(*source),
+            Rewrite::Untouched | Rewrite::Tunnelled | Rewrite::Delivered => None,
         })
     }
 
-    /// Lets lines drain whose backend is wanted in another guise. `wanted` are those of the others.
+    /// Lets lines drain whose backend is wanted with another rewrite. `wanted` are those of the others.
     pub(super) fn plan_former(
         &mut self,
         want: &Want,
@@ -178,7 +179,7 @@ impl Book {
             tables.flow_words().map(Entry).filter(|entry| !entry.is_none() && entry.age(now) <= grace);
         let remembered: HashSet<BackendId> = fresh.map(Entry::backend).collect();
         let mut any = false;
-        for ((pool, _, guise), line) in &mut self.backends {
+        for ((pool, _, rewrite), line) in &mut self.backends {
             let Standing::Former { named } = &mut line.standing else { continue };
             let in_table = self.tables.get(pool).is_some_and(|table| table.names(line.id));
             if in_table || remembered.contains(&line.id) {
@@ -186,7 +187,7 @@ impl Book {
                 continue;
             }
             let is_over = match observed.translated {
-                _ if !guise.is_translated() => true,
+                _ if !rewrite.is_translated() => true,
                 // A look that began before it was named last may have missed a flow.
                 Some((then, ids)) => (then.wrapping_sub(*named) as i32) > 0 && !ids.contains(&line.id),
                 None => false,

@@ -10,7 +10,7 @@ use lb_common::steer::{Choice, How, Kind};
 use lb_common::{Flow, HashKey, Mac, TCP, Tags, UDP, maps, wire_port};
 use proptest::prelude::*;
 
-use super::former::{self, Guise};
+use super::former::{self, Rewrite};
 use crate::datapath::memory::Tables;
 use crate::datapath::regions::Regions;
 use crate::datapath::rehearsal::Rehearsal;
@@ -80,7 +80,7 @@ struct Client {
     flow: Flow,
     backend: SocketAddr,
     /// What its packets look like to it.
-    guise: Guise,
+    rewrite: Rewrite,
     last: u32,
     /// Never silent for the grace time; the others speak when they like.
     busy: bool,
@@ -254,11 +254,11 @@ impl History {
         usize::from(pick).checked_rem(self.clients.len())
     }
 
-    fn guise(&self, choice: Choice) -> Result<Guise, TestCaseError> {
+    fn rewrite(&self, choice: Choice) -> Result<Rewrite, TestCaseError> {
         let line = backend::line(choice.backend);
         let lines = &self.balancer.tables().backends;
         match lb_common::Backend::from_words(&[lines.line(line), lines.line(line + 1)]) {
-            Some(line) => Ok(Guise::new(former::mode(line.mode), line.source.into())),
+            Some(line) => Ok(Rewrite::new(former::mode(line.mode), line.source.into())),
             None => Err(TestCaseError::fail("no backend lives there")),
         }
     }
@@ -304,11 +304,11 @@ impl History {
                 "{choice:?}: {backend} drains"
             ),
         }
-        let guise = self.guise(choice)?;
+        let rewrite = self.rewrite(choice)?;
         self.clients.push(Client {
             flow,
             backend,
-            guise,
+            rewrite,
             last: self.now,
             busy: !self.begun.is_multiple_of(3),
         });
@@ -316,14 +316,14 @@ impl History {
     }
 
     fn talk(&mut self, index: usize) -> Result<(), TestCaseError> {
-        let Some(Client { flow, backend, guise, last, busy: _ }) = self.clients.get(index).cloned() else {
+        let Some(Client { flow, backend, rewrite, last, busy: _ }) = self.clients.get(index).cloned() else {
             return Ok(());
         };
         let kind = if self.protocol == Protocol::Tcp { Kind::Segment } else { Kind::Datagram };
         let sent = self.send(&flow, kind)?;
         let now =
-            sent.map(|(choice, addr)| Ok::<_, TestCaseError>((addr, self.guise(choice)?))).transpose()?;
-        if now == Some((backend, guise)) {
+            sent.map(|(choice, addr)| Ok::<_, TestCaseError>((addr, self.rewrite(choice)?))).transpose()?;
+        if now == Some((backend, rewrite)) {
             if let Some(client) = self.clients.get_mut(index) {
                 client.last = self.now;
             }

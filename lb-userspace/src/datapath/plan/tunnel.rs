@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use lb_common::{BackendId, maps};
 
-use super::former::{Guise, Standing};
+use super::former::{Rewrite, Standing};
 use super::{Book, Op, Plan, Retired};
 use crate::datapath::want::Want;
 
@@ -39,8 +39,8 @@ impl Book {
     /// Backends that a tunnelled packet may name: those here, and those that it may be sent on to.
     fn names(&self) -> BTreeMap<u64, BackendId> {
         let named = |wanted: bool| {
-            let lines = self.backends.iter().filter(move |((_, _, guise), line)| {
-                matches!(guise, Guise::Delivered | Guise::Tunnelled)
+            let lines = self.backends.iter().filter(move |((_, _, rewrite), line)| {
+                matches!(rewrite, Rewrite::Delivered | Rewrite::Tunnelled)
                     && (line.standing == Standing::Wanted) == wanted
             });
             lines.filter_map(|((pool, _, _), line)| {

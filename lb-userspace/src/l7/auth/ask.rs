@@ -39,7 +39,7 @@ const IDLE: Duration = Duration::from_secs(600);
 const LOOKUPS: usize = 2;
 
 /// What is needed to ask, and kept between questions.
-pub(super) struct Asker {
+pub(super) struct AuthClient {
     outside: Outside,
     idle: Pool,
     /// Idle connections to each service, by its URL as written: as many as it is to keep.
@@ -50,7 +50,7 @@ pub(super) struct Asker {
 
 /// What the service answered, as far as anybody wants to know.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Told {
+pub(super) struct AuthResponse {
     pub(super) status: u16,
     /// Lines for the upstream, whole.
     pub(super) onward: Vec<u8>,
@@ -77,7 +77,7 @@ pub(super) enum Unanswered {
     Late,
 }
 
-impl Asker {
+impl AuthClient {
     pub(super) fn new() -> Self {
         let outside = Outside::new(LOOKUPS);
         Self { outside, idle: Pool::default(), kept: RefCell::default(), patience: READ }
@@ -98,7 +98,7 @@ impl Asker {
         host: &str,
         head: &[u8],
         spread: u64,
-    ) -> Result<Told, Unanswered> {
+    ) -> Result<AuthResponse, Unanswered> {
         let (name, port) = split_port(host).ok_or(Unanswered::Host)?;
         let port = port.unwrap_or(if external.tls { 443 } else { 80 });
         let begun = tokio::time::Instant::now();
@@ -121,7 +121,7 @@ impl Asker {
         external: &External,
         head: &[u8],
         mut left: Duration,
-    ) -> Result<Told, Unanswered> {
+    ) -> Result<AuthResponse, Unanswered> {
         let client = if external.tls { balance::hash(name.as_bytes()) | 1 } else { 0 };
         let mut last = Unanswered::NotFound(io::ErrorKind::NotFound.into());
         for (addr, still) in addrs.iter().zip((1..=TRIES.min(addrs.len())).rev()) {
@@ -156,7 +156,7 @@ impl Asker {
         opened: Instant,
         external: &External,
         head: &[u8],
-    ) -> Result<Told, Unanswered> {
+    ) -> Result<AuthResponse, Unanswered> {
         let answered = tokio::time::timeout(self.patience, exchange(&mut link, external, head)).await;
         let (told, keeps) = answered.map_err(|_| Unanswered::Late)?.map_err(Unanswered::Read)?;
         let limits: &Keepalive = &external.keepalive;
@@ -169,7 +169,7 @@ impl Asker {
 }
 
 /// The answer, and whether the connection can be used again.
-async fn exchange(link: &mut Link, external: &External, head: &[u8]) -> io::Result<(Told, bool)> {
+async fn exchange(link: &mut Link, external: &External, head: &[u8]) -> io::Result<(AuthResponse, bool)> {
     let carrier = Carrier::Socket(link.socket());
     let mut sent = 0;
     poll_fn(|cx| {
@@ -228,7 +228,7 @@ async fn read_over(body: &mut Body, buf: &mut Buf, carrier: &Carrier<'_>) -> boo
 enum Read {
     More,
     Informational(usize),
-    Answer { len: usize, told: Told, body: Body, persists: bool },
+    Answer { len: usize, told: AuthResponse, body: Body, persists: bool },
 }
 
 /// Apart, so that no future holds the lines.
@@ -254,8 +254,8 @@ fn read(bytes: &[u8], external: &External) -> io::Result<Read> {
     Ok(Read::Answer { len: response.len, told: told(&response, external), body, persists })
 }
 
-fn told(response: &Response<'_, '_>, external: &External) -> Told {
-    let mut told = Told {
+fn told(response: &Response<'_, '_>, external: &External) -> AuthResponse {
+    let mut told = AuthResponse {
         status: response.status,
         onward: Vec::new(),
         cookies: Vec::new(),
@@ -347,47 +347,47 @@ mod tests {
         addr
     }
 
-    async fn ask(asker: &Asker, addrs: &[SocketAddr], external: &External) -> Result<u16, Unanswered> {
+    async fn ask(client: &AuthClient, addrs: &[SocketAddr], external: &External) -> Result<u16, Unanswered> {
         const HEAD: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
-        let told = asker.ask_one_of(addrs, "localhost", external, HEAD, Duration::from_millis(300)).await;
+        let told = client.ask_one_of(addrs, "localhost", external, HEAD, Duration::from_millis(300)).await;
         told.map(|told| told.status)
     }
 
     #[tokio::test(flavor = "current_thread")]
     async fn each_service_has_its_own_number_of_kept_connections() {
-        let asker = Asker::new();
+        let client = AuthClient::new();
         for url in ["http://a/", "http://b/"] {
             let addr = service(YES).await;
-            assert_eq!(ask(&asker, &[addr], &external(url, false)).await.expect("an answer"), 200);
+            assert_eq!(ask(&client, &[addr], &external(url, false)).await.expect("an answer"), 200);
         }
-        asker.sweep();
+        client.sweep();
 
-        assert_eq!((asker.idle.len(), asker.kept.borrow().len()), (2, 2));
+        assert_eq!((client.idle.len(), client.kept.borrow().len()), (2, 2));
     }
 
     #[tokio::test(flavor = "current_thread")]
     async fn a_body_that_stalls_or_breaks_takes_nothing_from_the_answer() {
-        let asker = Asker::new();
+        let client = AuthClient::new();
         for answer in [
             "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nok",
             "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
         ] {
             let addr = service(answer).await;
             let began = Instant::now();
-            let status = ask(&asker, &[addr], &external("http://a/", false)).await;
+            let status = ask(&client, &[addr], &external("http://a/", false)).await;
             assert!(began.elapsed() < READ / 2, "soon");
-            assert_eq!((status.expect("an answer"), asker.idle.len()), (200, 0), "{answer}");
+            assert_eq!((status.expect("an answer"), client.idle.len()), (200, 0), "{answer}");
         }
     }
 
     #[tokio::test(flavor = "current_thread")]
     async fn a_service_that_says_nothing_more_is_waited_for_no_longer_than_that() {
         let patience = Duration::from_millis(50);
-        let asker = Asker { patience, ..Asker::new() };
+        let client = AuthClient { patience, ..AuthClient::new() };
         for answer in ["", "HTTP/1.1 200 OK\r\nX-Hal", "HTTP/1.1 100 Continue\r\n\r\n"] {
             let addr = service(answer).await;
 
-            let asked = ask(&asker, &[addr], &external("http://a/", false)).await;
+            let asked = ask(&client, &[addr], &external("http://a/", false)).await;
 
             assert!(matches!(asked, Err(Unanswered::Late)), "{answer}: {asked:?}");
         }
@@ -401,7 +401,7 @@ mod tests {
         drop(gone);
 
         // Its handshake gets no answer.
-        let failed = ask(&Asker::new(), &addrs, &external("https://a/", true)).await;
+        let failed = ask(&AuthClient::new(), &addrs, &external("https://a/", true)).await;
 
         assert!(matches!(failed, Err(Unanswered::Connect(_))), "the second one was asked: {failed:?}");
     }

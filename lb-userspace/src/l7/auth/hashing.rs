@@ -71,7 +71,7 @@ mod tests {
         assert_eq!(hashing.check(&Password::Plain(b"a".to_vec()), b"a").await, Ok(true));
         drop(hashing);
         for thread in threads {
-            thread.join().expect("ends with its last asker");
+            thread.join().expect("ends with its last client");
         }
 
         let (sender, _unread) = sync_channel(WAITING);

@@ -5,9 +5,9 @@
 //! Its outcome is final: what words errors comes behind it, and changes no refusal into anything else.
 
 mod ask;
+mod cache;
 mod des;
 mod hashing;
-mod memory;
 mod password;
 mod question;
 
@@ -18,20 +18,20 @@ use std::time::{Duration, Instant};
 use super::credentials::Credentials;
 use super::filters::{Answer, Asked};
 use super::metrics::Denied;
-use super::policy::{self, Dress, Entry};
+use super::policy::{self, Entry, HeaderEdits};
 use super::snapshot::Snapshot;
 use super::worker::Worker;
 use crate::model::l7::Policies;
 use crate::model::l7::policy::{Basic, External, RememberRule, Satisfy};
 
-use ask::{Asker, Told, Unanswered};
-use memory::{Marks, Memory};
+use ask::{AuthClient, AuthResponse, Unanswered};
+use cache::{Cache, CacheKeys};
 use question::Question;
 
 pub(super) use hashing::{Hashing, start};
 pub(super) use question::Subject;
 
-/// Passwords that a worker knows to be right, and for how long: a changed one counts at once, as the mark
+/// Passwords that a worker knows to be right, and for how long: a changed one counts at once, as the key
 /// of a password is of what it was compared with, too.
 const RIGHT_PASSWORDS: usize = 1024;
 const RIGHT_FOR: Duration = Duration::from_secs(60);
@@ -41,28 +41,28 @@ const ANSWER_BYTES: usize = 8 * 1024;
 const ANSWER_FOR: Duration = Duration::from_secs(24 * 3600);
 
 /// What one worker needs and remembers to let clients in.
-pub(super) struct Doorman {
+pub(super) struct Authenticator {
     hashing: Hashing,
-    marks: Marks,
-    right: Memory<()>,
-    asker: Asker,
-    answers: Memory<Rc<Told>>,
+    keys: CacheKeys,
+    right: Cache<()>,
+    client: AuthClient,
+    answers: Cache<Rc<AuthResponse>>,
 }
 
-impl Doorman {
+impl Authenticator {
     pub(super) fn new(hashing: Hashing) -> Self {
         Self {
             hashing,
-            marks: Marks::new(),
-            right: Memory::new(RIGHT_PASSWORDS),
-            asker: Asker::new(),
-            answers: Memory::new(ANSWERS),
+            keys: CacheKeys::new(),
+            right: Cache::new(RIGHT_PASSWORDS),
+            client: AuthClient::new(),
+            answers: Cache::new(ANSWERS),
         }
     }
 
     /// Closes what nobody has used for long.
     pub(super) fn sweep(&self) {
-        self.asker.sweep();
+        self.client.sweep();
     }
 }
 
@@ -120,7 +120,7 @@ impl Checks {
         asked: &Asked<'_>,
         subject: Subject<'_, '_, '_>,
         snapshot: &Rc<Snapshot>,
-        doorman: &Doorman,
+        authenticator: &Authenticator,
     ) -> Option<Box<Self>> {
         let policies = policies?;
         let auth = policies.auth.as_ref()?;
@@ -130,7 +130,7 @@ impl Checks {
         }
         let authorization = auth.basic.as_ref().and_then(|_| asked.headers.first("authorization"));
         let question =
-            auth.external.as_ref().map(|external| Question::new(external, subject, &doorman.marks));
+            auth.external.as_ref().map(|external| Question::new(external, subject, &authenticator.keys));
         Some(Box::new(Self {
             policies: Arc::clone(policies),
             snapshot: Rc::clone(snapshot),
@@ -151,21 +151,21 @@ impl Checks {
         tell(lines, self.head_end, head);
     }
 
-    /// Makes them. What a client is told beside the answer is put on `dress`.
-    pub(super) async fn make(&self, worker: &Worker, dress: &mut Dress) -> Outcome {
-        match self.all(worker, dress).await {
+    /// Makes them. What a client is told beside the answer is put into `edits`.
+    pub(super) async fn make(&self, worker: &Worker, edits: &mut HeaderEdits) -> Outcome {
+        match self.all(worker, edits).await {
             Ok(onward) => Outcome::Passed(onward),
             Err(Failed { answer, denied, challenges }) => {
                 worker.counters.borrow_mut().denied(denied);
                 if !challenges.is_empty() {
-                    dress.challenge(&challenges);
+                    edits.challenge(&challenges);
                 }
                 Outcome::Refused(answer)
             }
         }
     }
 
-    async fn all(&self, worker: &Worker, dress: &mut Dress) -> Result<Vec<u8>, Failed> {
+    async fn all(&self, worker: &Worker, edits: &mut HeaderEdits) -> Result<Vec<u8>, Failed> {
         let Some(auth) = self.policies.auth.as_ref() else { return Ok(Vec::new()) };
         let one_is_enough = auth.satisfy == Satisfy::Any;
         // Where all have to be passed, an address that may not enter does not get here.
@@ -178,7 +178,7 @@ impl Checks {
             }
         }
         if let (Some(external), Some(question)) = (&auth.external, &self.question) {
-            match self.external(external, question, worker, dress).await {
+            match self.external(external, question, worker, edits).await {
                 Ok(onward) => return Ok(onward),
                 Err(this) => failed = Some(one_of(failed, this, one_is_enough)?),
             }
@@ -206,14 +206,14 @@ impl Checks {
         if !password::is_costly(kept, given) {
             return Ok(password::is(kept, given));
         }
-        let Doorman { hashing, marks, right, .. } = &worker.doorman;
-        let mark = marks.of(&[user, given, kept.text().as_bytes()]);
-        if right.get(&mark, Instant::now()).is_some() {
+        let Authenticator { hashing, keys, right, .. } = &worker.authenticator;
+        let key = keys.of(&[user, given, kept.text().as_bytes()]);
+        if right.get(&key, Instant::now()).is_some() {
             return Ok(true);
         }
         let is_right = hashing.check(kept, given).await?;
         if is_right {
-            right.put(mark, (), Instant::now() + RIGHT_FOR);
+            right.put(key, (), Instant::now() + RIGHT_FOR);
         }
         Ok(is_right)
     }
@@ -224,7 +224,7 @@ impl Checks {
         external: &External,
         question: &Question,
         worker: &Worker,
-        dress: &mut Dress,
+        edits: &mut HeaderEdits,
     ) -> Result<Vec<u8>, Failed> {
         let told = match self.ask(external, question, worker).await {
             Ok(told) => told,
@@ -234,7 +234,7 @@ impl Checks {
             }
         };
         if !told.cookies.is_empty() {
-            dress.add_cookies(&told.cookies, external.always_set_cookie);
+            edits.add_cookies(&told.cookies, external.always_set_cookie);
         }
         match (told.status, &question.sign_in) {
             (200..=299, _) => Ok(told.onward.clone()),
@@ -256,17 +256,17 @@ impl Checks {
         external: &External,
         question: &Question,
         worker: &Worker,
-    ) -> Result<Rc<Told>, Unanswered> {
-        let Doorman { asker, answers, .. } = &worker.doorman;
-        let remembered = question.mark.as_ref().and_then(|mark| answers.get(mark, Instant::now()));
+    ) -> Result<Rc<AuthResponse>, Unanswered> {
+        let Authenticator { client, answers, .. } = &worker.authenticator;
+        let remembered = question.key.as_ref().and_then(|key| answers.get(key, Instant::now()));
         if let Some(told) = remembered {
             return Ok(told);
         }
         let host = question.host.as_deref().ok_or(Unanswered::Host)?;
         let spread = worker.random.word();
-        let told = Rc::new(asker.ask(&self.snapshot, external, host, &question.head, spread).await?);
-        if let (Some(mark), Some(time)) = (question.mark, holds_for(external, &told)) {
-            answers.put(mark, Rc::clone(&told), Instant::now() + time);
+        let told = Rc::new(client.ask(&self.snapshot, external, host, &question.head, spread).await?);
+        if let (Some(key), Some(time)) = (question.key, holds_for(external, &told)) {
+            answers.put(key, Rc::clone(&told), Instant::now() + time);
         }
         Ok(told)
     }
@@ -295,7 +295,7 @@ fn one_of(before: Option<Failed>, this: Failed, one_is_enough: bool) -> Result<F
 
 /// How long an answer may stand for others; a cookie is for one client, and what the service says of its
 /// answer counts more than what is configured.
-fn holds_for(external: &External, told: &Told) -> Option<Duration> {
+fn holds_for(external: &External, told: &AuthResponse) -> Option<Duration> {
     let remember = external.remember.as_ref()?;
     let size = told.onward.len() + told.challenges.len();
     if !told.cookies.is_empty() || size > ANSWER_BYTES {

@@ -7,7 +7,7 @@ use super::super::outside::is_host;
 use super::super::path;
 use super::super::route::Route;
 use super::super::variable::{self, Known};
-use super::memory::{Mark, Marks};
+use super::cache::{CacheKey, CacheKeys};
 use crate::model::expression::Expression;
 use crate::model::l7::policy::External;
 
@@ -29,11 +29,11 @@ pub(super) struct Question {
     /// Where a client is sent that is not known.
     pub(super) sign_in: Option<Vec<u8>>,
     /// What the answer is remembered under.
-    pub(super) mark: Option<Mark>,
+    pub(super) key: Option<CacheKey>,
 }
 
 impl Question {
-    pub(super) fn new(external: &External, subject: Subject<'_, '_, '_>, marks: &Marks) -> Self {
+    pub(super) fn new(external: &External, subject: Subject<'_, '_, '_>, keys: &CacheKeys) -> Self {
         let Subject { known, route, .. } = subject;
         let fill_in = |text: &Expression| {
             let mut filled = Vec::new();
@@ -44,12 +44,12 @@ impl Question {
         let mut target = Vec::new();
         // What a client puts into a variable must not end the line it stands in.
         path::escape_literal(&fill_in(&external.target), &mut target);
-        let mark = external.remember.as_ref().map(|remember| {
+        let key = external.remember.as_ref().map(|remember| {
             let place = route.describe();
             // Asked or read in another way, it is another question.
             let External { method, set_headers, response_headers, .. } = external;
             let way = format!("{method:?} {set_headers:?} {response_headers:?}");
-            marks.of(&[
+            keys.of(&[
                 route.labels.host.as_bytes(),
                 place.as_bytes(),
                 external.url.as_bytes(),
@@ -61,7 +61,7 @@ impl Question {
             head: head(external, subject, host.as_deref().unwrap_or_default(), &target, fill_in),
             host,
             sign_in: external.sign_in.as_ref().map(fill_in),
-            mark,
+            key,
         }
     }
 }

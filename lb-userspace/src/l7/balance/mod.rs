@@ -11,9 +11,9 @@ mod latency;
 mod properties;
 mod random;
 mod ring;
+mod schedule;
 #[cfg(test)]
 mod simulation;
-mod turns;
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 
 use crate::model::upstream::{Balance, Care};
 
-use turns::Turns;
+use schedule::Schedule;
 
 pub(super) use endpoint::{Endpoint, Picked};
 pub(super) use random::Random;
@@ -38,11 +38,11 @@ const DRAWS: usize = 4;
 #[derive(Debug)]
 pub(super) enum Rule {
     /// One after the other.
-    RoundRobin(Turns),
+    RoundRobin(Schedule),
     /// The faster of two, by time and by what they have to do.
-    PeakEwma(Turns),
+    PeakEwma(Schedule),
     /// The less busy of two.
-    LeastRequests(Turns),
+    LeastRequests(Schedule),
     /// By a hash of the request.
     Hash(Ring),
     /// Any of a few, by a hash of the request.
@@ -52,12 +52,12 @@ pub(super) enum Rule {
 impl Rule {
     /// That of a model; an endpoint without a weight has 1.
     pub(super) fn new(balance: &Balance, endpoints: &[SocketAddr], weights: &[u32]) -> Self {
-        let turns = || Turns::new(endpoints.len(), weights);
+        let schedule = || Schedule::new(endpoints.len(), weights);
         let ring = || Ring::new(endpoints, weights);
         match balance {
-            Balance::RoundRobin => Self::RoundRobin(turns()),
-            Balance::PeakEwma => Self::PeakEwma(turns()),
-            Balance::LeastRequests => Self::LeastRequests(turns()),
+            Balance::RoundRobin => Self::RoundRobin(schedule()),
+            Balance::PeakEwma => Self::PeakEwma(schedule()),
+            Balance::LeastRequests => Self::LeastRequests(schedule()),
             Balance::Hash(_) => Self::Hash(ring()),
             Balance::Subset { size, .. } => Self::Subset(ring(), (*size).clamp(1, SUBSET_MAX)),
         }
@@ -66,7 +66,9 @@ impl Rule {
     /// Turns of a round; 0 where nobody takes turns.
     pub(super) fn round(&self) -> usize {
         match self {
-            Self::RoundRobin(turns) | Self::PeakEwma(turns) | Self::LeastRequests(turns) => turns.len(),
+            Self::RoundRobin(schedule) | Self::PeakEwma(schedule) | Self::LeastRequests(schedule) => {
+                schedule.len()
+            }
             Self::Hash(_) | Self::Subset(..) => 0,
         }
     }
@@ -223,10 +225,13 @@ impl Endpoints {
         is_open: impl Fn(usize) -> bool,
     ) -> Option<usize> {
         match rule {
-            Rule::RoundRobin(turns) => self.in_turn(turns, random, now, is_open),
-            Rule::PeakEwma(turns) => self
-                .of_two(turns, random, now, is_open, |endpoint, load| endpoint.latency(now) * (load + 1.0)),
-            Rule::LeastRequests(turns) => self.of_two(turns, random, now, is_open, |_, load| load + 1.0),
+            Rule::RoundRobin(schedule) => self.in_turn(schedule, random, now, is_open),
+            Rule::PeakEwma(schedule) => self.of_two(schedule, random, now, is_open, |endpoint, load| {
+                endpoint.latency(now) * (load + 1.0)
+            }),
+            Rule::LeastRequests(schedule) => {
+                self.of_two(schedule, random, now, is_open, |_, load| load + 1.0)
+            }
             Rule::Hash(ring) => ring.from(key).find(|&i| is_open(i)),
             Rule::Subset(ring, size) => {
                 let mut drawn = [0; SUBSET_MAX];
@@ -248,14 +253,14 @@ impl Endpoints {
 
     fn in_turn(
         &self,
-        turns: &Turns,
+        schedule: &Schedule,
         random: &Random,
         now: Instant,
         is_open: impl Fn(usize) -> bool,
     ) -> Option<usize> {
-        let n = turns.len();
+        let n = schedule.len();
         let start = self.next.get().checked_rem(n)?;
-        let in_turn = (start..n).chain(0..start).filter_map(|turn| Some((turn, turns.of(turn)?)));
+        let in_turn = (start..n).chain(0..start).filter_map(|turn| Some((turn, schedule.of(turn)?)));
         let takes_part = |&(_, i): &(usize, usize)| {
             is_open(i) && self.share(i, now).is_none_or(|share| random.unit() < share)
         };
@@ -269,26 +274,26 @@ impl Endpoints {
     /// for its weight. The first one drawn, where they cost the same.
     fn of_two(
         &self,
-        turns: &Turns,
+        schedule: &Schedule,
         random: &Random,
         now: Instant,
         is_open: impl Fn(usize) -> bool,
         cost: impl Fn(&Endpoint, f64) -> f64,
     ) -> Option<usize> {
-        let n = turns.len();
+        let n = schedule.len();
         let draw = |except: Option<usize>| {
             let takes = |i: &usize| Some(*i) != except && is_open(*i);
-            let drawn = (0..DRAWS).filter_map(|_| turns.of(random.below(n)?)).find(takes);
+            let drawn = (0..DRAWS).filter_map(|_| schedule.of(random.below(n)?)).find(takes);
             drawn.or_else(|| {
                 let start = random.below(n)?;
-                (start..n).chain(0..start).filter_map(|turn| turns.of(turn)).find(takes)
+                (start..n).chain(0..start).filter_map(|turn| schedule.of(turn)).find(takes)
             })
         };
         let one = draw(None)?;
         let Some(other) = draw(Some(one)) else { return Some(one) };
         let cost = |i: usize| {
             let share = self.share(i, now).unwrap_or(1.0);
-            let load = |endpoint: &Endpoint| f64::from(endpoint.outstanding()) / turns.weight(i);
+            let load = |endpoint: &Endpoint| f64::from(endpoint.outstanding()) / schedule.weight(i);
             self.list.get(i).map_or(f64::INFINITY, |endpoint| cost(endpoint, load(endpoint)) / share)
         };
         Some(if cost(other) < cost(one) { other } else { one })

@@ -8,7 +8,7 @@ mod packed;
 
 use super::h1::head::{Block, LineSet};
 use super::h1::{Body, Request, Response, Version};
-use super::policy::Dress;
+use super::policy::HeaderEdits;
 use crate::model::l7::{self, Compression};
 
 use coder::Coder;
@@ -112,11 +112,11 @@ pub(super) fn judge(
     compression: &Compression,
     accepts: Accepts,
     response: &Response<'_, '_>,
-    dress: &Dress,
+    edits: &HeaderEdits,
 ) -> Verdict {
     let block = &response.block;
     let value = |wanted: &str| block.first(|name| name.eq_ignore_ascii_case(wanted));
-    let is_encoded = value("content-encoding").is_some() || dress.sets("Content-Encoding");
+    let is_encoded = value("content-encoding").is_some() || edits.sets("Content-Encoding");
     if !matches!(response.status, 200 | 403 | 404) || is_encoded || forbids(block) {
         return Verdict::Plain;
     }

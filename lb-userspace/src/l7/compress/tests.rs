@@ -51,7 +51,7 @@ fn judged(status: u16, lines: &str, accepts: Accepts) -> (Verdict, String) {
     let head = format!("HTTP/1.1 {status} X\r\n{lines}\r\n");
     let mut room = Lines::new();
     let response = Response::parse(head.as_bytes(), &mut room).expect("a head").expect("whole");
-    let verdict = judge(&compression(), accepts, &response, &Dress::default());
+    let verdict = judge(&compression(), accepts, &response, &HeaderEdits::default());
     let mut out = Vec::new();
     response.block.copy_except(verdict.untrue(&response), &mut out);
     verdict.put_on(&response, LineSet::default(), &mut out);

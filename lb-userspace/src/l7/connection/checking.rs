@@ -11,9 +11,9 @@ use super::plan::Step;
 impl Connection<'_, '_> {
     /// Has the client show what its location asks for; the step that follows.
     pub(super) async fn check(&mut self, checks: &Checks, mut step: Step) -> Step {
-        let mut dress = std::mem::take(&mut self.dress);
+        let mut edits = std::mem::take(&mut self.edits);
         let outcome = {
-            let mut made = pin!(checks.make(self.worker, &mut dress));
+            let mut made = pin!(checks.make(self.worker, &mut edits));
             poll_fn(|cx| match made.as_mut().poll(cx) {
                 Poll::Ready(outcome) => Poll::Ready(Some(outcome)),
                 Poll::Pending if self.poll_gone(cx) => Poll::Ready(None),
@@ -21,7 +21,7 @@ impl Connection<'_, '_> {
             })
             .await
         };
-        self.dress = dress;
+        self.edits = edits;
         match outcome {
             Some(Outcome::Passed(lines)) => {
                 if let Step::Exchange(outgoing) = &mut step {

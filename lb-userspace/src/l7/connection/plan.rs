@@ -12,15 +12,15 @@ use super::super::filters::{Answer, Decision, Next};
 use super::super::h1::head::Refusal;
 use super::super::h1::{Body, Version};
 use super::super::heads::After;
+use super::super::limit_zones::{self, UnderWay};
 use super::super::log::{self, Place, Subject};
 use super::super::metrics::Method;
 use super::super::pages::Page;
-use super::super::policy::Dress;
+use super::super::policy::HeaderEdits;
 use super::super::route::{At, Route, Router};
 use super::super::snapshot::Snapshot;
 use super::super::upstream::{Lead, Speech};
 use super::super::variable::{self, Known};
-use super::super::zones::{self, UnderWay};
 use crate::model::l7::{Buffers, Filters};
 use crate::model::upstream::{Condition, Conditions, Retry};
 
@@ -58,7 +58,7 @@ pub(super) struct Plan {
     /// What becomes of errors that somebody else words.
     pub(super) page: Option<Box<Page>>,
     pub(super) step: Step,
-    pub(super) dress: Dress,
+    pub(super) edits: HeaderEdits,
     pub(super) route: (At, Side),
     pub(super) filters: Limits,
     pub(super) snapshot: Rc<Snapshot>,
@@ -127,9 +127,9 @@ pub(super) fn count(
     started: Instant,
 ) -> Option<Box<UnderWay>> {
     let limits = decision.limits?;
-    let zone = router.zones.get(&limits.ingress)?;
+    let zone = router.limit_zones.get(&limits.ingress)?;
     let client = match &limits.by {
-        None => zones::Client::at(known.effective.addr),
+        None => limit_zones::Client::at(known.effective.addr),
         Some(by) => {
             let mut shown = Scratch::take();
             variable::fill_in(by, known, &mut shown);

@@ -7,7 +7,7 @@ use super::super::buffer::{BUFFER_BYTES, Scratch};
 use super::super::h1::chunked;
 use super::super::h1::head::content_length;
 use super::record::{Decoder, Malformed, Outcome, Piece};
-use super::stderr::Complaints;
+use super::stderr::Stderr;
 
 /// What of a head concerns one connection alone: none of the application's business.
 const HOP_BY_HOP: [&str; 7] =
@@ -23,7 +23,7 @@ pub(super) struct Answer {
     /// Bytes of content at the front of what was received.
     content: usize,
     head_only: bool,
-    pub(super) complaints: Complaints,
+    pub(super) stderr: Stderr,
     was_refused: bool,
 }
 
@@ -48,7 +48,7 @@ impl Answer {
             staged_read: 0,
             content: 0,
             head_only,
-            complaints: Complaints::default(),
+            stderr: Stderr::default(),
             was_refused: false,
         }
     }
@@ -74,7 +74,7 @@ impl Answer {
         let n = piece.len();
         match piece {
             Piece::Framing(_) => {}
-            Piece::Errors(_) => self.complaints.add(received.get(..n).unwrap_or_default()),
+            Piece::Errors(_) => self.stderr.add(received.get(..n).unwrap_or_default()),
             Piece::Output(_) => return self.output(received.get(..n).unwrap_or_default()),
             Piece::End(_, Outcome::Refused) if matches!(&self.phase, Phase::Head(head) if head.is_empty()) => {
                 self.was_refused = true;

@@ -75,7 +75,7 @@ impl<'a> Request<'a> {
 impl Drop for Request<'_> {
     fn drop(&mut self) {
         if let Some(answer) = self.inbound.borrow().answer() {
-            answer.complaints.tell(self.endpoint);
+            answer.stderr.tell(self.endpoint);
         }
     }
 }

@@ -12,12 +12,12 @@ const LINES: u32 = 20;
 
 /// Complaints about one request.
 #[derive(Default)]
-pub(super) struct Complaints {
+pub(super) struct Stderr {
     kept: Vec<u8>,
     total: u64,
 }
 
-impl Complaints {
+impl Stderr {
     pub(super) fn add(&mut self, bytes: &[u8]) {
         self.total += bytes.len() as u64;
         let room = KEPT - self.kept.len().min(KEPT);
@@ -57,11 +57,11 @@ mod tests {
 
     #[test]
     fn only_the_beginning_is_kept() {
-        let mut complaints = Complaints::default();
+        let mut stderr = Stderr::default();
 
-        (0..100).for_each(|_| complaints.add(&[b'x'; 1000]));
+        (0..100).for_each(|_| stderr.add(&[b'x'; 1000]));
 
-        assert_eq!((complaints.kept.len(), complaints.total), (KEPT, 100_000));
+        assert_eq!((stderr.kept.len(), stderr.total), (KEPT, 100_000));
     }
 
     #[test]

@@ -496,8 +496,8 @@ fn figures_are_told_to_this_host_where_no_host_is_named() {
         decide(&router, &asked).next
     };
 
-    assert_eq!(ask("10.0.0.1", "127.0.0.1"), Next::Answer(Answer::Figures(String::new())));
-    assert_eq!(ask("10.0.0.1", "::1"), Next::Answer(Answer::Figures(String::new())));
+    assert_eq!(ask("10.0.0.1", "127.0.0.1"), Next::Answer(Answer::NginxStatus(String::new())));
+    assert_eq!(ask("10.0.0.1", "::1"), Next::Answer(Answer::NginxStatus(String::new())));
     assert_eq!(ask("10.0.0.1", "198.51.100.9"), status(403));
     assert_eq!(ask("named", "127.0.0.1"), status(404));
 }

@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::super::buffer::{Buf, Scratch};
 use super::super::socket::Socket;
-use super::chatter::Chatter;
+use super::frame_budget::FrameBudget;
 
 /// Bytes gathered before they are written: one TLS record.
 const GATHERED: usize = 16 * 1024;
@@ -26,13 +26,13 @@ pub(super) struct Io<'s> {
     gathered: Option<Scratch>,
     written: usize,
     /// Bounds what the other side may waste; none for upstreams.
-    chatter: Option<Rc<Chatter>>,
+    budget: Option<Rc<FrameBudget>>,
 }
 
 impl<'s> Io<'s> {
     /// Reads `first`, then from `socket`.
-    pub(super) fn new(socket: Socket<'s>, first: Buf, chatter: Option<Rc<Chatter>>) -> Self {
-        Self { socket, first, gathered: None, written: 0, chatter }
+    pub(super) fn new(socket: Socket<'s>, first: Buf, budget: Option<Rc<FrameBudget>>) -> Self {
+        Self { socket, first, gathered: None, written: 0, budget }
     }
 
     fn waiting(&self) -> &[u8] {
@@ -65,7 +65,7 @@ impl AsyncRead for Io<'_> {
         cx: &mut Context<'_>,
         into: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.chatter.as_ref().is_some_and(|chatter| chatter.is_exhausted()) {
+        if self.budget.as_ref().is_some_and(|budget| budget.is_exhausted()) {
             // The connection is about to be ended, and reads nothing more until then.
             return Poll::Pending;
         }
@@ -80,8 +80,8 @@ impl AsyncRead for Io<'_> {
             self.first.consume(n);
         }
         let read = into.filled().get(before..).unwrap_or_default();
-        if let Some(chatter) = &self.chatter {
-            chatter.read(read);
+        if let Some(budget) = &self.budget {
+            budget.read(read);
         }
         Poll::Ready(Ok(()))
     }

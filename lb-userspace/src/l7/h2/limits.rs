@@ -7,7 +7,7 @@
 //!
 //! The h2 crate bounds by itself: CONTINUATION frames of one head, heads four times too large, small
 //! DATA frames, answers to PING and SETTINGS (it reads no further until they are written), and
-//! streams that a client resets before we saw them. The rest is [`super::chatter`]'s.
+//! streams that a client resets before we saw them. The rest is [`super::frame_budget`]'s.
 
 use std::time::Duration;
 

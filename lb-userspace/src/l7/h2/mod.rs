@@ -6,8 +6,8 @@
 //! by the one parser ([`super::h1`]). Types of the `h2` crate stay in this room; a codec of our own
 //! would take its place behind [`Stream`].
 
-mod chatter;
 mod client;
+mod frame_budget;
 mod inbound;
 mod io;
 mod limits;

@@ -19,7 +19,7 @@ use super::super::heads::Client;
 use super::super::socket::Socket;
 use super::super::timers::{Alarm, Due};
 use super::super::worker::Worker;
-use super::chatter::Chatter;
+use super::frame_budget::FrameBudget;
 use super::io::Io;
 use super::stream::{Ended, Stream};
 use super::{PREFACE, limits};
@@ -35,8 +35,8 @@ pub(in crate::l7) async fn serve(
     alarm: Alarm,
     client: Client,
 ) {
-    let chatter = Rc::new(Chatter::new(PREFACE.len(), Instant::now()));
-    let io = Io::new(socket, first, Some(Rc::clone(&chatter)));
+    let budget = Rc::new(FrameBudget::new(PREFACE.len(), Instant::now()));
+    let io = Io::new(socket, first, Some(Rc::clone(&budget)));
     let ClientLimits { header_timeout, keep_alive, http2_streams, .. } = worker.limits();
     let due = alarm.due(header_timeout);
     let mut handshake = pin!(limits::server(http2_streams).handshake::<_, Bytes>(io));
@@ -53,7 +53,7 @@ pub(in crate::l7) async fn serve(
         h2,
         alarm,
         streams,
-        chatter,
+        budget,
         due,
         streams_max: http2_streams,
         requests: 0,
@@ -79,7 +79,7 @@ struct Connection<'w, 's> {
     h2: h2::server::Connection<Io<'s>, Bytes>,
     alarm: Alarm,
     streams: Rc<Streams>,
-    chatter: Rc<Chatter>,
+    budget: Rc<FrameBudget>,
     /// When it has been idle for too long, or, leaving, has had time enough.
     due: Due,
     streams_max: u32,
@@ -105,7 +105,7 @@ impl Connection<'_, '_> {
         }
         let live = self.streams.live.get();
         let mut polled = self.poll_h2(cx, live);
-        if !self.flooded && self.chatter.is_exhausted() {
+        if !self.flooded && self.budget.is_exhausted() {
             self.flooded = true;
             self.due = self.alarm.due(limits::GOODBYE);
             self.h2.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
@@ -164,13 +164,13 @@ impl Connection<'_, '_> {
         let streams = Rc::clone(&self.streams);
         streams.live.set(streams.live.get() + 1);
         let worker = Rc::clone(self.worker);
-        let chatter = Rc::clone(&self.chatter);
-        let (stream, verdict) = Stream::accepted(request, respond, Rc::clone(&chatter));
+        let budget = Rc::clone(&self.budget);
+        let (stream, verdict) = Stream::accepted(request, respond, Rc::clone(&budget));
         tokio::task::spawn_local(async move {
             match connection::serve_stream(&worker, stream, verdict, client).await {
-                Ended::Answered => chatter.finished(),
+                Ended::Answered => budget.finished(),
                 Ended::CutOff => {}
-                Ended::GivenUp => chatter.cancelled(),
+                Ended::GivenUp => budget.cancelled(),
             }
             streams.live.set(streams.live.get().saturating_sub(1));
             if let Some(waker) = streams.connection.take() {

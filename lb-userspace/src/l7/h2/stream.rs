@@ -14,8 +14,8 @@ use http::uri::Scheme;
 use http::{Method, Request};
 
 use super::super::h1::head::Refusal;
-use super::chatter::Chatter;
 use super::client::Slot;
+use super::frame_budget::FrameBudget;
 use super::inbound::Inbound;
 use super::outbound::Outbound;
 
@@ -36,7 +36,7 @@ pub(in crate::l7) enum Ended {
 pub(in crate::l7) struct Stream {
     inbound: RefCell<Inbound>,
     outbound: RefCell<Outbound>,
-    chatter: Option<Rc<Chatter>>,
+    budget: Option<Rc<FrameBudget>>,
     /// Its place on an upstream's connection.
     slot: Option<Slot>,
 }
@@ -47,7 +47,7 @@ impl Stream {
     pub(super) fn accepted(
         request: Request<RecvStream>,
         respond: SendResponse<Bytes>,
-        chatter: Rc<Chatter>,
+        budget: Rc<FrameBudget>,
     ) -> (Self, Result<(), Refusal>) {
         let (parts, body) = request.into_parts();
         let head_only = parts.method == Method::HEAD;
@@ -55,7 +55,7 @@ impl Stream {
         let stream = Self {
             inbound: RefCell::new(inbound),
             outbound: RefCell::new(Outbound::response(respond, head_only)),
-            chatter: Some(chatter),
+            budget: Some(budget),
             slot: None,
         };
         (stream, verdict)
@@ -72,7 +72,7 @@ impl Stream {
         Self {
             inbound: RefCell::new(Inbound::response()),
             outbound: RefCell::new(Outbound::request(to, scheme, endpoint)),
-            chatter: None,
+            budget: None,
             slot: Some(slot),
         }
     }
@@ -149,8 +149,8 @@ impl Stream {
 
     fn account(&self) {
         let mut outbound = self.outbound.borrow_mut();
-        if let Some(chatter) = &self.chatter {
-            (0..outbound.take_frames()).for_each(|_| chatter.sent_data());
+        if let Some(budget) = &self.budget {
+            (0..outbound.take_frames()).for_each(|_| budget.sent_data());
         }
         if let Some((answer, head_only)) = outbound.take_answer() {
             self.inbound.borrow_mut().sent(answer, head_only);

@@ -44,7 +44,7 @@ pub(super) fn begin(router: &Router, next: &Next, subject: &Subject<'_, '_, '_>)
     let wanted = subject.place.is_none_or(|place| {
         let target = subject.request.map_or(&b""[..], |request| request.target);
         place.route.filters.logged
-            && !matches!(next, Next::Answer(Answer::Healthy | Answer::Figures(_)))
+            && !matches!(next, Next::Answer(Answer::Healthy | Answer::NginxStatus(_)))
             && (log.unclaimed || !place.route.is_unclaimed())
             && !is_skipped(log, target)
     });

@@ -3,7 +3,7 @@
 use std::io::Write as _;
 
 use super::Headers;
-use super::dress::Dress;
+use super::header_edits::HeaderEdits;
 use crate::model::l7::policy::{Cors, Origins};
 
 /// What the request's origin is told as `Access-Control-Allow-Origin`; `None`: nothing.
@@ -17,13 +17,13 @@ pub(super) fn allowed<'a>(cors: &Cors, headers: &Headers<'a>) -> Option<&'a [u8]
 }
 
 /// Adds the headers that the origin gets. What depends on the origin must not be cached for others.
-pub(super) fn dress(cors: &Cors, headers: &Headers<'_>, dress: &mut Dress) {
+pub(super) fn edit(cors: &Cors, headers: &Headers<'_>, edits: &mut HeaderEdits) {
     if let Origins::Listed(_) = cors.origins {
-        dress.beside().extend_from_slice(b"Vary: Origin\r\n");
+        edits.beside().extend_from_slice(b"Vary: Origin\r\n");
     }
     let Some(origin) = allowed(cors, headers) else { return };
     let Cors { origins: _, methods, headers, credentials, expose, max_age } = cors;
-    let lines = dress.replacing();
+    let lines = edits.replacing();
     lines.extend_from_slice(b"Access-Control-Allow-Origin: ");
     lines.extend_from_slice(origin);
     if *credentials {

@@ -1,16 +1,16 @@
 //! The policies of a location at work, a file each: pure functions of the policy and what was asked.
 //!
 //! [`refuse`] and [`preflight`] are steps of [`super::filters::decide`], which has the order of reference
-//! 4.1; [`Dress`] goes along with the response, whoever makes it. What has to wait for somebody is no
+//! 4.1; [`HeaderEdits`] goes along with the response, whoever makes it. What has to wait for somebody is no
 //! step here: its place is in `connection`, between the decision and the exchange.
 
 mod access;
 mod auth;
 pub(super) mod blocked;
+mod common_headers;
 mod cors;
-mod dress;
+mod header_edits;
 mod limits;
-mod livery;
 mod request_headers;
 mod rewriting;
 
@@ -24,9 +24,9 @@ use crate::model::l7::policy::{
 };
 
 pub(super) use access::Entry;
-pub(super) use dress::{Dress, give_way};
+pub(super) use common_headers::CommonHeaders;
+pub(super) use header_edits::{HeaderEdits, give_way};
 pub(super) use limits::Buckets;
-pub(super) use livery::Livery;
 pub(super) use request_headers::Set;
 
 /// Headers of a request, wherever they stand.

@@ -9,10 +9,10 @@ use imbl::OrdMap;
 use super::{
     At, Hosts, Labels, Pages, Prefixes, Route, RouteAction, Router, Site, TlsEntry, UpstreamEntry, host_label,
 };
+use crate::l7::limit_zones::LimitZones;
 use crate::l7::map::Map;
-use crate::l7::policy::Livery;
+use crate::l7::policy::CommonHeaders;
 use crate::l7::upstream::{Client, Clients};
-use crate::l7::zones::Zones;
 use crate::model::ObjectName;
 use crate::model::l7::policy::ErrorPages;
 use crate::model::l7::{
@@ -36,7 +36,7 @@ pub(in crate::l7) struct Maker {
     ways: Ways,
     /// Routes with limits, by the Ingress whose they are.
     limited: BTreeMap<ObjectName, usize>,
-    zones: Arc<Zones>,
+    limit_zones: Arc<LimitZones>,
     passthrough: Arc<HashMap<Box<str>, usize>>,
     /// Routes that were ever numbered.
     numbered: usize,
@@ -166,11 +166,12 @@ impl Maker {
                 |(host, name): (&String, &UpstreamName)| Some((host.as_str().into(), *self.index.get(name)?));
             self.passthrough = Arc::new(l7.passthrough.iter().filter_map(place).collect());
         }
-        if self.zones.len() != self.limited.len()
-            || self.limited.keys().any(|name| !self.zones.contains_key(name))
+        if self.limit_zones.len() != self.limited.len()
+            || self.limited.keys().any(|name| !self.limit_zones.contains_key(name))
         {
-            let known = |name: &ObjectName| self.zones.get(name).cloned().unwrap_or_default();
-            self.zones = Arc::new(self.limited.keys().map(|name| (name.clone(), known(name))).collect());
+            let known = |name: &ObjectName| self.limit_zones.get(name).cloned().unwrap_or_default();
+            self.limit_zones =
+                Arc::new(self.limited.keys().map(|name| (name.clone(), known(name))).collect());
         }
         Router {
             hosts: Arc::clone(&self.hosts),
@@ -180,12 +181,12 @@ impl Maker {
             endpoints: self.endpoints.clone(),
             keepalive: l7.keepalive,
             clients: self.ways.clients(),
-            zones: Arc::clone(&self.zones),
+            limit_zones: Arc::clone(&self.limit_zones),
             edge: l7.edge.clone(),
             passthrough: Arc::clone(&self.passthrough),
             streams: Arc::clone(&l7.streams),
             log: l7.log.clone(),
-            livery: Livery::new(&l7.responses),
+            common_headers: CommonHeaders::new(&l7.responses),
             blocked: l7.blocked.clone(),
             compression: l7.compression.clone(),
         }

@@ -118,7 +118,7 @@ fn seen(router: &Router) -> Vec<String> {
             seen.push(format!("{host} {found:?} {path} {:?} {canary:?} {to} {tls:?}", route.labels));
         }
     }
-    let zones: BTreeSet<_> = router.zones.keys().collect();
+    let zones: BTreeSet<_> = router.limit_zones.keys().collect();
     let endpoints: Vec<_> = router.endpoints.iter().collect();
     seen.push(format!("{zones:?} {endpoints:?} {}", upstream(router.passthrough("p.example"))));
     seen

@@ -4,9 +4,9 @@ use std::io::Write as _;
 
 use crate::model::l7::{Hsts, Responses};
 
-/// What every response wears.
+/// What every response has.
 #[derive(Debug, Default)]
-pub(in crate::l7) struct Livery {
+pub(in crate::l7) struct CommonHeaders {
     /// Line for TLS; empty for none.
     pub(super) hsts: Vec<u8>,
     /// Lines that take the place of the upstream's.
@@ -17,10 +17,10 @@ pub(in crate::l7) struct Livery {
     pub(super) passes_server: bool,
 }
 
-impl Livery {
+impl CommonHeaders {
     pub(in crate::l7) fn new(responses: &Responses) -> Self {
         let Responses { hsts, names_server, passes_server, hidden, set } = responses;
-        let mut livery = Self {
+        let mut common = Self {
             hsts: hsts.map(line).unwrap_or_default(),
             gone: hidden.clone(),
             names_server: *names_server,
@@ -28,11 +28,11 @@ impl Livery {
             ..Self::default()
         };
         for header in set {
-            livery.gone.push(header.name.to_ascii_lowercase());
-            super::dress::take_off(&header.name, &mut livery.lines);
-            super::dress::push(header, &mut livery.lines);
+            common.gone.push(header.name.to_ascii_lowercase());
+            super::header_edits::take_off(&header.name, &mut common.lines);
+            super::header_edits::push(header, &mut common.lines);
         }
-        livery
+        common
     }
 }
 

@@ -25,7 +25,7 @@ const SIGNATURE: usize = 16;
 
 /// What one agent says of itself, or a part of that.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(super) struct Beat {
+pub(super) struct Heartbeat {
     /// Its node.
     pub(super) name: String,
     /// Each frame of a node has a higher one than those before.
@@ -54,22 +54,22 @@ pub(super) fn tags(addresses: impl Iterator<Item = IpAddr>) -> BTreeSet<u32> {
 }
 
 /// A heartbeat in as many frames as it takes, not yet numbered.
-pub(super) fn parted(name: &str, owns: &BTreeSet<u32>, serves: &BTreeSet<u32>) -> Vec<Beat> {
+pub(super) fn parted(name: &str, owns: &BTreeSet<u32>, serves: &BTreeSet<u32>) -> Vec<Heartbeat> {
     let count = owns.len().max(serves.len()).div_ceil(NAMED).clamp(1, PARTS) as u8;
     let part =
         |of: &BTreeSet<u32>, n: u8| of.iter().skip(usize::from(n) * NAMED).take(NAMED).copied().collect();
-    let beat = |n| Beat {
+    let heartbeat = |n| Heartbeat {
         name: name.to_owned(),
         part: n,
         parts: count,
         owns: part(owns, n),
         serves: part(serves, n),
-        ..Beat::default()
+        ..Heartbeat::default()
     };
-    (0..count).map(beat).collect()
+    (0..count).map(heartbeat).collect()
 }
 
-impl Beat {
+impl Heartbeat {
     /// The frame.
     pub(super) fn to_frame(&self, own: Mac, key: &hmac::Key) -> Vec<u8> {
         let Self { name, number, leaves, part, parts, owns, serves } = self;
@@ -136,7 +136,7 @@ mod tests {
 
     #[test]
     fn a_beat_is_read_as_it_was_written_and_only_with_the_key() {
-        let beat = Beat {
+        let heartbeat = Heartbeat {
             name: "node-1".to_owned(),
             number: 1 << 40,
             leaves: true,
@@ -145,15 +145,15 @@ mod tests {
             owns: BTreeSet::from([7]),
             serves: (0..NAMED as u32).collect(),
         };
-        let mut frame = beat.to_frame([2; 6], &key(Some([1; 16])));
+        let mut frame = heartbeat.to_frame([2; 6], &key(Some([1; 16])));
         assert!(frame.len() <= 1514);
 
-        assert_eq!(Beat::of_frame(&frame, &key(Some([2; 16]))), None, "another cluster");
+        assert_eq!(Heartbeat::of_frame(&frame, &key(Some([2; 16]))), None, "another cluster");
         // Short frames arrive padded.
         frame.extend([0; 20]);
-        assert_eq!(Beat::of_frame(&frame, &key(Some([1; 16]))), Some(beat));
+        assert_eq!(Heartbeat::of_frame(&frame, &key(Some([1; 16]))), Some(heartbeat));
         frame[24] ^= 1;
-        assert_eq!(Beat::of_frame(&frame, &key(Some([1; 16]))), None, "changed on its way");
+        assert_eq!(Heartbeat::of_frame(&frame, &key(Some([1; 16]))), None, "changed on its way");
     }
 
     #[test]
@@ -163,14 +163,17 @@ mod tests {
         let parts = parted("node-1", &owns, &serves);
 
         assert_eq!(
-            parts.iter().map(|beat| (beat.part, beat.parts)).collect::<Vec<_>>(),
+            parts.iter().map(|heartbeat| (heartbeat.part, heartbeat.parts)).collect::<Vec<_>>(),
             [(0, 3), (1, 3), (2, 3)]
         );
         assert_eq!(
-            parts.iter().flat_map(|beat| beat.serves.iter().copied()).collect::<BTreeSet<_>>(),
+            parts.iter().flat_map(|heartbeat| heartbeat.serves.iter().copied()).collect::<BTreeSet<_>>(),
             serves
         );
-        assert_eq!(parts.iter().flat_map(|beat| beat.owns.iter().copied()).collect::<BTreeSet<_>>(), owns);
+        assert_eq!(
+            parts.iter().flat_map(|heartbeat| heartbeat.owns.iter().copied()).collect::<BTreeSet<_>>(),
+            owns
+        );
         assert_eq!(
             parted("node-1", &BTreeSet::new(), &BTreeSet::new()).len(),
             1,
@@ -191,7 +194,7 @@ mod tests {
                 frame[30] = VERSION;
             }
             if !signed {
-                prop_assert_eq!(Beat::of_frame(&frame, &key(None)), None);
+                prop_assert_eq!(Heartbeat::of_frame(&frame, &key(None)), None);
                 return Ok(());
             }
             // Lengths are looked at behind the signature, too: sign what they say, where there is so much.
@@ -204,7 +207,7 @@ mod tests {
                 let signature = hmac::sign(&key(None), &frame[HEADER..]);
                 frame.extend(signature.as_ref().iter().take(SIGNATURE));
             }
-            let _ = Beat::of_frame(&frame, &key(None));
+            let _ = Heartbeat::of_frame(&frame, &key(None));
         }
     }
 }

@@ -19,11 +19,11 @@ const SHARDS: usize = 16;
 const CLIENTS: usize = 3584;
 
 /// Zones by their Ingress.
-pub(super) type Zones = HashMap<ObjectName, Arc<Zone>>;
+pub(super) type LimitZones = HashMap<ObjectName, Arc<LimitZone>>;
 
 /// The clients of one Ingress.
 #[derive(Debug)]
-pub(super) struct Zone {
+pub(super) struct LimitZone {
     began: Instant,
     hasher: RandomState,
     shards: [Mutex<Shard>; SHARDS],
@@ -50,13 +50,13 @@ impl Client {
     }
 }
 
-impl Default for Zone {
+impl Default for LimitZone {
     fn default() -> Self {
         Self { began: Instant::now(), hasher: RandomState::new(), shards: Default::default() }
     }
 }
 
-impl Zone {
+impl LimitZone {
     /// Counts a request. `Ok` if it is within the limits: with what to keep until it has ended, if those under
     /// way are counted. `Err`: answer this status.
     pub(super) fn admit(
@@ -102,7 +102,7 @@ impl Zone {
 #[derive(Debug)]
 #[must_use]
 pub(super) struct UnderWay {
-    zone: Arc<Zone>,
+    zone: Arc<LimitZone>,
     client: Client,
 }
 
@@ -165,7 +165,7 @@ mod tests {
 
     #[test]
     fn each_address_has_its_own_count_and_the_whole_of_it_counts() {
-        let zone = Arc::new(Zone::default());
+        let zone = Arc::new(LimitZone::default());
         let now = Instant::now();
         let admit = |client| zone.admit(&limits(Some((1, 0)), None), addr(client), now).err();
 
@@ -180,7 +180,7 @@ mod tests {
 
     #[test]
     fn a_request_that_ended_makes_room_and_one_refused_takes_none() {
-        let zone = Arc::new(Zone::default());
+        let zone = Arc::new(LimitZone::default());
         let (two, client, now) = (limits(None, Some(2)), addr("10.0.0.1"), Instant::now());
         let first = zone.admit(&two, client, now).unwrap();
         let second = zone.admit(&two, client, now).unwrap();
@@ -199,7 +199,7 @@ mod tests {
 
     #[test]
     fn what_is_too_often_is_not_under_way() {
-        let zone = Arc::new(Zone::default());
+        let zone = Arc::new(LimitZone::default());
         let (both, client, now) = (limits(Some((1, 1)), Some(1)), addr("10.0.0.1"), Instant::now());
         let first = zone.admit(&both, client, now).unwrap();
 
@@ -226,7 +226,7 @@ mod tests {
                 filters: Filters { policies, ..Filters::default() },
             };
             let server = Server { locations: vec![location], ..Server::default() };
-            maker.make(&L7 { servers: [(HostMatch::Any, server)].into(), ..L7::default() }).zones
+            maker.make(&L7 { servers: [(HostMatch::Any, server)].into(), ..L7::default() }).limit_zones
         };
 
         let first = zones(Some(limits(Some((1, 1)), None)));
@@ -270,7 +270,7 @@ mod tests {
             steps in prop::collection::vec((0u8..4, any::<bool>()), 1..200),
             most in 1u32..5,
         ) {
-            let zone = Arc::new(Zone::default());
+            let zone = Arc::new(LimitZone::default());
             let limits = limits(None, Some(most));
             let mut open: HashMap<u8, Vec<UnderWay>> = HashMap::new();
             for (client, begins) in steps {

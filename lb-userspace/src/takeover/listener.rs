@@ -11,17 +11,17 @@ use super::{Error, Link};
 
 const NAME: &str = "takeover.sock";
 
-/// The place where successors knock; goes when dropped, unless a successor has made its own.
-pub struct Door {
+/// The socket that successors connect to; goes when dropped, unless a successor has made its own.
+pub struct Listener {
     listener: UnixListener,
     path: PathBuf,
     inode: u64,
 }
 
-impl Door {
-    /// Opens it in `dir`, which is made if it is not there. `succeeds`: the agent that may have one
+impl Listener {
+    /// Binds it in `dir`, which is made if it is not there. `succeeds`: the agent that may have one
     /// there is our predecessor.
-    pub fn open(dir: &Path, succeeds: bool) -> Result<Self, Error> {
+    pub fn bind(dir: &Path, succeeds: bool) -> Result<Self, Error> {
         let failed = |call| move |source| Error::System { call, object: dir.display().to_string(), source };
         if let Err(error) = fs::DirBuilder::new().recursive(true).mode(0o700).create(dir) {
             return Err(failed("create")(error));
@@ -46,8 +46,8 @@ impl Door {
         }
     }
 
-    /// The next one who knocks.
-    pub async fn answer(&self) -> Result<Link, Error> {
+    /// The next one who connects.
+    pub async fn accept(&self) -> Result<Link, Error> {
         let accepted = self.listener.accept().await;
         let (stream, _) = accepted.map_err(|source| Error::System {
             call: "accept at",
@@ -58,7 +58,7 @@ impl Door {
     }
 }
 
-impl Drop for Door {
+impl Drop for Listener {
     fn drop(&mut self) {
         if fs::metadata(&self.path).is_ok_and(|there| there.ino() == self.inode) {
             let _ = fs::remove_file(&self.path);
@@ -66,8 +66,8 @@ impl Drop for Door {
     }
 }
 
-/// Knocks at the door in `dir`; `None`: no agent is there.
-pub async fn knock(dir: &Path) -> Result<Option<Link>, Error> {
+/// Connects to the agent of `dir`; `None`: no agent is there.
+pub async fn connect(dir: &Path) -> Result<Option<Link>, Error> {
     let path = dir.join(NAME);
     match UnixStream::connect(&path).await {
         Ok(stream) => Link::new(stream).map(Some),

@@ -1,18 +1,18 @@
-//! Whose turn it is: a round has each endpoint as often as its weight says, evenly spread.
+//! The schedule of weighted round robin: a round has each endpoint as often as its weight says, evenly spread.
 
 /// Turns of a round by endpoint, on average, that are not exceeded: odd weights are rounded to fit.
 const ROUND: u64 = 64;
 
 /// One round.
 #[derive(Debug)]
-pub(in crate::l7) struct Turns {
+pub(in crate::l7) struct Schedule {
     /// Endpoints by their number.
     order: Vec<usize>,
     /// Weights of the endpoints, 1 on average; empty: all are equal.
     weights: Vec<f64>,
 }
 
-impl Turns {
+impl Schedule {
     /// For so many endpoints; one without a weight has 1.
     pub(super) fn new(endpoints: usize, weights: &[u32]) -> Self {
         let weights: Vec<u64> =
@@ -74,7 +74,7 @@ mod tests {
 
     #[test]
     fn turns_of_the_heavy_are_spread() {
-        let order = |weights: &[u32]| Turns::new(weights.len(), weights).order;
+        let order = |weights: &[u32]| Schedule::new(weights.len(), weights).order;
 
         assert_eq!(order(&[1, 1, 1]), [0, 1, 2]);
         assert_eq!(order(&[500, 500]), [0, 1]);
@@ -88,15 +88,15 @@ mod tests {
         fn a_round_is_bounded_and_gives_each_about_its_share(
             weights in prop::collection::vec(1u32..=1000, 1..30),
         ) {
-            let turns = Turns::new(weights.len(), &weights);
+            let schedule = Schedule::new(weights.len(), &weights);
 
-            prop_assert!(turns.len() as u64 <= (ROUND + 1) * weights.len() as u64);
+            prop_assert!(schedule.len() as u64 <= (ROUND + 1) * weights.len() as u64);
             let sum: u32 = weights.iter().sum();
             for (i, weight) in weights.iter().enumerate() {
-                let of = turns.order.iter().filter(|turn| **turn == i).count();
-                let (share, wanted) = (of as f64 / turns.len() as f64, f64::from(*weight) / f64::from(sum));
+                let of = schedule.order.iter().filter(|turn| **turn == i).count();
+                let (share, wanted) = (of as f64 / schedule.len() as f64, f64::from(*weight) / f64::from(sum));
                 // One turn more or less, and what rounding takes from all.
-                let off = 2.0 / turns.len() as f64 + 0.05 * wanted;
+                let off = 2.0 / schedule.len() as f64 + 0.05 * wanted;
                 prop_assert!(of > 0 && (share - wanted).abs() <= off, "{share} not {wanted}");
             }
         }

@@ -15,13 +15,13 @@ use crate::model::l7::{L7, Upstream};
 const SHORTEST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(3600);
 /// A name without an answer is asked for again after this.
-const AGAIN: Duration = Duration::from_secs(5);
+const RETRY: Duration = Duration::from_secs(5);
 /// Where nobody answers, what was said before serves on for so long.
 const STALE: Duration = Duration::from_secs(600);
 
 /// Names that somebody wants.
 #[derive(Default)]
-pub(super) struct Book {
+pub(super) struct Cache {
     names: HashMap<String, Entry>,
 }
 
@@ -38,7 +38,7 @@ struct Entry {
     is_told: bool,
 }
 
-impl Book {
+impl Cache {
     /// Keeps the names of this state and forgets others.
     pub(super) fn want(&mut self, l7: &L7) {
         let wanted = names(l7);
@@ -71,7 +71,7 @@ impl Book {
     /// Nothing came of a name that nobody knows any more: whatever is sought is asked for again.
     pub(super) fn lose(&mut self, now: Instant) {
         for entry in self.names.values_mut().filter(|entry| entry.is_sought) {
-            (entry.is_sought, entry.next) = (false, Some(now + AGAIN));
+            (entry.is_sought, entry.next) = (false, Some(now + RETRY));
         }
     }
 
@@ -88,14 +88,14 @@ impl Book {
                     let kept: Vec<_> = entry.addrs.iter().filter(|addr| !is_told(addr)).copied().collect();
                     addrs.extend(kept);
                 }
-                let longest = if is_whole { LONGEST } else { AGAIN };
+                let longest = if is_whole { LONGEST } else { RETRY };
                 (entry.next, entry.found) = (Some(now + ttl.clamp(SHORTEST, longest)), Some(now));
                 entry.whole = if is_whole { Some(now) } else { entry.whole };
                 entry.addrs = addrs.into_iter().filter(|addr| !leads_back(*addr)).collect();
                 entry.addrs.is_empty().then(|| "its addresses are those of this host itself".to_owned())
             }
             Err(error) => {
-                entry.next = Some(now + AGAIN);
+                entry.next = Some(now + RETRY);
                 if is_old(entry.found, now) || matches!(error, Error::NoSuchName) {
                     entry.addrs.clear();
                 }
@@ -160,95 +160,98 @@ mod tests {
         Ok(Answer { addrs, ttl: Duration::from_secs(seconds), is_whole: true })
     }
 
-    fn endpoints(book: &Book, l7: &Arc<L7>) -> Vec<String> {
-        let filled = book.filled(l7);
+    fn endpoints(cache: &Cache, l7: &Arc<L7>) -> Vec<String> {
+        let filled = cache.filled(l7);
         filled.upstreams.values().flat_map(|upstream| &upstream.endpoints).map(ToString::to_string).collect()
     }
 
     #[test]
     fn a_name_is_asked_for_again_when_its_answer_has_run_out() {
-        let (mut book, l7, start) = (Book::default(), state(&["a"]), Instant::now());
-        book.want(&l7);
+        let (mut cache, l7, start) = (Cache::default(), state(&["a"]), Instant::now());
+        cache.want(&l7);
 
-        assert_eq!((book.begin(start), book.begin(start)), (vec!["a".to_owned()], vec![]));
-        assert!(book.learn("a", answer(&["192.0.2.1", "2001:db8::1"], 30), start));
-        assert_eq!(endpoints(&book, &l7), ["192.0.2.1:443", "[2001:db8::1]:443"]);
-        assert_eq!(book.due(), Some(start + Duration::from_secs(30)));
-        assert_eq!(book.begin(start + Duration::from_secs(29)), Vec::<String>::new());
-        assert_eq!(book.begin(start + Duration::from_secs(30)), ["a"]);
+        assert_eq!((cache.begin(start), cache.begin(start)), (vec!["a".to_owned()], vec![]));
+        assert!(cache.learn("a", answer(&["192.0.2.1", "2001:db8::1"], 30), start));
+        assert_eq!(endpoints(&cache, &l7), ["192.0.2.1:443", "[2001:db8::1]:443"]);
+        assert_eq!(cache.due(), Some(start + Duration::from_secs(30)));
+        assert_eq!(cache.begin(start + Duration::from_secs(29)), Vec::<String>::new());
+        assert_eq!(cache.begin(start + Duration::from_secs(30)), ["a"]);
         assert!(
-            !book.learn("a", answer(&["2001:db8::1", "192.0.2.1"], 0), start),
+            !cache.learn("a", answer(&["2001:db8::1", "192.0.2.1"], 0), start),
             "the same in another order"
         );
-        assert_eq!(book.due(), Some(start + SHORTEST));
+        assert_eq!(cache.due(), Some(start + SHORTEST));
     }
 
     #[test]
     fn what_was_said_serves_on_while_nobody_answers_but_not_for_ever() {
-        let (mut book, l7, start) = (Book::default(), state(&["a"]), Instant::now());
-        book.want(&l7);
-        book.learn("a", answer(&["192.0.2.1"], 30), start);
+        let (mut cache, l7, start) = (Cache::default(), state(&["a"]), Instant::now());
+        cache.want(&l7);
+        cache.learn("a", answer(&["192.0.2.1"], 30), start);
 
-        assert!(!book.learn("a", Err(Error::NoAnswer), start + STALE));
-        assert_eq!(endpoints(&book, &l7), ["192.0.2.1:443"]);
-        assert!(book.learn("a", Err(Error::NoAnswer), start + STALE + AGAIN));
-        assert!(endpoints(&book, &l7).is_empty());
+        assert!(!cache.learn("a", Err(Error::NoAnswer), start + STALE));
+        assert_eq!(endpoints(&cache, &l7), ["192.0.2.1:443"]);
+        assert!(cache.learn("a", Err(Error::NoAnswer), start + STALE + RETRY));
+        assert!(endpoints(&cache, &l7).is_empty());
 
-        book.learn("a", answer(&["192.0.2.1"], 30), start);
-        assert!(book.learn("a", Err(Error::NoSuchName), start), "a name that is gone is gone");
-        assert!(endpoints(&book, &l7).is_empty());
+        cache.learn("a", answer(&["192.0.2.1"], 30), start);
+        assert!(cache.learn("a", Err(Error::NoSuchName), start), "a name that is gone is gone");
+        assert!(endpoints(&cache, &l7).is_empty());
     }
 
     #[test]
     fn the_family_that_nobody_answered_about_keeps_its_addresses_for_a_while() {
-        let (mut book, l7, start) = (Book::default(), state(&["a"]), Instant::now());
+        let (mut cache, l7, start) = (Cache::default(), state(&["a"]), Instant::now());
         let half = || answer(&["2001:db8::2"], 3600).map(|answer| Answer { is_whole: false, ..answer });
-        book.want(&l7);
-        book.learn("a", answer(&["192.0.2.1", "2001:db8::1"], 30), start);
+        cache.want(&l7);
+        cache.learn("a", answer(&["192.0.2.1", "2001:db8::1"], 30), start);
 
-        assert!(book.learn("a", half(), start + STALE));
-        assert_eq!(endpoints(&book, &l7), ["192.0.2.1:443", "[2001:db8::2]:443"]);
-        assert_eq!(book.due(), Some(start + STALE + AGAIN), "and is soon asked for again");
-        assert!(book.learn("a", half(), start + STALE + AGAIN));
-        assert_eq!(endpoints(&book, &l7), ["[2001:db8::2]:443"]);
-        assert!(!book.learn("a", Err(Error::NoAnswer), start + STALE + STALE), "what was half said was said");
+        assert!(cache.learn("a", half(), start + STALE));
+        assert_eq!(endpoints(&cache, &l7), ["192.0.2.1:443", "[2001:db8::2]:443"]);
+        assert_eq!(cache.due(), Some(start + STALE + RETRY), "and is soon asked for again");
+        assert!(cache.learn("a", half(), start + STALE + RETRY));
+        assert_eq!(endpoints(&cache, &l7), ["[2001:db8::2]:443"]);
+        assert!(
+            !cache.learn("a", Err(Error::NoAnswer), start + STALE + STALE),
+            "what was half said was said"
+        );
     }
 
     #[test]
     fn a_name_whose_lookup_was_lost_is_asked_for_again() {
-        let (mut book, start) = (Book::default(), Instant::now());
-        book.want(&state(&["a"]));
-        book.begin(start);
+        let (mut cache, start) = (Cache::default(), Instant::now());
+        cache.want(&state(&["a"]));
+        cache.begin(start);
 
-        book.lose(start);
+        cache.lose(start);
 
-        assert_eq!(book.begin(start + AGAIN), ["a"]);
+        assert_eq!(cache.begin(start + RETRY), ["a"]);
     }
 
     #[test]
     fn what_leads_back_to_this_host_is_no_address() {
-        let (mut book, l7) = (Book::default(), state(&["a"]));
-        book.want(&l7);
+        let (mut cache, l7) = (Cache::default(), state(&["a"]));
+        cache.want(&l7);
         let ours = ["127.0.0.1", "127.9.9.9", "::1", "0.0.0.0", "::", "::ffff:127.0.0.1", "224.0.0.1"];
 
-        assert!(!book.learn("a", answer(&ours, 30), Instant::now()));
-        assert!(endpoints(&book, &l7).is_empty());
+        assert!(!cache.learn("a", answer(&ours, 30), Instant::now()));
+        assert!(endpoints(&cache, &l7).is_empty());
     }
 
     #[test]
     fn names_that_nobody_wants_are_forgotten_and_others_keep_their_addresses() {
-        let (mut book, now) = (Book::default(), Instant::now());
-        book.want(&state(&["a", "b"]));
-        book.learn("a", answer(&["192.0.2.1"], 30), now);
-        book.learn("b", answer(&["192.0.2.2"], 30), now);
+        let (mut cache, now) = (Cache::default(), Instant::now());
+        cache.want(&state(&["a", "b"]));
+        cache.learn("a", answer(&["192.0.2.1"], 30), now);
+        cache.learn("b", answer(&["192.0.2.2"], 30), now);
         let l7 = state(&["b", "c"]);
 
-        book.want(&l7);
+        cache.want(&l7);
 
-        assert_eq!(endpoints(&book, &l7), ["192.0.2.2:443"]);
-        assert!(!book.learn("a", answer(&["192.0.2.1"], 30), now));
+        assert_eq!(endpoints(&cache, &l7), ["192.0.2.2:443"]);
+        assert!(!cache.learn("a", answer(&["192.0.2.1"], 30), now));
         let none = state(&[]);
-        book.want(&none);
-        assert!(Arc::ptr_eq(&book.filled(&none), &none), "nothing is copied for nothing");
+        cache.want(&none);
+        assert!(Arc::ptr_eq(&cache.filled(&none), &none), "nothing is copied for nothing");
     }
 }

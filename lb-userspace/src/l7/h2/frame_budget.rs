@@ -23,13 +23,13 @@ const PER_REQUEST: u32 = 10;
 const CANCELLED: u32 = 1;
 
 /// One connection's budget.
-pub(super) struct Chatter {
+pub(super) struct FrameBudget {
     left: Cell<u32>,
     refilled: Cell<Instant>,
     frames: RefCell<Frames>,
 }
 
-impl Chatter {
+impl FrameBudget {
     /// A full budget; `skip` bytes (the preface) come before the first frame.
     pub(super) fn new(skip: usize, now: Instant) -> Self {
         let frames = Frames { skip, ..Frames::default() };
@@ -152,7 +152,7 @@ mod tests {
 
     const PING: u8 = 6;
 
-    impl Chatter {
+    impl FrameBudget {
         /// How many times the bytes can be read before the budget runs out, at most 10,000.
         fn survives(&self, bytes: &[u8]) -> usize {
             let alive = |_: &usize| {
@@ -166,41 +166,41 @@ mod tests {
     #[test]
     fn useless_frames_run_out_of_budget_and_useful_ones_do_not() {
         let flood = frame(PING, 0, &[0; 8]);
-        let chatter = Chatter::new(0, Instant::now());
-        let sent = chatter.survives(&flood);
+        let budget = FrameBudget::new(0, Instant::now());
+        let sent = budget.survives(&flood);
         assert!((900..1100).contains(&sent), "{sent}");
 
         let useful = [frame(DATA, 0, b"x"), flood.clone(), flood].concat();
-        let chatter = Chatter::new(0, Instant::now());
-        assert_eq!(chatter.survives(&useful), 10_000);
+        let budget = FrameBudget::new(0, Instant::now());
+        assert_eq!(budget.survives(&useful), 10_000);
     }
 
     #[test]
     fn empty_data_is_useless_unless_it_ends_a_request() {
-        let chatter = Chatter::new(0, Instant::now());
-        assert_eq!(chatter.survives(&frame(DATA, END_STREAM, b"")), 10_000);
-        assert!(chatter.survives(&frame(DATA, 0, b"")) < 1100);
+        let budget = FrameBudget::new(0, Instant::now());
+        assert_eq!(budget.survives(&frame(DATA, END_STREAM, b"")), 10_000);
+        assert!(budget.survives(&frame(DATA, 0, b"")) < 1100);
     }
 
     #[test]
     fn requests_given_up_cost_and_finished_ones_pay_for_them() {
-        let chatter = Chatter::new(0, Instant::now());
+        let budget = FrameBudget::new(0, Instant::now());
         for _ in 0..5000 {
-            chatter.finished();
-            chatter.cancelled();
+            budget.finished();
+            budget.cancelled();
         }
-        assert!(!chatter.is_exhausted());
-        (0..2000).for_each(|_| chatter.cancelled());
-        assert!(chatter.is_exhausted());
+        assert!(!budget.is_exhausted());
+        (0..2000).for_each(|_| budget.cancelled());
+        assert!(budget.is_exhausted());
     }
 
     #[test]
     fn time_pays_for_a_slow_trickle() {
         let start = Instant::now();
-        let chatter = Chatter::new(0, start);
-        chatter.left.set(1);
-        chatter.refill(start + Duration::from_secs(3));
-        assert_eq!(chatter.left.get(), 1 + 3 * PER_SECOND);
+        let budget = FrameBudget::new(0, start);
+        budget.left.set(1);
+        budget.refill(start + Duration::from_secs(3));
+        assert_eq!(budget.left.get(), 1 + 3 * PER_SECOND);
     }
 
     proptest! {

@@ -10,40 +10,40 @@ use super::metrics::Counters;
 use super::worker::{Control, Worker};
 
 /// Longest wait for the other workers; those that do not answer are left out.
-const PATIENCE: Duration = Duration::from_millis(500);
+const TIMEOUT: Duration = Duration::from_millis(500);
 /// How often it is looked whether they did.
-const BEAT: Duration = Duration::from_millis(1);
+const POLL: Duration = Duration::from_millis(1);
 
 /// Every worker, once all were started.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Everybody(Arc<OnceLock<Vec<WeakUnboundedSender<Control>>>>);
+pub(super) struct AllWorkers(Arc<OnceLock<Vec<WeakUnboundedSender<Control>>>>);
 
-impl Everybody {
+impl AllWorkers {
     /// These are all. Weak: workers end when nobody else can tell them anything.
-    pub(super) fn are(&self, controls: &[UnboundedSender<Control>]) {
+    pub(super) fn set(&self, controls: &[UnboundedSender<Control>]) {
         let _ = self.0.set(controls.iter().map(UnboundedSender::downgrade).collect());
     }
 }
 
 impl Worker {
     /// The page, in nginx's words.
-    pub(super) async fn figures(&self) -> String {
+    pub(super) async fn nginx_status(&self) -> String {
         let (answer, answers) = mpsc::channel();
-        let others = self.everybody.0.get().into_iter().flatten().enumerate();
+        let others = self.all_workers.0.get().into_iter().flatten().enumerate();
         let others = others.filter(|(number, _)| *number != self.number).filter_map(|(_, to)| to.upgrade());
         let asked = others.filter(|to| to.send(Control::Count(answer.clone())).is_ok()).count();
         let mut total = Counters::default();
         total.add(&self.count());
-        let (until, mut heard) = (Instant::now() + PATIENCE, 0);
+        let (until, mut heard) = (Instant::now() + TIMEOUT, 0);
         while heard < asked && Instant::now() < until {
             match answers.try_recv() {
                 Ok(counters) => {
                     total.add(&counters);
                     heard += 1;
                 }
-                Err(_) => tokio::time::sleep(BEAT).await,
+                Err(_) => tokio::time::sleep(POLL).await,
             }
         }
-        total.figures()
+        total.nginx_status()
     }
 }

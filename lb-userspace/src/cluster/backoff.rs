@@ -7,17 +7,17 @@ const FIRST: Duration = Duration::from_millis(200);
 /// An API server that comes back is found within this.
 const LONGEST: Duration = Duration::from_secs(10);
 
-/// Pauses of a row of failures.
+/// Waits of a row of failures.
 #[derive(Debug)]
-pub(super) struct Pause(Duration);
+pub(super) struct Backoff(Duration);
 
-impl Default for Pause {
+impl Default for Backoff {
     fn default() -> Self {
         Self(FIRST)
     }
 }
 
-impl Pause {
+impl Backoff {
     pub(super) fn next(&mut self) -> Duration {
         let now = self.0;
         self.0 = (now * 2).min(LONGEST);
@@ -37,12 +37,12 @@ mod tests {
 
     #[test]
     fn pauses_grow_to_a_limit_and_differ() {
-        let mut pause = Pause::default();
+        let mut backoff = Backoff::default();
 
-        let pauses: Vec<Duration> = (0..12).map(|_| pause.next()).collect();
+        let waits: Vec<Duration> = (0..12).map(|_| backoff.next()).collect();
 
-        assert!((FIRST / 2..=FIRST).contains(&pauses[0]), "{pauses:?}");
-        assert!(pauses[8..].iter().all(|pause| (LONGEST / 2..=LONGEST).contains(pause)), "{pauses:?}");
-        assert_ne!(pauses[10], pauses[11]);
+        assert!((FIRST / 2..=FIRST).contains(&waits[0]), "{waits:?}");
+        assert!(waits[8..].iter().all(|wait| (LONGEST / 2..=LONGEST).contains(wait)), "{waits:?}");
+        assert_ne!(waits[10], waits[11]);
     }
 }

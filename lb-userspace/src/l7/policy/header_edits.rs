@@ -1,5 +1,4 @@
-//! What a response is dressed with: header lines of ours, on an upstream's answer and on our own alike
-//! (reference 4.1, item 10).
+//! What is changed in the head of a response: header lines of ours, on an upstream's answer and on our own alike.
 
 use std::rc::Rc;
 
@@ -9,7 +8,7 @@ use super::super::h1::Response;
 use super::super::h1::head::LineSet;
 use super::super::snapshot::Snapshot;
 use super::super::variable::Known;
-use super::livery::Livery;
+use super::common_headers::CommonHeaders;
 use super::rewriting::Swaps;
 use super::{Headers, cors};
 use crate::model::l7::Policies;
@@ -18,7 +17,7 @@ use crate::model::l7::policy::Header;
 /// Header lines for one response: those of every response, and those of its location. Free for a location
 /// without policies.
 #[derive(Default)]
-pub(in crate::l7) struct Dress {
+pub(in crate::l7) struct HeaderEdits {
     /// `None` before there is a request.
     snapshot: Option<Rc<Snapshot>>,
     /// Apart, so that a connection does not carry its size.
@@ -52,7 +51,7 @@ impl Cookies {
     }
 }
 
-impl Dress {
+impl HeaderEdits {
     /// What any response has.
     pub(in crate::l7) fn plain(snapshot: &Rc<Snapshot>) -> Self {
         Self { snapshot: Some(Rc::clone(snapshot)), extras: None }
@@ -64,20 +63,20 @@ impl Dress {
         policies: Option<&Policies>,
         known: Known<'_, '_, '_>,
     ) -> Self {
-        let mut dress = Self::plain(snapshot);
-        let Some(policies) = policies else { return dress };
+        let mut edits = Self::plain(snapshot);
+        let Some(policies) = policies else { return edits };
         if let Some(cors) = &policies.cors {
-            cors::dress(cors, &Headers::Sent(known.request.block), &mut dress);
+            cors::edit(cors, &Headers::Sent(known.request.block), &mut edits);
         }
         for header in policies.response.iter().flat_map(|response| &response.set) {
-            let lines = dress.replacing();
+            let lines = edits.replacing();
             take_off(&header.name, lines);
             push(header, lines);
         }
         if let Some(rewriting) = &policies.rewriting {
-            dress.extras.get_or_insert_default().swaps = Some(Swaps::of(rewriting, known));
+            edits.extras.get_or_insert_default().swaps = Some(Swaps::of(rewriting, known));
         }
-        dress
+        edits
     }
 
     /// Room for whole lines that take the place of the upstream's of the same names.
@@ -96,7 +95,7 @@ impl Dress {
     pub(in crate::l7) fn sets(&self, name: &str) -> bool {
         let sets = |lines: &[u8]| has(lines, name.as_bytes());
         self.lines_of(|extras| &extras.replacing).is_some_and(sets)
-            || self.livery().is_some_and(|livery| sets(&livery.lines))
+            || self.common_headers().is_some_and(|common| sets(&common.lines))
     }
 
     /// Adds whole `Set-Cookie` lines, for every response or for those that nginx adds headers to.
@@ -156,7 +155,7 @@ impl Dress {
     /// Lines of the upstream's head that give way.
     fn replaced(&self, response: &Response<'_, '_>, scheme: Scheme) -> LineSet {
         let mut gone = LineSet::default();
-        if let Some(Livery { hsts, gone: names, passes_server, .. }) = self.livery() {
+        if let Some(CommonHeaders { hsts, gone: names, passes_server, .. }) = self.common_headers() {
             if !passes_server {
                 gone = gone.with(response.server);
             }
@@ -176,7 +175,7 @@ impl Dress {
 
     fn put_on(&self, status: u16, upstream: Option<&Response<'_, '_>>, scheme: Scheme, out: &mut Vec<u8>) {
         let own = self.lines_of(|extras| &extras.replacing).unwrap_or_default();
-        if let Some(Livery { hsts, lines, names_server, passes_server, .. }) = self.livery() {
+        if let Some(CommonHeaders { hsts, lines, names_server, passes_server, .. }) = self.common_headers() {
             let keeps_server = *passes_server && upstream.is_some_and(|upstream| !upstream.server.is_empty());
             if *names_server && !keeps_server && !self.sets("Server") {
                 out.extend_from_slice(b"Server: nginx\r\n");
@@ -200,8 +199,8 @@ impl Dress {
         which(self.extras.as_ref()?).as_ref().map(|lines| lines.as_slice())
     }
 
-    fn livery(&self) -> Option<&Livery> {
-        self.snapshot.as_ref().map(|snapshot| &snapshot.router.livery)
+    fn common_headers(&self) -> Option<&CommonHeaders> {
+        self.snapshot.as_ref().map(|snapshot| &snapshot.router.common_headers)
     }
 }
 

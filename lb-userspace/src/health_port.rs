@@ -18,11 +18,11 @@ use crate::accept;
 use crate::model::l4::{HealthPort, L4};
 
 /// A question has arrived and its answer left by then.
-const PATIENCE: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest head of a question.
 const HEAD: usize = 8192;
 /// Pause before a port that somebody else has is tried again.
-const AGAIN: Duration = Duration::from_secs(10);
+const RETRY: Duration = Duration::from_secs(10);
 
 /// Whether the balancer itself is well.
 pub type Healthy = Arc<dyn Fn() -> bool + Send + Sync>;
@@ -64,7 +64,7 @@ async fn listen(port: u16, desired: watch::Receiver<Arc<L4>>, healthy: Healthy) 
             Ok(listener) => break listener,
             Err(error) => {
                 warn!(port, %error, "health checks of a Service are not answered for the moment");
-                sleep(AGAIN).await;
+                sleep(RETRY).await;
             }
         }
     };
@@ -75,7 +75,7 @@ async fn listen(port: u16, desired: watch::Receiver<Arc<L4>>, healthy: Healthy) 
         let answer = entry.map(|entry| answer(&entry, healthy()));
         async move {
             if let Some(answer) = answer {
-                let _ = timeout(PATIENCE, serve(stream, &answer)).await;
+                let _ = timeout(TIMEOUT, serve(stream, &answer)).await;
             }
         }
     };

@@ -1,0 +1,106 @@
+//! What is remembered for a while: a bounded number of values by what nobody can guess or read back.
+
+use std::cell::RefCell;
+use std::collections::{HashMap, VecDeque};
+use std::time::Instant;
+
+use aws_lc_rs::{hmac, rand};
+
+/// Stands for what was asked.
+pub(super) type CacheKey = [u8; 32];
+
+/// Makes keys, by a secret of its own: what is remembered tells nothing of what was asked.
+pub(super) struct CacheKeys(hmac::Key);
+
+impl CacheKeys {
+    pub(super) fn new() -> Self {
+        let mut secret = [0; 32];
+        // Without randomness there would be no TLS either; the starting points are random, too.
+        if rand::fill(&mut secret).is_err() {
+            secret.chunks_mut(8).for_each(|part| part.copy_from_slice(&super::super::random().to_ne_bytes()));
+        }
+        Self(hmac::Key::new(hmac::HMAC_SHA256, &secret))
+    }
+
+    /// The key of these parts in this order.
+    pub(super) fn of(&self, parts: &[&[u8]]) -> CacheKey {
+        let mut context = hmac::Context::with_key(&self.0);
+        for part in parts {
+            context.update(&(part.len() as u64).to_le_bytes());
+            context.update(part);
+        }
+        let mut key = [0; 32];
+        let tag = context.sign();
+        key.iter_mut().zip(tag.as_ref()).for_each(|(to, from)| *to = *from);
+        key
+    }
+}
+
+/// Values by their keys; the oldest makes room.
+pub(super) struct Cache<V> {
+    most: usize,
+    kept: RefCell<Kept<V>>,
+}
+
+struct Kept<V> {
+    values: HashMap<CacheKey, (V, Instant)>,
+    order: VecDeque<CacheKey>,
+}
+
+impl<V: Clone> Cache<V> {
+    /// For so many values at most.
+    pub(super) fn new(most: usize) -> Self {
+        Self { most, kept: RefCell::new(Kept { values: HashMap::new(), order: VecDeque::new() }) }
+    }
+
+    /// What is remembered and has not passed.
+    pub(super) fn get(&self, key: &CacheKey, now: Instant) -> Option<V> {
+        let kept = self.kept.borrow();
+        kept.values.get(key).filter(|(_, until)| now < *until).map(|(value, _)| value.clone())
+    }
+
+    /// Remembers a value until then.
+    pub(super) fn put(&self, key: CacheKey, value: V, until: Instant) {
+        let Kept { values, order } = &mut *self.kept.borrow_mut();
+        if values.insert(key, (value, until)).is_some() {
+            return;
+        }
+        order.push_back(key);
+        while order.len() > self.most {
+            if let Some(oldest) = order.pop_front() {
+                values.remove(&oldest);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn what_has_passed_is_forgotten_and_the_oldest_makes_room() {
+        let (keys, cache, now) = (CacheKeys::new(), Cache::new(2), Instant::now());
+        let [a, b, c] = ["a", "b", "c"].map(|text| keys.of(&[text.as_bytes()]));
+        let later = now + Duration::from_secs(1);
+
+        cache.put(a, 1, later);
+        cache.put(b, 2, now);
+        assert_eq!((cache.get(&a, now), cache.get(&b, now)), (Some(1), None));
+        cache.put(b, 3, later);
+        cache.put(c, 4, later);
+
+        assert_eq!([a, b, c].map(|key| cache.get(&key, now)), [None, Some(3), Some(4)]);
+    }
+
+    #[test]
+    fn parts_do_not_run_into_each_other_and_nobody_else_makes_the_same_marks() {
+        let keys = CacheKeys::new();
+
+        assert_eq!(keys.of(&[b"a", b"b"]), keys.of(&[b"a", b"b"]));
+        assert_ne!(keys.of(&[b"a", b"b"]), keys.of(&[b"ab", b""]));
+        assert_ne!(keys.of(&[b"a"]), CacheKeys::new().of(&[b"a"]));
+    }
+}
