@@ -14,6 +14,7 @@ pub mod packet;
 pub mod raw;
 pub mod shape;
 pub mod tier;
+pub mod tls;
 pub mod world;
 
 #[cfg(test)]
@@ -35,6 +36,7 @@ mod tests {
 
         assert!(missing.is_empty(), "{missing:?}");
     }
+
     #[test]
     fn the_page_about_metrics_names_every_verdict_and_event() {
         let page = include_str!("../../docs/metrics.md");
