@@ -1,5 +1,5 @@
 //! What the agent tells of itself: the build, the snapshot in force, its certificates and problems.
-//! Names of reference 5.2 where ingress-nginx has one.
+//! ingress-nginx's names where it has one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;

@@ -1,4 +1,4 @@
-//! This process as ingress-nginx tells of nginx (reference 5.3): read from `/proc` when it is asked.
+//! This process as ingress-nginx tells of nginx: read from `/proc` when it is asked.
 
 use std::path::Path;
 

@@ -1,4 +1,4 @@
-//! Whether a request goes to the canary of its upstream (reference 4.8).
+//! Whether a request goes to the canary of its upstream.
 //!
 //! Pure: the draw is an argument. The proxy and `explain` run the same function.
 

@@ -1,5 +1,5 @@
 //! Who asks, and by which address: what the connection says, corrected by those who stand in front of us
-//! as far as they are believed (reference 2.1, 4.7, 4.16).
+//! as far as they are believed.
 //!
 //! Pure. The proxy and `explain` run the same function.
 

@@ -272,7 +272,7 @@ pub(super) enum Shown<'a> {
     Whatever,
 }
 
-/// The answer to a client that a host does not take (reference 4.1, item 3), before any location.
+/// The answer to a client that a host does not take, before any location.
 pub(super) fn refuse(host: &HostMatch, verify: &VerifyClient, shown: Shown<'_>) -> Option<Answer> {
     let VerifyClient { trust, error_page, subject, pass_certificate: _ } = verify;
     let identity = match (shown, trust) {

@@ -191,7 +191,7 @@ pub(super) fn decide<'r>(router: &'r Router, asked: &Asked<'_>) -> Decision<'r> 
     Decision { site, host, route, limits, next }
 }
 
-/// To the same target on another host, by the same scheme, one trailing slash cut (reference 4.18). The port
+/// To the same target on another host, by the same scheme, one trailing slash cut. The port
 /// is always named, as in ingress-nginx: the one that the client named itself, else that of the scheme.
 fn elsewhere(asked: &Asked<'_>, moved: &Moved) -> Answer {
     let usual = if asked.scheme == Scheme::Https { 443 } else { 80 };
@@ -202,7 +202,7 @@ fn elsewhere(asked: &Asked<'_>, moved: &Moved) -> Answer {
     Answer::Redirect { status: moved.status, location }
 }
 
-/// Reference 4.1, item 3: who does not get as far as a location.
+/// Who does not get as far as a location.
 fn refused_client(site: &Site, asked: &Asked<'_>, path: &[u8]) -> Option<Answer> {
     match site.client_auth.as_deref()? {
         ClientAuth::Unusable => Some(Answer::Status(403)),
@@ -240,7 +240,7 @@ fn is_challenge(asked: &Asked<'_>, path: &[u8]) -> bool {
         && path.strip_prefix(CHALLENGES).is_some_and(|rest| rest.starts_with(b"/"))
 }
 
-/// Reference 4.1, items 5, 6 and 8; the error is what is answered before the limits of item 7.
+/// Preflights, redirects and who may enter; the error is what is answered before the limits of requests count.
 fn filter(
     router: &Router,
     route: &Route,
@@ -305,7 +305,7 @@ fn filter(
     Ok(Next::Proxy { upstream, side, target: rewritten, prefix })
 }
 
-/// What is decided about the canary of a location's upstream (reference 4.1, item 9), if it has one.
+/// What is decided about the canary of a location's upstream, if it has one.
 pub(super) fn canary_choice<'r>(
     router: &'r Router,
     route: &Route,
@@ -438,7 +438,7 @@ fn slash_redirect(asked: &Asked<'_>, path: &[u8], query: Option<&[u8]>, style: &
     Answer::Redirect { status: 301, location }
 }
 
-/// To the same target over https, one trailing slash cut (reference 4.7). Without a port whatever the client
+/// To the same target over https, one trailing slash cut. Without a port whatever the client
 /// named, unless `use-port-in-redirects` asks for it.
 fn https_redirect(asked: &Asked<'_>, style: &RedirectStyle) -> Answer {
     let target = match asked.target.strip_suffix(b"/") {

@@ -65,7 +65,7 @@ pub(super) struct Onward<'a> {
     pub(super) forwarding: &'a Forwarding,
 }
 
-/// Request head for the upstream (reference 4.16).
+/// Request head for the upstream.
 pub(super) fn request(known: Known<'_, '_, '_>, onward: Onward<'_>, out: &mut Vec<u8>) {
     let Known { request, client, effective, id } = known;
     let Onward { target, prefix, certificate, policy, forwarding } = onward;

@@ -1,5 +1,5 @@
-//! What `/nginx_status` tells (reference 4.2): connections and requests of all workers, asked for when somebody wants
-//! to know. It is no part of the way of other requests.
+//! What `/nginx_status` tells: connections and requests of all workers, asked for when somebody wants to know. It
+//! is no part of the way of other requests.
 
 use std::sync::{Arc, OnceLock, mpsc};
 use std::time::{Duration, Instant};

@@ -1,4 +1,4 @@
-//! Errors that another service words (reference 4.17): what it is asked in the place of an answer.
+//! Errors that another service words: what it is asked in the place of an answer.
 //!
 //! The question is written with the decision, while the request's bytes are there, and asked once it is known
 //! that the answer would be one of those errors. By then everything else is decided: who may enter, and

@@ -1,4 +1,4 @@
-//! The cookie that leads a client back to its endpoint (reference 4.9), `<key>|<upstream>`.
+//! The cookie that leads a client back to its endpoint, `<key>|<upstream>`.
 //!
 //! Pure but for [`of`], which reads the clock. A cookie means the same to every worker and every process, because it is read with what
 //! all of them know: the name and the endpoints of the upstream. In persistent mode it is what

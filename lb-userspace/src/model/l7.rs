@@ -100,8 +100,8 @@ impl std::fmt::Display for HostMatch {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Server {
     /// In the order of precedence: the first that matches takes the request. The translation
-    /// sorts them (reference: ordinary hosts longest path first, exact before prefix; regex hosts
-    /// longest pattern first), so the proxy may scan or index but never re-order.
+    /// sorts them (ordinary hosts longest path first, exact before prefix; regex hosts longest
+    /// pattern first), so the proxy may scan or index but never re-order.
     pub locations: Vec<Location>,
     /// The host counts as TLS: `ssl-redirect` applies (a `spec.tls` entry lists it).
     pub tls: bool,
@@ -129,7 +129,7 @@ pub struct Location {
     pub service: String,
     /// What happens to a request it takes.
     pub action: Action,
-    /// Typed policies, applied in the order of reference 4.1.
+    /// Typed policies, applied in the order that `l7::filters` has.
     pub filters: Filters,
 }
 
@@ -152,7 +152,7 @@ pub enum Action {
     Proxy(UpstreamName),
     /// The global default backend, or its built-in 404.
     DefaultBackend,
-    /// Answer with a redirect, before the https redirect and everything after it (reference 4.1).
+    /// Answer with a redirect, before the https redirect and everything after it.
     Redirect(Redirect),
     /// Refuse with 503: the Ingress holds something that must fail closed (class B).
     Deny,
@@ -216,7 +216,7 @@ pub struct Filters {
 }
 
 impl Default for Filters {
-    /// ingress-nginx's defaults (reference 2.2, 2.3): 5 s / 60 s / 60 s, 1 MiB bodies.
+    /// ingress-nginx's defaults: 5 s / 60 s / 60 s, 1 MiB bodies.
     fn default() -> Self {
         Self {
             ssl_redirect: SslRedirect::Never,

@@ -1,4 +1,4 @@
-//! What metrics of requests tell apart, and how their histograms are sorted (reference ingress-nginx 5.1).
+//! What metrics of requests tell apart, and how their histograms are sorted.
 
 use std::collections::BTreeSet;
 

@@ -1,5 +1,5 @@
 //! Which endpoints take new flows, which only keep those they have: the rules that users know from
-//! kube-proxy (reference l4 3.2), and ours for the flows that exist.
+//! kube-proxy, and ours for the flows that exist.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;

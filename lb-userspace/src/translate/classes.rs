@@ -1,4 +1,4 @@
-//! Which Ingresses are ours, in the order in which they win conflicts (reference ingress-nginx 4.5).
+//! Which Ingresses are ours, in the order in which they win conflicts.
 
 use std::cmp::Reverse;
 

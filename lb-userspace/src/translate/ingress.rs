@@ -1,5 +1,4 @@
-//! Ingresses to virtual servers: hosts, their paths, default backends and certificates
-//! (reference ingress-nginx 4.2, 4.5, 4.6).
+//! Ingresses to virtual servers: hosts, their paths, default backends and certificates.
 
 mod canaries;
 mod error_backend;

@@ -1,5 +1,5 @@
 //! Whether an Ingress means to the letter what it means to ingress-nginx, or what its author would
-//! rather have meant (reference 6.1, item 5).
+//! rather have meant (`penstock-mode: strict`).
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 

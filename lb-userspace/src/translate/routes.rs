@@ -1,4 +1,4 @@
-//! Locations of one host: kind of host, order, conflicts, patterns (reference ingress-nginx 4.3, 4.4).
+//! Locations of one host: kind of host, order, conflicts, patterns.
 
 use std::cmp::Reverse;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! TCP and UDP ports beside http and https (reference ingress-nginx 4.19): what the ConfigMaps of
+//! TCP and UDP ports beside http and https: what the ConfigMaps of
 //! `--tcp-services-configmap` and `--udp-services-configmap` name becomes VIPs on the addresses of the
 //! ingress Service, over the backends of the Service that an entry names. Not on the addresses of the
 //! nodes: port 22 there is somebody else's. Where there is no kernel part, the proxy listens on them.

@@ -454,7 +454,7 @@ impl<'a> Upstreams<'a> {
 }
 
 impl Upstreams<'_> {
-    /// What an ExternalName Service stands for (reference 4.5).
+    /// What an ExternalName Service stands for.
     fn external(
         &self,
         name: &ObjectName,

@@ -1,4 +1,4 @@
-//! What a client has to show before its request goes on (reference 4.1, item 8): the step between the
+//! What a client has to show before its request goes on: the step between the
 //! decision, which is pure, and the exchange. It may have to wait: for a password to be hashed, for another
 //! service to answer.
 //!
@@ -218,7 +218,7 @@ impl Checks {
         Ok(is_right)
     }
 
-    /// Reference 4.12.
+    /// Another service (`auth-url`), which is asked, or was.
     async fn external(
         &self,
         external: &External,

@@ -1,5 +1,4 @@
-//! What another service is asked about a request (reference 4.12), written while the request's bytes are
-//! there.
+//! What another service is asked about a request, written while the request's bytes are there.
 
 use super::super::h1::head::LineSet;
 use super::super::heads::{self, Certificate};

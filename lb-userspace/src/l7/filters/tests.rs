@@ -195,7 +195,7 @@ fn the_prefix_that_a_rewrite_cut_goes_along() {
     assert_eq!(next(with(None)), proxied(None));
 }
 
-/// Reference 4.1, item 7: whoever may not enter is counted, whoever is sent elsewhere is not.
+/// Whoever may not enter is counted, whoever is sent elsewhere is not.
 #[test]
 fn limits_count_what_is_neither_redirected_nor_missing() {
     let limits = Limits {

@@ -1,4 +1,4 @@
-//! The counts of all workers as metrics, under ingress-nginx's names where it has one (reference 5.1, 5.3).
+//! The counts of all workers as metrics, under ingress-nginx's names where it has one.
 
 use std::collections::BTreeMap;
 

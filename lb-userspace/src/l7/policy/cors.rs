@@ -1,4 +1,4 @@
-//! Cross-origin requests: who is told that it may read the answer (reference 4.13).
+//! Cross-origin requests: who is told that it may read the answer.
 
 use std::io::Write as _;
 

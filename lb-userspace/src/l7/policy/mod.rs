@@ -1,7 +1,7 @@
 //! The policies of a location at work, a file each: pure functions of the policy and what was asked.
 //!
-//! [`refuse`] and [`preflight`] are steps of [`super::filters::decide`], which has the order of reference
-//! 4.1; [`HeaderEdits`] goes along with the response, whoever makes it. What has to wait for somebody is no
+//! [`refuse`] and [`preflight`] are steps of [`super::filters::decide`], which has ingress-nginx's
+//! order; [`HeaderEdits`] goes along with the response, whoever makes it. What has to wait for somebody is no
 //! step here: its place is in `connection`, between the decision and the exchange.
 
 mod access;
@@ -92,19 +92,19 @@ fn value_of<'a>(cookie: &'a [u8], name: &str) -> Option<&'a [u8]> {
     rest.strip_prefix(b"=").filter(|_| known.eq_ignore_ascii_case(name.as_bytes()))
 }
 
-/// Answers a question of a browser about another site's script (reference 4.1, item 5).
+/// Answers a question of a browser about another site's script.
 pub(super) fn preflight(policies: &Policies, asked: &Asked<'_>) -> Option<Answer> {
     let cors = policies.cors.as_ref().filter(|_| asked.method == "OPTIONS")?;
     cors::allowed(cors, &asked.headers).map(|_| Answer::Preflight)
 }
 
-/// The limits that a request counts towards (reference 4.1, item 7); `None`: none. Who counts is no step of a
+/// The limits that a request counts towards; `None`: none. Who counts is no step of a
 /// decision, which would not be the same twice.
 pub(super) fn limits<'p>(policies: &'p Policies, asked: &Asked<'_>) -> Option<&'p Limits> {
     policies.limits.as_ref().filter(|limits| !limits.exempt.contains(asked.client))
 }
 
-/// Turns away who may not have this location (reference 4.1, item 8), once it is within its limits.
+/// Turns away who may not have this location, once it is within its limits.
 /// What a client has to show comes behind the addresses, and where one of both is enough (`satisfy any`), it decides.
 pub(super) fn refuse(policies: &Policies, asked: &Asked<'_>) -> Option<Answer> {
     if policies.auth.as_ref().is_some_and(|auth| auth.satisfy == Satisfy::Any) {

@@ -47,7 +47,7 @@ impl Buffers {
 }
 
 impl Default for Buffers {
-    /// Heads as with ingress-nginx (reference 2.2); what is long streams.
+    /// Heads as with ingress-nginx; what is long streams.
     fn default() -> Self {
         Self { head_bytes: 4 * 1024, request: None, again: Some(Self::REQUEST_BYTES), response: None }
     }

@@ -1,4 +1,4 @@
-//! Which responses reach their clients compressed (the ConfigMap's keys of reference 2.5).
+//! Which responses reach their clients compressed (keys of the ConfigMap).
 
 use super::Pattern;
 

@@ -7,7 +7,7 @@ use super::super::l4::Prefix;
 use super::forwarding::{Forwarding, HeaderNames};
 use super::{Pattern, StreamTerms};
 
-/// The listeners' side of the proxy: ConfigMap keys of reference 2.1, 2.3 and 2.4.
+/// The listeners' side of the proxy, by keys of the ConfigMap.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Edge {
     /// `use-proxy-protocol`: every connection starts with a PROXY header; `None`: none does.

@@ -2,7 +2,7 @@
 
 use super::super::l4::Prefix;
 
-/// ConfigMap keys of reference 2.1 that concern requests.
+/// Keys of the ConfigMap that concern requests.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Forwarding {
     /// `None`: clients connect to us, and what they say of themselves is not believed.

@@ -1,4 +1,4 @@
-//! The access log: where it goes, what is left out, and how a line is made (reference 3).
+//! The access log: where it goes, what is left out, and how a line is made.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;

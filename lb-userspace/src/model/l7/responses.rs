@@ -1,4 +1,4 @@
-//! What every response says and does not say, whatever answers (the ConfigMap's keys of reference 2.5).
+//! What every response says and does not say, whatever answers (keys of the ConfigMap).
 
 use super::policy::Header;
 

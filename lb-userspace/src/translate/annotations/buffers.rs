@@ -1,4 +1,4 @@
-//! What is held of a message: sizes and switches, and their defaults (reference 2.2).
+//! What is held of a message: sizes and switches, and their defaults.
 
 use std::num::NonZeroU64;
 

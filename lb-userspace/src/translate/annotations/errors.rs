@@ -1,4 +1,4 @@
-//! `custom-http-errors` and `disable-proxy-intercept-errors` (reference ingress-nginx 4.17). Who words the
+//! `custom-http-errors` and `disable-proxy-intercept-errors`. Who words the
 //! errors, `default-backend`, is an upstream, and found where those are made.
 
 use std::collections::BTreeSet;

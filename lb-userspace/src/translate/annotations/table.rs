@@ -121,7 +121,7 @@ pub enum Scope {
     Upstream,
 }
 
-/// What a bad value does (reference 1.3).
+/// What a bad value does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BadValue {
     /// Class A: the version of the Ingress is not admitted.

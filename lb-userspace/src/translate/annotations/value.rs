@@ -1,4 +1,4 @@
-//! Forms of annotation values, as ingress-nginx reads them (reference 1.2).
+//! Forms of annotation values, as ingress-nginx reads them.
 
 use std::net::IpAddr;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! `use-gzip`, `enable-brotli` and what belongs to them (reference 2.5).
+//! `use-gzip`, `enable-brotli` and what belongs to them.
 
 use std::ops::RangeInclusive;
 

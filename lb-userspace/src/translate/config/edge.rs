@@ -1,4 +1,4 @@
-//! Keys that say how clients are received (reference 2.1, 2.3, 2.4).
+//! Keys that say how clients are received.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;

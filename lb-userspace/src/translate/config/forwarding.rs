@@ -1,4 +1,4 @@
-//! Keys that say whose word about a client counts, and what upstreams are told (reference 2.1).
+//! Keys that say whose word about a client counts, and what upstreams are told.
 
 use super::super::annotations::value::{is_header_name, prefix};
 use super::keys::{Keys, field};

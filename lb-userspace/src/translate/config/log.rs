@@ -1,4 +1,4 @@
-//! Keys of the access log (reference 2.7, 3).
+//! Keys of the access log.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;

@@ -1,4 +1,4 @@
-//! Keys that say what every response tells (reference 2.4, 2.5).
+//! Keys that say what every response tells.
 
 use super::super::annotations::value;
 use super::super::header_map;

@@ -1,4 +1,4 @@
-//! Keys that say which Ingresses are served at all (reference 2.6): how risky their annotations may
+//! Keys that say which Ingresses are served at all: how risky their annotations may
 //! be, which words they may not hold, what a path may look like.
 
 use k8s_openapi::api::core::v1::ConfigMap;

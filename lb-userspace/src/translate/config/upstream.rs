@@ -1,4 +1,4 @@
-//! Keys that say how upstreams are dealt with (reference 2.2). One with the name of an annotation is
+//! Keys that say how upstreams are dealt with. One with the name of an annotation is
 //! that annotation's default.
 
 use std::collections::BTreeMap;

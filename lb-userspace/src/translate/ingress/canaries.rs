@@ -1,4 +1,4 @@
-//! Canary Ingresses (reference ingress-nginx 4.8): they own nothing, but take a part of what the
+//! Canary Ingresses: they own nothing, but take a part of what the
 //! upstream of a primary with the same host, path and kind of path gets, wherever it gets it.
 
 use std::collections::BTreeMap;

@@ -1,4 +1,4 @@
-//! Who words the errors of an Ingress (reference ingress-nginx 4.17): `default-backend`, else the default backend
+//! Who words the errors of an Ingress: `default-backend`, else the default backend
 //! of all.
 
 use super::super::Options;

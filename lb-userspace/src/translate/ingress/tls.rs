@@ -1,5 +1,4 @@
-//! Which certificate a host has: that of the entry of `spec.tls` that lists it, or that covers it
-//! (reference ingress-nginx 4.6).
+//! Which certificate a host has: that of the entry of `spec.tls` that lists it, or that covers it.
 
 use std::sync::Arc;
 

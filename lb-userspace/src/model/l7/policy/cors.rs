@@ -1,4 +1,4 @@
-//! `enable-cors` and `cors-*` (reference 4.13).
+//! `enable-cors` and `cors-*`.
 
 /// Which origins may read the answers, and what they are told.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,4 +1,4 @@
-//! `limit-rps`, `limit-rpm`, `limit-connections` and what goes with them (reference 4.14).
+//! `limit-rps`, `limit-rpm`, `limit-connections` and what goes with them.
 
 use std::sync::Arc;
 

@@ -1,8 +1,8 @@
 //! What a location does to its requests and responses beyond proxying them: one type a policy, one
 //! file a family.
 //!
-//! The proxy applies them in the order of reference 4.1. A location that asks for none has none, and
-//! pays for none.
+//! The proxy applies them in ingress-nginx's order (`l7::filters`). A location that asks for none has none,
+//! and pays for none.
 
 mod access;
 mod auth;
