@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use tracing::warn;
 
-use super::{Desired, StartError};
+use super::StartError;
+use super::desired::Desired;
 use crate::config::{Config, DatapathMode};
 use crate::model::announce::Announced;
 use crate::model::report::{Metric, Step};

@@ -6,8 +6,9 @@ use std::time::Instant;
 use tokio::sync::{oneshot, watch};
 
 use super::announcing::Announcer;
+use super::desired::State;
 use super::source::Reporter;
-use super::{State, capture, metrics, process, question, status};
+use super::{capture, metrics, process, question, status};
 use crate::admin::{self, Live, exposition};
 use crate::capture::Question;
 use crate::config::Config;

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, UNIX_EPOCH};
 
-use super::State;
+use super::desired::State;
 use crate::config::Config;
 use crate::model::l7::{Action, Certificate, HostMatch, L7};
 use crate::model::report::{Metric, MetricKind, Sample};

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use super::{StartError, meaning_options, question, source};
+use super::{StartError, options, question, source};
 use crate::config::{ClusterConfig, HashKey, TranslateConfig};
 use crate::datapath::simulate;
 use crate::model::l4::FiveTuple;
@@ -14,7 +14,7 @@ use crate::{check, datapath, dns, l7, manifests, translate};
 
 /// What becomes of every object under these paths (`-`: one file on standard input).
 pub fn check(paths: &[PathBuf], meaning: &TranslateConfig) -> Result<check::Report, StartError> {
-    let options = meaning_options(meaning);
+    let options = options::of_meaning(meaning);
     Ok(report(&load(paths, &options)?, &options))
 }
 
@@ -24,7 +24,7 @@ pub fn check_cluster(
     meaning: &TranslateConfig,
     patience: Duration,
 ) -> Result<check::Report, StartError> {
-    let options = translate::Options { classes: translate::Classes::Written, ..meaning_options(meaning) };
+    let options = translate::Options { classes: translate::Classes::Written, ..options::of_meaning(meaning) };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let loaded =
         runtime.map_err(StartError::Runtime)?.block_on(source::once(cluster, meaning, &options, patience))?;
@@ -50,7 +50,7 @@ pub fn explain_url(
     url: &str,
     headers: &[(String, String)],
 ) -> Result<Explanation, StartError> {
-    let options = meaning_options(meaning);
+    let options = options::of_meaning(meaning);
     let Translated { snapshot, .. } =
         translate::translate(&load(&[path.to_owned()], &options)?.objects, &options);
     let question = question::parse(url, headers).map_err(StartError::Usage)?;
@@ -66,7 +66,7 @@ pub fn explain_flow(
     flow: &str,
 ) -> Result<Explanation, StartError> {
     let flow: FiveTuple = flow.parse().map_err(StartError::Usage)?;
-    let options = meaning_options(meaning);
+    let options = options::of_meaning(meaning);
     let Translated { snapshot, .. } =
         translate::translate(&load(&[path.to_owned()], &options)?.objects, &options);
     Ok(datapath::explain::explain_offline(&snapshot.l4, key.map(|key| key.0), flow))

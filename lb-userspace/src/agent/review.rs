@@ -8,8 +8,9 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::{oneshot, watch};
 use tracing::{info, warn};
 
+use super::StartError;
+use super::desired::State;
 use super::source::Source;
-use super::{StartError, State};
 use crate::cluster::Entries;
 use crate::config::{Config, Webhook, WebhookCertificate};
 use crate::model::review::Review;

@@ -7,10 +7,11 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tracing::{debug, info, warn};
 
+use super::desired::Desired;
 use super::endpoint::Endpoint;
 use super::live::LiveAgent;
 use super::successor::{self, Outcome};
-use super::{Desired, StartError, start_datapath, stop_datapath};
+use super::{StartError, start_datapath, stop_datapath};
 use crate::config::Config;
 use crate::drain::Signals;
 use crate::takeover::{Listener, Successor, Visit};
@@ -50,7 +51,7 @@ impl Running {
     }
 
     /// Lets successors in from now on. `succeeds`: another agent's socket may be in the way.
-    pub(super) fn open_door(&self, succeeds: bool) {
+    pub(super) fn accept_successors(&self, succeeds: bool) {
         let listener = match Listener::bind(&self.config.run_dir, succeeds) {
             Ok(listener) => listener,
             Err(error) => return warn!(%error, "no agent can take over from this one without a loss"),
@@ -71,7 +72,7 @@ impl Running {
         before.iter().for_each(JoinHandle::abort);
     }
 
-    fn close_door(&self) {
+    fn refuse_successors(&self) {
         let answering = self.listener.lock().unwrap_or_else(PoisonError::into_inner).take();
         answering.iter().for_each(JoinHandle::abort);
     }
@@ -80,7 +81,7 @@ impl Running {
     pub(super) async fn retire(&self, signals: &mut Signals) {
         let deadline = self.deadline();
         info!(seconds = deadline.as_secs(), "a successor serves, the last connections may end");
-        self.close_door();
+        self.refuse_successors();
         tokio::select! {
             () = self.proxy.retire(deadline) => info!("drained"),
             () = successor::deliver_counts(self) => {}
@@ -109,7 +110,7 @@ impl Running {
             () = in_order => {}
             signal = signals.end() => warn!(signal, "stopped at once, running requests are cut off"),
         }
-        self.close_door();
+        self.refuse_successors();
         self.proxy.stop().await;
         stop_datapath(self.live.replace_datapath(None).as_deref()).await;
         self.admin.stop().await;

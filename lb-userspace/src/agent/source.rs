@@ -8,7 +8,8 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use super::{StartError, State};
+use super::StartError;
+use super::desired::State;
 use crate::cluster::{self, Cluster, Followed, Report, Writing};
 use crate::config::{ClusterConfig, Config, TranslateConfig};
 use crate::model::ObjectName;

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
-use super::State;
+use super::desired::State;
 use crate::datapath;
 use crate::datapath::kernel::Translated;
 use crate::model::announce::Announced;

@@ -166,7 +166,7 @@ async fn take_back(agent: &Running, given: Given) {
             agent.proxy.add_counts(counts).await;
         }
         agent.admin.start(agent.live.clone());
-        agent.open_door(true);
+        agent.accept_successors(true);
     }
     let Some(let_go) = datapath else { return };
     for attempt in 1..=RETRIES {

@@ -1,0 +1,83 @@
+//! What the configuration says, for the translation and for the proxy.
+
+use std::net::SocketAddr;
+
+use crate::config::{Config, DatapathMode, SnippetPolicy, TranslateConfig};
+use crate::l7::{self, TicketKeys};
+use crate::translate::{self, Classes, Options, StreamsBy};
+
+/// The translation's view of the configuration. With a datapath the node's own listener ports are
+/// punted, so it must know them.
+pub(super) fn of_process(config: &Config) -> Options {
+    Options {
+        http_ports: config.http.iter().map(SocketAddr::port).collect(),
+        https_ports: config.https.iter().map(SocketAddr::port).collect(),
+        classes: if config.manifests.is_some() { Classes::Implied } else { Classes::Written },
+        streams: match config.datapath {
+            DatapathMode::Off => StreamsBy::Proxy,
+            DatapathMode::Auto | DatapathMode::Native | DatapathMode::Generic => StreamsBy::Kernel,
+        },
+        ..of_meaning(&config.translate)
+    }
+}
+
+/// The same of a command that serves nothing.
+pub(super) fn of_meaning(meaning: &TranslateConfig) -> Options {
+    let TranslateConfig {
+        publish_service,
+        default_backend_service,
+        default_ssl_certificate,
+        ingress_class,
+        controller_class,
+        ingress_class_by_name,
+        config_map,
+        tcp_services,
+        udp_services,
+        address_pools,
+        watch_ingress_without_class,
+        disable_catch_all,
+        node_name,
+        load_balancer_class,
+        disable_svc_external_name,
+        external_ips,
+        enable_ssl_passthrough,
+        snippet_policy,
+    } = meaning.clone();
+    let default = Options::default();
+    Options {
+        publish_service,
+        default_backend_service,
+        default_ssl_certificate,
+        ingress_class: ingress_class.unwrap_or(default.ingress_class),
+        controller_class: controller_class.unwrap_or(default.controller_class),
+        ingress_class_by_name,
+        config_map,
+        tcp_services,
+        udp_services,
+        address_pools,
+        watch_ingress_without_class,
+        disable_catch_all,
+        node: node_name,
+        load_balancer_class,
+        disable_external_names: disable_svc_external_name,
+        external_ips,
+        enable_ssl_passthrough,
+        snippets: match snippet_policy {
+            SnippetPolicy::Refuse => translate::SnippetPolicy::Refuse,
+            SnippetPolicy::Ignore => translate::SnippetPolicy::Ignore,
+        },
+        ..default
+    }
+}
+
+/// The proxy's view of it. `ticket_keys`: those of the agent before us.
+pub(super) fn of_proxy(config: &Config, ticket_keys: Option<TicketKeys>) -> l7::Options {
+    l7::Options {
+        http: config.http.clone(),
+        https: config.https.clone(),
+        workers: config.workers,
+        ticket_keys,
+        temp: l7::Temp { dir: config.temp_dir.clone(), bytes: config.temp_bytes },
+        metering: config.metering.clone(),
+    }
+}
