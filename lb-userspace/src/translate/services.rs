@@ -1,35 +1,31 @@
 //! Services to L4 pools and punts: which VIPs each port has, over which backends.
 
+mod ports;
+mod terms;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
+use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::Options;
-use super::choice::{self, Choice, Policy};
-use super::endpoints::{self, Endpoint, Slices, State, Use};
+use super::endpoints::{self, Slices, State, Use};
 use super::findings::{About, Findings};
-use super::modes::{Misfits, Wanted};
 use super::names;
 use super::nodes::Nodes;
 use super::ours;
 use super::parts::Claim;
 use super::pools::{self, Allocator};
 use super::streams::{self, Streams};
-use super::vips::{Address, Addresses};
-use crate::model::l4::{
-    Access, Affinity, Backend, BackendState, Family, FlowMemory, HealthPort, Listener, OnEmpty, Pool, PoolId,
-    Protocol, Punt, Vip, VipAddr,
-};
+use super::vips::Addresses;
+use crate::model::l4::{Family, HealthPort, Listener, Pool, PoolId, Protocol, Punt, Vip, VipAddr};
 use crate::model::{ObjectId, ObjectName};
 use crate::objects::{Key, Kind, Objects, Sourced};
 
-/// As the API server sets it where `sessionAffinityConfig` names none.
-const AFFINITY_SECONDS: i32 = 10_800;
-/// One day, as in the API.
-pub(super) const MAX_AFFINITY_SECONDS: i32 = 86_400;
+use ports::Ports;
+pub(super) use terms::{MAX_AFFINITY_SECONDS, Terms, nobody, reachable};
+
 const SERVICE_PROXY_LABEL: &str = "service.kubernetes.io/service-proxy-name";
 /// `app.kubernetes.io/name` of the ingress controllers whose Service is ours to serve.
 const CONTROLLERS: [&str; 2] = ["ingress-nginx", "penstock"];
@@ -197,273 +193,18 @@ fn one_service(
     addresses.keep(&families, &mut about);
     without_effect(name, spec, slices, &mut about);
     health_port(name, spec, slices, nodes, &mut claims.output, &mut about);
-    let terms = Terms::read(service, spec, &mut about);
-    let is_ingress = is_ingress(name, service, options);
-    let owner = format!("Service {name}");
-    let implied = [("http", 80), ("https", 443)].map(|(name, port)| ServicePort {
-        name: Some(name.to_owned()),
-        port,
-        ..ServicePort::default()
-    });
-    let ports = match spec.ports.as_deref().unwrap_or_default() {
-        [] if is_ingress => &implied,
-        ports => ports,
+    let ports = Ports {
+        name,
+        owner: format!("Service {name}"),
+        is_ingress: is_ingress(name, service, options),
+        has_node_ports,
+        families,
+        terms: Terms::read(service, spec, &mut about),
+        addresses,
+        slices,
+        nodes,
     };
-    for (index, port) in ports.iter().enumerate() {
-        let field = format!("spec.ports[{index}]");
-        let Ok(number) = names::port(port.port) else { continue };
-        let Some(protocol) = endpoints::protocol_of(port.protocol.as_deref()) else {
-            about.info(
-                "unsupported-protocol",
-                format!("{field}.protocol"),
-                format!("{} is not balanced", port.protocol.as_deref().unwrap_or_default()),
-                "TCP and UDP are",
-            );
-            continue;
-        };
-        let node_port = port.node_port.and_then(|port| u16::try_from(port).ok()).filter(|port| *port != 0);
-        let vips_of = |family: Family| -> Vec<(Vip, Address)> {
-            let addresses = addresses.by_addr.iter().filter(|(addr, _)| Family::of(**addr) == family);
-            let mut vips: Vec<_> = addresses
-                .map(|(addr, entry)| {
-                    (Vip { addr: VipAddr::Ip(*addr), port: number, protocol }, entry.clone())
-                })
-                .collect();
-            if let (true, Some(port)) = (has_node_ports, node_port) {
-                let vip = Vip { addr: VipAddr::Node(family), port, protocol };
-                // Source ranges are about the balanced addresses alone, here as in kube-proxy.
-                vips.push((vip, Address { field: format!("{field}.nodePort"), access: Access::Open }));
-            }
-            vips
-        };
-        if let (true, Some(listener)) = (is_ingress, listener_of(port, protocol)) {
-            for family in &families {
-                for (vip, Address { field, access }) in vips_of(*family) {
-                    if claims.take(vip, &owner, &field, &mut about) {
-                        let sources = (access == Access::Restricted).then(|| addresses.ranges(*family));
-                        claims.output.punts.insert(vip, Punt { listener, sources });
-                    }
-                }
-            }
-            continue;
-        }
-        if is_ingress && claims.streams.has(number, protocol) {
-            continue;
-        }
-        for family in &families {
-            let endpoints = slices.of(name, port, protocol, Some(*family), Use::Vip);
-            if is_ingress && endpoints.is_empty() {
-                about.info(
-                    "port-not-served",
-                    &field,
-                    format!(
-                        "port {number} of the ingress Service is neither http nor https and has no endpoints"
-                    ),
-                    "",
-                );
-                continue;
-            }
-            let vips = vips_of(*family);
-            if vips.is_empty() {
-                continue;
-            }
-            let id = PoolId { service: name.clone(), port: number, protocol, family: *family };
-            let mut pool = terms.pool(&id, &endpoints, nodes, &field, &mut about);
-            reachable(&mut pool, number, &field, port, &mut about);
-            let held = terms.wanted.keeps_destination()
-                || pool.backends.values().any(|backend| backend.mode.keeps_destination());
-            for (vip, Address { field, access }) in vips {
-                if held && vip.addr == VipAddr::Node(*family) {
-                    about.info(
-                        "l2-node-port",
-                        field,
-                        format!(
-                            "nodePort {} is not served: in l2 and ipip mode the backend must hold the address",
-                            vip.port
-                        ),
-                        "",
-                    );
-                } else if claims.take(vip, &owner, &field, &mut about) {
-                    pool.vips.insert(vip, access);
-                }
-            }
-            if pool.vips.is_empty() {
-                continue;
-            }
-            if pool.vips.values().any(|access| *access == Access::Restricted) {
-                pool.source_ranges = addresses.ranges(*family);
-            }
-            let takes_flows =
-                |backend: &Backend| backend.state == BackendState::Active && backend.weight.0 > 0;
-            if !pool.backends.values().any(takes_flows) {
-                nobody(&id, &pool, port, slices, &endpoints, &field, &mut about);
-            }
-            claims.output.pools.insert(id, pool);
-        }
-    }
-}
-
-/// What a Service asks for all its ports.
-pub(super) struct Terms {
-    wanted: Wanted,
-    policy: Policy,
-    affinity: Option<Affinity>,
-    memory: FlowMemory,
-}
-
-impl Terms {
-    pub(super) fn read(service: &Service, spec: &ServiceSpec, about: &mut About<'_>) -> Self {
-        let mut terms = Self {
-            wanted: Wanted::default(),
-            policy: match spec.external_traffic_policy.as_deref() {
-                Some("Local") => Policy::Local,
-                _ => Policy::Cluster,
-            },
-            affinity: affinity(spec),
-            memory: FlowMemory::default(),
-        };
-        match ours::text(&service.metadata, ours::MODE).map(ours::mode) {
-            Some(Ok(wanted)) => terms.wanted = wanted,
-            Some(Err(message)) => about.warn("bad-forwarding-mode", ours::field(ours::MODE), message, ""),
-            None => {}
-        }
-        match ours::text(&service.metadata, ours::MEMORY).map(ours::memory) {
-            Some(Ok(memory)) => terms.memory = memory,
-            Some(Err(message)) => about.warn("bad-flow-memory", ours::field(ours::MEMORY), message, ""),
-            None => {}
-        }
-        terms
-    }
-
-    /// A pool without VIPs.
-    pub(super) fn pool(
-        &self,
-        id: &PoolId,
-        endpoints: &BTreeMap<SocketAddr, Endpoint<'_>>,
-        nodes: &Nodes<'_>,
-        field: &str,
-        about: &mut About<'_>,
-    ) -> Pool {
-        let Self { wanted, policy, affinity, memory } = self;
-        let Choice { backends, empty } = choice::choose(endpoints, *policy, id.protocol, nodes);
-        let mut misfits = Misfits::default();
-        let service_field = ours::field(ours::MODE);
-        let backends = backends.into_iter().map(|(addr, (state, endpoint))| {
-            let at = nodes.at(endpoint.node, id.family);
-            let wanted = match endpoint.mode {
-                Some(mode) => (mode, field),
-                None => (*wanted, service_field.as_str()),
-            };
-            let mode = misfits.resolve(wanted, addr, at, endpoint.node, nodes);
-            (addr, Backend { weight: endpoint.weight, state, mode, at })
-        });
-        let backends = backends.collect();
-        misfits.say(about);
-        Pool { backends, empty, affinity: *affinity, memory: *memory, ..Pool::default() }
-    }
-}
-
-/// `None`: flows of one client are spread.
-fn affinity(spec: &ServiceSpec) -> Option<Affinity> {
-    if spec.session_affinity.as_deref() != Some("ClientIP") {
-        return None;
-    }
-    let config = spec.session_affinity_config.as_ref().and_then(|config| config.client_ip.as_ref());
-    let seconds = config.and_then(|config| config.timeout_seconds).unwrap_or(AFFINITY_SECONDS);
-    // Admission refuses what is out of range; this only keeps the promise of the model.
-    let seconds = seconds.clamp(1, MAX_AFFINITY_SECONDS).unsigned_abs();
-    Some(Affinity { timeout: Duration::from_secs(seconds.into()) })
-}
-
-/// Removes backends that their mode cannot reach from a VIP of this port number.
-pub(super) fn reachable(
-    pool: &mut Pool,
-    port_number: u16,
-    field: &str,
-    port: &ServicePort,
-    about: &mut About<'_>,
-) {
-    pool.backends.retain(|backend, _| {
-        let Some(why) = names::unusable_vip(backend.ip()) else { return true };
-        about.warn(
-            "unreachable-backend",
-            field,
-            format!("backend {backend} {why}: no packet can be forwarded to it"),
-            "use an address of the host's network",
-        );
-        false
-    });
-    let cannot = |backend: &SocketAddr, entry: &Backend| {
-        entry.mode.keeps_destination() && backend.port() != port_number
-    };
-    let others: BTreeMap<_, _> = pool.backends.iter().filter(|(addr, entry)| cannot(addr, entry)).collect();
-    if let Some((other, Backend { mode, .. })) = others.first_key_value() {
-        let other = other.port();
-        let target = match &port.target_port {
-            Some(IntOrString::Int(number)) => number.to_string(),
-            Some(IntOrString::String(name)) => format!("{name} ({other})"),
-            None => other.to_string(),
-        };
-        about.error_fix(
-            "l2-port-mismatch",
-            format!("{field}.targetPort"),
-            format!(
-                "{}: {mode} cannot change the port, but port is {port_number} and targetPort is {target}; \
-                 backends on other ports are left out",
-                ours::MODE
-            ),
-            format!("let the backends listen on {port_number}, or use {}: nat", ours::MODE),
-        );
-        pool.backends.retain(|addr, entry| !cannot(addr, entry));
-    }
-}
-
-/// Says why nobody takes new flows, and what becomes of them.
-pub(super) fn nobody(
-    id: &PoolId,
-    pool: &Pool,
-    port: &ServicePort,
-    slices: &Slices,
-    endpoints: &BTreeMap<SocketAddr, Endpoint<'_>>,
-    field: &str,
-    about: &mut About<'_>,
-) {
-    let PoolId { service: name, port: number, family, protocol: _ } = id;
-    if pool.empty == OnEmpty::Drop {
-        let usable = |endpoint: &&Endpoint<'_>| matches!(endpoint.state, State::Ready | State::Finishing);
-        let message =
-            |why: &str| format!("externalTrafficPolicy Local: {why}: new flows to port {number} are dropped");
-        if endpoints.values().filter(usable).all(|endpoint| endpoint.node.is_none()) {
-            about.warn(
-                "local-without-nodes",
-                field,
-                message("no endpoint names a node, so none counts as local"),
-                "write the nodeName of the endpoints, or use externalTrafficPolicy: Cluster",
-            );
-        } else {
-            about.info("no-local-endpoint", field, message("no endpoint is on this node"), "");
-        }
-        return;
-    }
-    let port_name = port.name.as_deref().unwrap_or_default();
-    let (message, fix) = if pool.backends.values().any(|backend| backend.state == BackendState::Active) {
-        ("all usable endpoints have weight 0".to_owned(), String::new())
-    } else if !endpoints.is_empty() {
-        ("none of its endpoints is usable".to_owned(), String::new())
-    } else if !slices.exist(name, None) {
-        (
-            "the Service has no EndpointSlice".to_owned(),
-            format!("write one labelled kubernetes.io/service-name: {}", name.name),
-        )
-    } else if !slices.exist(name, Some(*family)) {
-        (format!("the Service has no IP{family} EndpointSlice"), String::new())
-    } else {
-        (
-            format!("no EndpointSlice has a port named {port_name:?}, only {:?}", slices.port_names(name)),
-            "give the slice's port the name of the Service's port".to_owned(),
-        )
-    };
-    about.warn("no-endpoints", field, format!("{message}: new flows to port {number} are refused"), fix);
+    ports.serve(spec, claims, &mut about);
 }
 
 /// Fields that an author could think to matter here.
