@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use aws_lc_rs::hmac;
+use aws_lc_rs::{constant_time, hmac};
 
 use super::election;
 use super::frame::{BROADCAST, HEADER, Mac, ethernet};
@@ -117,9 +117,7 @@ impl Heartbeat {
         let signature = after.get(..SIGNATURE)?;
         let signed = body.get(..FIXED + name.len() + lists.len())?;
         let expected = hmac::sign(key, signed);
-        if expected.as_ref().get(..SIGNATURE)? != signature {
-            return None;
-        }
+        constant_time::verify_slices_are_equal(expected.as_ref().get(..SIGNATURE)?, signature).ok()?;
         let mut tags = lists.chunks_exact(4).filter_map(|tag| Some(u32::from_be_bytes(tag.try_into().ok()?)));
         let owns = tags.by_ref().take(owned.into()).collect();
         let name = std::str::from_utf8(name).ok().filter(|name| !name.is_empty())?.to_owned();
@@ -135,7 +133,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_beat_is_read_as_it_was_written_and_only_with_the_key() {
+    fn a_heartbeat_is_read_as_it_was_written_and_only_with_the_key() {
         let heartbeat = Heartbeat {
             name: "node-1".to_owned(),
             number: 1 << 40,

@@ -65,8 +65,8 @@ async fn run(client: Client, certificate: Certificate, shown: watch::Sender<Opti
                     warn!(
                         webhook = certificate.name,
                         reason = failure.why.name(),
-                        "the webhook's certificate: {}",
-                        failure.message
+                        failure.message,
+                        "the webhook's certificate could not be kept"
                     );
                     told = Some(failure);
                 }

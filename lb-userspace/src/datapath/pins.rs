@@ -4,7 +4,7 @@
 //! ```text
 //! <bpffs>/penstock/<namespace>/links/native-3    an attachment; the next agent swaps its program
 //!                                    lookup
-//!                              v2/1/TABLES ...   maps, with the version of their layout
+//!                              v6/7/TABLES ...   maps, by the version of their layout
 //! ```
 //!
 //! Each start pins a set of maps under a new number, the inherited ones under both, and removes the
