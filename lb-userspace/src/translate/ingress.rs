@@ -3,17 +3,17 @@
 mod canaries;
 mod error_backend;
 mod further;
+mod one;
 mod tls;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use k8s_openapi::api::networking::v1::{Ingress, IngressBackend};
+use k8s_openapi::api::networking::v1::Ingress;
 
-use self::canaries::Waiting;
-use self::tls::{Tls, tls, unused_tls};
+use self::tls::Tls;
 use super::Options;
-use super::annotations::{self, Policy, Unusable};
+use super::annotations::{self, Policy};
 use super::certificates::{self, Certificates};
 use super::ciphers;
 use super::classes::{Seniority, Served};
@@ -24,7 +24,7 @@ use super::parts::Claim;
 use super::routes::{self, Draft};
 use super::streams;
 use super::upstream_tls::ProxySsl;
-use super::upstreams::{Laid, Reach, Upstreams, Without};
+use super::upstreams::{Laid, Upstreams};
 use super::view::View;
 use crate::model::l7::{
     Action, Aliases, Certificate, Cipher, CipherOrder, Ciphers, ClientAuth, Edge, HostMatch, Pattern, Server,
@@ -119,7 +119,7 @@ pub(super) fn translate(
     };
     let mut canaries = Vec::new();
     for served in served {
-        canaries.extend(one_ingress(served, &mut making, findings));
+        canaries.extend(one::add(served, &mut making, findings));
     }
     let Making { mut hosts, passthrough, mut upstreams, mut certificates, .. } = making;
     if flags && has_nameless_host(config) {
@@ -207,158 +207,6 @@ pub(super) fn claims_of_flags(config: &Config) -> Vec<Claimed> {
     has_nameless_host(config).then_some(Claimed::Host(HostMatch::Any)).into_iter().collect()
 }
 
-/// Adds what an Ingress says; one that is a canary comes back.
-fn one_ingress<'a>(
-    served: Served<'a>,
-    making: &mut Making<'_>,
-    findings: &mut Findings,
-) -> Option<Waiting<'a>> {
-    let Making { objects, options, gate, settings, hosts, passthrough, upstreams, certificates } = making;
-    let Served { name, id, ingress } = &served;
-    let spec = ingress.spec.as_ref()?;
-    let mut about = findings.about(id);
-    if options.disable_catch_all && spec.default_backend.is_some() {
-        about.warn(
-            "catch-all-disabled",
-            "spec.defaultBackend",
-            "ignored, because of --disable-catch-all",
-            "",
-        );
-        return None;
-    }
-    let mut policy = annotations::read(&ingress.metadata, settings, objects, options.snippets, &mut about);
-    if let Some(rules) = policy.canary.take() {
-        return Some(Waiting { served, policy, rules });
-    }
-    policy.denied |= *gate == Gate::Closed;
-    let asked = policy.proxy_ssl.take();
-    let proxy_ssl = asked.map(|asked| ProxySsl::read(&asked, &name.namespace, objects, certificates));
-    let proxy_ssl = match proxy_ssl {
-        None => None,
-        Some(Ok(proxy_ssl)) => Some(Arc::new(proxy_ssl)),
-        Some(Err(Unusable { name, reason, message })) => {
-            policy.denied = true;
-            about.error(reason, annotations::field(name), message);
-            None
-        }
-    };
-    error_backend::add(&served, &mut policy, options, upstreams, &mut about);
-    if let Some((service, port)) = policy.asks.take() {
-        policy.ask_at(upstreams.of_number(&service, port, &annotations::field("auth-url"), &mut about));
-    }
-    if let Some((service, port)) = policy.copies_to.take() {
-        let field = annotations::field("mirror-target");
-        policy.copy_to(upstreams.of_number(&service, port, &field, &mut about));
-    }
-    let policy = Arc::new(policy);
-    let by_location = settings.boolean("proxy-ssl-location-only").unwrap_or(false);
-    let default = spec.default_backend.as_ref().map(|backend| {
-        action(&name.namespace, backend, policy.reach, "spec.defaultBackend", upstreams, &mut about)
-    });
-    let towards = |proxy_ssl: Option<&Arc<ProxySsl>>, service: &str| {
-        proxy_ssl.map(|proxy_ssl| proxy_ssl.towards(&name.namespace, service)).unwrap_or_default()
-    };
-    if let Some((Action::Proxy(upstream), service)) = &default {
-        upstreams.settle(upstream, &policy, || towards(proxy_ssl.as_ref(), service));
-    }
-    let rules = spec.rules.as_deref().unwrap_or_default();
-    if let ([], Some(default)) = (rules, &default) {
-        if let (Action::Proxy(upstream), _) = default {
-            upstreams.keep_sessions(upstream, &policy, &HostMatch::Any, "/", &mut about);
-        }
-        catch_all(&served, default, &policy, proxy_ssl.clone(), hosts, &mut about);
-    }
-    for (index, rule) in rules.iter().enumerate() {
-        let field = format!("spec.rules[{index}]");
-        let host_match = host_match(rule.host.as_deref().unwrap_or_default());
-        let host = hosts.entry(host_match.clone()).or_default();
-        host.oldest.get_or_insert_with(|| (id.clone(), policy.clone()));
-        if let (None, Some(default)) = (&host.default, &default) {
-            host.default = Some(default.clone());
-        }
-        app_root(host, &host_match, &served, &policy, &mut about);
-        further::claim(host, &host_match, &served, index, &policy, &mut about);
-        if host.proxy_ssl.is_none() {
-            host.proxy_ssl = proxy_ssl.clone();
-        } else if proxy_ssl.is_some() && host.proxy_ssl != proxy_ssl && !by_location {
-            about.warn(
-                "host-setting-conflict",
-                annotations::field("proxy-ssl-secret"),
-                format!("an older Ingress set proxy-ssl-* for {host_match} already; these are ignored"),
-                "set proxy-ssl-location-only in the ConfigMap",
-            );
-        }
-        client_auth(host, &host_match, &served, &policy, objects, &mut about);
-        host_ciphers(host, &policy, &mut about);
-        for (index, path) in rule.http.iter().flat_map(|http| &http.paths).enumerate() {
-            let field = format!("{field}.http.paths[{index}]");
-            let (action, service) = action(
-                &name.namespace,
-                &path.backend,
-                policy.reach,
-                &format!("{field}.backend"),
-                upstreams,
-                &mut about,
-            );
-            if let Action::Proxy(upstream) = &action {
-                let proxy_ssl = if by_location { &proxy_ssl } else { &host.proxy_ssl };
-                upstreams.settle(upstream, &policy, || towards(proxy_ssl.as_ref(), &service));
-            }
-            let text = path.path.as_deref().filter(|path| !path.is_empty()).unwrap_or("/");
-            if let Action::Proxy(upstream) = &action {
-                upstreams.keep_sessions(upstream, &policy, &host_match, text, &mut about);
-            }
-            let draft = Draft {
-                path: text.to_owned(),
-                exact: path.path_type == "Exact",
-                specific: path.path_type == "ImplementationSpecific",
-                field: format!("{field}.path"),
-                ingress: Some((*name).clone()),
-                id: id.clone(),
-                service,
-                action,
-                policy: policy.clone(),
-                proxy_ssl: proxy_ssl.clone(),
-            };
-            add(host, &host_match, draft, &mut about);
-        }
-        tls(host, &host_match, &name.namespace, spec, certificates, &mut about);
-        if policy.ssl_passthrough {
-            hand_on(host, &host_match, options, passthrough, &mut about);
-        }
-    }
-    unused_tls(spec, &mut about);
-    None
-}
-
-/// An Ingress with nothing but a default backend takes what no host does; its redirects and
-/// rewrites do not apply there.
-fn catch_all(
-    served: &Served<'_>,
-    default: &(Action, String),
-    policy: &Policy,
-    proxy_ssl: Option<Arc<ProxySsl>>,
-    hosts: &mut BTreeMap<HostMatch, Host>,
-    about: &mut About<'_>,
-) {
-    let (action, service) = default.clone();
-    let policy =
-        Policy { redirect: None, rewrite_target: None, app_root: None, use_regex: false, ..policy.clone() };
-    let draft = Draft {
-        path: "/".to_owned(),
-        exact: false,
-        specific: false,
-        field: "spec.defaultBackend".to_owned(),
-        ingress: Some(served.name.clone()),
-        id: served.id.clone(),
-        service,
-        action,
-        policy: Arc::new(policy),
-        proxy_ssl,
-    };
-    add(hosts.entry(HostMatch::Any).or_default(), &HostMatch::Any, draft, about);
-}
-
 /// The first owner of (host, path, kind of path) keeps it.
 fn add(host: &mut Host, name: &HostMatch, draft: Draft, about: &mut About<'_>) {
     let place = (draft.path.clone(), draft.exact);
@@ -374,31 +222,6 @@ fn add(host: &mut Host, name: &HostMatch, draft: Draft, about: &mut About<'_>) {
     }
     host.owners.insert(place, host.drafts.len());
     host.drafts.push(draft);
-}
-
-fn action(
-    namespace: &str,
-    backend: &IngressBackend,
-    reach: Reach,
-    field: &str,
-    upstreams: &mut Upstreams<'_>,
-    about: &mut About<'_>,
-) -> (Action, String) {
-    match &backend.service {
-        Some(service) => (
-            Action::Proxy(upstreams.of_backend(namespace, service, reach, Without::Answer503, field, about)),
-            service.name.clone(),
-        ),
-        None => {
-            about.warn(
-                "resource-backend",
-                format!("{field}.resource"),
-                "resource backends are not served; requests get the default backend",
-                "name a service",
-            );
-            (Action::DefaultBackend, String::new())
-        }
-    }
 }
 
 fn app_root(

@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::sync::Arc;
 
 use super::annotations::{self, Policy, field};
-use super::findings::Findings;
+use super::findings::{About, Findings};
 use super::mode::Mode;
 use super::template::{self, template};
 use super::upstream_tls::ProxySsl;
@@ -143,30 +143,11 @@ fn location(draft: Draft, regex: bool, tls: bool, findings: &mut Findings) -> Lo
             }
         }
     }
-    let matched = if reading == Reading::Literal {
-        if exact { PathMatch::Exact(path.clone()) } else { PathMatch::Prefix(path.clone()) }
-    } else {
-        match reading.compile(&path) {
-            Ok(pattern) => PathMatch::Regex(pattern),
-            Err(error) => {
-                // Whatever the pattern protects lies below its literal beginning: close all of it.
-                denied = true;
-                let message = format!(
-                    "pattern {path:?} does not compile, paths below {:?} answer 503: {}",
-                    literal_text(&path),
-                    last_line(&error)
-                );
-                about.error_fix(
-                    "bad-pattern",
-                    path_field.clone(),
-                    message,
-                    "look-around and back-references are not supported",
-                );
-                match Pattern::anchored(literal_text(&path)) {
-                    Ok(literal) => PathMatch::Regex(literal),
-                    Err(_) => PathMatch::Prefix("/".to_owned()),
-                }
-            }
+    let matched = match matched(reading, &path, exact, &path_field, &mut about) {
+        Ok(matched) => matched,
+        Err(Closed(matched)) => {
+            denied = true;
+            matched
         }
     };
     if let (true, Some(target)) = (rewrites && !denied, &policy.rewrite_target) {
@@ -200,6 +181,37 @@ fn location(draft: Draft, regex: bool, tls: bool, findings: &mut Findings) -> Lo
         action = Action::Deny;
     }
     Location { path: matched, path_label: path, ingress, service, action, filters }
+}
+
+/// What is closed because its pattern cannot be read.
+struct Closed(PathMatch);
+
+fn matched(
+    reading: Reading,
+    path: &str,
+    exact: bool,
+    path_field: &str,
+    about: &mut About<'_>,
+) -> Result<PathMatch, Closed> {
+    if reading == Reading::Literal {
+        let path = path.to_owned();
+        return Ok(if exact { PathMatch::Exact(path) } else { PathMatch::Prefix(path) });
+    }
+    let error = match reading.compile(path) {
+        Ok(pattern) => return Ok(PathMatch::Regex(pattern)),
+        Err(error) => error,
+    };
+    // Whatever the pattern protects lies below its literal beginning: close all of it.
+    let literal = literal_text(path);
+    let message = format!(
+        "pattern {path:?} does not compile, paths below {literal:?} answer 503: {}",
+        last_line(&error)
+    );
+    about.error_fix("bad-pattern", path_field, message, "look-around and back-references are not supported");
+    Err(Closed(match Pattern::anchored(literal) {
+        Ok(literal) => PathMatch::Regex(literal),
+        Err(_) => PathMatch::Prefix("/".to_owned()),
+    }))
 }
 
 fn filters(policy: &Policy, path: &str) -> Filters {
