@@ -5,6 +5,7 @@
 mod acme;
 mod agent;
 mod balancers;
+mod data_path;
 mod deploy;
 mod follow;
 mod objects;

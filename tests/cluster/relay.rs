@@ -6,7 +6,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 
+use lb_tests::netns::Host;
+
 use crate::rig::Rig;
+
+const LOOPBACK: (&str, u16) = ("127.0.0.1", 0);
 
 /// Stays until the end of the process; the connections through it go with the agents.
 pub struct Relay {
@@ -34,11 +38,20 @@ enum Way {
 impl Relay {
     /// In front of the test's API server, with a kubeconfig of its own.
     pub fn before(rig: &Rig) -> Self {
+        Self::behind(TcpListener::bind(LOOPBACK).expect("bind"), rig)
+    }
+
+    /// The same on the loopback of a lab's host: a socket stays in the namespace where it was made, whoever
+    /// accepts from it.
+    pub fn on(host: &Host, rig: &Rig) -> Self {
+        Self::behind(host.within(|| TcpListener::bind(LOOPBACK)).expect("bind"), rig)
+    }
+
+    fn behind(listener: TcpListener, rig: &Rig) -> Self {
         let text = std::fs::read_to_string(&rig.kubeconfig).expect("a kubeconfig");
         let (_, rest) = text.split_once("https://").expect("a server");
         let server: String = rest.chars().take_while(|c| c.is_ascii_digit() || ".:".contains(*c)).collect();
         let target: SocketAddr = server.parse().expect("an address");
-        let listener = TcpListener::bind(("127.0.0.1", 0)).expect("bind");
         let addr = listener.local_addr().expect("bound");
         let dir = tempfile::tempdir().expect("a directory");
         let kubeconfig = dir.path().join("kubeconfig");

@@ -1,9 +1,10 @@
-//! The real `penstock` binary on a host of a lab, with a directory of manifests.
+//! The real `penstock` binary on a host of a lab, with a directory of manifests or a cluster.
 
 use std::ffi::OsString;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -57,16 +58,44 @@ impl Agent {
     ) -> Result<Self> {
         let manifests = dir.join("manifests");
         std::fs::create_dir_all(&manifests)?;
+        let mut more: Vec<OsString> = more.iter().map(OsString::from).collect();
+        more.extend(["--manifests".into(), manifests.into()]);
+        Self::launch(lab, host, host.command(binary), interfaces, dir, more)
+    }
+
+    /// One in a pod (its namespace and name) of the cluster that the kubeconfig leads to.
+    pub fn in_pod(
+        lab: &Lab,
+        host: &Host,
+        interfaces: &[&str],
+        (namespace, name): (&str, &str),
+        kubeconfig: &Path,
+        more: &[&str],
+    ) -> Result<Self> {
+        let mut command = host.command(binary()?);
+        command.env("POD_NAMESPACE", namespace).env("POD_NAME", name).env_remove("KUBECONFIG");
+        let mut more: Vec<OsString> = more.iter().map(OsString::from).collect();
+        more.extend(["--kubeconfig".into(), kubeconfig.into()]);
+        Self::launch(lab, host, command, interfaces, lab.scratch(), more)
+    }
+
+    fn launch(
+        lab: &Lab,
+        host: &Host,
+        mut command: Command,
+        interfaces: &[&str],
+        dir: &Path,
+        more: Vec<OsString>,
+    ) -> Result<Self> {
         let log = dir.join("penstock.log");
-        let fixed = ["run", "--admin", ADMIN, "--drain-seconds", "5", "--workers", "2", "--manifests"];
+        let fixed = ["run", "--admin", ADMIN, "--drain-seconds", "5", "--workers", "2", "--run-dir"];
         let mut args: Vec<OsString> = fixed.map(OsString::from).to_vec();
-        args.extend([manifests.clone().into(), "--run-dir".into(), dir.join("run").into()]);
+        args.push(dir.join("run").into());
         args.extend(interfaces.iter().map(|interface| OsString::from(format!("--interface={interface}"))));
-        args.extend(more.iter().map(OsString::from));
-        let mut command = host.command(binary);
+        args.extend(more);
         command.args(&args);
         let pid = lab.start(command, &log)?;
-        let agent = Self { host: host.clone(), pid, manifests, log, args };
+        let agent = Self { host: host.clone(), pid, manifests: dir.join("manifests"), log, args };
         let up = eventually(DEADLINE, || {
             if !lab.is_running(pid) {
                 return Some(false);
@@ -118,7 +147,7 @@ impl Agent {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// Directory that it watches.
+    /// Directory that it watches, if it does.
     pub fn manifests(&self) -> &Path {
         &self.manifests
     }

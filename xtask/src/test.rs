@@ -29,7 +29,7 @@ pub enum Tier {
     Wire,
     /// The agent on loopback
     Proxy,
-    /// The agent beside a real kube-apiserver
+    /// The agent beside a real kube-apiserver, with and without its kernel part
     Cluster,
     /// Chart, kustomize base, alerts and dashboard: needs helm and kubectl, which setup installs
     Deploy,
@@ -178,20 +178,25 @@ impl Tier {
                 vec![agent(), test]
             }
             Self::Proxy | Self::Deploy => vec![agent(), tier(&self.name())],
-            Self::Cluster => vec![agent(), beside_apiserver(&tier("cluster"))],
+            Self::Cluster => vec![agent(), beside_apiserver(&tier("cluster"))?],
         })
     }
 }
 
-/// The command, with one API server for all its tests.
-fn beside_apiserver(test: &Command) -> Command {
+/// The command, with one API server for all its tests. Those with a kernel part need root; where nobody is, they
+/// are skipped.
+fn beside_apiserver(test: &Command) -> Result<Command> {
     let mut command = process::cargo();
     command.args(["run", "--quiet", "--package", "lb-tests", "--bin", "with-apiserver", "--"]);
+    if !process::is_root() && privileged() {
+        // In there: the API server itself needs no privileges.
+        command.arg("env").arg(format!("CARGO_TARGET_{}_RUNNER=sudo --preserve-env --", host_triple()?));
+    }
     command.arg(test.get_program()).args(test.get_args());
     if let Some(assets) = assets::find() {
         command.env(assets::ASSETS, assets);
     }
-    command
+    Ok(command)
 }
 
 /// Lints for the kernel program, compiled for this host: clippy seldom comes with the toolchain
