@@ -6,7 +6,7 @@
 //! the same backend. In `local` mode the client keeps its address, and its port unless another
 //! flow to the same backend has it.
 
-use crate::backend::NextHop;
+use crate::backend::{Identity, NextHop};
 use crate::{Flow, Tags};
 
 /// Client to backend; key: hash of (client, VIP).
@@ -79,12 +79,23 @@ pub mod state {
         (client | backend) & RST != 0 || client & backend & FIN != 0
     }
 
-    /// One side's bits after a packet of it that sets `bits`; `begins`: a SYN, whose connection no old RST
-    /// or FIN belongs to. Who sends on has not been reset: the reset was another's, with this side's
-    /// address.
+    /// What a packet is to the connection of its flow.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub enum Sent {
+        /// A SYN, with or without an ACK: no old RST or FIN belongs to what begins here.
+        Syn,
+        /// Anything else. Who sends on has not been reset: the reset was another's, with this side's
+        /// address.
+        Other,
+    }
+
+    /// One side's bits after a packet of it that sets `bits`.
     #[inline(always)]
-    pub const fn after(before: u16, begins: bool, bits: u16) -> u16 {
-        let kept = if begins { LASTING } else { !RST };
+    pub const fn after(before: u16, sent: Sent, bits: u16) -> u16 {
+        let kept = match sent {
+            Sent::Syn => LASTING,
+            Sent::Other => !RST,
+        };
         before & kept | bits
     }
 }
@@ -154,11 +165,12 @@ impl Reverse {
 }
 
 impl Forward {
-    /// Whether a SYN at `now` begins another flow: this TCP flow was reset by its backend, or both sides closed
-    /// it and the backend `drains`, or it was silent for long enough to believe that it is closed or to leave
+    /// Whether a SYN at `now` begins another flow: this TCP flow was reset by its `backend`, or both sides closed
+    /// it and the backend drains, or it was silent for long enough to believe that it is closed or to leave
     /// a backend that drains.
     #[inline(always)]
-    pub const fn is_over(&self, reverse: &Reverse, drains: bool, now: u32) -> bool {
+    pub const fn is_over(&self, reverse: &Reverse, backend: Identity, now: u32) -> bool {
+        let drains = backend.is_draining();
         let seen = if self.seen > reverse.seen { self.seen } else { reverse.seen };
         let silent = now.saturating_sub(seen) > SILENCE;
         let ended = self.state & reverse.state & state::FIN != 0;
@@ -194,6 +206,7 @@ fn flow([src_hi, src_lo, dst_hi, dst_lo, rest]: [u64; 5]) -> Flow {
 
 #[cfg(test)]
 mod tests {
+    use super::state::Sent;
     use super::*;
 
     fn entries() -> (Forward, Reverse) {
@@ -204,35 +217,37 @@ mod tests {
     fn a_reset_counts_until_its_side_sends_on() {
         let open = state::SEEN | state::LOCAL;
 
-        let reset = state::after(open, false, state::SEEN | state::RST);
+        let reset = state::after(open, Sent::Other, state::SEEN | state::RST);
 
         assert_eq!(reset, open | state::RST);
-        assert_eq!(state::after(reset, false, state::SEEN), open);
-        assert_eq!(state::after(reset | state::FIN, true, state::SEEN), open);
+        assert_eq!(state::after(reset, Sent::Other, state::SEEN), open);
+        assert_eq!(state::after(reset | state::FIN, Sent::Syn, state::SEEN), open);
     }
 
     #[test]
     fn a_syn_begins_anew_once_the_backend_resets_or_both_are_silent() {
         let (both, closed) = (state::SEEN, state::SEEN | state::FIN);
-        // What each side showed, whether the backend drains, and after which silences it is over.
+        // Bit 24 says that the backend drains.
+        let (takes, drains) = (Identity(0), Identity(1 << 24));
+        // What each side showed, its backend, and after which silences it is over.
         let cases = [
-            ("open", both, both, false, [false, false]),
-            ("open, draining", both, both, true, [false, true]),
-            ("closed by the client alone", closed, both, false, [false, false]),
-            ("reset by the client", both | state::RST, both, false, [false, true]),
-            ("reset by the client, draining", both | state::RST, both, true, [false, true]),
-            ("closed by both", closed, closed, false, [false, true]),
-            ("closed by both, draining", closed, closed, true, [true, true]),
-            ("reset by the backend", both, both | state::RST, false, [true, true]),
+            ("open", both, both, takes, [false, false]),
+            ("open, draining", both, both, drains, [false, true]),
+            ("closed by the client alone", closed, both, takes, [false, false]),
+            ("reset by the client", both | state::RST, both, takes, [false, true]),
+            ("reset by the client, draining", both | state::RST, both, drains, [false, true]),
+            ("closed by both", closed, closed, takes, [false, true]),
+            ("closed by both, draining", closed, closed, drains, [true, true]),
+            ("reset by the backend", both, both | state::RST, takes, [true, true]),
         ];
-        for (case, client, backend, drains, over) in cases {
+        for (case, client, server, backend, over) in cases {
             for (silent, over) in [SILENCE, SILENCE + 1].into_iter().zip(over) {
                 for (client_ago, backend_ago) in [(silent, silent + 50), (silent + 50, silent)] {
                     let (mut forward, mut reverse) = entries();
-                    (forward.state, reverse.state) = (client, backend);
+                    (forward.state, reverse.state) = (client, server);
                     (forward.seen, reverse.seen) = (1_000 - client_ago, 1_000 - backend_ago);
 
-                    assert_eq!(forward.is_over(&reverse, drains, 1_000), over, "{case}, {silent}");
+                    assert_eq!(forward.is_over(&reverse, backend, 1_000), over, "{case}, {silent}");
                 }
             }
         }

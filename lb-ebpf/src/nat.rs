@@ -8,7 +8,7 @@
 use aya_ebpf::{macros::xdp, programs::XdpContext};
 use lb_common::{
     BackendId, Flow, Mode, TCP, Tags, Verdict,
-    backend::{self, NextHop},
+    backend::{self, Identity, NextHop},
     config,
     lease::{self, Lease},
     maps::Program,
@@ -274,7 +274,7 @@ fn known(hash: u64, flow: &Flow, kind: Kind, now: u32, backends: &impl lb_common
         forget(hash);
         return Known::Nobody;
     }
-    if kind == Kind::Syn && is_over(entry, identity.is_draining(), now) {
+    if kind == Kind::Syn && is_over(entry, identity, now) {
         return Known::Over;
     }
     Known::Flow { backend, port: entry.snat_port }
@@ -282,10 +282,10 @@ fn known(hash: u64, flow: &Flow, kind: Kind, now: u32, backends: &impl lb_common
 
 /// [`Forward::is_over`].
 #[inline(always)]
-fn is_over(entry: &Forward, drains: bool, now: u32) -> bool {
+fn is_over(entry: &Forward, backend: Identity, now: u32) -> bool {
     let Some(reverse) = maps::NAT_REVERSE.get_ptr(entry.reverse_key) else { return true };
     // SAFETY: as in `to_client`.
-    entry.is_over(unsafe { &*reverse }, drains, now)
+    entry.is_over(unsafe { &*reverse }, backend, now)
 }
 
 /// Forgets a flow in both directions: its port is free again, and no lease leads where it went.
@@ -442,7 +442,8 @@ pub fn state_after(before: u16, flags: u8) -> u16 {
     if flags & tcp_flag::RST != 0 {
         bits |= state::RST;
     }
-    state::after(before, flags & tcp_flag::SYN != 0, bits)
+    let sent = if flags & tcp_flag::SYN != 0 { state::Sent::Syn } else { state::Sent::Other };
+    state::after(before, sent, bits)
 }
 
 const _: () = assert!(TCP == 6);
