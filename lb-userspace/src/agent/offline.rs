@@ -84,7 +84,7 @@ pub struct Simulated {
 
 /// Counts the flows that changes break.
 pub fn simulate_flows(seed: u64, flows: u32) -> Simulated {
-    let options = simulate::Options { seed, flows };
+    let options = simulate::Options { seed, flows, flow_bits: simulate::FLOW_BITS };
     let outcomes = simulate::run(options);
     Simulated {
         text: simulate::render(&outcomes, options),

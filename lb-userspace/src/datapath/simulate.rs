@@ -6,6 +6,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 
 use lb_common::flows::WAYS;
+use lb_common::steer::Kind;
 
 mod balancers;
 mod clients;
@@ -21,13 +22,15 @@ pub struct Options {
     pub seed: u64,
     /// Flows of each run.
     pub flows: u32,
+    /// log2 of the places in every flow table.
+    pub flow_bits: u8,
 }
 
 /// Units of the clock ([`lb_common::flows::clock`]) that flows begin in, about half an hour.
 const LENGTH: u32 = 1800;
 /// Five minutes.
 pub const GRACE: u16 = 280;
-/// log2 of the places in every flow table.
+/// [`Options::flow_bits`] as an agent has them by default.
 pub const FLOW_BITS: u8 = 17;
 
 /// How flows are balanced.
@@ -108,7 +111,7 @@ pub struct Outcome {
     pub scenario: Scenario,
     /// How it was balanced.
     pub scheme: Scheme,
-    /// Flows that sent more than one packet, and whose backend lived when they sent their last one.
+    /// Flows that sent more than their handshake, and whose backend lived when they sent their last packet.
     pub flows: u32,
     /// Of these, flows that were sent to another backend.
     pub broken: u32,
@@ -132,8 +135,9 @@ pub fn run(options: Options) -> Vec<Outcome> {
 }
 
 /// Runs one.
-pub fn run_one(Options { seed, flows }: Options, scenario: Scenario, scheme: Scheme) -> Outcome {
-    let mut balancers = Balancers::new(scheme, scenario.balancers());
+pub fn run_one(options: Options, scenario: Scenario, scheme: Scheme) -> Outcome {
+    let Options { seed, flows, flow_bits } = options;
+    let mut balancers = Balancers::new(scheme, scenario.balancers(), flow_bits);
     let mut clients = Clients::new(seed, flows, LENGTH);
     let mut changes = changes(scenario);
     let mut outcome = Outcome { scenario, scheme, flows: 0, broken: 0, idle: 0, rescued: 0, remembered: 0 };
@@ -152,15 +156,22 @@ pub fn run_one(Options { seed, flows }: Options, scenario: Scenario, scheme: Sch
         }
         balancers.settle(now);
         for _ in 0..scenario.flood(now) {
-            let _ = balancers.send(&clients.stranger(), true, now);
+            let _ = balancers.send(&clients.stranger(), Kind::Syn, now);
         }
         while let Some(mut client) = clients.begin(now) {
-            client.backend = balancers.send(&client.flow, true, now).backend;
-            next.push(Reverse((client.next(now), client)));
+            client.backend = balancers.send(&client.flow, Kind::Syn, now).backend;
+            // The handshake's last segment follows at once: a SYN alone is no flow yet, and is remembered as what
+            // may go first.
+            let sent = balancers.send(&client.flow, Kind::Segment, now);
+            if client.take(sent, &mut outcome, now, scheme) {
+                next.push(Reverse((client.next(now), client)));
+            } else {
+                outcome.flows += 1;
+            }
         }
         while let Some(Reverse((at, mut client))) = next.pop_if_due(now) {
             if weights.contains_key(&client.backend) {
-                let sent = balancers.send(&client.flow, false, now);
+                let sent = balancers.send(&client.flow, Kind::Segment, now);
                 let follows = client.take(sent, &mut outcome, now, scheme);
                 client.last = at;
                 if follows && client.next(now) < client.end.min(LENGTH) {
@@ -238,7 +249,7 @@ impl Client {
 
 /// As a table for a terminal.
 pub fn render(outcomes: &[Outcome], options: Options) -> String {
-    let places = 1u32 << FLOW_BITS;
+    let places = 1u32 << options.flow_bits;
     let mut text = format!(
         "{} flows, seed {}, grace time {GRACE} units of 1.07 s, flow tables of {places} places in buckets of {WAYS}\n\n\
          {:<14} {:<17} {:>9} {:>8} {:>10} {:>10} {:>11}\n",
@@ -267,7 +278,8 @@ pub fn render(outcomes: &[Outcome], options: Options) -> String {
 mod tests {
     use super::*;
 
-    const SMALL: Options = Options { seed: 1, flows: 4_000 };
+    /// As many flows for each place of the flow table as by default.
+    const SMALL: Options = Options { seed: 1, flows: 25_000, flow_bits: FLOW_BITS - 4 };
 
     fn awake(scenario: Scenario, scheme: Scheme) -> u32 {
         let Outcome { broken, idle, .. } = run_one(SMALL, scenario, scheme);
@@ -275,10 +287,10 @@ mod tests {
     }
 
     #[test]
-    fn ours_breaks_no_flow_that_sends_where_a_table_alone_breaks_many() {
+    fn ours_breaks_none_but_idle_flows_where_a_table_alone_breaks_many() {
         for scenario in [Scenario::Rollout, Scenario::ScaleUp] {
             assert_eq!(awake(scenario, Scheme::Ours), 0, "{scenario:?}");
-            assert!(awake(scenario, Scheme::Maglev) > 20, "{scenario:?}");
+            assert!(awake(scenario, Scheme::Maglev) > 100, "{scenario:?}");
         }
     }
 

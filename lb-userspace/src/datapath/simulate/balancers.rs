@@ -8,7 +8,7 @@ use lb_common::steer::Kind;
 use lb_common::{BackendId, Flow, HashKey, Tags};
 
 use super::clients::{GONE, PORT, vip};
-use super::{FLOW_BITS, GRACE, Scheme};
+use super::{GRACE, Scheme};
 use crate::datapath::maglev;
 use crate::datapath::rehearsal::Rehearsal;
 use crate::datapath::want::{Backend, Owner, Place, Pool, Target, Want, Way};
@@ -41,16 +41,16 @@ enum Balancer {
 const BITS: u32 = *maglev::BITS.end();
 
 impl Balancers {
-    /// So many, all alike.
-    pub fn new(scheme: Scheme, count: usize) -> Self {
+    /// So many, all alike, with `1 << flow_bits` places in their flow tables.
+    pub fn new(scheme: Scheme, count: usize, flow_bits: u8) -> Self {
         let key = HashKey::expand(*b"simulated flows!");
         let one = || match scheme {
             Scheme::Maglev => Balancer::Maglev { slots: Vec::new() },
             Scheme::MaglevLru => {
-                Balancer::Lru { slots: Vec::new(), living: Vec::new(), flows: Lru::new(1 << FLOW_BITS) }
+                Balancer::Lru { slots: Vec::new(), living: Vec::new(), flows: Lru::new(1 << flow_bits) }
             }
             Scheme::Ours | Scheme::OursSecondChance => {
-                Balancer::Ours { balancer: Rehearsal::new(key, FLOW_BITS, GRACE), numbers: BTreeMap::new() }
+                Balancer::Ours { balancer: Rehearsal::new(key, flow_bits, GRACE), numbers: BTreeMap::new() }
             }
         };
         Self { alive: (0..count).map(|_| one()).collect(), key }
@@ -91,8 +91,8 @@ impl Balancers {
         }
     }
 
-    /// Sends a packet: the first of its flow or a later one.
-    pub fn send(&mut self, flow: &Flow, is_first: bool, now: u32) -> Sent {
+    /// Sends a packet.
+    pub fn send(&mut self, flow: &Flow, kind: Kind, now: u32) -> Sent {
         let hash = flow.hash(self.key);
         // The router hashes the same tuple in another way.
         let router = (super::clients::mix(hash) >> 32) as usize;
@@ -106,13 +106,12 @@ impl Balancers {
         match balancer {
             Balancer::Maglev { slots } => Sent { backend: of_slot(slots), other: GONE },
             Balancer::Lru { slots, living, flows } => {
-                let known = flows.find(hash).filter(|backend| !is_first && living.contains(backend));
+                let known = flows.find(hash).filter(|backend| kind != Kind::Syn && living.contains(backend));
                 let backend = known.unwrap_or_else(|| of_slot(slots));
                 flows.touch(hash, backend);
                 Sent { backend, other: GONE }
             }
             Balancer::Ours { balancer, numbers } => {
-                let kind = if is_first { Kind::Syn } else { Kind::Segment };
                 let number = |id| numbers.get(&id).copied().unwrap_or(GONE);
                 balancer.send(flow, kind, now).map_or(Sent { backend: GONE, other: GONE }, |choice| Sent {
                     backend: number(choice.backend),
