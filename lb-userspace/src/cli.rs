@@ -68,11 +68,14 @@ struct StatusArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "Exit codes: 0 removed, 2 usage, 67 an agent still runs, or no permission.")]
+#[command(
+    after_help = "Exit codes: 0 nothing is left, 1 an interface still has the program, 2 usage, 67 an agent still runs, \
+                  or no permission."
+)]
 struct DetachArgs {
-    /// BPF file system that it is pinned on
-    #[arg(long, value_name = "DIR", env = "PENSTOCK_BPFFS", default_value = config::BPFFS)]
-    bpffs: PathBuf,
+    /// Directory to search beside all BPF file systems that are mounted
+    #[arg(long, value_name = "DIR", env = "PENSTOCK_BPFFS")]
+    bpffs: Option<PathBuf>,
 }
 
 /// Parses the command line, does what it says, and tells how it went.
@@ -93,9 +96,9 @@ pub fn main() -> ExitCode {
 }
 
 fn detach(args: DetachArgs) -> Result<ExitCode, StartError> {
-    let was = agent::detach(&args.bpffs)?;
-    print_out(&format!("nothing is left of {}\n", was.display()));
-    Ok(ExitCode::SUCCESS)
+    let detached = agent::detach(args.bpffs.as_deref())?;
+    print_out(&detached.to_string());
+    Ok(if detached.left.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn status(args: StatusArgs) -> Result<ExitCode, StartError> {

@@ -336,7 +336,7 @@ fn remove(namespace: &str) {
     }
     let host = Host { name: namespace.to_owned(), namespace: namespace.to_owned() };
     if Path::new("/run/netns").join(namespace).exists() {
-        let _ = host.within(|| pins::remove_all(Path::new(BPFFS)));
+        let _ = host.within(|| pins::remove_from(Path::new(BPFFS)));
     }
     let _ = run(Command::new("ip").args(["netns", "delete", namespace]));
     let _ = std::fs::remove_file(keep_mark(namespace));

@@ -101,7 +101,7 @@ fn detach_removes_the_filters_that_an_agent_left_and_no_others() {
 
     for _ in 0..2 {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        node.within(|| runtime.block_on(detach(Path::new(BPFFS)))).unwrap();
+        node.within(|| runtime.block_on(detach(None))).unwrap();
 
         assert!(!shown().contains("penstock_out"), "{}", shown());
         assert!(shown().contains("pref 9"), "another's stays: {}", shown());

@@ -120,7 +120,7 @@ fn our_own_mac_may_change() {
     }
 }
 
-fn ifindex(host: &Host, device: &str) -> String {
+pub fn ifindex(host: &Host, device: &str) -> String {
     let line = host.run(&format!("ip -o link show {device}")).unwrap();
     line.split(':').next().unwrap_or_default().to_owned()
 }

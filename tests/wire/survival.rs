@@ -12,8 +12,9 @@ use std::time::Duration;
 use lb_tests::agent::{Agent, DEADLINE, binary, eventually};
 use lb_tests::echo;
 use lb_tests::manifests::LoadBalancer;
+use lb_tests::world::World;
 use penstock::config::BPFFS;
-use penstock::datapath::pins;
+use penstock::datapath::{Attached, detach, pins};
 use serde_json::Value;
 
 use crate::nodes::{self, Cluster, Node};
@@ -505,4 +506,40 @@ fn detach_removes_everything_and_not_while_an_agent_runs() {
     assert_eq!(tables(&rig.agent)["pinned"], false);
     rig.lab.kill(rig.agent.pid()).unwrap();
     assert!(eventually(DEADLINE, || program(&rig).is_none().then_some(())).is_some());
+}
+
+/// A BPF file system that an agent mounted, until this is dropped.
+struct Mounted(PathBuf);
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn detach_finds_what_is_pinned_elsewhere_and_tells_what_it_does_not_see() {
+    let Some(mut rig) = rig() else { return };
+    rig.lab.stop(rig.agent.pid()).unwrap();
+    rig.agent.cli(&["detach"]).unwrap();
+    let elsewhere = Mounted(rig.lab.scratch().join("bpf of ours"));
+    next(&mut rig, &["--bpffs", elsewhere.0.to_str().unwrap()]);
+    rig.lab.stop(rig.agent.pid()).unwrap();
+    assert!(program(&rig).is_some());
+
+    let said = rig.agent.cli(&["detach"]).unwrap();
+
+    assert_eq!(program(&rig), None);
+    let dir = rig.edge.within(|| pins::directory(&elsewhere.0)).unwrap();
+    assert_eq!(said, format!("removed {}\n", dir.display()));
+    let said = rig.agent.cli(&["detach"]).unwrap();
+    assert!(said.starts_with("nothing") && said.contains(elsewhere.0.to_str().unwrap()), "{said}");
+    // Somebody holds the attachment by other means than a name that we could find.
+    let mut engine = World::new().load();
+    let ifindex = crate::interfaces::ifindex(&rig.edge, "eth0").parse().unwrap();
+    rig.edge.within(|| engine.kernel.attach("eth0", ifindex, Attached::Native)).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let detached = rig.edge.within(|| runtime.block_on(detach(None))).unwrap();
+    assert_eq!((detached.removed, detached.left), (vec![], vec!["eth0".to_owned()]));
+    drop(engine);
 }

@@ -65,8 +65,8 @@ pub fn run(config: Config) -> Result<(), StartError> {
     runtime.block_on(serve(config))
 }
 
-/// Removes what agents left in the kernel for this network namespace; returns where it was pinned.
-pub fn detach(bpffs: &std::path::Path) -> Result<std::path::PathBuf, StartError> {
+/// Removes what agents left in the kernel for this network namespace.
+pub fn detach(bpffs: Option<&std::path::Path>) -> Result<datapath::Detached, StartError> {
     start_logging();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     Ok(runtime.map_err(StartError::Runtime)?.block_on(datapath::detach(bpffs))?)

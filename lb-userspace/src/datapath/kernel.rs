@@ -29,6 +29,7 @@ use super::mmap::Mapping;
 use super::pins::Pins;
 use crate::model::l4::Prefix;
 
+pub use attach::loaded;
 pub use capture::Ring;
 use inherit::Inherited;
 pub use out::remove_filters;

@@ -7,6 +7,7 @@
 
 pub mod capture;
 mod choice;
+mod detach;
 pub mod engine;
 pub mod explain;
 mod forwarding;
@@ -32,7 +33,7 @@ mod worker;
 
 use std::io;
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -43,6 +44,7 @@ use crate::model::capture::Filter;
 use crate::model::l4::{FiveTuple, L4, Listener};
 use crate::model::report::{Explanation, Metric};
 
+pub use detach::{Detached, detach};
 pub use kernel::Attached;
 pub use status::Status;
 
@@ -169,18 +171,6 @@ pub async fn spawn(options: Options, desired: watch::Receiver<Arc<L4>>) -> Resul
 /// Has the host's own ARP leave VIPs to whoever announces them on this interface.
 pub fn quiet_arp(interface: &str) -> std::io::Result<()> {
     network::quiet_arp(interface)
-}
-
-/// Removes what agents left in the kernel for this network namespace: attachments, maps, local
-/// routes. Returns where it was. Needs a tokio runtime.
-pub async fn detach(bpffs: &Path) -> Result<PathBuf, Error> {
-    let pins = pins::Pins::open(bpffs)?;
-    pins.remove();
-    let mut netlink = network::Netlink::open()?;
-    kernel::remove_filters(netlink.interface_names().await?);
-    netlink.adopt_local_routes().await?;
-    netlink.set_local_routes(&std::collections::BTreeSet::new()).await;
-    Ok(pins.directory().to_owned())
 }
 
 impl Handle {

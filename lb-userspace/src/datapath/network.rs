@@ -443,6 +443,16 @@ impl Netlink {
         Ok(self.interfaces().await?.into_values().map(|interface| interface.name).collect())
     }
 
+    /// Interfaces that an XDP program is attached to, with its number.
+    pub async fn xdp_programs(&self) -> Result<Vec<(String, u32)>, Error> {
+        let mut found = Vec::new();
+        let mut links = self.handle.link().get().execute();
+        while let Some(link) = links.try_next().await.map_err(|error| netlink("list", "links", error))? {
+            found.extend(links::xdp_program(&link));
+        }
+        Ok(found)
+    }
+
     async fn interfaces(&self) -> Result<BTreeMap<u32, Interface>, Error> {
         let mut interfaces = BTreeMap::new();
         let mut links = self.handle.link().get().execute();

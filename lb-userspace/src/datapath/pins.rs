@@ -11,9 +11,12 @@
 //! older sets when every attachment has a program that uses the new one. Whenever the agent is
 //! killed, a complete set is there.
 
+use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::fs::{self, DirEntry};
 use std::io;
 use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::{Path, PathBuf};
 
@@ -112,12 +115,51 @@ impl Pins {
     }
 }
 
-/// Removes what is pinned of the network namespace of this thread, whoever uses it: for tests.
-pub fn remove_all(bpffs: &Path) -> Result<(), Error> {
+/// Removes what is pinned of the network namespace of this thread on one BPF file system, whoever uses it. Returns
+/// where it was, if it was there.
+pub fn remove_from(bpffs: &Path) -> Result<Option<PathBuf>, Error> {
     let root = directory(bpffs)?;
-    remove(&root.join("links"));
-    remove(&root);
-    Ok(())
+    // As in `Pins::remove`.
+    for dir in [&root.join("links"), &root] {
+        match fs::remove_dir_all(dir) {
+            Err(source) if source.kind() == io::ErrorKind::NotFound && dir == &root => return Ok(None),
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                return Err(failed("remove", dir, source));
+            }
+            _ => {}
+        }
+    }
+    Ok(Some(root))
+}
+
+/// Where BPF file systems are mounted, as far as this process sees.
+pub fn file_systems() -> Result<BTreeSet<PathBuf>, Error> {
+    let mounts = Path::new("/proc/self/mounts");
+    let table = fs::read(mounts).map_err(|source| failed("read", mounts, source))?;
+    Ok(table.split(|byte| *byte == b'\n').filter_map(bpf_mount).collect())
+}
+
+/// The place of a line's mount, if that is a BPF file system.
+fn bpf_mount(line: &[u8]) -> Option<PathBuf> {
+    let mut fields = line.split(|byte| *byte == b' ');
+    let place = fields.nth(1)?;
+    (fields.next()? == b"bpf").then(|| PathBuf::from(OsString::from_vec(unescaped(place))))
+}
+
+/// The table writes a blank, a tab, a line feed and a backslash as a backslash and three octal digits.
+fn unescaped(mut text: &[u8]) -> Vec<u8> {
+    let mut plain = Vec::new();
+    while let [first, rest @ ..] = text {
+        let (byte, behind) = match (first, rest) {
+            (b'\\', [a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', behind @ ..]) => {
+                ((a - b'0') << 6 | (b - b'0') << 3 | (c - b'0'), behind)
+            }
+            _ => (*first, rest),
+        };
+        plain.push(byte);
+        text = behind;
+    }
+    plain
 }
 
 /// Where agents of the network namespace of this thread pin. The inode number of a namespace is used
@@ -133,7 +175,7 @@ pub fn directory(bpffs: &Path) -> Result<PathBuf, Error> {
 }
 
 /// One agent for each network namespace: abstract socket names are its own.
-fn lock() -> Result<UnixListener, Error> {
+pub(super) fn lock() -> Result<UnixListener, Error> {
     let bound =
         SocketAddr::from_abstract_name("penstock datapath").and_then(|addr| UnixListener::bind_addr(&addr));
     bound.map_err(|source| match source.kind() {
@@ -187,5 +229,24 @@ fn remove(dir: &Path) {
         && error.kind() != io::ErrorKind::NotFound
     {
         tracing::warn!(path = %dir.display(), %error, "cannot remove");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bpf_file_systems_are_found_in_the_table_of_mounts() {
+        let table = [
+            ("proc /proc proc rw 0 0", None),
+            ("none /sys/fs/bpf bpf rw,mode=700 0 0", Some("/sys/fs/bpf")),
+            ("bpf /run/a\\040b\\134c bpf rw 0 0", Some("/run/a b\\c")),
+            ("bpf /tmp/bpf tmpfs rw 0 0", None),
+            ("", None),
+        ];
+        for (line, place) in table {
+            assert_eq!(bpf_mount(line.as_bytes()), place.map(PathBuf::from), "{line}");
+        }
     }
 }

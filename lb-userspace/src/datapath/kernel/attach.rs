@@ -1,6 +1,7 @@
 //! Attachments: the program on interfaces, the socket steering on our network namespace. Where
 //! they are pinned, they pass from agent to agent, and only their program is swapped.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
 
@@ -186,6 +187,12 @@ impl Kernel {
         out.into_iter().for_each(|ifindex| self.detach_out(ifindex));
         self.lookup = None;
     }
+}
+
+/// Numbers of the XDP programs of ours that the kernel holds, whoever loaded them; none where we may not ask.
+pub fn loaded() -> BTreeSet<u32> {
+    let programs = aya::programs::loaded_programs().filter_map(Result::ok);
+    programs.filter(|program| program.name_as_str() == Some(PROGRAM)).map(|program| program.id()).collect()
 }
 
 pub(super) fn not_pinned(path: &Path, error: PinError) -> Error {

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use lb_common::{Mac, Tag, Tags};
 use rtnetlink::packet_route::link::{
     BondMode, InfoBond, InfoBridge, InfoData, InfoKind, InfoPortKind, InfoVlan, LinkAttribute, LinkFlags,
-    LinkInfo, LinkMessage, VlanProtocol,
+    LinkInfo, LinkMessage, LinkXdp, VlanProtocol,
 };
 
 use super::mac;
@@ -118,6 +118,22 @@ impl Interface {
         }
         found
     }
+}
+
+/// Name of an interface and number of the XDP program on it.
+pub(super) fn xdp_program(link: &LinkMessage) -> Option<(String, u32)> {
+    let name = link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::IfName(name) => Some(name.clone()),
+        _ => None,
+    })?;
+    let program = link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Xdp(attached) => attached.iter().find_map(|one| match one {
+            LinkXdp::ProgId(id) => Some(*id),
+            _ => None,
+        }),
+        _ => None,
+    })?;
+    Some((name, program))
 }
 
 fn kind(infos: &[LinkInfo]) -> Kind {
