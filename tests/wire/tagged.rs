@@ -3,14 +3,22 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use lb_common::Mac;
+use lb_common::backend::NextHop;
+use lb_common::{Mac, Tag, Tags, tunnel};
 use lb_tests::agent::DEADLINE;
 use lb_tests::manifests::LoadBalancer;
 use lb_tests::netns::Host;
 use lb_tests::packet::{ACK, Packet, SYN, csums_are_right, tcp};
 use lb_tests::raw::Tap;
 use lb_tests::shape::tagged;
+use lb_tests::world::World;
+use penstock::datapath::Attached;
+use penstock::datapath::engine::Engine;
+use penstock::datapath::want::Way;
+use penstock::model::l4::ForwardingMode::{self, Ipip, L2, Nat, Tunnel};
+use penstock::model::l4::Protocol;
 
+use crate::interfaces::ifindex;
 use crate::rig::{Arms, CLIENT, Rig};
 
 const RST: u8 = 4;
@@ -168,6 +176,107 @@ fn tags_of_clients_stay_behind_and_stand_on_the_answers() {
                     let flags = if mode == "nat" { SYN | ACK } else { RST | ACK };
                     let expected = Segment { vlans: vlans.to_vec(), to: client, src: vip, dst: from, flags };
                     assert_eq!(segment, expected, "{case}: {backend}");
+                }
+            }
+        }
+    }
+}
+
+/// Modes that send to another host, with the last octet of their VIPs.
+const MODES: [(ForwardingMode, u8); 4] = [(L2, 10), (Ipip, 20), (Tunnel, 30), (Nat, 40)];
+
+/// Tags of the way to a backend, as they are read from its cable and as the program has them.
+fn ways() -> [(Vec<u16>, Tags); 3] {
+    let one = Tags::one(Tag::customer(7));
+    [
+        (vec![], Tags::NONE),
+        (vec![7], one),
+        (vec![100, 7], one.within(Tag::service(100)).expect("room for two")),
+    ]
+}
+
+/// The program on a host's interfaces, with a Service for each mode, family and way. What the agent reads of a VLAN
+/// interface (`network::links`) is given here, because not every kernel has such interfaces.
+fn program(edge: &Host, backend: Mac) -> Engine {
+    let mut world = World::default();
+    let [front, back] = ["eth0", "eth1"].map(|device| ifindex(edge, device).parse().expect("a number"));
+    let source = [IpAddr::from([10, 2, 0, 1]), "fd02::1".parse().expect("an address")];
+    let next_hop = NextHop::new(backend, mac(edge, "eth1"), back);
+    for (mode, last) in MODES {
+        for (number, (_, tags)) in (0..).zip(ways()) {
+            for family in [0, 1] {
+                let vip = SocketAddr::new(vip(family, last + number), 80).to_string();
+                let server = SocketAddr::new(Arms::Two.backend(1)[family], 80).to_string();
+                world = world.service(Protocol::Tcp, &vip, mode, &[&server]);
+                for to in world.backends_mut(&vip, Protocol::Tcp).values_mut() {
+                    to.way = Way { source: source[family], next_hop, mtu: 1500, tags };
+                }
+            }
+        }
+    }
+    edge.within(|| {
+        let mut engine = world.load();
+        for (device, ifindex) in [("eth0", front), ("eth1", back)] {
+            engine.set_interface(ifindex, mac(edge, device));
+            engine.kernel.allow_device(ifindex).expect("may be redirected to");
+            engine.kernel.attach(device, ifindex, Attached::Native).expect("attached");
+        }
+        engine
+    })
+}
+
+#[test]
+fn frames_to_backends_behind_tags_leave_with_them_whatever_the_clients_have() {
+    let Some(lab) = crate::rig::lab() else { return };
+    let client = lab.host("client", &[("front", &["10.1.0.7/24", "fd01::7/64"])]).unwrap();
+    let edge: [(&str, &[&str]); 2] =
+        [("front", &["10.1.0.1/24", "fd01::1/64"]), ("back", &["10.2.0.1/24", "fd02::1/64"])];
+    let edge = lab.host("edge", &edge).unwrap();
+    let backend = lab.host("b1", &[("back", &["10.2.0.11/24", "fd02::11/64"])]).unwrap();
+    let switch = lab.switch();
+    for port in ["client0", "edge0", "edge1", "b10"] {
+        switch.run(&format!("ethtool -K {port} txvlan off tx-vlan-stag-hw-insert off")).unwrap();
+    }
+    let b1 = mac(&backend, "eth0");
+    let engine = program(&edge, b1);
+    let cable = client.within(|| Tap::on("eth0")).unwrap();
+    let at_backend = switch.within(|| Tap::on("b10")).unwrap();
+    // By now the switch knows where the backend is, and sends there alone.
+    backend.run("ping -c1 -W1 10.2.0.1; true").unwrap();
+    let mut port = 50_000;
+
+    for (mode, last) in MODES {
+        for (number, (tags, _)) in (0..).zip(ways()) {
+            for family in [0, 1] {
+                for (_, vlans) in CASES {
+                    port += 1;
+                    let from = SocketAddr::new(CLIENT[family].parse().expect("an address"), port);
+                    let vip = SocketAddr::new(vip(family, last + number), 80);
+                    let server = SocketAddr::new(Arms::Two.backend(1)[family], 80);
+                    let case = format!("{mode:?} {vip} from {vlans:?}");
+                    let packet = tcp(&from.to_string(), &vip.to_string());
+                    let (dst_mac, src_mac) = (mac(&edge, "eth0"), mac(&client, "eth0"));
+                    let bare = Packet { dst_mac, src_mac, flags: SYN, payload: vec![], ..packet }.bytes();
+
+                    cable.send(&tagged(&bare, vlans)).expect("sent");
+                    let arrived = at_backend.find(DEADLINE, |frame| {
+                        let (vlans, frame) = untagged(frame);
+                        let is_it = match mode {
+                            Nat => Segment::read(&frame).is_some_and(|segment| segment.dst == server),
+                            _ => frame.ends_with(&bare[14..]),
+                        };
+                        (frame[..6] == b1.0 && is_it).then_some((vlans, frame))
+                    });
+
+                    let (found, frame) =
+                        arrived.unwrap_or_else(|| panic!("{case}: nothing came: {:?}", engine.verdicts()));
+                    assert_eq!(found, tags, "{case}");
+                    let grown = match mode {
+                        Ipip => [20, 40][family],
+                        Tunnel => [tunnel::OVERHEAD_V4, tunnel::OVERHEAD_V6][family],
+                        _ => 0,
+                    };
+                    assert_eq!(frame.len(), bare.len() + grown, "{case}: {frame:02x?}");
                 }
             }
         }
