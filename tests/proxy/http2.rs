@@ -184,10 +184,12 @@ fn events_arrive_as_they_are_sent() {
     let backend = Backend::start(move |mut peer| {
         peer.head();
         peer.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Type: text/event-stream\r\n\r\n");
+        let asked = || wait.lock().expect("one connection").recv().expect("asked for");
         for _ in 0..3 {
-            wait.lock().expect("one connection").recv().expect("asked for");
+            asked();
             peer.send("8\r\ndata: x\n\r\n");
         }
+        asked();
         peer.send("0\r\n\r\n");
     });
     let rig = Rig::start(to(&[backend.addr]));
@@ -202,6 +204,9 @@ fn events_arrive_as_they_are_sent() {
             go.send(()).expect("backend lives");
             assert_eq!(body.data().await.expect("an event").expect("data"), "data: x\n");
         }
+        go.send(()).expect("backend lives");
+        // No event could wait for the end, so that has a frame of its own, without content.
+        assert_eq!(body.data().await.expect("the last frame").expect("data"), "");
         assert!(body.data().await.is_none());
     }));
 }
