@@ -1,7 +1,7 @@
 //! The proxy on loopback, with backends that each test scripts and clients that speak bytes.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -35,6 +35,11 @@ impl Rig {
         Self::with(l7, workers, None, Temp::default())
     }
 
+    /// On every address of this host that `any` stands for.
+    pub fn on(l7: L7, any: IpAddr) -> Self {
+        Self::at(any, l7, 1, None, Temp::default())
+    }
+
     /// With temporary files of its own.
     pub fn with_temp(l7: L7, temp: Temp) -> Self {
         Self::with(l7, 1, None, temp)
@@ -46,7 +51,11 @@ impl Rig {
     }
 
     fn with(l7: L7, workers: usize, ticket_keys: Option<TicketKeys>, temp: Temp) -> Self {
-        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        Self::at([127, 0, 0, 1].into(), l7, workers, ticket_keys, temp)
+    }
+
+    fn at(ip: IpAddr, l7: L7, workers: usize, ticket_keys: Option<TicketKeys>, temp: Temp) -> Self {
+        let any = SocketAddr::from((ip, 0));
         let metering = Default::default();
         let options = Options { http: vec![any], https: vec![any], workers, ticket_keys, temp, metering };
         let proxy = Proxy::bind(options).expect("bind");

@@ -1,7 +1,7 @@
 //! Ports beside http and https that the proxy serves: TCP with and without PROXY headers, datagrams, changes.
 
 use std::collections::BTreeMap;
-use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -181,8 +181,13 @@ fn answering(name: &'static str, times: usize) -> SocketAddr {
 }
 
 fn udp_client(port: u16) -> UdpSocket {
+    udp_client_of([127, 0, 0, 1], port)
+}
+
+/// Hears nobody but this address.
+fn udp_client_of(server: [u8; 4], port: u16) -> UdpSocket {
     let socket = UdpSocket::bind(("127.0.0.1", 0)).expect("bind");
-    socket.connect(("127.0.0.1", port)).expect("connect");
+    socket.connect(SocketAddr::from((server, port))).expect("connect");
     socket.set_read_timeout(Some(Duration::from_millis(200))).expect("timeout");
     socket
 }
@@ -212,6 +217,40 @@ fn datagrams_are_answered_and_each_answer_ends_an_exchange() {
 
     assert_eq!(answers, BTreeMap::from([("a:q".to_owned(), 2), ("b:q".to_owned(), 2)]));
     assert_eq!(rig.metric("penstock_l7_stream_connections_total"), 4.0);
+}
+
+#[test]
+fn answers_to_datagrams_leave_from_the_address_that_was_asked() {
+    for any in [IpAddr::from(Ipv4Addr::UNSPECIFIED), Ipv6Addr::UNSPECIFIED.into()] {
+        let backends = [answering("a:", 1)];
+        let port = nobody().port();
+        let l7 = with_stream(to(&backends), Protocol::Udp, port, Preamble::None, Preamble::None);
+        let _rig = Rig::on(l7, any);
+
+        for server in [[127, 0, 0, 1], [127, 0, 0, 2], [127, 0, 7, 3]] {
+            assert_eq!(ask_datagram(&udp_client_of(server, port), "q"), "a:q", "{any} {server:?}");
+        }
+    }
+}
+
+#[test]
+fn one_client_port_that_asks_two_addresses_is_answered_from_both() {
+    let backends = [answering("a:", 1)];
+    let port = nobody().port();
+    let l7 = with_stream(to(&backends), Protocol::Udp, port, Preamble::None, Preamble::None);
+    let terms = StreamTerms { responses: 2, ..StreamTerms::default() };
+    let rig = Rig::on(with_terms(l7, terms), Ipv4Addr::UNSPECIFIED.into());
+    ask_datagram(&udp_client(port), "q");
+    let client = UdpSocket::bind(("127.0.0.1", 0)).expect("bind");
+    client.set_read_timeout(Some(DEADLINE)).expect("timeout");
+
+    for server in [[127, 0, 0, 1], [127, 0, 0, 2]] {
+        let server = SocketAddr::from((server, port));
+        client.send_to(b"q", server).expect("sent");
+        let (_, from) = client.recv_from(&mut [0; 16]).expect("an answer");
+        assert_eq!(from, server);
+    }
+    assert_eq!(rig.metric("penstock_l7_stream_connections_total"), 3.0);
 }
 
 #[test]

@@ -41,7 +41,7 @@ const ONLY_IN: &[(&str, &[&str])] = &[
     ("aya::",          &["datapath"]),
     ("aya_obj::",      &["datapath"]),
     ("rtnetlink::",    &["datapath"]),
-    ("nix::",          &["announce"]),
+    ("nix::",          &["announce", "l7"]),
     ("k8s_openapi::",  &["objects", "manifests", "translate", "check", "cluster"]),
     ("kube::",         &["cluster"]),
     ("h2::",           &["l7"]),

@@ -1,6 +1,7 @@
 //! Ports beside http and https that a worker listens on, as the snapshot of now has them. Each worker has a socket
 //! of its own on each; the kernel tells clients apart.
 
+mod datagrams;
 mod udp;
 
 use std::cell::{Cell, RefCell};
@@ -9,9 +10,10 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 
-use tokio::net::{TcpListener, UdpSocket};
+use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
+use self::datagrams::Datagrams;
 use super::arrival;
 use super::gate::{self, LAST_ARRIVALS};
 use super::listen;
@@ -92,7 +94,7 @@ fn listen_on(worker: &Rc<Worker>, protocol: Protocol, addr: SocketAddr) -> io::R
             tokio::task::spawn_local(accept(worker, socket, addr.port(), stop));
         }
         Protocol::Udp => {
-            let socket = UdpSocket::from_std(listen::datagrams(addr)?)?;
+            let socket = Datagrams::new(listen::datagrams(addr)?)?;
             tokio::task::spawn_local(udp::serve(worker, socket, addr.port(), stop));
         }
     }

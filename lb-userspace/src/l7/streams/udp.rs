@@ -1,4 +1,4 @@
-//! Datagrams: those of one client address go to one endpoint, from a socket of their own, until the endpoint has
+//! Exchanges of datagrams: those of one client to one address go to one endpoint, from a socket of their own, until the endpoint has
 //! answered each as often as is expected (`proxy-stream-responses`) or both have been silent.
 
 use std::cell::{Cell, RefCell};
@@ -13,6 +13,7 @@ use tokio::sync::{Notify, oneshot};
 use super::super::passthrough;
 use super::super::upstream::{Attempts, Lead, Speech, Terms, Transport};
 use super::super::worker::{ACCEPT_PAUSE, Worker};
+use super::datagrams::{Asker, Datagrams, Said};
 use crate::model::l4::Protocol;
 
 /// Clients of a worker at once, on all its ports: each has a socket. Of more, the one that has been silent for long
@@ -26,7 +27,7 @@ const LAST_ANSWERS: Duration = Duration::from_secs(1);
 const BYTES: usize = 65_536;
 
 /// Clients that an endpoint may still answer.
-type Exchanges = Rc<RefCell<HashMap<SocketAddr, Rc<Exchange>>>>;
+type Exchanges = Rc<RefCell<HashMap<Asker, Rc<Exchange>>>>;
 
 struct Exchange {
     endpoint: UdpSocket,
@@ -40,25 +41,25 @@ struct Exchange {
 
 /// Takes datagrams until a moment after it is told to stop. Then the socket is closed whatever is unanswered: the
 /// kernel would hand it datagrams that nobody reads.
-pub(super) async fn serve(worker: Rc<Worker>, socket: UdpSocket, port: u16, mut stop: oneshot::Receiver<()>) {
+pub(super) async fn serve(worker: Rc<Worker>, socket: Datagrams, port: u16, mut stop: oneshot::Receiver<()>) {
     let (socket, exchanges) = (Rc::new(socket), Exchanges::default());
-    let mut datagram = vec![0; BYTES];
-    let _ = socket.writable().await;
+    let (mut datagram, mut said) = (vec![0; BYTES], Said::new());
+    socket.settle().await;
     let mut end: Option<tokio::time::Instant> = None;
     loop {
         let received = tokio::select! {
-            received = socket.recv_from(&mut datagram) => received,
+            received = socket.receive(&mut datagram, &mut said) => received,
             _ = &mut stop, if end.is_none() => {
                 end = Some(tokio::time::Instant::now() + LAST_ANSWERS);
                 continue;
             }
             () = tokio::time::sleep_until(end.unwrap_or_else(tokio::time::Instant::now)), if end.is_some() => return,
         };
-        let Ok((length, client)) = received else {
+        let Ok((length, asker)) = received else {
             tokio::time::sleep(ACCEPT_PAUSE).await;
             continue;
         };
-        let known = exchanges.borrow().get(&client).cloned();
+        let known = exchanges.borrow().get(&asker).cloned();
         let exchange = match known {
             Some(exchange) => {
                 exchange.asked.set(exchange.asked.get() + 1);
@@ -68,7 +69,7 @@ pub(super) async fn serve(worker: Rc<Worker>, socket: UdpSocket, port: u16, mut 
                 make_room(&exchanges);
                 continue;
             }
-            None => match begin(&worker, &socket, &exchanges, client, port).await {
+            None => match begin(&worker, &socket, &exchanges, asker, port).await {
                 Some(exchange) => exchange,
                 None => continue,
             },
@@ -84,8 +85,8 @@ pub(super) async fn serve(worker: Rc<Worker>, socket: UdpSocket, port: u16, mut 
 fn make_room(exchanges: &Exchanges) {
     let mut exchanges = exchanges.borrow_mut();
     let sample = exchanges.iter().take(SAMPLE);
-    let silent = sample.min_by_key(|(_, exchange)| exchange.spoke.get()).map(|(client, _)| *client);
-    if let Some(exchange) = silent.and_then(|client| exchanges.remove(&client)) {
+    let silent = sample.min_by_key(|(_, exchange)| exchange.spoke.get()).map(|(asker, _)| *asker);
+    if let Some(exchange) = silent.and_then(|asker| exchanges.remove(&asker)) {
         exchange.over.notify_one();
     }
 }
@@ -93,9 +94,9 @@ fn make_room(exchanges: &Exchanges) {
 /// A socket towards an endpoint, and a task that brings back what it answers.
 async fn begin(
     worker: &Rc<Worker>,
-    socket: &Rc<UdpSocket>,
+    socket: &Rc<Datagrams>,
     exchanges: &Exchanges,
-    client: SocketAddr,
+    asker: Asker,
     port: u16,
 ) -> Option<Rc<Exchange>> {
     let snapshot = worker.current.load();
@@ -122,18 +123,18 @@ async fn begin(
     let spoke = Cell::new(Instant::now());
     let exchange = Rc::new(Exchange { endpoint, asked: Cell::new(1), spoke, over: Notify::new() });
     worker.exchanges.set(worker.exchanges.get() + 1);
-    exchanges.borrow_mut().insert(client, Rc::clone(&exchange));
+    exchanges.borrow_mut().insert(asker, Rc::clone(&exchange));
     worker.counters.borrow_mut().datagrams.connections += 1;
     let (worker, socket) = (Rc::clone(worker), Rc::downgrade(socket));
     let (exchanges, answering) = (Rc::clone(exchanges), Rc::clone(&exchange));
     tokio::task::spawn_local(async move {
-        if answer(&worker, &answering, &socket, client).await == End::Refused {
+        if answer(&worker, &answering, &socket, asker).await == End::Refused {
             picked.failed(began.elapsed(), Instant::now());
         }
         worker.exchanges.set(worker.exchanges.get().saturating_sub(1));
         let mut exchanges = exchanges.borrow_mut();
-        if exchanges.get(&client).is_some_and(|known| Rc::ptr_eq(known, &answering)) {
-            exchanges.remove(&client);
+        if exchanges.get(&asker).is_some_and(|known| Rc::ptr_eq(known, &answering)) {
+            exchanges.remove(&asker);
         }
     });
     Some(exchange)
@@ -148,7 +149,7 @@ enum End {
 }
 
 /// Brings answers to the client until there have been enough, or silence.
-async fn answer(worker: &Worker, exchange: &Exchange, socket: &Weak<UdpSocket>, client: SocketAddr) -> End {
+async fn answer(worker: &Worker, exchange: &Exchange, socket: &Weak<Datagrams>, asker: Asker) -> End {
     let mut answers = 0;
     loop {
         let (idle, responses) = {
@@ -176,7 +177,7 @@ async fn answer(worker: &Worker, exchange: &Exchange, socket: &Weak<UdpSocket>, 
             let received = exchange.endpoint.try_recv(&mut datagram);
             let sent = received.map(|length| {
                 let answer = datagram.get(..length).unwrap_or_default();
-                socket.try_send_to(answer, client).unwrap_or(0)
+                socket.answer(asker, answer).unwrap_or(0)
             });
             DATAGRAM.set(datagram);
             match sent {
