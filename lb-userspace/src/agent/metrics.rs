@@ -2,16 +2,16 @@
 //! ingress-nginx's names where it has one.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, UNIX_EPOCH};
 
 use super::desired::State;
+use super::fingerprint;
 use crate::config::Config;
 use crate::model::l7::{Action, Certificate, HostMatch, L7};
 use crate::model::report::{Metric, MetricKind, Sample};
-use crate::model::{ObjectName, Problems, Snapshot};
+use crate::model::{ObjectName, Problems};
 
 /// Metrics of ingress-nginx that say nothing of the controller they come from.
 const WITHOUT_CONSTANTS: [&str; 3] = [
@@ -97,7 +97,7 @@ impl Agent {
             ),
             gauge(
                 "nginx_ingress_controller_config_hash",
-                "Running configuration hash: the same for the same snapshot, passwords and client authorities aside.",
+                "Running configuration hash: the same for the same snapshot.",
                 one(self.hash(state)),
             ),
             gauge(
@@ -151,28 +151,10 @@ impl Agent {
     fn hash(&self, state: &State) -> f64 {
         let mut known = self.hash.lock().unwrap_or_else(PoisonError::into_inner);
         if known.0 != state.generation {
-            *known = (state.generation, hash(&state.snapshot));
+            *known = (state.generation, fingerprint::of(&state.snapshot));
         }
         known.1
     }
-}
-
-/// Of all that a snapshot says, by the text that tests compare; as many bits as a metric can show. No
-/// use against somebody who wants two to have the same.
-fn hash(snapshot: &Snapshot) -> f64 {
-    /// FNV-1a, which needs no memory for the text.
-    struct Fnv(u64);
-    impl Write for Fnv {
-        fn write_str(&mut self, text: &str) -> std::fmt::Result {
-            for byte in text.bytes() {
-                self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-            }
-            Ok(())
-        }
-    }
-    let mut hash = Fnv(0xcbf2_9ce4_8422_2325);
-    let _ = write!(hash, "{snapshot:?}");
-    (hash.0 >> 11) as f64
 }
 
 /// When each host's certificate expires, and what it says of itself.
@@ -238,6 +220,7 @@ fn orphans(l7: &L7, problems: &Problems) -> Vec<Sample> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Snapshot;
     use crate::model::l7::{HostMatch, Location, PathMatch, Server, Upstream, UpstreamName};
     use crate::model::problem::{ObjectId, Problem, Severity};
 

@@ -9,6 +9,7 @@ mod checks;
 mod desired;
 mod endpoint;
 mod error;
+mod fingerprint;
 mod live;
 mod metrics;
 mod notify;

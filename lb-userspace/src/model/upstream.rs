@@ -156,6 +156,18 @@ pub struct UpstreamTls {
     pub versions: TlsVersions,
 }
 
+impl UpstreamTls {
+    /// Tells what its `Debug` does not.
+    pub fn hidden(&self, tell: &mut dyn FnMut(&[u8])) {
+        if let Some(identity) = &self.identity {
+            identity.hidden(tell);
+        }
+        if let Some(verify) = &self.verify {
+            tell(&verify.roots_pem);
+        }
+    }
+}
+
 impl Default for UpstreamTls {
     /// Without `proxy-ssl-secret`: encrypted and unverified.
     fn default() -> Self {

@@ -39,6 +39,25 @@ pub struct Basic {
 #[derive(Clone, PartialEq, Eq, Default)]
 pub struct Users(pub BTreeMap<Vec<u8>, Password>);
 
+impl Users {
+    /// Tells what their `Debug` does not.
+    pub fn hidden(&self, tell: &mut dyn FnMut(&[u8])) {
+        for (user, password) in &self.0 {
+            tell(user);
+            tell(password.kind().as_bytes());
+            tell(password.text().as_bytes());
+            match password {
+                Password::Sha1 { digest, salt } => {
+                    tell(digest);
+                    tell(salt);
+                }
+                Password::Plain(text) => tell(text),
+                _ => {}
+            }
+        }
+    }
+}
+
 impl fmt::Debug for Users {
     /// Passwords never reach a log.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

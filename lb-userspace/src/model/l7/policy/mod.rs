@@ -46,3 +46,12 @@ pub struct Policies {
     /// Who else gets its requests.
     pub mirror: Option<Mirror>,
 }
+
+impl Policies {
+    /// Tells what their `Debug` does not.
+    pub fn hidden(&self, tell: &mut dyn FnMut(&[u8])) {
+        if let Some(basic) = self.auth.as_ref().and_then(|auth| auth.basic.as_ref()) {
+            basic.users.hidden(tell);
+        }
+    }
+}
