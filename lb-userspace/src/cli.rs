@@ -19,6 +19,7 @@ mod meaning;
 mod metering;
 mod run;
 mod simulate;
+mod started;
 
 /// Load balancer for Kubernetes edges and bare-metal hosts: L4 in the kernel by XDP, L7 and TLS
 /// for the flows the kernel punts up.

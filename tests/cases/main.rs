@@ -103,6 +103,8 @@ fn report(input: &str, all: bool) -> String {
         options: &options(input),
         translated: &translated,
         load_problems: &loaded.problems,
+        bystanders: &[],
+        started: &[],
         now: 0,
     });
     check::render_text(&report, check::Style { all, ..check::Style::default() })

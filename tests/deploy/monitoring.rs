@@ -80,6 +80,16 @@ fn queries_ask_for_metrics_that_exist() {
 }
 
 #[test]
+fn metrics_that_the_report_knows_exist() {
+    let mut text = String::new();
+    sources(&helm::top().join("lb-userspace/src"), &mut text);
+
+    for name in penstock::check::METRICS {
+        assert!(text.contains(&format!("\"nginx_ingress_controller_{name}\"")), "{name}");
+    }
+}
+
+#[test]
 fn queries_name_verdicts_that_exist() {
     let names: BTreeSet<_> = Verdict::ALL.iter().map(|verdict| verdict.as_str()).collect();
     for (place, query) in queries() {

@@ -4,34 +4,71 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use super::{StartError, options, question, source};
-use crate::config::{ClusterConfig, HashKey, TranslateConfig};
+use crate::config::{ClusterConfig, DatapathMode, HashKey, TranslateConfig};
 use crate::datapath::simulate;
 use crate::model::l4::FiveTuple;
 use crate::model::report::Explanation;
-use crate::objects::Loaded;
+use crate::objects::{Bystander, Loaded};
 use crate::translate::Translated;
 use crate::{check, datapath, dns, l7, manifests, translate};
 
-/// What becomes of every object under these paths (`-`: one file on standard input).
-pub fn check(paths: &[PathBuf], meaning: &TranslateConfig) -> Result<check::Report, StartError> {
-    let options = options::of_meaning(meaning);
-    Ok(report(&load(paths, &options)?, &options))
+/// Files to make a report of.
+pub struct Files {
+    files: manifests::Files,
+    bystanders: Vec<Bystander>,
+}
+
+/// Reads what is under these paths (`-`: one file on standard input).
+pub fn read(paths: &[PathBuf]) -> Result<Files, StartError> {
+    let files = read_all(paths)?;
+    let bystanders = files.bystanders();
+    Ok(Files { files, bystanders })
+}
+
+impl Files {
+    /// How ingress-nginx was started, as far as they tell.
+    pub fn controllers(&self) -> Vec<check::Controller> {
+        check::controllers(&self.bystanders)
+    }
+}
+
+/// What becomes of every object in these files, with or without a kernel part.
+pub fn check(
+    files: Files,
+    meaning: &TranslateConfig,
+    datapath: DatapathMode,
+    started: &[check::Started],
+) -> check::Report {
+    let options = with_datapath(meaning, datapath);
+    let Files { files, bystanders } = files;
+    report(&files.load(translate::admission(&options)), &bystanders, started, &options)
+}
+
+fn with_datapath(meaning: &TranslateConfig, datapath: DatapathMode) -> translate::Options {
+    translate::Options { streams: options::streams(datapath), ..options::of_meaning(meaning) }
 }
 
 /// What becomes of every object of a cluster that tells them within `patience`.
 pub fn check_cluster(
     cluster: &ClusterConfig,
     meaning: &TranslateConfig,
+    datapath: DatapathMode,
     patience: Duration,
 ) -> Result<check::Report, StartError> {
-    let options = translate::Options { classes: translate::Classes::Written, ..options::of_meaning(meaning) };
+    let options = with_datapath(meaning, datapath);
+    let options = translate::Options { classes: translate::Classes::Written, ..options };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let loaded =
         runtime.map_err(StartError::Runtime)?.block_on(source::once(cluster, meaning, &options, patience))?;
-    Ok(report(&loaded, &options))
+    Ok(report(&loaded, &[], &[], &options))
 }
 
-fn report(loaded: &Loaded, options: &translate::Options) -> check::Report {
+fn report(
+    loaded: &Loaded,
+    bystanders: &[Bystander],
+    started: &[check::Started],
+    options: &translate::Options,
+) -> check::Report {
     let translated = translate::translate(&loaded.objects, options);
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     check::report(&check::Input {
@@ -39,6 +76,8 @@ fn report(loaded: &Loaded, options: &translate::Options) -> check::Report {
         options,
         translated: &translated,
         load_problems: &loaded.problems,
+        bystanders,
+        started,
         now: i64::try_from(now.as_secs()).unwrap_or(i64::MAX),
     })
 }
@@ -94,13 +133,17 @@ pub fn simulate_flows(seed: u64, flows: u32) -> Simulated {
 }
 
 fn load(paths: &[PathBuf], options: &translate::Options) -> Result<Loaded, StartError> {
+    Ok(read_all(paths)?.load(translate::admission(options)))
+}
+
+fn read_all(paths: &[PathBuf]) -> Result<manifests::Files, StartError> {
     let mut stdin = None;
     if paths.iter().any(|path| path == Path::new("-")) {
         let mut text = Vec::new();
         std::io::Read::read_to_end(&mut std::io::stdin().lock(), &mut text).map_err(StartError::Runtime)?;
         stdin = Some(text);
     }
-    Ok(manifests::load_all(paths, stdin, translate::admission(options))?)
+    Ok(manifests::read_all(paths, stdin)?)
 }
 
 #[cfg(test)]

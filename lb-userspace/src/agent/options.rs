@@ -13,15 +13,20 @@ pub(super) fn of_process(config: &Config) -> Options {
         http_ports: config.http.iter().map(SocketAddr::port).collect(),
         https_ports: config.https.iter().map(SocketAddr::port).collect(),
         classes: if config.manifests.is_some() { Classes::Implied } else { Classes::Written },
-        streams: match config.datapath {
-            DatapathMode::Off => StreamsBy::Proxy,
-            DatapathMode::Auto | DatapathMode::Native | DatapathMode::Generic => StreamsBy::Kernel,
-        },
+        streams: streams(config.datapath),
         ..of_meaning(&config.translate)
     }
 }
 
-/// The same of a command that serves nothing.
+/// Who serves TCP and UDP ports beside http and https.
+pub(super) fn streams(datapath: DatapathMode) -> StreamsBy {
+    match datapath {
+        DatapathMode::Off => StreamsBy::Proxy,
+        DatapathMode::Auto | DatapathMode::Native | DatapathMode::Generic => StreamsBy::Kernel,
+    }
+}
+
+/// The translation's view of what a command that serves nothing is told.
 pub(super) fn of_meaning(meaning: &TranslateConfig) -> Options {
     let TranslateConfig {
         publish_service,

@@ -8,6 +8,7 @@ mod effects;
 mod json;
 mod junit;
 mod review;
+mod started;
 mod text;
 mod traps;
 mod verdict;
@@ -21,13 +22,15 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use crate::model::{ObjectId, ObjectName, Problem, Severity};
-use crate::objects::{Key, Kind, Objects};
+use crate::objects::{Bystander, Key, Kind, Objects};
 use crate::translate::{self, MISSING_SECRET, Options, Translated};
 
 pub use json::render_json;
 pub use junit::render_junit;
 pub use review::review;
+pub use started::{Controller, FlagFate, Started, StartedFlag, controllers};
 pub use text::{Paint, Style, render_text};
+pub use traps::METRICS;
 pub use verdict::Verdict;
 
 /// What a report is made of.
@@ -41,6 +44,10 @@ pub struct Input<'a> {
     pub translated: &'a Translated,
     /// What could not be read or did not enter.
     pub load_problems: &'a [Problem],
+    /// Objects beside those.
+    pub bystanders: &'a [Bystander],
+    /// How ingress-nginx was started.
+    pub started: &'a [Started],
     /// Seconds since the epoch; certificates expire.
     pub now: i64,
 }
@@ -101,21 +108,27 @@ impl Report {
 
 /// Groups everything there is to say by the object that holds its cause.
 pub fn report(input: &Input<'_>) -> Report {
-    let Input { objects, translated, load_problems, .. } = *input;
+    let Input { objects, translated, load_problems, started, .. } = *input;
     let mut absent = Absent::of(objects);
     let mut about: BTreeMap<ObjectId, Gathered<'_>> = BTreeMap::new();
     for id in objects.ids() {
         about.entry(id).or_default();
     }
     let problems = load_problems.iter().chain(translated.problems.iter().map(Arc::as_ref));
-    for problem in problems.filter(|problem| !absent.explains(problem)) {
+    // A workload is no object of ours, but its flags are.
+    let is_flags = |problem: &&Problem| started.iter().any(|started| started.id == problem.object);
+    for problem in problems.filter(|problem| !absent.explains(problem) && !is_flags(problem)) {
         about.entry(problem.object.clone()).or_default().problems.push(problem);
     }
     for (id, trap) in traps::find(input) {
         about.entry(id).or_default().traps.push(trap);
     }
+    for started in started {
+        about.entry(started.id.clone()).or_default().traps.extend(started.findings());
+    }
     let world = Judged {
         absent: &absent,
+        started,
         honoured: translate::honoured_annotations(objects),
         routes: effects::routes(&translated.snapshot),
         vips: effects::vips(&translated.snapshot),
@@ -204,6 +217,7 @@ struct Gathered<'a> {
 /// What objects come to, as far as it is needed for each of them.
 struct Judged<'a> {
     absent: &'a Absent,
+    started: &'a [Started],
     honoured: BTreeMap<Key, Vec<&'static str>>,
     routes: BTreeMap<&'a ObjectName, Vec<String>>,
     vips: BTreeMap<&'a ObjectName, Vec<String>>,
@@ -212,11 +226,13 @@ struct Judged<'a> {
 
 impl Judged<'_> {
     fn object(&self, id: ObjectId, gathered: Gathered<'_>) -> ObjectReport {
+        let started = self.started.iter().find(|started| started.id == id);
         let ObjectId { kind, namespace, name, origin } = id;
         let key = ObjectName::new(&namespace, &name);
         let mut effects = match kind.as_str() {
             "Ingress" => self.routes.get(&key).cloned().unwrap_or_default(),
             "Service" => self.vips.get(&key).cloned().unwrap_or_default(),
+            _ if started.is_some() => vec!["runs ingress-nginx; penstock takes the same flags".to_owned()],
             _ => Vec::new(),
         };
         let warns = gathered.problems.iter().any(|problem| problem.severity == Severity::Warning);
@@ -252,7 +268,7 @@ impl Judged<'_> {
         };
         let of_kind = Kind::ALL.into_iter().find(|one| one.to_string() == kind);
         let honoured = of_kind.and_then(|kind| self.honoured.get(&Key { kind, name: key }).cloned());
-        let mut honoured = honoured.unwrap_or_default();
+        let mut honoured = honoured.or(started.map(Started::honoured)).unwrap_or_default();
         // Not both: what a finding is about is told there.
         honoured.retain(|name| {
             !findings.iter().any(|Finding { verdict, field, .. }| {

@@ -9,13 +9,17 @@ pub(super) const NOW: i64 = 1_767_225_600;
 /// The whole report about a text of manifests.
 pub(super) fn of(input: &str) -> Report {
     let options = Options::default();
-    let loaded = manifests::load_text("input.yaml", input.as_bytes(), translate::ADMISSION);
+    let files = manifests::Files::of_text("input.yaml", input.as_bytes());
+    let bystanders = files.bystanders();
+    let loaded = files.load(translate::ADMISSION);
     let translated = translate::translate(&loaded.objects, &options);
     report(&Input {
         objects: &loaded.objects,
         options: &options,
         translated: &translated,
         load_problems: &loaded.problems,
+        bystanders: &bystanders,
+        started: &[],
         now: NOW,
     })
 }

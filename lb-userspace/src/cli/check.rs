@@ -8,10 +8,10 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 
 use super::meaning::{MeaningArgs, meaning};
-use super::print_out;
+use super::{print_out, started};
 use crate::agent::{self, StartError};
 use crate::check::{Paint, Style, Verdict, render_json, render_junit, render_text};
-use crate::config::{self, Settings};
+use crate::config::{self, DatapathMode, Settings};
 
 #[derive(Debug, Args)]
 #[command(
@@ -42,6 +42,10 @@ pub(super) struct CheckArgs {
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=86_400),
           requires = "cluster")]
     timeout: u64,
+    /// Whether there is to be a kernel part, which serves TCP and UDP ports beside http and https in another way than
+    /// the proxy [default: auto]
+    #[arg(long, value_enum, value_name = "MODE", env = "PENSTOCK_DATAPATH")]
+    datapath: Option<DatapathMode>,
     /// How to print the report
     #[arg(long, short, value_enum, default_value_t = Output::Text, alias = "format")]
     output: Output,
@@ -85,6 +89,7 @@ impl FailOn {
 
 /// Prints the report.
 pub(super) fn check(args: CheckArgs) -> Result<ExitCode, StartError> {
+    let datapath = args.datapath.unwrap_or(DatapathMode::Auto);
     let report = if args.cluster {
         let settings = Settings {
             // Not that they are read: what is read is said by --cluster.
@@ -94,9 +99,20 @@ pub(super) fn check(args: CheckArgs) -> Result<ExitCode, StartError> {
             ..args.meaning.into_settings()
         };
         let config = config::resolve(settings, None).map_err(StartError::Config)?;
-        agent::offline::check_cluster(&config.cluster, &config.translate, Duration::from_secs(args.timeout))?
+        let patience = Duration::from_secs(args.timeout);
+        agent::offline::check_cluster(&config.cluster, &config.translate, datapath, patience)?
     } else {
-        agent::offline::check(&args.paths, &meaning(args.meaning)?)?
+        let files = agent::offline::read(&args.paths)?;
+        let controllers = files.controllers();
+        let started: Vec<_> = controllers.iter().map(started::judged).collect();
+        let adopted = controllers.first().and_then(|first| started::adopted(&args.meaning, first));
+        let (as_meant, hint) = match adopted {
+            Some((adopted, hint)) => (args.meaning.or(adopted), Some(hint)),
+            None => (args.meaning, None),
+        };
+        let mut report = agent::offline::check(files, &meaning(as_meant)?, datapath, &started);
+        report.hints.extend(hint);
+        report
     };
     let threshold = args.fail_on.threshold();
     print_out(&match args.output {

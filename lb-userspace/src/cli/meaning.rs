@@ -9,7 +9,7 @@ use crate::agent::StartError;
 use crate::config::{self, Settings, SnippetPolicy, TranslateConfig};
 
 /// Flags that decide what objects mean; named as ingress-nginx names them.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
 #[command(next_help_heading = "What objects mean")]
 pub(super) struct MeaningArgs {
     /// Service whose VIPs carry Ingress traffic [default: ingress-nginx-controller or penstock,
@@ -84,6 +84,33 @@ pub(super) struct MeaningArgs {
 }
 
 impl MeaningArgs {
+    /// What is not given here is as the others say.
+    pub(super) fn or(self, others: Self) -> Self {
+        Self {
+            publish_service: self.publish_service.or(others.publish_service),
+            default_backend_service: self.default_backend_service.or(others.default_backend_service),
+            default_ssl_certificate: self.default_ssl_certificate.or(others.default_ssl_certificate),
+            ingress_class: self.ingress_class.or(others.ingress_class),
+            controller_class: self.controller_class.or(others.controller_class),
+            ingress_class_by_name: self.ingress_class_by_name.or(others.ingress_class_by_name),
+            configmap: self.configmap.or(others.configmap),
+            tcp_services_configmap: self.tcp_services_configmap.or(others.tcp_services_configmap),
+            udp_services_configmap: self.udp_services_configmap.or(others.udp_services_configmap),
+            address_pools: self.address_pools.or(others.address_pools),
+            watch_ingress_without_class: self
+                .watch_ingress_without_class
+                .or(others.watch_ingress_without_class),
+            disable_catch_all: self.disable_catch_all.or(others.disable_catch_all),
+            disable_svc_external_name: self.disable_svc_external_name.or(others.disable_svc_external_name),
+            annotations_prefix: self.annotations_prefix.or(others.annotations_prefix),
+            node_name: self.node_name.or(others.node_name),
+            load_balancer_class: self.load_balancer_class.or(others.load_balancer_class),
+            external_ips: self.external_ips.or(others.external_ips),
+            enable_ssl_passthrough: self.enable_ssl_passthrough.or(others.enable_ssl_passthrough),
+            snippet_policy: self.snippet_policy.or(others.snippet_policy),
+        }
+    }
+
     pub(super) fn into_settings(self) -> Settings {
         Settings {
             publish_service: self.publish_service,

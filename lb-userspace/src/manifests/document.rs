@@ -53,6 +53,35 @@ pub(super) fn read_file(file: &str, bytes: &[u8]) -> Result<Vec<Entry>, String> 
     Ok(entries)
 }
 
+/// Every object of a file with its origin, whatever its kind; without what cannot be read.
+pub(super) fn each_value(file: &str, text: &str, see: &mut dyn FnMut(&str, Value)) {
+    if file.to_ascii_lowercase().ends_with(".json") {
+        if let Ok(value) = serde_json::from_str(text) {
+            flatten(&format!("{file}#1"), value, see);
+        }
+        return;
+    }
+    for part in split::documents(text).into_iter().take(MAX_DOCUMENTS) {
+        if let Ok(value) = serde_saphyr::from_str_with_options(part.text, yaml_options()) {
+            flatten(&format!("{file}#{}", part.number), value, see);
+        }
+    }
+}
+
+fn flatten(origin: &str, mut value: Value, see: &mut dyn FnMut(&str, Value)) {
+    let items = match &mut value {
+        Value::Array(items) => std::mem::take(items),
+        Value::Object(fields) => match fields.get_mut("items") {
+            Some(Value::Array(items)) => std::mem::take(items),
+            _ => return see(origin, value),
+        },
+        _ => return,
+    };
+    for (index, item) in items.into_iter().enumerate() {
+        flatten(&format!("{origin}.items[{index}]"), item, see);
+    }
+}
+
 fn read_json(file: &str, text: &str, entries: &mut Vec<Entry>) {
     if text.trim().is_empty() {
         return;

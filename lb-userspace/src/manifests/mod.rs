@@ -5,6 +5,7 @@
 //! written, not what they mean: whether one may enter is asked of the [`Admission`] that the
 //! caller brings (the translation's).
 
+mod bystanders;
 mod document;
 mod scan;
 mod split;
@@ -17,7 +18,7 @@ mod tests;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::objects::Admission;
+use crate::objects::{Admission, Bystander};
 
 pub use crate::objects::{Kept, Loaded};
 pub use watch::{Watcher, watch};
@@ -53,9 +54,12 @@ pub fn load(path: &Path, admission: Admission) -> Result<Loaded, Error> {
     Ok(store.apply(scan))
 }
 
+/// Files as they were read, before anybody looked into them.
+pub struct Files(scan::Scan);
+
 /// Reads several directories and files once, as if they were one; `stdin` stands for a path `-`.
 /// Origins then begin with the path as given.
-pub fn load_all(paths: &[PathBuf], stdin: Option<Vec<u8>>, admission: Admission) -> Result<Loaded, Error> {
+pub fn read_all(paths: &[PathBuf], stdin: Option<Vec<u8>>) -> Result<Files, Error> {
     let mut whole = scan::Scan::default();
     let mut stdin = stdin;
     for path in paths {
@@ -67,7 +71,29 @@ pub fn load_all(paths: &[PathBuf], stdin: Option<Vec<u8>>, admission: Admission)
             .map_err(|source| Error::Root { path: path.to_owned(), source })?;
         whole.add(if paths.len() == 1 { scan } else { scan.below(path) });
     }
-    Ok(store::Store::new(admission).apply(whole))
+    Ok(Files(whole))
+}
+
+impl Files {
+    /// One text as if it were a file of that name, as with [`load_text`].
+    pub fn of_text(name: &str, text: &[u8]) -> Self {
+        Self(scan::Scan::of_one(name, text.to_vec()))
+    }
+
+    /// Objects that nothing is made of.
+    pub fn bystanders(&self) -> Vec<Bystander> {
+        let files = self.0.files.iter();
+        let read = files.filter_map(|(file, content)| match content {
+            scan::Content::Bytes(bytes) => Some(bystanders::of_file(file, bytes)),
+            scan::Content::Unreadable(_) | scan::Content::Busy => None,
+        });
+        read.flatten().collect()
+    }
+
+    /// All others.
+    pub fn load(self, admission: Admission) -> Loaded {
+        store::Store::new(admission).apply(self.0)
+    }
 }
 
 /// Reads one text as if it were a file of that name (`-` for standard input); the extension

@@ -6,17 +6,20 @@
 mod canary;
 mod certificates;
 mod exposure;
+mod metrics;
 mod prefixes;
 mod regexes;
 mod secrets;
 mod services;
 mod shared;
 mod snippets;
+mod streams;
 mod variables;
 mod world;
 
 use super::{Finding, Input, Verdict};
 use crate::model::ObjectId;
+pub use metrics::METRICS;
 use world::World;
 
 /// All traps, in no order that matters.
@@ -42,6 +45,9 @@ const TRAPS: &[fn(&World<'_>, &mut Caught)] = &[
     services::client_address,
     services::ports_by_target,
     services::named_metrics_port,
+    streams::unnamed,
+    streams::forwarded,
+    metrics::unknown,
 ];
 
 /// Whether a trap says better what a problem of the same field says.

@@ -7,7 +7,7 @@ use k8s_openapi::api::networking::v1::IngressBackend;
 
 use super::super::Input;
 use crate::model::{ObjectId, ObjectName, Snapshot};
-use crate::objects::{Key, Kind, Objects};
+use crate::objects::{Bystander, Key, Kind, Objects};
 use crate::translate::{self, Options, PREFIX, Served};
 
 /// Everything a trap may look at.
@@ -15,6 +15,8 @@ pub(super) struct World<'a> {
     pub objects: &'a Objects,
     pub options: &'a Options,
     pub snapshot: &'a Snapshot,
+    /// Objects beside those that are read.
+    pub bystanders: &'a [Bystander],
     /// Seconds since the epoch.
     pub now: i64,
     /// Ours, oldest first.
@@ -75,7 +77,7 @@ impl std::fmt::Display for Target<'_> {
 
 impl<'a> World<'a> {
     pub(super) fn new(input: &Input<'a>) -> Self {
-        let Input { objects, options, translated, load_problems: _, now } = *input;
+        let Input { objects, options, translated, load_problems: _, bystanders, started: _, now } = *input;
         let config = translate::controller(objects, options);
         let data = config.iter().flat_map(|(_, sourced)| sourced.object.data.iter().flatten());
         let data = data.map(|(key, value)| (key.as_str(), value.trim()));
@@ -86,6 +88,7 @@ impl<'a> World<'a> {
             objects,
             options,
             snapshot: &translated.snapshot,
+            bystanders,
             now,
             ingresses: served.into_iter().map(|served| Seen::new(served, usual)).collect(),
             config: data,
