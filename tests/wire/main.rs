@@ -12,6 +12,7 @@ mod l4;
 mod lab;
 mod local;
 mod many;
+mod names;
 mod narrow;
 mod next_hop;
 mod nodes;
