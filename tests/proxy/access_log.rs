@@ -58,6 +58,20 @@ fn bodies_are_counted_without_their_heads() {
 }
 
 #[test]
+fn all_bytes_to_and_from_an_upstream_are_told() {
+    let log = Log::new();
+    let backend = Backend::mirror();
+    let format = "$upstream_bytes_sent $upstream_bytes_received $upstream_response_length";
+    let rig = Rig::start(log.of(to(&[backend.addr]), format));
+
+    // The body of the answer is what the upstream was sent.
+    let sent = rig.ask("PUT /x HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc").body.len();
+    let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {sent}\r\n\r\n").len();
+
+    assert_eq!(log.lines(1), [format!("{sent} {} {sent}", head + sent)]);
+}
+
+#[test]
 fn each_attempt_has_its_place_in_the_line() {
     let log = Log::new();
     let backend = Backend::mirror();
@@ -82,10 +96,16 @@ fn what_is_no_request_and_what_reaches_no_upstream_are_logged_too() {
     let log = Log::new();
     let rig = Rig::start(log.of(L7::default(), "\"$request\" $status [$proxy_upstream_name] $upstream_addr"));
 
-    rig.ask("GET / HTTP/1.1\r\nHost: a\r\nBad Header: x\r\n\r\n");
+    rig.ask("GET /x HTTP/1.1\r\nHost: a\r\nBad Header: x\r\n\r\n");
+    rig.ask("\r\n\x16\x03\"odd\n");
     rig.ask("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
 
-    assert_eq!(log.lines(2), ["\"\" 400 [-] -", "\"GET / HTTP/1.1\" 404 [upstream-default-backend] -"]);
+    let expected = [
+        "\"GET /x HTTP/1.1\" 400 [-] -",
+        "\"\\x16\\x03\\x22odd\" 400 [-] -",
+        "\"GET / HTTP/1.1\" 404 [upstream-default-backend] -",
+    ];
+    assert_eq!(log.lines(3), expected);
 }
 
 #[test]

@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use penstock::model::ObjectName;
+use penstock::model::l7::policy::ErrorPages;
 use penstock::model::l7::{
-    ClientAuth, Demand, HostMatch, L7, Pattern, Server, SslRedirect, Trust, VerifyClient,
+    ClientAuth, Demand, Filters, HostMatch, L7, Pattern, Policies, Server, SslRedirect, Trust, VerifyClient,
 };
 use rustls::version::{TLS12, TLS13};
 
-use crate::rig::{Backend, DEADLINE, Rig, to};
+use crate::rig::{Backend, DEADLINE, Rig, to, to_with};
 use crate::tls_client::{Ca, Identity, Tls, config};
 
 const HOST: &str = "secure.example";
@@ -26,7 +27,10 @@ pub fn verify(ca: &Ca, demand: Demand) -> VerifyClient {
 
 /// Everything to the backend; `secure.example` demands something of its clients, others do not.
 pub fn guarded(backend: &Backend, auth: ClientAuth) -> L7 {
-    let mut l7 = to(&[backend.addr]);
+    with_guard(to(&[backend.addr]), auth)
+}
+
+fn with_guard(mut l7: L7, auth: ClientAuth) -> L7 {
     let open = l7.servers.get(&HostMatch::Any).cloned().expect("the server");
     let server = Server { client_auth: Some(Arc::new(auth)), ..open };
     l7.servers.insert(HostMatch::Exact(HOST.to_owned()), server);
@@ -74,6 +78,33 @@ fn certificates_are_taken_or_answered_as_the_host_demands() {
                 assert_eq!(tls.status(HOST, "/"), status, "{demand:?} {shown} {version:?}, round {round}");
             }
         }
+    }
+}
+
+#[test]
+fn the_answer_says_what_is_wrong_with_a_certificate_and_no_error_page_hides_it() {
+    let (ca, other) = (Ca::new("Good"), Ca::new("Other"));
+    let backend = Backend::mirror();
+    let auth = ClientAuth::Verify(Box::new(verify(&ca, Demand::Required)));
+    // Worded by nobody, such an error is a 404.
+    let errors = ErrorPages { statuses: [400].into(), ..ErrorPages::default() };
+    let policies = Some(Arc::new(Policies { errors: Some(errors), ..Policies::default() }));
+    let open = to_with(&[backend.addr], Filters { policies, ..Filters::default() });
+    let rig = Rig::start(with_guard(open, auth));
+    let cases = [
+        (None, "No required SSL certificate was sent"),
+        (Some(other.issue("client", 2200)), "The SSL certificate error"),
+    ];
+    for (identity, words) in cases {
+        let mut tls = connect(&rig, identity);
+
+        let text = tls.ask(&format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n"));
+
+        let page = format!(
+            "<html>\r\n<head><title>400 {words}</title></head>\r\n<body>\r\n<center><h1>400 Bad Request</h1></center>\r\n\
+             <center>{words}</center>\r\n<hr><center>nginx</center>\r\n</body>\r\n</html>\r\n"
+        );
+        assert!(text.ends_with(&page), "{text}");
     }
 }
 

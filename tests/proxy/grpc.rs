@@ -9,13 +9,15 @@ use bytes::Bytes;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream};
 use http::{HeaderMap, Request, Response};
-use penstock::model::l7::{Filters, Protocol};
+use penstock::model::expression::Expression;
+use penstock::model::l7::policy::{Copied, ErrorPages, Mirror};
+use penstock::model::l7::{Filters, Policies, Protocol};
 use rustls::pki_types::PrivateKeyDer;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsAcceptor;
 
 use crate::h2_client::{Client, exchange, limited};
-use crate::rig::{DEADLINE, Rig, nobody, to_with};
+use crate::rig::{Backend, DEADLINE, Rig, length_of, nobody, to_with};
 
 /// An upstream that runs `serve` for each stream.
 struct Upstream {
@@ -224,6 +226,61 @@ fn a_response_of_trailers_alone_stays_one() {
     }));
 
     assert!(ended);
+}
+
+/// Errors of this status are worded by nobody, which is a 404.
+fn worded(endpoints: &[SocketAddr], status: u16) -> Rig {
+    let errors = ErrorPages { statuses: [status].into(), ..ErrorPages::default() };
+    let policies = Some(Arc::new(Policies { errors: Some(errors), ..Policies::default() }));
+    Rig::start(to_with(endpoints, Filters { policies, ..filters() }))
+}
+
+#[test]
+fn of_errors_only_our_own_are_worded_by_somebody_else() {
+    let upstream = Upstream::start(|_, mut respond| async move {
+        let mut head = grpc_head();
+        *head.status_mut() = http::StatusCode::BAD_GATEWAY;
+        let mut stream = respond.send_response(head, false).expect("sent");
+        let _ = stream.send_trailers(status("14"));
+    });
+    let ask = |rig: &Rig| Client::connect(rig.http).ask(call("/"), &[b"message"]).expect("a response");
+
+    let theirs = ask(&worded(&[upstream.addr], 502));
+    let ours = ask(&worded(&[nobody()], 502));
+
+    assert_eq!((theirs.head.status().as_u16(), theirs.trailers), (502, Some(status("14"))));
+    assert_eq!(ours.head.status(), 404);
+}
+
+#[test]
+fn a_call_is_copied_like_any_other_request() {
+    let upstream = Upstream::start(echo);
+    let (tell, copies) = std::sync::mpsc::channel();
+    let tell = std::sync::Mutex::new(tell);
+    let target = Backend::start(move |mut peer| {
+        let Some(head) = peer.head() else { return };
+        let body = peer.exactly(length_of(&head));
+        let _ = tell.lock().expect("tell").send((head, body));
+    });
+    let mirror = Mirror {
+        tls: false,
+        host: Expression::parse(&target.addr.to_string()).expect("no variable"),
+        target: Some(Expression::parse("$request_uri").expect("a variable")),
+        upstream: None,
+        named: None,
+        body: Copied::Whole,
+    };
+    let policies = Some(Arc::new(Policies { mirror: Some(mirror), ..Policies::default() }));
+    let rig = Rig::start(to_with(&[upstream.addr], Filters { policies, ..filters() }));
+
+    let reply =
+        Client::connect(rig.http).ask(call("/pkg.Service/Method"), &[b"message"]).expect("a response");
+
+    assert_eq!((reply.text().as_str(), reply.trailers), ("message", Some(status("0"))));
+    let (head, body) = copies.recv_timeout(DEADLINE).expect("a copy");
+    assert!(head.starts_with("POST /pkg.Service/Method HTTP/1.1\r\n"), "{head}");
+    assert!(head.contains("content-type: application/grpc\r\n"), "{head}");
+    assert_eq!(body, b"message");
 }
 
 #[test]

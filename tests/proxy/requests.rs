@@ -77,6 +77,37 @@ fn pipelined_requests_are_answered_in_order() {
 }
 
 #[test]
+fn an_empty_line_before_a_request_belongs_to_nothing() {
+    let backend = Backend::mirror();
+    let rig = Rig::start(to(&[backend.addr]));
+    let mut client = rig.client();
+
+    // Some clients end a body by one line more than they count.
+    client.send("\r\nPOST /1 HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi\r\n");
+    assert!(client.reply().text().starts_with("POST /1 "));
+    client.send("\r\n\r");
+    client.send("\nGET /2 HTTP/1.1\r\nHost: a\r\n\r\n");
+
+    assert!(client.reply().text().starts_with("GET /2 "));
+}
+
+#[test]
+fn a_target_that_is_no_text_goes_upstream_as_it_is() {
+    let backend = Backend::start(|mut peer| {
+        let line = peer.exactly(b"GET /caf\xe9?\xff HTTP/1.1\r\n".len());
+        peer.head();
+        let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", line.len());
+        peer.send([head.as_bytes(), &line].concat());
+    });
+    let rig = Rig::start(to(&[backend.addr]));
+    let mut client = rig.client();
+
+    client.send(b"GET /caf\xe9?\xff HTTP/1.1\r\nHost: a\r\n\r\n");
+
+    assert_eq!(client.reply().body, b"GET /caf\xe9?\xff HTTP/1.1\r\n");
+}
+
+#[test]
 fn a_head_request_gets_the_head_alone() {
     let backend = Backend::saying("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n");
     let rig = Rig::start(to(&[backend.addr]));

@@ -31,8 +31,14 @@ fn what_could_be_read_in_two_ways_is_refused_and_closed() {
             "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999999999999999\r\n\r\n".into(),
             400,
         ),
-        ("odd coding", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: xchunked\r\n\r\n".into(), 400),
-        ("coding list", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n".into(), 400),
+        ("odd coding", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: xchunked\r\n\r\n".into(), 501),
+        ("coding list", "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n".into(), 501),
+        (
+            "odd coding and a length",
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\nTransfer-Encoding: gzip\r\n\r\n".into(),
+            400,
+        ),
+        ("odd coding in 1.0", "POST / HTTP/1.0\r\nTransfer-Encoding: gzip\r\n\r\n".into(), 400),
         (
             "coding twice",
             "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -40,6 +46,8 @@ fn what_could_be_read_in_two_ways_is_refused_and_closed() {
             400,
         ),
         ("coding in 1.0", "POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n".into(), 400),
+        ("line feed before the request", "\nGET / HTTP/1.1\r\nHost: a\r\n\r\n".into(), 400),
+        ("carriage return before the request", "\rGET / HTTP/1.1\r\nHost: a\r\n\r\n".into(), 400),
         ("bare line feed", "GET / HTTP/1.1\nHost: a\n\n".into(), 400),
         ("one bare line feed", "GET / HTTP/1.1\r\nHost: a\nX: 1\r\n\r\n".into(), 400),
         ("folded line", "GET / HTTP/1.1\r\nHost: a\r\nX: 1\r\n 2\r\n\r\n".into(), 400),

@@ -259,6 +259,32 @@ impl Session {
     }
 }
 
+/// Why a certificate is not enough, as the page of the answer says it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Flaw {
+    /// There is none.
+    Missing,
+    /// Nobody vouches for it.
+    Bad,
+}
+
+impl Flaw {
+    fn of(identity: &Identity) -> Self {
+        match identity.verdict {
+            Verdict::Nothing => Self::Missing,
+            Verdict::Good | Verdict::Bad(..) => Self::Bad,
+        }
+    }
+
+    /// The words of nginx.
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Missing => "No required SSL certificate was sent",
+            Self::Bad => "The SSL certificate error",
+        }
+    }
+}
+
 /// What is known of a client's certificate when a request is decided.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Shown<'a> {
@@ -288,7 +314,7 @@ pub(super) fn refuse(host: &HostMatch, verify: &VerifyClient, shown: Shown<'_>) 
     {
         return Some(match error_page {
             Some(page) => Answer::Redirect { status: 302, location: page.clone().into_bytes() },
-            None => Answer::Status(400),
+            None => Answer::Certificate(Flaw::of(identity)),
         });
     }
     let name =
@@ -427,15 +453,15 @@ mod tests {
         let expired = Verdict::Bad("certificate has expired", About::Certificate);
         let cases = [
             (Required, Verdict::Good, None),
-            (Required, Verdict::Nothing, Some(400)),
-            (Required, stranger, Some(400)),
+            (Required, Verdict::Nothing, Some(Flaw::Missing)),
+            (Required, stranger, Some(Flaw::Bad)),
             (Optional, Verdict::Nothing, None),
-            (Optional, stranger, Some(400)),
+            (Optional, stranger, Some(Flaw::Bad)),
             (OptionalAnyAuthority, Verdict::Nothing, None),
             (OptionalAnyAuthority, stranger, None),
-            (OptionalAnyAuthority, expired, Some(400)),
+            (OptionalAnyAuthority, expired, Some(Flaw::Bad)),
         ];
-        for (demand, verdict, status) in cases {
+        for (demand, verdict, flaw) in cases {
             let verify = VerifyClient {
                 trust: Some(trust(demand)),
                 error_page: None,
@@ -446,7 +472,7 @@ mod tests {
 
             let answer = refuse(&host("a"), &verify, Shown::By(&identity));
 
-            assert_eq!(answer, status.map(Answer::Status), "{demand:?} {verdict:?}");
+            assert_eq!(answer, flaw.map(Answer::Certificate), "{demand:?} {verdict:?}");
         }
     }
 

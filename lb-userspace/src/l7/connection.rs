@@ -5,6 +5,7 @@ mod checking;
 mod page;
 mod parting;
 mod plan;
+mod refusing;
 
 use std::future::poll_fn;
 use std::io::IoSlice;
@@ -164,8 +165,9 @@ impl Connection<'_, '_> {
         self.limits = self.worker.limits();
         let ClientLimits { keep_alive, header_timeout, .. } = self.limits;
         let mut due = self.alarm.due(if self.requests == 0 { header_timeout } else { keep_alive });
-        let mut begun = !self.buf.is_empty();
+        let mut begun = false;
         loop {
+            self.skip_empty_lines();
             if !self.buf.is_empty() {
                 if !begun {
                     (begun, due) = (true, self.alarm.due(header_timeout));
@@ -186,6 +188,13 @@ impl Connection<'_, '_> {
                 Filled::Late if begun => return self.answer_outside(408).await,
                 Filled::Late => return Left::Finished,
             }
+        }
+    }
+
+    /// Some clients end a body by a line that belongs to nothing (RFC 9112 2.2).
+    fn skip_empty_lines(&mut self) {
+        while self.buf.bytes().starts_with(b"\r\n") {
+            self.buf.consume(2);
         }
     }
 
@@ -272,6 +281,7 @@ impl Connection<'_, '_> {
         let made: &[u8] = if forwarding.request_id { &fresh } else { b"" };
         let subject = Subject {
             request: Some(request),
+            line: b"",
             place: None,
             client: &self.client,
             effective,
@@ -401,13 +411,6 @@ impl Connection<'_, '_> {
         }
     }
 
-    /// What is known where nothing came that could be read.
-    fn no_request<'a>(&'a self, id: &'a [u8]) -> Subject<'a, 'a, 'a> {
-        let (client, effective) = (&self.client, Effective::of(&self.client, b""));
-        let (is_http2, requests) = (self.socket.is_stream(), self.requests + 1);
-        Subject { request: None, place: None, client, effective, is_http2, id, requests }
-    }
-
     fn end_line(&self, router: &Router, line: &[u8], end: &End<'_>) {
         if let Some(log) = router.log.as_deref() {
             self.worker.journal.finish(log, line, end);
@@ -446,7 +449,7 @@ impl Connection<'_, '_> {
             Step::Answer(answer) => {
                 // A target that cannot be understood says little for what follows it, and who is not
                 // taken here has to shake hands anew.
-                let is_last = matches!(answer, Answer::Status(400 | 421));
+                let is_last = matches!(answer, Answer::Status(400 | 421) | Answer::Certificate(_));
                 let after = if is_last { After::Close } else { after };
                 let answer = match answer {
                     Answer::NginxStatus(_) => Answer::NginxStatus(Box::pin(self.worker.nginx_status()).await),
@@ -537,31 +540,6 @@ impl Connection<'_, '_> {
             (true, After::Close) => Left::Finished,
         };
         (status, left)
-    }
-
-    /// A head we do not accept: say why and close.
-    async fn refuse(&mut self, refusal: Refusal) -> Left {
-        tracing::debug!(client = %self.client.addr, %refusal, "request refused");
-        self.answer_outside(refusal.status()).await
-    }
-
-    /// An answer to bytes that are no request: counted, but under no route.
-    async fn answer_outside(&mut self, status: u16) -> Left {
-        self.worker.counters.borrow_mut().refused(status);
-        let started = Instant::now();
-        let snapshot = self.worker.current.load();
-        let id = self.worker.request_id();
-        let line = log::begin_refused(&snapshot.router, &self.no_request(&id));
-        (self.tally, self.edits) = (Tally::default(), HeaderEdits::plain(&snapshot));
-        let (answer, head) = (Answer::Status(status), self.buf.bytes().len());
-        let (_, left) = self.answer(&answer, false, Version::Http11, After::Close, Body::UntilClose).await;
-        if let Some(line) = line {
-            let tally = Tally { body_received: 0, ..self.tally };
-            let (took, is_whole) = (started.elapsed(), left != Left::Broken);
-            let end = End { status, took, head, is_whole, tally, record: &Record::default() };
-            self.end_line(&snapshot.router, &line, &end);
-        }
-        left
     }
 
     /// Writes all of `bytes`; false if the client is gone or does not take them.

@@ -25,7 +25,7 @@ use super::metrics::Failure;
 use super::relay::{Broken, Coding, Leg, Waits};
 use super::snapshot::Snapshot;
 use super::timers::Due;
-use super::upstream::{Attempts, Lease, Next, Progress, Record, Speech};
+use super::upstream::{Attempts, Lease, Next, Progress, Record, Speech, Traffic};
 use crate::model::l7::{Compression, ReadAhead};
 use crate::model::upstream::Protocol;
 
@@ -230,6 +230,7 @@ async fn attempt(
         upload_broken: false,
         replay: replay.map(|replay| Box::new((Carrier::Replay(replay), Buf::default()))),
         buf: Buf::default(),
+        heads: 0,
         informational: 0,
         outgoing,
         limits,
@@ -240,10 +241,14 @@ async fn attempt(
     exchange.upload.copy = copy.map(|copying| Rc::clone(&copying.copy));
     let answered = exchange.response_head().await;
     exchange.count_received();
+    attempts.moved(exchange.traffic(exchange.buf.bytes().len() as u64));
     match answered? {
         Answered::Switched { head } => {
             attempts.answered(101);
             let (sent, bytes) = exchange.tunnel(head).await;
+            let up = exchange.connection.tally.body_received;
+            let Traffic { sent: before, received } = exchange.traffic(bytes);
+            attempts.moved(Traffic { sent: before + up, received });
             Ok(Through { sent, keep: false, bytes, rest: None })
         }
         Answered::Response(response) if attempts.rejects(response.status, exchange.progress()) => {
@@ -277,6 +282,7 @@ async fn attempt(
                 Carrier::Packed(packed) => (packed.taken(), packed.is_clean()),
                 _ => (bytes, exchange.buf.is_empty()),
             };
+            attempts.moved(exchange.traffic(bytes));
             let clean = exchange.upload.is_done() && is_read;
             let keep = keep_upstream && clean && matches!(sent, Sent::Response { .. });
             Ok(Through { sent, keep, bytes, rest })
@@ -295,6 +301,8 @@ struct Exchange<'e, 'w, 's, 'u> {
     replay: Option<Box<(Carrier<'e>, Buf)>>,
     /// Bytes from the upstream.
     buf: Buf,
+    /// Bytes of the heads that it sent.
+    heads: usize,
     informational: u32,
     outgoing: &'e Outgoing,
     limits: &'e Limits,
@@ -436,7 +444,7 @@ impl Exchange<'_, '_, '_, '_> {
                         let Connection { client, edits, .. } = &*self.connection;
                         heads::switching(&response, client.scheme, edits, &mut head);
                         let len = response.len;
-                        self.buf.consume(len);
+                        self.past(len);
                         return Poll::Ready(Ok(Answered::Switched { head }));
                     }
                     Some(response) if response.status < 200 => {
@@ -445,12 +453,12 @@ impl Exchange<'_, '_, '_, '_> {
                             return Poll::Ready(Err(NoHead::Bad));
                         }
                         let len = response.len;
-                        self.buf.consume(len);
+                        self.past(len);
                         continue;
                     }
                     Some(response) => {
                         let (ready, len) = self.ready(&response);
-                        self.buf.consume(len);
+                        self.past(len);
                         return Poll::Ready(Ok(Answered::Response(ready)));
                     }
                     None if self.buf.bytes().len() >= most => return Poll::Ready(Err(NoHead::TooLarge)),
@@ -540,6 +548,17 @@ impl Exchange<'_, '_, '_, '_> {
             Poll::Ready(())
         })
         .await;
+    }
+
+    /// A head was read.
+    fn past(&mut self, len: usize) {
+        self.heads += len;
+        self.buf.consume(len);
+    }
+
+    /// What went to the upstream, and what came: heads, and so much of bodies.
+    fn traffic(&self, body: u64) -> Traffic {
+        Traffic { sent: self.upload.written, received: self.heads as u64 + body }
     }
 
     /// What was read before an endpoint was chosen is counted already.

@@ -306,6 +306,7 @@ fn verdict(router: &Router, request: &Request, decision: &Decision<'_>) -> Strin
             format!("proxied to {name} as {} {target}", request.method)
         }
         Next::Answer(Answer::Status(status)) => format!("answered {status}"),
+        Next::Answer(Answer::Certificate(flaw)) => format!("answered 400 ({})", flaw.as_str()),
         Next::Answer(Answer::Redirect { status, location }) => {
             format!("answered {status} to {}", String::from_utf8_lossy(location))
         }

@@ -8,7 +8,7 @@ use regex::bytes::Captures;
 
 use super::balance::Random;
 use super::canary::{self, Side};
-use super::client_auth::{self, Shown};
+use super::client_auth::{self, Flaw, Shown};
 use crate::model::expression::Variable;
 use crate::model::l7::policy::Limits;
 use crate::model::l7::{
@@ -125,6 +125,9 @@ impl Next {
 pub(super) enum Answer {
     /// An error page.
     Status(u16),
+    /// 400, and what is wrong with the client's certificate. No page of 400 takes its place: nginx has statuses of
+    /// its own for these within.
+    Certificate(Flaw),
     /// A redirect.
     Redirect {
         /// 300 to 308.

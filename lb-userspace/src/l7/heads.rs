@@ -243,18 +243,23 @@ pub(super) fn answer(
 ) -> (u16, usize) {
     let (status, location) = match answer {
         Answer::Status(status) => (*status, None),
+        Answer::Certificate(_) => (400, None),
         Answer::Redirect { status, location } => (*status, Some(location)),
         Answer::Healthy | Answer::NginxStatus(_) => (200, None),
         Answer::Preflight => (204, None),
     };
     let reason = reason(status);
-    let title = if status == 401 { "Authorization Required" } else { reason };
+    let heading = if status == 401 { "Authorization Required" } else { reason };
+    let (title, why) = match answer {
+        Answer::Certificate(flaw) => (flaw.as_str(), format!("<center>{}</center>\r\n", flaw.as_str())),
+        _ => (heading, String::new()),
+    };
     let page = match answer {
         Answer::Healthy | Answer::Preflight => String::new(),
         Answer::NginxStatus(page) => page.clone(),
-        Answer::Status(_) | Answer::Redirect { .. } => format!(
+        Answer::Status(_) | Answer::Certificate(_) | Answer::Redirect { .. } => format!(
             "<html>\r\n<head><title>{status} {title}</title></head>\r\n<body>\r\n\
-             <center><h1>{status} {title}</h1></center>\r\n<hr><center>nginx</center>\r\n\
+             <center><h1>{status} {heading}</h1></center>\r\n{why}<hr><center>nginx</center>\r\n\
              </body>\r\n</html>\r\n"
         ),
     };
@@ -344,6 +349,7 @@ fn reason(status: u16) -> &'static str {
         429 => "Too Many Requests",
         431 => "Request Header Fields Too Large",
         500 => "Internal Server Error",
+        501 => "Not Implemented",
         502 => "Bad Gateway",
         503 => "Service Temporarily Unavailable",
         504 => "Gateway Time-out",

@@ -35,10 +35,13 @@ impl Default for Sizes {
     }
 }
 
-/// Room for the header lines of one head, on the stack and not initialised.
-pub(in crate::l7) struct Lines<'b, const N: usize = HEADERS_MAX>(
-    pub(super) [MaybeUninit<httparse::Header<'b>>; N],
-);
+/// Room for the header lines of one head.
+pub(in crate::l7) struct Lines<'b, const N: usize = HEADERS_MAX> {
+    /// On the stack and not initialised.
+    pub(super) usual: [MaybeUninit<httparse::Header<'b>>; N],
+    /// For the few heads that are read in another way.
+    pub(super) odd: Vec<httparse::Header<'b>>,
+}
 
 /// Room for a head that we wrote: as many lines as we take, and those that we add.
 pub(in crate::l7) type OwnLines<'b> = Lines<'b, { HEADERS_MAX + 64 }>;
@@ -46,7 +49,7 @@ pub(in crate::l7) type OwnLines<'b> = Lines<'b, { HEADERS_MAX + 64 }>;
 impl<const N: usize> Lines<'_, N> {
     /// Empty.
     pub(in crate::l7) fn new() -> Self {
-        Self([const { MaybeUninit::uninit() }; N])
+        Self { usual: [const { MaybeUninit::uninit() }; N], odd: Vec::new() }
     }
 }
 
@@ -100,10 +103,13 @@ pub(in crate::l7) enum Refusal {
     /// A line that does not end in CRLF, or is folded.
     #[error("line not ended by crlf")]
     LineEnd,
-    /// Content-Length twice, not a number, or beside Transfer-Encoding; Transfer-Encoding other
-    /// than `chunked`, or in HTTP/1.0.
+    /// Content-Length twice, not a number, or beside Transfer-Encoding; Transfer-Encoding twice, or
+    /// in HTTP/1.0.
     #[error("ambiguous body length")]
     Framing,
+    /// Transfer-Encoding other than `chunked`.
+    #[error("unknown transfer coding")]
+    Coding,
     /// Missing, repeated or odd Host.
     #[error("missing or invalid host")]
     Host,
@@ -140,6 +146,7 @@ impl Refusal {
             Self::Method => 405,
             Self::TargetTooLong => 414,
             Self::HeadTooLarge => 431,
+            Self::Coding => 501,
             Self::Version => 505,
         }
     }
@@ -374,9 +381,12 @@ impl Framing {
     /// A Transfer-Encoding line. Anything but one `chunked` is refused: what we do not decode we
     /// could not delimit.
     pub(super) fn transfer_encoding(&mut self, value: &[u8], version: Version) -> Result<(), Refusal> {
-        let plain_chunked = value.eq_ignore_ascii_case(b"chunked");
-        if !plain_chunked || self.chunked || self.length.is_some() || version == Version::Http10 {
+        if self.chunked || self.length.is_some() || version == Version::Http10 {
             return Err(Refusal::Framing);
+        }
+        if !value.eq_ignore_ascii_case(b"chunked") {
+            // RFC 9112 6.1; the connection ends with it, so nobody reads on.
+            return Err(Refusal::Coding);
         }
         self.chunked = true;
         Ok(())

@@ -1,5 +1,8 @@
 //! Request heads.
 
+mod parts;
+
+use self::parts::Parts;
 use super::head::{
     Block, Connection, Framing, LineSet, Lines, OwnBlock, OwnLines, Refusal, Sizes, Version, tokens,
 };
@@ -49,18 +52,9 @@ impl<'h, 'b> Request<'h, 'b> {
         lines: &'h mut Lines<'b>,
         sizes: Sizes,
     ) -> Result<Option<Self>, Refusal> {
-        let mut parsed = httparse::Request::new(&mut []);
-        let len = match parsed.parse_with_uninit_headers(bytes, &mut lines.0) {
-            Ok(httparse::Status::Complete(len)) => len,
-            Ok(httparse::Status::Partial) => return incomplete(bytes, sizes).map(|()| None),
-            Err(httparse::Error::Version) => return Err(Refusal::Version),
-            Err(httparse::Error::TooManyHeaders) => return Err(Refusal::HeadTooLarge),
-            Err(_) => return Err(Refusal::Malformed),
+        let Some(Parts { len, method, path, version, headers }) = Parts::read(bytes, lines)? else {
+            return incomplete(bytes, sizes).map(|()| None);
         };
-        let (Some(method), Some(path), Some(version)) = (parsed.method, parsed.path, parsed.version) else {
-            return Err(Refusal::Malformed);
-        };
-        let version = if version == 0 { Version::Http10 } else { Version::Http11 };
 
         // The request line is exactly what its parts need: nothing skipped, CRLF at the end.
         let line_len = method.len() + 1 + path.len() + " HTTP/1.1\r\n".len();
@@ -74,10 +68,9 @@ impl<'h, 'b> Request<'h, 'b> {
         if !head.get(..line_len).is_some_and(|line| line.ends_with(b"\r\n")) {
             return Err(Refusal::LineEnd);
         }
-        let headers: &'h [httparse::Header<'b>] = parsed.headers;
         let block = Block::checked(head, headers, line_len, sizes)?;
         refuse_method(method)?;
-        let (target, authority) = split_target(path.as_bytes())?;
+        let (target, authority) = split_target(path)?;
         collect(method, target, authority, version, block, sizes.names).map(Some)
     }
 }
@@ -275,14 +268,11 @@ impl<'b> Sent<'_, 'b> {
 
 /// Reads a head of ours, for an upstream that does not speak HTTP/1.1; `None` if it is none.
 pub(in crate::l7) fn sent<'h, 'b>(bytes: &'b [u8], lines: &'h mut OwnLines<'b>) -> Option<Sent<'h, 'b>> {
-    let mut parsed = httparse::Request::new(&mut []);
-    if !parsed.parse_with_uninit_headers(bytes, &mut lines.0).is_ok_and(|status| status.is_complete()) {
-        return None;
-    }
-    let lines = OwnBlock(parsed.headers);
+    let Parts { method, path, headers, .. } = Parts::read(bytes, lines).ok()??;
+    let lines = OwnBlock(headers);
     Some(Sent {
-        method: parsed.method?,
-        target: parsed.path?.as_bytes(),
+        method,
+        target: path,
         host: lines.value("host").unwrap_or_default(),
         length: lines.length(),
         chunked: lines.is_chunked(),

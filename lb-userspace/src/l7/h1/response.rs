@@ -42,7 +42,7 @@ impl<'h, 'b> Response<'h, 'b> {
         let status = httparse::ParserConfig::default().parse_response_with_uninit_headers(
             &mut parsed,
             bytes,
-            &mut lines.0,
+            &mut lines.usual,
         );
         let len = match status {
             Ok(httparse::Status::Complete(len)) => len,
@@ -173,7 +173,7 @@ impl<'b> Sent<'_, 'b> {
 pub(in crate::l7) fn sent<'h, 'b>(bytes: &'b [u8], lines: &'h mut OwnLines<'b>) -> Option<Sent<'h, 'b>> {
     let mut parsed = httparse::Response::new(&mut []);
     let config = httparse::ParserConfig::default();
-    let status = config.parse_response_with_uninit_headers(&mut parsed, bytes, &mut lines.0);
+    let status = config.parse_response_with_uninit_headers(&mut parsed, bytes, &mut lines.usual);
     if !status.is_ok_and(|status| status.is_complete()) {
         return None;
     }

@@ -26,6 +26,8 @@ use crate::model::l7::log::{Early, Escape, Format, Late, Part};
 pub(in crate::l7) struct Subject<'a, 'h, 'b> {
     /// `None`: what came was none.
     pub(in crate::l7) request: Option<&'a Request<'h, 'b>>,
+    /// The first line of that, as far as it came.
+    pub(in crate::l7) line: &'a [u8],
     pub(in crate::l7) place: Option<Place<'a>>,
     pub(in crate::l7) client: &'a Client,
     pub(in crate::l7) effective: Effective<'a>,
@@ -120,7 +122,7 @@ pub(super) fn finish(format: &Format, begun: &[u8], end: &End<'_>, stamp: &Stamp
 }
 
 pub(super) fn early_value(early: &Early, escape: Escape, subject: &Subject<'_, '_, '_>, out: &mut Vec<u8>) {
-    let Subject { request, place, client, effective, is_http2, id, requests } = *subject;
+    let Subject { request, place, client, effective, is_http2, id, requests, line: _ } = *subject;
     let labels = place.map(|place| &*place.route.labels);
     let (handshake, identity) = (client.handshake.as_deref(), client.session.identity());
     let target = || place.and_then(|place| place.target).or(request.map(|request| request.target));
@@ -238,9 +240,9 @@ fn protocol(request: &Request<'_, '_>, is_http2: bool) -> &'static [u8] {
     }
 }
 
-/// As it was sent; of HTTP/2, what it would have been. Empty for what was no request.
+/// As it was sent; of HTTP/2, what it would have been. Of what was no request, its first line.
 fn request_line(subject: &Subject<'_, '_, '_>, escape: Escape, out: &mut Vec<u8>) {
-    let Some(request) = subject.request else { return };
+    let Some(request) = subject.request else { return value(subject.line, escape, out) };
     if !subject.is_http2 {
         return value(request.line(), escape, out);
     }
@@ -336,6 +338,12 @@ fn late_value(late: Late, escape: Escape, end: &End<'_>, stamp: &Stamp, out: &mu
         }),
         Late::UpstreamResponseLength => {
             each(record, escape, out, |attempt| Some(Figure::Number(attempt.bytes)));
+        }
+        Late::UpstreamBytesSent => {
+            each(record, escape, out, |attempt| Some(Figure::Number(attempt.traffic.sent)))
+        }
+        Late::UpstreamBytesReceived => {
+            each(record, escape, out, |attempt| Some(Figure::Number(attempt.traffic.received)));
         }
         Late::UpstreamConnectTime => each(record, escape, out, |attempt| attempt.connect.map(Figure::Time)),
         Late::UpstreamHeaderTime => each(record, escape, out, |attempt| attempt.header.map(Figure::Time)),

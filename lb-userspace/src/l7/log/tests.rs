@@ -8,7 +8,7 @@ use super::super::filters::Scheme;
 use super::super::h1::Request;
 use super::super::h1::head::{Lines, Sizes};
 use super::super::heads::Client;
-use super::super::upstream::{Attempt, Record};
+use super::super::upstream::{Attempt, Record, Traffic};
 use super::*;
 use crate::model::ObjectName;
 use crate::model::l7::log::{DEFAULT_FORMAT, Escape, Format};
@@ -59,10 +59,26 @@ fn endpoint(last: u8) -> SocketAddr {
 fn twice() -> Record {
     let mut record = Record::default();
     let (addr, response) = (endpoint(1), Duration::ZERO);
-    record.push(Attempt { addr, status: 502, connect: None, header: None, response, bytes: 0 });
+    record.push(Attempt {
+        addr,
+        status: 502,
+        connect: None,
+        header: None,
+        response,
+        bytes: 0,
+        traffic: Traffic::default(),
+    });
     let (addr, response) = (endpoint(2), Duration::from_millis(30));
     let (connect, header) = (Some(Duration::ZERO), Some(response));
-    record.push(Attempt { addr, status: 200, connect, header, response, bytes: 512 });
+    record.push(Attempt {
+        addr,
+        status: 200,
+        connect,
+        header,
+        response,
+        bytes: 512,
+        traffic: Traffic { sent: 80, received: 640 },
+    });
     record
 }
 
@@ -78,6 +94,7 @@ fn logged(format: &str, escape: Escape, is_request: bool, tally: Tally, record: 
     let client = client();
     let subject = Subject {
         request: is_request.then_some(&request),
+        line: b"GET /odd",
         place: is_request.then_some(place),
         client: &client,
         effective: Effective {
@@ -175,6 +192,8 @@ fn every_variable_is_written_as_nginx_writes_it() {
         ("$upstream_addr", "10.0.0.1:8080, 10.0.0.2:8080"),
         ("$upstream_status", "502, 200"),
         ("$upstream_response_length", "0, 512"),
+        ("$upstream_bytes_sent", "0, 80"),
+        ("$upstream_bytes_received", "0, 640"),
         ("$upstream_connect_time", "-, 0.000"),
         ("$upstream_header_time", "-, 0.030"),
         ("$upstream_response_time", "0.000, 0.030"),
@@ -203,7 +222,7 @@ fn what_is_no_request_has_its_line_too() {
     let line = logged(DEFAULT_FORMAT, Escape::Default, false, Tally::default(), &Record::default());
 
     let expected = format!(
-        "198.51.100.9 - - [02/Jan/2006:15:04:05 +0000] \"\" 400 0 \"-\" \"-\" {} 0.012 [-] [] - - - - 0123456789abcdef",
+        "198.51.100.9 - - [02/Jan/2006:15:04:05 +0000] \"GET /odd\" 400 0 \"-\" \"-\" {} 0.012 [-] [] - - - - 0123456789abcdef",
         HEAD.len()
     );
     assert_eq!(line, expected);
@@ -252,6 +271,7 @@ fn what_nobody_claims_is_healthy_skipped_or_switched_off_is_not_logged() {
         let client = client();
         let subject = Subject {
             request: Some(&request),
+            line: b"",
             place: Some(place),
             client: &client,
             effective: Effective::of(&client, request.host),
@@ -267,5 +287,6 @@ fn what_nobody_claims_is_healthy_skipped_or_switched_off_is_not_logged() {
 
 fn no_request(client: &Client) -> Subject<'_, '_, '_> {
     let effective = Effective::of(client, b"");
-    Subject { request: None, place: None, client, effective, is_http2: false, id: b"", requests: 1 }
+    let (request, place) = (None, None);
+    Subject { request, line: b"", place, client, effective, is_http2: false, id: b"", requests: 1 }
 }

@@ -17,7 +17,7 @@ use super::super::snapshot::Snapshot;
 use super::super::socket::Link;
 use super::super::worker::Worker;
 use super::pool::Peer;
-use super::{Attempt, Client, Record, Transport};
+use super::{Attempt, Client, Record, Traffic, Transport};
 use crate::model::upstream::{Condition, Retry};
 
 /// Attempts where `proxy-next-upstream-tries` is 0: a loop over endpoints that refuse must end.
@@ -98,18 +98,19 @@ pub(in crate::l7) struct Attempts<'s> {
     session: Option<Key>,
 }
 
-/// Times of one attempt.
+/// Times and sizes of one attempt.
 #[derive(Debug, Clone, Copy)]
 struct Now {
     began: Instant,
     connect: Option<Duration>,
     /// Its response's status and when the head of it was there.
     header: Option<(u16, Duration)>,
+    traffic: Traffic,
 }
 
 impl Now {
     fn at(began: Instant) -> Self {
-        Self { began, connect: None, header: None }
+        Self { began, connect: None, header: None, traffic: Traffic::default() }
     }
 }
 
@@ -351,6 +352,11 @@ impl<'s> Attempts<'s> {
         }
     }
 
+    /// So much went to and fro by now.
+    pub(in crate::l7) fn moved(&mut self, traffic: Traffic) {
+        self.now.traffic = traffic;
+    }
+
     /// Nothing more is sent either way. The request's attempts, for those who count and log them.
     pub(in crate::l7) fn ended(mut self, bytes: u64) -> Record {
         self.note(0, bytes);
@@ -360,7 +366,7 @@ impl<'s> Attempts<'s> {
     /// The attempt that runs is over.
     fn note(&mut self, status: u16, bytes: u64) -> Option<Picked> {
         let picked = self.picked.take()?;
-        let Now { began, connect, header } = self.now;
+        let Now { began, connect, header, traffic } = self.now;
         self.record.push(Attempt {
             addr: picked.addr(),
             status: header.map_or(status, |(status, _)| status),
@@ -368,6 +374,7 @@ impl<'s> Attempts<'s> {
             header: header.map(|(_, took)| took),
             response: began.elapsed(),
             bytes,
+            traffic,
         });
         Some(picked)
     }

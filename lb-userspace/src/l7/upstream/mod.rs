@@ -23,7 +23,7 @@ pub(super) use attempts::{Attempts, Lead, Lease, Next, Progress, Speech, Terms};
 pub(super) use client::{Client, Clients, unverified};
 pub use dial::Dialer;
 pub(super) use pool::{Peer, Pool};
-pub(super) use record::{Attempt, Record};
+pub(super) use record::{Attempt, Record, Traffic};
 
 /// How an endpoint is spoken to, below HTTP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -18,6 +18,15 @@ pub(in crate::l7) struct Attempt {
     pub(in crate::l7) response: Duration,
     /// Bytes of the body that came from it.
     pub(in crate::l7) bytes: u64,
+    /// All bytes either way.
+    pub(in crate::l7) traffic: Traffic,
+}
+
+/// Bytes of heads and bodies between us and an endpoint, as HTTP/1.1 has them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(in crate::l7) struct Traffic {
+    pub(in crate::l7) sent: u64,
+    pub(in crate::l7) received: u64,
 }
 
 /// All of them, in order. The first costs no allocation.
@@ -74,6 +83,7 @@ mod tests {
             header: None,
             response: Duration::ZERO,
             bytes: 0,
+            traffic: Traffic::default(),
         };
         let mut record = Record::default();
         assert_eq!(record.only(), None);

@@ -197,6 +197,10 @@ pub enum Late {
     UpstreamStatus,
     /// `$upstream_response_length`.
     UpstreamResponseLength,
+    /// `$upstream_bytes_sent`.
+    UpstreamBytesSent,
+    /// `$upstream_bytes_received`.
+    UpstreamBytesReceived,
     /// `$upstream_connect_time`.
     UpstreamConnectTime,
     /// `$upstream_header_time`.
@@ -337,6 +341,8 @@ fn late(name: &str) -> Option<Late> {
         "upstream_addr" => Late::UpstreamAddr,
         "upstream_status" => Late::UpstreamStatus,
         "upstream_response_length" => Late::UpstreamResponseLength,
+        "upstream_bytes_sent" => Late::UpstreamBytesSent,
+        "upstream_bytes_received" => Late::UpstreamBytesReceived,
         "upstream_connect_time" => Late::UpstreamConnectTime,
         "upstream_header_time" => Late::UpstreamHeaderTime,
         "upstream_response_time" => Late::UpstreamResponseTime,

@@ -48,8 +48,36 @@ fn accepted(head: &str) -> Seen {
 }
 
 #[test]
+fn a_target_that_is_no_text_is_read_like_any_other() {
+    let head = b"GET /caf\xe9?\xff HTTP/1.1\r\nHost: a\r\nX: 1\r\n\r\n";
+    let mut lines = Lines::new();
+
+    let request = Request::parse(head, &mut lines, Sizes::default()).expect("legal").expect("whole");
+
+    assert_eq!((request.target, request.host), (&b"/caf\xe9?\xff"[..], &b"a"[..]));
+    assert_eq!((request.len, request.line()), (head.len(), &b"GET /caf\xe9?\xff HTTP/1.1"[..]));
+    let mut own = OwnLines::new();
+    assert_eq!(sent(head, &mut own).expect("read").target, b"/caf\xe9?\xff");
+    for n in 0..head.len() {
+        assert_eq!(parse(&head[..n]), Ok(None), "cut after {n}");
+    }
+    let odd: [(&[u8], Refusal); 7] = [
+        (b"GET /\xe9\x00 HTTP/1.1\r\nHost: a\r\n\r\n", Refusal::Malformed),
+        (b"GET /\xe9 x HTTP/1.1\r\nHost: a\r\n\r\n", Refusal::Malformed),
+        (b"GET /\xe9 HTTP/1.1\nHost: a\r\n\r\n", Refusal::Malformed),
+        (b"GET /\xe9 HTTP/1.1\r\nHost: a\nX: 1\r\n\r\n", Refusal::LineEnd),
+        (b"GET /\xe9 HTTP/2.0\r\nHost: a\r\n\r\n", Refusal::Malformed),
+        (b"get /\xe9 HTTP/1.1\r\nHost: a\r\n\r\n", Refusal::Malformed),
+        (b"\x16\x03\x01\xff ", Refusal::Malformed),
+    ];
+    for (head, refusal) in odd {
+        assert_eq!(parse(head), Err(refusal), "{}", String::from_utf8_lossy(head));
+    }
+}
+
+#[test]
 fn refuses_heads_that_another_parser_could_read_differently() {
-    use Refusal::{Framing, Host, LineEnd, Malformed, Target, Version};
+    use Refusal::{Coding, Framing, Host, LineEnd, Malformed, Target, Version};
     let cases: [(&str, &[u8], Refusal); 56] = [
         (
             "content-length beside chunked",
@@ -91,21 +119,21 @@ fn refuses_heads_that_another_parser_could_read_differently() {
         (
             "other coding before chunked",
             b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
-            Framing,
+            Coding,
         ),
-        ("other coding", b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: identity\r\n\r\n", Framing),
-        ("empty coding", b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding:\r\n\r\n", Framing),
-        ("chunked misspelt", b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: xchunked\r\n\r\n", Framing),
-        ("chunked quoted", b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: \"chunked\"\r\n\r\n", Framing),
+        ("other coding", b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: identity\r\n\r\n", Coding),
+        ("empty coding", b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding:\r\n\r\n", Coding),
+        ("chunked misspelt", b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: xchunked\r\n\r\n", Coding),
+        ("chunked quoted", b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: \"chunked\"\r\n\r\n", Coding),
         (
             "chunked with parameter",
             b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked;q=1\r\n\r\n",
-            Framing,
+            Coding,
         ),
         (
             "chunked in a list of one",
             b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked,\r\n\r\n",
-            Framing,
+            Coding,
         ),
         (
             "chunked twice",

@@ -43,7 +43,7 @@ fn accepted(head: &str) -> Seen {
 
 #[test]
 fn refuses_heads_whose_body_could_be_delimited_in_two_ways() {
-    use Refusal::{Framing, LineEnd, Malformed, Version};
+    use Refusal::{Coding, Framing, LineEnd, Malformed, Version};
     let cases: [(&str, &[u8], Refusal); 14] = [
         (
             "length beside chunked",
@@ -53,7 +53,7 @@ fn refuses_heads_whose_body_could_be_delimited_in_two_ways() {
         ("two lengths", b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n", Framing),
         ("list of lengths", b"HTTP/1.1 200 OK\r\nContent-Length: 5,5\r\n\r\n", Framing),
         ("signed length", b"HTTP/1.1 200 OK\r\nContent-Length: +5\r\n\r\n", Framing),
-        ("other coding", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", Framing),
+        ("other coding", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", Coding),
         ("chunked in 1.0", b"HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", Framing),
         ("bare lf after the status line", b"HTTP/1.1 200 OK\nContent-Length: 5\r\n\r\n", Malformed),
         ("bare lf after a header", b"HTTP/1.1 200 OK\r\nContent-Length: 5\n\r\n", LineEnd),

@@ -1,0 +1,84 @@
+//! The request line and the header lines of a head, wherever they end. What they may be is judged by whoever asked.
+
+use httparse::{EMPTY_HEADER, Error, Header, Status};
+
+use super::super::head::{Lines, Refusal, Version};
+use super::refuse_method;
+
+/// What a head consists of.
+pub(super) struct Parts<'h, 'b> {
+    /// Bytes of the whole head.
+    pub(super) len: usize,
+    pub(super) method: &'b str,
+    pub(super) path: &'b [u8],
+    pub(super) version: Version,
+    pub(super) headers: &'h [Header<'b>],
+}
+
+impl<'h, 'b> Parts<'h, 'b> {
+    /// Reads them from the start of `bytes`; `None` while they are incomplete.
+    pub(super) fn read<const N: usize>(
+        bytes: &'b [u8],
+        lines: &'h mut Lines<'b, N>,
+    ) -> Result<Option<Self>, Refusal> {
+        let Lines { usual, odd } = lines;
+        let mut parsed = httparse::Request::new(&mut []);
+        let len = match parsed.parse_with_uninit_headers(bytes, usual) {
+            Ok(Status::Complete(len)) => len,
+            Ok(Status::Partial) => return Ok(None),
+            Err(Error::Token) => return Self::of_no_text::<N>(bytes, odd),
+            Err(error) => return Err(refusal(error)),
+        };
+        let (Some(method), Some(path), Some(version)) = (parsed.method, parsed.path, parsed.version) else {
+            return Err(Refusal::Malformed);
+        };
+        let version = if version == 0 { Version::Http10 } else { Version::Http11 };
+        Ok(Some(Self { len, method, path: path.as_bytes(), version, headers: parsed.headers }))
+    }
+
+    /// A target with bytes that are no UTF-8. httparse does not take it, nginx hands it on, and nobody can read two
+    /// requests in it: it ends at the first blank like any other.
+    fn of_no_text<const N: usize>(
+        bytes: &'b [u8],
+        odd: &'h mut Vec<Header<'b>>,
+    ) -> Result<Option<Self>, Refusal> {
+        let mut words = bytes.splitn(2, |byte| *byte == b' ');
+        let (Some(method), Some(rest)) = (words.next(), words.next()) else { return Err(Refusal::Malformed) };
+        let method = std::str::from_utf8(method).map_err(|_| Refusal::Malformed)?;
+        refuse_method(method)?;
+        let of_target = |byte: &u8| matches!(byte, b'!'..=b'~' | 0x80..);
+        let end = rest.iter().position(|byte| !of_target(byte)).unwrap_or(rest.len());
+        let (path, behind) = rest.split_at_checked(end).ok_or(Refusal::Malformed)?;
+        if method.is_empty() || path.is_ascii() {
+            // Then it is something else that is wrong.
+            return Err(Refusal::Malformed);
+        }
+        for (ending, version) in
+            [(&b" HTTP/1.1\r\n"[..], Version::Http11), (b" HTTP/1.0\r\n", Version::Http10)]
+        {
+            if let Some(block) = behind.strip_prefix(ending) {
+                odd.resize(N, EMPTY_HEADER);
+                return match httparse::parse_headers(block, odd) {
+                    Ok(Status::Complete((len, headers))) => {
+                        let len = bytes.len() - block.len() + len;
+                        Ok(Some(Self { len, method, path, version, headers }))
+                    }
+                    Ok(Status::Partial) => Ok(None),
+                    Err(error) => Err(refusal(error)),
+                };
+            }
+            if ending.starts_with(behind) {
+                return Ok(None);
+            }
+        }
+        Err(Refusal::Malformed)
+    }
+}
+
+fn refusal(error: Error) -> Refusal {
+    match error {
+        Error::Version => Refusal::Version,
+        Error::TooManyHeaders => Refusal::HeadTooLarge,
+        _ => Refusal::Malformed,
+    }
+}
