@@ -11,7 +11,7 @@ use super::metrics::Failures;
 use crate::model::l4::L4;
 use crate::model::l7::L7;
 use crate::model::pool::Given;
-use crate::model::{Problems, Severity, Snapshot};
+use crate::model::{Names, Problems, Severity, Snapshot};
 use crate::objects::{Kept, Loaded, Objects};
 use crate::translate::{self, Translated, Translator};
 
@@ -33,6 +33,8 @@ pub(super) struct State {
     pub(super) problems: Problems,
     /// Addresses that pools give to Services.
     pub(super) given: Arc<Given>,
+    /// Ingresses of ours.
+    pub(super) served: Names,
     /// Objects of which an earlier version is in force.
     pub(super) kept: Vec<Kept>,
     /// How many translations there were.
@@ -105,10 +107,10 @@ fn replace_if_different<T: Eq>(slot: &mut Arc<T>, new: &Arc<T>) -> bool {
 
 impl State {
     fn new(loaded: &Loaded, translated: Translated, generation: u64) -> Self {
-        let Translated { snapshot, mut problems, given } = translated;
+        let Translated { snapshot, mut problems, given, served } = translated;
         problems.extend(loaded.problems.iter().cloned().map(Arc::new));
         let (objects, kept) = (loaded.objects.clone(), loaded.kept.clone());
-        Self { objects, snapshot, problems, given, kept, generation, at: SystemTime::now() }
+        Self { objects, snapshot, problems, given, served, kept, generation, at: SystemTime::now() }
     }
 
     /// One line for the change and one for each problem that is new; the rest stands in `status`.

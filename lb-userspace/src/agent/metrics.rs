@@ -251,6 +251,7 @@ mod tests {
             snapshot: Snapshot { l7: Arc::new(translated), ..Snapshot::default() },
             problems: Problems::new(),
             given: Arc::default(),
+            served: Default::default(),
             kept: Vec::new(),
             generation: 1,
             at: UNIX_EPOCH,

@@ -25,7 +25,6 @@ mod status;
 mod successor;
 mod waiting;
 
-use std::collections::BTreeSet;
 use std::net::TcpListener;
 use std::os::fd::AsFd;
 use std::process::ExitStatus;
@@ -37,7 +36,6 @@ use tracing::{error, info, warn};
 
 use crate::config::{Config, DatapathMode, OnExit};
 use crate::drain::{Request, Signals};
-use crate::model::ObjectName;
 use crate::objects::Loaded;
 use crate::takeover::{Peer, Successor};
 use crate::{admin, datapath, dns, health_port, l7, translate};
@@ -173,7 +171,7 @@ async fn start(config: Config, signals: &mut Signals) -> Result<Option<Started>,
     agent.accept_successors(before.is_there());
     source.follow();
     announce(&agent, &source.name, admin_addr);
-    tell(reporter.as_deref(), &loaded, &options, &agent).await;
+    tell(reporter.as_deref(), &loaded, &agent);
     if !before.is_there() {
         notify.ready();
     }
@@ -255,7 +253,7 @@ impl Started {
                     }
                     let now = source.loaded.borrow_and_update().clone();
                     agent.desired.update(&now, options).await;
-                    tell(reporter.as_deref(), &now, options, agent).await;
+                    tell(reporter.as_deref(), &now, agent);
                 }
                 Some(mut successor) = visitors.recv() => {
                     if succession.is_some() {
@@ -319,21 +317,9 @@ impl Started {
 }
 
 /// Tells the cluster, where there is one, what came of its newest state.
-async fn tell(
-    reporter: Option<&Reporter>,
-    loaded: &Arc<Loaded>,
-    options: &translate::Options,
-    agent: &Running,
-) {
-    let Some(reporter) = reporter else { return };
-    let state = Arc::clone(&agent.desired.state.borrow());
-    let (objects, options) = (Arc::clone(loaded), options.clone());
-    let served = tokio::task::spawn_blocking(move || -> BTreeSet<ObjectName> {
-        translate::served(&objects.objects, &options).into_iter().map(|served| served.name.clone()).collect()
-    });
-    // It cannot fail but by a panic, which the translation before would have met.
-    if let Ok(served) = served.await {
-        reporter.report(loaded, served, &state);
+fn tell(reporter: Option<&Reporter>, loaded: &Arc<Loaded>, agent: &Running) {
+    if let Some(reporter) = reporter {
+        reporter.report(loaded, &agent.desired.state.borrow());
     }
 }
 

@@ -1,7 +1,6 @@
 //! Where the objects come from: a directory or a cluster. From here on nobody asks which, except who
 //! writes back.
 
-use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -223,8 +222,9 @@ pub(super) struct Reporter {
 
 impl Reporter {
     /// Another state is in force.
-    pub(super) fn report(&self, loaded: &Arc<Loaded>, served: BTreeSet<ObjectName>, state: &State) {
+    pub(super) fn report(&self, loaded: &Arc<Loaded>, state: &State) {
         let (problems, given) = (state.problems.clone(), Arc::clone(&state.given));
+        let served = state.served.clone();
         let report = Report { loaded: Arc::clone(loaded), served, given, problems };
         self.reports.send_replace(Arc::new(report));
     }

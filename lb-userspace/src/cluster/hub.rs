@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use imbl::OrdMap;
 use k8s_openapi::api::networking::v1::IngressLoadBalancerIngress;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Duration, Instant, sleep_until};
@@ -53,7 +54,7 @@ pub(super) type Addresses = Option<Vec<IngressLoadBalancerIngress>>;
 #[derive(Debug, Clone, Default)]
 pub(super) struct Aside {
     /// What the status of each Ingress says; those that say nothing are left out.
-    pub(super) addresses: BTreeMap<ObjectName, Vec<IngressLoadBalancerIngress>>,
+    pub(super) addresses: OrdMap<ObjectName, Vec<IngressLoadBalancerIngress>>,
     /// Newest versions of objects that were not let in.
     pub(super) refused: BTreeMap<Key, Object>,
 }
@@ -85,7 +86,7 @@ pub(super) struct Progress {
     references: bool,
     published: Option<Instant>,
     /// As [`Aside`] has it, and whether it has it yet.
-    addresses: BTreeMap<ObjectName, Vec<IngressLoadBalancerIngress>>,
+    addresses: OrdMap<ObjectName, Vec<IngressLoadBalancerIngress>>,
     addresses_changed: bool,
 }
 
@@ -269,9 +270,16 @@ impl Hub {
         }
     }
 
+    /// Nothing where nothing changed: whoever hears of it looks through all of it.
     fn tell_aside(&self) {
-        let addresses = self.progress.addresses.clone();
-        self.aside.send_replace(Arc::new(Aside { addresses, refused: self.store.refused() }));
+        let now = Aside { addresses: self.progress.addresses.clone(), refused: self.store.refused() };
+        self.aside.send_if_modified(|aside| {
+            let differs = !aside.addresses.ptr_eq(&now.addresses) || aside.refused != now.refused;
+            if differs {
+                *aside = Arc::new(now);
+            }
+            differs
+        });
     }
 
     fn publish(&mut self) {

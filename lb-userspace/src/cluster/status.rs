@@ -68,6 +68,8 @@ pub(super) struct Writer {
     pub(super) written: BTreeMap<ObjectName, Vec<Address>>,
     /// The same to Services.
     pub(super) balanced: BTreeMap<ObjectName, BTreeSet<IpAddr>>,
+    /// What the last round was made of, unless something of it failed.
+    pub(super) last: Option<(Arc<Report>, Arc<Aside>)>,
 }
 
 /// Whether what others wrote is overwritten.
@@ -103,6 +105,14 @@ impl Writer {
             if !*self.leads.borrow_and_update() {
                 self.written.clear();
                 self.balanced.clear();
+                self.last = None;
+                continue;
+            }
+            let now = (Arc::clone(&self.report.borrow()), Arc::clone(&self.aside.borrow()));
+            // Most changes are of endpoints, dozens in a second, and none of those comes to anything here.
+            if round == Round::Changes && self.last.as_ref().is_some_and(|last| comes_to_the_same(last, &now))
+            {
+                self.last = Some(now);
                 continue;
             }
             if round == Round::Everything && self.takes_nodes() {
@@ -116,8 +126,10 @@ impl Writer {
                 };
             }
             let outcomes = (self.services(round).await, self.ingresses(round).await);
+            self.last = None;
             if outcomes.0.is_ok() && outcomes.1.is_ok() {
                 pause = RETRY;
+                self.last = Some(now);
             } else {
                 sleep(pause).await;
                 pause = (pause * 2).min(self.options.interval.max(RETRY));
@@ -218,6 +230,17 @@ impl Writer {
             warn!(service = %name, failure.message, "its status was not cleared");
         }
     }
+}
+
+/// Whether two reports share everything that status is made of: if not, it may still be equal.
+fn comes_to_the_same(last: &(Arc<Report>, Arc<Aside>), now: &(Arc<Report>, Arc<Aside>)) -> bool {
+    let ((last, told), (now, tells)) = (last, now);
+    let (before, objects) = (&last.loaded.objects, &now.loaded.objects);
+    last.served.ptr_eq(&now.served)
+        && Arc::ptr_eq(&last.given, &now.given)
+        && before.services.ptr_eq(&objects.services)
+        && before.nodes.ptr_eq(&objects.nodes)
+        && told.addresses.ptr_eq(&tells.addresses)
 }
 
 /// The first failure, where there is one.

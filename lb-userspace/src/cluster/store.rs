@@ -126,9 +126,12 @@ impl Store {
 
     /// Has kept what the ConfigMaps demand: of those that came in, and of all if the ConfigMaps did.
     fn judge(&mut self) {
-        let judge = self.admission.among(&self.in_force.config_maps);
         let mut fresh = std::mem::take(&mut self.fresh);
         let rules_changed = std::mem::take(&mut self.rules_changed);
+        if fresh.is_empty() && !rules_changed {
+            return;
+        }
+        let judge = self.admission.among(&self.in_force.config_maps);
         let among: Vec<Key> =
             if rules_changed { self.in_force.keys(Kind::Ingress) } else { fresh.keys().cloned().collect() };
         for key in among {

@@ -1,6 +1,6 @@
 //! What is written back: by the holder of the Lease, from what the agent reports.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -15,7 +15,7 @@ use super::status::{StatusOptions, Writer};
 use super::{Cluster, Followed};
 use crate::model::pool::Given;
 use crate::model::report::{Metric, MetricKind, Sample};
-use crate::model::{ObjectName, Problems};
+use crate::model::{Names, ObjectName, Problems};
 use crate::objects::Loaded;
 
 /// Longest time for what is written at the end.
@@ -27,7 +27,7 @@ pub struct Report {
     /// The state.
     pub loaded: Arc<Loaded>,
     /// Ingresses of ours.
-    pub served: BTreeSet<ObjectName>,
+    pub served: Names,
     /// Addresses that Services have of us; their status is ours to write.
     pub given: Arc<Given>,
     /// Of all objects.
@@ -112,6 +112,7 @@ impl Writing {
             pods: None,
             written: BTreeMap::new(),
             balanced: BTreeMap::new(),
+            last: None,
         })
     }
 

@@ -53,6 +53,9 @@ impl ObjectName {
     }
 }
 
+/// Names in their order. A copy shares them with its original.
+pub type Names = imbl::OrdSet<ObjectName>;
+
 impl fmt::Display for ObjectName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.namespace, self.name)

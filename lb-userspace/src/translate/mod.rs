@@ -43,7 +43,7 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::Service;
 
 use crate::model::pool::Given;
-use crate::model::{ObjectName, Problems, Snapshot};
+use crate::model::{Names, ObjectName, Problems, Snapshot};
 use crate::objects::{Admission, Key, Kind, Objects};
 
 pub use annotations::PREFIX;
@@ -185,6 +185,8 @@ pub struct Translated {
     pub problems: Problems,
     /// Addresses that pools give to Services; without pools, of none.
     pub given: Arc<Given>,
+    /// Ingresses of ours.
+    pub served: Names,
 }
 
 /// The annotations of each object that are honoured, for reports.

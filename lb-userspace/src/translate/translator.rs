@@ -22,7 +22,7 @@ use super::{Options, StreamsBy, Translated};
 use crate::model::l4::L4;
 use crate::model::l7::{HostMatch, L7};
 use crate::model::pool::Given;
-use crate::model::{ObjectName, Problem, Shared, Snapshot};
+use crate::model::{Names, ObjectName, Problem, Shared, Snapshot};
 use crate::objects::{Key, Kind, Map, Objects};
 
 /// What was translated last, and what is known of it.
@@ -32,6 +32,8 @@ pub struct Translator {
     options: Option<Options>,
     objects: Objects,
     classified: HashMap<ObjectName, Class>,
+    /// Those that are ours.
+    served: Names,
     slices: Slices,
     allocator: Allocator,
     given: Arc<Given>,
@@ -129,6 +131,7 @@ impl Translator {
             snapshot: self.snapshot.clone(),
             problems: self.told.all().clone(),
             given: Arc::clone(&self.given),
+            served: self.served.clone(),
         }
     }
 
@@ -330,6 +333,11 @@ impl Translator {
             };
             let was_ours = before.as_ref().is_some_and(|before| before.is_ours);
             self.told.remove(&before.map(|before| before.problems).unwrap_or_default());
+            if is_ours && !was_ours {
+                self.served.insert(name.clone());
+            } else if was_ours && !is_ours {
+                self.served.remove(&name);
+            }
             let differs = changes.ingresses.contains(&name) || is_ours != was_ours;
             match Member::Ingress(name) {
                 member if is_ours && differs => drop(touched.insert(member)),
