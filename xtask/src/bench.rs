@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::ValueEnum;
 
 use crate::setup::{self, Purpose};
-use crate::{ebpf, process, target_dir};
+use crate::{assets, ebpf, process, target_dir};
 
 /// What of Penstock is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -15,7 +15,7 @@ pub enum Half {
     L4,
     /// Requests per second of the proxy, beside nginx and haproxy
     L7,
-    /// Time from objects to routes, and of one change, with many Ingresses
+    /// Time from objects to routes, and of one change, with many Ingresses; then an agent beside a real API server
     Control,
 }
 
@@ -26,15 +26,20 @@ pub fn run(half: Half, args: &[String]) -> Result<()> {
         Half::L4 if args.iter().any(|arg| arg == "--wire") => ("bench-l4", Purpose::ALL),
         Half::L4 => ("bench-l4", &[Purpose::Build]),
         Half::L7 => ("bench-l7", &[Purpose::Build, Purpose::Bench]),
-        Half::Control => ("bench-control", &[Purpose::Build]),
+        Half::Control => ("bench-control", &[Purpose::Build, Purpose::Test]),
     };
     setup::run(purposes)?;
     ebpf::build()?;
-    // What is measured of the control is a library.
-    let agent = (half != Half::Control).then_some(("lb-userspace", "penstock"));
-    for (package, bin) in agent.into_iter().chain([("lb-tests", bin)]) {
+    if half == Half::Control {
+        assets::offer();
+    }
+    for (package, bin) in [("lb-userspace", "penstock"), ("lb-tests", bin)] {
         process::run(process::cargo().args(["build", "--release", "--package", package, "--bin", bin]))?;
     }
     // Not through cargo: `--json FILE` is meant from where the caller stands.
-    process::run(Command::new(target_dir().join("release").join(bin)).args(args))
+    let mut program = Command::new(target_dir().join("release").join(bin));
+    if let Some(assets) = assets::find() {
+        program.env(assets::ASSETS, assets);
+    }
+    process::run(program.args(args))
 }

@@ -1,7 +1,8 @@
 //! What `cargo xtask bench control` measures: how long it takes from objects to routes, with how many
-//! of them, and how long one change of one object takes.
+//! of them, and how long one change of one object takes; and the same of a whole agent beside an API server.
 
 pub mod cluster;
+pub mod live;
 pub mod served;
 
 use std::hint::black_box;

@@ -112,14 +112,15 @@ fn until(addr: SocketAddr, host: &str, text: &str) -> Result<Instant> {
     anyhow::bail!("nothing with {text:?} was served for {host}")
 }
 
-fn connect(addr: SocketAddr) -> Result<BufReader<TcpStream>> {
+/// A connection to the proxy.
+pub(super) fn connect(addr: SocketAddr) -> Result<BufReader<TcpStream>> {
     let stream = TcpStream::connect(addr)?;
     stream.set_nodelay(true)?;
     Ok(BufReader::new(stream))
 }
 
 /// The answer, its head in small letters.
-fn ask(stream: &mut BufReader<TcpStream>, host: &str) -> Result<String> {
+pub(super) fn ask(stream: &mut BufReader<TcpStream>, host: &str) -> Result<String> {
     stream.get_mut().write_all(format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n").as_bytes())?;
     let (mut answer, mut length) = (String::new(), 0);
     loop {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use rustix::process::Signal;
 
-use super::paced;
+use super::paced::{self, Target};
 use super::process::{self, Process, Ticks};
 use super::{BODY_BYTES, GRPC_PATH, HOST, LOAD_CPU, PROXY_CPU, grpc};
 
@@ -151,7 +151,8 @@ fn paced(
     body: usize,
 ) -> Result<Slice> {
     let (before, ticks) = (proxy.cpu_time()?, Ticks::now(PROXY_CPU)?);
-    let took = paced::run(http, rate, connections as usize, length, body)?;
+    let target = Target { port: http, hosts: &[HOST.to_owned()] };
+    let took = paced::run(target, rate, connections as usize, length, body)?;
     let cpu = proxy.cpu_time()?.saturating_sub(before);
     let all = Ticks::now(PROXY_CPU)?.busy_since(ticks);
     let share = |percent: usize| {

@@ -10,10 +10,19 @@ use anyhow::{Context, Result, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::thread::{CpuSet, sched_setaffinity};
 
-use super::{HOST, LOAD_CPU};
+use super::LOAD_CPU;
 
 /// Longest wait for answers after the last request.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Who is asked: a port of this host, for these names in turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Target<'a> {
+    /// Where the proxy listens.
+    pub port: u16,
+    /// What `Host` says, at least one.
+    pub hosts: &'a [String],
+}
 
 /// One connection, with at most one request under way.
 struct Client {
@@ -24,22 +33,37 @@ struct Client {
     answer: Vec<u8>,
 }
 
-/// So many requests a second for `/` on this port, over `connections`, for `length`; how long each took, in
-/// order. `body`: bytes of the answer's body.
-pub fn run(port: u16, rate: f64, connections: usize, length: Duration, body: usize) -> Result<Vec<Duration>> {
+/// So many requests a second for `/`, over `connections`, for `length`; how long each took, in order. `body`:
+/// bytes of the answer's body.
+pub fn run(
+    target: Target<'_>,
+    rate: f64,
+    connections: usize,
+    length: Duration,
+    body: usize,
+) -> Result<Vec<Duration>> {
     let load = move || {
         let mut cpu = CpuSet::new();
         cpu.set(LOAD_CPU);
         sched_setaffinity(None, &cpu).context("pin the load")?;
-        offer(port, rate, connections, length, body)
+        offer(target, rate, connections, length, body)
     };
-    let mut took = std::thread::spawn(load).join().map_err(|_| anyhow::anyhow!("the load panicked"))??;
+    let loaded = std::thread::scope(|scope| scope.spawn(load).join());
+    let mut took = loaded.map_err(|_| anyhow::anyhow!("the load panicked"))??;
     took.sort_unstable();
     Ok(took)
 }
 
-fn offer(port: u16, rate: f64, connections: usize, length: Duration, body: usize) -> Result<Vec<Duration>> {
-    let request = format!("GET / HTTP/1.1\r\nHost: {HOST}:{port}\r\n\r\n").into_bytes();
+fn offer(
+    Target { port, hosts }: Target<'_>,
+    rate: f64,
+    connections: usize,
+    length: Duration,
+    body: usize,
+) -> Result<Vec<Duration>> {
+    let request = |host: &String| format!("GET / HTTP/1.1\r\nHost: {host}:{port}\r\n\r\n").into_bytes();
+    let requests: Vec<Vec<u8>> = hosts.iter().map(request).collect();
+    let mut requests = requests.iter().cycle();
     let connect = |_| -> Result<Client> {
         let stream = TcpStream::connect(SocketAddr::from(([127, 0, 0, 1], port)))?;
         stream.set_nodelay(true)?;
@@ -68,8 +92,9 @@ fn offer(port: u16, rate: f64, connections: usize, length: Duration, body: usize
         {
             let client = &mut clients[number];
             client.due = *due;
+            let request = requests.next().context("nobody to ask for")?;
             // A request is far smaller than any socket's buffer.
-            if client.stream.write(&request)? != request.len() {
+            if client.stream.write(request)? != request.len() {
                 bail!("a request was not taken whole");
             }
             waiting.pop_front();
@@ -147,7 +172,8 @@ mod tests {
             }
         });
 
-        let took = run(port, 100.0, 1, Duration::from_millis(200), 1).unwrap();
+        let target = Target { port, hosts: &["localhost".to_owned()] };
+        let took = run(target, 100.0, 1, Duration::from_millis(200), 1).unwrap();
 
         assert_eq!(took.len(), 20);
         let late = took.iter().filter(|took| **took >= Duration::from_millis(15)).count();

@@ -59,6 +59,16 @@ impl Process {
         Ok(Duration::from_nanos(sum))
     }
 
+    /// CPU time of all its processes with that of threads that have ended, to a hundredth of a second.
+    pub fn cpu_total(&self) -> Result<Duration> {
+        let mut sum = Duration::ZERO;
+        for pid in family(self.child.id()) {
+            let text = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+            sum += used(&text).with_context(|| format!("read stat of {pid}: {text:?}"))?;
+        }
+        Ok(sum)
+    }
+
     /// Resident memory of all its processes in KiB, what several share counted by its share.
     pub fn pss_kib(&self) -> Result<u64> {
         let mut sum = 0;
@@ -146,6 +156,15 @@ fn pss_kib(smaps: &str) -> Option<u64> {
     smaps.lines().find_map(|line| line.strip_prefix("Pss:"))?.trim().strip_suffix(" kB")?.parse().ok()
 }
 
+/// User and system time of a stat file. The name in it may hold anything, but ends with the last bracket.
+fn used(stat: &str) -> Option<Duration> {
+    let (_, fields) = stat.rsplit_once(')')?;
+    let mut fields = fields.split_whitespace().skip(11);
+    let ticks: u64 = fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?;
+    // USER_HZ, which is 100 wherever we run.
+    Some(Duration::from_millis(10 * ticks))
+}
+
 /// First number of a schedstat file: nanoseconds on a CPU.
 fn run_time_ns(schedstat: &str) -> Option<u64> {
     schedstat.split_whitespace().next()?.parse().ok()
@@ -159,6 +178,14 @@ mod tests {
     fn time_on_the_cpu_is_the_first_number() {
         assert_eq!(run_time_ns("1565310 223096 2\n"), Some(1_565_310));
         assert_eq!(run_time_ns(""), None);
+    }
+
+    #[test]
+    fn cpu_time_is_that_of_user_and_system() {
+        let stat = "7 (a) b) c) S 1 7 7 0 -1 4194560 1 0 0 0 150 25 9 9 20 0 1 0 5 6 7\n";
+
+        assert_eq!(used(stat), Some(Duration::from_millis(1750)));
+        assert_eq!(used("7 (a) S 1"), None);
     }
 
     #[test]
