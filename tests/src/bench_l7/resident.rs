@@ -102,12 +102,14 @@ pub fn make_room() -> Result<()> {
 fn connect(port: u16) -> Result<TcpStream> {
     let stream = TcpStream::connect(SocketAddr::from(([127, 0, 0, 1], port)))?;
     stream.set_read_timeout(Some(DEADLINE))?;
+    // What a handshake and a request leave in several writes must not wait for acknowledgements.
+    stream.set_nodelay(true)?;
     Ok(stream)
 }
 
 /// One request and its answer; the connection stays.
 fn ask<S: Read + Write>(mut stream: S) -> Result<S> {
-    write!(stream, "GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n")?;
+    stream.write_all(format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n").as_bytes())?;
     let (mut answer, mut bytes) = (Vec::new(), [0; 4096]);
     loop {
         let n = stream.read(&mut bytes).context("read an answer")?;
