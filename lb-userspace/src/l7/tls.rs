@@ -359,7 +359,9 @@ impl<'p> Maker<'p> {
     }
 }
 
-/// Suites of TLS 1.3 as OpenSSL orders them, then those that are allowed of TLS 1.2.
+/// Suites of TLS 1.3, then those that are allowed of TLS 1.2. First the one that every client has
+/// (RFC 8446 9.1), as among those of TLS 1.2: AES-256 costs a third more for each byte, and SHA-384, which no
+/// processor of today's servers has an instruction for, a sixth of a handshake.
 fn provider(policy: &TlsPolicy, ciphers: &Ciphers) -> CryptoProvider {
     use aws_lc_rs::{cipher_suite as suite, kx_group};
     let of_12 = ciphers.suites.iter().map(|cipher| match cipher {
@@ -371,9 +373,9 @@ fn provider(policy: &TlsPolicy, ciphers: &Ciphers) -> CryptoProvider {
         Cipher::RsaChaCha20 => suite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
     });
     let of_13 = [
+        suite::TLS13_AES_128_GCM_SHA256,
         suite::TLS13_AES_256_GCM_SHA384,
         suite::TLS13_CHACHA20_POLY1305_SHA256,
-        suite::TLS13_AES_128_GCM_SHA256,
     ];
     let groups = policy.groups.iter().map(|group| match group {
         Group::X25519MlKem768 => kx_group::X25519MLKEM768,
