@@ -78,7 +78,7 @@ unsafe impl GlobalAlloc for Counting {
 static ALLOCATOR: Counting = Counting;
 
 #[test]
-fn a_request_on_a_kept_connection_allocates_next_to_nothing() {
+fn a_request_on_a_kept_connection_allocates_its_state_alone() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let mut rig = Rig::start();
     rig.ask(WARM_UP);
@@ -141,8 +141,9 @@ fn a_request_on_a_kept_connection_takes_four_system_calls_and_its_share_of_waits
     assert!(waits <= 2.1, "{waits} waits a request: {calls:?}");
 }
 
-/// Batches of the access log are all that is left.
-const ALLOCATIONS_MAX: f64 = 0.1;
+/// The request's own state, which a connection that waits does without; batches of the access log are all
+/// that is left.
+const ALLOCATIONS_MAX: f64 = 1.1;
 
 /// The proxy between one client and one backend, with everything on that is on by default.
 struct Rig {

@@ -87,7 +87,7 @@ fn ten_thousand_slow_clients_cost_what_they_sent() {
 
     let each = cost / many as u64;
     println!("{many} slow clients: {} KiB, {each} bytes each", cost >> 10);
-    assert!(each < 8 * 1024, "{each} bytes for each of {many} slow clients");
+    assert!(each < 4 * 1024, "{each} bytes for each of {many} slow clients");
 }
 
 #[test]
@@ -185,6 +185,6 @@ fn idle_connections_hold_no_buffers() {
 
     let each = peak().saturating_sub(before) / clients.len() as u64;
     println!("{many} idle connections: {each} bytes each, both ends");
-    assert!(each < 8 * 1024, "{each} bytes for each of {many} idle connections");
+    assert!(each < 4 * 1024, "{each} bytes for each of {many} idle connections");
     thread::spawn(move || drop(clients)).join().expect("closed");
 }

@@ -60,8 +60,8 @@ struct Arrival {
 
 /// Serves one accepted connection to its end.
 pub(super) async fn serve(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr, listener: Listener) {
-    // One step behind the other, so that a connection that waits for requests does not carry how it arrived.
-    let arrived = arrive(worker, stream, peer, listener).await;
+    // Apart, so that a connection that waits for requests does not carry how it arrived.
+    let arrived = Box::pin(arrive(worker, stream, peer, listener)).await;
     if let Some(Arrival { worker, link, buf, alarm, client }) = arrived {
         connection::serve(&worker, link, buf, alarm, client).await;
     }

@@ -141,12 +141,12 @@ impl Connection<'_, '_> {
             match self.request().await {
                 Left::Open => {}
                 Left::Finished => {
-                    self.linger().await;
+                    Box::pin(self.linger()).await;
                     return Left::Broken;
                 }
                 Left::Over => {
                     if !self.has_parted() {
-                        self.linger().await;
+                        Box::pin(self.linger()).await;
                     }
                     return Left::Broken;
                 }
@@ -174,9 +174,11 @@ impl Connection<'_, '_> {
                 }
                 match self.read_head() {
                     Head::Incomplete => {}
-                    Head::Planned(plan, started) => return self.carry_out(plan, started).await,
+                    // Apart, and so is what follows: a connection that waits does not carry the size of a
+                    // request, and those under way use the same few pieces of memory, warm in the cache.
+                    Head::Planned(plan, started) => return Box::pin(self.carry_out(plan, started)).await,
                     Head::Http2 => return Left::Http2,
-                    Head::Refused(refusal) => return self.refuse(refusal).await,
+                    Head::Refused(refusal) => return Box::pin(self.refuse(refusal)).await,
                 }
             }
             match self.fill(due, begun).await {
@@ -185,7 +187,7 @@ impl Connection<'_, '_> {
                     self.socket.close_notify();
                     return Left::Broken;
                 }
-                Filled::Late if begun => return self.answer_outside(408).await,
+                Filled::Late if begun => return Box::pin(self.answer_outside(408)).await,
                 Filled::Late => return Left::Finished,
             }
         }
