@@ -96,6 +96,8 @@ fn collect<'h, 'b>(
     };
     let mut framing = Framing::default();
     let mut connection = Connection::default();
+    // RFC 9110 8.6, RFC 9112 6.1: a 204 tells no length. Clients of HTTP/2 take one for a body that is missing.
+    let may_have_body = status != 204;
     for (i, line) in block.lines.iter().enumerate() {
         let name = line.name.as_bytes();
         let is = |candidate: &str| name.eq_ignore_ascii_case(candidate.as_bytes());
@@ -119,13 +121,13 @@ fn collect<'h, 'b>(
             10 if is("keep-alive") => false,
             14 if is("content-length") => {
                 framing.content_length(line.value)?;
-                true
+                may_have_body
             }
             16 if is("proxy-connection") => false,
             17 if is("transfer-encoding") => {
                 framing.transfer_encoding(line.value, version)?;
                 response.transfer_encoding.insert(i);
-                true
+                may_have_body
             }
             25 if is("strict-transport-security") => {
                 response.hsts.insert(i);

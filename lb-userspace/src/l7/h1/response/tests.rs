@@ -73,6 +73,16 @@ fn refuses_heads_whose_body_could_be_delimited_in_two_ways() {
 }
 
 #[test]
+fn no_length_of_a_204_reaches_the_client() {
+    let of = |status: &str, line: &str| accepted(&format!("HTTP/1.1 {status}\r\n{line}\r\n\r\n")).kept;
+
+    for line in ["Content-Length: 5", "Transfer-Encoding: chunked"] {
+        assert_eq!(of("204 No Content", line), "", "{line}");
+        assert_eq!(of("304 Not Modified", line), format!("{line}\r\n"));
+    }
+}
+
+#[test]
 fn hides_what_is_between_the_upstream_and_us() {
     let cases = [
         ("an ordinary header", "X-Foo: bar\r\n", "X-Foo: bar\r\n"),
