@@ -1,10 +1,10 @@
 //! What a client may take: time, bytes, requests and connections.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use penstock::model::l7::{ClientLimits, Edge, L7};
 
-use crate::rig::{Backend, Client, Rig, to};
+use crate::rig::{Backend, Client, DEADLINE, Rig, to};
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 
@@ -130,4 +130,40 @@ fn a_full_worker_closes_who_is_idle_and_serves_who_speaks() {
         assert_eq!(client.reply().status, 200);
         idle.push(client);
     }
+}
+
+#[test]
+fn a_full_worker_closes_who_has_not_asked_yet() {
+    const ROOM: usize = 8;
+    let backend = Backend::mirror();
+    let cases =
+        [("silent", false, ""), ("half a head", false, "GET / HT"), ("silent on the port of tls", true, "")];
+    // All at once, since time is the subject: a second of silence, five of half a request.
+    let full: Vec<_> = cases
+        .map(|(case, by_tls, said)| {
+            let edge = Edge { connections: ROOM, ..Edge::default() };
+            let rig = Rig::start(L7 { edge, ..to(&[backend.addr]) });
+            let addr = if by_tls { rig.https } else { rig.http };
+            let mut clients: Vec<Client> = (0..ROOM).map(|_| Client::connect(addr)).collect();
+            clients.iter_mut().for_each(|client| client.send(said));
+            (case, rig, clients)
+        })
+        .into();
+
+    for (case, rig, _clients) in full {
+        let started = Instant::now();
+        while active(&rig) < ROOM as f64 {
+            assert!(started.elapsed() < DEADLINE, "{case}: not full");
+            std::thread::yield_now();
+        }
+        assert_eq!(rig.ask(GET).status, 200, "{case}");
+    }
+}
+
+/// Client connections of a proxy.
+fn active(rig: &Rig) -> f64 {
+    let metrics = rig.running.metrics();
+    let metric = metrics.iter().find(|m| m.name == "nginx_ingress_controller_nginx_process_connections");
+    let samples = metric.expect("metric").samples.iter();
+    samples.filter(|sample| sample.labels.iter().any(|(_, value)| value == "active")).map(|s| s.value).sum()
 }

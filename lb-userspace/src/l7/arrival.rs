@@ -20,7 +20,7 @@ use super::buffer::Buf;
 use super::carrier::Carrier;
 use super::client_auth::{Authority, Session};
 use super::client_hello::{self, Hello};
-use super::connection::{self, linger};
+use super::connection::{self, PATIENCE, SETTLE, linger};
 use super::filters::Scheme;
 use super::heads::Client;
 use super::metrics::Refused;
@@ -228,8 +228,9 @@ impl Arrival {
     /// Reads until `look` has seen enough; false if that does not happen in time, or in one buffer.
     async fn read_ahead(&mut self, timeout: Duration, mut look: impl FnMut(&[u8]) -> Ahead) -> bool {
         let due = self.alarm.due(timeout);
+        let (silent, slow) = (self.alarm.due(SETTLE), self.alarm.due(PATIENCE));
         let socket = Carrier::Socket(self.link.socket());
-        let (buf, alarm) = (&mut self.buf, &self.alarm);
+        let (buf, alarm, worker) = (&mut self.buf, &self.alarm, &self.worker);
         poll_fn(|cx| {
             loop {
                 if !buf.is_empty() {
@@ -244,6 +245,10 @@ impl Arrival {
                     Poll::Ready(Ok(_)) => {}
                     Poll::Pending => {
                         buf.park();
+                        let settled = if buf.is_empty() { silent } else { slow };
+                        if alarm.is_past(settled) && worker.dismisses() {
+                            return Poll::Ready(false);
+                        }
                         return alarm.poll_due(cx, due).map(|()| false);
                     }
                 }
@@ -260,13 +265,14 @@ impl Arrival {
         timeout: Duration,
     ) -> Option<Self> {
         let Self { worker, link, buf, alarm, mut client } = self;
-        let due = alarm.due(timeout);
+        let (due, slow) = (alarm.due(timeout), alarm.due(PATIENCE));
         let mut done = false;
         let mut link = link.into_tls(config, buf).ok();
         if let Some(link) = &mut link {
             let socket = link.socket();
             let shaken = poll_fn(|cx| match socket.poll_handshake(cx) {
                 Poll::Ready(shaken) => Poll::Ready(shaken.is_ok()),
+                Poll::Pending if alarm.is_past(slow) && worker.dismisses() => Poll::Ready(false),
                 Poll::Pending => alarm.poll_due(cx, due).map(|()| false),
             });
             done = shaken.await;

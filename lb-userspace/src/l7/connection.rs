@@ -43,8 +43,10 @@ use super::worker::{During, Worker};
 use crate::model::l7::ClientLimits;
 use crate::model::l7::policy::RequestHeaders;
 
-/// How long a client that has just connected may take before it makes room for others.
-const SETTLE: Duration = Duration::from_secs(1);
+/// How long a client that has just connected may say nothing before it makes room for others.
+pub(super) const SETTLE: Duration = Duration::from_secs(1);
+/// How long one may take that has begun to say something.
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 /// Longest silence of a client that should take a response (`send_timeout`).
 pub(super) const CLIENT_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -61,7 +63,7 @@ pub(super) struct Connection<'w, 's> {
     pub(super) tally: Tally,
     /// What is changed in the head of its response.
     pub(super) edits: HeaderEdits,
-    /// From then on it counts as idle without having said anything.
+    /// From then on it makes room for others without having said anything, or all.
     settled: Due,
     requests: u32,
 }
@@ -166,6 +168,7 @@ impl Connection<'_, '_> {
         let ClientLimits { keep_alive, header_timeout, .. } = self.limits;
         let mut due = self.alarm.due(if self.requests == 0 { header_timeout } else { keep_alive });
         let mut begun = false;
+        let mut halting = false;
         loop {
             self.skip_empty_lines();
             if !self.buf.is_empty() {
@@ -173,6 +176,9 @@ impl Connection<'_, '_> {
                     (begun, due) = (true, self.alarm.due(header_timeout));
                 }
                 match self.read_head() {
+                    Head::Incomplete if !halting => {
+                        (halting, self.settled) = (true, self.alarm.due(PATIENCE));
+                    }
                     Head::Incomplete => {}
                     // Apart, and so is what follows: a connection that waits does not carry the size of a
                     // request, and those under way use the same few pieces of memory, warm in the cache.
@@ -227,13 +233,13 @@ impl Connection<'_, '_> {
                 });
             }
             self.buf.park();
-            // A client that has just connected may have something to say.
-            let may_end = self.requests > 0 || self.alarm.is_past(self.settled);
+            // A client that has just connected may have something to say, one that has begun may say more.
+            let may_end = (self.requests > 0 && !begun) || self.alarm.is_past(self.settled);
             let ends = self.worker.ends_idle();
             if !begun && may_end && ends {
                 return Poll::Ready(Filled::Late);
             }
-            if !begun && may_end && self.worker.dismisses() {
+            if may_end && self.worker.dismisses() {
                 return Poll::Ready(Filled::End);
             }
             let due = if !begun && ends { due.min(self.settled) } else { due };

@@ -140,9 +140,9 @@ impl Alarm {
         self.timers.elapsed_ms().saturating_add(after).saturating_add(COARSE_MS)
     }
 
-    /// `due` has passed, as far as the last tick knows.
+    /// `due` has passed. Asks the clock: no tick may have come for as long as nothing was due.
     pub(super) fn is_past(&self, due: Due) -> bool {
-        self.timers.now.get() >= due
+        self.timers.elapsed_ms() >= due
     }
 
     /// Ready once `due` has passed; otherwise the task is woken then, or a little earlier (an

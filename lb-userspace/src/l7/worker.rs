@@ -334,8 +334,8 @@ impl Worker {
         self.active.get() < self.current.load().router.edge.connections
     }
 
-    /// Waits until one more connection may be served. Meanwhile some of those that wait for a request
-    /// are told to end: who speaks goes before who is silent.
+    /// Waits until one more connection may be served. Meanwhile some of those that wait for a request, or for the
+    /// rest of one, are told to end: who speaks goes before who is silent.
     pub(super) async fn room(&self) {
         if self.has_room() {
             return;
@@ -349,7 +349,7 @@ impl Worker {
         self.shed.set(0);
     }
 
-    /// Whether a connection that waits for a request should end for others; asked once by each.
+    /// Whether a connection that waits for what its client says should end for others; asked once by each.
     pub(super) fn dismisses(&self) -> bool {
         let shed = self.shed.get();
         self.shed.set(shed.saturating_sub(1));

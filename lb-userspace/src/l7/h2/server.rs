@@ -14,7 +14,7 @@ use h2::{Reason, RecvStream};
 use http::Request;
 
 use super::super::buffer::Buf;
-use super::super::connection;
+use super::super::connection::{self, PATIENCE};
 use super::super::heads::Client;
 use super::super::socket::Socket;
 use super::super::timers::{Alarm, Due};
@@ -38,10 +38,11 @@ pub(in crate::l7) async fn serve(
     let budget = Rc::new(FrameBudget::new(PREFACE.len(), Instant::now()));
     let io = Io::new(socket, first, Some(Rc::clone(&budget)));
     let ClientLimits { header_timeout, keep_alive, http2_streams, .. } = worker.limits();
-    let due = alarm.due(header_timeout);
+    let (due, slow) = (alarm.due(header_timeout), alarm.due(PATIENCE));
     let mut handshake = pin!(limits::server(http2_streams).handshake::<_, Bytes>(io));
     let shaken = poll_fn(|cx| match handshake.as_mut().poll(cx) {
         Poll::Ready(shaken) => Poll::Ready(shaken.ok()),
+        Poll::Pending if alarm.is_past(slow) && worker.dismisses() => Poll::Ready(None),
         Poll::Pending => alarm.poll_due(cx, due).map(|()| None),
     });
     let Some(h2) = shaken.await else { return };
@@ -55,6 +56,7 @@ pub(in crate::l7) async fn serve(
         streams,
         budget,
         due,
+        slow,
         streams_max: http2_streams,
         requests: 0,
         leaving: false,
@@ -82,6 +84,8 @@ struct Connection<'w, 's> {
     budget: Rc<FrameBudget>,
     /// When it has been idle for too long, or, leaving, has had time enough.
     due: Due,
+    /// Without a request by then it makes room for others.
+    slow: Due,
     streams_max: u32,
     requests: u32,
     leaving: bool,
@@ -126,7 +130,8 @@ impl Connection<'_, '_> {
             let idle = self.worker.limits().keep_alive;
             self.due = self.alarm.due(if self.leaving { limits::GOODBYE } else { idle });
         }
-        if live == 0 && self.requests > 0 && !self.leaving && self.worker.dismisses() {
+        let may_end = live == 0 && (self.requests > 0 || self.alarm.is_past(self.slow));
+        if may_end && !self.leaving && self.worker.dismisses() {
             self.leave();
             cx.waker().wake_by_ref();
         }
