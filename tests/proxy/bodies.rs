@@ -1,9 +1,13 @@
 //! Bodies stream both ways, whatever their length and framing.
 
 use std::io::{Read, Write};
+use std::sync::{Mutex, mpsc};
 use std::thread;
+use std::time::Duration;
 
-use crate::rig::{Backend, Rig, length_of, to};
+use penstock::model::l7::{Buffers, Filters, ReadAhead};
+
+use crate::rig::{Backend, Rig, length_of, to, to_with};
 
 const BIG: usize = 64 << 20;
 
@@ -101,16 +105,50 @@ fn a_client_that_waits_for_100_is_told_to_go_on() {
 }
 
 #[test]
-fn a_body_without_length_ends_with_the_connection() {
+fn a_body_without_length_comes_in_chunks_where_those_are_understood() {
     let backend = Backend::start(|mut peer| {
         peer.head();
         peer.send("HTTP/1.1 200 OK\r\n\r\nuntil the end");
     });
     let rig = Rig::start(to(&[backend.addr]));
+    let mut client = rig.client();
 
-    let reply = rig.ask("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+    // The connection is kept, and a response without a body has no chunks.
+    for _ in 0..2 {
+        client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+        let reply = client.reply();
+        assert_eq!((reply.header("connection"), reply.text().as_str()), (None, "until the end"));
+        assert_eq!(reply.header("transfer-encoding"), Some("chunked"));
+    }
+    client.send("HEAD / HTTP/1.1\r\nHost: a\r\n\r\n");
+    assert!(!client.head().expect("a head").contains("chunked"));
+    let old = rig.ask("GET / HTTP/1.0\r\nHost: a\r\n\r\n");
+    assert_eq!((old.header("connection"), old.text().as_str()), (Some("close"), "until the end"));
+}
 
-    assert_eq!((reply.header("connection"), reply.text().as_str()), (Some("close"), "until the end"));
+#[test]
+fn a_body_without_length_that_is_cut_off_is_seen_as_cut_off() {
+    for response in [None, Some(ReadAhead { memory_bytes: 64 * 1024, file_bytes: 0, rate: None })] {
+        let (cut, is_read) = mpsc::channel::<()>();
+        let is_read = Mutex::new(is_read);
+        let backend = Backend::start(move |mut peer| {
+            peer.head();
+            peer.send("HTTP/1.1 200 OK\r\n\r\npart");
+            // The client has it by then: a reset takes nothing back.
+            let _ = is_read.lock().expect("one at a time").recv();
+            rustix::net::sockopt::set_socket_linger(&peer.stream, Some(Duration::ZERO)).expect("linger");
+        });
+        let buffers = Buffers { response, ..Buffers::default() };
+        let rig = Rig::start(to_with(&[backend.addr], Filters { buffers, ..Filters::default() }));
+        let mut client = rig.client();
+
+        client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+        client.head().expect("a head");
+        assert_eq!(client.chunk(), b"part");
+        cut.send(()).expect("told");
+
+        assert_eq!(client.rest(), b"", "no last chunk");
+    }
 }
 
 #[test]

@@ -21,7 +21,7 @@ pub(super) enum Carrier<'a> {
     Replay(Replay<'a>),
     /// A response between its endpoint and its client.
     Ahead(&'a Ahead),
-    /// An upstream whose response is compressed as it is read. Boxed, as that.
+    /// An upstream whose response is compressed, or put into chunks, as it is read. Boxed, as that.
     Packed(Box<Packed<'a>>),
 }
 

@@ -328,7 +328,7 @@ struct Ready {
     /// `WWW-Authenticate` lines, whole, of an answer that somebody else words: without them nobody would be
     /// asked who he is.
     challenge: Option<Scratch>,
-    /// Its body is compressed on its way; then `body` is what comes of that.
+    /// Its body is compressed or put into chunks on its way; then `body` is what comes of that.
     packing: Option<Box<Packing>>,
 }
 
@@ -522,6 +522,12 @@ impl Exchange<'_, '_, '_, '_> {
     ) -> (Verdict, Option<Box<Packing>>) {
         let Some(compression) = self.compression else { return (Verdict::Plain, None) };
         let verdict = compress::judge(compression, self.outgoing.accepts, response, &self.connection.edits);
+        // Whoever understands chunks is told where it ends, and sees where it was cut off.
+        let gets_chunks = body == Body::UntilClose
+            && packing.is_none()
+            && self.outgoing.version == Version::Http11
+            && !self.connection.socket.is_stream();
+        let packing = if gets_chunks { Some(Packing::chunks(body.clone())) } else { packing };
         let Verdict::Packed(algorithm) = verdict else { return (verdict, None) };
         let packing = match bodyless {
             true => None,
@@ -537,6 +543,9 @@ impl Exchange<'_, '_, '_, '_> {
     /// each other; together they leave in one call and wake the client once.
     async fn gather(&mut self, body: &Body) {
         let Body::Length(length) = body else { return };
+        if gets_chunks {
+            heads::add_chunks(&mut head);
+        }
         let here = self.buf.bytes().len() as u64;
         if *length <= here || *length > GATHERED {
             return;

@@ -163,6 +163,12 @@ pub(super) fn add_length(length: u64, head: &mut Vec<u8>) {
     let _ = write!(head, "Content-Length: {length}\r\n\r\n");
 }
 
+/// Tells in a finished head that the body comes in chunks.
+pub(super) fn add_chunks(head: &mut Vec<u8>) {
+    head.truncate(head.len().saturating_sub(2));
+    head.extend_from_slice(b"Transfer-Encoding: chunked\r\n\r\n");
+}
+
 /// What the upstream is told of a client's certificate; what the client itself said of it was dropped.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Certificate<'a> {

@@ -168,9 +168,7 @@ impl Page {
                 (Body::Length(held.len()), Hold::Here(held))
             }
             Rest::Unread(body @ Body::Chunked(_)) => {
-                let end = head.len().saturating_sub(END.len());
-                head.truncate(end);
-                head.extend_from_slice(b"Transfer-Encoding: chunked\r\n\r\n");
+                heads::add_chunks(&mut head);
                 (body, Hold::No)
             }
             Rest::Unread(Body::Length(length)) if length > 0 => {

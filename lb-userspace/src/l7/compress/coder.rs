@@ -34,6 +34,8 @@ pub(super) struct Coder {
 }
 
 enum State {
+    /// What comes in goes out.
+    Plain,
     Gzip(Gzip),
     Brotli(Box<Brotli>),
 }
@@ -77,9 +79,15 @@ impl Coder {
         Some(Self { state: Some(state), bytes })
     }
 
+    /// For a response that stays as it is.
+    pub(super) fn plain() -> Self {
+        Self { state: Some(State::Plain), bytes: 0 }
+    }
+
     /// Takes some of `content`, and writes what comes of it.
     pub(super) fn press(&mut self, content: &[u8], out: &mut [u8]) -> io::Result<Step> {
         match self.state()? {
+            State::Plain => Ok(copy(content, out)),
             State::Gzip(gzip) => gzip.step(content, out, FlushCompress::None),
             State::Brotli(brotli) => brotli.press(content, out),
         }
@@ -88,6 +96,7 @@ impl Coder {
     /// Writes what was held back, so that a reader has all there is.
     pub(super) fn flush(&mut self, out: &mut [u8]) -> io::Result<Step> {
         match self.state()? {
+            State::Plain => Ok(copy(&[], out)),
             State::Gzip(gzip) => gzip.step(&[], out, FlushCompress::Sync),
             State::Brotli(brotli) => brotli.flush(out),
         }
@@ -96,6 +105,7 @@ impl Coder {
     /// Writes the end; done when all of it is written.
     pub(super) fn finish(&mut self, out: &mut [u8]) -> io::Result<Step> {
         let step = match self.state()? {
+            State::Plain => Ok(copy(&[], out)),
             State::Gzip(gzip) => gzip.step(&[], out, FlushCompress::Finish),
             State::Brotli(brotli) => brotli.finish(out),
         }?;
@@ -115,6 +125,14 @@ impl Coder {
             gzip.give_back();
         }
     }
+}
+
+fn copy(content: &[u8], out: &mut [u8]) -> Step {
+    let n = content.len().min(out.len());
+    if let (Some(from), Some(into)) = (content.get(..n), out.get_mut(..n)) {
+        into.copy_from_slice(from);
+    }
+    Step { read: n, written: n, done: true }
 }
 
 impl Drop for Coder {

@@ -191,7 +191,7 @@ impl Verdict {
     }
 }
 
-/// A body that is going to be compressed.
+/// A body that is going to be compressed, or only put into chunks.
 pub(super) struct Packing {
     /// As the upstream sends it.
     body: Body,
@@ -199,6 +199,12 @@ pub(super) struct Packing {
 }
 
 impl Packing {
+    /// Chunks, and nothing else: for a body whose end only its sender's close tells. The client learns of it
+    /// whether it is whole, and keeps its connection.
+    pub(super) fn chunks(body: Body) -> Box<Self> {
+        Box::new(Self { body, coder: Coder::plain() })
+    }
+
     /// `None` where there is no memory for it.
     pub(super) fn new(
         compression: &Compression,

@@ -1,4 +1,4 @@
-//! A response's body, compressed as it is read: what an upstream sends goes in, chunks come out.
+//! A response's body, compressed or not, as it is read: what an upstream sends goes in, chunks come out.
 
 use std::cell::RefCell;
 use std::io::{self, IoSlice, Write as _};
