@@ -1,8 +1,8 @@
 //! Upstreams that speak HTTP/2: gRPC calls of every shape, shared connections, refusals.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -369,6 +369,85 @@ fn a_call_without_body_that_was_refused_is_asked_again() {
     let reply = Client::connect(rig.http).ask(call("/"), &[]).expect("a response");
 
     assert_eq!(reply.head.status(), 200);
+}
+
+#[test]
+fn a_call_that_was_refused_is_asked_again_with_all_that_was_read_of_it() {
+    let calls = Arc::new(AtomicUsize::new(0));
+    let (count, (refused, told)) = (Arc::clone(&calls), mpsc::channel());
+    let upstream = Upstream::start(move |request, mut respond| {
+        let (refuse, refused) = (count.fetch_add(1, Ordering::SeqCst) < 2, refused.clone());
+        async move {
+            if !refuse {
+                return echo(request, respond).await;
+            }
+            let mut body = request.into_body();
+            while let Some(Ok(data)) = body.data().await {
+                if data.ends_with(b"first") {
+                    break;
+                }
+            }
+            respond.send_reset(Reason::REFUSED_STREAM);
+            let _ = refused.send(());
+        }
+    });
+    let rig = Rig::start(to_with(&[upstream.addr], filters()));
+    let client = Client::connect(rig.http);
+    let requests = client.requests.clone();
+
+    // The rest of it comes while it is asked again.
+    let body = client.runtime.block_on(limited(async move {
+        let mut requests = requests.ready().await.expect("ready");
+        let (response, mut stream) = requests.send_request(call("/"), false).expect("sent");
+        stream.send_data(Bytes::from_static(b"\0\0\0\0\x05first"), false).expect("sent");
+        tokio::task::spawn_blocking(move || told.recv_timeout(DEADLINE))
+            .await
+            .expect("joined")
+            .expect("refused");
+        stream.send_data(Bytes::from_static(b"\0\0\0\0\x06second"), true).expect("sent");
+        let response = response.await.expect("a response");
+        assert_eq!(response.status(), 200);
+        let (mut body, mut read) = (response.into_body(), Vec::new());
+        while let Some(data) = body.data().await {
+            read.extend_from_slice(&data.expect("data"));
+        }
+        read
+    }));
+
+    assert_eq!(body, b"\0\0\0\0\x05first\0\0\0\0\x06second");
+    assert_eq!(calls.load(Ordering::SeqCst), 3);
+}
+
+#[test]
+fn a_call_that_a_parting_connection_did_not_take_goes_by_another() {
+    // The first connection is of one that leaves: it reads the call, and says that it was no part of it.
+    const PREFACE: usize = 24;
+    let connections = AtomicUsize::new(0);
+    let parting = crate::rig::Backend::start(move |mut peer| {
+        peer.exactly(PREFACE);
+        let settings = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+        peer.send(settings);
+        let is_first = connections.fetch_add(1, Ordering::SeqCst) == 0;
+        loop {
+            let frame = peer.exactly(9);
+            let length = u32::from_be_bytes([0, frame[0], frame[1], frame[2]]) as usize;
+            peer.exactly(length);
+            let stream = &frame[5..9];
+            match (frame[3], frame[4] & 1) {
+                // The end of the body.
+                (0, 1) if is_first => peer.send([&[0, 0, 8, 7, 0, 0, 0, 0, 0][..], &[0; 8]].concat()),
+                // `:status: 200` alone.
+                (0, 1) => peer.send([&[0, 0, 1, 1, 5][..], stream, &[0x88]].concat()),
+                (4, 0) => peer.send([0, 0, 0, 4, 1, 0, 0, 0, 0]),
+                _ => {}
+            }
+        }
+    });
+    let rig = Rig::start(to_with(&[parting.addr], filters()));
+
+    let reply = Client::connect(rig.http).ask(call("/"), &[b"\0\0\0\0\0"]).expect("a response");
+
+    assert_eq!((reply.head.status().as_u16(), parting.connections()), (200, 2));
 }
 
 #[test]

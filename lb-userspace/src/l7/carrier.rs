@@ -116,6 +116,11 @@ impl<'a> Carrier<'a> {
         }
     }
 
+    /// The other side may say, after it was sent, that it did nothing about the request.
+    pub(super) fn may_refuse(&self) -> bool {
+        matches!(self, Self::Stream(_) | Self::Records(_))
+    }
+
     /// The other side said that it did nothing about the request.
     pub(super) fn was_refused(&self) -> bool {
         match self {

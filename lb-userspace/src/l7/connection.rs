@@ -375,6 +375,7 @@ impl Connection<'_, '_> {
                 Step::Exchange(Outgoing {
                     head,
                     body: body.clone(),
+                    resent: 0,
                     version: request.version,
                     is_head: request.method == "HEAD",
                     hold: held.filter(|_| !body.is_done()).map_or(Hold::No, Hold::UpTo),

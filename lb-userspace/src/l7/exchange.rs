@@ -133,7 +133,7 @@ pub(super) async fn run(
 async fn try_endpoints(
     connection: &mut Connection<'_, '_>,
     snapshot: &Snapshot,
-    outgoing: &Outgoing,
+    outgoing: &mut Outgoing,
     held: Option<&Held>,
     limits: &Limits,
     after: After,
@@ -157,7 +157,8 @@ async fn try_endpoints(
         let compression =
             snapshot.router.compression.as_deref().filter(|_| outgoing.terms.speech != Speech::Http2);
         let passing = Passing { replay, limits, compression, after };
-        let attempt = attempt(connection, &mut attempts, &mut lease, outgoing, passing);
+        let mut unread = None;
+        let attempt = attempt(connection, &mut attempts, &mut lease, outgoing, passing, &mut unread);
         let next = match attempt.await {
             Ok(Through { sent, keep, bytes, rest }) => {
                 let record = attempts.ended(bytes);
@@ -189,6 +190,9 @@ async fn try_endpoints(
         if let Next::Answer(status) = next {
             return (Sent::Nothing { status, read }, attempts.ended(0));
         }
+        if let Some(unread) = unread {
+            outgoing.resend(&unread);
+        }
     }
 }
 
@@ -211,13 +215,15 @@ struct Through {
     rest: Option<Box<Output>>,
 }
 
-/// The response, as far as it could be passed on.
+/// The response, as far as it could be passed on. Without one, `unread` is what the endpoint took of the body and
+/// did nothing about.
 async fn attempt(
     connection: &mut Connection<'_, '_>,
     attempts: &mut Attempts<'_>,
     lease: &mut Lease,
     outgoing: &Outgoing,
     passing: Passing<'_>,
+    unread: &mut Option<Scratch>,
 ) -> Result<Through, Failed> {
     let Passing { replay, limits, compression, after } = passing;
     let upstream = lease.carrier(&outgoing.params);
@@ -237,12 +243,27 @@ async fn attempt(
         compression,
         after,
     };
-    let copy = outgoing.copy.as_ref().filter(|copying| copying.copy.restart(&outgoing.body));
+    let copy = outgoing.copy.as_ref().filter(|Copying { copy, .. }| match outgoing.resent {
+        0 => copy.restart(&outgoing.body),
+        _ => copy.goes_on(),
+    });
     exchange.upload.copy = copy.map(|copying| Rc::clone(&copying.copy));
+    if exchange.upstream.may_refuse() && exchange.replay.is_none() {
+        exchange.upload.keep(outgoing.resent);
+    }
     let answered = exchange.response_head().await;
     exchange.count_received();
     attempts.moved(exchange.traffic(exchange.buf.bytes().len() as u64));
-    match answered? {
+    let progress = exchange.progress();
+    let kept = exchange.upload.kept.take();
+    let answered = match answered {
+        Ok(answered) => answered,
+        Err(failed) => {
+            *unread = kept;
+            return Err(failed);
+        }
+    };
+    match answered {
         Answered::Switched { head } => {
             attempts.answered(101);
             let (sent, bytes) = exchange.tunnel(head).await;
@@ -251,7 +272,8 @@ async fn attempt(
             attempts.moved(Traffic { sent: before + up, received });
             Ok(Through { sent, keep: false, bytes, rest: None })
         }
-        Answered::Response(response) if attempts.rejects(response.status, exchange.progress()) => {
+        Answered::Response(response) if attempts.rejects(response.status, progress) => {
+            *unread = kept;
             Err(Failed::Rejected)
         }
         Answered::Response(response) if outgoing.is_replaced(response.status) => {
@@ -263,6 +285,7 @@ async fn attempt(
         }
         Answered::Response(mut response) => {
             attempts.answered(response.status);
+            drop(kept);
             let keep_upstream = response.keep_upstream;
             if let Some(packing) = response.packing.take() {
                 let Exchange { upstream, buf, .. } = exchange;
@@ -387,10 +410,16 @@ impl Exchange<'_, '_, '_, '_> {
         Failed::Upstream(failure, self.progress())
     }
 
+    /// It can be sent to somebody else.
+    fn has_whole_body(&self) -> bool {
+        self.replay.is_some() || self.upload.body_written() == 0 || self.upload.kept.is_some()
+    }
+
     fn progress(&self) -> Progress {
         match () {
-            () if self.replay.is_none() && self.upload.body != self.outgoing.body => Progress::Consumed,
-            () if self.upload.written == 0 || self.upstream.was_refused() => Progress::Unsent,
+            () if self.upload.written == 0 => Progress::Unsent,
+            () if !self.has_whole_body() => Progress::Consumed,
+            () if self.upstream.was_refused() => Progress::Unsent,
             () => Progress::Sent,
         }
     }
@@ -493,6 +522,12 @@ impl Exchange<'_, '_, '_, '_> {
         };
         let keep_upstream = response.persists && body != Body::UntilClose;
         let (verdict, packing) = self.packing(response, bodyless, &body);
+        // Whoever understands chunks is told where it ends, and sees where it was cut off.
+        let gets_chunks = body == Body::UntilClose
+            && packing.is_none()
+            && self.outgoing.version == Version::Http11
+            && !self.connection.socket.is_stream();
+        let packing = if gets_chunks { Some(Packing::chunks(body.clone())) } else { packing };
         let (body, coding) = match &packing {
             Some(_) => (Body::Chunked(Decoder::of_response()), Coding::Same),
             None => (body, coding),
@@ -508,6 +543,9 @@ impl Exchange<'_, '_, '_, '_> {
         let mut head = Scratch::take();
         let Connection { client, edits, .. } = &*self.connection;
         heads::response(response, verdict, self.outgoing.version, client.scheme, after, edits, &mut head);
+        if gets_chunks {
+            heads::add_chunks(&mut head);
+        }
         let Response { status, streams, len, .. } = *response;
         let challenge = (status == 401 && self.outgoing.is_replaced(status)).then(|| challenge(response));
         (Ready { status, head, body, coding, after, keep_upstream, streams, challenge, packing }, len)
@@ -522,12 +560,6 @@ impl Exchange<'_, '_, '_, '_> {
     ) -> (Verdict, Option<Box<Packing>>) {
         let Some(compression) = self.compression else { return (Verdict::Plain, None) };
         let verdict = compress::judge(compression, self.outgoing.accepts, response, &self.connection.edits);
-        // Whoever understands chunks is told where it ends, and sees where it was cut off.
-        let gets_chunks = body == Body::UntilClose
-            && packing.is_none()
-            && self.outgoing.version == Version::Http11
-            && !self.connection.socket.is_stream();
-        let packing = if gets_chunks { Some(Packing::chunks(body.clone())) } else { packing };
         let Verdict::Packed(algorithm) = verdict else { return (verdict, None) };
         let packing = match bodyless {
             true => None,
@@ -543,9 +575,6 @@ impl Exchange<'_, '_, '_, '_> {
     /// each other; together they leave in one call and wake the client once.
     async fn gather(&mut self, body: &Body) {
         let Body::Length(length) = body else { return };
-        if gets_chunks {
-            heads::add_chunks(&mut head);
-        }
         let here = self.buf.bytes().len() as u64;
         if *length <= here || *length > GATHERED {
             return;
@@ -573,7 +602,7 @@ impl Exchange<'_, '_, '_, '_> {
     /// What was read before an endpoint was chosen is counted already.
     fn count_received(&mut self) {
         if self.replay.is_none() {
-            self.connection.tally.body_received = self.upload.body_written();
+            self.connection.tally.body_received = self.outgoing.resent + self.upload.body_written();
         }
     }
 }

@@ -142,6 +142,11 @@ impl Copy {
         }
     }
 
+    /// More of its body is wanted, from where it was left off.
+    pub(super) fn goes_on(&self) -> bool {
+        matches!(*self.state.borrow(), State::Collecting(..))
+    }
+
     /// Takes bytes of the body; false if no more are wanted.
     pub(super) fn take(&self, more: &[u8]) -> bool {
         let too_large = match &mut *self.state.borrow_mut() {

@@ -186,6 +186,7 @@ impl Page {
         Some(Outgoing {
             head,
             body,
+            resent: 0,
             hold,
             version: self.version,
             is_head: self.is_head,

@@ -19,6 +19,9 @@ use super::socket::Socket;
 /// as many calls.
 const LONG: u64 = 64 * 1024;
 
+/// Most of a body that is kept: as much as a stream takes before its receiver allows more (RFC 9113 6.9.2).
+const KEPT_MAX: usize = 64 * 1024;
+
 /// Why a body stopped short; says whose fault it is.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Broken {
@@ -72,6 +75,9 @@ pub(super) struct Leg {
     pub(super) allowed: u64,
     /// Sees the body pass.
     pub(super) copy: Option<Rc<Copy>>,
+    /// What was written of the body, framing included, as long as it is short: to go out again where nobody has
+    /// read it.
+    pub(super) kept: Option<Scratch>,
     /// Bytes of the body that are in the kernel.
     pipe: Option<Pipe>,
     done: bool,
@@ -92,9 +98,16 @@ impl Leg {
             waits: Waits::ForReceiver,
             allowed: u64::MAX,
             copy: None,
+            kept: None,
             pipe: None,
             done: false,
         }
+    }
+
+    /// Keeps what is written of the body, unless much of it, `resent`, went out before.
+    pub(super) fn keep(&mut self, resent: u64) {
+        let is_short = resent < KEPT_MAX as u64;
+        self.kept = (is_short && !self.body.is_done()).then(Scratch::take);
     }
 
     /// Everything was written and flushed.
@@ -265,8 +278,19 @@ impl Leg {
         self.head_sent += of_head;
         let of_body = n - of_head;
         self.ready -= of_body;
-        self.copy.take_if(|copy| !copy.take(buf.bytes().get(..of_body).unwrap_or_default()));
+        let written = buf.bytes().get(..of_body).unwrap_or_default();
+        self.copy.take_if(|copy| !copy.take(written));
+        self.kept.take_if(|kept| !add(written, kept));
         buf.consume(of_body);
         Poll::Ready(Ok(()))
     }
+}
+
+/// Keeps `more`; false if it becomes too long.
+fn add(more: &[u8], kept: &mut Scratch) -> bool {
+    let fits = kept.len() + more.len() <= KEPT_MAX;
+    if fits {
+        kept.extend_from_slice(more);
+    }
+    fits
 }

@@ -15,6 +15,8 @@ use crate::model::l7::Policies;
 pub(in crate::l7) struct Outgoing {
     pub(in crate::l7) head: Scratch,
     pub(in crate::l7) body: Body,
+    /// Bytes of the body that go with the head by now, see [`Self::resend`].
+    pub(in crate::l7) resent: u64,
     /// Whether the body is read before an endpoint is chosen.
     pub(in crate::l7) hold: Hold,
     pub(in crate::l7) version: Version,
@@ -37,6 +39,15 @@ pub(in crate::l7) struct Outgoing {
 }
 
 impl Outgoing {
+    /// An endpoint took these first bytes of the body and did nothing about the request: from now on they go with
+    /// the head.
+    pub(super) fn resend(&mut self, unread: &[u8]) {
+        self.head.extend_from_slice(unread);
+        self.resent += unread.len() as u64;
+        // They passed by the same framing before.
+        let _ = self.body.take(unread);
+    }
+
     /// The client gets no answer of the upstream with this status.
     pub(super) fn is_replaced(&self, status: u16) -> bool {
         status >= 400 && self.replaced.as_ref().is_some_and(|policies| pages::replaces(policies, status))
