@@ -1,17 +1,19 @@
-//! The accept loop of the small servers beside the proxy (admin, webhook): so many connections at once, and an
-//! orderly end.
+//! The accept loop of the small servers beside the proxy (admin, webhook, health ports): so many connections at
+//! once, of which those that ask nothing make room for others, and an orderly end.
 //!
 //! The proxy has loops of its own, which share nothing between its workers.
 
+use std::collections::VecDeque;
 use std::future::Future;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
-/// Connections served at once; more wait in the accept queue.
+/// Connections served at once. One more takes the place of the one that has been silent for longest; where all are
+/// being answered it waits.
 const MAX_CONNECTIONS: u32 = 64;
 
 /// Longest wait for answers that are under way when everything is to stop.
@@ -32,22 +34,103 @@ impl Stopping {
     }
 }
 
+/// A connection's place among those that are served: while it asks nothing, it may have to leave it to another.
+#[derive(Clone)]
+pub struct Place {
+    line: Arc<Line>,
+    dismissed: Arc<Notify>,
+}
+
+impl Place {
+    fn new(line: &Arc<Line>) -> Self {
+        let place = Self { line: Arc::clone(line), dismissed: Arc::new(Notify::new()) };
+        place.line.join(&place.dismissed);
+        place
+    }
+
+    /// A question has come: the connection stays until the returned value is dropped. One at a time.
+    #[must_use]
+    pub fn answer(&self) -> Answering {
+        self.line.leave(&self.dismissed);
+        Answering(self.clone())
+    }
+}
+
+/// See [`Place::answer`].
+pub struct Answering(Place);
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        let Self(Place { line, dismissed }) = self;
+        line.join(dismissed);
+    }
+}
+
+/// Connections that ask nothing; the one that has been silent for longest is the first.
+#[derive(Default)]
+struct Line {
+    silent: Mutex<VecDeque<Arc<Notify>>>,
+    joined: Notify,
+}
+
+impl Line {
+    fn join(&self, one: &Arc<Notify>) {
+        self.with(|silent| silent.push_back(Arc::clone(one)));
+        self.joined.notify_waiters();
+    }
+
+    fn leave(&self, one: &Arc<Notify>) {
+        self.with(|silent| silent.retain(|known| !Arc::ptr_eq(known, one)));
+    }
+
+    /// Has the first one end; false if there is none.
+    fn dismiss(&self) -> bool {
+        let first = self.with(VecDeque::pop_front);
+        first.is_some_and(|first| {
+            first.notify_one();
+            true
+        })
+    }
+
+    fn with<T>(&self, act: impl FnOnce(&mut VecDeque<Arc<Notify>>) -> T) -> T {
+        act(&mut self.silent.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// A slot for one more connection, if need be that of another; `None`: never.
+    async fn slot(&self, slots: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
+        loop {
+            if let Ok(slot) = Arc::clone(slots).try_acquire_owned() {
+                return Some(slot);
+            }
+            let joined = self.joined.notified();
+            if self.dismiss() {
+                return Arc::clone(slots).acquire_owned().await.ok();
+            }
+            tokio::select! {
+                slot = Arc::clone(slots).acquire_owned() => return slot.ok(),
+                () = joined => {}
+            }
+        }
+    }
+}
+
 /// Serves every connection by `serve`, until `stop` is told or dropped; then waits for those that are left, two
 /// seconds at most. `server` is the name for the log.
 pub async fn each<Served>(
     server: &'static str,
     listener: TcpListener,
     mut stop: oneshot::Receiver<()>,
-    serve: impl Fn(TcpStream, SocketAddr, Stopping) -> Served,
+    serve: impl Fn(TcpStream, SocketAddr, Stopping, Place) -> Served,
 ) where
     Served: Future<Output = ()> + Send + 'static,
 {
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS as usize));
+    let line = Arc::new(Line::default());
     let (stopping, stopped) = watch::channel(());
     loop {
         let next = async {
-            let slot = Arc::clone(&slots).acquire_owned().await.ok()?;
-            Some((listener.accept().await, slot))
+            let accepted = listener.accept().await;
+            Some((accepted, line.slot(&slots).await?))
         };
         let next = tokio::select! {
             next = next => next,
@@ -56,9 +139,16 @@ pub async fn each<Served>(
         let Some((accepted, slot)) = next else { break };
         match accepted {
             Ok((stream, peer)) => {
-                let served = serve(stream, peer, Stopping(stopped.clone()));
+                let place = Place::new(&line);
+                let served = serve(stream, peer, Stopping(stopped.clone()), place.clone());
                 tokio::spawn(async move {
-                    served.await;
+                    tokio::select! {
+                        () = served => {}
+                        () = place.dismissed.notified() => {
+                            tracing::debug!(server, %peer, "a silent connection made room");
+                        }
+                    }
+                    place.line.leave(&place.dismissed);
                     drop(slot);
                 });
             }
@@ -81,11 +171,19 @@ mod tests {
     use super::*;
 
     /// Answers one byte with the same byte.
-    async fn echo(mut stream: TcpStream, _peer: SocketAddr, _stopping: Stopping) {
+    async fn echo(mut stream: TcpStream, _peer: SocketAddr, _stopping: Stopping, place: Place) {
         let mut byte = [0];
-        if stream.read_exact(&mut byte).await.is_ok() {
-            let _ = stream.write_all(&byte).await;
+        while stream.read_exact(&mut byte).await.is_ok() {
+            let _answering = place.answer();
+            if stream.write_all(&byte).await.is_err() {
+                return;
+            }
         }
+    }
+
+    async fn ask(client: &mut TcpStream) -> std::io::Result<u8> {
+        client.write_all(b"x").await?;
+        client.read_u8().await
     }
 
     #[tokio::test]
@@ -94,48 +192,77 @@ mod tests {
         let addr = listener.local_addr().expect("address");
         let (stop, stopped) = oneshot::channel();
         let (arrived, mut arrivals) = tokio::sync::mpsc::unbounded_channel();
-        let server = tokio::spawn(each("test", listener, stopped, move |stream, peer, mut stopping| {
-            let arrived = arrived.clone();
-            async move {
-                let _ = arrived.send(());
-                stopping.told().await;
-                echo(stream, peer, stopping).await;
-            }
-        }));
+        let server =
+            tokio::spawn(each("test", listener, stopped, move |stream, peer, mut stopping, place| {
+                let arrived = arrived.clone();
+                async move {
+                    let _ = arrived.send(());
+                    stopping.told().await;
+                    echo(stream, peer, stopping, place).await;
+                }
+            }));
         let mut client = TcpStream::connect(addr).await.expect("connect");
         arrivals.recv().await.expect("accepted");
 
         stop.send(()).expect("told");
-        client.write_all(b"x").await.expect("asked");
-        let mut answer = Vec::new();
-        client.read_to_end(&mut answer).await.expect("answered");
-
-        assert_eq!(answer, b"x");
+        assert_eq!(ask(&mut client).await.expect("answered"), b'x');
+        drop(client);
         server.await.expect("ended");
         TcpStream::connect(addr).await.expect_err("nobody accepts any more");
     }
 
     #[tokio::test]
-    async fn one_connection_more_than_there_are_places_waits_for_a_place() {
+    async fn one_connection_more_than_there_are_places_takes_that_of_the_longest_silent() {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("listener");
         let addr = listener.local_addr().expect("address");
         let (_stop, stopped) = oneshot::channel();
         tokio::spawn(each("test", listener, stopped, echo));
         let mut clients = Vec::new();
-        for _ in 0..=MAX_CONNECTIONS {
-            clients.push(TcpStream::connect(addr).await.expect("connect"));
+        for _ in 0..MAX_CONNECTIONS {
+            let mut client = TcpStream::connect(addr).await.expect("connect");
+            ask(&mut client).await.expect("answered");
+            clients.push(client);
         }
-        let mut last = clients.pop().expect("clients");
-        last.write_all(b"x").await.expect("asked");
-        let mut answer = [0];
-        assert!(
-            tokio::time::timeout(PAUSE, last.read_exact(&mut answer)).await.is_err(),
-            "served beyond the places"
-        );
+        ask(&mut clients[0]).await.expect("answered");
 
-        drop(clients.pop());
+        let mut one_more = TcpStream::connect(addr).await.expect("connect");
 
-        last.read_exact(&mut answer).await.expect("answered");
-        assert_eq!(&answer, b"x");
+        assert_eq!(ask(&mut one_more).await.expect("answered"), b'x');
+        assert_eq!(clients[1].read(&mut [0]).await.expect("an end"), 0, "silent for longest");
+        assert_eq!(ask(&mut clients[0]).await.expect("answered"), b'x', "it has spoken since");
+    }
+
+    #[tokio::test]
+    async fn who_is_being_answered_keeps_its_place_and_others_wait() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("listener");
+        let addr = listener.local_addr().expect("address");
+        let (_stop, stopped) = oneshot::channel();
+        let (go_on, gone_on) = watch::channel(());
+        let (arrived, mut arrivals) = tokio::sync::mpsc::unbounded_channel();
+        tokio::spawn(each("test", listener, stopped, move |mut stream, _, _, place| {
+            let (mut gone_on, arrived) = (gone_on.clone(), arrived.clone());
+            async move {
+                let answering = place.answer();
+                let _ = arrived.send(());
+                let _ = gone_on.changed().await;
+                let _ = stream.write_all(b"x").await;
+                drop(answering);
+                std::future::pending::<()>().await;
+            }
+        }));
+        let mut clients = Vec::new();
+        for _ in 0..MAX_CONNECTIONS {
+            clients.push(TcpStream::connect(addr).await.expect("connect"));
+            arrivals.recv().await.expect("accepted");
+        }
+        let _one_more = TcpStream::connect(addr).await.expect("connect");
+        assert!(tokio::time::timeout(PAUSE, arrivals.recv()).await.is_err(), "served beyond the places");
+
+        go_on.send(()).expect("told");
+
+        arrivals.recv().await.expect("served in the place of one that was answered");
+        for client in &mut clients {
+            assert_eq!(client.read_u8().await.expect("answered"), b'x');
+        }
     }
 }

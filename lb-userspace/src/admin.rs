@@ -20,7 +20,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, mpsc, oneshot};
 
-use crate::accept::{self, Stopping};
+use crate::accept::{self, Answering, Place, Stopping};
 use crate::model::report::Explanation;
 
 pub mod client;
@@ -87,28 +87,37 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Serves until `stop` is told, or dropped, and what was asked until then is answered.
 pub async fn serve(listener: TcpListener, live: Arc<dyn Live>, stop: oneshot::Receiver<()>) {
-    accept::each("admin", listener, stop, |stream, peer, stopping| {
-        connection(stream, peer, Arc::clone(&live), stopping)
+    accept::each("admin", listener, stop, |stream, peer, stopping, place| {
+        connection(stream, peer, Arc::clone(&live), stopping, place)
     })
     .await;
 }
 
-async fn connection(stream: TcpStream, peer: SocketAddr, live: Arc<dyn Live>, mut stopping: Stopping) {
+async fn connection(
+    stream: TcpStream,
+    peer: SocketAddr,
+    live: Arc<dyn Live>,
+    mut stopping: Stopping,
+    place: Place,
+) {
     let peer = Peer::of(peer.ip(), stream.local_addr().map(|addr| addr.ip()).ok());
     let asked = Notify::new();
-    let service =
-        service_fn(|request: Request<Incoming>| {
-            asked.notify_one();
-            let (live, uri, method) = (Arc::clone(&live), request.uri().clone(), request.method().clone());
-            async move {
-                // Counting asks every worker and waits for it; the runtime must not.
-                let answered =
-                    tokio::task::spawn_blocking(move || answer(&method, &uri, peer, live.as_ref())).await;
-                Ok::<_, Infallible>(answered.unwrap_or_else(|error| {
-                    reply(StatusCode::INTERNAL_SERVER_ERROR, TEXT, format!("{error}\n"))
-                }))
+    let service = service_fn(|request: Request<Incoming>| {
+        asked.notify_one();
+        let answering = place.answer();
+        let (live, uri, method) = (Arc::clone(&live), request.uri().clone(), request.method().clone());
+        async move {
+            // Counting asks every worker and waits for it; the runtime must not.
+            let answered =
+                tokio::task::spawn_blocking(move || answer(&method, &uri, peer, live.as_ref())).await;
+            let mut response = answered
+                .unwrap_or_else(|error| reply(StatusCode::INTERNAL_SERVER_ERROR, TEXT, format!("{error}\n")));
+            if let Either::Right(pieces) = response.body_mut() {
+                pieces.answering = Some(answering);
             }
-        });
+            Ok::<_, Infallible>(response)
+        }
+    });
     let mut connection = pin!(
         hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
@@ -205,7 +214,7 @@ fn capture(query: &Query, live: &dyn Live) -> Response<Body> {
     let refuse = |status, reason: String| reply(status, TEXT, format!("{reason}\n"));
     match live.capture(&query.0) {
         Ok(Stream { content_type, pieces }) => {
-            let mut response = Response::new(Either::Right(Pieces(pieces)));
+            let mut response = Response::new(Either::Right(Pieces { pieces, answering: None }));
             let headers = response.headers_mut();
             headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
             headers.insert(TRAILER, HeaderValue::from_static(SUMMARY));
@@ -218,7 +227,11 @@ fn capture(query: &Query, live: &dyn Live) -> Response<Body> {
 }
 
 /// Body of a capture. hyper drops it when the client has gone.
-struct Pieces(mpsc::Receiver<Piece>);
+struct Pieces {
+    pieces: mpsc::Receiver<Piece>,
+    /// It takes its time, and is an answer all the while.
+    answering: Option<Answering>,
+}
 
 impl hyper::body::Body for Pieces {
     type Data = Bytes;
@@ -228,7 +241,7 @@ impl hyper::body::Body for Pieces {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        self.0.poll_recv(context).map(|piece| {
+        self.pieces.poll_recv(context).map(|piece| {
             let frame = match piece? {
                 Piece::Bytes(bytes) => Frame::data(bytes),
                 Piece::Summary(text) => {

@@ -70,7 +70,7 @@ async fn listen(port: u16, desired: watch::Receiver<Arc<L4>>, healthy: Healthy) 
     };
     // Never told: the port closes with the task.
     let (_stop, stopped) = oneshot::channel();
-    let serve = move |stream, _, _| {
+    let serve = move |stream, _, _, _| {
         let entry = desired.borrow().health_ports.get(&port).cloned();
         let answer = entry.map(|entry| answer(&entry, healthy()));
         async move {

@@ -30,7 +30,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, oneshot, watch};
 use tokio_rustls::TlsAcceptor;
 
-use crate::accept::{self, Stopping};
+use crate::accept::{self, Place, Stopping};
 use crate::model::review::Review;
 
 pub use certificate::{Error, Identity};
@@ -91,9 +91,9 @@ pub async fn serve(
     stop: oneshot::Receiver<()>,
 ) {
     let responder = Arc::new(Responder { reviewer, counts, places: Semaphore::new(MAX_QUESTIONS) });
-    accept::each("webhook", listener, stop, |stream, _peer, stopping| {
+    accept::each("webhook", listener, stop, |stream, _peer, stopping, place| {
         let acceptor = TlsAcceptor::from(identity.borrow().config());
-        connection(stream, acceptor, Arc::clone(&responder), stopping)
+        connection(stream, acceptor, Arc::clone(&responder), stopping, place)
     })
     .await;
 }
@@ -110,6 +110,7 @@ async fn connection(
     acceptor: TlsAcceptor,
     responder: Arc<Responder>,
     mut stopping: Stopping,
+    place: Place,
 ) {
     let stream = match tokio::time::timeout(DEADLINE, acceptor.accept(stream)).await {
         Ok(Ok(stream)) => stream,
@@ -117,8 +118,9 @@ async fn connection(
         Err(_) => return,
     };
     let service = service_fn(|request: Request<Incoming>| {
-        let responder = Arc::clone(&responder);
+        let (responder, answering) = (Arc::clone(&responder), place.answer());
         async move {
+            let _answering = answering;
             let answered = tokio::time::timeout(DEADLINE, responder.answer(request)).await;
             Ok::<_, Infallible>(answered.unwrap_or_else(|_| {
                 text(StatusCode::REQUEST_TIMEOUT, "the question did not come to its end in time")
