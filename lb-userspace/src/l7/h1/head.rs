@@ -350,15 +350,18 @@ pub(super) fn tokens(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     value.split(|&b| b == b',').map(<[u8]>::trim_ascii).filter(|token| !token.is_empty())
 }
 
-/// `Content-Length`: digits only, no sign, no list, fits.
+/// `Content-Length`: digits only, no sign, no list, and what a signed number of 64 bits holds: with more, somebody
+/// behind us might begin anew at zero.
 pub(in crate::l7) fn content_length(value: &[u8]) -> Result<u64, Refusal> {
     if value.is_empty() || value.len() > 19 {
         return Err(Refusal::Framing);
     }
-    value.iter().try_fold(0u64, |n, b| match b {
+    let length = value.iter().try_fold(0u64, |n, b| match b {
         b'0'..=b'9' => Ok(n * 10 + u64::from(b - b'0')),
         _ => Err(Refusal::Framing),
-    })
+    })?;
+    i64::try_from(length).map_err(|_| Refusal::Framing)?;
+    Ok(length)
 }
 
 /// What the framing headers of a head say, collected line by line.

@@ -114,12 +114,10 @@ fn refuse_method(method: &str) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Splits an absolute form into what goes upstream and its authority. `#` is refused: a fragment
-/// is never sent, and parsers disagree about what follows it.
+/// Splits an absolute form into what goes upstream and its authority. A fragment is no part of either, as over
+/// HTTP/2: parsers disagree about what follows `#`, so nobody gets it.
 fn split_target(path: &[u8]) -> Result<(&[u8], Option<&[u8]>), Refusal> {
-    if path.contains(&b'#') {
-        return Err(Refusal::Target);
-    }
+    let path = path.split(|b| *b == b'#').next().unwrap_or_default();
     if path.starts_with(b"/") {
         return Ok((path, None));
     }
@@ -280,11 +278,25 @@ pub(in crate::l7) fn sent<'h, 'b>(bytes: &'b [u8], lines: &'h mut OwnLines<'b>) 
     })
 }
 
-/// Characters of a host and port; userinfo, paths and spaces are not among them.
+/// A name or an address, and at most one port; userinfo, paths and spaces are no part of it.
 pub(in crate::l7) fn valid_host(host: &[u8]) -> bool {
-    host.iter().all(|b| {
-        b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_' | b':' | b'[' | b']' | b'~' | b'%')
-    }) && host.len() <= 261
+    let in_brackets = host.strip_prefix(b"[");
+    let inside = in_brackets.unwrap_or(host);
+    let end = inside.iter().position(|b| *b == if in_brackets.is_some() { b']' } else { b':' });
+    let (name, rest) = inside.split_at_checked(end.unwrap_or(inside.len())).unwrap_or_default();
+    let rest = match (in_brackets, rest) {
+        (None, rest) => rest,
+        (Some(_), [b']', rest @ ..]) => rest,
+        (Some(_), _) => return false,
+    };
+    let of_name = |b: &u8| {
+        b.is_ascii_alphanumeric()
+            || matches!(b, b'-' | b'.' | b'_' | b'~' | b'%')
+            || (*b == b':' && in_brackets.is_some())
+    };
+    let of_port = |port: &[u8]| port.iter().all(u8::is_ascii_digit);
+    let has_port_or_none = rest.is_empty() || rest.strip_prefix(b":").is_some_and(of_port);
+    name.iter().all(of_name) && has_port_or_none && host.len() <= 261
 }
 
 /// Headers that are more to us than a line to copy.

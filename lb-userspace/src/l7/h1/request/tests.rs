@@ -198,7 +198,7 @@ fn refuses_heads_that_another_parser_could_read_differently() {
         ("userinfo in the authority", b"GET http://u@a/ HTTP/1.1\r\nHost: a\r\n\r\n", Host),
         ("path in host", b"GET / HTTP/1.1\r\nHost: a/b\r\n\r\n", Host),
         ("asterisk form", b"OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n", Target),
-        ("fragment", b"GET /a#b HTTP/1.1\r\nHost: a\r\n\r\n", Target),
+        ("two ports", b"GET http://a:80:80/ HTTP/1.1\r\nHost: a\r\n\r\n", Host),
     ];
     for (case, bytes, refusal) in cases {
         assert_eq!(parse(bytes), Err(refusal), "{case}");
@@ -438,4 +438,37 @@ proptest! {
         prop_assert_eq!(whole.as_ref().ok().and_then(Option::as_ref).map(|seen| seen.len), Some(head.len()));
         prop_assert_eq!(parse(format!("{head}{after}").as_bytes()), whole);
     }
+}
+
+#[test]
+fn a_fragment_is_no_part_of_a_target() {
+    for (target, expected, host) in [
+        ("/a?x#y", "/a?x", "a"),
+        ("/a#b/../c", "/a", "a"),
+        ("http://b/a#c", "/a", "b"),
+        ("http://b#@c/", "/", "b"),
+    ] {
+        let seen = accepted(&format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n"));
+        assert_eq!((seen.target.as_str(), seen.host.as_str()), (expected, host), "{target}");
+    }
+    assert_eq!(parse(b"GET #a HTTP/1.1\r\nHost: a\r\n\r\n"), Err(Refusal::Target));
+}
+
+#[test]
+fn a_host_has_one_port_at_most() {
+    for host in ["a", "a:", "a:80", "1.2.3.4:80", "[::1]", "[::1]:80", "a_b-c.d~", "", "[fe80::1%25eth0]:1"] {
+        assert!(valid_host(host.as_bytes()), "{host}");
+    }
+    for host in ["a:80:80", "a:x", "::1", "[::1", "::1]", "[::1]80", "[::1]:x", "u@a", "a b", "a[", "[[::1]]"]
+    {
+        assert!(!valid_host(host.as_bytes()), "{host}");
+    }
+}
+
+#[test]
+fn a_length_that_a_signed_number_cannot_tell_is_refused() {
+    let with = |length: &str| format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n");
+
+    assert_eq!(parse(with("9223372036854775807").as_bytes()).map(|seen| seen.is_some()), Ok(true));
+    assert_eq!(parse(with("9223372036854775808").as_bytes()), Err(Refusal::Framing));
 }
