@@ -231,7 +231,8 @@ fn app_root(
     policy: &Policy,
     about: &mut About<'_>,
 ) {
-    let Some(root) = policy.app_root.as_ref().filter(|_| !policy.denied) else { return };
+    // Also where the Ingress is closed: ingress-nginx sends away from `/` before it looks at any path.
+    let Some(root) = &policy.app_root else { return };
     match &host.app_root {
         None => host.app_root = Some((root.clone(), served.name.clone())),
         Some((known, owner)) if known != root && owner != served.name => about.warn(
