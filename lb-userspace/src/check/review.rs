@@ -22,7 +22,7 @@ const KEPT_OUT: [&str; 4] = ["refused-annotation", "bad-pattern", "bad-rewrite-t
 
 /// Reasons that say nothing where only a part of the cluster was looked at, or that are the business of another
 /// object.
-const ELSEWHERE: [&str; 3] = ["no-endpoints", "path-conflict", "no-vip"];
+const ELSEWHERE: [&str; 4] = ["host-closed", "no-endpoints", "path-conflict", "no-vip"];
 
 /// Judges an Ingress as the API server sends it, beside the objects in force. One that is not ours is not judged.
 pub fn review(objects: &Objects, options: &Options, ingress: Value) -> Review {

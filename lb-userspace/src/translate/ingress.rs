@@ -6,7 +6,7 @@ mod further;
 mod one;
 mod tls;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use k8s_openapi::api::networking::v1::Ingress;
@@ -43,6 +43,8 @@ struct Host {
     /// `spec.defaultBackend` of the oldest Ingress on the host that has one.
     default: Option<(Action, String)>,
     app_root: Option<(String, ObjectName)>,
+    /// The oldest Ingress on the host that closes it.
+    closed_by: Option<ObjectName>,
     /// `server-alias` of the oldest Ingress on the host that has it.
     aliases: Option<further::Claim>,
     /// `from-to-www-redirect` of any; and the status of it.
@@ -324,6 +326,7 @@ fn server(
         oldest,
         default,
         app_root,
+        closed_by,
         proxy_ssl,
         client_auth,
         ciphers,
@@ -366,6 +369,9 @@ fn server(
             proxy_ssl: None,
         });
     }
+    if let Some(closed_by) = closed_by {
+        close(&mut drafts, name, &closed_by, findings);
+    }
     if !settings.boolean("proxy-ssl-location-only").unwrap_or(false) {
         for draft in &mut drafts {
             draft.proxy_ssl.clone_from(&proxy_ssl);
@@ -378,6 +384,22 @@ fn server(
         client_auth: client_auth.map(|(auth, _)| auth),
         ciphers: own_ciphers,
         moved: None,
+    }
+}
+
+/// Closes all paths of a host, and tells the Ingresses whose fault it is not.
+fn close(drafts: &mut [Draft], host: &HostMatch, closed_by: &ObjectName, findings: &mut Findings) {
+    let mut told = BTreeSet::new();
+    for draft in drafts.iter_mut().filter(|draft| !draft.policy.denied) {
+        draft.policy = Arc::new(Policy { denied: true, ..(*draft.policy).clone() });
+        if told.insert(draft.id.clone()) {
+            findings.about(&draft.id).error_fix(
+                "host-closed",
+                "",
+                format!("{host} answers 503: Ingress {closed_by} has a server-snippet, which may be what guards this one, too"),
+                "remove the snippet there; say the same with annotations",
+            );
+        }
     }
 }
 

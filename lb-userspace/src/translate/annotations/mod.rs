@@ -55,6 +55,8 @@ const CHALLENGES: &str = "/.well-known/acme-challenge";
 pub(super) struct Policy {
     /// Something must fail closed: every location answers 503.
     pub denied: bool,
+    /// What it has instead of an answer may be what guards its hosts, whose every location answers 503.
+    pub closes_hosts: bool,
     /// It is a canary, and takes these requests.
     pub canary: Option<Rules>,
     pub use_regex: bool,
@@ -131,6 +133,7 @@ impl Default for Policy {
     fn default() -> Self {
         Self {
             denied: false,
+            closes_hosts: false,
             canary: None,
             use_regex: false,
             mode: Mode::Compat,
@@ -351,10 +354,14 @@ fn status(
         }
         Status::Refused => {
             policy.denied = true;
+            // Of the whole server, as nginx calls it: of all Ingresses that have the host in common.
+            policy.closes_hosts |= row.name == "server-snippet";
+            let closed =
+                if policy.closes_hosts { "its hosts answer 503" } else { "its locations answer 503" };
             about.error_fix(
                 "refused-annotation",
                 field(row.name),
-                format!("never honoured ({}); its locations answer 503", row.doc),
+                format!("never honoured ({}); {closed}", row.doc),
                 native_alternative(row.name),
             );
         }

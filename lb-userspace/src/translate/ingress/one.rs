@@ -142,6 +142,9 @@ impl Common<'_, '_> {
             host.default = Some(default.clone());
         }
         app_root(host, &host_match, served, policy, about);
+        if policy.closes_hosts {
+            host.closed_by.get_or_insert_with(|| (*name).clone());
+        }
         further::claim(host, &host_match, served, index, policy, about);
         if host.proxy_ssl.is_none() {
             host.proxy_ssl = proxy_ssl.clone();
