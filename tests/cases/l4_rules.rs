@@ -46,7 +46,7 @@ fn pools_follow_the_rules_that_users_know_from_kube_proxy() {
         }
     }
     assert!(wrong.is_empty(), "{wrong}");
-    assert_eq!(seen.len(), 26, "a rule has lost its case, or a new one is to be counted");
+    assert_eq!(seen.len(), 27, "a rule has lost its case, or a new one is to be counted");
 }
 
 fn cases() -> Vec<Case> {
@@ -96,6 +96,9 @@ const ENDING_4: &str =
 
 const BACKEND_1: &str = "  backend 10.0.0.1:8080 nat weight 1";
 const BACKEND_2: &str = "  backend 10.0.0.2:8080 nat weight 1";
+
+const EMPTY_SLICES: &str = "Service default/web (x.yaml#1): warning: spec.ports[0]: its EndpointSlices have no endpoints: new flows to \
+     port 80 are refused; run a pod that the Service selects, or list an endpoint [no-endpoints]";
 
 fn slices() -> Vec<Case> {
     let two_ports = "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {type: LoadBalancer, \
@@ -165,6 +168,12 @@ fn slices() -> Vec<Case> {
                  the Service's port [no-endpoints]",
             ],
         ),
+        Case::new("slices of nothing, with the port's name and with no ports")
+            .step(
+                &[two_ports, &slice_of("web", "web-1", "{name: http, port: 8080}", &[])],
+                &[POOL, VIP, EMPTY_SLICES],
+            )
+            .step(&[two_ports, &slice_of("web", "web-1", "", &[])], &[POOL, VIP, EMPTY_SLICES]),
         Case::new("a named targetPort that is two numbers").step(
             &[
                 two_ports,

@@ -29,6 +29,7 @@ fn service(rig: &Rig, name: &str, annotations: &str, spec: &str) {
     ));
 }
 
+const CLUSTER_IP: &str = r#"{"spec": {"type": "ClusterIP", "allocateLoadBalancerNodePorts": null}}"#;
 const HTTP: &str = "ports: [{name: http, port: 80, targetPort: 8080}]";
 
 fn addresses(rig: &Rig, name: &str) -> Vec<String> {
@@ -97,6 +98,15 @@ fn services_get_addresses_of_the_pools_and_their_status_says_so() {
     service(&rig, "next", "", HTTP);
     assert!(eventually(DEADLINE, || (addresses(&rig, "next").len() == 1).then_some(())).is_some());
     assert_eq!(addresses(&rig, "late"), ["203.0.113.1"]);
+
+    // Who is no balancer's any more says so no longer, and another one gets the address.
+    rig.kubectl(&["patch", "service", "late", "--type=merge", "-p", CLUSTER_IP]);
+    until_addresses(&rig, &agent, "late", "of type ClusterIP now", &[]);
+    service(&rig, "heir", "penstock.dev/addresses: 203.0.113.1", HTTP);
+    until_addresses(&rig, &agent, "heir", "what it left", &["203.0.113.1"]);
+    rig.delete("Service", "heir");
+    service(&rig, "late", "penstock.dev/addresses: 203.0.113.1", HTTP);
+    until_addresses(&rig, &agent, "late", "of type LoadBalancer again", &["203.0.113.1"]);
 
     // A pool with a typing error takes nothing away.
     pools(&rig, "  edge: \"addresses: [203.0.113.0/244]\"");

@@ -257,7 +257,7 @@ impl Hub {
         }
         let named = (self.refer)(self.store.objects());
         for (wanted, names, called) in [
-            (&self.secrets, named.secrets, None),
+            (&self.secrets, named.secrets, BTreeSet::new()),
             (&self.config_maps, named.config_maps, named.config_maps_called),
         ] {
             wanted.send_if_modified(|wanted| {

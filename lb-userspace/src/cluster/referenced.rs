@@ -36,12 +36,12 @@ pub(super) struct Wanted {
     pub(super) generation: u64,
     pub(super) names: BTreeSet<ObjectName>,
     /// Those of this name in whatever namespace.
-    pub(super) called: Option<String>,
+    pub(super) called: BTreeSet<String>,
 }
 
 impl Wanted {
     fn has(&self, name: &ObjectName) -> bool {
-        self.names.contains(name) || self.called.as_ref().is_some_and(|called| *called == name.name)
+        self.names.contains(name) || self.called.contains(&name.name)
     }
 }
 
@@ -185,9 +185,8 @@ where
     async fn look(&mut self) {
         let mut names: BTreeSet<ObjectName> = self.wanted.borrow_and_update().names.clone();
         names.extend(self.told.keys().cloned());
-        if let Some(called) = self.wanted.borrow().called.clone() {
-            names.extend(self.there.keys().filter(|name| name.name == called).cloned());
-        }
+        let called = self.wanted.borrow().called.clone();
+        names.extend(self.there.keys().filter(|name| called.contains(&name.name)).cloned());
         for name in names {
             self.consider(name).await;
         }
@@ -294,7 +293,7 @@ where
             self.told.contains_key(name) || self.is_followed(name) || self.again.contains_key(name)
         };
         // Who is called so is known when the names are.
-        let called = self.wanted.borrow().called.is_none() || self.is_listed();
+        let called = self.wanted.borrow().called.is_empty() || self.is_listed();
         let here = called && self.asked.is_empty() && self.wanted.borrow().names.iter().all(may_be_missing);
         if generation == self.complete || !here {
             return Ok(());

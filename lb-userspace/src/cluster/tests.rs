@@ -279,8 +279,10 @@ async fn the_first_state_has_the_settings_although_nobody_knew_their_namespace()
     let (open, opened) = watch::channel(false);
     server.shared.lock().expect("whole").held = Some(("settings".to_owned(), opened));
     let cluster = server.start().await;
-    let refer: Refer =
-        Arc::new(|_| References { config_maps_called: Some("settings".to_owned()), ..References::default() });
+    let refer: Refer = Arc::new(|_| References {
+        config_maps_called: ["settings".to_owned()].into(),
+        ..References::default()
+    });
 
     let mut followed = watch(&cluster, Options { refer, ..options() });
     let asked = async {

@@ -201,7 +201,8 @@ pub fn join(l4: &L4, network: &Network) -> (Want, Vec<Problem>) {
         }
         for (vip, access) in &pool.vips {
             for place in places(vip, network) {
-                if want.vips.contains_key(&place) {
+                if let Some(holder) = want.vips.get(&place) {
+                    problems.extend((*holder != Target::Pool(id.clone())).then(|| held(id, place, holder)));
                     continue;
                 }
                 want.vips.insert(place, Target::Pool(id.clone()));
@@ -358,6 +359,21 @@ pub fn problem(id: &PoolId, message: String) -> Problem {
     }
 }
 
+/// Two names of one place, the host's own and its address: who comes first has it.
+fn held(id: &PoolId, place: Place, holder: &Target) -> Problem {
+    let Place { addr, port, protocol } = place;
+    let vip = SocketAddr::new(addr, port);
+    let (holder, fix) = match holder {
+        Target::Punt(Listener::Http) => ("the proxy's port for http on this host".to_owned(), "--http"),
+        Target::Punt(Listener::Https) => ("the proxy's port for https on this host".to_owned(), "--https"),
+        Target::Pool(id) => (format!("a port of Service {}", id.service), ""),
+    };
+    let move_it = if fix.is_empty() { String::new() } else { format!(", or move the proxy's by {fix}") };
+    let message = format!("{protocol} {vip} is {holder}, so it is not served for this Service");
+    let fix = format!("use an address that the host does not have, or another port{move_it}");
+    Problem { reason: "vip-of-the-host", fix, ..problem(id, message) }
+}
+
 /// The plan keeps it if it is installed, so that its flows go on when there is a way again.
 fn out_of_reach(id: &PoolId, backend: SocketAddr, why: &NoWay) -> Problem {
     let message = format!("backend {backend}: {why}; flows that it has stay with it");
@@ -464,6 +480,45 @@ mod tests {
             [
                 "tcp 10.0.0.1:61000: the port lies in --nat-ports 61000-65535 and is not served on the host's own \
               address"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_vip_where_the_host_serves_already_is_told_of() {
+        let host: IpAddr = "10.9.0.1".parse().expect("address");
+        let network = Network { node_addrs: [host].into(), ..Network::default() };
+        let (family, protocol) = (Family::V4, Protocol::Tcp);
+        let vip = |addr, port| Vip { addr, port, protocol };
+        let pool = |vips: &[Vip]| l4::Pool {
+            vips: vips.iter().map(|vip| (*vip, Access::Open)).collect(),
+            ..l4::Pool::default()
+        };
+        let id =
+            |name: &str, port| PoolId { service: ObjectName::new("default", name), port, protocol, family };
+        let own = Punt { listener: Listener::Http, sources: None };
+        let l4 = L4 {
+            punts: [(vip(VipAddr::Node(family), 80), own)].into(),
+            pools: [
+                (id("a", 30080), pool(&[vip(VipAddr::Node(family), 30080)])),
+                (id("web", 80), pool(&[vip(VipAddr::Ip(host), 80)])),
+                (id("web", 30080), pool(&[vip(VipAddr::Ip(host), 30080)])),
+            ]
+            .into(),
+            ..L4::default()
+        };
+
+        let (want, problems) = join(&l4, &network);
+
+        let place = |port| Place { addr: host, port, protocol };
+        assert_eq!(want.vips.get(&place(80)), Some(&Target::Punt(Listener::Http)));
+        assert_eq!(want.vips.get(&place(30080)), Some(&Target::Pool(id("a", 30080))));
+        let messages: Vec<_> = problems.iter().map(|problem| problem.message.as_str()).collect();
+        assert_eq!(
+            messages,
+            [
+                "tcp 10.9.0.1:80 is the proxy's port for http on this host, so it is not served for this Service",
+                "tcp 10.9.0.1:30080 is a port of Service default/a, so it is not served for this Service",
             ]
         );
     }

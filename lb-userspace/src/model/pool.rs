@@ -93,6 +93,8 @@ pub enum Refusal {
     UnknownPool(String),
     /// No pool that this Service may use holds the address.
     NotPooled(IpAddr),
+    /// A node has the address.
+    OfNode(IpAddr),
     /// It has an address of that family, or serves none.
     Unwanted(IpAddr),
     /// Somebody has it.
@@ -108,6 +110,7 @@ impl fmt::Display for Refusal {
         match self {
             Self::UnknownPool(name) => write!(f, "there is no address pool {name:?}"),
             Self::NotPooled(addr) => write!(f, "{addr} is in no address pool that this Service may use"),
+            Self::OfNode(addr) => write!(f, "{addr} is an address that a node has, so it is not given away"),
             Self::Unwanted(addr) => {
                 write!(f, "{addr} is one more than this Service has a use for: one of each of its families")
             }
@@ -129,6 +132,11 @@ impl Block {
     /// Of its addresses.
     pub fn family(&self) -> Family {
         Family::of(self.first)
+    }
+
+    /// The first of them.
+    pub fn first(&self) -> IpAddr {
+        self.first
     }
 
     /// Whether it holds this one.
@@ -234,12 +242,12 @@ fn scatter(name: &ObjectName) -> u64 {
     bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
-/// Gives addresses to claims, the earlier ones first where two want the same.
-pub fn grant(pools: &[Pool], claims: &[&Claim]) -> BTreeMap<ObjectName, Grant> {
+/// Gives addresses to claims, the earlier ones first where two want the same; never one that is `taken`.
+pub fn grant(pools: &[Pool], taken: &BTreeSet<IpAddr>, claims: &[&Claim]) -> BTreeMap<ObjectName, Grant> {
     let mut order: Vec<_> = pools.iter().collect();
     // What is for few is not needed by all the others.
     order.sort_by_key(|pool| (pool.namespaces.is_empty(), pool.priority, &pool.name));
-    let mut allocation = Allocation { pools: order, used: BTreeMap::new(), grants: BTreeMap::new() };
+    let mut allocation = Allocation { pools: order, taken, used: BTreeMap::new(), grants: BTreeMap::new() };
     claims.iter().for_each(|claim| allocation.keep(claim));
     claims.iter().for_each(|claim| allocation.requests(claim));
     claims.iter().for_each(|claim| allocation.others(claim));
@@ -248,6 +256,8 @@ pub fn grant(pools: &[Pool], claims: &[&Claim]) -> BTreeMap<ObjectName, Grant> {
 
 struct Allocation<'a> {
     pools: Vec<&'a Pool>,
+    /// What nodes have. They would go on answering there themselves.
+    taken: &'a BTreeSet<IpAddr>,
     /// Who has what.
     used: BTreeMap<IpAddr, Vec<&'a Claim>>,
     grants: BTreeMap<ObjectName, Grant>,
@@ -277,6 +287,7 @@ impl<'a> Allocation<'a> {
             }
             let refusal = match self.owner(claim, *addr) {
                 Some(owner) => Refusal::InUse(*addr, owner.service.clone()),
+                None if self.taken.contains(addr) => Refusal::OfNode(*addr),
                 None if self.pool_of(claim, *addr).is_none() => Refusal::NotPooled(*addr),
                 None => {
                     self.give(claim, *addr);
@@ -342,7 +353,8 @@ impl<'a> Allocation<'a> {
     }
 
     fn pool_of(&self, claim: &Claim, addr: IpAddr) -> Option<&'a Pool> {
-        self.pools.iter().find(|pool| pool.allows(claim) && pool.has(addr)).copied()
+        let mut pools = self.pools.iter().filter(|_| !self.taken.contains(&addr));
+        pools.find(|pool| pool.allows(claim) && pool.has(addr)).copied()
     }
 
     /// Who has the address and does not share it with this one.
@@ -365,8 +377,8 @@ impl<'a> Allocation<'a> {
         let asked = claim.pool.is_some();
         let pools = self.pools.iter().filter(|pool| pool.allows(claim) && (asked || pool.auto_assign));
         pools
-            .flat_map(|pool| pool.candidates(family, &claim.service, self.used.len()))
-            .find(|addr| !self.used.contains_key(addr))
+            .flat_map(|pool| pool.candidates(family, &claim.service, self.used.len() + self.taken.len()))
+            .find(|addr| !self.used.contains_key(addr) && !self.taken.contains(addr))
     }
 
     fn give(&mut self, claim: &'a Claim, addr: IpAddr) {

@@ -45,7 +45,7 @@ pub struct References {
     /// ConfigMaps.
     pub config_maps: BTreeSet<ObjectName>,
     /// ConfigMaps of this name in whatever namespace.
-    pub config_maps_called: Option<String>,
+    pub config_maps_called: BTreeSet<String>,
 }
 
 /// Finds what objects name.

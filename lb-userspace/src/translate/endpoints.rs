@@ -15,6 +15,8 @@ use crate::model::{ObjectId, ObjectName};
 use crate::objects::{Key, Kind, Map, Sourced};
 
 const SERVICE_LABEL: &str = "kubernetes.io/service-name";
+/// What helps against slices that are empty.
+pub(super) const NO_ENDPOINTS: &str = "run a pod that the Service selects, or list an endpoint";
 const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
 
 /// Slices by the Service they belong to.
@@ -95,6 +97,11 @@ impl Slices {
     pub(super) fn exist(&self, service: &ObjectName, family: Option<Family>) -> bool {
         let slices = self.of_service(service);
         slices.filter(|slice| family.is_none() || slice_family(&slice.object) == family).count() > 0
+    }
+
+    /// Some slice of the Service has an endpoint, of whatever port and family.
+    pub(super) fn have_endpoints(&self, service: &ObjectName) -> bool {
+        self.of_service(service).any(|slice| slice.object.endpoints.iter().flatten().next().is_some())
     }
 
     /// Some endpoint of the Service carries a hint.

@@ -1,6 +1,8 @@
 //! What the API server accepts as a name, a host or a path. Each check says what is wrong.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use crate::model::pool::Block;
 
 const MAX_SUBDOMAIN: usize = 253;
 const MAX_LABEL: usize = 63;
@@ -118,9 +120,54 @@ pub(super) fn unusable_vip(addr: IpAddr) -> Option<&'static str> {
     }
 }
 
+/// Where blocks begin of which [`unusable_vip`] refuses each address.
+const UNUSABLE: [IpAddr; 10] = [
+    IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+    IpAddr::V4(Ipv4Addr::new(127, 0, 0, 0)),
+    IpAddr::V4(Ipv4Addr::new(169, 254, 0, 0)),
+    IpAddr::V4(Ipv4Addr::new(224, 0, 0, 0)),
+    IpAddr::V4(Ipv4Addr::BROADCAST),
+    IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    IpAddr::V6(Ipv6Addr::LOCALHOST),
+    IpAddr::V6(Ipv6Addr::new(0, 0, 0, 0, 0, 0xffff, 0, 0)),
+    IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0)),
+    IpAddr::V6(Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0)),
+];
+
+/// The first address of a block that cannot be a VIP, and why; `None`: all can be one.
+pub(super) fn unusable_vip_within(block: &Block) -> Option<(IpAddr, &'static str)> {
+    let begins = UNUSABLE.into_iter().filter(|addr| block.contains(*addr));
+    let mut addrs = std::iter::once(block.first()).chain(begins);
+    addrs.find_map(|addr| Some((addr, unusable_vip(addr)?)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_block_is_as_usable_as_its_worst_address() {
+        for (text, expected) in [
+            ("192.0.2.0/24", None),
+            ("127.0.0.0/8", Some("127.0.0.0")),
+            ("127.1.0.0/16", Some("127.1.0.0")),
+            ("0.0.0.0/0", Some("0.0.0.0")),
+            ("223.255.255.0-224.0.0.1", Some("224.0.0.0")),
+            ("255.255.255.254/31", Some("255.255.255.255")),
+            ("255.255.255.255", Some("255.255.255.255")),
+            ("2001:db8::/64", None),
+            ("2001:db8::/1", Some("::")),
+            ("::1", Some("::1")),
+            ("fe80::/10", Some("fe80::")),
+            ("f000::/4", Some("fe80::")),
+            ("::ffff:192.0.2.1", Some("::ffff:192.0.2.1")),
+        ] {
+            let block: Block = text.parse().expect(text);
+            let found = unusable_vip_within(&block).map(|(addr, _)| addr);
+            let expected = expected.map(|addr| addr.parse::<IpAddr>().expect(addr));
+            assert_eq!(found, expected, "{text}");
+        }
+    }
 
     #[test]
     fn accepts_and_refuses_as_the_api_server_does() {

@@ -9,7 +9,7 @@ use k8s_openapi::jiff::Timestamp;
 use serde::Deserialize;
 
 use super::findings::{About, Findings};
-use super::{Options, config, ours, services, vips};
+use super::{Options, StreamsBy, config, names, ours, services, vips};
 use crate::model::ObjectName;
 use crate::model::l4::{Family, Protocol};
 use crate::model::pool::{Block, CONFIG_MAP, Claim, Given, Grant, Needs, Pool, Refusal, grant};
@@ -51,6 +51,10 @@ pub(super) struct Allocator {
     pools: Vec<Pool>,
     claims: BTreeMap<ObjectName, Dated>,
     grants: BTreeMap<ObjectName, Grant>,
+    /// Services that claim nothing any more while their status names addresses of the pools.
+    leavers: BTreeSet<ObjectName>,
+    /// Addresses that nodes have.
+    taken: BTreeSet<IpAddr>,
 }
 
 /// A claim and when its Service was made.
@@ -70,10 +74,12 @@ pub(super) struct Followed {
 }
 
 impl Allocator {
-    /// Follows a change of these Services (`None`: of any), and of ConfigMaps if it is to `look` at them.
+    /// Follows a change of these Services (`None`: of any), of what nodes have, and of ConfigMaps if it is to
+    /// `look` at them.
     pub(super) fn follow(
         &mut self,
         services: Option<&BTreeSet<ObjectName>>,
+        taken: &BTreeSet<IpAddr>,
         look: bool,
         objects: &Objects,
         options: &Options,
@@ -83,19 +89,31 @@ impl Allocator {
         let claim_of = |name: &ObjectName, sourced: &Sourced<Service>| dated(name, &sourced.object, options);
         let written =
             config_map(objects, options).filter(|_| look).map(|(name, it)| (name.clone(), it.clone()));
-        let mut differs = false;
+        let mut differs = *taken != self.taken;
+        self.taken.clone_from(taken);
         if look && written != self.written {
             (followed.is_read, differs) = (true, true);
             self.pools.clear();
             if let Some((name, sourced)) = &written {
                 let id = Key { kind: Kind::ConfigMap, name: name.clone() }.id(&sourced.origin);
-                self.pools = read(&sourced.object, &mut findings.about(&id));
+                let mut about = findings.about(&id);
+                self.pools = read(&sourced.object, &mut about);
+                if options.streams == StreamsBy::Proxy && !self.pools.is_empty() {
+                    about.warn(
+                        "pools-without-datapath",
+                        "data",
+                        "this agent serves none of these addresses, because of --datapath off, and yet gives them away",
+                        "run the kernel part, or leave the pools out",
+                    );
+                }
             }
             followed.touched.extend(self.claims.keys().cloned());
             let all = objects.services.iter().filter(|_| written.is_some());
             let all = all.filter_map(|(name, sourced)| Some((name.clone(), claim_of(name, sourced)?)));
             self.claims = all.collect();
             followed.touched.extend(self.claims.keys().cloned());
+            let leavers = objects.services.iter().filter(|(_, sourced)| self.is_left_by(&sourced.object));
+            self.leavers = leavers.map(|(name, _)| name.clone()).collect();
             self.written = written;
         } else if self.written.is_some() {
             for name in services.into_iter().flatten() {
@@ -105,6 +123,13 @@ impl Allocator {
                     None => self.claims.remove(name),
                 };
                 differs |= before != now;
+                let service = objects.services.get(name);
+                let is_other = if service.is_some_and(|sourced| self.is_left_by(&sourced.object)) {
+                    self.leavers.insert(name.clone())
+                } else {
+                    self.leavers.remove(name)
+                };
+                followed.touched.extend(is_other.then(|| name.clone()));
             }
         }
         if differs {
@@ -121,7 +146,14 @@ impl Allocator {
     fn grant(&self) -> BTreeMap<ObjectName, Grant> {
         let mut claims: Vec<&Dated> = self.claims.values().collect();
         claims.sort_by_key(|dated| (dated.created, &dated.claim.service));
-        grant(&self.pools, &claims.iter().map(|dated| &dated.claim).collect::<Vec<_>>())
+        grant(&self.pools, &self.taken, &claims.iter().map(|dated| &dated.claim).collect::<Vec<_>>())
+    }
+
+    /// It is of another type now, and still says that it has an address of the pools: who else has one could not
+    /// have given it.
+    fn is_left_by(&self, service: &Service) -> bool {
+        let kind = service.spec.as_ref().and_then(|spec| spec.type_.as_deref());
+        kind != Some("LoadBalancer") && held(service).any(|addr| self.gives(addr))
     }
 
     /// What one Service has and is refused; `None`: no pool has a say.
@@ -134,10 +166,11 @@ impl Allocator {
         self.pools.iter().any(|pool| pool.has(addr))
     }
 
-    /// What each Service has.
+    /// What each Service has: nothing, where it once had something.
     pub(super) fn given(&self) -> Given {
         let given = self.grants.iter();
-        given.map(|(name, grant)| (name.clone(), grant.addresses.keys().copied().collect())).collect()
+        let given = given.map(|(name, grant)| (name.clone(), grant.addresses.keys().copied().collect()));
+        given.chain(self.leavers.iter().map(|name| (name.clone(), BTreeSet::new()))).collect()
     }
 }
 
@@ -166,7 +199,7 @@ fn bad(name: &str, message: String, about: &mut About<'_>) {
 }
 
 /// Whoever may write ConfigMaps somewhere must not give addresses away: only the controller's own namespace
-/// counts, where it is known.
+/// counts, where it is known. Elsewhere they are known by their name, as the controller's ConfigMap is.
 fn config_map<'a>(
     objects: &'a Objects,
     options: &Options,
@@ -208,7 +241,7 @@ fn pool(name: &str, text: &str) -> Result<Pool, String> {
     let written: Written =
         serde_saphyr::from_str(text).map_err(|error| error.without_snippet().render().replace('\n', " "))?;
     let Written { addresses, auto_assign, namespaces, priority, avoid_buggy_ips } = written;
-    let blocks: Vec<Block> = addresses.iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
+    let blocks: Vec<Block> = addresses.iter().map(|text| block(text)).collect::<Result<_, _>>()?;
     if blocks.is_empty() {
         return Err("it has no addresses".to_owned());
     }
@@ -220,6 +253,15 @@ fn pool(name: &str, text: &str) -> Result<Pool, String> {
         priority,
         avoid_edges: avoid_buggy_ips,
     })
+}
+
+/// Addresses that can all be a VIP.
+fn block(text: &str) -> Result<Block, String> {
+    let block: Block = text.parse()?;
+    match names::unusable_vip_within(&block) {
+        Some((addr, why)) => Err(format!("{text:?} holds {addr}, which {why}: nobody could be served there")),
+        None => Ok(block),
+    }
 }
 
 fn dated(name: &ObjectName, service: &Service, options: &Options) -> Option<Dated> {
@@ -320,6 +362,9 @@ pub(super) fn refusals(grant: &Grant, service: &Service, about: &mut About<'_>) 
             }
             Refusal::NotPooled(addr) => {
                 ("address-not-pooled", field_of(addr), "ask for another, or widen a pool")
+            }
+            Refusal::OfNode(addr) => {
+                ("address-of-a-node", field_of(addr), "ask for another, and leave it out of the pool")
             }
             Refusal::Unwanted(addr) => {
                 ("address-not-used", field_of(addr), "ask for one address of each of spec.ipFamilies")

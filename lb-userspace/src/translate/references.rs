@@ -11,6 +11,7 @@ use super::config;
 use super::findings::Findings;
 use super::pools;
 use crate::model::ObjectName;
+use crate::model::pool::CONFIG_MAP;
 use crate::objects::{Objects, References};
 
 /// Annotations with the name of a Secret.
@@ -28,10 +29,12 @@ pub fn references(objects: &Objects, options: &Options) -> References {
     secrets.extend(options.default_ssl_certificate.clone());
     config_maps.extend(options.tcp_services.clone());
     config_maps.extend(options.udp_services.clone());
-    config_maps.extend(pools::named(options));
+    let pools = pools::named(options);
+    config_maps_called.extend(pools.is_none().then(|| CONFIG_MAP.to_owned()));
+    config_maps.extend(pools);
     let flag = options.config_map.as_ref();
     config_maps.extend(flag.cloned());
-    *config_maps_called = flag.is_none().then(|| config::NAME.to_owned());
+    config_maps_called.extend(flag.is_none().then(|| config::NAME.to_owned()));
     for (name, sourced) in objects.config_maps.iter().filter(|(name, _)| config::may_count(name, flag)) {
         let data = sourced.object.data.as_ref();
         let named = KEYS.iter().filter_map(|key| data?.get(*key)).map(|text| of(text, &name.namespace));
@@ -84,6 +87,19 @@ mod tests {
 
         assert_eq!(annotations, SECRETS.into_iter().chain(CONFIG_MAPS).collect());
         assert_eq!(keys, BTreeSet::from(KEYS));
+    }
+
+    #[test]
+    fn pools_that_nothing_names_are_known_by_their_usual_name() {
+        let named = Options { address_pools: Some(ObjectName::new("edge", "pools")), ..Options::default() };
+
+        let (usual, named) =
+            (references(&Objects::default(), &Options::default()), references(&Objects::default(), &named));
+
+        let called = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>();
+        assert_eq!(usual.config_maps_called, called(&[config::NAME, CONFIG_MAP]));
+        assert_eq!(named.config_maps_called, called(&[config::NAME]));
+        assert_eq!(named.config_maps, BTreeSet::from([ObjectName::new("edge", "pools")]));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! that sees the objects for the first time.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::certificates;
@@ -169,12 +170,14 @@ impl Translator {
         &mut self,
         changes: &Changes,
         begins: bool,
+        taken: &BTreeSet<IpAddr>,
         objects: &Objects,
         options: &Options,
     ) -> BTreeSet<ObjectName> {
         let mut findings = Findings::default();
         let look = begins || !changes.config_maps.is_empty();
-        let followed = self.allocator.follow(Some(&changes.services), look, objects, options, &mut findings);
+        let followed =
+            self.allocator.follow(Some(&changes.services), taken, look, objects, options, &mut findings);
         if followed.is_read {
             self.tell_aside(Key { kind: Kind::ConfigMap, name: ObjectName::default() }, findings);
         }
@@ -202,7 +205,7 @@ impl Translator {
             self.tell_aside(Key { kind: Kind::Node, name: ObjectName::default() }, findings);
         }
         let begins = self.snapshot.l4.punts.is_empty();
-        touched.extend(self.give(changes, begins, objects, options));
+        touched.extend(self.give(changes, begins, &nodes.addresses(), objects, options));
         // Ports beside http and https make all Services one part, which has a member without a name.
         let streams = options.tcp_services.iter().chain(&options.udp_services);
         let streams: Vec<&ObjectName> = streams.filter(|_| options.streams == StreamsBy::Kernel).collect();

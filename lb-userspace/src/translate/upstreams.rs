@@ -13,7 +13,7 @@ use super::Options;
 use super::annotations::{self, Policy};
 use super::checks;
 use super::config::Settings;
-use super::endpoints::{Slices, State, Use, protocol_of};
+use super::endpoints::{NO_ENDPOINTS, Slices, State, Use, protocol_of};
 use super::findings::About;
 use super::ours;
 use super::view::View;
@@ -440,6 +440,8 @@ impl<'a> Upstreams<'a> {
         } else if !self.slices.exist(name, None) {
             let fix = format!("write an EndpointSlice labelled kubernetes.io/service-name: {}", name.name);
             (format!("Service {name} has no EndpointSlice"), fix)
+        } else if !self.slices.have_endpoints(name) {
+            (format!("the EndpointSlices of Service {name} have no endpoints"), NO_ENDPOINTS.to_owned())
         } else {
             let wanted = service_port.name.as_deref().unwrap_or_default();
             let fix = "give the slice's port the name of the Service's port";

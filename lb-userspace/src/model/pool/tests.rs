@@ -28,7 +28,7 @@ fn claim(name: &str) -> Claim {
 }
 
 fn grant(pools: &[Pool], claims: &[Claim]) -> BTreeMap<ObjectName, Grant> {
-    super::grant(pools, &claims.iter().collect::<Vec<_>>())
+    super::grant(pools, &BTreeSet::new(), &claims.iter().collect::<Vec<_>>())
 }
 
 fn ip(text: &str) -> IpAddr {
@@ -76,6 +76,20 @@ fn a_service_gets_one_address_of_each_of_its_families_however_many_it_asks_for()
     let more =
         |addr| format!("{addr} is one more than this Service has a use for: one of each of its families");
     assert_eq!(refusals, [more("192.0.2.2"), more("2001:db8::1")]);
+}
+
+#[test]
+fn what_a_node_has_is_nobody_elses() {
+    let pools = [pool("a", &["192.0.2.1-192.0.2.2"])];
+    let asks = Claim { requested: vec![ip("192.0.2.1")], ..claim("asks") };
+    let holds = Claim { held: vec![ip("192.0.2.1")], ..claim("holds") };
+
+    let grants = super::grant(&pools, &BTreeSet::from([ip("192.0.2.1")]), &[&asks, &holds, &claim("late")]);
+
+    let refused = "192.0.2.1 is an address that a node has, so it is not given away";
+    assert_eq!(of(&grants, "asks"), (vec![], vec![refused.to_owned()]));
+    assert_eq!(of(&grants, "holds"), (vec!["192.0.2.2".to_owned()], vec![]));
+    assert_eq!(of(&grants, "late").1, ["no address pool has an IPv4 address left for this Service"]);
 }
 
 #[test]

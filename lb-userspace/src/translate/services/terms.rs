@@ -9,7 +9,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use crate::model::l4::{Affinity, Backend, BackendState, FlowMemory, OnEmpty, Pool, PoolId};
 use crate::translate::choice::{self, Choice, Policy};
-use crate::translate::endpoints::{Endpoint, Slices, State};
+use crate::translate::endpoints::{Endpoint, NO_ENDPOINTS, Slices, State};
 use crate::translate::findings::About;
 use crate::translate::modes::{Misfits, Wanted};
 use crate::translate::nodes::Nodes;
@@ -172,6 +172,8 @@ pub(in crate::translate) fn nobody(
             "the Service has no EndpointSlice".to_owned(),
             format!("write one labelled kubernetes.io/service-name: {}", name.name),
         )
+    } else if !slices.have_endpoints(name) {
+        ("its EndpointSlices have no endpoints".to_owned(), NO_ENDPOINTS.to_owned())
     } else if !slices.exist(name, Some(*family)) {
         (format!("the Service has no IP{family} EndpointSlice"), String::new())
     } else {
