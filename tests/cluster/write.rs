@@ -186,3 +186,50 @@ fn problems_are_told_as_events_once() {
         events("web")
     );
 }
+
+#[test]
+fn what_may_not_be_written_is_told_with_what_to_grant() {
+    let Some(rig) = Rig::new() else { return };
+    let Some(one) = backend("one") else { return };
+    rig.apply(&[objects::class(), objects::service("web", &[one])].join("---\n"));
+    rig.apply(&objects::ingress("web", HOST, "web", &["auth-type: basic", "auth-secret: users"]));
+    let role = |more: &str| {
+        format!(
+            "apiVersion: rbac.authorization.k8s.io/v1\nkind: Role\nmetadata: {{name: agent}}\nrules:\n- apiGroups: [\"\", \
+             networking.k8s.io, discovery.k8s.io]\n  resources: [services, endpointslices, configmaps, secrets, ingresses]\n  \
+             verbs: [get, list, watch]\n{more}"
+        )
+    };
+    let leases =
+        "- apiGroups: [coordination.k8s.io]\n  resources: [leases]\n  verbs: [get, create, update]\n";
+    let rest = "- apiGroups: [\"\", networking.k8s.io]\n  resources: [events, ingresses/status]\n  verbs: [create, patch]\n";
+    rig.apply(&role(""));
+    let kubeconfig = rig.account("agent");
+    let namespace = format!("--watch-namespace={}", rig.namespace);
+    let flags = [
+        namespace.as_str(),
+        "--ingress-class",
+        &rig.namespace,
+        "--publish-status-address=192.0.2.9",
+        "--election-ttl=6s",
+        "--status-update-interval=1",
+    ];
+    let env = [("POD_NAME", "edge-1"), ("POD_NAMESPACE", rig.namespace.as_str())];
+    let agent = Agent::start(&Start { kubeconfig: kubeconfig.path(), flags: &flags, env: &env });
+
+    agent.ask_until("/status", "no Lease", |page| {
+        page.contains("nobody is known to hold")
+            && page.contains("let our account get, create and update leases")
+    });
+    rig.apply(&role(leases));
+    agent.ask_until("/status", "neither status nor Events", |page| {
+        page.contains("written by this agent")
+            && page.contains("let our account patch ingresses/status")
+            && page.contains("let our account create and patch events")
+    });
+    let log = agent.log();
+    assert_eq!(log.matches("an Event was not told, nor will others be").count(), 1, "{log}");
+    rig.apply(&role(&format!("{leases}{rest}")));
+    until_status(&rig, "web", "granted", &json!({"ingress": [{"ip": "192.0.2.9"}]}));
+    agent.ask_until("/status", "status is written", |page| !page.contains("patch ingresses/status"));
+}

@@ -135,18 +135,23 @@ impl LiveAgent {
 
     fn status(&self) -> status::Status {
         let datapath = self.datapath();
+        let reporter = self.reporter.as_ref();
+        let of_datapath = datapath.iter().flat_map(|datapath| datapath.problems());
         status::Status::new(status::Parts {
             takeovers: self.takeovers,
             uptime: self.started.elapsed(),
             source: &self.source,
-            age: self.reporter.as_ref().map(|reporter| reporter.age()),
+            age: reporter.map(|reporter| reporter.age()),
+            lease: reporter.and_then(|reporter| reporter.lease()),
             state: &self.state(),
             l7: &self.l7(),
             unwell: &self.unwell(),
             listeners: self.proxy.addrs(),
             datapath: datapath.as_ref().map(|datapath| datapath.status()),
             announced: &self.announcer.announced(),
-            extra_problems: datapath.as_ref().map(|datapath| datapath.problems()).unwrap_or_default(),
+            extra_problems: of_datapath
+                .chain(reporter.into_iter().flat_map(|reporter| reporter.problems()))
+                .collect(),
         })
     }
 }

@@ -11,8 +11,8 @@ use super::StartError;
 use super::desired::State;
 use crate::cluster::{self, Cluster, Followed, Report, Writing};
 use crate::config::{ClusterConfig, Config, TranslateConfig};
-use crate::model::ObjectName;
 use crate::model::report::Metric;
+use crate::model::{ObjectName, Problem};
 use crate::objects::{Loaded, Refer};
 use crate::webhook::authority;
 use crate::{manifests, translate};
@@ -240,6 +240,19 @@ impl Reporter {
     /// Leaves everything to a successor, which is who we are.
     pub(super) fn leave(&self) {
         self.writing.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+
+    /// The Lease by whose holder all is written; `None`: nobody is asked.
+    pub(super) fn lease(&self) -> Option<(String, Option<cluster::Holder>)> {
+        let writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let (name, holder) = writing.as_ref()?.lease()?;
+        Some((name.to_owned(), holder))
+    }
+
+    /// What the API server does not let us write.
+    pub(super) fn problems(&self) -> Vec<Problem> {
+        let writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        writing.iter().flat_map(Writing::problems).collect()
     }
 
     /// Seconds since the API server last confirmed what we know of it.

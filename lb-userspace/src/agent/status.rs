@@ -9,13 +9,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::Serialize;
 
 use super::desired::State;
-use crate::datapath;
 use crate::datapath::kernel::Translated;
 use crate::model::announce::Announced;
 use crate::model::health::{Finding, Unwell};
 use crate::model::l4::Listener;
 use crate::model::l7::{Action, L7, PathMatch};
 use crate::model::{Problem, Severity};
+use crate::{cluster, datapath};
 
 /// Everything `penstock status` tells.
 #[derive(Debug, Serialize)]
@@ -27,6 +27,8 @@ pub(super) struct Status {
     manifests: String,
     /// Seconds since the cluster that the objects come from was last heard.
     cluster_age_seconds: Option<u64>,
+    /// Whose holder writes status and Events.
+    lease: Option<LeaseStatus>,
     generation: u64,
     snapshot_age_seconds: u64,
     listeners: Vec<ListenerStatus>,
@@ -37,6 +39,14 @@ pub(super) struct Status {
     certificates: Vec<CertificateStatus>,
     last_good: Vec<LastGood>,
     problems: Vec<ProblemStatus>,
+}
+
+#[derive(Debug, Serialize)]
+struct LeaseStatus {
+    name: String,
+    /// Empty: nobody is known to.
+    holder: String,
+    is_us: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -121,6 +131,8 @@ pub(super) struct Parts<'a> {
     pub(super) source: &'a str,
     /// Of a cluster: seconds since it was last heard.
     pub(super) age: Option<u64>,
+    /// Name of the Lease and who holds it, where one decides who writes.
+    pub(super) lease: Option<(String, Option<cluster::Holder>)>,
     pub(super) state: &'a State,
     /// With the addresses of names.
     pub(super) l7: &'a L7,
@@ -129,7 +141,7 @@ pub(super) struct Parts<'a> {
     pub(super) listeners: Vec<(Listener, SocketAddr)>,
     pub(super) datapath: Option<datapath::Status>,
     pub(super) announced: &'a [Arc<Announced>],
-    /// Problems that only the running datapath knows.
+    /// Problems that only show while the agent runs.
     pub(super) extra_problems: Vec<Problem>,
 }
 
@@ -140,6 +152,7 @@ impl Status {
             uptime,
             source,
             age,
+            lease,
             state,
             l7,
             unwell,
@@ -155,6 +168,7 @@ impl Status {
             uptime_seconds: uptime.as_secs(),
             manifests: source.to_owned(),
             cluster_age_seconds: age,
+            lease: lease.map(LeaseStatus::new),
             generation: state.generation,
             snapshot_age_seconds: state.at.elapsed().unwrap_or_default().as_secs(),
             listeners: listeners
@@ -241,6 +255,13 @@ fn certificates(l7: &L7) -> Vec<CertificateStatus> {
         .collect()
 }
 
+impl LeaseStatus {
+    fn new((name, holder): (String, Option<cluster::Holder>)) -> Self {
+        let (holder, is_us) = holder.map_or_else(Default::default, |holder| (holder.identity, holder.is_us));
+        Self { name, holder, is_us }
+    }
+}
+
 impl AnnouncedStatus {
     fn new(announced: &Announced) -> Self {
         let Announced { interface, own: _, trouble, members, holders } = announced;
@@ -280,6 +301,18 @@ impl Display for Status {
         )?;
         if let Some(age) = self.cluster_age_seconds {
             writeln!(f, "the API server last confirmed what is known of the cluster {age} s ago")?;
+        }
+        match &self.lease {
+            None => {}
+            Some(LeaseStatus { name, is_us: true, .. }) => {
+                writeln!(f, "status and Events are written by this agent, which holds the Lease {name}")?;
+            }
+            Some(LeaseStatus { name, holder, .. }) if holder.is_empty() => {
+                writeln!(f, "status and Events are not written: nobody is known to hold the Lease {name}")?;
+            }
+            Some(LeaseStatus { name, holder, .. }) => {
+                writeln!(f, "status and Events are written by {holder}, which holds the Lease {name}")?;
+            }
         }
         let listeners = self.listeners.iter().map(|l| vec![l.scheme.to_owned(), l.addr.to_string()]);
         section(f, "listeners", &["scheme", "address"], listeners)?;

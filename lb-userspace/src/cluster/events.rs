@@ -14,11 +14,12 @@ use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 use tokio::sync::watch;
 use tokio::time::{Duration, Instant, sleep_until, timeout};
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::Report;
 use super::failure::{Failure, Why};
 use super::hub::Aside;
+use super::write_health::{Work, WriteHealth};
 use crate::model::{ObjectName, Problem, Severity};
 use crate::objects::{Key, Kind, Object};
 
@@ -32,6 +33,11 @@ const BURST: u32 = 25;
 const PACE: Duration = Duration::from_millis(200);
 /// Events that wait at most; more are dropped and counted.
 const WAITING: usize = 1000;
+/// What passes within this as a rule is told only if it does not: objects of one application come one after the other,
+/// and slices and Secrets are made by controllers that take a while.
+const SETTLING: Duration = Duration::from_secs(5);
+/// Reasons of such problems.
+const FLEETING: [&str; 3] = ["no-endpoints", "missing-service", "missing-secret"];
 /// Longest wait for one to be taken.
 const ANSWER: Duration = Duration::from_secs(10);
 
@@ -46,6 +52,7 @@ pub(super) struct Recorder {
     pub(super) aside: watch::Receiver<Arc<Aside>>,
     pub(super) leads: watch::Receiver<bool>,
     pub(super) counts: Arc<Counts>,
+    pub(super) health: Arc<WriteHealth>,
     pub(super) memory: Memory,
 }
 
@@ -60,6 +67,8 @@ pub(super) struct Counts {
 #[derive(Default)]
 pub(super) struct Memory {
     told: BTreeMap<u64, Instant>,
+    /// What may pass, and since when it is there.
+    fleeting: BTreeMap<u64, Instant>,
     queue: VecDeque<What>,
     /// The report before, to see which Ingresses are new.
     before: Option<Arc<Report>>,
@@ -72,6 +81,8 @@ struct What {
     kind: &'static str,
     reason: String,
     message: String,
+    /// For how long it has to last before it is told.
+    patience: Duration,
 }
 
 impl What {
@@ -83,6 +94,33 @@ impl What {
     }
 }
 
+impl Memory {
+    /// What of all that is the case is to be told now: it was not yet, or long ago, and has lasted.
+    fn due(&mut self, all: Vec<What>, now: Instant) -> Vec<What> {
+        let (told, fleeting) = (std::mem::take(&mut self.told), std::mem::take(&mut self.fleeting));
+        let mut due = Vec::new();
+        for what in all {
+            let id = what.id();
+            if let Some(told) = told.get(&id).filter(|told| now.duration_since(**told) < REPEAT) {
+                self.told.insert(id, *told);
+                continue;
+            }
+            let since = fleeting.get(&id).copied().unwrap_or(now);
+            if !told.contains_key(&id) && now < since + what.patience {
+                self.fleeting.insert(id, since);
+            } else if self.told.insert(id, now).is_none() {
+                due.push(what);
+            }
+        }
+        due
+    }
+
+    /// When something has lasted long enough.
+    fn settled(&self) -> Option<Instant> {
+        self.fleeting.values().min().map(|since| *since + SETTLING)
+    }
+}
+
 impl Recorder {
     /// Until nobody reports any more.
     pub(super) async fn run(mut self) {
@@ -91,10 +129,12 @@ impl Recorder {
         let mut repeat = tokio::time::interval(REPEAT);
         loop {
             let next = (!self.memory.queue.is_empty()).then(|| allowance.next(Instant::now()));
+            let settled = self.memory.settled();
             let goes_on = tokio::select! {
                 changed = self.report.changed() => changed.is_ok(),
                 changed = self.leads.changed() => changed.is_ok(),
                 _ = repeat.tick() => true,
+                () = sleep_until(settled.unwrap_or_else(Instant::now)), if settled.is_some() => true,
                 () = sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {
                     if let Some(what) = self.memory.queue.pop_front() {
                         allowance.spend();
@@ -111,6 +151,7 @@ impl Recorder {
                 self.note(&report);
             } else {
                 self.memory = Memory::default();
+                self.health.done(Work::Events);
             }
             self.memory.before = Some(report);
         }
@@ -125,19 +166,11 @@ impl Recorder {
             let object = aside.refused.get(&key).cloned().or_else(|| report.loaded.objects.get(&key));
             all.extend(object.map(|object| of_problem(&object, problem)));
         }
-        let lasting: BTreeMap<u64, Instant> = all
-            .iter()
-            .filter_map(|what| Some((what.id(), *self.memory.told.get(&what.id())?)))
-            .filter(|(_, told)| told.elapsed() < REPEAT)
-            .collect();
-        self.memory.told = lasting;
+        let mut due = self.memory.due(all, Instant::now());
         if self.sync {
-            self.note_synced(report, &mut all);
+            self.note_synced(report, &mut due);
         }
-        for what in all {
-            if self.memory.told.insert(what.id(), Instant::now()).is_some() {
-                continue;
-            }
+        for what in due {
             if self.memory.queue.len() >= WAITING {
                 self.counts.dropped.fetch_add(1, Ordering::Relaxed);
             } else {
@@ -148,7 +181,7 @@ impl Recorder {
 
     /// Ingresses that came or changed since the report before. Of what was there when we began others
     /// have told.
-    fn note_synced(&self, report: &Report, all: &mut Vec<What>) {
+    fn note_synced(&self, report: &Report, due: &mut Vec<What>) {
         let Some(before) = &self.memory.before else { return };
         let (now, then) = (&report.loaded.objects.ingresses, &before.loaded.objects.ingresses);
         if now.ptr_eq(then) {
@@ -160,11 +193,12 @@ impl Recorder {
                 continue;
             }
             let object = Object::Ingress(Arc::clone(&ingress.object));
-            all.push(What {
+            due.push(What {
                 about: reference(&object),
                 kind: "Normal",
                 reason: "Sync".to_owned(),
                 message: "Scheduled for sync".to_owned(),
+                patience: Duration::ZERO,
             });
         }
     }
@@ -175,10 +209,22 @@ impl Recorder {
             Err(_) => Err(Failure::new(Why::Slow, "no answer in time")),
         };
         match outcome {
-            Ok(()) => drop(self.counts.told.fetch_add(1, Ordering::Relaxed)),
+            Ok(()) => {
+                self.counts.told.fetch_add(1, Ordering::Relaxed);
+                self.health.done(Work::Events);
+            }
             Err(failure) => {
                 self.counts.dropped.fetch_add(1, Ordering::Relaxed);
-                debug!(reason = failure.why.name(), failure.message, "an Event was not told");
+                // In a namespace that goes, nobody may write.
+                let is_ending = failure.message.contains("being terminated");
+                if !is_ending && self.health.failed(Work::Events, &failure) {
+                    warn!(
+                        reason = failure.why.name(),
+                        failure.message, "an Event was not told, nor will others be"
+                    );
+                } else {
+                    debug!(reason = failure.why.name(), failure.message, "an Event was not told");
+                }
             }
         }
     }
@@ -248,6 +294,7 @@ fn of_problem(object: &Object, problem: &Problem) -> What {
         kind: "Warning",
         reason: event_reason(object.kind(), field, reason),
         message: text,
+        patience: if FLEETING.contains(reason) { SETTLING } else { Duration::ZERO },
     }
 }
 
@@ -322,6 +369,32 @@ mod tests {
         ] {
             assert_eq!(event_reason(kind, field, reason), expected, "{field}");
         }
+    }
+
+    #[test]
+    fn what_usually_passes_is_told_when_it_has_lasted_and_anything_else_at_once() {
+        let what = |reason: &str, patience| What {
+            about: ObjectReference::default(),
+            kind: "Warning",
+            reason: reason.to_owned(),
+            message: String::new(),
+            patience,
+        };
+        let (lasts, fleeting) = (what("VipConflict", Duration::ZERO), what("NoEndpoints", SETTLING));
+        let both = || vec![lasts.clone(), fleeting.clone()];
+        let (mut memory, begun) = (Memory::default(), Instant::now());
+        let at = |seconds| begun + Duration::from_secs(seconds);
+
+        assert_eq!(memory.due(both(), at(0)), std::slice::from_ref(&lasts));
+        assert_eq!(memory.settled(), Some(at(5)));
+        // It passed, and comes again.
+        assert_eq!(memory.due(vec![lasts.clone()], at(2)), []);
+        assert_eq!(memory.due(both(), at(3)), []);
+        assert_eq!(memory.due(both(), at(7)), []);
+        assert_eq!(memory.due(both(), at(8)), std::slice::from_ref(&fleeting));
+        assert_eq!(memory.settled(), None);
+        assert_eq!(memory.due(both(), at(9)), []);
+        assert_eq!(memory.due(both(), at(8) + REPEAT), both());
     }
 
     #[test]

@@ -4,6 +4,8 @@
 //! Clocks of others are not believed: a Lease is given up by its holder when it has not changed for as
 //! long as it says, by our own clock.
 
+use std::sync::Arc;
+
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use k8s_openapi::jiff::Timestamp;
@@ -15,6 +17,7 @@ use tracing::{info, warn};
 
 use super::backoff::spread;
 use super::failure::{Failure, Why};
+use super::write_health::{Holder, Work, WriteHealth};
 
 /// Who stands for election, and for what.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,9 +36,14 @@ pub struct Election {
 type Seen = (Option<String>, Option<MicroTime>, Instant);
 
 /// Stands for election until nobody listens.
-pub(super) async fn stand(client: Client, election: Election, leads: watch::Sender<bool>) {
+pub(super) async fn stand(
+    client: Client,
+    election: Election,
+    leads: watch::Sender<bool>,
+    health: Arc<WriteHealth>,
+) {
     let api: Api<Lease> = Api::namespaced(client, &election.namespace);
-    let (mut seen, mut told): (Option<Seen>, Option<Why>) = (None, None);
+    let mut seen: Option<Seen> = None;
     // When we leave off, unless we renew it: sooner than others may take it.
     let mut end: Option<Instant> = None;
     while !leads.is_closed() {
@@ -48,14 +56,15 @@ pub(super) async fn stand(client: Client, election: Election, leads: watch::Send
             Err(_) => Err(Failure::new(Why::Slow, "no answer in time")),
         };
         match outcome {
-            Ok(holds) => {
-                end = holds.then(|| begun + election.ttl * 2 / 3);
-                told = None;
+            Ok(holder) => {
+                end = holder.is_us.then(|| begun + election.ttl * 2 / 3);
+                health.held(holder);
+                health.done(Work::Lease);
             }
             // Somebody wrote it since we read it, perhaps an earlier question of ours: read again.
             Err(failure) if failure.why == Why::Conflict => {}
             Err(failure) => {
-                if told.replace(failure.why) != Some(failure.why) {
+                if health.failed(Work::Lease, &failure) {
                     warn!(
                         lease = election.id,
                         reason = failure.why.name(),
@@ -100,8 +109,9 @@ pub(super) async fn release(client: Client, election: &Election) -> Result<(), F
     put(&api, &election.id, &lease).await
 }
 
-/// Renews what we hold, takes what nobody holds any more; whether we hold it now. A conflict is an error.
-async fn attempt(api: &Api<Lease>, election: &Election, seen: &mut Option<Seen>) -> Result<bool, Failure> {
+/// Renews what we hold, takes what nobody holds any more; who holds it now. A conflict is an error.
+async fn attempt(api: &Api<Lease>, election: &Election, seen: &mut Option<Seen>) -> Result<Holder, Failure> {
+    let us = || Holder { identity: election.identity.clone(), is_us: true };
     let now = MicroTime(Timestamp::now());
     let ours = |transitions, acquired: Option<MicroTime>| LeaseSpec {
         holder_identity: Some(election.identity.clone()),
@@ -119,20 +129,21 @@ async fn attempt(api: &Api<Lease>, election: &Election, seen: &mut Option<Seen>)
         };
         let lease = Lease { metadata, spec: Some(ours(0, None)) };
         let created = api.create(&PostParams::default(), &lease).await;
-        return created.map(|_| true).map_err(|error| Failure::of(&error));
+        return created.map(|_| us()).map_err(|error| Failure::of(&error));
     };
     let spec = lease.spec.take().unwrap_or_default();
     let transitions = spec.lease_transitions.unwrap_or(0);
     let holder = spec.holder_identity.clone().filter(|holder| !holder.is_empty());
     if holder.as_ref() == Some(&election.identity) {
         lease.spec = Some(ours(transitions, spec.acquire_time));
-        return put(api, &election.id, &lease).await.map(|()| true);
+        return put(api, &election.id, &lease).await.map(|()| us());
     }
-    if holder.is_some() && !is_over(&holder, &spec, election, seen) {
-        return Ok(false);
+    let over = is_over(&holder, &spec, election, seen);
+    if let Some(identity) = holder.filter(|_| !over) {
+        return Ok(Holder { identity, is_us: false });
     }
     lease.spec = Some(ours(transitions.saturating_add(1), None));
-    put(api, &election.id, &lease).await.map(|()| true)
+    put(api, &election.id, &lease).await.map(|()| us())
 }
 
 /// The holder has been silent for as long as it said it may be.

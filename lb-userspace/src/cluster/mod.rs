@@ -21,6 +21,7 @@ mod scope;
 mod status;
 mod store;
 mod write;
+mod write_health;
 
 #[cfg(test)]
 mod tests;
@@ -53,6 +54,7 @@ pub use lease::Election;
 pub use scope::{Beside, Scope};
 pub use status::StatusOptions;
 pub use write::{Report, WriteOptions, Writing, write};
+pub use write_health::Holder;
 
 /// News that wait for the hub; beyond, who follows waits.
 const WAITING: usize = 1024;

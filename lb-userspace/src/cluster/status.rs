@@ -25,6 +25,7 @@ use super::Report;
 use super::addresses::{self, Address, Pods};
 use super::failure::{Failure, Why};
 use super::hub::Aside;
+use super::write_health::{Work, WriteHealth};
 use crate::model::ObjectName;
 
 /// Written at a time.
@@ -62,6 +63,7 @@ pub(super) struct Writer {
     pub(super) report: watch::Receiver<Arc<Report>>,
     pub(super) aside: watch::Receiver<Arc<Aside>>,
     pub(super) leads: watch::Receiver<bool>,
+    pub(super) health: Arc<WriteHealth>,
     /// The pods of agents, as far as they were asked for.
     pub(super) pods: Option<Pods>,
     /// What we wrote last, to Ingresses.
@@ -105,6 +107,8 @@ impl Writer {
             if !*self.leads.borrow_and_update() {
                 self.written.clear();
                 self.balanced.clear();
+                self.health.done(Work::IngressStatus);
+                self.health.done(Work::ServiceStatus);
                 self.last = None;
                 continue;
             }
@@ -157,10 +161,13 @@ impl Writer {
         let outcome = write_all::<Service>(&self.client, values.collect()).await;
         self.balanced.extend(differ);
         if let Err((name, failure)) = outcome {
-            warn!(service = %name, reason = failure.why.name(), failure.message, "its status was not written");
+            if self.health.failed(Work::ServiceStatus, &failure) {
+                warn!(service = %name, reason = failure.why.name(), failure.message, "its status was not written");
+            }
             self.balanced.remove(&name);
             return Err(failure);
         }
+        self.health.done(Work::ServiceStatus);
         Ok(())
     }
 
@@ -182,10 +189,13 @@ impl Writer {
             self.written.insert(name, wanted.clone());
         }
         if let Err((name, failure)) = outcome {
-            warn!(ingress = %name, reason = failure.why.name(), failure.message, "its status was not written");
+            if self.health.failed(Work::IngressStatus, &failure) {
+                warn!(ingress = %name, reason = failure.why.name(), failure.message, "its status was not written");
+            }
             self.written.remove(&name);
             return Err(failure);
         }
+        self.health.done(Work::IngressStatus);
         Ok(())
     }
 

@@ -12,10 +12,11 @@ use tracing::warn;
 use super::events::{Counts, Memory, Recorder};
 use super::lease::{self, Election};
 use super::status::{StatusOptions, Writer};
+use super::write_health::{Holder, WriteHealth};
 use super::{Cluster, Followed};
 use crate::model::pool::Given;
 use crate::model::report::{Metric, MetricKind, Sample};
-use crate::model::{Names, ObjectName, Problems};
+use crate::model::{Names, ObjectName, Problem, Problems};
 use crate::objects::Loaded;
 
 /// Longest time for what is written at the end.
@@ -55,6 +56,7 @@ pub struct Writing {
     report: watch::Receiver<Arc<Report>>,
     aside: watch::Receiver<Arc<super::Aside>>,
     counts: Arc<Counts>,
+    health: Arc<WriteHealth>,
     tasks: JoinSet<()>,
 }
 
@@ -67,10 +69,10 @@ pub fn write(
 ) -> Writing {
     let client = cluster.client.clone();
     let (sender, leads) = watch::channel(options.election.is_none());
-    let mut tasks = JoinSet::new();
+    let (mut tasks, health) = (JoinSet::new(), Arc::<WriteHealth>::default());
     match &options.election {
         Some(election) => {
-            tasks.spawn(lease::stand(client.clone(), election.clone(), sender));
+            tasks.spawn(lease::stand(client.clone(), election.clone(), sender, Arc::clone(&health)));
         }
         None => {
             // For as long as somebody asks.
@@ -78,7 +80,8 @@ pub fn write(
         }
     }
     let counts = Arc::new(Counts::default());
-    let writing = Writing { client, options, leads, report, aside: followed.aside.clone(), counts, tasks };
+    let writing =
+        Writing { client, options, leads, report, aside: followed.aside.clone(), counts, health, tasks };
     writing.begin()
 }
 
@@ -95,6 +98,7 @@ impl Writing {
             aside: self.aside.clone(),
             leads: self.leads.clone(),
             counts: Arc::clone(&self.counts),
+            health: Arc::clone(&self.health),
             memory: Memory::default(),
         };
         self.tasks.spawn(recorder.run());
@@ -109,6 +113,7 @@ impl Writing {
             report: self.report.clone(),
             aside: self.aside.clone(),
             leads: self.leads.clone(),
+            health: Arc::clone(&self.health),
             pods: None,
             written: BTreeMap::new(),
             balanced: BTreeMap::new(),
@@ -136,6 +141,17 @@ impl Writing {
         if timeout(FAREWELL, farewell).await.is_err() {
             warn!("the API server did not take the farewell in time");
         }
+    }
+
+    /// The Lease by whose holder all is written, and who that is, where it is known; `None`: nobody is asked.
+    pub fn lease(&self) -> Option<(&str, Option<Holder>)> {
+        let election = self.options.election.as_ref()?;
+        Some((&election.id, self.health.holder()))
+    }
+
+    /// What cannot be written.
+    pub fn problems(&self) -> Vec<Problem> {
+        self.health.problems()
     }
 
     /// For `/metrics`.
