@@ -192,7 +192,10 @@ fn steering(tables: &Tables, book: &Book, balanced: &Balanced, now: u32) -> Vec<
     steps.push(step("backend", format!("{}{pool}: {why}", name(choice.backend))));
     steps.push(step("mode", mode(tables, choice.backend)));
     steps.push(step("next hop", next_hop(tables, choice.backend)));
-    if choice.other.0 != 0 {
+    // The tunnel alone has a place for the other owner.
+    let is_named = balanced.verdict == Verdict::PassedOn
+        || mode_of(tables, choice.backend) == Some(backend::Mode::Tunnel);
+    if choice.other.0 != 0 && is_named {
         let other = name(choice.other);
         let who = match balanced.verdict {
             Verdict::PassedOn => "this host, while it does not know the flow,",
@@ -253,20 +256,26 @@ fn lives(tables: &Tables, known: &Forward, flow: FiveTuple) -> bool {
 fn vip_detail(want: &Want, flow: FiveTuple, record: u32) -> String {
     let place = want::Place { addr: flow.dst.ip(), port: flow.dst.port(), protocol: flow.protocol };
     let Some(Target::Pool(id)) = want.vips.get(&place) else { return format!("record {record}") };
-    let pool = want.pools.get(id);
-    let modes: BTreeSet<&str> = pool
-        .into_iter()
-        .flat_map(|pool| pool.backends.values().map(|backend| backend.mode.as_str()))
-        .collect();
+    let vip = format!("{} {} belongs to {id}", flow.protocol, flow.dst);
+    let Some(pool) = want.pools.get(id).filter(|pool| !pool.backends.is_empty()) else {
+        let is_local = want.pools.get(id).is_some_and(|pool| !pool.reject);
+        let why =
+            if is_local { ": externalTrafficPolicy is Local, and no endpoint is on this node" } else { "" };
+        return format!("{vip}, which has no backends{why}");
+    };
+    let modes: BTreeSet<&str> = pool.backends.values().map(|backend| backend.mode.as_str()).collect();
     let modes = Vec::from_iter(modes).join(" and ");
-    let count = pool.map_or(0, |pool| pool.backends.len());
-    format!("{} {} belongs to {id}, mode {modes}, {count} backends", flow.protocol, flow.dst)
+    format!("{vip}, mode {modes}, {} backends", pool.backends.len())
+}
+
+fn mode_of(tables: &Tables, id: lb_common::BackendId) -> Option<backend::Mode> {
+    backend::Mode::from_number(backend::identity(&tables.backends, id).mode())
 }
 
 /// How packets reach a backend, and by which node.
 fn mode(tables: &Tables, id: lb_common::BackendId) -> String {
     let to = IpAddr::from(backend::addr(&tables.backends, id));
-    match backend::Mode::from_number(backend::identity(&tables.backends, id).mode()) {
+    match mode_of(tables, id) {
         Some(backend::Mode::L2) => "l2: by its MAC, addresses untouched".to_owned(),
         Some(backend::Mode::Ipip) => format!("ipip: wrapped for {to}"),
         Some(backend::Mode::Tunnel) => {
@@ -316,4 +325,77 @@ fn wire_flow(flow: FiveTuple) -> Flow {
 
 fn step(name: &str, detail: String) -> Step {
     Step { name: name.to_owned(), detail }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::ObjectName;
+    use crate::model::l4::{
+        self, Access, At, BackendState, Family, ForwardingMode, OnEmpty, PoolId, Vip, VipAddr, Weight,
+    };
+
+    /// A Service on 203.0.113.10:80 over these backends, all reached by `nat`.
+    fn web(backends: &[&str], empty: OnEmpty) -> L4 {
+        let (port, protocol, family) = (80, Protocol::Tcp, Family::V4);
+        let id = PoolId { service: ObjectName::new("shop", "web"), port, protocol, family };
+        let addr = VipAddr::Ip("203.0.113.10".parse().expect("address"));
+        let backend = l4::Backend {
+            weight: Weight(1),
+            state: BackendState::Active,
+            mode: ForwardingMode::Nat,
+            at: At::Elsewhere,
+        };
+        let backends = backends.iter().map(|addr| (addr.parse().expect("address"), backend));
+        let pool = l4::Pool {
+            vips: [(Vip { addr, port, protocol }, Access::Open)].into(),
+            backends: backends.collect(),
+            empty,
+            ..l4::Pool::default()
+        };
+        L4 { pools: [(id, pool)].into(), ..L4::default() }
+    }
+
+    fn flow(port: u16) -> FiveTuple {
+        format!("tcp 198.51.100.7:{port} > 203.0.113.10:80").parse().expect("a flow")
+    }
+
+    #[test]
+    fn a_service_without_backends_says_why_it_has_none() {
+        for (empty, expected) in [
+            (OnEmpty::Reject, "tcp 203.0.113.10:80 belongs to shop/web:80/tcp/v4, which has no backends"),
+            (
+                OnEmpty::Drop,
+                "tcp 203.0.113.10:80 belongs to shop/web:80/tcp/v4, which has no backends: externalTrafficPolicy is \
+                 Local, and no endpoint is on this node",
+            ),
+        ] {
+            let explained = explain_offline(&web(&[], empty), Some([7; 16]), flow(40_001));
+
+            let vip = explained.steps.iter().find(|step| step.name == "vip").map(|step| step.detail.as_str());
+            assert_eq!(vip, Some(expected));
+        }
+    }
+
+    #[test]
+    fn only_the_tunnel_gives_a_flow_a_second_chance() {
+        let (tables, mut book, ranges) =
+            (Tables::owned(), Book::new(HashKey::expand([7; 16])), Ranges::new());
+        let ways = ["10.0.0.1", "10.0.0.2"].map(|addr| addr.parse().expect("address"));
+        let ways = ways.map(|addr: IpAddr| (addr, Ok(unknown_way(addr)))).into();
+        let network = Network { ways, ..Network::default() };
+        let mut want = Want::default();
+        for backends in [&["10.0.0.1:80"][..], &["10.0.0.1:80", "10.0.0.2:80"]] {
+            want = want::join(&web(backends, OnEmpty::Reject), &network).0;
+            book.plan(&want, 0).ops.into_iter().for_each(|op| op.apply(&tables, &mut ()));
+        }
+        tables.store_settings(&Settings { key: HashKey::expand([7; 16]), ..Settings::default() });
+        let known = Known { tables: &tables, ranges: &ranges, book: &book, want: &want, now: 0 };
+
+        let explained = (40_000..40_100).map(|port| format!("{:?}", explain(known, flow(port), |_| None)));
+
+        let contested: Vec<_> = explained.filter(|text| text.contains("contested")).collect();
+        assert!(!contested.is_empty());
+        assert!(!contested.iter().any(|text| text.contains("second chance")), "{contested:?}");
+    }
 }

@@ -32,7 +32,8 @@ pub(super) fn attach(engine: &mut Engine, interface: &Interface, how: Attach) ->
     if how == Attach::Native || how == Attach::Auto && before != Some(Attached::Generic) {
         match engine.kernel.attach(name, *ifindex, Attached::Native) {
             Ok(()) => return Ok(Attached::Native),
-            Err(error) if how == Attach::Native => return Err(error),
+            // What else sits there is in the way of either.
+            Err(error) if how == Attach::Native || error.is_in_the_way() => return Err(error),
             Err(error) => warn!(
                 interface = name,
                 %error,

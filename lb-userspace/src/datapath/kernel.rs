@@ -5,6 +5,7 @@ mod capture;
 mod inherit;
 mod measure;
 mod out;
+pub(super) mod refusal;
 mod tables;
 mod tunnel;
 

@@ -104,9 +104,7 @@ pub enum Error {
     #[error("the kernel object has no usable {0}; it belongs to another version")]
     Object(&'static str),
     /// The kernel refused a program or a map.
-    #[error(
-        "load {program}: {source}; needs root or CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON, Linux 5.18 or newer"
-    )]
+    #[error("load {program}: {}", kernel::refusal::told(source.as_ref()))]
     Load {
         /// Which.
         program: &'static str,
@@ -142,6 +140,14 @@ pub enum Error {
     /// The SNAT range is empty.
     #[error("nat ports {0}-{1}: the range is empty; allowed: FIRST-LAST, 1 to 65535")]
     NatPorts(u16, u16),
+}
+
+impl Error {
+    /// Something is there already, as another program on an interface.
+    pub(crate) fn is_in_the_way(&self) -> bool {
+        let Self::System { source, .. } = self else { return false };
+        matches!(source.raw_os_error(), Some(libc::EBUSY | libc::EEXIST))
+    }
 }
 
 /// The running datapath.

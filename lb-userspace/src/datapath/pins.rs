@@ -196,6 +196,15 @@ fn mount(bpffs: &Path) -> Result<(), Error> {
     if is_mounted(bpffs) {
         return Ok(());
     }
+    let is_empty = fs::read_dir(bpffs).is_ok_and(|mut entries| entries.next().is_none());
+    if !is_empty {
+        return Err(Error::System {
+            call: "mount a BPF file system on",
+            object: bpffs.display().to_string(),
+            source: io::ErrorKind::DirectoryNotEmpty.into(),
+            hint: "it would hide what is there; name an empty directory with --bpffs",
+        });
+    }
     let flags = rustix::mount::MountFlags::NOSUID
         | rustix::mount::MountFlags::NODEV
         | rustix::mount::MountFlags::NOEXEC;
@@ -248,5 +257,20 @@ mod tests {
         for (line, place) in table {
             assert_eq!(bpf_mount(line.as_bytes()), place.map(PathBuf::from), "{line}");
         }
+    }
+
+    #[test]
+    fn a_directory_that_is_no_bpf_file_system_stays_what_it_is() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (full, missing) = (dir.path().join("manifests"), dir.path().join("missing"));
+        fs::create_dir(&full).expect("created");
+        fs::write(full.join("a.yaml"), "").expect("written");
+
+        let removed = remove_from(&missing).expect("nothing to remove");
+        let refused = mount(&full).expect_err("not to be hidden").to_string();
+
+        assert_eq!(removed, None);
+        assert!(refused.contains("it would hide what is there"), "{refused}");
+        assert!(full.join("a.yaml").exists() && !missing.exists());
     }
 }

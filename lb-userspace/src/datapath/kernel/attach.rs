@@ -62,7 +62,7 @@ impl Kernel {
         let link = link.map_err(|error| {
             let source = io_error(error);
             let hint = match source.raw_os_error() {
-                Some(libc::EBUSY) => {
+                Some(libc::EBUSY | libc::EEXIST) => {
                     "another XDP program is attached: see ip link show; penstock detach removes ours"
                 }
                 Some(libc::EPERM) => "needs CAP_NET_ADMIN and CAP_BPF",

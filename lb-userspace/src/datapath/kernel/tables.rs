@@ -6,7 +6,6 @@
 //! number that nothing else uses ([`maps::TABLES_ADDRESS`]), and here the loads of it become what
 //! they stand for, before aya sees the object.
 
-use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::PathBuf;
 
@@ -64,8 +63,7 @@ fn link(object: &mut [u8], fd: i32) -> usize {
 }
 
 fn failed(error: MapError) -> Error {
-    let source = io::Error::other(error);
-    Error::System { call: "make or open", object: maps::TABLES.to_owned(), source, hint: "" }
+    Error::Load { program: maps::TABLES, source: Box::new(error.into()) }
 }
 
 #[cfg(test)]

@@ -1,0 +1,102 @@
+//! Why the kernel refused a program or a map, in a line that an operator can act on. aya keeps the error number in
+//! the depth of its errors, and the verifier's words are pages long.
+
+use std::error::Error;
+use std::io;
+
+use aya::maps::MapError;
+use aya::programs::ProgramError;
+
+const PERMISSION: &str = "needs root or CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON";
+
+/// The cause with its error number, and what would help where that is known.
+pub(in crate::datapath) fn told(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut number = None;
+    let mut next = Some(error);
+    while let Some(current) = next {
+        if let Some(ProgramError::LoadError { io_error, verifier_log }) = current.downcast_ref() {
+            let log = verifier_log.to_string();
+            let said = last_words(&log);
+            text = format!("{io_error}{}{said}", if said.is_empty() { "" } else { ": " });
+            number = io_error.raw_os_error();
+            break;
+        }
+        // It hides itself among its causes.
+        let io_error = match current.downcast_ref() {
+            Some(MapError::IoError(error)) => Some(error),
+            _ => current.downcast_ref::<io::Error>(),
+        };
+        if let Some(io_error) = io_error {
+            let said = io_error.to_string();
+            if !text.contains(&said) {
+                text = format!("{text}: {said}");
+            }
+            number = io_error.raw_os_error().or(number);
+        }
+        next = current.source();
+    }
+    match number.map_or("", hint) {
+        "" => text,
+        hint => format!("{text}; {hint}"),
+    }
+}
+
+fn hint(number: i32) -> &'static str {
+    match number {
+        libc::EPERM => PERMISSION,
+        // The verifier, which without CAP_PERFMON forbids more; or a security module.
+        libc::EACCES => "needs root or CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON, Linux 5.18 or newer",
+        libc::EMFILE | libc::ENFILE => {
+            "more open files are needed: raise the limit (ulimit -n, LimitNOFILE=)"
+        }
+        libc::ENOMEM => "more memory is needed, or a smaller --flow-entries",
+        libc::EINVAL | libc::ENOSYS | libc::EOPNOTSUPP | libc::E2BIG => "needs Linux 5.18 or newer",
+        _ => "",
+    }
+}
+
+/// What the verifier stumbled over; its statistics follow it.
+fn last_words(log: &str) -> &str {
+    let is_statistics = |line: &&str| {
+        ["processed ", "verification time", "stack depth"].iter().any(|it| line.starts_with(it))
+    };
+    let mut lines = log.lines().map(str::trim).filter(|line| !line.is_empty() && !is_statistics(line));
+    lines.next_back().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_names_its_error_number_and_what_helps_against_that() {
+        let refused = |number| MapError::CreateError {
+            name: "TABLES".to_owned(),
+            io_error: io::Error::from_raw_os_error(number),
+        };
+        let in_depth = aya::EbpfError::MapError(refused(libc::EMFILE));
+
+        assert_eq!(
+            told(&refused(libc::EPERM)),
+            "failed to create map `TABLES`: Operation not permitted (os error 1); needs root or CAP_BPF, CAP_NET_ADMIN \
+             and CAP_PERFMON"
+        );
+        assert_eq!(
+            told(&in_depth),
+            "map error: failed to create map `TABLES`: Too many open files (os error 24); more open files are needed: \
+             raise the limit (ulimit -n, LimitNOFILE=)"
+        );
+        let hidden = MapError::IoError(io::Error::from_raw_os_error(libc::EPERM));
+        assert_eq!(told(&hidden), format!("Operation not permitted (os error 1); {PERMISSION}"));
+    }
+
+    #[test]
+    fn of_the_verifiers_pages_the_line_counts_that_says_no() {
+        let log = "0: R1=ctx() R10=fp0\n12: (1d) if r1 == r2 goto pc+3\nR1 pointer comparison prohibited\nprocessed 13 \
+                   insns (limit 1000000) max_states_per_insn 0\n\n";
+
+        assert_eq!(last_words(log), "R1 pointer comparison prohibited");
+        assert_eq!(last_words(""), "");
+    }
+}
