@@ -20,6 +20,7 @@ mod metering;
 mod run;
 mod simulate;
 mod started;
+mod top;
 
 /// Load balancer for Kubernetes edges and bare-metal hosts: L4 in the kernel by XDP, L7 and TLS
 /// for the flows the kernel punts up.
@@ -32,7 +33,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Balance and serve what the manifests of a directory describe
+    /// Balance and serve what the manifests of a directory or the objects of a cluster describe
     // A Deployment of ingress-nginx begins its arguments with the name of that binary.
     #[command(alias = "/nginx-ingress-controller", args_override_self = true)]
     Run(Box<run::RunArgs>),
@@ -42,6 +43,8 @@ enum Command {
     Explain(explain::ExplainArgs),
     /// Show VIPs, backends, routes, certificates and problems of the live agent
     Status(StatusArgs),
+    /// Show the busiest VIPs and backends of the live agent, again and again
+    Top(top::TopArgs),
     /// Remove what an agent that ended left in the kernel: programs, maps, local routes
     Detach(DetachArgs),
     /// Show packets that the kernel program forwarded, passed or dropped, which tcpdump cannot see
@@ -64,7 +67,7 @@ struct StatusArgs {
     #[arg(long, value_name = "ADDR:PORT", env = "PENSTOCK_ADMIN", default_value = "127.0.0.1:10254")]
     admin: String,
     /// How to print the answer
-    #[arg(long, value_enum, default_value_t = Format::Text)]
+    #[arg(long, value_enum, default_value_t = Format::Text, alias = "output")]
     format: Format,
 }
 
@@ -86,6 +89,7 @@ pub fn main() -> ExitCode {
         Command::Check(args) => check::check(args),
         Command::Explain(args) => explain::explain(args),
         Command::Status(args) => status(args),
+        Command::Top(args) => top::top(args),
         Command::Detach(args) => detach(args),
         Command::Capture(args) => capture::capture(args),
         Command::Simulate(command) => simulate::simulate(command),

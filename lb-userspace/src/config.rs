@@ -463,4 +463,18 @@ mod tests {
 
         assert!(error.contains("wokers"), "{error}");
     }
+
+    #[test]
+    fn a_file_with_a_wrong_value_says_where_the_right_ones_are_listed() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let path = dir.path().join("penstock.yaml");
+        for text in ["workers: many\n", "workers: 1\nworkers: 2\n"] {
+            std::fs::write(&path, text).expect("write");
+
+            let error = resolve(with_manifests(), Some(&path)).expect_err("refused").to_string();
+
+            assert!(error.contains("line ") && error.ends_with("see `penstock run --help`"), "{error}");
+            assert!(!error.contains("DuplicateKeyPolicy"), "{error}");
+        }
+    }
 }

@@ -17,6 +17,9 @@ pub enum StartError {
     /// The manifests cannot be read at all.
     #[error("--manifests: {0}")]
     Manifests(#[from] manifests::Error),
+    /// What was named on the command line cannot be read.
+    #[error("{0}")]
+    Paths(manifests::Error),
     /// The cluster cannot be asked.
     #[error("cluster: {0}")]
     Cluster(#[from] cluster::Error),
@@ -34,7 +37,10 @@ pub enum StartError {
     #[error("listen: {0}")]
     Listen(#[from] l7::Error),
     /// The admin endpoint cannot be opened.
-    #[error("--admin {addr}: {source}")]
+    #[error(
+        "--admin {addr}: {source}{}",
+        if source.kind() == std::io::ErrorKind::AddrInUse { "; another program listens there (`ss -ltnp` names it)" } else { "" }
+    )]
     Admin {
         /// The address.
         addr: SocketAddr,
@@ -58,6 +64,9 @@ pub enum StartError {
     /// The kernel part cannot start.
     #[error("datapath: {0}; --datapath off serves L7 without the kernel part")]
     Datapath(#[from] datapath::Error),
+    /// What an agent left cannot be removed.
+    #[error("{0}")]
+    Detach(datapath::Error),
     /// The agent that runs is not taken over.
     #[error("--takeover: {0}")]
     Takeover(takeover::Error),
@@ -75,9 +84,9 @@ impl StartError {
         match self {
             Self::Usage(_) => 2,
             Self::Config(_) | Self::WebhookWithoutCluster | Self::WebhookCertificate(_) => 64,
-            Self::Manifests(_) | Self::Cluster(_) | Self::Silent { .. } => 65,
+            Self::Manifests(_) | Self::Paths(_) | Self::Cluster(_) | Self::Silent { .. } => 65,
             Self::Listen(_) | Self::Admin { .. } | Self::Webhook { .. } => 66,
-            Self::Datapath(_) => 67,
+            Self::Datapath(_) | Self::Detach(_) => 67,
             Self::Live(_) => 68,
             Self::Runtime(_) => 69,
             Self::Takeover(_) => 70,

@@ -68,13 +68,16 @@ pub fn run(config: Config) -> Result<(), StartError> {
 pub fn detach(bpffs: Option<&std::path::Path>) -> Result<datapath::Detached, StartError> {
     start_logging();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    Ok(runtime.map_err(StartError::Runtime)?.block_on(datapath::detach(bpffs))?)
+    runtime.map_err(StartError::Runtime)?.block_on(datapath::detach(bpffs)).map_err(StartError::Detach)
 }
 
 /// The story of a process: start, follow changes, and end by draining or by leaving everything to a successor.
 async fn serve(config: Config) -> Result<(), StartError> {
     for flag in &config.idle_flags {
         info!(flag = flag.name, instead = flag.instead, "a flag of ingress-nginx that changes nothing here");
+    }
+    if config.manifests.is_some() && config.cluster.kubeconfig.is_some() {
+        warn!("objects are read from --manifests; --kubeconfig changes nothing beside it");
     }
     let mut signals = Signals::take_over().map_err(StartError::Runtime)?;
     let Some(mut started) = start(config, &mut signals).await? else { return Ok(()) };
@@ -404,10 +407,21 @@ fn announce(agent: &Running, source: &str, admin: std::net::SocketAddr) {
     info!(%admin, source, datapath, pid = std::process::id(), "ready");
 }
 
+/// Each attempt to reach an API server that fails is an error of that client, several times a second and without the
+/// server's name; we tell ourselves what is not heard, once.
+const USUAL_LOG: &str = "info,kube_client::client::builder=off";
+
 fn start_logging() {
     use std::io::IsTerminal as _;
-    let filter = tracing_subscriber::EnvFilter::try_from_env("PENSTOCK_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let (filter, refused) = match tracing_subscriber::EnvFilter::try_from_env("PENSTOCK_LOG") {
+        Ok(filter) => (filter, None),
+        // Not given is no mistake.
+        Err(error) => {
+            let refused =
+                std::error::Error::source(&error).is_none_or(|cause| !cause.is::<std::env::VarError>());
+            (tracing_subscriber::EnvFilter::new(USUAL_LOG), refused.then_some(error))
+        }
+    };
     let ansi = std::io::stderr().is_terminal();
     // Fails only when a test in the same process was first; its subscriber then stays.
     let _ = tracing_subscriber::fmt()
@@ -415,4 +429,7 @@ fn start_logging() {
         .with_ansi(ansi)
         .with_writer(std::io::stderr)
         .try_init();
+    if let Some(error) = refused {
+        warn!(%error, "PENSTOCK_LOG cannot be read, so the log is as without it");
+    }
 }

@@ -12,6 +12,15 @@ use crate::objects::{Bystander, Loaded};
 use crate::translate::Translated;
 use crate::{check, datapath, dns, l7, manifests, translate};
 
+/// Whether somebody said on which node objects are looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OwnNode {
+    /// That it has no Node object is worth telling.
+    Named,
+    /// The host on which it is asked has the name, and need be no node.
+    Guessed,
+}
+
 /// Files to make a report of.
 pub struct Files {
     files: manifests::Files,
@@ -20,7 +29,10 @@ pub struct Files {
 
 /// Reads what is under these paths (`-`: one file on standard input).
 pub fn read(paths: &[PathBuf]) -> Result<Files, StartError> {
-    let files = read_all(paths)?;
+    let files = read_all(paths).map_err(|error| match error {
+        StartError::Manifests(error) => StartError::Paths(error),
+        other => other,
+    })?;
     let bystanders = files.bystanders();
     Ok(Files { files, bystanders })
 }
@@ -37,11 +49,13 @@ pub fn check(
     files: Files,
     meaning: &TranslateConfig,
     datapath: DatapathMode,
+    own: OwnNode,
     started: &[check::Started],
 ) -> check::Report {
     let options = with_datapath(meaning, datapath);
     let Files { files, bystanders } = files;
-    report(&files.load(translate::admission(&options)), &bystanders, started, &options)
+    let loaded = files.load(translate::admission(&options));
+    report(&loaded, &bystanders, started, options, own)
 }
 
 fn with_datapath(meaning: &TranslateConfig, datapath: DatapathMode) -> translate::Options {
@@ -53,6 +67,7 @@ pub fn check_cluster(
     cluster: &ClusterConfig,
     meaning: &TranslateConfig,
     datapath: DatapathMode,
+    own: OwnNode,
     patience: Duration,
 ) -> Result<check::Report, StartError> {
     let options = with_datapath(meaning, datapath);
@@ -60,15 +75,19 @@ pub fn check_cluster(
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let loaded =
         runtime.map_err(StartError::Runtime)?.block_on(source::once(cluster, meaning, &options, patience))?;
-    Ok(report(&loaded, &[], &[], &options))
+    Ok(report(&loaded, &[], &[], options, own))
 }
 
 fn report(
     loaded: &Loaded,
     bystanders: &[Bystander],
     started: &[check::Started],
-    options: &translate::Options,
+    mut options: translate::Options,
+    own: OwnNode,
 ) -> check::Report {
+    let is_node = |name: &String| loaded.objects.nodes.contains_key(name);
+    options.node = options.node.filter(|name| own == OwnNode::Named || is_node(name));
+    let options = &options;
     let translated = translate::translate(&loaded.objects, options);
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     check::report(&check::Input {
@@ -149,6 +168,23 @@ fn read_all(paths: &[PathBuf]) -> Result<manifests::Files, StartError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nodes_are_checked_on_a_host_that_is_none_of_them() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let nodes = "apiVersion: v1\nkind: Node\nmetadata: {name: edge-1}\n";
+        std::fs::write(dir.path().join("nodes.yaml"), nodes).expect("a file");
+        let meaning =
+            TranslateConfig { node_name: Some("a-laptop".to_owned()), ..TranslateConfig::default() };
+        let needs_action = |own| {
+            let files = read(&[dir.path().to_owned()]).expect("files");
+            let report = super::check(files, &meaning, DatapathMode::Auto, own, &[]);
+            report.reaches(check::Verdict::NeedsAction)
+        };
+
+        assert!(!needs_action(OwnNode::Guessed));
+        assert!(needs_action(OwnNode::Named));
+    }
 
     #[test]
     fn what_is_served_by_dns_is_explained_though_nobody_is_asked() {

@@ -9,6 +9,7 @@ use clap::{Args, ValueEnum};
 
 use super::meaning::{MeaningArgs, meaning};
 use super::{print_out, started};
+use crate::agent::offline::OwnNode;
 use crate::agent::{self, StartError};
 use crate::check::{Paint, Style, Verdict, render_json, render_junit, render_text};
 use crate::config::{self, DatapathMode, Settings};
@@ -90,6 +91,7 @@ impl FailOn {
 /// Prints the report.
 pub(super) fn check(args: CheckArgs) -> Result<ExitCode, StartError> {
     let datapath = args.datapath.unwrap_or(DatapathMode::Auto);
+    let own = if args.meaning.names_node() { OwnNode::Named } else { OwnNode::Guessed };
     let report = if args.cluster {
         let settings = Settings {
             // Not that they are read: what is read is said by --cluster.
@@ -100,7 +102,7 @@ pub(super) fn check(args: CheckArgs) -> Result<ExitCode, StartError> {
         };
         let config = config::resolve(settings, None).map_err(StartError::Config)?;
         let patience = Duration::from_secs(args.timeout);
-        agent::offline::check_cluster(&config.cluster, &config.translate, datapath, patience)?
+        agent::offline::check_cluster(&config.cluster, &config.translate, datapath, own, patience)?
     } else {
         let files = agent::offline::read(&args.paths)?;
         let controllers = files.controllers();
@@ -110,7 +112,7 @@ pub(super) fn check(args: CheckArgs) -> Result<ExitCode, StartError> {
             Some((adopted, hint)) => (args.meaning.or(adopted), Some(hint)),
             None => (args.meaning, None),
         };
-        let mut report = agent::offline::check(files, &meaning(as_meant)?, datapath, &started);
+        let mut report = agent::offline::check(files, &meaning(as_meant)?, datapath, own, &started);
         report.hints.extend(hint);
         report
     };

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::flags::boolean;
+use super::flags::{boolean, seconds};
 use crate::config::Settings;
 
 #[derive(Debug, Args)]
@@ -35,7 +35,7 @@ pub(super) struct ClusterArgs {
           num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     update_status_on_shutdown: Option<bool>,
     /// How often status is compared with what it should be [default: 60]
-    #[arg(long, value_name = "SECONDS", env = "PENSTOCK_STATUS_UPDATE_INTERVAL")]
+    #[arg(long, value_name = "SECONDS", env = "PENSTOCK_STATUS_UPDATE_INTERVAL", value_parser = seconds::<u64>)]
     status_update_interval: Option<u64>,
     /// Addresses and names for that status, with commas [default: those of --publish-service, else of
     /// the nodes]

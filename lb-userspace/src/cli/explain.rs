@@ -36,7 +36,7 @@ pub(super) struct ExplainArgs {
     #[arg(long, value_name = "ADDR:PORT", env = "PENSTOCK_ADMIN", default_value = "127.0.0.1:10254")]
     admin: String,
     /// How to print the answer
-    #[arg(long, value_enum, default_value_t = Format::Text)]
+    #[arg(long, value_enum, default_value_t = Format::Text, alias = "output")]
     format: Format,
     #[command(flatten)]
     meaning: MeaningArgs,

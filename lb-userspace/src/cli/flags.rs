@@ -2,6 +2,8 @@
 //! are made of it, so that the arguments of an existing Deployment start Penstock unchanged; so is the
 //! page of the documentation.
 
+use std::str::FromStr;
+
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, CommandFactory as _, FromArgMatches};
 
@@ -197,6 +199,21 @@ pub(super) fn boolean(text: &str) -> Result<bool, String> {
     }
 }
 
+/// A port, which is refused with what is allowed, as the next ones.
+pub(super) fn port(text: &str) -> Result<u16, String> {
+    text.parse().map_err(|_| "allowed: a port, up to 65535".to_owned())
+}
+
+/// So many of something.
+pub(super) fn count<T: FromStr>(text: &str) -> Result<T, String> {
+    text.parse().map_err(|_| "allowed: a whole number".to_owned())
+}
+
+/// So many seconds.
+pub(super) fn seconds<T: FromStr>(text: &str) -> Result<T, String> {
+    text.parse().map_err(|_| "allowed: a whole number of seconds, without a unit".to_owned())
+}
+
 /// What `--help` says of a flag of `penstock run`; `None`: it has none of this name to show.
 pub fn help(name: &str) -> Option<String> {
     shown().into_iter().find(|(shown, _)| shown == name).map(|(_, help)| help)
@@ -285,6 +302,22 @@ mod tests {
                 let expected: &[&str] = if matches!(fate, Honoured) { &[] } else { &[name] };
                 assert_eq!(idle, expected, "{args:?}");
             }
+        }
+    }
+
+    #[test]
+    fn what_is_no_number_is_refused_with_what_is_allowed() {
+        for (flag, expected) in [
+            ("--grace-seconds=5m", "allowed: a whole number of seconds, without a unit"),
+            ("--drain-seconds=-1", "allowed: a whole number of seconds, without a unit"),
+            ("--status-update-interval=1s", "allowed: a whole number of seconds, without a unit"),
+            ("--flow-entries=x", "allowed: a whole number"),
+            ("--workers=many", "allowed: a whole number"),
+            ("--http-port=65536", "allowed: a port, up to 65535"),
+        ] {
+            let refused = Cli::try_parse_from(["penstock", "run", flag]).expect_err(flag).to_string();
+
+            assert!(refused.contains(expected), "{flag}: {refused}");
         }
     }
 

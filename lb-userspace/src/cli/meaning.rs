@@ -111,6 +111,11 @@ impl MeaningArgs {
         }
     }
 
+    /// Somebody said which node we are.
+    pub(super) fn names_node(&self) -> bool {
+        self.node_name.as_ref().is_some_and(|name| !name.is_empty())
+    }
+
     pub(super) fn into_settings(self) -> Settings {
         Settings {
             publish_service: self.publish_service,

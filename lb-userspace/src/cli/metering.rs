@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::flags::boolean;
+use super::flags::{boolean, count};
 use crate::config::Settings;
 
 #[derive(Debug, Args)]
@@ -36,7 +36,7 @@ pub(super) struct MeteringArgs {
     size_buckets: Option<String>,
     /// Most combinations of labels that are kept apart, in each worker; what is beyond is counted with
     /// the label values `overflow` [default: 10000]
-    #[arg(long, value_name = "N", env = "PENSTOCK_METRICS_SERIES")]
+    #[arg(long, value_name = "N", env = "PENSTOCK_METRICS_SERIES", value_parser = count::<usize>)]
     metrics_series: Option<usize>,
 }
 

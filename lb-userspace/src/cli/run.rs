@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::cluster::ClusterArgs;
-use super::flags::IdleArgs;
+use super::flags::{IdleArgs, count, port, seconds};
 use super::meaning::MeaningArgs;
 use super::metering::MeteringArgs;
 use crate::agent::{self, StartError};
@@ -55,10 +55,10 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "ADDR:PORT", env = "PENSTOCK_HTTPS", value_delimiter = ',')]
     https: Vec<String>,
     /// Port of the plain HTTP listener on every address, where --http names none
-    #[arg(long, value_name = "PORT", env = "PENSTOCK_HTTP_PORT")]
+    #[arg(long, value_name = "PORT", env = "PENSTOCK_HTTP_PORT", value_parser = port)]
     http_port: Option<u16>,
     /// Port of the TLS listener on every address, where --https names none
-    #[arg(long, value_name = "PORT", env = "PENSTOCK_HTTPS_PORT")]
+    #[arg(long, value_name = "PORT", env = "PENSTOCK_HTTPS_PORT", value_parser = port)]
     https_port: Option<u16>,
     /// Health, metrics, status and explain [default: 127.0.0.1:10254]
     #[arg(long, value_name = "ADDR:PORT", env = "PENSTOCK_ADMIN")]
@@ -67,13 +67,13 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "ADDR", env = "PENSTOCK_HEALTHZ_HOST")]
     healthz_host: Option<String>,
     /// Port of the same, where --admin names none [default with --healthz-host: 10254]
-    #[arg(long, value_name = "PORT", env = "PENSTOCK_HEALTHZ_PORT")]
+    #[arg(long, value_name = "PORT", env = "PENSTOCK_HEALTHZ_PORT", value_parser = port)]
     healthz_port: Option<u16>,
     /// Path that answers as /healthz does
     #[arg(long, value_name = "PATH", env = "PENSTOCK_HEALTH_CHECK_PATH")]
     health_check_path: Option<String>,
     /// Proxy workers, one thread each [default: one per CPU]
-    #[arg(long, value_name = "N", env = "PENSTOCK_WORKERS")]
+    #[arg(long, value_name = "N", env = "PENSTOCK_WORKERS", value_parser = count::<usize>)]
     workers: Option<usize>,
     /// Key of the flow hash, the same on all balancers of a VIP [default: random, kept as
     /// long as the tables are]
@@ -84,15 +84,15 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "LOW-HIGH", env = "PENSTOCK_NAT_PORTS")]
     nat_ports: Option<String>,
     /// Flows remembered at most while slots settle, 8 to 1048576; 8 bytes each [default: 131072]
-    #[arg(long, value_name = "N", env = "PENSTOCK_FLOW_ENTRIES")]
+    #[arg(long, value_name = "N", env = "PENSTOCK_FLOW_ENTRIES", value_parser = count::<u32>)]
     flow_entries: Option<u32>,
     /// How long the flows of a slot that changed its backend are looked up and remembered at least;
     /// a flow that is silent for longer may move [default: 300]
-    #[arg(long, value_name = "SECONDS", env = "PENSTOCK_GRACE_SECONDS")]
+    #[arg(long, value_name = "SECONDS", env = "PENSTOCK_GRACE_SECONDS", value_parser = seconds::<u32>)]
     grace_seconds: Option<u32>,
     /// UDP port on which balancers send each other packets for backends on their hosts; 0: none
     /// [default: 7183]
-    #[arg(long, value_name = "PORT", env = "PENSTOCK_TUNNEL_PORT")]
+    #[arg(long, value_name = "PORT", env = "PENSTOCK_TUNNEL_PORT", value_parser = port)]
     tunnel_port: Option<u16>,
     /// Pin programs and maps, so that the kernel goes on forwarding without the agent and the next one
     /// takes over (auto), or not (off) [default: auto]
@@ -106,13 +106,13 @@ pub(super) struct RunArgs {
     on_exit: Option<OnExit>,
     /// Longest wait for running requests after SIGTERM, and of those that a successor left [default:
     /// worker-shutdown-timeout of the ConfigMap, else 240]
-    #[arg(long, value_name = "SECONDS", env = "PENSTOCK_DRAIN_SECONDS")]
+    #[arg(long, value_name = "SECONDS", env = "PENSTOCK_DRAIN_SECONDS", value_parser = seconds::<u64>)]
     drain_seconds: Option<u64>,
     /// After SIGTERM go on serving for so long while /healthz already says 500 [default: 0]
-    #[arg(long, value_name = "SECONDS", env = "PENSTOCK_SHUTDOWN_GRACE_PERIOD")]
+    #[arg(long, value_name = "SECONDS", env = "PENSTOCK_SHUTDOWN_GRACE_PERIOD", value_parser = seconds::<u64>)]
     shutdown_grace_period: Option<u64>,
     /// Stay for so long once everything has ended [default: 0]
-    #[arg(long, value_name = "SECONDS", env = "PENSTOCK_POST_SHUTDOWN_GRACE_PERIOD")]
+    #[arg(long, value_name = "SECONDS", env = "PENSTOCK_POST_SHUTDOWN_GRACE_PERIOD", value_parser = seconds::<u64>)]
     post_shutdown_grace_period: Option<u64>,
     /// Take over from the agent that runs with this --run-dir: its sockets, counters and kernel part,
     /// without a loss; start as usual if there is none. SIGHUP has an agent start its successor itself
@@ -128,7 +128,7 @@ pub(super) struct RunArgs {
     temp_dir: Option<PathBuf>,
     /// How many MiB of them at most, all together; beyond, requests are answered 500 and responses
     /// wait for their clients [default: 4096]
-    #[arg(long, value_name = "N", env = "PENSTOCK_TEMP_MEGABYTES")]
+    #[arg(long, value_name = "N", env = "PENSTOCK_TEMP_MEGABYTES", value_parser = count::<u64>)]
     temp_megabytes: Option<u64>,
     #[command(flatten)]
     meaning: MeaningArgs,

@@ -20,7 +20,7 @@ pub(super) struct FlowsArgs {
     #[arg(long, value_name = "NUMBER", default_value_t = 1)]
     seed: u64,
     /// Flows of each of the sixteen runs
-    #[arg(long, value_name = "COUNT", default_value_t = 400_000)]
+    #[arg(long, value_name = "COUNT", default_value_t = 400_000, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
     flows: u32,
     /// Print the outcomes as JSON
     #[arg(long)]
@@ -32,6 +32,7 @@ pub(super) struct FlowsArgs {
 
 pub(super) fn simulate(command: SimulateCommand) -> Result<ExitCode, StartError> {
     let SimulateCommand::Flows(FlowsArgs { seed, flows, json, plot }) = command;
+    eprintln!("sixteen runs of {flows} flows; this takes a minute or more, whatever their number");
     let simulated = offline::simulate_flows(seed, flows);
     if let Some(file) = plot {
         std::fs::write(&file, &simulated.svg)

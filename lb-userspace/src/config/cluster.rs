@@ -83,7 +83,7 @@ impl ClusterConfig {
                 .take()
                 .filter(|path| !path.as_os_str().is_empty()),
             namespace: text(&mut settings.watch_namespace),
-            namespace_selector: text(&mut settings.watch_namespace_selector),
+            namespace_selector: value::selector(text(&mut settings.watch_namespace_selector))?,
             update_status: settings.update_status.unwrap_or(true),
             clear_status: settings.update_status_on_shutdown.unwrap_or(true),
             status_interval: Duration::from_secs(settings.status_update_interval.unwrap_or(60).max(1)),

@@ -90,8 +90,13 @@ pub struct Settings {
 pub(super) fn read_file(path: &Path) -> Result<Settings, Error> {
     let text = std::fs::read_to_string(path)
         .map_err(|source| Error::Unreadable { path: path.to_owned(), source })?;
-    serde_saphyr::from_str(&text)
-        .map_err(|error| Error::Unparsable { path: path.to_owned(), reason: error.to_string() })
+    serde_saphyr::from_str(&text).map_err(|error| {
+        let said = error.without_snippet().render().replace('\n', " ");
+        // What a program could do about a key that is there twice is none of the reader's business.
+        let said = said.replace(", set DuplicateKeyPolicy in Options if acceptable", "");
+        let reason = format!("{said}; a setting takes what its flag takes, see `penstock run --help`");
+        Error::Unparsable { path: path.to_owned(), reason }
+    })
 }
 
 impl Settings {

@@ -85,6 +85,56 @@ pub(super) fn object(setting: &'static str, text: Option<String>) -> Result<Opti
     }
 }
 
+/// Labels as kubectl takes them; an API server would refuse others for as long as we ask.
+pub(super) fn selector(text: Option<String>) -> Result<Option<String>, Error> {
+    let Some(text) = text else { return Ok(None) };
+    if requirements(&text).all(is_requirement) {
+        return Ok(Some(text));
+    }
+    let reason =
+        "allowed: labels as kubectl takes them, e.g. team=shop,tier in (web, api),!legacy".to_owned();
+    Err(Error::Value { setting: "watch-namespace-selector", value: text, reason })
+}
+
+/// At the commas that stand in no parentheses.
+fn requirements(text: &str) -> impl Iterator<Item = &str> {
+    let mut inside = false;
+    text.split(move |letter| {
+        inside = match letter {
+            '(' => true,
+            ')' => false,
+            _ => inside,
+        };
+        letter == ',' && !inside
+    })
+}
+
+fn is_requirement(text: &str) -> bool {
+    let is_name = |name: &str| {
+        let (domain, name) = name.split_once('/').unwrap_or(("a", name));
+        let is_inner = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+        [domain, name].iter().all(|part| {
+            part.bytes().all(is_inner)
+                && part.starts_with(|it: char| it.is_ascii_alphanumeric())
+                && part.ends_with(|it: char| it.is_ascii_alphanumeric())
+        })
+    };
+    let is_value = |value: &str| value.is_empty() || (is_name(value) && !value.contains('/'));
+    let text = text.trim();
+    if let Some(listed) = text.strip_suffix(')') {
+        let Some((head, values)) = listed.split_once('(') else { return false };
+        let words: Vec<&str> = head.split_whitespace().collect();
+        let [key, "in" | "notin"] = words[..] else { return false };
+        return is_name(key) && values.split(',').all(|value| is_value(value.trim()));
+    }
+    for operator in ["!=", "==", "=", ">", "<"] {
+        if let Some((key, value)) = text.split_once(operator) {
+            return is_name(key.trim()) && is_value(value.trim());
+        }
+    }
+    is_name(text.strip_prefix('!').unwrap_or(text).trim())
+}
+
 /// As systemd names the one it made for us; of several, the first.
 pub(super) fn runtime_directory() -> Option<PathBuf> {
     let named = std::env::var("RUNTIME_DIRECTORY").ok()?;
@@ -214,6 +264,35 @@ fn go_duration(text: &str) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn selectors_are_read_as_kubectl_writes_them() {
+        for text in [
+            "team",
+            "!team",
+            "team=shop",
+            "team==shop, tier!=web",
+            "example.com/team = shop",
+            "team in (shop, search),tier notin (web)",
+            "env in (,a)",
+            "age>3",
+        ] {
+            assert!(selector(Some(text.to_owned())).is_ok(), "{text}");
+        }
+        for text in [
+            "team in (",
+            "team in shop",
+            "in (a)",
+            "team=a b",
+            "-team",
+            "team=shop,",
+            "te am",
+            "a=b=c",
+            "team)",
+        ] {
+            assert!(selector(Some(text.to_owned())).is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn durations_are_read_as_go_writes_them() {
