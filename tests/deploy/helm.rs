@@ -75,6 +75,17 @@ impl Helm {
         Ok(objects.collect())
     }
 
+    /// What is told after the installation.
+    pub fn notes(&mut self, release: &Release) -> Result<String, String> {
+        let Release { name, namespace, values } = release;
+        let text = self.tool(
+            "helm_install",
+            json!({"release_name": name, "namespace": namespace, "chart": chart(), "values": values, "dry_run": "client"}),
+        )?;
+        let installed: Value = serde_json::from_str(&text).map_err(|error| format!("{error}: {text}"))?;
+        Ok(installed["notes"].as_str().unwrap_or(&text).to_owned())
+    }
+
     /// What `helm lint --strict` finds.
     pub fn lint(&mut self) -> Result<Value, String> {
         let text = self.tool("helm_lint", json!({"paths": [chart()], "strict": true}))?;

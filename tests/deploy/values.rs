@@ -52,6 +52,48 @@ fn the_notes_know_which_values_have_no_effect() {
 
     assert_eq!(list("known"), keys(&defaults()["controller"]));
     assert_eq!(list("top"), top);
+    let below: Vec<_> = helpers.lines().filter_map(|line| line.split_once("set $below ")).collect();
+    assert!(!below.is_empty());
+    for (_, line) in below {
+        let words: Vec<&str> = line.split('"').collect();
+        let [_, path, _, known, ..] = words[..] else { panic!("{line}") };
+        let pointer = format!("/controller/{}", path.replace('.', "/"));
+        let defaults = defaults();
+        let values = defaults.pointer(&pointer).unwrap_or_else(|| panic!("no {path}"));
+        assert_eq!(known.split(' ').map(str::to_owned).collect::<BTreeSet<_>>(), keys(values), "{path}");
+    }
+}
+
+#[test]
+fn the_notes_list_what_was_given_and_has_no_effect() {
+    let Some(mut helm) = Helm::start() else { return };
+    let cases = [
+        (
+            json!({"controller": {"replicaCuont": 3}, "defaultBackend": {"enabled": true}}),
+            "controller.replicaCuont, defaultBackend",
+        ),
+        (
+            json!({"controller": {"service": {"internal": {"enabled": true}}, "metrics": {"foo": 1}}}),
+            "controller.metrics.foo, controller.service.internal",
+        ),
+        (
+            json!({"controller": {"metrics": {"serviceMonitor": {"enabled": true}}}}),
+            "controller.metrics.serviceMonitor (without controller.metrics.enabled)",
+        ),
+        (
+            json!({"controller": {"announce": {"interfaces": ["eth0"]}, "addressPools": {"a": {"addresses": ["203.0.113.1"]}}}}),
+            "controller.announce (without a kernel part), controller.addressPools (without a kernel part addresses are given \
+             away that nobody serves)",
+        ),
+    ];
+    for (values, expected) in cases {
+        let release = Release { name: "ingress-nginx", namespace: "x", values };
+
+        let notes = helm.notes(&release).unwrap_or_else(|error| panic!("{error}"));
+
+        let listed = notes.lines().find_map(|line| line.split_once("have no effect here: "));
+        assert_eq!(listed.map(|(_, listed)| listed), Some(expected), "{notes}");
+    }
 }
 
 #[test]

@@ -22,6 +22,9 @@ mod documents;
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+    use std::path::Path;
+
     use lb_common::Verdict;
     use lb_common::verdict::Event;
     use penstock::translate::{Status, TABLE};
@@ -34,6 +37,38 @@ mod tests {
         let missing: Vec<_> =
             honoured.filter(|annotation| !page.contains(&format!("`{}`", annotation.name))).collect();
 
+        assert!(missing.is_empty(), "{missing:?}");
+    }
+
+    #[test]
+    fn the_page_about_metrics_names_every_metric_of_our_own() {
+        const ROOMS: [&str; 8] =
+            ["agent", "announce", "announced", "cluster", "datapath", "health", "l7", "translate"];
+        let page = include_str!("../../docs/metrics.md");
+        let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("../lb-userspace/src");
+        let mut names = BTreeSet::new();
+        let mut folders = vec![sources];
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(folder).expect("the sources").flatten() {
+                let path = entry.path();
+                if path.is_dir() {
+                    folders.push(path);
+                } else if let Ok(text) = std::fs::read_to_string(path) {
+                    let words = text.split('"').filter(|word| {
+                        let room = word.strip_prefix("penstock_").and_then(|rest| rest.split('_').next());
+                        room.is_some_and(|room| ROOMS.contains(&room))
+                            && word
+                                .bytes()
+                                .all(|it| it.is_ascii_lowercase() || it.is_ascii_digit() || it == b'_')
+                    });
+                    names.extend(words.map(str::to_owned));
+                }
+            }
+        }
+
+        let missing: Vec<_> = names.iter().filter(|name| !page.contains(&format!("`{name}`"))).collect();
+
+        assert!(names.len() > 40, "{names:?}");
         assert!(missing.is_empty(), "{missing:?}");
     }
 

@@ -123,16 +123,54 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end -}}
 {{- end -}}
 
-{{/* Keys below `controller` that were given and mean nothing here; said in the notes. */}}
+{{/* Values that were given and have no effect, on their own or beside the others; said in the notes. */}}
 {{- define "penstock.ignored" -}}
 {{- $known := list "name" "kind" "replicaCount" "image" "datapath" "interfaces" "announce" "hashKey" "hostNetwork" "dnsPolicy" "dnsConfig" "containerPort" "hostPort" "config" "configAnnotations" "addHeaders" "proxySetHeaders" "addressPools" "defaultBackendService" "extraArgs" "extraEnvs" "extraContainers" "extraInitContainers" "extraVolumes" "extraVolumeMounts" "ingressClass" "ingressClassResource" "watchIngressWithoutClass" "ingressClassByName" "scope" "publishService" "updateStatus" "reportNodeInternalIp" "electionID" "labels" "annotations" "podLabels" "podAnnotations" "updateStrategy" "minReadySeconds" "nodeSelector" "tolerations" "affinity" "topologySpreadConstraints" "priorityClassName" "runtimeClassName" "hostAliases" "resources" "temporaryDirectory" "terminationGracePeriodSeconds" "shutdownGracePeriod" "lifecycle" "livenessProbe" "readinessProbe" "startupProbe" "podSecurityContext" "containerSecurityContext" "sysctls" "autoscaling" "minAvailable" "maxUnavailable" "networkPolicy" "service" "metrics" "admissionWebhooks" -}}
 {{- $ignored := list -}}
 {{- range $key := keys .Values.controller | sortAlpha -}}
 {{- if not (has $key $known) }}{{ $ignored = append $ignored (printf "controller.%s" $key) }}{{ end -}}
 {{- end -}}
+{{- $below := dict -}}
+{{- $_ := set $below "image" "registry image tag digest pullPolicy" -}}
+{{- $_ := set $below "service" "enabled type annotations labels externalTrafficPolicy healthCheckNodePort clusterIP externalIPs loadBalancerIP loadBalancerClass loadBalancerSourceRanges allocateLoadBalancerNodePorts sessionAffinity ipFamilyPolicy ipFamilies enableHttp enableHttps appProtocol ports targetPorts nodePorts" -}}
+{{- $_ := set $below "metrics" "enabled port portName service serviceMonitor prometheusRule dashboard" -}}
+{{- $_ := set $below "metrics.service" "enabled annotations labels type servicePort" -}}
+{{- $_ := set $below "metrics.serviceMonitor" "enabled additionalLabels annotations namespace namespaceSelector scrapeInterval scrapeTimeout honorLabels targetLabels relabelings metricRelabelings" -}}
+{{- $_ := set $below "metrics.prometheusRule" "enabled additionalLabels annotations namespace defaultRules rules" -}}
+{{- $_ := set $below "metrics.dashboard" "enabled labels annotations" -}}
+{{- $_ := set $below "admissionWebhooks" "enabled port failurePolicy timeoutSeconds annotations namespaceSelector objectSelector certManager existingSecret caBundle service" -}}
+{{- $_ := set $below "admissionWebhooks.certManager" "enabled duration issuerRef" -}}
+{{- $_ := set $below "admissionWebhooks.service" "annotations servicePort" -}}
+{{- $_ := set $below "ingressClassResource" "enabled name default controllerValue annotations parameters" -}}
+{{- $_ := set $below "publishService" "enabled pathOverride" -}}
+{{- $_ := set $below "scope" "enabled namespace namespaceSelector" -}}
+{{- $_ := set $below "autoscaling" "enabled annotations minReplicas maxReplicas targetCPUUtilizationPercentage targetMemoryUtilizationPercentage behavior" -}}
+{{- range $path, $keys := $below -}}
+{{- $node := $.Values.controller -}}
+{{- range $key := splitList "." $path -}}{{- if kindIs "map" $node }}{{ $node = get $node $key }}{{ end -}}{{- end -}}
+{{- if kindIs "map" $node -}}
+{{- range $key := keys $node | sortAlpha -}}
+{{- if not (has $key (splitList " " $keys)) }}{{ $ignored = append $ignored (printf "controller.%s.%s" $path $key) }}{{ end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- if not (include "penstock.kernel" .) -}}
+{{- $without := "without a kernel part" -}}
+{{- with .Values.controller.announce.interfaces }}{{ $ignored = append $ignored (printf "controller.announce (%s)" $without) }}{{ end -}}
+{{- with .Values.controller.interfaces }}{{ $ignored = append $ignored (printf "controller.interfaces (%s)" $without) }}{{ end -}}
+{{- with .Values.controller.hashKey.existingSecret }}{{ $ignored = append $ignored (printf "controller.hashKey (%s)" $without) }}{{ end -}}
+{{- with .Values.controller.addressPools }}{{ $ignored = append $ignored (printf "controller.addressPools (%s addresses are given away that nobody serves)" $without) }}{{ end -}}
+{{- end -}}
+{{- with .Values.controller.metrics -}}
+{{- if not .enabled -}}
+{{- range $part := list "serviceMonitor" "prometheusRule" "dashboard" -}}
+{{- if (get $.Values.controller.metrics $part).enabled }}{{ $ignored = append $ignored (printf "controller.metrics.%s (without controller.metrics.enabled)" $part) }}{{ end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- $top := list "nameOverride" "fullnameOverride" "namespaceOverride" "commonLabels" "imagePullSecrets" "revisionHistoryLimit" "rbac" "serviceAccount" "tcp" "udp" "portNamePrefix" "controller" "global" -}}
 {{- range $key := keys .Values | sortAlpha -}}
 {{- if not (has $key $top) }}{{ $ignored = append $ignored $key }}{{ end -}}
 {{- end -}}
-{{- join " " $ignored -}}
+{{- join ", " $ignored -}}
 {{- end -}}
