@@ -367,6 +367,39 @@ fn flows_that_begin_at_once_on_two_cpus_in_one_bucket_are_all_remembered() {
 }
 
 #[test]
+fn a_udp_flow_that_speaks_keeps_a_backend_that_drains_though_the_flow_table_is_full() {
+    if !lb_tests::tier::require("prog", can_run_programs) {
+        return;
+    }
+    // Eight places for forty flows.
+    let mut world = World::new().service(Protocol::Udp, VIP, ForwardingMode::L2, &["10.0.0.1:80"]);
+    let mut engine =
+        Engine::load(Config { flow_bits: 3, grace: GRACE, ..CONFIG }).expect("the program loads");
+    assert_eq!(engine.apply(world.want.clone()), vec![]);
+    let speak = |engine: &Engine, round: u32| {
+        for port in 0..40 {
+            let frame = udp(&format!("198.51.100.7:{}", 1024 + port), VIP).bytes();
+            let run = engine.kernel.test_run("penstock", &frame, 1).expect("the program runs");
+            assert_eq!(run.packet[..6], backend_mac(1).0, "round {round}, port {port}");
+        }
+    };
+    speak(&engine, 0);
+    let backends = world.backends_mut(VIP, Protocol::Udp);
+    backends.values_mut().for_each(|old| old.draining = true);
+    backends.insert(([10, 0, 0, 2], 80).into(), world::backend([10, 0, 0, 2].into()));
+    assert_eq!(engine.apply(world.want), vec![]);
+
+    for round in 1..=6 {
+        speak(&engine, round);
+        // Longer than the grace time since the last round, as far as slots can tell.
+        assert!(engine.settle_at(engine::now() + 20 * round) > 0, "round {round}: no slot settles");
+    }
+
+    // They fall silent.
+    assert_eq!(engine.settle_at(engine::now() + 1_000), 0);
+}
+
+#[test]
 fn each_vip_of_a_pool_is_counted_for_itself_on_every_path() {
     if !lb_tests::tier::require("prog", can_run_programs) {
         return;

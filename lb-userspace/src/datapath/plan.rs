@@ -183,13 +183,11 @@ impl Book {
     /// Plans what the passing of time brings: slots settle. The second value tells that more can go
     /// by planning the same wish again.
     pub fn settle(&mut self, tables: &Tables, observed: &Observed<'_>) -> (Plan, bool) {
-        let Observed { now, grace, forgot, translated: _ } = *observed;
         let mut plan = Plan::default();
         let mut retired = Retired::default();
         if self.tables.values().any(|table| !table.is_settled()) {
-            let quiet = forgot.is_none_or(|then| now.wrapping_sub(then) > grace);
-            self.look(tables, now);
-            self.plan_settling(tables, now, grace, quiet, &mut plan, &mut retired);
+            self.look(tables, observed.now);
+            self.plan_settling(tables, observed, &mut plan, &mut retired);
             self.release(retired, false, &mut plan);
         }
         let is_over = self.review_former(tables, observed);

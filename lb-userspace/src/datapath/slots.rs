@@ -128,6 +128,18 @@ impl Slots {
         }
     }
 
+    /// Notes that a flow which was forgotten at `then` may have been of the previous owner of any slot.
+    /// Where it is seen again, it is not remembered.
+    pub fn note_forgotten(&mut self, then: u32, now: u32) {
+        for cell in &mut self.cells {
+            if let State::Contested { used, .. } = &mut cell.state
+                && now.wrapping_sub(then) < now.wrapping_sub(*used)
+            {
+                *used = then;
+            }
+        }
+    }
+
     /// Settles the slots that are contested for longer than `grace`, unless a flow of another backend
     /// was seen within the grace time: one that is not remembered, or, as `differs(slot, owner)`
     /// says, one that is. Returns them.
@@ -279,6 +291,17 @@ mod tests {
         slots.note_used(0, |_| true, 5_000);
 
         assert_eq!(slots.settle(5_301, 300, |_, _| false), vec![]);
+        assert_eq!(slots.settle(5_302, 300, |_, _| false), vec![(0, Slot::settled(B))]);
+    }
+
+    #[test]
+    fn a_slot_does_not_settle_while_a_flow_of_its_previous_owner_may_have_been_forgotten() {
+        let mut slots = changed(&[(A, &[]), (B, &[])]);
+
+        slots.note_forgotten(5_000, 5_100);
+        slots.note_forgotten(90, 5_200);
+
+        assert_eq!(slots.settle(5_301, 300, |_, _| false), vec![], "what is older changes nothing");
         assert_eq!(slots.settle(5_302, 300, |_, _| false), vec![(0, Slot::settled(B))]);
     }
 

@@ -74,6 +74,11 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     proptest::collection::vec(step, 10..60)
 }
 
+/// What may become of a backend that keeps its flows.
+fn stays() -> impl Strategy<Value = Wish> {
+    prop_oneof![(0u16..4).prop_map(Wish::Active), Just(Wish::Draining)]
+}
+
 /// A flow as its client sees it.
 #[derive(Debug, Clone)]
 struct Client {
@@ -430,6 +435,27 @@ proptest! {
         let protocol = if udp { Protocol::Udp } else { Protocol::Tcp };
         let mut history = check(protocol, 3, &steps)?;
 
+        history.rest()?;
+        history.end();
+    }
+
+    /// Eight places for flows that all speak: whoever is forgotten is taken for older than the change, as it is.
+    #[test]
+    fn a_udp_flow_that_speaks_keeps_a_backend_that_drains_however_small_the_flow_table_is(
+        flows in 1u8..80,
+        wishes in proptest::collection::vec((0..BACKENDS, stays()), 1..8),
+        times in proptest::collection::vec((1u8..10, any::<bool>()), 1..12),
+    ) {
+        let mut history = History::new(Protocol::Udp, 3);
+        history.run(&Step::Begin(flows))?;
+        history.clients.iter_mut().for_each(|client| client.busy = true);
+        history.run(&Step::Change(wishes))?;
+
+        for (units, settle_first) in times {
+            history.run(&Step::Pass(units, settle_first))?;
+        }
+
+        prop_assert_eq!((history.broken, history.clients.len()), (0, flows.into()));
         history.rest()?;
         history.end();
     }

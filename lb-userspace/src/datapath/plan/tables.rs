@@ -7,7 +7,7 @@ use lb_common::flows::Entry;
 use lb_common::steer::Memory;
 use lb_common::{BackendId, Descriptor, Slot};
 
-use super::{Book, Op, Plan, Retired};
+use super::{Book, Observed, Op, Plan, Retired};
 use crate::datapath::maglev;
 use crate::datapath::memory::Tables;
 use crate::datapath::slots::Slots;
@@ -250,16 +250,17 @@ impl Book {
         remembered
     }
 
-    /// Settles what can be settled. `quiet`: no flow seen within the grace time was forgotten in it.
+    /// Settles what can be settled.
     pub(super) fn plan_settling(
         &mut self,
         tables: &Tables,
-        now: u32,
-        grace: u32,
-        quiet: bool,
+        observed: &Observed<'_>,
         plan: &mut Plan,
         retired: &mut Retired,
     ) {
+        let Observed { now, grace, forgot, translated: _ } = *observed;
+        // No flow that was seen within the grace time was forgotten in it.
+        let quiet = forgot.is_none_or(|then| now.wrapping_sub(then) > grace);
         let none = Remembered::default();
         let remembered = self.remembered(tables.flow_words(), now, grace);
         for (id, table) in self.tables.iter_mut().filter(|(_, table)| !table.is_settled()) {
@@ -269,6 +270,10 @@ impl Book {
                 let of_slot = fresh.range((slot, BackendId(0))..=(slot, BackendId(u16::MAX)));
                 of_slot.into_iter().any(|(_, backend)| *backend != owner)
             };
+            // A TCP flow that is forgotten and seen again leaves a mark on its slot; a UDP flow does not.
+            if let (Protocol::Udp, Some(then)) = (id.protocol, forgot) {
+                table.slots.note_forgotten(then, now);
+            }
             let settled = BTreeMap::from_iter(table.slots.settle(now, grace, differs));
             // In settled slots flows are not seen: a tuple used again would find what is long over.
             let bits = table.bits();
