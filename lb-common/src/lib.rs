@@ -18,6 +18,7 @@ pub mod lease;
 pub mod maglev;
 pub mod maps;
 pub mod nat;
+pub mod ports;
 pub mod rate;
 pub mod steer;
 pub mod tunnel;

@@ -3,10 +3,12 @@
 //! Both are found by the keyed 64-bit hash of the packet's five-tuple; the entry holds the
 //! five-tuple itself, so a collision is noticed and never misdirects. Claiming the reverse entry
 //! (insert only if absent) is what allocates a port: no two flows can hold the same one towards
-//! the same backend. In `local` mode the client keeps its address, and its port unless another
-//! flow to the same backend has it.
+//! the same backend. Where none is free, a flow that is over gives its port away, or one that is no more
+//! than begun ([`Reverse::gives_way`]). In `local` mode the client keeps its address, and its port
+//! unless another flow to the same backend has it.
 
 use crate::backend::{Identity, NextHop};
+use crate::steer::Kind;
 use crate::{Flow, Tags};
 
 /// Client to backend; key: hash of (client, VIP).
@@ -70,8 +72,10 @@ pub mod state {
     pub const TUNNEL_V4: u16 = 16;
     /// The same over IPv6.
     pub const TUNNEL_V6: u16 = 32;
-    /// What does not change while a flow lasts.
-    pub const LASTING: u16 = LOCAL | TUNNEL_V4 | TUNNEL_V6;
+    /// Of the client's direction: it sent nothing behind what began the flow ([`super::Forward::goes_on`]).
+    pub const BEGUN: u16 = 64;
+    /// What no SYN changes while a flow lasts.
+    pub const LASTING: u16 = LOCAL | TUNNEL_V4 | TUNNEL_V6 | BEGUN;
 
     /// Whether a TCP flow with these bits seen from either side was reset, or closed by both.
     #[inline(always)]
@@ -105,48 +109,112 @@ pub mod state {
 /// use. Until then the SYN goes to the same backend, which knows whether the connection lives.
 pub const SILENCE: u32 = 3;
 
+/// How long a UDP flow that went on has to be silent before it gives its port away (RFC 4787, REQ-5).
+const UDP_SILENCE: u32 = 120;
+
 /// How long a flow is remembered after its last packet in either direction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timeouts {
-    /// TCP, both directions seen, open.
+    /// TCP, open.
     pub tcp_open: u32,
-    /// TCP, opening or closing.
-    pub tcp_transitory: u32,
-    /// UDP, answered.
+    /// TCP, closed.
+    pub tcp_closed: u32,
+    /// TCP whose client sent no more than what began it, since it did; or that no backend answered.
+    pub tcp_begun: u32,
+    /// UDP whose client went on, and was answered.
     pub udp: u32,
-    /// UDP that no backend answered: a flood of forged sources must not fill the table for long.
-    pub udp_transitory: u32,
+    /// UDP, a question and perhaps an answer: a flood of forged sources must not fill the table for long.
+    pub udp_begun: u32,
 }
 
 impl Default for Timeouts {
-    /// RFC 5382 (two hours and four minutes; four minutes) and RFC 4787 (five minutes), but one
-    /// minute for TCP that is opening or closing: the port range is small.
+    /// RFC 5382 (two hours and four minutes; four minutes) and RFC 4787 (five minutes), but one minute for TCP
+    /// that is closed, as long as Linux keeps it: the port range is small. Whoever takes longer than ten
+    /// seconds to open a connection sends his SYN again, which begins anew.
     fn default() -> Self {
-        Self { tcp_open: 7440, tcp_transitory: 60, udp: 300, udp_transitory: 30 }
+        Self { tcp_open: 7440, tcp_closed: 60, tcp_begun: 10, udp: 300, udp_begun: 30 }
     }
 }
 
 impl Timeouts {
     /// Whether a flow is over at `now`.
     pub fn expired(&self, now: u32, forward: Option<&Forward>, reverse: &Reverse) -> bool {
-        let client = forward.map_or(0, |forward| forward.state);
-        let seen = forward.map_or(reverse.seen, |forward| forward.seen.max(reverse.seen));
-        let answered = client & reverse.state & state::SEEN != 0;
-        let closed = state::is_closed(client, reverse.state);
-        let limit = match (reverse.flow.proto == crate::UDP as u32, answered) {
-            (true, true) => self.udp,
-            (true, false) => self.udp_transitory,
-            (false, true) if !closed => self.tcp_open,
-            (false, _) => self.tcp_transitory,
+        let udp = reverse.flow.proto == crate::UDP as u32;
+        let limit = match reverse.stage(forward) {
+            Stage::Begun if udp => self.udp_begun,
+            Stage::Begun => self.tcp_begun,
+            Stage::Open if udp => self.udp,
+            Stage::Open => self.tcp_open,
+            Stage::Closed => self.tcp_closed,
         };
-        now.saturating_sub(seen) > limit
+        reverse.silence(forward, now) > limit
     }
+}
+
+/// How far a flow has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// Only one side has shown that it is there: anybody could have forged that.
+    Begun,
+    /// Both have.
+    Open,
+    /// TCP, reset or closed by both.
+    Closed,
 }
 
 const _: () = assert!(size_of::<Forward>() == 64);
 const _: () = assert!(size_of::<Reverse>() == 120);
 
 impl Reverse {
+    /// How willingly this flow gives its port to one that finds none free, the more the sooner; 0: not at all.
+    /// `forward`: its other entry, if that is there.
+    ///
+    /// First goes what is over, by the rule of [`Forward::is_over`]; then, however young, what is no more than begun,
+    /// so that a flood of forged beginnings pushes out itself and not the flows that are in use; then UDP that
+    /// has been silent for minutes. Of each, what was silent longest. An open TCP flow keeps its port.
+    #[inline(always)]
+    pub const fn gives_way(&self, forward: Option<&Forward>, now: u32) -> u32 {
+        let (class, least) = match self.stage(forward) {
+            Stage::Closed if self.state & state::RST != 0 || is_begun(forward) => (3, 0),
+            Stage::Closed => (3, SILENCE + 1),
+            // Whoever claims it at this moment has not said yet for whom.
+            Stage::Begun if forward.is_none() => (2, SILENCE + 1),
+            Stage::Begun => (2, 0),
+            Stage::Open if self.flow.proto == crate::UDP as u32 => (1, UDP_SILENCE + 1),
+            Stage::Open => return 0,
+        };
+        let silence = self.silence(forward, now);
+        if silence < least {
+            return 0;
+        }
+        let capped = if silence > 0xff_ffff { 0xff_ffff } else { silence };
+        class << 24 | capped
+    }
+
+    #[inline(always)]
+    const fn stage(&self, forward: Option<&Forward>) -> Stage {
+        let client = client_state(forward);
+        if self.flow.proto != crate::UDP as u32 && state::is_closed(client, self.state) {
+            return Stage::Closed;
+        }
+        if client & state::BEGUN != 0 || client & self.state & state::SEEN == 0 {
+            return Stage::Begun;
+        }
+        Stage::Open
+    }
+
+    /// How long nothing was sent. That a backend offers again and again to open what its client has begun does
+    /// not count.
+    #[inline(always)]
+    const fn silence(&self, forward: Option<&Forward>, now: u32) -> u32 {
+        let seen = match forward {
+            Some(forward) if forward.seen > self.seen => forward.seen,
+            Some(begun) if self.flow.proto != crate::UDP as u32 && is_begun(forward) => begun.seen,
+            _ => self.seen,
+        };
+        now.saturating_sub(seen)
+    }
+
     /// Words of an entry as a map iteration yields them.
     pub fn from_words(words: &[u64; 15]) -> Self {
         let [a0, a1, a2, a3, a4, b0, b1, b2, b3, b4, head, hop, tags, forward_key, last] = *words;
@@ -164,6 +232,20 @@ impl Reverse {
     }
 }
 
+/// What the client showed, if it is known.
+#[inline(always)]
+const fn client_state(forward: Option<&Forward>) -> u16 {
+    match forward {
+        Some(forward) => forward.state,
+        None => state::BEGUN,
+    }
+}
+
+#[inline(always)]
+const fn is_begun(forward: Option<&Forward>) -> bool {
+    client_state(forward) & state::BEGUN != 0
+}
+
 impl Forward {
     /// Whether a SYN at `now` begins another flow: this TCP flow was reset by its `backend`, or both sides closed
     /// it and the backend drains, or it was silent for long enough to believe that it is closed or to leave
@@ -177,6 +259,17 @@ impl Forward {
         reverse.state & state::RST != 0
             || drains && (silent || ended)
             || silent && state::is_closed(self.state, reverse.state)
+    }
+
+    /// Whether a packet of this kind at `now`, behind the one that began the flow, shows that its client goes on: of
+    /// TCP any segment, of UDP one that comes later by the clock. Two questions at once are no conversation.
+    #[inline(always)]
+    pub const fn goes_on(&self, kind: Kind, now: u32) -> bool {
+        match kind {
+            Kind::Segment => true,
+            Kind::Datagram => now != self.seen,
+            Kind::Syn | Kind::Reset => false,
+        }
     }
 
     /// Words of an entry as a map lookup yields them.
@@ -253,27 +346,104 @@ mod tests {
         }
     }
 
+    /// What each side showed, in an entry of each direction.
+    fn shown(proto: u8, client: u16, backend: u16) -> (Forward, Reverse) {
+        let (mut forward, mut reverse) = entries();
+        reverse.flow.proto = proto.into();
+        (forward.state, reverse.state) = (client, backend);
+        (forward, reverse)
+    }
+
+    const BOTH: u16 = state::SEEN;
+    const BEGUN: u16 = state::SEEN | state::BEGUN;
+    const FIN: u16 = state::SEEN | state::FIN;
+    const RST: u16 = state::SEEN | state::RST;
+
     #[test]
     fn a_flow_is_remembered_as_long_as_it_has_shown_to_need() {
-        let both = state::SEEN;
         let cases = [
-            ("udp, answered", crate::UDP, both, both, 300),
-            ("udp, never answered", crate::UDP, both, 0, 30),
-            ("tcp, open", crate::TCP, both, both, 7440),
-            ("tcp, never answered", crate::TCP, both, 0, 60),
-            ("tcp, half closed", crate::TCP, both | state::FIN, both, 7440),
-            ("tcp, closed", crate::TCP, both | state::FIN, both | state::FIN, 60),
-            ("tcp, reset", crate::TCP, both, both | state::RST, 60),
+            ("udp, went on", crate::UDP, BOTH, BOTH, 300),
+            ("udp, never answered", crate::UDP, BOTH, 0, 30),
+            ("udp, a question", crate::UDP, BEGUN, 0, 30),
+            ("udp, a question and an answer", crate::UDP, BEGUN, BOTH, 30),
+            ("tcp, open", crate::TCP, BOTH, BOTH, 7440),
+            ("tcp, never answered", crate::TCP, BOTH, 0, 10),
+            ("tcp, a SYN and its answer", crate::TCP, BEGUN, BOTH, 10),
+            ("tcp, half closed", crate::TCP, FIN, BOTH, 7440),
+            ("tcp, closed", crate::TCP, FIN, FIN, 60),
+            ("tcp, reset", crate::TCP, BOTH, RST, 60),
         ];
         for (case, proto, client, backend, limit) in cases {
-            let flow = Flow { proto: proto as u32, ..flow([0; 5]) };
-            let (mut forward, mut reverse) = entries();
-            (forward.state, forward.seen) = (client, 1000);
-            (reverse.flow, reverse.state, reverse.seen) = (flow, backend, 900);
+            let (mut forward, mut reverse) = shown(proto, client, backend);
+            (forward.seen, reverse.seen) = (1000, 900);
             let expired = |now| Timeouts::default().expired(now, Some(&forward), &reverse);
 
             assert!(!expired(1000 + limit), "{case}");
             assert!(expired(1001 + limit), "{case}");
         }
+    }
+
+    #[test]
+    fn a_backend_that_offers_a_connection_again_and_again_does_not_hold_it() {
+        let (mut forward, mut reverse) = shown(crate::TCP, BEGUN, BOTH);
+
+        (forward.seen, reverse.seen) = (1000, 1011);
+
+        assert!(Timeouts::default().expired(1011, Some(&forward), &reverse));
+    }
+
+    #[test]
+    fn a_flow_gives_its_port_away_after_the_silence_that_its_state_asks_for() {
+        // From which silence on; none: never.
+        let cases = [
+            ("tcp, open", crate::TCP, BOTH, BOTH, None),
+            ("tcp, closed by the client alone", crate::TCP, FIN, BOTH, None),
+            ("tcp, closed by the backend alone", crate::TCP, BOTH, FIN, None),
+            ("tcp, closed by both", crate::TCP, FIN, FIN, Some(SILENCE + 1)),
+            ("tcp, reset by the client", crate::TCP, RST, BOTH, Some(SILENCE + 1)),
+            ("tcp, reset by the backend", crate::TCP, BOTH, RST, Some(0)),
+            ("tcp, a SYN", crate::TCP, BEGUN, 0, Some(0)),
+            ("tcp, a SYN and its answer", crate::TCP, BEGUN, BOTH, Some(0)),
+            ("tcp, a SYN and a reset behind it", crate::TCP, BEGUN | state::RST, BOTH, Some(0)),
+            ("udp, a question and an answer", crate::UDP, BEGUN, BOTH, Some(0)),
+            ("udp, went on", crate::UDP, BOTH, BOTH, Some(121)),
+        ];
+        for (case, proto, client, backend, from) in cases {
+            let (mut forward, mut reverse) = shown(proto, client, backend);
+            (forward.seen, reverse.seen) = (1000, 1000);
+            for silence in [0, 1, SILENCE, SILENCE + 1, 120, 121, 10_000] {
+                let gives = reverse.gives_way(Some(&forward), 1000 + silence) > 0;
+
+                assert_eq!(gives, from.is_some_and(|from| silence >= from), "{case}, {silence}");
+            }
+        }
+        let (_, claimed) = shown(crate::TCP, 0, 0);
+        assert_eq!(claimed.gives_way(None, SILENCE), 0, "whoever claims it is not known yet");
+        assert!(claimed.gives_way(None, SILENCE + 1) > 0);
+    }
+
+    #[test]
+    fn what_is_over_gives_way_before_what_has_begun_and_the_longest_silence_first() {
+        let over = shown(crate::TCP, FIN, FIN);
+        let begun = shown(crate::TCP, BEGUN, BOTH);
+        let idle = shown(crate::UDP, BOTH, BOTH);
+        let after = |(forward, reverse): &(Forward, Reverse), now| reverse.gives_way(Some(forward), now);
+
+        assert!(after(&over, 9) > after(&over, 8));
+        assert!(after(&over, 8) > after(&begun, 5_000));
+        assert!(after(&begun, 1) > after(&begun, 0));
+        assert!(after(&begun, 0) > after(&idle, 5_000));
+        assert!(after(&idle, 201) > after(&idle, 200));
+        assert!(after(&over, u32::MAX) > after(&begun, u32::MAX));
+    }
+
+    #[test]
+    fn a_client_goes_on_by_a_segment_or_by_a_later_datagram() {
+        let (forward, _) = entries();
+
+        assert!(forward.goes_on(Kind::Segment, 0));
+        assert!(forward.goes_on(Kind::Datagram, 1));
+        assert!(!forward.goes_on(Kind::Datagram, 0), "two questions at once");
+        assert!(!forward.goes_on(Kind::Syn, 1) && !forward.goes_on(Kind::Reset, 1));
     }
 }

@@ -1,22 +1,22 @@
 //! `nat` and `local` mode: destination translated, in `nat` mode the source too, and the answer of a
 //! `nat` backend translated back. (`out` translates the answers of `local` backends.)
 //!
-//! State is one entry per direction (lb-common, `nat`). An established flow costs one lookup per
-//! packet; only a new flow runs the loop that claims a port. Both programs are reached by a tail
+//! State is one entry per direction (lb-common, `nat`). A packet of an established flow looks both up, unless a
+//! lease spares it that; only a new flow runs the loop that claims a port. Both programs are reached by a tail
 //! call from the ladder and begin with what it carried over.
 
 use aya_ebpf::{macros::xdp, programs::XdpContext};
 use lb_common::{
     BackendId, Flow, Mode, TCP, Tags, Verdict,
-    backend::{self, Identity, NextHop},
+    backend::{self, NextHop},
     config,
     lease::{self, Lease},
     maps::Program,
     nat::{Forward, Reverse, state},
+    ports::{self, Claims, Search, Tried},
     steer::{Choice, How, Kind, Memory},
     tunnel::{self, Round},
     vip::Rules,
-    wire_port,
 };
 
 use crate::{
@@ -30,8 +30,6 @@ use crate::{
     steer, tags,
 };
 
-/// Ports tried for a new flow. With nine tenths of the range taken, one flow in 800 finds none.
-const PROBES: u16 = 64;
 const NOEXIST: u64 = 1;
 const EEXIST: i32 = -17;
 
@@ -83,6 +81,8 @@ fn to_backend<F: Family>(ctx: &XdpContext, carry: &mut Carry) -> Outcome {
         return Verdict::NatCollision.into();
     }
     let mut begins = false;
+    // Of a flow that begins here, the entry says already what its first packet showed.
+    let mut since = Since::Earlier;
     if let Known::Nobody | Known::Over = found {
         let choice = match carry.tunnelled.backend {
             BackendId(0) => steer::choose(&tables, carry.record_index, &carry.record, carry.hashes, kind),
@@ -116,6 +116,7 @@ fn to_backend<F: Family>(ctx: &XdpContext, carry: &mut Carry) -> Outcome {
             return Verdict::StrayReset.into();
         }
         begins = matches!(choice.how, How::Settled | How::Began);
+        since = Since::Now;
         found = match claim(choice.backend, client, now) {
             Ok(port) => Known::Flow { backend: choice.backend, port },
             Err(verdict) => return verdict.into(),
@@ -130,14 +131,18 @@ fn to_backend<F: Family>(ctx: &XdpContext, carry: &mut Carry) -> Outcome {
         }
         return refuse(ctx, carry, Verdict::TtlOfVip, 0, true);
     }
-    refresh(hash, flags, now, client, carry.tags);
+    let state = match since {
+        Since::Now => state::BEGUN,
+        Since::Earlier => refresh(hash, kind, flags, now, client, carry.tags),
+    };
     if flags & tcp_flag::RST != 0 {
         // The next packet has to come here: it tells that the reset was forged.
         end_lease(hash);
     }
-    // The flow's next packets have it shorter, if they come as those that the fast path takes.
+    // The flow's next packets have it shorter, if they come as those that the fast path takes; but the next one has
+    // to come here as long as it may be the one that shows that the client goes on.
     let plain = carry.at() == F::PLAIN && carry.tags.is_none() && carry.tunnelled == Tunnelled::NOT;
-    if plain && flags & tcp_flag::BEGIN_OR_END == 0 {
+    if plain && flags & tcp_flag::BEGIN_OR_END == 0 && state & state::BEGUN == 0 {
         let lease = Lease::new(backend, port, maps::stamp(), (client.head >> 24) as u32);
         lease::grant(&tables, hash, lease);
     }
@@ -246,6 +251,12 @@ pub fn is_known(hash: u64, flow: &Flow, backends: &impl lb_common::Lines) -> boo
     matches!(known(hash, flow, Kind::Segment, 0, backends), Known::Flow { .. })
 }
 
+/// When the flow of a packet began.
+enum Since {
+    Now,
+    Earlier,
+}
+
 enum Known {
     Flow {
         backend: BackendId,
@@ -257,9 +268,9 @@ enum Known {
     Stranger,
 }
 
-/// The remembered flow. One whose backend is gone is forgotten, so that the client's next packet
-/// begins anew with a backend that lives. So does a SYN, if the flow is over; until there is another
-/// backend for it, what is remembered stays.
+/// The remembered flow. One whose backend is gone, or whose port was given to another one, is forgotten, so that
+/// the client's next packet begins anew with a backend that lives. So does a SYN, if the flow is over; until
+/// there is another backend for it, what is remembered stays.
 #[inline(always)]
 fn known(hash: u64, flow: &Flow, kind: Kind, now: u32, backends: &impl lb_common::Lines) -> Known {
     let Some(entry) = maps::NAT_FORWARD.get_ptr(hash) else { return Known::Nobody };
@@ -270,22 +281,24 @@ fn known(hash: u64, flow: &Flow, kind: Kind, now: u32, backends: &impl lb_common
     }
     let backend = BackendId(entry.backend);
     let identity = backend::identity(backends, backend);
-    if identity.generation() != entry.generation {
+    let reverse = own_reverse(entry, hash).filter(|_| identity.generation() == entry.generation);
+    let Some(reverse) = reverse else {
         forget(hash);
         return Known::Nobody;
-    }
-    if kind == Kind::Syn && is_over(entry, identity, now) {
+    };
+    if kind == Kind::Syn && entry.is_over(reverse, identity, now) {
         return Known::Over;
     }
     Known::Flow { backend, port: entry.snat_port }
 }
 
-/// [`Forward::is_over`].
+/// The other direction of a flow, while its port is its own.
 #[inline(always)]
-fn is_over(entry: &Forward, backend: Identity, now: u32) -> bool {
-    let Some(reverse) = maps::NAT_REVERSE.get_ptr(entry.reverse_key) else { return true };
+fn own_reverse(entry: &Forward, hash: u64) -> Option<&'static Reverse> {
+    let reverse = maps::NAT_REVERSE.get_ptr(entry.reverse_key)?;
     // SAFETY: as in `to_client`.
-    entry.is_over(unsafe { &*reverse }, backend, now)
+    let reverse = unsafe { &*reverse };
+    (reverse.forward_key == hash).then_some(reverse)
 }
 
 /// Forgets a flow in both directions: its port is free again, and no lease leads where it went.
@@ -293,8 +306,10 @@ fn is_over(entry: &Forward, backend: Identity, now: u32) -> bool {
 fn forget(hash: u64) {
     let Some(entry) = maps::NAT_FORWARD.get_ptr(hash) else { return };
     // SAFETY: as in `to_client`.
-    let reverse = unsafe { (*entry).reverse_key };
-    let _ = maps::NAT_REVERSE.remove(reverse);
+    let entry = unsafe { &*entry };
+    if own_reverse(entry, hash).is_some() {
+        let _ = maps::NAT_REVERSE.remove(entry.reverse_key);
+    }
     let _ = maps::NAT_FORWARD.remove(hash);
     end_lease(hash);
 }
@@ -315,7 +330,7 @@ fn claim(id: BackendId, client: NextHop, now: u32) -> Result<u16, Verdict> {
     let (Some(tables), Some(scratch)) = (maps::tables(), maps::scratch()) else {
         return Err(Verdict::Corrupt);
     };
-    let (backends, key) = (tables.backends(), config::hash_key(&tables.config()));
+    let backends = tables.backends();
     // SAFETY: the scratch value is this CPU's own, and XDP does not nest.
     let Scratch { carry, reverse, forward, .. } = unsafe { &mut *scratch };
     let (first, count) = config::nat_range(&tables.config());
@@ -327,6 +342,7 @@ fn claim(id: BackendId, client: NextHop, now: u32) -> Result<u16, Verdict> {
     let local = identity.mode() == Mode::Local as u8;
     reverse.flow.src = backend::addr(&backends, id);
     reverse.flow.dst = if local { flow.src } else { backend::source(&backends, id) };
+    reverse.flow.ports = Flow::ports(identity.wire_port(), 0);
     reverse.flow.proto = flow.proto;
     reverse.reply.src = flow.dst;
     reverse.reply.dst = flow.src;
@@ -347,55 +363,122 @@ fn claim(id: BackendId, client: NextHop, now: u32) -> Result<u16, Verdict> {
     forward.seen = now;
     forward.backend = id.0;
     forward.generation = identity.generation();
-    forward.state = 0;
+    forward.state = state_after(0, carry.tcp_flags as u8) | state::BEGUN;
     forward.client_mac = sender_tag(client, carry.tags);
 
-    let start = (hash >> 32) as u32;
-    // An odd step spreads the probes of flows that start at one port.
-    let step = (hash >> 16) as u32 | 1;
-    for probe in 0..PROBES {
-        let offset = start.wrapping_add(step.wrapping_mul(probe as u32)) % count as u32;
-        let own = local && probe == 0;
-        let port = if own { flow.src_port() } else { wire_port(first.wrapping_add(offset as u16)) };
-        reverse.flow.ports = Flow::ports(identity.wire_port(), port);
-        let reverse_key = reverse.flow.hash(key);
-        // By reference: by value each would be copied to the stack first.
-        let entry: &Reverse = reverse;
-        match maps::NAT_REVERSE.insert(reverse_key, entry, NOEXIST) {
-            Ok(()) => {}
-            Err(EEXIST) => continue,
-            Err(_) => return Err(Verdict::NatTableFull),
-        }
-        forward.reverse_key = reverse_key;
-        forward.snat_port = port;
-        let entry: &Forward = forward;
-        if maps::NAT_FORWARD.insert(hash, entry, NOEXIST).is_err() {
-            // Full, or another CPU began the same flow a moment ago: its retransmission will
-            // find that entry.
-            let _ = maps::NAT_REVERSE.remove(reverse_key);
-            return Err(Verdict::NatTableFull);
-        }
-        return Ok(port);
-    }
-    Err(Verdict::NatPortsExhausted)
+    ports::claim(
+        &Entries { now },
+        &Search { hash, first, count, own: if local { flow.src_port() } else { 0 } },
+    )
 }
 
-/// Notes that the client sent something, and from where if that changed.
+/// The entries of this CPU's scratch value, which are to be noted under some port, and those that are.
+struct Entries {
+    now: u32,
+}
+
+impl Claims for Entries {
+    #[inline(always)]
+    fn try_claim(&self, port: u16) -> Tried {
+        Tried::unpack(penstock_try_port(port.into(), self.now))
+    }
+
+    #[inline(always)]
+    fn take(&self, port: u16) -> Tried {
+        Tried::unpack(penstock_take_port(port.into(), self.now))
+    }
+}
+
+/// [`Claims::try_claim`]. A global function, which the verifier looks at once and not with every port that is tried.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn penstock_try_port(port: u32, now: u32) -> u64 {
+    let Some(key) = with_port(port as u16) else { return Tried::Lost.pack() };
+    let Some((willing, _)) = holder(key, now) else { return note(key).pack() };
+    Tried::Held(willing).pack()
+}
+
+/// [`Claims::take`], as a global function, too.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn penstock_take_port(port: u32, now: u32) -> u64 {
+    let Some(key) = with_port(port as u16) else { return Tried::Lost.pack() };
+    let Some((willing, owner)) = holder(key, now) else { return note(key).pack() };
+    if willing == 0 {
+        return Tried::Held(0).pack();
+    }
+    match owner {
+        Some(owner) => forget(owner),
+        None => drop(maps::NAT_REVERSE.remove(key)),
+    }
+    note(key).pack()
+}
+
+/// Key of the entry with this port.
 #[inline(always)]
-fn refresh(hash: u64, flags: u8, now: u32, client: NextHop, tags: Tags) {
-    let Some(entry) = maps::NAT_FORWARD.get_ptr_mut(hash) else { return };
+fn with_port(port: u16) -> Option<u64> {
+    let (tables, scratch) = (maps::tables()?, maps::scratch()?);
+    // SAFETY: the scratch value is this CPU's own, and XDP does not nest.
+    let reverse = unsafe { &mut (*scratch).reverse };
+    reverse.flow.ports = Flow::ports(reverse.flow.src_port(), port);
+    Some(reverse.flow.hash(config::hash_key(&tables.config())))
+}
+
+/// How willingly whoever has the entry with this key gives way, and the hash of that flow, unless it has
+/// another port by now.
+#[inline(always)]
+fn holder(key: u64, now: u32) -> Option<(u32, Option<u64>)> {
+    let reverse = maps::NAT_REVERSE.get_ptr(key)?;
+    // SAFETY: as in `to_client`.
+    let reverse = unsafe { &*reverse };
+    let forward = maps::NAT_FORWARD.get_ptr(reverse.forward_key);
+    // SAFETY: as in `to_client`.
+    let forward = forward.map(|forward| unsafe { &*forward }).filter(|forward| forward.reverse_key == key);
+    Some((reverse.gives_way(forward, now), forward.map(|_| reverse.forward_key)))
+}
+
+/// Remembers the flow in both directions, if nobody has taken the port's entry.
+#[inline(always)]
+fn note(key: u64) -> Tried {
+    let Some(scratch) = maps::scratch() else { return Tried::Lost };
+    // SAFETY: the scratch value is this CPU's own, and XDP does not nest.
+    let Scratch { carry, reverse, forward, .. } = unsafe { &mut *scratch };
+    // By reference: by value each would be copied to the stack first.
+    let entry: &Reverse = reverse;
+    match maps::NAT_REVERSE.insert(key, entry, NOEXIST) {
+        Ok(()) => {}
+        Err(EEXIST) => return Tried::Held(0),
+        Err(_) => return Tried::Full,
+    }
+    forward.reverse_key = key;
+    forward.snat_port = reverse.flow.dst_port();
+    let entry: &Forward = forward;
+    match maps::NAT_FORWARD.insert(carry.hashes.flow, entry, NOEXIST) {
+        Ok(()) => Tried::Claimed,
+        Err(error) => {
+            let _ = maps::NAT_REVERSE.remove(key);
+            if error == EEXIST { Tried::Lost } else { Tried::Full }
+        }
+    }
+}
+
+/// Notes that the client sent something more, and from where if that changed. Returns its [`state`].
+#[inline(always)]
+fn refresh(hash: u64, kind: Kind, flags: u8, now: u32, client: NextHop, tags: Tags) -> u16 {
+    let Some(entry) = maps::NAT_FORWARD.get_ptr_mut(hash) else { return state::BEGUN };
     // SAFETY: as in `to_client`; the fields written are hints about time and closing.
     let entry = unsafe { &mut *entry };
+    let before = if entry.goes_on(kind, now) { entry.state & !state::BEGUN } else { entry.state };
+    let after = state_after(before, flags);
     if entry.seen != now {
         entry.seen = now;
     }
-    let after = state_after(entry.state, flags);
     if entry.state != after {
         entry.state = after;
     }
     let sender = sender_tag(client, tags);
     if entry.client_mac == sender {
-        return;
+        return after;
     }
     entry.client_mac = sender;
     if let Some(reverse) = maps::NAT_REVERSE.get_ptr_mut(entry.reverse_key) {
@@ -403,6 +486,7 @@ fn refresh(hash: u64, flags: u8, now: u32, client: NextHop, tags: Tags) {
         let reverse = unsafe { &mut *reverse };
         (reverse.client, reverse.tags) = (client, tags);
     }
+    after
 }
 
 #[inline(always)]

@@ -210,7 +210,7 @@ fn a_flow_that_goes_on_behind_a_forged_reset_is_remembered_as_long_as_any() {
             }
         }
 
-        let later = now() + Timeouts::default().tcp_transitory + 10;
+        let later = now() + Timeouts::default().tcp_closed + 10;
         assert_eq!(rig.remembered_at(later), 1, "{mode:?}");
     }
 }

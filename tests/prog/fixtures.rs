@@ -337,7 +337,13 @@ fn exhausted_ports_are_counted_and_no_port_is_given_twice() {
     for client in 0..400 {
         let packet = tcp(&format!("198.51.100.7:{}", 20_000 + client), "203.0.113.1:80");
         if let Send(frame) = run(&mut engine, &packet.bytes()) {
-            assert!(ports.insert(frame[34..36].to_vec()), "a port was given twice");
+            let port = u16::from_be_bytes([frame[34], frame[35]]);
+            assert!(ports.insert(port), "a port was given twice");
+            // Both sides are there: the flow keeps it.
+            let answer =
+                Packet { src_mac: backend_mac(1), ..tcp("10.0.0.1:8080", &format!("10.0.0.254:{port}")) };
+            assert!(matches!(run(&mut engine, &answer.bytes()), Send(_)));
+            assert!(matches!(run(&mut engine, &packet.bytes()), Send(_)));
         }
     }
     assert!(ports.len() > 95, "{} of 100 ports used", ports.len());

@@ -7,6 +7,7 @@ mod icmp;
 mod local;
 mod modes;
 mod narrow;
+mod ports;
 mod random;
 mod refuse;
 mod run;

@@ -27,8 +27,13 @@ const FLOW_BITS: u8 = 11;
 const BACKENDS: u64 = 14;
 const MODES: [ForwardingMode; 3] = [ForwardingMode::L2, ForwardingMode::Ipip, ForwardingMode::Nat];
 /// Translations are kept: the model knows no time of theirs.
-const NEVER: Timeouts =
-    Timeouts { tcp_open: u32::MAX, tcp_transitory: u32::MAX, udp: u32::MAX, udp_transitory: u32::MAX };
+const NEVER: Timeouts = Timeouts {
+    tcp_open: u32::MAX,
+    tcp_closed: u32::MAX,
+    tcp_begun: u32::MAX,
+    udp: u32::MAX,
+    udp_begun: u32::MAX,
+};
 
 /// xorshift64*; the seed stands in every failure.
 struct Random(u64);

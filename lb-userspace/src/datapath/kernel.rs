@@ -275,7 +275,7 @@ impl Kernel {
             // A forward entry that names another port belongs to a later flow of the same client.
             let forward = forward.filter(|forward| forward.reverse_key == key);
             if timeouts.expired(now, forward.as_ref(), &reverse) {
-                over.push((key, forward.map(|_| reverse.forward_key)));
+                over.push(key);
             } else {
                 match reverse.state & state::LOCAL {
                     0 => swept.live.nat += 1,
@@ -284,14 +284,20 @@ impl Kernel {
                 swept.backends.insert(BackendId(reverse.backend));
             }
         }
-        for (reverse, forward) in &over {
-            if let Some(forward) = forward {
-                let _ = self.remove::<8>(maps::NAT_FORWARD, *forward);
+        for key in over {
+            // Its port may have been given to another flow meanwhile.
+            let Some(reverse) = self.reverse(key) else { continue };
+            let forward = self.translated(reverse.forward_key).filter(|forward| forward.reverse_key == key);
+            if !timeouts.expired(now, forward.as_ref(), &reverse) {
+                continue;
             }
-            let _ = self.remove::<15>(maps::NAT_REVERSE, *reverse);
+            if forward.is_some() {
+                let _ = self.remove::<8>(maps::NAT_FORWARD, reverse.forward_key);
+                swept.hashes.push(reverse.forward_key);
+            }
+            let _ = self.remove::<15>(maps::NAT_REVERSE, key);
+            swept.over += 1;
         }
-        swept.over = over.len();
-        swept.hashes = over.into_iter().filter_map(|(_, forward)| forward).collect();
         Ok(swept)
     }
 
@@ -302,6 +308,11 @@ impl Kernel {
             HashMap::<_, u64, [u64; size_of::<Reverse>() / size_of::<u64>()]>::try_from(map).ok()
         });
         map.is_some_and(|map| map.keys().next().is_some())
+    }
+
+    fn reverse(&self, key: u64) -> Option<Reverse> {
+        let map: HashMap<_, u64, [u64; 15]> = HashMap::try_from(self.ebpf.map(maps::NAT_REVERSE)?).ok()?;
+        map.get(&key, 0).ok().map(|words| Reverse::from_words(&words))
     }
 
     /// What is remembered of a translated flow with this hash.

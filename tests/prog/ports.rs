@@ -1,0 +1,257 @@
+//! The source ports of `nat`: who gets one when none is free, byte for byte, and who keeps his.
+
+use std::collections::BTreeMap;
+
+use lb_common::nat::SILENCE;
+use lb_tests::packet::{ACK, FIN, OURS, Packet, SYN, csums_are_right, tcp, udp};
+use lb_tests::world::{KEY, LOOPBACK, World, backend_mac, can_run_programs};
+use penstock::datapath::engine::{Config, Engine};
+use penstock::model::l4::{ForwardingMode::Nat, Protocol};
+
+use crate::run::{Drop, Send, count, run};
+
+const RST: u8 = 4;
+const FIRST: u16 = 61_000;
+
+/// One backend behind `nat`, and so many ports towards it.
+struct Rig {
+    engine: Engine,
+    protocol: Protocol,
+}
+
+impl Rig {
+    fn new(protocol: Protocol, ports: u16) -> Self {
+        let world = World::new().service(protocol, "203.0.113.1:80", Nat, &["10.0.0.1:8080"]);
+        let mut engine =
+            Engine::load(Config::new(KEY, (FIRST, FIRST + ports - 1))).expect("the program loads");
+        assert_eq!(engine.apply(world.want), vec![]);
+        engine.set_interface(LOOPBACK, OURS);
+        Self { engine, protocol }
+    }
+
+    fn packet(&self, src: &str, dst: &str, flags: u8) -> Packet {
+        match self.protocol {
+            Protocol::Tcp => Packet { flags, ..tcp(src, dst) },
+            Protocol::Udp => udp(src, dst),
+        }
+    }
+
+    /// What a client's packet becomes: the port that the backend sees, and the whole frame is right; none: dropped.
+    fn sends(&mut self, client: u16, flags: u8) -> Option<u16> {
+        let packet = self.packet(&format!("198.51.100.7:{client}"), "203.0.113.1:80", flags);
+        let frame = match run(&mut self.engine, &packet.bytes()) {
+            Send(frame) => frame,
+            Drop => return None,
+            did => panic!("port {client}: {did:?}"),
+        };
+        let port = u16::from_be_bytes([frame[34], frame[35]]);
+        let expected = Packet {
+            dst_mac: backend_mac(1),
+            src_mac: OURS,
+            src: ([10, 0, 0, 254], port).into(),
+            dst: ([10, 0, 0, 1], 8080).into(),
+            ttl: packet.ttl - 1,
+            ..packet
+        };
+        assert_eq!(frame, expected.bytes());
+        assert!(csums_are_right(&frame));
+        Some(port)
+    }
+
+    /// The client that gets an answer of the backend to this port, and the whole frame is right.
+    fn answers(&mut self, port: u16, flags: u8) -> Option<u16> {
+        let src_mac = backend_mac(1);
+        let packet = Packet { src_mac, ..self.packet("10.0.0.1:8080", &format!("10.0.0.254:{port}"), flags) };
+        let Send(frame) = run(&mut self.engine, &packet.bytes()) else { return None };
+        let client = u16::from_be_bytes([frame[36], frame[37]]);
+        let expected = Packet {
+            dst_mac: lb_tests::packet::ROUTER,
+            src_mac: OURS,
+            src: ([203, 0, 113, 1], 80).into(),
+            dst: ([198, 51, 100, 7], client).into(),
+            ttl: packet.ttl - 1,
+            ..packet
+        };
+        assert_eq!(frame, expected.bytes());
+        Some(client)
+    }
+
+    /// A connection that both sides use.
+    fn opens(&mut self, client: u16) -> u16 {
+        let port = self.sends(client, SYN).expect("a port is to be had");
+        assert_eq!(self.answers(port, SYN | ACK), Some(client));
+        assert_eq!(self.sends(client, ACK), Some(port));
+        port
+    }
+
+    fn closes(&mut self, client: u16, port: u16) {
+        assert_eq!(self.answers(port, FIN | ACK), Some(client));
+        assert_eq!(self.sends(client, FIN | ACK), Some(port));
+        assert_eq!(self.answers(port, ACK), Some(client));
+    }
+
+    /// Nobody sends anything for so long.
+    fn passes(&mut self, units: u32) {
+        self.engine.kernel.age_translated(units).expect("entries are aged");
+    }
+}
+
+#[test]
+fn the_port_of_a_connection_that_both_closed_goes_to_another_after_three_seconds() {
+    if !lb_tests::tier::require("prog", can_run_programs) {
+        return;
+    }
+    let mut rig = Rig::new(Protocol::Tcp, 1);
+    assert_eq!(rig.opens(20_000), FIRST);
+    rig.passes(1_000);
+    assert_eq!(rig.sends(20_001, SYN), None, "an open connection keeps its port");
+    rig.closes(20_000, FIRST);
+    assert_eq!(rig.sends(20_001, SYN), None, "what ended a moment ago may have to be said again");
+    assert_eq!(count(&rig.engine, "nat-ports-exhausted"), 2);
+
+    rig.passes(SILENCE + 1);
+
+    assert_eq!(rig.opens(20_001), FIRST);
+    assert_eq!(rig.answers(FIRST, ACK), Some(20_001));
+    assert_eq!(rig.sends(20_000, ACK), None, "whoever had the port has neither entry nor lease");
+    assert_eq!(rig.sends(20_001, ACK), Some(FIRST));
+}
+
+#[test]
+fn a_connection_that_a_backend_resets_gives_its_port_away_at_once() {
+    if !lb_tests::tier::require("prog", can_run_programs) {
+        return;
+    }
+    let mut rig = Rig::new(Protocol::Tcp, 1);
+    rig.opens(20_000);
+
+    assert_eq!(rig.answers(FIRST, RST | ACK), Some(20_000));
+
+    assert_eq!(rig.opens(20_001), FIRST);
+}
+
+#[test]
+fn ports_of_closed_connections_never_run_out() {
+    if !lb_tests::tier::require("prog", can_run_programs) {
+        return;
+    }
+    // 64 probes find nearly all of so few.
+    let mut rig = Rig::new(Protocol::Tcp, 16);
+    for client in 0..2_000 {
+        let port = rig.opens(10_000 + client);
+        rig.closes(10_000 + client, port);
+        if client % 8 == 7 {
+            rig.passes(SILENCE);
+        }
+    }
+    assert_eq!(count(&rig.engine, "nat-ports-exhausted"), 0);
+}
+
+#[test]
+fn a_flood_of_forged_beginnings_takes_no_port_of_who_is_in_use_and_keeps_nobody_out() {
+    if !lb_tests::tier::require("prog", can_run_programs) {
+        return;
+    }
+    for protocol in [Protocol::Tcp, Protocol::Udp] {
+        let mut rig = Rig::new(protocol, 64);
+        // The backend has no word in the flow of a client that only asks, so it has to go on later.
+        let in_use: BTreeMap<u16, u16> = (20_000..20_020)
+            .map(|client| {
+                let port = rig.opens(client);
+                rig.passes(1);
+                assert_eq!(rig.sends(client, ACK), Some(port));
+                (client, port)
+            })
+            .collect();
+
+        for forged in 0..3_000 {
+            if let Some(port) = rig.sends(30_000 + forged, SYN)
+                && forged % 2 == 0
+            {
+                rig.answers(port, SYN | ACK);
+            }
+            if forged % 100 == 0 {
+                assert!(
+                    rig.sends(25_000 + forged / 100, SYN).is_some(),
+                    "{protocol:?}: a new client is served"
+                );
+            }
+        }
+
+        for (client, port) in in_use {
+            assert_eq!(rig.sends(client, ACK), Some(port), "{protocol:?}");
+            assert_eq!(rig.answers(port, ACK), Some(client), "{protocol:?}");
+        }
+        assert_eq!(count(&rig.engine, "nat-ports-exhausted"), 0, "{protocol:?}");
+    }
+}
+
+#[test]
+fn one_question_and_its_answer_hold_no_port_against_the_next() {
+    if !lb_tests::tier::require("prog", can_run_programs) {
+        return;
+    }
+    let mut rig = Rig::new(Protocol::Udp, 4);
+    for client in 0..500 {
+        let port = rig.sends(20_000 + client, 0).expect("a port is to be had");
+        assert_eq!(rig.answers(port, 0), Some(20_000 + client));
+    }
+
+    // A conversation keeps its port for two minutes of silence, and no longer.
+    let mut rig = Rig::new(Protocol::Udp, 1);
+    rig.opens(20_000);
+    rig.passes(1);
+    assert_eq!(rig.sends(20_000, 0), Some(FIRST));
+    assert_eq!(rig.answers(FIRST, 0), Some(20_000));
+    rig.passes(118);
+    assert_eq!(rig.sends(20_001, 0), None);
+    rig.passes(4);
+    assert_eq!(rig.sends(20_001, 0), Some(FIRST));
+}
+
+/// Xorshift; the seed stands in every failure.
+fn next(random: &mut u64) -> u64 {
+    *random ^= *random << 13;
+    *random ^= *random >> 7;
+    *random ^= *random << 17;
+    *random
+}
+
+#[test]
+fn no_two_connections_in_use_share_a_port_through_random_histories() {
+    if !lb_tests::tier::require("prog", can_run_programs) {
+        return;
+    }
+    for seed in 1..=4u64 {
+        let (mut rig, mut random) = (Rig::new(Protocol::Tcp, 12), seed * 0x9e37_79b9);
+        let mut in_use: BTreeMap<u16, u16> = BTreeMap::new();
+        for step in 0..1_500 {
+            let client = 20_000 + (next(&mut random) % 40) as u16;
+            match (next(&mut random) % 5, in_use.get(&client).copied()) {
+                (0, Some(port)) => {
+                    rig.closes(client, port);
+                    in_use.remove(&client);
+                }
+                (1, Some(port)) => {
+                    assert_eq!(rig.answers(port, RST | ACK), Some(client));
+                    in_use.remove(&client);
+                }
+                (2, _) => rig.passes((next(&mut random) % 5) as u32),
+                (_, Some(port)) => {
+                    assert_eq!(rig.sends(client, ACK), Some(port), "seed {seed}, step {step}");
+                    assert_eq!(rig.answers(port, ACK), Some(client), "seed {seed}, step {step}");
+                }
+                (3, None) => drop(rig.sends(client, SYN)),
+                (_, None) => {
+                    let Some(port) = rig.sends(client, SYN) else { continue };
+                    // What both closed a moment ago goes on to its backend, and is the same flow still.
+                    assert_eq!(rig.answers(port, SYN | ACK), Some(client), "seed {seed}, step {step}");
+                    assert_eq!(rig.sends(client, ACK), Some(port), "seed {seed}, step {step}");
+                    assert!(!in_use.values().any(|other| *other == port), "seed {seed}, step {step}: {port}");
+                    in_use.insert(client, port);
+                }
+            }
+        }
+        assert!(count(&rig.engine, "forwarded-nat") > 500, "seed {seed}");
+    }
+}
