@@ -334,9 +334,6 @@ fn claim(id: BackendId, client: NextHop, now: u32) -> Result<u16, Verdict> {
     // SAFETY: the scratch value is this CPU's own, and XDP does not nest.
     let Scratch { carry, reverse, forward, .. } = unsafe { &mut *scratch };
     let (first, count) = config::nat_range(&tables.config());
-    if count == 0 {
-        return Err(Verdict::NatPortsExhausted);
-    }
     let (flow, hash) = (&carry.flow, carry.hashes.flow);
     let identity = backend::identity(&backends, id);
     let local = identity.mode() == Mode::Local as u8;
@@ -366,10 +363,31 @@ fn claim(id: BackendId, client: NextHop, now: u32) -> Result<u16, Verdict> {
     forward.state = state_after(0, carry.tcp_flags as u8) | state::BEGUN;
     forward.client_mac = sender_tag(client, carry.tags);
 
-    ports::claim(
-        &Entries { now },
-        &Search { hash, first, count, own: if local { flow.src_port() } else { 0 } },
-    )
+    let own = if local { flow.src_port() } else { 0 };
+    match penstock_claim(hash, Flow::ports(first, count), own.into(), now) {
+        TABLE_FULL => Err(Verdict::NatTableFull),
+        NO_PORT => Err(Verdict::NatPortsExhausted),
+        port => Ok(port as u16),
+    }
+}
+
+const TABLE_FULL: u64 = 1 << 16;
+const NO_PORT: u64 = 2 << 16;
+
+/// [`ports::claim`]: a port, or one of the above. A global function, whose loop the verifier follows once and not
+/// from every path that leads here. `range`: first port, and how many.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn penstock_claim(hash: u64, range: u32, own: u32, now: u32) -> u64 {
+    let search = Search { hash, first: range as u16, count: (range >> 16) as u16, own: own as u16 };
+    if search.count == 0 {
+        return NO_PORT;
+    }
+    match ports::claim(&Entries { now }, &search) {
+        Ok(port) => port.into(),
+        Err(Verdict::NatTableFull) => TABLE_FULL,
+        Err(_) => NO_PORT,
+    }
 }
 
 /// The entries of this CPU's scratch value, which are to be noted under some port, and those that are.
