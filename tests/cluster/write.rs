@@ -204,6 +204,14 @@ fn what_may_not_be_written_is_told_with_what_to_grant() {
         "- apiGroups: [coordination.k8s.io]\n  resources: [leases]\n  verbs: [get, create, update]\n";
     let rest = "- apiGroups: [\"\", networking.k8s.io]\n  resources: [events, ingresses/status]\n  verbs: [create, patch]\n";
     rig.apply(&role(""));
+    // Without its class the Ingress would be none of ours.
+    rig.apply(
+        "apiVersion: rbac.authorization.k8s.io/v1\nkind: ClusterRole\nmetadata: {name: NAMESPACE}\nrules:\n- apiGroups: \
+         [networking.k8s.io]\n  resources: [ingressclasses]\n  verbs: [get, list, watch]\n---\napiVersion: \
+         rbac.authorization.k8s.io/v1\nkind: ClusterRoleBinding\nmetadata: {name: NAMESPACE}\nroleRef: {apiGroup: \
+         rbac.authorization.k8s.io, kind: ClusterRole, name: NAMESPACE}\nsubjects: [{kind: ServiceAccount, name: agent, \
+         namespace: NAMESPACE}]\n",
+    );
     let kubeconfig = rig.account("agent");
     let namespace = format!("--watch-namespace={}", rig.namespace);
     let flags = [

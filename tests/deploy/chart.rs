@@ -423,7 +423,7 @@ fn everything_can_be_switched_on_at_once() {
     let groups = one(&objects, "PrometheusRule", "ingress-nginx-controller")["spec"]["groups"]
         .as_array()
         .map(Vec::len);
-    assert_eq!(groups, Some(3));
+    assert_eq!(groups, Some(4));
     let words = arguments(&objects);
     assert!(words.contains(&"--enable-ssl-passthrough".to_owned()), "{words:?}");
     assert!(words.contains(&"--default-ssl-certificate=a/b".to_owned()), "{words:?}");
