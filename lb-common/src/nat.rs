@@ -169,13 +169,20 @@ impl Reverse {
     /// How willingly this flow gives its port to one that finds none free, the more the sooner; 0: not at all.
     /// `forward`: its other entry, if that is there.
     ///
-    /// First goes what is over, by the rule of [`Forward::is_over`]; then, however young, what is no more than begun,
-    /// so that a flood of forged beginnings pushes out itself and not the flows that are in use; then UDP that
-    /// has been silent for minutes. Of each, what was silent longest. An open TCP flow keeps its port.
+    /// First goes what is closed: at once where both sides said so or the backend reset it, after [`SILENCE`] where
+    /// the client alone did, whom anybody can pretend to be. Then, however young, what is no more than begun, so
+    /// that a flood of forged beginnings pushes out itself and not the flows that are in use; then UDP that has been
+    /// silent for minutes. Of each, what was silent longest. An open TCP flow keeps its port.
+    ///
+    /// A backend that still remembers the flow before answers the SYN of the next by an ACK out of place, its client
+    /// resets that, and sends its SYN again after some milliseconds (RFC 9293, 3.10.7): what has begun and was
+    /// reset by its client is therefore no more willing than what has begun.
     #[inline(always)]
     pub const fn gives_way(&self, forward: Option<&Forward>, now: u32) -> u32 {
         let (class, least) = match self.stage(forward) {
-            Stage::Closed if self.state & state::RST != 0 || is_begun(forward) => (3, 0),
+            Stage::Closed if self.state & state::RST != 0 => (3, 0),
+            Stage::Closed if is_begun(forward) => (2, 0),
+            Stage::Closed if client_state(forward) & self.state & state::FIN != 0 => (3, 0),
             Stage::Closed => (3, SILENCE + 1),
             // Whoever claims it at this moment has not said yet for whom.
             Stage::Begun if forward.is_none() => (2, SILENCE + 1),
@@ -399,8 +406,9 @@ mod tests {
             ("tcp, open", crate::TCP, BOTH, BOTH, None),
             ("tcp, closed by the client alone", crate::TCP, FIN, BOTH, None),
             ("tcp, closed by the backend alone", crate::TCP, BOTH, FIN, None),
-            ("tcp, closed by both", crate::TCP, FIN, FIN, Some(SILENCE + 1)),
+            ("tcp, closed by both", crate::TCP, FIN, FIN, Some(0)),
             ("tcp, reset by the client", crate::TCP, RST, BOTH, Some(SILENCE + 1)),
+            ("tcp, closed by the backend, reset by the client", crate::TCP, RST, FIN, Some(SILENCE + 1)),
             ("tcp, reset by the backend", crate::TCP, BOTH, RST, Some(0)),
             ("tcp, a SYN", crate::TCP, BEGUN, 0, Some(0)),
             ("tcp, a SYN and its answer", crate::TCP, BEGUN, BOTH, Some(0)),
@@ -426,12 +434,14 @@ mod tests {
     fn what_is_over_gives_way_before_what_has_begun_and_the_longest_silence_first() {
         let over = shown(crate::TCP, FIN, FIN);
         let begun = shown(crate::TCP, BEGUN, BOTH);
+        let retried = shown(crate::TCP, BEGUN | state::RST, BOTH);
         let idle = shown(crate::UDP, BOTH, BOTH);
         let after = |(forward, reverse): &(Forward, Reverse), now| reverse.gives_way(Some(forward), now);
 
         assert!(after(&over, 9) > after(&over, 8));
         assert!(after(&over, 8) > after(&begun, 5_000));
         assert!(after(&begun, 1) > after(&begun, 0));
+        assert_eq!(after(&retried, 1), after(&begun, 1), "its client sends its SYN again");
         assert!(after(&begun, 0) > after(&idle, 5_000));
         assert!(after(&idle, 201) > after(&idle, 200));
         assert!(after(&over, u32::MAX) > after(&begun, u32::MAX));

@@ -193,17 +193,18 @@ mod tests {
     fn follow(steps: &[Step], count: u16, room: usize) -> Result<(), TestCaseError> {
         let (table, mut now) = (RefCell::new(Table::default()), 1_000);
         for step in steps {
-            // Open TCP flows, and those seen so lately that nobody would believe that they are over.
+            // Open TCP flows, and those seen so lately that nobody would believe their client that they are over.
             let held: BTreeSet<(u64, u16)> = {
                 let table = table.borrow();
                 let stays = |(flow, forward): (&u64, &Forward)| {
                     let reverse = table.reverse.get(&forward.snat_port)?;
                     let open = forward.state & state::BEGUN == 0 && reverse.state & state::SEEN != 0;
                     let reset = reverse.state & state::RST != 0;
+                    let closed = forward.state & reverse.state & state::FIN != 0;
                     let ended = state::is_closed(forward.state, reverse.state);
                     let late = now - forward.seen.max(reverse.seen) > SILENCE;
                     let idle = flow % 2 == 1 && late;
-                    let gives_way = !open || reset || idle || ended && late;
+                    let gives_way = !open || reset || closed || idle || ended && late;
                     (!gives_way).then_some((*flow, forward.snat_port))
                 };
                 table.forward.iter().filter_map(stays).collect()

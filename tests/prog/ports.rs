@@ -97,7 +97,7 @@ impl Rig {
 }
 
 #[test]
-fn the_port_of_a_connection_that_both_closed_goes_to_another_after_three_seconds() {
+fn the_port_of_a_connection_that_both_closed_goes_to_another_at_once() {
     if !lb_tests::tier::require("prog", can_run_programs) {
         return;
     }
@@ -105,11 +105,9 @@ fn the_port_of_a_connection_that_both_closed_goes_to_another_after_three_seconds
     assert_eq!(rig.opens(20_000), FIRST);
     rig.passes(1_000);
     assert_eq!(rig.sends(20_001, SYN), None, "an open connection keeps its port");
-    rig.closes(20_000, FIRST);
-    assert_eq!(rig.sends(20_001, SYN), None, "what ended a moment ago may have to be said again");
-    assert_eq!(count(&rig.engine, "nat-ports-exhausted"), 2);
+    assert_eq!(count(&rig.engine, "nat-ports-exhausted"), 1);
 
-    rig.passes(SILENCE + 1);
+    rig.closes(20_000, FIRST);
 
     assert_eq!(rig.opens(20_001), FIRST);
     assert_eq!(rig.answers(FIRST, ACK), Some(20_001));
@@ -131,6 +129,43 @@ fn a_connection_that_a_backend_resets_gives_its_port_away_at_once() {
 }
 
 #[test]
+fn a_client_that_resets_is_believed_after_three_seconds() {
+    if !lb_tests::tier::require("prog", can_run_programs) {
+        return;
+    }
+    let mut rig = Rig::new(Protocol::Tcp, 1);
+    rig.opens(20_000);
+    assert_eq!(rig.sends(20_000, RST), Some(FIRST));
+
+    assert_eq!(rig.sends(20_001, SYN), None, "anybody can have forged it");
+    rig.passes(SILENCE + 1);
+    assert_eq!(rig.opens(20_001), FIRST);
+}
+
+#[test]
+fn a_client_that_resets_what_a_backend_remembers_of_the_port_keeps_it_for_its_next_syn() {
+    if !lb_tests::tier::require("prog", can_run_programs) {
+        return;
+    }
+    let mut rig = Rig::new(Protocol::Tcp, 16);
+    for forged in 0..200 {
+        rig.sends(30_000 + forged, SYN);
+    }
+    rig.passes(1);
+    // The backend answers out of place, as it does who has half a connection of the forged client there.
+    let port = rig.sends(20_000, SYN).expect("a port is to be had");
+    assert_eq!(rig.answers(port, ACK), Some(20_000));
+    assert_eq!(rig.sends(20_000, RST), Some(port));
+
+    for forged in 0..8 {
+        rig.sends(31_000 + forged, SYN);
+    }
+
+    assert_eq!(rig.sends(20_000, SYN), Some(port), "where the backend is free of it now");
+    assert_eq!(rig.answers(port, SYN | ACK), Some(20_000));
+}
+
+#[test]
 fn ports_of_closed_connections_never_run_out() {
     if !lb_tests::tier::require("prog", can_run_programs) {
         return;
@@ -140,9 +175,6 @@ fn ports_of_closed_connections_never_run_out() {
     for client in 0..2_000 {
         let port = rig.opens(10_000 + client);
         rig.closes(10_000 + client, port);
-        if client % 8 == 7 {
-            rig.passes(SILENCE);
-        }
     }
     assert_eq!(count(&rig.engine, "nat-ports-exhausted"), 0);
 }
