@@ -41,6 +41,17 @@ impl Addr {
         self.hi == 0 && self.lo as u32 as u64 == MAPPED
     }
 
+    /// Whether no packet on a wire can come from here: unspecified, loopback, multicast, IPv4's reserved block
+    /// and broadcast (RFC 1122, 3.2.1.3; RFC 4291, 2.5 and 2.7).
+    #[inline(always)]
+    pub const fn is_martian(self) -> bool {
+        if self.is_v4() {
+            let first = self.raw_v4() as u8;
+            return first == 0 || first == 127 || first >= 224;
+        }
+        self.hi as u8 == 0xff || self.hi == 0 && (self.lo == 0 || self.lo == 1 << 56)
+    }
+
     /// Bucket in a table of `1 << bits` lines. Unkeyed: who may choose a VIP is trusted, and the
     /// worst it does is to make the table grow.
     pub const fn bucket(self, bits: u32) -> u32 {

@@ -112,6 +112,10 @@ pub const SILENCE: u32 = 3;
 /// How long a UDP flow that went on has to be silent before it gives its port away (RFC 4787, REQ-5).
 const UDP_SILENCE: u32 = 120;
 
+/// How long a question by UDP that was not answered keeps its port from others: resolvers ask again after five
+/// seconds.
+pub const UDP_ANSWER: u32 = 5;
+
 /// How long a flow is remembered after its last packet in either direction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timeouts {
@@ -139,7 +143,7 @@ impl Default for Timeouts {
 impl Timeouts {
     /// Whether a flow is over at `now`.
     pub fn expired(&self, now: u32, forward: Option<&Forward>, reverse: &Reverse) -> bool {
-        let udp = reverse.flow.proto == crate::UDP as u32;
+        let udp = reverse.is_udp();
         let limit = match reverse.stage(forward) {
             Stage::Begun if udp => self.udp_begun,
             Stage::Begun => self.tcp_begun,
@@ -171,8 +175,8 @@ impl Reverse {
     ///
     /// First goes what is closed: at once where both sides said so or the backend reset it, after [`SILENCE`] where
     /// the client alone did, whom anybody can pretend to be. Then, however young, what is no more than begun, so
-    /// that a flood of forged beginnings pushes out itself and not the flows that are in use; then UDP that has been
-    /// silent for minutes. Of each, what was silent longest. An open TCP flow keeps its port.
+    /// that a flood of forged beginnings pushes out itself and not the flows that are in use, but a question by UDP
+    /// only when it was answered or after [`UDP_ANSWER`]; then UDP that has been silent for minutes. Of each, what was silent longest. An open TCP flow keeps its port.
     ///
     /// A backend that still remembers the flow before answers the SYN of the next by an ACK out of place, its client
     /// resets that, and sends its SYN again after some milliseconds (RFC 9293, 3.10.7): what has begun and was
@@ -186,8 +190,10 @@ impl Reverse {
             Stage::Closed => (3, SILENCE + 1),
             // Whoever claims it at this moment has not said yet for whom.
             Stage::Begun if forward.is_none() => (2, SILENCE + 1),
+            // Whoever had the port next would get the answer that is still to come.
+            Stage::Begun if self.is_udp() && self.state & state::SEEN == 0 => (2, UDP_ANSWER + 1),
             Stage::Begun => (2, 0),
-            Stage::Open if self.flow.proto == crate::UDP as u32 => (1, UDP_SILENCE + 1),
+            Stage::Open if self.is_udp() => (1, UDP_SILENCE + 1),
             Stage::Open => return 0,
         };
         let silence = self.silence(forward, now);
@@ -199,9 +205,14 @@ impl Reverse {
     }
 
     #[inline(always)]
+    const fn is_udp(&self) -> bool {
+        self.flow.proto == crate::UDP as u32
+    }
+
+    #[inline(always)]
     const fn stage(&self, forward: Option<&Forward>) -> Stage {
         let client = client_state(forward);
-        if self.flow.proto != crate::UDP as u32 && state::is_closed(client, self.state) {
+        if !self.is_udp() && state::is_closed(client, self.state) {
             return Stage::Closed;
         }
         if client & state::BEGUN != 0 || client & self.state & state::SEEN == 0 {
@@ -216,7 +227,7 @@ impl Reverse {
     const fn silence(&self, forward: Option<&Forward>, now: u32) -> u32 {
         let seen = match forward {
             Some(forward) if forward.seen > self.seen => forward.seen,
-            Some(begun) if self.flow.proto != crate::UDP as u32 && is_begun(forward) => begun.seen,
+            Some(begun) if !self.is_udp() && is_begun(forward) => begun.seen,
             _ => self.seen,
         };
         now.saturating_sub(seen)
@@ -413,13 +424,14 @@ mod tests {
             ("tcp, a SYN", crate::TCP, BEGUN, 0, Some(0)),
             ("tcp, a SYN and its answer", crate::TCP, BEGUN, BOTH, Some(0)),
             ("tcp, a SYN and a reset behind it", crate::TCP, BEGUN | state::RST, BOTH, Some(0)),
+            ("udp, a question", crate::UDP, BEGUN, 0, Some(UDP_ANSWER + 1)),
             ("udp, a question and an answer", crate::UDP, BEGUN, BOTH, Some(0)),
             ("udp, went on", crate::UDP, BOTH, BOTH, Some(121)),
         ];
         for (case, proto, client, backend, from) in cases {
             let (mut forward, mut reverse) = shown(proto, client, backend);
             (forward.seen, reverse.seen) = (1000, 1000);
-            for silence in [0, 1, SILENCE, SILENCE + 1, 120, 121, 10_000] {
+            for silence in [0, 1, SILENCE, SILENCE + 1, UDP_ANSWER, UDP_ANSWER + 1, 120, 121, 10_000] {
                 let gives = reverse.gives_way(Some(&forward), 1000 + silence) > 0;
 
                 assert_eq!(gives, from.is_some_and(|from| silence >= from), "{case}, {silence}");

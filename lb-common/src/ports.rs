@@ -204,7 +204,10 @@ mod tests {
                     let ended = state::is_closed(forward.state, reverse.state);
                     let late = now - forward.seen.max(reverse.seen) > SILENCE;
                     let idle = flow % 2 == 1 && late;
-                    let gives_way = !open || reset || closed || idle || ended && late;
+                    let asked = flow % 2 == 1
+                        && forward.state & state::BEGUN != 0
+                        && reverse.state & state::SEEN == 0;
+                    let gives_way = !open && !asked || reset || closed || idle || ended && late;
                     (!gives_way).then_some((*flow, forward.snat_port))
                 };
                 table.forward.iter().filter_map(stays).collect()

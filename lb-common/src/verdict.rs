@@ -96,6 +96,9 @@ pub enum Verdict {
     TunnelStray,
     /// Dropped: a table reads as no user space writes it.
     Corrupt,
+    /// Dropped: a flow to be translated begins with a source that nobody can have, or that is an address of ours:
+    /// a backend's answer to it would come back as a question, for ever.
+    Martian,
 }
 
 /// What XDP does with the packet.
@@ -111,7 +114,7 @@ pub enum Action {
 
 impl Verdict {
     /// Every verdict, in the order of its number.
-    pub const ALL: [Self; 44] = [
+    pub const ALL: [Self; 45] = [
         Self::NotOurs,
         Self::OtherMac,
         Self::Node,
@@ -156,6 +159,7 @@ impl Verdict {
         Self::TunnelForeign,
         Self::TunnelStray,
         Self::Corrupt,
+        Self::Martian,
     ];
 
     /// Kebab-case name: the label value in metrics.
@@ -205,6 +209,7 @@ impl Verdict {
             Self::TunnelForeign => "tunnel-foreign",
             Self::TunnelStray => "tunnel-stray",
             Self::Corrupt => "corrupt",
+            Self::Martian => "martian-source",
         }
     }
 

@@ -7,7 +7,7 @@
 
 use aya_ebpf::{macros::xdp, programs::XdpContext};
 use lb_common::{
-    BackendId, Flow, Mode, TCP, Tags, Verdict,
+    Addr, AddrEntry, BackendId, Flow, Mode, TCP, Tags, Verdict,
     backend::{self, NextHop},
     config,
     lease::{self, Lease},
@@ -115,6 +115,9 @@ fn to_backend<F: Family>(ctx: &XdpContext, carry: &mut Carry) -> Outcome {
         if flags & tcp_flag::RST != 0 {
             return Verdict::StrayReset.into();
         }
+        if martian(&tables, carry.flow.src) {
+            return Verdict::Martian.into();
+        }
         begins = matches!(choice.how, How::Settled | How::Began);
         since = Since::Now;
         found = match claim(choice.backend, client, now) {
@@ -175,6 +178,13 @@ fn to_backend<F: Family>(ctx: &XdpContext, carry: &mut Carry) -> Outcome {
     translate::<F>(&packet, carry, &head, &new, 1);
     count(carry, backend, length, begins);
     forward::send::<F>(ctx, &packet, carry.l3 as usize, next_hop, tags, Verdict::ForwardedNat)
+}
+
+/// Whether no flow may begin from here: nobody can have the address, or we have it ourselves, and the backend's
+/// answer would come back here as a question.
+#[inline(always)]
+fn martian(tables: &Tables, src: Addr) -> bool {
+    src.is_martian() || !AddrEntry::find(&tables.addrs(), config::epoch(&tables.config()), src).is_none()
 }
 
 /// A packet of a flow that began elsewhere, for a backend here that never saw it: the slot's other

@@ -5,6 +5,7 @@ mod capture;
 mod fixtures;
 mod icmp;
 mod local;
+mod martian;
 mod modes;
 mod narrow;
 mod ports;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use lb_common::nat::SILENCE;
+use lb_common::nat::{SILENCE, UDP_ANSWER};
 use lb_tests::packet::{ACK, FIN, OURS, Packet, SYN, csums_are_right, tcp, udp};
 use lb_tests::world::{KEY, LOOPBACK, World, backend_mac, can_run_programs};
 use penstock::datapath::engine::{Config, Engine};
@@ -198,7 +198,7 @@ fn a_flood_of_forged_beginnings_takes_no_port_of_who_is_in_use_and_keeps_nobody_
 
         for forged in 0..3_000 {
             if let Some(port) = rig.sends(30_000 + forged, SYN)
-                && forged % 2 == 0
+                && (forged % 2 == 0 || protocol == Protocol::Udp)
             {
                 rig.answers(port, SYN | ACK);
             }
@@ -228,6 +228,16 @@ fn one_question_and_its_answer_hold_no_port_against_the_next() {
         let port = rig.sends(20_000 + client, 0).expect("a port is to be had");
         assert_eq!(rig.answers(port, 0), Some(20_000 + client));
     }
+
+    // Nobody gets the answer to the question of another.
+    let mut rig = Rig::new(Protocol::Udp, 1);
+    assert_eq!(rig.sends(20_000, 0), Some(FIRST));
+    rig.passes(UDP_ANSWER);
+    assert_eq!(rig.sends(20_001, 0), None);
+    assert_eq!(rig.answers(FIRST, 0), Some(20_000));
+    assert_eq!(rig.sends(20_001, 0), Some(FIRST));
+    rig.passes(UDP_ANSWER + 1);
+    assert_eq!(rig.sends(20_002, 0), Some(FIRST), "what was not answered by then never is");
 
     // A conversation keeps its port for two minutes of silence, and no longer.
     let mut rig = Rig::new(Protocol::Udp, 1);

@@ -140,12 +140,14 @@ fn follow(
         ((slot, tables.slot(table.base() + slot)), table.previous().map(|base| tables.slot(base + slot)))
     };
     let mode = |id| backend::Mode::from_number(backend::identity(&tables.backends, id).mode());
+    let martian = flow.src.is_martian() || !AddrEntry::find(&tables.addrs, epoch, flow.src).is_none();
     let verdict = match mode(choice.backend) {
         _ if choice.backend.0 == 0 && record.rules.any(Rules::REJECT) => refusal(flow),
         _ if choice.backend.0 == 0 => Verdict::NoBackend,
         Some(backend::Mode::L2) => Verdict::ForwardedL2,
         Some(backend::Mode::Ipip) => Verdict::ForwardedIpip,
         Some(backend::Mode::Tunnel) => Verdict::ForwardedTunnel,
+        Some(backend::Mode::Nat) if martian => Verdict::Martian,
         Some(backend::Mode::Nat) => Verdict::ForwardedNat,
         // Unless it is translated already: then it does not ask the slot.
         Some(backend::Mode::Local)
@@ -153,6 +155,7 @@ fn follow(
         {
             Verdict::PassedOn
         }
+        Some(backend::Mode::Local) if martian => Verdict::Martian,
         Some(backend::Mode::Local) => Verdict::ForwardedLocal,
         None => Verdict::Corrupt,
     };
