@@ -14,6 +14,7 @@ mod local;
 mod many;
 mod names;
 mod narrow;
+mod nat_ports;
 mod next_hop;
 mod nodes;
 mod ours_or_not;

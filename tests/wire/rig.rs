@@ -52,11 +52,16 @@ impl Arms {
 impl Rig {
     /// Everything up, with these manifests from the start. `None` where the tier cannot run.
     pub fn new(arms: Arms, files: &[(&str, String)]) -> Option<Self> {
-        let lab = lab()?;
-        Some(Self::build(lab, arms, files).unwrap_or_else(|error| panic!("build the rig: {error:#}")))
+        Self::with(arms, files, &[])
     }
 
-    fn build(lab: Lab, arms: Arms, files: &[(&str, String)]) -> Result<Self> {
+    /// The same with more arguments of the agent.
+    pub fn with(arms: Arms, files: &[(&str, String)], more: &[&str]) -> Option<Self> {
+        let lab = lab()?;
+        Some(Self::build(lab, arms, files, more).unwrap_or_else(|error| panic!("build the rig: {error:#}")))
+    }
+
+    fn build(lab: Lab, arms: Arms, files: &[(&str, String)], more: &[&str]) -> Result<Self> {
         let dir = lab.scratch();
         let client = lab.host("client", &[("front", &["10.1.0.7/24", "fd01::7/64"])])?;
         let front: (&str, &[&str]) = ("front", &["10.1.0.1/24", "fd01::1/64"]);
@@ -89,7 +94,7 @@ impl Rig {
             std::fs::write(dir.join("manifests").join(name), yaml)?;
         }
         let interfaces: &[&str] = if arms == Arms::One { &["eth0"] } else { &["eth0", "eth1"] };
-        let agent = Agent::start(&lab, &edge, interfaces, dir)?;
+        let agent = Agent::start_with(&lab, &edge, interfaces, dir, more)?;
         Ok(Self { agent, client, edge, backends, lab })
     }
 

@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::Serialize;
 
 use super::desired::State;
+use crate::datapath::exhaustion::Fullest;
 use crate::datapath::kernel::Translated;
 use crate::model::announce::Announced;
 use crate::model::health::{Finding, Unwell};
@@ -436,8 +437,12 @@ fn fmt_datapath(f: &mut fmt::Formatter<'_>, datapath: &datapath::Status) -> fmt:
     let events = datapath.events.iter().map(|(name, count)| vec![(*name).to_owned(), count.to_string()]);
     section(f, "events", &["name", "times"], events)?;
     let (used, size) = datapath.flow_table;
-    let Translated { nat, local } = datapath.translated_flows;
-    writeln!(f, "\n{used} of {size} flows remembered, {} translated ({local} to this host)", nat + local)
+    let Translated { nat, local, fullest } = datapath.translated_flows;
+    write!(f, "\n{used} of {size} flows remembered, {} translated ({local} to this host", nat + local)?;
+    if let Some(Fullest { backend, flows }) = fullest {
+        write!(f, "; {flows} of {} nat ports towards {backend}", datapath.nat_ports)?;
+    }
+    writeln!(f, ")")
 }
 
 fn fmt_announced(f: &mut fmt::Formatter<'_>, link: &AnnouncedStatus) -> fmt::Result {

@@ -11,6 +11,7 @@ mod tunnel;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::PathBuf;
 
@@ -25,6 +26,7 @@ use lb_common::nat::{Forward, Reverse, Timeouts, state};
 use lb_common::{Addr, BackendId, HashKey};
 
 use super::Error;
+use super::exhaustion::Fullest;
 use super::memory::{Counters, Tables};
 use super::mmap::Mapping;
 use super::pins::Pins;
@@ -268,7 +270,7 @@ impl Kernel {
         let forwards: HashMap<_, u64, [u64; 8]> =
             HashMap::try_from(forward_map).map_err(|_| Error::Object(maps::NAT_FORWARD))?;
         let mut swept = Swept::default();
-        let mut over = Vec::new();
+        let (mut over, mut ports) = (Vec::new(), std::collections::HashMap::<(Addr, u16), usize>::new());
         for (key, words) in reverses.iter().filter_map(Result::ok) {
             let reverse = Reverse::from_words(&words);
             let forward = forwards.get(&reverse.forward_key, 0).ok().map(|words| Forward::from_words(&words));
@@ -278,12 +280,20 @@ impl Kernel {
                 over.push(key);
             } else {
                 match reverse.state & state::LOCAL {
-                    0 => swept.live.nat += 1,
+                    0 => {
+                        swept.live.nat += 1;
+                        *ports.entry((reverse.flow.src, reverse.flow.src_port())).or_default() += 1;
+                    }
                     _ => swept.live.local += 1,
                 }
                 swept.backends.insert(BackendId(reverse.backend));
             }
         }
+        let fullest = ports.into_iter().max_by_key(|(backend, flows)| (*flows, *backend));
+        swept.live.fullest = fullest.map(|((addr, port), flows)| Fullest {
+            backend: (IpAddr::from(addr), u16::from_be(port)).into(),
+            flows,
+        });
         for key in over {
             // Its port may have been given to another flow meanwhile.
             let Some(reverse) = self.reverse(key) else { continue };
@@ -384,6 +394,9 @@ pub struct Translated {
     pub nat: usize,
     /// To backends on this host.
     pub local: usize,
+    /// The backend with most of those by `nat`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fullest: Option<Fullest>,
 }
 
 /// What a sweep through the translated flows found.

@@ -9,6 +9,7 @@ pub mod capture;
 mod choice;
 mod detach;
 pub mod engine;
+pub mod exhaustion;
 pub mod explain;
 mod forwarding;
 pub mod held;

@@ -24,6 +24,8 @@ pub struct Status {
     pub pools: Vec<PoolStatus>,
     /// Translated flows remembered.
     pub translated_flows: Translated,
+    /// Ports that `nat` has towards one backend.
+    pub nat_ports: usize,
     /// Flows in the flow table, and how many fit.
     pub flow_table: (usize, usize),
     /// What happened beside the verdicts, as far as it did.
@@ -115,10 +117,16 @@ pub fn status(engine: &Engine, interfaces: &BTreeMap<String, Attached>, translat
         vips: vips.collect(),
         pools: want.pools.keys().map(|id| pool(engine, id)).collect(),
         translated_flows: translated,
+        nat_ports: nat_ports(engine),
         flow_table: engine.flow_table_use_lately(),
         events: happened.map(|(event, count)| (event.as_str(), count)).collect(),
         verdicts: counted.map(|(verdict, count)| (verdict.as_str(), count)).collect(),
     }
+}
+
+fn nat_ports(engine: &Engine) -> usize {
+    let (first, last) = engine.nat_ports();
+    usize::from(last.saturating_sub(first)) + 1
 }
 
 fn pool(engine: &Engine, id: &PoolId) -> PoolStatus {
@@ -276,6 +284,12 @@ pub fn metrics(
             "penstock_datapath_tables_age_seconds",
             "Seconds since the tables in the kernel were made, by whichever agent",
             engine.tables_age() as usize,
+        ),
+        gauge("penstock_datapath_nat_ports", "Ports that `nat` has towards one backend", nat_ports(engine)),
+        gauge(
+            "penstock_datapath_nat_ports_used",
+            "Those that are taken, towards the backend with most",
+            translated.fullest.map_or(0, |fullest| fullest.flows),
         ),
         metric(
             "penstock_datapath_translated_flows",

@@ -15,6 +15,7 @@ use tracing::{info, warn};
 
 use super::choice::Choice;
 use super::engine::{Config, Engine, Start};
+use super::exhaustion::Exhaustion;
 use super::forwarding;
 use super::held::Held;
 use super::interfaces::{attach, slot, word};
@@ -47,6 +48,8 @@ pub struct Shared {
     interfaces: Mutex<BTreeMap<String, Attached>>,
     problems: Mutex<Vec<Problem>>,
     translated: Mutex<Translated>,
+    /// Problems of the traffic, since the last sweep.
+    dropped: Mutex<Vec<Problem>>,
 }
 
 /// The task behind a handle.
@@ -74,6 +77,7 @@ pub struct Worker {
     lasting: Vec<Problem>,
     /// Problems of the last update.
     problems: Vec<Problem>,
+    exhaustion: Exhaustion,
 }
 
 /// Loads, attaches and installs the first state, so that the caller knows it works.
@@ -146,6 +150,7 @@ pub async fn start(
         interfaces: Mutex::default(),
         problems: Mutex::default(),
         translated: Mutex::default(),
+        dropped: Mutex::default(),
     });
     let mut worker = Worker {
         shared: Arc::clone(&shared),
@@ -163,6 +168,7 @@ pub async fn start(
         on_exit,
         lasting,
         problems: Vec::new(),
+        exhaustion: Exhaustion::default(),
     };
     if let Err(error) = worker.netlink.adopt_local_routes().await {
         worker.lasting.push(not_adopted(&error));
@@ -390,9 +396,7 @@ impl Worker {
         problems.append(&mut self.problems);
         problems.sort();
         let mut shown = self.shared.problems.lock().unwrap_or_else(PoisonError::into_inner);
-        for problem in problems.iter().filter(|problem| shown.binary_search(problem).is_err()) {
-            warn!(object = %problem.object, field = problem.field, fix = problem.fix, "{}", problem.message);
-        }
+        tell_new(&problems, &shown);
         *shown = problems;
     }
 
@@ -473,7 +477,7 @@ impl Worker {
         }
     }
 
-    async fn sweep(&self) {
+    async fn sweep(&mut self) {
         let shared = Arc::clone(&self.shared);
         let swept = tokio::task::spawn_blocking(move || shared.engine().sweep(&Timeouts::default()));
         match swept.await {
@@ -481,6 +485,18 @@ impl Worker {
             Ok(Err(error)) => warn!(%error, "translated flows not swept"),
             Err(_) => {}
         }
+        let (verdicts, translated) = (self.shared.engine().verdicts(), self.shared.translated());
+        let dropped = self.exhaustion.look(&verdicts, translated.fullest, self.nat_ports, Instant::now());
+        let mut shown = self.shared.dropped.lock().unwrap_or_else(PoisonError::into_inner);
+        tell_new(&dropped, &shown);
+        *shown = dropped;
+    }
+}
+
+/// What is shown for the first time also goes to the log.
+fn tell_new(problems: &[Problem], shown: &[Problem]) {
+    for problem in problems.iter().filter(|problem| !shown.contains(problem)) {
+        warn!(object = %problem.object, field = problem.field, fix = problem.fix, "{}", problem.message);
     }
 }
 
@@ -507,9 +523,12 @@ impl Shared {
         self.lock_interfaces().clone()
     }
 
-    /// Problems of the last update.
+    /// Problems of the last update, and of the traffic.
     pub fn problems(&self) -> Vec<Problem> {
-        self.problems.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let mut problems = self.problems.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        problems.extend(self.dropped.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned());
+        problems.sort();
+        problems
     }
 
     /// Translated flows at the last sweep.
