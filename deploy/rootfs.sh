@@ -7,6 +7,8 @@ binary=$1
 root=$2
 mkdir -p "$root/usr/local/bin" "$root/etc" "$root/run/penstock" "$root/tmp"
 strip -o "$root/usr/local/bin/penstock" "$binary"
+# Answers `nginx -T` and `nginx -t`.
+ln -sf penstock "$root/usr/local/bin/nginx"
 # Where the loader looks for them; `cp --parents` follows the links.
 ldd "$binary" | grep -o '/[^ ]*' | while read -r library; do
     cp --dereference --parents "$library" "$root"

@@ -17,6 +17,7 @@ mod explain;
 pub mod flags;
 mod meaning;
 mod metering;
+mod nginx;
 mod run;
 mod simulate;
 mod started;
@@ -35,7 +36,7 @@ struct Cli {
 enum Command {
     /// Balance and serve what the manifests of a directory or the objects of a cluster describe
     // A Deployment of ingress-nginx begins its arguments with the name of that binary.
-    #[command(alias = "/nginx-ingress-controller", args_override_self = true)]
+    #[command(alias = run::INGRESS_NGINX, args_override_self = true)]
     Run(Box<run::RunArgs>),
     /// Say what becomes of every object that ingress-nginx served until now, and what to do about it
     Check(check::CheckArgs),
@@ -84,6 +85,9 @@ struct DetachArgs {
 
 /// Parses the command line, does what it says, and tells how it went.
 pub fn main() -> ExitCode {
+    if nginx::is_meant() {
+        return nginx::main(std::env::args().skip(1));
+    }
     let outcome = match Cli::parse().command {
         Command::Run(args) => run::run(*args),
         Command::Check(args) => check::check(args),

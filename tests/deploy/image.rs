@@ -30,7 +30,13 @@ fn the_agent_starts_in_the_images_root_and_finds_nothing_else_there() {
     let version = version.expect("chroot");
     assert!(version.status.success(), "{}", String::from_utf8_lossy(&version.stderr));
     assert!(String::from_utf8_lossy(&version.stdout).starts_with("penstock "));
-    let programs = std::fs::read_dir(root.join("usr/local/bin")).expect("a directory").count();
-    assert_eq!(programs, 1);
+    let programs = std::fs::read_dir(root.join("usr/local/bin")).expect("a directory");
+    let mut names: Vec<_> = programs.map(|entry| entry.expect("an entry").file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["nginx", "penstock"]);
+    let as_nginx =
+        Command::new("chroot").arg(&root).args(["/usr/local/bin/nginx", "-v"]).output().expect("chroot");
+    assert!(as_nginx.status.success());
+    assert!(String::from_utf8_lossy(&as_nginx.stderr).contains("penstock/"));
     assert!(!root.join("bin").exists());
 }

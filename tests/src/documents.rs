@@ -102,7 +102,8 @@ fn key_status(status: KeyStatus) -> &'static str {
 fn command_line() -> String {
     let mut out = String::from(
         "# Flags of `penstock run`\n\nEach that has an effect, but `--takeover`, has an environment variable of the same name, as `PENSTOCK_HTTP_PORT`, and may stand in the file of `--config`.\n\n\
-         ## Those of ingress-nginx\n\nAll are accepted, so the arguments of its Deployment start Penstock, too; what one without meaning here would have done is\n\
+         ## Those of ingress-nginx\n\nAll are accepted, so the arguments of its Deployment start Penstock, too (where the first is the name of its binary and none speaks of `--datapath`,\n\
+         `--interface` or `--announce`, without the kernel part, which its pods have no right to); what one without meaning here would have done is\n\
          said in the log at the start. A switch may stand alone or with `=true` or `=false`.\n\n\
          | flag | value | status | what it is |\n|---|---|---|---|\n",
     );

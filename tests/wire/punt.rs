@@ -1,6 +1,6 @@
 //! Ports of Ingress traffic reach the proxy, on the node's addresses and on a VIP.
 
-use lb_tests::agent::{Agent, DEADLINE, eventually};
+use lb_tests::agent::{Agent, DEADLINE, binary, eventually};
 use lb_tests::manifests::{self, Authority, Slice};
 
 use crate::rig::{Arms, EDGE, Rig};
@@ -53,6 +53,29 @@ fn http_and_https_are_served_on_vips_and_on_the_nodes_addresses() {
             }
         }
     }
+}
+
+#[test]
+fn the_binary_by_the_name_of_nginx_shows_what_the_agent_serves() {
+    let authority = Authority::new("Wire test authority").unwrap();
+    let Some(rig) = Rig::new(Arms::Two, &files(&authority)) else { return };
+    let nginx = rig.lab.scratch().join("nginx");
+    std::os::unix::fs::symlink(binary().unwrap(), &nginx).unwrap();
+    let asked = |args: &str| rig.edge.command(&nginx).args(args.split(' ')).output().unwrap();
+
+    let shown = asked("-T");
+    let text = String::from_utf8_lossy(&shown.stdout);
+    assert!(shown.status.success() && text.contains("web.example.com"), "{shown:?}");
+    let tested = asked("-t");
+    assert!(tested.status.success(), "{tested:?}");
+    assert!(!asked("-s reload").status.success());
+
+    rig.agent.apply("broken.yaml", "kind: Ingress\n").unwrap();
+    let told = eventually(DEADLINE, || {
+        let tested = asked("-t");
+        (!tested.status.success()).then(|| String::from_utf8_lossy(&tested.stderr).into_owned())
+    });
+    assert!(told.is_some_and(|told| told.contains("broken.yaml")), "{}", rig.agent.log());
 }
 
 #[test]

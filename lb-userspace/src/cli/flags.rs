@@ -70,7 +70,7 @@ pub const TABLE: &[Flag] = &[
     flag("disable-svc-external-name", Switch, Honoured),
     flag("annotations-prefix", Value, Honoured),
     flag("enable-annotation-validation", Switch, Idle("annotations are always judged")),
-    flag("deep-inspect", Switch, Idle("nothing of an Ingress becomes configuration that could hold a directive")),
+    flag("deep-inspect", Switch, Idle("the webhook always refuses such hosts and paths; nothing of an Ingress becomes configuration here")),
     flag("enable-topology-aware-routing", Switch, Idle("flows to Services always follow hints.forZones, requests to Ingresses never")),
 
     flag("apiserver-host", Value, Honoured),

@@ -138,10 +138,22 @@ pub(super) struct RunArgs {
     metering: MeteringArgs,
 }
 
+/// First of the arguments of an ingress-nginx Deployment: the name of its binary, an alias of `run`.
+pub(super) const INGRESS_NGINX: &str = "/nginx-ingress-controller";
+
 /// Serves until a signal ends it.
 pub(super) fn run(args: RunArgs) -> Result<ExitCode, StartError> {
     let file = args.config.clone();
-    let (settings, idle_flags) = args.into_parts();
+    let (mut settings, idle_flags) = args.into_parts();
+    let by_its_name = std::env::args_os().nth(1).is_some_and(|name| name == INGRESS_NGINX);
+    if by_its_name
+        && settings.datapath.is_none()
+        && settings.interface.is_empty()
+        && settings.announce.is_empty()
+    {
+        // Its pods have no rights that the kernel part needs, and its arguments say nothing of one.
+        settings.datapath = Some(DatapathMode::Off);
+    }
     let mut config = config::resolve(settings, file.as_deref()).map_err(StartError::Config)?;
     config.idle_flags = idle_flags;
     agent::run(config)?;
