@@ -409,7 +409,7 @@ fn announce(agent: &Running, source: &str, admin: std::net::SocketAddr) {
 
 /// Each attempt to reach an API server that fails is an error of that client, several times a second and without the
 /// server's name; we tell ourselves what is not heard, once.
-const USUAL_LOG: &str = "info,kube_client::client::builder=off";
+const USUAL_LOG: &str = "info,kube_client=off";
 
 fn start_logging() {
     use std::io::IsTerminal as _;

@@ -187,23 +187,31 @@ async fn watch(
     Ok(Watched { cluster, followed })
 }
 
+/// Behind the Lease's name, where another controller holds that.
+const BESIDE: &str = "-beside";
+
 fn write_options(config: &Config, cluster: &Cluster) -> cluster::WriteOptions {
     let Config { cluster: ours, pod, translate, .. } = config;
     let namespace = own_namespace(config, cluster);
     let election = ours.election.as_ref().map(|election| cluster::Election {
-        id: election.id.clone(),
+        id: match ours.update_status {
+            true => election.id.clone(),
+            // Who leaves the status of Ingresses to another controller must not keep it from its Lease.
+            false => format!("{}{BESIDE}", election.id),
+        },
         namespace: namespace.to_owned(),
         identity: pod.name.clone(),
         ttl: election.ttl,
     });
-    let status = ours.update_status.then(|| cluster::StatusOptions {
+    let status = cluster::StatusOptions {
+        ingresses: ours.update_status,
         publish_service: translate.publish_service.clone(),
         addresses: ours.status_addresses.clone(),
         internal: ours.internal_node_addresses,
         interval: ours.status_interval,
         clear: ours.clear_status,
         node: translate.node_name.clone(),
-    });
+    };
     let pod = ObjectName::new(namespace, &pod.name);
     cluster::WriteOptions { election, status, sync_events: ours.sync_events, pod }
 }

@@ -24,11 +24,13 @@ use super::health::FeedHealth;
 const PAGE: u32 = 500;
 /// Longest wait for the answer to one question.
 const ANSWER: Duration = Duration::from_secs(30);
-/// The server says something at least once a minute (a bookmark); a watch that is silent for longer
-/// has lost its connection without being told.
+/// A watch that is silent for longer has lost its connection without being told: by then the server would have ended
+/// it in order.
 const SILENCE: Duration = Duration::from_secs(90);
-/// Longest life of a watch in seconds, so that connections move to other API servers in time.
-const LIFE: f64 = 290.0;
+/// Longest life of a watch in seconds. Most servers say something once a minute (a bookmark), but not all of kinds
+/// that nothing happens to.
+const LIFE: f64 = 70.0;
+const _: () = assert!(LIFE < 90.0);
 /// A watch that the server ends sooner than this has failed.
 const TOO_SOON: Duration = Duration::from_secs(1);
 

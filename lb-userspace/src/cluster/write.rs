@@ -19,8 +19,11 @@ use crate::model::report::{Metric, MetricKind, Sample};
 use crate::model::{Names, ObjectName, Problem, Problems};
 use crate::objects::Loaded;
 
-/// Longest time for what is written at the end.
+/// Longest time for what is written at the end: as long as that takes, and for each object that may have to be
+/// written, up to a minute more.
 const FAREWELL: Duration = Duration::from_secs(5);
+const EACH: Duration = Duration::from_millis(30);
+const MOST: Duration = Duration::from_secs(60);
 
 /// What the agent made of a state.
 #[derive(Debug, Default)]
@@ -40,8 +43,8 @@ pub struct Report {
 pub struct WriteOptions {
     /// Who of several agents writes; `None`: we do.
     pub election: Option<Election>,
-    /// `None`: status is left alone.
-    pub status: Option<StatusOptions>,
+    /// What is written where.
+    pub status: StatusOptions,
     /// Tell which Ingresses are taken up.
     pub sync_events: bool,
     /// The pod that we are.
@@ -87,9 +90,8 @@ pub fn write(
 
 impl Writing {
     fn begin(mut self) -> Self {
-        if let Some(writer) = self.writer() {
-            self.tasks.spawn(writer.run());
-        }
+        let writer = self.writer();
+        self.tasks.spawn(writer.run());
         let recorder = Recorder {
             client: self.client.clone(),
             instance: self.options.pod.name.clone(),
@@ -105,10 +107,10 @@ impl Writing {
         self
     }
 
-    fn writer(&self) -> Option<Writer> {
-        Some(Writer {
+    fn writer(&self) -> Writer {
+        Writer {
             client: self.client.clone(),
-            options: self.options.status.clone()?,
+            options: self.options.status.clone(),
             pod: self.options.pod.clone(),
             report: self.report.clone(),
             aside: self.aside.clone(),
@@ -118,18 +120,24 @@ impl Writing {
             written: BTreeMap::new(),
             balanced: BTreeMap::new(),
             last: None,
-        })
+        }
     }
 
     /// Writes what is to be written when nobody goes on here, and lets others write.
     pub async fn end(mut self) {
         let leads = self.leads.clone();
         let led = *leads.borrow();
+        let objects = {
+            let report = self.report.borrow();
+            report.served.len() + report.given.len()
+        };
+        let each = EACH.saturating_mul(u32::try_from(objects).unwrap_or(u32::MAX));
+        let longest = FAREWELL + each.min(MOST);
         let farewell = async {
             let writer = self.writer();
             // Nobody writes meanwhile what is to be taken out.
             self.tasks.shutdown().await;
-            if let Some(writer) = writer.filter(|_| led) {
+            if led {
                 writer.clear().await;
             }
             if let Some(election) = &self.options.election
@@ -138,7 +146,7 @@ impl Writing {
                 warn!(lease = election.id, failure.message, "not given back; others wait until it is over");
             }
         };
-        if timeout(FAREWELL, farewell).await.is_err() {
+        if timeout(longest, farewell).await.is_err() {
             warn!("the API server did not take the farewell in time");
         }
     }
@@ -146,7 +154,9 @@ impl Writing {
     /// The Lease by whose holder all is written, and who that is, where it is known; `None`: nobody is asked.
     pub fn lease(&self) -> Option<(&str, Option<Holder>)> {
         let election = self.options.election.as_ref()?;
-        Some((&election.id, self.health.holder()))
+        // We know that we gave it up before the API server can tell who has it.
+        let holder = self.health.holder().filter(|holder| !holder.is_us || *self.leads.borrow());
+        Some((&election.id, holder))
     }
 
     /// What cannot be written.
