@@ -15,7 +15,7 @@ use serde_json::Value;
 use crate::model::review::Review;
 use crate::model::{ObjectName, Problem, Severity};
 use crate::objects::{Map, Object, Objects};
-use crate::translate::{self, Options};
+use crate::translate::{self, Options, SnippetPolicy};
 
 /// Reasons that keep an Ingress out although they are no errors of its form.
 const KEPT_OUT: [&str; 4] = ["refused-annotation", "bad-pattern", "bad-rewrite-target", "catch-all-disabled"];
@@ -23,6 +23,18 @@ const KEPT_OUT: [&str; 4] = ["refused-annotation", "bad-pattern", "bad-rewrite-t
 /// Reasons that say nothing where only a part of the cluster was looked at, or that are the business of another
 /// object.
 const ELSEWHERE: [&str; 4] = ["host-closed", "no-endpoints", "path-conflict", "no-vip"];
+
+/// What ingress-nginx's deep inspection looks for in hosts and paths. Nothing here becomes configuration; who has
+/// such a path means harm, or has copied it from who does.
+const INSPECTED: [&str; 7] = [
+    "/etc/passwd",
+    "/etc/shadow",
+    "/etc/group",
+    "/etc/nginx",
+    "/etc/ingress-controller",
+    "/var/run/secrets",
+    "_by_lua",
+];
 
 /// Judges an Ingress as the API server sends it, beside the objects in force. One that is not ours is not judged.
 pub fn review(objects: &Objects, options: &Options, ingress: Value) -> Review {
@@ -52,6 +64,10 @@ pub fn review(objects: &Objects, options: &Options, ingress: Value) -> Review {
             review.refused.push(sentence(&problem));
         }
     }
+    if options.snippets == SnippetPolicy::Refuse {
+        review.refused.extend(snippets(&ingress));
+    }
+    review.refused.extend(inspected(&ingress));
     let others = served.iter().filter(|served| *served.name != key.name);
     review.refused.extend(overlaps(&ingress, others.map(|served| (served.name, served.ingress))));
     let translated = translate::translate(&beside, options);
@@ -136,6 +152,32 @@ fn backends(ingress: &Ingress) -> impl Iterator<Item = &IngressBackend> {
     let rules = spec.and_then(|spec| spec.rules.as_deref()).unwrap_or_default();
     let paths = rules.iter().flat_map(|rule| rule.http.iter()).flat_map(|http| &http.paths);
     paths.map(|path| &path.backend).chain(spec.and_then(|spec| spec.default_backend.as_ref()))
+}
+
+/// Annotations that would be configuration by their name, those that nobody knows among them.
+fn snippets(ingress: &Ingress) -> impl Iterator<Item = String> {
+    let keys = ingress.metadata.annotations.iter().flatten().map(|(key, _)| key);
+    let named = keys.filter(|key| {
+        let name = key.strip_prefix(translate::PREFIX).and_then(|rest| rest.strip_prefix('/'));
+        name.is_some_and(|name| name.ends_with("-snippet"))
+    });
+    named.map(|key| {
+        format!(
+            "metadata.annotations.{key}: configuration is never taken from annotations; say the same with \
+             annotations: redirects, custom headers, source ranges, timeouts"
+        )
+    })
+}
+
+/// Hosts and paths with what is [`INSPECTED`].
+fn inspected(ingress: &Ingress) -> impl Iterator<Item = String> {
+    let tls = ingress.spec.iter().flat_map(|spec| spec.tls.iter().flatten());
+    let tls_hosts = tls.flat_map(|tls| tls.hosts.iter().flatten()).map(String::as_str);
+    let texts = places(ingress).flat_map(|(host, path, _)| [host, path]).chain(tls_hosts);
+    texts.filter_map(|text| {
+        let found = INSPECTED.iter().find(|part| text.contains(**part))?;
+        Some(format!("{text:?} contains {found:?}, as attacks on an nginx do; choose another"))
+    })
 }
 
 /// Host, path and type of each path.

@@ -89,10 +89,22 @@ pub(super) fn may_count(name: &ObjectName, flag: Option<&ObjectName>) -> bool {
     flag.map_or(name.name == NAME, |flag| flag == name)
 }
 
+/// A ConfigMap that would count, could not be read, and has no version before.
+pub(super) fn unread(objects: &Objects, options: &Options) -> Option<ObjectName> {
+    let flag = options.config_map.as_ref();
+    let unread = objects.unread.iter().flatten().filter(|key| key.kind == Kind::ConfigMap);
+    unread
+        .map(|key| &key.name)
+        .find(|name| may_count(name, flag) && !objects.config_maps.contains_key(*name))
+        .cloned()
+}
+
 /// Reads the ConfigMap and says what of it is not honoured. Of several with its name the first by
-/// namespace counts, though each can close the gate; with `--configmap` only that one is looked at.
+/// namespace counts, though each can close the gate; with `--configmap` only that one is looked at. What
+/// is [`unread`] may have held a list that guards, so it closes the gate, too.
 pub(super) fn read(
     config_maps: &Map<ObjectName, ConfigMap>,
+    unread: Option<&ObjectName>,
     objects: &View<'_>,
     options: &Options,
     findings: &mut Findings,
@@ -109,7 +121,13 @@ pub(super) fn read(
     };
     let mut is_first = true;
     let flag = options.config_map.as_ref();
-    if let Some(flag) = flag.filter(|flag| !config_maps.contains_key(*flag)) {
+    if let Some(name) = unread {
+        config.gate = Gate::Closed;
+        let id = Key { kind: Kind::ConfigMap, name: name.clone() }.id("");
+        let message =
+            "cannot be read, nor was any version of it: every Ingress answers 503, rather than stand open";
+        findings.about(&id).error_fix("unread-config-map", "", message, "correct it as its own problem says");
+    } else if let Some(flag) = flag.filter(|flag| !config_maps.contains_key(*flag)) {
         let id = Key { kind: Kind::ConfigMap, name: flag.clone() }.id("");
         let message = "does not exist, though --configmap names it; every setting has its default";
         findings.about(&id).warn("missing-config-map", "", message, "add it, or leave out the flag");
@@ -208,7 +226,7 @@ pub fn key_statuses() -> Vec<(&'static ConfigKey, KeyStatus)> {
     let mut objects = Objects::default();
     objects.insert(Object::ConfigMap(Arc::new(object)), "");
     let mut findings = Findings::default();
-    read(&objects.config_maps, &View::new(&objects), &Options::default(), &mut findings);
+    read(&objects.config_maps, None, &View::new(&objects), &Options::default(), &mut findings);
     let problems = findings.into_sorted();
     let is_told = |row: &ConfigKey, reason: &str| {
         let field = keys::field(row.name);

@@ -229,7 +229,7 @@ fn as_a_whole(objects: &Objects, translated: &Translated) {
         let _ = slices.follow(name, None, Some(slice)).count();
     }
     let view = View::new(objects);
-    let config = config::read(&objects.config_maps, &view, &options, &mut findings);
+    let config = config::read(&objects.config_maps, None, &view, &options, &mut findings);
     let served = classes::served(objects, &options, &mut findings);
     let together = Together { served, flags: true };
     let mut known = Known::default();

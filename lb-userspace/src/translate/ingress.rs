@@ -147,6 +147,14 @@ pub(super) fn translate(
             }
         }
     });
+    if let Some(name) = options.publish_service.as_ref().filter(|_| flags)
+        && objects.services.get(name).is_none()
+    {
+        let message = format!("there is no Service {name}: Ingresses get no address in their status");
+        let fix =
+            "name the Service that traffic arrives by, or leave the flag out to get the nodes' addresses";
+        findings.about(&flag("--publish-service")).warn("missing-service", "", message, fix);
+    }
     let streams = Arc::new(streams);
     let mut output =
         Output { passthrough, default_backend, default_certificate, streams, ..Output::default() };

@@ -64,6 +64,8 @@ struct Class {
 
 struct ReadConfig {
     config: Config,
+    /// See [`config::unread`].
+    unread: Option<ObjectName>,
     reads: BTreeSet<Key>,
     problems: Vec<Arc<Problem>>,
 }
@@ -359,15 +361,18 @@ impl Translator {
         objects: &Objects,
         options: &Options,
     ) -> bool {
+        let unread = config::unread(objects, options);
         if let Some(known) = &self.config
             && !changes.config_maps.iter().any(|name| config::may_count(name, options.config_map.as_ref()))
             && known.reads.is_disjoint(read)
+            && known.unread == unread
         {
             return false;
         }
         let (mut findings, view) = (Findings::default(), View::new(objects));
-        let config = config::read(&objects.config_maps, &view, options, &mut findings);
-        let now = ReadConfig { config, reads: view.into_reads(), problems: findings.into_shared() };
+        let config = config::read(&objects.config_maps, unread.as_ref(), &view, options, &mut findings);
+        let (reads, problems) = (view.into_reads(), findings.into_shared());
+        let now = ReadConfig { config, unread, reads, problems };
         self.told.add(&now.problems);
         let Some(before) = self.config.replace(now) else { return true };
         self.told.remove(&before.problems);

@@ -123,6 +123,23 @@ fn what_can_never_work_is_refused_with_the_sentence_of_the_report() {
 }
 
 #[test]
+fn what_is_configuration_by_its_name_or_aims_at_files_of_an_nginx_is_refused() {
+    for (name, path) in
+        [("foo-snippet", "/"), ("x", "/etc/passwd"), ("x", "/var/run/secrets/a"), ("x", "/content_by_lua")]
+    {
+        let review = judged(|ingress| {
+            annotate(ingress, name, "a b;");
+            ingress["spec"]["rules"][0]["http"]["paths"][0]["path"] = json!(path);
+        });
+        assert_eq!(review.refused.len(), 1, "{name} {path}: {:?}", review.refused);
+    }
+    let ignoring = Options { snippets: SnippetPolicy::Ignore, ..Options::default() };
+    let mut with = ingress(|_| {});
+    annotate(&mut with, "foo-snippet", "a b;");
+    assert_eq!(judged_beside("", &ignoring, with).refused, Vec::<String>::new());
+}
+
+#[test]
 fn what_waits_for_another_object_is_told_and_let_in() {
     type Edit = fn(&mut Value);
     let cases: [(&str, Edit, &str); 3] = [
