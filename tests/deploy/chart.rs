@@ -409,7 +409,8 @@ fn everything_can_be_switched_on_at_once() {
     let values = json!({"tcp": {"1": "a/b:1"}, "commonLabels": {"team": "edge"}, "controller": {
         "addHeaders": {"X-A": "b"}, "proxySetHeaders": {"X-B": "c"}, "hostPort": {"enabled": true},
         "autoscaling": {"enabled": true, "minReplicas": 2, "targetMemoryUtilizationPercentage": 80},
-        "extraArgs": {"enable-ssl-passthrough": "", "default-ssl-certificate": "a/b"},
+        "extraArgs": {"enable-ssl-passthrough": "", "default-ssl-certificate": "a/b", "flow-entries": 1048576.0},
+        "sysctls": {"net.core.rmem_max": 16777216.0},
         "metrics": {"enabled": true, "serviceMonitor": {"enabled": true}, "dashboard": {"enabled": true},
                     "prometheusRule": {"enabled": true, "rules": [{"alert": "Mine", "expr": "up == 0"}]}},
     }});
@@ -427,4 +428,7 @@ fn everything_can_be_switched_on_at_once() {
     let words = arguments(&objects);
     assert!(words.contains(&"--enable-ssl-passthrough".to_owned()), "{words:?}");
     assert!(words.contains(&"--default-ssl-certificate=a/b".to_owned()), "{words:?}");
+    // A number of a values file is a float.
+    assert!(words.contains(&"--flow-entries=1048576".to_owned()), "{words:?}");
+    assert!(objects.iter().any(|object| object.value.to_string().contains("\"16777216\"")));
 }

@@ -80,13 +80,11 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 {{- end -}}
 
-{{/* A map whose values are strings for Kubernetes, although YAML or `--set` made numbers or booleans of them. A
-     number from a file is a float, which would be written 1e+06. */}}
+{{/* A map whose values are strings for Kubernetes, although YAML or `--set` made numbers or booleans of them. */}}
 {{- define "penstock.strings" -}}
 {{- $strings := dict -}}
 {{- range $key, $value := . -}}
-{{- if and (kindIs "float64" $value) (eq (floor $value) $value) }}{{ $value = int64 $value }}{{ end -}}
-{{- $_ := set $strings $key (toString $value) -}}
+{{- $_ := set $strings $key (include "penstock.text" $value) -}}
 {{- end -}}
 {{- toYaml $strings -}}
 {{- end -}}
@@ -173,4 +171,9 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- if not (has $key $top) }}{{ $ignored = append $ignored $key }}{{ end -}}
 {{- end -}}
 {{- join ", " $ignored -}}
+{{- end -}}
+
+{{/* A value as text. Numbers of a values file are floats, which would be written as 1.048576e+06. */}}
+{{- define "penstock.text" -}}
+{{- if and (kindIs "float64" .) (eq (floor .) .) }}{{ int64 . }}{{ else }}{{ . }}{{ end -}}
 {{- end -}}

@@ -51,7 +51,7 @@ spec:
   {{- $sysctls = list (dict "name" "net.ipv4.ip_unprivileged_port_start" "value" "0") }}
   {{- end }}
   {{- range $name, $value := .Values.controller.sysctls }}
-  {{- $sysctls = append $sysctls (dict "name" $name "value" (toString $value)) }}
+  {{- $sysctls = append $sysctls (dict "name" $name "value" (include "penstock.text" $value)) }}
   {{- end }}
   {{- with $sysctls }}{{ $security = set $security "sysctls" . }}{{ end }}
   securityContext:
@@ -273,6 +273,6 @@ spec:
 {{- end }}
 - --shutdown-grace-period={{ .Values.controller.shutdownGracePeriod }}
 {{- range $name, $value := .Values.controller.extraArgs }}
-- --{{ $name }}{{ if not (or (kindIs "invalid" $value) (eq (toString $value) "")) }}={{ $value }}{{ end }}
+- --{{ $name }}{{ if not (or (kindIs "invalid" $value) (eq (toString $value) "")) }}={{ include "penstock.text" $value }}{{ end }}
 {{- end }}
 {{- end -}}
