@@ -22,5 +22,6 @@ root:x:0:
 nonroot:x:65532:
 END
 echo 'hosts: files dns' > "$root/etc/nsswitch.conf"
-chmod 1777 "$root/tmp"
+# Bodies and the socket for a successor, of whatever user the container has.
+chmod 1777 "$root/tmp" "$root/run/penstock"
 find "$root" -exec touch --no-dereference --date "@${SOURCE_DATE_EPOCH:-0}" {} +

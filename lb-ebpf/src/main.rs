@@ -2,8 +2,8 @@
 //!
 //! `penstock` (XDP) is the fast path; what is not plain goes on in `penstock_ladder`, the ladder
 //! below, and what is rare from there in further programs, by tail calls.
-//! `penstock_lookup` (sk_lookup) hands punted connections to the proxy's workers. Tables come from
-//! user space through shared memory. The `bench_*` programs are floors and wrappers for measuring,
+//! `penstock_out` (tc) translates what backends of this host answer, where it leaves. `penstock_lookup`
+//! (sk_lookup) hands punted connections to the proxy's workers. Tables come from user space through shared memory. The `bench_*` programs are floors and wrappers for measuring,
 //! never attached.
 #![no_std]
 #![no_main]
