@@ -314,3 +314,21 @@ enum Ahead {
     Enough,
     Wrong,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Size of what a function returns that is never called.
+    fn size_of_output<A, B, C, D, F>(_: fn(A, B, C, D) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn a_connection_that_waits_does_not_carry_a_request() {
+        let size = size_of_output(serve);
+
+        println!("{size} bytes a connection");
+        assert!(size <= 1200, "{size} bytes a connection");
+    }
+}

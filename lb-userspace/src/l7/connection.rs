@@ -7,8 +7,9 @@ mod parting;
 mod plan;
 mod refusing;
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::io::IoSlice;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -89,11 +90,8 @@ pub(super) async fn serve(worker: &Rc<Worker>, mut link: Link, first: Buf, alarm
     let mut connection = Connection::new(worker, socket, alarm, client);
     connection.buf = first;
     if connection.run().await == Left::Http2 {
-        let Connection { socket, buf, alarm, client, .. } = connection;
-        if let Carrier::Socket(socket) = socket {
-            // Apart, so that a connection of HTTP/1.1 does not carry its size.
-            Box::pin(h2::serve(worker, socket, buf, alarm, client)).await;
-        }
+        // Apart, so that a connection of HTTP/1.1 does not carry its size.
+        Box::pin(connection.serve_http2()).await;
     }
 }
 
@@ -135,6 +133,13 @@ impl<'w, 's> Connection<'w, 's> {
 }
 
 impl Connection<'_, '_> {
+    async fn serve_http2(self) {
+        let Self { worker, socket, buf, alarm, client, .. } = self;
+        if let Carrier::Socket(socket) = socket {
+            h2::serve(worker, socket, buf, alarm, client).await;
+        }
+    }
+
     async fn run(&mut self) -> Left {
         if self.socket.is_http2() {
             return Left::Http2;
@@ -180,11 +185,9 @@ impl Connection<'_, '_> {
                         (halting, self.settled) = (true, self.alarm.due(PATIENCE));
                     }
                     Head::Incomplete => {}
-                    // Apart, and so is what follows: a connection that waits does not carry the size of a
-                    // request, and those under way use the same few pieces of memory, warm in the cache.
-                    Head::Planned(plan, started) => return Box::pin(self.carry_out(plan, started)).await,
                     Head::Http2 => return Left::Http2,
-                    Head::Refused(refusal) => return Box::pin(self.refuse(refusal)).await,
+                    // As a whole: what is taken out of it here would keep its place in the future.
+                    head => return self.act(head).await,
                 }
             }
             match self.fill(due, begun).await {
@@ -196,6 +199,17 @@ impl Connection<'_, '_> {
                 Filled::Late if begun => return Box::pin(self.answer_outside(408)).await,
                 Filled::Late => return Left::Finished,
             }
+        }
+    }
+
+    /// What follows from a head, apart: a connection that waits does not carry the size of a request, and
+    /// those under way use the same few pieces of memory, warm in the cache.
+    fn act(&mut self, head: Head) -> Pin<Box<dyn Future<Output = Left> + '_>> {
+        match head {
+            Head::Planned(plan, started) => Box::pin(self.carry_out(plan, started)),
+            Head::Refused(refusal) => Box::pin(self.refuse(refusal)),
+            // Nothing is left to wait for.
+            Head::Incomplete | Head::Http2 => Box::pin(self.refuse(Refusal::HeadTooLarge)),
         }
     }
 
