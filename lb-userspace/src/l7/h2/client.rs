@@ -5,6 +5,8 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::future::poll_fn;
+use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
@@ -236,12 +238,15 @@ async fn begin(mut link: Link) -> Result<SendRequest<Bytes>, Failure> {
     let (begun, wait) = oneshot::channel();
     tokio::task::spawn_local(async move {
         let io = Io::new(link.socket(), Buf::default(), None);
+        let outlet = io.outlet();
         match limits::client().handshake::<_, Bytes>(io).await {
             Ok((requests, connection)) => {
                 if begun.send(requests).is_err() {
                     return;
                 }
-                if let Err(error) = connection.await {
+                let mut connection = pin!(connection);
+                let ended = poll_fn(|cx| outlet.turn(cx, |cx| connection.as_mut().poll(cx)));
+                if let Err(error) = ended.await {
                     tracing::debug!(%error, "http/2 connection to an upstream ended");
                 }
             }

@@ -20,7 +20,7 @@ use super::super::socket::Socket;
 use super::super::timers::{Alarm, Due};
 use super::super::worker::Worker;
 use super::frame_budget::FrameBudget;
-use super::io::Io;
+use super::io::{Io, Outlet};
 use super::stream::{Ended, Stream};
 use super::{PREFACE, limits};
 use crate::model::l7::ClientLimits;
@@ -37,10 +37,11 @@ pub(in crate::l7) async fn serve(
 ) {
     let budget = Rc::new(FrameBudget::new(PREFACE.len(), Instant::now()));
     let io = Io::new(socket, first, Some(Rc::clone(&budget)));
+    let outlet = io.outlet();
     let ClientLimits { header_timeout, keep_alive, http2_streams, .. } = worker.limits();
     let (due, slow) = (alarm.due(header_timeout), alarm.due(PATIENCE));
     let mut handshake = pin!(limits::server(http2_streams).handshake::<_, Bytes>(io));
-    let shaken = poll_fn(|cx| match handshake.as_mut().poll(cx) {
+    let shaken = poll_fn(|cx| match outlet.turn(cx, |cx| handshake.as_mut().poll(cx)) {
         Poll::Ready(shaken) => Poll::Ready(shaken.ok()),
         Poll::Pending if alarm.is_past(slow) && worker.dismisses() => Poll::Ready(None),
         Poll::Pending => alarm.poll_due(cx, due).map(|()| None),
@@ -52,6 +53,7 @@ pub(in crate::l7) async fn serve(
     let mut connection = Connection {
         worker,
         h2,
+        outlet,
         alarm,
         streams,
         budget,
@@ -79,6 +81,7 @@ struct Streams {
 struct Connection<'w, 's> {
     worker: &'w Rc<Worker>,
     h2: h2::server::Connection<Io<'s>, Bytes>,
+    outlet: Rc<Outlet<'s>>,
     alarm: Alarm,
     streams: Rc<Streams>,
     budget: Rc<FrameBudget>,
@@ -150,11 +153,11 @@ impl Connection<'_, '_> {
     fn poll_h2(&mut self, cx: &mut Context<'_>, live: u32) -> Poll<Option<Result<Accepted, h2::Error>>> {
         // Streams that the client reset live on here until they notice: no more of both than it
         // may have open.
-        if live < self.streams_max {
-            self.h2.poll_accept(cx)
-        } else {
-            self.h2.poll_closed(cx).map(|closed| closed.err().map(Err))
-        }
+        let may_accept = live < self.streams_max;
+        self.outlet.turn(cx, |cx| match may_accept {
+            true => self.h2.poll_accept(cx),
+            false => self.h2.poll_closed(cx).map(|closed| closed.err().map(Err)),
+        })
     }
 
     /// Tells the client to take new requests elsewhere; those it has sent are served.
