@@ -3,6 +3,8 @@
 //! The bounds are what a request costs now and a little room. A feature that nobody switched on must
 //! not raise them; whoever has a reason to raise one says it in the commit.
 
+mod http2;
+
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -40,6 +42,10 @@ const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-L
 struct Counting;
 
 static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
+/// Those of more than [`SMALL`] bytes.
+static LARGE: AtomicU64 = AtomicU64::new(0);
+/// Beyond that glibc keeps no memory at hand for a thread, and looks for some among all that is free.
+const SMALL: usize = 1032;
 /// One test at a time: both count everything the process does.
 static ALONE: Mutex<()> = Mutex::new(());
 
@@ -47,17 +53,18 @@ thread_local! {
     static IS_OURS: Cell<bool> = const { Cell::new(false) };
 }
 
-fn count() {
+fn count(size: usize) {
     // At the end of a thread its cell is gone; that is no request.
     if IS_OURS.try_with(Cell::get).is_ok_and(|ours| !ours) {
         ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        LARGE.fetch_add(u64::from(size > SMALL), Ordering::Relaxed);
     }
 }
 
 // SAFETY: every call is the system allocator's, with the same arguments.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count();
+        count(layout.size());
         // SAFETY: the caller keeps the contract of `alloc`, which is this one's.
         unsafe { System.alloc(layout) }
     }
@@ -68,7 +75,7 @@ unsafe impl GlobalAlloc for Counting {
     }
 
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count();
+        count(size);
         // SAFETY: as above, and the caller keeps the contract about `size`.
         unsafe { System.realloc(block, layout, size) }
     }
@@ -126,6 +133,11 @@ fn a_request_on_a_kept_connection_takes_four_system_calls_and_its_share_of_waits
     let calls = trace.end();
 
     println!("{calls:?}");
+    assert_four_calls(&calls, took);
+}
+
+/// So many for each of [`REQUESTS`] by one client: each side's bytes are read once and written once.
+fn assert_four_calls(calls: &BTreeMap<String, u64>, took: Duration) {
     let waits: u64 = calls.iter().filter(|(name, _)| name.starts_with("epoll_")).map(|(_, n)| n).sum();
     // A batch of the access log goes by the clock, however many requests came meanwhile: one write
     // on its own thread, and waking that.

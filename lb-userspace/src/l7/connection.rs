@@ -98,16 +98,16 @@ pub(super) async fn serve(worker: &Rc<Worker>, mut link: Link, first: Buf, alarm
 /// Serves the one request of an HTTP/2 stream, or refuses it.
 pub(super) async fn serve_stream(
     worker: &Rc<Worker>,
-    stream: h2::Stream,
+    stream: &h2::Stream,
     verdict: Result<(), Refusal>,
     client: Client,
 ) -> h2::Ended {
-    let socket = Carrier::Stream(&stream);
+    let socket = Carrier::Stream(stream);
     let alarm = worker.timers.alarm();
     let mut connection = Connection::new(worker, socket, alarm, client);
     let left = match verdict {
-        Ok(()) => connection.request().await,
-        Err(refusal) => connection.refuse(refusal).await,
+        Ok(()) => connection.only_request().await,
+        Err(refusal) => Box::pin(connection.refuse(refusal)).await,
     };
     stream.end(left != Left::Broken)
 }
@@ -199,6 +199,19 @@ impl Connection<'_, '_> {
                 Filled::Late if begun => return Box::pin(self.answer_outside(408)).await,
                 Filled::Late => return Left::Finished,
             }
+        }
+    }
+
+    /// The request of a stream, whose head is there at once, and whole.
+    async fn only_request(&mut self) -> Left {
+        let filled = poll_fn(|cx| self.buf.poll_fill(cx, &self.socket)).await;
+        if !filled.is_ok_and(|n| n > 0) {
+            return Left::Broken;
+        }
+        match self.read_head() {
+            // In place: the task is one that serves streams, and nothing else.
+            Head::Planned(plan, started) => self.carry_out(plan, started).await,
+            head => self.act(head).await,
         }
     }
 

@@ -73,6 +73,7 @@ pub(super) struct Worker {
     pub(super) timers: Rc<Timers>,
     pub(super) pool: Pool,
     pub(super) http2: h2::Connections,
+    pub(super) crew: h2::Crew,
     pub(super) counters: RefCell<Counters>,
     pub(super) journal: Journal,
     pub(super) spills: Arc<Spills>,
@@ -174,6 +175,7 @@ async fn run(
         timers: Rc::new(Timers::new()),
         pool: Pool::default(),
         http2: h2::Connections::default(),
+        crew: h2::Crew::default(),
         counters: RefCell::new(Counters::new(&shared.metering)),
         https_port: https.map_or(443, |bound| bound.addr.port()),
         journal: Journal::new(shared.outlet),
@@ -427,6 +429,7 @@ impl Worker {
         };
         self.pool.sweep(stays, &router.keepalive);
         self.http2.sweep(stays);
+        self.crew.sweep();
         self.authenticator.sweep();
     }
 

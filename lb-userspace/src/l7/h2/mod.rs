@@ -7,6 +7,7 @@
 //! would take its place behind [`Stream`].
 
 mod client;
+mod crew;
 mod frame_budget;
 mod inbound;
 mod io;
@@ -16,6 +17,7 @@ mod server;
 mod stream;
 
 pub(super) use client::Connections;
+pub(super) use crew::Crew;
 pub(super) use server::serve;
 pub(super) use stream::{Ended, Stream};
 

@@ -340,7 +340,8 @@ fn end_of_head(bytes: &[u8]) -> Option<usize> {
 
 /// Header lines that stand in `head` as a map whose values share its memory.
 fn fields<'b>(lines: impl Iterator<Item = (&'b str, &'b [u8])>, head: &Bytes) -> io::Result<HeaderMap> {
-    let mut map = HeaderMap::with_capacity(16);
+    let (_, most) = lines.size_hint();
+    let mut map = HeaderMap::with_capacity(most.unwrap_or_default());
     for (name, value) in lines {
         let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| malformed("header name"))?;
         let value =

@@ -1,5 +1,5 @@
-//! A client's HTTP/2 connection: accepts streams, each a task of its own, until it has had its
-//! share of requests, idles too long, misbehaves, or the worker drains.
+//! A client's HTTP/2 connection: accepts streams, for tasks of the worker to serve, until it has had
+//! its share of requests, idles too long, misbehaves, or the worker drains.
 
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
@@ -14,14 +14,15 @@ use h2::{Reason, RecvStream};
 use http::Request;
 
 use super::super::buffer::Buf;
-use super::super::connection::{self, PATIENCE};
+use super::super::connection::PATIENCE;
 use super::super::heads::Client;
 use super::super::socket::Socket;
 use super::super::timers::{Alarm, Due};
 use super::super::worker::Worker;
+use super::crew::{Crew, Errand};
 use super::frame_budget::FrameBudget;
 use super::io::{Io, Outlet};
-use super::stream::{Ended, Stream};
+use super::stream::Stream;
 use super::{PREFACE, limits};
 use crate::model::l7::ClientLimits;
 
@@ -73,9 +74,19 @@ pub(in crate::l7) async fn serve(
 
 /// Streams of a connection that are being served.
 #[derive(Default)]
-struct Streams {
+pub(super) struct Streams {
     live: Cell<u32>,
     connection: RefCell<Option<Waker>>,
+}
+
+impl Streams {
+    /// One of them is not any more.
+    pub(super) fn ended(&self) {
+        self.live.set(self.live.get().saturating_sub(1));
+        if let Some(waker) = self.connection.take() {
+            waker.wake();
+        }
+    }
 }
 
 struct Connection<'w, 's> {
@@ -171,19 +182,8 @@ impl Connection<'_, '_> {
         self.requests += 1;
         let streams = Rc::clone(&self.streams);
         streams.live.set(streams.live.get() + 1);
-        let worker = Rc::clone(self.worker);
         let budget = Rc::clone(&self.budget);
         let (stream, verdict) = Stream::accepted(request, respond, Rc::clone(&budget));
-        tokio::task::spawn_local(async move {
-            match connection::serve_stream(&worker, stream, verdict, client).await {
-                Ended::Answered => budget.finished(),
-                Ended::CutOff => {}
-                Ended::GivenUp => budget.cancelled(),
-            }
-            streams.live.set(streams.live.get().saturating_sub(1));
-            if let Some(waker) = streams.connection.take() {
-                waker.wake();
-            }
-        });
+        Crew::send(self.worker, Errand { stream, verdict, client, streams, budget });
     }
 }
