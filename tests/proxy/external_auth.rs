@@ -58,7 +58,7 @@ fn text(text: &str) -> Expression {
     Expression::parse(text).expect("known variables")
 }
 
-fn external(host: &str, target: &str) -> External {
+pub fn external(host: &str, target: &str) -> External {
     External {
         url: format!("http://{host}{target}"),
         tls: false,
@@ -76,7 +76,7 @@ fn external(host: &str, target: &str) -> External {
     }
 }
 
-fn guarded(backend: &Backend, external: External) -> L7 {
+pub fn guarded(backend: &Backend, external: External) -> L7 {
     let auth = Auth { external: Some(external), ..Auth::default() };
     with(backend, Policies { auth: Some(auth), ..Policies::default() })
 }

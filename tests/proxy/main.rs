@@ -38,3 +38,4 @@ mod takeover;
 mod tls;
 mod tls_client;
 mod upstream_tls;
+mod version1;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use lb_tests::tls::AnyCertificate;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, ClientConnection, HandshakeKind, StreamOwned, SupportedProtocolVersion};
 
 use crate::rig::DEADLINE;
@@ -25,7 +26,12 @@ pub fn config(
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)));
     Arc::new(match identity {
-        Some(Identity { chain, key }) => builder.with_client_auth_cert(chain, key).expect("identity"),
+        Some(Identity { chain, key }) => {
+            let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(&key).expect("key");
+            // Whatever is in the certificate: the library would refuse what is not to its taste.
+            let identity = SingleCertAndKey::from(CertifiedKey::new(chain, key));
+            builder.with_client_cert_resolver(Arc::new(identity))
+        }
         None => builder.with_no_client_auth(),
     })
 }
@@ -85,7 +91,7 @@ impl Tls {
 
 /// An authority made for one test.
 pub struct Ca {
-    issuer: rcgen::Issuer<'static, rcgen::KeyPair>,
+    pub issuer: rcgen::Issuer<'static, rcgen::KeyPair>,
     pub certificate: CertificateDer<'static>,
     pub pem: String,
 }
@@ -93,6 +99,15 @@ pub struct Ca {
 impl Ca {
     pub fn new(name: &str) -> Self {
         let (params, key) = (authority(name), rcgen::KeyPair::generate().expect("key"));
+        let certificate = params.self_signed(&key).expect("self-signed");
+        let (pem, der) = (certificate.pem(), certificate.der().clone());
+        Self { issuer: rcgen::Issuer::new(params, key), certificate: der, pem }
+    }
+
+    /// Signs certificates, but its own one does not say that it may.
+    pub fn posing(name: &str) -> Self {
+        let (mut params, key) = (authority(name), rcgen::KeyPair::generate().expect("key"));
+        params.is_ca = rcgen::IsCa::NoCa;
         let certificate = params.self_signed(&key).expect("self-signed");
         let (pem, der) = (certificate.pem(), certificate.der().clone());
         Self { issuer: rcgen::Issuer::new(params, key), certificate: der, pem }
@@ -132,11 +147,23 @@ impl Ca {
 
     /// The same with a serial number.
     pub fn issue_numbered(&self, name: &str, until: i32, serial: u64) -> Identity {
+        self.issue_with(name, until, serial, Vec::new())
+    }
+
+    /// The same with extensions.
+    pub fn issue_with(
+        &self,
+        name: &str,
+        until: i32,
+        serial: u64,
+        extensions: Vec<rcgen::CustomExtension>,
+    ) -> Identity {
         let mut params = rcgen::CertificateParams::default();
         params.distinguished_name = rcgen::DistinguishedName::new();
         params.distinguished_name.push(rcgen::DnType::OrganizationName, "Test");
         params.distinguished_name.push(rcgen::DnType::CommonName, name);
         params.serial_number = Some(serial.into());
+        params.custom_extensions = extensions;
         params.not_before = rcgen::date_time_ymd(2000, 1, 1);
         params.not_after = rcgen::date_time_ymd(until, 1, 1);
         let key = rcgen::KeyPair::generate().expect("key");

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use base64::Engine;
 use penstock::model::ObjectName;
 use penstock::model::l7::{Certificate, Filters, Protocol, Retry, TlsVersions};
 use penstock::model::upstream::{UpstreamTls, Verify};
@@ -13,9 +14,11 @@ use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{RootCertStore, ServerConfig, ServerConnection, StreamOwned};
 
 use crate::rig::{Rig, to_with};
+use crate::tls_client::Identity;
 
 const GET: &str = "GET /x HTTP/1.1\r\nHost: a.example\r\n\r\n";
 
@@ -161,7 +164,7 @@ fn large_bodies_pass_both_ways() {
     assert!(client.reply().body == body);
 }
 
-fn https(tls: UpstreamTls) -> Filters {
+pub fn https(tls: UpstreamTls) -> Filters {
     Filters {
         protocol: Protocol::Https,
         upstream_tls: Arc::new(tls),
@@ -177,11 +180,24 @@ pub fn verify(chain: &Chain, name: &str, depth: u32) -> Verify {
 /// A certificate with its authority and as many others between them as wanted.
 pub struct Chain {
     root_pem: String,
-    chain_pem: String,
-    key_pem: String,
+    pub chain_pem: String,
+    pub key_pem: String,
 }
 
 impl Chain {
+    /// One certificate as it is.
+    pub fn of(identity: &Identity, authority: &str) -> Self {
+        let pem = |label: &str, der: &[u8]| {
+            let text = base64::engine::general_purpose::STANDARD.encode(der);
+            format!("-----BEGIN {label}-----\n{text}\n-----END {label}-----\n")
+        };
+        Self {
+            root_pem: authority.to_owned(),
+            chain_pem: pem("CERTIFICATE", &identity.chain[0]),
+            key_pem: pem("PRIVATE KEY", identity.key.secret_der()),
+        }
+    }
+
     pub fn new(name: &str, intermediates: usize) -> Self {
         let authority = |number: usize| {
             let mut params = CertificateParams::default();
@@ -237,7 +253,9 @@ impl TlsBackend {
             .collect::<Result<_, _>>()
             .expect("chain");
         let key = PrivateKeyDer::from_pem_slice(chain.key_pem.as_bytes()).expect("key");
-        let config = Arc::new(config.with_single_cert(chain_der, key).expect("certificate"));
+        let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(&key).expect("key");
+        let identity = SingleCertAndKey::from(CertifiedKey::new(chain_der, key));
+        let config = Arc::new(config.with_cert_resolver(Arc::new(identity)));
         let listener = TcpListener::bind(("127.0.0.1", 0)).expect("bind");
         let addr = listener.local_addr().expect("bound");
         let (connections, resumed) = (Arc::new(AtomicUsize::new(0)), Arc::new(Mutex::new(0)));

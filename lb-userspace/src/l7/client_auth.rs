@@ -4,6 +4,8 @@
 //! enough is judged for every connection, resumed ones included, by the authority of now, because
 //! nginx answers a bad certificate with an HTTP status and not with an alert.
 
+mod version1;
+
 use std::cell::OnceCell;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -15,12 +17,14 @@ use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, TrustAncho
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{DigitallySignedStruct, DistinguishedName, RootCertStore, SignatureScheme};
 use webpki::{EndEntityCert, ExpirationPolicy, KeyUsage, OwnedCertRevocationList, RevocationOptionsBuilder};
+use x509_parser::certificate::Validity;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::filters::Answer;
-use super::subject;
 use super::tickets::Scope;
+use super::{keys, subject};
 use crate::model::l7::{Demand, HostMatch, Trust, VerifyClient};
+use version1::Issuers;
 
 /// Whom one host trusts, ready to judge.
 #[derive(Debug)]
@@ -31,6 +35,8 @@ pub(super) struct Authority {
     /// The certificates of `ca.crt`: a client that shows one of them itself is trusted, as with OpenSSL.
     listed: Vec<CertificateDer<'static>>,
     revoked: Vec<webpki::CertRevocationList<'static>>,
+    /// Those who vouch for what webpki does not read.
+    issuers: Issuers,
     algorithms: WebPkiSupportedAlgorithms,
 }
 
@@ -50,14 +56,17 @@ impl Authority {
         for certificate in &listed {
             roots.add(certificate.clone()).map_err(|error| unusable(&error))?;
         }
+        let lists: Vec<_> = CertificateRevocationListDer::pem_slice_iter(&trust.crl_pem)
+            .collect::<Result<_, _>>()
+            .map_err(|error| unusable(&error))?;
         let mut revoked = Vec::new();
-        for list in CertificateRevocationListDer::pem_slice_iter(&trust.crl_pem) {
-            let list = list.map_err(|error| unusable(&error))?;
-            let list = OwnedCertRevocationList::from_der(&list).map_err(|error| unusable(&error))?;
+        for list in &lists {
+            let list = OwnedCertRevocationList::from_der(list).map_err(|error| unusable(&error))?;
             revoked.push(list.into());
         }
         let algorithms = provider.signature_verification_algorithms;
-        Ok(Self { host: host.clone(), trust: trust.clone(), roots, listed, revoked, algorithms })
+        let issuers = Issuers::new(&listed, &lists, algorithms.all);
+        Ok(Self { host: host.clone(), trust: trust.clone(), roots, listed, revoked, issuers, algorithms })
     }
 
     /// What a session belongs to that was begun under this authority.
@@ -106,9 +115,16 @@ impl Authority {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<(), webpki::Error> {
+        let certificate = match EndEntityCert::try_from(leaf) {
+            Ok(certificate) => Some(certificate),
+            Err(webpki::Error::UnsupportedCertVersion) => None,
+            Err(error) => return Err(error),
+        };
         if self.revoked.is_empty() && self.listed.iter().any(|listed| listed == leaf) {
-            return is_of_now(leaf, now);
+            let (_, parsed) = X509Certificate::from_der(leaf).map_err(|_| webpki::Error::BadDer)?;
+            return is_of_now(parsed.validity(), now);
         }
+        let Some(certificate) = certificate else { return self.issuers.verify(leaf, &self.revoked, now) };
         let depth = usize::from(self.trust.depth);
         let short_enough = |path: &webpki::VerifiedPath<'_>| match path.intermediate_certificates().count() {
             count if count <= depth => Ok(()),
@@ -120,7 +136,7 @@ impl Authority {
             .ok()
             .map(|builder| builder.with_expiration_policy(ExpirationPolicy::Enforce).build());
         let anchors: &[TrustAnchor<'_>] = &self.roots.roots;
-        EndEntityCert::try_from(leaf)?
+        certificate
             .verify_for_usage(
                 self.algorithms.all,
                 anchors,
@@ -134,10 +150,8 @@ impl Authority {
     }
 }
 
-fn is_of_now(leaf: &CertificateDer<'_>, now: UnixTime) -> Result<(), webpki::Error> {
-    let (_, parsed) = X509Certificate::from_der(leaf).map_err(|_| webpki::Error::BadDer)?;
+fn is_of_now(validity: &Validity, now: UnixTime) -> Result<(), webpki::Error> {
     let at = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
-    let validity = parsed.validity();
     if validity.not_before.timestamp() <= at && at <= validity.not_after.timestamp() {
         return Ok(());
     }
@@ -154,6 +168,7 @@ fn reason(error: &webpki::Error) -> &'static str {
         webpki::Error::UnknownRevocationStatus => "unable to get certificate CRL",
         webpki::Error::CrlExpired { .. } => "CRL has expired",
         webpki::Error::MaximumPathDepthExceeded => "certificate chain too long",
+        webpki::Error::UnsupportedCriticalExtension => "unhandled critical extension",
         webpki::Error::RequiredEkuNotFoundContext(_) => "unsupported certificate purpose",
         _ => "certificate signature failure",
     }
@@ -397,7 +412,7 @@ impl ClientCertVerifier for Asking {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls12_signature(message, cert, dss, &self.algorithms)
+        keys::verify_12(message, cert, dss, &self.algorithms)
     }
 
     fn verify_tls13_signature(
@@ -406,7 +421,7 @@ impl ClientCertVerifier for Asking {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(message, cert, dss, &self.algorithms)
+        keys::verify_13(message, cert, dss, &self.algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {

@@ -31,6 +31,7 @@ mod h2;
 mod handshake;
 mod heads;
 mod hold;
+mod keys;
 mod limit_zones;
 mod listen;
 mod log;

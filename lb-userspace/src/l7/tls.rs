@@ -8,17 +8,16 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use rcgen::{CertificateParams, DnType, KeyPair};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::PrivateKeyDer;
 use rustls::server::{
     ClientHello, NoServerSessionStorage, ResolvesServerCert, ServerSessionMemoryCache, StoresServerSessions,
 };
 use rustls::sign::CertifiedKey;
 use rustls::{ServerConfig, SupportedProtocolVersion};
 
-use super::Error;
 use super::client_auth::{Authority, Unusable};
 use super::tickets::{Scope, TicketKeys, Ticketer, Tickets};
+use super::{Error, keys};
 use crate::model::l7::{
     Aliases, Certificate, Cipher, CipherOrder, Ciphers, ClientAuth, Group, HostMatch, L7, Pattern,
     Resumption, Server, TlsPolicy, TlsVersions, Trust, UnknownName,
@@ -402,14 +401,6 @@ fn versions(policy: &TlsPolicy, ciphers: &Ciphers) -> &'static [&'static Support
     }
 }
 
-fn certified_key(certificate: &Certificate) -> Result<CertifiedKey, String> {
-    let chain: Vec<_> = CertificateDer::pem_slice_iter(&certificate.chain_pem)
-        .collect::<Result<_, _>>()
-        .map_err(|error| error.to_string())?;
-    let key = PrivateKeyDer::from_pem_slice(&certificate.key_pem).map_err(|error| error.to_string())?;
-    CertifiedKey::from_der(chain, key, &aws_lc_rs::default_provider()).map_err(|error| error.to_string())
-}
-
 /// Certificates of one snapshot.
 #[derive(Clone)]
 struct BySni {
@@ -438,7 +429,7 @@ impl BySni {
         {
             return Some(Arc::clone(key));
         }
-        let key = match certified_key(certificate) {
+        let key = match keys::certified(certificate) {
             Ok(key) => Arc::new(key),
             Err(error) => {
                 tracing::warn!(secret = %certificate.secret, %error, "certificate refused by the tls library");

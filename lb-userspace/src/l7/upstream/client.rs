@@ -5,14 +5,16 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, TrustAnchor, UnixTime};
+use rustls::pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime};
+use rustls::sign::SingleCertAndKey;
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
     SupportedProtocolVersion,
 };
 
+use super::super::keys::{self, refused};
 use super::super::route::TlsEntry;
 use crate::model::l7::TlsVersions;
 use crate::model::upstream::{UpstreamTls, Verify};
@@ -93,8 +95,8 @@ fn config(tls: &UpstreamTls, h2: bool) -> Result<ClientConfig, Box<dyn std::erro
         .with_custom_certificate_verifier(verifier);
     let mut config = match identity {
         Some(identity) => {
-            let chain = CertificateDer::pem_slice_iter(&identity.chain_pem).collect::<Result<_, _>>()?;
-            builder.with_client_auth_cert(chain, PrivateKeyDer::from_pem_slice(&identity.key_pem)?)?
+            let key = keys::certified(identity)?;
+            builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(key)))
         }
         None => builder.with_no_client_auth(),
     };
@@ -189,8 +191,12 @@ fn is_of_now(leaf: &CertificateDer<'_>, now: UnixTime) -> Result<(), rustls::Err
     }
 }
 
-fn refused(error: webpki::Error) -> rustls::Error {
-    CertificateError::Other(rustls::OtherError(Arc::new(error))).into()
+impl Verifier {
+    /// Where nothing vouches for a key, a signature by it proves little: one that is too short to be verified is
+    /// taken as it is, as nginx would take it.
+    fn is_excused(&self, leaf: &CertificateDer<'_>) -> bool {
+        self.must.is_none() && keys::is_short_rsa(leaf)
+    }
 }
 
 impl ServerCertVerifier for Verifier {
@@ -214,12 +220,10 @@ impl ServerCertVerifier for Verifier {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(
-            message,
-            certificate,
-            signature,
-            &self.provider.signature_verification_algorithms,
-        )
+        if self.is_excused(certificate) {
+            return Ok(HandshakeSignatureValid::assertion());
+        }
+        keys::verify_12(message, certificate, signature, &self.provider.signature_verification_algorithms)
     }
 
     fn verify_tls13_signature(
@@ -228,12 +232,10 @@ impl ServerCertVerifier for Verifier {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(
-            message,
-            certificate,
-            signature,
-            &self.provider.signature_verification_algorithms,
-        )
+        if self.is_excused(certificate) {
+            return Ok(HandshakeSignatureValid::assertion());
+        }
+        keys::verify_13(message, certificate, signature, &self.provider.signature_verification_algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
