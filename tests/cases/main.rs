@@ -16,7 +16,7 @@ mod properties;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::PathBuf;
 
 use penstock::model::ObjectName;
 use penstock::{check, manifests, translate};
@@ -62,8 +62,8 @@ fn the_order_of_objects_decides_nothing() {
     }
 }
 
-fn root() -> &'static Path {
-    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/cases"))
+fn root() -> PathBuf {
+    lb_tests::workspace().join("tests/cases")
 }
 
 fn cases() -> Vec<String> {
@@ -82,7 +82,7 @@ fn input(case: &str) -> String {
     let Ok(names) = fs::read_to_string(directory.join("input.examples")) else {
         return fs::read_to_string(directory.join("input.yaml")).expect("a case has an input");
     };
-    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/examples");
+    let examples = lb_tests::workspace().join("deploy/examples");
     let read = |name: &str| fs::read_to_string(examples.join(format!("{name}.yaml"))).expect("an example");
     let (options, names): (Vec<_>, Vec<_>) = names.lines().partition(|line| line.starts_with('#'));
     let options: String = options.iter().map(|line| format!("{line}\n")).collect();

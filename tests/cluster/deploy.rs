@@ -1,7 +1,6 @@
 //! What is deployed is taken by a real API server.
 
 use std::io::Write;
-use std::path::Path;
 use std::process::{Command, Stdio};
 
 use crate::rig::Rig;
@@ -15,7 +14,7 @@ fn the_api_server_takes_both_shapes_of_the_kustomize_base() {
     rig.apply("apiVersion: v1\nkind: Namespace\nmetadata: {name: ingress-nginx}\n");
     let groups = kubectl(&rig, &["api-versions"], "");
     for shape in ["deployment", "daemonset"] {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/kustomize").join(shape);
+        let folder = lb_tests::workspace().join("deploy/kustomize").join(shape);
         let built = kubectl(&rig, &["kustomize", &folder.to_string_lossy()], "");
         let lacks = |document: &&str| {
             OPTIONAL.iter().any(|(kind, version)| {

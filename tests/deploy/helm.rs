@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use serde_json::{Value, json};
@@ -148,7 +148,7 @@ pub fn by_id(objects: &[Object]) -> BTreeMap<(String, String), &Object> {
 }
 
 pub fn top() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+    lb_tests::workspace()
 }
 
 pub fn chart() -> PathBuf {

@@ -6,7 +6,7 @@
 
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use penstock::l7::{explain, fuzz};
@@ -156,7 +156,7 @@ fn mutated(inputs: &[&[u8]], seed: u64) -> Vec<u8> {
 }
 
 fn corpus(target: &str) -> Vec<(PathBuf, Vec<u8>)> {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
+    let dir = lb_tests::workspace().join("tests/fuzz/corpus").join(target);
     let mut files: Vec<PathBuf> =
         fs::read_dir(dir).expect("a corpus").map(|entry| entry.expect("an entry").path()).collect();
     files.sort();

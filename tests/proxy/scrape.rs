@@ -1,8 +1,6 @@
 //! What a scraper of the real admin endpoint gets, line by line: dashboards and alerts that were made for
 //! ingress-nginx are to find what they ask for. `PENSTOCK_UPDATE=1` writes `scrape.txt` anew.
 
-use std::path::Path;
-
 use lb_tests::agent::eventually;
 use lb_tests::manifests;
 
@@ -68,11 +66,11 @@ fn a_scraper_finds_the_names_labels_and_buckets_of_ingress_nginx() {
     let page = scraped(&agents, 4);
     let actual: String =
         page.lines().filter(|line| line.contains("nginx_ingress_controller_")).map(steady).collect();
-    let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/proxy/scrape.txt"));
+    let path = lb_tests::workspace().join("tests/proxy/scrape.txt");
     if std::env::var_os("PENSTOCK_UPDATE").is_some() {
-        std::fs::write(path, &actual).expect("the page is writable");
+        std::fs::write(&path, &actual).expect("the page is writable");
     }
-    let expected = std::fs::read_to_string(path).unwrap_or_default();
+    let expected = std::fs::read_to_string(&path).unwrap_or_default();
     for (expected, actual) in expected.lines().zip(actual.lines()) {
         assert_eq!(expected, actual);
     }

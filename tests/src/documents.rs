@@ -2,7 +2,6 @@
 //! -p lb-tests --lib` writes them anew.
 
 use std::fmt::Write;
-use std::path::Path;
 
 use penstock::cli::flags::{self, Flag};
 use penstock::translate::{self, Annotation, Fate, KeyStatus, Status, TABLE};
@@ -23,7 +22,7 @@ fn the_page_of_flags_is_what_the_tables_say() {
 }
 
 fn compare(name: &str, actual: &str) {
-    let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs")).join(name);
+    let path = crate::workspace().join("docs").join(name);
     if std::env::var_os("PENSTOCK_UPDATE").is_some() {
         std::fs::write(&path, actual).expect("the page is writable");
     }

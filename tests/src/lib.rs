@@ -17,13 +17,21 @@ pub mod tier;
 pub mod tls;
 pub mod world;
 
+use std::path::{Path, PathBuf};
+
+/// Top of the workspace. Cargo says at run time where a package is; what is compiled in is another workspace where the
+/// target folder was copied.
+pub fn workspace() -> PathBuf {
+    let package = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    Path::new(&package).parent().unwrap_or(Path::new(".")).to_path_buf()
+}
+
 #[cfg(test)]
 mod documents;
 
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
-    use std::path::Path;
 
     use lb_common::Verdict;
     use lb_common::verdict::Event;
@@ -45,7 +53,7 @@ mod tests {
         const ROOMS: [&str; 8] =
             ["agent", "announce", "announced", "cluster", "datapath", "health", "l7", "translate"];
         let page = include_str!("../../docs/metrics.md");
-        let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("../lb-userspace/src");
+        let sources = super::workspace().join("lb-userspace/src");
         let mut names = BTreeSet::new();
         let mut folders = vec![sources];
         while let Some(folder) = folders.pop() {

@@ -33,9 +33,7 @@ pub fn run(half: Half, args: &[String]) -> Result<()> {
     if half == Half::Control {
         assets::offer();
     }
-    for (package, bin) in [("lb-userspace", "penstock"), ("lb-tests", bin)] {
-        process::run(process::cargo().args(["build", "--release", "--package", package, "--bin", bin]))?;
-    }
+    process::run(process::build().args(["--release", "--bin", "penstock", "--bin", bin]))?;
     // Not through cargo: `--json FILE` is meant from where the caller stands.
     let mut program = Command::new(target_dir().join("release").join(bin));
     if let Some(assets) = assets::find() {

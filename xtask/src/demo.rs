@@ -23,9 +23,8 @@ pub fn run(args: &Args) -> Result<()> {
     if !args.down {
         setup::run(&[Purpose::Build, Purpose::Test])?;
         ebpf::build()?;
-        process::run(process::cargo().args(["build", "--package", "lb-userspace", "--bin", "penstock"]))?;
     }
-    process::run(process::cargo().args(["build", "--package", "lb-tests", "--bin", "demo"]))?;
+    process::run(process::build().args(["--bin", "penstock", "--bin", "demo"]))?;
 
     // Replaces this process: a signal to it then reaches the one that can clean up.
     let mut demo = process::as_root(target_dir().join("debug/demo"))?;

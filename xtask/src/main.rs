@@ -82,9 +82,11 @@ fn main() -> Result<()> {
     }
 }
 
-/// Top of the workspace, wherever the command was started from.
+/// Top of the workspace, wherever the command was started from. Cargo says which one that is; what this program
+/// was compiled with is another one where the target folder was copied, and cargo takes it for fresh.
 fn workspace() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new(".")).to_path_buf()
+    let package = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    Path::new(&package).parent().unwrap_or(Path::new(".")).to_path_buf()
 }
 
 /// Where cargo puts what it builds.

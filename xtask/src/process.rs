@@ -46,6 +46,14 @@ pub fn cargo() -> Command {
     command
 }
 
+/// The agent and what drives it, built together: alone, each has other features of what both depend on, and cargo
+/// would build the largest crate twice. What of them is built is the caller's to say.
+pub fn build() -> Command {
+    let mut command = cargo();
+    command.args(["build", "--package", "lb-userspace", "--package", "lb-tests"]);
+    command
+}
+
 /// Where a program is: `PATH`, then the places that a plain user's `PATH` lacks.
 pub fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();

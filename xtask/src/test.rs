@@ -144,7 +144,11 @@ impl Tier {
             command
         };
         // The tiers beyond `unit` drive the real binary; cargo builds it only when asked to.
-        let agent = || cargo(&["build", "--package", "lb-userspace", "--bin", "penstock"]);
+        let agent = || {
+            let mut command = process::build();
+            command.args(["--bin", "penstock"]);
+            command
+        };
         let tier = |name: &str| cargo(&["test", "--package", "lb-tests", "--test", name]);
         Ok(match self {
             Self::Fmt => vec![cargo(&["fmt", "--all", "--check"])],

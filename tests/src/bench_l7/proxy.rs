@@ -300,7 +300,7 @@ pub fn find(program: &str) -> Option<PathBuf> {
 
 /// Where `cargo xtask setup bench` puts what Debian does not carry.
 fn peers() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/peers/bin")
+    crate::workspace().join("target/peers/bin")
 }
 
 /// What Penstock reads: the hosts, in front of the backends, with and without TLS, and the common log format.

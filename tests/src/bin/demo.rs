@@ -389,6 +389,6 @@ fn services() -> Result<String> {
 
 /// The guide's manifests of one phase, from `deploy/examples`.
 fn guide(phase: &str) -> Result<String> {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/examples").join(format!("{phase}.yaml"));
+    let file = lb_tests::workspace().join("deploy/examples").join(format!("{phase}.yaml"));
     std::fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))
 }
