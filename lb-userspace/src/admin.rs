@@ -202,7 +202,7 @@ fn answer(method: &Method, uri: &Uri, peer: Peer, live: &dyn Live) -> Response<B
         _ => reply(
             StatusCode::NOT_FOUND,
             TEXT,
-            "known paths: /healthz /metrics /status /status?format=json /build\n\
+            "known paths: /healthz /readyz /metrics /status /status?format=json /build\n\
              /explain?url=URL[&header=Name:%20value]... /explain?flow=tcp%20SRC:PORT%20%3E%20DST:PORT\n\
              /capture[?verdict=NAME&vip=ADDR:PORT&host=ADDR&format=pcapng...]\n"
                 .to_owned(),

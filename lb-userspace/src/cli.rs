@@ -105,6 +105,9 @@ pub fn main() -> ExitCode {
 }
 
 fn detach(args: DetachArgs) -> Result<ExitCode, StartError> {
+    if let Some(dir) = args.bpffs.as_deref().filter(|dir| !dir.is_dir()) {
+        eprintln!("penstock: --bpffs {}: there is no such directory", dir.display());
+    }
     let detached = agent::detach(args.bpffs.as_deref())?;
     print_out(&detached.to_string());
     Ok(if detached.left.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -132,8 +135,12 @@ fn ask_error(error: admin::client::Error) -> StartError {
 }
 
 fn ask(admin: &str, path: &str) -> Result<String, StartError> {
-    let addr: SocketAddr = config::listen_address("admin", admin).map_err(StartError::Config)?;
-    runtime()?.block_on(admin::client::get(addr, path)).map_err(ask_error)
+    runtime()?.block_on(admin::client::get(live(admin)?, path)).map_err(ask_error)
+}
+
+/// Where a live agent is asked; a wrong address is a wrong question, and nobody's configuration.
+fn live(admin: &str) -> Result<SocketAddr, StartError> {
+    config::listen_address("admin", admin).map_err(|error| StartError::Usage(error.to_string()))
 }
 
 /// Prints without panicking when the reader (`| head`) has gone.

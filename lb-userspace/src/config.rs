@@ -465,6 +465,45 @@ mod tests {
     }
 
     #[test]
+    fn a_file_gives_one_value_several_with_commas_or_a_list() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let path = dir.path().join("penstock.yaml");
+        for (given, expected) in [
+            ("interface: eth0", &["eth0"][..]),
+            ("interface: eth0, eth1", &["eth0", "eth1"]),
+            ("interface: [eth0, eth1]", &["eth0", "eth1"]),
+            ("interface:\n- eth0\n- 'enp*'", &["eth0", "enp*"]),
+            ("interface:", &[]),
+            ("wait-interfaces: true", &[]),
+        ] {
+            std::fs::write(&path, format!("{given}\nhttp: :8080\n")).expect("write");
+
+            let config = resolve(with_manifests(), Some(&path)).expect(given);
+
+            assert_eq!(config.interfaces, expected, "{given}");
+            assert_eq!(config.http, ["[::]:8080".parse().expect("address")], "{given}");
+        }
+    }
+
+    #[test]
+    fn an_error_of_the_file_names_the_setting() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let path = dir.path().join("penstock.yaml");
+        for (text, setting) in [
+            ("admin: :1\nworkers: two\n", "workers"),
+            ("# http:\nhttp:\n- {}\n", "http"),
+            ("https: {a: 1}\nworkers: 1\n", "https"),
+            ("datapath: fast\n", "datapath"),
+        ] {
+            std::fs::write(&path, text).expect("write");
+
+            let error = resolve(with_manifests(), Some(&path)).expect_err(text).to_string();
+
+            assert!(error.contains(&format!("penstock.yaml: {setting}: ")), "{error}");
+        }
+    }
+
+    #[test]
     fn a_file_with_a_wrong_value_says_where_the_right_ones_are_listed() {
         let dir = tempfile::tempdir().expect("temp dir");
         let path = dir.path().join("penstock.yaml");

@@ -35,7 +35,7 @@ fn compare(name: &str, actual: &str) {
 
 fn annotations() -> String {
     let mut out = String::from(
-        "# Annotations\n\nEach is written with the prefix `nginx.ingress.kubernetes.io/`. *Scope* is what it changes: the paths of its\n\
+        "# Annotations\n\nEach is written with the prefix `nginx.ingress.kubernetes.io/`; those of ours (`penstock.dev/`): [Services](services.md#annotations). *Scope* is what it changes: the paths of its\n\
          Ingress, its hosts as a whole, or every route to its Service. *Risk* is what `annotations-risk-level` goes by. A bad value\n\
          is *refused* (this version of the Ingress does not enter, the last one goes on), *closes* (its paths answer 503), or the\n\
          *default* is used.\n\n\
@@ -100,7 +100,7 @@ fn key_status(status: KeyStatus) -> &'static str {
 
 fn command_line() -> String {
     let mut out = String::from(
-        "# Flags of `penstock run`\n\nEach that has an effect, but `--takeover`, has an environment variable of the same name, as `PENSTOCK_HTTP_PORT`, and may stand in the file of `--config`.\n\n\
+        "# Flags of `penstock run`\n\nEach that has an effect may stand in the [file of `--config`](operations.md#flags), and has an environment variable, as `PENSTOCK_HTTP_PORT`; `--takeover` has none.\n\n\
          ## Those of ingress-nginx\n\nAll are accepted, so the arguments of its Deployment start Penstock, too (where the first is the name of its binary and none speaks of `--datapath`,\n\
          `--interface` or `--announce`, without the kernel part, which its pods have no right to); what one without meaning here would have done is\n\
          said in the log at the start. A switch may stand alone or with `=true` or `=false`.\n\n\

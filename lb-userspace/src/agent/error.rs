@@ -1,6 +1,7 @@
 //! Why a command could not do what it was asked, with the exit code a script can rely on.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use crate::{cluster, config, datapath, l7, manifests, takeover, webhook};
 
@@ -32,6 +33,14 @@ pub enum StartError {
         seconds: u64,
         /// What is missing, and why.
         wants: String,
+    },
+    /// No body could be put there.
+    #[error("--temp-dir {}: {source}; name a directory that this user may write to", dir.display())]
+    TempDir {
+        /// The directory.
+        dir: PathBuf,
+        /// Why.
+        source: std::io::Error,
     },
     /// A listener of the proxy cannot be opened.
     #[error("listen: {0}")]
@@ -83,7 +92,10 @@ impl StartError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Usage(_) => 2,
-            Self::Config(_) | Self::WebhookWithoutCluster | Self::WebhookCertificate(_) => 64,
+            Self::Config(_)
+            | Self::TempDir { .. }
+            | Self::WebhookWithoutCluster
+            | Self::WebhookCertificate(_) => 64,
             Self::Manifests(_) | Self::Paths(_) | Self::Cluster(_) | Self::Silent { .. } => 65,
             Self::Listen(_) | Self::Admin { .. } | Self::Webhook { .. } => 66,
             Self::Datapath(_) | Self::Detach(_) => 67,

@@ -25,8 +25,10 @@ mod status;
 mod successor;
 mod waiting;
 
+use std::io::ErrorKind;
 use std::net::TcpListener;
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::process::ExitStatus;
 use std::sync::{Arc, Mutex};
 
@@ -76,14 +78,41 @@ async fn serve(config: Config) -> Result<(), StartError> {
     for flag in &config.idle_flags {
         info!(flag = flag.name, instead = flag.instead, "a flag of ingress-nginx that changes nothing here");
     }
-    if config.manifests.is_some() && config.cluster.kubeconfig.is_some() {
-        warn!("objects are read from --manifests; --kubeconfig changes nothing beside it");
+    for flag in beside_manifests(&config) {
+        warn!(flag, "objects are read from --manifests; a flag about the cluster changes nothing beside it");
     }
+    takes_files(&config.temp_dir)?;
     let mut signals = Signals::take_over().map_err(StartError::Runtime)?;
     let Some(mut started) = start(config, &mut signals).await? else { return Ok(()) };
     let (end, meeting) = started.follow(&mut signals).await;
     started.end(end, meeting, &mut signals).await;
     Ok(())
+}
+
+/// What says how a cluster is read, where none is.
+fn beside_manifests(config: &Config) -> impl Iterator<Item = &'static str> {
+    let cluster = &config.cluster;
+    let given = [
+        ("kubeconfig", cluster.kubeconfig.is_some()),
+        ("apiserver-host", cluster.apiserver_host.is_some()),
+        ("certificate-authority", cluster.certificate_authority.is_some()),
+        ("watch-namespace", cluster.namespace.is_some()),
+        ("watch-namespace-selector", cluster.namespace_selector.is_some()),
+    ];
+    let nothing_else = config.manifests.is_some();
+    given.into_iter().filter(move |(_, given)| nothing_else && *given).map(|(flag, _)| flag)
+}
+
+/// Whether long bodies can be put there, before the first client finds out. A disk that is full now may be emptied.
+fn takes_files(dir: &Path) -> Result<(), StartError> {
+    match tempfile::tempfile_in(dir) {
+        Ok(_) => Ok(()),
+        Err(source) if matches!(source.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {
+            warn!(dir = %dir.display(), error = %source, "bodies cannot be put into temporary files (--temp-dir)");
+            Ok(())
+        }
+        Err(source) => Err(StartError::TempDir { dir: dir.to_owned(), source }),
+    }
 }
 
 /// An agent that serves, and what it hears of.
@@ -431,5 +460,26 @@ fn start_logging() {
         .try_init();
     if let Some(error) = refused {
         warn!(%error, "PENSTOCK_LOG cannot be read, so the log is as without it");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_that_takes_no_body_is_refused_by_its_flag_and_name() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let missing = dir.path().join("missing");
+        let file = dir.path().join("file");
+        std::fs::write(&file, "").expect("written");
+
+        takes_files(dir.path()).expect("taken");
+        for no_directory in [missing, file] {
+            let refused = takes_files(&no_directory).expect_err("refused");
+
+            assert_eq!(refused.exit_code(), 64);
+            assert!(refused.to_string().starts_with(&format!("--temp-dir {}: ", no_directory.display())));
+        }
     }
 }

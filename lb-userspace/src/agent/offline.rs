@@ -1,5 +1,6 @@
 //! Questions answered from a directory alone, by the code a live agent runs.
 
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -156,13 +157,14 @@ fn load(paths: &[PathBuf], options: &translate::Options) -> Result<Loaded, Start
 }
 
 fn read_all(paths: &[PathBuf]) -> Result<manifests::Files, StartError> {
-    let mut stdin = None;
+    let mut given = None;
     if paths.iter().any(|path| path == Path::new("-")) {
         let mut text = Vec::new();
-        std::io::Read::read_to_end(&mut std::io::stdin().lock(), &mut text).map_err(StartError::Runtime)?;
-        stdin = Some(text);
+        let stdin = std::io::stdin().lock().take(manifests::MAX_BYTES + 1).read_to_end(&mut text);
+        stdin.map_err(StartError::Runtime)?;
+        given = Some(text);
     }
-    Ok(manifests::read_all(paths, stdin)?)
+    Ok(manifests::read_all(paths, given)?)
 }
 
 #[cfg(test)]

@@ -54,7 +54,10 @@ impl Running {
     pub(super) fn accept_successors(&self, succeeds: bool) {
         let listener = match Listener::bind(&self.config.run_dir, succeeds) {
             Ok(listener) => listener,
-            Err(error) => return warn!(%error, "no agent can take over from this one without a loss"),
+            Err(error) => {
+                let fix = "name a directory of this user by --run-dir";
+                return warn!(%error, fix, "no agent can take over from this one without a loss");
+            }
         };
         let (visits, proxy) = (self.visits.clone(), Arc::clone(&self.proxy));
         let answering = tokio::spawn(async move {

@@ -447,7 +447,9 @@ fn fmt_datapath(f: &mut fmt::Formatter<'_>, datapath: &datapath::Status) -> fmt:
 
 fn fmt_announced(f: &mut fmt::Formatter<'_>, link: &AnnouncedStatus) -> fmt::Result {
     let AnnouncedStatus { interface, trouble, members, addresses } = link;
-    if trouble.is_empty() {
+    if trouble.is_empty() && members.is_empty() {
+        writeln!(f, "\nannounced on {interface} by nobody yet: this agent listens first")?;
+    } else if trouble.is_empty() {
         writeln!(f, "\nannounced on {interface} by {}", members.join(" "))?;
     } else {
         writeln!(f, "\nnothing is announced on {interface}: {trouble}")?;

@@ -17,6 +17,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use nix::errno::Errno;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
@@ -200,6 +201,10 @@ impl Speaker {
             if trouble.as_ref() != Some(&text) {
                 let fix = match failed.kind() {
                     io::ErrorKind::PermissionDenied => "CAP_NET_RAW is needed",
+                    // The family that a unit's RestrictAddressFamilies leaves out.
+                    _ if failed.raw_os_error() == Some(Errno::EAFNOSUPPORT as i32) => {
+                        "AF_PACKET is needed (RestrictAddressFamilies of the unit)"
+                    }
                     _ => "",
                 };
                 warn!(

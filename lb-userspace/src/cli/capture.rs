@@ -1,14 +1,13 @@
 //! `penstock capture`: what the kernel program shows of its packets, streamed from the live agent.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
 
-use super::{ask_error, runtime};
+use super::{ask_error, live, runtime};
+use crate::admin;
 use crate::agent::StartError;
-use crate::{admin, config};
 
 #[derive(Debug, Args)]
 #[command(
@@ -43,7 +42,7 @@ pub(super) struct CaptureArgs {
     /// At most so many packets per second of each CPU; 0: all [default: 1000]
     #[arg(long, value_name = "PPS")]
     rate: Option<String>,
-    /// Bytes shown of each packet, at most 512 [default: 96]
+    /// Bytes shown of each packet, 14 to 512 [default: 96]
     #[arg(long, value_name = "BYTES")]
     snaplen: Option<String>,
     /// Write pcapng to this file (`-`: standard output) instead of lines of text
@@ -57,7 +56,7 @@ pub(super) struct CaptureArgs {
 /// Writes until the agent, the count or Ctrl-C ends it.
 pub(super) fn capture(args: CaptureArgs) -> Result<ExitCode, StartError> {
     use std::io::Write as _;
-    let addr: SocketAddr = config::listen_address("admin", &args.admin).map_err(StartError::Config)?;
+    let addr = live(&args.admin)?;
     let path = args.question();
     let mut out: Box<dyn std::io::Write> = match args.write.as_deref() {
         Some(file) if file != std::path::Path::new("-") => Box::new(

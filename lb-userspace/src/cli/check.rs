@@ -37,11 +37,11 @@ pub(super) struct CheckArgs {
     #[arg(long, value_name = "FILE", env = "KUBECONFIG")]
     kubeconfig: Option<PathBuf>,
     /// Read the objects of this namespace alone [default: of all]
-    #[arg(long, value_name = "NAMESPACE", requires = "cluster")]
+    #[arg(long, value_name = "NAMESPACE", requires = "cluster", conflicts_with = "paths")]
     watch_namespace: Option<String>,
     /// How long the API server may take to tell everything
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=86_400),
-          requires = "cluster")]
+          requires = "cluster", conflicts_with = "paths")]
     timeout: u64,
     /// Whether there is to be a kernel part, which serves TCP and UDP ports beside http and https in another way than
     /// the proxy [default: auto]

@@ -14,10 +14,10 @@ pub(super) struct ClusterArgs {
     /// File that says where the API server is and who we are there [default: the pod's own account]
     #[arg(long, value_name = "FILE", env = "PENSTOCK_KUBECONFIG")]
     kubeconfig: Option<PathBuf>,
-    /// URL of the API server, in place of the one named there
+    /// URL of the API server, in place of the kubeconfig's or the pod's
     #[arg(long, value_name = "URL", env = "PENSTOCK_APISERVER_HOST")]
     apiserver_host: Option<String>,
-    /// File with the authority of the API server's certificate, in place of the one named there
+    /// File with the authority of the API server's certificate, in place of the kubeconfig's or the pod's
     #[arg(long, value_name = "FILE", env = "PENSTOCK_CERTIFICATE_AUTHORITY")]
     certificate_authority: Option<PathBuf>,
     /// Read the objects of this namespace alone [default: of all]
@@ -31,42 +31,42 @@ pub(super) struct ClusterArgs {
     #[arg(long, value_name = "BOOL", env = "PENSTOCK_UPDATE_STATUS", value_parser = boolean,
           num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     update_status: Option<bool>,
-    /// Take them out when the last agent ends [default: true]
+    /// Clear the addresses in the status of Ingresses and Services when the last agent ends [default: true]
     #[arg(long, value_name = "BOOL", env = "PENSTOCK_UPDATE_STATUS_ON_SHUTDOWN", value_parser = boolean,
           num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     update_status_on_shutdown: Option<bool>,
-    /// How often status is compared with what it should be [default: 60]
+    /// How often the status of Ingresses and Services is compared with what it should be [default: 60]
     #[arg(long, value_name = "SECONDS", env = "PENSTOCK_STATUS_UPDATE_INTERVAL", value_parser = seconds::<u64>)]
     status_update_interval: Option<u64>,
-    /// Addresses and names for that status, with commas [default: those of --publish-service, else of
+    /// Addresses and names for the status of Ingresses, with commas [default: those of --publish-service, else of
     /// the nodes]
     #[arg(long, value_name = "ADDR", env = "PENSTOCK_PUBLISH_STATUS_ADDRESS")]
     publish_status_address: Option<String>,
-    /// Of nodes, the internal address counts though there is an external one
-    #[arg(long, env = "PENSTOCK_REPORT_NODE_INTERNAL_IP_ADDRESS", value_parser = boolean,
+    /// Put the internal address of nodes into the status of Ingresses, though there is an external one
+    #[arg(long, value_name = "BOOL", env = "PENSTOCK_REPORT_NODE_INTERNAL_IP_ADDRESS", value_parser = boolean,
           num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     report_node_internal_ip_address: Option<bool>,
     /// Name of the Lease whose holder alone writes [default: ingress-controller-leader]
     #[arg(long, value_name = "NAME", env = "PENSTOCK_ELECTION_ID")]
     election_id: Option<String>,
-    /// How long a holder that is silent keeps it [default: 30s]
+    /// How long a holder of the Lease that is silent keeps it, at least 5s, as 30s or 1m30s [default: 30s]
     #[arg(long, value_name = "DURATION", env = "PENSTOCK_ELECTION_TTL")]
     election_ttl: Option<String>,
-    /// Write without asking who else does
-    #[arg(long, env = "PENSTOCK_DISABLE_LEADER_ELECTION", value_parser = boolean,
+    /// Write status and Events without a Lease, whoever else does
+    #[arg(long, value_name = "BOOL", env = "PENSTOCK_DISABLE_LEADER_ELECTION", value_parser = boolean,
           num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     disable_leader_election: Option<bool>,
     /// Write no Events of type Sync
-    #[arg(long, env = "PENSTOCK_DISABLE_SYNC_EVENTS", value_parser = boolean,
+    #[arg(long, value_name = "BOOL", env = "PENSTOCK_DISABLE_SYNC_EVENTS", value_parser = boolean,
           num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     disable_sync_events: Option<bool>,
     /// Where the API server asks whether an Ingress may be stored, as `:8443` [default: nowhere]
     #[arg(long, value_name = "ADDR:PORT", env = "PENSTOCK_VALIDATING_WEBHOOK")]
     validating_webhook: Option<String>,
-    /// Certificate that it is shown there, as PEM; read anew when it changes
+    /// Certificate that the API server is shown by the webhook, as PEM; read anew when it changes
     #[arg(long, value_name = "FILE", env = "PENSTOCK_VALIDATING_WEBHOOK_CERTIFICATE")]
     validating_webhook_certificate: Option<PathBuf>,
-    /// Key of that certificate
+    /// Key of the certificate of the webhook, as PEM
     #[arg(long, value_name = "FILE", env = "PENSTOCK_VALIDATING_WEBHOOK_KEY")]
     validating_webhook_key: Option<PathBuf>,
     /// ValidatingWebhookConfiguration by which the API server asks: makes the certificate, keeps it in a Secret of the

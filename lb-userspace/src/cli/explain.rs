@@ -17,7 +17,7 @@ use crate::model::report::Explanation;
     penstock explain http://shop.example.com/ --manifests ./manifests\n\
     Exit codes: 0 answered, 2 usage, 65 the manifests cannot be read, 68 no live agent.")]
 pub(super) struct ExplainArgs {
-    /// URL of a request
+    /// URL of a request, in place of --flow
     #[arg(required_unless_present = "flow", conflicts_with = "flow")]
     url: Option<String>,
     /// Header of the request; repeatable

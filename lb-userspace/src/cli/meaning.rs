@@ -29,7 +29,7 @@ pub(super) struct MeaningArgs {
     #[arg(long, value_name = "NAME", env = "PENSTOCK_CONTROLLER_CLASS")]
     controller_class: Option<String>,
     /// IngressClasses called as --ingress-class says are ours, whatever controller they name
-    #[arg(long, value_parser = boolean, num_args = 0..=1, default_missing_value = "true", require_equals = true,
+    #[arg(long, value_name = "BOOL", value_parser = boolean, num_args = 0..=1, default_missing_value = "true", require_equals = true,
           env = "PENSTOCK_INGRESS_CLASS_BY_NAME")]
     ingress_class_by_name: Option<bool>,
     /// ConfigMap with the settings for all Ingresses [default: the first one called
@@ -39,7 +39,7 @@ pub(super) struct MeaningArgs {
     /// ConfigMap of TCP ports, each `"port": "namespace/service:port"`, served beside http and https
     #[arg(long, value_name = "NAMESPACE/NAME", env = "PENSTOCK_TCP_SERVICES_CONFIGMAP")]
     tcp_services_configmap: Option<String>,
-    /// The same of UDP ports
+    /// ConfigMap of UDP ports, each `"port": "namespace/service:port"`, served beside http and https
     #[arg(long, value_name = "NAMESPACE/NAME", env = "PENSTOCK_UDP_SERVICES_CONFIGMAP")]
     udp_services_configmap: Option<String>,
     /// ConfigMap of the pools that give Services of type LoadBalancer their addresses [default:
@@ -47,15 +47,15 @@ pub(super) struct MeaningArgs {
     #[arg(long, value_name = "NAMESPACE/NAME", env = "PENSTOCK_ADDRESS_POOLS")]
     address_pools: Option<String>,
     /// Serve Ingresses that name no class
-    #[arg(long, value_parser = boolean, num_args = 0..=1, default_missing_value = "true", require_equals = true,
+    #[arg(long, value_name = "BOOL", value_parser = boolean, num_args = 0..=1, default_missing_value = "true", require_equals = true,
           env = "PENSTOCK_WATCH_INGRESS_WITHOUT_CLASS")]
     watch_ingress_without_class: Option<bool>,
     /// Ignore Ingresses with a spec.defaultBackend
-    #[arg(long, value_parser = boolean, num_args = 0..=1, default_missing_value = "true", require_equals = true,
+    #[arg(long, value_name = "BOOL", value_parser = boolean, num_args = 0..=1, default_missing_value = "true", require_equals = true,
           env = "PENSTOCK_DISABLE_CATCH_ALL")]
     disable_catch_all: Option<bool>,
     /// Serve no Services of type ExternalName, which name hosts outside
-    #[arg(long, value_parser = boolean, num_args = 0..=1, default_missing_value = "true", require_equals = true,
+    #[arg(long, value_name = "BOOL", value_parser = boolean, num_args = 0..=1, default_missing_value = "true", require_equals = true,
           env = "PENSTOCK_DISABLE_SVC_EXTERNAL_NAME")]
     disable_svc_external_name: Option<bool>,
     /// Where annotations of ingress-nginx begin; no other prefix than theirs is known here
@@ -70,11 +70,11 @@ pub(super) struct MeaningArgs {
     #[arg(long, value_name = "CLASS", env = "PENSTOCK_LOAD_BALANCER_CLASS")]
     load_balancer_class: Option<String>,
     /// Serve spec.externalIPs, too: any author of a Service may claim any address by it
-    #[arg(long, value_parser = boolean, num_args = 0..=1, default_missing_value = "true", require_equals = true,
+    #[arg(long, value_name = "BOOL", value_parser = boolean, num_args = 0..=1, default_missing_value = "true", require_equals = true,
           env = "PENSTOCK_EXTERNAL_IPS")]
     external_ips: Option<bool>,
     /// Hand the TLS of hosts with the annotation ssl-passthrough to their Service unopened
-    #[arg(long, value_parser = boolean, num_args = 0..=1, default_missing_value = "true", require_equals = true,
+    #[arg(long, value_name = "BOOL", value_parser = boolean, num_args = 0..=1, default_missing_value = "true", require_equals = true,
           env = "PENSTOCK_ENABLE_SSL_PASSTHROUGH")]
     enable_ssl_passthrough: Option<bool>,
     /// What becomes of an Ingress with nginx configuration (`*-snippet`), which is never run: its paths

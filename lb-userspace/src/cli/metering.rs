@@ -8,16 +8,16 @@ use crate::config::Settings;
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Metrics")]
 pub(super) struct MeteringArgs {
-    /// Tell the hosts apart [default: true]
+    /// Tell the hosts apart in metrics of requests [default: true]
     #[arg(long, value_name = "BOOL", env = "PENSTOCK_METRICS_PER_HOST", value_parser = boolean,
           num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     metrics_per_host: Option<bool>,
     /// Count requests to hosts that no Ingress names, too
-    #[arg(long, env = "PENSTOCK_METRICS_PER_UNDEFINED_HOST", value_parser = boolean,
+    #[arg(long, value_name = "BOOL", env = "PENSTOCK_METRICS_PER_UNDEFINED_HOST", value_parser = boolean,
           num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     metrics_per_undefined_host: Option<bool>,
-    /// Tell the classes of statuses apart (2xx) instead of the statuses
-    #[arg(long, env = "PENSTOCK_REPORT_STATUS_CLASSES", value_parser = boolean,
+    /// Tell the classes of statuses apart (2xx) in metrics of requests, instead of the statuses
+    #[arg(long, value_name = "BOOL", env = "PENSTOCK_REPORT_STATUS_CLASSES", value_parser = boolean,
           num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     report_status_classes: Option<bool>,
     /// Leave out metrics of requests by their names, with or without nginx_ingress_controller_ in front;
@@ -28,10 +28,11 @@ pub(super) struct MeteringArgs {
     /// [default: 0.005,0.01,0.025,0.05,0.1,0.25,0.5,1,2.5,5,10]
     #[arg(long, value_name = "LIST", env = "PENSTOCK_TIME_BUCKETS")]
     time_buckets: Option<String>,
-    /// Of request_size and response_size, in bytes [default: 10,20,30,40,50,60,70,80,90,100]
+    /// Upper bounds of the histograms request_size and response_size, in bytes
+    /// [default: 10,20,30,40,50,60,70,80,90,100]
     #[arg(long, value_name = "LIST", env = "PENSTOCK_LENGTH_BUCKETS")]
     length_buckets: Option<String>,
-    /// Of bytes_sent [default: 10,100,1000,10000,100000,1e6,1e7]
+    /// Upper bounds of the histogram bytes_sent, in bytes [default: 10,100,1000,10000,100000,1e6,1e7]
     #[arg(long, value_name = "LIST", env = "PENSTOCK_SIZE_BUCKETS")]
     size_buckets: Option<String>,
     /// Most combinations of labels that are kept apart, in each worker; what is beyond is counted with

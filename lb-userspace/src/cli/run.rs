@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::cluster::ClusterArgs;
-use super::flags::{IdleArgs, count, port, seconds};
+use super::flags::{IdleArgs, boolean, count, port, seconds};
 use super::meaning::MeaningArgs;
 use super::metering::MeteringArgs;
 use crate::agent::{self, StartError};
@@ -14,7 +14,13 @@ use crate::config::{self, DatapathMode, IdleFlag, OnExit, Pin, Settings};
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Exit codes: 0 stopped by a signal, 2 usage, 64 configuration, 65 manifests or the cluster, \
+    after_help = "Each flag but --takeover has an environment variable PENSTOCK_*. The file of --config is YAML with \
+    the names of the flags; what may be given more than once is one value, several with commas, or a list. A flag counts more than its variable, that more than the file, that \
+    more than the default. PENSTOCK_LOG=debug (or penstock::l7=debug) logs more.\n\
+    Examples:\n  penstock run --manifests /etc/penstock/manifests --interface eth0\n  \
+    penstock run --datapath off --manifests . --http 127.0.0.1:8080 --https 127.0.0.1:8443\n  \
+    penstock run --kubeconfig ~/.kube/config --update-status=false\n\
+    Exit codes: 0 stopped by a signal, 2 usage, 64 configuration, 65 manifests or the cluster, \
     66 a listener, 67 the datapath could not start, 70 the running agent is not taken over."
 )]
 pub(super) struct RunArgs {
@@ -36,6 +42,7 @@ pub(super) struct RunArgs {
         long,
         value_name = "BOOL",
         env = "PENSTOCK_WAIT_INTERFACES",
+        value_parser = boolean,
         num_args = 0..=1,
         default_missing_value = "true",
         require_equals = true
@@ -54,40 +61,42 @@ pub(super) struct RunArgs {
     /// TLS listener; repeatable [default: [::]:443]
     #[arg(long, value_name = "ADDR:PORT", env = "PENSTOCK_HTTPS", value_delimiter = ',')]
     https: Vec<String>,
-    /// Port of the plain HTTP listener on every address, where --http names none
+    /// Port of the plain HTTP listener on every address, where --http names none [default: 80]
     #[arg(long, value_name = "PORT", env = "PENSTOCK_HTTP_PORT", value_parser = port)]
     http_port: Option<u16>,
-    /// Port of the TLS listener on every address, where --https names none
+    /// Port of the TLS listener on every address, where --https names none [default: 443]
     #[arg(long, value_name = "PORT", env = "PENSTOCK_HTTPS_PORT", value_parser = port)]
     https_port: Option<u16>,
     /// Health, metrics, status and explain [default: 127.0.0.1:10254]
     #[arg(long, value_name = "ADDR:PORT", env = "PENSTOCK_ADMIN")]
     admin: Option<String>,
-    /// Address of the same, where --admin names none [default with --healthz-port: every address]
+    /// Address of health, metrics and status, where --admin names none [default with --healthz-port: every
+    /// address]
     #[arg(long, value_name = "ADDR", env = "PENSTOCK_HEALTHZ_HOST")]
     healthz_host: Option<String>,
-    /// Port of the same, where --admin names none [default with --healthz-host: 10254]
+    /// Port of health, metrics and status, where --admin names none [default with --healthz-host: 10254]
     #[arg(long, value_name = "PORT", env = "PENSTOCK_HEALTHZ_PORT", value_parser = port)]
     healthz_port: Option<u16>,
-    /// Path that answers as /healthz does
+    /// Path on the admin address that answers as /healthz does [default: /healthz]
     #[arg(long, value_name = "PATH", env = "PENSTOCK_HEALTH_CHECK_PATH")]
     health_check_path: Option<String>,
-    /// Proxy workers, one thread each [default: one per CPU]
+    /// Proxy workers, one thread each, 1 to 256 [default: one per CPU]
     #[arg(long, value_name = "N", env = "PENSTOCK_WORKERS", value_parser = count::<usize>)]
     workers: Option<usize>,
     /// Key of the flow hash, the same on all balancers of a VIP [default: random, kept as
     /// long as the tables are]
     #[arg(long, value_name = "32 HEX DIGITS", env = "PENSTOCK_HASH_KEY", hide_env_values = true)]
     hash_key: Option<String>,
-    /// Source ports of `nat` flows; keep them out of net.ipv4.ip_local_port_range
+    /// Source ports of `nat` flows, within 1024 to 65535; keep them out of net.ipv4.ip_local_port_range
     /// [default: 61000-65535]
     #[arg(long, value_name = "LOW-HIGH", env = "PENSTOCK_NAT_PORTS")]
     nat_ports: Option<String>,
-    /// Flows remembered at most while slots settle, 8 to 1048576; 8 bytes each [default: 131072]
+    /// Flows remembered at most while slots settle, 8 to 1048576, rounded up to a power of two; 8 bytes
+    /// each [default: 131072]
     #[arg(long, value_name = "N", env = "PENSTOCK_FLOW_ENTRIES", value_parser = count::<u32>)]
     flow_entries: Option<u32>,
     /// How long the flows of a slot that changed its backend are looked up and remembered at least;
-    /// a flow that is silent for longer may move [default: 300]
+    /// a flow that is silent for longer may move; 1 to 86400 [default: 300]
     #[arg(long, value_name = "SECONDS", env = "PENSTOCK_GRACE_SECONDS", value_parser = seconds::<u32>)]
     grace_seconds: Option<u32>,
     /// UDP port on which balancers send each other packets for backends on their hosts; 0: none
@@ -98,7 +107,7 @@ pub(super) struct RunArgs {
     /// takes over (auto), or not (off) [default: auto]
     #[arg(long, value_name = "MODE", env = "PENSTOCK_PIN")]
     pin: Option<Pin>,
-    /// BPF file system to pin them on; mounted if it is not [default: /sys/fs/bpf]
+    /// BPF file system to pin programs and maps on; mounted if it is not [default: /sys/fs/bpf]
     #[arg(long, value_name = "DIR", env = "PENSTOCK_BPFFS")]
     bpffs: Option<PathBuf>,
     /// After SIGTERM keep what is pinned for the next agent, or detach it [default: keep]
@@ -116,17 +125,18 @@ pub(super) struct RunArgs {
     post_shutdown_grace_period: Option<u64>,
     /// Take over from the agent that runs with this --run-dir: its sockets, counters and kernel part,
     /// without a loss; start as usual if there is none. SIGHUP has an agent start its successor itself
-    #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    #[arg(long, value_name = "BOOL", value_parser = boolean, num_args = 0..=1, default_missing_value = "true",
+          require_equals = true)]
     takeover: Option<bool>,
     /// Where an agent and its successor meet; one agent each [default: $RUNTIME_DIRECTORY, else
     /// /run/penstock]
     #[arg(long, value_name = "DIR", env = "PENSTOCK_RUN_DIR")]
     run_dir: Option<PathBuf>,
-    /// Where bodies are put that are to be held whole and are too long for memory [default: $TMPDIR,
+    /// Directory for bodies that are to be held whole and are too long for memory [default: $TMPDIR,
     /// else /tmp]
     #[arg(long, value_name = "DIR", env = "PENSTOCK_TEMP_DIR")]
     temp_dir: Option<PathBuf>,
-    /// How many MiB of them at most, all together; beyond, requests are answered 500 and responses
+    /// How many MiB of bodies there may be in --temp-dir, all together; beyond, requests are answered 500 and responses
     /// wait for their clients [default: 4096]
     #[arg(long, value_name = "N", env = "PENSTOCK_TEMP_MEGABYTES", value_parser = count::<u64>)]
     temp_megabytes: Option<u64>,

@@ -18,7 +18,7 @@ pub(super) struct TopArgs {
     /// Admin address of the live agent
     #[arg(long, value_name = "ADDR:PORT", env = "PENSTOCK_ADMIN", default_value = "127.0.0.1:10254")]
     admin: String,
-    /// How often it is asked
+    /// How often the agent is asked, every 1 to 3600 seconds
     #[arg(long, short, value_name = "SECONDS", default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=3600))]
     interval: u64,
     /// Looks before it ends [default: until it is interrupted]

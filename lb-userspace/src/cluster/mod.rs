@@ -71,7 +71,7 @@ pub enum Error {
         source: kube::config::KubeconfigError,
     },
     /// Neither a kubeconfig nor a pod.
-    #[error("not in a pod of a cluster ({0}); give --manifests DIR or --kubeconfig FILE")]
+    #[error("not in a pod of a cluster ({0}); give --kubeconfig FILE, or manifests in place of a cluster")]
     NoPod(String),
     /// Not a URL.
     #[error("--apiserver-host {0:?}: allowed: a URL such as https://10.0.0.1:6443")]

@@ -1,8 +1,10 @@
 //! The settings of one source, flags or file, and how one goes over another.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
+use serde::de::{self, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 
 use super::{DatapathMode, Error, OnExit, Pin, SnippetPolicy};
 
@@ -11,11 +13,15 @@ use super::{DatapathMode, Error, OnExit, Pin, SnippetPolicy};
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub struct Settings {
     pub(crate) manifests: Option<PathBuf>,
+    #[serde(deserialize_with = "one_or_more")]
     pub(crate) interface: Vec<String>,
     pub(crate) wait_interfaces: Option<bool>,
+    #[serde(deserialize_with = "one_or_more")]
     pub(crate) announce: Vec<String>,
     pub(crate) datapath: Option<DatapathMode>,
+    #[serde(deserialize_with = "one_or_more")]
     pub(crate) http: Vec<String>,
+    #[serde(deserialize_with = "one_or_more")]
     pub(crate) https: Vec<String>,
     pub(crate) http_port: Option<u16>,
     pub(crate) https_port: Option<u16>,
@@ -79,6 +85,7 @@ pub struct Settings {
     pub(crate) metrics_per_host: Option<bool>,
     pub(crate) metrics_per_undefined_host: Option<bool>,
     pub(crate) report_status_classes: Option<bool>,
+    #[serde(deserialize_with = "one_or_more")]
     pub(crate) exclude_socket_metrics: Vec<String>,
     pub(crate) time_buckets: Option<String>,
     pub(crate) length_buckets: Option<String>,
@@ -94,9 +101,50 @@ pub(super) fn read_file(path: &Path) -> Result<Settings, Error> {
         let said = error.without_snippet().render().replace('\n', " ");
         // What a program could do about a key that is there twice is none of the reader's business.
         let said = said.replace(", set DuplicateKeyPolicy in Options if acceptable", "");
-        let reason = format!("{said}; a setting takes what its flag takes, see `penstock run --help`");
+        let setting = error.location().and_then(|at| setting_at(&text, at.line()));
+        let setting = setting.map(|setting| format!("{setting}: ")).unwrap_or_default();
+        let reason =
+            format!("{setting}{said}; a setting takes what its flag takes, see `penstock run --help`");
         Error::Unparsable { path: path.to_owned(), reason }
     })
+}
+
+/// The setting that a line is about: the file is one mapping, so it is the last one whose name began a line.
+fn setting_at(text: &str, line: u64) -> Option<&str> {
+    let lines = text.lines().take(usize::try_from(line).unwrap_or(usize::MAX));
+    let names = lines.filter_map(|line| line.split_once(':').map(|(name, _)| name));
+    names.filter(|name| name.starts_with(|it: char| it.is_ascii_alphabetic())).last()
+}
+
+/// A list, or one value as the flag takes it: with commas, several.
+fn one_or_more<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> {
+    struct Given;
+
+    impl<'de> Visitor<'de> for Given {
+        type Value = Vec<String>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("one value or a list of them")
+        }
+
+        fn visit_str<E: de::Error>(self, text: &str) -> Result<Self::Value, E> {
+            Ok(text.split(',').map(|one| one.trim().to_owned()).collect())
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+            let mut values = Vec::new();
+            while let Some(value) = list.next_element()? {
+                values.push(value);
+            }
+            Ok(values)
+        }
+
+        fn visit_unit<E: de::Error>(self) -> Result<Self::Value, E> {
+            Ok(Vec::new())
+        }
+    }
+
+    from.deserialize_any(Given)
 }
 
 impl Settings {

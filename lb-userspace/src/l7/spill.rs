@@ -80,7 +80,11 @@ impl Spills {
     /// A thousand requests that meet a full disk are one event.
     fn failed(&self, what: &dyn std::fmt::Display) {
         if !self.told.swap(true, Ordering::Relaxed) {
-            tracing::warn!(dir = %self.dir.display(), error = %what, "bodies cannot be put into temporary files");
+            tracing::warn!(
+                dir = %self.dir.display(),
+                error = %what,
+                "bodies cannot be put into temporary files; make room there, or name another directory by --temp-dir"
+            );
         }
     }
 

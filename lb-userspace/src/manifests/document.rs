@@ -135,6 +135,8 @@ fn yaml_message(error: &serde_saphyr::Error, lines_before: usize) -> String {
         Some((position, rest)) if position.starts_with("line ") => rest,
         _ => stripped.rsplit_once(" at line ").map_or(stripped, |(message, _)| message),
     };
+    // What a program could do about a key that is there twice is none of the reader's business.
+    let message = message.replace(", set DuplicateKeyPolicy in Options if acceptable", "");
     format!("line {line}, column {}: {message}", location.column())
 }
 

@@ -23,6 +23,9 @@ use crate::objects::{Admission, Bystander};
 pub use crate::objects::{Kept, Loaded};
 pub use watch::{Watcher, watch};
 
+/// Most bytes that are read, of all files together; who reads standard input for us needs no more than one beyond.
+pub const MAX_BYTES: u64 = scan::MAX_TOTAL_BYTES;
+
 /// Why nothing at all could be read.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -63,11 +66,12 @@ pub fn read_all(paths: &[PathBuf], stdin: Option<Vec<u8>>) -> Result<Files, Erro
     let mut whole = scan::Scan::default();
     let mut stdin = stdin;
     for path in paths {
+        let left = MAX_BYTES.saturating_sub(whole.bytes());
         if path == Path::new("-") {
-            whole.add(scan::Scan::of_one("-", stdin.take().unwrap_or_default()));
+            whole.add(scan::Scan::of_one_within("-", stdin.take().unwrap_or_default(), left));
             continue;
         }
-        let scan = scan::scan(path, &mut scan::NoWatch)
+        let scan = scan::scan_within(path, &mut scan::NoWatch, left)
             .map_err(|source| Error::Root { path: path.to_owned(), source })?;
         whole.add(if paths.len() == 1 { scan } else { scan.below(path) });
     }

@@ -9,11 +9,10 @@ use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// A manifest larger than this is refused: etcd refuses objects above 1.5 MiB, so 8 MiB is a file
-/// of many.
-pub(super) const MAX_FILE_BYTES: u64 = 8 << 20;
-/// All files together; bounds memory on a directory that is not one of manifests.
+/// All files together, standard input among them; bounds memory on a directory that is not one of manifests.
 pub(super) const MAX_TOTAL_BYTES: u64 = 512 << 20;
+/// A larger file is not read by itself when it changes: only the walk knows what all take together.
+const MAX_ALONE_BYTES: u64 = 8 << 20;
 const MAX_DEPTH: usize = 16;
 const EXTENSIONS: [&str; 3] = ["yaml", "yml", "json"];
 
@@ -42,6 +41,21 @@ impl Scan {
     /// A scan of one text.
     pub(super) fn of_one(name: &str, bytes: Vec<u8>) -> Self {
         Self { files: BTreeMap::from([(name.to_owned(), Content::Bytes(bytes))]), ..Self::default() }
+    }
+
+    /// A scan of one text, which may be so many bytes at most.
+    pub(super) fn of_one_within(name: &str, bytes: Vec<u8>, most: u64) -> Self {
+        let content = if bytes.len() as u64 > most { too_large() } else { Content::Bytes(bytes) };
+        Self { files: BTreeMap::from([(name.to_owned(), content)]), ..Self::default() }
+    }
+
+    /// What was read, all of it.
+    pub(super) fn bytes(&self) -> u64 {
+        let read = self.files.values().map(|content| match content {
+            Content::Bytes(bytes) => bytes.len() as u64,
+            Content::Unreadable(_) | Content::Busy => 0,
+        });
+        read.sum()
     }
 
     /// Names everything from where the caller stands; `root` is what was scanned.
@@ -88,7 +102,12 @@ impl Watch for NoWatch {
 
 /// Reads all manifests below `root`, or `root` itself where it is a file.
 pub(super) fn scan(root: &Path, watch: &mut dyn Watch) -> io::Result<Scan> {
-    let mut walk = Walk { watch, entered: BTreeSet::new(), total_bytes: 0, scan: Scan::default() };
+    scan_within(root, watch, MAX_TOTAL_BYTES)
+}
+
+/// [`scan`], so many bytes at most.
+pub(super) fn scan_within(root: &Path, watch: &mut dyn Watch, most: u64) -> io::Result<Scan> {
+    let mut walk = Walk { watch, entered: BTreeSet::new(), left: most, scan: Scan::default() };
     let metadata = fs::metadata(root)?;
     if metadata.is_file() {
         // No directory of its own to watch it by.
@@ -107,7 +126,7 @@ pub(super) fn scan(root: &Path, watch: &mut dyn Watch) -> io::Result<Scan> {
 struct Walk<'a> {
     watch: &'a mut dyn Watch,
     entered: BTreeSet<(u64, u64)>,
-    total_bytes: u64,
+    left: u64,
     scan: Scan,
 }
 
@@ -179,22 +198,13 @@ impl Walk<'_> {
             self.scan.files.insert(relative, Content::Busy);
             return;
         }
-        match read_limited(path) {
+        match read_limited(path, self.left) {
             Ok(Some(bytes)) => {
-                self.total_bytes += bytes.len() as u64;
-                let content = if self.total_bytes > MAX_TOTAL_BYTES {
-                    Content::Unreadable(format!(
-                        "all manifests together exceed {} MiB",
-                        MAX_TOTAL_BYTES >> 20
-                    ))
-                } else {
-                    Content::Bytes(bytes)
-                };
-                self.scan.files.insert(relative, content);
+                self.left = self.left.saturating_sub(bytes.len() as u64);
+                self.scan.files.insert(relative, Content::Bytes(bytes));
             }
             Ok(None) => {
-                let reason = format!("larger than {} MiB", MAX_FILE_BYTES >> 20);
-                self.scan.files.insert(relative, Content::Unreadable(reason));
+                self.scan.files.insert(relative, too_large());
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => {
@@ -213,7 +223,7 @@ pub(super) fn read_one(path: &Path) -> io::Result<Option<Vec<u8>>> {
         Ok(metadata) if !metadata.is_file() => return Err(io::ErrorKind::Other.into()),
         Ok(_) => {}
     }
-    match read_limited(path) {
+    match read_limited(path, MAX_ALONE_BYTES) {
         Ok(Some(bytes)) => Ok(Some(bytes)),
         Ok(None) => Err(io::ErrorKind::FileTooLarge.into()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -227,11 +237,23 @@ pub(super) fn is_manifest(path: &Path) -> bool {
     !is_hidden_or_temporary(&name) && has_manifest_extension(path)
 }
 
-/// `None`: larger than the limit.
-fn read_limited(path: &Path) -> io::Result<Option<Vec<u8>>> {
+/// `None`: larger than that.
+fn read_limited(path: &Path, most: u64) -> io::Result<Option<Vec<u8>>> {
+    let file = fs::File::open(path)?;
+    if file.metadata()?.len() > most {
+        return Ok(None);
+    }
+    // It may grow meanwhile.
     let mut bytes = Vec::new();
-    fs::File::open(path)?.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes)?;
-    Ok((bytes.len() as u64 <= MAX_FILE_BYTES).then_some(bytes))
+    file.take(most.saturating_add(1)).read_to_end(&mut bytes)?;
+    Ok((bytes.len() as u64 <= most).then_some(bytes))
+}
+
+fn too_large() -> Content {
+    Content::Unreadable(format!(
+        "with it all manifests together exceed {} MiB, the most that is read",
+        MAX_TOTAL_BYTES >> 20
+    ))
 }
 
 fn has_manifest_extension(path: &Path) -> bool {

@@ -9,6 +9,7 @@
 //! - everything else that is no longer written is gone.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -68,7 +69,10 @@ impl Store {
         let mut problems: Vec<Problem> = scan
             .unlistable
             .iter()
-            .map(|(path, reason)| file_problem(path, "unreadable-directory", reason))
+            .map(|(path, reason)| {
+                let below = self.files.iter().filter(|(file, _)| Path::new(file).starts_with(path));
+                file_problem(path, "unreadable-directory", reason, below.flat_map(|(_, file)| &file.entries))
+            })
             .collect();
         let mut in_force = self.merge(now, &mut problems);
         let refused = self.judge(&mut in_force, now, &mut problems);
@@ -300,7 +304,7 @@ impl Store {
         let mut keep_all_of: BTreeSet<&str> = BTreeSet::new();
         for (path, file) in &self.files {
             if let Some(reason) = &file.unreadable {
-                problems.push(file_problem(path, "unreadable-file", reason));
+                problems.push(file_problem(path, "unreadable-file", reason, &file.entries));
                 keep_all_of.insert(path);
             }
             for entry in &file.entries {
@@ -355,13 +359,20 @@ fn admit(admission: &Admission, entry: &mut Entry) {
     }
 }
 
-fn file_problem(path: &str, reason: &'static str, message: &str) -> Problem {
+/// `before`: what was last read from there.
+fn file_problem<'a>(
+    path: &str,
+    reason: &'static str,
+    message: &str,
+    before: impl IntoIterator<Item = &'a Entry>,
+) -> Problem {
+    let stays = before.into_iter().next().map(|_| "; what was last read from it stays in force");
     Problem {
         object: ObjectId { origin: path.to_owned(), ..ObjectId::default() },
         severity: Severity::Error,
         reason,
         field: String::new(),
-        message: format!("{message}; what was last read from it stays in force"),
+        message: format!("{message}{}", stays.unwrap_or_default()),
         fix: String::new(),
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -493,7 +493,8 @@ fn skips_what_editors_leave_and_refuses_what_is_too_large() {
     }
     fs::create_dir(temp.path().join(".git")).expect("create");
     write(temp.path().join(".git/x.yaml"), service("b", 1));
-    write(temp.path().join("large.yaml"), vec![b' '; scan::MAX_FILE_BYTES as usize + 1]);
+    let large = fs::File::create(temp.path().join("large.yaml")).expect("create");
+    large.set_len(MAX_BYTES + 1).expect("a hole");
     std::os::unix::fs::symlink(temp.path(), temp.path().join("loop")).expect("link");
     std::os::unix::fs::symlink("nowhere", temp.path().join("dangling.yaml")).expect("link");
 
@@ -501,6 +502,28 @@ fn skips_what_editors_leave_and_refuses_what_is_too_large() {
 
     assert_eq!(services(&loaded), Vec::<String>::new());
     assert_eq!(reasons(&loaded), ["dangling.yaml unreadable-file", "large.yaml unreadable-file"]);
+}
+
+#[test]
+fn files_and_standard_input_have_one_limit_together() {
+    let temp = tempfile::tempdir().expect("a temporary directory");
+    let large = temp.path().join("large.yaml");
+    let mut text = service("a", 1).into_bytes();
+    text.resize(9 << 20, b'\n');
+    write(&large, text);
+    let hole = temp.path().join("hole.yaml");
+    fs::File::create(&hole).expect("create").set_len(MAX_BYTES - (9 << 20) + 1).expect("a hole");
+    let stdin = service("b", 2).into_bytes();
+
+    let read = |paths: &[PathBuf]| read_all(paths, Some(stdin.clone())).expect("there").load(ADMIT_ALL);
+    let whole = read(&[large.clone(), "-".into()]);
+    let beyond = read(&[large, hole, "-".into()]);
+
+    assert_eq!(services(&whole), ["default/a:1", "default/b:2"]);
+    assert_eq!(reasons(&whole), Vec::<String>::new());
+    assert_eq!(services(&beyond), ["default/a:1", "default/b:2"]);
+    let message = &beyond.problems.first().expect("refused").message;
+    assert_eq!(message, "with it all manifests together exceed 512 MiB, the most that is read");
 }
 
 #[test]

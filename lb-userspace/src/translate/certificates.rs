@@ -82,7 +82,7 @@ pub(super) fn check(name: &ObjectName, secret: &Secret) -> Result<Checked, Strin
         data.filter(|data| !data.is_empty()).ok_or_else(|| format!("Secret {name} has no {key}"))
     };
     let (chain_pem, key_pem) = (entry("tls.crt")?, entry("tls.key")?);
-    let chain = blocks(chain_pem, |label| label == "CERTIFICATE")
+    let chain = blocks(chain_pem, "CERTIFICATE", |label| label == "CERTIFICATE")
         .map_err(|reason| format!("tls.crt of Secret {name} {reason}"))?;
     let mut leaf = None;
     for (index, block) in chain.iter().enumerate() {
@@ -92,7 +92,7 @@ pub(super) fn check(name: &ObjectName, secret: &Secret) -> Result<Checked, Strin
         leaf.get_or_insert(certificate);
     }
     let leaf = leaf.ok_or_else(|| format!("tls.crt of Secret {name} holds no certificate"))?;
-    let keys = blocks(key_pem, |label| label.ends_with("PRIVATE KEY"))
+    let keys = blocks(key_pem, "PRIVATE KEY", |label| label.ends_with("PRIVATE KEY"))
         .map_err(|reason| format!("tls.key of Secret {name} {reason}"))?;
     let key = keys.first().ok_or_else(|| format!("tls.key of Secret {name} holds no private key"))?;
     let key = rcgen::KeyPair::try_from(key.as_slice()).map_err(|_| {
@@ -161,7 +161,7 @@ fn rfc2253(name: &X509Name<'_>) -> String {
 
 /// Whether this is a bundle of certificates; says what is wrong with it.
 pub(super) fn authorities(pem: &[u8]) -> Result<(), String> {
-    for (index, block) in blocks(pem, |label| label == "CERTIFICATE")?.iter().enumerate() {
+    for (index, block) in blocks(pem, "CERTIFICATE", |label| label == "CERTIFICATE")?.iter().enumerate() {
         X509Certificate::from_der(block).map_err(|error| {
             format!("holds a certificate (number {}) that does not parse: {error}", index + 1)
         })?;
@@ -169,8 +169,8 @@ pub(super) fn authorities(pem: &[u8]) -> Result<(), String> {
     Ok(())
 }
 
-/// Contents of the PEM blocks whose label is wanted.
-fn blocks(pem: &[u8], wanted: fn(&str) -> bool) -> Result<Vec<Vec<u8>>, String> {
+/// Contents of the PEM blocks whose label is wanted; `label` is how they are called where there are none.
+fn blocks(pem: &[u8], label: &str, wanted: fn(&str) -> bool) -> Result<Vec<Vec<u8>>, String> {
     let mut blocks = Vec::new();
     for block in Pem::iter_from_buffer(pem) {
         let block = block.map_err(|_| "is not PEM".to_owned())?;
@@ -178,7 +178,7 @@ fn blocks(pem: &[u8], wanted: fn(&str) -> bool) -> Result<Vec<Vec<u8>>, String> 
             blocks.push(block.contents);
         }
     }
-    if blocks.is_empty() { Err("holds no such PEM block".to_owned()) } else { Ok(blocks) }
+    if blocks.is_empty() { Err(format!("holds no PEM block {label}")) } else { Ok(blocks) }
 }
 
 /// Subject alternative names, or the common name of a certificate that has none.

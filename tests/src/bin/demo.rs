@@ -1,5 +1,5 @@
 //! The demo: a client, an edge host and three backends in network namespaces, the real binary on
-//! the guide's manifests, real traffic, and a report of what happened. Ends with 1 if something did
+//! the manifests of `deploy/examples`, real traffic, and a report of what happened. Ends with 1 if something did
 //! not happen as the report claims. Started by `cargo xtask demo`.
 
 use std::collections::BTreeMap;
@@ -21,7 +21,7 @@ const LEDGER: &str = "203.0.113.10";
 const LEDGER_V6: &str = "2001:db8:113::10";
 const INGRESS: &str = "203.0.113.80";
 
-/// Services of the guide, the port of each on the backends, and the backends that have it.
+/// Services of the examples, the port of each on the backends, and the backends that have it.
 const SERVICES: [(&str, u16, &[usize]); 4] = [
     ("ml-api-service", 8080, &[1, 2, 3]),
     ("mlflow-service", 5000, &[1]),
@@ -105,7 +105,7 @@ fn demo(keep: bool) -> Result<bool> {
     std::fs::write(manifests.join("ledger.yaml"), ledger()?)?;
     std::fs::write(manifests.join("ingress-service.yaml"), manifests::ingress_service(&[INGRESS.parse()?]))?;
     std::fs::write(manifests.join("services.yaml"), services()?)?;
-    std::fs::write(manifests.join("guide-phase-2.yaml"), guide("phase-2")?)?;
+    std::fs::write(manifests.join("phase-2.yaml"), example("phase-2")?)?;
     let agent = Agent::start(&lab, &edge, &["eth0", "eth1"], dir)?;
     println!(
         "client {CLIENT}  ->  edge host {EDGE} (penstock, pid {})  ->  backends 10.20.0.11, .12, .13\n",
@@ -141,7 +141,7 @@ impl Demo {
         self.balance(LEDGER_V6, 60)?;
         self.datagrams(60)?;
 
-        println!("\nL7, the guide's phase 2: http://api.example.com, all paths");
+        println!("\nL7, deploy/examples/phase-2.yaml: http://api.example.com, all paths");
         let answers = self.fetch("http://api.example.com/predict?n=[1-30]", &[])?;
         self.spread("30 requests", &count(&answers, "backend: "), 3);
         // rewrite-target equals the path here, and then ingress-nginx rewrites nothing.
@@ -150,7 +150,7 @@ impl Demo {
         println!(
             "\nL7, phase 3 dropped into the directory: paths of http://ml.example.com, rewrite-target: /$2"
         );
-        self.agent.apply("guide-phase-3.yaml", &guide("phase-3")?)?;
+        self.agent.apply("phase-3.yaml", &example("phase-3")?)?;
         for (path, seen, backend) in [
             ("/api/predict", "/predict", None),
             ("/mlflow", "/", Some("backend-1")),
@@ -170,7 +170,7 @@ impl Demo {
 
         println!("\nTLS, phase 4 dropped into the directory, with a certificate for api.example.com");
         let secret = authority.secret("api-tls-cert", "api.example.com")?;
-        self.agent.apply("guide-phase-4.yaml", &format!("{}---\n{secret}", guide("phase-4")?))?;
+        self.agent.apply("phase-4.yaml", &format!("{}---\n{secret}", example("phase-4")?))?;
         self.tls()?;
 
         println!("\nNothing was reloaded");
@@ -370,7 +370,7 @@ fn ledger() -> Result<String> {
     Ok(documents.join("---\n"))
 }
 
-/// What a cluster would know of the guide's Services: their ports and where they run.
+/// What a cluster would know of the Services of the examples: their ports and where they run.
 fn services() -> Result<String> {
     let mut documents = Vec::new();
     for (name, port, backends) in SERVICES {
@@ -379,7 +379,7 @@ fn services() -> Result<String> {
         let slice =
             Slice { name, service: name, port_name: "", protocol: "TCP", endpoints: &endpoints?, weight: 1 };
         documents.push(slice.yaml());
-        // ml-api-service stands in the guide's phase 2; the others are left to the reader there.
+        // ml-api-service stands in phase-2.yaml; the others are left to the reader there.
         if name != "ml-api-service" {
             documents.push(manifests::service(name, port).replace("port: 80\n", &format!("port: {port}\n")));
         }
@@ -387,8 +387,8 @@ fn services() -> Result<String> {
     Ok(documents.join("---\n"))
 }
 
-/// The guide's manifests of one phase, from `deploy/examples`.
-fn guide(phase: &str) -> Result<String> {
+/// One of `deploy/examples`.
+fn example(phase: &str) -> Result<String> {
     let file = lb_tests::workspace().join("deploy/examples").join(format!("{phase}.yaml"));
     std::fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))
 }
