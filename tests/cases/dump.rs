@@ -13,9 +13,9 @@ use penstock::model::l4::{
 };
 use penstock::model::l7::log::{Format, Part};
 use penstock::model::l7::{
-    AccessLog, Action, Aliases, Blocked, Buffers, ClientAuth, Edge, FastCgi, Filters, L7, Location, Moved,
-    PathMatch, Piece, Preamble, Rate, ReadAhead, RedirectQuery, Responses, Server, SslRedirect, Stream,
-    Template, UpstreamTls, VerifyClient,
+    AccessLog, Action, Aliases, Blocked, Buffers, ClientAuth, Edge, FastCgi, Filters, L7, Location, Mode,
+    Moved, PathMatch, Piece, Preamble, Rate, ReadAhead, RedirectQuery, Responses, Server, SslRedirect,
+    Stream, Template, UpstreamTls, VerifyClient,
 };
 use penstock::model::session::Affinity;
 use penstock::model::upstream::{Balance, Care, Ejection, External, Keepalive, Upstream};
@@ -351,12 +351,12 @@ fn filters_text(filters: &Filters) -> String {
         retry,
         buffers,
         logged,
-        server_name,
+        mode,
         policies: _,
     } = filters;
     let mut text = if *logged { String::new() } else { ", not logged".to_owned() };
-    if *server_name != default.server_name {
-        text += ", to its own server name alone";
+    if *mode == Mode::Strict {
+        text += ", strict";
     }
     if *ssl_redirect == SslRedirect::Always {
         text += ", https redirect";

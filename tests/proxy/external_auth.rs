@@ -454,8 +454,8 @@ fn the_service_and_the_sign_in_page_hear_what_those_in_front_are_believed() {
     let sign_in = text("http://sso/?rd=$pass_access_scheme://$best_http_host$escaped_request_uri");
     let method = Some("GET".to_owned());
     let mut l7 = guarded(&backend, External { sign_in: Some(sign_in), method, ..service.external() });
-    let address = Address::Told(Prefix::new([127, 0, 0, 1].into(), 8).into_iter().collect());
-    let behind = Some(Behind { words: Words::Believed, address });
+    let trusted = Prefix::new([127, 0, 0, 1].into(), 8).into_iter().collect();
+    let behind = Some(Behind { words: Words::Believed, address: Address::Told, trusted });
     l7.edge.forwarding = Forwarding { behind, ..Forwarding::default() };
     let rig = Rig::start(l7);
 

@@ -18,8 +18,9 @@ fn range(addr: &str, bits: u8) -> Prefix {
 }
 
 fn behind() -> Forwarding {
-    let address = Address::Told(vec![range("127.0.0.0", 8)]);
-    Forwarding { behind: Some(Behind { words: Words::Believed, address }), ..Forwarding::default() }
+    let trusted = vec![range("127.0.0.0", 8)];
+    let behind = Behind { words: Words::Believed, address: Address::Told, trusted };
+    Forwarding { behind: Some(behind), ..Forwarding::default() }
 }
 
 fn with(forwarding: Forwarding, l7: L7) -> Rig {

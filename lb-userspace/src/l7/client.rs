@@ -10,8 +10,8 @@ use super::h1;
 use super::heads::Client;
 use super::policy::Headers;
 use crate::model::l4::Prefix;
-use crate::model::l7::Forwarding;
 use crate::model::l7::forwarding::{Address, Behind, Words};
+use crate::model::l7::{Forwarding, Mode};
 
 /// A request's client, scheme, host and port as policies, the log and upstreams take them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,15 +33,21 @@ impl<'b> Effective<'b> {
 /// `arrived` as the request's headers correct it. What cannot be read corrects nothing.
 pub(super) fn effective<'b>(
     forwarding: &Forwarding,
+    mode: Mode,
     arrived: Effective<'b>,
     headers: &Headers<'b>,
 ) -> Effective<'b> {
-    let Some(Behind { words, address }) = &forwarding.behind else { return arrived };
+    let Some(Behind { words, address, trusted }) = &forwarding.behind else { return arrived };
     let addr = match address {
         Address::Connection => arrived.addr,
-        Address::Told(trusted) => walk(&forwarding.header, trusted, arrived.addr, headers),
+        Address::Told => walk(&forwarding.header, trusted, arrived.addr, headers),
     };
-    if *words == Words::Ignored {
+    let are_believed = match (words, mode) {
+        (Words::Ignored, _) => false,
+        (Words::Believed, Mode::Compat) => true,
+        (Words::Believed, Mode::Strict) | (Words::OfTrusted, _) => is_among(trusted, arrived.addr),
+    };
+    if !are_believed {
         return Effective { addr, ..arrived };
     }
     let said = |name| headers.first(name).and_then(first);
@@ -64,13 +70,17 @@ fn walk(header: &str, trusted: &[Prefix], peer: IpAddr, headers: &Headers<'_>) -
     let lines = headers.lines().rev().filter(|(name, _)| name.eq_ignore_ascii_case(header));
     let hops = lines.flat_map(|(_, value)| value.rsplit(|byte| matches!(byte, b',' | b' ' | b'\t')));
     for hop in hops.filter(|hop| !hop.is_empty()) {
-        if !trusted.iter().any(|range| range.contains(addr)) {
+        if !is_among(trusted, addr) {
             break;
         }
         let Some(before) = address(hop) else { break };
         addr = before;
     }
     addr
+}
+
+fn is_among(trusted: &[Prefix], addr: IpAddr) -> bool {
+    trusted.iter().any(|range| range.contains(addr))
 }
 
 /// An address, with or without port and brackets.
@@ -120,8 +130,8 @@ mod tests {
         Effective { addr, scheme: Scheme::Http, host: b"pod.internal", port: 80 }
     }
 
-    fn behind(words: Words, address: Address) -> Forwarding {
-        Forwarding { behind: Some(Behind { words, address }), ..Forwarding::default() }
+    fn behind(words: Words, address: Address, trusted: Vec<Prefix>) -> Forwarding {
+        Forwarding { behind: Some(Behind { words, address, trusted }), ..Forwarding::default() }
     }
 
     fn told(forwarding: &Forwarding, lines: &[(&str, &str)]) -> String {
@@ -131,7 +141,11 @@ mod tests {
     fn told_from(arrived: Effective<'_>, forwarding: &Forwarding, lines: &[(&str, &str)]) -> String {
         let lines: Vec<_> =
             lines.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        let Effective { addr, scheme, host, port } = effective(forwarding, arrived, &Headers::Given(&lines));
+        text(effective(forwarding, Mode::Compat, arrived, &Headers::Given(&lines)))
+    }
+
+    fn text(effective: Effective<'_>) -> String {
+        let Effective { addr, scheme, host, port } = effective;
         format!("{addr} {} {} {port}", scheme.as_str(), String::from_utf8_lossy(host))
     }
 
@@ -144,31 +158,27 @@ mod tests {
 
     #[test]
     fn each_key_believes_what_it_says_and_no_more() {
-        let near = || Address::Told(ranges("10.0.0.0/8"));
-        let far = || Address::Told(ranges("172.16.0.0/12"));
+        let near = |words| behind(words, Address::Told, ranges("10.0.0.0/8"));
+        let far = |words| behind(words, Address::Told, ranges("172.16.0.0/12"));
         let cases = [
             ("nothing set", Forwarding::default(), "10.0.0.1 http pod.internal 80"),
-            (
-                "use-forwarded-headers",
-                behind(Words::Believed, near()),
-                "192.0.2.1 https shop.example:8443 8443",
-            ),
-            ("of a stranger", behind(Words::Believed, far()), "10.0.0.1 https shop.example:8443 8443"),
-            ("enable-real-ip", behind(Words::Ignored, near()), "192.0.2.1 http pod.internal 80"),
-            ("enable-real-ip of a stranger", behind(Words::Ignored, far()), "10.0.0.1 http pod.internal 80"),
+            ("use-forwarded-headers", near(Words::Believed), "192.0.2.1 https shop.example:8443 8443"),
+            ("of a stranger", far(Words::Believed), "10.0.0.1 https shop.example:8443 8443"),
+            ("enable-real-ip", near(Words::Ignored), "192.0.2.1 http pod.internal 80"),
+            ("enable-real-ip of a stranger", far(Words::Ignored), "10.0.0.1 http pod.internal 80"),
             (
                 "with use-proxy-protocol",
-                behind(Words::Believed, Address::Connection),
+                behind(Words::Believed, Address::Connection, Vec::new()),
                 "10.0.0.1 https shop.example:8443 8443",
             ),
             (
                 "compute-full-forwarded-for changes what is sent, not who it is",
-                Forwarding { chain: Chain::Appended, ..behind(Words::Believed, near()) },
+                Forwarding { chain: Chain::Appended, ..near(Words::Believed) },
                 "192.0.2.1 https shop.example:8443 8443",
             ),
             (
                 "another header",
-                Forwarding { header: "cf-connecting-ip".to_owned(), ..behind(Words::Ignored, near()) },
+                Forwarding { header: "cf-connecting-ip".to_owned(), ..near(Words::Ignored) },
                 "10.0.0.1 http pod.internal 80",
             ),
         ];
@@ -178,8 +188,32 @@ mod tests {
     }
 
     #[test]
+    fn strictly_nobody_is_believed_who_is_not_trusted() {
+        let lines: Vec<_> = ALL.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+        let all = "192.0.2.1 https shop.example:8443 8443";
+        let nothing = "10.0.0.1 http pod.internal 80";
+        let (near, far) = ("10.0.0.0/8", "172.16.0.0/12");
+        let cases = [
+            ("a location, trusted", Words::Believed, near, Mode::Strict, all),
+            ("a location, a stranger", Words::Believed, far, Mode::Strict, nothing),
+            ("the ConfigMap, trusted", Words::OfTrusted, near, Mode::Compat, all),
+            ("the ConfigMap, a stranger", Words::OfTrusted, far, Mode::Compat, nothing),
+            ("both, a stranger", Words::OfTrusted, far, Mode::Strict, nothing),
+            ("nobody is trusted", Words::OfTrusted, "", Mode::Strict, nothing),
+            ("neither", Words::Believed, far, Mode::Compat, "10.0.0.1 https shop.example:8443 8443"),
+        ];
+        for (case, words, trusted, mode, expected) in cases {
+            let forwarding = behind(words, Address::Told, ranges(trusted));
+
+            let told = effective(&forwarding, mode, arrived(), &Headers::Given(&lines));
+
+            assert_eq!(text(told), expected, "{case}");
+        }
+    }
+
+    #[test]
     fn the_address_is_the_first_stranger_from_the_right() {
-        let forwarding = behind(Words::Ignored, Address::Told(ranges("10.0.0.0/8 fd00::/8")));
+        let forwarding = behind(Words::Ignored, Address::Told, ranges("10.0.0.0/8 fd00::/8"));
         let cases: [(&str, &[&str], &str); 12] = [
             ("nobody said anything", &[], "10.0.0.1"),
             ("one", &["192.0.2.1"], "192.0.2.1"),
@@ -203,7 +237,7 @@ mod tests {
 
     #[test]
     fn words_that_say_nothing_change_nothing() {
-        let forwarding = behind(Words::Believed, Address::Connection);
+        let forwarding = behind(Words::Believed, Address::Connection, Vec::new());
         let plain = "10.0.0.1 http pod.internal 80";
         let cases = [
             ("X-Forwarded-Proto", "", plain),
@@ -227,8 +261,8 @@ mod tests {
     fn a_listener_is_contradicted_and_a_proxy_header_is_not() {
         let https = Effective { scheme: Scheme::Https, port: 443, ..arrived() };
         let lines = [("X-Forwarded-Proto", "http")];
-        let of_listener = behind(Words::Believed, Address::Told(Vec::new()));
-        let of_header = behind(Words::Believed, Address::Connection);
+        let of_listener = behind(Words::Believed, Address::Told, Vec::new());
+        let of_header = behind(Words::Believed, Address::Connection, Vec::new());
 
         assert_eq!(told_from(https, &of_listener, &lines), "10.0.0.1 http pod.internal 443");
         assert_eq!(told_from(https, &of_header, &lines), "10.0.0.1 https pod.internal 443");
@@ -246,10 +280,10 @@ mod tests {
             let value = hops.iter().map(|n| addr(*n).to_string()).collect::<Vec<_>>().join(", ");
             let lines = [("X-Forwarded-For".to_owned(), value)];
             let headers = Headers::Given(&lines);
-            let forwarding = behind(Words::Ignored, Address::Told(trusted.clone()));
+            let forwarding = behind(Words::Ignored, Address::Told, trusted.clone());
             let arrived = Effective { addr: addr(peer), ..arrived() };
 
-            let found = effective(&forwarding, arrived, &headers).addr;
+            let found = effective(&forwarding, Mode::Compat, arrived, &headers).addr;
 
             let chain: Vec<_> = hops.iter().chain([&peer]).map(|n| addr(*n)).collect();
             let is_trusted = |hop: &IpAddr| trusted.iter().any(|range| range.contains(*hop));
@@ -262,9 +296,8 @@ mod tests {
         fn any_value_is_read_or_ignored(value in ".*") {
             for name in ["X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "X-Forwarded-Port"] {
                 let lines = [(name.to_owned(), value.clone())];
-                let everybody = Address::Told(ranges("0.0.0.0/0 ::/0"));
-                let forwarding = behind(Words::Believed, everybody);
-                let found = effective(&forwarding, arrived(), &Headers::Given(&lines));
+                let forwarding = behind(Words::Believed, Address::Told, ranges("0.0.0.0/0 ::/0"));
+                let found = effective(&forwarding, Mode::Compat, arrived(), &Headers::Given(&lines));
                 prop_assert!(h1::valid_host(found.host) && found.port > 0);
             }
         }

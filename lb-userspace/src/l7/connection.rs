@@ -21,10 +21,10 @@ use super::auth::{self, Checks};
 use super::buffer::{Buf, Scratch};
 use super::canary::Side;
 use super::carrier::Carrier;
-use super::client::{self, Effective};
+use super::client::Effective;
 use super::compress::Accepts;
 use super::exchange::{self, Copying, Hold, Outgoing, Sent};
-use super::filters::{Answer, Asked, Next, decide};
+use super::filters::{Answer, Asked, Next, decide_by_words};
 use super::h1::head::{Lines, Refusal, Sizes};
 use super::h1::{Body, Request, Version};
 use super::h2;
@@ -281,17 +281,16 @@ impl Connection<'_, '_> {
         let forwarding = &snapshot.router.edge.forwarding;
         let headers = Headers::Sent(request.block);
         let arrived = Effective::of(&self.client, request.host);
-        let effective = client::effective(forwarding, arrived, &headers);
         let asked = Asked {
             method: request.method,
-            scheme: effective.scheme,
+            scheme: arrived.scheme,
             host: request.host,
-            named: effective.host,
+            named: arrived.host,
             target: request.target,
             length: request.length,
             port: self.client.port,
             https_port: self.worker.https_port,
-            client: effective.addr,
+            client: arrived.addr,
             server_name: self
                 .client
                 .handshake
@@ -301,7 +300,7 @@ impl Connection<'_, '_> {
             headers,
             random: Some(&self.worker.random),
         };
-        let mut decision = decide(&snapshot.router, &asked);
+        let (effective, asked, mut decision) = decide_by_words(&snapshot.router, arrived, asked);
         let policies = decision.route.filters.policies.as_deref();
         let is_idempotent = !matches!(request.method, "POST" | "PATCH" | "LOCK");
         let mut body = match (request.chunked, request.length) {
@@ -327,7 +326,7 @@ impl Connection<'_, '_> {
         let known = Known { request, client: &self.client, effective, id: subject.id };
         let under_way = count(&snapshot.router, &mut decision, known, started);
         let line = begin_line(&snapshot.router, &decision, subject);
-        let policy = decision.route.filters.policies.as_ref().filter(|_| decision.next.lets_in());
+        let policy = decision.route.filters.policies.as_ref().filter(|_| decision.lets_in());
         let certificate = self.client.session.identity().and_then(|identity| {
             let whole = decision.site.passes_certificate()?;
             Some(heads::Certificate { identity, whole })

@@ -4,16 +4,16 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use crate::model::health::Unwell;
-use crate::model::l7::{ClientAuth, Demand, L7, SslRedirect};
+use crate::model::l7::{ClientAuth, Demand, L7, Mode, SslRedirect};
 use crate::model::report::{Explanation, Step};
 use crate::model::upstream::External;
 
 use super::balance::too_many;
 use super::canary;
-use super::client::{self, Effective};
+use super::client::Effective;
 use super::client_auth::Shown;
 use super::compress;
-use super::filters::{Answer, Asked, Decision, Next, canary_choice, decide};
+use super::filters::{Answer, Asked, Decision, Next, canary_choice, decide_by_words};
 use super::policy::{self, Headers};
 
 pub use super::filters::Scheme;
@@ -71,17 +71,16 @@ pub fn explain(l7: &L7, unwell: Option<&Unwell>, request: &Request) -> Explanati
     let (host, headers) = (request.host.as_bytes(), Headers::Given(&request.headers));
     let port = if request.scheme == Scheme::Https { 443 } else { 80 };
     let arrived = Effective { addr: request.client, scheme: request.scheme, host, port };
-    let effective = client::effective(&l7.edge.forwarding, arrived, &headers);
     let asked = Asked {
         method: &request.method,
-        scheme: effective.scheme,
+        scheme: arrived.scheme,
         host,
-        named: effective.host,
+        named: host,
         target: request.target.as_bytes(),
         length,
         port,
         https_port: 443,
-        client: effective.addr,
+        client: arrived.addr,
         headers,
         random: None,
         // That of the URL, as a client would have it.
@@ -91,7 +90,7 @@ pub fn explain(l7: &L7, unwell: Option<&Unwell>, request: &Request) -> Explanati
             Scheme::Https => Shown::Whatever,
         },
     };
-    let decision = decide(&router, &asked);
+    let (effective, asked, decision) = decide_by_words(&router, arrived, asked);
 
     let mut steps: Vec<_> = client_step(&arrived, &effective).into_iter().collect();
     steps.extend([host_step(&request.host, &decision), path_step(&request.target, &decision)]);
@@ -202,6 +201,9 @@ fn blocked_step(router: &Router, asked: &Asked<'_>) -> Option<Step> {
 fn filter_steps(scheme: Scheme, decision: &Decision<'_>) -> Vec<Step> {
     let filters = &decision.route.filters;
     let mut steps = Vec::new();
+    if filters.mode == Mode::Strict {
+        steps.push(step("strict", "who may enter is asked before preflights and redirects".to_owned()));
+    }
     if let Some(moved) = &decision.site.moved {
         steps.push(step("www-redirect", format!("every request is sent to {}", moved.to)));
         return steps;

@@ -8,11 +8,12 @@ use regex::bytes::Captures;
 
 use super::balance::Random;
 use super::canary::{self, Side};
+use super::client::{self, Effective};
 use super::client_auth::{self, Flaw, Shown};
 use crate::model::expression::Variable;
 use crate::model::l7::policy::Limits;
 use crate::model::l7::{
-    ClientAuth, Moved, PathMatch, Piece, RedirectQuery, RedirectStyle, ServerName, SslRedirect, Template,
+    ClientAuth, Mode, Moved, PathMatch, Piece, RedirectQuery, RedirectStyle, SslRedirect, Template,
 };
 
 use super::path::{self, BadPath};
@@ -83,7 +84,22 @@ pub(super) struct Decision<'r> {
     pub(super) route: &'r Route,
     /// What it counts towards: it got so far, and its client is not exempt. Within the limits, `next` holds.
     pub(super) limits: Option<&'r Limits>,
+    /// `next` stands behind the question who may enter, whatever it is.
+    is_behind_access: bool,
     pub(super) next: Next,
+}
+
+impl Decision<'_> {
+    /// The client gets what the location holds, or hears that it holds nothing: first it has to show what the
+    /// location asks for. Everything else is told to anybody; redirects and preflights only where the
+    /// location is not strict.
+    pub(super) fn lets_in(&self) -> bool {
+        match &self.next {
+            Next::Proxy { .. } | Next::Answer(Answer::Status(404)) => true,
+            Next::Answer(Answer::Redirect { .. } | Answer::Preflight) => self.is_behind_access,
+            Next::Answer(_) => false,
+        }
+    }
 }
 
 /// The last step of a [`Decision`].
@@ -113,10 +129,9 @@ impl Next {
         }
     }
 
-    /// The client gets what the location holds, or hears that it holds nothing: first it has to show what the
-    /// location asks for. Everything else is told to anybody.
-    pub(super) fn lets_in(&self) -> bool {
-        matches!(self, Self::Proxy { .. } | Self::Answer(Answer::Status(404)))
+    /// It is something that its location was written for, and no refusal.
+    fn is_of_location(&self) -> bool {
+        matches!(self, Self::Proxy { .. } | Self::Answer(Answer::Redirect { .. } | Answer::Preflight))
     }
 }
 
@@ -143,6 +158,30 @@ pub(super) enum Answer {
     Preflight,
 }
 
+/// Decides about one request by what is believed of its headers, which is less on a strict location.
+/// `asked` says what the connection says, and comes back corrected.
+pub(super) fn decide_by_words<'r, 'a>(
+    router: &'r Router,
+    arrived: Effective<'a>,
+    asked: Asked<'a>,
+) -> (Effective<'a>, Asked<'a>, Decision<'r>) {
+    let by = |mode| {
+        let effective = client::effective(&router.edge.forwarding, mode, arrived, &asked.headers);
+        let Effective { addr: client, scheme, host: named, port: _ } = effective;
+        (effective, Asked { client, scheme, named, ..asked })
+    };
+    let (effective, asked) = by(Mode::Compat);
+    let decision = decide(router, &asked);
+    if decision.route.filters.mode == Mode::Strict {
+        let (believed, asked) = by(Mode::Strict);
+        if believed != effective {
+            let decision = decide(router, &asked);
+            return (believed, asked, decision);
+        }
+    }
+    (effective, asked, decision)
+}
+
 /// Decides about one request.
 pub(super) fn decide<'r>(router: &'r Router, asked: &Asked<'_>) -> Decision<'r> {
     let (site, host) = router.site(asked.host);
@@ -152,7 +191,7 @@ pub(super) fn decide<'r>(router: &'r Router, asked: &Asked<'_>) -> Decision<'r> 
         Err(BadPath) => {
             let Found { route, .. } = site.find(b"/");
             let next = Next::Answer(Answer::Status(400));
-            return Decision { site, host, route, limits: None, next };
+            return Decision { site, host, route, limits: None, is_behind_access: false, next };
         }
     };
     let Found { route, add_slash } = site.find(&normal);
@@ -161,7 +200,7 @@ pub(super) fn decide<'r>(router: &'r Router, asked: &Asked<'_>) -> Decision<'r> 
     let refused = refused_client(site, asked, &normal)
         .or_else(|| misdirected(route, asked))
         .or_else(|| blocked(router, asked));
-    let mut limits = None;
+    let (mut limits, mut is_behind_access) = (None, false);
     let next = if let Some(answer) = refused {
         Next::Answer(answer)
     } else if let Some(moved) = &site.moved {
@@ -170,7 +209,7 @@ pub(super) fn decide<'r>(router: &'r Router, asked: &Asked<'_>) -> Decision<'r> 
         Next::Answer(app_root(asked, root))
     } else if too_large {
         Next::Answer(Answer::Status(413))
-    } else if add_slash {
+    } else if add_slash && route.filters.mode == Mode::Compat {
         Next::Answer(slash_redirect(asked, &normal, query, &route.filters.redirects))
     } else if is_ours(HEALTH_PATH, asked, host, &normal, route) {
         Next::Answer(Answer::Healthy)
@@ -181,17 +220,24 @@ pub(super) fn decide<'r>(router: &'r Router, asked: &Asked<'_>) -> Decision<'r> 
         };
         Next::Answer(answer)
     } else {
-        match filter(router, route, asked, &normal, query) {
+        let decided = match route.filters.mode {
+            Mode::Compat => filter(router, route, asked, &normal, query),
+            Mode::Strict => filter_strictly(router, route, add_slash, asked, &normal, query),
+        };
+        match decided {
             Err(answer) => Next::Answer(answer),
-            Ok(Next::Proxy { .. }) if is_closed_to(site, asked, &normal) => Next::Answer(Answer::Status(403)),
+            Ok(next) if next.is_of_location() && is_closed_to(site, asked, &normal) => {
+                Next::Answer(Answer::Status(403))
+            }
             Ok(next) => {
                 let policies = route.filters.policies.as_deref();
                 limits = policies.and_then(|policies| policy::limits(policies, asked));
+                is_behind_access = true;
                 next
             }
         }
     };
-    Decision { site, host, route, limits, next }
+    Decision { site, host, route, limits, is_behind_access, next }
 }
 
 /// To the same target on another host, by the same scheme, one trailing slash cut. The port
@@ -217,7 +263,7 @@ fn refused_client(site: &Site, asked: &Asked<'_>, path: &[u8]) -> Option<Answer>
 
 /// A host that keeps to itself is not had through another one's handshake.
 fn misdirected(route: &Route, asked: &Asked<'_>) -> Option<Answer> {
-    let name = asked.server_name.filter(|_| route.filters.server_name == ServerName::Same)?;
+    let name = asked.server_name.filter(|_| route.filters.mode == Mode::Strict)?;
     (!bare_host(asked.host).eq_ignore_ascii_case(name.as_bytes())).then_some(Answer::Status(421))
 }
 
@@ -243,7 +289,8 @@ fn is_challenge(asked: &Asked<'_>, path: &[u8]) -> bool {
         && path.strip_prefix(CHALLENGES).is_some_and(|rest| rest.starts_with(b"/"))
 }
 
-/// Preflights, redirects and who may enter; the error is what is answered before the limits of requests count.
+/// Preflights, redirects and who may enter, in ingress-nginx's order; the error is what is answered before the
+/// limits of requests count.
 fn filter(
     router: &Router,
     route: &Route,
@@ -251,27 +298,97 @@ fn filter(
     path: &[u8],
     query: Option<&[u8]>,
 ) -> Result<Next, Answer> {
-    let filters = &route.filters;
     if route.action == RouteAction::Deny {
         return Err(Answer::Status(503));
     }
-    let policies = filters.policies.as_deref();
-    if let Some(answer) = policies.and_then(|policies| policy::preflight(policies, asked)) {
+    if let Some(answer) = preflight(route, asked).or_else(|| redirect(route, asked, path, query)) {
         return Err(answer);
     }
-    if let Some(answer) = redirect(route, asked, path, query) {
+    let rewritten = Rewritten::of(route, path, query);
+    if let Some(answer) = rewritten.elsewhere() {
         return Err(answer);
     }
-    let rewrite = filters.rewrite.as_ref();
-    let captures = rewrite.and_then(|rewrite| rewrite.pattern.regex().captures(path));
-    let matched = rewrite.zip(captures.as_ref());
-    let rewritten = matched.map(|(rewrite, captures)| expand(&rewrite.target, captures, query));
-    if let Some(location) = rewritten.as_ref().filter(|target| is_absolute(target)) {
-        return Err(Answer::Redirect { status: 302, location: location.clone() });
+    if let Some(answer) = to_https(route, asked) {
+        return Err(answer);
     }
-    if asked.scheme == Scheme::Http && filters.ssl_redirect == SslRedirect::Always {
-        return Err(https_redirect(asked, &filters.redirects));
+    onward(router, route, asked, rewritten)
+}
+
+/// The same on a strict location: nothing of it is told to who may not enter. Only the way to https comes before
+/// what a client has to show, which may be a password.
+fn filter_strictly(
+    router: &Router,
+    route: &Route,
+    add_slash: bool,
+    asked: &Asked<'_>,
+    path: &[u8],
+    query: Option<&[u8]>,
+) -> Result<Next, Answer> {
+    if route.action == RouteAction::Deny {
+        return Err(Answer::Status(503));
     }
+    if let Some(answer) = refuse(router, route, asked).or_else(|| preflight(route, asked)) {
+        return Ok(Next::Answer(answer));
+    }
+    if let Some(answer) = to_https(route, asked) {
+        return Err(answer);
+    }
+    let rewritten = Rewritten::of(route, path, query);
+    let slash = || add_slash.then(|| slash_redirect(asked, path, query, &route.filters.redirects));
+    let answer = redirect(route, asked, path, query).or_else(slash).or_else(|| rewritten.elsewhere());
+    match answer {
+        Some(answer) => Ok(Next::Answer(answer)),
+        None => onward(router, route, asked, rewritten),
+    }
+}
+
+/// What a location's rewrite makes of a request.
+struct Rewritten<'p> {
+    captures: Option<Captures<'p>>,
+    target: Option<Vec<u8>>,
+}
+
+impl<'p> Rewritten<'p> {
+    fn of(route: &Route, path: &'p [u8], query: Option<&[u8]>) -> Self {
+        let rewrite = route.filters.rewrite.as_ref();
+        let captures = rewrite.and_then(|rewrite| rewrite.pattern.regex().captures(path));
+        let matched = rewrite.zip(captures.as_ref());
+        let target = matched.map(|(rewrite, captures)| expand(&rewrite.target, captures, query));
+        Self { captures, target }
+    }
+
+    /// To a URL.
+    fn elsewhere(&self) -> Option<Answer> {
+        let location = self.target.as_ref().filter(|target| is_absolute(target))?;
+        Some(Answer::Redirect { status: 302, location: location.clone() })
+    }
+}
+
+fn preflight(route: &Route, asked: &Asked<'_>) -> Option<Answer> {
+    policy::preflight(route.filters.policies.as_deref()?, asked)
+}
+
+fn to_https(route: &Route, asked: &Asked<'_>) -> Option<Answer> {
+    let filters = &route.filters;
+    let is_due = asked.scheme == Scheme::Http && filters.ssl_redirect == SslRedirect::Always;
+    is_due.then(|| https_redirect(asked, &filters.redirects))
+}
+
+/// Turns away by address.
+fn refuse(router: &Router, route: &Route, asked: &Asked<'_>) -> Option<Answer> {
+    if router.blocked.as_ref().is_some_and(|blocked| policy::blocked::holds(blocked, asked.client)) {
+        return Some(Answer::Status(403));
+    }
+    policy::refuse(route.filters.policies.as_deref()?, asked)
+}
+
+/// Who is asked for what the location holds, and whether the client may.
+fn onward(
+    router: &Router,
+    route: &Route,
+    asked: &Asked<'_>,
+    rewritten: Rewritten<'_>,
+) -> Result<Next, Answer> {
     let (upstream, without) = match route.action {
         RouteAction::Proxy(upstream) => (upstream, 503),
         RouteAction::DefaultBackend(upstream) => (upstream, 404),
@@ -279,33 +396,23 @@ fn filter(
     };
     let ready = |&i: &usize| router.upstreams.get(i).is_some_and(|u| !u.endpoints.is_empty());
     let primary = upstream.filter(ready).map(|upstream| (upstream, Side::Primary));
-    let is_shut_out =
-        || router.blocked.as_ref().is_some_and(|blocked| policy::blocked::holds(blocked, asked.client));
     let stand_in = route.pages.as_ref().and_then(|pages| pages.stand_in).filter(|_| without == 503);
-    let Some((upstream, side)) = primary.or(stand_in.map(|upstream| (upstream, Side::StandIn))) else {
-        let missing = Answer::Status(without);
-        // A Service without endpoints is as good as closed; what nobody claims is told to who may enter.
-        if without == 503 {
-            return Err(missing);
-        }
-        if is_shut_out() {
-            return Ok(Next::Answer(Answer::Status(403)));
-        }
-        let refused = policies.and_then(|policies| policy::refuse(policies, asked));
-        return Ok(Next::Answer(refused.unwrap_or(missing)));
-    };
-    if is_shut_out() {
-        return Ok(Next::Answer(Answer::Status(403)));
+    let served = primary.or(stand_in.map(|upstream| (upstream, Side::StandIn)));
+    // A Service without endpoints is as good as closed; what nobody claims is told to who may enter.
+    if served.is_none() && without == 503 {
+        return Err(Answer::Status(without));
     }
-    if let Some(answer) = policies.and_then(|policies| policy::refuse(policies, asked)) {
+    if let Some(answer) = refuse(router, route, asked) {
         return Ok(Next::Answer(answer));
     }
+    let Some((upstream, side)) = served else { return Ok(Next::Answer(Answer::Status(without))) };
     let canary = canary_choice(router, route, asked);
     let canary = canary.filter(|choice| choice.side == Side::Canary && side == Side::Primary);
     let (upstream, side) = canary.map_or((upstream, side), |c| (c.canary.upstream, Side::Canary));
-    let asked_for = policies.and_then(|policies| policies.request.as_ref()?.prefix.as_ref());
+    let Rewritten { captures, target } = rewritten;
+    let asked_for = route.filters.policies.as_ref().and_then(|p| p.request.as_ref()?.prefix.as_ref());
     let prefix = asked_for.zip(captures.as_ref()).map(|(prefix, captures)| fill_in(prefix, captures));
-    Ok(Next::Proxy { upstream, side, target: rewritten, prefix })
+    Ok(Next::Proxy { upstream, side, target, prefix })
 }
 
 /// What is decided about the canary of a location's upstream, if it has one.

@@ -209,8 +209,8 @@ pub struct Filters {
     pub buffers: Buffers,
     /// `enable-access-log`.
     pub logged: bool,
-    /// Which hosts may be asked for on a connection whose handshake was with another one.
-    pub server_name: ServerName,
+    /// What of a request counts, and in which order.
+    pub mode: Mode,
     /// What else is asked for; `None`: nothing.
     pub policies: Option<Arc<Policies>>,
 }
@@ -232,20 +232,22 @@ impl Default for Filters {
             retry: Retry::default(),
             buffers: Buffers::default(),
             logged: true,
-            server_name: ServerName::Any,
+            mode: Mode::Compat,
             policies: None,
         }
     }
 }
 
-/// What the server name of a TLS handshake means for the requests behind it.
+/// Whether requests are taken as ingress-nginx takes them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum ServerName {
-    /// Nothing: `Host` decides, as in ingress-nginx.
+pub enum Mode {
+    /// To the letter.
     #[default]
-    Any,
-    /// `Host` has to be the same, where one was sent; else 421.
-    Same,
+    Compat,
+    /// Who may enter is asked before preflights and redirects are answered; `X-Forwarded-Proto`, `-Host` and
+    /// `-Port` count from those alone who may name the client's address; and `Host` has to be the name
+    /// that the TLS handshake was made with, where one was sent, else 421.
+    Strict,
 }
 
 /// When plain HTTP is answered with a redirect to https.

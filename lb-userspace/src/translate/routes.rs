@@ -5,12 +5,11 @@ use std::sync::Arc;
 
 use super::annotations::{self, Policy, field};
 use super::findings::{About, Findings};
-use super::mode::Mode;
 use super::template::{self, template};
 use super::upstream_tls::ProxySsl;
 use crate::model::l7::{
-    Action, Filters, Location, PathMatch, Pattern, Piece, Protocol, Redirect, RedirectQuery, Rewrite,
-    ServerName, SslRedirect, Template,
+    Action, Filters, Location, Mode, PathMatch, Pattern, Piece, Protocol, Redirect, RedirectQuery, Rewrite,
+    SslRedirect, Template,
 };
 use crate::model::{ObjectId, ObjectName};
 
@@ -230,10 +229,7 @@ fn filters(policy: &Policy, path: &str) -> Filters {
         retry: policy.retry,
         buffers: policy.buffers,
         logged: policy.logged,
-        server_name: match policy.mode {
-            Mode::Compat => ServerName::Any,
-            Mode::Strict => ServerName::Same,
-        },
+        mode: policy.mode,
         policies: policy.policies_at(path),
         redirects: policy.redirects.clone(),
         ..default

@@ -32,24 +32,28 @@ pub struct Behind {
     pub words: Words,
     /// Client address.
     pub address: Address,
+    /// `proxy-real-ip-cidr`: who may say more than that he is there.
+    pub trusted: Vec<Prefix>,
 }
 
 /// Whether `X-Forwarded-Proto`, `-Host` and `-Port` count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Words {
-    /// `use-forwarded-headers`: they do, whoever sends them.
+    /// `use-forwarded-headers`: they do, whoever sends them; on a strict location those of the trusted alone.
     Believed,
+    /// The same with `penstock-mode: strict`: those of the trusted count.
+    OfTrusted,
     /// `enable-real-ip` alone: they do not.
     Ignored,
 }
 
 /// Where the address of the client is taken from.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Address {
     /// The connection, or its PROXY header: with `use-proxy-protocol` no other header is asked.
     Connection,
-    /// The header, as far as those of `proxy-real-ip-cidr` tell it.
-    Told(Vec<Prefix>),
+    /// The header, as far as the trusted tell it.
+    Told,
 }
 
 /// What upstreams read in X-Forwarded-For.

@@ -3,11 +3,11 @@
 
 use std::sync::Arc;
 
-use super::super::mode::Mode;
 use super::policies::Source;
 use super::value;
 use crate::model::ObjectName;
 use crate::model::expression::{Expression, Part, Variable};
+use crate::model::l7::Mode;
 use crate::model::l7::policy::{Allowance, Limits};
 
 /// `limit-burst-multiplier` where it is not set.

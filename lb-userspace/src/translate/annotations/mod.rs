@@ -32,7 +32,7 @@ pub(super) use self::spelling::nearest;
 use self::table::{Annotation, BadValue, Status, TABLE, Value};
 use super::config::{self, Settings};
 use super::findings::About;
-use super::mode::Mode;
+use super::mode;
 use super::ours;
 use super::upstreams::Reach;
 use super::view::View;
@@ -40,7 +40,7 @@ use super::{SnippetPolicy, checks, client_auth};
 use crate::model::ObjectName;
 use crate::model::canary::{Rules, Sessions};
 use crate::model::expression::Expression;
-use crate::model::l7::{Buffers, FastCgi, Policies, RedirectStyle, TlsVersions};
+use crate::model::l7::{Buffers, FastCgi, Mode, Policies, RedirectStyle, TlsVersions};
 use crate::model::session::Affinity;
 use crate::model::upstream::{Balance, Condition, Conditions, Protocol, Retry, UpstreamName};
 
@@ -228,7 +228,8 @@ impl Policy {
     pub(super) fn of_settings(settings: &Settings, objects: &View<'_>, about: &mut About<'_>) -> Self {
         let (mut policy, valid) = (Self::default(), BTreeMap::new());
         honour(&valid, settings, &mut policy);
-        let source = Source { valid: &valid, settings, objects, namespace: "", name: "", mode: Mode::Compat };
+        policy.mode = mode::of_settings(settings);
+        let source = Source { valid: &valid, settings, objects, namespace: "", name: "", mode: policy.mode };
         policies::read(&source, &mut policy, about);
         policy
     }
@@ -294,7 +295,7 @@ pub(super) fn read(
         status(row, text, &valid, snippets, &mut policy, about);
     }
     honour(&valid, settings, &mut policy);
-    policy.mode = Mode::of(metadata, settings);
+    policy.mode = mode::of(metadata, settings);
     if known(metadata).any(|(row, _)| row.name == "temporal-redirect" && !valid.contains_key(row.name)) {
         // As in ingress-nginx, where a bad one takes the permanent one with it.
         policy.redirect = None;

@@ -5,14 +5,13 @@ use std::sync::Arc;
 
 use super::super::config::Settings;
 use super::super::findings::{About, MISSING_SECRET, missing_secret};
-use super::super::mode::Mode;
 use super::super::view::View;
 use super::{
     Policy, access, auth, cors, errors, external_auth, field, limits, mirror, response_headers, rewriting,
     upstream_headers, value,
 };
 use crate::model::ObjectName;
-use crate::model::l7::Policies;
+use crate::model::l7::{Mode, Policies};
 
 /// What a policy is read from.
 pub(super) struct Source<'a> {

@@ -1,6 +1,7 @@
 //! Keys that say whose word about a client counts, and what upstreams are told.
 
 use super::super::annotations::value::{is_header_name, prefix};
+use super::super::mode;
 use super::keys::{Keys, field};
 use crate::model::l4::Prefix;
 use crate::model::l7::Forwarding;
@@ -14,14 +15,20 @@ pub(super) fn read(keys: &mut Keys<'_>, has_proxy_protocol: bool, trusted: Vec<P
     let header = keys.parsed("forwarded-for-header", "the name of a header", |text| {
         is_header_name(text).then(|| text.to_ascii_lowercase())
     });
-    if words {
+    let is_strict = keys.text(mode::KEY) == Some("strict");
+    if words && !is_strict {
         let message = "X-Forwarded-Proto, -Host and -Port are believed whoever sends them";
         let fix = "see that clients reach the proxy through those that set these headers, and only so";
         keys.about.info("believes-everybody", field("use-forwarded-headers"), message, fix);
     }
     let behind = (words || address).then_some(Behind {
-        words: if words { Words::Believed } else { Words::Ignored },
-        address: if has_proxy_protocol { Address::Connection } else { Address::Told(trusted) },
+        words: match (words, is_strict) {
+            (true, false) => Words::Believed,
+            (true, true) => Words::OfTrusted,
+            (false, _) => Words::Ignored,
+        },
+        address: if has_proxy_protocol { Address::Connection } else { Address::Told },
+        trusted,
     });
     Forwarding {
         behind,
