@@ -72,9 +72,11 @@ impl Reading {
 }
 
 /// The host's paths are regular expressions: one location is enough to make all of them so. Those
-/// that are read strictly make nothing of others.
+/// that are read strictly make nothing of others, and a target that no path was written for makes nothing of the
+/// implicit `/`.
 pub(super) fn is_regex_host(drafts: &[Draft]) -> bool {
-    drafts.iter().any(|draft| draft.policy.mode == Mode::Compat && asks_for_patterns(draft))
+    let asks = |draft: &Draft| draft.policy.use_regex || (rewrites(draft) && draft.ingress.is_some());
+    drafts.iter().any(|draft| draft.policy.mode == Mode::Compat && asks(draft))
 }
 
 fn asks_for_patterns(draft: &Draft) -> bool {
