@@ -304,7 +304,7 @@ fn filter(
     if let Some(answer) = preflight(route, asked).or_else(|| redirect(route, asked, path, query)) {
         return Err(answer);
     }
-    let rewritten = Rewritten::of(route, path, query);
+    let rewritten = Rewritten::of(route, asked, path, query);
     if let Some(answer) = rewritten.elsewhere() {
         return Err(answer);
     }
@@ -333,7 +333,7 @@ fn filter_strictly(
     if let Some(answer) = to_https(route, asked) {
         return Err(answer);
     }
-    let rewritten = Rewritten::of(route, path, query);
+    let rewritten = Rewritten::of(route, asked, path, query);
     let slash = || add_slash.then(|| slash_redirect(asked, path, query, &route.filters.redirects));
     let answer = redirect(route, asked, path, query).or_else(slash).or_else(|| rewritten.elsewhere());
     match answer {
@@ -349,11 +349,12 @@ struct Rewritten<'p> {
 }
 
 impl<'p> Rewritten<'p> {
-    fn of(route: &Route, path: &'p [u8], query: Option<&[u8]>) -> Self {
+    fn of(route: &Route, asked: &Asked<'_>, path: &'p [u8], query: Option<&[u8]>) -> Self {
+        let (raw_path, _) = path::split_query(asked.target);
         let rewrite = route.filters.rewrite.as_ref();
         let captures = rewrite.and_then(|rewrite| rewrite.pattern.regex().captures(path));
         let matched = rewrite.zip(captures.as_ref());
-        let target = matched.map(|(rewrite, captures)| expand(&rewrite.target, captures, query));
+        let target = matched.map(|(rewrite, captures)| expand(&rewrite.target, captures, raw_path, query));
         Self { captures, target }
     }
 
@@ -433,8 +434,10 @@ fn is_ours(ours: &[u8], asked: &Asked<'_>, host: HostFound, path: &[u8], route: 
         && route.literal_len() < ours.len()
 }
 
-/// Where the pattern matches anywhere, the whole path becomes the target.
-fn expand(template: &Template, captures: &Captures<'_>, query: Option<&[u8]>) -> Vec<u8> {
+/// Where the pattern matches anywhere, the whole path becomes the target. Behind its `?` captures are arguments, which
+/// nginx escapes as such where the path that was sent has escapes or a `+`.
+fn expand(template: &Template, captures: &Captures<'_>, raw_path: &[u8], query: Option<&[u8]>) -> Vec<u8> {
+    let is_quoted = raw_path.iter().any(|byte| matches!(byte, b'%' | b'+'));
     let mut target = Vec::with_capacity(64);
     let mut own_query = false;
     for piece in &template.0 {
@@ -445,7 +448,10 @@ fn expand(template: &Template, captures: &Captures<'_>, query: Option<&[u8]>) ->
             }
             Piece::Capture(n) => {
                 let captured = captures.get(*n).map_or(&b""[..], |found| found.as_bytes());
-                path::escape_path(captured, &mut target);
+                match own_query && is_quoted {
+                    true => path::escape_argument(captured, &mut target),
+                    false => path::escape_path(captured, &mut target),
+                }
             }
             // Of redirects alone.
             Piece::Variable(_) => {}
@@ -453,6 +459,10 @@ fn expand(template: &Template, captures: &Captures<'_>, query: Option<&[u8]>) ->
     }
     if !target.starts_with(b"/") && !is_absolute(&target) {
         target.insert(0, b'/');
+    }
+    // At its end it only says that the client's query is not wanted.
+    if own_query && target.ends_with(b"?") {
+        target.pop();
     }
     if let Some(query) = query.filter(|_| !own_query) {
         target.push(b'?');

@@ -83,6 +83,11 @@ pub(super) fn escape_path(decoded: &[u8], out: &mut Vec<u8>) {
     escape(decoded, out, |b| matches!(b, b'%' | b'?' | b'#'));
 }
 
+/// Appends decoded bytes so that they stay within the argument of a query that they begin or go on with.
+pub(super) fn escape_argument(decoded: &[u8], out: &mut Vec<u8>) {
+    escape(decoded, out, |b| matches!(b, b'%' | b'?' | b'#' | b'&' | b'+' | b';'));
+}
+
 /// Appends text a user wrote as a URL; `%`, `?` and `#` mean there what they mean in a URL.
 pub(super) fn escape_literal(text: &[u8], out: &mut Vec<u8>) {
     escape(text, out, |_| false);

@@ -424,6 +424,30 @@ fn rewrites_replace_the_whole_path() {
         ("own query", "/foo", vec![literal("/bar?z=1")], "/foo?x=1", Some("/bar?z=1")),
         ("capture into the query", "/foo/(.*)", vec![literal("/?p="), group(1)], "/foo/a", Some("/?p=a")),
         (
+            "it stays one argument",
+            "/foo/(.*)",
+            vec![literal("/?p="), group(1)],
+            "/foo/a%26b=1%2B;%23%25%3F%20c/d",
+            Some("/?p=a%26b=1%2B%3B%23%25%3F%20c/d"),
+        ),
+        ("a plus is one", "/foo/(.*)", vec![literal("/?p="), group(1)], "/foo/a+b", Some("/?p=a%2Bb")),
+        // As in nginx, and how a path is made a query.
+        (
+            "unless nothing is escaped",
+            "/foo/(.*)",
+            vec![literal("/?"), group(1)],
+            "/foo/a=1&b",
+            Some("/?a=1&b"),
+        ),
+        (
+            "before the query it is a path",
+            "/foo/(.*)",
+            vec![literal("/"), group(1)],
+            "/foo/%26+",
+            Some("/&+"),
+        ),
+        ("a bare ? keeps the query off", "/foo", vec![literal("/bar?")], "/foo?x=1", Some("/bar")),
+        (
             "captures are escaped",
             "/foo/(.*)",
             vec![literal("/"), group(1)],
@@ -454,6 +478,7 @@ fn a_rewrite_to_a_url_redirects() {
 
     assert_eq!(ask(&l7, "/foo/a"), redirected(302, "https://other.example/a"));
     assert_eq!(ask(&l7, "/foo/a?x=1"), redirected(302, "https://other.example/a?x=1"));
+    assert_eq!(ask(&l7, "/foo/a%26"), redirected(302, "https://other.example/a&"));
     assert_eq!(ask(&l7, "/foo/http://evil/"), redirected(302, "https://other.example/http:/evil/"));
 }
 
