@@ -37,7 +37,7 @@ fn annotations() -> String {
     let mut out = String::from(
         "# Annotations\n\nEach is written with the prefix `nginx.ingress.kubernetes.io/`; those of ours (`penstock.dev/`): [Services](services.md#annotations). *Scope* is what it changes: the paths of its\n\
          Ingress, its hosts as a whole, or every route to its Service. *Risk* is what `annotations-risk-level` goes by. A bad value\n\
-         is *refused* (this version of the Ingress does not enter, the last one goes on), *closes* (its paths answer 503), or the\n\
+         is *refused* (this version of the Ingress does not enter, the last one goes on), *closes* (its paths answer 503), *closes hosts* (they answer 403), or the\n\
          *default* is used.\n\n\
          | annotation | value | scope | risk | bad value | status | what it is |\n|---|---|---|---|---|---|---|\n",
     );
@@ -46,6 +46,7 @@ fn annotations() -> String {
         let bad_value = match format!("{bad_value:?}").as_str() {
             "Refuse" => "refused",
             "Deny" => "closes",
+            "Close" => "closes hosts",
             _ => "default",
         };
         // Writing to a String cannot fail.

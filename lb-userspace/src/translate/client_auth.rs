@@ -5,7 +5,8 @@ use k8s_openapi::api::core::v1::Secret;
 use x509_parser::pem::Pem;
 use x509_parser::prelude::{CertificateRevocationList, FromDer, X509Certificate};
 
-use super::annotations::field;
+use super::annotations::table::Value;
+use super::annotations::{field, value};
 use super::findings::{About, MISSING_SECRET, missing_secret};
 use super::view::View;
 use crate::model::ObjectName;
@@ -37,6 +38,10 @@ pub(super) fn read(
         about.error_fix(reason, field(name), message, fix);
         ClientAuth::Unusable
     };
+    if value::check(Value::Reference, secret).is_err() {
+        let message = format!("{secret:?} is no name of a Secret: every request of the host is answered 403");
+        return unusable(BAD, "auth-tls-secret", message, "write name or namespace/name");
+    }
     let secret = match secret.split_once('/') {
         Some((other, _)) if other != namespace => {
             let message =

@@ -11,6 +11,7 @@ mod fastcgi;
 mod limits;
 mod mirror;
 mod policies;
+mod redirects;
 mod removed;
 mod response_headers;
 mod rewriting;
@@ -237,10 +238,8 @@ impl Policy {
 
 /// Class A: a version of an Ingress with such a value is not admitted.
 pub(super) fn admit(metadata: &ObjectMeta, about: &mut About<'_>) {
-    for (row, text) in known(metadata) {
-        let Err(message) = value::check(row.value, text) else { continue };
-        // A line break in a value is an attempt to inject configuration, whatever the class.
-        if row.bad_value == BadValue::Refuse || text.contains(['\r', '\n']) && row.status != Status::Refused {
+    for (row, text) in known(metadata).filter(|(row, _)| row.bad_value == BadValue::Refuse) {
+        if let Err(message) = value::check(row.value, text) {
             let fix = value::advice(row.value, text);
             about.error_fix("bad-annotation", field(row.name), message, fix);
         }
@@ -281,6 +280,10 @@ pub(super) fn read(
                     let fix = "its locations answer 503 until it is corrected";
                     about.error_fix("bad-annotation", field(row.name), message, fix);
                 }
+                // No Secret has such a name, which is told where the Secret is looked for.
+                (_, BadValue::Close) => {
+                    valid.insert(row.name, text);
+                }
                 (_, BadValue::Default) => {
                     let message = format!("{message}; the default is used");
                     about.warn("bad-annotation", field(row.name), message, value::advice(row.value, text));
@@ -301,6 +304,7 @@ pub(super) fn read(
         policy.redirect = None;
     }
     unknown_variable(&valid, about);
+    redirects::tell(&valid, about);
     if is_canary {
         return policy;
     }
@@ -386,7 +390,7 @@ fn honour(valid: &BTreeMap<&str, &str>, settings: &Settings, policy: &mut Policy
     policy.rewrite_target = text("rewrite-target").map(str::to_owned);
     policy.ssl_redirect = boolean("ssl-redirect").unwrap_or(true);
     policy.force_ssl_redirect = boolean("force-ssl-redirect").unwrap_or(false);
-    policy.redirects = redirect_style(&text, &policy.redirects);
+    policy.redirects = redirects::style(&text, &policy.redirects);
     let plain = text("no-tls-redirect-locations").unwrap_or(CHALLENGES);
     let starts = plain.split(',').map(str::trim).filter(|start| !start.is_empty());
     policy.plain = starts.map(str::to_owned).collect();
@@ -429,30 +433,7 @@ fn honour(valid: &BTreeMap<&str, &str>, settings: &Settings, policy: &mut Policy
     policy.idle = valid.get("upstream-keepalive-connections").and_then(|text| text.parse().ok());
     policy.check = checks::Written::read(valid);
     policy.logged = boolean("enable-access-log").unwrap_or(true);
-    let code = |name: &str, legal: std::ops::RangeInclusive<u16>, default: u16| {
-        text(name).and_then(|text| text.parse().ok()).filter(|code| legal.contains(code)).unwrap_or(default)
-    };
-    let written = text("temporal-redirect");
-    policy.redirect = match (written, text("permanent-redirect")) {
-        (Some(url), _) => Some((code("temporal-redirect-code", 300..=307, 302), url.to_owned())),
-        (None, Some(url)) => Some((code("permanent-redirect-code", 300..=308, 301), url.to_owned())),
-        (None, None) => None,
-    };
-}
-
-/// That of others, where nothing else is asked for.
-fn redirect_style<'t>(
-    text: &impl Fn(&str) -> Option<&'t str>,
-    usual: &Arc<RedirectStyle>,
-) -> Arc<RedirectStyle> {
-    let is_on = |name: &str| text(name).and_then(value::boolean).unwrap_or(false);
-    let style = RedirectStyle {
-        status: text("http-redirect-code").and_then(|code| code.parse().ok()).unwrap_or(usual.status),
-        keeps_slash: is_on("preserve-trailing-slash"),
-        names_port: is_on("use-port-in-redirects"),
-        is_relative: is_on("relative-redirects"),
-    };
-    if style == **usual { Arc::clone(usual) } else { Arc::new(style) }
+    policy.redirect = redirects::redirect(&text);
 }
 
 /// Value of `load-balance`.

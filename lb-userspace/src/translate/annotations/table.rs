@@ -1,12 +1,13 @@
 //! The one table of annotations: parsing, `check`, documents and tests read it.
 
 use crate::model::upstream::Condition;
-use BadValue::{Default, Deny, Refuse};
+use BadValue::{Close, Default, Deny, Refuse};
 use Risk::{Critical, High, Low, Medium};
 use Scope::{Host, Location, Upstream};
 use Status::{Honoured, NoEffect, NotYet, Refused, With};
 use Value::{
-    Bool, Chars, Int, Interval, One, Path, Phrase, Ranges, Reference, Size, Statuses, Text, Token, Url, Words,
+    Bool, Chars, Int, Interval, One, Origins, Path, Ranges, Reference, Size, Statuses, Text, Token, Url,
+    Word, Words,
 };
 
 /// One annotation under the prefix.
@@ -41,6 +42,8 @@ pub enum Value {
     Statuses,
     /// One of these words, in any case.
     One(&'static [&'static str]),
+    /// One of these words, in this case.
+    Word(&'static [&'static str]),
     /// Some of these words, in this case, blanks between them.
     Words(&'static [&'static str]),
     /// A time of a second or more.
@@ -57,8 +60,8 @@ pub enum Value {
     Path,
     /// Absolute http or https URL.
     Url,
-    /// One line without quotes, backslashes and variables.
-    Phrase,
+    /// Origins with commas; what is none allows nobody.
+    Origins,
     /// Letters, digits and some of these.
     Chars(&'static str),
     /// One line.
@@ -73,7 +76,7 @@ impl std::fmt::Display for Value {
         f.write_str(match self {
             Self::Bool => "bool",
             Self::Int => "number",
-            Self::One(all) => return f.write_str(&words(all)),
+            Self::One(all) | Self::Word(all) => return f.write_str(&words(all)),
             Self::Words(all) => return write!(f, "some of {}", words(all)),
             Self::Interval => "time",
             Self::ErrorStatus => "status",
@@ -84,7 +87,7 @@ impl std::fmt::Display for Value {
             Self::Token => "word",
             Self::Path => "path",
             Self::Url => "URL",
-            Self::Text | Self::Phrase | Self::Chars(_) => "text",
+            Self::Text | Self::Origins | Self::Chars(_) => "text",
         })
     }
 }
@@ -130,6 +133,8 @@ pub enum BadValue {
     Deny,
     /// Class C: the default is used.
     Default,
+    /// Class D: its hosts answer 403.
+    Close,
 }
 
 /// How far an annotation is honoured.
@@ -150,9 +155,9 @@ pub enum Status {
 /// Every annotation of ingress-nginx, and three that people use as if it had them.
 #[rustfmt::skip]
 pub const TABLE: &[Annotation] = &[
-    row("affinity", One(&["cookie"]), Low, Upstream, Default, Honoured, "keep a client on one endpoint by cookie"),
-    row("affinity-mode", One(&["balanced", "persistent"]), Medium, Upstream, Default, With("affinity"), "whether scaling may move a session"),
-    row("affinity-canary-behavior", One(&["sticky", "legacy"]), Low, Upstream, Default, Honoured, "whether a session sticks to canary or primary"),
+    row("affinity", Word(&["cookie"]), Low, Upstream, Default, Honoured, "keep a client on one endpoint by cookie"),
+    row("affinity-mode", Word(&["balanced", "persistent"]), Medium, Upstream, Default, With("affinity"), "whether scaling may move a session"),
+    row("affinity-canary-behavior", Word(&["sticky", "legacy"]), Low, Upstream, Default, Honoured, "whether a session sticks to canary or primary"),
     row("session-cookie-name", Token, Medium, Location, Default, With("affinity"), "name of the affinity cookie"),
     row("session-cookie-secure", Bool, Low, Location, Default, With("affinity"), "Secure attribute of the affinity cookie"),
     row("session-cookie-expires", Int, Medium, Location, Default, With("affinity"), "Expires of the affinity cookie, seconds"),
@@ -176,7 +181,7 @@ pub const TABLE: &[Annotation] = &[
     row("auth-type", One(&["basic", "digest"]), Low, Location, Refuse, Honoured, "ask for a password"),
     row("auth-secret", Reference, Medium, Location, Refuse, With("auth-type"), "Secret with the passwords"),
     row("auth-secret-type", One(&["auth-file", "auth-map"]), Low, Location, Refuse, With("auth-type"), "form of that Secret"),
-    row("auth-realm", Phrase, Medium, Location, Refuse, With("auth-type"), "realm shown to the user"),
+    row("auth-realm", Chars("-._~/: "), Medium, Location, Refuse, With("auth-type"), "realm shown to the user"),
     row("auth-url", Text, High, Location, Deny, Honoured, "ask another service before every request"),
     row("auth-signin", Text, High, Location, Default, With("auth-url"), "where an unauthenticated user is sent"),
     row("auth-signin-redirect-param", Token, Medium, Location, Default, With("auth-url"), "name of the parameter that brings the user back"),
@@ -194,7 +199,7 @@ pub const TABLE: &[Annotation] = &[
     row("auth-snippet", Text, Critical, Location, Default, Refused, "nginx configuration"),
     row("enable-global-auth", Bool, Low, Location, Default, Honoured, "exempt from the global auth service"),
     row("satisfy", One(&["all", "any"]), Low, Location, Default, Honoured, "whether one of several checks is enough"),
-    row("auth-tls-secret", Reference, Medium, Host, Deny, Honoured, "ask for a client certificate"),
+    row("auth-tls-secret", Reference, Medium, Host, Close, Honoured, "ask for a client certificate"),
     row("auth-tls-verify-client", One(&["on", "off", "optional", "optional_no_ca"]), Medium, Host, Default, With("auth-tls-secret"), "what happens without one"),
     row("auth-tls-verify-depth", Int, Low, Host, Default, With("auth-tls-secret"), "longest chain"),
     row("auth-tls-error-page", Text, High, Host, Default, With("auth-tls-secret"), "where a refused client is sent"),
@@ -208,7 +213,7 @@ pub const TABLE: &[Annotation] = &[
     row("canary-weight", Int, Low, Upstream, Default, With("canary"), "share of requests for the canary"),
     row("canary-weight-total", Int, Low, Upstream, Default, With("canary"), "what canary-weight is a share of"),
     row("enable-cors", Bool, Low, Location, Default, Honoured, "answer cross-origin questions"),
-    row("cors-allow-origin", Text, Medium, Location, Default, With("enable-cors"), "origins allowed"),
+    row("cors-allow-origin", Origins, Medium, Location, Default, With("enable-cors"), "origins allowed"),
     row("cors-allow-methods", Text, Medium, Location, Default, With("enable-cors"), "methods allowed"),
     row("cors-allow-headers", Text, Medium, Location, Default, With("enable-cors"), "request headers allowed"),
     row("cors-allow-credentials", Bool, Low, Location, Default, With("enable-cors"), "credentials allowed"),

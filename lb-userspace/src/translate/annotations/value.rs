@@ -11,7 +11,7 @@ use crate::model::l7::policy::AddressSet;
 
 /// Whether a trimmed, non-empty value has the form; says what is wrong.
 pub(in crate::translate) fn check(value: Value, text: &str) -> Result<(), String> {
-    if text.contains(['\r', '\n', '\0']) {
+    if text.contains(['\r', '\n', '\0']) && value != Value::Origins {
         return Err("the value holds a line break".to_owned());
     }
     let (legal, wanted) = match value {
@@ -25,6 +25,12 @@ pub(in crate::translate) fn check(value: Value, text: &str) -> Result<(), String
         Value::Statuses => (errors::statuses(text).is_some(), "a list of statuses from 400 to 599"),
         Value::One(words) => {
             if words.iter().any(|word| word.eq_ignore_ascii_case(text)) {
+                return Ok(());
+            }
+            return Err(format!("{text:?} is none of {}", words.join(", ")));
+        }
+        Value::Word(words) => {
+            if words.contains(&text) {
                 return Ok(());
             }
             return Err(format!("{text:?} is none of {}", words.join(", ")));
@@ -49,10 +55,6 @@ pub(in crate::translate) fn check(value: Value, text: &str) -> Result<(), String
             (text.starts_with('/') && !text.contains(char::is_whitespace), "a path that starts with `/`")
         }
         Value::Url => (is_url(text), "an http or https URL"),
-        Value::Phrase => {
-            let is_legal = |c: char| !c.is_control() && !['"', '\\', '$'].contains(&c);
-            (text.chars().all(is_legal), "text without quotes, backslashes and variables")
-        }
         Value::Chars(others) => {
             let is_legal = |c: char| c.is_ascii_alphanumeric() || others.contains(c);
             if text.chars().all(is_legal) {
@@ -60,7 +62,7 @@ pub(in crate::translate) fn check(value: Value, text: &str) -> Result<(), String
             }
             return Err(format!("{text:?} holds something else than letters, digits and {others}"));
         }
-        Value::Text => (true, ""),
+        Value::Text | Value::Origins => (true, ""),
     };
     if legal { Ok(()) } else { Err(format!("{text:?} is not {wanted}")) }
 }
@@ -221,7 +223,7 @@ mod tests {
 
     #[test]
     fn accepts_and_refuses_as_ingress_nginx_does() {
-        let cases: [(Value, &[&str], &[&str]); 12] = [
+        let cases: [(Value, &[&str], &[&str]); 14] = [
             (Value::Bool, &["true", "T", "1", "False", "f", "0"], &["yes", "on", "TrUe", "enabled", "2"]),
             (Value::Int, &["0", "10", "-1"], &["10s", "1.5", "+1", "", "99999999999"]),
             (Value::Statuses, &["404", "404, 503,599"], &["404,", "200", "404 503", "x"]),
@@ -232,13 +234,15 @@ mod tests {
                 &["0", "999ms", "soon", "-1", "5 s x", "86401", "1w"],
             ),
             (Value::One(&["HTTP", "GRPC"]), &["http", "GRPC"], &["HTTP2"]),
+            (Value::Word(&["cookie"]), &["cookie"], &["Cookie", "cookie cookie", "header"]),
+            (Value::Origins, &["https://a", "https://a\nhttps://b"], &[]),
             (Value::Size, &["0", "8k", "50m", "1G"], &["50mb", "1b", "m", "-1", "1 m", "99999999999g"]),
             (
                 Value::Ranges,
                 &["10.0.0.0/8, 172.16.0.0/12", "1.2.3.4", "2001:db8::/32"],
                 &["10.0.0.0/33", "a", ""],
             ),
-            (Value::Reference, &["a", "ns/a"], &["a/b/c", "/a", "a b"]),
+            (Value::Reference, &["a", "ns/a"], &["a/b/c", "/a", "a/", "a b", "a;"]),
             (Value::Url, &["https://a/b", "http://a$1"], &["ftp://a", "/a", "https://", "http://a b"]),
             (Value::Chars("/$"), &["/a/$1", "a"], &["/a b", "/;", "/ü"]),
             (Value::Text, &["anything at all"], &["two\nlines", "cr\r"]),
