@@ -58,7 +58,8 @@ const IGNORED: [&str; 33] = [
 ];
 
 /// Reasons of warnings about what ingress-nginx does alike: nothing changes by moving.
-const ALIKE: [&str; 9] = [
+const ALIKE: [&str; 10] = [
+    "alias-of-all",
     "exact-in-regex-host",
     "forgeable-log",
     "host-without-tls",

@@ -120,7 +120,9 @@ impl Hosts {
             return found;
         }
         if !self.wildcard.is_empty() {
-            let suffix = name.iter().position(|&b| b == b'.').and_then(|dot| name.get(dot + 1..));
+            // An empty label is none.
+            let dot = name.iter().position(|&b| b == b'.').filter(|dot| *dot > 0);
+            let suffix = dot.and_then(|dot| name.get(dot + 1..));
             if let Some(&index) = suffix.and_then(|suffix| self.wildcard.get(suffix)) {
                 return (index, HostFound::Wildcard);
             }
@@ -143,7 +145,7 @@ impl Further {
         }
         if !self.below.is_empty() {
             // The suffix behind the first dot is the longest.
-            let dots = name.iter().enumerate().filter(|(_, byte)| **byte == b'.');
+            let dots = name.iter().enumerate().filter(|(dot, byte)| *dot > 0 && **byte == b'.');
             let mut suffixes = dots.filter_map(|(dot, _)| name.get(dot + 1..));
             if let Some(&place) = suffixes.find_map(|suffix| self.below.get(suffix)) {
                 return Some((place, HostFound::Alias));

@@ -103,6 +103,7 @@ fn hosts_are_found_exactly_then_by_wildcard_then_not_at_all() {
         ("wildcard", "b.example.com", wild),
         ("wildcard takes one label only", "b.c.example.com", none),
         ("wildcard needs a label", "example.com", none),
+        ("an empty label is none", ".example.com", none),
         ("suffix is no wildcard", "badexample.com", none),
         ("unknown name", "example.org", none),
         ("address", "10.0.0.1", none),

@@ -126,11 +126,11 @@ pub(super) fn read(source: &Source<'_>, about: &mut About<'_>) -> Result<Option<
 
 /// Whether by TLS, host with port, and path with query.
 fn split(url: &str) -> Result<(bool, Expression, Expression), String> {
-    let (tls, rest) = match (url.strip_prefix("http://"), url.strip_prefix("https://")) {
-        (Some(rest), _) => (false, rest),
-        (_, Some(rest)) => (true, rest),
-        (None, None) => return Err("is no http or https URL".to_owned()),
-    };
+    let (scheme, rest) = url.split_once("://").unwrap_or_default();
+    let tls = scheme.eq_ignore_ascii_case("https");
+    if !tls && !scheme.eq_ignore_ascii_case("http") {
+        return Err("is no http or https URL".to_owned());
+    }
     let (host, target) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
     let is_host = |c: char| c.is_ascii_alphanumeric() || "-._:[]${}".contains(c);
     if host.is_empty() || host.contains("..") || !host.chars().all(is_host) {
@@ -147,8 +147,9 @@ fn split(url: &str) -> Result<(bool, Expression, Expression), String> {
 fn sign_in(values: Values<'_, '_>, about: &mut About<'_>) -> Option<Expression> {
     const NAME: &str = "auth-signin";
     let text = values.text(NAME)?;
-    let is_url =
-        ["http://", "https://"].iter().any(|scheme| text.len() > scheme.len() && text.starts_with(scheme));
+    let is_url = text.split_once("://").is_some_and(|(scheme, rest)| {
+        ["http", "https"].iter().any(|known| scheme.eq_ignore_ascii_case(known)) && !rest.is_empty()
+    });
     if !is_url || text.contains("..") || text.contains(char::is_whitespace) {
         let message = format!("{text:?} is no http or https URL; clients are answered 401");
         about.warn("bad-annotation", field(NAME), message, "");
@@ -267,6 +268,8 @@ mod tests {
         let cases = [
             ("http://a", Ok((false, r#"Literal("a")"#, r#"Literal("/")"#))),
             ("https://a:8443/b?c=d", Ok((true, r#"Literal("a:8443")"#, r#"Literal("/b?c=d")"#))),
+            ("HTTPS://a", Ok((true, r#"Literal("a")"#, r#"Literal("/")"#))),
+            ("://a", Err(())),
             ("http://a?b", Ok((false, r#"Literal("a")"#, r#"Literal("/?b")"#))),
             ("https://$host/x", Ok((true, "Variable(Host)", r#"Literal("/x")"#))),
             ("ftp://a", Err(())),

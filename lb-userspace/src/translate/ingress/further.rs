@@ -96,7 +96,18 @@ fn read(text: &str, about: &mut About<'_>) -> Vec<Alias> {
         Vec::new()
     };
     if let Some(source) = text.strip_prefix('~') {
+        if matches!(source, "" | "^") {
+            return not(
+                format!("the pattern {text:?} is empty"),
+                "leave the host out of the rule to have every name",
+            );
+        }
         return match Pattern::unanchored(source) {
+            Ok(pattern) if pattern.regex().is_match(b"") => {
+                let message = format!("{text:?} takes every name that no host has");
+                about.warn("alias-of-all", field, message, "write the pattern so that it needs a name");
+                vec![Alias::Pattern(pattern)]
+            }
             Ok(pattern) => vec![Alias::Pattern(pattern)],
             Err(_) => not(format!("the pattern {source:?} does not compile"), "list the names instead"),
         };
