@@ -181,6 +181,16 @@ fn junit_counts_failures_and_escapes_what_objects_say() {
 }
 
 #[test]
+fn text_shows_what_would_move_a_cursor() {
+    let annotations = "\"nginx.ingress.kubernetes.io/\\x1b[2Jodd\": \"\\x07\"";
+
+    let text = render_text(&of(&ingress("a", annotations)), Style::default());
+
+    assert!(text.contains("\\u{1b}[2Jodd"), "{text}");
+    assert!(!text.contains(|c: char| c.is_control() && c != '\n'), "{text}");
+}
+
+#[test]
 fn text_tells_the_worst_first_and_names_what_needs_no_reading_in_one_line() {
     let input = format!(
         "{}---\n{}---\n{}",

@@ -64,8 +64,34 @@ impl Paint {
 pub fn render_text(report: &Report, style: Style) -> String {
     let mut out = String::new();
     // Writing to a String cannot fail.
-    let _ = render(&mut out, report, style);
+    let _ = render(&mut out, &printable(report), style);
     out
+}
+
+/// Without what would move a terminal's cursor, or its colours: names and keys are anybody's.
+fn printable(report: &Report) -> Report {
+    let mut report = report.clone();
+    for object in &mut report.objects {
+        let ObjectReport { kind, namespace, name, origin, verdict: _, effects, honoured: _, findings } =
+            object;
+        for text in [kind, namespace, name, origin].into_iter().chain(effects) {
+            escape(text);
+        }
+        for Finding { verdict: _, reason: _, field, message, fix } in findings {
+            for text in [field, message, fix] {
+                escape(text);
+            }
+        }
+    }
+    report
+}
+
+fn escape(text: &mut String) {
+    let moves = |c: char| c.is_control() && c != '\n';
+    if text.contains(moves) {
+        let escaped = |c: char| if moves(c) { c.escape_default().to_string() } else { c.to_string() };
+        *text = text.chars().map(escaped).collect();
+    }
 }
 
 fn render(out: &mut String, report: &Report, style: Style) -> fmt::Result {

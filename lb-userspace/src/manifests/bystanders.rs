@@ -1,5 +1,5 @@
-//! Objects beside those that are read, as far as a report looks at them: what workloads are started with, and what
-//! alerts and dashboards ask for.
+//! Objects beside those that are read, as far as a report looks at them: what workloads are started with, what
+//! alerts and dashboards ask for, and what webhooks and autoscalers point at.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,15 @@ use crate::model::ObjectId;
 use crate::objects::{Bystander, Container};
 
 /// Kinds that are looked at; others do not even have their text parsed a second time.
-const KINDS: [&str; 5] = ["Deployment", "DaemonSet", "StatefulSet", "PrometheusRule", "GrafanaDashboard"];
+const KINDS: [&str; 7] = [
+    "Deployment",
+    "DaemonSet",
+    "StatefulSet",
+    "PrometheusRule",
+    "GrafanaDashboard",
+    "ValidatingWebhookConfiguration",
+    "HorizontalPodAutoscaler",
+];
 
 /// Those of a file. What cannot be read says nothing here: it is told where objects are read.
 pub(super) fn of_file(file: &str, bytes: &[u8]) -> Vec<Bystander> {
@@ -32,7 +40,7 @@ fn bystander(origin: &str, value: &Value) -> Option<Bystander> {
         name: metadata("name"),
         origin: origin.to_owned(),
     };
-    let (mut containers, mut queries) = (Vec::new(), Vec::new());
+    let (mut containers, mut queries, mut points_at) = (Vec::new(), Vec::new(), Vec::new());
     match kind {
         "PrometheusRule" => rules(value, &mut queries),
         "GrafanaDashboard" => {
@@ -40,13 +48,19 @@ fn bystander(origin: &str, value: &Value) -> Option<Bystander> {
                 value.pointer("/spec/json").map(|json| ("spec.json".to_owned(), text(Some(json)).to_owned())),
             );
         }
+        "ValidatingWebhookConfiguration" => webhooks(value, &mut points_at),
+        "HorizontalPodAutoscaler" => {
+            let target = |field: &str| text(value.pointer(&format!("/spec/scaleTargetRef/{field}")));
+            points_at
+                .push(("spec.scaleTargetRef".to_owned(), format!("{}/{}", target("kind"), target("name"))));
+        }
         _ => {
             containers = list(value.pointer("/spec/template/spec/containers"))
                 .map(|(i, of)| container(i, of, &id))
                 .collect()
         }
     }
-    Some(Bystander { id, containers, queries })
+    Some(Bystander { id, containers, queries, points_at })
 }
 
 fn rules(value: &Value, queries: &mut Vec<(String, String)>) {
@@ -54,6 +68,17 @@ fn rules(value: &Value, queries: &mut Vec<(String, String)>) {
         for (rule, value) in list(rules.get("rules")) {
             let field = format!("spec.groups[{group}].rules[{rule}].expr");
             queries.push((field, text(value.get("expr")).to_owned()));
+        }
+    }
+}
+
+/// Namespace, name and path of their Services.
+fn webhooks(value: &Value, points_at: &mut Vec<(String, String)>) {
+    for (index, webhook) in list(value.get("webhooks")) {
+        if let Some(service) = webhook.pointer("/clientConfig/service") {
+            let of = |field: &str| text(service.get(field));
+            let to = format!("{}/{}{}", of("namespace"), of("name"), of("path"));
+            points_at.push((format!("webhooks[{index}].clientConfig.service"), to));
         }
     }
 }
@@ -118,7 +143,7 @@ mod tests {
             origin: "a.yaml#1.items[0]".to_owned(),
         };
         let containers = vec![Container { image: "controller:v1".to_owned(), arguments }];
-        assert_eq!(found, [Bystander { id, containers, queries: Vec::new() }]);
+        assert_eq!(found, [Bystander { id, containers, queries: Vec::new(), points_at: Vec::new() }]);
     }
 
     #[test]

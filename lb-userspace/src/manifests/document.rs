@@ -197,6 +197,14 @@ fn key(kind: Kind, name: String, namespace: Option<String>) -> Key {
     Key { kind, name: ObjectName { namespace, name } }
 }
 
+/// What somebody sets up a chart with, by its name: `values.yaml`, `values-edge.yaml`, `edge.values.yml`.
+fn is_values(origin: &str, value: &Value) -> bool {
+    let file = origin.rsplit_once('#').map_or(origin, |(file, _)| file);
+    let name = file.rsplit('/').next().unwrap_or_default();
+    let stem = name.split_once('.').map_or(name, |(stem, _)| stem);
+    value.is_object() && (stem == "values" || stem.starts_with("values-") || name.contains(".values."))
+}
+
 fn read_items(origin: &str, item_kind: &str, items: Vec<Value>, entries: &mut Vec<Entry>) {
     for (index, mut item) in items.into_iter().enumerate() {
         // Items of a typed list (`IngressList`) may leave their kind out.
@@ -249,7 +257,16 @@ fn read_value(origin: String, mut value: Value, entries: &mut Vec<Entry>) {
     };
 
     let Some(kind) = kind else {
-        let problem = if kind_name.is_empty() || api_version.is_empty() {
+        let problem = if kind_name.is_empty() && api_version.is_empty() && is_values(&origin, &value) {
+            problem(
+                Severity::Warning,
+                "kind-not-read",
+                "",
+                "values of a chart are not read".to_owned(),
+                "read what the chart makes of them: helm template NAME CHART --values FILE | penstock check -"
+                    .to_owned(),
+            )
+        } else if kind_name.is_empty() || api_version.is_empty() {
             problem(
                 Severity::Error,
                 "not-an-object",

@@ -108,6 +108,21 @@ fn reads_every_way_an_object_can_be_written() {
 }
 
 #[test]
+fn values_of_a_chart_are_no_broken_objects() {
+    let text = b"controller: {replicaCount: 2}\n";
+    for (file, expected) in [
+        ("values.yaml", "values.yaml#1 kind-not-read"),
+        ("edge/values-prod.yaml", "edge/values-prod.yaml#1 kind-not-read"),
+        ("edge.values.yml", "edge.values.yml#1 kind-not-read"),
+        ("edge.yaml", "edge.yaml#1 not-an-object kind"),
+    ] {
+        let found = reasons(&load_text(file, text, ADMIT_ALL));
+
+        assert_eq!(found.first().map(|reason| reason.trim()), Some(expected), "{file}");
+    }
+}
+
+#[test]
 fn names_file_document_field_and_reason() {
     let cases = [
         (

@@ -214,6 +214,8 @@ pub struct Bystander {
     pub containers: Vec<Container>,
     /// Texts that ask for metrics, by their field.
     pub queries: Vec<(String, String)>,
+    /// What it sends requests to or scales, by the field that says so.
+    pub points_at: Vec<(String, String)>,
 }
 
 /// A container of a workload.

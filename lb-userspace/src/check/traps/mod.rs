@@ -5,6 +5,7 @@
 
 mod canary;
 mod certificates;
+mod companions;
 mod exposure;
 mod metrics;
 mod prefixes;
@@ -48,6 +49,9 @@ const TRAPS: &[fn(&World<'_>, &mut Caught)] = &[
     streams::unnamed,
     streams::forwarded,
     metrics::unknown,
+    companions::orphaned_webhook,
+    companions::scaled_controller,
+    companions::default_classes,
 ];
 
 /// Whether a trap says better what a problem of the same field says.
