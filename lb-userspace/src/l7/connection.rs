@@ -2,6 +2,7 @@
 //! the connection for the next one.
 
 mod checking;
+mod http2;
 mod page;
 mod parting;
 mod plan;
@@ -14,6 +15,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+pub(super) use self::http2::serve_stream;
 pub(super) use self::parting::linger;
 
 use self::plan::{Filled, Head, Plan, Step, begin_line, count, held, lead, params, small};
@@ -95,23 +97,6 @@ pub(super) async fn serve(worker: &Rc<Worker>, mut link: Link, first: Buf, alarm
     }
 }
 
-/// Serves the one request of an HTTP/2 stream, or refuses it.
-pub(super) async fn serve_stream(
-    worker: &Rc<Worker>,
-    stream: &h2::Stream,
-    verdict: Result<(), Refusal>,
-    client: Client,
-) -> h2::Ended {
-    let socket = Carrier::Stream(stream);
-    let alarm = worker.timers.alarm();
-    let mut connection = Connection::new(worker, socket, alarm, client);
-    let left = match verdict {
-        Ok(()) => connection.only_request().await,
-        Err(refusal) => Box::pin(connection.refuse(refusal)).await,
-    };
-    stream.end(left != Left::Broken)
-}
-
 impl<'w, 's> Connection<'w, 's> {
     fn new(worker: &'w Rc<Worker>, socket: Carrier<'s>, alarm: Alarm, client: Client) -> Self {
         let settled = alarm.due(SETTLE);
@@ -133,13 +118,6 @@ impl<'w, 's> Connection<'w, 's> {
 }
 
 impl Connection<'_, '_> {
-    async fn serve_http2(self) {
-        let Self { worker, socket, buf, alarm, client, .. } = self;
-        if let Carrier::Socket(socket) = socket {
-            h2::serve(worker, socket, buf, alarm, client).await;
-        }
-    }
-
     async fn run(&mut self) -> Left {
         if self.socket.is_http2() {
             return Left::Http2;
@@ -199,19 +177,6 @@ impl Connection<'_, '_> {
                 Filled::Late if begun => return Box::pin(self.answer_outside(408)).await,
                 Filled::Late => return Left::Finished,
             }
-        }
-    }
-
-    /// The request of a stream, whose head is there at once, and whole.
-    async fn only_request(&mut self) -> Left {
-        let filled = poll_fn(|cx| self.buf.poll_fill(cx, &self.socket)).await;
-        if !filled.is_ok_and(|n| n > 0) {
-            return Left::Broken;
-        }
-        match self.read_head() {
-            // In place: the task is one that serves streams, and nothing else.
-            Head::Planned(plan, started) => self.carry_out(plan, started).await,
-            head => self.act(head).await,
         }
     }
 
