@@ -125,10 +125,11 @@ fn translated_flows_survive_that_nobody_knows_the_way() {
     let old = sent(&mut engine, OLD, SYN);
 
     let mut lost = world.want.clone();
-    let pool = lost.pools.values_mut().next().expect("the test made it");
-    for (addr, backend) in std::mem::take(&mut pool.backends) {
-        pool.lost.insert(addr, Lost { weight: 1, draining: false, mode: Nat, to: backend.to });
-    }
+    lost.pools.edit(|_, pool| {
+        for (addr, backend) in std::mem::take(&mut pool.backends) {
+            pool.lost.insert(addr, Lost { weight: 1, draining: false, mode: Nat, to: backend.to });
+        }
+    });
     assert_eq!(engine.apply(lost), vec![]);
     let segment = Packet { flags: ACK, ..tcp(OLD, VIP) }.bytes();
     assert_eq!(run(&mut engine, &segment), crate::run::Drop, "the kernel does not know it either");

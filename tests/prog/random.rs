@@ -1,6 +1,6 @@
 //! The program against thousands of random frames and flows.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use lb_tests::packet::{csums_are_right, tcp, udp};
@@ -143,10 +143,8 @@ fn every_kind() -> World {
             if number == 6 {
                 let place =
                     Place { addr: vip.parse::<SocketAddr>().expect("address").ip(), port: 80, protocol };
-                world
-                    .want
-                    .ranges
-                    .insert(place, [Prefix::new([198, 51, 100, 0].into(), 25).expect("a prefix")].into());
+                let ranges = BTreeSet::from([Prefix::new([198, 51, 100, 0].into(), 25).expect("a prefix")]);
+                world.want.ranges.insert(place, ranges);
             }
         }
     }
@@ -232,7 +230,7 @@ fn explain_knows_who_may_use_a_vip_and_what_is_translated() {
     let mut world = world();
     let place = Place { addr: "203.0.113.2".parse().unwrap(), port: 80, protocol: Protocol::Tcp };
     let range = Prefix::new("198.51.100.0".parse().unwrap(), 25).expect("a prefix");
-    world.want.ranges.insert(place, [range].into());
+    world.want.ranges.insert(place, BTreeSet::from([range]));
     let mut engine = world.load();
     for (last, allowed) in [(7, true), (200, false)] {
         let asked: FiveTuple = format!("tcp 198.51.100.{last}:4000 > 203.0.113.2:80").parse().unwrap();

@@ -320,7 +320,7 @@ fn flows_that_begin_at_once_on_two_cpus_in_one_bucket_are_all_remembered() {
     // A table of one bucket, and as many flows as that has places, half of them on each CPU.
     const HALF: u32 = flows::WAYS / 2;
     let mut world = World::new().service(Protocol::Tcp, VIP, ForwardingMode::L2, &["10.0.0.1:80"]);
-    world.want.pools.values_mut().for_each(|pool| pool.conservative = true);
+    world.want.pools.edit(|_, pool| pool.conservative = true);
     let mut engine = Engine::load(Config { flow_bits: 3, ..CONFIG }).expect("the program loads");
     assert_eq!(engine.apply(world.want), vec![]);
     let Engine { kernel, tables, .. } = &engine;

@@ -96,7 +96,7 @@ impl World {
 /// Pool that [`World::service`] makes for a VIP.
 pub fn pool_id(vip: SocketAddr, protocol: Protocol) -> PoolId {
     PoolId {
-        service: ObjectName::new("test", vip.ip().to_string()),
+        service: ObjectName::new("test", vip.ip().to_string()).into(),
         port: vip.port(),
         protocol,
         family: Family::of(vip.ip()),

@@ -89,7 +89,7 @@ fn a_change_asks_for_no_more_than_it_touched() {
 
     within(&edge, async || {
         let mut netlink = Netlink::open().unwrap();
-        netlink.set_backends(&backends);
+        netlink.set_backends(&backends.iter().copied().collect());
         let first = refresh("start", &mut netlink, |_| true).await;
         assert_eq!(first.routes, u64::from(BACKENDS));
 
@@ -99,7 +99,7 @@ fn a_change_asks_for_no_more_than_it_touched() {
         assert_eq!(mac_of(&netlink, backend(1)), Mac([2, 0, 0, 0, 0, 0x11]), "the others stay");
 
         backends.insert(backend(BACKENDS));
-        netlink.set_backends(&backends);
+        netlink.set_backends(&backends.iter().copied().collect());
         let known = |n: &Netlink| n.view().network.ways.contains_key(&backend(BACKENDS));
         assert_eq!(refresh("one backend more", &mut netlink, known).await, took(1, None));
 
@@ -130,7 +130,7 @@ fn lost_announcements_are_noticed_and_everything_is_read_anew() {
 
     within(&edge, async || {
         let mut netlink = Netlink::open_with_buffer(Some(4096)).unwrap();
-        netlink.set_backends(&backends);
+        netlink.set_backends(&backends.iter().copied().collect());
         refresh("start", &mut netlink, |_| true).await;
 
         // Nobody listens while this runs: the only thread is here. What matters comes last, when

@@ -62,7 +62,7 @@ pub(super) fn vips(snapshot: &Snapshot) -> BTreeMap<&ObjectName, Vec<String>> {
             Access::Open => format!("{vip} -> {backends}"),
             Access::Restricted => format!("{vip} from {} -> {backends}", sources(pool)),
         });
-        by_service.entry(&id.service).or_default().extend(lines);
+        by_service.entry(&*id.service).or_default().extend(lines);
     }
     by_service
 }

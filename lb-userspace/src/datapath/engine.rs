@@ -19,7 +19,7 @@ use super::memory::{Counters, Tables};
 use super::mmap;
 use super::pins::Pins;
 use super::plan::{Book, Observed, Op, Outside, Plan};
-use super::want::{Place, Want, Way};
+use super::want::{self, Place, Want, Way};
 use crate::model::Problem;
 use crate::model::l4::{FiveTuple, ForwardingMode, PoolId, Prefix};
 use crate::model::report::Explanation;
@@ -183,21 +183,24 @@ impl Engine {
     /// Gives the backends at these addresses another way: their lines are written and nothing else.
     pub fn reroute(&mut self, ways: &BTreeMap<IpAddr, Way>) {
         let mut moved = Vec::new();
-        for (id, pool) in &mut self.want.pools {
-            for (addr, backend) in &mut pool.backends {
+        for (id, pool) in &self.want.pools {
+            for (addr, backend) in &pool.backends {
                 let way = ways.get(&backend.to).map(|way| backend.along(*way));
                 if let Some(way) = way.filter(|way| *way != backend.way) {
-                    backend.way = way;
-                    moved.push((id, *addr, &*backend));
+                    moved.push((id.clone(), *addr, want::Backend { way, ..backend.clone() }));
                 }
             }
         }
-        for (addr, way) in &mut self.want.ways {
-            if let Some(other) = ways.get(addr) {
-                *way = *other;
+        for (id, addr, backend) in &moved {
+            if let Some(pool) = self.want.pools.get_mut(id) {
+                pool.backends.insert(*addr, backend.clone());
             }
         }
-        let plan = self.book.reroute(moved, ways);
+        for (addr, way) in ways {
+            self.want.ways.insert(*addr, Ok(*way));
+        }
+        let moved = moved.iter().map(|(id, addr, backend)| (id, *addr, backend));
+        let plan = self.book.reroute(moved, &self.want.ways);
         tracing::debug!(steps = plan.ops.len(), "next hops changed");
         let _ = self.carry_out(plan);
     }
@@ -271,6 +274,11 @@ impl Engine {
         }
         self.translated = Some((now, swept.backends));
         Ok((swept.live, swept.over))
+    }
+
+    /// Has the next change look at everything: one before it was not carried out to its end.
+    pub fn doubt(&mut self) {
+        self.book.doubt();
     }
 
     /// Where packets go of flows that began before their backend got another mode.

@@ -19,8 +19,8 @@ use crate::model::report::{Explanation, Step};
 /// Where a flow would go with these VIPs, without an agent: tables are built in memory as the
 /// agent builds them. Without the key of the balancers in question the slot is only an example.
 pub fn explain_offline(l4: &L4, hash_key: Option<[u8; 16]>, flow: FiveTuple) -> Explanation {
-    let backends: BTreeSet<IpAddr> = want::destinations(l4);
-    let ways = backends.into_iter().map(|addr| (addr, Ok(unknown_way(addr)))).collect();
+    let backends = want::Destinations::of(&l4.pools);
+    let ways = backends.all().iter().map(|addr| (*addr, Ok(unknown_way(*addr)))).collect();
     let network = Network { ways, ..Network::default() };
     let (want, _) = want::join(l4, &network);
     let tables = Tables::owned();
@@ -338,7 +338,7 @@ mod tests {
     /// A Service on 203.0.113.10:80 over these backends, all reached by `nat`.
     fn web(backends: &[&str], empty: OnEmpty) -> L4 {
         let (port, protocol, family) = (80, Protocol::Tcp, Family::V4);
-        let id = PoolId { service: ObjectName::new("shop", "web"), port, protocol, family };
+        let id = PoolId { service: ObjectName::new("shop", "web").into(), port, protocol, family };
         let addr = VipAddr::Ip("203.0.113.10".parse().expect("address"));
         let backend = l4::Backend {
             weight: Weight(1),
@@ -382,7 +382,7 @@ mod tests {
         let (tables, mut book, ranges) =
             (Tables::owned(), Book::new(HashKey::expand([7; 16])), Ranges::new());
         let ways = ["10.0.0.1", "10.0.0.2"].map(|addr| addr.parse().expect("address"));
-        let ways = ways.map(|addr: IpAddr| (addr, Ok(unknown_way(addr)))).into();
+        let ways = ways.into_iter().map(|addr: IpAddr| (addr, Ok(unknown_way(addr)))).collect();
         let network = Network { ways, ..Network::default() };
         let mut want = Want::default();
         for backends in [&["10.0.0.1:80"][..], &["10.0.0.1:80", "10.0.0.2:80"]] {

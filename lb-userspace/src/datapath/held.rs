@@ -109,7 +109,7 @@ mod tests {
     }
 
     fn pool(name: &str, vips: &[Vip], backends: &[&str]) -> (PoolId, Pool) {
-        let service = ObjectName::new("default", name);
+        let service = ObjectName::new("default", name).into();
         let id = PoolId { service, port: 80, protocol: Protocol::Tcp, family: Family::V4 };
         let backend = Backend {
             weight: Weight(1),

@@ -8,6 +8,7 @@
 pub mod capture;
 mod choice;
 mod detach;
+mod devices;
 pub mod engine;
 pub mod exhaustion;
 pub mod explain;
@@ -16,6 +17,7 @@ pub mod held;
 mod interfaces;
 pub mod kernel;
 pub mod layout;
+mod listeners;
 pub mod maglev;
 pub mod memory;
 mod mmap;

@@ -19,6 +19,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::TryStreamExt;
+use imbl::OrdSet;
 use lb_common::backend::NextHop;
 use lb_common::{Mac, Tags};
 use rtnetlink::Handle;
@@ -169,7 +170,7 @@ impl Netlink {
     }
 
     /// Whom we have to reach from now on; the next [`Netlink::refresh`] finds the way to the new ones.
-    pub fn set_backends(&mut self, backends: &BTreeSet<IpAddr>) {
+    pub fn set_backends(&mut self, backends: &OrdSet<IpAddr>) {
         for addr in self.routes.follow(backends) {
             if self.view.network.ways.remove(&addr).is_some() {
                 self.unreported = Change::Everything;

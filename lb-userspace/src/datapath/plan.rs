@@ -1,6 +1,9 @@
 //! From what is installed to what is wanted, as a list of stores in an order of which every prefix
 //! is safe: backends before the tables that name them, tables before the VIPs that use them, and
 //! on removal the reverse. Memory that a packet may still read is not reused within a plan.
+//!
+//! A plan costs what is wished otherwise than in the plan before, and what that one could not do: no more
+//! than that is looked at, and the steps are those of a plan that looks at everything.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -66,6 +69,25 @@ pub struct Book {
     epoch: Epoch,
     /// Retired, but still named by something that had to stay in force.
     lingering: Retired,
+    /// The wish of the last plan.
+    planned: Want,
+    /// What the next plan looks at although its wish stays.
+    again: Again,
+    /// Pools that have former selves of backends.
+    changing: BTreeSet<PoolId>,
+    /// Our addresses that answers to former selves come to, as the lookup tables have them.
+    former_sources: BTreeSet<IpAddr>,
+    /// The VIPs of each pool.
+    places: BTreeMap<PoolId, BTreeSet<Place>>,
+}
+
+/// What a plan has to look at.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+struct Again {
+    /// Everything about these pools but their VIPs.
+    pools: BTreeSet<PoolId>,
+    /// All VIPs, their addresses and source ranges.
+    vips: bool,
 }
 
 /// A backend keeps its id as long as its pool and address stay, and what its flows look like to it.
@@ -137,6 +159,11 @@ impl Book {
             regions: Regions::new(maps::POOL_SLOTS),
             epoch: Epoch::default(),
             lingering: Retired::default(),
+            planned: Want::default(),
+            again: Again { pools: BTreeSet::new(), vips: true },
+            changing: BTreeSet::new(),
+            former_sources: BTreeSet::new(),
+            places: BTreeMap::new(),
         }
     }
 }
@@ -144,7 +171,7 @@ impl Book {
 /// Things freed by a plan; they go back only when all of it has been carried out.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 struct Retired {
-    backends: Vec<BackendId>,
+    backends: Vec<(PoolId, BackendId)>,
     tags: Vec<u16>,
     records: Vec<u16>,
     ranges: Vec<u16>,
@@ -158,13 +185,20 @@ impl Book {
     pub fn plan(&mut self, want: &Want, now: u32) -> Plan {
         let mut plan = Plan::default();
         let mut retired = std::mem::take(&mut self.lingering);
-        self.plan_tags(want, &mut plan, &mut retired);
-        self.plan_backends(want, now, &mut plan, &mut retired);
-        self.plan_tunnel(want, &mut plan, &retired);
-        self.plan_tables(want, now, &mut plan, &mut retired);
-        self.plan_ranges(want, &mut plan, &mut retired);
-        self.plan_records(want, &mut plan, &mut retired);
-        let halves = self.plan_lookup(want, &mut plan, &mut retired);
+        let Again { pools, vips } = self.touched(want);
+        self.plan_tags(want, &pools, &mut plan, &mut retired);
+        self.plan_backends(want, &pools, now, &mut plan, &mut retired);
+        self.plan_tunnel(want, &pools, &mut plan, &retired);
+        self.plan_tables(want, &pools, now, &mut plan, &mut retired);
+        let moved = if vips {
+            self.plan_ranges(want, &mut plan, &mut retired);
+            self.plan_records(want, &mut plan, &mut retired);
+            true
+        } else {
+            self.plan_records_of(want, &pools, &mut plan, &mut retired)
+        };
+        let halves = self.plan_lookup(want, moved, &mut plan, &mut retired);
+        self.planned = want.clone();
         if halves == Halves::Stale {
             // Old VIPs go on naming old records, tables and backends: none of them may be reused.
             self.lingering = retired;
@@ -174,10 +208,28 @@ impl Book {
         plan
     }
 
-    /// Reads what packets left in `tables` since the last plan was carried out; called right after
-    /// that, before another plan uses its regions again.
+    /// Has the next plan look at everything, as if nothing were known of a wish.
+    pub fn doubt(&mut self) {
+        let lines = self.backends.keys().map(|(pool, _, _)| pool);
+        let pools = self.tags.keys().chain(self.tables.keys()).chain(lines).cloned().collect();
+        self.again = Again { pools, vips: true };
+        self.planned = Want::default();
+    }
+
+    /// What is wished otherwise than before, and what could not be done then.
+    fn touched(&mut self, want: &Want) -> Again {
+        let mut again = std::mem::take(&mut self.again);
+        let before = &self.planned;
+        again.pools.extend(want.pools.changes(&before.pools).map(|change| change.key.clone()));
+        again.vips |=
+            (&want.vips, &want.ranges, &want.addrs) != (&before.vips, &before.ranges, &before.addrs);
+        again
+    }
+
+    /// Reads what packets left in the regions that a plan replaced; called right after it was carried out,
+    /// before another plan uses them again.
     pub fn look(&mut self, tables: &Tables, now: u32) {
-        self.note_used(|index| tables.slot(index), now);
+        self.note_left(|index| tables.slot(index), now);
     }
 
     /// Plans what the passing of time brings: slots settle. The second value tells that more can go
@@ -187,6 +239,7 @@ impl Book {
         let mut retired = Retired::default();
         if self.tables.values().any(|table| !table.is_settled()) {
             self.look(tables, observed.now);
+            self.note_used(|index| tables.slot(index), observed.now);
             self.plan_settling(tables, observed, &mut plan, &mut retired);
             self.release(retired, false, &mut plan);
         }
@@ -197,9 +250,10 @@ impl Book {
     /// Gives back what nothing names any more, once no packet can be reading it.
     fn release(&mut self, retired: Retired, switched: bool, plan: &mut Plan) {
         let Retired { backends, tags, records, ranges, regions, addr_ids } = retired;
-        let named = if backends.is_empty() { BTreeSet::new() } else { self.named() };
-        let (named, gone): (Vec<_>, Vec<_>) = backends.into_iter().partition(|id| named.contains(id));
+        let (named, gone): (Vec<_>, Vec<_>) =
+            backends.into_iter().partition(|(pool, id)| self.is_named(pool, *id));
         self.lingering.backends.extend(named);
+        let gone: Vec<BackendId> = gone.into_iter().map(|(_, id)| id).collect();
         if switched || !gone.is_empty() || !regions.is_empty() || !ranges.is_empty() {
             plan.ops.push(Op::Grace);
         }
@@ -224,10 +278,10 @@ impl Book {
         }
     }
 
-    /// Backends that a table in force may name: one that could not be replaced keeps those that are
-    /// no longer wanted.
-    fn named(&self) -> BTreeSet<BackendId> {
-        self.tables.values().flat_map(Table::named).collect()
+    /// Whether the table of its pool may name a backend: one that could not be replaced keeps those that
+    /// are no longer wanted.
+    fn is_named(&self, pool: &PoolId, id: BackendId) -> bool {
+        self.tables.get(pool).is_some_and(|table| table.named().any(|named| named == id))
     }
 
     /// The tags that pools have.
@@ -268,6 +322,8 @@ fn too_many(message: &str) -> Problem {
     }
 }
 
+#[cfg(test)]
+mod changes;
 #[cfg(test)]
 mod histories;
 #[cfg(test)]

@@ -3,34 +3,40 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
 
+use imbl::OrdMap;
 use lb_common::Tags;
 use lb_common::backend::NextHop;
 
-use crate::model::l4::{
-    self, Access, At, BackendState, Family, FlowMemory, ForwardingMode, L4, Listener, OnEmpty, PoolId,
-    Prefix, Protocol, Punt, Vip, VipAddr,
-};
-use crate::model::{ObjectId, Problem, Severity};
+use crate::model::l4::{self, At, ForwardingMode, L4, Listener, PoolId, Prefix, Protocol};
+use crate::model::{ObjectId, Problem, Severity, Shared};
 
-/// Complete wish.
+mod destinations;
+mod join;
+
+pub use destinations::{Destinations, left_destinations};
+pub use join::{Join, changed_ways, join};
+
+/// Complete wish. A copy shares what is in it, and what differs between two is found without a walk over both.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Want {
     /// Every VIP on a concrete address.
-    pub vips: BTreeMap<Place, Target>,
+    pub vips: Shared<Place, Target>,
     /// Every address that is ours, and whose.
-    pub addrs: BTreeMap<IpAddr, Owner>,
+    pub addrs: OrdMap<IpAddr, Owner>,
     /// Pools that a VIP uses.
-    pub pools: BTreeMap<PoolId, Pool>,
+    pub pools: Shared<PoolId, Pool>,
     /// Who may use the VIPs that are not open to all.
-    pub ranges: BTreeMap<Place, BTreeSet<Prefix>>,
+    pub ranges: Shared<Place, BTreeSet<Prefix>>,
     /// Other balancers, that may send us packets through the tunnel.
     pub peers: BTreeSet<IpAddr>,
     /// The way to every address that packets go to, for the former selves of backends: one that was
     /// reached from another address of ours has to follow the route like its successor.
-    pub ways: BTreeMap<IpAddr, Way>,
+    pub ways: Ways,
 }
+
+/// The way to each address that packets go to, or why there is none.
+pub type Ways = OrdMap<IpAddr, Result<Way, NoWay>>;
 
 /// Concrete address, port and protocol of a VIP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -149,7 +155,7 @@ pub struct Network {
     /// Every other address of the host.
     pub other_addrs: BTreeSet<IpAddr>,
     /// The way to each backend, or why there is none.
-    pub ways: BTreeMap<IpAddr, Result<Way, NoWay>>,
+    pub ways: Ways,
 }
 
 /// Why we cannot send to an address.
@@ -174,111 +180,19 @@ impl<T: Into<String>> From<T> for NoWay {
     }
 }
 
-/// Joins both; what cannot be honoured becomes a [`Problem`].
-pub fn join(l4: &L4, network: &Network) -> (Want, Vec<Problem>) {
-    let mut want = Want::default();
-    let mut problems = Vec::new();
-    for addr in &network.node_addrs {
-        want.addrs.insert(*addr, Owner::Node);
-    }
-    for addr in &l4.tunnel {
-        if network.node_addrs.contains(addr) || network.other_addrs.contains(addr) {
-            want.addrs.insert(*addr, Owner::Node);
-            want.peers.clone_from(&l4.peers);
-        } else if !l4.peers.is_empty() {
-            problems.push(not_ours(*addr));
-        }
-    }
-    for (vip, Punt { listener, sources }) in &l4.punts {
-        for place in places(vip, network) {
-            want.vips.insert(place, Target::Punt(*listener));
-            want.ranges.extend(sources.clone().map(|sources| (place, sources)));
-        }
-    }
-    for (id, pool) in &l4.pools {
-        if pool.vips.is_empty() {
-            continue;
-        }
-        for (vip, access) in &pool.vips {
-            for place in places(vip, network) {
-                if let Some(holder) = want.vips.get(&place) {
-                    problems.extend((*holder != Target::Pool(id.clone())).then(|| held(id, place, holder)));
-                    continue;
-                }
-                want.vips.insert(place, Target::Pool(id.clone()));
-                if *access == Access::Restricted {
-                    want.ranges.insert(place, pool.source_ranges.clone());
-                }
-            }
-        }
-        let mut joined = Pool {
-            backends: BTreeMap::new(),
-            lost: BTreeMap::new(),
-            affinity: pool.affinity.map(|affinity| units(affinity.timeout)),
-            conservative: pool.memory == FlowMemory::Conservative,
-            reject: pool.empty == OnEmpty::Reject,
-        };
-        for (addr, backend) in &pool.backends {
-            if backend.mode == ForwardingMode::Nat && Family::of(addr.ip()) != id.family {
-                let why = "is of the other address family, which nat cannot reach";
-                problems.push(problem(id, format!("backend {addr}: {why}")));
-                continue;
-            }
-            match join_backend(*addr, backend, l4, network) {
-                Ok(backend) => {
-                    if backend.mode == ForwardingMode::Nat {
-                        want.addrs.insert(backend.way.source, Owner::Node);
-                        if !network.node_addrs.contains(&backend.way.source) {
-                            problems.push(unanswered(id, *addr, backend.way.source));
-                        }
-                    }
-                    if backend.mode == ForwardingMode::Local
-                        && let Some(Err(NoWay::NoRoute(why))) = network.ways.get(&backend.to)
-                    {
-                        problems.push(unrouted_pod(id, *addr, why));
-                    }
-                    joined.backends.insert(*addr, backend);
-                }
-                Err((lost, why)) => {
-                    problems.push(out_of_reach(id, *addr, &why));
-                    joined.lost.insert(*addr, lost);
-                }
-            }
-        }
-        want.pools.insert(id.clone(), joined);
-    }
-    for place in want.vips.keys() {
-        let host = network.other_addrs.contains(&place.addr);
-        want.addrs.entry(place.addr).or_insert(if host { Owner::Node } else { Owner::Vip });
-    }
-    (want, problems)
-}
-
-/// Whole units of the program's clock, at least one.
-fn units(time: Duration) -> u32 {
-    let nanoseconds = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
-    lb_common::flows::clock(nanoseconds).max(1)
-}
-
-/// Addresses that the way must be known of: where the packets of the backends go.
-pub fn destinations(l4: &L4) -> BTreeSet<IpAddr> {
-    let pools = l4.pools.values().filter(|pool| !pool.vips.is_empty());
-    pools.flat_map(|pool| pool.backends.iter().map(|(addr, backend)| destination(*addr, backend))).collect()
-}
-
 /// The wish for a node whose tunnel is off: who would be reached by it is reached by `nat`.
 pub fn without_tunnel(l4: &L4) -> (L4, Vec<Problem>) {
     let (mut l4, mut problems) = (l4.clone(), Vec::new());
-    for (id, pool) in &mut l4.pools {
-        let tunnelled = pool.backends.iter_mut().filter(|(_, one)| one.mode == ForwardingMode::Tunnel);
-        let tunnelled: Vec<SocketAddr> = tunnelled
-            .map(|(addr, backend)| {
+    let is_tunnelled = |one: &l4::Backend| one.mode == ForwardingMode::Tunnel;
+    for (id, pool) in l4.pools.clone().iter() {
+        let tunnelled = || pool.backends.iter().filter(|(_, one)| is_tunnelled(one));
+        let Some((first, _)) = tunnelled().next() else { continue };
+        let count = tunnelled().count();
+        for backend in l4.pools.get_mut(id).into_iter().flat_map(|pool| pool.backends.values_mut()) {
+            if is_tunnelled(backend) {
                 (backend.mode, backend.at) = (ForwardingMode::Nat, At::Elsewhere);
-                *addr
-            })
-            .collect();
-        let Some(first) = tunnelled.first() else { continue };
-        let count = tunnelled.len();
+            }
+        }
         let message = format!(
             "{count} backends on other nodes (the first is {first}) would be reached by the tunnel, which \
              --tunnel-port 0 turns off; nat is used"
@@ -290,56 +204,6 @@ pub fn without_tunnel(l4: &L4) -> (L4, Vec<Problem>) {
     l4.tunnel.clear();
     l4.peers.clear();
     (l4, problems)
-}
-
-/// Where the packets of backends went that stay, and now go elsewhere: their flows may not.
-pub fn left_destinations(before: &L4, after: &L4) -> BTreeSet<IpAddr> {
-    let both = before.pools.iter().filter_map(|(id, pool)| Some((pool, after.pools.get(id)?)));
-    let moved = both.flat_map(|(before, after)| {
-        before.backends.iter().filter_map(|(addr, backend)| {
-            let (then, now) = (destination(*addr, backend), destination(*addr, after.backends.get(addr)?));
-            (then != now).then_some(then)
-        })
-    });
-    moved.collect()
-}
-
-fn destination(addr: SocketAddr, backend: &l4::Backend) -> IpAddr {
-    match (backend.mode, backend.at) {
-        (ForwardingMode::Tunnel, At::Node { tunnel }) => tunnel,
-        _ => addr.ip(),
-    }
-}
-
-fn join_backend(
-    addr: SocketAddr,
-    backend: &l4::Backend,
-    l4: &L4,
-    network: &Network,
-) -> Result<Backend, (Lost, NoWay)> {
-    let l4::Backend { weight: l4::Weight(weight), state, mode, at: _ } = *backend;
-    let to = destination(addr, backend);
-    let draining = state == BackendState::Draining;
-    let known = network.ways.get(&to).cloned();
-    let known = known.unwrap_or_else(|| Err("the way there is not known yet".into()));
-    let way = match mode {
-        // The stack finds the way itself, also to where we could not send; ours tells the size.
-        ForwardingMode::Local => {
-            let own = Way { source: to, next_hop: NextHop::default(), mtu: u16::MAX, tags: Tags::NONE };
-            Ok(known.unwrap_or(own))
-        }
-        // Whoever takes the packet knows us by our tunnel address.
-        ForwardingMode::Tunnel => {
-            let own = l4.tunnel.iter().find(|own| own.is_ipv4() == to.is_ipv4());
-            let none = || format!("this node has no tunnel address of the family of {to}").into();
-            own.ok_or_else(none).and_then(|own| Ok(Way { source: *own, ..known? }))
-        }
-        ForwardingMode::Nat | ForwardingMode::L2 | ForwardingMode::Ipip => known,
-    };
-    match way {
-        Ok(way) => Ok(Backend { weight, draining, mode, to, way }),
-        Err(why) => Err((Lost { weight, draining, mode, to }, why)),
-    }
 }
 
 /// A problem of the Service behind a pool.
@@ -357,57 +221,6 @@ pub fn problem(id: &PoolId, message: String) -> Problem {
         message,
         fix: String::new(),
     }
-}
-
-/// Two names of one place, the host's own and its address: who comes first has it.
-fn held(id: &PoolId, place: Place, holder: &Target) -> Problem {
-    let Place { addr, port, protocol } = place;
-    let vip = SocketAddr::new(addr, port);
-    let (holder, fix) = match holder {
-        Target::Punt(Listener::Http) => ("the proxy's port for http on this host".to_owned(), "--http"),
-        Target::Punt(Listener::Https) => ("the proxy's port for https on this host".to_owned(), "--https"),
-        Target::Pool(id) => (format!("a port of Service {}", id.service), ""),
-    };
-    let move_it = if fix.is_empty() { String::new() } else { format!(", or move the proxy's by {fix}") };
-    let message = format!("{protocol} {vip} is {holder}, so it is not served for this Service");
-    let fix = format!("use an address that the host does not have, or another port{move_it}");
-    Problem { reason: "vip-of-the-host", fix, ..problem(id, message) }
-}
-
-/// The plan keeps it if it is installed, so that its flows go on when there is a way again.
-fn out_of_reach(id: &PoolId, backend: SocketAddr, why: &NoWay) -> Problem {
-    let message = format!("backend {backend}: {why}; flows that it has stay with it");
-    Problem { reason: "no-way", fix: "see `ip route get` for its address".to_owned(), ..problem(id, message) }
-}
-
-/// The stack is to deliver and cannot: packets to it end there.
-fn unrouted_pod(id: &PoolId, backend: SocketAddr, why: &str) -> Problem {
-    let message = format!("backend {backend} is on this node, but the node does not reach it: {why}");
-    let fix = "the network plugin of the node makes this route when the pod starts".to_owned();
-    Problem { reason: "no-way", fix, ..problem(id, message) }
-}
-
-fn not_ours(addr: IpAddr) -> Problem {
-    Problem {
-        object: ObjectId { origin: "datapath".to_owned(), ..ObjectId::default() },
-        severity: Severity::Error,
-        reason: "tunnel-address",
-        field: String::new(),
-        message: format!(
-            "{addr} is the tunnel address of this node, but none of its addresses: nothing comes in"
-        ),
-        fix: "add it to an interface, or annotate the Node with an address that it has".to_owned(),
-    }
-}
-
-/// `nat` translates answers where they come in; without the program there, clients wait in vain.
-fn unanswered(id: &PoolId, backend: SocketAddr, source: IpAddr) -> Problem {
-    let message = format!(
-        "backend {backend}: its answers to {source} come in by an interface without our program and \
-         reach no client"
-    );
-    let fix = format!("name the interface that holds {source} with --interface, too");
-    Problem { reason: "unattached-interface", fix, ..problem(id, message) }
 }
 
 /// VIPs on the host's own addresses that the SNAT range shadows: a packet to such a port is taken
@@ -441,24 +254,11 @@ pub fn shadowed(want: &Want, nat_ports: (u16, u16)) -> Vec<Problem> {
         .collect()
 }
 
-fn places(vip: &Vip, network: &Network) -> Vec<Place> {
-    let place = |addr| Place { addr, port: vip.port, protocol: vip.protocol };
-    match vip.addr {
-        VipAddr::Ip(addr) => vec![place(addr)],
-        VipAddr::Node(family) => network
-            .node_addrs
-            .iter()
-            .filter(|addr| Family::of(**addr) == family)
-            .map(|addr| place(*addr))
-            .collect(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::model::ObjectName;
-    use crate::model::l4::Weight;
+    use crate::model::l4::{Access, BackendState, Family, Punt, Vip, VipAddr, Weight};
 
     #[test]
     fn a_vip_in_the_nat_range_is_a_problem_on_the_hosts_addresses_only() {
@@ -469,7 +269,7 @@ mod tests {
             vips: [host, vip, place("10.0.0.1", 60_999)]
                 .map(|place| (place, Target::Punt(Listener::Http)))
                 .into(),
-            addrs: [(host.addr, Owner::Node), (vip.addr, Owner::Vip)].into(),
+            addrs: [(host.addr, Owner::Node), (vip.addr, Owner::Vip)].into_iter().collect(),
             ..Want::default()
         };
 
@@ -494,8 +294,12 @@ mod tests {
             vips: vips.iter().map(|vip| (*vip, Access::Open)).collect(),
             ..l4::Pool::default()
         };
-        let id =
-            |name: &str, port| PoolId { service: ObjectName::new("default", name), port, protocol, family };
+        let id = |name: &str, port| PoolId {
+            service: ObjectName::new("default", name).into(),
+            port,
+            protocol,
+            family,
+        };
         let own = Punt { listener: Listener::Http, sources: None };
         let l4 = L4 {
             punts: [(vip(VipAddr::Node(family), 80), own)].into(),
@@ -527,7 +331,7 @@ mod tests {
     fn joined(mode: ForwardingMode, way: Option<NoWay>) -> (Pool, Vec<String>) {
         let backend: SocketAddr = "10.0.1.11:5432".parse().expect("address");
         let id = PoolId {
-            service: ObjectName::new("default", "db"),
+            service: ObjectName::new("default", "db").into(),
             port: 5432,
             protocol: Protocol::Tcp,
             family: Family::V4,
@@ -541,10 +345,9 @@ mod tests {
         };
         let mut network = Network::default();
         network.ways.extend(way.map(|why| (backend.ip(), Err(why))));
-        let (mut want, problems) =
-            join(&L4 { pools: [(id.clone(), pool)].into(), ..L4::default() }, &network);
+        let (want, problems) = join(&L4 { pools: [(id.clone(), pool)].into(), ..L4::default() }, &network);
         let problems = problems.into_iter().map(|problem| problem.message).collect();
-        (want.pools.remove(&id).expect("served"), problems)
+        (want.pools.get(&id).expect("served").clone(), problems)
     }
 
     #[test]
@@ -574,7 +377,7 @@ mod tests {
         network.ways.insert(backend.ip(), Ok(way));
         let reasons = |mode, network: &Network| -> Vec<&str> {
             let id = PoolId {
-                service: ObjectName::new("default", "db"),
+                service: ObjectName::new("default", "db").into(),
                 port: 5432,
                 protocol: Protocol::Tcp,
                 family: Family::V4,

@@ -3,17 +3,18 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use lb_common::maps;
+use imbl::OrdSet;
+use imbl::ordset::DiffItem;
 use lb_common::nat::Timeouts;
 use tokio::sync::{oneshot, watch};
 use tokio::time::MissedTickBehavior;
 use tracing::{info, warn};
 
 use super::choice::Choice;
+use super::devices::Devices;
 use super::engine::{Config, Engine, Start};
 use super::exhaustion::Exhaustion;
 use super::forwarding;
@@ -25,15 +26,20 @@ use super::pins::Pins;
 use super::problems::{
     missing, not_adopted, not_answered, not_attached, not_installed, not_pinned, not_taken_over,
 };
-use super::want::{self, Owner, Target};
+use super::want::{self, Destinations, Join, Owner, Target};
 use super::{Attach, Error, OnExit, Options, Stop};
 use crate::model::Problem;
-use crate::model::l4::{L4, Listener};
+use crate::model::l4::L4;
 
 /// Changes of the network come in bursts; this long is waited for the rest of one, and as long as
 /// the last change took, so that a storm of costly ones leaves half the time for everything else.
 const BURST: Duration = Duration::from_millis(10);
 const LONGEST_BURST: Duration = Duration::from_millis(250);
+/// Wishes that follow closely are gathered: after one that took a millisecond, nine are waited for more,
+/// so that a storm of them takes a tenth of a core; but no longer than nobody notices. The first is
+/// carried out at once.
+const REST: u32 = 9;
+const LONGEST_REST: Duration = Duration::from_millis(25);
 /// Half a round of verifying neighbours: as long as one has to answer.
 const TICK: Duration = Duration::from_millis(200);
 /// Ticks between sweeps of the NAT tables, and before what failed is tried again.
@@ -63,8 +69,12 @@ pub struct Worker {
     held: Held,
     /// There is a port for the tunnel.
     is_tunnelling: bool,
-    /// Addresses that the way to is kept known of.
-    followed: BTreeSet<IpAddr>,
+    /// Where the packets of the wished backends go.
+    destinations: Destinations,
+    /// Addresses that the way to is kept known of: those, and where flows still go.
+    followed: OrdSet<IpAddr>,
+    /// Wish and network as they were joined last.
+    join: Join,
     choice: Choice,
     attach: Attach,
     on_exit: OnExit,
@@ -72,7 +82,7 @@ pub struct Worker {
     /// Interfaces that the program is attached to, by index: one that is made anew under an old
     /// name has a new index.
     attached: BTreeMap<u32, (String, Attached)>,
-    devices: BTreeSet<u32>,
+    devices: Devices,
     /// Problems of the start, which last.
     lasting: Vec<Problem>,
     /// Problems of the last update.
@@ -157,14 +167,16 @@ pub async fn start(
         netlink,
         desired,
         installed: None,
-        followed: BTreeSet::new(),
+        destinations: Destinations::default(),
+        followed: OrdSet::new(),
+        join: Join::default(),
         held: Held::default(),
         is_tunnelling: tunnel_port != 0,
         choice,
         attach,
         nat_ports,
         attached: BTreeMap::new(),
-        devices: BTreeSet::new(),
+        devices: Devices::default(),
         on_exit,
         lasting,
         problems: Vec::new(),
@@ -232,10 +244,16 @@ impl Worker {
         let mut ticks = 0u32;
         let mut failed = false;
         let mut burst = BURST;
+        let mut rested = Instant::now();
         let how = loop {
             tokio::select! {
                 how = &mut stop => break how.unwrap_or(Stop::AsChosen),
-                changed = self.desired.changed() => if changed.is_err() { break Stop::AsChosen },
+                changed = self.desired.changed() => {
+                    if changed.is_err() {
+                        break Stop::AsChosen;
+                    }
+                    tokio::time::sleep(rested.saturating_duration_since(Instant::now())).await;
+                }
                 () = self.netlink.changed() => tokio::time::sleep(burst).await,
                 _ = tick.tick() => {
                     ticks = ticks.wrapping_add(1);
@@ -257,7 +275,9 @@ impl Worker {
             }
             let begun = Instant::now();
             let updated = self.update().await;
-            burst = begun.elapsed().clamp(BURST, LONGEST_BURST);
+            let took = begun.elapsed();
+            burst = took.clamp(BURST, LONGEST_BURST);
+            rested = Instant::now() + (took * REST).min(LONGEST_REST);
             failed = updated.is_err();
             match updated {
                 Ok(Update::Nothing) => continue,
@@ -305,6 +325,7 @@ impl Worker {
                 if let Err(error) = rerouted {
                     tracing::error!(%error, "next hops not changed; please report this");
                     // The whole plan makes up for it.
+                    self.shared.engine().doubt();
                     self.installed = None;
                 }
                 return Ok(Update::Nothing);
@@ -312,13 +333,11 @@ impl Worker {
             _ => {}
         }
         let view = self.netlink.view();
-        let (mut want, mut problems) = want::join(&l4, &view.network);
+        let (want, mut problems) = self.join.follow(&l4, &view.network, &self.destinations);
         problems.extend(misfits.into_iter().chain(self.held.problem()));
-        let way = |addr: &IpAddr| view.network.ways.get(addr)?.as_ref().ok().copied();
-        want.ways = self.followed.iter().filter_map(|addr| Some((*addr, way(addr)?))).collect();
         problems.extend(want::shadowed(&want, self.nat_ports));
         let read = |path: &str| std::fs::read_to_string(path).ok();
-        problems.extend(forwarding::problems(&want, &view.network, read));
+        problems.extend(forwarding::problems(self.join.local(), &view.network, read));
         problems.extend(view.problems.iter().cloned());
         problems.extend(self.missing());
         self.allow_devices();
@@ -339,13 +358,15 @@ impl Worker {
             // A panic in a pure plan: a defect of ours, which must not look like success.
             Err(error) => {
                 tracing::error!(%error, "the change was not installed; please report this");
+                self.shared.engine().doubt();
                 problems.push(not_installed(&error));
             }
         }
         self.problems = problems;
         let followed = self.followed.clone();
         self.follow(&l4);
-        if self.followed.difference(&followed).next().is_some() {
+        let is_new = |change| matches!(change, DiffItem::Add(_));
+        if followed.diff(&self.followed).any(is_new) {
             self.netlink.wake();
         }
         self.installed = Some((wish, l4));
@@ -364,12 +385,12 @@ impl Worker {
 
     /// Keeps the way known to the backends that are wished, and to where flows still go.
     fn follow(&mut self, l4: &L4) {
-        let wished = want::destinations(l4);
-        let mut followed = self.shared.engine().former_destinations();
+        self.destinations.follow(&l4.pools);
+        let mut followed = self.destinations.all().clone();
+        followed.extend(self.shared.engine().former_destinations());
         if let Some((_, installed)) = &self.installed {
-            followed.extend(want::left_destinations(installed, l4));
+            followed.extend(want::left_destinations(&installed.pools, &l4.pools));
         }
-        followed.extend(wished);
         if followed != self.followed {
             self.netlink.set_backends(&followed);
             self.followed = followed;
@@ -452,21 +473,8 @@ impl Worker {
     }
 
     fn allow_devices(&mut self) {
-        let view = self.netlink.view();
-        self.devices.retain(|ifindex| view.interfaces.contains_key(ifindex));
-        let ways = view.network.ways.values().flatten().map(|way| way.next_hop.ifindex);
-        let own = view.interfaces.values().filter(|one| self.choice.covers(one)).map(|one| one.ifindex);
-        for ifindex in ways.chain(own).filter(|ifindex| *ifindex != 0) {
-            if self.devices.contains(&ifindex) {
-                continue;
-            }
-            match self.shared.engine().kernel.allow_device(ifindex) {
-                Ok(()) => {
-                    self.devices.insert(ifindex);
-                }
-                Err(error) => warn!(%error, "packets cannot be redirected"),
-            }
-        }
+        let Self { devices, netlink, choice, shared, .. } = self;
+        devices.follow(netlink.view(), choice, |ifindex| shared.engine().kernel.allow_device(ifindex));
     }
 
     async fn settle(&self) {
@@ -474,6 +482,7 @@ impl Worker {
         let settled = tokio::task::spawn_blocking(move || shared.engine().settle()).await;
         if let Err(error) = settled {
             tracing::error!(%error, "slots not settled; please report this");
+            self.shared.engine().doubt();
         }
     }
 
@@ -495,6 +504,7 @@ impl Worker {
 
 /// What is shown for the first time also goes to the log.
 fn tell_new(problems: &[Problem], shown: &[Problem]) {
+    let shown: BTreeSet<&Problem> = shown.iter().collect();
     for problem in problems.iter().filter(|problem| !shown.contains(problem)) {
         warn!(object = %problem.object, field = problem.field, fix = problem.fix, "{}", problem.message);
     }
@@ -539,41 +549,6 @@ impl Shared {
     fn lock_translated(&self) -> MutexGuard<'_, Translated> {
         self.translated.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
-    /// See [`super::Handle::set_listeners`].
-    pub fn set_listeners<F: AsFd>(&self, listeners: &[(Listener, usize, F)]) -> Result<(), Error> {
-        let mut engine = self.engine();
-        let mut workers = 0;
-        for (listener, worker, socket) in listeners {
-            let slot = u32::try_from(*worker).unwrap_or(u32::MAX);
-            if slot >= maps::SOCKETS_PER_CLASS {
-                warn!(worker, "this worker gets no punted connections: too many workers");
-                continue;
-            }
-            workers = workers.max(slot + 1);
-            let https = *listener == Listener::Https;
-            for ipv6 in families(socket).map_err(|source| Error::System {
-                call: "inspect",
-                object: format!("{listener:?} listener of worker {worker}"),
-                source,
-                hint: "",
-            })? {
-                engine.kernel.set_socket(maps::socket_index(https, *ipv6, slot), socket)?;
-            }
-        }
-        engine.set_workers(u16::try_from(workers).unwrap_or(0));
-        Ok(())
-    }
-}
-
-/// Which families a listening socket serves; `true` is IPv6.
-fn families(socket: &impl AsFd) -> io::Result<&'static [bool]> {
-    let socket = socket2::SockRef::from(socket);
-    let addr = socket.local_addr()?;
-    if addr.is_ipv4() {
-        return Ok(&[false]);
-    }
-    Ok(if socket.only_v6()? { &[true] } else { &[false, true] })
 }
 
 fn random_key() -> Result<[u8; 16], Error> {

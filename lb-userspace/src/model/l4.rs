@@ -4,15 +4,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::ObjectName;
+use super::{ObjectName, Shared};
 
 /// Everything the datapath has to install.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct L4 {
     /// One entry per Service port and address family; each owns one Maglev table.
-    pub pools: BTreeMap<PoolId, Pool>,
+    pub pools: Shared<PoolId, Pool>,
     /// VIPs left to the proxy. They win over a pool that claims the same address and port (the
     /// translation reports the clash).
     pub punts: BTreeMap<Vip, Punt>,
@@ -67,7 +68,7 @@ pub struct HealthPort {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PoolId {
     /// The Service.
-    pub service: ObjectName,
+    pub service: Arc<ObjectName>,
     /// `spec.ports[].port`.
     pub port: u16,
     /// Transport protocol.
@@ -501,13 +502,13 @@ mod tests {
         let pool = |n: u8, empty, backends: &[Backend]| {
             let addr = |backend: &Backend| (SocketAddr::from(([10, 0, 0, 1], 80)), *backend);
             let backends = backends.iter().map(addr).collect();
-            let service = ObjectName::new("shop", n.to_string());
+            let service = ObjectName::new("shop", n.to_string()).into();
             let id = PoolId { service, port: 80, protocol: Protocol::Tcp, family: Family::V4 };
             (id, Pool { vips: BTreeMap::from([(vip(n), Access::Open)]), backends, empty, ..Pool::default() })
         };
         let draining = Backend { state: BackendState::Draining, ..backend };
         let mut l4 = L4 {
-            pools: BTreeMap::from([
+            pools: Shared::from([
                 pool(1, OnEmpty::Drop, &[backend]),
                 pool(2, OnEmpty::Drop, &[draining]),
                 pool(3, OnEmpty::Reject, &[]),

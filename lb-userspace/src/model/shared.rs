@@ -2,6 +2,7 @@
 //! and not what it holds.
 
 use std::borrow::Borrow;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -66,6 +67,13 @@ impl<K: Ord + Clone, V: Eq> Shared<K, V> {
         if self.0.get(&key).is_none_or(|known| *known != value) {
             self.0.insert(key, value);
         }
+    }
+
+    /// Makes these all there is. What is equal stays as it is.
+    pub fn set(&mut self, entries: BTreeMap<K, V>) {
+        let gone: Vec<K> = self.0.keys().filter(|key| !entries.contains_key(key)).cloned().collect();
+        gone.iter().for_each(|key| drop(self.0.remove(key)));
+        entries.into_iter().for_each(|(key, value)| self.insert(key, value));
     }
 
     /// The value of a key, to be changed; a copy of it where others share it.
@@ -176,6 +184,7 @@ mod tests {
         now.insert(1, "a".to_owned());
         now.insert(2, "c".to_owned());
         now.insert(3, "d".to_owned());
+        now.set([(1, "a"), (2, "c"), (3, "d")].map(|(key, value)| (key, value.to_owned())).into());
         let changes: Vec<_> =
             now.changes(&before).map(|change| (*change.key, change.before.is_some())).collect();
 

@@ -254,7 +254,7 @@ fn as_a_whole(objects: &Objects, translated: &Translated) {
     let mut allocator = Allocator::default();
     let _ = allocator.follow(None, &nodes.addresses(), true, objects, &options, &mut findings);
     let (whole, _) = services::translate(all, streams, &slices, &nodes, &allocator, &options, &mut findings);
-    assert_eq!(translated.snapshot.l4.pools, whole.pools);
+    assert_eq!(translated.snapshot.l4.pools, whole.pools.into_iter().collect());
     assert_eq!(translated.snapshot.l4.health_ports, whole.health_ports);
     let own = services::own_punts(&options);
     assert_eq!(translated.snapshot.l4.punts, whole.punts.into_iter().chain(own).collect());

@@ -5,6 +5,7 @@ mod terms;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -36,7 +37,7 @@ const NODE: &str = "the node's own http and https listeners";
 /// What some Services come to.
 #[derive(Debug, Default)]
 pub(super) struct Output {
-    pub pools: BTreeMap<PoolId, Pool>,
+    pub pools: BTreeMap<PoolId, Arc<Pool>>,
     pub punts: BTreeMap<Vip, Punt>,
     pub health_ports: BTreeMap<u16, HealthPort>,
 }

@@ -4,6 +4,7 @@
 //! nodes: port 22 there is somebody else's. Where there is no kernel part, the proxy listens on them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{ConfigMap, Service, ServicePort};
 
@@ -326,8 +327,8 @@ pub(super) fn serve(
                 continue;
             }
             let ranges = sources.get(&family).cloned().unwrap_or_default();
-            let id = PoolId { service: service.clone(), port: number, protocol, family };
-            if let Some(pool) = output.pools.get_mut(&id) {
+            let id = PoolId { service: Arc::new(service.clone()), port: number, protocol, family };
+            if let Some(pool) = output.pools.get_mut(&id).map(Arc::make_mut) {
                 keep_held(&mut vips, pool, &field, &mut findings.about(&config_map));
                 let is_restricted =
                     |vips: &BTreeMap<Vip, Access>| vips.values().any(|access| *access == Access::Restricted);
@@ -364,7 +365,7 @@ pub(super) fn serve(
             }
             pool.vips = vips;
             pool.source_ranges = ranges;
-            output.pools.insert(id, pool);
+            output.pools.insert(id, Arc::new(pool));
         }
     }
 }

@@ -20,7 +20,7 @@ use super::services::{self, Held};
 use super::streams::Streams;
 use super::view::View;
 use super::{Options, StreamsBy, Translated};
-use crate::model::l4::L4;
+use crate::model::l4::{L4, PoolId};
 use crate::model::l7::{HostMatch, L7};
 use crate::model::pool::Given;
 use crate::model::{Names, ObjectName, Problem, Shared, Snapshot};
@@ -249,13 +249,16 @@ impl Translator {
         if l4.punts.is_empty() {
             l4.punts = services::own_punts(options);
         }
+        let new = || update.new.iter().filter_map(|id| Some(&parts.get(*id)?.made.output));
+        let kept: BTreeSet<&PoolId> = new().flat_map(|output| output.pools.keys()).collect();
         for output in update.gone.iter().map(|part| &part.made.output) {
-            output.pools.keys().for_each(|id| drop(l4.pools.remove(id)));
+            let gone = output.pools.keys().filter(|id| !kept.contains(id));
+            gone.for_each(|id| l4.pools.remove(id));
             output.punts.keys().for_each(|vip| drop(l4.punts.remove(vip)));
             output.health_ports.keys().for_each(|port| drop(l4.health_ports.remove(port)));
         }
-        for output in update.new.iter().filter_map(|id| Some(&parts.get(*id)?.made.output)) {
-            l4.pools.extend(output.pools.iter().map(|(id, pool)| (id.clone(), pool.clone())));
+        for output in new() {
+            output.pools.iter().for_each(|(id, pool)| l4.pools.insert(id.clone(), Arc::clone(pool)));
             l4.punts.extend(output.punts.iter().map(|(vip, punt)| (*vip, punt.clone())));
             l4.health_ports.extend(output.health_ports.iter().map(|(port, it)| (*port, it.clone())));
         }

@@ -6,6 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use imbl::OrdSet;
+use imbl::ordset::DiffItem;
 use rtnetlink::RouteMessageBuilder;
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::route::{
@@ -33,6 +35,7 @@ pub(super) struct Route {
 /// Answers so far, by destination.
 #[derive(Debug, Default)]
 pub(super) struct Routes {
+    followed: OrdSet<IpAddr>,
     known: BTreeMap<IpAddr, Result<Route, NoWay>>,
     stale: BTreeSet<IpAddr>,
     /// Destinations by next hop.
@@ -40,15 +43,20 @@ pub(super) struct Routes {
 }
 
 impl Routes {
-    /// Keeps exactly these destinations; gives those that went.
-    pub(super) fn follow(&mut self, destinations: &BTreeSet<IpAddr>) -> Vec<IpAddr> {
-        let gone: Vec<IpAddr> =
-            self.known.keys().filter(|known| !destinations.contains(known)).copied().collect();
+    /// Keeps exactly these destinations; gives those that went. Costs what differs from those of before.
+    pub(super) fn follow(&mut self, destinations: &OrdSet<IpAddr>) -> Vec<IpAddr> {
+        let before = std::mem::replace(&mut self.followed, destinations.clone());
+        let mut gone = Vec::new();
+        for change in before.diff(destinations) {
+            match change {
+                DiffItem::Add(addr) => _ = self.stale.insert(*addr),
+                DiffItem::Remove(addr) => gone.push(*addr),
+            }
+        }
         for addr in &gone {
+            self.stale.remove(addr);
             self.forget(*addr);
         }
-        self.stale.retain(|addr| destinations.contains(addr));
-        self.stale.extend(destinations.iter().filter(|addr| !self.known.contains_key(addr)));
         gone
     }
 
@@ -257,6 +265,7 @@ mod tests {
             let route = Route { hop: (ifindex, addr(gateway)), source: addr("10.9.0.9"), mtu: None };
             routes.learn(addr(to), Ok(route));
         }
+        routes.followed = routes.known.keys().copied().collect();
         routes
     }
 
@@ -284,7 +293,7 @@ mod tests {
     fn one_new_destination_is_one_question_and_one_that_went_leaves_nothing() {
         let mut routes = routes();
 
-        let gone = routes.follow(&["10.0.1.1", "fd00::1", "10.0.3.1"].map(addr).into());
+        let gone = routes.follow(&["10.0.1.1", "fd00::1", "10.0.3.1"].map(addr).into_iter().collect());
 
         assert_eq!(gone, [addr("10.0.2.1")]);
         assert_eq!(routes.take_stale(), [addr("10.0.3.1")]);

@@ -43,6 +43,12 @@ impl Book {
         book.adopt_tables(tables, now);
         book.recognise(want, now);
         book.lookup = (!lookup.epoch.is_empty()).then(|| lookup.laid_out());
+        book.doubt();
+        for (place, pool) in book.records.keys() {
+            if let Some(pool) = pool {
+                book.places.entry(pool.clone()).or_default().insert(*place);
+            }
+        }
         book
     }
 
@@ -113,9 +119,14 @@ impl Book {
     /// Gives adopted pools that had no name the one of the pool that has their VIPs now: the wish for
     /// them could be read at last.
     pub fn name_adopted(&mut self, want: &Want) {
+        let is_named = |id: &PoolId| !id.service.namespace.is_empty();
+        // In their order those come first that have no name.
+        if self.tags.keys().next().is_none_or(is_named) {
+            return;
+        }
         let mut names = BTreeMap::new();
         for (place, pool) in self.records.keys() {
-            let unnamed = pool.as_ref().filter(|id| id.service.namespace.is_empty());
+            let unnamed = pool.as_ref().filter(|id| !is_named(id));
             if let (Some(from), Some(Target::Pool(to))) = (unnamed, want.vips.get(place))
                 && !self.tags.contains_key(to)
                 && !names.values().any(|taken| taken == to)
@@ -135,6 +146,14 @@ impl Book {
             let named =
                 backends.into_iter().map(|((id, addr, rewrite), line)| ((name(id), addr, rewrite), line));
             self.backends = named.collect();
+            let again = std::mem::take(&mut self.again.pools);
+            self.again.pools = again.into_iter().map(name).collect();
+            let changing = std::mem::take(&mut self.changing);
+            self.changing = changing.into_iter().map(name).collect();
+            let places = std::mem::take(&mut self.places);
+            self.places = places.into_iter().map(|(id, places)| (name(id), places)).collect();
+            let lingering = std::mem::take(&mut self.lingering.backends);
+            self.lingering.backends = lingering.into_iter().map(|(pool, id)| (name(pool), id)).collect();
         }
     }
 
@@ -181,18 +200,18 @@ impl Book {
             }
             used.insert(id.0);
             let tag = backend::pool_tag(&tables.backends, id);
+            let pool = name(names, tag);
             let line = backend::line(id);
             let words = [tables.backends.line(line), tables.backends.line(line + 1)];
             let line = Line { id, words, standing: Standing::Wanted };
             // One that we did not write.
             let Some(found) = line.backend() else {
-                self.lingering.backends.push(id);
+                self.lingering.backends.push((pool, id));
                 continue;
             };
-            let key = key(&found, name(names, tag));
-            self.tags.insert(key.0.clone(), tag);
-            if let Some(twin) = self.backends.insert(key, line) {
-                self.lingering.backends.push(twin.id);
+            self.tags.insert(pool.clone(), tag);
+            if let Some(twin) = self.backends.insert(key(&found, pool.clone()), line) {
+                self.lingering.backends.push((pool, twin.id));
             }
         }
         self.backend_ids = Ids::without(1, maps::BACKENDS as u16, &used);
@@ -233,7 +252,8 @@ impl Book {
             };
             pool.backends.iter().map(key)
         });
-        self.note_former(&want, &keys.collect(), now);
+        let keys = keys.collect();
+        self.note_former(&want, &self.tags.keys().cloned().collect(), &keys, now);
         for (id, pool) in &want.pools {
             let shares = self.shares(id, &want);
             if shares.len() == pool.backends.len()
@@ -337,7 +357,7 @@ fn name(names: &BTreeMap<u16, PoolId>, tag: u16) -> PoolId {
 /// Name of a pool that nobody wants, with this VIP: no Service can have it.
 fn unwanted(tag: u16, place: Place) -> PoolId {
     PoolId {
-        service: ObjectName::new("", format!("adopted pool {tag}")),
+        service: ObjectName::new("", format!("adopted pool {tag}")).into(),
         port: place.port,
         protocol: place.protocol,
         family: Family::of(place.addr),

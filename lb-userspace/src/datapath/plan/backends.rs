@@ -1,39 +1,50 @@
 //! Backends: an id each, and the lines that say where they are.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use lb_common::{Addr, BackendId, Mode, TCP, UDP, tunnel, wire_port};
 
 use super::former::{Rewrite, Standing};
 use super::{Book, Line, Op, Plan, Retired};
-use crate::datapath::want::{Backend, Want, Way, problem};
+use crate::datapath::want::{Backend, Want, Ways, problem};
 use crate::model::l4::{ForwardingMode, PoolId, Protocol};
 
 impl Book {
     /// Tags of the pools: what a backend's line and a VIP's record share.
-    pub(super) fn plan_tags(&mut self, want: &Want, plan: &mut Plan, retired: &mut Retired) {
-        for id in want.pools.keys() {
+    pub(super) fn plan_tags(
+        &mut self,
+        want: &Want,
+        touched: &BTreeSet<PoolId>,
+        plan: &mut Plan,
+        retired: &mut Retired,
+    ) {
+        let (wanted, gone): (Vec<_>, Vec<_>) = touched.iter().partition(|id| want.pools.contains_key(*id));
+        for id in wanted {
             if self.tags.contains_key(id) {
                 continue;
             }
             match self.tag_ids.take() {
                 Some(tag) => drop(self.tags.insert(id.clone(), tag)),
-                None => plan.problems.push(problem(id, "no pool tag is left".to_owned())),
+                None => {
+                    plan.problems.push(problem(id, "no pool tag is left".to_owned()));
+                    self.again.pools.insert(id.clone());
+                }
             }
         }
-        self.tags.retain(|id, tag| {
-            let kept = want.pools.contains_key(id);
-            if !kept {
-                retired.tags.push(*tag);
-            }
-            kept
-        });
+        retired.tags.extend(gone.into_iter().filter_map(|id| self.tags.remove(id)));
     }
 
-    pub(super) fn plan_backends(&mut self, want: &Want, now: u32, plan: &mut Plan, retired: &mut Retired) {
+    pub(super) fn plan_backends(
+        &mut self,
+        want: &Want,
+        touched: &BTreeSet<PoolId>,
+        now: u32,
+        plan: &mut Plan,
+        retired: &mut Retired,
+    ) {
         let mut keep = BTreeSet::new();
-        for (pool_id, pool) in &want.pools {
+        for (pool_id, pool) in touched.iter().filter_map(|id| Some((id, want.pools.get(id)?))) {
             let Some(tag) = self.tags.get(pool_id).copied() else { continue };
             for (addr, backend) in &pool.backends {
                 let key = (pool_id.clone(), *addr, Rewrite::new(backend.mode, backend.way.source));
@@ -43,6 +54,7 @@ impl Book {
                 };
                 let Some(id) = id else {
                     plan.problems.push(problem(pool_id, format!("backend {addr}: no backend id is left")));
+                    self.again.pools.insert(pool_id.clone());
                     continue;
                 };
                 if !self.backends.contains_key(&key)
@@ -58,14 +70,14 @@ impl Book {
                 keep.insert(key);
             }
         }
-        self.plan_former(want, &keep, now, plan);
-        self.backends.retain(|_, line| {
-            let kept = line.standing != Standing::Over;
-            if !kept {
-                retired.backends.push(line.id);
+        self.note_former(want, touched, &keep, now);
+        self.reroute_former(&want.ways, plan);
+        for pool in touched {
+            for key in self.over(pool) {
+                retired.backends.extend(self.backends.remove(&key).map(|line| (pool.clone(), line.id)));
             }
-            kept
-        });
+            self.note_changing(pool);
+        }
     }
 
     /// Plans another way to backends that are installed, and to former selves of some; others are
@@ -73,7 +85,7 @@ impl Book {
     pub fn reroute<'a>(
         &mut self,
         moved: impl IntoIterator<Item = (&'a PoolId, SocketAddr, &'a Backend)>,
-        ways: &BTreeMap<IpAddr, Way>,
+        ways: &Ways,
     ) -> Plan {
         let mut plan = Plan::default();
         for (pool, addr, backend) in moved {
@@ -83,6 +95,8 @@ impl Book {
             if line.words != words {
                 plan.ops.push(Op::Backend(id, words));
                 self.backends.insert(key, Line { id, words, standing: Standing::Wanted });
+                // It is another than the last plan has made it.
+                self.again.pools.insert(pool.clone());
             }
         }
         self.reroute_former(ways, &mut plan);

@@ -11,7 +11,7 @@ use lb_common::{Backend, BackendId, Mode};
 
 use super::{BackendKey, Book, Line, Observed, Op, Plan};
 use crate::datapath::memory::Tables;
-use crate::datapath::want::{self, Want, Way};
+use crate::datapath::want::{self, Want, Ways};
 use crate::model::l4::{ForwardingMode, PoolId};
 
 /// How the addresses of a backend's flows are rewritten, as its server sees it. Modes with one rewrite can
@@ -78,7 +78,7 @@ pub(super) fn mode(mode: Mode) -> ForwardingMode {
 impl Book {
     /// Puts backends that no way leads to, and that are installed, back in the wish as they were.
     pub fn keep_lost(&self, want: &mut Want) {
-        for (id, pool) in &mut want.pools {
+        for (id, pool) in want.pools.clone().iter().filter(|(_, pool)| !pool.lost.is_empty()) {
             let known = pool.lost.iter().filter_map(|(addr, lost)| {
                 let lines =
                     self.rewrites(id, *addr).filter_map(|(_, line)| Some((line.standing, line.backend()?)));
@@ -94,8 +94,10 @@ impl Book {
                 if backend.mode == ForwardingMode::Nat {
                     want.addrs.entry(backend.way.source).or_insert(want::Owner::Node);
                 }
-                pool.lost.remove(&addr);
-                pool.backends.insert(addr, backend);
+                if let Some(pool) = want.pools.get_mut(id) {
+                    pool.lost.remove(&addr);
+                    pool.backends.insert(addr, backend);
+                }
             }
         }
     }
@@ -114,64 +116,86 @@ impl Book {
 
     /// Former selves of a pool's backends, with the mode that their flows go on in.
     pub fn former(&self, pool: &PoolId) -> impl Iterator<Item = (SocketAddr, ForwardingMode, BackendId)> {
-        let none = SocketAddr::from(([0, 0, 0, 0], 0));
-        let of_pool = self.backends.range((pool.clone(), none, Rewrite::Untouched)..);
-        let of_pool = of_pool.take_while(move |((of, _, _), _)| of == pool);
-        let former = of_pool.filter(|(_, line)| line.standing != Standing::Wanted);
-        former.filter_map(|((_, addr, _), line)| Some((*addr, mode(line.backend()?.mode), line.id)))
+        self.former_of(pool)
+            .filter_map(|((_, addr, _), line)| Some((*addr, mode(line.backend()?.mode), line.id)))
+    }
+
+    fn former_of(&self, pool: &PoolId) -> impl Iterator<Item = (&BackendKey, &Line)> {
+        self.of_pool(pool).filter(|(_, line)| line.standing != Standing::Wanted)
+    }
+
+    /// All lines of a pool.
+    pub(super) fn of_pool(&self, pool: &PoolId) -> impl Iterator<Item = (&BackendKey, &Line)> {
+        self.backends.range(first(pool)..).take_while(move |((of, _, _), _)| of == pool)
+    }
+
+    fn all_former(&self) -> impl Iterator<Item = (&BackendKey, &Line)> {
+        self.changing.iter().flat_map(|pool| self.former_of(pool))
     }
 
     /// Where the packets of all former selves go: the way there has to be known as before.
     pub fn former_destinations(&self) -> BTreeSet<IpAddr> {
-        let former = self.backends.values().filter(|line| line.standing != Standing::Wanted);
-        former.filter_map(|line| Some(line.backend()?.addr.into())).collect()
+        self.all_former().filter_map(|(_, line)| Some(line.backend()?.addr.into())).collect()
     }
 
     /// Our addresses that answers to former selves come to.
     pub(super) fn former_sources(&self) -> impl Iterator<Item = IpAddr> {
-        let former = self.backends.iter().filter(|(_, line)| line.standing != Standing::Wanted);
-        former.filter_map(|((_, _, rewrite), _)| match rewrite {
+        self.all_former().filter_map(|((_, _, rewrite), _)| match rewrite {
             Rewrite::From(source) => Some(*source),
             Rewrite::Untouched | Rewrite::Tunnelled | Rewrite::Delivered => None,
         })
     }
 
-    /// Lets lines drain whose backend is wanted with another rewrite. `wanted` are those of the others.
-    pub(super) fn plan_former(
+    /// Tells of the lines of these pools that are not wanted which are former selves, and which are over.
+    pub(super) fn note_former(
         &mut self,
         want: &Want,
+        pools: &BTreeSet<PoolId>,
         wanted: &BTreeSet<BackendKey>,
         now: u32,
-        plan: &mut Plan,
     ) {
-        self.note_former(want, wanted, now);
-        self.reroute_former(&want.ways, plan);
-    }
-
-    /// Tells of the lines that are not wanted which are former selves, and which are over.
-    pub(super) fn note_former(&mut self, want: &Want, wanted: &BTreeSet<BackendKey>, now: u32) {
-        for (key, line) in self.backends.iter_mut().filter(|(key, _)| !wanted.contains(*key)) {
-            let (pool, addr, _) = key;
-            let lives = want.pools.get(pool).is_some_and(|pool| pool.holds(*addr));
-            line.standing = match line.standing {
-                _ if !lives => Standing::Over,
-                Standing::Wanted => Standing::Former { named: now },
-                former => former,
-            };
+        for id in pools {
+            let pool = want.pools.get(id);
+            for (key, line) in of_pool_mut(&mut self.backends, id).filter(|(key, _)| !wanted.contains(*key)) {
+                line.standing = match line.standing {
+                    _ if !pool.is_some_and(|pool| pool.holds(key.1)) => Standing::Over,
+                    Standing::Wanted => Standing::Former { named: now },
+                    former => former,
+                };
+            }
+            self.note_changing(id);
         }
     }
 
+    /// Notes whether a pool has former selves.
+    pub(super) fn note_changing(&mut self, pool: &PoolId) {
+        if self.former_of(pool).next().is_some() {
+            self.changing.insert(pool.clone());
+        } else {
+            self.changing.remove(pool);
+        }
+    }
+
+    /// Backends of a pool that are to go.
+    pub(super) fn over(&self, pool: &PoolId) -> Vec<BackendKey> {
+        let over = self.former_of(pool).filter(|(_, line)| line.standing == Standing::Over);
+        over.map(|(key, _)| key.clone()).collect()
+    }
+
     /// Another way for former selves.
-    pub(super) fn reroute_former(&mut self, ways: &BTreeMap<IpAddr, Way>, plan: &mut Plan) {
-        let is_former = |line: &&mut Line| matches!(line.standing, Standing::Former { .. });
-        self.backends.values_mut().filter(is_former).for_each(|line| line.follow(ways, plan));
+    pub(super) fn reroute_former(&mut self, ways: &Ways, plan: &mut Plan) {
+        let Self { changing, backends, .. } = self;
+        for pool in &*changing {
+            let former = of_pool_mut(backends, pool).map(|(_, line)| line);
+            let former = former.filter(|line| matches!(line.standing, Standing::Former { .. }));
+            former.for_each(|line| line.follow(ways, plan));
+        }
     }
 
     /// Notes which former selves are still named: as previous owner, by the flow table, by a
     /// translation. One that is not goes with the next plan; returns whether there are any.
     pub(super) fn review_former(&mut self, tables: &Tables, observed: &Observed<'_>) -> bool {
-        let is_former = |line: &Line| matches!(line.standing, Standing::Former { .. });
-        if !self.backends.values().any(is_former) {
+        if self.changing.is_empty() {
             return false;
         }
         let Observed { now, grace, .. } = *observed;
@@ -179,34 +203,50 @@ impl Book {
             tables.flow_words().map(Entry).filter(|entry| !entry.is_none() && entry.age(now) <= grace);
         let remembered: HashSet<BackendId> = fresh.map(Entry::backend).collect();
         let mut any = false;
-        for ((pool, _, rewrite), line) in &mut self.backends {
-            let Standing::Former { named } = &mut line.standing else { continue };
-            let in_table = self.tables.get(pool).is_some_and(|table| table.names(line.id));
-            if in_table || remembered.contains(&line.id) {
-                *named = now;
-                continue;
-            }
-            let is_over = match observed.translated {
-                _ if !rewrite.is_translated() => true,
-                // A look that began before it was named last may have missed a flow.
-                Some((then, ids)) => (then.wrapping_sub(*named) as i32) > 0 && !ids.contains(&line.id),
-                None => false,
-            };
-            if is_over {
-                line.standing = Standing::Over;
-                any = true;
+        let Self { changing, backends, tables, again, .. } = self;
+        for pool in &*changing {
+            let table = tables.get(pool);
+            for ((_, _, rewrite), line) in of_pool_mut(backends, pool) {
+                let Standing::Former { named } = &mut line.standing else { continue };
+                if table.is_some_and(|table| table.names(line.id)) || remembered.contains(&line.id) {
+                    *named = now;
+                    continue;
+                }
+                let is_over = match observed.translated {
+                    _ if !rewrite.is_translated() => true,
+                    // A look that began before it was named last may have missed a flow.
+                    Some((then, ids)) => (then.wrapping_sub(*named) as i32) > 0 && !ids.contains(&line.id),
+                    None => false,
+                };
+                if is_over {
+                    line.standing = Standing::Over;
+                    again.pools.insert(pool.clone());
+                    any = true;
+                }
             }
         }
         any
     }
 }
 
+/// Comes before all keys of a pool.
+fn first(pool: &PoolId) -> BackendKey {
+    (pool.clone(), SocketAddr::from(([0, 0, 0, 0], 0)), Rewrite::Untouched)
+}
+
+fn of_pool_mut<'a>(
+    backends: &'a mut BTreeMap<BackendKey, Line>,
+    pool: &'a PoolId,
+) -> impl Iterator<Item = (&'a BackendKey, &'a mut Line)> {
+    backends.range_mut(first(pool)..).take_while(move |((of, _, _), _)| of == pool)
+}
+
 impl Line {
     /// Drains, and takes the way that leads where its packets go.
-    fn follow(&mut self, ways: &BTreeMap<IpAddr, Way>, plan: &mut Plan) {
+    fn follow(&mut self, ways: &Ways, plan: &mut Plan) {
         let Some(mut backend) = self.backend() else { return };
         backend.draining = true;
-        if let Some(way) = ways.get(&backend.addr.into()) {
+        if let Some(Ok(way)) = ways.get(&IpAddr::from(backend.addr)) {
             backend.next_hop = way.next_hop;
             backend.tags = way.tags;
             backend.mtu = way.mtu;

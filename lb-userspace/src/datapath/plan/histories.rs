@@ -145,7 +145,7 @@ impl History {
 
     fn pool(&self) -> PoolId {
         PoolId {
-            service: ObjectName::new("default", "history"),
+            service: ObjectName::new("default", "history").into(),
             port: 80,
             protocol: self.protocol,
             family: Family::V4,
@@ -171,7 +171,17 @@ impl History {
         let conservative = self.conservative;
         let pool = Pool { backends: backends.collect(), conservative, affinity, ..Pool::default() };
         want.pools.insert(self.pool(), pool);
-        assert_eq!(self.balancer.apply(&want, self.now), vec![]);
+        self.plan(&want);
+    }
+
+    /// What changed is planned; a plan of everything comes to the same.
+    fn plan(&mut self, want: &Want) {
+        let mut whole = self.balancer.book().clone();
+        whole.doubt();
+        let _ = whole.plan(want, self.now);
+        assert_eq!(self.balancer.apply(want, self.now), vec![]);
+        whole.look(self.balancer.tables(), self.now);
+        assert!(*self.balancer.book() == whole, "{:#?}\n{whole:#?}", self.balancer.book());
     }
 
     fn wish(&self, backend: SocketAddr) -> (Wish, u32) {
@@ -357,7 +367,7 @@ impl History {
         let tables = &self.balancer.book().tables;
         prop_assert!(tables.values().all(|table| table.descriptor().previous().is_none()));
         prop_assert_eq!(self.balancer.book().former(&self.pool()).count(), 0, "former selves are left");
-        assert_eq!(self.balancer.apply(&Want::default(), self.now), vec![]);
+        self.plan(&Want::default());
         prop_assert_eq!(&self.balancer.book().regions, &Regions::new(maps::POOL_SLOTS));
         if !self.conservative && !self.affinity {
             // Whoever is gone is forgotten.

@@ -1,5 +1,6 @@
 //! The address and VIP tables: laid out whole, put in force by one store.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use lb_common::{Addr, AddrEntry, Epoch, TCP, UDP, VipEntry, wire_port};
@@ -10,11 +11,23 @@ use crate::datapath::want::{Owner, Place, Target, Want};
 use crate::model::l4::{Listener, Protocol};
 
 impl Book {
-    pub(super) fn plan_lookup(&mut self, want: &Want, plan: &mut Plan, retired: &mut Retired) -> Halves {
-        let mut owned = want.addrs.clone();
-        for source in self.former_sources() {
-            owned.entry(source).or_insert(Owner::Node);
+    /// `moved`: VIPs, or the records that they name, may be others than before.
+    pub(super) fn plan_lookup(
+        &mut self,
+        want: &Want,
+        moved: bool,
+        plan: &mut Plan,
+        retired: &mut Retired,
+    ) -> Halves {
+        let former: BTreeSet<IpAddr> = self.former_sources().collect();
+        if !moved && former == self.former_sources {
+            return Halves::InForce;
         }
+        let mut owned = want.addrs.clone();
+        for source in &former {
+            owned.entry(*source).or_insert(Owner::Node);
+        }
+        self.former_sources = former;
         let gone: Vec<IpAddr> =
             self.addr_ids.keys().filter(|addr| !owned.contains_key(*addr)).copied().collect();
         for addr in gone {
@@ -28,6 +41,7 @@ impl Book {
             };
             let Some(id) = id else {
                 plan.problems.push(too_many(&format!("{addr}: too many addresses")));
+                self.again.vips = true;
                 continue;
             };
             self.addr_ids.insert(*addr, id);
@@ -46,6 +60,7 @@ impl Book {
         }
         let (Some(addr_lines), Some(vip_lines)) = (layout::addrs(&lookup.0), layout::vips(&lookup.1)) else {
             plan.problems.push(too_many("the VIP table does not fit; the old one stays"));
+            self.again.vips = true;
             return Halves::Stale;
         };
         let half = self.epoch.half() ^ 1;

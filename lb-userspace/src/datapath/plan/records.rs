@@ -1,6 +1,6 @@
 //! Records of VIPs: their table and rules; and the sets of source ranges they name.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use lb_common::{Record, Rules};
 
@@ -16,6 +16,7 @@ impl Book {
             }
             let Some(set) = self.range_ids.take() else {
                 plan.problems.push(too_many("too many different sets of source ranges"));
+                self.again.vips = true;
                 continue;
             };
             plan.ops.push(Op::Ranges(set, ranges.clone()));
@@ -31,47 +32,24 @@ impl Book {
         });
     }
 
+    /// Records of all VIPs.
     pub(super) fn plan_records(&mut self, want: &Want, plan: &mut Plan, retired: &mut Retired) {
-        let mut keep = BTreeSet::new();
-        let mut vips_of: BTreeMap<&PoolId, usize> = BTreeMap::new();
-        for target in want.vips.values() {
+        self.places.clear();
+        for (place, target) in &want.vips {
             if let Target::Pool(id) = target {
-                *vips_of.entry(id).or_default() += 1;
+                self.places.entry(id.clone()).or_default().insert(*place);
             }
         }
+        let mut keep = BTreeSet::new();
         for (place, target) in &want.vips {
             let pool = match target {
-                Target::Pool(id) => Some(id),
+                Target::Pool(id) => Some(id.clone()),
                 // Its set of ranges stands in a record.
                 Target::Punt(_) if want.ranges.contains_key(place) => None,
                 Target::Punt(_) => continue,
             };
-            let key: RecordKey = (*place, pool.cloned());
-            let several = pool.and_then(|id| vips_of.get(id)).is_some_and(|vips| *vips > 1);
-            let Some(record) = self.record(&key, want, several) else { continue };
-            match self.records.get_mut(&key) {
-                Some((index, old)) if same_rules(old, &record) => {
-                    if old.descriptor != record.descriptor {
-                        plan.ops.push(Op::Switch(*index, record.descriptor));
-                        *old = record;
-                    }
-                }
-                old => {
-                    // Other rules are another record: the switch is the epoch's.
-                    if let Some((index, _)) = old {
-                        retired.records.push(*index);
-                    }
-                    let Some(index) = self.record_ids.take() else {
-                        self.records.remove(&key);
-                        let message = format!("VIP {}: too many VIPs", place.addr);
-                        plan.problems
-                            .push(pool.map_or_else(|| too_many(&message), |id| problem(id, message.clone())));
-                        continue;
-                    };
-                    plan.ops.push(Op::Record(index, record.words()));
-                    self.records.insert(key.clone(), (index, record));
-                }
-            }
+            let key = (*place, pool);
+            self.plan_record(&key, want, plan, retired);
             keep.insert(key);
         }
         self.records.retain(|key, (index, _)| {
@@ -81,6 +59,58 @@ impl Book {
             }
             kept
         });
+    }
+
+    /// Those of the VIPs of these pools; tells whether a VIP names another one now.
+    pub(super) fn plan_records_of(
+        &mut self,
+        want: &Want,
+        pools: &BTreeSet<PoolId>,
+        plan: &mut Plan,
+        retired: &mut Retired,
+    ) -> bool {
+        let keys = pools.iter().filter_map(|id| Some((id, self.places.get(id)?)));
+        let keys = keys.flat_map(|(id, places)| places.iter().map(|place| (*place, Some(id.clone()))));
+        let keys: BTreeSet<RecordKey> = keys.collect();
+        let index = |book: &Self, key| book.records.get(key).map(|(index, _)| *index);
+        let mut moved = false;
+        for key in &keys {
+            let before = index(self, key);
+            self.plan_record(key, want, plan, retired);
+            moved |= before != index(self, key);
+        }
+        moved
+    }
+
+    fn plan_record(&mut self, key: &RecordKey, want: &Want, plan: &mut Plan, retired: &mut Retired) {
+        let (place, pool) = key;
+        let several = pool.as_ref().and_then(|id| self.places.get(id)).is_some_and(|places| places.len() > 1);
+        let record = self.record(key, want, several);
+        if record.is_none() {
+            self.again.vips = true;
+        }
+        let old = self.records.get_mut(key);
+        if let (Some((index, old)), Some(record)) = (old, record)
+            && same_rules(old, &record)
+        {
+            if old.descriptor != record.descriptor {
+                plan.ops.push(Op::Switch(*index, record.descriptor));
+                *old = record;
+            }
+            return;
+        }
+        // Other rules are another record: the switch is the epoch's.
+        retired.records.extend(self.records.remove(key).map(|(index, _)| index));
+        let Some(record) = record else { return };
+        let Some(index) = self.record_ids.take() else {
+            let message = format!("VIP {}: too many VIPs", place.addr);
+            let told = pool.as_ref().map_or_else(|| too_many(&message), |id| problem(id, message.clone()));
+            plan.problems.push(told);
+            self.again.vips = true;
+            return;
+        };
+        plan.ops.push(Op::Record(index, record.words()));
+        self.records.insert(key.clone(), (index, record));
     }
 
     /// The record of a VIP; `several` share its pool.

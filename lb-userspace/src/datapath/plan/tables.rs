@@ -121,8 +121,16 @@ impl Table {
 }
 
 impl Book {
-    pub(super) fn plan_tables(&mut self, want: &Want, now: u32, plan: &mut Plan, retired: &mut Retired) {
-        for id in want.pools.keys() {
+    pub(super) fn plan_tables(
+        &mut self,
+        want: &Want,
+        touched: &BTreeSet<PoolId>,
+        now: u32,
+        plan: &mut Plan,
+        retired: &mut Retired,
+    ) {
+        let (wanted, gone): (Vec<_>, Vec<_>) = touched.iter().partition(|id| want.pools.contains_key(*id));
+        for id in wanted {
             let shares = self.shares(id, want);
             let asked = want.pools.get(id).is_some_and(|pool| pool.affinity.is_some() || pool.conservative);
             let former: BTreeSet<BackendId> = self.former(id).map(|(_, _, id)| id).collect();
@@ -143,16 +151,13 @@ impl Book {
                 None => {
                     let message = "no memory is left for its table; it keeps the old one".to_owned();
                     plan.problems.push(problem(id, message));
+                    self.again.pools.insert(id.clone());
                 }
             }
         }
-        self.tables.retain(|id, table| {
-            let kept = want.pools.contains_key(id);
-            if !kept {
-                table.retire(retired);
-            }
-            kept
-        });
+        for table in gone.into_iter().filter_map(|id| self.tables.remove(id)) {
+            table.retire(retired);
+        }
     }
 
     /// The table over other shares, in regions of its own: smaller than wished rather than none.
@@ -210,15 +215,19 @@ impl Book {
         None
     }
 
-    /// Reads the marks that packets left on the previous owners of contested slots. Regions that
-    /// were retired by the last plan still hold theirs: called before the next one.
+    /// Reads the marks that packets left on the previous owners of contested slots.
     pub(super) fn note_used(&mut self, slot: impl Fn(u32) -> Slot, now: u32) {
         for table in self.tables.values_mut() {
-            let bits = table.slots.bits();
-            let regions = table.left.take().into_iter().chain(table.previous.map(|base| (base, bits)));
-            for (base, bits) in regions {
-                table.slots.note_used(bits, |index| slot(base + index).is_used(), now);
-            }
+            let Some(base) = table.previous else { continue };
+            table.slots.note_used(table.slots.bits(), |index| slot(base + index).is_used(), now);
+        }
+    }
+
+    /// The same of regions that were retired by the last plan: called before the next one.
+    pub(super) fn note_left(&mut self, slot: impl Fn(u32) -> Slot, now: u32) {
+        for table in self.tables.values_mut() {
+            let Some((base, bits)) = table.left.take() else { continue };
+            table.slots.note_used(bits, |index| slot(base + index).is_used(), now);
         }
     }
 
@@ -295,8 +304,8 @@ impl Book {
             retired.regions.push((previous, 1 << bits));
             table.previous = None;
             let descriptor = table.descriptor();
-            for ((_, pool), (index, record)) in &mut self.records {
-                if pool.as_ref() == Some(id) {
+            for place in self.places.get(id).into_iter().flatten() {
+                if let Some((index, record)) = self.records.get_mut(&(*place, Some(id.clone()))) {
                     record.descriptor = descriptor;
                     plan.ops.push(Op::Switch(*index, descriptor));
                 }

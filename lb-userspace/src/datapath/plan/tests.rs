@@ -9,7 +9,7 @@ use super::*;
 use crate::datapath::maglev;
 use crate::datapath::memory::Tables;
 use crate::datapath::walk::{self, Balanced, Found, Sources};
-use crate::datapath::want::{Backend, Lost, Owner, Pool, Target, Way};
+use crate::datapath::want::{Backend, Lost, Owner, Pool, Target, Way, Ways};
 use crate::model::ObjectName;
 use crate::model::l4::{Family, ForwardingMode, Listener, Protocol};
 
@@ -27,7 +27,9 @@ pub(super) fn worlds() -> impl Strategy<Value = Vec<Want>> {
                     let id = pool_id(service);
                     for vip in vips {
                         want.addrs.insert(vip_addr(vip), Owner::Vip);
-                        want.vips.entry(place(vip)).or_insert_with(|| Target::Pool(id.clone()));
+                        if !want.vips.contains_key(&place(vip)) {
+                            want.vips.insert(place(vip), Target::Pool(id.clone()));
+                        }
                     }
                     let mode = if nat { ForwardingMode::Nat } else { ForwardingMode::L2 };
                     let backends = backends
@@ -44,7 +46,7 @@ pub(super) fn worlds() -> impl Strategy<Value = Vec<Want>> {
 
 pub(super) fn pool_id(service: u8) -> PoolId {
     PoolId {
-        service: ObjectName::new("default", format!("service-{service}")),
+        service: ObjectName::new("default", format!("service-{service}")).into(),
         port: 80,
         protocol: Protocol::Tcp,
         family: Family::V4,
@@ -287,7 +289,7 @@ fn another_way_writes_the_lines_that_a_whole_plan_would_write_and_no_more() {
         backend.way.next_hop = NextHop::new(Mac([6; 6]), Mac([4; 6]), u32::from(addr.port()));
     }
     let backends = backends.iter().map(|(addr, backend)| (&id, *addr, backend));
-    let ops = book.reroute(backends, &BTreeMap::new()).ops;
+    let ops = book.reroute(backends, &Ways::new()).ops;
 
     assert_eq!(ops.len(), 2, "{ops:?}");
     assert!(ops.iter().all(|op| matches!(op, Op::Backend(..))), "{ops:?}");
@@ -389,7 +391,7 @@ fn a_backend_of_another_mode_keeps_its_flows_in_the_old_one_until_they_are_over(
 
     // The way there changes: for both.
     let way = Way { mtu: 1400, ..backend(1, 1).way };
-    let plan = book.reroute([], &[(backend_addr(1).ip(), way)].into());
+    let plan = book.reroute([], &Ways::unit(backend_addr(1).ip(), Ok(way)));
     plan.ops.iter().for_each(|op| op.apply(&tables, &mut ()));
     assert_eq!(line_of(old, &tables).map(|line| line.mtu), Some(1400));
 

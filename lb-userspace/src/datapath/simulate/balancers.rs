@@ -173,7 +173,7 @@ fn addr(number: u16) -> SocketAddr {
 
 fn pool() -> PoolId {
     PoolId {
-        service: ObjectName::new("simulated", "service"),
+        service: ObjectName::new("simulated", "service").into(),
         port: PORT,
         protocol: Protocol::Tcp,
         family: Family::V4,

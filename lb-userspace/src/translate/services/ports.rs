@@ -1,6 +1,7 @@
 //! The ports of one Service: which VIPs each has, and who gets what comes there, the proxy or a pool.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{ServicePort, ServiceSpec};
 
@@ -128,7 +129,7 @@ impl Ports<'_> {
         if vips.is_empty() {
             return;
         }
-        let service = (*name).clone();
+        let service = Arc::new((*name).clone());
         let id = PoolId { service, port: *number, protocol: *protocol, family };
         let mut pool = terms.pool(&id, &endpoints, nodes, field, about);
         reachable(&mut pool, *number, field, of_service, about);
@@ -152,6 +153,6 @@ impl Ports<'_> {
         if !pool.backends.values().any(takes_flows) {
             nobody(&id, &pool, of_service, slices, &endpoints, field, about);
         }
-        claims.output.pools.insert(id, pool);
+        claims.output.pools.insert(id, Arc::new(pool));
     }
 }

@@ -94,18 +94,28 @@ fn richer_worlds() -> impl Strategy<Value = Vec<Want>> {
                 let prefixes =
                     ["198.51.100.0/24", "192.0.2.0/24"].into_iter().take((bits >> vip) as usize & 3);
                 if bits >> (8 + vip) & 1 != 0 {
-                    let prefixes = prefixes.map(|text| text.parse().expect("a prefix")).collect();
+                    let prefixes: BTreeSet<Prefix> =
+                        prefixes.map(|text| text.parse().expect("a prefix")).collect();
                     want.ranges.insert(place, prefixes);
                 }
             }
-            for (index, pool) in want.pools.values_mut().enumerate() {
+            let mut index = 0;
+            want.pools.edit(|_, pool| {
                 pool.conservative = bits >> (16 + index) & 1 != 0;
                 pool.affinity = (bits >> (20 + index) & 1 != 0).then_some(100);
                 pool.reject = bits >> (24 + index) & 1 != 0;
-            }
+                index += 1;
+            });
             // A pool without a VIP has no name in the tables, and no flow.
             let served: Vec<Target> = want.vips.values().cloned().collect();
-            want.pools.retain(|id, _| served.contains(&Target::Pool(id.clone())));
+            let is_served = |id: &&PoolId| served.contains(&Target::Pool((*id).clone()));
+            want.pools = want
+                .pools
+                .clone()
+                .iter()
+                .filter(|(id, _)| is_served(id))
+                .map(|(id, pool)| (id.clone(), pool.clone()))
+                .collect();
         }
         worlds
     })
@@ -255,7 +265,8 @@ fn what_an_agent_left_goes_on_until_the_wish_for_it_is_known_and_then_under_its_
     let mut whole = Want::default();
     serve(&mut whole, 0, &[1, 2, 3]);
     serve(&mut whole, 1, &[4, 5]);
-    whole.ranges.insert(place(0), ["198.51.100.0/24".parse().expect("a prefix")].into());
+    let ranges: BTreeSet<Prefix> = ["198.51.100.0/24".parse().expect("a prefix")].into();
+    whole.ranges.insert(place(0), ranges);
     kernel.apply(&book.plan(&whole, 0).ops);
     let ends = kernel.ends();
 
@@ -270,8 +281,9 @@ fn what_an_agent_left_goes_on_until_the_wish_for_it_is_known_and_then_under_its_
 
     // As the wish with it becomes.
     let mut both = whole.clone();
-    let first = both.pools.remove(&pool_id(0)).expect("served");
-    both.pools.insert(adopted.clone(), first);
+    let first = whole.pools.share(&pool_id(0)).expect("served");
+    both.pools.remove(&pool_id(0));
+    both.pools.insert(adopted.clone(), std::sync::Arc::clone(first));
     both.vips.insert(place(0), Target::Pool(adopted.clone()));
     let mut book = kernel.adopt(&both);
     assert_eq!(book.plan(&both, 0), Plan::default(), "nothing changes");
