@@ -9,71 +9,59 @@ const NOBODY: BackendId = BackendId(0);
 /// Owners of the slots of one table.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Slots {
-    cells: Vec<Cell>,
+    owners: Vec<BackendId>,
+    /// How each stands; empty while all have settled, as nearly all do nearly always.
+    contests: Vec<Option<Contest>>,
 }
 
-/// One slot.
+/// Flows of a slot may have other owners than it has: the flow table knows, and those it does not know have
+/// `previous` (id 0: nobody who lives).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Cell {
-    owner: BackendId,
-    state: State,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
-    /// Every flow of the slot is its owner's.
-    Settled,
-    /// Flows may have other owners: the flow table knows, and those it does not know have
-    /// `previous` (id 0: nobody who lives).
-    Contested {
-        previous: BackendId,
-        /// Time since which the flow table is asked, and written, with this `previous`.
-        since: u32,
-        /// Time when a flow that is not remembered was last known to use `previous`.
-        used: u32,
-    },
+struct Contest {
+    previous: BackendId,
+    /// Time since which the flow table is asked, and written, with this `previous`.
+    since: u32,
+    /// Time when a flow that is not remembered was last known to use `previous`.
+    used: u32,
 }
 
 impl Slots {
     /// Slots as tables in force have them; without a table of previous owners none is contested. When
     /// they changed is not known: `now` is as good as the last moment.
     pub fn adopt(current: &[Slot], previous: Option<&[Slot]>, now: u32) -> Self {
-        let cell = |(index, slot): (usize, &Slot)| {
+        let contest = |(index, slot): (usize, &Slot)| {
             let previous = previous.and_then(|previous| previous.get(index)).filter(|_| slot.is_contested());
-            let contested =
-                |previous: &Slot| State::Contested { previous: previous.backend(), since: now, used: now };
-            let state = previous.map_or(State::Settled, contested);
-            Cell { owner: slot.backend(), state }
+            previous.map(|previous| Contest { previous: previous.backend(), since: now, used: now })
         };
-        Self { cells: current.iter().enumerate().map(cell).collect() }
+        let contests = current.iter().enumerate().map(contest).collect();
+        Self::new(current.iter().map(|slot| slot.backend()).collect(), contests)
+    }
+
+    fn new(owners: Vec<BackendId>, contests: Vec<Option<Contest>>) -> Self {
+        let any = contests.iter().any(Option::is_some);
+        Self { owners, contests: if any { contests } else { Vec::new() } }
     }
 
     /// Whether these owners, repeated as often as needed, are the present ones.
     pub fn are_owned_as(&self, owners: &[BackendId]) -> bool {
         let wanted = |index: usize| owners.get(index & owners.len().wrapping_sub(1)).copied();
-        owners.len() <= self.cells.len()
-            && self
-                .cells
-                .iter()
-                .enumerate()
-                .all(|(index, cell)| cell.owner == wanted(index).unwrap_or(NOBODY))
+        owners.len() <= self.owners.len()
+            && self.owners.iter().enumerate().all(|(index, owner)| *owner == wanted(index).unwrap_or(NOBODY))
     }
 
     /// log2 of the number of slots; 0 for none.
     pub fn bits(&self) -> u32 {
-        self.cells.len().checked_ilog2().unwrap_or(0)
+        self.owners.len().checked_ilog2().unwrap_or(0)
     }
 
     /// Slots that have not settled.
     pub fn contested(&self) -> usize {
-        self.cells.iter().filter(|cell| cell.state != State::Settled).count()
+        self.contests.iter().flatten().count()
     }
 
     /// Whether a slot has this backend as its owner, or as the previous one.
     pub fn name(&self, id: BackendId) -> bool {
-        self.cells.iter().any(|cell| {
-            cell.owner == id || matches!(cell.state, State::Contested { previous, .. } if previous == id)
-        })
+        self.owners.contains(&id) || self.contests.iter().flatten().any(|contest| contest.previous == id)
     }
 
     /// Gives the slots new owners (a power of two of them; empty: nobody owns any). `lives` says
@@ -83,47 +71,57 @@ impl Slots {
     /// its older owner while that lives. A table that grows or shrinks is compared slot by slot at
     /// the larger of both sizes, which names the same owners as the smaller one.
     pub fn change(&mut self, owners: &[BackendId], lives: impl Fn(BackendId) -> bool, now: u32) {
-        let size = owners.len().max(self.cells.len());
+        let size = owners.len().max(self.owners.len());
         let repeated = |index: usize| owners.get(index & owners.len().wrapping_sub(1)).copied();
-        let old = |index: usize| self.cells.get(index & self.cells.len().wrapping_sub(1)).copied();
-        let cells: Vec<Cell> = (0..size)
-            .map(|index| {
-                let owner = repeated(index).unwrap_or(NOBODY);
-                let state = old(index).map_or(State::Settled, |cell| cell.next(owner, &lives, now));
-                Cell { owner, state }
-            })
-            .collect();
-        self.cells = cells;
-        if !owners.is_empty() && self.contested() == 0 {
+        let before = |index: usize| {
+            let index = index & self.owners.len().wrapping_sub(1);
+            let owner = self.owners.get(index).copied()?;
+            Some((owner, self.contests.get(index).copied().flatten()))
+        };
+        let new: Vec<BackendId> = (0..size).map(|index| repeated(index).unwrap_or(NOBODY)).collect();
+        let contest = |(index, owner): (usize, &BackendId)| {
+            let (then, contest) = before(index)?;
+            next(then, contest, *owner, &lives, now)
+        };
+        let contests = new.iter().enumerate().map(contest).collect();
+        *self = Self::new(new, contests);
+        if !owners.is_empty() && self.contests.is_empty() {
             // Back to the size of `owners`, which says the same.
-            self.cells.truncate(owners.len());
+            self.owners.truncate(owners.len());
         }
     }
 
     /// Forgets the slots where none has an owner, or had one that flows may keep. Without slots nobody asks
     /// the flow table.
     pub fn clear_if_nobody_owns_any(&mut self) {
-        if self.contested() == 0 && self.cells.iter().all(|cell| cell.owner == NOBODY) {
-            self.cells.clear();
+        if self.contests.is_empty() && self.owners.iter().all(|owner| *owner == NOBODY) {
+            self.owners.clear();
         }
     }
 
     /// Contests every slot with its own owner: flows may be remembered with other ones, although
     /// the slots had settled.
     pub fn doubt(&mut self, now: u32) {
-        for cell in self.cells.iter_mut().filter(|cell| cell.state == State::Settled) {
-            cell.state = State::Contested { previous: cell.owner, since: now, used: now };
+        self.contests.resize(self.owners.len(), None);
+        for (owner, contest) in self.owners.iter().zip(&mut self.contests) {
+            contest.get_or_insert(Contest { previous: *owner, since: now, used: now });
         }
+    }
+
+    /// Contested slots with their owners.
+    fn contests_mut(&mut self) -> impl Iterator<Item = (u32, BackendId, &mut Option<Contest>)> {
+        let all = (0u32..).zip(&self.owners).zip(&mut self.contests);
+        all.map(|((index, owner), contest)| (index, *owner, contest)).filter(|(_, _, one)| one.is_some())
     }
 
     /// Notes that flows which are not remembered used the previous owners of these slots (of a
     /// table of `1 << bits` slots, which may have been smaller than this one).
     pub fn note_used(&mut self, bits: u32, is_used: impl Fn(u32) -> bool, now: u32) {
-        for (index, cell) in (0u32..).zip(&mut self.cells) {
-            if let State::Contested { used, .. } = &mut cell.state
+        for (index, _, contest) in self.contests_mut() {
+            if let Some(contest) = contest
                 && is_used(index & ((1 << bits) - 1))
             {
-                *used = now;
+                contest.used = now;
             }
         }
     }
@@ -131,11 +129,9 @@ impl Slots {
     /// Notes that a flow which was forgotten at `then` may have been of the previous owner of any slot.
     /// Where it is seen again, it is not remembered.
     pub fn note_forgotten(&mut self, then: u32, now: u32) {
-        for cell in &mut self.cells {
-            if let State::Contested { used, .. } = &mut cell.state
-                && now.wrapping_sub(then) < now.wrapping_sub(*used)
-            {
-                *used = then;
+        for contest in self.contests.iter_mut().flatten() {
+            if now.wrapping_sub(then) < now.wrapping_sub(contest.used) {
+                contest.used = then;
             }
         }
     }
@@ -150,13 +146,16 @@ impl Slots {
         differs: impl Fn(u32, BackendId) -> bool,
     ) -> Vec<(u32, Slot)> {
         let mut settled = Vec::new();
-        for (index, cell) in (0u32..).zip(&mut self.cells) {
-            let State::Contested { previous, since, used } = cell.state else { continue };
-            let kept = previous != NOBODY && previous != cell.owner && !is_over(used, now, grace);
-            if is_over(since, now, grace) && !kept && !differs(index, cell.owner) {
-                cell.state = State::Settled;
-                settled.push((index, Slot::settled(cell.owner)));
+        for (index, owner, slot) in self.contests_mut() {
+            let Some(Contest { previous, since, used }) = *slot else { continue };
+            let kept = previous != NOBODY && previous != owner && !is_over(used, now, grace);
+            if is_over(since, now, grace) && !kept && !differs(index, owner) {
+                *slot = None;
+                settled.push((index, Slot::settled(owner)));
             }
+        }
+        if self.contested() == 0 {
+            self.contests = Vec::new();
         }
         settled
     }
@@ -166,13 +165,13 @@ impl Slots {
     /// beginning cannot be told. Returns what now stands for the previous owner.
     pub fn pass(&mut self, now: u32, grace: u32) -> Vec<(u32, Slot)> {
         let mut passed = Vec::new();
-        for (index, cell) in (0u32..).zip(&mut self.cells) {
-            if let State::Contested { previous, since, .. } = &mut cell.state
+        for (index, owner, contest) in self.contests_mut() {
+            if let Some(Contest { previous, since, .. }) = contest
                 && is_over(*since, now, grace)
-                && *previous != cell.owner
+                && *previous != owner
             {
-                *previous = cell.owner;
-                passed.push((index, Slot::settled(cell.owner)));
+                *previous = owner;
+                passed.push((index, Slot::settled(owner)));
             }
         }
         passed
@@ -180,20 +179,17 @@ impl Slots {
 
     /// The current table as the program reads it.
     pub fn current(&self) -> Vec<Slot> {
-        let cell = |cell: &Cell| match cell.state {
-            State::Settled => Slot::settled(cell.owner),
-            State::Contested { .. } => Slot::contested(cell.owner),
+        let slot = |(index, owner): (usize, &BackendId)| match self.contests.get(index) {
+            Some(Some(_)) => Slot::contested(*owner),
+            Some(None) | None => Slot::settled(*owner),
         };
-        self.cells.iter().map(cell).collect()
+        self.owners.iter().enumerate().map(slot).collect()
     }
 
     /// The previous owners' table; `None` where no slot is contested.
     pub fn previous(&self) -> Option<Vec<Slot>> {
-        let previous = |cell: &Cell| match cell.state {
-            State::Settled => Slot::settled(NOBODY),
-            State::Contested { previous, .. } => Slot::settled(previous),
-        };
-        (self.contested() > 0).then(|| self.cells.iter().map(previous).collect())
+        let previous = |contest: &Option<Contest>| Slot::settled(contest.map_or(NOBODY, |it| it.previous));
+        (!self.contests.is_empty()).then(|| self.contests.iter().map(previous).collect())
     }
 }
 
@@ -203,23 +199,24 @@ fn is_over(since: u32, now: u32, grace: u32) -> bool {
     now.wrapping_sub(since) > grace.saturating_add(1)
 }
 
-impl Cell {
-    fn next(self, owner: BackendId, lives: impl Fn(BackendId) -> bool, now: u32) -> State {
-        let alive = |id: BackendId| if id != NOBODY && lives(id) { id } else { NOBODY };
-        match self.state {
-            State::Settled if self.owner == owner => State::Settled,
-            // The flows of an owner that is gone are lost whatever we do.
-            State::Settled if alive(self.owner) == NOBODY => State::Settled,
-            State::Settled => State::Contested { previous: self.owner, since: now, used: now },
-            State::Contested { previous, since, used } => {
-                let older = if alive(previous) != NOBODY { previous } else { alive(self.owner) };
-                // While unknown flows were the owner's own, none was remembered.
-                let begins = owner != self.owner && (older != previous || previous == self.owner);
-                let since = if begins { now } else { since };
-                State::Contested { previous: older, since, used }
-            }
-        }
-    }
+/// How a slot stands that was `then`'s and is `owner`'s now; `None`: it has settled.
+fn next(
+    then: BackendId,
+    contest: Option<Contest>,
+    owner: BackendId,
+    lives: impl Fn(BackendId) -> bool,
+    now: u32,
+) -> Option<Contest> {
+    let alive = |id: BackendId| if id != NOBODY && lives(id) { id } else { NOBODY };
+    let Some(Contest { previous, since, used }) = contest else {
+        // The flows of an owner that is gone are lost whatever we do.
+        let lost = then == owner || alive(then) == NOBODY;
+        return (!lost).then_some(Contest { previous: then, since: now, used: now });
+    };
+    let older = if alive(previous) != NOBODY { previous } else { alive(then) };
+    // While unknown flows were the owner's own, none was remembered.
+    let begins = owner != then && (older != previous || previous == then);
+    Some(Contest { previous: older, since: if begins { now } else { since }, used })
 }
 
 #[cfg(test)]
