@@ -85,6 +85,8 @@ pub(super) trait Watch {
     fn directory(&mut self, path: &Path);
     /// The walk is about to read this file through a symbolic link, or as the root itself.
     fn linked_file(&mut self, path: &Path);
+    /// There is a symbolic link: what it leads to may change without a word about any file here.
+    fn link(&mut self);
     /// Somebody has this file open for writing.
     fn is_busy(&self, path: &Path) -> bool;
 }
@@ -95,6 +97,7 @@ pub(super) struct NoWatch;
 impl Watch for NoWatch {
     fn directory(&mut self, _: &Path) {}
     fn linked_file(&mut self, _: &Path) {}
+    fn link(&mut self) {}
     fn is_busy(&self, _: &Path) -> bool {
         false
     }
@@ -136,7 +139,14 @@ impl Walk<'_> {
         let mut paths = Vec::new();
         for entry in entries {
             match entry {
-                Ok(entry) => paths.push(entry.path()),
+                Ok(entry) => {
+                    if entry.file_type().is_ok_and(|kind| kind.is_symlink())
+                        && !is_hidden_or_temporary(&entry.file_name().to_string_lossy())
+                    {
+                        self.watch.link();
+                    }
+                    paths.push(entry.path());
+                }
                 Err(error) => {
                     self.scan.unlistable.insert(relative.to_owned(), error.to_string());
                 }
@@ -228,6 +238,14 @@ pub(super) fn read_one(path: &Path) -> io::Result<Option<Vec<u8>>> {
         Ok(None) => Err(io::ErrorKind::FileTooLarge.into()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
+    }
+}
+
+/// Whether a file of this path, if there is one, is nothing but that: no link, no directory.
+pub(super) fn is_plain_or_gone(path: &Path) -> bool {
+    match fs::symlink_metadata(path) {
+        Ok(metadata) => metadata.is_file(),
+        Err(error) => error.kind() == io::ErrorKind::NotFound,
     }
 }
 

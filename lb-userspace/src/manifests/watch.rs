@@ -26,6 +26,9 @@ use crate::objects::Admission;
 /// Quiet time after the last event before the directory is read: a `kubectl`-like writer, an
 /// editor's rename dance or a symlink swap take a few milliseconds.
 const DEBOUNCE: Duration = Duration::from_millis(50);
+/// The same where all that happened is that files were replaced, and each is there and whole: enough for
+/// the next of several.
+const DEBOUNCE_WHOLE: Duration = Duration::from_millis(4);
 /// Under a steady stream of events the directory is read at least this often.
 const DEBOUNCE_CAP: Duration = Duration::from_millis(500);
 /// A file that stays open for writing longer than this is read as it is.
@@ -111,7 +114,8 @@ impl Watcher {
         }
         let cap = Instant::now() + DEBOUNCE_CAP;
         while Instant::now() < cap && !self.stream_broken {
-            let quiet = (Instant::now() + DEBOUNCE).min(cap);
+            let pause = if self.watched.are_whole() { DEBOUNCE_WHOLE } else { DEBOUNCE };
+            let quiet = (Instant::now() + pause).min(cap);
             match tokio::time::timeout_at(quiet, self.events.next()).await {
                 Ok(event) => self.note(event),
                 Err(_) => return,
@@ -178,6 +182,8 @@ struct Watched {
     /// The files that it happened to; `None`: more than that.
     files: Option<BTreeSet<PathBuf>>,
     root_missing: bool,
+    /// The newest scan met a symbolic link.
+    linked: bool,
     degraded: Option<String>,
 }
 
@@ -199,6 +205,7 @@ impl Watched {
             pending: false,
             files: None,
             root_missing: false,
+            linked: false,
             degraded: None,
         }
     }
@@ -222,6 +229,7 @@ impl Watched {
         self.pending = false;
         self.files = Some(BTreeSet::new());
         self.degraded = None;
+        self.linked = false;
         let now = Instant::now();
         self.busy.retain(|_, since| now.duration_since(*since) < BUSY_CAP);
         self.seen.clear();
@@ -251,13 +259,22 @@ impl Watched {
         if event.mask.contains(EventMask::IGNORED) {
             return;
         }
+        let path = self.path_of(event);
+        let is_file = event.name.is_some() && !event.mask.contains(EventMask::ISDIR);
+        if let Some(path) = path.as_ref().filter(|_| is_file)
+            && !self.linked
+            && !scan::is_manifest(path)
+            && scan::is_plain_or_gone(path)
+        {
+            // What an editor has beside a manifest while it replaces it; nothing leads there.
+            return;
+        }
         self.pending = true;
-        let Some(path) = self.path_of(event) else {
+        let Some(path) = path else {
             self.files = None;
             return;
         };
-        let is_file =
-            event.name.is_some() && !event.mask.contains(EventMask::ISDIR) && scan::is_manifest(&path);
+        let is_file = is_file && scan::is_manifest(&path);
         match &mut self.files {
             Some(files) if is_file => drop(files.insert(path.clone())),
             _ => self.files = None,
@@ -275,6 +292,13 @@ impl Watched {
             Some(name) => path.join(name),
             None => path.clone(),
         })
+    }
+
+    /// All that happened is that files were replaced, and nobody writes any.
+    fn are_whole(&self) -> bool {
+        // One that has just been made is empty.
+        let there = |path: &PathBuf| path.symlink_metadata().is_ok_and(|file| file.len() > 0);
+        self.busy.is_empty() && self.files.as_ref().is_some_and(|files| files.iter().all(there))
     }
 
     /// When to look without an event; `None`: never.
@@ -334,7 +358,65 @@ impl Watch for Watched {
         }
     }
 
+    fn link(&mut self) {
+        self.linked = true;
+    }
+
     fn is_busy(&self, path: &Path) -> bool {
         self.busy.contains_key(path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::objects::Admission;
+
+    const NAMESPACE: &str = "{apiVersion: v1, kind: Namespace, metadata: {name: a}}";
+
+    /// What is read after this was done beside a hundred files; `None`: all of them.
+    async fn read_after(change: impl FnOnce(&Path)) -> Option<Vec<String>> {
+        let dir = tempfile::tempdir().expect("a directory");
+        for number in 0..100 {
+            fs::write(dir.path().join(format!("{number}.yaml")), NAMESPACE).expect("a file");
+        }
+        let admission = Admission {
+            alone: |_, _| Vec::new(),
+            among: |_, _| Box::new(|_, _| Vec::new()),
+            config_map: None,
+        };
+        let (_loaded, mut watcher) = watch(dir.path(), admission).expect("watched");
+        change(dir.path());
+        watcher.wait_for_change().await;
+        let changed = watcher.watched.changed(dir.path());
+        changed.map(|changed| changed.into_keys().collect())
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_replaced_is_the_only_one_that_is_read() {
+        let renamed = read_after(|dir| {
+            fs::write(dir.join(".7.yaml.new"), NAMESPACE).expect("a file");
+            fs::rename(dir.join(".7.yaml.new"), dir.join("7.yaml")).expect("renamed");
+        });
+        let kept_beside = read_after(|dir| {
+            fs::rename(dir.join("7.yaml"), dir.join("7.yaml~")).expect("renamed");
+            fs::write(dir.join("7.yaml"), NAMESPACE).expect("a file");
+            fs::remove_file(dir.join("7.yaml~")).expect("removed");
+        });
+
+        assert_eq!(renamed.await, Some(vec!["7.yaml".to_owned()]));
+        assert_eq!(kept_beside.await, Some(vec!["7.yaml".to_owned()]));
+    }
+
+    #[tokio::test]
+    async fn a_link_may_lead_to_what_is_hidden_so_everything_is_read() {
+        let linked = read_after(|dir| {
+            fs::write(dir.join(".hidden"), NAMESPACE).expect("a file");
+            std::os::unix::fs::symlink(".hidden", dir.join("linked.yaml")).expect("a link");
+        });
+
+        assert_eq!(linked.await, None);
     }
 }
