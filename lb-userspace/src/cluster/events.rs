@@ -27,6 +27,8 @@ use crate::objects::{Key, Kind, Object};
 const COMPONENT: &str = "nginx-ingress-controller";
 /// What lasts is told again so often: the API server forgets Events after an hour.
 const REPEAT: Duration = Duration::from_secs(30 * 60);
+/// Between two looks at all that is the case. Events may be that late.
+const GLANCE: Duration = Duration::from_millis(250);
 /// Told at once before the pace counts.
 const BURST: u32 = 25;
 /// Time for one Event.
@@ -127,11 +129,17 @@ impl Recorder {
         let mut allowance = Allowance::new(Instant::now());
         // What lasts is told again, whether or not anything else happens.
         let mut repeat = tokio::time::interval(REPEAT);
+        let mut rested = Instant::now();
         loop {
             let next = (!self.memory.queue.is_empty()).then(|| allowance.next(Instant::now()));
             let settled = self.memory.settled();
+            let report = &mut self.report;
+            let reported = async move {
+                sleep_until(rested).await;
+                report.changed().await
+            };
             let goes_on = tokio::select! {
-                changed = self.report.changed() => changed.is_ok(),
+                changed = reported => changed.is_ok(),
                 changed = self.leads.changed() => changed.is_ok(),
                 _ = repeat.tick() => true,
                 () = sleep_until(settled.unwrap_or_else(Instant::now)), if settled.is_some() => true,
@@ -149,6 +157,7 @@ impl Recorder {
             let report = Arc::clone(&self.report.borrow_and_update());
             if *self.leads.borrow_and_update() {
                 self.note(&report);
+                rested = Instant::now() + GLANCE;
             } else {
                 self.memory = Memory::default();
                 self.health.done(Work::Events);

@@ -1,6 +1,6 @@
 //! What is known of each name, and when it is to be asked for again. Knows no network; the time is an argument.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,8 +8,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::client::{Answer, Error};
-use super::names;
+use crate::model::Shared;
 use crate::model::l7::{L7, Upstream};
+use crate::model::upstream::UpstreamName;
 
 /// An answer holds as long as it says, but is asked for again no earlier and no later than this.
 const SHORTEST: Duration = Duration::from_secs(1);
@@ -23,6 +24,9 @@ const STALE: Duration = Duration::from_secs(600);
 #[derive(Default)]
 pub(super) struct Cache {
     names: HashMap<String, Entry>,
+    /// Upstreams of the state before that stand for a name, and all of them.
+    external: BTreeMap<UpstreamName, String>,
+    upstreams: Shared<UpstreamName, Upstream>,
 }
 
 #[derive(Default)]
@@ -39,13 +43,26 @@ struct Entry {
 }
 
 impl Cache {
-    /// Keeps the names of this state and forgets others.
+    /// Keeps the names of this state and forgets others. Costs what differs from the state before.
     pub(super) fn want(&mut self, l7: &L7) {
-        let wanted = names(l7);
-        self.names.retain(|name, _| wanted.contains(name.as_str()));
+        let before = std::mem::replace(&mut self.upstreams, l7.upstreams.clone());
+        let mut changed = false;
+        for change in l7.upstreams.changes(&before) {
+            let name = change.now.and_then(|upstream| upstream.external.as_ref()).map(|it| it.name.clone());
+            changed |= self.external.get(change.key) != name.as_ref();
+            match name {
+                Some(name) => _ = self.external.insert(change.key.clone(), name),
+                None => _ = self.external.remove(change.key),
+            }
+        }
+        if !changed {
+            return;
+        }
+        let wanted: BTreeSet<&String> = self.external.values().collect();
+        self.names.retain(|name, _| wanted.contains(name));
         for name in wanted {
             if !self.names.contains_key(name) {
-                self.names.insert(name.to_owned(), Entry::default());
+                self.names.insert(name.clone(), Entry::default());
             }
         }
     }
@@ -121,7 +138,8 @@ impl Cache {
             return Arc::clone(l7);
         }
         let mut filled = L7::clone(l7);
-        for (name, upstream) in &l7.upstreams {
+        for name in self.external.keys() {
+            let Some(upstream) = l7.upstreams.get(name) else { continue };
             let Some(external) = &upstream.external else { continue };
             let addrs = self.names.get(&external.name).into_iter().flat_map(|entry| &entry.addrs);
             let endpoints = addrs.map(|addr| SocketAddr::new(*addr, external.port)).collect();

@@ -9,7 +9,6 @@ mod client;
 mod message;
 mod system;
 
-use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -110,12 +109,6 @@ async fn sleep_until(due: Option<Instant>) {
         Some(due) => tokio::time::sleep_until(due).await,
         None => std::future::pending().await,
     }
-}
-
-/// Names of a state, each once.
-fn names(l7: &L7) -> BTreeSet<&str> {
-    let external = l7.upstreams.values().filter_map(|upstream| upstream.external.as_ref());
-    external.map(|external| external.name.as_str()).collect()
 }
 
 #[cfg(test)]
