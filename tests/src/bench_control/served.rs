@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use penstock::l7::{Options, Proxy, Temp};
 use penstock::manifests;
+use penstock::model::ObjectName;
 use penstock::translate::{self, ADMISSION, Translator};
 use tokio::sync::watch;
 
@@ -18,7 +19,11 @@ use super::cluster::Cluster;
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// Times from a changed file to the request that is served by it; the reader waits for 50 ms of quiet
+/// No line for each request between the figures.
+const SETTINGS: &str = "{apiVersion: v1, kind: ConfigMap, metadata: {namespace: bench, name: settings}, \
+                        data: {disable-access-log: \"true\"}}";
+
+/// Times from a changed file to the request that is served by it; the reader waits for 4 ms of quiet
 /// before it reads, which is part of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Served {
@@ -40,11 +45,14 @@ pub fn measure(ingresses: usize, rounds: usize) -> Result<Served> {
         fs::write(dir.path().join(format!("ingress-{index}.yaml")), cluster.ingress(index, "60"))?;
         fs::write(dir.path().join(format!("slice-{index}.yaml")), Cluster::slice(index))?;
     }
+    fs::write(dir.path().join("settings.yaml"), SETTINGS)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let guard = runtime.enter();
     let (mut loaded, watcher) = manifests::watch(dir.path(), ADMISSION)?;
     drop(guard);
-    let (mut translator, options) = (Translator::default(), translate::Options::default());
+    let config_map = Some(ObjectName::new("bench", "settings"));
+    let options = translate::Options { config_map, ..translate::Options::default() };
+    let mut translator = Translator::default();
     let first = translator.translate(&loaded.borrow_and_update().objects, &options);
     let desired = watch::Sender::new(first.snapshot.l7);
     let local = SocketAddr::from(([127, 0, 0, 1], 0));

@@ -14,7 +14,7 @@ use kube::Client;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::super::served;
-use super::world::{self, NODES, PODS, POOLS, PORT};
+use super::world::{self, NODES, PODS, POOLS, PORT, SETTINGS};
 use crate::agent::binary;
 use crate::apiserver::{self, ApiServer};
 use crate::bench_l7::PROXY_CPU;
@@ -75,7 +75,9 @@ impl Site {
         let at = |name: &str| self.dir.path().join(name).to_string_lossy().into_owned();
         let (run, kubeconfig) = (at("run"), self.server.kubeconfig().to_string_lossy().into_owned());
         let (node, pools) = (world::node(0), format!("--address-pools={POOLS}"));
-        let mut args = vec!["run", "--run-dir", &run, "--kubeconfig", &kubeconfig, "--workers", "1", &pools];
+        let settings = format!("--configmap={SETTINGS}");
+        let mut args =
+            vec!["run", "--run-dir", &run, "--kubeconfig", &kubeconfig, "--workers", "1", &pools, &settings];
         // Another one goes on where this one ends.
         args.extend(["--update-status-on-shutdown=false", "--drain-seconds", "0", "--node-name", &node]);
         let kernel = ["--interface", "eth0", "--pin", "off"];

@@ -19,6 +19,8 @@ pub const POOL: &str = "198.18.0.0/16";
 pub const PODS: &str = "10.200.0.0/16";
 /// Namespace and name of the ConfigMap with the pool.
 pub const POOLS: &str = "ns-0/pools";
+/// Namespace and name of the ConfigMap with the settings.
+pub const SETTINGS: &str = "ns-0/settings";
 /// Nodes that endpoints are on.
 pub const NODES: usize = 20;
 
@@ -85,9 +87,13 @@ impl World {
         let class = json!({"metadata": {"name": "nginx"}, "spec": {"controller": "k8s.io/ingress-nginx"}});
         let (namespace, name) = POOLS.split_once('/').context("a namespace")?;
         let pool = json!({"metadata": {"name": name}, "data": {"bench": format!("addresses: [{POOL}]")}});
+        let (_, settings) = SETTINGS.split_once('/').context("a namespace")?;
+        // The load keeps its connections.
+        let settings = json!({"metadata": {"name": settings}, "data": {"keep-alive-requests": "100000000"}});
         let few = [
             ("/apis/networking.k8s.io/v1/ingressclasses".to_owned(), class),
             (format!("/api/v1/namespaces/{namespace}/configmaps"), pool),
+            (format!("/api/v1/namespaces/{namespace}/configmaps"), settings),
         ];
         create(client, few.into()).await?;
         create(client, (0..self.services()).map(|service| self.service(service)).collect()).await?;
