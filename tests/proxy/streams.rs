@@ -271,6 +271,36 @@ fn an_exchange_of_several_answers_stays_with_its_endpoint() {
 }
 
 #[test]
+fn a_flood_of_clients_at_one_port_keeps_nobody_from_another() {
+    let backends = [answering("a:", 1)];
+    let (flooded, calm) = (nobody().port(), nobody().port());
+    let l7 = with_stream(to(&backends), Protocol::Udp, flooded, Preamble::None, Preamble::None);
+    let l7 = with_stream(l7, Protocol::Udp, calm, Preamble::None, Preamble::None);
+    // Of two answers one comes, so that nobody's exchange ends.
+    let rig = Rig::start(with_terms(l7, StreamTerms { responses: 2, ..StreamTerms::default() }));
+    for port in [flooded, calm] {
+        ask_datagram(&udp_client(port), "q");
+    }
+    let mut flood = (1..=250).flat_map(|third| (1..=250).map(move |fourth| [127, 7, third, fourth]));
+    let crowd = eventually(DEADLINE, || {
+        for from in flood.by_ref().take(64) {
+            let client = UdpSocket::bind((Ipv4Addr::from(from), 0)).expect("bind");
+            client.send_to(b"q", ("127.0.0.1", flooded)).expect("sent");
+        }
+        (rig.metric("penstock_l7_stream_connections_total") > 2200.0).then_some(())
+    });
+    assert!(crowd.is_some(), "more clients than there is room for");
+
+    let client = udp_client(calm);
+    client.set_read_timeout(Some(DEADLINE)).expect("timeout");
+    client.send(b"q").expect("sent once");
+
+    let mut answer = [0; 16];
+    let length = client.recv(&mut answer).expect("an answer");
+    assert_eq!(&answer[..length], b"a:q");
+}
+
+#[test]
 fn a_port_that_is_gone_is_free_although_answers_are_missing() {
     // Of two answers one comes, so the exchange would wait for ten minutes.
     let backends = [answering("a:", 1)];

@@ -14,6 +14,7 @@ use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
 use self::datagrams::Datagrams;
+pub(super) use self::udp::Crowd;
 use super::arrival;
 use super::gate::{self, LAST_ARRIVALS};
 use super::listen;

@@ -23,7 +23,7 @@ use super::outside::Outside;
 use super::route::Router;
 use super::snapshot::Current;
 use super::spill::Spills;
-use super::streams::{self, Ports};
+use super::streams::{self, Crowd, Ports};
 use super::timers::Timers;
 use super::tls::Tls;
 use super::upstream::{Peer, Pool, Seat};
@@ -90,7 +90,7 @@ pub(super) struct Worker {
     /// Ports beside http and https.
     pub(super) streams: Ports,
     /// Clients of UDP ports that an endpoint may still answer.
-    pub(super) exchanges: Cell<usize>,
+    pub(super) exchanges: Crowd,
     draining: Cell<bool>,
     /// Connections that wait for a request are to end.
     ends_idle: Cell<bool>,
@@ -186,7 +186,7 @@ async fn run(
         tls,
         gate: Rc::default(),
         streams: Ports::new(ips, seat.worker),
-        exchanges: Cell::new(0),
+        exchanges: Crowd::default(),
         draining: Cell::new(false),
         ends_idle: Cell::new(false),
         active: Cell::new(0),

@@ -16,8 +16,8 @@ use super::super::worker::{ACCEPT_PAUSE, Worker};
 use super::datagrams::{Asker, Datagrams, Said};
 use crate::model::l4::Protocol;
 
-/// Clients of a worker at once, on all its ports: each has a socket. Of more, the one that has been silent for long
-/// makes room.
+/// Clients of a worker at once, on all its ports: each has a socket. Of more, one of the port with most that has been
+/// silent for long makes room.
 const CLIENTS: usize = 2048;
 /// How many are looked at for that one: a flood must not cost a walk through all for each datagram.
 const SAMPLE: usize = 32;
@@ -27,7 +27,8 @@ const LAST_ANSWERS: Duration = Duration::from_secs(1);
 const BYTES: usize = 65_536;
 
 /// Clients that an endpoint may still answer.
-type Exchanges = Rc<RefCell<HashMap<Asker, Rc<Exchange>>>>;
+type Exchanges = Rc<Clients>;
+type Clients = RefCell<HashMap<Asker, Rc<Exchange>>>;
 
 struct Exchange {
     endpoint: UdpSocket,
@@ -39,11 +40,43 @@ struct Exchange {
     over: Notify,
 }
 
+/// The clients of a worker, on all its ports.
+#[derive(Default)]
+pub(in crate::l7) struct Crowd {
+    /// Sockets towards endpoints.
+    sockets: Cell<usize>,
+    ports: RefCell<Vec<Weak<Clients>>>,
+}
+
+impl Crowd {
+    fn add(&self, exchanges: &Exchanges) {
+        let mut ports = self.ports.borrow_mut();
+        ports.retain(|port| port.strong_count() > 0);
+        ports.push(Rc::downgrade(exchanges));
+    }
+
+    fn is_full(&self) -> bool {
+        self.sockets.get() >= CLIENTS
+    }
+
+    /// Ends one that has been silent for long at the port with most: a flood costs its own port alone. Whether there
+    /// is room at once for one of `asking`. Where that has most itself there is not, and the datagram that asked is lost; its
+    /// client's next one finds room.
+    fn make_room(&self, asking: &Exchanges) -> bool {
+        let ports = self.ports.borrow().iter().filter_map(Weak::upgrade).collect::<Vec<_>>();
+        let Some(largest) = ports.into_iter().max_by_key(|port| port.borrow().len()) else { return false };
+        dismiss_one(&largest);
+        // It ends in a moment, and until then there is one socket more.
+        largest.borrow().len() > asking.borrow().len()
+    }
+}
+
 /// Takes datagrams until a moment after it is told to stop. Then the socket is closed whatever is unanswered: the
 /// kernel would hand it datagrams that nobody reads.
 pub(super) async fn serve(worker: Rc<Worker>, socket: Datagrams, port: u16, mut stop: oneshot::Receiver<()>) {
     let (socket, exchanges) = (Rc::new(socket), Exchanges::default());
     let (mut datagram, mut said) = (vec![0; BYTES], Said::new());
+    worker.exchanges.add(&exchanges);
     socket.settle().await;
     let mut end: Option<tokio::time::Instant> = None;
     loop {
@@ -65,10 +98,7 @@ pub(super) async fn serve(worker: Rc<Worker>, socket: Datagrams, port: u16, mut 
                 exchange.asked.set(exchange.asked.get() + 1);
                 exchange
             }
-            None if worker.exchanges.get() >= CLIENTS => {
-                make_room(&exchanges);
-                continue;
-            }
+            None if worker.exchanges.is_full() && !worker.exchanges.make_room(&exchanges) => continue,
             None => match begin(&worker, &socket, &exchanges, asker, port).await {
                 Some(exchange) => exchange,
                 None => continue,
@@ -81,8 +111,8 @@ pub(super) async fn serve(worker: Rc<Worker>, socket: Datagrams, port: u16, mut 
     }
 }
 
-/// Ends one that has been silent for long. The datagram that asked for it is lost; its client's next one finds room.
-fn make_room(exchanges: &Exchanges) {
+/// Ends one that has been silent for long.
+fn dismiss_one(exchanges: &Exchanges) {
     let mut exchanges = exchanges.borrow_mut();
     let sample = exchanges.iter().take(SAMPLE);
     let silent = sample.min_by_key(|(_, exchange)| exchange.spoke.get()).map(|(asker, _)| *asker);
@@ -122,7 +152,7 @@ async fn begin(
     let began = Instant::now();
     let spoke = Cell::new(Instant::now());
     let exchange = Rc::new(Exchange { endpoint, asked: Cell::new(1), spoke, over: Notify::new() });
-    worker.exchanges.set(worker.exchanges.get() + 1);
+    worker.exchanges.sockets.update(|sockets| sockets + 1);
     exchanges.borrow_mut().insert(asker, Rc::clone(&exchange));
     worker.counters.borrow_mut().datagrams.connections += 1;
     let (worker, socket) = (Rc::clone(worker), Rc::downgrade(socket));
@@ -131,7 +161,7 @@ async fn begin(
         if answer(&worker, &answering, &socket, asker).await == End::Refused {
             picked.failed(began.elapsed(), Instant::now());
         }
-        worker.exchanges.set(worker.exchanges.get().saturating_sub(1));
+        worker.exchanges.sockets.update(|sockets| sockets.saturating_sub(1));
         let mut exchanges = exchanges.borrow_mut();
         if exchanges.get(&asker).is_some_and(|known| Rc::ptr_eq(known, &answering)) {
             exchanges.remove(&asker);
