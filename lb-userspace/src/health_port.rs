@@ -14,11 +14,11 @@ use tokio::task::JoinSet;
 use tokio::time::{Duration, sleep, timeout};
 use tracing::warn;
 
-use crate::accept;
+use crate::accept::{self, Place};
 use crate::model::l4::{HealthPort, L4};
 
-/// A question has arrived and its answer left by then.
-const TIMEOUT: Duration = Duration::from_secs(5);
+/// A question has arrived and its answer left by then. Whoever asks has nothing else to do.
+const TIMEOUT: Duration = Duration::from_secs(1);
 /// Longest head of a question.
 const HEAD: usize = 8192;
 /// Pause before a port that somebody else has is tried again.
@@ -70,12 +70,12 @@ async fn listen(port: u16, desired: watch::Receiver<Arc<L4>>, healthy: Healthy) 
     };
     // Never told: the port closes with the task.
     let (_stop, stopped) = oneshot::channel();
-    let serve = move |stream, _, _, _| {
+    let serve = move |stream, _, _, place| {
         let entry = desired.borrow().health_ports.get(&port).cloned();
         let answer = entry.map(|entry| answer(&entry, healthy()));
         async move {
             if let Some(answer) = answer {
-                let _ = timeout(TIMEOUT, serve(stream, &answer)).await;
+                let _ = timeout(TIMEOUT, serve(stream, &place, &answer)).await;
             }
         }
     };
@@ -107,13 +107,14 @@ fn bind(port: u16) -> io::Result<TcpListener> {
 }
 
 /// Whatever is asked, the answer is the same.
-async fn serve(mut stream: TcpStream, answer: &str) -> io::Result<()> {
+async fn serve(mut stream: TcpStream, place: &Place, answer: &str) -> io::Result<()> {
     let mut head = Vec::with_capacity(512);
     while !head.windows(4).any(|end| end == b"\r\n\r\n") {
         if head.len() >= HEAD || stream.read_buf(&mut head).await? == 0 {
             return Ok(());
         }
     }
+    let _answering = place.answer();
     stream.write_all(answer.as_bytes()).await?;
     stream.shutdown().await
 }
@@ -160,6 +161,34 @@ mod tests {
                 "localEndpoints": local, "serviceProxyHealthy": healthy});
             assert_eq!(serde_json::from_str::<serde_json::Value>(body).expect("JSON"), expected, "{case}");
         }
+    }
+
+    #[tokio::test]
+    async fn who_holds_connections_and_asks_nothing_keeps_nobody_from_asking() {
+        let port =
+            TcpListener::bind("127.0.0.1:0").await.expect("a port").local_addr().expect("bound").port();
+        let entry = HealthPort { service: ObjectName::new("shop", "web"), local: 1 };
+        let l4 = L4 { health_ports: BTreeMap::from([(port, entry)]), ..L4::default() };
+        let desired = watch::Sender::new(Arc::new(l4));
+        let _handle = start(desired.subscribe(), Arc::new(|| true));
+        let mut silent = Vec::new();
+        let opening = async {
+            while silent.len() < 200 {
+                match TcpStream::connect(("127.0.0.1", port)).await {
+                    Ok(stream) => silent.push(stream),
+                    Err(_) => tokio::task::yield_now().await,
+                }
+            }
+        };
+        timeout(Duration::from_secs(10), opening).await.expect("all are connected");
+
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).await.expect("connected");
+        stream.write_all(b"GET / HTTP/1.1\r\n\r\n").await.expect("asked");
+        let mut answer = String::new();
+        let answered = timeout(Duration::from_secs(10), stream.read_to_string(&mut answer)).await;
+
+        assert!(answered.is_ok_and(|read| read.is_ok()), "the silent ones kept their places");
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
     }
 
     #[tokio::test]
