@@ -2,7 +2,8 @@
 
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
-use std::time::Instant;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use aws_lc_rs::{hmac, rand};
 
@@ -59,6 +60,14 @@ impl<V: Clone> Cache<V> {
         kept.values.get(key).filter(|(_, until)| now < *until).map(|(value, _)| value.clone())
     }
 
+    /// The same; what is remembered is so until then, at least.
+    fn renew(&self, key: &CacheKey, now: Instant, until: Instant) -> Option<V> {
+        let mut kept = self.kept.borrow_mut();
+        let (value, end) = kept.values.get_mut(key).filter(|(_, end)| now < *end)?;
+        *end = until.max(*end);
+        Some(value.clone())
+    }
+
     /// Remembers a value until then.
     pub(super) fn put(&self, key: CacheKey, value: V, until: Instant) {
         let Kept { values, order } = &mut *self.kept.borrow_mut();
@@ -74,10 +83,45 @@ impl<V: Clone> Cache<V> {
     }
 }
 
+/// Parts of a [`Known`], each with a lock of its own.
+const SHARDS: usize = 16;
+
+/// What all workers know to be so, for a while after it was last asked for.
+pub(super) struct Known {
+    keys: CacheKeys,
+    shards: [Mutex<Cache<()>>; SHARDS],
+    time: Duration,
+}
+
+impl Known {
+    /// For about so many facts, each for this time.
+    pub(super) fn new(most: usize, time: Duration) -> Self {
+        let shards = std::array::from_fn(|_| Mutex::new(Cache::new(most.div_ceil(SHARDS))));
+        Self { keys: CacheKeys::new(), shards, time }
+    }
+
+    /// Stands for these parts.
+    pub(super) fn key(&self, parts: &[&[u8]]) -> CacheKey {
+        self.keys.of(parts)
+    }
+
+    pub(super) fn has(&self, key: &CacheKey, now: Instant) -> bool {
+        self.shard(key, |facts| facts.renew(key, now, now + self.time).is_some())
+    }
+
+    pub(super) fn learn(&self, key: CacheKey, now: Instant) {
+        self.shard(&key, |facts| facts.put(key, (), now + self.time));
+    }
+
+    fn shard<T>(&self, [first, ..]: &CacheKey, act: impl FnOnce(&Cache<()>) -> T) -> T {
+        let [shard, ..] = &self.shards;
+        let shard = self.shards.get(usize::from(*first) % SHARDS).unwrap_or(shard);
+        act(&shard.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]
@@ -93,6 +137,20 @@ mod tests {
         cache.put(c, 4, later);
 
         assert_eq!([a, b, c].map(|key| cache.get(&key, now)), [None, Some(3), Some(4)]);
+    }
+
+    #[test]
+    fn what_is_known_stays_known_while_it_is_asked_for() {
+        let (known, start) = (Known::new(64, Duration::from_secs(60)), Instant::now());
+        let after = |seconds| start + Duration::from_secs(seconds);
+        let key = known.key(&[b"a"]);
+
+        assert!(!known.has(&key, start));
+        known.learn(key, start);
+
+        assert!(known.has(&key, after(59)));
+        assert!(known.has(&key, after(118)));
+        assert!(!known.has(&key, after(178)));
     }
 
     #[test]

@@ -1,12 +1,15 @@
-//! Threads that check passwords which take long to check, so that no worker does.
+//! Threads that check passwords which take long to check, so that no worker does; and which ones were right, for all
+//! workers: who is known to one waits in no queue of another, however many guess meanwhile.
 
 use std::io;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
+use super::cache::Known;
 use super::password;
 use crate::model::l7::policy::Password;
 
@@ -15,9 +18,17 @@ const WAITING: usize = 64;
 /// Threads at most: a flood of wrong passwords leaves the other cores to requests.
 const THREADS: usize = 2;
 
+/// Passwords that are known to be right, and for how long after they were last shown: a changed one counts at once,
+/// as the key of a password is of what it was compared with, too.
+const RIGHT: usize = 8192;
+const RIGHT_FOR: Duration = Duration::from_secs(60);
+
 /// Where checks are handed in.
 #[derive(Clone)]
-pub(in crate::l7) struct Hashing(SyncSender<Check>);
+pub(in crate::l7) struct Hashing {
+    checks: SyncSender<Check>,
+    right: Arc<Known>,
+}
 
 struct Check {
     kept: Password,
@@ -37,7 +48,7 @@ pub(in crate::l7) fn start(workers: usize) -> io::Result<(Hashing, Vec<JoinHandl
         let checks = Arc::clone(&checks);
         std::thread::Builder::new().name(format!("penstock-hash-{number}")).spawn(move || run(&checks))
     });
-    Ok((Hashing(hashing), threads.collect::<io::Result<_>>()?))
+    Ok((Hashing::new(hashing), threads.collect::<io::Result<_>>()?))
 }
 
 fn run(checks: &Mutex<Receiver<Check>>) {
@@ -52,12 +63,24 @@ fn run(checks: &Mutex<Receiver<Check>>) {
 }
 
 impl Hashing {
-    /// The password given is the one kept.
-    pub(super) async fn check(&self, kept: &Password, given: &[u8]) -> Result<bool, Busy> {
+    fn new(checks: SyncSender<Check>) -> Self {
+        Self { checks, right: Arc::new(Known::new(RIGHT, RIGHT_FOR)) }
+    }
+
+    /// The password given is the one kept of this user.
+    pub(super) async fn check(&self, user: &[u8], kept: &Password, given: &[u8]) -> Result<bool, Busy> {
+        let key = self.right.key(&[user, given, kept.text().as_bytes()]);
+        if self.right.has(&key, Instant::now()) {
+            return Ok(true);
+        }
         let (answer, answered) = oneshot::channel();
         let check = Check { kept: kept.clone(), given: given.to_vec(), answer };
-        self.0.try_send(check).map_err(|_| Busy)?;
-        answered.await.map_err(|_| Busy)
+        self.checks.try_send(check).map_err(|_| Busy)?;
+        let is_right = answered.await.map_err(|_| Busy)?;
+        if is_right {
+            self.right.learn(key, Instant::now());
+        }
+        Ok(is_right)
     }
 }
 
@@ -68,25 +91,29 @@ mod tests {
     #[tokio::test(flavor = "current_thread")]
     async fn a_check_beyond_those_that_may_wait_is_refused() {
         let (hashing, threads) = start(1).expect("threads");
-        assert_eq!(hashing.check(&Password::Plain(b"a".to_vec()), b"a").await, Ok(true));
+        assert_eq!(hashing.check(b"alice", &Password::Plain(b"a".to_vec()), b"a").await, Ok(true));
+        let right = Arc::clone(&hashing.right);
         drop(hashing);
         for thread in threads {
             thread.join().expect("ends with its last client");
         }
 
         let (sender, _unread) = sync_channel(WAITING);
-        let nobody = Hashing(sender);
+        let nobody = Hashing { right, ..Hashing::new(sender) };
         let waiting: Vec<_> = (0..WAITING)
             .map(|_| {
                 let hashing = nobody.clone();
-                let mut check = Box::pin(async move { hashing.check(&Password::Unusable, b"").await });
+                let mut check =
+                    Box::pin(async move { hashing.check(b"bob", &Password::Unusable, b"").await });
                 let polled =
                     check.as_mut().poll(&mut std::task::Context::from_waker(std::task::Waker::noop()));
                 assert!(polled.is_pending());
                 check
             })
             .collect();
-        assert_eq!(nobody.check(&Password::Unusable, b"").await, Err(Busy));
+        assert_eq!(nobody.check(b"bob", &Password::Unusable, b"").await, Err(Busy));
+        let known = nobody.check(b"alice", &Password::Plain(b"a".to_vec()), b"a").await;
+        assert_eq!(known, Ok(true), "who was let in before waits for nobody");
         drop(waiting);
     }
 }

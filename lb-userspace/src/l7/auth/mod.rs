@@ -31,10 +31,6 @@ use question::Question;
 pub(super) use hashing::{Hashing, start};
 pub(super) use question::Subject;
 
-/// Passwords that a worker knows to be right, and for how long: a changed one counts at once, as the key
-/// of a password is of what it was compared with, too.
-const RIGHT_PASSWORDS: usize = 1024;
-const RIGHT_FOR: Duration = Duration::from_secs(60);
 /// Answers of other services that a worker remembers, the largest of them, and for how long at most.
 const ANSWERS: usize = 1024;
 const ANSWER_BYTES: usize = 8 * 1024;
@@ -44,20 +40,13 @@ const ANSWER_FOR: Duration = Duration::from_secs(24 * 3600);
 pub(super) struct Authenticator {
     hashing: Hashing,
     keys: CacheKeys,
-    right: Cache<()>,
     client: AuthClient,
     answers: Cache<Rc<AuthResponse>>,
 }
 
 impl Authenticator {
     pub(super) fn new(hashing: Hashing) -> Self {
-        Self {
-            hashing,
-            keys: CacheKeys::new(),
-            right: Cache::new(RIGHT_PASSWORDS),
-            client: AuthClient::new(),
-            answers: Cache::new(ANSWERS),
-        }
+        Self { hashing, keys: CacheKeys::new(), client: AuthClient::new(), answers: Cache::new(ANSWERS) }
     }
 
     /// Closes what nobody has used for long.
@@ -206,16 +195,7 @@ impl Checks {
         if !password::is_costly(kept, given) {
             return Ok(password::is(kept, given));
         }
-        let Authenticator { hashing, keys, right, .. } = &worker.authenticator;
-        let key = keys.of(&[user, given, kept.text().as_bytes()]);
-        if right.get(&key, Instant::now()).is_some() {
-            return Ok(true);
-        }
-        let is_right = hashing.check(kept, given).await?;
-        if is_right {
-            right.put(key, (), Instant::now() + RIGHT_FOR);
-        }
-        Ok(is_right)
+        worker.authenticator.hashing.check(user, kept, given).await
     }
 
     /// Another service (`auth-url`), which is asked, or was.
