@@ -247,7 +247,8 @@ pub fn grant(pools: &[Pool], taken: &BTreeSet<IpAddr>, claims: &[&Claim]) -> BTr
     let mut order: Vec<_> = pools.iter().collect();
     // What is for few is not needed by all the others.
     order.sort_by_key(|pool| (pool.namespaces.is_empty(), pool.priority, &pool.name));
-    let mut allocation = Allocation { pools: order, taken, used: BTreeMap::new(), grants: BTreeMap::new() };
+    let (used, full, grants) = Default::default();
+    let mut allocation = Allocation { pools: order, taken, used, full, grants };
     claims.iter().for_each(|claim| allocation.keep(claim));
     claims.iter().for_each(|claim| allocation.requests(claim));
     claims.iter().for_each(|claim| allocation.others(claim));
@@ -260,6 +261,8 @@ struct Allocation<'a> {
     taken: &'a BTreeSet<IpAddr>,
     /// Who has what.
     used: BTreeMap<IpAddr, Vec<&'a Claim>>,
+    /// Pools, by their place, that have no address of a family left: nobody looks through a large one in vain twice.
+    full: BTreeSet<(usize, Family)>,
     grants: BTreeMap<ObjectName, Grant>,
 }
 
@@ -331,6 +334,9 @@ impl<'a> Allocation<'a> {
                     }
                 }
                 self.used.retain(|_, users| !users.is_empty());
+                if !given.is_empty() {
+                    self.full.clear();
+                }
                 grant.refusals.extend(missing.into_iter().map(Refusal::Incomplete));
             }
             // It makes do with what it got.
@@ -373,12 +379,22 @@ impl<'a> Allocation<'a> {
         with_key.map(|(addr, _)| *addr).find(|addr| Family::of(*addr) == family && self.free(claim, *addr))
     }
 
-    fn search(&self, claim: &Claim, family: Family) -> Option<IpAddr> {
+    fn search(&mut self, claim: &Claim, family: Family) -> Option<IpAddr> {
         let asked = claim.pool.is_some();
-        let pools = self.pools.iter().filter(|pool| pool.allows(claim) && (asked || pool.auto_assign));
-        pools
-            .flat_map(|pool| pool.candidates(family, &claim.service, self.used.len() + self.taken.len()))
-            .find(|addr| !self.used.contains_key(addr) && !self.taken.contains(addr))
+        let gone = self.used.len() + self.taken.len();
+        for (place, pool) in self.pools.iter().enumerate() {
+            let is_open = pool.allows(claim) && (asked || pool.auto_assign);
+            if !is_open || self.full.contains(&(place, family)) {
+                continue;
+            }
+            let mut candidates = pool.candidates(family, &claim.service, gone);
+            let is_free = |addr: &IpAddr| !self.used.contains_key(addr) && !self.taken.contains(addr);
+            match candidates.find(is_free) {
+                Some(addr) => return Some(addr),
+                None => self.full.insert((place, family)),
+            };
+        }
+        None
     }
 
     fn give(&mut self, claim: &'a Claim, addr: IpAddr) {

@@ -159,6 +159,31 @@ fn an_address_is_shared_by_key_where_no_port_is_used_twice() {
 }
 
 #[test]
+fn a_full_pool_is_looked_through_once_and_again_when_an_address_is_given_back() {
+    // Every address of a /18 is held, and as many again wait for one.
+    let held = (0..16_384_u32).map(|n| {
+        let addr = IpAddr::from(std::net::Ipv4Addr::from(u32::from_be_bytes([10, 0, 0, 0]) + n));
+        Claim { held: vec![addr], ..claim(&format!("a{n}")) }
+    });
+    let waiting = (0..16_384).map(|n| claim(&format!("b{n}")));
+    let mut claims: Vec<_> = held.chain(waiting).collect();
+
+    let grants = grant(&[pool("p", &["10.0.0.0/18"])], &claims);
+
+    assert_eq!(of(&grants, "a16383").0, ["10.0.63.255"]);
+    assert_eq!(of(&grants, "b16383").0, Vec::<String>::new());
+
+    // The first needs an IPv6 address, too, which there is not, and gives its other one back.
+    claims[0].families = vec![Family::V4, Family::V6];
+    claims[0].needs = Needs::All;
+    let grants = grant(&[pool("p", &["10.0.0.0/18"])], &claims);
+
+    assert_eq!(of(&grants, "a0").0, Vec::<String>::new());
+    assert_eq!(of(&grants, "b0").0, ["10.0.0.0"]);
+    assert_eq!(of(&grants, "b1").0, Vec::<String>::new());
+}
+
+#[test]
 fn dual_stack_is_both_or_what_there_is_as_the_service_says() {
     let four = [pool("four", &["192.0.2.1-192.0.2.2"])];
     let both = [pool("four", &["192.0.2.1"]), pool("six", &["2001:db8::1"])];
