@@ -358,7 +358,7 @@ impl Name {
         let passes = |byte: &u8| match names {
             HeaderNames::Plain => false,
             HeaderNames::Underscores => byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'),
-            HeaderNames::All => true,
+            HeaderNames::All => is_of_token(byte),
         };
         // Longer than any name of ours.
         let mut plain = [b'-'; 32];
@@ -371,6 +371,11 @@ impl Name {
             _ => Self::Dropped,
         }
     }
+}
+
+/// `tchar` of RFC 9110 5.6.2: what else is visible stands in no name that anybody passes on.
+fn is_of_token(byte: &u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte)
 }
 
 #[cfg(test)]

@@ -27,6 +27,7 @@ impl<'h, 'b> Parts<'h, 'b> {
             Ok(Status::Complete(len)) => len,
             Ok(Status::Partial) => return Ok(None),
             Err(Error::Token) => return Self::of_no_text::<N>(bytes, odd),
+            Err(Error::HeaderName) => return Self::of_odd_names::<N>(bytes, odd),
             Err(error) => return Err(refusal(error)),
         };
         let (Some(method), Some(path), Some(version)) = (parsed.method, parsed.path, parsed.version) else {
@@ -72,6 +73,60 @@ impl<'h, 'b> Parts<'h, 'b> {
             }
         }
         Err(Refusal::Malformed)
+    }
+
+    /// Names that are no tokens, like `X[`: nginx drops such a line, whoever asked decides. Nothing else of them is
+    /// taken more lightly than httparse does: a name is visible, its colon follows at once, lines end in CRLF.
+    fn of_odd_names<const N: usize>(
+        bytes: &'b [u8],
+        odd: &'h mut Vec<Header<'b>>,
+    ) -> Result<Option<Self>, Refusal> {
+        let end = bytes.iter().position(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+        let (line, block) = bytes.split_at_checked(end).ok_or(Refusal::Malformed)?;
+        let mut parsed = httparse::Request::new(&mut []);
+        let read = parsed.parse(line);
+        let (Ok(Status::Partial), Some(method), Some(path), Some(version)) =
+            (read, parsed.method, parsed.path, parsed.version)
+        else {
+            return Err(Refusal::Malformed);
+        };
+        let version = if version == 0 { Version::Http10 } else { Version::Http11 };
+        let Some(len) = header_lines(block, N, odd)? else { return Ok(None) };
+        Ok(Some(Self { len: end + len, method, path: path.as_bytes(), version, headers: odd }))
+    }
+}
+
+/// Reads lines up to the empty one; the length of all of them, `None` while they are incomplete.
+fn header_lines<'b>(
+    block: &'b [u8],
+    most: usize,
+    lines: &mut Vec<Header<'b>>,
+) -> Result<Option<usize>, Refusal> {
+    let is_text = |byte: &u8| matches!(byte, b'\t' | b' '..=b'~' | 0x80..);
+    let mut rest = block;
+    loop {
+        let Some(end) = rest.iter().position(|byte| *byte == b'\n') else {
+            let begun = rest.strip_suffix(b"\r").unwrap_or(rest);
+            return if begun.iter().all(is_text) { Ok(None) } else { Err(Refusal::Malformed) };
+        };
+        let (line, behind) = rest.split_at_checked(end + 1).ok_or(Refusal::Malformed)?;
+        let line = line.strip_suffix(b"\r\n").ok_or(Refusal::LineEnd)?;
+        rest = behind;
+        if line.is_empty() {
+            return Ok(Some(block.len() - rest.len()));
+        }
+        if lines.len() == most {
+            return Err(Refusal::HeadTooLarge);
+        }
+        let mut parts = line.splitn(2, |byte| *byte == b':');
+        let (Some(name), Some(value)) = (parts.next(), parts.next()) else { return Err(Refusal::Malformed) };
+        let name = std::str::from_utf8(name).map_err(|_| Refusal::Malformed)?;
+        let is_name = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_graphic());
+        if !is_name || !value.iter().all(is_text) {
+            return Err(Refusal::Malformed);
+        }
+        // Without controls, blanks and tabs are all that can be trimmed.
+        lines.push(Header { name, value: value.trim_ascii() });
     }
 }
 

@@ -76,6 +76,36 @@ fn a_target_that_is_no_text_is_read_like_any_other() {
 }
 
 #[test]
+fn a_name_that_is_no_token_is_dropped_and_nothing_else_taken_lightly() {
+    let head = b"POST /a HTTP/1.1\r\nHost: a\r\nX[: 1\r\nContent-Length:  5 \r\n(a): \r\n\r\n";
+
+    let seen = parse(head).expect("legal").expect("whole");
+
+    assert_eq!((seen.len, seen.length), (head.len(), Some(5)));
+    assert_eq!(seen.kept, "Content-Length:  5 \r\n");
+    for n in 0..head.len() {
+        assert_eq!(parse(&head[..n]), Ok(None), "cut after {n}");
+    }
+    let odd: [(&[u8], Refusal); 9] = [
+        (b"GET / HTTP/1.1\r\nHost: a\r\nX[ : 1\r\n\r\n", Refusal::Malformed),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nX[\x01: 1\r\n\r\n", Refusal::Malformed),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nX[: \x01\r\n\r\n", Refusal::Malformed),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nX[\r\n\r\n", Refusal::Malformed),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nX[: 1\n\r\n", Refusal::LineEnd),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nX[: 1\r\n y: 2\r\n\r\n", Refusal::Malformed),
+        (b"GET / HTTP/1.1\nHost: a\r\nX[: 1\r\n\r\n", Refusal::LineEnd),
+        (
+            b"GET / HTTP/1.1\r\nHost: a\r\nX[: 1\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\n",
+            Refusal::Framing,
+        ),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nX[: 1\r\nTransfer-Encoding : chunked\r\n\r\n", Refusal::Malformed),
+    ];
+    for (head, refusal) in odd {
+        assert_eq!(parse(head), Err(refusal), "{}", String::from_utf8_lossy(head));
+    }
+}
+
+#[test]
 fn refuses_heads_that_another_parser_could_read_differently() {
     use Refusal::{Coding, Framing, Host, LineEnd, Malformed, Target, Version};
     let cases: [(&str, &[u8], Refusal); 56] = [
@@ -343,6 +373,9 @@ fn names_that_are_ours_to_say_never_pass_in_any_letters() {
         "SSL-Client-Cert",
         "X_Under",
         "X.Dot",
+        "X[",
+        "Content-Length[",
+        "\"Transfer-Encoding\"",
     ];
     for name in names {
         let host = if name == "Host" { "" } else { "Host: a\r\n" };
@@ -358,7 +391,7 @@ fn names_that_are_ours_to_say_never_pass_in_any_letters() {
 #[test]
 fn odd_names_pass_where_they_are_wanted_unless_they_read_as_ours() {
     let sent = "X_A: 1\r\nX.B: 2\r\nX_Real_IP: 3\r\nssl_client_verify: 4\r\nSsl_Client_Verify_And_Much_More_Than_That: 5\r\n\
-        x.forwarded.for: 6\r\nX-Forwarded_Proto: 7\r\nTransfer_Encoding: 8\r\nProxy_Connection: 9\r\n";
+        x.forwarded.for: 6\r\n{x}: 6\r\nX-Forwarded_Proto: 7\r\nTransfer_Encoding: 8\r\nProxy_Connection: 9\r\n";
     let cases = [
         (HeaderNames::Plain, ""),
         (HeaderNames::Underscores, "X_A: 1\r\n"),
