@@ -135,6 +135,7 @@ fn collect<'h, 'b>(
             }
             // Orders to nginx itself; it hides them from clients.
             16 if is("x-accel-redirect") => false,
+            5 if is("x-pad") => false,
             15 if is("x-accel-expires") || is("x-accel-charset") => false,
             17 if is("x-accel-buffering") => {
                 response.streams = line.value.eq_ignore_ascii_case(b"no");

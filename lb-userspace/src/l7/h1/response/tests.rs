@@ -92,7 +92,7 @@ fn hides_what_is_between_the_upstream_and_us() {
         ("upgrade", "Upgrade: h2c\r\n", ""),
         (
             "orders to nginx",
-            "X-Accel-Redirect: /secret\r\nX-Accel-Buffering: no\r\nX-Accel-Charset: x\r\n",
+            "X-Accel-Redirect: /secret\r\nX-Accel-Buffering: no\r\nX-Accel-Charset: x\r\nX-Pad: y\r\n",
             "",
         ),
         ("cookies", "Set-Cookie: a\r\nSet-Cookie: b\r\n", "Set-Cookie: a\r\nSet-Cookie: b\r\n"),
