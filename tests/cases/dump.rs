@@ -195,7 +195,7 @@ fn access_log(log: Option<&AccessLog>, out: &mut String) {
         line(out, 0, &format!("access log to {sink:?}"));
     }
     if *format != default.format {
-        let Format { escape, parts } = format;
+        let Format { escape, parts, keeps_heads: _ } = format;
         line(out, 0, &format!("access log escaped {escape:?}: {}", parts_text(parts)));
     }
     if *skip != default.skip || *unclaimed != default.unclaimed {

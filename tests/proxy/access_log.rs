@@ -72,6 +72,23 @@ fn all_bytes_to_and_from_an_upstream_are_told() {
 }
 
 #[test]
+fn what_the_upstream_said_and_what_the_client_got_are_told_apart() {
+    let log = Log::new();
+    let backend = Backend::saying(
+        "HTTP/1.1 200 OK\r\nServer: app\r\nX-Cache: HIT\r\nSet-Cookie: sid=9; Path=/\r\nContent-Length: 2\r\n\r\nok",
+    );
+    let format = "$upstream_http_server $sent_http_server $upstream_cookie_sid $sent_http_x_cache $sent_http_content_length";
+    let rig = Rig::start(log.of(to(&[backend.addr]), format));
+
+    rig.ask("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+    rig.ask("GET /x HTTP/1.1\r\nHost: a\r\nBad Header: x\r\n\r\n");
+
+    let lines = log.lines(2);
+    assert_eq!(lines[0], "app - 9 HIT 2");
+    assert!(lines[1].starts_with("- - - - 1"), "a page of our own: {lines:?}");
+}
+
+#[test]
 fn each_attempt_has_its_place_in_the_line() {
     let log = Log::new();
     let backend = Backend::mirror();

@@ -66,6 +66,8 @@ pub(super) struct Connection<'w, 's> {
     pub(super) tally: Tally,
     /// What is changed in the head of its response.
     pub(super) edits: HeaderEdits,
+    /// The heads of its response, where they are logged.
+    pub(super) kept: Option<Box<log::Kept>>,
     /// From then on it makes room for others without having said anything, or all.
     settled: Due,
     requests: u32,
@@ -111,6 +113,7 @@ impl<'w, 's> Connection<'w, 's> {
             limits,
             tally,
             edits,
+            kept: None,
             settled,
             requests: 0,
         }
@@ -288,7 +291,15 @@ impl Connection<'_, '_> {
             id: request.request_id.unwrap_or(made),
             requests: self.requests + 1,
         };
-        let known = Known { request, client: &self.client, effective, id: subject.id };
+        let known = Known {
+            request,
+            client: &self.client,
+            effective,
+            id: subject.id,
+            found: Some((&snapshot.router, decision.route)),
+            is_http2: subject.is_http2,
+            requests: subject.requests,
+        };
         let under_way = count(&snapshot.router, &mut decision, known, started);
         let line = begin_line(&snapshot.router, &decision, subject);
         let policy = decision.route.filters.policies.as_ref().filter(|_| decision.lets_in());
@@ -436,6 +447,7 @@ impl Connection<'_, '_> {
         } = plan;
         let Plan { route: (at, side), filters, snapshot, under_way: _under_way, .. } = plan;
         (self.tally, self.edits) = (Tally::default(), edits);
+        self.kept = plan.line.as_ref().and_then(|_| log::Kept::wanted(&snapshot.router));
         let mut record = Record::default();
         // What has to wait for somebody does so here: with the step at hand, before anything goes upstream.
         let mut begun = started;
@@ -504,8 +516,10 @@ impl Connection<'_, '_> {
         }
         if let Some(line) = plan.line {
             let is_whole = left != Left::Broken;
-            let end = End { status, took, head: plan.head_len, is_whole, tally: self.tally, record: &record };
+            let (head, tally, kept) = (plan.head_len, self.tally, self.kept.as_deref());
+            let end = End { status, took, head, is_whole, tally, record: &record, kept };
             self.end_line(&snapshot.router, &line, &end);
+            self.kept = None;
         }
         if left == Left::Finished && is_farewell { Left::Over } else { left }
     }
@@ -534,6 +548,9 @@ impl Connection<'_, '_> {
         let (status, page) = heads::answer(answer, is_head, version, scheme, after, &self.edits, &mut out);
         self.tally.body_sent = page as u64;
         self.tally.head_sent = (out.len() - page) as u64;
+        if let Some(kept) = &mut self.kept {
+            kept.sent(&out);
+        }
         let left = match (self.send(&out).await, after) {
             (false, _) => Left::Broken,
             (true, After::Keep) => Left::Open,

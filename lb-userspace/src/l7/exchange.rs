@@ -229,6 +229,9 @@ async fn attempt(
     let upstream = lease.carrier(&outgoing.params);
     let mut head = Scratch::take();
     head.extend_from_slice(&outgoing.head);
+    if let Some(kept) = &mut connection.kept {
+        kept.asks();
+    }
     let mut exchange = Exchange {
         connection,
         upstream,
@@ -266,6 +269,7 @@ async fn attempt(
     match answered {
         Answered::Switched { head } => {
             attempts.answered(101);
+            exchange.keep_sent(&head);
             let (sent, bytes) = exchange.tunnel(head).await;
             let up = exchange.connection.tally.body_received;
             let Traffic { sent: before, received } = exchange.traffic(bytes);
@@ -286,6 +290,7 @@ async fn attempt(
         Answered::Response(mut response) => {
             attempts.answered(response.status);
             drop(kept);
+            exchange.keep_sent(&response.head);
             let keep_upstream = response.keep_upstream;
             if let Some(packing) = response.packing.take() {
                 let Exchange { upstream, buf, .. } = exchange;
@@ -469,6 +474,7 @@ impl Exchange<'_, '_, '_, '_> {
                         if !self.outgoing.upgrades {
                             return Poll::Ready(Err(NoHead::Bad));
                         }
+                        keep_answer(self.connection, &response);
                         let mut head = Scratch::take();
                         let Connection { client, edits, .. } = &*self.connection;
                         heads::switching(&response, client.scheme, edits, &mut head);
@@ -486,6 +492,7 @@ impl Exchange<'_, '_, '_, '_> {
                         continue;
                     }
                     Some(response) => {
+                        keep_answer(self.connection, &response);
                         let (ready, len) = self.ready(&response);
                         self.past(len);
                         return Poll::Ready(Ok(Answered::Response(ready)));
@@ -526,6 +533,13 @@ impl Exchange<'_, '_, '_, '_> {
         .await;
     }
 
+    /// The client gets this head.
+    fn keep_sent(&mut self, head: &[u8]) {
+        if let Some(kept) = &mut self.connection.kept {
+            kept.sent(head);
+        }
+    }
+
     /// A head was read.
     fn past(&mut self, len: usize) {
         self.heads += len;
@@ -542,6 +556,13 @@ impl Exchange<'_, '_, '_, '_> {
         if self.replay.is_none() {
             self.connection.tally.body_received = self.outgoing.resent + self.upload.body_written();
         }
+    }
+}
+
+/// The upstream answered with this head.
+fn keep_answer(connection: &mut Connection<'_, '_>, response: &Response<'_, '_>) {
+    if let Some(kept) = &mut connection.kept {
+        kept.answer(response.block.bytes());
     }
 }
 

@@ -2,6 +2,8 @@
 //!
 //! Pure. The proxy and `explain` run the same function.
 
+mod told;
+
 use std::net::IpAddr;
 
 use regex::bytes::Captures;
@@ -10,7 +12,6 @@ use super::balance::Random;
 use super::canary::{self, Side};
 use super::client::{self, Effective};
 use super::client_auth::{self, Flaw, Shown};
-use crate::model::expression::Variable;
 use crate::model::l7::policy::Limits;
 use crate::model::l7::{
     ClientAuth, Mode, Moved, PathMatch, Piece, RedirectQuery, RedirectStyle, SslRedirect, Template,
@@ -503,7 +504,7 @@ fn redirect(route: &Route, asked: &Asked<'_>, path: &[u8], query: Option<&[u8]>)
                 let captured = captures.as_ref().and_then(|found| found.get(*n));
                 path::escape_path(captured.map_or(&b""[..], |found| found.as_bytes()), &mut location);
             }
-            Piece::Variable(variable) => told(variable, asked, path, query, &mut location),
+            Piece::Variable(variable) => told::put(variable, asked, path, query, &mut location),
         }
     }
     if let Some(query) =
@@ -513,21 +514,6 @@ fn redirect(route: &Route, asked: &Asked<'_>, path: &[u8], query: Option<&[u8]>)
         location.extend_from_slice(query);
     }
     Some(Answer::Redirect { status: redirect.status, location })
-}
-
-/// Appends what a redirect says of its request.
-fn told(variable: &Variable, asked: &Asked<'_>, path: &[u8], query: Option<&[u8]>, out: &mut Vec<u8>) {
-    match variable {
-        Variable::RequestUri => out.extend_from_slice(asked.target),
-        Variable::EscapedRequestUri => path::escape_component(asked.target, out),
-        Variable::Uri => path::escape_path(path, out),
-        Variable::Args => out.extend_from_slice(query.unwrap_or_default()),
-        Variable::Host => out.extend(bare_host(asked.named).iter().map(u8::to_ascii_lowercase)),
-        Variable::BestHost => out.extend_from_slice(asked.named),
-        Variable::Scheme | Variable::AccessScheme => out.extend_from_slice(asked.scheme.as_str().as_bytes()),
-        // The translation lets no others in.
-        _ => {}
-    }
 }
 
 /// To `app-root`, on the host and port the client named.

@@ -66,7 +66,9 @@ fn forwarded(request: &Request<'_, '_>) {
         policy: None,
         forwarding: &Forwarding::default(),
     };
-    heads::request(Known { request, client: &client, effective, id: b"id" }, onward, &mut head);
+    let known =
+        Known { request, client: &client, effective, id: b"id", found: None, is_http2: false, requests: 1 };
+    heads::request(known, onward, &mut head);
     let roomy = Sizes { line: BUFFER_BYTES * 2, head: BUFFER_BYTES * 2, ..Sizes::default() };
     let mut lines = Lines::new();
     // HTTP/1.0 needs no Host, and is sent on as HTTP/1.1 with an empty one.

@@ -67,7 +67,7 @@ pub(super) struct Onward<'a> {
 
 /// Request head for the upstream.
 pub(super) fn request(known: Known<'_, '_, '_>, onward: Onward<'_>, out: &mut Vec<u8>) {
-    let Known { request, client, effective, id } = known;
+    let Known { request, client, effective, id, .. } = known;
     let Onward { target, prefix, certificate, policy, forwarding } = onward;
     let set = Set(policy.map_or(&[][..], |policy| &policy.set));
     let version: &[u8] = match policy.is_some_and(|policy| policy.speaks_http10) {

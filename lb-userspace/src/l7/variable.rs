@@ -8,8 +8,9 @@ use super::client::Effective;
 use super::credentials::Credentials;
 use super::h1::Request;
 use super::heads::Client;
+use super::log::{self, Place, Subject};
 use super::path;
-use super::route::bare_host;
+use super::route::{Route, Router, bare_host};
 use crate::model::expression::{Expression, Part, Variable};
 
 /// Longest key that is hashed; what is longer counts with its beginning.
@@ -23,6 +24,12 @@ pub(super) struct Known<'a, 'h, 'b> {
     pub(super) effective: Effective<'a>,
     /// Its `X-Request-ID`.
     pub(super) id: &'a [u8],
+    /// Where it was led.
+    pub(super) found: Option<(&'a Router, &'a Route)>,
+    /// It came on a stream of HTTP/2.
+    pub(super) is_http2: bool,
+    /// Requests of its connection, this one included.
+    pub(super) requests: u32,
 }
 
 /// Hash of a key's text for this request.
@@ -45,7 +52,7 @@ pub(super) fn fill_in(expression: &Expression, known: Known<'_, '_, '_>, out: &m
 
 /// Appends the value; nothing where there is none. Whole: writing to a vector cannot fail.
 fn value_of(variable: &Variable, known: Known<'_, '_, '_>, out: &mut Vec<u8>) {
-    let Known { request, client, effective, id } = known;
+    let Known { request, client, effective, id, .. } = known;
     let (raw_path, query) = path::split_query(request.target);
     match variable {
         Variable::RequestUri => out.extend_from_slice(request.target),
@@ -103,25 +110,50 @@ fn value_of(variable: &Variable, known: Known<'_, '_, '_>, out: &mut Vec<u8>) {
         Variable::Header(name) if name == "host" => out.extend_from_slice(request.host),
         Variable::Header(name) => out.extend_from_slice(header(request, name).unwrap_or_default()),
         Variable::Argument(name) => {
-            let pairs = query.unwrap_or_default().split(|byte| *byte == b'&');
-            out.extend_from_slice(value(pairs, name).unwrap_or_default());
+            out.extend_from_slice(argument(query.unwrap_or_default(), name).unwrap_or_default());
         }
         Variable::Cookie(name) => {
-            let pairs = header(request, "cookie").unwrap_or_default().split(|byte| *byte == b';');
-            out.extend_from_slice(value(pairs.map(<[u8]>::trim_ascii), name).unwrap_or_default());
+            let cookies = header(request, "cookie").unwrap_or_default();
+            out.extend_from_slice(cookie(cookies, name).unwrap_or_default());
         }
+        Variable::Other(_, early) => log::expand(early, &known.subject(), out),
+    }
+}
+
+impl<'a, 'h, 'b> Known<'a, 'h, 'b> {
+    /// As the access log sees it, before it was rewritten.
+    fn subject(self) -> Subject<'a, 'h, 'b> {
+        let Self { request, client, effective, id, found, is_http2, requests } = self;
+        let place = found.map(|(router, route)| {
+            let upstream = log::upstream_name(router, route);
+            Place { route, upstream, alternative: "", target: None }
+        });
+        Subject { request: Some(request), line: b"", place, client, effective, is_http2, id, requests }
     }
 }
 
 /// Value of the first line with this name, whose words a variable separates by `_`.
 fn header<'b>(request: &Request<'_, 'b>, name: &str) -> Option<&'b [u8]> {
-    request.block.first(|line| {
-        line.len() == name.len()
-            && line.bytes().zip(name.bytes()).all(|(is, wanted)| match wanted {
-                b'_' => is == b'-' || is == b'_',
-                wanted => is.eq_ignore_ascii_case(&wanted),
-            })
-    })
+    request.block.first(|line| is_header(line, name))
+}
+
+/// The header that a variable has this name for.
+pub(super) fn is_header(line: &str, name: &str) -> bool {
+    line.len() == name.len()
+        && line.bytes().zip(name.bytes()).all(|(is, wanted)| match wanted {
+            b'_' => is == b'-' || is == b'_',
+            wanted => is.eq_ignore_ascii_case(&wanted),
+        })
+}
+
+/// Value of an argument of a query.
+pub(super) fn argument<'b>(query: &'b [u8], name: &str) -> Option<&'b [u8]> {
+    value(query.split(|byte| *byte == b'&'), name)
+}
+
+/// Value of a cookie of a header.
+pub(super) fn cookie<'b>(cookies: &'b [u8], name: &str) -> Option<&'b [u8]> {
+    value(cookies.split(|byte| *byte == b';').map(<[u8]>::trim_ascii), name)
 }
 
 fn value<'b>(pairs: impl Iterator<Item = &'b [u8]>, name: &str) -> Option<&'b [u8]> {

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use super::l7::log::Early;
+
 /// Text that a request fills in.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Expression(pub Vec<Part>);
@@ -62,20 +64,39 @@ pub enum Variable {
     Argument(String),
     /// `$cookie_NAME`.
     Cookie(String),
+    /// Another one that the access log knows of a request, by its name.
+    Other(String, Early),
 }
 
 impl Variable {
-    /// Those that are known before anything is decided about a request, beside `$http_host`.
-    pub const TOLD_EARLY: [Self; 8] = [
-        Self::RequestUri,
-        Self::EscapedRequestUri,
-        Self::Uri,
-        Self::Args,
-        Self::Host,
-        Self::Scheme,
-        Self::AccessScheme,
-        Self::BestHost,
-    ];
+    /// It is known before anything is decided about a request.
+    pub fn is_told_early(&self) -> bool {
+        match self {
+            Self::RequestUri
+            | Self::EscapedRequestUri
+            | Self::Uri
+            | Self::Args
+            | Self::Host
+            | Self::RemoteAddr
+            | Self::Scheme
+            | Self::AccessScheme
+            | Self::BestHost
+            | Self::RequestMethod
+            | Self::Argument(_)
+            | Self::Cookie(_) => true,
+            Self::Header(name) => name != "host",
+            Self::AppendedChain
+            | Self::RemoteUser
+            | Self::RequestId
+            | Self::ServerPort
+            | Self::SslClientVerify
+            | Self::SslClientSubject
+            | Self::SslClientIssuer
+            | Self::SslClientCertificate
+            | Self::Msec
+            | Self::Other(..) => false,
+        }
+    }
 }
 
 impl Expression {
@@ -158,6 +179,7 @@ impl Variable {
             Self::Header(name) => format!("http_{name}"),
             Self::Argument(name) => format!("arg_{name}"),
             Self::Cookie(name) => format!("cookie_{name}"),
+            Self::Other(name, _) => name.clone(),
         }
     }
 
@@ -184,12 +206,12 @@ impl Variable {
             "ssl_client_i_dn" => Self::SslClientIssuer,
             "ssl_client_escaped_cert" => Self::SslClientCertificate,
             "msec" => Self::Msec,
-            _ => match name.split_once('_')? {
-                (_, "") => return None,
-                ("http", header) => Self::Header(lower(header)),
-                ("arg", argument) => Self::Argument(argument.to_owned()),
-                ("cookie", cookie) => Self::Cookie(cookie.to_owned()),
-                _ => return None,
+            _ => match name.split_once('_') {
+                Some(("http" | "arg" | "cookie", "")) => return None,
+                Some(("http", header)) => Self::Header(lower(header)),
+                Some(("arg", argument)) => Self::Argument(argument.to_owned()),
+                Some(("cookie", cookie)) => Self::Cookie(cookie.to_owned()),
+                _ => Self::Other(name.to_owned(), Early::named(name)?),
             },
         })
     }
@@ -213,6 +235,11 @@ mod tests {
             ("$http_X_A-b", Ok(vec![Part::Variable(Variable::Header("x_a".to_owned())), literal("-b")])),
             ("$ssl_client_s_dn", Ok(vec![Part::Variable(Variable::SslClientSubject)])),
             ("$proxy_add_x_forwarded_for", Ok(vec![Part::Variable(Variable::AppendedChain)])),
+            (
+                "$ingress_name",
+                Ok(vec![Part::Variable(Variable::Other("ingress_name".to_owned(), Early::Ingress))]),
+            ),
+            ("$status", Err("no variable $status is known here".to_owned())),
             ("$nobody", Err("no variable $nobody is known here".to_owned())),
             ("cost: 5$", Err("no variable $ is known here".to_owned())),
             ("${host", Err("no variable $ is known here".to_owned())),

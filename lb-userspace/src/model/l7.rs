@@ -349,7 +349,7 @@ pub enum Piece {
     Literal(String),
     /// Capture group 1 to 9; empty where the group did not take part.
     Capture(usize),
-    /// What the request has for it. Of redirects alone, and there of [`Variable::TOLD_EARLY`].
+    /// What the request has for it. Of redirects alone, and there what [`Variable::is_told_early`].
     Variable(Variable),
 }
 

@@ -13,7 +13,7 @@ pub(super) fn template(text: &str) -> Result<Template, String> {
 pub(super) fn location(text: &str) -> Result<Template, String> {
     let known = |name: &str| {
         let variable = if name == "http_host" { Variable::BestHost } else { Variable::named(name)? };
-        Variable::TOLD_EARLY.contains(&variable).then_some(variable)
+        variable.is_told_early().then_some(variable)
     };
     read(text, known).map_err(|name| format!("{text:?}: a redirect knows no variable ${name}"))
 }
@@ -94,6 +94,15 @@ mod tests {
                 ]),
             ),
             ("https://$http_host", Ok(vec![literal("https://"), Piece::Variable(Variable::BestHost)])),
+            (
+                "https://x/$http_x_Tenant/$arg_q",
+                Ok(vec![
+                    literal("https://x/"),
+                    Piece::Variable(Variable::Header("x_tenant".to_owned())),
+                    literal("/"),
+                    Piece::Variable(Variable::Argument("q".to_owned())),
+                ]),
+            ),
             ("https://x/$remote_user", Err(())),
             ("https://x/$nobody", Err(())),
             ("https://x/$", Err(())),

@@ -94,7 +94,7 @@ pub(super) fn held(filters: &Filters, body: &Body, is_http10: bool, is_idempoten
     held.or_else(|| for_another_attempt(filters, body, is_idempotent))
 }
 
-/// How much of a body is held in memory because another attempt would need it (reference 4.11): one that is
+/// How much of a body is held in memory because another attempt would need it: one that is
 /// short, which costs next to nothing, and any where more than failures leads to the next endpoint.
 fn for_another_attempt(filters: &Filters, body: &Body, is_idempotent: bool) -> Option<usize> {
     let Retry { on, tries, within: _ } = filters.retry;

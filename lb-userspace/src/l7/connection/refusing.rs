@@ -27,13 +27,16 @@ impl Connection<'_, '_> {
         let id = self.worker.request_id();
         let line = log::begin_refused(&snapshot.router, &self.no_request(&id));
         (self.tally, self.edits) = (Tally::default(), HeaderEdits::plain(&snapshot));
+        self.kept = line.as_ref().and_then(|_| log::Kept::wanted(&snapshot.router));
         let (answer, head) = (Answer::Status(status), self.buf.bytes().len());
         let (_, left) = self.answer(&answer, false, Version::Http11, After::Close, Body::UntilClose).await;
         if let Some(line) = line {
             let tally = Tally { body_received: 0, ..self.tally };
             let (took, is_whole) = (started.elapsed(), left != Left::Broken);
-            let end = End { status, took, head, is_whole, tally, record: &Record::default() };
+            let kept = self.kept.as_deref();
+            let end = End { status, took, head, is_whole, tally, record: &Record::default(), kept };
             self.end_line(&snapshot.router, &line, &end);
+            self.kept = None;
         }
         left
     }

@@ -3,6 +3,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::model::ObjectName;
+use crate::model::expression::Variable;
 use crate::model::l4::Prefix;
 use crate::model::l7::forwarding::{Address, Behind, Words};
 use crate::model::l7::policy::{Access, AddressSet, Cors, Limits, Origins, RequestHeaders};
@@ -648,6 +649,18 @@ fn a_redirect_says_of_its_request_what_it_is_asked_to() {
         (vec![told(Variable::Scheme), literal("://new."), told(Variable::Host)], "http://new.h"),
         (vec![literal("//"), told(Variable::BestHost)], "//H:81"),
         (
+            vec![
+                literal("//x/"),
+                told(Variable::RequestMethod),
+                literal("/"),
+                told(Variable::Argument("c".to_owned())),
+                literal("/"),
+                told(Variable::Header("x_tenant".to_owned())),
+                told(Variable::Cookie("none".to_owned())),
+            ],
+            "//x/GET/%2F/blue",
+        ),
+        (
             vec![literal("https://x?to="), told(Variable::EscapedRequestUri)],
             "https://x?to=%2Fa%2520b%2F%3Fc%3D%252F",
         ),
@@ -655,7 +668,9 @@ fn a_redirect_says_of_its_request_what_it_is_asked_to() {
     for (pieces, expected) in cases {
         let redirect = Redirect { status: 301, location: Template(pieces), query: RedirectQuery::Drop };
         let l7 = site(vec![location(prefix("/"), Action::Redirect(redirect), Filters::default())]);
-        let asked = Asked { host: b"H:81", named: b"H:81", target: b"/a%20b/?c=%2F", ..plain() };
+        let headers = [("X-Tenant".to_owned(), "blue".to_owned())];
+        let headers = Headers::Given(&headers);
+        let asked = Asked { host: b"H:81", named: b"H:81", target: b"/a%20b/?c=%2F", headers, ..plain() };
 
         assert_eq!(decide(&Router::new(&l7), &asked).next, redirected(301, expected), "{expected}");
     }

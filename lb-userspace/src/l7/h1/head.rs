@@ -197,6 +197,11 @@ impl<'h, 'b> Block<'h, 'b> {
         self.lines.iter().find(|line| is(line.name)).map(|line| line.value)
     }
 
+    /// The whole head, as it was sent.
+    pub(in crate::l7) fn bytes(&self) -> &'b [u8] {
+        self.bytes
+    }
+
     /// How many lines there are.
     pub(in crate::l7) fn len(&self) -> usize {
         self.lines.len()

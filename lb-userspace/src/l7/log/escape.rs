@@ -1,4 +1,4 @@
-//! Values as they may stand in a line (reference 3.3).
+//! Values as they may stand in a line.
 
 use crate::model::l7::log::Escape;
 

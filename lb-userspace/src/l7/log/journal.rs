@@ -111,7 +111,15 @@ mod tests {
         let journal = Journal::new(outlet.clone());
         let log = AccessLog::default();
         let (tally, record) = (Tally::default(), Record::default());
-        let end = End { status: 200, took: Duration::ZERO, head: 0, is_whole: true, tally, record: &record };
+        let end = End {
+            status: 200,
+            took: Duration::ZERO,
+            head: 0,
+            is_whole: true,
+            tally,
+            record: &record,
+            kept: None,
+        };
         let mut begun = Vec::new();
         // As if the request had told a kilobyte.
         begun.extend_from_slice(&1000_u32.to_ne_bytes());

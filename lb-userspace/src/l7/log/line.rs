@@ -17,6 +17,7 @@ use super::super::route::{Route, bare_host};
 use super::super::upstream::{Attempt, Record};
 use super::Tally;
 use super::escape::{absent, value};
+use super::kept::Kept;
 use super::stamp::Stamp;
 use crate::model::l7::fastcgi::DOCUMENT_ROOT;
 use crate::model::l7::log::{Early, Escape, Format, Late, Part};
@@ -62,6 +63,8 @@ pub(in crate::l7) struct End<'a> {
     pub(in crate::l7) tally: Tally,
     /// Endpoints that were tried.
     pub(in crate::l7) record: &'a Record,
+    /// The heads of its response, where the format asks for them.
+    pub(in crate::l7) kept: Option<&'a Kept>,
 }
 
 /// Writes every stretch of text and early values, each behind its length.
@@ -106,7 +109,7 @@ pub(super) fn finish(format: &Format, begun: &[u8], end: &End<'_>, stamp: &Stamp
         match part {
             Part::Late(late) => {
                 in_stretch = false;
-                late_value(*late, format.escape, end, stamp, out);
+                late_value(late, format.escape, end, stamp, out);
             }
             Part::Text(_) | Part::Early(_) if in_stretch => {}
             Part::Text(_) | Part::Early(_) => {
@@ -167,6 +170,17 @@ pub(super) fn early_value(early: &Early, escape: Escape, subject: &Subject<'_, '
             return value(if normal.ends_with(b"/") { index.as_bytes() } else { b"" }, escape, out);
         }
         Early::PathInfo => Some(b""),
+        Early::Hostname => return value(rustix::system::uname().nodename().to_bytes(), escape, out),
+        Early::Pid => return number(std::process::id(), out),
+        Early::Http2 => Some(if is_http2 { b"h2" } else { b"" }),
+        Early::EscapedTarget => {
+            let Some(request) = request else { return absent(escape, out) };
+            return path::escape_component(request.target, out);
+        }
+        Early::PeerPort => return number(client.remote_port, out),
+        Early::SslClientCertificate => {
+            identity.map(|identity| identity.escaped_pem().as_bytes()).filter(|pem| !pem.is_empty())
+        }
         Early::DocumentRoot => Some(DOCUMENT_ROOT.as_bytes()),
         // Whoever stands in front has not told that of its client.
         Early::RemotePort if effective.addr != client.addr => None,
@@ -264,8 +278,12 @@ fn host(request: Option<&Request<'_, '_>>, escape: Escape, out: &mut Vec<u8>) {
 
 /// All lines of the header, as nginx joins them.
 fn header(request: Option<&Request<'_, '_>>, name: &str, escape: Escape, out: &mut Vec<u8>) {
+    joined(request.iter().flat_map(|request| request.headers(name)), escape, out);
+}
+
+fn joined<'b>(lines: impl Iterator<Item = &'b [u8]>, escape: Escape, out: &mut Vec<u8>) {
     let mut found = false;
-    for line in request.iter().flat_map(|request| request.headers(name)) {
+    for line in lines {
         if found {
             out.extend_from_slice(b", ");
         }
@@ -314,8 +332,8 @@ fn forwarded_for(request: Option<&Request<'_, '_>>, client: IpAddr, escape: Esca
     addr(client, out);
 }
 
-fn late_value(late: Late, escape: Escape, end: &End<'_>, stamp: &Stamp, out: &mut Vec<u8>) {
-    let End { status, took, head, is_whole, tally, record } = *end;
+fn late_value(late: &Late, escape: Escape, end: &End<'_>, stamp: &Stamp, out: &mut Vec<u8>) {
+    let End { status, took, head, is_whole, tally, record, kept } = *end;
     match late {
         Late::TimeLocal => out.extend_from_slice(stamp.local()),
         Late::TimeIso => out.extend_from_slice(stamp.iso()),
@@ -350,6 +368,17 @@ fn late_value(late: Late, escape: Escape, end: &End<'_>, stamp: &Stamp, out: &mu
         Late::UpstreamResponseTime => {
             each(record, escape, out, |attempt| Some(Figure::Time(attempt.response)));
         }
+        Late::SentHeader(name) => match kept {
+            Some(kept) => joined(kept.sent_header(name), escape, out),
+            None => absent(escape, out),
+        },
+        Late::UpstreamHeader(name) => {
+            joined(kept.into_iter().flat_map(|kept| kept.upstream_header(name)), escape, out);
+        }
+        Late::UpstreamCookie(name) => match kept.and_then(|kept| kept.upstream_cookie(name)) {
+            Some(found) => value(found, escape, out),
+            None => absent(escape, out),
+        },
     }
 }
 
@@ -360,7 +389,7 @@ enum Figure {
     Time(Duration),
 }
 
-/// One value of every attempt, `-` where it has none, and a colon where an error page was asked for (reference 3.2).
+/// One value of every attempt, `-` where it has none, and a colon where an error page was asked for.
 fn each(record: &Record, escape: Escape, out: &mut Vec<u8>, one: impl Fn(&Attempt) -> Option<Figure>) {
     let mut found = false;
     for (place, attempt) in record.all().enumerate() {

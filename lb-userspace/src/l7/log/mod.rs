@@ -1,8 +1,9 @@
-//! The access log (reference 3): a line is begun when its request is decided, ended with its
+//! The access log: a line is begun when its request is decided, ended with its
 //! response, collected by the worker and written by a thread of its own.
 
 mod escape;
 mod journal;
+mod kept;
 mod line;
 mod stamp;
 mod writer;
@@ -15,6 +16,7 @@ use crate::model::l7::AccessLog;
 use crate::model::l7::log::{Early, Escape};
 
 pub(super) use journal::{Journal, Outlet};
+pub(super) use kept::Kept;
 pub(super) use line::{End, Place, Subject};
 pub(super) use writer::{Writer, start};
 
@@ -38,7 +40,7 @@ impl Tally {
     }
 }
 
-/// Begins the line of a decided request; `None` if it is not logged (reference 3.4).
+/// Begins the line of a decided request; `None` if it is not logged.
 pub(super) fn begin(router: &Router, next: &Next, subject: &Subject<'_, '_, '_>) -> Option<Scratch> {
     let log = router.log.as_deref()?;
     let wanted = subject.place.is_none_or(|place| {

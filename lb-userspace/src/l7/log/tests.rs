@@ -118,10 +118,20 @@ fn logged(format: &str, escape: Escape, is_request: bool, tally: Tally, record: 
         is_whole: true,
         tally,
         record,
+        kept: Some(&kept()),
     };
     let mut out = Vec::new();
     line::finish(&format, &begun, &end, &stamp, &mut out);
     String::from_utf8(out).expect("text")
+}
+
+fn kept() -> Kept {
+    let mut kept = Kept::default();
+    kept.answer(
+        b"HTTP/1.1 200 OK\r\nX-Cache: HIT\r\nSet-Cookie: sid=9; Path=/\r\nVary: a\r\nVary: b\r\n\r\n",
+    );
+    kept.sent(b"HTTP/1.1 200 OK\r\nContent-Type: text/\"x\"\r\n\r\n");
+    kept
 }
 
 fn tally() -> Tally {
@@ -131,6 +141,8 @@ fn tally() -> Tally {
 #[test]
 fn every_variable_is_written_as_nginx_writes_it() {
     let length = (HEAD.len() + 7).to_string();
+    let pid = std::process::id().to_string();
+    let hostname = std::fs::read_to_string("/proc/sys/kernel/hostname").expect("a name").trim().to_owned();
     for (variable, expected) in [
         ("$remote_addr", "198.51.100.9"),
         ("$connection", "77"),
@@ -197,6 +209,19 @@ fn every_variable_is_written_as_nginx_writes_it() {
         ("$upstream_connect_time", "-, 0.000"),
         ("$upstream_header_time", "-, 0.030"),
         ("$upstream_response_time", "0.000, 0.030"),
+        ("$sent_http_content_type", r"text/\x22x\x22"),
+        ("$sent_http_x_cache", "-"),
+        ("$sent_http_connection", "keep-alive"),
+        ("$upstream_http_x_cache", "HIT"),
+        ("$upstream_http_vary", "a, b"),
+        ("$upstream_http_content_type", "-"),
+        ("$upstream_cookie_sid", "9"),
+        ("$upstream_cookie_si", "-"),
+        ("$pid", &pid),
+        ("$hostname", &hostname),
+        ("[$http2]", "[]"),
+        ("$realip_remote_port", "40001"),
+        ("$escaped_request_uri", "%2Fa%2520b%2Fx%3Fq%3D1%26Name%3Dv"),
         ("$geoip2_city", "-"),
         ("$no_such_thing", "-"),
     ] {

@@ -53,7 +53,11 @@ impl<'a> Headers<'a> {
 
     /// Value of the first header with this name.
     pub(super) fn first(&self, name: &str) -> Option<&'a [u8]> {
-        let is = |known: &str| known.eq_ignore_ascii_case(name);
+        self.find(|known| known.eq_ignore_ascii_case(name))
+    }
+
+    /// Value of the first header whose name is one.
+    pub(super) fn find(&self, is: impl Fn(&str) -> bool) -> Option<&'a [u8]> {
         match self {
             Self::Sent(block) => block.first(is),
             Self::Given(pairs) => {

@@ -1,5 +1,5 @@
 //! The attempts of one request: which endpoint, by which connection, and whether another one may
-//! follow (reference 4.11).
+//! follow.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -1,5 +1,5 @@
 //! What is remembered of a request's attempts when it has ended, for metrics and the log
-//! (`$upstream_addr` and its kin, reference 3.1).
+//! (`$upstream_addr` and its kin).
 
 use std::net::SocketAddr;
 use std::time::Duration;

@@ -60,6 +60,8 @@ pub struct Format {
     pub escape: Escape,
     /// In order. No text follows a text.
     pub parts: Vec<Part>,
+    /// A part is of a head of the response, which has to be kept for it.
+    pub keeps_heads: bool,
 }
 
 /// One part of a [`Format`].
@@ -168,10 +170,22 @@ pub enum Early {
     ScriptName,
     /// `$fastcgi_path_info`: nothing splits a path here, so it is empty.
     PathInfo,
+    /// `$hostname`: of this host, or its pod.
+    Hostname,
+    /// `$pid` of the process that serves.
+    Pid,
+    /// `$http2`: `h2` where it came by HTTP/2, else nothing.
+    Http2,
+    /// `$escaped_request_uri`: path and query, fit for a query parameter.
+    EscapedTarget,
+    /// `$realip_remote_port`: of whoever connected.
+    PeerPort,
+    /// `$ssl_client_escaped_cert`: the client's certificate as PEM, percent-encoded.
+    SslClientCertificate,
 }
 
 /// What is known of a request once its response has ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Late {
     /// `$time_local`, in UTC.
     TimeLocal,
@@ -207,6 +221,19 @@ pub enum Late {
     UpstreamHeaderTime,
     /// `$upstream_response_time`.
     UpstreamResponseTime,
+    /// `$sent_http_<name>`, by the name of a header that the client got.
+    SentHeader(String),
+    /// `$upstream_http_<name>`: of the endpoint that was asked last.
+    UpstreamHeader(String),
+    /// `$upstream_cookie_<name>`, which that one set.
+    UpstreamCookie(String),
+}
+
+impl Late {
+    /// It stands in the head of a response.
+    fn is_of_head(&self) -> bool {
+        matches!(self, Self::SentHeader(_) | Self::UpstreamHeader(_) | Self::UpstreamCookie(_))
+    }
 }
 
 impl Format {
@@ -235,7 +262,8 @@ impl Format {
         if !literal.is_empty() {
             parts.push(Part::Text(literal));
         }
-        (Self { escape, parts }, unknown)
+        let keeps_heads = parts.iter().any(|part| matches!(part, Part::Late(late) if late.is_of_head()));
+        (Self { escape, parts, keeps_heads }, unknown)
     }
 }
 
@@ -265,12 +293,24 @@ fn variable(text: &str) -> Option<(&str, &str)> {
 
 impl Part {
     fn named(name: &str) -> Option<Self> {
-        early(name).map(Self::Early).or_else(|| late(name).map(Self::Late))
+        Early::named(name).map(Self::Early).or_else(|| late(name).map(Self::Late))
     }
 }
 
+impl Early {
+    /// By the name of its variable, without `$`.
+    pub fn named(name: &str) -> Option<Self> {
+        early(name)
+    }
+}
+
+/// A header as it is written, by the name that its variable has for it.
+fn header_name(name: &str) -> String {
+    name.replace('_', "-").to_ascii_lowercase()
+}
+
 fn early(name: &str) -> Option<Early> {
-    let header = |name: &str| Early::Header(name.replace('_', "-").to_ascii_lowercase());
+    let header = |name: &str| Early::Header(header_name(name));
     Some(match name {
         "remote_addr" | "the_real_ip" => Early::RemoteAddr,
         "remote_user" => Early::RemoteUser,
@@ -315,6 +355,12 @@ fn early(name: &str) -> Option<Early> {
         "document_root" => Early::DocumentRoot,
         "fastcgi_script_name" => Early::ScriptName,
         "fastcgi_path_info" => Early::PathInfo,
+        "hostname" => Early::Hostname,
+        "pid" => Early::Pid,
+        "http2" => Early::Http2,
+        "escaped_request_uri" => Early::EscapedTarget,
+        "realip_remote_port" => Early::PeerPort,
+        "ssl_client_escaped_cert" => Early::SslClientCertificate,
         _ => {
             let after = |prefix: &str| name.strip_prefix(prefix).filter(|rest| !rest.is_empty());
             match (after("http_"), after("cookie_"), after("arg_")) {
@@ -346,7 +392,15 @@ fn late(name: &str) -> Option<Late> {
         "upstream_connect_time" => Late::UpstreamConnectTime,
         "upstream_header_time" => Late::UpstreamHeaderTime,
         "upstream_response_time" => Late::UpstreamResponseTime,
-        _ => return None,
+        _ => {
+            let after = |prefix: &str| name.strip_prefix(prefix).filter(|rest| !rest.is_empty());
+            match (after("sent_http_"), after("upstream_http_"), after("upstream_cookie_")) {
+                (Some(rest), ..) => Late::SentHeader(header_name(rest)),
+                (_, Some(rest), _) => Late::UpstreamHeader(header_name(rest)),
+                (_, _, Some(rest)) => Late::UpstreamCookie(rest.to_owned()),
+                _ => return None,
+            }
+        }
     })
 }
 
@@ -369,6 +423,14 @@ mod tests {
                 vec![text("a"), Part::Late(Late::Status), text("b"), Part::Early(Early::Uri), text(".")],
             ),
             ("a header", "$http_x_Foo", vec![header]),
+            (
+                "of the response",
+                "$sent_http_X_Foo$upstream_cookie_sid",
+                vec![
+                    Part::Late(Late::SentHeader("x-foo".to_owned())),
+                    Part::Late(Late::UpstreamCookie("sid".to_owned())),
+                ],
+            ),
             ("a lone dollar", "5$ $", vec![text("5$ $")]),
             ("escapes of quoted text", r#"{\"a\":\"b\\"}\t\q"#, vec![text("{\"a\":\"b\\\"}\t\\q")]),
             ("nothing", "", vec![]),
@@ -385,6 +447,15 @@ mod tests {
 
         assert_eq!(unknown, ["geoip2_city", "http_"]);
         assert_eq!(format.parts.first(), Some(&Part::Early(Early::Unknown)));
+    }
+
+    #[test]
+    fn heads_are_kept_for_a_format_that_asks_for_them_alone() {
+        for (source, expected) in
+            [(DEFAULT_FORMAT, false), ("$http_x", false), ("$upstream_http_x", true), ("$sent_http_x", true)]
+        {
+            assert_eq!(Format::compile(source, Escape::Default).0.keeps_heads, expected, "{source}");
+        }
     }
 
     #[test]
