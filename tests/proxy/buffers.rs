@@ -18,7 +18,7 @@ const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 fn long_head(bytes: usize, line: usize) -> String {
     let mut head = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n".to_owned();
     while bytes - head.len() > line + 32 {
-        head += &format!("X-Pad: {}\r\n", "x".repeat(line - 9));
+        head += &format!("X-Few: {}\r\n", "x".repeat(line - 9));
     }
     head += &format!("X-Last: {}\r\n\r\nok", "x".repeat(bytes - head.len() - 12));
     head
