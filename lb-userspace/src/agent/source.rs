@@ -196,22 +196,21 @@ fn write_options(config: &Config, cluster: &Cluster) -> cluster::WriteOptions {
     let election = ours.election.as_ref().map(|election| cluster::Election {
         id: match ours.update_status {
             true => election.id.clone(),
-            // Who leaves the status of Ingresses to another controller must not keep it from its Lease.
+            // Who leaves status to another controller must not keep it from its Lease.
             false => format!("{}{BESIDE}", election.id),
         },
         namespace: namespace.to_owned(),
         identity: pod.name.clone(),
         ttl: election.ttl,
     });
-    let status = cluster::StatusOptions {
-        ingresses: ours.update_status,
+    let status = ours.update_status.then(|| cluster::StatusOptions {
         publish_service: translate.publish_service.clone(),
         addresses: ours.status_addresses.clone(),
         internal: ours.internal_node_addresses,
         interval: ours.status_interval,
         clear: ours.clear_status,
         node: translate.node_name.clone(),
-    };
+    });
     let pod = ObjectName::new(namespace, &pod.name);
     cluster::WriteOptions { election, status, sync_events: ours.sync_events, pod }
 }

@@ -26,8 +26,8 @@ pub(super) struct ClusterArgs {
     /// Read the objects of namespaces with these labels alone
     #[arg(long, value_name = "SELECTOR", env = "PENSTOCK_WATCH_NAMESPACE_SELECTOR")]
     watch_namespace_selector: Option<String>,
-    /// Write addresses into the status of Ingresses; Services with an address of a pool get theirs in any case
-    /// [default: true]
+    /// Write addresses into the status of Ingresses, and of Services that have one of a pool; false beside
+    /// another controller that does [default: true]
     #[arg(long, value_name = "BOOL", env = "PENSTOCK_UPDATE_STATUS", value_parser = boolean,
           num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     update_status: Option<bool>,

@@ -40,8 +40,6 @@ const RETRY: Duration = Duration::from_secs(1);
 /// What is written, and when.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StatusOptions {
-    /// Whether Ingresses get any; Services that have addresses of ours get theirs all the same.
-    pub ingresses: bool,
     /// The Service whose addresses count; it has to be followed.
     pub publish_service: Option<ObjectName>,
     /// Addresses and names that count more.
@@ -146,8 +144,7 @@ impl Writer {
     }
 
     fn takes_nodes(&self) -> bool {
-        let StatusOptions { ingresses, publish_service, addresses, .. } = &self.options;
-        *ingresses && publish_service.is_none() && addresses.is_empty()
+        self.options.publish_service.is_none() && self.options.addresses.is_empty()
     }
 
     /// Writes the addresses that Services have where their status says others.
@@ -202,12 +199,9 @@ impl Writer {
         Ok(())
     }
 
-    /// `None`: not known, or none of ours to write, so nothing is written.
+    /// `None`: not known, so nothing is written.
     fn wanted(&self, report: &Report) -> Option<Vec<Address>> {
-        let StatusOptions { ingresses, publish_service, addresses, internal, node, .. } = &self.options;
-        if !ingresses {
-            return None;
-        }
+        let StatusOptions { publish_service, addresses, internal, node, .. } = &self.options;
         if !addresses.is_empty() {
             return Some(addresses::of_texts(addresses));
         }
@@ -237,8 +231,7 @@ impl Writer {
         }
         let report = Arc::clone(&self.report.borrow());
         let nothing = |name: &ObjectName| (name.clone(), Value::Array(Vec::new()));
-        let served = report.served.iter().filter(|_| self.options.ingresses);
-        let ingresses = served.map(nothing).collect();
+        let ingresses = report.served.iter().map(nothing).collect();
         if let Err((name, failure)) = write_all::<Ingress>(&self.client, ingresses).await {
             warn!(ingress = %name, failure.message, "its status was not cleared");
         }

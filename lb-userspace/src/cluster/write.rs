@@ -43,8 +43,8 @@ pub struct Report {
 pub struct WriteOptions {
     /// Who of several agents writes; `None`: we do.
     pub election: Option<Election>,
-    /// What is written where.
-    pub status: StatusOptions,
+    /// `None`: status is left alone.
+    pub status: Option<StatusOptions>,
     /// Tell which Ingresses are taken up.
     pub sync_events: bool,
     /// The pod that we are.
@@ -90,8 +90,9 @@ pub fn write(
 
 impl Writing {
     fn begin(mut self) -> Self {
-        let writer = self.writer();
-        self.tasks.spawn(writer.run());
+        if let Some(writer) = self.writer() {
+            self.tasks.spawn(writer.run());
+        }
         let recorder = Recorder {
             client: self.client.clone(),
             instance: self.options.pod.name.clone(),
@@ -107,10 +108,10 @@ impl Writing {
         self
     }
 
-    fn writer(&self) -> Writer {
-        Writer {
+    fn writer(&self) -> Option<Writer> {
+        Some(Writer {
             client: self.client.clone(),
-            options: self.options.status.clone(),
+            options: self.options.status.clone()?,
             pod: self.options.pod.clone(),
             report: self.report.clone(),
             aside: self.aside.clone(),
@@ -120,7 +121,7 @@ impl Writing {
             written: BTreeMap::new(),
             balanced: BTreeMap::new(),
             last: None,
-        }
+        })
     }
 
     /// Writes what is to be written when nobody goes on here, and lets others write.
@@ -137,7 +138,7 @@ impl Writing {
             let writer = self.writer();
             // Nobody writes meanwhile what is to be taken out.
             self.tasks.shutdown().await;
-            if led {
+            if let Some(writer) = writer.filter(|_| led) {
                 writer.clear().await;
             }
             if let Some(election) = &self.options.election
