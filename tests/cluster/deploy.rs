@@ -1,7 +1,7 @@
 //! What is deployed is taken by a real API server.
 
 use std::io::Write;
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 
 use crate::rig::Rig;
 
@@ -38,6 +38,20 @@ pub fn kubectl(rig: &Rig, args: &[&str], input: &str) -> String {
 
 /// The same; `Err` is what it complains of.
 pub fn try_kubectl(rig: &Rig, args: &[&str], input: &str) -> Result<String, String> {
+    let output = run(rig, args, input);
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
+}
+
+/// What it says beside its output, where it succeeds.
+pub fn said_by_kubectl(rig: &Rig, args: &[&str], input: &str) -> String {
+    let output = run(rig, args, input);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{said}");
+    said
+}
+
+fn run(rig: &Rig, args: &[&str], input: &str) -> Output {
     let mut command = Command::new("kubectl");
     command.arg("--kubeconfig").arg(&rig.kubeconfig).args(args);
     let mut child = command
@@ -47,7 +61,5 @@ pub fn try_kubectl(rig: &Rig, args: &[&str], input: &str) -> Result<String, Stri
         .spawn()
         .expect("kubectl is here");
     child.stdin.take().expect("a pipe").write_all(input.as_bytes()).expect("kubectl reads");
-    let output = child.wait_with_output().expect("kubectl ends");
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
+    child.wait_with_output().expect("kubectl ends")
 }

@@ -6,7 +6,7 @@ use lb_tests::agent::{DEADLINE, eventually};
 use serde_json::Value;
 
 use crate::agent::{Agent, Start};
-use crate::deploy::{kubectl, try_kubectl};
+use crate::deploy::{kubectl, said_by_kubectl, try_kubectl};
 use crate::objects;
 use crate::rig::Rig;
 
@@ -56,15 +56,7 @@ fn an_ingress_that_can_never_work_is_refused_with_the_reason_and_others_are_stor
     for agent in &agents {
         agent.wait_for_log("webhook answers");
     }
-    let ingress = |name: &str, host: &str, annotation: &str| {
-        format!(
-            "apiVersion: networking.k8s.io/v1\nkind: Ingress\nmetadata:\n  name: {name}\n  namespace: {namespace}\n  \
-             labels: {{test: {namespace}}}\n  annotations: {{{annotation}}}\nspec:\n  ingressClassName: {namespace}\n  rules:\n  \
-             - host: {host}\n    http: {{paths: [{{path: /, pathType: Prefix, backend: {{service: {{name: web, port: \
-             {{number: 80}}}}}}}}]}}\n",
-            namespace = rig.namespace
-        )
-    };
+    let ingress = |name: &str, host: &str, annotation: &str| ingress(&rig, name, host, annotation);
     let apply = |yaml: &str| try_kubectl(&rig, &["apply", "--filename", "-"], yaml);
     // A configuration takes effect a moment after it is stored.
     let snippet =
@@ -96,4 +88,51 @@ fn an_ingress_that_can_never_work_is_refused_with_the_reason_and_others_are_stor
         "",
     );
     assert_eq!(secret.data["data"]["ca"], Value::from(bundle.trim()));
+}
+
+#[test]
+fn a_webhook_that_only_warns_lets_everything_in_and_kubectl_shows_why_it_would_not() {
+    let Some(rig) = Rig::new() else { return };
+    let place = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let addr = place.local_addr().expect("an address").to_string();
+    let _configured = configure(&rig, &addr);
+    drop(place);
+    rig.apply(&objects::class());
+    let (watch, webhook, own) = (
+        format!("--watch-namespace={}", rig.namespace),
+        format!("--validating-webhook={addr}"),
+        format!("--validating-webhook-configuration={}", rig.namespace),
+    );
+    let flags = [&*watch, &*webhook, &*own, "--validating-webhook-warn-only"];
+    let env = [("POD_NAMESPACE", &*rig.namespace)];
+    let agent = Agent::launch(&Start { kubeconfig: &rig.kubeconfig, flags: &flags, env: &env });
+    agent.wait_for_log("webhook answers");
+
+    // Until the configuration takes effect it is let in without a word.
+    let yaml = |number: usize| {
+        let snippet = "nginx.ingress.kubernetes.io/configuration-snippet: deny all;";
+        ingress(&rig, &format!("snippet-{number}"), "b.example.com", snippet)
+    };
+    let mut number = 0;
+    let warned = eventually(DEADLINE, || {
+        number += 1;
+        let said = said_by_kubectl(&rig, &["apply", "--filename", "-"], &yaml(number));
+        said.contains("Warning: ").then_some(said)
+    });
+
+    let warned = warned.unwrap_or_else(|| panic!("no warning: {}", agent.log()));
+    assert!(warned.contains("Warning: would be refused: "), "{warned}");
+    assert!(warned.contains("configuration-snippet: never honoured"), "{warned}");
+    assert!(rig.get("Ingress", &format!("snippet-{number}")).is_some(), "it is stored");
+}
+
+/// An Ingress that the test's configuration asks about.
+fn ingress(rig: &Rig, name: &str, host: &str, annotation: &str) -> String {
+    format!(
+        "apiVersion: networking.k8s.io/v1\nkind: Ingress\nmetadata:\n  name: {name}\n  namespace: {namespace}\n  \
+         labels: {{test: {namespace}}}\n  annotations: {{{annotation}}}\nspec:\n  ingressClassName: {namespace}\n  rules:\n  \
+         - host: {host}\n    http: {{paths: [{{path: /, pathType: Prefix, backend: {{service: {{name: web, port: \
+         {{number: 80}}}}}}}}]}}\n",
+        namespace = rig.namespace
+    )
 }

@@ -14,7 +14,7 @@ use super::source::Source;
 use crate::cluster::Entries;
 use crate::config::{Config, Webhook, WebhookCertificate};
 use crate::model::review::Review;
-use crate::webhook::{self, Counts, Identity, Reviewer, authority};
+use crate::webhook::{self, Counts, Force, Identity, Reviewer, authority};
 use crate::{check, translate};
 
 /// A Secret's volume shows another version within about a minute.
@@ -33,17 +33,18 @@ pub(super) fn start(
     state: watch::Receiver<Arc<State>>,
     options: translate::Options,
 ) -> Result<Option<Reviews>, StartError> {
-    let Some(Webhook { listen, certificate }) = &config.cluster.webhook else { return Ok(None) };
+    let Some(Webhook { listen, certificate, warn_only }) = &config.cluster.webhook else { return Ok(None) };
     let refused = |source| StartError::Webhook { addr: *listen, source };
     let listener = webhook::bind(*listen).and_then(tokio::net::TcpListener::from_std).map_err(refused)?;
     let addr = listener.local_addr().map_err(refused)?;
     let counts = Arc::new(Counts::default());
     let (stop, stopped) = oneshot::channel();
-    let judge = Arc::new(Judge { state, options });
-    let serve = {
-        let counts = Arc::clone(&counts);
-        move |identity| webhook::serve(listener, identity, judge, counts, stopped)
+    let answering = webhook::Answering {
+        reviewer: Arc::new(Judge { state, options }),
+        force: if *warn_only { Force::Warn } else { Force::Refuse },
+        counts: Arc::clone(&counts),
     };
+    let serve = move |identity| webhook::serve(listener, identity, answering, stopped);
     match certificate {
         WebhookCertificate::Files { certificate, key } => {
             let (shown, identity) = watch::channel(Identity::read(certificate, key)?);

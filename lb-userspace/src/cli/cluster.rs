@@ -73,6 +73,10 @@ pub(super) struct ClusterArgs {
     /// same name, renews it in time and has the API server believe it [default: the certificate is a file]
     #[arg(long, value_name = "NAME", env = "PENSTOCK_VALIDATING_WEBHOOK_CONFIGURATION")]
     validating_webhook_configuration: Option<String>,
+    /// The webhook lets in what it would refuse, with a warning that says why
+    #[arg(long, value_name = "BOOL", env = "PENSTOCK_VALIDATING_WEBHOOK_WARN_ONLY", value_parser = boolean,
+          num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    validating_webhook_warn_only: Option<bool>,
 }
 
 impl ClusterArgs {
@@ -96,6 +100,7 @@ impl ClusterArgs {
             validating_webhook_certificate,
             validating_webhook_key,
             validating_webhook_configuration,
+            validating_webhook_warn_only,
         } = self;
         settings.kubeconfig = kubeconfig;
         settings.apiserver_host = apiserver_host;
@@ -115,5 +120,6 @@ impl ClusterArgs {
         settings.validating_webhook_certificate = validating_webhook_certificate;
         settings.validating_webhook_key = validating_webhook_key;
         settings.validating_webhook_configuration = validating_webhook_configuration;
+        settings.validating_webhook_warn_only = validating_webhook_warn_only;
     }
 }

@@ -54,6 +54,8 @@ pub struct Webhook {
     pub listen: SocketAddr,
     /// What it is shown.
     pub certificate: WebhookCertificate,
+    /// `--validating-webhook-warn-only`: nothing is refused.
+    pub warn_only: bool,
 }
 
 /// Where the webhook's certificate comes from.
@@ -130,5 +132,6 @@ fn webhook(settings: &mut Settings) -> Result<Option<Webhook>, Error> {
             });
         }
     };
-    Ok(Some(Webhook { listen, certificate }))
+    let warn_only = settings.validating_webhook_warn_only.unwrap_or(false);
+    Ok(Some(Webhook { listen, certificate, warn_only }))
 }

@@ -82,6 +82,7 @@ pub struct Settings {
     pub(crate) validating_webhook_certificate: Option<PathBuf>,
     pub(crate) validating_webhook_key: Option<PathBuf>,
     pub(crate) validating_webhook_configuration: Option<String>,
+    pub(crate) validating_webhook_warn_only: Option<bool>,
     pub(crate) metrics_per_host: Option<bool>,
     pub(crate) metrics_per_undefined_host: Option<bool>,
     pub(crate) report_status_classes: Option<bool>,
@@ -219,6 +220,7 @@ impl Settings {
             validating_webhook_certificate,
             validating_webhook_key,
             validating_webhook_configuration,
+            validating_webhook_warn_only,
             metrics_per_host,
             metrics_per_undefined_host,
             report_status_classes,
@@ -298,6 +300,7 @@ impl Settings {
             validating_webhook_key: validating_webhook_key.or(below.validating_webhook_key),
             validating_webhook_configuration: validating_webhook_configuration
                 .or(below.validating_webhook_configuration),
+            validating_webhook_warn_only: validating_webhook_warn_only.or(below.validating_webhook_warn_only),
             metrics_per_host: metrics_per_host.or(below.metrics_per_host),
             metrics_per_undefined_host: metrics_per_undefined_host.or(below.metrics_per_undefined_host),
             report_status_classes: report_status_classes.or(below.report_status_classes),

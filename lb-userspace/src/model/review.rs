@@ -14,4 +14,11 @@ impl Review {
     pub fn refuse(reason: impl Into<String>) -> Self {
         Self { refused: vec![reason.into()], warnings: Vec::new() }
     }
+
+    /// The same for who is to be told and not stopped.
+    pub fn without_refusal(self) -> Self {
+        let Self { refused, warnings } = self;
+        let told = refused.into_iter().map(|reason| format!("would be refused: {reason}"));
+        Self { refused: Vec::new(), warnings: told.chain(warnings).collect() }
+    }
 }

@@ -67,9 +67,11 @@ impl Counts {
             check("nginx_ingress_controller_check_success", "Ingresses that the webhook let in.", |counts| {
                 counts.0
             }),
-            check("nginx_ingress_controller_check_errors", "Ingresses that the webhook refused.", |counts| {
-                counts.1
-            }),
+            check(
+                "nginx_ingress_controller_check_errors",
+                "Ingresses that the webhook refused, or would if it did not only warn.",
+                |counts| counts.1,
+            ),
         ];
         let Some(Last { review, whole, bytes }) = *last else { return metrics };
         let gauge = |name, help, value| Metric {

@@ -42,6 +42,15 @@ pub trait Reviewer: Send + Sync + 'static {
     fn review(&self, ingress: serde_json::Value) -> Review;
 }
 
+/// What becomes of an object that should not be stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Force {
+    /// It is refused.
+    Refuse,
+    /// It is let in, with warnings that say why it would be refused; it counts as refused all the same.
+    Warn,
+}
+
 /// Where the API server asks; ingress-nginx's.
 pub const PATH: &str = "/networking/v1/ingresses";
 
@@ -82,15 +91,25 @@ fn bound(addr: SocketAddr) -> std::io::Result<std::net::TcpListener> {
     Ok(socket.into())
 }
 
+/// Who answers, and how.
+#[derive(Clone)]
+pub struct Answering {
+    /// Who judges.
+    pub reviewer: Arc<dyn Reviewer>,
+    /// What becomes of it.
+    pub force: Force,
+    /// Where it is counted.
+    pub counts: Arc<Counts>,
+}
+
 /// Serves until `stop` is told, or dropped. Who connects is shown the newest of `identity`.
 pub async fn serve(
     listener: TcpListener,
     identity: watch::Receiver<Identity>,
-    reviewer: Arc<dyn Reviewer>,
-    counts: Arc<Counts>,
+    answering: Answering,
     stop: oneshot::Receiver<()>,
 ) {
-    let responder = Arc::new(Responder { reviewer, counts, places: Semaphore::new(MAX_QUESTIONS) });
+    let responder = Arc::new(Responder { answering, places: Semaphore::new(MAX_QUESTIONS) });
     accept::each("webhook", listener, stop, |stream, _peer, stopping, place| {
         let acceptor = TlsAcceptor::from(identity.borrow().config());
         connection(stream, acceptor, Arc::clone(&responder), stopping, place)
@@ -100,8 +119,7 @@ pub async fn serve(
 
 /// Answers questions.
 struct Responder {
-    reviewer: Arc<dyn Reviewer>,
-    counts: Arc<Counts>,
+    answering: Answering,
     places: Semaphore,
 }
 
@@ -169,14 +187,14 @@ impl Responder {
                 return text(StatusCode::BAD_REQUEST, &format!("the question broke off: {error}"));
             }
         };
-        let (reviewer, counts) = (Arc::clone(&self.reviewer), Arc::clone(&self.counts));
+        let answering = self.answering.clone();
         // A review takes milliseconds of computing, which others on this runtime need not wait for.
         let answered = tokio::task::spawn_blocking(move || {
             let size = body.len();
             let question = question::read(&body)?;
             // The value is all that is needed from here on.
             drop(body);
-            Ok::<_, String>(reply(question, size, begun, &*reviewer, &counts))
+            Ok::<_, String>(reply(question, size, begun, &answering))
         });
         match answered.await {
             Ok(Ok(answer)) => json(answer),
@@ -186,13 +204,8 @@ impl Responder {
     }
 }
 
-fn reply(
-    question: question::Question,
-    size: usize,
-    begun: Instant,
-    reviewer: &dyn Reviewer,
-    counts: &Counts,
-) -> String {
+fn reply(question: question::Question, size: usize, begun: Instant, answering: &Answering) -> String {
+    let Answering { reviewer, force, counts } = answering;
     let question::Question { uid, namespace, name, ingress } = question;
     let Some(ingress) = ingress else { return question::answer(&uid, &Review::default()) };
     let reviewing = Instant::now();
@@ -205,10 +218,20 @@ fn reply(
         whole: begun.elapsed(),
         bytes: size,
     });
-    if !review.refused.is_empty() {
-        tracing::info!(namespace, name, reasons = review.refused.len(), "ingress refused by the webhook");
+    if review.refused.is_empty() {
+        return question::answer(&uid, &review);
     }
-    question::answer(&uid, &review)
+    let reasons = review.refused.len();
+    match force {
+        Force::Refuse => {
+            tracing::info!(namespace, name, reasons, "ingress refused by the webhook");
+            question::answer(&uid, &review)
+        }
+        Force::Warn => {
+            tracing::info!(namespace, name, reasons, "ingress let in that the webhook would refuse");
+            question::answer(&uid, &review.without_refusal())
+        }
+    }
 }
 
 fn too_long() -> Response<Full<Bytes>> {

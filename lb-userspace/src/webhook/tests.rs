@@ -47,6 +47,10 @@ fn identity(made: &Made) -> Identity {
 }
 
 fn rig() -> Rig {
+    rig_with(Force::Refuse)
+}
+
+fn rig_with(force: Force) -> Rig {
     let first = made();
     let listener = bind("127.0.0.1:0".parse().expect("address")).expect("bound");
     let addr = listener.local_addr().expect("bound");
@@ -54,7 +58,8 @@ fn rig() -> Rig {
     let (sender, receiver) = watch::channel(identity(&first));
     let counts = Arc::new(Counts::default());
     let listener = TcpListener::from_std(listener).expect("a listener");
-    tokio::spawn(serve(listener, receiver, Arc::new(ByName), Arc::clone(&counts), stopped));
+    let answering = Answering { reviewer: Arc::new(ByName), force, counts: Arc::clone(&counts) };
+    tokio::spawn(serve(listener, receiver, answering, stopped));
     Rig { addr, trust: first.certificate, counts, identity: sender, _stop: stop }
 }
 
@@ -118,6 +123,22 @@ async fn answers_what_the_reviewer_says_and_counts_it() {
     assert_eq!(samples("check_success"), [("good".to_owned(), 1.0)]);
     assert_eq!(samples("check_errors"), [("bad".to_owned(), 1.0)]);
     assert_eq!(metrics.len(), 8);
+}
+
+#[tokio::test]
+async fn who_only_warns_lets_in_what_would_be_refused_and_counts_it() {
+    let rig = rig_with(Force::Warn);
+
+    let (good, bad) = (rig.review("good").await, rig.review("bad").await);
+
+    assert_eq!(good["response"], json!({"uid": "u-1", "allowed": true, "warnings": ["mind the gap"]}));
+    assert_eq!(
+        bad["response"],
+        json!({"uid": "u-1", "allowed": true, "warnings": ["would be refused: it is bad"]})
+    );
+    let metrics = rig.counts.metrics();
+    let errors = metrics.iter().find(|metric| metric.name.ends_with("check_errors")).expect("counted");
+    assert_eq!(errors.samples.len(), 1);
 }
 
 #[tokio::test]
