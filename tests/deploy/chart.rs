@@ -280,10 +280,11 @@ fn pools_become_the_config_map_that_the_agent_reads() {
     assert_eq!(read, edge);
 }
 
-/// Arguments of the container, whatever runs it.
+/// Arguments of the controller's container, whatever runs it.
 fn arguments(objects: &[Object]) -> Vec<String> {
+    let runs = |object: &&Object| ["Deployment", "DaemonSet"].contains(&object.kind());
     let workload =
-        objects.iter().find(|object| ["Deployment", "DaemonSet"].contains(&object.kind())).expect("pods");
+        objects.iter().filter(runs).find(|object| object.name().ends_with("-controller")).expect("pods");
     let arguments = &workload.value["spec"]["template"]["spec"]["containers"][0]["args"];
     arguments.as_array().into_iter().flatten().filter_map(|word| word.as_str().map(str::to_owned)).collect()
 }
@@ -293,7 +294,8 @@ fn every_argument_is_a_flag_of_the_agent() {
     let Some(mut helm) = Helm::start() else { return };
     let everything = json!({"tcp": {"1": "a/b:1"}, "udp": {"1": "a/b:1"}, "controller": {
         "interfaces": ["eth0"], "watchIngressWithoutClass": true, "ingressClassByName": true, "updateStatus": false,
-        "reportNodeInternalIp": true, "defaultBackendService": "a/b", "admissionWebhooks": {"enabled": true},
+        "reportNodeInternalIp": true, "defaultBackendService": "a/b", "disableLeaderElection": true, "electionTTL": "10s",
+        "healthCheckPath": "/up", "admissionWebhooks": {"enabled": true, "warnOnly": true},
     }});
     let mut words = arguments(&render(&mut helm, everything));
     for scope in [json!({"enabled": true}), json!({"namespaceSelector": "a=b"})] {
@@ -401,6 +403,126 @@ fn cert_manager_or_a_secret_may_bring_the_webhooks_certificate() {
     assert_eq!(mounted(&off), None);
     assert!(!kinds(&managed).contains(&"Secret") && !kinds(&own).contains(&"Secret"));
     assert!(!kinds(&off).contains(&"ValidatingWebhookConfiguration"));
+}
+
+#[test]
+fn a_webhook_that_only_warns_keeps_nobody_from_anything() {
+    let Some(mut helm) = Helm::start() else { return };
+    let values =
+        json!({"controller": {"admissionWebhooks": {"enabled": true, "warnOnly": true, "labels": {"a": 1}}}});
+    let objects = render(&mut helm, values);
+
+    let configuration = one(&objects, "ValidatingWebhookConfiguration", "ingress-nginx-admission");
+    assert_eq!(configuration["webhooks"][0]["failurePolicy"], "Ignore");
+    assert_eq!(configuration["metadata"]["labels"]["a"], "1");
+    assert!(arguments(&objects).contains(&"--validating-webhook-warn-only=true".to_owned()));
+}
+
+#[test]
+fn a_default_backend_is_a_service_of_its_own_that_the_agent_is_told_of() {
+    let Some(mut helm) = Helm::start() else { return };
+    let values = json!({"defaultBackend": {
+        "enabled": true, "replicaCount": 2, "image": {"registry": "", "image": "errors", "tag": "1"}, "extraArgs": {"v": 1},
+        "tolerations": [{"operator": "Exists"}], "service": {"servicePort": 8080},
+    }, "global": {"image": {"registry": "mirror.example"}}});
+    let objects = render(&mut helm, values);
+
+    let name = "ingress-nginx-defaultbackend";
+    let deployment = &one(&objects, "Deployment", name)["spec"];
+    let pod = &deployment["template"]["spec"];
+    assert_eq!(deployment["replicas"], 2);
+    assert_eq!(pod["containers"][0]["image"], "mirror.example/errors:1");
+    assert_eq!(pod["containers"][0]["args"], json!(["--v=1"]));
+    assert_eq!(pod["tolerations"], json!([{"operator": "Exists"}]));
+    assert_eq!(pod["automountServiceAccountToken"], false);
+    let service = &one(&objects, "Service", name)["spec"];
+    assert_eq!(service["ports"][0]["port"], 8080);
+    assert_eq!(service["selector"], deployment["selector"]["matchLabels"]);
+    let proxy = &one(&objects, "Deployment", "ingress-nginx-controller")["spec"];
+    assert_ne!(service["selector"], proxy["selector"]["matchLabels"], "the proxy's pods are others");
+    assert_eq!(one(&objects, "PodDisruptionBudget", name)["spec"]["minAvailable"], 1);
+    let flag = format!("--default-backend-service=$(POD_NAMESPACE)/{name}");
+    assert!(arguments(&objects).contains(&flag));
+}
+
+#[test]
+fn an_internal_service_leads_to_the_same_pods_and_may_be_the_only_one() {
+    let Some(mut helm) = Helm::start() else { return };
+    let internal = json!({"enabled": true, "annotations": {"internal": true}, "loadBalancerIP": "10.0.0.1", "ports": {"http": 8080},
+        "nodePorts": {"http": 30080}});
+    let service = |external: bool| {
+        json!({"annotations": {"external": "yes"}, "loadBalancerSourceRanges": ["0.0.0.0/0"],
+               "external": {"enabled": external}, "internal": internal})
+    };
+    let both =
+        render(&mut helm, json!({"tcp": {"5432": "db/pg:5432"}, "controller": {"service": service(true)}}));
+    let alone = render(&mut helm, json!({"controller": {"service": service(false)}}));
+
+    let (name, inner) = ("ingress-nginx-controller", "ingress-nginx-controller-internal");
+    let of = one(&both, "Service", inner);
+    assert_eq!(of["metadata"]["annotations"], json!({"internal": "true"}));
+    assert_eq!(of["spec"]["loadBalancerIP"], "10.0.0.1");
+    assert_eq!(of["spec"]["loadBalancerSourceRanges"], Value::Null);
+    assert_eq!(of["spec"]["selector"], one(&both, "Service", name)["spec"]["selector"]);
+    let ports: Vec<_> =
+        of["spec"]["ports"].as_array().into_iter().flatten().map(|port| port["port"].clone()).collect();
+    assert_eq!(ports, [json!(8080), json!(443), json!(5432)]);
+    assert_eq!(of["spec"]["ports"][0]["nodePort"], 30080);
+    let published = |objects: &[Object]| {
+        arguments(objects).into_iter().find(|word| word.starts_with("--publish-service"))
+    };
+    assert_eq!(published(&both), Some(format!("--publish-service=$(POD_NAMESPACE)/{name}")));
+    assert_eq!(published(&alone), Some(format!("--publish-service=$(POD_NAMESPACE)/{inner}")));
+    assert!(!alone.iter().any(|object| object.kind() == "Service" && object.name() == name));
+}
+
+#[test]
+fn values_that_ingress_nginx_has_do_here_what_they_say() {
+    let Some(mut helm) = Helm::start() else { return };
+    let values = json!({"controller": {
+        "image": {"repository": "registry.example/edge", "tag": "2"}, "containerName": "edge", "shareProcessNamespace": true,
+        "replicaCount": 2, "unhealthyPodEvictionPolicy": "AlwaysAllow", "progressDeadlineSeconds": 120,
+        "lifecycle": {"preStop": {"exec": {"command": ["/wait-shutdown"]}}}, "allowSnippetAnnotations": false,
+        "electionTTL": "10s", "disableLeaderElection": true, "healthCheckPath": "/up",
+        "ingressClassResource": {"default": true, "aliases": ["edge"], "annotations": {"a": 1}},
+        "service": {"clusterIPs": ["10.0.0.1"], "trafficDistribution": "PreferClose"},
+        "metrics": {"enabled": true, "service": {"clusterIP": "None"}},
+    }});
+    let objects = render(&mut helm, values);
+
+    let name = "ingress-nginx-controller";
+    let deployment = &one(&objects, "Deployment", name)["spec"];
+    let (pod, container) =
+        (&deployment["template"]["spec"], &deployment["template"]["spec"]["containers"][0]);
+    assert_eq!(
+        (&container["image"], &container["name"]),
+        (&json!("registry.example/edge:2"), &json!("edge"))
+    );
+    assert_eq!(
+        (&pod["shareProcessNamespace"], &deployment["progressDeadlineSeconds"]),
+        (&json!(true), &json!(120))
+    );
+    assert_eq!(container["lifecycle"], Value::Null, "there is no such program");
+    assert_eq!(container["readinessProbe"]["httpGet"]["path"], "/up");
+    assert_eq!(container["livenessProbe"]["httpGet"]["path"], "/build");
+    let words = arguments(&objects);
+    for flag in ["--election-ttl=10s", "--disable-leader-election=true", "--health-check-path=/up"] {
+        assert!(words.contains(&flag.to_owned()), "{flag}: {words:?}");
+    }
+    assert_eq!(
+        one(&objects, "PodDisruptionBudget", name)["spec"]["unhealthyPodEvictionPolicy"],
+        "AlwaysAllow"
+    );
+    assert_eq!(one(&objects, "ConfigMap", name)["data"], json!({"allow-snippet-annotations": "false"}));
+    let class = |name: &str| one(&objects, "IngressClass", name)["metadata"]["annotations"].clone();
+    assert_eq!(class("nginx"), json!({"a": "1", "ingressclass.kubernetes.io/is-default-class": "true"}));
+    assert_eq!(class("edge"), json!({"a": "1"}));
+    let service = &one(&objects, "Service", name)["spec"];
+    assert_eq!(
+        (&service["clusterIPs"], &service["trafficDistribution"]),
+        (&json!(["10.0.0.1"]), &json!("PreferClose"))
+    );
+    assert_eq!(one(&objects, "Service", "ingress-nginx-controller-metrics")["spec"]["clusterIP"], "None");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The values: what is documented, what the schema knows and what the chart reads are the same.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 
@@ -35,33 +35,61 @@ fn compare(path: &str, value: &Value, schema: &Value, wrong: &mut Vec<String>) {
     }
 }
 
-#[test]
-fn the_notes_know_which_values_have_no_effect() {
-    let helpers = std::fs::read_to_string(helm::chart().join("templates/_helpers.tpl")).expect("the helpers");
-    let list = |name: &str| -> BTreeSet<String> {
-        let start = format!("${name} := list ");
-        let line = helpers.lines().find_map(|line| line.split_once(&start)).expect("the list").1;
-        line.trim_end_matches(" -}}").split(' ').map(|word| word.trim_matches('"').to_owned()).collect()
-    };
-    let keys = |value: &Value| -> BTreeSet<String> {
-        value.as_object().into_iter().flat_map(|o| o.keys().cloned()).collect()
-    };
-    // Helm itself puts `global` there.
-    let mut top = keys(&defaults());
-    top.insert("global".to_owned());
-
-    assert_eq!(list("known"), keys(&defaults()["controller"]));
-    assert_eq!(list("top"), top);
-    let below: Vec<_> = helpers.lines().filter_map(|line| line.split_once("set $below ")).collect();
-    assert!(!below.is_empty());
-    for (_, line) in below {
-        let words: Vec<&str> = line.split('"').collect();
-        let [_, path, _, known, ..] = words[..] else { panic!("{line}") };
-        let pointer = format!("/controller/{}", path.replace('.', "/"));
-        let defaults = defaults();
-        let values = defaults.pointer(&pointer).unwrap_or_else(|| panic!("no {path}"));
-        assert_eq!(known.split(' ').map(str::to_owned).collect::<BTreeSet<_>>(), keys(values), "{path}");
+/// Maps of the values whose keys are told apart, by path, with these keys; those that the schema closes are left out.
+fn maps(path: &str, value: &Value, schema: &Value, found: &mut BTreeMap<String, BTreeSet<String>>) {
+    let (Some(values), Some(known)) = (value.as_object(), schema["properties"].as_object()) else { return };
+    if schema["additionalProperties"] != false {
+        found.insert(path.to_owned(), values.keys().cloned().collect());
     }
+    for (name, value) in values {
+        let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+        maps(&path, value, &known[name], found);
+    }
+}
+
+/// Lines of the template that defines `name`.
+fn lines_of(name: &str) -> Vec<String> {
+    let file = helm::chart().join("templates/_ignored.tpl");
+    let text = std::fs::read_to_string(file).expect("the template");
+    let start = format!("{{{{- define \"penstock.{name}\" -}}}}");
+    let (_, text) = text.split_once(&start).expect(name);
+    text.lines().skip(1).take_while(|line| *line != "{{- end -}}").map(str::to_owned).collect()
+}
+
+#[test]
+fn the_notes_know_every_map_of_the_values() {
+    let mut expected = BTreeMap::new();
+    maps("", &defaults(), &schema(), &mut expected);
+
+    let lines = lines_of("known");
+    let known = lines.iter().filter_map(|line| {
+        let words: Vec<&str> = line.split_once("set $known ")?.1.split('"').collect();
+        let [_, path, _, keys, ..] = words[..] else { panic!("{line}") };
+        Some((path.to_owned(), keys.split(' ').map(str::to_owned).collect::<BTreeSet<_>>()))
+    });
+
+    assert_eq!(known.collect::<BTreeMap<_, _>>(), expected);
+}
+
+#[test]
+fn what_is_told_instead_of_a_value_is_told_of_none_that_there_is() {
+    let lines = lines_of("instead");
+
+    assert!(!lines.is_empty());
+    for line in lines {
+        let (path, sentence) = line.split_once(": ").unwrap_or_else(|| panic!("{line}"));
+        let pointer = format!("/{}", path.replace('.', "/"));
+        assert_eq!(defaults().pointer(&pointer), None, "{path}");
+        assert!(sentence.len() > 10, "{line}");
+    }
+}
+
+/// What the notes list.
+fn listed(helm: &mut Helm, values: Value) -> Vec<String> {
+    let release = Release { name: "ingress-nginx", namespace: "x", values };
+    let notes = helm.notes(&release).unwrap_or_else(|error| panic!("{error}"));
+    let Some((_, listed)) = notes.split_once("have no effect here:\n") else { return Vec::new() };
+    listed.lines().map_while(|line| line.strip_prefix("  ")).map(str::to_owned).collect()
 }
 
 #[test]
@@ -69,30 +97,43 @@ fn the_notes_list_what_was_given_and_has_no_effect() {
     let Some(mut helm) = Helm::start() else { return };
     let cases = [
         (
-            json!({"controller": {"replicaCuont": 3}, "defaultBackend": {"enabled": true}}),
-            "controller.replicaCuont, defaultBackend",
+            json!({"controller": {"replicaCuont": 3, "metrics": {"foo": 1}}, "defaultBackend": {"prot": 1}}),
+            vec!["controller.metrics.foo", "controller.replicaCuont", "defaultBackend.prot"],
         ),
         (
-            json!({"controller": {"service": {"internal": {"enabled": true}}, "metrics": {"foo": 1}}}),
-            "controller.metrics.foo, controller.service.internal",
+            json!({"dhParam": "abc", "rbac": {"scope": true}}),
+            vec![
+                "dhParam: ciphers with DHE are not offered, so they need no parameters",
+                "rbac.scope: with controller.scope.enabled rights are given in that namespace alone",
+            ],
+        ),
+        (
+            json!({"controller": {"lifecycle": {"preStop": {"exec": {"command": ["/wait-shutdown"]}}}}}),
+            vec![
+                "controller.lifecycle.preStop: the program /wait-shutdown is ingress-nginx's; SIGTERM waits as \
+                 shutdownGracePeriod says",
+            ],
         ),
         (
             json!({"controller": {"metrics": {"serviceMonitor": {"enabled": true}}}}),
-            "controller.metrics.serviceMonitor (without controller.metrics.enabled)",
+            vec!["controller.metrics.serviceMonitor: without controller.metrics.enabled"],
         ),
         (
             json!({"controller": {"announce": {"interfaces": ["eth0"]}, "addressPools": {"a": {"addresses": ["203.0.113.1"]}}}}),
-            "controller.announce (without a kernel part), controller.addressPools (without a kernel part addresses are given \
-             away that nobody serves)",
+            vec![
+                "controller.addressPools: there is no kernel part, so addresses are given away that nobody serves",
+                "controller.announce.interfaces: there is no kernel part, see controller.datapath",
+            ],
+        ),
+        (
+            json!({"defaultBackend": {"enabled": true}, "controller": {"defaultBackendService": "a/b"}}),
+            vec!["defaultBackend: controller.defaultBackendService names another Service"],
         ),
     ];
     for (values, expected) in cases {
-        let release = Release { name: "ingress-nginx", namespace: "x", values };
+        let case = values.to_string();
 
-        let notes = helm.notes(&release).unwrap_or_else(|error| panic!("{error}"));
-
-        let listed = notes.lines().find_map(|line| line.split_once("have no effect here: "));
-        assert_eq!(listed.map(|(_, listed)| listed), Some(expected), "{notes}");
+        assert_eq!(listed(&mut helm, values), expected, "{case}");
     }
 }
 
@@ -107,6 +148,14 @@ fn values_that_cannot_work_are_refused_by_name() {
         (json!({"controller": {"containerPort": {"http": 70000}}}), "http"),
         (json!({"controller": {"networkPolicy": {"enable": true}}}), "networkPolicy"),
         (json!({"controller": {"image": {"digest": "latest"}}}), "digest"),
+        (
+            json!({"controller": {"image": {"image": "ingress-nginx/controller"}}}),
+            "names the image of ingress-nginx",
+        ),
+        (
+            json!({"controller": {"image": {"repository": "r.io/ingress-nginx/controller"}}}),
+            "the image of ingress-nginx",
+        ),
         (json!({"tcp": {"http": "a/b:1"}}), "'http'"),
         (json!({"tcp": {"80": "b:1"}}), "'/tcp/80'"),
     ];
@@ -119,15 +168,20 @@ fn values_that_cannot_work_are_refused_by_name() {
     }
 }
 
+/// Values of ingress-nginx's chart that are not asked for anything, as a copy of its values file has them.
 #[test]
-fn values_of_ingress_nginx_without_a_meaning_here_are_taken() {
+fn defaults_of_ingress_nginx_are_taken_and_nothing_is_said_of_those_that_ask_for_nothing() {
     let Some(mut helm) = Helm::start() else { return };
-    let values = json!({"defaultBackend": {"enabled": false}, "controller": {
-        "allowSnippetAnnotations": false, "maxmindLicenseKey": "", "opentelemetry": {"enabled": false},
-        "service": {"internal": {"enabled": false}}, "admissionWebhooks": {"enabled": false},
+    let values = json!({"defaultBackend": {"enabled": false, "existingPsp": ""}, "dhParam": "", "podSecurityPolicy": {"enabled": false},
+        "rbac": {"create": true, "scope": false}, "controller": {
+        "allowSnippetAnnotations": false, "maxmindLicenseKey": "", "opentelemetry": {"enabled": false, "image": "x"},
+        "existingPsp": "", "hostname": {}, "tcp": {"configMapNamespace": "", "annotations": {}}, "keda": {"enabled": false, "minReplicas": 1},
+        "customTemplate": {"configMapName": "", "configMapKey": ""}, "extraModules": [], "configMapNamespace": "",
+        "service": {"internal": {"enabled": false}, "external": {"enabled": true}}, "image": {"chroot": false},
+        "admissionWebhooks": {"enabled": false, "createSecretJob": {"resources": {}}, "patch": {"enabled": false}, "extraEnvs": []},
     }});
-
-    let taken = helm.template(&Release { name: "ingress-nginx", namespace: "x", values });
+    let taken = helm.template(&Release { name: "ingress-nginx", namespace: "x", values: values.clone() });
 
     assert!(taken.is_ok(), "{taken:?}");
+    assert_eq!(listed(&mut helm, values), Vec::<String>::new());
 }

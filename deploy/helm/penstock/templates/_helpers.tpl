@@ -22,6 +22,10 @@
 {{- default .Release.Namespace .Values.namespaceOverride -}}
 {{- end -}}
 
+{{- define "penstock.defaultBackend" -}}
+{{- printf "%s-%s" (include "penstock.fullname" .) .Values.defaultBackend.name | trunc 63 | trimSuffix "-" -}}
+{{- end -}}
+
 {{- define "penstock.serviceAccount" -}}
 {{- if .Values.serviceAccount.create -}}
 {{- default (include "penstock.fullname" .) .Values.serviceAccount.name -}}
@@ -53,11 +57,13 @@
 {{- default (include "penstock.namespace" .) .Values.controller.scope.namespace -}}
 {{- end -}}
 
-{{/* A probe that asks the port `metrics` asks it under the name that `metrics.portName` gives it. */}}
+{{/* A probe that asks the port `metrics` asks it under the name that `metrics.portName` gives it, and one that asks for
+     /healthz asks where that is. */}}
 {{- define "penstock.probe" -}}
 {{- $probe := deepCopy .probe -}}
 {{- with $probe.httpGet -}}
 {{- if eq (toString .port) "metrics" -}}{{- $_ := set . "port" $.values.controller.metrics.portName -}}{{- end -}}
+{{- if eq (toString .path) "/healthz" -}}{{- $_ := set . "path" $.values.controller.healthCheckPath -}}{{- end -}}
 {{- end -}}
 {{- toYaml $probe -}}
 {{- end -}}
@@ -70,12 +76,27 @@ app.kubernetes.io/component: controller
 {{- end -}}
 
 {{- define "penstock.labels" -}}
-helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
-{{ include "penstock.selectorLabels" . }}
-app.kubernetes.io/part-of: {{ include "penstock.name" . }}
-app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
-app.kubernetes.io/managed-by: {{ .Release.Service }}
-{{- with .Values.commonLabels }}
+{{ include "penstock.labelsOf" (dict "root" . "selector" "penstock.selectorLabels") }}
+{{- end -}}
+
+{{- define "penstock.backendSelectorLabels" -}}
+app.kubernetes.io/name: {{ include "penstock.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: default-backend
+{{- end -}}
+
+{{- define "penstock.backendLabels" -}}
+{{ include "penstock.labelsOf" (dict "root" . "selector" "penstock.backendSelectorLabels") }}
+{{- end -}}
+
+{{/* All labels of a part that is selected by those. */}}
+{{- define "penstock.labelsOf" -}}
+helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" }}
+{{ include .selector .root }}
+app.kubernetes.io/part-of: {{ include "penstock.name" .root }}
+app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .root.Release.Service }}
+{{- with .root.Values.commonLabels }}
 {{ include "penstock.strings" . }}
 {{- end }}
 {{- end -}}
@@ -108,69 +129,36 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- if or (lt (int .Values.controller.containerPort.http) 1024) (lt (int .Values.controller.containerPort.https) 1024) }}true{{ end -}}
 {{- end -}}
 
+{{/* Whose addresses Ingresses are reached by; nothing without a Service. */}}
+{{- define "penstock.publishedService" -}}
+{{- with .Values.controller.service -}}
+{{- if and .enabled .external.enabled -}}{{- include "penstock.controller" $ -}}
+{{- else if and .enabled .internal.enabled -}}{{- include "penstock.controller" $ }}-internal
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* What a Service's specification says beside type, ports and selector, where it says it. */}}
+{{- define "penstock.serviceSpec" -}}
+{{- $spec := dict -}}
+{{- range $field := list "clusterIP" "clusterIPs" "externalIPs" "loadBalancerIP" "loadBalancerClass" "loadBalancerSourceRanges" "externalTrafficPolicy" "healthCheckNodePort" "sessionAffinity" "trafficDistribution" "ipFamilyPolicy" "ipFamilies" -}}
+{{- with get $ $field }}{{ $_ := set $spec $field . }}{{ end -}}
+{{- end -}}
+{{- if kindIs "bool" .allocateLoadBalancerNodePorts }}{{ $_ := set $spec "allocateLoadBalancerNodePorts" .allocateLoadBalancerNodePorts }}{{ end -}}
+{{- if $spec }}{{ toYaml $spec }}{{ end -}}
+{{- end -}}
+
 {{/* Names of ports 1234-tcp. */}}
 {{- define "penstock.portName" -}}
 {{- $prefix := .root.Values.portNamePrefix -}}
 {{- $prefix | empty | ternary (printf "%v-%s" .port .protocol) (printf "%s-%v-%s" $prefix .port .protocol) -}}
 {{- end -}}
 
+{{/* Of `image`: its name, with the registry of all images where it names none, and `version` where it has no tag. */}}
 {{- define "penstock.image" -}}
-{{- with .Values.controller.image -}}
-{{- if .registry }}{{ .registry }}/{{ end }}{{ .image }}
-{{- if .digest }}@{{ .digest }}{{ else }}:{{ default $.Chart.AppVersion .tag }}{{ end -}}
-{{- end -}}
-{{- end -}}
-
-{{/* Values that were given and have no effect, on their own or beside the others; said in the notes. */}}
-{{- define "penstock.ignored" -}}
-{{- $known := list "name" "kind" "replicaCount" "image" "datapath" "interfaces" "announce" "hashKey" "hostNetwork" "dnsPolicy" "dnsConfig" "containerPort" "hostPort" "config" "configAnnotations" "addHeaders" "proxySetHeaders" "addressPools" "defaultBackendService" "extraArgs" "extraEnvs" "extraContainers" "extraInitContainers" "extraVolumes" "extraVolumeMounts" "ingressClass" "ingressClassResource" "watchIngressWithoutClass" "ingressClassByName" "scope" "publishService" "updateStatus" "reportNodeInternalIp" "electionID" "labels" "annotations" "podLabels" "podAnnotations" "updateStrategy" "minReadySeconds" "nodeSelector" "tolerations" "affinity" "topologySpreadConstraints" "priorityClassName" "runtimeClassName" "hostAliases" "resources" "temporaryDirectory" "terminationGracePeriodSeconds" "shutdownGracePeriod" "lifecycle" "livenessProbe" "readinessProbe" "startupProbe" "podSecurityContext" "containerSecurityContext" "sysctls" "autoscaling" "minAvailable" "maxUnavailable" "networkPolicy" "service" "metrics" "admissionWebhooks" -}}
-{{- $ignored := list -}}
-{{- range $key := keys .Values.controller | sortAlpha -}}
-{{- if not (has $key $known) }}{{ $ignored = append $ignored (printf "controller.%s" $key) }}{{ end -}}
-{{- end -}}
-{{- $below := dict -}}
-{{- $_ := set $below "image" "registry image tag digest pullPolicy" -}}
-{{- $_ := set $below "service" "enabled type annotations labels externalTrafficPolicy healthCheckNodePort clusterIP externalIPs loadBalancerIP loadBalancerClass loadBalancerSourceRanges allocateLoadBalancerNodePorts sessionAffinity ipFamilyPolicy ipFamilies enableHttp enableHttps appProtocol ports targetPorts nodePorts" -}}
-{{- $_ := set $below "metrics" "enabled port portName service serviceMonitor prometheusRule dashboard" -}}
-{{- $_ := set $below "metrics.service" "enabled annotations labels type servicePort" -}}
-{{- $_ := set $below "metrics.serviceMonitor" "enabled additionalLabels annotations namespace namespaceSelector scrapeInterval scrapeTimeout honorLabels targetLabels relabelings metricRelabelings" -}}
-{{- $_ := set $below "metrics.prometheusRule" "enabled additionalLabels annotations namespace defaultRules rules" -}}
-{{- $_ := set $below "metrics.dashboard" "enabled labels annotations" -}}
-{{- $_ := set $below "admissionWebhooks" "enabled port failurePolicy timeoutSeconds annotations namespaceSelector objectSelector certManager existingSecret caBundle service" -}}
-{{- $_ := set $below "admissionWebhooks.certManager" "enabled duration issuerRef" -}}
-{{- $_ := set $below "admissionWebhooks.service" "annotations servicePort" -}}
-{{- $_ := set $below "ingressClassResource" "enabled name default controllerValue annotations parameters" -}}
-{{- $_ := set $below "publishService" "enabled pathOverride" -}}
-{{- $_ := set $below "scope" "enabled namespace namespaceSelector" -}}
-{{- $_ := set $below "autoscaling" "enabled annotations minReplicas maxReplicas targetCPUUtilizationPercentage targetMemoryUtilizationPercentage behavior" -}}
-{{- range $path, $keys := $below -}}
-{{- $node := $.Values.controller -}}
-{{- range $key := splitList "." $path -}}{{- if kindIs "map" $node }}{{ $node = get $node $key }}{{ end -}}{{- end -}}
-{{- if kindIs "map" $node -}}
-{{- range $key := keys $node | sortAlpha -}}
-{{- if not (has $key (splitList " " $keys)) }}{{ $ignored = append $ignored (printf "controller.%s.%s" $path $key) }}{{ end -}}
-{{- end -}}
-{{- end -}}
-{{- end -}}
-{{- if not (include "penstock.kernel" .) -}}
-{{- $without := "without a kernel part" -}}
-{{- with .Values.controller.announce.interfaces }}{{ $ignored = append $ignored (printf "controller.announce (%s)" $without) }}{{ end -}}
-{{- with .Values.controller.interfaces }}{{ $ignored = append $ignored (printf "controller.interfaces (%s)" $without) }}{{ end -}}
-{{- with .Values.controller.hashKey.existingSecret }}{{ $ignored = append $ignored (printf "controller.hashKey (%s)" $without) }}{{ end -}}
-{{- with .Values.controller.addressPools }}{{ $ignored = append $ignored (printf "controller.addressPools (%s addresses are given away that nobody serves)" $without) }}{{ end -}}
-{{- end -}}
-{{- with .Values.controller.metrics -}}
-{{- if not .enabled -}}
-{{- range $part := list "serviceMonitor" "prometheusRule" "dashboard" -}}
-{{- if (get $.Values.controller.metrics $part).enabled }}{{ $ignored = append $ignored (printf "controller.metrics.%s (without controller.metrics.enabled)" $part) }}{{ end -}}
-{{- end -}}
-{{- end -}}
-{{- end -}}
-{{- $top := list "nameOverride" "fullnameOverride" "namespaceOverride" "commonLabels" "imagePullSecrets" "revisionHistoryLimit" "rbac" "serviceAccount" "tcp" "udp" "portNamePrefix" "controller" "global" -}}
-{{- range $key := keys .Values | sortAlpha -}}
-{{- if not (has $key $top) }}{{ $ignored = append $ignored $key }}{{ end -}}
-{{- end -}}
-{{- join ", " $ignored -}}
+{{- $registry := default .root.Values.global.image.registry .image.registry -}}
+{{- $name := default (empty $registry | ternary .image.image (printf "%s/%s" $registry .image.image)) .image.repository -}}
+{{- if .image.digest }}{{ $name }}@{{ .image.digest }}{{ else }}{{ $name }}:{{ default .version .image.tag }}{{ end -}}
 {{- end -}}
 
 {{/* A value as text. Numbers of a values file are floats, which would be written as 1.048576e+06. */}}

@@ -44,6 +44,9 @@ spec:
   runtimeClassName: {{ . }}
   {{- end }}
   terminationGracePeriodSeconds: {{ .Values.controller.terminationGracePeriodSeconds }}
+  {{- if .Values.controller.shareProcessNamespace }}
+  shareProcessNamespace: true
+  {{- end }}
   {{- $security := dict "seccompProfile" (dict "type" "RuntimeDefault") }}
   {{- $sysctls := list }}
   {{- if and $lowPorts (not $hostNetwork) }}
@@ -61,8 +64,11 @@ spec:
     {{- toYaml . | nindent 4 }}
   {{- end }}
   containers:
-    - name: {{ .Values.controller.name }}
-      image: {{ include "penstock.image" . | quote }}
+    - name: {{ default .Values.controller.name .Values.controller.containerName }}
+      {{- if contains "ingress-nginx/controller" (printf "%s %s" .Values.controller.image.image .Values.controller.image.repository) }}
+      {{- fail "controller.image names the image of ingress-nginx; this chart runs penstock: leave image, repository, tag and digest out of your values, or name penstock's" }}
+      {{- end }}
+      image: {{ include "penstock.image" (dict "root" . "image" .Values.controller.image "version" .Chart.AppVersion) | quote }}
       imagePullPolicy: {{ .Values.controller.image.pullPolicy }}
       args:
         {{- include "penstock.args" . | nindent 8 }}
@@ -144,7 +150,10 @@ spec:
       startupProbe:
         {{- include "penstock.probe" (dict "probe" . "values" $.Values) | nindent 8 }}
       {{- end }}
-      {{- with .Values.controller.lifecycle }}
+      {{- /* In a values file of ingress-nginx's there is a program that waits, which SIGTERM does here. */}}
+      {{- $lifecycle := deepCopy .Values.controller.lifecycle }}
+      {{- if include "penstock.waitShutdown" . }}{{ $lifecycle = omit $lifecycle "preStop" }}{{ end }}
+      {{- with $lifecycle }}
       lifecycle:
         {{- toYaml . | nindent 8 }}
       {{- end }}
@@ -244,8 +253,18 @@ spec:
 - --watch-namespace-selector={{ .Values.controller.scope.namespaceSelector }}
 {{- end }}
 - --election-id={{ include "penstock.electionID" . }}
-{{- if and .Values.controller.publishService.enabled (or .Values.controller.publishService.pathOverride .Values.controller.service.enabled) }}
-- --publish-service={{ default (printf "$(POD_NAMESPACE)/%s" (include "penstock.controller" .)) .Values.controller.publishService.pathOverride }}
+{{- with .Values.controller.electionTTL }}
+- --election-ttl={{ . }}
+{{- end }}
+{{- if .Values.controller.disableLeaderElection }}
+- --disable-leader-election=true
+{{- end }}
+{{- if ne .Values.controller.healthCheckPath "/healthz" }}
+- --health-check-path={{ .Values.controller.healthCheckPath }}
+{{- end }}
+{{- $service := include "penstock.publishedService" . }}
+{{- if and .Values.controller.publishService.enabled (or .Values.controller.publishService.pathOverride $service) }}
+- --publish-service={{ default (printf "$(POD_NAMESPACE)/%s" $service) .Values.controller.publishService.pathOverride }}
 {{- end }}
 {{- if not .Values.controller.updateStatus }}
 - --update-status=false
@@ -253,7 +272,8 @@ spec:
 {{- if .Values.controller.reportNodeInternalIp }}
 - --report-node-internal-ip-address=true
 {{- end }}
-{{- with .Values.controller.defaultBackendService }}
+{{- $default := .Values.defaultBackend.enabled | ternary (printf "$(POD_NAMESPACE)/%s" (include "penstock.defaultBackend" .)) "" }}
+{{- with default $default .Values.controller.defaultBackendService }}
 - --default-backend-service={{ . }}
 {{- end }}
 {{- if .Values.tcp }}
@@ -264,6 +284,9 @@ spec:
 {{- end }}
 {{- if .Values.controller.admissionWebhooks.enabled }}
 - --validating-webhook=:{{ .Values.controller.admissionWebhooks.port }}
+{{- if .Values.controller.admissionWebhooks.warnOnly }}
+- --validating-webhook-warn-only=true
+{{- end }}
 {{- if include "penstock.webhookOwn" . }}
 - --validating-webhook-configuration={{ include "penstock.fullname" . }}-admission
 {{- else }}
