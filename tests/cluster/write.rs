@@ -135,24 +135,52 @@ fn side_by_side_with_another_controller_status_is_left_alone() {
     );
 }
 
+/// Type, reason and count of the Events about something of this name.
+fn events(rig: &Rig, name: &str) -> Vec<(String, String, i64)> {
+    let about = rig.list("Event").into_iter().filter(|event| event.data["involvedObject"]["name"] == name);
+    let mut events: Vec<_> = about
+        .map(|event| {
+            let text = |field: &str| event.data[field].as_str().unwrap_or_default().to_owned();
+            (text("type"), text("reason"), event.data["count"].as_i64().unwrap_or(0))
+        })
+        .collect();
+    events.sort();
+    events
+}
+
+#[test]
+fn settings_that_are_taken_up_are_told_as_ingress_nginx_does() {
+    let Some(rig) = Rig::new() else { return };
+    let settings = format!("--configmap={}/settings", rig.namespace);
+    let agent = agent_in_pod(&rig, "edge-1", "192.0.2.1", &[&settings, "--disable-sync-events"]);
+    let leads = "nginx_ingress_controller_leader_election_status";
+    assert!(eventually(DEADLINE, || (agent.metric(leads) == 1.0).then_some(())).is_some(), "{}", agent.log());
+    let apply = |name: &str, gzip: bool| {
+        rig.apply(&format!(
+            "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name}}}\ndata: {{use-gzip: \"{gzip}\"}}\n"
+        ));
+    };
+    let has = |reason: &str| {
+        let told = ("Normal".to_owned(), reason.to_owned(), 1);
+        let found = eventually(DEADLINE, || events(&rig, "settings").contains(&told).then_some(()));
+        assert!(found.is_some(), "no {reason}: {:?}\n{}", events(&rig, "settings"), agent.log());
+    };
+
+    apply("other", true);
+    apply("settings", true);
+    has("CREATE");
+    apply("settings", false);
+    has("UPDATE");
+
+    assert_eq!(events(&rig, "other"), [], "nobody names it");
+}
+
 #[test]
 fn problems_are_told_as_events_once() {
     let Some(rig) = Rig::new() else { return };
     rig.apply(&objects::class());
     let agent = agent_in_pod(&rig, "edge-1", "192.0.2.1", &[]);
-    let events = |name: &str| -> Vec<(String, String, i64)> {
-        let mut events: Vec<_> = rig
-            .list("Event")
-            .into_iter()
-            .filter(|event| event.data["involvedObject"]["name"] == name)
-            .map(|event| {
-                let text = |field: &str| event.data[field].as_str().unwrap_or_default().to_owned();
-                (text("type"), text("reason"), event.data["count"].as_i64().unwrap_or(0))
-            })
-            .collect();
-        events.sort();
-        events
-    };
+    let events = |name: &str| events(&rig, name);
     let leads = "nginx_ingress_controller_leader_election_status";
     assert!(eventually(DEADLINE, || (agent.metric(leads) == 1.0).then_some(())).is_some(), "{}", agent.log());
     let told = |reason: &str| ("Warning".to_owned(), reason.to_owned(), 1);

@@ -1,4 +1,4 @@
-//! Events on the objects that have problems, and on Ingresses that were taken up: what `kubectl
+//! Events on the objects that have problems, and on Ingresses and ConfigMaps that were taken up: what `kubectl
 //! describe` shows. Only the holder of the Lease writes them; each is told once while it lasts, and no
 //! faster than an API server likes.
 
@@ -176,8 +176,11 @@ impl Recorder {
             all.extend(object.map(|object| of_problem(&object, problem)));
         }
         let mut due = self.memory.due(all, Instant::now());
-        if self.sync {
-            self.note_synced(report, &mut due);
+        if let Some(before) = &self.memory.before {
+            if self.sync {
+                note_synced(before, report, &mut due);
+            }
+            note_settings(before, report, &mut due);
         }
         for what in due {
             if self.memory.queue.len() >= WAITING {
@@ -185,30 +188,6 @@ impl Recorder {
             } else {
                 self.memory.queue.push_back(what);
             }
-        }
-    }
-
-    /// Ingresses that came or changed since the report before. Of what was there when we began others
-    /// have told.
-    fn note_synced(&self, report: &Report, due: &mut Vec<What>) {
-        let Some(before) = &self.memory.before else { return };
-        let (now, then) = (&report.loaded.objects.ingresses, &before.loaded.objects.ingresses);
-        if now.ptr_eq(then) {
-            return;
-        }
-        for name in &report.served {
-            let Some(ingress) = now.get(name) else { continue };
-            if then.get(name).is_some_and(|then| Arc::ptr_eq(&then.object, &ingress.object)) {
-                continue;
-            }
-            let object = Object::Ingress(Arc::clone(&ingress.object));
-            due.push(What {
-                about: reference(&object),
-                kind: "Normal",
-                reason: "Sync".to_owned(),
-                message: "Scheduled for sync".to_owned(),
-                patience: Duration::ZERO,
-            });
         }
     }
 
@@ -276,6 +255,51 @@ impl Recorder {
 async fn patch(api: &Api<Event>, name: &str, patch: &serde_json::Value) -> Result<Event, Failure> {
     let patched = api.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await;
     patched.map_err(|error| Failure::of(&error))
+}
+
+/// Ingresses that came or changed since the report before. Of what was there when we began others have told.
+fn note_synced(before: &Report, report: &Report, due: &mut Vec<What>) {
+    let (now, then) = (&report.loaded.objects.ingresses, &before.loaded.objects.ingresses);
+    if now.ptr_eq(then) {
+        return;
+    }
+    for name in &report.served {
+        let Some(ingress) = now.get(name) else { continue };
+        if then.get(name).is_some_and(|then| Arc::ptr_eq(&then.object, &ingress.object)) {
+            continue;
+        }
+        let object = Object::Ingress(Arc::clone(&ingress.object));
+        due.push(normal(&object, "Sync", "Scheduled for sync".to_owned()));
+    }
+}
+
+/// ConfigMaps that something in force names, and that came or changed since the report before: settings, and lists
+/// of ports and headers.
+fn note_settings(before: &Report, report: &Report, due: &mut Vec<What>) {
+    let (now, then) = (&report.loaded.objects.config_maps, &before.loaded.objects.config_maps);
+    if now.ptr_eq(then) {
+        return;
+    }
+    for (name, settings) in now {
+        let reason = match then.get(name) {
+            Some(then) if Arc::ptr_eq(&then.object, &settings.object) => continue,
+            Some(_) => "UPDATE",
+            None => "CREATE",
+        };
+        let object = Object::ConfigMap(Arc::clone(&settings.object));
+        due.push(normal(&object, reason, format!("ConfigMap {name}")));
+    }
+}
+
+/// Something that is as it should be.
+fn normal(object: &Object, reason: &str, message: String) -> What {
+    What {
+        about: reference(object),
+        kind: "Normal",
+        reason: reason.to_owned(),
+        message,
+        patience: Duration::ZERO,
+    }
 }
 
 /// The object that a problem is about, if it is one of the cluster.
