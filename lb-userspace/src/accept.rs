@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 use std::future::Future;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -38,21 +39,42 @@ impl Stopping {
 #[derive(Clone)]
 pub struct Place {
     line: Arc<Line>,
-    dismissed: Arc<Notify>,
+    seat: Arc<Seat>,
+}
+
+/// What the line knows of a connection.
+#[derive(Default)]
+struct Seat {
+    dismissed: Notify,
+    /// A question has come that is not answered yet.
+    answers: AtomicBool,
 }
 
 impl Place {
     fn new(line: &Arc<Line>) -> Self {
-        let place = Self { line: Arc::clone(line), dismissed: Arc::new(Notify::new()) };
-        place.line.join(&place.dismissed);
+        let place = Self { line: Arc::clone(line), seat: Arc::default() };
+        place.line.join(&place.seat);
         place
     }
 
     /// A question has come: the connection stays until the returned value is dropped. One at a time.
     #[must_use]
     pub fn answer(&self) -> Answering {
-        self.line.leave(&self.dismissed);
+        self.seat.answers.store(true, Ordering::SeqCst);
+        self.line.leave(&self.seat);
         Answering(self.clone())
+    }
+
+    /// Returns when the connection has to leave it.
+    async fn lost(&self) {
+        loop {
+            self.seat.dismissed.notified().await;
+            if !self.seat.answers.load(Ordering::SeqCst) {
+                return;
+            }
+            // Its question came at the same time, and goes before.
+            self.line.declined.notify_waiters();
+        }
     }
 }
 
@@ -61,25 +83,28 @@ pub struct Answering(Place);
 
 impl Drop for Answering {
     fn drop(&mut self) {
-        let Self(Place { line, dismissed }) = self;
-        line.join(dismissed);
+        let Self(Place { line, seat }) = self;
+        seat.answers.store(false, Ordering::SeqCst);
+        line.join(seat);
     }
 }
 
 /// Connections that ask nothing; the one that has been silent for longest is the first.
 #[derive(Default)]
 struct Line {
-    silent: Mutex<VecDeque<Arc<Notify>>>,
+    silent: Mutex<VecDeque<Arc<Seat>>>,
     joined: Notify,
+    /// Who was to end had just begun to ask.
+    declined: Notify,
 }
 
 impl Line {
-    fn join(&self, one: &Arc<Notify>) {
+    fn join(&self, one: &Arc<Seat>) {
         self.with(|silent| silent.push_back(Arc::clone(one)));
         self.joined.notify_waiters();
     }
 
-    fn leave(&self, one: &Arc<Notify>) {
+    fn leave(&self, one: &Arc<Seat>) {
         self.with(|silent| silent.retain(|known| !Arc::ptr_eq(known, one)));
     }
 
@@ -87,12 +112,12 @@ impl Line {
     fn dismiss(&self) -> bool {
         let first = self.with(VecDeque::pop_front);
         first.is_some_and(|first| {
-            first.notify_one();
+            first.dismissed.notify_one();
             true
         })
     }
 
-    fn with<T>(&self, act: impl FnOnce(&mut VecDeque<Arc<Notify>>) -> T) -> T {
+    fn with<T>(&self, act: impl FnOnce(&mut VecDeque<Arc<Seat>>) -> T) -> T {
         act(&mut self.silent.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -102,13 +127,11 @@ impl Line {
             if let Ok(slot) = Arc::clone(slots).try_acquire_owned() {
                 return Some(slot);
             }
-            let joined = self.joined.notified();
-            if self.dismiss() {
-                return Arc::clone(slots).acquire_owned().await.ok();
-            }
+            let (joined, declined) = (self.joined.notified(), self.declined.notified());
+            let another = async { if self.dismiss() { declined.await } else { joined.await } };
             tokio::select! {
                 slot = Arc::clone(slots).acquire_owned() => return slot.ok(),
-                () = joined => {}
+                () = another => {}
             }
         }
     }
@@ -144,11 +167,11 @@ pub async fn each<Served>(
                 tokio::spawn(async move {
                     tokio::select! {
                         () = served => {}
-                        () = place.dismissed.notified() => {
+                        () = place.lost() => {
                             tracing::debug!(server, %peer, "a silent connection made room");
                         }
                     }
-                    place.line.leave(&place.dismissed);
+                    place.line.leave(&place.seat);
                     drop(slot);
                 });
             }
@@ -166,6 +189,10 @@ pub async fn each<Served>(
 
 #[cfg(test)]
 mod tests {
+    use std::future::poll_fn;
+    use std::pin::{Pin, pin};
+    use std::task::Poll;
+
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
@@ -184,6 +211,11 @@ mod tests {
     async fn ask(client: &mut TcpStream) -> std::io::Result<u8> {
         client.write_all(b"x").await?;
         client.read_u8().await
+    }
+
+    /// Whether it is not over yet.
+    async fn waits<T>(mut future: Pin<&mut impl Future<Output = T>>) -> bool {
+        poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx).is_pending())).await
     }
 
     #[tokio::test]
@@ -230,6 +262,24 @@ mod tests {
         assert_eq!(ask(&mut one_more).await.expect("answered"), b'x');
         assert_eq!(clients[1].read(&mut [0]).await.expect("an end"), 0, "silent for longest");
         assert_eq!(ask(&mut clients[0]).await.expect("answered"), b'x', "it has spoken since");
+    }
+
+    #[tokio::test]
+    async fn who_begins_to_ask_while_it_is_told_to_leave_stays_and_another_leaves() {
+        let line = Arc::new(Line::default());
+        let (asks, silent) = (Place::new(&line), Place::new(&line));
+        let slots = Arc::new(Semaphore::new(1));
+        let slot = Arc::clone(&slots).try_acquire_owned().expect("the only one");
+        let mut one_more = pin!(line.slot(&slots));
+        assert!(waits(one_more.as_mut()).await, "the first one is told");
+
+        let answering = asks.answer();
+
+        assert!(waits(pin!(asks.lost())).await, "it is being answered");
+        assert!(waits(one_more.as_mut()).await, "the second one is told");
+        silent.lost().await;
+        drop((answering, slot));
+        assert!(one_more.await.is_some());
     }
 
     #[tokio::test]
