@@ -19,12 +19,15 @@ use hyper::{Method, Request, Response, StatusCode, Uri, body::Incoming};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::time::Instant;
 
 use crate::accept::{self, Answering, Place, Stopping};
 use crate::model::report::Explanation;
+use page::{Pages, Reader};
 
 pub mod client;
 pub mod exposition;
+mod page;
 
 /// The questions the endpoint can ask the running agent.
 pub trait Live: Send + Sync + 'static {
@@ -87,29 +90,41 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Serves until `stop` is told, or dropped, and what was asked until then is answered.
 pub async fn serve(listener: TcpListener, live: Arc<dyn Live>, stop: oneshot::Receiver<()>) {
+    let endpoint = Arc::new(Endpoint { live, pages: Pages::default() });
     accept::each("admin", listener, stop, |stream, peer, stopping, place| {
-        connection(stream, peer, Arc::clone(&live), stopping, place)
+        connection(stream, peer, Arc::clone(&endpoint), stopping, place)
     })
     .await;
+}
+
+/// What answers.
+struct Endpoint {
+    live: Arc<dyn Live>,
+    pages: Pages,
 }
 
 async fn connection(
     stream: TcpStream,
     peer: SocketAddr,
-    live: Arc<dyn Live>,
+    endpoint: Arc<Endpoint>,
     mut stopping: Stopping,
     place: Place,
 ) {
     let peer = Peer::of(peer.ip(), stream.local_addr().map(|addr| addr.ip()).ok());
     let asked = Notify::new();
+    let reader = Reader::default();
     let service = service_fn(|request: Request<Incoming>| {
         asked.notify_one();
         let answering = place.answer();
-        let (live, uri, method) = (Arc::clone(&live), request.uri().clone(), request.method().clone());
+        let (endpoint, reader) = (Arc::clone(&endpoint), reader.clone());
+        let (uri, method) = (request.uri().clone(), request.method().clone());
         async move {
             // Counting asks every worker and waits for it; the runtime must not.
-            let answered =
-                tokio::task::spawn_blocking(move || answer(&method, &uri, peer, live.as_ref())).await;
+            let answered = tokio::task::spawn_blocking(move || match uri.path() {
+                "/metrics" => metrics(&endpoint, &reader),
+                _ => answer(&method, &uri, peer, endpoint.live.as_ref()),
+            })
+            .await;
             let mut response = answered
                 .unwrap_or_else(|error| reply(StatusCode::INTERNAL_SERVER_ERROR, TEXT, format!("{error}\n")));
             if let Either::Right(pieces) = response.body_mut() {
@@ -126,6 +141,7 @@ async fn connection(
     );
     let served = tokio::select! {
         served = connection.as_mut() => served,
+        () = reader.is_late() => return tracing::debug!("a client did not read its metrics"),
         // A scraper that keeps its connection is to ask the next agent. A connection that has
         // said nothing yet hyper would close with the first question on its way.
         () = stopping.told() => tokio::select! {
@@ -176,6 +192,11 @@ const JSON: &str = "application/json";
 /// Most answers are whole; a capture comes piece by piece.
 type Body = Either<Full<Bytes>, Pieces>;
 
+fn metrics(endpoint: &Endpoint, reader: &Reader) -> Response<Body> {
+    let page = endpoint.pages.page(Instant::now(), || endpoint.live.metrics(), reader);
+    reply(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", page)
+}
+
 fn answer(method: &Method, uri: &Uri, peer: Peer, live: &dyn Live) -> Response<Body> {
     let query = Query::parse(uri.query().unwrap_or_default());
     match uri.path() {
@@ -183,7 +204,6 @@ fn answer(method: &Method, uri: &Uri, peer: Peer, live: &dyn Live) -> Response<B
             Ok(()) => reply(StatusCode::OK, TEXT, "ok\n".to_owned()),
             Err(reason) => reply(StatusCode::INTERNAL_SERVER_ERROR, TEXT, format!("{reason}\n")),
         },
-        "/metrics" => reply(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", live.metrics()),
         "/build" => reply(StatusCode::OK, TEXT, format!("penstock {}\n", env!("CARGO_PKG_VERSION"))),
         _ if peer == Peer::Elsewhere => reply(
             StatusCode::FORBIDDEN,
@@ -269,8 +289,8 @@ fn explain(query: &Query, live: &dyn Live) -> Response<Body> {
     }
 }
 
-fn reply(status: StatusCode, content_type: &'static str, body: String) -> Response<Body> {
-    let mut response = Response::new(Either::Left(Full::new(Bytes::from(body))));
+fn reply(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response<Body> {
+    let mut response = Response::new(Either::Left(Full::new(body.into())));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
