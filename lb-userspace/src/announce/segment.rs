@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use aws_lc_rs::hmac;
 
-use super::election;
+use super::election::{self, Bid};
 use super::frame::{self, Mac, Question};
 use super::heartbeat::{self, Heartbeat};
 use crate::model::announce::Announced;
@@ -26,6 +26,11 @@ const AT_ONCE: usize = 256;
 const ANSWERS: u32 = 2_000;
 /// Names of members at most, with those that went lately; more are not believed.
 const MEMBERS: usize = 1024;
+/// Addresses that all members name together, at most: 200 agents that offer 10,000 each. What is beyond counts as not
+/// heard.
+const TAGS: usize = 1 << 21;
+/// Elections a second for what others do, and at once.
+const ELECTIONS: u32 = 10;
 /// Between two times that all is told again at least, whatever happens: the burst of the first is not over then.
 const AGAIN: Duration = Duration::from_secs(1);
 /// So long after its last word a node's number counts: a recorded frame does not bring it back, or send it away. Not
@@ -75,6 +80,10 @@ pub(super) struct Segment {
     allowance: Allowance,
     /// When all may be told again.
     next_again: Instant,
+    /// Of elections.
+    elections: Allowance,
+    /// One is due as soon as it may be; true: with all told again.
+    due: Option<bool>,
     /// There is something to tell people.
     pub(super) is_news: bool,
     pub(super) counted: Counted,
@@ -96,6 +105,14 @@ struct Half {
     parts: u8,
     owns: BTreeSet<u32>,
     serves: BTreeSet<u32>,
+}
+
+/// The highest bids for an address: of those whose interface has it, who go before the others, and of those who can
+/// serve it.
+struct Bids<'a> {
+    vip: IpAddr,
+    owner: Option<Bid<'a>>,
+    server: Option<Bid<'a>>,
 }
 
 struct Plan {
@@ -126,8 +143,10 @@ impl Segment {
             owned: BTreeSet::new(),
             holders: BTreeMap::new(),
             plans: BTreeMap::new(),
-            allowance: Allowance { left: ANSWERS, at: now },
+            allowance: Allowance::of(ANSWERS, now),
             next_again: now,
+            elections: Allowance::of(ELECTIONS, now),
+            due: None,
             is_news: true,
             counted: Counted::default(),
         }
@@ -182,10 +201,12 @@ impl Segment {
         }
         if leaves {
             if self.members.remove(&name).is_some() {
-                self.elect(now, true);
+                self.elect_in_time(now, true);
             }
             return;
         }
+        let named = self.members.values().map(Member::named).sum::<usize>();
+        let fits = named + owns.len() + serves.len() <= TAGS;
         let member = self.members.entry(name).or_insert_with(|| {
             self.next_heartbeat = now;
             Member::new(now)
@@ -195,7 +216,7 @@ impl Segment {
             member.coming = Half::default();
         }
         // Where a part was lost, what was known stays until the next heartbeat.
-        if member.coming.parts != part {
+        if member.coming.parts != part || !fits {
             return;
         }
         member.coming.owns.extend(owns);
@@ -210,7 +231,7 @@ impl Segment {
         (member.owns, member.serves) = (owns, serves);
         // Who comes back may have told all that our addresses are its own.
         if is_new || differs {
-            self.elect(now, is_new);
+            self.elect_in_time(now, is_new);
         }
     }
 
@@ -241,8 +262,10 @@ impl Segment {
         if begins {
             self.listens = None;
         }
-        if gone || begins {
+        if begins {
             self.elect(now, gone);
+        } else if gone || self.due.is_some() {
+            self.elect_in_time(now, gone);
         }
         // A successor that knows of nothing yet would say that its node serves nothing.
         let succeeds = self.coming == Coming::Succeeding && !self.offers.is_empty();
@@ -287,16 +310,25 @@ impl Segment {
         parts.into_iter().map(number).map(|part| part.to_frame(self.mac, &self.key)).collect()
     }
 
+    /// The same as [`Segment::elect`] for what others do: at once, or as soon as it may be.
+    fn elect_in_time(&mut self, now: Instant, again: bool) {
+        let again = again || self.due == Some(true);
+        if self.elections.take(now) {
+            self.elect(now, again);
+        } else {
+            self.due = Some(again);
+        }
+    }
+
     /// Finds the holders anew. `again`: what we hold is told as if it were new, because somebody on the link may
     /// have been told otherwise.
     fn elect(&mut self, now: Instant, again: bool) {
-        let again = again && now >= self.next_again;
+        let was_due = self.due.take();
+        let again = (again || was_due == Some(true)) && now >= self.next_again;
         if again {
             self.next_again = now + AGAIN;
         }
-        let is_member = self.listens.is_none();
-        let holders = self.offers.iter().map(|(vip, can)| (*vip, self.holder(*vip, *can && is_member)));
-        let holders: BTreeMap<IpAddr, Option<String>> = holders.collect();
+        let holders = self.elected();
         let ours = |vip: &IpAddr| holders.get(vip).is_some_and(|holder| holder.as_deref() == Some(&self.own));
         // What our interface has the kernel itself answers for.
         let held: BTreeSet<IpAddr> =
@@ -319,18 +351,29 @@ impl Segment {
         self.is_news = true;
     }
 
-    fn holder(&self, vip: IpAddr, we_can: bool) -> Option<String> {
-        let tag = election::tag(vip);
-        let owners = self.members.iter().filter(|(_, member)| member.owns.contains(&tag));
-        let owners = owners.map(|(name, _)| &**name);
-        let own_it = self.owned.contains(&vip).then_some(&*self.own);
-        if let Some(owner) = election::holder(vip, owners.chain(own_it)) {
-            return Some(owner.to_owned());
+    /// Who is to hold each address. It costs by what members name, not by all members for each address.
+    fn elected(&self) -> BTreeMap<IpAddr, Option<String>> {
+        let mut tagged: BTreeMap<u32, Vec<Bids<'_>>> = BTreeMap::new();
+        for (vip, can) in &self.offers {
+            let ours = election::bid(*vip, &self.own);
+            let owner = self.owned.contains(vip).then_some(ours);
+            let server = (*can && self.listens.is_none()).then_some(ours);
+            tagged.entry(election::tag(*vip)).or_default().push(Bids { vip: *vip, owner, server });
         }
-        let others = self.members.iter().filter(|(_, member)| member.serves.contains(&tag));
-        let others = others.map(|(name, _)| &**name);
-        let us = we_can.then_some(&*self.own);
-        election::holder(vip, others.chain(us)).map(str::to_owned)
+        for (name, member) in &self.members {
+            for tag in &member.owns {
+                for bids in tagged.get_mut(tag).into_iter().flatten() {
+                    bids.owner = bids.owner.max(Some(election::bid(bids.vip, name)));
+                }
+            }
+            for tag in &member.serves {
+                for bids in tagged.get_mut(tag).into_iter().flatten() {
+                    bids.server = bids.server.max(Some(election::bid(bids.vip, name)));
+                }
+            }
+        }
+        let holder = |Bids { vip, owner, server }| (vip, owner.or(server).map(|(_, name)| name.to_owned()));
+        tagged.into_values().flatten().map(holder).collect()
     }
 
     /// For people.
@@ -363,6 +406,11 @@ impl Member {
             coming: Half::default(),
         }
     }
+
+    /// Addresses that it names, in this heartbeat and in the last one.
+    fn named(&self) -> usize {
+        self.owns.len() + self.serves.len() + self.coming.owns.len() + self.coming.serves.len()
+    }
 }
 
 /// Numbers for our frames, by the clock: those of the next agent of this node are higher, and those of the last one
@@ -383,15 +431,21 @@ impl Numbers {
 
 /// A token bucket of one second.
 struct Allowance {
+    most: u32,
     left: u32,
     at: Instant,
 }
 
 impl Allowance {
+    fn of(most: u32, now: Instant) -> Self {
+        Self { most, left: most, at: now }
+    }
+
     fn take(&mut self, now: Instant) -> bool {
-        let earned = now.duration_since(self.at).as_secs_f64() * f64::from(ANSWERS);
+        let most = f64::from(self.most);
+        let earned = now.duration_since(self.at).as_secs_f64() * most;
         if earned >= 1.0 {
-            self.left = self.left.saturating_add(earned.min(f64::from(ANSWERS)) as u32).min(ANSWERS);
+            self.left = self.left.saturating_add(earned.min(most) as u32).min(self.most);
             self.at = now;
         }
         let is_left = self.left > 0;
