@@ -19,6 +19,8 @@ use super::heartbeat;
 const ETHERNET: u16 = 1;
 /// Frames are no longer than that.
 const LONGEST: usize = 2048;
+/// Frames that wait in a socket at most: `net.core.rmem_default` is 208 KiB, of which each takes more than 256 bytes.
+const QUEUED: usize = 1024;
 /// Frames taken of one socket before the next has its turn.
 const TURN: usize = 64;
 
@@ -144,10 +146,19 @@ fn packets(addr: &LinkAddr, ethertype: u16, filter: &[SockFilter]) -> io::Result
     }
     // The address names no protocol, so the socket's own stays.
     bind(socket.as_raw_fd(), addr)?;
-    // What came in between from other interfaces.
-    let mut frame = [0; LONGEST];
-    while io::Read::read(&mut &socket, &mut frame).is_ok() {}
+    drain(&socket);
     Ok(socket)
+}
+
+/// Takes off what came from other interfaces before the socket was bound to its own. No more than its queue
+/// holds: where the link is flooded, more comes for ever.
+fn drain(mut socket: impl io::Read) {
+    let mut frame = [0; LONGEST];
+    for _ in 0..QUEUED {
+        if socket.read(&mut frame).is_err() {
+            break;
+        }
+    }
 }
 
 /// Classic BPF over the frame: an ICMPv6 packet of type 135.
@@ -161,4 +172,14 @@ fn solicitations() -> [SockFilter; 6] {
         op(libc::BPF_RET | libc::BPF_K, 0, 0, u32::MAX),
         op(libc::BPF_RET | libc::BPF_K, 0, 0, 0),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_that_is_flooded_is_opened_all_the_same() {
+        drain(io::repeat(0));
+    }
 }
