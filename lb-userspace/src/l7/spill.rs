@@ -100,8 +100,10 @@ pub(super) struct Spill {
     spills: Arc<Spills>,
     file: Option<Arc<File>>,
     reserved: u64,
-    /// Bytes in the file.
+    /// Bytes in the file that count.
     filed: u64,
+    /// How long the file ever was.
+    longest: u64,
     /// The chunk behind them, on its way into the file, or for good where that failed.
     writing: Option<Writing>,
     /// Bytes behind that.
@@ -126,6 +128,7 @@ impl Spill {
             file: None,
             reserved: 0,
             filed: 0,
+            longest: 0,
             writing: None,
             chunk: Vec::new(),
             failed: None,
@@ -194,6 +197,11 @@ impl Spill {
         }
     }
 
+    /// The disk has to give back many blocks, which takes its time.
+    fn is_large(&self) -> bool {
+        self.longest >= LARGE_FILE
+    }
+
     fn in_flight(&self) -> &[u8] {
         self.writing.as_ref().map_or(&[], |writing| &writing.bytes)
     }
@@ -207,6 +215,7 @@ impl Spill {
             Ok(file) => {
                 self.file = Some(file);
                 self.filed += bytes.len() as u64;
+                self.longest = self.longest.max(self.filed);
                 self.writing = None;
                 self.spills.succeeded();
             }
@@ -294,7 +303,7 @@ impl Spill {
 impl Drop for Spill {
     fn drop(&mut self) {
         self.spills.give_back(self.reserved);
-        if self.filed >= LARGE_FILE
+        if self.is_large()
             && let (Some(file), Ok(runtime)) = (self.file.take(), Handle::try_current())
         {
             runtime.spawn_blocking(move || drop(file));
@@ -332,6 +341,15 @@ mod tests {
             all.extend_from_slice(&part[..n]);
             at += n as u64;
         }
+    }
+
+    /// The last chunk is on its way until somebody looks.
+    async fn written(spill: &mut Spill) {
+        poll_fn(|cx| {
+            spill.reap(cx);
+            if spill.writing.is_some() { Poll::Pending } else { Poll::Ready(()) }
+        })
+        .await;
     }
 
     fn pattern(len: usize) -> Vec<u8> {
@@ -388,17 +406,22 @@ mod tests {
         let mut spill = Spill::new(&spills);
         for _ in 0..5 {
             push(&mut spill, &pattern(2 * CHUNK)).await.expect("room");
-            // The last chunk is on its way until somebody looks.
-            while spill.writing.is_some() {
-                poll_fn(|cx| {
-                    spill.reap(cx);
-                    if spill.writing.is_some() { Poll::Pending } else { Poll::Ready(()) }
-                })
-                .await;
-            }
+            written(&mut spill).await;
             assert!(read(&mut spill, 0).await == pattern(2 * CHUNK));
             spill.rewind();
             assert_eq!(spill.len(), 0);
         }
+    }
+
+    #[tokio::test]
+    async fn a_large_file_that_is_used_again_stays_a_large_one() {
+        let (spills, _dir) = spills(1 << 30);
+        let mut spill = Spill::new(&spills);
+        push(&mut spill, &vec![0; LARGE_FILE as usize + 2 * CHUNK]).await.expect("room");
+        written(&mut spill).await;
+
+        spill.rewind();
+
+        assert!(spill.is_large());
     }
 }
