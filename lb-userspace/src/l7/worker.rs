@@ -428,7 +428,7 @@ impl Worker {
             router.endpoints.contains_key(&peer.addr) && (peer.client == 0 || clients.contains(&peer.client))
         };
         self.pool.sweep(stays, &router.keepalive);
-        self.http2.sweep(stays);
+        self.http2.sweep(stays, &router.keepalive);
         self.crew.sweep();
         self.authenticator.sweep();
     }

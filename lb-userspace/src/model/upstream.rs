@@ -104,7 +104,7 @@ impl Default for Ejection {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Keepalive {
     /// Idle connections to all endpoints together, but those of upstreams with a number of their own; the
-    /// one that idles longest makes room.
+    /// one that idles longest makes room. As many again that speak HTTP/2.
     pub connections: usize,
     /// Requests that one carries.
     pub requests: u32,

@@ -1,7 +1,8 @@
 //! Connections of a worker to upstreams that speak HTTP/2, each carrying many streams.
 //!
 //! A request takes a stream of a connection that has room, newest connection first. Where none has,
-//! it opens one, and requests that come meanwhile wait for that one instead of opening their own.
+//! it opens one, and requests that come meanwhile wait for that one instead of opening their own. Connections
+//! without a request are no more, and stay no longer, than those of HTTP/1.1.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -9,7 +10,7 @@ use std::future::poll_fn;
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use h2::client::SendRequest;
@@ -23,15 +24,10 @@ use super::super::upstream::Peer;
 use super::io::Io;
 use super::limits;
 use super::stream::Stream;
+use crate::model::upstream::Keepalive;
 
 /// Streams of one connection at once, unless the upstream allows fewer.
 const STREAMS_MAX: u32 = 100;
-/// Requests after which a connection takes no more (`upstream-keepalive-requests`).
-const REQUESTS_MAX: u32 = 10_000;
-/// Age after which it takes no more (`upstream-keepalive-time`).
-const AGE_MAX: Duration = Duration::from_secs(3600);
-/// How long it may idle (`upstream-keepalive-timeout`).
-const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// All connections of one worker.
 #[derive(Default)]
@@ -81,18 +77,32 @@ impl Drop for Slot {
 }
 
 impl Connection {
-    /// Another request may go out on it now.
-    fn takes_more(&self) -> bool {
+    /// Its upstream allows one request more at once.
+    fn has_room(&self) -> bool {
         let limit = usize::try_from(STREAMS_MAX).unwrap_or(usize::MAX);
         let limit = self.requests.current_max_send_streams().min(limit);
-        self.lives() && usize::try_from(self.live.get()).is_ok_and(|live| live < limit)
+        usize::try_from(self.live.get()).is_ok_and(|live| live < limit)
     }
 
     /// It is open, and neither used up nor too old.
-    fn lives(&self) -> bool {
+    fn lives(&self, limits: &Keepalive) -> bool {
         let mut cx = Context::from_waker(Waker::noop());
         let open = matches!(self.requests.clone().poll_ready(&mut cx), Poll::Ready(Ok(())));
-        open && !self.retired.get() && self.carried.get() < REQUESTS_MAX && self.opened.elapsed() < AGE_MAX
+        let is_over = self.carried.get() >= limits.requests || self.opened.elapsed() >= limits.age;
+        open && !self.retired.get() && !is_over
+    }
+
+    fn is_idle(&self) -> bool {
+        self.live.get() == 0
+    }
+
+    /// It carries something, or may again. One that its upstream allows no request never does.
+    fn stays(&self, limits: &Keepalive) -> bool {
+        let is_of_use = || {
+            let is_kept = limits.connections > 0 && self.idle_since.get().elapsed() < limits.idle;
+            is_kept && self.has_room()
+        };
+        self.lives(limits) && (!self.is_idle() || is_of_use())
     }
 
     fn stream(self: &Rc<Self>, peer: Peer) -> Stream {
@@ -115,6 +125,7 @@ impl Connections {
         &self,
         peer: Peer,
         fresh: bool,
+        limits: &Keepalive,
         connect: impl FnOnce() -> F,
     ) -> Result<(Stream, bool), Failure>
     where
@@ -124,10 +135,11 @@ impl Connections {
             self.with(peer, |known| known.connections.clear());
         }
         loop {
-            let opening = match self.with(peer, |known| known.take()) {
+            let opening = match self.with(peer, |known| known.take(limits)) {
                 Take::Connection(connection) => return Ok((connection.stream(peer), true)),
                 Take::Wait(opening) => opening,
                 Take::Open(opening) => {
+                    self.bound_idle(limits);
                     let connection = self.open(peer, opening, connect()).await?;
                     return Ok((connection.stream(peer), false));
                 }
@@ -179,20 +191,33 @@ impl Connections {
         act(self.by_peer.borrow_mut().entry(peer).or_default())
     }
 
-    /// Lets go of what idled too long, is closed or old, and of every connection to an endpoint or
-    /// by a client that is not among those to keep. Running streams go on: a connection ends with
-    /// the last of them.
-    pub(in crate::l7) fn sweep(&self, stays: impl Fn(&Peer) -> bool) {
+    /// Lets go of what idled too long or is one too many, is closed or old, and of every connection to an
+    /// endpoint or by a client that is not among those to keep. Running streams go on: a connection ends
+    /// with the last of them.
+    pub(in crate::l7) fn sweep(&self, stays: impl Fn(&Peer) -> bool, limits: &Keepalive) {
         self.by_peer.borrow_mut().retain(|peer, known| {
             if !stays(peer) {
                 known.connections.clear();
             }
-            known.connections.retain(|connection| {
-                let idle = connection.live.get() == 0;
-                connection.lives() && !(idle && connection.idle_since.get().elapsed() >= IDLE_TIMEOUT)
-            });
+            known.connections.retain(|connection| connection.stays(limits));
             !known.connections.is_empty() || known.opening.is_some()
         });
+        self.bound_idle(limits);
+    }
+
+    /// Lets go of idle connections beyond those that are kept, the longest idle ones first.
+    fn bound_idle(&self, limits: &Keepalive) {
+        let mut by_peer = self.by_peer.borrow_mut();
+        let all = by_peer.values().flat_map(|known| &known.connections);
+        let mut idle: Vec<_> = all.filter(|connection| connection.is_idle()).map(Rc::clone).collect();
+        let Some(surplus) = idle.len().checked_sub(limits.connections).filter(|surplus| *surplus > 0) else {
+            return;
+        };
+        idle.sort_by_key(|connection| connection.idle_since.get());
+        idle.into_iter().take(surplus).for_each(|connection| connection.retired.set(true));
+        for known in by_peer.values_mut() {
+            known.connections.retain(|connection| !connection.retired.get() || !connection.is_idle());
+        }
     }
 }
 
@@ -203,9 +228,9 @@ enum Take {
 }
 
 impl Known {
-    fn take(&mut self) -> Take {
-        self.connections.retain(|connection| connection.lives());
-        if let Some(connection) = self.connections.iter().rev().find(|connection| connection.takes_more()) {
+    fn take(&mut self, limits: &Keepalive) -> Take {
+        self.connections.retain(|connection| connection.stays(limits));
+        if let Some(connection) = self.connections.iter().rev().find(|connection| connection.has_room()) {
             return Take::Connection(Rc::clone(connection));
         }
         if let Some(opening) = &self.opening {

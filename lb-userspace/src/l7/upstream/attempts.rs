@@ -274,9 +274,10 @@ impl<'s> Attempts<'s> {
             Transport::Tls(index) => self.client(index).map_or(0, |client| client.id),
         };
         let peer = Peer { addr: picked.addr(), client };
+        let limits = &self.snapshot.router.keepalive;
         if self.terms.speech == Speech::Http2 {
-            let stream = self.worker.http2.stream(peer, fresh, || self.connect(peer.addr)).await;
-            let (stream, reused) = stream?;
+            let connect = || self.connect(peer.addr);
+            let (stream, reused) = self.worker.http2.stream(peer, fresh, limits, connect).await?;
             let way = Way::Stream(Box::new(stream));
             return Ok((way, peer, u32::from(reused), Instant::now()));
         }
@@ -284,7 +285,7 @@ impl<'s> Attempts<'s> {
             let way = Way::Records(self.connect(peer.addr).await?);
             return Ok((way, peer, 0, Instant::now()));
         }
-        let (surely, limits) = (!self.terms.is_idempotent, &self.snapshot.router.keepalive);
+        let surely = !self.terms.is_idempotent;
         if !fresh && let Some(pooled) = self.worker.pool.take(peer, surely, limits, self.now.began) {
             return Ok((Way::Link(pooled.link), peer, pooled.requests, pooled.opened));
         }
