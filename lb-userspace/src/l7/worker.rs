@@ -6,7 +6,7 @@ use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::net::TcpListener;
 use tokio::runtime::LocalOptions;
@@ -429,6 +429,8 @@ impl Worker {
         };
         self.pool.sweep(stays, &router.keepalive);
         self.http2.sweep(stays, &router.keepalive);
+        let now = Instant::now();
+        router.limit_zones.values().for_each(|zone| zone.sweep(now));
         self.crew.sweep();
         self.authenticator.sweep();
     }

@@ -9,7 +9,7 @@ use imbl::OrdMap;
 use super::{
     At, Hosts, Labels, Pages, Prefixes, Route, RouteAction, Router, Site, TlsEntry, UpstreamEntry, host_label,
 };
-use crate::l7::limit_zones::LimitZones;
+use crate::l7::limit_zones::{LimitZone, LimitZones, Remembered};
 use crate::l7::map::Map;
 use crate::l7::policy::CommonHeaders;
 use crate::l7::upstream::{Client, Clients};
@@ -37,6 +37,8 @@ pub(in crate::l7) struct Maker {
     /// Routes with limits, by the Ingress whose they are.
     limited: BTreeMap<ObjectName, usize>,
     limit_zones: Arc<LimitZones>,
+    /// Clients of all of them.
+    remembered: Arc<Remembered>,
     passthrough: Arc<HashMap<Box<str>, usize>>,
     /// Routes that were ever numbered.
     numbered: usize,
@@ -169,9 +171,11 @@ impl Maker {
         if self.limit_zones.len() != self.limited.len()
             || self.limited.keys().any(|name| !self.limit_zones.contains_key(name))
         {
-            let known = |name: &ObjectName| self.limit_zones.get(name).cloned().unwrap_or_default();
-            self.limit_zones =
-                Arc::new(self.limited.keys().map(|name| (name.clone(), known(name))).collect());
+            let zone = |name: &ObjectName| {
+                let known = self.limit_zones.get(name).cloned();
+                known.unwrap_or_else(|| Arc::new(LimitZone::new(&self.remembered)))
+            };
+            self.limit_zones = Arc::new(self.limited.keys().map(|name| (name.clone(), zone(name))).collect());
         }
         Router {
             hosts: Arc::clone(&self.hosts),
