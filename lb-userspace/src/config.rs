@@ -75,6 +75,8 @@ pub struct Config {
     pub temp_dir: PathBuf,
     /// Most bytes of them.
     pub temp_bytes: u64,
+    /// Bytes of memory for them before that, all together.
+    pub body_memory_bytes: u64,
     /// Take over from the agent that runs.
     pub takeover: bool,
     /// The service manager's socket.
@@ -294,6 +296,7 @@ pub fn resolve(flags: Settings, file: Option<&Path>) -> Result<Config, Error> {
         run_dir: merged.run_dir.or_else(value::runtime_directory).unwrap_or_else(|| PathBuf::from(RUN_DIR)),
         temp_dir: merged.temp_dir.unwrap_or_else(std::env::temp_dir),
         temp_bytes: merged.temp_megabytes.unwrap_or(4096).saturating_mul(1 << 20),
+        body_memory_bytes: merged.body_memory_megabytes.unwrap_or(256).saturating_mul(1 << 20),
         takeover: merged.takeover.unwrap_or(false),
         notify: std::env::var_os("NOTIFY_SOCKET").filter(|path| !path.is_empty()).map(PathBuf::from),
         command: std::env::args_os().collect(),

@@ -10,7 +10,7 @@ use penstock::l7::Temp;
 use penstock::model::l7::{Buffers, Filters, Rate, ReadAhead, Retry};
 use penstock::model::upstream::Conditions;
 
-use crate::rig::{Backend, Client, Reply, Rig, length_of, nobody, to_with};
+use crate::rig::{Backend, Client, DEADLINE, Reply, Rig, length_of, nobody, to_with};
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 
@@ -293,6 +293,38 @@ fn a_held_body_has_the_limits_of_any_other() {
 }
 
 #[test]
+fn bodies_that_take_all_the_memory_they_may_together_go_to_files() {
+    const LEN: usize = 1 << 20;
+    let backend = summing();
+    let buffers = Buffers { request: Some(Buffers::MEMORY_MAX), ..Buffers::default() };
+    let temp = Temp { memory_bytes: LEN as u64, ..Temp::default() };
+    let rig = Rig::with_temp(
+        to_with(&[backend.addr], Filters { max_body_bytes: None, buffers, ..holding() }),
+        temp,
+    );
+    let body = pattern(LEN);
+    let (most, last) = body.split_at(LEN - 1);
+    let mut clients = [(); 4].map(|()| rig.client());
+
+    for client in &mut clients {
+        client.send(format!("PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: {LEN}\r\n\r\n"));
+        client.send(most);
+    }
+
+    let started = Instant::now();
+    while rig.metric("penstock_l7_temp_file_bytes") < 2.0 * LEN as f64 {
+        assert!(started.elapsed() < DEADLINE, "all are in memory");
+        std::thread::yield_now();
+    }
+    assert_eq!(rig.metric("penstock_l7_body_memory_bytes"), LEN as f64);
+    for client in &mut clients {
+        client.send(last);
+        assert_eq!(client.reply().text(), summary(&body));
+    }
+    assert_eq!(rig.metric("penstock_l7_body_memory_bytes"), 0.0);
+}
+
+#[test]
 fn where_bodies_cannot_be_put_the_answer_is_500_and_small_ones_pass() {
     let full = tempfile::tempdir().expect("a directory");
     let mut mounted = None;
@@ -396,6 +428,8 @@ fn a_client_gets_everything_where_nothing_more_can_be_read_ahead() {
     let small = Temp { bytes: 300_000, ..Temp::default() };
     let cases = [
         ("memory alone", 0, Temp::default()),
+        ("little memory", 0, Temp { memory_bytes: 0, ..Temp::default() }),
+        ("a file instead of memory", 1 << 30, Temp { memory_bytes: 0, ..Temp::default() }),
         ("small file", 1_000_000, Temp::default()),
         ("no directory", 1 << 30, nowhere),
         ("limit", 1 << 30, small),

@@ -82,7 +82,11 @@ pub(super) fn of_proxy(config: &Config, ticket_keys: Option<TicketKeys>) -> l7::
         https: config.https.clone(),
         workers: config.workers,
         ticket_keys,
-        temp: l7::Temp { dir: config.temp_dir.clone(), bytes: config.temp_bytes },
+        temp: l7::Temp {
+            dir: config.temp_dir.clone(),
+            bytes: config.temp_bytes,
+            memory_bytes: config.body_memory_bytes,
+        },
         metering: config.metering.clone(),
     }
 }

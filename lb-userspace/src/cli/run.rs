@@ -140,6 +140,10 @@ pub(super) struct RunArgs {
     /// wait for their clients [default: 4096]
     #[arg(long, value_name = "N", env = "PENSTOCK_TEMP_MEGABYTES", value_parser = count::<u64>)]
     temp_megabytes: Option<u64>,
+    /// How many MiB of memory bodies may take that are held, all together, beside the first 16 KiB of each; beyond, they
+    /// go to files earlier [default: 256]
+    #[arg(long, value_name = "N", env = "PENSTOCK_BODY_MEMORY_MEGABYTES", value_parser = count::<u64>)]
+    body_memory_megabytes: Option<u64>,
     #[command(flatten)]
     meaning: MeaningArgs,
     #[command(flatten)]
@@ -202,6 +206,7 @@ impl RunArgs {
             run_dir: self.run_dir,
             temp_dir: self.temp_dir,
             temp_megabytes: self.temp_megabytes,
+            body_memory_megabytes: self.body_memory_megabytes,
             takeover: self.takeover,
             ..self.meaning.into_settings()
         };

@@ -7,6 +7,7 @@ use std::io::{self, IoSlice};
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
+use super::body_memory::Share;
 use super::spill::Spill;
 use super::worker::Worker;
 use crate::model::l7::ReadAhead;
@@ -19,9 +20,9 @@ pub(super) struct Ahead {
     held: RefCell<Bytes>,
 }
 
-#[derive(Default)]
 struct Bytes {
     memory: VecDeque<u8>,
+    share: Share,
     /// Those behind the memory's.
     spill: Option<Spill>,
     /// Of them, how many were read.
@@ -33,7 +34,15 @@ struct Bytes {
 
 impl Ahead {
     pub(super) fn new(worker: &Rc<Worker>, limits: ReadAhead) -> Self {
-        Self { worker: Rc::clone(worker), limits, held: RefCell::default() }
+        let held = Bytes {
+            memory: VecDeque::new(),
+            share: Share::new(&worker.spills.memory),
+            spill: None,
+            read: 0,
+            no_file: false,
+            end: None,
+        };
+        Self { worker: Rc::clone(worker), limits, held: RefCell::new(held) }
     }
 
     /// Nothing more comes; with an error, what was to come is missing.
@@ -45,17 +54,19 @@ impl Ahead {
     pub(super) fn poll_write(&self, cx: &mut Context<'_>, parts: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
         let Some(bytes) = parts.iter().find(|part| !part.is_empty()) else { return Poll::Ready(Ok(0)) };
         let held = &mut *self.held.borrow_mut();
-        let Bytes { memory, spill, read, no_file, .. } = held;
+        let Bytes { memory, share, spill, read, no_file, .. } = held;
         if let Some(spill) = spill.as_mut().filter(|spill| spill.len() == *read) {
             spill.rewind();
             *read = spill.len();
         }
         let spilled = spill.as_ref().map_or(0, Spill::len);
-        let room = self.limits.memory_bytes.saturating_sub(memory.len());
-        if spilled == *read && room > 0 {
-            let n = room.min(bytes.len());
-            memory.extend(bytes.get(..n).unwrap_or_default());
-            return Poll::Ready(Ok(n));
+        if spilled == *read {
+            let left = self.limits.memory_bytes.saturating_sub(memory.len());
+            let room = share.room(memory.len(), left.min(bytes.len()));
+            if room > 0 {
+                memory.extend(bytes.get(..room).unwrap_or_default());
+                return Poll::Ready(Ok(room));
+            }
         }
         let room = usize::try_from(self.limits.file_bytes.saturating_sub(spilled)).unwrap_or(usize::MAX);
         if room == 0 || *no_file {

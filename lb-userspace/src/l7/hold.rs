@@ -7,6 +7,7 @@ use std::io;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
+use super::body_memory::Share;
 use super::connection::Connection;
 use super::h1::Body;
 use super::h1::chunked::Piece;
@@ -16,6 +17,7 @@ use super::spill::{Cause, Spill, Spills};
 pub(super) struct Held {
     memory: Vec<u8>,
     in_memory: usize,
+    share: Share,
     spill: Option<RefCell<Spill>>,
 }
 
@@ -28,8 +30,9 @@ pub(super) async fn hold(
     max: Option<u64>,
 ) -> Result<Held, u16> {
     let mut body = body.clone();
-    let mut held = Held { memory: Vec::new(), in_memory, spill: None };
     let Connection { socket, buf, alarm, worker, limits, tally, .. } = connection;
+    let share = Share::new(&worker.spills.memory);
+    let mut held = Held { memory: Vec::new(), in_memory, share, spill: None };
     let mut due = alarm.due(limits.body_timeout);
     let mut ready = 0;
     poll_fn(|cx| -> Poll<Result<(), u16>> {
@@ -90,14 +93,17 @@ impl Held {
         bytes: &[u8],
         spills: &Arc<Spills>,
     ) -> Poll<Result<usize, Cause>> {
-        let room = self.in_memory.saturating_sub(self.memory.len());
+        let left = self.in_memory.saturating_sub(self.memory.len());
+        let room = match self.spill {
+            None => self.share.room(self.memory.len(), left.min(bytes.len())),
+            Some(_) => 0,
+        };
         if room == 0 {
             let spill = self.spill.get_or_insert_with(|| RefCell::new(Spill::new(spills)));
             return spill.get_mut().poll_push(cx, bytes);
         }
-        let n = room.min(bytes.len());
-        self.memory.extend_from_slice(bytes.get(..n).unwrap_or_default());
-        Poll::Ready(Ok(n))
+        self.memory.extend_from_slice(bytes.get(..room).unwrap_or_default());
+        Poll::Ready(Ok(room))
     }
 }
 

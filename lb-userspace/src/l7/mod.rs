@@ -9,6 +9,7 @@ mod ahead;
 mod arrival;
 mod auth;
 mod balance;
+mod body_memory;
 mod buffer;
 mod calendar;
 mod canary;
@@ -104,25 +105,27 @@ pub struct Options {
     pub workers: usize,
     /// Keys of an earlier process, so that its TLS sessions can be resumed; `None`: new ones.
     pub ticket_keys: Option<TicketKeys>,
-    /// Where bodies go that are to be held and are too long for memory.
+    /// Where bodies are that are to be held.
     pub temp: Temp,
     /// What metrics of requests tell apart.
     pub metering: Metering,
 }
 
-/// Temporary files, all of them together.
+/// Room for the bodies that are held, all of them together.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Temp {
-    /// Directory; made by somebody else.
+    /// Directory of temporary files; made by somebody else.
     pub dir: PathBuf,
     /// Most bytes in them.
     pub bytes: u64,
+    /// Most bytes in memory, beside the first 16 KiB of each; more go to files.
+    pub memory_bytes: u64,
 }
 
 impl Default for Temp {
-    /// 4 GiB in `/tmp`.
+    /// 4 GiB in `/tmp`, 256 MiB in memory.
     fn default() -> Self {
-        Self { dir: PathBuf::from("/tmp"), bytes: 4 << 30 }
+        Self { dir: PathBuf::from("/tmp"), bytes: 4 << 30, memory_bytes: 256 << 20 }
     }
 }
 
@@ -299,12 +302,16 @@ impl Running {
     pub fn tell_metrics(&self, tell: &mut dyn FnMut(Metric)) {
         self.total(worker::Control::Count).report(self.controls.len(), &self.metering, tell);
         tell(self.log.lock().unwrap_or_else(PoisonError::into_inner).metric());
-        tell(Metric {
-            name: "penstock_l7_temp_file_bytes",
-            help: "Bytes of bodies in temporary files.",
+        let gauge = |name, help, bytes: u64| Metric {
+            name,
+            help,
             kind: MetricKind::Gauge,
-            samples: vec![Sample { suffix: "", labels: Vec::new(), value: self.spills.used() as f64 }],
-        });
+            samples: vec![Sample { suffix: "", labels: Vec::new(), value: bytes as f64 }],
+        };
+        let help = "Bytes of bodies in temporary files.";
+        tell(gauge("penstock_l7_temp_file_bytes", help, self.spills.used()));
+        let help = "Bytes of memory for bodies that are held, beside the first of each.";
+        tell(gauge("penstock_l7_body_memory_bytes", help, self.spills.memory.used()));
     }
 
     /// All that was counted since the start or the last call: for another process, to which it

@@ -20,6 +20,7 @@ use tokio::runtime::Handle;
 use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::Temp;
+use super::body_memory::BodyMemory;
 
 /// Bytes written or read at once; a spill holds at most two chunks in memory, and one read ahead.
 const CHUNK: usize = 128 * 1024;
@@ -36,6 +37,8 @@ pub(super) struct Spills {
     /// Most bytes in all files together, those on their way there included.
     limit: u64,
     used: AtomicU64,
+    /// What bodies may take before they go to files.
+    pub(super) memory: Arc<BodyMemory>,
     /// The last attempt failed, and that was told.
     told: AtomicBool,
 }
@@ -59,8 +62,9 @@ impl Cause {
 }
 
 impl Spills {
-    pub(super) fn new(Temp { dir, bytes }: Temp) -> Self {
-        Self { dir, limit: bytes, used: AtomicU64::new(0), told: AtomicBool::new(false) }
+    pub(super) fn new(Temp { dir, bytes, memory_bytes }: Temp) -> Self {
+        let memory = Arc::new(BodyMemory::new(memory_bytes));
+        Self { dir, limit: bytes, used: AtomicU64::new(0), memory, told: AtomicBool::new(false) }
     }
 
     /// Bytes in files now, or on their way there.
@@ -319,7 +323,7 @@ mod tests {
 
     fn spills(bytes: u64) -> (Arc<Spills>, tempfile::TempDir) {
         let dir = tempfile::tempdir().expect("a directory");
-        (Arc::new(Spills::new(Temp { dir: dir.path().to_owned(), bytes })), dir)
+        (Arc::new(Spills::new(Temp { dir: dir.path().to_owned(), bytes, ..Temp::default() })), dir)
     }
 
     async fn push(spill: &mut Spill, mut bytes: &[u8]) -> Result<(), Cause> {
@@ -390,7 +394,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_directory_that_is_gone_loses_nothing_that_was_taken() {
-        let spills = Arc::new(Spills::new(Temp { dir: "/nonexistent/penstock".into(), bytes: 1 << 30 }));
+        let spills = Arc::new(Spills::new(Temp { dir: "/nonexistent/penstock".into(), ..Temp::default() }));
         let mut spill = Spill::new(&spills);
         let bytes = pattern(4 * CHUNK);
 
