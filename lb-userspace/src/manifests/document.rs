@@ -56,7 +56,7 @@ pub(super) fn read_file(file: &str, bytes: &[u8]) -> Result<Vec<Entry>, String> 
 /// Every object of a file with its origin, whatever its kind; without what cannot be read.
 pub(super) fn each_value(file: &str, text: &str, see: &mut dyn FnMut(&str, Value)) {
     if file.to_ascii_lowercase().ends_with(".json") {
-        if let Ok(value) = serde_json::from_str(text) {
+        if let Ok(value) = json(text) {
             flatten(&format!("{file}#1"), value, see);
         }
         return;
@@ -87,11 +87,29 @@ fn read_json(file: &str, text: &str, entries: &mut Vec<Entry>) {
         return;
     }
     let origin = format!("{file}#1");
-    match serde_json::from_str::<Value>(text) {
+    match json(text) {
         Ok(Value::Array(items)) => read_items(&origin, "", items, entries),
         Ok(value) => read_value(origin, value, entries),
-        Err(error) => entries.push(broken_syntax(origin, text, error.to_string())),
+        Err(error) => entries.push(broken_syntax(origin, text, error)),
     }
+}
+
+/// A value takes a multiple of what it is written in, so they are counted first.
+fn json(text: &str) -> Result<Value, String> {
+    let (mut nodes, mut in_string, mut is_escaped) = (1, false, false);
+    for byte in text.bytes() {
+        match byte {
+            _ if is_escaped => is_escaped = false,
+            b'\\' => is_escaped = in_string,
+            b'"' => in_string = !in_string,
+            b',' | b':' | b'[' | b'{' if !in_string => nodes += 1,
+            _ => {}
+        }
+    }
+    if nodes > MAX_NODES {
+        return Err(format!("more than {MAX_NODES} values and names"));
+    }
+    serde_json::from_str(text).map_err(|error| error.to_string())
 }
 
 fn read_yaml(file: &str, part: &Part<'_>, entries: &mut Vec<Entry>) {
@@ -107,15 +125,18 @@ fn read_yaml(file: &str, part: &Part<'_>, entries: &mut Vec<Entry>) {
     }
 }
 
-/// Room for a List of some ten thousand objects, none for an alias bomb.
+/// Room for a List of some ten thousand objects.
+const MAX_NODES: usize = 4_000_000;
+
+/// The same room, and none for an alias bomb.
 fn yaml_options() -> serde_saphyr::Options {
     serde_saphyr::options! {
         with_snippet: false,
         // `n` and `y` are names, as in Kubernetes, not the booleans of YAML 1.1.
         strict_booleans: true,
         budget: serde_saphyr::budget! {
-            max_events: 4_000_000,
-            max_nodes: 4_000_000,
+            max_events: MAX_NODES,
+            max_nodes: MAX_NODES,
             max_depth: 64,
             max_documents: 1,
         },
