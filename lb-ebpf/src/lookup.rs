@@ -5,19 +5,19 @@ use lb_common::{Addr, AddrEntry, Flow, TCP, VipEntry, config, maps as names, wir
 
 use crate::maps;
 
+const DROP: u32 = 0;
 const PASS: u32 = 1;
 const AF_INET: u32 = 2;
 
 /// Asked by the stack for every new connection and unconnected datagram. Everything that is not a
-/// punted VIP goes on to the ordinary lookup.
+/// punted VIP goes on to the ordinary lookup; who may not use one finds nobody.
 #[sk_lookup]
 pub fn penstock_lookup(ctx: SkLookupContext) -> u32 {
-    let _ = assign(&ctx);
-    PASS
+    assign(&ctx).unwrap_or(PASS)
 }
 
 #[inline(always)]
-fn assign(ctx: &SkLookupContext) -> Option<()> {
+fn assign(ctx: &SkLookupContext) -> Option<u32> {
     // SAFETY: the context is the program's own and valid for the whole run.
     let lookup: &bpf_sk_lookup = unsafe { &*ctx.lookup };
     if lookup.protocol != TCP as u32 {
@@ -46,10 +46,16 @@ fn assign(ctx: &SkLookupContext) -> Option<()> {
     if !vip.is_punted() {
         return None;
     }
+    // What came by an interface with the XDP program was asked there; the local route of the VIP lets all others in,
+    // and this host itself, which asks by the VIP's own address.
+    if vip.is_restricted() && src != dst && !maps::may_use(vip.record(), &src) {
+        return Some(DROP);
+    }
     let flow = Flow { src, dst, ports: Flow::ports(lookup.remote_port, port), proto: TCP as u32 };
     let worker = (flow.hash(config::hash_key(&config)) >> 32) as u32 % workers;
     let index = names::socket_index(vip.is_https(), ipv6, worker);
-    maps::SOCKETS.redirect_sk_lookup(ctx, index, 0).ok()
+    maps::SOCKETS.redirect_sk_lookup(ctx, index, 0).ok()?;
+    Some(PASS)
 }
 
 #[inline(always)]

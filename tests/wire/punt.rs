@@ -2,6 +2,7 @@
 
 use lb_tests::agent::{Agent, DEADLINE, binary, eventually};
 use lb_tests::manifests::{self, Authority, Slice};
+use lb_tests::netns::Host;
 
 use crate::rig::{Arms, EDGE, Rig};
 
@@ -27,8 +28,13 @@ pub fn files(authority: &Authority) -> Vec<(&'static str, String)> {
 
 /// What curl says on the client; the name goes to `address`, whatever DNS would say.
 fn curl(rig: &Rig, address: &str, args: &str) -> anyhow::Result<String> {
+    curl_on(&rig.client, address, args)
+}
+
+/// The same on another host.
+fn curl_on(host: &Host, address: &str, args: &str) -> anyhow::Result<String> {
     let address = if address.contains(':') { format!("[{address}]") } else { address.to_owned() };
-    rig.client.run(&format!("curl -sS --max-time 10 --connect-to web.example.com::{address}: {args}"))
+    host.run(&format!("curl -sS --max-time 10 --connect-to web.example.com::{address}: {args}"))
 }
 
 #[test]
@@ -52,6 +58,30 @@ fn http_and_https_are_served_on_vips_and_on_the_nodes_addresses() {
                 assert!(answer.contains(line), "{line} is missing at {address}:\n{answer}");
             }
         }
+    }
+}
+
+#[test]
+fn sources_that_may_not_use_a_vip_are_refused_by_whatever_interface_they_come() {
+    let authority = Authority::new("Wire test authority").unwrap();
+    let mut files = files(&authority);
+    let ranges = "spec:\n  loadBalancerSourceRanges: [10.1.0.0/24, \"fd01::/64\"]\n";
+    files[0].1 = files[0].1.replacen("spec:\n", ranges, 1);
+    let Some(rig) = Rig::new(Arms::Two, &files) else { return };
+    // The program is attached to eth0 and eth1.
+    rig.lab.plug(&rig.edge, 2, "pods", &["10.3.0.1/24", "fd03::1/64"]).unwrap();
+    let pod = rig.lab.host("pod", &[("pods", &["10.3.0.7/24", "fd03::7/64"])]).unwrap();
+    for (vip, via) in VIPS.iter().zip(["10.3.0.1", "fd03::1"]) {
+        pod.route(vip, via.parse().unwrap()).unwrap();
+        let url = "http://web.example.com/";
+        let served = eventually(DEADLINE, || curl(&rig, vip, url).ok().filter(|a| a.contains("backend: b")));
+        assert!(served.is_some(), "{:?}\n{}", curl(&rig, vip, url), rig.agent.log());
+
+        let refused = curl_on(&pod, vip, url).map_err(|error| format!("{error:#}"));
+
+        assert!(refused.as_ref().is_err_and(|error| error.contains("onnect")), "{vip}: {refused:?}");
+        let itself = curl_on(&rig.edge, vip, url).unwrap();
+        assert!(itself.contains("backend: b"), "{vip}: the host itself may: {itself}");
     }
 }
 
