@@ -121,10 +121,11 @@ impl AddrEntry {
         self.0 & Self::NODE != 0
     }
 
-    /// Not 0 where the fast path does not take its packets: the host's own. Bits above 15.
+    /// Not 0 where the fast path does not take its packets: the host's own, and a flag that nobody has judged yet.
+    /// Bits above 15.
     #[inline(always)]
     pub const fn odd(self) -> u64 {
-        (self.0 & Self::NODE) as u64
+        (self.0 & !0xffff) as u64
     }
 
     /// Key into the VIP table.

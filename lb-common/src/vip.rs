@@ -17,6 +17,10 @@ impl VipEntry {
     const PUNT: u64 = 1 << 16;
     const HTTPS: u64 = 1 << 17;
     const RESTRICTED: u64 = 1 << 18;
+    /// Where flags are.
+    const FLAGS: u64 = 0xff << 16;
+    /// Those of an entry that the fast path may take.
+    const PLAIN: u64 = Self::OVERFLOW | Self::HTTPS;
 
     /// Key of (address id, port in wire order, protocol); 33 bits, never 0. The protocols differ in
     /// their last bit: TCP is 6, UDP is 17.
@@ -74,11 +78,11 @@ impl VipEntry {
         self.0 == 0
     }
 
-    /// Not 0 where the fast path does not take its packets: nobody's, the proxy's, some sources'. Bits
-    /// above 15.
+    /// Not 0 where the fast path does not take its packets: nobody's, the proxy's, some sources', and of a flag
+    /// that nobody has judged yet. Bits above 15.
     #[inline(always)]
     pub const fn odd(self) -> u64 {
-        if self.0 == 0 { Self::PUNT } else { self.0 & (Self::PUNT | Self::RESTRICTED) }
+        if self.0 == 0 { Self::PUNT } else { self.0 & Self::FLAGS & !Self::PLAIN }
     }
 
     /// Whether the proxy serves it.
@@ -171,7 +175,8 @@ impl Rules {
         self.0 & flags != 0
     }
 
-    /// Not 0 where the fast path does not take its packets: more than the slot decides. Bits below 16.
+    /// Not 0 where the fast path does not take its packets: more than the slot decides, and a flag that nobody has
+    /// judged yet. Bits below 16.
     #[inline(always)]
     pub const fn odd(self) -> u64 {
         self.0 & 0xffff & !(Self::REJECT | Self::COUNTED)
@@ -206,3 +211,8 @@ impl Record {
         }
     }
 }
+
+// A flag that is new keeps packets off the fast path until that knows it.
+const _: () = assert!(VipEntry(1 << 20 | 1 << 31).odd() != 0 && VipEntry::balanced(1, 0xffff).odd() == 0);
+const _: () = assert!(AddrEntry(1 << 20 | 1).odd() != 0 && AddrEntry::vip(0xffff).odd() == 0);
+const _: () = assert!(Rules(1 << 10).odd() != 0 && Rules::new(0, 0xffff, u32::MAX).odd() == 0);
