@@ -35,11 +35,7 @@ enum Command {
         purposes: Vec<setup::Purpose>,
     },
     /// Build the kernel object `target/ebpf/penstock.bpf.o`
-    BuildEbpf {
-        /// Accepted for symmetry with cargo: the object is always optimised, the verifier needs it
-        #[arg(long)]
-        release: bool,
-    },
+    BuildEbpf,
     /// Check which room imports which, and that no file grew beyond one idea
     Layers,
     /// Run the checks and test tiers named, or all of them
@@ -70,7 +66,7 @@ fn main() -> Result<()> {
             }
             Ok(())
         }
-        Command::BuildEbpf { release: _ } => {
+        Command::BuildEbpf => {
             let object = ebpf::build()?;
             println!("{}", object.display());
             Ok(())
