@@ -382,8 +382,19 @@ mod tests {
         }
 
         #[test]
-        fn any_query_string_is_read_without_panic(text in ".*") {
-            let _ = Query::parse(&text).headers();
+        fn headers_of_a_query_are_as_many_as_it_names_or_it_is_refused(values in prop::collection::vec(".{0,20}", 0..5)) {
+            let pairs: Vec<_> = values.iter().map(|value| format!("header={}", percent_encode(value))).collect();
+
+            let headers = Query::parse(&pairs.join("&")).headers();
+
+            prop_assert_eq!(headers.is_ok(), values.iter().all(|value| value.contains(':')));
+            prop_assert!(headers.is_err() || headers.is_ok_and(|headers| headers.len() == values.len()));
+        }
+
+        #[test]
+        fn any_query_string_is_names_and_values(text in ".*") {
+            let pairs = text.split('&').filter(|pair| !pair.is_empty()).count();
+            prop_assert_eq!(Query::parse(&text).0.len(), pairs);
         }
     }
 

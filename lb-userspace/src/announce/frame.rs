@@ -255,9 +255,31 @@ mod tests {
     }
 
     proptest! {
+        /// Questions with some bytes changed, and cut off.
         #[test]
-        fn whatever_is_on_the_wire_is_a_question_or_none(frame in prop::collection::vec(any::<u8>(), 0..120)) {
-            let _ = question(&frame);
+        fn whatever_is_on_the_wire_is_answered_to_one_host_or_not_at_all(
+            six in any::<bool>(),
+            changes in prop::collection::vec((0usize..86, any::<u8>()), 0..6),
+            length in 0usize..120,
+        ) {
+            let mut frame = match six {
+                true => solicitation(CLIENT6),
+                false => arp(ARP_REQUEST, THEIRS, CLIENT, BROADCAST, [0; 6], VIP),
+            };
+            for (at, byte) in changes {
+                if let Some(place) = frame.get_mut(at) {
+                    *place = byte;
+                }
+            }
+            frame.truncate(length);
+
+            if let Some(asked) = question(&frame) {
+                prop_assert!(frame.len() >= if six { 78 } else { 42 }, "{} bytes", frame.len());
+                let reply = answer(OURS, &asked);
+                let to_all = matches!(asked, Question::V6 { asker, .. } if asker.is_unspecified());
+                prop_assert!(to_all || reply[0] & 1 == 0, "to {:?}", &reply[..6]);
+                prop_assert_eq!(&reply[6..12], &OURS[..]);
+            }
         }
     }
 }

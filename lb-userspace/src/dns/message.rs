@@ -294,8 +294,10 @@ mod tests {
             answer[7] = 3;
             answer.extend(&bytes);
 
-            reply(&bytes, &question);
-            reply(&answer, &question);
+            prop_assert_eq!(reply(&bytes, &question), Reply::Other);
+            if let Reply::Addresses { addrs, .. } = reply(&answer, &question) {
+                prop_assert!(addrs.len() <= 3 && addrs.iter().all(IpAddr::is_ipv4), "{addrs:?}");
+            }
         }
     }
 }

@@ -28,7 +28,7 @@ pub const TARGETS: [(&str, Target); 6] = [
 
 /// What is taken for a head is one for every reader: no byte but CRLF ends a line, no shorter piece
 /// is a head, and what goes upstream is read there as it was judged here.
-fn request_head(bytes: &[u8]) {
+pub(super) fn request_head(bytes: &[u8]) {
     let mut lines = Lines::new();
     let Ok(Some(request)) = Request::parse(bytes, &mut lines, Sizes::default()) else { return };
     let head = bytes.get(..request.len).expect("a head is within its bytes");
@@ -88,7 +88,7 @@ fn forwarded(request: &Request<'_, '_>) {
     }
 }
 
-fn response_head(bytes: &[u8]) {
+pub(super) fn response_head(bytes: &[u8]) {
     let mut lines = Lines::new();
     if let Ok(Some(response)) = Response::parse(bytes, &mut lines) {
         assert!(bytes.get(..response.len).is_some_and(|head| head.ends_with(b"\r\n\r\n")));

@@ -401,8 +401,23 @@ mod tests {
         }
 
         #[test]
-        fn never_panics_and_always_advances(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
-            let _ = read(&[&bytes]);
+        fn every_step_gets_on_and_the_end_is_the_end(
+            records in proptest::collection::vec((0u8..12, 0u16..3, 0usize..0xffff, any::<u8>()), 0..20),
+            tail in proptest::collection::vec(any::<u8>(), 0..300),
+        ) {
+            let record = |(kind, id, length, padding)| from_application(kind, id, &vec![7; length], padding);
+            let mut bytes = records.into_iter().map(record).collect::<Vec<_>>().concat();
+            bytes.extend(tail);
+            let (mut decoder, mut rest) = (Decoder::default(), &bytes[..]);
+            while !rest.is_empty() {
+                let Ok(piece) = decoder.next(rest) else { break };
+                if piece == Piece::Framing(0) {
+                    prop_assert_eq!(decoder.next(rest), Ok(Piece::Framing(0)), "it goes on after the end");
+                    break;
+                }
+                prop_assert!((1..=rest.len()).contains(&piece.len()), "{piece:?} of {}", rest.len());
+                rest = &rest[piece.len()..];
+            }
         }
     }
 }

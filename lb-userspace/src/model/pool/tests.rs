@@ -272,7 +272,15 @@ proptest! {
     }
 
     #[test]
-    fn any_text_is_a_block_or_is_refused(text in ".{0,40}") {
-        let _ = text.parse::<Block>();
+    fn what_is_a_block_holds_its_ends_and_nothing_else_is_one(
+        text in prop_oneof![".{0,40}", "[0-9a-f:.]{0,20}[-/ ]?[0-9a-f:.]{0,20}", "[12]{1,3}(\\.[0-9]{1,3}){3}[-/][0-9.]{1,9}"],
+    ) {
+        match text.parse::<Block>() {
+            Ok(block) => {
+                prop_assert!(block.first <= block.last && Family::of(block.first) == Family::of(block.last));
+                prop_assert!(block.contains(block.first) && block.contains(block.last), "{text}");
+            }
+            Err(why) => prop_assert!(why.contains(&format!("{text:?}")), "{why}"),
+        }
     }
 }

@@ -2,6 +2,7 @@ use proptest::prelude::*;
 
 use super::super::head::{HEADERS_MAX, Lines, OwnLines, Refusal, Sizes};
 use super::*;
+use crate::l7::fuzz::request_head;
 use crate::model::l7::forwarding::HeaderNames;
 
 /// What a parsed head says, free of the bytes it was read from.
@@ -437,19 +438,23 @@ fn upgrades_only_without_a_body_and_when_connection_says_so() {
 
 proptest! {
     #[test]
-    fn any_bytes_are_parsed_without_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
-        let _ = parse(&bytes);
+    fn any_bytes_are_a_head_for_every_reader_or_for_none(
+        bytes in proptest::collection::vec(any::<u8>(), 0..400),
+        times in 1usize..200,
+    ) {
+        request_head(&bytes);
+        request_head(&[b"GET / HTTP/1.1\r\nHost: a\r\n", bytes.repeat(times).as_slice(), b"\r\n\r\n"].concat());
     }
 
     #[test]
-    fn nearly_valid_heads_are_parsed_without_panic(
+    fn what_is_nearly_a_head_is_one_for_every_reader_or_for_none(
         parts in proptest::collection::vec(prop_oneof![
             Just("GET "), Just("/"), Just(" HTTP/1.1"), Just("\r\n"), Just("\n"), Just("\r"), Just("Host: a"),
             Just("Content-Length: 1"), Just("Transfer-Encoding: chunked"), Just("Connection: host, x"),
             Just("X:"), Just(" "), Just("\t"), Just("\0"), Just("http://"), Just("é"),
         ], 0..30),
     ) {
-        let _ = parse(parts.concat().as_bytes());
+        request_head(parts.concat().as_bytes());
     }
 
     #[test]
