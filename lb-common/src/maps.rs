@@ -1,6 +1,6 @@
-//! Names and sizes of the maps. What user space lays out and packets read is one map, [`TABLES`]:
-//! one lookup gives a packet every table, and one word in it tells the layout's version. Every
-//! size is a power of two, so that an index is made safe by a mask.
+//! Names and sizes of the maps. What user space lays out and packets read is one map, [`TABLES`],
+//! whose address the loader puts into the program, so that packets look nothing up; one word in it tells the
+//! layout's version. Every size is a power of two, so that an index is made safe by a mask.
 
 /// Words of a 64-byte line.
 pub const LINE: usize = 8;

@@ -91,7 +91,7 @@ impl VipEntry {
         self.0 & Self::PUNT != 0
     }
 
-    /// Index of the first socket of its listener class (see [`maps::socket_index`]).
+    /// Whether it is the proxy's TLS listener that serves it.
     #[inline(always)]
     pub const fn is_https(self) -> bool {
         self.0 & Self::HTTPS != 0

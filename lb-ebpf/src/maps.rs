@@ -1,5 +1,6 @@
 //! Map statics, and the only code that touches them. User space lays the tables out (see
-//! lb-common); here they are read through masked indices. Only the flow table is written.
+//! lb-common); here they are read through masked indices. Written are what packets leave behind: flows, translations
+//! and their leases, marks of slots in use, counters.
 
 use aya_ebpf::{
     EbpfContext,
@@ -176,8 +177,7 @@ pub fn call(ctx: &impl EbpfContext, program: Program) {
     unsafe { PROGRAMS.tail_call(ctx, program as u32) }
 }
 
-/// Everything that user space lays out. One lookup of a one-element array gives all of it: an
-/// address known at load time, so it costs a null check.
+/// Everything that user space lays out, at an address that the loader puts into the program.
 #[derive(Clone, Copy)]
 pub struct Tables(*mut u64);
 

@@ -214,10 +214,14 @@ impl Ticketer {
         if let Some(shared) = &self.shared {
             return shared.current.seal(plain, &self.scope, now);
         }
-        if self.tickets.0.read().unwrap_or_else(PoisonError::into_inner).is_stale(now) {
-            self.tickets.rotate(now);
+        let read = || self.tickets.0.read().unwrap_or_else(PoisonError::into_inner);
+        let keys = read();
+        if !keys.is_stale(now) {
+            return keys.current.seal(plain, &self.scope, now);
         }
-        self.tickets.0.read().unwrap_or_else(PoisonError::into_inner).current.seal(plain, &self.scope, now)
+        drop(keys);
+        self.tickets.rotate(now);
+        read().current.seal(plain, &self.scope, now)
     }
 
     fn open_at(&self, ticket: &[u8], now: u64) -> Option<Vec<u8>> {

@@ -148,7 +148,7 @@ pub(super) fn spawn(
             };
             drop(tell);
             if let Err(error) = runtime.block_on(run(seat, bound, tls, published, controls, shared)) {
-                tracing::error!(worker = seat.worker, %error, "worker could not start");
+                tracing::error!(worker = seat.worker, %error, "worker ended: it cannot listen");
             }
         })
         .map_err(Error::Worker)?;
