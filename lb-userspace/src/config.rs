@@ -53,7 +53,7 @@ pub struct Config {
     pub hash_key: Option<HashKey>,
     /// First and last port used as source of `nat` flows.
     pub nat_ports: (u16, u16),
-    /// Flows remembered at most: 8 to 1,048,576.
+    /// Flows remembered at most; rounded up to a power of two from 8 to 1,048,576.
     pub flow_entries: u32,
     /// How long a changed slot asks the flow table at least.
     pub grace: Duration,
