@@ -4,7 +4,7 @@
 //! waiting connection holds none and a busy worker needs only a handful, warm in its cache.
 
 use std::cell::{Cell, RefCell};
-use std::io;
+use std::io::{self, IoSlice};
 use std::ops::{Deref, DerefMut};
 use std::task::{Context, Poll, ready};
 
@@ -258,6 +258,36 @@ impl Drop for Scratch {
         scratch.clear();
         SCRATCH.with_borrow_mut(|idle| idle.keep(scratch));
     }
+}
+
+/// Copies what there is room for; returns how much that is.
+pub(super) fn copy(from: &[u8], into: &mut [u8]) -> usize {
+    let n = from.len().min(into.len());
+    if let (Some(from), Some(into)) = (from.get(..n), into.get_mut(..n)) {
+        into.copy_from_slice(from);
+    }
+    n
+}
+
+/// Has `take` some of each part, until it has all of them or no more for now; pending if it has none.
+pub(super) fn poll_each(
+    parts: &[IoSlice<'_>],
+    mut take: impl FnMut(&[u8]) -> Poll<io::Result<usize>>,
+) -> Poll<io::Result<usize>> {
+    let mut taken = 0;
+    for part in parts {
+        let mut rest: &[u8] = part;
+        while !rest.is_empty() {
+            let n = match take(rest) {
+                Poll::Ready(Ok(n)) => n,
+                Poll::Pending if taken > 0 => return Poll::Ready(Ok(taken)),
+                waiting_or_failed => return waiting_or_failed,
+            };
+            taken += n;
+            rest = rest.get(n..).unwrap_or_default();
+        }
+    }
+    Poll::Ready(Ok(taken))
 }
 
 #[cfg(test)]

@@ -10,6 +10,8 @@ use std::cell::OnceCell;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms};
 use rustls::pki_types::pem::PemObject;
@@ -347,21 +349,9 @@ pub(super) fn is_closed_to_plain(verify: &VerifyClient, shown: Shown<'_>) -> boo
 }
 
 fn pem(der: &[u8]) -> String {
-    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut text = String::from("-----BEGIN CERTIFICATE-----\n");
     for line in der.chunks(48) {
-        for group in line.chunks(3) {
-            let word = group.iter().fold(0u32, |word, byte| (word << 8) | u32::from(*byte));
-            let word = word << (8 * (3 - group.len()));
-            for place in 0..4 {
-                let digit = if place <= group.len() {
-                    ALPHABET[(word >> (18 - 6 * place)) as usize & 63]
-                } else {
-                    b'='
-                };
-                text.push(char::from(digit));
-            }
-        }
+        STANDARD.encode_string(line, &mut text);
         text.push('\n');
     }
     text.push_str("-----END CERTIFICATE-----\n");

@@ -10,6 +10,13 @@ pub(super) fn number(value: impl itoa::Integer, out: &mut Vec<u8>) {
     out.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
 }
 
+/// Two digits.
+pub(super) fn hex(byte: u8) -> [u8; 2] {
+    const HEX: &[u8; 16] = b"0123456789ABCDEF";
+    // A nibble is within.
+    [HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]]
+}
+
 /// As `Display` writes it.
 pub(super) fn addr(addr: IpAddr, out: &mut Vec<u8>) {
     match addr {

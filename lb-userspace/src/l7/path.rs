@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 
+use super::digits::hex;
+
 /// The path cannot be normalised: a broken escape, an encoded NUL, or `..` above the root.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct BadPath;
@@ -99,12 +101,11 @@ pub(super) fn escape_component(bytes: &[u8], out: &mut Vec<u8>) {
 }
 
 fn escape(bytes: &[u8], out: &mut Vec<u8>, special: impl Fn(u8) -> bool) {
-    const HEX: &[u8; 16] = b"0123456789ABCDEF";
     for &byte in bytes {
         let unsafe_byte =
             matches!(byte, 0..=b' ' | 0x7f.. | b'"' | b'<' | b'>' | b'\\' | b'^' | b'`' | b'{'..=b'}');
         if unsafe_byte || special(byte) {
-            let [high, low] = [byte >> 4, byte & 15].map(|nibble| HEX[usize::from(nibble)]);
+            let [high, low] = hex(byte);
             out.extend_from_slice(&[b'%', high, low]);
         } else {
             out.push(byte);

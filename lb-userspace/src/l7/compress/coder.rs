@@ -8,6 +8,7 @@ use brotli::enc::encode::{BrotliEncoderOperation, BrotliEncoderParameter, Brotli
 use flate2::{Compress, FlushCompress, Status};
 
 use super::Algorithm;
+use crate::l7::buffer::copy;
 
 /// Most memory of all states of a worker; what would take more is sent as it is.
 const MEMORY: usize = 128 << 20;
@@ -87,7 +88,7 @@ impl Coder {
     /// Takes some of `content`, and writes what comes of it.
     pub(super) fn press(&mut self, content: &[u8], out: &mut [u8]) -> io::Result<Step> {
         match self.state()? {
-            State::Plain => Ok(copy(content, out)),
+            State::Plain => Ok(pass(content, out)),
             State::Gzip(gzip) => gzip.step(content, out, FlushCompress::None),
             State::Brotli(brotli) => brotli.press(content, out),
         }
@@ -96,7 +97,7 @@ impl Coder {
     /// Writes what was held back, so that a reader has all there is.
     pub(super) fn flush(&mut self, out: &mut [u8]) -> io::Result<Step> {
         match self.state()? {
-            State::Plain => Ok(copy(&[], out)),
+            State::Plain => Ok(pass(&[], out)),
             State::Gzip(gzip) => gzip.step(&[], out, FlushCompress::Sync),
             State::Brotli(brotli) => brotli.flush(out),
         }
@@ -105,7 +106,7 @@ impl Coder {
     /// Writes the end; done when all of it is written.
     pub(super) fn finish(&mut self, out: &mut [u8]) -> io::Result<Step> {
         let step = match self.state()? {
-            State::Plain => Ok(copy(&[], out)),
+            State::Plain => Ok(pass(&[], out)),
             State::Gzip(gzip) => gzip.step(&[], out, FlushCompress::Finish),
             State::Brotli(brotli) => brotli.finish(out),
         }?;
@@ -127,11 +128,9 @@ impl Coder {
     }
 }
 
-fn copy(content: &[u8], out: &mut [u8]) -> Step {
-    let n = content.len().min(out.len());
-    if let (Some(from), Some(into)) = (content.get(..n), out.get_mut(..n)) {
-        into.copy_from_slice(from);
-    }
+/// As it is.
+fn pass(content: &[u8], out: &mut [u8]) -> Step {
+    let n = copy(content, out);
     Step { read: n, written: n, done: true }
 }
 

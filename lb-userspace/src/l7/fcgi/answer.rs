@@ -3,8 +3,8 @@
 
 use std::io::Write as _;
 
-use super::super::buffer::{BUFFER_BYTES, Scratch};
-use super::super::h1::chunked;
+use super::super::buffer::{BUFFER_BYTES, Scratch, copy};
+use super::super::h1::chunked::{self, is_text};
 use super::super::h1::head::content_length;
 use super::record::{Decoder, Malformed, Outcome, Piece};
 use super::stderr::Stderr;
@@ -251,19 +251,6 @@ fn read_status(value: &[u8]) -> Result<(u16, &[u8]), Malformed> {
 
 fn is_token(name: &[u8]) -> bool {
     !name.is_empty() && name.iter().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(b))
-}
-
-/// Visible characters, space, tab, and bytes above ASCII.
-fn is_text(byte: u8) -> bool {
-    matches!(byte, b'\t' | b' '..=b'~' | 0x80..)
-}
-
-fn copy(from: &[u8], into: &mut [u8]) -> usize {
-    let n = from.len().min(into.len());
-    if let (Some(from), Some(into)) = (from.get(..n), into.get_mut(..n)) {
-        into.copy_from_slice(from);
-    }
-    n
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 use std::io::{self, IoSlice};
 use std::task::{Context, Poll, ready};
 
-use super::super::buffer::Scratch;
+use super::super::buffer::{Scratch, poll_each};
 use super::super::carrier::Carrier;
 use super::super::h1::chunked::Piece;
 use super::super::h1::head::{OwnLines, Unsayable};
@@ -50,20 +50,7 @@ impl<'p> Outbound<'p> {
         to: &Carrier<'_>,
         parts: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let mut taken = 0;
-        for part in parts {
-            let mut rest: &[u8] = part;
-            while !rest.is_empty() {
-                let n = match self.poll_take(cx, to, rest) {
-                    Poll::Ready(Ok(n)) => n,
-                    Poll::Pending if taken > 0 => return Poll::Ready(Ok(taken)),
-                    waiting_or_failed => return waiting_or_failed,
-                };
-                taken += n;
-                rest = rest.get(n..).unwrap_or_default();
-            }
-        }
-        Poll::Ready(Ok(taken))
+        poll_each(parts, |bytes| self.poll_take(cx, to, bytes))
     }
 
     /// Sends what is collected.

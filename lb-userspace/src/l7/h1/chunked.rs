@@ -246,7 +246,7 @@ pub(in crate::l7) fn write(content: &[u8], into: &mut [u8]) -> usize {
 }
 
 /// Visible characters, space, tab, and bytes above ASCII: no CR, no LF, no other control.
-fn is_text(byte: u8) -> bool {
+pub(in crate::l7) fn is_text(byte: u8) -> bool {
     matches!(byte, b'\t' | b' '..=b'~' | 0x80..)
 }
 

@@ -14,7 +14,7 @@ use h2::RecvStream;
 use http::header::{self, HeaderMap};
 use http::{Method, StatusCode, request, response};
 
-use super::super::buffer::Scratch;
+use super::super::buffer::{Scratch, copy};
 use super::super::h1::chunked;
 use super::super::h1::head::Refusal;
 
@@ -232,14 +232,6 @@ impl Inbound {
         self.stage(head);
         self.source = if ends || bodyless { Source::Ended } else { Source::Body(body) };
     }
-}
-
-fn copy(from: &[u8], into: &mut [u8]) -> usize {
-    let n = from.len().min(into.len());
-    if let (Some(from), Some(into)) = (from.get(..n), into.get_mut(..n)) {
-        into.copy_from_slice(from);
-    }
-    n
 }
 
 /// The head in HTTP/1.1. `length_known`: no chunks are needed to tell the body's end.

@@ -14,6 +14,8 @@ use h2::{Reason, SendStream};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, Response, StatusCode, Uri, uri};
 
+use super::super::buffer::poll_each;
+use super::super::digits::hex;
 use super::super::h1::chunked::{Decoder, Piece};
 use super::super::h1::head::{OwnLines, Unsayable};
 use super::super::h1::{self, Body};
@@ -106,20 +108,7 @@ impl Outbound {
         cx: &mut Context<'_>,
         parts: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let mut taken = 0;
-        for part in parts {
-            let mut rest: &[u8] = part;
-            while !rest.is_empty() {
-                let n = match self.poll_take(cx, rest) {
-                    Poll::Ready(Ok(n)) => n,
-                    Poll::Pending if taken > 0 => return Poll::Ready(Ok(taken)),
-                    waiting_or_failed => return waiting_or_failed,
-                };
-                taken += n;
-                rest = rest.get(n..).unwrap_or_default();
-            }
-        }
-        Poll::Ready(Ok(taken))
+        poll_each(parts, |bytes| self.poll_take(cx, bytes))
     }
 
     fn poll_take(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
@@ -371,15 +360,15 @@ fn target(bytes: &[u8]) -> Result<uri::PathAndQuery, uri::InvalidUri> {
     if bytes.iter().all(is_plain) {
         return uri::PathAndQuery::try_from(bytes);
     }
-    let hex =
-        |nibble: u8| char::from_digit(u32::from(nibble), 16).map_or(b'0', |c| c.to_ascii_uppercase() as u8);
-    let escaped: Vec<u8> = bytes
-        .iter()
-        .flat_map(|b| {
-            let parts = if is_plain(b) { [*b, 0, 0] } else { [b'%', hex(b >> 4), hex(b & 15)] };
-            parts.into_iter().filter(|b| *b != 0)
-        })
-        .collect();
+    let mut escaped = Vec::with_capacity(bytes.len() + 16);
+    for byte in bytes {
+        if is_plain(byte) {
+            escaped.push(*byte);
+        } else {
+            escaped.push(b'%');
+            escaped.extend_from_slice(&hex(*byte));
+        }
+    }
     uri::PathAndQuery::from_maybe_shared(Bytes::from(escaped))
 }
 

@@ -1,8 +1,7 @@
 //! Values as they may stand in a line.
 
+use super::super::digits::hex;
 use crate::model::l7::log::Escape;
-
-const HEX: &[u8; 16] = b"0123456789ABCDEF";
 
 /// Writes a value that is there, which may be empty.
 pub(super) fn value(bytes: &[u8], escape: Escape, out: &mut Vec<u8>) {
@@ -51,10 +50,6 @@ fn json(byte: u8, out: &mut Vec<u8>) {
         }
     };
     out.extend_from_slice(&[b'\\', short]);
-}
-
-fn hex(byte: u8) -> [u8; 2] {
-    [HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]]
 }
 
 #[cfg(test)]
