@@ -65,7 +65,7 @@ pub fn penstock_capture(ctx: XdpContext) -> u32 {
 /// Shows a packet that leaves. (A tail call leads to programs of the same kind alone.)
 #[inline(never)]
 pub fn show_out(ctx: &TcContext, verdict: Verdict) {
-    let Some(tables) = maps::tables() else { return };
+    let tables = maps::tables();
     if config::capturing(&tables.config()) {
         let action = xdp_action::XDP_PASS as u8;
         let _ = capture(ctx, Handover { verdict: verdict as u8, action, carried: 0, padding: 0 });
@@ -122,7 +122,7 @@ impl Frame for TcContext {
 
 #[inline(always)]
 fn capture(ctx: &impl Frame, handover: Handover) -> Option<()> {
-    let filter = Filter::read(&maps::tables()?.config());
+    let filter = Filter::read(&maps::tables().config());
     if !filter.wants(handover.verdict) {
         return None;
     }
@@ -213,7 +213,8 @@ fn overhead(bytes: &[u8; SNAP], verdict: u8) -> u64 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn penstock_shown_flow(at: u64, loaded: u64) -> u32 {
-    let (Some(shot), Some(tables)) = (maps::shot(), maps::tables()) else { return 0 };
+    let tables = maps::tables();
+    let Some(shot) = maps::shot() else { return 0 };
     // SAFETY: the value is this CPU's own, and XDP does not nest.
     let Shot { head, bytes } = unsafe { &mut *shot };
     let mut flow = Flow { src: Addr::default(), dst: Addr::default(), ports: 0, proto: 0 };
@@ -246,7 +247,8 @@ pub extern "C" fn penstock_shown_flow(at: u64, loaded: u64) -> u32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn penstock_carried_flow() -> u32 {
-    let (Some(shot), Some(scratch), Some(tables)) = (maps::shot(), maps::scratch(), maps::tables()) else {
+    let tables = maps::tables();
+    let (Some(shot), Some(scratch)) = (maps::shot(), maps::scratch()) else {
         return 0;
     };
     // SAFETY: as above.

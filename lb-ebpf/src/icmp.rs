@@ -194,7 +194,8 @@ struct Quoted {
 #[inline(always)]
 fn error<F: Message>(ctx: &XdpContext, packet: &Packet, carry: &Carry) -> Outcome {
     let stray = if carry.addr.is_node() { Verdict::Icmp } else { Verdict::StrayIcmp };
-    let (Some(quoted), Some(tables)) = (quoted::<F>(ctx, packet, carry), maps::tables()) else {
+    let tables = maps::tables();
+    let Some(quoted) = quoted::<F>(ctx, packet, carry) else {
         return stray.into();
     };
     // Whoever sent it is whom the error is sent to.
@@ -260,7 +261,7 @@ fn quoted<F: Message>(ctx: &XdpContext, packet: &Packet, carry: &Carry) -> Optio
 /// Whether a datagram of ours with these ports went to another balancer.
 #[inline(always)]
 fn is_tunnels(ports: u32) -> bool {
-    let Some(tables) = maps::tables() else { return false };
+    let tables = maps::tables();
     let port = config::tunnel_port(&tables.config());
     port != 0 && (ports >> 16) as u16 == port
 }

@@ -23,7 +23,7 @@ fn assign(ctx: &SkLookupContext) -> Option<u32> {
     if lookup.protocol != TCP as u32 {
         return None;
     }
-    let tables = maps::tables()?;
+    let tables = maps::tables();
     let (config, addrs, vips) = (tables.config(), tables.addrs(), tables.vips());
     let epoch = config::epoch(&config);
     let workers = config::workers(&config) as u32;

@@ -60,7 +60,7 @@ pub fn penstock(ctx: XdpContext) -> u32 {
 #[xdp(frags)]
 #[inline(always)]
 pub fn penstock_ladder(ctx: XdpContext) -> u32 {
-    let Some(tables) = maps::tables() else { return xdp_action::XDP_PASS };
+    let tables = maps::tables();
     let packet = Packet::of(&ctx);
     let Some(ether) = packet.view::<ETHERNET>() else { return xdp_action::XDP_PASS };
     match ether.read::<u16>(12) {
@@ -98,9 +98,7 @@ pub fn finish_as(ctx: &XdpContext, verdict: Verdict, action: u32, origin: Origin
     if let Some(row) = maps::counts() {
         row.verdict(verdict);
     }
-    if let Some(tables) = maps::tables() {
-        capture::show(ctx, &tables, verdict, action, origin);
-    }
+    capture::show(ctx, &maps::tables(), verdict, action, origin);
     action
 }
 
@@ -205,14 +203,14 @@ pub fn onward<F: Family>(
     let hashes = steer::hashes(&flow, hash, record.rules, key);
     let kind = parse::kind(proto, tcp_flags);
     // Asked for anew, here and below: nothing of it has to be kept over what follows.
-    let Some(tables) = &maps::tables() else { return Verdict::Corrupt.into() };
+    let tables = &maps::tables();
     let choice = steer::choose(tables, vip.record(), &record, hashes, kind);
     if choice.backend.0 == 0 {
         let program = if record.rules.any(Rules::REJECT) { Some(Program::Refuse) } else { None };
         return refuse::<F>(ctx, packet, &known(), Verdict::NoBackend, 0, program);
     }
     let length = F::length(head);
-    let Some(tables) = &maps::tables() else { return Verdict::Corrupt.into() };
+    let tables = &maps::tables();
     match forward::untouched::<F>(ctx, packet, head, tables, &choice, hash, at) {
         Ok(outcome) => {
             let begins = steer::begins(kind, choice.how);
@@ -280,7 +278,8 @@ pub fn carry_on<F: Family>(
     mtu: u16,
     program: Program,
 ) -> Outcome {
-    let (Some(scratch), Some(tables)) = (maps::scratch(), maps::tables()) else {
+    let tables = maps::tables();
+    let Some(scratch) = maps::scratch() else {
         return Verdict::Corrupt.into();
     };
     let Known { arrived: Arrived { flow, addr, at, tcp_flags }, vip, record } = *known;

@@ -90,7 +90,7 @@ struct Range {
 /// Whether a source may use the VIP of a record. A call of its own: few VIPs ask.
 #[inline(never)]
 pub fn may_use(record: u32, src: &Addr) -> bool {
-    let Some(tables) = tables() else { return false };
+    let tables = tables();
     let set = Record::read(&tables.records(), record).ranges;
     let addr = [src.hi as u32, (src.hi >> 32) as u32, src.lo as u32, (src.lo >> 32) as u32];
     RANGES.get(&Key::new(maps::RANGE_BITS, Range { set, addr })).is_some()
@@ -208,8 +208,8 @@ pub fn tables_nearby() -> Tables {
 
 /// The tables.
 #[inline(always)]
-pub fn tables() -> Option<Tables> {
-    Some(Tables(address()))
+pub fn tables() -> Tables {
+    Tables(address())
 }
 
 impl Tables {

@@ -72,7 +72,7 @@ fn told<F: Message>(ctx: &XdpContext, carry: &Carry) -> Option<Told> {
         return None;
     }
     let (inner, at) = if proto == UDP {
-        let tables = maps::tables()?;
+        let tables = maps::tables();
         let view = packet.view_at::<HEADERS>(l4)?;
         let (port, opened) = (view.read::<u16>(2), Head(view.read(8)));
         let config = tables.config();
@@ -106,7 +106,7 @@ fn tell<F: Family>(ctx: &XdpContext, carry: &mut Carry, told: &Told) -> Option<V
     let ports = packet.view_at::<8>(F::PLAIN.l4)?.read(0);
     let flow = Flow { src: F::src(&head), dst: F::dst(&head), ports, proto: proto as u32 };
 
-    let tables = maps::tables()?;
+    let tables = maps::tables();
     let (epoch, key) = (config::epoch(&tables.config()), config::hash_key(&tables.config()));
     let addr = AddrEntry::find(&tables.addrs(), epoch, flow.dst);
     let vip = VipEntry::find(&tables.vips(), epoch, VipEntry::key(addr, flow.dst_port(), proto));

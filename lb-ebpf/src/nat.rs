@@ -65,7 +65,8 @@ pub fn finish_as(ctx: &XdpContext, verdict: Verdict) -> u32 {
 #[inline(always)]
 fn to_backend<F: Family>(ctx: &XdpContext, carry: &mut Carry) -> Outcome {
     let packet = carry.packet(ctx);
-    let (Some(head), Some(tables)) = (F::head(&packet, carry.at()), maps::tables()) else {
+    let tables = maps::tables();
+    let Some(head) = F::head(&packet, carry.at()) else {
         return Verdict::Corrupt.into();
     };
     let Some(client) = sender(ctx, &packet) else { return Verdict::Truncated.into() };
@@ -222,9 +223,8 @@ fn to_client<F: Family>(ctx: &XdpContext, carry: &Carry) -> Outcome {
     entry.state = state_after(entry.state, flags);
     let new = entry.reply;
     let (client, tags) = (entry.client, entry.tags);
-    if flags & tcp_flag::SYN != 0
-        && let Some(tables) = maps::tables()
-    {
+    if flags & tcp_flag::SYN != 0 {
+        let tables = maps::tables();
         // What the client will send goes the way to the backend, behind headers of this length.
         let mtu = backend::identity(&tables.backends(), BackendId(entry.backend)).mtu();
         let headers = (F::PLAIN.l4 - F::PLAIN.l3) as u16 + 20;
@@ -327,9 +327,7 @@ fn forget(hash: u64) {
 /// Lets the flow's next packet ask what is remembered.
 #[inline(never)]
 fn end_lease(hash: u64) {
-    if let Some(tables) = maps::tables() {
-        lease::end(&tables, hash);
-    }
+    lease::end(&maps::tables(), hash);
 }
 
 /// Claims a source port for the flow of this CPU's carry and remembers both directions. In `local`
@@ -337,7 +335,8 @@ fn end_lease(hash: u64) {
 /// scratch memory: a program has 512 bytes of stack in all.
 #[inline(never)]
 fn claim(id: BackendId, client: NextHop, now: u32) -> Result<u16, Verdict> {
-    let (Some(tables), Some(scratch)) = (maps::tables(), maps::scratch()) else {
+    let tables = maps::tables();
+    let Some(scratch) = maps::scratch() else {
         return Err(Verdict::Corrupt);
     };
     let backends = tables.backends();
@@ -445,7 +444,7 @@ pub extern "C" fn penstock_take_port(port: u32, now: u32) -> u64 {
 /// Key of the entry with this port.
 #[inline(always)]
 fn with_port(port: u16) -> Option<u64> {
-    let (tables, scratch) = (maps::tables()?, maps::scratch()?);
+    let (tables, scratch) = (maps::tables(), maps::scratch()?);
     // SAFETY: the scratch value is this CPU's own, and XDP does not nest.
     let reverse = unsafe { &mut (*scratch).reverse };
     reverse.flow.ports = Flow::ports(reverse.flow.src_port(), port);

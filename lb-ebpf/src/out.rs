@@ -178,7 +178,7 @@ fn known(old: &Flow, flags: u8) -> Option<(Flow, u16)> {
 /// What is remembered of the flow of an answer, if the backend is on this host.
 #[inline(always)]
 pub fn flow(answer: &Flow) -> Option<&'static mut Reverse> {
-    let tables = maps::tables()?;
+    let tables = maps::tables();
     let key = answer.hash(config::hash_key(&tables.config()));
     let entry = maps::NAT_REVERSE.get_ptr_mut(key)?;
     // SAFETY: a hash map entry stays readable for the whole run; a concurrent removal may reuse

@@ -22,7 +22,7 @@ use crate::{
 /// Entry point by a tail call from the ladder.
 #[xdp(frags)]
 pub fn penstock_slow(ctx: XdpContext) -> u32 {
-    let Some(tables) = maps::tables() else { return xdp_action::XDP_PASS };
+    let tables = maps::tables();
     let packet = Packet::of(&ctx).shifted();
     let mut l3 = ETHERNET;
     let Some(mut kind) = ethertype(&packet, l3) else { return xdp_action::XDP_PASS };
@@ -45,7 +45,8 @@ pub fn penstock_slow(ctx: XdpContext) -> u32 {
 /// packet that leads here.
 #[xdp(frags)]
 pub fn penstock_onward(ctx: XdpContext) -> u32 {
-    let (Some(scratch), Some(tables)) = (maps::scratch(), maps::tables()) else {
+    let tables = maps::tables();
+    let Some(scratch) = maps::scratch() else {
         return finish_as(&ctx, Verdict::Corrupt);
     };
     // SAFETY: the scratch value is this CPU's own, and XDP does not nest.

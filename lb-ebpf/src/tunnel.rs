@@ -47,7 +47,8 @@ pub fn penstock_tunnel(ctx: XdpContext) -> u32 {
 
 #[inline(always)]
 fn receive(ctx: &XdpContext) -> Result<Outcome, Verdict> {
-    let (Some(scratch), Some(tables)) = (maps::scratch(), maps::tables()) else {
+    let tables = maps::tables();
+    let Some(scratch) = maps::scratch() else {
         return Err(Verdict::Corrupt);
     };
     // SAFETY: the scratch value is this CPU's own, and XDP does not nest.
