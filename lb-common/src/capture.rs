@@ -69,12 +69,6 @@ impl Filter {
         (is_any(self.vip) || of_vip(flow.dst, flow.dst_port()) || of_vip(flow.src, flow.src_port()))
             && (is_any(self.host) || flow.src == self.host || flow.dst == self.host)
     }
-
-    /// Whether every flow is wanted, so that none need be read.
-    #[inline(always)]
-    pub fn wants_any_flow(&self) -> bool {
-        is_any(self.vip) && is_any(self.host)
-    }
 }
 
 #[inline(always)]
