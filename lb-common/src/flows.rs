@@ -1,8 +1,8 @@
 //! The flow table: which backend a remembered flow has.
 //!
 //! One word per flow, eight to a bucket of one cache line, so that asking costs one line whatever
-//! the number of flows. A full bucket forgets the flow that was silent longest. Two CPUs that write
-//! one bucket at once may choose one place: the later one finds there what it has not seen, and puts
+//! the number of flows. A full bucket forgets what is spare, or else the flow that was silent longest. Two CPUs
+//! that write one bucket at once may choose one place: the later one finds there what it has not seen, and puts
 //! that elsewhere.
 
 use crate::{BackendId, Flow, HashKey};
@@ -31,7 +31,7 @@ pub trait FlowWords {
     /// [`insert`], as a function of its own where whoever verifies the program would follow every path
     /// through it from every place that it is called from.
     #[inline(always)]
-    fn remember(&self, entry: Entry, hash: u64, now: u32) -> bool
+    fn remember(&self, entry: Entry, hash: u64, now: u32) -> Noted
     where
         Self: Sized,
     {
@@ -39,8 +39,10 @@ pub trait FlowWords {
     }
 }
 
-/// One remembered flow: backend in bits 0 to 14, time it was last seen in bits 15 to 31, tag in
-/// bits 32 to 63. 0: none.
+/// One remembered flow: backend in bits 0 to 14, time it was last seen in bits 15 to 31, in bit 32 whether it is
+/// spare, tag in bits 33 to 63. 0: none.
+///
+/// *Spare* is what need not be remembered as slots stand: without it the flow would have the same backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[repr(transparent)]
 pub struct Entry(pub u64);
@@ -50,6 +52,40 @@ pub const WAYS: u32 = 8;
 
 /// Times are kept modulo this many units: 39 hours, more than the longest affinity timeout.
 const CLOCK: u32 = 1 << 17;
+
+/// What was written into the table for a packet: any of the constants together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[repr(transparent)]
+pub struct Noted(pub u64);
+
+impl Noted {
+    /// Nothing, or that its flow was seen again.
+    pub const NOTHING: Self = Self(0);
+    /// Its flow.
+    pub const FLOW: Self = Self(1);
+    /// A spare flow that was seen within the grace time had to be forgotten for it.
+    pub const SPARE: Self = Self(2);
+    /// Another flow that was seen within the grace time had to.
+    pub const NEEDED: Self = Self(4);
+
+    /// Both together.
+    #[inline(always)]
+    pub const fn and(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// Whether `what` is part of it.
+    #[inline(always)]
+    pub const fn has(self, what: Self) -> bool {
+        self.0 & what.0 != 0
+    }
+
+    /// What it cost alone.
+    #[inline(always)]
+    pub(crate) const fn cost(self) -> Self {
+        Self(self.0 & !Self::FLOW.0)
+    }
+}
 
 /// Unit of time in tables and entries: 2^30 ns, so that a shift converts.
 #[inline(always)]
@@ -61,13 +97,19 @@ impl Entry {
     /// Entry of a flow.
     #[inline(always)]
     pub const fn new(hash: u64, backend: BackendId, now: u32) -> Self {
-        Self(backend.0 as u64 & 0x7fff | ((now % CLOCK) as u64) << 15 | (hash as u32 as u64) << 32)
+        Self(backend.0 as u64 & 0x7fff | ((now % CLOCK) as u64) << 15 | hash << 33)
     }
 
-    /// Whether it belongs to `hash`: 32 bits of the tag and the bucket's number agree.
+    /// The same, spare or not.
     #[inline(always)]
-    pub const fn is_of(self, hash: u64) -> bool {
-        (self.0 >> 32) as u32 == hash as u32
+    pub const fn spare(self, is_spare: bool) -> Self {
+        Self(self.0 & !(1 << 32) | (is_spare as u64) << 32)
+    }
+
+    /// Whether it is spare.
+    #[inline(always)]
+    pub const fn is_spare(self) -> bool {
+        self.0 >> 32 & 1 != 0
     }
 
     /// Its backend; id 0: no entry.
@@ -91,13 +133,30 @@ impl Entry {
     /// Whether nothing is lost where `other` takes its place in a bucket: it is none, or of the same flow.
     #[inline(always)]
     const fn makes_way_for(self, other: Self) -> bool {
-        self.is_none() || self.0 >> 32 == other.0 >> 32
+        self.is_none() || self.tag() == other.tag()
     }
 
-    /// Slot of its flow in a table of `1 << bits` slots, at most 32 bits: the tag is the end of the
+    #[inline(always)]
+    const fn tag(self) -> u64 {
+        self.0 >> 33
+    }
+
+    /// What it costs to forget it.
+    #[inline(always)]
+    const fn loss(self, now: u32, grace: u32) -> Noted {
+        if self.is_none() || self.age(now) > grace {
+            Noted::NOTHING
+        } else if self.is_spare() {
+            Noted::SPARE
+        } else {
+            Noted::NEEDED
+        }
+    }
+
+    /// Slot of its flow in a table of `1 << bits` slots, at most 31 bits: the tag is the end of the
     /// hash that slots are made from.
     pub const fn slot(self, bits: u32) -> u32 {
-        (self.0 >> 32) as u32 & ((1u32 << bits) - 1)
+        self.tag() as u32 & ((1u32 << bits) - 1)
     }
 }
 
@@ -115,6 +174,12 @@ fn bucket(table: &impl FlowWords, hash: u64) -> u32 {
     ((hash >> 32) as u32) << 3 & ((1 << table.flow_bits()) - 1)
 }
 
+/// Tag of a hash's entry.
+#[inline(always)]
+const fn tag(hash: u64) -> u64 {
+    hash & 0x7fff_ffff
+}
+
 /// The entry of a hash, and its place; an empty one without a place of its own.
 #[inline(always)]
 pub fn find(table: &impl FlowWords, hash: u64) -> (Entry, u32) {
@@ -122,7 +187,7 @@ pub fn find(table: &impl FlowWords, hash: u64) -> (Entry, u32) {
     let (mut found, mut place) = (0, first as u64);
     for way in 0..WAYS {
         let word = table.way(first, way);
-        let it = ones_if_zero((word >> 32) ^ hash as u32 as u64);
+        let it = ones_if_zero(Entry(word).tag() ^ tag(hash));
         found = select(it, word, found);
         place = select(it, (first + way) as u64, place);
     }
@@ -137,54 +202,66 @@ pub fn peek<T: FlowWords>(table: &T, hash: u64) -> Entry {
     let mut found = 0;
     for way in 0..WAYS {
         let word = table.way(first, way);
-        let it = T::sign(((word >> 32) ^ hash as u32 as u64).wrapping_sub(1));
+        let it = T::sign((Entry(word).tag() ^ tag(hash)).wrapping_sub(1));
         found = select(it, word, found);
     }
     Entry(found)
 }
 
-/// Remembers a flow of this bucket (`hash`: its own, or that of any flow there) that has no entry. Returns whether a
-/// flow had to be forgotten for it that was seen within the grace time.
+/// Remembers a flow of this bucket (`hash`: its own, or that of any flow there) that has no entry. What is spare
+/// goes first for it, then what was silent longest; for what is spare itself goes only what was silent for longer
+/// than the grace time, or else it is not remembered.
 ///
 /// What another CPU has put into the place since we looked gets another one.
 #[inline(always)]
-pub fn insert(table: &impl FlowWords, entry: Entry, hash: u64, now: u32) -> bool {
+pub fn insert(table: &impl FlowWords, entry: Entry, hash: u64, now: u32) -> Noted {
     let first = bucket(table, hash);
-    let mut entry = entry;
+    let (mut entry, mut noted) = (entry, Noted::NOTHING);
     for _ in 0..TRIES {
+        // Older than any: first an empty place, then what is spare.
+        let (empty, spare) = (2 * CLOCK as u64, if entry.is_spare() { 0 } else { CLOCK as u64 });
         let (mut place, mut oldest, mut there) = (first as u64, 0, 0);
         for way in 0..WAYS {
             let word = table.way(first, way);
-            // An empty place is older than any flow.
-            let age = Entry(word).age(now) as u64 | (ones_if_zero(word) & CLOCK as u64);
+            let age = Entry(word).age(now) as u64
+                | ones_if_zero(word) & empty
+                | (word >> 32 & 1).wrapping_neg() & spare;
             let younger = ones_if_less(age, oldest);
             oldest = select(younger, oldest, age);
             there = select(younger, there, word);
             place = select(younger, place, (first + way) as u64);
         }
+        let loss = Entry(there).loss(now, table.grace());
+        if entry.is_spare() && loss.0 != Noted::NOTHING.0 {
+            // Of no use in the first place, or lost to a flow of another CPU.
+            return if noted.0 == Noted::NOTHING.0 { noted } else { noted.and(Noted::SPARE) };
+        }
+        noted = Noted::FLOW;
         let was = Entry(table.swap_flow(place as u32, entry.0));
         if was.0 == there {
-            return oldest <= table.grace() as u64;
+            return noted.and(loss);
         }
         if was.makes_way_for(entry) {
-            return false;
+            return noted;
         }
         entry = was;
     }
-    true
+    noted.and(entry.loss(now, table.grace()))
 }
 
 /// Who finds another CPU's flow so often within nanoseconds gives in.
 const TRIES: u32 = 4;
 
 /// Writes a flow's `entry` anew, which stood at `place` as `was`. What another CPU has put there since gets
-/// another place.
+/// another place. Returns what that costs.
 #[inline(always)]
-pub fn renew(table: &impl FlowWords, place: u32, was: Entry, entry: Entry, hash: u64, now: u32) {
+pub fn renew(table: &impl FlowWords, place: u32, was: Entry, entry: Entry, hash: u64, now: u32) -> Noted {
     let there = Entry(table.swap_flow(place, entry.0));
-    if there != was && !there.makes_way_for(entry) {
-        table.remember(there, hash, now);
+    if there.0 == was.0 || there.makes_way_for(entry) {
+        return Noted::NOTHING;
     }
+    let noted = table.remember(there, hash, now);
+    if noted.0 == Noted::NOTHING.0 { Noted::SPARE } else { noted.cost() }
 }
 
 // Without branches: which way it is cannot be predicted, and the verifier would follow each of
@@ -264,14 +341,41 @@ mod tests {
         let table = Table::new(3);
         for number in 1..=8u32 {
             let (hash, seen) = (hash(number.into()), 130_000 + number * 500);
-            assert!(!insert(&table, Entry::new(hash, BackendId(1), seen), hash, seen));
+            assert_eq!(insert(&table, Entry::new(hash, BackendId(1), seen), hash, seen), Noted::FLOW);
         }
 
-        let forgot = insert(&table, Entry::new(hash(9), BackendId(2), 136_000), hash(9), 136_000);
+        let noted = insert(&table, Entry::new(hash(9), BackendId(2), 136_000), hash(9), 136_000);
 
-        assert!(forgot);
+        assert_eq!(noted, Noted::FLOW.and(Noted::NEEDED));
         assert!(find(&table, hash(1)).0.is_none());
         assert!((2..=9).all(|number| !find(&table, hash(number)).0.is_none()));
+    }
+
+    #[test]
+    fn what_is_spare_makes_way_for_what_is_not_and_never_pushes_out_who_speaks() {
+        let (now, grace) = (20_000, 6_000);
+        let full = |spare: u32, seen: u32| {
+            let table = Table::new(3);
+            for number in 0..8u32 {
+                let hash = hash(number.into());
+                insert(&table, Entry::new(hash, BackendId(1), seen).spare(number == spare), hash, seen);
+            }
+            table
+        };
+        let found = |table: &Table, number: u64| !find(table, hash(number)).0.is_none();
+        let newcomer = |spare: bool| Entry::new(hash(9), BackendId(2), now).spare(spare);
+
+        let table = full(5, now - 10);
+        assert_eq!(insert(&table, newcomer(false), hash(9), now), Noted::FLOW.and(Noted::SPARE));
+        assert!(!found(&table, 5) && (0..8).filter(|number| found(&table, *number)).count() == 7);
+
+        let table = full(5, now - grace);
+        assert_eq!(insert(&table, newcomer(true), hash(9), now), Noted::NOTHING, "all of them may speak");
+        assert!(!found(&table, 9));
+
+        let table = full(5, now - grace - 1);
+        assert_eq!(insert(&table, newcomer(true), hash(9), now), Noted::FLOW);
+        assert!(found(&table, 9));
     }
 
     /// A bucket that another CPU writes each time between our look and our write.
@@ -316,9 +420,9 @@ mod tests {
     fn flows_that_begin_at_once_on_two_cpus_in_one_bucket_are_both_remembered() {
         let table = Raced::new(&[entry(2, 7, 9), entry(3, 8, 9)]);
 
-        let forgot = insert(&table, entry(1, 1, 9), hash(1), 9);
+        let noted = insert(&table, entry(1, 1, 9), hash(1), 9);
 
-        assert!(!forgot);
+        assert_eq!(noted, Noted::FLOW);
         assert_eq!(table.backends(1..4), [1, 7, 8]);
     }
 
@@ -326,9 +430,9 @@ mod tests {
     fn a_flow_that_two_cpus_see_begin_is_remembered_once() {
         let table = Raced::new(&[entry(1, 1, 9)]);
 
-        let forgot = insert(&table, entry(1, 1, 9), hash(1), 9);
+        let noted = insert(&table, entry(1, 1, 9), hash(1), 9);
 
-        assert!(!forgot);
+        assert_eq!(noted, Noted::FLOW);
         assert_eq!((0..WAYS).filter(|way| table.flow(*way) != 0).count(), 1);
     }
 

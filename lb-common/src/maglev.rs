@@ -112,10 +112,4 @@ impl Slot {
     pub const fn is_used(self) -> bool {
         self.0 & Self::MARK != 0
     }
-
-    /// The same, used.
-    #[inline(always)]
-    pub const fn used(self) -> Self {
-        Self(self.0 | Self::MARK)
-    }
 }

@@ -3,7 +3,7 @@
 //! simulation; ARCHITECTURE.md draws the state machine.
 
 use crate::backend::{self, Identity};
-use crate::flows::{self, Entry, FlowWords};
+use crate::flows::{self, Entry, FlowWords, Noted};
 use crate::vip::Rules;
 use crate::{BackendId, Lines, Record, Slot};
 
@@ -17,8 +17,8 @@ pub trait Memory: FlowWords {
     fn backends(&self) -> Self::Backends<'_>;
     /// Slot `index` of the pool.
     fn slot(&self, index: u32) -> Slot;
-    /// Marks slot `index` of a previous owners' table, where `was` stood, as [`Slot::used`].
-    fn mark_used(&self, index: u32, was: Slot);
+    /// Marks slot `index` of a previous owners' table as [`Slot::is_used`].
+    fn mark_used(&self, index: u32);
 }
 
 /// What a packet tells about its flow.
@@ -66,18 +66,6 @@ pub struct Choice {
     pub noted: Noted,
 }
 
-/// What a packet wrote into the flow table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(u8)]
-pub enum Noted {
-    /// Nothing, or that its flow was seen again.
-    Nothing,
-    /// Its flow.
-    Flow,
-    /// Its flow, and one that was seen within the grace time had to be forgotten for it.
-    Instead,
-}
-
 impl Choice {
     /// In one word, as a function returns it; but for [`Choice::noted`], which only costs whoever
     /// unpacks it another branch.
@@ -99,13 +87,13 @@ impl Choice {
             _ => How::Nobody,
         };
         let (backend, other) = (BackendId(word as u16), BackendId((word >> 16) as u16));
-        Self { backend, other, how, noted: Noted::Nothing }
+        Self { backend, other, how, noted: Noted::NOTHING }
     }
 
     /// The owner of a settled slot.
     pub const fn settled(backend: BackendId) -> Self {
         let how = if backend.0 == 0 { How::Nobody } else { How::Settled };
-        Self { backend, other: BackendId(0), how, noted: Noted::Nothing }
+        Self { backend, other: BackendId(0), how, noted: Noted::NOTHING }
     }
 }
 
@@ -147,8 +135,9 @@ pub fn choose(memory: &impl Memory, record: &Record, hashes: Hashes, kind: Kind,
 /// [`choose`] where the flow table is asked: the flow keeps what it has; a new one gets the current
 /// owner; one that is older than the change keeps the previous owner while that lives.
 ///
-/// Remembered is only what could not be told again: a TCP flow that keeps the previous owner is
-/// told again by not being remembered, and leaves a mark on the slot, which then does not settle.
+/// Remembered is only what could not be told again. A TCP flow that keeps the previous owner is
+/// told again by not being remembered, and leaves a mark on the slot, which then does not settle. So does a
+/// UDP flow that finds no room; else it is remembered, because later it could not be told any more.
 #[inline(always)]
 pub fn remembered(
     memory: &impl Memory,
@@ -160,6 +149,7 @@ pub fn remembered(
 ) -> Choice {
     let Record { descriptor, rules, ranges: _ } = *record;
     let affinity = rules.any(Rules::AFFINITY);
+    let all = rules.any(Rules::AFFINITY | Rules::CONSERVATIVE);
     let by = if affinity { hashes.source } else { hashes.flow };
     let current = slot.backend();
     let (before_at, before) = match descriptor.previous() {
@@ -172,6 +162,7 @@ pub fn remembered(
     let previous = member(memory, rules, before.backend());
     // Nobody but the current owner takes flows that are not remembered.
     let agreed = previous.0 == 0 || previous.0 == current.0;
+    let untold = if agreed { current } else { previous };
 
     let (entry, place) = flows::find(memory, hashes.flow);
     let known = member(memory, rules, entry.backend());
@@ -186,10 +177,8 @@ pub fn remembered(
     } else if begins {
         let bound = if affinity { of_source(memory, rules, hashes.source, now) } else { BackendId(0) };
         (if bound.0 != 0 { bound } else { current }, How::Began)
-    } else if agreed {
-        (current, How::Moved)
     } else {
-        (previous, How::Kept)
+        (untold, if agreed { How::Moved } else { How::Kept })
     };
     if backend.0 == 0 {
         return Choice::settled(backend);
@@ -197,28 +186,29 @@ pub fn remembered(
     let other = if backend.0 == current.0 { previous } else { current };
     let other = if other.0 == backend.0 { BackendId(0) } else { other };
 
-    let mut noted = Noted::Nothing;
+    let is_spare = !all && backend.0 == untold.0;
+    let seen_at = |time: u32| Entry::new(hashes.flow, backend, time).spare(is_spare);
+    let mut noted = Noted::NOTHING;
     if !entry.is_none() {
-        let seen = Entry::new(hashes.flow, backend, now);
         // Written once per unit of time, so that a busy flow does not dirty its line.
-        if seen != entry {
-            flows::renew(memory, place, entry, seen, hashes.flow, now);
+        if seen_at(now) != entry {
+            noted = flows::renew(memory, place, entry, seen_at(now), hashes.flow, now);
         }
     } else if kind == Kind::Reset {
         // It ends: nothing is to be kept of it.
-    } else if rules.any(Rules::AFFINITY | Rules::CONSERVATIVE)
-        || !agreed && (kind == Kind::Datagram || matches!(how, How::Began))
-    {
-        // A SYN alone is worth little: noted as nearly silent for the grace time, so that a flood of them
-        // pushes out itself and not the flows that live. The next packet notes the true time.
-        let seen = if kind == Kind::Syn { now.wrapping_sub(memory.grace().saturating_sub(8)) } else { now };
-        let forgot = memory.remember(Entry::new(hashes.flow, backend, seen), hashes.flow, now);
-        noted = if forgot { Noted::Instead } else { Noted::Flow };
-    } else if !agreed && !before.is_used() {
-        memory.mark_used(before_at, before);
+    } else {
+        if all || !agreed && (kind == Kind::Datagram || matches!(how, How::Began)) {
+            // A SYN alone is worth little: noted as nearly silent for the grace time, so that a flood of them
+            // pushes out itself and not the flows that live. The next packet notes the true time.
+            let ago = if kind == Kind::Syn { memory.grace().saturating_sub(8) } else { 0 };
+            noted = memory.remember(seen_at(now.wrapping_sub(ago)), hashes.flow, now);
+        }
+        if noted.0 == Noted::NOTHING.0 && !agreed && !before.is_used() {
+            memory.mark_used(before_at);
+        }
     }
     if affinity && begins && !matches!(how, How::Remembered) {
-        bind_source(memory, hashes.source, backend, now);
+        noted = noted.and(bind_source(memory, hashes.source, backend, now));
     }
     Choice { backend, other, how, noted }
 }
@@ -229,8 +219,7 @@ pub fn remembered(
 #[inline(always)]
 pub fn recalled(memory: &impl Memory, rules: Rules, hash: u64, kind: Kind, now: u32) -> BackendId {
     let entry = flows::peek(memory, hash);
-    let is_noted = entry.0 == Entry::new(hash, entry.backend(), now).0;
-    if kind == Kind::Syn || !is_noted {
+    if kind == Kind::Syn || entry.age(now) != 0 {
         return BackendId(0);
     }
     member(memory, rules, entry.backend())
@@ -257,13 +246,13 @@ fn of_source(memory: &impl Memory, rules: Rules, source: u64, now: u32) -> Backe
 }
 
 #[inline(always)]
-fn bind_source(memory: &impl Memory, source: u64, backend: BackendId, now: u32) {
+fn bind_source(memory: &impl Memory, source: u64, backend: BackendId, now: u32) -> Noted {
     let (entry, place) = flows::find(memory, source);
     let seen = Entry::new(source, backend, now);
     if entry.is_none() {
-        memory.remember(seen, source, now);
+        memory.remember(seen, source, now).cost()
     } else {
-        flows::renew(memory, place, entry, seen, source, now);
+        flows::renew(memory, place, entry, seen, source, now)
     }
 }
 

@@ -236,6 +236,8 @@ pub enum Event {
     /// A flow seen within the grace time was forgotten to remember another: the flow table is too
     /// small for what changes and begins.
     Forgot,
+    /// The same of a flow that keeps its backend without being remembered, as its slot stands.
+    Spared,
     /// A packet's flow was found in the flow table.
     FlowHit,
     /// A flow that was not remembered kept its slot's previous owner.
@@ -248,14 +250,22 @@ pub enum Event {
 
 impl Event {
     /// Every event.
-    pub const ALL: [Self; 6] =
-        [Self::Remembered, Self::Forgot, Self::FlowHit, Self::Kept, Self::Fib, Self::MssClamped];
+    pub const ALL: [Self; 7] = [
+        Self::Remembered,
+        Self::Forgot,
+        Self::Spared,
+        Self::FlowHit,
+        Self::Kept,
+        Self::Fib,
+        Self::MssClamped,
+    ];
 
     /// Kebab-case name: the label value in metrics.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Remembered => "flows-remembered",
             Self::Forgot => "flows-forgotten",
+            Self::Spared => "flows-spared",
             Self::FlowHit => "flow-hits",
             Self::Kept => "flows-kept",
             Self::Fib => "fib-lookups",

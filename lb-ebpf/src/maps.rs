@@ -13,7 +13,7 @@ use aya_ebpf::{
 use lb_common::{
     Addr, BackendId, Lines, Record, Slot,
     capture::{self, Handover},
-    flows::{self, Entry, FlowWords},
+    flows::{self, Entry, FlowWords, Noted},
     lease::{LEASES, LeaseWords},
     maps::{self, LINE, Program, at, count, row},
     nat::{Forward, Reverse},
@@ -357,8 +357,8 @@ impl FlowWords for Tables {
     }
 
     #[inline(always)]
-    fn remember(&self, entry: Entry, hash: u64, now: u32) -> bool {
-        penstock_remember(entry.0, hash, now) != 0
+    fn remember(&self, entry: Entry, hash: u64, now: u32) -> Noted {
+        Noted(penstock_remember(entry.0, hash, now))
     }
 
     #[inline(always)]
@@ -386,7 +386,7 @@ impl FlowWords for Tables {
 #[inline(never)]
 #[cold]
 pub extern "C" fn penstock_remember(entry: u64, hash: u64, now: u32) -> u64 {
-    flows::insert(&tables_nearby(), Entry(entry), hash, now).into()
+    flows::insert(&tables_nearby(), Entry(entry), hash, now).0
 }
 
 impl LeaseWords for Tables {
@@ -433,15 +433,21 @@ impl Memory for Tables {
         Slot(unsafe { pool.wrapping_add(index).read_volatile() })
     }
 
+    /// In one step: user space may give the slot to another one at the same moment.
+    #[cfg(target_arch = "bpf")]
     #[inline(always)]
-    fn mark_used(&self, index: u32, was: Slot) {
-        // SAFETY: the pool lies within the map.
-        let pool = unsafe { self.0.add(at::POOL) }.cast::<u16>();
-        let index = (index & (maps::POOL_SLOTS - 1)) as usize;
-        // SAFETY: as above. User space changes a previous owner under our feet only where no packet
-        // leaves marks (UDP), so this store undoes nothing.
-        unsafe { pool.wrapping_add(index).write_volatile(was.used().0) }
+    fn mark_used(&self, index: u32) {
+        let index = index & (maps::POOL_SLOTS - 1);
+        let place = self.0.wrapping_add(at::POOL + index as usize / 4);
+        let mark = (Slot::MARK as u64) << (16 * (index % 4));
+        // SAFETY: the pool has POOL_SLOTS slots from `at::POOL` on, four to a word, and the index is masked to them.
+        unsafe {
+            core::arch::asm!("lock *(u64 *)({0} + 0) |= {1}", in(reg) place, in(reg) mark, options(nostack))
+        };
     }
+
+    #[cfg(not(target_arch = "bpf"))]
+    fn mark_used(&self, _: u32) {}
 }
 
 /// Counters of this CPU. Only this CPU writes them, and XDP does not nest.

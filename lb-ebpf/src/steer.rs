@@ -1,8 +1,9 @@
 //! Chooses the backend of a packet: lb-common's arithmetic over the kernel's tables and clock.
 
 use lb_common::{
-    BackendId, Flow, HashKey, Mode, Record, Rules, backend, flows,
-    steer::{self, Choice, Hashes, How, Kind, Noted},
+    BackendId, Flow, HashKey, Mode, Record, Rules, backend,
+    flows::{self, Noted},
+    steer::{self, Choice, Hashes, How, Kind},
     verdict::Event,
 };
 
@@ -69,11 +70,10 @@ pub extern "C" fn penstock_remembered(index: u32, flow: u64, source: u64, kind: 
         How::Kept => row.event(Event::Kept),
         How::Settled | How::Began | How::Moved | How::Nobody => {}
     }
-    if choice.noted != Noted::Nothing {
-        row.event(Event::Remembered);
-    }
-    if choice.noted == Noted::Instead {
-        row.event(Event::Forgot);
+    if choice.noted.0 != Noted::NOTHING.0 {
+        row.event_if(choice.noted.has(Noted::FLOW), Event::Remembered);
+        row.event_if(choice.noted.has(Noted::NEEDED), Event::Forgot);
+        row.event_if(choice.noted.has(Noted::SPARE), Event::Spared);
     }
     choice.pack()
 }

@@ -9,8 +9,9 @@
 use aya_ebpf::{helpers::bpf_xdp_adjust_head, macros::xdp, programs::XdpContext};
 use lb_common::{
     AddrEntry, BackendId, Flow, Mode, Record, Verdict, VipEntry, backend, config,
+    flows::Noted,
     maps::Program,
-    steer::{Choice, How, Kind, Memory, Noted},
+    steer::{Choice, How, Kind, Memory},
     tunnel::{self, Head, Round},
 };
 
@@ -142,7 +143,7 @@ fn deliver<F: Family>(
         let other = maps::tagged(pool, opened.other);
         if backend::identity(&backends, other).mode() == Mode::Tunnel as u8 {
             let other_of = if let Round::Second = round { chosen } else { BackendId(0) };
-            let choice = Choice { backend: other, other: other_of, how: How::Kept, noted: Noted::Nothing };
+            let choice = Choice { backend: other, other: other_of, how: How::Kept, noted: Noted::NOTHING };
             let sent = forward::sent_on::<F>(ctx, &packet, &head, tables, &choice, hash, F::PLAIN, round);
             return sent.map_err(|(verdict, _)| verdict);
         }

@@ -11,6 +11,7 @@ mod narrow;
 mod ports;
 mod random;
 mod refuse;
+mod rollout;
 mod run;
 mod slow;
 mod state;

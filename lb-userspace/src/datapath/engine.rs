@@ -45,8 +45,8 @@ pub struct Engine {
     vip_since: BTreeMap<u16, Totals>,
     /// Source ranges by set, to remove them again.
     ranges: BTreeMap<u16, BTreeSet<Prefix>>,
-    /// How many fresh flows were forgotten for want of room, and when that was last seen to grow.
-    forgot: (u64, Option<u32>),
+    /// How many fresh flows were forgotten that were spare, and when that was last seen to grow.
+    spared: (u64, Option<u32>),
     /// Another process has it.
     is_over: bool,
     /// Until the first wish is carried out.
@@ -146,7 +146,7 @@ impl Engine {
             ranges,
             beginning: Some(if inherited { Beginning::Inherited } else { Beginning::Empty }),
             start: Start { adopted: inherited, told },
-            forgot: (0, None),
+            spared: (0, None),
             translated: None,
             is_over: false,
             flow_use: Cell::new(None),
@@ -234,14 +234,14 @@ impl Engine {
 
     /// [`Engine::settle`] at a time of the caller's.
     pub fn settle_at(&mut self, now: u32) -> usize {
-        let forgot = self.counters.event(Event::Forgot);
-        if forgot != self.forgot.0 {
-            self.forgot = (forgot, Some(now));
+        let spared = self.counters.event(Event::Spared);
+        if spared != self.spared.0 {
+            self.spared = (spared, Some(now));
         }
         let observed = Observed {
             now,
             grace: self.settings.grace.into(),
-            forgot: self.forgot.1,
+            spared: self.spared.1,
             translated: self.translated.as_ref().map(|(then, ids)| (*then, ids)),
         };
         let (plan, is_over) = self.book.settle(&self.tables, &observed);

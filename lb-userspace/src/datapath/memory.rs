@@ -205,6 +205,14 @@ impl Tables {
         }
     }
 
+    /// Says of an entry that it is not spare, unless the program wrote it meanwhile.
+    pub(super) fn need_flow(&self, index: u32, entry: Entry) {
+        if let Some(cell) = self.flows.get(index as usize) {
+            let needed = entry.spare(false).0;
+            let _ = cell.compare_exchange(entry.0, needed, Ordering::AcqRel, Ordering::Relaxed);
+        }
+    }
+
     /// Clears the flows of backends that are gone. A flow that the program writes at the same
     /// moment stays: it is another one.
     pub(super) fn purge_flows(&self, gone: &BTreeSet<BackendId>) {
@@ -311,8 +319,10 @@ impl Memory for Tables {
         Slot((word >> (16 * (index % 4))) as u16)
     }
 
-    fn mark_used(&self, index: u32, was: Slot) {
-        self.store_slot(index, was.used());
+    fn mark_used(&self, index: u32) {
+        if let Some(word) = self.pool.get(index as usize / 4) {
+            word.fetch_or(u64::from(Slot::MARK) << (16 * (index % 4)), Ordering::AcqRel);
+        }
     }
 }
 
@@ -353,7 +363,7 @@ impl Memory for ReadOnly<'_> {
         Memory::slot(self.0, index)
     }
 
-    fn mark_used(&self, _: u32, _: Slot) {}
+    fn mark_used(&self, _: u32) {}
 }
 
 /// Counters: one row per CPU, written by the kernel only.

@@ -113,8 +113,8 @@ pub struct Observed<'a> {
     pub now: u32,
     /// The grace time, in units of the clock.
     pub grace: u32,
-    /// When a flow seen within the grace time was last forgotten for want of room.
-    pub forgot: Option<u32>,
+    /// When a spare flow seen within the grace time was last forgotten for want of room.
+    pub spared: Option<u32>,
     /// When translations were last looked through, and which backends they name.
     pub translated: Option<(u32, &'a BTreeSet<BackendId>)>,
 }
@@ -326,5 +326,7 @@ fn too_many(message: &str) -> Problem {
 mod changes;
 #[cfg(test)]
 mod histories;
+#[cfg(test)]
+mod rollout;
 #[cfg(test)]
 mod tests;

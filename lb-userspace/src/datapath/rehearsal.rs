@@ -4,7 +4,8 @@
 use std::collections::BTreeSet;
 
 use lb_common::config::Settings;
-use lb_common::steer::{Choice, Kind, Noted};
+use lb_common::flows::Noted;
+use lb_common::steer::{Choice, Kind};
 use lb_common::{BackendId, Flow, HashKey};
 
 use super::memory::Tables;
@@ -21,8 +22,10 @@ pub struct Rehearsal {
     want: Want,
     key: HashKey,
     grace: u16,
-    /// Flows forgotten within the grace time, and when the last one was.
-    forgot: (u64, Option<u32>),
+    /// Flows forgotten within the grace time that were needed.
+    forgotten: u64,
+    /// When the last one was that was spare.
+    spared: Option<u32>,
 }
 
 impl Rehearsal {
@@ -38,7 +41,8 @@ impl Rehearsal {
         let settings = Settings { key, flow_bits, grace, ..Settings::default() };
         tables.store_settings(&settings);
         tables.clear_flows();
-        Self { tables, book: Book::new(key), want: Want::default(), key, grace, forgot: (0, None) }
+        let (book, want) = (Book::new(key), Want::default());
+        Self { tables, book, want, key, grace, forgotten: 0, spared: None }
     }
 
     /// The tables, to be used again.
@@ -65,7 +69,7 @@ impl Rehearsal {
         let observed = Observed {
             now,
             grace: self.grace.into(),
-            forgot: self.forgot.1,
+            spared: self.spared,
             translated: Some((now, translated)),
         };
         let (plan, is_over) = self.book.settle(&self.tables, &observed);
@@ -85,8 +89,9 @@ impl Rehearsal {
     pub fn send(&mut self, flow: &Flow, kind: Kind, now: u32) -> Option<Choice> {
         match walk::send(&self.tables, flow, kind, now, self.key) {
             Found::Balanced(Balanced { choice, .. }) => {
-                if choice.noted == Noted::Instead {
-                    self.forgot = (self.forgot.0 + 1, Some(now));
+                self.forgotten += u64::from(choice.noted.has(Noted::NEEDED));
+                if choice.noted.has(Noted::SPARE) {
+                    self.spared = Some(now);
                 }
                 Some(choice)
             }
@@ -104,9 +109,9 @@ impl Rehearsal {
         &self.tables
     }
 
-    /// Flows seen within the grace time that were forgotten for want of room.
+    /// Flows seen within the grace time that were forgotten for want of room, and needed.
     pub fn forgotten(&self) -> u64 {
-        self.forgot.0
+        self.forgotten
     }
 
     /// Entries of the flow table in use.

@@ -126,8 +126,8 @@ impl Slots {
         }
     }
 
-    /// Notes that a flow which was forgotten at `then` may have been of the previous owner of any slot.
-    /// Where it is seen again, it is not remembered.
+    /// Notes that a spare flow which was forgotten at `then` may have been of the previous owner of any slot. Not
+    /// before it is seen again does it leave a mark.
     pub fn note_forgotten(&mut self, then: u32, now: u32) {
         for contest in self.contests.iter_mut().flatten() {
             if now.wrapping_sub(then) < now.wrapping_sub(contest.used) {
@@ -137,19 +137,14 @@ impl Slots {
     }
 
     /// Settles the slots that are contested for longer than `grace`, unless a flow of another backend
-    /// was seen within the grace time: one that is not remembered, or, as `differs(slot, owner)`
-    /// says, one that is. Returns them.
-    pub fn settle(
-        &mut self,
-        now: u32,
-        grace: u32,
-        differs: impl Fn(u32, BackendId) -> bool,
-    ) -> Vec<(u32, Slot)> {
+    /// was seen within the grace time: one that is not remembered, or, as `differs(slot)` says, one
+    /// that is. Returns them.
+    pub fn settle(&mut self, now: u32, grace: u32, differs: impl Fn(u32) -> bool) -> Vec<(u32, Slot)> {
         let mut settled = Vec::new();
         for (index, owner, slot) in self.contests_mut() {
             let Some(Contest { previous, since, used }) = *slot else { continue };
             let kept = previous != NOBODY && previous != owner && !is_over(used, now, grace);
-            if is_over(since, now, grace) && !kept && !differs(index, owner) {
+            if is_over(since, now, grace) && !kept && !differs(index) {
                 *slot = None;
                 settled.push((index, Slot::settled(owner)));
             }
@@ -161,13 +156,14 @@ impl Slots {
     }
 
     /// Gives flows that are not remembered to the owner where the slot is contested for longer than
-    /// `grace`: every flow of the previous owner has been remembered since. For UDP, where a flow's
-    /// beginning cannot be told. Returns what now stands for the previous owner.
+    /// `grace` and every flow of the previous owner that was seen within the grace time is remembered: for UDP, where
+    /// a flow's beginning cannot be told. Returns what now stands for the previous owner.
     pub fn pass(&mut self, now: u32, grace: u32) -> Vec<(u32, Slot)> {
         let mut passed = Vec::new();
         for (index, owner, contest) in self.contests_mut() {
-            if let Some(Contest { previous, since, .. }) = contest
+            if let Some(Contest { previous, since, used }) = contest
                 && is_over(*since, now, grace)
+                && is_over(*used, now, grace)
                 && *previous != owner
             {
                 *previous = owner;
@@ -175,6 +171,16 @@ impl Slots {
             }
         }
         passed
+    }
+
+    /// Who owns a slot.
+    pub fn owner(&self, index: u32) -> BackendId {
+        self.owners.get(index as usize).copied().unwrap_or(NOBODY)
+    }
+
+    /// Whether a slot has settled.
+    pub fn has_settled(&self, index: u32) -> bool {
+        self.contests.get(index as usize).is_none_or(Option::is_none)
     }
 
     /// The current table as the program reads it.
@@ -272,13 +278,13 @@ mod tests {
         let steps: [Change; 2] = [(A, &[]), (B, &[])];
         let old = |now| {
             let mut slots = changed(&steps);
-            slots.settle(now, 300, |_, _| false)
+            slots.settle(now, 300, |_| false)
         };
         let mut differing = changed(&steps);
 
         assert_eq!(old(101 + 301), vec![]);
         assert_eq!(old(101 + 302), vec![(0, Slot::settled(B))]);
-        assert_eq!(differing.settle(10_000, 300, |slot, owner| (slot, owner) == (0, B)), vec![]);
+        assert_eq!(differing.settle(10_000, 300, |slot| slot == 0), vec![]);
     }
 
     #[test]
@@ -287,8 +293,8 @@ mod tests {
 
         slots.note_used(0, |_| true, 5_000);
 
-        assert_eq!(slots.settle(5_301, 300, |_, _| false), vec![]);
-        assert_eq!(slots.settle(5_302, 300, |_, _| false), vec![(0, Slot::settled(B))]);
+        assert_eq!(slots.settle(5_301, 300, |_| false), vec![]);
+        assert_eq!(slots.settle(5_302, 300, |_| false), vec![(0, Slot::settled(B))]);
     }
 
     #[test]
@@ -298,8 +304,8 @@ mod tests {
         slots.note_forgotten(5_000, 5_100);
         slots.note_forgotten(90, 5_200);
 
-        assert_eq!(slots.settle(5_301, 300, |_, _| false), vec![], "what is older changes nothing");
-        assert_eq!(slots.settle(5_302, 300, |_, _| false), vec![(0, Slot::settled(B))]);
+        assert_eq!(slots.settle(5_301, 300, |_| false), vec![], "what is older changes nothing");
+        assert_eq!(slots.settle(5_302, 300, |_| false), vec![(0, Slot::settled(B))]);
     }
 
     #[test]
@@ -308,7 +314,7 @@ mod tests {
 
         slots.note_used(0, |_| true, 5_000);
 
-        assert_eq!(slots.settle(5_001, 300, |_, _| false), vec![(0, Slot::settled(A))]);
+        assert_eq!(slots.settle(5_001, 300, |_| false), vec![(0, Slot::settled(A))]);
     }
 
     #[test]
@@ -321,6 +327,18 @@ mod tests {
         assert_eq!(one(&slots), (Slot::contested(B), Some(Slot::settled(B))));
         slots.change(&[C], all_live, 1000);
         assert_eq!(one(&slots), (Slot::contested(C), Some(Slot::settled(B))));
+    }
+
+    #[test]
+    fn what_is_unknown_does_not_pass_while_a_flow_that_lives_is_not_remembered() {
+        let mut slots = changed(&[(A, &[]), (B, &[])]);
+
+        slots.note_used(0, |_| true, 5_000);
+        assert_eq!(slots.pass(5_301, 300), vec![]);
+        slots.note_forgotten(5_200, 5_302);
+        assert_eq!(slots.pass(5_302, 300), vec![]);
+
+        assert_eq!(slots.pass(5_502, 300), vec![(0, Slot::settled(B))]);
     }
 
     #[test]

@@ -150,7 +150,7 @@ impl World {
         self.now += units;
         let translated = BTreeSet::new();
         let observed =
-            Observed { now: self.now, grace: 100, forgot: None, translated: Some((self.now, &translated)) };
+            Observed { now: self.now, grace: 100, spared: None, translated: Some((self.now, &translated)) };
         let (plan, is_over) = self.book.settle(&self.tables, &observed);
         self.carry_out(&plan);
         if is_over { self.plan() } else { Ok(()) }

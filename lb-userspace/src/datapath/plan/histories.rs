@@ -101,6 +101,8 @@ struct History {
     affinity: bool,
     /// Every flow is remembered from the beginning to the end.
     forgets_none: bool,
+    /// The flow table has fewer places than there are flows.
+    is_crowded: bool,
     clients: Vec<Client>,
     begun: u32,
     now: u32,
@@ -121,6 +123,7 @@ impl History {
             conservative: false,
             affinity: false,
             forgets_none: false,
+            is_crowded: flow_bits < 8,
             clients: Vec::new(),
             begun: 0,
             now: 1000,
@@ -309,13 +312,13 @@ impl History {
         // Of a tuple that is used again a backend may know the last flow; but not if it drains.
         match self.protocol {
             Protocol::Tcp => prop_assert!(takes_new, "{choice:?}: {backend} drains"),
-            // A datagram may belong to a flow that is older than the change, for the grace time;
-            // and so do all of a tuple that is remembered.
+            // A datagram may belong to a flow that is older than the change, for the grace time, or as long as
+            // one of those finds no room to be remembered; and so do all of a tuple that is remembered.
             Protocol::Udp => prop_assert!(
                 takes_new
                     || self.now - since <= GRACE + 3
                     || choice.how == How::Remembered
-                    || self.balancer.forgotten() > 0,
+                    || self.is_crowded,
                 "{choice:?}: {backend} drains"
             ),
         }
@@ -382,11 +385,11 @@ thread_local! {
     static TABLES: RefCell<Option<Tables>> = const { RefCell::new(None) };
 }
 
-fn addr_of(number: u8) -> SocketAddr {
+pub(super) fn addr_of(number: u8) -> SocketAddr {
     SocketAddr::from(([10, 0, 0, number], 8080))
 }
 
-fn backend(number: u8, weight: u16, draining: bool) -> Backend {
+pub(super) fn backend(number: u8, weight: u16, draining: bool) -> Backend {
     let way = Way {
         source: Ipv4Addr::new(10, 0, 0, 254).into(),
         next_hop: NextHop::new(Mac([2; 6]), Mac([4; 6]), 3),
@@ -396,7 +399,7 @@ fn backend(number: u8, weight: u16, draining: bool) -> Backend {
     Backend { weight, draining, mode: ForwardingMode::L2, to: addr_of(number).ip(), way }
 }
 
-fn flow(number: u32, protocol: Protocol) -> Flow {
+pub(super) fn flow(number: u32, protocol: Protocol) -> Flow {
     Flow {
         src: IpAddr::from(0xc633_0000_u32.wrapping_add(number / 500).to_be_bytes()).into(),
         dst: IpAddr::from([203, 0, 113, 1]).into(),

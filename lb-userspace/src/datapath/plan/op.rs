@@ -36,6 +36,8 @@ pub enum Op {
     Unmark(u32),
     /// Clears an entry of the flow table, unless it was written since.
     Unremember(u32, Entry),
+    /// Says of an entry of the flow table that it is not spare, unless it was written since.
+    Need(u32, Entry),
     /// Writes the half of the address and VIP tables that is not in force.
     Lookup(u32, layout::Buckets, layout::Buckets),
     /// Puts that half in force: one store.
@@ -96,6 +98,7 @@ impl Op {
             Self::Slot(index, slot) => tables.store_slot(*index, *slot),
             Self::Unmark(index) => tables.unmark_slot(*index),
             Self::Unremember(place, entry) => tables.clear_flow(*place, *entry),
+            Self::Need(place, entry) => tables.need_flow(*place, *entry),
             Self::Lookup(half, addrs, vips) => tables.store_lookup(*half, &addrs.lines, &vips.lines),
             Self::Epoch(epoch) => tables.store_epoch(*epoch),
             Self::Grace => outside.wait_for_readers(),

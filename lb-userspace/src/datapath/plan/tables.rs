@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use lb_common::flows::Entry;
 use lb_common::steer::Memory;
-use lb_common::{BackendId, Descriptor, Slot};
+use lb_common::{BackendId, Descriptor, Slot, maps};
 
 use super::{Book, Observed, Op, Plan, Retired};
 use crate::datapath::maglev;
@@ -33,13 +33,14 @@ pub(super) struct Table {
     asked: bool,
 }
 
-/// What the flow table tells of the contested slots of a pool.
+/// What the flow table tells of the slots of a pool some of which are contested.
 #[derive(Debug, Default)]
 struct Remembered {
-    /// Flows seen within the grace time: slot and backend.
-    fresh: BTreeSet<(u32, BackendId)>,
-    /// The others, with where they stand.
-    stale: Vec<(u32, Entry)>,
+    /// Of each slot, whether a flow of another backend than the owner was seen within the grace time.
+    differs: Vec<bool>,
+    /// Entries that settling may clear or change, with where they stand: of slots that have settled, spare ones, and those
+    /// that were not seen within the grace time.
+    entries: Vec<(u32, Entry)>,
 }
 
 impl Table {
@@ -238,25 +239,36 @@ impl Book {
         now: u32,
         grace: u32,
     ) -> HashMap<PoolId, Remembered> {
-        // Where every flow is remembered anyway, age alone decides.
-        let contested = self.tables.iter().filter(|(_, table)| !table.is_settled() && !table.asked);
-        let pools: HashMap<BackendId, (&PoolId, u32)> = contested
-            .flat_map(|(id, table)| table.named().map(move |backend| (backend, (id, table.bits()))))
-            .collect();
-        let mut remembered = HashMap::<PoolId, Remembered>::new();
+        let contested = self.tables.iter().filter(|(_, table)| !table.is_settled());
+        let (mut pools, mut of_backend) = (Vec::new(), vec![None; maps::BACKENDS as usize]);
+        for (id, table) in contested {
+            let named = table.named().map(|backend| usize::from(backend.0));
+            named.for_each(|backend| {
+                of_backend.get_mut(backend).into_iter().for_each(|it| *it = Some(pools.len()))
+            });
+            let differs = vec![false; 1 << table.bits()];
+            pools.push((id, table, Remembered { differs, entries: Vec::new() }));
+        }
         for (place, entry) in (0u32..).zip(flows.map(Entry)).filter(|(_, entry)| !entry.is_none()) {
-            let Some((pool, bits)) = pools.get(&entry.backend()) else { continue };
-            let of_pool = match remembered.get_mut(*pool) {
-                Some(of_pool) => of_pool,
-                None => remembered.entry((*pool).clone()).or_default(),
-            };
-            if entry.age(now) <= grace {
-                of_pool.fresh.insert((entry.slot(*bits), entry.backend()));
-            } else {
-                of_pool.stale.push((place, entry));
+            let pool = of_backend.get(usize::from(entry.backend().0)).copied().flatten();
+            let Some((_, table, told)) = pool.and_then(|pool| pools.get_mut(pool)) else { continue };
+            if table.asked {
+                // Where every flow is remembered anyway, age alone decides, and nothing is spare.
+                if entry.is_spare() {
+                    told.entries.push((place, entry));
+                }
+                continue;
+            }
+            let slot = entry.slot(table.bits());
+            let is_fresh = entry.age(now) <= grace;
+            if is_fresh && table.slots.owner(slot) != entry.backend() {
+                told.differs.get_mut(slot as usize).into_iter().for_each(|differs| *differs = true);
+            }
+            if !is_fresh || entry.is_spare() || table.slots.has_settled(slot) {
+                told.entries.push((place, entry));
             }
         }
-        remembered
+        pools.into_iter().map(|(id, _, told)| (id.clone(), told)).collect()
     }
 
     /// Settles what can be settled.
@@ -267,37 +279,43 @@ impl Book {
         plan: &mut Plan,
         retired: &mut Retired,
     ) {
-        let Observed { now, grace, forgot, translated: _ } = *observed;
-        // No flow that was seen within the grace time was forgotten in it.
-        let quiet = forgot.is_none_or(|then| now.wrapping_sub(then) > grace);
+        let Observed { now, grace, spared, translated: _ } = *observed;
         let none = Remembered::default();
         let remembered = self.remembered(tables.flow_words(), now, grace);
         for (id, table) in self.tables.iter_mut().filter(|(_, table)| !table.is_settled()) {
             let Some(previous) = table.previous else { continue };
-            let Remembered { fresh, stale } = remembered.get(id).unwrap_or(&none);
-            let differs = |slot: u32, owner: BackendId| {
-                let of_slot = fresh.range((slot, BackendId(0))..=(slot, BackendId(u16::MAX)));
-                of_slot.into_iter().any(|(_, backend)| *backend != owner)
-            };
-            // A TCP flow that is forgotten and seen again leaves a mark on its slot; a UDP flow does not.
-            if let (Protocol::Udp, Some(then)) = (id.protocol, forgot) {
+            let Remembered { differs, entries } = remembered.get(id).unwrap_or(&none);
+            let (bits, asked) = (table.bits(), table.asked);
+            // What settled slots say is remembered for nothing, and no packet looks there any more.
+            let (idle, entries): (Vec<_>, Vec<_>) = entries
+                .iter()
+                .copied()
+                .partition(|(_, entry)| !asked && table.slots.has_settled(entry.slot(bits)));
+            if let Some(then) = spared {
                 table.slots.note_forgotten(then, now);
             }
+            let differs = |slot: u32| differs.get(slot as usize).is_some_and(|differs| *differs);
             let settled = BTreeMap::from_iter(table.slots.settle(now, grace, differs));
+            let mut passed = BTreeMap::new();
+            if id.protocol == Protocol::Udp {
+                passed.extend(table.slots.pass(now, grace));
+            }
+            // What the previous owner's place told so far.
+            let told = entries
+                .iter()
+                .filter(|(_, entry)| entry.is_spare() && (asked || passed.contains_key(&entry.slot(bits))));
+            plan.ops.extend(told.map(|(place, entry)| Op::Need(*place, *entry)));
+            plan.ops.extend(passed.iter().map(|(slot, owner)| Op::Slot(previous + slot, *owner)));
             // In settled slots flows are not seen: a tuple used again would find what is long over.
-            let bits = table.bits();
-            let over = stale.iter().filter(|(_, entry)| {
-                settled.get(&entry.slot(bits)).is_some_and(|slot| slot.backend() != entry.backend())
+            let over = entries.iter().filter(|(_, entry)| {
+                !asked && settled.get(&entry.slot(bits)).is_some_and(|slot| slot.backend() != entry.backend())
             });
+            let over = idle.iter().chain(over);
             plan.ops.extend(over.map(|(place, entry)| Op::Unremember(*place, *entry)));
             plan.ops.extend(settled.iter().map(|(slot, cell)| Op::Slot(table.base + slot, *cell)));
-            if id.protocol == Protocol::Udp && quiet {
-                let passed = table.slots.pass(now, grace);
-                plan.ops.extend(passed.into_iter().map(|(slot, owner)| Op::Slot(previous + slot, owner)));
-            } else {
-                let used = (previous..).take(1 << bits).filter(|index| tables.slot(*index).is_used());
-                plan.ops.extend(used.map(Op::Unmark));
-            }
+            let used = (0..1 << bits)
+                .filter(|slot| tables.slot(previous + slot).is_used() && !passed.contains_key(slot));
+            plan.ops.extend(used.map(|slot| Op::Unmark(previous + slot)));
             if table.slots.contested() > 0 {
                 continue;
             }

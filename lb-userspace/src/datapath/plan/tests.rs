@@ -398,7 +398,7 @@ fn a_backend_of_another_mode_keeps_its_flows_in_the_old_one_until_they_are_over(
     let mut settle = |now: u32, translated: Option<(u32, &[BackendId])>| {
         let ids = translated.map(|(then, ids)| (then, ids.iter().copied().collect::<BTreeSet<_>>()));
         let translated = ids.as_ref().map(|(then, ids)| (*then, ids));
-        let (plan, is_over) = book.settle(&tables, &Observed { now, grace: 5, forgot: None, translated });
+        let (plan, is_over) = book.settle(&tables, &Observed { now, grace: 5, spared: None, translated });
         plan.ops.iter().for_each(|op| op.apply(&tables, &mut ()));
         is_over
     };
