@@ -6,7 +6,7 @@ use lb_common::nat::{SILENCE, UDP_ANSWER};
 use lb_tests::packet::{ACK, FIN, OURS, Packet, SYN, csums_are_right, tcp, udp};
 use lb_tests::world::{KEY, LOOPBACK, World, backend_mac, can_run_programs};
 use penstock::datapath::engine::{Config, Engine};
-use penstock::model::l4::{ForwardingMode::Nat, Protocol};
+use penstock::model::l4::{FiveTuple, ForwardingMode::Nat, Protocol};
 
 use crate::run::{Drop, Send, count, run};
 
@@ -90,6 +90,14 @@ impl Rig {
         assert_eq!(self.answers(port, ACK), Some(client));
     }
 
+    /// What `explain` says of a client's flow: verdict and steps.
+    fn told(&self, client: u16) -> (String, String) {
+        let protocol = self.protocol;
+        let (src, dst) = (([198, 51, 100, 7], client).into(), ([203, 0, 113, 1], 80).into());
+        let told = self.engine.explain(FiveTuple { protocol, src, dst });
+        (told.verdict, format!("{:?}", told.steps))
+    }
+
     /// Nobody sends anything for so long.
     fn passes(&mut self, units: u32) {
         self.engine.kernel.age_translated(units).expect("entries are aged");
@@ -113,6 +121,35 @@ fn the_port_of_a_connection_that_both_closed_goes_to_another_at_once() {
     assert_eq!(rig.answers(FIRST, ACK), Some(20_001));
     assert_eq!(rig.sends(20_000, ACK), None, "whoever had the port has neither entry nor lease");
     assert_eq!(rig.sends(20_001, ACK), Some(FIRST));
+}
+
+#[test]
+fn explain_tells_the_port_that_a_flow_gets_or_that_there_is_none() {
+    if !lb_tests::tier::require("prog", can_run_programs) {
+        return;
+    }
+    for protocol in [Protocol::Tcp, Protocol::Udp] {
+        let mut rig = Rig::new(protocol, 16);
+        let mut missed = 0;
+        for client in 20_000..20_040 {
+            let (verdict, steps) = rig.told(client);
+
+            let Some(port) = rig.sends(client, SYN) else {
+                missed += 1;
+                assert_eq!(verdict, "nat-ports-exhausted: dropped", "{protocol} {client}: {steps}");
+                let range = "no free port of 61000-61015 towards 10.0.0.1:8080";
+                assert!(steps.contains(range) && steps.contains("widen --nat-ports"), "{steps}");
+                continue;
+            };
+            assert_eq!(verdict, "forwarded-nat to 10.0.0.1:8080", "{protocol} {client}: {steps}");
+            let told = format!("its packets would come from port {port}");
+            assert!(steps.contains(&told), "{protocol} {client} has {port}: {steps}");
+            rig.opens(client);
+            assert!(!rig.told(client).1.contains("would come"), "it has one");
+        }
+        // A question by UDP that was answered gives its port away.
+        assert_eq!(missed, if protocol == Protocol::Tcp { 24 } else { 0 });
+    }
 }
 
 #[test]

@@ -374,7 +374,6 @@ impl Engine {
 
     /// Where a flow goes and why.
     pub fn explain(&self, flow: FiveTuple) -> Explanation {
-        let translated = |hash| self.kernel.translated(hash);
         let known = explain::Known {
             tables: &self.tables,
             ranges: &self.ranges,
@@ -382,7 +381,7 @@ impl Engine {
             want: &self.want,
             now: now(),
         };
-        explain::explain(known, flow, translated)
+        explain::explain(known, flow, &self.kernel)
     }
 
     /// Slots of a pool's table, and how many of them have not settled.

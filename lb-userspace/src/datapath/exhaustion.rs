@@ -51,7 +51,7 @@ impl Exhaustion {
         &mut self,
         verdicts: &[(Verdict, u64)],
         fullest: Option<Fullest>,
-        (first, last): (u16, u16),
+        range: (u16, u16),
         now: Instant,
     ) -> Vec<Problem> {
         let count = |of: Verdict| verdicts.iter().filter(|(verdict, _)| *verdict == of).map(|(_, n)| n).sum();
@@ -60,12 +60,10 @@ impl Exhaustion {
             // Not how many flows exactly: what is told does not change with each of them.
             let most = fullest.map_or(String::new(), |most| format!(", most of them to {}", most.backend));
             problems.push(Problem {
-                reason: "nat-ports-exhausted",
-                fix: "widen --nat-ports, or add backends; see `nat` in docs/services.md".to_owned(),
+                reason: Verdict::NatPortsExhausted.as_str(),
+                fix: FIX_PORTS.to_owned(),
                 severity: Severity::Error,
-                ..of_datapath(format!(
-                    "new flows find no free port of {first}-{last} towards their backend and are dropped{most}"
-                ))
+                ..of_datapath(no_port(range, "their backend") + &most)
             });
         }
         if self.entries.look(count(Verdict::NatTableFull), now) {
@@ -80,6 +78,14 @@ impl Exhaustion {
         }
         problems
     }
+}
+
+/// What can be done where ports are exhausted.
+pub(super) const FIX_PORTS: &str = "widen --nat-ports, or add backends; see `nat` in docs/services.md";
+
+/// Says that ports of a range (the first, the last) are exhausted.
+pub(super) fn no_port((first, last): (u16, u16), backend: &str) -> String {
+    format!("new flows find no free port of {first}-{last} towards {backend} and are dropped")
 }
 
 #[cfg(test)]

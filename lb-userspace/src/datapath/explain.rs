@@ -7,14 +7,19 @@ use lb_common::config::Settings;
 use lb_common::flows::{self, FlowWords};
 use lb_common::nat::Forward;
 use lb_common::steer::{self, How, Kind};
-use lb_common::{BackendId, Flow, HashKey, Rules, TCP, Tags, UDP, Verdict, backend, wire_port};
+use lb_common::{BackendId, Flow, HashKey, Rules, TCP, Tags, UDP, Verdict, backend, config, wire_port};
 
+use super::exhaustion;
 use super::memory::{ReadOnly, Tables};
 use super::plan::{Book, Op};
 use super::walk::{Balanced, Found, Ranges, Sources, walk};
 use super::want::{self, Network, Target, Want, Way};
 use crate::model::l4::{FiveTuple, L4, Listener, Protocol};
 use crate::model::report::{Explanation, Step};
+
+mod port;
+
+pub(super) use port::Translations;
 
 /// Where a flow would go with these VIPs, without an agent: tables are built in memory as the
 /// agent builds them. Without the key of the balancers in question the slot is only an example.
@@ -35,7 +40,7 @@ pub fn explain_offline(l4: &L4, hash_key: Option<[u8; 16]>, flow: FiveTuple) -> 
     }
     tables.store_settings(&Settings { key, ..Settings::default() });
     let known = Known { tables: &tables, ranges: &ranges, book: &book, want: &want, now: 0 };
-    let mut explanation = explain(known, flow, |_| None);
+    let mut explanation = explain(known, flow, &());
     if hash_key.is_none() {
         let detail = "no hash key given: each agent makes its own, so slot and backend are only an example";
         explanation.steps.insert(0, step("hash key", detail.to_owned()));
@@ -59,15 +64,11 @@ pub(super) struct Known<'a> {
 }
 
 /// Where a flow goes with the tables as they are; `translated` knows what is remembered of flows
-/// that are translated, by hash.
-pub(super) fn explain(
-    known: Known<'_>,
-    flow: FiveTuple,
-    translated: impl FnOnce(u64) -> Option<Forward>,
-) -> Explanation {
+/// that are translated.
+pub(super) fn explain(known: Known<'_>, flow: FiveTuple, translated: &impl Translations) -> Explanation {
     let Known { tables, ranges, book, want, now } = known;
     let sources = Sources::Listed(ranges);
-    let key = lb_common::config::hash_key(&tables.config);
+    let key = config::hash_key(&tables.config);
     let kind = match flow.protocol {
         // Of a flow that is asked about, more than its SYN was seen.
         Protocol::Tcp => Kind::Segment,
@@ -117,9 +118,12 @@ pub(super) fn explain(
                 steps.push(step("new flow", format!("a SYN would go to {to}")));
             }
             let verdict = balanced.verdict.as_str();
-            let known =
-                balanced.record.rules.any(Rules::TRANSLATED).then(|| translated(balanced.hashes.flow));
-            if let Some(known) = known.flatten().filter(|known| lives(tables, known, flow)) {
+            let known = if balanced.record.rules.any(Rules::TRANSLATED) {
+                translated.forward(balanced.hashes.flow).filter(|known| lives(tables, known, flow))
+            } else {
+                None
+            };
+            if let Some(known) = known {
                 let to = backend_socket(tables, BackendId(known.backend));
                 let age = seconds(now.wrapping_sub(known.seen));
                 let mode = backend::identity(&tables.backends, BackendId(known.backend)).mode();
@@ -134,6 +138,22 @@ pub(super) fn explain(
                 format!("{verdict}: nobody serves it")
             } else if balanced.verdict == Verdict::PassedOn {
                 format!("{verdict} to {}", backend_socket(tables, balanced.choice.other))
+            } else if let (first, count @ 1..) = config::nat_range(&tables.config)
+                && matches!(balanced.verdict, Verdict::ForwardedNat | Verdict::ForwardedLocal)
+            {
+                let to = backend_socket(tables, id);
+                match port::port(tables, translated, id, &wire_flow(flow), now) {
+                    Ok(port) => {
+                        steps.push(step("port", format!("its packets would come from port {port}")));
+                        format!("{verdict} to {to}")
+                    }
+                    Err(none) => {
+                        let range = (first, first.saturating_add(count - 1));
+                        steps.push(step("port", exhaustion::no_port(range, &to.to_string())));
+                        steps.push(step("fix", exhaustion::FIX_PORTS.to_owned()));
+                        format!("{}: dropped", none.as_str())
+                    }
+                }
             } else {
                 format!("{verdict} to {}", backend_socket(tables, id))
             }
@@ -224,7 +244,8 @@ fn remembered(tables: &Tables, balanced: &Balanced, now: u32) -> Vec<Step> {
         // See where it is written: a SYN alone is worth little.
         let syn = if age + 8 >= grace && age <= grace { ", or its SYN alone a moment ago" } else { "" };
         let backend = backend_socket(tables, entry.backend());
-        format!("remembers the flow with {backend}, last seen about {} s ago{syn}", seconds(age))
+        let spare = if entry.is_spare() { "; it would keep it without that" } else { "" };
+        format!("remembers the flow with {backend}, last seen about {} s ago{syn}{spare}", seconds(age))
     };
     let mut steps = vec![step("flow table", flow)];
     let (source, _) = flows::find(&memory, hashes.source);
@@ -392,7 +413,7 @@ mod tests {
         tables.store_settings(&Settings { key: HashKey::expand([7; 16]), ..Settings::default() });
         let known = Known { tables: &tables, ranges: &ranges, book: &book, want: &want, now: 0 };
 
-        let explained = (40_000..40_100).map(|port| format!("{:?}", explain(known, flow(port), |_| None)));
+        let explained = (40_000..40_100).map(|port| format!("{:?}", explain(known, flow(port), &())));
 
         let contested: Vec<_> = explained.filter(|text| text.contains("contested")).collect();
         assert!(!contested.is_empty());

@@ -27,6 +27,7 @@ use lb_common::{Addr, BackendId, HashKey};
 
 use super::Error;
 use super::exhaustion::Fullest;
+use super::explain::Translations;
 use super::memory::{Counters, Tables};
 use super::mmap::Mapping;
 use super::pins::Pins;
@@ -297,7 +298,7 @@ impl Kernel {
         for key in over {
             // Its port may have been given to another flow meanwhile.
             let Some(reverse) = self.reverse(key) else { continue };
-            let forward = self.translated(reverse.forward_key).filter(|forward| forward.reverse_key == key);
+            let forward = self.forward(reverse.forward_key).filter(|forward| forward.reverse_key == key);
             if !timeouts.expired(now, forward.as_ref(), &reverse) {
                 continue;
             }
@@ -320,15 +321,9 @@ impl Kernel {
         map.is_some_and(|map| map.keys().next().is_some())
     }
 
-    fn reverse(&self, key: u64) -> Option<Reverse> {
-        let map: HashMap<_, u64, [u64; 15]> = HashMap::try_from(self.ebpf.map(maps::NAT_REVERSE)?).ok()?;
-        map.get(&key, 0).ok().map(|words| Reverse::from_words(&words))
-    }
-
     /// What is remembered of a translated flow with this hash.
     pub fn translated(&self, hash: u64) -> Option<Forward> {
-        let map: HashMap<_, u64, [u64; 8]> = HashMap::try_from(self.ebpf.map(maps::NAT_FORWARD)?).ok()?;
-        map.get(&hash, 0).ok().map(|words| Forward::from_words(&words))
+        self.forward(hash)
     }
 
     /// Makes translated flows silent for so much longer, in units of [`lb_common::flows::clock`]. For tests: the
@@ -384,6 +379,18 @@ impl Kernel {
         })?;
         out.truncate(result.data_size_out as usize);
         Ok(Run { action: result.return_value, packet: out, nanoseconds: result.duration.as_nanos() as u64 })
+    }
+}
+
+impl Translations for Kernel {
+    fn forward(&self, hash: u64) -> Option<Forward> {
+        let map: HashMap<_, u64, [u64; 8]> = HashMap::try_from(self.ebpf.map(maps::NAT_FORWARD)?).ok()?;
+        map.get(&hash, 0).ok().map(|words| Forward::from_words(&words))
+    }
+
+    fn reverse(&self, key: u64) -> Option<Reverse> {
+        let map: HashMap<_, u64, [u64; 15]> = HashMap::try_from(self.ebpf.map(maps::NAT_REVERSE)?).ok()?;
+        map.get(&key, 0).ok().map(|words| Reverse::from_words(&words))
     }
 }
 
