@@ -4,6 +4,8 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
+use std::panic::resume_unwind;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use lb_common::flows::WAYS;
 use lb_common::steer::Kind;
@@ -123,15 +125,26 @@ pub struct Outcome {
     pub remembered: usize,
 }
 
-/// Runs everything.
+/// Runs everything, as much at once as there are CPUs.
 pub fn run(options: Options) -> Vec<Outcome> {
-    let mut outcomes = Vec::new();
-    for scenario in Scenario::ALL {
-        for scheme in Scheme::ALL {
-            outcomes.push(run_one(options, scenario, scheme));
-        }
-    }
-    outcomes
+    let runs = Scenario::ALL.into_iter().flat_map(|scenario| Scheme::ALL.map(|scheme| (scenario, scheme)));
+    let (runs, taken): (Vec<_>, _) = (runs.collect(), AtomicUsize::new(0));
+    let work = || {
+        let next = || {
+            let number = taken.fetch_add(1, Ordering::Relaxed);
+            runs.get(number).map(|(scenario, scheme)| (number, run_one(options, *scenario, *scheme)))
+        };
+        std::iter::from_fn(next).collect::<Vec<_>>()
+    };
+    let mut outcomes = std::thread::scope(|scope| {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(runs.len());
+        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        let outcomes =
+            threads.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)));
+        outcomes.flatten().collect::<Vec<_>>()
+    });
+    outcomes.sort_by_key(|(number, _)| *number);
+    outcomes.into_iter().map(|(_, outcome)| outcome).collect()
 }
 
 /// Runs one.
