@@ -80,7 +80,8 @@ pub(super) fn read(
         Some("optional_no_ca") => Some(Demand::OptionalAnyAuthority),
         _ => Some(Demand::Required),
     };
-    let depth = depth.as_deref().and_then(|depth| depth.parse().ok()).unwrap_or(1);
+    let depth: Option<u32> = depth.as_deref().and_then(|depth| depth.parse().ok());
+    let depth = depth.map_or(1, |depth| u8::try_from(depth).unwrap_or(u8::MAX));
     let error_page = error_page.clone().filter(|page| {
         let is_address = page.starts_with('/') || page.starts_with("http://") || page.starts_with("https://");
         if !is_address {

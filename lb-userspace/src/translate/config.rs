@@ -26,6 +26,7 @@ use crate::model::l7::{AccessLog, Blocked, Compression, Edge, Keepalive, Respons
 use crate::objects::{Key, Kind, Map, Object, Objects, Sourced};
 
 use keys::Keys;
+pub(super) use keys::usual;
 use table::{ConfigKey, Fate, Form, KEYS, KeyStatus};
 
 pub(super) use rules::judge;
@@ -220,7 +221,8 @@ fn snippets_allowed(keys: &mut Keys<'_>) {
 
 /// What this version does with each key: by reading a ConfigMap that has all of them.
 pub fn key_statuses() -> Vec<(&'static ConfigKey, KeyStatus)> {
-    let data = KEYS.iter().map(|row| (row.name.to_owned(), "true".to_owned())).collect();
+    // A value that no key has for its default.
+    let data = KEYS.iter().map(|row| (row.name.to_owned(), "?".to_owned())).collect();
     let metadata = ObjectMeta { name: Some(NAME.to_owned()), ..ObjectMeta::default() };
     let object = ConfigMap { data: Some(data), metadata, ..ConfigMap::default() };
     let mut objects = Objects::default();

@@ -47,9 +47,9 @@ use crate::model::{Names, ObjectName, Problems, Snapshot};
 use crate::objects::{Admission, Key, Kind, Objects};
 
 pub use annotations::PREFIX;
-pub use annotations::table::{Annotation, Scope, Status, TABLE};
+pub use annotations::table::{Annotation, Scope, Status, TABLE, Value};
 pub use classes::Served;
-pub use config::table::{ConfigKey, Fate, KEYS, KeyStatus};
+pub use config::table::{ConfigKey, Fate, Form, KEYS, KeyStatus};
 pub use config::{controller, key_statuses};
 pub use findings::MISSING_SECRET;
 pub use passwords::{Form as PasswordForm, Read as Passwords, read as read_passwords};

@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::sync::Arc;
 
-use super::annotations::{self, Policy, field};
+use super::annotations::{self, Elsewhere, Policy, field};
 use super::findings::{About, Findings};
 use super::template::{self, template};
 use super::upstream_tls::ProxySsl;
@@ -133,14 +133,14 @@ fn location(draft: Draft, regex: bool, tls: bool, findings: &mut Findings) -> Lo
         let namespace = ingress.as_ref().map_or("", |ingress| ingress.namespace.as_str());
         filters.upstream_tls = Arc::new(proxy_ssl.towards(namespace, &service));
     }
-    if let Some((status, url)) = &policy.redirect {
+    if let Some(Elsewhere { by, status, url }) = &policy.redirect {
         match template::location(url) {
             Ok(location) => {
                 action = Action::Redirect(Redirect { status: *status, location, query: RedirectQuery::Drop })
             }
             Err(message) => {
                 denied = true;
-                about.error("bad-redirect", "metadata.annotations", message);
+                about.error("bad-redirect", field(by), format!("{message}; its paths answer 503"));
             }
         }
     }
@@ -155,6 +155,7 @@ fn location(draft: Draft, regex: bool, tls: bool, findings: &mut Findings) -> Lo
         match (template(target), reading.compile_rewrite(&path)) {
             (Err(message), _) => {
                 denied = true;
+                let message = format!("{message}; its paths answer 503");
                 about.error("bad-rewrite-target", field("rewrite-target"), message);
             }
             (Ok(location), _) if target.starts_with("http://") || target.starts_with("https://") => {

@@ -44,7 +44,12 @@ pub(super) fn read(valid: &BTreeMap<&str, &str>, about: &mut About<'_>) -> Optio
         HeaderRule { name: name.to_owned(), value }
     });
     let number = |name: &str| text(name).and_then(|text| text.parse::<u32>().ok());
-    let of = number("canary-weight-total").unwrap_or_default().max(Weight::LEAST_TOTAL);
+    let total = number("canary-weight-total");
+    let of = total.unwrap_or_default().max(Weight::LEAST_TOTAL);
+    if let Some(total) = total.filter(|total| *total < Weight::LEAST_TOTAL) {
+        let message = format!("{total} counts as {of}, below which ingress-nginx takes no total");
+        about.warn("bad-annotation", field("canary-weight-total"), message, format!("write {of}, and the weight as a part of that"));
+    }
     let rules = Rules {
         header,
         cookie: text("canary-by-cookie").map(str::to_owned),

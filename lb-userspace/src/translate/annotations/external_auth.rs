@@ -63,7 +63,7 @@ impl<'a> Values<'_, 'a> {
         match Expression::parse(self.text(name)?) {
             Ok(filled) => Some(filled),
             Err(message) => {
-                about.warn("unknown-variable", field(name), message, "it is ignored");
+                about.warn("unknown-variable", field(name), format!("{message}; it is ignored"), "");
                 None
             }
         }
@@ -88,10 +88,10 @@ pub(super) fn read(source: &Source<'_>, about: &mut About<'_>) -> Result<Option<
         Ok(parts) => parts,
         Err(message) => return values.unusable("auth-url", format!("{url:?} {message}")),
     };
-    let method = values.text("auth-method").map(str::to_ascii_uppercase);
-    if let Some(method) = method.as_ref().filter(|method| !METHODS.contains(&method.as_str())) {
-        return values.unusable("auth-method", format!("{method:?} is none of {}", METHODS.join(", ")));
-    }
+    let method = match values.text("auth-method").map(method).transpose() {
+        Ok(method) => method,
+        Err(message) => return values.unusable("auth-method", message),
+    };
     let response_headers = match names(values.text("auth-response-headers").unwrap_or_default()) {
         Ok(names) => names,
         Err(message) => return values.unusable("auth-response-headers", message),
@@ -124,6 +124,27 @@ pub(super) fn read(source: &Source<'_>, about: &mut About<'_>) -> Result<Option<
     }))
 }
 
+/// Whether a value of the ConfigMap's `global-auth-*` can be used.
+pub(in crate::translate) fn check_global(key: &str, text: &str) -> Result<(), String> {
+    match key {
+        "global-auth-url" => split(text).map(drop).map_err(|message| format!("{text:?} {message}")),
+        "global-auth-method" => method(text).map(drop),
+        "global-auth-response-headers" => names(text).map(drop),
+        "global-auth-signin" => sign_in_url(text).map(drop),
+        "global-auth-request-redirect" | "global-auth-cache-key" => Expression::parse(text).map(drop),
+        "global-auth-cache-duration" => rules(text).map(drop).ok_or_else(|| not_rules(text)),
+        _ => Ok(()),
+    }
+}
+
+fn method(text: &str) -> Result<String, String> {
+    let method = text.to_ascii_uppercase();
+    match METHODS.contains(&method.as_str()) {
+        true => Ok(method),
+        false => Err(format!("{text:?} is none of {}", METHODS.join(", "))),
+    }
+}
+
 /// Whether by TLS, host with port, and path with query.
 fn split(url: &str) -> Result<(bool, Expression, Expression), String> {
     let (scheme, rest) = url.split_once("://").unwrap_or_default();
@@ -147,15 +168,14 @@ fn split(url: &str) -> Result<(bool, Expression, Expression), String> {
 fn sign_in(values: Values<'_, '_>, about: &mut About<'_>) -> Option<Expression> {
     const NAME: &str = "auth-signin";
     let text = values.text(NAME)?;
-    let is_url = text.split_once("://").is_some_and(|(scheme, rest)| {
-        ["http", "https"].iter().any(|known| scheme.eq_ignore_ascii_case(known)) && !rest.is_empty()
-    });
-    if !is_url || text.contains("..") || text.contains(char::is_whitespace) {
-        let message = format!("{text:?} is no http or https URL; clients are answered 401");
-        about.warn("bad-annotation", field(NAME), message, "");
-        return None;
-    }
-    let mut filled = values.filled(NAME, about)?;
+    let mut filled = match sign_in_url(text) {
+        Ok(filled) => filled,
+        Err(message) => {
+            let message = format!("{message}; clients are answered 401");
+            about.warn("bad-annotation", field(NAME), message, "");
+            return None;
+        }
+    };
     let parameter = values.text("auth-signin-redirect-param").unwrap_or("rd");
     let query = text.split_once('?').map(|(_, query)| query).unwrap_or_default();
     let has_parameter = query
@@ -172,6 +192,16 @@ fn sign_in(values: Values<'_, '_>, about: &mut About<'_>) -> Option<Expression> 
         ]);
     }
     Some(filled)
+}
+
+fn sign_in_url(text: &str) -> Result<Expression, String> {
+    let is_url = text.split_once("://").is_some_and(|(scheme, rest)| {
+        ["http", "https"].iter().any(|known| scheme.eq_ignore_ascii_case(known)) && !rest.is_empty()
+    });
+    if !is_url || text.contains("..") || text.contains(char::is_whitespace) {
+        return Err(format!("{text:?} is no http or https URL"));
+    }
+    Expression::parse(text).map_err(|message| format!("{text:?}: {message}"))
 }
 
 /// Names of headers with commas; none that delimits messages.
@@ -205,14 +235,18 @@ fn remember(values: Values<'_, '_>, about: &mut About<'_>) -> Option<Remember> {
     let default = || rules(DURATIONS).unwrap_or_default();
     let rules = match (set, values.whose) {
         (Some(text), _) => rules(text).unwrap_or_else(|| {
-            let message = format!("{text:?} is no list of statuses with a time, as {DURATIONS:?} is");
-            about.warn("bad-annotation", field(NAME), message, "the default is used");
+            let message = format!("{}; the default, {DURATIONS}, is used", not_rules(text));
+            about.warn("bad-annotation", field(NAME), message, "");
             default()
         }),
         (None, Whose::Own) => default(),
         (None, Whose::Global) => return None,
     };
     Some(Remember { key, rules })
+}
+
+fn not_rules(text: &str) -> String {
+    format!("{text:?} is no list of statuses with a time, as {DURATIONS:?} is")
 }
 
 /// `<statuses> <time>` with commas.

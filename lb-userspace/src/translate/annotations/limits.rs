@@ -1,10 +1,12 @@
 //! `limit-rps`, `limit-rpm`, `limit-connections`: how often a client may ask. What a value that cannot be
 //! read does, the table says: the version of the Ingress is not admitted.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::super::findings::About;
 use super::policies::Source;
-use super::value;
+use super::{field, value};
 use crate::model::ObjectName;
 use crate::model::expression::{Expression, Part, Variable};
 use crate::model::l7::Mode;
@@ -49,6 +51,24 @@ pub(super) fn read(source: &Source<'_>) -> Option<Limits> {
     let limits_something =
         limits.per_second.is_some() || limits.per_minute.is_some() || limits.at_once.is_some();
     limits_something.then_some(limits)
+}
+
+/// Says which numbers are none, and what they come to.
+pub(super) fn tell(valid: &BTreeMap<&str, &str>, about: &mut About<'_>) {
+    let unlimited = "nothing is limited by it";
+    let all = [
+        ("limit-connections", unlimited),
+        ("limit-rps", unlimited),
+        ("limit-rpm", unlimited),
+        ("limit-rate", unlimited),
+        ("limit-rate-after", "the rate holds from the first byte"),
+        ("limit-burst-multiplier", "no burst is allowed"),
+    ];
+    for (name, then) in all {
+        if let Some(text) = valid.get(name).filter(|text| text.starts_with('-')) {
+            about.warn("bad-annotation", field(name), format!("{text:?} is not a number from 0; {then}"), "");
+        }
+    }
 }
 
 /// What tells clients apart, where that is not their address.

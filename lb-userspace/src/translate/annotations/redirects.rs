@@ -8,13 +8,20 @@ use super::super::findings::About;
 use super::{field, value};
 use crate::model::l7::RedirectStyle;
 
-/// Status and URL; the temporary one counts more.
-pub(super) fn redirect<'t>(text: &impl Fn(&str) -> Option<&'t str>) -> Option<(u16, String)> {
-    let (code, url) = match (text("temporal-redirect"), text("permanent-redirect")) {
-        (Some(url), _) => (TEMPORAL, url),
-        (None, url) => (PERMANENT, url?),
-    };
-    Some((code.of(text), url.to_owned()))
+/// Where everything is sent, in the words of an annotation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::translate) struct Elsewhere {
+    /// Name of the annotation.
+    pub by: &'static str,
+    pub status: u16,
+    pub url: String,
+}
+
+/// The temporary one counts more.
+pub(super) fn elsewhere<'t>(text: &impl Fn(&str) -> Option<&'t str>) -> Option<Elsewhere> {
+    let all = [("temporal-redirect", TEMPORAL), ("permanent-redirect", PERMANENT)];
+    let (by, code, url) = all.iter().find_map(|(by, code)| Some((*by, code, text(by)?)))?;
+    Some(Elsewhere { by, status: code.of(text), url: url.to_owned() })
 }
 
 /// Says which statuses do not count.

@@ -43,7 +43,7 @@ pub(super) fn successor(short: &str) -> Option<&'static str> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::row;
+    use super::super::named::row;
     use super::*;
 
     #[test]

@@ -19,6 +19,12 @@ pub(in crate::translate) fn check(value: Value, text: &str) -> Result<(), String
         Value::Int => {
             (text.parse::<i32>().is_ok() && !text.starts_with('+'), "a whole number without a unit")
         }
+        Value::From(least) => {
+            if !text.starts_with('+') && text.parse().is_ok_and(|number: i32| number >= least) {
+                return Ok(());
+            }
+            return Err(format!("{text:?} is not a whole number from {least}, without a unit"));
+        }
         Value::ErrorStatus => {
             (text.parse().is_ok_and(|status: u16| (400..600).contains(&status)), "a status from 400 to 599")
         }
@@ -86,7 +92,7 @@ pub(in crate::translate) fn advice(value: Value, text: &str) -> String {
                 "write {digits}{unit}: with another suffix ingress-nginx dropped the value and used the default"
             )
         }
-        Value::Int => {
+        Value::Int | Value::From(_) => {
             let factor = match unit {
                 "s" => 1,
                 "m" => 60,
@@ -223,9 +229,10 @@ mod tests {
 
     #[test]
     fn accepts_and_refuses_as_ingress_nginx_does() {
-        let cases: [(Value, &[&str], &[&str]); 14] = [
+        let cases: [(Value, &[&str], &[&str]); 15] = [
             (Value::Bool, &["true", "T", "1", "False", "f", "0"], &["yes", "on", "TrUe", "enabled", "2"]),
             (Value::Int, &["0", "10", "-1"], &["10s", "1.5", "+1", "", "99999999999"]),
+            (Value::From(1), &["1", "2147483647"], &["0", "-1", "+1", "1s", "2147483648"]),
             (Value::Statuses, &["404", "404, 503,599"], &["404,", "200", "404 503", "x"]),
             (Value::ErrorStatus, &["400", "429", "599"], &["399", "600", "200", "-1", "x"]),
             (

@@ -24,16 +24,14 @@ pub(super) fn read(keys: &mut Keys<'_>) -> Option<Compression> {
         gzip: Some(Packing {
             level: level(keys, "gzip-level", 1..=9).unwrap_or(1),
             min_bytes: keys.number("gzip-min-length").unwrap_or(256).into(),
-            types: types(keys.text("gzip-types").unwrap_or(TYPES)),
+            types: listed(keys, "gzip-types").unwrap_or_else(|| types(TYPES)),
         })
         .filter(|_| gzip),
         brotli: Some(Packing {
             level: level(keys, "brotli-level", 0..=11).unwrap_or(4),
             min_bytes: keys.number("brotli-min-length").unwrap_or(20).into(),
-            types: match keys.text("brotli-types") {
-                Some(text) => types(text),
-                None => types(&[TYPES, " ", BROTLI_TYPE].concat()),
-            },
+            types: listed(keys, "brotli-types")
+                .unwrap_or_else(|| types(&[TYPES, " ", BROTLI_TYPE].concat())),
         })
         .filter(|_| brotli),
         without_gzip: without_gzip(keys),
@@ -44,6 +42,21 @@ pub(super) fn read(keys: &mut Keys<'_>) -> Option<Compression> {
 fn level(keys: &mut Keys<'_>, key: &'static str, levels: RangeInclusive<u8>) -> Option<u8> {
     let wanted = format!("a level from {} to {}", levels.start(), levels.end());
     keys.parsed(key, &wanted, |text| text.parse().ok().filter(|level| levels.contains(level)))
+}
+
+/// Those that a key lists; says which of them no response can have.
+fn listed(keys: &mut Keys<'_>, key: &'static str) -> Option<Vec<String>> {
+    let mut types = types(keys.text(key)?);
+    types.retain(|media| {
+        let parts = media.split_once('/');
+        let is_type = media == "*" || parts.is_some_and(|(kind, rest)| !kind.is_empty() && !rest.is_empty());
+        if !is_type {
+            let message = format!("{media:?} is no type like text/css; it is left out");
+            keys.about.warn("bad-value", field(key), message, "");
+        }
+        is_type
+    });
+    Some(types)
 }
 
 fn types(text: &str) -> Vec<String> {
@@ -65,8 +78,8 @@ fn without_gzip(keys: &mut Keys<'_>) -> Option<Pattern> {
     match Pattern::unanchored(source) {
         Ok(pattern) => Some(pattern),
         Err(_) => {
-            let message = format!("{text:?} is no pattern that can be used; nobody is left out");
-            keys.about.warn("bad-value", field(KEY), message, "");
+            let message = format!("{text:?} is no pattern that can be used; everybody gets gzip");
+            keys.about.warn("bad-value", field(KEY), message, "look-around and back-references are not supported");
             None
         }
     }
@@ -121,8 +134,13 @@ mod tests {
 
     #[test]
     fn a_key_that_cannot_be_read_is_told_and_its_default_used() {
-        let keys =
-            [("enable-brotli", "true"), ("brotli-level", "12"), ("gzip-level", "0"), ("gzip-disable", "(")];
+        let keys = [
+            ("enable-brotli", "true"),
+            ("brotli-level", "12"),
+            ("gzip-level", "0"),
+            ("gzip-disable", "("),
+            ("gzip-types", "text/css plain"),
+        ];
 
         let (read, told) = compression(&keys);
 
@@ -132,6 +150,9 @@ mod tests {
             brotli.takes(b"application/xml+rss") && brotli.takes(b"TEXT/HTML") && !brotli.takes(b"image/png")
         );
         assert_eq!(read.map(|read| (read.gzip, read.without_gzip)), Some((None, None)));
-        assert_eq!(told, ["data.brotli-level", "data.gzip-disable", "data.gzip-level"]);
+        assert_eq!(
+            told,
+            ["data.brotli-level", "data.gzip-disable", "data.gzip-level", "data.gzip-types"]
+        );
     }
 }

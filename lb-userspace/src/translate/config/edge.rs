@@ -3,6 +3,8 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
+use super::super::annotations::table::Value;
+use super::super::annotations::value;
 use super::super::ciphers;
 use super::forwarding;
 use super::keys::{Keys, field};
@@ -70,7 +72,7 @@ fn header_buffers(keys: &mut Keys<'_>) -> Option<(usize, usize)> {
     let parse = |text: &str| {
         let (number, size) = text.split_once(char::is_whitespace)?;
         let number: u64 = number.parse().ok().filter(|number| (1..=1024).contains(number))?;
-        let size = super::super::annotations::value::size(size.trim()).filter(|size| *size >= 512)?;
+        let size = value::size(size.trim()).filter(|size| *size >= 512)?;
         Some((size, number.checked_mul(size)?))
     };
     let (line, head) = keys.parsed("large-client-header-buffers", "a number and a size, like 4 8k", parse)?;
@@ -125,11 +127,11 @@ fn tls(keys: &mut Keys<'_>) -> TlsPolicy {
 fn versions(keys: &mut Keys<'_>) -> Option<TlsVersions> {
     let text = keys.text("ssl-protocols")?;
     let has = |version: &str| text.split_whitespace().any(|word| word.eq_ignore_ascii_case(version));
-    if text
-        .split_whitespace()
-        .any(|word| !["TLSv1.2", "TLSv1.3"].iter().any(|v| v.eq_ignore_ascii_case(word)))
-    {
-        let message = "only TLSv1.2 and TLSv1.3 are spoken; the others in the list are ignored";
+    let is_spoken =
+        |word: &&str| ["TLSv1.2", "TLSv1.3"].iter().any(|spoken| spoken.eq_ignore_ascii_case(word));
+    let others: Vec<_> = text.split_whitespace().filter(|word| !is_spoken(word)).collect();
+    if !others.is_empty() {
+        let message = format!("only TLSv1.2 and TLSv1.3 are spoken; ignored: {}", others.join(", "));
         keys.about.warn("old-protocol", field("ssl-protocols"), message, "");
     }
     match (has("TLSv1.2"), has("TLSv1.3")) {
@@ -137,8 +139,11 @@ fn versions(keys: &mut Keys<'_>) -> Option<TlsVersions> {
         (true, false) => Some(TlsVersions::Tls12),
         (false, true) => Some(TlsVersions::Tls13),
         (false, false) => {
-            let message = "names no version that is spoken; the default is used";
-            keys.about.warn("bad-value", field("ssl-protocols"), message, "");
+            keys.bad(
+                "ssl-protocols",
+                format!("{text:?} names no version that is spoken"),
+                "write TLSv1.2 TLSv1.3",
+            );
             None
         }
     }
@@ -152,7 +157,8 @@ fn cipher_suites(keys: &mut Keys<'_>) -> Option<Ciphers> {
 }
 
 fn groups(keys: &mut Keys<'_>) -> Option<Vec<Group>> {
-    let text = keys.text("ssl-ecdh-curve").filter(|text| *text != "auto")?;
+    const KEY: &str = "ssl-ecdh-curve";
+    let text = keys.text(KEY).filter(|text| *text != "auto")?;
     let mut groups = Vec::new();
     for name in text.split(':') {
         let group = match name.to_ascii_lowercase().as_str() {
@@ -161,8 +167,12 @@ fn groups(keys: &mut Keys<'_>) -> Option<Vec<Group>> {
             "prime256v1" | "secp256r1" | "p-256" => Group::P256,
             "secp384r1" | "p-384" => Group::P384,
             _ => {
-                let message = format!("{name:?} is not available; the other curves are used");
-                keys.about.info("unknown-curve", field("ssl-ecdh-curve"), message, "");
+                keys.about.info(
+                    "unknown-curve",
+                    field(KEY),
+                    format!("{name:?} is not available; it is left out"),
+                    "",
+                );
                 continue;
             }
         };
@@ -170,12 +180,24 @@ fn groups(keys: &mut Keys<'_>) -> Option<Vec<Group>> {
             groups.push(group);
         }
     }
-    (!groups.is_empty()).then_some(groups)
+    if groups.is_empty() {
+        let fix = "write some of X25519MLKEM768, X25519, prime256v1, secp384r1, with colons";
+        keys.bad(KEY, format!("{text:?} names no curve that is available"), fix);
+        return None;
+    }
+    Some(groups)
 }
 
 /// Our ticket keys change, which is what nginx's do not: so tickets are on unless they are switched off.
 fn resumption(keys: &mut Keys<'_>) -> Resumption {
-    let tickets = keys.boolean("ssl-session-tickets").unwrap_or(true);
+    let tickets = keys.text("ssl-session-tickets").is_none_or(|text| {
+        value::boolean(text).unwrap_or_else(|| {
+            let message = format!("{text:?} is not true or false; tickets are given, as by default here");
+            let fix = value::advice(Value::Bool, text);
+            keys.about.warn("bad-value", field("ssl-session-tickets"), message, fix);
+            true
+        })
+    });
     let cache = keys.boolean("ssl-session-cache").unwrap_or(true);
     let size = keys.size("ssl-session-cache-size").unwrap_or(10 << 20);
     if tickets {
@@ -190,10 +212,14 @@ fn resumption(keys: &mut Keys<'_>) -> Resumption {
 
 /// Base64 of 48 or 80 random bytes, as `openssl rand 80 | openssl enc -base64 -A` makes them.
 fn ticket_key(keys: &mut Keys<'_>) -> Option<SharedTicketKey> {
-    keys.parsed("ssl-session-ticket-key", "base64 of 48 or 80 bytes", |text| {
-        // `openssl` breaks its lines unless it is told not to.
-        let text: String = text.split_ascii_whitespace().collect();
-        let key = STANDARD.decode(text).ok()?;
-        [48, 80].contains(&key.len()).then_some(SharedTicketKey(key))
-    })
+    const KEY: &str = "ssl-session-ticket-key";
+    // `openssl` breaks its lines unless it is told not to.
+    let text: String = keys.text(KEY)?.split_ascii_whitespace().collect();
+    let key = STANDARD.decode(&text).ok().filter(|key| [48, 80].contains(&key.len()));
+    if key.is_none() {
+        // Not as written: nearly the key is nearly the secret.
+        let message = format!("its {} characters are not base64 of 48 or 80 bytes", text.len());
+        keys.bad(KEY, message, "write what `openssl rand 80 | openssl enc -base64 -A` prints");
+    }
+    key.map(SharedTicketKey)
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::ConfigMap;
 
+use super::super::annotations::table::Value;
 use super::super::annotations::{nearest, value};
 use super::super::findings::About;
 use super::table::{self, Fate};
@@ -21,6 +22,14 @@ pub(super) struct Keys<'a> {
 /// Field of a key, as problems name it.
 pub(super) fn field(key: &str) -> String {
     format!("data.{key}")
+}
+
+/// What counts where a key says nothing that can be read.
+pub(in crate::translate) fn usual(key: &str) -> String {
+    match table::row(key).map(|row| row.default).filter(|default| !default.is_empty()) {
+        Some(default) => format!("the default, {default}, is used"),
+        None => "it is ignored".to_owned(),
+    }
 }
 
 impl<'a> Keys<'a> {
@@ -46,18 +55,38 @@ impl<'a> Keys<'a> {
         let text = self.text(key)?;
         let parsed = parse(text);
         if parsed.is_none() {
-            let message = format!("{text:?} is not {wanted}; the default is used");
-            self.about.warn("bad-value", field(key), message, "");
+            self.bad(key, format!("{text:?} is not {wanted}"), "");
+        }
+        parsed
+    }
+
+    /// The key counts as absent, for a reason and with what is to be done about it.
+    pub(super) fn bad(&mut self, key: &'static str, message: String, fix: impl Into<String>) {
+        self.about.warn("bad-value", field(key), format!("{message}; {}", usual(key)), fix);
+    }
+
+    fn of_form<T>(
+        &mut self,
+        key: &'static str,
+        form: Value,
+        parse: impl FnOnce(&str) -> Option<T>,
+    ) -> Option<T> {
+        let text = self.text(key)?;
+        let parsed = parse(text);
+        if parsed.is_none() {
+            let message = value::check(form, text).err();
+            let message = message.unwrap_or_else(|| format!("{text:?} is out of range"));
+            self.bad(key, message, value::advice(form, text));
         }
         parsed
     }
 
     pub(super) fn boolean(&mut self, key: &'static str) -> Option<bool> {
-        self.parsed(key, "true or false", value::boolean)
+        self.of_form(key, Value::Bool, value::boolean)
     }
 
     pub(super) fn number(&mut self, key: &'static str) -> Option<u32> {
-        self.parsed(key, "a whole number", |text| text.parse().ok())
+        self.of_form(key, Value::From(0), |text| text.parse().ok())
     }
 
     /// Seconds, or a time as nginx writes it.
@@ -66,7 +95,7 @@ impl<'a> Keys<'a> {
     }
 
     pub(super) fn size(&mut self, key: &'static str) -> Option<u64> {
-        self.parsed(key, "a number of bytes with an optional k, m or g", value::size)
+        self.of_form(key, Value::Size, value::size)
     }
 
     /// What no section asked for.
@@ -87,8 +116,10 @@ impl<'a> Keys<'a> {
                     let message = "ingress-nginx has no such key any more; ignored";
                     self.about.warn("removed-key", field, message, instead);
                 }
+                // Who writes the default down misses nothing.
+                Fate::Plain if self.data.get(key) == Some(&row.default) => {}
                 Fate::Plain | Fate::Refused => {
-                    let message = format!("not honoured yet ({}); the default is used", row.doc);
+                    let message = format!("not honoured yet ({}); {}", row.doc, usual(key));
                     self.about.warn("not-yet", field, message, "");
                 }
             }

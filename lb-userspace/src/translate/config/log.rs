@@ -52,7 +52,11 @@ fn format(keys: &mut Keys<'_>) -> Format {
     let (format, unknown) = Format::compile(text, escape);
     for name in unknown {
         let message = format!("${name} does not exist here; `-` is logged in its place");
-        keys.about.warn("unknown-variable", field("log-format-upstream"), message, "");
+        let fix = match name.starts_with("geoip") {
+            true => "no database of places is read here: look addresses up where the log is read",
+            false => "",
+        };
+        keys.about.warn("unknown-variable", field("log-format-upstream"), message, fix);
     }
     format
 }
@@ -63,7 +67,8 @@ fn skip(keys: &mut Keys<'_>) -> BTreeSet<String> {
     let urls = text.split(',').map(str::trim).filter(|url| !url.is_empty());
     let (patterns, exact): (Vec<_>, Vec<_>) = urls.partition(|url| url.starts_with('~'));
     for pattern in patterns {
-        let message = format!("{pattern:?} is a pattern, which is not honoured: only whole targets are");
+        let message =
+            format!("{pattern:?} is a pattern, and only whole targets are honoured; it is left out");
         keys.about.warn("not-yet", field("skip-access-log-urls"), message, "");
     }
     exact.into_iter().map(str::to_ascii_lowercase).collect()

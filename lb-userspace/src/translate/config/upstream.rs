@@ -4,9 +4,9 @@
 use std::collections::BTreeMap;
 
 use super::super::annotations::table::Value::{
-    self, Bool, ErrorStatus, Int, One, Ranges, Size, Statuses, Text, Token, Words,
+    self, Bool, ErrorStatus, From, One, Ranges, Size, Statuses, Text, Token, Word, Words,
 };
-use super::super::annotations::value;
+use super::super::annotations::{external_auth, rewriting, value};
 use super::super::findings::About;
 use super::super::header_map;
 use super::super::mode;
@@ -18,7 +18,7 @@ use crate::model::upstream::{Condition, Keepalive};
 
 /// Keys and the form of their values.
 const KEYS: &[(&str, Value)] = &[
-    (mode::KEY, One(&mode::WORDS)),
+    (mode::KEY, Word(&mode::WORDS)),
     ("allow-cross-namespace-resources", Bool),
     ("allowlist-source-range", Ranges),
     ("client-body-buffer-size", Size),
@@ -30,7 +30,7 @@ const KEYS: &[(&str, Value)] = &[
     ("global-auth-always-set-cookie", Bool),
     ("global-auth-cache-duration", Text),
     ("global-auth-cache-key", Text),
-    ("global-auth-method", Token),
+    ("global-auth-method", Text),
     ("global-auth-request-redirect", Text),
     ("global-auth-response-headers", Text),
     ("global-auth-signin", Text),
@@ -39,8 +39,8 @@ const KEYS: &[(&str, Value)] = &[
     ("http-redirect-code", One(&["301", "302", "307", "308"])),
     ("limit-conn-status-code", ErrorStatus),
     ("limit-conn-zone-variable", Text),
-    ("limit-rate", Int),
-    ("limit-rate-after", Int),
+    ("limit-rate", From(0)),
+    ("limit-rate-after", From(0)),
     ("limit-req-status-code", ErrorStatus),
     ("load-balance", One(&["round_robin", "ewma", "least_requests"])),
     ("no-auth-locations", Text),
@@ -49,20 +49,20 @@ const KEYS: &[(&str, Value)] = &[
     ("proxy-body-size", Size),
     ("proxy-buffer-size", Size),
     ("proxy-buffering", One(&["on", "off"])),
-    ("proxy-buffers-number", Int),
-    ("proxy-connect-timeout", Int),
+    ("proxy-buffers-number", From(1)),
+    ("proxy-connect-timeout", From(0)),
     ("proxy-cookie-domain", Text),
     ("proxy-cookie-path", Text),
     ("proxy-http-version", One(&["1.0", "1.1"])),
     ("proxy-max-temp-file-size", Size),
     ("proxy-next-upstream", Words(&Condition::WORDS)),
-    ("proxy-next-upstream-timeout", Int),
-    ("proxy-next-upstream-tries", Int),
-    ("proxy-read-timeout", Int),
+    ("proxy-next-upstream-timeout", From(0)),
+    ("proxy-next-upstream-tries", From(0)),
+    ("proxy-read-timeout", From(0)),
     ("proxy-redirect-from", Text),
     ("proxy-redirect-to", Text),
     ("proxy-request-buffering", One(&["on", "off"])),
-    ("proxy-send-timeout", Int),
+    ("proxy-send-timeout", From(0)),
     ("proxy-ssl-location-only", Bool),
     ("relative-redirects", Bool),
     ("retry-non-idempotent", Bool),
@@ -72,6 +72,11 @@ const KEYS: &[(&str, Value)] = &[
     ("use-port-in-redirects", Bool),
     ("whitelist-source-range", Ranges),
 ];
+
+/// Who lets requests pass, by the ConfigMap.
+const GUARD: &str = "global-auth-url";
+/// Without these nobody is asked as the author wants it.
+const CLOSES: [&str; 3] = [GUARD, "global-auth-method", "global-auth-response-headers"];
 
 /// `upstream-keepalive-*`.
 pub(super) fn keepalive(keys: &mut Keys<'_>) -> Keepalive {
@@ -100,19 +105,27 @@ impl Settings {
         let mut values = BTreeMap::new();
         for (key, form) in KEYS {
             let Some(text) = keys.text(key) else { continue };
-            // Of these each counts by itself.
-            let kept = if *form == Statuses { errors_among(text, &mut keys.about) } else { text.to_owned() };
+            let kept = match each_by_itself(key) {
+                Some(is_legal) => usable_among(key, text, is_legal, &mut keys.about),
+                None => text.to_owned(),
+            };
             let text = kept.as_str();
             match legal(key, *form, text) {
                 Ok(()) => {
                     values.insert(*key, text.to_owned());
                 }
-                Err(message) if *form == Ranges || *key == "global-auth-url" => {
+                Err(message) if *form == Ranges || (*key == GUARD && value::check(*form, text).is_err()) => {
                     guards = false;
                     let fix = "every Ingress answers 503 until it is corrected";
                     keys.about.error_fix("bad-value", field(key), message, fix);
                 }
-                Err(message) => keys.about.warn("bad-value", field(key), message, "the default is used"),
+                // It stays, and closes what it would have guarded.
+                Err(message) if CLOSES.contains(key) => {
+                    values.insert(*key, text.to_owned());
+                    let fix = "the Ingresses that it guards answer 503 until it is corrected";
+                    keys.about.error_fix("bad-value", field(key), message, fix);
+                }
+                Err(message) => keys.bad(key, message, value::advice(*form, text)),
             }
         }
         let settings = Self { values, proxy_headers: proxy_headers(keys, namespace, objects) };
@@ -140,26 +153,47 @@ impl Settings {
     }
 }
 
-/// Those of a list of statuses that are errors.
-fn errors_among(text: &str, about: &mut About<'_>) -> String {
-    let (errors, others): (Vec<_>, Vec<_>) =
-        text.split(',').map(str::trim).partition(|status| value::check(ErrorStatus, status).is_ok());
-    if errors.is_empty() {
+/// One of a list, and what it is to be.
+type Legal = (fn(&str) -> bool, &'static str);
+
+/// Of these keys each entry counts by itself.
+fn each_by_itself(key: &str) -> Option<Legal> {
+    Some(match key {
+        "custom-http-errors" => {
+            (|status| value::check(ErrorStatus, status).is_ok(), "is not a status from 400 to 599")
+        }
+        "no-auth-locations" | "no-tls-redirect-locations" => {
+            (|path| path.starts_with('/'), "does not begin with `/`, as every path does")
+        }
+        "global-allowed-response-headers" => (value::is_header_name, "is no name of a header"),
+        _ => return None,
+    })
+}
+
+/// The entries of a list that can be used; all, where none can.
+fn usable_among(key: &str, text: &str, (is_legal, wanted): Legal, about: &mut About<'_>) -> String {
+    let entries = text.split(',').map(str::trim).filter(|entry| !entry.is_empty());
+    let (usable, others): (Vec<_>, Vec<_>) = entries.partition(|entry| is_legal(entry));
+    if usable.is_empty() && key == "custom-http-errors" {
         return text.to_owned();
     }
-    for other in others.iter().filter(|other| !other.is_empty()) {
-        let message = format!("{other:?} is not a status from 400 to 599; it is left out");
-        about.warn("bad-value", field("custom-http-errors"), message, "");
+    for other in others {
+        about.warn("bad-value", field(key), format!("{other:?} {wanted}; it is left out"), "");
     }
-    errors.join(",")
+    usable.join(",")
 }
 
 fn legal(key: &str, form: Value, text: &str) -> Result<(), String> {
     value::check(form, text)?;
-    if matches!(key, "upstream-hash-by" | "limit-conn-zone-variable") {
-        Expression::parse(text)?;
+    match key {
+        "upstream-hash-by" | "limit-conn-zone-variable" => {
+            Expression::parse(text).map(drop).map_err(|message| format!("{text:?}: {message}"))
+        }
+        "proxy-cookie-domain" | "proxy-cookie-path" | "proxy-redirect-from" | "proxy-redirect-to" => {
+            rewriting::check(key, text)
+        }
+        _ => external_auth::check_global(key, text),
     }
-    Ok(())
 }
 
 /// Those of the ConfigMap that `proxy-set-headers` names. One that cannot be filled in is sent by nobody, the

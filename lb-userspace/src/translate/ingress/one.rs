@@ -77,7 +77,7 @@ fn proxy_ssl(
         Ok(proxy_ssl) => Some(Arc::new(proxy_ssl)),
         Err(Unusable { name, reason, message }) => {
             policy.denied = true;
-            about.error(reason, annotations::field(name), message);
+            about.error(reason, annotations::field(name), format!("{message}: its paths answer 503"));
             None
         }
     }
