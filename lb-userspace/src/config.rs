@@ -152,6 +152,8 @@ pub struct TranslateConfig {
     pub enable_ssl_passthrough: bool,
     /// `--snippet-policy`.
     pub snippet_policy: SnippetPolicy,
+    /// `--annotations-prefix`; `None`: that of ingress-nginx.
+    pub annotations_prefix: Option<String>,
 }
 
 /// `--snippet-policy`.
@@ -262,7 +264,6 @@ pub enum Error {
 pub fn resolve(flags: Settings, file: Option<&Path>) -> Result<Config, Error> {
     let file = file.map(settings::read_file).transpose()?.unwrap_or_default();
     let mut merged = flags.over(file);
-    value::annotations_prefix(merged.annotations_prefix.take())?;
     let cluster = ClusterConfig::of(&mut merged)?;
     let metering = metering(&mut merged)?;
     let pod = value::pod();
@@ -325,6 +326,7 @@ pub fn resolve(flags: Settings, file: Option<&Path>) -> Result<Config, Error> {
             external_ips: merged.external_ips.unwrap_or(false),
             enable_ssl_passthrough: merged.enable_ssl_passthrough.unwrap_or(false),
             snippet_policy: merged.snippet_policy.unwrap_or_default(),
+            annotations_prefix: value::annotations_prefix(merged.annotations_prefix)?,
         },
         cluster,
         pod,
@@ -413,9 +415,9 @@ mod tests {
                 "--load-balancer-class \"my edge\": allowed: a name",
             ),
             (
-                "another prefix than that of ingress-nginx",
-                Settings { annotations_prefix: Some("mine.example".into()), ..with_manifests() },
-                "--annotations-prefix \"mine.example\": allowed: nginx.ingress.kubernetes.io",
+                "prefix of annotations with a slash",
+                Settings { annotations_prefix: Some("mine.example/".into()), ..with_manifests() },
+                "--annotations-prefix \"mine.example/\": allowed: a DNS name without a slash",
             ),
             (
                 "bounds that do not rise",

@@ -143,6 +143,7 @@ fn options(input: &str) -> translate::Options {
             "snippet-policy" if value == "ignore" => options.snippets = translate::SnippetPolicy::Ignore,
             "disable-svc-external-name" => options.disable_external_names = value == "true",
             "address-pools" => options.address_pools = object(),
+            "annotations-prefix" => options.annotations_prefix = Some(value.to_owned()),
             "external-ips" => options.external_ips = value == "true",
             _ => panic!("unknown option {name}"),
         }

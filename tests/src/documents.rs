@@ -35,7 +35,7 @@ fn compare(name: &str, actual: &str) {
 
 fn annotations() -> String {
     let mut out = String::from(
-        "# Annotations\n\nEach is written with the prefix `nginx.ingress.kubernetes.io/`; those of ours (`penstock.dev/`): [Services](services.md#annotations). *Scope* is what it changes: the paths of its\n\
+        "# Annotations\n\nEach is written with the prefix `nginx.ingress.kubernetes.io/`, or that of `--annotations-prefix`; those of ours (`penstock.dev/`): [Services](services.md#annotations). *Scope* is what it changes: the paths of its\n\
          Ingress, its hosts as a whole, or every route to its Service. *Risk* is what `annotations-risk-level` goes by. A bad value\n\
          is *refused* (this version of the Ingress does not enter, the last one goes on), *closes* (its paths answer 503), *closes hosts* (they answer 403), or the\n\
          *default* is used.\n\n\

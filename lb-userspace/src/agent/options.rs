@@ -47,6 +47,7 @@ pub(super) fn of_meaning(meaning: &TranslateConfig) -> Options {
         external_ips,
         enable_ssl_passthrough,
         snippet_policy,
+        annotations_prefix,
     } = meaning.clone();
     let default = Options::default();
     Options {
@@ -71,6 +72,7 @@ pub(super) fn of_meaning(meaning: &TranslateConfig) -> Options {
             SnippetPolicy::Refuse => translate::SnippetPolicy::Refuse,
             SnippetPolicy::Ignore => translate::SnippetPolicy::Ignore,
         },
+        annotations_prefix,
         ..default
     }
 }

@@ -46,7 +46,9 @@ pub fn review(objects: &Objects, options: &Options, ingress: Value) -> Review {
     if ingress.metadata.deletion_timestamp.is_some() {
         return Review::default();
     }
-    let object = Object::Ingress(Arc::clone(&ingress));
+    let admission = translate::admission(options);
+    let object = admission.enter(Object::Ingress(ingress));
+    let Object::Ingress(ingress) = &object else { return Review::default() };
     let key = object.key();
     let beside = beside(objects, &key.name, &object);
     let served = translate::served(&beside, options);
@@ -55,8 +57,7 @@ pub fn review(objects: &Objects, options: &Options, ingress: Value) -> Review {
     }
 
     let id = key.id("");
-    let admission = translate::admission(options);
-    let mut problems = (admission.alone)(&object, &id);
+    let mut problems = admission.alone(&object, &id);
     problems.extend(admission.among(&objects.config_maps)(&object, &id));
     let mut review = Review::default();
     for problem in problems {
@@ -65,11 +66,11 @@ pub fn review(objects: &Objects, options: &Options, ingress: Value) -> Review {
         }
     }
     if options.snippets == SnippetPolicy::Refuse {
-        review.refused.extend(snippets(&ingress));
+        review.refused.extend(snippets(ingress, options));
     }
-    review.refused.extend(inspected(&ingress));
+    review.refused.extend(inspected(ingress));
     let others = served.iter().filter(|served| *served.name != key.name);
-    review.refused.extend(overlaps(&ingress, others.map(|served| (served.name, served.ingress))));
+    review.refused.extend(overlaps(ingress, others.map(|served| (served.name, served.ingress))));
     let translated = translate::translate(&beside, options);
     for problem in translated.problems.iter().filter(|problem| problem.object == id) {
         let sentence = sentence(problem);
@@ -155,15 +156,18 @@ fn backends(ingress: &Ingress) -> impl Iterator<Item = &IngressBackend> {
 }
 
 /// Annotations that would be configuration by their name, those that nobody knows among them.
-fn snippets(ingress: &Ingress) -> impl Iterator<Item = String> {
+fn snippets(ingress: &Ingress, options: &Options) -> impl Iterator<Item = String> {
+    let renamed = translate::renamed(options);
     let keys = ingress.metadata.annotations.iter().flatten().map(|(key, _)| key);
     let named = keys.filter(|key| {
         let name = key.strip_prefix(translate::PREFIX).and_then(|rest| rest.strip_prefix('/'));
         name.is_some_and(|name| name.ends_with("-snippet"))
     });
-    named.map(|key| {
+    named.map(move |key| {
+        let field = format!("metadata.annotations.{key}");
+        let field = renamed.as_ref().map_or(field.clone(), |renamed| renamed.field(field));
         format!(
-            "metadata.annotations.{key}: configuration is never taken from annotations; say the same with \
+            "{field}: configuration is never taken from annotations; say the same with \
              annotations: redirects, custom headers, source ranges, timeouts"
         )
     })

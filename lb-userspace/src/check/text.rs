@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fmt::{self, Write};
 
-use super::{Finding, ObjectReport, Report, Verdict};
+use super::{Finding, ObjectReport, Report, Verdict, traps};
 
 /// Width that lists are broken at.
 const WIDTH: usize = 100;
@@ -156,10 +156,10 @@ fn block(out: &mut String, object: &ObjectReport, style: Style) -> fmt::Result {
         wrapped(out, "    honoured: ", honoured.iter().copied())?;
     }
     for finding in findings {
-        let Finding { verdict, field, message, .. } = finding;
+        let Finding { verdict, message, .. } = finding;
         let word = if *verdict == Verdict::Identical { "note" } else { verdict.word() };
         let word = style.paint.verdict(*verdict, &format!("{} {word}", verdict.symbol()));
-        let field = short(field);
+        let field = short(finding);
         let colon = if field.is_empty() { "" } else { ": " };
         writeln!(out, "    {word}: {}{colon}{message}{}", style.paint.bold(field), tag(finding, style))?;
         fix(out, finding)?;
@@ -189,8 +189,12 @@ fn fix(out: &mut String, finding: &Finding) -> fmt::Result {
     lines.try_for_each(|line| writeln!(out, "             {line}"))
 }
 
-/// An annotation by the name that people know it by.
-fn short(field: &str) -> &str {
+/// An annotation by the name that people know it by, but where the prefix is what matters.
+fn short(finding: &Finding) -> &str {
+    let field = finding.field.as_str();
+    if finding.reason == traps::UNREAD_PREFIX {
+        return field.strip_prefix(ANNOTATION).unwrap_or(field);
+    }
     let annotation = field.strip_prefix(ANNOTATION);
     annotation.map_or(field, |name| name.strip_prefix(PREFIX).unwrap_or(name))
 }

@@ -58,7 +58,8 @@ pub(super) struct MeaningArgs {
     #[arg(long, value_name = "BOOL", value_parser = boolean, num_args = 0..=1, default_missing_value = "true", require_equals = true,
           env = "PENSTOCK_DISABLE_SVC_EXTERNAL_NAME")]
     disable_svc_external_name: Option<bool>,
-    /// Where annotations of ingress-nginx begin; no other prefix than theirs is known here
+    /// What annotations of Ingresses begin with; those under nginx.ingress.kubernetes.io are then not read [default:
+    /// nginx.ingress.kubernetes.io]
     #[arg(long, value_name = "PREFIX", env = "PENSTOCK_ANNOTATIONS_PREFIX")]
     annotations_prefix: Option<String>,
     /// Name of this node in EndpointSlices and Node objects [default: $NODE_NAME, else the host's

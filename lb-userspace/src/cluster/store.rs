@@ -54,11 +54,12 @@ impl Store {
 
     /// Takes a version in; false if it says nothing new.
     pub(super) fn apply(&mut self, object: Object) -> bool {
+        let object = self.admission.enter(object);
         let key = object.key();
         if self.newest(&key).is_some_and(|known| known == object) {
             return false;
         }
-        let found = (self.admission.alone)(&object, &key.id(""));
+        let found = self.admission.alone(&object, &key.id(""));
         if found.iter().any(|problem| problem.severity == Severity::Error) {
             self.refuse(key, object, found);
             return true;
@@ -163,7 +164,7 @@ impl Store {
             refused.map(|(key, (object, _))| (key.clone(), object.clone())).collect();
         for (key, object) in refused {
             let id = key.id("");
-            let alone = (self.admission.alone)(&object, &id);
+            let alone = self.admission.alone(&object, &id);
             let problems: Vec<Problem> = alone.iter().cloned().chain(judge(&object, &id)).collect();
             if problems.iter().any(|problem| problem.severity == Severity::Error) {
                 self.refused.insert(key, (object, problems));

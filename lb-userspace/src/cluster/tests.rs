@@ -169,8 +169,12 @@ fn options() -> Options {
             ..References::default()
         }
     });
-    let admission =
-        Admission { alone: |_, _| Vec::new(), among: |_, _| Box::new(|_, _| Vec::new()), config_map: None };
+    let admission = Admission {
+        alone: |_, _| Vec::new(),
+        among: |_, _| Box::new(|_, _| Vec::new()),
+        config_map: None,
+        renamed: None,
+    };
     Options { scope: Scope::default(), admission, refer }
 }
 
@@ -309,6 +313,7 @@ fn a_version_that_settings_forbid_does_not_enter_behind_a_later_one_that_is_refu
     let admission = Admission {
         alone: |object, id| if says(object, "odd") { problem(id) } else { Vec::new() },
         config_map: None,
+        renamed: None,
         among: |_, _| Box::new(|object, id| if says(object, "forbidden") { problem(id) } else { Vec::new() }),
     };
     let version = |word: &str| {

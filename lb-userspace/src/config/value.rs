@@ -210,15 +210,20 @@ pub(super) fn health_path(text: Option<String>) -> Result<String, Error> {
     Err(Error::Value { setting: "health-check-path", value: text, reason })
 }
 
-/// No other prefix is read, and who has one would find that nothing guards his hosts.
-pub(super) fn annotations_prefix(text: Option<String>) -> Result<(), Error> {
-    const KNOWN: &str = "nginx.ingress.kubernetes.io";
-    match text.filter(|text| !text.is_empty() && text != KNOWN) {
-        None => Ok(()),
-        Some(value) => {
-            Err(Error::Value { setting: "annotations-prefix", value, reason: format!("allowed: {KNOWN}") })
-        }
+/// `None`: the usual one.
+pub(super) fn annotations_prefix(text: Option<String>) -> Result<Option<String>, Error> {
+    const USUAL: &str = "nginx.ingress.kubernetes.io";
+    const OURS: &str = "penstock.dev";
+    let Some(value) = text.filter(|text| !text.is_empty() && text != USUAL) else { return Ok(None) };
+    let is_label = |label: &str| {
+        !label.is_empty()
+            && label.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+    };
+    if value != OURS && value.split('.').all(is_label) {
+        return Ok(Some(value));
     }
+    let reason = format!("allowed: a DNS name without a slash, like {USUAL}, but not {OURS}");
+    Err(Error::Value { setting: "annotations-prefix", value, reason })
 }
 
 /// As Go writes durations: `30s`, `1m30s`, `0.5h`.

@@ -349,9 +349,10 @@ impl Store {
 
 /// Asks whether the entry's object may enter; refused, it counts as broken.
 fn admit(admission: &Admission, entry: &mut Entry) {
-    let Outcome::Object(object) = &entry.outcome else { return };
+    let Outcome::Object(object) = &mut entry.outcome else { return };
+    *object = admission.enter(object.clone());
     let key = object.key();
-    let problems = (admission.alone)(object, &key.id(&entry.origin));
+    let problems = admission.alone(object, &key.id(&entry.origin));
     let refused = problems.iter().any(|problem| problem.severity == Severity::Error);
     entry.problems.extend(problems);
     if refused {

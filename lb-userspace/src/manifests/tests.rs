@@ -16,12 +16,16 @@ use crate::model::{ObjectId, Problem};
 use crate::model::{ObjectName, Severity};
 use crate::objects::{Key, Kind, Object};
 
-const ADMIT_ALL: Admission =
-    Admission { alone: |_, _| Vec::new(), among: |_, _| Box::new(|_, _| Vec::new()), config_map: None };
+const ADMIT_ALL: Admission = Admission {
+    alone: |_, _| Vec::new(),
+    among: |_, _| Box::new(|_, _| Vec::new()),
+    config_map: None,
+    renamed: None,
+};
 
 /// Refuses every object that carries the label `refuse`.
 const ADMIT_UNLABELLED: Admission =
-    Admission { alone: refuse_labelled, among: ADMIT_ALL.among, config_map: None };
+    Admission { alone: refuse_labelled, among: ADMIT_ALL.among, config_map: None, renamed: None };
 
 /// Refuses Services whose name a ConfigMap has as a key.
 const ADMIT_UNNAMED: Admission = Admission {
@@ -32,6 +36,7 @@ const ADMIT_UNNAMED: Admission = Admission {
     },
     alone: ADMIT_ALL.alone,
     config_map: None,
+    renamed: None,
 };
 
 fn refuse_labelled(object: &Object, id: &ObjectId) -> Vec<Problem> {

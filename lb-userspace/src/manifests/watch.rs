@@ -386,6 +386,7 @@ mod tests {
             alone: |_, _| Vec::new(),
             among: |_, _| Box::new(|_, _| Vec::new()),
             config_map: None,
+            renamed: None,
         };
         let (_loaded, mut watcher) = watch(dir.path(), admission).expect("watched");
         change(dir.path());

@@ -3,6 +3,8 @@
 //! `manifests` and `cluster` produce them, `translate` reads them, `agent` carries them;
 //! no other room sees a Kubernetes type.
 
+mod renamed;
+
 use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
@@ -15,6 +17,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use crate::model::{ObjectId, ObjectName, Problem};
 
+pub use renamed::Renamed;
+
 /// Judges objects before they may replace their last good versions: any problem of severity error
 /// refuses one.
 #[derive(Clone)]
@@ -25,12 +29,39 @@ pub struct Admission {
     pub among: fn(&Map<ObjectName, ConfigMap>, Option<&ObjectName>) -> Judge,
     /// The one that is named.
     pub config_map: Option<ObjectName>,
+    /// How annotations are called in the objects, where that is not the usual way.
+    pub renamed: Option<Renamed>,
 }
 
 impl Admission {
+    /// The object as it is read from here on.
+    pub fn enter(&self, object: Object) -> Object {
+        match &self.renamed {
+            Some(renamed) => renamed.object(object),
+            None => object,
+        }
+    }
+
+    /// What is wrong with it by itself.
+    pub fn alone(&self, object: &Object, id: &ObjectId) -> Vec<Problem> {
+        told((self.alone)(object, id), self.renamed.as_ref())
+    }
+
     /// Who judges by what these demand.
     pub fn among(&self, config_maps: &Map<ObjectName, ConfigMap>) -> Judge {
-        (self.among)(config_maps, self.config_map.as_ref())
+        let judge = (self.among)(config_maps, self.config_map.as_ref());
+        match self.renamed.clone() {
+            Some(renamed) => Box::new(move |object, id| told(judge(object, id), Some(&renamed))),
+            None => judge,
+        }
+    }
+}
+
+/// In the words of who wrote the objects.
+fn told(problems: Vec<Problem>, renamed: Option<&Renamed>) -> Vec<Problem> {
+    match renamed {
+        Some(renamed) => problems.into_iter().map(|problem| renamed.problem(problem)).collect(),
+        None => problems,
     }
 }
 

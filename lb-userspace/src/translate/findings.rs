@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
+use super::{Options, renamed};
 use crate::model::{ObjectId, ObjectName, Problem, Problems, Severity};
 
 /// Problems found so far.
@@ -27,6 +28,15 @@ impl Findings {
     /// The same, to be kept.
     pub(super) fn into_shared(self) -> Vec<Arc<Problem>> {
         self.into_sorted().into_iter().map(Arc::new).collect()
+    }
+
+    /// The same of Ingresses, in the words of who wrote them.
+    pub(super) fn into_shared_as_written(self, options: &Options) -> Vec<Arc<Problem>> {
+        let problems = self.into_sorted().into_iter();
+        match renamed(options) {
+            Some(renamed) => problems.map(|problem| Arc::new(renamed.problem(problem))).collect(),
+            None => problems.map(Arc::new).collect(),
+        }
     }
 }
 

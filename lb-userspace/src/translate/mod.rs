@@ -44,7 +44,7 @@ use k8s_openapi::api::core::v1::Service;
 
 use crate::model::pool::Given;
 use crate::model::{Names, ObjectName, Problems, Snapshot};
-use crate::objects::{Admission, Key, Kind, Objects};
+use crate::objects::{Admission, Key, Kind, Objects, Renamed};
 
 pub use annotations::PREFIX;
 pub use annotations::table::{Annotation, Scope, Status, TABLE, Value};
@@ -57,11 +57,18 @@ pub use references::references;
 pub use translator::Translator;
 
 /// What an object has to be to replace its last good version, where no flag names the ConfigMap.
-pub const ADMISSION: Admission = Admission { alone: admit::admit, among: config::judge, config_map: None };
+pub const ADMISSION: Admission =
+    Admission { alone: admit::admit, among: config::judge, config_map: None, renamed: None };
 
 /// The same, as the flags have it.
 pub fn admission(options: &Options) -> Admission {
-    Admission { config_map: options.config_map.clone(), ..ADMISSION }
+    Admission { config_map: options.config_map.clone(), renamed: renamed(options), ..ADMISSION }
+}
+
+/// How annotations are called in the objects, where that is not the usual way. [`admission`] has them read under
+/// the usual prefix, and what [`translate`] says names them as they are written.
+pub fn renamed(options: &Options) -> Option<Renamed> {
+    options.annotations_prefix.as_ref().map(|written| Renamed::new(PREFIX, written))
 }
 
 /// What the process was started with, as far as it decides what objects mean.
@@ -115,6 +122,8 @@ pub struct Options {
     pub enable_ssl_passthrough: bool,
     /// `--snippet-policy`.
     pub snippets: SnippetPolicy,
+    /// `--annotations-prefix`, where it is another than [`PREFIX`].
+    pub annotations_prefix: Option<String>,
 }
 
 /// Which IngressClasses there are.
@@ -172,6 +181,7 @@ impl Default for Options {
             external_ips: false,
             enable_ssl_passthrough: false,
             snippets: SnippetPolicy::Refuse,
+            annotations_prefix: None,
         }
     }
 }

@@ -299,7 +299,12 @@ impl Translator {
             let output =
                 ingress::translate(together, &view, slices, certificates, config, options, &mut findings);
             let claims = output.claims();
-            Made { output, claims, reads: view.into_reads(), problems: findings.into_shared() }
+            Made {
+                output,
+                claims,
+                reads: view.into_reads(),
+                problems: findings.into_shared_as_written(options),
+            }
         };
         let update = parts.update(touched, &gone, read, glue, make);
         settle(told, parts, &update);
@@ -332,7 +337,7 @@ impl Translator {
             let is_ours = objects.ingresses.get(&name).is_some_and(|sourced| {
                 classes::is_ours(&name, sourced, &objects.ingress_classes, options, &mut findings)
             });
-            let class = Class { is_ours, problems: findings.into_shared() };
+            let class = Class { is_ours, problems: findings.into_shared_as_written(options) };
             self.told.add(&class.problems);
             let before = if is_ours || !class.problems.is_empty() {
                 self.classified.insert(name.clone(), class)
@@ -374,7 +379,7 @@ impl Translator {
         }
         let (mut findings, view) = (Findings::default(), View::new(objects));
         let config = config::read(&objects.config_maps, unread.as_ref(), &view, options, &mut findings);
-        let (reads, problems) = (view.into_reads(), findings.into_shared());
+        let (reads, problems) = (view.into_reads(), findings.into_shared_as_written(options));
         let now = ReadConfig { config, unread, reads, problems };
         self.told.add(&now.problems);
         let Some(before) = self.config.replace(now) else { return true };

@@ -20,7 +20,9 @@ mod world;
 
 use super::{Finding, Input, Verdict};
 use crate::model::ObjectId;
+use crate::translate;
 pub use metrics::METRICS;
+pub use prefixes::UNREAD_PREFIX;
 use world::World;
 
 /// All traps, in no order that matters.
@@ -68,7 +70,14 @@ pub(super) fn find(input: &Input<'_>) -> Vec<(ObjectId, Finding)> {
     for trap in TRAPS {
         trap(&world, &mut caught);
     }
-    caught.0
+    let Some(renamed) = translate::renamed(input.options) else { return caught.0 };
+    let as_written = |finding: Finding| Finding {
+        field: renamed.field(finding.field),
+        message: renamed.text(&finding.message),
+        fix: renamed.text(&finding.fix),
+        ..finding
+    };
+    caught.0.into_iter().map(|(id, finding)| (id, as_written(finding))).collect()
 }
 
 /// Collects what is caught.

@@ -7,6 +7,9 @@ use crate::translate::{PREFIX, TABLE};
 /// Prefixes of other controllers and of former times; what stands under them is none of ours.
 const FOREIGN: [&str; 4] = ["nginx.org", "nginx.com", "ingress.kubernetes.io", "haproxy.org"];
 
+/// Reason of what is not read because `--annotations-prefix` is another.
+pub const UNREAD_PREFIX: &str = "unread-prefix";
+
 /// A known annotation under a prefix that only looks like ours: `ngnix.ingress.kubernetes.io/…`,
 /// or one of another controller.
 pub(super) fn misspelt(world: &World<'_>, caught: &mut Caught) {
@@ -18,7 +21,14 @@ pub(super) fn misspelt(world: &World<'_>, caught: &mut Caught) {
             };
             let is_known = TABLE.iter().any(|row| row.name == short);
             let field = format!("metadata.annotations.{name}");
-            if FOREIGN.contains(&prefix) {
+            // The two have changed places on the way in.
+            let written = world.options.annotations_prefix.as_deref();
+            if let Some(written) = written.filter(|written| is_known && prefix == *written) {
+                let message =
+                    format!("not read: annotations begin with {written} here, by --annotations-prefix");
+                let fix = format!("write {PREFIX}/{short}, if it is to have an effect");
+                caught.note(&ingress.id, UNREAD_PREFIX, field, message, fix);
+            } else if FOREIGN.contains(&prefix) {
                 let fix = match is_known {
                     true => format!("write {PREFIX}/{short}"),
                     false => format!("look for what does the same among {PREFIX}/*"),

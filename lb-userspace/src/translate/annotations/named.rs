@@ -6,11 +6,13 @@ use super::super::findings::About;
 use super::table::{Annotation, Status, TABLE};
 use super::{nearest, removed};
 
-/// `--annotations-prefix`.
+/// Prefix of all of them; those under another `--annotations-prefix` are renamed where they come in.
 pub const PREFIX: &str = "nginx.ingress.kubernetes.io";
 
 /// Annotations of the table that are set, trimmed; an alias only while its proper name is empty.
-pub(in crate::translate) fn known(metadata: &ObjectMeta) -> impl Iterator<Item = (&'static Annotation, &str)> {
+pub(in crate::translate) fn known(
+    metadata: &ObjectMeta,
+) -> impl Iterator<Item = (&'static Annotation, &str)> {
     let all = metadata.annotations.as_ref();
     let is_set = move |name: &str| {
         let text = all.and_then(|all| all.get(&format!("{PREFIX}/{name}")));
