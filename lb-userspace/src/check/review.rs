@@ -161,7 +161,8 @@ fn snippets(ingress: &Ingress, options: &Options) -> impl Iterator<Item = String
     let keys = ingress.metadata.annotations.iter().flatten().map(|(key, _)| key);
     let named = keys.filter(|key| {
         let name = key.strip_prefix(translate::PREFIX).and_then(|rest| rest.strip_prefix('/'));
-        name.is_some_and(|name| name.ends_with("-snippet"))
+        // Rules of a firewall are refused by what the ConfigMap says, which the translation tells.
+        name.is_some_and(|name| name.ends_with("-snippet") && name != "modsecurity-snippet")
     });
     named.map(move |key| {
         let field = format!("metadata.annotations.{key}");

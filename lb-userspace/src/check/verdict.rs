@@ -72,7 +72,7 @@ const ALIKE: [&str; 10] = [
 ];
 
 /// Reasons of what works in another way here.
-const DIFFERS: [&str; 9] = [
+const DIFFERS: [&str; 10] = [
     "limited",
     "mode-does-not-fit",
     "no-cipher",
@@ -82,6 +82,7 @@ const DIFFERS: [&str; 9] = [
     "unknown-cipher",
     "unknown-curve",
     "unknown-variable",
+    "without-firewall",
 ];
 
 impl Verdict {

@@ -185,6 +185,7 @@ pub(super) fn read(
 /// Keys that are never honoured and may hold what keeps somebody out.
 fn refused(keys: &mut Keys<'_>, snippets: SnippetPolicy) -> Gate {
     let mut gate = Gate::Open;
+    let is_known = keys.boolean(WITHOUT_FIREWALL) == Some(true);
     for row in KEYS.iter().filter(|row| row.fate == Fate::Refused) {
         let Some(text) = keys.text(row.name) else { continue };
         if row.form == Form::Bool && value::boolean(text) == Some(false) {
@@ -192,6 +193,10 @@ fn refused(keys: &mut Keys<'_>, snippets: SnippetPolicy) -> Gate {
         }
         let (field, doc) = (keys::field(row.name), row.doc);
         match snippets {
+            _ if is_known && is_firewall(row.name) => {
+                let (message, fix) = without_firewall(doc);
+                keys.about.warn("without-firewall", field, message, fix);
+            }
             SnippetPolicy::Ignore if row.name.ends_with("-snippet") && !is_firewall(row.name) => {
                 let message = format!("never honoured ({doc}); ignored, as --snippet-policy says");
                 keys.about.warn("ignored-snippet", field, message, "");
@@ -199,7 +204,12 @@ fn refused(keys: &mut Keys<'_>, snippets: SnippetPolicy) -> Gate {
             SnippetPolicy::Refuse | SnippetPolicy::Ignore => {
                 gate = Gate::Closed;
                 let message = format!("never honoured ({doc}); every Ingress answers 503");
-                let fix = "remove it if it keeps nobody out, and say the rest with annotations";
+                let fix = match is_firewall(row.name) {
+                    true => {
+                        "remove it, or set penstock-without-modsecurity to do without a web application firewall"
+                    }
+                    false => "remove it if it keeps nobody out, and say the rest with annotations",
+                };
                 keys.about.error_fix("refused-key", field, message, fix);
             }
         }
@@ -207,9 +217,19 @@ fn refused(keys: &mut Keys<'_>, snippets: SnippetPolicy) -> Gate {
     gate
 }
 
+/// Key by which an operator knows that no web application firewall runs here.
+pub(super) const WITHOUT_FIREWALL: &str = "penstock-without-modsecurity";
+
 /// What looks at requests for attacks is nothing that one can do without unawares.
 pub(super) fn is_firewall(name: &str) -> bool {
-    name.starts_with("modsecurity-")
+    name.contains("modsecurity") || name == "enable-owasp-core-rules"
+}
+
+/// What is said of an annotation or a key that asks for one, where that is known; and what to do about it.
+pub(super) fn without_firewall(doc: &str) -> (String, &'static str) {
+    let message =
+        format!("{doc}: none runs here, and requests are served without it, as {WITHOUT_FIREWALL} says");
+    (message, "put a web application firewall in front, or behind")
 }
 
 fn snippets_allowed(keys: &mut Keys<'_>) {

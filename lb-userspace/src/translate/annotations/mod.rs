@@ -32,8 +32,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use self::honour::honour;
 pub(super) use self::honour::load_balance;
 pub use self::named::PREFIX;
-use self::named::{is_honoured, unknown};
 pub(super) use self::named::{field, honoured, known};
+use self::named::{is_honoured, unknown};
 use self::policies::Source;
 pub(super) use self::policies::Unusable;
 pub(super) use self::policy::{Policy, ProxySsl};
@@ -105,8 +105,9 @@ pub(super) fn read(
     policy.canary = canary::read(&valid, about);
     policy.affinity = session::read(&valid, about);
     policy.at_canary = session::at_canary(&valid);
+    let refusals = Refusals { snippets, firewall: settings.boolean(config::WITHOUT_FIREWALL) != Some(true) };
     for (row, text) in known(metadata).filter(|(row, _)| valid.contains_key(row.name)) {
-        status(row, text, &valid, snippets, &mut policy, about);
+        status(row, text, &valid, refusals, &mut policy, about);
     }
     honour(&valid, settings, &mut policy);
     policy.mode = mode::of(metadata, settings);
@@ -130,12 +131,20 @@ pub(super) fn read(
     policy
 }
 
+/// What closes its locations.
+#[derive(Debug, Clone, Copy)]
+struct Refusals {
+    snippets: SnippetPolicy,
+    /// What asks for a web application firewall does.
+    firewall: bool,
+}
+
 /// What there is to say about a valid annotation that is not simply honoured.
 fn status(
     row: &Annotation,
     text: &str,
     valid: &BTreeMap<&str, &str>,
-    snippets: SnippetPolicy,
+    refusals: Refusals,
     policy: &mut Policy,
     about: &mut About<'_>,
 ) {
@@ -161,8 +170,12 @@ fn status(
         Status::NoEffect => {
             about.info("no-effect", field(row.name), format!("accepted without effect ({})", row.doc), "")
         }
+        Status::Refused if !refusals.firewall && config::is_firewall(row.name) => {
+            let (message, fix) = config::without_firewall(row.doc);
+            about.warn("without-firewall", field(row.name), message, fix);
+        }
         Status::Refused
-            if snippets == SnippetPolicy::Ignore
+            if refusals.snippets == SnippetPolicy::Ignore
                 && row.name.ends_with("-snippet")
                 && !config::is_firewall(row.name) =>
         {
@@ -189,7 +202,7 @@ fn native_alternative(name: &str) -> &'static str {
     if name.ends_with("-snippet") {
         "say the same with annotations: redirects, custom headers, source ranges, timeouts"
     } else {
-        "no web application firewall runs here; put one in front or remove the annotation"
+        "no web application firewall runs here; put one in front and remove the annotation, or set penstock-without-modsecurity in the ConfigMap"
     }
 }
 

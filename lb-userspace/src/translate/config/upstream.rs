@@ -11,6 +11,7 @@ use super::super::findings::About;
 use super::super::header_map;
 use super::super::mode;
 use super::super::view::View;
+use super::WITHOUT_FIREWALL;
 use super::keys::{Keys, field};
 use crate::model::expression::Expression;
 use crate::model::l7::policy::FilledHeader;
@@ -19,6 +20,7 @@ use crate::model::upstream::{Condition, Keepalive};
 /// Keys and the form of their values.
 const KEYS: &[(&str, Value)] = &[
     (mode::KEY, Word(&mode::WORDS)),
+    (WITHOUT_FIREWALL, Bool),
     ("allow-cross-namespace-resources", Bool),
     ("allowlist-source-range", Ranges),
     ("client-body-buffer-size", Size),
