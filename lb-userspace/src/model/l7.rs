@@ -11,6 +11,7 @@ pub mod fastcgi;
 pub mod forwarding;
 mod hosts;
 pub mod log;
+mod pattern;
 pub mod policy;
 mod redirects;
 mod responses;
@@ -34,6 +35,7 @@ pub use fastcgi::FastCgi;
 pub use forwarding::Forwarding;
 pub use hosts::{Aliases, Moved};
 pub use log::AccessLog;
+pub use pattern::{BadPattern, Pattern};
 pub use policy::Policies;
 pub use redirects::RedirectStyle;
 pub use responses::{Hsts, Responses};
@@ -268,75 +270,6 @@ pub struct Rewrite {
     /// Target with `$1`..`$9`.
     pub target: Template,
 }
-
-/// Compiled, linear-time regex over bytes; equal when its source and its reading of case are.
-#[derive(Debug, Clone)]
-pub struct Pattern {
-    regex: regex::bytes::Regex,
-    case: Case,
-}
-
-/// Whether letters of both cases are one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Case {
-    Same,
-    Differs,
-}
-
-impl Pattern {
-    /// Compiles a path pattern of a regex host: case-insensitive, anchored at the start.
-    pub fn anchored(source: &str) -> Result<Self, regex::Error> {
-        Self::build(&format!("^(?:{source})"), Case::Same)
-    }
-
-    /// Compiles the same pattern for a rewrite: case-insensitive, not anchored.
-    pub fn unanchored(source: &str) -> Result<Self, regex::Error> {
-        Self::build(source, Case::Same)
-    }
-
-    /// Compiles a path pattern that takes whole paths and tells letters of both cases apart.
-    pub fn whole(source: &str) -> Result<Self, regex::Error> {
-        Self::build(&format!("^(?:{source})$"), Case::Differs)
-    }
-
-    /// Compiles a pattern for what begins with this text, as it is.
-    pub fn beginning(text: &str) -> Result<Self, regex::Error> {
-        Self::build(&format!("^{}", regex::escape(text)), Case::Differs)
-    }
-
-    /// Compiles a pattern for a value, like the subject of a certificate or a header: case-sensitive,
-    /// not anchored.
-    pub fn subject(source: &str) -> Result<Self, regex::Error> {
-        Self::build(source, Case::Differs)
-    }
-
-    /// Over bytes, as nginx's patterns are: a path need not be UTF-8. Classes of characters beyond
-    /// ASCII exist in Unicode only; what needs them is compiled so.
-    fn build(source: &str, case: Case) -> Result<Self, regex::Error> {
-        let compile = |unicode| {
-            regex::bytes::RegexBuilder::new(source)
-                .case_insensitive(case == Case::Same)
-                .unicode(unicode)
-                .size_limit(1 << 20)
-                .build()
-        };
-        let regex = compile(false).or_else(|_| compile(true))?;
-        Ok(Self { regex, case })
-    }
-
-    /// The compiled regex.
-    pub fn regex(&self) -> &regex::bytes::Regex {
-        &self.regex
-    }
-}
-
-impl PartialEq for Pattern {
-    fn eq(&self, other: &Self) -> bool {
-        self.regex.as_str() == other.regex.as_str() && self.case == other.case
-    }
-}
-
-impl Eq for Pattern {}
 
 /// Text with capture references, parsed once.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

@@ -100,7 +100,7 @@ fn pattern(text: &str) -> Result<Pattern, String> {
     if !text.starts_with("CN=") {
         return Err(format!("{text:?} does not start with CN="));
     }
-    Pattern::subject(text).map_err(|_| format!("{text:?} is no pattern that can be compiled"))
+    Pattern::subject(text).map_err(|error| format!("{text:?} is no pattern that can be used: {error}"))
 }
 
 /// `ca.crt` and, where there is one, `ca.crl`.

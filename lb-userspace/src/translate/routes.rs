@@ -8,8 +8,8 @@ use super::findings::{About, Findings};
 use super::template::{self, template};
 use super::upstream_tls::ProxySsl;
 use crate::model::l7::{
-    Action, Filters, Location, Mode, PathMatch, Pattern, Piece, Protocol, Redirect, RedirectQuery, Rewrite,
-    SslRedirect, Template,
+    Action, BadPattern, Filters, Location, Mode, PathMatch, Pattern, Piece, Protocol, Redirect,
+    RedirectQuery, Rewrite, SslRedirect, Template,
 };
 use crate::model::{ObjectId, ObjectName};
 
@@ -54,7 +54,7 @@ impl Reading {
         }
     }
 
-    fn compile(self, path: &str) -> Result<Pattern, regex::Error> {
+    fn compile(self, path: &str) -> Result<Pattern, BadPattern> {
         match self {
             Self::Literal => Pattern::beginning(path),
             Self::Start => Pattern::anchored(path),
@@ -63,7 +63,7 @@ impl Reading {
     }
 
     /// For a rewrite, which in compat mode need not match at the start.
-    fn compile_rewrite(self, path: &str) -> Result<Pattern, regex::Error> {
+    fn compile_rewrite(self, path: &str) -> Result<Pattern, BadPattern> {
         match self {
             Self::Start => Pattern::unanchored(path),
             Self::Literal | Self::Whole => self.compile(path),
@@ -205,11 +205,8 @@ fn matched(
     };
     // Whatever the pattern protects lies below its literal beginning: close all of it.
     let literal = literal_text(path);
-    let message = format!(
-        "pattern {path:?} does not compile, paths below {literal:?} answer 503: {}",
-        last_line(&error)
-    );
-    about.error_fix("bad-pattern", path_field, message, "look-around and back-references are not supported");
+    let message = format!("pattern {path:?} cannot be used, paths below {literal:?} answer 503: {error}");
+    about.error_fix("bad-pattern", path_field, message, BadPattern::FIX);
     Err(Closed(match Pattern::anchored(literal) {
         Ok(literal) => PathMatch::Regex(literal),
         Err(_) => PathMatch::Prefix("/".to_owned()),
@@ -330,10 +327,6 @@ fn has_alternative_outside_groups(pattern: &str) -> bool {
         }
         character == '|' && depth <= 0
     })
-}
-
-fn last_line(error: &impl ToString) -> String {
-    error.to_string().lines().last().unwrap_or_default().trim().to_owned()
 }
 
 #[cfg(test)]

@@ -105,7 +105,7 @@ fn what_can_never_work_is_refused_with_the_sentence_of_the_report() {
                 i["spec"]["rules"][0]["http"]["paths"][0]["path"] = json!("/a/(?!b).*");
                 i["spec"]["rules"][0]["http"]["paths"][0]["pathType"] = json!("ImplementationSpecific");
             },
-            "does not compile",
+            "cannot be used",
         ),
         ("no rules", |i| i["spec"] = json!({"ingressClassName": "nginx"}), "an Ingress needs rules"),
         (

@@ -1,7 +1,7 @@
 //! Who is turned away on every host (`block-cidrs`, `block-user-agents`, `block-referers`).
 
-use super::Pattern;
 use super::policy::AddressSet;
+use super::{BadPattern, Pattern};
 
 /// Each is answered 403.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -25,7 +25,7 @@ pub enum Listed {
 
 impl Listed {
     /// An entry as it is written: text, `~` and a pattern, or `~*` and one that takes both cases.
-    pub fn parse(text: &str) -> Result<Self, regex::Error> {
+    pub fn parse(text: &str) -> Result<Self, BadPattern> {
         match (text.strip_prefix("~*"), text.strip_prefix('~')) {
             (Some(pattern), _) => Pattern::unanchored(pattern).map(Self::Pattern),
             (None, Some(pattern)) => Pattern::subject(pattern).map(Self::Pattern),

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::super::findings::About;
 use super::{field, value};
 use crate::model::canary::{HeaderRule, HeaderValue, Rules, Weight};
-use crate::model::l7::Pattern;
+use crate::model::l7::{BadPattern, Pattern};
 
 /// Whether an annotation means anything on a canary: those of its own upstream do, in all else its
 /// requests are treated as the primary says.
@@ -48,7 +48,12 @@ pub(super) fn read(valid: &BTreeMap<&str, &str>, about: &mut About<'_>) -> Optio
     let of = total.unwrap_or_default().max(Weight::LEAST_TOTAL);
     if let Some(total) = total.filter(|total| *total < Weight::LEAST_TOTAL) {
         let message = format!("{total} counts as {of}, below which ingress-nginx takes no total");
-        about.warn("bad-annotation", field("canary-weight-total"), message, format!("write {of}, and the weight as a part of that"));
+        about.warn(
+            "bad-annotation",
+            field("canary-weight-total"),
+            message,
+            format!("write {of}, and the weight as a part of that"),
+        );
     }
     let rules = Rules {
         header,
@@ -64,11 +69,11 @@ pub(super) fn read(valid: &BTreeMap<&str, &str>, about: &mut About<'_>) -> Optio
 
 fn found(pattern: &str, about: &mut About<'_>) -> HeaderValue {
     Pattern::subject(pattern).map_or_else(
-        |_| {
-            let message =
-                format!("pattern {pattern:?} does not compile: who sends the header stays with the primary");
-            let fix = "look-around and back-references are not supported";
-            about.warn("bad-pattern", field("canary-by-header-pattern"), message, fix);
+        |error| {
+            let message = format!(
+                "pattern {pattern:?} cannot be used ({error}): whoever sends the header is answered by the primary"
+            );
+            about.warn("bad-pattern", field("canary-by-header-pattern"), message, BadPattern::FIX);
             HeaderValue::Unusable
         },
         HeaderValue::Found,

@@ -29,7 +29,9 @@ pub(super) fn read(keys: &mut Keys<'_>) -> Result<Option<Blocked>, Unreadable> {
         for entry in entries.filter(|entry| !entry.is_empty()) {
             match Listed::parse(entry) {
                 Ok(listed) => list.push(listed),
-                Err(_) => closed(keys, key, format!("{entry:?} is no pattern that can be used")),
+                Err(error) => {
+                    closed(keys, key, format!("{entry:?} is no pattern that can be used: {error}"));
+                }
             }
         }
     }

@@ -3,7 +3,7 @@
 use std::ops::RangeInclusive;
 
 use super::keys::{Keys, field};
-use crate::model::l7::{Compression, Packing, Pattern};
+use crate::model::l7::{BadPattern, Compression, Packing, Pattern};
 
 /// What ingress-nginx compresses by default. `text/html` is compressed in any case.
 const TYPES: &str = "application/atom+xml application/javascript application/x-javascript application/json \
@@ -30,8 +30,7 @@ pub(super) fn read(keys: &mut Keys<'_>) -> Option<Compression> {
         brotli: Some(Packing {
             level: level(keys, "brotli-level", 0..=11).unwrap_or(4),
             min_bytes: keys.number("brotli-min-length").unwrap_or(20).into(),
-            types: listed(keys, "brotli-types")
-                .unwrap_or_else(|| types(&[TYPES, " ", BROTLI_TYPE].concat())),
+            types: listed(keys, "brotli-types").unwrap_or_else(|| types(&[TYPES, " ", BROTLI_TYPE].concat())),
         })
         .filter(|_| brotli),
         without_gzip: without_gzip(keys),
@@ -77,9 +76,9 @@ fn without_gzip(keys: &mut Keys<'_>) -> Option<Pattern> {
     let source = if text == OLD_BROWSERS.0 { OLD_BROWSERS.1 } else { text };
     match Pattern::unanchored(source) {
         Ok(pattern) => Some(pattern),
-        Err(_) => {
-            let message = format!("{text:?} is no pattern that can be used; everybody gets gzip");
-            keys.about.warn("bad-value", field(KEY), message, "look-around and back-references are not supported");
+        Err(error) => {
+            let message = format!("{text:?} is no pattern that can be used ({error}); everybody gets gzip");
+            keys.about.warn("bad-value", field(KEY), message, BadPattern::FIX);
             None
         }
     }
@@ -150,9 +149,6 @@ mod tests {
             brotli.takes(b"application/xml+rss") && brotli.takes(b"TEXT/HTML") && !brotli.takes(b"image/png")
         );
         assert_eq!(read.map(|read| (read.gzip, read.without_gzip)), Some((None, None)));
-        assert_eq!(
-            told,
-            ["data.brotli-level", "data.gzip-disable", "data.gzip-level", "data.gzip-types"]
-        );
+        assert_eq!(told, ["data.brotli-level", "data.gzip-disable", "data.gzip-level", "data.gzip-types"]);
     }
 }

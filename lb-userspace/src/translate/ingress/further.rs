@@ -109,7 +109,9 @@ fn read(text: &str, about: &mut About<'_>) -> Vec<Alias> {
                 vec![Alias::Pattern(pattern)]
             }
             Ok(pattern) => vec![Alias::Pattern(pattern)],
-            Err(_) => not(format!("the pattern {source:?} does not compile"), "list the names instead"),
+            Err(error) => {
+                not(format!("the pattern {source:?} cannot be used ({error})"), "list the names instead")
+            }
         };
     }
     let name = text.trim_end_matches('.').to_ascii_lowercase();
