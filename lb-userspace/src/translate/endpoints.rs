@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use k8s_openapi::api::core::v1::{Service, ServicePort};
 use k8s_openapi::api::discovery::v1::{self, EndpointSlice};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::findings::{About, Findings};
 use super::modes::Wanted;
@@ -138,7 +139,7 @@ impl Slices {
             if other_family || headless {
                 continue;
             }
-            for number in port_numbers(slice, port, protocol) {
+            for number in port_numbers(slice, port, protocol, used_for) {
                 add_endpoints(&mut merged, slice, slice_family, number);
             }
         }
@@ -265,14 +266,31 @@ fn bad_annotations(slice: &EndpointSlice, about: &mut About<'_>) {
 
 /// Numbers under which this slice serves the Service port. The slice's number is the resolved
 /// targetPort already; a port without a number ("all ports") is skipped, as kube-proxy does.
-fn port_numbers(slice: &EndpointSlice, port: &ServicePort, protocol: Protocol) -> Vec<u16> {
+///
+/// For a route, as ingress-nginx has it (ingress-nginx #7390): a Service port without a name means every port of the slice, and
+/// where the slice calls none as the Service does, a targetPort that is a number is that number.
+fn port_numbers(slice: &EndpointSlice, port: &ServicePort, protocol: Protocol, used_for: Use) -> Vec<u16> {
     let wanted = port.name.as_deref().unwrap_or_default();
-    let ports = slice.ports.iter().flatten();
-    ports
+    let written = slice.ports.as_deref().unwrap_or_default();
+    let spoken = || written.iter().filter(|port| protocol_of(port.protocol.as_deref()) == Some(protocol));
+    let legal = |number: i32| u16::try_from(number).ok().filter(|number| *number != 0);
+    let named: Vec<_> = spoken()
         .filter(|port| port.name.as_deref().unwrap_or_default() == wanted)
-        .filter(|port| protocol_of(port.protocol.as_deref()) == Some(protocol))
-        .filter_map(|port| u16::try_from(port.port?).ok().filter(|number| *number != 0))
-        .collect()
+        .filter_map(|port| legal(port.port?))
+        .collect();
+    if used_for == Use::Vip || !named.is_empty() {
+        return named;
+    }
+    if wanted.is_empty() && !written.is_empty() {
+        return spoken().filter_map(|port| legal(port.port?)).collect();
+    }
+    let is_of_protocol = written.is_empty() || spoken().next().is_some();
+    let target = match &port.target_port {
+        Some(IntOrString::Int(number)) => Some(*number),
+        Some(IntOrString::String(_)) => None,
+        None => Some(port.port),
+    };
+    target.filter(|_| is_of_protocol).and_then(legal).into_iter().collect()
 }
 
 /// `None`: SCTP or nonsense.
