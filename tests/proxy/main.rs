@@ -34,6 +34,7 @@ mod scrape;
 mod sessions;
 mod smuggling;
 mod streams;
+mod strict;
 mod takeover;
 mod tls;
 mod tls_client;

@@ -202,7 +202,10 @@ fn filter_steps(scheme: Scheme, decision: &Decision<'_>) -> Vec<Step> {
     let filters = &decision.route.filters;
     let mut steps = Vec::new();
     if filters.mode == Mode::Strict {
-        steps.push(step("strict", "who may enter is asked before preflights and redirects".to_owned()));
+        steps.push(step(
+            "strict",
+            "who may enter is asked before redirects, and by address before preflights".to_owned(),
+        ));
     }
     if let Some(moved) = &decision.site.moved {
         steps.push(step("www-redirect", format!("every request is sent to {}", moved.to)));

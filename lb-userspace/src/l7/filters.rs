@@ -92,12 +92,12 @@ pub(super) struct Decision<'r> {
 
 impl Decision<'_> {
     /// The client gets what the location holds, or hears that it holds nothing: first it has to show what the
-    /// location asks for. Everything else is told to anybody; redirects and preflights only where the
-    /// location is not strict.
+    /// location asks for. Everything else is told to anybody, redirects only where the location is not strict. A
+    /// browser shows nothing with a preflight, so nothing is asked of one.
     pub(super) fn lets_in(&self) -> bool {
         match &self.next {
             Next::Proxy { .. } | Next::Answer(Answer::Status(404)) => true,
-            Next::Answer(Answer::Redirect { .. } | Answer::Preflight) => self.is_behind_access,
+            Next::Answer(Answer::Redirect { .. }) => self.is_behind_access,
             Next::Answer(_) => false,
         }
     }

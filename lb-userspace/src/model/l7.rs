@@ -246,7 +246,7 @@ pub enum Mode {
     /// To the letter.
     #[default]
     Compat,
-    /// Who may enter is asked before preflights and redirects are answered; `X-Forwarded-Proto`, `-Host` and
+    /// Who may enter is asked before redirects are answered, and by its address before preflights; `X-Forwarded-Proto`, `-Host` and
     /// `-Port` count from those alone who may name the client's address; and `Host` has to be the name
     /// that the TLS handshake was made with, where one was sent, else 421.
     Strict,

@@ -5,8 +5,6 @@ use super::world::{Seen, World, field, key};
 
 const AUTH: [&str; 5] =
     ["auth-type", "auth-url", "allowlist-source-range", "whitelist-source-range", "denylist-source-range"];
-/// What a client has to show, and not only to come from.
-const SHOWN: [&str; 2] = ["auth-type", "auth-url"];
 const BY_ADDRESS: [&str; 6] = [
     "allowlist-source-range",
     "whitelist-source-range",
@@ -16,17 +14,9 @@ const BY_ADDRESS: [&str; 6] = [
     "limit-connections",
 ];
 
-/// A redirect and a preflight are answered before anybody is asked who he is; a strict Ingress asks.
+/// A redirect and a preflight are answered before anybody is asked who he is; a strict Ingress asks, but for what
+/// browsers show with no preflight.
 pub(super) fn answers_before_auth(world: &World<'_>, caught: &mut Caught) {
-    for ingress in world.primaries().filter(|ingress| ingress.is_strict && ingress.is_on("enable-cors")) {
-        if let Some(auth) = ingress.first_of(&SHOWN) {
-            let message = format!(
-                "preflights (OPTIONS) have to show what {auth} asks for, too, and browsers show nothing there: calls from other origins fail"
-            );
-            let fix = "set penstock.dev/mode: compat, or let the upstream ask";
-            caught.differs(&ingress.id, "preflight-needs-auth", field("enable-cors"), message, fix);
-        }
-    }
     for ingress in world.primaries().filter(|ingress| !ingress.is_strict) {
         let Some(auth) = ingress.first_of(&AUTH) else { continue };
         if let Some(redirect) = ingress.first_of(&["permanent-redirect", "temporal-redirect"]) {
@@ -129,15 +119,13 @@ mod tests {
     }
 
     #[test]
-    fn what_a_strict_ingress_asks_of_preflights_is_named() {
+    fn a_strict_ingress_asks_before_it_answers() {
         let annotations = "
             penstock.dev/mode: strict
-            nginx.ingress.kubernetes.io/auth-type: basic
-            nginx.ingress.kubernetes.io/auth-secret: a
+            nginx.ingress.kubernetes.io/whitelist-source-range: 10.0.0.0/8
             nginx.ingress.kubernetes.io/enable-cors: 'true'";
 
-        let found = caught(&ingress("a", annotations), &["answered-before-auth", "preflight-needs-auth"]);
-        assert_eq!(found, ["differs: enable-cors [preflight-needs-auth]"]);
+        assert!(caught(&ingress("a", annotations), &["answered-before-auth"]).is_empty());
     }
 
     #[test]

@@ -115,7 +115,7 @@ fn a_strict_location_tells_nothing_to_who_may_not_enter() {
         ("a redirect", "GET", root(elsewhere(), strict.clone()), redirected(301, "https://x"), true),
         ("a rewrite to a URL", "GET", root(to_web(), to_url), redirected(302, "https://x/"), true),
         ("a slash", "GET", slash, redirected(301, "http://h/a/"), true),
-        ("a preflight", "OPTIONS", root(elsewhere(), strict.clone()), preflight, true),
+        ("a preflight", "OPTIONS", root(elsewhere(), strict.clone()), preflight, false),
         ("to https", "GET", root(elsewhere(), to_https), redirected(308, "https://h/a"), false),
         ("all is there", "GET", root(to_web(), strict), proxied(None), true),
     ];
