@@ -43,6 +43,17 @@ fn the_figures_of_all_workers_are_told_to_this_host() {
 }
 
 #[test]
+fn a_response_that_is_to_be_found_elsewhere_is_none() {
+    let backend = Backend::saying(
+        "HTTP/1.1 200 OK\r\nX-Accel-Redirect: /protected/a\r\nContent-Type: image/png\r\nContent-Length: 0\r\n\r\n",
+    );
+
+    let reply = Rig::start(to(&[backend.addr])).ask(GET);
+
+    assert_eq!((reply.status, reply.header("x-accel-redirect")), (502, None));
+}
+
+#[test]
 fn no_endpoint_is_503_and_a_denied_location_too() {
     let rig = Rig::start(to(&[]));
     assert_eq!(rig.ask(GET).status, 503);

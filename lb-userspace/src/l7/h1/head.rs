@@ -128,6 +128,9 @@ pub(in crate::l7) enum Refusal {
     /// More than [`HEADERS_MAX`] lines or [`Sizes::head`] bytes.
     #[error("head too large")]
     HeadTooLarge,
+    /// A response that is to be found elsewhere (`X-Accel-Redirect`).
+    #[error("x-accel-redirect is not followed")]
+    Elsewhere,
     /// CONNECT or TRACE.
     #[error("method not allowed")]
     Method,
@@ -147,6 +150,7 @@ impl Refusal {
             Self::TargetTooLong => 414,
             Self::HeadTooLarge => 431,
             Self::Coding => 501,
+            Self::Elsewhere => 502,
             Self::Version => 505,
         }
     }

@@ -93,7 +93,7 @@ fn hides_what_is_between_the_upstream_and_us() {
         ("upgrade", "Upgrade: h2c\r\n", ""),
         (
             "orders to nginx",
-            "X-Accel-Redirect: /secret\r\nX-Accel-Buffering: no\r\nX-Accel-Charset: x\r\nX-Pad: y\r\n",
+            "X-Accel-Expires: 5\r\nX-Accel-Buffering: no\r\nX-Accel-Charset: x\r\nX-Pad: y\r\n",
             "",
         ),
         ("cookies", "Set-Cookie: a\r\nSet-Cookie: b\r\n", "Set-Cookie: a\r\nSet-Cookie: b\r\n"),
@@ -101,6 +101,13 @@ fn hides_what_is_between_the_upstream_and_us() {
     for (case, lines, kept) in cases {
         assert_eq!(accepted(&format!("HTTP/1.1 200 OK\r\n{lines}\r\n")).kept, kept, "{case}");
     }
+}
+
+#[test]
+fn what_is_to_be_found_elsewhere_is_no_response() {
+    let head = b"HTTP/1.1 200 OK\r\nX-Accel-Redirect: /secret\r\nContent-Length: 0\r\n\r\n";
+
+    assert_eq!(parse(head), Err(Refusal::Elsewhere));
 }
 
 #[test]
