@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use penstock::model::l7::log::{Escape, Format, Sink};
-use penstock::model::l7::{AccessLog, ClientAuth, Demand, L7};
+use penstock::model::l7::policy::ErrorPages;
+use penstock::model::l7::{AccessLog, ClientAuth, Demand, Filters, L7, Policies, Upstream, UpstreamName};
 use tempfile::TempDir;
 
 use crate::client_auth::{guarded, verify};
-use crate::rig::{Backend, Client, DEADLINE, Rig, nobody, to};
+use crate::rig::{Backend, Client, DEADLINE, Rig, nobody, to, to_with};
 use crate::tls_client::{Ca, Tls, config};
 
 /// A log of its own for each test.
@@ -123,6 +124,21 @@ fn what_is_no_request_and_what_reaches_no_upstream_are_logged_too() {
         "\"GET / HTTP/1.1\" 404 [upstream-default-backend] -",
     ];
     assert_eq!(log.lines(3), expected);
+}
+
+#[test]
+fn who_stands_in_for_an_upstream_without_endpoints_is_named() {
+    let (log, backend) = (Log::new(), Backend::mirror());
+    let name = UpstreamName("custom-default-backend-default-errors".to_owned());
+    let errors = ErrorPages { backend: Some(name.clone()), ..ErrorPages::default() };
+    let policies = Some(Arc::new(Policies { errors: Some(errors), ..Policies::default() }));
+    let mut l7 = to_with(&[], Filters { policies, ..Filters::default() });
+    l7.upstreams.insert(name, Upstream { endpoints: [backend.addr].into(), ..Upstream::default() });
+    let rig = Rig::start(log.of(l7, "[$proxy_upstream_name] $service_port $upstream_status"));
+
+    rig.ask("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+
+    assert_eq!(log.lines(1), ["[custom-default-backend-default-errors] 80 200"]);
 }
 
 #[test]

@@ -236,7 +236,7 @@ pub(super) fn tell(
     head: &mut Vec<u8>,
 ) -> usize {
     let upstream = log::upstream_name(router, route);
-    let place = Place { route, upstream, alternative: "", target: None };
+    let place = Place { route, upstream, stand_in: "", alternative: "", target: None };
     let subject = Subject { place: Some(place), ..*subject };
     let accept = subject.request.and_then(|request| request.headers("accept").next());
     let mut port = Scratch::take();

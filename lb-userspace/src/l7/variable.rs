@@ -126,7 +126,7 @@ impl<'a, 'h, 'b> Known<'a, 'h, 'b> {
         let Self { request, client, effective, id, found, is_http2, requests } = self;
         let place = found.map(|(router, route)| {
             let upstream = log::upstream_name(router, route);
-            Place { route, upstream, alternative: "", target: None }
+            Place { route, upstream, stand_in: "", alternative: "", target: None }
         });
         Subject { request: Some(request), line: b"", place, client, effective, is_http2, id, requests }
     }

@@ -157,7 +157,8 @@ pub(super) fn params(
     let Some(location) = route.filters.fastcgi.as_ref().filter(|_| asks) else {
         return fcgi::Params::default();
     };
-    let place = Place { route, upstream: log::upstream_name(router, route), alternative, target };
+    let place =
+        Place { route, upstream: log::upstream_name(router, route), stand_in: "", alternative, target };
     fcgi::Params::of(location, &Subject { place: Some(place), ..subject })
 }
 
@@ -174,6 +175,7 @@ pub(super) fn begin_line(
     let route = decision.route;
     let (upstream, alternative) =
         (log::upstream_name(router, route), log::alternative_name(router, &decision.next));
-    let place = Place { route, upstream, alternative, target };
+    let stand_in = log::stand_in_name(router, &decision.next);
+    let place = Place { route, upstream, stand_in, alternative, target };
     log::begin(router, &decision.next, &Subject { place: Some(place), ..subject })
 }

@@ -45,6 +45,8 @@ pub(in crate::l7) struct Place<'a> {
     pub(in crate::l7) route: &'a Route,
     /// Name of its upstream; empty without one.
     pub(in crate::l7) upstream: &'a str,
+    /// Name of the default backend of its Ingress that stands in for that; empty without one.
+    pub(in crate::l7) stand_in: &'a str,
     /// Name of the canary's upstream that took it instead; empty without one.
     pub(in crate::l7) alternative: &'a str,
     /// Target after rewriting, if it was rewritten.
@@ -195,7 +197,10 @@ pub(super) fn early_value(early: &Early, escape: Escape, subject: &Subject<'_, '
         Early::Header(name) => return header(request, name, escape, out),
         Early::Cookie(name) => request.and_then(|request| cookie(request, name)),
         Early::ServerName => labels.map(|labels| labels.host.as_bytes()),
-        Early::Upstream => place.map(|place| place.upstream.as_bytes()).filter(|name| !name.is_empty()),
+        Early::Upstream => {
+            let names = place.map(|place| [place.stand_in, place.upstream]);
+            names.and_then(|names| names.into_iter().find(|name| !name.is_empty())).map(str::as_bytes)
+        }
         // Never absent: nginx has set it to nothing by then.
         Early::Alternative => Some(place.map_or(&b""[..], |place| place.alternative.as_bytes())),
         Early::Namespace => labels.map(|labels| labels.namespace.as_bytes()),

@@ -78,10 +78,19 @@ pub(super) fn upstream_name<'r>(router: &'r Router, route: &Route) -> &'r str {
     }
 }
 
+/// The same where the default backend of its Ingress stands in; empty otherwise.
+pub(super) fn stand_in_name<'r>(router: &'r Router, next: &Next) -> &'r str {
+    taken_by(router, next, Side::StandIn)
+}
+
 /// `$proxy_alternative_upstream_name`: that of the canary which takes the request; empty otherwise.
 pub(super) fn alternative_name<'r>(router: &'r Router, next: &Next) -> &'r str {
+    taken_by(router, next, Side::Canary)
+}
+
+fn taken_by<'r>(router: &'r Router, next: &Next, wanted: Side) -> &'r str {
     match next {
-        Next::Proxy { upstream, side: Side::Canary, .. } => {
+        Next::Proxy { upstream, side, .. } if *side == wanted => {
             router.upstreams.get(*upstream).map_or("", |upstream| &upstream.name.0)
         }
         _ => "",

@@ -90,7 +90,8 @@ fn logged(format: &str, escape: Escape, is_request: bool, tally: Tally, record: 
     let request =
         Request::parse(HEAD.as_bytes(), &mut lines, Sizes::default()).expect("legal").expect("whole");
     let route = router.site(request.host).0.find(b"/").route;
-    let place = Place { route, upstream: upstream_name(&router, route), alternative: "", target: None };
+    let place =
+        Place { route, upstream: upstream_name(&router, route), stand_in: "", alternative: "", target: None };
     let client = client();
     let subject = Subject {
         request: is_request.then_some(&request),
@@ -292,7 +293,7 @@ fn what_nobody_claims_is_healthy_skipped_or_switched_off_is_not_logged() {
         let request =
             Request::parse(HEAD.as_bytes(), &mut lines, Sizes::default()).expect("legal").expect("whole");
         let route = router.site(host.as_bytes()).0.find(b"/").route;
-        let place = Place { route, upstream: "", alternative: "", target: None };
+        let place = Place { route, upstream: "", stand_in: "", alternative: "", target: None };
         let client = client();
         let subject = Subject {
             request: Some(&request),
