@@ -159,6 +159,29 @@ fn an_endpoint_that_fails_its_checks_is_passed_over_until_it_recovers() {
 }
 
 #[test]
+fn checks_that_find_more_than_half_unwell_leave_nobody_out() {
+    const NAMES: [&str; 4] = ["a", "b", "c", "d"];
+    let wells = [(); 4].map(|()| Arc::new(AtomicBool::new(true)));
+    let backends: Vec<_> =
+        NAMES.iter().zip(&wells).map(|(name, is_well)| named(name, is_well).addr).collect();
+    let l7 = checked(&backends, http("/health"));
+    let (rig, checks) = (Rig::start(l7.clone()), Checked::start(l7));
+    let cases: [(usize, &[&str]); 5] =
+        [(0, &NAMES), (1, &["b", "c", "d"]), (2, &["c", "d"]), (3, &NAMES), (4, &NAMES)];
+    for (sick, asked) in cases {
+        for (place, is_well) in wells.iter().enumerate() {
+            is_well.store(place >= sick, Ordering::SeqCst);
+        }
+        let found = || checks.unwell().0.values().map(BTreeMap::len).sum::<usize>() == sick;
+        eventually(DEADLINE, || found().then_some(())).expect("the checks see it");
+        rig.running.set_unwell(&checks.unwell());
+
+        let asks = || who(&rig, 16).into_keys().collect::<Vec<_>>() == asked;
+        eventually(DEADLINE, || asks().then_some(())).unwrap_or_else(|| panic!("{sick} are sick"));
+    }
+}
+
+#[test]
 fn a_good_answer_is_one_with_2xx_or_3xx_and_anything_else_is_told_apart() {
     let saying = |answer| Backend::saying(answer).addr;
     let silent = || Backend::start(|mut peer| drop(peer.rest())).addr;
