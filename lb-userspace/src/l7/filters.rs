@@ -221,11 +221,7 @@ pub(super) fn decide<'r>(router: &'r Router, asked: &Asked<'_>) -> Decision<'r> 
         };
         Next::Answer(answer)
     } else {
-        let decided = match route.filters.mode {
-            Mode::Compat => filter(router, route, asked, &normal, query),
-            Mode::Strict => filter_strictly(router, route, add_slash, asked, &normal, query),
-        };
-        match decided {
+        match filter(router, route, add_slash, asked, &normal, query) {
             Err(answer) => Next::Answer(answer),
             Ok(next) if next.is_of_location() && is_closed_to(site, asked, &normal) => {
                 Next::Answer(Answer::Status(403))
@@ -290,34 +286,30 @@ fn is_challenge(asked: &Asked<'_>, path: &[u8]) -> bool {
         && path.strip_prefix(CHALLENGES).is_some_and(|rest| rest.starts_with(b"/"))
 }
 
-/// Preflights, redirects and who may enter, in ingress-nginx's order; the error is what is answered before the
-/// limits of requests count.
-fn filter(
-    router: &Router,
-    route: &Route,
-    asked: &Asked<'_>,
-    path: &[u8],
-    query: Option<&[u8]>,
-) -> Result<Next, Answer> {
-    if route.action == RouteAction::Deny {
-        return Err(Answer::Status(503));
-    }
-    if let Some(answer) = preflight(route, asked).or_else(|| redirect(route, asked, path, query)) {
-        return Err(answer);
-    }
-    let rewritten = Rewritten::of(route, asked, path, query);
-    if let Some(answer) = rewritten.elsewhere() {
-        return Err(answer);
-    }
-    if let Some(answer) = to_https(route, asked) {
-        return Err(answer);
-    }
-    onward(router, route, asked, rewritten)
+/// What may be answered in the place of what a location holds.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Step {
+    /// Who may not enter, by address.
+    Address,
+    Preflight,
+    Redirect,
+    /// To the path with the slash that it lacks.
+    Slash,
+    /// Where a rewrite leads to a URL.
+    Elsewhere,
+    Https,
 }
 
-/// The same on a strict location: nothing of it is told to who may not enter. Only the way to https comes before
-/// what a client has to show, which may be a password.
-fn filter_strictly(
+/// In ingress-nginx's order; there the slash comes before everything here, and the address after it ([`onward`]).
+const COMPAT: &[Step] = &[Step::Preflight, Step::Redirect, Step::Elsewhere, Step::Https];
+/// On a strict location nothing of it is told to who may not enter. Only the way to https comes before what a
+/// client has to show, which may be a password.
+const STRICT: &[Step] =
+    &[Step::Address, Step::Preflight, Step::Https, Step::Redirect, Step::Slash, Step::Elsewhere];
+
+/// The first answer that one of the steps has, else on to the upstream. The error is what is answered before the limits
+/// of requests count.
+fn filter(
     router: &Router,
     route: &Route,
     add_slash: bool,
@@ -328,19 +320,30 @@ fn filter_strictly(
     if route.action == RouteAction::Deny {
         return Err(Answer::Status(503));
     }
-    if let Some(answer) = refuse(router, route, asked).or_else(|| preflight(route, asked)) {
-        return Ok(Next::Answer(answer));
+    let filters = &route.filters;
+    let order = match filters.mode {
+        Mode::Compat => COMPAT,
+        Mode::Strict => STRICT,
+    };
+    let mut rewritten = None;
+    for step in order {
+        let answer = match step {
+            Step::Address => refuse(router, route, asked),
+            Step::Preflight => preflight(route, asked),
+            Step::Redirect => redirect(route, asked, path, query),
+            Step::Slash => add_slash.then(|| slash_redirect(asked, path, query, &filters.redirects)),
+            Step::Elsewhere => {
+                rewritten.get_or_insert_with(|| Rewritten::of(route, asked, path, query)).elsewhere()
+            }
+            Step::Https => to_https(route, asked),
+        };
+        match (answer, filters.mode) {
+            (None, _) => {}
+            (Some(answer), Mode::Strict) if *step != Step::Https => return Ok(Next::Answer(answer)),
+            (Some(answer), _) => return Err(answer),
+        }
     }
-    if let Some(answer) = to_https(route, asked) {
-        return Err(answer);
-    }
-    let rewritten = Rewritten::of(route, asked, path, query);
-    let slash = || add_slash.then(|| slash_redirect(asked, path, query, &route.filters.redirects));
-    let answer = redirect(route, asked, path, query).or_else(slash).or_else(|| rewritten.elsewhere());
-    match answer {
-        Some(answer) => Ok(Next::Answer(answer)),
-        None => onward(router, route, asked, rewritten),
-    }
+    onward(router, route, asked, rewritten.unwrap_or_else(|| Rewritten::of(route, asked, path, query)))
 }
 
 /// What a location's rewrite makes of a request.
