@@ -240,23 +240,25 @@ fn the_subject_has_to_match_on_both_ports() {
 #[test]
 fn revocation_lists_are_asked_and_have_to_be_of_now() {
     let ca = Ca::new("Good");
+
+    lists_are_asked(&ca, &[], |serial| ca.issue_numbered("client", 2200, serial));
+}
+
+/// Lists of revoked certificates, the serial number that a client shows, and what it is answered; and some more.
+pub fn lists_are_asked(ca: &Ca, more: &[(&str, String, u64, u16)], identity: impl Fn(u64) -> Identity) {
     let backend = Backend::mirror();
-    let cases = [
+    let usual = [
         ("revoked", ca.revoke(&[7], 2200), 7, 400),
         ("another one revoked", ca.revoke(&[7], 2200), 8, 200),
         ("an old list", ca.revoke(&[], 2002), 8, 400),
         ("a list of somebody else", Ca::new("Other").revoke(&[], 2200), 8, 400),
     ];
-    for (case, list, serial, status) in cases {
-        let mut verify = verify(&ca, Demand::Required);
-        verify.trust.as_mut().expect("trusts").crl_pem = list.into_bytes();
+    for (case, list, serial, status) in usual.iter().chain(more) {
+        let mut verify = verify(ca, Demand::Required);
+        verify.trust.as_mut().expect("trusts").crl_pem = list.clone().into_bytes();
         let rig = start(&backend, verify);
 
-        assert_eq!(
-            connect(&rig, Some(ca.issue_numbered("client", 2200, serial))).status(HOST, "/"),
-            status,
-            "{case}"
-        );
+        assert_eq!(connect(&rig, Some(identity(*serial))).status(HOST, "/"), *status, "{case}");
     }
 }
 
