@@ -351,6 +351,7 @@ fn metering(settings: &mut Settings) -> Result<Metering, Error> {
         Some(value) => Bounds::parse(&value).map_err(|reason| Error::Value { setting, value, reason }),
     };
     Ok(Metering {
+        of_requests: settings.enable_metrics.unwrap_or(default.of_requests),
         per_host: settings.metrics_per_host.unwrap_or(default.per_host),
         undefined_hosts: settings.metrics_per_undefined_host.unwrap_or(default.undefined_hosts),
         status_classes: settings.report_status_classes.unwrap_or(default.status_classes),

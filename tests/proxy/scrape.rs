@@ -113,6 +113,39 @@ fn flags_decide_what_is_told_apart_and_what_is_left_out() {
 }
 
 #[test]
+fn requests_have_no_metrics_where_a_flag_says_so() {
+    let backend = Backend::mirror();
+    let agents = Agents::start(backend.addr, &["--enable-metrics=false"]);
+    assert_eq!(ask(&agents, HOST, "/"), 200);
+
+    let page = scraped(&agents, 1);
+
+    let of_requests =
+        ["requests{", "request_", "response_", "header_duration", "connect_duration", "bytes_sent"];
+    let is_of_requests = |line: &&str| {
+        let name = line.strip_prefix("nginx_ingress_controller_").unwrap_or_default();
+        of_requests.iter().any(|start| name.starts_with(start))
+    };
+    assert_eq!(page.lines().filter(is_of_requests).collect::<Vec<_>>(), Vec::<&str>::new());
+}
+
+#[test]
+fn hosts_that_nobody_names_are_counted_where_a_flag_says_so() {
+    let backend = Backend::mirror();
+    for (flags, counted) in [(&[][..], false), (&["--metrics-per-undefined-host"][..], true)] {
+        let agents = Agents::start(backend.addr, flags);
+        assert_eq!(ask(&agents, "unheard-of.example.com", "/"), 404);
+
+        let page = scraped(&agents, 1);
+
+        let is_told = |line: &str| {
+            line.starts_with("nginx_ingress_controller_requests{") && line.contains("status=\"404\"")
+        };
+        assert_eq!(page.lines().any(is_told), counted, "{flags:?}: {page}");
+    }
+}
+
+#[test]
 fn series_of_an_ingress_end_with_it() {
     let backend = Backend::mirror();
     let agents = Agents::start(backend.addr, &[]);

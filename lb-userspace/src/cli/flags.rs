@@ -96,7 +96,7 @@ pub const TABLE: &[Flag] = &[
     flag("validating-webhook-key", Value, Honoured),
     flag("disable-full-test", Switch, Idle("there is no configuration of nginx to test; every object is judged")),
 
-    flag("enable-metrics", Switch, Idle("/metrics is always there, on the admin address")),
+    flag("enable-metrics", Switch, Honoured),
     flag("metrics-per-host", Switch, Honoured),
     flag("metrics-per-undefined-host", Switch, Honoured),
     flag("report-status-classes", Switch, Honoured),

@@ -8,6 +8,10 @@ use crate::config::Settings;
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Metrics")]
 pub(super) struct MeteringArgs {
+    /// Count requests in metrics [default: true]
+    #[arg(long, value_name = "BOOL", env = "PENSTOCK_ENABLE_METRICS", value_parser = boolean,
+          num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    enable_metrics: Option<bool>,
     /// Tell the hosts apart in metrics of requests [default: true]
     #[arg(long, value_name = "BOOL", env = "PENSTOCK_METRICS_PER_HOST", value_parser = boolean,
           num_args = 0..=1, default_missing_value = "true", require_equals = true)]
@@ -44,6 +48,7 @@ pub(super) struct MeteringArgs {
 impl MeteringArgs {
     pub(super) fn put(self, settings: &mut Settings) {
         let Self {
+            enable_metrics,
             metrics_per_host,
             metrics_per_undefined_host,
             report_status_classes,
@@ -53,6 +58,7 @@ impl MeteringArgs {
             size_buckets,
             metrics_series,
         } = self;
+        settings.enable_metrics = enable_metrics;
         settings.metrics_per_host = metrics_per_host;
         settings.metrics_per_undefined_host = metrics_per_undefined_host;
         settings.report_status_classes = report_status_classes;

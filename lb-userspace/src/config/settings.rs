@@ -117,6 +117,7 @@ settings! {
     validating_webhook_key: Option<PathBuf>,
     validating_webhook_configuration: Option<String>,
     validating_webhook_warn_only: Option<bool>,
+    enable_metrics: Option<bool>,
     metrics_per_host: Option<bool>,
     metrics_per_undefined_host: Option<bool>,
     report_status_classes: Option<bool>,

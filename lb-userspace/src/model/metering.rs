@@ -10,6 +10,8 @@ const PREFIX: &str = "nginx_ingress_controller_";
 /// Settings of the metrics of requests.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Metering {
+    /// `--enable-metrics`: requests have metrics at all.
+    pub of_requests: bool,
     /// `--metrics-per-host`: hosts are told apart.
     pub per_host: bool,
     /// `--metrics-per-undefined-host`: requests to hosts that no Ingress names are counted, too.
@@ -32,6 +34,7 @@ impl Default for Metering {
     /// ingress-nginx's, and a limit.
     fn default() -> Self {
         Self {
+            of_requests: true,
             per_host: true,
             undefined_hosts: false,
             status_classes: false,
@@ -45,10 +48,10 @@ impl Default for Metering {
 }
 
 impl Metering {
-    /// Whether the metric of this name is left out.
+    /// Whether the metric of requests of this name is left out.
     pub fn excludes(&self, name: &str) -> bool {
         let short = name.strip_prefix(PREFIX).unwrap_or(name);
-        self.excluded.contains(name) || self.excluded.contains(short)
+        !self.of_requests || self.excluded.contains(name) || self.excluded.contains(short)
     }
 }
 
