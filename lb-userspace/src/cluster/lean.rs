@@ -3,12 +3,12 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{ConfigMap, Node, NodeStatus, Secret, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, Node, NodeSpec, NodeStatus, Secret, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::{Ingress, IngressClass};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use crate::objects::Object;
+use crate::objects::{LEAVING_TAINTS, Object};
 
 /// `kubectl apply` keeps a copy of the whole object there.
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
@@ -58,10 +58,13 @@ pub(super) fn config_map(mut map: ConfigMap) -> Object {
     Object::ConfigMap(Arc::new(map))
 }
 
-/// Its addresses and what it is called; the rest changes all the time.
+/// Its addresses, what it is called and whether it leaves; the rest changes all the time.
 pub(super) fn node(mut node: Node) -> Object {
     metadata(&mut node.metadata);
-    node.spec = None;
+    let taints = node.spec.and_then(|spec| spec.taints).unwrap_or_default();
+    let taints: Vec<_> =
+        taints.into_iter().filter(|taint| LEAVING_TAINTS.contains(&taint.key.as_str())).collect();
+    node.spec = (!taints.is_empty()).then(|| NodeSpec { taints: Some(taints), ..NodeSpec::default() });
     node.status =
         node.status.map(|status| NodeStatus { addresses: status.addresses, ..NodeStatus::default() });
     Object::Node(Arc::new(node))
@@ -93,7 +96,7 @@ mod tests {
             let node = serde_json::json!({
                 "metadata": {"name": "n", "resourceVersion": version, "managedFields": [{"manager": version}],
                     "annotations": {LAST_APPLIED: version}, "labels": {"topology.kubernetes.io/zone": "z"}},
-                "spec": {"podCIDR": "10.0.0.0/24"},
+                "spec": {"podCIDR": "10.0.0.0/24", "taints": [{"key": version, "effect": "NoSchedule"}]},
                 "status": {"addresses": [{"type": "InternalIP", "address": "10.0.0.1"}],
                     "allocatable": {"memory": free}},
             });

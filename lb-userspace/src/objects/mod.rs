@@ -106,6 +106,10 @@ pub struct Kept {
 /// differs between the two is found without a look at what they share.
 pub type Map<K, T> = imbl::OrdMap<K, Sourced<T>>;
 
+/// Taints of a node that will be gone in a moment, whatever runs on it. Not those of a drain: such a node may come
+/// back, and the agent stays on it meanwhile.
+pub const LEAVING_TAINTS: [&str; 2] = ["ToBeDeletedByClusterAutoscaler", "node.kubernetes.io/out-of-service"];
+
 /// Everything known, by kind and name.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Objects {

@@ -29,7 +29,7 @@ pub(super) fn choose<'a>(
     endpoints: &'a BTreeMap<SocketAddr, Endpoint<'a>>,
     policy: Policy,
     protocol: Protocol,
-    nodes: &Nodes<'_>,
+    nodes: &Nodes,
 ) -> Choice<'a> {
     let is_here = |endpoint: &Endpoint<'_>| nodes.is_here(endpoint.node);
     // Local and cluster sets are independent: a local endpoint that finishes wins over a ready one
@@ -61,7 +61,7 @@ pub(super) fn choose<'a>(
 fn active(
     candidates: &BTreeMap<SocketAddr, &Endpoint<'_>>,
     policy: Policy,
-    nodes: &Nodes<'_>,
+    nodes: &Nodes,
 ) -> BTreeSet<SocketAddr> {
     let in_state = |state: State| -> Vec<(SocketAddr, &Endpoint<'_>)> {
         let matching = candidates.iter().filter(|(_, endpoint)| endpoint.state == state);
@@ -79,7 +79,7 @@ fn active(
 /// Those whose hints name this node, else this zone; all where one of them has no such hint.
 fn near<'a>(
     ready: Vec<(SocketAddr, &'a Endpoint<'a>)>,
-    nodes: &Nodes<'_>,
+    nodes: &Nodes,
 ) -> Vec<(SocketAddr, &'a Endpoint<'a>)> {
     let by = |hints: fn(&'a Endpoint<'a>) -> &'a BTreeSet<&'a str>, name: Option<&str>| {
         let complete = ready.iter().all(|(_, endpoint)| !hints(endpoint).is_empty());

@@ -252,7 +252,7 @@ fn as_a_whole(objects: &Objects, translated: &Translated) {
     let all = objects.services.iter().collect();
     let streams = Streams::read(objects, &options, &mut findings);
     let mut allocator = Allocator::default();
-    let _ = allocator.follow(None, &nodes.addresses(), true, objects, &options, &mut findings);
+    let _ = allocator.follow(None, nodes.addresses(), true, objects, &options, &mut findings);
     let (whole, _) = services::translate(all, streams, &slices, &nodes, &allocator, &options, &mut findings);
     assert_eq!(translated.snapshot.l4.pools, whole.pools.into_iter().collect());
     assert_eq!(translated.snapshot.l4.health_ports, whole.health_ports);

@@ -54,7 +54,7 @@ impl Misfits {
         backend: SocketAddr,
         at: At,
         node: Option<&str>,
-        nodes: &Nodes<'_>,
+        nodes: &Nodes,
     ) -> ForwardingMode {
         let auto = match at {
             At::Here => ForwardingMode::Local,

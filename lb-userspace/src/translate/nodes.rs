@@ -10,20 +10,20 @@ use super::findings::{About, Findings};
 use super::ours;
 use crate::model::l4::{At, Family};
 use crate::model::{ObjectId, ObjectName};
-use crate::objects::{Key, Kind, Map};
+use crate::objects::{Key, Kind, LEAVING_TAINTS, Map};
 
 const ZONE: &str = "topology.kubernetes.io/zone";
 const EXCLUDED: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
 
 /// What the Node objects say.
 #[derive(PartialEq, Eq, Default)]
-pub(super) struct Nodes<'a> {
-    here: Option<&'a str>,
-    zone: Option<&'a str>,
+pub(super) struct Nodes {
+    here: Option<String>,
+    zone: Option<String>,
     /// Every node but ours.
-    others: BTreeMap<&'a str, Other>,
+    others: BTreeMap<String, Other>,
     own: BTreeSet<IpAddr>,
-    /// Nobody outside is to send packets to us.
+    /// Nobody outside is to send packets to us: somebody says so, or we will be gone.
     excluded: bool,
     /// What all of them have.
     addresses: BTreeSet<IpAddr>,
@@ -35,9 +35,9 @@ struct Other {
     excluded: bool,
 }
 
-impl<'a> Nodes<'a> {
-    pub(super) fn new(objects: &'a Map<String, Node>, options: &'a Options, findings: &mut Findings) -> Self {
-        let mut nodes = Self { here: options.node.as_deref(), ..Self::default() };
+impl Nodes {
+    pub(super) fn new(objects: &Map<String, Node>, options: &Options, findings: &mut Findings) -> Self {
+        let mut nodes = Self { here: options.node.clone(), ..Self::default() };
         let mut taken: BTreeMap<IpAddr, &str> = BTreeMap::new();
         for (name, sourced) in objects {
             let id = id(name, &sourced.origin);
@@ -45,13 +45,13 @@ impl<'a> Nodes<'a> {
             ours::unknown(&sourced.object.metadata, Kind::Node, &mut about);
             nodes.addresses.extend(addresses(&sourced.object));
             let tunnel = tunnel_addrs(name, &sourced.object, &mut taken, &mut about);
-            if nodes.here == Some(name.as_str()) {
-                nodes.zone = label(&sourced.object, ZONE).filter(|zone| !zone.is_empty());
+            if nodes.here.as_ref() == Some(name) {
+                nodes.zone = label(&sourced.object, ZONE).filter(|zone| !zone.is_empty()).map(str::to_owned);
                 nodes.own = tunnel;
-                nodes.excluded = label(&sourced.object, EXCLUDED).is_some();
+                nodes.excluded = label(&sourced.object, EXCLUDED).is_some() || leaves(&sourced.object);
             } else {
                 let excluded = label(&sourced.object, EXCLUDED).is_some();
-                nodes.others.insert(name, Other { tunnel, excluded });
+                nodes.others.insert(name.clone(), Other { tunnel, excluded });
             }
         }
         nodes.say_what_is_missing(objects, findings);
@@ -60,7 +60,7 @@ impl<'a> Nodes<'a> {
 
     /// Without our own Node object the rest is half a truth: nothing is tunnelled, no zone known.
     fn say_what_is_missing(&self, objects: &Map<String, Node>, findings: &mut Findings) {
-        let Some(here) = self.here else { return };
+        let Some(here) = &self.here else { return };
         let known = objects.get(here);
         let id = id(here, known.map_or("", |sourced| &*sourced.origin));
         let mut about = findings.about(&id);
@@ -83,18 +83,18 @@ impl<'a> Nodes<'a> {
     }
 
     /// Our name.
-    pub(super) fn here(&self) -> Option<&'a str> {
-        self.here
+    pub(super) fn here(&self) -> Option<&str> {
+        self.here.as_deref()
     }
 
     /// Our zone.
-    pub(super) fn zone(&self) -> Option<&'a str> {
-        self.zone
+    pub(super) fn zone(&self) -> Option<&str> {
+        self.zone.as_deref()
     }
 
     /// The node is ours. An endpoint that names no node is never local.
     pub(super) fn is_here(&self, node: Option<&str>) -> bool {
-        node.is_some() && node == self.here
+        node.is_some() && node == self.here()
     }
 
     /// Where an endpoint of this family on this node is.
@@ -144,8 +144,8 @@ impl<'a> Nodes<'a> {
     }
 
     /// Addresses that nodes have.
-    pub(super) fn addresses(&self) -> BTreeSet<IpAddr> {
-        self.addresses.clone()
+    pub(super) fn addresses(&self) -> &BTreeSet<IpAddr> {
+        &self.addresses
     }
 
     /// Our own tunnel addresses.
@@ -205,10 +205,69 @@ fn addresses(node: &Node) -> impl Iterator<Item = IpAddr> {
     status.into_iter().flatten().filter_map(|addr| addr.address.parse().ok())
 }
 
+fn leaves(node: &Node) -> bool {
+    let taints = node.spec.as_ref().and_then(|spec| spec.taints.as_ref());
+    node.metadata.deletion_timestamp.is_some()
+        || taints.into_iter().flatten().any(|taint| LEAVING_TAINTS.contains(&taint.key.as_str()))
+}
+
 fn label<'a>(node: &'a Node, name: &str) -> Option<&'a str> {
     node.metadata.labels.as_ref()?.get(name).map(String::as_str)
 }
 
 fn id(name: &str, origin: &str) -> ObjectId {
     Key { kind: Kind::Node, name: ObjectName::new("", name) }.id(origin)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::objects::Sourced;
+
+    #[test]
+    fn a_node_that_will_be_gone_is_no_hop_and_one_that_is_drained_is() {
+        let cases = [
+            ("as usual", "{}", false),
+            (
+                "excluded by its label",
+                "{metadata: {labels: {node.kubernetes.io/exclude-from-external-load-balancers: ''}}}",
+                true,
+            ),
+            (
+                "cordoned",
+                "{spec: {unschedulable: true, taints: [{key: node.kubernetes.io/unschedulable, effect: NoSchedule}]}}",
+                false,
+            ),
+            (
+                "its kubelet is silent",
+                "{spec: {taints: [{key: node.kubernetes.io/unreachable, effect: NoExecute}]}}",
+                false,
+            ),
+            (
+                "about to be taken away",
+                "{spec: {taints: [{key: ToBeDeletedByClusterAutoscaler, effect: NoSchedule}]}}",
+                true,
+            ),
+            (
+                "out of service",
+                "{spec: {taints: [{key: node.kubernetes.io/out-of-service, effect: NoExecute}]}}",
+                true,
+            ),
+            ("deleted", "{metadata: {deletionTimestamp: '2026-01-01T00:00:00Z'}}", true),
+        ];
+        for (case, text, expected) in cases {
+            let node: Node = serde_saphyr::from_str(text).expect("a Node");
+            let objects: Map<String, Node> =
+                [("here".to_owned(), Sourced { object: Arc::new(node), origin: "".into() })]
+                    .into_iter()
+                    .collect();
+            let options = Options { node: Some("here".to_owned()), ..Options::default() };
+
+            let nodes = Nodes::new(&objects, &options, &mut Findings::default());
+
+            assert_eq!(nodes.is_excluded(), expected, "{case}");
+        }
+    }
 }

@@ -301,7 +301,7 @@ pub(super) fn claim(
 pub(super) fn serve(
     streams: Streams<'_>,
     slices: &Slices,
-    nodes: &Nodes<'_>,
+    nodes: &Nodes,
     output: &mut Output,
     findings: &mut Findings,
 ) {

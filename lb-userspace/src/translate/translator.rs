@@ -35,6 +35,8 @@ pub struct Translator {
     classified: HashMap<ObjectName, Class>,
     /// Those that are ours.
     served: Names,
+    /// What the Node objects say.
+    nodes: Arc<Nodes>,
     slices: Slices,
     allocator: Allocator,
     given: Arc<Given>,
@@ -197,17 +199,19 @@ impl Translator {
         objects: &Objects,
         options: &Options,
     ) -> Option<L4> {
-        let mut findings = Findings::default();
-        let nodes = Nodes::new(&objects.nodes, options, &mut findings);
         let mut touched = stirred.clone();
-        if changes.nodes && nodes != Nodes::new(&self.objects.nodes, options, &mut Findings::default()) {
-            touched.extend(self.services.members().cloned());
-        }
-        if changes.nodes {
-            self.tell_aside(Key { kind: Kind::Node, name: ObjectName::default() }, findings);
-        }
         let begins = self.snapshot.l4.punts.is_empty();
-        touched.extend(self.give(changes, begins, &nodes.addresses(), objects, options));
+        if changes.nodes || begins {
+            let mut findings = Findings::default();
+            let nodes = Nodes::new(&objects.nodes, options, &mut findings);
+            self.tell_aside(Key { kind: Kind::Node, name: ObjectName::default() }, findings);
+            if nodes != *self.nodes {
+                touched.extend(self.services.members().cloned());
+                self.nodes = Arc::new(nodes);
+            }
+        }
+        let nodes = Arc::clone(&self.nodes);
+        touched.extend(self.give(changes, begins, nodes.addresses(), objects, options));
         // Ports beside http and https make all Services one part, which has a member without a name.
         let streams = options.tcp_services.iter().chain(&options.udp_services);
         let streams: Vec<&ObjectName> = streams.filter(|_| options.streams == StreamsBy::Kernel).collect();
@@ -241,7 +245,7 @@ impl Translator {
         // Most Services have no VIP.
         let has_nothing = update.gone.iter().chain(new).all(|part| part.made.output.is_empty());
         let stays = (&known.tunnel, &known.peers, &known.unread) == (&rest.0, &rest.1, &rest.2)
-            && (&known.excluded, &known.taken) == (&of_nodes.0, &of_nodes.1);
+            && (known.excluded, &known.taken) == of_nodes;
         if has_nothing && stays && !known.punts.is_empty() {
             return None;
         }
@@ -263,7 +267,7 @@ impl Translator {
             l4.health_ports.extend(output.health_ports.iter().map(|(port, it)| (*port, it.clone())));
         }
         (l4.tunnel, l4.peers, l4.unread) = rest;
-        (l4.excluded, l4.taken) = of_nodes;
+        (l4.excluded, l4.taken) = (of_nodes.0, of_nodes.1.clone());
         (l4 != **known).then_some(l4)
     }
 

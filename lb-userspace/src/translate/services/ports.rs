@@ -27,7 +27,7 @@ pub(super) struct Ports<'s> {
     pub(super) terms: Terms,
     pub(super) addresses: Addresses,
     pub(super) slices: &'s Slices,
-    pub(super) nodes: &'s Nodes<'s>,
+    pub(super) nodes: &'s Nodes,
 }
 
 /// One of them.

@@ -57,7 +57,7 @@ impl Terms {
         &self,
         id: &PoolId,
         endpoints: &BTreeMap<SocketAddr, Endpoint<'_>>,
-        nodes: &Nodes<'_>,
+        nodes: &Nodes,
         field: &str,
         about: &mut About<'_>,
     ) -> Pool {
