@@ -19,7 +19,7 @@ use crate::rig::Rig;
 const HOST: &str = "web.example.com";
 const CLIENT: &str = "10.1.0.7";
 /// Where the backends serve TCP and HTTP.
-const TCP: u16 = 5432;
+pub const TCP: u16 = 5432;
 const HTTP: u16 = 8080;
 
 struct Edge {
@@ -139,14 +139,14 @@ impl Edge {
 }
 
 /// A flow to a backend that has told its name.
-struct Flow {
-    backend: String,
+pub struct Flow {
+    pub backend: String,
     reader: BufReader<TcpStream>,
 }
 
 impl Flow {
     /// Opens one from the namespace of this thread.
-    fn open(to: SocketAddr) -> Result<Self> {
+    pub fn open(to: SocketAddr) -> Result<Self> {
         let stream = TcpStream::connect_timeout(&to, Duration::from_secs(2)).context("connect")?;
         stream.set_read_timeout(Some(DEADLINE))?;
         let mut reader = BufReader::new(stream);
@@ -155,7 +155,7 @@ impl Flow {
         Ok(Self { backend: name.trim().to_owned(), reader })
     }
 
-    fn echoes(&mut self) -> Result<()> {
+    pub fn echoes(&mut self) -> Result<()> {
         self.reader.get_mut().write_all(b"still here?\n")?;
         let mut back = String::new();
         self.reader.read_line(&mut back)?;
@@ -165,7 +165,7 @@ impl Flow {
 }
 
 /// Whom so many new flows get.
-fn shares(to: SocketAddr, flows: usize) -> Result<BTreeMap<String, usize>> {
+pub fn shares(to: SocketAddr, flows: usize) -> Result<BTreeMap<String, usize>> {
     let mut shares = BTreeMap::new();
     for _ in 0..flows {
         *shares.entry(Flow::open(to)?.backend).or_default() += 1;

@@ -8,6 +8,7 @@ mod balancers;
 mod data_path;
 mod deploy;
 mod follow;
+mod nodes;
 mod objects;
 mod relay;
 mod rig;

@@ -76,7 +76,9 @@ impl Agent {
         command.env("POD_NAMESPACE", namespace).env("POD_NAME", name).env_remove("KUBECONFIG");
         let mut more: Vec<OsString> = more.iter().map(OsString::from).collect();
         more.extend(["--kubeconfig".into(), kubeconfig.into()]);
-        Self::launch(lab, host, command, interfaces, lab.scratch(), more)
+        let dir = lab.scratch().join(name);
+        std::fs::create_dir_all(&dir)?;
+        Self::launch(lab, host, command, interfaces, &dir, more)
     }
 
     fn launch(
