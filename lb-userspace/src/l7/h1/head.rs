@@ -390,6 +390,11 @@ impl Framing {
         Ok(())
     }
 
+    /// Whether a body follows the head.
+    pub(super) fn has_body(&self) -> bool {
+        self.chunked || self.length.unwrap_or(0) > 0
+    }
+
     /// A Transfer-Encoding line. Anything but one `chunked` is refused: what we do not decode we
     /// could not delimit.
     pub(super) fn transfer_encoding(&mut self, value: &[u8], version: Version) -> Result<(), Refusal> {

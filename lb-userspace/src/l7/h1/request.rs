@@ -166,85 +166,94 @@ fn collect<'h, 'b>(
         block,
         drop: LineSet::default(),
     };
-    let mut framing = Framing::default();
-    let mut connection = Connection::default();
-    let mut host = None;
+    let mut found = Found::default();
     for (i, line) in block.lines.iter().enumerate() {
-        let value = line.value;
-        let kept = match Name::of(line.name.as_bytes(), names) {
-            Name::Other => true,
-            Name::Dropped => false,
-            Name::Host => {
-                if host.replace(value).is_some() {
-                    return Err(Refusal::Host);
-                }
-                false
-            }
-            // Kept as they are written: the checks leave one way to read them.
-            Name::ContentLength => {
-                framing.content_length(value)?;
-                true
-            }
-            Name::TransferEncoding => {
-                framing.transfer_encoding(value, version)?;
-                request.transfer_encoding.insert(i);
-                true
-            }
-            Name::Connection => {
-                connection.add(value);
-                false
-            }
-            Name::Upgrade => {
-                request.upgrade = Some(value);
-                false
-            }
-            Name::Expect => {
-                request.expects_continue |=
-                    version == Version::Http11 && value.eq_ignore_ascii_case(b"100-continue");
-                false
-            }
-            Name::RequestId => {
-                request.request_id = Some(value).filter(|id| !id.is_empty());
-                false
-            }
-            Name::ForwardedFor => {
-                request.forwarded_for.insert(i);
-                false
-            }
-            Name::ForwardedHost => {
-                request.forwarded_host.insert(i);
-                false
-            }
-        };
-        if !kept {
+        let name = Name::of(line.name.as_bytes(), names);
+        if !found.take(&mut request, i, name, line.value)? {
             request.drop.insert(i);
         }
     }
+    let Found { framing, connection, host } = found;
     if connection.names_others {
         block.drop_named_by_connection(&mut request.drop);
     }
-    match (host, authority) {
-        (None, None) if version == Version::Http11 => return Err(Refusal::Host),
-        (Some(host), None) => request.host = host,
-        // RFC 9112 3.2.2: the authority of an absolute form replaces Host.
-        _ => {}
-    }
-    let missing = request.host.is_empty() && version == Version::Http11;
-    if missing || !valid_host(request.host) {
-        return Err(Refusal::Host);
-    }
+    request.host = asked_host(host, authority, version)?;
     request.length = framing.length;
     request.chunked = framing.chunked;
     request.persists = connection.persists(version);
-    // A body before the switch of protocols would have to be understood by both; nobody sends it. And
-    // who speaks HTTP/2 to the backend directly has left all our rules behind.
-    let may_upgrade = connection.upgrade && version == Version::Http11 && !framing.chunked;
-    request.upgrade = request.upgrade.filter(|to| {
-        may_upgrade
-            && framing.length.unwrap_or(0) == 0
-            && !tokens(to).any(|to| to.eq_ignore_ascii_case(b"h2c"))
-    });
+    // A body before the switch of protocols would have to be understood by both; nobody sends it.
+    let may_upgrade = connection.upgrade && version == Version::Http11 && !framing.has_body();
+    request.upgrade = request.upgrade.filter(|to| may_upgrade && !leaves_our_rules(to));
     Ok(request)
+}
+
+/// What several header lines say together.
+#[derive(Default)]
+struct Found<'b> {
+    framing: Framing,
+    connection: Connection,
+    host: Option<&'b [u8]>,
+}
+
+impl<'b> Found<'b> {
+    /// Takes note of a line; whether it is sent on as it is written.
+    #[inline]
+    fn take(
+        &mut self,
+        request: &mut Request<'_, 'b>,
+        i: usize,
+        name: Name,
+        value: &'b [u8],
+    ) -> Result<bool, Refusal> {
+        let is_http11 = request.version == Version::Http11;
+        match name {
+            Name::Other => return Ok(true),
+            Name::Dropped => {}
+            Name::Host => {
+                if self.host.replace(value).is_some() {
+                    return Err(Refusal::Host);
+                }
+            }
+            // Kept as they are written: the checks leave one way to read them.
+            Name::ContentLength => {
+                self.framing.content_length(value)?;
+                return Ok(true);
+            }
+            Name::TransferEncoding => {
+                self.framing.transfer_encoding(value, request.version)?;
+                request.transfer_encoding.insert(i);
+                return Ok(true);
+            }
+            Name::Connection => self.connection.add(value),
+            Name::Upgrade => request.upgrade = Some(value),
+            Name::Expect => {
+                request.expects_continue |= is_http11 && value.eq_ignore_ascii_case(b"100-continue");
+            }
+            Name::RequestId => request.request_id = Some(value).filter(|id| !id.is_empty()),
+            Name::ForwardedFor => request.forwarded_for.insert(i),
+            Name::ForwardedHost => request.forwarded_host.insert(i),
+        }
+        Ok(false)
+    }
+}
+
+/// Whom the request is for. RFC 9112 3.2.2: the authority of an absolute form replaces Host.
+fn asked_host<'b>(
+    host: Option<&'b [u8]>,
+    authority: Option<&'b [u8]>,
+    version: Version,
+) -> Result<&'b [u8], Refusal> {
+    let asked = authority.or(host).unwrap_or_default();
+    let missing = asked.is_empty() && version == Version::Http11;
+    if missing || !valid_host(asked) {
+        return Err(Refusal::Host);
+    }
+    Ok(asked)
+}
+
+/// Who speaks HTTP/2 to the backend directly has left all our rules behind.
+fn leaves_our_rules(upgrade: &[u8]) -> bool {
+    tokens(upgrade).any(|to| to.eq_ignore_ascii_case(b"h2c"))
 }
 
 /// A request head that we wrote.
