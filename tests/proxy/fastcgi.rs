@@ -117,7 +117,7 @@ fn application(serve: impl Fn(Request) + Send + Sync + 'static) -> Backend {
 }
 
 /// Answers with its parameters, a line each, then an empty line and the body.
-fn mirror() -> Backend {
+pub fn mirror() -> Backend {
     application(|mut request| {
         let asked = request.read();
         request.output("Content-Type: text/plain\r\n\r\n");

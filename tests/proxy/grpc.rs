@@ -92,7 +92,7 @@ async fn streams<F>(
 }
 
 /// TLS with a certificate of its own that takes clients that ask for HTTP/2.
-fn tls() -> TlsAcceptor {
+pub fn tls() -> TlsAcceptor {
     let key = rcgen::KeyPair::generate().expect("key");
     let params = rcgen::CertificateParams::new(["grpc.example".to_owned()]).expect("params");
     let certificate = params.self_signed(&key).expect("self-signed");
@@ -106,6 +106,17 @@ fn tls() -> TlsAcceptor {
         .expect("certificate");
     config.alpn_protocols = vec![b"h2".to_vec()];
     TlsAcceptor::from(Arc::new(config))
+}
+
+/// One whose answers say `calls` of who it is.
+pub fn naming(tls: Option<TlsAcceptor>) -> SocketAddr {
+    let upstream = Upstream::with(h2::server::Builder::new(), tls, |_, mut respond| async move {
+        let mut head = grpc_head();
+        head.headers_mut().insert("x-backend", "calls".parse().expect("value"));
+        let mut stream = respond.send_response(head, false).expect("sent");
+        let _ = stream.send_trailers(status("0"));
+    });
+    upstream.addr
 }
 
 fn filters() -> Filters {

@@ -29,13 +29,12 @@ pub struct Agents {
     first: Child,
     more: Vec<Child>,
     pub http: SocketAddr,
-    https: SocketAddr,
-    admin: SocketAddr,
+    pub https: SocketAddr,
+    pub admin: SocketAddr,
 }
 
 impl Agents {
     pub fn start(backend: SocketAddr, flags: &[&str]) -> Self {
-        let dir = tempfile::tempdir().expect("a directory");
         let slice = Slice {
             name: "web",
             service: "web",
@@ -45,13 +44,21 @@ impl Agents {
             weight: 1,
         };
         let web = format!("{}---\n{}", manifests::service("web", backend.port()), slice.yaml());
-        std::fs::create_dir(dir.path().join("manifests")).expect("writable");
-        std::fs::write(dir.path().join("manifests/web.yaml"), web).expect("writable");
         let ingress = manifests::ingress("web", HOST, "web", None);
-        std::fs::write(dir.path().join("manifests/ingress.yaml"), ingress).expect("writable");
+        Self::over(&[("web.yaml", &web), ("ingress.yaml", &ingress)], flags)
+    }
+
+    /// One that reads these files, each with its name.
+    pub fn over(files: &[(&str, &str)], flags: &[&str]) -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        std::fs::create_dir(dir.path().join("manifests")).expect("writable");
+        for (name, text) in files {
+            std::fs::write(dir.path().join("manifests").join(name), text).expect("writable");
+        }
         configure(dir.path(), 2);
 
         let mut first = command(dir.path(), flags);
+        first.stdout(File::create(dir.path().join("out")).expect("writable"));
         let first = first.process_group(0).spawn().expect("start penstock");
         let log = dir.path().join("log");
         let addr = |what: &str| {
@@ -78,6 +85,16 @@ impl Agents {
         read(&self.dir.path().join("log"))
     }
 
+    /// A file beside its manifests; its standard output is in `out`.
+    pub fn read(&self, name: &str) -> String {
+        read(&self.path(name))
+    }
+
+    /// Of a file beside its manifests.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
     pub fn admin(&self, path: &str) -> Reply {
         let mut client = Client::connect(self.admin);
         client.send(format!("GET {path} HTTP/1.1\r\nHost: admin\r\n\r\n"));
@@ -85,7 +102,7 @@ impl Agents {
     }
 
     /// The process that answers.
-    fn pid(&self) -> u64 {
+    pub fn pid(&self) -> u64 {
         let status: serde_json::Value =
             serde_json::from_slice(&self.admin("/status?format=json").body).expect("JSON");
         status["pid"].as_u64().expect("a process id")

@@ -179,7 +179,7 @@ pub fn verify(chain: &Chain, name: &str, depth: u32) -> Verify {
 
 /// A certificate with its authority and as many others between them as wanted.
 pub struct Chain {
-    root_pem: String,
+    pub root_pem: String,
     pub chain_pem: String,
     pub key_pem: String,
 }
@@ -233,29 +233,7 @@ pub struct TlsBackend {
 
 impl TlsBackend {
     pub fn start(chain: &Chain, clients: Option<&Chain>) -> Self {
-        let config =
-            ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
-                .with_safe_default_protocol_versions()
-                .expect("versions");
-        let config = match clients {
-            None => config.with_no_client_auth(),
-            Some(clients) => {
-                let mut roots = RootCertStore::empty();
-                roots
-                    .add(CertificateDer::from_pem_slice(clients.root_pem.as_bytes()).expect("pem"))
-                    .expect("root");
-                let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-                let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
-                config.with_client_cert_verifier(verifier.build().expect("verifier"))
-            }
-        };
-        let chain_der = CertificateDer::pem_slice_iter(chain.chain_pem.as_bytes())
-            .collect::<Result<_, _>>()
-            .expect("chain");
-        let key = PrivateKeyDer::from_pem_slice(chain.key_pem.as_bytes()).expect("key");
-        let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(&key).expect("key");
-        let identity = SingleCertAndKey::from(CertifiedKey::new(chain_der, key));
-        let config = Arc::new(config.with_cert_resolver(Arc::new(identity)));
+        let config = server_config(chain, clients);
         let listener = TcpListener::bind(("127.0.0.1", 0)).expect("bind");
         let addr = listener.local_addr().expect("bound");
         let (connections, resumed) = (Arc::new(AtomicUsize::new(0)), Arc::new(Mutex::new(0)));
@@ -278,6 +256,31 @@ impl TlsBackend {
     fn resumed(&self) -> usize {
         *self.resumed.lock().expect("counter")
     }
+}
+
+/// A server with this chain that asks its clients for certificates below another one, if there is one.
+pub fn server_config(chain: &Chain, clients: Option<&Chain>) -> Arc<ServerConfig> {
+    let config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()
+        .expect("versions");
+    let config = match clients {
+        None => config.with_no_client_auth(),
+        Some(clients) => {
+            let mut roots = RootCertStore::empty();
+            roots
+                .add(CertificateDer::from_pem_slice(clients.root_pem.as_bytes()).expect("pem"))
+                .expect("root");
+            let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+            config.with_client_cert_verifier(verifier.build().expect("verifier"))
+        }
+    };
+    let chain_der =
+        CertificateDer::pem_slice_iter(chain.chain_pem.as_bytes()).collect::<Result<_, _>>().expect("chain");
+    let key = PrivateKeyDer::from_pem_slice(chain.key_pem.as_bytes()).expect("key");
+    let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(&key).expect("key");
+    let identity = SingleCertAndKey::from(CertifiedKey::new(chain_der, key));
+    Arc::new(config.with_cert_resolver(Arc::new(identity)))
 }
 
 fn serve(mut stream: StreamOwned<ServerConnection, std::net::TcpStream>, resumed: &Mutex<usize>) {
