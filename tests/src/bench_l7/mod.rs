@@ -3,6 +3,7 @@
 //! speed of a machine drifts more within minutes than the proxies differ; what counts is the ratio
 //! within a round.
 
+pub mod backend;
 pub mod grpc;
 pub mod load;
 pub mod paced;
@@ -15,7 +16,7 @@ pub mod summary;
 /// CPU of the proxies; each has it to itself in its turn.
 pub const PROXY_CPU: usize = 0;
 
-/// CPU of the load generator and of the backend.
+/// CPU of the load generator and of the backends.
 pub const LOAD_CPU: usize = 1;
 
 /// Bytes in the body of every answer.

@@ -1,4 +1,4 @@
-//! The backend and the proxies in front of it, each from its own configuration.
+//! The proxies in front of the backends, each from its own configuration.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -10,14 +10,13 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use super::process::Process;
-use super::{BODY_BYTES, GRPC_PATH, HOST, LOAD_CPU, OTHER_HOSTS, PROXY_CPU, grpc};
+use super::{BODY_BYTES, GRPC_PATH, HOST, OTHER_HOSTS, PROXY_CPU, backend, grpc};
 use crate::agent::eventually;
 use crate::manifests;
 
 /// Longest wait for a server to answer.
 const DEADLINE: Duration = Duration::from_secs(10);
 
-const BACKEND: &str = include_str!("../../bench/backend.conf.in");
 const NGINX: &str = include_str!("../../bench/nginx.conf.in");
 const NGINX_LUA: &str = include_str!("../../bench/nginx-lua.conf.in");
 const HAPROXY: &str = include_str!("../../bench/haproxy.cfg.in");
@@ -207,6 +206,13 @@ pub struct Backends {
     pub grpc: u16,
 }
 
+impl Backends {
+    /// Starts them, each on a thread of ours.
+    pub fn start() -> Result<Self> {
+        Ok(Self { http: backend::start()?, grpc: grpc::start()? })
+    }
+}
+
 fn other_host(number: usize) -> String {
     format!("host-{number}.bench.example")
 }
@@ -232,25 +238,6 @@ fn other_hosts(kind: Kind, http: u16, https: u16) -> String {
         }
     };
     (1..=OTHER_HOSTS).map(one).collect()
-}
-
-/// Starts the backends: nginx, and one for gRPC on a thread of ours.
-pub fn start_backends(dir: &Path) -> Result<(Process, Backends)> {
-    let nginx = find("nginx").context("no nginx on this machine, which the backend is made of")?;
-    let [port] = free_ports()?;
-    let values =
-        [("DIR", dir.display().to_string()), ("PORT", port.to_string()), ("BODY", "x".repeat(BODY_BYTES))];
-    let files = dir.join("files");
-    std::fs::create_dir_all(&files)?;
-    std::fs::write(files.join("16k"), vec![b'x'; 16 << 10])?;
-    std::fs::write(files.join("1m"), vec![b'x'; 1 << 20])?;
-    std::fs::write(dir.join("grpc-message"), grpc::MESSAGE)?;
-    let config = dir.join("backend.conf");
-    std::fs::write(&config, fill(BACKEND, &values))?;
-    let args = ["-e", "stderr", "-c", &config.display().to_string()];
-    let mut process = Process::start(LOAD_CPU, &nginx, &args, &dir.join("backend.log"))?;
-    wait_for(&mut process, port)?;
-    Ok((process, Backends { http: port, grpc: grpc::start()? }))
 }
 
 /// An ECDSA P-256 certificate for the host, as PEM.
@@ -324,7 +311,7 @@ fn objects(backends: Backends, access_log: &Path, certificate: &Certificate) -> 
         );
     let settings = format!(
         "apiVersion: v1\nkind: ConfigMap\nmetadata:\n  name: ingress-nginx-controller\n  namespace: ingress-nginx\n\
-         data:\n  keep-alive-requests: \"1000000000\"\n  keep-alive: \"600\"\n  upstream-keepalive-connections: \"512\"\n  \
+         data:\n  generate-request-id: \"false\"\n  keep-alive-requests: \"1000000000\"\n  keep-alive: \"600\"\n  upstream-keepalive-connections: \"512\"\n  \
          upstream-keepalive-requests: \"1000000000\"\n  \
          ssl-protocols: TLSv1.3\n  ssl-ecdh-curve: X25519\n  ssl-session-tickets: \"false\"\n  \
          ssl-session-cache: \"false\"\n  access-log-path: {}\n  \
@@ -412,11 +399,10 @@ mod tests {
 
     #[test]
     fn every_placeholder_of_the_templates_is_filled() {
-        let values = ["DIR", "HTTP", "HTTPS", "ADMIN", "BACKEND", "GRPC", "MODULES", "HOSTS", "PORT", "BODY"]
+        let values = ["DIR", "HTTP", "HTTPS", "ADMIN", "BACKEND", "GRPC", "MODULES", "HOSTS"]
             .map(|name| (name, "1".to_owned()));
 
         for (case, template) in [
-            ("backend", BACKEND),
             ("nginx", NGINX),
             ("nginx-lua", NGINX_LUA),
             ("haproxy", HAPROXY),

@@ -8,10 +8,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use clap::Parser;
 use lb_tests::bench_l7::load::{self, Case};
-use lb_tests::bench_l7::proxy::{self, Certificate, Kind, Proxy};
+use lb_tests::bench_l7::proxy::{self, Backends, Certificate, Kind, Proxy};
 use lb_tests::bench_l7::resident::{self, Waiting};
 use lb_tests::bench_l7::summary::{self, Round};
-use lb_tests::bench_l7::{LOAD_CPU, OTHER_HOSTS, PROXY_CPU, plot};
+use lb_tests::bench_l7::{LOAD_CPU, OTHER_HOSTS, PROXY_CPU, grpc, plot};
 use serde_json::Value;
 
 /// Measures Penstock beside other proxies under the same load.
@@ -60,7 +60,8 @@ fn main() -> Result<ExitCode> {
     let dir = tempfile::tempdir().context("make a directory for the run")?;
     std::fs::write(dir.path().join("report.lua"), include_str!("../../bench/report.lua"))?;
     let certificate = Certificate::new(dir.path())?;
-    let (_backend, backends) = proxy::start_backends(dir.path()).context("start the backends")?;
+    std::fs::write(dir.path().join("grpc-message"), grpc::MESSAGE)?;
+    let backends = Backends::start().context("start the backends")?;
 
     let mut complete = true;
     let mut proxies = Vec::new();
@@ -88,7 +89,7 @@ fn main() -> Result<ExitCode> {
 
     let length = Duration::from_millis(args.slice_ms);
     println!(
-        "proxies on CPU {PROXY_CPU} with one worker; load (wrk, h2load) and backends (nginx, gRPC) on CPU {LOAD_CPU}\n\
+        "proxies on CPU {PROXY_CPU} with one worker; load (wrk, h2load) and backends (ours) on CPU {LOAD_CPU}\n\
          {} hosts, metrics and access logs on everywhere; upstream connections kept; TLS 1.3, ECDSA P-256\n\
          {} rounds in turns of {length:?}; medians, ratio of req/CPU-s within each round; CPU below 100%: the load or \
          other work on the machine was the limit\n",
