@@ -279,8 +279,9 @@ impl Connection<'_, '_> {
         let ClientLimits { keep_alive, keep_alive_requests, .. } = self.limits;
         let is_last =
             self.requests + 1 >= keep_alive_requests || keep_alive.is_zero() || self.worker.is_draining();
-        let fresh = self.worker.request_id();
-        let made: &[u8] = if forwarding.request_id { &fresh } else { b"" };
+        let is_made = forwarding.request_id && request.request_id.is_none();
+        let fresh = is_made.then(|| self.worker.request_id());
+        let made = fresh.as_ref().map_or(&b""[..], |id| &id[..]);
         let subject = Subject {
             request: Some(request),
             line: b"",
@@ -502,7 +503,7 @@ impl Connection<'_, '_> {
             }
         };
         self.edits = HeaderEdits::default();
-        let took = started.elapsed();
+        let took = record.ended.unwrap_or_else(Instant::now).saturating_duration_since(started);
         if let Some((number, labels)) = snapshot.router.route(at).map(|route| route.counted(side)) {
             let (received, sent) = self.tally.of_whole(plan.head_len);
             let finished = Finished { method, status, took, attempt: record.only(), received, sent };

@@ -19,20 +19,32 @@ pub(super) fn hex(byte: u8) -> [u8; 2] {
 
 /// As `Display` writes it.
 pub(super) fn addr(addr: IpAddr, out: &mut Vec<u8>) {
+    out.extend_from_slice(addr_text(addr, &mut [0; 48]));
+}
+
+/// The same in a little room on the stack.
+pub(super) fn addr_text(addr: IpAddr, room: &mut [u8; 48]) -> &[u8] {
+    let mut at = 0;
     match addr {
         IpAddr::V4(v4) => {
-            let [first, rest @ ..] = v4.octets();
-            number(first, out);
-            for octet in rest {
-                out.push(b'.');
-                number(octet, out);
+            for (place, octet) in v4.octets().into_iter().enumerate() {
+                let dot: &[u8] = if place == 0 { b"" } else { b"." };
+                for text in [dot, itoa::Buffer::new().format(octet).as_bytes()] {
+                    if let Some(free) = room.get_mut(at..at + text.len()) {
+                        free.copy_from_slice(text);
+                        at += text.len();
+                    }
+                }
             }
         }
         IpAddr::V6(v6) => {
-            // A Vec takes everything.
-            let _ = write!(out, "{v6}");
+            let mut rest = &mut room[..];
+            // It has 39 characters at most, or 45 with the last part as IPv4.
+            let _ = write!(rest, "{v6}");
+            at = 48 - rest.len();
         }
     }
+    room.get(..at).unwrap_or_default()
 }
 
 /// Seconds with three digits of milliseconds behind the point.

@@ -144,7 +144,7 @@ async fn try_endpoints(
     loop {
         let mut lease = match attempts.lease().await {
             Ok(lease) => lease,
-            Err(status) => return (Sent::Nothing { status, read }, attempts.ended(0)),
+            Err(status) => return (Sent::Nothing { status, read }, attempts.ended(0, Instant::now())),
         };
         match (attempts.session(), &outgoing.cookie) {
             (Some((sessions, key)), Some(attributes)) => {
@@ -161,16 +161,20 @@ async fn try_endpoints(
         let attempt = attempt(connection, &mut attempts, &mut lease, outgoing, passing, &mut unread);
         let next = match attempt.await {
             Ok(Through { sent, keep, bytes, rest }) => {
-                let record = attempts.ended(bytes);
+                let now = Instant::now();
+                let mut record = attempts.ended(bytes, now);
                 if keep && !outgoing.closes {
-                    lease.keep(connection.worker, snapshot, outgoing.terms.upstream);
+                    lease.keep(connection.worker, snapshot, outgoing.terms.upstream, now);
                 } else {
                     drop(lease);
                 }
                 // The endpoint is done with, the client perhaps not.
                 let sent = match rest {
                     Some(rest) => Box::pin(rest.send(connection)).await,
-                    None => sent,
+                    None => {
+                        record.ended = Some(now);
+                        sent
+                    }
                 };
                 return (sent, record);
             }
@@ -179,16 +183,16 @@ async fn try_endpoints(
                     499 => Sent::Broken { status },
                     _ => Sent::Nothing { status, read },
                 };
-                return (sent, attempts.ended(0));
+                return (sent, attempts.ended(0, Instant::now()));
             }
             Err(Failed::Replaced { status }) => {
-                return (Sent::Nothing { status, read }, attempts.ended(0));
+                return (Sent::Nothing { status, read }, attempts.ended(0, Instant::now()));
             }
             Err(Failed::Rejected) => Next::Again,
             Err(Failed::Upstream(failure, progress)) => attempts.failed(lease, failure, progress),
         };
         if let Next::Answer(status) = next {
-            return (Sent::Nothing { status, read }, attempts.ended(0));
+            return (Sent::Nothing { status, read }, attempts.ended(0, Instant::now()));
         }
         if let Some(unread) = unread {
             outgoing.resend(&unread);

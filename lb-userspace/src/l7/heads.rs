@@ -1,7 +1,6 @@
 //! Heads and pages we write: the request head for the upstream, the response head for the client,
 //! and responses of our own.
 
-use std::fmt::Display;
 use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
@@ -10,7 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use super::calendar::Moment;
 use super::client_auth::{Identity, Session};
 use super::compress::Verdict;
-use super::digits::number;
+use super::digits::{addr_text, number};
 use super::filters::{Answer, Scheme};
 use super::h1::{Request, Response, Version};
 use super::handshake::Handshake;
@@ -88,10 +87,10 @@ pub(super) fn request(known: Known<'_, '_, '_>, onward: Onward<'_>, out: &mut Ve
     }
     request.block.copy_except(drop, out);
     let mut addr = [0u8; 48];
-    let addr = text(effective.addr, &mut addr);
+    let addr = addr_text(effective.addr, &mut addr);
     let scheme = effective.scheme.as_str().as_bytes();
-    let mut port = [0u8; 8];
-    let port = text(effective.port, &mut port);
+    let mut port = itoa::Buffer::new();
+    let port = port.format(effective.port).as_bytes();
     if !id.is_empty() && !set.has(b"X-Request-ID") {
         line(out, b"X-Request-ID: ", id);
     }
@@ -109,7 +108,10 @@ pub(super) fn request(known: Known<'_, '_, '_>, onward: Onward<'_>, out: &mut Ve
     ] {
         let is_chain = name == b"X-Forwarded-For: " && forwarding.chain == Chain::Appended;
         if !is_chain && !set.has(name) {
-            line(out, name, value);
+            // Ours, or a host that was looked at: nothing in it ends a line.
+            for part in [name, value, b"\r\n"] {
+                out.extend_from_slice(part);
+            }
         }
     }
     let originals = match forwarding.header.as_str() {
@@ -154,7 +156,7 @@ fn chain(request: &Request<'_, '_>, peer: IpAddr, out: &mut Vec<u8>) {
         out.extend_from_slice(hops);
         out.extend_from_slice(b", ");
     }
-    line(out, text(peer, &mut [0u8; 48]), b"");
+    line(out, addr_text(peer, &mut [0u8; 48]), b"");
 }
 
 /// Tells the length of a body in a finished head that does not.
@@ -314,14 +316,6 @@ fn connection(client: Version, after: After, out: &mut Vec<u8>) {
         (After::Keep, Version::Http10) => out.extend_from_slice(b"Connection: keep-alive\r\n"),
         (After::Keep, Version::Http11) => {}
     }
-}
-
-/// As text, in a little room on the stack; what does not fit is left out.
-fn text<const N: usize>(value: impl Display, room: &mut [u8; N]) -> &[u8] {
-    let mut rest = &mut room[..];
-    let _ = write!(rest, "{value}");
-    let used = N - rest.len();
-    room.get(..used).unwrap_or_default()
 }
 
 /// `Date`.

@@ -19,6 +19,9 @@ use super::socket::Socket;
 /// as many calls.
 const LONG: u64 = 64 * 1024;
 
+/// Longest piece of a body that is copied behind its head: the kernel has less to do for one buffer than for two.
+const JOINED: usize = 2 * 1024;
+
 /// Most of a body that is kept: as much as a stream takes before its receiver allows more (RFC 9113 6.9.2).
 const KEPT_MAX: usize = 64 * 1024;
 
@@ -265,16 +268,25 @@ impl Leg {
             ready!(to.poll_flush(cx))?;
             return Poll::Pending;
         }
+        let head_left = head.len();
         let n = match (head.is_empty(), body.is_empty()) {
             (true, _) => ready!(to.poll_write(cx, &[IoSlice::new(body)]))?,
             (false, true) => ready!(to.poll_write(cx, &[IoSlice::new(head)]))?,
+            (false, false) if body.len() <= JOINED => {
+                let head_len = self.head.len();
+                self.head.extend_from_slice(body);
+                let both = self.head.get(self.head_sent..).unwrap_or_default();
+                let wrote = to.poll_write(cx, &[IoSlice::new(both)]);
+                self.head.truncate(head_len);
+                ready!(wrote)?
+            }
             (false, false) => ready!(to.poll_write(cx, &[IoSlice::new(head), IoSlice::new(body)]))?,
         };
         if n == 0 {
             return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
         }
         self.written += n as u64;
-        let of_head = n.min(head.len());
+        let of_head = n.min(head_left);
         self.head_sent += of_head;
         let of_body = n - of_head;
         self.ready -= of_body;

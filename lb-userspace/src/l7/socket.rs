@@ -1,8 +1,9 @@
 //! One TCP connection, plain or TLS from either end, polled in both directions at once through `&self`.
 //!
-//! Written over tokio's split halves because their `poll_read` clears readiness after a partial
-//! read: the next wait costs no probing system call. rustls is driven directly, so a TLS
-//! connection costs the same four system calls a request as a plain one.
+//! The kernel is asked directly, between tokio's looks at what it reported: libc's calls are points at which a
+//! thread may be cancelled, which costs at each. What was read or written in part says that there is no more, or no
+//! more room, so the next wait costs no probing system call. rustls is driven directly, so a TLS connection costs
+//! the same four system calls a request as a plain one.
 
 use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice, Read, Write};
@@ -11,12 +12,12 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 
-use rustix::net::{RecvFlags, recv};
+use rustix::io::{Errno, writev};
+use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send};
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, ProtocolVersion, ServerConfig, ServerConnection};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::net::tcp::{ReadHalf, WriteHalf};
 
 use super::buffer::Buf;
 use super::handshake::Handshake;
@@ -32,10 +33,10 @@ pub(super) struct Link {
 
 /// A [`Link`] borrowed for as long as it is worked on.
 ///
-/// The cells are borrowed only inside a poll function, never across an await.
+/// The cells of its session are borrowed only inside a poll function, never across an await.
+#[derive(Clone, Copy)]
 pub(super) struct Socket<'a> {
-    rd: RefCell<ReadHalf<'a>>,
-    wr: RefCell<WriteHalf<'a>>,
+    stream: &'a TcpStream,
     tls: Option<&'a Tls>,
 }
 
@@ -112,8 +113,7 @@ impl Link {
 
     /// For reading and writing, both at once.
     pub(super) fn socket(&mut self) -> Socket<'_> {
-        let (rd, wr) = self.stream.split();
-        Socket { rd: RefCell::new(rd), wr: RefCell::new(wr), tls: self.tls.as_deref() }
+        Socket { stream: &self.stream, tls: self.tls.as_deref() }
     }
 
     /// Whether a pooled connection is still open and silent, as it must be to carry a request.
@@ -181,7 +181,7 @@ impl Socket<'_> {
         if self.tls.is_some_and(Tls::is_readable) {
             return Poll::Ready(Ok(()));
         }
-        self.rd.borrow().as_ref().poll_read_ready(cx)
+        self.stream.poll_read_ready(cx)
     }
 
     /// Reads once; 0 is the end of the stream (or no room in `into`).
@@ -206,12 +206,7 @@ impl Socket<'_> {
     /// [`Self::poll_flush`].
     pub(super) fn poll_write(&self, cx: &mut Context<'_>, parts: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
         let Some(tls) = self.tls else {
-            let mut wr = self.wr.borrow_mut();
-            // `send` has less to look at than `writev`.
-            return match parts {
-                [part] => Pin::new(&mut *wr).poll_write(cx, part),
-                _ => Pin::new(&mut *wr).poll_write_vectored(cx, parts),
-            };
+            return self.poll_write_raw(cx, parts);
         };
         // Ciphertext of an earlier write goes first, and bounds what a slow client can pile up.
         // Not before: what a handshake left to send travels with the first response.
@@ -248,8 +243,7 @@ impl Socket<'_> {
         pipe: &mut Pipe,
         most: usize,
     ) -> Poll<io::Result<usize>> {
-        let rd = self.rd.borrow();
-        let stream: &TcpStream = rd.as_ref();
+        let stream = self.stream;
         loop {
             ready!(stream.poll_read_ready(cx))?;
             match stream.try_io(Interest::READABLE, || pipe.fill(stream.as_fd(), most)) {
@@ -261,8 +255,7 @@ impl Socket<'_> {
 
     /// Has the kernel move bytes on from a pipe that holds some. For plain connections.
     pub(super) fn poll_splice_to(&self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<io::Result<usize>> {
-        let wr = self.wr.borrow();
-        let stream: &TcpStream = wr.as_ref();
+        let stream = self.stream;
         loop {
             ready!(stream.poll_write_ready(cx))?;
             match stream.try_io(Interest::WRITABLE, || pipe.drain(stream.as_fd())) {
@@ -321,8 +314,7 @@ impl Socket<'_> {
                 Err(_) => Poll::Ready(Presence::Gone),
             };
         }
-        let rd = self.rd.borrow();
-        let stream: &TcpStream = rd.as_ref();
+        let stream = self.stream;
         loop {
             if ready!(stream.poll_read_ready(cx)).is_err() {
                 return Poll::Ready(Presence::Gone);
@@ -344,7 +336,11 @@ impl Socket<'_> {
             tls.session.borrow_mut().send_close_notify();
             ready!(self.poll_flush(cx))?;
         }
-        Pin::new(&mut *self.wr.borrow_mut()).poll_shutdown(cx)
+        Poll::Ready(match rustix::net::shutdown(self.stream, Shutdown::Write) {
+            // It is gone already.
+            Err(Errno::NOTCONN) => Ok(()),
+            done => Ok(done?),
+        })
     }
 
     /// Says goodbye on a TLS connection as far as that is possible without waiting; false if it is not.
@@ -380,10 +376,55 @@ impl Socket<'_> {
     }
 
     fn poll_read_raw(&self, cx: &mut Context<'_>, into: &mut [u8]) -> Poll<io::Result<usize>> {
-        let mut into = ReadBuf::new(into);
-        ready!(Pin::new(&mut *self.rd.borrow_mut()).poll_read(cx, &mut into))?;
-        Poll::Ready(Ok(into.filled().len()))
+        let room = into.len();
+        loop {
+            let mut read = 0;
+            let tried = self.stream.try_io(Interest::READABLE, || {
+                (read, _) = recv(self.stream, &mut *into, RecvFlags::empty())?;
+                used_up(read, room)
+            });
+            match tried {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock && read == 0 => {
+                    ready!(self.stream.poll_read_ready(cx))?;
+                }
+                Err(e) if e.kind() != io::ErrorKind::WouldBlock => return Poll::Ready(Err(e)),
+                Ok(()) | Err(_) => return Poll::Ready(Ok(read)),
+            }
+        }
     }
+
+    fn poll_write_raw(&self, cx: &mut Context<'_>, parts: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        loop {
+            let mut written = 0;
+            let tried = self.stream.try_io(Interest::WRITABLE, || {
+                // `send` has less to look at than `writev`.
+                let all = match parts {
+                    [part] => {
+                        written = send(self.stream, part, SendFlags::NOSIGNAL)?;
+                        part.len()
+                    }
+                    _ => {
+                        written = writev(self.stream, parts)?;
+                        parts.iter().map(|part| part.len()).sum()
+                    }
+                };
+                used_up(written, all)
+            });
+            match tried {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock && written == 0 => {
+                    ready!(self.stream.poll_write_ready(cx))?;
+                }
+                Err(e) if e.kind() != io::ErrorKind::WouldBlock => return Poll::Ready(Err(e)),
+                Ok(()) | Err(_) => return Poll::Ready(Ok(written)),
+            }
+        }
+    }
+}
+
+/// What has moved but a part has come to the end of what there is, or of the room: to be waited for before the next
+/// try, which is what this error has tokio remember. Nothing at all is the end of a stream.
+fn used_up(moved: usize, all: usize) -> io::Result<()> {
+    if moved == 0 || moved >= all { Ok(()) } else { Err(io::ErrorKind::WouldBlock.into()) }
 }
 
 /// `recv(MSG_PEEK)`: is the peer still there?
@@ -428,8 +469,7 @@ impl Write for Raw<'_, '_, '_> {
     }
 
     fn write_vectored(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
-        let mut wr = self.socket.wr.borrow_mut();
-        would_block(Pin::new(&mut *wr).poll_write_vectored(self.cx, parts))
+        would_block(self.socket.poll_write_raw(self.cx, parts))
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -162,7 +162,8 @@ impl AuthClient {
         let limits: &Keepalive = &external.keepalive;
         if keeps && limits.connections > 0 {
             let count = Rc::clone(self.kept.borrow_mut().entry(external.url.clone()).or_default());
-            self.idle.put(peer, link, (requests + 1, opened), Some((limits.connections, &count)), limits);
+            let own = Some((limits.connections, &count));
+            self.idle.put(peer, link, (requests + 1, opened), own, limits, Instant::now());
         }
         Ok(told)
     }

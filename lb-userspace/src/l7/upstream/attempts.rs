@@ -150,12 +150,12 @@ impl Lease {
     }
 
     /// The response was read to its end and both sides keep the connection.
-    pub(in crate::l7) fn keep(self, worker: &Worker, snapshot: &Snapshot, upstream: usize) {
+    pub(in crate::l7) fn keep(self, worker: &Worker, snapshot: &Snapshot, upstream: usize, now: Instant) {
         let Way::Link(link) = self.way else { return };
         let most = snapshot.router.upstreams.get(upstream).and_then(|entry| entry.idle);
         let counted = snapshot.upstreams.get(upstream).map(|endpoints| endpoints.idle());
         let carried = (self.requests + 1, self.opened);
-        worker.pool.put(self.peer, link, carried, most.zip(counted), &snapshot.router.keepalive);
+        worker.pool.put(self.peer, link, carried, most.zip(counted), &snapshot.router.keepalive, now);
     }
 }
 
@@ -359,13 +359,13 @@ impl<'s> Attempts<'s> {
     }
 
     /// Nothing more is sent either way. The request's attempts, for those who count and log them.
-    pub(in crate::l7) fn ended(mut self, bytes: u64) -> Record {
-        self.note(0, bytes);
+    pub(in crate::l7) fn ended(mut self, bytes: u64, now: Instant) -> Record {
+        self.note(0, bytes, now);
         self.record
     }
 
     /// The attempt that runs is over.
-    fn note(&mut self, status: u16, bytes: u64) -> Option<Picked> {
+    fn note(&mut self, status: u16, bytes: u64, now: Instant) -> Option<Picked> {
         let picked = self.picked.take()?;
         let Now { began, connect, header, traffic } = self.now;
         self.record.push(Attempt {
@@ -373,7 +373,7 @@ impl<'s> Attempts<'s> {
             status: header.map_or(status, |(status, _)| status),
             connect,
             header: header.map(|(_, took)| took),
-            response: began.elapsed(),
+            response: now.saturating_duration_since(began),
             bytes,
             traffic,
         });
@@ -384,8 +384,8 @@ impl<'s> Attempts<'s> {
     fn let_down(&mut self, failure: Failure, progress: Progress) -> Next {
         self.worker.counters.borrow_mut().upstream_failure(failure);
         self.failed += 1;
-        if let Some(picked) = self.note(failure.status(), 0) {
-            let now = Instant::now();
+        let now = Instant::now();
+        if let Some(picked) = self.note(failure.status(), 0, now) {
             picked.failed(now.saturating_duration_since(self.now.began), now);
             self.tried.add(picked.index());
         }
@@ -404,7 +404,7 @@ impl<'s> Attempts<'s> {
         }
         self.failed += 1;
         let rejects = self.may_repeat(condition, progress);
-        if rejects && let Some(picked) = self.note(status, 0) {
+        if rejects && let Some(picked) = self.note(status, 0, Instant::now()) {
             self.tried.add(picked.index());
         }
         rejects

@@ -87,8 +87,8 @@ impl Pool {
         (requests, opened): (u32, Instant),
         own: Option<(usize, &Rc<Cell<usize>>)>,
         limits: &Keepalive,
+        now: Instant,
     ) {
-        let now = Instant::now();
         let is_over = requests >= limits.requests || now.duration_since(opened) >= limits.age;
         let (most, counted) = own.unwrap_or((limits.connections, &self.shared));
         if is_over || most == 0 {

@@ -2,7 +2,7 @@
 //! (`$upstream_addr` and its kin).
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// One attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,6 +36,8 @@ pub(in crate::l7) struct Record {
     more: Vec<Attempt>,
     /// How many there were when the request went somewhere else.
     before: usize,
+    /// When the last one ended, if nothing was left to do for the request then.
+    pub(in crate::l7) ended: Option<Instant>,
 }
 
 impl Record {
