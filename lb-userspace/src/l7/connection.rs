@@ -38,7 +38,7 @@ use super::pages::{self, Page, Rest};
 use super::policy::{self, HeaderEdits, Headers};
 use super::route::Router;
 use super::session;
-use super::socket::{Link, Presence};
+use super::socket::{Presence, Socket};
 use super::timers::{Alarm, Due};
 use super::upstream::{Record, Speech, Terms};
 use super::variable::Known;
@@ -61,7 +61,7 @@ pub(super) struct Connection<'w, 's> {
     pub(super) alarm: Alarm,
     pub(super) client: Client,
     /// What it may take; as the snapshot says when a request begins.
-    pub(super) limits: ClientLimits,
+    pub(super) limits: Rc<ClientLimits>,
     /// What the request at hand came to so far.
     pub(super) tally: Tally,
     /// What is changed in the head of its response.
@@ -88,18 +88,18 @@ enum Left {
     Broken,
 }
 
-/// Serves the requests of a connection; `first` was read from it already.
-pub(super) async fn serve(worker: &Rc<Worker>, mut link: Link, first: Buf, alarm: Alarm, client: Client) {
-    let socket = Carrier::Socket(link.socket());
-    let mut connection = Connection::new(worker, socket, alarm, client);
-    connection.buf = first;
-    if connection.run().await == Left::Http2 {
-        // Apart, so that a connection of HTTP/1.1 does not carry its size.
-        Box::pin(connection.serve_http2()).await;
-    }
-}
-
 impl<'w, 's> Connection<'w, 's> {
+    /// One that has arrived; `first` was read from it already.
+    pub(super) fn arrived(
+        worker: &'w Rc<Worker>,
+        socket: Socket<'s>,
+        first: Buf,
+        alarm: Alarm,
+        client: Client,
+    ) -> Self {
+        Self { buf: first, ..Self::new(worker, Carrier::Socket(socket), alarm, client) }
+    }
+
     fn new(worker: &'w Rc<Worker>, socket: Carrier<'s>, alarm: Alarm, client: Client) -> Self {
         let settled = alarm.due(SETTLE);
         let limits = worker.limits();
@@ -121,6 +121,14 @@ impl<'w, 's> Connection<'w, 's> {
 }
 
 impl Connection<'_, '_> {
+    /// Serves its requests. Borrowed: what a future is given stands in it beside what becomes of that.
+    pub(super) async fn serve(&mut self) {
+        if self.run().await == Left::Http2 {
+            // Apart, so that a connection of HTTP/1.1 does not carry its size.
+            Box::pin(self.serve_http2()).await;
+        }
+    }
+
     async fn run(&mut self) -> Left {
         if self.socket.is_http2() {
             return Left::Http2;
@@ -151,7 +159,7 @@ impl Connection<'_, '_> {
     /// One request from its first byte to the last byte of its response.
     async fn request(&mut self) -> Left {
         self.limits = self.worker.limits();
-        let ClientLimits { keep_alive, header_timeout, .. } = self.limits;
+        let ClientLimits { keep_alive, header_timeout, .. } = *self.limits;
         let mut due = self.alarm.due(if self.requests == 0 { header_timeout } else { keep_alive });
         let mut begun = false;
         let mut halting = false;
@@ -276,7 +284,7 @@ impl Connection<'_, '_> {
             (false, length) => Body::Length(length.unwrap_or(0)),
         };
         let mut head_len = request.len;
-        let ClientLimits { keep_alive, keep_alive_requests, .. } = self.limits;
+        let ClientLimits { keep_alive, keep_alive_requests, .. } = *self.limits;
         let is_last =
             self.requests + 1 >= keep_alive_requests || keep_alive.is_zero() || self.worker.is_draining();
         let is_made = forwarding.request_id && request.request_id.is_none();

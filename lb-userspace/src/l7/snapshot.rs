@@ -11,7 +11,7 @@ use super::route::{Maker, Router};
 use super::tls::Tls;
 use super::upstream::{Seat, Upstreams};
 use crate::model::health::Unwell;
-use crate::model::l7::L7;
+use crate::model::l7::{ClientLimits, L7};
 
 /// Builds routers until the desired state or the workers are gone.
 pub(super) struct Publisher {
@@ -60,6 +60,15 @@ impl Publisher {
 pub(super) struct Snapshot {
     pub(super) router: Arc<Router>,
     pub(super) upstreams: Upstreams,
+    /// Those of the router, for connections to keep without carrying their size.
+    limits: Rc<ClientLimits>,
+}
+
+impl Snapshot {
+    fn new(router: Arc<Router>, upstreams: Upstreams) -> Self {
+        let limits = Rc::new(router.edge.limits);
+        Self { router, upstreams, limits }
+    }
 }
 
 /// The snapshot one worker serves from.
@@ -72,7 +81,7 @@ pub(super) struct Current {
 impl Current {
     pub(super) fn new(router: Arc<Router>, seat: Seat) -> Self {
         let (upstreams, _) = Upstreams::new(&router.upstreams, None, seat);
-        let snapshot = RefCell::new(Rc::new(Snapshot { router, upstreams }));
+        let snapshot = RefCell::new(Rc::new(Snapshot::new(router, upstreams)));
         Self { snapshot, unwell: RefCell::default(), seat }
     }
 
@@ -81,20 +90,25 @@ impl Current {
         Rc::clone(&self.snapshot.borrow())
     }
 
+    /// What a client connection may take.
+    pub(super) fn limits(&self) -> Rc<ClientLimits> {
+        Rc::clone(&self.snapshot.borrow().limits)
+    }
+
     /// Serves from another router; returns the snapshot of before.
     pub(super) fn store(&self, router: Arc<Router>) -> Rc<Snapshot> {
         let before = self.load();
         let known = (before.router.upstreams.as_slice(), &before.upstreams);
         let (upstreams, new) = Upstreams::new(&router.upstreams, Some(known), self.seat);
         upstreams.set_unwell(&router.upstreams, new, &self.unwell.borrow());
-        self.snapshot.replace(Rc::new(Snapshot { router, upstreams }));
+        self.snapshot.replace(Rc::new(Snapshot::new(router, upstreams)));
         before
     }
 
     /// Endpoints that active checks found unwell, in this snapshot and those that follow.
     pub(super) fn set_unwell(&self, unwell: Arc<Unwell>) {
         let before = self.unwell.replace(Arc::clone(&unwell));
-        let Snapshot { router, upstreams } = &**self.snapshot.borrow();
+        let Snapshot { router, upstreams, limits: _ } = &**self.snapshot.borrow();
         let places = before.0.keys().chain(unwell.0.keys()).filter_map(|name| router.place_of(name));
         upstreams.set_unwell(&router.upstreams, places, &unwell);
     }

@@ -277,8 +277,10 @@ async fn accept(worker: Rc<Worker>, listening: TcpListener, place: Place) {
         worker.room().await;
         worker.counters.borrow_mut().accepted += 1;
         let open = Open::new(&worker);
+        let arriving = arrival::arrive(Rc::clone(&worker), stream, peer, place.listener);
         tokio::task::spawn_local(async move {
-            arrival::serve(Rc::clone(&open.0), stream, peer, place.listener).await;
+            arrival::serve(arriving).await;
+            drop(open);
         });
     }
 }
@@ -327,8 +329,8 @@ impl Worker {
     }
 
     /// What a client connection may take.
-    pub(super) fn limits(&self) -> ClientLimits {
-        self.current.load().router.edge.limits
+    pub(super) fn limits(&self) -> Rc<ClientLimits> {
+        self.current.limits()
     }
 
     /// By `max-worker-connections`. Each listener holds one more, and the rest wait in the accept queue.

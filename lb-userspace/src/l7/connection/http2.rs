@@ -30,10 +30,11 @@ pub(in crate::l7) async fn serve_stream(
 
 impl Connection<'_, '_> {
     /// Goes on with a connection whose client speaks HTTP/2.
-    pub(super) async fn serve_http2(self) {
+    pub(super) async fn serve_http2(&mut self) {
         let Self { worker, socket, buf, alarm, client, .. } = self;
         if let Carrier::Socket(socket) = socket {
-            h2::serve(worker, socket, buf, alarm, client).await;
+            let (first, alarm) = (std::mem::take(buf), std::mem::replace(alarm, worker.timers.alarm()));
+            h2::serve(worker, *socket, first, alarm, client.clone()).await;
         }
     }
 

@@ -39,7 +39,7 @@ pub(in crate::l7) async fn serve(
     let budget = Rc::new(FrameBudget::new(PREFACE.len(), Instant::now()));
     let io = Io::new(socket, first, Some(Rc::clone(&budget)));
     let outlet = io.outlet();
-    let ClientLimits { header_timeout, keep_alive, http2_streams, .. } = worker.limits();
+    let ClientLimits { header_timeout, keep_alive, http2_streams, .. } = *worker.limits();
     let (due, slow) = (alarm.due(header_timeout), alarm.due(PATIENCE));
     let mut handshake = pin!(limits::server(http2_streams).handshake::<_, Bytes>(io));
     let shaken = poll_fn(|cx| match outlet.turn(cx, |cx| handshake.as_mut().poll(cx)) {
