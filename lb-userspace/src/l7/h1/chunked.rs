@@ -151,8 +151,23 @@ impl Decoder {
         )
     }
 
+    /// Bytes of trailer lines so far.
+    fn trailer_bytes(&self) -> u16 {
+        match self.state {
+            State::TrailerStart { seen }
+            | State::TrailerName { seen, .. }
+            | State::TrailerValue { seen }
+            | State::TrailerLf { seen } => seen,
+            _ => 0,
+        }
+    }
+
     /// One byte of framing.
     fn step(&mut self, byte: u8) -> Result<(), Malformed> {
+        // Whatever the byte: lines that are nearly empty count as long ones do.
+        if self.trailer_bytes() >= TRAILER_BYTES {
+            return Err(Malformed);
+        }
         self.state = match (&mut self.state, byte) {
             (State::Size { size, digits }, _) if byte.is_ascii_hexdigit() => {
                 if *digits == SIZE_DIGITS {
@@ -190,16 +205,14 @@ impl Decoder {
                 }
                 State::TrailerValue { seen: *seen + 1 }
             }
-            (State::TrailerName { seen, name, len }, _) if self.of.names(byte) && *seen < TRAILER_BYTES => {
+            (State::TrailerName { seen, name, len }, _) if self.of.names(byte) => {
                 if let Some(place) = name.get_mut(*len) {
                     *place = byte.to_ascii_lowercase();
                 }
                 State::TrailerName { seen: *seen + 1, name: *name, len: *len + 1 }
             }
             (State::TrailerValue { seen }, b'\r') => State::TrailerLf { seen: *seen + 1 },
-            (State::TrailerValue { seen }, _) if is_text(byte) && *seen < TRAILER_BYTES => {
-                State::TrailerValue { seen: *seen + 1 }
-            }
+            (State::TrailerValue { seen }, _) if is_text(byte) => State::TrailerValue { seen: *seen + 1 },
             (State::TrailerLf { seen }, b'\n') => State::TrailerStart { seen: *seen + 1 },
             _ => return Err(Malformed),
         };
@@ -333,6 +346,23 @@ mod tests {
         let (_, taken, done) = decode(&[b"0\r\n\r\nGET / HTTP/1.1"]).unwrap();
 
         assert_eq!((taken, done), (5, true));
+    }
+
+    /// Lines of whatever length: what they add up to is limited, not only the longest.
+    #[test]
+    fn refuses_trailers_beyond_their_bytes() {
+        for line in ["a:\r\n", "name: value of some length\r\n"] {
+            let of_bytes = |bytes: usize| [b"0\r\n", line.repeat(bytes / line.len()).as_bytes()].concat();
+            let few = [of_bytes(usize::from(TRAILER_BYTES) - line.len()), b"\r\n".to_vec()].concat();
+
+            assert!(decode(&[&few]).unwrap().2, "{line:?}");
+            assert_eq!(
+                decode(&[&of_bytes(usize::from(TRAILER_BYTES) + line.len())]),
+                Err(Malformed),
+                "{line:?}"
+            );
+            assert_eq!(decode(&[&of_bytes(200_000)]), Err(Malformed), "{line:?}");
+        }
     }
 
     proptest! {
