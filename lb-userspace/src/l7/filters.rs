@@ -464,15 +464,21 @@ fn expand(template: &Template, captures: &Captures<'_>, raw_path: &[u8], query: 
     if !target.starts_with(b"/") && !is_absolute(&target) {
         target.insert(0, b'/');
     }
-    // At its end it only says that the client's query is not wanted.
-    if own_query && target.ends_with(b"?") {
+    append_query(&mut target, query);
+    target
+}
+
+/// As nginx rewrites: what was asked goes behind the arguments of the target's own; a `?` at its end only says that
+/// nothing does.
+fn append_query(target: &mut Vec<u8>, query: Option<&[u8]>) {
+    if target.ends_with(b"?") {
         target.pop();
+        return;
     }
-    if let Some(query) = query.filter(|_| !own_query) {
-        target.push(b'?');
+    if let Some(query) = query.filter(|query| !query.is_empty()) {
+        target.push(if target.contains(&b'?') { b'&' } else { b'?' });
         target.extend_from_slice(query);
     }
-    target
 }
 
 /// Text for a header: captures as they are.
@@ -510,11 +516,8 @@ fn redirect(route: &Route, asked: &Asked<'_>, path: &[u8], query: Option<&[u8]>)
             Piece::Variable(variable) => told::put(variable, asked, path, query, &mut location),
         }
     }
-    if let Some(query) =
-        query.filter(|_| redirect.query == RedirectQuery::Append && !location.contains(&b'?'))
-    {
-        location.push(b'?');
-        location.extend_from_slice(query);
+    if redirect.query == RedirectQuery::Append {
+        append_query(&mut location, query);
     }
     Some(Answer::Redirect { status: redirect.status, location })
 }

@@ -177,8 +177,8 @@ pub struct Redirect {
 pub enum RedirectQuery {
     /// The Location is sent as it is (`return`).
     Drop,
-    /// `?` + the request's query is appended, unless there is none or the Location has a `?` of its
-    /// own (`rewrite`).
+    /// The request's query is appended, behind arguments of the Location's own if it has any, unless the Location
+    /// ends with `?` (`rewrite`).
     Append,
 }
 

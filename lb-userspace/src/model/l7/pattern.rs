@@ -9,7 +9,12 @@ use thiserror::Error;
 pub struct Pattern {
     regex: regex::bytes::Regex,
     case: Case,
+    size: usize,
 }
+
+/// Bytes that a compiled pattern may have. Its size is the first of these that takes it, which for the patterns
+/// that people write is nearly always the least.
+const SIZES: [usize; 3] = [8 << 10, 64 << 10, 1 << 20];
 
 /// Why a pattern cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -65,14 +70,27 @@ impl Pattern {
     /// Over bytes, as nginx's patterns are: a path need not be UTF-8. Classes of characters beyond
     /// ASCII exist in Unicode only; what needs them is compiled so.
     fn build(source: &str, case: Case) -> Result<Self, BadPattern> {
-        let compile = |unicode| {
+        let compile = |unicode, size| {
             regex::bytes::RegexBuilder::new(source)
                 .case_insensitive(case == Case::Same)
                 .unicode(unicode)
-                .size_limit(1 << 20)
+                .size_limit(size)
                 .build()
         };
-        let regex = compile(false).or_else(|_| compile(true));
+        let mut refused = regex::Error::CompiledTooBig(0);
+        for size in SIZES {
+            let compiled = compile(false, size).or_else(|error| match error {
+                regex::Error::CompiledTooBig(_) => Err(error),
+                _ => compile(true, size),
+            });
+            match compiled {
+                Ok(regex) => return Ok(Self { regex, case, size }),
+                Err(error) => refused = error,
+            }
+            if !matches!(refused, regex::Error::CompiledTooBig(_)) {
+                break;
+            }
+        }
         // The lines before it draw the pattern and point into it.
         let last_line = |error: regex::Error| {
             error
@@ -84,7 +102,12 @@ impl Pattern {
                 .trim_start_matches("error: ")
                 .to_owned()
         };
-        Ok(Self { regex: regex.map_err(|error| BadPattern::Malformed(last_line(error)))?, case })
+        Err(BadPattern::Malformed(last_line(refused)))
+    }
+
+    /// Bytes that it has at most when compiled; the regex crate makes about three such programs of it.
+    pub fn size(&self) -> usize {
+        self.size
     }
 
     /// The compiled regex.
