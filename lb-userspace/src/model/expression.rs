@@ -4,6 +4,10 @@ use std::fmt;
 
 use super::l7::log::Early;
 
+/// Variables that one text may name. Each is filled in with what a client sent, up to all of its head, and a text
+/// of many would make a small request a large one.
+pub const VARIABLES_MAX: usize = 64;
+
 /// Text that a request fills in.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Expression(pub Vec<Part>);
@@ -102,6 +106,10 @@ impl Variable {
 impl Expression {
     /// Reads text with variables, as `$name` or `${name}`; the error names one that nobody knows.
     pub fn parse(text: &str) -> Result<Self, String> {
+        let variables = text.matches('$').count();
+        if variables > VARIABLES_MAX {
+            return Err(format!("{variables} variables, of which there may be {VARIABLES_MAX}"));
+        }
         let mut parts = Vec::new();
         for (literal, name) in pieces(text) {
             if !literal.is_empty() {
@@ -220,6 +228,12 @@ impl Variable {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_text_names_few_variables() {
+        assert!(Expression::parse(&"$host".repeat(VARIABLES_MAX)).is_ok());
+        assert!(Expression::parse(&"$host".repeat(VARIABLES_MAX + 1)).unwrap_err().contains("65 variables"));
+    }
 
     #[test]
     fn variables_end_where_their_name_does() {

@@ -21,7 +21,7 @@ use super::config::{Config, Gate, Settings};
 use super::endpoints::Slices;
 use super::findings::{About, Findings};
 use super::parts::Claim;
-use super::routes::{self, Draft};
+use super::routes::{self, Draft, PatternBudget};
 use super::streams;
 use super::upstream_tls::ProxySsl;
 use super::upstreams::{Laid, Upstreams};
@@ -159,11 +159,12 @@ pub(super) fn translate(
     let mut output =
         Output { passthrough, default_backend, default_certificate, streams, ..Output::default() };
     further::add(&hosts, &mut output, findings);
+    let mut patterns = PatternBudget::default();
     for (host, built) in hosts {
         if let Some(checked) = built.tls.as_ref().and_then(|tls| tls.certificate.as_ref()) {
             output.certificates.insert(host.clone(), checked.certificate.clone());
         }
-        let server = server(&host, built, edge, objects, settings, gate, findings);
+        let server = server(&host, built, edge, objects, settings, gate, (&mut patterns, findings));
         output.servers.insert(host, Arc::new(server));
     }
     output.upstreams = upstreams.into_built(settings);
@@ -326,7 +327,7 @@ fn server(
     objects: &View<'_>,
     settings: &Settings,
     gate: Gate,
-    findings: &mut Findings,
+    (patterns, findings): (&mut PatternBudget, &mut Findings),
 ) -> Server {
     let Host {
         mut drafts,
@@ -386,7 +387,7 @@ fn server(
         }
     }
     Server {
-        locations: routes::locations(drafts, tls.is_some(), findings),
+        locations: routes::locations(drafts, tls.is_some(), patterns, findings),
         tls: tls.is_some(),
         app_root: app_root.map(|(root, _)| root),
         client_auth: client_auth.map(|(auth, _)| auth),

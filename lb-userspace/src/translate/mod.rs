@@ -54,6 +54,7 @@ pub use config::{controller, key_statuses};
 pub use findings::MISSING_SECRET;
 pub use passwords::{Form as PasswordForm, Read as Passwords, read as read_passwords};
 pub use references::references;
+pub use template::is_location;
 pub use translator::Translator;
 
 /// What an object has to be to replace its last good version, where no flag names the ConfigMap.

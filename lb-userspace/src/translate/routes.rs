@@ -1,6 +1,7 @@
 //! Locations of one host: kind of host, order, conflicts, patterns.
 
 use std::cmp::Reverse;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::annotations::{self, Elsewhere, Policy, field};
@@ -88,8 +89,40 @@ fn rewrites(draft: &Draft) -> bool {
     draft.policy.rewrite_target.as_ref().is_some_and(|target| *target != draft.path)
 }
 
+/// Bytes of compiled patterns that the paths of one Ingress may have together: some 8,000 of the usual ones. A
+/// short text can ask for a large program, and every agent has all of them in memory.
+const PATTERN_BYTES: usize = 64 << 20;
+
+/// What the patterns of each Ingress have taken of [`PATTERN_BYTES`].
+#[derive(Default)]
+pub(super) struct PatternBudget(BTreeMap<ObjectId, usize>);
+
+impl PatternBudget {
+    /// Compiles if there is something left. The error says why there is no pattern, and what to do.
+    fn compile(
+        &mut self,
+        ingress: &ObjectId,
+        compile: impl FnOnce() -> Result<Pattern, BadPattern>,
+    ) -> Result<Pattern, (String, &'static str)> {
+        let taken = self.0.get(ingress).copied().unwrap_or_default();
+        if taken >= PATTERN_BYTES {
+            let limit = PATTERN_BYTES >> 20;
+            let message = format!("the patterns of this Ingress take more than {limit} MiB of memory");
+            return Err((message, "repetitions like {90} multiply what stands before them; write fewer"));
+        }
+        let pattern = compile().map_err(|error| (error.to_string(), BadPattern::FIX))?;
+        self.0.insert(ingress.clone(), taken + pattern.size());
+        Ok(pattern)
+    }
+}
+
 /// Locations in the order of precedence.
-pub(super) fn locations(mut drafts: Vec<Draft>, tls: bool, findings: &mut Findings) -> Vec<Location> {
+pub(super) fn locations(
+    mut drafts: Vec<Draft>,
+    tls: bool,
+    patterns: &mut PatternBudget,
+    findings: &mut Findings,
+) -> Vec<Location> {
     let regex = is_regex_host(&drafts);
     if regex {
         // Stable: of the same path the older Ingress stays first.
@@ -97,10 +130,16 @@ pub(super) fn locations(mut drafts: Vec<Draft>, tls: bool, findings: &mut Findin
     } else {
         drafts.sort_by_key(|draft| (Reverse(draft.path.len()), Reverse(draft.path.clone()), !draft.exact));
     }
-    drafts.into_iter().map(|draft| location(draft, regex, tls, findings)).collect()
+    drafts.into_iter().map(|draft| location(draft, regex, tls, patterns, findings)).collect()
 }
 
-fn location(draft: Draft, regex: bool, tls: bool, findings: &mut Findings) -> Location {
+fn location(
+    draft: Draft,
+    regex: bool,
+    tls: bool,
+    patterns: &mut PatternBudget,
+    findings: &mut Findings,
+) -> Location {
     let reading = Reading::of(&draft, regex);
     surprises(&draft, reading, findings);
     let rewrites = rewrites(&draft);
@@ -144,7 +183,7 @@ fn location(draft: Draft, regex: bool, tls: bool, findings: &mut Findings) -> Lo
             }
         }
     }
-    let matched = match matched(reading, &path, exact, &path_field, &mut about) {
+    let matched = match matched(reading, &path, exact, &path_field, patterns, (&id, &mut about)) {
         Ok(matched) => matched,
         Err(Closed(matched)) => {
             denied = true;
@@ -152,7 +191,7 @@ fn location(draft: Draft, regex: bool, tls: bool, findings: &mut Findings) -> Lo
         }
     };
     if let (true, Some(target)) = (rewrites && !denied, &policy.rewrite_target) {
-        match (template(target), reading.compile_rewrite(&path)) {
+        match (template(target), patterns.compile(&id, || reading.compile_rewrite(&path))) {
             (Err(message), _) => {
                 denied = true;
                 let message = format!("{message}; its paths answer 503");
@@ -193,20 +232,21 @@ fn matched(
     path: &str,
     exact: bool,
     path_field: &str,
-    about: &mut About<'_>,
+    patterns: &mut PatternBudget,
+    (ingress, about): (&ObjectId, &mut About<'_>),
 ) -> Result<PathMatch, Closed> {
     if reading == Reading::Literal {
         let path = path.to_owned();
         return Ok(if exact { PathMatch::Exact(path) } else { PathMatch::Prefix(path) });
     }
-    let error = match reading.compile(path) {
+    let (error, fix) = match patterns.compile(ingress, || reading.compile(path)) {
         Ok(pattern) => return Ok(PathMatch::Regex(pattern)),
         Err(error) => error,
     };
     // Whatever the pattern protects lies below its literal beginning: close all of it.
     let literal = literal_text(path);
     let message = format!("pattern {path:?} cannot be used, paths below {literal:?} answer 503: {error}");
-    about.error_fix("bad-pattern", path_field, message, BadPattern::FIX);
+    about.error_fix("bad-pattern", path_field, message, fix);
     Err(Closed(match Pattern::anchored(literal) {
         Ok(literal) => PathMatch::Regex(literal),
         Err(_) => PathMatch::Prefix("/".to_owned()),
@@ -332,6 +372,23 @@ fn has_alternative_outside_groups(pattern: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_patterns_of_one_ingress_have_a_budget() {
+        let of = |name: &str| ObjectId { name: name.to_owned(), ..ObjectId::default() };
+        let small = || Pattern::anchored("/foo(/|$)(.*)");
+        assert_eq!(small().unwrap().size(), 8 << 10);
+        assert_eq!(Pattern::anchored("/([a-z]{50}){50}").unwrap().size(), 1 << 20);
+        assert!(Pattern::anchored("/([a-z]{500}){500}").is_err());
+
+        let mut budget = PatternBudget::default();
+        let fit = PATTERN_BYTES / (8 << 10);
+        let compiled = (0..fit + 1).filter(|_| budget.compile(&of("greedy"), small).is_ok()).count();
+
+        assert_eq!(compiled, fit);
+        assert!(budget.compile(&of("greedy"), small).unwrap_err().0.contains("more than 64 MiB"));
+        assert!(budget.compile(&of("other"), small).is_ok());
+    }
 
     #[test]
     fn a_broken_pattern_is_closed_from_its_literal_beginning() {
