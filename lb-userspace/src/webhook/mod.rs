@@ -60,8 +60,8 @@ pub const MAX_BYTES: usize = 9 << 20;
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 128;
 
-/// Questions that are in memory at once; more wait.
-const MAX_QUESTIONS: usize = 4;
+/// Questions that are in memory or being judged at once; more wait.
+const MAX_QUESTIONS: usize = 2;
 
 /// A question that is in memory and still on its way keeps others waiting; the API server sends it in milliseconds.
 const READING: Duration = Duration::from_secs(2);
@@ -109,7 +109,7 @@ pub async fn serve(
     answering: Answering,
     stop: oneshot::Receiver<()>,
 ) {
-    let responder = Arc::new(Responder { answering, places: Semaphore::new(MAX_QUESTIONS) });
+    let responder = Arc::new(Responder { answering, places: Arc::new(Semaphore::new(MAX_QUESTIONS)) });
     accept::each("webhook", listener, stop, |stream, _peer, stopping, place| {
         let acceptor = TlsAcceptor::from(identity.borrow().config());
         connection(stream, acceptor, Arc::clone(&responder), stopping, place)
@@ -120,7 +120,7 @@ pub async fn serve(
 /// Answers questions.
 struct Responder {
     answering: Answering,
-    places: Semaphore,
+    places: Arc<Semaphore>,
 }
 
 async fn connection(
@@ -175,7 +175,7 @@ impl Responder {
         if request.body().size_hint().lower() > MAX_BYTES as u64 {
             return too_long();
         }
-        let Ok(_place) = self.places.acquire().await else {
+        let Ok(place) = Arc::clone(&self.places).acquire_owned().await else {
             return text(StatusCode::SERVICE_UNAVAILABLE, "stopping");
         };
         let body = Limited::new(request.into_body(), MAX_BYTES).collect();
@@ -188,8 +188,10 @@ impl Responder {
             }
         };
         let answering = self.answering.clone();
-        // A review takes milliseconds of computing, which others on this runtime need not wait for.
+        // A review takes milliseconds of computing, which others on this runtime need not wait for. One that takes
+        // longer than anybody waits keeps its place all the same.
         let answered = tokio::task::spawn_blocking(move || {
+            let _place = place;
             let size = body.len();
             let question = question::read(&body)?;
             // The value is all that is needed from here on.

@@ -9,6 +9,9 @@ use crate::model::review::Review;
 const LONGEST_WARNING: usize = 256;
 /// And leaves out what all of them together have beyond 4096 bytes.
 const MOST_WARNINGS: usize = 15;
+/// Values that a question may have. An Ingress has at most 1.5 MB, of which a path takes some ten bytes a value, and
+/// comes twice; in memory a value takes up to some 300 bytes.
+const MOST_VALUES: usize = 400_000;
 /// Reasons that are told; the rest is counted.
 const MOST_REASONS: usize = 20;
 
@@ -59,6 +62,9 @@ struct Kind {
 
 /// `Err` says what is wrong with the question.
 pub(super) fn read(body: &[u8]) -> Result<Question, String> {
+    if values(body) > MOST_VALUES {
+        return Err(format!("more than {MOST_VALUES} values"));
+    }
     let review: AdmissionReview =
         serde_json::from_slice(body).map_err(|error| format!("not an AdmissionReview: {error}"))?;
     if review.api_version != "admission.k8s.io/v1" || review.kind != "AdmissionReview" {
@@ -79,6 +85,23 @@ pub(super) fn read(body: &[u8]) -> Result<Question, String> {
         return Err(format!("request.object: a {operation} has one"));
     }
     Ok(Question { uid, namespace, name, ingress })
+}
+
+/// How many values this JSON has, or a few more: each but the first of something stands behind a comma, and the first
+/// behind what opens.
+fn values(json: &[u8]) -> usize {
+    let mut values = 1;
+    let (mut in_text, mut is_escaped) = (false, false);
+    for &byte in json {
+        match byte {
+            _ if is_escaped => is_escaped = false,
+            b'\\' => is_escaped = in_text,
+            b'"' => in_text = !in_text,
+            b',' | b'[' | b'{' if !in_text => values += 1,
+            _ => {}
+        }
+    }
+    values
 }
 
 /// It is written back; the API server makes UUIDs.
@@ -162,6 +185,45 @@ mod tests {
         assert!(read(b"").is_err());
         let deep = format!("{}{}", "[".repeat(10_000), "]".repeat(10_000));
         assert!(read(deep.as_bytes()).is_err());
+    }
+
+    #[test]
+    fn values_are_counted_outside_of_text() {
+        for (json, expected) in [
+            ("1", 1),
+            ("[]", 2),
+            (r#"{"a":1,"b":[1,2]}"#, 5),
+            (r#"{"a,[{":",[\",[{","b":2}"#, 3),
+            (r#"["\\",1]"#, 3),
+        ] {
+            assert_eq!(values(json.as_bytes()), expected, "{json}");
+        }
+    }
+
+    /// 9 MB of these would be a tree of almost a gigabyte.
+    #[test]
+    fn a_question_of_many_small_values_is_refused_before_it_is_read() {
+        let of = |count: usize| {
+            let object = format!("[{}0]", "{\"\":0},".repeat(count));
+            let review = question_text().replace("\"OBJECT\"", &object);
+            read(review.as_bytes())
+        };
+        assert!(of(100_000).is_ok());
+        assert!(of(1_000_000).unwrap_err().contains("more than 400000 values"));
+    }
+
+    fn question_text() -> String {
+        json!({
+            "apiVersion": "admission.k8s.io/v1",
+            "kind": "AdmissionReview",
+            "request": {
+                "uid": "u-1",
+                "kind": {"group": "networking.k8s.io", "version": "v1", "kind": "Ingress"},
+                "operation": "CREATE",
+                "object": "OBJECT",
+            },
+        })
+        .to_string()
     }
 
     #[test]
