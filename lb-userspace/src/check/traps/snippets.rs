@@ -1,8 +1,10 @@
 //! Snippets of nginx configuration, directive by directive, with what says the same here.
 
+use std::collections::HashSet;
+
 use super::Caught;
 use super::world::{World, field, key};
-use crate::translate::{KeyStatus, Status, TABLE, key_statuses};
+use crate::translate::{KeyStatus, Status, TABLE, is_location, key_statuses};
 
 /// Directives shown of one snippet.
 const SHOWN: usize = 40;
@@ -45,7 +47,16 @@ pub(super) fn of_the_config_map(world: &World<'_>, caught: &mut Caught) {
 /// What there is to say about a snippet as a whole, and of each directive what to write instead.
 fn report(text: &str) -> (String, String) {
     let directives = directives(text);
-    let advice: Vec<_> = directives.iter().map(|directive| (directive, advice(directive))).collect();
+    let about_access = access(&directives);
+    let advice: Vec<_> = directives
+        .iter()
+        .zip(about_access)
+        .map(|(Directive { text, is_nested }, access)| {
+            // What stands in a block holds for it alone, which no annotation can say.
+            let said = if *is_nested { None } else { access.unwrap_or_else(|| advice(text)) };
+            (text, said)
+        })
+        .collect();
     let is_of_use = |advice: &Option<String>| advice.as_deref().is_some_and(|advice| !waits(advice));
     let by_hand = advice.iter().filter(|(_, advice)| !is_of_use(advice)).count();
     let all = match directives.len() {
@@ -76,10 +87,19 @@ fn report(text: &str) -> (String, String) {
     (message, lines.join("\n"))
 }
 
+/// One directive of nginx.
+#[derive(Debug, PartialEq)]
+struct Directive {
+    text: String,
+    /// It stands in a block of the snippet.
+    is_nested: bool,
+}
+
 /// Directives without comments, line ends and closing braces; a block counts by what opens it and
 /// by what is in it.
-fn directives(text: &str) -> Vec<String> {
+fn directives(text: &str) -> Vec<Directive> {
     let mut found = Vec::new();
+    let mut depth = 0_usize;
     let mut current = String::new();
     let mut quote = None;
     let mut comment = false;
@@ -91,7 +111,13 @@ fn directives(text: &str) -> Vec<String> {
             (';' | '{' | '}', None) => {
                 let directive = current.split_whitespace().collect::<Vec<_>>().join(" ");
                 if !directive.is_empty() {
-                    found.push(if char == '{' { directive + " {" } else { directive });
+                    let text = if char == '{' { directive + " {" } else { directive };
+                    found.push(Directive { text, is_nested: depth > 0 });
+                }
+                match char {
+                    '{' => depth += 1,
+                    '}' => depth = depth.saturating_sub(1),
+                    _ => {}
                 }
                 current.clear();
             }
@@ -108,9 +134,50 @@ fn directives(text: &str) -> Vec<String> {
     }
     let rest = current.split_whitespace().collect::<Vec<_>>().join(" ");
     if !rest.is_empty() {
-        found.push(rest);
+        found.push(Directive { text: rest, is_nested: depth > 0 });
     }
     found
+}
+
+/// What to do about `allow` and `deny`, which mean something only together: the first that fits the client decides,
+/// where our lists ask who is denied first and then who is allowed. `None` for other directives.
+fn access(directives: &[Directive]) -> Vec<Option<Option<String>>> {
+    let rules: Vec<_> = directives
+        .iter()
+        .map(|directive| {
+            let (verb, who) = directive.text.split_once(' ')?;
+            matches!(verb, "allow" | "deny").then_some((verb, who)).filter(|_| !directive.is_nested)
+        })
+        .collect();
+    let ranges = |wanted: &str| {
+        let named = rules.iter().flatten().filter(|(verb, who)| *verb == wanted && *who != "all");
+        named.map(|(_, who)| *who).collect::<Vec<_>>().join(",")
+    };
+    let (allowed, denied) = (ranges("allow"), ranges("deny"));
+    let denies_rest = rules.iter().flatten().any(|rule| *rule == ("deny", "all"));
+    // Behind the first that allows somebody, others are only kept out together.
+    let mut behind_allowed = rules.iter().flatten().skip_while(|(verb, _)| *verb == "deny");
+    let is_ordered = !behind_allowed.any(|(verb, who)| *verb == "deny" && *who != "all");
+    let mut told = HashSet::new();
+    let mut all_of = |verb: &'static str, list: &str, ranges: &str| match told.insert(verb) {
+        true => format!("annotation {list}: {ranges}"),
+        false => "nothing: it is in that list".to_owned(),
+    };
+    let mut said = Vec::new();
+    for rule in &rules {
+        said.push(rule.map(|rule| match rule {
+            _ if !is_ordered => None,
+            ("deny", "all") if allowed.is_empty() => {
+                Some("annotation denylist-source-range: 0.0.0.0/0,::/0".to_owned())
+            }
+            ("deny", "all") => Some("nothing: allowlist-source-range keeps all others out".to_owned()),
+            ("deny", _) => Some(all_of("deny", "denylist-source-range", &denied)),
+            (_, "all") => Some("nothing: who is not on denylist-source-range may enter".to_owned()),
+            _ if !denies_rest => Some("nothing: without deny all everybody may enter".to_owned()),
+            _ => Some(all_of("allow", "allowlist-source-range", &allowed)),
+        }));
+    }
+    said
 }
 
 fn cut(directive: &str) -> String {
@@ -149,6 +216,8 @@ fn advice(directive: &str) -> Option<String> {
         "more_clear_headers" | "proxy_hide_header" => {
             format!("key hide-headers of the ConfigMap: {first}")
         }
+        "proxy_set_header" if is_sent_anyway(first, rest) => "nothing: it is sent anyway".to_owned(),
+        "proxy_http_version" if first == "1.1" => "nothing: it is spoken anyway".to_owned(),
         "proxy_set_header" if first.eq_ignore_ascii_case("host") => {
             format!("annotation upstream-vhost: {rest}")
         }
@@ -156,9 +225,18 @@ fn advice(directive: &str) -> Option<String> {
             format!("annotation x-forwarded-prefix: {rest}")
         }
         "proxy_set_header" => {
-            format!("key proxy-set-headers of the ConfigMap, which names a ConfigMap with {first}: {rest}")
+            format!(
+                "key proxy-set-headers of the ConfigMap, for all Ingresses, which names a ConfigMap with {first}: {rest}"
+            )
         }
         "return" => returned(first, rest)?,
+        // Of a target without scheme and host no redirect is made.
+        "rewrite"
+            if matches!(words.last(), Some(&("permanent" | "redirect")))
+                && words.get(1).is_none_or(|target| !target.starts_with("http")) =>
+        {
+            return None;
+        }
         "rewrite" if words.last() == Some(&"permanent") => {
             format!("annotation permanent-redirect, with the pattern {first} as path: {}", words.get(1)?)
         }
@@ -168,10 +246,6 @@ fn advice(directive: &str) -> Option<String> {
         "rewrite" => {
             format!("annotation rewrite-target, with the pattern {first} as path: {}", words.get(1)?)
         }
-        "deny" if first == "all" => "nothing: allowlist-source-range keeps all others out".to_owned(),
-        "deny" => format!("annotation denylist-source-range: {first}"),
-        "allow" if first == "all" => "nothing: who is not on denylist-source-range may enter".to_owned(),
-        "allow" => format!("annotation allowlist-source-range: {first}"),
         "auth_basic" if first == "off" => "nothing: without auth-type there is no password".to_owned(),
         "auth_basic" => format!("annotations auth-type: basic and auth-realm: {}", join(first, rest)),
         "auth_basic_user_file" => {
@@ -247,9 +321,30 @@ fn header(name: &str, value: &str) -> String {
     )
 }
 
+/// Headers that every endpoint gets, with the value that people write for them.
+fn is_sent_anyway(name: &str, value: &str) -> bool {
+    let values: &[&str] = match name.to_ascii_lowercase().as_str() {
+        "host" => &["$host", "$http_host", "$best_http_host"],
+        "x-real-ip" => &["$remote_addr"],
+        "x-forwarded-for" => &["$remote_addr", "$proxy_add_x_forwarded_for"],
+        "x-forwarded-proto" | "x-forwarded-scheme" | "x-scheme" => &["$scheme", "$pass_access_scheme"],
+        "x-forwarded-host" => &["$host", "$http_host", "$best_http_host"],
+        "x-forwarded-port" => &["$server_port", "$pass_port"],
+        "x-request-id" => &["$req_id", "$request_id"],
+        "upgrade" => &["$http_upgrade"],
+        "connection" => &["", "upgrade", "Upgrade", "$connection_upgrade"],
+        _ => &[],
+    };
+    values.contains(&value)
+}
+
 fn returned(status: &str, url: &str) -> Option<String> {
-    let fixed = !url.contains('$');
+    // With variables, too, that a redirect knows.
+    let fixed = is_location(url) && url.starts_with("http");
     Some(match status {
+        "301" | "308" if url.starts_with("https://$host$request_uri") => {
+            "annotation force-ssl-redirect: \"true\"".to_owned()
+        }
         "301" | "308" if fixed => {
             let code = if status == "301" { "" } else { " and permanent-redirect-code: \"308\"" };
             format!("annotation permanent-redirect: {url}{code}")
@@ -260,9 +355,6 @@ fn returned(status: &str, url: &str) -> Option<String> {
                 status => format!(" and temporal-redirect-code: \"{status}\""),
             };
             format!("annotation temporal-redirect: {url}{code}")
-        }
-        "301" | "308" if url.starts_with("https://$host$request_uri") => {
-            "annotation force-ssl-redirect: \"true\"".to_owned()
         }
         _ => return None,
     })
@@ -299,8 +391,6 @@ mod tests {
         let cases = [
             ("proxy_read_timeout 5m", Some("annotation proxy-read-timeout: \"300\"")),
             ("client_max_body_size 50m", Some("annotation proxy-body-size: 50m")),
-            ("deny 10.0.0.0/8", Some("annotation denylist-source-range: 10.0.0.0/8")),
-            ("allow 192.0.2.1", Some("annotation allowlist-source-range: 192.0.2.1")),
             (
                 "return 301 https://b.example.com/",
                 Some("annotation permanent-redirect: https://b.example.com/"),
@@ -312,7 +402,16 @@ mod tests {
                 ),
             ),
             ("return 301 https://$host$request_uri", Some("annotation force-ssl-redirect: \"true\"")),
-            ("return 301 https://b.example.com$request_uri", None),
+            (
+                "return 301 https://b.example.com$request_uri",
+                Some("annotation permanent-redirect: https://b.example.com$request_uri"),
+            ),
+            ("return 301 /b", None),
+            ("rewrite ^/a$ /b permanent", None),
+            ("proxy_set_header X-Real-IP $remote_addr", Some("nothing: it is sent anyway")),
+            ("proxy_set_header Host $http_host", Some("nothing: it is sent anyway")),
+            ("proxy_set_header Connection \"\"", Some("nothing: it is sent anyway")),
+            ("proxy_http_version 1.1", Some("nothing: it is spoken anyway")),
             ("return 403", None),
             ("proxy_set_header Host web.internal", Some("annotation upstream-vhost: web.internal")),
             ("proxy_buffer_size 16k", Some("annotation proxy-buffer-size: 16k")),
@@ -342,7 +441,60 @@ mod tests {
     fn directives_are_split_as_nginx_does() {
         let text = "add_header X \"a;b\"; # why\n# all of it\nif ($a = '}') {\n  return 403;\n}\nlast";
 
-        assert_eq!(directives(text), ["add_header X \"a;b\"", "if ($a = '}') {", "return 403", "last"]);
+        let found = directives(text);
+        let found: Vec<_> = found.iter().map(|found| (found.text.as_str(), found.is_nested)).collect();
+        assert_eq!(
+            found,
+            [
+                ("add_header X \"a;b\"", false),
+                ("if ($a = '}') {", false),
+                ("return 403", true),
+                ("last", false)
+            ]
+        );
+    }
+
+    #[test]
+    fn nothing_is_opened_by_what_is_said_of_allow_and_deny() {
+        let cases = [
+            ("deny all;", vec!["deny all => annotation denylist-source-range: 0.0.0.0/0,::/0"]),
+            (
+                "allow 10.0.0.0/8; allow 192.0.2.1; deny all;",
+                vec![
+                    "allow 10.0.0.0/8 => annotation allowlist-source-range: 10.0.0.0/8,192.0.2.1",
+                    "allow 192.0.2.1 => nothing: it is in that list",
+                    "deny all => nothing: allowlist-source-range keeps all others out",
+                ],
+            ),
+            (
+                "deny 10.0.0.1; deny 10.0.0.2; allow all;",
+                vec![
+                    "deny 10.0.0.1 => annotation denylist-source-range: 10.0.0.1,10.0.0.2",
+                    "deny 10.0.0.2 => nothing: it is in that list",
+                    "allow all => nothing: who is not on denylist-source-range may enter",
+                ],
+            ),
+            (
+                "deny 10.0.0.1; allow 10.0.0.0/8; deny all;",
+                vec![
+                    "deny 10.0.0.1 => annotation denylist-source-range: 10.0.0.1",
+                    "allow 10.0.0.0/8 => annotation allowlist-source-range: 10.0.0.0/8",
+                    "deny all => nothing: allowlist-source-range keeps all others out",
+                ],
+            ),
+            (
+                "allow 10.0.0.1; deny 10.0.0.0/8;",
+                vec!["allow 10.0.0.1 => by hand", "deny 10.0.0.0/8 => by hand"],
+            ),
+            ("allow 10.0.0.1;", vec!["allow 10.0.0.1 => nothing: without deny all everybody may enter"]),
+            (
+                "location ~ /\\.git { deny all; access_log off; }",
+                vec!["location ~ /\\.git { => by hand", "deny all => by hand", "access_log off => by hand"],
+            ),
+        ];
+        for (snippet, expected) in cases {
+            assert_eq!(report(snippet).1.lines().collect::<Vec<_>>(), expected, "{snippet}");
+        }
     }
 
     #[test]
