@@ -1,6 +1,7 @@
 //! The command line: what can be asked, and how the answers and failures look in a terminal.
 //! clap and the environment stop here; below are only [`crate::config`] values.
 
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -99,7 +100,8 @@ pub fn main() -> ExitCode {
         Command::Simulate(command) => simulate::simulate(command),
     };
     outcome.unwrap_or_else(|error| {
-        eprintln!("penstock: {error:#}");
+        // Standard error may be a pipe that nobody reads any more.
+        let _ = writeln!(std::io::stderr(), "penstock: {error:#}");
         ExitCode::from(error.exit_code())
     })
 }

@@ -25,9 +25,35 @@ pub enum Request {
     Replace,
 }
 
+/// Signals that end a process that does not know them. Rules for the rotation of nginx's logs send SIGUSR1, scripts
+/// for its upgrade SIGUSR2.
+const UNKNOWN: [(&str, i32); 6] = [
+    ("SIGUSR1", libc::SIGUSR1),
+    ("SIGUSR2", libc::SIGUSR2),
+    ("SIGALRM", libc::SIGALRM),
+    ("SIGIO", libc::SIGIO),
+    ("SIGPROF", libc::SIGPROF),
+    ("SIGVTALRM", libc::SIGVTALRM),
+];
+
+/// Says of a signal that nothing comes of it.
+async fn ignore(name: &'static str, mut signal: Signal) {
+    while signal.recv().await.is_some() {
+        let fix = match name {
+            "SIGUSR1" => "a log that was moved away is made anew without a signal",
+            "SIGUSR2" => "SIGHUP has a new process take over",
+            _ => "",
+        };
+        tracing::info!(signal = name, fix, "a signal that means nothing here");
+    }
+}
+
 impl Signals {
     /// Takes the signals over; must run before anything that should survive them starts.
     pub fn take_over() -> std::io::Result<Self> {
+        for (name, number) in UNKNOWN {
+            tokio::spawn(ignore(name, signal(SignalKind::from_raw(number))?));
+        }
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,

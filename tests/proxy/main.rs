@@ -36,6 +36,7 @@ mod sessions;
 mod smuggling;
 mod streams;
 mod strict;
+mod survival;
 mod takeover;
 mod tls;
 mod tls_client;

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, UNIX_EPOCH};
 
 use super::desired::State;
-use super::fingerprint;
+use super::{fingerprint, logging};
 use crate::config::Config;
 use crate::model::l7::{Action, Certificate, HostMatch, L7};
 use crate::model::report::{Metric, MetricKind, Sample};
@@ -139,6 +139,11 @@ impl Agent {
                 "penstock_agent_takeovers_total",
                 "Processes that took over from the one before without a loss, since the first start.",
                 one(takeovers as f64),
+            ),
+            counter(
+                "penstock_agent_log_lost_lines_total",
+                "Lines of the agent's log that standard error did not take.",
+                one(logging::lost_lines() as f64),
             ),
             gauge(
                 "penstock_translate_problems",

@@ -11,6 +11,7 @@ mod endpoint;
 mod error;
 mod fingerprint;
 mod live;
+mod logging;
 mod metrics;
 mod notify;
 pub mod offline;
@@ -56,7 +57,7 @@ use waiting::Waiting;
 
 /// Runs until a signal ends it.
 pub fn run(config: Config) -> Result<(), StartError> {
-    start_logging();
+    logging::start();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("penstock-agent")
@@ -68,10 +69,13 @@ pub fn run(config: Config) -> Result<(), StartError> {
 
 /// Removes what agents left in the kernel for this network namespace.
 pub fn detach(bpffs: Option<&std::path::Path>) -> Result<datapath::Detached, StartError> {
-    start_logging();
+    logging::start();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.map_err(StartError::Runtime)?.block_on(datapath::detach(bpffs)).map_err(StartError::Detach)
 }
+
+/// Open files that are too few for an edge: a thousand clients at once.
+const FEW_DESCRIPTORS: u64 = 4096;
 
 /// The story of a process: start, follow changes, and end by draining or by leaving everything to a successor.
 async fn serve(config: Config) -> Result<(), StartError> {
@@ -82,6 +86,13 @@ async fn serve(config: Config) -> Result<(), StartError> {
         warn!(flag, "objects are read from --manifests; a flag about the cluster changes nothing beside it");
     }
     takes_files(&config.temp_dir)?;
+    let descriptors = l7::raise_descriptor_limit();
+    if descriptors < FEW_DESCRIPTORS {
+        warn!(
+            descriptors,
+            "few files may be open, and each client takes two; raise the hard limit (LimitNOFILE, ulimit -Hn)"
+        );
+    }
     let mut signals = Signals::take_over().map_err(StartError::Runtime)?;
     let Some(mut started) = start(config, &mut signals).await? else { return Ok(()) };
     let (end, meeting) = started.follow(&mut signals).await;
@@ -434,33 +445,6 @@ fn announce(agent: &Running, source: &str, admin: std::net::SocketAddr) {
     }
     let datapath = agent.live.datapath().is_some();
     info!(%admin, source, datapath, pid = std::process::id(), "ready");
-}
-
-/// Each attempt to reach an API server that fails is an error of that client, several times a second and without the
-/// server's name; we tell ourselves what is not heard, once.
-const USUAL_LOG: &str = "info,kube_client=off";
-
-fn start_logging() {
-    use std::io::IsTerminal as _;
-    let (filter, refused) = match tracing_subscriber::EnvFilter::try_from_env("PENSTOCK_LOG") {
-        Ok(filter) => (filter, None),
-        // Not given is no mistake.
-        Err(error) => {
-            let refused =
-                std::error::Error::source(&error).is_none_or(|cause| !cause.is::<std::env::VarError>());
-            (tracing_subscriber::EnvFilter::new(USUAL_LOG), refused.then_some(error))
-        }
-    };
-    let ansi = std::io::stderr().is_terminal();
-    // Fails only when a test in the same process was first; its subscriber then stays.
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(ansi)
-        .with_writer(std::io::stderr)
-        .try_init();
-    if let Some(error) = refused {
-        warn!(%error, "PENSTOCK_LOG cannot be read, so the log is as without it");
-    }
 }
 
 #[cfg(test)]

@@ -20,6 +20,7 @@ mod client_hello;
 mod compress;
 mod connection;
 mod credentials;
+mod descriptors;
 mod digits;
 mod exchange;
 pub mod explain;
@@ -75,6 +76,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 
+pub use descriptors::raise_limit as raise_descriptor_limit;
 pub use tickets::TicketKeys;
 
 use crate::model::health::Unwell;

@@ -27,7 +27,7 @@ use super::streams::{self, Crowd, Ports};
 use super::timers::Timers;
 use super::tls::Tls;
 use super::upstream::{Peer, Pool, Seat};
-use super::{Error, arrival, h2};
+use super::{Error, arrival, descriptors, h2};
 use crate::model::health::Unwell;
 use crate::model::l4::Listener;
 use crate::model::l7::ClientLimits;
@@ -45,6 +45,9 @@ const BLOCKING_THREADS: usize = 4;
 const MIRROR_LOOKUPS: usize = 1;
 /// Pause after a failed accept: out of descriptors, most likely.
 pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// How often a worker tells that it is out of descriptors.
+const TELL_EXHAUSTED: Duration = Duration::from_secs(60);
 
 /// What a worker can be told.
 pub(super) enum Control {
@@ -104,6 +107,10 @@ pub(super) struct Worker {
     ended: Notify,
     /// So many of those that wait for a request are to end, to make room.
     shed: Cell<usize>,
+    /// Client connections that the descriptors of the process allow.
+    descriptors: usize,
+    /// When it was told last that there are none left.
+    told_exhausted: Cell<Option<Instant>>,
     pub(super) random: Random,
     /// Its place among all.
     pub(super) number: usize,
@@ -194,6 +201,8 @@ async fn run(
         writing: Cell::new(0),
         ended: Notify::new(),
         shed: Cell::new(0),
+        descriptors: descriptors::connections(seat.of),
+        told_exhausted: Cell::new(None),
         random: Random::new(super::random()),
         number: seat.worker,
         all_workers: shared.all_workers,
@@ -270,9 +279,12 @@ async fn accept(worker: Rc<Worker>, listening: TcpListener, place: Place) {
             },
             Entry::HandedOver => return,
         };
-        let Ok((stream, peer)) = accepted else {
-            tokio::time::sleep(ACCEPT_PAUSE).await;
-            continue;
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                worker.not_accepted(&error).await;
+                continue;
+            }
         };
         worker.room().await;
         worker.counters.borrow_mut().accepted += 1;
@@ -335,7 +347,28 @@ impl Worker {
 
     /// By `max-worker-connections`. Each listener holds one more, and the rest wait in the accept queue.
     fn has_room(&self) -> bool {
-        self.active.get() < self.current.load().router.edge.connections
+        self.active.get() < self.current.load().router.edge.connections.min(self.descriptors)
+    }
+
+    /// A connection could not be accepted. Without descriptors, silent clients make room as they do in a full worker;
+    /// other errors are of a client that has gone.
+    async fn not_accepted(&self, error: &io::Error) {
+        if !descriptors::are_exhausted(error) {
+            return tokio::time::sleep(ACCEPT_PAUSE).await;
+        }
+        self.counters.borrow_mut().full += 1;
+        let now = Instant::now();
+        if self.told_exhausted.get().is_none_or(|told| now.duration_since(told) >= TELL_EXHAUSTED) {
+            self.told_exhausted.set(Some(now));
+            tracing::error!(
+                worker = self.seat.worker,
+                %error,
+                connections = self.active.get(),
+                "clients wait, because no file descriptor is free; raise the limit of open files (LimitNOFILE, ulimit -n)"
+            );
+        }
+        self.make_room().await;
+        self.shed.set(0);
     }
 
     /// Waits until one more connection may be served. Meanwhile some of those that wait for a request, or for the
@@ -346,11 +379,16 @@ impl Worker {
         }
         self.counters.borrow_mut().full += 1;
         while !self.has_room() {
-            self.shed.set(1 + self.active.get() / SHED_SHARE);
-            self.timers.wake_all();
-            let _ = tokio::time::timeout(SHED_PAUSE, self.ended.notified()).await;
+            self.make_room().await;
         }
         self.shed.set(0);
+    }
+
+    /// Tells some silent connections to end, and waits a moment for one.
+    async fn make_room(&self) {
+        self.shed.set(1 + self.active.get() / SHED_SHARE);
+        self.timers.wake_all();
+        let _ = tokio::time::timeout(SHED_PAUSE, self.ended.notified()).await;
     }
 
     /// Whether a connection that waits for what its client says should end for others; asked once by each.

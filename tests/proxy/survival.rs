@@ -1,0 +1,129 @@
+//! The built agent where its surroundings fail it: a log that nobody reads, signals that it does not know, too few
+//! descriptors.
+
+use std::io::{BufRead as _, BufReader};
+use std::net::SocketAddr;
+use std::process::{Child, ChildStderr, Command, Stdio};
+
+use lb_tests::agent::{binary, eventually};
+
+use crate::rig::{Client, DEADLINE};
+
+/// An agent without any object: whatever is asked gets a 404 by itself.
+struct Alone {
+    agent: Child,
+    http: SocketAddr,
+    admin: SocketAddr,
+    log: Option<BufReader<ChildStderr>>,
+    _dir: tempfile::TempDir,
+}
+
+impl Alone {
+    /// Started by a shell that has set this limit before.
+    fn start(limit: &str) -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        std::fs::create_dir(dir.path().join("manifests")).expect("writable");
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("{limit} exec \"$0\" \"$@\"")]).arg(binary().expect("built"));
+        command.args(["run", "--datapath", "off", "--http", "127.0.0.1:0", "--https", "127.0.0.1:0"]);
+        command.args(["--admin", "127.0.0.1:0", "--workers", "1"]);
+        command.arg("--manifests").arg(dir.path().join("manifests"));
+        command.arg("--run-dir").arg(dir.path().join("run"));
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut agent = command.spawn().expect("start penstock");
+        let mut log = BufReader::new(agent.stderr.take().expect("piped"));
+        let mut text = String::new();
+        while !text.contains("ready admin=") {
+            assert_ne!(log.read_line(&mut text).expect("text"), 0, "it ended: {text}");
+        }
+        let addr = |what: &str| {
+            let (_, rest) = text.split_once(what).unwrap_or_else(|| panic!("{what}: {text}"));
+            rest.split_whitespace().next().expect("an address").parse().expect("an address")
+        };
+        let (http, admin) = (addr("listener=Http addr="), addr("ready admin="));
+        Self { agent, http, admin, log: Some(log), _dir: dir }
+    }
+
+    fn signal(&self, signal: &str) {
+        let sent = Command::new("kill").args([signal, &self.agent.id().to_string()]).status();
+        assert!(sent.expect("kill").success(), "{signal}");
+    }
+
+    /// One request, on a connection that stays open.
+    fn asks(&self) -> Client {
+        let mut client = Client::connect(self.http);
+        client.send("GET / HTTP/1.1\r\nHost: a.example\r\n\r\n");
+        assert_eq!(client.reply().status, 404);
+        client
+    }
+
+    fn metric(&self, name: &str) -> f64 {
+        let mut client = Client::connect(self.admin);
+        client.send("GET /metrics HTTP/1.1\r\nHost: admin\r\n\r\n");
+        let page = String::from_utf8(client.reply().body).expect("text");
+        let line =
+            page.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("{name}: {page}"));
+        line.rsplit(' ').next().expect("a value").parse().expect("a number")
+    }
+}
+
+impl Drop for Alone {
+    fn drop(&mut self) {
+        let _ = self.agent.kill();
+        let _ = self.agent.wait();
+    }
+}
+
+#[test]
+fn a_log_that_nobody_reads_is_lost_and_nothing_else() {
+    let mut alone = Alone::start("");
+    drop(alone.log.take());
+
+    // One that is logged.
+    alone.signal("-USR1");
+
+    let lost = || (alone.metric("penstock_agent_log_lost_lines_total") > 0.0).then_some(());
+    eventually(DEADLINE, lost).expect("counted");
+    alone.asks();
+    alone.signal("-TERM");
+    assert!(alone.agent.wait().expect("ended").success());
+}
+
+#[test]
+fn signals_of_other_programs_change_nothing() {
+    let mut alone = Alone::start("");
+    let mut kept = alone.asks();
+
+    for signal in ["-USR1", "-USR2", "-ALRM", "-IO", "-PROF", "-VTALRM"] {
+        alone.signal(signal);
+    }
+
+    // All of them have arrived when the last one is told.
+    let mut text = String::new();
+    let log = alone.log.as_mut().expect("read");
+    while text.matches("means nothing here").count() < 6 {
+        assert_ne!(log.read_line(&mut text).expect("text"), 0, "it ended: {text}");
+    }
+    kept.send("GET / HTTP/1.1\r\nHost: a.example\r\n\r\n");
+    assert_eq!(kept.reply().status, 404);
+}
+
+#[test]
+fn the_soft_limit_of_descriptors_is_none() {
+    let alone = Alone::start("ulimit -Hn 4096; ulimit -Sn 64;");
+
+    let kept: Vec<_> = (0..200).map(|_| alone.asks()).collect();
+
+    assert_eq!(kept.len(), 200);
+}
+
+#[test]
+fn silent_clients_make_room_where_descriptors_are_few() {
+    let alone = Alone::start("ulimit -n 200;");
+    let silent: Vec<_> = (0..150).map(|_| Client::connect(alone.http)).collect();
+
+    alone.asks();
+
+    assert!(alone.metric("penstock_l7_connection_limit_reached_total") > 0.0);
+    drop(silent);
+}
