@@ -194,14 +194,22 @@ fn sign_in(values: Values<'_, '_>, about: &mut About<'_>) -> Option<Expression> 
     Some(filled)
 }
 
+/// A path is one of the host that was asked, as in `return 302 /path` of nginx.
 fn sign_in_url(text: &str) -> Result<Expression, String> {
+    let is_path = text.starts_with('/');
     let is_url = text.split_once("://").is_some_and(|(scheme, rest)| {
         ["http", "https"].iter().any(|known| scheme.eq_ignore_ascii_case(known)) && !rest.is_empty()
     });
-    if !is_url || text.contains("..") || text.contains(char::is_whitespace) {
-        return Err(format!("{text:?} is no http or https URL"));
+    if !(is_url || is_path) || text.contains("..") || text.contains(char::is_whitespace) {
+        return Err(format!("{text:?} is no http or https URL, and no path"));
     }
-    Expression::parse(text).map_err(|message| format!("{text:?}: {message}"))
+    let filled = Expression::parse(text).map_err(|message| format!("{text:?}: {message}"))?;
+    if !is_path {
+        return Ok(filled);
+    }
+    let asked =
+        [Part::Variable(Variable::AccessScheme), Part::Literal("://".to_owned()), Part::Variable(Variable::BestHost)];
+    Ok(Expression(asked.into_iter().chain(filled.0).collect()))
 }
 
 /// Names of headers with commas; none that delimits messages.

@@ -29,7 +29,7 @@ pub(super) fn honour(valid: &BTreeMap<&str, &str>, settings: &Settings, policy: 
     let starts = plain.split(',').map(str::trim).filter(|start| !start.is_empty());
     policy.plain = starts.map(str::to_owned).collect();
     policy.app_root = text("app-root").map(str::to_owned);
-    let aliases = text("server-alias").unwrap_or_default().split([',', ' ']);
+    let aliases = text("server-alias").unwrap_or_default().split(|c: char| c == ',' || c.is_whitespace());
     policy.aliases = aliases.filter(|alias| !alias.is_empty()).map(str::to_owned).collect();
     policy.redirects_www = boolean("from-to-www-redirect").unwrap_or(false);
     policy.client_auth = text("auth-tls-secret").map(|secret| client_auth::Written {

@@ -6,7 +6,7 @@ use Risk::{Critical, High, Low, Medium};
 use Scope::{Host, Location, Upstream};
 use Status::{Honoured, NoEffect, NotYet, Refused, With};
 use Value::{
-    Bool, Chars, From, Int, Interval, One, Origins, Path, Ranges, Reference, Size, Statuses, Text, Token,
+    Bool, Chars, From, Int, Interval, Names, One, Origins, Path, Ranges, Reference, Size, Statuses, Text, Token,
     Url, Word, Words,
 };
 
@@ -62,6 +62,8 @@ pub enum Value {
     Path,
     /// Absolute http or https URL.
     Url,
+    /// Names with commas, each of which counts by itself.
+    Names,
     /// Origins with commas; what is none allows nobody.
     Origins,
     /// Letters, digits and some of these.
@@ -90,7 +92,7 @@ impl std::fmt::Display for Value {
             Self::Token => "word",
             Self::Path => "path",
             Self::Url => "URL",
-            Self::Text | Self::Origins | Self::Chars(_) => "text",
+            Self::Text | Self::Origins | Self::Names | Self::Chars(_) => "text",
         })
     }
 }
@@ -235,7 +237,7 @@ pub const TABLE: &[Annotation] = &[
     row("temporal-redirect-code", Int, Low, Location, Refuse, Honoured, "another status for temporal-redirect"),
     row("relative-redirects", Bool, Low, Location, Refuse, Honoured, "send Location without scheme and host"),
     row("from-to-www-redirect", Bool, Low, Host, Refuse, Honoured, "redirect the www twin of the host"),
-    row("server-alias", Text, High, Host, Default, Honoured, "more names for the host: names, wildcards, patterns behind `~`"),
+    row("server-alias", Names, High, Host, Default, Honoured, "more names for the host: names, wildcards, patterns behind `~`"),
     row("default-backend", Token, Low, Location, Default, Honoured, "Service that answers when there are no endpoints, and words errors"),
     row("custom-http-errors", Statuses, Low, Location, Default, Honoured, "statuses replaced by the default backend's answer"),
     row("disable-proxy-intercept-errors", Bool, Low, Location, Default, Honoured, "do not replace statuses of the upstream"),

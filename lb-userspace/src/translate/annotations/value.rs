@@ -11,7 +11,9 @@ use crate::model::l7::policy::AddressSet;
 
 /// Whether a trimmed, non-empty value has the form; says what is wrong.
 pub(in crate::translate) fn check(value: Value, text: &str) -> Result<(), String> {
-    if text.contains(['\r', '\n', '\0']) && value != Value::Origins {
+    // A list may have a line for each entry; what its entries hold besides is checked one by one.
+    let is_list = matches!(value, Value::Origins | Value::Ranges | Value::Names);
+    if text.contains(['\r', '\n', '\0']) && !is_list {
         return Err("the value holds a line break".to_owned());
     }
     let (legal, wanted) = match value {
@@ -68,7 +70,7 @@ pub(in crate::translate) fn check(value: Value, text: &str) -> Result<(), String
             }
             return Err(format!("{text:?} holds something else than letters, digits and {others}"));
         }
-        Value::Text | Value::Origins => (true, ""),
+        Value::Text | Value::Origins | Value::Names => (true, ""),
     };
     if legal { Ok(()) } else { Err(format!("{text:?} is not {wanted}")) }
 }

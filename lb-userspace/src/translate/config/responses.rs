@@ -46,11 +46,29 @@ fn hidden(keys: &mut Keys<'_>) -> Vec<String> {
     names
 }
 
+/// One that cannot be set leaves the others in force: they protect whoever reads the answers.
 fn added(keys: &mut Keys<'_>, namespace: &str, objects: &View<'_>) -> Vec<Header> {
     const KEY: &str = "add-headers";
     let Some(reference) = keys.text(KEY) else { return Vec::new() };
-    header_map::read(reference, namespace, true, objects).unwrap_or_else(|message| {
-        keys.about.error("bad-headers", field(KEY), format!("{message}; no headers are added"));
-        Vec::new()
-    })
+    let config_map = match header_map::find(reference, namespace, true, objects) {
+        Ok((_, config_map)) => config_map,
+        Err(message) => {
+            keys.about.error("bad-headers", field(KEY), format!("{message}; no headers are added"));
+            return Vec::new();
+        }
+    };
+    let mut headers: Vec<Header> = Vec::new();
+    for (name, text) in config_map.data.iter().flatten() {
+        match header_map::one(name, text) {
+            Ok(header) => {
+                // Keys may differ in case alone; then the last counts.
+                headers.retain(|known| !known.name.eq_ignore_ascii_case(name));
+                headers.push(header);
+            }
+            Err(message) => {
+                keys.about.error("bad-headers", field(KEY), format!("{name} is left out: {message}"));
+            }
+        }
+    }
+    headers
 }
