@@ -6,11 +6,12 @@
 mod hosts;
 mod maker;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use imbl::OrdMap;
+use imbl::ordmap::DiffItem;
 
 use serde::{Deserialize, Serialize};
 
@@ -273,6 +274,16 @@ impl Router {
     /// Whether the route of this number is still at its place.
     pub(super) fn stands(&self, number: usize, at: At) -> bool {
         self.route(at).is_some_and(|route| route.labels().any(|(known, _)| known == number))
+    }
+
+    /// Endpoints that the router before had and this one has not. Costs what differs.
+    pub(super) fn left_endpoints(&self, before: &Self) -> HashSet<SocketAddr> {
+        let changes = before.endpoints.diff(&self.endpoints);
+        let left = changes.filter_map(|change| match change {
+            DiffItem::Remove(addr, _) => Some(*addr),
+            DiffItem::Add(..) | DiffItem::Update { .. } => None,
+        });
+        left.collect()
     }
 
     /// Sites of another router, made before, that are not in this one.

@@ -457,7 +457,14 @@ impl Worker {
         let before = self.current.store(Arc::clone(&router));
         self.counters.borrow_mut().settle(router.gone(&before.router), &router);
         // Endpoints that left lose their idle connections now; running requests finish.
-        self.sweep();
+        if !Arc::ptr_eq(&router.clients, &before.router.clients) {
+            return self.sweep();
+        }
+        let left = router.left_endpoints(&before.router);
+        if !left.is_empty() {
+            self.pool.drop_peers(|peer| left.contains(&peer.addr));
+            self.http2.sweep(|peer| !left.contains(&peer.addr), &router.keepalive);
+        }
     }
 
     /// Costs by the connections there are, not by the endpoints.

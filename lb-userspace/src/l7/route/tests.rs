@@ -80,6 +80,26 @@ fn aliases_count_less_than_names_and_more_than_wildcards() {
 }
 
 #[test]
+fn an_endpoint_has_left_when_no_upstream_has_it_any_more() {
+    let state = |upstreams: &[(&str, &[u16])]| {
+        let upstreams = upstreams.iter().map(|(name, ports)| {
+            let endpoints = ports.iter().map(|port| SocketAddr::from(([10, 0, 0, 1], *port)));
+            (
+                UpstreamName((*name).to_owned()),
+                Upstream { endpoints: endpoints.collect(), ..Upstream::default() },
+            )
+        });
+        Router::new(&L7 { upstreams: upstreams.collect(), ..L7::default() })
+    };
+    let before = state(&[("a", &[1, 2, 3]), ("b", &[3])]);
+
+    let after = state(&[("a", &[2, 4]), ("b", &[3])]);
+
+    assert_eq!(after.left_endpoints(&before), [SocketAddr::from(([10, 0, 0, 1], 1))].into());
+    assert_eq!(before.left_endpoints(&before), HashSet::new());
+}
+
+#[test]
 fn hosts_are_found_exactly_then_by_wildcard_then_not_at_all() {
     let servers = [
         HostMatch::Exact("a.example.com".to_owned()),

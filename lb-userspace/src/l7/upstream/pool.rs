@@ -119,6 +119,11 @@ impl Pool {
         });
     }
 
+    /// Closes every connection to a peer that has left.
+    pub(in crate::l7) fn drop_peers(&self, has_left: impl Fn(&Peer) -> bool) {
+        self.idle.borrow_mut().retain(|peer, _| !has_left(peer));
+    }
+
     /// Closes what idled too long, and every connection to a peer that does not stay.
     pub(in crate::l7) fn sweep(&self, stays: impl Fn(&Peer) -> bool, limits: &Keepalive) {
         self.idle.borrow_mut().retain(|peer, connections| {
