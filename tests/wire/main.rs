@@ -27,4 +27,5 @@ mod survival;
 mod tagged;
 mod takeover;
 mod tunnel;
+mod upkeep;
 mod vlan;

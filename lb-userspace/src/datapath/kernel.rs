@@ -3,6 +3,7 @@
 mod attach;
 mod capture;
 mod inherit;
+mod look;
 mod measure;
 mod out;
 pub(super) mod refusal;
@@ -36,6 +37,7 @@ use crate::model::l4::Prefix;
 pub use attach::loaded;
 pub use capture::Ring;
 use inherit::Inherited;
+pub use look::Ended;
 pub use out::remove_filters;
 
 /// The object that `cargo xtask build-ebpf` builds; empty where it was not built.

@@ -1,5 +1,5 @@
-//! Maps a kernel array into our memory, waits for its readers, and tells which network namespace it
-//! serves. The one place of the agent with `unsafe` code.
+//! Maps a kernel array into our memory, waits for its readers, tells which network namespace it serves
+//! and which programs sit where. The one place of the agent with `unsafe` code.
 #![expect(
     unsafe_code,
     reason = "neither aya 0.14 nor rustix 1 has these calls; everything else is built on them"
@@ -87,4 +87,58 @@ pub fn namespace_cookie() -> io::Result<u64> {
         )
     };
     if failed != 0 { Err(io::Error::last_os_error()) } else { Ok(cookie) }
+}
+
+/// Where programs sit.
+#[derive(Debug, Clone, Copy)]
+pub enum Seat<'a> {
+    /// On the way out of an interface.
+    Out(u32),
+    /// In the search for the socket of a network namespace.
+    Lookup(BorrowedFd<'a>),
+}
+
+/// The part of `union bpf_attr` that `BPF_PROG_QUERY` reads and writes, `revision` (Linux 6.6) included: the kernel
+/// writes it whatever size it is told.
+#[repr(C)]
+#[derive(Default)]
+struct Query {
+    target: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    programs: u64,
+    count: u32,
+    unused: u32,
+    beside: [u64; 3],
+    revision: u64,
+}
+
+/// Numbers of the programs that sit there.
+pub fn programs_in(seat: Seat<'_>) -> io::Result<Vec<u32>> {
+    const BPF_PROG_QUERY: libc::c_int = 16;
+    const BPF_SK_LOOKUP: u32 = 36;
+    const BPF_TCX_EGRESS: u32 = 47;
+    /// No seat has more (`BPF_MPROG_MAX`, `netns_bpf_max_progs`).
+    const MOST: usize = 64;
+    let (target, attach_type) = match seat {
+        Seat::Out(ifindex) => (ifindex, BPF_TCX_EGRESS),
+        Seat::Lookup(namespace) => (namespace.as_raw_fd().cast_unsigned(), BPF_SK_LOOKUP),
+    };
+    let mut programs = [0u32; MOST];
+    let mut query = Query {
+        target,
+        attach_type,
+        programs: programs.as_mut_ptr() as u64,
+        count: MOST as u32,
+        ..Query::default()
+    };
+    // SAFETY: the kernel writes to `query`, which is as long as all that it writes there, and at most `count` numbers
+    // to `programs`; both outlive the call.
+    let failed =
+        unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_QUERY, &raw mut query, size_of::<Query>()) };
+    if failed != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(programs.into_iter().take(query.count as usize).collect())
 }

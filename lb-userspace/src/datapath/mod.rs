@@ -5,6 +5,7 @@
 //! [`network`] and [`kernel`] are the two system interfaces, [`worker`] drives them, [`walk`] and
 //! [`explain`] read the tables back with the kernel's arithmetic.
 
+mod backoff;
 pub mod capture;
 mod choice;
 mod detach;
@@ -197,7 +198,9 @@ impl Handle {
     /// Counters for Prometheus.
     pub fn metrics(&self) -> Vec<Metric> {
         let translated = self.shared.translated();
-        status::metrics(&self.shared.engine(), &self.shared.interfaces(), translated)
+        let mut metrics = status::metrics(&self.shared.engine(), &self.shared.interfaces(), translated);
+        metrics.extend(status::upkeep_metrics(&self.shared.problems(), &self.shared.restored()));
+        metrics
     }
 
     /// State for `penstock status`.

@@ -23,10 +23,11 @@ use imbl::OrdSet;
 use lb_common::backend::NextHop;
 use lb_common::{Mac, Tags};
 use rtnetlink::Handle;
-use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::AddressAttribute;
+use rtnetlink::packet_route::link::LinkMessage;
 use rtnetlink::packet_route::neighbour::NeighbourMessage;
 use rtnetlink::packet_route::route::RouteAddress;
+use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::Error;
 use super::want::{Network, NoWay, Way};
@@ -452,6 +453,26 @@ impl Netlink {
             found.extend(links::xdp_program(&link));
         }
         Ok(found)
+    }
+
+    /// The XDP programs on each of these interfaces that is there.
+    pub async fn xdp_programs_on(
+        &self,
+        interfaces: BTreeSet<u32>,
+    ) -> Result<BTreeMap<u32, BTreeSet<u32>>, Error> {
+        let questions = interfaces.into_iter().map(|ifindex| {
+            let mut link = LinkMessage::default();
+            link.header.index = ifindex;
+            (0, RouteNetlinkMessage::GetLink(link))
+        });
+        let questions: Vec<Request> = questions.collect();
+        let answers = self.blocking(move |batch| batch.ask(questions)).await;
+        let answers = answers.map_err(|source| failed("ask for", "links", source))?;
+        let links = answers.into_iter().filter_map(|answer| match answer {
+            Ok(Some(RouteNetlinkMessage::NewLink(link))) => Some(link),
+            _ => None,
+        });
+        Ok(links.map(|link| (link.header.index, links::xdp_programs(&link))).collect())
     }
 
     async fn interfaces(&self) -> Result<BTreeMap<u32, Interface>, Error> {

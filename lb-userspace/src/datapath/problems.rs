@@ -33,6 +33,13 @@ pub(super) fn not_attached(error: &Error) -> Problem {
     Problem { reason: "not-attached", ..of_datapath(error.to_string()) }
 }
 
+/// Somebody ended an attachment of ours; `what` and from where.
+pub(super) fn detached(what: &str) -> Problem {
+    let fix = "it is attached again, after a minute at most; find out who detaches it (bpftool, ip link)";
+    let message = format!("somebody detached {what}");
+    Problem { reason: "detached", fix: fix.to_owned(), ..of_datapath(message) }
+}
+
 pub(super) fn not_answered(error: &Error) -> Problem {
     let fix = "reach the backends on this host by mode nat, or use a newer kernel".to_owned();
     Problem { severity: Severity::Warning, reason: "no-local-answers", fix, ..of_datapath(error.to_string()) }

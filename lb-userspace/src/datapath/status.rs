@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::engine::{Engine, Totals};
 use super::kernel::{Attached, Translated};
 use super::want::{Place, Target};
+use crate::model::Problem;
 use crate::model::l4::{ForwardingMode, PoolId};
 use crate::model::report::{Metric, MetricKind, Sample};
 
@@ -325,6 +326,33 @@ fn of_vips(
         sample(labels, read(totals))
     });
     Metric { name, help, kind: MetricKind::Counter, samples: samples.collect() }
+}
+
+/// What is wrong with the kernel part, and how often we set again what somebody undid.
+pub fn upkeep_metrics(problems: &[Problem], restored: &BTreeMap<&'static str, u64>) -> Vec<Metric> {
+    let mut by_reason: BTreeMap<(&str, String), u64> = BTreeMap::new();
+    for problem in problems {
+        *by_reason.entry((problem.reason, problem.severity.to_string())).or_default() += 1;
+    }
+    let problems = by_reason.into_iter().map(|((reason, severity), count)| {
+        sample(vec![("reason", reason.to_owned()), ("severity", severity)], count)
+    });
+    let restored =
+        restored.iter().map(|(part, count)| sample(vec![("part", (*part).to_owned())], *count));
+    vec![
+        Metric {
+            name: "penstock_datapath_problems",
+            help: "What is wrong with the kernel part",
+            kind: MetricKind::Gauge,
+            samples: problems.collect(),
+        },
+        Metric {
+            name: "penstock_datapath_restored_total",
+            help: "Times that something of ours in the kernel was undone by somebody else and set again",
+            kind: MetricKind::Counter,
+            samples: restored.collect(),
+        },
+    ]
 }
 
 fn sample(labels: Vec<(&'static str, String)>, value: u64) -> Sample {

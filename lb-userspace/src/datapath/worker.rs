@@ -1,5 +1,7 @@
 //! Drives the engine: desired state and network changes in, tables and local routes out.
 
+mod upkeep;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
@@ -19,17 +21,15 @@ use super::engine::{Config, Engine, Start};
 use super::exhaustion::Exhaustion;
 use super::forwarding;
 use super::held::Held;
-use super::interfaces::{attach, slot, word};
 use super::kernel::{Attached, Translated};
-use super::network::{Change, Interface, Netlink, View};
+use super::network::{Change, Netlink, View};
 use super::pins::Pins;
-use super::problems::{
-    missing, not_adopted, not_answered, not_attached, not_installed, not_pinned, not_taken_over,
-};
+use super::problems::{missing, not_adopted, not_installed, not_pinned, not_taken_over};
 use super::want::{self, Destinations, Join, Owner, Target};
 use super::{Attach, Error, OnExit, Options, Stop};
 use crate::model::Problem;
 use crate::model::l4::L4;
+use upkeep::{Part, Upkeep};
 
 /// Changes of the network come in bursts; this long is waited for the rest of one, and as long as
 /// the last change took, so that a storm of costly ones leaves half the time for everything else.
@@ -47,6 +47,8 @@ const SWEEP_TICKS: u32 = 25;
 const RETRY_TICKS: u32 = 5;
 /// Ticks between looks at the slots that have not settled.
 const SETTLE_TICKS: u32 = 5;
+/// Ticks between looks at what others may have undone.
+const UPKEEP_TICKS: u32 = 5;
 
 /// What the worker and the handle share.
 pub struct Shared {
@@ -56,6 +58,8 @@ pub struct Shared {
     translated: Mutex<Translated>,
     /// Problems of the traffic, since the last sweep.
     dropped: Mutex<Vec<Problem>>,
+    /// How often we set again what somebody undid.
+    restored: Mutex<BTreeMap<&'static str, u64>>,
 }
 
 /// The task behind a handle.
@@ -87,6 +91,7 @@ pub struct Worker {
     lasting: Vec<Problem>,
     /// Problems of the last update.
     problems: Vec<Problem>,
+    upkeep: Upkeep,
     exhaustion: Exhaustion,
 }
 
@@ -161,6 +166,7 @@ pub async fn start(
         problems: Mutex::default(),
         translated: Mutex::default(),
         dropped: Mutex::default(),
+        restored: Mutex::new(Part::ALL.map(|part| (part.as_str(), 0)).into()),
     });
     let mut worker = Worker {
         shared: Arc::clone(&shared),
@@ -180,6 +186,7 @@ pub async fn start(
         on_exit,
         lasting,
         problems: Vec::new(),
+        upkeep: Upkeep::default(),
         exhaustion: Exhaustion::default(),
     };
     if let Err(error) = worker.netlink.adopt_local_routes().await {
@@ -264,6 +271,9 @@ impl Worker {
                     }
                     if ticks.is_multiple_of(SETTLE_TICKS) {
                         self.settle().await;
+                    }
+                    if ticks.is_multiple_of(UPKEEP_TICKS) {
+                        self.look_after().await;
                     }
                     if ticks.is_multiple_of(SWEEP_TICKS) {
                         self.sweep().await;
@@ -412,64 +422,13 @@ impl Worker {
     }
 
     /// Shows problems in `status`; those that are new also go to the log.
-    fn publish(&mut self) {
-        let mut problems = self.lasting.clone();
-        problems.append(&mut self.problems);
+    fn publish(&self) {
+        let mut problems: Vec<Problem> = self.lasting.iter().chain(&self.problems).cloned().collect();
+        problems.extend(self.upkeep_problems());
         problems.sort();
         let mut shown = self.shared.problems.lock().unwrap_or_else(PoisonError::into_inner);
         tell_new(&problems, &shown);
         *shown = problems;
-    }
-
-    /// Attaches to every chosen interface that is there and not attached yet, and detaches from those that are
-    /// chosen no more (renamed, for instance). One that fails does not keep the others from it;
-    /// `Err`: none is attached, or one that was named plainly is not.
-    fn attach_all(&mut self) -> Result<(), Error> {
-        let chosen: Vec<&Interface> =
-            self.netlink.view().interfaces.values().filter(|one| self.choice.covers(one)).collect();
-        let mut engine = self.shared.engine();
-        let gone: Vec<u32> = self
-            .attached
-            .keys()
-            .filter(|index| !chosen.iter().any(|one| one.ifindex == **index))
-            .copied()
-            .collect();
-        for ifindex in gone {
-            engine.kernel.detach_from(ifindex);
-            engine.tables.store_interface(slot(ifindex), 0);
-            if let Some((name, _)) = self.attached.remove(&ifindex) {
-                warn!(
-                    interface = name,
-                    ifindex, "the interface is gone or has another name; its program is detached"
-                );
-            }
-        }
-        let mut failed = Vec::new();
-        for interface in &chosen {
-            let bridge = interface.master.filter(|_| !interface.bond_port);
-            let bridge = bridge.and_then(|ifindex| self.netlink.view().interfaces.get(&ifindex));
-            engine.tables.store_interface(slot(interface.ifindex), word(interface, bridge, &chosen));
-            if let Some((name, _)) = self.attached.get_mut(&interface.ifindex) {
-                name.clone_from(&interface.name);
-                continue;
-            }
-            match attach(&mut engine, interface, self.attach) {
-                Ok(mode) => {
-                    info!(interface = interface.name, ?mode, "xdp program attached");
-                    if let Err(error) = engine.kernel.attach_out(&interface.name, interface.ifindex) {
-                        self.lasting.push(not_answered(&error));
-                    }
-                    self.attached.insert(interface.ifindex, (interface.name.clone(), mode));
-                }
-                Err(error) => {
-                    self.problems.push(not_attached(&error));
-                    failed.push((self.choice.insists_on(&interface.name), error));
-                }
-            }
-        }
-        *self.shared.lock_interfaces() = self.attached.values().cloned().collect();
-        let none = self.attached.is_empty();
-        failed.into_iter().find(|(insisted, _)| *insisted || none).map_or(Ok(()), |(_, error)| Err(error))
     }
 
     fn allow_devices(&mut self) {
@@ -539,6 +498,19 @@ impl Shared {
         problems.extend(self.dropped.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned());
         problems.sort();
         problems
+    }
+
+    /// How often we set again what somebody undid, by what it is.
+    pub fn restored(&self) -> BTreeMap<&'static str, u64> {
+        self.lock_restored().clone()
+    }
+
+    fn count_restored(&self, part: Part) {
+        *self.lock_restored().entry(part.as_str()).or_default() += 1;
+    }
+
+    fn lock_restored(&self) -> MutexGuard<'_, BTreeMap<&'static str, u64>> {
+        self.restored.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Translated flows at the last sweep.

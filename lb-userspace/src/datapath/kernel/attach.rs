@@ -14,6 +14,8 @@ use super::{Attached, Error, Kernel, PROGRAM, io_error, out};
 use crate::datapath::mmap;
 use crate::datapath::pins::Pins;
 
+/// Our network namespace.
+pub(super) const NAMESPACE: &str = "/proc/self/ns/net";
 const LOOKUP: &str = "lookup";
 /// Until it takes the place of the other.
 const NEXT_LOOKUP: &str = "lookup-next";
@@ -109,7 +111,7 @@ impl Kernel {
         self.detach_out(ifindex);
     }
 
-    fn detach_in(&mut self, ifindex: u32) {
+    pub(super) fn detach_in(&mut self, ifindex: u32) {
         self.xdp.remove(&ifindex);
         if let Some(pins) = &self.pins {
             [Attached::Native, Attached::Generic].iter().for_each(|how| pins.remove_link(&how.pin(ifindex)));
@@ -119,16 +121,15 @@ impl Kernel {
     /// Attaches the socket steering to our network namespace. Both programs run until the old one
     /// goes, and say the same.
     pub fn attach_lookup(&mut self) -> Result<(), Error> {
-        let namespace = "/proc/self/ns/net";
-        let file = std::fs::File::open(namespace).map_err(|source| Error::System {
+        let file = std::fs::File::open(NAMESPACE).map_err(|source| Error::System {
             call: "open",
-            object: namespace.to_owned(),
+            object: NAMESPACE.to_owned(),
             source,
             hint: "",
         })?;
         let failed = |error: ProgramError| Error::System {
             call: "attach sk_lookup to",
-            object: namespace.to_owned(),
+            object: NAMESPACE.to_owned(),
             source: io_error(error),
             hint: "needs CAP_NET_ADMIN and CAP_BPF, Linux 5.9 or newer",
         };

@@ -126,14 +126,23 @@ pub(super) fn xdp_program(link: &LinkMessage) -> Option<(String, u32)> {
         LinkAttribute::IfName(name) => Some(name.clone()),
         _ => None,
     })?;
-    let program = link.attributes.iter().find_map(|attribute| match attribute {
-        LinkAttribute::Xdp(attached) => attached.iter().find_map(|one| match one {
-            LinkXdp::ProgId(id) => Some(*id),
-            _ => None,
-        }),
-        _ => None,
-    })?;
+    let program = xdp_programs(link).into_iter().next()?;
     Some((name, program))
+}
+
+/// Numbers of the XDP programs on an interface: there is more than one only where the device itself runs one.
+pub(super) fn xdp_programs(link: &LinkMessage) -> BTreeSet<u32> {
+    let attached = link.attributes.iter().filter_map(|attribute| match attribute {
+        LinkAttribute::Xdp(attached) => Some(attached),
+        _ => None,
+    });
+    let numbers = attached.flatten().filter_map(|one| match one {
+        LinkXdp::ProgId(id) | LinkXdp::DrvProgId(id) | LinkXdp::SkbProgId(id) | LinkXdp::HwProgId(id) => {
+            Some(*id)
+        }
+        _ => None,
+    });
+    numbers.collect()
 }
 
 fn kind(infos: &[LinkInfo]) -> Kind {

@@ -1,0 +1,73 @@
+//! Whether our programs are still where we put them: whoever has the rights may take them off, and nobody tells us.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::os::fd::AsFd;
+
+use super::attach::NAMESPACE;
+use super::out::{self, Out};
+use super::{Kernel, LOOKUP, PROGRAM};
+use crate::datapath::mmap::{self, Seat};
+
+/// Attachments that somebody else ended.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Ended {
+    /// The XDP program, by interface.
+    pub xdp: BTreeSet<u32>,
+    /// The program on the way out, by interface.
+    pub out: BTreeSet<u32>,
+    /// The socket steering.
+    pub lookup: bool,
+}
+
+impl Kernel {
+    /// Finds the attachments that somebody ended, and forgets them: they can be made again. `on`: the XDP programs
+    /// that sit on each interface of ours that is there.
+    pub fn forget_ended(&mut self, on: &BTreeMap<u32, BTreeSet<u32>>) -> Ended {
+        let mut ended = Ended::default();
+        if let Some(ours) = self.number(PROGRAM) {
+            let without = on.iter().filter(|(_, programs)| !programs.contains(&ours));
+            ended.xdp = without.map(|(ifindex, _)| *ifindex).collect();
+        }
+        if let Some(ours) = self.number(out::PROGRAM) {
+            let linked = on.keys().filter(|ifindex| matches!(self.out.get(ifindex), Some(Out::Tcx(_))));
+            let without = linked.filter(|ifindex| {
+                mmap::programs_in(Seat::Out(**ifindex)).is_ok_and(|programs| !programs.contains(&ours))
+            });
+            ended.out = without.copied().collect();
+        }
+        ended.lookup = self.lookup.is_some() && self.has_lost_lookup();
+        ended.xdp.iter().for_each(|ifindex| self.detach_in(*ifindex));
+        ended.out.iter().for_each(|ifindex| self.detach_out(*ifindex));
+        if ended.lookup {
+            self.lookup = None;
+        }
+        ended
+    }
+
+    fn has_lost_lookup(&self) -> bool {
+        let Some(ours) = self.number(LOOKUP) else { return false };
+        let Ok(namespace) = File::open(NAMESPACE) else { return false };
+        mmap::programs_in(Seat::Lookup(namespace.as_fd())).is_ok_and(|programs| !programs.contains(&ours))
+    }
+
+    /// Interfaces that a program of ours sits on.
+    pub fn interfaces(&self) -> BTreeSet<u32> {
+        self.xdp.keys().chain(self.out.keys()).copied().collect()
+    }
+
+    /// Whether our program is on the way out of an interface.
+    pub fn is_out(&self, ifindex: u32) -> bool {
+        self.out.contains_key(&ifindex)
+    }
+
+    /// Whether the socket steering is attached.
+    pub fn has_lookup(&self) -> bool {
+        self.lookup.is_some()
+    }
+
+    /// What the kernel calls a program of ours.
+    fn number(&self, program: &str) -> Option<u32> {
+        Some(self.ebpf.program(program)?.info().ok()?.id())
+    }
+}

@@ -1,0 +1,102 @@
+//! What the agent set in the kernel is undone by somebody else: it is set again, and told.
+
+use std::path::{Path, PathBuf};
+
+use lb_tests::agent::{DEADLINE, eventually};
+use lb_tests::manifests::LoadBalancer;
+use lb_tests::world::World;
+use penstock::config::BPFFS;
+use penstock::datapath::{Attached, pins};
+
+use crate::interfaces::ifindex;
+use crate::rig::{Arms, Rig};
+
+const VIP: &str = "203.0.113.10";
+
+fn rig() -> Option<Rig> {
+    let backends = [1, 2, 3].map(|number| (Arms::Two.backend(number)[0], 1));
+    let vip = VIP.parse().unwrap();
+    let service =
+        LoadBalancer { name: "db", vip, protocol: "TCP", port: 5432, target_port: 5432, mode: "nat" };
+    let rig = Rig::new(Arms::Two, &[("db.yaml", service.with_backends(&backends))])?;
+    served(&rig);
+    Some(rig)
+}
+
+fn served(rig: &Rig) {
+    rig.who_answers_tcp(format!("{VIP}:5432").parse().unwrap(), 1);
+}
+
+/// Where the edge's agent pins.
+fn pinned(rig: &Rig) -> PathBuf {
+    rig.edge.within(|| pins::directory(Path::new(BPFFS)).unwrap())
+}
+
+fn metric(rig: &Rig, sample: &str) -> Option<f64> {
+    let page = rig.agent.ask("/metrics").unwrap();
+    page.lines().find_map(|line| line.strip_prefix(sample)?.trim().parse().ok())
+}
+
+fn metric_becomes(rig: &Rig, sample: &str, value: f64) {
+    let became = eventually(DEADLINE, || (metric(rig, sample) == Some(value)).then_some(()));
+    assert!(became.is_some(), "{sample} is {:?}\n{}", metric(rig, sample), rig.agent.log());
+}
+
+fn status_says(rig: &Rig, text: &str, wanted: bool) {
+    let status = || rig.agent.cli(&["status"]).unwrap_or_default();
+    let said = eventually(DEADLINE, || (status().contains(text) == wanted).then_some(()));
+    assert!(said.is_some(), "{text:?} in status: wanted {wanted}\n{}\n{}", status(), rig.agent.log());
+}
+
+fn detach(rig: &Rig, name: &str) {
+    let path = pinned(rig).join("links").join(name);
+    rig.edge.run(&format!("bpftool link detach pinned {}", path.display())).unwrap();
+}
+
+#[test]
+fn a_program_that_somebody_detaches_is_attached_again() {
+    let Some(rig) = rig() else { return };
+    let index = ifindex(&rig.edge, "eth0");
+    let attached = |name: &str| {
+        let path = pinned(&rig).join("links").join(name);
+        let shown = rig.edge.run(&format!("bpftool -j link show pinned {}", path.display()));
+        shown.is_ok_and(|link| !link.contains("(detached)") && !link.contains("\"netns_ino\":0"))
+    };
+
+    for (part, name) in
+        [("xdp", format!("native-{index}")), ("out", format!("out-{index}")), ("lookup", "lookup".to_owned())]
+    {
+        assert!(attached(&name), "{name}");
+        let sample = format!("penstock_datapath_restored_total{{part=\"{part}\"}}");
+        assert_eq!(metric(&rig, &sample), Some(0.0));
+
+        detach(&rig, &name);
+
+        metric_becomes(&rig, &sample, 1.0);
+        assert!(attached(&name), "{name}");
+        assert!(rig.agent.log().contains("somebody detached"), "{}", rig.agent.log());
+        served(&rig);
+    }
+}
+
+#[test]
+fn a_program_in_the_place_of_ours_is_a_problem_until_it_goes() {
+    let Some(rig) = rig() else { return };
+    let index = ifindex(&rig.edge, "eth0");
+    let mut other = World::new().load();
+    let number = index.parse().unwrap();
+
+    detach(&rig, &format!("native-{index}"));
+    let put = || rig.edge.within(|| other.kernel.attach("eth0", number, Attached::Native)).ok();
+    assert!(eventually(DEADLINE, put).is_some());
+
+    status_says(&rig, "another XDP program is attached", true);
+    let sample = "penstock_datapath_problems{reason=\"not-attached\",severity=\"error\"}";
+    metric_becomes(&rig, sample, 1.0);
+    assert_eq!(metric(&rig, "penstock_datapath_interface_info{interface=\"eth0\",mode=\"native\"}"), None);
+
+    drop(other);
+    served(&rig);
+    status_says(&rig, "another XDP program is attached", false);
+    assert_eq!(metric(&rig, sample), None);
+}
