@@ -3,12 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use lb_tests::agent::{DEADLINE, eventually};
-use lb_tests::manifests::LoadBalancer;
+use lb_tests::manifests::{Authority, LoadBalancer};
 use lb_tests::world::World;
 use penstock::config::BPFFS;
 use penstock::datapath::{Attached, pins};
 
 use crate::interfaces::ifindex;
+use crate::punt;
 use crate::rig::{Arms, Rig};
 
 const VIP: &str = "203.0.113.10";
@@ -99,4 +100,36 @@ fn a_program_in_the_place_of_ours_is_a_problem_until_it_goes() {
     served(&rig);
     status_says(&rig, "another XDP program is attached", false);
     assert_eq!(metric(&rig, sample), None);
+}
+
+#[test]
+fn a_local_route_that_somebody_deletes_is_set_again() {
+    let authority = Authority::new("Wire test authority").unwrap();
+    let Some(rig) = Rig::new(Arms::Two, &punt::files(&authority)) else { return };
+    let curl = |vip: &str| {
+        let vip = if vip.contains(':') { format!("[{vip}]") } else { vip.to_owned() };
+        rig.client.run(&format!("curl -sS --max-time 2 --connect-to ::{vip}: http://web.example.com/"))
+    };
+    let served = |vip: &str| {
+        let answer = eventually(DEADLINE, || curl(vip).ok().filter(|answer| answer.contains("backend: b")));
+        assert!(answer.is_some(), "{vip}: {:?}\n{}", curl(vip), rig.agent.log());
+    };
+    punt::VIPS.iter().for_each(|vip| served(vip));
+
+    for (number, vip) in punt::VIPS.iter().enumerate() {
+        rig.edge.run(&format!("ip route del local {vip} table local dev lo")).unwrap();
+
+        metric_becomes(&rig, "penstock_datapath_restored_total{part=\"route\"}", (number + 1) as f64);
+        served(vip);
+        assert!(rig.agent.log().contains("somebody deleted the local route"), "{}", rig.agent.log());
+    }
+
+    // The kernel drops them in silence, and refuses to set them again.
+    rig.edge.run("ip link set lo down").unwrap();
+    let told = || rig.agent.log().contains("its local route is not there: Network is down").then_some(());
+    assert!(eventually(DEADLINE, told).is_some(), "{}", rig.agent.log());
+
+    rig.edge.run("ip link set lo up").unwrap();
+    punt::VIPS.iter().for_each(|vip| served(vip));
+    status_says(&rig, "its local route is not there", false);
 }

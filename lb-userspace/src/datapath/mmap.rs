@@ -135,8 +135,7 @@ pub fn programs_in(seat: Seat<'_>) -> io::Result<Vec<u32>> {
     };
     // SAFETY: the kernel writes to `query`, which is as long as all that it writes there, and at most `count` numbers
     // to `programs`; both outlive the call.
-    let failed =
-        unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_QUERY, &raw mut query, size_of::<Query>()) };
+    let failed = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_QUERY, &raw mut query, size_of::<Query>()) };
     if failed != 0 {
         return Err(io::Error::last_os_error());
     }

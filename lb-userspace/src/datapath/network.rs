@@ -17,6 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use futures_util::TryStreamExt;
 use imbl::OrdSet;
@@ -150,6 +151,16 @@ impl Netlink {
         self.local.set(&self.handle, wanted).await;
     }
 
+    /// Sets again what of them is missing, as often as is reasonable; tells how many.
+    pub async fn restore_local_routes(&mut self) -> usize {
+        self.local.restore(&self.handle, Instant::now()).await
+    }
+
+    /// Addresses that the stack does not accept, and why.
+    pub fn missing_local_routes(&self) -> impl Iterator<Item = (IpAddr, &str)> {
+        self.local.missing()
+    }
+
     /// Waits for an announcement that [`Netlink::refresh`] has not seen.
     pub async fn changed(&self) {
         self.shared.notify.notified().await;
@@ -207,13 +218,20 @@ impl Netlink {
             heard.all_routes = true;
         }
         let mut moved = heard.ports || heard.lost;
+        let mut local_in_doubt = heard.lost && !self.fresh;
         if heard.lost || heard.links {
             let interfaces = self.interfaces().await?;
+            // With the loopback interface the kernel drops its routes in silence.
+            let up = |interfaces: &BTreeMap<u32, Interface>| interfaces.get(&1).map(|one| one.up);
+            local_in_doubt |= !self.fresh && up(&interfaces) != up(&self.view.interfaces);
             if interfaces != self.view.interfaces {
                 self.routes.doubt_by_links(&self.view.interfaces, &interfaces);
                 self.view.interfaces = interfaces;
                 (self.unreported, moved) = (Change::Everything, true);
             }
+        }
+        if local_in_doubt || self.local.would_miss(&heard.gone) {
+            self.local.look(&self.handle, Instant::now()).await?;
         }
         if heard.all_routes {
             self.routes.doubt_all();

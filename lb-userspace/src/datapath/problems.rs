@@ -1,5 +1,7 @@
 //! What the datapath itself has to tell: problems of no object.
 
+use std::net::IpAddr;
+
 use tokio::task::JoinError;
 
 use super::Error;
@@ -38,6 +40,15 @@ pub(super) fn detached(what: &str) -> Problem {
     let fix = "it is attached again, after a minute at most; find out who detaches it (bpftool, ip link)";
     let message = format!("somebody detached {what}");
     Problem { reason: "detached", fix: fix.to_owned(), ..of_datapath(message) }
+}
+
+/// The stack does not accept what comes for a VIP of the proxy.
+pub(super) fn not_local(vip: IpAddr, why: &str) -> Problem {
+    let message = format!("nobody reaches the proxy at {vip}: its local route is not there: {why}");
+    let fix = format!(
+        "it is tried again, after a minute at most; needs CAP_NET_ADMIN: ip route add local {vip} dev lo"
+    );
+    Problem { reason: "no-local-route", field: format!("VIP {vip}"), fix, ..of_datapath(message) }
 }
 
 pub(super) fn not_answered(error: &Error) -> Problem {

@@ -337,8 +337,7 @@ pub fn upkeep_metrics(problems: &[Problem], restored: &BTreeMap<&'static str, u6
     let problems = by_reason.into_iter().map(|((reason, severity), count)| {
         sample(vec![("reason", reason.to_owned()), ("severity", severity)], count)
     });
-    let restored =
-        restored.iter().map(|(part, count)| sample(vec![("part", (*part).to_owned())], *count));
+    let restored = restored.iter().map(|(part, count)| sample(vec![("part", (*part).to_owned())], *count));
     vec![
         Metric {
             name: "penstock_datapath_problems",

@@ -326,6 +326,7 @@ impl Worker {
             netlink.refresh(|interface| choice.covers(interface)).await?;
             changed = Change::Everything;
         }
+        self.restore_local_routes().await;
         match changed {
             Change::Nothing if !wished => return Ok(Update::Nothing),
             Change::NextHops(ways) if !wished => {
@@ -424,7 +425,7 @@ impl Worker {
     /// Shows problems in `status`; those that are new also go to the log.
     fn publish(&self) {
         let mut problems: Vec<Problem> = self.lasting.iter().chain(&self.problems).cloned().collect();
-        problems.extend(self.upkeep_problems());
+        problems.extend(self.undone());
         problems.sort();
         let mut shown = self.shared.problems.lock().unwrap_or_else(PoisonError::into_inner);
         tell_new(&problems, &shown);

@@ -20,6 +20,21 @@ pub struct Ended {
     pub lookup: bool,
 }
 
+impl Ended {
+    /// Nothing was.
+    pub fn is_empty(&self) -> bool {
+        let Self { xdp, out, lookup } = self;
+        xdp.is_empty() && out.is_empty() && !lookup
+    }
+
+    /// These as well.
+    pub fn extend(&mut self, Self { xdp, out, lookup }: Self) {
+        self.xdp.extend(xdp);
+        self.out.extend(out);
+        self.lookup |= lookup;
+    }
+}
+
 impl Kernel {
     /// Finds the attachments that somebody ended, and forgets them: they can be made again. `on`: the XDP programs
     /// that sit on each interface of ours that is there.

@@ -8,8 +8,8 @@ use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage};
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use tokio::sync::Notify;
 
-use super::ip;
 use super::neighbours::{Hop, Neighbours, News};
+use super::{ip, local};
 
 /// Prefixes remembered one by one; with more, every route is asked for anew.
 const PREFIXES: usize = 1024;
@@ -43,6 +43,8 @@ pub(super) struct Heard {
     pub(super) hops: BTreeSet<Hop>,
     /// Which port of a bridge leads where.
     pub(super) ports: bool,
+    /// Addresses whose local route was deleted.
+    pub(super) gone: BTreeSet<IpAddr>,
     /// Everything: announcements were lost.
     pub(super) lost: bool,
 }
@@ -120,8 +122,11 @@ impl Shared {
                 News::Hop(hop) => _ = heard.hops.insert(hop),
                 News::Port => heard.ports = true,
             },
-            Message::NewRoute(route) | Message::DelRoute(route) => {
-                let Some(prefix) = Prefix::of(&route) else { return };
+            Message::NewRoute(ref route) | Message::DelRoute(ref route) => {
+                if matches!(message, Message::DelRoute(_)) {
+                    heard.gone.extend(local::destination(route));
+                }
+                let Some(prefix) = Prefix::of(route) else { return };
                 heard.prefixes.insert(prefix);
                 if heard.prefixes.len() > PREFIXES {
                     heard.prefixes.clear();

@@ -12,11 +12,11 @@ use crate::datapath::backoff::Backoff;
 use crate::datapath::interfaces::{attach, slot, word};
 use crate::datapath::kernel::Ended;
 use crate::datapath::network::Interface;
-use crate::datapath::problems::{detached, not_answered, not_attached};
+use crate::datapath::problems::{detached, not_answered, not_attached, not_local};
 use crate::model::Problem;
 
-/// What is looked after.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+/// What is looked after, as a metric names it.
+#[derive(Debug, Clone, Copy)]
 pub(super) enum Part {
     /// The program on an interface.
     Xdp,
@@ -24,16 +24,19 @@ pub(super) enum Part {
     Out,
     /// The socket steering.
     Lookup,
+    /// The local route of a VIP.
+    Route,
 }
 
 impl Part {
-    pub(super) const ALL: [Self; 3] = [Self::Xdp, Self::Out, Self::Lookup];
+    pub(super) const ALL: [Self; 4] = [Self::Xdp, Self::Out, Self::Lookup, Self::Route];
 
     pub(super) const fn as_str(self) -> &'static str {
         match self {
             Self::Xdp => "xdp",
             Self::Out => "out",
             Self::Lookup => "lookup",
+            Self::Route => "route",
         }
     }
 }
@@ -42,26 +45,12 @@ impl Part {
 #[derive(Debug, Default)]
 pub(super) struct Upkeep {
     attachments: Backoff,
-    /// Interfaces (0: none in particular) whose attachment was ended by somebody and is not there again.
-    ended: BTreeSet<(Part, u32)>,
+    /// What somebody ended and is not there again.
+    ended: Ended,
     /// Interfaces whose answers are not translated, and why.
     unanswered: BTreeMap<u32, Problem>,
-    /// Interfaces that cannot be attached to, and why.
+    /// What cannot be attached, and why.
     unattached: Vec<Problem>,
-}
-
-impl Upkeep {
-    /// What is not as it should be at the moment.
-    pub(super) fn problems(&self, name: impl Fn(u32) -> String) -> Vec<Problem> {
-        let ended = self.ended.iter().map(|(part, ifindex)| match part {
-            Part::Xdp => detached(&format!("the XDP program from interface {}", name(*ifindex))),
-            Part::Out => {
-                detached(&format!("the program on the way out from interface {}", name(*ifindex)))
-            }
-            Part::Lookup => detached("the socket steering (sk_lookup) from the network namespace"),
-        });
-        ended.chain(self.unattached.iter().cloned()).chain(self.unanswered.values().cloned()).collect()
-    }
 }
 
 impl Worker {
@@ -76,7 +65,13 @@ impl Worker {
                 self.upkeep.attachments.again(now);
             }
         }
+        self.restore_local_routes().await;
         self.publish();
+    }
+
+    pub(super) async fn restore_local_routes(&mut self) {
+        let restored = self.netlink.restore_local_routes().await;
+        (0..restored).for_each(|_| self.shared.count_restored(Part::Route));
     }
 
     async fn find_ended(&mut self, now: Instant) {
@@ -88,18 +83,15 @@ impl Worker {
                 return;
             }
         };
-        let Ended { xdp, out, lookup } = self.shared.engine().kernel.forget_ended(&on);
-        let mut ended: BTreeSet<(Part, u32)> = xdp.iter().map(|ifindex| (Part::Xdp, *ifindex)).collect();
-        ended.extend(out.iter().map(|ifindex| (Part::Out, *ifindex)));
-        ended.extend(lookup.then_some((Part::Lookup, 0)));
+        let ended = self.shared.engine().kernel.forget_ended(&on);
         if ended.is_empty() {
             return;
         }
-        for (part, ifindex) in &ended {
-            let interface = self.name(*ifindex);
-            warn!(interface, part = part.as_str(), "somebody detached a program; it is attached again");
-        }
-        self.attached.retain(|ifindex, _| !xdp.contains(ifindex));
+        let names =
+            |interfaces: &BTreeSet<u32>| interfaces.iter().map(|one| self.name(*one)).collect::<Vec<_>>();
+        let Ended { xdp, out, lookup } = &ended;
+        warn!(xdp = ?names(xdp), out = ?names(out), lookup, "somebody detached programs of ours");
+        self.attached.retain(|ifindex, _| !ended.xdp.contains(ifindex));
         self.show_interfaces();
         self.upkeep.ended.extend(ended);
         self.upkeep.attachments.again(now);
@@ -118,9 +110,17 @@ impl Worker {
         interface.map(|one| one.name.clone()).unwrap_or_default()
     }
 
-    /// What [`Upkeep::problems`] are by now.
-    pub(super) fn upkeep_problems(&self) -> Vec<Problem> {
-        self.upkeep.problems(|ifindex| self.name(ifindex))
+    /// What is not as it was set.
+    pub(super) fn undone(&self) -> Vec<Problem> {
+        let Upkeep { ended: Ended { xdp, out, lookup }, unanswered, unattached, .. } = &self.upkeep;
+        let mut problems: Vec<Problem> = unattached.iter().chain(unanswered.values()).cloned().collect();
+        problems.extend(xdp.iter().map(|one| detached(&format!("the XDP program from {}", self.name(*one)))));
+        let out = out.iter().map(|one| format!("the program on the way out from {}", self.name(*one)));
+        problems.extend(out.map(|what| detached(&what)));
+        problems
+            .extend(lookup.then(|| detached("the socket steering (sk_lookup) from the network namespace")));
+        problems.extend(self.netlink.missing_local_routes().map(|(vip, why)| not_local(vip, why)));
+        problems
     }
 
     /// Attaches to every chosen interface that is there and not attached yet, and detaches from those that are
@@ -173,22 +173,21 @@ impl Worker {
             }
         }
         self.upkeep.unattached = failed.iter().map(|(_, error)| not_attached(error)).collect();
-        if self.upkeep.ended.contains(&(Part::Lookup, 0))
-            && !engine.kernel.has_lookup()
+        if self.upkeep.ended.lookup
             && let Err(error) = engine.kernel.attach_lookup()
         {
             self.upkeep.unattached.push(not_attached(&error));
         }
-        let restored = |(part, ifindex): &(Part, u32)| match part {
-            Part::Xdp => self.attached.contains_key(ifindex),
-            Part::Out => engine.kernel.is_out(*ifindex),
-            Part::Lookup => engine.kernel.has_lookup(),
-        };
-        let ended = std::mem::take(&mut self.upkeep.ended);
-        let (restored, ended): (BTreeSet<_>, BTreeSet<_>) = ended.into_iter().partition(restored);
-        self.upkeep.ended = ended.into_iter().filter(|(_, ifindex)| *ifindex == 0 || is_chosen(ifindex)).collect();
+        let Ended { xdp, out, lookup } = &mut self.upkeep.ended;
+        let mut restored = Vec::new();
+        restored.extend(xdp.extract_if(.., |one| self.attached.contains_key(one)).map(|_| Part::Xdp));
+        restored.extend(out.extract_if(.., |one| engine.kernel.is_out(*one)).map(|_| Part::Out));
+        restored.extend((*lookup && engine.kernel.has_lookup()).then_some(Part::Lookup));
+        *lookup &= !engine.kernel.has_lookup();
+        xdp.retain(is_chosen);
+        out.retain(is_chosen);
         drop(engine);
-        restored.iter().for_each(|(part, _)| self.shared.count_restored(*part));
+        restored.into_iter().for_each(|part| self.shared.count_restored(part));
         self.show_interfaces();
         let none = self.attached.is_empty();
         failed.into_iter().find(|(insisted, _)| *insisted || none).map_or(Ok(()), |(_, error)| Err(error))
