@@ -9,8 +9,9 @@ use penstock::config::BPFFS;
 use penstock::datapath::{Attached, pins};
 
 use crate::interfaces::ifindex;
+use crate::nodes::{self, Cluster};
 use crate::punt;
-use crate::rig::{Arms, Rig};
+use crate::rig::{Arms, CLIENT, Rig};
 
 const VIP: &str = "203.0.113.10";
 
@@ -132,4 +133,43 @@ fn a_local_route_that_somebody_deletes_is_set_again() {
     rig.edge.run("ip link set lo up").unwrap();
     punt::VIPS.iter().for_each(|vip| served(vip));
     status_says(&rig, "its local route is not there", false);
+}
+
+#[test]
+fn forwarding_that_is_switched_off_is_told_until_it_is_on_again() {
+    let yaml = nodes::manifests(1, 0, "local", &[nodes::pod(1, 1)]);
+    let Some(cluster) = Cluster::new(1, 1, &yaml) else { return };
+    let node = &cluster.nodes[0];
+    let says = |wanted: bool| {
+        let status = || node.agent.cli(&["status"]).unwrap_or_default();
+        let said = || (status().contains("net.ipv4.ip_forward is 0") == wanted).then_some(());
+        assert!(eventually(DEADLINE, said).is_some(), "wanted {wanted}\n{}", status());
+    };
+    says(false);
+
+    node.host.run("sysctl -qw net.ipv4.ip_forward=0").unwrap();
+    says(true);
+
+    node.host.run("sysctl -qw net.ipv4.ip_forward=1").unwrap();
+    says(false);
+}
+
+#[test]
+fn a_link_that_is_down_is_told_and_the_default_route_is_no_way_around_it() {
+    let Some(rig) = rig() else { return };
+    rig.edge.run(&format!("ip route add default via {}", CLIENT[0])).unwrap();
+    let cable = |state: &str| rig.lab.switch().run(&format!("ip link set edge1 {state}")).unwrap();
+
+    cable("down");
+
+    status_says(&rig, "interface eth1 has no carrier", true);
+    let sample = "penstock_datapath_problems{reason=\"link-down\",severity=\"warning\"}";
+    metric_becomes(&rig, sample, 1.0);
+    status_says(&rig, "unresolved", true);
+
+    cable("up");
+    status_says(&rig, "interface eth1 has no carrier", false);
+    served(&rig);
+    rig.edge.run("ip link set eth1 down").unwrap();
+    status_says(&rig, "interface eth1 is down", true);
 }

@@ -35,6 +35,16 @@ pub(super) fn not_attached(error: &Error) -> Problem {
     Problem { reason: "not-attached", ..of_datapath(error.to_string()) }
 }
 
+/// An interface with the program by which nothing comes in or leaves; `up`: it only lacks a carrier.
+pub(super) fn link_down(name: &str, up: bool) -> Problem {
+    let (message, fix) = if up {
+        (format!("interface {name} has no carrier"), "look at its cable, or at its other end".to_owned())
+    } else {
+        (format!("interface {name} is down"), format!("ip link set {name} up"))
+    };
+    Problem { severity: Severity::Warning, reason: "link-down", fix, ..of_datapath(message) }
+}
+
 /// Somebody ended an attachment of ours; `what` and from where.
 pub(super) fn detached(what: &str) -> Problem {
     let fix = "it is attached again, after a minute at most; find out who detaches it (bpftool, ip link)";

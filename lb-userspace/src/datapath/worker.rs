@@ -19,7 +19,6 @@ use super::choice::Choice;
 use super::devices::Devices;
 use super::engine::{Config, Engine, Start};
 use super::exhaustion::Exhaustion;
-use super::forwarding;
 use super::held::Held;
 use super::kernel::{Attached, Translated};
 use super::network::{Change, Netlink, View};
@@ -347,8 +346,6 @@ impl Worker {
         let (want, mut problems) = self.join.follow(&l4, &view.network, &self.destinations);
         problems.extend(misfits.into_iter().chain(self.held.problem()));
         problems.extend(want::shadowed(&want, self.nat_ports));
-        let read = |path: &str| std::fs::read_to_string(path).ok();
-        problems.extend(forwarding::problems(self.join.local(), &view.network, read));
         problems.extend(view.problems.iter().cloned());
         problems.extend(self.missing());
         self.allow_devices();
@@ -462,11 +459,15 @@ impl Worker {
     }
 }
 
-/// What is shown for the first time also goes to the log.
+/// What is shown for the first time also goes to the log, and what is over.
 fn tell_new(problems: &[Problem], shown: &[Problem]) {
-    let shown: BTreeSet<&Problem> = shown.iter().collect();
-    for problem in problems.iter().filter(|problem| !shown.contains(problem)) {
+    let (now, before): (BTreeSet<&Problem>, BTreeSet<&Problem>) =
+        (problems.iter().collect(), shown.iter().collect());
+    for problem in now.difference(&before) {
         warn!(object = %problem.object, field = problem.field, fix = problem.fix, "{}", problem.message);
+    }
+    for problem in before.difference(&now) {
+        info!(object = %problem.object, field = problem.field, "over: {}", problem.message);
     }
 }
 

@@ -169,7 +169,8 @@ pub(super) fn ask(
             continue;
         }
         // The kernel goes on using a route whose interface lost its carrier (unless the sysctl
-        // ignore_routes_with_linkdown is set). Nothing gets through there, so any other is better.
+        // ignore_routes_with_linkdown is set). Nothing gets through there, so any other is better but the
+        // default route: that leads elsewhere, and packets for private addresses would leak there.
         if let Some(other) = alternative(batch, *to, carriers)? {
             *route = Some(Ok(other));
         }
@@ -177,21 +178,29 @@ pub(super) fn ask(
     Ok(routes)
 }
 
-/// The most specific route, then the one with the lowest metric, by an interface with a carrier.
+/// The most specific route, then the one with the lowest metric, by an interface with a carrier; a default route
+/// in the place of another alone.
 fn alternative(batch: &mut Batch, to: IpAddr, carriers: &Carriers) -> io::Result<Option<Route>> {
     let candidates: Vec<u32> = carriers.alive.iter().copied().take(ALTERNATIVES).collect();
     // `FibMatch`: the entry itself, and an error where there is none; a plain question would be
     // answered with "on this link".
-    let asked = candidates.iter().map(|oif| question(to, Some(*oif), RouteFlags::FibMatch)).collect();
-    let answers = batch.ask(asked)?;
-    let ranked = candidates.iter().zip(answers).filter_map(|(oif, answer)| {
-        let Ok(Some(RouteNetlinkMessage::NewRoute(entry))) = answer else { return None };
+    let oifs = std::iter::once(None).chain(candidates.iter().copied().map(Some));
+    let asked = oifs.map(|oif| question(to, oif, RouteFlags::FibMatch)).collect();
+    let mut entries = batch.ask(asked)?.into_iter().map(|answer| match answer {
+        Ok(Some(RouteNetlinkMessage::NewRoute(entry))) => Some(entry),
+        _ => None,
+    });
+    let Some(dead) = entries.next().flatten() else { return Ok(None) };
+    let ranked = candidates.iter().zip(entries).filter_map(|(oif, entry)| {
+        let entry = entry?;
         let metric = entry.attributes.iter().find_map(|attribute| match attribute {
             RouteAttribute::Priority(metric) => Some(*metric),
             _ => None,
         });
-        let length = std::cmp::Reverse(entry.header.destination_prefix_length);
-        (entry.header.kind == RouteType::Unicast).then_some((length, metric.unwrap_or(0), *oif))
+        let length = entry.header.destination_prefix_length;
+        let leads_there = entry.header.kind == RouteType::Unicast
+            && (length > 0 || dead.header.destination_prefix_length == 0);
+        leads_there.then_some((std::cmp::Reverse(length), metric.unwrap_or(0), *oif))
     });
     let Some((_, _, oif)) = ranked.min() else { return Ok(None) };
     let answers = batch.ask(vec![question(to, Some(oif), RouteFlags::empty())])?;

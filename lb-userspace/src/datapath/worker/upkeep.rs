@@ -9,10 +9,11 @@ use tracing::{info, warn};
 use super::Worker;
 use crate::datapath::Error;
 use crate::datapath::backoff::Backoff;
+use crate::datapath::forwarding;
 use crate::datapath::interfaces::{attach, slot, word};
 use crate::datapath::kernel::Ended;
 use crate::datapath::network::Interface;
-use crate::datapath::problems::{detached, not_answered, not_attached, not_local};
+use crate::datapath::problems::{detached, link_down, not_answered, not_attached, not_local};
 use crate::model::Problem;
 
 /// What is looked after, as a metric names it.
@@ -110,7 +111,7 @@ impl Worker {
         interface.map(|one| one.name.clone()).unwrap_or_default()
     }
 
-    /// What is not as it was set.
+    /// What is not as it was set, or as it has to be.
     pub(super) fn undone(&self) -> Vec<Problem> {
         let Upkeep { ended: Ended { xdp, out, lookup }, unanswered, unattached, .. } = &self.upkeep;
         let mut problems: Vec<Problem> = unattached.iter().chain(unanswered.values()).cloned().collect();
@@ -120,6 +121,11 @@ impl Worker {
         problems
             .extend(lookup.then(|| detached("the socket steering (sk_lookup) from the network namespace")));
         problems.extend(self.netlink.missing_local_routes().map(|(vip, why)| not_local(vip, why)));
+        let view = self.netlink.view();
+        let read = |path: &str| std::fs::read_to_string(path).ok();
+        problems.extend(forwarding::problems(self.join.local(), &view.network, read));
+        let chosen = view.interfaces.values().filter(|one| self.choice.covers(one));
+        problems.extend(chosen.filter(|one| !one.is_running()).map(|one| link_down(&one.name, one.up)));
         problems
     }
 
