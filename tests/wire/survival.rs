@@ -509,7 +509,7 @@ fn detach_removes_everything_and_not_while_an_agent_runs() {
 }
 
 /// A BPF file system that an agent mounted, until this is dropped.
-struct Mounted(PathBuf);
+pub struct Mounted(pub PathBuf);
 
 impl Drop for Mounted {
     fn drop(&mut self) {

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use lb_tests::agent::{DEADLINE, eventually};
+use lb_tests::agent::{Agent, DEADLINE, eventually};
 use lb_tests::manifests::{Authority, LoadBalancer};
 use lb_tests::world::World;
 use penstock::config::BPFFS;
@@ -12,6 +12,7 @@ use crate::interfaces::ifindex;
 use crate::nodes::{self, Cluster};
 use crate::punt;
 use crate::rig::{Arms, CLIENT, Rig};
+use crate::survival::Mounted;
 
 const VIP: &str = "203.0.113.10";
 
@@ -172,4 +173,48 @@ fn a_link_that_is_down_is_told_and_the_default_route_is_no_way_around_it() {
     served(&rig);
     rig.edge.run("ip link set eth1 down").unwrap();
     status_says(&rig, "interface eth1 is down", true);
+}
+
+#[test]
+fn names_that_somebody_removes_are_made_again_so_that_the_kernel_goes_on_without_the_agent() {
+    let Some(mut rig) = rig() else { return };
+    rig.lab.stop(rig.agent.pid()).unwrap();
+    rig.agent.cli(&["detach"]).unwrap();
+    let bpffs = Mounted(rig.lab.scratch().join("bpf"));
+    let flags = ["--bpffs", bpffs.0.to_str().unwrap()];
+    rig.agent = Agent::start_with(&rig.lab, &rig.edge, &["eth0", "eth1"], rig.lab.scratch(), &flags).unwrap();
+    let dir = rig.edge.within(|| pins::directory(&bpffs.0).unwrap());
+    let index = ifindex(&rig.edge, "eth0");
+    let sample = "penstock_datapath_restored_total{part=\"pins\"}";
+
+    let steps = [
+        format!("rm {}/links/native-{index}", dir.display()),
+        format!("rm -r {}", dir.display()),
+        format!("umount -l {}", bpffs.0.display()),
+    ];
+    for (number, step) in steps.iter().enumerate() {
+        rig.edge.run(step).unwrap();
+
+        metric_becomes(&rig, sample, (number + 1) as f64);
+        assert!(dir.join(format!("links/native-{index}")).exists(), "{step}");
+        assert!(rig.agent.log().contains("somebody removed names"), "{}", rig.agent.log());
+        served(&rig);
+    }
+
+    // A directory with something in it is not mounted over.
+    let hidden = format!(
+        "umount -l {bpffs} && touch {bpffs}/x && test $(stat -f -c %T {bpffs}) != bpf_fs",
+        bpffs = bpffs.0.display()
+    );
+    let put = || rig.edge.run(&hidden).ok();
+    assert!(eventually(DEADLINE, put).is_some());
+    status_says(&rig, "it would hide what is there", true);
+    status_says(&rig, "not pinned", true);
+    metric_becomes(&rig, "penstock_datapath_problems{reason=\"not-pinned\",severity=\"warning\"}", 1.0);
+
+    std::fs::remove_file(bpffs.0.join("x")).unwrap();
+    status_says(&rig, "not pinned", false);
+    rig.lab.kill(rig.agent.pid()).unwrap();
+    served(&rig);
+    rig.agent.cli(&["detach"]).unwrap();
 }

@@ -7,6 +7,7 @@ mod look;
 mod measure;
 mod out;
 pub(super) mod refusal;
+mod repin;
 mod tables;
 mod tunnel;
 
@@ -51,13 +52,13 @@ pub struct Kernel {
     ebpf: Ebpf,
     /// The map that packets do not look up.
     tables: Map,
-    /// By interface.
-    xdp: BTreeMap<u32, XdpLink>,
+    /// By interface, and how.
+    xdp: BTreeMap<u32, (Attached, XdpLink)>,
     /// By interface.
     out: BTreeMap<u32, out::Out>,
     lookup: Option<FdLink>,
     pins: Option<Pins>,
-    /// Where our maps are pinned.
+    /// Where our maps are pinned; `None` as well where somebody removed names of ours.
     set: Option<PathBuf>,
 }
 

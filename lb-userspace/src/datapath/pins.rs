@@ -32,6 +32,7 @@ const MAGIC: u64 = 0xcafe_4a11;
 /// The directory of our network namespace, ours alone while this lives.
 #[derive(Debug)]
 pub struct Pins {
+    bpffs: PathBuf,
     root: PathBuf,
     /// Held for as long as the agent runs; the kernel lets go of it however it ends.
     _lock: UnixListener,
@@ -41,10 +42,15 @@ impl Pins {
     /// Opens the directory on the BPF file system at `bpffs`, which is mounted there if it is not.
     pub fn open(bpffs: &Path) -> Result<Self, Error> {
         let lock = lock()?;
-        mount(bpffs)?;
-        let root = directory(bpffs)?;
-        create(&root.join("links"))?;
-        Ok(Self { root, _lock: lock })
+        let pins = Self { bpffs: bpffs.to_owned(), root: directory(bpffs)?, _lock: lock };
+        pins.make()?;
+        Ok(pins)
+    }
+
+    /// Makes it what it was when it was opened, but empty, as far as somebody removed it.
+    pub fn make(&self) -> Result<(), Error> {
+        mount(&self.bpffs)?;
+        create(&self.root.join("links"))
     }
 
     /// For people.

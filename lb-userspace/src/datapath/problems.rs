@@ -1,6 +1,7 @@
 //! What the datapath itself has to tell: problems of no object.
 
 use std::net::IpAddr;
+use std::path::Path;
 
 use tokio::task::JoinError;
 
@@ -24,6 +25,13 @@ pub(super) fn not_adopted(error: &Error) -> Problem {
 pub(super) fn not_pinned(error: &Error) -> Problem {
     let message = format!("the kernel part ends with this agent: {error}");
     let fix = "give a BPF file system with --bpffs, or accept it with --pin off".to_owned();
+    Problem { severity: Severity::Warning, reason: "not-pinned", fix, ..of_datapath(message) }
+}
+
+/// A name of ours was removed from the BPF file system.
+pub(super) fn pins_gone(path: &Path) -> Problem {
+    let message = format!("the kernel part ends with this agent: somebody removed {}", path.display());
+    let fix = "it is pinned again, after a minute at most".to_owned();
     Problem { severity: Severity::Warning, reason: "not-pinned", fix, ..of_datapath(message) }
 }
 

@@ -16,12 +16,12 @@ use crate::datapath::pins::Pins;
 
 /// Our network namespace.
 pub(super) const NAMESPACE: &str = "/proc/self/ns/net";
-const LOOKUP: &str = "lookup";
+pub(super) const LOOKUP: &str = "lookup";
 /// Until it takes the place of the other.
 const NEXT_LOOKUP: &str = "lookup-next";
 
 impl Attached {
-    fn pin(self, ifindex: u32) -> String {
+    pub(super) fn pin(self, ifindex: u32) -> String {
         match self {
             Self::Native => format!("native-{ifindex}"),
             Self::Generic => format!("generic-{ifindex}"),
@@ -50,7 +50,7 @@ impl Kernel {
     /// new one takes its place between two packets.
     pub fn attach(&mut self, name: &str, ifindex: u32, mode: Attached) -> Result<(), Error> {
         if let Some(link) = self.swap(ifindex, mode) {
-            self.xdp.insert(ifindex, link);
+            self.xdp.insert(ifindex, (mode, link));
             return Ok(());
         }
         // In another mode, or on an interface that is gone.
@@ -74,7 +74,7 @@ impl Kernel {
             };
             Error::System { call: "attach xdp to", object: name.to_owned(), source, hint }
         })?;
-        let link = match &self.pins {
+        let link = match self.pinning() {
             Some(pins) => {
                 let path = pins.link(&mode.pin(ifindex));
                 // aya falls back to netlink without a word, and such an attachment has no name.
@@ -84,7 +84,7 @@ impl Kernel {
             }
             None => link,
         };
-        self.xdp.insert(ifindex, link);
+        self.xdp.insert(ifindex, (mode, link));
         Ok(())
     }
 
@@ -136,7 +136,7 @@ impl Kernel {
         let program = self.sk_lookup()?;
         let id = program.attach(file).map_err(failed)?;
         let mut link: FdLink = program.take_link(id).map_err(failed)?.into();
-        if let Some(pins) = &self.pins {
+        if let Some(pins) = self.pinning() {
             pins.remove_link(NEXT_LOOKUP);
             let path = pins.link(NEXT_LOOKUP);
             link = link.pin(&path).map_err(|error| not_pinned(&path, error))?.into();
@@ -203,7 +203,7 @@ pub(super) fn not_pinned(path: &Path, error: PinError) -> Error {
     }
 }
 
-fn failed(path: &Path, error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
+pub(super) fn failed(path: &Path, error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
     let source = io::Error::other(error);
     Error::System { call: "pin", object: path.display().to_string(), source, hint: "" }
 }

@@ -3,6 +3,7 @@
 //! with what the object wants before anything opens it.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fmt;
 use std::io;
 use std::os::fd::AsFd;
@@ -217,9 +218,9 @@ impl Kernel {
     /// name and without us the kernel would empty it.
     pub(super) fn pin_set(&mut self, pins: &Pins) -> Result<PathBuf, Error> {
         let set = pins.new_set()?;
-        for name in [maps::PROGRAMS].into_iter().chain(KEPT) {
-            let Some(map) = self.map(name) else { continue };
-            let path = set.join(name);
+        for path in self.pinned_maps(&set) {
+            let name = path.file_name().and_then(OsStr::to_str);
+            let Some(map) = name.and_then(|name| self.map(name)) else { continue };
             map.pin(&path).map_err(|error| Error::System {
                 call: "pin",
                 object: path.display().to_string(),
@@ -228,5 +229,11 @@ impl Kernel {
             })?;
         }
         Ok(set)
+    }
+
+    /// Names that our maps have in a set.
+    pub(super) fn pinned_maps(&self, set: &Path) -> impl Iterator<Item = PathBuf> {
+        let names = [maps::PROGRAMS].into_iter().chain(KEPT).filter(|name| self.map(name).is_some());
+        names.map(|name| set.join(name))
     }
 }

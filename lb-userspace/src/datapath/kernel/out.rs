@@ -15,7 +15,7 @@ pub(super) const PROGRAM: &str = "penstock_out";
 #[must_use]
 pub(super) enum Out {
     /// A link, beside those of others.
-    Tcx(#[expect(dead_code, reason = "held for its drop")] FdLink),
+    Tcx(FdLink),
     /// A filter of the `clsact` qdisc.
     Filter(Filter),
 }
@@ -51,7 +51,7 @@ impl Kernel {
             return Ok(());
         }
         self.detach_out(ifindex);
-        let path = self.pins.as_ref().map(|pins| pins.link(&pin(ifindex)));
+        let path = self.pinning().map(|pins| pins.link(&pin(ifindex)));
         let program = self.out()?;
         let out = match (tcx(program, name), path) {
             (Ok(link), None) => Out::Tcx(link),

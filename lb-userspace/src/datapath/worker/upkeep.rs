@@ -13,7 +13,9 @@ use crate::datapath::forwarding;
 use crate::datapath::interfaces::{attach, slot, word};
 use crate::datapath::kernel::Ended;
 use crate::datapath::network::Interface;
-use crate::datapath::problems::{detached, link_down, not_answered, not_attached, not_local};
+use crate::datapath::problems::{
+    detached, link_down, not_answered, not_attached, not_local, not_pinned, pins_gone,
+};
 use crate::model::Problem;
 
 /// What is looked after, as a metric names it.
@@ -27,10 +29,12 @@ pub(super) enum Part {
     Lookup,
     /// The local route of a VIP.
     Route,
+    /// The names on the BPF file system.
+    Pins,
 }
 
 impl Part {
-    pub(super) const ALL: [Self; 4] = [Self::Xdp, Self::Out, Self::Lookup, Self::Route];
+    pub(super) const ALL: [Self; 5] = [Self::Xdp, Self::Out, Self::Lookup, Self::Route, Self::Pins];
 
     pub(super) const fn as_str(self) -> &'static str {
         match self {
@@ -38,6 +42,7 @@ impl Part {
             Self::Out => "out",
             Self::Lookup => "lookup",
             Self::Route => "route",
+            Self::Pins => "pins",
         }
     }
 }
@@ -52,6 +57,9 @@ pub(super) struct Upkeep {
     unanswered: BTreeMap<u32, Problem>,
     /// What cannot be attached, and why.
     unattached: Vec<Problem>,
+    pins: Backoff,
+    /// Why the kernel part is not pinned again.
+    unpinned: Option<Problem>,
 }
 
 impl Worker {
@@ -66,8 +74,32 @@ impl Worker {
                 self.upkeep.attachments.again(now);
             }
         }
+        self.look_after_pins(now);
         self.restore_local_routes().await;
         self.publish();
+    }
+
+    fn look_after_pins(&mut self, now: Instant) {
+        let mut engine = self.shared.engine();
+        if let Some(path) = engine.kernel.miss_pin() {
+            warn!(path = %path.display(), "somebody removed names of the kernel part; without them it ends with this agent");
+            self.upkeep.pins.again(now);
+            self.upkeep.unpinned = Some(pins_gone(&path));
+        }
+        if !engine.kernel.has_lost_pins() || !self.upkeep.pins.is_due(now) {
+            return;
+        }
+        match engine.kernel.pin_again() {
+            Ok(()) => {
+                info!("the kernel part is pinned again");
+                self.upkeep.unpinned = None;
+                self.shared.count_restored(Part::Pins);
+            }
+            Err(error) => {
+                self.upkeep.unpinned = Some(not_pinned(&error));
+                self.upkeep.pins.again(now);
+            }
+        }
     }
 
     pub(super) async fn restore_local_routes(&mut self) {
@@ -113,8 +145,9 @@ impl Worker {
 
     /// What is not as it was set, or as it has to be.
     pub(super) fn undone(&self) -> Vec<Problem> {
-        let Upkeep { ended: Ended { xdp, out, lookup }, unanswered, unattached, .. } = &self.upkeep;
-        let mut problems: Vec<Problem> = unattached.iter().chain(unanswered.values()).cloned().collect();
+        let Upkeep { ended: Ended { xdp, out, lookup }, unanswered, unattached, unpinned, .. } = &self.upkeep;
+        let known = unattached.iter().chain(unanswered.values()).chain(unpinned);
+        let mut problems: Vec<Problem> = known.cloned().collect();
         problems.extend(xdp.iter().map(|one| detached(&format!("the XDP program from {}", self.name(*one)))));
         let out = out.iter().map(|one| format!("the program on the way out from {}", self.name(*one)));
         problems.extend(out.map(|what| detached(&what)));
@@ -179,7 +212,7 @@ impl Worker {
             }
         }
         self.upkeep.unattached = failed.iter().map(|(_, error)| not_attached(error)).collect();
-        if self.upkeep.ended.lookup
+        if !engine.kernel.has_lookup()
             && let Err(error) = engine.kernel.attach_lookup()
         {
             self.upkeep.unattached.push(not_attached(&error));
