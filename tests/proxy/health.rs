@@ -416,3 +416,62 @@ fn an_agent_follows_the_annotations_and_tells_what_it_found() {
     assert!(eventually(DEADLINE, recovered).is_some(), "{}", agents.log());
     agents.wait_for("endpoint is well again");
 }
+
+#[test]
+fn an_agent_tells_which_endpoints_fail_requests_and_why_until_they_answer() {
+    let dead = nobody();
+    let agents = Agents::start(dead, &[]);
+    let ask = || {
+        let mut client = Client::connect(agents.http);
+        client.send(format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n"));
+        client.reply().status
+    };
+    let failing = || {
+        let json = agents.admin("/status?format=json").text();
+        let status: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+        status["upstreams"][0]["failing"].clone()
+    };
+    assert_eq!(failing(), serde_json::json!([]));
+
+    // Three attempts each. Five in a row eject it; there are two workers.
+    for _ in 0..10 {
+        assert_eq!(ask(), 502);
+    }
+
+    let cause = "connect (Connection refused (os error 111))";
+    let found = &failing()[0];
+    assert_eq!(
+        (found["endpoint"].as_str(), found["cause"].as_str()),
+        (Some(&*dead.to_string()), Some(cause))
+    );
+    assert_eq!(found["failed_attempts"], 30);
+    assert!(found["ejected"]["left_seconds"].is_u64(), "{found}");
+    let text = agents.admin("/status").text();
+    assert!(text.contains("failing endpoints") && text.contains(cause), "{text}");
+    let explained = agents.admin(&format!("/explain?url=http://{HOST}/x")).text();
+    assert!(explained.contains(&format!("{dead} ({cause}, 30 failed, the last")), "{explained}");
+    assert!(explained.contains("all are asked nevertheless"), "{explained}");
+    let metrics = agents.admin("/metrics").text();
+    for line in [
+        "penstock_l7_failed_attempts_total{upstream=\"default-web-80\",cause=\"connect\"} 30",
+        "penstock_l7_ejected_endpoints{upstream=\"default-web-80\"} 1",
+    ] {
+        assert!(metrics.contains(line), "{line}: {metrics}");
+    }
+    let log = agents.log();
+    let lines: Vec<_> = log.lines().filter(|line| line.contains("an endpoint fails requests")).collect();
+    assert_eq!(lines.len(), 1, "{log}");
+    let words = [&format!("endpoint={dead}"), "upstream=default-web-80", "attempts=1", "cause=connect (Conn"];
+    assert!(words.iter().all(|word| lines[0].contains(*word)), "{log}");
+
+    let listener = TcpListener::bind(dead).expect("still free");
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let mut peer = Client::over(stream);
+            while peer.head().is_some() && peer.try_send(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n") {}
+        }
+    });
+    let answers = || (ask() == 200 && failing() == serde_json::json!([])).then_some(());
+    assert!(eventually(DEADLINE, answers).is_some(), "{}", failing());
+    agents.wait_for("an endpoint that failed requests answers again");
+}

@@ -146,6 +146,7 @@ impl LiveAgent {
             state: &self.state(),
             l7: &self.l7(),
             unwell: &self.unwell(),
+            failing: &self.proxy.failing(),
             listeners: self.proxy.addrs(),
             datapath: datapath.as_ref().map(|datapath| datapath.status()),
             announced: &self.announcer.announced(),
@@ -193,7 +194,8 @@ impl Live for LiveAgent {
 
     fn explain_url(&self, url: &str, headers: &[(String, String)]) -> Result<Explanation, String> {
         let question = question::parse(url, headers)?;
-        Ok(l7::explain::explain(&self.l7(), Some(&self.unwell()), &question))
+        let known = l7::explain::Known { unwell: self.unwell(), failing: self.proxy.failing() };
+        Ok(l7::explain::explain(&self.l7(), Some(&known), &question))
     }
 
     fn explain_flow(&self, flow: &str) -> Result<Explanation, String> {

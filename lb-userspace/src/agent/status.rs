@@ -12,7 +12,7 @@ use super::desired::State;
 use crate::datapath::exhaustion::Fullest;
 use crate::datapath::kernel::Translated;
 use crate::model::announce::Announced;
-use crate::model::health::{Finding, Unwell};
+use crate::model::health::{Ejected, Failing, Failures, Finding, Unwell};
 use crate::model::l4::Listener;
 use crate::model::l7::{Action, L7, PathMatch};
 use crate::model::{Problem, Severity};
@@ -90,6 +90,7 @@ struct UpstreamStatus {
     /// How they are checked; empty if they are not.
     check: String,
     unwell: Vec<UnwellStatus>,
+    failing: Vec<FailingStatus>,
 }
 
 /// An endpoint that failed its checks.
@@ -98,6 +99,23 @@ struct UnwellStatus {
     endpoint: SocketAddr,
     fault: String,
     since_seconds: u64,
+}
+
+/// An endpoint that fails requests.
+#[derive(Debug, Serialize)]
+struct FailingStatus {
+    endpoint: SocketAddr,
+    cause: String,
+    /// Since it last answered.
+    failed_attempts: u64,
+    last_seconds: u64,
+    ejected: Option<EjectedStatus>,
+}
+
+#[derive(Debug, Serialize)]
+struct EjectedStatus {
+    since_seconds: u64,
+    left_seconds: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -139,6 +157,8 @@ pub(super) struct Parts<'a> {
     pub(super) l7: &'a L7,
     /// What active checks found.
     pub(super) unwell: &'a Unwell,
+    /// What requests found.
+    pub(super) failing: &'a Failing,
     pub(super) listeners: Vec<(Listener, SocketAddr)>,
     pub(super) datapath: Option<datapath::Status>,
     pub(super) announced: &'a [Arc<Announced>],
@@ -157,6 +177,7 @@ impl Status {
             state,
             l7,
             unwell,
+            failing,
             listeners,
             datapath,
             announced,
@@ -179,7 +200,7 @@ impl Status {
             datapath,
             announced: announced.iter().map(|link| AnnouncedStatus::new(link)).collect(),
             routes: routes(l7),
-            upstreams: upstreams(l7, unwell),
+            upstreams: upstreams(l7, unwell, failing),
             certificates: certificates(l7),
             last_good: state
                 .kept
@@ -229,7 +250,7 @@ fn routes(l7: &L7) -> Vec<Route> {
     routes
 }
 
-fn upstreams(l7: &L7, unwell: &Unwell) -> Vec<UpstreamStatus> {
+fn upstreams(l7: &L7, unwell: &Unwell, failing: &Failing) -> Vec<UpstreamStatus> {
     let found = |(endpoint, finding): (&SocketAddr, &Finding)| UnwellStatus {
         endpoint: *endpoint,
         fault: finding.fault.to_string(),
@@ -240,6 +261,7 @@ fn upstreams(l7: &L7, unwell: &Unwell) -> Vec<UpstreamStatus> {
         endpoints: upstream.endpoints.iter().copied().collect(),
         check: upstream.check.as_ref().map(ToString::to_string).unwrap_or_default(),
         unwell: unwell.of(name).map(found).collect(),
+        failing: failing.of(name).map(FailingStatus::new).collect(),
     });
     upstreams.collect()
 }
@@ -254,6 +276,18 @@ fn certificates(l7: &L7) -> Vec<CertificateStatus> {
             expires_in_days: (certificate.not_after - now).div_euclid(86_400),
         })
         .collect()
+}
+
+impl FailingStatus {
+    fn new((endpoint, failures): (&SocketAddr, &Failures)) -> Self {
+        let Failures { cause, count, ago, ejected } = failures;
+        let ejected = ejected.map(|Ejected { since, left }| EjectedStatus {
+            since_seconds: since.as_secs(),
+            left_seconds: left.as_secs(),
+        });
+        let (cause, last_seconds) = (cause.clone(), ago.as_secs());
+        Self { endpoint: *endpoint, cause, failed_attempts: *count, last_seconds, ejected }
+    }
 }
 
 impl LeaseStatus {
@@ -350,6 +384,26 @@ impl Display for Status {
             })
         });
         section(f, "unwell endpoints", &["of", "endpoint", "why", "since"], unwell)?;
+        let failing = self.upstreams.iter().flat_map(|u| {
+            u.failing.iter().map(|failing| {
+                let ejected = failing.ejected.as_ref().map_or_else(
+                    || "no".to_owned(),
+                    |e| format!("since {} s, for {} s more", e.since_seconds, e.left_seconds),
+                );
+                let last = format!("{} s ago", failing.last_seconds);
+                let count = failing.failed_attempts.to_string();
+                vec![
+                    u.name.clone(),
+                    failing.endpoint.to_string(),
+                    failing.cause.clone(),
+                    count,
+                    last,
+                    ejected,
+                ]
+            })
+        });
+        let header = ["of", "endpoint", "why", "attempts", "last", "ejected"];
+        section(f, "failing endpoints", &header, failing)?;
         let certificates = self
             .certificates
             .iter()

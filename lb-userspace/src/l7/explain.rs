@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use crate::model::health::Unwell;
+use crate::model::health::{Failing, Unwell};
 use crate::model::l7::{ClientAuth, Demand, L7, Mode, SslRedirect};
 use crate::model::report::{Explanation, Step};
 use crate::model::upstream::External;
@@ -59,9 +59,18 @@ impl Prepared {
     }
 }
 
+/// What a running agent knows of endpoints.
+#[derive(Debug, Default)]
+pub struct Known {
+    /// By its active checks.
+    pub unwell: Arc<Unwell>,
+    /// By requests.
+    pub failing: Failing,
+}
+
 /// Tells step by step which location takes the request, what its policies do and where it goes.
-/// `unwell`: what active checks found; `None`: nobody is there who checks.
-pub fn explain(l7: &L7, unwell: Option<&Unwell>, request: &Request) -> Explanation {
+/// `known` of the endpoints; `None`: nobody is there who asks them.
+pub fn explain(l7: &L7, known: Option<&Known>, request: &Request) -> Explanation {
     let router = Router::new(l7);
     let length = request
         .headers
@@ -107,7 +116,8 @@ pub fn explain(l7: &L7, unwell: Option<&Unwell>, request: &Request) -> Explanati
     }
     steps.extend(session_step(&router, &decision, &asked.headers));
     steps.push(upstream_step(&router, &decision));
-    steps.extend(health_step(&router, unwell, &decision));
+    steps.extend(health_step(&router, known, &decision));
+    steps.extend(known.and_then(|known| failing_step(&router, &known.failing, &decision)));
     if let (Some(compression), Next::Proxy { .. }) = (&router.compression, &decision.next) {
         steps.push(step("compression", compress::explain(compression, &request.headers)));
     }
@@ -269,10 +279,10 @@ fn session_step(router: &Router, decision: &Decision<'_>, headers: &Headers<'_>)
 }
 
 /// What active checks say of its endpoints, if they are checked.
-fn health_step(router: &Router, unwell: Option<&Unwell>, decision: &Decision<'_>) -> Option<Step> {
+fn health_step(router: &Router, known: Option<&Known>, decision: &Decision<'_>) -> Option<Step> {
     let upstream = upstream(router, decision)?;
     let check = upstream.check.as_ref()?;
-    let Some(unwell) = unwell else {
+    let Some(Known { unwell, .. }) = known else {
         return Some(step("health", format!("{check}: only the running agent knows who is unwell")));
     };
     let unwell: Vec<_> = unwell
@@ -288,6 +298,23 @@ fn health_step(router: &Router, unwell: Option<&Unwell>, decision: &Decision<'_>
         _ => format!("unwell and passed over: {}", unwell.join(", ")),
     };
     Some(step("health", format!("{check}: {found}")))
+}
+
+/// What requests found of its endpoints, if some fail.
+fn failing_step(router: &Router, failing: &Failing, decision: &Decision<'_>) -> Option<Step> {
+    let upstream = upstream(router, decision)?;
+    let failing: Vec<_> = failing.of(&upstream.name).collect();
+    let told: Vec<_> =
+        failing.iter().map(|(endpoint, failures)| format!("{endpoint} ({failures})")).collect();
+    let ejected = failing.iter().filter(|(_, failures)| failures.ejected.is_some()).count();
+    let end = match ejected {
+        0 => "",
+        n if too_many(n, upstream.endpoints.len()) => {
+            "; more than half ejected, so all are asked nevertheless"
+        }
+        _ => "; who is ejected is passed over",
+    };
+    (!told.is_empty()).then(|| step("failing", format!("{}{end}", told.join(", "))))
 }
 
 fn upstream<'r>(router: &'r Router, decision: &Decision<'_>) -> Option<&'r UpstreamEntry> {

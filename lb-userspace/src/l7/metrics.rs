@@ -10,13 +10,14 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-pub(super) use causes::{Denied, Failure, Method, Mirrored, Refused};
+pub(super) use causes::{Cause, Denied, Failure, Method, Mirrored, Refused};
 pub(super) use series::Finished;
 use series::Requests;
 
 use super::route::{Labels, Router, Site};
-use super::spill::Cause;
+use super::spill;
 use crate::model::metering::Metering;
+use crate::model::upstream::UpstreamName;
 
 /// Connections that were handed on unopened.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
@@ -64,8 +65,10 @@ pub(super) struct Counters {
     by_labels: Requests,
     refused: HashMap<u16, u64>,
     failures: HashMap<Failure, u64>,
+    /// Attempts that failed, by the name of their upstream.
+    failed_attempts: HashMap<String, HashMap<Failure, u64>>,
     refused_connections: HashMap<Refused, u64>,
-    spill_failures: HashMap<Cause, u64>,
+    spill_failures: HashMap<spill::Cause, u64>,
     denied: HashMap<Denied, u64>,
     mirrored: HashMap<Mirrored, u64>,
     /// TLS, by its name.
@@ -123,7 +126,7 @@ impl Counters {
     }
 
     /// A body that could not be put into a file.
-    pub(super) fn spill_failure(&mut self, cause: Cause) {
+    pub(super) fn spill_failure(&mut self, cause: spill::Cause) {
         *self.spill_failures.entry(cause).or_default() += 1;
     }
 
@@ -141,14 +144,36 @@ impl Counters {
         *self.failures.entry(failure).or_default() += 1;
     }
 
+    /// An attempt at an endpoint of this upstream.
+    pub(super) fn failed_attempt(&mut self, upstream: &UpstreamName, failure: Failure) {
+        self.upstream_failure(failure);
+        if !self.failed_attempts.contains_key(&upstream.0) {
+            self.failed_attempts.insert(upstream.0.clone(), HashMap::new());
+        }
+        if let Some(causes) = self.failed_attempts.get_mut(&upstream.0) {
+            *causes.entry(failure).or_default() += 1;
+        }
+    }
+
+    /// Upstreams of which attempts failed.
+    pub(super) fn let_down_by(&self) -> impl Iterator<Item = UpstreamName> {
+        self.failed_attempts.keys().cloned().map(UpstreamName)
+    }
+
     /// Routes of these sites are gone.
     pub(super) fn settle<'r>(&mut self, gone: impl Iterator<Item = &'r Arc<Site>>, next: &Router) {
+        self.forget_upstreams(next);
         self.by_labels.settle(gone, next);
     }
 
     /// Series of routes that are not there go; for those of another process.
     pub(super) fn forget_unknown(&mut self, router: &Router) {
         self.by_labels.forget_unknown(router);
+        self.forget_upstreams(router);
+    }
+
+    fn forget_upstreams(&mut self, router: &Router) {
+        self.failed_attempts.retain(|name, _| router.place_of(&UpstreamName(name.clone())).is_some());
     }
 
     /// nginx's page about itself.
@@ -170,6 +195,12 @@ impl Counters {
         }
         for (failure, count) in &other.failures {
             *self.failures.entry(*failure).or_default() += count;
+        }
+        for (upstream, causes) in &other.failed_attempts {
+            let known = self.failed_attempts.entry(upstream.clone()).or_default();
+            for (failure, count) in causes {
+                *known.entry(*failure).or_default() += count;
+            }
         }
         for (cause, count) in &other.refused_connections {
             *self.refused_connections.entry(*cause).or_default() += count;
@@ -248,7 +279,7 @@ mod tests {
         let mut before = Counters { accepted: 3, connections, ..Counters::default() };
         before.request(Some(0), &labels, &finished(7));
         before.refused(400);
-        before.upstream_failure(Failure::Closed);
+        before.failed_attempt(&UpstreamName("default-a-80".to_owned()), Failure::Closed);
         let mut total = Counters::default();
         total.add(&before);
 

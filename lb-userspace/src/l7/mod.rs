@@ -24,6 +24,7 @@ mod descriptors;
 mod digits;
 mod exchange;
 pub mod explain;
+mod failing;
 mod fcgi;
 mod filters;
 pub mod fuzz;
@@ -79,7 +80,7 @@ use tokio::sync::{mpsc, watch};
 pub use descriptors::raise_limit as raise_descriptor_limit;
 pub use tickets::TicketKeys;
 
-use crate::model::health::Unwell;
+use crate::model::health::{Failing, Unwell};
 use crate::model::l4::Listener;
 use crate::model::l7::L7;
 use crate::model::metering::Metering;
@@ -223,6 +224,7 @@ impl Proxy {
             spills: Arc::clone(&spills),
             hashing,
             all_workers: all_workers.clone(),
+            failing: failing::Log::default(),
         };
         let mut controls = Vec::with_capacity(workers.len());
         let of = workers.len();
@@ -302,7 +304,20 @@ impl Running {
 
     /// The same one by one: together they may be a multiple of what was counted.
     pub fn tell_metrics(&self, tell: &mut dyn FnMut(Metric)) {
-        self.total(worker::Control::Count).report(self.controls.len(), &self.metering, tell);
+        let total = self.total(worker::Control::Count);
+        let failing = self.failing();
+        let ejected = total.let_down_by().map(|upstream| Sample {
+            suffix: "",
+            value: failing.ejected(&upstream) as f64,
+            labels: vec![("upstream", upstream.0)],
+        });
+        total.report(self.controls.len(), &self.metering, tell);
+        tell(Metric {
+            name: "penstock_l7_ejected_endpoints",
+            help: "Endpoints that workers leave alone because they failed, of upstreams that failed attempts.",
+            kind: MetricKind::Gauge,
+            samples: ejected.collect(),
+        });
         tell(self.log.lock().unwrap_or_else(PoisonError::into_inner).metric());
         let gauge = |name, help, bytes: u64| Metric {
             name,
@@ -314,6 +329,11 @@ impl Running {
         tell(gauge("penstock_l7_temp_file_bytes", help, self.spills.used()));
         let help = "Bytes of memory for bodies that are held, beside the first of each.";
         tell(gauge("penstock_l7_body_memory_bytes", help, self.spills.memory.used()));
+    }
+
+    /// Endpoints that fail requests. Waits as [`Running::metrics`] does.
+    pub fn failing(&self) -> Failing {
+        failing::join(self.ask(worker::Control::Failing).into_iter().flatten())
     }
 
     /// All that was counted since the start or the last call: for another process, to which it
@@ -337,16 +357,19 @@ impl Running {
         &self,
         ask: fn(std::sync::mpsc::Sender<metrics::Counters>) -> worker::Control,
     ) -> metrics::Counters {
+        let mut total = metrics::Counters::sum(&self.metering);
+        self.ask(ask).iter().for_each(|counters| total.add(counters));
+        total
+    }
+
+    /// What each worker answers in time.
+    fn ask<A>(&self, ask: fn(std::sync::mpsc::Sender<A>) -> worker::Control) -> Vec<A> {
         let (answer, answers) = std::sync::mpsc::channel();
         for control in &self.controls {
             let _ = control.send(ask(answer.clone()));
         }
         drop(answer);
-        let mut total = metrics::Counters::sum(&self.metering);
-        while let Ok(counters) = answers.recv_timeout(ANSWER) {
-            total.add(&counters);
-        }
-        total
+        std::iter::from_fn(|| answers.recv_timeout(ANSWER).ok()).collect()
     }
 
     /// Other ends of all listening sockets, for an agent that is to take our place.

@@ -27,7 +27,7 @@ use super::streams::{self, Crowd, Ports};
 use super::timers::Timers;
 use super::tls::Tls;
 use super::upstream::{Peer, Pool, Seat};
-use super::{Error, arrival, descriptors, h2};
+use super::{Error, arrival, descriptors, failing, h2};
 use crate::model::health::Unwell;
 use crate::model::l4::Listener;
 use crate::model::l7::ClientLimits;
@@ -53,6 +53,8 @@ const TELL_EXHAUSTED: Duration = Duration::from_secs(60);
 pub(super) enum Control {
     /// Send a copy of the counters.
     Count(std::sync::mpsc::Sender<Counters>),
+    /// Send what is held against endpoints.
+    Failing(std::sync::mpsc::Sender<Vec<failing::Finding>>),
     /// Send the counters and begin anew.
     Yield(std::sync::mpsc::Sender<Counters>),
     /// Add what another process counted; drop the sender when it is done.
@@ -78,6 +80,7 @@ pub(super) struct Worker {
     pub(super) http2: h2::Connections,
     pub(super) crew: h2::Crew,
     pub(super) counters: RefCell<Counters>,
+    pub(super) failing: failing::Seen,
     pub(super) journal: Journal,
     pub(super) spills: Arc<Spills>,
     pub(super) authenticator: Authenticator,
@@ -128,6 +131,7 @@ pub(super) struct Shared {
     pub(super) spills: Arc<Spills>,
     pub(super) hashing: Hashing,
     pub(super) all_workers: AllWorkers,
+    pub(super) failing: failing::Log,
 }
 
 /// Starts a worker's thread.
@@ -184,6 +188,7 @@ async fn run(
         http2: h2::Connections::default(),
         crew: h2::Crew::default(),
         counters: RefCell::new(Counters::new(&shared.metering)),
+        failing: failing::Seen::new(shared.failing),
         https_port: https.map_or(443, |bound| bound.addr.port()),
         journal: Journal::new(shared.outlet),
         spills: shared.spills,
@@ -223,6 +228,9 @@ async fn run(
             control = controls.recv() => match control {
                 Some(Control::Count(answer)) => {
                     let _ = answer.send(worker.count());
+                }
+                Some(Control::Failing(answer)) => {
+                    let _ = answer.send(worker.failing.findings(&worker.current.load(), Instant::now()));
                 }
                 Some(Control::Yield(answer)) => {
                     let _ = answer.send(worker.count());
@@ -456,6 +464,7 @@ impl Worker {
     fn swap(&self, router: Arc<Router>) {
         let before = self.current.store(Arc::clone(&router));
         self.counters.borrow_mut().settle(router.gone(&before.router), &router);
+        self.failing.follow(&router);
         // Endpoints that left lose their idle connections now; running requests finish.
         if !Arc::ptr_eq(&router.clients, &before.router.clients) {
             return self.sweep();

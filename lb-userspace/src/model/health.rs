@@ -88,6 +88,70 @@ impl Unwell {
     }
 }
 
+/// Endpoints that fail requests, as all workers together know it. Those that answer are not in it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Failing(pub BTreeMap<UpstreamName, BTreeMap<SocketAddr, Failures>>);
+
+impl Failing {
+    /// Those of an upstream.
+    pub fn of(&self, upstream: &UpstreamName) -> impl Iterator<Item = (&SocketAddr, &Failures)> {
+        self.0.get(upstream).into_iter().flatten()
+    }
+
+    /// How many of an upstream are left alone by a worker.
+    pub fn ejected(&self, upstream: &UpstreamName) -> usize {
+        self.of(upstream).filter(|(_, failures)| failures.ejected.is_some()).count()
+    }
+}
+
+/// How an endpoint fails requests.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failures {
+    /// What the last one came to, e.g. `connect (connection refused)`.
+    pub cause: String,
+    /// Since it last answered the worker that asked.
+    pub count: u64,
+    /// How long ago the last one was.
+    pub ago: Duration,
+    /// Where it is left alone.
+    pub ejected: Option<Ejected>,
+}
+
+/// How long an endpoint is left alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ejected {
+    /// So long it has been ejected again and again.
+    pub since: Duration,
+    /// So long until it is asked again.
+    pub left: Duration,
+}
+
+impl Failures {
+    /// With what another worker found.
+    pub fn join(self, other: Self) -> Self {
+        let count = self.count + other.count;
+        let ejected = match (self.ejected, other.ejected) {
+            (Some(one), Some(other)) => {
+                Some(Ejected { since: one.since.max(other.since), left: one.left.max(other.left) })
+            }
+            (one, other) => one.or(other),
+        };
+        let newer = if other.ago < self.ago { other } else { self };
+        Self { count, ejected, ..newer }
+    }
+}
+
+impl fmt::Display for Failures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { cause, count, ago, ejected } = self;
+        write!(f, "{cause}, {count} failed, the last {} s ago", ago.as_secs())?;
+        if let Some(Ejected { since, left }) = ejected {
+            write!(f, "; ejected since {} s, asked again in {} s", since.as_secs(), left.as_secs())?;
+        }
+        Ok(())
+    }
+}
+
 /// Why an endpoint is unwell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Finding {

@@ -1,6 +1,6 @@
 //! What one worker knows of one endpoint.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use super::Endpoints;
 use super::ejection::Ejection;
 use super::latency::Latency;
+use crate::l7::metrics::Cause;
+use crate::model::health::{Ejected, Failures};
 use crate::model::upstream;
 
 /// A failure counts as an answer that took so long: an endpoint that refuses is not fast.
@@ -20,10 +22,20 @@ pub(in crate::l7) struct Endpoint {
     outstanding: Cell<u32>,
     latency: Latency,
     ejection: Ejection,
+    trouble: RefCell<Option<Trouble>>,
     /// Active checks have nothing against it.
     is_well: Cell<bool>,
     /// When it came beside others; `None`: it was there from the start, or need not start slowly.
     joined: Option<Instant>,
+}
+
+/// What it did since it last answered.
+struct Trouble {
+    last: Cause,
+    at: Instant,
+    count: u64,
+    /// Since when it is ejected again and again.
+    ejected: Option<Instant>,
 }
 
 impl Endpoint {
@@ -33,6 +45,7 @@ impl Endpoint {
             outstanding: Cell::new(0),
             latency: Latency::new(latency, now),
             ejection: Ejection::default(),
+            trouble: RefCell::default(),
             is_well: Cell::new(true),
             joined,
         }
@@ -68,14 +81,39 @@ impl Endpoint {
     }
 
     /// True if that ejects it.
-    pub(super) fn failed(&self, rule: &upstream::Ejection, took: Duration, now: Instant) -> bool {
+    pub(super) fn failed(
+        &self,
+        rule: &upstream::Ejection,
+        cause: Cause,
+        took: Duration,
+        now: Instant,
+    ) -> bool {
         self.latency.observe(took.max(FAILURE), now);
-        self.ejection.failed(rule, now)
+        let ejects = self.ejection.failed(rule, now);
+        let before = self.trouble.take();
+        let (count, ejected) = before.map_or((0, None), |trouble| (trouble.count, trouble.ejected));
+        let ejected = ejected.or(ejects.then_some(now));
+        self.trouble.replace(Some(Trouble { last: cause, at: now, count: count + 1, ejected }));
+        ejects
     }
 
-    fn succeeded(&self, took: Duration, now: Instant) {
+    /// True if it had failed before.
+    fn succeeded(&self, took: Duration, now: Instant) -> bool {
         self.latency.observe(took, now);
         self.ejection.succeeded();
+        self.trouble.borrow().is_some() && self.trouble.take().is_some()
+    }
+
+    /// What is held against it; nothing, if it answers.
+    pub(super) fn failures(&self, now: Instant) -> Option<Failures> {
+        let trouble = self.trouble.borrow();
+        let Trouble { last, at, count, ejected } = trouble.as_ref()?;
+        let ago = |at: Instant| now.saturating_duration_since(at);
+        let until = self.returns(now);
+        let ejected = until
+            .zip(*ejected)
+            .map(|(until, since)| Ejected { since: ago(since), left: until.saturating_duration_since(now) });
+        Some(Failures { cause: last.to_string(), count: *count, ago: ago(*at), ejected })
     }
 }
 
@@ -102,14 +140,14 @@ impl Picked {
         self.index
     }
 
-    /// It began to answer after this time.
-    pub(in crate::l7) fn succeeded(&self, took: Duration, now: Instant) {
-        self.endpoint.succeeded(took, now);
+    /// It began to answer after this time. True if it had failed before.
+    pub(in crate::l7) fn succeeded(&self, took: Duration, now: Instant) -> bool {
+        self.endpoint.succeeded(took, now)
     }
 
     /// It let the attempt down.
-    pub(in crate::l7) fn failed(&self, took: Duration, now: Instant) {
-        self.endpoints.failed(self.index, took, now);
+    pub(in crate::l7) fn failed(&self, cause: Cause, took: Duration, now: Instant) {
+        self.endpoints.failed(self.index, cause, took, now);
     }
 }
 

@@ -21,6 +21,8 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use crate::l7::metrics::Cause;
+use crate::model::health::Failures;
 use crate::model::upstream::{Balance, Care};
 
 use schedule::Schedule;
@@ -311,9 +313,14 @@ impl Endpoints {
         self.list.get(index)
     }
 
-    fn failed(&self, index: usize, took: Duration, now: Instant) {
+    /// What is held against its endpoints.
+    pub(super) fn failures(&self, now: Instant) -> impl Iterator<Item = (SocketAddr, Failures)> {
+        self.list.iter().filter_map(move |endpoint| Some((endpoint.addr, endpoint.failures(now)?)))
+    }
+
+    fn failed(&self, index: usize, cause: Cause, took: Duration, now: Instant) {
         if let Some(endpoint) = self.list.get(index)
-            && endpoint.failed(&self.care.ejection, took, now)
+            && endpoint.failed(&self.care.ejection, cause, took, now)
         {
             self.changed();
         }

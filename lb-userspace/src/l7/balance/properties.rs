@@ -7,6 +7,7 @@ use proptest::sample::Index;
 
 use super::latency::Latency;
 use super::*;
+use crate::l7::metrics::Failure;
 use crate::model::expression::Expression;
 use crate::model::upstream::Ejection;
 
@@ -178,7 +179,7 @@ proptest! {
             if picked.index() == dead {
                 let pause = failed.map(|failed| now - failed);
                 prop_assert!(pause.is_none_or(|pause| pause > Duration::from_secs(5)), "{pause:?}");
-                picked.failed(Duration::ZERO, now);
+                picked.failed(Failure::Connect.into(), Duration::ZERO, now);
                 failed = Some(now);
             } else {
                 picked.succeeded(Duration::from_millis(100), now);
@@ -247,8 +248,10 @@ proptest! {
             let index = endpoint.index(all.len());
             let picked = Picked::new(Rc::clone(&endpoints), index).expect("an endpoint");
             match fails {
-                true => picked.failed(Duration::from_millis(1), now),
-                false => picked.succeeded(Duration::from_millis(1), now),
+                true => picked.failed(Failure::Connect.into(), Duration::from_millis(1), now),
+                false => {
+                    picked.succeeded(Duration::from_millis(1), now);
+                }
             }
             for rule in &rules {
                 prop_assert!(endpoints.pick(rule, random.word(), &Tried::default(), &random, now).is_some());

@@ -4,6 +4,7 @@
 use std::collections::{BTreeSet, BinaryHeap};
 
 use super::*;
+use crate::l7::metrics::Failure;
 use crate::model::upstream::Ejection;
 
 const SEED: u64 = 7;
@@ -68,7 +69,7 @@ fn simulate(balance: &Balance, kinds: &[Kind], care: Care, requests: u64) -> Out
             match kinds[index] {
                 Kind::Dead => {
                     outcome.refused += 1;
-                    picked.failed(Duration::ZERO, now);
+                    picked.failed(Failure::Connect.into(), Duration::ZERO, now);
                     tried.add(index);
                 }
                 Kind::Answers(takes) => {

@@ -1,5 +1,8 @@
 //! What counters tell apart: methods, and the causes of what went wrong.
 
+use std::fmt;
+use std::io;
+
 use serde::{Deserialize, Serialize};
 
 use crate::model::upstream::Condition;
@@ -100,6 +103,29 @@ impl Failure {
             Self::HeadTooLarge => "head-too-large",
             Self::CutOff => "cut-off",
         }
+    }
+}
+
+/// A [`Failure`] with what the system or the TLS library says of it.
+#[derive(Debug)]
+pub(in crate::l7) struct Cause {
+    pub(in crate::l7) failure: Failure,
+    pub(in crate::l7) error: Option<io::Error>,
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.failure.as_str())?;
+        match &self.error {
+            Some(error) => write!(f, " ({error})"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl From<Failure> for Cause {
+    fn from(failure: Failure) -> Self {
+        Self { failure, error: None }
     }
 }
 

@@ -158,6 +158,7 @@ impl Counters {
                 "cause",
                 self.failures.iter().map(|(failure, n)| (failure.as_str(), *n)),
             ),
+            self.failed_attempts(),
             counter(
                 "penstock_l7_upstream_connections_total",
                 "Connections opened to endpoints.",
@@ -246,6 +247,22 @@ impl Counters {
                 self.full,
             ),
         ]
+    }
+
+    fn failed_attempts(&self) -> Metric {
+        let of_each = self.failed_attempts.iter().flat_map(|(upstream, causes)| {
+            causes.iter().map(move |(failure, count)| Sample {
+                suffix: "",
+                labels: vec![("upstream", upstream.clone()), ("cause", failure.as_str().to_owned())],
+                value: *count as f64,
+            })
+        });
+        Metric {
+            name: "penstock_l7_failed_attempts_total",
+            help: "Attempts of requests that an upstream failed before its response began, by cause.",
+            kind: MetricKind::Counter,
+            samples: of_each.collect(),
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::io::ErrorKind;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::rc::{Rc, Weak};
 use std::time::{Duration, Instant};
@@ -10,6 +11,7 @@ use std::time::{Duration, Instant};
 use tokio::net::UdpSocket;
 use tokio::sync::{Notify, oneshot};
 
+use super::super::metrics::{Cause, Failure};
 use super::super::passthrough;
 use super::super::upstream::{Attempts, Lead, Speech, Terms, Transport};
 use super::super::worker::{ACCEPT_PAUSE, Worker};
@@ -155,11 +157,12 @@ async fn begin(
     worker.exchanges.sockets.update(|sockets| sockets + 1);
     exchanges.borrow_mut().insert(asker, Rc::clone(&exchange));
     worker.counters.borrow_mut().datagrams.connections += 1;
-    let (worker, socket) = (Rc::clone(worker), Rc::downgrade(socket));
+    let (worker, socket, upstream) = (Rc::clone(worker), Rc::downgrade(socket), stream.upstream.clone());
     let (exchanges, answering) = (Rc::clone(exchanges), Rc::clone(&exchange));
     tokio::task::spawn_local(async move {
         if answer(&worker, &answering, &socket, asker).await == End::Refused {
-            picked.failed(began.elapsed(), Instant::now());
+            let cause = Cause { failure: Failure::Connect, error: Some(ErrorKind::ConnectionRefused.into()) };
+            worker.failed(&upstream, &picked, cause, began.elapsed());
         }
         worker.exchanges.sockets.update(|sockets| sockets.saturating_sub(1));
         let mut exchanges = exchanges.borrow_mut();

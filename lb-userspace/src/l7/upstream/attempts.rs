@@ -1,6 +1,8 @@
 //! The attempts of one request: which endpoint, by which connection, and whether another one may
 //! follow.
 
+use std::cell::Cell;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,14 +13,14 @@ use super::super::balance::{Picked, Tried};
 use super::super::carrier::Carrier;
 use super::super::fcgi;
 use super::super::h2;
-use super::super::metrics::Failure;
+use super::super::metrics::{Cause, Failure};
 use super::super::session::{Key, Sessions};
 use super::super::snapshot::Snapshot;
 use super::super::socket::Link;
 use super::super::worker::Worker;
 use super::pool::Peer;
 use super::{Attempt, Client, Record, Traffic, Transport};
-use crate::model::upstream::{Condition, Retry};
+use crate::model::upstream::{Condition, Retry, UpstreamName};
 
 /// Attempts where `proxy-next-upstream-tries` is 0: a loop over endpoints that refuse must end.
 const TRIES_MAX: u32 = 32;
@@ -96,6 +98,8 @@ pub(in crate::l7) struct Attempts<'s> {
     stale: Option<Picked>,
     /// The session that the attempt at hand begins.
     session: Option<Key>,
+    /// Why the connection at hand did not come about.
+    error: Cell<Option<io::Error>>,
 }
 
 /// Times and sizes of one attempt.
@@ -180,6 +184,7 @@ impl<'s> Attempts<'s> {
             record,
             stale: None,
             session: None,
+            error: Cell::default(),
         }
     }
 
@@ -264,6 +269,10 @@ impl<'s> Attempts<'s> {
         entry.sessions.as_ref().zip(self.session.as_ref())
     }
 
+    fn upstream(&self) -> Option<&'s UpstreamName> {
+        self.snapshot.router.upstreams.get(self.terms.upstream).map(|entry| &entry.name)
+    }
+
     fn client(&self, place: usize) -> Option<&Arc<Client>> {
         self.snapshot.router.clients.get(place)?.as_ref()
     }
@@ -300,6 +309,7 @@ impl<'s> Attempts<'s> {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => {
                 tracing::debug!(%endpoint, %error, "upstream refused the connection");
+                self.error.set(Some(error));
                 return Err(Failure::Connect);
             }
             Err(_) => return Err(Failure::ConnectTimeout),
@@ -321,6 +331,7 @@ impl<'s> Attempts<'s> {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
                 tracing::debug!(%endpoint, %error, "tls handshake with the upstream failed");
+                self.error.set(Some(error));
                 return Err(Failure::Tls);
             }
             Err(_) => return Err(Failure::ConnectTimeout),
@@ -348,8 +359,8 @@ impl<'s> Attempts<'s> {
         let now = Instant::now();
         let took = now.saturating_duration_since(self.now.began);
         self.now.header = Some((status, took));
-        if let Some(picked) = &self.picked {
-            picked.succeeded(took, now);
+        if let (Some(picked), Some(upstream)) = (&self.picked, self.upstream()) {
+            self.worker.answered(upstream, picked, took, now);
         }
     }
 
@@ -382,11 +393,12 @@ impl<'s> Attempts<'s> {
 
     /// An attempt at an endpoint failed. Whether there may be another one.
     fn let_down(&mut self, failure: Failure, progress: Progress) -> Next {
-        self.worker.counters.borrow_mut().upstream_failure(failure);
         self.failed += 1;
-        let now = Instant::now();
-        if let Some(picked) = self.note(failure.status(), 0, now) {
-            picked.failed(now.saturating_duration_since(self.now.began), now);
+        let (now, cause) = (Instant::now(), Cause { failure, error: self.error.take() });
+        if let (Some(picked), Some(upstream)) = (self.note(failure.status(), 0, now), self.upstream()) {
+            let took = now.saturating_duration_since(self.now.began);
+            self.worker.counters.borrow_mut().failed_attempt(upstream, failure);
+            self.worker.failed(upstream, &picked, cause, took);
             self.tried.add(picked.index());
         }
         match self.may_repeat(failure.condition(), progress) {

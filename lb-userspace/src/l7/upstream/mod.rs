@@ -84,7 +84,7 @@ impl Upstreams {
         }
     }
 
-    fn get(&self, index: usize) -> Option<&Rc<Endpoints>> {
+    pub(super) fn get(&self, index: usize) -> Option<&Rc<Endpoints>> {
         self.0.get(index)
     }
 }
