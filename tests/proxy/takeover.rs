@@ -336,7 +336,7 @@ fn play<T>(run_dir: &Path, play: impl AsyncFnOnce(Predecessor) -> T) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
         let link: Link = takeover::connect(run_dir).await.expect("reached").expect("an agent is there");
-        play(Predecessor::meet(link).await.expect("met")).await
+        play(Predecessor::meet(link, None).await.expect("met")).await
     })
 }
 
@@ -391,7 +391,7 @@ fn who_comes_while_another_takes_over_is_refused() {
 
     let refused = play(&agents.run_dir(), async |_first| {
         let link = takeover::connect(&agents.run_dir()).await.expect("reached").expect("an agent is there");
-        Predecessor::meet(link).await.err().expect("refused")
+        Predecessor::meet(link, None).await.err().expect("refused")
     });
 
     assert!(refused.to_string().contains("another one is taking over"), "{refused}");
@@ -411,4 +411,39 @@ fn health_goes_red_before_anything_is_refused() {
     assert_eq!(exchange(&mut stream, "keep-alive"), Ok(true), "and kept");
     agents.signal(u64::from(agents.first.id()), "-TERM");
     assert!(agents.first.wait().expect("ended").success(), "the second signal ends it at once");
+}
+
+#[test]
+fn a_successor_serves_the_last_good_versions_of_files_that_it_cannot_read() {
+    let ends = Arc::new(AtomicBool::new(false));
+    let backend = backend(&ends);
+    let agents = Agents::start(backend.addr, &[]);
+    let asks = || {
+        let mut client = Client::connect(agents.http);
+        client.send(format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n"));
+        client.reply().status
+    };
+    let manifests = agents.dir.path().join("manifests");
+    assert_eq!(asks(), 200);
+
+    // One file is cut off, the other leads nowhere; the agent may have seen that, or not yet.
+    let ingress = manifests::ingress("web", HOST, "web", None);
+    agents.write("ingress.yaml", &ingress[..ingress.len() - 40].replace("spec:", "spec: ["));
+    std::os::unix::fs::symlink("nowhere", agents.dir.path().join("link")).expect("writable");
+    std::fs::rename(agents.dir.path().join("link"), manifests.join("web.yaml")).expect("writable");
+    let mut pid = agents.pid();
+    for takeover in 0..2 {
+        agents.signal(pid, "-HUP");
+        pid = agents.successor_of(pid);
+
+        assert_eq!(asks(), 200, "takeover {takeover}: {}", agents.log());
+        let status = agents.admin("/status").text();
+        assert!(status.contains("last good versions in force"), "takeover {takeover}: {status}");
+    }
+    agents.wait_for("last good versions are taken over from the agent before");
+
+    // They are nobody's from now on.
+    std::fs::remove_file(manifests.join("ingress.yaml")).expect("writable");
+    let gone = || (asks() == 404).then_some(());
+    assert!(eventually(DEADLINE, gone).is_some(), "{}", agents.log());
 }

@@ -10,6 +10,7 @@ mod desired;
 mod endpoint;
 mod error;
 mod fingerprint;
+mod former;
 mod live;
 mod logging;
 mod metrics;
@@ -155,7 +156,11 @@ async fn start(config: Config, signals: &mut Signals) -> Result<Option<Started>,
         }
     };
     // The agent before us is asked when our own input is known to be good.
-    let mut before = Before::find(&config).await?;
+    let mut before = Before::find(&config, source.unread()).await?;
+    let loaded = match before.documents() {
+        documents if documents.is_empty() => loaded,
+        documents => source.adopt(former::read(documents)),
+    };
     let (generation, takeovers) = before.so_far();
     let desired = Desired::new(&loaded, &options, generation + 1);
 

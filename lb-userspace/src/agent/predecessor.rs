@@ -13,7 +13,7 @@ use super::successor::place;
 use crate::config::Config;
 use crate::l7::{Inherited, Place, TicketKeys};
 use crate::model::l4::Listener;
-use crate::takeover::{self, Predecessor, Role, Socket};
+use crate::takeover::{self, Document, Predecessor, Role, Socket, Unread};
 
 /// How long the agent before us stands by once we serve.
 const PROBATION: Duration = Duration::from_secs(3);
@@ -28,7 +28,7 @@ pub(super) struct Before {
 
 impl Before {
     /// Connects to it, where `--takeover` says so.
-    pub(super) async fn find(config: &Config) -> Result<Self, StartError> {
+    pub(super) async fn find(config: &Config, unread: Option<Unread>) -> Result<Self, StartError> {
         if !config.takeover {
             return Ok(Self::default());
         }
@@ -37,7 +37,7 @@ impl Before {
             return Ok(Self::default());
         };
         let pid = link.peer().pid;
-        let predecessor = Predecessor::meet(link).await.map_err(StartError::Takeover)?;
+        let predecessor = Predecessor::meet(link, unread).await.map_err(StartError::Takeover)?;
         info!(pid, sockets = predecessor.sockets.len(), "taking over");
         Ok(Self { predecessor: Some(predecessor), until: None })
     }
@@ -51,6 +51,11 @@ impl Before {
         self.predecessor
             .as_ref()
             .map_or((0, 0), |before| (before.state.generation, before.state.takeovers + 1))
+    }
+
+    /// Its last good versions of what we could not read.
+    pub(super) fn documents(&mut self) -> Vec<Document> {
+        self.predecessor.as_mut().map(|before| std::mem::take(&mut before.documents)).unwrap_or_default()
     }
 
     /// What its TLS sessions can be resumed by.

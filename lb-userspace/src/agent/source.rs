@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tracing::info;
 
 use super::StartError;
 use super::desired::State;
@@ -13,7 +14,8 @@ use crate::cluster::{self, Cluster, Followed, Report, Writing};
 use crate::config::{ClusterConfig, Config, TranslateConfig};
 use crate::model::report::Metric;
 use crate::model::{ObjectName, Problem};
-use crate::objects::{Loaded, Refer};
+use crate::objects::{Former, Loaded, Refer};
+use crate::takeover::Unread;
 use crate::webhook::authority;
 use crate::{manifests, translate};
 
@@ -77,6 +79,28 @@ impl Source {
             watched.followed.first().await;
         }
         Arc::clone(&self.loaded.borrow_and_update())
+    }
+
+    /// What of a directory cannot be read; an agent that we take over from may know earlier versions.
+    pub(super) fn unread(&self) -> Option<Unread> {
+        match &self.origin {
+            Origin::Directory { watcher: Some(watcher), .. } => {
+                Some(Unread { source: self.name.clone(), places: watcher.troubled() })
+            }
+            _ => None,
+        }
+    }
+
+    /// Has these stay in force where what is written now cannot be read. To be called before [`Source::follow`].
+    pub(super) fn adopt(&mut self, former: Vec<Former>) -> Arc<Loaded> {
+        if let Origin::Directory { watcher: Some(watcher), .. } = &mut self.origin {
+            watcher.adopt(former);
+        }
+        let loaded = Arc::clone(&self.loaded.borrow_and_update());
+        if !loaded.kept.is_empty() {
+            info!(objects = loaded.kept.len(), "last good versions are taken over from the agent before");
+        }
+        loaded
     }
 
     /// What [`Source::first`] waits for.

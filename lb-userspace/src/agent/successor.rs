@@ -12,6 +12,7 @@ use serde_json::Value;
 use tokio::sync::oneshot;
 use tracing::{error, info, warn};
 
+use super::former;
 use super::running::Running;
 use crate::admin::Live as _;
 use crate::config::Config;
@@ -127,7 +128,13 @@ async fn hand_over(agent: &Running, successor: &mut Successor, given: &mut Given
         takeovers: agent.takeovers,
         tickets: Secret(agent.proxy.ticket_keys().to_bytes()),
     };
-    successor.welcome(&sockets, state).await?;
+    let documents = match &successor.unread {
+        Some(unread) if agent.is_source(&unread.source) => {
+            former::documents(&agent.desired.state.borrow(), &unread.places)
+        }
+        _ => Vec::new(),
+    };
+    successor.welcome(&sockets, documents, state).await?;
     drop(sockets);
     loop {
         match successor.wish().await? {
@@ -209,6 +216,11 @@ pub(super) async fn deliver_once(agent: &Running) {
 }
 
 impl Running {
+    /// Whether that is where our documents are.
+    fn is_source(&self, source: &str) -> bool {
+        self.config.manifests.as_ref().is_some_and(|path| path.display().to_string() == source)
+    }
+
     /// Every listening socket.
     fn sockets(&self) -> io::Result<Vec<Socket>> {
         let proxys = self.proxy.sockets()?.into_iter().map(|l7::Inherited { place, socket }| {

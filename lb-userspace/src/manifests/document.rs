@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::split::{self, Part};
 use crate::model::{ObjectId, ObjectName, Problem, Severity};
-use crate::objects::{Key, Kind, Object};
+use crate::objects::{Key, Kind, Object, file_of};
 
 /// Documents (or list items) in one file; a separator storm stops here.
 const MAX_DOCUMENTS: usize = 20_000;
@@ -220,7 +220,7 @@ fn key(kind: Kind, name: String, namespace: Option<String>) -> Key {
 
 /// What somebody sets up a chart with, by its name: `values.yaml`, `values-edge.yaml`, `edge.values.yml`.
 fn is_values(origin: &str, value: &Value) -> bool {
-    let file = origin.rsplit_once('#').map_or(origin, |(file, _)| file);
+    let file = file_of(origin);
     let name = file.rsplit('/').next().unwrap_or_default();
     let stem = name.split_once('.').map_or(name, |(stem, _)| stem);
     value.is_object() && (stem == "values" || stem.starts_with("values-") || name.contains(".values."))
@@ -240,7 +240,7 @@ fn read_items(origin: &str, item_kind: &str, items: Vec<Value>, entries: &mut Ve
     }
 }
 
-fn read_value(origin: String, mut value: Value, entries: &mut Vec<Entry>) {
+pub(super) fn read_value(origin: String, mut value: Value, entries: &mut Vec<Entry>) {
     let text = |field: &str| value.get(field).and_then(Value::as_str).unwrap_or_default().to_owned();
     let (api_version, kind_name) = (text("apiVersion"), text("kind"));
     if let Some(item_kind) = kind_name.strip_suffix("List")

@@ -18,7 +18,7 @@ mod tests;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::objects::{Admission, Bystander};
+use crate::objects::{Admission, Bystander, Object};
 
 pub use crate::objects::{Kept, Loaded};
 pub use watch::{Watcher, watch};
@@ -98,6 +98,16 @@ impl Files {
     pub fn load(self, admission: Admission) -> Loaded {
         store::Store::new(admission).apply(self.0)
     }
+}
+
+/// The object that [`Object::to_value`] made this of; `None`: it is of no kind that is read here.
+pub fn object_of(value: serde_json::Value) -> Option<Object> {
+    let mut entries = Vec::new();
+    document::read_value(String::new(), value, &mut entries);
+    entries.into_iter().find_map(|entry| match entry.outcome {
+        document::Outcome::Object(object) => Some(object),
+        document::Outcome::Broken(_) | document::Outcome::Ignored => None,
+    })
 }
 
 /// Reads one text as if it were a file of that name (`-` for standard input); the extension

@@ -17,7 +17,7 @@ const MAX_DEPTH: usize = 16;
 const EXTENSIONS: [&str; 3] = ["yaml", "yml", "json"];
 
 /// What the walk found, by path relative to the root.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Scan {
     /// Contents, or why there are none.
     pub files: BTreeMap<String, Content>,
@@ -27,7 +27,7 @@ pub(super) struct Scan {
 }
 
 /// One file.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) enum Content {
     /// Read whole.
     Bytes(Vec<u8>),

@@ -17,7 +17,7 @@ use super::document::{self, Entry, Outcome};
 use super::scan::{Content, MAX_TOTAL_BYTES, Scan};
 use super::{Kept, Loaded};
 use crate::model::{ObjectId, Problem, Severity};
-use crate::objects::{Admission, Key, Map, Object, Objects, Sourced};
+use crate::objects::{Admission, Former, Key, Map, Object, Objects, Sourced, file_of};
 
 /// Files as last read and the objects they put in force.
 pub(super) struct Store {
@@ -26,6 +26,8 @@ pub(super) struct Store {
     in_force: BTreeMap<Key, InForce>,
     /// A file that was never read is being written.
     unseen: bool,
+    /// Directories that could not be listed.
+    unlistable: BTreeSet<String>,
     /// What was last said, where each document is in force as it is written: then a file can be
     /// changed by itself.
     plain: Option<Loaded>,
@@ -55,7 +57,33 @@ impl InForce {
 
 impl Store {
     pub(super) fn new(admission: Admission) -> Self {
-        Self { admission, files: BTreeMap::new(), in_force: BTreeMap::new(), unseen: false, plain: None }
+        Self {
+            admission,
+            files: BTreeMap::new(),
+            in_force: BTreeMap::new(),
+            unseen: false,
+            unlistable: BTreeSet::new(),
+            plain: None,
+        }
+    }
+
+    /// Files of which something cannot be read, and directories (with a `/` behind them).
+    pub(super) fn troubled(&self) -> Vec<String> {
+        let is_broken = |entry: &Entry| matches!(entry.outcome, Outcome::Broken(_));
+        let files = self.files.iter();
+        let files = files.filter(|(_, file)| file.unreadable.is_some() || file.entries.iter().any(is_broken));
+        let files = files.map(|(path, _)| path.clone());
+        files.chain(self.unlistable.iter().map(|dir| format!("{dir}/"))).collect()
+    }
+
+    /// What was in force before our time: last good versions for the next look at the files.
+    pub(super) fn adopt(&mut self, former: Vec<Former>) {
+        for Former { object, origin, since } in former {
+            let file = file_of(&origin).to_owned();
+            let before = InForce { object, file, origin, kept: since };
+            self.in_force.entry(before.object.key()).or_insert(before);
+        }
+        self.plain = None;
     }
 
     /// Takes in a scan and says what is in force now.
@@ -66,12 +94,13 @@ impl Store {
     /// [`Store::apply`] at a time of the caller's.
     pub(super) fn apply_at(&mut self, scan: Scan, now: SystemTime) -> Loaded {
         self.read(scan.files, &scan.unlistable);
+        self.unlistable = scan.unlistable.keys().cloned().collect();
         let mut problems: Vec<Problem> = scan
             .unlistable
             .iter()
             .map(|(path, reason)| {
-                let below = self.files.iter().filter(|(file, _)| Path::new(file).starts_with(path));
-                file_problem(path, "unreadable-directory", reason, below.flat_map(|(_, file)| &file.entries))
+                let stays = self.in_force.values().any(|one| Path::new(&one.file).starts_with(path));
+                file_problem(path, "unreadable-directory", reason, stays)
             })
             .collect();
         let mut in_force = self.merge(now, &mut problems);
@@ -261,9 +290,7 @@ impl Store {
     }
 
     fn read(&mut self, found: BTreeMap<String, Content>, unlistable: &BTreeMap<String, String>) {
-        let below_unlistable =
-            |path: &str| unlistable.keys().any(|dir| dir.is_empty() || path.starts_with(&format!("{dir}/")));
-        self.files.retain(|path, _| found.contains_key(path) || below_unlistable(path));
+        self.files.retain(|path, _| found.contains_key(path) || is_below(unlistable.keys(), path));
         self.unseen = false;
         for (path, content) in found {
             match content {
@@ -304,7 +331,8 @@ impl Store {
         let mut keep_all_of: BTreeSet<&str> = BTreeSet::new();
         for (path, file) in &self.files {
             if let Some(reason) = &file.unreadable {
-                problems.push(file_problem(path, "unreadable-file", reason, &file.entries));
+                let stays = self.in_force.values().any(|one| one.file == *path);
+                problems.push(file_problem(path, "unreadable-file", reason, stays));
                 keep_all_of.insert(path);
             }
             for entry in &file.entries {
@@ -339,12 +367,22 @@ impl Store {
             }
         }
         for (key, previous) in &self.in_force {
-            if keep_all_of.contains(previous.file.as_str()) && !merged.contains_key(key) {
+            let file = previous.file.as_str();
+            let stays = keep_all_of.contains(file)
+                || !self.files.contains_key(file) && is_below(&self.unlistable, file);
+            if stays && !merged.contains_key(key) {
                 merged.insert(key.clone(), previous.keep(now));
             }
         }
         merged
     }
+}
+
+/// Whether a file is in one of these directories.
+fn is_below<'d>(dirs: impl IntoIterator<Item = &'d String>, file: &str) -> bool {
+    let is_in =
+        |dir: &str| dir.is_empty() || file.strip_prefix(dir).is_some_and(|rest| rest.starts_with('/'));
+    dirs.into_iter().any(|dir| is_in(dir))
 }
 
 /// Asks whether the entry's object may enter; refused, it counts as broken.
@@ -360,20 +398,15 @@ fn admit(admission: &Admission, entry: &mut Entry) {
     }
 }
 
-/// `before`: what was last read from there.
-fn file_problem<'a>(
-    path: &str,
-    reason: &'static str,
-    message: &str,
-    before: impl IntoIterator<Item = &'a Entry>,
-) -> Problem {
-    let stays = before.into_iter().next().map(|_| "; what was last read from it stays in force");
+/// `stays`: something that was read from there earlier does.
+fn file_problem(path: &str, reason: &'static str, message: &str, stays: bool) -> Problem {
+    let stays = if stays { "; what was last read from it stays in force" } else { "" };
     Problem {
         object: ObjectId { origin: path.to_owned(), ..ObjectId::default() },
         severity: Severity::Error,
         reason,
         field: String::new(),
-        message: format!("{message}{}", stays.unwrap_or_default()),
+        message: format!("{message}{stays}"),
         fix: String::new(),
     }
 }

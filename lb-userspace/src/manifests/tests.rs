@@ -13,7 +13,7 @@ use super::store::Store;
 use super::*;
 use crate::model::{ObjectId, Problem};
 use crate::model::{ObjectName, Severity};
-use crate::objects::{Key, Kind, Object};
+use crate::objects::{Former, Key, Kind, Object};
 
 const ADMIT_ALL: Admission = Admission {
     alone: |_, _| Vec::new(),
@@ -295,6 +295,48 @@ fn a_file_that_cannot_be_read_keeps_its_objects() {
         assert_eq!(services(&loaded), ["default/a:1"], "{case}");
         assert_eq!(loaded.problems.len(), problems, "{case}");
         assert_eq!(services(&later), Vec::<String>::new(), "{case}: gone once the file is");
+    }
+}
+
+#[test]
+fn what_another_process_had_in_force_stays_where_its_file_cannot_be_read() {
+    let of = |dir: &str| Scan {
+        unlistable: [(dir.to_owned(), "permission denied".to_owned())].into(),
+        ..Scan::default()
+    };
+    let unreadable = Content::Unreadable("no such file".to_owned());
+    let cases = [
+        ("dangling", Scan { files: [("x/y.yaml".to_owned(), unreadable)].into(), ..Scan::default() }, true),
+        ("half-written", scan_of(&[("x/y.yaml", &service("a", 1)[..60])]), true),
+        ("illegible", scan_of(&[("x/y.yaml", "{[")]), true),
+        ("in a directory that cannot be listed", of("x"), true),
+        ("in another directory", of("y"), false),
+        ("rewritten", scan_of(&[("x/y.yaml", &service("b", 1))]), false),
+        ("gone", scan_of(&[]), false),
+    ];
+    let mut before = Store::new(ADMIT_ALL);
+    let all = before.apply(scan_of(&[("x/y.yaml", &service("a", 1))])).objects.all();
+    let former = |(object, origin): (Object, _)| {
+        let object = object_of(object.to_value().expect("JSON")).expect("an object");
+        Former { object, origin, since: None }
+    };
+    let former: Vec<_> = all.into_iter().map(former).collect();
+    for (case, scan, stays) in cases {
+        let mut store = Store::new(ADMIT_ALL);
+        assert!(!services(&store.apply(scan.clone())).contains(&"default/a:1".to_owned()), "{case}");
+        let troubled = store.troubled();
+
+        store.adopt(former.clone());
+        let loaded = store.apply(scan);
+
+        assert_eq!(services(&loaded).contains(&"default/a:1".to_owned()), stays, "{case}");
+        assert_eq!(loaded.kept.len(), usize::from(stays), "{case}");
+        assert!(!stays || ["x/y.yaml", "x/"].contains(&&*troubled[0]), "{case}: {troubled:?}");
+        assert_eq!(
+            services(&store.apply(scan_of(&[]))),
+            Vec::<String>::new(),
+            "{case}: gone once the file is"
+        );
     }
 }
 

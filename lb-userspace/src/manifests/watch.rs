@@ -21,7 +21,7 @@ use super::scan::{self, Scan, Watch};
 use super::store::Store;
 use super::{Error, Loaded};
 use crate::model::{ObjectId, Problem, Severity};
-use crate::objects::Admission;
+use crate::objects::{Admission, Former};
 
 /// Quiet time after the last event before the directory is read: a `kubectl`-like writer, an
 /// editor's rename dance or a symlink swap take a few milliseconds.
@@ -64,6 +64,21 @@ pub fn watch(root: &Path, admission: Admission) -> Result<(watch::Receiver<Arc<L
 }
 
 impl Watcher {
+    /// Files and directories (with a `/` behind them) of which something cannot be read.
+    pub fn troubled(&self) -> Vec<String> {
+        self.store.troubled()
+    }
+
+    /// Has these stay in force where what is written now cannot be read. To be called before [`Watcher::run`].
+    pub fn adopt(&mut self, former: Vec<Former>) {
+        self.store.adopt(former);
+        // Gone meanwhile: then `run` will say so.
+        let Ok(scan) = self.watched.scan(&self.root) else { return };
+        let mut loaded = self.store.apply(scan);
+        loaded.problems.extend(self.watched.problem());
+        self.sender.send_replace(Arc::new(loaded));
+    }
+
     /// Publishes after every change until nobody listens any more.
     pub async fn run(mut self) {
         loop {

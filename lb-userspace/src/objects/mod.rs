@@ -204,6 +204,24 @@ impl Objects {
         }
     }
 
+    /// Every object and where it was read.
+    pub fn all(&self) -> Vec<(Object, Arc<str>)> {
+        fn wrap<K: Ord, T>(
+            map: &Map<K, T>,
+            wrap: fn(Arc<T>) -> Object,
+        ) -> impl Iterator<Item = (Object, Arc<str>)> {
+            map.values().map(move |one| (wrap(Arc::clone(&one.object)), Arc::clone(&one.origin)))
+        }
+        wrap(&self.ingress_classes, Object::IngressClass)
+            .chain(wrap(&self.ingresses, Object::Ingress))
+            .chain(wrap(&self.services, Object::Service))
+            .chain(wrap(&self.endpoint_slices, Object::EndpointSlice))
+            .chain(wrap(&self.secrets, Object::Secret))
+            .chain(wrap(&self.config_maps, Object::ConfigMap))
+            .chain(wrap(&self.nodes, Object::Node))
+            .collect()
+    }
+
     /// Every object as people name it, by kind, namespace and name.
     pub fn ids(&self) -> Vec<ObjectId> {
         let mut ids = Vec::new();
@@ -238,6 +256,22 @@ impl Objects {
         }
         ids
     }
+}
+
+/// An object that was in force in another process, and may stay so where what is written now cannot be read.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Former {
+    /// The object.
+    pub object: Object,
+    /// Where it was read.
+    pub origin: Arc<str>,
+    /// Since when that says something else, if it does.
+    pub since: Option<SystemTime>,
+}
+
+/// The file of an origin.
+pub fn file_of(origin: &str) -> &str {
+    origin.rsplit_once('#').map_or(origin, |(file, _)| file)
 }
 
 /// An object that nothing is made of, and that a report looks at all the same.
@@ -405,6 +439,19 @@ impl Object {
             Self::Secret(_) => Kind::Secret,
             Self::ConfigMap(_) => Kind::ConfigMap,
             Self::Node(_) => Kind::Node,
+        }
+    }
+
+    /// As it would be written.
+    pub fn to_value(&self) -> serde_json::Result<serde_json::Value> {
+        match self {
+            Self::Ingress(object) => serde_json::to_value(&**object),
+            Self::IngressClass(object) => serde_json::to_value(&**object),
+            Self::Service(object) => serde_json::to_value(&**object),
+            Self::EndpointSlice(object) => serde_json::to_value(&**object),
+            Self::Secret(object) => serde_json::to_value(&**object),
+            Self::ConfigMap(object) => serde_json::to_value(&**object),
+            Self::Node(object) => serde_json::to_value(&**object),
         }
     }
 

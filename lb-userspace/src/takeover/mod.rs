@@ -4,7 +4,7 @@
 //! ```text
 //! successor                         predecessor
 //! Hello ───────────────────────────>  serves on
-//!       <─────────────────────────── Sockets ... State
+//!       <─────────────────────────── Sockets ... Documents ... State
 //! LetGo ───────────────────────────>  lets go of the kernel part
 //!       <─────────────────────────── Gone
 //! Serving ─────────────────────────>  accepts no more, its connections go on
@@ -22,7 +22,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -32,6 +32,9 @@ pub use listener::{Listener, connect};
 
 /// Longest wait for an answer of the predecessor, which may be busy with a change.
 const ANSWER: Duration = Duration::from_secs(60);
+
+/// Bytes of documents in one message, before the last of them.
+const DOCUMENTS: usize = 1 << 20;
 
 /// Changes when a message changes its meaning; more fields alone do not.
 const VERSION: u32 = 1;
@@ -84,9 +87,14 @@ pub enum Message {
     Hello {
         /// [`VERSION`] of who speaks.
         version: u32,
+        /// What it would like to have documents for.
+        #[serde(default)]
+        unread: Option<Unread>,
     },
     /// Some of the listening sockets, which come with this.
     Sockets(Vec<Role>),
+    /// Some of the documents that are in force, for a successor that asked for them.
+    Documents(Vec<Document>),
     /// All the rest; ends the answer to `Hello`.
     State(Box<State>),
     /// The successor wants the kernel part.
@@ -122,6 +130,32 @@ pub enum Role {
     Https(SocketAddr),
     /// The admin endpoint.
     Admin(SocketAddr),
+}
+
+/// What a successor cannot read where its documents are.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unread {
+    /// Where all of them are.
+    pub source: String,
+    /// Files, and directories with a `/` behind them.
+    pub places: Vec<String>,
+}
+
+/// A document that is in force, though its file may say something else by now.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Document {
+    /// File and place in it.
+    pub origin: String,
+    /// Since when the file says something else.
+    pub since: Option<SystemTime>,
+    /// Itself; nothing prints it.
+    pub text: String,
+}
+
+impl std::fmt::Debug for Document {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Document({})", self.origin)
+    }
 }
 
 /// What a predecessor hands over beside its sockets.
@@ -163,21 +197,26 @@ pub struct Predecessor {
     link: Link,
     /// Its listening sockets.
     pub sockets: Vec<Socket>,
+    /// Its last good versions of what we could not read.
+    pub documents: Vec<Document>,
     /// What else it hands over.
     pub state: State,
 }
 
 impl Predecessor {
     /// Asks the agent at the other end for what it has.
-    pub async fn meet(mut link: Link) -> Result<Self, Error> {
-        link.send(&Message::Hello { version: VERSION }, &[]).await?;
-        let mut sockets = Vec::new();
+    pub async fn meet(mut link: Link, unread: Option<Unread>) -> Result<Self, Error> {
+        link.send(&Message::Hello { version: VERSION, unread }, &[]).await?;
+        let (mut sockets, mut documents) = (Vec::new(), Vec::new());
         loop {
             match answer(&mut link).await? {
                 (Message::Sockets(roles), fds) if roles.len() == fds.len() => {
                     sockets.extend(roles.into_iter().zip(fds).map(|(role, fd)| Socket { role, fd }));
                 }
-                (Message::State(state), _) => return Ok(Self { link, sockets, state: *state }),
+                (Message::Documents(some), _) => documents.extend(some),
+                (Message::State(state), _) => {
+                    return Ok(Self { link, sockets, documents, state: *state });
+                }
                 (other, _) => return Err(unexpected(other)),
             }
         }
@@ -210,6 +249,8 @@ impl Predecessor {
 /// The agent that wants to take our place.
 pub struct Successor {
     link: Link,
+    /// What it would like to have documents for.
+    pub unread: Option<Unread>,
 }
 
 /// What an agent that connects wants.
@@ -237,8 +278,8 @@ impl Counted {
 /// Hears what somebody who connected wants.
 pub async fn hear(mut link: Link) -> Result<Visit, Error> {
     match link.receive().await? {
-        (Message::Hello { version: VERSION }, _) => Ok(Visit::Successor(Successor { link })),
-        (Message::Hello { version }, _) => {
+        (Message::Hello { version: VERSION, unread }, _) => Ok(Visit::Successor(Successor { link, unread })),
+        (Message::Hello { version, .. }, _) => {
             let reason = format!("its takeovers have version {VERSION}, not {version}");
             link.send(&Message::Refused(reason.clone()), &[]).await?;
             Err(Error::Protocol(reason))
@@ -275,11 +316,28 @@ impl Successor {
     }
 
     /// Hands over what we have.
-    pub async fn welcome(&mut self, sockets: &[Socket], state: State) -> Result<(), Error> {
+    pub async fn welcome(
+        &mut self,
+        sockets: &[Socket],
+        documents: Vec<Document>,
+        state: State,
+    ) -> Result<(), Error> {
         for some in sockets.chunks(link::FDS_MAX) {
             let roles = some.iter().map(|socket| socket.role).collect();
             let fds: Vec<_> = some.iter().map(|socket| std::os::fd::AsFd::as_fd(&socket.fd)).collect();
             self.link.send(&Message::Sockets(roles), &fds).await?;
+        }
+        let (mut some, mut length) = (Vec::new(), 0);
+        for document in documents {
+            length += document.text.len();
+            some.push(document);
+            if length >= DOCUMENTS {
+                self.link.send(&Message::Documents(std::mem::take(&mut some)), &[]).await?;
+                length = 0;
+            }
+        }
+        if !some.is_empty() {
+            self.link.send(&Message::Documents(some), &[]).await?;
         }
         self.link.send(&Message::State(Box::new(state)), &[]).await
     }

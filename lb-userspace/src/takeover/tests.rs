@@ -21,11 +21,17 @@ async fn sockets_and_state_arrive_and_the_sockets_are_the_same() {
         .into_iter()
         .map(|listener| Socket { role: Role::Http(addr), fd: listener.into() })
         .collect();
+    // As many bytes as two messages take.
+    let document =
+        |n| Document { origin: format!("x.yaml#{n}"), since: None, text: "x".repeat(DOCUMENTS / 2) };
+    let documents: Vec<_> = (0..4).map(document).collect();
+    let expected = documents.clone();
     let state = State { generation: 7, tickets: Secret(vec![1, 2]), ..State::default() };
 
     let old = tokio::spawn(async move {
         let Ok(Visit::Successor(mut successor)) = hear(answers).await else { panic!("no successor") };
-        successor.welcome(&sockets, state).await.expect("sent");
+        assert_eq!(successor.unread.as_ref().map(|unread| &*unread.source), Some("/manifests"));
+        successor.welcome(&sockets, documents, state).await.expect("sent");
         drop(sockets);
         let mut wishes = vec![successor.wish().await.expect("a wish")];
         successor.gone().await.expect("sent");
@@ -34,13 +40,15 @@ async fn sockets_and_state_arrive_and_the_sockets_are_the_same() {
         wishes.push(successor.wish().await.expect("a wish"));
         wishes
     });
-    let mut predecessor = Predecessor::meet(knocks).await.expect("met");
+    let unread = Unread { source: "/manifests".to_owned(), places: vec!["x.yaml".to_owned()] };
+    let mut predecessor = Predecessor::meet(knocks, Some(unread)).await.expect("met");
 
     let received: Vec<_> = std::mem::take(&mut predecessor.sockets)
         .into_iter()
         .map(|socket| TcpListener::from(socket.fd).local_addr().expect("a listener"))
         .collect();
     assert_eq!(received, bound);
+    assert!(predecessor.documents == expected);
     assert_eq!((predecessor.state.generation, &predecessor.state.tickets.0[..]), (7, &[1, 2][..]));
     predecessor.let_go().await.expect("let go");
     assert_eq!(predecessor.serving(vec![Role::Http(addr)]).await.expect("parked"), Value::from(3));
@@ -54,7 +62,7 @@ async fn a_successor_of_another_protocol_is_refused_with_the_reason() {
     let (mut knocks, answers, ..) = pair().await;
     let old = tokio::spawn(hear(answers));
 
-    knocks.send(&Message::Hello { version: VERSION + 1 }, &[]).await.expect("sent");
+    knocks.send(&Message::Hello { version: VERSION + 1, unread: None }, &[]).await.expect("sent");
 
     let refused = knocks.receive().await.map(|(message, _)| unexpected(message)).expect("an answer");
     assert!(matches!(&refused, Error::Refused(reason) if reason.contains("not 2")), "{refused}");
