@@ -124,19 +124,24 @@ impl State {
             problems = self.problems.len(),
             "snapshot"
         );
-        let new = known.diff(&self.problems).filter_map(|item| match item {
-            DiffItem::Add(problem) => Some(problem),
-            DiffItem::Remove(_) => None,
-        });
-        for problem in new.filter(|problem| problem.severity != Severity::Info) {
-            warn!(
-                object = %problem.object,
-                severity = %problem.severity,
-                field = problem.field,
-                reason = problem.reason,
-                fix = problem.fix,
-                "{}", problem.message
-            );
-        }
+        log_new(known, &self.problems);
+    }
+}
+
+/// One line for each problem that is new and not merely worth knowing.
+pub(super) fn log_new(known: &Problems, now: &Problems) {
+    let new = known.diff(now).filter_map(|item| match item {
+        DiffItem::Add(problem) => Some(problem),
+        DiffItem::Remove(_) => None,
+    });
+    for problem in new.filter(|problem| problem.severity != Severity::Info) {
+        warn!(
+            object = %problem.object,
+            severity = %problem.severity,
+            field = problem.field,
+            reason = problem.reason,
+            fix = problem.fix,
+            "{}", problem.message
+        );
     }
 }

@@ -8,7 +8,7 @@ use tokio::sync::{oneshot, watch};
 use super::announcing::Announcer;
 use super::desired::State;
 use super::source::Reporter;
-use super::{capture, metrics, process, question, status};
+use super::{capture, certificates, metrics, process, question, status};
 use crate::admin::{self, Live, exposition};
 use crate::capture::Question;
 use crate::config::Config;
@@ -17,6 +17,7 @@ use crate::model::health::Unwell;
 use crate::model::l4::FiveTuple;
 use crate::model::l7::L7;
 use crate::model::report::{Explanation, Metric};
+use crate::model::{Problem, Problems};
 use crate::{datapath, l7, webhook};
 
 /// Whether the agent should get traffic.
@@ -45,6 +46,8 @@ pub(super) struct LiveAgent {
     prober: Prober,
     datapath: Mutex<Option<Arc<datapath::Handle>>>,
     told: InForce,
+    /// What is wrong with certificates.
+    certificates: watch::Receiver<Problems>,
     /// Takeovers that led to this agent.
     takeovers: u64,
     reporter: Option<Arc<Reporter>>,
@@ -63,6 +66,8 @@ pub(super) struct Parts {
     pub(super) prober: Prober,
     pub(super) datapath: Option<Arc<datapath::Handle>>,
     pub(super) told: InForce,
+    /// What is wrong with certificates.
+    pub(super) certificates: watch::Receiver<Problems>,
     pub(super) failures: Arc<metrics::Failures>,
     /// Takeovers that led to this agent.
     pub(super) takeovers: u64,
@@ -74,7 +79,18 @@ pub(super) struct Parts {
 
 impl LiveAgent {
     pub(super) fn new(config: &Config, parts: Parts) -> Self {
-        let Parts { source, proxy, prober, datapath, told, failures, takeovers, reporter, announcer } = parts;
+        let Parts {
+            source,
+            proxy,
+            prober,
+            datapath,
+            told,
+            certificates,
+            failures,
+            takeovers,
+            reporter,
+            announcer,
+        } = parts;
         Self {
             health: Mutex::new(Health::Starting),
             started: Instant::now(),
@@ -85,6 +101,7 @@ impl LiveAgent {
             prober,
             datapath: Mutex::new(datapath),
             told,
+            certificates,
             takeovers,
             reporter,
             announcer,
@@ -129,6 +146,10 @@ impl LiveAgent {
         Arc::clone(&self.told.l7.borrow())
     }
 
+    fn flawed_certificates(&self) -> Problems {
+        self.certificates.borrow().clone()
+    }
+
     fn unwell(&self) -> Arc<Unwell> {
         Arc::clone(&self.prober.unwell().borrow())
     }
@@ -150,7 +171,11 @@ impl LiveAgent {
             listeners: self.proxy.addrs(),
             datapath: datapath.as_ref().map(|datapath| datapath.status()),
             announced: &self.announcer.announced(),
-            extra_problems: of_datapath
+            extra_problems: self
+                .flawed_certificates()
+                .iter()
+                .map(|problem| Problem::clone(problem))
+                .chain(of_datapath)
                 .chain(reporter.into_iter().flat_map(|reporter| reporter.problems()))
                 .collect(),
         })
@@ -173,7 +198,8 @@ impl Live for LiveAgent {
     fn metrics(&self) -> String {
         let mut page = exposition::Page::default();
         let mut tell = |metric: Metric| page.add(&metric, self.agent.constants(metric.name));
-        self.agent.metrics(&self.state(), &self.l7(), self.takeovers).into_iter().for_each(&mut tell);
+        let (state, flawed) = (self.state(), self.flawed_certificates());
+        self.agent.metrics(&state, &flawed, &self.l7(), self.takeovers).into_iter().for_each(&mut tell);
         process::metrics().into_iter().for_each(&mut tell);
         self.proxy.tell_metrics(&mut tell);
         self.prober.metrics().into_iter().for_each(&mut tell);
@@ -195,7 +221,13 @@ impl Live for LiveAgent {
     fn explain_url(&self, url: &str, headers: &[(String, String)]) -> Result<Explanation, String> {
         let question = question::parse(url, headers)?;
         let known = l7::explain::Known { unwell: self.unwell(), failing: self.proxy.failing() };
-        Ok(l7::explain::explain(&self.l7(), Some(&known), &question))
+        let l7 = self.l7();
+        let mut explanation = l7::explain::explain(&l7, Some(&known), &question);
+        if question.scheme == l7::explain::Scheme::Https {
+            let problems = &self.state().problems;
+            certificates::explain(&mut explanation, &l7, problems, &question.host, certificates::now());
+        }
+        Ok(explanation)
     }
 
     fn explain_flow(&self, flow: &str) -> Result<Explanation, String> {

@@ -68,8 +68,8 @@ impl Agent {
         &[]
     }
 
-    /// What the agent itself has to tell; `l7`: that of the state, with the addresses of names.
-    pub(super) fn metrics(&self, state: &State, l7: &L7, takeovers: u64) -> Vec<Metric> {
+    /// What the agent itself has to tell; `flawed`: certificates, `l7`: that of the state, with the addresses of names.
+    pub(super) fn metrics(&self, state: &State, flawed: &Problems, l7: &L7, takeovers: u64) -> Vec<Metric> {
         let gauge = |name, help, samples| Metric { name, help, kind: MetricKind::Gauge, samples };
         let counter = |name, help, samples| Metric { name, help, kind: MetricKind::Counter, samples };
         let sample = |labels: Vec<(&'static str, String)>, value: f64| Sample { suffix: "", labels, value };
@@ -78,7 +78,7 @@ impl Agent {
         let version = env!("CARGO_PKG_VERSION").to_owned();
         let at = state.at.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs_f64();
         let mut problems: BTreeMap<(&str, String), u64> = BTreeMap::new();
-        for problem in &state.problems {
+        for problem in state.problems.iter().chain(flawed) {
             *problems.entry((problem.reason, problem.severity.to_string())).or_default() += 1;
         }
         let problems = problems.into_iter().map(|((reason, severity), n)| {
@@ -268,7 +268,7 @@ mod tests {
             hash: Mutex::default(),
         };
 
-        let told = agent.metrics(&state, &filled, 0);
+        let told = agent.metrics(&state, &Problems::new(), &filled, 0);
 
         let orphans = told.iter().find(|metric| metric.name == "nginx_ingress_controller_orphan_ingress");
         let values: Vec<_> = orphans.expect("told").samples.iter().map(|sample| sample.value).collect();

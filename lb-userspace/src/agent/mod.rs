@@ -5,6 +5,7 @@
 
 mod announcing;
 mod capture;
+mod certificates;
 mod checks;
 mod desired;
 mod endpoint;
@@ -195,6 +196,7 @@ async fn start(config: Config, signals: &mut Signals) -> Result<Option<Started>,
         prober: checks::start(l7.clone(), &proxy),
         datapath,
         told: live::InForce { state: desired.state.subscribe(), l7 },
+        certificates: certificates::watch(desired.state.subscribe()),
         failures: Arc::clone(&desired.failures),
         takeovers,
         reporter: reporter.clone(),

@@ -4,7 +4,7 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use super::{StartError, options, question, source};
+use super::{StartError, certificates, options, question, source};
 use crate::config::{ClusterConfig, DatapathMode, HashKey, TranslateConfig};
 use crate::datapath::simulate;
 use crate::model::l4::FiveTuple;
@@ -110,10 +110,15 @@ pub fn explain_url(
     headers: &[(String, String)],
 ) -> Result<Explanation, StartError> {
     let options = options::of_meaning(meaning);
-    let Translated { snapshot, .. } =
+    let Translated { snapshot, problems, .. } =
         translate::translate(&load(&[path.to_owned()], &options)?.objects, &options);
     let question = question::parse(url, headers).map_err(StartError::Usage)?;
-    Ok(l7::explain::explain(&dns::unasked(&snapshot.l7), None, &question))
+    let mut explanation = l7::explain::explain(&dns::unasked(&snapshot.l7), None, &question);
+    if question.scheme == l7::explain::Scheme::Https {
+        let (l7, now) = (&snapshot.l7, certificates::now());
+        certificates::explain(&mut explanation, l7, &problems, &question.host, now);
+    }
+    Ok(explanation)
 }
 
 /// Where a flow would go. Without the key of the balancers in question the backend is only an

@@ -4,10 +4,11 @@
 use std::fmt::{self, Display};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use serde::Serialize;
 
+use super::certificates;
 use super::desired::State;
 use crate::datapath::exhaustion::Fullest;
 use crate::datapath::kernel::Translated;
@@ -123,6 +124,9 @@ struct CertificateStatus {
     host: String,
     secret: String,
     expires_in_days: i64,
+    /// For people.
+    #[serde(skip)]
+    expiry: String,
 }
 
 /// An object whose newest version cannot be used: an earlier one is in force.
@@ -201,7 +205,7 @@ impl Status {
             announced: announced.iter().map(|link| AnnouncedStatus::new(link)).collect(),
             routes: routes(l7),
             upstreams: upstreams(l7, unwell, failing),
-            certificates: certificates(l7),
+            certificates: of_hosts(l7),
             last_good: state
                 .kept
                 .iter()
@@ -266,14 +270,15 @@ fn upstreams(l7: &L7, unwell: &Unwell, failing: &Failing) -> Vec<UpstreamStatus>
     upstreams.collect()
 }
 
-fn certificates(l7: &L7) -> Vec<CertificateStatus> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs() as i64);
+fn of_hosts(l7: &L7) -> Vec<CertificateStatus> {
+    let now = certificates::now();
     l7.certificates
         .iter()
         .map(|(host, certificate)| CertificateStatus {
             host: host.to_string(),
             secret: certificate.secret.to_string(),
-            expires_in_days: (certificate.not_after - now).div_euclid(86_400),
+            expires_in_days: (certificate.not_after - now) / 86_400,
+            expiry: certificates::expiry(certificate, now),
         })
         .collect()
 }
@@ -404,10 +409,8 @@ impl Display for Status {
         });
         let header = ["of", "endpoint", "why", "attempts", "last", "ejected"];
         section(f, "failing endpoints", &header, failing)?;
-        let certificates = self
-            .certificates
-            .iter()
-            .map(|c| vec![c.host.clone(), c.secret.clone(), format!("{} days", c.expires_in_days)]);
+        let certificates =
+            self.certificates.iter().map(|c| vec![c.host.clone(), c.secret.clone(), c.expiry.clone()]);
         section(f, "certificates", &["host", "secret", "expires in"], certificates)?;
         let kept = self.last_good.iter();
         let kept = kept.map(|kept| vec![kept.object.clone(), format!("{} s ago", kept.since_seconds)]);

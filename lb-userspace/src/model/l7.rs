@@ -8,6 +8,7 @@ mod buffers;
 mod compression;
 mod edge;
 pub mod fastcgi;
+mod flaws;
 pub mod forwarding;
 mod hosts;
 pub mod log;
@@ -17,6 +18,7 @@ mod redirects;
 mod responses;
 mod streams;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,6 +34,7 @@ pub use edge::{
     SharedTicketKey, TlsPolicy, TlsVersions, Trust, UnknownName, VerifyClient,
 };
 pub use fastcgi::FastCgi;
+pub use flaws::{Flaw, days};
 pub use forwarding::Forwarding;
 pub use hosts::{Aliases, Moved};
 pub use log::AccessLog;
@@ -286,6 +289,24 @@ pub enum Piece {
     Variable(Variable),
 }
 
+impl L7 {
+    /// Each certificate that is served.
+    pub fn certificates_by_secret(&self) -> BTreeMap<&ObjectName, &Certificate> {
+        let all = self.certificates.values().chain(self.default_certificate.as_deref());
+        all.map(|certificate| (&certificate.secret, certificate)).collect()
+    }
+
+    /// The certificate that a client gets which asks for this name (lower case), and the host whose it is; `None`:
+    /// the default one.
+    pub fn certificate_of(&self, name: &str) -> Option<(HostMatch, &Certificate)> {
+        let parent = name.split_once('.').map(|(_, parent)| HostMatch::Wildcard(parent.to_owned()));
+        [Some(HostMatch::Exact(name.to_owned())), parent].into_iter().flatten().find_map(|host| {
+            let certificate = self.certificates.get(&host)?;
+            Some((host, certificate))
+        })
+    }
+}
+
 /// Certificate chain and key of a `kubernetes.io/tls` Secret, checked by the translation: they
 /// parse and belong together. PEM, because rustls types stop at `l7`.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -315,6 +336,22 @@ pub struct Leaf {
     pub serial: String,
     /// `RSA`, `ECDSA` or `Ed25519`; else its object identifier.
     pub key_algorithm: String,
+    /// Seconds since the epoch from which on it is valid.
+    pub not_before: i64,
+    /// What comes with it.
+    pub chain: Chain,
+}
+
+/// Whether a client that knows roots alone can follow a certificate to one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Chain {
+    /// Its issuer is there, or it is its own.
+    #[default]
+    Whole,
+    /// It came alone, and its issuer may be a root.
+    Alone,
+    /// It came without its issuer, and says where that can be had: which those of roots do not.
+    Broken,
 }
 
 impl Certificate {

@@ -5,12 +5,12 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Secret;
-use x509_parser::extensions::GeneralName;
+use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::pem::Pem;
 use x509_parser::prelude::{AttributeTypeAndValue, FromDer, X509Certificate, X509Name};
 
 use crate::model::ObjectName;
-use crate::model::l7::{Certificate, Leaf};
+use crate::model::l7::{Certificate, Chain, Leaf};
 use crate::objects::{Key, Kind};
 
 use super::view::View;
@@ -64,7 +64,10 @@ impl<'a> Certificates<'a> {
     pub(super) fn of(&mut self, secret: &ObjectName) -> Result<Arc<Checked>, String> {
         // Asked for in any case, so that it is known who has to hear of a change.
         let Some(sourced) = self.objects.secrets.get(secret) else {
-            return Err(format!("Secret {secret} does not exist, or no version of it was usable"));
+            return Err(match self.objects.is_unread(secret) {
+                true => format!("Secret {secret} is written, but cannot be used"),
+                false => format!("Secret {secret} does not exist"),
+            });
         };
         if let Some(known) = self.known.0.get(secret) {
             return known.clone();
@@ -72,6 +75,17 @@ impl<'a> Certificates<'a> {
         let result = check(secret, &sourced.object).map(Arc::new);
         self.known.0.insert(secret.clone(), result.clone());
         result
+    }
+}
+
+impl Certificates<'_> {
+    /// What is to be done about a Secret that cannot be used.
+    pub(super) fn fix(&self, secret: &ObjectName) -> &'static str {
+        match self.objects.secrets.get(secret) {
+            Some(_) => "put a certificate and its key into tls.crt and tls.key of the Secret",
+            None if self.objects.is_unread(secret) => "correct the Secret as its own problem says",
+            None => "create the Secret with tls.crt and tls.key",
+        }
     }
 }
 
@@ -84,14 +98,15 @@ pub(super) fn check(name: &ObjectName, secret: &Secret) -> Result<Checked, Strin
     let (chain_pem, key_pem) = (entry("tls.crt")?, entry("tls.key")?);
     let chain = blocks(chain_pem, "CERTIFICATE", |label| label == "CERTIFICATE")
         .map_err(|reason| format!("tls.crt of Secret {name} {reason}"))?;
-    let mut leaf = None;
+    let mut certificates = Vec::new();
     for (index, block) in chain.iter().enumerate() {
         let (_, certificate) = X509Certificate::from_der(block).map_err(|error| {
             format!("certificate {} in tls.crt of Secret {name} does not parse: {error}", index + 1)
         })?;
-        leaf.get_or_insert(certificate);
+        certificates.push(certificate);
     }
-    let leaf = leaf.ok_or_else(|| format!("tls.crt of Secret {name} holds no certificate"))?;
+    let (leaf, others) =
+        certificates.split_first().ok_or_else(|| format!("tls.crt of Secret {name} holds no certificate"))?;
     let keys = blocks(key_pem, "PRIVATE KEY", |label| label.ends_with("PRIVATE KEY"))
         .map_err(|reason| format!("tls.key of Secret {name} {reason}"))?;
     let key = keys.first().ok_or_else(|| format!("tls.key of Secret {name} holds no private key"))?;
@@ -102,16 +117,49 @@ pub(super) fn check(name: &ObjectName, secret: &Secret) -> Result<Checked, Strin
         return Err(format!("tls.key of Secret {name} does not belong to its tls.crt"));
     }
     Ok(Checked {
-        names: names(&leaf),
+        names: names(leaf),
         certificate: Arc::new(Certificate {
             secret: name.clone(),
             chain_pem: chain_pem.to_vec(),
             key_pem: key_pem.to_vec(),
             not_after: leaf.validity().not_after.timestamp(),
-            leaf: described(&leaf),
+            leaf: Leaf {
+                not_before: leaf.validity().not_before.timestamp(),
+                chain: completeness(leaf, others, entry("ca.crt").ok()),
+                ..described(leaf)
+            },
         }),
     })
 }
+
+/// `authority`: what else stands in the Secret as its issuer.
+fn completeness(
+    leaf: &X509Certificate<'_>,
+    others: &[X509Certificate<'_>],
+    authority: Option<&[u8]>,
+) -> Chain {
+    let issuer = leaf.issuer().as_raw();
+    if issuer == leaf.subject().as_raw() || others.iter().any(|other| other.subject().as_raw() == issuer) {
+        return Chain::Whole;
+    }
+    let roots = authority.and_then(|pem| blocks(pem, "CERTIFICATE", |label| label == "CERTIFICATE").ok());
+    let is_issued_by_a_root = roots.iter().flatten().any(|block| {
+        X509Certificate::from_der(block)
+            .is_ok_and(|(_, root)| root.subject().as_raw() == issuer && root.issuer().as_raw() == issuer)
+    });
+    let names_its_issuers_place = leaf.extensions().iter().any(|extension| {
+        let ParsedExtension::AuthorityInfoAccess(access) = extension.parsed_extension() else { return false };
+        access.accessdescs.iter().any(|place| place.access_method.to_id_string() == CA_ISSUERS)
+    });
+    match (is_issued_by_a_root, names_its_issuers_place) {
+        (true, _) => Chain::Whole,
+        (false, true) => Chain::Broken,
+        (false, false) => Chain::Alone,
+    }
+}
+
+/// Where the certificate of the issuer is to be had (RFC 5280 4.2.2.1).
+const CA_ISSUERS: &str = "1.3.6.1.5.5.7.48.2";
 
 fn described(leaf: &X509Certificate<'_>) -> Leaf {
     let text = |part: Option<&AttributeTypeAndValue<'_>>| {
@@ -130,6 +178,7 @@ fn described(leaf: &X509Certificate<'_>) -> Leaf {
             "1.3.101.112" => "Ed25519".to_owned(),
             other => other.to_owned(),
         },
+        ..Leaf::default()
     }
 }
 
@@ -207,7 +256,7 @@ fn ip(bytes: &[u8]) -> Option<IpAddr> {
 #[cfg(test)]
 mod tests {
     use k8s_openapi::ByteString;
-    use rcgen::{CertificateParams, DnType, KeyPair, SerialNumber};
+    use rcgen::{CertificateParams, CustomExtension, DnType, Issuer, KeyPair, SerialNumber};
 
     use super::*;
 
@@ -233,7 +282,52 @@ mod tests {
                 issuer_common_name: "edge".to_owned(),
                 serial: "4711".to_owned(),
                 key_algorithm: "ECDSA".to_owned(),
+                not_before: rcgen::date_time_ymd(1975, 1, 1).unix_timestamp(),
+                chain: Chain::Whole,
             }
         );
+    }
+
+    #[test]
+    fn a_leaf_without_its_issuer_is_known() {
+        let params = |name: &str| {
+            let mut params = CertificateParams::new(vec!["a.example.com".to_owned()]).expect("names");
+            params.distinguished_name.push(DnType::CommonName, name);
+            params
+        };
+        let [of_ca, of_leaf] = [(); 2].map(|()| KeyPair::generate().expect("a key"));
+        let ca = params("ca").self_signed(&of_ca).expect("a certificate").pem();
+        let issuer = Issuer::new(params("ca"), of_ca);
+        let leaf = |place: Option<&[u8]>| {
+            let mut params = params("leaf");
+            let access = place
+                .map(|place| CustomExtension::from_oid_content(&[1, 3, 6, 1, 5, 5, 7, 1, 1], place.to_vec()));
+            params.custom_extensions.extend(access);
+            params.signed_by(&of_leaf, &issuer).expect("a certificate").pem()
+        };
+        // caIssuers, the URI "a".
+        let place = [0x30, 0x0f, 0x30, 0x0d, 6, 8, 0x2b, 6, 1, 5, 5, 7, 0x30, 2, 0x86, 1, 0x61];
+        let cases = [
+            (
+                "its own issuer",
+                params("x").self_signed(&of_leaf).expect("a certificate").pem(),
+                "",
+                Chain::Whole,
+            ),
+            ("with its issuer", leaf(None) + &ca, "", Chain::Whole),
+            ("issued by the root beside it", leaf(Some(&place)), &*ca, Chain::Whole),
+            ("alone", leaf(None), "", Chain::Alone),
+            ("alone, from an issuer that can be had", leaf(Some(&place)), "", Chain::Broken),
+        ];
+        for (case, chain, authority, expected) in cases {
+            let data =
+                [("tls.crt", chain), ("tls.key", of_leaf.serialize_pem()), ("ca.crt", authority.to_owned())];
+            let data = data.map(|(name, pem)| (name.to_owned(), ByteString(pem.into_bytes())));
+            let secret = Secret { data: Some(data.into()), ..Secret::default() };
+
+            let checked = check(&ObjectName::new("default", "tls"), &secret).expect("usable");
+
+            assert_eq!(checked.certificate.leaf.chain, expected, "{case}");
+        }
     }
 }

@@ -85,12 +85,17 @@ struct Changes {
 
 impl Changes {
     fn between(before: &Objects, now: &Objects) -> Self {
+        // Whether it is there matters to who misses it.
+        let unread = before.unread.symmetric_difference(&now.unread).flatten();
+        let unread = unread.filter(|key| key.kind == Kind::Secret).map(|key| key.name.clone());
+        let mut secrets = changed(&before.secrets, &now.secrets);
+        secrets.extend(unread);
         Self {
             ingresses: changed(&before.ingresses, &now.ingresses),
             classes: before.ingress_classes != now.ingress_classes,
             services: changed(&before.services, &now.services),
             slices: changed(&before.endpoint_slices, &now.endpoint_slices),
-            secrets: changed(&before.secrets, &now.secrets),
+            secrets,
             config_maps: changed(&before.config_maps, &now.config_maps),
             nodes: before.nodes != now.nodes,
         }

@@ -15,6 +15,7 @@ pub(super) struct View<'a> {
     pub services: Asked<'a, Service>,
     pub secrets: Asked<'a, Secret>,
     pub config_maps: Asked<'a, ConfigMap>,
+    unread: &'a BTreeSet<Option<Key>>,
 }
 
 /// Objects of one kind, and which of them were asked for.
@@ -29,12 +30,18 @@ impl<'a> View<'a> {
             services: Asked::new(&objects.services),
             secrets: Asked::new(&objects.secrets),
             config_maps: Asked::new(&objects.config_maps),
+            unread: &objects.unread,
         }
+    }
+
+    /// Whether a Secret of this name, which was asked for, is written and cannot be used.
+    pub(super) fn is_unread(&self, secret: &ObjectName) -> bool {
+        self.unread.contains(&Some(Key { kind: Kind::Secret, name: secret.clone() }))
     }
 
     /// Everything that was asked for.
     pub(super) fn into_reads(self) -> BTreeSet<Key> {
-        let Self { services, secrets, config_maps } = self;
+        let Self { services, secrets, config_maps, unread: _ } = self;
         let of = |kind: Kind, names: RefCell<BTreeSet<ObjectName>>| {
             names.into_inner().into_iter().map(move |name| Key { kind, name })
         };

@@ -1,51 +1,25 @@
-//! Certificates that are over, or nearly.
+//! Certificates that clients refuse, or will soon.
 
 use super::Caught;
 use super::world::World;
-use crate::model::ObjectName;
+use crate::model::Severity;
 use crate::objects::{Key, Kind};
 
-const DAY: i64 = 86_400;
-/// Long enough to renew by hand; what renews by itself does so earlier.
-const SOON: i64 = 14;
-
-/// A certificate that clients refuse, or will within two weeks.
-pub(super) fn expiry(world: &World<'_>, caught: &mut Caught) {
-    let l7 = &world.snapshot.l7;
-    let mut served: Vec<(&ObjectName, i64)> = l7
-        .certificates
-        .values()
-        .chain(l7.default_certificate.as_deref())
-        .map(|c| (&c.secret, c.not_after))
-        .collect();
-    served.sort();
-    served.dedup();
-    for (secret, not_after) in served {
-        let left = not_after - world.now;
-        if left >= SOON * DAY {
-            continue;
-        }
+/// What is wrong with those that are served.
+pub(super) fn flaws(world: &World<'_>, caught: &mut Caught) {
+    for certificate in world.snapshot.l7.certificates_by_secret().values() {
+        let secret = &certificate.secret;
         let Some(sourced) = world.objects.secrets.get(secret) else { continue };
         let id = Key { kind: Kind::Secret, name: secret.clone() }.id(&sourced.origin);
-        let fix = "renew it";
-        match left {
-            ..0 => {
-                let message = format!("the certificate is over since {}", days(-left));
-                caught.needs_action(&id, "expired-certificate", "data.tls.crt", message, fix);
-            }
-            _ => {
-                let message = format!("the certificate is over in {}", days(left));
-                caught.note(&id, "certificate-expires", "data.tls.crt", message, fix);
+        for flaw in certificate.flaws(world.now) {
+            let field = "data.tls.crt";
+            match flaw.severity {
+                Severity::Error => caught.needs_action(&id, flaw.reason, field, flaw.message, flaw.fix),
+                Severity::Warning | Severity::Info => {
+                    caught.note(&id, flaw.reason, field, flaw.message, flaw.fix);
+                }
             }
         }
-    }
-}
-
-fn days(seconds: i64) -> String {
-    match seconds / DAY {
-        0 => "less than a day".to_owned(),
-        1 => "1 day".to_owned(),
-        days => format!("{days} days"),
     }
 }
 

@@ -41,7 +41,7 @@ const TRAPS: &[fn(&World<'_>, &mut Caught)] = &[
     exposure::spoofable_address,
     exposure::client_certificates_over_http,
     exposure::unescaped_sign_in,
-    certificates::expiry,
+    certificates::flaws,
     secrets::password_hashes,
     variables::unknown,
     services::limits_per_balancer,

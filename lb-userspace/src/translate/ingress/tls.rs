@@ -77,7 +77,7 @@ pub(super) fn tls(
                 "bad-certificate",
                 field,
                 format!("{message}: {text} is served with the default certificate"),
-                "create the Secret with tls.crt and tls.key",
+                certificates.fix(&secret),
             ),
         },
     }
