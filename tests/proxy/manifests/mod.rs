@@ -170,7 +170,6 @@ fn keys_about_answers() {
 }
 
 #[test]
-#[ignore = "takes more than a minute where the machine is busy"]
 fn keys_about_access() {
     Theme::read("keys-access").prove_live();
 }
