@@ -197,7 +197,7 @@ fn wrong_form(value: Value) -> Option<&'static str> {
         Value::Path => "no-slash",
         Value::Url => "ftp://a.example.com",
         Value::Chars(_) => "\u{2603}",
-        Value::Text | Value::Origins => return None,
+        Value::Text | Value::Origins | Value::Names => return None,
     })
 }
 

@@ -387,8 +387,27 @@ mod tests {
         }
 
         #[test]
-        fn never_panics_and_always_advances(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
-            let _ = decode(&[&bytes]);
+        fn every_step_gets_on_and_every_part_has_its_limit(
+            begin in prop_oneof![Just("0\r\n"), Just("0"), Just("")],
+            unit in prop_oneof!["a:\r\n", "a{0,2}:[ a]{0,3}\r\n", ";[a-z]{0,4}", "1\r\n!\r\n", "[0-9a-f]", "[a-z0-9;:\r\n]{1,6}"],
+            times in 0usize..40_000,
+        ) {
+            let bytes = [begin, &unit.repeat(times)].concat();
+            let (mut decoder, mut rest) = (Decoder::default(), bytes.as_bytes());
+            let (mut trailers, mut framing) = (0, 0);
+            while !rest.is_empty() && !decoder.is_done() {
+                let Ok(piece) = decoder.next(rest) else { break };
+                prop_assert!((1..=rest.len()).contains(&piece.len()), "{piece:?} of {}", rest.len());
+                match piece {
+                    Piece::Content(_) => framing = 0,
+                    Piece::Framing(n) => framing += n,
+                    Piece::Trailers(n) => trailers += n,
+                }
+                rest = &rest[piece.len()..];
+            }
+            // A byte or two of what ends a line may come after the last one that counts.
+            prop_assert!(trailers <= usize::from(TRAILER_BYTES) + 4, "{trailers} bytes of trailers");
+            prop_assert!(framing <= usize::from(EXTENSION_BYTES) + 32, "{framing} bytes of framing");
         }
     }
 }
