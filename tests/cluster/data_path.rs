@@ -147,7 +147,12 @@ pub struct Flow {
 impl Flow {
     /// Opens one from the namespace of this thread.
     pub fn open(to: SocketAddr) -> Result<Self> {
-        let stream = TcpStream::connect_timeout(&to, Duration::from_secs(2)).context("connect")?;
+        Self::open_within(to, Duration::from_secs(2))
+    }
+
+    /// The same, where some of those that may be asked are gone.
+    pub fn open_within(to: SocketAddr, patience: Duration) -> Result<Self> {
+        let stream = TcpStream::connect_timeout(&to, patience).context("connect")?;
         stream.set_read_timeout(Some(DEADLINE))?;
         let mut reader = BufReader::new(stream);
         let mut name = String::new();

@@ -39,6 +39,8 @@ impl Purpose {
                 ("openssl", "openssl"),
                 ("nghttp", "nghttp2-client"),
                 ("strace", "strace"),
+                ("nft", "nftables"),
+                ("tshark", "tshark"),
             ],
             Self::Bench => &[
                 ("wrk", "wrk"),

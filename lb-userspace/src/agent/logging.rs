@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tracing::warn;
 use tracing_subscriber::EnvFilter;
 
+use crate::config;
+
 /// Each attempt to reach an API server that fails is an error of that client, several times a second and without the
 /// server's name; we tell ourselves what is not heard, once.
 const USUAL: &str = "info,kube_client=off";
@@ -20,18 +22,15 @@ pub(super) fn lost_lines() -> u64 {
 
 /// As `PENSTOCK_LOG` says.
 pub(super) fn start() {
-    let (filter, refused) = match std::env::var("PENSTOCK_LOG") {
-        Ok(written) => match filter(&written) {
-            Ok(filter) => (filter, None),
-            Err(error) => (EnvFilter::new(USUAL), Some(error)),
-        },
-        // Not given is no mistake.
-        Err(std::env::VarError::NotPresent) => (EnvFilter::new(USUAL), None),
-        Err(error) => (EnvFilter::new(USUAL), Some(error.to_string())),
+    let written = config::log_directives();
+    let filter = written.and_then(|written| written.map(|written| filter(&written)).transpose());
+    let (filter, refused) = match filter {
+        Ok(filter) => (filter, None),
+        Err(error) => (None, Some(error)),
     };
     // Fails only when a test in the same process was first; its subscriber then stays.
     let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+        .with_env_filter(filter.unwrap_or_else(|| EnvFilter::new(USUAL)))
         .with_ansi(io::stderr().is_terminal())
         // It would be told on standard error, too, and end the process where that is broken.
         .log_internal_errors(false)

@@ -266,6 +266,16 @@ fn go_duration(text: &str) -> Option<Duration> {
     (!text.is_empty()).then_some(sum)
 }
 
+/// What `PENSTOCK_LOG` lets through, if it is given. The error says why it cannot be read.
+pub(crate) fn log_directives() -> Result<Option<String>, String> {
+    match std::env::var("PENSTOCK_LOG") {
+        Ok(written) => Ok(Some(written)),
+        // Not given is no mistake.
+        Err(std::env::VarError::NotPresent) => Ok(None),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

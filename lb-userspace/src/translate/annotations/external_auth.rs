@@ -207,8 +207,11 @@ fn sign_in_url(text: &str) -> Result<Expression, String> {
     if !is_path {
         return Ok(filled);
     }
-    let asked =
-        [Part::Variable(Variable::AccessScheme), Part::Literal("://".to_owned()), Part::Variable(Variable::BestHost)];
+    let asked = [
+        Part::Variable(Variable::AccessScheme),
+        Part::Literal("://".to_owned()),
+        Part::Variable(Variable::BestHost),
+    ];
     Ok(Expression(asked.into_iter().chain(filled.0).collect()))
 }
 

@@ -6,8 +6,8 @@ use Risk::{Critical, High, Low, Medium};
 use Scope::{Host, Location, Upstream};
 use Status::{Honoured, NoEffect, NotYet, Refused, With};
 use Value::{
-    Bool, Chars, From, Int, Interval, Names, One, Origins, Path, Ranges, Reference, Size, Statuses, Text, Token,
-    Url, Word, Words,
+    Bool, Chars, From, Int, Interval, Names, One, Origins, Path, Ranges, Reference, Size, Statuses, Text,
+    Token, Url, Word, Words,
 };
 
 /// One annotation under the prefix.
