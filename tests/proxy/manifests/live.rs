@@ -14,8 +14,8 @@ use super::stage::{Stage, configuration};
 /// How long a key that is not set gets to show.
 const BEFORE: Duration = Duration::from_millis(1500);
 
-/// How long one that is set gets.
-const AFTER: Duration = Duration::from_secs(10);
+/// How long one that is set gets: several attempts, some of which may have begun before it was in force.
+const AFTER: Duration = Duration::from_secs(30);
 
 impl Theme {
     /// Sets the keys of one case after those of another.
