@@ -11,28 +11,28 @@ use crate::nodes::{CLIENT, Cluster, Node, TCP, UDP, VIPS, ask, manifests, pod, v
 /// Longest time without traffic when a holder is gone.
 const PROMISE: Duration = Duration::from_secs(3);
 
-/// What a node says of each VIP's holder, when all are members and agree.
-fn holders(node: &Node) -> Option<[String; 2]> {
+/// Who holds a VIP by what a node says.
+fn holder(node: &Node, vip: &str) -> Option<String> {
     let answer = node.agent.ask("/status?format=json").ok()?;
     let status: Value = serde_json::from_str(answer.split_once("\r\n\r\n")?.1).ok()?;
-    let holder = |vip: &str| -> Option<String> {
-        let addresses = status["announced"][0]["addresses"].as_array()?;
-        let entry = addresses.iter().find(|entry| entry["address"] == vip)?;
-        entry["by"].as_str().filter(|by| !by.is_empty()).map(str::to_owned)
-    };
-    Some([holder(VIPS[0])?, holder(VIPS[1])?])
+    let addresses = status["announced"][0]["addresses"].as_array()?;
+    let entry = addresses.iter().find(|entry| entry["address"] == vip)?;
+    entry["by"].as_str().filter(|by| !by.is_empty()).map(str::to_owned)
 }
 
-/// Waits until all nodes know each other and agree.
-fn settled(cluster: &Cluster) -> [String; 2] {
+/// Who holds the first VIPs, as soon as all nodes know each other and agree.
+fn settled<const N: usize>(cluster: &Cluster) -> [String; N] {
     let agreed = eventually(DEADLINE, || {
-        let mut all = cluster.nodes.iter().map(holders);
+        let said = |node: &Node| -> Option<Vec<String>> {
+            (metric(node, "penstock_announce_members") == cluster.nodes.len() as u64)
+                .then(|| VIPS[..N].iter().map(|vip| holder(node, vip)).collect())?
+        };
+        let mut all = cluster.nodes.iter().map(said);
         let first = all.next()??;
-        let members = |node: &Node| metric(node, "penstock_announce_members") == cluster.nodes.len() as u64;
-        (all.all(|other| other.as_ref() == Some(&first)) && cluster.nodes.iter().all(members))
-            .then_some(first)
+        all.all(|other| other.as_ref() == Some(&first)).then_some(first)
     });
-    agreed.unwrap_or_else(|| panic!("no agreement\n{}", cluster.logs()))
+    let agreed = agreed.unwrap_or_else(|| panic!("no agreement\n{}", cluster.logs()));
+    agreed.try_into().expect("as many as were asked for")
 }
 
 fn metric(node: &Node, name: &str) -> u64 {
@@ -69,7 +69,7 @@ fn reached(cluster: &Cluster, family: usize) -> Option<String> {
 fn a_holder_that_is_gone_is_replaced_in_time_and_flows_go_on() {
     let pods = [pod(1, 1), pod(2, 1), pod(3, 1)];
     let Some(cluster) = Cluster::announcing(3, 1, &manifests(3, 0, "auto", &pods)) else { return };
-    let held = settled(&cluster);
+    let held: [String; 2] = settled(&cluster);
     for (family, holder) in held.iter().enumerate() {
         assert!(eventually(DEADLINE, || reached(&cluster, family)).is_some(), "{}", cluster.logs());
         assert_eq!(believed(&cluster, VIPS[family]).as_ref(), Some(holder), "who answers is who holds it");
@@ -107,7 +107,7 @@ fn a_holder_that_is_gone_is_replaced_in_time_and_flows_go_on() {
 fn an_agent_that_is_killed_or_told_to_end_hands_its_addresses_over() {
     let pods = [pod(1, 1), pod(2, 1)];
     let Some(cluster) = Cluster::announcing(2, 1, &manifests(2, 0, "auto", &pods)) else { return };
-    let held = settled(&cluster);
+    let held: [String; 2] = settled(&cluster);
     let gone = node(&cluster, &held[0]);
     let mut flow = cluster.connect(vip(0, TCP));
 
@@ -126,18 +126,18 @@ fn a_hardware_address_that_changes_is_told() {
     let pods = [pod(1, 1), pod(2, 1)];
     let Some(cluster) = Cluster::announcing(2, 1, &manifests(2, 0, "auto", &pods)) else { return };
     // One each, as soon as both can serve both: before that a member that cannot has none.
-    let shared = || Some(settled(&cluster)).filter(|[v4, v6]| v4 != v6);
+    let shared = || Some(settled::<2>(&cluster)).filter(|[v4, v6]| v4 != v6);
     let held = eventually(DEADLINE, shared).unwrap_or_else(|| panic!("not shared out\n{}", cluster.logs()));
     assert!(eventually(DEADLINE, || reached(&cluster, 0)).is_some(), "{}", cluster.logs());
 
     node(&cluster, &held[0]).host.run("ip link set eth0 address 02:00:00:00:aa:01").unwrap();
 
     let entry = || cluster.client.run(&format!("ip neigh show {} dev eth0", VIPS[0])).unwrap_or_default();
-    let told = || (settled(&cluster) == held && entry().contains("02:00:00:00:aa:01")).then_some(());
+    let told = || (settled::<2>(&cluster) == held && entry().contains("02:00:00:00:aa:01")).then_some(());
     assert!(
         eventually(DEADLINE, told).is_some(),
         "held by {held:?}, now by {:?}, the client knows {}\n{}",
-        settled(&cluster),
+        settled::<2>(&cluster),
         entry(),
         cluster.logs()
     );
@@ -154,15 +154,19 @@ fn hosts_do_not_answer_by_themselves_for_what_is_routed_locally() {
         let set = node.host.run("sysctl -n net.ipv4.conf.eth0.arp_ignore net.ipv4.conf.eth0.arp_announce");
         assert_eq!(set.unwrap().split_whitespace().collect::<Vec<_>>(), ["1", "2"]);
     }
-    let answered = eventually(DEADLINE, || {
-        cluster
-            .client
-            .within(|| std::net::TcpStream::connect_timeout(&vip(0, 80), Duration::from_secs(1)).ok())
-    });
-    assert!(answered.is_some(), "{}", cluster.logs());
-    let holder = believed(&cluster, VIPS[0]).expect("somebody answered");
+    // Whoever starts first may hold it alone for a moment, and answer then.
+    let [holder] = settled(&cluster);
     let answers = |node: &Node| metric(node, "penstock_announce_answers_total");
-    for node in &cluster.nodes {
-        assert_eq!(answers(node) > 0, holder == format!("n{}", node.number), "{}", cluster.logs());
+    let before: Vec<u64> = cluster.nodes.iter().map(answers).collect();
+    // What it was told unasked, so that it asks.
+    cluster.client.run("ip neigh flush dev eth0").unwrap();
+
+    let connect = || std::net::TcpStream::connect_timeout(&vip(0, 80), Duration::from_secs(1)).ok();
+    let answered = eventually(DEADLINE, || cluster.client.within(connect));
+    assert!(answered.is_some(), "{}", cluster.logs());
+
+    assert_eq!(believed(&cluster, VIPS[0]).as_ref(), Some(&holder), "{}", cluster.logs());
+    for (node, before) in cluster.nodes.iter().zip(before) {
+        assert_eq!(answers(node) > before, holder == format!("n{}", node.number), "{}", cluster.logs());
     }
 }

@@ -48,7 +48,6 @@ impl Purpose {
                 ("nginx", "nginx-light"),
                 ("haproxy", "haproxy"),
                 ("htpasswd", "apache2-utils"),
-                ("nft", "nftables"),
             ],
         }
     }
