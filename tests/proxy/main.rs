@@ -23,6 +23,7 @@ mod h2_floods;
 mod health;
 mod http2;
 mod limits;
+mod logs;
 mod manifests;
 mod many;
 mod mirror;

@@ -11,7 +11,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustls::ServerConfig;
 use rustls::pki_types::UnixTime;
@@ -24,8 +24,9 @@ use super::client_hello::{self, Hello};
 use super::connection::{Connection, PATIENCE, SETTLE, linger};
 use super::filters::Scheme;
 use super::heads::Client;
+use super::log::Ended;
 use super::metrics::Refused;
-use super::passthrough::{self, Way};
+use super::passthrough::{self, Course, Way};
 use super::proxy_protocol::{self, HEADER_MAX};
 use super::socket::Link;
 use super::timers::Alarm;
@@ -106,27 +107,42 @@ async fn receive(
 
 /// Serves one accepted connection to a port beside http and https to its end.
 pub(super) async fn serve_stream(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr, port: u16) {
-    let router = Arc::clone(&worker.current.load().router);
-    let Some(found) = router.streams.get(&(Protocol::Tcp, port)) else { return };
-    let StreamTerms { idle, retry, header, responses: _ } = &router.edge.streams;
-    let mut arrival = Arrival::new(worker, stream, peer, Scheme::Http);
-    if found.received == Preamble::Proxy && !arrival.proxy_header(header).await {
-        return arrival.refused(Refused::ProxyHeader);
-    }
-    let Arrival { worker, link, buf, alarm, client } = arrival;
-    let preamble = match found.sent {
-        Preamble::None => Vec::new(),
-        Preamble::Proxy => {
-            let source = SocketAddr::new(client.addr, client.remote_port);
-            let destination = SocketAddr::new(client.server, client.port);
-            proxy_protocol::Addresses { source, destination }.header()
-        }
+    let began = Instant::now();
+    let (found, StreamTerms { idle, retry, header, .. }) = {
+        let router = &worker.current.load().router;
+        let Some(found) = router.streams.get(&(Protocol::Tcp, port)) else { return };
+        (found.clone(), router.edge.streams.clone())
     };
-    // Meanwhile another router may serve, where the upstream stands elsewhere.
-    let Some(upstream) = worker.current.load().router.place_of(&found.upstream) else { return };
-    let (idle, retry) = (*idle, *retry);
-    let way = Way { upstream, retry, idle, preamble, counts: |counters| &mut counters.streams };
-    passthrough::serve(&worker, link, buf, alarm, way).await;
+    let mut arrival = Arrival::new(worker, stream, peer, Scheme::Http);
+    let is_told = found.received == Preamble::None || arrival.proxy_header(&header).await;
+    let Arrival { worker, link, buf, alarm, client } = arrival;
+    let (source, server) = (client.source(), SocketAddr::new(client.server, client.port));
+    let course = if is_told {
+        let preamble = match found.sent {
+            Preamble::None => Vec::new(),
+            Preamble::Proxy => proxy_protocol::Addresses { source, destination: server }.header(),
+        };
+        // Meanwhile another router may serve, where the upstream stands elsewhere.
+        let Some(upstream) = worker.current.load().router.place_of(&found.upstream) else { return };
+        let way = Way { upstream, retry, idle, preamble, counts: |counters| &mut counters.streams };
+        passthrough::serve(&worker, link, buf, alarm, way).await
+    } else {
+        refused(&worker, &client, Refused::ProxyHeader);
+        Course { status: 400, ..Course::default() }
+    };
+    worker.log_stream(&Ended {
+        protocol: Protocol::Tcp,
+        client: source,
+        told: client.told,
+        server,
+        serial: client.serial,
+        status: course.status,
+        took: began.elapsed(),
+        up: course.up,
+        down: course.down,
+        upstream: &found.upstream.0,
+        record: &course.record,
+    });
 }
 
 impl Arrival {
@@ -314,9 +330,13 @@ impl Arrival {
     }
 
     fn refused(self, cause: Refused) {
-        tracing::debug!(client = %self.client.addr, cause = cause.as_str(), "connection refused");
-        self.worker.counters.borrow_mut().refused_connection(cause);
+        refused(&self.worker, &self.client, cause);
     }
+}
+
+fn refused(worker: &Worker, client: &Client, cause: Refused) {
+    tracing::debug!(client = %client.addr, cause = cause.as_str(), "connection refused");
+    worker.counters.borrow_mut().refused_connection(cause);
 }
 
 /// What has been seen of the bytes so far.

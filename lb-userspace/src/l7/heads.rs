@@ -39,6 +39,11 @@ pub(super) struct Client {
 }
 
 impl Client {
+    /// Where it comes from.
+    pub(super) fn source(&self) -> SocketAddr {
+        SocketAddr::new(self.addr, self.remote_port)
+    }
+
     /// The https listener is 443 to the outside, whatever port it really has.
     pub(super) fn outside_port(&self) -> u16 {
         if self.scheme == Scheme::Https { 443 } else { self.port }

@@ -13,8 +13,8 @@ use super::carrier::Carrier;
 use super::metrics::{Counters, Passthrough, Refused};
 use super::socket::Link;
 use super::timers::Alarm;
-use super::tunnel::{End, tunnel};
-use super::upstream::{Attempts, Lead, Speech, Terms, Transport};
+use super::tunnel::{End, Moved, tunnel};
+use super::upstream::{Attempt, Attempts, Lead, Opened, Record, Speech, Terms, Traffic, Transport};
 use super::worker::Worker;
 use crate::model::upstream::Retry;
 
@@ -34,32 +34,59 @@ pub(super) struct Way {
     pub(super) counts: fn(&mut Counters) -> &mut Passthrough,
 }
 
+/// How a connection went, for those who log it.
+#[derive(Default)]
+pub(super) struct Course {
+    /// As nginx has it for its stream log.
+    pub(super) status: u16,
+    /// Bytes from the client and to it.
+    pub(super) up: u64,
+    pub(super) down: u64,
+    /// Endpoints that were tried.
+    pub(super) record: Record,
+}
+
 /// Serves one connection to its end; `ahead` was read from it already.
-pub(super) async fn serve(worker: &Rc<Worker>, mut client: Link, mut ahead: Buf, alarm: Alarm, way: Way) {
+pub(super) async fn serve(
+    worker: &Rc<Worker>,
+    mut client: Link,
+    mut ahead: Buf,
+    alarm: Alarm,
+    way: Way,
+) -> Course {
     let Way { upstream, retry, idle, preamble, counts } = way;
-    let Some(mut link) = connect(worker, upstream, retry).await else {
+    let (opened, mut record) = connect(worker, upstream, retry).await;
+    let Some((mut link, opened)) = opened else {
         // Nothing can be said to a client that expects somebody else's words.
         worker.counters.borrow_mut().refused_connection(Refused::NoEndpoint);
-        return;
+        return Course { status: 502, up: 0, down: 0, record };
     };
     counts(&mut worker.counters.borrow_mut()).connections += 1;
-    if !say(&mut link, &preamble, &alarm).await {
-        return;
+    let mut moved = Moved { up: 0, down: 0, answered: None };
+    let said = say(&mut link, &preamble, &alarm).await;
+    if said {
+        let (client, endpoint) = (Carrier::Socket(client.socket()), Carrier::Socket(link.socket()));
+        let mut answer = Buf::default();
+        let client = End { carrier: &client, buf: &mut ahead };
+        let endpoint = End { carrier: &endpoint, buf: &mut answer };
+        moved = tunnel(client, endpoint, Scratch::take(), idle, &alarm).await;
+        let mut counters = worker.counters.borrow_mut();
+        let counted = counts(&mut counters);
+        counted.up_bytes += moved.up;
+        counted.down_bytes += moved.down;
     }
-    let (client, endpoint) = (Carrier::Socket(client.socket()), Carrier::Socket(link.socket()));
-    let mut answer = Buf::default();
-    let moved = tunnel(
-        End { carrier: &client, buf: &mut ahead },
-        End { carrier: &endpoint, buf: &mut answer },
-        Scratch::take(),
-        idle,
-        &alarm,
-    )
-    .await;
-    let mut counters = worker.counters.borrow_mut();
-    let counted = counts(&mut counters);
-    counted.up_bytes += moved.up;
-    counted.down_bytes += moved.down;
+    let Moved { up, down, answered } = moved;
+    let status = if said { 200 } else { 502 };
+    record.push(Attempt {
+        addr: opened.addr,
+        status,
+        connect: Some(opened.connect),
+        header: answered.map(|answered| answered.saturating_duration_since(opened.began)),
+        response: opened.began.elapsed(),
+        bytes: down,
+        traffic: Traffic { sent: up, received: down },
+    });
+    Course { status, up, down, record }
 }
 
 /// Writes what goes before the client's bytes; false if the endpoint does not take it in time.
@@ -80,7 +107,7 @@ async fn say(link: &mut Link, bytes: &[u8], alarm: &Alarm) -> bool {
 }
 
 /// A new connection to one of the endpoints; another is tried while nothing was sent.
-async fn connect(worker: &Rc<Worker>, upstream: usize, retry: Retry) -> Option<Link> {
+async fn connect(worker: &Rc<Worker>, upstream: usize, retry: Retry) -> (Option<(Link, Opened)>, Record) {
     let snapshot = worker.current.load();
     let terms = Terms {
         upstream,

@@ -18,6 +18,7 @@ pub(super) use self::udp::Crowd;
 use super::arrival;
 use super::gate::{self, LAST_ARRIVALS};
 use super::listen;
+use super::log::Ended;
 use super::worker::{ACCEPT_PAUSE, Open, Worker};
 use crate::model::l4::Protocol;
 
@@ -132,5 +133,14 @@ async fn accept(worker: Rc<Worker>, listening: TcpListener, port: u16, mut stop:
         tokio::task::spawn_local(async move {
             arrival::serve_stream(Rc::clone(&open.0), stream, peer, port).await;
         });
+    }
+}
+
+impl Worker {
+    /// Logs a connection, or an exchange, that is over as the settings of now say.
+    pub(super) fn log_stream(&self, ended: &Ended<'_>) {
+        if let Some(log) = &self.current.load().router.edge.streams.log {
+            self.stream_journal.tell(log, ended);
+        }
     }
 }

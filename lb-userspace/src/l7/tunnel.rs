@@ -3,7 +3,7 @@
 
 use std::future::poll_fn;
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::buffer::{Buf, Scratch};
 use super::carrier::Carrier;
@@ -17,11 +17,14 @@ pub(super) struct End<'a, 's> {
     pub(super) buf: &'a mut Buf,
 }
 
-/// Bytes that went through.
+/// What went through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Moved {
+    /// Bytes each way.
     pub(super) up: u64,
     pub(super) down: u64,
+    /// When the first of those down came.
+    pub(super) answered: Option<Instant>,
 }
 
 /// Moves bytes; `head` goes to the client first. Each direction ends on its own.
@@ -36,7 +39,7 @@ pub(super) async fn tunnel(
     let mut up = Leg::new(Scratch::take(), Body::UntilClose, Coding::Same, None);
     let (mut down_ended, mut up_ended) = (false, false);
     let mut due = alarm.due(idle);
-    let mut moved = 0;
+    let (mut moved, mut answered) = (0, None);
     poll_fn(|cx| {
         if !down_ended {
             match down.poll(cx, upstream.carrier, upstream.buf, client.carrier) {
@@ -58,9 +61,12 @@ pub(super) async fn tunnel(
         let now = down.moved() + up.moved();
         if now != moved {
             (moved, due) = (now, alarm.due(idle));
+            if answered.is_none() && down.read > 0 {
+                answered = Some(Instant::now());
+            }
         }
         alarm.poll_due(cx, due)
     })
     .await;
-    Moved { up: up.written, down: down.written }
+    Moved { up: up.written, down: down.written, answered }
 }

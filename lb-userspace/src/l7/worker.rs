@@ -82,6 +82,8 @@ pub(super) struct Worker {
     pub(super) counters: RefCell<Counters>,
     pub(super) failing: failing::Seen,
     pub(super) journal: Journal,
+    /// Apart, so that two files do not take turns in one batch.
+    pub(super) stream_journal: Journal,
     pub(super) spills: Arc<Spills>,
     pub(super) authenticator: Authenticator,
     /// Apart from the authenticator's: names that copies go to, and that clients may choose, take no turn
@@ -190,7 +192,8 @@ async fn run(
         counters: RefCell::new(Counters::new(&shared.metering)),
         failing: failing::Seen::new(shared.failing),
         https_port: https.map_or(443, |bound| bound.addr.port()),
-        journal: Journal::new(shared.outlet),
+        journal: Journal::new(shared.outlet.clone()),
+        stream_journal: Journal::new(shared.outlet),
         spills: shared.spills,
         authenticator: Authenticator::new(shared.hashing),
         mirrors: Outside::new(MIRROR_LOOKUPS),
@@ -219,7 +222,9 @@ async fn run(
     let timers = Rc::clone(&worker.timers);
     tokio::task::spawn_local(async move { timers.run().await });
     let logging = Rc::clone(&worker);
-    tokio::task::spawn_local(async move { logging.journal.run().await });
+    tokio::task::spawn_local(
+        async move { tokio::join!(logging.journal.run(), logging.stream_journal.run()) },
+    );
 
     let mut sweep = tokio::time::interval(SWEEP);
     let mut followed = true;

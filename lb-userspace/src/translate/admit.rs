@@ -54,7 +54,7 @@ fn check<T>(
 fn metadata(object: &Object, about: &mut About<'_>) {
     let key = object.key();
     let name = &key.name.name;
-    let verdict = if key.kind == Kind::Service { names::service_name(name) } else { names::subdomain(name) };
+    let verdict = if key.kind == Kind::Service { names::label(name) } else { names::subdomain(name) };
     check(verdict, "bad-name", "metadata.name", about);
     if key.kind.is_namespaced() {
         check(names::label(&key.name.namespace), "bad-name", "metadata.namespace", about);
@@ -132,7 +132,7 @@ fn backend(backend: &IngressBackend, field: &str, about: &mut About<'_>) {
             return about.error("bad-backend", field, "service and resource exclude each other");
         }
     };
-    check(names::service_name(&service.name), "bad-name", format!("{field}.service.name"), about);
+    check(names::label(&service.name), "bad-name", format!("{field}.service.name"), about);
     let port = service.port.as_ref();
     let name = port.and_then(|port| port.name.as_deref()).filter(|name| !name.is_empty());
     let number = port.and_then(|port| port.number).filter(|number| *number != 0);

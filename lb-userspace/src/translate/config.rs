@@ -166,7 +166,8 @@ pub(super) fn read(
             let fix = "start with --default-backend-service";
             keys.about.warn("no-error-backend", keys::field("custom-http-errors"), message, fix);
         }
-        config.log = log::read(&mut keys);
+        let (requests, streams) = log::read(&mut keys);
+        (config.log, config.edge.streams.log) = (requests, streams.map(Arc::new));
         config.keepalive = upstream::keepalive(&mut keys);
         config.blocked = blocked::read(&mut keys).unwrap_or_else(|blocked::Unreadable| {
             config.gate = Gate::Closed;

@@ -7,35 +7,28 @@ use crate::model::pool::Block;
 const MAX_SUBDOMAIN: usize = 253;
 const MAX_LABEL: usize = 63;
 
-/// RFC 1123 label: namespaces and parts of host names.
+/// RFC 1123 label: namespaces, and Services, whose names may begin with a digit since Kubernetes 1.34.
 pub(super) fn label(text: &str) -> Result<(), String> {
-    let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-    let legal = !text.is_empty()
-        && text.len() <= MAX_LABEL
-        && text.bytes().all(inner)
-        && !text.starts_with('-')
-        && !text.ends_with('-');
-    if legal {
+    if text.len() <= MAX_LABEL && is_word(text) {
         return Ok(());
     }
     Err(format!("{text:?} must be 1 to 63 lower-case letters, digits and inner dashes"))
 }
 
-/// RFC 1035 label, the name of a Service: a label that starts with a letter.
-pub(super) fn service_name(text: &str) -> Result<(), String> {
-    label(text)?;
-    if text.starts_with(|first: char| first.is_ascii_digit()) {
-        return Err(format!("{text:?} must start with a letter"));
-    }
-    Ok(())
-}
-
-/// RFC 1123 subdomain: names of most objects, and hosts.
+/// RFC 1123 subdomain: names of most objects, and hosts. As for the API server, a part may be longer than one of a
+/// name in DNS: a controller's objects have a Service's name and more.
 pub(super) fn subdomain(text: &str) -> Result<(), String> {
-    if text.len() <= MAX_SUBDOMAIN && text.split('.').all(|part| label(part).is_ok()) {
+    if text.len() <= MAX_SUBDOMAIN && text.split('.').all(is_word) {
         return Ok(());
     }
-    Err(format!("{text:?} must be lower-case letters, digits and dashes, in parts separated by dots"))
+    Err(format!(
+        "{text:?} must be 1 to 253 lower-case letters, digits and dashes, in parts separated by dots"
+    ))
+}
+
+fn is_word(text: &str) -> bool {
+    let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    !text.is_empty() && text.bytes().all(inner) && !text.starts_with('-') && !text.ends_with('-')
 }
 
 /// Host of an Ingress rule or TLS entry.
@@ -172,10 +165,11 @@ mod tests {
     #[test]
     fn accepts_and_refuses_as_the_api_server_does() {
         type Check = fn(&str) -> Result<(), String>;
-        let cases: [(&str, Check, &[&str], &[&str]); 6] = [
-            ("label", label, &["a", "a-1", "1a"], &["", "-a", "a-", "A", "a.b", "a_b"]),
-            ("service", service_name, &["a1"], &["1a", ""]),
-            ("subdomain", subdomain, &["a.b", "a"], &["a..b", ".a", "a.", "A.b"]),
+        let [at_most, long] = [63, 64].map(|length| "a".repeat(length));
+        let [whole, too_long] = [253, 254].map(|length| "a".repeat(length));
+        let cases: [(&str, Check, &[&str], &[&str]); 5] = [
+            ("label", label, &["a", "a-1", "1a", &at_most], &["", "-a", "a-", "A", "a.b", "a_b", &long]),
+            ("subdomain", subdomain, &["a.b", "a", &long, &whole], &["a..b", ".a", "a.", "A.b", &too_long]),
             (
                 "host",
                 host,

@@ -47,7 +47,7 @@ const WITHOUT: [(&str, &str); 5] = [
 ];
 
 /// Keys without a case, each with the reason.
-const KEYS_WITHOUT: [(&str, &str); 14] = [
+const KEYS_WITHOUT: [(&str, &str); 21] = [
     ("gzip-level", "shows by a few bytes"),
     ("brotli-level", "shows by a few bytes"),
     ("proxy-max-temp-file-size", "shows by what is not sent, however long one waits: module buffers"),
@@ -56,6 +56,13 @@ const KEYS_WITHOUT: [(&str, &str); 14] = [
     ("proxy-stream-next-upstream-timeout", "as proxy-stream-timeout"),
     ("proxy-stream-next-upstream-tries", "as proxy-stream-timeout"),
     ("proxy-stream-responses", "as proxy-stream-timeout"),
+    ("log-format-stream", "of TCP and UDP Services: module logs"),
+    ("stream-access-log-path", "as log-format-stream"),
+    ("disable-stream-access-log", "as log-format-stream"),
+    ("enable-syslog", "goes to a collector: module logs"),
+    ("syslog-host", "as enable-syslog"),
+    ("syslog-port", "as enable-syslog"),
+    ("enable-auth-access-log", "adds lines to those of others: module logs"),
     ("max-worker-connections", "shows where a worker is full: module limits"),
     ("worker-shutdown-timeout", "shows when the process ends: module change"),
     ("ssl-session-cache-size", "shows by thousands of sessions"),

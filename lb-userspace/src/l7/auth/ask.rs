@@ -18,7 +18,7 @@ use super::super::h1::{Body, Response};
 use super::super::outside::{Outside, split_port};
 use super::super::snapshot::Snapshot;
 use super::super::socket::Link;
-use super::super::upstream::{Peer, Pool};
+use super::super::upstream::{Attempt, Peer, Pool, Record, Traffic};
 use crate::model::l7::policy::External;
 use crate::model::upstream::Keepalive;
 
@@ -90,7 +90,7 @@ impl AuthClient {
     }
 
     /// Sends a head to the service; what it answers. `spread` is any number: where there are several
-    /// addresses it says which is the first.
+    /// addresses it says which is the first. `record` takes up who was asked.
     pub(super) async fn ask(
         &self,
         snapshot: &Snapshot,
@@ -98,6 +98,7 @@ impl AuthClient {
         host: &str,
         head: &[u8],
         spread: u64,
+        record: &mut Record,
     ) -> Result<AuthResponse, Unanswered> {
         let (name, port) = split_port(host).ok_or(Unanswered::Host)?;
         let port = port.unwrap_or(if external.tls { 443 } else { 80 });
@@ -110,7 +111,7 @@ impl AuthClient {
         let left = CONNECT.saturating_sub(begun.elapsed());
         let first = usize::try_from(spread % addrs.len().max(1) as u64).unwrap_or(0);
         let addrs: Vec<_> = addrs.iter().cycle().skip(first).take(addrs.len().min(TRIES)).copied().collect();
-        self.ask_one_of(&addrs, name, external, head, left).await
+        self.ask_one_of(&addrs, name, external, head, left, record).await
     }
 
     /// Asks the first of the addresses that can be connected to; `left` is the time for connecting.
@@ -121,31 +122,44 @@ impl AuthClient {
         external: &External,
         head: &[u8],
         mut left: Duration,
+        record: &mut Record,
     ) -> Result<AuthResponse, Unanswered> {
         let client = if external.tls { balance::hash(name.as_bytes()) | 1 } else { 0 };
-        let mut last = Unanswered::NotFound(io::ErrorKind::NotFound.into());
+        let mut last = Err(Unanswered::NotFound(io::ErrorKind::NotFound.into()));
         for (addr, still) in addrs.iter().zip((1..=TRIES.min(addrs.len())).rev()) {
             let peer = Peer { addr: *addr, client };
             if let Some(kept) = self.idle.take(peer, true, &external.keepalive, Instant::now()) {
+                let began = Instant::now();
                 let exchanged =
                     self.exchange(kept.link, peer, kept.requests, kept.opened, external, head).await;
                 match exchanged {
                     // It may have been closed just now; a question can be asked again.
                     Err(Unanswered::Read(_)) => {}
-                    final_one => return final_one,
+                    final_one => {
+                        record.push(attempt(*addr, began, Some(Duration::ZERO), &final_one));
+                        return final_one;
+                    }
                 }
             }
             // A share for each: one that is silent does not take it all.
             let share = left / u32::try_from(still).unwrap_or(1);
-            let began = tokio::time::Instant::now();
-            match tokio::time::timeout(share, self.outside.connect(*addr, external.tls, name)).await {
-                Ok(Ok(link)) => return self.exchange(link, peer, 0, Instant::now(), external, head).await,
-                Ok(Err(error)) => last = Unanswered::Connect(error),
-                Err(_) => last = Unanswered::Late,
-            }
+            let began = Instant::now();
+            let failed =
+                match tokio::time::timeout(share, self.outside.connect(*addr, external.tls, name)).await {
+                    Ok(Ok(link)) => {
+                        let connect = began.elapsed();
+                        let exchanged = self.exchange(link, peer, 0, Instant::now(), external, head).await;
+                        record.push(attempt(*addr, began, Some(connect), &exchanged));
+                        return exchanged;
+                    }
+                    Ok(Err(error)) => Err(Unanswered::Connect(error)),
+                    Err(_) => Err(Unanswered::Late),
+                };
+            record.push(attempt(*addr, began, None, &failed));
+            last = failed;
             left = left.saturating_sub(began.elapsed());
         }
-        Err(last)
+        last
     }
 
     async fn exchange(
@@ -167,6 +181,22 @@ impl AuthClient {
         }
         Ok(told)
     }
+}
+
+/// How asking at one address went.
+fn attempt(
+    addr: SocketAddr,
+    began: Instant,
+    connect: Option<Duration>,
+    told: &Result<AuthResponse, Unanswered>,
+) -> Attempt {
+    let response = began.elapsed();
+    let (status, header) = match told {
+        Ok(told) => (told.status, Some(response)),
+        Err(Unanswered::Late) => (504, None),
+        Err(_) => (502, None),
+    };
+    Attempt { addr, status, connect, header, response, bytes: 0, traffic: Traffic::default() }
 }
 
 /// The answer, and whether the connection can be used again.
@@ -350,7 +380,8 @@ mod tests {
 
     async fn ask(client: &AuthClient, addrs: &[SocketAddr], external: &External) -> Result<u16, Unanswered> {
         const HEAD: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
-        let told = client.ask_one_of(addrs, "localhost", external, HEAD, Duration::from_millis(300)).await;
+        let (left, record) = (Duration::from_millis(300), &mut Record::default());
+        let told = client.ask_one_of(addrs, "localhost", external, HEAD, left, record).await;
         told.map(|told| told.status)
     }
 

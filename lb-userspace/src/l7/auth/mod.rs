@@ -17,9 +17,11 @@ use std::time::{Duration, Instant};
 
 use super::credentials::Credentials;
 use super::filters::{Answer, Asked};
+use super::log::{End, Tally};
 use super::metrics::Denied;
 use super::policy::{self, Entry, HeaderEdits};
 use super::snapshot::Snapshot;
+use super::upstream::Record;
 use super::worker::Worker;
 use crate::model::l7::Policies;
 use crate::model::l7::policy::{Basic, External, RememberRule, Satisfy};
@@ -140,9 +142,15 @@ impl Checks {
         tell(lines, self.head_end, head);
     }
 
-    /// Makes them. What a client is told beside the answer is put into `edits`.
-    pub(super) async fn make(&self, worker: &Worker, edits: &mut HeaderEdits) -> Outcome {
-        match self.all(worker, edits).await {
+    /// Makes them. What a client is told beside the answer is put into `edits`. `line` of the log is begun, if
+    /// the request is logged.
+    pub(super) async fn make(
+        &self,
+        worker: &Worker,
+        line: Option<&[u8]>,
+        edits: &mut HeaderEdits,
+    ) -> Outcome {
+        match self.all(worker, line, edits).await {
             Ok(onward) => Outcome::Passed(onward),
             Err(Failed { answer, denied, challenges }) => {
                 worker.counters.borrow_mut().denied(denied);
@@ -154,7 +162,12 @@ impl Checks {
         }
     }
 
-    async fn all(&self, worker: &Worker, edits: &mut HeaderEdits) -> Result<Vec<u8>, Failed> {
+    async fn all(
+        &self,
+        worker: &Worker,
+        line: Option<&[u8]>,
+        edits: &mut HeaderEdits,
+    ) -> Result<Vec<u8>, Failed> {
         let Some(auth) = self.policies.auth.as_ref() else { return Ok(Vec::new()) };
         let one_is_enough = auth.satisfy == Satisfy::Any;
         // Where all have to be passed, an address that may not enter does not get here.
@@ -167,7 +180,7 @@ impl Checks {
             }
         }
         if let (Some(external), Some(question)) = (&auth.external, &self.question) {
-            match self.external(external, question, worker, edits).await {
+            match self.external(external, question, worker, line, edits).await {
                 Ok(onward) => return Ok(onward),
                 Err(this) => failed = Some(one_of(failed, this, one_is_enough)?),
             }
@@ -204,9 +217,10 @@ impl Checks {
         external: &External,
         question: &Question,
         worker: &Worker,
+        line: Option<&[u8]>,
         edits: &mut HeaderEdits,
     ) -> Result<Vec<u8>, Failed> {
-        let told = match self.ask(external, question, worker).await {
+        let told = match self.ask(external, question, worker, line).await {
             Ok(told) => told,
             Err(error) => {
                 tracing::debug!(url = external.url, %error, "no answer from an auth service");
@@ -236,6 +250,7 @@ impl Checks {
         external: &External,
         question: &Question,
         worker: &Worker,
+        line: Option<&[u8]>,
     ) -> Result<Rc<AuthResponse>, Unanswered> {
         let Authenticator { client, answers, .. } = &worker.authenticator;
         let remembered = question.key.as_ref().and_then(|key| answers.get(key, Instant::now()));
@@ -243,12 +258,36 @@ impl Checks {
             return Ok(told);
         }
         let host = question.host.as_deref().ok_or(Unanswered::Host)?;
-        let spread = worker.random.word();
-        let told = Rc::new(client.ask(&self.snapshot, external, host, &question.head, spread).await?);
+        let (spread, began) = (worker.random.word(), Instant::now());
+        let mut record = Record::default();
+        let told = client.ask(&self.snapshot, external, host, &question.head, spread, &mut record).await;
+        if let Some(line) = line {
+            let status = told.as_ref().map_or(502, |told| told.status);
+            self.log(worker, line, status, question.head.len(), (began, &record));
+        }
+        let told = Rc::new(told?);
         if let (Some(key), Some(time)) = (question.key, holds_for(external, &told)) {
             answers.put(key, Rc::clone(&told), Instant::now() + time);
         }
         Ok(told)
+    }
+
+    /// Ends a line for the question itself, where those are logged: the request's own, with what was answered to us.
+    fn log(
+        &self,
+        worker: &Worker,
+        line: &[u8],
+        status: u16,
+        head: usize,
+        (began, record): (Instant, &Record),
+    ) {
+        let Some(log) = self.snapshot.router.log.as_deref().filter(|log| log.questions) else { return };
+        let (took, tally) = (began.elapsed(), Tally::default());
+        worker.journal.finish(
+            log,
+            line,
+            &End { status, took, head, is_whole: true, tally, record, kept: None },
+        );
     }
 }
 

@@ -9,11 +9,11 @@ use super::Connection;
 use super::plan::Step;
 
 impl Connection<'_, '_> {
-    /// Has the client show what its location asks for; the step that follows.
-    pub(super) async fn check(&mut self, checks: &Checks, mut step: Step) -> Step {
+    /// Has the client show what its location asks for; the step that follows. `line` of the log is begun.
+    pub(super) async fn check(&mut self, checks: &Checks, line: Option<&[u8]>, mut step: Step) -> Step {
         let mut edits = std::mem::take(&mut self.edits);
         let outcome = {
-            let mut made = pin!(checks.make(self.worker, &mut edits));
+            let mut made = pin!(checks.make(self.worker, line, &mut edits));
             poll_fn(|cx| match made.as_mut().poll(cx) {
                 Poll::Ready(outcome) => Poll::Ready(Some(outcome)),
                 Poll::Pending if self.poll_gone(cx) => Poll::Ready(None),

@@ -11,8 +11,9 @@ use tokio::sync::Notify;
 
 use super::line::{self, End};
 use super::stamp::Stamp;
+use super::streams::{self, Ended};
 use crate::model::l7::AccessLog;
-use crate::model::l7::log::Sink;
+use crate::model::l7::log::{Sink, StreamLog};
 
 /// A batch of this size goes to the writer at once.
 const BATCH_BYTES: usize = 32 * 1024;
@@ -51,18 +52,27 @@ impl Journal {
 
     /// Ends a line that was begun.
     pub(in crate::l7) fn finish(&self, log: &AccessLog, begun: &[u8], end: &End<'_>) {
+        self.write(&log.sink, |stamp, out| line::finish(&log.format, begun, end, stamp, out));
+    }
+
+    /// Writes the line of a connection that is over.
+    pub(in crate::l7) fn tell(&self, log: &StreamLog, ended: &Ended<'_>) {
+        self.write(&log.sink, |stamp, out| streams::write(&log.format, ended, stamp, out));
+    }
+
+    fn write(&self, sink: &Arc<Sink>, line: impl FnOnce(&Stamp, &mut Vec<u8>)) {
         let mut held = self.batch.borrow_mut();
-        if held.as_ref().is_some_and(|batch| !Arc::ptr_eq(&batch.sink, &log.sink)) {
+        if held.as_ref().is_some_and(|batch| !Arc::ptr_eq(&batch.sink, sink)) {
             self.outlet.hand_over(held.take());
         }
         let batch = held.get_or_insert_with(|| {
             self.begun.notify_one();
             let bytes = Vec::with_capacity(BATCH_BYTES + BATCH_BYTES / 8);
-            Batch { sink: Arc::clone(&log.sink), bytes, lines: 0 }
+            Batch { sink: Arc::clone(sink), bytes, lines: 0 }
         });
         let mut stamp = self.stamp.borrow_mut();
         stamp.renew();
-        line::finish(&log.format, begun, end, &stamp, &mut batch.bytes);
+        line(&stamp, &mut batch.bytes);
         batch.bytes.push(b'\n');
         batch.lines += 1;
         if batch.bytes.len() >= BATCH_BYTES {

@@ -238,7 +238,7 @@ fn normal_path(target: Option<&[u8]>) -> Option<Cow<'_, [u8]>> {
     path::normalize(path::split_query(target?).0).ok()
 }
 
-fn socket(endpoint: SocketAddr, out: &mut Vec<u8>) {
+pub(super) fn socket(endpoint: SocketAddr, out: &mut Vec<u8>) {
     match endpoint.ip() {
         IpAddr::V4(_) => addr(endpoint.ip(), out),
         IpAddr::V6(_) => {

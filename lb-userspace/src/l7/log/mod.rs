@@ -6,6 +6,8 @@ mod journal;
 mod kept;
 mod line;
 mod stamp;
+mod streams;
+mod syslog;
 mod writer;
 
 use super::buffer::Scratch;
@@ -18,6 +20,7 @@ use crate::model::l7::log::{Early, Escape};
 pub(super) use journal::{Journal, Outlet};
 pub(super) use kept::Kept;
 pub(super) use line::{End, Place, Subject};
+pub(super) use streams::Ended;
 pub(super) use writer::{Writer, start};
 
 /// Name of the upstream of requests that go to the default backend.

@@ -11,6 +11,7 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, Instant};
 
 use super::journal::{Batch, Outlet};
+use super::syslog::Collector;
 use crate::model::l7::log::Sink;
 use crate::model::report::{Metric, MetricKind, Sample};
 
@@ -19,13 +20,17 @@ const BACKLOG: usize = 64;
 /// How often the file is compared with what its path names, so that whoever rotates logs has only to
 /// rename the file.
 const ROTATED: Duration = Duration::from_secs(1);
+/// How often the name of a collector is looked up.
+const LOOKED_UP: Duration = Duration::from_secs(60);
+/// Sinks that are kept open: of requests and of connections, before a change and after it.
+const OPEN_MAX: usize = 4;
 
 /// Starts the thread. It ends with its last [`Outlet`].
 pub(in crate::l7) fn start() -> io::Result<(Outlet, Writer)> {
     let (batches, receiver) = sync_channel(BACKLOG);
     let (done, ended) = sync_channel(1);
     let lost = Arc::new(AtomicU64::new(0));
-    let thread = Thread { open: None, failing: false, lost: Arc::clone(&lost) };
+    let thread = Thread { open: Vec::new(), failing: false, lost: Arc::clone(&lost) };
     std::thread::Builder::new().name("penstock-log".to_owned()).spawn(move || {
         thread.run(&receiver);
         let _ = done.send(());
@@ -58,7 +63,8 @@ impl Writer {
 }
 
 struct Thread {
-    open: Option<Open>,
+    /// The last few, so that two logs do not open their files in turns.
+    open: Vec<Open>,
     /// The last batch could not be written.
     failing: bool,
     lost: Arc<AtomicU64>,
@@ -67,22 +73,26 @@ struct Thread {
 /// What is written to.
 struct Open {
     sink: Arc<Sink>,
-    file: File,
+    outlet: Place,
     checked: Instant,
+}
+
+enum Place {
+    File(File),
+    Syslog(Collector),
 }
 
 impl Thread {
     fn run(mut self, batches: &Receiver<Batch>) {
         while let Ok(batch) = batches.recv() {
-            let written = self.file(&batch.sink).and_then(|mut file| file.write_all(&batch.bytes));
-            match written {
+            match self.write(&batch) {
                 Ok(()) if self.failing => tracing::info!(sink = ?batch.sink, "access log is written again"),
-                Err(error) => {
+                Err((error, lost)) => {
                     if !self.failing {
                         tracing::error!(sink = ?batch.sink, %error, "access log cannot be written, lines are lost");
                     }
-                    self.lost.fetch_add(batch.lines, Ordering::Relaxed);
-                    self.open = None;
+                    self.lost.fetch_add(lost, Ordering::Relaxed);
+                    self.open.retain(|open| open.sink != batch.sink);
                     self.failing = true;
                     continue;
                 }
@@ -92,24 +102,41 @@ impl Thread {
         }
     }
 
-    /// The sink's file, opened anew where its path names another one by now.
-    fn file(&mut self, sink: &Arc<Sink>) -> io::Result<&File> {
-        let open = match self.open.take().filter(|open| Arc::ptr_eq(&open.sink, sink) || open.sink == *sink) {
-            Some(open) if !open.was_rotated() => open,
-            _ => Open { sink: Arc::clone(sink), file: open(sink)?, checked: Instant::now() },
+    /// Writes all lines; the error has how many were not written beside it.
+    fn write(&mut self, batch: &Batch) -> Result<(), (io::Error, u64)> {
+        match self.outlet(&batch.sink).map_err(|error| (error, batch.lines))? {
+            Place::File(file) => file.write_all(&batch.bytes).map_err(|error| (error, batch.lines)),
+            Place::Syslog(collector) => collector.send(&batch.bytes),
+        }
+    }
+
+    /// Where the sink's lines go, opened anew where its path or its name means something else by now.
+    fn outlet(&mut self, sink: &Arc<Sink>) -> io::Result<&mut Place> {
+        let is_it = |open: &Open| Arc::ptr_eq(&open.sink, sink) || open.sink == *sink;
+        let known = self.open.iter().position(is_it).map(|at| self.open.remove(at));
+        let mut open = match known {
+            Some(open) if !open.is_old() => open,
+            _ => Open { sink: Arc::clone(sink), outlet: open(sink)?, checked: Instant::now() },
         };
-        let open = self.open.insert(open);
-        if open.checked.elapsed() >= ROTATED {
+        if open.checked.elapsed() >= ROTATED && matches!(open.outlet, Place::File(_)) {
             open.checked = Instant::now();
         }
-        Ok(&open.file)
+        self.open.truncate(OPEN_MAX - 1);
+        self.open.insert(0, open);
+        self.open.first_mut().map(|open| &mut open.outlet).ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 }
 
 impl Open {
-    fn was_rotated(&self) -> bool {
-        let Sink::File(path) = &*self.sink else { return false };
-        self.checked.elapsed() >= ROTATED && !is_same(&self.file, path)
+    /// The path names another file, or the name may mean another address.
+    fn is_old(&self) -> bool {
+        match (&*self.sink, &self.outlet) {
+            (Sink::File(path), Place::File(file)) => {
+                self.checked.elapsed() >= ROTATED && !is_same(file, path)
+            }
+            (Sink::Syslog { .. }, _) => self.checked.elapsed() >= LOOKED_UP,
+            _ => false,
+        }
     }
 }
 
@@ -120,11 +147,13 @@ fn is_same(file: &File, path: &Path) -> bool {
     }
 }
 
-fn open(sink: &Sink) -> io::Result<File> {
-    match sink {
-        Sink::Stdout => Ok(File::from(io::stdout().as_fd().try_clone_to_owned()?)),
-        Sink::File(path) => OpenOptions::new().append(true).create(true).mode(0o640).open(path),
-    }
+fn open(sink: &Sink) -> io::Result<Place> {
+    let file = match sink {
+        Sink::Stdout => File::from(io::stdout().as_fd().try_clone_to_owned()?),
+        Sink::File(path) => OpenOptions::new().append(true).create(true).mode(0o640).open(path)?,
+        Sink::Syslog { host, port } => return Collector::new(host, *port).map(Place::Syslog),
+    };
+    Ok(Place::File(file))
 }
 
 #[cfg(test)]
@@ -136,11 +165,11 @@ mod tests {
     }
 
     fn thread() -> Thread {
-        Thread { open: None, failing: false, lost: Arc::default() }
+        Thread { open: Vec::new(), failing: false, lost: Arc::default() }
     }
 
     fn write(thread: &mut Thread, batch: &Batch) {
-        thread.file(&batch.sink).and_then(|mut file| file.write_all(&batch.bytes)).expect("written");
+        thread.write(batch).expect("written");
     }
 
     #[test]
@@ -152,7 +181,7 @@ mod tests {
 
         write(&mut thread, &batch(&sink, "one"));
         std::fs::rename(&path, &rotated).expect("renamed");
-        if let Some(open) = &mut thread.open {
+        for open in &mut thread.open {
             open.checked -= ROTATED;
         }
         write(&mut thread, &batch(&sink, "two"));

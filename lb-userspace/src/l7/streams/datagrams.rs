@@ -24,6 +24,17 @@ pub(super) struct Asker {
     to: Option<IpAddr>,
 }
 
+impl Asker {
+    pub(super) fn client(self) -> SocketAddr {
+        SocketAddr::new(self.addr.ip().to_canonical(), self.addr.port())
+    }
+
+    /// What it asked; unspecified where only the kernel knows.
+    pub(super) fn server(self) -> IpAddr {
+        self.to.map_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED), |to| to.to_canonical())
+    }
+}
+
 pub(super) struct Datagrams(UdpSocket);
 
 /// Room for what the kernel says of a datagram; one for many.

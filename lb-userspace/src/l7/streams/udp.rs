@@ -11,9 +11,10 @@ use std::time::{Duration, Instant};
 use tokio::net::UdpSocket;
 use tokio::sync::{Notify, oneshot};
 
+use super::super::log::Ended;
 use super::super::metrics::{Cause, Failure};
 use super::super::passthrough;
-use super::super::upstream::{Attempts, Lead, Speech, Terms, Transport};
+use super::super::upstream::{Attempt, Attempts, Lead, Record, Speech, Terms, Traffic, Transport};
 use super::super::worker::{ACCEPT_PAUSE, Worker};
 use super::datagrams::{Asker, Datagrams, Said};
 use crate::model::l4::Protocol;
@@ -36,6 +37,11 @@ struct Exchange {
     endpoint: UdpSocket,
     /// The client's datagrams.
     asked: Cell<u64>,
+    /// Bytes of those, and of the answers.
+    up: Cell<u64>,
+    down: Cell<u64>,
+    /// When the first answer came.
+    answered: Cell<Option<Instant>>,
     /// When either side last spoke.
     spoke: Cell<Instant>,
     /// It is to make room.
@@ -109,6 +115,7 @@ pub(super) async fn serve(worker: Rc<Worker>, socket: Datagrams, port: u16, mut 
         exchange.spoke.set(Instant::now());
         // A full socket buffer is loss, as anywhere else on its way.
         let _ = exchange.endpoint.try_send(datagram.get(..length).unwrap_or_default());
+        exchange.up.update(|up| up + length as u64);
         worker.counters.borrow_mut().datagrams.up_bytes += length as u64;
     }
 }
@@ -152,15 +159,24 @@ async fn begin(
     // The runtime takes a socket for full until it has heard otherwise.
     endpoint.writable().await.ok()?;
     let began = Instant::now();
-    let spoke = Cell::new(Instant::now());
-    let exchange = Rc::new(Exchange { endpoint, asked: Cell::new(1), spoke, over: Notify::new() });
+    let exchange = Rc::new(Exchange {
+        endpoint,
+        asked: Cell::new(1),
+        up: Cell::new(0),
+        down: Cell::new(0),
+        answered: Cell::new(None),
+        spoke: Cell::new(began),
+        over: Notify::new(),
+    });
     worker.exchanges.sockets.update(|sockets| sockets + 1);
     exchanges.borrow_mut().insert(asker, Rc::clone(&exchange));
     worker.counters.borrow_mut().datagrams.connections += 1;
     let (worker, socket, upstream) = (Rc::clone(worker), Rc::downgrade(socket), stream.upstream.clone());
     let (exchanges, answering) = (Rc::clone(exchanges), Rc::clone(&exchange));
     tokio::task::spawn_local(async move {
-        if answer(&worker, &answering, &socket, asker).await == End::Refused {
+        let end = answer(&worker, &answering, &socket, asker).await;
+        log(&worker, &answering, (asker, port), &upstream.0, (picked.addr(), began), end);
+        if end == End::Refused {
             let cause = Cause { failure: Failure::Connect, error: Some(ErrorKind::ConnectionRefused.into()) };
             worker.failed(&upstream, &picked, cause, began.elapsed());
         }
@@ -173,7 +189,43 @@ async fn begin(
     Some(exchange)
 }
 
-#[derive(PartialEq, Eq)]
+/// Logs an exchange that is over.
+fn log(
+    worker: &Worker,
+    exchange: &Exchange,
+    (asker, port): (Asker, u16),
+    upstream: &str,
+    (addr, began): (SocketAddr, Instant),
+    end: End,
+) {
+    let (up, down, took) = (exchange.up.get(), exchange.down.get(), began.elapsed());
+    let status = if end == End::Refused { 502 } else { 200 };
+    let mut record = Record::default();
+    record.push(Attempt {
+        addr,
+        status,
+        connect: Some(Duration::ZERO),
+        header: exchange.answered.get().map(|answered| answered.saturating_duration_since(began)),
+        response: took,
+        bytes: down,
+        traffic: Traffic { sent: up, received: down },
+    });
+    worker.log_stream(&Ended {
+        protocol: Protocol::Udp,
+        client: asker.client(),
+        told: None,
+        server: SocketAddr::new(asker.server(), port),
+        serial: worker.next_connection(),
+        status,
+        took,
+        up,
+        down,
+        upstream,
+        record: &record,
+    });
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum End {
     /// Enough was said, or nothing for long enough.
     Done,
@@ -222,6 +274,10 @@ async fn answer(worker: &Worker, exchange: &Exchange, socket: &Weak<Datagrams>, 
         };
         exchange.spoke.set(Instant::now());
         worker.counters.borrow_mut().datagrams.down_bytes += length as u64;
+        exchange.down.update(|down| down + length as u64);
+        if answers == 0 {
+            exchange.answered.set(Some(exchange.spoke.get()));
+        }
         answers += 1;
     }
 }

@@ -127,6 +127,14 @@ pub(in crate::l7) struct Lease {
     opened: Instant,
 }
 
+/// How a connection for bytes that nobody reads came about.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::l7) struct Opened {
+    pub(in crate::l7) addr: SocketAddr,
+    pub(in crate::l7) began: Instant,
+    pub(in crate::l7) connect: Duration,
+}
+
 enum Way {
     Link(Link),
     /// Boxed: a request of HTTP/1.1 should not pay for its size.
@@ -214,17 +222,20 @@ impl<'s> Attempts<'s> {
         }
     }
 
-    /// A new connection, for bytes that nobody reads.
-    pub(in crate::l7) async fn connection(mut self) -> Option<Link> {
+    /// A new connection, for bytes that nobody reads, and the attempts that failed before.
+    pub(in crate::l7) async fn connection(mut self) -> (Option<(Link, Opened)>, Record) {
         loop {
-            let (picked, _) = self.pick()?;
+            let Some((picked, _)) = self.pick() else { return (None, self.record) };
             let addr = picked.addr();
             self.picked = Some(picked);
             match self.connect(addr).await {
-                Ok(link) => return Some(link),
+                Ok(link) => {
+                    let opened = Opened { addr, began: self.now.began, connect: self.now.began.elapsed() };
+                    return (Some((link, opened)), self.record);
+                }
                 Err(failure) => match self.let_down(failure, Progress::Unsent) {
                     Next::Again => self.now = Now::at(Instant::now()),
-                    Next::Answer(_) => return None,
+                    Next::Answer(_) => return (None, self.record),
                 },
             }
         }

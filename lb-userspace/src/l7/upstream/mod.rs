@@ -19,7 +19,7 @@ use super::balance::Endpoints;
 use super::route::UpstreamEntry;
 use crate::model::health::Unwell;
 
-pub(super) use attempts::{Attempts, Lead, Lease, Next, Progress, Speech, Terms};
+pub(super) use attempts::{Attempts, Lead, Lease, Next, Opened, Progress, Speech, Terms};
 pub(super) use client::{Client, Clients, unverified};
 pub use dial::Dialer;
 pub(super) use pool::{Peer, Pool};

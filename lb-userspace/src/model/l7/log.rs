@@ -1,8 +1,12 @@
 //! The access log: where it goes, what is left out, and how a line is made.
 
+mod streams;
+
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
+
+pub use streams::{StreamFormat, StreamLog, StreamPart, StreamValue};
 
 /// Format of ingress-nginx where the ConfigMap names none.
 pub const DEFAULT_FORMAT: &str = concat!(
@@ -23,13 +27,21 @@ pub struct AccessLog {
     pub skip: BTreeSet<String>,
     /// `enable-access-log-for-default-backend`: also what no Ingress claims.
     pub unclaimed: bool,
+    /// `enable-auth-access-log`: also the questions to auth services.
+    pub questions: bool,
 }
 
 impl Default for AccessLog {
     /// ingress-nginx's: everything that an Ingress claims, on standard output.
     fn default() -> Self {
         let (format, _) = Format::compile(DEFAULT_FORMAT, Escape::Default);
-        Self { sink: Arc::new(Sink::Stdout), format, skip: BTreeSet::new(), unclaimed: false }
+        Self {
+            sink: Arc::new(Sink::Stdout),
+            format,
+            skip: BTreeSet::new(),
+            unclaimed: false,
+            questions: false,
+        }
     }
 }
 
@@ -40,6 +52,13 @@ pub enum Sink {
     Stdout,
     /// A file, appended to; made if it is not there, or no longer.
     File(PathBuf),
+    /// `enable-syslog`: a collector that takes a line in each datagram (RFC 3164).
+    Syslog {
+        /// Its address, or its name.
+        host: String,
+        /// 514 where none is said.
+        port: u16,
+    },
 }
 
 /// How values are kept from being taken for something else. The text of the format is never changed.
@@ -239,32 +258,50 @@ impl Late {
 impl Format {
     /// Reads a format as nginx does within single quotes, and names the variables that do not exist here.
     pub fn compile(text: &str, escape: Escape) -> (Self, Vec<String>) {
-        let (mut parts, mut unknown, mut literal) = (Vec::new(), Vec::new(), String::new());
-        let mut rest = text.chars();
-        while let Some(char) = rest.next() {
-            if char != '$' {
-                literal.push(if char == '\\' { escaped(&mut rest) } else { char });
-                continue;
-            }
-            let Some((name, after)) = variable(rest.as_str()) else {
-                literal.push('$');
-                continue;
-            };
-            rest = after.chars();
-            if !literal.is_empty() {
-                parts.push(Part::Text(std::mem::take(&mut literal)));
-            }
-            parts.push(Part::named(name).unwrap_or_else(|| {
+        let mut unknown = Vec::new();
+        let part = |piece| match piece {
+            Piece::Text(text) => Part::Text(text),
+            Piece::Variable(name) => Part::named(name).unwrap_or_else(|| {
                 unknown.push(name.to_owned());
                 Part::Early(Early::Unknown)
-            }));
-        }
-        if !literal.is_empty() {
-            parts.push(Part::Text(literal));
-        }
+            }),
+        };
+        let parts: Vec<_> = pieces(text).into_iter().map(part).collect();
         let keeps_heads = parts.iter().any(|part| matches!(part, Part::Late(late) if late.is_of_head()));
         (Self { escape, parts, keeps_heads }, unknown)
     }
+}
+
+/// A stretch of a format as it is written.
+enum Piece<'t> {
+    Text(String),
+    /// By its name.
+    Variable(&'t str),
+}
+
+/// In order; no text follows a text.
+fn pieces(text: &str) -> Vec<Piece<'_>> {
+    let (mut pieces, mut literal) = (Vec::new(), String::new());
+    let mut rest = text.chars();
+    while let Some(char) = rest.next() {
+        if char != '$' {
+            literal.push(if char == '\\' { escaped(&mut rest) } else { char });
+            continue;
+        }
+        let Some((name, after)) = variable(rest.as_str()) else {
+            literal.push('$');
+            continue;
+        };
+        rest = after.chars();
+        if !literal.is_empty() {
+            pieces.push(Piece::Text(std::mem::take(&mut literal)));
+        }
+        pieces.push(Piece::Variable(name));
+    }
+    if !literal.is_empty() {
+        pieces.push(Piece::Text(literal));
+    }
+    pieces
 }
 
 /// What a backslash and the next character stand for.

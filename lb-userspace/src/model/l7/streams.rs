@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::super::l4;
 use super::super::upstream::{Retry, UpstreamName};
 use super::edge::ProxyProtocol;
+use super::log::StreamLog;
 
 /// Ports by protocol and number.
 pub type Streams = BTreeMap<(l4::Protocol, u16), Stream>;
@@ -43,6 +45,8 @@ pub struct StreamTerms {
     pub responses: u32,
     /// Whose PROXY headers are believed, and how long one may take.
     pub header: ProxyProtocol,
+    /// `None`: they are not logged.
+    pub log: Option<Arc<StreamLog>>,
 }
 
 impl Default for StreamTerms {
@@ -55,6 +59,7 @@ impl Default for StreamTerms {
             retry: Retry { within: Duration::from_secs(600), ..Retry::default() },
             responses: 1,
             header: ProxyProtocol { timeout: Duration::from_secs(5), trusted: everybody },
+            log: Some(Arc::default()),
         }
     }
 }

@@ -104,6 +104,7 @@ fn streams(keys: &mut Keys<'_>, trusted: Vec<Prefix>) -> StreamTerms {
         },
         responses: keys.number("proxy-stream-responses").unwrap_or(default.responses),
         header: ProxyProtocol { timeout, trusted },
+        ..default
     }
 }
 

@@ -1,38 +1,74 @@
 //! Keys of the access log.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::keys::{Keys, field};
 use crate::model::l7::AccessLog;
-use crate::model::l7::log::{DEFAULT_FORMAT, Escape, Format, Sink};
+use crate::model::l7::log::{DEFAULT_FORMAT, Escape, Format, Sink, StreamFormat, StreamLog};
 
 /// In ingress-nginx's image a link to standard output.
 const STDOUT: [&str; 2] = ["/var/log/nginx/access.log", "/dev/stdout"];
 
-/// `None`: it is switched off.
-pub(super) fn read(keys: &mut Keys<'_>) -> Option<AccessLog> {
+/// Of requests, and of connections to TCP and UDP Services; `None`: it is switched off.
+pub(super) fn read(keys: &mut Keys<'_>) -> (Option<AccessLog>, Option<StreamLog>) {
     let mut is_on = |key| keys.boolean(key).unwrap_or(false);
-    let off = is_on("disable-access-log") | is_on("disable-http-access-log");
+    let off = is_on("disable-access-log");
+    let (http_off, streams_off) = (is_on("disable-http-access-log"), is_on("disable-stream-access-log"));
     let unclaimed = is_on("enable-access-log-for-default-backend");
-    let log = AccessLog { sink: Arc::new(sink(keys)), format: format(keys), skip: skip(keys), unclaimed };
-    (!off).then_some(log)
+    let questions = is_on("enable-auth-access-log");
+    // All are asked for, so that none is told as unknown; the narrower one counts.
+    let all = path(keys, "access-log-path");
+    let http = path(keys, "http-access-log-path").or_else(|| all.clone()).unwrap_or(Sink::Stdout);
+    let streams = path(keys, "stream-access-log-path").or(all).unwrap_or(Sink::Stdout);
+    let http = Arc::new(syslog(keys).unwrap_or(http));
+    let http = AccessLog { sink: http, format: format(keys), skip: skip(keys), unclaimed, questions };
+    let streams = StreamLog { sink: Arc::new(streams), format: stream_format(keys) };
+    ((!off && !http_off).then_some(http), (!off && !streams_off).then_some(streams))
 }
 
-fn sink(keys: &mut Keys<'_>) -> Sink {
-    // Both are asked for, so that neither is told as unknown; the narrower one counts.
-    let all = keys.text("access-log-path").map(|path| ("access-log-path", path));
-    let http = keys.text("http-access-log-path").map(|path| ("http-access-log-path", path));
-    let Some((key, path)) = http.or(all).filter(|(_, path)| !STDOUT.contains(path)) else {
-        return Sink::Stdout;
-    };
+fn path(keys: &mut Keys<'_>, key: &'static str) -> Option<Sink> {
+    let path = keys.text(key)?;
+    if STDOUT.contains(&path) {
+        return Some(Sink::Stdout);
+    }
     if !path.starts_with('/') {
         let message = format!("{path:?} is not an absolute path; standard output it is");
         keys.about.warn("bad-value", field(key), message, "");
-        return Sink::Stdout;
+        return Some(Sink::Stdout);
     }
-    Sink::File(PathBuf::from(path))
+    Some(Sink::File(PathBuf::from(path)))
+}
+
+/// The collector of lines, if there is one. Requests alone are logged there, as by ingress-nginx.
+fn syslog(keys: &mut Keys<'_>) -> Option<Sink> {
+    let is_on = keys.boolean("enable-syslog").unwrap_or(false);
+    let wanted = "an address or a name";
+    let is_host = |text: &str| {
+        // Of an IPv6 address with or without the brackets that nginx wants.
+        let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
+        let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+        (bare.parse::<IpAddr>().is_ok() || text.chars().all(is_name)).then(|| bare.to_owned())
+    };
+    let host = keys.parsed("syslog-host", wanted, is_host);
+    let port = keys.parsed("syslog-port", "a port", |text| text.parse().ok().filter(|port: &u16| *port > 0));
+    if is_on && host.is_none() {
+        let message = "nobody is named to send lines to; they go where they went without it";
+        keys.about.warn("bad-value", field("enable-syslog"), message, "name one by syslog-host");
+    }
+    Some(Sink::Syslog { host: host.filter(|_| is_on)?, port: port.unwrap_or(514) })
+}
+
+fn stream_format(keys: &mut Keys<'_>) -> StreamFormat {
+    let Some(text) = keys.text("log-format-stream") else { return StreamFormat::default() };
+    let (format, unknown) = StreamFormat::compile(text);
+    for name in unknown {
+        let message = format!("a connection has no ${name} here; `-` is logged in its place");
+        keys.about.warn("unknown-variable", field("log-format-stream"), message, "");
+    }
+    format
 }
 
 fn format(keys: &mut Keys<'_>) -> Format {

@@ -245,7 +245,7 @@ pub const KEYS: &[ConfigKey] = &[
     plain("log-format-upstream", Text, "see docs/ingress.md", "line of the access log"),
     plain("log-format-escape-json", Bool, "false", "escape values as JSON does"),
     plain("log-format-escape-none", Bool, "false", "escape nothing"),
-    plain("log-format-stream", Text, "", "line of a TCP or UDP Service's connection"),
+    plain("log-format-stream", Text, "see docs/ingress.md", "line of a TCP or UDP Service's connection"),
     plain("disable-access-log", Bool, "false", "log no requests"),
     plain("disable-http-access-log", Bool, "false", "log no requests"),
     plain("disable-stream-access-log", Bool, "false", "log no connections of TCP and UDP Services"),
