@@ -187,7 +187,7 @@ fn client_auth_line(auth: &ClientAuth, out: &mut String) {
 
 /// Only what differs from the defaults.
 fn access_log(log: Option<&AccessLog>, out: &mut String) {
-    let Some(AccessLog { sink, format, skip, unclaimed }) = log else {
+    let Some(AccessLog { sink, format, skip, unclaimed, questions }) = log else {
         return line(out, 0, "access log off");
     };
     let default = AccessLog::default();
@@ -197,6 +197,9 @@ fn access_log(log: Option<&AccessLog>, out: &mut String) {
     if *format != default.format {
         let Format { escape, parts, keeps_heads: _ } = format;
         line(out, 0, &format!("access log escaped {escape:?}: {}", parts_text(parts)));
+    }
+    if *questions {
+        line(out, 0, "access log with questions to auth services");
     }
     if *skip != default.skip || *unclaimed != default.unclaimed {
         line(out, 0, &format!("access log without {skip:?}, unclaimed {unclaimed}"));

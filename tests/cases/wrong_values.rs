@@ -196,6 +196,7 @@ fn wrong_form(value: Value) -> Option<&'static str> {
         Value::Token => "two words",
         Value::Path => "no-slash",
         Value::Url => "ftp://a.example.com",
+        Value::Target => "a b",
         Value::Chars(_) => "\u{2603}",
         Value::Text | Value::Origins | Value::Names => return None,
     })

@@ -55,16 +55,20 @@ fn a_proxy_header_names_the_client() {
 fn a_proxy_header_may_come_byte_by_byte_and_before_tls() {
     let backend = Backend::mirror();
     let rig = Rig::start(with_proxy_protocol(backend.addr, "127.0.0.0/8"));
-    let mut stream = TcpStream::connect(rig.https).expect("connect");
-    stream.set_nodelay(true).expect("nodelay");
-    for byte in V2 {
-        stream.write_all(&[*byte]).expect("send");
+    let v1 = b"PROXY TCP4 192.0.2.1 203.0.113.7 40000 8443\r\n";
+    for (header, port) in [(V2, 443), (v1, 8443)] {
+        let mut stream = TcpStream::connect(rig.https).expect("connect");
+        stream.set_nodelay(true).expect("nodelay");
+        for byte in header {
+            stream.write_all(&[*byte]).expect("send");
+        }
+
+        let mut tls = Tls::over(stream, config(None, rustls::ALL_VERSIONS), "a.example").expect("handshake");
+        let text = tls.ask(GET);
+
+        assert!(text.contains("X-Real-IP: 192.0.2.1\r\n"), "{text}");
+        assert!(text.contains(&format!("X-Forwarded-Port: {port}\r\nX-Forwarded-Proto: https\r\n")), "{text}");
     }
-
-    let mut tls = Tls::over(stream, config(None, rustls::ALL_VERSIONS), "a.example").expect("handshake");
-    let text = tls.ask(GET);
-
-    assert!(text.contains("X-Real-IP: 192.0.2.1\r\n"), "{text}");
 }
 
 #[test]

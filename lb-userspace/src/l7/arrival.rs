@@ -36,7 +36,7 @@ use crate::model::l4::{Listener, Protocol};
 use crate::model::l7::{Preamble, ProxyProtocol, StreamTerms};
 use crate::model::upstream::Retry;
 
-/// Port by which a PROXY header says that the client came by TLS.
+/// Port of https to the outside, by which a PROXY header says that the client came by TLS.
 const HTTPS: u16 = 443;
 /// Longest silence of both sides of TLS that is handed on.
 const HANDED_ON_IDLE: Duration = Duration::from_secs(600);
@@ -154,7 +154,7 @@ impl Arrival {
             remote_port: peer.port(),
             scheme,
             server: local.ip().to_canonical(),
-            port: local.port(),
+            port: if scheme == Scheme::Https { HTTPS } else { local.port() },
             session: Session::Plain,
             handshake: None,
             told: None,

@@ -26,7 +26,7 @@ pub(super) struct Effective<'b> {
 impl<'b> Effective<'b> {
     /// Without a word of anybody.
     pub(super) fn of(client: &Client, host: &'b [u8]) -> Self {
-        Self { addr: client.addr, scheme: client.scheme, host, port: client.outside_port() }
+        Self { addr: client.addr, scheme: client.scheme, host, port: client.port }
     }
 }
 

@@ -516,6 +516,12 @@ fn redirect(route: &Route, asked: &Asked<'_>, path: &[u8], query: Option<&[u8]>)
             Piece::Variable(variable) => told::put(variable, asked, path, query, &mut location),
         }
     }
+    if location.starts_with(b"/") {
+        let mut whole = Vec::with_capacity(asked.named.len() + location.len() + 16);
+        push_own_host(asked, &route.filters.redirects, &mut whole);
+        whole.append(&mut location);
+        location = whole;
+    }
     if redirect.query == RedirectQuery::Append {
         append_query(&mut location, query);
     }
@@ -528,19 +534,25 @@ fn app_root(asked: &Asked<'_>, root: &str) -> Answer {
     Answer::Redirect { status: 302, location }
 }
 
-/// nginx's directory redirect: absolute, to the host as the client wrote it, without a port, unless
-/// the location wants it otherwise.
+/// What nginx puts before a path that a client is sent to: scheme and host as the client wrote it, without a port,
+/// unless the location wants it otherwise.
+fn push_own_host(asked: &Asked<'_>, style: &RedirectStyle, location: &mut Vec<u8>) {
+    if style.is_relative {
+        return;
+    }
+    location.extend_from_slice(asked.scheme.as_str().as_bytes());
+    location.extend_from_slice(b"://");
+    location.extend_from_slice(bare_host(asked.named));
+    let usual = if asked.scheme == Scheme::Https { 443 } else { 80 };
+    if style.names_port && asked.port != usual {
+        push_port(asked.port, location);
+    }
+}
+
+/// nginx's directory redirect.
 fn slash_redirect(asked: &Asked<'_>, path: &[u8], query: Option<&[u8]>, style: &RedirectStyle) -> Answer {
     let mut location = Vec::with_capacity(asked.named.len() + path.len() + 16);
-    if !style.is_relative {
-        location.extend_from_slice(asked.scheme.as_str().as_bytes());
-        location.extend_from_slice(b"://");
-        location.extend_from_slice(bare_host(asked.named));
-        let usual = if asked.scheme == Scheme::Https { 443 } else { 80 };
-        if style.names_port && asked.port != usual {
-            push_port(asked.port, &mut location);
-        }
-    }
+    push_own_host(asked, style, &mut location);
     path::escape_path(path, &mut location);
     location.push(b'/');
     if let Some(query) = query {

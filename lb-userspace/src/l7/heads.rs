@@ -25,7 +25,8 @@ pub(super) struct Client {
     pub(super) addr: IpAddr,
     pub(super) remote_port: u16,
     pub(super) scheme: Scheme,
-    /// Address and port it connected to.
+    /// Address and port it connected to, or as its PROXY header says where that is believed. The https listener is 443
+    /// to the outside, whatever port it really has.
     pub(super) server: IpAddr,
     pub(super) port: u16,
     /// What its handshake told of it.
@@ -42,11 +43,6 @@ impl Client {
     /// Where it comes from.
     pub(super) fn source(&self) -> SocketAddr {
         SocketAddr::new(self.addr, self.remote_port)
-    }
-
-    /// The https listener is 443 to the outside, whatever port it really has.
-    pub(super) fn outside_port(&self) -> u16 {
-        if self.scheme == Scheme::Https { 443 } else { self.port }
     }
 }
 

@@ -81,7 +81,7 @@ fn value_of(variable: &Variable, known: Known<'_, '_, '_>, out: &mut Vec<u8>) {
         }
         Variable::RequestId => out.extend_from_slice(id),
         Variable::ServerPort => {
-            let _ = write!(out, "{}", client.outside_port());
+            let _ = write!(out, "{}", client.port);
         }
         Variable::SslClientVerify => {
             let verify = client.session.identity().map(|identity| identity.verify());

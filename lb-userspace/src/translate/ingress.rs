@@ -41,7 +41,7 @@ struct Host {
     /// The oldest Ingress on the host: its annotations hold for the implicit `/` too.
     oldest: Option<(ObjectId, Arc<Policy>)>,
     /// `spec.defaultBackend` of the oldest Ingress on the host that has one.
-    default: Option<(Action, String)>,
+    default: Option<DefaultBackend>,
     app_root: Option<(String, ObjectName)>,
     /// The oldest Ingress on the host that closes it.
     closed_by: Option<ObjectName>,
@@ -57,6 +57,15 @@ struct Host {
     ciphers: Option<Vec<Cipher>>,
     order: Option<CipherOrder>,
     tls: Option<Tls>,
+}
+
+/// `spec.defaultBackend` of an Ingress.
+#[derive(Clone)]
+struct DefaultBackend {
+    ingress: ObjectName,
+    action: Action,
+    /// Name of the Service.
+    service: String,
 }
 
 /// What Ingresses are made of, and what has been made of them so far.
@@ -363,14 +372,16 @@ fn server(
                 (id, Arc::new(policy))
             }
         };
-        let (action, service) = default.unwrap_or((Action::DefaultBackend, String::new()));
-        let path = "/".to_owned();
+        let (ingress, action, service) = match default {
+            Some(DefaultBackend { ingress, action, service }) => (Some(ingress), action, service),
+            None => (None, Action::DefaultBackend, String::new()),
+        };
         drafts.push(Draft {
-            path,
+            path: "/".to_owned(),
             exact: false,
             specific: false,
             field: String::new(),
-            ingress: None,
+            ingress,
             id,
             service,
             action,

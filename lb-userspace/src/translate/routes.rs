@@ -25,6 +25,7 @@ pub(super) struct Draft {
     pub specific: bool,
     /// Field of the path, empty for the implicit `/`.
     pub field: String,
+    /// `None`: of nobody, who has the default backend of all answer.
     pub ingress: Option<ObjectName>,
     pub id: ObjectId,
     pub service: String,
@@ -33,6 +34,13 @@ pub(super) struct Draft {
     pub policy: Arc<Policy>,
     /// `proxy-ssl-*` that hold for it, its own or its host's.
     pub proxy_ssl: Option<Arc<ProxySsl>>,
+}
+
+impl Draft {
+    /// No path was written for it.
+    fn is_implicit(&self) -> bool {
+        self.field.is_empty()
+    }
 }
 
 /// How the text of a path is read.
@@ -76,7 +84,7 @@ impl Reading {
 /// that are read strictly make nothing of others, and a target that no path was written for makes nothing of the
 /// implicit `/`.
 pub(super) fn is_regex_host(drafts: &[Draft]) -> bool {
-    let asks = |draft: &Draft| draft.policy.use_regex || (rewrites(draft) && draft.ingress.is_some());
+    let asks = |draft: &Draft| draft.policy.use_regex || (rewrites(draft) && !draft.is_implicit());
     drafts.iter().any(|draft| draft.policy.mode == Mode::Compat && asks(draft))
 }
 
@@ -289,7 +297,7 @@ fn starts_with_slash(target: &Template) -> bool {
 fn surprises(draft: &Draft, reading: Reading, findings: &mut Findings) {
     let regex = reading != Reading::Literal;
     let Draft { path, exact, field, id, policy, .. } = draft;
-    if draft.ingress.is_none() {
+    if draft.is_implicit() {
         return;
     }
     let mut about = findings.about(id);

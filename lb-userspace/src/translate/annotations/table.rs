@@ -6,8 +6,8 @@ use Risk::{Critical, High, Low, Medium};
 use Scope::{Host, Location, Upstream};
 use Status::{Honoured, NoEffect, NotYet, Refused, With};
 use Value::{
-    Bool, Chars, From, Int, Interval, Names, One, Origins, Path, Ranges, Reference, Size, Statuses, Text,
-    Token, Url, Word, Words,
+    Bool, Chars, From, Int, Interval, Names, One, Origins, Path, Ranges, Reference, Size, Statuses, Target,
+    Text, Token, Url, Word, Words,
 };
 
 /// One annotation under the prefix.
@@ -62,6 +62,8 @@ pub enum Value {
     Path,
     /// Absolute http or https URL.
     Url,
+    /// Where a redirect leads, whatever it is.
+    Target,
     /// Names with commas, each of which counts by itself.
     Names,
     /// Origins with commas; what is none allows nobody.
@@ -92,6 +94,7 @@ impl std::fmt::Display for Value {
             Self::Token => "word",
             Self::Path => "path",
             Self::Url => "URL",
+            Self::Target => "URL or path",
             Self::Text | Self::Origins | Self::Names | Self::Chars(_) => "text",
         })
     }
@@ -231,7 +234,7 @@ pub const TABLE: &[Annotation] = &[
     row("force-ssl-redirect", Bool, Medium, Location, Default, Honoured, "redirect http to https even without TLS here"),
     row("preserve-trailing-slash", Bool, Low, Location, Default, Honoured, "keep a final slash in the https redirect"),
     row("use-port-in-redirects", Bool, Low, Location, Default, Honoured, "name the port in redirects"),
-    row("permanent-redirect", Url, Medium, Location, Refuse, Honoured, "redirect everything there with 301"),
+    row("permanent-redirect", Target, Medium, Location, Refuse, Honoured, "redirect everything there with 301"),
     row("permanent-redirect-code", Int, Low, Location, Refuse, Honoured, "another status for permanent-redirect"),
     row("temporal-redirect", Url, Medium, Location, Default, Honoured, "redirect everything there with 302"),
     row("temporal-redirect-code", Int, Low, Location, Refuse, Honoured, "another status for temporal-redirect"),

@@ -63,6 +63,7 @@ pub(in crate::translate) fn check(value: Value, text: &str) -> Result<(), String
             (text.starts_with('/') && !text.contains(char::is_whitespace), "a path that starts with `/`")
         }
         Value::Url => (is_url(text), "an http or https URL"),
+        Value::Target => (is_target(text), "a URL or a path"),
         Value::Chars(others) => {
             let is_legal = |c: char| c.is_ascii_alphanumeric() || others.contains(c);
             if text.chars().all(is_legal) {
@@ -195,9 +196,12 @@ fn is_token(text: &str) -> bool {
 
 fn is_url(text: &str) -> bool {
     let rest = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://"));
-    rest.is_some_and(|rest| {
-        !rest.is_empty() && !rest.contains(|c: char| c.is_whitespace() || c.is_control() || c == '"')
-    })
+    rest.is_some_and(is_target)
+}
+
+/// What may stand in a Location header.
+fn is_target(text: &str) -> bool {
+    !text.is_empty() && !text.contains(|c: char| c.is_whitespace() || c.is_control() || c == '"')
 }
 
 #[cfg(test)]
@@ -253,6 +257,7 @@ mod tests {
             ),
             (Value::Reference, &["a", "ns/a"], &["a/b/c", "/a", "a/", "a b", "a;"]),
             (Value::Url, &["https://a/b", "http://a$1"], &["ftp://a", "/a", "https://", "http://a b"]),
+            (Value::Target, &["https://a/b", "/a", "a.com", "ftp://a", "$1"], &["a b", "/a\u{7f}", "\"a\""]),
             (Value::Chars("/$"), &["/a/$1", "a"], &["/a b", "/;", "/ü"]),
             (Value::Text, &["anything at all"], &["two\nlines", "cr\r"]),
         ];

@@ -7,7 +7,10 @@ use k8s_openapi::api::networking::v1::{IngressBackend, IngressRule, IngressSpec}
 
 use super::canaries::Waiting;
 use super::tls::{tls, unused_tls};
-use super::{Host, Making, app_root, client_auth, error_backend, further, hand_on, host_ciphers, host_match};
+use super::{
+    DefaultBackend, Host, Making, app_root, client_auth, error_backend, further, hand_on, host_ciphers,
+    host_match,
+};
 use crate::model::l7::{Action, HostMatch, UpstreamName};
 use crate::translate::annotations::{self, Policy, Unusable};
 use crate::translate::classes::Served;
@@ -52,10 +55,11 @@ pub(super) fn add<'a>(
         policy.copy_to(making.upstreams.of_number(&service, port, &field, &mut about));
     }
     let (reach, upstreams) = (policy.reach, &mut making.upstreams);
-    let default = spec
-        .default_backend
-        .as_ref()
-        .map(|backend| action(&name.namespace, backend, reach, "spec.defaultBackend", upstreams, &mut about));
+    let default = spec.default_backend.as_ref().map(|backend| {
+        let (action, service) =
+            action(&name.namespace, backend, reach, "spec.defaultBackend", upstreams, &mut about);
+        DefaultBackend { ingress: (*name).clone(), action, service }
+    });
     let common = Common { served: &served, policy: Arc::new(policy), default, proxy_ssl };
     common.default_backend(spec, making, &mut about);
     for (index, rule) in spec.rules.iter().flatten().enumerate() {
@@ -87,8 +91,7 @@ fn proxy_ssl(
 struct Common<'s, 'a> {
     served: &'s Served<'a>,
     policy: Arc<Policy>,
-    /// Its default backend, and the name of the Service.
-    default: Option<(Action, String)>,
+    default: Option<DefaultBackend>,
     proxy_ssl: Option<Arc<ProxySsl>>,
 }
 
@@ -110,13 +113,13 @@ impl Common<'_, '_> {
     fn default_backend(&self, spec: &IngressSpec, making: &mut Making<'_>, about: &mut About<'_>) {
         let Self { served, policy, default, proxy_ssl } = self;
         let Some(default) = default else { return };
-        if let (Action::Proxy(upstream), service) = default {
+        if let DefaultBackend { action: Action::Proxy(upstream), service, .. } = default {
             self.settle(upstream, service, proxy_ssl.as_ref(), &mut making.upstreams);
         }
         if spec.rules.as_ref().is_some_and(|rules| !rules.is_empty()) {
             return;
         }
-        if let (Action::Proxy(upstream), _) = default {
+        if let Action::Proxy(upstream) = &default.action {
             making.upstreams.keep_sessions(upstream, policy, &HostMatch::Any, "/", about);
         }
         catch_all(served, default, policy, proxy_ssl.clone(), &mut making.hosts, about);
@@ -194,13 +197,13 @@ impl Common<'_, '_> {
 /// rewrites do not apply there.
 fn catch_all(
     served: &Served<'_>,
-    default: &(Action, String),
+    default: &DefaultBackend,
     policy: &Policy,
     proxy_ssl: Option<Arc<ProxySsl>>,
     hosts: &mut BTreeMap<HostMatch, Host>,
     about: &mut About<'_>,
 ) {
-    let (action, service) = default.clone();
+    let DefaultBackend { ingress, action, service } = default.clone();
     let policy =
         Policy { redirect: None, rewrite_target: None, app_root: None, use_regex: false, ..policy.clone() };
     let draft = Draft {
@@ -208,7 +211,7 @@ fn catch_all(
         exact: false,
         specific: false,
         field: "spec.defaultBackend".to_owned(),
-        ingress: Some(served.name.clone()),
+        ingress: Some(ingress),
         id: served.id.clone(),
         service,
         action,
