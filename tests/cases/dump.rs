@@ -15,7 +15,7 @@ use penstock::model::l7::log::{Format, Part};
 use penstock::model::l7::{
     AccessLog, Action, Aliases, Blocked, Buffers, ClientAuth, Edge, FastCgi, Filters, L7, Location, Mode,
     Moved, PathMatch, Piece, Preamble, Rate, ReadAhead, RedirectQuery, Responses, Server, SslRedirect,
-    Stream, Template, UpstreamTls, VerifyClient,
+    Stream, StreamTerms, Template, UpstreamTls, VerifyClient,
 };
 use penstock::model::session::Affinity;
 use penstock::model::upstream::{Balance, Care, Ejection, External, Keepalive, Upstream};
@@ -237,8 +237,12 @@ fn edge(edge: &Edge, out: &mut String) {
     if *tls != default.tls {
         line(out, 0, &format!("edge {tls:?}"));
     }
-    if *streams != default.streams {
-        line(out, 0, &format!("edge {streams:?}"));
+    let StreamTerms { idle, retry, responses, header, log } = streams;
+    if *streams != (StreamTerms { log: log.clone(), ..default.streams.clone() }) {
+        line(out, 0, &format!("edge streams {idle:?} {retry:?} responses {responses} {header:?}"));
+    }
+    if *log != default.streams.log {
+        line(out, 0, &format!("edge streams logged {log:?}"));
     }
 }
 

@@ -67,7 +67,10 @@ fn a_proxy_header_may_come_byte_by_byte_and_before_tls() {
         let text = tls.ask(GET);
 
         assert!(text.contains("X-Real-IP: 192.0.2.1\r\n"), "{text}");
-        assert!(text.contains(&format!("X-Forwarded-Port: {port}\r\nX-Forwarded-Proto: https\r\n")), "{text}");
+        assert!(
+            text.contains(&format!("X-Forwarded-Port: {port}\r\nX-Forwarded-Proto: https\r\n")),
+            "{text}"
+        );
     }
 }
 

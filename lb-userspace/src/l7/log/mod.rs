@@ -67,7 +67,7 @@ pub(super) fn begin_refused(router: &Router, subject: &Subject<'_, '_, '_>) -> O
 }
 
 fn is_skipped(log: &AccessLog, target: &[u8]) -> bool {
-    !log.skip.is_empty() && log.skip.iter().any(|url| url.as_bytes().eq_ignore_ascii_case(target))
+    log.skip.iter().any(|url| url.takes(target))
 }
 
 /// `$proxy_upstream_name` of a route; empty without one.

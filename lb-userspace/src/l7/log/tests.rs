@@ -12,7 +12,7 @@ use super::super::upstream::{Attempt, Record, Traffic};
 use super::*;
 use crate::model::ObjectName;
 use crate::model::l7::log::{DEFAULT_FORMAT, Escape, Format};
-use crate::model::l7::{Action, HostMatch, L7, Location, PathMatch, Server, Upstream, UpstreamName};
+use crate::model::l7::{Action, HostMatch, L7, Listed, Location, PathMatch, Server, Upstream, UpstreamName};
 
 const HEAD: &str = "GET /a%20b/x?q=1&Name=v HTTP/1.1\r\nHost: Shop.Example.com:8080\r\nUser-Agent: curl/8 \"x\"\r\n\
     Referer: http://r/\r\nAuthorization: Basic YWxpY2U6cw==\r\nCookie: a=1; sid=abc\r\nX-Two: one\r\nX-Two: two\r\n\
@@ -274,7 +274,8 @@ fn escaping_is_for_values_and_decides_what_absent_looks_like() {
 fn what_nobody_claims_is_healthy_skipped_or_switched_off_is_not_logged() {
     let proxied = Next::Proxy { upstream: 0, side: Side::Primary, target: None, prefix: None };
     let healthy = Next::Answer(Answer::Healthy);
-    let skip = || ["/a%20b/x?q=1&name=v".to_owned()].into();
+    let skip = || vec![Listed::parse("/a%20b/X?q=1&name=v").expect("text")];
+    let skip_all = || vec![Listed::parse("~^/a").expect("a pattern")];
     for (case, log, host, next, expected) in [
         ("proxied", AccessLog::default(), "shop.example.com", &proxied, true),
         ("healthy", AccessLog::default(), "shop.example.com", &healthy, false),
@@ -287,6 +288,13 @@ fn what_nobody_claims_is_healthy_skipped_or_switched_off_is_not_logged() {
             true,
         ),
         ("skipped", AccessLog { skip: skip(), ..AccessLog::default() }, "shop.example.com", &proxied, false),
+        (
+            "by a pattern",
+            AccessLog { skip: skip_all(), ..AccessLog::default() },
+            "shop.example.com",
+            &proxied,
+            false,
+        ),
     ] {
         let router = Router::new(&l7(log));
         let mut lines = Lines::new();

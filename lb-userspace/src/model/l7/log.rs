@@ -2,9 +2,10 @@
 
 mod streams;
 
-use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
+
+use super::Listed;
 
 pub use streams::{StreamFormat, StreamLog, StreamPart, StreamValue};
 
@@ -23,8 +24,8 @@ pub struct AccessLog {
     pub sink: Arc<Sink>,
     /// `log-format-upstream`.
     pub format: Format,
-    /// `skip-access-log-urls`: request targets that are not logged, lower case.
-    pub skip: BTreeSet<String>,
+    /// `skip-access-log-urls`: request targets that are not logged.
+    pub skip: Vec<Listed>,
     /// `enable-access-log-for-default-backend`: also what no Ingress claims.
     pub unclaimed: bool,
     /// `enable-auth-access-log`: also the questions to auth services.
@@ -38,7 +39,7 @@ impl Default for AccessLog {
         Self {
             sink: Arc::new(Sink::Stdout),
             format,
-            skip: BTreeSet::new(),
+            skip: Vec::new(),
             unclaimed: false,
             questions: false,
         }

@@ -1,13 +1,12 @@
 //! Keys of the access log.
 
-use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::keys::{Keys, field};
-use crate::model::l7::AccessLog;
 use crate::model::l7::log::{DEFAULT_FORMAT, Escape, Format, Sink, StreamFormat, StreamLog};
+use crate::model::l7::{AccessLog, BadPattern, Listed};
 
 /// In ingress-nginx's image a link to standard output.
 const STDOUT: [&str; 2] = ["/var/log/nginx/access.log", "/dev/stdout"];
@@ -97,15 +96,18 @@ fn format(keys: &mut Keys<'_>) -> Format {
     format
 }
 
-/// Request targets as nginx's `map` compares them: whole, both cases alike.
-fn skip(keys: &mut Keys<'_>) -> BTreeSet<String> {
+/// Request targets as nginx's `map` compares them.
+fn skip(keys: &mut Keys<'_>) -> Vec<Listed> {
     let text = keys.text("skip-access-log-urls").unwrap_or_default();
-    let urls = text.split(',').map(str::trim).filter(|url| !url.is_empty());
-    let (patterns, exact): (Vec<_>, Vec<_>) = urls.partition(|url| url.starts_with('~'));
-    for pattern in patterns {
-        let message =
-            format!("{pattern:?} is a pattern, and only whole targets are honoured; it is left out");
-        keys.about.warn("not-yet", field("skip-access-log-urls"), message, "");
+    let mut skip = Vec::new();
+    for url in text.split(',').map(str::trim).filter(|url| !url.is_empty()) {
+        match Listed::parse(url) {
+            Ok(listed) => skip.push(listed),
+            Err(error) => {
+                let message = format!("{url:?} is no pattern that can be used, and is left out: {error}");
+                keys.about.warn("bad-value", field("skip-access-log-urls"), message, BadPattern::FIX);
+            }
+        }
     }
-    exact.into_iter().map(str::to_ascii_lowercase).collect()
+    skip
 }
