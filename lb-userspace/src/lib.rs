@@ -16,6 +16,7 @@ pub mod config;
 pub mod datapath;
 pub mod dns;
 pub mod drain;
+pub mod export;
 pub mod health;
 pub mod health_port;
 pub mod l7;

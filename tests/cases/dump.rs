@@ -163,6 +163,9 @@ fn l7(l7: &L7, out: &mut String) {
     if let Some(compression) = l7.compression.as_deref() {
         line(out, 0, &format!("{compression:?}"));
     }
+    if let Some(collector) = l7.collector.as_deref() {
+        line(out, 0, &format!("{collector:?}"));
+    }
     if let Some(upstream) = &l7.default_backend {
         line(out, 0, &format!("default backend {}", upstream.0));
     }

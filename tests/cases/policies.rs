@@ -10,7 +10,8 @@ use crate::dump::template;
 
 /// In the order in which a request meets them.
 pub fn lines(policies: &Policies) -> Vec<String> {
-    let Policies { access, auth, cors, limits, request, response, rewriting, errors, mirror } = policies;
+    let Policies { access, auth, cors, limits, request, response, rewriting, errors, mirror, traced } =
+        policies;
     let mut lines = Vec::new();
     if let Some(Cors { origins, methods, headers, credentials, expose, max_age }) = cors {
         lines.push(format!(
@@ -70,6 +71,9 @@ pub fn lines(policies: &Policies) -> Vec<String> {
         let whose = if *only_ours { " of ours" } else { "" };
         let by = backend.as_ref().map_or("the default backend", |backend| backend.0.as_str());
         lines.push(format!("errors {statuses:?}{whose} worded by {by}"));
+    }
+    if let Some(traced) = traced {
+        lines.push(format!("{traced:?}"));
     }
     if let Some(Mirror { tls, host, target, upstream, named, body }) = mirror {
         let scheme = if *tls { "https" } else { "http" };

@@ -235,6 +235,9 @@ const KEY_TEXTS: &[(&str, &str)] = &[
     ("log-format-upstream", "$nope"),
     ("no-auth-locations", "no-slash"),
     ("no-tls-redirect-locations", "no-slash"),
+    ("opentelemetry-operation-name", "$nope"),
+    ("otel-sampler-ratio", "2"),
+    ("otlp-collector-host", "otel:4317"),
     ("penstock-mode", "Strict"),
     ("proxy-buffering", "nonsense"),
     ("proxy-cookie-domain", "alone"),
@@ -265,12 +268,16 @@ const MORE_KEYS: &[(&str, &str)] = &[
     ("limit-conn-status-code", "200"),
     ("limit-req-status-code", "600"),
     ("max-worker-connections", "0"),
+    ("otel-max-exportbatchsize", "4096"),
+    ("otel-max-queuesize", "0"),
+    ("otel-schedule-delay-millis", "3600001"),
+    ("otlp-collector-port", "65536"),
     ("proxy-buffers-number", "0"),
     ("proxy-read-timeout", "60s"),
 ];
 
 /// Any text is right there.
-const FREE_KEYS: [&str; 1] = ["annotation-value-word-blocklist"];
+const FREE_KEYS: [&str; 2] = ["annotation-value-word-blocklist", "otel-service-name"];
 
 #[test]
 fn a_wrong_value_of_every_key_is_told() {

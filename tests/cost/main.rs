@@ -18,9 +18,10 @@ use std::time::{Duration, Instant};
 use penstock::l7::{Options, Proxy, Running};
 use penstock::model::ObjectName;
 use penstock::model::l4::Listener;
-use penstock::model::l7::log::Sink;
+use penstock::model::l7::log::{Escape, Format, Sink};
 use penstock::model::l7::{
-    AccessLog, Action, Filters, HostMatch, L7, Location, PathMatch, Server, Upstream, UpstreamName,
+    AccessLog, Action, Choice, Filters, HostMatch, L7, Location, PathMatch, Policies, Sampler, Server,
+    Traced, Upstream, UpstreamName,
 };
 use tokio::sync::watch;
 
@@ -99,6 +100,32 @@ fn a_request_on_a_kept_connection_allocates_its_state_alone() {
 }
 
 #[test]
+fn a_traced_request_allocates_nothing_unless_it_is_recorded() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    for (choice, most) in [(Choice::None, ALLOCATIONS_MAX), (Choice::All, SPAN_MAX)] {
+        let traced = Traced {
+            operation: Format::compile("$request_method $location_path", Escape::None).0,
+            trusts: true,
+            sampler: Sampler { choice, follows: true },
+            exports: true,
+        };
+        let policies = Policies { traced: Some(Arc::new(traced)), ..Policies::default() };
+        let mut rig = Rig::with(&Filters { policies: Some(Arc::new(policies)), ..Filters::default() });
+        rig.ask(WARM_UP);
+
+        let before = ALLOCATIONS.load(Ordering::SeqCst);
+        rig.ask(REQUESTS);
+        let each = (ALLOCATIONS.load(Ordering::SeqCst) - before) as f64 / f64::from(REQUESTS);
+
+        println!("{each:.3} allocations a request, {choice:?}");
+        assert!(each <= most, "{choice:?}: {each} allocations a request, {most} are allowed");
+    }
+}
+
+/// Those of a request, and of a span that is recorded: itself, its list of attributes, its name and their six texts.
+const SPAN_MAX: f64 = ALLOCATIONS_MAX + 9.0;
+
+#[test]
 fn requests_that_run_at_once_allocate_no_more_than_one_alone() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let rig = Rig::start();
@@ -168,10 +195,15 @@ struct Rig {
 
 impl Rig {
     fn start() -> Self {
+        Self::with(&Filters::default())
+    }
+
+    /// With locations that do this.
+    fn with(filters: &Filters) -> Self {
         IS_OURS.set(true);
         let backend = backend();
         let dir = tempfile::tempdir().expect("a directory");
-        let desired = watch::Sender::new(Arc::new(l7(backend, dir.path().join("access.log"))));
+        let desired = watch::Sender::new(Arc::new(l7(backend, dir.path().join("access.log"), filters)));
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         let options = Options {
             http: vec![any],
@@ -181,7 +213,7 @@ impl Rig {
             temp: Default::default(),
             metering: Default::default(),
         };
-        let proxy = Proxy::bind(options).expect("bind");
+        let proxy = Proxy::bind(options).expect("bind").handing_spans_to(Arc::new(drop));
         let running = proxy.start(desired.subscribe()).expect("start");
         let http = running.addrs().into_iter().find(|(listener, _)| *listener == Listener::Http);
         let addr = http.expect("bound").1;
@@ -219,7 +251,7 @@ fn read_answer(client: &mut TcpStream) {
     assert!(answer.starts_with(b"HTTP/1.1 200"), "{}", answer[..length].escape_ascii());
 }
 
-fn l7(backend: SocketAddr, log: std::path::PathBuf) -> L7 {
+fn l7(backend: SocketAddr, log: std::path::PathBuf, filters: &Filters) -> L7 {
     let name = UpstreamName("default-shop-80".to_owned());
     let location = |path: &str| Location {
         path: PathMatch::Prefix(path.to_owned()),
@@ -227,7 +259,7 @@ fn l7(backend: SocketAddr, log: std::path::PathBuf) -> L7 {
         ingress: Some(ObjectName::new("default", "shop")),
         service: "shop".to_owned(),
         action: Action::Proxy(name.clone()),
-        filters: Filters::default(),
+        filters: filters.clone(),
     };
     let host = |n: u32| match n {
         0 => "shop.example.com".to_owned(),

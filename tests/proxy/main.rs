@@ -41,5 +41,6 @@ mod survival;
 mod takeover;
 mod tls;
 mod tls_client;
+mod traces;
 mod upstream_tls;
 mod version1;

@@ -108,7 +108,7 @@ impl Agents {
         status["pid"].as_u64().expect("a process id")
     }
 
-    fn signal(&self, pid: u64, signal: &str) {
+    pub fn signal(&self, pid: u64, signal: &str) {
         let sent = Command::new("kill").args([signal, &pid.to_string()]).status().expect("kill");
         assert!(sent.success(), "{}", self.log());
     }

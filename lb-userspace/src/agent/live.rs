@@ -12,6 +12,7 @@ use super::{capture, certificates, metrics, process, question, status};
 use crate::admin::{self, Live, exposition};
 use crate::capture::Question;
 use crate::config::Config;
+use crate::export::Exporter;
 use crate::health::Prober;
 use crate::model::health::Unwell;
 use crate::model::l4::FiveTuple;
@@ -44,6 +45,7 @@ pub(super) struct LiveAgent {
     agent: metrics::Agent,
     proxy: Arc<l7::Running>,
     prober: Prober,
+    exporter: Exporter,
     datapath: Mutex<Option<Arc<datapath::Handle>>>,
     told: InForce,
     /// What is wrong with certificates.
@@ -64,6 +66,7 @@ pub(super) struct Parts {
     pub(super) source: String,
     pub(super) proxy: Arc<l7::Running>,
     pub(super) prober: Prober,
+    pub(super) exporter: Exporter,
     pub(super) datapath: Option<Arc<datapath::Handle>>,
     pub(super) told: InForce,
     /// What is wrong with certificates.
@@ -83,6 +86,7 @@ impl LiveAgent {
             source,
             proxy,
             prober,
+            exporter,
             datapath,
             told,
             certificates,
@@ -99,6 +103,7 @@ impl LiveAgent {
             agent: metrics::Agent::new(config, failures),
             proxy,
             prober,
+            exporter,
             datapath: Mutex::new(datapath),
             told,
             certificates,
@@ -135,6 +140,11 @@ impl LiveAgent {
     /// Who answers for VIPs on our links.
     pub(super) fn announcer(&self) -> &Announcer {
         &self.announcer
+    }
+
+    /// Sends the last spans.
+    pub(super) fn exporter(&self) -> &Exporter {
+        &self.exporter
     }
 
     fn state(&self) -> Arc<State> {
@@ -176,6 +186,7 @@ impl LiveAgent {
                 .iter()
                 .map(|problem| Problem::clone(problem))
                 .chain(of_datapath)
+                .chain(self.exporter.problem())
                 .chain(reporter.into_iter().flat_map(|reporter| reporter.problems()))
                 .collect(),
         })
@@ -203,6 +214,7 @@ impl Live for LiveAgent {
         process::metrics().into_iter().for_each(&mut tell);
         self.proxy.tell_metrics(&mut tell);
         self.prober.metrics().into_iter().for_each(&mut tell);
+        self.exporter.metrics().into_iter().for_each(&mut tell);
         self.reporter.iter().flat_map(|reporter| reporter.metrics()).for_each(&mut tell);
         self.reviews.get().into_iter().flat_map(|counts| counts.metrics()).for_each(&mut tell);
         self.announcer.metrics().into_iter().for_each(&mut tell);

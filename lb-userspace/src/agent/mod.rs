@@ -41,6 +41,7 @@ use tracing::{error, info, warn};
 
 use crate::config::{Config, DatapathMode, OnExit};
 use crate::drain::{Request, Signals};
+use crate::export::Exporter;
 use crate::objects::Loaded;
 use crate::takeover::{Peer, Successor};
 use crate::{admin, datapath, dns, health_port, l7, translate};
@@ -178,7 +179,8 @@ async fn start(config: Config, signals: &mut Signals) -> Result<Option<Started>,
         before.let_go().await?;
     }
     let datapath = start_datapath(&config, &desired, &proxy.listeners()).await?;
-    let proxy = match proxy.start(l7.clone()) {
+    let exporter = Exporter::start(l7.clone());
+    let proxy = match proxy.handing_spans_to(exporter.sink()).start(l7.clone()) {
         Ok(proxy) => Arc::new(proxy),
         Err(error) => {
             match &datapath {
@@ -194,6 +196,7 @@ async fn start(config: Config, signals: &mut Signals) -> Result<Option<Started>,
         source: source.name.clone(),
         proxy: Arc::clone(&proxy),
         prober: checks::start(l7.clone(), &proxy),
+        exporter,
         datapath,
         told: live::InForce { state: desired.state.subscribe(), l7 },
         certificates: certificates::watch(desired.state.subscribe()),

@@ -1,7 +1,7 @@
 //! An agent that serves: what its successor may want, who may come in, and its two ends.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -19,6 +19,8 @@ use crate::{datapath, l7, takeover};
 
 /// Longest wait for the first word of who connects.
 const FIRST_WORD: Duration = Duration::from_secs(5);
+/// How long the last spans may take where nothing is left of the deadline, and where much is.
+const LAST_SPANS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(5)];
 /// Pause after a visitor that could not be let in.
 const TURNED_AWAY: Duration = Duration::from_millis(100);
 
@@ -80,9 +82,16 @@ impl Running {
         answering.iter().for_each(JoinHandle::abort);
     }
 
+    /// Sends the spans that wait, once every request has left its own.
+    async fn export_last(&self, began: Instant) {
+        let [least, most] = LAST_SPANS;
+        let left = self.deadline().saturating_sub(began.elapsed());
+        self.live.exporter().end(left.clamp(least, most)).await;
+    }
+
     /// Ends after a successor took over: its connections may take their time.
     pub(super) async fn retire(&self, signals: &mut Signals) {
-        let deadline = self.deadline();
+        let (deadline, began) = (self.deadline(), Instant::now());
         info!(seconds = deadline.as_secs(), "a successor serves, the last connections may end");
         self.refuse_successors();
         tokio::select! {
@@ -92,6 +101,7 @@ impl Running {
         }
         successor::deliver_once(self).await;
         self.proxy.stop().await;
+        self.export_last(began).await;
         // Where the successor did not want it.
         stop_datapath(self.live.replace_datapath(None).as_deref()).await;
     }
@@ -99,6 +109,7 @@ impl Running {
     /// Ends because it is told to. `meeting`: with a successor that does not serve alone yet.
     pub(super) async fn drain(&self, meeting: Option<JoinHandle<Outcome>>, signals: &mut Signals) {
         self.ending.send_replace(true);
+        let began = Instant::now();
         let Config { shutdown_grace, post_shutdown_grace, .. } = self.config;
         let in_order = async {
             if let Some(meeting) = meeting {
@@ -115,6 +126,7 @@ impl Running {
         }
         self.refuse_successors();
         self.proxy.stop().await;
+        self.export_last(began).await;
         stop_datapath(self.live.replace_datapath(None).as_deref()).await;
         self.admin.stop().await;
     }

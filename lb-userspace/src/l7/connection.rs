@@ -1,6 +1,7 @@
 //! One client connection: reads heads, decides, answers or has the request exchanged, and keeps
 //! the connection for the next one.
 
+mod accounting;
 mod checking;
 mod http2;
 mod page;
@@ -18,7 +19,7 @@ use std::time::{Duration, Instant};
 pub(super) use self::http2::serve_stream;
 pub(super) use self::parting::linger;
 
-use self::plan::{Filled, Head, Plan, Step, begin_line, count, held, lead, params, small};
+use self::plan::{Filled, Head, Plan, Step, begin_account, count, held, lead, params, small};
 use super::auth::{self, Checks};
 use super::buffer::{Buf, Scratch};
 use super::canary::Side;
@@ -32,14 +33,14 @@ use super::h1::{Body, Request, Version};
 use super::h2;
 use super::heads::{self, After, Client, Onward};
 use super::log::{self, End, Subject, Tally};
-use super::metrics::{Finished, Method};
+use super::metrics::Method;
 use super::mirror::Copy;
 use super::pages::{self, Page, Rest};
 use super::policy::{self, HeaderEdits, Headers};
-use super::route::Router;
 use super::session;
 use super::socket::{Presence, Socket};
 use super::timers::{Alarm, Due};
+use super::trace::Context as Trace;
 use super::upstream::{Record, Speech, Terms};
 use super::variable::Known;
 use super::worker::{During, Worker};
@@ -290,6 +291,7 @@ impl Connection<'_, '_> {
         let is_made = forwarding.request_id && request.request_id.is_none();
         let fresh = is_made.then(|| self.worker.request_id());
         let made = fresh.as_ref().map_or(&b""[..], |id| &id[..]);
+        let trace = Trace::of(policies, &request.block, &self.worker.random);
         let subject = Subject {
             request: Some(request),
             line: b"",
@@ -299,6 +301,7 @@ impl Connection<'_, '_> {
             is_http2: self.socket.is_stream(),
             id: request.request_id.unwrap_or(made),
             requests: self.requests + 1,
+            trace: trace.as_ref(),
         };
         let known = Known {
             request,
@@ -308,9 +311,10 @@ impl Connection<'_, '_> {
             found: Some((&snapshot.router, decision.route)),
             is_http2: subject.is_http2,
             requests: subject.requests,
+            trace: subject.trace,
         };
         let under_way = count(&snapshot.router, &mut decision, known, started);
-        let line = begin_line(&snapshot.router, &decision, subject);
+        let account = begin_account(&snapshot.router, &decision, subject);
         let policy = decision.route.filters.policies.as_ref().filter(|_| decision.lets_in());
         let certificate = self.client.session.identity().and_then(|identity| {
             let whole = decision.site.passes_certificate()?;
@@ -426,14 +430,8 @@ impl Connection<'_, '_> {
             route: (decision.route.at(), side),
             filters: exchange::Limits::of(&decision.route.filters),
             snapshot: Rc::clone(&snapshot),
-            line,
+            account,
             under_way,
-        }
-    }
-
-    fn end_line(&self, router: &Router, line: &[u8], end: &End<'_>) {
-        if let Some(log) = router.log.as_deref() {
-            self.worker.journal.finish(log, line, end);
         }
     }
 
@@ -456,7 +454,7 @@ impl Connection<'_, '_> {
         } = plan;
         let Plan { route: (at, side), filters, snapshot, under_way: _under_way, .. } = plan;
         (self.tally, self.edits) = (Tally::default(), edits);
-        self.kept = plan.line.as_ref().and_then(|_| log::Kept::wanted(&snapshot.router));
+        self.kept = plan.account.line.as_ref().and_then(|_| log::Kept::wanted(&snapshot.router));
         let mut record = Record::default();
         // What has to wait for somebody does so here: with the step at hand, before anything goes upstream.
         let mut begun = started;
@@ -512,24 +510,10 @@ impl Connection<'_, '_> {
         };
         self.edits = HeaderEdits::default();
         let took = record.ended.unwrap_or_else(Instant::now).saturating_duration_since(started);
-        if let Some((number, labels)) = snapshot.router.route(at).map(|route| route.counted(side)) {
-            let (received, sent) = self.tally.of_whole(plan.head_len);
-            let finished = Finished { method, status, took, attempt: record.only(), received, sent };
-            // The route of a request that outlived its snapshot may be gone.
-            let now = self.worker.current.load();
-            let stands = Rc::ptr_eq(&snapshot, &now) || now.router.stands(number, at);
-            let number = stands.then_some(number);
-            if number.is_some() || now.router.has(labels) {
-                self.worker.counters.borrow_mut().request(number, labels, &finished);
-            }
-        }
-        if let Some(line) = plan.line {
-            let is_whole = left != Left::Broken;
-            let (head, tally, kept) = (plan.head_len, self.tally, self.kept.as_deref());
-            let end = End { status, took, head, is_whole, tally, record: &record, kept };
-            self.end_line(&snapshot.router, &line, &end);
-            self.kept = None;
-        }
+        let (head, is_whole) = (plan.head_len, left != Left::Broken);
+        let end = End { status, took, head, is_whole, tally: self.tally, record: &record, kept: None };
+        self.count(&snapshot, (at, side), method, &end);
+        self.close(&snapshot.router, plan.account, end);
         if left == Left::Finished && is_farewell { Left::Over } else { left }
     }
 

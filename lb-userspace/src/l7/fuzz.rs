@@ -10,20 +10,21 @@ use super::h1::head::{Lines, Refusal, Sizes};
 use super::h1::{Request, Response};
 use super::heads::{self, Client, Onward};
 use super::variable::Known;
-use super::{client_hello, fcgi, proxy_protocol};
+use super::{client_hello, fcgi, proxy_protocol, trace};
 use crate::model::l7::Forwarding;
 
 /// A parser under test.
 pub type Target = fn(&[u8]);
 
 /// Every target by its name.
-pub const TARGETS: [(&str, Target); 6] = [
+pub const TARGETS: [(&str, Target); 7] = [
     ("request-head", request_head),
     ("response-head", response_head),
     ("chunked", chunked),
     ("proxy-protocol", proxy_protocol::fuzz),
     ("client-hello", client_hello::fuzz),
     ("fastcgi", fcgi::fuzz),
+    ("traceparent", trace::fuzz),
 ];
 
 /// What is taken for a head is one for every reader: no byte but CRLF ends a line, no shorter piece
@@ -66,8 +67,16 @@ fn forwarded(request: &Request<'_, '_>) {
         policy: None,
         forwarding: &Forwarding::default(),
     };
-    let known =
-        Known { request, client: &client, effective, id: b"id", found: None, is_http2: false, requests: 1 };
+    let known = Known {
+        request,
+        client: &client,
+        effective,
+        id: b"id",
+        found: None,
+        is_http2: false,
+        requests: 1,
+        trace: None,
+    };
     heads::request(known, onward, &mut head);
     let roomy = Sizes { line: BUFFER_BYTES * 2, head: BUFFER_BYTES * 2, ..Sizes::default() };
     let mut lines = Lines::new();

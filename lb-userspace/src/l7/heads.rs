@@ -67,7 +67,7 @@ pub(super) struct Onward<'a> {
 
 /// Request head for the upstream.
 pub(super) fn request(known: Known<'_, '_, '_>, onward: Onward<'_>, out: &mut Vec<u8>) {
-    let Known { request, client, effective, id, .. } = known;
+    let Known { request, client, effective, id, trace, .. } = known;
     let Onward { target, prefix, certificate, policy, forwarding } = onward;
     let set = Set(policy.map_or(&[][..], |policy| &policy.set));
     let version: &[u8] = match policy.is_some_and(|policy| policy.speaks_http10) {
@@ -85,6 +85,9 @@ pub(super) fn request(known: Known<'_, '_, '_>, onward: Onward<'_>, out: &mut Ve
     }
     if forwarding.original_uri {
         drop = drop.with(request.block.named(|name| name.eq_ignore_ascii_case("x-original-uri")));
+    }
+    if let Some(trace) = trace {
+        drop = drop.with(trace.replaced(&request.block));
     }
     request.block.copy_except(drop, out);
     let mut addr = [0u8; 48];
@@ -133,6 +136,14 @@ pub(super) fn request(known: Known<'_, '_, '_>, onward: Onward<'_>, out: &mut Ve
     }
     if forwarding.original_uri && !set.has(b"X-Original-URI") {
         line(out, b"X-Original-URI: ", request.target);
+    }
+    if let Some(trace) = trace {
+        let traceparent = trace.traceparent();
+        for (name, value) in [(&b"traceparent: "[..], &traceparent[..]), (b"tracestate: ", trace.state())] {
+            if !value.is_empty() && !set.has(name) {
+                line(out, name, value);
+            }
+        }
     }
     if let Some(certificate) = certificate {
         client_certificate(certificate, |name| set.has(name.as_bytes()), out);

@@ -60,6 +60,7 @@ mod subject;
 mod tickets;
 mod timers;
 mod tls;
+mod trace;
 mod tunnel;
 mod upstream;
 mod variable;
@@ -85,6 +86,7 @@ use crate::model::l4::Listener;
 use crate::model::l7::L7;
 use crate::model::metering::Metering;
 use crate::model::report::{Metric, MetricKind, Sample};
+use crate::model::span::TakeSpan;
 
 pub use listen::{Inherited, Place};
 pub use upstream::Dialer;
@@ -162,6 +164,7 @@ pub struct Proxy {
     taken: BTreeSet<Place>,
     spills: Arc<spill::Spills>,
     metering: Metering,
+    spans: Option<TakeSpan>,
 }
 
 /// Longest time that idle connections are left for their client's next request when everything is
@@ -184,7 +187,12 @@ impl Proxy {
         let ours: BTreeSet<_> = workers.iter().flatten().map(|bound| bound.place).collect();
         let spills = Arc::new(spill::Spills::new(options.temp));
         let taken = before.intersection(&ours).copied().collect();
-        Ok(Self { workers, tls, taken, spills, metering: options.metering })
+        Ok(Self { workers, tls, taken, spills, metering: options.metering, spans: None })
+    }
+
+    /// Hands the spans of traced requests to somebody; else they are recorded for nobody.
+    pub fn handing_spans_to(self, take: TakeSpan) -> Self {
+        Self { spans: Some(take), ..self }
     }
 
     /// The places where sockets were inherited.
@@ -200,7 +208,7 @@ impl Proxy {
 
     /// Serves what `desired` says, from now on and after every change.
     pub fn start(self, desired: watch::Receiver<Arc<L7>>) -> Result<Running, Error> {
-        let Self { workers, tls, spills, metering, .. } = self;
+        let Self { workers, tls, spills, metering, spans, taken: _ } = self;
         let mut addrs: Vec<_> =
             workers.iter().flatten().map(|bound| (bound.place.listener, bound.addr)).collect();
         addrs.sort();
@@ -225,6 +233,7 @@ impl Proxy {
             hashing,
             all_workers: all_workers.clone(),
             failing: failing::Log::default(),
+            spans,
         };
         let mut controls = Vec::with_capacity(workers.len());
         let of = workers.len();

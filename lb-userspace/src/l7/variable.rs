@@ -11,6 +11,7 @@ use super::heads::Client;
 use super::log::{self, Place, Subject};
 use super::path;
 use super::route::{Route, Router, bare_host};
+use super::trace::Context;
 use crate::model::expression::{Expression, Part, Variable};
 
 /// Longest key that is hashed; what is longer counts with its beginning.
@@ -30,6 +31,8 @@ pub(super) struct Known<'a, 'h, 'b> {
     pub(super) is_http2: bool,
     /// Requests of its connection, this one included.
     pub(super) requests: u32,
+    /// Its place in a trace, where its location is traced.
+    pub(super) trace: Option<&'a Context<'b>>,
 }
 
 /// Hash of a key's text for this request.
@@ -123,12 +126,12 @@ fn value_of(variable: &Variable, known: Known<'_, '_, '_>, out: &mut Vec<u8>) {
 impl<'a, 'h, 'b> Known<'a, 'h, 'b> {
     /// As the access log sees it, before it was rewritten.
     fn subject(self) -> Subject<'a, 'h, 'b> {
-        let Self { request, client, effective, id, found, is_http2, requests } = self;
+        let Self { request, client, effective, id, found, is_http2, requests, trace } = self;
         let place = found.map(|(router, route)| {
             let upstream = log::upstream_name(router, route);
             Place { route, upstream, stand_in: "", alternative: "", target: None }
         });
-        Subject { request: Some(request), line: b"", place, client, effective, is_http2, id, requests }
+        Subject { request: Some(request), line: b"", place, client, effective, is_http2, id, requests, trace }
     }
 }
 

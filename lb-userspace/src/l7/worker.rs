@@ -32,6 +32,7 @@ use crate::model::health::Unwell;
 use crate::model::l4::Listener;
 use crate::model::l7::ClientLimits;
 use crate::model::metering::Metering;
+use crate::model::span::{Span, TakeSpan};
 
 /// Of the connections a full worker may have, one in this many is closed if it is idle.
 const SHED_SHARE: usize = 32;
@@ -84,6 +85,8 @@ pub(super) struct Worker {
     pub(super) journal: Journal,
     /// Apart, so that two files do not take turns in one batch.
     pub(super) stream_journal: Journal,
+    /// Takes the spans of its requests.
+    spans: Option<TakeSpan>,
     pub(super) spills: Arc<Spills>,
     pub(super) authenticator: Authenticator,
     /// Apart from the authenticator's: names that copies go to, and that clients may choose, take no turn
@@ -134,6 +137,7 @@ pub(super) struct Shared {
     pub(super) hashing: Hashing,
     pub(super) all_workers: AllWorkers,
     pub(super) failing: failing::Log,
+    pub(super) spans: Option<TakeSpan>,
 }
 
 /// Starts a worker's thread.
@@ -194,6 +198,7 @@ async fn run(
         https_port: https.map_or(443, |bound| bound.addr.port()),
         journal: Journal::new(shared.outlet.clone()),
         stream_journal: Journal::new(shared.outlet),
+        spans: shared.spans,
         spills: shared.spills,
         authenticator: Authenticator::new(shared.hashing),
         mirrors: Outside::new(MIRROR_LOOKUPS),
@@ -444,6 +449,13 @@ impl Worker {
     }
 
     /// 32 hex digits for `X-Request-ID`: unique, not secret.
+    /// Hands a span to whoever takes them.
+    pub(super) fn tell(&self, span: Span) {
+        if let Some(take) = &self.spans {
+            take(span);
+        }
+    }
+
     pub(super) fn request_id(&self) -> [u8; 32] {
         let mut id = [0; 32];
         for half in id.chunks_mut(16) {

@@ -17,6 +17,7 @@ pub mod policy;
 mod redirects;
 mod responses;
 mod streams;
+mod traces;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -43,6 +44,7 @@ pub use policy::Policies;
 pub use redirects::RedirectStyle;
 pub use responses::{Hsts, Responses};
 pub use streams::{Preamble, Stream, StreamTerms, Streams};
+pub use traces::{Choice, Collector, Sampler, Traced};
 
 /// Everything the proxy has to serve.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -76,6 +78,8 @@ pub struct L7 {
     pub blocked: Option<Arc<Blocked>>,
     /// Which responses are compressed; `None`: none.
     pub compression: Option<Arc<Compression>>,
+    /// Who takes spans of traced requests; `None`: nobody.
+    pub collector: Option<Arc<Collector>>,
 }
 
 /// Which Host header (or SNI) a server answers for. Lower case, no port, no trailing dot.

@@ -17,6 +17,7 @@ pub mod report;
 pub mod review;
 pub mod session;
 pub mod shared;
+pub mod span;
 pub mod upstream;
 
 use std::fmt;

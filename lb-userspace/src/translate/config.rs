@@ -10,6 +10,7 @@ mod log;
 mod responses;
 mod rules;
 pub(super) mod table;
+mod traces;
 mod upstream;
 
 use std::sync::Arc;
@@ -22,7 +23,7 @@ use super::findings::Findings;
 use super::view::View;
 use super::{Options, SnippetPolicy};
 use crate::model::ObjectName;
-use crate::model::l7::{AccessLog, Blocked, Compression, Edge, Keepalive, Responses};
+use crate::model::l7::{AccessLog, Blocked, Collector, Compression, Edge, Keepalive, Responses};
 use crate::objects::{Key, Kind, Map, Object, Objects, Sourced};
 
 use keys::Keys;
@@ -58,6 +59,7 @@ pub(super) struct Config {
     pub responses: Responses,
     pub blocked: Option<Blocked>,
     pub compression: Option<Compression>,
+    pub collector: Option<Collector>,
 }
 
 /// What the ConfigMap means for routes.
@@ -119,6 +121,7 @@ pub(super) fn read(
         responses: Responses::default(),
         blocked: None,
         compression: None,
+        collector: None,
     };
     let mut is_first = true;
     let flag = options.config_map.as_ref();
@@ -174,6 +177,7 @@ pub(super) fn read(
             None
         });
         config.compression = compression::read(&mut keys);
+        config.collector = traces::read(&mut keys);
         config.responses = responses::read(&mut keys, &name.namespace, objects);
         // What they demand of an Ingress was judged when it came in.
         rules::Rules::read(&mut keys);

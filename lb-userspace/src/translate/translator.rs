@@ -320,11 +320,20 @@ impl Translator {
         let mut l7 = L7::clone(&snapshot.l7);
         put_in(&mut l7, parts, &update);
         if is_other {
-            let Config { gate: _, edge, settings: _, log, keepalive, responses, blocked, compression } =
-                config.clone();
+            let Config {
+                gate: _,
+                edge,
+                settings: _,
+                log,
+                keepalive,
+                responses,
+                blocked,
+                compression,
+                collector,
+            } = config.clone();
             (l7.edge, l7.keepalive, l7.responses) = (edge, keepalive, responses);
             (l7.log, l7.blocked) = (log.map(Arc::new), blocked.map(Arc::new));
-            l7.compression = compression.map(Arc::new);
+            (l7.compression, l7.collector) = (compression.map(Arc::new), collector.map(Arc::new));
         }
         l7
     }

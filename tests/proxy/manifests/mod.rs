@@ -18,7 +18,7 @@ use penstock::translate::{self, KeyStatus, Status, TABLE};
 use case::Theme;
 
 /// Files of cases about annotations.
-const THEMES: [&str; 10] = [
+const THEMES: [&str; 11] = [
     "routing",
     "redirects",
     "headers",
@@ -29,13 +29,14 @@ const THEMES: [&str; 10] = [
     "bodies",
     "upstream",
     "tls",
+    "traces",
 ];
 
 /// Files of cases about keys of the controller's ConfigMap.
-const KEYS: [&str; 4] = ["keys-clients", "keys-upstreams", "keys-answers", "keys-access"];
+const KEYS: [&str; 5] = ["keys-clients", "keys-upstreams", "keys-answers", "keys-access", "keys-traces"];
 
 /// Annotations without a case, each with the reason.
-const WITHOUT: [(&str, &str); 5] = [
+const WITHOUT: [(&str, &str); 6] = [
     ("proxy-max-temp-file-size", "shows by what is not sent, however long one waits: module buffers"),
     (
         "modsecurity-transaction-id",
@@ -44,6 +45,7 @@ const WITHOUT: [(&str, &str); 5] = [
     ("auth-tls-verify-depth", "shows by a chain of several: module client_auth"),
     ("proxy-ssl-verify-depth", "shows by a chain of several: module upstream_tls"),
     ("upstream-health-check-interval", "shows by how often somebody is asked: module health"),
+    ("opentelemetry-operation-name", "shows at a collector: module traces"),
 ];
 
 /// Keys without a case, each with the reason.
@@ -68,6 +70,13 @@ const KEYS_WITHOUT: [(&str, &str); 21] = [
     ("ssl-session-cache-size", "shows by thousands of sessions"),
     ("ssl-session-timeout", "is a minute at least"),
     ("ssl-session-ticket-key", "shows by two agents: module arrival"),
+    ("opentelemetry-operation-name", "shows at a collector: module traces"),
+    ("otlp-collector-host", "as opentelemetry-operation-name"),
+    ("otlp-collector-port", "as opentelemetry-operation-name"),
+    ("otel-service-name", "as opentelemetry-operation-name"),
+    ("otel-max-queuesize", "as opentelemetry-operation-name"),
+    ("otel-max-exportbatchsize", "as opentelemetry-operation-name"),
+    ("otel-schedule-delay-millis", "as opentelemetry-operation-name"),
     ("allow-snippet-annotations", "nothing of nginx's configuration is ever run"),
 ];
 
@@ -159,6 +168,16 @@ fn upstream() {
 #[test]
 fn tls() {
     Theme::read("tls").prove();
+}
+
+#[test]
+fn traces() {
+    Theme::read("traces").prove();
+}
+
+#[test]
+fn keys_about_traces() {
+    Theme::read("keys-traces").prove_live();
 }
 
 #[test]

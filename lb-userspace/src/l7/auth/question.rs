@@ -5,6 +5,7 @@ use super::super::heads::{self, Certificate};
 use super::super::outside::is_host;
 use super::super::path;
 use super::super::route::Route;
+use super::super::trace::Context;
 use super::super::variable::{self, Known};
 use super::cache::{CacheKey, CacheKeys};
 use crate::model::expression::Expression;
@@ -72,7 +73,7 @@ fn head(
     target: &[u8],
     fill_in: impl Fn(&Expression) -> Vec<u8>,
 ) -> Vec<u8> {
-    let Subject { known: Known { request, effective, id, .. }, certificate, .. } = subject;
+    let Subject { known: Known { request, effective, id, trace, .. }, certificate, .. } = subject;
     let method = external.method.as_deref();
     let scheme = effective.scheme.as_str().as_bytes();
     let addr = effective.addr.to_string();
@@ -90,6 +91,10 @@ fn head(
     ];
     if method.is_some() {
         ours.extend([("X-Original-URI", request.target), ("X-Scheme", scheme)]);
+    }
+    let traceparent = trace.map(Context::traceparent);
+    if let (Some(trace), Some(traceparent)) = (trace, &traceparent) {
+        ours.extend([("traceparent", &traceparent[..]), ("tracestate", trace.state())]);
     }
     if external.keepalive.connections == 0 {
         ours.push(("Connection", b"close"));

@@ -19,6 +19,7 @@ use super::super::pages::Page;
 use super::super::policy::HeaderEdits;
 use super::super::route::{At, Route, Router};
 use super::super::snapshot::Snapshot;
+use super::super::trace::{self, Begun};
 use super::super::upstream::{Lead, Speech};
 use super::super::variable::{self, Known};
 use crate::model::l7::{Buffers, Filters};
@@ -62,7 +63,7 @@ pub(super) struct Plan {
     pub(super) route: (At, Side),
     pub(super) filters: Limits,
     pub(super) snapshot: Rc<Snapshot>,
-    pub(super) line: Option<Scratch>,
+    pub(super) account: Account,
     /// To be kept until the request has ended. Boxed, as `checks`: few requests have them, all
     /// connections the place.
     pub(super) under_way: Option<Box<UnderWay>>,
@@ -162,12 +163,20 @@ pub(super) fn params(
     fcgi::Params::of(location, &Subject { place: Some(place), ..subject })
 }
 
-/// The beginning of the request's line in the access log, if it gets one.
-pub(super) fn begin_line(
+/// What is begun of what is to be told of a request.
+pub(super) struct Account {
+    /// Its line in the access log, if it gets one.
+    pub(super) line: Option<Scratch>,
+    /// Its span, if it is recorded.
+    pub(super) span: Option<Box<Begun>>,
+}
+
+/// The beginning of what is told of a request.
+pub(super) fn begin_account(
     router: &Router,
     decision: &Decision<'_>,
     subject: Subject<'_, '_, '_>,
-) -> Option<Scratch> {
+) -> Account {
     let target = match &decision.next {
         Next::Proxy { target, .. } => target.as_deref(),
         Next::Answer(_) => None,
@@ -177,5 +186,10 @@ pub(super) fn begin_line(
         (log::upstream_name(router, route), log::alternative_name(router, &decision.next));
     let stand_in = log::stand_in_name(router, &decision.next);
     let place = Place { route, upstream, stand_in, alternative, target };
-    log::begin(router, &decision.next, &Subject { place: Some(place), ..subject })
+    let subject = Subject { place: Some(place), ..subject };
+    let is_ours = matches!(decision.next, Next::Answer(Answer::Healthy | Answer::NginxStatus(_)));
+    Account {
+        line: log::begin(router, &decision.next, &subject),
+        span: if is_ours { None } else { trace::begin(&subject) },
+    }
 }

@@ -48,6 +48,6 @@ impl Connection<'_, '_> {
         let came = self.buf.bytes();
         let line = came.split(|byte| matches!(byte, b'\r' | b'\n')).next().unwrap_or_default();
         let line = line.get(..self.limits.line_bytes).unwrap_or(line);
-        Subject { request: None, line, place: None, client, effective, is_http2, id, requests }
+        Subject { request: None, line, place: None, client, effective, is_http2, id, requests, trace: None }
     }
 }

@@ -14,6 +14,7 @@ use super::super::h1::{Request, Version};
 use super::super::heads::Client;
 use super::super::path;
 use super::super::route::{Route, bare_host};
+use super::super::trace::Context;
 use super::super::upstream::{Attempt, Record};
 use super::Tally;
 use super::escape::{absent, value};
@@ -37,6 +38,8 @@ pub(in crate::l7) struct Subject<'a, 'h, 'b> {
     pub(in crate::l7) id: &'a [u8],
     /// Requests of its connection, this one included.
     pub(in crate::l7) requests: u32,
+    /// Its place in a trace, where its location is traced.
+    pub(in crate::l7) trace: Option<&'a Context<'b>>,
 }
 
 /// Where a request was led.
@@ -127,7 +130,7 @@ pub(super) fn finish(format: &Format, begun: &[u8], end: &End<'_>, stamp: &Stamp
 }
 
 pub(super) fn early_value(early: &Early, escape: Escape, subject: &Subject<'_, '_, '_>, out: &mut Vec<u8>) {
-    let Subject { request, place, client, effective, is_http2, id, requests, line: _ } = *subject;
+    let Subject { request, place, client, effective, is_http2, id, requests, trace, line: _ } = *subject;
     let labels = place.map(|place| &*place.route.labels);
     let (handshake, identity) = (client.handshake.as_deref(), client.session.identity());
     let target = || place.and_then(|place| place.target).or(request.map(|request| request.target));
@@ -220,6 +223,19 @@ pub(super) fn early_value(early: &Early, escape: Escape, subject: &Subject<'_, '
                 None => absent(escape, out),
             };
         }
+        Early::TraceId => {
+            let Some(trace) = trace else { return absent(escape, out) };
+            return out.extend_from_slice(&trace.trace_id());
+        }
+        Early::SpanId => {
+            let Some(trace) = trace else { return absent(escape, out) };
+            return out.extend_from_slice(&trace.span_id());
+        }
+        Early::Traceparent => {
+            let Some(trace) = trace else { return absent(escape, out) };
+            return out.extend_from_slice(&trace.traceparent());
+        }
+        Early::Tracestate => trace.map(Context::state).filter(|state| !state.is_empty()),
         Early::SslClientSubject => {
             identity.map(|identity| identity.subject.as_bytes()).filter(|dn| !dn.is_empty())
         }

@@ -15,7 +15,8 @@ use super::canary::Side;
 use super::filters::{Answer, Next};
 use super::route::{Route, RouteAction, Router};
 use crate::model::l7::AccessLog;
-use crate::model::l7::log::{Early, Escape};
+use crate::model::l7::log::{Early, Escape, Format, Late, Part};
+use stamp::Stamp;
 
 pub(super) use journal::{Journal, Outlet};
 pub(super) use kept::Kept;
@@ -59,6 +60,21 @@ pub(super) fn begin(router: &Router, next: &Next, subject: &Subject<'_, '_, '_>)
 /// Appends the value of a variable as it is, for another use than a line; nothing where there is none.
 pub(super) fn expand(early: &Early, subject: &Subject<'_, '_, '_>, out: &mut Vec<u8>) {
     line::early_value(early, Escape::None, subject, out);
+}
+
+/// Begins a text that is made like a line, for another use.
+pub(super) fn begin_text(format: &Format, subject: &Subject<'_, '_, '_>) -> Scratch {
+    line::begin(format, subject)
+}
+
+/// Ends such a text: what was begun, and what the response tells but for its heads.
+pub(super) fn end_text(format: &Format, begun: &[u8], end: &End<'_>, out: &mut Vec<u8>) {
+    let mut stamp = Stamp::default();
+    let is_of_time = |late: &Late| matches!(late, Late::TimeLocal | Late::TimeIso | Late::Epoch);
+    if format.parts.iter().any(|part| matches!(part, Part::Late(late) if is_of_time(late))) {
+        stamp.renew();
+    }
+    line::finish(format, begun, end, &stamp, out);
 }
 
 /// Begins the line of what was no request.

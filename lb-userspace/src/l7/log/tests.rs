@@ -107,6 +107,7 @@ fn logged(format: &str, escape: Escape, is_request: bool, tally: Tally, record: 
         is_http2: false,
         id: b"0123456789abcdef",
         requests: 3,
+        trace: None,
     };
     let begun = line::begin(&format, &subject);
     let mut stamp = stamp::Stamp::default();
@@ -312,6 +313,7 @@ fn what_nobody_claims_is_healthy_skipped_or_switched_off_is_not_logged() {
             is_http2: false,
             id: b"",
             requests: 1,
+            trace: None,
         };
 
         assert_eq!(begin(&router, next, &subject).is_some(), expected, "{case}");
@@ -322,5 +324,15 @@ fn what_nobody_claims_is_healthy_skipped_or_switched_off_is_not_logged() {
 fn no_request(client: &Client) -> Subject<'_, '_, '_> {
     let effective = Effective::of(client, b"");
     let (request, place) = (None, None);
-    Subject { request, line: b"", place, client, effective, is_http2: false, id: b"", requests: 1 }
+    Subject {
+        request,
+        line: b"",
+        place,
+        client,
+        effective,
+        is_http2: false,
+        id: b"",
+        requests: 1,
+        trace: None,
+    }
 }

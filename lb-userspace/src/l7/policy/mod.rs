@@ -18,6 +18,7 @@ use std::net::IpAddr;
 
 use super::filters::{Answer, Asked};
 use super::h1::head::{Block, LineSet};
+use super::trace;
 use crate::model::l7::Policies;
 use crate::model::l7::policy::{
     ErrorPages, Limits, Mirror, Persistence, RequestHeaders, ResponseHeaders, Satisfy,
@@ -140,7 +141,8 @@ pub(super) fn is_same_name(a: &[u8], b: &[u8]) -> bool {
 
 /// What the policies do to this request, a step each: name and detail.
 pub(super) fn explain(policies: &Policies, asked: &Asked<'_>) -> Vec<(&'static str, String)> {
-    let Policies { access, auth, cors, limits, request, response, rewriting: _, errors, mirror } = policies;
+    let Policies { access, auth, cors, limits, request, response, rewriting: _, errors, mirror, traced } =
+        policies;
     let mut steps = Vec::new();
     steps.extend(cors.as_ref().map(|cors| ("cors", cors::explain(cors, &asked.headers))));
     steps.extend(limits.as_ref().map(|limits| ("limits", limits::explain(limits, asked.client))));
@@ -164,6 +166,7 @@ pub(super) fn explain(policies: &Policies, asked: &Asked<'_>) -> Vec<(&'static s
         let scheme = if *tls { "https" } else { "http" };
         steps.push(("mirror-target", format!("{scheme}://{host} gets a copy")));
     }
+    steps.extend(traced.as_ref().map(|traced| ("opentelemetry", trace::explain(traced))));
     if let Some(ResponseHeaders { set }) = response {
         let names: Vec<_> = set.iter().map(|header| header.name.as_str()).collect();
         steps.push(("custom-headers", format!("the client gets {}", names.join(", "))));

@@ -202,6 +202,14 @@ pub enum Early {
     PeerPort,
     /// `$ssl_client_escaped_cert`: the client's certificate as PEM, percent-encoded.
     SslClientCertificate,
+    /// `$opentelemetry_trace_id`, as the next ones of a location that is traced.
+    TraceId,
+    /// `$opentelemetry_span_id`.
+    SpanId,
+    /// `$opentelemetry_context_traceparent`, as the upstream gets it.
+    Traceparent,
+    /// `$opentelemetry_context_tracestate`.
+    Tracestate,
 }
 
 /// What is known of a request once its response has ended.
@@ -399,6 +407,10 @@ fn early(name: &str) -> Option<Early> {
         "escaped_request_uri" => Early::EscapedTarget,
         "realip_remote_port" => Early::PeerPort,
         "ssl_client_escaped_cert" => Early::SslClientCertificate,
+        "opentelemetry_trace_id" => Early::TraceId,
+        "opentelemetry_span_id" => Early::SpanId,
+        "opentelemetry_context_traceparent" => Early::Traceparent,
+        "opentelemetry_context_tracestate" => Early::Tracestate,
         _ => {
             let after = |prefix: &str| name.strip_prefix(prefix).filter(|rest| !rest.is_empty());
             match (after("http_"), after("cookie_"), after("arg_")) {

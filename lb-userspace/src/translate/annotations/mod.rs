@@ -22,6 +22,7 @@ pub(super) mod rewriting;
 mod session;
 mod spelling;
 pub(super) mod table;
+pub(super) mod traced;
 mod upstream_headers;
 pub(super) mod value;
 

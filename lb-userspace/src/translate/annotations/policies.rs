@@ -8,7 +8,7 @@ use super::super::findings::{About, MISSING_SECRET, missing_secret};
 use super::super::view::View;
 use super::{
     Policy, access, auth, cors, errors, external_auth, field, limits, mirror, response_headers, rewriting,
-    upstream_headers, value,
+    traced, upstream_headers, value,
 };
 use crate::model::ObjectName;
 use crate::model::l7::{Mode, Policies};
@@ -91,5 +91,6 @@ fn all(source: &Source<'_>, about: &mut About<'_>) -> Result<Policies, Unusable>
         rewriting: rewriting::read(source, about),
         errors: errors::read(source),
         mirror: mirror::read(source, about),
+        traced: traced::read(source, about),
     })
 }

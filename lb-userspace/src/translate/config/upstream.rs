@@ -6,13 +6,14 @@ use std::collections::BTreeMap;
 use super::super::annotations::table::Value::{
     self, Bool, ErrorStatus, From, One, Ranges, Size, Statuses, Text, Token, Word, Words,
 };
-use super::super::annotations::{external_auth, rewriting, value};
+use super::super::annotations::{external_auth, rewriting, traced, value};
 use super::super::findings::About;
 use super::super::header_map;
 use super::super::mode;
 use super::super::view::View;
 use super::WITHOUT_FIREWALL;
 use super::keys::{Keys, field};
+use super::traces::{COLLECTOR, is_host};
 use crate::model::expression::Expression;
 use crate::model::l7::policy::FilledHeader;
 use crate::model::upstream::{Condition, Keepalive};
@@ -27,6 +28,7 @@ const KEYS: &[(&str, Value)] = &[
     ("custom-http-errors", Statuses),
     ("denylist-source-range", Ranges),
     ("disable-proxy-intercept-errors", Bool),
+    ("enable-opentelemetry", Bool),
     ("force-ssl-redirect", Bool),
     ("global-allowed-response-headers", Text),
     ("global-auth-always-set-cookie", Bool),
@@ -48,6 +50,12 @@ const KEYS: &[(&str, Value)] = &[
     ("no-auth-locations", Text),
     ("no-tls-redirect-locations", Text),
     ("preserve-trailing-slash", Bool),
+    ("opentelemetry-operation-name", Text),
+    ("opentelemetry-trust-incoming-span", Bool),
+    ("otel-sampler", One(&["AlwaysOn", "AlwaysOff", "TraceIdRatioBased"])),
+    ("otel-sampler-parent-based", Bool),
+    ("otel-sampler-ratio", Text),
+    ("otlp-collector-host", Text),
     ("proxy-body-size", Size),
     ("proxy-buffer-size", Size),
     ("proxy-buffering", One(&["on", "off"])),
@@ -193,6 +201,10 @@ fn legal(key: &str, form: Value, text: &str) -> Result<(), String> {
         }
         "proxy-cookie-domain" | "proxy-cookie-path" | "proxy-redirect-from" | "proxy-redirect-to" => {
             rewriting::check(key, text)
+        }
+        traced::OPERATION | traced::RATIO => traced::check(key, text),
+        COLLECTOR => {
+            is_host(text).then_some(()).ok_or_else(|| format!("{text:?} is neither a name nor an address"))
         }
         _ => external_auth::check_global(key, text),
     }

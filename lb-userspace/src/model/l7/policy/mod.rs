@@ -14,6 +14,10 @@ mod mirror;
 mod pages;
 mod rewriting;
 
+use std::sync::Arc;
+
+use super::Traced;
+
 pub use access::{Access, AddressSet};
 pub use auth::{Auth, Basic, Password, Satisfy, Users};
 pub use cors::{Cors, Origin, Origins};
@@ -45,6 +49,8 @@ pub struct Policies {
     pub errors: Option<ErrorPages>,
     /// Who else gets its requests.
     pub mirror: Option<Mirror>,
+    /// How its requests take part in traces.
+    pub traced: Option<Arc<Traced>>,
 }
 
 impl Policies {
