@@ -262,6 +262,17 @@ fn advice(directive: &str) -> Option<String> {
         "limit_req" => "annotation limit-rps or limit-rpm".to_owned(),
         "limit_conn" => "annotation limit-connections".to_owned(),
         "access_log" if first == "off" => "annotation enable-access-log: \"false\"".to_owned(),
+        "opentelemetry" if first == "on" => "annotation enable-opentelemetry: \"true\"".to_owned(),
+        "opentelemetry" => "annotation enable-opentelemetry: \"false\"".to_owned(),
+        "opentelemetry_operation_name" if directive.contains('$') => {
+            format!(
+                "key opentelemetry-operation-name of the ConfigMap, for all Ingresses: {}",
+                join(first, rest)
+            )
+        }
+        "opentelemetry_operation_name" => "annotation opentelemetry-operation-name".to_owned(),
+        "opentelemetry_trust_incoming_spans" => "annotation opentelemetry-trust-incoming-span".to_owned(),
+        "opentelemetry_propagate" => "nothing: it is so where requests are traced".to_owned(),
         "error_page" => "annotations custom-http-errors and default-backend".to_owned(),
         "mirror" => "annotation mirror-target".to_owned(),
         "grpc_pass" => "annotation backend-protocol: GRPC".to_owned(),
