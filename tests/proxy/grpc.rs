@@ -12,8 +12,9 @@ use h2::server::SendResponse;
 use h2::{Reason, RecvStream};
 use http::{HeaderMap, Request, Response};
 use penstock::model::expression::Expression;
+use penstock::model::l7::log::{Escape, Format};
 use penstock::model::l7::policy::{Copied, ErrorPages, Mirror};
-use penstock::model::l7::{Filters, Policies, Protocol};
+use penstock::model::l7::{Choice, Filters, Policies, Protocol, Sampler, Traced};
 use rustls::pki_types::PrivateKeyDer;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsAcceptor;
@@ -174,6 +175,32 @@ fn a_unary_call_passes_with_its_trailers() {
     assert_eq!(reply.head.status(), 200);
     assert_eq!(reply.head.headers()["content-type"], "application/grpc");
     assert_eq!(reply.text(), "message");
+    assert_eq!(reply.trailers, Some(status("0")));
+}
+
+#[test]
+fn a_traced_call_is_a_span_to_its_upstream() {
+    let upstream = Upstream::start(|request, respond| async move {
+        let line = request.headers()["traceparent"].to_str().expect("text").to_owned();
+        assert!(line.starts_with("00-4bf92f3577b34da6a3ce929d0e0e4736-") && line.ends_with("-01"), "{line}");
+        assert!(!line.contains("00f067aa0ba902b7"), "{line}");
+        echo(request, respond).await;
+    });
+    let traced = Traced {
+        operation: Format::compile("", Escape::None).0,
+        trusts: true,
+        sampler: Sampler { choice: Choice::All, follows: true },
+        exports: false,
+    };
+    let policies = Policies { traced: Some(Arc::new(traced)), ..Policies::default() };
+    let filters = Filters { policies: Some(Arc::new(policies)), ..filters() };
+    let rig = Rig::start(to_with(&[upstream.addr], filters));
+    let mut call = call("/pkg.Service/Method");
+    let line = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    call.headers_mut().insert("traceparent", line.parse().expect("value"));
+
+    let reply = Client::connect(rig.http).ask(call, &[b"message"]).expect("a response");
+
     assert_eq!(reply.trailers, Some(status("0")));
 }
 

@@ -84,5 +84,25 @@ fn peer(addr: IpAddr) -> Attribute {
 
 /// As far as it has room, and with a sign in the place of what is no text.
 fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes.get(..TEXT_MAX).unwrap_or(bytes)).into_owned()
+    let mut text = String::from_utf8_lossy(bytes.get(..TEXT_MAX).unwrap_or(bytes)).into_owned();
+    // Each of those signs has three bytes.
+    text.truncate(text.floor_char_boundary(TEXT_MAX));
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_is_one_and_has_its_bounds_whatever_it_is_made_of() {
+        for (bytes, expected) in [
+            (b"/caf\xc3\xa9".to_vec(), "/caf\u{e9}".to_owned()),
+            (b"/\xff".to_vec(), "/\u{fffd}".to_owned()),
+            (vec![b'a'; 3000], "a".repeat(TEXT_MAX)),
+            (vec![0xff; 3000], "\u{fffd}".repeat(TEXT_MAX / 3)),
+        ] {
+            assert_eq!(text(&bytes), expected);
+        }
+    }
 }

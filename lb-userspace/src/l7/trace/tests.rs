@@ -58,3 +58,18 @@ fn a_request_continues_a_trace_that_is_trusted() {
         assert_eq!(context(traced, headers), (parent, state.to_owned(), sampled), "{case}");
     }
 }
+
+#[test]
+fn an_explanation_says_whose_trace_it_is_and_who_records_it() {
+    let mut half = traced(true, Choice::share(0.5), true);
+    assert_eq!(
+        explain(&half),
+        "it is a span of the trace of the client, or one of its own: 50.0 % are recorded, unless the client's says otherwise"
+    );
+    (half.trusts, half.exports) = (false, false);
+
+    assert_eq!(
+        explain(&half),
+        "it is a span of a trace of its own: 50.0 % are recorded; no collector takes spans"
+    );
+}
