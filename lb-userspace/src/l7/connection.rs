@@ -460,7 +460,7 @@ impl Connection<'_, '_> {
         let mut begun = started;
         if let Some(checks) = checks {
             // Apart, so that others do not carry its size.
-            step = Box::pin(self.check(&checks, plan.line.as_ref().map(|line| &line[..]), step)).await;
+            step = Box::pin(self.check(&checks, plan.account.line.as_ref().map(|line| &line[..]), step)).await;
             begun = Instant::now();
         }
         let (status, left) = match step {

@@ -69,7 +69,7 @@ fn attributes(subject: &Subject<'_, '_, '_>) -> Vec<(&'static str, Attribute)> {
         all.extend(request.headers("user-agent").next().map(|agent| ("http.user_agent", word(agent))));
     }
     all.push(("http.scheme", Attribute::Word(client.scheme.as_str())));
-    all.push(("net.host.port", Attribute::Number(client.outside_port().into())));
+    all.push(("net.host.port", Attribute::Number(client.port.into())));
     all.push(("net.peer.ip", peer(effective.addr)));
     // Whoever stands in front has not told that of its client.
     if effective.addr == client.addr {
