@@ -35,6 +35,14 @@ pub enum Kind {
     Datagram,
 }
 
+impl Kind {
+    /// Whether a packet that is not remembered may begin a flow.
+    #[inline(always)]
+    const fn may_begin(self) -> bool {
+        matches!(self, Self::Syn | Self::Datagram)
+    }
+}
+
 /// Why this backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
@@ -167,16 +175,19 @@ pub fn remembered(
     let (entry, place) = flows::find(memory, hashes.flow);
     let known = member(memory, rules, entry.backend());
     let keeps = known.0 != 0 && (kind != Kind::Syn || !identity(memory, known).is_draining());
-    let begins = match kind {
-        Kind::Syn => true,
-        Kind::Datagram => agreed,
-        Kind::Segment | Kind::Reset => false,
+    // All flows of a source are remembered, from the first on: one that is not begins now, or was pushed out. Of
+    // TCP, one that is older than a change may be older than what its source is bound to.
+    let bound = if affinity && !keeps && (agreed || kind.may_begin()) {
+        of_source(memory, rules, hashes.source, now)
+    } else {
+        BackendId(0)
     };
     let (backend, how) = if keeps {
         (known, How::Remembered)
-    } else if begins {
-        let bound = if affinity { of_source(memory, rules, hashes.source, now) } else { BackendId(0) };
-        (if bound.0 != 0 { bound } else { current }, How::Began)
+    } else if bound.0 != 0 {
+        (bound, if kind.may_begin() { How::Began } else { How::Moved })
+    } else if kind.may_begin() && (agreed || matches!(kind, Kind::Syn)) {
+        (current, How::Began)
     } else {
         (untold, if agreed { How::Moved } else { How::Kept })
     };
@@ -207,7 +218,7 @@ pub fn remembered(
             memory.mark_used(before_at);
         }
     }
-    if affinity && begins && !matches!(how, How::Remembered) {
+    if affinity && kind.may_begin() && !matches!(how, How::Remembered) {
         noted = noted.and(bind_source(memory, hashes.source, backend, now));
     }
     Choice { backend, other, how, noted }

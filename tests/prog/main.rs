@@ -1,5 +1,6 @@
 //! One packet through the real program, by BPF_PROG_TEST_RUN.
 
+mod affinity;
 mod again;
 mod capture;
 mod fixtures;

@@ -196,7 +196,10 @@ fn steering(tables: &Tables, book: &Book, balanced: &Balanced, now: u32) -> Vec<
         format!("slot {slot} of {size} (table generation {}), {state}", table.generation()),
     ));
     steps.extend(remembered(tables, balanced, now));
+    let is_bound = record.rules.any(Rules::AFFINITY)
+        && flows::find(&ReadOnly(tables), hashes.source).0.backend() == choice.backend;
     let why = match choice.how {
+        How::Began | How::Moved if is_bound => "by ClientIP affinity its source has it",
         How::Settled => "the slot's owner",
         How::Remembered => "the flow table remembers it for this flow",
         How::Began => "a new flow goes to the owner",
