@@ -128,6 +128,119 @@ fn what_leaves_and_is_no_answer_of_ours_is_not_touched() {
 }
 
 #[test]
+fn an_answer_cut_at_any_byte_leaves_as_it_came_or_translated_as_far_as_it_goes() {
+    if !lb_tests::tier::require("prog", can_run_programs) {
+        return;
+    }
+    let mut engine = engine();
+    let cases = [
+        (tcp(CLIENT, "203.0.113.1:80"), "10.0.0.1:8080"),
+        (udp(CLIENT, "203.0.113.1:53"), "10.0.0.1:5353"),
+        (tcp(CLIENT6, "[2001:db8:1::1]:80"), "[fd00::1]:8080"),
+        (udp(CLIENT6, "[2001:db8:1::1]:53"), "[fd00::1]:5353"),
+    ];
+    for (packet, to) in cases {
+        let packet = Packet { payload: vec![], ..packet };
+        let arrived = delivered(&mut engine, to, &packet, to);
+        let head = if packet.src.is_ipv4() { 34 } else { 54 };
+        for tags in [&[][..], &[5], &[5, 6]] {
+            let (left, expected) =
+                (tagged(&answer(&arrived).bytes(), tags), tagged(&answer(&packet).bytes(), tags));
+            assert_eq!(out(&mut engine, &left), expected, "{to}");
+            // The kernel runs the program on nothing that is shorter.
+            for length in head + 4 * tags.len()..left.len() {
+                let sent = out(&mut engine, &left[..length]);
+
+                // Without its checksum it cannot be translated, and without its ports nobody knows whose it is.
+                let (l4, least) =
+                    (head + 4 * tags.len(), if packet.proto == lb_common::TCP { 18 } else { 8 });
+                let expected = if length < l4 + least { &left } else { &expected };
+                assert_eq!(sent, expected[..length], "{to}: {length} of {} bytes", left.len());
+            }
+        }
+    }
+}
+
+#[test]
+fn a_frame_to_this_host_cut_at_any_byte_is_not_translated() {
+    if !lb_tests::tier::require("prog", can_run_programs) {
+        return;
+    }
+    let mut engine = engine();
+    engine.set_interface(LOOPBACK, OURS);
+    let cases = [
+        (tcp(CLIENT, "203.0.113.1:80"), "10.0.0.1:8080"),
+        (udp(CLIENT, "203.0.113.1:53"), "10.0.0.1:5353"),
+        (tcp(CLIENT6, "[2001:db8:1::1]:80"), "[fd00::1]:8080"),
+        (udp(CLIENT6, "[2001:db8:1::1]:53"), "[fd00::1]:5353"),
+    ];
+    for (packet, to) in cases {
+        let packet = Packet { payload: vec![], ..packet };
+        // Whether its flow is known or not, or has a lease.
+        for known in [false, true] {
+            let frame = packet.bytes();
+            for length in 14..frame.len() {
+                let run = engine.kernel.test_run("penstock", &frame[..length], 1).expect("the program runs");
+
+                assert!(run.action <= PASS, "{to}: {length} of {} bytes: {}", frame.len(), run.action);
+                assert_eq!(run.packet, frame[..length], "{to}: {length} of {} bytes", frame.len());
+            }
+            if !known {
+                delivered(&mut engine, to, &packet, to);
+                delivered(&mut engine, to, &packet, to);
+            }
+        }
+    }
+}
+
+#[test]
+fn random_and_mutated_frames_that_are_no_answers_of_ours_leave_untouched() {
+    if !lb_tests::tier::require("prog", can_run_programs) {
+        return;
+    }
+    let mut engine = engine();
+    let cases = [
+        (tcp(CLIENT, "203.0.113.1:80"), "10.0.0.1:8080"),
+        (udp(CLIENT, "203.0.113.1:53"), "10.0.0.1:5353"),
+        (tcp(CLIENT6, "[2001:db8:1::1]:80"), "[fd00::1]:8080"),
+        (udp(CLIENT6, "[2001:db8:1::1]:53"), "[fd00::1]:5353"),
+    ];
+    // The kernel runs the program on nothing that is shorter than an IPv6 header.
+    let answers = cases.map(|(packet, to)| {
+        let packet = Packet { payload: vec![7; 40], ..packet };
+        answer(&delivered(&mut engine, to, &packet, to)).bytes()
+    });
+    // xorshift64.
+    let mut state = 0x5eed_0f00_u64;
+    let mut below = |end: usize| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state % end as u64) as usize
+    };
+    for number in 0..100_000 {
+        let mut frame = answers[number % answers.len()].clone();
+        let port = if frame[12] == 0x08 { 34 } else { 54 };
+        for _ in 0..below(12) {
+            // Where headers begin stays as it is, so that what tells them apart is what was changed.
+            let byte = below(frame.len());
+            if ![12, 13, 14, 20].contains(&byte) {
+                frame[byte] = below(256) as u8;
+            }
+        }
+        // No backend has such a port.
+        frame[port..port + 2].copy_from_slice(&[0xde, 0xad]);
+        frame = tagged(&frame, &[7, 8][..below(3)]);
+        frame.truncate(54 + below(frame.len() - 53));
+        if number % 4 == 0 {
+            frame[12..].iter_mut().for_each(|byte| *byte = below(256) as u8);
+        }
+
+        assert_eq!(out(&mut engine, &frame), frame, "frame {number}");
+    }
+}
+
+#[test]
 fn a_tag_in_the_frame_hides_no_answer() {
     if !lb_tests::tier::require("prog", can_run_programs) {
         return;

@@ -3,12 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use lb_tests::packet::{csums_are_right, tcp, udp};
+use lb_common::Mac;
+use lb_tests::packet::{OURS, csums_are_right, tcp, udp};
 use lb_tests::shape::{fragments, tagged, with_extensions, with_options};
-use lb_tests::world::{World, backend, backend_mac, can_run_programs, pool_id};
+use lb_tests::world::{LOOPBACK, World, backend, backend_mac, can_run_programs, pool_id};
 use penstock::datapath::engine::Engine;
 use penstock::datapath::want::{Backend, Place};
-use penstock::model::l4::{FiveTuple, ForwardingMode, Prefix, Protocol};
+use penstock::model::l4::{Family, FiveTuple, ForwardingMode, Prefix, Protocol};
 
 /// xorshift64*; a seed is printed with every failure.
 struct Random(u64);
@@ -47,6 +48,11 @@ fn world() -> World {
 fn run(engine: &mut Engine, frame: &[u8]) -> (u32, Vec<u8>) {
     let run = engine.kernel.test_run("penstock", frame, 1).expect("the program runs");
     (run.action, run.packet)
+}
+
+/// The fast path takes what it can, or, where the interface is not known, the ladder takes all.
+fn by_either_way(engine: &Engine, number: u32) {
+    engine.set_interface(LOOPBACK, if number.is_multiple_of(2) { OURS } else { Mac([0; 6]) });
 }
 
 fn flow(random: &mut Random) -> FiveTuple {
@@ -89,6 +95,7 @@ fn the_program_chooses_what_explain_says_on_ten_thousand_flows() {
             }
             assert_eq!(engine.apply(world.want.clone()), vec![]);
         }
+        by_either_way(&engine, number);
         let flow = flow(&mut random);
         let explanation = engine.explain(flow);
 
@@ -112,39 +119,62 @@ fn the_program_chooses_what_explain_says_on_ten_thousand_flows() {
     assert!(kept.is_some_and(|(_, times)| times > 100), "flows of contested slots stay: {kept:?}");
 }
 
-/// A VIP of every kind, with UDP as with TCP.
-const KINDS: [&str; 9] = [
-    "203.0.113.11:80",
-    "203.0.113.12:80",
-    "203.0.113.13:80",
-    "203.0.113.14:80",
-    "203.0.113.15:80",
-    "203.0.113.16:80",
-    "203.0.113.17:80",
-    "203.0.113.18:80",
-    "203.0.113.19:80",
-];
+/// Kinds of VIPs: a mode each, then affinity, some sources only, nobody, nobody and told so.
+const KINDS: u8 = 9;
 
-/// In the order of [`KINDS`]: a mode each, then affinity, some sources only, nobody, nobody and told so.
-fn every_kind() -> World {
-    let backends: Vec<String> = (1..=20).map(|last| format!("10.0.0.{last}:80")).collect();
+/// The address of a VIP of each kind, of a backend, and of a client.
+#[derive(Clone, Copy)]
+enum Net {
+    V4,
+    V6,
+}
+
+impl Net {
+    fn vip(self, kind: u8) -> SocketAddr {
+        match self {
+            Self::V4 => SocketAddr::from(([203, 0, 113, 11 + kind], 80)),
+            Self::V6 => SocketAddr::from(([0x2001, 0xdb8, 1, 0, 0, 0, 0, 11 + u16::from(kind)], 80)),
+        }
+    }
+
+    fn backend(self, last: u8) -> SocketAddr {
+        match self {
+            Self::V4 => SocketAddr::from(([10, 0, 0, last], 80)),
+            Self::V6 => SocketAddr::from(([0xfd00, 0, 0, 0, 0, 0, 0, last.into()], 80)),
+        }
+    }
+
+    fn client(self, last: u8) -> IpAddr {
+        match self {
+            Self::V4 => [198, 51, 100, last].into(),
+            Self::V6 => [0x2001, 0xdb8, 2, 0, 0, 0, 0, last.into()].into(),
+        }
+    }
+
+    /// Half of the clients.
+    fn range(self) -> Prefix {
+        Prefix::new(self.client(0), if matches!(self, Self::V4) { 25 } else { 121 }).expect("a prefix")
+    }
+}
+
+/// A VIP of every kind, with UDP as with TCP.
+fn every_kind(net: Net) -> World {
+    let backends: Vec<String> = (1..=20).map(|last| net.backend(last).to_string()).collect();
     let backends: Vec<&str> = backends.iter().map(String::as_str).collect();
     let modes = ForwardingMode::ALL.into_iter().chain([ForwardingMode::L2; 4]);
     let mut world = World::new();
     for protocol in [Protocol::Tcp, Protocol::Udp] {
-        for (number, (vip, mode)) in KINDS.into_iter().zip(modes.clone()).enumerate() {
-            world = world.service(protocol, vip, mode, if number < 7 { &backends } else { &[] });
-            if number == 8 {
-                world = world.rejecting(vip, protocol);
+        for (kind, mode) in (0..KINDS).zip(modes.clone()) {
+            let (vip, name) = (net.vip(kind), net.vip(kind).to_string());
+            world = world.service(protocol, &name, mode, if kind < 7 { &backends } else { &[] });
+            if kind == 8 {
+                world = world.rejecting(&name, protocol);
             }
-            let id = pool_id(vip.parse().expect("address"), protocol);
-            let pool = world.want.pools.get_mut(&id).expect("just made");
-            pool.affinity = (number == 5).then_some(1_000);
-            if number == 6 {
-                let place =
-                    Place { addr: vip.parse::<SocketAddr>().expect("address").ip(), port: 80, protocol };
-                let ranges = BTreeSet::from([Prefix::new([198, 51, 100, 0].into(), 25).expect("a prefix")]);
-                world.want.ranges.insert(place, ranges);
+            let pool = world.want.pools.get_mut(&pool_id(vip, protocol)).expect("just made");
+            pool.affinity = (kind == 5).then_some(1_000);
+            if kind == 6 {
+                let place = Place { addr: vip.ip(), port: 80, protocol };
+                world.want.ranges.insert(place, BTreeSet::from([net.range()]));
             }
         }
     }
@@ -156,20 +186,31 @@ fn the_program_does_what_explain_says_with_every_kind_of_vip() {
     if !lb_tests::tier::require("prog", can_run_programs) {
         return;
     }
-    let mut world = every_kind();
+    does_what_explain_says(Net::V4);
+}
+
+#[test]
+fn the_program_does_what_explain_says_with_every_kind_of_vip_over_ipv6() {
+    if !lb_tests::tier::require("prog", can_run_programs) {
+        return;
+    }
+    does_what_explain_says(Net::V6);
+}
+
+fn does_what_explain_says(net: Net) {
+    let mut world = every_kind(net);
     let mut engine = world.load();
     let mut random = Random(SEED);
     let mut seen: BTreeMap<String, u32> = BTreeMap::new();
     for number in 0..10_000 {
         if number % 2_500 == 2_499 {
             // Slots are contested from here on, and some backends have another mode.
-            for vip in &KINDS[..7] {
+            for kind in 0..7 {
                 for protocol in [Protocol::Tcp, Protocol::Udp] {
-                    let last = 21 + random.below(20) as u8;
                     let modes = [ForwardingMode::Nat, ForwardingMode::L2, ForwardingMode::Ipip];
-                    let backends = world.backends_mut(vip, protocol);
+                    let addr = net.backend(21 + random.below(20) as u8);
+                    let backends = world.backends_mut(&net.vip(kind).to_string(), protocol);
                     let mode = backends.values().next().expect("there are some").mode;
-                    let addr = SocketAddr::from(([10, 0, 0, last], 80));
                     backends.insert(addr, Backend { mode, ..backend(addr.ip()) });
                     for one in backends.values_mut().take(4) {
                         one.mode = modes[random.below(3) as usize];
@@ -178,11 +219,11 @@ fn the_program_does_what_explain_says_with_every_kind_of_vip() {
             }
             assert_eq!(engine.apply(world.want.clone()), vec![]);
         }
-        let dst: SocketAddr = KINDS[random.below(9) as usize].parse().expect("address");
-        let src = Ipv4Addr::from(0xc633_6400 | random.next() as u32 & 0xff);
+        by_either_way(&engine, number);
+        let dst = net.vip(random.below(KINDS.into()) as u8);
         let protocol = if random.below(2) == 0 { Protocol::Tcp } else { Protocol::Udp };
         // Few ports: flows come again, and are remembered then.
-        let src = SocketAddr::new(src.into(), 1024 + random.below(20) as u16);
+        let src = SocketAddr::new(net.client(random.next() as u8), 1024 + random.below(20) as u16);
         let flow = FiveTuple { protocol, src, dst };
         let explained = engine.explain(flow).verdict;
         let before = engine.verdicts();
@@ -199,12 +240,13 @@ fn the_program_does_what_explain_says_with_every_kind_of_vip() {
         }
         assert_eq!(explained.split([' ', ':']).next(), Some(verdict), "{case}");
         *seen.entry(verdict.to_owned()).or_default() += 1;
-        let to = match verdict {
-            "forwarded-local" => out[33],
-            sent if sent.starts_with("forwarded") => out[5],
+        let to = match (verdict, net) {
+            ("forwarded-local", Net::V4) => out[33],
+            ("forwarded-local", Net::V6) => out[53],
+            (sent, _) if sent.starts_with("forwarded") => out[5],
             _ => continue,
         };
-        assert!(explained.ends_with(&format!(" to 10.0.0.{to}:80")), "{case}, went to {to}");
+        assert!(explained.ends_with(&format!(" to {}", net.backend(to))), "{case}, went to {to}");
     }
     let all = [
         "forwarded-ipip",
@@ -228,18 +270,56 @@ fn explain_knows_who_may_use_a_vip_and_what_is_translated() {
         return;
     }
     let mut world = world();
-    let place = Place { addr: "203.0.113.2".parse().unwrap(), port: 80, protocol: Protocol::Tcp };
-    let range = Prefix::new("198.51.100.0".parse().unwrap(), 25).expect("a prefix");
-    world.want.ranges.insert(place, BTreeSet::from([range]));
+    // Of ranges within others the narrow ones go away in the end: what is left of them is the wide one.
+    let wide = ["198.51.100.0/25", "2001:db8:2::/64"];
+    let narrow = ["198.51.100.0/28", "198.51.100.192/31", "2001:db8:2:0:1::/80", "2001:db8:3::7/128"];
+    let ranges = |of: &[&str]| of.iter().map(|range| range.parse::<Prefix>().expect("a range")).collect();
+    let all: BTreeSet<Prefix> = ranges(&[&wide[..], &narrow].concat());
+    let places = [VIPS[1], VIPS[3]].map(|vip| {
+        let vip: SocketAddr = vip.parse().expect("an address");
+        Place { addr: vip.ip(), port: 80, protocol: Protocol::Tcp }
+    });
+    let allow = |world: &mut World, of: &BTreeSet<Prefix>| {
+        for place in places {
+            let mine = |range: &&Prefix| range.family() == Family::of(place.addr);
+            let mine: BTreeSet<Prefix> = of.iter().filter(mine).copied().collect();
+            world.want.ranges.insert(place, mine);
+        }
+    };
+    allow(&mut world, &all);
     let mut engine = world.load();
-    for (last, allowed) in [(7, true), (200, false)] {
-        let asked: FiveTuple = format!("tcp 198.51.100.{last}:4000 > 203.0.113.2:80").parse().unwrap();
+    let sources = [
+        ("198.51.100.7", true, true),
+        ("198.51.100.127", true, true),
+        ("198.51.100.128", false, false),
+        ("198.51.100.193", true, false),
+        ("198.51.100.194", false, false),
+        ("[2001:db8:2::7]", true, true),
+        ("[2001:db8:2:0:1::7]", true, true),
+        ("[2001:db8:2:1::7]", false, false),
+        ("[2001:db8:3::7]", true, false),
+        ("[2001:db8:3::8]", false, false),
+    ];
+    for nested in [true, false] {
+        if !nested {
+            allow(&mut world, &ranges(&wide));
+            assert_eq!(engine.apply(world.want.clone()), vec![]);
+        }
+        for (number, (source, with_narrow, with_wide)) in (0..).zip(sources) {
+            by_either_way(&engine, number);
+            let allowed = if nested { with_narrow } else { with_wide };
+            let vip = if source.starts_with('[') { VIPS[3] } else { VIPS[1] };
+            let asked: FiveTuple = format!("tcp {source}:4000 > {vip}").parse().unwrap();
 
-        let (action, _) = run(&mut engine, &frame(&asked));
+            let (action, _) = run(&mut engine, &frame(&asked));
 
-        let verdict = engine.explain(asked).verdict;
-        assert_eq!((action == 3, verdict.starts_with("forwarded-l2")), (allowed, allowed), "{verdict}");
-        assert_eq!(verdict == "source-range: dropped", !allowed, "{verdict}");
+            let verdict = engine.explain(asked).verdict;
+            let told = (action == 3, verdict.starts_with("forwarded-l2"), verdict != "source-range: dropped");
+            assert_eq!(told, (allowed, allowed, allowed), "{asked}, nested {nested}: {verdict}");
+            // Of the other protocol all may.
+            let udp = FiveTuple { protocol: Protocol::Udp, ..asked };
+            assert_eq!(run(&mut engine, &frame(&udp)).0, 3, "{udp}");
+        }
     }
 
     let asked: FiveTuple = "tcp 198.51.100.7:4000 > 203.0.113.1:80".parse().unwrap();

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use lb_common::tunnel::{self, Head, Round};
 use lb_common::{HashKey, TCP, csum, wire_port};
+use lb_tests::icmp::Icmp;
 use lb_tests::packet::{ACK, OURS, Packet, ROUTER, SYN, csums_are_right, tcp, udp};
 use lb_tests::world::{KEY, LOOPBACK, World, backend, can_run_programs};
 use penstock::datapath::engine::Engine;
@@ -315,6 +316,27 @@ fn a_tunnelled_frame_cut_at_any_byte_is_never_sent_on() {
 
             assert!(action <= PASS, "{length} of {} bytes: {action}", frame.len());
         }
+    }
+}
+
+#[test]
+fn a_hop_limit_that_ends_in_the_tunnel_is_told_by_the_vip_and_reaches_no_backend() {
+    if !lb_tests::tier::require("prog", can_run_programs) {
+        return;
+    }
+    let mut engine = engine();
+    for (family, inner) in [(0, tcp(CLIENT, VIP)), (1, tcp(CLIENT6, VIP6))] {
+        let inner = Packet { flags: SYN, ttl: 1, ..inner };
+        let to = if family == 0 { HERE } else { HERE6 };
+        let kind = if family == 0 { (11, 0) } else { (3, 0) };
+
+        let (action, out) = run(&mut engine, &wrapped(family, &inner, Round::First, tag(to), 0).bytes());
+
+        let (vip, client) = (inner.dst.ip().to_string(), inner.src.ip().to_string());
+        let told =
+            Icmp { dst_mac: ROUTER, src_mac: OURS, ..Icmp::new(&vip, &client, kind, &inner.bytes()[14..]) };
+        assert_eq!((action, out), (3, told.bytes()), "{inner:?}");
+        assert_eq!(count(&engine, "told-time-exceeded"), family as u64 + 1);
     }
 }
 

@@ -1,4 +1,4 @@
-//! What `ipip` and `tunnel` put in front of a packet, byte by byte, whatever its length and TOS.
+//! What `ipip` and `tunnel` put in front of a packet, byte by byte, whatever its length, TOS and hop limit.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -6,6 +6,8 @@ use lb_common::csum;
 use lb_tests::packet::{OURS, Packet, SYN, tcp, udp};
 use lb_tests::world::{LOOPBACK, NODE_V4, NODE_V6, World, backend_mac, can_run_programs};
 use penstock::model::l4::{ForwardingMode::*, Protocol::*};
+
+use crate::run::{Drop, Pass, Send, run};
 
 const CLIENT: &str = "198.51.100.7:40000";
 const CLIENT6: &str = "[2001:db8:2::7]:40000";
@@ -36,7 +38,9 @@ fn an_outer_header_is_right_in_every_byte() {
     ];
     for (case, packet, overhead, proto) in cases {
         for (length, tos) in (0..1300).step_by(7).zip((0..=255u8).cycle()) {
-            let packet = Packet { payload: vec![length as u8; length], ..packet.clone() };
+            // The last hop is the backend's business, as in `l2`.
+            let ttl = if length % 2 == 0 { 1 } else { 64 };
+            let packet = Packet { ttl, payload: vec![length as u8; length], ..packet.clone() };
             let frame = with_tos(packet.bytes(), tos);
 
             let run = engine.kernel.test_run("penstock", &frame, 1).expect("the program runs");
@@ -52,6 +56,40 @@ fn an_outer_header_is_right_in_every_byte() {
             } else {
                 v6(&outer[14..54], overhead + inner.len() - 40, tos, proto, &what);
             }
+        }
+    }
+}
+
+#[test]
+fn a_frame_for_another_node_cut_at_any_byte_is_never_sent() {
+    if !lb_tests::tier::require("prog", can_run_programs) {
+        return;
+    }
+    let mut engine = World::new()
+        .service(Tcp, "203.0.113.1:80", Tunnel, &["10.0.0.1:80"])
+        .service(Udp, "203.0.113.1:80", Tunnel, &["10.0.0.1:80"])
+        .service(Tcp, "[2001:db8:1::1]:80", Tunnel, &["[fd00::1]:80"])
+        .service(Udp, "[2001:db8:1::1]:80", Tunnel, &["[fd00::1]:80"])
+        .service(Tcp, "203.0.113.2:80", Ipip, &["10.0.0.1:80"])
+        .service(Udp, "[2001:db8:1::2]:80", Ipip, &["[fd00::1]:80"])
+        .load();
+    engine.set_interface(LOOPBACK, OURS);
+    let (vip, vip6) = ("203.0.113.1:80", "[2001:db8:1::1]:80");
+    let packets = [
+        tcp(CLIENT, vip),
+        udp(CLIENT, vip),
+        tcp(CLIENT6, vip6),
+        udp(CLIENT6, vip6),
+        tcp(CLIENT, "203.0.113.2:80"),
+        udp(CLIENT6, "[2001:db8:1::2]:80"),
+    ];
+    for packet in packets {
+        let frame = Packet { payload: vec![], ..packet }.bytes();
+        assert!(matches!(run(&mut engine, &frame), Send(_)));
+        for length in 14..frame.len() {
+            let did = run(&mut engine, &frame[..length]);
+
+            assert!(matches!(did, Pass | Drop), "{length} of {} bytes: {did:?}", frame.len());
         }
     }
 }
