@@ -26,6 +26,9 @@ pub mod verdict;
 pub mod vip;
 pub mod vlan;
 
+#[cfg(test)]
+mod abi;
+
 pub use addr::{Addr, AddrEntry};
 pub use backend::{Backend, BackendId, Mac, Mode};
 pub use config::{Epoch, HashKey};
