@@ -6,7 +6,11 @@ use lb_common::nat::{SILENCE, UDP_ANSWER};
 use lb_tests::packet::{ACK, FIN, OURS, Packet, SYN, csums_are_right, tcp, udp};
 use lb_tests::world::{KEY, LOOPBACK, World, backend_mac, can_run_programs};
 use penstock::datapath::engine::{Config, Engine};
-use penstock::model::l4::{FiveTuple, ForwardingMode::Nat, Protocol};
+use penstock::model::l4::{
+    FiveTuple,
+    ForwardingMode::{Local, Nat},
+    Protocol,
+};
 
 use crate::run::{Drop, Send, count, run};
 
@@ -333,4 +337,43 @@ fn no_two_connections_in_use_share_a_port_through_random_histories() {
         }
         assert!(count(&rig.engine, "forwarded-nat") > 500, "seed {seed}");
     }
+}
+
+#[test]
+fn explain_tells_a_flow_that_finds_no_entry_as_the_program_does() {
+    if !lb_tests::tier::require("prog", can_run_programs) {
+        return;
+    }
+    let vip = "203.0.113.1:80";
+    let mut engine = World::new().service(Protocol::Udp, vip, Local, &["10.0.0.1:80"]).load();
+    engine.set_interface(LOOPBACK, OURS);
+    let protocol = Protocol::Udp;
+    let told = |engine: &Engine, src: &str| {
+        let asked = FiveTuple { protocol, src: src.parse().unwrap(), dst: vip.parse().unwrap() };
+        let told = engine.explain(asked);
+        (told.verdict, format!("{:?}", told.steps))
+    };
+    // Each client keeps its port. Nobody gives way, because all of them speak at a later time again.
+    let clients = |number: usize| {
+        format!("198.51.{}.{}:{}", 100 + number / 50_000, 1 + number % 200, 1_024 + number / 200)
+    };
+    for _ in 0..2 {
+        for number in 0..lb_common::maps::NAT_FLOWS {
+            let _ = engine.kernel.test_run("penstock", &udp(&clients(number), vip).bytes(), 1);
+        }
+        engine.kernel.age_translated(1).expect("entries are aged");
+    }
+    assert_eq!(count(&engine, "nat-table-full"), 0);
+
+    let (verdict, steps) = told(&engine, "203.0.113.77:4000");
+    let run = engine.kernel.test_run("penstock", &udp("203.0.113.77:4000", vip).bytes(), 1).expect("runs");
+
+    assert_eq!((run.action, count(&engine, "nat-table-full")), (1, 1));
+    assert_eq!(verdict, "nat-table-full: dropped");
+    assert!(
+        steps.contains("find no room to be remembered") && steps.contains("spread the Services"),
+        "{steps}"
+    );
+    let (verdict, _) = told(&engine, &clients(7));
+    assert_eq!(verdict, "forwarded-local to 10.0.0.1:80", "who has one keeps it");
 }

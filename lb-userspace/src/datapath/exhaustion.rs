@@ -68,12 +68,10 @@ impl Exhaustion {
         }
         if self.entries.look(count(Verdict::NatTableFull), now) {
             problems.push(Problem {
-                reason: "nat-table-full",
-                fix: "spread the Services over more nodes, or reach backends by another mode".to_owned(),
+                reason: Verdict::NatTableFull.as_str(),
+                fix: FIX_ENTRIES.to_owned(),
                 severity: Severity::Error,
-                ..of_datapath(
-                    "new flows by `nat` or `local` find no room to be remembered and are dropped".to_owned(),
-                )
+                ..of_datapath(NO_ENTRY.to_owned())
             });
         }
         problems
@@ -82,6 +80,13 @@ impl Exhaustion {
 
 /// What can be done where ports are exhausted.
 pub(super) const FIX_PORTS: &str = "widen --nat-ports, or add backends; see `nat` in docs/services.md";
+
+/// What can be done where there is no entry for one more translated flow.
+pub(super) const FIX_ENTRIES: &str = "spread the Services over more nodes, or reach backends by another mode";
+
+/// Says that there is none.
+pub(super) const NO_ENTRY: &str =
+    "new flows by `nat` or `local` find no room to be remembered and are dropped";
 
 /// Says that ports of a range (the first, the last) are exhausted.
 pub(super) fn no_port((first, last): (u16, u16), backend: &str) -> String {

@@ -147,6 +147,11 @@ pub(super) fn explain(known: Known<'_>, flow: FiveTuple, translated: &impl Trans
                         steps.push(step("port", format!("its packets would come from port {port}")));
                         format!("{verdict} to {to}")
                     }
+                    Err(none @ Verdict::NatTableFull) => {
+                        steps.push(step("port", exhaustion::NO_ENTRY.to_owned()));
+                        steps.push(step("fix", exhaustion::FIX_ENTRIES.to_owned()));
+                        format!("{}: dropped", none.as_str())
+                    }
                     Err(none) => {
                         let range = (first, first.saturating_add(count - 1));
                         steps.push(step("port", exhaustion::no_port(range, &to.to_string())));

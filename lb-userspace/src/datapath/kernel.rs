@@ -395,6 +395,15 @@ impl Translations for Kernel {
         let map: HashMap<_, u64, [u64; 15]> = HashMap::try_from(self.ebpf.map(maps::NAT_REVERSE)?).ok()?;
         map.get(&key, 0).ok().map(|words| Reverse::from_words(&words))
     }
+
+    fn are_full(&self) -> bool {
+        let count = |name| -> Option<usize> {
+            let map: HashMap<_, u64, [u64; 8]> = HashMap::try_from(self.ebpf.map(name)?).ok()?;
+            Some(map.keys().filter_map(Result::ok).count())
+        };
+        // A flow has one entry in each, but for the moment in which it loses its port to another.
+        count(maps::NAT_FORWARD).is_some_and(|entries| entries >= maps::NAT_FLOWS)
+    }
 }
 
 /// Translated flows, by mode.
