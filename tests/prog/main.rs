@@ -14,6 +14,7 @@ mod random;
 mod refuse;
 mod rollout;
 mod run;
+mod seen;
 mod slow;
 mod state;
 mod tunnel;

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use lb_common::verdict::Event;
-use lb_tests::packet::{ACK, Packet, SYN, tcp, udp};
-use lb_tests::world::{self, CONFIG, World, backend_mac, can_run_programs};
+use lb_tests::packet::{ACK, OURS, Packet, SYN, tcp, udp};
+use lb_tests::world::{self, CONFIG, LOOPBACK, World, backend_mac, can_run_programs};
 use penstock::datapath::engine::{self, Config, Engine};
 use penstock::datapath::want::Backend;
 use penstock::model::l4::{ForwardingMode, Protocol};
@@ -116,4 +116,47 @@ fn replacing_all_backends_breaks_no_flow_of_a_living_one_with_hardly_a_place_for
     assert!(begun > 50, "{begun} of 200 flows that began meanwhile have lasting backends");
     let events: Vec<(Event, u64)> = rollout.engine.events();
     assert_eq!(events.iter().find(|(event, _)| *event == Event::Forgot), Some(&(Event::Forgot, 0)));
+}
+
+#[test]
+fn a_udp_flow_whose_backend_is_gone_moves_at_once_in_every_mode() {
+    if !lb_tests::tier::require("prog", can_run_programs) {
+        return;
+    }
+    for mode in ForwardingMode::ALL {
+        let first = [1, 2, 3].map(|last| addr(last).to_string());
+        let mut world = World::new().service(Protocol::Udp, VIP, mode, &first.each_ref().map(String::as_str));
+        let mut engine = world.load();
+        engine.set_interface(LOOPBACK, OURS);
+        // One that comes first: half of the flows are in contested slots, and remembered.
+        world
+            .backends_mut(VIP, Protocol::Udp)
+            .insert(addr(4), Backend { mode, ..world::backend(addr(4).ip()) });
+        assert_eq!(engine.apply(world.want.clone()), vec![]);
+        let sent = |engine: &Engine| -> BTreeMap<u16, u8> {
+            let send = |port: u16| {
+                let frame = udp(&format!("198.51.100.7:{port}"), VIP).bytes();
+                let run = engine.kernel.test_run("penstock", &frame, 1).expect("the program runs");
+                let local = mode == ForwardingMode::Local;
+                assert_eq!(run.action, if local { 2 } else { 3 }, "{mode}: {port}");
+                assert_ne!(run.packet, frame, "{mode}: {port}");
+                (port, if local { run.packet[33] } else { run.packet[5] })
+            };
+            (1024..1224).map(send).collect()
+        };
+        let before = sent(&engine);
+        assert_eq!(sent(&engine), before, "{mode}");
+
+        world.backends_mut(VIP, Protocol::Udp).remove(&addr(2));
+        assert_eq!(engine.apply(world.want.clone()), vec![]);
+
+        let after = sent(&engine);
+        let gone = before.values().filter(|backend| **backend == 2).count();
+        assert!(gone > 20, "{mode}: {gone} flows had it");
+        for (port, backend) in &before {
+            let now = after[port];
+            assert_eq!(now == *backend, *backend != 2, "{mode}: {port} went from {backend} to {now}");
+        }
+        assert_eq!(sent(&engine), after, "{mode}: and stay there");
+    }
 }
