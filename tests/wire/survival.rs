@@ -12,6 +12,7 @@ use std::time::Duration;
 use lb_tests::agent::{Agent, DEADLINE, binary, eventually};
 use lb_tests::echo;
 use lb_tests::manifests::LoadBalancer;
+use lb_tests::netns::Host;
 use lb_tests::world::World;
 use penstock::config::BPFFS;
 use penstock::datapath::{Attached, detach, pins};
@@ -20,22 +21,25 @@ use serde_json::Value;
 use crate::nodes::{self, Cluster, Node};
 use crate::rig::{Arms, Rig, greeted, still_echoes};
 
-const NAT: &str = "203.0.113.10";
-const L2: &str = "203.0.113.11";
+const NAT: [&str; 2] = ["203.0.113.10", "2001:db8:113::10"];
+const L2: [&str; 2] = ["203.0.113.11", "2001:db8:113::11"];
+const VIPS: [&str; 4] = [NAT[0], L2[0], NAT[1], L2[1]];
 const FLOWS: usize = 40;
 const MOST_UNDER_WAY: usize = 32;
 
-/// TCP 5432 and UDP 5353 on a VIP of each mode, over these backends.
+/// TCP 5432 and UDP 5353 on a VIP of each mode and family, over these backends.
 fn services(backends: &[usize]) -> String {
-    let backends: Vec<(IpAddr, u16)> =
-        backends.iter().map(|number| (Arms::One.backend(*number)[0], 1)).collect();
     let mut documents = Vec::new();
-    for (mode, vip) in [("nat", NAT), ("l2", L2)] {
-        for (protocol, port) in [("TCP", 5432), ("UDP", 5353)] {
-            let name = format!("{mode}-{}", protocol.to_lowercase());
-            let vip = vip.parse().unwrap();
-            let service = LoadBalancer { name: &name, vip, protocol, port, target_port: port, mode };
-            documents.push(service.with_backends(&backends));
+    for family in [0, 1] {
+        let backends: Vec<(IpAddr, u16)> =
+            backends.iter().map(|number| (Arms::One.backend(*number)[family], 1)).collect();
+        for (mode, vips) in [("nat", NAT), ("l2", L2)] {
+            for (protocol, port) in [("TCP", 5432), ("UDP", 5353)] {
+                let name = format!("{mode}-{family}-{}", protocol.to_lowercase());
+                let vip = vips[family].parse().unwrap();
+                let service = LoadBalancer { name: &name, vip, protocol, port, target_port: port, mode };
+                documents.push(service.with_backends(&backends));
+            }
         }
     }
     documents.join("---\n")
@@ -45,19 +49,22 @@ fn at(vip: &str, port: u16) -> SocketAddr {
     SocketAddr::new(vip.parse().unwrap(), port)
 }
 
-/// The rig with backends that hold the VIP of `l2` and answer for it.
+/// The rig with backends that hold the VIPs of `l2` and answer for them.
 fn rig() -> Option<Rig> {
     let rig = Rig::new(Arms::One, &[("services.yaml", services(&[1, 2, 3]))])?;
     for (number, backend) in rig.backends.iter().enumerate() {
         backend.run("sysctl -qw net.ipv4.conf.all.arp_ignore=1 net.ipv4.conf.all.arp_announce=2").unwrap();
-        backend.run(&format!("ip addr add {L2} dev lo")).unwrap();
+        let addrs = format!("ip addr add {} dev lo; ip addr add {} dev lo nodad", L2[0], L2[1]);
+        backend.run(&addrs).unwrap();
         let name = format!("b{}", number + 1);
         backend.within(|| {
-            echo::tcp(at(L2, 5432), &name).unwrap();
-            echo::udp(at(L2, 5353), &name).unwrap();
+            for vip in L2 {
+                echo::tcp(at(vip, 5432), &name).unwrap();
+                echo::udp(at(vip, 5353), &name).unwrap();
+            }
         });
     }
-    for vip in [NAT, L2] {
+    for vip in VIPS {
         rig.who_answers_tcp(at(vip, 5432), 1);
         rig.who_answers_udp(at(vip, 5353), 1);
     }
@@ -95,7 +102,7 @@ fn pinned(rig: &Rig) -> PathBuf {
 type Flows = Vec<(String, BufReader<TcpStream>)>;
 
 fn flows(rig: &Rig) -> Flows {
-    let vips = [NAT, L2].into_iter().cycle().take(FLOWS);
+    let vips = VIPS.into_iter().cycle().take(FLOWS);
     rig.client.within(|| vips.map(|vip| greeted(at(vip, 5432)).unwrap()).collect())
 }
 
@@ -114,9 +121,14 @@ struct Stream {
 
 impl Stream {
     fn start(rig: &Rig) -> Self {
+        Self::between(&rig.client, VIPS.map(|vip| at(vip, 5353)).to_vec())
+    }
+
+    /// From this client to all of these.
+    fn between(client: &Host, vips: Vec<SocketAddr>) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let ended = Arc::clone(&stop);
-        Self { stop, counter: rig.client.spawn(move || count(&ended)) }
+        Self { stop, counter: client.spawn(move || count(&vips, &ended)) }
     }
 
     fn assert_nothing_was_lost(self) {
@@ -127,14 +139,15 @@ impl Stream {
     }
 }
 
-fn count(ended: &AtomicBool) -> (usize, usize) {
-    let open = |vip: &str| {
-        let socket = UdpSocket::bind(("0.0.0.0", 0)).unwrap();
-        socket.connect(at(vip, 5353)).unwrap();
+fn count(vips: &[SocketAddr], ended: &AtomicBool) -> (usize, usize) {
+    let open = |vip: &SocketAddr| {
+        let any = if vip.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+        let socket = UdpSocket::bind(any).unwrap();
+        socket.connect(vip).unwrap();
         socket.set_nonblocking(true).unwrap();
         socket
     };
-    let mut sockets: Vec<UdpSocket> = [NAT, L2].into_iter().cycle().take(8).map(open).collect();
+    let mut sockets: Vec<UdpSocket> = vips.iter().cycle().take(8).map(open).collect();
     let (mut sent, mut answered, mut round) = (0, 0, 0);
     let mut buffer = [0; 64];
     let mut read = |socket: &UdpSocket| std::iter::from_fn(|| socket.recv(&mut buffer).ok()).count();
@@ -150,7 +163,7 @@ fn count(ended: &AtomicBool) -> (usize, usize) {
         answered += sockets.iter().map(&mut read).sum::<usize>();
         round += 1;
         if round % 20 == 0 && sockets.len() < 200 {
-            sockets.push(open([NAT, L2][round / 20 % 2]));
+            sockets.push(open(&vips[round / 20 % vips.len()]));
         }
     }
     let _ = eventually(Duration::from_secs(3), || {
@@ -285,7 +298,7 @@ fn what_cannot_be_read_at_a_restart_is_not_wished_away() {
     let whole = services(&[1, 2, 3]);
     let documents: Vec<&str> = whole.split("---\n").collect();
     let (broken, good): (Vec<&str>, Vec<&str>) =
-        documents.iter().partition(|text| text.contains("name: nat-") || text.contains("name: l2-tcp-1"));
+        documents.iter().partition(|text| text.contains("name: nat-") || text.contains("-tcp-1\n"));
     let slip = broken.join("---\n").replace("apiVersion", "apiVersion: [");
     rig.lab.stop(rig.agent.pid()).unwrap();
     rig.agent.apply("services.yaml", &good.join("---\n")).unwrap();
@@ -309,13 +322,16 @@ fn what_cannot_be_read_at_a_restart_is_not_wished_away() {
     all_echo(&mut flows, "with the truth known");
     all_echo(&mut new, "begun meanwhile");
     let pools = status(&rig.agent)["datapath"]["pools"].to_string();
-    assert!(pools.contains("nat-tcp") && !pools.contains("adopted pool"), "{pools}");
+    assert!(
+        pools.contains("nat-0-tcp") && pools.contains("nat-1-tcp") && !pools.contains("adopted pool"),
+        "{pools}"
+    );
 
     // And what is then wished for no more goes.
     rig.agent.apply("broken.yaml", "").unwrap();
     let gone = || {
         let vips = status(&rig.agent)["datapath"]["vips"].to_string();
-        (!vips.contains(NAT)).then_some(())
+        (!NAT.iter().any(|vip| vips.contains(vip))).then_some(())
     };
     assert!(eventually(DEADLINE, gone).is_some(), "{}", rig.agent.log());
 }
@@ -333,7 +349,7 @@ fn a_successor_that_finds_other_backends_breaks_only_the_flows_of_those_that_are
     assert!(flows.iter().any(|(name, _)| name == "b2"));
     flows.retain(|(name, _)| name != "b2");
     all_echo(&mut flows, "with b2 gone");
-    for vip in [NAT, L2] {
+    for vip in VIPS {
         let now = rig.who_answers_tcp(at(vip, 5432), 30);
         assert!(!now.contains_key("b2"), "{now:?}");
     }
@@ -375,6 +391,12 @@ fn flows_of_local_and_tunnel_outlive_the_agents_of_both_nodes() {
     for pod in ["p11", "p21"] {
         assert!(old.iter().any(|flow| flow.pod == pod), "a flow of {pod}");
     }
+    let datagrams = [0, 1].map(|family| nodes::vip(family, nodes::UDP));
+    for vip in datagrams {
+        let any = if vip.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+        cluster.ask(&cluster.client.within(|| UdpSocket::bind(any).unwrap()), vip);
+    }
+    let stream = Stream::between(&cluster.client, datagrams.to_vec());
 
     for node in &cluster.nodes {
         cluster.lab.kill(node.agent.pid()).unwrap();
@@ -391,6 +413,8 @@ fn flows_of_local_and_tunnel_outlive_the_agents_of_both_nodes() {
         old.iter_mut().chain(&mut new).for_each(|flow| flow.echoes("with a successor").unwrap());
     }
     open(&cluster).iter_mut().for_each(|flow| flow.echoes("begun now").unwrap());
+    stream.assert_nothing_was_lost();
+    assert!(cluster.verdict(1, "forwarded-tunnel") > 200 && cluster.verdict(1, "forwarded-local") > 200);
 }
 
 /// Replaces a pinned map by one of 4,096 entries with the same content.
@@ -452,8 +476,9 @@ fn pins_that_do_not_serve_are_replaced_and_told() {
     assert_eq!(tables(&rig.agent)["adopted"], false);
     assert!(rig.agent.log().contains("another key"), "{}", rig.agent.log());
     let mut flows = flows(&rig);
-    let (mut of_l2, of_nat): (Flows, Flows) =
-        flows.drain(..).partition(|(_, flow)| flow.get_ref().peer_addr().unwrap() == at(L2, 5432));
+    let (mut of_l2, of_nat): (Flows, Flows) = flows
+        .drain(..)
+        .partition(|(_, flow)| L2.contains(&&*flow.get_ref().peer_addr().unwrap().ip().to_string()));
     rig.lab.kill(rig.agent.pid()).unwrap();
 
     let dir = pinned(&rig);
@@ -476,7 +501,7 @@ fn pins_that_do_not_serve_are_replaced_and_told() {
     assert!(told.contains("not-taken-over") && told.contains("TABLES is type"), "{told}");
     all_echo(&mut of_l2, "which need no state");
     drop(of_nat);
-    for vip in [NAT, L2] {
+    for vip in VIPS {
         assert_eq!(rig.who_answers_tcp(at(vip, 5432), 60).len(), 3);
     }
     let left: Vec<_> =
