@@ -321,7 +321,8 @@ fn canary_text(canary: &Canary) -> String {
 }
 
 fn location(location: &Location, out: &mut String) {
-    let Location { path, path_label, ingress, service, action, filters } = location;
+    let Location { path, path_label, ingress, backend: _, action, filters } = location;
+    let service = location.service();
     let path = match path {
         PathMatch::Exact(path) => format!("exact {path}"),
         PathMatch::Prefix(path) => format!("prefix {path}"),

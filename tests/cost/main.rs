@@ -257,7 +257,11 @@ fn l7(backend: SocketAddr, log: std::path::PathBuf, filters: &Filters) -> L7 {
         path: PathMatch::Prefix(path.to_owned()),
         path_label: path.to_owned(),
         ingress: Some(ObjectName::new("default", "shop")),
-        service: "shop".to_owned(),
+        backend: Some(Arc::new(penstock::model::l7::ServicePort {
+            service: "shop".to_owned(),
+            port: "80".to_owned(),
+            upstream: name.clone(),
+        })),
         action: Action::Proxy(name.clone()),
         filters: filters.clone(),
     };

@@ -142,6 +142,82 @@ fn who_stands_in_for_an_upstream_without_endpoints_is_named() {
 }
 
 #[test]
+fn who_words_an_error_is_named_in_the_end() {
+    let (log, backend, upstream) = (Log::new(), Backend::mirror(), nobody());
+    let named = UpstreamName("custom-default-backend-default-errors".to_owned());
+    for (case, of_ingress, expected) in [
+        ("the default backend of the Ingress", true, "[custom-default-backend-default-errors]"),
+        ("that of all", false, "[upstream-default-backend]"),
+    ] {
+        let backend_of_ingress = of_ingress.then(|| named.clone());
+        let errors =
+            ErrorPages { backend: backend_of_ingress, statuses: [502].into(), ..ErrorPages::default() };
+        let policies = Some(Arc::new(Policies { errors: Some(errors), ..Policies::default() }));
+        let mut l7 = to_with(&[upstream], Filters { policies, ..Filters::default() });
+        let words = Upstream { endpoints: [backend.addr].into(), ..Upstream::default() };
+        l7.upstreams.insert(named.clone(), words);
+        l7.default_backend = Some(named.clone());
+        let rig = Rig::start(log.of(l7, "[$proxy_upstream_name] $proxy_host $service_port $upstream_status"));
+
+        rig.ask("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+
+        let lines = log.lines(usize::from(!of_ingress) + 1);
+        let line = lines.last().expect("a line");
+        assert!(line.starts_with(&format!("{expected} default-echo-80 80 502")), "{case}: {line}");
+        assert!(line.ends_with(" : 200"), "{case}: {line}");
+    }
+}
+
+#[test]
+fn what_was_refused_is_told_as_far_as_it_was_understood() {
+    let log = Log::new();
+    let backend = Backend::mirror();
+    let format = "$status $request_method $uri $host $http_a $server_protocol [$request] $request_length";
+    let rig = Rig::start(log.of(to(&[backend.addr]), format));
+    let counted = "nginx_ingress_controller_nginx_process_requests_total";
+    let long = "x".repeat(9000);
+
+    let trace = "TRACE /t HTTP/1.1\r\nHost: Shop.example:80\r\nA: 1\r\n\r\n";
+    rig.ask(trace);
+    let line = format!("GET /l HTTP/1.1\r\nHost: b\r\nA: {long}\r\n\r\n");
+    rig.ask(&line);
+    let over_http2 = crate::h2_client::Client::connect(rig.http);
+    let get = || http::Request::get("http://c.example/h?q").header("a", "1");
+    // As h2 counts them 45 KB, over four times what a line may have, and more than a head may.
+    let many = (0..5).fold(get(), |request, _| request.header("b", &long));
+    let reply = over_http2.ask(many.body(()).expect("a request"), &[]).expect("an answer");
+    assert_eq!(reply.head.status(), 431);
+    let reply = over_http2.ask(get().header("b", &long).body(()).expect("a request"), &[]);
+    assert_eq!(reply.expect("an answer").head.status(), 400);
+
+    let lines = log.lines(4);
+    assert_eq!(lines[0], format!("405 TRACE /t shop.example 1 HTTP/1.1 [TRACE /t HTTP/1.1] {}", trace.len()));
+    assert!(lines[1].starts_with("400 GET /l b xxxx"), "{}", lines[1]);
+    assert!(lines[2].starts_with("431 GET /h c.example 1 HTTP/2.0 [GET /h?q HTTP/2.0] "), "{}", lines[2]);
+    assert!(lines[3].starts_with("400 GET /h c.example 1 HTTP/2.0 [GET /h?q HTTP/2.0] "), "{}", lines[3]);
+    assert!(!lines[3].ends_with(" 0"), "{}", lines[3]);
+    assert_eq!(rig.metric("penstock_l7_refused_heads_total"), 4.0);
+    assert_eq!(rig.metric(counted), 4.0);
+}
+
+#[test]
+fn the_time_of_a_request_begins_with_its_first_byte() {
+    let log = Log::new();
+    let backend = Backend::mirror();
+    let mut l7 = log.of(to(&[backend.addr]), "$status $request_time $upstream_response_time");
+    l7.edge.limits.header_timeout = std::time::Duration::from_millis(300);
+    let rig = Rig::start(l7);
+
+    let mut client = rig.client();
+    client.send("GET / HTTP/1.1\r\nHost: a\r\n");
+    assert_eq!(client.reply().status, 408);
+
+    let line = &log.lines(1)[0];
+    let took = line.split(' ').nth(1).and_then(|took| took.parse::<f64>().ok()).expect("a time");
+    assert!(took >= 0.29, "{line}");
+}
+
+#[test]
 fn a_client_that_leaves_is_told_by_499() {
     let log = Log::new();
     let (heard, was_heard) = std::sync::mpsc::channel();

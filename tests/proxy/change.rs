@@ -58,6 +58,27 @@ fn a_hundred_swaps_under_64_kept_connections_and_a_download_lose_nothing() {
 }
 
 #[test]
+fn what_heads_may_be_counts_at_once_for_connections_that_wait() {
+    let backend = Backend::mirror();
+    let rig = Rig::with_workers(to(&[backend.addr]), 1);
+    let long = format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", "x".repeat(9000));
+    assert_eq!(rig.ask(&long).status, 414);
+    let mut idle = rig.client();
+    idle.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+    assert_eq!(idle.reply().status, 200);
+
+    let mut after = to(&[backend.addr]);
+    after.edge.limits.line_bytes = 16 << 10;
+    after.edge.limits.keep_alive = std::time::Duration::ZERO;
+    rig.publish(after);
+    rig.ask_until(&long, 200);
+
+    idle.send(&long);
+    let reply = idle.reply();
+    assert_eq!((reply.status, reply.header("connection")), (200, Some("close")));
+}
+
+#[test]
 fn an_upgraded_connection_outlives_a_hundred_swaps_and_its_endpoint() {
     let echo = Backend::start(|mut peer| {
         peer.head();

@@ -115,7 +115,11 @@ pub fn to_with(endpoints: &[SocketAddr], filters: Filters) -> L7 {
         path: PathMatch::Prefix("/".to_owned()),
         path_label: "/".to_owned(),
         ingress: Some(ObjectName::new("default", "echo")),
-        service: "echo".to_owned(),
+        backend: Some(Arc::new(penstock::model::l7::ServicePort {
+            service: "echo".to_owned(),
+            port: "80".to_owned(),
+            upstream: name.clone(),
+        })),
         action: Action::Proxy(name.clone()),
         filters,
     };

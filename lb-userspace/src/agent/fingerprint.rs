@@ -126,7 +126,7 @@ mod tests {
             path: PathMatch::Prefix("/".to_owned()),
             path_label: "/".to_owned(),
             ingress: None,
-            service: String::new(),
+            backend: None,
             action: Action::Deny,
             filters,
         };

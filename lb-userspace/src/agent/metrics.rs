@@ -236,7 +236,7 @@ mod tests {
             path: PathMatch::Prefix("/".to_owned()),
             path_label: "/".to_owned(),
             ingress: Some(ObjectName::new("default", "external")),
-            service: "external".to_owned(),
+            backend: None,
             action: Action::Proxy(name.clone()),
             filters: Default::default(),
         };
@@ -281,7 +281,7 @@ mod tests {
             path: PathMatch::Prefix("/".to_owned()),
             path_label: "/".to_owned(),
             ingress: Some(ObjectName::new("default", ingress)),
-            service: ingress.to_owned(),
+            backend: None,
             action: Action::Proxy(UpstreamName(ingress.to_owned())),
             filters: Default::default(),
         };

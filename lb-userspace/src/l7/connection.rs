@@ -2,6 +2,7 @@
 //! the connection for the next one.
 
 mod accounting;
+mod answering;
 mod checking;
 mod http2;
 mod page;
@@ -10,7 +11,6 @@ mod plan;
 mod refusing;
 
 use std::future::{Future, poll_fn};
-use std::io::IoSlice;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -29,7 +29,7 @@ use super::compress::Accepts;
 use super::exchange::{self, Copying, Hold, Outgoing, Sent};
 use super::filters::{Answer, Asked, Next, decide_by_words};
 use super::h1::head::{Lines, Refusal, Sizes};
-use super::h1::{Body, Request, Version};
+use super::h1::{Body, Request};
 use super::h2;
 use super::heads::{self, After, Client, Onward};
 use super::log::{self, End, Subject, Tally};
@@ -159,8 +159,7 @@ impl Connection<'_, '_> {
 
     /// One request from its first byte to the last byte of its response.
     async fn request(&mut self) -> Left {
-        self.limits = self.worker.limits();
-        let ClientLimits { keep_alive, header_timeout, .. } = *self.limits;
+        let ClientLimits { keep_alive, header_timeout, .. } = *self.worker.limits();
         let mut due = self.alarm.due(if self.requests == 0 { header_timeout } else { keep_alive });
         let mut begun = false;
         let mut halting = false;
@@ -168,7 +167,9 @@ impl Connection<'_, '_> {
             self.skip_empty_lines();
             if !self.buf.is_empty() {
                 if !begun {
-                    (begun, due) = (true, self.alarm.due(header_timeout));
+                    // As they are by now: the wait for this may have been long.
+                    self.limits = self.worker.limits();
+                    (begun, due) = (true, self.alarm.due(self.limits.header_timeout));
                 }
                 match self.read_head() {
                     Head::Incomplete if !halting => {
@@ -177,7 +178,10 @@ impl Connection<'_, '_> {
                     Head::Incomplete => {}
                     Head::Http2 => return Left::Http2,
                     // As a whole: what is taken out of it here would keep its place in the future.
-                    head => return self.act(head).await,
+                    head => {
+                        let waited = if halting { self.waited(due) } else { Duration::ZERO };
+                        return self.act(head, waited).await;
+                    }
                 }
             }
             match self.fill(due, begun).await {
@@ -186,7 +190,7 @@ impl Connection<'_, '_> {
                     self.socket.close_notify();
                     return Left::Broken;
                 }
-                Filled::Late if begun => return Box::pin(self.answer_outside(408)).await,
+                Filled::Late if begun => return Box::pin(self.answer_outside(408, self.waited(due))).await,
                 Filled::Late => return Left::Finished,
             }
         }
@@ -194,13 +198,19 @@ impl Connection<'_, '_> {
 
     /// What follows from a head, apart: a connection that waits does not carry the size of a request, and
     /// those under way use the same few pieces of memory, warm in the cache.
-    fn act(&mut self, head: Head) -> Pin<Box<dyn Future<Output = Left> + '_>> {
+    /// `waited`: how long it took to come.
+    fn act(&mut self, head: Head, waited: Duration) -> Pin<Box<dyn Future<Output = Left> + '_>> {
         match head {
-            Head::Planned(plan, started) => Box::pin(self.carry_out(plan, started)),
-            Head::Refused(refusal) => Box::pin(self.refuse(refusal)),
+            Head::Planned(plan, started) => Box::pin(self.carry_out(Plan { waited, ..plan }, started)),
+            Head::Refused(refusal) => Box::pin(self.refuse(refusal, waited)),
             // Nothing is left to wait for.
-            Head::Incomplete | Head::Http2 => Box::pin(self.refuse(Refusal::HeadTooLarge)),
+            Head::Incomplete | Head::Http2 => Box::pin(self.refuse(Refusal::HeadTooLarge, waited)),
         }
+    }
+
+    /// How long ago the head began that may take until `due`.
+    fn waited(&self, due: Due) -> Duration {
+        self.alarm.since(due, self.limits.header_timeout)
     }
 
     /// Some clients end a body by a line that belongs to nothing (RFC 9112 2.2).
@@ -357,14 +367,14 @@ impl Connection<'_, '_> {
                 }
                 heads::request(Known { request: &sent, ..known }, onward, &mut head);
                 if side == Side::StandIn {
-                    pages::tell(&snapshot.router, decision.route, 503, None, &subject, &mut head);
+                    pages::tell(decision.route, 503, None, &subject, &mut head);
                 }
                 if let Some(checks) = &mut checks {
                     checks.head_is(head.len());
                 }
                 let subject = Subject { request: Some(request), ..subject };
                 let led = (alternative, target.as_deref());
-                let params = params(&snapshot.router, decision.route, led, subject);
+                let params = params(decision.route, led, subject);
                 let here = self.buf.bytes().get(request.len..).unwrap_or_default();
                 let mut copied = 0;
                 if (is_idempotent || held.is_some())
@@ -429,6 +439,7 @@ impl Connection<'_, '_> {
             edits: HeaderEdits::of(&snapshot, policies, known),
             route: (decision.route.at(), side),
             filters: exchange::Limits::of(&decision.route.filters),
+            waited: Duration::ZERO,
             snapshot: Rc::clone(&snapshot),
             account,
             under_way,
@@ -452,10 +463,10 @@ impl Connection<'_, '_> {
             edits,
             ..
         } = plan;
-        let Plan { route: (at, side), filters, snapshot, under_way: _under_way, .. } = plan;
+        let Plan { route: (at, side), filters, snapshot, waited, under_way: _under_way, .. } = plan;
         (self.tally, self.edits) = (Tally::default(), edits);
         self.kept = plan.account.line.as_ref().and_then(|_| log::Kept::wanted(&snapshot.router));
-        let mut record = Record::default();
+        let (mut record, mut is_worded) = (Record::default(), false);
         // What has to wait for somebody does so here: with the step at hand, before anything goes upstream.
         let mut begun = started;
         if let Some(checks) = checks {
@@ -476,6 +487,7 @@ impl Connection<'_, '_> {
                 };
                 match page::instead_of(&answer, &mut page) {
                     Some(page) => {
+                        is_worded = true;
                         let rest = Rest::Unread(body);
                         Box::pin(self.word(page, rest, after, &snapshot, &mut record)).await
                     }
@@ -499,6 +511,7 @@ impl Connection<'_, '_> {
                         let answer = Answer::Status(status);
                         match page::instead_of(&answer, &mut page) {
                             Some(page) => {
+                                is_worded = true;
                                 let rest = Rest::of(outgoing.hold);
                                 Box::pin(self.word(page, rest, after, &snapshot, &mut record)).await
                             }
@@ -509,67 +522,15 @@ impl Connection<'_, '_> {
             }
         };
         self.edits = HeaderEdits::default();
-        let took = record.ended.unwrap_or_else(Instant::now).saturating_duration_since(started);
-        let (head, is_whole) = (plan.head_len, left != Left::Broken);
-        let end = End { status, took, head, is_whole, tally: self.tally, record: &record, kept: None };
+        let took = record.ended.unwrap_or_else(Instant::now).saturating_duration_since(started) + waited;
+        let (head, is_whole, tally) = (plan.head_len, left != Left::Broken, self.tally);
+        let router = &snapshot.router;
+        let upstream =
+            router.route(at).map_or("", |route| log::answered_by(router, route, side, is_worded));
+        let end = End { status, took, upstream, head, is_whole, tally, record: &record, kept: None };
         self.count(&snapshot, (at, side), method, &end);
-        self.close(&snapshot.router, plan.account, end);
+        self.close(router, plan.account, end);
         if left == Left::Finished && is_farewell { Left::Over } else { left }
-    }
-
-    /// Sends a response of our own, and reads over the request's body where all of it is here.
-    async fn answer(
-        &mut self,
-        answer: &Answer,
-        is_head: bool,
-        version: Version,
-        mut after: After,
-        mut body: Body,
-    ) -> (u16, Left) {
-        match body.take(self.buf.bytes()) {
-            Ok(n) => {
-                self.buf.consume(n);
-                self.tally.body_received += n as u64;
-            }
-            Err(_) => after = After::Close,
-        }
-        if !body.is_done() {
-            after = After::Close;
-        }
-        let mut out = Scratch::take();
-        let scheme = self.client.scheme;
-        let (status, page) = heads::answer(answer, is_head, version, scheme, after, &self.edits, &mut out);
-        self.tally.body_sent = page as u64;
-        self.tally.head_sent = (out.len() - page) as u64;
-        if let Some(kept) = &mut self.kept {
-            kept.sent(&out);
-        }
-        let left = match (self.send(&out).await, after) {
-            (false, _) => Left::Broken,
-            (true, After::Keep) => Left::Open,
-            (true, After::Close) => Left::Finished,
-        };
-        (status, left)
-    }
-
-    /// Writes all of `bytes`; false if the client is gone or does not take them.
-    pub(super) async fn send(&mut self, bytes: &[u8]) -> bool {
-        let due = self.alarm.due(CLIENT_TIMEOUT);
-        let mut sent = 0;
-        poll_fn(|cx| {
-            while let Some(rest) = bytes.get(sent..).filter(|rest| !rest.is_empty()) {
-                match self.socket.poll_write(cx, &[IoSlice::new(rest)]) {
-                    Poll::Ready(Ok(n)) => sent += n,
-                    Poll::Ready(Err(_)) => return Poll::Ready(false),
-                    Poll::Pending => return self.alarm.poll_due(cx, due).map(|()| false),
-                }
-            }
-            match self.socket.poll_flush(cx) {
-                Poll::Ready(flushed) => Poll::Ready(flushed.is_ok()),
-                Poll::Pending => self.alarm.poll_due(cx, due).map(|()| false),
-            }
-        })
-        .await
     }
 
     /// Whether the client went away while its response is awaited; only asked while none of its

@@ -291,7 +291,7 @@ mod tests {
                 path: PathMatch::Prefix("/".to_owned()),
                 path_label: String::new(),
                 ingress: None,
-                service: String::new(),
+                backend: None,
                 action: Action::DefaultBackend,
                 filters: Filters { policies, ..Filters::default() },
             };

@@ -117,6 +117,7 @@ impl Counters {
 
     /// A head that was refused before it had a route.
     pub(super) fn refused(&mut self, status: u16) {
+        self.requests += 1;
         *self.refused.entry(status).or_default() += 1;
     }
 
@@ -237,7 +238,7 @@ mod tests {
     use super::super::route::Maker;
     use super::*;
     use crate::model::ObjectName;
-    use crate::model::l7::{Action, Filters, HostMatch, L7, Location, PathMatch, Server};
+    use crate::model::l7::{Action, Filters, HostMatch, L7, Location, PathMatch, Server, ServicePort};
     use crate::model::metering::Bounds;
     use crate::model::report::Metric;
 
@@ -251,7 +252,11 @@ mod tests {
             path: PathMatch::Prefix("/".to_owned()),
             path_label: "/".to_owned(),
             ingress: Some(ObjectName::new("default", "web")),
-            service: "web".to_owned(),
+            backend: Some(Arc::new(ServicePort {
+                service: "web".to_owned(),
+                port: "80".to_owned(),
+                upstream: UpstreamName("default-web-80".to_owned()),
+            })),
             action: Action::DefaultBackend,
             filters: Filters::default(),
         };

@@ -111,7 +111,7 @@ impl Page {
         };
         let mut head = Scratch::take();
         heads::request(Known { request: &asked, ..known }, onward, &mut head);
-        let code_at = tell(router, route, 0, Some(request.target), subject, &mut head);
+        let code_at = tell(route, 0, Some(request.target), subject, &mut head);
         let end = head.len().saturating_sub(END.len());
         head.truncate(end);
         let filters = Filters { max_body_bytes: route.filters.max_body_bytes, ..Filters::default() };
@@ -228,14 +228,13 @@ pub(super) fn told(block: &Block<'_, '_>) -> LineSet {
 /// Adds to a finished head what an error backend is told; where the status stands in it. `uri`: the target as it
 /// was asked for, where that is told. As nginx, which sends no header without a value.
 pub(super) fn tell(
-    router: &Router,
     route: &Route,
     status: u16,
     uri: Option<&[u8]>,
     subject: &Subject<'_, '_, '_>,
     head: &mut Vec<u8>,
 ) -> usize {
-    let upstream = log::upstream_name(router, route);
+    let upstream = log::upstream_name(route);
     let place = Place { route, upstream, stand_in: "", alternative: "", target: None };
     let subject = Subject { place: Some(place), ..*subject };
     let accept = subject.request.and_then(|request| request.headers("accept").next());

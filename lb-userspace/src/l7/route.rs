@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::model::health::Check;
 use crate::model::l7::{
     AccessLog, Blocked, ClientAuth, Compression, Edge, Filters, HostMatch, L7, Moved, PathMatch, Protocol,
-    Redirect, Streams, Upstream, UpstreamName, UpstreamTls,
+    Redirect, ServicePort, Streams, Upstream, UpstreamName, UpstreamTls,
 };
 
 use crate::model::expression::Expression;
@@ -179,6 +179,8 @@ pub(super) struct Route {
     /// Where it stands.
     at: At,
     pub(super) action: RouteAction,
+    /// What its location names, whatever the action.
+    pub(super) backend: Option<Arc<ServicePort>>,
     pub(super) filters: Filters,
     /// Shared by workers: a request borrows them.
     pub(super) labels: Arc<Labels>,

@@ -140,6 +140,12 @@ impl Alarm {
         self.timers.elapsed_ms().saturating_add(after).saturating_add(COARSE_MS)
     }
 
+    /// How long ago it was that `due` was `after` from now.
+    pub(super) fn since(&self, due: Due, after: Duration) -> Duration {
+        let left = due.saturating_sub(self.timers.elapsed_ms());
+        (after + Duration::from_millis(COARSE_MS)).saturating_sub(Duration::from_millis(left))
+    }
+
     /// `due` has passed. Asks the clock: no tick may have come for as long as nothing was due.
     pub(super) fn is_past(&self, due: Due) -> bool {
         self.timers.elapsed_ms() >= due

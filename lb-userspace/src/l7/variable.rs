@@ -127,8 +127,8 @@ impl<'a, 'h, 'b> Known<'a, 'h, 'b> {
     /// As the access log sees it, before it was rewritten.
     fn subject(self) -> Subject<'a, 'h, 'b> {
         let Self { request, client, effective, id, found, is_http2, requests, trace } = self;
-        let place = found.map(|(router, route)| {
-            let upstream = log::upstream_name(router, route);
+        let place = found.map(|(_, route)| {
+            let upstream = log::upstream_name(route);
             Place { route, upstream, stand_in: "", alternative: "", target: None }
         });
         Subject { request: Some(request), line: b"", place, client, effective, is_http2, id, requests, trace }

@@ -134,12 +134,30 @@ pub struct Location {
     pub path_label: String,
     /// The Ingress it came from; `None` for the implicit `/` of a host.
     pub ingress: Option<ObjectName>,
-    /// Service name for metrics; empty without one.
-    pub service: String,
+    /// What it names to lead requests to; `None`: nothing.
+    pub backend: Option<Arc<ServicePort>>,
     /// What happens to a request it takes.
     pub action: Action,
     /// Typed policies, applied in the order that `l7::filters` has.
     pub filters: Filters,
+}
+
+/// What an Ingress names for a location, whether or not its action leads there: by this requests are told of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServicePort {
+    /// The Service.
+    pub service: String,
+    /// Its port, as the Ingress writes it.
+    pub port: String,
+    /// The upstream of both.
+    pub upstream: UpstreamName,
+}
+
+impl Location {
+    /// Name of its Service; empty without one.
+    pub fn service(&self) -> &str {
+        self.backend.as_ref().map_or("", |backend| &backend.service)
+    }
 }
 
 /// Path condition, applied to the decoded, normalised path.

@@ -28,7 +28,7 @@ use super::upstreams::{Laid, Upstreams};
 use super::view::View;
 use crate::model::l7::{
     Action, Aliases, Certificate, Cipher, CipherOrder, Ciphers, ClientAuth, Edge, HostMatch, Pattern, Server,
-    Streams, UpstreamName,
+    ServicePort, Streams, UpstreamName,
 };
 use crate::model::{ObjectId, ObjectName};
 
@@ -64,8 +64,7 @@ struct Host {
 struct DefaultBackend {
     ingress: ObjectName,
     action: Action,
-    /// Name of the Service.
-    service: String,
+    backend: Option<Arc<ServicePort>>,
 }
 
 /// What Ingresses are made of, and what has been made of them so far.
@@ -372,9 +371,9 @@ fn server(
                 (id, Arc::new(policy))
             }
         };
-        let (ingress, action, service) = match default {
-            Some(DefaultBackend { ingress, action, service }) => (Some(ingress), action, service),
-            None => (None, Action::DefaultBackend, String::new()),
+        let (ingress, action, backend) = match default {
+            Some(DefaultBackend { ingress, action, backend }) => (Some(ingress), action, backend),
+            None => (None, Action::DefaultBackend, None),
         };
         drafts.push(Draft {
             path: "/".to_owned(),
@@ -383,7 +382,7 @@ fn server(
             field: String::new(),
             ingress,
             id,
-            service,
+            backend,
             action,
             policy,
             proxy_ssl: None,

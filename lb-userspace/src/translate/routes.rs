@@ -10,7 +10,7 @@ use super::template::{self, template};
 use super::upstream_tls::ProxySsl;
 use crate::model::l7::{
     Action, BadPattern, Filters, Location, Mode, PathMatch, Pattern, Piece, Protocol, Redirect,
-    RedirectQuery, Rewrite, SslRedirect, Template,
+    RedirectQuery, Rewrite, ServicePort, SslRedirect, Template,
 };
 use crate::model::{ObjectId, ObjectName};
 
@@ -28,7 +28,8 @@ pub(super) struct Draft {
     /// `None`: of nobody, who has the default backend of all answer.
     pub ingress: Option<ObjectName>,
     pub id: ObjectId,
-    pub service: String,
+    /// What it names.
+    pub backend: Option<Arc<ServicePort>>,
     /// Where requests go, before annotations have their say.
     pub action: Action,
     pub policy: Arc<Policy>,
@@ -158,7 +159,7 @@ fn location(
         field: path_field,
         ingress,
         id,
-        service,
+        backend,
         mut action,
         policy,
         proxy_ssl,
@@ -178,7 +179,8 @@ fn location(
         filters.fastcgi = None;
     } else if let Some(proxy_ssl) = proxy_ssl {
         let namespace = ingress.as_ref().map_or("", |ingress| ingress.namespace.as_str());
-        filters.upstream_tls = Arc::new(proxy_ssl.towards(namespace, &service));
+        let service = backend.as_ref().map_or("", |backend| &backend.service);
+        filters.upstream_tls = Arc::new(proxy_ssl.towards(namespace, service));
     }
     if let Some(Elsewhere { by, status, url }) = &policy.redirect {
         match template::location(url) {
@@ -229,7 +231,7 @@ fn location(
     if denied {
         action = Action::Deny;
     }
-    Location { path: matched, path_label: path, ingress, service, action, filters }
+    Location { path: matched, path_label: path, ingress, backend, action, filters }
 }
 
 /// What is closed because its pattern cannot be read.

@@ -119,6 +119,15 @@ enum PortRef<'a> {
     Name(&'a str),
 }
 
+impl std::fmt::Display for PortRef<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Name(name) => f.write_str(name),
+            Self::Number(number) => write!(f, "{number}"),
+        }
+    }
+}
+
 impl<'a> Upstreams<'a> {
     pub(super) fn new(objects: &'a View<'a>, slices: &'a Slices, options: &'a Options) -> Self {
         Self {
@@ -389,10 +398,7 @@ impl<'a> Upstreams<'a> {
     /// `namespace-service-port`, as ingress-nginx has it. Another Service may be called so already, because names
     /// hold `-` themselves; then in a form that none of those has.
     fn name(&mut self, service: &ObjectName, port: &PortRef<'_>) -> UpstreamName {
-        let port = match port {
-            PortRef::Name(name) => (*name).to_owned(),
-            PortRef::Number(number) => number.to_string(),
-        };
+        let port = port.to_string();
         let Self { names, built, .. } = self;
         let usual = UpstreamName(format!("{}-{}-{port}", service.namespace, service.name));
         let unique = UpstreamName(format!("{service}:{port}"));
@@ -522,6 +528,11 @@ impl Upstreams<'_> {
 
 fn service(namespace: &str, backend: &IngressServiceBackend) -> ObjectName {
     ObjectName::new(namespace, &backend.name)
+}
+
+/// The port of a backend as it is written.
+pub(super) fn port_text(backend: &IngressServiceBackend) -> String {
+    port(backend).to_string()
 }
 
 fn port(backend: &IngressServiceBackend) -> PortRef<'_> {

@@ -282,12 +282,11 @@ impl Checks {
         (began, record): (Instant, &Record),
     ) {
         let Some(log) = self.snapshot.router.log.as_deref().filter(|log| log.questions) else { return };
+        let external = self.policies.auth.as_ref().and_then(|auth| auth.external.as_ref());
+        let upstream = external.and_then(|external| external.upstream.as_ref()).map_or("", |name| &name.0);
         let (took, tally) = (began.elapsed(), Tally::default());
-        worker.journal.finish(
-            log,
-            line,
-            &End { status, took, head, is_whole: true, tally, record, kept: None },
-        );
+        let end = End { status, took, upstream, head, is_whole: true, tally, record, kept: None };
+        worker.journal.finish(log, line, &end);
     }
 }
 

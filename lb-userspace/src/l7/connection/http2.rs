@@ -2,6 +2,7 @@
 
 use std::future::poll_fn;
 use std::rc::Rc;
+use std::time::Duration;
 
 use super::super::carrier::Carrier;
 use super::super::h1::head::Refusal;
@@ -23,7 +24,7 @@ pub(in crate::l7) async fn serve_stream(
     let mut connection = Connection::new(worker, socket, alarm, client);
     let left = match verdict {
         Ok(()) => connection.only_request().await,
-        Err(refusal) => Box::pin(connection.refuse(refusal)).await,
+        Err(refusal) => Box::pin(connection.refuse_only(refusal)).await,
     };
     stream.end(left != Left::Broken)
 }
@@ -47,7 +48,13 @@ impl Connection<'_, '_> {
         match self.read_head() {
             // In place: the task is one that serves streams, and nothing else.
             Head::Planned(plan, started) => self.carry_out(plan, started).await,
-            head => self.act(head).await,
+            head => self.act(head, Duration::ZERO).await,
         }
+    }
+
+    /// The same for one whose head is to be refused. It is read for the log.
+    async fn refuse_only(&mut self, refusal: Refusal) -> Left {
+        let _ = poll_fn(|cx| self.buf.poll_fill(cx, &self.socket)).await;
+        self.refuse(refusal, Duration::ZERO).await
     }
 }

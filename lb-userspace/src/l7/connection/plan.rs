@@ -1,7 +1,7 @@
 //! What was decided about a request, for when the bytes of its head are gone.
 
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::super::auth::Checks;
 use super::super::buffer::Scratch;
@@ -64,6 +64,8 @@ pub(super) struct Plan {
     pub(super) filters: Limits,
     pub(super) snapshot: Rc<Snapshot>,
     pub(super) account: Account,
+    /// How long its head took to come, where it came in pieces.
+    pub(super) waited: Duration,
     /// To be kept until the request has ended. Boxed, as `checks`: few requests have them, all
     /// connections the place.
     pub(super) under_way: Option<Box<UnderWay>>,
@@ -149,7 +151,6 @@ pub(super) fn count(
 
 /// What a FastCGI application is told of the request; nothing for others.
 pub(super) fn params(
-    router: &Router,
     route: &Route,
     (alternative, target): (&str, Option<&[u8]>),
     subject: Subject<'_, '_, '_>,
@@ -158,8 +159,7 @@ pub(super) fn params(
     let Some(location) = route.filters.fastcgi.as_ref().filter(|_| asks) else {
         return fcgi::Params::default();
     };
-    let place =
-        Place { route, upstream: log::upstream_name(router, route), stand_in: "", alternative, target };
+    let place = Place { route, upstream: log::upstream_name(route), stand_in: "", alternative, target };
     fcgi::Params::of(location, &Subject { place: Some(place), ..subject })
 }
 
@@ -182,8 +182,7 @@ pub(super) fn begin_account(
         Next::Answer(_) => None,
     };
     let route = decision.route;
-    let (upstream, alternative) =
-        (log::upstream_name(router, route), log::alternative_name(router, &decision.next));
+    let (upstream, alternative) = (log::upstream_name(route), log::alternative_name(router, &decision.next));
     let stand_in = log::stand_in_name(router, &decision.next);
     let place = Place { route, upstream, stand_in, alternative, target };
     let subject = Subject { place: Some(place), ..subject };

@@ -19,7 +19,7 @@ fn literal(text: &str) -> Piece {
 }
 
 fn location(path: PathMatch, action: Action, filters: Filters) -> Location {
-    Location { path, path_label: String::new(), ingress: None, service: String::new(), action, filters }
+    Location { path, path_label: String::new(), ingress: None, backend: None, action, filters }
 }
 
 fn prefix(path: &str) -> PathMatch {

@@ -6,6 +6,7 @@
 
 pub(super) mod body;
 pub(super) mod chunked;
+mod glimpse;
 pub(super) mod head;
 pub(super) mod request;
 pub(super) mod response;

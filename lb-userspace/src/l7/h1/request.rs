@@ -116,7 +116,7 @@ fn refuse_method(method: &str) -> Result<(), Refusal> {
 
 /// Splits an absolute form into what goes upstream and its authority. A fragment is no part of either, as over
 /// HTTP/2: parsers disagree about what follows `#`, so nobody gets it.
-fn split_target(path: &[u8]) -> Result<(&[u8], Option<&[u8]>), Refusal> {
+pub(super) fn split_target(path: &[u8]) -> Result<(&[u8], Option<&[u8]>), Refusal> {
     let path = path.split(|b| *b == b'#').next().unwrap_or_default();
     if path.starts_with(b"/") {
         return Ok((path, None));

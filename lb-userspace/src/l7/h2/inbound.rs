@@ -14,7 +14,7 @@ use h2::RecvStream;
 use http::header::{self, HeaderMap};
 use http::{Method, StatusCode, request, response};
 
-use super::super::buffer::{Scratch, copy};
+use super::super::buffer::{BUFFER_BYTES, Scratch, copy};
 use super::super::h1::chunked;
 use super::super::h1::head::Refusal;
 
@@ -52,7 +52,7 @@ enum Framing {
 }
 
 impl Inbound {
-    /// Reads a request: its head, then `body`. Where the head is refused it must not be read.
+    /// Reads a request: its head, then `body`. Where the head is refused it may not be whole.
     pub(super) fn request(parts: &request::Parts, body: RecvStream) -> (Self, Result<(), Refusal>) {
         let mut head = Scratch::take();
         let ends = body.is_end_stream();
@@ -234,28 +234,34 @@ impl Inbound {
     }
 }
 
-/// The head in HTTP/1.1. `length_known`: no chunks are needed to tell the body's end.
+/// The head in HTTP/1.1, also where it is refused: whole but for what is longer than any that is taken. `length_known`:
+/// no chunks are needed to tell the body's end.
 fn request_head(parts: &request::Parts, length_known: bool, out: &mut Vec<u8>) -> Result<(), Refusal> {
-    if parts.method == Method::CONNECT {
-        return Err(Refusal::Method);
-    }
-    let target = parts.uri.path_and_query().map_or("", |target| target.as_str());
-    if !target.starts_with('/') {
+    let (path, authority) = (parts.uri.path_and_query(), parts.uri.authority());
+    let target = path.map(|path| path.as_str()).or(authority.map(|authority| authority.as_str()));
+    let target = target.unwrap_or_default();
+    let host = host(parts);
+    let mut verdict = match host {
+        _ if parts.method == Method::CONNECT => Err(Refusal::Method),
         // An absolute form here would name a second authority; `*` goes nowhere.
-        return Err(Refusal::Target);
-    }
-    let host = host(parts)?;
+        _ if !target.starts_with('/') => Err(Refusal::Target),
+        Ok(_) => Ok(()),
+        Err(refusal) => Err(refusal),
+    };
     for part in [parts.method.as_str(), " ", target, " HTTP/1.1\r\nhost: "] {
         out.extend_from_slice(part.as_bytes());
     }
-    out.extend_from_slice(host);
+    out.extend_from_slice(host.unwrap_or_default());
     out.extend_from_slice(b"\r\n");
     let mut cookies = false;
     for (name, value) in &parts.headers {
         let value = value.as_bytes();
         // RFC 9113 8.2.1; h2 lets it through, and HTTP/1.1 would cut it off.
         if value.first().is_some_and(is_blank) || value.last().is_some_and(is_blank) {
-            return Err(Refusal::Malformed);
+            verdict = verdict.and(Err(Refusal::Malformed));
+        }
+        if out.len() > BUFFER_BYTES {
+            return verdict.and(Err(Refusal::HeadTooLarge));
         }
         match *name {
             header::HOST => {}
@@ -275,7 +281,7 @@ fn request_head(parts: &request::Parts, length_known: bool, out: &mut Vec<u8>) -
         out.extend_from_slice(b"\r\n");
     }
     out.extend_from_slice(if length_known { b"\r\n" } else { b"transfer-encoding: chunked\r\n\r\n" });
-    Ok(())
+    verdict
 }
 
 /// `:authority`, or Host without it; where both are there they say the same.

@@ -42,8 +42,8 @@ pub(in crate::l7) struct Stream {
 }
 
 impl Stream {
-    /// A client's request and the way of its response. Where the request is refused it must not be
-    /// read, only answered.
+    /// A client's request and the way of its response. Where the request is refused, what can be read is what
+    /// there is of its head, for the log.
     pub(super) fn accepted(
         request: Request<RecvStream>,
         respond: SendResponse<Bytes>,

@@ -124,6 +124,7 @@ mod tests {
         let end = End {
             status: 200,
             took: Duration::ZERO,
+            upstream: "",
             head: 0,
             is_whole: true,
             tally,

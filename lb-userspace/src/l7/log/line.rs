@@ -26,9 +26,9 @@ use crate::model::l7::log::{Early, Escape, Format, Late, Part};
 /// A request as its line sees it.
 #[derive(Clone, Copy)]
 pub(in crate::l7) struct Subject<'a, 'h, 'b> {
-    /// `None`: what came was none.
+    /// As far as it could be read; `None`: not at all.
     pub(in crate::l7) request: Option<&'a Request<'h, 'b>>,
-    /// The first line of that, as far as it came.
+    /// The first line of what was refused, as far as it came; empty otherwise.
     pub(in crate::l7) line: &'a [u8],
     pub(in crate::l7) place: Option<Place<'a>>,
     pub(in crate::l7) client: &'a Client,
@@ -61,6 +61,8 @@ pub(in crate::l7) struct Place<'a> {
 pub(in crate::l7) struct End<'a> {
     pub(in crate::l7) status: u16,
     pub(in crate::l7) took: Duration,
+    /// Who answered, in the end; empty where there is nobody to name.
+    pub(in crate::l7) upstream: &'a str,
     /// Bytes of the request's head.
     pub(in crate::l7) head: usize,
     /// The client got all of its response.
@@ -209,7 +211,7 @@ pub(super) fn early_value(early: &Early, escape: Escape, subject: &Subject<'_, '
         Early::Namespace => labels.map(|labels| labels.namespace.as_bytes()),
         Early::Ingress => labels.map(|labels| labels.ingress.as_bytes()),
         Early::Service => labels.map(|labels| labels.service.as_bytes()),
-        Early::ServicePort => place.and_then(service_port).map(str::as_bytes),
+        Early::ServicePort => place.and_then(|place| Some(place.route.backend.as_deref()?.port.as_bytes())),
         Early::LocationPath => labels.map(|labels| labels.path.as_bytes()),
         Early::ForwardedFor => return forwarded_for(request, effective.addr, escape, out),
         Early::SslProtocol => handshake.map(|handshake| handshake.protocol.as_bytes()),
@@ -277,7 +279,9 @@ fn protocol(request: &Request<'_, '_>, is_http2: bool) -> &'static [u8] {
 
 /// As it was sent; of HTTP/2, what it would have been. Of what was no request, its first line.
 fn request_line(subject: &Subject<'_, '_, '_>, escape: Escape, out: &mut Vec<u8>) {
-    let Some(request) = subject.request else { return value(subject.line, escape, out) };
+    let Some(request) = subject.request.filter(|_| subject.line.is_empty()) else {
+        return value(subject.line, escape, out);
+    };
     if !subject.is_http2 {
         return value(request.line(), escape, out);
     }
@@ -338,13 +342,6 @@ fn user(request: Option<&Request<'_, '_>>, escape: Escape, out: &mut Vec<u8>) {
     }
 }
 
-/// The name of an upstream is that of namespace and Service before its port.
-fn service_port(place: Place<'_>) -> Option<&str> {
-    let labels = &place.route.labels;
-    let rest = place.upstream.strip_prefix(labels.namespace.as_str())?.strip_prefix('-')?;
-    rest.strip_prefix(labels.service.as_str())?.strip_prefix('-')
-}
-
 fn forwarded_for(request: Option<&Request<'_, '_>>, client: IpAddr, escape: Escape, out: &mut Vec<u8>) {
     for line in request.iter().flat_map(|request| request.headers("x-forwarded-for")) {
         value(line, escape, out);
@@ -354,7 +351,7 @@ fn forwarded_for(request: Option<&Request<'_, '_>>, client: IpAddr, escape: Esca
 }
 
 fn late_value(late: &Late, escape: Escape, end: &End<'_>, stamp: &Stamp, out: &mut Vec<u8>) {
-    let End { status, took, head, is_whole, tally, record, kept } = *end;
+    let End { status, took, upstream, head, is_whole, tally, record, kept } = *end;
     match late {
         Late::TimeLocal => out.extend_from_slice(stamp.local()),
         Late::TimeIso => out.extend_from_slice(stamp.iso()),
@@ -365,6 +362,8 @@ fn late_value(late: &Late, escape: Escape, end: &End<'_>, stamp: &Stamp, out: &m
                 out.push(b'0' + (status / unit % 10) as u8);
             }
         }
+        Late::Upstream if upstream.is_empty() => absent(escape, out),
+        Late::Upstream => value(upstream.as_bytes(), escape, out),
         Late::BodyBytesSent => number(tally.body_sent, out),
         Late::BytesSent => number(tally.head_sent + tally.body_sent, out),
         Late::RequestLength => number(head as u64 + tally.body_received, out),

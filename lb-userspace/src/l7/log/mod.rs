@@ -86,15 +86,23 @@ fn is_skipped(log: &AccessLog, target: &[u8]) -> bool {
     log.skip.iter().any(|url| url.takes(target))
 }
 
-/// `$proxy_upstream_name` of a route; empty without one.
-pub(super) fn upstream_name<'r>(router: &'r Router, route: &Route) -> &'r str {
+/// Name of a route's upstream, whether or not the route leads there; empty without one.
+pub(super) fn upstream_name(route: &Route) -> &str {
     match route.action {
-        RouteAction::Proxy(index) => {
-            index.and_then(|index| router.upstreams.get(index)).map_or("", |upstream| &upstream.name.0)
-        }
         RouteAction::DefaultBackend(_) => DEFAULT_BACKEND,
-        RouteAction::Redirect | RouteAction::Deny => "",
+        RouteAction::Proxy(_) | RouteAction::Redirect | RouteAction::Deny => {
+            route.backend.as_ref().map_or("", |backend| &backend.upstream.0)
+        }
     }
+}
+
+/// `$proxy_upstream_name` when the response has ended: who worded an error, else who stood in, else the route's own.
+pub(super) fn answered_by<'r>(router: &'r Router, route: &'r Route, side: Side, is_worded: bool) -> &'r str {
+    if !is_worded && side != Side::StandIn {
+        return upstream_name(route);
+    }
+    let stand_in = route.pages.as_ref().and_then(|pages| router.upstreams.get(pages.stand_in?));
+    stand_in.map_or(DEFAULT_BACKEND, |upstream| &upstream.name.0)
 }
 
 /// The same where the default backend of its Ingress stands in; empty otherwise.

@@ -12,7 +12,9 @@ use super::super::upstream::{Attempt, Record, Traffic};
 use super::*;
 use crate::model::ObjectName;
 use crate::model::l7::log::{DEFAULT_FORMAT, Escape, Format};
-use crate::model::l7::{Action, HostMatch, L7, Listed, Location, PathMatch, Server, Upstream, UpstreamName};
+use crate::model::l7::{
+    Action, HostMatch, L7, Listed, Location, PathMatch, Server, ServicePort, Upstream, UpstreamName,
+};
 
 const HEAD: &str = "GET /a%20b/x?q=1&Name=v HTTP/1.1\r\nHost: Shop.Example.com:8080\r\nUser-Agent: curl/8 \"x\"\r\n\
     Referer: http://r/\r\nAuthorization: Basic YWxpY2U6cw==\r\nCookie: a=1; sid=abc\r\nX-Two: one\r\nX-Two: two\r\n\
@@ -24,7 +26,11 @@ fn l7(log: AccessLog) -> L7 {
         path: PathMatch::Prefix("/".to_owned()),
         path_label: "/app".to_owned(),
         ingress: Some(ObjectName::new("prod", "shop")),
-        service: "web".to_owned(),
+        backend: Some(Arc::new(ServicePort {
+            service: "web".to_owned(),
+            port: "8080".to_owned(),
+            upstream: name.clone(),
+        })),
         action: Action::Proxy(name.clone()),
         filters: Default::default(),
     };
@@ -90,12 +96,11 @@ fn logged(format: &str, escape: Escape, is_request: bool, tally: Tally, record: 
     let request =
         Request::parse(HEAD.as_bytes(), &mut lines, Sizes::default()).expect("legal").expect("whole");
     let route = router.site(request.host).0.find(b"/").route;
-    let place =
-        Place { route, upstream: upstream_name(&router, route), stand_in: "", alternative: "", target: None };
+    let place = Place { route, upstream: upstream_name(route), stand_in: "", alternative: "", target: None };
     let client = client();
     let subject = Subject {
         request: is_request.then_some(&request),
-        line: b"GET /odd",
+        line: if is_request { b"" } else { b"GET /odd" },
         place: is_request.then_some(place),
         client: &client,
         effective: Effective {
@@ -116,6 +121,7 @@ fn logged(format: &str, escape: Escape, is_request: bool, tally: Tally, record: 
     let end = End {
         status: if is_request { 200 } else { 400 },
         took,
+        upstream: if is_request { upstream_name(route) } else { "" },
         head: HEAD.len(),
         is_whole: true,
         tally,
@@ -196,6 +202,7 @@ fn every_variable_is_written_as_nginx_writes_it() {
         ("$request_completion", "OK"),
         ("$connection_requests", "3"),
         ("$proxy_upstream_name", "prod-web-8080"),
+        ("$proxy_host", "prod-web-8080"),
         ("[$proxy_alternative_upstream_name]", "[]"),
         ("$namespace", "prod"),
         ("$ingress_name", "shop"),

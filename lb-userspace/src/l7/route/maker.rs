@@ -356,14 +356,14 @@ impl Maker {
     }
 
     fn route(&mut self, at: At, host: &str, location: &Location) -> Route {
-        let Location { path, path_label, ingress, service, action, filters } = location;
+        let Location { path, path_label, ingress, backend, action, filters } = location;
         let ObjectName { namespace, name } = ingress.clone().unwrap_or_default();
         let labels = Labels {
             host: host.to_owned(),
             path: path_label.clone(),
             namespace,
             ingress: name,
-            service: service.clone(),
+            service: location.service().to_owned(),
             canary: String::new(),
         };
         let resolved = self.resolve(action);
@@ -373,6 +373,7 @@ impl Maker {
             number: self.number(),
             at,
             action: resolved,
+            backend: backend.clone(),
             tls: self.ways.take(filters),
             pages: errors_of(filters).map(|errors| self.pages(errors)),
             filters: filters.clone(),
@@ -391,6 +392,7 @@ impl Maker {
             number: self.number(),
             at: At { site: place, location: None },
             action: self.resolve(&Action::DefaultBackend),
+            backend: None,
             tls: None,
             pages: None,
             filters: Filters::default(),

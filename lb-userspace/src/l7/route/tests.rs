@@ -23,7 +23,7 @@ fn site_of(paths: &[PathMatch]) -> L7 {
         path: path.clone(),
         path_label: i.to_string(),
         ingress: None,
-        service: String::new(),
+        backend: None,
         action: Action::Deny,
         filters: Filters::default(),
     });

@@ -62,6 +62,16 @@ pub enum Sink {
     },
 }
 
+impl std::fmt::Display for Sink {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Stdout => f.write_str("standard output"),
+            Self::File(path) => path.display().fmt(f),
+            Self::Syslog { host, port } => write!(f, "the collector {host}, port {port}"),
+        }
+    }
+}
+
 /// How values are kept from being taken for something else. The text of the format is never changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Escape {
@@ -138,7 +148,7 @@ pub enum Early {
     ServerName,
     /// `$server_port`.
     ServerPort,
-    /// `$proxy_upstream_name`.
+    /// `$proxy_host`: the upstream that the location leads to, or who stands in for it.
     Upstream,
     /// `$proxy_alternative_upstream_name`: that of the canary that took the request.
     Alternative,
@@ -223,6 +233,8 @@ pub enum Late {
     Epoch,
     /// `$status`.
     Status,
+    /// `$proxy_upstream_name`: who answered, which of errors may be who words them.
+    Upstream,
     /// `$body_bytes_sent`.
     BodyBytesSent,
     /// `$bytes_sent`: with the head.
@@ -339,7 +351,7 @@ fn variable(text: &str) -> Option<(&str, &str)> {
 
 impl Part {
     fn named(name: &str) -> Option<Self> {
-        Early::named(name).map(Self::Early).or_else(|| late(name).map(Self::Late))
+        late(name).map(Self::Late).or_else(|| Early::named(name).map(Self::Early))
     }
 }
 
@@ -375,7 +387,8 @@ fn early(name: &str) -> Option<Early> {
         "server_name" => Early::ServerName,
         "server_port" => Early::ServerPort,
         "pass_server_port" | "pass_port" => Early::AccessPort,
-        "proxy_upstream_name" => Early::Upstream,
+        // Of a line of the log it is [`Late::Upstream`]; elsewhere nobody knows yet who will answer.
+        "proxy_host" | "proxy_upstream_name" => Early::Upstream,
         "proxy_alternative_upstream_name" => Early::Alternative,
         "req_id" | "request_id" => Early::RequestId,
         "namespace" => Early::Namespace,
@@ -429,6 +442,7 @@ fn late(name: &str) -> Option<Late> {
         "time_iso8601" => Late::TimeIso,
         "msec" => Late::Epoch,
         "status" => Late::Status,
+        "proxy_upstream_name" => Late::Upstream,
         "body_bytes_sent" => Late::BodyBytesSent,
         "bytes_sent" => Late::BytesSent,
         "request_length" => Late::RequestLength,

@@ -11,14 +11,14 @@ use super::{
     DefaultBackend, Host, Making, app_root, client_auth, error_backend, further, hand_on, host_ciphers,
     host_match,
 };
-use crate::model::l7::{Action, HostMatch, UpstreamName};
+use crate::model::l7::{Action, HostMatch, ServicePort, UpstreamName};
 use crate::translate::annotations::{self, Policy, Unusable};
 use crate::translate::classes::Served;
 use crate::translate::config::Gate;
 use crate::translate::findings::{About, Findings};
 use crate::translate::routes::Draft;
 use crate::translate::upstream_tls::ProxySsl;
-use crate::translate::upstreams::{Reach, Upstreams, Without};
+use crate::translate::upstreams::{self, Reach, Upstreams, Without};
 
 /// Adds what an Ingress says; one that is a canary comes back.
 pub(super) fn add<'a>(
@@ -56,9 +56,9 @@ pub(super) fn add<'a>(
     }
     let (reach, upstreams) = (policy.reach, &mut making.upstreams);
     let default = spec.default_backend.as_ref().map(|backend| {
-        let (action, service) =
+        let (action, backend) =
             action(&name.namespace, backend, reach, "spec.defaultBackend", upstreams, &mut about);
-        DefaultBackend { ingress: (*name).clone(), action, service }
+        DefaultBackend { ingress: (*name).clone(), action, backend }
     });
     let common = Common { served: &served, policy: Arc::new(policy), default, proxy_ssl };
     common.default_backend(spec, making, &mut about);
@@ -100,11 +100,12 @@ impl Common<'_, '_> {
     fn settle(
         &self,
         upstream: &UpstreamName,
-        service: &str,
+        backend: Option<&Arc<ServicePort>>,
         proxy_ssl: Option<&Arc<ProxySsl>>,
         upstreams: &mut Upstreams<'_>,
     ) {
         let namespace = &self.served.name.namespace;
+        let service = backend.map_or("", |backend| &backend.service);
         upstreams.settle(upstream, &self.policy, || {
             proxy_ssl.map(|proxy_ssl| proxy_ssl.towards(namespace, service)).unwrap_or_default()
         });
@@ -113,8 +114,8 @@ impl Common<'_, '_> {
     fn default_backend(&self, spec: &IngressSpec, making: &mut Making<'_>, about: &mut About<'_>) {
         let Self { served, policy, default, proxy_ssl } = self;
         let Some(default) = default else { return };
-        if let DefaultBackend { action: Action::Proxy(upstream), service, .. } = default {
-            self.settle(upstream, service, proxy_ssl.as_ref(), &mut making.upstreams);
+        if let DefaultBackend { action: Action::Proxy(upstream), backend, .. } = default {
+            self.settle(upstream, backend.as_ref(), proxy_ssl.as_ref(), &mut making.upstreams);
         }
         if spec.rules.as_ref().is_some_and(|rules| !rules.is_empty()) {
             return;
@@ -163,13 +164,13 @@ impl Common<'_, '_> {
         host_ciphers(host, policy, about);
         for (index, path) in rule.http.iter().flat_map(|http| &http.paths).enumerate() {
             let field = format!("{field}.http.paths[{index}]");
-            let backend = format!("{field}.backend");
-            let (action, service) =
-                action(&name.namespace, &path.backend, policy.reach, &backend, upstreams, about);
+            let of_backend = format!("{field}.backend");
+            let (action, backend) =
+                action(&name.namespace, &path.backend, policy.reach, &of_backend, upstreams, about);
             let text = path.path.as_deref().filter(|path| !path.is_empty()).unwrap_or("/");
             if let Action::Proxy(upstream) = &action {
                 let proxy_ssl = if by_location { proxy_ssl } else { &host.proxy_ssl };
-                self.settle(upstream, &service, proxy_ssl.as_ref(), upstreams);
+                self.settle(upstream, backend.as_ref(), proxy_ssl.as_ref(), upstreams);
                 upstreams.keep_sessions(upstream, policy, &host_match, text, about);
             }
             let draft = Draft {
@@ -179,7 +180,7 @@ impl Common<'_, '_> {
                 field: format!("{field}.path"),
                 ingress: Some((*name).clone()),
                 id: id.clone(),
-                service,
+                backend,
                 action,
                 policy: policy.clone(),
                 proxy_ssl: proxy_ssl.clone(),
@@ -203,7 +204,7 @@ fn catch_all(
     hosts: &mut BTreeMap<HostMatch, Host>,
     about: &mut About<'_>,
 ) {
-    let DefaultBackend { ingress, action, service } = default.clone();
+    let DefaultBackend { ingress, action, backend } = default.clone();
     let policy =
         Policy { redirect: None, rewrite_target: None, app_root: None, use_regex: false, ..policy.clone() };
     let draft = Draft {
@@ -213,7 +214,7 @@ fn catch_all(
         field: "spec.defaultBackend".to_owned(),
         ingress: Some(ingress),
         id: served.id.clone(),
-        service,
+        backend,
         action,
         policy: Arc::new(policy),
         proxy_ssl,
@@ -228,12 +229,14 @@ fn action(
     field: &str,
     upstreams: &mut Upstreams<'_>,
     about: &mut About<'_>,
-) -> (Action, String) {
+) -> (Action, Option<Arc<ServicePort>>) {
     match &backend.service {
-        Some(service) => (
-            Action::Proxy(upstreams.of_backend(namespace, service, reach, Without::Answer503, field, about)),
-            service.name.clone(),
-        ),
+        Some(service) => {
+            let upstream = upstreams.of_backend(namespace, service, reach, Without::Answer503, field, about);
+            let (name, port) = (service.name.clone(), upstreams::port_text(service));
+            let backend = ServicePort { service: name, port, upstream: upstream.clone() };
+            (Action::Proxy(upstream), Some(Arc::new(backend)))
+        }
         None => {
             about.warn(
                 "resource-backend",
@@ -241,7 +244,7 @@ fn action(
                 "resource backends are not served; requests get the default backend",
                 "name a service",
             );
-            (Action::DefaultBackend, String::new())
+            (Action::DefaultBackend, None)
         }
     }
 }

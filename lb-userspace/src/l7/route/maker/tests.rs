@@ -56,7 +56,7 @@ fn location() -> impl Strategy<Value = Location> {
                 path: PathMatch::Prefix(path.to_owned()),
                 path_label: path.to_owned(),
                 ingress: None,
-                service: String::new(),
+                backend: None,
                 action,
                 filters,
             }
@@ -145,7 +145,7 @@ fn what_stays_keeps_its_place_its_number_and_its_memory() {
             path: PathMatch::Prefix("/".to_owned()),
             path_label: "/".to_owned(),
             ingress: None,
-            service: String::new(),
+            backend: None,
             action: Action::Proxy(name(to)),
             filters: Filters::default(),
         }],
