@@ -109,6 +109,38 @@ fn the_answer_says_what_is_wrong_with_a_certificate_and_no_error_page_hides_it()
 }
 
 #[test]
+fn a_page_of_the_host_itself_answers_whom_the_host_refuses() {
+    let (ca, backend) = (Ca::new("Good"), Backend::mirror());
+    let guard = |page: &str| {
+        let page = Some(page.replace("HOST", HOST));
+        start(&backend, VerifyClient { error_page: page, ..verify(&ca, Demand::Required) })
+    };
+    let ask = |rig: &Rig, method: &str, path: &str| {
+        let request = format!("{method} {path} HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n");
+        connect(rig, None).ask(&request)
+    };
+
+    let own = guard("/no?why=tls");
+    let shown = ask(&own, "GET", "/secret?x");
+    assert!(
+        shown.starts_with("HTTP/1.1 200 ") && shown.contains("\r\n\r\nGET /no?why=tls HTTP/1.1\r\n"),
+        "{shown}"
+    );
+    assert!(shown.contains("ssl-client-verify: NONE\r\n"), "{shown}");
+    assert!(ask(&own, "GET", "/no?why=tls").starts_with("HTTP/1.1 200 "), "no way back to itself");
+    assert!(ask(&own, "POST", "/secret").starts_with("HTTP/1.1 400 "), "what it says reaches nobody");
+    for says in ["Content-Length: 1\r\n\r\nx", "Connection: upgrade\r\nUpgrade: websocket\r\n\r\n"] {
+        let request = format!("GET /secret HTTP/1.1\r\nHost: {HOST}\r\n{says}");
+        assert!(connect(&own, None).ask(&request).starts_with("HTTP/1.1 400 "), "{says}");
+    }
+
+    let elsewhere = guard("https://HOST/no");
+    let sent = ask(&elsewhere, "GET", "/secret");
+    assert!(sent.starts_with("HTTP/1.1 302 ") && sent.contains(&format!("https://{HOST}/no\r\n")), "{sent}");
+    assert!(ask(&elsewhere, "GET", "/no").starts_with("HTTP/1.1 400 "), "not sent to where it is");
+}
+
+#[test]
 fn the_upstream_is_told_who_the_client_is_and_nobody_else_can_tell_it() {
     let (ca, other) = (Ca::new("Good"), Ca::new("Other"));
     let backend = Backend::mirror();

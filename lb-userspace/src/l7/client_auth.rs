@@ -315,29 +315,40 @@ pub(super) enum Shown<'a> {
     Whatever,
 }
 
-/// The answer to a client that a host does not take, before any location.
-pub(super) fn refuse(host: &HostMatch, verify: &VerifyClient, shown: Shown<'_>) -> Option<Answer> {
+/// What becomes of a client that a host does not take, before any location.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Refused<'v> {
+    Answered(Answer),
+    /// For its certificate; the host may have a page that says so.
+    Flawed(Flaw, Option<&'v str>),
+}
+
+/// Whether a client is refused.
+pub(super) fn refuse<'v>(
+    host: &HostMatch,
+    verify: &'v VerifyClient,
+    shown: Shown<'_>,
+) -> Option<Refused<'v>> {
     let VerifyClient { trust, error_page, subject, pass_certificate: _ } = verify;
     let identity = match (shown, trust) {
         (Shown::Whatever, _) => return None,
         (Shown::By(identity), Some(trust)) if identity.is_for(host, trust) => Some(identity),
         // The handshake was with another host, or under an authority that has changed since: what
         // was shown there says nothing here. 421 has the client come again, by its right name.
-        (Shown::By(_) | Shown::Nothing, Some(_)) => return Some(Answer::Status(421)),
+        (Shown::By(_) | Shown::Nothing, Some(_)) => return Some(Refused::Answered(Answer::Status(421))),
         (Shown::Plain, _) | (_, None) => None,
     };
     if let (Some(identity), Some(trust)) = (identity, trust)
         && !identity.is_enough(trust.demand)
     {
-        return Some(match error_page {
-            Some(page) => Answer::Redirect { status: 302, location: page.clone().into_bytes() },
-            None => Answer::Certificate(Flaw::of(identity)),
-        });
+        return Some(Refused::Flawed(Flaw::of(identity), error_page.as_deref()));
     }
     let name =
         identity.filter(|identity| identity.verdict == Verdict::Good).map_or("", |known| &known.subject);
     match subject {
-        Some(pattern) if !pattern.regex().is_match(name.as_bytes()) => Some(Answer::Status(403)),
+        Some(pattern) if !pattern.regex().is_match(name.as_bytes()) => {
+            Some(Refused::Answered(Answer::Status(403)))
+        }
         _ => None,
     }
 }
@@ -477,7 +488,7 @@ mod tests {
 
             let answer = refuse(&host("a"), &verify, Shown::By(&identity));
 
-            assert_eq!(answer, flaw.map(Answer::Certificate), "{demand:?} {verdict:?}");
+            assert_eq!(answer, flaw.map(|flaw| Refused::Flawed(flaw, None)), "{demand:?} {verdict:?}");
         }
     }
 
@@ -493,7 +504,8 @@ mod tests {
         let before = identity("a", Demand::Required, Verdict::Good, "CN=x");
 
         for shown in [Shown::By(&elsewhere), Shown::By(&before), Shown::Nothing] {
-            assert_eq!(refuse(&host("a"), &verify, shown), Some(Answer::Status(421)), "{shown:?}");
+            let answer = refuse(&host("a"), &verify, shown);
+            assert_eq!(answer, Some(Refused::Answered(Answer::Status(421))), "{shown:?}");
         }
     }
 
@@ -515,25 +527,14 @@ mod tests {
         ];
         for (identity, status) in cases {
             let answer = refuse(&host("a"), &verify, Shown::By(&identity));
-            assert_eq!(answer, status.map(Answer::Status), "{identity:?}");
+            assert_eq!(
+                answer,
+                status.map(|status| Refused::Answered(Answer::Status(status))),
+                "{identity:?}"
+            );
         }
-        assert_eq!(refuse(&host("a"), &verify, Shown::Plain), Some(Answer::Status(403)));
-    }
-
-    #[test]
-    fn an_error_page_takes_the_place_of_400() {
-        let page = "https://example.com/no".to_owned();
-        let verify = VerifyClient {
-            trust: Some(trust(Demand::Required)),
-            error_page: Some(page.clone()),
-            pass_certificate: false,
-            subject: None,
-        };
-        let identity = identity("a", Demand::Required, Verdict::Nothing, "");
-
-        let answer = refuse(&host("a"), &verify, Shown::By(&identity));
-
-        assert_eq!(answer, Some(Answer::Redirect { status: 302, location: page.into_bytes() }));
+        let plain = refuse(&host("a"), &verify, Shown::Plain);
+        assert_eq!(plain, Some(Refused::Answered(Answer::Status(403))));
     }
 
     #[test]

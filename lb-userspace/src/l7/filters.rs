@@ -2,6 +2,7 @@
 //!
 //! Pure. The proxy and `explain` run the same function.
 
+mod host;
 mod told;
 
 use std::net::IpAddr;
@@ -11,18 +12,14 @@ use regex::bytes::Captures;
 use super::balance::Random;
 use super::canary::{self, Side};
 use super::client::{self, Effective};
-use super::client_auth::{self, Flaw, Shown};
+use super::client_auth::{Flaw, Refused, Shown};
 use crate::model::l7::policy::Limits;
-use crate::model::l7::{
-    ClientAuth, Mode, Moved, PathMatch, Piece, RedirectQuery, RedirectStyle, SslRedirect, Template,
-};
+use crate::model::l7::{Mode, PathMatch, Piece, RedirectQuery, RedirectStyle, SslRedirect, Template};
 
 use super::path::{self, BadPath};
 use super::policy::{self, Headers};
 use super::route::{Found, HostFound, Route, RouteAction, Router, Site, bare_host};
-
-/// HTTP-01 challenges have to arrive over plain HTTP whatever their host demands.
-const CHALLENGES: &[u8] = b"/.well-known/acme-challenge";
+use host::{answer_to, blocked, elsewhere, is_closed_to, is_shown, misdirected, refused_client, shown};
 
 /// Answered on hosts that no server names; load balancers in front probe it.
 const HEALTH_PATH: &[u8] = b"/healthz";
@@ -198,15 +195,20 @@ pub(super) fn decide<'r>(router: &'r Router, asked: &Asked<'_>) -> Decision<'r> 
     let Found { route, add_slash } = site.find(&normal);
     let too_large =
         route.filters.max_body_bytes.is_some_and(|max| asked.length.is_some_and(|length| length > max));
-    let refused = refused_client(site, asked, &normal)
-        .or_else(|| misdirected(route, asked))
-        .or_else(|| blocked(router, asked));
+    let refused = match refused_client(site, asked, &normal) {
+        Some(Refused::Flawed(_, Some(page))) if blocked(router, asked).is_none() && is_shown(page, asked) => {
+            return shown(router, (site, host), page, asked);
+        }
+        Some(refused) => Some(answer_to(refused, asked)),
+        None => misdirected(route, asked).or_else(|| blocked(router, asked)),
+    };
+    let root = site.app_root.as_deref().filter(|_| normal.as_ref() == b"/");
     let (mut limits, mut is_behind_access) = (None, false);
     let next = if let Some(answer) = refused {
         Next::Answer(answer)
     } else if let Some(moved) = &site.moved {
         Next::Answer(elsewhere(asked, moved))
-    } else if let Some(root) = site.app_root.as_ref().filter(|_| normal.as_ref() == b"/") {
+    } else if let Some(root) = root.filter(|_| route.filters.mode == Mode::Compat) {
         Next::Answer(app_root(asked, root))
     } else if too_large {
         Next::Answer(Answer::Status(413))
@@ -221,7 +223,7 @@ pub(super) fn decide<'r>(router: &'r Router, asked: &Asked<'_>) -> Decision<'r> 
         };
         Next::Answer(answer)
     } else {
-        match filter(router, route, add_slash, asked, &normal, query) {
+        match filter(router, route, (root, add_slash), asked, &normal, query) {
             Err(answer) => Next::Answer(answer),
             Ok(next) if next.is_of_location() && is_closed_to(site, asked, &normal) => {
                 Next::Answer(Answer::Status(403))
@@ -237,61 +239,14 @@ pub(super) fn decide<'r>(router: &'r Router, asked: &Asked<'_>) -> Decision<'r> 
     Decision { site, host, route, limits, is_behind_access, next }
 }
 
-/// To the same target on another host, by the same scheme, one trailing slash cut. The port
-/// is always named, as in ingress-nginx: the one that the client named itself, else that of the scheme.
-fn elsewhere(asked: &Asked<'_>, moved: &Moved) -> Answer {
-    let usual = if asked.scheme == Scheme::Https { 443 } else { 80 };
-    let (_, port) = split_port(asked.named);
-    let mut location = format!("{}://{}", asked.scheme.as_str(), moved.to).into_bytes();
-    push_port(port.unwrap_or(usual), &mut location);
-    location.extend_from_slice(asked.target.strip_suffix(b"/").unwrap_or(asked.target));
-    Answer::Redirect { status: moved.status, location }
-}
-
-/// Who does not get as far as a location.
-fn refused_client(site: &Site, asked: &Asked<'_>, path: &[u8]) -> Option<Answer> {
-    match site.client_auth.as_deref()? {
-        ClientAuth::Unusable => Some(Answer::Status(403)),
-        // The authority that renews the host's certificate has none itself.
-        ClientAuth::Verify(_) if is_challenge(asked, path) => None,
-        ClientAuth::Verify(verify) => client_auth::refuse(&site.host, verify, asked.shown),
-    }
-}
-
-/// A host that keeps to itself is not had through another one's handshake.
-fn misdirected(route: &Route, asked: &Asked<'_>) -> Option<Answer> {
-    let name = asked.server_name.filter(|_| route.filters.mode == Mode::Strict)?;
-    (!bare_host(asked.host).eq_ignore_ascii_case(name.as_bytes())).then_some(Answer::Status(421))
-}
-
-/// By what it says of itself.
-fn blocked(router: &Router, asked: &Asked<'_>) -> Option<Answer> {
-    let blocked = router.blocked.as_deref()?;
-    policy::blocked::names(blocked, &asked.headers).then_some(Answer::Status(403))
-}
-
-/// Plain HTTP would be the way around a certificate that the host demands.
-fn is_closed_to(site: &Site, asked: &Asked<'_>, path: &[u8]) -> bool {
-    match site.client_auth.as_deref() {
-        Some(ClientAuth::Verify(verify)) => {
-            client_auth::is_closed_to_plain(verify, asked.shown) && !is_challenge(asked, path)
-        }
-        Some(ClientAuth::Unusable) | None => false,
-    }
-}
-
-/// An HTTP-01 challenge, which has to be answered over plain HTTP whatever the host demands.
-fn is_challenge(asked: &Asked<'_>, path: &[u8]) -> bool {
-    matches!(asked.shown, Shown::Plain)
-        && path.strip_prefix(CHALLENGES).is_some_and(|rest| rest.starts_with(b"/"))
-}
-
 /// What may be answered in the place of what a location holds.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Step {
     /// Who may not enter, by address.
     Address,
     Preflight,
+    /// Of its host.
+    AppRoot,
     Redirect,
     /// To the path with the slash that it lacks.
     Slash,
@@ -300,19 +255,26 @@ enum Step {
     Https,
 }
 
-/// In ingress-nginx's order; there the slash comes before everything here, and the address after it ([`onward`]).
+/// In ingress-nginx's order; there `app-root` and the slash come before everything here, and the address after it ([`onward`]).
 const COMPAT: &[Step] = &[Step::Preflight, Step::Redirect, Step::Elsewhere, Step::Https];
 /// On a strict location nothing of it is told to who may not enter. Only the way to https comes before what a
 /// client has to show, which may be a password.
-const STRICT: &[Step] =
-    &[Step::Address, Step::Preflight, Step::Https, Step::Redirect, Step::Slash, Step::Elsewhere];
+const STRICT: &[Step] = &[
+    Step::Address,
+    Step::Preflight,
+    Step::Https,
+    Step::AppRoot,
+    Step::Redirect,
+    Step::Slash,
+    Step::Elsewhere,
+];
 
 /// The first answer that one of the steps has, else on to the upstream. The error is what is answered before the limits
 /// of requests count.
 fn filter(
     router: &Router,
     route: &Route,
-    add_slash: bool,
+    (root, add_slash): (Option<&str>, bool),
     asked: &Asked<'_>,
     path: &[u8],
     query: Option<&[u8]>,
@@ -330,6 +292,7 @@ fn filter(
         let answer = match step {
             Step::Address => refuse(router, route, asked),
             Step::Preflight => preflight(route, asked),
+            Step::AppRoot => root.map(|root| app_root(asked, root)),
             Step::Redirect => redirect(route, asked, path, query),
             Step::Slash => add_slash.then(|| slash_redirect(asked, path, query, &filters.redirects)),
             Step::Elsewhere => {

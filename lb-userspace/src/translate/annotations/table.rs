@@ -210,7 +210,7 @@ pub const TABLE: &[Annotation] = &[
     row("auth-tls-secret", Reference, Medium, Host, Close, Honoured, "ask for a client certificate"),
     row("auth-tls-verify-client", One(&["on", "off", "optional", "optional_no_ca"]), Medium, Host, Default, With("auth-tls-secret"), "what happens without one"),
     row("auth-tls-verify-depth", From(0), Low, Host, Default, With("auth-tls-secret"), "longest chain"),
-    row("auth-tls-error-page", Text, High, Host, Default, With("auth-tls-secret"), "where a refused client is sent"),
+    row("auth-tls-error-page", Text, High, Host, Default, With("auth-tls-secret"), "URL where a refused client is sent, or path of the host that answers it"),
     row("auth-tls-pass-certificate-to-upstream", Bool, Low, Host, Default, With("auth-tls-secret"), "show the certificate to the upstream"),
     row("auth-tls-match-cn", Text, High, Host, Refuse, With("auth-tls-secret"), "pattern for the subject"),
     row("canary", Bool, Low, Location, Default, Honoured, "a variant of another Ingress"),

@@ -239,7 +239,7 @@ pub const KEYS: &[ConfigKey] = &[
     plain("annotations-risk-level", Text, "High", "riskiest annotations that are served"),
     plain("annotation-value-word-blocklist", List, "", "words that no annotation may hold"),
     plain("strict-validate-path-type", Bool, "true", "Exact and Prefix paths hold no patterns"),
-    plain("penstock-mode", Text, "compat", "strict: patterns match whole paths and tell a from A, limits answer 429, another Host than the TLS server name 421, who may enter is asked before redirects, and by address before preflights, X-Forwarded-* count from proxy-real-ip-cidr alone; unknown to ingress-nginx"),
+    plain("penstock-mode", Text, "compat", "strict: patterns match whole paths and tell a from A, limits answer 429, another Host than the TLS server name 421, who may enter is asked before redirects (`app-root` among them), and by address before preflights, X-Forwarded-* count from proxy-real-ip-cidr alone; unknown to ingress-nginx"),
     plain("penstock-without-modsecurity", Bool, "false", "serve what asks for ModSecurity although no web application firewall runs here, instead of answering 503; each is told; unknown to ingress-nginx"),
     // Logs and traces.
     plain("log-format-upstream", Text, "see docs/ingress.md", "line of the access log"),
