@@ -44,8 +44,14 @@ fn a_proxy_header_names_the_client() {
     for (case, header, addr, scheme) in cases {
         let mut client = rig.client();
         client.send([header, GET.as_bytes()].concat());
-        let text = client.reply().text();
+        let reply = client.reply();
+        let text = reply.text();
 
+        assert_eq!(
+            reply.header("strict-transport-security"),
+            None,
+            "{case}: the connection with us is plain"
+        );
         assert!(text.contains(&format!("X-Real-IP: {addr}\r\n")), "{case}: {text}");
         assert!(text.contains(scheme), "{case}: {text}");
     }

@@ -481,7 +481,7 @@ impl Exchange<'_, '_, '_, '_> {
                         keep_answer(self.connection, &response);
                         let mut head = Scratch::take();
                         let Connection { client, edits, .. } = &*self.connection;
-                        heads::switching(&response, client.scheme, edits, &mut head);
+                        heads::switching(&response, client.own_scheme(), edits, &mut head);
                         let len = response.len;
                         self.past(len);
                         return Poll::Ready(Ok(Answered::Switched { head }));

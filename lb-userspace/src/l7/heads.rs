@@ -44,6 +44,11 @@ impl Client {
     pub(super) fn source(&self) -> SocketAddr {
         SocketAddr::new(self.addr, self.remote_port)
     }
+
+    /// Of its connection with us, whatever a PROXY header tells of another one.
+    pub(super) fn own_scheme(&self) -> Scheme {
+        if self.handshake.is_some() { Scheme::Https } else { Scheme::Http }
+    }
 }
 
 /// What becomes of the connection after a response.

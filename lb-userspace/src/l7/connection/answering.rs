@@ -31,7 +31,7 @@ impl Connection<'_, '_> {
             after = After::Close;
         }
         let mut out = Scratch::take();
-        let scheme = self.client.scheme;
+        let scheme = self.client.own_scheme();
         let (status, page) = heads::answer(answer, is_head, version, scheme, after, &self.edits, &mut out);
         self.tally.body_sent = page as u64;
         self.tally.head_sent = (out.len() - page) as u64;

@@ -44,7 +44,15 @@ impl Exchange<'_, '_, '_, '_> {
         };
         let mut head = Scratch::take();
         let Connection { client, edits, .. } = &*self.connection;
-        heads::response(response, verdict, self.outgoing.version, client.scheme, after, edits, &mut head);
+        heads::response(
+            response,
+            verdict,
+            self.outgoing.version,
+            client.own_scheme(),
+            after,
+            edits,
+            &mut head,
+        );
         if gets_chunks {
             heads::add_chunks(&mut head);
         }
