@@ -33,6 +33,9 @@ pub use listener::{Listener, connect};
 /// Longest wait for an answer of the predecessor, which may be busy with a change.
 const ANSWER: Duration = Duration::from_secs(60);
 
+/// After so long somebody may wonder.
+const PATIENCE: Duration = Duration::from_secs(3);
+
 /// Bytes of documents in one message, before the last of them.
 const DOCUMENTS: usize = 1 << 20;
 
@@ -70,8 +73,14 @@ pub enum Error {
     #[error("the other process ended")]
     Ended,
     /// The other end says nothing.
-    #[error("the running agent does not answer")]
-    Silent,
+    #[error(
+        "the running agent (process {pid}) does not answer; if it hangs, end it (`kill -9 {pid}`) and start without \
+        --takeover: what is pinned forwards on"
+    )]
+    Silent {
+        /// Its process.
+        pid: i32,
+    },
     /// The other end refuses.
     #[error("the running agent refuses: {0}")]
     Refused(String),
@@ -374,7 +383,22 @@ impl Successor {
 }
 
 async fn answer(link: &mut Link) -> Result<(Message, Vec<OwnedFd>), Error> {
-    tokio::time::timeout(ANSWER, link.receive()).await.unwrap_or(Err(Error::Silent))
+    answer_within(PATIENCE, ANSWER, link).await
+}
+
+/// Says that there is none after `patience`, and gives up after `longest`.
+async fn answer_within(
+    patience: Duration,
+    longest: Duration,
+    link: &mut Link,
+) -> Result<(Message, Vec<OwnedFd>), Error> {
+    let pid = link.peer().pid;
+    let mut said = std::pin::pin!(link.receive());
+    if let Ok(said) = tokio::time::timeout(patience, &mut said).await {
+        return said;
+    }
+    tracing::warn!(pid, patience_s = longest.as_secs(), "the running agent does not answer yet");
+    tokio::time::timeout(longest.saturating_sub(patience), said).await.unwrap_or(Err(Error::Silent { pid }))
 }
 
 fn unexpected(message: Message) -> Error {

@@ -103,3 +103,14 @@ async fn the_door_is_for_this_user_and_a_second_agent_keeps_its_hands_off() {
     assert!(!path.exists());
     assert!(connect(dir.path()).await.expect("no error").is_none());
 }
+
+#[tokio::test]
+async fn an_agent_that_hangs_is_named() {
+    let (mut knocks, _hangs, ..) = pair().await;
+    let moment = Duration::from_millis(10);
+
+    let answer = answer_within(moment, 2 * moment, &mut knocks).await;
+
+    let error = answer.expect_err("nothing was said").to_string();
+    assert!(error.contains(&format!("`kill -9 {}`", std::process::id())), "{error}");
+}
