@@ -13,6 +13,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
 
 use rustix::io::{ReadWriteFlags, preadv2};
 use serde::{Deserialize, Serialize};
@@ -39,9 +40,15 @@ pub(super) struct Spills {
     used: AtomicU64,
     /// What bodies may take before they go to files.
     pub(super) memory: Arc<BodyMemory>,
-    /// The last attempt failed, and that was told.
+    /// A failure was told, and not yet that it is over.
     told: AtomicBool,
+    born: Instant,
+    /// When the last attempt failed, in milliseconds since then.
+    failed: AtomicU64,
 }
+
+/// So long without a failure, and it is over. On a full disk there is room now and then, for a page.
+const CALM: Duration = Duration::from_secs(60);
 
 /// Why bytes could not be put into a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -64,7 +71,15 @@ impl Cause {
 impl Spills {
     pub(super) fn new(Temp { dir, bytes, memory_bytes }: Temp) -> Self {
         let memory = Arc::new(BodyMemory::new(memory_bytes));
-        Self { dir, limit: bytes, used: AtomicU64::new(0), memory, told: AtomicBool::new(false) }
+        Self {
+            dir,
+            limit: bytes,
+            used: AtomicU64::new(0),
+            memory,
+            told: AtomicBool::new(false),
+            born: Instant::now(),
+            failed: AtomicU64::new(0),
+        }
     }
 
     /// Bytes in files now, or on their way there.
@@ -83,6 +98,7 @@ impl Spills {
 
     /// A thousand requests that meet a full disk are one event.
     fn failed(&self, what: &dyn std::fmt::Display) {
+        self.failed.store(self.age(), Ordering::Relaxed);
         if !self.told.swap(true, Ordering::Relaxed) {
             tracing::warn!(
                 dir = %self.dir.display(),
@@ -93,9 +109,22 @@ impl Spills {
     }
 
     fn succeeded(&self) {
-        if self.told.load(Ordering::Relaxed) && self.told.swap(false, Ordering::Relaxed) {
+        if self.is_over(self.age()) && self.told.swap(false, Ordering::Relaxed) {
             tracing::info!(dir = %self.dir.display(), "bodies can be put into temporary files again");
         }
+    }
+}
+
+impl Spills {
+    /// Milliseconds since they were made.
+    fn age(&self) -> u64 {
+        u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// What was told to fail has not done so for long enough, at this age.
+    fn is_over(&self, age: u64) -> bool {
+        let calm = Duration::from_millis(age.saturating_sub(self.failed.load(Ordering::Relaxed)));
+        self.told.load(Ordering::Relaxed) && calm >= CALM
     }
 }
 
@@ -324,6 +353,20 @@ mod tests {
     fn spills(bytes: u64) -> (Arc<Spills>, tempfile::TempDir) {
         let dir = tempfile::tempdir().expect("a directory");
         (Arc::new(Spills::new(Temp { dir: dir.path().to_owned(), bytes, ..Temp::default() })), dir)
+    }
+
+    #[test]
+    fn a_disk_that_is_full_but_for_a_moment_is_told_once() {
+        let (spills, _dir) = spills(1);
+        let calm = u64::try_from(CALM.as_millis()).expect("a short time");
+
+        spills.failed(&"full");
+        let failed = spills.failed.load(Ordering::Relaxed);
+
+        spills.succeeded();
+        assert!(spills.told.load(Ordering::Relaxed), "not over yet");
+        assert!(!spills.is_over(failed + calm - 1));
+        assert!(spills.is_over(failed + calm));
     }
 
     async fn push(spill: &mut Spill, mut bytes: &[u8]) -> Result<(), Cause> {
