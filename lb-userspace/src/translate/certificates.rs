@@ -221,6 +221,7 @@ pub(super) fn authorities(pem: &[u8]) -> Result<(), String> {
 /// Contents of the PEM blocks whose label is wanted; `label` is how they are called where there are none.
 fn blocks(pem: &[u8], label: &str, wanted: fn(&str) -> bool) -> Result<Vec<Vec<u8>>, String> {
     let mut blocks = Vec::new();
+    ends_as_it_begins(pem)?;
     for block in Pem::iter_from_buffer(pem) {
         let block = block.map_err(|_| "is not PEM".to_owned())?;
         if wanted(&block.label) {
@@ -228,6 +229,28 @@ fn blocks(pem: &[u8], label: &str, wanted: fn(&str) -> bool) -> Result<Vec<Vec<u
         }
     }
     if blocks.is_empty() { Err(format!("holds no PEM block {label}")) } else { Ok(blocks) }
+}
+
+/// Readers of PEM differ in what they make of a block whose end is missing or that of another.
+fn ends_as_it_begins(pem: &[u8]) -> Result<(), String> {
+    let label = |line: &[u8], word: &[u8]| Some(line.strip_prefix(word)?.strip_suffix(b"-----")?.to_vec());
+    let mut open = None;
+    for line in pem.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii_end) {
+        let (begins, ends) = (label(line, b"-----BEGIN "), label(line, b"-----END "));
+        match (&open, begins, ends) {
+            (None, Some(begun), _) => open = Some(begun),
+            (Some(begun), None, Some(ended)) if *begun == ended => open = None,
+            (_, None, None) | (None, None, Some(_)) => {}
+            (Some(_), ..) => break,
+        }
+    }
+    match open {
+        None => Ok(()),
+        Some(label) => {
+            let label = String::from_utf8_lossy(&label).into_owned();
+            Err(format!("has a block that does not end by -----END {label}-----"))
+        }
+    }
 }
 
 /// Subject alternative names, or the common name of a certificate that has none.
@@ -286,6 +309,31 @@ mod tests {
                 chain: Chain::Whole,
             }
         );
+    }
+
+    #[test]
+    fn a_block_that_does_not_end_as_it_begins_is_refused() {
+        let key = KeyPair::generate().expect("a key");
+        let params = CertificateParams::new(vec!["a.example.com".to_owned()]).expect("names");
+        let chain = params.self_signed(&key).expect("a certificate").pem();
+        let key = key.serialize_pem();
+        let other_end = key.replace("END PRIVATE", "END RSA PRIVATE");
+        let mark = "a block that does not end by -----END PRIVATE KEY-----";
+        for (case, key, flaw) in [
+            ("whole", key.clone(), None),
+            ("with text around it", format!("Key:\n{key}-----END-----\n"), None),
+            ("ended as another one", other_end.clone(), Some(mark)),
+            ("not ended before the next one", other_end + &key, Some(mark)),
+        ] {
+            let data = [("tls.crt", chain.clone()), ("tls.key", key)];
+            let data = data.map(|(name, pem)| (name.to_owned(), ByteString(pem.into_bytes())));
+            let secret = Secret { data: Some(data.into()), ..Secret::default() };
+
+            let checked = check(&ObjectName::new("default", "tls"), &secret);
+
+            let told = checked.err().unwrap_or_default();
+            assert!(flaw.map_or(told.is_empty(), |flaw| told.contains(flaw)), "{case}: {told:?}");
+        }
     }
 
     #[test]
