@@ -9,8 +9,8 @@ use tracing_subscriber::EnvFilter;
 use crate::config;
 
 /// Each attempt to reach an API server that fails is an error of that client, several times a second and without the
-/// server's name; we tell ourselves what is not heard, once.
-const USUAL: &str = "info,kube_client=off";
+/// server's name, and so is each certificate that is not trusted one of who judges it; we tell ourselves what is not heard, once.
+const USUAL: &str = "info,kube_client=off,rustls_platform_verifier=off";
 
 /// Lines that could not be written.
 static LOST: AtomicU64 = AtomicU64::new(0);

@@ -30,6 +30,8 @@ pub(super) enum Why {
     Server,
     /// No connection.
     Unreachable,
+    /// A connection to somebody whose certificate nobody vouches for.
+    Untrusted,
     /// No answer in time.
     Slow,
     /// A watch without a sign of life.
@@ -52,6 +54,7 @@ impl Why {
             Self::Throttled => "throttled",
             Self::Server => "server",
             Self::Unreachable => "unreachable",
+            Self::Untrusted => "untrusted",
             Self::Slow => "slow",
             Self::Silent => "silent",
             Self::Broken => "broken",
@@ -59,6 +62,9 @@ impl Why {
         }
     }
 }
+
+/// How the TLS library begins what it says of a certificate.
+const UNTRUSTED: &str = "invalid peer certificate";
 
 impl Failure {
     pub(super) fn new(why: Why, message: impl Into<String>) -> Self {
@@ -93,8 +99,33 @@ impl Failure {
         let mut cause = error.source();
         while let Some(inner) = cause {
             message = inner.to_string();
+            if message.starts_with(UNTRUSTED) {
+                let fix = "is its authority the certificate-authority of the kubeconfig, and its name the server's?";
+                return Self { why: Why::Untrusted, message: format!("{message}; {fix}") };
+            }
             cause = inner.source();
         }
         Self { why, message }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificate_that_is_not_trusted_is_told_with_what_to_do() {
+        let of = |message: &str| {
+            let io = std::io::Error::other(message.to_owned());
+            let failure = Failure::of(&kube::Error::Service(Box::new(io)));
+            (failure.why, failure.message)
+        };
+
+        let (why, message) = of("invalid peer certificate: UnknownIssuer");
+        assert_eq!(why, Why::Untrusted);
+        assert!(message.starts_with("invalid peer certificate: UnknownIssuer; "), "{message}");
+        assert!(message.contains("certificate-authority"), "{message}");
+
+        assert_eq!(of("connection refused"), (Why::Unreachable, "connection refused".to_owned()));
     }
 }
