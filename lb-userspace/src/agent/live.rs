@@ -147,6 +147,11 @@ impl LiveAgent {
         &self.exporter
     }
 
+    /// Where the objects come from.
+    pub(super) fn source(&self) -> &str {
+        &self.source
+    }
+
     fn state(&self) -> Arc<State> {
         Arc::clone(&self.told.state.borrow())
     }

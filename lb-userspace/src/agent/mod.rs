@@ -161,7 +161,7 @@ async fn start(config: Config, signals: &mut Signals) -> Result<Option<Started>,
     let mut before = Before::find(&config, source.unread()).await?;
     let loaded = match before.documents() {
         documents if documents.is_empty() => loaded,
-        documents => source.adopt(former::read(documents)),
+        documents => source.adopt(former::read(documents)).await,
     };
     let (generation, takeovers) = before.so_far();
     let desired = Desired::new(&loaded, &options, generation + 1);

@@ -81,20 +81,24 @@ impl Source {
         Arc::clone(&self.loaded.borrow_and_update())
     }
 
-    /// What of a directory cannot be read; an agent that we take over from may know earlier versions.
+    /// What cannot be read of a directory, or at all; an agent that we take over from may know earlier versions of
+    /// that, and of what was refused.
     pub(super) fn unread(&self) -> Option<Unread> {
         match &self.origin {
             Origin::Directory { watcher: Some(watcher), .. } => {
                 Some(Unread { source: self.name.clone(), places: watcher.troubled() })
             }
-            _ => None,
+            Origin::Directory { watcher: None, .. } => None,
+            Origin::Cluster(_) => Some(Unread { source: self.name.clone(), places: Vec::new() }),
         }
     }
 
     /// Has these stay in force where what is written now cannot be read. To be called before [`Source::follow`].
-    pub(super) fn adopt(&mut self, former: Vec<Former>) -> Arc<Loaded> {
-        if let Origin::Directory { watcher: Some(watcher), .. } = &mut self.origin {
-            watcher.adopt(former);
+    pub(super) async fn adopt(&mut self, former: Vec<Former>) -> Arc<Loaded> {
+        match &mut self.origin {
+            Origin::Directory { watcher: Some(watcher), .. } => watcher.adopt(former),
+            Origin::Directory { watcher: None, .. } => {}
+            Origin::Cluster(watched) => watched.followed.adopt(former).await,
         }
         let loaded = Arc::clone(&self.loaded.borrow_and_update());
         if !loaded.kept.is_empty() {

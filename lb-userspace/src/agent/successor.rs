@@ -129,7 +129,7 @@ async fn hand_over(agent: &Running, successor: &mut Successor, given: &mut Given
         tickets: Secret(agent.proxy.ticket_keys().to_bytes()),
     };
     let documents = match &successor.unread {
-        Some(unread) if agent.is_source(&unread.source) => {
+        Some(unread) if agent.live.source() == unread.source => {
             former::documents(&agent.desired.state.borrow(), &unread.places)
         }
         _ => Vec::new(),
@@ -216,11 +216,6 @@ pub(super) async fn deliver_once(agent: &Running) {
 }
 
 impl Running {
-    /// Whether that is where our documents are.
-    fn is_source(&self, source: &str) -> bool {
-        self.config.manifests.as_ref().is_some_and(|path| path.display().to_string() == source)
-    }
-
     /// Every listening socket.
     fn sockets(&self) -> io::Result<Vec<Socket>> {
         let proxys = self.proxy.sockets()?.into_iter().map(|l7::Inherited { place, socket }| {

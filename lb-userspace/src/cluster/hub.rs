@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use imbl::OrdMap;
 use k8s_openapi::api::networking::v1::IngressLoadBalancerIngress;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Duration, Instant, sleep_until};
 use tracing::{debug, info};
 
@@ -15,12 +15,12 @@ use super::referenced::Wanted;
 use super::scope::Scope;
 use super::store::Store;
 use crate::model::ObjectName;
-use crate::objects::{Key, Kind, Loaded, Object, Refer};
+use crate::objects::{Former, Key, Kind, Loaded, Object, Refer};
 
 /// Shortest time between two states.
 const PACE: Duration = Duration::from_millis(20);
 /// Longest wait for what a change names, as the Secret of a new Ingress.
-const HOLD: Duration = Duration::from_secs(1);
+pub(super) const HOLD: Duration = Duration::from_secs(1);
 /// News taken in at a time.
 const BATCH: usize = 256;
 
@@ -40,6 +40,8 @@ pub(super) enum News {
     Namespaces(BTreeSet<String>),
     Namespace(String),
     NoNamespace(String),
+    /// Earlier versions, of another agent's; whether one of them counts.
+    Former(Vec<Former>, oneshot::Sender<bool>),
     /// What was wanted is here, as far as it exists.
     Fetched {
         kind: Kind,
@@ -161,6 +163,17 @@ impl Hub {
                 if self.scope.take(&name) {
                     self.sort();
                 }
+            }
+            News::Former(former, told) => {
+                let mut adopted = false;
+                for former in former {
+                    let kind = former.object.kind();
+                    if self.store.adopt(former) {
+                        adopted = true;
+                        self.changed(kind);
+                    }
+                }
+                let _ = told.send(adopted);
             }
             News::Fetched { kind, generation } => {
                 self.progress.fetched.insert(kind, generation);

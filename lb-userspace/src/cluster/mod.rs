@@ -36,10 +36,10 @@ use k8s_openapi::api::networking::v1::Ingress;
 use k8s_openapi::{ClusterResourceScope, NamespaceResourceScope};
 use kube::{Api, Client, Resource, ResourceExt as _};
 use serde::de::DeserializeOwned;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
-use crate::objects::{Admission, Kind, Loaded, Object, Refer};
+use crate::objects::{Admission, Former, Kind, Loaded, Object, Refer};
 
 use follow::{Metadata, Selection, Step, Whole, follow};
 use health::{Feed, Need};
@@ -107,6 +107,7 @@ pub struct Followed {
     /// How well we hear.
     pub health: Arc<Health>,
     aside: watch::Receiver<Arc<Aside>>,
+    news: mpsc::Sender<News>,
     /// Ends with this.
     _tasks: JoinSet<()>,
 }
@@ -117,6 +118,16 @@ impl Followed {
         // Without an error while its tasks run, which they do as long as this lives.
         let _ = self.loaded.changed().await;
     }
+
+    /// Has these stay in force where the newest version is not let in. Returns when they are, with what they name.
+    pub async fn adopt(&mut self, former: Vec<Former>) {
+        let (told, adopted) = oneshot::channel();
+        if self.news.send(News::Former(former, told)).await.is_ok() && adopted.await == Ok(true) {
+            // In vain where all of them are gone in the meantime.
+            let published = self.loaded.wait_for(|loaded| !loaded.kept.is_empty());
+            let _ = tokio::time::timeout(2 * hub::HOLD, published).await;
+        }
+    }
 }
 
 /// Begins to follow; must be called within a tokio runtime.
@@ -124,6 +135,7 @@ pub fn watch(cluster: &Cluster, options: Options) -> Followed {
     let Options { scope, admission, refer } = options;
     let health = Health::new();
     let (news, heard) = mpsc::channel(WAITING);
+    let here = news.clone();
     let mut feeds =
         Feeds { client: cluster.client.clone(), health: Arc::clone(&health), news, tasks: JoinSet::new() };
 
@@ -160,7 +172,7 @@ pub fn watch(cluster: &Cluster, options: Options) -> Followed {
     };
     let mut tasks = feeds.tasks;
     tasks.spawn(hub.run());
-    Followed { loaded, health, aside, _tasks: tasks }
+    Followed { loaded, health, aside, news: here, _tasks: tasks }
 }
 
 /// Starts what follows.

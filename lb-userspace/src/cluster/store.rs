@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use crate::model::{Problem, Severity};
-use crate::objects::{Admission, Kept, Key, Kind, Loaded, Object, Objects};
+use crate::objects::{Admission, Former, Kept, Key, Kind, Loaded, Object, Objects};
 
 /// The objects of the cluster that concern us.
 pub(super) struct Store {
@@ -93,6 +93,19 @@ impl Store {
             self.in_force.unread.insert(Some(key.clone()));
         }
         self.refused.insert(key, (object, found));
+    }
+
+    /// Has an earlier version stay in force whose newest one is refused; false where that is not so.
+    pub(super) fn adopt(&mut self, Former { object, origin: _, since }: Former) -> bool {
+        let key = object.key();
+        if !self.refused.contains_key(&key) || self.in_force.get(&key).is_some() {
+            return false;
+        }
+        self.rules_changed |= key.kind == Kind::ConfigMap;
+        self.in_force.unread.remove(&Some(key.clone()));
+        self.in_force.insert(object, "");
+        self.kept.insert(key, since.unwrap_or_else(SystemTime::now));
+        true
     }
 
     /// Forgets an object; false if it was not known.

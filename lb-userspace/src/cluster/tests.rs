@@ -11,7 +11,7 @@ use tokio::time::{Duration, timeout};
 
 use super::*;
 use crate::model::{ObjectId, ObjectName, Problem, Severity};
-use crate::objects::{Loaded, References};
+use crate::objects::{Former, Loaded, References};
 
 /// No wait of a test is longer.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -330,6 +330,49 @@ fn a_version_that_settings_forbid_does_not_enter_behind_a_later_one_that_is_refu
     let in_force = state.objects.ingresses.values().next().expect("kept");
     assert_eq!(in_force.object.metadata.annotations.as_ref().expect("one")["secret"], "good");
     assert_eq!((state.kept.len(), state.problems.len()), (1, 1));
+}
+
+#[tokio::test]
+async fn what_another_agent_had_in_force_stays_where_the_newest_version_is_refused() {
+    fn odd(object: &Object, id: &ObjectId) -> Vec<Problem> {
+        let (reason, message) = ("odd", "not allowed".to_owned());
+        let (field, fix) = (String::new(), String::new());
+        let problem = Problem { object: id.clone(), severity: Severity::Error, reason, field, message, fix };
+        if says(object, "odd") { vec![problem] } else { Vec::new() }
+    }
+    let server = Server::default();
+    server.put("ingresses", ingress("web", "9", "odd"));
+    server.put("ingresses", ingress("fine", "8", "new"));
+    server.put("secrets", secret("cert", "3"));
+    let cluster = server.start().await;
+    let options = options();
+    let admission = Admission { alone: odd, ..options.admission };
+    let mut followed = watch(&cluster, Options { admission, ..options });
+    timeout(DEADLINE, followed.first()).await.expect("known");
+    assert_eq!(names(&followed.loaded.borrow()), ["fine"]);
+    let former = |name: &str, word: &str| {
+        let ingress = serde_json::from_value(ingress(name, "1", word)).expect("one");
+        Former { object: Object::Ingress(Arc::new(ingress)), origin: "".into(), since: None }
+    };
+
+    // That of `fine` is out of date, and nobody knows `gone` any more.
+    let all = vec![former("web", "cert"), former("fine", "old"), former("gone", "old")];
+    timeout(DEADLINE, followed.adopt(all)).await.expect("adopted");
+
+    let state = Arc::clone(&followed.loaded.borrow());
+    assert_eq!(names(&state), ["fine", "web"]);
+    let words = state
+        .objects
+        .ingresses
+        .values()
+        .map(|ingress| ingress.object.metadata.annotations.as_ref().expect("one")["secret"].clone());
+    assert_eq!(words.collect::<Vec<_>>(), ["new", "cert"]);
+    assert_eq!(state.objects.secrets.len(), 1, "with what it names");
+    assert_eq!((state.kept.len(), state.problems.len()), (1, 1));
+    timeout(DEADLINE, followed.adopt(vec![former("gone", "old")])).await.expect("nothing to wait for");
+
+    server.say("ingresses", json!({"type": "MODIFIED", "object": ingress("web", "10", "good")})).await;
+    until(&mut followed.loaded, "a good one", |loaded| loaded.kept.is_empty()).await;
 }
 
 fn says(object: &Object, word: &str) -> bool {
