@@ -111,7 +111,7 @@ fn detach(args: DetachArgs) -> Result<ExitCode, StartError> {
         eprintln!("penstock: --bpffs {}: there is no such directory", dir.display());
     }
     let detached = agent::detach(args.bpffs.as_deref())?;
-    print_out(&detached.to_string());
+    print_out(&detached.to_string())?;
     Ok(if detached.left.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -120,7 +120,7 @@ fn status(args: StatusArgs) -> Result<ExitCode, StartError> {
         Format::Text => "/status",
         Format::Json => "/status?format=json",
     };
-    print_out(&(ask(&args.admin, path)?.trim_end().to_owned() + "\n"));
+    print_out(&(ask(&args.admin, path)?.trim_end().to_owned() + "\n"))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -132,6 +132,9 @@ fn runtime() -> Result<tokio::runtime::Runtime, StartError> {
 fn ask_error(error: admin::client::Error) -> StartError {
     match error {
         admin::client::Error::Refused(reason) => StartError::Usage(reason),
+        admin::client::Error::Output(source) => {
+            StartError::Output { to: "standard output".to_owned(), source }
+        }
         other => StartError::Live(other.to_string()),
     }
 }
@@ -145,11 +148,15 @@ fn live(admin: &str) -> Result<SocketAddr, StartError> {
     config::listen_address("admin", admin).map_err(|error| StartError::Usage(error.to_string()))
 }
 
-/// Prints without panicking when the reader (`| head`) has gone.
-fn print_out(text: &str) {
-    use std::io::Write as _;
+/// Prints. That the reader (`| head`) has gone is no failure; whatever else loses a part of the text is.
+fn print_out(text: &str) -> Result<(), StartError> {
     let mut stdout = std::io::stdout().lock();
-    let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(source) if source.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(StartError::Output { to: "standard output".to_owned(), source })
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
 }
 
 #[cfg(test)]

@@ -13,8 +13,8 @@ use tokio::net::TcpStream;
 /// The answer is refused beyond this size.
 const MAX_BODY_BYTES: usize = 64 << 20;
 
-/// Whole exchange, connection included.
-const DEADLINE: Duration = Duration::from_secs(10);
+/// Whole exchange, connection included; of what is streamed, until it begins.
+pub const DEADLINE: Duration = Duration::from_secs(10);
 
 /// Why a live agent could not be asked.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +38,9 @@ pub enum Error {
     /// The agent refused the question.
     #[error("{0}")]
     Refused(String),
+    /// What it said cannot be written where it is to go.
+    #[error("{0}")]
+    Output(std::io::Error),
 }
 
 /// Body of `GET path`, which must be answered 200.
@@ -54,17 +57,19 @@ async fn exchange_one(addr: SocketAddr, path: &str) -> Result<String, Error> {
     whole(addr, response).await
 }
 
-/// Copies the body of `GET path` to `write` as it comes, however long that takes, and returns the
+/// Copies the body of `GET path` to `write` as it comes, however long that takes once it has begun (within `patience`), and returns the
 /// trailer [`super::SUMMARY`]. `interrupted` asks the agent to end it by `DELETE` of the same path;
 /// what it has then still comes.
 pub async fn stream(
     addr: SocketAddr,
     path: &str,
+    patience: Duration,
     interrupted: impl Future<Output = ()>,
     mut write: impl FnMut(&[u8]) -> std::io::Result<()>,
 ) -> Result<String, Error> {
     let failed = |reason: String| Error::Exchange { addr, reason };
-    let response = send(addr, Method::GET, path).await?;
+    let begun = tokio::time::timeout(patience, send(addr, Method::GET, path)).await;
+    let response = begun.map_err(|_| failed(format!("no answer within {} s", patience.as_secs())))??;
     if response.status() != StatusCode::OK {
         return whole(addr, response).await;
     }
@@ -86,10 +91,13 @@ pub async fn stream(
         let Some(frame) = frame else { return Ok(summary) };
         let frame = frame.map_err(|error| failed(error.to_string()))?;
         if let Some(data) = frame.data_ref()
-            && write(data).is_err()
+            && let Err(error) = write(data)
         {
-            // `| head` has enough.
-            return Ok(summary);
+            return match error.kind() {
+                // `| head` has enough.
+                std::io::ErrorKind::BrokenPipe => Ok(summary),
+                _ => Err(Error::Output(error)),
+            };
         }
         if let Some(trailers) = frame.trailers_ref()
             && let Some(text) = trailers.get(super::SUMMARY).and_then(|value| value.to_str().ok())
@@ -127,5 +135,22 @@ async fn whole(addr: SocketAddr, response: Response<Incoming>) -> Result<String,
         StatusCode::BAD_REQUEST => Err(Error::Refused(text.trim_end().to_owned())),
         StatusCode::CONFLICT => Err(failed(&text.trim_end())),
         other => Err(failed(&format!("answered {other}: {}", text.trim_end()))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_agent_that_hangs_is_not_waited_for_for_ever() {
+        let hung = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let addr = hung.local_addr().expect("bound");
+
+        let streamed =
+            stream(addr, "/capture", Duration::from_millis(10), std::future::pending(), |_| Ok(())).await;
+
+        let error = streamed.expect_err("no answer").to_string();
+        assert!(error.ends_with("no answer within 0 s"), "{error}");
     }
 }

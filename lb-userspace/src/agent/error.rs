@@ -82,6 +82,14 @@ pub enum StartError {
     /// No live agent answered.
     #[error("{0}")]
     Live(String),
+    /// What was asked for cannot be written where it is to go.
+    #[error("{to}: {source}")]
+    Output {
+        /// The file, or standard output.
+        to: String,
+        /// Why.
+        source: std::io::Error,
+    },
     /// The process itself lacks something, e.g. threads.
     #[error("runtime: {0}")]
     Runtime(std::io::Error),
@@ -102,6 +110,7 @@ impl StartError {
             Self::Live(_) => 68,
             Self::Runtime(_) => 69,
             Self::Takeover(_) => 70,
+            Self::Output { .. } => 71,
         }
     }
 }

@@ -121,6 +121,16 @@ pub fn explain_url(
     Ok(explanation)
 }
 
+/// Whether somebody could be asked that: what is wrong by itself is wrong without an agent, too.
+pub fn judge(url: Option<&str>, headers: &[(String, String)], flow: Option<&str>) -> Result<(), StartError> {
+    let judged = match (url, flow) {
+        (Some(url), _) => question::parse(url, headers).map(drop),
+        (None, Some(flow)) => flow.parse::<FiveTuple>().map(drop),
+        (None, None) => Ok(()),
+    };
+    judged.map_err(StartError::Usage)
+}
+
 /// Where a flow would go. Without the key of the balancers in question the backend is only an
 /// example; the explanation says so.
 pub fn explain_flow(

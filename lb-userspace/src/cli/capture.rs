@@ -17,7 +17,7 @@ use crate::agent::StartError;
     penstock capture --vip 203.0.113.10:443 --count 20\n  \
     penstock capture --host 198.51.100.7 --write flow.pcapng\n  \
     penstock capture --write - | wireshark -k -i -\n\
-    Exit codes: 0 fine, 2 usage, 68 no live agent, or another capture runs."
+    Exit codes: 0 fine, 2 usage, 68 no live agent, or another capture runs, 71 packets cannot be written."
 )]
 pub(super) struct CaptureArgs {
     /// Only this verdict: a name of `penstock status` or its beginning and `*`, or pass, drop,
@@ -69,8 +69,14 @@ pub(super) fn capture(args: CaptureArgs) -> Result<ExitCode, StartError> {
         let _ = tokio::signal::ctrl_c().await;
     };
     let write = |bytes: &[u8]| out.write_all(bytes).and_then(|()| out.flush());
-    let streamed = runtime()?.block_on(admin::client::stream(addr, &path, interrupted, write));
-    let summary = streamed.map_err(ask_error)?;
+    let streamed =
+        runtime()?.block_on(admin::client::stream(addr, &path, admin::client::DEADLINE, interrupted, write));
+    let summary = streamed.map_err(|error| match (error, &args.write) {
+        (admin::client::Error::Output(source), Some(file)) => {
+            StartError::Output { to: format!("--write {}", file.display()), source }
+        }
+        (error, _) => ask_error(error),
+    })?;
     if !summary.is_empty() {
         let _ = writeln!(std::io::stderr(), "{summary}");
     }

@@ -19,7 +19,7 @@ use crate::config::{self, DatapathMode, Settings};
     after_help = "Verdicts, from the best: identical (does what it does with ingress-nginx), ignored (as if it were \
     not there), differs (works, but not quite alike), needs-action (somebody has to put something right), refused (does \
     not work: its paths answer 503, or it does not enter).\n\
-    Exit codes: 0 nothing reaches --fail-on, 1 something does, or standard input is empty, 2 usage, 65 a path cannot be read.\n\
+    Exit codes: 0 nothing reaches --fail-on, 1 something does, or standard input is empty, 2 usage, 65 a path cannot be read, 71 the report cannot be written.\n\
     Examples:\n  penstock check ./manifests\n  \
     kubectl get ingresses,services,endpointslices,configmaps -A -o yaml | penstock check -\n  \
     penstock check --cluster --kubeconfig ~/.kube/config\n  \
@@ -122,7 +122,7 @@ pub(super) fn check(args: CheckArgs) -> Result<ExitCode, StartError> {
         Output::Text => render_text(&report, Style { paint: paint(), all: args.verbose }),
         Output::Json => render_json(&report),
         Output::Junit => render_junit(&report, threshold),
-    });
+    })?;
     // What was to write there has failed.
     let is_cut_off = report.objects.is_empty() && reads_stdin;
     let fails = is_cut_off || threshold.is_some_and(|threshold| report.reaches(threshold));

@@ -15,7 +15,7 @@ use crate::model::report::Explanation;
 #[command(after_help = "Examples:\n  penstock explain https://shop.example.com/cart -H 'X-Canary: true'\n  \
     penstock explain --flow 'tcp 198.51.100.7:40001 > 203.0.113.10:443'\n  \
     penstock explain http://shop.example.com/ --manifests ./manifests\n\
-    Exit codes: 0 answered, 2 usage, 65 the manifests cannot be read, 68 no live agent.")]
+    Exit codes: 0 answered, 2 usage, 65 the manifests cannot be read, 68 no live agent, 71 the answer cannot be written.")]
 pub(super) struct ExplainArgs {
     /// URL of a request, in place of --flow
     #[arg(required_unless_present = "flow", conflicts_with = "flow")]
@@ -51,7 +51,7 @@ pub(super) fn explain(args: ExplainArgs) -> Result<ExitCode, StartError> {
     print_out(&match args.format {
         Format::Text => render_explanation(&explanation),
         Format::Json => serde_json::to_string_pretty(&explanation).unwrap_or_default() + "\n",
-    });
+    })?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -74,13 +74,15 @@ fn explain_offline(args: &ExplainArgs) -> Result<Explanation, StartError> {
 }
 
 fn explain_live(args: &ExplainArgs) -> Result<Explanation, StartError> {
+    let headers = headers(&args.header)?;
+    agent::offline::judge(args.url.as_deref(), &headers, args.flow.as_deref())?;
     let mut path = match (&args.url, &args.flow) {
         (Some(url), _) => format!("/explain?url={}", admin::percent_encode(url)),
         (None, flow) => {
             format!("/explain?flow={}", admin::percent_encode(flow.as_deref().unwrap_or_default()))
         }
     };
-    for (name, value) in headers(&args.header)? {
+    for (name, value) in headers {
         path.push_str("&header=");
         path.push_str(&admin::percent_encode(&format!("{name}: {value}")));
     }

@@ -65,8 +65,8 @@ fn asked(args: impl Iterator<Item = String>) -> Asked {
 
 fn configuration(admin: &str) -> Result<ExitCode, StartError> {
     let status = ask(admin, "/status")?;
-    print_out("# No nginx runs here, and no configuration file: this is what the live agent serves.\n");
-    print_out(&(status.trim_end().to_owned() + "\n"));
+    print_out("# No nginx runs here, and no configuration file: this is what the live agent serves.\n")?;
+    print_out(&(status.trim_end().to_owned() + "\n"))?;
     Ok(ExitCode::SUCCESS)
 }
 

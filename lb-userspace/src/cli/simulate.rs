@@ -38,6 +38,6 @@ pub(super) fn simulate(command: SimulateCommand) -> Result<ExitCode, StartError>
         std::fs::write(&file, &simulated.svg)
             .map_err(|error| StartError::Usage(format!("--plot {}: {error}", file.display())))?;
     }
-    print_out(if json { &simulated.json } else { &simulated.text });
+    print_out(if json { &simulated.json } else { &simulated.text })?;
     Ok(ExitCode::SUCCESS)
 }
