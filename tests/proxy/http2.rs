@@ -319,8 +319,8 @@ fn a_drain_lets_running_streams_finish_and_tells_the_client() {
             go.send(()).expect("backend lives");
             asked.await.expect("task").expect("a whole response")
         };
-        let ((), reply) = tokio::join!(drained, finish);
-        assert_eq!(reply.text(), "ok");
+        let (all_ended, reply) = tokio::join!(drained, finish);
+        assert_eq!((all_ended, reply.text()), (true, "ok".to_owned()));
     }));
 
     let Client { runtime, requests, connection } = client;

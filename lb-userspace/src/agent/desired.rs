@@ -138,10 +138,15 @@ pub(super) fn log_new(known: &Problems, now: &Problems) {
         warn!(
             object = %problem.object,
             severity = %problem.severity,
-            field = problem.field,
+            field = said(&problem.field),
             reason = problem.reason,
-            fix = problem.fix,
+            fix = said(&problem.fix),
             "{}", problem.message
         );
     }
+}
+
+/// What is empty is left out of a line.
+fn said(text: &str) -> Option<&str> {
+    Some(text).filter(|text| !text.is_empty())
 }

@@ -95,7 +95,7 @@ impl Running {
         info!(seconds = deadline.as_secs(), "a successor serves, the last connections may end");
         self.refuse_successors();
         tokio::select! {
-            () = self.proxy.retire(deadline) => info!("drained"),
+            all_ended = self.proxy.retire(deadline) => tell_drained(all_ended, deadline),
             () = successor::deliver_counts(self) => {}
             signal = signals.end() => warn!(signal, "stopped at once, running requests are cut off"),
         }
@@ -116,8 +116,8 @@ impl Running {
                 let _ = meeting.await;
             }
             tokio::time::sleep(shutdown_grace).await;
-            self.proxy.drain(self.deadline()).await;
-            info!("drained");
+            let deadline = self.deadline();
+            tell_drained(self.proxy.drain(deadline).await, deadline);
             tokio::time::sleep(post_shutdown_grace).await;
         };
         tokio::select! {
@@ -153,5 +153,14 @@ async fn hear(link: takeover::Link, visits: mpsc::Sender<Successor>, proxy: Arc<
         Ok(Err(takeover::Error::Ended)) => {}
         Ok(Err(error)) => warn!(pid = peer.pid, %error, "a visitor is turned away"),
         Err(_) => debug!(pid = peer.pid, "a visitor said nothing"),
+    }
+}
+
+/// `deadline`: what there was time for.
+fn tell_drained(all_ended: bool, deadline: Duration) {
+    if all_ended {
+        info!("drained");
+    } else {
+        warn!(seconds = deadline.as_secs(), "what still runs after so long is cut off (--drain-seconds)");
     }
 }

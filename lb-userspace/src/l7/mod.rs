@@ -422,19 +422,20 @@ impl Running {
     }
 
     /// Lets connections end, after another process has taken over for good: idle ones by their next
-    /// request or for lack of it. Where nobody took over, nothing is accepted any more.
-    pub async fn retire(&self, deadline: Duration) {
-        self.end(deadline, deadline).await;
+    /// request or for lack of it. Where nobody took over, nothing is accepted any more. Whether all have.
+    pub async fn retire(&self, deadline: Duration) -> bool {
+        self.end(deadline, deadline).await
     }
 
     /// Accepts what has arrived and then no more, lets running requests and upgraded connections
-    /// end, and closes idle ones; what still runs after `deadline` is cut off.
-    pub async fn drain(&self, deadline: Duration) {
-        self.end(TIMEOUT, deadline).await;
+    /// end, and closes idle ones; what still runs after `deadline` is cut off. Whether nothing was.
+    pub async fn drain(&self, deadline: Duration) -> bool {
+        let all_ended = self.end(TIMEOUT, deadline).await;
         self.stop().await;
+        all_ended
     }
 
-    async fn end(&self, patience: Duration, deadline: Duration) {
+    async fn end(&self, patience: Duration, deadline: Duration) -> bool {
         let handed_over = self.lock_handed_over().clone();
         let sockets = std::mem::take(&mut *self.lock_sockets());
         let ours = sockets.iter().flatten().filter(|bound| !handed_over.contains(&bound.place));
@@ -450,7 +451,7 @@ impl Running {
         }
         drop(done);
         // Every worker drops its end once its last connection has ended.
-        let _ = tokio::time::timeout(deadline, drained.recv()).await;
+        tokio::time::timeout(deadline, drained.recv()).await.is_ok()
     }
 
     fn lock_sockets(&self) -> MutexGuard<'_, Vec<Vec<listen::Bound>>> {
