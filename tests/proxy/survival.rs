@@ -1,5 +1,5 @@
-//! The built agent where its surroundings fail it: a log that nobody reads, signals that it does not know, too few
-//! descriptors.
+//! The built agent where its surroundings fail it: a log that nobody reads or that cannot be written, signals that it
+//! does not know, too few descriptors, names without addresses.
 
 use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
@@ -8,6 +8,7 @@ use std::process::{Child, ChildStderr, Command, Stdio};
 use lb_tests::agent::{binary, eventually};
 
 use crate::rig::{Client, DEADLINE};
+use crate::takeover::{Agents, HOST};
 
 /// An agent without any object: whatever is asked gets a 404 by itself.
 struct Alone {
@@ -126,4 +127,62 @@ fn silent_clients_make_room_where_descriptors_are_few() {
 
     assert!(alone.metric("penstock_l7_connection_limit_reached_total") > 0.0);
     drop(silent);
+}
+
+#[test]
+fn what_cannot_be_printed_is_told_and_no_success() {
+    let alone = Alone::start("");
+    let print = |args: &[&str]| {
+        let full = std::fs::OpenOptions::new().write(true).open("/dev/full").expect("a device");
+        let mut command = Command::new(binary().expect("built"));
+        let output = command.args(args).stdout(full).output().expect("start penstock");
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let (admin, dir) = (alone.admin.to_string(), alone._dir.path().join("manifests"));
+    for args in [
+        &["status", "--admin", &admin][..],
+        &["explain", "http://a.example/", "--admin", &admin],
+        &["check", dir.to_str().expect("text"), "--output", "json"],
+    ] {
+        let (code, told) = print(args);
+
+        assert_eq!(code, Some(71), "{args:?}: {told}");
+        assert!(told.contains("standard output: No space left on device"), "{args:?}: {told}");
+    }
+}
+
+#[test]
+fn a_question_that_is_wrong_by_itself_needs_no_agent_to_say_so() {
+    let nobody = crate::rig::nobody().to_string();
+    for question in [&["ftp://a.example/"][..], &["--flow", "x"]] {
+        let mut command = Command::new(binary().expect("built"));
+        let output =
+            command.arg("explain").args(question).args(["--admin", &nobody]).output().expect("it runs");
+
+        assert_eq!(output.status.code(), Some(2), "{question:?}");
+    }
+}
+
+#[test]
+fn lines_that_are_lost_and_names_without_addresses_are_problems_in_the_status() {
+    let settings = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: ingress-nginx-controller, namespace: ingress-nginx}\n\
+                    data: {access-log-path: /nonexistent/access.log}\n";
+    let outside = "apiVersion: v1\nkind: Service\nmetadata: {name: web}\n\
+                   spec: {type: ExternalName, externalName: no-such-host.invalid, ports: [{port: 80}]}\n";
+    let ingress = lb_tests::manifests::ingress("web", HOST, "web", None);
+    let files = [("settings.yaml", settings), ("web.yaml", outside), ("ingress.yaml", &ingress)];
+    let agents = Agents::over(&files, &[]);
+
+    let mut client = Client::connect(agents.http);
+    client.send(format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n"));
+    assert_eq!(client.reply().status, 503);
+
+    let told = |words: &str| {
+        let seen = eventually(DEADLINE, || agents.admin("/status").text().contains(words).then_some(()));
+        assert!(seen.is_some(), "{words}: {}", agents.admin("/status").text());
+    };
+    told("cannot be written, lines are lost: /nonexistent/access.log: No such file or directory");
+    told("no-such-host.invalid has no address");
+    let explained = agents.admin(&format!("/explain?url=http://{HOST}/")).text();
+    assert!(explained.contains("no-such-host.invalid has no address"), "{explained}");
 }

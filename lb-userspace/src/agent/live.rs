@@ -8,7 +8,7 @@ use tokio::sync::{oneshot, watch};
 use super::announcing::Announcer;
 use super::desired::State;
 use super::source::Reporter;
-use super::{capture, certificates, metrics, process, question, status};
+use super::{capture, certificates, metrics, process, question, status, trouble};
 use crate::admin::{self, Live, exposition};
 use crate::capture::Question;
 use crate::config::Config;
@@ -192,6 +192,8 @@ impl LiveAgent {
                 .map(|problem| Problem::clone(problem))
                 .chain(of_datapath)
                 .chain(self.exporter.problem())
+                .chain(self.proxy.log_trouble().map(trouble::of_access_log))
+                .chain(trouble::of_names(&self.l7()))
                 .chain(reporter.into_iter().flat_map(|reporter| reporter.problems()))
                 .collect(),
         })

@@ -26,6 +26,7 @@ mod running;
 mod source;
 mod status;
 mod successor;
+mod trouble;
 mod waiting;
 
 use std::io::ErrorKind;

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::client::{Answer, Error};
 use crate::model::Shared;
 use crate::model::l7::{L7, Upstream};
-use crate::model::upstream::UpstreamName;
+use crate::model::upstream::{External, UpstreamName};
 
 /// An answer holds as long as it says, but is asked for again no earlier and no later than this.
 const SHORTEST: Duration = Duration::from_secs(1);
@@ -38,8 +38,8 @@ struct Entry {
     /// Not asked for before; `None`: at once.
     next: Option<Instant>,
     is_sought: bool,
-    /// That it has no address was logged.
-    is_told: bool,
+    /// Why it has no address, which was logged.
+    flaw: Option<String>,
 }
 
 impl Cache {
@@ -96,7 +96,7 @@ impl Cache {
     pub(super) fn learn(&mut self, name: &str, found: Result<Answer, Error>, now: Instant) -> bool {
         let Some(entry) = self.names.get_mut(name) else { return false };
         entry.is_sought = false;
-        let before = entry.addrs.clone();
+        let before = (entry.addrs.clone(), entry.flaw.clone());
         let wrong: Option<String> = match found {
             Ok(Answer { mut addrs, ttl, is_whole }) => {
                 if !is_whole && !is_old(entry.whole, now) {
@@ -122,14 +122,15 @@ impl Cache {
         match wrong {
             Some(reason) if entry.addrs.is_empty() => {
                 // Once, and not every time that it is asked for.
-                if !std::mem::replace(&mut entry.is_told, true) {
+                if entry.flaw.is_none() {
                     tracing::warn!(name, reason, "a name has no address; requests answer 503 until it has");
                 }
+                entry.flaw = Some(reason);
             }
             Some(reason) => tracing::debug!(name, reason, "no new answer about a name"),
-            None => entry.is_told = false,
+            None => entry.flaw = None,
         }
-        entry.addrs != before
+        (&entry.addrs, &entry.flaw) != (&before.0, &before.1)
     }
 
     /// The same state with the addresses that are known; itself where there is nothing to fill in.
@@ -141,9 +142,10 @@ impl Cache {
         for name in self.external.keys() {
             let Some(upstream) = l7.upstreams.get(name) else { continue };
             let Some(external) = &upstream.external else { continue };
-            let addrs = self.names.get(&external.name).into_iter().flat_map(|entry| &entry.addrs);
-            let endpoints = addrs.map(|addr| SocketAddr::new(*addr, external.port)).collect();
-            filled.upstreams.insert(name.clone(), Upstream { endpoints, ..upstream.clone() });
+            let Some(entry) = self.names.get(&external.name) else { continue };
+            let endpoints = entry.addrs.iter().map(|addr| SocketAddr::new(*addr, external.port)).collect();
+            let external = Some(External { flaw: entry.flaw.clone(), ..external.clone() });
+            filled.upstreams.insert(name.clone(), Upstream { endpoints, external, ..upstream.clone() });
         }
         Arc::new(filled)
     }
@@ -167,7 +169,7 @@ mod tests {
 
     fn state(names: &[&str]) -> Arc<L7> {
         let upstream = |name: &&str| {
-            let external = Some(External { name: (*name).to_owned(), port: 443 });
+            let external = Some(External { name: (*name).to_owned(), port: 443, flaw: None });
             (UpstreamName(format!("to-{name}")), Upstream { external, ..Upstream::default() })
         };
         Arc::new(L7 { upstreams: names.iter().map(upstream).collect(), ..L7::default() })
@@ -252,8 +254,27 @@ mod tests {
         cache.want(&l7);
         let ours = ["127.0.0.1", "127.9.9.9", "::1", "0.0.0.0", "::", "::ffff:127.0.0.1", "224.0.0.1"];
 
-        assert!(!cache.learn("a", answer(&ours, 30), Instant::now()));
+        cache.learn("a", answer(&ours, 30), Instant::now());
         assert!(endpoints(&cache, &l7).is_empty());
+    }
+
+    #[test]
+    fn why_a_name_has_no_address_is_told_as_long_as_it_has_none() {
+        let (mut cache, l7, now) = (Cache::default(), state(&["a"]), Instant::now());
+        cache.want(&l7);
+        let flaw = |cache: &Cache| {
+            let filled = cache.filled(&l7);
+            filled.upstreams.values().find_map(|upstream| upstream.external.as_ref()?.flaw.clone())
+        };
+
+        assert_eq!(flaw(&cache), None, "nobody was asked");
+        assert!(cache.learn("a", Err(Error::NoSuchName), now), "there is something to say");
+        assert_eq!(flaw(&cache), Some(Error::NoSuchName.to_string()));
+        assert!(!cache.learn("a", Err(Error::NoSuchName), now), "which was said");
+        assert!(cache.learn("a", answer(&["192.0.2.1"], 30), now));
+        assert_eq!(flaw(&cache), None);
+        assert!(!cache.learn("a", Err(Error::NoAnswer), now), "what was said before serves on");
+        assert_eq!(flaw(&cache), None);
     }
 
     #[test]

@@ -168,7 +168,7 @@ mod tests {
     }
 
     fn state(name: &str) -> Arc<L7> {
-        let external = Some(External { name: name.to_owned(), port: 80 });
+        let external = Some(External { name: name.to_owned(), port: 80, flaw: None });
         let upstream = (UpstreamName("u".to_owned()), Upstream { external, ..Upstream::default() });
         Arc::new(L7 { upstreams: [upstream].into(), ..L7::default() })
     }

@@ -471,7 +471,8 @@ impl Connection<'_, '_> {
         let mut begun = started;
         if let Some(checks) = checks {
             // Apart, so that others do not carry its size.
-            step = Box::pin(self.check(&checks, plan.account.line.as_ref().map(|line| &line[..]), step)).await;
+            step =
+                Box::pin(self.check(&checks, plan.account.line.as_ref().map(|line| &line[..]), step)).await;
             begun = Instant::now();
         }
         let (status, left) = match step {
@@ -525,8 +526,7 @@ impl Connection<'_, '_> {
         let took = record.ended.unwrap_or_else(Instant::now).saturating_duration_since(started) + waited;
         let (head, is_whole, tally) = (plan.head_len, left != Left::Broken, self.tally);
         let router = &snapshot.router;
-        let upstream =
-            router.route(at).map_or("", |route| log::answered_by(router, route, side, is_worded));
+        let upstream = router.route(at).map_or("", |route| log::answered_by(router, route, side, is_worded));
         let end = End { status, took, upstream, head, is_whole, tally, record: &record, kept: None };
         self.count(&snapshot, (at, side), method, &end);
         self.close(router, plan.account, end);

@@ -247,13 +247,20 @@ fn upstream_step(router: &Router, decision: &Decision<'_>) -> Step {
             Some(upstream) => {
                 let told = |endpoint: &SocketAddr| match &upstream.external {
                     // What stands for a name that nobody was asked about.
-                    Some(External { name, port }) if endpoint.ip().is_unspecified() => {
+                    Some(External { name, port, flaw: _ }) if endpoint.ip().is_unspecified() => {
                         format!("{name}:{port} by DNS, which only the running agent asks")
                     }
                     _ => endpoint.to_string(),
                 };
                 let endpoints: Vec<_> = upstream.endpoints.iter().map(told).collect();
-                format!("{}: {} ready endpoints [{}]", upstream.name.0, endpoints.len(), endpoints.join(", "))
+                let flaw = match &upstream.external {
+                    Some(External { name, flaw: Some(flaw), .. }) => {
+                        format!("; {name} has no address: {flaw}")
+                    }
+                    _ => String::new(),
+                };
+                let (name, count) = (&upstream.name.0, endpoints.len());
+                format!("{name}: {count} ready endpoints [{}]{flaw}", endpoints.join(", "))
             }
             None => "none".to_owned(),
         },

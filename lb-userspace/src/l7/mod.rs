@@ -303,6 +303,11 @@ impl Running {
         }
     }
 
+    /// Why the access log cannot be written, if that is so.
+    pub fn log_trouble(&self) -> Option<String> {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner).trouble()
+    }
+
     /// Counters of all workers together. Waits for each to answer, at most a second; a worker that
     /// does not is left out.
     pub fn metrics(&self) -> Vec<Metric> {

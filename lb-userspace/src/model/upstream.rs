@@ -49,6 +49,8 @@ pub struct External {
     pub name: String,
     /// Of every address.
     pub port: u16,
+    /// Why no address is known, where somebody has asked.
+    pub flaw: Option<String>,
 }
 
 /// How an endpoint is chosen for a request (`load-balance`, `upstream-hash-by*`).

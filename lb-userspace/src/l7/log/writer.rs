@@ -5,9 +5,9 @@ use std::io::{self, Write as _};
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::journal::{Batch, Outlet};
@@ -22,6 +22,8 @@ const BACKLOG: usize = 64;
 const ROTATED: Duration = Duration::from_secs(1);
 /// How often the name of a collector is looked up.
 const LOOKED_UP: Duration = Duration::from_secs(60);
+/// How long it counts that lines could not be written, without another attempt.
+const RECENT: Duration = Duration::from_secs(300);
 /// Sinks that are kept open: of requests and of connections, before a change and after it.
 const OPEN_MAX: usize = 4;
 
@@ -30,24 +32,41 @@ pub(in crate::l7) fn start() -> io::Result<(Outlet, Writer)> {
     let (batches, receiver) = sync_channel(BACKLOG);
     let (done, ended) = sync_channel(1);
     let lost = Arc::new(AtomicU64::new(0));
-    let thread = Thread { open: Vec::new(), failing: false, lost: Arc::clone(&lost) };
+    let troubles = Arc::new(Mutex::default());
+    let thread = Thread { open: Vec::new(), troubles: Arc::clone(&troubles), lost: Arc::clone(&lost) };
     std::thread::Builder::new().name("penstock-log".to_owned()).spawn(move || {
         thread.run(&receiver);
         let _ = done.send(());
     })?;
-    Ok((Outlet { batches, lost: Arc::clone(&lost) }, Writer { ended, lost }))
+    Ok((Outlet { batches, lost: Arc::clone(&lost) }, Writer { ended, lost, troubles }))
 }
 
 /// The thread, seen from outside.
 pub(in crate::l7) struct Writer {
     ended: Receiver<()>,
     lost: Arc<AtomicU64>,
+    troubles: Arc<Mutex<Vec<Trouble>>>,
+}
+
+/// Lines of a sink could not be written.
+struct Trouble {
+    sink: Arc<Sink>,
+    why: String,
+    at: Instant,
 }
 
 impl Writer {
     /// Waits until everything is written, but not for somebody who does not read.
     pub(in crate::l7) fn wait(&self, longest: Duration) {
         let _ = self.ended.recv_timeout(longest);
+    }
+
+    /// Why lines could not be written lately.
+    pub(in crate::l7) fn trouble(&self) -> Option<String> {
+        let troubles = lock(&self.troubles);
+        let recent = troubles.iter().filter(|trouble| trouble.is_recent());
+        let all: Vec<String> = recent.map(|trouble| format!("{}: {}", trouble.sink, trouble.why)).collect();
+        (!all.is_empty()).then(|| all.join("; "))
     }
 
     /// What it counts.
@@ -65,8 +84,8 @@ impl Writer {
 struct Thread {
     /// The last few, so that two logs do not open their files in turns.
     open: Vec<Open>,
-    /// The last batch could not be written.
-    failing: bool,
+    /// Sinks whose last batch could not be written.
+    troubles: Arc<Mutex<Vec<Trouble>>>,
     lost: Arc<AtomicU64>,
 }
 
@@ -85,21 +104,35 @@ enum Place {
 impl Thread {
     fn run(mut self, batches: &Receiver<Batch>) {
         while let Ok(batch) = batches.recv() {
-            match self.write(&batch) {
-                Ok(()) if self.failing => tracing::info!(sink = ?batch.sink, "access log is written again"),
+            let written = self.write(&batch);
+            let was_failing =
+                self.note(&batch.sink, written.as_ref().err().map(|(error, _)| error.to_string()));
+            match written {
+                Ok(()) if was_failing => tracing::info!(sink = %batch.sink, "access log is written again"),
+                Ok(()) => {}
                 Err((error, lost)) => {
-                    if !self.failing {
-                        tracing::error!(sink = ?batch.sink, %error, "access log cannot be written, lines are lost");
+                    if !was_failing {
+                        tracing::error!(sink = %batch.sink, %error, "access log cannot be written, lines are lost");
                     }
                     self.lost.fetch_add(lost, Ordering::Relaxed);
                     self.open.retain(|open| open.sink != batch.sink);
-                    self.failing = true;
-                    continue;
                 }
-                Ok(()) => {}
             }
-            self.failing = false;
         }
+    }
+
+    /// Keeps why the sink's last batch could not be written; whether the one before could not, either.
+    fn note(&self, sink: &Arc<Sink>, why: Option<String>) -> bool {
+        let mut troubles = lock(&self.troubles);
+        let known = troubles.iter().position(|trouble| trouble.sink == *sink);
+        if let Some(known) = known {
+            troubles.remove(known);
+        }
+        // Of sinks that no setting names any more nothing is heard.
+        troubles.retain(Trouble::is_recent);
+        troubles.truncate(OPEN_MAX);
+        troubles.extend(why.map(|why| Trouble { sink: Arc::clone(sink), why, at: Instant::now() }));
+        known.is_some()
     }
 
     /// Writes all lines; the error has how many were not written beside it.
@@ -125,6 +158,16 @@ impl Thread {
         self.open.insert(0, open);
         self.open.first_mut().map(|open| &mut open.outlet).ok_or_else(|| io::ErrorKind::NotFound.into())
     }
+}
+
+impl Trouble {
+    fn is_recent(&self) -> bool {
+        self.at.elapsed() < RECENT
+    }
+}
+
+fn lock(troubles: &Mutex<Vec<Trouble>>) -> MutexGuard<'_, Vec<Trouble>> {
+    troubles.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Open {
@@ -165,7 +208,7 @@ mod tests {
     }
 
     fn thread() -> Thread {
-        Thread { open: Vec::new(), failing: false, lost: Arc::default() }
+        Thread { open: Vec::new(), troubles: Arc::default(), lost: Arc::default() }
     }
 
     fn write(thread: &mut Thread, batch: &Batch) {
@@ -197,19 +240,21 @@ mod tests {
         let sink = Arc::new(Sink::File(missing.join("access.log")));
         let (batches, receiver) = sync_channel(1);
         let thread = thread();
-        let lost = Arc::clone(&thread.lost);
+        let (lost, troubles) = (Arc::clone(&thread.lost), Arc::clone(&thread.troubles));
+        let is_told = || !troubles.lock().expect("no panic").is_empty();
         let running = std::thread::spawn(move || thread.run(&receiver));
 
         batches.send(batch(&sink, "lost")).expect("taken");
-        // Taken means that the one before is over with.
+        // Taken means that the one before is over with. What goes elsewhere says nothing of it.
         batches.send(batch(&Arc::new(Sink::File("/dev/null".into())), "void")).expect("taken");
         batches.send(batch(&Arc::new(Sink::File("/dev/null".into())), "void")).expect("taken");
+        assert!(is_told());
         std::fs::create_dir(&missing).expect("made");
         batches.send(batch(&sink, "kept")).expect("taken");
         drop(batches);
         running.join().expect("ended");
 
-        assert_eq!(lost.load(Ordering::Relaxed), 1);
+        assert_eq!((lost.load(Ordering::Relaxed), is_told()), (1, false));
         assert_eq!(std::fs::read_to_string(missing.join("access.log")).expect("a file"), "kept\n");
     }
 }

@@ -36,13 +36,7 @@ impl Default for AccessLog {
     /// ingress-nginx's: everything that an Ingress claims, on standard output.
     fn default() -> Self {
         let (format, _) = Format::compile(DEFAULT_FORMAT, Escape::Default);
-        Self {
-            sink: Arc::new(Sink::Stdout),
-            format,
-            skip: Vec::new(),
-            unclaimed: false,
-            questions: false,
-        }
+        Self { sink: Arc::new(Sink::Stdout), format, skip: Vec::new(), unclaimed: false, questions: false }
     }
 }
 
