@@ -85,9 +85,13 @@ fn flags_decide_what_is_told_apart_and_what_is_left_out() {
         &[
             "--metrics-per-host=false",
             "--report-status-classes",
-            "--exclude-socket-metrics=nginx_ingress_controller_bytes_sent,request_size",
+            "--exclude-socket-metrics=nginx_ingress_controller_connect_duration_seconds,request_size",
             "--time-buckets=0.5,60",
             "--length-buckets=1e6",
+            "--size-buckets=1,2e3",
+            // Those of native histograms are taken, and leave the bounds as they are.
+            "--bucket-factor=1.1",
+            "--max-buckets=100",
         ],
     );
     assert_eq!(ask(&agents, HOST, "/"), 200);
@@ -102,7 +106,7 @@ fn flags_decide_what_is_told_apart_and_what_is_left_out() {
     assert!(of("requests{").iter().any(|line| line.contains("status=\"2xx\"")), "{page}");
     assert!(of("requests{").iter().any(|line| line.contains("status=\"4xx\"")), "{page}");
     assert!(!page.contains("host=\""), "{page}");
-    assert_eq!((of("bytes_sent").len(), of("request_size").len()), (0, 0));
+    assert_eq!((of("connect_duration_seconds").len(), of("request_size").len()), (0, 0));
     let bounds = |name: &str| {
         let lines = of(name).into_iter().filter(|line| line.contains("ingress=\"web\""));
         let bound = |line: &str| Some(line.split_once("le=\"")?.1.split_once('"')?.0.to_owned());
@@ -110,6 +114,7 @@ fn flags_decide_what_is_told_apart_and_what_is_left_out() {
     };
     assert_eq!(bounds("request_duration_seconds_bucket"), ["0.5", "60", "+Inf"]);
     assert_eq!(bounds("response_size_bucket"), ["1e+06", "+Inf"]);
+    assert_eq!(bounds("bytes_sent_bucket"), ["1", "2000", "+Inf"]);
 }
 
 #[test]

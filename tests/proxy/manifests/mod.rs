@@ -206,6 +206,11 @@ fn flags() {
 }
 
 #[test]
+fn flags_about_how_ingresses_are_read() {
+    Theme::read("flags-reading").prove_flags();
+}
+
+#[test]
 fn flags_about_which_ingresses_count() {
     Theme::read("flags-scope").prove_flags();
 }
