@@ -2,6 +2,7 @@
 //! everything back if it fails.
 
 use std::io;
+use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,7 +42,9 @@ pub(super) fn launch(config: &Config) -> io::Result<oneshot::Receiver<io::Result
     if !config.takeover {
         command.arg("--takeover");
     }
-    let mut child = command.spawn()?;
+    let named =
+        |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", Path::new(program).display()));
+    let mut child = command.spawn().map_err(named)?;
     info!(pid = child.id(), "a successor starts");
     let (ended, result) = oneshot::channel();
     // A thread that nobody waits for: the successor outlives us.
