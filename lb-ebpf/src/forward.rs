@@ -12,6 +12,7 @@ use lb_common::{
     config, csum,
     steer::{Choice, Memory},
     tunnel::{self, Round},
+    verdict::Event,
 };
 
 use crate::{
@@ -376,6 +377,9 @@ pub fn resolve(ctx: *mut core::ffi::c_void, ifindex: u32, to: &Addr, hop: &mut N
         fib.family = 10;
         fib.__bindgen_anon_4.ipv6_dst =
             [to.hi as u32, (to.hi >> 32) as u32, to.lo as u32, (to.lo >> 32) as u32];
+    }
+    if let Some(row) = maps::counts() {
+        row.event(Event::Fib);
     }
     // SAFETY: `ctx` is the program's own context and the struct is passed with its size.
     let found = unsafe { bpf_fib_lookup(ctx, &mut fib, size_of::<Fib>() as i32, 0) };

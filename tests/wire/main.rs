@@ -1,6 +1,8 @@
 //! Real connections across network namespaces, through the real binary.
 //! Needs root; a machine that has no namespaces skips, or fails where `PENSTOCK_REQUIRE` names `wire`.
 
+mod addresses;
+mod affinity;
 mod announce;
 mod capture;
 mod change;
@@ -27,5 +29,6 @@ mod survival;
 mod tagged;
 mod takeover;
 mod tunnel;
+mod unresolved;
 mod upkeep;
 mod vlan;
