@@ -104,7 +104,7 @@ fn a_holder_that_is_gone_is_replaced_in_time_and_flows_go_on() {
 }
 
 #[test]
-fn an_agent_that_is_killed_or_told_to_end_hands_its_addresses_over() {
+fn an_agent_that_is_killed_hands_its_addresses_over() {
     let pods = [pod(1, 1), pod(2, 1)];
     let Some(cluster) = Cluster::announcing(2, 1, &manifests(2, 0, "auto", &pods)) else { return };
     let held: [String; 2] = settled(&cluster);
@@ -118,6 +118,28 @@ fn an_agent_that_is_killed_or_told_to_end_hands_its_addresses_over() {
     assert!(moved.is_some(), "{}", cluster.logs());
     assert!(start.elapsed() < PROMISE, "{:?}", start.elapsed());
     // Its kernel part goes on, so even its own pods keep their flows.
+    flow.echoes("by another way").unwrap_or_else(|error| panic!("{error:#}\n{}", cluster.logs()));
+}
+
+#[test]
+fn an_agent_that_is_told_to_end_says_so_and_is_replaced_before_its_silence_would_tell() {
+    let pods = [pod(1, 1), pod(2, 1)];
+    let Some(cluster) = Cluster::announcing(2, 1, &manifests(2, 0, "auto", &pods)) else { return };
+    let held = settled(&cluster);
+    let gone = node(&cluster, &held[0]);
+    let mut flow = cluster.connect(vip(0, TCP));
+    let mine = |family: &usize| held[*family] == held[0];
+
+    let ended = cluster.lab.stop(gone.agent.pid()).unwrap();
+
+    // The last heartbeat was 300 ms ago at most: who was silent alone would be a member for 900 more.
+    let start = Instant::now();
+    assert!(ended.success(), "{ended}\n{}", cluster.logs());
+    for family in [0, 1].iter().filter(|family| mine(family)) {
+        let moved = eventually(DEADLINE, || believed(&cluster, VIPS[*family]).filter(|by| *by != held[0]));
+        assert!(moved.is_some(), "{}", cluster.logs());
+    }
+    assert!(start.elapsed() < Duration::from_millis(800), "{:?}\n{}", start.elapsed(), cluster.logs());
     flow.echoes("by another way").unwrap_or_else(|error| panic!("{error:#}\n{}", cluster.logs()));
 }
 
