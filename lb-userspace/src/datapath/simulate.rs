@@ -294,17 +294,41 @@ mod tests {
     /// As many flows for each place of the flow table as by default.
     const SMALL: Options = Options { seed: 1, flows: 25_000, flow_bits: FLOW_BITS - 4 };
 
-    fn awake(scenario: Scenario, scheme: Scheme) -> u32 {
-        let Outcome { broken, idle, .. } = run_one(SMALL, scenario, scheme);
-        broken - idle
+    /// Flows of each way to balance that broke though they had not been silent, in the order of [`Scheme::ALL`].
+    fn awake(scenario: Scenario) -> [u32; 4] {
+        std::thread::scope(|scope| {
+            let runs = Scheme::ALL.map(|scheme| scope.spawn(move || run_one(SMALL, scenario, scheme)));
+            runs.map(|run| {
+                let Outcome { broken, idle, .. } = run.join().expect("no panic");
+                broken - idle
+            })
+        })
     }
 
     #[test]
     fn ours_breaks_none_but_idle_flows_where_a_table_alone_breaks_many() {
         for scenario in [Scenario::Rollout, Scenario::ScaleUp] {
-            assert_eq!(awake(scenario, Scheme::Ours), 0, "{scenario:?}");
-            assert!(awake(scenario, Scheme::Maglev) > 100, "{scenario:?}");
+            let [maglev, lru, ours, tunnel] = awake(scenario);
+
+            assert_eq!((lru, ours, tunnel), (0, 0, 0), "{scenario:?}");
+            assert!(maglev > 100, "{scenario:?}: {maglev}");
         }
+    }
+
+    #[test]
+    fn a_flood_of_syns_breaks_flows_of_a_full_table_and_none_of_ours() {
+        let [maglev, lru, ours, tunnel] = awake(Scenario::SynFlood);
+
+        assert_eq!((ours, tunnel), (0, 0));
+        assert!(maglev > 500 && lru > 300, "{maglev}, {lru}");
+    }
+
+    #[test]
+    fn of_a_lost_balancer_ours_breaks_fewer_than_a_table_of_all_flows_and_the_tunnel_fewer_still() {
+        let [maglev, lru, ours, tunnel] = awake(Scenario::LostBalancer);
+
+        // What began during the change and is remembered by nobody else.
+        assert!(tunnel * 2 < ours && ours < lru && lru * 4 < maglev, "{maglev}, {lru}, {ours}, {tunnel}");
     }
 
     #[test]
