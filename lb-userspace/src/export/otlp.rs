@@ -186,10 +186,12 @@ pub(super) fn message(service: &str, spans: &[Told]) -> Vec<u8> {
             scope_spans: vec![ScopeSpans { scope: Some(scope), spans }],
         }],
     };
-    let length = u32::try_from(request.encoded_len()).unwrap_or(u32::MAX);
-    let mut message = vec![0];
-    message.extend_from_slice(&length.to_be_bytes());
-    message.extend(request.encode_to_vec());
+    let length = request.encoded_len();
+    let mut message = Vec::with_capacity(5 + length);
+    message.push(0);
+    message.extend_from_slice(&u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes());
+    // A Vec takes everything.
+    let _ = request.encode(&mut message);
     message
 }
 
