@@ -49,7 +49,7 @@ const WITHOUT: [(&str, &str); 6] = [
 ];
 
 /// Keys without a case, each with the reason.
-const KEYS_WITHOUT: [(&str, &str); 21] = [
+const KEYS_WITHOUT: [(&str, &str); 28] = [
     ("gzip-level", "shows by a few bytes"),
     ("brotli-level", "shows by a few bytes"),
     ("proxy-max-temp-file-size", "shows by what is not sent, however long one waits: module buffers"),
