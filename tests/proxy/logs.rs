@@ -182,7 +182,7 @@ fn lines_go_to_a_collector_and_questions_to_an_auth_service_are_lines_of_their_o
     client.send(format!("GET /a HTTP/1.1\r\nHost: {HOST}\r\n\r\n"));
     assert_eq!(client.reply().status, 200, "{}", agents.log());
 
-    let mut next = || {
+    let next = || {
         let mut datagram = [0; 512];
         let length = eventually(DEADLINE, || collector.recv(&mut datagram).ok()).expect("a line");
         let line = String::from_utf8_lossy(&datagram[..length]).into_owned();
