@@ -72,13 +72,17 @@ pub async fn exchange(
     let mut requests = requests.ready().await?;
     let (response, mut stream) = requests.send_request(request, body.is_empty() && trailers.is_none())?;
     let pieces = body.len();
+    let mut sent = Ok(());
     for (i, piece) in body.into_iter().enumerate() {
-        stream.send_data(Bytes::from_static(piece), i + 1 == pieces && trailers.is_none())?;
+        sent = sent.and_then(|()| {
+            stream.send_data(Bytes::from_static(piece), i + 1 == pieces && trailers.is_none())
+        });
     }
     if let Some(trailers) = trailers {
-        stream.send_trailers(trailers)?;
+        sent = sent.and_then(|()| stream.send_trailers(trailers));
     }
-    let (parts, mut body) = response.await?.into_parts();
+    // Who is answered before all was sent need not send the rest (RFC 9113 8.1).
+    let (parts, mut body) = response.await.map_err(|error| sent.err().unwrap_or(error))?.into_parts();
     let mut reply = Reply { head: Response::from_parts(parts, ()), body: Vec::new(), trailers: None };
     while let Some(data) = body.data().await {
         let data = data?;
