@@ -1,8 +1,9 @@
 //! Services on addresses that are not of a load balancer: node ports, and `externalIPs` where they are asked for.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
+use lb_tests::agent::DEADLINE;
 use lb_tests::manifests::Slice;
 
 use crate::rig::{Arms, EDGE, Rig, answered, greeted};
@@ -82,6 +83,33 @@ fn an_external_address_that_nobody_asked_for_is_not_served() {
         rig.client.within(|| {
             assert!(greeted(at(EXTERNAL[family], 5432)).is_err());
             assert!(answered(at(EXTERNAL[family], 5353), Duration::from_millis(300)).is_err());
+        });
+    }
+}
+
+#[test]
+fn an_address_for_some_sources_answers_nobody_else() {
+    // The client's own addresses are in neither range, two more of it are.
+    let ranges = "  type: LoadBalancer\n  loadBalancerSourceRanges: [\"10.1.0.128/25\", \"fd01::1:0/112\"]\n";
+    let services = services().replace("  type: LoadBalancer\n", ranges);
+    let Some(rig) = Rig::new(Arms::Two, &[("services.yaml", services)]) else { return };
+    let inside = ["10.1.0.200", "fd01::1:7"];
+    rig.client.run(&format!("ip addr add {}/24 dev eth0", inside[0])).unwrap();
+    // Deprecated: it is not chosen unless it is asked for.
+    rig.client.run(&format!("ip addr add {}/64 dev eth0 nodad preferred_lft 0", inside[1])).unwrap();
+    for family in [0, 1] {
+        // The node ports of the Service beside it are open, so everything is in force.
+        rig.who_answers_tcp(at(EDGE[family], NODE_PORTS[0]), 1);
+        let vip = at(OPEN[family], 5353);
+        rig.client.within(|| {
+            let socket = UdpSocket::bind((inside[family].parse::<IpAddr>().unwrap(), 0)).unwrap();
+            socket.set_read_timeout(Some(DEADLINE)).unwrap();
+            socket.connect(vip).unwrap();
+            socket.send(b"?").unwrap();
+            assert!(socket.recv(&mut [0; 64]).is_ok(), "{vip}: no answer to {}", inside[family]);
+
+            assert!(answered(vip, Duration::from_millis(300)).is_err(), "{vip} answered");
+            assert!(greeted(at(OPEN[family], 5432)).is_err(), "{vip} answered");
         });
     }
 }

@@ -1,7 +1,7 @@
 //! Backends on other nodes, reached through the tunnel alone.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 
 use lb_tests::agent::{DEADLINE, eventually};
 
@@ -36,12 +36,14 @@ fn live_flows_outlive_a_rollout_while_the_router_changes_its_mind() {
     let before = [pod(1, 1), pod(2, 1)];
     let Some(cluster) = Cluster::new(3, 1, &manifests(3, 0, "auto", &before)) else { return };
     let mut flows = open(&cluster, 40);
+    let mut questions = ask_from_many(&cluster, 40);
 
     // Scale up: some slots have a new owner, and are contested for minutes.
     let after = [pod(1, 1), pod(2, 1), pod(3, 1)];
     cluster.apply(&manifests(3, 0, "auto", &after)).unwrap();
     wait_for(&cluster, "10.23.0.11");
     flows.extend(open(&cluster, 40));
+    questions.extend(ask_from_many(&cluster, 40));
     let pods: BTreeSet<String> = flows.iter().map(|flow| flow.pod.clone()).collect();
     assert_eq!(pods.len(), 3, "{pods:?}");
 
@@ -54,6 +56,7 @@ fn live_flows_outlive_a_rollout_while_the_router_changes_its_mind() {
                 panic!("a flow of {pod} broke at node {node}: {error:#}\n{}", cluster.logs())
             });
         }
+        all_answer(&cluster, &questions, node);
     }
     let passed_on: u64 = (1..=3).map(|node| cluster.verdict(node, "passed-on")).sum();
     assert!(passed_on > 0, "no flow needed its second chance");
@@ -78,7 +81,10 @@ fn live_flows_outlive_a_rollout_while_the_router_changes_its_mind() {
                 panic!("a flow of {pod} broke at node {node}: {error:#}\n{}", cluster.logs())
             });
         }
+        questions.retain(|(_, _, answer)| answer.starts_with("p21"));
+        all_answer(&cluster, &questions, node);
     }
+    assert!(questions.len() > 10, "{} of the second pod", questions.len());
 }
 
 #[test]
@@ -97,8 +103,31 @@ fn a_stranger_gets_nothing_through_the_tunnel() {
     assert!(counted.is_some(), "{}", cluster.logs());
 }
 
+/// TCP flows of both families.
 fn open(cluster: &Cluster, count: usize) -> Vec<Flow> {
-    (0..count).map(|_| cluster.connect(vip(0, TCP))).collect()
+    (0..count).map(|number| cluster.connect(vip(number % 2, TCP))).collect()
+}
+
+/// A UDP flow: its socket, its VIP, and what it is answered.
+type Question = (UdpSocket, SocketAddr, String);
+
+/// UDP flows of both families.
+fn ask_from_many(cluster: &Cluster, count: usize) -> Vec<Question> {
+    let ask = |number: usize| {
+        let client: IpAddr = CLIENT[number % 2].parse().unwrap();
+        let socket = cluster.client.within(|| UdpSocket::bind((client, 0)).unwrap());
+        let vip = vip(number % 2, UDP);
+        let answer = cluster.ask(&socket, vip);
+        (socket, vip, answer)
+    };
+    (0..count).map(ask).collect()
+}
+
+/// Each has the pod that it had.
+fn all_answer(cluster: &Cluster, questions: &[Question], node: usize) {
+    for (socket, vip, answer) in questions {
+        assert_eq!(cluster.ask(socket, *vip), *answer, "by way of {node}\n{}", cluster.logs());
+    }
 }
 
 /// Until every node has a backend in its tables.
