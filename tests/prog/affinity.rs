@@ -223,7 +223,7 @@ fn a_source_moves_once_where_its_backend_is_gone_and_alone() {
     let mut bound = Bound::new();
     let first = bound.all();
 
-    bound.change(|backends, vip, _| drop(backends.remove(&addr(vip, 2))));
+    bound.change(|backends, vip, _| backends.retain(|at, _| *at != addr(vip, 2)));
 
     let then = bound.all();
     for (source, backend) in &first {

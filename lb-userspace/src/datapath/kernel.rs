@@ -397,12 +397,10 @@ impl Translations for Kernel {
     }
 
     fn are_full(&self) -> bool {
-        let count = |name| -> Option<usize> {
-            let map: HashMap<_, u64, [u64; 8]> = HashMap::try_from(self.ebpf.map(name)?).ok()?;
-            Some(map.keys().filter_map(Result::ok).count())
-        };
-        // A flow has one entry in each, but for the moment in which it loses its port to another.
-        count(maps::NAT_FORWARD).is_some_and(|entries| entries >= maps::NAT_FLOWS)
+        let forward = self.ebpf.map(maps::NAT_FORWARD);
+        let map = forward.and_then(|map| HashMap::<_, u64, [u64; 8]>::try_from(map).ok());
+        // A flow has one entry in each map, but for the moment in which it loses its port to another.
+        map.is_some_and(|map| map.keys().filter_map(Result::ok).count() >= maps::NAT_FLOWS)
     }
 }
 
