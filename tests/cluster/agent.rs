@@ -15,6 +15,8 @@ use crate::rig::Rig;
 pub struct Agent {
     dir: tempfile::TempDir,
     child: Child,
+    /// The process that took over from it.
+    successor: Option<String>,
     pub http: SocketAddr,
     pub https: SocketAddr,
     admin: SocketAddr,
@@ -61,7 +63,7 @@ impl Agent {
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("a file")).stderr(log);
         let child = command.spawn().expect("start penstock");
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
-        Self { dir, child, http: nowhere, https: nowhere, admin: nowhere }
+        Self { dir, child, successor: None, http: nowhere, https: nowhere, admin: nowhere }
     }
 
     /// Waits until it answers for itself, though it may serve nothing yet.
@@ -132,6 +134,20 @@ impl Agent {
         of_it.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
     }
 
+    /// Has a new process take over; returns when that answers alone.
+    pub fn replace(&mut self) {
+        let first = self.child.id().to_string();
+        Command::new("kill").args(["-HUP", &first]).status().expect("kill");
+        let pid = || {
+            let status: serde_json::Value = serde_json::from_str(&self.ask("/status?format=json")).ok()?;
+            Some(status["pid"].as_u64()?.to_string()).filter(|pid| *pid != first)
+        };
+        let successor = eventually(DEADLINE, pid).unwrap_or_else(|| panic!("no successor: {}", self.log()));
+        self.successor = Some(successor);
+        let ended = eventually(DEADLINE, || self.child.try_wait().expect("a child"));
+        assert!(ended.is_some(), "does not end: {}", self.log());
+    }
+
     /// Ends it in order.
     pub fn end(mut self) -> String {
         let pid = self.child.id().to_string();
@@ -146,6 +162,9 @@ impl Drop for Agent {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        if let Some(successor) = &self.successor {
+            let _ = Command::new("kill").args(["-KILL", successor]).status();
+        }
     }
 }
 

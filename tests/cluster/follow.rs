@@ -50,6 +50,28 @@ fn a_bad_version_of_an_ingress_does_not_replace_the_good_one() {
 }
 
 #[test]
+fn a_successor_keeps_the_good_version_with_what_it_names() {
+    let Some(rig) = Rig::new() else { return };
+    let Some(one) = backend("one") else { return };
+    let users = "apiVersion: v1\nkind: Secret\nmetadata: {name: users}\nstringData: {auth: \
+                 \"ann:{SHA}C5wmJdwh7wX2rU3fR8XyA4N6oyw=\"}\n";
+    rig.apply(&[objects::class(), objects::service("web", &[one]), users.to_owned()].join("---\n"));
+    rig.apply(&objects::ingress("web", HOST, "web", &["auth-type: basic", "auth-secret: users"]));
+    let mut agent = Agent::of(&rig);
+    agent.until(HOST, "/", "it is served", |reply| reply.status == 401);
+    rig.apply(&objects::ingress("web", "moved.example.com", "web", &["limit-rps: \"ten\""]));
+    let told = |page: &str| page.contains("last good versions in force");
+    agent.ask_until("/status", "the last good version is told", told);
+
+    agent.replace();
+
+    assert_eq!(agent.get(HOST, "/").status, 401, "{}", agent.log());
+    assert!(told(&agent.ask("/status")), "{}", agent.ask("/status"));
+    rig.apply(&objects::ingress("web", "moved.example.com", "web", &[]));
+    agent.until_backend("moved.example.com", "one");
+}
+
+#[test]
 fn only_secrets_that_are_named_are_read_and_each_as_soon_as_it_is() {
     let Some(rig) = Rig::new() else { return };
     let Some(one) = backend("one") else { return };

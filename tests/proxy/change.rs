@@ -79,6 +79,26 @@ fn what_heads_may_be_counts_at_once_for_connections_that_wait() {
 }
 
 #[test]
+fn a_shorter_keep_alive_counts_for_connections_that_wait_already() {
+    let backend = Backend::mirror();
+    let rig = Rig::with_workers(to(&[backend.addr]), 1);
+    let mut idle = rig.client();
+    idle.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+    assert_eq!(idle.reply().status, 200);
+    let idle2 = crate::h2_client::Client::connect(rig.http);
+    assert_eq!(idle2.get("/").head.status(), 200);
+
+    let mut after = to(&[backend.addr]);
+    after.edge.limits.keep_alive = std::time::Duration::from_millis(10);
+    rig.publish(after);
+
+    assert_eq!(idle.rest(), b"", "it ends, long before the 75 s that it had");
+    let crate::h2_client::Client { runtime, connection, .. } = idle2;
+    let ended = runtime.block_on(crate::h2_client::limited(connection)).expect("no panic");
+    ended.expect("told to go, and closed");
+}
+
+#[test]
 fn an_upgraded_connection_outlives_a_hundred_swaps_and_its_endpoint() {
     let echo = Backend::start(|mut peer| {
         peer.head();

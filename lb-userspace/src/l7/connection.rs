@@ -237,7 +237,7 @@ impl Connection<'_, '_> {
         }
     }
 
-    async fn fill(&mut self, due: Due, begun: bool) -> Filled {
+    async fn fill(&mut self, mut due: Due, begun: bool) -> Filled {
         let _reading = begun.then(|| During::of(&self.worker.reading));
         poll_fn(|cx| {
             if let Poll::Ready(read) = self.buf.poll_fill(cx, &self.socket) {
@@ -255,6 +255,10 @@ impl Connection<'_, '_> {
             }
             if may_end && self.worker.dismisses() {
                 return Poll::Ready(Filled::End);
+            }
+            if !begun && self.requests > 0 {
+                // It may have become shorter since the wait began.
+                due = due.min(self.alarm.due(self.worker.limits().keep_alive));
             }
             let due = if !begun && ends { due.min(self.settled) } else { due };
             self.alarm.poll_due(cx, due).map(|()| Filled::Late)

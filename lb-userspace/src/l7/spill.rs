@@ -109,7 +109,10 @@ impl Spills {
     }
 
     fn succeeded(&self) {
-        if self.is_over(self.age()) && self.told.swap(false, Ordering::Relaxed) {
+        if self.told.load(Ordering::Relaxed)
+            && self.is_over(self.age())
+            && self.told.swap(false, Ordering::Relaxed)
+        {
             tracing::info!(dir = %self.dir.display(), "bodies can be put into temporary files again");
         }
     }
@@ -121,10 +124,9 @@ impl Spills {
         u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// What was told to fail has not done so for long enough, at this age.
+    /// Nothing has failed for long enough, at this age.
     fn is_over(&self, age: u64) -> bool {
-        let calm = Duration::from_millis(age.saturating_sub(self.failed.load(Ordering::Relaxed)));
-        self.told.load(Ordering::Relaxed) && calm >= CALM
+        Duration::from_millis(age.saturating_sub(self.failed.load(Ordering::Relaxed))) >= CALM
     }
 }
 

@@ -482,6 +482,10 @@ impl Worker {
         let before = self.current.store(Arc::clone(&router));
         self.counters.borrow_mut().settle(router.gone(&before.router), &router);
         self.failing.follow(&router);
+        if router.edge.limits.keep_alive < before.router.edge.limits.keep_alive {
+            // Those that wait already have as long as those that begin to.
+            self.timers.wake_all();
+        }
         // Endpoints that left lose their idle connections now; running requests finish.
         if !Arc::ptr_eq(&router.clients, &before.router.clients) {
             return self.sweep();

@@ -144,6 +144,10 @@ impl Connection<'_, '_> {
             let idle = self.worker.limits().keep_alive;
             self.due = self.alarm.due(if self.leaving { limits::GOODBYE } else { idle });
         }
+        if live == 0 && self.requests > 0 && !self.leaving {
+            // It may have become shorter since the wait began.
+            self.due = self.due.min(self.alarm.due(self.worker.limits().keep_alive));
+        }
         let may_end = live == 0 && (self.requests > 0 || self.alarm.is_past(self.slow));
         if may_end && !self.leaving && self.worker.dismisses() {
             self.leave();
