@@ -235,7 +235,7 @@ mod tests {
 
     #[test]
     fn accepts_and_refuses_as_ingress_nginx_does() {
-        let cases: [(Value, &[&str], &[&str]); 15] = [
+        let cases: [(Value, &[&str], &[&str]); 16] = [
             (Value::Bool, &["true", "T", "1", "False", "f", "0"], &["yes", "on", "TrUe", "enabled", "2"]),
             (Value::Int, &["0", "10", "-1"], &["10s", "1.5", "+1", "", "99999999999"]),
             (Value::From(1), &["1", "2147483647"], &["0", "-1", "+1", "1s", "2147483648"]),
