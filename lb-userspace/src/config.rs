@@ -146,6 +146,8 @@ pub struct TranslateConfig {
     pub load_balancer_class: Option<String>,
     /// `--disable-svc-external-name`.
     pub disable_svc_external_name: bool,
+    /// `--enable-topology-aware-routing`.
+    pub enable_topology_aware_routing: bool,
     /// `--external-ips`.
     pub external_ips: bool,
     /// `--enable-ssl-passthrough`.
@@ -322,6 +324,7 @@ pub fn resolve(flags: Settings, file: Option<&Path>) -> Result<Config, Error> {
             disable_catch_all: merged.disable_catch_all.unwrap_or(false),
             node_name: merged.node_name.filter(|name| !name.is_empty()).or_else(value::node_name),
             disable_svc_external_name: merged.disable_svc_external_name.unwrap_or(false),
+            enable_topology_aware_routing: merged.enable_topology_aware_routing.unwrap_or(false),
             load_balancer_class: value::class_name(merged.load_balancer_class)?,
             external_ips: merged.external_ips.unwrap_or(false),
             enable_ssl_passthrough: merged.enable_ssl_passthrough.unwrap_or(false),

@@ -142,6 +142,7 @@ fn options(input: &str) -> translate::Options {
             "enable-ssl-passthrough" => options.enable_ssl_passthrough = value == "true",
             "snippet-policy" if value == "ignore" => options.snippets = translate::SnippetPolicy::Ignore,
             "disable-svc-external-name" => options.disable_external_names = value == "true",
+            "enable-topology-aware-routing" => options.routes_by_zone = value == "true",
             "address-pools" => options.address_pools = object(),
             "annotations-prefix" => options.annotations_prefix = Some(value.to_owned()),
             "external-ips" => options.external_ips = value == "true",

@@ -44,6 +44,7 @@ pub(super) fn of_meaning(meaning: &TranslateConfig) -> Options {
         node_name,
         load_balancer_class,
         disable_svc_external_name,
+        enable_topology_aware_routing,
         external_ips,
         enable_ssl_passthrough,
         snippet_policy,
@@ -66,6 +67,7 @@ pub(super) fn of_meaning(meaning: &TranslateConfig) -> Options {
         node: node_name,
         load_balancer_class,
         disable_external_names: disable_svc_external_name,
+        routes_by_zone: enable_topology_aware_routing,
         external_ips,
         enable_ssl_passthrough,
         snippets: match snippet_policy {

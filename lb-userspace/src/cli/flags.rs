@@ -71,7 +71,7 @@ pub const TABLE: &[Flag] = &[
     flag("annotations-prefix", Value, Honoured),
     flag("enable-annotation-validation", Switch, Idle("annotations are always judged")),
     flag("deep-inspect", Switch, Idle("the webhook always refuses such hosts and paths; nothing of an Ingress becomes configuration here")),
-    flag("enable-topology-aware-routing", Switch, Idle("flows to Services always follow hints.forZones, requests to Ingresses never")),
+    flag("enable-topology-aware-routing", Switch, Honoured),
 
     flag("apiserver-host", Value, Honoured),
     flag("certificate-authority", Value, Honoured),

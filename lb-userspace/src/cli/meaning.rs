@@ -58,6 +58,10 @@ pub(super) struct MeaningArgs {
     #[arg(long, value_name = "BOOL", value_parser = boolean, num_args = 0..=1, default_missing_value = "true", require_equals = true,
           env = "PENSTOCK_DISABLE_SVC_EXTERNAL_NAME")]
     disable_svc_external_name: Option<bool>,
+    /// Send requests to the endpoints whose hints name this node's zone, where all have some
+    #[arg(long, value_name = "BOOL", value_parser = boolean, num_args = 0..=1, default_missing_value = "true", require_equals = true,
+          env = "PENSTOCK_ENABLE_TOPOLOGY_AWARE_ROUTING")]
+    enable_topology_aware_routing: Option<bool>,
     /// What annotations of Ingresses begin with; those under nginx.ingress.kubernetes.io are then not read [default:
     /// nginx.ingress.kubernetes.io]
     #[arg(long, value_name = "PREFIX", env = "PENSTOCK_ANNOTATIONS_PREFIX")]
@@ -103,6 +107,9 @@ impl MeaningArgs {
                 .or(others.watch_ingress_without_class),
             disable_catch_all: self.disable_catch_all.or(others.disable_catch_all),
             disable_svc_external_name: self.disable_svc_external_name.or(others.disable_svc_external_name),
+            enable_topology_aware_routing: self
+                .enable_topology_aware_routing
+                .or(others.enable_topology_aware_routing),
             annotations_prefix: self.annotations_prefix.or(others.annotations_prefix),
             node_name: self.node_name.or(others.node_name),
             load_balancer_class: self.load_balancer_class.or(others.load_balancer_class),
@@ -132,6 +139,7 @@ impl MeaningArgs {
             watch_ingress_without_class: self.watch_ingress_without_class,
             disable_catch_all: self.disable_catch_all,
             disable_svc_external_name: self.disable_svc_external_name,
+            enable_topology_aware_routing: self.enable_topology_aware_routing,
             annotations_prefix: self.annotations_prefix,
             node_name: self.node_name,
             load_balancer_class: self.load_balancer_class,

@@ -92,6 +92,7 @@ settings! {
     watch_ingress_without_class: Option<bool>,
     disable_catch_all: Option<bool>,
     disable_svc_external_name: Option<bool>,
+    enable_topology_aware_routing: Option<bool>,
     annotations_prefix: Option<String>,
     node_name: Option<String>,
     load_balancer_class: Option<String>,

@@ -81,16 +81,28 @@ fn near<'a>(
     ready: Vec<(SocketAddr, &'a Endpoint<'a>)>,
     nodes: &Nodes,
 ) -> Vec<(SocketAddr, &'a Endpoint<'a>)> {
-    let by = |hints: fn(&'a Endpoint<'a>) -> &'a BTreeSet<&'a str>, name: Option<&str>| {
-        let complete = ready.iter().all(|(_, endpoint)| !hints(endpoint).is_empty());
-        let name = name.filter(|_| complete)?;
-        let named: Vec<_> =
-            ready.iter().filter(|(_, endpoint)| hints(endpoint).contains(name)).copied().collect();
-        (!named.is_empty()).then_some(named)
-    };
-    by(|endpoint| &endpoint.for_nodes, nodes.here())
-        .or_else(|| by(|endpoint| &endpoint.for_zones, nodes.zone()))
-        .unwrap_or(ready)
+    let here = hinted(&ready, |endpoint| &endpoint.for_nodes, nodes.here());
+    here.unwrap_or_else(|| in_zone(ready, nodes.zone()))
+}
+
+/// Those whose hints name this zone; all where one of them has no hint, or nobody is of the zone.
+pub(super) fn in_zone<'a>(
+    ready: Vec<(SocketAddr, &'a Endpoint<'a>)>,
+    zone: Option<&str>,
+) -> Vec<(SocketAddr, &'a Endpoint<'a>)> {
+    hinted(&ready, |endpoint| &endpoint.for_zones, zone).unwrap_or(ready)
+}
+
+fn hinted<'a>(
+    ready: &[(SocketAddr, &'a Endpoint<'a>)],
+    hints: fn(&'a Endpoint<'a>) -> &'a BTreeSet<&'a str>,
+    name: Option<&str>,
+) -> Option<Vec<(SocketAddr, &'a Endpoint<'a>)>> {
+    let complete = ready.iter().all(|(_, endpoint)| !hints(endpoint).is_empty());
+    let name = name.filter(|_| complete)?;
+    let named: Vec<_> =
+        ready.iter().filter(|(_, endpoint)| hints(endpoint).contains(name)).copied().collect();
+    (!named.is_empty()).then_some(named)
 }
 
 /// An endpoint that takes no new flows keeps its old ones until it leaves its slice: terminating or

@@ -253,7 +253,7 @@ pub fn key_statuses() -> Vec<(&'static ConfigKey, KeyStatus)> {
     let mut objects = Objects::default();
     objects.insert(Object::ConfigMap(Arc::new(object)), "");
     let mut findings = Findings::default();
-    read(&objects.config_maps, None, &View::new(&objects), &Options::default(), &mut findings);
+    read(&objects.config_maps, None, &View::new(&objects, None), &Options::default(), &mut findings);
     let problems = findings.into_sorted();
     let is_told = |row: &ConfigKey, reason: &str| {
         let field = keys::field(row.name);

@@ -77,12 +77,15 @@ fn steps() -> impl Strategy<Value = Step> {
             json!({"kind": "Service", "metadata": {"namespace": namespace, "name": name, "annotations": annotations},
                 "spec": spec, "status": status})
         }),
-        3 => (service, 0..3u8, 0..3u8).prop_map(|((namespace, name), slice, last)| json!({
+        3 => (service, 0..3u8, 0..3u8, 0..4u8).prop_map(|((namespace, name), slice, last, zone)| json!({
             "kind": "EndpointSlice", "addressType": "IPv4",
             "metadata": {"namespace": namespace, "name": format!("s{slice}"),
                 "labels": {"kubernetes.io/service-name": name}},
             "ports": [{"name": "http", "port": 8080}],
-            "endpoints": [{"addresses": [format!("10.0.{slice}.{last}")], "conditions": {"ready": last > 0}}],
+            "endpoints": [{
+                "addresses": [format!("10.0.{slice}.{last}")], "conditions": {"ready": last > 0},
+                "hints": {"forZones": if zone < 3 { json!([{"name": format!("z{zone}")}]) } else { json!([]) }},
+            }],
         })),
         2 => (0..2u8, 0..3u8).prop_map(|(name, version)| json!({
             "kind": "Secret", "metadata": {"namespace": "a", "name": format!("secret-{name}")},
@@ -211,8 +214,9 @@ fn ingress() -> impl Strategy<Value = Value> {
         })
 }
 
-fn options() -> Options {
+fn options(routes_by_zone: bool) -> Options {
     Options {
+        routes_by_zone,
         default_backend_service: Some(ObjectName::new("a", "z")),
         default_ssl_certificate: Some(ObjectName::new("a", "secret-0")),
         enable_ssl_passthrough: true,
@@ -223,17 +227,18 @@ fn options() -> Options {
 }
 
 /// All objects as one part.
-fn as_a_whole(objects: &Objects, translated: &Translated) {
-    let (options, mut findings, mut slices) = (options(), Findings::default(), Slices::default());
+fn as_a_whole(objects: &Objects, options: &Options, translated: &Translated) {
+    let (mut findings, mut slices) = (Findings::default(), Slices::default());
     for (name, slice) in &objects.endpoint_slices {
         let _ = slices.follow(name, None, Some(slice)).count();
     }
-    let view = View::new(objects);
-    let config = config::read(&objects.config_maps, None, &view, &options, &mut findings);
-    let served = classes::served(objects, &options, &mut findings);
+    let nodes = Nodes::new(&objects.nodes, options, &mut findings);
+    let view = View::new(objects, nodes.zone().filter(|_| options.routes_by_zone));
+    let config = config::read(&objects.config_maps, None, &view, options, &mut findings);
+    let served = classes::served(objects, options, &mut findings);
     let together = Together { served, flags: true };
     let mut known = Known::default();
-    let whole = ingress::translate(together, &view, &slices, &mut known, &config, &options, &mut findings);
+    let whole = ingress::translate(together, &view, &slices, &mut known, &config, options, &mut findings);
     let l7 = &translated.snapshot.l7;
 
     assert_eq!(l7.servers, whole.servers.into_iter().collect());
@@ -248,15 +253,14 @@ fn as_a_whole(objects: &Objects, translated: &Translated) {
     let patterns = whole.patterns.into_iter().map(|(_, pattern, host)| (pattern, host)).collect();
     assert_eq!(l7.aliases, Aliases { patterns, ..whole.aliases });
 
-    let nodes = Nodes::new(&objects.nodes, &options, &mut findings);
     let all = objects.services.iter().collect();
-    let streams = Streams::read(objects, &options, &mut findings);
+    let streams = Streams::read(objects, options, &mut findings);
     let mut allocator = Allocator::default();
-    let _ = allocator.follow(None, nodes.addresses(), true, objects, &options, &mut findings);
-    let (whole, _) = services::translate(all, streams, &slices, &nodes, &allocator, &options, &mut findings);
+    let _ = allocator.follow(None, nodes.addresses(), true, objects, options, &mut findings);
+    let (whole, _) = services::translate(all, streams, &slices, &nodes, &allocator, options, &mut findings);
     assert_eq!(translated.snapshot.l4.pools, whole.pools.into_iter().collect());
     assert_eq!(translated.snapshot.l4.health_ports, whole.health_ports);
-    let own = services::own_punts(&options);
+    let own = services::own_punts(options);
     assert_eq!(translated.snapshot.l4.punts, whole.punts.into_iter().chain(own).collect());
     for problem in findings.into_shared() {
         assert!(translated.problems.contains(&problem), "not told: {problem}");
@@ -268,8 +272,10 @@ proptest! {
 
     #[test]
     fn step_by_step_comes_to_the_same_as_at_once(
-        steps in prop::collection::vec(prop::collection::vec(steps(), 1..4), 1..24)
+        steps in prop::collection::vec(prop::collection::vec(steps(), 1..4), 1..24),
+        routes_by_zone in any::<bool>(),
     ) {
+        let options = options(routes_by_zone);
         let (mut translator, mut objects) = (Translator::default(), Objects::default());
         for changes in steps {
             for Step { object: value, ends } in &changes {
@@ -282,10 +288,10 @@ proptest! {
                 }
             }
 
-            let followed = translator.translate(&objects, &options());
+            let followed = translator.translate(&objects, &options);
 
-            prop_assert_eq!(&followed, &translate(&objects, &options()), "after {:#?}", changes);
-            as_a_whole(&objects, &followed);
+            prop_assert_eq!(&followed, &translate(&objects, &options), "after {:#?}", changes);
+            as_a_whole(&objects, &options, &followed);
         }
     }
 }

@@ -117,6 +117,8 @@ pub struct Options {
     pub load_balancer_class: Option<String>,
     /// `--disable-svc-external-name`: ExternalName Services have no endpoints.
     pub disable_external_names: bool,
+    /// `--enable-topology-aware-routing`: requests go to the endpoints whose hints name our zone.
+    pub routes_by_zone: bool,
     /// `--external-ips`: serve `spec.externalIPs`, which any author of a Service may claim.
     pub external_ips: bool,
     /// `--enable-ssl-passthrough`: honour the annotation `ssl-passthrough`.
@@ -179,6 +181,7 @@ impl Default for Options {
             node: None,
             load_balancer_class: None,
             disable_external_names: false,
+            routes_by_zone: false,
             external_ips: false,
             enable_ssl_passthrough: false,
             snippets: SnippetPolicy::Refuse,

@@ -44,6 +44,8 @@ pub struct Translator {
     services: Parts<ObjectName, Held, services::Output>,
     ingresses: Parts<Member, Claimed, ingress::Output>,
     config: Option<ReadConfig>,
+    /// Ours, as all routes were made by it.
+    zone: Option<String>,
     /// Of slices and nodes.
     asides: HashMap<Key, Vec<Arc<Problem>>>,
     told: ProblemSet,
@@ -283,10 +285,13 @@ impl Translator {
         let is_other = self.read_config(changes, read, objects, options);
         if begins {
             touched.insert(Member::Flags);
-        } else if is_other {
+        }
+        let zone = self.nodes.zone().filter(|_| options.routes_by_zone).map(str::to_owned);
+        if is_other || zone != self.zone {
             touched.extend(self.ingresses.members().cloned());
         }
-        let Self { config, ingresses: parts, slices, certificates, snapshot, told, .. } = self;
+        self.zone = zone;
+        let Self { config, ingresses: parts, slices, certificates, snapshot, told, zone, .. } = self;
         let config = config.as_ref().map(|read| &read.config).expect("it was read above");
         let glue = |member: &Member| match member {
             Member::Flags => ingress::claims_of_flags(config),
@@ -296,7 +301,7 @@ impl Translator {
             },
         };
         let make = |members: &BTreeSet<Member>| {
-            let (mut findings, view) = (Findings::default(), View::new(objects));
+            let (mut findings, view) = (Findings::default(), View::new(objects, zone.as_deref()));
             let served = members.iter().filter_map(|member| match member {
                 Member::Flags => None,
                 Member::Ingress(name) => Some(Served::new(name, objects.ingresses.get(name)?)),
@@ -395,7 +400,7 @@ impl Translator {
         {
             return false;
         }
-        let (mut findings, view) = (Findings::default(), View::new(objects));
+        let (mut findings, view) = (Findings::default(), View::new(objects, None));
         let config = config::read(&objects.config_maps, unread.as_ref(), &view, options, &mut findings);
         let (reads, problems) = (view.into_reads(), findings.into_shared_as_written(options));
         let now = ReadConfig { config, unread, reads, problems };

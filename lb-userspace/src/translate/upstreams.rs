@@ -12,6 +12,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use super::Options;
 use super::annotations::{self, Policy};
 use super::checks;
+use super::choice;
 use super::config::Settings;
 use super::endpoints::{NO_ENDPOINTS, Slices, State, Use, protocol_of};
 use super::findings::About;
@@ -429,17 +430,21 @@ impl<'a> Upstreams<'a> {
             return complaint("missing-port", ".port", message, "correct the port's name or number");
         };
         let endpoints = self.slices.of(name, service_port, protocol, None, Use::Route);
-        let ready = endpoints.iter().filter(|(_, endpoint)| endpoint.state == State::Ready);
-        let weights: BTreeMap<_, _> =
-            ready.map(|(addr, endpoint)| (*addr, u32::from(endpoint.weight.0))).collect();
-        let taking: BTreeSet<_> =
-            weights.iter().filter(|(_, weight)| **weight > 0).map(|(addr, _)| *addr).collect();
+        let ready: Vec<_> = endpoints
+            .iter()
+            .filter(|(_, endpoint)| endpoint.state == State::Ready)
+            .map(|(addr, endpoint)| (*addr, endpoint))
+            .collect();
+        let taking: Vec<_> = ready.iter().copied().filter(|(_, endpoint)| endpoint.weight.0 > 0).collect();
         if !taking.is_empty() {
+            let taking = choice::in_zone(taking, self.objects.zone);
             let care = care(&service.metadata);
-            let weights = weights.into_iter().filter(|(_, weight)| *weight > 1).collect();
-            return Ok(Upstream { endpoints: taking, weights, care, ..Upstream::default() });
+            let weighty = taking.iter().filter(|(_, endpoint)| endpoint.weight.0 > 1);
+            let weights = weighty.map(|(addr, endpoint)| (*addr, endpoint.weight.0.into())).collect();
+            let endpoints = taking.into_iter().map(|(addr, _)| addr).collect();
+            return Ok(Upstream { endpoints, weights, care, ..Upstream::default() });
         }
-        let (message, fix) = if !weights.is_empty() {
+        let (message, fix) = if !ready.is_empty() {
             (format!("all ready endpoints of Service {name} have weight 0"), String::new())
         } else if !endpoints.is_empty() {
             (format!("no endpoint of Service {name} is ready"), String::new())

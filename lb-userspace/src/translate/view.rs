@@ -15,6 +15,8 @@ pub(super) struct View<'a> {
     pub services: Asked<'a, Service>,
     pub secrets: Asked<'a, Secret>,
     pub config_maps: Asked<'a, ConfigMap>,
+    /// Our zone, if the hints of endpoints decide who answers; it is the same for all parts.
+    pub zone: Option<&'a str>,
     unread: &'a BTreeSet<Option<Key>>,
 }
 
@@ -25,8 +27,9 @@ pub(super) struct Asked<'a, T> {
 }
 
 impl<'a> View<'a> {
-    pub(super) fn new(objects: &'a Objects) -> Self {
+    pub(super) fn new(objects: &'a Objects, zone: Option<&'a str>) -> Self {
         Self {
+            zone,
             services: Asked::new(&objects.services),
             secrets: Asked::new(&objects.secrets),
             config_maps: Asked::new(&objects.config_maps),
@@ -41,7 +44,7 @@ impl<'a> View<'a> {
 
     /// Everything that was asked for.
     pub(super) fn into_reads(self) -> BTreeSet<Key> {
-        let Self { services, secrets, config_maps, unread: _ } = self;
+        let Self { services, secrets, config_maps, zone: _, unread: _ } = self;
         let of = |kind: Kind, names: RefCell<BTreeSet<ObjectName>>| {
             names.into_inner().into_iter().map(move |name| Key { kind, name })
         };

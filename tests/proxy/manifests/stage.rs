@@ -82,10 +82,11 @@ impl Stage {
     pub fn start(variants: &[Variant], config: &BTreeMap<String, String>, flags: &[String]) -> Self {
         let props = Props::new();
         let all: String = variants.iter().map(|variant| props.manifests(variant)).collect();
-        let config = configuration(config);
+        let (config, node) = (configuration(config), node());
         let mut given = vec!["--workers", "1"];
         given.extend(flags.iter().map(String::as_str));
-        Self { agents: Agents::over(&[("all.yaml", &all), ("config.yaml", &config)], &given), props }
+        let files = [("all.yaml", all.as_str()), ("config.yaml", &config), ("node.yaml", &node)];
+        Self { agents: Agents::over(&files, &given), props }
     }
 
     /// Puts in what only this run knows: `@host@`, `@id@`, `@http@`, `@https@`, addresses of backends, certificates.
@@ -221,11 +222,18 @@ impl Props {
                     "labels": {"kubernetes.io/service-name": name},
                 },
                 "ports": [{"name": "http", "port": endpoint.port()}, {"name": "own", "port": endpoint.port()}],
-                "endpoints": [{"addresses": [endpoint.ip()]}],
+                // Of each zone one, which matters where requests go by zones.
+                "endpoints": [{"addresses": [endpoint.ip()], "hints": {"forZones": [{"name": format!("zone-{n}")}]}}],
             })
         }));
         objects
     }
+}
+
+/// A node of the second zone; ours, where a flag says so.
+fn node() -> String {
+    let metadata = json!({"name": "there", "labels": {"topology.kubernetes.io/zone": "zone-1"}});
+    json!({"apiVersion": "v1", "kind": "Node", "metadata": metadata}).to_string()
 }
 
 /// The controller's ConfigMap.
