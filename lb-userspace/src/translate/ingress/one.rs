@@ -120,8 +120,14 @@ impl Common<'_, '_> {
         if spec.rules.as_ref().is_some_and(|rules| !rules.is_empty()) {
             return;
         }
-        if let Action::Proxy(upstream) = &default.action {
-            making.upstreams.keep_sessions(upstream, policy, &HostMatch::Any, "/", about);
+        if policy.affinity.is_some() {
+            let message = "has no effect without rules: cookies belong to their hosts and paths";
+            about.info(
+                "no-effect",
+                annotations::field("affinity"),
+                message,
+                "write a rule, if need be without a host",
+            );
         }
         catch_all(served, default, policy, proxy_ssl.clone(), &mut making.hosts, about);
     }
