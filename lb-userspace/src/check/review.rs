@@ -60,11 +60,9 @@ pub fn review(objects: &Objects, options: &Options, ingress: Value) -> Review {
     let mut problems = admission.alone(&object, &id);
     problems.extend(admission.among(&objects.config_maps)(&object, &id));
     let mut review = Review::default();
-    for problem in problems {
-        if problem.severity == Severity::Error {
-            review.refused.push(sentence(&problem));
-        }
-    }
+    problems.retain(|problem| problem.severity == Severity::Error);
+    review.refused.extend(problems.iter().map(sentence));
+    review.refused.extend(bad_uid(ingress));
     if options.snippets == SnippetPolicy::Refuse {
         review.refused.extend(snippets(ingress, options));
     }
@@ -73,6 +71,11 @@ pub fn review(objects: &Objects, options: &Options, ingress: Value) -> Review {
     review.refused.extend(overlaps(ingress, others.map(|served| (served.name, served.ingress))));
     let translated = translate::translate(&beside, options);
     for problem in translated.problems.iter().filter(|problem| problem.object == id) {
+        // What would become of it, if it were let in, is no matter any more.
+        if problems.iter().any(|refused| (&refused.field, refused.reason) == (&problem.field, problem.reason))
+        {
+            continue;
+        }
         let sentence = sentence(problem);
         if KEPT_OUT.contains(&problem.reason) {
             review.refused.push(sentence);
@@ -153,6 +156,19 @@ fn backends(ingress: &Ingress) -> impl Iterator<Item = &IngressBackend> {
     let rules = spec.and_then(|spec| spec.rules.as_deref()).unwrap_or_default();
     let paths = rules.iter().flat_map(|rule| rule.http.iter()).flat_map(|http| &http.paths);
     paths.map(|path| &path.backend).chain(spec.and_then(|spec| spec.default_backend.as_ref()))
+}
+
+/// An API server gives UUIDs (RFC 9562). ingress-nginx writes them into its configuration, which another one aims at.
+fn bad_uid(ingress: &Ingress) -> Option<String> {
+    let uid = ingress.metadata.uid.as_deref().filter(|uid| !uid.is_empty())?;
+    let is_legal = |(place, byte)| match place {
+        8 | 13 | 18 | 23 => byte == b'-',
+        _ => u8::is_ascii_hexdigit(&byte),
+    };
+    if uid.len() == 36 && uid.bytes().enumerate().all(is_legal) {
+        return None;
+    }
+    Some(format!("metadata.uid: {uid:?} is no UUID; leave it to the API server"))
 }
 
 /// Annotations that would be configuration by their name, those that nobody knows among them.

@@ -72,6 +72,24 @@ fn an_ingress_without_a_fault_is_let_in_without_a_word() {
 }
 
 #[test]
+fn the_uid_of_an_api_server_is_let_in() {
+    let review = judged(|ingress| {
+        ingress["metadata"]["uid"] = json!("2f4a9c1e-77d0-4b1c-9b6e-0A1b2C3d4E5f");
+    });
+
+    assert_eq!(review, Review::default());
+}
+
+#[test]
+fn what_is_refused_for_a_value_is_not_told_what_the_value_would_do() {
+    let review = judged(|ingress| annotate(ingress, "limit-rps", "ten"));
+
+    let [refused] = review.refused.as_slice() else { panic!("{review:?}") };
+    assert!(refused.contains("this version of the Ingress is not served"), "{refused}");
+    assert_eq!(review.warnings, Vec::<String>::new());
+}
+
+#[test]
 fn one_that_is_being_deleted_is_let_go() {
     let review = judged(|ingress| {
         annotate(ingress, "configuration-snippet", "deny all;");
@@ -85,7 +103,7 @@ fn one_that_is_being_deleted_is_let_go() {
 #[test]
 fn what_can_never_work_is_refused_with_the_sentence_of_the_report() {
     type Edit = fn(&mut Value);
-    let cases: [(&str, Edit, &str); 8] = [
+    let cases: [(&str, Edit, &str); 9] = [
         (
             "a value of class A",
             |i| annotate(i, "limit-rps", "ten"),
@@ -112,6 +130,11 @@ fn what_can_never_work_is_refused_with_the_sentence_of_the_report() {
             "a path that is taken",
             |i| i["spec"]["rules"][0]["host"] = json!("a.example.com"),
             "host \"a.example.com\" and path \"/\" (Prefix) are defined in Ingress shop/there already",
+        ),
+        (
+            "a UID that is none",
+            |i| i["metadata"]["uid"] = json!("; evil {}"),
+            "metadata.uid: \"; evil {}\" is no UUID",
         ),
         ("no Ingress", |i| i["spec"]["rules"] = json!("none"), "not an Ingress"),
     ];
