@@ -18,11 +18,9 @@ pub(in crate::translate) fn check(value: Value, text: &str) -> Result<(), String
     }
     let (legal, wanted) = match value {
         Value::Bool => (boolean(text).is_some(), "true or false"),
-        Value::Int => {
-            (text.parse::<i32>().is_ok() && !text.starts_with('+'), "a whole number without a unit")
-        }
+        Value::Int => (text.parse::<i32>().is_ok(), "a whole number without a unit"),
         Value::From(least) => {
-            if !text.starts_with('+') && text.parse().is_ok_and(|number: i32| number >= least) {
+            if text.parse().is_ok_and(|number: i32| number >= least) {
                 return Ok(());
             }
             return Err(format!("{text:?} is not a whole number from {least}, without a unit"));
@@ -237,8 +235,8 @@ mod tests {
     fn accepts_and_refuses_as_ingress_nginx_does() {
         let cases: [(Value, &[&str], &[&str]); 16] = [
             (Value::Bool, &["true", "T", "1", "False", "f", "0"], &["yes", "on", "TrUe", "enabled", "2"]),
-            (Value::Int, &["0", "10", "-1"], &["10s", "1.5", "+1", "", "99999999999"]),
-            (Value::From(1), &["1", "2147483647"], &["0", "-1", "+1", "1s", "2147483648"]),
+            (Value::Int, &["0", "10", "-1", "+10"], &["10s", "1.5", "++1", "+", "", "99999999999"]),
+            (Value::From(1), &["1", "+1", "2147483647"], &["0", "-1", "+0", "1s", "2147483648"]),
             (Value::Statuses, &["404", "404, 503,599"], &["404,", "200", "404 503", "x"]),
             (Value::ErrorStatus, &["400", "429", "599"], &["399", "600", "200", "-1", "x"]),
             (
