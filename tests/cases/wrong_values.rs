@@ -63,7 +63,9 @@ const MORE: &[(&str, &str)] = &[
     ("auth-tls-secret", "default/none"),
     ("auth-type", "digest"),
     ("canary-weight-total", "50"),
+    ("client-body-buffer-size", "1b"),
     ("custom-headers", "default/none"),
+    ("custom-http-errors", "404,"),
     ("default-backend", "none"),
     ("fastcgi-params-configmap", "none"),
     ("limit-burst-multiplier", "-1"),
@@ -77,11 +79,14 @@ const MORE: &[(&str, &str)] = &[
     ("proxy-connect-timeout", "5s"),
     ("proxy-ssl-secret", "default/none"),
     ("rewrite-target", "/$host"),
+    ("server-alias", "a;b"),
     ("ssl-ciphers", "RC4-SHA"),
     ("temporal-redirect", "https://$nope/"),
     ("temporal-redirect-code", "308"),
     ("upstream-hash-by", "$nope"),
     ("upstream-hash-by-subset-size", "0"),
+    ("upstream-vhost", "a;b"),
+    ("x-forwarded-prefix", "/a;b"),
 ];
 
 /// Any text is right there.

@@ -49,13 +49,18 @@ use crate::model::expression::Expression;
 
 /// Class A: a version of an Ingress with such a value is not admitted.
 pub(super) fn admit(metadata: &ObjectMeta, about: &mut About<'_>) {
-    for (row, text) in known(metadata).filter(|(row, _)| row.bad_value == BadValue::Refuse) {
+    for (row, text) in known(metadata).filter(|(row, text)| bad_value(row, text) == BadValue::Refuse) {
         if let Err(message) = value::check(row.value, text) {
             let fix = value::advice(row.value, text);
             let message = format!("{message}; this version of the Ingress is not served");
             about.error_fix("bad-annotation", field(row.name), message, fix);
         }
     }
+}
+
+/// What this value does if it is a bad one: what ingress-nginx lets in and cannot use costs itself alone.
+fn bad_value(row: &Annotation, text: &str) -> BadValue {
+    if value::is_dropped(row.value, text) { BadValue::Default } else { row.bad_value }
 }
 
 /// Reads the annotations of an Ingress; says what is wrong, ignored or not yet honoured.
@@ -85,7 +90,7 @@ pub(super) fn read(
             Ok(()) => {
                 valid.insert(row.name, text);
             }
-            Err(message) => match (row.status, row.bad_value) {
+            Err(message) => match (row.status, bad_value(row, text)) {
                 // What guards something and cannot be read still guards it.
                 (Status::Refused, _) | (_, BadValue::Deny | BadValue::Refuse) => {
                     policy.denied = true;

@@ -1,5 +1,6 @@
 //! The one table of annotations: parsing, `check`, documents and tests read it.
 
+use super::value::NAMES;
 use crate::model::upstream::Condition;
 use BadValue::{Close, Default, Deny, Refuse};
 use Risk::{Critical, High, Low, Medium};
@@ -240,12 +241,12 @@ pub const TABLE: &[Annotation] = &[
     row("temporal-redirect-code", Int, Low, Location, Refuse, Honoured, "another status for temporal-redirect"),
     row("relative-redirects", Bool, Low, Location, Refuse, Honoured, "send Location without scheme and host"),
     row("from-to-www-redirect", Bool, Low, Host, Refuse, Honoured, "redirect the www twin of the host"),
-    row("server-alias", Names, High, Host, Default, Honoured, "more names for the host: names, wildcards, patterns behind `~`"),
+    row("server-alias", Names, High, Host, Refuse, Honoured, "more names for the host: names, wildcards, patterns behind `~`"),
     row("default-backend", Token, Low, Location, Default, Honoured, "Service that answers when there are no endpoints, and words errors"),
-    row("custom-http-errors", Statuses, Low, Location, Default, Honoured, "statuses replaced by the default backend's answer"),
+    row("custom-http-errors", Statuses, Low, Location, Refuse, Honoured, "statuses replaced by the default backend's answer"),
     row("disable-proxy-intercept-errors", Bool, Low, Location, Default, Honoured, "do not replace statuses of the upstream"),
-    row("x-forwarded-prefix", Text, Medium, Location, Default, With("rewrite-target"), "X-Forwarded-Prefix of rewritten requests"),
-    row("upstream-vhost", Text, Low, Location, Default, Honoured, "Host header sent upstream"),
+    row("x-forwarded-prefix", Chars("/-._~:$ "), Medium, Location, Refuse, With("rewrite-target"), "X-Forwarded-Prefix of rewritten requests"),
+    row("upstream-vhost", Chars(NAMES), Low, Location, Refuse, Honoured, "Host header sent upstream"),
     row("backend-protocol", One(&["HTTP", "HTTPS", "AUTO_HTTP", "GRPC", "GRPCS", "FCGI"]), Low, Location, Default, Honoured, "what the upstream speaks"),
     row("service-upstream", Bool, Low, Upstream, Default, Honoured, "send to the Service's address instead of its endpoints"),
     row("load-balance", One(&["round_robin", "ewma", "least_requests"]), Low, Upstream, Refuse, Honoured, "how an endpoint is chosen"),
@@ -261,7 +262,7 @@ pub const TABLE: &[Annotation] = &[
     row("proxy-http-version", One(&["1.0", "1.1"]), Low, Location, Default, Honoured, "HTTP version spoken upstream"),
     row("connection-proxy-header", One(&["close", "keep-alive"]), Low, Location, Refuse, Honoured, "Connection header sent upstream; upgrades do not get through"),
     row("proxy-body-size", Size, Medium, Location, Default, Honoured, "largest request body"),
-    row("client-body-buffer-size", Size, Low, Location, Default, Honoured, "how much of a request body is held in memory"),
+    row("client-body-buffer-size", Size, Low, Location, Refuse, Honoured, "how much of a request body is held in memory"),
     row("proxy-request-buffering", One(&["on", "off"]), Low, Location, Default, Honoured, "read the whole request before sending it"),
     row("proxy-buffering", One(&["on", "off"]), Low, Location, Default, Honoured, "read the response ahead of the client"),
     row("proxy-buffers-number", From(1), Low, Location, Default, Honoured, "how many buffers"),

@@ -69,9 +69,42 @@ pub(in crate::translate) fn check(value: Value, text: &str) -> Result<(), String
             }
             return Err(format!("{text:?} holds something else than letters, digits and {others}"));
         }
-        Value::Text | Value::Origins | Value::Names => (true, ""),
+        Value::Names => {
+            let is_legal = |c: char| c.is_ascii_alphanumeric() || NAMES.contains(c);
+            if text.split([',', '\n', '\r']).all(|name| name.trim().chars().all(is_legal)) {
+                return Ok(());
+            }
+            return Err(format!("{text:?} holds something else than letters, digits and {NAMES}"));
+        }
+        Value::Text | Value::Origins => (true, ""),
     };
     if legal { Ok(()) } else { Err(format!("{text:?} is not {wanted}")) }
+}
+
+/// What names of hosts and patterns for them are made of, as ingress-nginx lets them in.
+pub(super) const NAMES: &str = "-._~/:^$[](){}*+?|&=\\";
+
+/// Whether ingress-nginx lets a value in that it then cannot use, so that it costs the value alone.
+pub(super) fn is_dropped(value: Value, text: &str) -> bool {
+    match value {
+        Value::Size => {
+            let digits = text.strip_suffix(['b', 'B', 'k', 'K', 'm', 'M', 'g', 'G']).unwrap_or(text);
+            !digits.is_empty() && digits.bytes().all(|digit| digit.is_ascii_digit())
+        }
+        Value::Statuses => {
+            let mut rest = text.bytes().filter(|byte| *byte != b' ').peekable();
+            while let Some(first) = rest.next() {
+                let digits = [rest.next(), rest.next()];
+                let is_digit = |byte: Option<u8>| byte.is_some_and(|byte| byte.is_ascii_digit());
+                if !matches!(first, b'4' | b'5') || !digits.into_iter().all(is_digit) {
+                    return false;
+                }
+                let _ = rest.next_if_eq(&b',');
+            }
+            true
+        }
+        _ => false,
+    }
 }
 
 /// How a value that was probably meant is written; empty where nobody can tell.
@@ -233,7 +266,7 @@ mod tests {
 
     #[test]
     fn accepts_and_refuses_as_ingress_nginx_does() {
-        let cases: [(Value, &[&str], &[&str]); 16] = [
+        let cases: [(Value, &[&str], &[&str]); 17] = [
             (Value::Bool, &["true", "T", "1", "False", "f", "0"], &["yes", "on", "TrUe", "enabled", "2"]),
             (Value::Int, &["0", "10", "-1", "+10"], &["10s", "1.5", "++1", "+", "", "99999999999"]),
             (Value::From(1), &["1", "+1", "2147483647"], &["0", "-1", "+0", "1s", "2147483648"]),
@@ -246,6 +279,7 @@ mod tests {
             ),
             (Value::One(&["HTTP", "GRPC"]), &["http", "GRPC"], &["HTTP2"]),
             (Value::Word(&["cookie"]), &["cookie"], &["Cookie", "cookie cookie", "header"]),
+            (Value::Names, &["a.example, *.b.example\n~^w[0-9]+\\."], &["ali;as.t", "a b", "a\u{7f}"]),
             (Value::Origins, &["https://a", "https://a\nhttps://b"], &[]),
             (Value::Size, &["0", "8k", "50m", "1G"], &["50mb", "1b", "m", "-1", "1 m", "99999999999g"]),
             (
@@ -265,6 +299,27 @@ mod tests {
             }
             for text in bad {
                 assert!(check(value, text).is_err(), "{value:?} {text:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_ingress_nginx_lets_in_and_cannot_use_is_dropped() {
+        let cases: [(Value, &[&str], &[&str]); 3] = [
+            (Value::Size, &["1b", "99999999999g"], &["50mb", "m", "", "-1", "1 m", "1\n"]),
+            (
+                Value::Statuses,
+                &["404,", "404 503", "404503"],
+                &["404,fakeint", "404,302", "200", "40", "404\n503"],
+            ),
+            (Value::Text, &[], &["a"]),
+        ];
+        for (value, dropped, refused) in cases {
+            for text in dropped {
+                assert!(is_dropped(value, text), "{value:?} {text:?}");
+            }
+            for text in refused {
+                assert!(!is_dropped(value, text), "{value:?} {text:?}");
             }
         }
     }
