@@ -1,7 +1,8 @@
-//! Header lines that all responses of a snapshot have, rendered once.
+//! Header lines that all responses of a snapshot have, rendered once but for those that a request fills in.
 
 use std::io::Write as _;
 
+use crate::model::l7::policy::FilledHeader;
 use crate::model::l7::{Hsts, Responses};
 
 /// What every response has.
@@ -11,7 +12,9 @@ pub(in crate::l7) struct CommonHeaders {
     pub(super) hsts: Vec<u8>,
     /// Lines that take the place of the upstream's.
     pub(super) lines: Vec<u8>,
-    /// Names of those lines, and names that never reach the client; lower case.
+    /// Those that a request fills in.
+    pub(super) filled: Vec<FilledHeader>,
+    /// Names of both, and names that never reach the client; lower case.
     pub(super) gone: Vec<String>,
     pub(super) names_server: bool,
     pub(super) passes_server: bool,
@@ -19,14 +22,16 @@ pub(in crate::l7) struct CommonHeaders {
 
 impl CommonHeaders {
     pub(in crate::l7) fn new(responses: &Responses) -> Self {
-        let Responses { hsts, names_server, passes_server, hidden, set } = responses;
+        let Responses { hsts, names_server, passes_server, hidden, set, filled } = responses;
         let mut common = Self {
             hsts: hsts.map(line).unwrap_or_default(),
             gone: hidden.clone(),
+            filled: filled.clone(),
             names_server: *names_server,
             passes_server: *passes_server,
             ..Self::default()
         };
+        common.gone.extend(filled.iter().map(|header| header.name.to_ascii_lowercase()));
         for header in set {
             common.gone.push(header.name.to_ascii_lowercase());
             super::header_edits::take_off(&header.name, &mut common.lines);

@@ -10,7 +10,7 @@ use super::super::snapshot::Snapshot;
 use super::super::variable::Known;
 use super::common_headers::CommonHeaders;
 use super::rewriting::Swaps;
-use super::{Headers, cors};
+use super::{Headers, Set, cors};
 use crate::model::l7::Policies;
 use crate::model::l7::policy::Header;
 
@@ -28,6 +28,8 @@ pub(in crate::l7) struct HeaderEdits {
 #[derive(Default)]
 struct Extras {
     replacing: Option<Scratch>,
+    /// Lines of every response that its request has filled in.
+    filled: Option<Scratch>,
     beside: Option<Scratch>,
     swaps: Option<Swaps>,
     cookies: Option<Cookies>,
@@ -64,6 +66,12 @@ impl HeaderEdits {
         known: Known<'_, '_, '_>,
     ) -> Self {
         let mut edits = Self::plain(snapshot);
+        let filled = &snapshot.router.common_headers.filled;
+        if !filled.is_empty() {
+            let mut lines = Scratch::take();
+            Set(filled).put_all(known, &mut lines);
+            edits.extras.get_or_insert_default().filled = Some(lines);
+        }
         let Some(policies) = policies else { return edits };
         if let Some(cors) = &policies.cors {
             cors::edit(cors, &Headers::Sent(known.request.block), &mut edits);
@@ -95,6 +103,7 @@ impl HeaderEdits {
     pub(in crate::l7) fn sets(&self, name: &str) -> bool {
         let sets = |lines: &[u8]| has(lines, name.as_bytes());
         self.lines_of(|extras| &extras.replacing).is_some_and(sets)
+            || self.lines_of(|extras| &extras.filled).is_some_and(sets)
             || self.common_headers().is_some_and(|common| sets(&common.lines))
     }
 
@@ -184,6 +193,7 @@ impl HeaderEdits {
                 out.extend_from_slice(hsts);
             }
             put(lines, own, out);
+            put(self.lines_of(|extras| &extras.filled).unwrap_or_default(), own, out);
         }
         put(own, &[], out);
         for lines in [self.lines_of(|extras| &extras.beside), self.lines_of(|extras| &extras.session)] {

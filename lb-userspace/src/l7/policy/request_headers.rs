@@ -1,4 +1,4 @@
-//! Headers that the ConfigMap has sent to every upstream.
+//! Headers of the ConfigMap that a request fills in: those of every request for an upstream, and of every response.
 
 use super::super::buffer::Scratch;
 use super::super::h1::head::{Block, LineSet};
@@ -45,6 +45,18 @@ impl Set<'_> {
         }
         if out.len() == start {
             out.extend_from_slice(known.effective.host);
+        }
+    }
+
+    /// Writes all of them as lines, also those that come out empty: they take others off.
+    pub(super) fn put_all(&self, known: Known<'_, '_, '_>, out: &mut Vec<u8>) {
+        for header in self.0 {
+            out.extend_from_slice(header.name.as_bytes());
+            out.extend_from_slice(b": ");
+            let value = out.len();
+            fill_in(&header.value, known, out);
+            out.truncate(value.max(out.trim_ascii_end().len()));
+            out.extend_from_slice(b"\r\n");
         }
     }
 

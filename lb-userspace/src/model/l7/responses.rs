@@ -1,6 +1,6 @@
 //! What every response says and does not say, whatever answers (keys of the ConfigMap).
 
-use super::policy::Header;
+use super::policy::{FilledHeader, Header};
 
 /// Header lines of all responses. Default: ingress-nginx's.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,6 +15,8 @@ pub struct Responses {
     pub hidden: Vec<String>,
     /// `add-headers`: take the place of the upstream's of the same names.
     pub set: Vec<Header>,
+    /// Those of them that a request fills in. What comes out empty is not sent.
+    pub filled: Vec<FilledHeader>,
 }
 
 impl Default for Responses {
@@ -25,6 +27,7 @@ impl Default for Responses {
             passes_server: false,
             hidden: Vec::new(),
             set: Vec::new(),
+            filled: Vec::new(),
         }
     }
 }

@@ -4,16 +4,19 @@ use super::super::annotations::value;
 use super::super::header_map;
 use super::super::view::View;
 use super::keys::{Keys, field};
-use crate::model::l7::policy::Header;
+use crate::model::expression::Expression;
+use crate::model::l7::policy::{FilledHeader, Header};
 use crate::model::l7::{Hsts, Responses};
 
 pub(super) fn read(keys: &mut Keys<'_>, namespace: &str, objects: &View<'_>) -> Responses {
+    let (set, filled) = added(keys, namespace, objects);
     Responses {
         hsts: hsts(keys),
         names_server: keys.boolean("server-tokens").unwrap_or(false),
         passes_server: keys.boolean("allow-backend-server-header").unwrap_or(false),
         hidden: hidden(keys),
-        set: added(keys, namespace, objects),
+        set,
+        filled,
     }
 }
 
@@ -46,29 +49,38 @@ fn hidden(keys: &mut Keys<'_>) -> Vec<String> {
     names
 }
 
-/// One that cannot be set leaves the others in force: they protect whoever reads the answers.
-fn added(keys: &mut Keys<'_>, namespace: &str, objects: &View<'_>) -> Vec<Header> {
+/// Those that are the same in every response, and those with variables. One that cannot be set leaves the others in
+/// force: they protect whoever reads the answers.
+fn added(keys: &mut Keys<'_>, namespace: &str, objects: &View<'_>) -> (Vec<Header>, Vec<FilledHeader>) {
     const KEY: &str = "add-headers";
-    let Some(reference) = keys.text(KEY) else { return Vec::new() };
+    let (mut set, mut filled): (Vec<Header>, Vec<FilledHeader>) = Default::default();
+    let Some(reference) = keys.text(KEY) else { return (set, filled) };
     let config_map = match header_map::find(reference, namespace, true, objects) {
         Ok((_, config_map)) => config_map,
         Err(message) => {
             keys.about.error("bad-headers", field(KEY), format!("{message}; no headers are added"));
-            return Vec::new();
+            return (set, filled);
         }
     };
-    let mut headers: Vec<Header> = Vec::new();
     for (name, text) in config_map.data.iter().flatten() {
-        match header_map::one(name, text) {
-            Ok(header) => {
-                // Keys may differ in case alone; then the last counts.
-                headers.retain(|known| !known.name.eq_ignore_ascii_case(name));
-                headers.push(header);
-            }
+        let read = header_map::one(name, text).and_then(|header| {
+            let value = header.value.contains('$').then(|| Expression::parse(&header.value)).transpose()?;
+            Ok((header, value))
+        });
+        let (header, value) = match read {
+            Ok(read) => read,
             Err(message) => {
                 keys.about.error("bad-headers", field(KEY), format!("{name} is left out: {message}"));
+                continue;
             }
+        };
+        // Keys may differ in case alone; then the last counts.
+        set.retain(|known| !known.name.eq_ignore_ascii_case(name));
+        filled.retain(|known| !known.name.eq_ignore_ascii_case(name));
+        match value {
+            Some(value) => filled.push(FilledHeader { name: header.name, value }),
+            None => set.push(header),
         }
     }
-    headers
+    (set, filled)
 }
