@@ -107,7 +107,7 @@ fn l7(l7: &L7, out: &mut String) {
     for (host, server) in &l7.servers {
         let Server { locations, tls, app_root, client_auth, ciphers, moved } = server;
         let tls = if *tls { " tls" } else { "" };
-        let root = app_root.as_ref().map(|root| format!(" app-root {root}")).unwrap_or_default();
+        let root = app_root.as_ref().map(|root| format!(" app-root {}", template(root))).unwrap_or_default();
         let moved = moved.as_ref().map(|Moved { to, status }| format!(" moved to {to} ({status})"));
         line(out, 0, &format!("server {host}{tls}{root}{}", moved.unwrap_or_default()));
         if let Some(auth) = client_auth {

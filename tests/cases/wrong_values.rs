@@ -59,6 +59,7 @@ const TEXTS: &[(&str, &str)] = &[
 
 /// Of annotations that have their form and are wrong for what they say.
 const MORE: &[(&str, &str)] = &[
+    ("app-root", "/$nope"),
     ("auth-secret", "none"),
     ("auth-tls-secret", "default/none"),
     ("auth-type", "digest"),
@@ -78,7 +79,7 @@ const MORE: &[(&str, &str)] = &[
     ("permanent-redirect-code", "200"),
     ("proxy-connect-timeout", "5s"),
     ("proxy-ssl-secret", "default/none"),
-    ("rewrite-target", "/$host"),
+    ("rewrite-target", "/$nope"),
     ("server-alias", "a;b"),
     ("ssl-ciphers", "RC4-SHA"),
     ("temporal-redirect", "https://$nope/"),

@@ -14,12 +14,13 @@ use super::canary::{self, Side};
 use super::client::{self, Effective};
 use super::client_auth::{Flaw, Refused, Shown};
 use crate::model::l7::policy::Limits;
-use crate::model::l7::{Mode, PathMatch, Piece, RedirectQuery, RedirectStyle, SslRedirect, Template};
+use crate::model::l7::{Mode, PathMatch, RedirectQuery, RedirectStyle, SslRedirect, Template};
 
 use super::path::{self, BadPath};
 use super::policy::{self, Headers};
 use super::route::{Found, HostFound, Route, RouteAction, Router, Site, bare_host};
 use host::{answer_to, blocked, elsewhere, is_closed_to, is_shown, misdirected, refused_client, shown};
+use told::{Subject, append_query, is_absolute};
 
 /// Answered on hosts that no server names; load balancers in front probe it.
 const HEALTH_PATH: &[u8] = b"/healthz";
@@ -202,14 +203,14 @@ pub(super) fn decide<'r>(router: &'r Router, asked: &Asked<'_>) -> Decision<'r> 
         Some(refused) => Some(answer_to(refused, asked)),
         None => misdirected(route, asked).or_else(|| blocked(router, asked)),
     };
-    let root = site.app_root.as_deref().filter(|_| normal.as_ref() == b"/");
+    let root = site.app_root.as_ref().filter(|_| normal.as_ref() == b"/");
     let (mut limits, mut is_behind_access) = (None, false);
     let next = if let Some(answer) = refused {
         Next::Answer(answer)
     } else if let Some(moved) = &site.moved {
         Next::Answer(elsewhere(asked, moved))
     } else if let Some(root) = root.filter(|_| route.filters.mode == Mode::Compat) {
-        Next::Answer(app_root(asked, root))
+        Next::Answer(app_root(root, Subject { asked, labels: &route.labels, path: &normal, query }))
     } else if too_large {
         Next::Answer(Answer::Status(413))
     } else if add_slash && route.filters.mode == Mode::Compat {
@@ -274,7 +275,7 @@ const STRICT: &[Step] = &[
 fn filter(
     router: &Router,
     route: &Route,
-    (root, add_slash): (Option<&str>, bool),
+    (root, add_slash): (Option<&Template>, bool),
     asked: &Asked<'_>,
     path: &[u8],
     query: Option<&[u8]>,
@@ -287,12 +288,13 @@ fn filter(
         Mode::Compat => COMPAT,
         Mode::Strict => STRICT,
     };
+    let subject = Subject { asked, labels: &route.labels, path, query };
     let mut rewritten = None;
     for step in order {
         let answer = match step {
             Step::Address => refuse(router, route, asked),
             Step::Preflight => preflight(route, asked),
-            Step::AppRoot => root.map(|root| app_root(asked, root)),
+            Step::AppRoot => root.map(|root| app_root(root, subject)),
             Step::Redirect => redirect(route, asked, path, query),
             Step::Slash => add_slash.then(|| slash_redirect(asked, path, query, &filters.redirects)),
             Step::Elsewhere => {
@@ -306,7 +308,8 @@ fn filter(
             (Some(answer), _) => return Err(answer),
         }
     }
-    onward(router, route, asked, rewritten.unwrap_or_else(|| Rewritten::of(route, asked, path, query)))
+    let rewritten = rewritten.unwrap_or_else(|| Rewritten::of(route, asked, path, query));
+    onward(router, route, subject, rewritten)
 }
 
 /// What a location's rewrite makes of a request.
@@ -321,7 +324,8 @@ impl<'p> Rewritten<'p> {
         let rewrite = route.filters.rewrite.as_ref();
         let captures = rewrite.and_then(|rewrite| rewrite.pattern.regex().captures(path));
         let matched = rewrite.zip(captures.as_ref());
-        let target = matched.map(|(rewrite, captures)| expand(&rewrite.target, captures, raw_path, query));
+        let subject = Subject { asked, labels: &route.labels, path, query };
+        let target = matched.map(|(rewrite, captures)| subject.target(&rewrite.target, captures, raw_path));
         Self { captures, target }
     }
 
@@ -354,9 +358,10 @@ fn refuse(router: &Router, route: &Route, asked: &Asked<'_>) -> Option<Answer> {
 fn onward(
     router: &Router,
     route: &Route,
-    asked: &Asked<'_>,
+    subject: Subject<'_>,
     rewritten: Rewritten<'_>,
 ) -> Result<Next, Answer> {
+    let asked = subject.asked;
     let (upstream, without) = match route.action {
         RouteAction::Proxy(upstream) => (upstream, 503),
         RouteAction::DefaultBackend(upstream) => (upstream, 404),
@@ -379,7 +384,7 @@ fn onward(
     let (upstream, side) = canary.map_or((upstream, side), |c| (c.canary.upstream, Side::Canary));
     let Rewritten { captures, target } = rewritten;
     let asked_for = route.filters.policies.as_ref().and_then(|p| p.request.as_ref()?.prefix.as_ref());
-    let prefix = asked_for.zip(captures.as_ref()).map(|(prefix, captures)| fill_in(prefix, captures));
+    let prefix = asked_for.zip(captures.as_ref()).map(|(prefix, captures)| subject.header(prefix, captures));
     Ok(Next::Proxy { upstream, side, target, prefix })
 }
 
@@ -401,66 +406,6 @@ fn is_ours(ours: &[u8], asked: &Asked<'_>, host: HostFound, path: &[u8], route: 
         && route.literal_len() < ours.len()
 }
 
-/// Where the pattern matches anywhere, the whole path becomes the target. Behind its `?` captures are arguments, which
-/// nginx escapes as such where the path that was sent has escapes or a `+`.
-fn expand(template: &Template, captures: &Captures<'_>, raw_path: &[u8], query: Option<&[u8]>) -> Vec<u8> {
-    let is_quoted = raw_path.iter().any(|byte| matches!(byte, b'%' | b'+'));
-    let mut target = Vec::with_capacity(64);
-    let mut own_query = false;
-    for piece in &template.0 {
-        match piece {
-            Piece::Literal(literal) => {
-                own_query |= literal.contains('?');
-                path::escape_literal(literal.as_bytes(), &mut target);
-            }
-            Piece::Capture(n) => {
-                let captured = captures.get(*n).map_or(&b""[..], |found| found.as_bytes());
-                match own_query && is_quoted {
-                    true => path::escape_argument(captured, &mut target),
-                    false => path::escape_path(captured, &mut target),
-                }
-            }
-            // Of redirects alone.
-            Piece::Variable(_) => {}
-        }
-    }
-    if !target.starts_with(b"/") && !is_absolute(&target) {
-        target.insert(0, b'/');
-    }
-    append_query(&mut target, query);
-    target
-}
-
-/// As nginx rewrites: what was asked goes behind the arguments of the target's own; a `?` at its end only says that
-/// nothing does.
-fn append_query(target: &mut Vec<u8>, query: Option<&[u8]>) {
-    if target.ends_with(b"?") {
-        target.pop();
-        return;
-    }
-    if let Some(query) = query.filter(|query| !query.is_empty()) {
-        target.push(if target.contains(&b'?') { b'&' } else { b'?' });
-        target.extend_from_slice(query);
-    }
-}
-
-/// Text for a header: captures as they are.
-fn fill_in(template: &Template, captures: &Captures<'_>) -> Vec<u8> {
-    let mut text = Vec::new();
-    for piece in &template.0 {
-        text.extend_from_slice(match piece {
-            Piece::Literal(literal) => literal.as_bytes(),
-            Piece::Capture(n) => captures.get(*n).map_or(&b""[..], |found| found.as_bytes()),
-            Piece::Variable(_) => b"",
-        });
-    }
-    text
-}
-
-fn is_absolute(target: &[u8]) -> bool {
-    target.starts_with(b"http://") || target.starts_with(b"https://")
-}
-
 /// `permanent-redirect` and its kin, with the captures of a regex location.
 fn redirect(route: &Route, asked: &Asked<'_>, path: &[u8], query: Option<&[u8]>) -> Option<Answer> {
     let redirect = route.redirect.as_ref()?;
@@ -469,16 +414,8 @@ fn redirect(route: &Route, asked: &Asked<'_>, path: &[u8], query: Option<&[u8]>)
         _ => None,
     };
     let mut location = Vec::new();
-    for piece in &redirect.location.0 {
-        match piece {
-            Piece::Literal(literal) => location.extend_from_slice(literal.as_bytes()),
-            Piece::Capture(n) => {
-                let captured = captures.as_ref().and_then(|found| found.get(*n));
-                path::escape_path(captured.map_or(&b""[..], |found| found.as_bytes()), &mut location);
-            }
-            Piece::Variable(variable) => told::put(variable, asked, path, query, &mut location),
-        }
-    }
+    let subject = Subject { asked, labels: &route.labels, path, query };
+    subject.put_location(&redirect.location, captures.as_ref(), &mut location);
     if location.starts_with(b"/") {
         let mut whole = Vec::with_capacity(asked.named.len() + location.len() + 16);
         push_own_host(asked, &route.filters.redirects, &mut whole);
@@ -492,8 +429,10 @@ fn redirect(route: &Route, asked: &Asked<'_>, path: &[u8], query: Option<&[u8]>)
 }
 
 /// To `app-root`, on the host and port the client named.
-fn app_root(asked: &Asked<'_>, root: &str) -> Answer {
-    let location = [asked.scheme.as_str().as_bytes(), b"://", asked.named, root.as_bytes()].concat();
+fn app_root(root: &Template, subject: Subject<'_>) -> Answer {
+    let asked = subject.asked;
+    let mut location = [asked.scheme.as_str().as_bytes(), b"://", asked.named].concat();
+    subject.put_location(root, None, &mut location);
     Answer::Redirect { status: 302, location }
 }
 

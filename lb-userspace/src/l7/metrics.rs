@@ -380,7 +380,7 @@ mod tests {
         request(&before, &mut counters, "a");
         request(&before, &mut counters, "b");
         let mut changed = with(&["a", "b"]);
-        changed.servers.edit(|_, server| server.app_root = Some("/app".to_owned()));
+        changed.servers.edit(|_, server| server.app_root = Some(Default::default()));
 
         let now = maker.make(&changed);
         counters.settle(now.gone(&before), &now);

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::model::health::Check;
 use crate::model::l7::{
     AccessLog, Blocked, ClientAuth, Compression, Edge, Filters, HostMatch, L7, Moved, PathMatch, Protocol,
-    Redirect, ServicePort, Streams, Upstream, UpstreamName, UpstreamTls,
+    Redirect, ServicePort, Streams, Template, Upstream, UpstreamName, UpstreamTls,
 };
 
 use crate::model::expression::Expression;
@@ -145,7 +145,7 @@ pub(super) struct Site {
     /// What it answers for.
     pub(super) host: HostMatch,
     /// Where a request for `/` is sent instead.
-    pub(super) app_root: Option<String>,
+    pub(super) app_root: Option<Template>,
     /// What it demands of its clients.
     pub(super) client_auth: Option<Arc<ClientAuth>>,
     /// Where every request is sent instead.

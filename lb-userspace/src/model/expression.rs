@@ -89,16 +89,18 @@ impl Variable {
             | Self::Argument(_)
             | Self::Cookie(_) => true,
             Self::Header(name) => name != "host",
+            Self::Other(_, early) => matches!(
+                early,
+                Early::Namespace | Early::Ingress | Early::Service | Early::LocationPath | Early::IsArgs
+            ),
+            Self::RemoteUser | Self::ServerPort => true,
             Self::AppendedChain
-            | Self::RemoteUser
             | Self::RequestId
-            | Self::ServerPort
             | Self::SslClientVerify
             | Self::SslClientSubject
             | Self::SslClientIssuer
             | Self::SslClientCertificate
-            | Self::Msec
-            | Self::Other(..) => false,
+            | Self::Msec => false,
         }
     }
 }

@@ -116,7 +116,7 @@ pub struct Server {
     pub tls: bool,
     /// `app-root`: a request for exactly `/` is answered 302 to this path on the scheme and Host
     /// (with its port) of the request, before any location is looked at.
-    pub app_root: Option<String>,
+    pub app_root: Option<Template>,
     /// `auth-tls-*`; `None`: clients need no certificate.
     pub client_auth: Option<Arc<ClientAuth>>,
     /// `ssl-ciphers`, `ssl-prefer-server-ciphers`; `None`: those of the [`Edge`].
@@ -292,11 +292,11 @@ pub enum SslRedirect {
 pub struct Rewrite {
     /// The location's path as a regex, not anchored for the rewrite itself.
     pub pattern: Pattern,
-    /// Target with `$1`..`$9`.
+    /// Target with `$1`..`$9` and variables.
     pub target: Template,
 }
 
-/// Text with capture references, parsed once.
+/// Text with capture references and variables, parsed once.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Template(pub Vec<Piece>);
 
@@ -307,7 +307,7 @@ pub enum Piece {
     Literal(String),
     /// Capture group 1 to 9; empty where the group did not take part.
     Capture(usize),
-    /// What the request has for it. Of redirects alone, and there what [`Variable::is_told_early`].
+    /// What the request has for it; what [`Variable::is_told_early`].
     Variable(Variable),
 }
 

@@ -23,6 +23,7 @@ use super::findings::{About, Findings};
 use super::parts::Claim;
 use super::routes::{self, Draft, PatternBudget};
 use super::streams;
+use super::template::template;
 use super::upstream_tls::ProxySsl;
 use super::upstreams::{Laid, Upstreams};
 use super::view::View;
@@ -252,6 +253,10 @@ fn app_root(
 ) {
     // Also where the Ingress is closed: ingress-nginx sends away from `/` before it looks at any path.
     let Some(root) = &policy.app_root else { return };
+    if let Err(message) = template(root) {
+        let field = annotations::field("app-root");
+        return about.warn("unknown-variable", field, format!("{message}; it is ignored"), "");
+    }
     match &host.app_root {
         None => host.app_root = Some((root.clone(), served.name.clone())),
         Some((known, owner)) if known != root && owner != served.name => about.warn(
@@ -399,7 +404,7 @@ fn server(
     Server {
         locations: routes::locations(drafts, tls.is_some(), patterns, findings),
         tls: tls.is_some(),
-        app_root: app_root.map(|(root, _)| root),
+        app_root: app_root.and_then(|(root, _)| template(&root).ok()),
         client_auth: client_auth.map(|(auth, _)| auth),
         ciphers: own_ciphers,
         moved: None,

@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use super::annotations::{self, Elsewhere, Policy, field};
 use super::findings::{About, Findings};
-use super::template::{self, template};
+use super::template::template;
 use super::upstream_tls::ProxySsl;
+use crate::model::expression::Variable;
 use crate::model::l7::{
     Action, BadPattern, Filters, Location, Mode, PathMatch, Pattern, Piece, Protocol, Redirect,
     RedirectQuery, Rewrite, ServicePort, SslRedirect, Template,
@@ -183,7 +184,7 @@ fn location(
         filters.upstream_tls = Arc::new(proxy_ssl.towards(namespace, service));
     }
     if let Some(Elsewhere { by, status, url }) = &policy.redirect {
-        match template::location(url) {
+        match template(url) {
             Ok(location) => {
                 action = Action::Redirect(Redirect { status: *status, location, query: RedirectQuery::Drop })
             }
@@ -207,7 +208,7 @@ fn location(
                 let message = format!("{message}; its paths answer 503");
                 about.error("bad-rewrite-target", field("rewrite-target"), message);
             }
-            (Ok(location), _) if target.starts_with("http://") || target.starts_with("https://") => {
+            (Ok(location), _) if URLS.iter().any(|start| target.starts_with(start)) => {
                 if !matches!(action, Action::Redirect(_)) {
                     action =
                         Action::Redirect(Redirect { status: 302, location, query: RedirectQuery::Append });
@@ -233,6 +234,9 @@ fn location(
     }
     Location { path: matched, path_label: path, ingress, backend, action, filters }
 }
+
+/// How a target begins that clients are sent to, as nginx has it.
+const URLS: [&str; 3] = ["http://", "https://", "$scheme"];
 
 /// What is closed because its pattern cannot be read.
 struct Closed(PathMatch);
@@ -286,12 +290,12 @@ fn filters(policy: &Policy, path: &str) -> Filters {
     }
 }
 
-/// Starts with `/`, or with something that a capture may fill with one.
+/// Starts with `/`, or with what is one or may be one.
 fn starts_with_slash(target: &Template) -> bool {
     match target.0.first() {
         Some(Piece::Literal(text)) => text.starts_with('/'),
-        Some(Piece::Capture(_) | Piece::Variable(_)) => true,
-        None => false,
+        Some(Piece::Capture(_) | Piece::Variable(Variable::RequestUri | Variable::Uri)) => true,
+        Some(Piece::Variable(_)) | None => false,
     }
 }
 

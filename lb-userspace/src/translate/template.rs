@@ -1,38 +1,31 @@
-//! Text with the captures of a path's pattern; a redirect's with variables of the request, too.
+//! Text with the captures of a path's pattern and variables of the request: where a request is sent, and what it is
+//! called there.
 
 use crate::model::expression::{VARIABLES_MAX, Variable};
 use crate::model::l7::{Piece, Template};
 
-/// `$1` to `$9` (also `${1}`) and text; other variables are refused.
+/// `$1` to `$9` (also `${1}`), variables that are known when a request is decided, and text.
 pub(super) fn template(text: &str) -> Result<Template, String> {
-    few(text, read(text, |_| None))?
-        .map_err(|_| format!("{text:?}: only the captures $1 to $9 are supported, not other variables"))
-}
-
-/// Each place of a variable is filled in for each request, with up to all of its target.
-fn few<E>(text: &str, read: Result<Template, E>) -> Result<Result<Template, E>, String> {
-    match text.matches('$').count() {
-        0..=VARIABLES_MAX => Ok(read),
-        more => Err(format!("{more} variables and captures, of which there may be {VARIABLES_MAX}")),
+    // Each place is filled in for each request, with up to all of its head.
+    let places = text.matches('$').count();
+    if places > VARIABLES_MAX {
+        return Err(format!("{places} variables and captures, of which there may be {VARIABLES_MAX}"));
     }
-}
-
-/// The same with what a redirect may say of its request.
-pub(super) fn location(text: &str) -> Result<Template, String> {
-    let known = |name: &str| {
-        let variable = if name == "http_host" { Variable::BestHost } else { Variable::named(name)? };
-        variable.is_told_early().then_some(variable)
-    };
-    few(text, read(text, known))?.map_err(|name| format!("{text:?}: a redirect knows no variable ${name}"))
+    read(text).map_err(|name| format!("{text:?}: no variable ${name} is known when a request is decided"))
 }
 
 /// Whether a redirect can be made to this text.
 pub fn is_location(text: &str) -> bool {
-    location(text).is_ok()
+    template(text).is_ok()
+}
+
+fn known(name: &str) -> Option<Variable> {
+    let variable = if name == "http_host" { Variable::BestHost } else { Variable::named(name)? };
+    variable.is_told_early().then_some(variable)
 }
 
 /// The error is a name that is neither a group nor known.
-fn read(text: &str, known: impl Fn(&str) -> Option<Variable>) -> Result<Template, &str> {
+fn read(text: &str) -> Result<Template, &str> {
     let mut pieces = Vec::new();
     let mut literal = String::new();
     let mut rest = text;
@@ -70,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn templates_know_captures_and_nothing_else() {
+    fn captures_have_one_digit() {
         let literal = |text: &str| Piece::Literal(text.to_owned());
         let cases = [
             ("/", Ok(vec![literal("/")])),
@@ -81,7 +74,6 @@ mod tests {
             ),
             ("$1$2", Ok(vec![Piece::Capture(1), Piece::Capture(2)])),
             ("/$10", Ok(vec![literal("/"), Piece::Capture(1), literal("0")])),
-            ("/$host", Err(())),
             ("/$", Err(())),
             ("/${x", Err(())),
             ("/$0", Err(())),
@@ -94,16 +86,13 @@ mod tests {
     /// One annotation of 240 KB would otherwise have a gigabyte written for each request.
     #[test]
     fn a_text_has_few_places_to_fill_in() {
-        for read in [template, location] {
-            assert!(read(&"/$1".repeat(VARIABLES_MAX)).is_ok());
-            assert!(
-                read(&"/$1".repeat(VARIABLES_MAX + 1)).unwrap_err().contains("65 variables and captures")
-            );
-        }
+        assert!(template(&"/$1".repeat(VARIABLES_MAX)).is_ok());
+        let many = template(&"/$1".repeat(VARIABLES_MAX + 1));
+        assert!(many.unwrap_err().contains("65 variables and captures"));
     }
 
     #[test]
-    fn locations_know_what_can_be_told_of_a_request_early() {
+    fn variables_are_those_that_are_known_early() {
         let literal = |text: &str| Piece::Literal(text.to_owned());
         let cases = [
             ("https://x$request_uri", Ok(vec![literal("https://x"), Piece::Variable(Variable::RequestUri)])),
@@ -127,12 +116,12 @@ mod tests {
                     Piece::Variable(Variable::Argument("q".to_owned())),
                 ]),
             ),
-            ("https://x/$remote_user", Err(())),
+            ("https://x/$request_id", Err(())),
             ("https://x/$nobody", Err(())),
             ("https://x/$", Err(())),
         ];
         for (text, expected) in cases {
-            assert_eq!(location(text).map_err(|_| ()), expected.map(Template), "{text}");
+            assert_eq!(template(text).map_err(|_| ()), expected.map(Template), "{text}");
         }
     }
 }

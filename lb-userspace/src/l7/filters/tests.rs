@@ -408,7 +408,7 @@ fn a_prefix_written_with_a_slash_adds_it_to_the_path_without() {
 fn app_root_answers_the_root_alone() {
     let mut l7 = site(vec![location(prefix("/"), to_web(), Filters::default())]);
     l7.servers.edit(|_, server| {
-        server.app_root = Some("/app".to_owned());
+        server.app_root = Some(Template(vec![literal("/app")]));
     });
 
     assert_eq!(ask(&l7, "/"), redirected(302, "http://h.example:8080/app"));

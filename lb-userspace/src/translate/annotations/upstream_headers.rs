@@ -18,7 +18,11 @@ pub(super) fn read(source: &Source<'_>, about: &mut About<'_>) -> Option<Request
         None
     };
     let host = legal("upstream-vhost", &is_host, "a host, with variables or without");
-    let prefix = legal("x-forwarded-prefix", &|text| template(text).is_ok(), "a path with $1 to $9");
+    let prefix = legal(
+        "x-forwarded-prefix",
+        &|text| template(text).is_ok(),
+        "a path with $1 to $9 and variables that are known early",
+    );
     let protocol = source.text("backend-protocol").unwrap_or("HTTP").to_ascii_uppercase();
     // Others have no such versions and connections.
     let http = |name: &str| source.text(name).filter(|_| protocol.contains("HTTP"));

@@ -8,7 +8,7 @@ use crate::model::expression::Expression;
 pub struct RequestHeaders {
     /// `upstream-vhost`: Host; `None`: the client's.
     pub host: Option<Expression>,
-    /// `x-forwarded-prefix`, with the captures of the rewrite; sent where there is one.
+    /// `x-forwarded-prefix`, with the captures of the rewrite, and variables; sent where there is one.
     pub prefix: Option<Template>,
     /// `proxy-set-headers`: take the place of the client's, and of ours, of the same names. What comes
     /// out empty is not sent.
