@@ -102,7 +102,7 @@ impl Copy {
         let host = as_host(host)?;
         let head = head(
             known,
-            named.as_ref().and_then(as_host).as_deref().unwrap_or(&host),
+            named.as_ref().and_then(as_host).as_deref().unwrap_or(split_port(&host)?.0),
             target.as_ref().map(fill_in).as_deref(),
         );
         Some(Rc::new(Self {

@@ -2,7 +2,7 @@
 
 use super::super::h1::head::LineSet;
 use super::super::heads::{self, Certificate};
-use super::super::outside::is_host;
+use super::super::outside::{is_host, split_port};
 use super::super::path;
 use super::super::route::Route;
 use super::super::trace::Context;
@@ -80,7 +80,8 @@ fn head(
     let origin = [scheme, b"://", effective.host, request.target].concat();
     let redirect = external.request_redirect.as_ref().map_or_else(|| request.target.to_vec(), &fill_in);
     let mut ours: Vec<(&str, &[u8])> = vec![
-        ("Host", host.as_bytes()),
+        // Its name alone, as ingress-nginx has it.
+        ("Host", split_port(host).map_or(host, |(name, _)| name).as_bytes()),
         ("X-Request-ID", id),
         ("X-Original-URL", &origin),
         ("X-Original-Method", request.method.as_bytes()),

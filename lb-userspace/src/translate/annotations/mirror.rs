@@ -19,7 +19,7 @@ pub(super) fn read(source: &Source<'_>, about: &mut About<'_>) -> Option<Mirror>
         Ok(Mirror {
             tls,
             host: Expression::parse(host)?,
-            target: (!target.is_empty()).then(|| Expression::parse(target)).transpose()?,
+            target: (!target.is_empty()).then(|| Expression::parse(&with_query(url, target))).transpose()?,
             // Told by whoever names upstreams, where the host is one of our Services.
             upstream: None,
             named: None,
@@ -45,6 +45,12 @@ pub(super) fn read(source: &Source<'_>, about: &mut About<'_>) -> Option<Mirror>
         }
     });
     Some(Mirror { named, ..mirror })
+}
+
+/// The client's query goes behind a target that nothing is filled into, whatever stands there: so `proxy_pass` does it.
+fn with_query(url: &str, target: &str) -> String {
+    let query = if url.contains('$') { "" } else { "$is_args$args" };
+    [target, query].concat()
 }
 
 /// Whether by TLS, host with port, and what follows it.

@@ -14,7 +14,7 @@ pub struct Mirror {
     pub target: Option<Expression>,
     /// Where the host is a Service that we know; `None`: found by DNS.
     pub upstream: Option<UpstreamName>,
-    /// `mirror-host`: the copy's Host; `None`: the target's.
+    /// `mirror-host`: the copy's Host; `None`: the target's, without the port.
     pub named: Option<Expression>,
     /// `mirror-request-body`.
     pub body: Copied,
