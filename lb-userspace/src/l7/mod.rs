@@ -231,6 +231,7 @@ impl Proxy {
             outlet,
             spills: Arc::clone(&spills),
             hashing,
+            answers: auth::Answers::default(),
             all_workers: all_workers.clone(),
             failing: failing::Log::default(),
             spans,

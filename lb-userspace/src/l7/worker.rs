@@ -12,7 +12,7 @@ use tokio::net::TcpListener;
 use tokio::runtime::LocalOptions;
 use tokio::sync::{Notify, mpsc, watch};
 
-use super::auth::{Authenticator, Hashing};
+use super::auth::{Answers, Authenticator, Hashing};
 use super::balance::Random;
 use super::gate::{Entry, Gate};
 use super::listen::{Bound, Place};
@@ -135,6 +135,7 @@ pub(super) struct Shared {
     pub(super) outlet: Outlet,
     pub(super) spills: Arc<Spills>,
     pub(super) hashing: Hashing,
+    pub(super) answers: Answers,
     pub(super) all_workers: AllWorkers,
     pub(super) failing: failing::Log,
     pub(super) spans: Option<TakeSpan>,
@@ -200,7 +201,7 @@ async fn run(
         stream_journal: Journal::new(shared.outlet),
         spans: shared.spans,
         spills: shared.spills,
-        authenticator: Authenticator::new(shared.hashing),
+        authenticator: Authenticator::new(shared.hashing, shared.answers),
         mirrors: Outside::new(MIRROR_LOOKUPS),
         copies: Rc::default(),
         tls,

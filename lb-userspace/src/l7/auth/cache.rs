@@ -1,6 +1,5 @@
 //! What is remembered for a while: a bounded number of values by what nobody can guess or read back.
 
-use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -38,85 +37,103 @@ impl CacheKeys {
 }
 
 /// Values by their keys; the oldest makes room.
-pub(super) struct Cache<V> {
+struct Cache<V> {
     most: usize,
-    kept: RefCell<Kept<V>>,
-}
-
-struct Kept<V> {
     values: HashMap<CacheKey, (V, Instant)>,
     order: VecDeque<CacheKey>,
 }
 
 impl<V: Clone> Cache<V> {
     /// For so many values at most.
-    pub(super) fn new(most: usize) -> Self {
-        Self { most, kept: RefCell::new(Kept { values: HashMap::new(), order: VecDeque::new() }) }
+    fn new(most: usize) -> Self {
+        Self { most, values: HashMap::new(), order: VecDeque::new() }
     }
 
     /// What is remembered and has not passed.
-    pub(super) fn get(&self, key: &CacheKey, now: Instant) -> Option<V> {
-        let kept = self.kept.borrow();
-        kept.values.get(key).filter(|(_, until)| now < *until).map(|(value, _)| value.clone())
+    fn get(&self, key: &CacheKey, now: Instant) -> Option<V> {
+        self.values.get(key).filter(|(_, until)| now < *until).map(|(value, _)| value.clone())
     }
 
     /// The same; what is remembered is so until then, at least.
-    fn renew(&self, key: &CacheKey, now: Instant, until: Instant) -> Option<V> {
-        let mut kept = self.kept.borrow_mut();
-        let (value, end) = kept.values.get_mut(key).filter(|(_, end)| now < *end)?;
+    fn renew(&mut self, key: &CacheKey, now: Instant, until: Instant) -> Option<V> {
+        let (value, end) = self.values.get_mut(key).filter(|(_, end)| now < *end)?;
         *end = until.max(*end);
         Some(value.clone())
     }
 
     /// Remembers a value until then.
-    pub(super) fn put(&self, key: CacheKey, value: V, until: Instant) {
-        let Kept { values, order } = &mut *self.kept.borrow_mut();
-        if values.insert(key, (value, until)).is_some() {
+    fn put(&mut self, key: CacheKey, value: V, until: Instant) {
+        if self.values.insert(key, (value, until)).is_some() {
             return;
         }
-        order.push_back(key);
-        while order.len() > self.most {
-            if let Some(oldest) = order.pop_front() {
-                values.remove(&oldest);
+        self.order.push_back(key);
+        while self.order.len() > self.most {
+            if let Some(oldest) = self.order.pop_front() {
+                self.values.remove(&oldest);
             }
         }
     }
 }
 
-/// Parts of a [`Known`], each with a lock of its own.
+/// Parts of a [`Shared`], each with a lock of its own.
 const SHARDS: usize = 16;
+
+/// What is remembered for all workers.
+pub(super) struct Shared<V> {
+    keys: CacheKeys,
+    shards: [Mutex<Cache<V>>; SHARDS],
+}
+
+impl<V: Clone> Shared<V> {
+    /// For about so many values.
+    pub(super) fn new(most: usize) -> Self {
+        let shards = std::array::from_fn(|_| Mutex::new(Cache::new(most.div_ceil(SHARDS))));
+        Self { keys: CacheKeys::new(), shards }
+    }
+
+    /// Makes its keys.
+    pub(super) fn keys(&self) -> &CacheKeys {
+        &self.keys
+    }
+
+    pub(super) fn get(&self, key: &CacheKey, now: Instant) -> Option<V> {
+        self.shard(key, |values| values.get(key, now))
+    }
+
+    pub(super) fn put(&self, key: CacheKey, value: V, until: Instant) {
+        self.shard(&key, |values| values.put(key, value, until));
+    }
+
+    fn shard<T>(&self, [first, ..]: &CacheKey, act: impl FnOnce(&mut Cache<V>) -> T) -> T {
+        let [shard, ..] = &self.shards;
+        let shard = self.shards.get(usize::from(*first) % SHARDS).unwrap_or(shard);
+        act(&mut shard.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
 
 /// What all workers know to be so, for a while after it was last asked for.
 pub(super) struct Known {
-    keys: CacheKeys,
-    shards: [Mutex<Cache<()>>; SHARDS],
+    facts: Shared<()>,
     time: Duration,
 }
 
 impl Known {
     /// For about so many facts, each for this time.
     pub(super) fn new(most: usize, time: Duration) -> Self {
-        let shards = std::array::from_fn(|_| Mutex::new(Cache::new(most.div_ceil(SHARDS))));
-        Self { keys: CacheKeys::new(), shards, time }
+        Self { facts: Shared::new(most), time }
     }
 
     /// Stands for these parts.
     pub(super) fn key(&self, parts: &[&[u8]]) -> CacheKey {
-        self.keys.of(parts)
+        self.facts.keys.of(parts)
     }
 
     pub(super) fn has(&self, key: &CacheKey, now: Instant) -> bool {
-        self.shard(key, |facts| facts.renew(key, now, now + self.time).is_some())
+        self.facts.shard(key, |facts| facts.renew(key, now, now + self.time).is_some())
     }
 
     pub(super) fn learn(&self, key: CacheKey, now: Instant) {
-        self.shard(&key, |facts| facts.put(key, (), now + self.time));
-    }
-
-    fn shard<T>(&self, [first, ..]: &CacheKey, act: impl FnOnce(&Cache<()>) -> T) -> T {
-        let [shard, ..] = &self.shards;
-        let shard = self.shards.get(usize::from(*first) % SHARDS).unwrap_or(shard);
-        act(&shard.lock().unwrap_or_else(PoisonError::into_inner))
+        self.facts.put(key, (), now + self.time);
     }
 }
 
@@ -126,7 +143,7 @@ mod tests {
 
     #[test]
     fn what_has_passed_is_forgotten_and_the_oldest_makes_room() {
-        let (keys, cache, now) = (CacheKeys::new(), Cache::new(2), Instant::now());
+        let (keys, mut cache, now) = (CacheKeys::new(), Cache::new(2), Instant::now());
         let [a, b, c] = ["a", "b", "c"].map(|text| keys.of(&[text.as_bytes()]));
         let later = now + Duration::from_secs(1);
 

@@ -27,28 +27,38 @@ use crate::model::l7::Policies;
 use crate::model::l7::policy::{Basic, External, RememberRule, Satisfy};
 
 use ask::{AuthClient, AuthResponse, Unanswered};
-use cache::{Cache, CacheKeys};
+use cache::Shared;
 use question::Question;
 
 pub(super) use hashing::{Hashing, start};
 pub(super) use question::Subject;
 
-/// Answers of other services that a worker remembers, the largest of them, and for how long at most.
-const ANSWERS: usize = 1024;
+/// Answers of other services that are remembered, the largest of them, and for how long at most.
+const ANSWERS: usize = 8192;
 const ANSWER_BYTES: usize = 8 * 1024;
 const ANSWER_FOR: Duration = Duration::from_secs(24 * 3600);
 
-/// What one worker needs and remembers to let clients in.
+/// What other services answered, for all workers: who is known to one has to be known to all, as the service may be
+/// gone when the next one asks.
+#[derive(Clone)]
+pub(super) struct Answers(Arc<Shared<Arc<AuthResponse>>>);
+
+impl Default for Answers {
+    fn default() -> Self {
+        Self(Arc::new(Shared::new(ANSWERS)))
+    }
+}
+
+/// What one worker needs to let clients in.
 pub(super) struct Authenticator {
     hashing: Hashing,
-    keys: CacheKeys,
     client: AuthClient,
-    answers: Cache<Rc<AuthResponse>>,
+    answers: Answers,
 }
 
 impl Authenticator {
-    pub(super) fn new(hashing: Hashing) -> Self {
-        Self { hashing, keys: CacheKeys::new(), client: AuthClient::new(), answers: Cache::new(ANSWERS) }
+    pub(super) fn new(hashing: Hashing, answers: Answers) -> Self {
+        Self { hashing, client: AuthClient::new(), answers }
     }
 
     /// Closes what nobody has used for long.
@@ -120,8 +130,8 @@ impl Checks {
             return None;
         }
         let authorization = auth.basic.as_ref().and_then(|_| asked.headers.first("authorization"));
-        let question =
-            auth.external.as_ref().map(|external| Question::new(external, subject, &authenticator.keys));
+        let keys = authenticator.answers.0.keys();
+        let question = auth.external.as_ref().map(|external| Question::new(external, subject, keys));
         Some(Box::new(Self {
             policies: Arc::clone(policies),
             snapshot: Rc::clone(snapshot),
@@ -251,8 +261,8 @@ impl Checks {
         question: &Question,
         worker: &Worker,
         line: Option<&[u8]>,
-    ) -> Result<Rc<AuthResponse>, Unanswered> {
-        let Authenticator { client, answers, .. } = &worker.authenticator;
+    ) -> Result<Arc<AuthResponse>, Unanswered> {
+        let Authenticator { client, answers: Answers(answers), .. } = &worker.authenticator;
         let remembered = question.key.as_ref().and_then(|key| answers.get(key, Instant::now()));
         if let Some(told) = remembered {
             return Ok(told);
@@ -265,9 +275,9 @@ impl Checks {
             let status = told.as_ref().map_or(502, |told| told.status);
             self.log(worker, line, status, question.head.len(), (began, &record));
         }
-        let told = Rc::new(told?);
+        let told = Arc::new(told?);
         if let (Some(key), Some(time)) = (question.key, holds_for(external, &told)) {
-            answers.put(key, Rc::clone(&told), Instant::now() + time);
+            answers.put(key, Arc::clone(&told), Instant::now() + time);
         }
         Ok(told)
     }
