@@ -95,7 +95,6 @@ const FREE: [&str; 1] = ["canary-by-header-value"];
 
 /// What an annotation needs beside it to mean something.
 const BESIDE: &[(&str, &[(&str, &str)])] = &[
-    ("auth-cache-duration", &[("auth-cache-key", "$remote_user")]),
     ("auth-secret-type", &[("auth-secret", "users")]),
     ("auth-realm", &[("auth-secret", "users")]),
     ("fastcgi-params-configmap", &[("backend-protocol", "FCGI")]),

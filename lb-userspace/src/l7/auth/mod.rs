@@ -163,6 +163,14 @@ impl Checks {
         match self.all(worker, line, edits).await {
             Ok(onward) => Outcome::Passed(onward),
             Err(Failed { answer, denied, challenges }) => {
+                // nginx's `error_page 401` takes that of a password as well.
+                let sign_in = self.question.as_ref().and_then(|question| question.sign_in.as_ref());
+                let answer = match (answer, sign_in) {
+                    (Answer::Status(401), Some(location)) => {
+                        Answer::Redirect { status: 302, location: location.clone() }
+                    }
+                    (answer, _) => answer,
+                };
                 worker.counters.borrow_mut().denied(denied);
                 if !challenges.is_empty() {
                     edits.challenge(&challenges);

@@ -14,6 +14,7 @@ use crate::model::l7::policy::{Auth, External, FilledHeader, Header, Remember, R
 use crate::model::upstream::Keepalive;
 
 const METHODS: [&str; 8] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"];
+const DURATION: &str = "auth-cache-duration";
 const DURATIONS: &str = "200 202 401 5m";
 /// Connections kept to one service at most, whatever is asked for.
 const KEEPALIVE_MAX: usize = 1024;
@@ -100,6 +101,10 @@ pub(super) fn read(source: &Source<'_>, about: &mut About<'_>) -> Result<Option<
         Ok(headers) => headers,
         Err(message) => return values.unusable("auth-proxy-set-headers", message),
     };
+    let remember = match remember(values, about) {
+        Ok(remember) => remember,
+        Err(message) => return values.unusable(DURATION, message),
+    };
     let number = |name: &str| values.own(name).and_then(|text| text.parse::<u32>().ok());
     Ok(Some(External {
         url: url.to_owned(),
@@ -114,7 +119,7 @@ pub(super) fn read(source: &Source<'_>, about: &mut About<'_>) -> Result<Option<
         request_redirect: values.filled("auth-request-redirect", about),
         set_headers,
         always_set_cookie: values.text("auth-always-set-cookie").and_then(value::boolean).unwrap_or(false),
-        remember: remember(values, about),
+        remember,
         keepalive: Keepalive {
             connections: number("auth-keepalive").map_or(0, |n| (n as usize).min(KEEPALIVE_MAX)),
             requests: number("auth-keepalive-requests").unwrap_or(1000),
@@ -138,9 +143,8 @@ pub(in crate::translate) fn check_global(key: &str, text: &str) -> Result<(), St
 }
 
 fn method(text: &str) -> Result<String, String> {
-    let method = text.to_ascii_uppercase();
-    match METHODS.contains(&method.as_str()) {
-        true => Ok(method),
+    match METHODS.contains(&text) {
+        true => Ok(text.to_owned()),
         false => Err(format!("{text:?} is none of {}", METHODS.join(", "))),
     }
 }
@@ -239,21 +243,14 @@ fn set_headers(values: Values<'_, '_>) -> Result<Vec<FilledHeader>, String> {
 }
 
 /// Without a key nothing is remembered. The ConfigMap's service has no durations but those that are set.
-fn remember(values: Values<'_, '_>, about: &mut About<'_>) -> Option<Remember> {
-    const NAME: &str = "auth-cache-duration";
-    let key = values.filled("auth-cache-key", about)?;
-    let set = values.text(NAME);
-    let default = || rules(DURATIONS).unwrap_or_default();
+fn remember(values: Values<'_, '_>, about: &mut About<'_>) -> Result<Option<Remember>, String> {
+    let set = values.text(DURATION).map(|text| rules(text).ok_or_else(|| not_rules(text))).transpose()?;
     let rules = match (set, values.whose) {
-        (Some(text), _) => rules(text).unwrap_or_else(|| {
-            let message = format!("{}; the default, {DURATIONS}, is used", not_rules(text));
-            about.warn("bad-annotation", field(NAME), message, "");
-            default()
-        }),
-        (None, Whose::Own) => default(),
-        (None, Whose::Global) => return None,
+        (None, Whose::Own) => rules(DURATIONS),
+        (set, _) => set,
     };
-    Some(Remember { key, rules })
+    let key = values.filled("auth-cache-key", about);
+    Ok(key.zip(rules).map(|(key, rules)| Remember { key, rules }))
 }
 
 fn not_rules(text: &str) -> String {

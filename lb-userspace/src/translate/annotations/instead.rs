@@ -7,7 +7,6 @@ const DEFAULTS: &[(&str, &str)] = &[
     ("affinity-canary-behavior", "sticky"),
     ("affinity-mode", "balanced"),
     ("auth-always-set-cookie", "false"),
-    ("auth-cache-duration", "200 202 401 5m"),
     ("auth-keepalive", "0"),
     ("auth-keepalive-requests", "1000"),
     ("auth-keepalive-timeout", "60"),
