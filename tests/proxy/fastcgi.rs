@@ -186,6 +186,7 @@ fn an_application_is_told_what_nginx_tells() {
         ("SERVER_ADDR", Some("127.0.0.1")),
         ("SERVER_PORT", Some(rig.http.port().to_string().as_str())),
         ("REMOTE_ADDR", Some("127.0.0.1")),
+        ("REMOTE_USER", Some("")),
         ("REDIRECT_STATUS", Some("200")),
         ("APP_HOST", Some("is app.example")),
         ("HTTP_HOST", Some("App.example:81")),

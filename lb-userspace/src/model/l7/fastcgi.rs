@@ -10,7 +10,7 @@ pub const DOCUMENT_ROOT: &str = "/usr/local/nginx/html";
 
 /// nginx's parameters, and `SCRIPT_FILENAME`, without which PHP finds nothing. `CONTENT_LENGTH` and
 /// `HTTP_*` come from the head that is sent.
-const DEFAULTS: [(&str, &str); 19] = [
+const DEFAULTS: [(&str, &str); 20] = [
     ("CONTENT_TYPE", "$content_type"),
     ("DOCUMENT_ROOT", DOCUMENT_ROOT),
     ("DOCUMENT_URI", "$document_uri"),
@@ -20,6 +20,8 @@ const DEFAULTS: [(&str, &str); 19] = [
     ("REDIRECT_STATUS", "200"),
     ("REMOTE_ADDR", "$remote_addr"),
     ("REMOTE_PORT", "$remote_port"),
+    // Of basic authentication: the header itself stays with us where we verify it.
+    ("REMOTE_USER", "$remote_user"),
     ("REQUEST_METHOD", "$request_method"),
     ("REQUEST_SCHEME", "$scheme"),
     ("REQUEST_URI", "$request_uri"),
