@@ -23,9 +23,10 @@ use x509_parser::certificate::Validity;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::filters::Answer;
+use super::heads::Certificate;
 use super::tickets::Scope;
 use super::{keys, subject};
-use crate::model::l7::{Demand, HostMatch, Trust, VerifyClient};
+use crate::model::l7::{ClientAuth, Demand, HostMatch, Trust, VerifyClient};
 use version1::Issuers;
 
 /// Whom one host trusts, ready to judge.
@@ -313,6 +314,18 @@ pub(super) enum Shown<'a> {
     By(&'a Identity),
     /// For explanations: whatever the host wants to see.
     Whatever,
+}
+
+/// What the upstream is told of a client's certificate, where its host has to do with any. What was shown to another
+/// host says nothing to one that asks for none.
+pub(super) fn told<'a>(host: Option<&ClientAuth>, session: &'a Session) -> Option<Certificate<'a>> {
+    let Some(ClientAuth::Verify(verify)) = host else { return None };
+    let identity = match session {
+        Session::Plain => return None,
+        Session::Tls => None,
+        Session::Identified(identity) => Some(&**identity).filter(|_| verify.trust.is_some()),
+    };
+    Some(Certificate { identity, whole: verify.pass_certificate })
 }
 
 /// What becomes of a client that a host does not take, before any location.

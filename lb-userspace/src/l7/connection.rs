@@ -25,6 +25,7 @@ use super::buffer::{Buf, Scratch};
 use super::canary::Side;
 use super::carrier::Carrier;
 use super::client::Effective;
+use super::client_auth;
 use super::compress::Accepts;
 use super::exchange::{self, Copying, Hold, Outgoing, Sent};
 use super::filters::{Answer, Asked, Next, decide_by_words};
@@ -330,10 +331,7 @@ impl Connection<'_, '_> {
         let under_way = count(&snapshot.router, &mut decision, known, started);
         let account = begin_account(&snapshot.router, &decision, subject);
         let policy = decision.route.filters.policies.as_ref().filter(|_| decision.lets_in());
-        let certificate = self.client.session.identity().and_then(|identity| {
-            let whole = decision.site.passes_certificate()?;
-            Some(heads::Certificate { identity, whole })
-        });
+        let certificate = client_auth::told(decision.site.client_auth.as_deref(), &self.client.session);
         let shown = auth::Subject { known, route: decision.route, certificate };
         let mut checks = Checks::of(policy, &asked, shown, &snapshot, &self.worker.authenticator);
         let alternative = log::alternative_name(&snapshot.router, &decision.next);

@@ -191,7 +191,8 @@ pub(super) fn add_chunks(head: &mut Vec<u8>) {
 /// What the upstream is told of a client's certificate; what the client itself said of it was dropped.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Certificate<'a> {
-    pub(super) identity: &'a Identity,
+    /// `None`: nobody asked for one.
+    pub(super) identity: Option<&'a Identity>,
     /// The certificate itself is passed on, too.
     pub(super) whole: bool,
 }
@@ -203,11 +204,13 @@ pub(super) fn client_certificate(
     out: &mut Vec<u8>,
 ) {
     let Certificate { identity, whole } = certificate;
-    let pem = if whole { identity.escaped_pem() } else { "" };
+    let verify = identity.map_or_else(|| "NONE".to_owned(), Identity::verify);
+    let (subject, issuer) = identity.map_or(("", ""), |known| (&known.subject, &known.issuer));
+    let pem = identity.filter(|_| whole).map_or("", Identity::escaped_pem);
     for (name, value) in [
-        ("ssl-client-verify", identity.verify().as_str()),
-        ("ssl-client-subject-dn", &identity.subject),
-        ("ssl-client-issuer-dn", &identity.issuer),
+        ("ssl-client-verify", verify.as_str()),
+        ("ssl-client-subject-dn", subject),
+        ("ssl-client-issuer-dn", issuer),
         ("ssl-client-cert", pem),
     ] {
         if !value.is_empty() && !is_said(name) {

@@ -323,14 +323,6 @@ impl Router {
 }
 
 impl Site {
-    /// Whether the upstream is told of the client's certificate, and if so whether it gets all of it.
-    pub(super) fn passes_certificate(&self) -> Option<bool> {
-        match self.client_auth.as_deref()? {
-            ClientAuth::Verify(verify) => Some(verify.pass_certificate),
-            ClientAuth::Unusable => None,
-        }
-    }
-
     /// The first location, in the snapshot's order, that takes this normalised path.
     pub(super) fn find(&self, path: &[u8]) -> Found<'_> {
         let mut best = self.exact.get(path).copied();

@@ -38,11 +38,12 @@ pub(super) fn read(
         about.error_fix(reason, field(name), message, fix);
         ClientAuth::Unusable
     };
-    if value::check(Value::Reference, secret).is_err() {
-        let message = format!("{secret:?} is no name of a Secret: every request of the host is answered 403");
-        return unusable(BAD, "auth-tls-secret", message, "write name or namespace/name");
-    }
-    let secret = match secret.split_once('/') {
+    let parts = secret.split_once('/').filter(|_| value::check(Value::Reference, secret).is_ok());
+    let secret = match parts {
+        None => {
+            let message = format!("{secret:?} names no Secret: every request of the host is answered 403");
+            return unusable(BAD, "auth-tls-secret", message, "write namespace/name");
+        }
         Some((other, _)) if other != namespace => {
             let message =
                 format!("{secret} is in another namespace: every request of the host is answered 403");
@@ -54,7 +55,6 @@ pub(super) fn read(
             );
         }
         Some((namespace, name)) => ObjectName::new(namespace, name),
-        None => ObjectName::new(namespace, secret),
     };
     let Some(found) = objects.secrets.get(&secret) else {
         let message = format!("{}: every request of the host is answered 403", missing_secret(&secret));
