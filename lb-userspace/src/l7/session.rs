@@ -211,13 +211,13 @@ fn parse<'a>(pair: &'a [u8], name: &str) -> Option<Cookie<'a>> {
     Some(Cookie { key, upstream: parts.next().unwrap_or_default() })
 }
 
-/// Browsers that take SameSite=None for Strict, or refuse the cookie: Chrome 50 to 69, everything on
+/// Browsers that take SameSite=None for Strict, or refuse the cookie: Chrome 40 to 69, everything on
 /// iOS 12, Safari on macOS 10.14.
 fn mistakes_none(headers: &Headers<'_>) -> bool {
     let agent = headers.first("user-agent").unwrap_or_default();
     let has = |words: &[u8]| agent.windows(words.len()).any(|part| part == words);
     let old_chrome = agent.windows(b"Chrome/50.".len()).any(|part| {
-        matches!(part, [b'C', b'h', b'r', b'o', b'm', b'e', b'/', b'5' | b'6', b'0'..=b'9', b'.'])
+        matches!(part, [b'C', b'h', b'r', b'o', b'm', b'e', b'/', b'4'..=b'6', b'0'..=b'9', b'.'])
     });
     let ios_12 = has(b"CPU iPhone OS 12") || has(b"iPad; CPU OS 12");
     let old_safari = has(b"Macintosh") && has(b"Intel Mac OS X 10_14") && has(b"Safari") && !has(b"Chrome");

@@ -150,6 +150,7 @@ fn attributes_are_what_annotations_and_the_connection_say() {
 #[test]
 fn browsers_that_mistake_none_are_not_told() {
     let cases = [
+        ("Mozilla/5.0 (X11) Chrome/41.0.2228.0 Safari/537.36", true),
         ("Mozilla/5.0 (X11) Chrome/51.0.2704.0 Safari/537.36", true),
         ("Mozilla/5.0 (X11) Chrome/66.0.3359.0 Safari/537.36", true),
         ("Mozilla/5.0 (X11) Chrome/80.0.3987.0 Safari/537.36", false),
