@@ -158,7 +158,7 @@ fn the_upstream_is_told_who_the_client_is_and_nobody_else_can_tell_it() {
     let told = "ssl-client-verify: SUCCESS\r\nssl-client-subject-dn: CN=client\\, inc,O=Test\r\n\
                 ssl-client-issuer-dn: CN=Good\r\nssl-client-cert: -----BEGIN%20CERTIFICATE-----%0AMII";
     assert!(good.contains(told), "{good}");
-    let told = "ssl-client-verify: FAILED:unable to get local issuer certificate\r\nssl-client-subject-dn: CN=client,O=Test\r\n";
+    let told = "ssl-client-verify: FAILED:self-signed certificate in certificate chain\r\nssl-client-subject-dn: CN=client,O=Test\r\n";
     assert!(stranger.contains(told), "{stranger}");
     assert!(nobody.contains("ssl-client-verify: NONE\r\n"), "{nobody}");
     for text in [&good, &stranger, &nobody] {
@@ -309,5 +309,51 @@ fn chains_may_be_as_long_as_the_depth_allows() {
             status,
             "depth {depth}"
         );
+    }
+}
+
+#[test]
+fn who_needs_no_authority_is_let_in_with_a_word_about_the_chain() {
+    let (root, other) = (Ca::new("Root"), Ca::new("Other"));
+    let below = root.below("Below");
+    let (far, farther) = (other.below("Far"), other.below("Far").below("Farther"));
+    let chain = |identity: Identity, more: &[&Ca]| {
+        let mut chain = identity.chain;
+        chain.truncate(1);
+        chain.extend(more.iter().map(|ca| ca.certificate.clone()));
+        Identity { chain, key: identity.key }
+    };
+    let key = rcgen::KeyPair::generate().expect("key");
+    let alone = rcgen::CertificateParams::default().self_signed(&key).expect("self-signed").der().clone();
+    let alone = Identity { chain: vec![alone], key: key.serialize_der().try_into().expect("key") };
+    let issue = |ca: &Ca| ca.issue("client", 2200);
+    let (first, local, within) = (
+        "FAILED:unable to verify the first certificate",
+        "FAILED:unable to get local issuer certificate",
+        "FAILED:self-signed certificate in certificate chain",
+    );
+    let cases = [
+        ("as it should be", chain(issue(&root), &[]), 1, "SUCCESS"),
+        ("of itself", alone, 1, "FAILED:self-signed certificate"),
+        ("of a stranger", chain(issue(&other), &[]), 1, first),
+        ("of a stranger who is there", chain(issue(&other), &[&other]), 0, within),
+        ("of one below a stranger", chain(issue(&far), &[&far]), 1, local),
+        ("of one below a stranger who is there", chain(issue(&far), &[&other, &far]), 1, within),
+        ("of one too far below a stranger", chain(issue(&far), &[&far, &other]), 0, local),
+        ("of one who is not there", chain(issue(&farther), &[&other]), 1, first),
+        ("of one too far below", chain(issue(&below), &[&below]), 0, local),
+        ("of one too far below a root that is there", chain(issue(&below), &[&below, &root]), 0, local),
+        ("of one below", chain(issue(&below), &[&below]), 1, "SUCCESS"),
+    ];
+    let backend = Backend::mirror();
+    for (case, identity, depth, word) in cases {
+        let mut verify = verify(&root, Demand::OptionalAnyAuthority);
+        verify.trust.as_mut().expect("trusts").depth = depth;
+        let rig = start(&backend, verify);
+
+        let text = connect(&rig, Some(identity))
+            .ask(&format!("GET / HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n"));
+
+        assert!(text.contains(&format!("ssl-client-verify: {word}\r\n")), "{case}: {text}");
     }
 }

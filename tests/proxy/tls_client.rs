@@ -98,7 +98,12 @@ pub struct Ca {
 
 impl Ca {
     pub fn new(name: &str) -> Self {
-        let (params, key) = (authority(name), rcgen::KeyPair::generate().expect("key"));
+        Self::of(authority(name))
+    }
+
+    /// Whatever it says of itself.
+    pub fn of(params: rcgen::CertificateParams) -> Self {
+        let key = rcgen::KeyPair::generate().expect("key");
         let certificate = params.self_signed(&key).expect("self-signed");
         let (pem, der) = (certificate.pem(), certificate.der().clone());
         Self { issuer: rcgen::Issuer::new(params, key), certificate: der, pem }
@@ -106,11 +111,9 @@ impl Ca {
 
     /// Signs certificates, but its own one does not say that it may.
     pub fn posing(name: &str) -> Self {
-        let (mut params, key) = (authority(name), rcgen::KeyPair::generate().expect("key"));
+        let mut params = authority(name);
         params.is_ca = rcgen::IsCa::NoCa;
-        let certificate = params.self_signed(&key).expect("self-signed");
-        let (pem, der) = (certificate.pem(), certificate.der().clone());
-        Self { issuer: rcgen::Issuer::new(params, key), certificate: der, pem }
+        Self::of(params)
     }
 
     /// An authority below this one.
@@ -162,10 +165,15 @@ impl Ca {
         params.distinguished_name = rcgen::DistinguishedName::new();
         params.distinguished_name.push(rcgen::DnType::OrganizationName, "Test");
         params.distinguished_name.push(rcgen::DnType::CommonName, name);
-        params.serial_number = Some(serial.into());
         params.custom_extensions = extensions;
         params.not_before = rcgen::date_time_ymd(2000, 1, 1);
         params.not_after = rcgen::date_time_ymd(until, 1, 1);
+        self.issue_params(params, serial)
+    }
+
+    /// A certificate that says what it is told to.
+    pub fn issue_params(&self, mut params: rcgen::CertificateParams, serial: u64) -> Identity {
+        params.serial_number = Some(serial.into());
         let key = rcgen::KeyPair::generate().expect("key");
         let certificate = params.signed_by(&key, &self.issuer).expect("signed");
         let chain = vec![certificate.der().clone(), self.certificate.clone()];

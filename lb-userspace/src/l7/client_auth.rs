@@ -4,8 +4,6 @@
 //! enough is judged for every connection, resumed ones included, by the authority of now, because
 //! nginx answers a bad certificate with an HTTP status and not with an alert.
 
-mod version1;
-
 use std::cell::OnceCell;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -14,62 +12,39 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, TrustAnchor, UnixTime};
+use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::{DigitallySignedStruct, DistinguishedName, RootCertStore, SignatureScheme};
-use webpki::{EndEntityCert, ExpirationPolicy, KeyUsage, OwnedCertRevocationList, RevocationOptionsBuilder};
-use x509_parser::certificate::Validity;
+use rustls::{DigitallySignedStruct, DistinguishedName, SignatureScheme};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+use super::authorities::{Authorities, Naming, Purpose, Shown as Certificate};
 use super::filters::Answer;
-use super::heads::Certificate;
+use super::heads;
 use super::tickets::Scope;
 use super::{keys, subject};
 use crate::model::l7::{ClientAuth, Demand, HostMatch, Trust, VerifyClient};
-use version1::Issuers;
 
 /// Whom one host trusts, ready to judge.
 #[derive(Debug)]
 pub(super) struct Authority {
     pub(super) host: HostMatch,
     pub(super) trust: Trust,
-    roots: RootCertStore,
-    /// The certificates of `ca.crt`: a client that shows one of them itself is trusted, as with OpenSSL.
-    listed: Vec<CertificateDer<'static>>,
-    revoked: Vec<webpki::CertRevocationList<'static>>,
-    /// Those who vouch for what webpki does not read.
-    issuers: Issuers,
+    /// `None`: they could not be read, and nobody is let in.
+    authorities: Option<Authorities>,
     algorithms: WebPkiSupportedAlgorithms,
 }
 
-/// Why an authority cannot be used.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub(super) struct Unusable(String);
-
 impl Authority {
-    /// Parses what the translation has checked already, so it hardly ever fails.
-    pub(super) fn new(host: &HostMatch, trust: &Trust, provider: &CryptoProvider) -> Result<Self, Unusable> {
-        let unusable = |error: &dyn std::fmt::Display| Unusable(error.to_string());
-        let listed: Vec<_> = CertificateDer::pem_slice_iter(&trust.ca_pem)
-            .collect::<Result<_, _>>()
-            .map_err(|error| unusable(&error))?;
-        let mut roots = RootCertStore::empty();
-        for certificate in &listed {
-            roots.add(certificate.clone()).map_err(|error| unusable(&error))?;
-        }
-        let lists: Vec<_> = CertificateRevocationListDer::pem_slice_iter(&trust.crl_pem)
-            .collect::<Result<_, _>>()
-            .map_err(|error| unusable(&error))?;
-        let mut revoked = Vec::new();
-        for list in &lists {
-            let list = OwnedCertRevocationList::from_der(list).map_err(|error| unusable(&error))?;
-            revoked.push(list.into());
-        }
+    /// Parses what the translation has checked already, so it hardly ever fails; then the host is closed.
+    pub(super) fn new(host: &HostMatch, trust: &Trust, provider: &CryptoProvider) -> Self {
+        let authorities = Authorities::new(&trust.ca_pem, &trust.crl_pem)
+            .inspect_err(|error| {
+                let secret = &trust.secret;
+                tracing::error!(%host, %secret, %error, "client authority refused; the host answers 403");
+            })
+            .ok();
         let algorithms = provider.signature_verification_algorithms;
-        let issuers = Issuers::new(&listed, &lists, algorithms.all);
-        Ok(Self { host: host.clone(), trust: trust.clone(), roots, listed, revoked, issuers, algorithms })
+        Self { host: host.clone(), trust: trust.clone(), authorities, algorithms }
     }
 
     /// What a session belongs to that was begun under this authority.
@@ -82,7 +57,7 @@ impl Authority {
 
     /// Asks for a certificate in the handshake and takes any.
     pub(super) fn asking(&self) -> Arc<dyn ClientCertVerifier> {
-        let hints = self.roots.subjects();
+        let hints = self.authorities.as_ref().map(Authorities::subjects).unwrap_or_default();
         Arc::new(Asking { hints, algorithms: self.algorithms })
     }
 
@@ -100,10 +75,7 @@ impl Authority {
                 pem: OnceCell::new(),
             };
         };
-        let verdict = match self.verify(leaf, intermediates, now) {
-            Ok(()) => Verdict::Good,
-            Err(error) => Verdict::Bad(reason(&error), is_about_authority(&error)),
-        };
+        let verdict = self.verdict(leaf, intermediates, now);
         let (subject, issuer) = X509Certificate::from_der(leaf).map_or_else(
             |_| (String::new(), String::new()),
             |(_, parsed)| (subject::rfc2253(parsed.subject()), subject::rfc2253(parsed.issuer())),
@@ -112,82 +84,80 @@ impl Authority {
         Identity { authority, verdict, subject, issuer, leaf, pem: OnceCell::new() }
     }
 
-    fn verify(
+    fn verdict(
         &self,
         leaf: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
-    ) -> Result<(), webpki::Error> {
-        let certificate = match EndEntityCert::try_from(leaf) {
-            Ok(certificate) => Some(certificate),
-            Err(webpki::Error::UnsupportedCertVersion) => None,
-            Err(error) => return Err(error),
+    ) -> Verdict {
+        let Some(authorities) = &self.authorities else {
+            return Verdict::Bad("unspecified certificate verification error", About::Certificate);
         };
-        if self.revoked.is_empty() && self.listed.iter().any(|listed| listed == leaf) {
-            let (_, parsed) = X509Certificate::from_der(leaf).map_err(|_| webpki::Error::BadDer)?;
-            return is_of_now(parsed.validity(), now);
-        }
-        let Some(certificate) = certificate else { return self.issuers.verify(leaf, &self.revoked, now) };
         let depth = usize::from(self.trust.depth);
-        let short_enough = |path: &webpki::VerifiedPath<'_>| match path.intermediate_certificates().count() {
-            count if count <= depth => Ok(()),
-            _ => Err(webpki::Error::MaximumPathDepthExceeded),
+        let shown = Certificate {
+            leaf,
+            intermediates,
+            purpose: Purpose::Client,
+            naming: Naming::Alternative,
+            depth,
+            now,
+            algorithms: self.algorithms,
         };
-        let lists: Vec<_> = self.revoked.iter().collect();
-        // As nginx with `ssl_crl`: every link of the chain needs a list that is of now.
-        let revocation = RevocationOptionsBuilder::new(&lists)
-            .ok()
-            .map(|builder| builder.with_expiration_policy(ExpirationPolicy::Enforce).build());
-        let anchors: &[TrustAnchor<'_>] = &self.roots.roots;
-        certificate
-            .verify_for_usage(
-                self.algorithms.all,
-                anchors,
-                intermediates,
-                now,
-                KeyUsage::client_auth(),
-                revocation,
-                Some(&short_enough),
-            )
-            .map(|_| ())
+        match authorities.verify(&shown) {
+            Ok(()) => Verdict::Good,
+            Err(webpki::Error::UnknownIssuer | webpki::Error::MaximumPathDepthExceeded) => {
+                Verdict::Bad(where_it_ends(leaf, intermediates, depth), About::Authority)
+            }
+            Err(error) => Verdict::Bad(reason(&error), About::Certificate),
+        }
     }
 }
 
-fn is_of_now(validity: &Validity, now: UnixTime) -> Result<(), webpki::Error> {
-    let at = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
-    if validity.not_before.timestamp() <= at && at <= validity.not_after.timestamp() {
-        return Ok(());
+/// What OpenSSL says of a chain that leads to no authority. It follows as many certificates as the depth allows, and
+/// the root beyond them.
+fn where_it_ends(leaf: &CertificateDer<'_>, others: &[CertificateDer<'_>], depth: usize) -> &'static str {
+    let Ok((_, leaf)) = X509Certificate::from_der(leaf) else { return "certificate signature failure" };
+    if leaf.subject() == leaf.issuer() {
+        return "self-signed certificate";
     }
-    Err(webpki::Error::InvalidCertValidity)
+    let others = others.iter().filter_map(|other| X509Certificate::from_der(other).ok());
+    let others: Vec<_> = others.map(|(_, other)| other).collect();
+    let (mut top, mut is_alone) = (&leaf, true);
+    for _ in 0..=depth {
+        let Some(next) = others.iter().find(|other| other.subject() == top.issuer()) else { break };
+        if next.subject() == next.issuer() {
+            return "self-signed certificate in certificate chain";
+        }
+        (top, is_alone) = (next, false);
+    }
+    if is_alone {
+        return "unable to verify the first certificate";
+    }
+    "unable to get local issuer certificate"
 }
 
 /// OpenSSL's words, which upstreams may compare.
 fn reason(error: &webpki::Error) -> &'static str {
     match error {
-        webpki::Error::UnknownIssuer => "unable to get local issuer certificate",
         webpki::Error::CertExpired { .. } | webpki::Error::InvalidCertValidity => "certificate has expired",
         webpki::Error::CertNotValidYet { .. } => "certificate is not yet valid",
         webpki::Error::CertRevoked => "certificate revoked",
         webpki::Error::UnknownRevocationStatus => "unable to get certificate CRL",
         webpki::Error::CrlExpired { .. } => "CRL has expired",
-        webpki::Error::MaximumPathDepthExceeded => "certificate chain too long",
+        webpki::Error::EndEntityUsedAsCa => "invalid CA certificate",
+        webpki::Error::NameConstraintViolation => "permitted subtree violation",
         webpki::Error::UnsupportedCriticalExtension => "unhandled critical extension",
-        webpki::Error::RequiredEkuNotFoundContext(_) => "unsupported certificate purpose",
+        webpki::Error::CaUsedAsEndEntity | webpki::Error::RequiredEkuNotFoundContext(_) => {
+            "unsuitable certificate purpose"
+        }
         _ => "certificate signature failure",
-    }
-}
-
-/// The certificate itself is in order; only nobody vouches for it.
-fn is_about_authority(error: &webpki::Error) -> About {
-    match error {
-        webpki::Error::UnknownIssuer => About::Authority,
-        _ => About::Certificate,
     }
 }
 
 /// What is wrong with a certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum About {
+    /// Nobody vouches for it; itself it is in order.
     Authority,
     Certificate,
 }
@@ -318,14 +288,14 @@ pub(super) enum Shown<'a> {
 
 /// What the upstream is told of a client's certificate, where its host has to do with any. What was shown to another
 /// host says nothing to one that asks for none.
-pub(super) fn told<'a>(host: Option<&ClientAuth>, session: &'a Session) -> Option<Certificate<'a>> {
+pub(super) fn told<'a>(host: Option<&ClientAuth>, session: &'a Session) -> Option<heads::Certificate<'a>> {
     let Some(ClientAuth::Verify(verify)) = host else { return None };
     let identity = match session {
         Session::Plain => return None,
         Session::Tls => None,
         Session::Identified(identity) => Some(&**identity).filter(|_| verify.trust.is_some()),
     };
-    Some(Certificate { identity, whole: verify.pass_certificate })
+    Some(heads::Certificate { identity, whole: verify.pass_certificate })
 }
 
 /// What becomes of a client that a host does not take, before any location.
@@ -351,6 +321,9 @@ pub(super) fn refuse<'v>(
         (Shown::By(_) | Shown::Nothing, Some(_)) => return Some(Refused::Answered(Answer::Status(421))),
         (Shown::Plain, _) | (_, None) => None,
     };
+    if identity.is_some_and(|identity| identity.authority.authorities.is_none()) {
+        return Some(Answer::Status(403));
+    }
     if let (Some(identity), Some(trust)) = (identity, trust)
         && !identity.is_enough(trust.demand)
     {
@@ -466,7 +439,7 @@ mod tests {
     fn identity(name: &str, demand: Demand, verdict: Verdict, subject: &str) -> Identity {
         let provider = rustls::crypto::aws_lc_rs::default_provider();
         Identity {
-            authority: Arc::new(Authority::new(&host(name), &trust(demand), &provider).unwrap()),
+            authority: Arc::new(Authority::new(&host(name), &trust(demand), &provider)),
             verdict,
             subject: subject.to_owned(),
             issuer: String::new(),

@@ -10,14 +10,14 @@ use super::h1::head::{Lines, Refusal, Sizes};
 use super::h1::{Request, Response};
 use super::heads::{self, Client, Onward};
 use super::variable::Known;
-use super::{client_hello, fcgi, proxy_protocol, trace};
+use super::{authorities, client_hello, fcgi, proxy_protocol, trace};
 use crate::model::l7::Forwarding;
 
 /// A parser under test.
 pub type Target = fn(&[u8]);
 
 /// Every target by its name.
-pub const TARGETS: [(&str, Target); 7] = [
+pub const TARGETS: [(&str, Target); 8] = [
     ("request-head", request_head),
     ("response-head", response_head),
     ("chunked", chunked),
@@ -25,6 +25,7 @@ pub const TARGETS: [(&str, Target); 7] = [
     ("client-hello", client_hello::fuzz),
     ("fastcgi", fcgi::fuzz),
     ("traceparent", trace::fuzz),
+    ("certificate", authorities::fuzz),
 ];
 
 /// What is taken for a head is one for every reader: no byte but CRLF ends a line, no shorter piece

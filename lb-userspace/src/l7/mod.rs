@@ -8,6 +8,7 @@
 mod ahead;
 mod arrival;
 mod auth;
+mod authorities;
 mod balance;
 mod body_memory;
 mod buffer;

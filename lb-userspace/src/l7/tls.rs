@@ -15,7 +15,7 @@ use rustls::server::{
 use rustls::sign::CertifiedKey;
 use rustls::{ServerConfig, SupportedProtocolVersion};
 
-use super::client_auth::{Authority, Unusable};
+use super::client_auth::Authority;
 use super::tickets::{Scope, TicketKeys, Ticketer, Tickets};
 use super::{Error, keys};
 use crate::model::l7::{
@@ -282,33 +282,21 @@ impl<'p> Maker<'p> {
             return None;
         }
         let ciphers = server.ciphers.as_ref().unwrap_or(&self.policy.ciphers);
-        let failed = |error: &dyn std::fmt::Display| {
+        let authority = trust.map(|trust| self.authority(host, trust, ciphers));
+        let failed = |error| {
             // Without an authority of its own every request of the host is answered 421: closed.
             tracing::warn!(%host, %error, "tls settings of a host refused by the tls library");
         };
-        let authority = match trust.map(|trust| self.authority(host, trust, ciphers)) {
-            Some(Ok(authority)) => Some(authority),
-            Some(Err(error)) => {
-                failed(&error);
-                return None;
-            }
-            None => None,
-        };
-        let config = self.config(ciphers, authority.as_ref()).map_err(|error| failed(&error)).ok()?;
+        let config = self.config(ciphers, authority.as_ref()).map_err(failed).ok()?;
         Some(Own { config, authority })
     }
 
     /// As it was before, if nothing about it has changed.
-    fn authority(
-        &self,
-        host: &HostMatch,
-        trust: &Trust,
-        ciphers: &Ciphers,
-    ) -> Result<Arc<Authority>, Unusable> {
+    fn authority(&self, host: &HostMatch, trust: &Trust, ciphers: &Ciphers) -> Arc<Authority> {
         let known = self.before.and_then(|before| before.authority(host));
         match known.filter(|known| known.trust == *trust) {
-            Some(known) => Ok(Arc::clone(known)),
-            None => Authority::new(host, trust, &provider(self.policy, ciphers)).map(Arc::new),
+            Some(known) => Arc::clone(known),
+            None => Arc::new(Authority::new(host, trust, &provider(self.policy, ciphers))),
         }
     }
 

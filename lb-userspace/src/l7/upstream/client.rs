@@ -1,19 +1,18 @@
 //! TLS towards upstreams: what nginx would accept, unless `proxy-ssl-verify` says what must be proven.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::sign::SingleCertAndKey;
-use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
-    SupportedProtocolVersion,
-};
+use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme, SupportedProtocolVersion};
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::{FromDer, X509Certificate};
 
+use super::super::authorities::{Authorities, Naming, Purpose, Shown};
 use super::super::keys::{self, refused};
 use super::super::route::TlsEntry;
 use crate::model::l7::TlsVersions;
@@ -126,24 +125,19 @@ struct Verifier {
 /// [`Verify`], parsed.
 #[derive(Debug)]
 struct Must {
-    roots: RootCertStore,
-    /// Certificates of the bundle as they are: one that the upstream shows itself is trusted, as
-    /// OpenSSL does.
-    listed: Vec<CertificateDer<'static>>,
+    authorities: Authorities,
     name: ServerName<'static>,
+    /// The name as it is written.
+    text: String,
     depth: usize,
 }
 
 impl Must {
     fn new(verify: &Verify) -> Result<Self, Box<dyn std::error::Error>> {
         let Verify { roots_pem, name, depth } = verify;
-        let listed: Vec<_> = CertificateDer::pem_slice_iter(roots_pem).collect::<Result<_, _>>()?;
-        let mut roots = RootCertStore::empty();
-        for certificate in &listed {
-            roots.add(certificate.clone())?;
-        }
         let depth = usize::try_from(*depth).unwrap_or(usize::MAX);
-        Ok(Self { roots, listed, name: ServerName::try_from(name.clone())?, depth })
+        let authorities = Authorities::new(roots_pem, &[])?;
+        Ok(Self { authorities, name: ServerName::try_from(name.clone())?, text: name.clone(), depth })
     }
 
     fn verify(
@@ -152,42 +146,54 @@ impl Must {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
         provider: &CryptoProvider,
-    ) -> Result<(), rustls::Error> {
-        let certificate = webpki::EndEntityCert::try_from(leaf).map_err(refused)?;
-        if self.listed.iter().any(|listed| listed == leaf) {
-            is_of_now(leaf, now)?;
-        } else {
-            let short_enough =
-                |path: &webpki::VerifiedPath<'_>| match path.intermediate_certificates().count() {
-                    count if count <= self.depth => Ok(()),
-                    _ => Err(webpki::Error::MaximumPathDepthExceeded),
-                };
-            let anchors: &[TrustAnchor<'_>] = &self.roots.roots;
-            certificate
-                .verify_for_usage(
-                    provider.signature_verification_algorithms.all,
-                    anchors,
-                    intermediates,
-                    now,
-                    webpki::KeyUsage::server_auth(),
-                    None,
-                    Some(&short_enough),
-                )
-                .map_err(refused)?;
+    ) -> Result<(), webpki::Error> {
+        let shown = Shown {
+            leaf,
+            intermediates,
+            purpose: Purpose::Server,
+            naming: self.naming(leaf)?,
+            depth: self.depth,
+            now,
+            algorithms: provider.signature_verification_algorithms,
+        };
+        self.authorities.verify(&shown)
+    }
+
+    /// By which of its names a certificate is what it must be.
+    fn naming(&self, leaf: &CertificateDer<'_>) -> Result<Naming, webpki::Error> {
+        let certificate = webpki::EndEntityCert::try_from(leaf);
+        match certificate.and_then(|known| known.verify_is_valid_for_subject_name(&self.name)) {
+            Ok(()) => Ok(Naming::Alternative),
+            Err(_) if has_common_name(leaf, &self.text) => Ok(Naming::Common),
+            Err(error) => Err(error),
         }
-        certificate.verify_is_valid_for_subject_name(&self.name).map_err(refused)
     }
 }
 
-fn is_of_now(leaf: &CertificateDer<'_>, now: UnixTime) -> Result<(), rustls::Error> {
-    let (_, parsed) = x509_parser::parse_x509_certificate(leaf)
-        .map_err(|_| rustls::Error::from(CertificateError::BadEncoding))?;
-    let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
-    let validity = parsed.validity();
-    match now {
-        _ if now < validity.not_before.timestamp() => Err(CertificateError::NotValidYet.into()),
-        _ if now > validity.not_after.timestamp() => Err(CertificateError::Expired.into()),
-        _ => Ok(()),
+/// As OpenSSL: the common names of a certificate count where it has no DNS name, not even one that cannot be read.
+fn has_common_name(leaf: &CertificateDer<'_>, name: &str) -> bool {
+    let Ok((_, leaf)) = X509Certificate::from_der(leaf) else { return false };
+    let is_dns = |name: &GeneralName<'_>| matches!(name, GeneralName::DNSName(_) | GeneralName::Invalid(..));
+    let counts = match leaf.subject_alternative_name() {
+        Ok(names) => names.is_none_or(|names| !names.value.general_names.iter().any(is_dns)),
+        Err(_) => false,
+    };
+    counts
+        && leaf.subject().iter_common_name().any(|known| known.as_str().is_ok_and(|known| is_of(known, name)))
+}
+
+/// Whether a name in a certificate is this one, or one for all hosts of its domain.
+fn is_of(known: &str, name: &str) -> bool {
+    if known.eq_ignore_ascii_case(name) {
+        return true;
+    }
+    let domain = known.strip_prefix("*.").filter(|domain| domain.contains('.'));
+    let is_address = name.parse::<IpAddr>().is_ok();
+    match (domain, name.split_once('.')) {
+        (Some(domain), Some((host, rest))) if !is_address && !host.is_empty() => {
+            domain.eq_ignore_ascii_case(rest)
+        }
+        _ => false,
     }
 }
 
@@ -209,7 +215,7 @@ impl ServerCertVerifier for Verifier {
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
         if let Some(must) = &self.must {
-            must.verify(leaf, intermediates, now, &self.provider)?;
+            must.verify(leaf, intermediates, now, &self.provider).map_err(refused)?;
         }
         Ok(ServerCertVerified::assertion())
     }
@@ -240,5 +246,33 @@ impl ServerCertVerifier for Verifier {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn common_names_are_compared_as_names_of_hosts() {
+        let cases = [
+            ("up.example", "up.example", true),
+            ("UP.example", "up.EXAMPLE", true),
+            ("up.example", "down.example", false),
+            ("up.example\0.evil", "up.example", false),
+            ("*.app.example", "up.app.example", true),
+            ("*.app.example", "a.up.app.example", false),
+            ("*.app.example", "app.example", false),
+            ("*.app.example", ".app.example", false),
+            ("*.example", "up.example", false),
+            ("*", "up", false),
+            ("u*.app.example", "up.app.example", false),
+            ("10.0.0.1", "10.0.0.1", true),
+            ("*.0.0.1", "10.0.0.1", false),
+            ("", "up.example", false),
+        ];
+        for (known, name, expected) in cases {
+            assert_eq!(is_of(known, name), expected, "{known:?} of {name:?}");
+        }
     }
 }
