@@ -3,7 +3,7 @@
 
 use k8s_openapi::api::core::v1::Secret;
 use x509_parser::pem::Pem;
-use x509_parser::prelude::{CertificateRevocationList, FromDer, X509Certificate};
+use x509_parser::prelude::{CertificateRevocationList, FromDer, X509Certificate, X509Extension};
 
 use super::annotations::table::Value;
 use super::annotations::{field, value};
@@ -14,6 +14,7 @@ use crate::model::l7::{ClientAuth, Demand, Pattern, Trust, VerifyClient};
 
 const BAD: &str = "bad-client-authority";
 const NEEDED: &str = "the Secret needs the authority's certificate as ca.crt";
+const LISTS: &str = "ca.crl needs complete lists, as openssl ca -gencrl makes them";
 
 /// The `auth-tls-*` annotations of one Ingress, as written.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -62,9 +63,9 @@ pub(super) fn read(
     };
     let (ca_pem, crl_pem) = match authority(&secret, &found.object) {
         Ok(authority) => authority,
-        Err(message) => {
+        Err((message, fix)) => {
             let message = format!("{message}: every request of the host is answered 403");
-            return unusable(BAD, "auth-tls-secret", message, NEEDED);
+            return unusable(BAD, "auth-tls-secret", message, fix);
         }
     };
     let subject = match match_cn.as_deref().map(pattern).transpose() {
@@ -103,26 +104,46 @@ fn pattern(text: &str) -> Result<Pattern, String> {
     Pattern::subject(text).map_err(|error| format!("{text:?} is no pattern that can be used: {error}"))
 }
 
+/// What is wrong with a Secret, and how it is put right.
+type Flaw = (String, &'static str);
+
 /// `ca.crt` and, where there is one, `ca.crl`.
-fn authority(name: &ObjectName, secret: &Secret) -> Result<(Vec<u8>, Vec<u8>), String> {
+fn authority(name: &ObjectName, secret: &Secret) -> Result<(Vec<u8>, Vec<u8>), Flaw> {
     let entry = |key: &str| {
         let value = secret.data.as_ref().and_then(|data| data.get(key)).map(|value| value.0.clone());
         value.filter(|value| !value.is_empty())
     };
-    let ca_pem = entry("ca.crt").ok_or_else(|| format!("Secret {name} has no ca.crt"))?;
+    let ca_pem = entry("ca.crt").ok_or_else(|| (format!("Secret {name} has no ca.crt"), NEEDED))?;
     let certificates = blocks(&ca_pem, "CERTIFICATE");
     let certificates =
-        certificates.ok_or_else(|| format!("ca.crt of Secret {name} is no PEM certificate"))?;
+        certificates.ok_or_else(|| (format!("ca.crt of Secret {name} is no PEM certificate"), NEEDED))?;
     if !certificates.iter().all(|der| X509Certificate::from_der(der).is_ok()) {
-        return Err(format!("a certificate in ca.crt of Secret {name} does not parse"));
+        return Err((format!("a certificate in ca.crt of Secret {name} does not parse"), NEEDED));
     }
     let Some(crl_pem) = entry("ca.crl") else { return Ok((ca_pem, Vec::new())) };
-    let lists =
-        blocks(&crl_pem, "X509 CRL").ok_or_else(|| format!("ca.crl of Secret {name} is no PEM list"))?;
-    if !lists.iter().all(|der| CertificateRevocationList::from_der(der).is_ok()) {
-        return Err(format!("a list in ca.crl of Secret {name} does not parse"));
+    let lists = blocks(&crl_pem, "X509 CRL");
+    let lists = lists.ok_or_else(|| (format!("ca.crl of Secret {name} is no PEM list"), LISTS))?;
+    for list in &lists {
+        let Ok((_, list)) = CertificateRevocationList::from_der(list) else {
+            return Err((format!("a list in ca.crl of Secret {name} does not parse"), LISTS));
+        };
+        if !list.extensions().iter().all(is_understood) {
+            let message = format!(
+                "a list in ca.crl of Secret {name} is a delta list, or has another critical extension"
+            );
+            return Err((message, LISTS));
+        }
     }
     Ok((ca_pem, crl_pem))
+}
+
+/// Of a revocation list.
+fn is_understood(extension: &X509Extension<'_>) -> bool {
+    const NUMBER: &str = "2.5.29.20";
+    const DISTRIBUTION_POINT: &str = "2.5.29.28";
+    const AUTHORITY_KEY: &str = "2.5.29.35";
+    let known = [NUMBER, DISTRIBUTION_POINT, AUTHORITY_KEY];
+    !extension.critical || known.contains(&extension.oid.to_id_string().as_str())
 }
 
 /// Contents of the PEM blocks with this label; `None` if there is none, or no PEM.
