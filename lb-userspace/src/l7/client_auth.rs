@@ -322,7 +322,7 @@ pub(super) fn refuse<'v>(
         (Shown::Plain, _) | (_, None) => None,
     };
     if identity.is_some_and(|identity| identity.authority.authorities.is_none()) {
-        return Some(Answer::Status(403));
+        return Some(Refused::Answered(Answer::Status(403)));
     }
     if let (Some(identity), Some(trust)) = (identity, trust)
         && !identity.is_enough(trust.demand)

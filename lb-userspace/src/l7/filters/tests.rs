@@ -10,8 +10,8 @@ use crate::model::l4::Prefix;
 use crate::model::l7::forwarding::{Address, Behind, Words};
 use crate::model::l7::policy::{Access, AddressSet, Cors, Limits, Origins, RequestHeaders};
 use crate::model::l7::{
-    Action, Blocked, Filters, HostMatch, L7, Listed, Location, Moved, Pattern, Policies, Redirect, Rewrite,
-    Server, Template, Upstream, UpstreamName,
+    Action, Blocked, Filters, HostMatch, L7, Listed, Location, Moved, Pattern, Piece, Policies, Redirect,
+    Rewrite, Server, Template, Upstream, UpstreamName,
 };
 
 fn literal(text: &str) -> Piece {

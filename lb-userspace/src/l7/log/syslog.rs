@@ -93,7 +93,7 @@ mod tests {
 
         to.send(b"one\ntwo\n").expect("sent");
 
-        let mut next = || {
+        let next = || {
             let mut datagram = [0; 200];
             let n = collector.recv(&mut datagram).expect("a datagram");
             String::from_utf8_lossy(&datagram[..n]).into_owned()
