@@ -125,7 +125,7 @@ fn an_agent_that_is_killed_hands_its_addresses_over() {
 fn an_agent_that_is_told_to_end_says_so_and_is_replaced_before_its_silence_would_tell() {
     let pods = [pod(1, 1), pod(2, 1)];
     let Some(cluster) = Cluster::announcing(2, 1, &manifests(2, 0, "auto", &pods)) else { return };
-    let held = settled(&cluster);
+    let held: [String; 2] = settled(&cluster);
     let gone = node(&cluster, &held[0]);
     let mut flow = cluster.connect(vip(0, TCP));
     let mine = |family: &usize| held[*family] == held[0];
