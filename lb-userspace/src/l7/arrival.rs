@@ -101,7 +101,8 @@ async fn receive(
     }
     match listener {
         Listener::Http => Some(arrival),
-        Listener::Https => arrival.tls().await,
+        // Apart, so that others are received in memory that an allocator has at hand.
+        Listener::Https => Box::pin(arrival.tls()).await,
     }
 }
 

@@ -225,7 +225,8 @@ impl Drop for Buf {
     }
 }
 
-/// A vector to build a head in; its memory goes back to the thread's pool.
+/// A vector to build a head in; its memory goes back to the thread's pool. The default has none.
+#[derive(Default)]
 pub(super) struct Scratch(Vec<u8>);
 
 impl Scratch {
@@ -252,7 +253,7 @@ impl DerefMut for Scratch {
 impl Drop for Scratch {
     fn drop(&mut self) {
         let mut scratch = std::mem::take(&mut self.0);
-        if scratch.capacity() > SCRATCH_BYTES {
+        if scratch.capacity() == 0 || scratch.capacity() > SCRATCH_BYTES {
             return;
         }
         scratch.clear();

@@ -33,7 +33,7 @@ use super::h1::head::{Lines, Refusal, Sizes};
 use super::h1::{Body, Request};
 use super::h2;
 use super::heads::{self, After, Client, Onward};
-use super::log::{self, End, Subject, Tally};
+use super::log::{self, Subject, Tally};
 use super::metrics::Method;
 use super::mirror::Copy;
 use super::pages::{self, Page, Rest};
@@ -163,24 +163,23 @@ impl Connection<'_, '_> {
         let ClientLimits { keep_alive, header_timeout, .. } = *self.worker.limits();
         let mut due = self.alarm.due(if self.requests == 0 { header_timeout } else { keep_alive });
         let mut begun = false;
-        let mut halting = false;
         loop {
             self.skip_empty_lines();
             if !self.buf.is_empty() {
                 if !begun {
                     // As they are by now: the wait for this may have been long.
                     self.limits = self.worker.limits();
-                    (begun, due) = (true, self.alarm.due(self.limits.header_timeout));
                 }
                 match self.read_head() {
-                    Head::Incomplete if !halting => {
-                        (halting, self.settled) = (true, self.alarm.due(PATIENCE));
+                    Head::Incomplete if !begun => {
+                        (begun, due) = (true, self.alarm.due(self.limits.header_timeout));
+                        self.settled = self.alarm.due(PATIENCE);
                     }
                     Head::Incomplete => {}
                     Head::Http2 => return Left::Http2,
                     // As a whole: what is taken out of it here would keep its place in the future.
                     head => {
-                        let waited = if halting { self.waited(due) } else { Duration::ZERO };
+                        let waited = if begun { self.waited(due) } else { Duration::ZERO };
                         return self.act(head, waited).await;
                     }
                 }
@@ -202,7 +201,10 @@ impl Connection<'_, '_> {
     /// `waited`: how long it took to come.
     fn act(&mut self, head: Head, waited: Duration) -> Pin<Box<dyn Future<Output = Left> + '_>> {
         match head {
-            Head::Planned(plan, started) => Box::pin(self.carry_out(Plan { waited, ..plan }, started)),
+            Head::Planned(mut plan) => {
+                plan.waited = waited;
+                Box::pin(self.carry_out(plan))
+            }
             Head::Refused(refusal) => Box::pin(self.refuse(refusal, waited)),
             // Nothing is left to wait for.
             Head::Incomplete | Head::Http2 => Box::pin(self.refuse(Refusal::HeadTooLarge, waited)),
@@ -228,10 +230,7 @@ impl Connection<'_, '_> {
         match Request::parse(self.buf.bytes(), &mut lines, Sizes::of(&self.limits)) {
             Ok(None) if self.buf.is_full() => Head::Refused(Refusal::HeadTooLarge),
             Ok(None) => Head::Incomplete,
-            Ok(Some(request)) => {
-                let started = Instant::now();
-                Head::Planned(self.plan(&request, started), started)
-            }
+            Ok(Some(request)) => Head::Planned(self.plan(&request)),
             // Prior knowledge (RFC 9113 3.3): looked for only in what is no HTTP/1.1.
             Err(_) if self.may_be_http2() => Head::Http2,
             Err(refusal) => Head::Refused(refusal),
@@ -268,7 +267,8 @@ impl Connection<'_, '_> {
     }
 
     /// Everything that has to be known once the head's bytes are gone.
-    fn plan(&self, request: &Request<'_, '_>, started: Instant) -> Plan {
+    fn plan(&self, request: &Request<'_, '_>) -> Box<Plan> {
+        let started = Instant::now();
         let snapshot = self.worker.current.load();
         let forwarding = &snapshot.router.edge.forwarding;
         let headers = Headers::Sent(request.block);
@@ -427,7 +427,8 @@ impl Connection<'_, '_> {
             }
         };
         let is_farewell = !request.persists && body.is_done();
-        Plan {
+        Box::new(Plan {
+            started,
             is_farewell,
             head_len,
             method: Method::of(request.method),
@@ -445,94 +446,83 @@ impl Connection<'_, '_> {
             snapshot: Rc::clone(&snapshot),
             account,
             under_way,
-        }
+            record: Record::default(),
+            is_worded: false,
+        })
     }
 
-    async fn carry_out(&mut self, plan: Plan, started: Instant) -> Left {
+    /// Works on the plan where it lies: what is moved out of it would have a second place in the future.
+    async fn carry_out(&mut self, mut plan: Box<Plan>) -> Left {
         let _writing = During::of(&self.worker.writing);
         self.requests += 1;
         self.buf.consume(plan.head_len);
-        let Plan {
-            is_farewell,
-            method,
-            is_head,
-            version,
-            after,
-            body,
-            checks,
-            mut page,
-            mut step,
-            edits,
-            ..
-        } = plan;
-        let Plan { route: (at, side), filters, snapshot, waited, under_way: _under_way, .. } = plan;
-        (self.tally, self.edits) = (Tally::default(), edits);
-        self.kept = plan.account.line.as_ref().and_then(|_| log::Kept::wanted(&snapshot.router));
-        let (mut record, mut is_worded) = (Record::default(), false);
+        (self.tally, self.edits) = (Tally::default(), std::mem::take(&mut plan.edits));
+        self.kept = plan.account.line.as_ref().and_then(|_| log::Kept::wanted(&plan.snapshot.router));
         // What has to wait for somebody does so here: with the step at hand, before anything goes upstream.
-        let mut begun = started;
-        if let Some(checks) = checks {
+        let mut begun = plan.started;
+        if let Some(checks) = plan.checks.take() {
+            let step = std::mem::replace(&mut plan.step, Step::Nothing);
             // Apart, so that others do not carry its size.
-            step =
-                Box::pin(self.check(&checks, plan.account.line.as_ref().map(|line| &line[..]), step)).await;
+            let line = plan.account.line.as_ref().map(|line| &line[..]);
+            plan.step = Box::pin(self.check(&checks, line, step)).await;
             begun = Instant::now();
         }
+        let Plan { step, snapshot, filters, record, after, .. } = &mut *plan;
         let (status, left) = match step {
             Step::Nothing => (499, Left::Broken),
-            Step::Answer(answer) => {
-                // A target that cannot be understood says little for what follows it, and who is not
-                // taken here has to shake hands anew.
-                let is_last = matches!(answer, Answer::Status(400 | 421) | Answer::Certificate(_));
-                let after = if is_last { After::Close } else { after };
-                let answer = match answer {
-                    Answer::NginxStatus(_) => Answer::NginxStatus(Box::pin(self.worker.nginx_status()).await),
-                    answer => answer,
-                };
-                match page::instead_of(&answer, &mut page) {
-                    Some(page) => {
-                        is_worded = true;
-                        let rest = Rest::Unread(body);
-                        Box::pin(self.word(page, rest, after, &snapshot, &mut record)).await
-                    }
-                    None => self.answer(&answer, is_head, version, after, body).await,
-                }
-            }
-            Step::Exchange(mut outgoing) => {
-                let sent;
-                (sent, record) = exchange::run(self, &snapshot, &mut outgoing, &filters, after, begun).await;
-                match sent {
+            Step::Answer(_) => Box::pin(self.tell(&mut plan)).await,
+            Step::Exchange(outgoing) => {
+                match exchange::run(self, snapshot, outgoing, filters, *after, begun, record).await {
                     Sent::Response { status, after: After::Keep } => (status, Left::Open),
                     Sent::Response { status, after: After::Close } => (status, Left::Finished),
                     Sent::Broken { status } => (status, Left::Broken),
-                    Sent::Nothing { status, read } => {
-                        self.edits.without_session();
-                        // Nothing went to the client yet, so it can still be told what happened. What
-                        // is left of a body that was not read whole is unknown by now, so the
-                        // connection ends.
-                        let keep = body.is_done() || read;
-                        let after = if keep { after } else { After::Close };
-                        let answer = Answer::Status(status);
-                        match page::instead_of(&answer, &mut page) {
-                            Some(page) => {
-                                is_worded = true;
-                                let rest = Rest::of(outgoing.hold);
-                                Box::pin(self.word(page, rest, after, &snapshot, &mut record)).await
-                            }
-                            None => self.answer(&answer, is_head, version, after, Body::Length(0)).await,
-                        }
-                    }
+                    Sent::Nothing { status, read } => Box::pin(self.make_up(&mut plan, status, read)).await,
                 }
             }
         };
         self.edits = HeaderEdits::default();
-        let took = record.ended.unwrap_or_else(Instant::now).saturating_duration_since(started) + waited;
-        let (head, is_whole, tally) = (plan.head_len, left != Left::Broken, self.tally);
-        let router = &snapshot.router;
-        let upstream = router.route(at).map_or("", |route| log::answered_by(router, route, side, is_worded));
-        let end = End { status, took, upstream, head, is_whole, tally, record: &record, kept: None };
-        self.count(&snapshot, (at, side), method, &end);
-        self.close(router, plan.account, end);
-        if left == Left::Finished && is_farewell { Left::Over } else { left }
+        self.account(&mut plan, status, left);
+        drop(plan.under_way.take());
+        if left == Left::Finished && plan.is_farewell { Left::Over } else { left }
+    }
+
+    /// Answers a request that goes to no endpoint.
+    async fn tell(&mut self, plan: &mut Plan) -> (u16, Left) {
+        let answer = match std::mem::replace(&mut plan.step, Step::Nothing) {
+            Step::Answer(Answer::NginxStatus(_)) => Answer::NginxStatus(self.worker.nginx_status().await),
+            Step::Answer(answer) => answer,
+            Step::Nothing | Step::Exchange(_) => return (499, Left::Broken),
+        };
+        // A target that cannot be understood says little for what follows it, and who is not
+        // taken here has to shake hands anew.
+        let is_last = matches!(answer, Answer::Status(400 | 421) | Answer::Certificate(_));
+        let after = if is_last { After::Close } else { plan.after };
+        match page::instead_of(&answer, &mut plan.page) {
+            Some(page) => {
+                plan.is_worded = true;
+                let rest = Rest::Unread(plan.body.clone());
+                self.word(page, rest, after, &plan.snapshot, &mut plan.record).await
+            }
+            None => self.answer(&answer, plan.is_head, plan.version, after, plan.body.clone()).await,
+        }
+    }
+
+    /// Answers a request of whose endpoints none did.
+    async fn make_up(&mut self, plan: &mut Plan, status: u16, read: bool) -> (u16, Left) {
+        self.edits.without_session();
+        // Nothing went to the client yet, so it can still be told what happened. What is left of a body
+        // that was not read whole is unknown by now, so the connection ends.
+        let keep = plan.body.is_done() || read;
+        let after = if keep { plan.after } else { After::Close };
+        let answer = Answer::Status(status);
+        match (page::instead_of(&answer, &mut plan.page), &mut plan.step) {
+            (Some(page), Step::Exchange(outgoing)) => {
+                plan.is_worded = true;
+                let rest = Rest::of(std::mem::replace(&mut outgoing.hold, Hold::No));
+                self.word(page, rest, after, &plan.snapshot, &mut plan.record).await
+            }
+            _ => self.answer(&answer, plan.is_head, plan.version, after, Body::Length(0)).await,
+        }
     }
 
     /// Whether the client went away while its response is awaited; only asked while none of its

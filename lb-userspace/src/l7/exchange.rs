@@ -20,7 +20,7 @@ use super::fcgi;
 use super::h1::head::{Lines, Unsayable};
 use super::h1::{Body, Response};
 use super::heads::{self, After};
-use super::hold::{Held, Replay, hold};
+use super::hold::hold;
 use super::metrics::Failure;
 use super::relay::{Broken, Coding, Leg, Waits};
 use super::snapshot::Snapshot;
@@ -88,7 +88,7 @@ enum Failed {
 }
 
 /// Sends the request to endpoints in turn until one answers, as far as repeating it is safe. A body that was
-/// read for it stays in `outgoing`.
+/// read for it stays in `outgoing`; what each attempt came to stands in `record`.
 pub(super) async fn run(
     connection: &mut Connection<'_, '_>,
     snapshot: &Snapshot,
@@ -96,55 +96,45 @@ pub(super) async fn run(
     limits: &Limits,
     after: After,
     mut begun: Instant,
-) -> (Sent, Record) {
-    if outgoing.expects_continue && !connection.send(b"HTTP/1.1 100 Continue\r\n\r\n").await {
-        return (Sent::Broken { status: 499 }, Record::default());
+    record: &mut Record,
+) -> Sent {
+    if outgoing.expects_continue && !Box::pin(connection.send(b"HTTP/1.1 100 Continue\r\n\r\n")).await {
+        return Sent::Broken { status: 499 };
     }
     if let Some(Copying { copy, here }) = &outgoing.copy {
         let body = outgoing.head.len().saturating_sub(*here);
         copy.begin(&outgoing.body, outgoing.head.get(body..).unwrap_or_default());
     }
-    let held = match std::mem::replace(&mut outgoing.hold, Hold::No) {
-        Hold::UpTo(in_memory) => {
-            match Box::pin(hold(connection, &outgoing.body, in_memory, limits.max_body_bytes)).await {
-                Ok(held) => {
-                    // A slow client is no fault of an endpoint, and takes no time from its attempts.
-                    begun = Instant::now();
-                    Some(Box::new(held))
-                }
-                Err(499) => return (Sent::Broken { status: 499 }, Record::default()),
-                Err(status) => return (Sent::Nothing { status, read: false }, Record::default()),
+    if let Hold::UpTo(in_memory) = outgoing.hold {
+        match Box::pin(hold(connection, &outgoing.body, in_memory, limits.max_body_bytes)).await {
+            Ok(held) => {
+                // A slow client is no fault of an endpoint, and takes no time from its attempts.
+                begun = Instant::now();
+                outgoing.hold = Hold::Here(Box::new(held));
             }
+            Err(499) => return Sent::Broken { status: 499 },
+            Err(status) => return Sent::Nothing { status, read: false },
         }
-        Hold::Here(held) => Some(held),
-        Hold::No => None,
-    };
-    if let Some(held) = &held {
-        if outgoing.body != Body::Length(held.len()) {
-            heads::add_length(held.len(), &mut outgoing.head);
-        }
-        outgoing.body = Body::Length(held.len());
     }
-    let ended = try_endpoints(connection, snapshot, outgoing, held.as_deref(), limits, after, begun).await;
-    outgoing.hold = held.map_or(Hold::No, Hold::Here);
-    ended
-}
-
-async fn try_endpoints(
-    connection: &mut Connection<'_, '_>,
-    snapshot: &Snapshot,
-    outgoing: &mut Outgoing,
-    held: Option<&Held>,
-    limits: &Limits,
-    after: After,
-    begun: Instant,
-) -> (Sent, Record) {
-    let read = held.is_some();
-    let mut attempts = Attempts::new(connection.worker, snapshot, outgoing.terms, begun);
+    if let Hold::Here(held) = &outgoing.hold {
+        let length = held.len();
+        if outgoing.body != Body::Length(length) {
+            heads::add_length(length, &mut outgoing.head);
+        }
+        outgoing.body = Body::Length(length);
+    }
+    let mut attempts = Attempts::new(connection.worker, snapshot, outgoing.terms, begun, record);
+    // gRPC compresses its messages itself.
+    let compression = snapshot.router.compression.as_deref();
+    let compression = compression.filter(|_| outgoing.terms.speech != Speech::Http2);
+    let read = matches!(outgoing.hold, Hold::Here(_));
     loop {
         let mut lease = match attempts.lease().await {
             Ok(lease) => lease,
-            Err(status) => return (Sent::Nothing { status, read }, attempts.ended(0, Instant::now())),
+            Err(status) => {
+                attempts.ended(0, Instant::now());
+                return Sent::Nothing { status, read };
+            }
         };
         match (attempts.session(), &outgoing.cookie) {
             (Some((sessions, key)), Some(attributes)) => {
@@ -152,60 +142,43 @@ async fn try_endpoints(
             }
             _ => connection.edits.without_session(),
         }
-        let replay = held.map(Held::replay);
-        // gRPC compresses its messages itself.
-        let compression =
-            snapshot.router.compression.as_deref().filter(|_| outgoing.terms.speech != Speech::Http2);
-        let passing = Passing { replay, limits, compression, after };
-        let mut unread = None;
-        let attempt = attempt(connection, &mut attempts, &mut lease, outgoing, passing, &mut unread);
-        let next = match attempt.await {
+        let attempt = attempt(connection, &mut attempts, &mut lease, outgoing, limits, compression, after);
+        // Apart: both together are more than an allocator has at hand for a thread.
+        let next = match Box::pin(attempt).await {
             Ok(Through { sent, keep, bytes, rest }) => {
                 let now = Instant::now();
-                let mut record = attempts.ended(bytes, now);
+                attempts.ended(bytes, now);
                 if keep && !outgoing.closes {
                     lease.keep(connection.worker, snapshot, outgoing.terms.upstream, now);
                 } else {
                     drop(lease);
                 }
                 // The endpoint is done with, the client perhaps not.
-                let sent = match rest {
-                    Some(rest) => Box::pin(rest.send(connection)).await,
-                    None => {
-                        record.ended = Some(now);
-                        sent
-                    }
-                };
-                return (sent, record);
+                if let Some(rest) = rest {
+                    return Box::pin(rest.send(connection)).await;
+                }
+                record.ended = Some(now);
+                return sent;
             }
             Err(Failed::Client { status }) => {
-                let sent = match status {
+                attempts.ended(0, Instant::now());
+                return match status {
                     499 => Sent::Broken { status },
                     _ => Sent::Nothing { status, read },
                 };
-                return (sent, attempts.ended(0, Instant::now()));
             }
             Err(Failed::Replaced { status }) => {
-                return (Sent::Nothing { status, read }, attempts.ended(0, Instant::now()));
+                attempts.ended(0, Instant::now());
+                return Sent::Nothing { status, read };
             }
             Err(Failed::Rejected) => Next::Again,
             Err(Failed::Upstream(failure, progress)) => attempts.failed(lease, failure, progress),
         };
         if let Next::Answer(status) = next {
-            return (Sent::Nothing { status, read }, attempts.ended(0, Instant::now()));
-        }
-        if let Some(unread) = unread {
-            outgoing.resend(&unread);
+            attempts.ended(0, Instant::now());
+            return Sent::Nothing { status, read };
         }
     }
-}
-
-/// What an attempt keeps to.
-struct Passing<'p> {
-    replay: Option<Replay<'p>>,
-    limits: &'p Limits,
-    compression: Option<&'p Compression>,
-    after: After,
 }
 
 /// An attempt that was answered.
@@ -219,107 +192,70 @@ struct Through {
     rest: Option<Box<Output>>,
 }
 
-/// The response, as far as it could be passed on. Without one, `unread` is what the endpoint took of the body and
-/// did nothing about.
+/// The response, as far as it could be passed on. Without one the request can be sent again, with what the endpoint
+/// took of the body and did nothing about.
 async fn attempt(
     connection: &mut Connection<'_, '_>,
     attempts: &mut Attempts<'_>,
     lease: &mut Lease,
-    outgoing: &Outgoing,
-    passing: Passing<'_>,
-    unread: &mut Option<Scratch>,
+    outgoing: &mut Outgoing,
+    limits: &Limits,
+    compression: Option<&Compression>,
+    after: After,
 ) -> Result<Through, Failed> {
-    let Passing { replay, limits, compression, after } = passing;
-    let upstream = lease.carrier(&outgoing.params);
-    let mut head = Scratch::take();
-    head.extend_from_slice(&outgoing.head);
-    if let Some(kept) = &mut connection.kept {
-        kept.asks();
-    }
-    let mut exchange = Exchange {
-        connection,
-        upstream,
-        upload: Leg::new(head, outgoing.body.clone(), Coding::Same, limits.max_body_bytes),
-        upload_broken: false,
-        replay: replay.map(|replay| Box::new((Carrier::Replay(replay), Buf::default()))),
-        buf: Buf::default(),
-        heads: 0,
-        informational: 0,
-        outgoing,
-        limits,
-        compression,
-        after,
-    };
-    let copy = outgoing.copy.as_ref().filter(|Copying { copy, .. }| match outgoing.resent {
-        0 => copy.restart(&outgoing.body),
-        _ => copy.goes_on(),
-    });
-    exchange.upload.copy = copy.map(|copying| Rc::clone(&copying.copy));
-    if exchange.upstream.may_refuse() && exchange.replay.is_none() {
-        exchange.upload.keep(outgoing.resent);
-    }
-    let answered = exchange.response_head().await;
-    exchange.count_received();
-    attempts.moved(exchange.traffic(exchange.buf.bytes().len() as u64));
-    let progress = exchange.progress();
-    let kept = exchange.upload.kept.take();
-    let answered = match answered {
-        Ok(answered) => answered,
-        Err(failed) => {
-            *unread = kept;
-            return Err(failed);
-        }
-    };
-    match answered {
-        Answered::Switched { head } => {
-            attempts.answered(101);
-            exchange.keep_sent(&head);
-            let (sent, bytes) = exchange.tunnel(head).await;
-            let up = exchange.connection.tally.body_received;
-            let Traffic { sent: before, received } = exchange.traffic(bytes);
-            attempts.moved(Traffic { sent: before + up, received });
-            Ok(Through { sent, keep: false, bytes, rest: None })
-        }
-        Answered::Response(response) if attempts.rejects(response.status, progress) => {
-            *unread = kept;
-            Err(Failed::Rejected)
-        }
-        Answered::Response(response) if outgoing.is_replaced(response.status) => {
-            attempts.answered(response.status);
-            if let Some(challenge) = &response.challenge {
-                exchange.connection.edits.challenge(challenge);
+    // Lent, until there is an answer.
+    let head = std::mem::take(&mut outgoing.head);
+    let mut exchange = Exchange::new(connection, lease, head, outgoing, limits, compression, after);
+    let mut ready = {
+        let answered = exchange.response_head().await;
+        exchange.count_received();
+        attempts.moved(exchange.traffic(exchange.buf.bytes().len() as u64));
+        let judged = match &answered {
+            Ok(answered) => exchange.judge(answered, attempts),
+            Err(failed) => Err(*failed),
+        };
+        let kept = exchange.upload.kept.take();
+        match (answered, judged) {
+            (Ok(Answered::Response(ready)), Ok(())) => ready,
+            (Ok(Answered::Switched { head }), Ok(())) => {
+                return Ok(Box::pin(exchange.switch(head, attempts)).await);
             }
-            Err(Failed::Replaced { status: response.status })
-        }
-        Answered::Response(mut response) => {
-            attempts.answered(response.status);
-            drop(kept);
-            exchange.keep_sent(&response.head);
-            let keep_upstream = response.keep_upstream;
-            if let Some(packing) = response.packing.take() {
-                let Exchange { upstream, buf, .. } = exchange;
-                let upstream = Carrier::Packed(Box::new(Packed::new(upstream, buf, *packing)));
-                exchange = Exchange { upstream, buf: Buf::default(), ..exchange };
-            }
-            let (sent, bytes, rest) = match exchange.ahead(&response) {
-                // Apart, so that others do not carry its size.
-                Some(limits) => Box::pin(exchange.relay_ahead(response, limits)).await,
-                None => {
-                    exchange.gather(&response.body).await;
-                    let (sent, bytes) = exchange.relay(response).await;
-                    (sent, bytes, None)
+            (_, Err(failed)) | (Err(failed), Ok(())) => {
+                let head = exchange.upload.take_head();
+                drop(exchange);
+                outgoing.head = head;
+                if let Some(unread) = kept {
+                    outgoing.resend(&unread);
                 }
-            };
-            let (bytes, is_read) = match &exchange.upstream {
-                Carrier::Packed(packed) => (packed.taken(), packed.is_clean()),
-                _ => (bytes, exchange.buf.is_empty()),
-            };
-            attempts.moved(exchange.traffic(bytes));
-            let clean = exchange.upload.is_done() && is_read;
-            let keep = keep_upstream && clean && matches!(sent, Sent::Response { .. });
-            Ok(Through { sent, keep, bytes, rest })
+                return Err(failed);
+            }
         }
+    };
+    exchange.keep_sent(&ready.head);
+    let keep_upstream = ready.keep_upstream;
+    if let Some(packing) = ready.packing.take() {
+        let (upstream, buf) = (exchange.upstream, std::mem::take(&mut exchange.buf));
+        exchange.upstream = Carrier::Packed(Box::new(Packed::new(upstream, buf, *packing)));
     }
+    let (sent, bytes, rest) = match exchange.ahead(&ready) {
+        // Apart, so that others do not carry its size.
+        Some(limits) => Box::pin(exchange.relay_ahead(ready, limits)).await,
+        None => {
+            exchange.gather(&ready.body).await;
+            let Ready { status, head, body, coding, after, .. } = ready;
+            let mut download = Leg::new(head, body, coding, None);
+            let (sent, bytes) = exchange.relay(&mut download, status, after).await;
+            (sent, bytes, None)
+        }
+    };
+    let (bytes, is_read) = match &exchange.upstream {
+        Carrier::Packed(packed) => (packed.taken(), packed.is_clean()),
+        _ => (bytes, exchange.buf.is_empty()),
+    };
+    attempts.moved(exchange.traffic(bytes));
+    let clean = exchange.upload.is_done() && is_read;
+    let keep = keep_upstream && clean && matches!(sent, Sent::Response { .. });
+    Ok(Through { sent, keep, bytes, rest })
 }
 
 /// An attempt that has its connection.
@@ -364,11 +300,82 @@ struct Ready {
     packing: Option<Box<Packing>>,
 }
 
+impl<'e, 'w, 's, 'u> Exchange<'e, 'w, 's, 'u>
+where
+    'e: 'u,
+{
+    fn new(
+        connection: &'e mut Connection<'w, 's>,
+        lease: &'u mut Lease,
+        head: Scratch,
+        outgoing: &'e Outgoing,
+        limits: &'e Limits,
+        compression: Option<&'e Compression>,
+        after: After,
+    ) -> Self {
+        if let Some(kept) = &mut connection.kept {
+            kept.asks();
+        }
+        let copy = outgoing.copy.as_ref().filter(|Copying { copy, .. }| match outgoing.resent {
+            0 => copy.restart(&outgoing.body),
+            _ => copy.goes_on(),
+        });
+        let mut upload = Leg::new(head, outgoing.body.clone(), Coding::Same, limits.max_body_bytes);
+        upload.copy = copy.map(|copying| Rc::clone(&copying.copy));
+        let upstream = lease.carrier(&outgoing.params);
+        let replay = match &outgoing.hold {
+            Hold::Here(held) => Some(Box::new((Carrier::Replay(held.replay()), Buf::default()))),
+            Hold::No | Hold::UpTo(_) => None,
+        };
+        if upstream.may_refuse() && replay.is_none() {
+            upload.keep(outgoing.resent);
+        }
+        Self {
+            connection,
+            upstream,
+            upload,
+            upload_broken: false,
+            replay,
+            buf: Buf::default(),
+            heads: 0,
+            informational: 0,
+            outgoing,
+            limits,
+            compression,
+            after,
+        }
+    }
+}
+
 impl Exchange<'_, '_, '_, '_> {
+    /// What came is no reason to ask somebody else.
+    fn judge(&mut self, answered: &Answered, attempts: &mut Attempts<'_>) -> Result<(), Failed> {
+        let response = match answered {
+            Answered::Response(response) => response,
+            Answered::Switched { .. } => {
+                attempts.answered(101);
+                return Ok(());
+            }
+        };
+        let status = response.status;
+        if attempts.rejects(status, self.progress()) {
+            return Err(Failed::Rejected);
+        }
+        attempts.answered(status);
+        if !self.outgoing.is_replaced(status) {
+            return Ok(());
+        }
+        if let Some(challenge) = &response.challenge {
+            self.connection.edits.challenge(challenge);
+        }
+        Err(Failed::Replaced { status })
+    }
+
     /// Sends the request and waits for the head of its response, both at once: an upstream may
     /// answer before it has read the whole body.
     async fn response_head(&mut self) -> Result<Answered, Failed> {
-        let mut due = self.upload_due();
+        // Asked of the clock where something is waited for.
+        let mut due = None;
         let mut moved = 0;
         poll_fn(|cx| {
             if let Poll::Ready(Err(failed)) = self.poll_upload(cx) {
@@ -392,8 +399,9 @@ impl Exchange<'_, '_, '_, '_> {
                 return Poll::Ready(Err(Failed::Client { status: 499 }));
             }
             if self.upload.moved() != moved {
-                (moved, due) = (self.upload.moved(), self.upload_due());
+                (moved, due) = (self.upload.moved(), None);
             }
+            let due = *due.get_or_insert_with(|| self.upload_due());
             if self.connection.alarm.poll_due(cx, due).is_pending() {
                 return Poll::Pending;
             }

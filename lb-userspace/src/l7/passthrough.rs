@@ -55,8 +55,8 @@ pub(super) async fn serve(
     way: Way,
 ) -> Course {
     let Way { upstream, retry, idle, preamble, counts } = way;
-    let (opened, mut record) = connect(worker, upstream, retry).await;
-    let Some((mut link, opened)) = opened else {
+    let mut record = Record::default();
+    let Some((mut link, opened)) = connect(worker, upstream, retry, &mut record).await else {
         // Nothing can be said to a client that expects somebody else's words.
         worker.counters.borrow_mut().refused_connection(Refused::NoEndpoint);
         return Course { status: 502, up: 0, down: 0, record };
@@ -107,7 +107,12 @@ async fn say(link: &mut Link, bytes: &[u8], alarm: &Alarm) -> bool {
 }
 
 /// A new connection to one of the endpoints; another is tried while nothing was sent.
-async fn connect(worker: &Rc<Worker>, upstream: usize, retry: Retry) -> (Option<(Link, Opened)>, Record) {
+async fn connect(
+    worker: &Rc<Worker>,
+    upstream: usize,
+    retry: Retry,
+    record: &mut Record,
+) -> Option<(Link, Opened)> {
     let snapshot = worker.current.load();
     let terms = Terms {
         upstream,
@@ -118,5 +123,5 @@ async fn connect(worker: &Rc<Worker>, upstream: usize, retry: Retry) -> (Option<
         is_idempotent: true,
         lead: Lead::Hash(worker.random.word()),
     };
-    Attempts::new(worker, &snapshot, terms, Instant::now()).connection().await
+    Attempts::new(worker, &snapshot, terms, Instant::now(), record).connection().await
 }

@@ -113,6 +113,11 @@ impl Leg {
         self.kept = (is_short && !self.body.is_done()).then(Scratch::take);
     }
 
+    /// The head, to be sent again elsewhere.
+    pub(super) fn take_head(&mut self) -> Scratch {
+        std::mem::take(&mut self.head)
+    }
+
     /// Everything was written and flushed.
     pub(super) fn is_done(&self) -> bool {
         self.done

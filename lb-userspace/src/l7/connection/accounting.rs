@@ -1,43 +1,43 @@
 //! What is told of a request that has ended: counters, its line in the access log, its span.
 
 use std::rc::Rc;
+use std::time::Instant;
 
-use super::super::canary::Side;
-use super::super::log::End;
-use super::super::metrics::{Finished, Method};
-use super::super::route::{At, Router};
-use super::super::snapshot::Snapshot;
-use super::Connection;
-use super::plan::Account;
+use super::super::log::{self, End};
+use super::super::metrics::Finished;
+use super::super::route::Router;
+use super::plan::{Account, Plan};
+use super::{Connection, Left};
 
 impl Connection<'_, '_> {
-    /// Counts it where it was led.
-    pub(super) fn count(&self, snapshot: &Rc<Snapshot>, route: (At, Side), method: Method, end: &End<'_>) {
-        let (at, side) = route;
-        let Some((number, labels)) = snapshot.router.route(at).map(|route| route.counted(side)) else {
-            return;
-        };
-        let (received, sent) = end.tally.of_whole(end.head);
-        let (status, took, attempt) = (end.status, end.took, end.record.only());
-        let finished = Finished { method, status, took, attempt, received, sent };
-        // The route of a request that outlived its snapshot may be gone.
-        let now = self.worker.current.load();
-        let stands = Rc::ptr_eq(snapshot, &now) || now.router.stands(number, at);
-        let number = stands.then_some(number);
-        if number.is_some() || now.router.has(labels) {
-            self.worker.counters.borrow_mut().request(number, labels, &finished);
+    /// Counts it where it was led, and ends what was begun of it.
+    pub(super) fn account(&mut self, plan: &mut Plan, status: u16, left: Left) {
+        let Plan { started, waited, head_len: head, route: (at, side), snapshot, record, .. } = plan;
+        let took = record.ended.unwrap_or_else(Instant::now).saturating_duration_since(*started) + *waited;
+        let router = &snapshot.router;
+        let upstream =
+            router.route(*at).map_or("", |route| log::answered_by(router, route, *side, plan.is_worded));
+        let (is_whole, tally) = (left != Left::Broken, self.tally);
+        let end = End { status, took, upstream, head: *head, is_whole, tally, record, kept: None };
+        let Account { line, span } = std::mem::take(&mut plan.account);
+        if let Some((number, labels)) = router.route(*at).map(|route| route.counted(*side)) {
+            let (received, sent) = tally.of_whole(*head);
+            let finished =
+                Finished { method: plan.method, status, took, attempt: record.only(), received, sent };
+            // The route of a request that outlived its snapshot may be gone.
+            let now = self.worker.current.load();
+            let stands = Rc::ptr_eq(snapshot, &now) || now.router.stands(number, *at);
+            let number = stands.then_some(number);
+            if number.is_some() || now.router.has(labels) {
+                self.worker.counters.borrow_mut().request(number, labels, &finished);
+            }
         }
-    }
-
-    /// Ends what was begun of it.
-    pub(super) fn close(&mut self, router: &Router, account: Account, end: End<'_>) {
-        let Account { line, span } = account;
         if let Some(span) = span {
             self.worker.tell(span.end(&end));
         }
         if let Some(line) = line {
-            self.end_line(router, &line, &End { kept: self.kept.as_deref(), ..end });
-            self.kept = None;
+            let kept = self.kept.take();
+            self.end_line(router, &line, &End { kept: kept.as_deref(), ..end });
         }
     }
 

@@ -47,7 +47,7 @@ impl Connection<'_, '_> {
         }
         match self.read_head() {
             // In place: the task is one that serves streams, and nothing else.
-            Head::Planned(plan, started) => self.carry_out(plan, started).await,
+            Head::Planned(plan) => self.carry_out(plan).await,
             head => self.act(head, Duration::ZERO).await,
         }
     }

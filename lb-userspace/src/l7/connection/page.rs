@@ -45,8 +45,8 @@ impl Connection<'_, '_> {
             return self.answer(&Answer::Status(404), is_head, version, after, unread).await;
         };
         let received = self.tally.body_received;
-        let asked = exchange::run(self, snapshot, &mut outgoing, &limits, after, Instant::now()).await;
-        let (sent, asked) = asked;
+        let (now, mut asked) = (Instant::now(), Record::default());
+        let sent = exchange::run(self, snapshot, &mut outgoing, &limits, after, now, &mut asked).await;
         record.extend(asked);
         self.tally.body_received = self.tally.body_received.max(received);
         match sent {

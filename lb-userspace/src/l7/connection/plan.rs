@@ -20,19 +20,15 @@ use super::super::policy::HeaderEdits;
 use super::super::route::{At, Route, Router};
 use super::super::snapshot::Snapshot;
 use super::super::trace::{self, Begun};
-use super::super::upstream::{Lead, Speech};
+use super::super::upstream::{Lead, Record, Speech};
 use super::super::variable::{self, Known};
 use crate::model::l7::{Buffers, Filters};
 use crate::model::upstream::{Condition, Conditions, Retry};
 
 /// What the bytes that were read are.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "a moment on the stack; a box would be an allocation a request"
-)]
 pub(super) enum Head {
     Incomplete,
-    Planned(Plan, Instant),
+    Planned(Box<Plan>),
     /// The preface of HTTP/2.
     Http2,
     Refused(Refusal),
@@ -47,6 +43,7 @@ pub(super) enum Filled {
 
 /// A decided request, free of the bytes it was read from.
 pub(super) struct Plan {
+    pub(super) started: Instant,
     /// The client wants the connection to end with its response, and all of the request is here.
     pub(super) is_farewell: bool,
     pub(super) head_len: usize,
@@ -69,6 +66,10 @@ pub(super) struct Plan {
     /// To be kept until the request has ended. Boxed, as `checks`: few requests have them, all
     /// connections the place.
     pub(super) under_way: Option<Box<UnderWay>>,
+    /// What its attempts came to.
+    pub(super) record: Record,
+    /// Somebody else words its error.
+    pub(super) is_worded: bool,
 }
 
 /// What becomes of it.
@@ -164,6 +165,7 @@ pub(super) fn params(
 }
 
 /// What is begun of what is to be told of a request.
+#[derive(Default)]
 pub(super) struct Account {
     /// Its line in the access log, if it gets one.
     pub(super) line: Option<Scratch>,

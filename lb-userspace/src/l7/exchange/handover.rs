@@ -10,14 +10,14 @@ use super::super::heads::After;
 use super::super::metrics::Failure;
 use super::super::relay::{Broken, Leg, Waits};
 use super::super::tunnel::{End, tunnel};
-use super::{Exchange, Ready, Sent};
+use super::super::upstream::{Attempts, Traffic};
+use super::{Exchange, Sent, Through};
 
 impl Exchange<'_, '_, '_, '_> {
     /// Passes the response on while the rest of the request may still go the other way.
-    pub(super) async fn relay(&mut self, ready: Ready) -> (Sent, u64) {
-        let Ready { status, head, body, coding, after, .. } = ready;
-        let mut download = Leg::new(head, body, coding, None);
-        let mut due = self.connection.alarm.due(self.limits.read);
+    pub(super) async fn relay(&mut self, download: &mut Leg, status: u16, after: After) -> (Sent, u64) {
+        // Asked of the clock where something is waited for.
+        let mut due = None;
         let mut moved = 0;
         let through = poll_fn(|cx| {
             if let Poll::Ready(Err(_)) = self.poll_upload(cx) {
@@ -30,12 +30,14 @@ impl Exchange<'_, '_, '_, '_> {
             }
             let now = download.moved() + self.upload.moved();
             if now != moved {
-                moved = now;
-                due = self.connection.alarm.due(match download.waits {
+                (moved, due) = (now, None);
+            }
+            let due = *due.get_or_insert_with(|| {
+                self.connection.alarm.due(match download.waits {
                     Waits::ForSender => self.limits.read,
                     Waits::ForReceiver => CLIENT_TIMEOUT,
-                });
-            }
+                })
+            });
             // A client that left need not keep an upstream that is silent for an hour.
             let idle = download.waits == Waits::ForSender && (self.upload.is_done() || self.upload_broken);
             if idle && self.connection.poll_gone(cx) {
@@ -49,12 +51,22 @@ impl Exchange<'_, '_, '_, '_> {
         })
         .await;
         self.count_received();
-        let sent = account(self.connection, &download, through, status, after);
+        let sent = account(self.connection, download, through, status, after);
         (sent, download.body_written())
     }
 
-    /// After 101: bytes both ways until both sides closed or neither spoke for the read timeout.
-    pub(super) async fn tunnel(&mut self, head: Scratch) -> (Sent, u64) {
+    /// After 101: a tunnel behind this head, and what its attempt came to.
+    pub(super) async fn switch(mut self, head: Scratch, attempts: &mut Attempts<'_>) -> Through {
+        self.keep_sent(&head);
+        let (sent, bytes) = self.tunnel(head).await;
+        let up = self.connection.tally.body_received;
+        let Traffic { sent: before, received } = self.traffic(bytes);
+        attempts.moved(Traffic { sent: before + up, received });
+        Through { sent, keep: false, bytes, rest: None }
+    }
+
+    /// Bytes both ways until both sides closed or neither spoke for the read timeout.
+    async fn tunnel(&mut self, head: Scratch) -> (Sent, u64) {
         let Connection { socket, buf, alarm, .. } = &mut *self.connection;
         let head_len = head.len() as u64;
         let client = End { carrier: socket, buf };

@@ -140,7 +140,7 @@ impl Connections {
                 Take::Wait(opening) => opening,
                 Take::Open(opening) => {
                     self.bound_idle(limits);
-                    let connection = self.open(peer, opening, connect()).await?;
+                    let connection = Box::pin(self.open(peer, opening, connect())).await?;
                     return Ok((connection.stream(peer), false));
                 }
             };

@@ -93,7 +93,7 @@ pub(in crate::l7) struct Attempts<'s> {
     /// Attempts that failed.
     failed: u32,
     tried: Tried,
-    record: Record,
+    record: &'s mut Record,
     /// Where a kept connection turned out to be closed: asked again, by a new one.
     stale: Option<Picked>,
     /// The session that the attempt at hand begins.
@@ -172,14 +172,15 @@ impl Lease {
 }
 
 impl<'s> Attempts<'s> {
-    /// None made yet; the request began at `begun`.
+    /// None made yet; the request began at `begun`. What they come to goes to `record`.
     pub(in crate::l7) fn new(
         worker: &'s Worker,
         snapshot: &'s Snapshot,
         terms: Terms,
         begun: Instant,
+        record: &'s mut Record,
     ) -> Self {
-        let (now, tried, record) = (Now::at(begun), Tried::default(), Record::default());
+        let (now, tried) = (Now::at(begun), Tried::default());
         Self {
             worker,
             snapshot,
@@ -222,20 +223,20 @@ impl<'s> Attempts<'s> {
         }
     }
 
-    /// A new connection, for bytes that nobody reads, and the attempts that failed before.
-    pub(in crate::l7) async fn connection(mut self) -> (Option<(Link, Opened)>, Record) {
+    /// A new connection, for bytes that nobody reads.
+    pub(in crate::l7) async fn connection(mut self) -> Option<(Link, Opened)> {
         loop {
-            let Some((picked, _)) = self.pick() else { return (None, self.record) };
+            let (picked, _) = self.pick()?;
             let addr = picked.addr();
             self.picked = Some(picked);
             match self.connect(addr).await {
                 Ok(link) => {
                     let opened = Opened { addr, began: self.now.began, connect: self.now.began.elapsed() };
-                    return (Some((link, opened)), self.record);
+                    return Some((link, opened));
                 }
                 Err(failure) => match self.let_down(failure, Progress::Unsent) {
                     Next::Again => self.now = Now::at(Instant::now()),
-                    Next::Answer(_) => return (None, self.record),
+                    Next::Answer(_) => return None,
                 },
             }
         }
@@ -288,6 +289,7 @@ impl<'s> Attempts<'s> {
         self.snapshot.router.clients.get(place)?.as_ref()
     }
 
+    /// All waits stand apart: requests by a kept connection do not carry their size.
     async fn open(&self, picked: &Picked, fresh: bool) -> Result<(Way, Peer, u32, Instant), Failure> {
         let client = match self.terms.transport {
             Transport::Plain => 0,
@@ -296,20 +298,21 @@ impl<'s> Attempts<'s> {
         let peer = Peer { addr: picked.addr(), client };
         let limits = &self.snapshot.router.keepalive;
         if self.terms.speech == Speech::Http2 {
-            let connect = || self.connect(peer.addr);
-            let (stream, reused) = self.worker.http2.stream(peer, fresh, limits, connect).await?;
+            let connect = || Box::pin(self.connect(peer.addr));
+            let stream = Box::pin(self.worker.http2.stream(peer, fresh, limits, connect));
+            let (stream, reused) = stream.await?;
             let way = Way::Stream(Box::new(stream));
             return Ok((way, peer, u32::from(reused), Instant::now()));
         }
         if self.terms.speech == Speech::FastCgi {
-            let way = Way::Records(self.connect(peer.addr).await?);
+            let way = Way::Records(Box::pin(self.connect(peer.addr)).await?);
             return Ok((way, peer, 0, Instant::now()));
         }
         let surely = !self.terms.is_idempotent;
         if !fresh && let Some(pooled) = self.worker.pool.take(peer, surely, limits, self.now.began) {
             return Ok((Way::Link(pooled.link), peer, pooled.requests, pooled.opened));
         }
-        let way = Way::Link(self.connect(peer.addr).await?);
+        let way = Way::Link(Box::pin(self.connect(peer.addr)).await?);
         Ok((way, peer, 0, Instant::now()))
     }
 
@@ -380,10 +383,9 @@ impl<'s> Attempts<'s> {
         self.now.traffic = traffic;
     }
 
-    /// Nothing more is sent either way. The request's attempts, for those who count and log them.
-    pub(in crate::l7) fn ended(mut self, bytes: u64, now: Instant) -> Record {
+    /// Nothing more is sent either way.
+    pub(in crate::l7) fn ended(&mut self, bytes: u64, now: Instant) {
         self.note(0, bytes, now);
-        self.record
     }
 
     /// The attempt that runs is over.
