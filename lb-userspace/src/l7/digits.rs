@@ -27,14 +27,22 @@ pub(super) fn addr_text(addr: IpAddr, room: &mut [u8; 48]) -> &[u8] {
     let mut at = 0;
     match addr {
         IpAddr::V4(v4) => {
+            let mut put = |byte| {
+                // It has 15 at most.
+                room[at & 15] = byte;
+                at += 1;
+            };
             for (place, octet) in v4.octets().into_iter().enumerate() {
-                let dot: &[u8] = if place == 0 { b"" } else { b"." };
-                for text in [dot, itoa::Buffer::new().format(octet).as_bytes()] {
-                    if let Some(free) = room.get_mut(at..at + text.len()) {
-                        free.copy_from_slice(text);
-                        at += text.len();
-                    }
+                if place > 0 {
+                    put(b'.');
                 }
+                if octet >= 100 {
+                    put(b'0' + octet / 100);
+                }
+                if octet >= 10 {
+                    put(b'0' + octet / 10 % 10);
+                }
+                put(b'0' + octet % 10);
             }
         }
         IpAddr::V6(v6) => {

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::calendar::Moment;
+use super::client::Effective;
 use super::client_auth::{Identity, Session};
 use super::compress::Verdict;
 use super::digits::{addr_text, number};
@@ -97,31 +98,18 @@ pub(super) fn request(known: Known<'_, '_, '_>, onward: Onward<'_>, out: &mut Ve
     request.block.copy_except(drop, out);
     let mut addr = [0u8; 48];
     let addr = addr_text(effective.addr, &mut addr);
-    let scheme = effective.scheme.as_str().as_bytes();
     let mut port = itoa::Buffer::new();
     let port = port.format(effective.port).as_bytes();
     if !id.is_empty() && !set.has(b"X-Request-ID") {
         line(out, b"X-Request-ID: ", id);
     }
-    if forwarding.chain == Chain::Appended && !set.has(b"X-Forwarded-For") {
+    let appended = forwarding.chain == Chain::Appended;
+    if appended && !set.has(b"X-Forwarded-For") {
         chain(request, client.addr, out);
     }
-    for (name, value) in [
-        (&b"X-Real-IP: "[..], addr),
-        (b"X-Forwarded-For: ", addr),
-        (b"X-Forwarded-Host: ", effective.host),
-        (b"X-Forwarded-Port: ", port),
-        (b"X-Forwarded-Proto: ", scheme),
-        (b"X-Forwarded-Scheme: ", scheme),
-        (b"X-Scheme: ", scheme),
-    ] {
-        let is_chain = name == b"X-Forwarded-For: " && forwarding.chain == Chain::Appended;
-        if !is_chain && !set.has(name) {
-            // Ours, or a host that was looked at: nothing in it ends a line.
-            for part in [name, value, b"\r\n"] {
-                out.extend_from_slice(part);
-            }
-        }
+    match set.is_empty() && !appended {
+        true => tell(effective, addr, port, out),
+        false => tell_unless(effective, addr, port, |name| appended && name == CHAIN || set.has(name), out),
     }
     let originals = match forwarding.header.as_str() {
         "x-forwarded-for" => request.forwarded_for,
@@ -164,6 +152,56 @@ pub(super) fn request(known: Known<'_, '_, '_>, onward: Onward<'_>, out: &mut Ve
         (None, None) => {}
     }
     out.extend_from_slice(b"\r\n");
+}
+
+/// What every upstream is told of the client, in few pieces.
+fn tell(effective: Effective<'_>, addr: &[u8], port: &[u8], out: &mut Vec<u8>) {
+    let by_scheme: &[u8] = match effective.scheme {
+        Scheme::Http => b"\r\nX-Forwarded-Proto: http\r\nX-Forwarded-Scheme: http\r\nX-Scheme: http\r\n",
+        Scheme::Https => b"\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Scheme: https\r\nX-Scheme: https\r\n",
+    };
+    // Ours, or a host that was looked at: nothing in it ends a line.
+    for part in [
+        &b"X-Real-IP: "[..],
+        addr,
+        b"\r\nX-Forwarded-For: ",
+        addr,
+        b"\r\nX-Forwarded-Host: ",
+        effective.host,
+        b"\r\nX-Forwarded-Port: ",
+        port,
+        by_scheme,
+    ] {
+        out.extend_from_slice(part);
+    }
+}
+
+const CHAIN: &[u8] = b"X-Forwarded-For: ";
+
+/// The same but for lines that somebody else writes.
+fn tell_unless(
+    effective: Effective<'_>,
+    addr: &[u8],
+    port: &[u8],
+    is_said: impl Fn(&[u8]) -> bool,
+    out: &mut Vec<u8>,
+) {
+    let scheme = effective.scheme.as_str().as_bytes();
+    for (name, value) in [
+        (&b"X-Real-IP: "[..], addr),
+        (CHAIN, addr),
+        (b"X-Forwarded-Host: ", effective.host),
+        (b"X-Forwarded-Port: ", port),
+        (b"X-Forwarded-Proto: ", scheme),
+        (b"X-Forwarded-Scheme: ", scheme),
+        (b"X-Scheme: ", scheme),
+    ] {
+        if !is_said(name) {
+            for part in [name, value, b"\r\n"] {
+                out.extend_from_slice(part);
+            }
+        }
+    }
 }
 
 /// What was sent of the way so far, and who sent it to us.
@@ -390,6 +428,20 @@ mod tests {
 
         let text = String::from_utf8(out).expect("ascii");
         assert_eq!(text.len(), "Date: Sun, 06 Nov 1994 08:49:37 GMT\r\n".len(), "{text}");
+    }
+
+    #[test]
+    fn an_upstream_is_told_the_same_in_few_pieces_as_line_by_line() {
+        for scheme in [Scheme::Http, Scheme::Https] {
+            let (addr, host) = (IpAddr::from([192, 0, 2, 1]), &b"shop.example.com:8080"[..]);
+            let effective = Effective { addr, scheme, host, port: 8080 };
+            let (mut together, mut apart) = (Vec::new(), Vec::new());
+
+            tell(effective, b"192.0.2.1", b"8080", &mut together);
+            tell_unless(effective, b"192.0.2.1", b"8080", |_| false, &mut apart);
+
+            assert_eq!(together.escape_ascii().to_string(), apart.escape_ascii().to_string());
+        }
     }
 
     #[test]

@@ -13,6 +13,11 @@ pub(in crate::l7) struct Set<'a>(pub(in crate::l7) &'a [FilledHeader]);
 const HOST: &str = "host";
 
 impl Set<'_> {
+    /// There is none.
+    pub(in crate::l7) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// One of them has the name; `Name` or `Name: `.
     pub(in crate::l7) fn has(&self, name: &[u8]) -> bool {
         let name = name.strip_suffix(b": ").unwrap_or(name);
