@@ -554,10 +554,11 @@ fn a_redirect_says_of_its_request_what_it_is_asked_to() {
             "https://x/a%20b/?c=%2F",
         ),
         (vec![told(Variable::Scheme), literal("://new."), told(Variable::Host)], "http://new.h"),
-        (vec![literal("//"), told(Variable::BestHost)], "//H:81"),
+        (vec![literal("x://"), told(Variable::BestHost)], "x://H:81"),
+        (vec![literal("//"), told(Variable::Host)], "http://H//h"),
         (
             vec![
-                literal("//x/"),
+                literal("x://x/"),
                 told(Variable::RequestMethod),
                 literal("/"),
                 told(Variable::Argument("c".to_owned())),
@@ -565,7 +566,7 @@ fn a_redirect_says_of_its_request_what_it_is_asked_to() {
                 told(Variable::Header("x_tenant".to_owned())),
                 told(Variable::Cookie("none".to_owned())),
             ],
-            "//x/GET/%2F/blue",
+            "x://x/GET/%2F/blue",
         ),
         (
             vec![literal("https://x?to="), told(Variable::EscapedRequestUri)],
