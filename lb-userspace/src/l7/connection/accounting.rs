@@ -33,7 +33,7 @@ impl Connection<'_, '_> {
             }
         }
         if let Some(span) = span {
-            self.worker.tell(span.end(&end));
+            self.worker.tell(span.end(*waited, &end));
         }
         if let Some(line) = line {
             let kept = self.kept.take();

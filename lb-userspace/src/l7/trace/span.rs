@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::super::buffer::Scratch;
 use super::super::digits::addr_text;
@@ -40,11 +40,13 @@ impl Begun {
         Self { span, traced: Arc::clone(traced), name: log::begin_text(&traced.operation, subject) }
     }
 
-    pub(in crate::l7) fn end(self, end: &End<'_>) -> Span {
+    /// It waited for the rest of its head before it was begun here.
+    pub(in crate::l7) fn end(self, waited: Duration, end: &End<'_>) -> Span {
         let Self { span, traced, name: begun } = self;
         let mut name = Scratch::take();
         log::end_text(&traced.operation, &begun, end, &mut name);
-        Span { name: text(&name), took: end.took, status: end.status, ..span }
+        let began = span.began.saturating_sub(waited);
+        Span { name: text(&name), began, took: end.took, status: end.status, ..span }
     }
 }
 
