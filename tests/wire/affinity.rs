@@ -100,6 +100,12 @@ fn a_client_keeps_its_backend_until_that_is_gone_whoever_comes() {
 
     // Until every Service has sent a client that it never saw to the third.
     rig.agent.apply("services.yaml", &services(&[1, 2, 3])).unwrap();
+    let contested = || {
+        let page = rig.agent.ask("/metrics").ok()?;
+        let slots = page.lines().find_map(|line| line.strip_prefix("penstock_datapath_contested_slots "))?;
+        (slots.trim().parse::<f64>().ok()? > 0.0).then_some(())
+    };
+    assert!(eventually(DEADLINE, contested).is_some(), "the third takes part\n{}", rig.agent.log());
     let mut served = BTreeSet::new();
     rig.client.within(|| {
         for stranger @ (family, protocol, _) in sources(strangers) {
