@@ -248,7 +248,7 @@ fn member(memory: &impl Memory, rules: Rules, id: BackendId) -> BackendId {
 
 /// The backend that a source is bound to, if it takes new flows.
 #[inline(always)]
-fn of_source(memory: &impl Memory, rules: Rules, source: u64, now: u32) -> BackendId {
+pub fn of_source(memory: &impl Memory, rules: Rules, source: u64, now: u32) -> BackendId {
     let (entry, _) = flows::find(memory, source);
     let bound = member(memory, rules, entry.backend());
     let eligible =

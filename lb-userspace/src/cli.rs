@@ -63,7 +63,9 @@ enum Format {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "Exit codes: 0 answered, 2 usage, 68 no live agent.")]
+#[command(
+    after_help = "Exit codes: 0 answered, 2 usage, 68 no live agent, 71 the answer could not be written."
+)]
 struct StatusArgs {
     /// Admin address of the live agent
     #[arg(long, value_name = "ADDR:PORT", env = "PENSTOCK_ADMIN", default_value = "127.0.0.1:10254")]
@@ -76,7 +78,7 @@ struct StatusArgs {
 #[derive(Debug, Args)]
 #[command(
     after_help = "Exit codes: 0 nothing is left, 1 an interface still has the program, 2 usage, 67 an agent still runs, \
-                  or no permission."
+                  or no permission, 71 the answer could not be written."
 )]
 struct DetachArgs {
     /// Directory to search beside all BPF file systems that are mounted

@@ -294,6 +294,7 @@ fn every_argument_is_a_flag_of_the_agent() {
     let Some(mut helm) = Helm::start() else { return };
     let everything = json!({"tcp": {"1": "a/b:1"}, "udp": {"1": "a/b:1"}, "controller": {
         "interfaces": ["eth0"], "watchIngressWithoutClass": true, "ingressClassByName": true, "updateStatus": false,
+        "enableTopologyAwareRouting": true,
         "reportNodeInternalIp": true, "defaultBackendService": "a/b", "disableLeaderElection": true, "electionTTL": "10s",
         "healthCheckPath": "/up", "admissionWebhooks": {"enabled": true, "warnOnly": true},
     }});

@@ -122,7 +122,7 @@ fn an_agent_that_is_killed_hands_its_addresses_over() {
 }
 
 #[test]
-fn an_agent_that_is_told_to_end_says_so_and_is_replaced_before_its_silence_would_tell() {
+fn an_agent_that_is_told_to_end_hands_its_addresses_over() {
     let pods = [pod(1, 1), pod(2, 1)];
     let Some(cluster) = Cluster::announcing(2, 1, &manifests(2, 0, "auto", &pods)) else { return };
     let held: [String; 2] = settled(&cluster);
@@ -132,14 +132,13 @@ fn an_agent_that_is_told_to_end_says_so_and_is_replaced_before_its_silence_would
 
     let ended = cluster.lab.stop(gone.agent.pid()).unwrap();
 
-    // The last heartbeat was 300 ms ago at most: who was silent alone would be a member for 900 more.
     let start = Instant::now();
     assert!(ended.success(), "{ended}\n{}", cluster.logs());
     for family in [0, 1].iter().filter(|family| mine(family)) {
         let moved = eventually(DEADLINE, || believed(&cluster, VIPS[*family]).filter(|by| *by != held[0]));
         assert!(moved.is_some(), "{}", cluster.logs());
     }
-    assert!(start.elapsed() < Duration::from_millis(800), "{:?}\n{}", start.elapsed(), cluster.logs());
+    assert!(start.elapsed() < PROMISE, "{:?}\n{}", start.elapsed(), cluster.logs());
     flow.echoes("by another way").unwrap_or_else(|error| panic!("{error:#}\n{}", cluster.logs()));
 }
 

@@ -14,7 +14,7 @@ pub(super) fn of_access_log(why: String) -> Problem {
         reason: "access-log-lost",
         field: String::new(),
         message: format!("cannot be written, lines are lost: {why}"),
-        fix: "make room there, or correct access-log-path of the ConfigMap".to_owned(),
+        fix: "make room there, or correct access-log-path, stream-access-log-path or syslog-host of the ConfigMap".to_owned(),
     }
 }
 

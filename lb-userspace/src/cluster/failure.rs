@@ -100,7 +100,7 @@ impl Failure {
         while let Some(inner) = cause {
             message = inner.to_string();
             if message.starts_with(UNTRUSTED) {
-                let fix = "is its authority the certificate-authority of the kubeconfig, and its name the server's?";
+                let fix = "is its authority the one that we were given (by --certificate-authority, the kubeconfig or the pod), and its name the server's?";
                 return Self { why: Why::Untrusted, message: format!("{message}; {fix}") };
             }
             cause = inner.source();

@@ -202,7 +202,7 @@ fn steering(tables: &Tables, book: &Book, balanced: &Balanced, now: u32) -> Vec<
     ));
     steps.extend(remembered(tables, balanced, now));
     let is_bound = record.rules.any(Rules::AFFINITY)
-        && flows::find(&ReadOnly(tables), hashes.source).0.backend() == choice.backend;
+        && steer::of_source(&ReadOnly(tables), record.rules, hashes.source, now) == choice.backend;
     let why = match choice.how {
         How::Began | How::Moved if is_bound => "by ClientIP affinity its source has it",
         How::Settled => "the slot's owner",

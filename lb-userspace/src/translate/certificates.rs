@@ -219,7 +219,7 @@ pub(super) fn authorities(pem: &[u8]) -> Result<(), String> {
 }
 
 /// Contents of the PEM blocks whose label is wanted; `label` is how they are called where there are none.
-fn blocks(pem: &[u8], label: &str, wanted: fn(&str) -> bool) -> Result<Vec<Vec<u8>>, String> {
+pub(super) fn blocks(pem: &[u8], label: &str, wanted: fn(&str) -> bool) -> Result<Vec<Vec<u8>>, String> {
     let mut blocks = Vec::new();
     ends_as_it_begins(pem)?;
     for block in Pem::iter_from_buffer(pem) {

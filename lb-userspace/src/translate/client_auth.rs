@@ -2,11 +2,11 @@
 //! usable, and what is demanded. Whatever guards a host and cannot be honoured closes it.
 
 use k8s_openapi::api::core::v1::Secret;
-use x509_parser::pem::Pem;
 use x509_parser::prelude::{CertificateRevocationList, FromDer, X509Certificate, X509Extension};
 
 use super::annotations::table::Value;
 use super::annotations::{field, value};
+use super::certificates::blocks;
 use super::findings::{About, MISSING_SECRET, missing_secret};
 use super::view::View;
 use crate::model::ObjectName;
@@ -114,15 +114,15 @@ fn authority(name: &ObjectName, secret: &Secret) -> Result<(Vec<u8>, Vec<u8>), F
         value.filter(|value| !value.is_empty())
     };
     let ca_pem = entry("ca.crt").ok_or_else(|| (format!("Secret {name} has no ca.crt"), NEEDED))?;
-    let certificates = blocks(&ca_pem, "CERTIFICATE");
+    let certificates = blocks(&ca_pem, "CERTIFICATE", |label| label == "CERTIFICATE");
     let certificates =
-        certificates.ok_or_else(|| (format!("ca.crt of Secret {name} is no PEM certificate"), NEEDED))?;
+        certificates.map_err(|message| (format!("ca.crt of Secret {name} {message}"), NEEDED))?;
     if !certificates.iter().all(|der| X509Certificate::from_der(der).is_ok()) {
         return Err((format!("a certificate in ca.crt of Secret {name} does not parse"), NEEDED));
     }
     let Some(crl_pem) = entry("ca.crl") else { return Ok((ca_pem, Vec::new())) };
-    let lists = blocks(&crl_pem, "X509 CRL");
-    let lists = lists.ok_or_else(|| (format!("ca.crl of Secret {name} is no PEM list"), LISTS))?;
+    let lists = blocks(&crl_pem, "X509 CRL", |label| label == "X509 CRL");
+    let lists = lists.map_err(|message| (format!("ca.crl of Secret {name} {message}"), LISTS))?;
     for list in &lists {
         let Ok((_, list)) = CertificateRevocationList::from_der(list) else {
             return Err((format!("a list in ca.crl of Secret {name} does not parse"), LISTS));
@@ -144,16 +144,4 @@ fn is_understood(extension: &X509Extension<'_>) -> bool {
     const AUTHORITY_KEY: &str = "2.5.29.35";
     let known = [NUMBER, DISTRIBUTION_POINT, AUTHORITY_KEY];
     !extension.critical || known.contains(&extension.oid.to_id_string().as_str())
-}
-
-/// Contents of the PEM blocks with this label; `None` if there is none, or no PEM.
-fn blocks(pem: &[u8], label: &str) -> Option<Vec<Vec<u8>>> {
-    let mut blocks = Vec::new();
-    for block in Pem::iter_from_buffer(pem) {
-        let block = block.ok()?;
-        if block.label == label {
-            blocks.push(block.contents);
-        }
-    }
-    (!blocks.is_empty()).then_some(blocks)
 }

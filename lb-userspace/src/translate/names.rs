@@ -7,7 +7,8 @@ use crate::model::pool::Block;
 const MAX_SUBDOMAIN: usize = 253;
 const MAX_LABEL: usize = 63;
 
-/// RFC 1123 label: namespaces, and Services, whose names may begin with a digit since Kubernetes 1.34.
+/// RFC 1123 label: namespaces, and Services, whose names may begin with a digit where
+/// Kubernetes has `RelaxedServiceNameValidation` (from 1.34).
 pub(super) fn label(text: &str) -> Result<(), String> {
     if text.len() <= MAX_LABEL && is_word(text) {
         return Ok(());

@@ -244,6 +244,9 @@ spec:
 {{- if .Values.controller.watchIngressWithoutClass }}
 - --watch-ingress-without-class=true
 {{- end }}
+{{- if .Values.controller.enableTopologyAwareRouting }}
+- --enable-topology-aware-routing=true
+{{- end }}
 {{- if .Values.controller.ingressClassByName }}
 - --ingress-class-by-name=true
 {{- end }}

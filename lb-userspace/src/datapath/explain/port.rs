@@ -53,7 +53,7 @@ pub fn port(
     let (first, count) = config::nat_range(&tables.config);
     let own = if local { flow.src_port() } else { 0 };
     let search = Search { hash: flow.hash(key), first, count: count.max(1), own };
-    ports::claim(&Looking { flows, answer, key, now, full: flows.are_full() }, &search).map(u16::from_be)
+    ports::claim(&Looking { flows, answer, key, now }, &search).map(u16::from_be)
 }
 
 /// Looks who has which port.
@@ -63,8 +63,6 @@ struct Looking<'a, T> {
     answer: Flow,
     key: HashKey,
     now: u32,
-    /// No entry is free.
-    full: bool,
 }
 
 impl<T: Translations> Claims for Looking<'_, T> {
@@ -72,7 +70,7 @@ impl<T: Translations> Claims for Looking<'_, T> {
         let answer = Flow { ports: Flow::ports(self.answer.src_port(), port), ..self.answer };
         let key = answer.hash(self.key);
         let Some(reverse) = self.flows.reverse(key) else {
-            return if self.full { Tried::Full } else { Tried::Claimed };
+            return if self.flows.are_full() { Tried::Full } else { Tried::Claimed };
         };
         let forward = self.flows.forward(reverse.forward_key).filter(|forward| forward.reverse_key == key);
         Tried::Held(reverse.gives_way(forward.as_ref(), self.now))
