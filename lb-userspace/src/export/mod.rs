@@ -162,7 +162,13 @@ async fn run(
                 if now != collector {
                     sender.change(now.as_deref());
                     collector = now;
-                    due = (batch.is_some() || sender.queue.is_waiting()).then(Instant::now);
+                    if collector.is_none() {
+                        // Whoever comes some time later has no business with them.
+                        sender.queue.clear();
+                        let left = batch.take().map_or(0, |batch: Batch| batch.spans.len());
+                        sender.queue.lose(Lost::Ended, left);
+                    }
+                    due = (batch.is_some() || sender.queue.waiting() > 0).then(Instant::now);
                 }
             }
             Some(done) = ends.recv() => {
@@ -210,7 +216,11 @@ impl Sender {
             }
             self.queue.lose(failure.lost(), now.spans.len());
         }
-        self.queue.is_waiting().then(Instant::now)
+        match self.queue.waiting() {
+            0 => None,
+            waiting if waiting >= collector.batch => Some(Instant::now()),
+            _ => Some(Instant::now() + collector.delay),
+        }
     }
 
     /// Sends what waits, each batch once.

@@ -66,7 +66,7 @@ pub(super) struct Counts {
 }
 
 impl Queue {
-    /// How many may wait, from now on. Those that do stay.
+    /// How many may wait, from now on. Those that do go to the next collector.
     pub(super) fn set(&self, collector: Option<&Collector>) {
         let mut waiting = self.lock();
         waiting.most = collector.map_or(0, |collector| collector.queue);
@@ -102,8 +102,17 @@ impl Queue {
         self.filled.notified().await;
     }
 
-    pub(super) fn is_waiting(&self) -> bool {
-        !self.lock().spans.is_empty()
+    /// How many wait.
+    pub(super) fn waiting(&self) -> usize {
+        self.lock().spans.len()
+    }
+
+    /// Those that wait are for nobody any more.
+    pub(super) fn clear(&self) {
+        let mut waiting = self.lock();
+        let left = waiting.spans.len();
+        waiting.lose(Lost::Ended, left);
+        waiting.spans.clear();
     }
 
     /// The first ones, so many and of so many bytes at most, but at least one; `None`: nothing waits.
@@ -123,9 +132,8 @@ impl Queue {
     pub(super) fn close(&self) {
         let mut waiting = self.lock();
         waiting.is_closed = true;
-        let left = waiting.spans.len();
-        waiting.lose(Lost::Ended, left);
-        waiting.spans.clear();
+        drop(waiting);
+        self.clear();
     }
 
     pub(super) fn took(&self, count: usize) {

@@ -143,7 +143,7 @@ impl Alarm {
     /// How long ago it was that `due` was `after` from now.
     pub(super) fn since(&self, due: Due, after: Duration) -> Duration {
         let left = due.saturating_sub(self.timers.elapsed_ms());
-        (after + Duration::from_millis(COARSE_MS)).saturating_sub(Duration::from_millis(left))
+        after.saturating_add(Duration::from_millis(COARSE_MS)).saturating_sub(Duration::from_millis(left))
     }
 
     /// `due` has passed. Asks the clock: no tick may have come for as long as nothing was due.

@@ -449,7 +449,6 @@ impl Worker {
         serial
     }
 
-    /// 32 hex digits for `X-Request-ID`: unique, not secret.
     /// Hands a span to whoever takes them.
     pub(super) fn tell(&self, span: Span) {
         if let Some(take) = &self.spans {
@@ -457,6 +456,7 @@ impl Worker {
         }
     }
 
+    /// 32 hex digits for `X-Request-ID`: unique, not secret.
     pub(super) fn request_id(&self) -> [u8; 32] {
         let mut id = [0; 32];
         for half in id.chunks_mut(16) {

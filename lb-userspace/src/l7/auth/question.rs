@@ -50,6 +50,8 @@ impl Question {
             let External { method, set_headers, response_headers, .. } = external;
             let way = format!("{method:?} {set_headers:?} {response_headers:?}");
             keys.of(&[
+                route.labels.namespace.as_bytes(),
+                route.labels.ingress.as_bytes(),
                 route.labels.host.as_bytes(),
                 place.as_bytes(),
                 external.url.as_bytes(),

@@ -260,7 +260,7 @@ fn request_head(parts: &request::Parts, length_known: bool, out: &mut Vec<u8>) -
         if value.first().is_some_and(is_blank) || value.last().is_some_and(is_blank) {
             verdict = verdict.and(Err(Refusal::Malformed));
         }
-        if out.len() > BUFFER_BYTES {
+        if out.len() + name.as_str().len() + value.len() > BUFFER_BYTES {
             return verdict.and(Err(Refusal::HeadTooLarge));
         }
         match *name {
@@ -275,6 +275,9 @@ fn request_head(parts: &request::Parts, length_known: bool, out: &mut Vec<u8>) -
         // RFC 9113 8.2.3: crumbs are one header for HTTP/1.1.
         out.extend_from_slice(b"cookie: ");
         for (i, crumb) in parts.headers.get_all(header::COOKIE).iter().enumerate() {
+            if out.len() + crumb.len() > BUFFER_BYTES {
+                return verdict.and(Err(Refusal::HeadTooLarge));
+            }
             out.extend_from_slice(if i == 0 { b"" } else { b"; " });
             out.extend_from_slice(crumb.as_bytes());
         }

@@ -72,7 +72,13 @@ impl Journal {
         });
         let mut stamp = self.stamp.borrow_mut();
         stamp.renew();
+        let start = batch.bytes.len();
         line(&stamp, &mut batch.bytes);
+        if matches!(**sink, Sink::Syslog { .. }) {
+            // A value that is not escaped must not become a line of its own there.
+            let line = batch.bytes.iter_mut().skip(start);
+            line.filter(|byte| matches!(byte, b'\n' | b'\r')).for_each(|byte| *byte = b' ');
+        }
         batch.bytes.push(b'\n');
         batch.lines += 1;
         if batch.bytes.len() >= BATCH_BYTES {

@@ -22,6 +22,7 @@ use super::kept::Kept;
 use super::stamp::Stamp;
 use crate::model::l7::fastcgi::DOCUMENT_ROOT;
 use crate::model::l7::log::{Early, Escape, Format, Late, Part};
+use crate::model::l7::policy::Satisfy;
 
 /// A request as its line sees it.
 #[derive(Clone, Copy)]
@@ -161,6 +162,10 @@ pub(super) fn early_value(early: &Early, escape: Escape, subject: &Subject<'_, '
         Early::AccessHost => Some(effective.host).filter(|host| !host.is_empty()),
         Early::Request => return request_line(subject, escape, out),
         Early::RemoteUser => return user(request, escape, out),
+        Early::VerifiedUser if place.is_some_and(|place| asks_for_password(place.route)) => {
+            return user(request, escape, out);
+        }
+        Early::VerifiedUser => None,
         Early::Method => request.map(|request| request.method.as_bytes()),
         Early::Target => request.map(|request| request.target),
         Early::Uri => {
@@ -340,6 +345,12 @@ fn user(request: Option<&Request<'_, '_>>, escape: Escape, out: &mut Vec<u8>) {
         Some(Credentials { user, .. }) => value(&user, escape, out),
         None => absent(escape, out),
     }
+}
+
+/// Nobody gets through without one.
+fn asks_for_password(route: &Route) -> bool {
+    let auth = route.filters.policies.as_ref().and_then(|policies| policies.auth.as_ref());
+    auth.is_some_and(|auth| auth.basic.is_some() && auth.satisfy == Satisfy::All)
 }
 
 fn forwarded_for(request: Option<&Request<'_, '_>>, client: IpAddr, escape: Escape, out: &mut Vec<u8>) {

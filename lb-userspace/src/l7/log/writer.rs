@@ -149,7 +149,14 @@ impl Thread {
         let known = self.open.iter().position(is_it).map(|at| self.open.remove(at));
         let mut open = match known {
             Some(open) if !open.is_old() => open,
-            _ => Open { sink: Arc::clone(sink), outlet: open(sink)?, checked: Instant::now() },
+            known => match (open(sink), known) {
+                (Ok(outlet), _) => Open { sink: Arc::clone(sink), outlet, checked: Instant::now() },
+                // A name that cannot be looked up just now may still be where it was.
+                (Err(_), Some(Open { outlet: outlet @ Place::Syslog(_), .. })) => {
+                    Open { sink: Arc::clone(sink), outlet, checked: Instant::now() }
+                }
+                (Err(error), _) => return Err(error),
+            },
         };
         if open.checked.elapsed() >= ROTATED && matches!(open.outlet, Place::File(_)) {
             open.checked = Instant::now();

@@ -10,7 +10,7 @@ pub const DOCUMENT_ROOT: &str = "/usr/local/nginx/html";
 
 /// nginx's parameters, and `SCRIPT_FILENAME`, without which PHP finds nothing. `CONTENT_LENGTH` and
 /// `HTTP_*` come from the head that is sent.
-const DEFAULTS: [(&str, &str); 20] = [
+const DEFAULTS: [(&str, &str); 19] = [
     ("CONTENT_TYPE", "$content_type"),
     ("DOCUMENT_ROOT", DOCUMENT_ROOT),
     ("DOCUMENT_URI", "$document_uri"),
@@ -20,8 +20,6 @@ const DEFAULTS: [(&str, &str); 20] = [
     ("REDIRECT_STATUS", "200"),
     ("REMOTE_ADDR", "$remote_addr"),
     ("REMOTE_PORT", "$remote_port"),
-    // Of basic authentication: the header itself stays with us where we verify it.
-    ("REMOTE_USER", "$remote_user"),
     ("REQUEST_METHOD", "$request_method"),
     ("REQUEST_SCHEME", "$scheme"),
     ("REQUEST_URI", "$request_uri"),
@@ -77,6 +75,8 @@ impl FastCgi {
         put_root(&mut root, &[Part::Text(DOCUMENT_ROOT.to_owned())]);
         params.values_mut().for_each(|parts| put_root(parts, &root));
         params.insert("DOCUMENT_ROOT".to_owned(), root);
+        // Applications take it for verified (RFC 3875 4.1.11), so nobody may just say it.
+        params.entry("REMOTE_USER".to_owned()).or_insert_with(|| vec![Part::Early(Early::VerifiedUser)]);
         (Self { index, params }, lacking)
     }
 }
@@ -105,7 +105,8 @@ mod tests {
         let (fastcgi, lacking) = FastCgi::new(String::new(), &BTreeMap::new());
 
         assert_eq!(lacking, Vec::<String>::new());
-        assert_eq!(fastcgi.params.len(), DEFAULTS.len());
+        assert_eq!(fastcgi.params.len(), DEFAULTS.len() + 1);
+        assert_eq!(fastcgi.params["REMOTE_USER"], [Part::Early(Early::VerifiedUser)]);
         let script = [Part::Text(DOCUMENT_ROOT.to_owned()), Part::Early(Early::ScriptName)];
         assert_eq!(fastcgi.params["SCRIPT_FILENAME"], script);
     }

@@ -116,6 +116,8 @@ pub enum Early {
     AccessHost,
     /// `$remote_user`: of basic authentication, whether or not it was verified.
     RemoteUser,
+    /// The same where the location asks for a password, and whoever is let in has shown it. No variable has it.
+    VerifiedUser,
     /// `$request`: the request line.
     Request,
     /// `$request_method`.
