@@ -29,7 +29,7 @@ use crate::model::l7::{ClientAuth, Demand, HostMatch, Trust, VerifyClient};
 pub(super) struct Authority {
     pub(super) host: HostMatch,
     pub(super) trust: Trust,
-    /// `None`: they could not be read, and nobody is let in.
+    /// `None`: they could not be read, and nobody is let in by TLS.
     authorities: Option<Authorities>,
     algorithms: WebPkiSupportedAlgorithms,
 }
@@ -40,7 +40,7 @@ impl Authority {
         let authorities = Authorities::new(&trust.ca_pem, &trust.crl_pem)
             .inspect_err(|error| {
                 let secret = &trust.secret;
-                tracing::error!(%host, %secret, %error, "client authority refused; the host answers 403");
+                tracing::error!(%host, %secret, %error, "client authority refused; the host answers 403 over TLS");
             })
             .ok();
         let algorithms = provider.signature_verification_algorithms;

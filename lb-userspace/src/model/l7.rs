@@ -115,7 +115,8 @@ pub struct Server {
     /// The host counts as TLS: `ssl-redirect` applies (a `spec.tls` entry lists it).
     pub tls: bool,
     /// `app-root`: a request for exactly `/` is answered 302 to this path on the scheme and Host
-    /// (with its port) of the request, before any location is looked at.
+    /// (with its port) of the request, before any location is looked at; where its location is strict, once
+    /// that has let the client in.
     pub app_root: Option<Template>,
     /// `auth-tls-*`; `None`: clients need no certificate.
     pub client_auth: Option<Arc<ClientAuth>>,

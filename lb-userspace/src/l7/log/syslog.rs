@@ -10,7 +10,7 @@ use super::super::calendar::Moment;
 const PRIORITY: u8 = 23 * 8 + 6;
 /// Who speaks; what filters of collectors know ingress-nginx by.
 const TAG: &str = "nginx";
-/// Bytes of a longer line are cut: a datagram of IPv4 takes 65,507, with the header before them.
+/// Bytes of a line at most; the rest is cut off: a datagram of IPv4 takes 65,507, with the header before them.
 const LINE_MAX: usize = 65_000;
 
 /// A collector.
