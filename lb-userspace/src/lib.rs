@@ -8,6 +8,7 @@ mod accept;
 pub mod admin;
 pub mod agent;
 pub mod announce;
+mod backoff;
 pub mod capture;
 pub mod check;
 pub mod cli;

@@ -15,8 +15,8 @@ use tokio::time::{Duration, sleep, timeout};
 use tracing::{info, warn};
 
 use super::Cluster;
-use super::backoff::{Backoff, spread};
 use super::failure::{Failure, Why};
+use crate::backoff::spread;
 
 /// What is kept is looked at again after this.
 const LOOK: Duration = Duration::from_secs(30);
@@ -51,12 +51,12 @@ pub fn keep(cluster: &Cluster, certificate: Certificate) -> watch::Receiver<Opti
 }
 
 async fn run(client: Client, certificate: Certificate, shown: watch::Sender<Option<Arc<Entries>>>) {
-    let (mut backoff, mut told) = (Backoff::default(), None);
+    let (mut backoff, mut told) = (super::pauses(), None);
     loop {
         let outcome = timeout(TIMEOUT, certificate.look(&client, &shown)).await;
         let next = match outcome.unwrap_or_else(|_| Err(Failure::new(Why::Slow, "no answer in time"))) {
             Ok(()) => {
-                (backoff, told) = (Backoff::default(), None);
+                (backoff, told) = (super::pauses(), None);
                 LOOK.mul_f64(spread())
             }
             Err(failure) => {

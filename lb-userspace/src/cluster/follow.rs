@@ -16,9 +16,9 @@ use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::backoff::{Backoff, spread};
 use super::failure::{Failure, Why};
 use super::health::FeedHealth;
+use crate::backoff::spread;
 
 /// Objects of one page of a list.
 const PAGE: u32 = 500;
@@ -115,12 +115,12 @@ pub(super) async fn follow<S: Source, M: Send>(
     say: impl Fn(Step<S::Item>) -> M + Send + Sync,
 ) {
     let mut version: Option<String> = None;
-    let mut backoff = Backoff::default();
+    let mut backoff = super::pauses();
     while !out.is_closed() {
         let failure = match &mut version {
             None => match list(&source, &selection).await {
                 Ok((objects, at)) => {
-                    backoff = Backoff::default();
+                    backoff = super::pauses();
                     version = Some(at);
                     if out.send(say(Step::Listed(objects))).await.is_err() {
                         return;
@@ -135,7 +135,7 @@ pub(super) async fn follow<S: Source, M: Send>(
                 let begun = Instant::now();
                 let end = watch(&source, &selection, version, &health, &out, &say).await;
                 if begun.elapsed() >= TOO_SOON {
-                    backoff = Backoff::default();
+                    backoff = super::pauses();
                 }
                 match end {
                     End::Unheard => return,

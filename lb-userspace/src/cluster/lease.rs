@@ -15,9 +15,9 @@ use tokio::sync::watch;
 use tokio::time::{Duration, Instant, sleep_until, timeout_at};
 use tracing::{info, warn};
 
-use super::backoff::spread;
 use super::failure::{Failure, Why};
 use super::write_health::{Holder, Work, WriteHealth};
+use crate::backoff::spread;
 
 /// Who stands for election, and for what.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -6,7 +6,6 @@
 //! server that is gone costs nothing but freshness: what was last heard stays in force.
 
 mod addresses;
-mod backoff;
 mod certificate;
 mod connect;
 mod events;
@@ -30,6 +29,7 @@ use std::fmt::Debug;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Namespace;
 use k8s_openapi::api::networking::v1::Ingress;
@@ -41,6 +41,7 @@ use tokio::task::JoinSet;
 
 use crate::objects::{Admission, Former, Kind, Loaded, Object, Refer};
 
+use crate::backoff::Backoff;
 use follow::{Metadata, Selection, Step, Whole, follow};
 use health::{Feed, Need};
 use hub::{Addresses, Aside, Hub, News, Progress};
@@ -308,4 +309,9 @@ where
         Some(namespace) => Api::namespaced(client.clone(), namespace),
         None => Api::all(client.clone()),
     }
+}
+
+/// Between attempts: an API server that comes back is found within ten seconds.
+fn pauses() -> Backoff {
+    Backoff::between(Duration::from_millis(200), Duration::from_secs(10))
 }

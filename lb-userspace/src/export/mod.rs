@@ -3,7 +3,6 @@
 //!
 //! One exporter for all workers. What a span says, and which request leaves one, is not decided here.
 
-mod backoff;
 mod client;
 pub mod otlp;
 mod queue;
@@ -15,11 +14,11 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use crate::backoff::Backoff;
 use crate::model::l7::{Collector, L7};
 use crate::model::report::{Metric, MetricKind, Sample};
 use crate::model::span::{Span, TakeSpan};
 use crate::model::{ObjectId, Problem, Severity};
-use backoff::Backoff;
 use client::{Client, Failure};
 use queue::{Lost, Queue};
 
@@ -52,8 +51,7 @@ impl Exporter {
         queue.set(desired.borrow().collector.as_deref());
         let (tell, trouble) = watch::channel(None);
         let (end, ends) = mpsc::channel(1);
-        let sender =
-            Sender { queue: Arc::clone(&queue), client: None, trouble: tell, backoff: Backoff::default() };
+        let sender = Sender { queue: Arc::clone(&queue), client: None, trouble: tell, backoff: pauses() };
         let task = tokio::spawn(run(sender, desired, ends));
         Self { queue, trouble, end, task }
     }
@@ -182,6 +180,11 @@ async fn run(
     }
 }
 
+/// Between attempts: a collector that comes back is found within half a minute.
+fn pauses() -> Backoff {
+    Backoff::between(Duration::from_millis(500), Duration::from_secs(30))
+}
+
 /// Never, where there is no time.
 async fn at(time: Option<Instant>) {
     match time {
@@ -200,7 +203,7 @@ impl Sender {
     /// Another collector, or none, from now on.
     fn change(&mut self, collector: Option<&Collector>) {
         self.queue.set(collector);
-        (self.client, self.backoff) = (None, Backoff::default());
+        (self.client, self.backoff) = (None, pauses());
         self.trouble.send_replace(None);
     }
 
@@ -241,7 +244,7 @@ impl Sender {
                 let refused = usize::try_from(*refused).unwrap_or(0).min(spans.len());
                 self.queue.took(spans.len() - refused);
                 self.queue.lose(Lost::Refused, refused);
-                self.backoff = Backoff::default();
+                self.backoff = pauses();
                 if self.trouble.send_replace(None).is_some() {
                     tracing::info!(collector = %address(collector), "the collector takes spans again");
                 }
