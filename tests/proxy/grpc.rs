@@ -20,6 +20,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsAcceptor;
 
 use crate::h2_client::{Client, exchange, limited};
+use crate::h2_server;
 use crate::rig::{Backend, DEADLINE, Rig, length_of, nobody, to_with};
 
 /// An upstream that runs `serve` for each stream.
@@ -44,32 +45,21 @@ impl Upstream {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("bind");
-        let addr = listener.local_addr().expect("bound");
-        listener.set_nonblocking(true).expect("nonblocking");
         let accepted = Arc::new(AtomicUsize::new(0));
         let (count, serve) = (Arc::clone(&accepted), Arc::new(serve));
-        std::thread::spawn(move || {
-            let runtime =
-                tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
-            runtime.block_on(async move {
-                let listener = tokio::net::TcpListener::from_std(listener).expect("listener");
-                while let Ok((stream, _)) = listener.accept().await {
-                    count.fetch_add(1, Ordering::SeqCst);
-                    let (builder, serve) = (builder.clone(), Arc::clone(&serve));
-                    let tls = tls.clone();
-                    tokio::spawn(async move {
-                        match tls {
-                            None => streams(builder, stream, serve).await,
-                            Some(tls) => {
-                                if let Ok(stream) = tls.accept(stream).await {
-                                    streams(builder, stream, serve).await;
-                                }
-                            }
+        let addr = h2_server::accept(([127, 0, 0, 1], 0).into(), move |stream| {
+            count.fetch_add(1, Ordering::SeqCst);
+            let (builder, tls, serve) = (builder.clone(), tls.clone(), Arc::clone(&serve));
+            async move {
+                match tls {
+                    None => streams(builder, stream, serve).await,
+                    Some(tls) => {
+                        if let Ok(stream) = tls.accept(stream).await {
+                            streams(builder, stream, serve).await;
                         }
-                    });
+                    }
                 }
-            });
+            }
         });
         Self { addr, accepted }
     }

@@ -20,6 +20,7 @@ mod h2_client;
 mod h2_clients;
 mod h2_conformance;
 mod h2_floods;
+mod h2_server;
 mod health;
 mod http2;
 mod limits;

@@ -13,6 +13,7 @@ use penstock::export::otlp::{ExportRequest, ExportResponse, PartialSuccess, Span
 use prost::Message as _;
 use serde_json::{Map, json};
 
+use crate::h2_server;
 use crate::rig::{Backend, Client, DEADLINE, Reply, nobody};
 use crate::takeover::{Agents, HOST};
 
@@ -37,27 +38,17 @@ impl Collector {
     }
 
     fn at(addr: SocketAddr) -> Self {
-        let listener = std::net::TcpListener::bind(addr).expect("bind");
-        let addr = listener.local_addr().expect("bound");
-        listener.set_nonblocking(true).expect("nonblocking");
         let (taken, answers) = (Arc::default(), Arc::<Mutex<VecDeque<Answer>>>::default());
         let parts = (Arc::clone(&taken), Arc::clone(&answers));
-        std::thread::spawn(move || {
-            let runtime =
-                tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
-            runtime.block_on(async move {
-                let listener = tokio::net::TcpListener::from_std(listener).expect("listener");
-                while let Ok((stream, _)) = listener.accept().await {
-                    let (taken, answers) = parts.clone();
-                    tokio::spawn(async move {
-                        let Ok(mut connection) = h2::server::handshake(stream).await else { return };
-                        while let Some(Ok((request, respond))) = connection.accept().await {
-                            let answer = answers.lock().expect("lock").pop_front();
-                            tokio::spawn(take(request, respond, answer, Arc::clone(&taken)));
-                        }
-                    });
+        let addr = h2_server::accept(addr, move |stream| {
+            let (taken, answers) = parts.clone();
+            async move {
+                let Ok(mut connection) = h2::server::handshake(stream).await else { return };
+                while let Some(Ok((request, respond))) = connection.accept().await {
+                    let answer = answers.lock().expect("lock").pop_front();
+                    tokio::spawn(take(request, respond, answer, Arc::clone(&taken)));
                 }
-            });
+            }
         });
         Self { addr, taken, answers }
     }
