@@ -177,7 +177,8 @@ fn assert_four_calls(calls: &BTreeMap<String, u64>, took: Duration) {
     let others = (all - waits - batches) as f64 / f64::from(REQUESTS);
     let waits = waits as f64 / f64::from(REQUESTS);
     assert!(others <= 4.01, "{others} system calls a request beside waits: {calls:?}");
-    let most = 4 * (took.as_millis() as u64 / 200 + 2);
+    // A few beside: strace may stop a thread that holds a lock, and who meets it there waits by futex.
+    let most = 4 * (took.as_millis() as u64 / 200 + 2) + u64::from(REQUESTS / 50);
     assert!(batches <= most, "{batches} system calls for the log in {took:?}: {calls:?}");
     // One client, so nothing else is ready: once for the request and once for its response.
     assert!(waits <= 2.1, "{waits} waits a request: {calls:?}");
