@@ -145,6 +145,7 @@ fn options(input: &str) -> translate::Options {
             "enable-topology-aware-routing" => options.routes_by_zone = value == "true",
             "address-pools" => options.address_pools = object(),
             "annotations-prefix" => options.annotations_prefix = Some(value.to_owned()),
+            "vips" => options.vips = value == "true",
             "external-ips" => options.external_ips = value == "true",
             _ => panic!("unknown option {name}"),
         }

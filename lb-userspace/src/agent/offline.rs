@@ -71,8 +71,7 @@ pub fn check_cluster(
     own: OwnNode,
     patience: Duration,
 ) -> Result<check::Report, StartError> {
-    let options = with_datapath(meaning, datapath);
-    let options = translate::Options { classes: translate::Classes::Written, ..options };
+    let options = options::of_cluster(with_datapath(meaning, datapath));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let loaded =
         runtime.map_err(StartError::Runtime)?.block_on(source::once(cluster, meaning, &options, patience))?;

@@ -9,13 +9,19 @@ use crate::translate::{self, Classes, Options, StreamsBy};
 /// The translation's view of the configuration. With a datapath the node's own listener ports are
 /// punted, so it must know them.
 pub(super) fn of_process(config: &Config) -> Options {
+    let options = of_meaning(&config.translate);
+    let options = if config.manifests.is_some() { options } else { of_cluster(options) };
     Options {
         http_ports: config.http.iter().map(SocketAddr::port).collect(),
         https_ports: config.https.iter().map(SocketAddr::port).collect(),
-        classes: if config.manifests.is_some() { Classes::Implied } else { Classes::Written },
         streams: streams(config.datapath),
-        ..of_meaning(&config.translate)
+        ..options
     }
+}
+
+/// The same for objects of an API server, whom many may write to.
+pub(super) fn of_cluster(options: Options) -> Options {
+    Options { classes: Classes::Written, vips: options.external_ips, ..options }
 }
 
 /// Who serves TCP and UDP ports beside http and https.
@@ -92,5 +98,18 @@ pub(super) fn of_proxy(config: &Config, ticket_keys: Option<TicketKeys>) -> l7::
             memory_bytes: config.body_memory_bytes,
         },
         metering: config.metering.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn in_a_cluster_an_annotation_takes_addresses_by_the_flag_alone() {
+        assert!(Options::default().vips, "files are the operator's");
+        for external_ips in [false, true] {
+            assert_eq!(of_cluster(Options { external_ips, ..Options::default() }).vips, external_ips);
+        }
     }
 }

@@ -121,6 +121,9 @@ pub struct Options {
     pub routes_by_zone: bool,
     /// `--external-ips`: serve `spec.externalIPs`, which any author of a Service may claim.
     pub external_ips: bool,
+    /// Serve what the annotation `penstock.dev/vips` names: whoever writes Services is trusted with addresses, as with
+    /// files, or by [`Options::external_ips`].
+    pub vips: bool,
     /// `--enable-ssl-passthrough`: honour the annotation `ssl-passthrough`.
     pub enable_ssl_passthrough: bool,
     /// `--snippet-policy`.
@@ -183,6 +186,7 @@ impl Default for Options {
             disable_external_names: false,
             routes_by_zone: false,
             external_ips: false,
+            vips: true,
             enable_ssl_passthrough: false,
             snippets: SnippetPolicy::Refuse,
             annotations_prefix: None,

@@ -51,7 +51,7 @@ impl Addresses {
         for (field, text) in addresses.external(spec, options, about) {
             addresses.add(field, text, Access::Open, about);
         }
-        let balanced = addresses.balanced(name, service, spec, allocator, about);
+        let balanced = addresses.balanced(name, service, spec, (allocator, options), about);
         if balanced.is_empty() {
             return addresses;
         }
@@ -85,14 +85,15 @@ impl Addresses {
         if named.is_empty() || options.external_ips {
             return named;
         }
-        about.warn(
-            "external-ips-off",
-            "spec.externalIPs",
-            "not served: any author of a Service could claim any address by it",
-            format!("use spec.loadBalancerIP or the annotation {}, or start with --external-ips", ours::VIPS),
-        );
-        self.left_out = true;
+        self.claimed("spec.externalIPs", "use spec.loadBalancerIP, or start with --external-ips", about);
         Vec::new()
+    }
+
+    /// An address is not taken by writing it down.
+    fn claimed(&mut self, field: &str, fix: &str, about: &mut About<'_>) {
+        let message = "not served: any author of a Service could claim any address by it";
+        about.warn("external-ips-off", field, message, fix);
+        self.left_out = true;
     }
 
     /// Addresses of a Service of type LoadBalancer.
@@ -101,7 +102,7 @@ impl Addresses {
         name: &ObjectName,
         service: &Service,
         spec: &ServiceSpec,
-        allocator: &Allocator,
+        (allocator, options): (&Allocator, &Options),
         about: &mut About<'_>,
     ) -> Vec<(String, String)> {
         let mut balanced: Vec<(String, String)> = Vec::new();
@@ -135,6 +136,14 @@ impl Addresses {
             }
         }
         let list = ours::text(&service.metadata, ours::VIPS).unwrap_or_default();
+        if !options.vips && !list.is_empty() {
+            let fix = format!(
+                "ask an address pool by the annotation {}, or start with --external-ips",
+                ours::ADDRESSES
+            );
+            self.claimed(&ours::field(ours::VIPS), &fix, about);
+            return balanced;
+        }
         for addr in list.split(',').map(str::trim).filter(|addr| !addr.is_empty()) {
             if addr.parse().is_ok_and(|addr| allocator.gives(addr)) {
                 self.left_out = true;
