@@ -3,6 +3,7 @@
 mod access_log;
 mod arrival;
 mod auth;
+mod authorities;
 mod bodies;
 mod buffers;
 mod canary;

@@ -113,6 +113,7 @@ impl Ca {
     pub fn posing(name: &str) -> Self {
         let mut params = authority(name);
         params.is_ca = rcgen::IsCa::NoCa;
+        params.key_usages.clear();
         Self::of(params)
     }
 

@@ -417,7 +417,7 @@ fn pem_list(der: &[u8]) -> String {
 }
 
 /// A certificate of version 3 without its version and its extensions, which makes one of version 1, signed anew.
-fn stripped(certificate: &[u8], signer: &impl SigningKey) -> Vec<u8> {
+pub fn stripped(certificate: &[u8], signer: &impl SigningKey) -> Vec<u8> {
     without(certificate, signer, |_, is_extension| is_extension)
 }
 

@@ -1,33 +1,40 @@
 //! Authorities that vouch for certificates: of clients, and of upstreams.
 //!
-//! webpki judges chains by the rules of the web. What it does not read but OpenSSL does (certificates of version 1, authorities
-//! that show their own certificate as `openssl req -x509` makes it, plain revocation lists) it is given
-//! [restated](restated), and more is asked of who vouches for it. Names are the business of whoever asks.
+//! webpki builds chains and checks their signatures, by the rules of the web. What it does not read but OpenSSL does (certificates of
+//! version 1, authorities that show their own certificate as `openssl req -x509` makes it, plain revocation lists) it is given
+//! [restated](restated), and what it takes for granted of who vouches is asked of each [beside it](usage). Names are the business of whoever
+//! asks.
 
 mod restated;
+mod usage;
 
+use rustls::DistinguishedName;
 use rustls::crypto::WebPkiSupportedAlgorithms;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{
-    CertificateDer, CertificateRevocationListDer, SignatureVerificationAlgorithm, UnixTime,
+    CertificateDer, CertificateRevocationListDer, SignatureVerificationAlgorithm, TrustAnchor, UnixTime,
 };
-use rustls::{DistinguishedName, RootCertStore};
 use webpki::{
     CertRevocationList, EndEntityCert, Error, ExpirationPolicy, KeyUsage, OwnedCertRevocationList,
     RevocationOptionsBuilder, VerifiedPath,
 };
-use x509_parser::certificate::Validity;
-use x509_parser::prelude::{FromDer, X509Certificate, X509Version};
+use x509_parser::prelude::X509Certificate;
+use x509_parser::x509::X509Name;
 
 pub(super) use restated::fuzz;
 use restated::{Body, Restating};
+use usage::{Place, is_of_now, is_root, may_be_shown, may_issue, parsed};
 
 /// The certificates of one `ca.crt` and the revocation lists of one `ca.crl`.
 #[derive(Debug)]
 pub(super) struct Authorities {
-    /// One that is shown itself is trusted, as with OpenSSL.
-    listed: Vec<CertificateDer<'static>>,
-    roots: RootCertStore,
+    /// Those that vouch for themselves: every chain ends with one. One that is shown itself is trusted, as with OpenSSL.
+    roots: Vec<CertificateDer<'static>>,
+    /// The same, each at its place.
+    anchors: Vec<TrustAnchor<'static>>,
+    /// The others in the bundle: known without being shown, and no more than that.
+    between: Vec<CertificateDer<'static>>,
+    subjects: Vec<DistinguishedName>,
     lists: Vec<CertRevocationList<'static>>,
     /// Of the lists that are read restated.
     bodies: Vec<Body>,
@@ -39,7 +46,7 @@ pub(super) enum Unusable {
     #[error("certificate of an authority: {0}")]
     Pem(rustls::pki_types::pem::Error),
     #[error("certificate of an authority: {0}")]
-    Certificate(rustls::Error),
+    Certificate(Error),
     #[error("revocation list: {0}")]
     List(Error),
 }
@@ -75,11 +82,18 @@ pub(super) struct Shown<'a> {
 
 impl Authorities {
     pub(super) fn new(ca_pem: &[u8], crl_pem: &[u8]) -> Result<Self, Unusable> {
-        let listed: Vec<_> =
-            CertificateDer::pem_slice_iter(ca_pem).collect::<Result<_, _>>().map_err(Unusable::Pem)?;
-        let mut roots = RootCertStore::empty();
-        for certificate in &listed {
-            roots.add(certificate.clone()).map_err(Unusable::Certificate)?;
+        let (mut roots, mut anchors) = (Vec::new(), Vec::new());
+        let (mut between, mut subjects) = (Vec::new(), Vec::new());
+        for listed in CertificateDer::pem_slice_iter(ca_pem) {
+            let listed = listed.map_err(Unusable::Pem)?;
+            let anchor = webpki::anchor_from_trusted_cert(&listed).map_err(Unusable::Certificate)?.to_owned();
+            subjects.push(DistinguishedName::in_sequence(&anchor.subject));
+            if is_root(&parsed(&listed).map_err(Unusable::Certificate)?) {
+                roots.push(listed);
+                anchors.push(anchor);
+            } else {
+                between.push(listed);
+            }
         }
         let (mut lists, mut bodies) = (Vec::new(), Vec::new());
         for list in CertificateRevocationListDer::pem_slice_iter(crl_pem) {
@@ -91,12 +105,17 @@ impl Authorities {
             });
             lists.push(read.map_err(Unusable::List)?.into());
         }
-        Ok(Self { listed, roots, lists, bodies })
+        Ok(Self { roots, anchors, between, subjects, lists, bodies })
     }
 
     /// Their names, for a client to choose by.
     pub(super) fn subjects(&self) -> Vec<DistinguishedName> {
-        self.roots.subjects()
+        self.subjects.clone()
+    }
+
+    /// Whether one that is no root stands in the bundle by this name.
+    pub(super) fn has_between(&self, name: &X509Name<'_>) -> bool {
+        self.between.iter().any(|known| parsed(known).is_ok_and(|known| known.subject() == name))
     }
 
     /// Whether one of them vouches for a certificate.
@@ -106,24 +125,18 @@ impl Authorities {
             Err(Error::UnsupportedCertVersion) => None,
             Err(error) => return Err(error),
         };
-        if self.lists.is_empty() && self.listed.iter().any(|listed| listed == shown.leaf) {
-            let (_, parsed) = X509Certificate::from_der(shown.leaf).map_err(|_| Error::BadDer)?;
-            return is_of_now(parsed.validity(), shown.now);
+        let leaf = parsed(shown.leaf)?;
+        may_be_shown(&leaf, shown.purpose)?;
+        if self.lists.is_empty() && self.roots.iter().any(|root| root == shown.leaf) {
+            return is_of_now(leaf.validity(), shown.now);
         }
         let Some(certificate) = certificate else {
-            return self.verify_restated(
-                restated::version_1(shown.leaf),
-                shown,
-                Error::UnsupportedCertVersion,
-            );
+            let restated = restated::version_1(shown.leaf);
+            return self.verify_restated(restated, shown, Error::UnsupportedCertVersion);
         };
         let bodies: Vec<_> = self.bodies.iter().collect();
-        let is_known_by_name = |path: &VerifiedPath<'_>| match shown.naming {
-            Naming::Alternative => Ok(()),
-            Naming::Common => self.vouches_beyond_doubt(path, shown),
-        };
-        match self.path(&certificate, &bodies, shown, &is_known_by_name) {
-            Err(error @ Error::CaUsedAsEndEntity) if may_serve(shown.leaf, shown.purpose) => {
+        match self.path(&certificate, &bodies, shown, shown.naming) {
+            Err(error @ Error::CaUsedAsEndEntity) => {
                 self.verify_restated(restated::end_entity(shown.leaf), shown, error)
             }
             verdict => verdict,
@@ -139,7 +152,8 @@ impl Authorities {
         let Some((der, body)) = restated else { return Err(error) };
         let certificate = EndEntityCert::try_from(&der)?;
         let bodies: Vec<_> = self.bodies.iter().chain([&body]).collect();
-        self.path(&certificate, &bodies, shown, &|path| self.vouches_beyond_doubt(path, shown))
+        // What is restated is let in below authorities without limits alone.
+        self.path(&certificate, &bodies, shown, Naming::Common)
     }
 
     fn path(
@@ -147,10 +161,10 @@ impl Authorities {
         certificate: &EndEntityCert<'_>,
         bodies: &[&Body],
         shown: &Shown<'_>,
-        is_enough: &dyn Fn(&VerifiedPath<'_>) -> Result<(), Error>,
+        naming: Naming,
     ) -> Result<(), Error> {
-        let short_enough = |path: &VerifiedPath<'_>| match path.intermediate_certificates().count() {
-            count if count <= shown.depth => is_enough(path),
+        let is_enough = |path: &VerifiedPath<'_>| match path.intermediate_certificates().count() {
+            count if count <= shown.depth => self.vouches(path, shown, naming),
             _ => Err(Error::MaximumPathDepthExceeded),
         };
         let lists: Vec<_> = self.lists.iter().collect();
@@ -170,79 +184,47 @@ impl Authorities {
             Purpose::Client => KeyUsage::client_auth(),
             Purpose::Server => KeyUsage::server_auth(),
         };
+        let between = self.between.iter().chain(shown.intermediates);
+        let between: Vec<_> = between.map(|der| CertificateDer::from(&der[..])).collect();
         certificate
             .verify_for_usage(
                 algorithms,
-                &self.roots.roots,
-                shown.intermediates,
+                &self.anchors,
+                &between,
                 shown.now,
                 usage,
                 revocation,
-                Some(&short_enough),
+                Some(&is_enough),
             )
             .map(|_| ())
     }
 
-    /// What webpki takes for granted of a bundle, and of keys: that who stands there is an authority, for this purpose and of now. And that
-    /// none in the chain has limits that cannot be told of a certificate with such names.
-    fn vouches_beyond_doubt(&self, path: &VerifiedPath<'_>, shown: &Shown<'_>) -> Result<(), Error> {
-        let is_anchor = |listed: &&CertificateDer<'_>| {
-            webpki::anchor_from_trusted_cert(listed).is_ok_and(|anchor| anchor == *path.anchor())
+    /// What webpki takes for granted of a bundle, and of keys: that who vouches is an authority, for this purpose and of now. And, where
+    /// names are such that limits of authorities are not told of them, that none in the chain has any.
+    fn vouches(&self, path: &VerifiedPath<'_>, shown: &Shown<'_>, naming: Naming) -> Result<(), Error> {
+        let is_without_limits = |authority: &X509Certificate<'_>| match (naming, authority.name_constraints())
+        {
+            (Naming::Alternative, _) | (Naming::Common, Ok(None)) => Ok(()),
+            (Naming::Common, _) => Err(Error::NameConstraintViolation),
         };
-        // An authority may stand there twice, renewed with the key that it had.
+        let mut below = 0;
+        for between in path.intermediate_certificates() {
+            let der = between.der();
+            let between = parsed(&der)?;
+            may_issue(&between, Place::Between, shown.purpose, shown.now)?;
+            is_without_limits(&between)?;
+            below += usize::from(between.subject() != between.issuer());
+        }
+        // A root may stand there twice, renewed with the key that it had.
         let mut verdict = Err(Error::UnknownIssuer);
-        for listed in self.listed.iter().filter(is_anchor) {
-            verdict = may_issue(listed, shown.purpose).and_then(|validity| is_of_now(&validity, shown.now));
+        for (root, _) in self.roots.iter().zip(&self.anchors).filter(|(_, anchor)| *anchor == path.anchor()) {
+            let root = parsed(root)?;
+            verdict = may_issue(&root, Place::Root { below }, shown.purpose, shown.now)
+                .and_then(|()| is_without_limits(&root));
             if verdict.is_ok() {
                 break;
             }
         }
-        verdict?;
-        path.intermediate_certificates()
-            .try_for_each(|between| may_issue(&between.der(), shown.purpose).map(|_| ()))
+        verdict
     }
-}
-
-/// As OpenSSL sees it: a root of version 1, or what says that it is an authority, and for this purpose, too. Tells when.
-fn may_issue(certificate: &CertificateDer<'_>, purpose: Purpose) -> Result<Validity, Error> {
-    let (_, certificate) = X509Certificate::from_der(certificate).map_err(|_| Error::BadDer)?;
-    let validity = certificate.validity().clone();
-    if certificate.version() == X509Version::V1 && certificate.issuer() == certificate.subject() {
-        return Ok(validity);
-    }
-    let signs =
-        certificate.key_usage().is_ok_and(|usage| usage.is_none_or(|usage| usage.value.key_cert_sign()));
-    let is_for_it = certificate.extended_key_usage().is_ok_and(|usage| {
-        let of = |usage: &x509_parser::extensions::ExtendedKeyUsage<'_>| match purpose {
-            Purpose::Client => usage.client_auth,
-            Purpose::Server => usage.server_auth,
-        };
-        usage.is_none_or(|usage| usage.value.any || of(usage.value))
-    });
-    if !(certificate.is_ca() && signs && is_for_it) {
-        return Err(Error::EndEntityUsedAsCa);
-    }
-    match certificate.name_constraints() {
-        Ok(None) => Ok(validity),
-        _ => Err(Error::NameConstraintViolation),
-    }
-}
-
-/// The key of an authority may be one for handshakes as well: if nothing says what it is for, or this is said.
-fn may_serve(certificate: &CertificateDer<'_>, purpose: Purpose) -> bool {
-    let Ok((_, certificate)) = X509Certificate::from_der(certificate) else { return false };
-    certificate.key_usage().is_ok_and(|usage| {
-        usage.is_none_or(|usage| {
-            let (signs, agrees) = (usage.value.digital_signature(), usage.value.key_agreement());
-            signs || agrees || (purpose == Purpose::Server && usage.value.key_encipherment())
-        })
-    })
-}
-
-fn is_of_now(validity: &Validity, now: UnixTime) -> Result<(), Error> {
-    let at = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
-    if validity.not_before.timestamp() <= at && at <= validity.not_after.timestamp() {
-        return Ok(());
-    }
-    Err(Error::InvalidCertValidity)
 }

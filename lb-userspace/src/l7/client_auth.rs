@@ -106,16 +106,26 @@ impl Authority {
         match authorities.verify(&shown) {
             Ok(()) => Verdict::Good,
             Err(webpki::Error::UnknownIssuer | webpki::Error::MaximumPathDepthExceeded) => {
-                Verdict::Bad(where_it_ends(leaf, intermediates, depth), About::Authority)
+                let reason = where_it_ends(leaf, intermediates, depth, authorities);
+                let about = if reason == NO_ROOT { About::Certificate } else { About::Authority };
+                Verdict::Bad(reason, about)
             }
             Err(error) => Verdict::Bad(reason(&error), About::Certificate),
         }
     }
 }
 
+/// The chain ends in the bundle, at one that is no root. Not among what `optional_no_ca` overlooks.
+const NO_ROOT: &str = "unable to get issuer certificate";
+
 /// What OpenSSL says of a chain that leads to no authority. It follows as many certificates as the depth allows, and
 /// the root beyond them.
-fn where_it_ends(leaf: &CertificateDer<'_>, others: &[CertificateDer<'_>], depth: usize) -> &'static str {
+fn where_it_ends(
+    leaf: &CertificateDer<'_>,
+    others: &[CertificateDer<'_>],
+    depth: usize,
+    authorities: &Authorities,
+) -> &'static str {
     let Ok((_, leaf)) = X509Certificate::from_der(leaf) else { return "certificate signature failure" };
     if leaf.subject() == leaf.issuer() {
         return "self-signed certificate";
@@ -124,6 +134,9 @@ fn where_it_ends(leaf: &CertificateDer<'_>, others: &[CertificateDer<'_>], depth
     let others: Vec<_> = others.map(|(_, other)| other).collect();
     let (mut top, mut is_alone) = (&leaf, true);
     for _ in 0..=depth {
+        if authorities.has_between(top.issuer()) {
+            return NO_ROOT;
+        }
         let Some(next) = others.iter().find(|other| other.subject() == top.issuer()) else { break };
         if next.subject() == next.issuer() {
             return "self-signed certificate in certificate chain";
@@ -144,12 +157,12 @@ fn reason(error: &webpki::Error) -> &'static str {
         webpki::Error::CertRevoked => "certificate revoked",
         webpki::Error::UnknownRevocationStatus => "unable to get certificate CRL",
         webpki::Error::CrlExpired { .. } => "CRL has expired",
-        webpki::Error::EndEntityUsedAsCa => "invalid CA certificate",
+        webpki::Error::PathLenConstraintViolated => "path length constraint exceeded",
         webpki::Error::NameConstraintViolation => "permitted subtree violation",
         webpki::Error::UnsupportedCriticalExtension => "unhandled critical extension",
-        webpki::Error::CaUsedAsEndEntity | webpki::Error::RequiredEkuNotFoundContext(_) => {
-            "unsuitable certificate purpose"
-        }
+        webpki::Error::EndEntityUsedAsCa
+        | webpki::Error::CaUsedAsEndEntity
+        | webpki::Error::RequiredEkuNotFoundContext(_) => "unsuitable certificate purpose",
         _ => "certificate signature failure",
     }
 }
