@@ -3,7 +3,8 @@
 use std::net::UdpSocket;
 use std::path::Path;
 
-use lb_tests::netns::Host;
+use lb_tests::agent::Agent;
+use lb_tests::netns::{Host, Lab};
 use lb_tests::world::{CONFIG, World};
 use penstock::config::BPFFS;
 use penstock::datapath::engine::Engine;
@@ -14,9 +15,10 @@ use penstock::model::l4::{ForwardingMode::Local, Protocol};
 use crate::nodes::{CLIENT, Flow, TCP, UDP, ask, pod_addr, serve, vip};
 
 const DEVICE: &str = "eth0";
+const DEVICES: [&str; 2] = [DEVICE, "eth1"];
 
-fn ifindex(host: &Host) -> u32 {
-    let line = host.run(&format!("ip -o link show {DEVICE}")).unwrap();
+fn ifindex(host: &Host, device: &str) -> u32 {
+    let line = host.run(&format!("ip -o link show {device}")).unwrap();
     line.split(':').next().and_then(|number| number.parse().ok()).expect("an index")
 }
 
@@ -30,7 +32,7 @@ fn attached(host: &Host) -> Engine {
         }
     }
     let mut engine = world.load();
-    let ifindex = ifindex(host);
+    let ifindex = ifindex(host, DEVICE);
     host.within(|| engine.kernel.attach_filter(DEVICE, ifindex)).unwrap();
     engine
 }
@@ -58,7 +60,7 @@ fn a_filter_translates_answers_and_takes_the_place_of_an_older_one() {
         pod.within(|| serve(addr, "p11")).unwrap();
     }
     let mut first = attached(&node);
-    let ifindex = ifindex(&node);
+    let ifindex = ifindex(&node, DEVICE);
     node.within(|| first.kernel.attach(DEVICE, ifindex, Attached::Native)).unwrap();
     let works = || {
         for family in [0, 1] {
@@ -85,25 +87,73 @@ fn a_filter_translates_answers_and_takes_the_place_of_an_older_one() {
     assert_eq!(filters(&node), 0);
 }
 
+/// Puts a filter of somebody else's on the way out, before ours.
+fn put_another(host: &Host, device: &str) {
+    host.run(&format!("tc qdisc add dev {device} clsact")).unwrap();
+    host.run(&format!("tc filter add dev {device} egress pref 9 bpf bytecode '1,6 0 0 0'")).unwrap();
+}
+
+/// What becomes of filters on the way out of these interfaces: of ours, and of somebody else's.
+fn remain(host: &Host, devices: &[&str], ours: bool) {
+    for device in devices {
+        let shown = host.run(&format!("tc filter show dev {device} egress")).unwrap();
+        assert_eq!(shown.contains("penstock_out"), ours, "{device}: {shown}");
+        assert!(shown.contains("pref 9"), "another's stays: {shown}");
+    }
+}
+
+/// A host with filters on both interfaces, as an agent leaves them that pins and was killed.
+fn left_with_filters(lab: &Lab) -> Host {
+    let node = lab.host("n1", &[("front", &["10.1.0.1/24"]), ("back", &["10.2.0.1/24"])]).unwrap();
+    for device in DEVICES {
+        put_another(&node, device);
+    }
+    node.within(|| drop(pinning(&node)));
+    remain(&node, &DEVICES, true);
+    node
+}
+
+/// An engine that pins, with filters on both interfaces; to be called on the host.
+fn pinning(host: &Host) -> Engine {
+    let mut engine = Engine::take_over(CONFIG, None, Pins::open(Path::new(BPFFS)).unwrap()).unwrap();
+    for device in DEVICES {
+        engine.kernel.attach_filter(device, ifindex(host, device)).unwrap();
+    }
+    engine
+}
+
 #[test]
 fn detach_removes_the_filters_that_an_agent_left_and_no_others() {
     let Some(lab) = crate::rig::lab() else { return };
-    let node = lab.host("n1", &[("front", &["10.1.0.1/24"]), ("back", &["10.2.0.1/24"])]).unwrap();
-    node.run(&format!("tc qdisc add dev {DEVICE} clsact")).unwrap();
-    node.run(&format!("tc filter add dev {DEVICE} egress pref 9 bpf bytecode '1,6 0 0 0'")).unwrap();
-    let ifindex = ifindex(&node);
-    node.within(|| {
-        let mut engine = Engine::take_over(CONFIG, None, Pins::open(Path::new(BPFFS)).unwrap()).unwrap();
-        engine.kernel.attach_filter(DEVICE, ifindex).unwrap();
-    });
-    let shown = || node.run(&format!("tc filter show dev {DEVICE} egress")).unwrap();
-    assert!(shown().contains("penstock_out"), "it stays when the agent goes: {}", shown());
+    let node = left_with_filters(&lab);
 
     for _ in 0..2 {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         node.within(|| runtime.block_on(detach(None))).unwrap();
 
-        assert!(!shown().contains("penstock_out"), "{}", shown());
-        assert!(shown().contains("pref 9"), "another's stays: {}", shown());
+        remain(&node, &DEVICES, false);
     }
+}
+
+#[test]
+fn an_agent_that_detaches_at_its_end_removes_its_filters_although_it_pins() {
+    let Some(lab) = crate::rig::lab() else { return };
+    let node = left_with_filters(&lab);
+
+    node.within(|| pinning(&node).kernel.detach());
+
+    remain(&node, &DEVICES, false);
+}
+
+#[test]
+fn an_agent_removes_the_filters_of_one_before_it_that_it_has_no_use_for() {
+    let Some(lab) = crate::rig::lab() else { return };
+    let node = left_with_filters(&lab);
+
+    // On one interface it has a link, the other is none of its own.
+    let agent = Agent::start(&lab, &node, &[DEVICE], lab.scratch()).unwrap();
+
+    remain(&node, &DEVICES, false);
+    lab.stop(agent.pid()).unwrap();
+    agent.cli(&["detach"]).unwrap();
 }

@@ -59,7 +59,8 @@ pub async fn detach(also: Option<&Path>) -> Result<Detached, Error> {
         removed.extend(pins::remove_from(bpffs)?);
     }
     let mut netlink = Netlink::open()?;
-    kernel::remove_filters(netlink.interface_names().await?);
+    let interfaces = netlink.interface_names().await?;
+    kernel::remove_filters(interfaces.iter().map(String::as_str));
     netlink.adopt_local_routes().await?;
     netlink.set_local_routes(&BTreeSet::new()).await;
     let left = left(&netlink).await?;

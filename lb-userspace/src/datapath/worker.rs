@@ -198,7 +198,7 @@ pub async fn start(
         }
         return Err(error);
     }
-    shared.engine().kernel.end_succession();
+    worker.end_succession();
     worker.publish();
     Ok((shared, worker))
 }
@@ -233,6 +233,17 @@ impl Worker {
         self.update().await?;
         self.shared.engine().kernel.attach_lookup()?;
         self.attach_all()
+    }
+
+    /// Removes what an agent before us left and we did not take over.
+    fn end_succession(&self) {
+        let mut engine = self.shared.engine();
+        engine.kernel.end_succession();
+        // One that pins nothing has no namespace to itself.
+        if engine.kernel.is_pinned() {
+            let interfaces = self.netlink.view().interfaces.iter();
+            engine.kernel.remove_old_filters(interfaces.map(|(ifindex, one)| (*ifindex, one.name.as_str())));
+        }
     }
 
     /// Removes everything. Without the program the host would swallow what the routes bring.

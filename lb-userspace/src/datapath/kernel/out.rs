@@ -104,6 +104,14 @@ impl Kernel {
         }
     }
 
+    /// Removes filters of agents before us from these interfaces, by index, but for the one that ours took the place
+    /// of: such an agent may have been killed, and the interface may be none of ours, or have a link now.
+    pub fn remove_old_filters<'a>(&self, interfaces: impl IntoIterator<Item = (u32, &'a str)>) {
+        let is_ours = |ifindex: &u32| matches!(self.out.get(ifindex), Some(Out::Filter(_)));
+        let others = interfaces.into_iter().filter(|(ifindex, _)| !is_ours(ifindex));
+        remove_filters(others.map(|(_, name)| name));
+    }
+
     /// Runs the program over one packet on its way out. For tests.
     pub fn test_out(&mut self, packet: &[u8]) -> Result<Run, Error> {
         let mut out = vec![0; packet.len() + 256];
@@ -128,9 +136,9 @@ impl Kernel {
 
 /// Removes the filters that agents left on the way out of these interfaces: they have no name on the
 /// BPF file system, but bear the program's. The `clsact` qdisc stays, as others may use it.
-pub fn remove_filters(interfaces: impl IntoIterator<Item = String>) {
+pub fn remove_filters<'a>(interfaces: impl IntoIterator<Item = &'a str>) {
     for name in interfaces {
-        match tc::qdisc_detach_program(&name, TcAttachType::Egress, PROGRAM) {
+        match tc::qdisc_detach_program(name, TcAttachType::Egress, PROGRAM) {
             Ok(()) => tracing::info!(interface = name, "filter removed"),
             // Nearly every interface has none.
             Err(TcError::IoError(error)) if error.kind() == io::ErrorKind::NotFound => {}
