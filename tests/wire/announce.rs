@@ -1,6 +1,9 @@
 //! VIPs on the client's own link: one of several agents answers for each, and another when that one is gone.
 
-use std::net::{IpAddr, UdpSocket};
+use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use lb_tests::agent::{DEADLINE, eventually};
@@ -10,6 +13,10 @@ use crate::nodes::{CLIENT, Cluster, Node, TCP, UDP, VIPS, ask, manifests, pod, v
 
 /// Longest time without traffic when a holder is gone.
 const PROMISE: Duration = Duration::from_secs(3);
+
+/// The address of the proxy.
+const INGRESS: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: edge, annotations: {penstock.dev/ingress: \
+                       \"true\"}}\nspec: {type: LoadBalancer, loadBalancerIP: 203.0.113.10, ports: [{name: http, port: 80}]}\n";
 
 /// Who holds a VIP by what a node says.
 fn holder(node: &Node, vip: &str) -> Option<String> {
@@ -142,6 +149,65 @@ fn an_agent_that_is_told_to_end_hands_its_addresses_over() {
     flow.echoes("by another way").unwrap_or_else(|error| panic!("{error:#}\n{}", cluster.logs()));
 }
 
+/// Asks again and again until told to end, by each connection as long as the server leaves it open. Fails when one breaks
+/// that was open.
+fn keep_asking(to: SocketAddr, ends: &AtomicBool, answers: &AtomicUsize) -> io::Result<()> {
+    while !ends.load(Ordering::Relaxed) {
+        // Nobody new is let in for a moment.
+        let Ok(stream) = TcpStream::connect_timeout(&to, DEADLINE) else { continue };
+        stream.set_read_timeout(Some(DEADLINE))?;
+        let mut stream = BufReader::new(stream);
+        let mut is_open = true;
+        while is_open && !ends.load(Ordering::Relaxed) {
+            stream.get_mut().write_all(b"GET / HTTP/1.1\r\nHost: nobody.example.com\r\n\r\n")?;
+            let (mut line, mut length) = (String::new(), 0);
+            while line != "\r\n" {
+                line.clear();
+                if stream.read_line(&mut line)? == 0 {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
+                line.make_ascii_lowercase();
+                is_open &= line.trim_end() != "connection: close";
+                if let Some(value) = line.strip_prefix("content-length:") {
+                    length = value.trim().parse().map_err(io::Error::other)?;
+                }
+            }
+            io::copy(&mut stream.by_ref().take(length), &mut io::sink())?;
+            answers.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn no_request_to_the_proxy_breaks_when_the_holder_of_its_address_is_told_to_end() {
+    let Some(cluster) = Cluster::announcing(2, 0, INGRESS) else { return };
+    let [holder] = settled(&cluster);
+    let (ends, answers) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let clients: Vec<_> = (0..8)
+        .map(|_| {
+            let (ends, answers) = (Arc::clone(&ends), Arc::clone(&answers));
+            cluster.client.spawn(move || keep_asking(vip(0, 80), &ends, &answers))
+        })
+        .collect();
+    let goes_on = |case: &str| {
+        let before = answers.load(Ordering::Relaxed);
+        let more = || (answers.load(Ordering::Relaxed) > before + 200).then_some(());
+        assert!(eventually(DEADLINE, more).is_some(), "{case}\n{}", cluster.logs());
+    };
+    goes_on("by the first");
+
+    let ended = cluster.lab.stop(node(&cluster, &holder).agent.pid()).unwrap();
+
+    assert!(ended.success(), "{ended}\n{}", cluster.logs());
+    goes_on("by the other");
+    ends.store(true, Ordering::Relaxed);
+    for client in clients {
+        client.join().unwrap().unwrap_or_else(|error| panic!("{error}\n{}", cluster.logs()));
+    }
+    assert_ne!(believed(&cluster, VIPS[0]).as_ref(), Some(&holder), "{}", cluster.logs());
+}
+
 #[test]
 fn a_hardware_address_that_changes_is_told() {
     let pods = [pod(1, 1), pod(2, 1)];
@@ -167,9 +233,7 @@ fn a_hardware_address_that_changes_is_told() {
 
 #[test]
 fn hosts_do_not_answer_by_themselves_for_what_is_routed_locally() {
-    let ingress = "apiVersion: v1\nkind: Service\nmetadata: {name: edge, annotations: {penstock.dev/ingress: \
-                   \"true\"}}\nspec: {type: LoadBalancer, loadBalancerIP: 203.0.113.10, ports: [{name: http, port: 80}]}\n";
-    let Some(cluster) = Cluster::announcing(2, 0, ingress) else { return };
+    let Some(cluster) = Cluster::announcing(2, 0, INGRESS) else { return };
 
     for node in &cluster.nodes {
         let set = node.host.run("sysctl -n net.ipv4.conf.eth0.arp_ignore net.ipv4.conf.eth0.arp_announce");
@@ -182,7 +246,7 @@ fn hosts_do_not_answer_by_themselves_for_what_is_routed_locally() {
     // What it was told unasked, so that it asks.
     cluster.client.run("ip neigh flush dev eth0").unwrap();
 
-    let connect = || std::net::TcpStream::connect_timeout(&vip(0, 80), Duration::from_secs(1)).ok();
+    let connect = || TcpStream::connect_timeout(&vip(0, 80), Duration::from_secs(1)).ok();
     let answered = eventually(DEADLINE, || cluster.client.within(connect));
     assert!(answered.is_some(), "{}", cluster.logs());
 

@@ -357,8 +357,6 @@ impl Started {
                 self.notify.stopping();
                 self.before.settle().await;
                 agent.live.set_health(Health::Draining);
-                // Packets come by others from now on; flows that run go on there.
-                agent.live.announcer().leave().await;
                 let farewell = async {
                     if let Some(reporter) = reporter {
                         reporter.end().await;

@@ -1,5 +1,6 @@
 //! An agent that serves: what its successor may want, who may come in, and its two ends.
 
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -21,6 +22,9 @@ use crate::{datapath, l7, takeover};
 const FIRST_WORD: Duration = Duration::from_secs(5);
 /// How long the last spans may take where nothing is left of the deadline, and where much is.
 const LAST_SPANS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(5)];
+/// How long announced VIPs stay for requests that run when nobody new is let in: a client that was not tries again after
+/// a second.
+const LAST_REQUESTS: Duration = Duration::from_millis(900);
 /// Pause after a visitor that could not be let in.
 const TURNED_AWAY: Duration = Duration::from_millis(100);
 
@@ -115,20 +119,34 @@ impl Running {
             if let Some(meeting) = meeting {
                 let _ = meeting.await;
             }
+            self.proxy.take_leave();
             tokio::time::sleep(shutdown_grace).await;
             let deadline = self.deadline();
-            tell_drained(self.proxy.drain(deadline).await, deadline);
+            let drained = std::pin::pin!(self.proxy.drain(deadline));
+            tell_drained(self.leave_links(drained).await, deadline);
             tokio::time::sleep(post_shutdown_grace).await;
         };
         tokio::select! {
             () = in_order => {}
             signal = signals.end() => warn!(signal, "stopped at once, running requests are cut off"),
         }
+        self.live.announcer().leave().await;
         self.refuse_successors();
         self.proxy.stop().await;
         self.export_last(began).await;
         stop_datapath(self.live.replace_datapath(None).as_deref()).await;
         self.admin.stop().await;
+    }
+
+    /// Leaves announced VIPs to others, once what the proxy had to do for them is done, as far as that is soon: the
+    /// others know nothing of its connections, and new ones wait meanwhile. Flows that the kernel balances go on there.
+    async fn leave_links(&self, mut drained: Pin<&mut impl Future<Output = bool>>) -> bool {
+        let soon = tokio::time::timeout(LAST_REQUESTS, &mut drained).await;
+        self.live.announcer().leave().await;
+        match soon {
+            Ok(all_ended) => all_ended,
+            Err(_) => drained.await,
+        }
     }
 }
 

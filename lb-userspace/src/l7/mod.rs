@@ -434,6 +434,14 @@ impl Running {
         self.end(deadline, deadline).await
     }
 
+    /// Has clients end their connections by the next answer and come again, and ends idle ones, because this process
+    /// will end. Whoever comes is still served.
+    pub fn take_leave(&self) {
+        for control in &self.controls {
+            let _ = control.send(worker::Control::TakeLeave(TIMEOUT));
+        }
+    }
+
     /// Accepts what has arrived and then no more, lets running requests and upgraded connections
     /// end, and closes idle ones; what still runs after `deadline` is cut off. Whether nothing was.
     pub async fn drain(&self, deadline: Duration) -> bool {

@@ -66,6 +66,8 @@ pub(super) enum Control {
     Accept(Vec<Bound>),
     /// Accept no more there; drop the sender when it is so.
     HandOver(Arc<HashSet<Place>>, mpsc::Sender<()>),
+    /// End connections by their next answer, and idle ones after so long; accept as before.
+    TakeLeave(Duration),
     /// Accept what has arrived and then no more; end idle connections after so long; drop the
     /// sender when the last connection has ended.
     Drain(Duration, mpsc::Sender<()>),
@@ -261,6 +263,7 @@ async fn run(
                     streams::follow(&worker);
                 }
                 Some(Control::HandOver(places, done)) => worker.hand_over(&places, done),
+                Some(Control::TakeLeave(patience)) => worker.take_leave(patience),
                 Some(Control::Drain(patience, done)) => worker.drain(patience, done),
                 // Without a handle nobody could ever stop this thread.
                 Some(Control::Stop) | None => return Ok(()),
@@ -513,10 +516,9 @@ impl Worker {
         self.authenticator.sweep();
     }
 
-    fn drain(self: &Rc<Self>, patience: Duration, done: mpsc::Sender<()>) {
+    /// Connections end by their next answer, and idle ones when the time is over.
+    fn take_leave(self: &Rc<Self>, patience: Duration) {
         self.draining.set(true);
-        self.gate.close();
-        self.streams.close();
         self.timers.wake_all();
         let worker = Rc::clone(self);
         tokio::task::spawn_local(async move {
@@ -524,6 +526,12 @@ impl Worker {
             worker.ends_idle.set(true);
             worker.timers.wake_all();
         });
+    }
+
+    fn drain(self: &Rc<Self>, patience: Duration, done: mpsc::Sender<()>) {
+        self.gate.close();
+        self.streams.close();
+        self.take_leave(patience);
         let worker = Rc::clone(self);
         tokio::task::spawn_local(async move {
             worker.gate.left().await;
