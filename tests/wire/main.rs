@@ -24,6 +24,7 @@ mod protocol;
 mod punt;
 mod rig;
 mod rollout;
+mod scrape;
 mod stay;
 mod survival;
 mod tagged;
