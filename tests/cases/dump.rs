@@ -14,8 +14,8 @@ use penstock::model::l4::{
 use penstock::model::l7::log::{Format, Part};
 use penstock::model::l7::{
     AccessLog, Action, Aliases, Blocked, Buffers, ClientAuth, Edge, FastCgi, Filters, L7, Location, Mode,
-    Moved, PathMatch, Piece, Preamble, Rate, ReadAhead, RedirectQuery, Responses, Server, SslRedirect,
-    Stream, StreamTerms, Template, UpstreamTls, VerifyClient,
+    Moved, PathMatch, Piece, Preamble, Rate, ReadAhead, RedirectQuery, Responses, Server, ServicePort,
+    SslRedirect, Stream, StreamTerms, Template, UpstreamTls, VerifyClient,
 };
 use penstock::model::session::Affinity;
 use penstock::model::upstream::{Balance, Care, Ejection, External, Keepalive, Upstream};
@@ -321,15 +321,15 @@ fn canary_text(canary: &Canary) -> String {
 }
 
 fn location(location: &Location, out: &mut String) {
-    let Location { path, path_label, ingress, backend: _, action, filters } = location;
-    let service = location.service();
+    let Location { path, path_label, ingress, backend, action, filters } = location;
     let path = match path {
         PathMatch::Exact(path) => format!("exact {path}"),
         PathMatch::Prefix(path) => format!("prefix {path}"),
         PathMatch::Regex(pattern) => format!("regex {} (path {path_label})", pattern.regex()),
     };
+    let backend = backend.as_deref().map(|backend| service_port(backend, action)).unwrap_or_default();
     let owner =
-        ingress.as_ref().map_or("implicit".to_owned(), |ingress| format!("{ingress}, service {service}"));
+        ingress.as_ref().map_or("implicit".to_owned(), |ingress| format!("{ingress}, service {backend}"));
     let action = match action {
         Action::Proxy(upstream) => format!("proxy {}", upstream.0),
         Action::DefaultBackend => "default backend".to_owned(),
@@ -343,6 +343,17 @@ fn location(location: &Location, out: &mut String) {
     for text in filters.policies.iter().flat_map(|policies| policies::lines(policies)) {
         line(out, 2, &text);
     }
+}
+
+/// The port only where it is not 80, and the upstream where requests go elsewhere.
+fn service_port(backend: &ServicePort, action: &Action) -> String {
+    let ServicePort { service, port, upstream } = backend;
+    let port = if port == "80" { String::new() } else { format!(" port {port}") };
+    let upstream = match action {
+        Action::Proxy(to) if to == upstream => String::new(),
+        _ => format!(" as {}", upstream.0),
+    };
+    format!("{service}{port}{upstream}")
 }
 
 /// Only what differs from the defaults.
