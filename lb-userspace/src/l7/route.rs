@@ -383,7 +383,7 @@ impl Site {
             .get(i)
             .and_then(|route| route.path.as_ref())
         {
-            Some(PathMatch::Regex(pattern)) => pattern.regex().is_match(path),
+            Some(PathMatch::Regex(pattern)) => pattern.is_match(path),
             _ => false,
         })
     }

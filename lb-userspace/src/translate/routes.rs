@@ -72,14 +72,6 @@ impl Reading {
             Self::Whole => Pattern::whole(path),
         }
     }
-
-    /// For a rewrite, which in compat mode need not match at the start.
-    fn compile_rewrite(self, path: &str) -> Result<Pattern, BadPattern> {
-        match self {
-            Self::Start => Pattern::unanchored(path),
-            Self::Literal | Self::Whole => self.compile(path),
-        }
-    }
 }
 
 /// The host's paths are regular expressions: one location is enough to make all of them so. Those
@@ -202,7 +194,12 @@ fn location(
         }
     };
     if let (true, Some(target)) = (rewrites && !denied, &policy.rewrite_target) {
-        match (template(target), patterns.compile(&id, || reading.compile_rewrite(&path))) {
+        // What a location matched at the start is what its rewrite finds first, though nginx has that look anywhere.
+        let pattern = match &matched {
+            PathMatch::Regex(pattern) => Ok(pattern.clone()),
+            PathMatch::Exact(_) | PathMatch::Prefix(_) => patterns.compile(&id, || reading.compile(&path)),
+        };
+        match (template(target), pattern) {
             (Err(message), _) => {
                 denied = true;
                 let message = format!("{message}; its paths answer 503");
