@@ -69,6 +69,8 @@ pub struct Book {
     epoch: Epoch,
     /// Retired, but still named by something that had to stay in force.
     lingering: Retired,
+    /// Backends that are gone, and that the flow table may still name: their ids wait for a purge.
+    forgotten: BTreeSet<BackendId>,
     /// The wish of the last plan.
     planned: Want,
     /// What the next plan looks at although its wish stays.
@@ -159,6 +161,7 @@ impl Book {
             regions: Regions::new(maps::POOL_SLOTS),
             epoch: Epoch::default(),
             lingering: Retired::default(),
+            forgotten: BTreeSet::new(),
             planned: Want::default(),
             again: Again { pools: BTreeSet::new(), vips: true },
             changing: BTreeSet::new(),
@@ -232,11 +235,12 @@ impl Book {
         self.note_left(|index| tables.slot(index), now);
     }
 
-    /// Plans what the passing of time brings: slots settle. The second value tells that more can go
-    /// by planning the same wish again.
+    /// Plans what the passing of time brings: slots settle, and ids of backends that are gone become free. The
+    /// second value tells that more can go by planning the same wish again.
     pub fn settle(&mut self, tables: &Tables, observed: &Observed<'_>) -> (Plan, bool) {
         let mut plan = Plan::default();
         let mut retired = Retired::default();
+        self.purge(&mut plan);
         if self.tables.values().any(|table| !table.is_settled()) {
             self.look(tables, observed.now);
             self.note_used(|index| tables.slot(index), observed.now);
@@ -257,15 +261,8 @@ impl Book {
         if switched || !gone.is_empty() || !regions.is_empty() || !ranges.is_empty() {
             plan.ops.push(Op::Grace);
         }
-        if !gone.is_empty() {
-            plan.ops.extend(gone.iter().map(|id| Op::Forget(*id)));
-            // A packet that read the old line may still write its id into the flow table.
-            plan.ops.push(Op::Grace);
-            plan.ops.push(Op::Purge(gone.iter().copied().collect()));
-        }
-        for id in gone {
-            self.backend_ids.give_back(id.0);
-        }
+        plan.ops.extend(gone.iter().map(|id| Op::Forget(*id)));
+        self.forgotten.extend(gone);
         for set in ranges {
             plan.ops.push(Op::NoRanges(set));
             self.range_ids.give_back(set);
@@ -276,6 +273,29 @@ impl Book {
         for (base, size) in regions {
             self.regions.give_back(base, size);
         }
+    }
+
+    /// Gives back the ids of backends that are gone. Flows notice by themselves that theirs is; another backend of
+    /// that id must not get them. To find them the whole flow table is read, so it is done for all that went within
+    /// a second, and sooner only where no other id is left.
+    fn purge(&mut self, plan: &mut Plan) {
+        let gone = std::mem::take(&mut self.forgotten);
+        if gone.is_empty() {
+            return;
+        }
+        // A packet that read the old line may still write its id into the flow table.
+        plan.ops.push(Op::Grace);
+        gone.iter().for_each(|id| self.backend_ids.give_back(id.0));
+        plan.ops.push(Op::Purge(gone));
+    }
+
+    /// An id for a backend that is new.
+    fn take_backend_id(&mut self, plan: &mut Plan) -> Option<BackendId> {
+        let id = self.backend_ids.take().or_else(|| {
+            self.purge(plan);
+            self.backend_ids.take()
+        });
+        id.map(BackendId)
     }
 
     /// Whether the table of its pool may name a backend: one that could not be replaced keeps those that

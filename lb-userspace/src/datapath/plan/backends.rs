@@ -50,7 +50,7 @@ impl Book {
                 let key = (pool_id.clone(), *addr, Rewrite::new(backend.mode, backend.way.source));
                 let id = match self.backends.get(&key) {
                     Some(line) => Some(line.id),
-                    None => self.backend_ids.take().map(BackendId),
+                    None => self.take_backend_id(plan),
                 };
                 let Some(id) = id else {
                     plan.problems.push(problem(pool_id, format!("backend {addr}: no backend id is left")));

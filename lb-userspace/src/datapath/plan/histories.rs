@@ -372,6 +372,7 @@ impl History {
         prop_assert_eq!(self.balancer.book().former(&self.pool()).count(), 0, "former selves are left");
         self.plan(&Want::default());
         prop_assert_eq!(&self.balancer.book().regions, &Regions::new(maps::POOL_SLOTS));
+        self.balancer.settle(self.now);
         if !self.conservative && !self.affinity {
             // Whoever is gone is forgotten.
             prop_assert_eq!(self.balancer.remembered(), 0);

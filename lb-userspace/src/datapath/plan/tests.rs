@@ -247,6 +247,46 @@ fn a_table_that_cannot_be_replaced_keeps_the_backends_it_names() {
     assert_eq!(book.lingering, Retired::default());
 }
 
+/// Looking for the flows of what is gone costs a look at the whole table, however much is gone.
+#[test]
+fn ids_of_backends_that_are_gone_are_purged_together_and_at_once_only_where_no_other_is_left() {
+    let tables = Tables::owned();
+    let mut book = Book::default();
+    let mut want = Want::default();
+    serve(&mut want, 0, &[1, 2, 3]);
+    assert_eq!(carry_out(&mut book, &want, &tables), 0);
+    let id = |book: &Book, number| book.backend_id(&pool_id(0), backend_addr(number)).expect("planned");
+    let (one, two) = (id(&book, 1), id(&book, 2));
+    let purges = |plan: &Plan| -> Vec<BTreeSet<BackendId>> {
+        let purged = plan.ops.iter().filter_map(|op| match op {
+            Op::Purge(ids) => Some(ids.clone()),
+            _ => None,
+        });
+        purged.collect()
+    };
+
+    for left in [&[2, 3][..], &[3]] {
+        serve(&mut want, 0, left);
+        assert_eq!(purges(&book.plan(&want, 0)), [], "none while a change is waited for");
+    }
+    let translated = BTreeSet::new();
+    let observed = Observed { now: 1, grace: 100, spared: None, translated: Some((1, &translated)) };
+    assert_eq!(purges(&book.settle(&tables, &observed).0), [BTreeSet::from([one, two])], "both at once");
+    assert_eq!(purges(&book.settle(&tables, &observed).0), [], "and once");
+
+    while book.backend_ids.take().is_some() {}
+    let three = id(&book, 3);
+    serve(&mut want, 0, &[]);
+    assert_eq!(purges(&book.plan(&want, 2)), []);
+    serve(&mut want, 0, &[4]);
+    let plan = book.plan(&want, 3);
+    assert_eq!(id(&book, 4), three);
+    let place = |wanted: &dyn Fn(&Op) -> bool| plan.ops.iter().position(wanted).expect("planned");
+    let purged = place(&|op| *op == Op::Purge(BTreeSet::from([three])));
+    assert!(purged < place(&|op| matches!(op, Op::Backend(id, _) if *id == three)), "{plan:?}");
+    assert_eq!(plan.ops.get(purged - 1), Some(&Op::Grace), "no packet is on its way by the old line");
+}
+
 #[test]
 fn vips_that_cannot_be_replaced_keep_all_that_they_name() {
     let tables = Tables::owned();
