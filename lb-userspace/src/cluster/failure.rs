@@ -111,21 +111,92 @@ impl Failure {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+    use rustls::ServerConfig;
+    use rustls::pki_types::PrivateKeyDer;
+    use tokio::net::TcpListener;
+    use tokio_rustls::TlsAcceptor;
+
     use super::*;
+    use crate::cluster::{Access, Cluster};
 
-    #[test]
-    fn a_certificate_that_is_not_trusted_is_told_with_what_to_do() {
-        let of = |message: &str| {
-            let io = std::io::Error::other(message.to_owned());
-            let failure = Failure::of(&kube::Error::Service(Box::new(io)));
-            (failure.why, failure.message)
+    /// An authority and its certificate as PEM.
+    fn authority() -> (Issuer<'static, KeyPair>, String) {
+        let key = KeyPair::generate().expect("a key");
+        let mut params = CertificateParams::new(Vec::new()).expect("no names");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let pem = params.self_signed(&key).expect("signed").pem();
+        (Issuer::new(params, key), pem)
+    }
+
+    /// A server with a certificate for this name, signed by that authority.
+    async fn server(name: &str, issuer: &Issuer<'static, KeyPair>) -> SocketAddr {
+        let key = KeyPair::generate().expect("a key");
+        let params = CertificateParams::new(vec![name.to_owned()]).expect("a name");
+        let certificate = params.signed_by(&key, issuer).expect("signed").der().clone();
+        let key = PrivateKeyDer::try_from(key.serialize_der()).expect("a key");
+        let config =
+            ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+                .with_safe_default_protocol_versions()
+                .expect("versions")
+                .with_no_client_auth()
+                .with_single_cert(vec![certificate], key)
+                .expect("a pair");
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("bind");
+        let addr = listener.local_addr().expect("bound");
+        let acceptor = TlsAcceptor::from(Arc::new(config));
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                // Who does not trust it hangs up.
+                let _ = acceptor.accept(stream).await;
+            }
+        });
+        addr
+    }
+
+    /// What comes of asking the server there, where this authority is trusted.
+    async fn asked(addr: SocketAddr, authority: &Path) -> Failure {
+        let access = Access {
+            server: Some(format!("https://{addr}")),
+            authority: Some(authority.to_owned()),
+            ..Access::default()
         };
+        let cluster = Cluster::connect(&access).await.expect("a client");
+        Failure::of(&cluster.client.apiserver_version().await.expect_err("it gives no answer"))
+    }
 
-        let (why, message) = of("invalid peer certificate: UnknownIssuer");
-        assert_eq!(why, Why::Untrusted);
-        assert!(message.starts_with("invalid peer certificate: UnknownIssuer; "), "{message}");
-        assert!(message.contains("certificate-authority"), "{message}");
+    #[tokio::test]
+    async fn a_certificate_that_is_not_trusted_is_told_with_what_to_do() {
+        let ((ours, pem), (theirs, _)) = (authority(), authority());
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(file.path(), pem).expect("writable");
 
-        assert_eq!(of("connection refused"), (Why::Unreachable, "connection refused".to_owned()));
+        for (case, name, issuer) in
+            [("another authority", "127.0.0.1", &theirs), ("another name", "api.example.com", &ours)]
+        {
+            let Failure { why, message } = asked(server(name, issuer).await, file.path()).await;
+
+            assert_eq!(why, Why::Untrusted, "{case}: {message}");
+            assert!(message.contains("--certificate-authority"), "{case}: {message}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_server_that_is_not_there_is_unreachable_whatever_its_certificate() {
+        let (_, pem) = authority();
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(file.path(), pem).expect("writable");
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("bind");
+        let addr = listener.local_addr().expect("bound");
+        drop(listener);
+
+        let Failure { why, message } = asked(addr, file.path()).await;
+
+        assert_eq!(why, Why::Unreachable, "{message}");
+        assert!(message.contains("refused") && !message.contains("--certificate-authority"), "{message}");
     }
 }
