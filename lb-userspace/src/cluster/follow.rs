@@ -33,6 +33,8 @@ const LIFE: f64 = 70.0;
 const _: () = assert!(LIFE < 90.0);
 /// A watch that the server ends sooner than this has failed.
 const TOO_SOON: Duration = Duration::from_secs(1);
+/// A watch that nothing is said on for so long goes on from where we are: a server that cannot do that says so at once.
+const ACCEPTED: Duration = Duration::from_secs(1);
 
 /// What happened to a kind.
 #[derive(Debug)]
@@ -147,6 +149,8 @@ pub(super) async fn follow<S: Source, M: Send>(
         };
         if failure.why == Why::Gone {
             version = None;
+            // A server that says so is there: what it has is not to wait as long as a server that was not.
+            backoff = super::pauses();
         }
         health.failed(failure);
         sleep(backoff.next()).await;
@@ -227,13 +231,19 @@ async fn watch<S: Source, M: Send>(
         Ok(stream) => stream,
         Err(failure) => return End::Failed(failure),
     };
-    health.alive();
+    let mut patience = ACCEPTED;
     loop {
         let event = tokio::select! {
-            event = timeout(SILENCE, stream.next()) => event,
+            event = timeout(patience, stream.next()) => event,
             () = out.closed() => return End::Unheard,
         };
+        let is_accepted = patience == ACCEPTED && event.is_err();
+        patience = SILENCE;
         let step = match event {
+            Err(_) if is_accepted => {
+                health.alive();
+                continue;
+            }
             Err(_) => {
                 let message = format!("the watch was silent for {} s", SILENCE.as_secs());
                 return End::Failed(Failure::new(Why::Silent, message));

@@ -228,7 +228,7 @@ impl FeedHealth {
         let mut feeds = self.health.feeds();
         let heard = feeds.entry(self.feed.clone()).or_default();
         *heard.failures.entry(*why).or_default() += 1;
-        // That the server forgets is in the order of things.
+        // That the server forgets is in the order of things; a trouble before it is over when all is listed.
         if *why == Why::Gone {
             return debug!(feed = %self.feed, message, "listed anew");
         }

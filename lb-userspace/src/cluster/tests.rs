@@ -31,7 +31,9 @@ struct Shared {
     asked: Vec<String>,
     /// Resources that nobody may see.
     refused: Vec<String>,
-    /// Objects of this name are answered when this opens.
+    /// Of this resource nobody remembers what came before: the next watch hears that and nothing else.
+    gone: Option<String>,
+    /// Objects of this name, or lists of this resource, are answered when this opens.
     held: Option<(String, watch::Receiver<bool>)>,
 }
 
@@ -84,7 +86,9 @@ impl Server {
             let (path, query) = target.split_once('?').unwrap_or((&target, ""));
             let mut parts = path.rsplit('/');
             let (last, before) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
-            let held = self.shared.lock().expect("whole").held.clone().filter(|(name, _)| name == last);
+            let is_watch = query.contains("watch=true");
+            let held = self.shared.lock().expect("whole").held.clone();
+            let held = held.filter(|(name, _)| name == last && !is_watch);
             if held.is_some() {
                 self.shared.lock().expect("whole").asked.push(target.clone());
             }
@@ -97,8 +101,14 @@ impl Server {
                 let known = shared.objects.get(before).map(|objects| (before, objects));
                 if shared.refused.iter().any(|refused| refused == last || refused == before) {
                     Err((403, "Forbidden"))
-                } else if query.contains("watch=true") {
+                } else if is_watch {
                     let (sender, events) = mpsc::unbounded_channel();
+                    if shared.gone.take_if(|gone| gone == last).is_some() {
+                        let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 410,
+                            "reason": "Expired", "message": "too old", "metadata": {}});
+                        let event = json!({"type": "ERROR", "object": status});
+                        sender.send(format!("{event}\n")).expect("it is heard");
+                    }
                     shared.watches.insert(last.to_owned(), sender);
                     Ok(Answer::Watch(events))
                 } else if let Some((_, objects)) = known {
@@ -240,6 +250,44 @@ async fn a_watch_that_ends_is_resumed_where_it_ended() {
     until(&mut followed.loaded, "deleted", |loaded| names(loaded).is_empty()).await;
     assert_eq!(server.count(&["/ingresses?", "limit="]), 1, "listed once");
     assert_eq!(server.count(&["/ingresses?", "resourceVersion=55"]), 1, "resumed at the bookmark");
+}
+
+#[tokio::test]
+async fn a_trouble_lasts_until_what_the_server_has_forgotten_is_listed_anew() {
+    let server = Server::default();
+    let cluster = server.start().await;
+    let mut followed = watch(&cluster, options());
+    timeout(DEADLINE, followed.first()).await.expect("known");
+    let lists = || server.count(&["/ingresses?", "limit="]);
+    {
+        let mut shared = server.shared.lock().expect("whole");
+        shared.refused.push("ingresses".to_owned());
+        shared.watches.remove("ingresses");
+    }
+    until(&mut followed.loaded, "it is told", |loaded| !loaded.problems.is_empty()).await;
+    assert_eq!(lists(), 1);
+
+    // It is there again, knows nothing of where we were, and takes its time for the list.
+    let (open, opened) = watch::channel(false);
+    {
+        let mut shared = server.shared.lock().expect("whole");
+        shared.refused.clear();
+        shared.gone = Some("ingresses".to_owned());
+        shared.held = Some(("ingresses".to_owned(), opened));
+    }
+    let asked = async {
+        while lists() < 2 {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(DEADLINE, asked).await.expect("asked for");
+    // A state that leaves it out would leave within this.
+    let recovered = followed.loaded.wait_for(|loaded| loaded.problems.is_empty());
+    assert!(timeout(Duration::from_millis(200), recovered).await.is_err(), "told to be over");
+
+    open.send_replace(true);
+
+    until(&mut followed.loaded, "it is over", |loaded| loaded.problems.is_empty()).await;
 }
 
 #[tokio::test]
