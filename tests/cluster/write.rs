@@ -10,12 +10,12 @@ use crate::rig::Rig;
 
 const HOST: &str = "web.example.com";
 
-fn balancer(object: &DynamicObject) -> Value {
+pub fn balancer(object: &DynamicObject) -> Value {
     object.data["status"]["loadBalancer"].clone()
 }
 
 /// Waits until the status of an Ingress says this.
-fn until_status(rig: &Rig, name: &str, case: &str, expected: &Value) {
+pub fn until_status(rig: &Rig, name: &str, case: &str, expected: &Value) {
     let says = || rig.get("Ingress", name).map(|object| balancer(&object)).filter(|says| says == expected);
     assert!(
         eventually(DEADLINE, says).is_some(),
@@ -25,7 +25,7 @@ fn until_status(rig: &Rig, name: &str, case: &str, expected: &Value) {
 }
 
 /// An agent in a pod of this name, which is there, ready and on a node that has this address.
-fn agent_in_pod(rig: &Rig, name: &str, address: &str, flags: &[&str]) -> Agent {
+pub fn agent_in_pod(rig: &Rig, name: &str, address: &str, flags: &[&str]) -> Agent {
     let node = format!("{}-{name}", rig.namespace);
     rig.apply(&format!("apiVersion: v1\nkind: Node\nmetadata: {{name: {node}}}\n"));
     let addresses = json!({"status": {"addresses": [{"type": "InternalIP", "address": address}]}});
@@ -264,8 +264,14 @@ fn what_may_not_be_written_is_told_with_what_to_grant() {
             && page.contains("let our account create and patch events")
     });
     let log = agent.log();
-    assert_eq!(log.matches("an Event was not told, nor will others be").count(), 1, "{log}");
+    assert_eq!(log.matches("Events wait until they can be told").count(), 1, "{log}");
     rig.apply(&role(&format!("{leases}{rest}")));
     until_status(&rig, "web", "granted", &json!({"ingress": [{"ip": "192.0.2.9"}]}));
-    agent.ask_until("/status", "status is written", |page| !page.contains("patch ingresses/status"));
+    agent.ask_until("/status", "all is written", |page| {
+        !page.contains("patch ingresses/status") && !page.contains("create and patch events")
+    });
+    // What could not be told then is told now.
+    let told = ("Warning".to_owned(), "AnnotationParsingFailed".to_owned(), 1);
+    let found = eventually(DEADLINE, || events(&rig, "web").contains(&told).then_some(()));
+    assert!(found.is_some(), "{:?}\n{}", events(&rig, "web"), agent.log());
 }

@@ -38,8 +38,8 @@ const WAITING: usize = 1000;
 /// What passes within this as a rule is told only if it does not: objects of one application come one after the other,
 /// and slices and Secrets are made by controllers that take a while.
 const SETTLING: Duration = Duration::from_secs(5);
-/// Reasons of such problems.
-const FLEETING: [&str; 3] = ["no-endpoints", "missing-service", "missing-secret"];
+/// Reasons of such problems; a certificate is bad, too, whose Secret is not there yet.
+const FLEETING: [&str; 4] = ["no-endpoints", "missing-service", "missing-secret", "bad-certificate"];
 /// Longest wait for one to be taken.
 const ANSWER: Duration = Duration::from_secs(10);
 
@@ -130,8 +130,11 @@ impl Recorder {
         // What lasts is told again, whether or not anything else happens.
         let mut repeat = tokio::time::interval(REPEAT);
         let mut rested = Instant::now();
+        // What could not be told is told when that has passed, whatever it was.
+        let (mut backoff, mut again) = (super::pauses(), None::<Instant>);
         loop {
             let next = (!self.memory.queue.is_empty()).then(|| allowance.next(Instant::now()));
+            let next = next.map(|next| again.map_or(next, |again| next.max(again)));
             let settled = self.memory.settled();
             let report = &mut self.report;
             let reported = async move {
@@ -146,7 +149,12 @@ impl Recorder {
                 () = sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {
                     if let Some(what) = self.memory.queue.pop_front() {
                         allowance.spend();
-                        self.tell(&what).await;
+                        if self.tell(&what).await == Told::Later {
+                            self.memory.queue.push_front(what);
+                            again = Some(Instant::now() + backoff.next());
+                        } else {
+                            (backoff, again) = (super::pauses(), None);
+                        }
                     }
                     continue;
                 }
@@ -191,7 +199,7 @@ impl Recorder {
         }
     }
 
-    async fn tell(&self, what: &What) {
+    async fn tell(&self, what: &What) -> Told {
         let outcome = match timeout(ANSWER, self.write(what)).await {
             Ok(outcome) => outcome,
             Err(_) => Err(Failure::new(Why::Slow, "no answer in time")),
@@ -200,19 +208,18 @@ impl Recorder {
             Ok(()) => {
                 self.counts.told.fetch_add(1, Ordering::Relaxed);
                 self.health.done(Work::Events);
+                Told::Done
+            }
+            Err(failure) if is_in_vain(&failure) => {
+                self.counts.dropped.fetch_add(1, Ordering::Relaxed);
+                debug!(reason = failure.why.name(), failure.message, "an Event was not told");
+                Told::Done
             }
             Err(failure) => {
-                self.counts.dropped.fetch_add(1, Ordering::Relaxed);
-                // In a namespace that goes, nobody may write.
-                let is_ending = failure.message.contains("being terminated");
-                if !is_ending && self.health.failed(Work::Events, &failure) {
-                    warn!(
-                        reason = failure.why.name(),
-                        failure.message, "an Event was not told, nor will others be"
-                    );
-                } else {
-                    debug!(reason = failure.why.name(), failure.message, "an Event was not told");
+                if self.health.failed(Work::Events, &failure) {
+                    warn!(reason = failure.why.name(), failure.message, "Events wait until they can be told");
                 }
+                Told::Later
             }
         }
     }
@@ -250,6 +257,22 @@ impl Recorder {
         let count = known.count.unwrap_or(1).saturating_add(1);
         patch(&api, &name, &serde_json::json!({"count": count})).await.map(drop)
     }
+}
+
+/// What became of one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Told {
+    /// It was told, or never will be.
+    Done,
+    /// The API server takes none now.
+    Later,
+}
+
+/// Whether this one alone is not taken: in a namespace that goes or is gone, nobody may write; and what the server cannot
+/// make sense of gets no better.
+fn is_in_vain(failure: &Failure) -> bool {
+    failure.message.contains("being terminated")
+        || matches!(failure.why, Why::Missing | Why::Conflict | Why::Gone | Why::Unreadable | Why::Server)
 }
 
 async fn patch(api: &Api<Event>, name: &str, patch: &serde_json::Value) -> Result<Event, Failure> {
