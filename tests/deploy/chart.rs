@@ -257,6 +257,25 @@ fn nobody_may_change_what_others_own() {
 }
 
 #[test]
+fn the_lease_that_may_be_written_is_the_one_that_the_agent_stands_for() {
+    let Some(mut helm) = Helm::start() else { return };
+    let cases = [
+        (json!({}), "ingress-nginx-leader"),
+        (json!({"updateStatus": false}), "ingress-nginx-leader-beside"),
+        // As values of ingress-nginx have it.
+        (json!({"extraArgs": {"update-status": "false"}}), "ingress-nginx-leader-beside"),
+        (json!({"updateStatus": false, "extraArgs": {"update-status": true}}), "ingress-nginx-leader"),
+    ];
+    for (controller, name) in cases {
+        let objects = render(&mut helm, json!({"controller": &controller}));
+
+        let rules = one(&objects, "Role", "ingress-nginx")["rules"].as_array().cloned().unwrap_or_default();
+        let named = rules.iter().find(|rule| rule["verbs"] == json!(["get", "update"]));
+        assert_eq!(named.expect("a rule")["resourceNames"], json!([name]), "{controller}");
+    }
+}
+
+#[test]
 fn who_announces_may_open_packet_sockets_and_nobody_else() {
     let Some(mut helm) = Helm::start() else { return };
     let values = json!({"controller": {"kind": "DaemonSet", "announce": {"interfaces": ["eth0", "eth1"]}}});

@@ -38,6 +38,12 @@
 {{- default (printf "%s-leader" (include "penstock.fullname" .)) .Values.controller.electionID -}}
 {{- end -}}
 
+{{- /* Of the flag given twice the last one counts, and values of ingress-nginx have it in extraArgs alone. */}}
+{{- define "penstock.updateStatus" -}}
+{{- $more := .Values.controller.extraArgs | default dict -}}
+{{- if hasKey $more "update-status" -}}{{ index $more "update-status" | toString }}{{- else -}}{{ .Values.controller.updateStatus | toString }}{{- end -}}
+{{- end -}}
+
 {{- define "penstock.hashKeySecret" -}}
 {{- default (printf "%s-hash-key" (include "penstock.fullname" .)) .Values.controller.hashKey.existingSecret -}}
 {{- end -}}
