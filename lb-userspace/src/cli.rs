@@ -128,7 +128,7 @@ fn status(args: StatusArgs) -> Result<ExitCode, StartError> {
 
 fn runtime() -> Result<tokio::runtime::Runtime, StartError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime.map_err(|error| StartError::Live(error.to_string()))
+    runtime.map_err(StartError::Runtime)
 }
 
 fn ask_error(error: admin::client::Error) -> StartError {

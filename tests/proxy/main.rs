@@ -36,6 +36,7 @@ mod retries;
 mod rig;
 mod scrape;
 mod sessions;
+mod simulate;
 mod smuggling;
 mod streams;
 mod strict;

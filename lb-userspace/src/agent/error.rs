@@ -96,7 +96,8 @@ pub enum StartError {
 }
 
 impl StartError {
-    /// Exit code of the process: 2 usage, 64 and up could not start.
+    /// Exit code of the process: 2 for a wrong question, from 64 on what was lacking to do it. Each command's help
+    /// says those that it may end with.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Usage(_) => 2,

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use super::{StartError, certificates, options, question, source};
 use crate::config::{ClusterConfig, DatapathMode, HashKey, TranslateConfig};
-use crate::datapath::simulate;
+use crate::datapath::simulate::{self, Scenario, Scheme};
 use crate::model::l4::FiveTuple;
 use crate::model::report::Explanation;
 use crate::objects::{Bystander, Loaded};
@@ -155,14 +155,44 @@ pub struct Simulated {
     pub svg: String,
 }
 
-/// Counts the flows that changes break.
-pub fn simulate_flows(seed: u64, flows: u32) -> Simulated {
-    let options = simulate::Options { seed, flows, flow_bits: simulate::FLOW_BITS };
-    let outcomes = simulate::run(options);
-    Simulated {
-        text: simulate::render(&outcomes, options),
-        json: serde_json::to_string_pretty(&outcomes).unwrap_or_default() + "\n",
-        svg: simulate::plot::svg(&outcomes),
+/// What `penstock simulate flows` is asked for.
+pub struct Simulation {
+    options: simulate::Options,
+    scenarios: Vec<Scenario>,
+}
+
+impl Simulation {
+    /// Of these scenarios by name, or of all where none is named.
+    pub fn new(seed: u64, flows: u32, flow_entries: u32, scenarios: &[String]) -> Result<Self, StartError> {
+        let known = |name: &String| {
+            let found = Scenario::ALL.into_iter().find(|scenario| scenario.key() == name);
+            found.ok_or_else(|| {
+                let all = Scenario::ALL.map(Scenario::key).join(", ");
+                StartError::Usage(format!("--scenario {name}: allowed: {all}"))
+            })
+        };
+        let named: Vec<Scenario> = scenarios.iter().map(known).collect::<Result<_, _>>()?;
+        let wanted = |scenario: &Scenario| named.is_empty() || named.contains(scenario);
+        let flow_bits = flow_entries.next_power_of_two().trailing_zeros() as u8;
+        Ok(Self {
+            options: simulate::Options { seed, flows, flow_bits },
+            scenarios: Scenario::ALL.into_iter().filter(wanted).collect(),
+        })
+    }
+
+    /// How many runs it takes.
+    pub fn runs(&self) -> usize {
+        self.scenarios.len() * Scheme::ALL.len()
+    }
+
+    /// Counts the flows that changes break.
+    pub fn run(&self) -> Simulated {
+        let outcomes = simulate::run(self.options, &self.scenarios);
+        Simulated {
+            text: simulate::render(&outcomes, self.options),
+            json: serde_json::to_string_pretty(&outcomes).unwrap_or_default() + "\n",
+            svg: simulate::plot::svg(&outcomes),
+        }
     }
 }
 

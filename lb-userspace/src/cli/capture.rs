@@ -61,7 +61,7 @@ pub(super) fn capture(args: CaptureArgs) -> Result<ExitCode, StartError> {
     let mut out: Box<dyn std::io::Write> = match args.write.as_deref() {
         Some(file) if file != std::path::Path::new("-") => Box::new(
             std::fs::File::create(file)
-                .map_err(|error| StartError::Usage(format!("--write {}: {error}", file.display())))?,
+                .map_err(|source| StartError::Output { to: format!("--write {}", file.display()), source })?,
         ),
         _ => Box::new(std::io::stdout()),
     };

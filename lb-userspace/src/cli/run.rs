@@ -21,7 +21,7 @@ use crate::config::{self, DatapathMode, IdleFlag, OnExit, Pin, Settings};
     penstock run --datapath off --manifests . --http 127.0.0.1:8080 --https 127.0.0.1:8443\n  \
     penstock run --kubeconfig ~/.kube/config --update-status=false\n\
     Exit codes: 0 stopped by a signal, 2 usage, 64 configuration, 65 manifests or the cluster, \
-    66 a listener, 67 the datapath could not start, 70 the running agent is not taken over."
+    66 a listener, 67 the datapath, 69 threads or the like, 70 the running agent is not taken over."
 )]
 pub(super) struct RunArgs {
     // First: those behind it take what they read out of what was given.
