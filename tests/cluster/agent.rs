@@ -3,11 +3,13 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use lb_tests::agent::{DEADLINE, binary, eventually};
 use lb_tests::{echo, tier};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::rig::Rig;
 
@@ -15,8 +17,9 @@ use crate::rig::Rig;
 pub struct Agent {
     dir: tempfile::TempDir,
     child: Child,
-    /// The process that took over from it.
-    successor: Option<String>,
+    /// The process that took over from it, which is no child of ours: its number may be another's once it ended,
+    /// this is not.
+    successor: Option<OwnedFd>,
     pub http: SocketAddr,
     pub https: SocketAddr,
     admin: SocketAddr,
@@ -52,14 +55,23 @@ impl Agent {
 
     /// Starts one, which may have to wait for its cluster.
     pub fn launch(start: &Start<'_>) -> Self {
+        let kubeconfig = format!("--kubeconfig={}", start.kubeconfig.display());
+        Self::spawn(&[&[kubeconfig.as_str()], start.flags].concat(), start.env)
+    }
+
+    /// Starts one that knows of its API server by these flags alone.
+    pub fn launch_by(flags: &[&str]) -> Self {
+        Self::spawn(flags, &[])
+    }
+
+    fn spawn(flags: &[&str], env: &[(&str, &str)]) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let log = File::create(dir.path().join("log")).expect("writable");
         let mut command = Command::new(binary().expect("built"));
         command.args(["run", "--datapath", "off", "--http", "127.0.0.1:0", "--https", "127.0.0.1:0"]);
         command.args(["--admin", "127.0.0.1:0", "--workers", "1", "--drain-seconds", "1"]);
         command.arg("--run-dir").arg(dir.path().join("run"));
-        command.arg("--kubeconfig").arg(start.kubeconfig).args(start.flags);
-        command.envs(start.env.iter().copied()).env_remove("KUBECONFIG");
+        command.args(flags).envs(env.iter().copied()).env_remove("KUBECONFIG");
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("a file")).stderr(log);
         let child = command.spawn().expect("start penstock");
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
@@ -136,16 +148,25 @@ impl Agent {
 
     /// Has a new process take over; returns when that answers alone.
     pub fn replace(&mut self) {
-        let first = self.child.id().to_string();
-        Command::new("kill").args(["-HUP", &first]).status().expect("kill");
-        let pid = || {
-            let status: serde_json::Value = serde_json::from_str(&self.ask("/status?format=json")).ok()?;
-            Some(status["pid"].as_u64()?.to_string()).filter(|pid| *pid != first)
+        let first = self.child.id();
+        Command::new("kill").args(["-HUP", &first.to_string()]).status().expect("kill");
+        let successor = || {
+            let pid = self.pid().filter(|pid| *pid != first)?;
+            let process = i32::try_from(pid).ok().and_then(Pid::from_raw)?;
+            let handle = pidfd_open(process, PidfdFlags::empty()).ok()?;
+            // It still answers, so the handle is its own.
+            (self.pid() == Some(pid)).then_some(handle)
         };
-        let successor = eventually(DEADLINE, pid).unwrap_or_else(|| panic!("no successor: {}", self.log()));
-        self.successor = Some(successor);
+        let successor = eventually(DEADLINE, successor);
+        self.successor = Some(successor.unwrap_or_else(|| panic!("no successor: {}", self.log())));
         let ended = eventually(DEADLINE, || self.child.try_wait().expect("a child"));
         assert!(ended.is_some(), "does not end: {}", self.log());
+    }
+
+    /// The process that answers.
+    fn pid(&self) -> Option<u32> {
+        let status: serde_json::Value = serde_json::from_str(&self.ask("/status?format=json")).ok()?;
+        u32::try_from(status["pid"].as_u64()?).ok()
     }
 
     /// Ends it in order.
@@ -163,7 +184,8 @@ impl Drop for Agent {
         let _ = self.child.kill();
         let _ = self.child.wait();
         if let Some(successor) = &self.successor {
-            let _ = Command::new("kill").args(["-KILL", successor]).status();
+            // In vain where it has ended.
+            let _ = pidfd_send_signal(successor, Signal::KILL);
         }
     }
 }

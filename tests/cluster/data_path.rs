@@ -20,24 +20,32 @@ const HOST: &str = "web.example.com";
 const CLIENT: &str = "10.1.0.7";
 /// Where the backends serve TCP and HTTP.
 pub const TCP: u16 = 5432;
+/// Where they serve UDP.
+pub const UDP: u16 = 5353;
 const HTTP: u16 = 8080;
 
-struct Edge {
-    rig: Rig,
+/// The agent's host between a client and the backends, in both families.
+pub struct Edge {
+    pub rig: Rig,
     relay: Relay,
-    agent: Agent,
-    client: Host,
+    pub agent: Agent,
+    pub client: Host,
     _lab: Lab,
 }
 
 /// `b1` to `b3` are pods of the agent's node, `b4` is elsewhere.
-fn addr(number: usize) -> String {
+pub fn addr(number: usize) -> String {
     format!("10.2.0.1{number}")
+}
+
+/// The same, of the other family.
+pub fn addr6(number: usize) -> String {
+    format!("fd02::1{number}")
 }
 
 impl Edge {
     /// Everything up, with a pool of addresses and nothing that has one. `None` where that cannot be.
-    fn new() -> Option<Self> {
+    pub fn new() -> Option<Self> {
         let rig = Rig::new()?;
         if !tier::require("cluster", netns::possible) {
             return None;
@@ -47,17 +55,24 @@ impl Edge {
 
     fn build(rig: Rig) -> Result<Self> {
         let lab = Lab::new()?;
-        let client = lab.host("client", &[("front", &["10.1.0.7/24"])])?;
+        let client = lab.host("client", &[("front", &["10.1.0.7/24", "fd01::7/64"])])?;
         client.route("203.0.113.0/24", "10.1.0.1".parse()?)?;
-        let host = lab.host("edge", &[("front", &["10.1.0.1/24"]), ("back", &["10.2.0.1/24"])])?;
-        host.run("sysctl -qw net.ipv4.ip_forward=1")?;
+        client.run("ip -6 route add 2001:db8:113::/64 via fd01::1")?;
+        let back: (&str, &[&str]) = ("back", &["10.2.0.1/24", "fd02::1/64"]);
+        let host = lab.host("edge", &[("front", &["10.1.0.1/24", "fd01::1/64"]), back])?;
+        host.run("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1")?;
         for number in 1..=4 {
-            let (name, addr) = (format!("b{number}"), addr(number));
-            let backend = lab.host(&name, &[("back", &[&format!("{addr}/24")])])?;
+            let (name, addrs) = (format!("b{number}"), [addr(number), addr6(number)]);
+            let [four, six] = [format!("{}/24", addrs[0]), format!("{}/64", addrs[1])];
+            let backend = lab.host(&name, &[("back", &[&four, &six])])?;
             backend.route("default", "10.2.0.1".parse()?)?;
+            backend.run("ip -6 route add default via fd02::1")?;
             backend.within(|| -> Result<()> {
-                echo::tcp((addr.as_str(), TCP), &name)?;
-                echo::http((addr.as_str(), HTTP), &name)?;
+                for addr in &addrs {
+                    echo::tcp((addr.as_str(), TCP), &name)?;
+                    echo::udp((addr.as_str(), UDP), &name)?;
+                }
+                echo::http((addrs[0].as_str(), HTTP), &name)?;
                 Ok(())
             })?;
         }
@@ -65,7 +80,7 @@ impl Edge {
         rig.apply("apiVersion: v1\nkind: Node\nmetadata: {name: NAMESPACE-edge}\n");
         rig.apply(
             "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: penstock-address-pools}\ndata:\n  edge: \"addresses: \
-             [203.0.113.10-203.0.113.19]\"\n",
+             ['203.0.113.10-203.0.113.19', '2001:db8:113::10-2001:db8:113::19']\"\n",
         );
         let [namespace, node, publish] =
             ["--watch-namespace=NAMESPACE", "--node-name=NAMESPACE-edge", "--publish-service=NAMESPACE/edge"]
@@ -76,7 +91,7 @@ impl Edge {
         Ok(Self { rig, relay, agent, client, _lab: lab })
     }
 
-    fn apply(&self, yaml: &str) {
+    pub fn apply(&self, yaml: &str) {
         let yaml = yaml.replace("NAMESPACE", &self.rig.namespace);
         deploy::kubectl(&self.rig, &["--namespace", &self.rig.namespace, "apply", "--filename", "-"], &yaml);
     }
@@ -109,7 +124,7 @@ impl Edge {
     }
 
     /// Waits for something that a change is to bring about.
-    fn until<T>(&self, case: &str, ask: impl Fn() -> Option<T> + Send + Sync) -> T
+    pub fn until<T>(&self, case: &str, ask: impl Fn() -> Option<T> + Send + Sync) -> T
     where
         T: Send,
     {
@@ -120,7 +135,7 @@ impl Edge {
     }
 
     /// Packets that the kernel part forwarded in this mode.
-    fn forwarded(&self, verdict: &str) -> u64 {
+    pub fn forwarded(&self, verdict: &str) -> u64 {
         let metrics = self.agent.ask("/metrics").unwrap_or_default();
         let label = format!("\"{verdict}\"");
         let line = metrics

@@ -2,11 +2,14 @@
 //! has a namespace of its own. No controller runs there: what kubelets and controllers would make, the
 //! tests make.
 
+mod account;
 mod acme;
 mod agent;
 mod balancers;
 mod data_path;
 mod deploy;
+mod families;
+mod flags;
 mod follow;
 mod nodes;
 mod objects;

@@ -33,7 +33,12 @@ impl Rig {
         if !tier::require("cluster", missing) {
             return None;
         }
-        Some(Self::at(kubeconfig?).unwrap_or_else(|error| panic!("a namespace of the test's own: {error:#}")))
+        Some(Self::of(kubeconfig?))
+    }
+
+    /// A namespace of the server that this leads to.
+    pub fn of(kubeconfig: PathBuf) -> Self {
+        Self::at(kubeconfig).unwrap_or_else(|error| panic!("a namespace of the test's own: {error:#}"))
     }
 
     fn at(kubeconfig: PathBuf) -> Result<Self> {
@@ -116,7 +121,12 @@ impl Rig {
              rbac.authorization.k8s.io, kind: Role, name: {name}}}\nsubjects: [{{kind: ServiceAccount, name: {name}, \
              namespace: NAMESPACE}}]\n"
         ));
-        let path = format!("/api/v1/namespaces/{}/serviceaccounts/{name}/token", self.namespace);
+        self.credentials(&self.namespace, name)
+    }
+
+    /// The kubeconfig of an account.
+    pub fn credentials(&self, namespace: &str, name: &str) -> tempfile::NamedTempFile {
+        let path = format!("/api/v1/namespaces/{namespace}/serviceaccounts/{name}/token");
         let asked = http::Request::post(path).header("content-type", "application/json");
         let spec =
             serde_json::json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}});

@@ -11,7 +11,7 @@ use crate::objects;
 use crate::rig::Rig;
 
 /// Takes away what every other test would be asked by.
-struct Configuration<'a>(&'a Rig);
+pub struct Configuration<'a>(&'a Rig);
 
 impl Drop for Configuration<'_> {
     fn drop(&mut self) {
@@ -21,7 +21,7 @@ impl Drop for Configuration<'_> {
 }
 
 /// Has the server ask there about Ingresses of the test's label, believing nobody yet.
-fn configure<'a>(rig: &'a Rig, addr: &str) -> Configuration<'a> {
+pub fn configure<'a>(rig: &'a Rig, addr: &str) -> Configuration<'a> {
     let (name, path) = (&rig.namespace, penstock::webhook::PATH);
     let configuration = format!(
         "apiVersion: admissionregistration.k8s.io/v1\nkind: ValidatingWebhookConfiguration\nmetadata: {{name: {name}}}\n\
@@ -127,7 +127,7 @@ fn a_webhook_that_only_warns_lets_everything_in_and_kubectl_shows_why_it_would_n
 }
 
 /// An Ingress that the test's configuration asks about.
-fn ingress(rig: &Rig, name: &str, host: &str, annotation: &str) -> String {
+pub fn ingress(rig: &Rig, name: &str, host: &str, annotation: &str) -> String {
     format!(
         "apiVersion: networking.k8s.io/v1\nkind: Ingress\nmetadata:\n  name: {name}\n  namespace: {namespace}\n  \
          labels: {{test: {namespace}}}\n  annotations: {{{annotation}}}\nspec:\n  ingressClassName: {namespace}\n  rules:\n  \

@@ -29,6 +29,10 @@ const STARTS_WITHIN: Duration = Duration::from_secs(120);
 /// Ports are free when they are chosen, and may be taken a moment later.
 const ATTEMPTS: usize = 3;
 
+/// What is written down of accounts in the cluster: who asked for what, and what became of it.
+const AUDIT: &str = "apiVersion: audit.k8s.io/v1\nkind: Policy\nomitStages: [RequestReceived]\nrules:\n- {level: \
+                     Metadata, userGroups: [\"system:serviceaccounts\"]}\n- {level: None}\n";
+
 /// A running API server.
 pub struct ApiServer {
     // In the order in which they have to end.
@@ -67,6 +71,7 @@ impl ApiServer {
         fs::write(at("tokens.csv"), format!("{TOKEN},harness,harness,\"system:masters\"\n"))?;
         fs::write(at("ca.crt"), authority.pem())?;
         fs::write(at("kubeconfig"), kubeconfig(&url, authority.pem(), TOKEN))?;
+        fs::write(at("audit.yaml"), AUDIT)?;
 
         let mut etcd = program(assets, "etcd");
         etcd.arg("--data-dir").arg(at("etcd"));
@@ -86,6 +91,8 @@ impl ApiServer {
             ("--token-auth-file", "tokens.csv"),
             ("--service-account-key-file", "accounts.pub"),
             ("--service-account-signing-key-file", "accounts.key"),
+            ("--audit-policy-file", "audit.yaml"),
+            ("--audit-log-path", "audit.log"),
         ] {
             server.arg(flag).arg(at(name));
         }
@@ -129,6 +136,12 @@ impl ApiServer {
     /// Who the administrator is and where the server is.
     pub fn kubeconfig(&self) -> PathBuf {
         self.dir.path().join("kubeconfig")
+    }
+
+    /// What accounts in the cluster have asked of it so far, as `audit.k8s.io/v1` Events.
+    pub fn audit(&self) -> Result<Vec<serde_json::Value>> {
+        let text = fs::read_to_string(self.dir.path().join("audit.log"))?;
+        text.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
     }
 }
 
