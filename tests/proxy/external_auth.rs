@@ -15,7 +15,6 @@ use penstock::model::l7::policy::{
 use penstock::model::l7::{Filters, Forwarding, L7, Policies, Upstream, UpstreamName};
 use penstock::model::upstream::Keepalive;
 
-use crate::bodies::shows_chunks;
 use crate::rig::{Backend, DEADLINE, Reply, Rig, nobody, to_with};
 use crate::upstream_tls::{Chain, TlsBackend};
 
@@ -230,20 +229,6 @@ fn the_upstream_gets_the_headers_of_the_answer_and_never_the_clients_own() {
         assert_eq!(lines(&told, name), Vec::<&str>::new(), "{name}");
     }
     assert!(told.ends_with("\r\n\r\nbody"), "{told}");
-}
-
-#[test]
-fn behind_an_auth_service_a_request_has_no_trailers() {
-    let backend = shows_chunks();
-    let service = Service::saying("HTTP/1.1 200 OK\r\nX-User: ann\r\nContent-Length: 0\r\n\r\n");
-    let response_headers = vec!["X-User".to_owned()];
-    let rig = Rig::start(guarded(&backend, External { response_headers, ..service.external() }));
-
-    let told = rig.ask(
-        "PUT /a HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nX-User: root\r\n\r\n",
-    );
-
-    assert_eq!(told.text(), "3\r\nabc\r\n0\r\n\r\n");
 }
 
 #[test]

@@ -38,7 +38,6 @@ use super::metrics::Method;
 use super::mirror::Copy;
 use super::pages::{self, Page, Rest};
 use super::policy::{self, HeaderEdits, Headers};
-use super::relay::Trailers;
 use super::session;
 use super::socket::{Presence, Socket};
 use super::timers::{Alarm, Due};
@@ -397,18 +396,12 @@ impl Connection<'_, '_> {
                     let copy = Copy::new(policies.mirror.as_ref()?, known, self.worker, &snapshot)?;
                     Some(Copying { copy, here: copied })
                 });
-                // Who was let in, and by what, is said in headers of any name.
-                let says_more = policies.is_some_and(|policies| policies.auth.is_some())
-                    || told.is_some_and(|told| !told.set.is_empty())
-                    || decision.site.client_auth.is_some();
-                let trailers = if says_more { Trailers::None } else { Trailers::OfClient };
                 let entry = snapshot.router.upstreams.get(upstream);
                 let (pinned, cookie) =
                     session::of(entry.map(|entry| &**entry), decision.route, &headers, self.client.scheme);
                 Step::Exchange(Outgoing {
                     head,
                     body: body.clone(),
-                    trailers,
                     resent: 0,
                     version: request.version,
                     is_head: request.method == "HEAD",

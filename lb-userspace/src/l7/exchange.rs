@@ -321,7 +321,6 @@ where
             _ => copy.goes_on(),
         });
         let mut upload = Leg::new(head, outgoing.body.clone(), Coding::Same, limits.max_body_bytes);
-        upload.trailers = outgoing.trailers;
         upload.copy = copy.map(|copying| Rc::clone(&copying.copy));
         let upstream = lease.carrier(&outgoing.params);
         let replay = match &outgoing.hold {

@@ -18,7 +18,6 @@ use super::heads::{self, Onward};
 use super::hold::Held;
 use super::log::{self, Place, Subject};
 use super::path;
-use super::relay::Trailers;
 use super::route::{Route, Router};
 use super::upstream::{Lead, Speech, Terms, Transport};
 use super::variable::Known;
@@ -187,7 +186,6 @@ impl Page {
         Some(Outgoing {
             head,
             body,
-            trailers: Trailers::None,
             resent: 0,
             hold,
             version: self.version,

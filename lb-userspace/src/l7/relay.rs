@@ -10,7 +10,7 @@ use std::task::{Context, Poll, ready};
 use super::buffer::{Buf, Scratch};
 use super::carrier::Carrier;
 use super::h1::Body;
-use super::h1::chunked::{Piece, TRAILER_BYTES, may_trail_request};
+use super::h1::chunked::Piece;
 use super::mirror::Copy;
 use super::pipe::Pipe;
 use super::socket::Socket;
@@ -58,17 +58,6 @@ pub(super) enum Coding {
     Decoded,
 }
 
-/// Which trailers are written to the receiver.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Trailers {
-    /// Those that can follow a message at all.
-    Any,
-    /// Of a request: those that say nothing of what we say of one.
-    OfClient,
-    /// None: the location says more of a request than is known here.
-    None,
-}
-
 /// One direction of an exchange.
 pub(super) struct Leg {
     head: Scratch,
@@ -76,7 +65,6 @@ pub(super) struct Leg {
     /// Rest of the body.
     pub(super) body: Body,
     coding: Coding,
-    pub(super) trailers: Trailers,
     /// Bytes at the front of the buffer that belong to the body and go out next.
     ready: usize,
     /// Most bytes of content of a chunked body.
@@ -106,7 +94,6 @@ impl Leg {
             head_sent: 0,
             body,
             coding,
-            trailers: Trailers::Any,
             ready: 0,
             max,
             written: 0,
@@ -259,14 +246,7 @@ impl Leg {
     fn take(&mut self, buf: &mut Buf) -> Result<(), Broken> {
         while !buf.is_empty() && !self.body.is_done() {
             match self.coding {
-                Coding::Same if self.trailers == Trailers::Any => {
-                    self.ready = self.body.take(buf.bytes()).map_err(|_| Broken::Framing)?;
-                }
-                Coding::Same => match self.body.take_before_trailers(buf.bytes()) {
-                    Ok(Some(n)) => self.ready = n,
-                    Ok(None) => self.take_trailer(buf)?,
-                    Err(_) => return Err(Broken::Framing),
-                },
+                Coding::Same => self.ready = self.body.take(buf.bytes()).map_err(|_| Broken::Framing)?,
                 Coding::Decoded => match self.body.piece(buf.bytes()).map_err(|_| Broken::Framing)? {
                     Piece::Content(n) => self.ready = n,
                     Piece::Framing(n) | Piece::Trailers(n) => {
@@ -281,34 +261,6 @@ impl Leg {
             return Err(Broken::TooLarge);
         }
         Ok(())
-    }
-
-    /// Decides about trailers up to the next one that goes out, or the empty line behind them; each once its line is
-    /// there.
-    fn take_trailer(&mut self, buf: &mut Buf) -> Result<(), Broken> {
-        loop {
-            let Some(end) = buf.bytes().iter().position(|byte| *byte == b'\n') else {
-                return if buf.bytes().len() > usize::from(TRAILER_BYTES) {
-                    Err(Broken::Framing)
-                } else {
-                    Ok(())
-                };
-            };
-            let line = buf.bytes().get(..=end).unwrap_or_default();
-            let length = self.body.take(line).map_err(|_| Broken::Framing)?;
-            let colon = line.iter().position(|byte| *byte == b':');
-            let passes = match colon.and_then(|colon| line.get(..colon)) {
-                None => true,
-                Some(name) => {
-                    self.trailers == Trailers::OfClient && may_trail_request(&name.to_ascii_lowercase())
-                }
-            };
-            if passes {
-                self.ready = length;
-                return Ok(());
-            }
-            buf.consume(length);
-        }
     }
 
     /// Writes head and body together while both are there: one system call for a small message.

@@ -7,7 +7,6 @@ use super::super::buffer::Scratch;
 use super::super::compress::Accepts;
 use super::super::h1::{Body, Version};
 use super::super::hold::Held;
-use super::super::relay::Trailers;
 use super::super::upstream::Terms;
 use super::super::{fcgi, mirror, pages};
 use crate::model::l7::Policies;
@@ -16,7 +15,6 @@ use crate::model::l7::Policies;
 pub(in crate::l7) struct Outgoing {
     pub(in crate::l7) head: Scratch,
     pub(in crate::l7) body: Body,
-    pub(in crate::l7) trailers: Trailers,
     /// Bytes of the body that go with the head by now, see [`Self::resend`].
     pub(in crate::l7) resent: u64,
     /// Whether the body is read before an endpoint is chosen.

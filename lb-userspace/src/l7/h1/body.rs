@@ -59,22 +59,6 @@ impl Body {
         }
     }
 
-    /// How many of the next `bytes` are before the trailers; `None`: those are next.
-    pub(in crate::l7) fn take_before_trailers(&mut self, bytes: &[u8]) -> Result<Option<usize>, Malformed> {
-        let Self::Chunked(decoder) = self else { return self.take(bytes).map(Some) };
-        if decoder.is_in_trailers() {
-            return Ok(None);
-        }
-        let mut taken = 0;
-        while !decoder.is_done() && !decoder.is_in_trailers() {
-            match bytes.get(taken..).filter(|rest| !rest.is_empty()) {
-                Some(rest) => taken += decoder.next(rest)?.len(),
-                None => break,
-            }
-        }
-        Ok(Some(taken))
-    }
-
     /// The next piece of `bytes`, which are not empty, and whether it is content or framing.
     pub(in crate::l7) fn piece(&mut self, bytes: &[u8]) -> Result<Piece, Malformed> {
         match self {

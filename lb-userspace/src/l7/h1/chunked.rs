@@ -8,7 +8,7 @@ const SIZE_DIGITS: u8 = 15;
 /// Bytes of extensions one chunk may carry; they mean nothing to anybody.
 const EXTENSION_BYTES: u16 = 256;
 /// Bytes of all trailer lines.
-pub(in crate::l7) const TRAILER_BYTES: u16 = 8 * 1024;
+const TRAILER_BYTES: u16 = 8 * 1024;
 /// Longest trailer name compared with [`FORBIDDEN_TRAILERS`].
 const NAME_BYTES: usize = 20;
 
@@ -140,8 +140,7 @@ impl Decoder {
         matches!(self.state, State::Content { .. })
     }
 
-    /// The next byte is of the trailers, or of the empty line behind them.
-    pub(in crate::l7) fn is_in_trailers(&self) -> bool {
+    fn is_in_trailers(&self) -> bool {
         matches!(
             self.state,
             State::TrailerStart { .. }
@@ -235,14 +234,9 @@ impl Message {
     }
 }
 
-/// Whether a trailer of this name, in lower case, passes behind a request. What we say of one in its head nobody says
-/// behind it: some servers read both as one (CVE-2013-5704).
+/// Whether a trailer of this name, in lower case, passes behind a request.
 pub(in crate::l7) fn may_trail_request(name: &[u8]) -> bool {
-    const OURS: [&[u8]; 7] =
-        [b"cookie", b"forwarded", b"traceparent", b"tracestate", b"x-real-ip", b"x-request-id", b"x-scheme"];
-    const OURS_BEGIN: [&[u8]; 4] = [b"proxy", b"ssl-client-", b"x-forwarded-", b"x-original-"];
-    let is_ours = OURS.contains(&name) || OURS_BEGIN.iter().any(|begin| name.starts_with(begin));
-    !is_ours && Message::Request.may_trail(name)
+    Message::Request.may_trail(name)
 }
 
 /// Whether a trailer of this name, in lower case, passes behind a response.
