@@ -92,6 +92,37 @@ fn chunks_and_trailers_pass_as_they_are() {
 }
 
 #[test]
+fn trailers_of_a_request_go_no_further() {
+    let backend = Backend::start(|mut peer| {
+        while peer.head().is_some() {
+            let mut body = Vec::new();
+            while !body.ends_with(b"\r\n\r\n") {
+                body.extend(peer.exactly(1));
+            }
+            let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
+            peer.send([answer.as_bytes(), &body].concat());
+        }
+    });
+    let rig = Rig::start(to(&[backend.addr]));
+    let mut client = rig.client();
+    let (head, chunks) =
+        ("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n", "2\r\nhi\r\n0\r\n");
+
+    for trailers in
+        ["", "X-User: evil\r\n", "ssl-client-verify: SUCCESS\r\nX-Real-IP: 1.1.1.1\r\nProxy: a\r\n"]
+    {
+        client.send(format!("{head}{chunks}{trailers}\r\n"));
+        assert_eq!(client.reply().text(), format!("{chunks}\r\n"), "{trailers}");
+    }
+    // However it is cut.
+    client.send(head);
+    for byte in format!("{chunks}X-User: evil\r\nA: b\r\n\r\n").bytes() {
+        client.send([byte]);
+    }
+    assert_eq!(client.reply().text(), format!("{chunks}\r\n"));
+}
+
+#[test]
 fn a_client_that_waits_for_100_is_told_to_go_on() {
     let backend = Backend::mirror();
     let rig = Rig::start(to(&[backend.addr]));

@@ -246,7 +246,14 @@ impl Leg {
     fn take(&mut self, buf: &mut Buf) -> Result<(), Broken> {
         while !buf.is_empty() && !self.body.is_done() {
             match self.coding {
-                Coding::Same => self.ready = self.body.take(buf.bytes()).map_err(|_| Broken::Framing)?,
+                Coding::Same => {
+                    let left_out = self.body.left_out(buf.bytes()).map_err(|_| Broken::Framing)?;
+                    if left_out > 0 {
+                        buf.consume(left_out);
+                        continue;
+                    }
+                    self.ready = self.body.pass(buf.bytes()).map_err(|_| Broken::Framing)?;
+                }
                 Coding::Decoded => match self.body.piece(buf.bytes()).map_err(|_| Broken::Framing)? {
                     Piece::Content(n) => self.ready = n,
                     Piece::Framing(n) | Piece::Trailers(n) => {

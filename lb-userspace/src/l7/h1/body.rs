@@ -59,6 +59,28 @@ impl Body {
         }
     }
 
+    /// Bytes of this body that go no further, at the front of `bytes`: see [`Decoder::left_out`].
+    pub(in crate::l7) fn left_out(&mut self, bytes: &[u8]) -> Result<usize, Malformed> {
+        match self {
+            Self::Chunked(decoder) => decoder.left_out(bytes),
+            Self::Length(_) | Self::UntilClose | Self::Closed => Ok(0),
+        }
+    }
+
+    /// As [`Self::take`], up to what goes no further.
+    pub(in crate::l7) fn pass(&mut self, bytes: &[u8]) -> Result<usize, Malformed> {
+        let Self::Chunked(decoder) = self else { return self.take(bytes) };
+        let mut taken = 0;
+        while let Some(rest) = bytes.get(taken..)
+            && let Some(next) = rest.first()
+            && !decoder.is_done()
+            && !decoder.leaves_out(*next)
+        {
+            taken += decoder.next(rest)?.len();
+        }
+        Ok(taken)
+    }
+
     /// The next piece of `bytes`, which are not empty, and whether it is content or framing.
     pub(in crate::l7) fn piece(&mut self, bytes: &[u8]) -> Result<Piece, Malformed> {
         match self {

@@ -135,6 +135,30 @@ impl Decoder {
         Ok(if trailers { Piece::Trailers(n) } else { Piece::Framing(n) })
     }
 
+    /// Takes bytes of trailer lines of a request, which go no further: no upstream is to take a client's word for a header that we write or
+    /// take away, and nginx passes none of them either. 0: what comes next is something else.
+    pub(in crate::l7) fn left_out(&mut self, bytes: &[u8]) -> Result<usize, Malformed> {
+        let mut n = 0;
+        for &byte in bytes {
+            if !self.leaves_out(byte) {
+                break;
+            }
+            self.step(byte)?;
+            n += 1;
+        }
+        Ok(n)
+    }
+
+    /// Whether the next byte is of such a line.
+    pub(super) fn leaves_out(&self, next: u8) -> bool {
+        let is_in_line = match self.state {
+            State::TrailerStart { .. } => next != b'\r',
+            State::TrailerName { .. } | State::TrailerValue { .. } | State::TrailerLf { .. } => true,
+            _ => false,
+        };
+        self.of == Message::Request && is_in_line
+    }
+
     /// The next byte is content.
     pub(in crate::l7) fn is_in_content(&self) -> bool {
         matches!(self.state, State::Content { .. })
