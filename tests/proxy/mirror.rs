@@ -5,8 +5,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use penstock::model::expression::Expression;
+use penstock::model::l7::log::{Escape, Format};
 use penstock::model::l7::policy::{Access, AddressSet, Copied, Mirror};
-use penstock::model::l7::{Buffers, Filters, L7, Policies};
+use penstock::model::l7::{Buffers, Choice, Filters, L7, Policies, Sampler, Traced};
 
 use crate::rig::{Backend, DEADLINE, Rig, length_of, nobody, to_with};
 
@@ -94,6 +95,39 @@ fn a_request_goes_to_its_backend_and_a_copy_of_it_to_the_mirror() {
     assert_eq!(head, expected);
     assert_eq!(body, b"");
     until(&rig, "sent", 1.0);
+}
+
+#[test]
+fn a_copy_of_a_traced_request_names_the_span_that_its_backend_is_told_of() {
+    let (backend, target) = (Backend::mirror(), Target::start());
+    let traced = |trusts| Traced {
+        operation: Format::compile("", Escape::None).0,
+        trusts,
+        sampler: Sampler { choice: Choice::All, follows: true },
+        exports: false,
+    };
+    for (trusts, state) in [(true, Some("tracestate: a=b")), (false, None)] {
+        let policies = Policies {
+            mirror: Some(target.mirror()),
+            traced: Some(Arc::new(traced(trusts))),
+            ..Policies::default()
+        };
+        let rig = Rig::start(with(&backend, policies, Buffers::default()));
+
+        let theirs = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let lines = format!("TraceParent: {theirs}\r\nTracestate: a=b\r\n");
+        let told = rig.ask(&format!("GET / HTTP/1.1\r\nHost: h\r\n{lines}\r\n")).text();
+
+        let (copy, _) = target.copy();
+        let of_traces = |head: &str| -> Vec<String> {
+            let lines = head.lines().filter(|line| line.to_ascii_lowercase().starts_with("trace"));
+            lines.map(str::to_owned).collect()
+        };
+        assert_eq!(of_traces(&copy), of_traces(&told), "trusts {trusts}");
+        assert!(!copy.contains("00f067aa0ba902b7") && copy.contains("traceparent: "), "{copy}");
+        assert_eq!(copy.contains("4bf92f3577b34da6a3ce929d0e0e4736"), trusts, "{copy}");
+        assert_eq!(copy.lines().find(|line| line.starts_with("tracestate")), state);
+    }
 }
 
 #[test]

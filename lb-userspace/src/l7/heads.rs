@@ -131,12 +131,7 @@ pub(super) fn request(known: Known<'_, '_, '_>, onward: Onward<'_>, out: &mut Ve
         line(out, b"X-Original-URI: ", request.target);
     }
     if let Some(trace) = trace {
-        let traceparent = trace.traceparent();
-        for (name, value) in [(&b"traceparent: "[..], &traceparent[..]), (b"tracestate: ", trace.state())] {
-            if !value.is_empty() && !set.has(name) {
-                line(out, name, value);
-            }
-        }
+        trace.tell(|name| !set.has(name), out);
     }
     if let Some(certificate) = certificate {
         client_certificate(certificate, |name| set.has(name.as_bytes()), out);

@@ -212,7 +212,7 @@ impl Drop for Copy {
     }
 }
 
-/// The client's lines as they are, as nginx passes them to a mirror.
+/// The client's lines as they are, as nginx passes them to a mirror; but the request's own place in a trace, where it has one.
 fn head(known: Known<'_, '_, '_>, host: &str, target: Option<&[u8]>) -> Vec<u8> {
     const BODY: [&str; 2] = ["content-length", "transfer-encoding"];
     let request = known.request;
@@ -233,7 +233,14 @@ fn head(known: Known<'_, '_, '_>, host: &str, target: Option<&[u8]>) -> Vec<u8> 
         out.extend_from_slice(part.as_bytes());
     }
     let of_the_body = request.block.named(|name| BODY.iter().any(|known| known.eq_ignore_ascii_case(name)));
-    request.block.copy_except(request.drop.with(of_the_body), &mut out);
+    let mut drop = request.drop.with(of_the_body);
+    if let Some(trace) = known.trace {
+        drop = drop.with(trace.replaced(&request.block));
+    }
+    request.block.copy_except(drop, &mut out);
+    if let Some(trace) = known.trace {
+        trace.tell(|_| true, &mut out);
+    }
     out
 }
 

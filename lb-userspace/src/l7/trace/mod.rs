@@ -83,6 +83,19 @@ impl<'b> Context<'b> {
         &self.state
     }
 
+    /// Appends the lines that tell whoever is asked next, those of them that are wanted.
+    pub(super) fn tell(&self, is_wanted: impl Fn(&[u8]) -> bool, out: &mut Vec<u8>) {
+        let [parent, state] = LINES;
+        for (name, value) in [(parent, &self.traceparent()[..]), (state, self.state())] {
+            if value.is_empty() || !is_wanted(name.as_bytes()) {
+                continue;
+            }
+            for part in [name.as_bytes(), b": ", value, b"\r\n"] {
+                out.extend_from_slice(part);
+            }
+        }
+    }
+
     /// Lines of the client's in whose place ours stand.
     pub(super) fn replaced(&self, block: &Block<'_, '_>) -> LineSet {
         block.named(|name| LINES.iter().any(|line| name.eq_ignore_ascii_case(line)))
