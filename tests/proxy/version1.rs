@@ -172,6 +172,7 @@ fn a_list_that_cannot_be_used_closes_its_host_and_no_other() {
         let mut tls = Tls::with(config(identity, &[&TLS13]), rig.https, HOST).expect("handshake");
         assert_eq!(tls.status(HOST, "/"), 403);
     }
+    assert_eq!(rig.ask(&format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n")).status, 403, "without TLS");
     assert_eq!(Tls::connect(rig.https, "open.example").status("open.example", "/"), 200);
 }
 

@@ -29,20 +29,14 @@ use crate::model::l7::{ClientAuth, Demand, HostMatch, Trust, VerifyClient};
 pub(super) struct Authority {
     pub(super) host: HostMatch,
     pub(super) trust: Trust,
-    /// `None`: they could not be read, and nobody is let in by TLS.
+    /// `None`: they could not be read, and the host is [closed](usable).
     authorities: Option<Authorities>,
     algorithms: WebPkiSupportedAlgorithms,
 }
 
 impl Authority {
-    /// Parses what the translation has checked already, so it hardly ever fails; then the host is closed.
     pub(super) fn new(host: &HostMatch, trust: &Trust, provider: &CryptoProvider) -> Self {
-        let authorities = Authorities::new(&trust.ca_pem, &trust.crl_pem)
-            .inspect_err(|error| {
-                let secret = &trust.secret;
-                tracing::error!(%host, %secret, %error, "client authority refused; the host answers 403 over TLS");
-            })
-            .ok();
+        let authorities = Authorities::new(&trust.ca_pem, &trust.crl_pem).ok();
         let algorithms = provider.signature_verification_algorithms;
         Self { host: host.clone(), trust: trust.clone(), authorities, algorithms }
     }
@@ -113,6 +107,21 @@ impl Authority {
             Err(error) => Verdict::Bad(reason(&error), About::Certificate),
         }
     }
+}
+
+/// What a host demands of clients. Its authorities the translation has read already, so this hardly ever fails; then the host is closed,
+/// over plain HTTP, too.
+pub(super) fn usable(host: &HostMatch, auth: Option<&Arc<ClientAuth>>) -> Option<Arc<ClientAuth>> {
+    let auth = auth?;
+    if let ClientAuth::Verify(verify) = &**auth
+        && let Some(trust) = &verify.trust
+        && let Err(error) = Authorities::new(&trust.ca_pem, &trust.crl_pem)
+    {
+        let secret = &trust.secret;
+        tracing::error!(%host, %secret, %error, "client authority refused; the host answers 403");
+        return Some(Arc::new(ClientAuth::Unusable));
+    }
+    Some(Arc::clone(auth))
 }
 
 /// The chain ends in the bundle, at one that is no root. Not among what `optional_no_ca` overlooks.
@@ -334,9 +343,6 @@ pub(super) fn refuse<'v>(
         (Shown::By(_) | Shown::Nothing, Some(_)) => return Some(Refused::Answered(Answer::Status(421))),
         (Shown::Plain, _) | (_, None) => None,
     };
-    if identity.is_some_and(|identity| identity.authority.authorities.is_none()) {
-        return Some(Refused::Answered(Answer::Status(403)));
-    }
     if let (Some(identity), Some(trust)) = (identity, trust)
         && !identity.is_enough(trust.demand)
     {

@@ -9,6 +9,7 @@ use imbl::OrdMap;
 use super::{
     At, Hosts, Labels, Pages, Prefixes, Route, RouteAction, Router, Site, TlsEntry, UpstreamEntry, host_label,
 };
+use crate::l7::client_auth;
 use crate::l7::limit_zones::{LimitZone, LimitZones, Remembered};
 use crate::l7::map::Map;
 use crate::l7::policy::CommonHeaders;
@@ -313,7 +314,7 @@ impl Maker {
         let mut site = Site {
             host: host.clone(),
             app_root: server.app_root.clone(),
-            client_auth: server.client_auth.clone(),
+            client_auth: client_auth::usable(host, server.client_auth.as_ref()),
             moved: server.moved.clone(),
             locations: Vec::with_capacity(server.locations.len()),
             exact: Map::default(),
