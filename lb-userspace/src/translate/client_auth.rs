@@ -20,6 +20,8 @@ const LISTS: &str = "ca.crl needs complete lists, as openssl ca -gencrl makes th
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Written {
     pub secret: String,
+    /// It may be of another namespace.
+    pub crosses: bool,
     pub verify_client: Option<String>,
     pub depth: Option<String>,
     pub error_page: Option<String>,
@@ -34,7 +36,7 @@ pub(super) fn read(
     objects: &View<'_>,
     about: &mut About<'_>,
 ) -> ClientAuth {
-    let Written { secret, verify_client, depth, error_page, pass_certificate, match_cn } = written;
+    let Written { secret, crosses, verify_client, depth, error_page, pass_certificate, match_cn } = written;
     let mut unusable = |reason, name: &str, message: String, fix: &str| {
         about.error_fix(reason, field(name), message, fix);
         ClientAuth::Unusable
@@ -45,14 +47,14 @@ pub(super) fn read(
             let message = format!("{secret:?} names no Secret: every request of the host is answered 403");
             return unusable(BAD, "auth-tls-secret", message, "write namespace/name");
         }
-        Some((other, _)) if other != namespace => {
+        Some((other, _)) if other != namespace && !crosses => {
             let message =
                 format!("{secret} is in another namespace: every request of the host is answered 403");
             return unusable(
                 BAD,
                 "auth-tls-secret",
                 message,
-                "copy the Secret to the namespace of the Ingress",
+                "copy the Secret to the namespace of the Ingress, or let Ingresses cross by allow-cross-namespace-resources",
             );
         }
         Some((namespace, name)) => ObjectName::new(namespace, name),

@@ -30,12 +30,12 @@ impl ProxySsl {
     ) -> Result<Self, Unusable> {
         const NAME: &str = "proxy-ssl-secret";
         let bad = |message| Unusable { name: NAME, reason: "bad-proxy-ssl-secret", message };
-        let annotations::ProxySsl { secret, verify, depth, name, send_name, versions } = asked;
+        let annotations::ProxySsl { secret, crosses, verify, depth, name, send_name, versions } = asked;
         let secret = match secret.split_once('/') {
-            Some((other, _)) if other != namespace => {
+            Some((other, _)) if other != namespace && !crosses => {
                 return Err(bad(format!("Secret {secret} is of another namespace")));
             }
-            Some((_, name)) => ObjectName::new(namespace, name),
+            Some((namespace, name)) => ObjectName::new(namespace, name),
             None => ObjectName::new(namespace, secret),
         };
         let Some(sourced) = objects.secrets.get(&secret) else {

@@ -34,6 +34,7 @@ pub(super) fn honour(valid: &BTreeMap<&str, &str>, settings: &Settings, policy: 
     policy.redirects_www = boolean("from-to-www-redirect").unwrap_or(false);
     policy.client_auth = text("auth-tls-secret").map(|secret| client_auth::Written {
         secret: secret.to_owned(),
+        crosses: settings.crosses(),
         verify_client: text("auth-tls-verify-client").map(str::to_owned),
         depth: text("auth-tls-verify-depth").map(str::to_owned),
         error_page: text("auth-tls-error-page").map(str::to_owned),
@@ -51,7 +52,7 @@ pub(super) fn honour(valid: &BTreeMap<&str, &str>, settings: &Settings, policy: 
     policy.default_backend = text("default-backend").map(str::to_owned);
     policy.protocol = text("backend-protocol").map_or(Protocol::Http, protocol);
     policy.retry = retry(&text, settings);
-    policy.proxy_ssl = proxy_ssl(&text);
+    policy.proxy_ssl = proxy_ssl(&text, settings.crosses());
     policy.load_balance = valid.get("load-balance").copied().map(load_balance);
     // The ConfigMap's counts less than any way that an Ingress names.
     policy.hash_by = valid.get("upstream-hash-by").and_then(|by| {
@@ -106,11 +107,12 @@ fn retry<'t>(text: &impl Fn(&str) -> Option<&'t str>, settings: &Settings) -> Re
     }
 }
 
-fn proxy_ssl<'t>(text: &impl Fn(&str) -> Option<&'t str>) -> Option<ProxySsl> {
+fn proxy_ssl<'t>(text: &impl Fn(&str) -> Option<&'t str>, crosses: bool) -> Option<ProxySsl> {
     let is_on = |name: &str| text(name).is_some_and(|text| text.eq_ignore_ascii_case("on"));
     let versions = text("proxy-ssl-protocols").unwrap_or("TLSv1.2");
     Some(ProxySsl {
         secret: text("proxy-ssl-secret")?.to_owned(),
+        crosses,
         verify: is_on("proxy-ssl-verify"),
         depth: text("proxy-ssl-verify-depth").and_then(|text| text.parse().ok()).unwrap_or(1),
         name: text("proxy-ssl-name").map(str::to_owned),

@@ -39,7 +39,7 @@ impl<'a> Source<'a> {
 
     /// Objects of other namespaces may be named.
     pub(super) fn crosses(&self) -> bool {
-        self.settings.boolean("allow-cross-namespace-resources").unwrap_or(false)
+        self.settings.crosses()
     }
 }
 

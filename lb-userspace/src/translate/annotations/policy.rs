@@ -89,6 +89,8 @@ pub(in crate::translate) struct Policy {
 pub(in crate::translate) struct ProxySsl {
     /// As written: `name` or `namespace/name`.
     pub secret: String,
+    /// It may be of another namespace.
+    pub crosses: bool,
     pub verify: bool,
     pub depth: u32,
     pub name: Option<String>,

@@ -157,6 +157,11 @@ impl Settings {
         self.text(key).and_then(value::boolean)
     }
 
+    /// Objects of other namespaces may be named.
+    pub(in crate::translate) fn crosses(&self) -> bool {
+        self.boolean("allow-cross-namespace-resources").unwrap_or(false)
+    }
+
     /// Headers for every upstream.
     pub(in crate::translate) fn proxy_headers(&self) -> &[FilledHeader] {
         &self.proxy_headers
