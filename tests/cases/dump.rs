@@ -262,7 +262,9 @@ fn upstream_text(upstream: &Upstream) -> String {
         affinity,
         canary,
     } = upstream;
-    let external = external.as_ref().map(|External { name, port, flaw: _ }| format!("by name {name}:{port}"));
+    let external = external
+        .as_ref()
+        .map(|External { service: _, name, port, flaw: _ }| format!("by name {name}:{port}"));
     let mut text = external.unwrap_or_default();
     for (endpoint, weight) in weights {
         text += &format!(", {endpoint} of weight {weight}");

@@ -18,31 +18,19 @@ pub(super) fn of_access_log(why: String) -> Problem {
     }
 }
 
-/// Services that stand for a name without an address, with the routes that lead to them.
+/// Services that stand for a name without an address, whatever leads to them: a path, a default backend, an auth service, a copy, a port.
 pub(super) fn of_names(l7: &L7) -> Vec<Problem> {
-    let flawed: BTreeMap<_, _> = l7
-        .upstreams
-        .iter()
-        .filter_map(|(name, upstream)| match upstream.external.as_ref()? {
-            External { name: outside, flaw: Some(flaw), .. } => Some((name, (outside, flaw))),
-            External { flaw: None, .. } => None,
-        })
-        .collect();
-    if flawed.is_empty() {
-        return Vec::new();
-    }
     let mut problems = BTreeMap::new();
-    for location in l7.servers.values().flat_map(|server| &server.locations) {
-        let (Some(ingress), Some(backend)) = (&location.ingress, &location.backend) else { continue };
-        let Some((outside, flaw)) = flawed.get(&backend.upstream) else { continue };
-        let (namespace, name) = (ingress.namespace.clone(), backend.service.clone());
+    for external in l7.upstreams.values().filter_map(|upstream| upstream.external.as_ref()) {
+        let External { service, name: outside, flaw: Some(flaw), port: _ } = external else { continue };
+        let (namespace, name) = (service.namespace.clone(), service.name.clone());
         let object = ObjectId { kind: "Service".to_owned(), namespace, name, origin: String::new() };
-        problems.entry(object.clone()).or_insert_with(|| Problem {
+        problems.entry(service).or_insert_with(|| Problem {
             object,
             severity: Severity::Error,
             reason: "no-address-by-dns",
             field: "spec.externalName".to_owned(),
-            message: format!("{outside} has no address: {flaw}; requests are answered 503"),
+            message: format!("{outside} has no address: {flaw}; nothing that leads there gets there"),
             fix: "correct the name, or have DNS know it".to_owned(),
         });
     }
@@ -51,50 +39,34 @@ pub(super) fn of_names(l7: &L7) -> Vec<Problem> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
     use crate::model::ObjectName;
-    use crate::model::l7::{Action, HostMatch, Location, PathMatch, Server, ServicePort};
     use crate::model::upstream::{Upstream, UpstreamName};
 
     #[test]
     fn a_name_without_an_address_is_a_problem_of_its_service() {
-        let (upstream, other) =
-            (UpstreamName("shop-out-443".to_owned()), UpstreamName("shop-in-80".to_owned()));
-        let location = |service: &str, port: &str, upstream: &UpstreamName| Location {
-            path: PathMatch::Prefix("/".to_owned()),
-            path_label: "/".to_owned(),
-            ingress: Some(ObjectName::new("shop", "web")),
-            backend: Some(Arc::new(ServicePort {
-                service: service.to_owned(),
-                port: port.to_owned(),
-                upstream: upstream.clone(),
-            })),
-            action: Action::Proxy(upstream.clone()),
-            filters: Default::default(),
+        let upstream = |service: &str, port, flaw: Option<&str>| {
+            let external = External {
+                service: ObjectName::new("shop", service),
+                name: format!("{service}.example"),
+                port,
+                flaw: flaw.map(str::to_owned),
+            };
+            let upstream = Upstream { external: Some(external), ..Upstream::default() };
+            (UpstreamName(format!("shop-{service}-{port}")), upstream)
         };
-        let all = [("out", "443", &upstream), ("in", "80", &other), ("out", "443", &upstream)];
-        let locations = all.map(|(service, port, upstream)| location(service, port, upstream)).to_vec();
-        let external =
-            External { name: "a.example".to_owned(), port: 443, flaw: Some("no such name".to_owned()) };
-        let l7 = L7 {
-            servers: [(HostMatch::Any, Server { locations, ..Server::default() })].into(),
-            upstreams: [
-                (upstream, Upstream { external: Some(external), ..Upstream::default() }),
-                (other, Upstream::default()),
-            ]
-            .into(),
-            ..L7::default()
-        };
+        let none = Some("no such name");
+        // No location leads to any of them.
+        let upstreams = [upstream("out", 80, none), upstream("out", 443, none), upstream("in", 80, None)];
+        let l7 = L7 { upstreams: upstreams.into(), ..L7::default() };
 
         let told: Vec<String> = of_names(&l7).iter().map(ToString::to_string).collect();
 
         assert_eq!(
             told,
             [
-                "Service shop/out: error: spec.externalName: a.example has no address: no such name; requests are \
-              answered 503; correct the name, or have DNS know it"
+                "Service shop/out: error: spec.externalName: out.example has no address: no such name; nothing that leads \
+              there gets there; correct the name, or have DNS know it"
             ]
         );
     }

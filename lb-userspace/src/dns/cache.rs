@@ -165,11 +165,17 @@ fn leads_back(addr: IpAddr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::ObjectName;
     use crate::model::upstream::{External, Upstream, UpstreamName};
 
     fn state(names: &[&str]) -> Arc<L7> {
         let upstream = |name: &&str| {
-            let external = Some(External { name: (*name).to_owned(), port: 443, flaw: None });
+            let external = Some(External {
+                service: ObjectName::new("default", *name),
+                name: (*name).to_owned(),
+                port: 443,
+                flaw: None,
+            });
             (UpstreamName(format!("to-{name}")), Upstream { external, ..Upstream::default() })
         };
         Arc::new(L7 { upstreams: names.iter().map(upstream).collect(), ..L7::default() })

@@ -117,6 +117,7 @@ mod tests {
     use tokio::net::{TcpListener, UdpSocket};
 
     use super::*;
+    use crate::model::ObjectName;
     use crate::model::upstream::{External, UpstreamName};
 
     /// A server that answers what `answer` makes of a question, by UDP and by TCP.
@@ -168,7 +169,12 @@ mod tests {
     }
 
     fn state(name: &str) -> Arc<L7> {
-        let external = Some(External { name: name.to_owned(), port: 80, flaw: None });
+        let external = Some(External {
+            service: ObjectName::new("default", name),
+            name: name.to_owned(),
+            port: 80,
+            flaw: None,
+        });
         let upstream = (UpstreamName("u".to_owned()), Upstream { external, ..Upstream::default() });
         Arc::new(L7 { upstreams: [upstream].into(), ..L7::default() })
     }

@@ -247,7 +247,7 @@ fn upstream_step(router: &Router, decision: &Decision<'_>) -> Step {
             Some(upstream) => {
                 let told = |endpoint: &SocketAddr| match &upstream.external {
                     // What stands for a name that nobody was asked about.
-                    Some(External { name, port, flaw: _ }) if endpoint.ip().is_unspecified() => {
+                    Some(External { name, port, .. }) if endpoint.ip().is_unspecified() => {
                         format!("{name}:{port} by DNS, which only the running agent asks")
                     }
                     _ => endpoint.to_string(),

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::ObjectName;
 use super::canary::Canary;
 use super::expression::Expression;
 use super::health::Check;
@@ -45,6 +46,8 @@ pub struct Upstream {
 /// Endpoints by name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct External {
+    /// The Service that stands for it.
+    pub service: ObjectName,
     /// Lower case; what it is short for, the resolver knows.
     pub name: String,
     /// Of every address.

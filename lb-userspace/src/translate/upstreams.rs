@@ -526,7 +526,7 @@ impl Upstreams<'_> {
             let message = format!("Service {name} has {written:?} for an external name, which is none");
             return refused("bad-external-name", ".name", message, "write a DNS name");
         }
-        let external = Some(External { name: host, port, flaw: None });
+        let external = Some(External { service: name.clone(), name: host, port, flaw: None });
         Ok(Upstream { external, care, ..Upstream::default() })
     }
 }
