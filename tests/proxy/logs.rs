@@ -51,11 +51,12 @@ fn connections_of_tcp_and_udp_services_are_logged_as_the_config_map_says() {
         }
     });
     let gone = nobody();
-    let [tcp_port, udp_port, none_port, odd_port] = std::array::from_fn(|_| nobody().port());
+    let [tcp_port, udp_port, none_port, odd_port, dry_port] = std::array::from_fn(|_| nobody().port());
     let ports = format!(
         "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: tcp}}\ndata:\n  \
          \"{tcp_port}\": default/words:80\n  \"{none_port}\": default/none:80\n  \"{odd_port}\": default/words:80:PROXY\n---\n\
-         apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: udp}}\ndata: {{\"{udp_port}\": default/names:53}}\n"
+         apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: udp}}\ndata:\n  \"{udp_port}\": default/names:53\n  \
+         \"{dry_port}\": default/dry:53\n"
     );
     let services = [
         manifests::service("words", tcp.addr.port()),
@@ -64,6 +65,7 @@ fn connections_of_tcp_and_udp_services_are_logged_as_the_config_map_says() {
         slice("none", "TCP", gone.port()),
         "apiVersion: v1\nkind: Service\nmetadata: {name: names}\nspec: {ports: [{port: 53, protocol: UDP}]}\n".to_owned(),
         slice("names", "UDP", names),
+        "apiVersion: v1\nkind: Service\nmetadata: {name: dry}\nspec: {ports: [{port: 53, protocol: UDP}]}\n".to_owned(),
     ]
     .join("---\n");
     let agents = Agents::over(
@@ -125,6 +127,13 @@ fn connections_of_tcp_and_udp_services_are_logged_as_the_config_map_says() {
     told(&|| {
         talk(odd_port, "PROXY TCP4 192.0.2.9 192.0.2.1 4000 5432\r\nhey");
         format!("TCP 200 4000 5432 6/3 tcp-default-words-80 {endpoint} 3/6 192.0.2.9")
+    });
+    told(&|| {
+        let client = UdpSocket::bind(("127.0.0.1", 0)).expect("bind");
+        client.connect(("127.0.0.1", dry_port)).expect("connect");
+        let _ = client.send(b"who?");
+        let own = client.local_addr().expect("an address").port();
+        format!("UDP 502 {own} {dry_port} 0/4 udp-default-dry-53 - -/- -")
     });
     told(&|| {
         let client = UdpSocket::bind(("127.0.0.1", 0)).expect("bind");

@@ -33,7 +33,7 @@ use super::timers::Alarm;
 use super::tls::Offer;
 use super::worker::Worker;
 use crate::model::l4::{Listener, Protocol};
-use crate::model::l7::{Preamble, ProxyProtocol, StreamTerms};
+use crate::model::l7::{Preamble, ProxyProtocol};
 use crate::model::upstream::Retry;
 
 /// Port of https to the outside, by which a PROXY header says that the client came by TLS.
@@ -109,27 +109,35 @@ async fn receive(
 /// Serves one accepted connection to a port beside http and https to its end.
 pub(super) async fn serve_stream(worker: Rc<Worker>, stream: TcpStream, peer: SocketAddr, port: u16) {
     let began = Instant::now();
-    let (found, StreamTerms { idle, retry, header, .. }) = {
-        let router = &worker.current.load().router;
-        let Some(found) = router.streams.get(&(Protocol::Tcp, port)) else { return };
-        (found.clone(), router.edge.streams.clone())
-    };
     let mut arrival = Arrival::new(worker, stream, peer, Scheme::Http);
-    let is_told = found.received == Preamble::None || arrival.proxy_header(&header).await;
+    let (found, idle, retry, is_told) = {
+        let snapshot = arrival.worker.current.load();
+        let Some(found) = snapshot.router.streams.get(&(Protocol::Tcp, port)) else { return };
+        let terms = &snapshot.router.edge.streams;
+        let is_told = found.received == Preamble::None || arrival.proxy_header(&terms.header).await;
+        (found.clone(), terms.idle, terms.retry, is_told)
+    };
     let Arrival { worker, link, buf, alarm, client } = arrival;
     let (source, server) = (client.source(), SocketAddr::new(client.server, client.port));
-    let course = if is_told {
-        let preamble = match found.sent {
-            Preamble::None => Vec::new(),
-            Preamble::Proxy => proxy_protocol::Addresses { source, destination: server }.header(),
-        };
-        // Meanwhile another router may serve, where the upstream stands elsewhere.
-        let Some(upstream) = worker.current.load().router.place_of(&found.upstream) else { return };
-        let way = Way { upstream, retry, idle, preamble, counts: |counters| &mut counters.streams };
-        passthrough::serve(&worker, link, buf, alarm, way).await
-    } else {
-        refused(&worker, &client, Refused::ProxyHeader);
-        Course { status: 400, ..Course::default() }
+    // Meanwhile another router may serve, where the upstream stands elsewhere, or nowhere.
+    let upstream = worker.current.load().router.place_of(&found.upstream);
+    let course = match upstream {
+        Some(upstream) if is_told => {
+            let preamble = match found.sent {
+                Preamble::None => Vec::new(),
+                Preamble::Proxy => proxy_protocol::Addresses { source, destination: server }.header(),
+            };
+            let way = Way { upstream, retry, idle, preamble, counts: |counters| &mut counters.streams };
+            passthrough::serve(&worker, link, buf, alarm, way).await
+        }
+        Some(_) | None if !is_told => {
+            refused(&worker, &client, Refused::ProxyHeader);
+            Course { status: 400, ..Course::default() }
+        }
+        Some(_) | None => {
+            refused(&worker, &client, Refused::NoEndpoint);
+            Course { status: 502, ..Course::default() }
+        }
     };
     worker.log_stream(&Ended {
         protocol: Protocol::Tcp,

@@ -11,13 +11,16 @@ use std::time::{Duration, Instant};
 use tokio::net::UdpSocket;
 use tokio::sync::{Notify, oneshot};
 
+use super::super::balance::Picked;
 use super::super::log::Ended;
 use super::super::metrics::{Cause, Failure};
 use super::super::passthrough;
+use super::super::snapshot::Snapshot;
 use super::super::upstream::{Attempt, Attempts, Lead, Record, Speech, Terms, Traffic, Transport};
 use super::super::worker::{ACCEPT_PAUSE, Worker};
 use super::datagrams::{Asker, Datagrams, Said};
 use crate::model::l4::Protocol;
+use crate::model::upstream::UpstreamName;
 
 /// Clients of a worker at once, on all its ports: each has a socket. Of more, one of the port with most that has been
 /// silent for long makes room.
@@ -107,7 +110,7 @@ pub(super) async fn serve(worker: Rc<Worker>, socket: Datagrams, port: u16, mut 
                 exchange
             }
             None if worker.exchanges.is_full() && !worker.exchanges.make_room(&exchanges) => continue,
-            None => match begin(&worker, &socket, &exchanges, asker, port).await {
+            None => match begin(&worker, &socket, &exchanges, (asker, port), length).await {
                 Some(exchange) => exchange,
                 None => continue,
             },
@@ -130,35 +133,22 @@ fn dismiss_one(exchanges: &Exchanges) {
     }
 }
 
-/// A socket towards an endpoint, and a task that brings back what it answers.
+/// A socket towards an endpoint, and a task that brings back what it answers. A datagram of this length that reaches nobody has its line in
+/// the log, too.
 async fn begin(
     worker: &Rc<Worker>,
     socket: &Rc<Datagrams>,
     exchanges: &Exchanges,
-    asker: Asker,
-    port: u16,
+    (asker, port): (Asker, u16),
+    length: usize,
 ) -> Option<Rc<Exchange>> {
     let snapshot = worker.current.load();
-    let stream = snapshot.router.streams.get(&(Protocol::Udp, port))?;
-    let terms = Terms {
-        upstream: snapshot.router.place_of(&stream.upstream)?,
-        transport: Transport::Plain,
-        speech: Speech::Http1,
-        connect: passthrough::CONNECT,
-        retry: snapshot.router.edge.streams.retry,
-        is_idempotent: true,
-        lead: Lead::Hash(worker.random.word()),
+    let upstream = snapshot.router.streams.get(&(Protocol::Udp, port))?.upstream.clone();
+    let Some((picked, endpoint)) = reach(worker, &snapshot, &upstream).await else {
+        let unanswered = Told { status: 502, up: length as u64, ..Told::default() };
+        log(worker, (asker, port), &upstream.0, unanswered);
+        return None;
     };
-    let picked =
-        Attempts::new(worker, &snapshot, terms, Instant::now(), &mut Record::default()).endpoint()?;
-    let any: SocketAddr = match picked.addr() {
-        SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
-        SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
-    };
-    let endpoint = UdpSocket::bind(any).await.ok()?;
-    endpoint.connect(picked.addr()).await.ok()?;
-    // The runtime takes a socket for full until it has heard otherwise.
-    endpoint.writable().await.ok()?;
     let began = Instant::now();
     let exchange = Rc::new(Exchange {
         endpoint,
@@ -172,11 +162,11 @@ async fn begin(
     worker.exchanges.sockets.update(|sockets| sockets + 1);
     exchanges.borrow_mut().insert(asker, Rc::clone(&exchange));
     worker.counters.borrow_mut().datagrams.connections += 1;
-    let (worker, socket, upstream) = (Rc::clone(worker), Rc::downgrade(socket), stream.upstream.clone());
+    let (worker, socket) = (Rc::clone(worker), Rc::downgrade(socket));
     let (exchanges, answering) = (Rc::clone(exchanges), Rc::clone(&exchange));
     tokio::task::spawn_local(async move {
         let end = answer(&worker, &answering, &socket, asker).await;
-        log(&worker, &answering, (asker, port), &upstream.0, (picked.addr(), began), end);
+        log(&worker, (asker, port), &upstream.0, answering.told(picked.addr(), began, end));
         if end == End::Refused {
             let cause = Cause { failure: Failure::Connect, error: Some(ErrorKind::ConnectionRefused.into()) };
             worker.failed(&upstream, &picked, cause, began.elapsed());
@@ -190,27 +180,64 @@ async fn begin(
     Some(exchange)
 }
 
+/// An endpoint, and a socket that talks to it.
+async fn reach(
+    worker: &Rc<Worker>,
+    snapshot: &Rc<Snapshot>,
+    upstream: &UpstreamName,
+) -> Option<(Picked, UdpSocket)> {
+    let terms = Terms {
+        upstream: snapshot.router.place_of(upstream)?,
+        transport: Transport::Plain,
+        speech: Speech::Http1,
+        connect: passthrough::CONNECT,
+        retry: snapshot.router.edge.streams.retry,
+        is_idempotent: true,
+        lead: Lead::Hash(worker.random.word()),
+    };
+    let picked = Attempts::new(worker, snapshot, terms, Instant::now(), &mut Record::default()).endpoint()?;
+    let any: SocketAddr = match picked.addr() {
+        SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+        SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+    };
+    let endpoint = UdpSocket::bind(any).await.ok()?;
+    endpoint.connect(picked.addr()).await.ok()?;
+    // The runtime takes a socket for full until it has heard otherwise.
+    endpoint.writable().await.ok()?;
+    Some((picked, endpoint))
+}
+
+/// How an exchange went.
+#[derive(Default)]
+struct Told {
+    status: u16,
+    up: u64,
+    down: u64,
+    took: Duration,
+    record: Record,
+}
+
+impl Exchange {
+    fn told(&self, addr: SocketAddr, began: Instant, end: End) -> Told {
+        let (up, down, took) = (self.up.get(), self.down.get(), began.elapsed());
+        let status = if end == End::Refused { 502 } else { 200 };
+        let mut record = Record::default();
+        record.push(Attempt {
+            addr,
+            status,
+            connect: Some(Duration::ZERO),
+            header: self.answered.get().map(|answered| answered.saturating_duration_since(began)),
+            response: took,
+            bytes: down,
+            traffic: Traffic { sent: up, received: down },
+        });
+        Told { status, up, down, took, record }
+    }
+}
+
 /// Logs an exchange that is over.
-fn log(
-    worker: &Worker,
-    exchange: &Exchange,
-    (asker, port): (Asker, u16),
-    upstream: &str,
-    (addr, began): (SocketAddr, Instant),
-    end: End,
-) {
-    let (up, down, took) = (exchange.up.get(), exchange.down.get(), began.elapsed());
-    let status = if end == End::Refused { 502 } else { 200 };
-    let mut record = Record::default();
-    record.push(Attempt {
-        addr,
-        status,
-        connect: Some(Duration::ZERO),
-        header: exchange.answered.get().map(|answered| answered.saturating_duration_since(began)),
-        response: took,
-        bytes: down,
-        traffic: Traffic { sent: up, received: down },
-    });
+fn log(worker: &Worker, (asker, port): (Asker, u16), upstream: &str, told: Told) {
+    let Told { status, up, down, took, record } = told;
     worker.log_stream(&Ended {
         protocol: Protocol::Udp,
         client: asker.client(),
