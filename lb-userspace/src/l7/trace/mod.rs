@@ -47,7 +47,8 @@ impl<'b> Context<'b> {
             let sampled = traced.sampler.choice.takes(trace);
             return Self { trace, span, parent: None, state: Cow::Borrowed(b""), sampled };
         };
-        let follows = traced.sampler.follows;
+        // Where nothing is recorded, nothing is decided either.
+        let follows = traced.sampler.follows || !traced.exports;
         let sampled = if follows { sampled } else { traced.sampler.choice.takes(trace) };
         Self { trace, span, parent: Some(parent), state: parent::state(block), sampled }
     }
@@ -134,7 +135,8 @@ pub(super) fn explain(traced: &Traced) -> String {
             format!("{:.1} % are recorded", bound as f64 / (1_u64 << 63) as f64 * 100.0)
         }
     };
-    let follows = if sampler.follows && *trusts { ", unless the client's says otherwise" } else { "" };
+    let follows =
+        if (sampler.follows || !exports) && *trusts { ", unless the client's says otherwise" } else { "" };
     let exported = if *exports { "" } else { "; no collector takes spans" };
     format!("it is a span of {whose}: {chosen}{follows}{exported}")
 }

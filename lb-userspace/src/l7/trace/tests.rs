@@ -38,6 +38,7 @@ fn a_request_continues_a_trace_that_is_trusted() {
     let parent = Some((TRACE, PARENT));
     let alone =
         |traced: &Traced| Traced { sampler: Sampler { follows: false, ..traced.sampler }, ..traced.clone() };
+    let unheard = Traced { exports: false, ..alone(&none) };
     let untrusted = Traced { trusts: false, ..all.clone() };
     let with_state = format!("{RECORDED}tracestate: a=b\r\ntracestate: c=d\r\n");
     for (case, traced, headers, expected) in [
@@ -47,6 +48,7 @@ fn a_request_continues_a_trace_that_is_trusted() {
         ("one that is not", &all, SKIPPED, (parent, "", false)),
         ("decided here", &alone(&none), RECORDED, (parent, "", false)),
         ("decided here to record", &alone(&all), SKIPPED, (parent, "", true)),
+        ("nothing is recorded here, so nothing is decided", &unheard, RECORDED, (parent, "", true)),
         ("with a state in two lines", &all, &with_state, (parent, "a=b,c=d", true)),
         ("a state that is none", &all, &format!("{RECORDED}tracestate: a\r\n"), (parent, "", true)),
         ("a state without a trace", &all, "tracestate: a=b\r\n", (None, "", true)),
