@@ -1,8 +1,9 @@
 //! Traces: the built agent between clients, a backend and a collector of our own that speaks OTLP over gRPC.
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use h2::RecvStream;
@@ -366,6 +367,28 @@ fn the_last_spans_are_sent_when_the_agent_ends_and_when_another_takes_over() {
 
         wait_for(&collector, "/last", 1);
     }
+}
+
+#[test]
+fn a_second_signal_waits_for_no_spans() {
+    // It listens, and says nothing.
+    let (silent, backend) = (TcpListener::bind(("127.0.0.1", 0)).expect("bind"), Backend::mirror());
+    let agents = agent(&backend, silent.local_addr().expect("bound"), &[]);
+    let pid = agents.pid();
+    assert_eq!(ask(&agents, "/last", RECORDED).status, 200);
+
+    agents.signal(pid, "-TERM");
+    agents.wait_for("drained");
+    agents.signal(pid, "-TERM");
+
+    let told = Instant::now();
+    let has_ended = || {
+        let state = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok();
+        state.is_none_or(|state| state.contains(") Z ")).then_some(())
+    };
+    assert!(eventually(DEADLINE, has_ended).is_some(), "{}", agents.log());
+    // Told once, it would give them five seconds.
+    assert!(told.elapsed() < Duration::from_secs(4), "{:?}\n{}", told.elapsed(), agents.log());
 }
 
 #[test]

@@ -86,11 +86,18 @@ impl Running {
         answering.iter().for_each(JoinHandle::abort);
     }
 
-    /// Sends the spans that wait, once every request has left its own.
-    async fn export_last(&self, began: Instant) {
+    /// Sends the spans that wait, once every request has left its own. Who is told to stop at once, before or meanwhile, lets them be.
+    async fn export_last(&self, began: Instant, at_once: bool, signals: &mut Signals) {
         let [least, most] = LAST_SPANS;
         let left = self.deadline().saturating_sub(began.elapsed());
-        self.live.exporter().end(left.clamp(least, most)).await;
+        let exporter = self.live.exporter();
+        if !at_once {
+            tokio::select! {
+                () = exporter.end(left.clamp(least, most)) => return,
+                signal = signals.end() => warn!(signal, "stopped at once, the last spans are lost"),
+            }
+        }
+        exporter.end(Duration::ZERO).await;
     }
 
     /// Ends after a successor took over: its connections may take their time.
@@ -98,14 +105,17 @@ impl Running {
         let (deadline, began) = (self.deadline(), Instant::now());
         info!(seconds = deadline.as_secs(), "a successor serves, the last connections may end");
         self.refuse_successors();
-        tokio::select! {
-            all_ended = self.proxy.retire(deadline) => tell_drained(all_ended, deadline),
-            () = successor::deliver_counts(self) => {}
-            signal = signals.end() => warn!(signal, "stopped at once, running requests are cut off"),
-        }
+        let at_once = tokio::select! {
+            all_ended = self.proxy.retire(deadline) => {
+                tell_drained(all_ended, deadline);
+                false
+            }
+            () = successor::deliver_counts(self) => false,
+            signal = signals.end() => cut_off(signal),
+        };
         successor::deliver_once(self).await;
         self.proxy.stop().await;
-        self.export_last(began).await;
+        self.export_last(began, at_once, signals).await;
         // Where the successor did not want it.
         stop_datapath(self.live.replace_datapath(None).as_deref()).await;
     }
@@ -126,14 +136,14 @@ impl Running {
             tell_drained(self.leave_links(drained).await, deadline);
             tokio::time::sleep(post_shutdown_grace).await;
         };
-        tokio::select! {
-            () = in_order => {}
-            signal = signals.end() => warn!(signal, "stopped at once, running requests are cut off"),
-        }
+        let at_once = tokio::select! {
+            () = in_order => false,
+            signal = signals.end() => cut_off(signal),
+        };
         self.live.announcer().leave().await;
         self.refuse_successors();
         self.proxy.stop().await;
-        self.export_last(began).await;
+        self.export_last(began, at_once, signals).await;
         stop_datapath(self.live.replace_datapath(None).as_deref()).await;
         self.admin.stop().await;
     }
@@ -172,6 +182,12 @@ async fn hear(link: takeover::Link, visits: mpsc::Sender<Successor>, proxy: Arc<
         Ok(Err(error)) => warn!(pid = peer.pid, %error, "a visitor is turned away"),
         Err(_) => debug!(pid = peer.pid, "a visitor said nothing"),
     }
+}
+
+/// A second signal: nothing is waited for any more.
+fn cut_off(signal: &str) -> bool {
+    warn!(signal, "stopped at once, running requests are cut off");
+    true
 }
 
 /// `deadline`: what there was time for.

@@ -65,9 +65,13 @@ impl Exporter {
     /// Sends what waits, once, for so long at most; what comes afterwards is dropped.
     pub async fn end(&self, within: Duration) {
         let (done, ended) = oneshot::channel();
-        if self.end.send(done).await.is_ok() {
-            let _ = tokio::time::timeout(within, ended).await;
-        }
+        let sent = async {
+            // A call that takes long keeps it from being heard.
+            if self.end.send(done).await.is_ok() {
+                let _ = ended.await;
+            }
+        };
+        let _ = tokio::time::timeout(within, sent).await;
         self.queue.close();
     }
 

@@ -26,6 +26,8 @@ struct Waiting {
     /// So many are a batch.
     enough: usize,
     is_closed: bool,
+    /// Taken, and nothing was heard of them yet.
+    under_way: usize,
     taken: u64,
     lost: [u64; Lost::ALL.len()],
 }
@@ -125,23 +127,32 @@ impl Queue {
             is_first || sum <= bytes
         });
         let count = few.count();
+        waiting.under_way += count;
         (count > 0).then(|| waiting.spans.drain(..count).collect())
     }
 
-    /// No more come in.
+    /// No more come in, and nobody waits for those that are under way.
     pub(super) fn close(&self) {
         let mut waiting = self.lock();
         waiting.is_closed = true;
+        let left = std::mem::take(&mut waiting.under_way);
+        waiting.lose(Lost::Ended, left);
         drop(waiting);
         self.clear();
     }
 
+    /// So many of those that were under way have arrived.
     pub(super) fn took(&self, count: usize) {
-        self.lock().taken += count as u64;
+        let mut waiting = self.lock();
+        let count = waiting.arrive(count);
+        waiting.taken += count as u64;
     }
 
+    /// So many of those that were under way are lost.
     pub(super) fn lose(&self, why: Lost, count: usize) {
-        self.lock().lose(why, count);
+        let mut waiting = self.lock();
+        let count = waiting.arrive(count);
+        waiting.lose(why, count);
     }
 
     pub(super) fn counts(&self) -> Counts {
@@ -156,6 +167,13 @@ impl Queue {
 }
 
 impl Waiting {
+    /// Something was heard of so many that were under way; fewer, where they were counted as lost at the end.
+    fn arrive(&mut self, count: usize) -> usize {
+        let count = count.min(self.under_way);
+        self.under_way -= count;
+        count
+    }
+
     fn lose(&mut self, why: Lost, count: usize) {
         let place = Lost::ALL.iter().position(|lost| *lost == why);
         if let Some(lost) = place.and_then(|place| self.lost.get_mut(place)) {
@@ -241,5 +259,19 @@ mod tests {
         queue.push(span(2));
 
         assert_eq!(queue.counts(), Counts { taken: 0, lost: [0, 0, 0, 2], waiting: 0 });
+    }
+
+    #[test]
+    fn what_is_under_way_at_the_end_is_lost_once() {
+        let queue = of(9, 9);
+        (1..=3).for_each(|id| queue.push(span(id)));
+
+        assert_eq!(ids(queue.take(1, usize::MAX)), [1]);
+        queue.took(1);
+        assert_eq!(ids(queue.take(1, usize::MAX)), [2]);
+        queue.close();
+        queue.lose(Lost::Failed, 1);
+
+        assert_eq!(queue.counts(), Counts { taken: 1, lost: [0, 0, 0, 2], waiting: 0 });
     }
 }
