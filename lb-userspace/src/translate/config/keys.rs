@@ -2,6 +2,7 @@
 //! default is used.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv6Addr;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::ConfigMap;
@@ -124,5 +125,36 @@ impl<'a> Keys<'a> {
                 }
             }
         }
+    }
+}
+
+/// A name or an address without port, of IPv6 with or without the brackets that nginx wants; told without them.
+pub(super) fn bare_host(text: &str) -> Option<&str> {
+    let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
+    let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+    let is_host = bare.parse::<Ipv6Addr>().is_ok() || (text.len() <= 253 && text.bytes().all(is_name));
+    is_host.then_some(bare)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_is_a_name_or_an_address() {
+        for (text, expected) in [
+            ("otel-coll-collector.otel.svc", Some("otel-coll-collector.otel.svc")),
+            ("10.0.0.1", Some("10.0.0.1")),
+            ("fd00::1", Some("fd00::1")),
+            ("[fd00::1]", Some("fd00::1")),
+            ("otel:4317", None),
+            ("http://otel", None),
+            ("two words", None),
+            ("[otel]", None),
+            ("[10.0.0.1]", None),
+        ] {
+            assert_eq!(bare_host(text), expected, "{text}");
+        }
+        assert_eq!(bare_host(&"a".repeat(254)), None);
     }
 }

@@ -1,10 +1,9 @@
 //! Keys of the access log.
 
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::keys::{Keys, field};
+use super::keys::{Keys, bare_host, field};
 use crate::model::l7::log::{DEFAULT_FORMAT, Escape, Format, Sink, StreamFormat, StreamLog};
 use crate::model::l7::{AccessLog, BadPattern, Listed};
 
@@ -45,13 +44,7 @@ fn path(keys: &mut Keys<'_>, key: &'static str) -> Option<Sink> {
 fn syslog(keys: &mut Keys<'_>) -> Option<Sink> {
     let is_on = keys.boolean("enable-syslog").unwrap_or(false);
     let wanted = "an address or a name";
-    let is_host = |text: &str| {
-        // Of an IPv6 address with or without the brackets that nginx wants.
-        let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
-        let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
-        (bare.parse::<IpAddr>().is_ok() || text.chars().all(is_name)).then(|| bare.to_owned())
-    };
-    let host = keys.parsed("syslog-host", wanted, is_host);
+    let host = keys.parsed("syslog-host", wanted, |text| bare_host(text).map(str::to_owned));
     let port = keys.parsed("syslog-port", "a port", |text| text.parse().ok().filter(|port: &u16| *port > 0));
     if is_on && host.is_none() {
         let message = "nobody is named to send lines to; they go where they went without it";

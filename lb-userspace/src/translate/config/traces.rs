@@ -1,9 +1,8 @@
 //! Keys that say where spans go. Which requests leave one, each location says.
 
-use std::net::Ipv6Addr;
 use std::time::Duration;
 
-use super::keys::{Keys, field};
+use super::keys::{Keys, bare_host, field};
 use crate::model::l7::Collector;
 
 /// Without it spans go nowhere.
@@ -12,7 +11,7 @@ const BATCH: &str = "otel-max-exportbatchsize";
 
 /// `None`: nobody takes them.
 pub(super) fn read(keys: &mut Keys<'_>) -> Option<Collector> {
-    let host = keys.text(COLLECTOR).filter(|host| is_host(host));
+    let host = keys.text(COLLECTOR).and_then(bare_host);
     let is_port = |text: &str| text.parse().ok().filter(|port| *port > 0);
     let port = keys.parsed("otlp-collector-port", "a port", is_port).unwrap_or(4317);
     let service = keys.text("otel-service-name").unwrap_or("nginx").to_owned();
@@ -35,7 +34,7 @@ pub(super) fn read(keys: &mut Keys<'_>) -> Option<Collector> {
         keys.about.warn("no-collector", field("enable-opentelemetry"), message, fix);
     }
     Some(Collector {
-        host: host?.trim_matches(['[', ']']).to_owned(),
+        host: host?.to_owned(),
         port,
         service,
         queue,
@@ -48,31 +47,3 @@ pub(super) fn read(keys: &mut Keys<'_>) -> Option<Collector> {
 const SPANS_MAX: usize = 65_536;
 /// An hour.
 const DELAY_MAX: u64 = 3_600_000;
-
-/// A name or an address, without port.
-pub(super) fn is_host(text: &str) -> bool {
-    let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
-    let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
-    bare.parse::<Ipv6Addr>().is_ok() || (text.len() <= 253 && text.bytes().all(is_name))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_host_is_a_name_or_an_address() {
-        for (text, expected) in [
-            ("otel-coll-collector.otel.svc", true),
-            ("10.0.0.1", true),
-            ("fd00::1", true),
-            ("[fd00::1]", true),
-            ("otel:4317", false),
-            ("http://otel", false),
-            ("two words", false),
-            ("[otel]", false),
-        ] {
-            assert_eq!(is_host(text), expected, "{text}");
-        }
-    }
-}

@@ -12,8 +12,8 @@ use super::super::header_map;
 use super::super::mode;
 use super::super::view::View;
 use super::WITHOUT_FIREWALL;
-use super::keys::{Keys, field};
-use super::traces::{COLLECTOR, is_host};
+use super::keys::{Keys, bare_host, field};
+use super::traces::COLLECTOR;
 use crate::model::expression::Expression;
 use crate::model::l7::policy::FilledHeader;
 use crate::model::upstream::{Condition, Keepalive};
@@ -209,7 +209,7 @@ fn legal(key: &str, form: Value, text: &str) -> Result<(), String> {
         }
         traced::OPERATION | traced::RATIO => traced::check(key, text),
         COLLECTOR => {
-            is_host(text).then_some(()).ok_or_else(|| format!("{text:?} is neither a name nor an address"))
+            bare_host(text).map(|_| ()).ok_or_else(|| format!("{text:?} is neither a name nor an address"))
         }
         _ => external_auth::check_global(key, text),
     }
