@@ -179,10 +179,14 @@ fn settings_that_are_taken_up_are_told_as_ingress_nginx_does() {
 fn problems_are_told_as_events_once() {
     let Some(rig) = Rig::new() else { return };
     rig.apply(&objects::class());
+    rig.apply(&objects::ingress("earlier", "earlier.example.com", "web", &[]));
     let agent = agent_in_pod(&rig, "edge-1", "192.0.2.1", &[]);
     let events = |name: &str| events(&rig, name);
     let leads = "nginx_ingress_controller_leader_election_status";
     assert!(eventually(DEADLINE, || (agent.metric(leads) == 1.0).then_some(())).is_some(), "{}", agent.log());
+    let synced = ("Normal".to_owned(), "Sync".to_owned(), 1);
+    let earlier = eventually(DEADLINE, || events("earlier").contains(&synced).then_some(()));
+    assert!(earlier.is_some(), "there before the agent: {:?}\n{}", events("earlier"), agent.log());
     let told = |reason: &str| ("Warning".to_owned(), reason.to_owned(), 1);
 
     rig.apply(&objects::ingress("web", HOST, "web", &["auth-type: basic", "auth-secret: users"]));

@@ -2,7 +2,7 @@
 //! describe` shows. Only the holder of the Lease writes them; each is told once while it lasts, and no
 //! faster than an API server likes.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -72,6 +72,10 @@ pub(super) struct Memory {
     /// What may pass, and since when it is there.
     fleeting: BTreeMap<u64, Instant>,
     queue: VecDeque<What>,
+    /// Ingresses that were taken up and are to be told of when nothing else is: there may be thousands, all at once when we begin to lead.
+    taken_up: BTreeSet<ObjectName>,
+    /// We led when the report before came.
+    leads: bool,
     /// The report before, to see which Ingresses are new.
     before: Option<Arc<Report>>,
 }
@@ -117,6 +121,28 @@ impl Memory {
         due
     }
 
+    /// Whether something waits to be told.
+    fn waits(&self) -> bool {
+        !(self.queue.is_empty() && self.taken_up.is_empty())
+    }
+
+    /// What is told next; an Ingress that is gone meanwhile is not.
+    fn next(&mut self) -> Option<What> {
+        if let Some(what) = self.queue.pop_front() {
+            return Some(what);
+        }
+        let report = self.before.as_ref()?;
+        while let Some(name) = self.taken_up.pop_first() {
+            if report.served.contains(&name)
+                && let Some(ingress) = report.loaded.objects.ingresses.get(&name)
+            {
+                let object = Object::Ingress(Arc::clone(&ingress.object));
+                return Some(normal(&object, "Sync", "Scheduled for sync".to_owned()));
+            }
+        }
+        None
+    }
+
     /// When something has lasted long enough.
     fn settled(&self) -> Option<Instant> {
         self.fleeting.values().min().map(|since| *since + SETTLING)
@@ -133,7 +159,7 @@ impl Recorder {
         // What could not be told is told when that has passed, whatever it was.
         let (mut backoff, mut again) = (super::pauses(), None::<Instant>);
         loop {
-            let next = (!self.memory.queue.is_empty()).then(|| allowance.next(Instant::now()));
+            let next = self.memory.waits().then(|| allowance.next(Instant::now()));
             let next = next.map(|next| again.map_or(next, |again| next.max(again)));
             let settled = self.memory.settled();
             let report = &mut self.report;
@@ -147,7 +173,7 @@ impl Recorder {
                 _ = repeat.tick() => true,
                 () = sleep_until(settled.unwrap_or_else(Instant::now)), if settled.is_some() => true,
                 () = sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {
-                    if let Some(what) = self.memory.queue.pop_front() {
+                    if let Some(what) = self.memory.next() {
                         allowance.spend();
                         if self.tell(&what).await == Told::Later {
                             self.memory.queue.push_front(what);
@@ -184,10 +210,14 @@ impl Recorder {
             all.extend(object.map(|object| of_problem(&object, problem)));
         }
         let mut due = self.memory.due(all, Instant::now());
-        if let Some(before) = &self.memory.before {
-            if self.sync {
-                note_synced(before, report, &mut due);
-            }
+        let before = self.memory.before.take();
+        // Of what was there when we began to lead, too.
+        let led = std::mem::replace(&mut self.memory.leads, true);
+        let told = before.as_deref().filter(|_| led);
+        if self.sync {
+            self.memory.taken_up.extend(taken_up(told, report));
+        }
+        if let Some(before) = &before {
             note_settings(before, report, &mut due);
         }
         for what in due {
@@ -280,20 +310,18 @@ async fn patch(api: &Api<Event>, name: &str, patch: &serde_json::Value) -> Resul
     patched.map_err(|error| Failure::of(&error))
 }
 
-/// Ingresses that came or changed since the report before. Of what was there when we began others have told.
-fn note_synced(before: &Report, report: &Report, due: &mut Vec<What>) {
-    let (now, then) = (&report.loaded.objects.ingresses, &before.loaded.objects.ingresses);
-    if now.ptr_eq(then) {
-        return;
-    }
-    for name in &report.served {
-        let Some(ingress) = now.get(name) else { continue };
-        if then.get(name).is_some_and(|then| Arc::ptr_eq(&then.object, &ingress.object)) {
-            continue;
-        }
-        let object = Object::Ingress(Arc::clone(&ingress.object));
-        due.push(normal(&object, "Sync", "Scheduled for sync".to_owned()));
-    }
+/// Ingresses that came or changed since the report before; all of them where there was none.
+fn taken_up<'a>(before: Option<&'a Report>, report: &'a Report) -> impl Iterator<Item = ObjectName> + 'a {
+    let now = &report.loaded.objects.ingresses;
+    let then = before.map(|before| &before.loaded.objects.ingresses);
+    let same = then.is_some_and(|then| now.ptr_eq(then));
+    let served = (!same).then(|| report.served.iter()).into_iter().flatten();
+    let is_new = move |name: &&ObjectName| {
+        let is = now.get(*name);
+        let was = then.and_then(|then| then.get(*name));
+        is.is_some_and(|is| was.is_none_or(|was| !Arc::ptr_eq(&was.object, &is.object)))
+    };
+    served.filter(is_new).cloned()
 }
 
 /// ConfigMaps that something in force names, and that came or changed since the report before: settings, and lists
