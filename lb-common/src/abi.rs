@@ -7,6 +7,7 @@ use crate::config::{self, Settings};
 use crate::flows::{self, Entry};
 use crate::maps::{self, at, count, row};
 use crate::nat::{Forward, Reverse, state};
+use crate::shortcut::{self, Folded, Key};
 use crate::verdict::Event;
 use crate::{
     ABI_VERSION, Addr, AddrEntry, Backend, BackendId, Descriptor, Epoch, Flow, HashKey, Mac, Mode, Record,
@@ -15,7 +16,7 @@ use crate::{
 
 /// The version, and the layout that it names. Who changes the layout raises the version, or an agent would take
 /// tables over that it reads wrongly.
-const LAYOUT: (u32, u64) = (7, 0x0fc2_4a42_52f2_a5a3);
+const LAYOUT: (u32, u64) = (8, 0x1180_5226_4b79_6e36);
 
 /// Values that make every bit of a layout show.
 fn words() -> Vec<u64> {
@@ -77,6 +78,7 @@ fn words() -> Vec<u64> {
         at::POOL,
         at::FLOWS,
         at::LEASES,
+        at::FILTER,
         at::END,
         count::PACKETS,
         count::BYTES,
@@ -92,9 +94,11 @@ fn words() -> Vec<u64> {
         capture::HEAD,
         AddrEntry::WAYS,
         VipEntry::WAYS,
+        shortcut::KEY_WORD,
     ];
     words.extend(places.map(|place| place as u64));
-    let sizes = [maps::ADDR_LINES, maps::VIP_LINES, flows::WAYS, lease::WAYS, maps::RANGE_BITS];
+    let sizes =
+        [maps::ADDR_LINES, maps::VIP_LINES, flows::WAYS, lease::WAYS, shortcut::WAYS, maps::RANGE_BITS];
     words.extend(sizes.map(u64::from));
     let fields = [
         size_of::<Flow>(),
@@ -126,7 +130,9 @@ fn words() -> Vec<u64> {
     words.push(Epoch::new(1, 12, 13, 33).0);
     words.extend(settings.words());
     words.extend([
+        maps::interface(Mac([1, 2, 3, 4, 5, 6])),
         maps::NO_XDP_TX,
+        maps::SHOWN,
         AddrEntry::vip(34).0.into(),
         AddrEntry::node(35).0.into(),
         AddrEntry::OVERFLOW,
@@ -134,6 +140,8 @@ fn words() -> Vec<u64> {
     words.extend([VipEntry::balanced(vip_key, 36).0, VipEntry::balanced(vip_key, 36).restricted(37).0]);
     words.extend([VipEntry::punted(vip_key, false).0, VipEntry::punted(vip_key, true).0, VipEntry::OVERFLOW]);
     words.extend(record.words());
+    words.extend(shortcut::ADDR_WORDS.map(|word| word as u64));
+    words.push(shortcut::MORE);
     words.push(descriptor.0);
     words.extend(rules);
     words.extend([Slot::settled(BackendId(38)).0, Slot::contested(BackendId(38)).0].map(u64::from));
@@ -158,6 +166,11 @@ fn words() -> Vec<u64> {
         [addr(50).bucket(14), VipEntry::bucket(vip_key, 14), descriptor.pool_index(flow.hash(key))]
             .map(u64::from),
     );
+    let folded = [Folded::of(addr(53)), Folded::v4(54)];
+    let keys = folded.map(|dst| Key::new(dst, 55, TCP));
+    words.extend(folded.map(|dst| u64::from(dst.byte())));
+    words.extend(keys.map(|key| key.0));
+    words.extend(keys.map(|key| u64::from(key.line())));
     words.extend([tunnel::cluster(key), tunnel::tag(addr(51), 52, TCP, key)].map(u64::from));
     words.extend([flows::clock(1 << 50), lease::stamp(1 << 20).into()].map(u64::from));
     words

@@ -1,8 +1,8 @@
 //! Addresses, and the bucketed table that says which of them are ours.
 //!
 //! A bucket is one 64-byte line: three addresses (words 0 to 5), their values (words 6 and 7) and
-//! an overflow mark. It is the first thing asked about every packet, so a packet that is not ours
-//! costs one multiply and one cache line. A full bucket spills into its neighbour and says so;
+//! an overflow mark. It says what [`crate::shortcut`] has to say of an address, and decides where that
+//! does not. A full bucket spills into its neighbour and says so;
 //! user space makes the table large enough for that to be rare.
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};

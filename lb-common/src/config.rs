@@ -172,13 +172,7 @@ pub fn tunnel_port(config: &impl Lines) -> u16 {
 /// Whether packets are shown to [`crate::capture`].
 #[inline(always)]
 pub fn capturing(config: &impl Lines) -> bool {
-    capture_word(config) != 0
-}
-
-/// Not 0 while they are, and then of bits above 31.
-#[inline(always)]
-pub fn capture_word(config: &impl Lines) -> u64 {
-    config.word(0, 6) >> 32 << 32
+    config.high(0, 6) != 0
 }
 
 /// The grace time, in units of [`crate::flows::clock`].

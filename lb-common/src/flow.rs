@@ -48,10 +48,16 @@ impl Flow {
 
     /// [`Flow::hash`] where both addresses are known to be IPv4.
     #[inline(always)]
-    pub const fn hash_v4(&self, HashKey(key): HashKey) -> u64 {
+    pub const fn hash_v4(&self, key: HashKey) -> u64 {
         let addresses = self.src.raw_v4() as u64 | (self.dst.raw_v4() as u64) << 32;
+        Self::hash_of_v4(addresses, self.ports, self.proto, key)
+    }
+
+    /// The same of both addresses as they stand in a packet, in one word.
+    #[inline(always)]
+    pub const fn hash_of_v4(addresses: u64, ports: u32, proto: u32, HashKey(key): HashKey) -> u64 {
         let mixed = mix(addresses ^ key[0], key[1]);
-        mix(mixed ^ self.tail() ^ key[2], key[3])
+        mix(mixed ^ (ports as u64 | (proto as u64) << 32) ^ key[2], key[3])
     }
 
     /// [`Flow::hash`] where both addresses are known to be IPv6.

@@ -20,6 +20,7 @@ pub mod maps;
 pub mod nat;
 pub mod ports;
 pub mod rate;
+pub mod shortcut;
 pub mod steer;
 pub mod tunnel;
 pub mod verdict;
@@ -40,7 +41,7 @@ pub use vlan::{Tag, Tags};
 
 /// Version of everything in this crate that both sides of the kernel line must agree on. Bump it
 /// with any change of a layout or of the meaning of a field.
-pub const ABI_VERSION: u32 = 7;
+pub const ABI_VERSION: u32 = 8;
 
 /// TCP's IP protocol number.
 pub const TCP: u8 = 6;
@@ -57,6 +58,12 @@ pub trait Lines {
     #[inline(always)]
     fn low(&self, line: u32, word: usize) -> u32 {
         self.word(line, word) as u32
+    }
+
+    /// The upper half of that word.
+    #[inline(always)]
+    fn high(&self, line: u32, word: usize) -> u32 {
+        (self.word(line, word) >> 32) as u32
     }
 }
 

@@ -21,11 +21,22 @@ pub const INTERFACES: u32 = 1 << 10;
 /// are in use.
 pub const FLOWS: u32 = 1 << 20;
 
-/// Beside the MAC of an interface that frames leave by a redirect even where they came in by it.
+/// What is said of an interface: its MAC in bits 16 to 63 (0: do not check), and flags. The MAC stands where a frame that is
+/// shifted by 16 bits has its destination, so one comparison finds a frame that is another host's and
+/// one that the ladder has to see.
+#[inline(always)]
+pub const fn interface(mac: crate::Mac) -> u64 {
+    mac.word() << 16
+}
+
+/// Flag of an interface that frames leave by a redirect even where they came in by it.
 ///
 /// veth does not wake its peer for `XDP_TX` unless the peer has an XDP program of its own
 /// (`veth_xdp_flush` in drivers/net/veth.c); a redirect always does.
-pub const NO_XDP_TX: u64 = 1 << 63;
+pub const NO_XDP_TX: u64 = 1;
+/// Flag of every interface while packets are shown ([`crate::config::capturing`]): the fast path shows none. Above all
+/// flags that it bears.
+pub const SHOWN: u64 = 2;
 
 /// Where [`TABLES`] lies, as the program says it: the loader finds the loads of an address with this
 /// upper half and lets the kernel put the map's true address there, so that no packet looks it up.
@@ -53,8 +64,10 @@ pub mod at {
     pub const FLOWS: usize = POOL + POOL_SLOTS as usize / 4;
     /// Leases of translated flows.
     pub const LEASES: usize = FLOWS + super::FLOWS as usize;
+    /// Bytes of [`crate::shortcut::FILTER`].
+    pub const FILTER: usize = LEASES + 2 * crate::lease::LEASES as usize;
     /// Words in all (29 MiB).
-    pub const END: usize = LEASES + 2 * crate::lease::LEASES as usize;
+    pub const END: usize = FILTER + crate::shortcut::FILTER as usize / 8;
 }
 
 /// Counters of one backend on one CPU, as an offset into its four words.

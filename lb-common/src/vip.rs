@@ -135,7 +135,7 @@ impl VipEntry {
 }
 
 /// Per-VIP line: word 0 the table [`Descriptor`], word 1 flags, pool tag and affinity timeout,
-/// word 2 the set of source ranges; the rest is free.
+/// word 2 the set of source ranges, words 3 to 5 what [`crate::shortcut`] knows it by; the rest is free.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Record {
     /// Current table and, while slots are contested, that of their previous owners.

@@ -163,9 +163,9 @@ fn ethernet<const SIZE: usize>(view: &View<SIZE>, generator: &Generator) {
 fn vary_v4(packet: &Packet, generator: &mut Generator) {
     let Some(view) = packet.view::<V4_PORTS>() else { return };
     let (flow, host, ports) = next(generator, ETHERNET + 20);
-    view.write(ETHERNET + 12, saved::<u32>(generator, ETHERNET + 12) | host);
-    let vip = saved::<u32>(generator, ETHERNET + 16);
-    view.write(ETHERNET + 16, vip | Generator::vip(flow, generator.vips));
+    let src = saved::<u32>(generator, ETHERNET + 12) | host;
+    let vip = saved::<u32>(generator, ETHERNET + 16) | Generator::vip(flow, generator.vips);
+    view.write(ETHERNET + 12, src as u64 | (vip as u64) << 32);
     view.write(ETHERNET + 20, ports);
 }
 

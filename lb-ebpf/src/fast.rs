@@ -8,18 +8,18 @@
 
 use aya_ebpf::{bindings::xdp_action, programs::XdpContext};
 use lb_common::{
-    AddrEntry, BackendId, Epoch, Flow, Mode, Record, Rules, Tags, Verdict, VipEntry, backend, config,
-    csum::Delta,
-    lease,
+    Addr, BackendId, Flow, HashKey, Lines, Mode, Record, Rules, Slot, Tags, Verdict, backend, config, lease,
     maps::{NO_XDP_TX, Program},
-    steer::{How, Kind, Memory},
+    shortcut::{self, ADDR_WORDS, Folded, KEY_WORD, Key},
+    steer::{How, Kind},
     tunnel::Round,
 };
 
 use crate::{
+    counts::Row,
     forward::{self, Outcome, To, Way},
-    maps::{self, Row, Tables},
-    packet::{Packet, View},
+    maps::{self, Pair, Tables},
+    packet::{Headers, Packet, View},
     parse::{self, ETHERNET, ETHERTYPE_V4, ETHERTYPE_V6, Family, V4, V6, tcp_flag},
     steer,
 };
@@ -42,21 +42,19 @@ pub fn balance(ctx: &XdpContext) -> u32 {
 /// What the fast path asks of an IP version beside [`Family`].
 trait Fast: Family {
     /// Ethernet, IP and TCP header.
-    type Frame: Copy;
+    type Frame: Headers;
     /// Those headers, if they are there.
     fn frame(packet: &Packet) -> Option<Self::Frame>;
     /// The IP header of it.
     fn ip(frame: &Self::Frame) -> Self::Head;
-    /// Destination MAC and the first two bytes of the source's.
-    fn macs(frame: &Self::Frame) -> u64;
-    /// The ports word.
-    fn ports(frame: &Self::Frame) -> u32;
-    /// TCP's flag byte.
-    fn tcp_flags(frame: &Self::Frame) -> u8;
-    /// The last three bytes of the source MAC.
-    fn sender(frame: &Self::Frame) -> u32;
-    /// Rewrites the ports, and lets the checksum follow.
-    fn rewrite_transport(frame: &Self::Frame, new: &Flow, delta: Delta);
+    /// The destination.
+    fn folded(frame: &Self::Frame) -> Folded;
+    /// Protocol and length of the IP packet, if nothing stands between the headers and it is no piece of one.
+    fn plain(frame: &Self::Frame) -> Option<(u8, u32)>;
+    /// Whether a record that has the destination's key is of that address.
+    fn is_of(record: &Pair, frame: &Self::Frame) -> bool;
+    /// [`Family::hash`] of what stands in the frame.
+    fn hash_of(frame: &Self::Frame, proto: u8, key: HashKey) -> u64;
 }
 
 impl Fast for V4 {
@@ -73,28 +71,26 @@ impl Fast for V4 {
     }
 
     #[inline(always)]
-    fn macs(frame: &Self::Frame) -> u64 {
-        frame.read(0)
+    fn folded(frame: &Self::Frame) -> Folded {
+        Folded::v4(frame.read(30))
     }
 
     #[inline(always)]
-    fn ports(frame: &Self::Frame) -> u32 {
-        frame.read(34)
+    fn plain(frame: &Self::Frame) -> Option<(u8, u32)> {
+        let first: u64 = frame.read(ETHERNET);
+        // Version and length of the header; more fragments, or an offset.
+        let plain = first & 0xff3f_0000_0000_00ff == 0x45;
+        plain.then_some((frame.read(23), ((first >> 16) as u16).swap_bytes() as u32))
     }
 
     #[inline(always)]
-    fn tcp_flags(frame: &Self::Frame) -> u8 {
-        frame.read(47)
+    fn is_of(_: &Pair, _: &Self::Frame) -> bool {
+        true
     }
 
     #[inline(always)]
-    fn sender(frame: &Self::Frame) -> u32 {
-        frame.read::<u32>(8) >> 8
-    }
-
-    #[inline(always)]
-    fn rewrite_transport(frame: &Self::Frame, new: &Flow, delta: Delta) {
-        parse::rewrite_plain(frame.part(34), new, delta);
+    fn hash_of(frame: &Self::Frame, proto: u8, key: HashKey) -> u64 {
+        Flow::hash_of_v4(frame.read(26), frame.read(34), proto as u32, key)
     }
 }
 
@@ -112,29 +108,60 @@ impl Fast for V6 {
     }
 
     #[inline(always)]
-    fn macs(frame: &Self::Frame) -> u64 {
-        frame.read(0)
+    fn folded(frame: &Self::Frame) -> Folded {
+        Folded::v6(Addr { hi: frame.read(38), lo: frame.read(46) })
     }
 
     #[inline(always)]
-    fn ports(frame: &Self::Frame) -> u32 {
-        frame.read(54)
+    fn plain(frame: &Self::Frame) -> Option<(u8, u32)> {
+        let first: u64 = frame.read(ETHERNET);
+        let plain = first & 0xf0 == 0x60;
+        plain.then_some(((first >> 48) as u8, ((first >> 32) as u16).swap_bytes() as u32 + 40))
     }
 
     #[inline(always)]
-    fn tcp_flags(frame: &Self::Frame) -> u8 {
-        frame.read(67)
+    fn is_of(record: &Pair, frame: &Self::Frame) -> bool {
+        let [hi, lo] = ADDR_WORDS;
+        record.word(0, hi) == frame.read::<u64>(38) && record.word(0, lo) == frame.read::<u64>(46)
     }
 
+    /// The destination as it stands there: a mapped one has no record.
     #[inline(always)]
-    fn sender(frame: &Self::Frame) -> u32 {
-        frame.read::<u32>(8) >> 8
+    fn hash_of(frame: &Self::Frame, proto: u8, key: HashKey) -> u64 {
+        let head = Self::ip(frame);
+        let dst = Addr { hi: frame.read(38), lo: frame.read(46) };
+        Flow { src: Self::src(&head), dst, ports: ports::<Self>(frame), proto: proto as u32 }.hash_v6(key)
     }
+}
 
-    #[inline(always)]
-    fn rewrite_transport(frame: &Self::Frame, new: &Flow, delta: Delta) {
-        parse::rewrite_plain(frame.part(54), new, delta);
-    }
+/// Destination MAC and the first two bytes of the source's.
+#[inline(always)]
+fn macs<F: Fast>(frame: &F::Frame) -> u64 {
+    frame.read(0)
+}
+
+/// The last three bytes of the source MAC.
+#[inline(always)]
+fn sender<F: Fast>(frame: &F::Frame) -> u32 {
+    frame.read::<u32>(8) >> 8
+}
+
+/// The ports word.
+#[inline(always)]
+fn ports<F: Fast>(frame: &F::Frame) -> u32 {
+    frame.read(F::PLAIN.l4)
+}
+
+/// The destination port.
+#[inline(always)]
+fn dst_port<F: Fast>(frame: &F::Frame) -> u16 {
+    frame.read(F::PLAIN.l4 + 2)
+}
+
+/// TCP's flag byte.
+#[inline(always)]
+fn tcp_flags<F: Fast>(frame: &F::Frame) -> u8 {
+    frame.read(F::PLAIN.l4 + 13)
 }
 
 #[inline(always)]
@@ -148,76 +175,88 @@ fn the_ladders(ctx: &XdpContext) -> u32 {
 #[inline(always)]
 fn of_family<F: Fast>(ctx: &XdpContext, tables: &Tables, packet: &Packet) -> u32 {
     let Some(frame) = F::frame(packet) else { return the_ladders(ctx) };
-    let epoch = config::epoch(&tables.settings());
-    let addr = AddrEntry::find(&tables.addrs(), epoch, F::dst(&F::ip(&frame)));
-    if addr.is_none() {
+    let dst = F::folded(&frame);
+    if !tables.may_be_ours(dst) {
         return xdp_action::XDP_PASS;
     }
-    if let Some(row) = maps::counts()
-        && let Some(Outcome { verdict, action }) = ours::<F>(ctx, tables, row, packet, &frame, epoch, addr)
+    if let Some((proto, length)) = F::plain(&frame)
+        && let Some((record, index)) = shortcut::find(
+            Key::new(dst, dst_port::<F>(&frame), proto),
+            |line| tables.record(line),
+            |record| record.word(0, KEY_WORD),
+            |record| F::is_of(&record, &frame),
+        )
+        && let Some(row) = maps::counts()
     {
-        row.verdict(verdict);
-        return action;
+        let ours = Ours { frame, proto, length, record, index };
+        if let Some(Outcome { verdict, action }) = forwarded::<F>(ctx, tables, row, packet, &ours) {
+            row.verdict(verdict);
+            return action;
+        }
     }
     the_ladders(ctx)
 }
 
-/// A packet to one of our addresses; `None`: the ladder's. Everything is read first, whatever it
-/// may be good for, and judged together: a branch costs more than a load that was in vain.
+/// What is known of a packet to a VIP of ours.
+struct Ours<F: Fast> {
+    frame: F::Frame,
+    proto: u8,
+    /// Of the IP packet, as it says.
+    length: u32,
+    record: Pair,
+    /// Index of the record.
+    index: u32,
+}
+
+/// A packet to one of our VIPs; `None`: the ladder's.
 #[inline(always)]
-fn ours<F: Fast>(
+fn forwarded<F: Fast>(
     ctx: &XdpContext,
     tables: &Tables,
     row: Row,
     packet: &Packet,
-    frame: &F::Frame,
-    epoch: Epoch,
-    addr: AddrEntry,
+    ours: &Ours<F>,
 ) -> Option<Outcome> {
-    let head = F::ip(frame);
-    let proto = F::plain_proto(&head)?;
+    let Ours { frame, proto, length, record, index } = ours;
+    let Record { descriptor, rules, .. } = Record::read(record, 0);
     let ifindex = ctx.ingress_ifindex() as u32;
-    let interface = tables.interface(ifindex);
-    let ports = F::ports(frame);
-    let vip = VipEntry::find(&tables.vips(), epoch, VipEntry::key(addr, (ports >> 16) as u16, proto));
-    let Record { descriptor, rules, .. } = Record::read(&tables.records(), vip.record());
-    // Another host's frame, shifted so that its source is not looked at; an interface that we do
-    // not know; an address of the host; a VIP that is not simply balanced; rules that ask more;
-    // somebody who captures.
-    let odd = (interface ^ F::macs(frame)) << 16 | addr.odd() | vip.odd() | rules.odd();
-    let odd = odd | config::capture_word(&tables.settings());
-    // A packet longer than its frame (cut short, or in several pieces) or shorter than its headers.
-    let length = F::length(&head);
-    let least = (F::PLAIN.l4 - ETHERNET) as u64 + 20;
-    let missing = (packet.bytes() as u64).wrapping_sub(ETHERNET as u64 + length as u64);
-    let odd = odd | (missing | (length as u64).wrapping_sub(least)) & 1 << 63;
-    let packet = packet.leaving_by(if interface & NO_XDP_TX == 0 { ifindex } else { 0 });
-    let ours = Ours {
-        head,
-        flow: Flow { src: F::src(&head), dst: F::dst(&head), ports, proto: proto as u32 },
-        vip,
-        rules,
-    };
-    if odd != 0 || descriptor.is_none() {
+    // Another host's frame, an interface that we do not know, or somebody who captures.
+    let interface = tables.interface(ifindex) ^ macs::<F>(frame) << 16;
+    if interface > NO_XDP_TX {
+        return None;
+    }
+    // Longer than its frame (cut short, or in several pieces) or shorter than its headers.
+    if packet.bytes() < ETHERNET + *length as usize || *length < (F::PLAIN.l4 - ETHERNET) as u32 + 20 {
+        return None;
+    }
+    let packet = packet.leaving_by(if interface == 0 { ifindex } else { 0 });
+    // Rules that ask more than the slot.
+    if rules.odd() != 0 {
         // Flows are known before slots are asked, whatever else the rules say.
-        let translated = odd & !(Rules::AFFINITY | Rules::CONSERVATIVE) == Rules::TRANSLATED;
-        return if translated { leased::<F>(ctx, tables, row, &packet, frame, &ours) } else { None };
+        return if rules.odd() & !(Rules::AFFINITY | Rules::CONSERVATIVE) == Rules::TRANSLATED {
+            leased::<F>(ctx, tables, row, &packet, rules, ours)
+        } else {
+            None
+        };
+    }
+    if descriptor.is_none() {
+        return None;
     }
 
-    let hash = F::hash(&ours.flow, config::hash_key(&tables.settings()));
-    let slot = tables.slot(descriptor.pool_index(hash));
+    let hash = F::hash_of(frame, *proto, config::hash_key(&tables.settings()));
+    let slot = tables.slot_at(descriptor.pool_offset(hash));
     // UDP has no such byte; what stands there says nothing.
-    let is_tcp = proto == lb_common::TCP;
-    let flags = if is_tcp { F::tcp_flags(frame) } else { 0 };
-    let (mut id, mut other) = (BackendId(slot.0), BackendId(0));
+    let is_tcp = *proto == lb_common::TCP;
+    let flags = if is_tcp { tcp_flags::<F>(frame) } else { 0 };
+    let (mut id, mut other) = (BackendId(slot as u16), BackendId(0));
     let mut begins = flags & (tcp_flag::SYN | tcp_flag::ACK | tcp_flag::RST) == tcp_flag::SYN;
-    if slot.is_contested() {
-        let kind = parse::kind(proto, flags);
+    if slot & Slot::MARK as u64 != 0 {
+        let kind = parse::kind(*proto, flags);
         let known = steer::recalled(tables, rules, hash, kind, row);
         if known.0 != 0 {
             id = known;
         } else {
-            let choice = steer::choose_contested(vip.record(), hash, kind);
+            let choice = steer::choose_contested(*index, hash, kind);
             (id, other) = (choice.backend, choice.other);
             begins |= kind == Kind::Datagram && choice.how == How::Began;
         }
@@ -229,21 +268,20 @@ fn ours<F: Fast>(
     if way.next_hop.ifindex == 0 {
         return None;
     }
-    let to = To { id, lines, other, round: Round::First, way, l3: ETHERNET };
-    let outcome = forward::along::<F>(ctx, &packet, &head, tables, &to, hash).ok()?;
-    row.backend(id.0, length as u64, begins);
-    if rules.any(Rules::COUNTED) {
-        row.vip(vip.record(), length as u64, begins);
-    }
+    let outcome = if identity.mode() == Mode::L2 as u8 {
+        if *length > identity.mtu() as u32 {
+            return None;
+        }
+        let ether: View<ETHERNET> = frame.part(0);
+        ether.write(0, next_hop.head);
+        ether.write(8, next_hop.tail);
+        forward::leave(&packet, next_hop, Tags::NONE, Verdict::ForwardedL2)
+    } else {
+        let to = To { id, lines, other, round: Round::First, way, l3: ETHERNET };
+        forward::along::<F>(ctx, &packet, &F::ip(frame), tables, &to, hash).ok()?
+    };
+    row.packet_to(id, *index, rules, *length as u64, begins);
     Some(outcome)
-}
-
-/// What is known of a packet to a VIP of ours.
-struct Ours<F: Family> {
-    head: F::Head,
-    flow: Flow,
-    vip: VipEntry,
-    rules: Rules,
 }
 
 /// A packet of a translated flow that holds a lease; `None`: the ladder's, which may grant one.
@@ -253,38 +291,37 @@ fn leased<F: Fast>(
     tables: &Tables,
     row: Row,
     packet: &Packet,
-    frame: &F::Frame,
+    rules: Rules,
     ours: &Ours<F>,
 ) -> Option<Outcome> {
-    let Ours { head, flow, vip, rules } = ours;
+    let Ours { frame, proto, length, index, .. } = ours;
+    let (head, length) = (&F::ip(frame), *length);
     // What begins or ends a flow is noted with it, and the last hop is told.
-    let noted = flow.proto == lb_common::TCP as u32 && F::tcp_flags(frame) & tcp_flag::BEGIN_OR_END != 0;
+    let noted = *proto == lb_common::TCP && tcp_flags::<F>(frame) & tcp_flag::BEGIN_OR_END != 0;
     if noted || F::ttl(head) <= 1 {
         return None;
     }
-    let lease = lease::find(tables, F::hash(flow, config::hash_key(&tables.settings())));
-    if !lease.holds(maps::stamp(), F::sender(frame)) {
+    let hash = F::hash_of(frame, *proto, config::hash_key(&tables.settings()));
+    let lease = lease::find(tables, hash);
+    if !lease.holds(maps::stamp(), sender::<F>(frame)) {
         return None;
     }
     let id = lease.backend();
     let lines = tables.backend(id);
     let (identity, next_hop) = (backend::identity(&lines, id), backend::next_hop(&lines, id));
-    let length = F::length(head);
     let local = identity.mode() == Mode::Local as u8;
     let nat = identity.mode() == Mode::Nat as u8 && next_hop.ifindex != 0;
     if length > identity.mtu() as u32 || !local && !nat {
         return None;
     }
+    let flow = &Flow { src: F::src(head), dst: F::dst(head), ports: ports::<F>(frame), proto: *proto as u32 };
     let src = if local { flow.src } else { backend::source(&lines, id) };
     let ports = Flow::ports(lease.wire_port(), identity.wire_port());
     let new = Flow { src, dst: backend::addr(&lines, id), ports, proto: flow.proto };
     // The stack takes the hop of what it forwards.
     let delta = F::rewrite(head, flow, &new, if local { 0 } else { 1 });
-    F::rewrite_transport(frame, &new, delta);
-    row.backend(id.0, length as u64, false);
-    if rules.any(Rules::COUNTED) {
-        row.vip(vip.record(), length as u64, false);
-    }
+    parse::rewrite_plain(frame.part(F::PLAIN.l4), &new, delta);
+    row.packet_to(id, *index, rules, length as u64, false);
     Some(if local {
         Verdict::ForwardedLocal.into()
     } else {

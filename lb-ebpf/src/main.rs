@@ -13,6 +13,7 @@
 mod bench;
 mod capture;
 mod carry;
+mod counts;
 mod errors;
 mod fast;
 mod forward;
@@ -234,12 +235,12 @@ pub fn onward<F: Family>(
 pub fn for_us(ctx: &XdpContext, packet: Packet, tables: &Tables) -> Option<Packet> {
     let ifindex = ctx.ingress_ifindex() as u32;
     let interface = tables.interface(ifindex);
-    let mac = interface & !NO_XDP_TX;
+    let mac = interface >> 16;
     let ether = packet.view::<ETHERNET>()?;
     if mac != 0 && mac != ether.read::<u64>(0) & 0xffff_ffff_ffff {
         return None;
     }
-    Some(packet.leaving_by(if interface == mac { ifindex } else { 0 }))
+    Some(packet.leaving_by(if interface & NO_XDP_TX == 0 { ifindex } else { 0 }))
 }
 
 /// What takes the packets to a port of the host that is ours: answers to translated flows, and

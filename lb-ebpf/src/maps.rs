@@ -7,7 +7,7 @@ use aya_ebpf::{
     btf_maps::{
         Array, DevMapHash, HashMap, LpmTrie, PerCpuArray, ProgramArray, RingBuf, SockMap, lpm_trie::Key,
     },
-    helpers::{bpf_jiffies64, bpf_ktime_get_coarse_ns},
+    helpers::bpf_jiffies64,
     macros::btf_map,
 };
 use lb_common::{
@@ -15,14 +15,14 @@ use lb_common::{
     capture::{self, Handover},
     flows::{self, Entry, FlowWords, Noted},
     lease::{LEASES, LeaseWords},
-    maps::{self, LINE, Program, at, count, row},
+    maps::{self, LINE, Program, at, row},
     nat::{Forward, Reverse},
     rate::Bucket,
+    shortcut::{self, Folded},
     steer::Memory,
-    verdict::{Event, Verdict},
 };
 
-use crate::{carry::Carry, tags::Exit};
+use crate::{carry::Carry, counts::Row, tags::Exit};
 
 /// `BPF_F_MMAPABLE`.
 const SHARED: usize = 1 << 10;
@@ -219,20 +219,21 @@ impl Tables {
         Table(self.0)
     }
 
-    /// The same for the fast path, which saves an addition. Elsewhere it would only let the compiler
-    /// keep more of the line in registers than there are.
+    /// The same for the fast path, which saves an addition, and the address of each word. Elsewhere it would only let the
+    /// compiler keep more of the line in registers than there are.
     #[inline(always)]
     pub fn settings(&self) -> Pair {
-        // SAFETY: the lines lie within the map.
-        Pair(unsafe { self.0.add(at::CONFIG) })
+        // The first line of all.
+        const { assert!(at::CONFIG == 0) };
+        Pair(address())
     }
 
     /// The two lines of a backend, to be read as those of any: the id that is asked for is this one.
     #[inline(always)]
     pub fn backend(&self, id: BackendId) -> Pair {
-        let line = lb_common::backend::line(id) & (2 * maps::BACKENDS - 1);
-        let start = (at::BACKENDS + line as usize * LINE) * size_of::<u64>();
-        Pair(plus(self.0, start as u64))
+        let line = (lb_common::backend::line(id) & (2 * maps::BACKENDS - 1)) as usize;
+        // SAFETY: the backends lie within the map.
+        Pair(plus(unsafe { self.0.add(at::BACKENDS) }, (line * LINE * size_of::<u64>()) as u64))
     }
 
     /// Our addresses.
@@ -253,7 +254,34 @@ impl Tables {
         Table(self.0)
     }
 
-    /// MAC of one of our interfaces as a word, with [`maps::NO_XDP_TX`]; 0: not known, do not check.
+    /// Whether a destination may be ours; `false` is sure.
+    #[inline(always)]
+    pub fn may_be_ours(&self, dst: Folded) -> bool {
+        // SAFETY: the filter lies within the map.
+        let filter = unsafe { self.0.add(at::FILTER) }.cast::<u8>();
+        let index = (dst.byte() & (shortcut::FILTER - 1)) as usize;
+        // SAFETY: it has FILTER bytes, and the index is masked to them.
+        unsafe { filter.wrapping_add(index).read_volatile() != 0 }
+    }
+
+    /// The line of a record.
+    #[inline(always)]
+    pub fn record(&self, index: u32) -> Pair {
+        let line = (index & (maps::RECORDS - 1)) as usize;
+        // SAFETY: the records lie within the map.
+        Pair(plus(unsafe { self.0.add(at::RECORDS) }, (line * LINE * size_of::<u64>()) as u64))
+    }
+
+    /// A slot of the pool by its offset in bytes ([`lb_common::Descriptor::pool_offset`]).
+    #[inline(always)]
+    pub fn slot_at(&self, offset: u64) -> u64 {
+        // SAFETY: the pool lies within the map.
+        let pool = unsafe { self.0.add(at::POOL) };
+        let offset = offset & (2 * (maps::POOL_SLOTS as u64 - 1));
+        load(pool.cast::<u8>().wrapping_add(offset as usize).cast())
+    }
+
+    /// What is said of one of our interfaces ([`maps::interface`]); 0: nothing.
     #[inline(always)]
     pub fn interface(&self, ifindex: u32) -> u64 {
         let index = at::INTERFACES + (ifindex & (maps::INTERFACES - 1)) as usize;
@@ -270,6 +298,26 @@ fn plus(mut base: *const u64, bytes: u64) -> *const u64 {
     // SAFETY: an addition; nothing is read.
     unsafe { core::arch::asm!("{0} += {1}", inout(reg) base, in(reg) bytes, options(pure, nomem, nostack)) };
     base
+}
+
+/// A slot as a number of which the compiler does not know that it has 16 bits: it would extend the sign to test the
+/// highest one.
+#[cfg(target_arch = "bpf")]
+#[inline(always)]
+fn load(slot: *const u16) -> u64 {
+    let word: u64;
+    // SAFETY: callers point into the pool; the verifier checks the same.
+    unsafe {
+        core::arch::asm!("{0} = *(u16 *)({1} + 0)", out(reg) word, in(reg) slot, options(readonly, nostack))
+    };
+    word
+}
+
+/// The same for the host's compiler, which only checks this crate.
+#[cfg(not(target_arch = "bpf"))]
+fn load(slot: *const u16) -> u64 {
+    // SAFETY: as above.
+    unsafe { slot.read_volatile() as u64 }
 }
 
 /// The address of the tables, of which the compiler knows nothing: it keeps it and no sums of it.
@@ -303,6 +351,25 @@ impl Lines for Pair {
         // SAFETY: the first line of a pair has an even number, and every caller names a word below
         // LINE; the verifier checks that it lies within the map.
         unsafe { self.0.wrapping_add(index).read_volatile() }
+    }
+
+    #[inline(always)]
+    fn low(&self, line: u32, word: usize) -> u32 {
+        self.half(line, word, 0)
+    }
+
+    #[inline(always)]
+    fn high(&self, line: u32, word: usize) -> u32 {
+        self.half(line, word, 1)
+    }
+}
+
+impl Pair {
+    #[inline(always)]
+    fn half(&self, line: u32, word: usize, half: usize) -> u32 {
+        let index = 2 * ((line & 1) as usize * LINE + word) + half;
+        // SAFETY: as in `word`; the first half in memory is the lower one.
+        unsafe { self.0.cast::<u32>().wrapping_add(index).read_volatile() }
     }
 }
 
@@ -450,91 +517,10 @@ impl Memory for Tables {
     fn mark_used(&self, _: u32) {}
 }
 
-/// Counters of this CPU. Only this CPU writes them, and XDP does not nest.
-#[derive(Clone, Copy)]
-pub struct Row(*mut u64);
-
 /// This CPU's counters.
 #[inline(always)]
 pub fn counts() -> Option<Row> {
     COUNTS.get_ptr_mut(cpu()).map(|row| Row(row.cast()))
-}
-
-impl Row {
-    /// Time in units of [`flows::clock`], asked for once a tick: the helper costs ten times as much as
-    /// to compare ticks, which are a variable to the program.
-    #[inline(always)]
-    pub fn clock(self) -> u32 {
-        // SAFETY: the helper has no preconditions.
-        let ticks = unsafe { bpf_jiffies64() };
-        if self.word(row::CLOCK) != ticks {
-            // SAFETY: as above.
-            let now = flows::clock(unsafe { bpf_ktime_get_coarse_ns() });
-            self.set(row::CLOCK, ticks);
-            self.set(row::CLOCK + 1, now as u64);
-        }
-        self.word(row::CLOCK + 1) as u32
-    }
-
-    #[inline(always)]
-    fn word(self, index: usize) -> u64 {
-        // SAFETY: callers name a word below `row::BACKENDS`.
-        unsafe { self.0.wrapping_add(index).read_volatile() }
-    }
-
-    #[inline(always)]
-    fn set(self, index: usize, word: u64) {
-        // SAFETY: as above; only this CPU writes its row.
-        unsafe { self.0.wrapping_add(index).write_volatile(word) }
-    }
-
-    /// Counts a verdict.
-    #[inline(always)]
-    pub fn verdict(self, verdict: Verdict) {
-        self.add(row::VERDICTS + verdict as usize, 1);
-    }
-
-    /// Counts an event.
-    #[inline(always)]
-    pub fn event(self, event: Event) {
-        self.add(row::VERDICTS + event as usize, 1);
-    }
-
-    /// Counts an event that may have happened.
-    #[inline(always)]
-    pub fn event_if(self, happened: bool, event: Event) {
-        self.add(row::VERDICTS + event as usize, happened as u64);
-    }
-
-    /// Counts a packet to a backend.
-    #[inline(always)]
-    pub fn backend(self, backend: u16, bytes: u64, begins: bool) {
-        let index = row::BACKENDS + (backend as usize & (maps::BACKENDS as usize - 1)) * count::WORDS;
-        self.packet(index, bytes, begins);
-    }
-
-    /// Counts a packet to a VIP.
-    #[inline(always)]
-    pub fn vip(self, record: u32, bytes: u64, begins: bool) {
-        let index = row::VIPS + (record as usize & (maps::RECORDS as usize - 1)) * count::WORDS;
-        self.packet(index, bytes, begins);
-    }
-
-    #[inline(always)]
-    fn packet(self, index: usize, bytes: u64, begins: bool) {
-        self.add(index + count::PACKETS, 1);
-        self.add(index + count::BYTES, bytes);
-        if begins {
-            self.add(index + count::FLOWS, 1);
-        }
-    }
-
-    #[inline(always)]
-    fn add(self, index: usize, more: u64) {
-        let word = self.0.wrapping_add(index);
-        // SAFETY: every index above is masked to its part of the row.
-        unsafe { *word += more };
-    }
 }
 
 /// Stamp of now, for leases.

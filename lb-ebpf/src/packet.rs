@@ -115,3 +115,23 @@ impl<const SIZE: usize> View<SIZE> {
         unsafe { *((self.0 + offset) as *mut T) = value }
     }
 }
+
+/// Reads a view whatever its length: where the family decides on that.
+pub trait Headers: Copy {
+    /// [`View::read`].
+    fn read<T: Word>(&self, offset: usize) -> T;
+    /// [`View::part`].
+    fn part<const PART: usize>(&self, offset: usize) -> View<PART>;
+}
+
+impl<const SIZE: usize> Headers for View<SIZE> {
+    #[inline(always)]
+    fn read<T: Word>(&self, offset: usize) -> T {
+        View::read(self, offset)
+    }
+
+    #[inline(always)]
+    fn part<const PART: usize>(&self, offset: usize) -> View<PART> {
+        View::part(self, offset)
+    }
+}

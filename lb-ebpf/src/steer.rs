@@ -7,7 +7,8 @@ use lb_common::{
     verdict::Event,
 };
 
-use crate::maps::{self, Row, Tables};
+use crate::counts::Row;
+use crate::maps::{self, Tables};
 
 /// Hashes of a flow; that of its source only where affinity wants it.
 #[inline(always)]

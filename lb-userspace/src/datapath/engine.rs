@@ -131,6 +131,7 @@ impl Engine {
             told.extend(keep_in_force(&mut settings, &tables, kernel.any_translated()));
             tables.purge_flows_of_nobody();
             tables.end_all_leases();
+            tables.open_shortcuts();
         }
         tables.store_settings(&settings);
         Ok(Self {
@@ -317,7 +318,7 @@ impl Engine {
 
     /// Tells the MAC of an interface: frames to another one are left alone.
     pub fn set_interface(&self, ifindex: u32, mac: lb_common::Mac) {
-        self.tables.store_interface(ifindex as usize, mac.word());
+        self.tables.store_interface(ifindex as usize, lb_common::maps::interface(mac));
     }
 
     /// Tells how many workers the proxy has.

@@ -21,8 +21,8 @@ pub(super) fn word(interface: &Interface, bridge: Option<&Interface>, chosen: &[
     if chosen.iter().filter(shares).count() > 1 {
         return maps::NO_XDP_TX;
     }
-    let mac = bridge.unwrap_or(interface).mac.unwrap_or_default().word();
-    if interface.kind == Kind::Veth { mac | maps::NO_XDP_TX } else { mac }
+    let word = maps::interface(bridge.unwrap_or(interface).mac.unwrap_or_default());
+    if interface.kind == Kind::Veth { word | maps::NO_XDP_TX } else { word }
 }
 
 /// Native first where that is left to us.

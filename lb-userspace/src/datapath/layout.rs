@@ -19,6 +19,18 @@ pub fn addrs(entries: &[(Addr, AddrEntry)]) -> Option<Buckets> {
     })
 }
 
+/// The addresses of a line.
+pub fn addrs_of(
+    [a0, a1, b0, b1, c0, c1, first, last]: [u64; LINE],
+) -> impl Iterator<Item = (Addr, AddrEntry)> {
+    let entries = [
+        (Addr { hi: a0, lo: a1 }, AddrEntry(first as u32)),
+        (Addr { hi: b0, lo: b1 }, AddrEntry((first >> 32) as u32)),
+        (Addr { hi: c0, lo: c1 }, AddrEntry(last as u32)),
+    ];
+    entries.into_iter().filter(|(_, entry)| !entry.is_none())
+}
+
 /// Lays VIPs out; `None` where they do not fit the largest table.
 pub fn vips(entries: &[VipEntry]) -> Option<Buckets> {
     grow(entries.len(), maps::VIP_LINES, |bits, lines| {

@@ -30,13 +30,13 @@ impl Cells {
     }
 
     /// Stores a word; one past the end is ignored.
-    fn store(&self, index: usize, word: u64) {
+    pub(super) fn store(&self, index: usize, word: u64) {
         if let Some(cell) = self.get(index) {
             cell.store(word, Ordering::Release);
         }
     }
 
-    fn load(&self, index: usize) -> u64 {
+    pub(super) fn load(&self, index: usize) -> u64 {
         self.get(index).map_or(0, |cell| cell.load(Ordering::Acquire))
     }
 
@@ -90,6 +90,8 @@ pub struct Tables {
     pub flows: Cells,
     /// Leases of translated flows. The program writes them; we end them.
     pub leases: Cells,
+    /// What may be ours, eight bytes to a word.
+    pub filter: Cells,
 }
 
 impl Tables {
@@ -114,13 +116,17 @@ impl Tables {
             backends: cells(at::BACKENDS..at::POOL),
             pool: cells(at::POOL..at::FLOWS),
             flows: cells(at::FLOWS..at::LEASES),
-            leases: cells(at::LEASES..at::END),
+            leases: cells(at::LEASES..at::FILTER),
+            filter: cells(at::FILTER..at::END),
         }
     }
 
     pub(super) fn store_settings(&self, settings: &lb_common::config::Settings) {
         for (index, word) in settings.words().into_iter().enumerate() {
             self.config.store(index + 1, word);
+        }
+        for index in 0..maps::INTERFACES as usize {
+            self.store_interface(index, self.interfaces.load(index));
         }
     }
 
@@ -142,10 +148,13 @@ impl Tables {
 
     pub(super) fn store_epoch(&self, epoch: lb_common::Epoch) {
         self.config.store(0, epoch.0);
+        self.open_shortcuts();
     }
 
-    pub(super) fn store_interface(&self, index: usize, mac: u64) {
-        self.interfaces.store(index % maps::INTERFACES as usize, mac);
+    /// Says of an interface what [`maps::interface`] tells, and whether packets are shown.
+    pub(super) fn store_interface(&self, index: usize, word: u64) {
+        let shown = if word != 0 && config::capturing(&self.config) { maps::SHOWN } else { 0 };
+        self.interfaces.store(index % maps::INTERFACES as usize, word & !maps::SHOWN | shown);
     }
 
     pub(super) fn store_backend(&self, id: BackendId, lines: &[[u64; LINE]; 2]) {
@@ -264,6 +273,7 @@ impl Tables {
     }
 
     pub(super) fn store_lookup(&self, half: u32, addrs: &[[u64; LINE]], vips: &[[u64; LINE]]) {
+        self.narrow_shortcuts(addrs, vips);
         for (line, words) in (half * maps::ADDR_LINES..).zip(addrs) {
             self.addrs.store_line(line, words);
         }

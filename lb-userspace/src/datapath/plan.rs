@@ -29,7 +29,7 @@ mod tables;
 mod tunnel;
 
 use former::{Rewrite, Standing};
-use ids::Ids;
+use ids::{Ids, RecordIds};
 pub use op::{Op, Outside};
 use tables::Table;
 
@@ -62,7 +62,7 @@ pub struct Book {
     generations: Vec<u16>,
     backend_ids: Ids,
     tag_ids: Ids,
-    record_ids: Ids,
+    record_ids: RecordIds,
     range_ids: Ids,
     addr_id_pool: Ids,
     regions: Regions,
@@ -155,7 +155,7 @@ impl Book {
             generations: vec![0; maps::BACKENDS as usize],
             backend_ids: Ids::new(1, maps::BACKENDS as u16),
             tag_ids: Ids::new(1, u16::MAX),
-            record_ids: Ids::new(0, maps::RECORDS as u16),
+            record_ids: RecordIds::default(),
             range_ids: Ids::new(1, u16::MAX),
             addr_id_pool: Ids::new(1, u16::MAX),
             regions: Regions::new(maps::POOL_SLOTS),
@@ -348,5 +348,7 @@ mod changes;
 mod histories;
 #[cfg(test)]
 mod rollout;
+#[cfg(test)]
+mod shortcuts;
 #[cfg(test)]
 mod tests;

@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use imbl::OrdMap;
-use lb_common::Tags;
 use lb_common::backend::NextHop;
+use lb_common::shortcut::{Folded, Key};
+use lb_common::{TCP, Tags, UDP, wire_port};
 
 use crate::model::l4::{self, At, ForwardingMode, L4, Listener, PoolId, Prefix, Protocol};
 use crate::model::{ObjectId, Problem, Severity, Shared};
@@ -47,6 +48,18 @@ pub struct Place {
     pub port: u16,
     /// Protocol.
     pub protocol: Protocol,
+}
+
+impl Place {
+    /// By which the fast path finds it.
+    pub fn shortcut(&self) -> Key {
+        let Self { addr, port, protocol } = *self;
+        let protocol = match protocol {
+            Protocol::Tcp => TCP,
+            Protocol::Udp => UDP,
+        };
+        Key::new(Folded::of(addr.into()), wire_port(port), protocol)
+    }
 }
 
 /// Who serves a VIP.

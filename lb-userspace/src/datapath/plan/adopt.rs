@@ -15,10 +15,11 @@ use lb_common::{
 };
 
 use super::former::{self, Rewrite, Standing};
-use super::ids::Ids;
+use super::ids::{Ids, RecordIds};
 use super::tables::Table;
 use super::{BackendKey, Book, Line, Lookup};
 use crate::datapath::held::{self, Held};
+use crate::datapath::layout;
 use crate::datapath::memory::Tables;
 use crate::datapath::regions::Regions;
 use crate::datapath::want::{self, Place, Target, Want};
@@ -168,7 +169,7 @@ impl Book {
             self.records.insert((*place, pool), (entry.record() as u16, *record));
         }
         let used = self.records.values().map(|(index, _)| *index).collect();
-        self.record_ids = Ids::without(0, maps::RECORDS as u16, &used);
+        self.record_ids = RecordIds::without(used);
     }
 
     /// Sets of ranges, those without any range included.
@@ -282,17 +283,10 @@ impl InForce {
         }
         let mut by_id = BTreeMap::new();
         for line in lines(epoch.half() * maps::ADDR_LINES, epoch.addr_bits(), maps::ADDR_LINES) {
-            let [a0, a1, b0, b1, c0, c1, first, last] = tables.addrs.line(line);
-            let entries = [
-                (Addr { hi: a0, lo: a1 }, first as u32),
-                (Addr { hi: b0, lo: b1 }, (first >> 32) as u32),
-                (Addr { hi: c0, lo: c1 }, last as u32),
-            ];
-            for (addr, entry) in entries.map(|(addr, word)| (IpAddr::from(addr), AddrEntry(word))) {
-                if !entry.is_none() {
-                    by_id.insert(entry.id(), addr);
-                    all.addrs.insert(addr, entry);
-                }
+            for (addr, entry) in layout::addrs_of(tables.addrs.line(line)) {
+                let addr = IpAddr::from(addr);
+                by_id.insert(entry.id(), addr);
+                all.addrs.insert(addr, entry);
             }
         }
         for line in lines(epoch.half() * maps::VIP_LINES, epoch.vip_bits(), maps::VIP_LINES) {
@@ -377,7 +371,7 @@ fn vip(Place { addr, port, protocol }: Place) -> Vip {
 /// The later of two descriptors of one pool. Those of one generation differ by how far it settled;
 /// no table is older than any.
 fn newer(one: Descriptor, other: Descriptor) -> Descriptor {
-    let later = match other.generation().wrapping_sub(one.generation()) as i16 {
+    let later = match other.generation().wrapping_sub(one.generation()) as i8 {
         _ if one.is_none() || other.is_none() => one.is_none(),
         0 => one.previous().is_some() && other.previous().is_none(),
         ahead => ahead > 0,

@@ -102,7 +102,7 @@ impl Book {
         // Other rules are another record: the switch is the epoch's.
         retired.records.extend(self.records.remove(key).map(|(index, _)| index));
         let Some(record) = record else { return };
-        let Some(index) = self.record_ids.take() else {
+        let Some(index) = self.record_ids.take(place.shortcut()) else {
             let message = format!("VIP {}: too many VIPs", place.addr);
             let told = pool.as_ref().map_or_else(|| too_many(&message), |id| problem(id, message.clone()));
             plan.problems.push(told);

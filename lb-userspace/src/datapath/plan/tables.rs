@@ -24,7 +24,7 @@ pub(super) struct Table {
     previous: Option<u32>,
     /// Base and log2 size of the one before: the marks that packets left there were not read yet.
     left: Option<(u32, u32)>,
-    generation: u16,
+    generation: u8,
     /// What it was filled from: nothing changes unless this does.
     shares: BTreeMap<SocketAddr, (BackendId, u16)>,
     /// Former selves of those backends: they own no slot, and may have owned some.

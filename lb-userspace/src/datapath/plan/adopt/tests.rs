@@ -240,11 +240,22 @@ fn the_next_backend_of_an_id_has_another_generation_and_none_of_its_flows() {
 #[test]
 fn tables_of_noise_are_adopted_without_panic() {
     let mut kernel = Kernel::new();
-    let Tables { config: settings, addrs, vips, records, pool, backends, flows, interfaces: _, leases: _ } =
-        &kernel.tables;
+    let Tables {
+        config: settings,
+        addrs,
+        vips,
+        records,
+        pool,
+        backends,
+        flows,
+        filter,
+        interfaces: _,
+        leases: _,
+    } = &kernel.tables;
     let mut state = 0x9e37_79b9_7f4a_7c15u64;
-    for cell in
-        [settings, addrs, vips, records, pool, backends, flows].into_iter().flat_map(|cells| cells.iter())
+    for cell in [settings, addrs, vips, records, pool, backends, flows, filter]
+        .into_iter()
+        .flat_map(|cells| cells.iter())
     {
         state ^= state << 13;
         state ^= state >> 7;

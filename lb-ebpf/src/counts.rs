@@ -1,0 +1,113 @@
+//! A row of counters, and the time beside it.
+
+use aya_ebpf::helpers::{bpf_jiffies64, bpf_ktime_get_coarse_ns};
+use lb_common::{
+    BackendId, Rules, Verdict, flows,
+    maps::{self, count, row},
+    verdict::Event,
+};
+
+/// Counters of this CPU. Only this CPU writes them, and XDP does not nest.
+#[derive(Clone, Copy)]
+pub struct Row(pub(crate) *mut u64);
+
+impl Row {
+    /// Time in units of [`flows::clock`], asked for once a tick: the helper costs ten times as much as
+    /// to compare ticks, which are a variable to the program.
+    #[inline(always)]
+    pub fn clock(self) -> u32 {
+        // SAFETY: the helper has no preconditions.
+        let ticks = unsafe { bpf_jiffies64() };
+        if self.word(row::CLOCK) != ticks {
+            // SAFETY: as above.
+            let now = flows::clock(unsafe { bpf_ktime_get_coarse_ns() });
+            self.set(row::CLOCK, ticks);
+            self.set(row::CLOCK + 1, now as u64);
+        }
+        self.word(row::CLOCK + 1) as u32
+    }
+
+    #[inline(always)]
+    fn word(self, index: usize) -> u64 {
+        // SAFETY: callers name a word below `row::BACKENDS`.
+        unsafe { self.0.wrapping_add(index).read_volatile() }
+    }
+
+    #[inline(always)]
+    fn set(self, index: usize, word: u64) {
+        // SAFETY: as above; only this CPU writes its row.
+        unsafe { self.0.wrapping_add(index).write_volatile(word) }
+    }
+
+    /// Counts a verdict.
+    #[inline(always)]
+    pub fn verdict(self, verdict: Verdict) {
+        self.add(row::VERDICTS + verdict as usize, 1);
+    }
+
+    /// Counts an event.
+    #[inline(always)]
+    pub fn event(self, event: Event) {
+        self.add(row::VERDICTS + event as usize, 1);
+    }
+
+    /// Counts an event that may have happened.
+    #[inline(always)]
+    pub fn event_if(self, happened: bool, event: Event) {
+        self.add(row::VERDICTS + event as usize, happened as u64);
+    }
+
+    /// Counts a packet to a backend.
+    #[inline(always)]
+    pub fn backend(self, backend: u16, bytes: u64, begins: bool) {
+        self.packet(Self::of_backend(backend), bytes, begins);
+    }
+
+    /// Counts a packet to a VIP.
+    #[inline(always)]
+    pub fn vip(self, record: u32, bytes: u64, begins: bool) {
+        let index = row::VIPS + (record as usize & (maps::RECORDS as usize - 1)) * count::WORDS;
+        self.packet(index, bytes, begins);
+    }
+
+    /// Counts a packet to a backend and, where the rules ask for it, to the VIP of a record.
+    #[inline(always)]
+    pub fn packet_to(self, backend: BackendId, record: u32, rules: Rules, bytes: u64, begins: bool) {
+        self.backend(backend.0, bytes, false);
+        // Rarely either: one branch.
+        if begins | rules.any(Rules::COUNTED) {
+            if begins {
+                self.flow(Self::of_backend(backend.0));
+            }
+            if rules.any(Rules::COUNTED) {
+                self.vip(record, bytes, begins);
+            }
+        }
+    }
+
+    #[inline(always)]
+    const fn of_backend(backend: u16) -> usize {
+        row::BACKENDS + (backend as usize & (maps::BACKENDS as usize - 1)) * count::WORDS
+    }
+
+    #[inline(always)]
+    fn packet(self, index: usize, bytes: u64, begins: bool) {
+        self.add(index + count::PACKETS, 1);
+        self.add(index + count::BYTES, bytes);
+        if begins {
+            self.flow(index);
+        }
+    }
+
+    #[inline(always)]
+    fn flow(self, index: usize) {
+        self.add(index + count::FLOWS, 1);
+    }
+
+    #[inline(always)]
+    fn add(self, index: usize, more: u64) {
+        let word = self.0.wrapping_add(index);
+        // SAFETY: every index above is masked to its part of the row.
+        unsafe { *word += more };
+    }
+}
