@@ -23,6 +23,7 @@ use tokio::time::Instant;
 
 use crate::accept::{self, Answering, Place, Stopping};
 use crate::model::report::Explanation;
+use crate::panics;
 use page::{Pages, Reader};
 
 pub mod client;
@@ -120,11 +121,14 @@ async fn connection(
         let (uri, method) = (request.uri().clone(), request.method().clone());
         async move {
             // Counting asks every worker and waits for it; the runtime must not.
-            let answered = tokio::task::spawn_blocking(move || match uri.path() {
-                "/metrics" => metrics(&endpoint, &reader),
-                _ => answer(&method, &uri, peer, endpoint.live.as_ref()),
+            let answered = tokio::task::spawn_blocking(move || {
+                panics::catch(|| match uri.path() {
+                    "/metrics" => metrics(&endpoint, &reader),
+                    _ => answer(&method, &uri, peer, endpoint.live.as_ref()),
+                })
             })
             .await;
+            let answered = answered.map_err(|error| error.to_string()).flatten();
             let mut response = answered
                 .unwrap_or_else(|error| reply(StatusCode::INTERNAL_SERVER_ERROR, TEXT, format!("{error}\n")));
             if let Either::Right(pieces) = response.body_mut() {

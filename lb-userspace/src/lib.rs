@@ -24,6 +24,7 @@ pub mod l7;
 pub mod manifests;
 pub mod model;
 pub mod objects;
+mod panics;
 pub mod takeover;
 pub mod translate;
 pub mod webhook;

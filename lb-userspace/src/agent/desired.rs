@@ -13,6 +13,7 @@ use crate::model::l7::L7;
 use crate::model::pool::Given;
 use crate::model::{Names, Problems, Severity, Snapshot};
 use crate::objects::{Kept, Loaded, Objects};
+use crate::panics;
 use crate::translate::{self, Translated, Translator};
 
 /// The newest translation, published to each room as the part it understands.
@@ -73,17 +74,17 @@ impl Desired {
                 let mut known = translator.lock().unwrap_or_else(PoisonError::into_inner);
                 // Should it fail on its way, it has no half-known state left behind.
                 let mut translator = std::mem::take(&mut *known);
-                let translated = translator.translate(&loaded.objects, &options);
+                let translated = panics::catch(|| translator.translate(&loaded.objects, &options))?;
                 *known = translator;
-                translated
+                Ok(translated)
             };
-            tokio::task::spawn_blocking(translate).await
+            tokio::task::spawn_blocking(translate).await.map_err(|error| error.to_string()).flatten()
         };
         let translated = match translated {
             Ok(translated) => translated,
             Err(error) => {
                 self.failures.failed();
-                error!(%error, "translation failed, the last snapshot stays in force; please report this");
+                error!(error, "translation failed, the last snapshot stays in force; please report this");
                 return;
             }
         };

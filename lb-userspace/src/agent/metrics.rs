@@ -12,6 +12,7 @@ use crate::config::Config;
 use crate::model::l7::{Action, Certificate, HostMatch, L7};
 use crate::model::report::{Metric, MetricKind, Sample};
 use crate::model::{ObjectName, Problems};
+use crate::panics;
 
 /// Metrics of ingress-nginx that say nothing of the controller they come from.
 const WITHOUT_CONSTANTS: [&str; 3] = [
@@ -144,6 +145,11 @@ impl Agent {
                 "penstock_agent_log_lost_lines_total",
                 "Lines of the agent's log that standard error did not take.",
                 one(logging::lost_lines() as f64),
+            ),
+            counter(
+                "penstock_agent_panics_total",
+                "Errors of the program itself that cost one connection, object or answer.",
+                one(panics::contained() as f64),
             ),
             gauge(
                 "penstock_translate_problems",

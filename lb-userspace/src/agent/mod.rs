@@ -45,7 +45,7 @@ use crate::drain::{Request, Signals};
 use crate::export::Exporter;
 use crate::objects::Loaded;
 use crate::takeover::{Peer, Successor};
-use crate::{admin, datapath, dns, health_port, l7, translate};
+use crate::{admin, datapath, dns, health_port, l7, panics, translate};
 
 use desired::Desired;
 use endpoint::Endpoint;
@@ -62,6 +62,7 @@ use waiting::Waiting;
 /// Runs until a signal ends it.
 pub fn run(config: Config) -> Result<(), StartError> {
     logging::start();
+    panics::end_the_process();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("penstock-agent")

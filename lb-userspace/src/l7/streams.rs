@@ -21,6 +21,7 @@ use super::listen;
 use super::log::Ended;
 use super::worker::{ACCEPT_PAUSE, Open, Worker};
 use crate::model::l4::Protocol;
+use crate::panics;
 
 type Port = (Protocol, u16);
 
@@ -93,11 +94,11 @@ fn listen_on(worker: &Rc<Worker>, protocol: Protocol, addr: SocketAddr) -> io::R
     match protocol {
         Protocol::Tcp => {
             let socket = TcpListener::from_std(listen::stream(addr)?)?;
-            tokio::task::spawn_local(accept(worker, socket, addr.port(), stop));
+            tokio::task::spawn_local(panics::vital(accept(worker, socket, addr.port(), stop)));
         }
         Protocol::Udp => {
             let socket = Datagrams::new(listen::datagrams(addr)?)?;
-            tokio::task::spawn_local(udp::serve(worker, socket, addr.port(), stop));
+            tokio::task::spawn_local(panics::vital(udp::serve(worker, socket, addr.port(), stop)));
         }
     }
     Ok(listening)

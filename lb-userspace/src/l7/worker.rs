@@ -33,6 +33,7 @@ use crate::model::l4::Listener;
 use crate::model::l7::ClientLimits;
 use crate::model::metering::Metering;
 use crate::model::span::{Span, TakeSpan};
+use crate::panics;
 
 /// Of the connections a full worker may have, one in this many is closed if it is idle.
 const SHED_SHARE: usize = 32;
@@ -167,7 +168,10 @@ pub(super) fn spawn(
                 Err(error) => return drop(tell.send(error)),
             };
             drop(tell);
-            if let Err(error) = runtime.block_on(run(seat, bound, tls, published, controls, shared)) {
+            panics::cost_their_task();
+            if let Err(error) =
+                runtime.block_on(panics::vital(run(seat, bound, tls, published, controls, shared)))
+            {
                 tracing::error!(worker = seat.worker, %error, "worker ended: it cannot listen");
             }
         })
@@ -228,11 +232,11 @@ async fn run(
     worker.listen(bound)?;
     streams::follow(&worker);
     let timers = Rc::clone(&worker.timers);
-    tokio::task::spawn_local(async move { timers.run().await });
+    tokio::task::spawn_local(panics::vital(async move { timers.run().await }));
     let logging = Rc::clone(&worker);
-    tokio::task::spawn_local(
-        async move { tokio::join!(logging.journal.run(), logging.stream_journal.run()) },
-    );
+    tokio::task::spawn_local(panics::vital(async move {
+        tokio::join!(logging.journal.run(), logging.stream_journal.run())
+    }));
 
     let mut sweep = tokio::time::interval(SWEEP);
     let mut followed = true;
@@ -430,7 +434,7 @@ impl Worker {
             // What is accepted has it from here: a response must not wait for an acknowledgement.
             let _ = rustix::net::sockopt::set_tcp_nodelay(&socket, true);
             let listening = TcpListener::from_std(socket)?;
-            tokio::task::spawn_local(accept(Rc::clone(self), listening, place));
+            tokio::task::spawn_local(panics::vital(accept(Rc::clone(self), listening, place)));
         }
         Ok(())
     }
@@ -439,10 +443,10 @@ impl Worker {
         self.gate.hand_over(places);
         self.streams.close();
         let gate = Rc::clone(&self.gate);
-        tokio::task::spawn_local(async move {
+        tokio::task::spawn_local(panics::vital(async move {
             gate.left().await;
             drop(done);
-        });
+        }));
     }
 
     /// A number for a connection: workers count in steps, each from a start of its own.

@@ -15,7 +15,8 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::{Ingress, IngressClass};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use crate::model::{ObjectId, ObjectName, Problem};
+use crate::model::{ObjectId, ObjectName, Problem, Severity};
+use crate::panics;
 
 pub use renamed::Renamed;
 
@@ -44,16 +45,31 @@ impl Admission {
 
     /// What is wrong with it by itself.
     pub fn alone(&self, object: &Object, id: &ObjectId) -> Vec<Problem> {
-        told((self.alone)(object, id), self.renamed.as_ref())
+        told(judged(id, || (self.alone)(object, id)), self.renamed.as_ref())
     }
 
     /// Who judges by what these demand.
     pub fn among(&self, config_maps: &Map<ObjectName, ConfigMap>) -> Judge {
         let judge = (self.among)(config_maps, self.config_map.as_ref());
-        match self.renamed.clone() {
-            Some(renamed) => Box::new(move |object, id| told(judge(object, id), Some(&renamed))),
-            None => judge,
-        }
+        let renamed = self.renamed.clone();
+        Box::new(move |object, id| told(judged(id, || judge(object, id)), renamed.as_ref()))
+    }
+}
+
+/// A judge that panics has not let the object in.
+fn judged(id: &ObjectId, judge: impl FnOnce() -> Vec<Problem>) -> Vec<Problem> {
+    panics::catch(judge).unwrap_or_else(|panic| vec![panicked(id, &panic)])
+}
+
+/// Of an object over which the program itself went wrong.
+pub fn panicked(object: &ObjectId, panic: &str) -> Problem {
+    Problem {
+        object: object.clone(),
+        severity: Severity::Error,
+        reason: "internal-error",
+        field: String::new(),
+        message: format!("penstock itself went wrong over this object: {panic}"),
+        fix: "report it as an error of penstock, with the object".to_owned(),
     }
 }
 

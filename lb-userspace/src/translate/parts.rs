@@ -13,6 +13,7 @@ use std::sync::Arc;
 use super::upstreams::Meant;
 use crate::model::Problem;
 use crate::objects::Key;
+use crate::panics;
 
 /// All parts. `M`: what they are made of; `C`: what one of them has and no other may have; `T`: what is made.
 pub(super) struct Parts<M, C, T> {
@@ -21,6 +22,8 @@ pub(super) struct Parts<M, C, T> {
     part_of: HashMap<M, usize>,
     claimed: HashMap<C, Vec<usize>>,
     readers: HashMap<Key, BTreeSet<usize>>,
+    /// Those whose maker panicked. What it looked at until then is unknown, so each update tries again.
+    failed: BTreeSet<usize>,
 }
 
 /// Some members and what they come to.
@@ -36,6 +39,8 @@ pub(super) struct Made<C, T> {
     /// What was looked at beside the members.
     pub reads: BTreeSet<Key>,
     pub problems: Vec<Arc<Problem>>,
+    /// The maker panicked, and this is made of nothing.
+    pub failed: bool,
 }
 
 /// How a claim is meant.
@@ -69,6 +74,7 @@ impl<M, C, T> Default for Parts<M, C, T> {
             part_of: HashMap::new(),
             claimed: HashMap::new(),
             readers: HashMap::new(),
+            failed: BTreeSet::new(),
         }
     }
 }
@@ -105,7 +111,8 @@ impl<M: Ord + Hash + Clone, C: Hash + Eq + Clone, T> Parts<M, C, T> {
     }
 
     /// Makes anew what has to do with members that are new, changed or gone, or has looked at what is
-    /// `read`. `glue` names claims that a member has whatever is made of it.
+    /// `read`. `glue` names claims that a member has whatever is made of it; `failed` tells of members over which
+    /// `make` panics, of which nothing is made then.
     pub(super) fn update(
         &mut self,
         touched: BTreeSet<M>,
@@ -113,10 +120,14 @@ impl<M: Ord + Hash + Clone, C: Hash + Eq + Clone, T> Parts<M, C, T> {
         read: &BTreeSet<Key>,
         glue: impl Fn(&M) -> Vec<C>,
         mut make: impl FnMut(&BTreeSet<M>) -> Made<C, T>,
-    ) -> Update<M, C, T> {
+        failed: impl Fn(&BTreeSet<M>, &str) -> Vec<Arc<Problem>>,
+    ) -> Update<M, C, T>
+    where
+        T: Default,
+    {
         let of_members = touched.iter().chain(gone).filter_map(|member| self.part_of.get(member));
         let of_readers = read.iter().filter_map(|key| self.readers.get(key)).flatten();
-        let stale: BTreeSet<usize> = of_members.chain(of_readers).copied().collect();
+        let stale: BTreeSet<usize> = of_members.chain(of_readers).chain(&self.failed).copied().collect();
         let mut update = Update { gone: Vec::new(), new: Vec::new() };
         let mut waiting: BTreeSet<M> = touched;
         for id in stale {
@@ -145,7 +156,13 @@ impl<M: Ord + Hash + Clone, C: Hash + Eq + Clone, T> Parts<M, C, T> {
             made.retain(|root, (size, _)| clusters.get(root).is_some_and(|set| set.len() == *size));
             for (root, set) in &clusters {
                 made.entry(*root).or_insert_with(|| {
-                    let mut made = make(set);
+                    let mut made = panics::catch(|| make(set)).unwrap_or_else(|panic| Made {
+                        output: T::default(),
+                        claims: HashMap::new(),
+                        reads: BTreeSet::new(),
+                        problems: failed(set, &panic),
+                        failed: true,
+                    });
                     for claim in set.iter().flat_map(&glue) {
                         made.claims.entry(claim).or_insert(Claim::Alone);
                     }
@@ -211,6 +228,9 @@ impl<M: Ord + Hash + Clone, C: Hash + Eq + Clone, T> Parts<M, C, T> {
         for key in &part.made.reads {
             self.readers.entry(key.clone()).or_default().insert(id);
         }
+        if part.made.failed {
+            self.failed.insert(id);
+        }
         self.parts.insert(id, part);
         id
     }
@@ -218,6 +238,7 @@ impl<M: Ord + Hash + Clone, C: Hash + Eq + Clone, T> Parts<M, C, T> {
     /// Takes a part apart, if it is still there; returns its members.
     fn dissolve(&mut self, id: usize, update: &mut Update<M, C, T>) -> BTreeSet<M> {
         let Some(part) = self.parts.remove(&id) else { return BTreeSet::new() };
+        self.failed.remove(&id);
         for member in &part.members {
             self.part_of.remove(member);
         }
@@ -316,7 +337,12 @@ mod tests {
             claims: claims.collect(),
             reads: reads.collect(),
             problems: Vec::new(),
+            failed: false,
         }
+    }
+
+    fn never(_: &BTreeSet<&'static str>, panic: &str) -> Vec<Arc<Problem>> {
+        unreachable!("{panic}")
     }
 
     fn outputs(parts: &Parts<&'static str, char, String>) -> Vec<String> {
@@ -331,26 +357,56 @@ mod tests {
         let none = BTreeSet::new();
 
         let words = ["ab", "cb", "a", "d"].into();
-        let _ = parts.update(words, &none, &BTreeSet::new(), |_| Vec::new(), make);
+        let _ = parts.update(words, &none, &BTreeSet::new(), |_| Vec::new(), make, never);
         assert_eq!(outputs(&parts), ["a ab", "cb", "d"]);
 
-        let update = parts.update(["ae"].into(), &none, &BTreeSet::new(), |_| Vec::new(), make);
+        let update = parts.update(["ae"].into(), &none, &BTreeSet::new(), |_| Vec::new(), make, never);
         assert_eq!((update.gone.len(), update.new.len()), (1, 1));
         assert_eq!(outputs(&parts), ["a ab ae", "cb", "d"]);
 
-        let _ = parts.update(BTreeSet::new(), &["a", "ae"].into(), &BTreeSet::new(), |_| Vec::new(), make);
+        let _ =
+            parts.update(BTreeSet::new(), &["a", "ae"].into(), &BTreeSet::new(), |_| Vec::new(), make, never);
         assert_eq!(outputs(&parts), ["ab", "cb", "d"]);
     }
 
     #[test]
     fn only_who_has_looked_is_made_anew() {
         let mut parts = Parts::default();
-        let _ = parts.update(["a", "b"].into(), &BTreeSet::new(), &BTreeSet::new(), |_| Vec::new(), make);
+        let _ =
+            parts.update(["a", "b"].into(), &BTreeSet::new(), &BTreeSet::new(), |_| Vec::new(), make, never);
 
         let read = [Key { kind: Kind::Service, name: ObjectName::new("", "b") }].into();
-        let update = parts.update(BTreeSet::new(), &BTreeSet::new(), &read, |_| Vec::new(), make);
+        let update = parts.update(BTreeSet::new(), &BTreeSet::new(), &read, |_| Vec::new(), make, never);
 
         let gone: Vec<_> = update.gone.iter().map(|part| part.made.output.as_str()).collect();
         assert_eq!(gone, ["b"]);
+    }
+
+    #[test]
+    fn a_maker_that_panics_costs_its_members_until_it_does_no_more() {
+        let (mut parts, none) = (Parts::default(), BTreeSet::new());
+        let poisoned = |word: &'static str| {
+            move |members: &BTreeSet<&'static str>| {
+                assert!(!members.contains(word), "over {word}");
+                make(members)
+            }
+        };
+        let failed = |members: &BTreeSet<&'static str>, panic: &str| {
+            let of = |word: &&str| Key { kind: Kind::Ingress, name: ObjectName::new("", *word) }.id("");
+            members.iter().map(|word| Arc::new(crate::objects::panicked(&of(word), panic))).collect()
+        };
+
+        let words = ["ab", "cb", "d"].into();
+        let _ = parts.update(words, &none, &BTreeSet::new(), |_| Vec::new(), poisoned("cb"), failed);
+        let told: Vec<_> = parts.all().flat_map(|part| &part.made.problems).collect();
+        assert_eq!(outputs(&parts), ["", "ab", "d"]);
+        let [problem] = told.as_slice() else { panic!("{told:?}") };
+        assert_eq!((problem.object.name.as_str(), problem.message.contains("over cb")), ("cb", true));
+
+        let _ = parts.update(["e"].into(), &none, &BTreeSet::new(), |_| Vec::new(), poisoned("cb"), failed);
+        assert_eq!(outputs(&parts), ["", "ab", "d", "e"], "and no other is kept from its change");
+
+        let _ = parts.update(BTreeSet::new(), &none, &BTreeSet::new(), |_| Vec::new(), make, failed);
+        assert_eq!(outputs(&parts), ["ab", "cb", "d", "e"], "what it looks at may have changed");
     }
 }

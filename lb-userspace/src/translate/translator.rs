@@ -24,7 +24,7 @@ use crate::model::l4::{L4, PoolId};
 use crate::model::l7::{HostMatch, L7};
 use crate::model::pool::Given;
 use crate::model::{Names, ObjectName, Problem, Shared, Snapshot};
-use crate::objects::{Key, Kind, Map, Objects};
+use crate::objects::{self, Key, Kind, Map, Objects};
 
 /// What was translated last, and what is known of it.
 #[derive(Default)]
@@ -239,10 +239,17 @@ impl Translator {
             };
             let (output, claims) =
                 services::translate(services, streams, slices, &nodes, allocator, options, &mut findings);
-            Made { output, claims, reads: BTreeSet::new(), problems: findings.into_shared() }
+            Made { output, claims, reads: BTreeSet::new(), problems: findings.into_shared(), failed: false }
         };
         let glue = |_: &ObjectName| if streams.is_empty() { Vec::new() } else { vec![Held::Streams] };
-        let update = parts.update(touched, &gone, &BTreeSet::new(), glue, make);
+        let failed = |members: &BTreeSet<ObjectName>, panic: &str| {
+            let told = members.iter().filter_map(|name| {
+                let origin = &objects.services.get(name)?.origin;
+                Some(told_of_panic(Kind::Service, name, origin, panic))
+            });
+            told.collect()
+        };
+        let update = parts.update(touched, &gone, &BTreeSet::new(), glue, make, failed);
         settle(&mut self.told, parts, &update);
 
         let known = &self.snapshot.l4;
@@ -318,9 +325,20 @@ impl Translator {
                 claims,
                 reads: view.into_reads(),
                 problems: findings.into_shared_as_written(options),
+                failed: false,
             }
         };
-        let update = parts.update(touched, &gone, read, glue, make);
+        let failed = |members: &BTreeSet<Member>, panic: &str| {
+            let told = members.iter().filter_map(|member| match member {
+                Member::Flags => Some(told_of_panic(Kind::ConfigMap, &ObjectName::default(), "", panic)),
+                Member::Ingress(name) => {
+                    let origin = &objects.ingresses.get(name)?.origin;
+                    Some(told_of_panic(Kind::Ingress, name, origin, panic))
+                }
+            });
+            told.collect()
+        };
+        let update = parts.update(touched, &gone, read, glue, make, failed);
         settle(told, parts, &update);
         let mut l7 = L7::clone(&snapshot.l7);
         put_in(&mut l7, parts, &update);
@@ -492,6 +510,10 @@ fn put_in(
             }
         }
     }
+}
+
+fn told_of_panic(kind: Kind, name: &ObjectName, origin: &str, panic: &str) -> Arc<Problem> {
+    Arc::new(objects::panicked(&Key { kind, name: name.clone() }.id(origin), panic))
 }
 
 fn rename(names: &mut BTreeMap<String, HostMatch>, name: &str, host: Option<&HostMatch>) {

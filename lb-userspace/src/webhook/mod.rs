@@ -32,6 +32,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::accept::{self, Place, Stopping};
 use crate::model::review::Review;
+use crate::panics;
 
 pub use certificate::{Error, Identity};
 pub use counts::Counts;
@@ -192,16 +193,18 @@ impl Responder {
         // longer than anybody waits keeps its place all the same.
         let answered = tokio::task::spawn_blocking(move || {
             let _place = place;
-            let size = body.len();
-            let question = question::read(&body)?;
-            // The value is all that is needed from here on.
-            drop(body);
-            Ok::<_, String>(reply(question, size, begun, &answering))
+            panics::catch(|| {
+                let size = body.len();
+                let question = question::read(&body)?;
+                // The value is all that is needed from here on.
+                drop(body);
+                Ok::<_, String>(reply(question, size, begun, &answering))
+            })
         });
-        match answered.await {
+        match answered.await.map_err(|error| error.to_string()).flatten() {
             Ok(Ok(answer)) => json(answer),
             Ok(Err(reason)) => text(StatusCode::BAD_REQUEST, &reason),
-            Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
+            Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, &error),
         }
     }
 }

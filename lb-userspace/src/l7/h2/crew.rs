@@ -14,7 +14,7 @@ use super::super::h1::head::Refusal;
 use super::super::heads::Client;
 use super::super::worker::Worker;
 use super::frame_budget::FrameBudget;
-use super::server::Streams;
+use super::server::Live;
 use super::stream::{Ended, Stream};
 
 /// Tasks that may wait for a stream at once: about 8 MiB.
@@ -33,7 +33,7 @@ pub(super) struct Errand {
     pub(super) stream: Stream,
     pub(super) verdict: Result<(), Refusal>,
     pub(super) client: Client,
-    pub(super) streams: Rc<Streams>,
+    pub(super) live: Live,
     pub(super) budget: Rc<FrameBudget>,
 }
 
@@ -124,7 +124,7 @@ async fn serve_streams(worker: Rc<Worker>, first: Errand) {
     let seat = Rc::new(Seat::default());
     seat.tell(Next::Serve(first));
     while let Some(errand) = seat.next(&worker.crew).await {
-        let Errand { stream, verdict, client, streams, budget } = errand;
+        let Errand { stream, verdict, client, live, budget } = errand;
         match connection::serve_stream(&worker, &stream, verdict, client).await {
             Ended::Answered => budget.finished(),
             Ended::CutOff => {}
@@ -132,6 +132,6 @@ async fn serve_streams(worker: Rc<Worker>, first: Errand) {
         }
         // Before its connection hears of it.
         drop(stream);
-        streams.ended();
+        drop(live);
     }
 }

@@ -74,16 +74,26 @@ pub(in crate::l7) async fn serve(
 
 /// Streams of a connection that are being served.
 #[derive(Default)]
-pub(super) struct Streams {
+struct Streams {
     live: Cell<u32>,
     connection: RefCell<Option<Waker>>,
 }
 
-impl Streams {
-    /// One of them is not any more.
-    pub(super) fn ended(&self) {
-        self.live.set(self.live.get().saturating_sub(1));
-        if let Some(waker) = self.connection.take() {
+/// One of them, until it is dropped, however it ends.
+pub(super) struct Live(Rc<Streams>);
+
+impl Live {
+    fn new(streams: &Rc<Streams>) -> Self {
+        streams.live.set(streams.live.get() + 1);
+        Self(Rc::clone(streams))
+    }
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        let Self(streams) = self;
+        streams.live.set(streams.live.get().saturating_sub(1));
+        if let Some(waker) = streams.connection.take() {
             waker.wake();
         }
     }
@@ -184,10 +194,9 @@ impl Connection<'_, '_> {
 
     fn start(&mut self, request: Request<RecvStream>, respond: SendResponse<Bytes>, client: Client) {
         self.requests += 1;
-        let streams = Rc::clone(&self.streams);
-        streams.live.set(streams.live.get() + 1);
+        let live = Live::new(&self.streams);
         let budget = Rc::clone(&self.budget);
         let (stream, verdict) = Stream::accepted(request, respond, Rc::clone(&budget));
-        Crew::send(self.worker, Errand { stream, verdict, client, streams, budget });
+        Crew::send(self.worker, Errand { stream, verdict, client, live, budget });
     }
 }

@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
+use crate::panics;
+
 /// The system's resolver does not say how long its answers hold.
 const FRESH: Duration = Duration::from_secs(30);
 /// Where it fails, what it said before serves on for so long.
@@ -103,12 +105,13 @@ impl Resolver {
     fn begin(&self, name: &str, entry: &Rc<Entry>, turn: OwnedSemaphorePermit) {
         entry.known.borrow_mut().is_sought = true;
         let (entry, found) = (Rc::clone(entry), (self.look_up)(name.to_owned()));
-        tokio::task::spawn_local(async move {
+        // Who asks for the name waits for its end.
+        tokio::task::spawn_local(panics::vital(async move {
             let found = found.await;
             entry.known.borrow_mut().learn(found, Instant::now());
             entry.news.notify_waiters();
             drop(turn);
-        });
+        }));
     }
 }
 

@@ -21,6 +21,7 @@ use super::super::worker::{ACCEPT_PAUSE, Worker};
 use super::datagrams::{Asker, Datagrams, Said};
 use crate::model::l4::Protocol;
 use crate::model::upstream::UpstreamName;
+use crate::panics;
 
 /// Clients of a worker at once, on all its ports: each has a socket. Of more, one of the port with most that has been
 /// silent for long makes room.
@@ -164,7 +165,8 @@ async fn begin(
     worker.counters.borrow_mut().datagrams.connections += 1;
     let (worker, socket) = (Rc::clone(worker), Rc::downgrade(socket));
     let (exchanges, answering) = (Rc::clone(exchanges), Rc::clone(&exchange));
-    tokio::task::spawn_local(async move {
+    // What it puts in order at its end, nobody else would.
+    tokio::task::spawn_local(panics::vital(async move {
         let end = answer(&worker, &answering, &socket, asker).await;
         log(&worker, (asker, port), &upstream.0, answering.told(picked.addr(), began, end));
         if end == End::Refused {
@@ -176,7 +178,7 @@ async fn begin(
         if exchanges.get(&asker).is_some_and(|known| Rc::ptr_eq(known, &answering)) {
             exchanges.remove(&asker);
         }
-    });
+    }));
     Some(exchange)
 }
 
