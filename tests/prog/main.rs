@@ -4,6 +4,7 @@ mod affinity;
 mod again;
 mod capture;
 mod fixtures;
+mod former;
 mod icmp;
 mod local;
 mod martian;

@@ -90,9 +90,12 @@ impl Agent {
         more: Vec<OsString>,
     ) -> Result<Self> {
         let log = dir.join("penstock.log");
-        let fixed = ["run", "--admin", ADMIN, "--drain-seconds", "5", "--workers", "2", "--run-dir"];
+        let fixed = ["run", "--admin", ADMIN, "--workers", "2", "--run-dir"];
         let mut args: Vec<OsString> = fixed.map(OsString::from).to_vec();
         args.push(dir.join("run").into());
+        if !more.iter().any(|arg| arg == "--drain-seconds") {
+            args.extend(["--drain-seconds", "5"].map(OsString::from));
+        }
         args.extend(interfaces.iter().map(|interface| OsString::from(format!("--interface={interface}"))));
         args.extend(more);
         command.args(&args);

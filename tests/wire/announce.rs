@@ -20,19 +20,33 @@ const INGRESS: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: edge, ann
 
 /// Who holds a VIP by what a node says.
 fn holder(node: &Node, vip: &str) -> Option<String> {
+    told(node, vip, "by")
+}
+
+/// Who held it before, as far as that matters.
+pub fn former(node: &Node, vip: &str) -> Option<String> {
+    told(node, vip, "former")
+}
+
+fn told(node: &Node, vip: &str, what: &str) -> Option<String> {
     let answer = node.agent.ask("/status?format=json").ok()?;
     let status: Value = serde_json::from_str(answer.split_once("\r\n\r\n")?.1).ok()?;
     let addresses = status["announced"][0]["addresses"].as_array()?;
     let entry = addresses.iter().find(|entry| entry["address"] == vip)?;
-    entry["by"].as_str().filter(|by| !by.is_empty()).map(str::to_owned)
+    entry[what].as_str().filter(|name| !name.is_empty()).map(str::to_owned)
 }
 
 /// Who holds the first VIPs, as soon as all nodes know each other and agree.
 fn settled<const N: usize>(cluster: &Cluster) -> [String; N] {
+    agreed(cluster, std::array::from_fn(|number| VIPS[number]))
+}
+
+/// The same of these.
+pub fn agreed<const N: usize>(cluster: &Cluster, vips: [&str; N]) -> [String; N] {
     let agreed = eventually(DEADLINE, || {
         let said = |node: &Node| -> Option<Vec<String>> {
             (metric(node, "penstock_announce_members") == cluster.nodes.len() as u64)
-                .then(|| VIPS[..N].iter().map(|vip| holder(node, vip)).collect())?
+                .then(|| vips.iter().map(|vip| holder(node, vip)).collect())?
         };
         let mut all = cluster.nodes.iter().map(said);
         let first = all.next()??;
@@ -53,7 +67,7 @@ fn node<'a>(cluster: &'a Cluster, name: &str) -> &'a Node {
 }
 
 /// Which node's hardware address the client has for an address.
-fn believed(cluster: &Cluster, addr: &str) -> Option<String> {
+pub fn believed(cluster: &Cluster, addr: &str) -> Option<String> {
     let entry = cluster.client.run(&format!("ip neigh show {addr} dev eth0")).ok()?;
     let of = |node: &&Node| {
         let link = node.host.run("ip -brief link show eth0").unwrap_or_default();

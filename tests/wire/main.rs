@@ -8,6 +8,7 @@ mod capture;
 mod change;
 mod clsact;
 mod fork;
+mod former;
 mod health_port;
 mod interfaces;
 mod l4;

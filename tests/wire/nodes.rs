@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use lb_tests::agent::{Agent, DEADLINE, eventually};
 use lb_tests::netns::{Host, Lab};
 
@@ -113,8 +113,13 @@ impl Cluster {
 
     /// The same where the client asks on the link whose the VIPs are.
     pub fn announcing(count: usize, pods: usize, yaml: &str) -> Option<Self> {
+        Self::announcing_with(count, pods, yaml, &["--announce", "eth0"])
+    }
+
+    /// The same with these arguments of the agents.
+    pub fn announcing_with(count: usize, pods: usize, yaml: &str, flags: &[&str]) -> Option<Self> {
         let lab = crate::rig::lab()?;
-        let built = Self::build(lab, count, pods, yaml, &["eth0"], &["--announce", "eth0"]);
+        let built = Self::build(lab, count, pods, yaml, &["eth0"], flags);
         let built = built.and_then(|cluster| {
             for vips in ["203.0.113.0/24", "2001:db8:113::/64"] {
                 cluster.client.run(&format!("ip route replace {vips} dev eth0"))?;
@@ -155,15 +160,19 @@ impl Cluster {
             let dir: PathBuf = lab.scratch().join(format!("n{number}"));
             std::fs::create_dir_all(dir.join("manifests"))?;
             std::fs::write(dir.join("manifests/all.yaml"), yaml)?;
-            let name = format!("n{number}");
-            let own = ["--node-name", &name, "--hash-key", KEY];
-            let more: Vec<&str> = own.into_iter().chain(flags.iter().copied()).collect();
-            let agent = Agent::start_with(&lab, &host, interfaces, &dir, &more)?;
+            let agent = start(&lab, &host, number, interfaces, flags)?;
             nodes.push(Node { number, host, agent });
         }
         let cluster = Self { nodes, client, lab };
         cluster.send_to(1)?;
         Ok(cluster)
+    }
+
+    /// Starts the agent of a node whose agent has ended, with these arguments.
+    pub fn start_again(&mut self, number: usize, flags: &[&str]) -> Result<()> {
+        let Some(node) = self.nodes.get_mut(number - 1) else { bail!("no node {number}") };
+        node.agent = start(&self.lab, &node.host, number, &["eth0"], flags)?;
+        Ok(())
     }
 
     /// From now on the client's packets go to this node.
@@ -205,6 +214,14 @@ impl Cluster {
             .find(|line| line.starts_with("penstock_datapath_packets_total") && line.contains(&label));
         line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or(0)
     }
+}
+
+/// Starts the agent of a node, over the manifests in its directory.
+fn start(lab: &Lab, host: &Host, number: usize, interfaces: &[&str], flags: &[&str]) -> Result<Agent> {
+    let name = format!("n{number}");
+    let own = ["--node-name", &name, "--hash-key", KEY];
+    let more: Vec<&str> = own.into_iter().chain(flags.iter().copied()).collect();
+    Agent::start_with(lab, host, interfaces, &lab.scratch().join(&name), &more)
 }
 
 /// A TCP flow to a backend that has told its name and whom it sees.

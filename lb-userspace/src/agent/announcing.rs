@@ -1,7 +1,7 @@
 //! Has the links that the configuration names told whose the VIPs are.
 
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tracing::warn;
 
@@ -14,13 +14,17 @@ use crate::{announce, datapath};
 
 /// Who announces; nobody, unless asked to.
 #[derive(Default)]
-pub(super) struct Announcer(Option<announce::Handle>);
+pub(super) struct Announcer {
+    handle: Option<announce::Handle>,
+    formers: Arc<Mutex<Option<datapath::Formers>>>,
+}
 
 /// Starts what was asked for. `succeeds`: an agent of this node announces until now.
 pub(super) async fn start(
     config: &Config,
     desired: &Desired,
     succeeds: bool,
+    datapath: Option<&datapath::Handle>,
 ) -> Result<Announcer, StartError> {
     if config.announce.is_empty() {
         return Ok(Announcer::default());
@@ -49,30 +53,48 @@ pub(super) async fn start(
         node: config.translate.node_name.clone().unwrap_or_else(|| config.pod.name.clone()),
         key: config.hash_key.map(|key| key.0),
         succeeds,
+        drain: config.drain.unwrap_or_else(|| desired.l7.borrow().edge.shutdown),
     };
-    let handle = announce::start(&options, &desired.l4.subscribe()).map_err(StartError::Runtime)?;
-    Ok(Announcer(Some(handle)))
+    let mut announcer = Announcer::default();
+    announcer.send_back_by(datapath);
+    let formers = Arc::clone(&announcer.formers);
+    let ahead: announce::Ahead = Arc::new(move |now| follow(&formers, now));
+    let handle = announce::start(&options, &desired.l4.subscribe(), &ahead).map_err(StartError::Runtime)?;
+    announcer.handle = Some(handle);
+    Ok(announcer)
+}
+
+fn follow(formers: &Mutex<Option<datapath::Formers>>, now: &Announced) {
+    let mut formers = formers.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(formers) = &mut *formers
+        && let Err(error) = formers.follow(now)
+    {
+        warn!(interface = now.interface, %error, "some connections of VIPs that moved here are reset");
+    }
 }
 
 impl Announcer {
     /// Who holds what, on each link.
     pub(super) fn announced(&self) -> Vec<Arc<Announced>> {
-        self.0.as_ref().map(announce::Handle::announced).unwrap_or_default()
+        self.handle.as_ref().map(announce::Handle::announced).unwrap_or_default()
     }
 
     /// For `/metrics`.
     pub(super) fn metrics(&self) -> Vec<Metric> {
-        self.0.as_ref().map(announce::Handle::metrics).unwrap_or_default()
+        self.handle.as_ref().map(announce::Handle::metrics).unwrap_or_default()
     }
 
     /// How packets for this address come here, for `explain`.
     pub(super) fn step(&self, vip: IpAddr) -> Option<Step> {
         let of = |on: &Arc<Announced>| {
-            let Announced { interface, own, trouble, members, holders } = &**on;
+            let Announced { interface, own, trouble, members, holders, formers, mac: _, agents: _ } = &**on;
             Some(match (trouble, holders.get(&vip)?) {
                 (Some(trouble), _) => format!("nothing on {interface} ({trouble})"),
                 (None, Some(holder)) if holder == own => {
-                    format!("on {interface} this node answers for {vip}")
+                    let former = formers.get(&vip).map(|former| {
+                        format!(", connections to the proxy that it does not know go to {}", former.name)
+                    });
+                    format!("on {interface} this node answers for {vip}{}", former.unwrap_or_default())
                 }
                 (None, Some(holder)) => format!("on {interface} {holder} answers for {vip}, not this node"),
                 (None, None) => format!("on {interface} none of {} can serve {vip}", members.join(" ")),
@@ -82,16 +104,27 @@ impl Announcer {
         (!details.is_empty()).then(|| Step { name: "announced".to_owned(), detail: details.join("; ") })
     }
 
+    /// The kernel part that segments of connections made elsewhere are sent back by is this one from now on.
+    pub(super) fn send_back_by(&self, datapath: Option<&datapath::Handle>) {
+        let formers = datapath.map(datapath::Handle::formers).transpose();
+        let formers = formers.unwrap_or_else(|error| {
+            warn!(%error, "connections of VIPs that move here are reset");
+            None
+        });
+        *self.formers.lock().unwrap_or_else(PoisonError::into_inner) = formers;
+        self.announced().iter().for_each(|now| follow(&self.formers, now));
+    }
+
     /// Tells the others that they are to take over, and ends.
     pub(super) async fn leave(&self) {
-        if let Some(handle) = &self.0 {
+        if let Some(handle) = &self.handle {
             handle.leave().await;
         }
     }
 
     /// Ends without a word: another agent of this node goes on.
     pub(super) async fn hush(&self) {
-        if let Some(handle) = &self.0 {
+        if let Some(handle) = &self.handle {
             handle.hush().await;
         }
     }

@@ -194,6 +194,7 @@ async fn start(config: Config, signals: &mut Signals) -> Result<Option<Started>,
     };
 
     let reporter = source.reporter(&config);
+    let announcer = announcing::start(&config, &desired, before.is_there(), datapath.as_deref()).await?;
     let parts = live::Parts {
         source: source.name.clone(),
         proxy: Arc::clone(&proxy),
@@ -205,7 +206,7 @@ async fn start(config: Config, signals: &mut Signals) -> Result<Option<Started>,
         failures: Arc::clone(&desired.failures),
         takeovers,
         reporter: reporter.clone(),
-        announcer: announcing::start(&config, &desired, before.is_there()).await?,
+        announcer,
     };
     let live = Arc::new(LiveAgent::new(&config, parts));
     if let Some(reviews) = &reviews {

@@ -149,7 +149,8 @@ impl Running {
     }
 
     /// Leaves announced VIPs to others, once what the proxy had to do for them is done, as far as that is soon: the
-    /// others know nothing of its connections, and new ones wait meanwhile. Flows that the kernel balances go on there.
+    /// others can but hand back what is for its connections, and new ones wait meanwhile. Flows that the kernel
+    /// balances go on there.
     async fn leave_links(&self, mut drained: Pin<&mut impl Future<Output = bool>>) -> bool {
         let soon = tokio::time::timeout(LAST_REQUESTS, &mut drained).await;
         self.live.announcer().leave().await;

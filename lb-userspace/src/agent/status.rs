@@ -72,6 +72,9 @@ struct Holder {
     address: IpAddr,
     /// Empty: nobody can.
     by: String,
+    /// Who held it before us and may have connections to it still; empty: nobody.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    former: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -304,10 +307,12 @@ impl LeaseStatus {
 
 impl AnnouncedStatus {
     fn new(announced: &Announced) -> Self {
-        let Announced { interface, own: _, trouble, members, holders } = announced;
+        let Announced { interface, own: _, trouble, members, holders, formers, mac: _, agents: _ } =
+            announced;
         let holder = |(address, by): (&IpAddr, &Option<String>)| Holder {
             address: *address,
             by: by.clone().unwrap_or_default(),
+            former: formers.get(address).map(|former| former.name.clone()).unwrap_or_default(),
         };
         Self {
             interface: interface.clone(),
@@ -511,10 +516,17 @@ fn fmt_announced(f: &mut fmt::Formatter<'_>, link: &AnnouncedStatus) -> fmt::Res
     } else {
         writeln!(f, "\nnothing is announced on {interface}: {trouble}")?;
     }
-    let rows = addresses.iter().map(|Holder { address, by }| {
-        vec![address.to_string(), if by.is_empty() { "nobody can".to_owned() } else { by.clone() }]
+    let rows = addresses.iter().map(|Holder { address, by, former }| {
+        let by = if by.is_empty() { "nobody can" } else { by };
+        vec![address.to_string(), by.to_owned(), former.clone()]
     });
-    section(f, &format!("addresses on {interface}"), &["address", "held by"], rows)
+    // The last column is for those that have moved here alone.
+    let header = if addresses.iter().any(|holder| !holder.former.is_empty()) {
+        &["address", "held by", "before by"][..]
+    } else {
+        &["address", "held by"]
+    };
+    section(f, &format!("addresses on {interface}"), header, rows)
 }
 
 /// A titled table with aligned columns; nothing where there are no rows.

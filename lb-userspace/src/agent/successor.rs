@@ -182,6 +182,7 @@ async fn take_back(agent: &Running, given: Given) {
     for attempt in 1..=RETRIES {
         match agent.start_datapath().await {
             Ok(datapath) => {
+                agent.live.announcer().send_back_by(datapath.as_deref());
                 agent.live.replace_datapath(datapath);
                 break;
             }

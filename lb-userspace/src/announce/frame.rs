@@ -56,6 +56,11 @@ pub(super) fn question(frame: &[u8]) -> Option<Question> {
     }
 }
 
+/// Who sent a frame.
+pub(super) fn sender(frame: &[u8]) -> Option<Mac> {
+    array(frame, 6)
+}
+
 fn is_single(mac: &Mac) -> bool {
     mac.first().is_some_and(|first| first & 1 == 0)
 }

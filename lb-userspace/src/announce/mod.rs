@@ -5,6 +5,7 @@
 //! `link` has the sockets. Each link has a thread of its own, so that nothing else delays a heartbeat.
 
 mod election;
+mod formers;
 mod frame;
 mod heartbeat;
 mod link;
@@ -46,7 +47,12 @@ pub struct Options {
     pub key: Option<[u8; 16]>,
     /// An agent of this node is there until now.
     pub succeeds: bool,
+    /// How long an agent that is told to end goes on with its connections: ours, and so the others'.
+    pub drain: Duration,
 }
+
+/// Hears what is about to be in force on a link, before the link does.
+pub type Ahead = Arc<dyn Fn(&Announced) + Send + Sync>;
 
 /// How it ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,7 +78,7 @@ struct Counts {
 }
 
 /// Begins to announce what is desired.
-pub fn start(options: &Options, desired: &watch::Receiver<Arc<L4>>) -> io::Result<Handle> {
+pub fn start(options: &Options, desired: &watch::Receiver<Arc<L4>>, ahead: &Ahead) -> io::Result<Handle> {
     let end = watch::Sender::new(None);
     let (mut links, mut threads) = (Vec::new(), Vec::new());
     for interface in &options.interfaces {
@@ -87,6 +93,7 @@ pub fn start(options: &Options, desired: &watch::Receiver<Arc<L4>>) -> io::Resul
             desired: desired.clone(),
             end: end.subscribe(),
             told,
+            ahead: Arc::clone(ahead),
             counts,
         };
         let named = thread::Builder::new().name("penstock-announce".to_owned());
@@ -177,6 +184,7 @@ struct Speaker {
     desired: watch::Receiver<Arc<L4>>,
     end: watch::Receiver<Option<End>>,
     told: watch::Sender<Arc<Announced>>,
+    ahead: Ahead,
     counts: Arc<Counts>,
 }
 
@@ -214,12 +222,14 @@ impl Speaker {
                     "nothing is announced there for the moment"
                 );
             }
-            self.told.send_replace(Arc::new(Announced {
+            let nothing = Announced {
                 interface: self.interface.clone(),
                 own: self.options.node.clone(),
                 trouble: Some(text.clone()),
                 ..Announced::default()
-            }));
+            };
+            (self.ahead)(&nothing);
+            self.told.send_replace(Arc::new(nothing));
             trouble = Some(text);
             if self.is_over() {
                 return;
@@ -239,7 +249,8 @@ impl Speaker {
         let key = heartbeat::key(self.options.key);
         let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros() as u64;
         let now = (Instant::now(), wall);
-        let mut segment = Segment::new(self.options.node.clone(), link.mac, key, coming, now);
+        let (node, drain) = (self.options.node.clone(), self.options.drain);
+        let mut segment = Segment::new(node, link.mac, key, coming, drain, now);
         let (mut looked, mut before) = (None::<Instant>, segment.counted);
         let (mut owned, mut offers) = (BTreeSet::new(), BTreeMap::new());
         // The first look finds it changed.
@@ -247,9 +258,6 @@ impl Speaker {
         while !self.is_over() {
             let mut answers = Vec::new();
             link.receive(TICK, |frame| answers.extend(segment.heard(frame, Instant::now())))?;
-            for answer in answers {
-                link.send(&answer)?;
-            }
             let mut wishes = false;
             if self.desired.has_changed().is_ok_and(|changed| changed) {
                 offers = self.desired.borrow_and_update().offers();
@@ -264,21 +272,28 @@ impl Speaker {
             if wishes && segment.wish(&offers, owned.clone(), Instant::now()) {
                 link.join(segment.offers());
             }
-            for frame in segment.tick(Instant::now()) {
-                link.send(&frame)?;
-            }
-            self.count(&mut before, segment.counted);
+            let due = segment.tick(Instant::now());
+            // Before the link hears of it: what comes then should find where to go.
             if std::mem::take(&mut segment.is_news) {
                 self.tell(segment.announced(&self.interface));
             }
+            for frame in answers.iter().chain(&due) {
+                link.send(frame)?;
+            }
+            self.count(&mut before, segment.counted);
         }
         if *self.end.borrow() == Some(End::Leave) {
             link.send(&segment.leave(Instant::now()))?;
+            // Who holds nothing sends nobody anything.
+            self.tell(segment.announced(&self.interface));
         }
         Ok(())
     }
 
     fn tell(&self, now: Announced) {
+        if **self.told.borrow() != now {
+            (self.ahead)(&now);
+        }
         self.told.send_if_modified(|known| {
             let differs = **known != now;
             if differs {

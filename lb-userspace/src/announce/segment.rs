@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use aws_lc_rs::hmac;
 
 use super::election::{self, Bid};
+use super::formers::Formers;
 use super::frame::{self, Mac, Question};
 use super::heartbeat::{self, Heartbeat};
 use crate::model::announce::Announced;
@@ -75,6 +76,8 @@ pub(super) struct Segment {
     /// Addresses that our interface has.
     owned: BTreeSet<IpAddr>,
     holders: BTreeMap<IpAddr, Option<String>>,
+    /// Who held what we hold.
+    formers: Formers,
     /// What we hold, and when it is told next.
     plans: BTreeMap<IpAddr, Plan>,
     allowance: Allowance,
@@ -92,6 +95,7 @@ pub(super) struct Segment {
 /// Another agent.
 struct Member {
     heard: Instant,
+    mac: Mac,
     /// A whole heartbeat was heard.
     is_known: bool,
     owns: BTreeSet<u32>,
@@ -121,12 +125,13 @@ struct Plan {
 }
 
 impl Segment {
-    /// `wall`: microseconds since 1970, at that instant.
+    /// `wall`: microseconds since 1970, at that instant. `drain`: how long who leaves goes on with its connections.
     pub(super) fn new(
         own: String,
         mac: Mac,
         key: hmac::Key,
         coming: Coming,
+        drain: Duration,
         (now, wall): (Instant, u64),
     ) -> Self {
         Self {
@@ -142,6 +147,7 @@ impl Segment {
             offers: BTreeMap::new(),
             owned: BTreeSet::new(),
             holders: BTreeMap::new(),
+            formers: Formers::new(drain),
             plans: BTreeMap::new(),
             allowance: Allowance::of(ANSWERS, now),
             next_again: now,
@@ -188,30 +194,40 @@ impl Segment {
             return Some(frame::answer(self.mac, &question));
         }
         let heartbeat = Heartbeat::of_frame(frame, &self.key)?;
+        let mac = frame::sender(frame)?;
         if heartbeat.name != self.own {
-            self.met(heartbeat, now);
+            self.met(heartbeat, mac, now);
         }
         None
     }
 
-    fn met(&mut self, heartbeat: Heartbeat, now: Instant) {
+    fn met(&mut self, heartbeat: Heartbeat, mac: Mac, now: Instant) {
         let Heartbeat { name, number, leaves, part, parts, owns, serves } = heartbeat;
         if !self.is_newer(&name, number, now) {
             return;
         }
         if leaves {
             if self.members.remove(&name).is_some() {
+                self.formers.leaves(&name, mac, now);
                 self.elect_in_time(now, true);
             }
             return;
         }
         let named = self.members.values().map(Member::named).sum::<usize>();
         let fits = named + owns.len() + serves.len() <= TAGS;
-        let member = self.members.entry(name).or_insert_with(|| {
+        let member = self.members.entry(name.clone()).or_insert_with(|| {
             self.next_heartbeat = now;
             Member::new(now)
         });
         member.heard = now;
+        if member.mac != mac {
+            member.mac = mac;
+            self.formers.is_member(&name, mac);
+            // One that is new has its election when it is known.
+            if member.is_known {
+                self.due.get_or_insert(false);
+            }
+        }
         if part == 0 {
             member.coming = Half::default();
         }
@@ -255,7 +271,14 @@ impl Segment {
     pub(super) fn tick(&mut self, now: Instant) -> Vec<Vec<u8>> {
         let mut frames = Vec::new();
         let known = self.members.len();
-        self.members.retain(|_, member| now.duration_since(member.heard) < SILENCE);
+        self.members.retain(|name, member| {
+            let is_heard = now.duration_since(member.heard) < SILENCE;
+            if !is_heard {
+                self.formers.falls_silent(name);
+            }
+            is_heard
+        });
+        self.is_news |= self.formers.pass(now);
         self.numbered.retain(|_, (_, heard)| now.duration_since(*heard) < REMEMBERED);
         let gone = self.members.len() != known;
         let begins = self.listens.is_some_and(|until| now >= until);
@@ -297,6 +320,7 @@ impl Segment {
     pub(super) fn leave(&mut self, now: Instant) -> Vec<u8> {
         self.plans.clear();
         self.offers.clear();
+        self.formers.keep(|_| false);
         let (name, number) = (self.own.clone(), self.numbers.next(now));
         Heartbeat { name, number, leaves: true, parts: 1, ..Heartbeat::default() }
             .to_frame(self.mac, &self.key)
@@ -335,6 +359,7 @@ impl Segment {
             holders.keys().filter(|vip| ours(vip) && !self.owned.contains(vip)).copied().collect();
         let before = self.plans.len();
         self.plans.retain(|vip, _| held.contains(vip));
+        self.formers.keep(|vip| held.contains(vip));
         self.counted.changes += (before - self.plans.len()) as u64;
         for vip in held {
             let fresh = Plan { next: now, told: 0 };
@@ -342,6 +367,11 @@ impl Segment {
                 Some(plan) if again => *plan = fresh,
                 Some(_) => {}
                 None => {
+                    let before = self.holders.get(&vip).and_then(Option::as_deref);
+                    if let Some(name) = before.filter(|name| *name != self.own) {
+                        let member = self.members.get(name).map(|member| member.mac);
+                        self.formers.begin(vip, name, member);
+                    }
                     self.plans.insert(vip, fresh);
                     self.counted.changes += 1;
                 }
@@ -387,6 +417,9 @@ impl Segment {
             trouble: None,
             members,
             holders: self.holders.clone(),
+            mac: self.mac,
+            agents: self.members.values().map(|member| member.mac).chain(self.formers.macs()).collect(),
+            formers: self.formers.known(),
         }
     }
 
@@ -400,6 +433,7 @@ impl Member {
     fn new(now: Instant) -> Self {
         Self {
             heard: now,
+            mac: Mac::default(),
             is_known: false,
             owns: BTreeSet::new(),
             serves: BTreeSet::new(),

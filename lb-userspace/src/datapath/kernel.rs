@@ -2,6 +2,7 @@
 
 mod attach;
 mod capture;
+mod formers;
 mod inherit;
 mod look;
 mod measure;
@@ -37,6 +38,7 @@ use crate::model::l4::Prefix;
 
 pub use attach::loaded;
 pub use capture::Ring;
+pub use formers::Formers;
 use inherit::Inherited;
 pub use look::Ended;
 pub use out::remove_filters;

@@ -50,7 +50,7 @@ use crate::model::l4::{FiveTuple, L4, Listener};
 use crate::model::report::{Explanation, Metric};
 
 pub use detach::{Detached, detach};
-pub use kernel::Attached;
+pub use kernel::{Attached, Formers};
 pub use status::Status;
 
 /// How to run the datapath.
@@ -194,6 +194,11 @@ impl Handle {
     /// Where a flow goes and why, by the tables in force.
     pub fn explain(&self, flow: FiveTuple) -> Explanation {
         self.shared.engine().explain(flow)
+    }
+
+    /// What tells the kernel of the former holders of announced VIPs.
+    pub fn formers(&self) -> Result<Formers, Error> {
+        self.shared.engine().kernel.formers()
     }
 
     /// Counters for Prometheus.

@@ -1,6 +1,6 @@
-//! Who answers for addresses on a link, for people.
+//! Who answers for addresses on a link, for people and for the kernel part.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 /// One link.
@@ -16,6 +16,21 @@ pub struct Announced {
     pub members: Vec<String>,
     /// Who holds each address; `None`: nobody can.
     pub holders: BTreeMap<IpAddr, Option<String>>,
+    /// Our hardware address there.
+    pub mac: [u8; 6],
+    /// Hardware addresses of the other agents.
+    pub agents: BTreeSet<[u8; 6]>,
+    /// Who held the addresses that we hold, as far as it may have connections to them still.
+    pub formers: BTreeMap<IpAddr, Former>,
+}
+
+/// An agent that held an address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Former {
+    /// Its node.
+    pub name: String,
+    /// Its hardware address.
+    pub mac: [u8; 6],
 }
 
 impl Announced {

@@ -1,6 +1,10 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::*;
+use crate::model::announce::Former;
+
+/// How long who leaves goes on with its connections.
+const DRAIN: Duration = Duration::from_secs(30);
 
 /// Agents on one link: what one sends, the others hear.
 struct Link {
@@ -36,7 +40,8 @@ impl Link {
     fn come_with(&mut self, name: &'static str, coming: Coming, offers: &BTreeMap<IpAddr, bool>) {
         let mac = [2, 0, 0, 0, 0, name.as_bytes()[0]];
         let now = (self.now, self.wall());
-        let mut segment = Segment::new(name.to_owned(), mac, heartbeat::key(Some([7; 16])), coming, now);
+        let mut segment =
+            Segment::new(name.to_owned(), mac, heartbeat::key(Some([7; 16])), coming, DRAIN, now);
         segment.wish(offers, BTreeSet::new(), self.now);
         self.agents.insert(name, segment);
     }
@@ -89,6 +94,17 @@ impl Link {
             }
         }
         found
+    }
+
+    /// An agent leaves by a word.
+    fn leave(&mut self, name: &'static str) {
+        let farewell = self.agents.remove(name).map(|mut agent| agent.leave(self.now)).expect("an agent");
+        self.send(name, &farewell);
+    }
+
+    /// Whom an agent takes for the former holders of what it holds.
+    fn formers(&self, name: &str) -> BTreeMap<IpAddr, Former> {
+        self.agents[name].announced("eth0").formers
     }
 
     fn each_is_held_by_one(&mut self) -> BTreeSet<&'static str> {
@@ -144,6 +160,111 @@ fn who_falls_silent_is_replaced_within_a_second_and_a_half_and_who_leaves_at_onc
     let farewell = link.agents.remove("c").map(|mut agent| agent.leave(link.now)).expect("an agent");
     link.send("c", &farewell);
     assert_eq!(link.each_is_held_by_one(), BTreeSet::from(["a"]));
+}
+
+#[test]
+fn who_left_by_a_word_is_known_as_former_holder_until_its_connections_are_over() {
+    let mut link = Link::new();
+    ["a", "b"].into_iter().for_each(|name| link.come(name, Coming::Anew));
+    link.pass(Duration::from_secs(5));
+    let before = link.answerers();
+    assert_eq!(link.formers("a"), BTreeMap::new(), "who came first took nothing from anybody");
+
+    link.leave("b");
+
+    let a = Former { name: "b".to_owned(), mac: [2, 0, 0, 0, 0, b'b'] };
+    let formers = link.formers("a");
+    for (vip, who) in before {
+        let expected = (who == ["b"]).then_some(&a);
+        assert_eq!(formers.get(&vip), expected, "{vip}");
+    }
+    assert!(link.agents["a"].announced("eth0").agents.contains(&a.mac));
+    link.pass(DRAIN - Duration::from_secs(1));
+    assert_eq!(link.formers("a"), formers);
+    link.agents.get_mut("a").expect("an agent").is_news = false;
+    link.pass(Duration::from_secs(1));
+    assert_eq!(link.formers("a"), BTreeMap::new());
+    assert!(link.agents["a"].is_news, "the kernel part is told so");
+    assert!(link.agents["a"].announced("eth0").agents.is_empty());
+}
+
+#[test]
+fn who_fell_silent_is_no_former_holder() {
+    let mut link = Link::new();
+    ["a", "b"].into_iter().for_each(|name| link.come(name, Coming::Anew));
+    link.pass(Duration::from_secs(5));
+
+    link.agents.remove("b");
+    link.pass(Duration::from_secs(2));
+
+    assert_eq!(link.each_is_held_by_one(), BTreeSet::from(["a"]));
+    assert_eq!(link.formers("a"), BTreeMap::new());
+}
+
+#[test]
+fn who_takes_addresses_back_knows_who_held_them_meanwhile_for_as_long_as_that_is_there() {
+    let mut link = Link::new();
+    link.come("b", Coming::Anew);
+    link.pass(Duration::from_secs(3));
+    link.come("a", Coming::Anew);
+    link.pass(Duration::from_secs(600));
+    let held = link.answerers().into_iter().filter(|(_, who)| who == &["a"]).map(|(vip, _)| vip);
+    let held: BTreeSet<IpAddr> = held.collect();
+
+    let by_name: BTreeSet<_> = link.formers("a").into_values().map(|former| former.name).collect();
+    assert_eq!(by_name, BTreeSet::from(["b".to_owned()]));
+    assert!(held.iter().all(|vip| link.formers("a").contains_key(vip)));
+    assert_eq!(link.formers("b"), BTreeMap::new(), "what it holds it has held all the time");
+
+    // It leaves, and has its time for what it has.
+    link.leave("b");
+    link.pass(DRAIN - Duration::from_secs(1));
+    assert!(held.iter().all(|vip| link.formers("a").contains_key(vip)));
+    // Who leaves sends nobody anything any more.
+    let mut a = link.agents.remove("a").expect("an agent");
+    a.leave(link.now);
+    assert_eq!(a.announced("eth0").formers, BTreeMap::new());
+}
+
+#[test]
+fn a_former_holder_that_falls_silent_is_forgotten_and_one_whose_hardware_address_changes_is_followed() {
+    let mut link = Link::new();
+    link.come("b", Coming::Anew);
+    link.pass(Duration::from_secs(3));
+    link.come("a", Coming::Anew);
+    link.pass(Duration::from_secs(3));
+    assert!(!link.formers("a").is_empty());
+
+    link.agents.get_mut("b").expect("an agent").mac = [2, 0, 0, 0, 0, 9];
+    link.agents.get_mut("a").expect("an agent").is_news = false;
+    link.pass(Duration::from_secs(1));
+    assert!(link.formers("a").values().all(|former| former.mac == [2, 0, 0, 0, 0, 9]));
+    assert!(link.agents["a"].is_news, "the kernel part is told so");
+
+    link.agents.remove("b");
+    link.pass(Duration::from_secs(2));
+    assert_eq!(link.formers("a"), BTreeMap::new());
+}
+
+#[test]
+fn an_address_that_moves_on_has_the_newest_former_holder() {
+    let mut link = Link::new();
+    link.come("a", Coming::Anew);
+    link.pass(Duration::from_secs(3));
+    link.come("b", Coming::Anew);
+    link.pass(Duration::from_secs(3));
+    link.come("c", Coming::Anew);
+    link.pass(Duration::from_secs(3));
+    let answerers = link.answerers();
+    link.leave("b");
+
+    for (name, others) in [("a", ["b", "c"]), ("c", ["a", "b"])] {
+        for (vip, former) in link.formers(name) {
+            assert!(others.contains(&&*former.name), "{vip} {former:?}");
+            let held_before = answerers.get(&vip).is_some_and(|who| who == &["b"]);
+            assert!(!held_before || former.name == "b", "{vip} was held by b and not by {}", former.name);
+        }
+    }
 }
 
 #[test]
@@ -314,6 +435,7 @@ fn a_successor_that_knows_of_nothing_yet_says_nothing() {
         [2, 0, 0, 0, 0, b'a'],
         heartbeat::key(Some([7; 16])),
         Coming::Succeeding,
+        DRAIN,
         (link.now, link.wall()),
     );
     for _ in 0..10 {
@@ -337,6 +459,12 @@ fn a_successor_keeps_its_nodes_place_while_it_listens() {
         assert!(answerers.iter().all(|(vip, who)| before[vip] == ["a"] || *who == ["b"]), "{answerers:?}");
     }
     assert_eq!(link.answerers(), before);
+    // Whom its node took addresses over from it has not heard. Without it they were another's, most likely that one's.
+    let formers = link.formers("a");
+    for (vip, who) in before {
+        let name = formers.get(&vip).map(|former| &*former.name);
+        assert_eq!(name, (who == ["a"]).then_some("b"), "{vip}");
+    }
 }
 
 #[test]
@@ -367,7 +495,7 @@ fn a_crowd_of_strangers_has_few_elections_a_second() {
         let serves = BTreeSet::from([n as u32]);
         let stranger =
             Heartbeat { name: format!("stranger-{n}"), number: 1, parts: 1, serves, ..Heartbeat::default() };
-        agent.met(stranger, link.now + Duration::from_millis(n));
+        agent.met(stranger, [2; 6], link.now + Duration::from_millis(n));
         elections += u32::from(std::mem::take(&mut agent.is_news));
     }
 
@@ -391,7 +519,7 @@ fn what_all_members_name_together_is_bounded() {
         let serves = (0..many).collect();
         let stranger =
             Heartbeat { name: format!("stranger-{n}"), number: 1, parts: 1, serves, ..Heartbeat::default() };
-        agent.met(stranger, link.now);
+        agent.met(stranger, [2; 6], link.now);
     }
 
     assert_eq!(agent.members.values().map(Member::named).sum::<usize>(), TAGS);

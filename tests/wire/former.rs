@@ -1,0 +1,191 @@
+//! Connections to the proxy outlive the move of the announced VIP that they were made to.
+
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use lb_tests::agent::{DEADLINE, eventually};
+use lb_tests::{echo, manifests};
+
+use crate::announce::{agreed, believed, former};
+use crate::nodes::Cluster;
+use crate::rig::still_echoes;
+
+/// Both are held by node 2 as soon as that is there.
+const VIPS: [&str; 2] = ["203.0.113.80", "2001:db8:113::80"];
+/// What agents are told. Connections that outlive a move end by themselves long before.
+const FLAGS: [&str; 4] = ["--announce", "eth0", "--drain-seconds", "60"];
+/// More than the sockets on the way hold.
+const DOWNLOAD: usize = 32 << 20;
+
+fn cluster() -> Option<Cluster> {
+    let web: SocketAddr = "10.1.0.50:8080".parse().unwrap();
+    let slice = manifests::Slice {
+        name: "web",
+        service: "web",
+        port_name: "",
+        protocol: "TCP",
+        endpoints: &[web],
+        weight: 1,
+    };
+    let yaml = [
+        manifests::ingress_service(&VIPS.map(|vip| vip.parse().unwrap())),
+        manifests::service("web", 8080),
+        slice.yaml(),
+        manifests::ingress("web", "web.example.com", "web", None),
+    ];
+    let cluster = Cluster::announcing_with(2, 0, &yaml.join("---\n"), &FLAGS)?;
+    let host = cluster.lab.host("web", &[("front", &["10.1.0.50/24"])]).unwrap();
+    host.within(|| echo::http(web, "web")).unwrap();
+    assert_eq!(agreed(&cluster, VIPS), ["n2", "n2"]);
+    Some(cluster)
+}
+
+/// A connection of the client.
+struct Connection(BufReader<TcpStream>);
+
+impl Connection {
+    /// Opens one that is served.
+    fn open(cluster: &Cluster, vip: &str) -> Self {
+        let to = SocketAddr::new(vip.parse::<IpAddr>().unwrap(), 80);
+        let open = || {
+            let stream = TcpStream::connect_timeout(&to, Duration::from_secs(2)).ok()?;
+            stream.set_read_timeout(Some(DEADLINE)).ok()?;
+            stream.set_nodelay(true).ok()?;
+            let mut connection = Self(BufReader::new(stream));
+            connection.ask().ok().map(|()| connection)
+        };
+        let opened = cluster.client.within(|| eventually(DEADLINE, open));
+        opened.unwrap_or_else(|| panic!("{vip} is not served\n{}", cluster.logs()))
+    }
+
+    /// A request and its whole answer.
+    fn ask(&mut self) -> Result<()> {
+        let left = self.begin("/", "")?;
+        self.rest(left)
+    }
+
+    /// A request, and the head of its answer; returns the length of the body.
+    fn begin(&mut self, path: &str, headers: &str) -> Result<usize> {
+        write!(self.0.get_mut(), "GET {path} HTTP/1.1\r\nHost: web.example.com\r\n{headers}\r\n")?;
+        let (mut status, mut length) = (String::new(), 0);
+        self.0.read_line(&mut status)?;
+        ensure!(status.contains(" 200 ") || status.contains(" 101 "), "answered {status:?}");
+        loop {
+            let mut line = String::new();
+            self.0.read_line(&mut line)?;
+            if line.trim().is_empty() {
+                return Ok(length);
+            }
+            if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+                length = value.trim().parse()?;
+            }
+        }
+    }
+
+    fn rest(&mut self, left: usize) -> Result<()> {
+        let read = std::io::copy(&mut self.0.by_ref().take(left as u64), &mut std::io::sink())?;
+        ensure!(read == left as u64, "{read} of {left} bytes");
+        Ok(())
+    }
+}
+
+/// What takes long, to one VIP.
+struct Kept {
+    talks: Connection,
+    downloads: Connection,
+}
+
+impl Kept {
+    fn open(cluster: &Cluster, vip: &str) -> Self {
+        let [mut talks, mut downloads] = [(); 2].map(|()| Connection::open(cluster, vip));
+        let upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+                       Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+        talks.begin("/ws", upgrade).expect("a WebSocket");
+        let length = downloads.begin(&format!("/download/{DOWNLOAD}"), "").expect("a download");
+        assert_eq!(length, DOWNLOAD);
+        Self { talks, downloads }
+    }
+
+    /// All of it to its end.
+    fn goes_on(mut self) -> Result<()> {
+        for number in 0..50 {
+            still_echoes(&mut self.talks.0, &format!("message {number}")).context("the WebSocket")?;
+        }
+        self.downloads.rest(DOWNLOAD).context("the download")
+    }
+}
+
+/// Waits until the client sends to this node.
+fn moved_to(cluster: &Cluster, node: &str) {
+    let moved = || VIPS.iter().all(|vip| believed(cluster, vip).as_deref() == Some(node)).then_some(());
+    assert!(eventually(DEADLINE, moved).is_some(), "not moved to {node}\n{}", cluster.logs());
+}
+
+fn go_on(cluster: &Cluster, kept: [Kept; 2]) {
+    for (vip, kept) in VIPS.iter().zip(kept) {
+        kept.goes_on().unwrap_or_else(|error| panic!("{vip}: {error:#}\n{}", cluster.logs()));
+    }
+}
+
+#[test]
+fn connections_to_the_proxy_go_on_when_their_vip_moves_away_and_back() {
+    let Some(mut cluster) = cluster() else { return };
+    let made_before = VIPS.map(|vip| Kept::open(&cluster, vip));
+    moved_to(&cluster, "n2");
+    let leaving = cluster.nodes[1].agent.pid();
+
+    cluster.nodes[1].host.run(&format!("kill -TERM {leaving}")).unwrap();
+
+    moved_to(&cluster, "n1");
+    for vip in VIPS {
+        assert_eq!(former(&cluster.nodes[0], vip).as_deref(), Some("n2"), "{}", cluster.logs());
+    }
+    let explained = ["explain", "--flow", "tcp 10.1.0.7:4000 > 203.0.113.80:80"];
+    let explained = cluster.nodes[0].agent.cli(&explained).unwrap();
+    assert!(explained.contains("that it does not know go to n2"), "{explained}");
+    let made_meanwhile = VIPS.map(|vip| Kept::open(&cluster, vip));
+    let mut asking = VIPS.map(|vip| Connection::open(&cluster, vip));
+    // Handshakes that leave no socket behind until they end are this node's as well.
+    cluster.nodes[0].host.run("sysctl -qw net.ipv4.tcp_syncookies=2").unwrap();
+    for vip in VIPS {
+        Connection::open(&cluster, vip);
+    }
+    assert!(cluster.lab.is_running(leaving), "{}", cluster.logs());
+    go_on(&cluster, made_before);
+    assert!(cluster.verdict(1, "forwarded-former") > 0, "{}", cluster.logs());
+
+    let ended = eventually(DEADLINE, || (!cluster.lab.is_running(leaving)).then_some(()));
+    assert!(ended.is_some(), "{}", cluster.logs());
+    cluster.start_again(2, &FLAGS).unwrap();
+    moved_to(&cluster, "n2");
+    for connection in &mut asking {
+        connection.ask().unwrap_or_else(|error| panic!("{error:#}\n{}", cluster.logs()));
+    }
+    go_on(&cluster, made_meanwhile);
+    assert!(cluster.verdict(2, "forwarded-former") > 0, "{}", cluster.logs());
+    for vip in VIPS {
+        assert_eq!(former(&cluster.nodes[1], vip).as_deref(), Some("n1"), "{}", cluster.logs());
+        Connection::open(&cluster, vip);
+    }
+}
+
+#[test]
+fn connections_to_a_holder_that_is_gone_without_a_word_are_reset() {
+    let Some(cluster) = cluster() else { return };
+    let mut connections = VIPS.map(|vip| Connection::open(&cluster, vip));
+    let gone = &cluster.nodes[1];
+
+    gone.host.run("ip link set eth0 down").unwrap();
+    cluster.lab.kill(gone.agent.pid()).unwrap();
+
+    let start = Instant::now();
+    for connection in &mut connections {
+        let error = connection.ask().expect_err("nobody has this connection");
+        let kind = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+        assert_eq!(kind, Some(ErrorKind::ConnectionReset), "{error:#}\n{}", cluster.logs());
+    }
+    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+    assert_eq!(cluster.verdict(1, "forwarded-former"), 0);
+}
