@@ -83,20 +83,19 @@ impl Pattern {
     /// ASCII exist in Unicode only; what needs them is compiled so.
     fn build(text: String, case: Case, beginning: &str) -> Result<Self, BadPattern> {
         for size in SIZES {
-            let unicode = match automaton(&text, case, false, size) {
-                Ok(_) => false,
-                Err(error) if error.size_limit().is_some() => continue,
-                Err(_) => true,
+            let (fit, unicode) = match Fit::of(&text, case, false, size) {
+                Fit::Malformed => (Fit::of(&text, case, true, size), true),
+                fit => (fit, false),
             };
-            match unicode.then(|| automaton(&text, case, true, size)).transpose() {
-                // Beyond ASCII other characters are the same as some of its letters.
-                Ok(_) => {
+            match fit {
+                Fit::Fits => {
+                    // Beyond ASCII other characters are the same as some of its letters.
                     let beginning = if unicode { String::new() } else { beginning.to_owned() };
                     let regex = OnceLock::new();
                     return Ok(Self(Arc::new(Source { text, case, unicode, size, beginning, regex })));
                 }
-                Err(error) if error.size_limit().is_some() => {}
-                Err(_) => break,
+                Fit::TooLarge => {}
+                Fit::Malformed => break,
             }
         }
         // Says why in words for people.
@@ -142,17 +141,28 @@ impl Pattern {
     }
 }
 
-/// What `size` bytes have to be enough for.
-fn automaton(
-    text: &str,
-    case: Case,
-    unicode: bool,
-    size: usize,
-) -> Result<thompson::NFA, thompson::BuildError> {
-    thompson::Compiler::new()
-        .configure(thompson::Config::new().utf8(false).nfa_size_limit(Some(size)))
-        .syntax(syntax::Config::new().case_insensitive(case == Case::Same).unicode(unicode).utf8(false))
-        .build(text)
+/// Whether a pattern can be compiled.
+enum Fit {
+    Fits,
+    /// Not in so many bytes.
+    TooLarge,
+    Malformed,
+}
+
+impl Fit {
+    /// By the automaton alone, of which all else is made.
+    fn of(text: &str, case: Case, unicode: bool, size: usize) -> Self {
+        let syntax = syntax::Config::new().case_insensitive(case == Case::Same).unicode(unicode).utf8(false);
+        let automaton = thompson::Compiler::new()
+            .configure(thompson::Config::new().utf8(false).nfa_size_limit(Some(size)))
+            .syntax(syntax)
+            .build(text);
+        match automaton {
+            Ok(_) => Self::Fits,
+            Err(error) if error.size_limit().is_some() => Self::TooLarge,
+            Err(_) => Self::Malformed,
+        }
+    }
 }
 
 fn compile(text: &str, case: Case, unicode: bool, size: usize) -> Result<Regex, regex::Error> {
