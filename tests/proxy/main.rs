@@ -15,6 +15,7 @@ mod error_pages;
 mod errors;
 mod external_auth;
 mod fastcgi;
+mod flags;
 mod forwarded;
 mod grpc;
 mod h2_client;
