@@ -74,6 +74,11 @@ fn follow(formers: &Mutex<Option<datapath::Formers>>, now: &Announced) {
 }
 
 impl Announcer {
+    /// Whether VIPs are answered for here at all.
+    pub(super) fn is_any(&self) -> bool {
+        self.0.is_some()
+    }
+
     /// Who holds what, on each link.
     pub(super) fn announced(&self) -> Vec<Arc<Announced>> {
         self.handle.as_ref().map(announce::Handle::announced).unwrap_or_default()

@@ -129,7 +129,9 @@ impl Running {
             if let Some(meeting) = meeting {
                 let _ = meeting.await;
             }
-            self.proxy.take_leave();
+            if self.live.announcer().is_any() {
+                self.proxy.take_leave();
+            }
             tokio::time::sleep(shutdown_grace).await;
             let deadline = self.deadline();
             let drained = std::pin::pin!(self.proxy.drain(deadline));
