@@ -324,9 +324,13 @@ fn a_table_that_is_switched_ten_thousand_times_under_load_leads_to_one_of_both_o
         .service(Protocol::Tcp, VIP, ForwardingMode::L2, &few.collect::<Vec<_>>())
         .service(Protocol::Tcp, other, ForwardingMode::L2, &many.collect::<Vec<_>>());
     let engine = world.load();
-    let records: Vec<(u16, Descriptor)> = (0..2u16)
-        .map(|index| (index, Record::read(&engine.tables.records, index.into()).descriptor))
-        .collect();
+    let line = |vip: &str| {
+        let vip: SocketAddr = vip.parse().expect("an address");
+        Place { addr: vip.ip(), port: vip.port(), protocol: Protocol::Tcp }.shortcut().line() as u16
+    };
+    let records: Vec<(u16, Descriptor)> = [VIP, other]
+        .map(|vip| (line(vip), Record::read(&engine.tables.records, line(vip).into()).descriptor))
+        .into();
     let Engine { kernel, tables, .. } = engine;
     let (one, two) = (records[0].1, records[1].1);
     assert_ne!(one.bits(), two.bits(), "the sizes differ");
