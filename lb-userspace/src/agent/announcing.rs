@@ -76,7 +76,7 @@ fn follow(formers: &Mutex<Option<datapath::Formers>>, now: &Announced) {
 impl Announcer {
     /// Whether VIPs are answered for here at all.
     pub(super) fn is_any(&self) -> bool {
-        self.0.is_some()
+        self.handle.is_some()
     }
 
     /// Who holds what, on each link.

@@ -233,7 +233,7 @@ pub const TABLE: &[Annotation] = &[
     row("app-root", Path, Medium, Host, Default, Honoured, "where a request for `/` is redirected"),
     row("ssl-redirect", Bool, Low, Location, Default, Honoured, "redirect http to https where the host has TLS"),
     row("force-ssl-redirect", Bool, Medium, Location, Default, Honoured, "redirect http to https even without TLS here"),
-    row("preserve-trailing-slash", Bool, Low, Location, Default, Honoured, "keep a final slash in the https redirect"),
+    row("preserve-trailing-slash", Bool, Medium, Location, Default, Honoured, "keep a final slash in the https redirect"),
     row("use-port-in-redirects", Bool, Low, Location, Default, Honoured, "name the port in redirects"),
     row("permanent-redirect", Target, Medium, Location, Refuse, Honoured, "redirect everything there with 301"),
     row("permanent-redirect-code", Int, Low, Location, Refuse, Honoured, "another status for permanent-redirect"),
