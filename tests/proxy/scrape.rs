@@ -8,12 +8,14 @@ use crate::rig::{Backend, Client, DEADLINE};
 use crate::takeover::{Agents, HOST};
 
 /// Ends of names whose values no two runs have in common: `*` stands for them.
-const CHANGING: [&str; 11] = [
+const CHANGING: [&str; 13] = [
     "_duration_seconds_bucket",
     "_duration_seconds_sum",
     "_cpu_seconds_total",
     "_memory_bytes",
-    "_oldest_start_time_seconds",
+    "_start_time_seconds",
+    "process_open_fds",
+    "process_max_fds",
     "_read_bytes_total",
     "_write_bytes_total",
     "config_hash",

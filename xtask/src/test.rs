@@ -211,6 +211,8 @@ fn clippy_kernel() -> Command {
         .args(["clippy", "--package", "lb-ebpf", "--release", "--target-dir"])
         .arg(target_dir().join("ebpf-clippy"))
         .args(["--", "--deny", "warnings"])
+        // There is nothing that could unwind in the kernel, nor a library that could.
+        .env("CARGO_PROFILE_RELEASE_PANIC", "abort")
         .env("CARGO_ENCODED_RUSTFLAGS", "--cfg=bpf_target_arch=\"x86_64\"");
     command
 }

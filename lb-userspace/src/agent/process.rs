@@ -16,13 +16,24 @@ struct Process {
     virtual_bytes: Option<f64>,
     read_bytes: Option<f64>,
     write_bytes: Option<f64>,
+    open_files: Option<f64>,
+    most_files: Option<f64>,
 }
 
 /// Metrics of the calling process.
 pub(super) fn metrics() -> Vec<Metric> {
     let proc = Path::new("/proc");
     let text = |path: &str| std::fs::read_to_string(proc.join(path)).unwrap_or_default();
-    report(&read(&text("self/stat"), &text("self/status"), &text("self/io"), &text("stat")))
+    let limits = text("self/limits");
+    let open = std::fs::read_dir(proc.join("self/fd")).map(|files| files.count() as f64).ok();
+    let process = read(&text("self/stat"), &text("self/status"), &text("self/io"), &text("stat"));
+    report(&Process { open_files: open, most_files: most_files(&limits), ..process })
+}
+
+/// The soft limit of `limits` (proc_pid_limits(5)).
+fn most_files(limits: &str) -> Option<f64> {
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
+    line.split_whitespace().next()?.parse().ok()
 }
 
 /// Reads `stat`, `status` and `io` of a process and `stat` of the machine.
@@ -45,11 +56,14 @@ fn read(stat: &str, status: &str, io: &str, machine: &str) -> Process {
         virtual_bytes: kilobytes("VmSize:"),
         read_bytes: value(io, "read_bytes:"),
         write_bytes: value(io, "write_bytes:"),
+        ..Process::default()
     }
 }
 
 fn report(process: &Process) -> Vec<Metric> {
-    let Process { cpu_seconds, started, resident_bytes, virtual_bytes, read_bytes, write_bytes } = process;
+    let Process { cpu_seconds, started, resident_bytes, virtual_bytes, read_bytes, write_bytes, .. } =
+        process;
+    let Process { open_files, most_files, .. } = process;
     let metric = |name, help, kind, value: &Option<f64>| {
         let samples = value.iter().map(|value| Sample { suffix: "", labels: Vec::new(), value: *value });
         Metric { name, help, kind, samples: samples.collect() }
@@ -91,6 +105,18 @@ fn report(process: &Process) -> Vec<Metric> {
             MetricKind::Counter,
             write_bytes,
         ),
+        // By the names that every Prometheus client has for them, ingress-nginx's too.
+        metric("process_cpu_seconds_total", "CPU time used, in seconds.", MetricKind::Counter, cpu_seconds),
+        metric(
+            "process_start_time_seconds",
+            "When the process began, in seconds since the epoch.",
+            MetricKind::Gauge,
+            started,
+        ),
+        metric("process_resident_memory_bytes", "Memory in use.", MetricKind::Gauge, resident_bytes),
+        metric("process_virtual_memory_bytes", "Address space in use.", MetricKind::Gauge, virtual_bytes),
+        metric("process_open_fds", "Open files and sockets.", MetricKind::Gauge, open_files),
+        metric("process_max_fds", "Files and sockets that may be open.", MetricKind::Gauge, most_files),
     ]
 }
 
@@ -113,8 +139,11 @@ mod tests {
                 virtual_bytes: Some(2048.0 * 1024.0),
                 read_bytes: Some(4096.0),
                 write_bytes: Some(8192.0),
+                ..Process::default()
             }
         );
+        assert_eq!(most_files("Limit  Soft  Hard\nMax open files   1024   4096   files\n"), Some(1024.0));
+        assert_eq!(most_files("Max open files   unlimited   unlimited   files\n"), None);
         assert_eq!(read("", "", "", ""), Process::default());
     }
 
