@@ -66,8 +66,11 @@ fn a_scraper_finds_the_names_labels_and_buckets_of_ingress_nginx() {
     assert_eq!(ask(&agents, "unheard-of.example.com", "/"), 404);
 
     let page = scraped(&agents, 4);
-    let actual: String =
-        page.lines().filter(|line| line.contains("nginx_ingress_controller_")).map(steady).collect();
+    let is_known = |line: &&str| {
+        ["nginx_ingress_controller_", " process_"].iter().any(|name| line.contains(name))
+            || line.starts_with("process_")
+    };
+    let actual: String = page.lines().filter(is_known).map(steady).collect();
     let path = lb_tests::workspace().join("tests/proxy/scrape.txt");
     if std::env::var_os("PENSTOCK_UPDATE").is_some() {
         std::fs::write(&path, &actual).expect("the page is writable");

@@ -49,7 +49,7 @@ const WITHOUT: [(&str, &str); 6] = [
 ];
 
 /// Keys without a case, each with the reason.
-const KEYS_WITHOUT: [(&str, &str); 28] = [
+const KEYS_WITHOUT: [(&str, &str); 27] = [
     ("gzip-level", "shows by a few bytes"),
     ("brotli-level", "shows by a few bytes"),
     ("proxy-max-temp-file-size", "shows by what is not sent, however long one waits: module buffers"),
@@ -71,7 +71,6 @@ const KEYS_WITHOUT: [(&str, &str); 28] = [
     ("ssl-session-timeout", "is a minute at least"),
     ("ssl-session-ticket-key", "shows by two agents: module arrival"),
     ("opentelemetry-operation-name", "shows at a collector: module traces"),
-    ("otlp-collector-host", "as opentelemetry-operation-name"),
     ("otlp-collector-port", "as opentelemetry-operation-name"),
     ("otel-service-name", "as opentelemetry-operation-name"),
     ("otel-max-queuesize", "as opentelemetry-operation-name"),
