@@ -1,7 +1,6 @@
 //! Flags about the API server that no story of the other files is about, each by what comes of it.
 
 use std::io::{BufRead, BufReader};
-use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
@@ -14,7 +13,7 @@ use crate::agent::{Agent, Start, backend};
 use crate::deploy::try_kubectl;
 use crate::objects;
 use crate::rig::Rig;
-use crate::webhook::{configure, ingress};
+use crate::webhook::{configured, ingress};
 use crate::write::{agent_in_pod, balancer, until_status};
 
 const HOST: &str = "web.example.com";
@@ -201,10 +200,7 @@ fn put_certificate(dir: &Path, authority: &Authority) {
 #[test]
 fn the_webhook_shows_the_certificate_of_its_files_and_the_next_one_when_they_change() {
     let Some(rig) = Rig::new() else { return };
-    let place = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let addr = place.local_addr().expect("an address").to_string();
-    let _configured = configure(&rig, &addr);
-    drop(place);
+    let (_configured, addr) = configured(&rig);
     rig.apply(&objects::class());
     let dir = tempfile::tempdir().expect("a directory");
     let authorities = ["One", "Two"].map(|name| Authority::new(name).expect("an authority"));

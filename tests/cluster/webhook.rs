@@ -20,8 +20,10 @@ impl Drop for Configuration<'_> {
     }
 }
 
-/// Has the server ask there about Ingresses of the test's label, believing nobody yet.
-pub fn configure<'a>(rig: &'a Rig, addr: &str) -> Configuration<'a> {
+/// Has the server ask at a free port about Ingresses of the test's label, believing nobody yet; and where that is.
+pub fn configured(rig: &Rig) -> (Configuration<'_>, String) {
+    let place = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let addr = place.local_addr().expect("an address").to_string();
     let (name, path) = (&rig.namespace, penstock::webhook::PATH);
     let configuration = format!(
         "apiVersion: admissionregistration.k8s.io/v1\nkind: ValidatingWebhookConfiguration\nmetadata: {{name: {name}}}\n\
@@ -32,17 +34,14 @@ pub fn configure<'a>(rig: &'a Rig, addr: &str) -> Configuration<'a> {
     );
     let configured = Configuration(rig);
     kubectl(rig, &["apply", "--filename", "-"], &configuration);
-    configured
+    (configured, addr)
 }
 
 #[test]
 fn an_ingress_that_can_never_work_is_refused_with_the_reason_and_others_are_stored() {
     let Some(rig) = Rig::new() else { return };
     // Both agents answer at one port, so the API server asks either.
-    let place = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let addr = place.local_addr().expect("an address").to_string();
-    let _configured = configure(&rig, &addr);
-    drop(place);
+    let (_configured, addr) = configured(&rig);
     rig.apply(&objects::class());
     rig.apply(&objects::service("web", &[]));
     let (watch, webhook, own) = (
@@ -93,10 +92,7 @@ fn an_ingress_that_can_never_work_is_refused_with_the_reason_and_others_are_stor
 #[test]
 fn a_webhook_that_only_warns_lets_everything_in_and_kubectl_shows_why_it_would_not() {
     let Some(rig) = Rig::new() else { return };
-    let place = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let addr = place.local_addr().expect("an address").to_string();
-    let _configured = configure(&rig, &addr);
-    drop(place);
+    let (_configured, addr) = configured(&rig);
     rig.apply(&objects::class());
     let (watch, webhook, own) = (
         format!("--watch-namespace={}", rig.namespace),

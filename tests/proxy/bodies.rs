@@ -93,16 +93,7 @@ fn chunks_and_trailers_pass_as_they_are() {
 
 #[test]
 fn trailers_of_a_request_go_no_further() {
-    let backend = Backend::start(|mut peer| {
-        while peer.head().is_some() {
-            let mut body = Vec::new();
-            while !body.ends_with(b"\r\n\r\n") {
-                body.extend(peer.exactly(1));
-            }
-            let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
-            peer.send([answer.as_bytes(), &body].concat());
-        }
-    });
+    let backend = Backend::showing_chunks();
     let rig = Rig::start(to(&[backend.addr]));
     let mut client = rig.client();
     let (head, chunks) =

@@ -80,16 +80,7 @@ fn a_body_of_known_length_keeps_its_length() {
 
 #[test]
 fn a_body_of_unknown_length_becomes_chunks_and_its_trailers_go_no_further() {
-    let backend = Backend::start(|mut peer| {
-        let head = peer.head().expect("a head");
-        assert!(head.contains("transfer-encoding: chunked\r\n"), "{head}");
-        let mut body = Vec::new();
-        while !body.ends_with(b"\r\n\r\n") {
-            body.extend(peer.exactly(1));
-        }
-        let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
-        peer.send([answer.as_bytes(), &body].concat());
-    });
+    let backend = Backend::showing_chunks();
     let rig = Rig::start(to(&[backend.addr]));
     let client = Client::connect(rig.http);
     let mut trailers = HeaderMap::new();

@@ -172,6 +172,21 @@ impl Backend {
         })
     }
 
+    /// Answers every request, whose body is chunked, with that body as it came.
+    pub fn showing_chunks() -> Self {
+        Self::start(|mut peer| {
+            while let Some(head) = peer.head() {
+                assert!(head.to_ascii_lowercase().contains("transfer-encoding: chunked\r\n"), "{head}");
+                let mut body = Vec::new();
+                while !body.ends_with(b"\r\n\r\n") {
+                    body.extend(peer.exactly(1));
+                }
+                let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
+                peer.send([answer.as_bytes(), &body].concat());
+            }
+        })
+    }
+
     /// Answers every request with these bytes.
     pub fn saying(answer: &'static str) -> Self {
         Self::start(move |mut peer| {
