@@ -1,36 +1,20 @@
 //! Fuzzing of what strangers send: every parser takes a corpus and mutations of it. A target panics
 //! where it breaks its own rules (`penstock::l7::fuzz`); the seed and the bytes are printed.
 //!
-//! `PENSTOCK_FUZZ_SECONDS=600 cargo test -p lb-tests --test fuzz` searches for longer. What breaks a target goes
-//! into `fuzz/corpus/<target>/`, and is replayed from then on.
+//! `cargo xtask fuzz` searches for longer, guided by what code an input reaches. What breaks a target goes into
+//! `fuzz/corpus/<target>/`, and is replayed from then on.
+
+mod targets;
 
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use penstock::l7::{explain, fuzz};
-use penstock::model::l7::L7;
+use targets::{Target, targets};
 
-type Run = dyn Fn(&[u8]);
-
-/// A parser that is fed.
-struct Target {
-    name: &'static str,
-    run: Box<Run>,
-}
-
-fn targets() -> Vec<Target> {
-    let parsers = fuzz::TARGETS.iter().map(|(name, run)| Target { name, run: Box::new(run) });
-    let l7 = L7::default();
-    let url = move |bytes: &[u8]| {
-        let text = String::from_utf8_lossy(bytes);
-        if let Ok(request) = penstock::agent::question::parse(&text, &[]) {
-            explain::explain(&l7, None, &request);
-        }
-    };
-    parsers.chain([Target { name: "explain", run: Box::new(url) }]).collect()
-}
+/// How long each target is fed with mutations.
+const EACH: Duration = Duration::from_secs(1);
 
 /// Pieces that mean something to one of the parsers.
 const WORDS: [&[u8]; 30] = [
@@ -95,11 +79,10 @@ fn every_input_of_the_corpus_is_survived() {
 
 #[test]
 fn mutations_of_the_corpus_are_survived() {
-    let seconds = std::env::var("PENSTOCK_FUZZ_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(2);
     for target in targets() {
         let corpus: Vec<Vec<u8>> = corpus(target.name).into_iter().map(|(_, bytes)| bytes).collect();
         let inputs: Vec<&[u8]> = corpus.iter().map(Vec::as_slice).collect();
-        let end = Instant::now() + Duration::from_secs(seconds);
+        let end = Instant::now() + EACH;
         let mut runs: u64 = 0;
         // A run has its own seed, so that what fails can be repeated alone.
         while Instant::now() < end {

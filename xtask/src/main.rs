@@ -8,6 +8,7 @@ mod assets;
 mod bench;
 mod demo;
 mod ebpf;
+mod fuzz;
 mod layers;
 mod process;
 mod setup;
@@ -15,6 +16,7 @@ mod test;
 mod toolchain;
 
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -45,6 +47,8 @@ enum Command {
     },
     /// Show Penstock at work: client, edge host and three backends in network namespaces
     Demo(demo::Args),
+    /// Feed the parsers with what reaches ever more of their code, until one breaks
+    Fuzz(fuzz::Args),
     /// Measure; what is left over goes to the measuring program
     Bench {
         /// Which half
@@ -56,7 +60,20 @@ enum Command {
     },
 }
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    if let Some(code) = fuzz::as_compiler() {
+        return code;
+    }
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("Error: {error:?}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
     match Cli::parse().command {
         Command::Setup { purposes } => {
             let purposes = if purposes.is_empty() { setup::Purpose::ALL } else { &purposes };
@@ -74,6 +91,7 @@ fn main() -> Result<()> {
         Command::Layers => layers::run(),
         Command::Test { tiers } => test::run(&tiers),
         Command::Demo(args) => demo::run(&args),
+        Command::Fuzz(args) => fuzz::run(&args),
         Command::Bench { half, args } => bench::run(half, &args),
     }
 }

@@ -7,6 +7,7 @@
 mod election;
 mod formers;
 mod frame;
+mod fuzz;
 mod heartbeat;
 mod link;
 mod segment;
@@ -26,6 +27,7 @@ use crate::model::announce::Announced;
 use crate::model::l4::L4;
 use crate::model::report::{Metric, MetricKind, Sample};
 
+pub use fuzz::fuzz;
 use link::Link;
 use segment::{Coming, Segment};
 

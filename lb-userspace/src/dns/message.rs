@@ -220,6 +220,29 @@ impl<'m> Reader<'m> {
     }
 }
 
+/// For the fuzz target: any bytes as the answer to a question, the echo of which is written over them so that what
+/// stands behind it is read, too.
+pub fn fuzz(bytes: &[u8]) {
+    let name = "a.example.com";
+    for kind in [Kind::V4, Kind::V6] {
+        let Some(question) = question(7, name, kind) else { continue };
+        let mut message = bytes.to_vec();
+        let _ = reply(&message, &question);
+        if let (Some(head), Some(asked)) = (message.get_mut(..6), question.get(..2)) {
+            head.iter_mut()
+                .zip(asked.iter().chain(&[0x81, 0x80, 0, 1]))
+                .for_each(|(byte, ours)| *byte = *ours);
+        }
+        if let (Some(echo), Some(asked)) = (message.get_mut(12..question.len()), question.get(12..)) {
+            echo.copy_from_slice(asked);
+        }
+        if let Reply::Addresses { addrs, .. } = reply(&message, &question) {
+            assert!(addrs.len() <= RECORDS_MAX);
+            assert!(addrs.iter().all(|addr| addr.is_ipv4() == (kind == Kind::V4)), "asked for {kind:?}");
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

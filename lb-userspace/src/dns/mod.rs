@@ -21,6 +21,7 @@ use crate::model::l7::{L7, Upstream};
 
 use cache::Cache;
 use client::Answer;
+pub use message::fuzz;
 pub use system::Files;
 
 /// Names that are asked for at once.

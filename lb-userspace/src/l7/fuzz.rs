@@ -4,20 +4,22 @@
 use super::buffer::BUFFER_BYTES;
 use super::client::Effective;
 use super::client_auth::Session;
+use super::credentials::Credentials;
 use super::filters::Scheme;
 use super::h1::body::Body;
 use super::h1::head::{Lines, Refusal, Sizes};
 use super::h1::{Request, Response};
 use super::heads::{self, Client, Onward};
+use super::path::{normalize, split_query};
 use super::variable::Known;
-use super::{authorities, client_hello, fcgi, proxy_protocol, trace};
+use super::{authorities, client_hello, fcgi, h2, proxy_protocol, trace};
 use crate::model::l7::Forwarding;
 
 /// A parser under test.
 pub type Target = fn(&[u8]);
 
 /// Every target by its name.
-pub const TARGETS: [(&str, Target); 8] = [
+pub const TARGETS: [(&str, Target); 11] = [
     ("request-head", request_head),
     ("response-head", response_head),
     ("chunked", chunked),
@@ -26,6 +28,9 @@ pub const TARGETS: [(&str, Target); 8] = [
     ("fastcgi", fcgi::fuzz),
     ("traceparent", trace::fuzz),
     ("certificate", authorities::fuzz),
+    ("path", path),
+    ("basic-auth", basic_auth),
+    ("h2-frames", h2::fuzz),
 ];
 
 /// What is taken for a head is one for every reader: no byte but CRLF ends a line, no shorter piece
@@ -125,4 +130,27 @@ fn take(bytes: &[u8], size: usize) -> Option<(usize, bool)> {
         }
     }
     Some((taken, body.is_done()))
+}
+
+/// What a path is compared as stays what it is, and leads nowhere but down.
+fn path(bytes: &[u8]) {
+    let (path, _) = split_query(bytes);
+    // A head with a NUL in it is refused before anybody looks at the path.
+    let Some(normal) = normalize(path).ok().filter(|_| !path.contains(&0)) else { return };
+    assert!(!normal.contains(&0));
+    let below = normal.strip_prefix(b"/").expect("it begins at the root");
+    let mut segments = below.split(|byte| *byte == b'/');
+    let last = segments.next_back();
+    assert!(segments.all(|segment| !matches!(segment, b"" | b"." | b"..")), "{normal:?}");
+    assert!(!matches!(last, Some(b"." | b"..")), "{normal:?}");
+    if !normal.contains(&b'%') {
+        assert_eq!(normalize(&normal).as_deref(), Ok(&*normal), "normal twice");
+    }
+}
+
+/// A user is named, and by its colon alone kept from the password.
+fn basic_auth(bytes: &[u8]) {
+    if let Some(Credentials { user, .. }) = Credentials::read(bytes) {
+        assert!(!user.is_empty() && !user.contains(&b':'));
+    }
 }

@@ -36,6 +36,7 @@ use crate::panics;
 
 pub use certificate::{Error, Identity};
 pub use counts::Counts;
+pub use question::fuzz;
 
 /// Judges what is to be stored.
 pub trait Reviewer: Send + Sync + 'static {

@@ -87,6 +87,14 @@ pub(super) fn read(body: &[u8]) -> Result<Question, String> {
     Ok(Question { uid, namespace, name, ingress })
 }
 
+/// For the fuzz target: what is to be stored is there, and what is written back is harmless.
+pub fn fuzz(bytes: &[u8]) {
+    if let Ok(question) = read(bytes) {
+        assert!(is_uid(&question.uid));
+        assert!(!question.ingress.is_some_and(|ingress| ingress.is_null()));
+    }
+}
+
 /// How many values this JSON has, or a few more: each but the first of something stands behind a comma, and the first
 /// behind what opens.
 fn values(json: &[u8]) -> usize {

@@ -139,6 +139,21 @@ impl Frames {
     }
 }
 
+/// For the fuzz target: however the bytes are cut, the same frames are seen in them.
+pub(in crate::l7) fn fuzz(bytes: &[u8]) {
+    let seen = |size: usize| {
+        let (mut frames, mut seen) = (Frames::default(), Vec::new());
+        for piece in bytes.chunks(size) {
+            frames.read(piece, |kind, length, flags| seen.push((kind, length, flags)));
+        }
+        seen
+    };
+    let whole = seen(bytes.len().max(1));
+    for size in [1, 2, 10] {
+        assert_eq!(seen(size), whole, "in pieces of {size}");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -18,6 +18,7 @@ mod stream;
 
 pub(super) use client::Connections;
 pub(super) use crew::Crew;
+pub(super) use frame_budget::fuzz;
 pub(super) use server::serve;
 pub(super) use stream::{Ended, Stream};
 
