@@ -148,6 +148,42 @@ fn a_kept_http_1_0_connection_is_told_so() {
 }
 
 #[test]
+fn an_absolute_target_without_a_path_asks_for_the_root_and_moves_nothing_else() {
+    let backend = Backend::mirror();
+    let rig = Rig::start(to(&[backend.addr]));
+    let mut client = rig.client();
+
+    client.send(
+        "POST http://b?x=1 HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nbodyGET /next HTTP/1.1\r\nHost: a\r\n\r\n",
+    );
+
+    let first = client.reply().text();
+    assert!(
+        first.starts_with("POST /?x=1 HTTP/1.1\r\nHost: b\r\n") && first.ends_with("\r\n\r\nbody"),
+        "{first}"
+    );
+    let next = client.reply().text();
+    assert!(next.starts_with("GET /next HTTP/1.1\r\nHost: a\r\n"), "{next}");
+}
+
+#[test]
+fn a_minor_version_to_come_is_served_as_1_1() {
+    let (mirror, chunks) = (Backend::mirror(), Backend::showing_chunks());
+    let rig = Rig::start(to(&[mirror.addr]));
+
+    let text = rig.ask("GET / HTTP/1.2\r\nHost: a\r\n\r\n").text();
+    assert!(text.starts_with("GET / HTTP/1.1\r\nHost: a\r\n"), "{text}");
+
+    let rig = Rig::start(to(&[chunks.addr]));
+    let mut client = rig.client();
+    for _ in 0..2 {
+        let body = "2\r\nhi\r\n0\r\n\r\n";
+        client.send(format!("POST / HTTP/1.2\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n{body}"));
+        assert_eq!(client.reply().text(), body);
+    }
+}
+
+#[test]
 fn an_absolute_target_is_served_by_its_authority() {
     let backend = Backend::mirror();
     let rig = Rig::start(to(&[backend.addr]));

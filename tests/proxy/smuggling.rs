@@ -7,12 +7,9 @@ fn what_could_be_read_in_two_ways_is_refused_and_closed() {
     let backend = Backend::mirror();
     let rig = Rig::start(to(&[backend.addr]));
     let long = "x".repeat(9000);
+    let both = "Content-Length: 4\r\nTransfer-Encoding: chunked\r\n";
     let cases: Vec<(&str, String, u16)> = vec![
-        (
-            "both lengths",
-            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n".into(),
-            400,
-        ),
+        ("both lengths", format!("POST / HTTP/1.1\r\nHost: a\r\n{both}\r\n"), 400),
         (
             "two lengths",
             "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\nContent-Length: 5\r\n\r\n".into(),
@@ -53,6 +50,12 @@ fn what_could_be_read_in_two_ways_is_refused_and_closed() {
         ("folded line", "GET / HTTP/1.1\r\nHost: a\r\nX: 1\r\n 2\r\n\r\n".into(), 400),
         ("space before colon", "GET / HTTP/1.1\r\nHost : a\r\n\r\n".into(), 400),
         ("no host", "GET / HTTP/1.1\r\n\r\n".into(), 400),
+        ("blank in the target", "GET /a b HTTP/1.1\r\nHost: a\r\n\r\n".into(), 400),
+        ("version after 1.9", "GET / HTTP/1.10\r\nHost: a\r\n\r\n".into(), 400),
+        ("version 2 in text", "GET / HTTP/2.1\r\nHost: a\r\n\r\n".into(), 505),
+        ("both lengths of 1.2", format!("POST / HTTP/1.2\r\nHost: a\r\n{both}\r\n"), 400),
+        ("two hosts without a path", "GET http://a?b HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n".into(), 400),
+        ("user without a path", "GET http://u@a?b HTTP/1.1\r\nHost: a\r\n\r\n".into(), 400),
         ("empty host", "GET / HTTP/1.1\r\nHost: \r\n\r\n".into(), 400),
         ("two hosts", "GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n".into(), 400),
         ("host with path", "GET / HTTP/1.1\r\nHost: a/b\r\n\r\n".into(), 400),

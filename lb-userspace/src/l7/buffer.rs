@@ -109,6 +109,18 @@ impl Buf {
         }
     }
 
+    /// Puts `byte` in front of the byte that is `at` of those there are; false where there is no room.
+    pub(super) fn insert(&mut self, at: usize, byte: u8) -> bool {
+        let is_within = at <= self.bytes().len();
+        if !is_within || self.space().is_empty() {
+            return false;
+        }
+        let at = self.start + at;
+        self.data.copy_within(at..self.end, at + 1);
+        self.end += 1;
+        self.data.get_mut(at).map(|place| *place = byte).is_some()
+    }
+
     /// Reads once from `socket` behind the bytes there are; 0 is the end of the stream.
     pub(super) fn poll_fill(
         &mut self,
@@ -313,6 +325,21 @@ mod tests {
         assert_eq!(buf.bytes().iter().filter(|byte| **byte == b'y').count(), 40_000 - BUFFER_BYTES);
         buf.consume(40_000);
         assert!(buf.data.is_empty());
+    }
+
+    #[test]
+    fn a_byte_is_put_between_others_while_there_is_room() {
+        let mut buf = Buf { data: Box::from(*b"xbc"), start: 1, end: 3, is_large: false };
+
+        assert!(buf.insert(1, b'-') && buf.insert(0, b'<') && buf.insert(4, b'>'));
+        assert_eq!(buf.bytes(), b"<b-c>");
+        assert!(!buf.insert(6, b'?'));
+        buf.space().fill(b'x');
+        buf.end = BUFFER_BYTES;
+        assert!(!buf.insert(1, b'?'));
+        buf.consume(1);
+        assert!(buf.insert(0, b'!'));
+        assert_eq!((&buf.bytes()[..3], buf.bytes().len()), (&b"!b-"[..], BUFFER_BYTES));
     }
 
     #[test]

@@ -30,6 +30,7 @@ use super::compress::Accepts;
 use super::exchange::{self, Copying, Hold, Outgoing, Sent};
 use super::filters::{Answer, Asked, Next, decide_by_words};
 use super::h1::head::{Lines, Refusal, Sizes};
+use super::h1::request::missing_path;
 use super::h1::{Body, Request};
 use super::h2;
 use super::heads::{self, After, Client, Onward};
@@ -223,9 +224,21 @@ impl Connection<'_, '_> {
         }
     }
 
-    /// Parsed anew after each read; heads nearly always arrive in one. No future may hold the lines: they
-    /// would be most of what an idle connection costs.
-    fn read_head(&self) -> Head {
+    /// Parsed anew after each read; heads nearly always arrive in one.
+    fn read_head(&mut self) -> Head {
+        match self.parse_head() {
+            Head::Refused(Refusal::Pathless) if self.add_path() => self.parse_head(),
+            head => head,
+        }
+    }
+
+    /// Where a target has no path, it means the root (RFC 9110 4.2.3).
+    fn add_path(&mut self) -> bool {
+        missing_path(self.buf.bytes()).is_some_and(|at| self.buf.insert(at, b'/'))
+    }
+
+    /// No future may hold the lines: they would be most of what an idle connection costs.
+    fn parse_head(&self) -> Head {
         let mut lines = Lines::new();
         match Request::parse(self.buf.bytes(), &mut lines, Sizes::of(&self.limits)) {
             Ok(None) if self.buf.is_full() => Head::Refused(Refusal::HeadTooLarge),

@@ -14,11 +14,7 @@ impl<'h, 'b> Request<'h, 'b> {
             std::iter::from_fn(|| text.next().map(|line| line.strip_suffix(b"\r").unwrap_or(line)));
         let mut words = text.next()?.split(|byte| *byte == b' ');
         let (method, target, version) = (words.next()?, words.next()?, words.next()?);
-        let version = match version {
-            b"HTTP/1.0" => Version::Http10,
-            b"HTTP/1.1" => Version::Http11,
-            _ => return None,
-        };
+        let version = Version::named(version).ok()?;
         let method = std::str::from_utf8(method).ok().filter(|_| words.next().is_none())?;
         let (target, authority) = split_target(target).unwrap_or((target, None));
         lines.extend(text.take_while(|line| !line.is_empty()).filter_map(header).take(HEADERS_MAX));
@@ -73,6 +69,7 @@ mod tests {
             ("an odd host", "GET /x HTTP/1.1\r\nHost: a/b\r\n", Some(("/x", "", None))),
             ("a whole URL", "GET http://b/x HTTP/1.1\r\nHost: a\r\n", Some(("/x", "b", None))),
             ("what is a body", "GET / HTTP/1.1\r\n\r\nA: 1\r\n", Some(("/", "", None))),
+            ("a version to come", "GET /x HTTP/1.9\r\nHost: a\r\n", Some(("/x", "a", None))),
             ("another version", "GET / HTTP/3.0\r\n\r\n", None),
             ("a word too many", "GET / x HTTP/1.1\r\n\r\n", None),
             ("no whole line", "GET / HTTP/1.1", None),

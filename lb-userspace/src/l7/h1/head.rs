@@ -94,6 +94,19 @@ pub(in crate::l7) enum Version {
     Http11,
 }
 
+impl Version {
+    /// That of `HTTP/1.1` and the like. RFC 9110 2.5: a minor version beyond those that we know is served as the highest of
+    /// them.
+    pub(super) fn named(word: &[u8]) -> Result<Self, Refusal> {
+        match word.strip_prefix(b"HTTP/") {
+            Some([b'1', b'.', b'0']) => Ok(Self::Http10),
+            Some([b'1', b'.', b'1'..=b'9']) => Ok(Self::Http11),
+            Some([b'0'..=b'9', b'.', b'0'..=b'9']) => Err(Refusal::Version),
+            _ => Err(Refusal::Malformed),
+        }
+    }
+}
+
 /// Why a head is refused; each has its status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(in crate::l7) enum Refusal {
@@ -116,7 +129,10 @@ pub(in crate::l7) enum Refusal {
     /// Not `/...` or `http://host/...`.
     #[error("invalid request target")]
     Target,
-    /// A version other than 1.0 and 1.1.
+    /// `http://host?query`, which has no path to send upstream as it is.
+    #[error("request target without a path")]
+    Pathless,
+    /// A version other than 1.x.
     #[error("unsupported version")]
     Version,
     /// Request line longer than [`Sizes::line`].
@@ -145,6 +161,7 @@ impl Refusal {
             | Self::Framing
             | Self::Host
             | Self::Target
+            | Self::Pathless
             | Self::LineTooLong => 400,
             Self::Method => 405,
             Self::TargetTooLong => 414,
@@ -352,6 +369,11 @@ impl<'b> OwnBlock<'_, 'b> {
 /// Where `part` starts in `whole`; `part` was cut out of it.
 fn offset(whole: &[u8], part: &[u8]) -> usize {
     part.as_ptr().addr().saturating_sub(whole.as_ptr().addr())
+}
+
+/// `tchar` of RFC 9110 5.6.2: what else is visible stands in no name that anybody passes on.
+pub(super) fn is_of_token(byte: &u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte)
 }
 
 /// Elements of a comma-separated header value.

@@ -4,7 +4,8 @@ mod parts;
 
 use self::parts::Parts;
 use super::head::{
-    Block, Connection, Framing, LineSet, Lines, OwnBlock, OwnLines, Refusal, Sizes, Version, tokens,
+    Block, Connection, Framing, LineSet, Lines, OwnBlock, OwnLines, Refusal, Sizes, Version, is_of_token,
+    tokens,
 };
 use crate::model::l7::forwarding::HeaderNames;
 
@@ -129,9 +130,14 @@ pub(super) fn split_target(path: &[u8]) -> Result<(&[u8], Option<&[u8]>), Refusa
     match target.first() {
         None => Ok((b"/", Some(authority))),
         Some(b'/') => Ok((target, Some(authority))),
-        // `http://host?x` has no path to send upstream as it is.
-        Some(_) => Err(Refusal::Target),
+        Some(_) => Err(Refusal::Pathless),
     }
+}
+
+/// Where in a head that was refused as [`Refusal::Pathless`] the path is missing: before its query, and nothing in
+/// front of that has a question mark.
+pub(in crate::l7) fn missing_path(bytes: &[u8]) -> Option<usize> {
+    bytes.iter().position(|byte| *byte == b'?')
 }
 
 fn strip_prefix_ignore_case<'b>(bytes: &'b [u8], prefix: &[u8]) -> Option<&'b [u8]> {
@@ -380,11 +386,6 @@ impl Name {
             _ => Self::Dropped,
         }
     }
-}
-
-/// `tchar` of RFC 9110 5.6.2: what else is visible stands in no name that anybody passes on.
-fn is_of_token(byte: &u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte)
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! The request line and the header lines of a head, wherever they end. What they may be is judged by whoever asked.
 
-use httparse::{EMPTY_HEADER, Error, Header, Status};
+use httparse::{Error, Header, Status};
 
 use super::super::head::{Lines, Refusal, Version};
 use super::refuse_method;
@@ -26,7 +26,7 @@ impl<'h, 'b> Parts<'h, 'b> {
         let len = match parsed.parse_with_uninit_headers(bytes, usual) {
             Ok(Status::Complete(len)) => len,
             Ok(Status::Partial) => return Ok(None),
-            Err(Error::Token) => return Self::of_no_text::<N>(bytes, odd),
+            Err(Error::Token | Error::Version) => return Self::of_odd_line::<N>(bytes, odd),
             Err(Error::HeaderName) => return Self::of_odd_names::<N>(bytes, odd),
             Err(error) => return Err(refusal(error)),
         };
@@ -37,9 +37,9 @@ impl<'h, 'b> Parts<'h, 'b> {
         Ok(Some(Self { len, method, path: path.as_bytes(), version, headers: parsed.headers }))
     }
 
-    /// A target with bytes that are no UTF-8. httparse does not take it, nginx hands it on, and nobody can read two
-    /// requests in it: it ends at the first blank like any other.
-    fn of_no_text<const N: usize>(
+    /// A request line that httparse does not take: a target with bytes that are no UTF-8, which nginx hands on, or a version
+    /// of HTTP/1 beyond 1.1. Nobody can read two requests in either: the target ends at the first blank like any other.
+    fn of_odd_line<const N: usize>(
         bytes: &'b [u8],
         odd: &'h mut Vec<Header<'b>>,
     ) -> Result<Option<Self>, Refusal> {
@@ -50,29 +50,16 @@ impl<'h, 'b> Parts<'h, 'b> {
         let of_target = |byte: &u8| matches!(byte, b'!'..=b'~' | 0x80..);
         let end = rest.iter().position(|byte| !of_target(byte)).unwrap_or(rest.len());
         let (path, behind) = rest.split_at_checked(end).ok_or(Refusal::Malformed)?;
-        if method.is_empty() || path.is_ascii() {
+        if method.is_empty() || path.is_empty() {
+            return Err(Refusal::Malformed);
+        }
+        let Some((version, is_usual, block)) = end_of_line(behind)? else { return Ok(None) };
+        if is_usual && path.is_ascii() {
             // Then it is something else that is wrong.
             return Err(Refusal::Malformed);
         }
-        for (ending, version) in
-            [(&b" HTTP/1.1\r\n"[..], Version::Http11), (b" HTTP/1.0\r\n", Version::Http10)]
-        {
-            if let Some(block) = behind.strip_prefix(ending) {
-                odd.resize(N, EMPTY_HEADER);
-                return match httparse::parse_headers(block, odd) {
-                    Ok(Status::Complete((len, headers))) => {
-                        let len = bytes.len() - block.len() + len;
-                        Ok(Some(Self { len, method, path, version, headers }))
-                    }
-                    Ok(Status::Partial) => Ok(None),
-                    Err(error) => Err(refusal(error)),
-                };
-            }
-            if ending.starts_with(behind) {
-                return Ok(None);
-            }
-        }
-        Err(Refusal::Malformed)
+        let Some(len) = header_lines(block, N, odd)? else { return Ok(None) };
+        Ok(Some(Self { len: bytes.len() - block.len() + len, method, path, version, headers: odd }))
     }
 
     /// Names that are no tokens, like `X[`: nginx drops such a line, whoever asked decides. Nothing else of them is
@@ -94,6 +81,20 @@ impl<'h, 'b> Parts<'h, 'b> {
         let Some(len) = header_lines(block, N, odd)? else { return Ok(None) };
         Ok(Some(Self { len: end + len, method, path: path.as_bytes(), version, headers: odd }))
     }
+}
+
+/// The version that ends a request line, whether it is one that httparse takes, and what comes behind the line; `None` while
+/// it is incomplete.
+fn end_of_line(behind: &[u8]) -> Result<Option<(Version, bool, &[u8])>, Refusal> {
+    const FORM: &[u8; 11] = b" HTTP/0.0\r\n";
+    let fits = |(byte, form): (&u8, &u8)| byte == form || *form == b'0' && byte.is_ascii_digit();
+    if !behind.iter().zip(FORM).all(fits) {
+        return Err(Refusal::Malformed);
+    }
+    let Some((end, block)) = behind.split_at_checked(FORM.len()) else { return Ok(None) };
+    let word = end.trim_ascii();
+    let is_usual = matches!(word, b"HTTP/1.0" | b"HTTP/1.1");
+    Ok(Some((Version::named(word)?, is_usual, block)))
 }
 
 /// Reads lines up to the empty one; the length of all of them, `None` while they are incomplete.
@@ -132,7 +133,6 @@ fn header_lines<'b>(
 
 fn refusal(error: Error) -> Refusal {
     match error {
-        Error::Version => Refusal::Version,
         Error::TooManyHeaders => Refusal::HeadTooLarge,
         _ => Refusal::Malformed,
     }

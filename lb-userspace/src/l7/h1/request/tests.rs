@@ -67,7 +67,7 @@ fn a_target_that_is_no_text_is_read_like_any_other() {
         (b"GET /\xe9 x HTTP/1.1\r\nHost: a\r\n\r\n", Refusal::Malformed),
         (b"GET /\xe9 HTTP/1.1\nHost: a\r\n\r\n", Refusal::Malformed),
         (b"GET /\xe9 HTTP/1.1\r\nHost: a\nX: 1\r\n\r\n", Refusal::LineEnd),
-        (b"GET /\xe9 HTTP/2.0\r\nHost: a\r\n\r\n", Refusal::Malformed),
+        (b"GET /\xe9 HTTP/2.0\r\nHost: a\r\n\r\n", Refusal::Version),
         (b"get /\xe9 HTTP/1.1\r\nHost: a\r\n\r\n", Refusal::Malformed),
         (b"\x16\x03\x01\xff ", Refusal::Malformed),
     ];
@@ -109,7 +109,7 @@ fn a_name_that_is_no_token_is_dropped_and_nothing_else_taken_lightly() {
 #[test]
 fn refuses_heads_that_another_parser_could_read_differently() {
     use Refusal::{Coding, Framing, Host, LineEnd, Malformed, Target, Version};
-    let cases: [(&str, &[u8], Refusal); 56] = [
+    let cases: [(&str, &[u8], Refusal); 66] = [
         (
             "content-length beside chunked",
             b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
@@ -217,12 +217,22 @@ fn refuses_heads_that_another_parser_could_read_differently() {
         ("bare lf as the empty line", b"GET / HTTP/1.1\r\nHost: a\r\n\n", LineEnd),
         ("empty line before the request", b"\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n", LineEnd),
         ("two spaces before the target", b"GET  / HTTP/1.1\r\nHost: a\r\n\r\n", Malformed),
-        ("two spaces before the version", b"GET /  HTTP/1.1\r\nHost: a\r\n\r\n", Version),
+        ("two spaces before the version", b"GET /  HTTP/1.1\r\nHost: a\r\n\r\n", Malformed),
         ("tab before the target", b"GET\t/ HTTP/1.1\r\nHost: a\r\n\r\n", Malformed),
         ("http/0.9", b"GET /\r\n\r\n", Malformed),
         ("http/2.0", b"GET / HTTP/2.0\r\nHost: a\r\n\r\n", Version),
         ("http/2 preface", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", Version),
-        ("http/1.2", b"GET / HTTP/1.2\r\nHost: a\r\n\r\n", Version),
+        ("http/2.0 of a kind", b"GET / HTTP/2.x\r\nHost: a\r\n\r\n", Malformed),
+        ("http/0.9 by name", b"GET / HTTP/0.9\r\nHost: a\r\n\r\n", Version),
+        ("http/1.10", b"GET / HTTP/1.10\r\nHost: a\r\n\r\n", Malformed),
+        ("http/1.20", b"GET / HTTP/1.20\r\nHost: a\r\n\r\n", Malformed),
+        ("http/1.2 and a bare lf", b"GET / HTTP/1.2\nHost: a\r\n\r\n", Malformed),
+        ("http/1.2 and a blank", b"GET / HTTP/1.2 \r\nHost: a\r\n\r\n", Malformed),
+        ("http/1.2 and a bare lf after a header", b"GET / HTTP/1.2\r\nHost: a\nX: 1\r\n\r\n", LineEnd),
+        ("http/1.2 without a host", b"GET / HTTP/1.2\r\nX: 1\r\n\r\n", Host),
+        ("a version in small letters", b"GET / http/1.1\r\nHost: a\r\n\r\n", Malformed),
+        ("blank in the target", b"GET /a b HTTP/1.1\r\nHost: a\r\n\r\n", Malformed),
+        ("blank in the target of http/1.2", b"GET /a b HTTP/1.2\r\nHost: a\r\n\r\n", Malformed),
         ("no host in 1.1", b"GET / HTTP/1.1\r\n\r\n", Host),
         ("two hosts", b"GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n", Host),
         ("two hosts beside an absolute form", b"GET http://a/ HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", Host),
@@ -289,6 +299,38 @@ fn the_authority_of_an_absolute_form_replaces_host() {
     for (case, target, host, path) in cases {
         let seen = accepted(&format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n"));
         assert_eq!((seen.host.as_str(), seen.target.as_str()), (host, path), "{case}");
+    }
+}
+
+#[test]
+fn an_absolute_form_without_a_path_is_refused_and_said_where_one_is_missing() {
+    for (target, with_path) in [("http://b?x=1", "http://b/?x=1"), ("http://b:80?/a?b", "http://b:80/?/a?b")]
+    {
+        let mut head = format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n");
+        assert_eq!(parse(head.as_bytes()), Err(Refusal::Pathless), "{target}");
+
+        head.insert(missing_path(head.as_bytes()).expect("a place"), '/');
+
+        assert!(head.starts_with(&format!("GET {with_path} ")), "{head}");
+        assert_eq!(accepted(&head).host, target[7..].split('?').next().unwrap_or_default(), "{target}");
+    }
+}
+
+#[test]
+fn a_minor_version_to_come_is_read_as_the_highest_we_know() {
+    for version in ["1.2", "1.9"] {
+        let text = |version: &str, lines: &str| {
+            format!("POST /a?b HTTP/{version}\r\nHost: a\r\n{lines}X: 1\r\n\r\n")
+        };
+        for lines in
+            ["", "Transfer-Encoding: chunked\r\n", "Connection: close\r\n", "X_Y: 1\r\n", "X[: 1\r\n"]
+        {
+            let head = text(version, lines);
+            assert_eq!(accepted(&head), accepted(&text("1.1", lines)), "{version} {lines:?}");
+            for n in 0..head.len() {
+                assert_eq!(parse(&head.as_bytes()[..n]), Ok(None), "cut after {n}");
+            }
+        }
     }
 }
 
