@@ -99,9 +99,12 @@ fn trailers_of_a_request_go_no_further() {
     let (head, chunks) =
         ("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n", "2\r\nhi\r\n0\r\n");
 
-    for trailers in
-        ["", "X-User: evil\r\n", "ssl-client-verify: SUCCESS\r\nX-Real-IP: 1.1.1.1\r\nProxy: a\r\n"]
-    {
+    for trailers in [
+        "",
+        "X-User: evil\r\n",
+        "ssl-client-verify: SUCCESS\r\nX-Real-IP: 1.1.1.1\r\nProxy: a\r\n",
+        "a_b: 1\r\nX_User: evil\r\ncontent_length: 5\r\n",
+    ] {
         client.send(format!("{head}{chunks}{trailers}\r\n"));
         assert_eq!(client.reply().text(), format!("{chunks}\r\n"), "{trailers}");
     }

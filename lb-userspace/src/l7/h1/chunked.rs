@@ -3,6 +3,8 @@
 
 use std::io::Write as _;
 
+use super::head::is_of_token;
+
 /// Hex digits of a chunk size; 16 would already overflow sizes anybody can send.
 const SIZE_DIGITS: u8 = 15;
 /// Bytes of extensions one chunk may carry; they mean nothing to anybody.
@@ -62,8 +64,7 @@ pub(in crate::l7) struct Decoder {
     of: Message,
 }
 
-/// Whose body it is. Trailers of a response may have names, such as gRPC's `x_cost`, that in a request
-/// some backend could take for another header.
+/// Whose body it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Message {
     Request,
@@ -217,7 +218,7 @@ impl Decoder {
             (State::ContentLf, b'\n') => State::Size { size: 0, digits: 0 },
             (State::TrailerStart { .. }, b'\r') => State::LastLf,
             (State::LastLf, b'\n') => State::Done,
-            (State::TrailerStart { seen }, _) if self.of.names(byte) => {
+            (State::TrailerStart { seen }, _) if is_of_token(&byte) => {
                 let mut name = [0; NAME_BYTES];
                 name[0] = byte.to_ascii_lowercase();
                 State::TrailerName { seen: *seen + 1, name, len: 1 }
@@ -229,7 +230,7 @@ impl Decoder {
                 }
                 State::TrailerValue { seen: *seen + 1 }
             }
-            (State::TrailerName { seen, name, len }, _) if self.of.names(byte) => {
+            (State::TrailerName { seen, name, len }, _) if is_of_token(&byte) => {
                 if let Some(place) = name.get_mut(*len) {
                     *place = byte.to_ascii_lowercase();
                 }
@@ -244,28 +245,9 @@ impl Decoder {
     }
 }
 
-impl Message {
-    /// Characters of a trailer name that pass.
-    fn names(self, byte: u8) -> bool {
-        match self {
-            Self::Request => byte.is_ascii_alphanumeric() || byte == b'-',
-            Self::Response => byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte),
-        }
-    }
-
-    fn may_trail(self, name: &[u8]) -> bool {
-        !name.is_empty() && name.iter().all(|&byte| self.names(byte)) && !FORBIDDEN_TRAILERS.contains(&name)
-    }
-}
-
-/// Whether a trailer of this name, in lower case, passes behind a request.
-pub(in crate::l7) fn may_trail_request(name: &[u8]) -> bool {
-    Message::Request.may_trail(name)
-}
-
 /// Whether a trailer of this name, in lower case, passes behind a response.
-pub(in crate::l7) fn may_trail_response(name: &[u8]) -> bool {
-    Message::Response.may_trail(name)
+pub(in crate::l7) fn may_trail(name: &[u8]) -> bool {
+    !name.is_empty() && name.iter().all(is_of_token) && !FORBIDDEN_TRAILERS.contains(&name)
 }
 
 /// Writes the beginning of `content` as one chunk, as much as there is room for; returns the bytes
@@ -313,15 +295,15 @@ mod tests {
     }
 
     #[test]
-    fn trailers_of_a_response_may_have_names_that_a_request_may_not() {
-        let body = b"0\r\nx_cost.ms: 5\r\n\r\n";
+    fn trailers_may_have_any_name_that_is_a_token() {
+        for mut decoder in [Decoder::default(), Decoder::of_response()] {
+            let body = b"0\r\nx_cost.ms: 5\r\n\r\n";
 
-        let request = Decoder::default().next(&body[3..]);
-        let mut response = Decoder::of_response();
-        let taken = response.next(body).map(Piece::len).and_then(|n| response.next(&body[n..]));
+            let taken = decoder.next(body).map(Piece::len).and_then(|n| decoder.next(&body[n..]));
 
-        assert_eq!(request, Err(Malformed));
-        assert_eq!(taken, Ok(Piece::Trailers(body.len() - 3)));
+            assert_eq!(taken, Ok(Piece::Trailers(body.len() - 3)));
+        }
+        assert_eq!(decode(&[b"0\r\nx[: 5\r\n\r\n"]), Err(Malformed));
     }
 
     #[test]

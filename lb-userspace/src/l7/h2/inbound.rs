@@ -28,8 +28,8 @@ pub(super) struct Inbound {
     data: Bytes,
     unreleased: usize,
     framing: Framing,
-    /// Which trailers pass.
-    may_trail: fn(&[u8]) -> bool,
+    /// Those of a response do, but for some; those of a request go no further whatever carries it.
+    passes_trailers: bool,
     refused: bool,
 }
 
@@ -65,7 +65,7 @@ impl Inbound {
             data: Bytes::new(),
             unreleased: 0,
             framing: if known { Framing::Known } else { Framing::Chunked },
-            may_trail: chunked::may_trail_request,
+            passes_trailers: false,
             refused: false,
         };
         (inbound, verdict)
@@ -80,7 +80,7 @@ impl Inbound {
             data: Bytes::new(),
             unreleased: 0,
             framing: Framing::Known,
-            may_trail: chunked::may_trail_response,
+            passes_trailers: true,
             refused: false,
         }
     }
@@ -138,7 +138,7 @@ impl Inbound {
                     end.extend_from_slice(b"0\r\n");
                     // Those that could be taken for something else in the head are left out.
                     for (name, value) in trailers.iter().flatten() {
-                        if (self.may_trail)(name.as_str().as_bytes()) {
+                        if self.passes_trailers && chunked::may_trail(name.as_str().as_bytes()) {
                             line(name.as_str(), value.as_bytes(), &mut end);
                         }
                     }
