@@ -48,14 +48,67 @@ fn statuses_without_a_body_keep_both_connections() {
 }
 
 #[test]
-fn informational_answers_are_kept_from_the_client() {
+fn what_an_upstream_says_before_its_answer_reaches_who_knows_of_such_heads() {
     let backend = Backend::saying(
-        "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n\
+        "HTTP/1.1 100 Continue\r\nX-A: 1\r\n\r\n\
+         HTTP/1.1 102 Processing\r\nConnection: X-Hop\r\nX-Hop: 1\r\nContent-Length: 5\r\nServer: up\r\n\r\n\
+         HTTP/1.1 103 Early Hints\r\nLink: </a>\r\nTransfer-Encoding: chunked\r\n\r\n\
          HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nfinal",
     );
     let rig = Rig::start(to(&[backend.addr]));
+    let mut client = rig.client();
 
-    assert_eq!(rig.ask(GET).text(), "final");
+    for _ in 0..2 {
+        client.send(GET);
+
+        assert_eq!(client.head().as_deref(), Some("HTTP/1.1 102 Processing\r\n\r\n"));
+        assert_eq!(client.head().as_deref(), Some("HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"));
+        assert_eq!(client.reply().text(), "final");
+    }
+    let mut old = rig.client();
+    old.send("GET / HTTP/1.0\r\nHost: h\r\n\r\n");
+    assert_eq!(old.reply().text(), "final");
+    assert_eq!(backend.connections(), 1);
+}
+
+#[test]
+fn a_hint_comes_before_its_answer_and_while_the_client_still_sends() {
+    let (go, waits) = mpsc::channel();
+    let waits = Mutex::new(waits);
+    let backend = Backend::start(move |mut peer| {
+        let head = peer.head().unwrap_or_default();
+        peer.send("HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n");
+        let body = peer.exactly(length_of(&head));
+        waits.lock().unwrap().recv().unwrap();
+        peer.send([b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n", body.as_slice()].concat());
+    });
+    let rig = Rig::start(to(&[backend.addr]));
+    let mut client = rig.client();
+
+    client.send("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\n");
+    assert!(client.head().expect("a hint").starts_with("HTTP/1.1 103 "));
+    client.send("hi");
+    go.send(()).unwrap();
+
+    assert_eq!(client.reply().text(), "hi");
+}
+
+#[test]
+fn an_upstream_that_only_hints_is_a_bad_one_after_some_hints() {
+    let backend = Backend::start(|mut peer| {
+        peer.head();
+        peer.send("HTTP/1.1 103 Early Hints\r\n\r\n".repeat(9));
+        peer.rest();
+    });
+    let rig = Rig::start(to(&[backend.addr]));
+    let mut client = rig.client();
+
+    client.send(GET);
+
+    for _ in 0..8 {
+        assert_eq!(client.head().as_deref(), Some("HTTP/1.1 103 Early Hints\r\n\r\n"));
+    }
+    assert_eq!(client.reply().status, 502);
 }
 
 #[test]

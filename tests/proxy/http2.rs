@@ -227,6 +227,27 @@ fn an_expected_continue_is_told() {
 }
 
 #[test]
+fn what_an_upstream_hints_at_is_told() {
+    let backend = Backend::saying(
+        "HTTP/1.1 103 Early Hints\r\nConnection: close\r\nLink: </a>\r\nContent-Length: 9\r\n\r\n\
+         HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nfinal",
+    );
+    let rig = Rig::start(to(&[backend.addr]));
+    let client = Client::connect(rig.http);
+
+    let (hint, answer) = client.runtime.block_on(limited(async {
+        let mut requests = client.requests.clone().ready().await.expect("ready");
+        let (mut response, _) = requests.send_request(get("/"), true).expect("sent");
+        let hint = std::future::poll_fn(|cx| response.poll_informational(cx)).await;
+        (hint.expect("a hint").expect("no error"), response.await.expect("a response"))
+    }));
+
+    assert_eq!((hint.status().as_u16(), hint.headers().len()), (103, 1));
+    assert_eq!(hint.headers()["link"], "</a>");
+    assert_eq!(answer.status(), 200);
+}
+
+#[test]
 fn a_response_cut_off_resets_the_stream_and_not_the_connection() {
     let backend = Backend::start(|mut peer| {
         let head = peer.head().unwrap_or_default();

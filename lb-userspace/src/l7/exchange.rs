@@ -2,6 +2,7 @@
 
 mod ahead;
 mod handover;
+mod interim;
 mod outgoing;
 mod ready;
 
@@ -11,6 +12,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use self::ahead::Output;
+use self::interim::{INFORMATIONAL_MAX, Said};
 pub(super) use self::outgoing::{Copying, Hold, Outgoing};
 use super::buffer::{BUFFER_BYTES, Buf, Scratch};
 use super::carrier::Carrier;
@@ -28,9 +30,6 @@ use super::timers::Due;
 use super::upstream::{Attempts, Lease, Next, Progress, Record, Speech, Traffic};
 use crate::model::l7::{Compression, ReadAhead};
 use crate::model::upstream::Protocol;
-
-/// Informational responses swallowed before the real one; more is not HTTP.
-const INFORMATIONAL_MAX: u32 = 8;
 
 /// Longest body that is waited for, a turn, once its head is there: it fits into a buffer behind that.
 const GATHERED: u64 = 24 * 1024;
@@ -207,7 +206,7 @@ async fn attempt(
     let head = std::mem::take(&mut outgoing.head);
     let mut exchange = Exchange::new(connection, lease, head, outgoing, limits, compression, after);
     let mut ready = {
-        let answered = exchange.response_head().await;
+        let answered = exchange.answered().await;
         exchange.count_received();
         attempts.moved(exchange.traffic(exchange.buf.bytes().len() as u64));
         let judged = match &answered {
@@ -371,9 +370,9 @@ impl Exchange<'_, '_, '_, '_> {
         Err(Failed::Replaced { status })
     }
 
-    /// Sends the request and waits for the head of its response, both at once: an upstream may
-    /// answer before it has read the whole body.
-    async fn response_head(&mut self) -> Result<Answered, Failed> {
+    /// Sends the request and waits for a head, both at once: an upstream may answer before it has read
+    /// the whole body.
+    async fn response_head(&mut self) -> Result<Said, Failed> {
         // Asked of the clock where something is waited for.
         let mut due = None;
         let mut moved = 0;
@@ -382,7 +381,7 @@ impl Exchange<'_, '_, '_, '_> {
                 return Poll::Ready(Err(failed));
             }
             match self.poll_head(cx) {
-                Poll::Ready(Ok(answered)) => return Poll::Ready(Ok(answered)),
+                Poll::Ready(Ok(said)) => return Poll::Ready(Ok(said)),
                 Poll::Ready(Err(NoHead::Bad)) => {
                     return Poll::Ready(Err(self.let_down(Failure::BadResponse)));
                 }
@@ -470,8 +469,8 @@ impl Exchange<'_, '_, '_, '_> {
         }
     }
 
-    /// Reads until a final response head is there.
-    fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Answered, NoHead>> {
+    /// Reads until a response head is there, or one that the client is to hear before.
+    fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Said, NoHead>> {
         loop {
             if !self.buf.is_empty() {
                 let mut lines = Lines::new();
@@ -492,22 +491,25 @@ impl Exchange<'_, '_, '_, '_> {
                         heads::switching(&response, client.own_scheme(), edits, &mut head);
                         let len = response.len;
                         self.past(len);
-                        return Poll::Ready(Ok(Answered::Switched { head }));
+                        return Poll::Ready(Ok(Said::Answer(Answered::Switched { head })));
                     }
                     Some(response) if response.status < 200 => {
                         self.informational += 1;
                         if self.informational > INFORMATIONAL_MAX {
                             return Poll::Ready(Err(NoHead::Bad));
                         }
-                        let len = response.len;
+                        let (interim, len) = (self.interim(&response), response.len);
                         self.past(len);
-                        continue;
+                        match interim {
+                            Some(head) => return Poll::Ready(Ok(Said::Interim(head))),
+                            None => continue,
+                        }
                     }
                     Some(response) => {
                         keep_answer(self.connection, &response);
                         let (ready, len) = self.ready(&response);
                         self.past(len);
-                        return Poll::Ready(Ok(Answered::Response(ready)));
+                        return Poll::Ready(Ok(Said::Answer(Answered::Response(ready))));
                     }
                     None if self.buf.bytes().len() >= most => return Poll::Ready(Err(NoHead::TooLarge)),
                     None if self.buf.is_full() => self.buf.grow(most),

@@ -263,11 +263,7 @@ pub(super) fn response(
     edits: &HeaderEdits,
     out: &mut Vec<u8>,
 ) {
-    out.extend_from_slice(b"HTTP/1.1 ");
-    number(response.status, out);
-    out.push(b' ');
-    out.extend_from_slice(response.reason.as_bytes());
-    out.extend_from_slice(b"\r\n");
+    status_line(response, out);
     let mut drop = response.drop;
     if client == Version::Http10 && response.chunked {
         drop = drop.with(response.transfer_encoding);
@@ -281,6 +277,16 @@ pub(super) fn response(
     out.extend_from_slice(b"\r\n");
 }
 
+/// Head of what the upstream says before its response (RFC 9110 15.2): it frames nothing, and its connection is not the
+/// client's.
+pub(super) fn interim(response: &Response<'_, '_>, scheme: Scheme, edits: &HeaderEdits, out: &mut Vec<u8>) {
+    status_line(response, out);
+    let lengths = response.block.named(|name| name.eq_ignore_ascii_case("content-length"));
+    let drop = response.drop.with(response.transfer_encoding).with(lengths);
+    edits.interim(response, drop, scheme, out);
+    out.extend_from_slice(b"\r\n");
+}
+
 /// Head of the answer that switches protocols.
 pub(super) fn switching(response: &Response<'_, '_>, scheme: Scheme, edits: &HeaderEdits, out: &mut Vec<u8>) {
     out.extend_from_slice(b"HTTP/1.1 101 Switching Protocols\r\n");
@@ -289,6 +295,14 @@ pub(super) fn switching(response: &Response<'_, '_>, scheme: Scheme, edits: &Hea
         line(out, b"Upgrade: ", upgrade);
     }
     out.extend_from_slice(b"Connection: upgrade\r\n\r\n");
+}
+
+fn status_line(response: &Response<'_, '_>, out: &mut Vec<u8>) {
+    out.extend_from_slice(b"HTTP/1.1 ");
+    number(response.status, out);
+    out.push(b' ');
+    out.extend_from_slice(response.reason.as_bytes());
+    out.extend_from_slice(b"\r\n");
 }
 
 /// A whole response of our own; a HEAD request gets it without body. Returns its status and the

@@ -128,6 +128,30 @@ impl HeaderEdits {
         scheme: Scheme,
         out: &mut Vec<u8>,
     ) -> LineSet {
+        let replaced = self.copied(response, drop, scheme, out);
+        self.put_on(response.status, Some(response), scheme, out);
+        replaced
+    }
+
+    /// Copies the lines of a head that comes before the response: those that the client would get of the response's,
+    /// and none of ours.
+    pub(in crate::l7) fn interim(
+        &self,
+        response: &Response<'_, '_>,
+        drop: LineSet,
+        scheme: Scheme,
+        out: &mut Vec<u8>,
+    ) {
+        self.copied(response, drop, scheme, out);
+    }
+
+    fn copied(
+        &self,
+        response: &Response<'_, '_>,
+        drop: LineSet,
+        scheme: Scheme,
+        out: &mut Vec<u8>,
+    ) -> LineSet {
         let replaced = self.replaced(response, scheme);
         let gone = drop.with(replaced);
         match self.extras.as_ref().and_then(|extras| extras.swaps.as_ref()) {
@@ -138,7 +162,6 @@ impl HeaderEdits {
                 swaps.write(&response.block, swapped, out);
             }
         }
-        self.put_on(response.status, Some(response), scheme, out);
         replaced
     }
 
