@@ -98,11 +98,26 @@ pub enum Refusal {
     /// It has an address of that family, or serves none.
     Unwanted(IpAddr),
     /// Somebody has it.
-    InUse(IpAddr, ObjectName),
+    InUse(IpAddr, ObjectName, NotShared),
     /// All addresses of the family are given away.
     Exhausted(Family),
+    /// The pool that it asks for is for other namespaces.
+    NotFor(String),
+    /// No pool that gives addresses to who asks for nothing is for its namespace and has any of the family.
+    NoPool(Family),
     /// Of this family none could be had, and the Service needs one of each.
     Incomplete(Family),
+}
+
+/// Why two Services cannot have one address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NotShared {
+    /// They do not both say that they share, by the same word.
+    Keys,
+    /// Both have this port.
+    Port(Protocol, u16),
+    /// The client's address is kept for one and not for the other, or for both with other pods.
+    Policies,
 }
 
 impl fmt::Display for Refusal {
@@ -114,9 +129,26 @@ impl fmt::Display for Refusal {
             Self::Unwanted(addr) => {
                 write!(f, "{addr} is one more than this Service has a use for: one of each of its families")
             }
-            Self::InUse(addr, service) => write!(f, "{addr} belongs to Service {service}"),
+            Self::InUse(addr, service, why) => {
+                write!(f, "{addr} belongs to Service {service}")?;
+                match why {
+                    NotShared::Keys => Ok(()),
+                    NotShared::Port(protocol, port) => {
+                        write!(f, ", which has port {port}/{protocol}, too, so the two cannot share it")
+                    }
+                    NotShared::Policies => f.write_str(
+                        ", and the two cannot share it: their externalTrafficPolicy is not the same, or Local with other pods",
+                    ),
+                }
+            }
             Self::Exhausted(family) => {
                 write!(f, "no address pool has an IP{family} address left for this Service")
+            }
+            Self::NotFor(name) => {
+                write!(f, "the address pool {name:?} is for Services of other namespaces than this one's")
+            }
+            Self::NoPool(family) => {
+                write!(f, "no address pool is there for this Service's IP{family} address")
             }
             Self::Incomplete(family) => write!(f, "it needs both families and got no IP{family} address"),
         }
@@ -201,6 +233,12 @@ impl Pool {
     fn allows(&self, claim: &Claim) -> bool {
         let is_asked = claim.pool.as_ref().is_none_or(|name| *name == self.name);
         is_asked && (self.namespaces.is_empty() || self.namespaces.contains(&claim.service.namespace))
+    }
+
+    /// It may be looked into for this one.
+    fn is_open(&self, claim: &Claim, family: Family) -> bool {
+        let is_given = claim.pool.is_some() || self.auto_assign;
+        is_given && self.allows(claim) && self.blocks.iter().any(|block| block.family() == family)
     }
 
     /// It holds this address and gives it away.
@@ -289,7 +327,7 @@ impl<'a> Allocation<'a> {
                 continue;
             }
             let refusal = match self.owner(claim, *addr) {
-                Some(owner) => Refusal::InUse(*addr, owner.service.clone()),
+                Some((owner, why)) => Refusal::InUse(*addr, owner.service.clone(), why),
                 None if self.taken.contains(addr) => Refusal::OfNode(*addr),
                 None if self.pool_of(claim, *addr).is_none() => Refusal::NotPooled(*addr),
                 None => {
@@ -306,6 +344,10 @@ impl<'a> Allocation<'a> {
             claim.pool.as_ref().filter(|name| self.pools.iter().all(|pool| pool.name != **name))
         {
             self.grant(claim).refusals.push(Refusal::UnknownPool(name.clone()));
+        } else if let Some(name) =
+            claim.pool.as_ref().filter(|_| self.pools.iter().all(|pool| !pool.allows(claim)))
+        {
+            self.grant(claim).refusals.push(Refusal::NotFor(name.clone()));
         } else if claim.requested.is_empty() {
             for family in &claim.families {
                 if !self.wants(claim, *family) {
@@ -313,7 +355,13 @@ impl<'a> Allocation<'a> {
                 }
                 match self.shared(claim, *family).or_else(|| self.search(claim, *family)) {
                     Some(addr) => self.give(claim, addr),
-                    None => self.grant(claim).refusals.push(Refusal::Exhausted(*family)),
+                    None => {
+                        let refusal = match self.pools.iter().any(|pool| pool.is_open(claim, *family)) {
+                            true => Refusal::Exhausted(*family),
+                            false => Refusal::NoPool(*family),
+                        };
+                        self.grant(claim).refusals.push(refusal);
+                    }
                 }
             }
         }
@@ -341,7 +389,9 @@ impl<'a> Allocation<'a> {
             }
             // It makes do with what it got.
             Needs::Any if !grant.addresses.is_empty() => {
-                grant.refusals.retain(|refusal| !matches!(refusal, Refusal::Exhausted(_)));
+                let is_of_one =
+                    |refusal: &Refusal| matches!(refusal, Refusal::Exhausted(_) | Refusal::NoPool(_));
+                grant.refusals.retain(|refusal| !is_of_one(refusal));
             }
             Needs::All | Needs::Any => {}
         }
@@ -363,9 +413,9 @@ impl<'a> Allocation<'a> {
         pools.find(|pool| pool.allows(claim) && pool.has(addr)).copied()
     }
 
-    /// Who has the address and does not share it with this one.
-    fn owner(&self, claim: &Claim, addr: IpAddr) -> Option<&'a Claim> {
-        self.used.get(&addr)?.iter().find(|user| !may_share(claim, user)).copied()
+    /// Who has the address and does not share it with this one, and why.
+    fn owner(&self, claim: &Claim, addr: IpAddr) -> Option<(&'a Claim, NotShared)> {
+        self.used.get(&addr)?.iter().find_map(|user| Some((*user, not_shared(claim, user)?)))
     }
 
     fn free(&self, claim: &Claim, addr: IpAddr) -> bool {
@@ -380,11 +430,9 @@ impl<'a> Allocation<'a> {
     }
 
     fn search(&mut self, claim: &Claim, family: Family) -> Option<IpAddr> {
-        let asked = claim.pool.is_some();
         let gone = self.used.len() + self.taken.len();
         for (place, pool) in self.pools.iter().enumerate() {
-            let is_open = pool.allows(claim) && (asked || pool.auto_assign);
-            if !is_open || self.full.contains(&(place, family)) {
+            if !pool.is_open(claim, family) || self.full.contains(&(place, family)) {
                 continue;
             }
             let mut candidates = pool.candidates(family, &claim.service, gone);
@@ -404,12 +452,15 @@ impl<'a> Allocation<'a> {
     }
 }
 
-/// One address serves both: they say so, no packet could be for either, and both keep the client's address alike.
-fn may_share(one: &Claim, other: &Claim) -> bool {
-    one.sharing.is_some()
-        && one.sharing == other.sharing
-        && one.ports.is_disjoint(&other.ports)
-        && one.local_pods == other.local_pods
+/// One address serves both (`None`): they say so, no packet could be for either, and both keep the client's address alike.
+fn not_shared(one: &Claim, other: &Claim) -> Option<NotShared> {
+    if one.sharing.is_none() || one.sharing != other.sharing {
+        return Some(NotShared::Keys);
+    }
+    if let Some((protocol, port)) = one.ports.intersection(&other.ports).next() {
+        return Some(NotShared::Port(*protocol, *port));
+    }
+    (one.local_pods != other.local_pods).then_some(NotShared::Policies)
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use super::findings::{About, Findings};
 use super::{Options, StreamsBy, config, names, ours, services, vips};
 use crate::model::ObjectName;
 use crate::model::l4::{Family, Protocol};
-use crate::model::pool::{Block, CONFIG_MAP, Claim, Given, Grant, Needs, Pool, Refusal, grant};
+use crate::model::pool::{Block, CONFIG_MAP, Claim, Given, Grant, Needs, NotShared, Pool, Refusal, grant};
 use crate::objects::{Key, Kind, Objects, Sourced};
 
 /// Where addresses are asked for; our own name first, then MetalLB's.
@@ -316,7 +316,8 @@ pub(super) fn requested(service: &Service) -> impl Iterator<Item = (String, &str
     spec.into_iter().chain(listed)
 }
 
-fn held(service: &Service) -> impl Iterator<Item = IpAddr> {
+/// Addresses that its status says it has.
+pub(super) fn held(service: &Service) -> impl Iterator<Item = IpAddr> {
     let status = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
     let ingress = status.and_then(|status| status.ingress.as_ref()).into_iter().flatten();
     ingress.filter_map(|ingress| ingress.ip.as_deref()?.parse().ok())
@@ -352,14 +353,14 @@ pub(super) fn refusals(grant: &Grant, service: &Service, about: &mut About<'_>) 
             ),
         }
     }
+    let pool_field = || {
+        let name = POOL.into_iter().find(|name| ours::text(&service.metadata, name).is_some());
+        ours::field(name.unwrap_or(ours::ADDRESS_POOL))
+    };
     let field_of = |addr: &IpAddr| asked.get(addr).cloned().unwrap_or_default();
     for refusal in &grant.refusals {
         let (reason, field, fix) = match refusal {
-            Refusal::UnknownPool(_) => {
-                let name = POOL.into_iter().find(|name| ours::text(&service.metadata, name).is_some());
-                let field = ours::field(name.unwrap_or(ours::ADDRESS_POOL));
-                ("unknown-pool", field, "correct the name, or add the pool")
-            }
+            Refusal::UnknownPool(_) => ("unknown-pool", pool_field(), "correct the name, or add the pool"),
             Refusal::NotPooled(addr) => {
                 ("address-not-pooled", field_of(addr), "ask for another, or widen a pool")
             }
@@ -369,10 +370,27 @@ pub(super) fn refusals(grant: &Grant, service: &Service, about: &mut About<'_>) 
             Refusal::Unwanted(addr) => {
                 ("address-not-used", field_of(addr), "ask for one address of each of spec.ipFamilies")
             }
-            Refusal::InUse(addr, _) => (
-                "address-in-use",
-                field_of(addr),
-                "ask for another, or let both share it by the annotation penstock.dev/share-address",
+            Refusal::InUse(addr, _, why) => {
+                let fix = match why {
+                    NotShared::Keys => {
+                        "ask for another, or let both share it by the annotation penstock.dev/share-address"
+                    }
+                    NotShared::Port(..) => "ask for another, or use another port",
+                    NotShared::Policies => {
+                        "ask for another, or give both the same externalTrafficPolicy and, with Local, selector"
+                    }
+                };
+                ("address-in-use", field_of(addr), fix)
+            }
+            Refusal::NotFor(_) => (
+                "pool-of-others",
+                pool_field(),
+                "ask for another, or add the namespace to the pool's namespaces",
+            ),
+            Refusal::NoPool(_) => (
+                "no-address-pool",
+                "spec".to_owned(),
+                "add a pool of that family for this namespace with autoAssign, or ask for one by the annotation penstock.dev/address-pool",
             ),
             Refusal::Exhausted(_) | Refusal::Incomplete(_) => {
                 ("pool-exhausted", "spec".to_owned(), "widen a pool, or remove Services")

@@ -239,7 +239,7 @@ proptest! {
         for (index, one) in claims.iter().enumerate() {
             for other in &claims[..index] {
                 let common = grants[&one.service].addresses.keys().any(|addr| grants[&other.service].addresses.contains_key(addr));
-                prop_assert!(!common || may_share(one, other), "{} and {}", one.service, other.service);
+                prop_assert!(!common || not_shared(one, other).is_none(), "{} and {}", one.service, other.service);
             }
         }
     }
@@ -282,5 +282,55 @@ proptest! {
             }
             Err(why) => prop_assert!(why.contains(&format!("{text:?}")), "{why}"),
         }
+    }
+}
+
+#[test]
+fn a_refusal_says_the_reason_that_holds() {
+    let named = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>();
+    let theirs = Pool { namespaces: named(&["other"]), ..pool("theirs", &["192.0.2.1"]) };
+    let by_name = Pool { auto_assign: false, ..pool("by-name", &["192.0.2.8/31"]) };
+    let shared =
+        |name| Claim { requested: vec![ip("192.0.2.8")], sharing: Some("dns".to_owned()), ..claim(name) };
+    let first = shared("first");
+    let local = Some(BTreeMap::from([("app".to_owned(), "web".to_owned())]));
+    let elsewhere = BTreeSet::from([(Protocol::Tcp, 81)]);
+    let cases = [
+        (
+            "no pool gives to who asks nothing",
+            claim("x"),
+            "no address pool is there for this Service's IPv4 address",
+        ),
+        (
+            "of a pool for others",
+            Claim { pool: Some("theirs".to_owned()), ..claim("x") },
+            "the address pool \"theirs\" is for Services of other namespaces than this one's",
+        ),
+        (
+            "of a pool without the family",
+            Claim { pool: Some("by-name".to_owned()), families: vec![Family::V6], ..claim("x") },
+            "no address pool is there for this Service's IPv6 address",
+        ),
+        (
+            "another key",
+            Claim { sharing: Some("web".to_owned()), ..shared("x") },
+            "192.0.2.8 belongs to Service shop/first",
+        ),
+        (
+            "the same port",
+            shared("x"),
+            "192.0.2.8 belongs to Service shop/first, which has port 80/tcp, too, so the two cannot share it",
+        ),
+        (
+            "another policy",
+            Claim { ports: elsewhere, local_pods: local, ..shared("x") },
+            "192.0.2.8 belongs to Service shop/first, and the two cannot share it: their externalTrafficPolicy is not the \
+             same, or Local with other pods",
+        ),
+    ];
+    for (case, claim, expected) in cases {
+        let grants = grant(&[theirs.clone(), by_name.clone()], &[first.clone(), claim]);
+
+        assert_eq!(of(&grants, "x"), (vec![], vec![expected.to_owned()]), "{case}");
     }
 }
