@@ -11,8 +11,8 @@ use super::metrics::Failures;
 use crate::model::l4::L4;
 use crate::model::l7::L7;
 use crate::model::pool::Given;
-use crate::model::{Names, Problems, Severity, Snapshot};
-use crate::objects::{Kept, Loaded, Objects};
+use crate::model::{Names, Problem, Problems, Severity, Snapshot};
+use crate::objects::{self, Kept, Loaded, Objects};
 use crate::panics;
 use crate::translate::{self, Translated, Translator};
 
@@ -91,6 +91,8 @@ impl Desired {
         self.failures.succeeded();
         let state = State::new(loaded, translated, generation);
         state.log(&before.problems);
+        let lost = objects::lost((&before.objects, &before.given), (&state.objects, &state.given));
+        lost.iter().for_each(log_one);
         self.l4.send_if_modified(|l4| replace_if_different(l4, &state.snapshot.l4));
         self.l7.send_if_modified(|l7| replace_if_different(l7, &state.snapshot.l7));
         self.state.send_replace(Arc::new(state));
@@ -135,16 +137,18 @@ pub(super) fn log_new(known: &Problems, now: &Problems) {
         DiffItem::Add(problem) => Some(problem),
         DiffItem::Remove(_) => None,
     });
-    for problem in new.filter(|problem| problem.severity != Severity::Info) {
-        warn!(
-            object = %problem.object,
-            severity = %problem.severity,
-            field = said(&problem.field),
-            reason = problem.reason,
-            fix = said(&problem.fix),
-            "{}", problem.message
-        );
-    }
+    new.filter(|problem| problem.severity != Severity::Info).for_each(|problem| log_one(problem));
+}
+
+fn log_one(problem: &Problem) {
+    warn!(
+        object = %problem.object,
+        severity = %problem.severity,
+        field = said(&problem.field),
+        reason = problem.reason,
+        fix = said(&problem.fix),
+        "{}", problem.message
+    );
 }
 
 /// What is empty is left out of a line.

@@ -21,7 +21,7 @@ use super::failure::{Failure, Why};
 use super::hub::Aside;
 use super::write_health::{Work, WriteHealth};
 use crate::model::{ObjectName, Problem, Severity};
-use crate::objects::{Key, Kind, Object};
+use crate::objects::{self, Key, Kind, Object};
 
 /// As ingress-nginx signs them.
 const COMPONENT: &str = "nginx-ingress-controller";
@@ -219,6 +219,7 @@ impl Recorder {
         }
         if let Some(before) = &before {
             note_settings(before, report, &mut due);
+            note_lost(before, report, &mut due);
         }
         for what in due {
             if self.memory.queue.len() >= WAITING {
@@ -339,6 +340,15 @@ fn note_settings(before: &Report, report: &Report, due: &mut Vec<What>) {
         };
         let object = Object::ConfigMap(Arc::clone(&settings.object));
         due.push(normal(&object, reason, format!("ConfigMap {name}")));
+    }
+}
+
+/// Services that had addresses of the pools in the report before.
+fn note_lost(before: &Report, report: &Report, due: &mut Vec<What>) {
+    let (then, now) = (&before.loaded.objects, &report.loaded.objects);
+    for problem in objects::lost((then, &before.given), (now, &report.given)) {
+        let object = key(&problem).and_then(|key| now.get(&key));
+        due.extend(object.map(|object| of_problem(&object, &problem)));
     }
 }
 

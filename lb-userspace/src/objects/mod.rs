@@ -3,6 +3,7 @@
 //! `manifests` and `cluster` produce them, `translate` reads them, `agent` carries them;
 //! no other room sees a Kubernetes type.
 
+mod lost;
 mod renamed;
 
 use std::collections::BTreeSet;
@@ -18,6 +19,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use crate::model::{ObjectId, ObjectName, Problem, Severity};
 use crate::panics;
 
+pub use lost::lost;
 pub use renamed::Renamed;
 
 /// Judges objects before they may replace their last good versions: any problem of severity error
