@@ -108,6 +108,13 @@ fn services_get_addresses_of_the_pools_and_their_status_says_so() {
     service(&rig, "late", "penstock.dev/addresses: 203.0.113.1", HTTP);
     until_addresses(&rig, &agent, "late", "of type LoadBalancer again", &["203.0.113.1"]);
 
+    // A pool that shrinks does, and says so.
+    pools(&rig, "  edge: \"addresses: [203.0.113.3]\"");
+    until_addresses(&rig, &agent, "late", "asked for what is in no pool any more", &[]);
+    until_event(&rig, &agent, "late", "AddressLost");
+    pools(&rig, "  edge: \"addresses: [203.0.113.0/24]\"");
+    until_addresses(&rig, &agent, "late", "in a pool again", &["203.0.113.1"]);
+
     // A pool with a typing error takes nothing away.
     pools(&rig, "  edge: \"addresses: [203.0.113.0/244]\"");
     until_event(&rig, &agent, "penstock-address-pools", "BadPool");
@@ -115,6 +122,23 @@ fn services_get_addresses_of_the_pools_and_their_status_says_so() {
 
     agent.end();
     assert_eq!(addresses(&rig, "late"), Vec::<String>::new(), "cleared by the last one");
+}
+
+/// Whoever may write Services must not take what is a node's or another Service's.
+#[test]
+fn without_pools_nobody_takes_an_address_by_asking_for_it() {
+    let Some(rig) = Rig::new() else { return };
+    let one = agent(&rig, &[]);
+    let asks = format!("loadBalancerIP: 192.0.2.2, {HTTP}");
+    service(&rig, "taken", "", &asks);
+    until_event(&rig, &one, "taken", "ExternalIpsOff");
+    assert!(one.ask("/status").contains("could claim any address"), "{}", one.ask("/status"));
+    one.end();
+
+    let trusting = agent(&rig, &["--external-ips"]);
+    service(&rig, "late", "penstock.dev/addresses: 192.0.2.300", HTTP);
+    until_event(&rig, &trusting, "late", "BadAddress");
+    assert!(!trusting.ask("/status").contains("could claim any address"), "{}", trusting.ask("/status"));
 }
 
 #[test]

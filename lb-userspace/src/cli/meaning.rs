@@ -74,8 +74,8 @@ pub(super) struct MeaningArgs {
     /// class and of class penstock.dev/load-balancer]
     #[arg(long, value_name = "CLASS", env = "PENSTOCK_LOAD_BALANCER_CLASS")]
     load_balancer_class: Option<String>,
-    /// Serve spec.externalIPs, too, and in a cluster the annotation penstock.dev/vips: any author of a Service may
-    /// claim any address by them
+    /// Serve spec.externalIPs, too, and in a cluster the annotation penstock.dev/vips and, without address pools,
+    /// spec.loadBalancerIP: any author of a Service may claim any address by them
     #[arg(long, value_name = "BOOL", value_parser = boolean, num_args = 0..=1, default_missing_value = "true", require_equals = true,
           env = "PENSTOCK_EXTERNAL_IPS")]
     external_ips: Option<bool>,

@@ -121,8 +121,8 @@ pub struct Options {
     pub routes_by_zone: bool,
     /// `--external-ips`: serve `spec.externalIPs`, which any author of a Service may claim.
     pub external_ips: bool,
-    /// Serve what the annotation `penstock.dev/vips` names: whoever writes Services is trusted with addresses, as with
-    /// files, or by [`Options::external_ips`].
+    /// Serve what the annotation `penstock.dev/vips` names, and without address pools what a Service asks for: whoever
+    /// writes Services is trusted with addresses, as with files, or by [`Options::external_ips`].
     pub vips: bool,
     /// `--enable-ssl-passthrough`: honour the annotation `ssl-passthrough`.
     pub enable_ssl_passthrough: bool,

@@ -21,6 +21,7 @@ use super::pools::{self, Allocator};
 use super::streams::{self, Streams};
 use super::vips::Addresses;
 use crate::model::l4::{Family, HealthPort, Listener, Pool, PoolId, Protocol, Punt, Vip, VipAddr};
+use crate::model::pool::CONFIG_MAP;
 use crate::model::{ObjectId, ObjectName};
 use crate::objects::{Key, Kind, Objects, Sourced};
 
@@ -183,12 +184,13 @@ fn one_service(
     }
     let node_ports = spec.ports.iter().flatten().filter(|port| port.node_port.is_some_and(|port| port != 0));
     if kind == "LoadBalancer" && addresses.is_empty() && !addresses.left_out && node_ports.count() == 0 {
-        about.warn(
-            "no-vip",
-            "spec",
-            "no address is given to this Service, so nothing is served for it",
-            format!("name one in spec.loadBalancerIP or the annotation {}", ours::VIPS),
-        );
+        let fix = if options.vips {
+            format!("name one in spec.loadBalancerIP or the annotation {}", ours::VIPS)
+        } else {
+            format!("give Services addresses by a ConfigMap {CONFIG_MAP}")
+        };
+        let message = "no address is given to this Service, so nothing is served for it";
+        about.warn("no-vip", "spec", message, fix);
     }
     let families = addresses.families(name, spec, slices);
     addresses.keep(&families, &mut about);

@@ -13,6 +13,7 @@ use super::ours;
 use super::pools::{self, Allocator};
 use crate::model::ObjectName;
 use crate::model::l4::{Access, Family, Prefix};
+use crate::model::pool::CONFIG_MAP;
 
 /// `spec.loadBalancerClass` that names us where the flag names no other.
 const OUR_CLASS: &str = "penstock.dev/load-balancer";
@@ -85,7 +86,12 @@ impl Addresses {
         if named.is_empty() || options.external_ips {
             return named;
         }
-        self.claimed("spec.externalIPs", "use spec.loadBalancerIP, or start with --external-ips", about);
+        let fix = if options.vips {
+            "use spec.loadBalancerIP, or start with --external-ips".to_owned()
+        } else {
+            format!("ask an address pool by the annotation {}, or start with --external-ips", ours::ADDRESSES)
+        };
+        self.claimed("spec.externalIPs", &fix, about);
         Vec::new()
     }
 
@@ -115,7 +121,21 @@ impl Addresses {
                 let given = grant.addresses.iter();
                 balanced.extend(given.map(|(addr, pool)| (format!("pool {pool}"), addr.to_string())));
             }
-            None => balanced.extend(pools::requested(service).map(|(field, addr)| (field, addr.to_owned()))),
+            // Those of another class are not served anyhow, which is told.
+            None if options.vips || !has_our_class(spec, options) => {
+                balanced.extend(pools::requested(service).map(|(field, addr)| (field, addr.to_owned())));
+            }
+            None => {
+                // What somebody else has given is his to give.
+                let given: BTreeSet<IpAddr> = pools::held(service).collect();
+                let is_given = |addr: &str| addr.parse().is_ok_and(|addr| given.contains(&addr));
+                for (field, _) in pools::requested(service).filter(|(_, addr)| !is_given(addr)) {
+                    let fix = format!(
+                        "give Services addresses by a ConfigMap {CONFIG_MAP}, or start with --external-ips"
+                    );
+                    self.claimed(&field, &fix, about);
+                }
+            }
         }
         let status = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
         let ingress = status.and_then(|status| status.ingress.as_ref());
