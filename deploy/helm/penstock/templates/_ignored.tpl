@@ -110,6 +110,18 @@ serviceAccount.automountServiceAccountToken: "the pod asks for its token itself,
 {{- end -}}
 {{- if .Values.controller.addressPools }}{{ $ignored = append $ignored "controller.addressPools: there is no kernel part, so addresses are given away that nobody serves" }}{{ end -}}
 {{- end -}}
+{{- if eq .Values.controller.kind "DaemonSet" -}}
+{{- with .Values.controller -}}
+{{- $each := "a DaemonSet has one pod on each node" -}}
+{{- if ne (int .replicaCount) 1 }}{{ $ignored = append $ignored (printf "controller.replicaCount: %s" $each) }}{{ end -}}
+{{- if .autoscaling.enabled }}{{ $ignored = append $ignored (printf "controller.autoscaling: %s" $each) }}{{ end -}}
+{{- if .autoscalingTemplate }}{{ $ignored = append $ignored (printf "controller.autoscalingTemplate: %s" $each) }}{{ end -}}
+{{- $evicted := "evictions leave the pods of a DaemonSet alone; how many are replaced at once, controller.updateStrategy says" -}}
+{{- if ne (toString .minAvailable) "1" }}{{ $ignored = append $ignored (printf "controller.minAvailable: %s" $evicted) }}{{ end -}}
+{{- if not (kindIs "invalid" .maxUnavailable) }}{{ $ignored = append $ignored (printf "controller.maxUnavailable: %s" $evicted) }}{{ end -}}
+{{- if .unhealthyPodEvictionPolicy }}{{ $ignored = append $ignored (printf "controller.unhealthyPodEvictionPolicy: %s" $evicted) }}{{ end -}}
+{{- end -}}
+{{- end -}}
 {{- with .Values.controller.metrics -}}
 {{- if not .enabled -}}
 {{- range $part := list "serviceMonitor" "prometheusRule" "dashboard" -}}
