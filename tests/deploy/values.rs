@@ -126,6 +126,25 @@ fn the_notes_list_what_was_given_and_has_no_effect() {
             ],
         ),
         (
+            json!({"controller": {"kind": "DaemonSet", "replicaCount": 3, "minAvailable": 2, "autoscaling": {"enabled": true}}}),
+            vec![
+                "controller.autoscaling: a DaemonSet has one pod on each node",
+                "controller.minAvailable: evictions leave the pods of a DaemonSet alone; how many are replaced at once, \
+                 controller.updateStrategy says",
+                "controller.replicaCount: a DaemonSet has one pod on each node",
+            ],
+        ),
+        (
+            json!({"controller": {"kind": "DaemonSet", "maxUnavailable": 1, "unhealthyPodEvictionPolicy": "AlwaysAllow"}}),
+            vec![
+                "controller.maxUnavailable: evictions leave the pods of a DaemonSet alone; how many are replaced at once, \
+                 controller.updateStrategy says",
+                "controller.unhealthyPodEvictionPolicy: evictions leave the pods of a DaemonSet alone; how many are replaced at \
+                 once, controller.updateStrategy says",
+            ],
+        ),
+        (json!({"controller": {"kind": "DaemonSet"}}), vec![]),
+        (
             json!({"defaultBackend": {"enabled": true}, "controller": {"defaultBackendService": "a/b"}}),
             vec!["defaultBackend: controller.defaultBackendService names another Service"],
         ),
@@ -134,6 +153,18 @@ fn the_notes_list_what_was_given_and_has_no_effect() {
         let case = values.to_string();
 
         assert_eq!(listed(&mut helm, values), expected, "{case}");
+    }
+}
+
+#[test]
+fn who_has_the_kernel_part_is_told_how_nodes_get_tunnel_addresses() {
+    let Some(mut helm) = Helm::start() else { return };
+    for (kind, expected) in [("DaemonSet", true), ("Deployment", false)] {
+        let values = json!({"controller": {"kind": kind}});
+        let release = Release { name: "ingress-nginx", namespace: "x", values };
+        let notes = helm.notes(&release).unwrap_or_else(|error| panic!("{error}"));
+
+        assert_eq!(notes.contains("penstock.dev/tunnel-address="), expected, "{kind}: {notes}");
     }
 }
 

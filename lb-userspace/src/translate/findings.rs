@@ -83,6 +83,11 @@ pub(super) struct About<'a> {
 }
 
 impl About<'_> {
+    /// About another object, which a look at this one showed something of.
+    pub(super) fn instead<'a>(&'a mut self, object: &'a ObjectId) -> About<'a> {
+        About { findings: self.findings, object }
+    }
+
     /// The object, or a part of it, does not work.
     pub(super) fn error(
         &mut self,

@@ -1,12 +1,13 @@
 //! How packets reach a backend: what was asked for, joined with where the backend is.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use super::findings::About;
 use super::nodes::Nodes;
-use crate::model::Severity;
+use super::ours;
 use crate::model::l4::{At, ForwardingMode};
+use crate::model::{ObjectId, Severity};
 
 /// What an annotation asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -35,7 +36,11 @@ impl Wanted {
 
 /// Backends of one port that cannot have the mode they were to have, told once for each reason.
 #[derive(Default)]
-pub(super) struct Misfits(BTreeMap<Misfit, Vec<(SocketAddr, ForwardingMode)>>);
+pub(super) struct Misfits {
+    asked: BTreeMap<Misfit, Vec<(SocketAddr, ForwardingMode)>>,
+    /// Nodes that nobody asked a mode for, and that a tunnel could lead to.
+    bare: BTreeSet<(ObjectId, &'static str, String)>,
+}
 
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct Misfit {
@@ -61,7 +66,10 @@ impl Misfits {
             At::Node { .. } => ForwardingMode::Tunnel,
             At::Elsewhere => ForwardingMode::Nat,
         };
-        let Wanted::Fixed(mode) = wanted else { return auto };
+        let Wanted::Fixed(mode) = wanted else {
+            self.bare.extend((auto == ForwardingMode::Nat).then(|| nodes.why_nat(node)).flatten());
+            return auto;
+        };
         let (why, fix) = match (mode, at) {
             (ForwardingMode::Local, At::Here) | (ForwardingMode::Tunnel, At::Node { .. }) => return mode,
             (ForwardingMode::Nat | ForwardingMode::L2 | ForwardingMode::Ipip, _) => return mode,
@@ -81,13 +89,16 @@ impl Misfits {
             }
         };
         let misfit = Misfit { field: field.to_owned(), mode, why, fix };
-        self.0.entry(misfit).or_default().push((backend, auto));
+        self.asked.entry(misfit).or_default().push((backend, auto));
         auto
     }
 
     /// Says them.
     pub(super) fn say(self, about: &mut About<'_>) {
-        for (Misfit { field, mode, why, fix }, backends) in self.0 {
+        for (node, message, fix) in self.bare {
+            about.instead(&node).info("no-tunnel-address", ours::field(ours::TUNNEL), message, fix);
+        }
+        for (Misfit { field, mode, why, fix }, backends) in self.asked {
             let Some((first, instead)) = backends.first() else { continue };
             let others = match backends.len() - 1 {
                 0 => String::new(),

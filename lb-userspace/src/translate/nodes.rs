@@ -2,12 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Node;
 
-use super::Options;
 use super::findings::{About, Findings};
 use super::ours;
+use super::{Options, StreamsBy};
 use crate::model::l4::{At, Family};
 use crate::model::{ObjectId, ObjectName};
 use crate::objects::{Key, Kind, LEAVING_TAINTS, Map};
@@ -19,6 +20,8 @@ const EXCLUDED: &str = "node.kubernetes.io/exclude-from-external-load-balancers"
 #[derive(PartialEq, Eq, Default)]
 pub(super) struct Nodes {
     here: Option<String>,
+    /// Where our own Node object came from; `None`: there is none.
+    origin: Option<Arc<str>>,
     zone: Option<String>,
     /// Every node but ours.
     others: BTreeMap<String, Other>,
@@ -27,17 +30,21 @@ pub(super) struct Nodes {
     excluded: bool,
     /// What all of them have.
     addresses: BTreeSet<IpAddr>,
+    /// There is a kernel part, which could tunnel.
+    forwards: bool,
 }
 
 #[derive(PartialEq, Eq)]
 struct Other {
+    origin: Arc<str>,
     tunnel: BTreeSet<IpAddr>,
     excluded: bool,
 }
 
 impl Nodes {
     pub(super) fn new(objects: &Map<String, Node>, options: &Options, findings: &mut Findings) -> Self {
-        let mut nodes = Self { here: options.node.clone(), ..Self::default() };
+        let forwards = options.streams == StreamsBy::Kernel;
+        let mut nodes = Self { here: options.node.clone(), forwards, ..Self::default() };
         let mut taken: BTreeMap<IpAddr, &str> = BTreeMap::new();
         for (name, sourced) in objects {
             let id = id(name, &sourced.origin);
@@ -48,10 +55,12 @@ impl Nodes {
             if nodes.here.as_ref() == Some(name) {
                 nodes.zone = label(&sourced.object, ZONE).filter(|zone| !zone.is_empty()).map(str::to_owned);
                 nodes.own = tunnel;
+                nodes.origin = Some(Arc::clone(&sourced.origin));
                 nodes.excluded = label(&sourced.object, EXCLUDED).is_some() || leaves(&sourced.object);
             } else {
                 let excluded = label(&sourced.object, EXCLUDED).is_some();
-                nodes.others.insert(name.clone(), Other { tunnel, excluded });
+                let origin = Arc::clone(&sourced.origin);
+                nodes.others.insert(name.clone(), Other { origin, tunnel, excluded });
             }
         }
         nodes.say_what_is_missing(objects, findings);
@@ -138,6 +147,31 @@ impl Nodes {
         }
     }
 
+    /// The node whose annotation would have spared a backend on `node` from `nat`, and what to say about that; `None`
+    /// where it is nobody's, or was told of all.
+    pub(super) fn why_nat(&self, node: Option<&str>) -> Option<(ObjectId, &'static str, String)> {
+        let (here, node) = ((self.here.as_deref()?, self.origin.as_ref()?), node?);
+        let other = self.others.get(node).filter(|other| !other.excluded && self.forwards)?;
+        let ((name, origin), message, whom) = match (self.own.is_empty(), other.tunnel.is_empty()) {
+            (_, false) => return None,
+            (true, true) => (
+                here,
+                "backends on other nodes are reached by nat: this node has no tunnel address",
+                "this node and those that run Penstock",
+            ),
+            (false, true) => (
+                (node, &other.origin),
+                "backends on this node are reached by nat: it has no tunnel address",
+                "it, if it runs Penstock,",
+            ),
+        };
+        let fix = format!(
+            "annotate {whom} with {}: <its address>, so that backends see client addresses and flows outlive a VIP that moves",
+            ours::TUNNEL
+        );
+        Some((id(name, origin), message, fix))
+    }
+
     /// Nobody outside is to send packets to this node.
     pub(super) fn is_excluded(&self) -> bool {
         self.excluded
@@ -221,8 +255,6 @@ fn id(name: &str, origin: &str) -> ObjectId {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
     use crate::objects::Sourced;
 
