@@ -13,6 +13,7 @@ mod l4_rules;
 mod live;
 mod policies;
 mod properties;
+mod sizes;
 mod wrong_values;
 
 use std::collections::BTreeMap;

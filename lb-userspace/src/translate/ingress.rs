@@ -41,7 +41,7 @@ struct Host {
     owners: BTreeMap<(String, bool), usize>,
     /// The oldest Ingress on the host: its annotations hold for the implicit `/` too.
     oldest: Option<(ObjectId, Arc<Policy>)>,
-    /// `spec.defaultBackend` of the oldest Ingress on the host that has one.
+    /// Its `spec.defaultBackend`, never that of another one: what guards a backend stands where it is named.
     default: Option<DefaultBackend>,
     app_root: Option<(String, ObjectName)>,
     /// The oldest Ingress on the host that closes it.
@@ -136,8 +136,9 @@ pub(super) fn translate(
     if flags && has_nameless_host(config) {
         hosts.entry(HostMatch::Any).or_default();
     }
+    let primaries = canaries::Primaries::of(&hosts);
     for waiting in &canaries {
-        canaries::attach(waiting, &hosts, &mut upstreams, findings);
+        canaries::attach(waiting, &hosts, &primaries, &mut upstreams, findings);
     }
     let flag = |name: &str| ObjectId { origin: name.to_owned(), ..ObjectId::default() };
     let default_backend = options.default_backend_service.as_ref().filter(|_| flags).and_then(|service| {
@@ -167,8 +168,8 @@ pub(super) fn translate(
     let streams = Arc::new(streams);
     let mut output =
         Output { passthrough, default_backend, default_certificate, streams, ..Output::default() };
-    further::add(&hosts, &mut output, findings);
     let mut patterns = PatternBudget::default();
+    further::add(&hosts, &mut output, &mut patterns, findings);
     for (host, built) in hosts {
         if let Some(checked) = built.tls.as_ref().and_then(|tls| tls.certificate.as_ref()) {
             output.certificates.insert(host.clone(), checked.certificate.clone());
@@ -362,8 +363,9 @@ fn server(
     });
     if !owners.contains_key(&("/".to_owned(), false)) {
         let (id, policy) = match oldest {
-            // The catch-all server is nobody's: no Ingress lends it annotations.
+            // Without a default backend the catch-all server is nobody's: no Ingress lends it annotations.
             Some((id, policy)) if *name != HostMatch::Any => (id, policy),
+            Some((id, policy)) if default.is_some() => (id, Arc::new(of_catch_all(&policy))),
             oldest => {
                 // Without any Ingress there is nobody to tell.
                 let mut unheard = Findings::default();
@@ -409,6 +411,11 @@ fn server(
         ciphers: own_ciphers,
         moved: None,
     }
+}
+
+/// What of an Ingress's annotations holds for requests that no host takes: no redirects, no rewrites.
+fn of_catch_all(policy: &Policy) -> Policy {
+    Policy { redirect: None, rewrite_target: None, app_root: None, use_regex: false, ..policy.clone() }
 }
 
 /// Closes all paths of a host, and tells the Ingresses whose fault it is not.

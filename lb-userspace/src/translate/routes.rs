@@ -91,7 +91,7 @@ fn rewrites(draft: &Draft) -> bool {
     draft.policy.rewrite_target.as_ref().is_some_and(|target| *target != draft.path)
 }
 
-/// Bytes of compiled patterns that the paths of one Ingress may have together: some 8,000 of the usual ones. A
+/// Bytes of compiled patterns that the paths and aliases of one Ingress may have together: some 8,000 of the usual ones. A
 /// short text can ask for a large program, and every agent has all of them in memory.
 const PATTERN_BYTES: usize = 64 << 20;
 
@@ -101,7 +101,7 @@ pub(super) struct PatternBudget(BTreeMap<ObjectId, usize>);
 
 impl PatternBudget {
     /// Compiles if there is something left. The error says why there is no pattern, and what to do.
-    fn compile(
+    pub(super) fn compile(
         &mut self,
         ingress: &ObjectId,
         compile: impl FnOnce() -> Result<Pattern, BadPattern>,

@@ -20,11 +20,17 @@ pub(super) fn shared_upstream(world: &World<'_>, caught: &mut Caught) {
         }
     }
     for canary in world.ingresses.iter().filter(|ingress| ingress.is_on("canary")) {
+        // Services that its paths split, each with the paths that it means to split.
+        let mut meant: BTreeMap<&Target<'_>, BTreeSet<(&str, &str)>> = BTreeMap::new();
         for place in &canary.paths {
-            let primary = owners.get(&(place.host.as_str(), place.path, place.path_type));
-            let Some(target) = primary.and_then(|primary| primary.target.as_ref()) else { continue };
+            let place = (place.host.as_str(), place.path, place.path_type);
+            let Some(primary) = owners.get(&place) else { continue };
+            let Some(target) = primary.target.as_ref() else { continue };
+            meant.entry(target).or_default().insert((place.0, place.1));
+        }
+        for (target, meant) in meant {
             let others = routes.get(target).into_iter().flatten();
-            let others = others.filter(|(host, path, _)| (*host, *path) != (place.host.as_str(), place.path));
+            let others = others.filter(|(host, path, _)| !meant.contains(&(host, path)));
             let others: Vec<_> = others
                 .map(|(host, path, ingress)| format!("{}{path} (Ingress {ingress})", shown(host)))
                 .collect();

@@ -131,6 +131,14 @@ impl Pattern {
             && self.regex().is_match(text)
     }
 
+    /// Whether no byte is needed for a match, so that it is found in every text; where the ends of a text or a word
+    /// come into it, in some. Compiles nothing.
+    pub fn takes_nothing(&self) -> bool {
+        let Source { text, case, unicode, .. } = &*self.0;
+        let parsed = syntax::parse_with(text, &syntax_of(*case, *unicode));
+        parsed.is_ok_and(|parsed| parsed.properties().minimum_len() == Some(0))
+    }
+
     /// The compiled regex.
     pub fn regex(&self) -> &Regex {
         let Source { text, case, unicode, regex, .. } = &*self.0;
@@ -152,10 +160,9 @@ enum Fit {
 impl Fit {
     /// By the automaton alone, of which all else is made.
     fn of(text: &str, case: Case, unicode: bool, size: usize) -> Self {
-        let syntax = syntax::Config::new().case_insensitive(case == Case::Same).unicode(unicode).utf8(false);
         let automaton = thompson::Compiler::new()
             .configure(thompson::Config::new().utf8(false).nfa_size_limit(Some(size)))
-            .syntax(syntax)
+            .syntax(syntax_of(case, unicode))
             .build(text);
         match automaton {
             Ok(_) => Self::Fits,
@@ -163,6 +170,10 @@ impl Fit {
             Err(_) => Self::Malformed,
         }
     }
+}
+
+fn syntax_of(case: Case, unicode: bool) -> syntax::Config {
+    syntax::Config::new().case_insensitive(case == Case::Same).unicode(unicode).utf8(false)
 }
 
 fn compile(text: &str, case: Case, unicode: bool, size: usize) -> Result<Regex, regex::Error> {
@@ -222,6 +233,18 @@ mod tests {
                 let expected = pattern.regex().is_match(path.as_bytes());
                 prop_assert_eq!(pattern.is_match(path.as_bytes()), expected, "{} {}", source, path);
             }
+        }
+    }
+
+    #[test]
+    fn what_takes_nothing_is_known_without_compiling() {
+        for (source, expected) in
+            [("", true), ("a*", true), ("^$", true), ("(a|b?)", true), ("a", false), ("^a|b", false)]
+        {
+            let pattern = Pattern::unanchored(source).unwrap();
+            assert_eq!(pattern.takes_nothing(), expected, "{source}");
+            assert!(pattern.0.regex.get().is_none());
+            assert_eq!(pattern.regex().is_match(b""), expected, "{source}");
         }
     }
 

@@ -1,7 +1,7 @@
 //! Canary Ingresses: they own nothing, but take a part of what the
 //! upstream of a primary with the same host, path and kind of path gets, wherever it gets it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use k8s_openapi::api::networking::v1::{HTTPIngressPath, IngressServiceBackend};
 
@@ -21,10 +21,29 @@ pub(super) struct Waiting<'a> {
     pub(super) rules: Rules,
 }
 
+/// What the paths of each host lead to.
+pub(super) struct Primaries<'a>(HashMap<&'a HostMatch, HashSet<&'a UpstreamName>>);
+
+impl<'a> Primaries<'a> {
+    pub(super) fn of(hosts: &'a BTreeMap<HostMatch, Host>) -> Self {
+        let upstream = |draft: &'a Draft| match &draft.action {
+            Action::Proxy(upstream) => Some(upstream),
+            _ => None,
+        };
+        Self(
+            hosts
+                .iter()
+                .map(|(name, host)| (name, host.drafts.iter().filter_map(upstream).collect()))
+                .collect(),
+        )
+    }
+}
+
 /// Gives the primaries their canary, the oldest where there are several.
 pub(super) fn attach(
     waiting: &Waiting<'_>,
     hosts: &BTreeMap<HostMatch, Host>,
+    primaries: &Primaries<'_>,
     upstreams: &mut Upstreams<'_>,
     findings: &mut Findings,
 ) {
@@ -68,7 +87,7 @@ pub(super) fn attach(
                     _ => Sessions::DecidedAnew,
                 },
             };
-            let Some(canary) = add(&place, served, split, hosts, upstreams, &mut about) else { continue };
+            let Some(canary) = add(&place, served, split, primaries, upstreams, &mut about) else { continue };
             // What it is asked in is the primary's protocol, by checks too.
             let policy = Policy { protocol: draft.policy.protocol, ..policy.clone() };
             upstreams.keep_sessions(&canary, &policy, &host, &draft.path, &mut about);
@@ -126,14 +145,12 @@ fn add(
     place: &Place<'_>,
     served: &Served<'_>,
     split: Split,
-    hosts: &BTreeMap<HostMatch, Host>,
+    primaries: &Primaries<'_>,
     upstreams: &mut Upstreams<'_>,
     about: &mut About<'_>,
 ) -> Option<UpstreamName> {
     let Place { host, primary, service, reach, field } = place;
-    let is_primary =
-        |host: &Host| host.drafts.iter().any(|draft| draft.action == Action::Proxy(split.canary.clone()));
-    if hosts.get(host).is_some_and(is_primary) {
+    if primaries.0.get(host).is_some_and(|upstreams| upstreams.contains(&split.canary)) {
         let message =
             format!("{} is a primary on {host}, so it cannot be a canary there; ignored", split.canary.0);
         about.warn("canary-is-primary", format!("{field}.service"), message, "use a Service of its own");

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::super::annotations::{self, Policy};
 use super::super::classes::{Seniority, Served};
 use super::super::findings::{About, Findings};
+use super::super::routes::PatternBudget;
 use super::{Host, Output, host_match};
 use crate::model::l7::{HostMatch, Moved, Pattern, Server};
 use crate::model::{ObjectId, ObjectName};
@@ -57,14 +58,19 @@ pub(super) fn claim(
 }
 
 /// Adds aliases and twins that are free, with the certificates that cover them.
-pub(super) fn add(hosts: &BTreeMap<HostMatch, Host>, output: &mut Output, findings: &mut Findings) {
+pub(super) fn add(
+    hosts: &BTreeMap<HostMatch, Host>,
+    output: &mut Output,
+    patterns: &mut PatternBudget,
+    findings: &mut Findings,
+) {
     let mut claims: Vec<_> =
         hosts.iter().filter_map(|(name, host)| Some((host.aliases.as_ref()?, name, host))).collect();
     claims.sort_by_key(|(claim, ..)| (&claim.seniority, claim.rule));
     for (claim, name, host) in claims {
         let mut about = findings.about(&claim.id);
         for text in &claim.names {
-            for alias in read(text, &mut about) {
+            for alias in read(text, &claim.id, patterns, &mut about) {
                 match alias {
                     Alias::Name(alias) => add_name(alias, name, host, hosts, output, &mut about),
                     Alias::Pattern(pattern) => {
@@ -89,7 +95,7 @@ enum Alias {
 }
 
 /// As nginx reads names of servers.
-fn read(text: &str, about: &mut About<'_>) -> Vec<Alias> {
+fn read(text: &str, id: &ObjectId, patterns: &mut PatternBudget, about: &mut About<'_>) -> Vec<Alias> {
     let field = annotations::field("server-alias");
     let mut not = |message: String, fix: &str| {
         about.warn("bad-alias", field.as_str(), format!("{message}; it is ignored"), fix);
@@ -102,14 +108,14 @@ fn read(text: &str, about: &mut About<'_>) -> Vec<Alias> {
                 "leave the host out of the rule to have every name",
             );
         }
-        return match Pattern::unanchored(source) {
-            Ok(pattern) if pattern.regex().is_match(b"") => {
+        return match patterns.compile(id, || Pattern::unanchored(source)) {
+            Ok(pattern) if pattern.takes_nothing() => {
                 let message = format!("{text:?} takes every name that no host has");
                 about.warn("alias-of-all", field, message, "write the pattern so that it needs a name");
                 vec![Alias::Pattern(pattern)]
             }
             Ok(pattern) => vec![Alias::Pattern(pattern)],
-            Err(error) => {
+            Err((error, _)) => {
                 not(format!("the pattern {source:?} cannot be used ({error})"), "list the names instead")
             }
         };
@@ -122,8 +128,11 @@ fn read(text: &str, about: &mut About<'_>) -> Vec<Alias> {
         return not(format!("{text:?} is no host"), "");
     }
     if name.ends_with(".*") {
-        let pattern = Pattern::anchored(&format!("{}\\.", regex::escape(plain)));
-        return pattern.into_iter().map(Alias::Pattern).collect();
+        let anchored = || Pattern::anchored(&format!("{}\\.", regex::escape(plain)));
+        return match patterns.compile(id, anchored) {
+            Ok(pattern) => vec![Alias::Pattern(pattern)],
+            Err((error, _)) => not(format!("{text:?} cannot be used ({error})"), ""),
+        };
     }
     if name.starts_with('.') {
         return vec![Alias::Name(host_match(plain)), Alias::Name(HostMatch::Wildcard(plain.to_owned()))];

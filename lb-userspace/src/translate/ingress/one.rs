@@ -6,7 +6,7 @@ use std::sync::Arc;
 use k8s_openapi::api::networking::v1::{IngressBackend, IngressRule, IngressSpec};
 
 use super::canaries::Waiting;
-use super::tls::{tls, unused_tls};
+use super::tls::{Entries, tls, unused_tls};
 use super::{
     DefaultBackend, Host, Making, app_root, client_auth, error_backend, further, hand_on, host_ciphers,
     host_match,
@@ -62,8 +62,9 @@ pub(super) fn add<'a>(
     });
     let common = Common { served: &served, policy: Arc::new(policy), default, proxy_ssl };
     common.default_backend(spec, making, &mut about);
+    let mut listed = Entries::of(spec);
     for (index, rule) in spec.rules.iter().flatten().enumerate() {
-        common.rule(index, rule, spec, making, &mut about);
+        common.rule((index, rule), spec, &mut listed, making, &mut about);
     }
     unused_tls(spec, &mut about);
     None
@@ -134,9 +135,9 @@ impl Common<'_, '_> {
 
     fn rule(
         &self,
-        index: usize,
-        rule: &IngressRule,
+        (index, rule): (usize, &IngressRule),
         spec: &IngressSpec,
+        listed: &mut Entries,
         making: &mut Making<'_>,
         about: &mut About<'_>,
     ) {
@@ -147,9 +148,20 @@ impl Common<'_, '_> {
         let field = format!("spec.rules[{index}]");
         let host_match = host_match(rule.host.as_deref().unwrap_or_default());
         let host = hosts.entry(host_match.clone()).or_default();
-        host.oldest.get_or_insert_with(|| (id.clone(), policy.clone()));
-        if let (None, Some(default)) = (&host.default, default) {
-            host.default = Some(default.clone());
+        match &host.oldest {
+            None => {
+                host.oldest = Some((id.clone(), policy.clone()));
+                host.default.clone_from(default);
+            }
+            Some((oldest, _)) if oldest != id && default.is_some() => about.warn(
+                "host-setting-conflict",
+                "spec.defaultBackend",
+                format!(
+                    "an older Ingress has {host_match}, and says what becomes of other paths; ignored there"
+                ),
+                "write the path / as a rule",
+            ),
+            Some(_) => {}
         }
         app_root(host, &host_match, served, policy, about);
         if policy.closes_hosts {
@@ -193,15 +205,14 @@ impl Common<'_, '_> {
             };
             super::add(host, &host_match, draft, about);
         }
-        tls(host, &host_match, &name.namespace, spec, certificates, about);
+        tls(host, &host_match, (&name.namespace, spec), listed, certificates, about);
         if policy.ssl_passthrough {
             hand_on(host, &host_match, options, passthrough, about);
         }
     }
 }
 
-/// An Ingress with nothing but a default backend takes what no host does; its redirects and
-/// rewrites do not apply there.
+/// An Ingress with nothing but a default backend takes what no host does.
 fn catch_all(
     served: &Served<'_>,
     default: &DefaultBackend,
@@ -211,8 +222,7 @@ fn catch_all(
     about: &mut About<'_>,
 ) {
     let DefaultBackend { ingress, action, backend } = default.clone();
-    let policy =
-        Policy { redirect: None, rewrite_target: None, app_root: None, use_regex: false, ..policy.clone() };
+    let policy = super::of_catch_all(policy);
     let draft = Draft {
         path: "/".to_owned(),
         exact: false,

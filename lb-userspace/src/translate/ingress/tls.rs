@@ -1,5 +1,6 @@
 //! Which certificate a host has: that of the entry of `spec.tls` that lists it, or that covers it.
 
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use k8s_openapi::api::networking::v1::{IngressSpec, IngressTLS};
@@ -16,12 +17,65 @@ pub(super) struct Tls {
     pub(super) certificate: Option<Arc<Checked>>,
 }
 
+/// `spec.tls` of one Ingress by the hosts in it: Ingresses may have thousands of hosts and entries.
+#[derive(Default)]
+pub(super) struct Entries {
+    /// The first entry that lists a host, as it is listed but for its case.
+    listing: HashMap<String, usize>,
+    /// For each name in a certificate of the entries the first of them, made when it is first asked for.
+    covering: Option<HashMap<String, (usize, Arc<Checked>)>>,
+}
+
+impl Entries {
+    pub(super) fn of(spec: &IngressSpec) -> Self {
+        let mut entries = Self::default();
+        for (index, entry) in spec.tls.iter().flatten().enumerate() {
+            for host in entry.hosts.iter().flatten() {
+                entries.listing.entry(host.to_ascii_lowercase()).or_insert(index);
+            }
+        }
+        entries
+    }
+
+    /// By its name, else by the wildcard above it.
+    fn listing(&self, host: &str) -> Option<usize> {
+        self.listing.get(host).or_else(|| self.listing.get(&wildcard_above(host)?)).copied()
+    }
+
+    fn covering(
+        &mut self,
+        host: &str,
+        secrets: impl Iterator<Item = ObjectName>,
+        certificates: &mut Certificates<'_>,
+    ) -> Option<Arc<Checked>> {
+        let by_name = self.covering.get_or_insert_with(|| {
+            let mut by_name = HashMap::new();
+            let mut seen = HashSet::new();
+            for (index, secret) in secrets.enumerate().filter(|(_, secret)| seen.insert(secret.clone())) {
+                let Ok(checked) = certificates.of(&secret) else { continue };
+                for name in &checked.names {
+                    by_name.entry(name.clone()).or_insert_with(|| (index, checked.clone()));
+                }
+            }
+            by_name
+        });
+        let named = [Some(host.to_owned()), wildcard_above(host)].into_iter().flatten();
+        let found = named.filter_map(|name| by_name.get(&name)).min_by_key(|(index, _)| *index);
+        found.map(|(_, checked)| checked.clone())
+    }
+}
+
+/// `*.example.com` for `a.example.com`.
+fn wildcard_above(host: &str) -> Option<String> {
+    host.split_once('.').map(|(_, parent)| format!("*.{parent}"))
+}
+
 /// Gives the host the certificate of this Ingress, unless an older one decided already.
 pub(super) fn tls(
     host: &mut Host,
     name: &HostMatch,
-    namespace: &str,
-    spec: &IngressSpec,
+    (namespace, spec): (&str, &IngressSpec),
+    listed: &mut Entries,
     certificates: &mut Certificates<'_>,
     about: &mut About<'_>,
 ) {
@@ -34,15 +88,10 @@ pub(super) fn tls(
         let secret = entry.secret_name.as_deref().filter(|secret| !secret.is_empty());
         secret.map(|secret| ObjectName::new(namespace, secret))
     };
-    let listing = entries.iter().position(|entry| lists(entry, &text, false));
-    let listing = listing.or_else(|| entries.iter().position(|entry| lists(entry, &text, true)));
-    let Some((index, entry)) = listing.and_then(|index| Some((index, entries.get(index)?))) else {
+    let listing = listed.listing(&text).and_then(|index| Some((index, entries.get(index)?)));
+    let Some((index, entry)) = listing else {
         // Not listed: any Secret of the Ingress that covers the host will do.
-        let covering = entries
-            .iter()
-            .filter_map(secret_of)
-            .find_map(|secret| certificates.of(&secret).ok().filter(|checked| checked.covers(&text)));
-        match covering {
+        match listed.covering(&text, entries.iter().filter_map(secret_of), certificates) {
             Some(checked) => host.tls = Some(Tls { certificate: Some(checked) }),
             None => about.warn(
                 "host-without-tls",
@@ -84,27 +133,15 @@ pub(super) fn tls(
     host.tls = Some(Tls { certificate });
 }
 
-fn lists(entry: &IngressTLS, host: &str, by_wildcard: bool) -> bool {
-    entry.hosts.iter().flatten().any(|listed| {
-        let listed = listed.to_ascii_lowercase();
-        if !by_wildcard {
-            return listed == host;
-        }
-        listed
-            .strip_prefix("*.")
-            .is_some_and(|suffix| host.split_once('.').is_some_and(|(_, parent)| parent == suffix))
-    })
-}
-
 /// TLS hosts without a rule do nothing.
 pub(super) fn unused_tls(spec: &IngressSpec, about: &mut About<'_>) {
-    let rules = spec.rules.as_deref().unwrap_or_default();
+    let hosts = spec.rules.iter().flatten().filter_map(|rule| rule.host.as_deref());
+    let hosts: HashSet<_> = hosts.map(str::to_ascii_lowercase).collect();
+    let above: HashSet<_> = hosts.iter().filter_map(|host| wildcard_above(host)).collect();
     for (index, entry) in spec.tls.iter().flatten().enumerate() {
         for (host_index, host) in entry.hosts.iter().flatten().enumerate() {
-            let used = rules.iter().filter_map(|rule| rule.host.as_deref()).any(|rule| {
-                rule.eq_ignore_ascii_case(host) || lists(entry, &rule.to_ascii_lowercase(), true)
-            });
-            if !used {
+            let listed = host.to_ascii_lowercase();
+            if !hosts.contains(&listed) && !above.contains(&listed) {
                 about.warn(
                     "tls-host-without-rule",
                     format!("spec.tls[{index}].hosts[{host_index}]"),
