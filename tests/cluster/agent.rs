@@ -224,7 +224,7 @@ pub fn backend(name: &str) -> Option<SocketAddr> {
 }
 
 /// The address towards everybody else; no packet is sent.
-fn own_address() -> Option<IpAddr> {
+pub fn own_address() -> Option<IpAddr> {
     let socket = UdpSocket::bind(("0.0.0.0", 0)).ok()?;
     socket.connect(("198.51.100.1", 9)).ok()?;
     let own = socket.local_addr().ok()?.ip();

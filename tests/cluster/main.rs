@@ -16,6 +16,7 @@ mod objects;
 mod relay;
 mod rig;
 mod scope;
+mod served_flags;
 mod server;
 mod webhook;
 mod write;
