@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use penstock::model::l7::policy::{Auth, Basic, ErrorPages, Satisfy, Users};
-use penstock::model::l7::{Buffers, Filters, L7, Policies, Upstream, UpstreamName};
+use penstock::model::l7::{Action, Buffers, Filters, L7, Policies, Upstream, UpstreamName};
 
 use crate::rig::{Backend, Reply, Rig, nobody, to_with};
 
@@ -112,6 +112,27 @@ fn errors_that_are_not_listed_or_not_to_be_replaced_are_the_upstreams() {
     }
     let ours = Rig::start(state(&[], Some(words.addr), spared)).ask(GET);
     assert_eq!((ours.status, asked(&ours).first().map(String::as_str)), (503, Some("GET /?c=d HTTP/1.1")));
+}
+
+#[test]
+fn the_built_in_404_is_an_upstreams_and_only_replaced_where_those_are() {
+    let words = words();
+    for (only_ours, expected) in [(false, "GET /?c=d HTTP/1.1"), (true, "<html>")] {
+        let mut l7 = state(&[], Some(words.addr), ErrorPages { only_ours, ..pages(&[404]) });
+        l7.servers.edit(|_, server| server.locations[0].action = Action::DefaultBackend);
+        // The words of the location's own.
+        let own = l7.default_backend.take().expect("a default backend");
+        l7.servers.edit(|_, server| {
+            let mut policies =
+                Policies::clone(server.locations[0].filters.policies.as_deref().expect("pages"));
+            policies.errors.get_or_insert_default().backend = Some(own.clone());
+            server.locations[0].filters.policies = Some(Arc::new(policies));
+        });
+
+        let reply = Rig::start(l7).ask(GET);
+
+        assert_eq!((reply.status, asked(&reply).first().map(String::as_str)), (404, Some(expected)));
+    }
 }
 
 #[test]

@@ -18,7 +18,7 @@ use super::heads::{self, Onward};
 use super::hold::Held;
 use super::log::{self, Place, Subject};
 use super::path;
-use super::route::{Route, Router};
+use super::route::{Route, RouteAction, Router};
 use super::upstream::{Lead, Speech, Terms, Transport};
 use super::variable::Known;
 use crate::model::l7::log::Early;
@@ -87,6 +87,12 @@ impl Page {
         let policies = route.filters.policies.as_ref()?;
         let errors = policies.errors.as_ref().filter(|errors| !errors.statuses.is_empty())?;
         match next {
+            // That of a default backend which nobody runs: an upstream's, like any other.
+            Next::Answer(Answer::Status(404))
+                if errors.only_ours && matches!(route.action, RouteAction::DefaultBackend(_)) =>
+            {
+                return None;
+            }
             Next::Proxy { .. } | Next::Answer(Answer::Status(404)) => {}
             Next::Answer(Answer::Status(status)) if errors.statuses.contains(status) => {}
             Next::Answer(_) => return None,
