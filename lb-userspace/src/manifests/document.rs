@@ -218,12 +218,44 @@ fn key(kind: Kind, name: String, namespace: Option<String>) -> Key {
     Key { kind, name: ObjectName { namespace, name } }
 }
 
-/// What somebody sets up a chart with, by its name: `values.yaml`, `values-edge.yaml`, `edge.values.yml`.
-fn is_values(origin: &str, value: &Value) -> bool {
+/// What another program makes objects of.
+struct Source {
+    severity: Severity,
+    message: &'static str,
+    /// What to read in its place.
+    fix: &'static str,
+}
+
+const VALUES: Source = Source {
+    severity: Severity::Warning,
+    message: "values of a chart are not read",
+    fix: "read what the chart makes of them: helm template NAME CHART --values FILE | penstock check -",
+};
+
+/// Beside what it names, which is read as it is written.
+const KUSTOMIZATION: Source = Source {
+    severity: Severity::Info,
+    message: "what kustomize changes is not read here, only the files of the directory",
+    fix: "read what comes of it: kustomize build DIR | penstock check -",
+};
+
+/// By kind, or where there is none by the name of the file: `values.yaml`, `values-edge.yaml`, `edge.values.yml` of a chart,
+/// `kustomization.yaml`, which may leave its kind out.
+fn source(origin: &str, value: &Value, kind: &str, group: &str) -> Option<Source> {
+    if kind == "Kustomization" && group.starts_with("kustomize.") {
+        return Some(KUSTOMIZATION);
+    }
+    if !kind.is_empty() || !group.is_empty() || !value.is_object() {
+        return None;
+    }
     let file = file_of(origin);
     let name = file.rsplit('/').next().unwrap_or_default();
     let stem = name.split_once('.').map_or(name, |(stem, _)| stem);
-    value.is_object() && (stem == "values" || stem.starts_with("values-") || name.contains(".values."))
+    let is_values = stem == "values" || stem.starts_with("values-") || name.contains(".values.");
+    match stem {
+        "kustomization" => Some(KUSTOMIZATION),
+        _ => is_values.then_some(VALUES),
+    }
 }
 
 fn read_items(origin: &str, item_kind: &str, items: Vec<Value>, entries: &mut Vec<Entry>) {
@@ -278,15 +310,10 @@ pub(super) fn read_value(origin: String, mut value: Value, entries: &mut Vec<Ent
     };
 
     let Some(kind) = kind else {
-        let problem = if kind_name.is_empty() && api_version.is_empty() && is_values(&origin, &value) {
-            problem(
-                Severity::Warning,
-                "kind-not-read",
-                "",
-                "values of a chart are not read".to_owned(),
-                "read what the chart makes of them: helm template NAME CHART --values FILE | penstock check -"
-                    .to_owned(),
-            )
+        let source = source(&origin, &value, &kind_name, group)
+            .filter(|_| kind_name.is_empty() == api_version.is_empty());
+        let problem = if let Some(Source { severity, message, fix }) = source {
+            problem(severity, "kind-not-read", "", message.to_owned(), fix.to_owned())
         } else if kind_name.is_empty() || api_version.is_empty() {
             problem(
                 Severity::Error,

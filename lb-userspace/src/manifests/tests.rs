@@ -112,9 +112,11 @@ fn reads_every_way_an_object_can_be_written() {
 }
 
 #[test]
-fn values_of_a_chart_are_no_broken_objects() {
+fn what_helm_and_kustomize_make_objects_of_is_no_broken_object() {
     let text = b"controller: {replicaCount: 2}\n";
     for (file, expected) in [
+        ("kustomization.yaml", "kustomization.yaml#1 kind-not-read"),
+        ("edge/kustomization.yml", "edge/kustomization.yml#1 kind-not-read"),
         ("values.yaml", "values.yaml#1 kind-not-read"),
         ("edge/values-prod.yaml", "edge/values-prod.yaml#1 kind-not-read"),
         ("edge.values.yml", "edge.values.yml#1 kind-not-read"),
@@ -124,6 +126,13 @@ fn values_of_a_chart_are_no_broken_objects() {
 
         assert_eq!(found.first().map(|reason| reason.trim()), Some(expected), "{file}");
     }
+    let named = b"apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources: [a.yaml]\n";
+    let loaded = load_text("a.yaml", named, ADMIT_ALL);
+    assert!(
+        loaded.problems[0].fix.contains("kustomize build DIR | penstock check -"),
+        "{:?}",
+        loaded.problems
+    );
 }
 
 #[test]
