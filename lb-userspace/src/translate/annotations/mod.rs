@@ -13,6 +13,7 @@ mod instead;
 mod limits;
 mod mirror;
 mod named;
+mod pointless;
 mod policies;
 mod policy;
 mod redirects;
@@ -124,6 +125,7 @@ pub(super) fn read(
     unknown_variable(&valid, about);
     redirects::tell(&valid, about);
     limits::tell(&valid, about);
+    pointless::tell(&valid, settings, &policy, about);
     if is_canary {
         return policy;
     }
