@@ -269,14 +269,29 @@ impl Judged<'_> {
         let of_kind = Kind::ALL.into_iter().find(|one| one.to_string() == kind);
         let honoured = of_kind.and_then(|kind| self.honoured.get(&Key { kind, name: key }).cloned());
         let mut honoured = honoured.or(started.map(Started::honoured)).unwrap_or_default();
-        // Not both: what a finding is about is told there.
+        // Not both: what a finding is about is told there, and what goes with something idle is idle, too.
+        let is_about = |finding: &Finding, name: &str| {
+            let prefix = finding.field.strip_suffix(name).unwrap_or_default();
+            finding.verdict != Verdict::Identical && prefix.ends_with(['/', '.'])
+        };
         honoured.retain(|name| {
-            !findings.iter().any(|Finding { verdict, field, .. }| {
-                let prefix = field.strip_suffix(name).unwrap_or_default();
-                *verdict != Verdict::Identical && prefix.ends_with(['/', '.'])
+            let main = companion_of(name);
+            !findings.iter().any(|finding| {
+                let idles =
+                    || traps::idles(finding.reason) && main.is_some_and(|main| is_about(finding, main));
+                is_about(finding, name) || idles()
             })
         });
         ObjectReport { kind, namespace, name, origin, verdict, effects, honoured, findings }
+    }
+}
+
+/// The annotation without which this one means nothing.
+fn companion_of(name: &str) -> Option<&'static str> {
+    let row = translate::TABLE.iter().find(|row| row.name == name)?;
+    match row.status {
+        translate::Status::With(main) => Some(main),
+        _ => None,
     }
 }
 

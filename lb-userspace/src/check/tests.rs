@@ -8,14 +8,17 @@ pub(super) const NOW: i64 = 1_767_225_600;
 
 /// The whole report about a text of manifests.
 pub(super) fn of(input: &str) -> Report {
-    let options = Options::default();
+    with(&Options::default(), input)
+}
+
+fn with(options: &Options, input: &str) -> Report {
     let files = manifests::Files::of_text("input.yaml", input.as_bytes());
     let bystanders = files.bystanders();
     let loaded = files.load(translate::ADMISSION);
-    let translated = translate::translate(&loaded.objects, &options);
+    let translated = translate::translate(&loaded.objects, options);
     report(&Input {
         objects: &loaded.objects,
-        options: &options,
+        options,
         translated: &translated,
         load_problems: &loaded.problems,
         bystanders: &bystanders,
@@ -39,11 +42,17 @@ pub(super) fn found(input: &str, reasons: &[&str]) -> Vec<Finding> {
     with_objects(input, reasons).into_iter().map(|(_, finding)| finding).collect()
 }
 
+/// The same of a balancer that was started otherwise.
+pub(super) fn found_with(options: &Options, input: &str, reasons: &[&str]) -> Vec<Finding> {
+    let findings = with(options, input).objects.into_iter().flat_map(|object| object.findings);
+    findings.filter(|finding| reasons.contains(&finding.reason)).collect()
+}
+
 pub(super) fn messages(input: &str, reasons: &[&str]) -> Vec<String> {
     found(input, reasons).into_iter().map(|finding| finding.message).collect()
 }
 
-fn line(finding: &Finding) -> String {
+pub(super) fn line(finding: &Finding) -> String {
     let field = finding.field.strip_prefix("metadata.annotations.").unwrap_or(&finding.field);
     let field = field.strip_prefix("nginx.ingress.kubernetes.io/").unwrap_or(field);
     format!("{}: {field} [{}]", finding.verdict.word(), finding.reason)

@@ -1,10 +1,13 @@
 //! Doors that the order of processing, a header or a second listener leaves open.
 
-use super::Caught;
 use super::world::{Seen, World, field, key};
+use super::{Caught, listed};
+use crate::translate::TABLE;
 
 const AUTH: [&str; 5] =
     ["auth-type", "auth-url", "allowlist-source-range", "whitelist-source-range", "denylist-source-range"];
+/// `no-auth-locations` where it is not set.
+const CHALLENGES: &str = "/.well-known/acme-challenge";
 const BY_ADDRESS: [&str; 6] = [
     "allowlist-source-range",
     "whitelist-source-range",
@@ -83,6 +86,78 @@ fn demands_certificate(ingress: &Seen<'_>) -> bool {
     ingress.text("auth-tls-secret").is_some() && verify.eq_ignore_ascii_case("on")
 }
 
+/// What an Ingress asks of its clients, each of which somebody may count on.
+const GUARDS: [&str; 9] = [
+    "auth-type",
+    "auth-url",
+    "auth-tls-secret",
+    "allowlist-source-range",
+    "whitelist-source-range",
+    "denylist-source-range",
+    "limit-rps",
+    "limit-rpm",
+    "limit-connections",
+];
+
+/// Of a host whose TLS is handed on nobody here sees a request, whichever Ingress has it handed on.
+pub(super) fn handed_on_unopened(world: &World<'_>, caught: &mut Caught) {
+    for ingress in world.primaries() {
+        let handed = ingress.hosts.iter().filter(|host| world.snapshot.l7.passthrough.contains_key(*host));
+        let handed: Vec<_> = handed.collect();
+        if handed.is_empty() {
+            continue;
+        }
+        let hosts = listed(&handed);
+        let set = |name: &&str| ingress.text(name).is_some();
+        for guard in GUARDS.iter().filter(|name| set(name)) {
+            let message = format!(
+                "holds for plain HTTP alone: TLS of {hosts} is handed on unopened (ssl-passthrough), so over https everybody gets to the Service"
+            );
+            let fix = "let the application see to it, or remove ssl-passthrough";
+            caught.needs_action(&ingress.id, "handed-on-unopened", field(guard), message, fix);
+        }
+        let others = TABLE.iter().map(|row| row.name);
+        let others = others.filter(|name| *name != "ssl-passthrough" && !GUARDS.contains(name) && set(name));
+        let others: Vec<_> = others.collect();
+        if !others.is_empty() && ingress.is_on("ssl-passthrough") {
+            let message = format!(
+                "hands TLS of {hosts} on unopened, so over https this has no effect: {}",
+                others.join(", ")
+            );
+            caught.note(&ingress.id, "handed-on-unopened", field("ssl-passthrough"), message, "");
+        }
+    }
+}
+
+/// Paths that begin as `no-auth-locations` says ask nobody to show anything.
+pub(super) fn asks_nobody(world: &World<'_>, caught: &mut Caught) {
+    let listed_starts = world.config.get("no-auth-locations").copied().unwrap_or(CHALLENGES);
+    let starts: Vec<_> = listed_starts.split(',').map(str::trim).filter(|start| !start.is_empty()).collect();
+    for ingress in world.primaries() {
+        let is_open = |path: &str| starts.iter().any(|start| path.starts_with(start));
+        let open: Vec<_> =
+            ingress.paths.iter().map(|place| place.path).filter(|path| is_open(path)).collect();
+        if open.is_empty() {
+            continue;
+        }
+        let of_key = match world.config.contains_key("no-auth-locations") {
+            true => format!("the key no-auth-locations of the ConfigMap, {listed_starts:?}"),
+            false => format!("the default of the key no-auth-locations, {listed_starts:?}"),
+        };
+        for auth in ["auth-type", "auth-url"].into_iter().filter(|name| ingress.text(name).is_some()) {
+            if open.len() == ingress.paths.len() {
+                let message = format!("asks nobody: {} begins as {of_key}", listed(&open));
+                let fix =
+                    "name paths of challenges alone in no-auth-locations, or give this path another name";
+                caught.needs_action(&ingress.id, "asks-nobody", field(auth), message, fix);
+            } else {
+                let message = format!("asks nobody at {}, which begins as {of_key}", listed(&open));
+                caught.note(&ingress.id, "asks-nobody", field(auth), message, "");
+            }
+        }
+    }
+}
+
 /// `rd=$scheme://$host$request_uri` is taken apart at the first `&` of the query.
 pub(super) fn unescaped_sign_in(world: &World<'_>, caught: &mut Caught) {
     for ingress in world.primaries() {
@@ -99,7 +174,8 @@ pub(super) fn unescaped_sign_in(world: &World<'_>, caught: &mut Caught) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::tests::{caught, config_map, ingress};
+    use super::super::super::tests::{caught, config_map, found_with, ingress, ingress_of, line, service};
+    use crate::translate::Options;
 
     #[test]
     fn redirects_and_preflights_before_auth_are_named() {
@@ -156,6 +232,69 @@ mod tests {
 
         assert_eq!(with("\n            nginx.ingress.kubernetes.io/ssl-redirect: 'false'"), 1);
         assert_eq!(with(""), 0);
+    }
+
+    #[test]
+    fn what_guards_a_host_that_is_handed_on_needs_action() {
+        let web = service("web", "ports: [{port: 80}]");
+        let options = Options { enable_ssl_passthrough: true, ..Options::default() };
+        let handed = "
+            nginx.ingress.kubernetes.io/ssl-passthrough: 'true'
+            nginx.ingress.kubernetes.io/enable-cors: 'true'";
+        let guards = "
+            nginx.ingress.kubernetes.io/auth-url: http://auth.example.com
+            nginx.ingress.kubernetes.io/limit-rps: '5'";
+        let found = |options: &Options, input: &str| {
+            let found = found_with(options, input, &["handed-on-unopened"]);
+            found.iter().map(line).collect::<Vec<_>>()
+        };
+        let both = format!("{web}---\n{}", ingress("a", &format!("{handed}{guards}")));
+
+        assert_eq!(
+            found(&options, &both),
+            [
+                "needs action: auth-url [handed-on-unopened]",
+                "needs action: limit-rps [handed-on-unopened]",
+                "identical: ssl-passthrough [handed-on-unopened]"
+            ]
+        );
+        assert!(found(&Options::default(), &both).is_empty());
+        // By another Ingress of the host.
+        let apart = [&web[..], &ingress("a", handed), &ingress_of("b", guards, "a.example.com", &["/b"])];
+        assert_eq!(found(&options, &apart.join("---\n")).len(), 3);
+    }
+
+    #[test]
+    fn a_password_that_nobody_is_asked_for_needs_action() {
+        let auth = "nginx.ingress.kubernetes.io/auth-url: http://auth.example.com";
+        let of = |paths: &[&str], config: &str| {
+            let input = format!("{}---\n{}", ingress_of("a", auth, "a", paths), config_map(config));
+            caught(&input, &["asks-nobody"])
+        };
+        let usual = "use-gzip: 'true'";
+
+        assert_eq!(
+            of(&["/.well-known/acme-challenge-admin"], usual),
+            ["needs action: auth-url [asks-nobody]"]
+        );
+        assert_eq!(of(&["/"], "no-auth-locations: /public, /"), ["needs action: auth-url [asks-nobody]"]);
+        assert_eq!(
+            of(&["/", "/public/a"], "no-auth-locations: /public"),
+            ["identical: auth-url [asks-nobody]"]
+        );
+        assert!(of(&["/"], usual).is_empty());
+        let input = ingress_of(
+            "a",
+            &format!(
+                "
+            {auth}
+            nginx.ingress.kubernetes.io/auth-method: POST"
+            ),
+            "a",
+            &["/.well-known/acme-challenge-admin"],
+        );
+        let report = super::super::super::tests::of(&input);
+        assert_eq!(report.objects.first().map(|object| object.honoured.len()), Some(0));
     }
 
     #[test]

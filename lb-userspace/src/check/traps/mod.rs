@@ -5,6 +5,7 @@
 
 mod canary;
 mod certificates;
+mod circles;
 mod companions;
 mod exposure;
 mod metrics;
@@ -33,6 +34,9 @@ const TRAPS: &[fn(&World<'_>, &mut Caught)] = &[
     regexes::flipped_hosts,
     regexes::shadowed_paths,
     regexes::rewrites_to_itself,
+    regexes::missing_groups,
+    circles::app_roots,
+    circles::redirects,
     regexes::patterns_of_annotations,
     canary::shared_upstream,
     shared::balancing,
@@ -40,6 +44,8 @@ const TRAPS: &[fn(&World<'_>, &mut Caught)] = &[
     exposure::answers_before_auth,
     exposure::spoofable_address,
     exposure::client_certificates_over_http,
+    exposure::handed_on_unopened,
+    exposure::asks_nobody,
     exposure::unescaped_sign_in,
     certificates::flaws,
     secrets::password_hashes,
@@ -61,6 +67,11 @@ pub(super) fn replaces(trap: &str, problem: &str) -> bool {
     trap == problem
         || (trap == "snippet"
             && matches!(problem, "ignored-snippet" | "no-effect" | "refused-annotation" | "refused-key"))
+}
+
+/// Whether the annotation that a trap is about does nothing, and so neither do those that only go with it.
+pub(super) fn idles(trap: &str) -> bool {
+    matches!(trap, "asks-nobody" | "handed-on-unopened")
 }
 
 /// Everything that is caught, by object.

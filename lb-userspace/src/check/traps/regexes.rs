@@ -132,6 +132,43 @@ pub(super) fn rewrites_to_itself(world: &World<'_>, caught: &mut Caught) {
     }
 }
 
+/// A group of the target that the path does not have is empty.
+pub(super) fn missing_groups(world: &World<'_>, caught: &mut Caught) {
+    for ingress in world.primaries() {
+        let Some(target) = ingress.text("rewrite-target") else { continue };
+        let Some(group) = highest_group(target) else { continue };
+        let groups = |path: &str| Pattern::unanchored(path).map(|pattern| pattern.regex().captures_len() - 1);
+        let lacks = |place: &&Place<'_>| groups(place.path).is_ok_and(|groups| groups < group);
+        let lacking: Vec<_> = ingress.paths.iter().filter(lacks).map(|place| place.path).collect();
+        if lacking.is_empty() {
+            continue;
+        }
+        let paths = listed(&lacking);
+        let message = match lacking.len() {
+            1 => format!(
+                "names ${group}, which {paths} has no group for: it is empty, and so every request there arrives alike"
+            ),
+            _ => format!(
+                "names ${group}, which {paths} have no group for: it is empty, and so every request there arrives alike"
+            ),
+        };
+        let fix = format!(
+            "write {group} groups into the path, like /api(/|$)(.*) for $2, or name the one that it has"
+        );
+        match lacking.len() == ingress.paths.len() {
+            true => caught.needs_action(&ingress.id, "missing-group", field("rewrite-target"), message, fix),
+            // A path beside those that the target was written for.
+            false => caught.note(&ingress.id, "missing-group", field("rewrite-target"), message, fix),
+        }
+    }
+}
+
+/// The highest group that a target names.
+fn highest_group(target: &str) -> Option<usize> {
+    let digits = target.split('$').skip(1).map(|rest| rest.strip_prefix('{').unwrap_or(rest));
+    digits.filter_map(|rest| rest.chars().next()?.to_digit(10)).map(|group| group as usize).max()
+}
+
 /// Patterns that only a backtracking engine knows.
 pub(super) fn patterns_of_annotations(world: &World<'_>, caught: &mut Caught) {
     for ingress in &world.ingresses {
@@ -214,6 +251,20 @@ mod tests {
 
         assert_eq!(caught(&ingress_of("a", rewrite, "a", &["/"]), &["rewrite-to-itself"]).len(), 1);
         assert_eq!(caught(&ingress_of("a", rewrite, "a", &["/b"]), &["rewrite-to-itself"]).len(), 0);
+    }
+
+    #[test]
+    fn a_target_with_a_group_that_no_path_has_needs_action() {
+        let found = |target: &str, paths: &[&str]| {
+            let annotations = format!("nginx.ingress.kubernetes.io/rewrite-target: {target}");
+            caught(&ingress_of("a", &annotations, "a", paths), &["missing-group"])
+        };
+
+        assert_eq!(found("/$2", &["/api/(.*)"]), ["needs action: rewrite-target [missing-group]"]);
+        assert_eq!(found("/$2", &["/api(/|$)(.*)", "/"]), ["identical: rewrite-target [missing-group]"]);
+        assert_eq!(found("/$2", &["/api(?:/|$)(.*)"]), ["needs action: rewrite-target [missing-group]"]);
+        assert!(found("/$2", &["/api(/|$)(.*)"]).is_empty());
+        assert!(found("/x", &["/api"]).is_empty());
     }
 
     #[test]
