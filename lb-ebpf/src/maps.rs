@@ -100,14 +100,23 @@ pub fn may_use(record: u32, src: &Addr) -> bool {
 const AS_NEEDED: usize = 1;
 
 #[btf_map]
-static PEERS: HashMap<Addr, u8, { maps::PEERS_ENTRIES }, AS_NEEDED> = HashMap::new();
+static PEERS: HashMap<Addr, u32, { maps::PEERS_ENTRIES }, AS_NEEDED> = HashMap::new();
 #[btf_map]
 static TUNNEL_TAGS: HashMap<u64, u32, { maps::BACKENDS as usize }, AS_NEEDED> = HashMap::new();
 
-/// Whether an address is another balancer's.
+/// Whether an address is another balancer's; notes when it was heard last.
 #[inline(always)]
-pub fn is_peer(addr: &Addr) -> bool {
-    PEERS.get_ptr(addr).is_some()
+pub fn hear_peer(addr: &Addr) -> bool {
+    let Some(heard) = PEERS.get_ptr_mut(addr) else { return false };
+    let now = counts().map_or(0, Row::clock);
+    // SAFETY: the value of an entry is an aligned word that no program reads but this; whichever CPU writes last, it is the
+    // same second.
+    unsafe {
+        if heard.read_volatile() != now {
+            heard.write_volatile(now);
+        }
+    }
+    true
 }
 
 /// The backend of a pool that a tag names; id 0: none.

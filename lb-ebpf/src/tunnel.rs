@@ -83,7 +83,7 @@ fn open<F: Family>(ctx: &XdpContext, tables: &Tables, carry: &Carry) -> Result<O
     // No balancer puts options in front. Tags are taken off, and pushed where the packet goes on or back.
     let plain = carry.l4 == carry.l3 + (F::PLAIN.l4 - F::PLAIN.l3) as u32;
     let ours = plain && opened.head.is_known() && view.read::<u32>(12) == cluster;
-    if !ours || !maps::is_peer(&carry.flow.src) {
+    if !ours || !maps::hear_peer(&carry.flow.src) {
         return Err(Verdict::TunnelForeign);
     }
     let (first, second): (u64, u32) = (ether.read(0), ether.read(8));

@@ -6,7 +6,7 @@ use lb_common::tunnel::{self, Head, Round};
 use lb_common::{HashKey, TCP, csum, wire_port};
 use lb_tests::icmp::Icmp;
 use lb_tests::packet::{ACK, OURS, Packet, ROUTER, SYN, csums_are_right, tcp, udp};
-use lb_tests::world::{KEY, LOOPBACK, World, backend, can_run_programs};
+use lb_tests::world::{CONFIG, KEY, LOOPBACK, World, backend, can_run_programs};
 use penstock::datapath::engine::Engine;
 use penstock::model::l4::{FiveTuple, ForwardingMode::*, Protocol::*};
 
@@ -373,4 +373,38 @@ fn a_syn_ack_into_a_tunnel_offers_segments_that_fit_it() {
         assert_eq!(u32::from(mss), 65_536 - overhead);
         assert!(csums_are_right(&out));
     }
+}
+
+/// Flows that began in the tunnel go on there at their sender, which reaches the backend in another mode since.
+#[test]
+fn who_is_no_peer_any_more_is_heard_while_it_goes_on_sending() {
+    if !lb_tests::tier::require("prog", can_run_programs) {
+        return;
+    }
+    let mut engine = engine();
+    let mut want = engine.want().clone();
+    want.peers.clear();
+    let grace = u32::from(CONFIG.grace);
+    let packet = |flags| {
+        let inner = Packet { flags, ..tcp(CLIENT, VIP) };
+        wrapped(0, &inner, Round::First, tag(HERE), 0).bytes()
+    };
+    assert_eq!(run(&mut engine, &packet(SYN)).0, PASS);
+    let heard = penstock::datapath::engine::now();
+
+    // As if the node had lost its address long ago: this packet alone keeps the way open.
+    assert_eq!(engine.apply_at(want.clone(), heard.saturating_sub(grace / 2)), vec![]);
+    engine.settle_at(heard.saturating_sub(grace / 2) + grace + 1);
+    assert_eq!(run(&mut engine, &packet(ACK)).0, PASS, "it was heard within the grace time");
+    assert_eq!(engine.apply_at(want.clone(), heard), vec![]);
+    assert_eq!(run(&mut engine, &packet(ACK)).0, PASS, "whatever changes besides");
+
+    let heard = penstock::datapath::engine::now();
+    engine.settle_at(heard + grace + 1);
+    assert_eq!(run(&mut engine, &packet(ACK)).0, DROP, "after the grace time of silence");
+    assert_eq!(count(&engine, "tunnel-foreign"), 1);
+
+    want.peers = [[10, 0, 0, 9].into()].into();
+    assert_eq!(engine.apply(want), vec![]);
+    assert_eq!(run(&mut engine, &packet(ACK)).0, PASS, "a peer again");
 }

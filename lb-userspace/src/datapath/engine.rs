@@ -219,6 +219,7 @@ impl Engine {
     /// Reads back what is in force.
     fn adopt(&mut self, want: &Want, now: u32) {
         self.book = Book::adopt(&self.tables, &self.ranges, want, now);
+        self.book.adopt_peers(self.kernel.peers().unwrap_or_default().into_keys());
         for id in self.book.ids_in_use().collect::<Vec<_>>() {
             let generation = backend::identity(&self.tables.backends, id).generation();
             // The counters of an id that had another backend before are not this one's alone.
@@ -247,7 +248,11 @@ impl Engine {
         };
         let (plan, is_over) = self.book.settle(&self.tables, &observed);
         let _ = self.carry_out(plan);
-        if is_over {
+        let is_shut = self.book.has_former_peers() && {
+            let heard = self.kernel.peers().unwrap_or_default();
+            self.book.review_peers(&heard, now, self.settings.grace.into())
+        };
+        if is_over || is_shut {
             let plan = self.book.plan(&self.want, now);
             let _ = self.carry_out(plan);
             self.book.look(&self.tables, now);
@@ -544,7 +549,7 @@ impl Outside for Beside<'_> {
     }
 
     fn set_peers(&mut self, peers: &BTreeSet<IpAddr>) {
-        let result = self.kernel.set_peers(peers);
+        let result = self.kernel.set_peers(peers, now());
         self.note(result);
     }
 

@@ -53,8 +53,8 @@ pub struct Book {
     tags: BTreeMap<PoolId, u16>,
     records: BTreeMap<RecordKey, (u16, Record)>,
     ranges: BTreeMap<BTreeSet<Prefix>, u16>,
-    /// Other balancers.
-    peers: BTreeSet<IpAddr>,
+    /// Other balancers, and those that were and may have flows that go on through the tunnel.
+    peers: BTreeMap<IpAddr, Standing>,
     /// Backends by what the tunnel calls them.
     names: BTreeMap<u64, BackendId>,
     lookup: Option<Lookup>,
@@ -148,7 +148,7 @@ impl Book {
             tags: BTreeMap::new(),
             records: BTreeMap::new(),
             ranges: BTreeMap::new(),
-            peers: BTreeSet::new(),
+            peers: BTreeMap::new(),
             names: BTreeMap::new(),
             lookup: None,
             addr_ids: BTreeMap::new(),
@@ -191,7 +191,8 @@ impl Book {
         let Again { pools, vips } = self.touched(want);
         self.plan_tags(want, &pools, &mut plan, &mut retired);
         self.plan_backends(want, &pools, now, &mut plan, &mut retired);
-        self.plan_tunnel(want, &pools, &mut plan, &retired);
+        self.plan_peers(want, now, &mut plan);
+        self.plan_tunnel(&pools, &mut plan, &retired);
         self.plan_tables(want, &pools, now, &mut plan, &mut retired);
         let moved = if vips {
             self.plan_ranges(want, &mut plan, &mut retired);

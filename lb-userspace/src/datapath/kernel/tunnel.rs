@@ -10,18 +10,25 @@ use lb_common::{Addr, BackendId, maps};
 use super::{Error, Kernel};
 
 impl Kernel {
-    /// Makes these, and no others, the ones that may send us tunnelled packets.
-    pub fn set_peers(&mut self, peers: &BTreeSet<IpAddr>) -> Result<(), Error> {
-        let mut map: HashMap<_, [u64; 2], u8> = self.hash(maps::PEERS)?;
+    /// Makes these, and no others, the ones that may send us tunnelled packets. Who is new counts as heard `now`.
+    pub fn set_peers(&mut self, peers: &BTreeSet<IpAddr>, now: u32) -> Result<(), Error> {
+        let mut map: HashMap<_, [u64; 2], u32> = self.hash(maps::PEERS)?;
+        let known: BTreeSet<[u64; 2]> = map.keys().filter_map(Result::ok).collect();
         let wanted = peers.iter().map(|peer| Addr::from(*peer)).map(|Addr { hi, lo }| [hi, lo]);
         let wanted: BTreeSet<[u64; 2]> = wanted.collect();
-        let gone: Vec<[u64; 2]> =
-            map.keys().filter_map(Result::ok).filter(|peer| !wanted.contains(peer)).collect();
-        for peer in gone {
+        for peer in known.difference(&wanted) {
             // One that is not there is as good as removed.
-            let _ = map.remove(&peer);
+            let _ = map.remove(peer);
         }
-        wanted.iter().try_for_each(|peer| map.insert(peer, 1, 0)).map_err(|error| full(maps::PEERS, error))
+        let mut new = wanted.difference(&known);
+        new.try_for_each(|peer| map.insert(peer, now, 0)).map_err(|error| full(maps::PEERS, error))
+    }
+
+    /// Who may send us tunnelled packets, and when each did last, in units of [`lb_common::flows::clock`].
+    pub fn peers(&mut self) -> Result<BTreeMap<IpAddr, u32>, Error> {
+        let map: HashMap<_, [u64; 2], u32> = self.hash(maps::PEERS)?;
+        let peers = map.iter().filter_map(Result::ok);
+        Ok(peers.map(|([hi, lo], heard)| (Addr { hi, lo }.into(), heard)).collect())
     }
 
     /// Names backends for the tunnel.

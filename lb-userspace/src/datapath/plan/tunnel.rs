@@ -1,6 +1,7 @@
 //! What the receiving end of the tunnel needs: who may send, and which backend a tag names.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use lb_common::{BackendId, maps};
 
@@ -10,18 +11,48 @@ use crate::datapath::want::Want;
 use crate::model::l4::PoolId;
 
 impl Book {
-    /// After the backends of this plan, before their ids are given back.
-    pub(super) fn plan_tunnel(
-        &mut self,
-        want: &Want,
-        touched: &BTreeSet<PoolId>,
-        plan: &mut Plan,
-        retired: &Retired,
-    ) {
-        if self.peers != want.peers {
-            plan.ops.push(Op::Peers(want.peers.clone()));
-            self.peers.clone_from(&want.peers);
+    /// Who may send. A flow that began in the tunnel goes on there, whatever mode its sender has for new ones: it knows
+    /// us by the address that one of us has no more. So who is a peer no longer stays one while it is heard.
+    pub(super) fn plan_peers(&mut self, want: &Want, now: u32, plan: &mut Plan) {
+        let before: BTreeSet<IpAddr> = self.peers.keys().copied().collect();
+        self.peers.retain(|peer, standing| *standing != Standing::Over || want.peers.contains(peer));
+        for standing in self.peers.values_mut().filter(|standing| **standing == Standing::Wanted) {
+            *standing = Standing::Former { named: now };
         }
+        self.peers.extend(want.peers.iter().map(|peer| (*peer, Standing::Wanted)));
+        if !self.peers.keys().eq(&before) {
+            plan.ops.push(Op::Peers(self.peers.keys().copied().collect()));
+        }
+    }
+
+    /// Those that an agent before us heard.
+    pub fn adopt_peers(&mut self, peers: impl Iterator<Item = IpAddr>) {
+        self.peers.extend(peers.map(|peer| (peer, Standing::Wanted)));
+    }
+
+    /// Whether anybody may send who is no peer any more.
+    pub fn has_former_peers(&self) -> bool {
+        self.peers.values().any(|standing| *standing != Standing::Wanted)
+    }
+
+    /// Notes who of them was not heard for the grace time, after which the sender, too, has forgotten such a flow. They
+    /// go with the next plan; returns whether there are any.
+    pub fn review_peers(&mut self, heard: &BTreeMap<IpAddr, u32>, now: u32, grace: u32) -> bool {
+        let mut any = false;
+        for (peer, standing) in &mut self.peers {
+            let Standing::Former { named } = standing else { continue };
+            let since = |then: u32| now.saturating_sub(then);
+            let silence = heard.get(peer).map_or(since(*named), |heard| since(*heard).min(since(*named)));
+            if silence > grace {
+                *standing = Standing::Over;
+                any = true;
+            }
+        }
+        any
+    }
+
+    /// After the backends of this plan, before their ids are given back.
+    pub(super) fn plan_tunnel(&mut self, touched: &BTreeSet<PoolId>, plan: &mut Plan, retired: &Retired) {
         let mut names: BTreeMap<u64, BackendId> = BTreeMap::new();
         let mut before: BTreeMap<u64, BackendId> = BTreeMap::new();
         for pool in touched {
