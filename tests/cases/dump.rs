@@ -62,7 +62,8 @@ fn l4(l4: &L4, out: &mut String) {
         line(out, 0, &format!("tunnel address {addr}"));
     }
     for peer in &l4.peers {
-        line(out, 0, &format!("peer {peer}"));
+        let silent = if l4.silent.contains(peer) { ", whose agent is silent" } else { "" };
+        line(out, 0, &format!("peer {peer}{silent}"));
     }
 }
 

@@ -101,7 +101,14 @@ impl Cluster {
     /// Everything up with these manifests on every node. `None` where the tier cannot run. The client
     /// sends to node 1.
     pub fn new(count: usize, pods: usize, yaml: &str) -> Option<Self> {
-        Self::with_interfaces(count, pods, yaml, &["eth0"])
+        Self::with_flags(count, pods, yaml, &[])
+    }
+
+    /// The same with these arguments of the agents.
+    pub fn with_flags(count: usize, pods: usize, yaml: &str, flags: &[&str]) -> Option<Self> {
+        let lab = crate::rig::lab()?;
+        let built = Self::build(lab, count, pods, yaml, &["eth0"], flags);
+        Some(built.unwrap_or_else(|error| panic!("build the cluster: {error:#}")))
     }
 
     /// The same with the program on these interfaces, which need not be there yet.

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 
 use lb_tests::agent::{DEADLINE, eventually};
 
-use crate::nodes::{CLIENT, Cluster, Flow, TCP, UDP, manifests, pod, vip};
+use crate::nodes::{CLIENT, Cluster, Flow, TCP, UDP, manifests, node_addr, pod, vip};
 
 #[test]
 fn pods_of_another_node_see_the_client_and_answer_it_themselves() {
@@ -29,6 +29,71 @@ fn pods_of_another_node_see_the_client_and_answer_it_themselves() {
         assert!(cluster.verdict(2, "forwarded-local") > 0);
         assert_eq!(cluster.verdict(1, "forwarded-nat"), 0);
     }
+}
+
+/// New flows are translated, because the other node takes in nothing tunnelled any more, but of those who did before.
+#[test]
+fn flows_go_on_when_a_node_loses_its_tunnel_address() {
+    let yaml = manifests(2, 0, "auto", &[pod(2, 1)]);
+    let Some(cluster) = Cluster::new(2, 1, &yaml) else { return };
+    // Nodes have to reach each other's pods for `nat`.
+    cluster.nodes[0].host.route("10.22.0.0/24", node_addr(2)[0]).unwrap();
+    let client: IpAddr = CLIENT[0].parse().unwrap();
+    let mut flow = cluster.connect(vip(0, TCP));
+    let socket = cluster.client.within(|| UdpSocket::bind((client, 0)).unwrap());
+    let seen = format!("p21 {}", socket.local_addr().unwrap());
+    assert_eq!((flow.seen.ip(), cluster.ask(&socket, vip(0, UDP))), (client, seen.clone()));
+
+    let annotation = format!("penstock.dev/tunnel-address: \"{}\"", node_addr(2)[0]);
+    cluster.apply(&yaml.replace(&annotation, "example.com/tunnel-address: none")).unwrap();
+    let by_nat = || {
+        let flow = cluster.client.within(|| Flow::open(vip(0, TCP)).ok())?;
+        (flow.seen.ip() == node_addr(1)[0]).then_some(())
+    };
+    assert!(eventually(DEADLINE, by_nat).is_some(), "{}", cluster.logs());
+    let shut = || cluster.nodes[1].agent.ask("/status").is_ok_and(|all| all.contains("nothing is tunnelled"));
+    assert!(eventually(DEADLINE, || shut().then_some(())).is_some(), "{}", cluster.logs());
+
+    flow.echoes("still there").unwrap_or_else(|error| panic!("{error:#}\n{}", cluster.logs()));
+    assert_eq!(cluster.ask(&socket, vip(0, UDP)), seen);
+    assert_eq!(cluster.verdict(2, "tunnel-foreign"), 0);
+}
+
+/// The agent of node 2 does not follow: it is known to be unready, and its tables have the first pod alone.
+#[test]
+fn a_new_pod_behind_a_silent_agent_is_reached_by_nat() {
+    let edge = |ready: bool| {
+        format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: edge, namespace: ingress-nginx}}\nspec: {{ports: [{{name: http, port: \
+             80}}]}}\n---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: edge-1, namespace: ingress-nginx, \
+             labels: {{kubernetes.io/service-name: edge}}}}\naddressType: IPv4\nports: [{{name: http, port: 80}}]\nendpoints:\n- \
+             {{addresses: [{}], nodeName: n2, conditions: {{ready: {ready}}}}}\n---\n",
+            node_addr(2)[0]
+        )
+    };
+    let before = manifests(2, 0, "auto", &[pod(2, 1)]);
+    let flags = ["--publish-service=ingress-nginx/edge"];
+    let Some(cluster) = Cluster::with_flags(2, 2, &(edge(true) + &before), &flags) else { return };
+    cluster.nodes[0].host.route("10.22.0.0/24", node_addr(2)[0]).unwrap();
+    let client: IpAddr = CLIENT[0].parse().unwrap();
+    let mut flow = cluster.connect(vip(0, TCP));
+    assert_eq!((flow.pod.as_str(), flow.seen.ip()), ("p21", client));
+
+    let after = manifests(2, 0, "auto", &[pod(2, 1), pod(2, 2)]);
+    cluster.nodes[0].agent.apply("all.yaml", &(edge(false) + &after)).unwrap();
+    let new = || cluster.client.within(|| Flow::open(vip(0, TCP)).ok()).filter(|flow| flow.pod == "p22");
+    let found = eventually(DEADLINE, new).unwrap_or_else(|| panic!("{}", cluster.logs()));
+    assert_eq!(found.seen.ip(), node_addr(1)[0]);
+    let old = || cluster.client.within(|| Flow::open(vip(0, TCP)).ok()).filter(|flow| flow.pod == "p21");
+    let found = eventually(DEADLINE, old).unwrap_or_else(|| panic!("{}", cluster.logs()));
+    assert_eq!(found.seen.ip(), client, "as before, by the tunnel");
+    flow.echoes("still there").unwrap_or_else(|error| panic!("{error:#}\n{}", cluster.logs()));
+    let status = cluster.nodes[0].agent.ask("/status").unwrap();
+    assert!(status.contains("its agent is not ready"), "{status}");
+
+    cluster.apply(&(edge(true) + &after)).unwrap();
+    let new = || new().filter(|flow| flow.seen.ip() == client).map(drop);
+    assert!(eventually(DEADLINE, new).is_some(), "by the tunnel, too\n{}", cluster.logs());
 }
 
 #[test]

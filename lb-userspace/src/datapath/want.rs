@@ -216,7 +216,35 @@ pub fn without_tunnel(l4: &L4) -> (L4, Vec<Problem>) {
     }
     l4.tunnel.clear();
     l4.peers.clear();
+    l4.silent.clear();
     (l4, problems)
+}
+
+/// The wish while agents of other nodes are silent: a backend there that was not reached by the tunnel before (`installed`)
+/// is one that their kernel part may not know, and so is reached by `nat`. What was goes on, and so do its flows.
+pub fn around_silence(l4: &L4, installed: Option<&L4>) -> L4 {
+    let mut l4 = l4.clone();
+    let is_silent = |one: &l4::Backend| {
+        one.mode == ForwardingMode::Tunnel
+            && matches!(one.at, At::Node { tunnel } if l4.silent.contains(&tunnel))
+    };
+    let mut around = Vec::new();
+    for (id, pool) in &l4.pools {
+        let known = installed.and_then(|installed| installed.pools.get(id));
+        let tunnelled = |addr| {
+            known
+                .and_then(|known| known.backends.get(addr))
+                .is_some_and(|one| one.mode == ForwardingMode::Tunnel)
+        };
+        let new = pool.backends.iter().filter(|(addr, one)| is_silent(one) && !tunnelled(*addr));
+        around.extend(new.map(|(addr, _)| (id.clone(), *addr)));
+    }
+    for (id, addr) in around {
+        if let Some(one) = l4.pools.get_mut(&id).and_then(|pool| pool.backends.get_mut(&addr)) {
+            (one.mode, one.at) = (ForwardingMode::Nat, At::Elsewhere);
+        }
+    }
+    l4
 }
 
 /// A problem of the Service behind a pool.
@@ -338,6 +366,46 @@ mod tests {
                 "tcp 10.9.0.1:30080 is a port of Service default/a, so it is not served for this Service",
             ]
         );
+    }
+
+    #[test]
+    fn what_is_new_behind_a_silent_agent_is_reached_by_nat_and_what_was_there_is_not() {
+        let tunnel = |last| At::Node { tunnel: [192, 0, 2, last].into() };
+        let (weight, state) = (Weight(1), BackendState::Active);
+        let at = |at| l4::Backend { weight, state, mode: ForwardingMode::Tunnel, at };
+        let backend = |last: u8| SocketAddr::from(([10, 0, 0, last], 80));
+        let id = PoolId {
+            service: ObjectName::new("default", "web").into(),
+            port: 80,
+            protocol: Protocol::Tcp,
+            family: Family::V4,
+        };
+        let l4 = |backends: &[(u8, u8)], silent: &[u8]| {
+            let backends = backends.iter().map(|(addr, node)| (backend(*addr), at(tunnel(*node)))).collect();
+            L4 {
+                pools: [(id.clone(), l4::Pool { backends, ..l4::Pool::default() })].into(),
+                silent: silent.iter().map(|last| [192, 0, 2, *last].into()).collect(),
+                ..L4::default()
+            }
+        };
+        let modes = |l4: &L4| -> Vec<String> {
+            let backends = l4.pools.get(&id).into_iter().flat_map(|pool| &pool.backends);
+            backends.map(|(addr, one)| format!("{} {}", addr.ip(), one.mode)).collect()
+        };
+        let before = around_silence(&l4(&[(1, 1)], &[]), None);
+        assert_eq!(modes(&before), ["10.0.0.1 tunnel"]);
+
+        // 10.0.0.2 comes to the silent node, 10.0.0.3 to another.
+        let wish = l4(&[(1, 1), (2, 1), (3, 2)], &[1]);
+        let silent = around_silence(&wish, Some(&before));
+        let expected = ["10.0.0.1 tunnel", "10.0.0.2 nat", "10.0.0.3 tunnel"];
+        assert_eq!(modes(&silent), expected);
+        assert_eq!(modes(&around_silence(&wish, Some(&silent))), expected, "and stays so");
+        let first = ["10.0.0.1 nat", "10.0.0.2 nat", "10.0.0.3 tunnel"];
+        assert_eq!(modes(&around_silence(&wish, None)), first, "nobody knows what was there");
+
+        let heard = around_silence(&l4(&[(1, 1), (2, 1), (3, 2)], &[]), Some(&silent));
+        assert_eq!(modes(&heard), ["10.0.0.1 tunnel", "10.0.0.2 tunnel", "10.0.0.3 tunnel"]);
     }
 
     /// The first Service with one backend, joined with this knowledge of the way to it.

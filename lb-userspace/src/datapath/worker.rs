@@ -396,7 +396,9 @@ impl Worker {
     fn complete(&self, wish: &Arc<L4>) -> (Arc<L4>, Vec<Problem>) {
         let l4 = if self.held.is_empty() { Arc::clone(wish) } else { Arc::new(self.held.beside(wish)) };
         if self.is_tunnelling {
-            return (l4, Vec::new());
+            let installed = self.installed.as_ref().map(|(_, installed)| &**installed);
+            let is_heard = l4.silent.is_empty();
+            return (if is_heard { l4 } else { Arc::new(want::around_silence(&l4, installed)) }, Vec::new());
         }
         let (l4, problems) = want::without_tunnel(&l4);
         (Arc::new(l4), problems)

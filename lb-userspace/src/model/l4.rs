@@ -22,6 +22,8 @@ pub struct L4 {
     pub tunnel: BTreeSet<IpAddr>,
     /// Tunnel addresses of every other node that runs Penstock: who may send us tunnelled packets.
     pub peers: BTreeSet<IpAddr>,
+    /// Those whose agent is known not to run: their kernel part goes on, but knows no backend that is new.
+    pub silent: BTreeSet<IpAddr>,
     /// Ports at which whoever sends packets to this node asks whether it should.
     pub health_ports: BTreeMap<u16, HealthPort>,
     /// Nobody outside is to send packets to this node: it holds no address for others.

@@ -105,6 +105,17 @@ impl Slices {
         self.of_service(service).any(|slice| slice.object.endpoints.iter().flatten().next().is_some())
     }
 
+    /// Nodes on which a Service has endpoints of which none is ready, or finishes.
+    pub(super) fn unready_nodes(&self, service: &ObjectName) -> impl Iterator<Item = &str> {
+        let slices = self.of_service(service);
+        let endpoints = slices.flat_map(|slice| slice.object.endpoints.iter().flatten());
+        let mut nodes: BTreeMap<&str, State> = BTreeMap::new();
+        for (node, state) in endpoints.filter_map(|one| Some((one.node_name.as_deref()?, state(one)))) {
+            nodes.entry(node).and_modify(|known| *known = state.max(*known)).or_insert(state);
+        }
+        nodes.into_iter().filter(|(_, state)| *state < State::Finishing).map(|(node, _)| node)
+    }
+
     /// Some endpoint of the Service carries a hint.
     pub(super) fn hint(&self, service: &ObjectName) -> bool {
         let slices = self.of_service(service);

@@ -172,6 +172,37 @@ impl Nodes {
         Some((id(name, origin), message, fix))
     }
 
+    /// Tunnel addresses of those of these nodes that we tunnel to, because their agents, the pods of this Service, are not
+    /// ready. A node without such a pod may run an agent all the same, one that nobody told the cluster of.
+    pub(super) fn silent<'a>(
+        &self,
+        unready: impl Iterator<Item = &'a str>,
+        agents: &ObjectName,
+        findings: &mut Findings,
+    ) -> BTreeSet<IpAddr> {
+        let mut silent = BTreeSet::new();
+        for node in unready.filter(|_| self.forwards && !self.own.is_empty()) {
+            let Some(other) = self.others.get(node).filter(|other| !other.excluded) else { continue };
+            if other.tunnel.is_empty() {
+                continue;
+            }
+            silent.extend(&other.tunnel);
+            findings.about(&id(node, &other.origin)).info(
+                "agent-not-ready",
+                "",
+                format!(
+                    "its agent is not ready, as the EndpointSlices of Service {agents} say: backends there that are new \
+                     are reached by nat until it is, the others by tunnel as before"
+                ),
+                format!(
+                    "see why: kubectl -n {} get pods -o wide --field-selector spec.nodeName={node}",
+                    agents.namespace
+                ),
+            );
+        }
+        silent
+    }
+
     /// Nobody outside is to send packets to this node.
     pub(super) fn is_excluded(&self) -> bool {
         self.excluded

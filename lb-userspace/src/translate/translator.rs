@@ -37,6 +37,8 @@ pub struct Translator {
     served: Names,
     /// What the Node objects say.
     nodes: Arc<Nodes>,
+    /// See [`Nodes::silent`].
+    silent: BTreeSet<IpAddr>,
     slices: Slices,
     allocator: Allocator,
     given: Arc<Given>,
@@ -175,6 +177,16 @@ impl Translator {
         self.told.remove(&before.unwrap_or_default());
     }
 
+    /// Which agents are known not to run: the pods of the agents' own Service say so.
+    fn look_for_silence(&mut self, options: &Options) {
+        let mut findings = Findings::default();
+        self.silent = match &options.publish_service {
+            Some(agents) => self.nodes.silent(self.slices.unready_nodes(agents), agents, &mut findings),
+            None => BTreeSet::new(),
+        };
+        self.tell_aside(Key { kind: Kind::EndpointSlice, name: ObjectName::default() }, findings);
+    }
+
     /// Has addresses of the pools given anew if claims or pools are others than before; returns the Services
     /// that it matters to.
     fn give(
@@ -217,6 +229,9 @@ impl Translator {
                 self.nodes = Arc::new(nodes);
             }
         }
+        if changes.nodes || begins || options.publish_service.iter().any(|agents| stirred.contains(agents)) {
+            self.look_for_silence(options);
+        }
         let nodes = Arc::clone(&self.nodes);
         touched.extend(self.give(changes, begins, nodes.addresses(), objects, options));
         // Ports beside http and https make all Services one part, which has a member without a name.
@@ -254,12 +269,12 @@ impl Translator {
 
         let known = &self.snapshot.l4;
         let rest = (nodes.own(), nodes.peers(), services::is_unread(objects));
-        let of_nodes = (nodes.is_excluded(), nodes.addresses());
+        let of_nodes = (nodes.is_excluded(), nodes.addresses(), &self.silent);
         let new = update.new.iter().filter_map(|id| parts.get(*id));
         // Most Services have no VIP.
         let has_nothing = update.gone.iter().chain(new).all(|part| part.made.output.is_empty());
         let stays = (&known.tunnel, &known.peers, &known.unread) == (&rest.0, &rest.1, &rest.2)
-            && (known.excluded, &known.taken) == of_nodes;
+            && (known.excluded, &known.taken, &known.silent) == of_nodes;
         if has_nothing && stays && !known.punts.is_empty() {
             return None;
         }
@@ -281,7 +296,7 @@ impl Translator {
             l4.health_ports.extend(output.health_ports.iter().map(|(port, it)| (*port, it.clone())));
         }
         (l4.tunnel, l4.peers, l4.unread) = rest;
-        (l4.excluded, l4.taken) = (of_nodes.0, of_nodes.1.clone());
+        (l4.excluded, l4.taken, l4.silent) = (of_nodes.0, of_nodes.1.clone(), of_nodes.2.clone());
         (l4 != **known).then_some(l4)
     }
 
