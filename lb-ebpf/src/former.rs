@@ -1,8 +1,10 @@
-//! Connections to the proxy that were made at another agent: an announced VIP moves, they do not.
+//! Connections to the proxy, or to a backend of its host, that were made at another agent: an announced VIP moves, they do
+//! not.
 //!
-//! A segment that no socket of this host knows goes, by its MAC alone, to the agent that held the VIP before us. That
-//! agent has the VIP as a local address and the socket, and answers straight to the client. Left to the stack, as ever,
-//! are handshakes, which begin here, and ICMP errors: what one says of a path is lost for these connections.
+//! A segment that no socket of this host knows, nor the memory of translated flows, goes, by its MAC alone, to the agent
+//! that held the VIP before us. That agent has the VIP as a local address and the socket, or remembers the flow, and answers
+//! straight to the client. Left here, as ever, are handshakes, which begin here, and ICMP errors: what one says of a path is
+//! lost for these connections.
 
 use aya_ebpf::{
     bindings::bpf_sock_tuple,
@@ -38,7 +40,7 @@ static AGENTS: HashMap<u64, u8, { names::AGENTS_ENTRIES }, AS_NEEDED> = HashMap:
 #[btf_map]
 static FORMERS_KNOWN: Array<u64, 1> = Array::new();
 
-/// Whether a packet to the proxy may be of a connection that a former holder has. One load, as long as no VIP has
+/// Whether a packet may be of a connection that a former holder has. One load, as long as no VIP has
 /// moved here.
 #[inline(always)]
 pub fn may_know(flow: &Flow, tcp_flags: u8) -> bool {
@@ -49,7 +51,25 @@ pub fn may_know(flow: &Flow, tcp_flags: u8) -> bool {
     FORMERS_KNOWN.get_ptr(0).is_some_and(|known| unsafe { known.read_volatile() } != 0)
 }
 
-/// A segment to the proxy, without SYN.
+/// Whether a segment is one to hand on, as far as that is not a matter of sockets.
+#[inline(always)]
+pub fn is_asked(ctx: &XdpContext, carry: &Carry) -> bool {
+    holder(ctx, carry).is_some()
+}
+
+/// MAC of the former holder, for a frame that is to go there, and our own.
+#[inline(always)]
+fn holder(ctx: &XdpContext, carry: &Carry) -> Option<(u64, u64)> {
+    let ether = carry.packet(ctx).view::<ETHERNET>()?;
+    let (to, from) = (ether.read::<u64>(0) & MAC, ether.read::<u64>(6) & MAC);
+    let former = FORMERS.get_ptr(names::former_key(carry.flow.dst, to))?;
+    // SAFETY: a map entry stays readable for the whole run; one that is reused in this moment is another agent's.
+    let former = unsafe { former.read_volatile() };
+    // What another agent sent here is not sent on: two that take each other for the former holder would go on for ever.
+    AGENTS.get_ptr(from).is_none().then_some((former, to))
+}
+
+/// A segment without SYN.
 #[xdp(frags)]
 pub fn penstock_former(ctx: XdpContext) -> u32 {
     let Some(scratch) = maps::scratch() else { return finish_as(&ctx, Verdict::Corrupt) };
@@ -64,13 +84,8 @@ pub fn penstock_former(ctx: XdpContext) -> u32 {
 /// `None`: it is the stack's.
 #[inline(always)]
 fn send_back<F: Socket>(ctx: &XdpContext, carry: &Carry) -> Option<Outcome> {
-    let ether = carry.packet(ctx).view::<ETHERNET>()?;
-    let (to, from) = (ether.read::<u64>(0) & MAC, ether.read::<u64>(6) & MAC);
-    let former = FORMERS.get_ptr(names::former_key(carry.flow.dst, to))?;
-    // SAFETY: a map entry stays readable for the whole run; one that is reused in this moment is another agent's.
-    let former = unsafe { former.read_volatile() };
-    // What another agent sent here is not sent on: two that take each other for the former holder would go on for ever.
-    if AGENTS.get_ptr(from).is_some() || is_known::<F>(ctx, carry) {
+    let (former, to) = holder(ctx, carry)?;
+    if is_known::<F>(ctx, carry) {
         return None;
     }
     let packet = carry.packet(ctx);

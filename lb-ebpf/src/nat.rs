@@ -21,7 +21,7 @@ use lb_common::{
 
 use crate::{
     carry::{Carry, Tunnelled},
-    finish, finish_carried,
+    finish, finish_carried, former,
     forward::{self, Outcome, Way},
     maps::{self, Scratch, Tables},
     options,
@@ -96,6 +96,16 @@ fn to_backend<F: Family>(ctx: &XdpContext, carry: &mut Carry) -> Outcome {
         }
         if choice.backend.0 == 0 {
             return refuse(ctx, carry, Verdict::NoBackend, 0, carry.record.rules.any(Rules::REJECT));
+        }
+        // A flow to a backend here is remembered here, so this one began elsewhere: where the tables are not those of the
+        // former holder, because either has its own backends alone, no other than that one knows it.
+        if matches!(found, Known::Nobody)
+            && matches!(mode, Some(Mode::Local))
+            && carry.tunnelled == Tunnelled::NOT
+            && former::may_know(&carry.flow, flags)
+            && former::is_asked(ctx, carry)
+        {
+            maps::call(ctx, Program::Former);
         }
         if let Known::Over = found {
             forget(hash);

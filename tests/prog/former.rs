@@ -1,4 +1,4 @@
-//! Segments to the proxy that no socket of this host knows go back to who held their VIP before.
+//! Segments of connections that this host does not know go back to who held their VIP before.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
@@ -10,7 +10,7 @@ use lb_tests::world::{LOOPBACK, World, can_run_programs};
 use penstock::datapath::Formers;
 use penstock::datapath::engine::Engine;
 use penstock::model::announce::{Announced, Former};
-use penstock::model::l4::Listener;
+use penstock::model::l4::{ForwardingMode, Listener, Protocol};
 
 use crate::run::{Does, Pass, Send, count, run};
 
@@ -136,4 +136,51 @@ fn what_is_forgotten_is_left_to_the_stack_again() {
     formers.follow(&Announced { formers: BTreeMap::new(), ..link(&[]) }).expect("forgotten");
     assert_eq!(run(&mut engine, &two.bytes()), Pass);
     assert_eq!(count(&engine, "forwarded-former"), 3);
+}
+
+/// Where a node balances over its own backends alone, its tables are no other's.
+#[test]
+fn a_segment_of_a_flow_that_no_backend_of_this_host_has_goes_to_the_former_holder_once() {
+    if !lb_tests::tier::require("prog", can_run_programs) {
+        return;
+    }
+    let flows = [
+        ("203.0.113.1:80", "10.0.0.1:8080", "198.51.100.7:40000"),
+        ("[2001:db8:1::1]:80", "[fd00::1]:8080", "[2001:db8:2::7]:40000"),
+    ];
+    for (vip, pod, client) in flows {
+        let mut engine = World::new().service(Protocol::Tcp, vip, ForwardingMode::Local, &[pod]).load();
+        engine.set_interface(LOOPBACK, OURS);
+        let mut formers = engine.kernel.formers().expect("the maps");
+        let vip: SocketAddr = vip.parse().expect("an address");
+        let segment = tcp(client, &vip.to_string());
+        formers.follow(&link(&[vip])).expect("known");
+
+        for (case, flags) in [("data", segment.flags), ("the end", FIN | segment.flags), ("a reset", RST)] {
+            let segment = Packet { flags, ..segment.clone() };
+            assert_eq!(run(&mut engine, &segment.bytes()), sent_back(&segment), "{case} to {vip}");
+        }
+        assert_eq!(count(&engine, "forwarded-former"), 3);
+        let Send(expected) = sent_back(&segment) else { unreachable!() };
+        assert_eq!(run(&mut engine, &tagged(&segment.bytes())), Send(tagged(&expected)), "tags stay: {vip}");
+
+        // What begins here, stays.
+        let local = |engine: &Engine| count(engine, "forwarded-local");
+        let syn = Packet { flags: SYN, ..segment.clone() };
+        for (case, packet) in [("a handshake", &syn), ("its flow", &segment)] {
+            let before = local(&engine);
+            engine.kernel.test_run("penstock", &packet.bytes(), 1).expect("the program runs");
+            assert_eq!(local(&engine), before + 1, "{case}: {vip}");
+        }
+        // So does what nobody else is to be asked about.
+        let other = tcp(&client.replace("40000", "40001"), &vip.to_string());
+        let sent = Packet { src_mac: AGENT, ..other.clone() };
+        let before = local(&engine);
+        engine.kernel.test_run("penstock", &sent.bytes(), 1).expect("the program runs");
+        assert_eq!(local(&engine), before + 1, "an agent sent it here: {vip}");
+        formers.follow(&link(&[])).expect("forgotten");
+        let last = tcp(&client.replace("40000", "40002"), &vip.to_string());
+        engine.kernel.test_run("penstock", &last.bytes(), 1).expect("the program runs");
+        assert_eq!(local(&engine), before + 2, "nobody held it before: {vip}");
+    }
 }
