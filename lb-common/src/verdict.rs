@@ -42,7 +42,8 @@ pub enum Verdict {
     RepliedIcmp,
     /// A tunnelled packet of a flow that nobody here knows, sent to the slot's other owner.
     PassedOn,
-    /// A segment to the proxy that no socket of this host knows, sent to the agent that held its VIP before.
+    /// A segment to the proxy or to a pod of this host whose connection it does not know, sent to the agent that held its VIP
+    /// before.
     ForwardedFormer,
     /// Answered with a TCP reset: nobody serves the VIP.
     ToldReset,

@@ -1,4 +1,4 @@
-//! Connections to the proxy outlive the move of the announced VIP that they were made to.
+//! Connections to the proxy, and to pods of one node alone, outlive the move of the announced VIP that they were made to.
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use lb_tests::agent::{DEADLINE, eventually};
-use lb_tests::{echo, manifests};
+use lb_tests::{echo, manifests as objects};
 
 use crate::announce::{agreed, believed, former};
-use crate::nodes::Cluster;
+use crate::nodes::{Cluster, Flow, TCP, manifests, pod, vip};
 use crate::rig::still_echoes;
 
 /// Both are held by node 2 as soon as that is there.
@@ -21,7 +21,7 @@ const DOWNLOAD: usize = 32 << 20;
 
 fn cluster() -> Option<Cluster> {
     let web: SocketAddr = "10.1.0.50:8080".parse().unwrap();
-    let slice = manifests::Slice {
+    let slice = objects::Slice {
         name: "web",
         service: "web",
         port_name: "",
@@ -30,10 +30,10 @@ fn cluster() -> Option<Cluster> {
         weight: 1,
     };
     let yaml = [
-        manifests::ingress_service(&VIPS.map(|vip| vip.parse().unwrap())),
-        manifests::service("web", 8080),
+        objects::ingress_service(&VIPS.map(|vip| vip.parse().unwrap())),
+        objects::service("web", 8080),
         slice.yaml(),
-        manifests::ingress("web", "web.example.com", "web", None),
+        objects::ingress("web", "web.example.com", "web", None),
     ];
     let cluster = Cluster::announcing_with(2, 0, &yaml.join("---\n"), &FLAGS)?;
     let host = cluster.lab.host("web", &[("front", &["10.1.0.50/24"])]).unwrap();
@@ -188,4 +188,34 @@ fn connections_to_a_holder_that_is_gone_without_a_word_are_reset() {
     }
     assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
     assert_eq!(cluster.verdict(1, "forwarded-former"), 0);
+}
+
+/// Each node balances over its own pod alone, so neither has the other's flows in its tables.
+#[test]
+fn flows_of_pods_on_either_node_go_on_when_a_vip_with_traffic_policy_local_moves() {
+    let yaml = manifests(2, 0, "auto", &[pod(1, 1), pod(2, 1)]).replace(
+        "allocateLoadBalancerNodePorts: false",
+        "allocateLoadBalancerNodePorts: false\n  externalTrafficPolicy: Local",
+    );
+    let Some(cluster) = Cluster::announcing_with(2, 1, &yaml, &FLAGS) else { return };
+    let mut before = cluster.connect(vip(0, TCP));
+    let number = if before.pod == "p11" { 1 } else { 2 };
+    let node = format!("  name: n{number}\n");
+    let excluded =
+        format!("{node}  labels: {{node.kubernetes.io/exclude-from-external-load-balancers: \"\"}}\n");
+    let open = |pod: &str| {
+        let flow = || cluster.client.within(|| Flow::open(vip(0, TCP)).ok()).filter(|flow| flow.pod == pod);
+        eventually(DEADLINE, flow).unwrap_or_else(|| panic!("never at {pod}\n{}", cluster.logs()))
+    };
+
+    cluster.apply(&yaml.replace(&node, &excluded)).unwrap();
+    let mut between = open(&format!("p{}1", 3 - number));
+    before.echoes("elsewhere").unwrap_or_else(|error| panic!("{error:#}\n{}", cluster.logs()));
+    assert!(cluster.verdict(3 - number, "forwarded-former") > 0);
+
+    cluster.apply(&yaml).unwrap();
+    drop(open(&before.pod));
+    for flow in [&mut before, &mut between] {
+        flow.echoes("back again").unwrap_or_else(|error| panic!("{error:#}\n{}", cluster.logs()));
+    }
 }

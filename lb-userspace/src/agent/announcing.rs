@@ -97,7 +97,10 @@ impl Announcer {
                 (Some(trouble), _) => format!("nothing on {interface} ({trouble})"),
                 (None, Some(holder)) if holder == own => {
                     let former = formers.get(&vip).map(|former| {
-                        format!(", connections to the proxy that it does not know go to {}", former.name)
+                        format!(
+                            ", connections to the proxy and its pods that it does not know go to {}",
+                            former.name
+                        )
                     });
                     format!("on {interface} this node answers for {vip}{}", former.unwrap_or_default())
                 }
