@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use lb_tests::agent::{DEADLINE, eventually};
 use lb_tests::apiserver::{ASSETS, ApiServer};
+use lb_tests::helm::{Helm, Release};
 use lb_tests::manifests::Authority;
 use lb_tests::tier;
 use serde_json::{Value, json};
@@ -17,7 +18,7 @@ use crate::rig::Rig;
 /// Where the base is installed, and the name of most that it makes.
 const INSTALLED: &str = "ingress-nginx";
 /// Kinds of the base that are no workload.
-const APPLIED: [&str; 9] = [
+const APPLIED: [&str; 10] = [
     "Namespace",
     "ServiceAccount",
     "ConfigMap",
@@ -27,9 +28,14 @@ const APPLIED: [&str; 9] = [
     "RoleBinding",
     "Service",
     "IngressClass",
+    "ValidatingWebhookConfiguration",
 ];
+/// Those of no namespace.
+const CLUSTER_WIDE: [&str; 5] =
+    ["Namespace", "ClusterRole", "ClusterRoleBinding", "IngressClass", "ValidatingWebhookConfiguration"];
 /// What the test sets itself: there is no kernel part here, and ports are free ones.
-const OWN_FLAGS: [&str; 4] = ["--http=", "--https=", "--datapath=", "--shutdown-grace-period="];
+const OWN_FLAGS: [&str; 5] =
+    ["--http=", "--https=", "--datapath=", "--shutdown-grace-period=", "--validating-webhook="];
 
 /// One thing that a rule allows.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -85,18 +91,47 @@ impl Right {
     }
 }
 
-/// What the base makes, without its workload; and the arguments of that.
-fn installed(rig: &Rig) -> (Vec<Value>, Vec<String>) {
+/// What is installed, without its workload; and the arguments of that.
+type Installation = (Vec<Value>, Vec<String>);
+
+fn of_kustomize(rig: &Rig) -> Installation {
     let folder = lb_tests::workspace().join("deploy/kustomize/daemonset");
     let built = kubectl(rig, &["kustomize", &folder.to_string_lossy()], "");
-    let all = built.split("\n---\n").map(|text| serde_saphyr::from_str(text).expect("an object"));
+    parted(built.split("\n---\n").map(|text| serde_saphyr::from_str(text).expect("an object")).collect())
+}
+
+fn of_chart(rig: &Rig, helm: &mut Helm, controller: Value) -> Installation {
+    kubectl(rig, &["create", "namespace", INSTALLED], "");
+    let mut values = json!({"controller": {"kind": "DaemonSet"}});
+    values["controller"]
+        .as_object_mut()
+        .zip(controller.as_object())
+        .map(|(all, more)| all.extend(more.clone()));
+    let release = Release { name: INSTALLED, namespace: INSTALLED, values };
+    let objects = helm.template(&release).unwrap_or_else(|error| panic!("{error}"));
+    let (mut applied, args) = parted(objects.into_iter().map(|object| object.value).collect());
+    // As `helm install` does with what says nothing of it.
+    for object in applied.iter_mut().filter(|object| !CLUSTER_WIDE.iter().any(|kind| object["kind"] == *kind))
+    {
+        let metadata = object["metadata"].as_object_mut().expect("metadata");
+        metadata.entry("namespace").or_insert(json!(INSTALLED));
+    }
+    (applied, args)
+}
+
+fn parted(all: Vec<Value>) -> Installation {
     let (applied, rest): (Vec<Value>, Vec<Value>) =
-        all.partition(|object: &Value| APPLIED.iter().any(|kind| object["kind"] == *kind));
+        all.into_iter().partition(|object: &Value| APPLIED.iter().any(|kind| object["kind"] == *kind));
     let workload = rest.iter().find(|object| object["kind"] == "DaemonSet").expect("a workload");
     let args = workload["spec"]["template"]["spec"]["containers"][0]["args"].as_array().expect("arguments");
     let args = args.iter().filter_map(Value::as_str).filter(|arg| arg.starts_with("--"));
     let args = args.filter(|arg| !OWN_FLAGS.iter().any(|own| arg.starts_with(own)));
     (applied, args.map(|arg| arg.replace("$(POD_NAMESPACE)", INSTALLED)).collect())
+}
+
+fn apply(rig: &Rig, objects: &[Value]) {
+    let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
+    kubectl(rig, &["apply", "--filename", "-"], &list.to_string());
 }
 
 /// The agent's pod, as a kubelet and a controller would have it.
@@ -158,30 +193,8 @@ fn play(rig: &Rig, args: &[String], kubeconfig: &std::path::Path) {
     assert_eq!(says("Ingress", "web"), "", "cleared by the last one");
 }
 
-#[test]
-fn the_account_of_the_chart_may_do_what_an_agent_does_and_no_more() {
-    let assets = std::env::var_os(ASSETS).map(PathBuf::from);
-    let missing = || assets.as_ref().map(drop).ok_or_else(|| format!("{ASSETS} names no folder"));
-    if !tier::require("cluster", missing) {
-        return;
-    }
-    let server = ApiServer::start(&assets.expect("just seen")).expect("an API server of the test's own");
-    let rig = Rig::of(server.kubeconfig());
-    let (applied, args) = installed(&rig);
-    let list = json!({"apiVersion": "v1", "kind": "List", "items": &applied});
-    kubectl(&rig, &["apply", "--filename", "-"], &list.to_string());
-    kubectl(
-        &rig,
-        &[
-            "--namespace",
-            INSTALLED,
-            "create",
-            "configmap",
-            penstock::model::pool::CONFIG_MAP,
-            "--from-literal=edge=addresses: [203.0.113.8-203.0.113.9]",
-        ],
-        "",
-    );
+/// What users of the cluster have, for an agent to do all that it can do.
+fn apply_used(rig: &Rig) {
     let authority = Authority::new("Test").expect("an authority");
     rig.apply(
         &[
@@ -203,10 +216,13 @@ fn the_account_of_the_chart_may_do_what_an_agent_does_and_no_more() {
         &["auth-type: basic", "auth-secret: users"],
     )));
     rig.apply(&class(objects::ingress_tls("odd", "odd.example.com", "nobody", "cert")));
-    let account = rig.credentials(INSTALLED, INSTALLED);
+    rig.apply("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: headers}\n");
+    let lists = ["custom-headers: headers"];
+    rig.apply(&class(objects::ingress("listed", "listed.example.com", "web", &lists)));
+}
 
-    play(&rig, &args, account.path());
-
+/// Fails where the account was refused anything, or let do what no rule says; which rights it made no use of.
+fn unused(server: &ApiServer, applied: &[Value]) -> Vec<Right> {
     let user = format!("system:serviceaccount:{INSTALLED}:{INSTALLED}");
     let asked = server.audit().expect("it is written down");
     let asked: Vec<&Value> =
@@ -227,5 +243,109 @@ fn the_account_of_the_chart_may_do_what_an_agent_does_and_no_more() {
         let right = right.unwrap_or_else(|| panic!("allowed by none of the rules: {asked:#}"));
         unused.retain(|one| one != right);
     }
+    unused
+}
+
+/// A server of the test's own, because what an account may do holds for all of it.
+fn own_server() -> Option<(ApiServer, Rig)> {
+    let assets = std::env::var_os(ASSETS).map(PathBuf::from);
+    let missing = || assets.as_ref().map(drop).ok_or_else(|| format!("{ASSETS} names no folder"));
+    if !tier::require("cluster", missing) {
+        return None;
+    }
+    let server = ApiServer::start(&assets?).expect("an API server of the test's own");
+    let rig = Rig::of(server.kubeconfig());
+    Some((server, rig))
+}
+
+#[test]
+fn the_account_of_the_chart_may_do_what_an_agent_does_and_no_more() {
+    let Some((server, rig)) = own_server() else { return };
+    let (applied, args) = of_kustomize(&rig);
+    apply(&rig, &applied);
+    kubectl(
+        &rig,
+        &[
+            "--namespace",
+            INSTALLED,
+            "create",
+            "configmap",
+            penstock::model::pool::CONFIG_MAP,
+            "--from-literal=edge=addresses: [203.0.113.8-203.0.113.9]",
+        ],
+        "",
+    );
+    apply_used(&rig);
+    let account = rig.credentials(INSTALLED, INSTALLED);
+
+    play(&rig, &args, account.path());
+
+    assert_eq!(unused(&server, &applied), [], "nobody asked for that");
+}
+
+#[test]
+fn so_may_that_of_an_installation_for_one_namespace() {
+    let Some(mut helm) = Helm::start() else { return };
+    let Some((server, rig)) = own_server() else { return };
+    let controller = json!({
+        "scope": {"enabled": true, "namespace": rig.namespace},
+        "addressPools": {"edge": {"addresses": ["203.0.113.8-203.0.113.9"]}},
+        "defaultBackendService": format!("{INSTALLED}/fallback"),
+        "extraArgs": {"default-ssl-certificate": format!("{INSTALLED}/fallback")},
+        // Something to tell about its own ConfigMap.
+        "config": {"proxy-body-size": "much"},
+    });
+    let (applied, args) = of_chart(&rig, &mut helm, controller);
+    apply(&rig, &applied);
+    let authority = Authority::new("Test").expect("an authority");
+    let own = [
+        objects::service("fallback", &["192.0.2.51:8080".parse().expect("an address")]),
+        authority.secret("fallback", "fallback.example.com").expect("a Secret"),
+    ];
+    kubectl(&rig, &["--namespace", INSTALLED, "apply", "--filename", "-"], &own.join("---\n"));
+    apply_used(&rig);
+    let account = rig.credentials(INSTALLED, INSTALLED);
+
+    play(&rig, &args, account.path());
+
+    assert_eq!(unused(&server, &applied), [], "nobody asked for that");
+}
+
+#[test]
+fn so_may_that_of_an_installation_with_the_webhook() {
+    let Some(mut helm) = Helm::start() else { return };
+    let Some((server, rig)) = own_server() else { return };
+    let (applied, mut args) = of_chart(&rig, &mut helm, json!({"admissionWebhooks": {"enabled": true}}));
+    apply(&rig, &applied);
+    args.push("--validating-webhook=127.0.0.1:0".to_owned());
+    let account = rig.credentials(INSTALLED, INSTALLED);
+    let start = |name: &str| {
+        apply_pod(&rig, name);
+        let flags: Vec<&str> = args.iter().map(String::as_str).collect();
+        let env = [("POD_NAME", name), ("POD_NAMESPACE", INSTALLED)];
+        Agent::start(&Start { kubeconfig: account.path(), flags: &flags, env: &env })
+    };
+    let believed = || {
+        let path = "--output=jsonpath={.webhooks[0].clientConfig.caBundle}";
+        let name = format!("{INSTALLED}-admission");
+        kubectl(&rig, &["get", "validatingwebhookconfiguration", &name, path], "")
+    };
+
+    let first = start("edge-1");
+    until(&first, "its authority is believed", || !believed().trim().is_empty());
+    first.end();
+    // One that nobody can use is made anew.
+    let (before, secret) = (believed(), format!("secret/{INSTALLED}-admission"));
+    let spoilt = r#"{"data": {"ca": "eA==", "cert": "eA==", "key": "eA=="}}"#;
+    kubectl(&rig, &["--namespace", INSTALLED, "patch", &secret, "--type=merge", "--patch", spoilt], "");
+    let second = start("edge-2");
+    until(&second, "another authority is believed", || believed() != before);
+    second.end();
+
+    let of_webhook = |right: &Right| {
+        right.names.iter().any(|name| name.ends_with("-admission"))
+            || right.resource == "secrets" && right.verb == "create"
+    };
+    let unused: Vec<_> = unused(&server, &applied).into_iter().filter(of_webhook).collect();
     assert_eq!(unused, [], "nobody asked for that");
 }

