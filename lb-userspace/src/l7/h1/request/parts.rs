@@ -53,8 +53,9 @@ impl<'h, 'b> Parts<'h, 'b> {
         if method.is_empty() || path.is_empty() {
             return Err(Refusal::Malformed);
         }
-        let Some((version, is_usual, block)) = end_of_line(behind)? else { return Ok(None) };
-        if is_usual && path.is_ascii() {
+        let Some((version, block)) = end_of_line(behind)? else { return Ok(None) };
+        let has_usual_version = behind.starts_with(b" HTTP/1.0") || behind.starts_with(b" HTTP/1.1");
+        if has_usual_version && path.is_ascii() {
             // Then it is something else that is wrong.
             return Err(Refusal::Malformed);
         }
@@ -83,18 +84,15 @@ impl<'h, 'b> Parts<'h, 'b> {
     }
 }
 
-/// The version that ends a request line, whether it is one that httparse takes, and what comes behind the line; `None` while
-/// it is incomplete.
-fn end_of_line(behind: &[u8]) -> Result<Option<(Version, bool, &[u8])>, Refusal> {
+/// The version that ends a request line, and what comes behind the line; `None` while it is incomplete.
+fn end_of_line(behind: &[u8]) -> Result<Option<(Version, &[u8])>, Refusal> {
     const FORM: &[u8; 11] = b" HTTP/0.0\r\n";
     let fits = |(byte, form): (&u8, &u8)| byte == form || *form == b'0' && byte.is_ascii_digit();
     if !behind.iter().zip(FORM).all(fits) {
         return Err(Refusal::Malformed);
     }
     let Some((end, block)) = behind.split_at_checked(FORM.len()) else { return Ok(None) };
-    let word = end.trim_ascii();
-    let is_usual = matches!(word, b"HTTP/1.0" | b"HTTP/1.1");
-    Ok(Some((Version::named(word)?, is_usual, block)))
+    Ok(Some((Version::named(end.trim_ascii())?, block)))
 }
 
 /// Reads lines up to the empty one; the length of all of them, `None` while they are incomplete.
