@@ -376,10 +376,14 @@ fn filters_text(filters: &Filters) -> String {
         retry,
         buffers,
         logged,
+        logs_rewrites,
         mode,
         policies: _,
     } = filters;
     let mut text = if *logged { String::new() } else { ", not logged".to_owned() };
+    if *logs_rewrites {
+        text += ", rewrites logged";
+    }
     if *mode == Mode::Strict {
         text += ", strict";
     }

@@ -183,7 +183,7 @@ fn is_idle(row: &Annotation) -> bool {
     match row.status {
         Status::NoEffect => true,
         Status::With(other) => TABLE.iter().any(|row| row.name == other && row.status == Status::Refused),
-        Status::Honoured | Status::NotYet | Status::Refused => false,
+        Status::Honoured | Status::Refused => false,
     }
 }
 

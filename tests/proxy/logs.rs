@@ -163,6 +163,40 @@ fn connections_of_tcp_and_udp_services_are_logged_as_the_config_map_says() {
 }
 
 #[test]
+fn what_a_rewrite_makes_of_a_request_is_told_where_that_is_asked_for() {
+    let app = Backend::mirror();
+    let ingress = |name: &str, host: &str, more: &str| {
+        let annotations = format!("annotations:\n    nginx.ingress.kubernetes.io/rewrite-target: /$2{more}");
+        let ingress = manifests::ingress(name, host, "web", None).replacen("annotations:", &annotations, 1);
+        ingress.replace(
+            "path: /\n        pathType: Prefix",
+            "path: /api(/|$)(.*)\n        pathType: ImplementationSpecific",
+        )
+    };
+    let told = ingress("told", HOST, "\n    nginx.ingress.kubernetes.io/enable-rewrite-log: \"true\"");
+    let web = format!(
+        "{}---\n{}---\n{told}---\n{}",
+        manifests::service("web", app.addr.port()),
+        slice("web", "TCP", app.addr.port()),
+        ingress("quiet", "quiet.example.com", "")
+    );
+    let agents = Agents::over(&[("web.yaml", &web)], &["--workers", "1"]);
+    let mut client = Client::connect(agents.http);
+
+    for (host, path) in [("quiet.example.com", "/api/quiet"), (HOST, "/api/a?c")] {
+        client.send(format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n"));
+        assert_eq!(client.reply().status, 200, "{}", agents.log());
+    }
+
+    let line = || agents.log().lines().find(|line| line.contains("rewritten")).map(str::to_owned);
+    let line = eventually(DEADLINE, line).unwrap_or_else(|| panic!("not told: {}", agents.log()));
+    for part in [&format!("host={HOST} "), "path=/api/a?c ", "pattern=", "/api(/|$)(.*)", " target=/a?c "] {
+        assert!(line.contains(part), "{part:?} in {line}");
+    }
+    assert!(!agents.log().contains("path=/api/quiet"));
+}
+
+#[test]
 fn lines_go_to_a_collector_and_questions_to_an_auth_service_are_lines_of_their_own() {
     let (app, login) = (
         Backend::saying("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"),

@@ -64,7 +64,6 @@ fn annotations() -> String {
 fn annotation_status(status: Status) -> String {
     match status {
         Status::Honoured => "honoured".to_owned(),
-        Status::NotYet => "not yet".to_owned(),
         Status::With(other) => format!("as `{other}`"),
         Status::Refused => "refused: its paths answer 503".to_owned(),
         Status::NoEffect => "no effect".to_owned(),

@@ -353,6 +353,9 @@ impl Connection<'_, '_> {
         let step = match decision.next {
             Next::Answer(answer) => Step::Answer(answer),
             Next::Proxy { upstream, target, prefix, side: _ } => {
+                if let Some(target) = target.as_deref().filter(|_| decision.route.filters.logs_rewrites) {
+                    self.worker.rewrites.tell(&asked, decision.route, target, started);
+                }
                 let mut head = Scratch::take();
                 let kept_back = policies.map(|policies| policy::kept_back(policies, &request.block));
                 let told = policies.and_then(|policies| policies.request.as_ref());

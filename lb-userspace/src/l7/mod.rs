@@ -51,6 +51,7 @@ mod pipe;
 mod policy;
 mod proxy_protocol;
 mod relay;
+mod rewrite_log;
 mod route;
 mod session;
 mod snapshot;

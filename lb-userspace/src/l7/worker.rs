@@ -20,6 +20,7 @@ use super::log::{Journal, Outlet};
 use super::metrics::{Counters, States};
 use super::nginx_status::AllWorkers;
 use super::outside::Outside;
+use super::rewrite_log::RewriteLog;
 use super::route::Router;
 use super::snapshot::Current;
 use super::spill::Spills;
@@ -85,6 +86,7 @@ pub(super) struct Worker {
     pub(super) crew: h2::Crew,
     pub(super) counters: RefCell<Counters>,
     pub(super) failing: failing::Seen,
+    pub(super) rewrites: RewriteLog,
     pub(super) journal: Journal,
     /// Apart, so that two files do not take turns in one batch.
     pub(super) stream_journal: Journal,
@@ -203,6 +205,7 @@ async fn run(
         counters: RefCell::new(Counters::new(&shared.metering)),
         failing: failing::Seen::new(shared.failing),
         https_port: https.map_or(443, |bound| bound.addr.port()),
+        rewrites: RewriteLog::default(),
         journal: Journal::new(shared.outlet.clone()),
         stream_journal: Journal::new(shared.outlet),
         spans: shared.spans,

@@ -237,6 +237,8 @@ pub struct Filters {
     pub buffers: Buffers,
     /// `enable-access-log`.
     pub logged: bool,
+    /// `enable-rewrite-log`: what [`Self::rewrite`] makes of a request is told in the log of the program.
+    pub logs_rewrites: bool,
     /// What of a request counts, and in which order.
     pub mode: Mode,
     /// What else is asked for; `None`: nothing.
@@ -260,6 +262,7 @@ impl Default for Filters {
             retry: Retry::default(),
             buffers: Buffers::default(),
             logged: true,
+            logs_rewrites: false,
             mode: Mode::Compat,
             policies: None,
         }

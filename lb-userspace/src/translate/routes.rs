@@ -280,6 +280,7 @@ fn filters(policy: &Policy, path: &str) -> Filters {
         retry: policy.retry,
         buffers: policy.buffers,
         logged: policy.logged,
+        logs_rewrites: policy.logs_rewrites,
         mode: policy.mode,
         policies: policy.policies_at(path),
         redirects: policy.redirects.clone(),

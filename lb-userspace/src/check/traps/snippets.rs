@@ -188,13 +188,12 @@ fn cut(directive: &str) -> String {
     }
 }
 
-/// Whether advice names an annotation or a key that is not honoured yet.
+/// Whether advice names a key that is not honoured yet.
 fn waits(advice: &str) -> bool {
     let is_in_name = |c: char| c.is_ascii_alphanumeric() || c == '-';
     let mut words = advice.split(|c: char| !is_in_name(c)).filter(|word| word.contains('-'));
     words.any(|word| {
-        TABLE.iter().any(|row| row.name == word && row.status == Status::NotYet)
-            || key_statuses().iter().any(|(row, status)| row.name == word && *status == KeyStatus::NotYet)
+        key_statuses().iter().any(|(row, status)| row.name == word && *status == KeyStatus::NotYet)
     })
 }
 
@@ -262,6 +261,7 @@ fn advice(directive: &str) -> Option<String> {
         "limit_req" => "annotation limit-rps or limit-rpm".to_owned(),
         "limit_conn" => "annotation limit-connections".to_owned(),
         "access_log" if first == "off" => "annotation enable-access-log: \"false\"".to_owned(),
+        "rewrite_log" if first == "on" => "annotation enable-rewrite-log: \"true\"".to_owned(),
         "opentelemetry" if first == "on" => "annotation enable-opentelemetry: \"true\"".to_owned(),
         "opentelemetry" => "annotation enable-opentelemetry: \"false\"".to_owned(),
         "opentelemetry_operation_name" if directive.contains('$') => {
@@ -441,9 +441,10 @@ mod tests {
 
     #[test]
     fn advice_that_nothing_honours_yet_says_so() {
-        let not_yet = TABLE.iter().find(|row| row.status == Status::NotYet).map(|row| row.name);
+        let not_yet = key_statuses().into_iter().find(|(_, status)| *status == KeyStatus::NotYet);
+        let not_yet = not_yet.map(|(row, _)| row.name);
 
-        assert!(not_yet.is_none_or(|name| waits(&format!("annotation {name}: 1"))), "{not_yet:?}");
+        assert!(not_yet.is_none_or(|name| waits(&format!("key {name} of the ConfigMap: 1"))), "{not_yet:?}");
         assert!(!waits("annotation proxy-read-timeout: \"300\""));
         assert!(!waits("key use-gzip of the ConfigMap: \"true\""));
     }

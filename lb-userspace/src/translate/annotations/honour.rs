@@ -68,6 +68,7 @@ pub(super) fn honour(valid: &BTreeMap<&str, &str>, settings: &Settings, policy: 
     policy.idle = valid.get("upstream-keepalive-connections").and_then(|text| text.parse().ok());
     policy.check = checks::Written::read(valid);
     policy.logged = boolean("enable-access-log").unwrap_or(true);
+    policy.logs_rewrites = boolean("enable-rewrite-log").unwrap_or(false);
     policy.redirect = redirects::elsewhere(&text);
 }
 

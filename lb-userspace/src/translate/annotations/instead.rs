@@ -23,6 +23,7 @@ const DEFAULTS: &[(&str, &str)] = &[
     ("enable-access-log", "true"),
     ("enable-cors", "false"),
     ("enable-global-auth", "true"),
+    ("enable-rewrite-log", "false"),
     ("from-to-www-redirect", "false"),
     ("limit-burst-multiplier", "5"),
     ("mirror-request-body", "on"),

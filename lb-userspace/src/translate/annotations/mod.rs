@@ -64,7 +64,7 @@ fn bad_value(row: &Annotation, text: &str) -> BadValue {
     if value::is_dropped(row.value, text) { BadValue::Default } else { row.bad_value }
 }
 
-/// Reads the annotations of an Ingress; says what is wrong, ignored or not yet honoured.
+/// Reads the annotations of an Ingress; says what is wrong or ignored.
 pub(super) fn read(
     metadata: &ObjectMeta,
     settings: &Settings,
@@ -160,9 +160,6 @@ fn status(
     match row.status {
         Status::Honoured => {}
         _ if off => {}
-        Status::NotYet => {
-            about.warn("not-yet", field(row.name), format!("not honoured yet ({}); ignored", row.doc), "");
-        }
         Status::With(other) if valid.contains_key(other) && is_honoured(other) => {}
         Status::With(other) if valid.contains_key(other) => {
             about.info(

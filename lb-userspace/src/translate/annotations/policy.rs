@@ -72,6 +72,8 @@ pub(in crate::translate) struct Policy {
     /// `affinity-canary-behavior`.
     pub at_canary: Sessions,
     pub logged: bool,
+    /// `enable-rewrite-log`.
+    pub logs_rewrites: bool,
     /// What the locations do beyond proxying.
     pub policies: Option<Arc<Policies>>,
     /// `default-backend`: a Service beside the Ingress.
@@ -136,6 +138,7 @@ impl Default for Policy {
             affinity: None,
             at_canary: Sessions::default(),
             logged: true,
+            logs_rewrites: false,
             policies: None,
             default_backend: None,
             asks: None,

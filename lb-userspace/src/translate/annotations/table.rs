@@ -5,7 +5,7 @@ use crate::model::upstream::Condition;
 use BadValue::{Close, Default, Deny, Refuse};
 use Risk::{Critical, High, Low, Medium};
 use Scope::{Host, Location, Upstream};
-use Status::{Honoured, NoEffect, NotYet, Refused, With};
+use Status::{Honoured, NoEffect, Refused, With};
 use Value::{
     Bool, Chars, From, Int, Interval, Names, One, Origins, Path, Ranges, Reference, Size, Statuses, Target,
     Text, Token, Url, Word, Words,
@@ -151,8 +151,6 @@ pub enum BadValue {
 pub enum Status {
     /// Does what it says.
     Honoured,
-    /// Not honoured yet; without it the Ingress works with defaults.
-    NotYet,
     /// Means something only beside this one, which decides.
     With(&'static str),
     /// Never honoured; its locations answer 503.
@@ -285,7 +283,7 @@ pub const TABLE: &[Annotation] = &[
     row("ssl-passthrough", Bool, Low, Host, Default, Honoured, "hand TLS to the upstream unopened"),
     row("http2-push-preload", Bool, Low, Location, Default, NoEffect, "HTTP/2 push, which browsers have dropped"),
     row("enable-access-log", Bool, Low, Location, Default, Honoured, "log requests"),
-    row("enable-rewrite-log", Bool, Low, Location, Default, NotYet, "log rewrites"),
+    row("enable-rewrite-log", Bool, Low, Location, Default, Honoured, "tell of each rewritten request in the log of the program"),
     row("enable-opentelemetry", Bool, Low, Location, Default, Honoured, "trace requests"),
     row("opentelemetry-trust-incoming-span", Bool, Low, Location, Default, Honoured, "continue the client's trace"),
     row("opentelemetry-operation-name", Token, Medium, Location, Refuse, Honoured, "name of the span"),
