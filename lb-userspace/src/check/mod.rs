@@ -57,7 +57,7 @@ pub struct Input<'a> {
 pub struct Report {
     /// How many objects came to each verdict.
     pub summary: BTreeMap<Verdict, usize>,
-    /// What the set as a whole lacks to be judged.
+    /// What the set as a whole lacks to be judged, and what holds for all of it.
     pub hints: Vec<String>,
     /// By file and document, then name.
     pub objects: Vec<ObjectReport>,
@@ -108,7 +108,7 @@ impl Report {
 
 /// Groups everything there is to say by the object that holds its cause.
 pub fn report(input: &Input<'_>) -> Report {
-    let Input { objects, translated, load_problems, started, .. } = *input;
+    let Input { objects, options, translated, load_problems, started, .. } = *input;
     let mut absent = Absent::of(objects);
     let mut about: BTreeMap<ObjectId, Gathered<'_>> = BTreeMap::new();
     for id in objects.ids() {
@@ -140,7 +140,29 @@ pub fn report(input: &Input<'_>) -> Report {
     for report in &reports {
         *summary.entry(report.verdict).or_insert(0) += 1;
     }
-    Report { summary, hints: absent.hints(), objects: reports }
+    let hints = absent.hints().into_iter().chain(streamed_bodies(objects, options)).collect();
+    Report { summary, hints, objects: reports }
+}
+
+/// Said once and not of every Ingress: by default ingress-nginx reads bodies whole before it sends them on. Who has said
+/// which way it is to be, knows.
+fn streamed_bodies(objects: &Objects, options: &Options) -> Option<String> {
+    const NAME: &str = "proxy-request-buffering";
+    let controller = translate::controller(objects, options);
+    let data = controller.iter().flat_map(|(_, map)| map.object.data.iter().flatten());
+    if data.into_iter().any(|(key, text)| key == NAME && !text.trim().is_empty()) {
+        return None;
+    }
+    let annotation = format!("{}/{NAME}", translate::PREFIX);
+    let says = |served: &translate::Served<'_>| {
+        served.ingress.metadata.annotations.as_ref().is_some_and(|all| all.contains_key(&annotation))
+    };
+    translate::served(objects, options).iter().any(|served| !says(served)).then(|| {
+        format!(
+            "bodies of requests stream here, and ingress-nginx reads them whole first: a chunked one reaches the Service without \
+             Content-Length; say {NAME}: \"on\" in the ConfigMap where an application cannot read that, else \"off\""
+        )
+    })
 }
 
 /// `a.yaml#10` after `a.yaml#9`.

@@ -172,6 +172,21 @@ fn what_is_missing_altogether_is_said_once() {
 }
 
 #[test]
+fn that_bodies_stream_is_said_once_unless_somebody_has_said_how_they_shall_go() {
+    let hints = |input: &str| {
+        let hints = of(input).hints;
+        hints.iter().filter(|hint| hint.contains("proxy-request-buffering")).count()
+    };
+    let said = "nginx.ingress.kubernetes.io/proxy-request-buffering: 'on'";
+    let two = format!("{}---\n{}", ingress("a", ""), ingress_of("b", said, "b", &["/"]));
+
+    assert_eq!(hints(&two), 1);
+    assert_eq!(hints(&format!("{two}---\n{}", config_map("proxy-request-buffering: 'off'"))), 0);
+    assert_eq!(hints(&ingress("a", said)), 0);
+    assert_eq!(hints(&service("web", "ports: [{port: 80}]")), 0);
+}
+
+#[test]
 fn junit_counts_failures_and_escapes_what_objects_say() {
     let input = format!(
         "{}---\n{}",
