@@ -26,8 +26,7 @@ pub const HOST: &str = "web.example.com";
 /// Agents that succeed one another, from the first one on.
 pub struct Agents {
     dir: tempfile::TempDir,
-    first: Child,
-    more: Vec<Child>,
+    group: Group,
     pub http: SocketAddr,
     pub https: SocketAddr,
     pub admin: SocketAddr,
@@ -60,6 +59,7 @@ impl Agents {
         let mut first = command(dir.path(), flags);
         first.stdout(File::create(dir.path().join("out")).expect("writable"));
         let first = first.process_group(0).spawn().expect("start penstock");
+        let group = Group { first, more: Vec::new() };
         let log = dir.path().join("log");
         let addr = |what: &str| {
             let addr = || {
@@ -71,14 +71,14 @@ impl Agents {
         };
         let (http, https) = (addr("listener=Http addr="), addr("listener=Https addr="));
         let admin = addr("ready admin=");
-        Self { dir, first, more: Vec::new(), http, https, admin }
+        Self { dir, group, http, https, admin }
     }
 
     /// A new process by hand.
     fn take_over(&mut self) {
         let mut command = command(self.dir.path(), &[]);
-        let group = i32::try_from(self.first.id()).expect("a process");
-        self.more.push(command.arg("--takeover").process_group(group).spawn().expect("start penstock"));
+        let group = i32::try_from(self.group.first.id()).expect("a process");
+        self.group.more.push(command.arg("--takeover").process_group(group).spawn().expect("start penstock"));
     }
 
     pub fn log(&self) -> String {
@@ -140,7 +140,14 @@ impl Agents {
     }
 }
 
-impl Drop for Agents {
+/// The first process and its successors, all of one group. They end with this, also where a test fails before the first
+/// is ready.
+struct Group {
+    first: Child,
+    more: Vec<Child>,
+}
+
+impl Drop for Group {
     fn drop(&mut self) {
         let group = rustix::process::Pid::from_raw(i32::try_from(self.first.id()).unwrap_or(0));
         let group = group.expect("a process group");
@@ -409,8 +416,8 @@ fn health_goes_red_before_anything_is_refused() {
     assert_eq!(red.map(|reply| reply.text()), Some("draining\n".to_owned()));
     let mut stream = TcpStream::connect(agents.http).expect("new connections are still taken");
     assert_eq!(exchange(&mut stream, "keep-alive"), Ok(true), "and kept");
-    agents.signal(u64::from(agents.first.id()), "-TERM");
-    assert!(agents.first.wait().expect("ended").success(), "the second signal ends it at once");
+    agents.signal(u64::from(agents.group.first.id()), "-TERM");
+    assert!(agents.group.first.wait().expect("ended").success(), "the second signal ends it at once");
 }
 
 #[test]

@@ -457,7 +457,7 @@ fn slash_redirect(asked: &Asked<'_>, path: &[u8], query: Option<&[u8]>, style: &
     push_own_host(asked, style, &mut location);
     path::escape_path(path, &mut location);
     location.push(b'/');
-    if let Some(query) = query {
+    if let Some(query) = query.filter(|query| !query.is_empty()) {
         location.push(b'?');
         location.extend_from_slice(query);
     }

@@ -260,7 +260,7 @@ pub fn key_statuses() -> Vec<(&'static ConfigKey, KeyStatus)> {
         problems.iter().any(|problem| problem.reason == reason && problem.field == field)
     };
     let status = |row: &'static ConfigKey| match row.fate {
-        Fate::Neutral => KeyStatus::NoEffect,
+        Fate::Neutral | Fate::ByFlags => KeyStatus::NoEffect,
         Fate::Refused => KeyStatus::Refused,
         Fate::Removed(_) => KeyStatus::Removed,
         Fate::Plain if is_told(row, "not-yet") => KeyStatus::NotYet,

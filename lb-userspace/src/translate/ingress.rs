@@ -295,14 +295,29 @@ fn client_auth(
     }
 }
 
-fn host_ciphers(host: &mut Host, policy: &Policy, about: &mut About<'_>) {
+fn host_ciphers(host: &mut Host, host_match: &HostMatch, policy: &Policy, about: &mut About<'_>) {
+    let ignored = |name: &str, about: &mut About<'_>| {
+        let message =
+            format!("an older Ingress says otherwise for {host_match} already; this one is ignored");
+        about.warn("host-setting-conflict", annotations::field(name), message, "");
+    };
     if let (None, Some(text)) = (&host.ciphers, &policy.ssl_ciphers) {
         let list = ciphers::read(text);
         ciphers::tell(&list, &annotations::field("ssl-ciphers"), about);
         host.ciphers = Some(list.suites);
+    } else if let Some(text) = &policy.ssl_ciphers
+        && host.ciphers.as_ref() != Some(&ciphers::read(text).suites)
+    {
+        ignored("ssl-ciphers", about);
     }
-    if let (None, Some(ours)) = (host.order, policy.ssl_prefer_server_ciphers) {
-        host.order = Some(if ours { CipherOrder::Ours } else { CipherOrder::Clients });
+    let order = policy.ssl_prefer_server_ciphers.map(|ours| match ours {
+        true => CipherOrder::Ours,
+        false => CipherOrder::Clients,
+    });
+    if host.order.is_none() {
+        host.order = order;
+    } else if order.is_some() && host.order != order {
+        ignored("ssl-prefer-server-ciphers", about);
     }
 }
 

@@ -113,6 +113,16 @@ impl<'a> Keys<'a> {
                 Fate::Neutral => {
                     self.about.info("no-effect", field, format!("accepted without effect ({})", row.doc), "");
                 }
+                Fate::ByFlags if self.data.get(key) == Some(&row.default) => {}
+                Fate::ByFlags => {
+                    let message = format!("has no effect: listeners are set by flags ({})", row.doc);
+                    self.about.warn(
+                        "no-effect",
+                        field,
+                        message,
+                        "start with --http ADDRESS:PORT and --https ADDRESS:PORT",
+                    );
+                }
                 Fate::Removed(instead) => {
                     let message = "ingress-nginx has no such key any more; ignored";
                     self.about.warn("removed-key", field, message, instead);

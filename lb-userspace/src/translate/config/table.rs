@@ -1,7 +1,7 @@
 //! The one table of the ConfigMap's keys: what may stand there, its default, and what becomes of it.
 //! Whether a plain key is honoured is not written here: it is what a section asks for.
 
-use Fate::{Neutral, Plain, Refused, Removed};
+use Fate::{ByFlags, Neutral, Plain, Refused, Removed};
 use Form::{Bool, List, Number, Reference, Size, Text, Time};
 
 /// One key.
@@ -59,6 +59,8 @@ pub enum Fate {
     Plain,
     /// Accepted and without effect here: a detail of nginx.
     Neutral,
+    /// Without effect here, where it is a flag's to say.
+    ByFlags,
     /// Never honoured; it may hold rules that keep somebody out, so every Ingress answers 503.
     Refused,
     /// ingress-nginx has it no more; what to use instead.
@@ -101,8 +103,8 @@ pub const KEYS: &[ConfigKey] = &[
     plain("enable-underscores-in-headers", Bool, "false", "let header names have underscores"),
     plain("ignore-invalid-headers", Bool, "true", "drop headers with odd names"),
     plain("limit-conn-zone-variable", Text, "$binary_remote_addr", "what limits count by"),
-    neutral("bind-address", List, "", "addresses to listen on: --http, --https"),
-    neutral("disable-ipv6", Bool, "false", "listen on IPv4 alone: --http, --https"),
+    by_flags("bind-address", List, "", "addresses to listen on: --http, --https"),
+    by_flags("disable-ipv6", Bool, "false", "listen on IPv4 alone: --http, --https"),
     neutral("disable-ipv6-dns", Bool, "false", "ask for IPv4 addresses alone"),
     neutral("reuse-port", Bool, "true", "one listening socket per worker, which is always so here"),
     neutral("enable-multi-accept", Bool, "true", "how nginx accepts connections"),
@@ -337,6 +339,10 @@ const fn plain(name: &'static str, form: Form, default: &'static str, doc: &'sta
 
 const fn neutral(name: &'static str, form: Form, default: &'static str, doc: &'static str) -> ConfigKey {
     ConfigKey { name, form, default, fate: Neutral, doc }
+}
+
+const fn by_flags(name: &'static str, form: Form, default: &'static str, doc: &'static str) -> ConfigKey {
+    ConfigKey { name, form, default, fate: ByFlags, doc }
 }
 
 const fn refused(name: &'static str, form: Form, doc: &'static str) -> ConfigKey {

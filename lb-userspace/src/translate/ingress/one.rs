@@ -179,7 +179,7 @@ impl Common<'_, '_> {
             );
         }
         client_auth(host, &host_match, served, policy, objects, about);
-        host_ciphers(host, policy, about);
+        host_ciphers(host, &host_match, policy, about);
         for (index, path) in rule.http.iter().flat_map(|http| &http.paths).enumerate() {
             let field = format!("{field}.http.paths[{index}]");
             let of_backend = format!("{field}.backend");

@@ -73,6 +73,7 @@ fn a_prefix_written_with_a_slash_adds_it_to_the_path_without() {
     let cases = [
         ("bare", "/foo", redirected(301, "http://h.example/foo/")),
         ("with a query", "/foo?x=1", redirected(301, "http://h.example/foo/?x=1")),
+        ("with an empty query", "/foo?", redirected(301, "http://h.example/foo/")),
         ("slash is there", "/foo/", proxied(None)),
         ("longer name", "/foobar", status(404)),
     ];
