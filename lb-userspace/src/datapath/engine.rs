@@ -257,12 +257,7 @@ impl Engine {
             let _ = self.carry_out(plan);
             self.book.look(&self.tables, now);
         }
-        self.want
-            .pools
-            .keys()
-            .filter_map(|pool| self.book.table_size(pool))
-            .map(|(_, contested)| contested)
-            .sum()
+        self.book.contested()
     }
 
     /// Removes translated flows that are over; returns how many remain and how many went.

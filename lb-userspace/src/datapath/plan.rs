@@ -325,6 +325,11 @@ impl Book {
         self.records.get(&(*place, Some(pool.clone()))).copied()
     }
 
+    /// Slots of all tables that have not settled.
+    pub fn contested(&self) -> usize {
+        self.tables.values().map(Table::contested).sum()
+    }
+
     /// Slots of the table of a pool, and how many of them have not settled.
     pub fn table_size(&self, pool: &PoolId) -> Option<(u32, usize)> {
         let table = self.tables.get(pool)?;

@@ -10,8 +10,9 @@ const NOBODY: BackendId = BackendId(0);
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Slots {
     owners: Vec<BackendId>,
-    /// How each stands; empty while all have settled, as nearly all do nearly always.
-    contests: Vec<Option<Contest>>,
+    /// How those stand that are contested, in the order of the slots. A backend that comes or goes contests a few
+    /// of its table's, and for minutes: so these alone are kept, and looked at.
+    contests: Vec<(u32, Contest)>,
 }
 
 /// Flows of a slot may have other owners than it has: the flow table knows, and those it does not know have
@@ -29,17 +30,12 @@ impl Slots {
     /// Slots as tables in force have them; without a table of previous owners none is contested. When
     /// they changed is not known: `now` is as good as the last moment.
     pub fn adopt(current: &[Slot], previous: Option<&[Slot]>, now: u32) -> Self {
-        let contest = |(index, slot): (usize, &Slot)| {
-            let previous = previous.and_then(|previous| previous.get(index)).filter(|_| slot.is_contested());
-            previous.map(|previous| Contest { previous: previous.backend(), since: now, used: now })
+        let contest = |(index, slot): (u32, &Slot)| {
+            let previous = previous?.get(index as usize).filter(|_| slot.is_contested())?;
+            Some((index, Contest { previous: previous.backend(), since: now, used: now }))
         };
-        let contests = current.iter().enumerate().map(contest).collect();
-        Self::new(current.iter().map(|slot| slot.backend()).collect(), contests)
-    }
-
-    fn new(owners: Vec<BackendId>, contests: Vec<Option<Contest>>) -> Self {
-        let any = contests.iter().any(Option::is_some);
-        Self { owners, contests: if any { contests } else { Vec::new() } }
+        let contests = (0..).zip(current).filter_map(contest).collect();
+        Self { owners: current.iter().map(|slot| slot.backend()).collect(), contests }
     }
 
     /// Whether these owners, repeated as often as needed, are the present ones.
@@ -56,12 +52,12 @@ impl Slots {
 
     /// Slots that have not settled.
     pub fn contested(&self) -> usize {
-        self.contests.iter().flatten().count()
+        self.contests.len()
     }
 
     /// Whether a slot has this backend as its owner, or as the previous one.
     pub fn name(&self, id: BackendId) -> bool {
-        self.owners.contains(&id) || self.contests.iter().flatten().any(|contest| contest.previous == id)
+        self.owners.contains(&id) || self.contests.iter().any(|(_, contest)| contest.previous == id)
     }
 
     /// Gives the slots new owners (a power of two of them; empty: nobody owns any). `lives` says
@@ -73,18 +69,23 @@ impl Slots {
     pub fn change(&mut self, owners: &[BackendId], lives: impl Fn(BackendId) -> bool, now: u32) {
         let size = owners.len().max(self.owners.len());
         let repeated = |index: usize| owners.get(index & owners.len().wrapping_sub(1)).copied();
-        let before = |index: usize| {
-            let index = index & self.owners.len().wrapping_sub(1);
-            let owner = self.owners.get(index).copied()?;
-            Some((owner, self.contests.get(index).copied().flatten()))
-        };
         let new: Vec<BackendId> = (0..size).map(|index| repeated(index).unwrap_or(NOBODY)).collect();
-        let contest = |(index, owner): (usize, &BackendId)| {
-            let (then, contest) = before(index)?;
-            next(then, contest, *owner, &lives, now)
-        };
-        let contests = new.iter().enumerate().map(contest).collect();
-        *self = Self::new(new, contests);
+        let mut contests = Vec::new();
+        if !self.owners.is_empty() {
+            let before = self.owners.iter().copied().cycle();
+            // Each time around they begin again, too.
+            let mut contested = self.contests.iter().peekable();
+            for ((index, owner), then) in (0u32..).zip(&new).zip(before) {
+                let at = index & (self.owners.len() as u32 - 1);
+                if at == 0 {
+                    contested = self.contests.iter().peekable();
+                }
+                let contest = contested.next_if(|(slot, _)| *slot == at).map(|(_, contest)| *contest);
+                contests.extend(next(then, contest, *owner, &lives, now).map(|contest| (index, contest)));
+            }
+        }
+        contests.shrink_to_fit();
+        *self = Self { owners: new, contests };
         if !owners.is_empty() && self.contests.is_empty() {
             // Back to the size of `owners`, which says the same.
             self.owners.truncate(owners.len());
@@ -102,25 +103,28 @@ impl Slots {
     /// Contests every slot with its own owner: flows may be remembered with other ones, although
     /// the slots had settled.
     pub fn doubt(&mut self, now: u32) {
-        self.contests.resize(self.owners.len(), None);
-        for (owner, contest) in self.owners.iter().zip(&mut self.contests) {
-            contest.get_or_insert(Contest { previous: *owner, since: now, used: now });
-        }
+        let contest = |(index, owner): (u32, &BackendId)| {
+            let own = Contest { previous: *owner, since: now, used: now };
+            (index, self.contest(index).unwrap_or(own))
+        };
+        self.contests = (0..).zip(&self.owners).map(contest).collect();
     }
 
-    /// Contested slots with their owners.
-    fn contests_mut(&mut self) -> impl Iterator<Item = (u32, BackendId, &mut Option<Contest>)> {
-        let all = (0u32..).zip(&self.owners).zip(&mut self.contests);
-        all.map(|((index, owner), contest)| (index, *owner, contest)).filter(|(_, _, one)| one.is_some())
+    fn contest(&self, index: u32) -> Option<Contest> {
+        let at = self.contests.binary_search_by_key(&index, |(slot, _)| *slot).ok()?;
+        self.contests.get(at).map(|(_, contest)| *contest)
+    }
+
+    /// The slots that are contested.
+    pub fn contested_slots(&self) -> impl Iterator<Item = u32> {
+        self.contests.iter().map(|(index, _)| *index)
     }
 
     /// Notes that flows which are not remembered used the previous owners of these slots (of a
     /// table of `1 << bits` slots, which may have been smaller than this one).
     pub fn note_used(&mut self, bits: u32, is_used: impl Fn(u32) -> bool, now: u32) {
-        for (index, _, contest) in self.contests_mut() {
-            if let Some(contest) = contest
-                && is_used(index & ((1 << bits) - 1))
-            {
+        for (index, contest) in &mut self.contests {
+            if is_used(*index & ((1 << bits) - 1)) {
                 contest.used = now;
             }
         }
@@ -129,7 +133,7 @@ impl Slots {
     /// Notes that a spare flow which was forgotten at `then` may have been of the previous owner of any slot. Not
     /// before it is seen again does it leave a mark.
     pub fn note_forgotten(&mut self, then: u32, now: u32) {
-        for contest in self.contests.iter_mut().flatten() {
+        for (_, contest) in &mut self.contests {
             if now.wrapping_sub(then) < now.wrapping_sub(contest.used) {
                 contest.used = then;
             }
@@ -140,17 +144,20 @@ impl Slots {
     /// was seen within the grace time: one that is not remembered, or, as `differs(slot)` says, one
     /// that is. Returns them.
     pub fn settle(&mut self, now: u32, grace: u32, differs: impl Fn(u32) -> bool) -> Vec<(u32, Slot)> {
+        let Self { owners, contests } = self;
         let mut settled = Vec::new();
-        for (index, owner, slot) in self.contests_mut() {
-            let Some(Contest { previous, since, used }) = *slot else { continue };
+        contests.retain(|(index, contest)| {
+            let Contest { previous, since, used } = *contest;
+            let owner = owners.get(*index as usize).copied().unwrap_or(NOBODY);
             let kept = previous != NOBODY && previous != owner && !is_over(used, now, grace);
-            if is_over(since, now, grace) && !kept && !differs(index) {
-                *slot = None;
-                settled.push((index, Slot::settled(owner)));
+            let stays = !is_over(since, now, grace) || kept || differs(*index);
+            if !stays {
+                settled.push((*index, Slot::settled(owner)));
             }
-        }
-        if self.contested() == 0 {
-            self.contests = Vec::new();
+            stays
+        });
+        if contests.is_empty() {
+            *contests = Vec::new();
         }
         settled
     }
@@ -159,15 +166,13 @@ impl Slots {
     /// `grace` and every flow of the previous owner that was seen within the grace time is remembered: for UDP, where
     /// a flow's beginning cannot be told. Returns what now stands for the previous owner.
     pub fn pass(&mut self, now: u32, grace: u32) -> Vec<(u32, Slot)> {
+        let Self { owners, contests } = self;
         let mut passed = Vec::new();
-        for (index, owner, contest) in self.contests_mut() {
-            if let Some(Contest { previous, since, used }) = contest
-                && is_over(*since, now, grace)
-                && is_over(*used, now, grace)
-                && *previous != owner
-            {
+        for (index, Contest { previous, since, used }) in contests {
+            let owner = owners.get(*index as usize).copied().unwrap_or(NOBODY);
+            if is_over(*since, now, grace) && is_over(*used, now, grace) && *previous != owner {
                 *previous = owner;
-                passed.push((index, Slot::settled(owner)));
+                passed.push((*index, Slot::settled(owner)));
             }
         }
         passed
@@ -180,22 +185,27 @@ impl Slots {
 
     /// Whether a slot has settled.
     pub fn has_settled(&self, index: u32) -> bool {
-        self.contests.get(index as usize).is_none_or(Option::is_none)
+        self.contest(index).is_none()
     }
 
     /// The current table as the program reads it.
     pub fn current(&self) -> Vec<Slot> {
-        let slot = |(index, owner): (usize, &BackendId)| match self.contests.get(index) {
-            Some(Some(_)) => Slot::contested(*owner),
-            Some(None) | None => Slot::settled(*owner),
-        };
-        self.owners.iter().enumerate().map(slot).collect()
+        let mut slots: Vec<Slot> = self.owners.iter().map(|owner| Slot::settled(*owner)).collect();
+        for (index, _) in &self.contests {
+            let owner = self.owner(*index);
+            slots.get_mut(*index as usize).into_iter().for_each(|slot| *slot = Slot::contested(owner));
+        }
+        slots
     }
 
     /// The previous owners' table; `None` where no slot is contested.
     pub fn previous(&self) -> Option<Vec<Slot>> {
-        let previous = |contest: &Option<Contest>| Slot::settled(contest.map_or(NOBODY, |it| it.previous));
-        (!self.contests.is_empty()).then(|| self.contests.iter().map(previous).collect())
+        let mut slots = vec![Slot::settled(NOBODY); self.owners.len()];
+        for (index, contest) in &self.contests {
+            let previous = Slot::settled(contest.previous);
+            slots.get_mut(*index as usize).into_iter().for_each(|slot| *slot = previous);
+        }
+        (!self.contests.is_empty()).then_some(slots)
     }
 }
 

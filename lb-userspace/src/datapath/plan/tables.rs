@@ -1,6 +1,6 @@
 //! Maglev tables: filled aside, switched by a store, settled slot by slot.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::{Ipv4Addr, SocketAddr};
 
 use lb_common::flows::Entry;
@@ -36,8 +36,8 @@ pub(super) struct Table {
 /// What the flow table tells of the slots of a pool some of which are contested.
 #[derive(Debug, Default)]
 struct Remembered {
-    /// Of each slot, whether a flow of another backend than the owner was seen within the grace time.
-    differs: Vec<bool>,
+    /// Slots with a flow of another backend than the owner that was seen within the grace time.
+    differs: HashSet<u32>,
     /// Entries that settling may clear or change, with where they stand: of slots that have settled, spare ones, and those
     /// that were not seen within the grace time.
     entries: Vec<(u32, Entry)>,
@@ -246,8 +246,7 @@ impl Book {
             named.for_each(|backend| {
                 of_backend.get_mut(backend).into_iter().for_each(|it| *it = Some(pools.len()))
             });
-            let differs = vec![false; 1 << table.bits()];
-            pools.push((id, table, Remembered { differs, entries: Vec::new() }));
+            pools.push((id, table, Remembered::default()));
         }
         for (place, entry) in (0u32..).zip(flows.map(Entry)).filter(|(_, entry)| !entry.is_none()) {
             let pool = of_backend.get(usize::from(entry.backend().0)).copied().flatten();
@@ -262,7 +261,7 @@ impl Book {
             let slot = entry.slot(table.bits());
             let is_fresh = entry.age(now) <= grace;
             if is_fresh && table.slots.owner(slot) != entry.backend() {
-                told.differs.get_mut(slot as usize).into_iter().for_each(|differs| *differs = true);
+                told.differs.insert(slot);
             }
             if !is_fresh || entry.is_spare() || table.slots.has_settled(slot) {
                 told.entries.push((place, entry));
@@ -294,8 +293,7 @@ impl Book {
             if let Some(then) = spared {
                 table.slots.note_forgotten(then, now);
             }
-            let differs = |slot: u32| differs.get(slot as usize).is_some_and(|differs| *differs);
-            let settled = BTreeMap::from_iter(table.slots.settle(now, grace, differs));
+            let settled = BTreeMap::from_iter(table.slots.settle(now, grace, |slot| differs.contains(&slot)));
             let mut passed = BTreeMap::new();
             if id.protocol == Protocol::Udp {
                 passed.extend(table.slots.pass(now, grace));
@@ -313,8 +311,10 @@ impl Book {
             let over = idle.iter().chain(over);
             plan.ops.extend(over.map(|(place, entry)| Op::Unremember(*place, *entry)));
             plan.ops.extend(settled.iter().map(|(slot, cell)| Op::Slot(table.base + slot, *cell)));
-            let used = (0..1 << bits)
-                .filter(|slot| tables.slot(previous + slot).is_used() && !passed.contains_key(slot));
+            // No packet looks at the previous owner of a slot that has settled, nor does anybody read its mark.
+            let used = table.slots.contested_slots();
+            let used =
+                used.filter(|slot| tables.slot(previous + slot).is_used() && !passed.contains_key(slot));
             plan.ops.extend(used.map(|slot| Op::Unmark(previous + slot)));
             if table.slots.contested() > 0 {
                 continue;
