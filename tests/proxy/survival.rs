@@ -45,6 +45,17 @@ impl Alone {
         Self { agent, http, admin, log: Some(log), _dir: dir }
     }
 
+    /// Heaps of glibc beside the first: they begin at multiples of 64 MiB.
+    fn heaps(&self) -> usize {
+        let maps = std::fs::read_to_string(format!("/proc/{}/maps", self.agent.id())).expect("maps");
+        let start = |line: &str| u64::from_str_radix(line.split('-').next()?, 16).ok();
+        let is_heap = |line: &&str| {
+            let nameless = line.split_whitespace().count() == 5;
+            nameless && line.contains(" rw-p ") && start(line).is_some_and(|start| start % (64 << 20) == 0)
+        };
+        maps.lines().filter(is_heap).count()
+    }
+
     fn signal(&self, signal: &str) {
         let sent = Command::new("kill").args([signal, &self.agent.id().to_string()]).status();
         assert!(sent.expect("kill").success(), "{signal}");
@@ -73,6 +84,16 @@ impl Drop for Alone {
         let _ = self.agent.kill();
         let _ = self.agent.wait();
     }
+}
+
+#[test]
+fn there_are_no_more_heaps_than_workers_and_one() {
+    let alone = Alone::start("");
+
+    drop(alone.asks());
+
+    // There are many more threads.
+    assert!(alone.heaps() <= 1, "{} heaps beside the first", alone.heaps());
 }
 
 #[test]

@@ -63,6 +63,8 @@ use waiting::Waiting;
 pub fn run(config: Config) -> Result<(), StartError> {
     logging::start();
     panics::end_the_process();
+    // So many that workers seldom wait for each other.
+    datapath::share_heaps(config.workers.saturating_add(1));
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("penstock-agent")

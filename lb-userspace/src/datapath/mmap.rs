@@ -1,5 +1,6 @@
 //! Maps a kernel array into our memory, waits for its readers, tells which network namespace it serves
-//! and which programs sit where. The one place of the agent with `unsafe` code.
+//! and which programs sit where; and says how many heaps our own memory is in. The one place of the agent with
+//! `unsafe` code.
 #![expect(
     unsafe_code,
     reason = "neither aya 0.14 nor rustix 1 has these calls; everything else is built on them"
@@ -59,6 +60,20 @@ impl Drop for Mapping {
 unsafe impl Send for Mapping {}
 // SAFETY: as above.
 unsafe impl Sync for Mapping {}
+
+/// Has all threads allocate from so many heaps at most; called before there are others than this one. Left to itself glibc
+/// makes one for nearly every thread, and what one frees serves no other: with the threads that come and go with
+/// changes of a large cluster, a quarter of the memory was such holes.
+pub fn share_heaps(most: usize) {
+    #[cfg(target_env = "gnu")]
+    {
+        let most = libc::c_int::try_from(most).unwrap_or(libc::c_int::MAX);
+        // SAFETY: the call takes two integers. A value that it does not take leaves all as it is.
+        unsafe { libc::mallopt(libc::M_ARENA_MAX, most) };
+    }
+    #[cfg(not(target_env = "gnu"))]
+    let _ = most;
+}
 
 /// Returns when every packet that could have read memory retired before the call has left the
 /// program. `membarrier` with this command waits for an RCU grace period, which XDP runs inside.

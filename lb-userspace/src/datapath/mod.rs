@@ -51,6 +51,7 @@ use crate::model::report::{Explanation, Metric};
 
 pub use detach::{Detached, detach};
 pub use kernel::{Attached, Formers};
+pub use mmap::share_heaps;
 pub use status::Status;
 
 /// How to run the datapath.
