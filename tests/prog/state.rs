@@ -476,6 +476,19 @@ fn a_udp_flow_that_speaks_keeps_a_backend_that_drains_though_the_flow_table_is_f
 }
 
 #[test]
+fn no_more_of_the_flow_table_is_mapped_than_is_in_use() {
+    if !lb_tests::tier::require("prog", can_run_programs) {
+        return;
+    }
+    let mapped = |flow_bits| {
+        let engine = Engine::load(Config { flow_bits, ..CONFIG }).expect("the program loads");
+        engine.tables.flows.len()
+    };
+
+    assert_eq!([3, 14, 20].map(mapped), [1 << 3, 1 << 14, 1 << 20]);
+}
+
+#[test]
 fn each_vip_of_a_pool_is_counted_for_itself_on_every_path() {
     if !lb_tests::tier::require("prog", can_run_programs) {
         return;

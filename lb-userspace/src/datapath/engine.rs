@@ -113,7 +113,7 @@ impl Engine {
     }
 
     fn begin(config: Config, loaded: Loaded) -> Result<Self, Error> {
-        let Loaded { mut kernel, tables, counters, inherited, mut told } = loaded;
+        let Loaded { mut kernel, mut tables, counters, inherited, mut told } = loaded;
         let Config { hash_key, nat_ports: (first, last), flow_bits, tunnel_port, grace } = config;
         let mut settings = Settings {
             key: HashKey::expand(hash_key),
@@ -134,6 +134,7 @@ impl Engine {
             tables.open_shortcuts();
         }
         tables.store_settings(&settings);
+        tables.leave_unused_flows();
         Ok(Self {
             kernel,
             tables,

@@ -15,6 +15,7 @@ mod tunnel;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::PathBuf;
 
@@ -24,7 +25,7 @@ use aya::programs::links::FdLink;
 use aya::programs::xdp::XdpLink;
 use aya::programs::{ProgramError, SkLookup, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
-use lb_common::maps::{self, Program, at, row};
+use lb_common::maps::{self, Program, row};
 use lb_common::nat::{Forward, Reverse, Timeouts, state};
 use lb_common::{Addr, BackendId, HashKey};
 
@@ -115,8 +116,8 @@ impl Kernel {
             }
             loaded => loaded?,
         };
-        let tables = Tables::mapped(kernel.mapping(maps::TABLES, at::END)?);
-        let counters = Counters::new(kernel.mapping(maps::COUNTS, rows as usize * row::END)?);
+        let tables = Tables::mapped(|words| kernel.mapping(maps::TABLES, words))?;
+        let counters = Counters::new(kernel.mapping(maps::COUNTS, 0..rows as usize * row::END)?);
         told.extend(kernel.migrate(&inherited));
         if let Some(pins) = pins {
             kernel.set = Some(kernel.pin_set(&pins)?);
@@ -177,7 +178,7 @@ impl Kernel {
         if name == maps::TABLES { Some(&self.tables) } else { self.ebpf.map(name) }
     }
 
-    fn mapping(&self, name: &'static str, words: usize) -> Result<Mapping, Error> {
+    fn mapping(&self, name: &'static str, words: Range<usize>) -> Result<Mapping, Error> {
         let Some(Map::Array(data)) = self.map(name) else { return Err(Error::Object(name)) };
         Mapping::new(data.fd().as_fd(), words).map_err(|source| Error::System {
             call: "mmap",

@@ -100,10 +100,30 @@ impl Tables {
         Self::of(|part| Cells::owned(part.len()))
     }
 
-    /// The tables within a mapping of the whole map.
-    pub(super) fn mapped(mapping: Mapping) -> Self {
-        let mapping = Arc::new(mapping);
-        Self::of(|part| Cells::Mapped(Arc::clone(&mapping), part))
+    /// The tables within the whole map, of which `map` maps parts: the flow table is one of its own.
+    pub(super) fn mapped<E>(map: impl Fn(Range<usize>) -> Result<Mapping, E>) -> Result<Self, E> {
+        let parts = [0..at::FLOWS, at::FLOWS..at::LEASES, at::LEASES..at::END];
+        let mut mapped = Vec::new();
+        for part in parts {
+            mapped.push((Arc::new(map(part.clone())?), part));
+        }
+        Ok(Self::of(|cells| {
+            let part = mapped.iter().find(|(_, part)| part.contains(&cells.start));
+            part.map_or(Cells::Owned(Box::default()), |(mapping, part)| {
+                Cells::Mapped(Arc::clone(mapping), cells.start - part.start..cells.end - part.start)
+            })
+        }))
+    }
+
+    /// Has no more of the flow table mapped than is in use, as the settings say.
+    pub(super) fn leave_unused_flows(&mut self) {
+        let used = 1usize << self.flow_bits();
+        if let Cells::Mapped(mapping, part) = &mut self.flows
+            && let Some(mapping) = Arc::get_mut(mapping)
+        {
+            mapping.truncate(used);
+            part.end = part.end.min(used);
+        }
     }
 
     fn of(cells: impl Fn(Range<usize>) -> Cells) -> Self {

@@ -7,21 +7,30 @@
 )]
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::AtomicU64;
 
-/// A shared mapping of a whole BPF array.
+/// A shared mapping of a part of a BPF array.
 #[derive(Debug)]
 pub struct Mapping {
     start: NonNull<AtomicU64>,
     bytes: usize,
+    /// Words before the part that was asked for, on its first page.
+    before: usize,
 }
 
+/// Mappings begin and end at multiples of it: the largest page of any machine we run on.
+const PAGE: usize = 1 << 16;
+
 impl Mapping {
-    /// Maps `words` words of the array behind `fd`, which was created with `BPF_F_MMAPABLE`.
-    pub fn new(fd: BorrowedFd<'_>, words: usize) -> io::Result<Self> {
-        let bytes = words * size_of::<AtomicU64>();
+    /// Maps these words of the array behind `fd`, which was created with `BPF_F_MMAPABLE`.
+    pub fn new(fd: BorrowedFd<'_>, words: Range<usize>) -> io::Result<Self> {
+        let first = words.start * size_of::<AtomicU64>() / PAGE * PAGE;
+        let bytes = words.end * size_of::<AtomicU64>() - first;
+        let before = words.start - first / size_of::<AtomicU64>();
+        let offset = libc::off_t::try_from(first).map_err(io::Error::other)?;
         // SAFETY: a new mapping at an address of the kernel's choice touches no memory of ours;
         // the kernel refuses a length beyond the array.
         let start = unsafe {
@@ -31,27 +40,42 @@ impl Mapping {
                 libc::PROT_READ | libc::PROT_WRITE,
                 libc::MAP_SHARED,
                 fd.as_raw_fd(),
-                0,
+                offset,
             )
         };
         if start == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
         let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::InvalidData)?;
-        Ok(Self { start, bytes })
+        Ok(Self { start, bytes, before })
     }
 
     /// The mapped words.
     pub fn words(&self) -> &[AtomicU64] {
-        // SAFETY: `new` mapped that many bytes page-aligned and nothing unmaps them before drop;
+        // SAFETY: that many bytes are mapped, page-aligned, and nothing unmaps them while `self` is borrowed;
         // the kernel may write at any time, which atomics allow.
-        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.bytes / size_of::<AtomicU64>()) }
+        let all =
+            unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.bytes / size_of::<AtomicU64>()) };
+        all.get(self.before..).unwrap_or_default()
+    }
+
+    /// Maps no more than the first `words` words any longer, but for what stands on the same page. The pages of an
+    /// array are there whether mapped or not, and count as ours while they are.
+    pub fn truncate(&mut self, words: usize) {
+        let kept = ((self.before + words) * size_of::<AtomicU64>()).next_multiple_of(PAGE);
+        let Some(over) = self.bytes.checked_sub(kept).filter(|over| *over > 0) else { return };
+        // SAFETY: the end of the range is the end of what `new` mapped, and nobody else has borrowed `self`.
+        let failed =
+            unsafe { libc::munmap(self.start.as_ptr().cast::<u8>().wrapping_add(kept).cast(), over) };
+        if failed == 0 {
+            self.bytes = kept;
+        }
     }
 }
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: the range is the one `new` mapped, and `self` is its only owner.
+        // SAFETY: the range is what is left of that which `new` mapped, and `self` is its only owner.
         unsafe { libc::munmap(self.start.as_ptr().cast(), self.bytes) };
     }
 }

@@ -102,7 +102,7 @@ fn usable(set: &Path, wanted: &BTreeMap<String, Shape>, key: Option<HashKey>) ->
         return Err(format!("{} is {shape}, wanted {wanted}", maps::TABLES));
     }
     let data = MapData::from_pin(&path).map_err(|error| error.to_string())?;
-    let page = Mapping::new(data.fd().as_fd(), at::INTERFACES).map_err(|error| error.to_string())?;
+    let page = Mapping::new(data.fd().as_fd(), 0..at::INTERFACES).map_err(|error| error.to_string())?;
     let config = Cells::Mapped(page.into(), 0..at::INTERFACES);
     match config.word(0, config::ABI_WORD) {
         // An agent that ended while it began.
