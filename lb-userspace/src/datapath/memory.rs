@@ -202,6 +202,10 @@ impl Tables {
         self.records.store(index as usize * LINE, descriptor.0);
     }
 
+    pub(super) fn store_rules(&self, index: u16, rules: lb_common::Rules) {
+        self.records.store(index as usize * LINE + 1, rules.0);
+    }
+
     /// Writes a Maglev table; `base` is a multiple of four.
     pub(super) fn store_slots(&self, base: u32, slots: &[Slot]) {
         for (index, four) in slots.chunks(4).enumerate() {

@@ -10,7 +10,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use lb_common::maps::{self, LINE};
 use lb_common::steer::Memory;
-use lb_common::{Addr, AddrEntry, BackendId, Epoch, HashKey, Record, VipEntry};
+use lb_common::{Addr, AddrEntry, BackendId, Epoch, HashKey, Record, Rules, VipEntry};
 
 use super::memory::Tables;
 use super::regions::Regions;
@@ -177,6 +177,8 @@ struct Retired {
     backends: Vec<(PoolId, BackendId)>,
     tags: Vec<u16>,
     records: Vec<u16>,
+    /// Those whose pool has no backend any more that is translated to.
+    translated: Vec<RecordKey>,
     ranges: Vec<u16>,
     regions: Vec<(u32, u32)>,
     addr_ids: Vec<u16>,
@@ -254,14 +256,17 @@ impl Book {
 
     /// Gives back what nothing names any more, once no packet can be reading it.
     fn release(&mut self, retired: Retired, switched: bool, plan: &mut Plan) {
-        let Retired { backends, tags, records, ranges, regions, addr_ids } = retired;
+        let Retired { backends, tags, records, translated, ranges, regions, addr_ids } = retired;
         let (named, gone): (Vec<_>, Vec<_>) =
             backends.into_iter().partition(|(pool, id)| self.is_named(pool, *id));
         self.lingering.backends.extend(named);
         let gone: Vec<BackendId> = gone.into_iter().map(|(_, id)| id).collect();
-        if switched || !gone.is_empty() || !regions.is_empty() || !ranges.is_empty() {
+        let told = translated.iter().filter_map(|key| self.records.get(key));
+        let told: Vec<_> = told.filter(|(_, record)| !record.rules.any(Rules::TRANSLATED)).collect();
+        if switched || !gone.is_empty() || !regions.is_empty() || !ranges.is_empty() || !told.is_empty() {
             plan.ops.push(Op::Grace);
         }
+        plan.ops.extend(told.into_iter().map(|(index, record)| Op::Rules(*index, record.rules)));
         plan.ops.extend(gone.iter().map(|id| Op::Forget(*id)));
         self.forgotten.extend(gone);
         for set in ranges {

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use lb_common::flows::Entry;
 use lb_common::maps::LINE;
-use lb_common::{BackendId, Descriptor, Epoch, Slot};
+use lb_common::{BackendId, Descriptor, Epoch, Rules, Slot};
 
 use crate::datapath::layout;
 use crate::datapath::memory::Tables;
@@ -26,6 +26,8 @@ pub enum Op {
     Table(u32, Vec<Slot>),
     /// Writes a record that no VIP names.
     Record(u16, [u64; LINE]),
+    /// Gives a record that a VIP may name other rules: one store.
+    Rules(u16, Rules),
     /// Fills a set of source ranges that no record names.
     Ranges(u16, BTreeSet<Prefix>),
     /// Switches the tables of a VIP: one store.
@@ -93,6 +95,7 @@ impl Op {
             Self::NoNames(names) => outside.clear_names(names),
             Self::Table(base, slots) => tables.store_slots(*base, slots),
             Self::Record(index, words) => tables.store_record(*index, words),
+            Self::Rules(index, rules) => tables.store_rules(*index, *rules),
             Self::Ranges(set, ranges) => outside.set_ranges(*set, ranges),
             Self::Switch(index, descriptor) => tables.switch(*index, *descriptor),
             Self::Slot(index, slot) => tables.store_slot(*index, *slot),

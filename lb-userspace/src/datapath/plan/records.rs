@@ -93,10 +93,18 @@ impl Book {
         if let (Some((index, old)), Some(record)) = (old, record)
             && same_rules(old, &record)
         {
+            let [before, now] = [*old, record].map(|record| record.rules.any(Rules::TRANSLATED));
+            if now && !before {
+                // No packet that was not told meets a slot of a backend that is translated to.
+                plan.ops.extend([Op::Rules(*index, record.rules), Op::Grace]);
+            }
+            if before && !now {
+                retired.translated.push(key.clone());
+            }
             if old.descriptor != record.descriptor {
                 plan.ops.push(Op::Switch(*index, record.descriptor));
-                *old = record;
             }
+            *old = record;
             return;
         }
         // Other rules are another record: the switch is the epoch's.
@@ -140,6 +148,8 @@ impl Book {
     }
 }
 
+/// But for what may be said too early and too late: that some backend is translated to.
 fn same_rules(old: &Record, new: &Record) -> bool {
-    old.rules == new.rules && old.ranges == new.ranges
+    let [old_rules, new_rules] = [old, new].map(|record| record.rules.0 & !Rules::TRANSLATED);
+    old_rules == new_rules && old.ranges == new.ranges
 }

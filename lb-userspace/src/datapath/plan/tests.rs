@@ -454,6 +454,38 @@ fn a_backend_of_another_mode_keeps_its_flows_in_the_old_one_until_they_are_over(
 }
 
 #[test]
+fn that_a_pool_is_translated_to_is_said_before_its_table_is_switched_and_taken_back_after() {
+    let tables = Tables::owned();
+    let mut book = Book::default();
+    let mut want = Want::default();
+    serve(&mut want, 0, &[1, 2]);
+    let translated = Backend { mode: ForwardingMode::Nat, ..backend(3, 1) };
+    want.addrs.insert(translated.way.source, Owner::Node);
+    assert_eq!(carry_out(&mut book, &want, &tables), 0);
+    let mut steps = |want: &Want| {
+        let plan = book.plan(want, 0);
+        plan.ops.iter().for_each(|op| op.apply(&tables, &mut ()));
+        let (index, record) = book.record_of(&place(0), &pool_id(0)).expect("served");
+        assert_eq!(lb_common::Record::read(&tables.records, index.into()), record);
+        let step = |op: &Op| match op {
+            Op::Rules(_, rules) if rules.any(lb_common::Rules::TRANSLATED) => Some("say"),
+            Op::Rules(..) => Some("take back"),
+            Op::Grace => Some("wait"),
+            Op::Switch(..) => Some("switch"),
+            Op::Record(..) | Op::Lookup(..) | Op::Epoch(_) => Some("lay out all VIPs"),
+            _ => None,
+        };
+        plan.ops.iter().filter_map(step).collect::<Vec<_>>()
+    };
+
+    want.pools.get_mut(&pool_id(0)).expect("served").backends.insert(backend_addr(3), translated);
+    assert_eq!(steps(&want), ["say", "wait", "switch", "wait"]);
+
+    want.pools.get_mut(&pool_id(0)).expect("served").backends.remove(&backend_addr(3));
+    assert_eq!(steps(&want), ["switch", "wait", "take back"]);
+}
+
+#[test]
 fn a_former_self_goes_with_its_backend() {
     let tables = Tables::owned();
     let mut book = Book::default();
