@@ -230,7 +230,7 @@ impl Engine {
     }
 
     /// Settles the slots whose last change is older than the grace time, as far as their flows
-    /// allow; called every second or so. Returns how many remain contested.
+    /// allow; called every few seconds. Returns how many remain contested.
     pub fn settle(&mut self) -> usize {
         self.settle_at(now())
     }

@@ -283,7 +283,7 @@ impl Book {
 
     /// Gives back the ids of backends that are gone. Flows notice by themselves that theirs is; another backend of
     /// that id must not get them. To find them the whole flow table is read, so it is done for all that went within
-    /// a second, and sooner only where no other id is left.
+    /// a few seconds, and sooner only where no other id is left.
     fn purge(&mut self, plan: &mut Plan) {
         let gone = std::mem::take(&mut self.forgotten);
         if gone.is_empty() {

@@ -5,6 +5,7 @@ mod upkeep;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -44,8 +45,9 @@ const TICK: Duration = Duration::from_millis(200);
 /// Ticks between sweeps of the NAT tables, and before what failed is tried again.
 const SWEEP_TICKS: u32 = 25;
 const RETRY_TICKS: u32 = 5;
-/// Ticks between looks at the slots that have not settled.
-const SETTLE_TICKS: u32 = 5;
+/// Ticks between looks at the slots that have not settled: a sixtieth of the grace time, which they outlast by as much at
+/// most, but a second at least and five at most. After a storm there are hundreds of thousands.
+const SETTLE_TICKS: RangeInclusive<u128> = 5..=25;
 /// Ticks between looks at what others may have undone.
 const UPKEEP_TICKS: u32 = 5;
 
@@ -82,6 +84,7 @@ pub struct Worker {
     attach: Attach,
     on_exit: OnExit,
     nat_ports: (u16, u16),
+    settle_ticks: u32,
     /// Interfaces that the program is attached to, by index: one that is made anew under an old
     /// name has a new index.
     attached: BTreeMap<u32, (String, Attached)>,
@@ -127,6 +130,7 @@ pub async fn start(
         None => random_key()?,
     };
     let flow_bits = flow_entries.max(1).next_power_of_two().trailing_zeros() as u8;
+    let settle_ticks = settle_ticks(grace);
     let grace = lb_common::flows::clock(u64::try_from(grace.as_nanos()).unwrap_or(u64::MAX));
     let grace = u16::try_from(grace).unwrap_or(u16::MAX);
     let config = Config { hash_key: key, nat_ports, flow_bits, tunnel_port, grace };
@@ -180,6 +184,7 @@ pub async fn start(
         choice,
         attach,
         nat_ports,
+        settle_ticks,
         attached: BTreeMap::new(),
         devices: Devices::default(),
         on_exit,
@@ -279,7 +284,7 @@ impl Worker {
                     } else {
                         self.netlink.verify().await;
                     }
-                    if ticks.is_multiple_of(SETTLE_TICKS) {
+                    if ticks.is_multiple_of(self.settle_ticks) {
                         self.settle().await;
                     }
                     if ticks.is_multiple_of(UPKEEP_TICKS) {
@@ -538,6 +543,11 @@ impl Shared {
     }
 }
 
+fn settle_ticks(grace: Duration) -> u32 {
+    let ticks = grace.as_millis() / 60 / TICK.as_millis();
+    ticks.clamp(*SETTLE_TICKS.start(), *SETTLE_TICKS.end()) as u32
+}
+
 fn random_key() -> Result<[u8; 16], Error> {
     let path = "/dev/urandom";
     let mut key = [0; 16];
@@ -562,5 +572,17 @@ fn check_nat_ports((first, last): (u16, u16)) {
             "the SNAT ports overlap net.ipv4.ip_local_port_range: connections of this host to a \
              backend may collide with translated ones"
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_are_looked_at_every_sixtieth_of_their_grace_time_within_bounds() {
+        let seconds = |grace| settle_ticks(Duration::from_secs(grace)) as f64 * TICK.as_secs_f64();
+
+        assert_eq!([1, 60, 180, 300, 3600].map(seconds), [1.0, 1.0, 3.0, 5.0, 5.0]);
     }
 }
