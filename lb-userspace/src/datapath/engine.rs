@@ -311,8 +311,9 @@ impl Engine {
         problems.append(&mut beside.problems);
         if !self.left.is_empty() {
             // A tag that is given away again begins at nothing.
-            let tags: BTreeSet<u16> = self.book.tags_in_use().collect();
-            self.left.retain(|tag, _| tags.contains(tag));
+            let mut in_use = vec![false; usize::from(u16::MAX) + 1];
+            self.book.tags_in_use().for_each(|tag| in_use[usize::from(tag)] = true);
+            self.left.retain(|tag, _| in_use[usize::from(*tag)]);
         }
         problems
     }
