@@ -57,6 +57,8 @@ impl Site {
     pub fn new(host: &Host, assets: &std::path::Path, kernel: bool) -> Result<Self> {
         // What is asked for from within is answered from within: every address of a pod is one of this host.
         host.run(&format!("ip route add local {PODS} dev lo"))?;
+        // As every node with pods does; an agent on one that does not has a problem to tell with every change.
+        host.run("sysctl -qw net.ipv4.ip_forward=1")?;
         for number in 1..NODES {
             let address = world::node_address(number);
             host.run(&format!(
