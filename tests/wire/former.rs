@@ -9,7 +9,7 @@ use lb_tests::agent::{DEADLINE, eventually};
 use lb_tests::{echo, manifests as objects};
 
 use crate::announce::{agreed, believed, former};
-use crate::nodes::{Cluster, Flow, TCP, manifests, pod, vip};
+use crate::nodes::{self, Cluster, Flow, TCP, manifests, pod, vip};
 use crate::rig::still_echoes;
 
 /// Both are held by node 2 as soon as that is there.
@@ -198,8 +198,10 @@ fn flows_of_pods_on_either_node_go_on_when_a_vip_with_traffic_policy_local_moves
         "allocateLoadBalancerNodePorts: false\n  externalTrafficPolicy: Local",
     );
     let Some(cluster) = Cluster::announcing_with(2, 1, &yaml, &FLAGS) else { return };
+    let [holder, _] = agreed(&cluster, nodes::VIPS);
+    let number = if holder == "n1" { 1 } else { 2 };
     let mut before = cluster.connect(vip(0, TCP));
-    let number = if before.pod == "p11" { 1 } else { 2 };
+    assert_eq!(before.pod, format!("p{number}1"));
     let node = format!("  name: n{number}\n");
     let excluded =
         format!("{node}  labels: {{node.kubernetes.io/exclude-from-external-load-balancers: \"\"}}\n");
