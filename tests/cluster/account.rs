@@ -103,10 +103,9 @@ fn of_kustomize(rig: &Rig) -> Installation {
 fn of_chart(rig: &Rig, helm: &mut Helm, controller: Value) -> Installation {
     kubectl(rig, &["create", "namespace", INSTALLED], "");
     let mut values = json!({"controller": {"kind": "DaemonSet"}});
-    values["controller"]
-        .as_object_mut()
-        .zip(controller.as_object())
-        .map(|(all, more)| all.extend(more.clone()));
+    for (name, value) in controller.as_object().expect("a map") {
+        values["controller"][name] = value.clone();
+    }
     let release = Release { name: INSTALLED, namespace: INSTALLED, values };
     let objects = helm.template(&release).unwrap_or_else(|error| panic!("{error}"));
     let (mut applied, args) = parted(objects.into_iter().map(|object| object.value).collect());
