@@ -13,15 +13,15 @@ use crate::rig::{Backend, Client, DEADLINE, Rig, nobody, to, to_with};
 use crate::tls_client::{Ca, Tls, config};
 
 /// A log of its own for each test.
-struct Log(TempDir);
+pub struct Log(TempDir);
 
 impl Log {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self(tempfile::tempdir().expect("a directory"))
     }
 
     /// The same state, logged in this format.
-    fn of(&self, l7: L7, format: &str) -> L7 {
+    pub fn of(&self, l7: L7, format: &str) -> L7 {
         let sink = Arc::new(Sink::File(self.0.path().join("access.log")));
         let (format, unknown) = Format::compile(format, Escape::Default);
         assert_eq!(unknown, Vec::<String>::new());
@@ -29,7 +29,7 @@ impl Log {
     }
 
     /// Waits for so many lines.
-    fn lines(&self, count: usize) -> Vec<String> {
+    pub fn lines(&self, count: usize) -> Vec<String> {
         let started = Instant::now();
         loop {
             let text = std::fs::read_to_string(self.0.path().join("access.log")).unwrap_or_default();

@@ -3,29 +3,27 @@
 use std::collections::BTreeSet;
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
 
 use penstock::model::expression::Expression;
 use penstock::model::l4::Prefix;
 use penstock::model::l7::forwarding::{Address, Behind, Words};
 use penstock::model::l7::policy::{
-    Access, AddressSet, Auth, Basic, Cors, External, FilledHeader, Origins, Password, Remember, RememberRule,
-    Satisfy, Users,
+    Access, AddressSet, Auth, Basic, Cors, External, FilledHeader, Origins, Password, Satisfy, Users,
 };
 use penstock::model::l7::{Filters, Forwarding, L7, Policies, Upstream, UpstreamName};
 use penstock::model::upstream::Keepalive;
 
-use crate::rig::{Backend, DEADLINE, Reply, Rig, nobody, to_with};
+use crate::rig::{Backend, DEADLINE, Rig, nobody, to_with};
 use crate::upstream_tls::{Chain, TlsBackend};
 
 /// A service that answers every question so, and what it was asked.
-struct Service {
-    backend: Backend,
-    heads: Receiver<String>,
+pub struct Service {
+    pub backend: Backend,
+    pub heads: Receiver<String>,
 }
 
 impl Service {
-    fn saying(answer: impl Into<String>) -> Self {
+    pub fn saying(answer: impl Into<String>) -> Self {
         let answer = answer.into();
         let (tell, heads) = channel();
         let tell = Mutex::new(tell);
@@ -45,16 +43,16 @@ impl Service {
     }
 
     /// How often it was asked since.
-    fn questions(&self) -> usize {
+    pub fn questions(&self) -> usize {
         self.heads.try_iter().count()
     }
 
-    fn external(&self) -> External {
+    pub fn external(&self) -> External {
         external(&format!("127.0.0.1:{}", self.backend.addr.port()), "/check")
     }
 }
 
-fn text(text: &str) -> Expression {
+pub fn text(text: &str) -> Expression {
     Expression::parse(text).expect("known variables")
 }
 
@@ -86,11 +84,11 @@ fn with(backend: &Backend, policies: Policies) -> L7 {
 }
 
 const GET: &str = "GET /a?b=c&d=e HTTP/1.1\r\nHost: shop.example.com:8080\r\n\r\n";
-const YES: &str = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
-const NO: &str =
+pub const YES: &str = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+pub const NO: &str =
     "HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Bearer realm=\"x\"\r\nContent-Length: 0\r\n\r\n";
 
-fn lines<'r>(head: &'r str, name: &str) -> Vec<&'r str> {
+pub fn lines<'r>(head: &'r str, name: &str) -> Vec<&'r str> {
     let is = |line: &&str| line.split(':').next().is_some_and(|known| known.eq_ignore_ascii_case(name));
     head.lines().filter(is).collect()
 }
@@ -304,74 +302,6 @@ fn cookies_of_the_answer_go_with_the_statuses_that_nginx_adds_headers_to() {
             Rig::start(guarded(&backend, External { always_set_cookie, sign_in, ..service.external() }));
 
         assert_eq!(lines(&rig.ask(GET).head, "set-cookie"), expected, "{case}");
-    }
-}
-
-fn remembered(service: &Service, key: &str) -> External {
-    let rule =
-        |statuses: &[u16]| RememberRule { statuses: statuses.to_vec(), time: Duration::from_secs(600) };
-    let remember = Some(Remember { key: text(key), rules: vec![rule(&[200, 401])] });
-    External { remember, response_headers: vec!["X-User".to_owned()], ..service.external() }
-}
-
-#[test]
-fn a_user_is_part_of_what_an_answer_depends_on() {
-    let (backend, service) = (Backend::mirror(), Service::saying(YES));
-    let rig = Rig::start(guarded(&backend, remembered(&service, "$remote_user$http_authorization")));
-
-    // alice, alice, bob.
-    for credentials in ["YWxpY2U6YQ==", "YWxpY2U6YQ==", "Ym9iOmI="] {
-        let ask = format!("GET / HTTP/1.1\r\nHost: h\r\nAuthorization: Basic {credentials}\r\n\r\n");
-        assert_eq!(rig.ask(&ask).status, 200);
-    }
-
-    assert_eq!(service.questions(), 2);
-}
-
-fn ask_with(rig: &Rig, cookie: &str) -> Reply {
-    rig.ask(&format!("GET /a HTTP/1.1\r\nHost: h\r\nCookie: session={cookie}\r\n\r\n"))
-}
-
-#[test]
-fn answers_are_remembered_by_their_key_and_outlive_the_service() {
-    let backend = Backend::mirror();
-    let service = Service::saying("HTTP/1.1 200 OK\r\nX-User: ann\r\nContent-Length: 0\r\n\r\n");
-    let external = remembered(&service, "$cookie_session");
-    let rig = Rig::with_workers(guarded(&backend, external.clone()), 4);
-
-    let users =
-        ["one", "one", "two", "one"].map(|cookie| lines(&ask_with(&rig, cookie).text(), "x-user").len());
-    assert_eq!((users, service.questions()), ([1; 4], 2));
-    // Each on a connection of its own, which any worker may get.
-    let statuses: BTreeSet<u16> = (0..32).map(|_| ask_with(&rig, "one").status).collect();
-    assert_eq!((statuses, service.questions()), (BTreeSet::from([200]), 0));
-
-    // The same place, its service gone: what is remembered serves on, and nothing else does.
-    let gone = External { host: text(&format!("127.0.0.1:{}", nobody().port())), ..external };
-    rig.publish(guarded(&backend, gone));
-    let started = Instant::now();
-    // Whoever is new each time, because an answer of before the change would be remembered, too.
-    let nobody_knows = (0..).map(|number| ask_with(&rig, &format!("new-{number}")).status);
-    let refused = nobody_knows.take_while(|_| started.elapsed() < DEADLINE).find(|status| *status == 500);
-    assert_eq!(refused, Some(500));
-    let statuses: BTreeSet<u16> = (0..32).map(|_| ask_with(&rig, "one").status).collect();
-    assert_eq!((statuses, ask_with(&rig, "two").status), (BTreeSet::from([200]), 200));
-}
-
-#[test]
-fn what_is_meant_for_one_client_or_not_listed_is_asked_every_time() {
-    let backend = Backend::mirror();
-    for (case, answer, status) in [
-        ("a cookie", "HTTP/1.1 200 OK\r\nSet-Cookie: a=b\r\nContent-Length: 0\r\n\r\n", 200),
-        ("private", "HTTP/1.1 200 OK\r\nCache-Control: private\r\nContent-Length: 0\r\n\r\n", 200),
-        ("not listed", "HTTP/1.1 403 No\r\nContent-Length: 0\r\n\r\n", 403),
-    ] {
-        let service = Service::saying(answer);
-        let rig = Rig::start(guarded(&backend, remembered(&service, "$cookie_session")));
-
-        let asked = [ask_with(&rig, "x").status, ask_with(&rig, "x").status];
-
-        assert_eq!((asked, service.questions()), ([status; 2], 2), "{case}");
     }
 }
 

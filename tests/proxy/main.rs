@@ -3,6 +3,7 @@
 mod access_log;
 mod arrival;
 mod auth;
+mod auth_cache;
 mod authorities;
 mod bodies;
 mod buffers;
@@ -47,4 +48,5 @@ mod tls;
 mod tls_client;
 mod traces;
 mod upstream_tls;
+mod variables;
 mod version1;

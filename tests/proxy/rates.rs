@@ -46,6 +46,29 @@ fn clients_are_told_apart_by_what_the_config_map_says() {
     assert!((0..5).all(|_| ask("") == 200));
 }
 
+#[test]
+fn no_other_way_to_write_a_name_escapes_a_limit() {
+    let backend = Backend::mirror();
+    for (by, ways) in [
+        ("$arg_key", ["/?key=k HTTP/1.1", "/?a&Key=k HTTP/1.1", "/?KEY=k HTTP/1.1"]),
+        (
+            "$cookie_key",
+            [
+                "/ HTTP/1.1\r\nCookie: key=k",
+                "/ HTTP/1.1\r\nCookie: KEY=k",
+                "/ HTTP/1.1\r\nCookie: a=1\r\nCookie: key=k",
+            ],
+        ),
+    ] {
+        let by = Some(Arc::new(Expression::parse(by).expect("a variable")));
+        let rig = Rig::start(limited(&backend, Limits { by, ..two_a_minute() }));
+
+        let statuses = ways.map(|way| rig.ask(&format!("GET {way}\r\nHost: h\r\n\r\n")).status);
+
+        assert_eq!(statuses, [200, 200, 429], "{ways:?}");
+    }
+}
+
 fn limited(backend: &Backend, limits: Limits) -> L7 {
     let policies = Some(Arc::new(Policies { limits: Some(limits), ..Policies::default() }));
     to_with(&[backend.addr], Filters { policies, ..Filters::default() })

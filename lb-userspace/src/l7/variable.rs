@@ -10,6 +10,7 @@ use super::h1::Request;
 use super::heads::Client;
 use super::log::{self, Place, Subject};
 use super::path;
+use super::policy::Headers;
 use super::route::{Route, Router, bare_host};
 use super::trace::Context;
 use crate::model::expression::{Expression, Part, Variable};
@@ -77,7 +78,7 @@ fn value_of(variable: &Variable, known: Known<'_, '_, '_>, out: &mut Vec<u8>) {
             let _ = write!(out, "{}", effective.addr);
         }
         Variable::RemoteUser => {
-            let authorization = header(request, "authorization");
+            let authorization = request.headers("authorization").next();
             if let Some(Credentials { user, .. }) = authorization.and_then(Credentials::read) {
                 out.extend_from_slice(&user);
             }
@@ -111,13 +112,12 @@ fn value_of(variable: &Variable, known: Known<'_, '_, '_>, out: &mut Vec<u8>) {
         Variable::BestHost => out.extend_from_slice(effective.host),
         Variable::RequestMethod => out.extend_from_slice(request.method.as_bytes()),
         Variable::Header(name) if name == "host" => out.extend_from_slice(request.host),
-        Variable::Header(name) => out.extend_from_slice(header(request, name).unwrap_or_default()),
+        Variable::Header(name) => put_header(Headers::Sent(request.block), name, out),
         Variable::Argument(name) => {
             out.extend_from_slice(argument(query.unwrap_or_default(), name).unwrap_or_default());
         }
         Variable::Cookie(name) => {
-            let cookies = header(request, "cookie").unwrap_or_default();
-            out.extend_from_slice(cookie(cookies, name).unwrap_or_default());
+            out.extend_from_slice(Headers::Sent(request.block).cookie(name).unwrap_or_default());
         }
         Variable::Other(_, early) => log::expand(early, &known.subject(), out),
     }
@@ -135,13 +135,19 @@ impl<'a, 'h, 'b> Known<'a, 'h, 'b> {
     }
 }
 
-/// Value of the first line with this name, whose words a variable separates by `_`.
-fn header<'b>(request: &Request<'_, 'b>, name: &str) -> Option<&'b [u8]> {
-    request.block.first(|line| is_header(line, name))
+/// Appends all lines of the header that a variable has this name for.
+pub(super) fn put_header(headers: Headers<'_>, name: &str, out: &mut Vec<u8>) {
+    let lines = headers.lines().filter(|(line, _)| is_header(line, name));
+    for (at, (_, value)) in lines.enumerate() {
+        if at > 0 {
+            out.extend_from_slice(separator(name));
+        }
+        out.extend_from_slice(value);
+    }
 }
 
-/// The header that a variable has this name for.
-pub(super) fn is_header(line: &str, name: &str) -> bool {
+/// The header that a variable has this name for: words are separated by `_`.
+fn is_header(line: &str, name: &str) -> bool {
     line.len() == name.len()
         && line.bytes().zip(name.bytes()).all(|(is, wanted)| match wanted {
             b'_' => is == b'-' || is == b'_',
@@ -149,16 +155,15 @@ pub(super) fn is_header(line: &str, name: &str) -> bool {
         })
 }
 
-/// Value of an argument of a query.
-pub(super) fn argument<'b>(query: &'b [u8], name: &str) -> Option<&'b [u8]> {
-    value(query.split(|byte| *byte == b'&'), name)
+/// What nginx joins the lines of a request's header by.
+pub(super) fn separator(name: &str) -> &'static [u8] {
+    if name.eq_ignore_ascii_case("cookie") { b"; " } else { b", " }
 }
 
-/// Value of a cookie of a header.
-pub(super) fn cookie<'b>(cookies: &'b [u8], name: &str) -> Option<&'b [u8]> {
-    value(cookies.split(|byte| *byte == b';').map(<[u8]>::trim_ascii), name)
-}
-
-fn value<'b>(pairs: impl Iterator<Item = &'b [u8]>, name: &str) -> Option<&'b [u8]> {
-    pairs.filter_map(|pair| pair.strip_prefix(name.as_bytes())).find_map(|rest| rest.strip_prefix(b"="))
+/// Value of the first argument of a query with this name, in any case as nginx has it.
+pub(super) fn argument<'q>(query: &'q [u8], name: &str) -> Option<&'q [u8]> {
+    query.split(|byte| *byte == b'&').find_map(|pair| {
+        let (known, rest) = pair.split_at_checked(name.len())?;
+        rest.strip_prefix(b"=").filter(|_| known.eq_ignore_ascii_case(name.as_bytes()))
+    })
 }

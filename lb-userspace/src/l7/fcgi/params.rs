@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::super::buffer::Scratch;
 use super::super::h1::request::Sent;
 use super::super::log::{self, Subject};
+use super::super::variable;
 use super::record::{self, Kind};
 use crate::model::l7::FastCgi;
 use crate::model::l7::log::Part;
@@ -83,7 +84,7 @@ impl Params {
         if is_own || name == "HTTP_PROXY" {
             return;
         }
-        let separator: &[u8] = if name == "HTTP_COOKIE" { b"; " } else { b", " };
+        let separator = variable::separator(header);
         let mut value = Scratch::take();
         for (at, line) in lines.enumerate() {
             value.extend_from_slice(if at == 0 { b"" } else { separator });

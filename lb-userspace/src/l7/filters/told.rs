@@ -133,13 +133,9 @@ impl Subject<'_> {
                 out.extend_from_slice(variables::argument(query, name).unwrap_or_default());
             }
             Variable::Cookie(name) => {
-                let cookies = asked.headers.first("cookie").unwrap_or_default();
-                out.extend_from_slice(variables::cookie(cookies, name).unwrap_or_default());
+                out.extend_from_slice(asked.headers.cookie(name).unwrap_or_default());
             }
-            Variable::Header(name) => {
-                let found = asked.headers.find(|line| variables::is_header(line, name));
-                out.extend_from_slice(found.unwrap_or_default());
-            }
+            Variable::Header(name) => variables::put_header(asked.headers, name, out),
             Variable::Other(_, early) => out.extend_from_slice(match early {
                 Early::Namespace => labels.namespace.as_bytes(),
                 Early::Ingress => labels.ingress.as_bytes(),

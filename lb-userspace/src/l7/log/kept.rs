@@ -2,6 +2,7 @@
 //! where the format has one of them alone.
 
 use super::super::buffer::Scratch;
+use super::super::policy;
 use super::super::route::Router;
 
 /// The heads of one request's response.
@@ -58,7 +59,7 @@ impl Kept {
     pub(super) fn upstream_cookie(&self, name: &str) -> Option<&[u8]> {
         header(&self.answer, "set-cookie").find_map(|cookie| {
             let pair = cookie.split(|byte| *byte == b';').next()?.trim_ascii();
-            pair.strip_prefix(name.as_bytes())?.strip_prefix(b"=")
+            policy::value_of(pair, name)
         })
     }
 }

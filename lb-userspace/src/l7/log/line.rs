@@ -13,9 +13,11 @@ use super::super::filters::Scheme;
 use super::super::h1::{Request, Version};
 use super::super::heads::Client;
 use super::super::path;
+use super::super::policy::Headers;
 use super::super::route::{Route, bare_host};
 use super::super::trace::Context;
 use super::super::upstream::{Attempt, Record};
+use super::super::variable;
 use super::Tally;
 use super::escape::{absent, value};
 use super::kept::Kept;
@@ -201,11 +203,11 @@ pub(super) fn early_value(early: &Early, escape: Escape, subject: &Subject<'_, '
         Early::Https => Some(if client.scheme == Scheme::Https { b"on" } else { b"" }),
         Early::IsArgs => Some(if query.is_some_and(|query| !query.is_empty()) { b"?" } else { b"" }),
         Early::Query => query,
-        Early::Argument(name) => query.and_then(|query| argument(query, name)),
+        Early::Argument(name) => query.and_then(|query| variable::argument(query, name)),
         Early::Protocol => request.map(|request| protocol(request, is_http2)),
         Early::Host => return host(request, escape, out),
         Early::Header(name) => return header(request, name, escape, out),
-        Early::Cookie(name) => request.and_then(|request| cookie(request, name)),
+        Early::Cookie(name) => request.and_then(|request| Headers::Sent(request.block).cookie(name)),
         Early::ServerName => labels.map(|labels| labels.host.as_bytes()),
         Early::Upstream => {
             let names = place.map(|place| [place.stand_in, place.upstream]);
@@ -308,14 +310,15 @@ fn host(request: Option<&Request<'_, '_>>, escape: Escape, out: &mut Vec<u8>) {
 
 /// All lines of the header, as nginx joins them.
 fn header(request: Option<&Request<'_, '_>>, name: &str, escape: Escape, out: &mut Vec<u8>) {
-    joined(request.iter().flat_map(|request| request.headers(name)), escape, out);
+    let lines = request.iter().flat_map(|request| request.headers(name));
+    joined(lines, variable::separator(name), escape, out);
 }
 
-fn joined<'b>(lines: impl Iterator<Item = &'b [u8]>, escape: Escape, out: &mut Vec<u8>) {
+fn joined<'b>(lines: impl Iterator<Item = &'b [u8]>, separator: &[u8], escape: Escape, out: &mut Vec<u8>) {
     let mut found = false;
     for line in lines {
         if found {
-            out.extend_from_slice(b", ");
+            out.extend_from_slice(separator);
         }
         found = true;
         value(line, escape, out);
@@ -323,20 +326,6 @@ fn joined<'b>(lines: impl Iterator<Item = &'b [u8]>, escape: Escape, out: &mut V
     if !found {
         absent(escape, out);
     }
-}
-
-fn cookie<'b>(request: &Request<'_, 'b>, name: &str) -> Option<&'b [u8]> {
-    request
-        .headers("cookie")
-        .flat_map(|line| line.split(|byte| *byte == b';'))
-        .find_map(|pair| pair.trim_ascii().strip_prefix(name.as_bytes())?.strip_prefix(b"="))
-}
-
-fn argument<'q>(query: &'q [u8], name: &str) -> Option<&'q [u8]> {
-    query.split(|byte| *byte == b'&').find_map(|pair| {
-        let (found, rest) = pair.split_at_checked(name.len())?;
-        rest.strip_prefix(b"=").filter(|_| found.eq_ignore_ascii_case(name.as_bytes()))
-    })
 }
 
 fn user(request: Option<&Request<'_, '_>>, escape: Escape, out: &mut Vec<u8>) {
@@ -400,11 +389,11 @@ fn late_value(late: &Late, escape: Escape, end: &End<'_>, stamp: &Stamp, out: &m
             each(record, escape, out, |attempt| Some(Figure::Time(attempt.response)));
         }
         Late::SentHeader(name) => match kept {
-            Some(kept) => joined(kept.sent_header(name), escape, out),
+            Some(kept) => joined(kept.sent_header(name), b", ", escape, out),
             None => absent(escape, out),
         },
         Late::UpstreamHeader(name) => {
-            joined(kept.into_iter().flat_map(|kept| kept.upstream_header(name)), escape, out);
+            joined(kept.into_iter().flat_map(|kept| kept.upstream_header(name)), b", ", escape, out);
         }
         Late::UpstreamCookie(name) => match kept.and_then(|kept| kept.upstream_cookie(name)) {
             Some(found) => value(found, escape, out),

@@ -54,47 +54,51 @@ impl<'a> Headers<'a> {
 
     /// Value of the first header with this name.
     pub(super) fn first(&self, name: &str) -> Option<&'a [u8]> {
-        self.find(|known| known.eq_ignore_ascii_case(name))
-    }
-
-    /// Value of the first header whose name is one.
-    pub(super) fn find(&self, is: impl Fn(&str) -> bool) -> Option<&'a [u8]> {
         match self {
-            Self::Sent(block) => block.first(is),
+            Self::Sent(block) => block.first(|known| known.eq_ignore_ascii_case(name)),
             Self::Given(pairs) => {
-                pairs.iter().find(|(known, _)| is(known)).map(|(_, value)| value.as_bytes())
+                let found = pairs.iter().find(|(known, _)| known.eq_ignore_ascii_case(name));
+                found.map(|(_, value)| value.as_bytes())
             }
         }
     }
 
-    /// Value of the first cookie with this name, in any case as nginx has it.
+    /// Value of the first cookie with this name, in whichever line and in any case, as nginx has it.
     pub(super) fn cookie(&self, name: &str) -> Option<&'a [u8]> {
-        self.find_cookie(|pair| value_of(pair, name))
+        self.find_in_cookies(|line| cookie_of(line, name))
     }
 
     /// What is found in the first cookie, `name=value`, in which anything is.
-    pub(super) fn find_cookie<T>(&self, find: impl FnMut(&'a [u8]) -> Option<T>) -> Option<T> {
-        match self {
-            Self::Sent(block) => block.values(block.named(is_cookie)).flat_map(cookies).find_map(find),
-            Self::Given(pairs) => {
-                let lines = pairs.iter().filter(|(known, _)| is_cookie(known));
-                lines.flat_map(|(_, line)| cookies(line.as_bytes())).find_map(find)
-            }
-        }
+    pub(super) fn find_cookie<T>(&self, mut find: impl FnMut(&'a [u8]) -> Option<T>) -> Option<T> {
+        self.find_in_cookies(|line| {
+            line.split(|byte| *byte == b';').map(<[u8]>::trim_ascii).find_map(&mut find)
+        })
+    }
+
+    /// What is found in the first `Cookie` line in which anything is.
+    fn find_in_cookies<T>(&self, find: impl FnMut(&'a [u8]) -> Option<T>) -> Option<T> {
+        let is_cookie = |name: &str| name.eq_ignore_ascii_case("cookie");
+        self.lines().filter(|(name, _)| is_cookie(name)).map(|(_, line)| line).find_map(find)
     }
 }
 
-fn is_cookie(name: &str) -> bool {
-    name.eq_ignore_ascii_case("cookie")
+/// Value of a cookie of a `Cookie` line. As for nginx, a name may stand behind `,` as well, and a value ends with `;` alone.
+fn cookie_of<'a>(line: &'a [u8], name: &str) -> Option<&'a [u8]> {
+    let mut rest = line.trim_ascii_start();
+    loop {
+        if let Some(value) = value_of(rest, name) {
+            return value.split(|byte| *byte == b';').next();
+        }
+        let end = rest.iter().position(|byte| matches!(byte, b';' | b','))?;
+        rest = rest.get(end + 1..)?.trim_ascii_start();
+    }
 }
 
-fn cookies(line: &[u8]) -> impl Iterator<Item = &[u8]> {
-    line.split(|byte| *byte == b';').map(<[u8]>::trim_ascii)
-}
-
-fn value_of<'a>(cookie: &'a [u8], name: &str) -> Option<&'a [u8]> {
-    let (known, rest) = cookie.split_at_checked(name.len())?;
-    rest.strip_prefix(b"=").filter(|_| known.eq_ignore_ascii_case(name.as_bytes()))
+/// What stands behind `name=`, with the name in any case.
+pub(super) fn value_of<'a>(pair: &'a [u8], name: &str) -> Option<&'a [u8]> {
+    let (known, rest) = pair.split_at_checked(name.len())?;
+    let value = rest.trim_ascii_start().strip_prefix(b"=")?;
+    known.eq_ignore_ascii_case(name.as_bytes()).then(|| value.trim_ascii_start())
 }
 
 /// Answers a question of a browser about another site's script.
