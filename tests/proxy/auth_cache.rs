@@ -124,3 +124,55 @@ fn what_is_meant_for_one_client_or_not_listed_is_asked_every_time() {
         assert_eq!((asked, service.questions()), ([status; 2], 2), "{case}");
     }
 }
+
+/// A date as HTTP writes it, long past every test.
+const LATER: &str = "Expires: Fri, 31 Dec 2100 23:59:59 GMT";
+
+#[test]
+fn an_answer_is_remembered_for_as_long_as_it_says_itself() {
+    let backend = Backend::mirror();
+    let asked_again: [&[&str]; 21] = [
+        &["Cache-Control: no-store"],
+        &["Cache-Control: No-Cache"],
+        &["Cache-Control: private=\"x-user\""],
+        &["Cache-Control: max-age=0"],
+        &["Cache-Control: max-age=\"0\""],
+        &["Cache-Control: s-maxage=0"],
+        &["Cache-Control: max-age=60, s-maxage=0"],
+        &["Cache-Control: max-age=60", "cache-control: no-store"],
+        &["Cache-Control: max-age=60 no-store"],
+        &["Cache-Control: max-age=60", "Cache-Control: max-age=0"],
+        &["Cache-Control: public", "Expires: 0"],
+        &["Vary: X-Api-Key"],
+        &["Vary: *", "Cache-Control: max-age=60"],
+        &["Vary: X-Api-Key", "X-Accel-Expires: 60"],
+        &["Expires: Thu, 01 Jan 1970 00:00:00 GMT"],
+        &["Expires: 0"],
+        &["Expires: -1"],
+        &["X-Accel-Expires: 0"],
+        &["X-Accel-Expires: @1", "Cache-Control: max-age=60"],
+        &["X-Accel-Expires: 0", "Cache-Control: max-age=60", LATER],
+        &["X-Accel-Expires: 60", "Set-Cookie: a=b"],
+    ];
+    let known: [&[&str]; 9] = [
+        &["X-Else: 1"],
+        &["Cache-Control: public"],
+        &["Cache-Control: max-age=60"],
+        &["Cache-Control: max-age=0, s-maxage=60"],
+        &["Cache-Control: max-age=60", "Expires: 0"],
+        &["Cache-Control: no-store", "X-Accel-Expires: 60"],
+        &["X-Accel-Expires: @4102444800", "Expires: 0"],
+        &["X-Accel-Expires: soon"],
+        &[LATER],
+    ];
+    let cases = asked_again.iter().map(|case| (case, 2)).chain(known.iter().map(|case| (case, 1)));
+    for (said, expected) in cases {
+        let answer = format!("HTTP/1.1 200 OK\r\n{}\r\nContent-Length: 0\r\n\r\n", said.join("\r\n"));
+        let service = Service::saying(answer);
+        let rig = Rig::start(guarded(&backend, remembered(&service, "$cookie_session")));
+
+        let statuses = [ask_with(&rig, "x").status, ask_with(&rig, "x").status];
+
+        assert_eq!((statuses, service.questions()), ([200; 2], expected), "{said:?}");
+    }
+}

@@ -7,7 +7,7 @@ use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::task::ready;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::super::balance;
 use super::super::buffer::Buf;
@@ -19,6 +19,7 @@ use super::super::outside::{Outside, split_port};
 use super::super::snapshot::Snapshot;
 use super::super::socket::Link;
 use super::super::upstream::{Attempt, Peer, Pool, Record, Traffic};
+use super::freshness::freshness;
 use crate::model::l7::policy::External;
 use crate::model::upstream::Keepalive;
 
@@ -213,7 +214,8 @@ async fn exchange(link: &mut Link, external: &External, head: &[u8]) -> io::Resu
     let mut buf = Buf::default();
     let mut informational = 0;
     let (told, mut body, persists) = loop {
-        match read(buf.bytes(), external)? {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs());
+        match read(buf.bytes(), external, now)? {
             Read::More if buf.is_full() => return Err(io::Error::other("its head is too long")),
             Read::More => {
                 if poll_fn(|cx| buf.poll_fill(cx, &carrier)).await? == 0 {
@@ -263,7 +265,7 @@ enum Read {
 }
 
 /// Apart, so that no future holds the lines.
-fn read(bytes: &[u8], external: &External) -> io::Result<Read> {
+fn read(bytes: &[u8], external: &External, now: u64) -> io::Result<Read> {
     if bytes.is_empty() {
         return Ok(Read::More);
     }
@@ -282,16 +284,17 @@ fn read(bytes: &[u8], external: &External) -> io::Result<Read> {
         (false, None) => Body::UntilClose,
     };
     let persists = response.persists && body != Body::UntilClose;
-    Ok(Read::Answer { len: response.len, told: told(&response, external), body, persists })
+    Ok(Read::Answer { len: response.len, told: told(&response, external, now), body, persists })
 }
 
-fn told(response: &Response<'_, '_>, external: &External) -> AuthResponse {
+/// `now`: seconds since the epoch.
+fn told(response: &Response<'_, '_>, external: &External, now: u64) -> AuthResponse {
     let mut told = AuthResponse {
         status: response.status,
         onward: Vec::new(),
         cookies: Vec::new(),
         challenges: Vec::new(),
-        fresh: None,
+        fresh: freshness(&response.block, now),
     };
     let push = |lines: &mut Vec<u8>, name: &str, value: &[u8]| {
         for part in [name.as_bytes(), b": ", value, b"\r\n"] {
@@ -309,26 +312,9 @@ fn told(response: &Response<'_, '_>, external: &External) -> AuthResponse {
             push(&mut told.cookies, "Set-Cookie", value);
         } else if is("www-authenticate") {
             push(&mut told.challenges, "WWW-Authenticate", value);
-        } else if is("cache-control") {
-            told.fresh = told.fresh.or_else(|| freshness(value));
         }
     }
     told
-}
-
-/// What `Cache-Control` says to those who remember for many.
-fn freshness(value: &[u8]) -> Option<Duration> {
-    let mut fresh = None;
-    for word in value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii) {
-        let word = std::str::from_utf8(word).ok()?.to_ascii_lowercase();
-        if ["no-store", "no-cache", "private"].iter().any(|never| word.starts_with(never)) {
-            return Some(Duration::ZERO);
-        }
-        if let Some(seconds) = word.strip_prefix("max-age=") {
-            fresh = seconds.trim_matches('"').parse().ok().map(Duration::from_secs);
-        }
-    }
-    fresh
 }
 
 #[cfg(test)]
@@ -436,19 +422,5 @@ mod tests {
         let failed = ask(&AuthClient::new(), &addrs, &external("https://a/", true)).await;
 
         assert!(matches!(failed, Err(Unanswered::Connect(_))), "the second one was asked: {failed:?}");
-    }
-
-    #[test]
-    fn who_answers_says_for_how_long_it_holds() {
-        let cases = [
-            ("max-age=10", Some(10)),
-            ("public, Max-Age=5", Some(5)),
-            ("max-age=10, private", Some(0)),
-            ("no-store", Some(0)),
-            ("public", None),
-        ];
-        for (value, expected) in cases {
-            assert_eq!(freshness(value.as_bytes()), expected.map(Duration::from_secs), "{value}");
-        }
     }
 }

@@ -7,6 +7,7 @@
 mod ask;
 mod cache;
 mod des;
+mod freshness;
 mod hashing;
 mod password;
 mod question;
