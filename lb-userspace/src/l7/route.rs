@@ -24,6 +24,7 @@ use crate::model::l7::{
 use crate::model::expression::Expression;
 use crate::model::upstream::{Balance, Care, External, Keepalive};
 
+use super::auth::Scope;
 use super::balance::Rule;
 use super::canary::{CanaryEntry, Side};
 use super::filters::Scheme;
@@ -194,6 +195,8 @@ pub(super) struct Route {
     pub(super) redirect: Option<Redirect>,
     /// What it matches; `None` takes what nothing else takes.
     pub(super) path: Option<PathMatch>,
+    /// Within what answers of its auth service are remembered, if they are.
+    pub(super) scope: Option<Box<Scope>>,
 }
 
 /// [`ErrorPages`] with their names resolved to upstreams that have endpoints.

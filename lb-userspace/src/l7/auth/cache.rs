@@ -25,14 +25,19 @@ impl CacheKeys {
     /// The key of these parts in this order.
     pub(super) fn of(&self, parts: &[&[u8]]) -> CacheKey {
         let mut context = hmac::Context::with_key(&self.0);
-        for part in parts {
-            context.update(&(part.len() as u64).to_le_bytes());
-            context.update(part);
-        }
+        each_apart(parts, |bytes| context.update(bytes));
         let mut key = [0; 32];
         let tag = context.sign();
         key.iter_mut().zip(tag.as_ref()).for_each(|(to, from)| *to = *from);
         key
+    }
+}
+
+/// The bytes of all parts for a hash, in which none runs into the next.
+pub(super) fn each_apart(parts: &[&[u8]], mut update: impl FnMut(&[u8])) {
+    for part in parts {
+        update(&(part.len() as u64).to_le_bytes());
+        update(part);
     }
 }
 

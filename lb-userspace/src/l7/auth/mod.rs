@@ -32,7 +32,7 @@ use cache::Shared;
 use question::Question;
 
 pub(super) use hashing::{Hashing, start};
-pub(super) use question::Subject;
+pub(super) use question::{Scope, Subject};
 
 /// Answers of other services that are remembered, the largest of them, and for how long at most.
 const ANSWERS: usize = 8192;

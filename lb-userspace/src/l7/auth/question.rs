@@ -1,13 +1,15 @@
 //! What another service is asked about a request, written while the request's bytes are there.
 
+use aws_lc_rs::digest::{Context, SHA256};
+
 use super::super::h1::head::LineSet;
 use super::super::heads::{self, Certificate};
 use super::super::outside::{is_host, split_port};
 use super::super::path;
-use super::super::route::Route;
-use super::super::trace::Context;
+use super::super::route::{Labels, Route};
+use super::super::trace;
 use super::super::variable::{self, Known};
-use super::cache::{CacheKey, CacheKeys};
+use super::cache::{self, CacheKey, CacheKeys};
 use crate::model::expression::Expression;
 use crate::model::l7::policy::External;
 
@@ -18,6 +20,29 @@ pub(in crate::l7) struct Subject<'a, 'h, 'b> {
     pub(in crate::l7) route: &'a Route,
     /// What the service is told of the client's certificate.
     pub(in crate::l7) certificate: Option<Certificate<'a>>,
+}
+
+/// Within what an answer is remembered: a hash of all that is the same in every question of a location.
+#[derive(Debug)]
+pub(in crate::l7) struct Scope([u8; 32]);
+
+impl Scope {
+    /// That of a location; `None`: answers are not remembered there.
+    pub(in crate::l7) fn of(route: &Route) -> Option<Box<Self>> {
+        let auth = route.filters.policies.as_ref()?.auth.as_ref()?;
+        let external = auth.external.as_ref().filter(|external| external.remember.is_some())?;
+        // Asked or read in another way, it is another question.
+        let External { url, method, set_headers, response_headers, .. } = external;
+        let way = format!("{method:?} {set_headers:?} {response_headers:?}");
+        let Labels { host, namespace, ingress, .. } = &*route.labels;
+        let place = format!("{:?}", route.path);
+        let parts = [namespace, ingress, host, &place, url, &way].map(|part| part.as_bytes());
+        let mut context = Context::new(&SHA256);
+        cache::each_apart(&parts, |bytes| context.update(bytes));
+        let mut scope = [0; 32];
+        scope.iter_mut().zip(context.finish().as_ref()).for_each(|(to, from)| *to = *from);
+        Some(Box::new(Self(scope)))
+    }
 }
 
 /// A question, free of the bytes it was made of.
@@ -44,21 +69,8 @@ impl Question {
         let mut target = Vec::new();
         // What a client puts into a variable must not end the line it stands in.
         path::escape_literal(&fill_in(&external.target), &mut target);
-        let key = external.remember.as_ref().map(|remember| {
-            let place = route.describe();
-            // Asked or read in another way, it is another question.
-            let External { method, set_headers, response_headers, .. } = external;
-            let way = format!("{method:?} {set_headers:?} {response_headers:?}");
-            keys.of(&[
-                route.labels.namespace.as_bytes(),
-                route.labels.ingress.as_bytes(),
-                route.labels.host.as_bytes(),
-                place.as_bytes(),
-                external.url.as_bytes(),
-                way.as_bytes(),
-                &fill_in(&remember.key),
-            ])
-        });
+        let remembered = external.remember.as_ref().zip(route.scope.as_deref());
+        let key = remembered.map(|(remember, Scope(scope))| keys.of(&[scope, &fill_in(&remember.key)]));
         Self {
             head: head(external, subject, host.as_deref().unwrap_or_default(), &target, fill_in),
             host,
@@ -95,7 +107,7 @@ fn head(
     if method.is_some() {
         ours.extend([("X-Original-URI", request.target), ("X-Scheme", scheme)]);
     }
-    let traceparent = trace.map(Context::traceparent);
+    let traceparent = trace.map(trace::Context::traceparent);
     if let (Some(trace), Some(traceparent)) = (trace, &traceparent) {
         ours.extend([("traceparent", &traceparent[..]), ("tracestate", trace.state())]);
     }

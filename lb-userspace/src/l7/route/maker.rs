@@ -9,6 +9,7 @@ use imbl::OrdMap;
 use super::{
     At, Hosts, Labels, Pages, Prefixes, Route, RouteAction, Router, Site, TlsEntry, UpstreamEntry, host_label,
 };
+use crate::l7::auth::Scope;
 use crate::l7::client_auth;
 use crate::l7::limit_zones::{LimitZone, LimitZones, Remembered};
 use crate::l7::map::Map;
@@ -370,7 +371,7 @@ impl Maker {
         let resolved = self.resolve(action);
         let as_canary = self.canary_of(resolved).map(|canary| Labels { canary, ..labels.clone() });
         let as_canary = as_canary.map(|labels| (self.number(), Arc::new(labels)));
-        Route {
+        let mut route = Route {
             number: self.number(),
             at,
             action: resolved,
@@ -385,7 +386,10 @@ impl Maker {
                 _ => None,
             },
             path: Some(path.clone()),
-        }
+            scope: None,
+        };
+        route.scope = Scope::of(&route);
+        route
     }
 
     fn fallback(&mut self, place: usize, host: &str) -> Route {
@@ -401,6 +405,7 @@ impl Maker {
             as_canary: None,
             redirect: None,
             path: None,
+            scope: None,
         }
     }
 
