@@ -145,7 +145,7 @@ pub(super) fn is_same_name(a: &[u8], b: &[u8]) -> bool {
 
 /// What the policies do to this request, a step each: name and detail.
 pub(super) fn explain(policies: &Policies, asked: &Asked<'_>) -> Vec<(&'static str, String)> {
-    let Policies { access, auth, cors, limits, request, response, rewriting: _, errors, mirror, traced } =
+    let Policies { access, auth, cors, limits, request, response, rewriting, errors, mirror, traced } =
         policies;
     let mut steps = Vec::new();
     steps.extend(cors.as_ref().map(|cors| ("cors", cors::explain(cors, &asked.headers))));
@@ -166,6 +166,7 @@ pub(super) fn explain(policies: &Policies, asked: &Asked<'_>) -> Vec<(&'static s
             steps.push(("proxy-http-version", "the upstream is asked by HTTP/1.0".to_owned()));
         }
     }
+    steps.extend(rewriting.iter().flat_map(rewriting::explain));
     if let Some(Mirror { tls, host, .. }) = mirror {
         let scheme = if *tls { "https" } else { "http" };
         steps.push(("mirror-target", format!("{scheme}://{host} gets a copy")));

@@ -111,9 +111,24 @@ impl Swaps {
     }
 }
 
+pub(super) fn explain(rewriting: &Rewriting) -> Vec<(&'static str, String)> {
+    let Rewriting { cookie_domain, cookie_path, redirect } = rewriting;
+    let whole = |Swap { from, to }: &Swap| format!("Domain={from} of a cookie becomes {to}");
+    let start = |what: &str, Swap { from, to }: &Swap| {
+        format!("{what} that begins with {from} begins with {to} instead")
+    };
+    let steps = [
+        ("proxy-cookie-domain", cookie_domain.as_ref().map(whole)),
+        ("proxy-cookie-path", cookie_path.as_ref().map(|swap| start("the Path of a cookie", swap))),
+        ("proxy-redirect-from", redirect.as_ref().map(|swap| start("a Location or Refresh", swap))),
+    ];
+    steps.into_iter().filter_map(|(name, detail)| Some((name, detail?))).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::expression::Expression;
 
     fn pair(from: &str, to: &str) -> Option<Pair> {
         Some(Pair { from: from.into(), to: to.into() })
@@ -139,5 +154,28 @@ mod tests {
             swaps.cookie(cookie.as_bytes(), &mut out);
             assert_eq!(String::from_utf8_lossy(&out), expected, "{cookie}");
         }
+    }
+
+    #[test]
+    fn a_person_is_told_what_becomes_of_what() {
+        let swap = |from: &str, to: &str| {
+            let text = |text| Expression::parse(text).expect("known variables");
+            Some(Swap { from: text(from), to: text(to) })
+        };
+        let (cookie_domain, redirect) = (swap("internal", "$host"), swap("http://pod/", "$scheme://$host/"));
+
+        let steps = explain(&Rewriting { cookie_domain, cookie_path: swap("/app/", "/"), redirect });
+
+        let told = |name, detail: &str| (name, detail.to_owned());
+        let expected = [
+            told("proxy-cookie-domain", "Domain=internal of a cookie becomes ${host}"),
+            told("proxy-cookie-path", "the Path of a cookie that begins with /app/ begins with / instead"),
+            told(
+                "proxy-redirect-from",
+                "a Location or Refresh that begins with http://pod/ begins with ${scheme}://${host}/ instead",
+            ),
+        ];
+        assert_eq!(steps, expected);
+        assert_eq!(explain(&Rewriting::default()), []);
     }
 }
