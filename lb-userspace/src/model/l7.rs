@@ -211,7 +211,7 @@ pub enum RedirectQuery {
 /// Policies of one location. Default: none, nothing paid.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Filters {
-    /// Redirect plain HTTP to https with 308.
+    /// Whether plain HTTP is sent to https, with the status of [`Self::redirects`].
     pub ssl_redirect: SslRedirect,
     /// How redirects to https, and those that add a slash, are written.
     pub redirects: Arc<RedirectStyle>,

@@ -68,7 +68,8 @@ fn scramble(half: u32, key: u64, swaps: u64) -> u32 {
     pick(out, 32, &PERMUTATION) as u32
 }
 
-const ALPHABET: &[u8; 64] = b"./0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+/// Six bits a character, for all that crypt(3) makes.
+pub(super) const ALPHABET: &[u8; 64] = b"./0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 const SHIFTS: [u32; 16] = [1, 1, 2, 2, 2, 2, 2, 2, 1, 2, 2, 2, 2, 2, 2, 1];
 #[rustfmt::skip]
 const CHOICE_1: [u8; 56] = [

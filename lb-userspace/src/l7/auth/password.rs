@@ -79,13 +79,12 @@ fn md5_crypt(magic: &[u8], salt: &[u8], password: &[u8]) -> [u8; 22] {
 
 /// Six bits a character, in the order that crypt(3) has.
 fn encode(state: [u8; 16]) -> [u8; 22] {
-    const ALPHABET: &[u8; 64] = b"./0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
     let [s0, s1, s2, s3, s4, s5, s6, s7, s8, s9, s10, s11, s12, s13, s14, s15] = state;
     let groups = [[s0, s6, s12], [s1, s7, s13], [s2, s8, s14], [s3, s9, s15], [s4, s10, s5], [0, 0, s11]];
     let words = groups.map(|[high, middle, low]| u32::from_be_bytes([0, high, middle, low]));
     std::array::from_fn(|at| {
         let word = words.get(at / 4).copied().unwrap_or_default();
-        ALPHABET[(word >> (6 * (at % 4))) as usize & 63]
+        des::ALPHABET[(word >> (6 * (at % 4))) as usize & 63]
     })
 }
 

@@ -50,7 +50,7 @@ pub(in crate::translate) struct Policy {
     pub connect_timeout: Option<Duration>,
     pub send_timeout: Option<Duration>,
     pub read_timeout: Option<Duration>,
-    /// `Some(None)`-free: 0 means unlimited, as written.
+    /// `proxy-body-size`, in bytes: 0 sets no limit, `None` leaves it to the ConfigMap.
     pub body_bytes: Option<u64>,
     pub buffers: Buffers,
     pub protocol: Protocol,
