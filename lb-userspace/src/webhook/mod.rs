@@ -1,13 +1,14 @@
 //! The validating webhook: the API server asks over TLS whether an Ingress may be stored.
 //!
 //! Knows how questions and answers are written, not what they mean: that is asked of a [`Reviewer`]. What users
-//! wrote is data here and stays data; nothing is rendered, run or looked up by it. Everything is bounded: bytes of a
-//! question, questions read at once, time.
+//! wrote is data here and stays data; nothing is rendered, run or looked up by it. Everything is bounded: bytes of
+//! questions, questions judged at once, time.
 
 pub mod authority;
 mod certificate;
 mod counts;
 mod question;
+mod reading;
 
 #[cfg(test)]
 mod tests;
@@ -19,8 +20,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
-use hyper::body::{Body as _, Incoming};
+use http_body_util::Full;
+use hyper::body::Incoming;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
@@ -33,6 +34,8 @@ use tokio_rustls::TlsAcceptor;
 use crate::accept::{self, Place, Stopping};
 use crate::model::review::Review;
 use crate::panics;
+
+use reading::Reading;
 
 pub use certificate::{Error, Identity};
 pub use counts::Counts;
@@ -62,11 +65,8 @@ pub const MAX_BYTES: usize = 9 << 20;
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 128;
 
-/// Questions that are in memory or being judged at once; more wait.
+/// Questions that are judged at once; more wait.
 const MAX_QUESTIONS: usize = 2;
-
-/// A question that is in memory and still on its way keeps others waiting; the API server sends it in milliseconds.
-const READING: Duration = Duration::from_secs(2);
 
 /// The API server waits ten seconds by default.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -111,7 +111,8 @@ pub async fn serve(
     answering: Answering,
     stop: oneshot::Receiver<()>,
 ) {
-    let responder = Arc::new(Responder { answering, places: Arc::new(Semaphore::new(MAX_QUESTIONS)) });
+    let judges = Arc::new(Semaphore::new(MAX_QUESTIONS));
+    let responder = Arc::new(Responder { answering, reading: Reading::new(), judges });
     accept::each("webhook", listener, stop, |stream, _peer, stopping, place| {
         let acceptor = TlsAcceptor::from(identity.borrow().config());
         connection(stream, acceptor, Arc::clone(&responder), stopping, place)
@@ -122,7 +123,8 @@ pub async fn serve(
 /// Answers questions.
 struct Responder {
     answering: Answering,
-    places: Arc<Semaphore>,
+    reading: Reading,
+    judges: Arc<Semaphore>,
 }
 
 async fn connection(
@@ -138,10 +140,9 @@ async fn connection(
         Err(_) => return,
     };
     let service = service_fn(|request: Request<Incoming>| {
-        let (responder, answering) = (Arc::clone(&responder), place.answer());
+        let (responder, place) = (Arc::clone(&responder), place.clone());
         async move {
-            let _answering = answering;
-            let answered = tokio::time::timeout(DEADLINE, responder.answer(request)).await;
+            let answered = tokio::time::timeout(DEADLINE, responder.answer(request, &place)).await;
             Ok::<_, Infallible>(answered.unwrap_or_else(|_| {
                 text(StatusCode::REQUEST_TIMEOUT, "the question did not come to its end in time")
             }))
@@ -166,7 +167,9 @@ async fn connection(
 }
 
 impl Responder {
-    async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    async fn answer(&self, request: Request<Incoming>, place: &Place) -> Response<Full<Bytes>> {
+        // It has said something, and may still have to make room until it has said all.
+        drop(place.answer());
         if request.uri().path() != PATH {
             return text(StatusCode::NOT_FOUND, PATH);
         }
@@ -174,26 +177,19 @@ impl Responder {
             return text(StatusCode::METHOD_NOT_ALLOWED, "POST an AdmissionReview");
         }
         let begun = Instant::now();
-        if request.body().size_hint().lower() > MAX_BYTES as u64 {
-            return too_long();
-        }
-        let Ok(place) = Arc::clone(&self.places).acquire_owned().await else {
-            return text(StatusCode::SERVICE_UNAVAILABLE, "stopping");
+        let reading::Question { bytes: body, places } = match self.reading.read(request.into_body()).await {
+            Ok(question) => question,
+            Err((status, message)) => return text(status, &message),
         };
-        let body = Limited::new(request.into_body(), MAX_BYTES).collect();
-        let body = match tokio::time::timeout(READING, body).await {
-            Err(_) => return text(StatusCode::REQUEST_TIMEOUT, "the question came too slowly"),
-            Ok(Ok(body)) => body.to_bytes(),
-            Ok(Err(error)) if error.is::<LengthLimitError>() => return too_long(),
-            Ok(Err(error)) => {
-                return text(StatusCode::BAD_REQUEST, &format!("the question broke off: {error}"));
-            }
+        let _answering = place.answer();
+        let Ok(judge) = Arc::clone(&self.judges).acquire_owned().await else {
+            return text(StatusCode::SERVICE_UNAVAILABLE, "stopping");
         };
         let answering = self.answering.clone();
         // A review takes milliseconds of computing, which others on this runtime need not wait for. One that takes
         // longer than anybody waits keeps its place all the same.
         let answered = tokio::task::spawn_blocking(move || {
-            let _place = place;
+            let _held = (judge, places);
             panics::catch(|| {
                 let size = body.len();
                 let question = question::read(&body)?;
@@ -238,10 +234,6 @@ fn reply(question: question::Question, size: usize, begun: Instant, answering: &
             question::answer(&uid, &review.without_refusal())
         }
     }
-}
-
-fn too_long() -> Response<Full<Bytes>> {
-    text(StatusCode::PAYLOAD_TOO_LARGE, "more than 9 MB")
 }
 
 fn text(status: StatusCode, text: &str) -> Response<Full<Bytes>> {

@@ -64,8 +64,8 @@ fn rig_with(force: Force) -> Rig {
 }
 
 impl Rig {
-    /// Status and body, as a client gets them that trusts this authority.
-    async fn ask(&self, trust: &str, head: &str, body: &[u8]) -> std::io::Result<(u16, String)> {
+    /// A connection of a client that trusts this authority.
+    async fn connect(&self, trust: &str) -> std::io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
         use rustls::pki_types::CertificateDer;
         use rustls::pki_types::pem::PemObject;
         let mut roots = rustls::RootCertStore::empty();
@@ -78,7 +78,12 @@ impl Rig {
             .with_no_client_auth();
         let stream = TcpStream::connect(self.addr).await?;
         let name = rustls::pki_types::ServerName::try_from(NAME).expect("a name");
-        let mut stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await?;
+        TlsConnector::from(Arc::new(config)).connect(name, stream).await
+    }
+
+    /// Status and body, as it gets them.
+    async fn ask(&self, trust: &str, head: &str, body: &[u8]) -> std::io::Result<(u16, String)> {
+        let mut stream = self.connect(trust).await?;
         let head = format!(
             "{head} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
             body.len()
@@ -151,6 +156,27 @@ async fn a_question_of_more_than_nine_megabytes_is_answered_413() {
 
     // The other is no JSON.
     assert_eq!((at_once, within), (413, 400));
+}
+
+#[tokio::test]
+async fn whoever_sends_his_question_slowly_keeps_nobody_waiting() {
+    let rig = rig();
+    let mut slow = Vec::new();
+    // More than there are connections at once.
+    for number in 0..100 {
+        let length = if number % 2 == 0 { 300 } else { MAX_BYTES };
+        let mut stream = rig.connect(&rig.trust).await.expect("connected");
+        let head = format!("POST {PATH} HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n\r\n{{");
+        stream.write_all(head.as_bytes()).await.expect("sent");
+        slow.push(stream);
+    }
+
+    let short = rig.review("good").await;
+    let long = rig.ask(&rig.trust, &format!("POST {PATH}"), &vec![b' '; 1 << 20]).await.expect("answered");
+
+    assert_eq!(short["response"]["allowed"], true);
+    // It is no JSON, but was read to the end.
+    assert_eq!(long.0, 400, "{}", long.1);
 }
 
 #[tokio::test]
