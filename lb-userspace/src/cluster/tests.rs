@@ -180,9 +180,10 @@ fn options() -> Options {
         }
     });
     let admission = Admission {
-        alone: |_, _| Vec::new(),
+        alone: |_, _, _| Vec::new(),
         among: |_, _| Box::new(|_, _| Vec::new()),
         config_map: None,
+        address_pools: None,
         renamed: None,
     };
     Options { scope: Scope::default(), admission, refer }
@@ -359,8 +360,9 @@ fn a_version_that_settings_forbid_does_not_enter_behind_a_later_one_that_is_refu
         vec![Problem { object: id.clone(), severity: Severity::Error, reason, field, message, fix }]
     }
     let admission = Admission {
-        alone: |object, id| if says(object, "odd") { problem(id) } else { Vec::new() },
+        alone: |object, id, _| if says(object, "odd") { problem(id) } else { Vec::new() },
         config_map: None,
+        address_pools: None,
         renamed: None,
         among: |_, _| Box::new(|object, id| if says(object, "forbidden") { problem(id) } else { Vec::new() }),
     };
@@ -382,7 +384,7 @@ fn a_version_that_settings_forbid_does_not_enter_behind_a_later_one_that_is_refu
 
 #[tokio::test]
 async fn what_another_agent_had_in_force_stays_where_the_newest_version_is_refused() {
-    fn odd(object: &Object, id: &ObjectId) -> Vec<Problem> {
+    fn odd(object: &Object, id: &ObjectId, _: Option<&ObjectName>) -> Vec<Problem> {
         let (reason, message) = ("odd", "not allowed".to_owned());
         let (field, fix) = (String::new(), String::new());
         let problem = Problem { object: id.clone(), severity: Severity::Error, reason, field, message, fix };

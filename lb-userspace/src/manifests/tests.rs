@@ -16,15 +16,21 @@ use crate::model::{ObjectName, Severity};
 use crate::objects::{Former, Key, Kind, Object};
 
 const ADMIT_ALL: Admission = Admission {
-    alone: |_, _| Vec::new(),
+    alone: |_, _, _| Vec::new(),
     among: |_, _| Box::new(|_, _| Vec::new()),
     config_map: None,
+    address_pools: None,
     renamed: None,
 };
 
 /// Refuses every object that carries the label `refuse`.
-const ADMIT_UNLABELLED: Admission =
-    Admission { alone: refuse_labelled, among: ADMIT_ALL.among, config_map: None, renamed: None };
+const ADMIT_UNLABELLED: Admission = Admission {
+    alone: refuse_labelled,
+    among: ADMIT_ALL.among,
+    config_map: None,
+    address_pools: None,
+    renamed: None,
+};
 
 /// Refuses Services whose name a ConfigMap has as a key.
 const ADMIT_UNNAMED: Admission = Admission {
@@ -35,10 +41,11 @@ const ADMIT_UNNAMED: Admission = Admission {
     },
     alone: ADMIT_ALL.alone,
     config_map: None,
+    address_pools: None,
     renamed: None,
 };
 
-fn refuse_labelled(object: &Object, id: &ObjectId) -> Vec<Problem> {
+fn refuse_labelled(object: &Object, id: &ObjectId, _: Option<&ObjectName>) -> Vec<Problem> {
     let labels = object.metadata().labels.as_ref();
     refusal(labels.is_some_and(|labels| labels.contains_key("refuse")), id)
 }

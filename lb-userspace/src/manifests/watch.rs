@@ -398,9 +398,10 @@ mod tests {
             fs::write(dir.path().join(format!("{number}.yaml")), NAMESPACE).expect("a file");
         }
         let admission = Admission {
-            alone: |_, _| Vec::new(),
+            alone: |_, _, _| Vec::new(),
             among: |_, _| Box::new(|_, _| Vec::new()),
             config_map: None,
+            address_pools: None,
             renamed: None,
         };
         let (_loaded, mut watcher) = watch(dir.path(), admission).expect("watched");

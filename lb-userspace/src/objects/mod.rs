@@ -26,12 +26,14 @@ pub use renamed::Renamed;
 /// refuses one.
 #[derive(Clone)]
 pub struct Admission {
-    /// By itself.
-    pub alone: fn(&Object, &ObjectId) -> Vec<Problem>,
+    /// By itself, and with the ConfigMap of the address pools, where that is named.
+    pub alone: fn(&Object, &ObjectId, Option<&ObjectName>) -> Vec<Problem>,
     /// By what the ConfigMaps in force demand, or the one of them that is named.
     pub among: fn(&Map<ObjectName, ConfigMap>, Option<&ObjectName>) -> Judge,
     /// The one that is named.
     pub config_map: Option<ObjectName>,
+    /// That of the address pools, where it is named.
+    pub address_pools: Option<ObjectName>,
     /// How annotations are called in the objects, where that is not the usual way.
     pub renamed: Option<Renamed>,
 }
@@ -47,7 +49,8 @@ impl Admission {
 
     /// What is wrong with it by itself.
     pub fn alone(&self, object: &Object, id: &ObjectId) -> Vec<Problem> {
-        told(judged(id, || (self.alone)(object, id)), self.renamed.as_ref())
+        let address_pools = self.address_pools.as_ref();
+        told(judged(id, || (self.alone)(object, id, address_pools)), self.renamed.as_ref())
     }
 
     /// Who judges by what these demand.

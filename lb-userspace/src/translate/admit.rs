@@ -17,11 +17,12 @@ use super::pools;
 use super::services;
 use super::vips;
 use crate::model::l4::Prefix;
-use crate::model::{ObjectId, Problem};
+use crate::model::{ObjectId, ObjectName, Problem};
 use crate::objects::{Kind, Object};
 
-/// Judges one object; any problem of severity error refuses it.
-pub(super) fn admit(object: &Object, id: &ObjectId) -> Vec<Problem> {
+/// Judges one object, and the ConfigMap of the address pools by the name that it has; any problem of severity error
+/// refuses it.
+pub(super) fn admit(object: &Object, id: &ObjectId, address_pools: Option<&ObjectName>) -> Vec<Problem> {
     let mut findings = Findings::default();
     let mut about = findings.about(id);
     metadata(object, &mut about);
@@ -34,8 +35,10 @@ pub(super) fn admit(object: &Object, id: &ObjectId) -> Vec<Problem> {
             // the new one belongs together.
             check(certificates::check(&object.key().name, secret), "bad-certificate", "data", &mut about);
         }
-        Object::ConfigMap(object) => pools::admit(object, &mut about),
-        Object::IngressClass(_) | Object::Secret(_) | Object::Node(_) => {}
+        Object::ConfigMap(config_map) if pools::may_count(&object.key().name, address_pools) => {
+            pools::admit(config_map, &mut about);
+        }
+        Object::ConfigMap(_) | Object::IngressClass(_) | Object::Secret(_) | Object::Node(_) => {}
     }
     findings.into_sorted()
 }

@@ -57,13 +57,23 @@ pub use references::references;
 pub use template::is_location;
 pub use translator::Translator;
 
-/// What an object has to be to replace its last good version, where no flag names the ConfigMap.
-pub const ADMISSION: Admission =
-    Admission { alone: admit::admit, among: config::judge, config_map: None, renamed: None };
+/// What an object has to be to replace its last good version, where no flag names a ConfigMap.
+pub const ADMISSION: Admission = Admission {
+    alone: admit::admit,
+    among: config::judge,
+    config_map: None,
+    address_pools: None,
+    renamed: None,
+};
 
 /// The same, as the flags have it.
 pub fn admission(options: &Options) -> Admission {
-    Admission { config_map: options.config_map.clone(), renamed: renamed(options), ..ADMISSION }
+    Admission {
+        config_map: options.config_map.clone(),
+        address_pools: pools::named(options),
+        renamed: renamed(options),
+        ..ADMISSION
+    }
 }
 
 /// How annotations are called in the objects, where that is not the usual way. [`admission`] has them read under

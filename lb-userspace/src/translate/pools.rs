@@ -55,6 +55,8 @@ pub(super) struct Allocator {
     leavers: BTreeSet<ObjectName>,
     /// Addresses that nodes have.
     taken: BTreeSet<IpAddr>,
+    /// The ConfigMap, where it is written and no version of it can be used.
+    unread: Option<ObjectName>,
 }
 
 /// A claim and when its Service was made.
@@ -91,6 +93,11 @@ impl Allocator {
             config_map(objects, options).filter(|_| look).map(|(name, it)| (name.clone(), it.clone()));
         let mut differs = *taken != self.taken;
         self.taken.clone_from(taken);
+        let unread = unread(objects, options);
+        if unread != self.unread {
+            followed.touched.extend(objects.services.keys().cloned());
+            self.unread = unread;
+        }
         if look && written != self.written {
             (followed.is_read, differs) = (true, true);
             self.pools.clear();
@@ -166,6 +173,11 @@ impl Allocator {
         self.pools.iter().any(|pool| pool.has(addr))
     }
 
+    /// The ConfigMap that says which addresses there are and cannot be used: any address may be one of them.
+    pub(super) fn unread(&self) -> Option<&ObjectName> {
+        self.unread.as_ref()
+    }
+
     /// What each Service has: nothing, where it once had something.
     pub(super) fn given(&self) -> Given {
         let given = self.grants.iter();
@@ -181,11 +193,13 @@ pub(super) fn named(options: &Options) -> Option<ObjectName> {
     options.address_pools.clone().or(beside)
 }
 
+/// Whether it can be the ConfigMap of the pools, by the name that it is known to have or else by the usual one.
+pub(super) fn may_count(name: &ObjectName, named: Option<&ObjectName>) -> bool {
+    named.map_or(name.name == CONFIG_MAP, |named| named == name)
+}
+
 /// Refuses a version that would take addresses away by a typing error: the last good one stays in force.
 pub(super) fn admit(config_map: &ConfigMap, about: &mut About<'_>) {
-    if config_map.metadata.name.as_deref() != Some(CONFIG_MAP) {
-        return;
-    }
     for (name, text) in config_map.data.iter().flatten() {
         if let Err(message) = pool(name, text) {
             bad(name, message, about);
@@ -211,6 +225,24 @@ fn config_map<'a>(
         Some((own, _)) => objects.config_maps.get_key_value(&ObjectName::new(&own.namespace, CONFIG_MAP)),
         None => objects.config_maps.iter().find(|(name, _)| name.name == CONFIG_MAP),
     }
+}
+
+/// One that would count, could not be read, and has no version before. Not [`named`], it is one of the usual name
+/// beside the controller's, wherever that is.
+fn unread(objects: &Objects, options: &Options) -> Option<ObjectName> {
+    if objects.unread.is_empty() || config_map(objects, options).is_some() {
+        return None;
+    }
+    let named = named(options);
+    let own = config::controller(objects, options).filter(|_| named.is_none());
+    let unread = objects.unread.iter().flatten().filter(|key| key.kind == Kind::ConfigMap);
+    unread
+        .map(|key| &key.name)
+        .find(|name| {
+            let is_beside = own.is_none_or(|(own, _)| own.namespace == name.namespace);
+            is_beside && may_count(name, named.as_ref())
+        })
+        .cloned()
 }
 
 /// Pools by name. A pool that cannot be read is left out as a whole.

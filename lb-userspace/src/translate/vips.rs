@@ -102,6 +102,15 @@ impl Addresses {
         self.left_out = true;
     }
 
+    /// It may be an address of a pool, which nobody may just take.
+    fn unknown(&mut self, field: &str, pools: &ObjectName, about: &mut About<'_>) {
+        let message = format!(
+            "not served: ConfigMap {pools} cannot be read, nor was any version of it, so nobody knows whose the address is"
+        );
+        about.warn("pools-unread", field, message, "correct the ConfigMap as its own problem says");
+        self.left_out = true;
+    }
+
     /// Addresses of a Service of type LoadBalancer.
     fn balanced(
         &mut self,
@@ -121,15 +130,15 @@ impl Addresses {
                 let given = grant.addresses.iter();
                 balanced.extend(given.map(|(addr, pool)| (format!("pool {pool}"), addr.to_string())));
             }
+            None if let Some(unread) = allocator.unread() => {
+                ungiven(service).for_each(|field| self.unknown(&field, unread, about));
+            }
             // Those of another class are not served anyhow, which is told.
             None if options.vips || !has_our_class(spec, options) => {
                 balanced.extend(pools::requested(service).map(|(field, addr)| (field, addr.to_owned())));
             }
             None => {
-                // What somebody else has given is his to give.
-                let given: BTreeSet<IpAddr> = pools::held(service).collect();
-                let is_given = |addr: &str| addr.parse().is_ok_and(|addr| given.contains(&addr));
-                for (field, _) in pools::requested(service).filter(|(_, addr)| !is_given(addr)) {
+                for field in ungiven(service) {
                     let fix = format!(
                         "give Services addresses by a ConfigMap {CONFIG_MAP}, or start with --external-ips"
                     );
@@ -162,6 +171,12 @@ impl Addresses {
                 ours::ADDRESSES
             );
             self.claimed(&ours::field(ours::VIPS), &fix, about);
+            return balanced;
+        }
+        if !list.is_empty()
+            && let Some(unread) = allocator.unread()
+        {
+            self.unknown(&ours::field(ours::VIPS), unread, about);
             return balanced;
         }
         for addr in list.split(',').map(str::trim).filter(|addr| !addr.is_empty()) {
@@ -259,6 +274,13 @@ impl Addresses {
             }
         }
     }
+}
+
+/// Fields by which it asks for an address that its status does not have: what somebody else has given is his to give.
+fn ungiven(service: &Service) -> impl Iterator<Item = String> {
+    let given: BTreeSet<IpAddr> = pools::held(service).collect();
+    let is_given = move |addr: &str| addr.parse().is_ok_and(|addr| given.contains(&addr));
+    pools::requested(service).filter(move |(_, addr)| !is_given(addr)).map(|(field, _)| field)
 }
 
 /// Whether the Service's addresses are ours to serve.
