@@ -9,8 +9,9 @@ use tokio::time::{Duration, Instant};
 use tracing::{debug, info, warn};
 
 use super::failure::{Failure, Why};
+use super::reads::{Reads, Unread};
 use crate::model::report::{Metric, MetricKind, Sample};
-use crate::model::{ObjectId, Problem, Severity};
+use crate::model::{ObjectId, ObjectName, Problem, Severity};
 
 /// A connection that breaks and is back within this is nobody's concern.
 const TOLERATED: Duration = Duration::from_secs(5);
@@ -50,6 +51,8 @@ impl fmt::Display for Feed {
 pub struct Health {
     since: Instant,
     feeds: Mutex<BTreeMap<Feed, Heard>>,
+    /// By resource.
+    reads: Mutex<BTreeMap<&'static str, Reads>>,
     /// Something that is told has changed.
     pub(super) changed: Notify,
 }
@@ -70,13 +73,28 @@ struct Heard {
 
 impl Health {
     pub(super) fn new() -> Arc<Self> {
-        Arc::new(Self { since: Instant::now(), feeds: Mutex::default(), changed: Notify::new() })
+        Arc::new(Self {
+            since: Instant::now(),
+            feeds: Mutex::default(),
+            reads: Mutex::default(),
+            changed: Notify::new(),
+        })
     }
 
     /// Somebody begins to follow this.
     pub(super) fn of(self: &Arc<Self>, feed: Feed) -> FeedHealth {
         self.feeds().entry(feed.clone()).or_default();
         FeedHealth { health: Arc::clone(self), feed }
+    }
+
+    /// Somebody begins to read objects of this kind.
+    pub(super) fn reads(self: &Arc<Self>, resource: &'static str, need: Need) -> ReadHealth {
+        self.all_reads().insert(resource, Reads::new(need));
+        ReadHealth { health: Arc::clone(self), resource }
+    }
+
+    fn all_reads(&self) -> MutexGuard<'_, BTreeMap<&'static str, Reads>> {
+        self.reads.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn feeds(&self) -> MutexGuard<'_, BTreeMap<Feed, Heard>> {
@@ -93,7 +111,7 @@ impl Health {
         })
     }
 
-    /// What is not listed yet and has to be, with the reason; `None`: nothing.
+    /// What is not known yet and has to be, with the reason; `None`: nothing.
     pub fn wants(&self) -> Option<String> {
         let feeds = self.feeds();
         let missing = || feeds.iter().filter(|(feed, heard)| feed.need == Need::Must && !heard.listed);
@@ -102,7 +120,8 @@ impl Health {
             heard.failing.as_ref().map(|(failure, _)| format!("{feed} cannot be listed: {}", failure.message))
         };
         let first = || missing().next().map(|(feed, _)| format!("{feed} are not listed yet"));
-        missing().find_map(reason).or_else(first)
+        let unread = || self.all_reads().iter().find_map(|(resource, reads)| reads.wants(resource));
+        missing().find_map(reason).or_else(first).or_else(unread)
     }
 
     /// How long ago the API server last confirmed what is known of the kind it has been silent about
@@ -126,6 +145,8 @@ impl Health {
             heard.told = true;
             problems.push(problem(feed, failure, heard.listed));
         }
+        let reads = &mut *self.all_reads();
+        problems.extend(reads.iter_mut().filter_map(|(resource, reads)| reads.problem(resource, TOLERATED)));
         problems
     }
 
@@ -133,7 +154,9 @@ impl Health {
     pub(super) fn next_look(&self) -> Option<Instant> {
         let feeds = self.feeds();
         let waiting = feeds.values().filter(|heard| !heard.told).filter_map(|heard| heard.failing.as_ref());
-        waiting.map(|(_, since)| *since + TOLERATED).min()
+        let reads = self.all_reads();
+        let reads = reads.values().filter_map(|reads| reads.next_look(TOLERATED));
+        waiting.map(|(_, since)| *since + TOLERATED).chain(reads).min()
     }
 
     /// For `/metrics`.
@@ -143,6 +166,11 @@ impl Health {
         for (feed, heard) in self.feeds().iter() {
             for (why, count) in &heard.failures {
                 *failures.entry((feed.resource, why.name())).or_default() += count;
+            }
+        }
+        for (resource, reads) in self.all_reads().iter() {
+            for (why, count) in &reads.failures {
+                *failures.entry((resource, why.name())).or_default() += count;
             }
         }
         let failures = failures.into_iter().map(|((resource, why), count)| Sample {
@@ -159,7 +187,7 @@ impl Health {
             },
             Metric {
                 name: "penstock_cluster_watch_errors_total",
-                help: "Lists and watches that failed, by kind and reason.",
+                help: "Lists, watches and reads that failed, by kind and reason.",
                 kind: MetricKind::Counter,
                 samples: failures.collect(),
             },
@@ -240,6 +268,31 @@ impl FeedHealth {
         heard.failing = Some((failure, since));
         drop(feeds);
         if is_news {
+            self.health.changed.notify_one();
+        }
+    }
+}
+
+/// What is told of reading one kind.
+#[derive(Debug, Clone)]
+pub(super) struct ReadHealth {
+    health: Arc<Health>,
+    resource: &'static str,
+}
+
+impl ReadHealth {
+    /// It did not work, and will be tried again.
+    pub(super) fn failed(&self, name: &ObjectName, failure: &Failure) {
+        let Failure { why, message } = failure;
+        let mut all = self.health.all_reads();
+        if all.get_mut(self.resource).is_some_and(|reads| reads.failed(failure)) {
+            warn!(resource = self.resource, %name, reason = why.name(), message, "not read for the moment");
+        }
+    }
+
+    /// These cannot be read.
+    pub(super) fn are(&self, unread: &BTreeMap<ObjectName, Unread>) {
+        if self.health.all_reads().get_mut(self.resource).is_some_and(|reads| reads.are(unread)) {
             self.health.changed.notify_one();
         }
     }

@@ -11,7 +11,7 @@ use tokio::time::{Duration, Instant, sleep_until};
 use tracing::{debug, info};
 
 use super::health::Health;
-use super::referenced::Wanted;
+use super::referenced::{Here, Wanted};
 use super::scope::Scope;
 use super::store::Store;
 use crate::model::ObjectName;
@@ -42,11 +42,8 @@ pub(super) enum News {
     NoNamespace(String),
     /// Earlier versions, of another agent's; whether one of them counts.
     Former(Vec<Former>, oneshot::Sender<bool>),
-    /// What was wanted is here, as far as it exists.
-    Fetched {
-        kind: Kind,
-        generation: u64,
-    },
+    /// What was wanted is here, as far as it exists and can be read.
+    Fetched(Kind, Here),
 }
 
 /// Of an Ingress, what its status says.
@@ -80,8 +77,8 @@ pub(super) struct Hub {
 pub(super) struct Progress {
     /// Objects outside of the selected namespaces, which may be selected later.
     outside: BTreeMap<Key, Object>,
-    /// Generations of what is wanted that are here.
-    fetched: BTreeMap<Kind, u64>,
+    /// What is here of what is wanted.
+    fetched: BTreeMap<Kind, Here>,
     /// Something changed that was not published, since when.
     dirty: Option<Instant>,
     /// What is named may have changed.
@@ -122,11 +119,14 @@ impl Hub {
     fn due(&self) -> Option<Instant> {
         let dirty = self.progress.dirty?;
         let wanted = [(Kind::Secret, &self.secrets), (Kind::ConfigMap, &self.config_maps)];
-        let fetched = wanted.iter().all(|(kind, wanted)| {
-            self.progress.fetched.get(kind).copied().unwrap_or(0) >= wanted.borrow().generation
-        });
+        let here = |kind| self.progress.fetched.get(&kind);
+        let fetched = wanted
+            .into_iter()
+            .all(|(kind, wanted)| here(kind).map_or(0, |here| here.generation) >= wanted.borrow().generation);
         let Some(published) = self.progress.published else {
-            let known = fetched && self.health.is_complete() && self.scope.is_known();
+            // What exists and is not known may keep somebody out, or say who has which address.
+            let lacks = self.progress.fetched.values().any(|here| here.is_worth_waiting);
+            let known = fetched && !lacks && self.health.is_complete() && self.scope.is_known();
             // A list that was handed over and not heard yet is a part of it.
             return (known && self.news.is_empty()).then(Instant::now);
         };
@@ -175,8 +175,12 @@ impl Hub {
                 }
                 let _ = told.send(adopted);
             }
-            News::Fetched { kind, generation } => {
-                self.progress.fetched.insert(kind, generation);
+            News::Fetched(kind, here) => {
+                // A ConfigMap that comes to an agent at work has no effect before it is read.
+                if kind == Kind::Secret && self.store.lack(kind, &here.lacking) {
+                    self.changed(kind);
+                }
+                self.progress.fetched.insert(kind, here);
             }
         }
     }

@@ -15,6 +15,7 @@ mod health;
 mod hub;
 mod lean;
 mod lease;
+mod reads;
 mod referenced;
 mod scope;
 mod status;
@@ -293,7 +294,8 @@ impl Feeds {
             self.tasks.spawn(follow(Metadata(api), Selection::default(), health, notes.clone(), say));
         }
         let (wanted, wants) = watch::channel(Wanted::default());
-        let reading = Reading { kind, lean, namespaces: namespaces.into_iter().collect() };
+        let health = self.health.reads(resource, need);
+        let reading = Reading { kind, lean, namespaces: namespaces.into_iter().collect(), need, health };
         let referenced = Referenced::new(self.client.clone(), reading, wants, noted, self.news.clone());
         self.tasks.spawn(referenced.run());
         wanted

@@ -1,5 +1,5 @@
 //! Secrets and ConfigMaps: of all of them the names and versions are followed, of those that
-//! something names the contents are fetched. Nobody else's secrets pass through our memory.
+//! something names the contents are fetched.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
@@ -12,11 +12,12 @@ use kube::{Api, Client, Resource, ResourceExt as _};
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Duration, Instant, sleep_until, timeout};
-use tracing::warn;
 
 use super::failure::{Failure, Why};
 use super::follow::Step;
+use super::health::{Need, ReadHealth};
 use super::hub::News;
+use super::reads::Unread;
 use crate::model::ObjectName;
 use crate::objects::{Key, Kind, Object};
 
@@ -26,6 +27,10 @@ const AT_ONCE: usize = 16;
 const ANSWER: Duration = Duration::from_secs(10);
 /// Pause before what failed is asked for again.
 const RETRY: Duration = Duration::from_secs(2);
+/// The same for what we may not read.
+const REFUSED: Duration = Duration::from_secs(5);
+/// Times that an agent that starts asks for what it can do without.
+const TRIES: u32 = 3;
 /// The same for what we may not follow and therefore have to look after.
 const UNFOLLOWED: Duration = Duration::from_secs(30);
 
@@ -57,6 +62,19 @@ pub(super) struct Reading<K> {
     pub(super) lean: fn(K) -> Object,
     /// Namespaces whose names are followed; `None`: all at once.
     pub(super) namespaces: BTreeSet<Option<String>>,
+    pub(super) need: Need,
+    pub(super) health: ReadHealth,
+}
+
+/// What of a kind is here.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Here {
+    /// Of what was wanted.
+    pub(super) generation: u64,
+    /// Exists, and could not be read yet.
+    pub(super) lacking: BTreeSet<ObjectName>,
+    /// Who starts had better wait for those.
+    pub(super) is_worth_waiting: bool,
 }
 
 /// Fetches what is wanted of one kind.
@@ -79,11 +97,15 @@ pub(super) struct Referenced<K> {
     queue: Vec<ObjectName>,
     /// To be asked for again, and when.
     again: BTreeMap<ObjectName, Instant>,
+    /// Exist, and could not be read when they were last asked for.
+    unread: BTreeMap<ObjectName, Unread>,
+    need: Need,
+    health: ReadHealth,
     namespaces: BTreeSet<Option<String>>,
     /// Those whose names are known.
     listed: BTreeSet<Option<String>>,
-    /// Generation of the wanted that was told to be here.
-    complete: u64,
+    /// What was told to be here.
+    here: Here,
 }
 
 type Answer<K> = (ObjectName, Result<Option<K>, Failure>);
@@ -100,7 +122,7 @@ where
         notes: mpsc::Receiver<Note<K>>,
         news: mpsc::Sender<News>,
     ) -> Self {
-        let Reading { kind, lean, namespaces } = reading;
+        let Reading { kind, lean, namespaces, need, health } = reading;
         Self {
             client,
             kind,
@@ -115,9 +137,12 @@ where
             asking: FuturesUnordered::new(),
             queue: Vec::new(),
             again: BTreeMap::new(),
+            unread: BTreeMap::new(),
+            need,
+            health,
             namespaces,
             listed: BTreeSet::new(),
-            complete: 0,
+            here: Here::default(),
         }
     }
 
@@ -221,7 +246,7 @@ where
 
     async fn gone(&mut self, name: ObjectName) {
         self.again.remove(&name);
-        self.queue.retain(|queued| *queued != name);
+        self.unread.remove(&name);
         if self.told.remove(&name).is_some() {
             let _ = self.news.send(News::Removed(Key { kind: self.kind, name })).await;
         }
@@ -253,6 +278,7 @@ where
     async fn answered(&mut self, name: ObjectName, answer: Result<Option<K>, Failure>) {
         self.asked.remove(&name);
         let overtaken = self.overtaken.remove(&name);
+        let unread = self.unread.remove(&name);
         if !self.wanted.borrow().has(&name) {
             return;
         }
@@ -279,14 +305,19 @@ where
                 self.gone(name).await;
             }
             Err(failure) => {
-                let kind = self.kind;
-                warn!(%kind, %name, reason = failure.why.name(), failure.message, "not read for the moment");
-                self.again.entry(name).or_insert_with(|| Instant::now() + RETRY);
+                self.health.failed(&name, &failure);
+                let pause = if failure.why == Why::Refused { REFUSED } else { RETRY };
+                self.again.entry(name.clone()).or_insert_with(|| Instant::now() + pause);
+                if self.there.contains_key(&name) {
+                    let (tries, known) =
+                        (unread.map_or(1, |unread| unread.tries + 1), self.told.contains_key(&name));
+                    self.unread.insert(name, Unread { failure, tries, known });
+                }
             }
         }
     }
 
-    /// Says so when everything that is wanted was asked for and answered.
+    /// Says so when everything that is wanted was asked for and answered, and what of it could not be read.
     async fn report(&mut self) -> Result<(), mpsc::error::SendError<News>> {
         let generation = self.wanted.borrow().generation;
         let may_be_missing = |name: &ObjectName| {
@@ -295,11 +326,22 @@ where
         // Who is called so is known when the names are.
         let called = self.wanted.borrow().called.is_empty() || self.is_listed();
         let here = called && self.asked.is_empty() && self.wanted.borrow().names.iter().all(may_be_missing);
-        if generation == self.complete || !here {
+        if !here {
             return Ok(());
         }
-        self.complete = generation;
-        self.news.send(News::Fetched { kind: self.kind, generation }).await
+        self.health.are(&self.unread);
+        let lacking = || self.unread.iter().filter(|(_, unread)| !unread.known);
+        let may_come = |unread: &Unread| unread.failure.why != Why::Refused && unread.tries < TRIES;
+        let here = Here {
+            generation,
+            lacking: lacking().map(|(name, _)| name.clone()).collect(),
+            is_worth_waiting: lacking().any(|(_, unread)| self.need == Need::Must || may_come(unread)),
+        };
+        if here == self.here {
+            return Ok(());
+        }
+        self.here = here.clone();
+        self.news.send(News::Fetched(self.kind, here)).await
     }
 }
 

@@ -3,10 +3,10 @@
 //! An object is judged by itself when it arrives, and by what the ConfigMaps demand when the next
 //! state is taken; who does not pass stays what it was, or does not enter.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::SystemTime;
 
-use crate::model::{Problem, Severity};
+use crate::model::{ObjectName, Problem, Severity};
 use crate::objects::{Admission, Former, Kept, Key, Kind, Loaded, Object, Objects};
 
 /// The objects of the cluster that concern us.
@@ -93,6 +93,18 @@ impl Store {
             self.in_force.unread.insert(Some(key.clone()));
         }
         self.refused.insert(key, (object, found));
+    }
+
+    /// These of a kind, and no others, exist and could not be read yet; false if that is nothing new.
+    pub(super) fn lack(&mut self, kind: Kind, names: &BTreeSet<ObjectName>) -> bool {
+        let Objects { unread, .. } = &mut self.in_force;
+        let before = unread.clone();
+        let refused = &self.refused;
+        unread.retain(|key| key.as_ref().is_none_or(|key| key.kind != kind || refused.contains_key(key)));
+        let keys = names.iter().map(|name| Key { kind, name: name.clone() });
+        let keys: Vec<Key> = keys.filter(|key| self.in_force.get(key).is_none()).collect();
+        self.in_force.unread.extend(keys.into_iter().map(Some));
+        self.in_force.unread != before
     }
 
     /// Has an earlier version stay in force whose newest one is refused; false where that is not so.

@@ -11,7 +11,7 @@ use tokio::time::{Duration, timeout};
 
 use super::*;
 use crate::model::{ObjectId, ObjectName, Problem, Severity};
-use crate::objects::{Former, Loaded, References};
+use crate::objects::{Former, Key, Loaded, References};
 
 /// No wait of a test is longer.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -31,6 +31,8 @@ struct Shared {
     asked: Vec<String>,
     /// Resources that nobody may see.
     refused: Vec<String>,
+    /// Objects of this name are answered by that alone; lists have them.
+    unread: BTreeMap<String, (u16, &'static str)>,
     /// Of this resource nobody remembers what came before: the next watch hears that and nothing else.
     gone: Option<String>,
     /// Objects of this name, or lists of this resource, are answered when this opens.
@@ -101,6 +103,8 @@ impl Server {
                 let known = shared.objects.get(before).map(|objects| (before, objects));
                 if shared.refused.iter().any(|refused| refused == last || refused == before) {
                     Err((403, "Forbidden"))
+                } else if let Some(answer) = shared.unread.get(last).filter(|_| known.is_some()) {
+                    Err(*answer)
                 } else if is_watch {
                     let (sender, events) = mpsc::unbounded_channel();
                     if shared.gone.take_if(|gone| gone == last).is_some() {
@@ -323,33 +327,92 @@ async fn a_state_waits_for_the_secret_it_names_and_reads_no_other() {
 #[tokio::test]
 async fn the_first_state_has_the_settings_although_nobody_knew_their_namespace() {
     let server = Server::default();
-    server.put(
-        "configmaps",
-        json!({"apiVersion": "v1", "kind": "ConfigMap", "data": {"key": "value"},
-        "metadata": {"namespace": "edge", "name": "settings", "resourceVersion": "3"}}),
-    );
+    let (object, refer) = settings();
+    server.put("configmaps", object);
     server.put("ingresses", ingress("web", "1", ""));
     let (open, opened) = watch::channel(false);
     server.shared.lock().expect("whole").held = Some(("settings".to_owned(), opened));
     let cluster = server.start().await;
-    let refer: Refer = Arc::new(|_| References {
-        config_maps_called: ["settings".to_owned()].into(),
-        ..References::default()
-    });
-
     let mut followed = watch(&cluster, Options { refer, ..options() });
-    let asked = async {
-        while server.count(&["/configmaps/settings"]) == 0 {
-            tokio::task::yield_now().await;
-        }
-    };
-    timeout(DEADLINE, asked).await.expect("asked for");
+    asked(&server, &["/configmaps/settings"], 1).await;
     let early = timeout(Duration::from_millis(100), followed.first()).await;
     open.send_replace(true);
     timeout(DEADLINE, followed.first()).await.expect("known");
 
     assert!(early.is_err(), "a state without the settings");
     assert_eq!(followed.loaded.borrow().objects.config_maps.len(), 1);
+}
+
+fn settings() -> (Value, Refer) {
+    let object = json!({"apiVersion": "v1", "kind": "ConfigMap", "data": {"key": "value"},
+        "metadata": {"namespace": "edge", "name": "settings", "resourceVersion": "3"}});
+    let refer: Refer = Arc::new(|_| References {
+        config_maps_called: ["settings".to_owned()].into(),
+        ..References::default()
+    });
+    (object, refer)
+}
+
+/// Returns when the server was asked for that so often.
+async fn asked(server: &Server, words: &[&str], times: usize) {
+    let asked = async {
+        while server.count(words) < times {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(DEADLINE, asked).await.expect("asked for");
+}
+
+#[tokio::test]
+async fn the_first_state_waits_for_settings_that_exist_and_cannot_be_read() {
+    let server = Server::default();
+    let (object, refer) = settings();
+    server.put("configmaps", object);
+    let sick = ("settings".to_owned(), (503, "ServiceUnavailable"));
+    server.shared.lock().expect("whole").unread.extend([sick]);
+    let cluster = server.start().await;
+
+    let mut followed = watch(&cluster, Options { refer, ..options() });
+    asked(&server, &["/configmaps/settings"], 2).await;
+    let early = timeout(Duration::from_millis(100), followed.first()).await;
+    let wants = followed.health.wants();
+    server.shared.lock().expect("whole").unread.clear();
+    timeout(DEADLINE, followed.first()).await.expect("known");
+
+    assert!(early.is_err(), "a state without the settings");
+    let wants = wants.expect("something is wanted");
+    assert!(wants.starts_with("configmaps: edge/settings cannot be read: ServiceUnavailable"), "{wants}");
+    assert_eq!(followed.loaded.borrow().objects.config_maps.len(), 1);
+    assert_eq!(followed.health.wants(), None);
+}
+
+#[tokio::test]
+async fn a_secret_that_may_not_be_read_is_unread_and_told_once() {
+    let server = Server::default();
+    let names = ["one", "two"];
+    for name in names {
+        server.put("secrets", secret(name, "3"));
+        server.put("ingresses", ingress(name, "1", name));
+        server.shared.lock().expect("whole").unread.insert(name.to_owned(), (403, "Forbidden"));
+    }
+    let cluster = server.start().await;
+
+    let mut followed = watch(&cluster, options());
+    timeout(DEADLINE, followed.first()).await.expect("known");
+
+    let key = |name: &&str| Some(Key { kind: Kind::Secret, name: ObjectName::new("shop", *name) });
+    let told = |loaded: &Loaded| !loaded.problems.is_empty();
+    let state = until(&mut followed.loaded, "told", told).await;
+    assert_eq!(state.objects.unread, names.iter().map(key).collect());
+    let told = state.problems.iter().map(|it| format!("{}: {}; {}", it.field, it.message, it.fix));
+    let expected = "secrets: cannot be read (shop/one and 1 more): Forbidden: one (403); what names them is served \
+                    without; let our account get secrets";
+    assert_eq!(told.collect::<Vec<_>>(), [expected]);
+
+    server.shared.lock().expect("whole").unread.clear();
+    let whole = |loaded: &Loaded| loaded.problems.is_empty() && loaded.objects.secrets.len() == 2;
+    let state = until(&mut followed.loaded, "read", whole).await;
+    assert_eq!(state.objects.unread, [].into());
 }
 
 #[test]

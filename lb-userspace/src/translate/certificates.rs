@@ -83,7 +83,9 @@ impl Certificates<'_> {
     pub(super) fn fix(&self, secret: &ObjectName) -> &'static str {
         match self.objects.secrets.get(secret) {
             Some(_) => "put a certificate and its key into tls.crt and tls.key of the Secret",
-            None if self.objects.is_unread(secret) => "correct the Secret as its own problem says",
+            None if self.objects.is_unread(secret) => {
+                "correct the Secret as its own problem says, or let our account read it"
+            }
             None => "create the Secret with tls.crt and tls.key",
         }
     }
