@@ -220,6 +220,11 @@ fn one_namespace_gives_no_rights_in_others() {
     let resources: Vec<_> = everywhere.iter().map(|rule| rule["resources"].clone()).collect();
     assert_eq!(resources, [json!(["ingressclasses"]), json!(["nodes"])]);
     assert_eq!(one(&objects, "Role", "ingress-nginx-watched")["metadata"]["namespace"], "shop");
+    // Where Events of Nodes stand.
+    let events = one(&objects, "Role", "ingress-nginx-events");
+    assert_eq!(events["metadata"]["namespace"], "default");
+    let rules = json!([{"apiGroups": [""], "resources": ["events"], "verbs": ["create", "patch"]}]);
+    assert_eq!(events["rules"], rules);
     assert!(arguments(&objects).contains(&"--watch-namespace=shop".to_owned()));
 }
 

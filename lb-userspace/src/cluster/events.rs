@@ -19,6 +19,7 @@ use tracing::{debug, warn};
 use super::Report;
 use super::failure::{Failure, Why};
 use super::hub::Aside;
+use super::parked::Parked;
 use super::write_health::{Work, WriteHealth};
 use crate::model::{ObjectName, Problem, Severity};
 use crate::objects::{self, Key, Kind, Object};
@@ -72,6 +73,8 @@ pub(super) struct Memory {
     /// What may pass, and since when it is there.
     fleeting: BTreeMap<u64, Instant>,
     queue: VecDeque<What>,
+    /// Of namespaces where we may not tell any for the moment.
+    parked: Parked<What>,
     /// Ingresses that were taken up and are to be told of when nothing else is: there may be thousands, all at once when we begin to lead.
     taken_up: BTreeSet<ObjectName>,
     /// We led when the report before came.
@@ -92,6 +95,11 @@ struct What {
 }
 
 impl What {
+    /// Where the Event stands: that of an object without a namespace as the API server wants it.
+    fn namespace(&self) -> String {
+        self.about.namespace.clone().unwrap_or_else(|| "default".to_owned())
+    }
+
     /// The same for whoever tells it of the same object.
     fn id(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
@@ -121,18 +129,30 @@ impl Memory {
         due
     }
 
-    /// Whether something waits to be told.
-    fn waits(&self) -> bool {
-        !(self.queue.is_empty() && self.taken_up.is_empty())
+    /// When something may be told; `None`: nothing waits.
+    fn waits(&self, now: Instant) -> Option<Instant> {
+        let is_open = |name: &ObjectName| !self.parked.has(&name.namespace);
+        match self.queue.is_empty() && !self.taken_up.iter().any(is_open) {
+            true => self.parked.due(),
+            false => Some(now),
+        }
     }
 
     /// What is told next; an Ingress that is gone meanwhile is not.
-    fn next(&mut self) -> Option<What> {
-        if let Some(what) = self.queue.pop_front() {
+    fn next(&mut self, now: Instant) -> Option<What> {
+        if let Some(what) = self.parked.next(now) {
             return Some(what);
         }
+        while let Some(what) = self.queue.pop_front() {
+            let namespace = what.namespace();
+            if let Some(what) = self.parked.join(&namespace, what) {
+                return Some(what);
+            }
+        }
         let report = self.before.as_ref()?;
-        while let Some(name) = self.taken_up.pop_first() {
+        let is_open = |name: &&ObjectName| !self.parked.has(&name.namespace);
+        while let Some(name) = self.taken_up.iter().find(is_open).cloned() {
+            self.taken_up.remove(&name);
             if report.served.contains(&name)
                 && let Some(ingress) = report.loaded.objects.ingresses.get(&name)
             {
@@ -159,7 +179,8 @@ impl Recorder {
         // What could not be told is told when that has passed, whatever it was.
         let (mut backoff, mut again) = (super::pauses(), None::<Instant>);
         loop {
-            let next = self.memory.waits().then(|| allowance.next(Instant::now()));
+            let now = Instant::now();
+            let next = self.memory.waits(now).map(|next| next.max(allowance.next(now)));
             let next = next.map(|next| again.map_or(next, |again| next.max(again)));
             let settled = self.memory.settled();
             let report = &mut self.report;
@@ -173,13 +194,26 @@ impl Recorder {
                 _ = repeat.tick() => true,
                 () = sleep_until(settled.unwrap_or_else(Instant::now)), if settled.is_some() => true,
                 () = sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {
-                    if let Some(what) = self.memory.next() {
+                    if let Some(what) = self.memory.next(Instant::now()) {
                         allowance.spend();
-                        if self.tell(&what).await == Told::Later {
-                            self.memory.queue.push_front(what);
-                            again = Some(Instant::now() + backoff.next());
-                        } else {
-                            (backoff, again) = (super::pauses(), None);
+                        match self.tell(&what).await {
+                            Told::Later => {
+                                self.memory.queue.push_front(what);
+                                again = Some(Instant::now() + backoff.next());
+                            }
+                            Told::Refused => {
+                                self.memory.parked.refused(&what.namespace(), what, Instant::now());
+                                (backoff, again) = (super::pauses(), None);
+                            }
+                            Told::Done => {
+                                let mut waited = self.memory.parked.release(&what.namespace());
+                                waited.append(&mut self.memory.queue);
+                                self.memory.queue = waited;
+                                if self.memory.parked.is_empty() {
+                                    self.health.done(Work::Events);
+                                }
+                                (backoff, again) = (super::pauses(), None);
+                            }
                         }
                     }
                     continue;
@@ -222,7 +256,7 @@ impl Recorder {
             note_lost(before, report, &mut due);
         }
         for what in due {
-            if self.memory.queue.len() >= WAITING {
+            if self.memory.queue.len() + self.memory.parked.len() >= WAITING {
                 self.counts.dropped.fetch_add(1, Ordering::Relaxed);
             } else {
                 self.memory.queue.push_back(what);
@@ -238,7 +272,6 @@ impl Recorder {
         match outcome {
             Ok(()) => {
                 self.counts.told.fetch_add(1, Ordering::Relaxed);
-                self.health.done(Work::Events);
                 Told::Done
             }
             Err(failure) if is_in_vain(&failure) => {
@@ -250,14 +283,14 @@ impl Recorder {
                 if self.health.failed(Work::Events, &failure) {
                     warn!(reason = failure.why.name(), failure.message, "Events wait until they can be told");
                 }
-                Told::Later
+                if failure.why == Why::Refused { Told::Refused } else { Told::Later }
             }
         }
     }
 
     /// Writes it, or counts it once more where it stands already.
     async fn write(&self, what: &What) -> Result<(), Failure> {
-        let namespace = what.about.namespace.clone().unwrap_or_else(|| "default".to_owned());
+        let namespace = what.namespace();
         let name = format!("{}.{:016x}", what.about.name.as_deref().unwrap_or_default(), what.id());
         let api: Api<Event> = Api::namespaced(self.client.clone(), &namespace);
         let now = Time(Timestamp::now());
@@ -295,6 +328,8 @@ impl Recorder {
 enum Told {
     /// It was told, or never will be.
     Done,
+    /// We may tell none in its namespace.
+    Refused,
     /// The API server takes none now.
     Later,
 }
@@ -303,7 +338,7 @@ enum Told {
 /// make sense of gets no better.
 fn is_in_vain(failure: &Failure) -> bool {
     failure.message.contains("being terminated")
-        || matches!(failure.why, Why::Missing | Why::Conflict | Why::Gone | Why::Unreadable | Why::Server)
+        || matches!(failure.why, Why::Missing | Why::Conflict | Why::Gone | Why::Unreadable | Why::Rejected)
 }
 
 async fn patch(api: &Api<Event>, name: &str, patch: &serde_json::Value) -> Result<Event, Failure> {
@@ -489,6 +524,40 @@ mod tests {
         assert_eq!(memory.settled(), None);
         assert_eq!(memory.due(both(), at(9)), []);
         assert_eq!(memory.due(both(), at(8) + REPEAT), both());
+    }
+
+    #[test]
+    fn a_namespace_where_we_may_tell_nothing_holds_up_no_other() {
+        let what = |namespace: Option<&str>, message: &str| What {
+            about: ObjectReference { namespace: namespace.map(str::to_owned), ..ObjectReference::default() },
+            kind: "Warning",
+            reason: "BadValue".to_owned(),
+            message: message.to_owned(),
+            patience: Duration::ZERO,
+        };
+        let (node, shop, second) = (what(None, "node"), what(Some("shop"), "shop"), what(None, "second"));
+        let (mut memory, now) = (Memory::default(), Instant::now());
+        memory.queue.extend([node, second, shop.clone()]);
+        let refused = memory.next(now).expect("the first one");
+
+        memory.parked.refused(&refused.namespace(), refused, now);
+
+        assert_eq!(memory.next(now), Some(shop));
+        assert_eq!(memory.next(now), None);
+        let again = memory.waits(now).expect("something waits");
+        assert!(again > now);
+        assert_eq!(memory.next(again).expect("tried again").message, "node");
+        assert_eq!(memory.parked.release("default").len(), 1);
+        assert_eq!(memory.waits(now), None);
+    }
+
+    #[test]
+    fn an_event_waits_for_a_server_in_trouble_and_not_for_one_that_cannot_take_it() {
+        let cases =
+            [(Why::Server, false), (Why::Throttled, false), (Why::Rejected, true), (Why::Missing, true)];
+        for (why, expected) in cases {
+            assert_eq!(is_in_vain(&Failure::new(why, "")), expected, "{why:?}");
+        }
     }
 
     #[test]

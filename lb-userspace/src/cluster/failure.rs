@@ -26,7 +26,9 @@ pub(super) enum Why {
     Gone,
     /// It has too much to do (429).
     Throttled,
-    /// Any other word of its.
+    /// It makes no sense to it (any other 4xx).
+    Rejected,
+    /// It is in trouble itself (5xx), or says something else.
     Server,
     /// No connection.
     Unreachable,
@@ -52,6 +54,7 @@ impl Why {
             Self::Conflict => "conflict",
             Self::Gone => "gone",
             Self::Throttled => "throttled",
+            Self::Rejected => "rejected",
             Self::Server => "server",
             Self::Unreachable => "unreachable",
             Self::Untrusted => "untrusted",
@@ -80,6 +83,7 @@ impl Failure {
             409 => Why::Conflict,
             410 => Why::Gone,
             429 => Why::Throttled,
+            400..500 => Why::Rejected,
             _ => Why::Server,
         };
         let message = if status.message.is_empty() { status.reason.clone() } else { status.message.clone() };
@@ -167,6 +171,14 @@ mod tests {
         };
         let cluster = Cluster::connect(&access).await.expect("a client");
         Failure::of(&cluster.client.apiserver_version().await.expect_err("it gives no answer"))
+    }
+
+    #[test]
+    fn trouble_of_the_server_is_another_thing_than_a_question_that_it_does_not_take() {
+        let why = |code| Failure::said(&Status { code, ..Status::default() }).why;
+
+        assert_eq!([500, 503, 504].map(why), [Why::Server; 3]);
+        assert_eq!([400, 413, 422].map(why), [Why::Rejected; 3]);
     }
 
     #[tokio::test]

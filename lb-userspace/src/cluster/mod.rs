@@ -15,6 +15,7 @@ mod health;
 mod hub;
 mod lean;
 mod lease;
+mod parked;
 mod reads;
 mod referenced;
 mod scope;
