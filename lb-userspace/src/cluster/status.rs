@@ -18,7 +18,7 @@ use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::sync::watch;
-use tokio::time::{Duration, MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{Duration, Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
 use super::Report;
@@ -34,7 +34,7 @@ const AT_ONCE: usize = 8;
 const ANSWER: Duration = Duration::from_secs(10);
 /// Tries of one, where somebody else is faster.
 const TRIES: usize = 3;
-/// Pause after a round in which something failed.
+/// Pause before what failed is tried again, at first.
 const RETRY: Duration = Duration::from_secs(1);
 
 /// What is written, and when.
@@ -66,18 +66,65 @@ pub(super) struct Writer {
     pub(super) health: Arc<WriteHealth>,
     /// The pods of agents, as far as they were asked for.
     pub(super) pods: Option<Pods>,
-    /// What we wrote last, to Ingresses.
-    pub(super) written: BTreeMap<ObjectName, Vec<Address>>,
-    /// The same to Services.
-    pub(super) balanced: BTreeMap<ObjectName, BTreeSet<IpAddr>>,
-    /// What the last round was made of, unless something of it failed.
+    /// What we wrote last.
+    pub(super) ingresses: Told<Vec<Address>>,
+    pub(super) services: Told<BTreeSet<IpAddr>>,
+    /// What the last round was made of.
     pub(super) last: Option<(Arc<Report>, Arc<Aside>)>,
 }
 
-/// Whether what others wrote is overwritten.
-#[derive(Clone, Copy, PartialEq, Eq)]
+/// What objects of a kind were told.
+pub(super) struct Told<T> {
+    /// By name, with the uid: an object that was made anew was told nothing.
+    written: BTreeMap<ObjectName, (Option<String>, T)>,
+    /// Those that did not take it. They wait for a round of their own, and hold up nobody.
+    failed: BTreeSet<ObjectName>,
+}
+
+impl<T> Default for Told<T> {
+    fn default() -> Self {
+        Self { written: BTreeMap::new(), failed: BTreeSet::new() }
+    }
+}
+
+impl<T: PartialEq> Told<T> {
+    /// Forgets others.
+    fn keep(&mut self, is_there: impl Fn(&ObjectName) -> bool) {
+        self.written.retain(|name, _| is_there(name));
+        self.failed.retain(is_there);
+    }
+
+    /// Whether that is to be written in this round, where it does not stand there.
+    fn is_due(&self, name: &ObjectName, uid: Option<&str>, value: &T, round: Round) -> bool {
+        let is_same =
+            self.written.get(name).is_some_and(|(to, known)| to.as_deref() == uid && known == value);
+        match round {
+            Round::Changes => !is_same && !self.failed.contains(name),
+            Round::Again => !is_same,
+            Round::Everything => true,
+        }
+    }
+
+    /// It was written, or could not be.
+    fn wrote(&mut self, name: ObjectName, uid: Option<String>, value: T, failed: bool) {
+        if failed {
+            self.written.remove(&name);
+            self.failed.insert(name);
+        } else {
+            self.failed.remove(&name);
+            self.written.insert(name, (uid, value));
+        }
+    }
+}
+
+/// What is looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Round {
+    /// What is another than before.
     Changes,
+    /// What failed, too.
+    Again,
+    /// Even what others wrote over ours.
     Everything,
 }
 
@@ -86,7 +133,7 @@ impl Writer {
     pub(super) async fn run(mut self) {
         let mut interval = interval(self.options.interval);
         interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut pause = RETRY;
+        let (mut pause, mut again) = (RETRY, None::<Instant>);
         loop {
             let mut round = Round::Changes;
             let goes_on = tokio::select! {
@@ -100,13 +147,16 @@ impl Writer {
                     round = Round::Everything;
                     true
                 }
+                () = sleep_until(again.unwrap_or_else(Instant::now)), if again.is_some() => {
+                    round = Round::Again;
+                    true
+                }
             };
             if !goes_on {
                 return;
             }
             if !*self.leads.borrow_and_update() {
-                self.written.clear();
-                self.balanced.clear();
+                (self.ingresses, self.services, again) = (Told::default(), Told::default(), None);
                 self.health.done(Work::IngressStatus);
                 self.health.done(Work::ServiceStatus);
                 self.last = None;
@@ -129,16 +179,14 @@ impl Writer {
                     }
                 };
             }
-            let outcomes = (self.services(round).await, self.ingresses(round).await);
-            self.last = None;
-            if outcomes.0.is_ok() && outcomes.1.is_ok() {
-                pause = RETRY;
-                self.last = Some(now);
-            } else {
-                sleep(pause).await;
+            self.balance(round).await;
+            self.route(round).await;
+            self.last = Some(now);
+            if self.ingresses.failed.is_empty() && self.services.failed.is_empty() {
+                (pause, again) = (RETRY, None);
+            } else if round != Round::Changes || again.is_none() {
+                again = Some(Instant::now() + pause);
                 pause = (pause * 2).min(self.options.interval.max(RETRY));
-                // Whatever happened in the meantime comes with it.
-                interval.reset_immediately();
             }
         }
     }
@@ -148,55 +196,62 @@ impl Writer {
     }
 
     /// Writes the addresses that Services have where their status says others.
-    async fn services(&mut self, round: Round) -> Result<(), Failure> {
+    async fn balance(&mut self, round: Round) {
         let report = Arc::clone(&self.report.borrow_and_update());
-        self.balanced.retain(|name, _| report.given.contains_key(name));
-        let differ = report.given.iter().filter(|(name, given)| {
-            let is_news = round == Round::Everything || self.balanced.get(*name) != Some(given);
-            let service = report.loaded.objects.services.get(*name);
-            is_news && service.is_some_and(|service| !addresses::says(&service.object, given))
+        self.services.keep(|name| report.given.contains_key(name));
+        let differ = report.given.iter().filter_map(|(name, given)| {
+            let service = &report.loaded.objects.services.get(name)?.object;
+            let uid = service.metadata.uid.clone();
+            let is_due = self.services.is_due(name, uid.as_deref(), given, round);
+            (is_due && !addresses::says(service, given)).then(|| (name.clone(), (uid, given.clone())))
         });
-        let differ: Vec<_> = differ.map(|(name, given)| (name.clone(), given.clone())).collect();
-        let values = differ.iter().map(|(name, given)| (name.clone(), addresses::balanced(given)));
-        let outcome = write_all::<Service>(&self.client, values.collect()).await;
-        self.balanced.extend(differ);
-        if let Err((name, failure)) = outcome {
-            if self.health.failed(Work::ServiceStatus, &failure) {
-                warn!(service = %name, reason = failure.why.name(), failure.message, "its status was not written");
-            }
-            self.balanced.remove(&name);
-            return Err(failure);
+        let mut differ: BTreeMap<_, _> = differ.collect();
+        let values = differ.iter().map(|(name, (_, given))| (name.clone(), addresses::balanced(given)));
+        let outcomes = write_all::<Service>(&self.client, values.collect()).await;
+        self.tell(Work::ServiceStatus, &outcomes);
+        for (name, outcome) in outcomes {
+            let Some((uid, given)) = differ.remove(&name) else { continue };
+            self.services.wrote(name, uid, given, outcome.is_err());
         }
-        self.health.done(Work::ServiceStatus);
-        Ok(())
+        if self.services.failed.is_empty() {
+            self.health.done(Work::ServiceStatus);
+        }
     }
 
-    /// Writes what differs.
-    async fn ingresses(&mut self, round: Round) -> Result<(), Failure> {
+    /// Writes where Ingresses are reached where their status says otherwise.
+    async fn route(&mut self, round: Round) {
         let report = Arc::clone(&self.report.borrow_and_update());
         let aside = Arc::clone(&self.aside.borrow_and_update());
-        let Some(wanted) = self.wanted(&report) else { return Ok(()) };
-        self.written.retain(|name, _| report.served.contains(name));
+        let Some(wanted) = self.wanted(&report) else { return };
+        self.ingresses.keep(|name| report.served.contains(name));
         let none = Vec::new();
-        let differ = report.served.iter().filter(|name| {
-            let is_news = round == Round::Everything || self.written.get(*name) != Some(&wanted);
-            is_news && aside.addresses.get(*name).unwrap_or(&none) != &wanted
+        let differ = report.served.iter().filter_map(|name| {
+            let ingress = report.loaded.objects.ingresses.get(name);
+            let uid = ingress.and_then(|ingress| ingress.object.metadata.uid.clone());
+            let is_due = self.ingresses.is_due(name, uid.as_deref(), &wanted, round);
+            let differs = aside.addresses.get(name).unwrap_or(&none) != &wanted;
+            (is_due && differs).then(|| (name.clone(), uid))
         });
-        let differ: BTreeSet<ObjectName> = differ.cloned().collect();
-        let values = differ.iter().map(|name| (name.clone(), serde_json::json!(wanted)));
-        let outcome = write_all::<Ingress>(&self.client, values.collect()).await;
-        for name in differ {
-            self.written.insert(name, wanted.clone());
+        let mut differ: BTreeMap<_, _> = differ.collect();
+        let values = differ.keys().map(|name| (name.clone(), serde_json::json!(wanted)));
+        let outcomes = write_all::<Ingress>(&self.client, values.collect()).await;
+        self.tell(Work::IngressStatus, &outcomes);
+        for (name, outcome) in outcomes {
+            let Some(uid) = differ.remove(&name) else { continue };
+            self.ingresses.wrote(name, uid, wanted.clone(), outcome.is_err());
         }
-        if let Err((name, failure)) = outcome {
-            if self.health.failed(Work::IngressStatus, &failure) {
-                warn!(ingress = %name, reason = failure.why.name(), failure.message, "its status was not written");
+        if self.ingresses.failed.is_empty() {
+            self.health.done(Work::IngressStatus);
+        }
+    }
+
+    /// Says what was not written, once for each reason.
+    fn tell(&self, work: Work, outcomes: &[Outcome]) {
+        for (name, failure) in failures(outcomes) {
+            if self.health.failed(work, failure) {
+                warn!(%name, ?work, reason = failure.why.name(), failure.message, "a status was not written");
             }
-            self.written.remove(&name);
-            return Err(failure);
         }
-        self.health.done(Work::IngressStatus);
-        Ok(())
     }
 
     /// `None`: not known, so nothing is written.
@@ -232,11 +287,11 @@ impl Writer {
         let report = Arc::clone(&self.report.borrow());
         let nothing = |name: &ObjectName| (name.clone(), Value::Array(Vec::new()));
         let ingresses = report.served.iter().map(nothing).collect();
-        if let Err((name, failure)) = write_all::<Ingress>(&self.client, ingresses).await {
+        if let Some((name, failure)) = failures(&write_all::<Ingress>(&self.client, ingresses).await).next() {
             warn!(ingress = %name, failure.message, "its status was not cleared");
         }
         let services = report.given.keys().map(nothing).collect();
-        if let Err((name, failure)) = write_all::<Service>(&self.client, services).await {
+        if let Some((name, failure)) = failures(&write_all::<Service>(&self.client, services).await).next() {
             warn!(service = %name, failure.message, "its status was not cleared");
         }
     }
@@ -247,24 +302,33 @@ fn comes_to_the_same(last: &(Arc<Report>, Arc<Aside>), now: &(Arc<Report>, Arc<A
     let ((last, told), (now, tells)) = (last, now);
     let (before, objects) = (&last.loaded.objects, &now.loaded.objects);
     last.served.ptr_eq(&now.served)
+        && before.ingresses.ptr_eq(&objects.ingresses)
         && Arc::ptr_eq(&last.given, &now.given)
         && before.services.ptr_eq(&objects.services)
         && before.nodes.ptr_eq(&objects.nodes)
         && told.addresses.ptr_eq(&tells.addresses)
 }
 
-/// The first failure, where there is one.
-async fn write_all<K>(client: &Client, values: Vec<(ObjectName, Value)>) -> Result<(), (ObjectName, Failure)>
+type Outcome = (ObjectName, Result<(), Failure>);
+
+/// Each as it went.
+async fn write_all<K>(client: &Client, values: Vec<(ObjectName, Value)>) -> Vec<Outcome>
 where
     K: Resource<Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned,
     K::DynamicType: Default,
 {
     let writing = stream::iter(values).map(|(name, value)| {
         let client = client.clone();
-        async move { write::<K>(&client, &name, value).await.map_err(|failure| (name, failure)) }
+        async move {
+            let outcome = write::<K>(&client, &name, value).await;
+            (name, outcome)
+        }
     });
-    let outcomes: Vec<_> = writing.buffer_unordered(AT_ONCE).collect().await;
-    outcomes.into_iter().collect()
+    writing.buffer_unordered(AT_ONCE).collect().await
+}
+
+fn failures(outcomes: &[Outcome]) -> impl Iterator<Item = (&ObjectName, &Failure)> {
+    outcomes.iter().filter_map(|(name, outcome)| Some((name, outcome.as_ref().err()?)))
 }
 
 /// Writes `status.loadBalancer.ingress`, of an Ingress or of whatever has one, too.
@@ -293,4 +357,27 @@ where
         }
     }
     Err(last)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_failed_waits_for_its_round_and_what_was_made_anew_was_told_nothing() {
+        let (mut told, name) = (Told::default(), ObjectName::new("shop", "web"));
+        let due = |told: &Told<u8>, uid, value| {
+            [Round::Changes, Round::Again, Round::Everything]
+                .map(|round| told.is_due(&name, Some(uid), &value, round))
+        };
+        assert_eq!(due(&told, "a", 1), [true, true, true]);
+
+        told.wrote(name.clone(), Some("a".to_owned()), 1, true);
+        assert_eq!(due(&told, "a", 1), [false, true, true], "refused");
+
+        told.wrote(name.clone(), Some("a".to_owned()), 1, false);
+        assert_eq!(due(&told, "a", 1), [false, false, true], "written");
+        assert_eq!(due(&told, "a", 2), [true, true, true], "another value");
+        assert_eq!(due(&told, "b", 1), [true, true, true], "another object");
+    }
 }

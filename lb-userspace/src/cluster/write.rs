@@ -1,6 +1,5 @@
 //! What is written back: by the holder of the Lease, from what the agent reports.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -11,7 +10,7 @@ use tracing::warn;
 
 use super::events::{Counts, Memory, Recorder};
 use super::lease::{self, Election};
-use super::status::{StatusOptions, Writer};
+use super::status::{StatusOptions, Told, Writer};
 use super::write_health::{Holder, WriteHealth};
 use super::{Cluster, Followed};
 use crate::model::pool::Given;
@@ -118,8 +117,8 @@ impl Writing {
             leads: self.leads.clone(),
             health: Arc::clone(&self.health),
             pods: None,
-            written: BTreeMap::new(),
-            balanced: BTreeMap::new(),
+            ingresses: Told::default(),
+            services: Told::default(),
             last: None,
         })
     }
