@@ -3,19 +3,19 @@
 //!
 //! It is kept out where nothing else in the cluster could make it work: fields and annotations that do not enter,
 //! nginx configuration, a path that another Ingress has. What only waits for another object (a Secret that
-//! cert-manager makes later, a Service of the same roll-out) is told. Milliseconds among ten thousand
-//! Ingresses: only those of its hosts, and the Services they name, are translated beside it.
+//! cert-manager makes later, a Service of the same roll-out) is told. Milliseconds, however many
+//! Ingresses there are and however many of them share its host: few of those are translated beside it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use k8s_openapi::api::networking::v1::{Ingress, IngressBackend};
+use k8s_openapi::api::networking::v1::Ingress;
 use serde_json::Value;
 
 use crate::model::review::Review;
 use crate::model::{ObjectName, Problem, Severity};
 use crate::objects::{Map, Object, Objects};
-use crate::translate::{self, Options, SnippetPolicy};
+use crate::translate::{self, Annotation, Options, Scope, SnippetPolicy, TABLE};
 
 /// Reasons that keep an Ingress out although they are no errors of its form.
 const KEPT_OUT: [&str; 4] = ["refused-annotation", "bad-pattern", "bad-rewrite-target", "catch-all-disabled"];
@@ -50,8 +50,8 @@ pub fn review(objects: &Objects, options: &Options, ingress: Value) -> Review {
     let object = admission.enter(Object::Ingress(ingress));
     let Object::Ingress(ingress) = &object else { return Review::default() };
     let key = object.key();
-    let beside = beside(objects, &key.name, &object);
-    let served = translate::served(&beside, options);
+    let neighbours = neighbours(objects, &key.name, &object);
+    let served = translate::served(&neighbours, options);
     if !served.iter().any(|served| *served.name == key.name) {
         return Review::default();
     }
@@ -68,8 +68,9 @@ pub fn review(objects: &Objects, options: &Options, ingress: Value) -> Review {
     }
     review.refused.extend(inspected(ingress));
     let others = served.iter().filter(|served| *served.name != key.name);
-    review.refused.extend(overlaps(ingress, others.map(|served| (served.name, served.ingress))));
-    let translated = translate::translate(&beside, options);
+    let others: Vec<_> = others.map(|served| (served.name, served.ingress)).collect();
+    review.refused.extend(overlaps(ingress, &others));
+    let translated = translate::translate(&beside(objects, &key.name, ingress, &others), options);
     for problem in translated.problems.iter().filter(|problem| problem.object == id) {
         // What would become of it, if it were let in, is no matter any more.
         if problems.iter().any(|refused| (&refused.field, refused.reason) == (&problem.field, problem.reason))
@@ -108,31 +109,53 @@ fn sentence(problem: &Problem) -> String {
     sentence
 }
 
-/// The part of the objects that an Ingress can have to do with, and itself.
-fn beside(objects: &Objects, name: &ObjectName, object: &Object) -> Objects {
+/// Itself and the Ingresses that it has a host in common with.
+fn neighbours(objects: &Objects, name: &ObjectName, object: &Object) -> Objects {
     let Object::Ingress(ingress) = object else { return Objects::default() };
     let own: BTreeSet<&str> = hosts(ingress).collect();
-    let neighbours = objects
+    let others = objects
         .ingresses
         .iter()
         .filter(|(other, sourced)| *other != name && hosts(&sourced.object).any(|host| own.contains(host)));
-    let mut ingresses: Map<_, _> =
-        neighbours.map(|(name, sourced)| (name.clone(), sourced.clone())).collect();
-    let mut services = Map::new();
-    let named = ingresses.iter().map(|(name, sourced)| (name, &*sourced.object)).chain([(name, &**ingress)]);
-    for (name, ingress) in named {
-        for backend in backends(ingress) {
-            let Some(service) = &backend.service else { continue };
-            let name = ObjectName::new(&name.namespace, &service.name);
-            if let Some(service) = objects.services.get(&name) {
-                services.insert(name, service.clone());
+    let mut neighbours = Objects {
+        ingresses: others.map(|(name, sourced)| (name.clone(), sourced.clone())).collect(),
+        ingress_classes: objects.ingress_classes.clone(),
+        ..Objects::default()
+    };
+    neighbours.insert(object.clone(), "");
+    neighbours
+}
+
+/// The part of the objects that says what becomes of an Ingress: of the others, the oldest first, those that share a
+/// path with it, and of each host the first one, the first with TLS and the first with each annotation that
+/// concerns more than its own paths. A host may have thousands.
+fn beside(
+    objects: &Objects,
+    name: &ObjectName,
+    ingress: &Arc<Ingress>,
+    others: &[(&ObjectName, &Ingress)],
+) -> Objects {
+    let own: BTreeSet<&str> = hosts(ingress).collect();
+    let shared: BTreeSet<(&str, &str)> = places(ingress).collect();
+    let mut firsts = BTreeSet::new();
+    let mut ingresses = Map::new();
+    let mut named = translate::named_services(name, ingress);
+    for (name, other) in others {
+        let mut counts = places(other).any(|(host, path)| shared.contains(&(host, path)));
+        for host in hosts(other).filter(|host| own.contains(host)) {
+            for one in Trait::of(other) {
+                counts |= firsts.insert((host, one));
             }
         }
+        if let Some(sourced) = objects.ingresses.get(*name).filter(|_| counts) {
+            named.extend(translate::named_services(name, other));
+            ingresses.insert((*name).clone(), sourced.clone());
+        }
     }
-    ingresses.remove(name);
+    let services = named.into_iter().filter_map(|name| objects.services.get_key_value(&name));
     let mut beside = Objects {
         ingresses,
-        services,
+        services: services.map(|(name, sourced)| (name.clone(), sourced.clone())).collect(),
         endpoint_slices: Map::new(),
         nodes: Map::new(),
         ingress_classes: objects.ingress_classes.clone(),
@@ -140,8 +163,33 @@ fn beside(objects: &Objects, name: &ObjectName, object: &Object) -> Objects {
         config_maps: objects.config_maps.clone(),
         unread: BTreeSet::new(),
     };
-    beside.insert(object.clone(), "");
+    beside.insert(Object::Ingress(Arc::clone(ingress)), "");
     beside
+}
+
+/// What of an Ingress can concern other paths of its hosts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Trait {
+    /// It is there: the oldest makes the host.
+    Presence,
+    Tls,
+    Annotation(&'static str),
+}
+
+impl Trait {
+    fn of(ingress: &Ingress) -> impl Iterator<Item = Self> {
+        let spec = ingress.spec.as_ref();
+        let tls = spec.and_then(|spec| spec.tls.as_deref()).filter(|tls| !tls.is_empty()).map(|_| Self::Tls);
+        let annotations = ingress.metadata.annotations.iter().flatten();
+        let annotations = annotations.filter_map(|(name, _)| {
+            let name = name.strip_prefix(translate::PREFIX)?.strip_prefix('/')?;
+            // One that differs from its path has patterns of all paths of the host.
+            let is_wide = |row: &&Annotation| row.scope != Scope::Location || row.name == "rewrite-target";
+            let row = TABLE.iter().find(|row| row.name == name).filter(is_wide)?;
+            Some(Self::Annotation(row.name))
+        });
+        [Self::Presence].into_iter().chain(tls).chain(annotations)
+    }
 }
 
 fn hosts(ingress: &Ingress) -> impl Iterator<Item = &str> {
@@ -149,13 +197,6 @@ fn hosts(ingress: &Ingress) -> impl Iterator<Item = &str> {
     let rules = spec.and_then(|spec| spec.rules.as_deref()).unwrap_or_default();
     let default = spec.and_then(|spec| spec.default_backend.as_ref()).map(|_| "");
     rules.iter().map(|rule| rule.host.as_deref().unwrap_or_default()).chain(default)
-}
-
-fn backends(ingress: &Ingress) -> impl Iterator<Item = &IngressBackend> {
-    let spec = ingress.spec.as_ref();
-    let rules = spec.and_then(|spec| spec.rules.as_deref()).unwrap_or_default();
-    let paths = rules.iter().flat_map(|rule| rule.http.iter()).flat_map(|http| &http.paths);
-    paths.map(|path| &path.backend).chain(spec.and_then(|spec| spec.default_backend.as_ref()))
 }
 
 /// An API server gives UUIDs (RFC 9562). ingress-nginx writes them into its configuration, which another one aims at.
@@ -194,45 +235,41 @@ fn snippets(ingress: &Ingress, options: &Options) -> impl Iterator<Item = String
 fn inspected(ingress: &Ingress) -> impl Iterator<Item = String> {
     let tls = ingress.spec.iter().flat_map(|spec| spec.tls.iter().flatten());
     let tls_hosts = tls.flat_map(|tls| tls.hosts.iter().flatten()).map(String::as_str);
-    let texts = places(ingress).flat_map(|(host, path, _)| [host, path]).chain(tls_hosts);
+    let texts = places(ingress).flat_map(|(host, path)| [host, path]).chain(tls_hosts);
     texts.filter_map(|text| {
         let found = INSPECTED.iter().find(|part| text.contains(**part))?;
         Some(format!("{text:?} contains {found:?}, as attacks on an nginx do; choose another"))
     })
 }
 
-/// Host, path and type of each path.
-fn places(ingress: &Ingress) -> impl Iterator<Item = (&str, &str, &str)> {
+/// Host and path of each path.
+fn places(ingress: &Ingress) -> impl Iterator<Item = (&str, &str)> {
     let rules = ingress.spec.as_ref().and_then(|spec| spec.rules.as_deref()).unwrap_or_default();
     rules.iter().flat_map(|rule| {
         let host = rule.host.as_deref().unwrap_or_default();
         let paths = rule.http.iter().flat_map(|http| &http.paths);
-        paths.map(move |path| (host, path.path.as_deref().unwrap_or("/"), path.path_type.as_str()))
+        paths.map(move |path| (host, path.path.as_deref().unwrap_or("/")))
     })
 }
 
 fn is_canary(ingress: &Ingress) -> bool {
     let annotations = ingress.metadata.annotations.as_ref();
     let value = annotations.and_then(|annotations| annotations.get(&format!("{}/canary", translate::PREFIX)));
-    value.is_some_and(|value| value.eq_ignore_ascii_case("true"))
+    value.and_then(|value| translate::boolean(value.trim())) == Some(true)
 }
 
-/// Paths that another Ingress has. A canary shares the paths of the one it belongs to.
-fn overlaps<'a>(
-    ingress: &Ingress,
-    others: impl Iterator<Item = (&'a ObjectName, &'a Ingress)>,
-) -> Vec<String> {
-    let mut owners: BTreeMap<(&str, &str, &str), &ObjectName> = BTreeMap::new();
-    for (name, other) in others.filter(|(_, other)| is_canary(other) == is_canary(ingress)) {
-        for place in places(other) {
-            owners.entry(place).or_insert(name);
+/// Paths that another Ingress has, of whatever type. A canary shares the paths of the one it belongs to.
+fn overlaps(ingress: &Ingress, others: &[(&ObjectName, &Ingress)]) -> Vec<String> {
+    let mut owners: BTreeMap<(&str, &str), &ObjectName> = BTreeMap::new();
+    for (name, other) in others.iter().filter(|(_, other)| is_canary(other) == is_canary(ingress)) {
+        for (host, path) in places(other) {
+            owners.entry((host, path)).or_insert(name);
         }
     }
-    let taken = places(ingress).filter_map(|place| {
-        let (host, path, path_type) = place;
-        let owner = owners.get(&place)?;
+    let taken = places(ingress).filter_map(|(host, path)| {
+        let owner = owners.get(&(host, path))?;
         let host = if host.is_empty() { "*" } else { host };
-        Some(format!("host {host:?} and path {path:?} ({path_type}) are defined in Ingress {owner} already"))
+        Some(format!("host {host:?} and path {path:?} are defined in Ingress {owner} already"))
     });
     taken.collect()
 }

@@ -48,12 +48,14 @@ use crate::objects::{Admission, Key, Kind, Objects, Renamed};
 
 pub use annotations::PREFIX;
 pub use annotations::table::{Annotation, Scope, Status, TABLE, Value};
+pub use annotations::value::boolean;
 pub use classes::Served;
 pub use config::table::{ConfigKey, Fate, Form, KEYS, KeyStatus};
 pub use config::{controller, key_statuses};
 pub use findings::MISSING_SECRET;
+pub use mode::{KEY as MODE_KEY, of_words as mode};
 pub use passwords::{Form as PasswordForm, Read as Passwords, read as read_passwords};
-pub use references::references;
+pub use references::{references, services as named_services};
 pub use template::is_location;
 pub use translator::Translator;
 

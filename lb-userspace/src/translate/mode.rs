@@ -10,14 +10,19 @@ use super::ours;
 use crate::model::l7::Mode;
 
 /// Key of the ConfigMap with the default of the annotation.
-pub(super) const KEY: &str = "penstock-mode";
+pub const KEY: &str = "penstock-mode";
 /// Values of both.
 pub(super) const WORDS: [&str; 2] = ["compat", "strict"];
 
 /// That of an Ingress; a word that is none counts as absent.
 pub(super) fn of(metadata: &ObjectMeta, settings: &Settings) -> Mode {
+    of_words(metadata, settings.text(KEY))
+}
+
+/// The same, by the value of the ConfigMap's key.
+pub fn of_words(metadata: &ObjectMeta, usual: Option<&str>) -> Mode {
     let own = ours::text(metadata, ours::READING).filter(|text| WORDS.contains(text));
-    named(own.or_else(|| settings.text(KEY)))
+    named(own.or(usual))
 }
 
 /// That of what has no Ingress.

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use k8s_openapi::api::networking::v1::Ingress;
 
 use super::Options;
-use super::annotations::PREFIX;
+use super::annotations::{PREFIX, external_auth};
 use super::classes;
 use super::config;
 use super::findings::Findings;
@@ -18,6 +18,8 @@ use crate::objects::{Objects, References};
 const SECRETS: [&str; 3] = ["auth-secret", "auth-tls-secret", "proxy-ssl-secret"];
 /// Annotations with the name of a ConfigMap.
 const CONFIG_MAPS: [&str; 3] = ["auth-proxy-set-headers", "custom-headers", "fastcgi-params-configmap"];
+/// Annotations with a URL, which may be one of a Service.
+const URLS_OF_SERVICES: [&str; 2] = ["auth-url", "mirror-target"];
 /// Keys of the controller's ConfigMap with the name of another one.
 const KEYS: [&str; 2] = ["add-headers", "proxy-set-headers"];
 
@@ -38,6 +40,7 @@ pub fn references(objects: &Objects, options: &Options) -> References {
     for (name, sourced) in objects.config_maps.iter().filter(|(name, _)| config::may_count(name, flag)) {
         let data = sourced.object.data.as_ref();
         let named = KEYS.iter().filter_map(|key| data?.get(*key)).map(|text| of(text, &name.namespace));
+        let named = KEYS.iter().filter_map(|key| data?.get(*key)).map(|text| of(text, &name.namespace));
         config_maps.extend(named.flatten());
     }
     for served in classes::served(objects, options, &mut Findings::default()) {
@@ -49,6 +52,28 @@ pub fn references(objects: &Objects, options: &Options) -> References {
         secrets.extend(certificates.filter_map(|text| of(text, namespace)));
     }
     references
+}
+
+/// Services that an Ingress names: for its paths, and by annotations.
+pub fn services(name: &ObjectName, ingress: &Ingress) -> BTreeSet<ObjectName> {
+    let spec = ingress.spec.as_ref();
+    let rules = spec.and_then(|spec| spec.rules.as_deref()).unwrap_or_default();
+    let paths = rules.iter().flat_map(|rule| rule.http.iter()).flat_map(|http| &http.paths);
+    let default = spec.and_then(|spec| spec.default_backend.as_ref());
+    let backends = paths.map(|path| &path.backend).chain(default);
+    let backends = backends.filter_map(|backend| backend.service.as_ref());
+    let text = |name: &str| ingress.metadata.annotations.as_ref()?.get(&format!("{PREFIX}/{name}"));
+    let beside =
+        backends.map(|service| service.name.as_str()).chain(text("default-backend").map(|it| it.trim()));
+    let beside = beside.map(|service| ObjectName::new(&name.namespace, service));
+    let asked = URLS_OF_SERVICES.iter().filter_map(|name| external_auth::service_name(host_of(text(name)?)));
+    beside.chain(asked).collect()
+}
+
+/// Host and port of a URL.
+fn host_of(url: &str) -> &str {
+    let (_, rest) = url.trim().split_once("://").unwrap_or_default();
+    rest.split(['/', '?', '#']).next().unwrap_or_default()
 }
 
 fn annotated(ingress: &Ingress, names: &[&str], namespace: &str) -> BTreeSet<ObjectName> {

@@ -129,7 +129,7 @@ fn what_can_never_work_is_refused_with_the_sentence_of_the_report() {
         (
             "a path that is taken",
             |i| i["spec"]["rules"][0]["host"] = json!("a.example.com"),
-            "host \"a.example.com\" and path \"/\" (Prefix) are defined in Ingress shop/there already",
+            "host \"a.example.com\" and path \"/\" are defined in Ingress shop/there already",
         ),
         (
             "a UID that is none",
@@ -209,13 +209,79 @@ fn a_path_of_another_class_or_of_its_own_last_version_is_free() {
 
 #[test]
 fn a_canary_shares_the_paths_of_the_one_it_belongs_to() {
-    let canary = |ingress: &mut Value| {
-        ingress["spec"]["rules"][0]["host"] = json!("a.example.com");
-        annotate(ingress, "canary", "true");
-        annotate(ingress, "canary-weight", "10");
-    };
+    // As Go reads booleans.
+    for (value, refused) in [("true", 0), ("t", 0), ("1", 0), ("false", 1), ("tRuE", 1)] {
+        let review = judged(|ingress| {
+            ingress["spec"]["rules"][0]["host"] = json!("a.example.com");
+            annotate(ingress, "canary", value);
+            annotate(ingress, "canary-weight", "10");
+        });
 
-    assert_eq!(judged(canary).refused, Vec::<String>::new());
+        assert_eq!(review.refused.len(), refused, "{value}: {review:?}");
+    }
+}
+
+#[test]
+fn a_path_is_taken_whatever_its_type() {
+    for path_type in ["Exact", "ImplementationSpecific"] {
+        let review = judged(|ingress| {
+            ingress["spec"]["rules"][0]["host"] = json!("a.example.com");
+            ingress["spec"]["rules"][0]["http"]["paths"][0]["pathType"] = json!(path_type);
+        });
+
+        assert_eq!(review.refused.len(), 1, "{path_type}: {review:?}");
+    }
+}
+
+#[test]
+fn services_that_annotations_name_are_there() {
+    let errors = "apiVersion: v1\nkind: Service\nmetadata: {name: errors, namespace: shop}\nspec: {ports: [{port: 80}]}\n";
+    let auth = "apiVersion: v1\nkind: Service\nmetadata: {name: auth, namespace: login}\nspec: {ports: [{port: 80}]}\n";
+    let named = ingress(|ingress| {
+        annotate(ingress, "default-backend", "errors");
+        annotate(ingress, "custom-http-errors", "404");
+        annotate(ingress, "auth-url", "http://auth.login.svc.cluster.local/verify");
+    });
+
+    let there = judged_beside(&format!("{errors}---\n{auth}"), &Options::default(), named.clone());
+    let missing = judged_beside("", &Options::default(), named);
+
+    assert_eq!(there, Review::default());
+    assert!(missing.warnings.iter().any(|warning| warning.contains("shop/errors")), "{missing:?}");
+}
+
+#[test]
+fn of_hundreds_that_share_a_host_few_are_looked_at_closely() {
+    let mut others = String::new();
+    for number in 0..300 {
+        others.push_str(&format!(
+            "---\napiVersion: networking.k8s.io/v1\nkind: Ingress\nmetadata: {{name: n{number}, namespace: shop, annotations: \
+             {{nginx.ingress.kubernetes.io/use-regex: 'true', nginx.ingress.kubernetes.io/limit-rps: '7'}}}}\nspec: \
+             {{ingressClassName: nginx, rules: [{{host: b.example.com, http: {{paths: [{{path: /n{number}, pathType: \
+             ImplementationSpecific, backend: {{service: {{name: web, port: {{number: 80}}}}}}}}]}}}}]}}\n"
+        ));
+    }
+    let text = format!("{CLUSTER}{others}");
+    let objects = manifests::load_text("cluster.yaml", text.as_bytes(), translate::ADMISSION).objects;
+    let new: Arc<Ingress> = Arc::new(
+        serde_json::from_value(ingress(|ingress| {
+            ingress["spec"]["rules"][0]["http"]["paths"][0]["path"] = json!("/n299");
+        }))
+        .expect("an Ingress"),
+    );
+    let name = ObjectName::new("shop", "new");
+
+    let neighbours = neighbours(&objects, &name, &Object::Ingress(Arc::clone(&new)));
+    let served = translate::served(&neighbours, &Options::default());
+    let others: Vec<_> = served.iter().map(|served| (served.name, served.ingress)).collect();
+    let others: Vec<_> = others.into_iter().filter(|(other, _)| **other != name).collect();
+    let beside = beside(&objects, &name, &new, &others);
+
+    assert_eq!(others.len(), 300);
+    let names: BTreeSet<&str> = beside.ingresses.keys().map(|name| name.name.as_str()).collect();
+    // Itself, who has its path, and who makes the host and its patterns.
+    assert!(names.contains("new") && names.contains("n299"), "{names:?}");
+    assert_eq!(names.len(), 3, "{names:?}");
 }
 
 #[test]

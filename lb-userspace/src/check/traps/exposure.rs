@@ -2,7 +2,7 @@
 
 use super::world::{Seen, World, field, key};
 use super::{Caught, listed};
-use crate::translate::TABLE;
+use crate::translate::{self, TABLE};
 
 const AUTH: [&str; 5] =
     ["auth-type", "auth-url", "allowlist-source-range", "whitelist-source-range", "denylist-source-range"];
@@ -34,8 +34,12 @@ pub(super) fn answers_before_auth(world: &World<'_>, caught: &mut Caught) {
     }
 }
 
-/// Whoever may write the header that the client's address is taken from may be anybody.
+/// Whoever may write the header that the client's address is taken from may be anybody. With the PROXY protocol it is
+/// the connection's, whatever headers say.
 pub(super) fn spoofable_address(world: &World<'_>, caught: &mut Caught) {
+    if world.is_set("use-proxy-protocol") {
+        return;
+    }
     let Some(switch) = ["use-forwarded-headers", "enable-real-ip"].into_iter().find(|key| world.is_set(key))
     else {
         return;
@@ -45,7 +49,8 @@ pub(super) fn spoofable_address(world: &World<'_>, caught: &mut Caught) {
     if !is_open {
         return;
     }
-    let of_config = ["whitelist-source-range", "denylist-source-range", "block-cidrs"];
+    let of_config =
+        ["allowlist-source-range", "whitelist-source-range", "denylist-source-range", "block-cidrs"];
     let by_address = of_config.into_iter().find(|key| world.config.contains_key(key));
     let header = world.config.get("forwarded-for-header").copied().unwrap_or("X-Forwarded-For");
     let message = |rule: &str| {
@@ -68,9 +73,11 @@ pub(super) fn spoofable_address(world: &World<'_>, caught: &mut Caught) {
 /// plain HTTP to anybody where nothing redirects.
 pub(super) fn client_certificates_over_http(world: &World<'_>, caught: &mut Caught) {
     for ingress in world.primaries().filter(|ingress| demands_certificate(ingress)) {
-        let is_off = |text: &str| matches!(text, "0" | "f" | "F" | "FALSE" | "false" | "False");
         let own = ingress.text("ssl-redirect");
-        let redirects = !own.or(world.config.get("ssl-redirect").copied()).is_some_and(is_off);
+        let redirects = !own
+            .or(world.config.get("ssl-redirect").copied())
+            .and_then(translate::boolean)
+            .is_some_and(|is_on| !is_on);
         if redirects || ingress.is_on("force-ssl-redirect") {
             continue;
         }
@@ -205,6 +212,17 @@ mod tests {
     }
 
     #[test]
+    fn a_mode_that_is_none_leaves_it_to_the_config_map() {
+        let annotations = "
+            penstock.dev/mode: stricter
+            nginx.ingress.kubernetes.io/whitelist-source-range: 10.0.0.0/8
+            nginx.ingress.kubernetes.io/enable-cors: 'true'";
+        let input = format!("{}---\n{}", ingress("a", annotations), config_map("penstock-mode: strict"));
+
+        assert!(caught(&input, &["answered-before-auth"]).is_empty());
+    }
+
+    #[test]
     fn a_list_of_addresses_that_clients_can_forge_needs_action() {
         let list = ingress("a", "nginx.ingress.kubernetes.io/whitelist-source-range: 10.0.0.0/8");
         let cases = [
@@ -212,6 +230,8 @@ mod tests {
             ("use-forwarded-headers: 'true'\n  proxy-real-ip-cidr: 10.0.0.1/32", 0),
             ("use-forwarded-headers: 'false'", 0),
             ("enable-real-ip: 'true'\n  proxy-real-ip-cidr: 10.0.0.1/32,0.0.0.0/0", 1),
+            ("use-forwarded-headers: 'true'\n  use-proxy-protocol: 'true'", 0),
+            ("use-forwarded-headers: 'true'\n  allowlist-source-range: 10.0.0.0/8", 2),
         ];
         for (config, expected) in cases {
             let input = format!("{list}---\n{}", config_map(config));

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::networking::v1::IngressBackend;
 
 use super::super::Input;
+use crate::model::l7::Mode;
 use crate::model::{ObjectId, ObjectName, Snapshot};
 use crate::objects::{Bystander, Key, Kind, Objects};
 use crate::translate::{self, Options, PREFIX, Served};
@@ -82,7 +83,7 @@ impl<'a> World<'a> {
         let data = config.iter().flat_map(|(_, sourced)| sourced.object.data.iter().flatten());
         let data = data.map(|(key, value)| (key.as_str(), value.trim()));
         let data: BTreeMap<_, _> = data.filter(|(_, value)| !value.is_empty()).collect();
-        let usual = data.get("penstock-mode").copied().unwrap_or_default();
+        let usual = data.get(translate::MODE_KEY).copied();
         let served = translate::served(objects, options);
         Self {
             objects,
@@ -100,7 +101,7 @@ impl<'a> World<'a> {
 
     /// A switch of the ConfigMap that is on.
     pub(super) fn is_set(&self, key: &str) -> bool {
-        self.config.get(key).is_some_and(|text| is_true(text))
+        self.config.get(key).is_some_and(|text| translate::boolean(text) == Some(true))
     }
 
     /// Ingresses that are no canaries: those that make hosts and own paths.
@@ -110,10 +111,9 @@ impl<'a> World<'a> {
 }
 
 impl<'a> Seen<'a> {
-    fn new(served: Served<'a>, usual_mode: &str) -> Self {
+    fn new(served: Served<'a>, usual_mode: Option<&str>) -> Self {
         let Served { name, id, ingress } = served;
-        let mode = ingress.metadata.annotations.as_ref().and_then(|all| all.get("penstock.dev/mode"));
-        let is_strict = mode.map_or(usual_mode, |mode| mode.trim()) == "strict";
+        let is_strict = translate::mode(&ingress.metadata, usual_mode) == Mode::Strict;
         let annotations = ingress.metadata.annotations.iter().flatten();
         let annotations = annotations
             .filter_map(|(name, text)| Some((name.strip_prefix(PREFIX)?.strip_prefix('/')?, text.trim())));
@@ -146,7 +146,7 @@ impl<'a> Seen<'a> {
 
     /// A switch that is on.
     pub(super) fn is_on(&self, name: &str) -> bool {
-        self.text(name).is_some_and(is_true)
+        self.text(name).and_then(translate::boolean) == Some(true)
     }
 
     /// The first of these annotations that is set.
@@ -164,11 +164,6 @@ fn target<'a>(namespace: &'a str, backend: &'a IngressBackend) -> Option<Target<
         None => Port::Number(port.and_then(|port| port.number).unwrap_or_default()),
     };
     Some(Target { namespace, service: &service.name, port })
-}
-
-/// As Go reads booleans.
-fn is_true(text: &str) -> bool {
-    matches!(text, "1" | "t" | "T" | "TRUE" | "true" | "True")
 }
 
 /// Field of an annotation, as problems name it.

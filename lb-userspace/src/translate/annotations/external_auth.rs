@@ -279,19 +279,26 @@ fn rules(text: &str) -> Option<Vec<RememberRule>> {
 /// of the public DNS as well.
 pub(super) fn service(host: &Expression, tls: bool, objects: &View<'_>) -> Option<(ObjectName, u16)> {
     let [Part::Literal(text)] = host.0.as_slice() else { return None };
-    let (name, port) = match text.split_once(':') {
-        Some((name, port)) => (name, port.parse().ok()?),
-        None => (text.as_str(), if tls { 443 } else { 80 }),
+    let name = service_name(text)?;
+    let port = match text.split_once(':') {
+        Some((_, port)) => port.parse().ok()?,
+        None if tls => 443,
+        None => 80,
     };
+    let spec = objects.services.get(&name)?.object.spec.as_ref();
+    let is_elsewhere = spec.and_then(|spec| spec.type_.as_deref()) == Some("ExternalName");
+    (!is_elsewhere).then_some((name, port))
+}
+
+/// The Service that this is the name of, with or without a port.
+pub(in crate::translate) fn service_name(host: &str) -> Option<ObjectName> {
+    let name = host.split_once(':').map_or(host, |(name, _)| name);
     let labels: Vec<_> = name.trim_end_matches('.').split('.').collect();
     let ([service, namespace, "svc"] | [service, namespace, "svc", "cluster", "local"]) = labels.as_slice()
     else {
         return None;
     };
-    let name = ObjectName::new(*namespace, *service);
-    let spec = objects.services.get(&name)?.object.spec.as_ref();
-    let is_elsewhere = spec.and_then(|spec| spec.type_.as_deref()) == Some("ExternalName");
-    (!is_elsewhere).then_some((name, port))
+    Some(ObjectName::new(*namespace, *service))
 }
 
 /// The Service whose endpoints are asked.

@@ -141,7 +141,7 @@ pub(in crate::translate) fn advice(value: Value, text: &str) -> String {
 }
 
 /// Go's ParseBool.
-pub(in crate::translate) fn boolean(text: &str) -> Option<bool> {
+pub fn boolean(text: &str) -> Option<bool> {
     match text {
         "1" | "t" | "T" | "TRUE" | "true" | "True" => Some(true),
         "0" | "f" | "F" | "FALSE" | "false" | "False" => Some(false),
