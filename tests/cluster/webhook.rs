@@ -64,6 +64,11 @@ fn an_ingress_that_can_never_work_is_refused_with_the_reason_and_others_are_stor
         .unwrap_or_else(|| panic!("let in: {}", agents[0].log()));
 
     let rps = apply(&ingress("rps", "b.example.com", "nginx.ingress.kubernetes.io/limit-rps: ten"));
+    // None of those that are looked at; it is of this class all the same.
+    let elsewhere = ingress(&rig.namespace, "b.example.com", "nginx.ingress.kubernetes.io/limit-rps: ten");
+    let own = format!("namespace: {}\n", rig.namespace);
+    rig.apply(&elsewhere.replacen(&own, "namespace: default\n", 1));
+    kubectl(&rig, &["delete", "ingress", "--namespace=default", &rig.namespace], "");
     let good = apply(&ingress("good", "b.example.com", ""));
 
     assert!(refused.contains("configuration-snippet: never honoured"), "{refused}");

@@ -6,3 +6,4 @@ mod image;
 mod kustomize;
 mod monitoring;
 mod values;
+mod webhook;

@@ -11,7 +11,7 @@ use tracing::{info, warn};
 use super::StartError;
 use super::desired::State;
 use super::source::Source;
-use crate::cluster::Entries;
+use crate::cluster::{self, Entries};
 use crate::config::{Config, Webhook, WebhookCertificate};
 use crate::model::review::Review;
 use crate::webhook::{self, Counts, Force, Identity, Reviewer, authority};
@@ -40,7 +40,7 @@ pub(super) fn start(
     let counts = Arc::new(Counts::default());
     let (stop, stopped) = oneshot::channel();
     let answering = webhook::Answering {
-        reviewer: Arc::new(Judge { state, options }),
+        reviewer: Arc::new(Judge { state, options, served: source.served() }),
         force: if *warn_only { Force::Warn } else { Force::Refuse },
         counts: Arc::clone(&counts),
     };
@@ -129,10 +129,16 @@ fn changed(file: &PathBuf) -> Option<SystemTime> {
 struct Judge {
     state: watch::Receiver<Arc<State>>,
     options: translate::Options,
+    /// `None`: Ingresses of every namespace may be ours.
+    served: Option<cluster::Served>,
 }
 
 impl Reviewer for Judge {
     fn review(&self, ingress: serde_json::Value) -> Review {
+        let namespace = ingress["metadata"]["namespace"].as_str().unwrap_or_default();
+        if self.served.as_ref().is_some_and(|served| !served.has(namespace)) {
+            return Review::default();
+        }
         let state = Arc::clone(&self.state.borrow());
         check::review(&state.objects, &self.options, ingress)
     }

@@ -116,6 +116,14 @@ impl Source {
         Awaited { name: self.name.clone(), health }
     }
 
+    /// Whose Ingresses may be ours; `None`: everybody's.
+    pub(super) fn served(&self) -> Option<cluster::Served> {
+        match &self.origin {
+            Origin::Cluster(watched) => Some(watched.followed.served()),
+            Origin::Directory { .. } => None,
+        }
+    }
+
     /// Keeps the webhook's certificate in the cluster, for as long as anybody looks at it.
     pub(super) fn keep_certificate(
         &self,

@@ -56,6 +56,8 @@ pub(super) struct Aside {
     pub(super) addresses: OrdMap<ObjectName, Vec<IngressLoadBalancerIngress>>,
     /// Newest versions of objects that were not let in.
     pub(super) refused: BTreeMap<Key, Object>,
+    /// Which namespaces concern us.
+    pub(super) scope: Scope,
 }
 
 /// Ends of the hub.
@@ -273,6 +275,10 @@ impl Hub {
             return;
         }
         let named = (self.refer)(self.store.objects());
+        if self.scope.settings != named.of_settings {
+            self.scope.settings.clone_from(&named.of_settings);
+            self.sort();
+        }
         for (wanted, names, called) in [
             (&self.secrets, named.secrets, BTreeSet::new()),
             (&self.config_maps, named.config_maps, named.config_maps_called),
@@ -289,9 +295,15 @@ impl Hub {
 
     /// Nothing where nothing changed: whoever hears of it looks through all of it.
     fn tell_aside(&self) {
-        let now = Aside { addresses: self.progress.addresses.clone(), refused: self.store.refused() };
+        let now = Aside {
+            addresses: self.progress.addresses.clone(),
+            refused: self.store.refused(),
+            scope: self.scope.clone(),
+        };
         self.aside.send_if_modified(|aside| {
-            let differs = !aside.addresses.ptr_eq(&now.addresses) || aside.refused != now.refused;
+            let differs = !aside.addresses.ptr_eq(&now.addresses)
+                || aside.refused != now.refused
+                || aside.scope != now.scope;
             if differs {
                 *aside = Arc::new(now);
             }

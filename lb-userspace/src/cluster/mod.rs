@@ -122,6 +122,11 @@ impl Followed {
         let _ = self.loaded.changed().await;
     }
 
+    /// Whose Ingresses may be ours.
+    pub fn served(&self) -> Served {
+        Served(self.aside.clone())
+    }
+
     /// Has these stay in force where the newest version is not let in. Returns when they are, with what they name.
     pub async fn adopt(&mut self, former: Vec<Former>) {
         let (told, adopted) = oneshot::channel();
@@ -130,6 +135,17 @@ impl Followed {
             let published = self.loaded.wait_for(|loaded| !loaded.kept.is_empty());
             let _ = tokio::time::timeout(2 * hub::HOLD, published).await;
         }
+    }
+}
+
+/// Tells which namespaces' Ingresses may be ours, as of now.
+#[derive(Clone)]
+pub struct Served(watch::Receiver<Arc<Aside>>);
+
+impl Served {
+    /// Whether those of this one may.
+    pub fn has(&self, namespace: &str) -> bool {
+        self.0.borrow().scope.serves(namespace)
     }
 }
 
@@ -142,8 +158,8 @@ pub fn watch(cluster: &Cluster, options: Options) -> Followed {
     let mut feeds =
         Feeds { client: cluster.client.clone(), health: Arc::clone(&health), news, tasks: JoinSet::new() };
 
-    feeds.everywhere("ingressclasses", Need::May, lean::ingress_class);
-    feeds.everywhere("nodes", Need::May, lean::node);
+    feeds.everywhere("ingressclasses", Kind::IngressClass, Need::May, lean::ingress_class);
+    feeds.everywhere("nodes", Kind::Node, Need::May, lean::node);
     if let Some(selector) = &scope.selector {
         feeds.namespaces(selector);
     }
@@ -188,12 +204,11 @@ struct Feeds {
 
 impl Feeds {
     /// A kind without namespaces.
-    fn everywhere<K>(&mut self, resource: &'static str, need: Need, lean: fn(K) -> Object)
+    fn everywhere<K>(&mut self, resource: &'static str, kind: Kind, need: Need, lean: fn(K) -> Object)
     where
         K: Resource<Scope = ClusterResourceScope> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
         K::DynamicType: Default,
     {
-        let kind = if resource == "nodes" { Kind::Node } else { Kind::IngressClass };
         let api: Api<K> = Api::all(self.client.clone());
         self.follow(Feed { resource, namespace: None, need }, kind, api, move |item| (lean(item), None));
     }

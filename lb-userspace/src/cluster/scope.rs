@@ -16,6 +16,8 @@ pub struct Scope {
     /// Objects of namespaces with these labels alone, as the API server reads selectors.
     pub(super) selector: Option<String>,
     pub(super) beside: Beside,
+    /// ConfigMaps that settings name, beside the settings themselves.
+    pub(super) settings: BTreeSet<ObjectName>,
     /// The namespaces that the selector selects; `None`: not known yet.
     pub(super) selected: Option<BTreeSet<String>>,
 }
@@ -50,7 +52,7 @@ impl Beside {
 impl Scope {
     /// Of one namespace, or of those that a selector selects, or of all; and what is named beside.
     pub fn new(namespace: Option<String>, selector: Option<String>, beside: Beside) -> Self {
-        Self { namespace, selector, beside, selected: None }
+        Self { namespace, selector, beside, settings: BTreeSet::new(), selected: None }
     }
 
     /// Everything that decides about objects is known.
@@ -89,6 +91,13 @@ impl Scope {
         namespace.is_none() || *namespace == self.namespace
     }
 
+    /// Whether the Ingresses of a namespace may be ours.
+    pub(super) fn serves(&self, namespace: &str) -> bool {
+        let is_selected = || self.selected.as_ref().is_some_and(|selected| selected.contains(namespace));
+        let watched = self.namespace.as_ref().is_none_or(|watched| watched == namespace);
+        watched && (self.selector.is_none() || is_selected())
+    }
+
     pub(super) fn has(&self, object: &Object) -> bool {
         let kind = object.kind();
         if !kind.is_namespaced() {
@@ -96,10 +105,7 @@ impl Scope {
         }
         let key = object.key();
         let namespace = &key.name.namespace;
-        let watched = self.namespace.as_ref().is_none_or(|watched| watched == namespace);
-        let selected = self.selector.is_none()
-            || self.selected.as_ref().is_some_and(|selected| selected.contains(namespace));
-        if watched && selected {
+        if self.serves(namespace) {
             return true;
         }
         match kind {
@@ -109,7 +115,10 @@ impl Scope {
                 let service = service.map(|service| ObjectName::new(namespace, service));
                 service.is_some_and(|service| self.beside.of(kind).any(|name| *name == service))
             }
-            _ => self.beside.of(kind).any(|name| *name == key.name),
+            _ => {
+                let is_of_settings = kind == Kind::ConfigMap && self.settings.contains(&key.name);
+                is_of_settings || self.beside.of(kind).any(|name| *name == key.name)
+            }
         }
     }
 }
@@ -126,6 +135,7 @@ mod tests {
         let value = serde_json::json!({"metadata": metadata, "addressType": "IPv4", "endpoints": []});
         match kind {
             "Ingress" => Object::Ingress(Arc::new(serde_json::from_value(value).expect("an Ingress"))),
+            "ConfigMap" => Object::ConfigMap(Arc::new(serde_json::from_value(value).expect("a ConfigMap"))),
             "Service" => Object::Service(Arc::new(serde_json::from_value(value).expect("a Service"))),
             _ => Object::EndpointSlice(Arc::new(serde_json::from_value(value).expect("an EndpointSlice"))),
         }
@@ -137,6 +147,8 @@ mod tests {
         let config_maps = BTreeSet::from([ObjectName::new("own", "settings")]);
         let beside = Beside { backends, config_maps, ..Beside::default() };
         let one = Scope { namespace: Some("shop".to_owned()), beside, ..Scope::default() };
+        let of_settings = BTreeSet::from([ObjectName::new("own", "headers")]);
+        let one = Scope { settings: of_settings, ..one };
         let selected = Scope { namespace: None, selector: Some("a=b".to_owned()), ..one.clone() };
         let selected = Scope { selected: Some(BTreeSet::from(["shop".to_owned()])), ..selected };
         for (case, expected, kind, namespace, name, service) in [
@@ -146,6 +158,9 @@ mod tests {
             ("Service that is named", true, "Service", "edge", "fallback", ""),
             ("its slice", true, "EndpointSlice", "edge", "fallback-x7", "fallback"),
             ("slice of another", false, "EndpointSlice", "edge", "other-x7", "other"),
+            ("settings that a flag names", true, "ConfigMap", "own", "settings", ""),
+            ("headers that those name", true, "ConfigMap", "own", "headers", ""),
+            ("another ConfigMap", false, "ConfigMap", "own", "other", ""),
         ] {
             let object = object(kind, namespace, name, service);
             assert_eq!((one.has(&object), selected.has(&object)), (expected, expected), "{case}");

@@ -512,6 +512,27 @@ async fn what_may_not_be_read_is_told_and_the_rest_is_served() {
 }
 
 #[tokio::test]
+async fn whose_ingresses_may_be_ours_is_known_by_namespace() {
+    let server = Server::default();
+    server.put("namespaces", json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop", "resourceVersion": "1"}}));
+    let cluster = server.start().await;
+    let one = Scope::new(Some("shop".to_owned()), None, Beside::default());
+    let selected = Scope::new(None, Some("team=a".to_owned()), Beside::default());
+    for (case, scope, expected) in [
+        ("all", Scope::default(), [true, true]),
+        ("one", one, [true, false]),
+        ("some", selected, [true, false]),
+    ] {
+        let mut followed = watch(&cluster, Options { scope, ..options() });
+        timeout(DEADLINE, followed.first()).await.expect("known");
+
+        let served = followed.served();
+
+        assert_eq!(["shop", "edge"].map(|namespace| served.has(namespace)), expected, "{case}");
+    }
+}
+
+#[tokio::test]
 async fn a_version_that_says_nothing_new_makes_no_state() {
     let server = Server::default();
     server.put("ingresses", ingress("web", "1", ""));

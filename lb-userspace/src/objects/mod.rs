@@ -96,6 +96,8 @@ pub struct References {
     pub secrets: BTreeSet<ObjectName>,
     /// ConfigMaps.
     pub config_maps: BTreeSet<ObjectName>,
+    /// Those of them that the controller's ConfigMap names beside itself: they are as much the operator's.
+    pub of_settings: BTreeSet<ObjectName>,
     /// ConfigMaps of this name in whatever namespace.
     pub config_maps_called: BTreeSet<String>,
 }

@@ -27,7 +27,7 @@ const KEYS: [&str; 2] = ["add-headers", "proxy-set-headers"];
 /// there, and whether or not they may.
 pub fn references(objects: &Objects, options: &Options) -> References {
     let mut references = References::default();
-    let References { secrets, config_maps, config_maps_called } = &mut references;
+    let References { secrets, config_maps, of_settings, config_maps_called } = &mut references;
     secrets.extend(options.default_ssl_certificate.clone());
     config_maps.extend(options.tcp_services.clone());
     config_maps.extend(options.udp_services.clone());
@@ -40,6 +40,7 @@ pub fn references(objects: &Objects, options: &Options) -> References {
     for (name, sourced) in objects.config_maps.iter().filter(|(name, _)| config::may_count(name, flag)) {
         let data = sourced.object.data.as_ref();
         let named = KEYS.iter().filter_map(|key| data?.get(*key)).map(|text| of(text, &name.namespace));
+        of_settings.extend(named.flatten().filter(|named| named.namespace == name.namespace));
         let named = KEYS.iter().filter_map(|key| data?.get(*key)).map(|text| of(text, &name.namespace));
         config_maps.extend(named.flatten());
     }
@@ -125,6 +126,22 @@ mod tests {
         assert_eq!(usual.config_maps_called, called(&[config::NAME, CONFIG_MAP]));
         assert_eq!(named.config_maps_called, called(&[config::NAME]));
         assert_eq!(named.config_maps, BTreeSet::from([ObjectName::new("edge", "pools")]));
+    }
+
+    #[test]
+    fn what_settings_name_beside_themselves_is_of_them() {
+        let settings = serde_json::json!({
+            "metadata": {"namespace": "own", "name": config::NAME},
+            "data": {"add-headers": "own/added", "proxy-set-headers": "elsewhere/set"},
+        });
+        let mut objects = Objects::default();
+        objects.insert(Object::ConfigMap(Arc::new(serde_json::from_value(settings).expect("one"))), "");
+
+        let references = references(&objects, &Options::default());
+
+        let (added, set) = (ObjectName::new("own", "added"), ObjectName::new("elsewhere", "set"));
+        assert_eq!(references.of_settings, BTreeSet::from([added.clone()]));
+        assert_eq!(references.config_maps, BTreeSet::from([added, set]));
     }
 
     #[test]

@@ -63,6 +63,17 @@
 {{- default (include "penstock.namespace" .) .Values.controller.scope.namespace -}}
 {{- end -}}
 
+{{/* Labels of `scope.namespaceSelector` as Kubernetes writes them, where it says nothing but what they are: a webhook
+     that asks about more is answered by the agent, which knows the rest. */}}
+{{- define "penstock.watchedLabels" -}}
+{{- $selector := nospace .Values.controller.scope.namespaceSelector -}}
+{{- if regexMatch "^[^=!(),]+==?[^=!(),]+(,[^=!(),]+==?[^=!(),]+)*$" $selector -}}
+{{- range splitList "," $selector }}
+{{ splitList "=" . | first }}: {{ splitList "=" . | last | quote }}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
 {{/* A probe that asks the port `metrics` asks it under the name that `metrics.portName` gives it, and one that asks for
      /healthz asks where that is. */}}
 {{- define "penstock.probe" -}}
