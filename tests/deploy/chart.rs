@@ -270,6 +270,7 @@ fn the_lease_that_may_be_written_is_the_one_that_the_agent_stands_for() {
         // As values of ingress-nginx have it.
         (json!({"extraArgs": {"update-status": "false"}}), "ingress-nginx-leader-beside"),
         (json!({"updateStatus": false, "extraArgs": {"update-status": true}}), "ingress-nginx-leader"),
+        (json!({"electionID": "one", "extraArgs": {"election-id": "other"}}), "other"),
     ];
     for (controller, name) in cases {
         let objects = render(&mut helm, json!({"controller": &controller}));

@@ -34,11 +34,13 @@
 {{- end -}}
 {{- end -}}
 
+{{- /* Of a flag given twice the last one counts, and values of ingress-nginx may have it in extraArgs alone. */}}
 {{- define "penstock.electionID" -}}
-{{- default (printf "%s-leader" (include "penstock.fullname" .)) .Values.controller.electionID -}}
+{{- $more := .Values.controller.extraArgs | default dict -}}
+{{- $own := default (printf "%s-leader" (include "penstock.fullname" .)) .Values.controller.electionID -}}
+{{- if hasKey $more "election-id" -}}{{ index $more "election-id" | toString }}{{- else -}}{{ $own }}{{- end -}}
 {{- end -}}
 
-{{- /* Of the flag given twice the last one counts, and values of ingress-nginx have it in extraArgs alone. */}}
 {{- define "penstock.updateStatus" -}}
 {{- $more := .Values.controller.extraArgs | default dict -}}
 {{- if hasKey $more "update-status" -}}{{ index $more "update-status" | toString }}{{- else -}}{{ .Values.controller.updateStatus | toString }}{{- end -}}
