@@ -119,7 +119,8 @@ impl Allocator {
             let all = all.filter_map(|(name, sourced)| Some((name.clone(), claim_of(name, sourced)?)));
             self.claims = all.collect();
             followed.touched.extend(self.claims.keys().cloned());
-            let leavers = objects.services.iter().filter(|(_, sourced)| self.is_left_by(&sourced.object));
+            let leavers =
+                objects.services.iter().filter(|(_, sourced)| self.is_left_by(&sourced.object, options));
             self.leavers = leavers.map(|(name, _)| name.clone()).collect();
             self.written = written;
         } else if self.written.is_some() {
@@ -131,7 +132,7 @@ impl Allocator {
                 };
                 differs |= before != now;
                 let service = objects.services.get(name);
-                let is_other = if service.is_some_and(|sourced| self.is_left_by(&sourced.object)) {
+                let is_other = if service.is_some_and(|sourced| self.is_left_by(&sourced.object, options)) {
                     self.leavers.insert(name.clone())
                 } else {
                     self.leavers.remove(name)
@@ -156,11 +157,14 @@ impl Allocator {
         grant(&self.pools, &self.taken, &claims.iter().map(|dated| &dated.claim).collect::<Vec<_>>())
     }
 
-    /// It is of another type now, and still says that it has an address of the pools: who else has one could not
-    /// have given it.
-    fn is_left_by(&self, service: &Service) -> bool {
-        let kind = service.spec.as_ref().and_then(|spec| spec.type_.as_deref());
-        kind != Some("LoadBalancer") && held(service).any(|addr| self.gives(addr))
+    /// It asks for none, and still says that it has an address of the pools: it is of another type now, or somebody else
+    /// serves it, who could not have given it that. What has a class of others is theirs for good.
+    fn is_left_by(&self, service: &Service, options: &Options) -> bool {
+        let spec = service.spec.as_ref().filter(|spec| spec.type_.as_deref() == Some("LoadBalancer"));
+        let is_left = spec.is_none_or(|spec| {
+            vips::has_our_class(spec, options) && services::other_proxy(service).is_some()
+        });
+        is_left && held(service).any(|addr| self.gives(addr))
     }
 
     /// What one Service has and is refused; `None`: no pool has a say.
