@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::io::{self, ErrorKind};
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 
 use nix::errno::Errno;
@@ -13,6 +13,7 @@ use nix::sys::socket::{LinkAddr, bind};
 use socket2::{Domain, Protocol, SockFilter, Socket, Type};
 
 use super::frame::{self, Mac};
+use super::groups::Groups;
 use super::heartbeat;
 
 /// `ARPHRD_ETHER`.
@@ -29,9 +30,7 @@ pub(super) struct Link {
     arp: Socket,
     solicitations: Socket,
     heartbeats: Socket,
-    /// Keeps us in the groups that are asked for IPv6 addresses.
-    groups: Option<Socket>,
-    joined: BTreeSet<Ipv6Addr>,
+    groups: Groups,
     index: u32,
     pub(super) mac: Mac,
 }
@@ -44,8 +43,7 @@ impl Link {
             arp: packets(&addr, libc::ETH_P_ARP as u16, &[])?,
             solicitations: packets(&addr, libc::ETH_P_IPV6 as u16, &solicitations())?,
             heartbeats: packets(&addr, heartbeat::ETHERTYPE, &[])?,
-            groups: Socket::new(Domain::IPV6, Type::DGRAM, None).ok(),
-            joined: BTreeSet::new(),
+            groups: Groups::on(addr.ifindex() as u32),
             index: addr.ifindex() as u32,
             mac,
         })
@@ -99,20 +97,11 @@ impl Link {
 
     /// Joins the groups of addresses, and leaves those of others.
     pub(super) fn join(&mut self, vips: impl Iterator<Item = IpAddr>) {
-        let Some(groups) = &self.groups else { return };
         let wanted = vips.filter_map(|vip| match vip {
             IpAddr::V6(vip) => Some(frame::solicited_group(vip)),
             IpAddr::V4(_) => None,
         });
-        let wanted: BTreeSet<Ipv6Addr> = wanted.collect();
-        // Best effort: the kernel bounds the groups of a socket, and of a bridge nobody filters.
-        for group in self.joined.difference(&wanted) {
-            let _ = groups.leave_multicast_v6(group, self.index);
-        }
-        for group in wanted.difference(&self.joined) {
-            let _ = groups.join_multicast_v6(group, self.index);
-        }
-        self.joined = wanted;
+        self.groups.join(&wanted.collect());
     }
 }
 

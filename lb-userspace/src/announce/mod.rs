@@ -8,6 +8,7 @@ mod election;
 mod formers;
 mod frame;
 mod fuzz;
+mod groups;
 mod heartbeat;
 mod link;
 mod segment;
