@@ -1,7 +1,7 @@
 //! Where the rooms meet: starts them, carries values between them, and stops them in order.
 //!
 //! Nothing is decided here about objects, packets or requests; the flow of values is
-//! `manifests -> translate -> { datapath, l7 }`, each step a `watch` channel of immutable values.
+//! `manifests or cluster -> translate -> { datapath, l7 }`, each step a `watch` channel of immutable values.
 
 mod announcing;
 mod capture;

@@ -26,6 +26,7 @@ pub(super) struct Status {
     pid: u32,
     takeovers: u64,
     uptime_seconds: u64,
+    /// Where the objects come from: a directory, or the URL of an API server.
     manifests: String,
     /// Seconds since the cluster that the objects come from was last heard.
     cluster_age_seconds: Option<u64>,

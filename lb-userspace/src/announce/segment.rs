@@ -476,11 +476,15 @@ impl Allowance {
     }
 
     fn take(&mut self, now: Instant) -> bool {
-        let most = f64::from(self.most);
-        let earned = now.duration_since(self.at).as_secs_f64() * most;
-        if earned >= 1.0 {
-            self.left = self.left.saturating_add(earned.min(most) as u32).min(self.most);
-            self.at = now;
+        let step = Duration::from_secs(1) / self.most.max(1);
+        let earned = now.duration_since(self.at).as_nanos() / step.as_nanos().max(1);
+        match u32::try_from(earned) {
+            // What has been earned of the next one stays.
+            Ok(earned) if earned < self.most - self.left => {
+                self.left += earned;
+                self.at += step * earned;
+            }
+            _ => (self.left, self.at) = (self.most, now),
         }
         let is_left = self.left > 0;
         self.left = self.left.saturating_sub(1);
