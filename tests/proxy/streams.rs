@@ -87,6 +87,26 @@ fn an_endpoint_that_refuses_is_passed_over_unless_it_is_the_only_try() {
 }
 
 #[test]
+fn a_port_is_given_up_by_a_worker_that_is_full_as_well() {
+    let backend = greeter("hello ");
+    let port = nobody().port();
+    let plain = L7 { edge: Edge { connections: 1, ..Edge::default() }, ..to(&[backend.addr]) };
+    let rig = Rig::start(with_stream(plain.clone(), Protocol::Tcp, port, Preamble::None, Preamble::None));
+    let mut first = connect(port);
+    assert_eq!(first.exactly(6), b"hello ");
+    let mut second = connect(port);
+    let is_full = || (rig.metric("penstock_l7_connection_limit_reached_total") > 0.0).then_some(());
+    eventually(DEADLINE, is_full).expect("the worker is full");
+
+    rig.publish(plain);
+
+    let addr = SocketAddr::from(([127, 0, 0, 1], port));
+    let refused = eventually(DEADLINE, || TcpStream::connect(addr).is_err().then_some(()));
+    assert!(refused.is_some(), "nobody listens any more");
+    assert_eq!((second.rest(), finish(&mut first)), (Vec::new(), String::new()));
+}
+
+#[test]
 fn proxy_headers_are_read_written_or_both() {
     let backend = greeter("");
     let header = "PROXY TCP4 192.0.2.1 203.0.113.7 40000 5432\r\n";

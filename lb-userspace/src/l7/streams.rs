@@ -127,13 +127,25 @@ async fn accept(worker: Rc<Worker>, listening: TcpListener, port: u16, mut stop:
             tokio::time::sleep(ACCEPT_PAUSE).await;
             continue;
         };
-        worker.room().await;
+        let stopped = !closing
+            && tokio::select! {
+                biased;
+                () = worker.room() => false,
+                // This one is served whatever the limit: until the socket is closed, others are sent here in vain.
+                _ = &mut stop => true,
+            };
         let _ = stream.set_nodelay(true);
         worker.counters.borrow_mut().accepted += 1;
         let open = Open::new(&worker);
         tokio::task::spawn_local(async move {
             arrival::serve_stream(Rc::clone(&open.0), stream, peer, port).await;
         });
+        if stopped {
+            closing = gate::keep_away(&listening).is_ok();
+            if !closing {
+                return;
+            }
+        }
     }
 }
 

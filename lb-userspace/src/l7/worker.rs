@@ -315,7 +315,7 @@ async fn accept(worker: Rc<Worker>, listening: TcpListener, place: Place) {
                 continue;
             }
         };
-        worker.room().await;
+        worker.admit(place).await;
         worker.counters.borrow_mut().accepted += 1;
         let open = Open::new(&worker);
         let arriving = arrival::arrive(Rc::clone(&worker), stream, peer, place.listener);
@@ -398,6 +398,18 @@ impl Worker {
         }
         self.make_room().await;
         self.shed.set(0);
+    }
+
+    /// Waits until a connection that came in at `place` may be served, but no longer than connections are taken
+    /// there: whoever takes them from then on cannot begin while this one waits for others that may never end.
+    async fn admit(&self, place: Place) {
+        while self.gate.entry(place) != Entry::HandedOver {
+            tokio::select! {
+                biased;
+                () = self.room() => return,
+                () = self.gate.changed() => self.shed.set(0),
+            }
+        }
     }
 
     /// Waits until one more connection may be served. Meanwhile some of those that wait for a request, or for the
