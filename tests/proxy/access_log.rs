@@ -1,11 +1,14 @@
 //! The access log, as a file that somebody reads.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use lb_tests::h2_frames::{Frames, kind};
 use penstock::model::l7::log::{Escape, Format, Sink};
 use penstock::model::l7::policy::ErrorPages;
-use penstock::model::l7::{AccessLog, ClientAuth, Demand, Filters, L7, Policies, Upstream, UpstreamName};
+use penstock::model::l7::{
+    AccessLog, ClientAuth, Demand, Filters, L7, Policies, Protocol, Upstream, UpstreamName,
+};
 use tempfile::TempDir;
 
 use crate::client_auth::{guarded, verify};
@@ -233,6 +236,45 @@ fn a_client_that_leaves_is_told_by_499() {
     drop(client);
 
     assert_eq!(log.lines(1), ["499 0 -"]);
+}
+
+#[test]
+fn a_client_that_leaves_while_an_endpoint_is_connected_to_is_told_by_499() {
+    const LONG: Duration = Duration::from_secs(3600);
+    for protocol in [Protocol::Https, Protocol::Grpcs] {
+        let (heard, was_heard) = std::sync::mpsc::channel();
+        // Takes connections, and says nothing to a TLS handshake.
+        let backend = Backend::start(move |mut peer| {
+            let _ = heard.send(());
+            peer.stream.set_read_timeout(None).expect("no timeout");
+            peer.rest();
+            let _ = heard.send(());
+        });
+        let log = Log::new();
+        let filters = Filters { protocol, connect_timeout: LONG, ..Filters::default() };
+        let format = "$request_uri $status $bytes_sent $upstream_addr $upstream_status";
+        let rig = Rig::start(log.of(to_with(&[backend.addr], filters), format));
+        let begun = || was_heard.recv_timeout(DEADLINE).expect("the backend is connected to");
+        let ended = || was_heard.recv_timeout(DEADLINE).expect("and left alone");
+
+        let mut client = Client::connect(rig.http);
+        client.send("GET /one HTTP/1.1\r\nHost: a\r\n\r\n");
+        begun();
+        drop(client);
+        ended();
+        // One of two streams of a connection, and then the other.
+        let mut frames = Frames::connect(rig.http, DEADLINE);
+        frames.get(1, "/two");
+        begun();
+        frames.get(3, "/three");
+        frames.send(kind::RST_STREAM, 0, 1, &8u32.to_be_bytes());
+        log.lines(2);
+        frames.send(kind::RST_STREAM, 0, 3, &8u32.to_be_bytes());
+
+        let expected = |path| format!("/{path} 499 0 {} -", backend.addr);
+        assert_eq!(log.lines(3), ["one", "two", "three"].map(expected), "{protocol:?}");
+        assert_eq!(rig.metric("penstock_l7_failed_attempts_total"), 0.0, "{protocol:?}");
+    }
 }
 
 #[test]

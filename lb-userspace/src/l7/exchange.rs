@@ -128,11 +128,15 @@ pub(super) async fn run(
     let compression = compression.filter(|_| outgoing.terms.speech != Speech::Http2);
     let read = matches!(outgoing.hold, Hold::Here(_));
     loop {
-        let mut lease = match attempts.lease().await {
-            Ok(lease) => lease,
-            Err(status) => {
+        let mut lease = match connection.unless_gone(attempts.lease()).await {
+            Some(Ok(lease)) => lease,
+            Some(Err(status)) => {
                 attempts.ended(0, Instant::now());
                 return Sent::Nothing { status, read };
+            }
+            None => {
+                attempts.ended(0, Instant::now());
+                return Sent::Broken { status: 499 };
             }
         };
         match (attempts.session(), &outgoing.cookie) {

@@ -1,6 +1,6 @@
-//! The wait for what a client has to show, while the client is watched.
+//! Waits for somebody else than the client, while the client is watched.
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::task::Poll;
 
@@ -12,15 +12,7 @@ impl Connection<'_, '_> {
     /// Has the client show what its location asks for; the step that follows. `line` of the log is begun.
     pub(super) async fn check(&mut self, checks: &Checks, line: Option<&[u8]>, mut step: Step) -> Step {
         let mut edits = std::mem::take(&mut self.edits);
-        let outcome = {
-            let mut made = pin!(checks.make(self.worker, line, &mut edits));
-            poll_fn(|cx| match made.as_mut().poll(cx) {
-                Poll::Ready(outcome) => Poll::Ready(Some(outcome)),
-                Poll::Pending if self.poll_gone(cx) => Poll::Ready(None),
-                Poll::Pending => Poll::Pending,
-            })
-            .await
-        };
+        let outcome = self.unless_gone(checks.make(self.worker, line, &mut edits)).await;
         self.edits = edits;
         match outcome {
             Some(Outcome::Passed(lines)) => {
@@ -32,5 +24,14 @@ impl Connection<'_, '_> {
             Some(Outcome::Refused(answer)) => Step::Answer(answer),
             None => Step::Nothing,
         }
+    }
+    /// What comes of `waiting`; `None` where the client goes away before.
+    pub(in crate::l7) async fn unless_gone<T>(&self, waiting: impl Future<Output = T>) -> Option<T> {
+        let mut waiting = pin!(waiting);
+        poll_fn(|cx| match waiting.as_mut().poll(cx) {
+            Poll::Pending if self.poll_gone(cx) => Poll::Ready(None),
+            polled => polled.map(Some),
+        })
+        .await
     }
 }

@@ -198,24 +198,24 @@ impl<'s> Attempts<'s> {
     }
 
     /// A connection to send the request by. Endpoints that cannot be connected to are passed over,
-    /// as long as that is allowed; the error is what to answer.
+    /// as long as that is allowed; the error is what to answer. Whoever waits no longer calls [`Self::ended`].
     pub(in crate::l7) async fn lease(&mut self) -> Result<Lease, u16> {
         loop {
             if self.failed > 0 {
                 self.now = Now::at(Instant::now());
             }
             let (picked, fresh) = self.pick().ok_or(503_u16)?;
-            let failure = match self.open(&picked, fresh).await {
+            let addr = picked.addr();
+            self.picked = Some(picked);
+            let failure = match self.open(addr, fresh).await {
                 Ok((way, peer, requests, opened)) => {
                     // A kept connection took no time, and the clock need not be asked for that.
                     let connect = if requests > 0 { Duration::ZERO } else { opened - self.now.began };
                     self.now.connect = Some(connect);
-                    self.picked = Some(picked);
                     return Ok(Lease { way, peer, requests, opened });
                 }
                 Err(failure) => failure,
             };
-            self.picked = Some(picked);
             match self.let_down(failure, Progress::Unsent) {
                 Next::Again => {}
                 Next::Answer(status) => return Err(status),
@@ -290,12 +290,12 @@ impl<'s> Attempts<'s> {
     }
 
     /// All waits stand apart: requests by a kept connection do not carry their size.
-    async fn open(&self, picked: &Picked, fresh: bool) -> Result<(Way, Peer, u32, Instant), Failure> {
+    async fn open(&self, addr: SocketAddr, fresh: bool) -> Result<(Way, Peer, u32, Instant), Failure> {
         let client = match self.terms.transport {
             Transport::Plain => 0,
             Transport::Tls(index) => self.client(index).map_or(0, |client| client.id),
         };
-        let peer = Peer { addr: picked.addr(), client };
+        let peer = Peer { addr, client };
         let limits = &self.snapshot.router.keepalive;
         if self.terms.speech == Speech::Http2 {
             let connect = || Box::pin(self.connect(peer.addr));
