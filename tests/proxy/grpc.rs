@@ -1,6 +1,7 @@
 //! Upstreams that speak HTTP/2: gRPC calls of every shape, shared connections, refusals.
 
 mod kept;
+mod opening;
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -10,12 +10,13 @@ use std::future::poll_fn;
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use h2::client::SendRequest;
 use http::uri::Scheme;
 use tokio::sync::{Notify, oneshot};
+use tokio::time::timeout;
 
 use super::super::buffer::Buf;
 use super::super::metrics::Failure;
@@ -120,12 +121,14 @@ impl Connections {
     }
 
     /// A stream to `peer`, by a new connection only if need be, and whether its connection carried
-    /// requests before. `fresh` trusts none of the connections there are.
+    /// requests before. `fresh` trusts none of the connections there are. `patience` is how long to wait for one that
+    /// somebody else opens, whose own patience may be another.
     pub(in crate::l7) async fn stream<F>(
         &self,
         peer: Peer,
         fresh: bool,
         limits: &Keepalive,
+        patience: Duration,
         connect: impl FnOnce() -> F,
     ) -> Result<(Stream, bool), Failure>
     where
@@ -134,6 +137,7 @@ impl Connections {
         if fresh {
             self.with(peer, |known| known.connections.clear());
         }
+        let mut waits = None;
         loop {
             let opening = match self.with(peer, |known| known.take(limits)) {
                 Take::Connection(connection) => return Ok((connection.stream(peer), true)),
@@ -144,12 +148,17 @@ impl Connections {
                     return Ok((connection.stream(peer), false));
                 }
             };
+            let since = *waits.get_or_insert_with(Instant::now);
             let told = opening.told.notified();
-            if !opening.ended.get() {
-                told.await;
+            let left = patience.saturating_sub(since.elapsed());
+            if !opening.ended.get() && timeout(left, told).await.is_err() {
+                return Err(Failure::ConnectTimeout);
             }
-            if let Some(failure) = opening.failed.get() {
-                return Err(failure);
+            match opening.failed.get() {
+                // Too long for somebody else.
+                Some(Failure::ConnectTimeout) if since.elapsed() < patience => {}
+                Some(failure) => return Err(failure),
+                None => {}
             }
         }
     }

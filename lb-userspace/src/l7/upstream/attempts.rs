@@ -298,8 +298,12 @@ impl<'s> Attempts<'s> {
         let peer = Peer { addr, client };
         let limits = &self.snapshot.router.keepalive;
         if self.terms.speech == Speech::Http2 {
+            let patience = match self.terms.transport {
+                Transport::Plain => self.terms.connect,
+                Transport::Tls(_) => self.terms.connect.saturating_mul(2),
+            };
             let connect = || Box::pin(self.connect(peer.addr));
-            let stream = Box::pin(self.worker.http2.stream(peer, fresh, limits, connect));
+            let stream = Box::pin(self.worker.http2.stream(peer, fresh, limits, patience, connect));
             let (stream, reused) = stream.await?;
             let way = Way::Stream(Box::new(stream));
             return Ok((way, peer, u32::from(reused), Instant::now()));
