@@ -2,6 +2,7 @@
 
 mod kept;
 mod opening;
+mod pressure;
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -20,7 +21,7 @@ use rustls::pki_types::PrivateKeyDer;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsAcceptor;
 
-use crate::h2_client::{Client, exchange, limited};
+use crate::h2_client::{Client, exchange, limited, say};
 use crate::h2_server;
 use crate::rig::{Backend, DEADLINE, Rig, length_of, nobody, to_with};
 

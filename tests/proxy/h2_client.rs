@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use bytes::Bytes;
+use h2::SendStream;
 use h2::client::SendRequest;
 use http::{HeaderMap, Request, Response};
 use tokio::net::TcpStream;
@@ -91,4 +92,18 @@ pub async fn exchange(
     }
     reply.trailers = body.trailers().await?;
     Ok(reply)
+}
+
+/// Sends bytes when the window allows, or until nobody wants them.
+pub async fn say(stream: &mut SendStream<Bytes>, mut bytes: Bytes) {
+    while !bytes.is_empty() {
+        stream.reserve_capacity(bytes.len());
+        while stream.capacity() == 0 {
+            let Some(Ok(_)) = std::future::poll_fn(|cx| stream.poll_capacity(cx)).await else { return };
+        }
+        let piece = bytes.split_to(stream.capacity().min(bytes.len()));
+        if stream.send_data(piece, false).is_err() {
+            return;
+        }
+    }
 }

@@ -24,6 +24,7 @@ mod h2_clients;
 mod h2_conformance;
 mod h2_floods;
 mod h2_server;
+mod h2_uploads;
 mod health;
 mod http2;
 mod limits;

@@ -78,7 +78,11 @@ impl Frames {
 
     /// Connects and says nothing.
     pub fn silent(addr: SocketAddr, deadline: Duration) -> Self {
-        let stream = TcpStream::connect(addr).expect("connect");
+        Self::over(TcpStream::connect(addr).expect("connect"), deadline)
+    }
+
+    /// The rest of a connection, of whichever end.
+    pub fn over(stream: TcpStream, deadline: Duration) -> Self {
         stream.set_read_timeout(Some(deadline)).expect("timeout");
         stream.set_write_timeout(Some(deadline)).expect("timeout");
         stream.set_nodelay(true).expect("nodelay");

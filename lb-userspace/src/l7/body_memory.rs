@@ -1,6 +1,6 @@
 //! How much memory the bodies take that are held, all of them together. A little each may have in any case, so that
 //! short ones count nothing and every message gets on; what is beyond is taken from a total, and where that is used
-//! up, a file has to do.
+//! up, a file has to do, or the client has to wait.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -46,11 +46,18 @@ impl Share {
         Self { of: Arc::clone(of), taken: 0 }
     }
 
+    /// So many bytes more, all of them or none.
+    pub(super) fn take(&mut self, bytes: usize) -> bool {
+        let is_taken = self.of.take(bytes as u64);
+        self.taken += if is_taken { bytes } else { 0 };
+        is_taken
+    }
+
     /// How many of `more` bytes may be held beside the `held` there are.
     pub(super) fn room(&mut self, held: usize, more: usize) -> usize {
         let missing = (held + more).saturating_sub(FREE + self.taken).next_multiple_of(GRAIN);
-        if missing > 0 && self.of.take(missing as u64) {
-            self.taken += missing;
+        if missing > 0 {
+            self.take(missing);
         }
         (FREE + self.taken).saturating_sub(held).min(more)
     }

@@ -22,13 +22,11 @@ use super::super::buffer::Buf;
 use super::super::metrics::Failure;
 use super::super::socket::Link;
 use super::super::upstream::Peer;
+use super::intake::Intake;
 use super::io::Io;
 use super::limits;
 use super::stream::Stream;
 use crate::model::upstream::Keepalive;
-
-/// Streams of one connection at once, unless the upstream allows fewer.
-const STREAMS_MAX: u32 = 100;
 
 /// All connections of one worker.
 #[derive(Default)]
@@ -52,6 +50,7 @@ struct Opening {
 
 struct Connection {
     requests: SendRequest<Bytes>,
+    intake: Rc<Intake>,
     live: Cell<u32>,
     carried: Cell<u32>,
     opened: Instant,
@@ -68,6 +67,11 @@ impl Slot {
     pub(super) fn retire(&self) {
         self.0.retired.set(true);
     }
+
+    /// What comes in on the connection.
+    pub(super) fn intake(&self) -> Rc<Intake> {
+        Rc::clone(&self.0.intake)
+    }
 }
 
 impl Drop for Slot {
@@ -80,7 +84,7 @@ impl Drop for Slot {
 impl Connection {
     /// Its upstream allows one request more at once.
     fn has_room(&self) -> bool {
-        let limit = usize::try_from(STREAMS_MAX).unwrap_or(usize::MAX);
+        let limit = usize::try_from(limits::UPSTREAM_STREAMS_MAX).unwrap_or(usize::MAX);
         let limit = self.requests.current_max_send_streams().min(limit);
         usize::try_from(self.live.get()).is_ok_and(|live| live < limit)
     }
@@ -90,7 +94,7 @@ impl Connection {
         let mut cx = Context::from_waker(Waker::noop());
         let open = matches!(self.requests.clone().poll_ready(&mut cx), Poll::Ready(Ok(())));
         let is_over = self.carried.get() >= limits.requests || self.opened.elapsed() >= limits.age;
-        open && !self.retired.get() && !is_over
+        open && !self.retired.get() && !self.intake.is_worn() && !is_over
     }
 
     fn is_idle(&self) -> bool {
@@ -176,10 +180,11 @@ impl Connections {
             Err(failure) => Err(failure),
         };
         match opened {
-            Ok(requests) => {
+            Ok((requests, intake)) => {
                 let now = Instant::now();
                 let connection = Rc::new(Connection {
                     requests,
+                    intake,
                     live: Cell::new(0),
                     carried: Cell::new(0),
                     opened: now,
@@ -268,10 +273,12 @@ impl Drop for Ended<'_> {
 
 /// Starts HTTP/2 on a connection, which lives on in a task of its own until nobody holds a handle
 /// or a stream of it.
-async fn begin(mut link: Link) -> Result<SendRequest<Bytes>, Failure> {
+async fn begin(mut link: Link) -> Result<(SendRequest<Bytes>, Rc<Intake>), Failure> {
     let (begun, wait) = oneshot::channel();
+    let intake = Intake::new(0, None);
+    let taken = Rc::clone(&intake);
     tokio::task::spawn_local(async move {
-        let io = Io::new(link.socket(), Buf::default(), None);
+        let io = Io::new(link.socket(), Buf::default(), Rc::clone(&taken));
         let outlet = io.outlet();
         match limits::client().handshake::<_, Bytes>(io).await {
             Ok((requests, connection)) => {
@@ -279,7 +286,11 @@ async fn begin(mut link: Link) -> Result<SendRequest<Bytes>, Failure> {
                     return;
                 }
                 let mut connection = pin!(connection);
-                let ended = poll_fn(|cx| outlet.turn(cx, |cx| connection.as_mut().poll(cx)));
+                let ended = poll_fn(|cx| {
+                    let polled = outlet.turn(cx, |cx| connection.as_mut().poll(cx));
+                    taken.relieve();
+                    polled
+                });
                 if let Err(error) = ended.await {
                     tracing::debug!(%error, "http/2 connection to an upstream ended");
                 }
@@ -287,5 +298,6 @@ async fn begin(mut link: Link) -> Result<SendRequest<Bytes>, Failure> {
             Err(error) => tracing::debug!(%error, "upstream does not take http/2"),
         }
     });
-    wait.await.map_err(|_| Failure::Closed)
+    let requests = wait.await.map_err(|_| Failure::Closed)?;
+    Ok((requests, intake))
 }

@@ -4,9 +4,11 @@
 //! and 8.3 forbid and the h2 crate lets through is refused here; the rest is for the parser of
 //! HTTP/1.1, which reads what this makes.
 
+use std::cell::RefCell;
 use std::future::Future;
 use std::io::{self, Write as _};
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf as _, Bytes};
@@ -17,6 +19,7 @@ use http::{Method, StatusCode, request, response};
 use super::super::buffer::{BUFFER_BYTES, Scratch, copy};
 use super::super::h1::chunked;
 use super::super::h1::head::Refusal;
+use super::intake::{Body, Intake};
 
 /// One direction of a stream.
 pub(super) struct Inbound {
@@ -31,6 +34,8 @@ pub(super) struct Inbound {
     /// Those of a response do, but for some; those of a request go no further whatever carries it.
     passes_trailers: bool,
     refused: bool,
+    /// Of its connection.
+    intake: Rc<Intake>,
 }
 
 enum Source {
@@ -38,8 +43,8 @@ enum Source {
     Unsent,
     /// Its response is to come; `true` if it has no body whatever its head says.
     Response(h2::client::ResponseFuture, bool),
-    Body(RecvStream),
-    Trailers(RecvStream),
+    Body(Rc<RefCell<Body>>),
+    Trailers(Rc<RefCell<Body>>),
     Ended,
 }
 
@@ -53,13 +58,17 @@ enum Framing {
 
 impl Inbound {
     /// Reads a request: its head, then `body`. Where the head is refused it may not be whole.
-    pub(super) fn request(parts: &request::Parts, body: RecvStream) -> (Self, Result<(), Refusal>) {
+    pub(super) fn request(
+        parts: &request::Parts,
+        body: RecvStream,
+        intake: Rc<Intake>,
+    ) -> (Self, Result<(), Refusal>) {
         let mut head = Scratch::take();
         let ends = body.is_end_stream();
         let known = ends || parts.headers.contains_key(header::CONTENT_LENGTH);
         let verdict = request_head(parts, known, &mut head);
         let inbound = Self {
-            source: if ends { Source::Ended } else { Source::Body(body) },
+            source: if ends { Source::Ended } else { Source::Body(intake.body(body)) },
             staged: Some(head),
             staged_read: 0,
             data: Bytes::new(),
@@ -67,12 +76,13 @@ impl Inbound {
             framing: if known { Framing::Known } else { Framing::Chunked },
             passes_trailers: false,
             refused: false,
+            intake,
         };
         (inbound, verdict)
     }
 
     /// Waits for the response to a request that is not sent yet.
-    pub(super) fn response() -> Self {
+    pub(super) fn response(intake: Rc<Intake>) -> Self {
         Self {
             source: Source::Unsent,
             staged: None,
@@ -82,6 +92,7 @@ impl Inbound {
             framing: Framing::Known,
             passes_trailers: true,
             refused: false,
+            intake,
         }
     }
 
@@ -120,20 +131,24 @@ impl Inbound {
                         }
                     }
                 }
-                Source::Body(body) => match ready!(body.poll_data(cx)) {
-                    Some(data) => {
-                        self.data = data.map_err(broken)?;
-                        self.unreleased = self.data.len();
-                    }
-                    None => match std::mem::replace(&mut self.source, Source::Ended) {
-                        Source::Body(body) if self.framing == Framing::Chunked => {
-                            self.source = Source::Trailers(body);
+                Source::Body(body) => {
+                    let polled = body.borrow_mut().poll_data(cx);
+                    match ready!(polled) {
+                        Some(data) => {
+                            self.data = data.map_err(broken)?;
+                            self.unreleased = self.data.len();
                         }
-                        _ => {}
-                    },
-                },
+                        None => match std::mem::replace(&mut self.source, Source::Ended) {
+                            Source::Body(body) if self.framing == Framing::Chunked => {
+                                self.source = Source::Trailers(body);
+                            }
+                            _ => {}
+                        },
+                    }
+                }
                 Source::Trailers(body) => {
-                    let trailers = ready!(body.poll_trailers(cx)).map_err(broken)?;
+                    let trailers = body.borrow_mut().poll_trailers(cx);
+                    let trailers = ready!(trailers).map_err(broken)?;
                     let mut end = Scratch::take();
                     end.extend_from_slice(b"0\r\n");
                     // Those that could be taken for something else in the head are left out.
@@ -198,9 +213,8 @@ impl Inbound {
     /// Lets the sender send as much again.
     fn release(&mut self) {
         let n = std::mem::take(&mut self.unreleased);
-        if let Source::Body(body) = &mut self.source {
-            // Fails only for more than was received.
-            let _ = body.flow_control().release_capacity(n);
+        if let Source::Body(body) = &self.source {
+            body.borrow_mut().release(n);
         }
     }
 
@@ -230,7 +244,7 @@ impl Inbound {
             head.extend_from_slice(b"0\r\n\r\n");
         }
         self.stage(head);
-        self.source = if ends || bodyless { Source::Ended } else { Source::Body(body) };
+        self.source = if ends || bodyless { Source::Ended } else { Source::Body(self.intake.body(body)) };
     }
 }
 

@@ -15,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::super::buffer::{Buf, Scratch};
 use super::super::socket::Socket;
-use super::frame_budget::FrameBudget;
+use super::intake::Intake;
 
 /// Bytes gathered before they are written: one TLS record.
 const GATHERED: usize = 16 * 1024;
@@ -25,8 +25,7 @@ pub(super) struct Io<'s> {
     outlet: Rc<Outlet<'s>>,
     /// Bytes that were read before it was known to be HTTP/2.
     first: Buf,
-    /// Bounds what the other side may waste; none for upstreams.
-    budget: Option<Rc<FrameBudget>>,
+    intake: Rc<Intake>,
 }
 
 /// The same connection in the hands of whoever polls the h2 crate.
@@ -65,9 +64,9 @@ impl Gathered {
 
 impl<'s> Io<'s> {
     /// Reads `first`, then from `socket`.
-    pub(super) fn new(socket: Socket<'s>, first: Buf, budget: Option<Rc<FrameBudget>>) -> Self {
+    pub(super) fn new(socket: Socket<'s>, first: Buf, intake: Rc<Intake>) -> Self {
         let (gathered, lags, broken) = (RefCell::default(), Cell::new(false), Cell::new(None));
-        Self { outlet: Rc::new(Outlet { socket, gathered, lags, broken }), first, budget }
+        Self { outlet: Rc::new(Outlet { socket, gathered, lags, broken }), first, intake }
     }
 
     /// Writes what gathers here. Nobody else does, but for what is too much.
@@ -118,26 +117,29 @@ impl AsyncRead for Io<'_> {
         cx: &mut Context<'_>,
         into: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.budget.as_ref().is_some_and(|budget| budget.is_exhausted()) {
-            // The connection is about to be ended, and reads nothing more until then.
-            return Poll::Pending;
-        }
         let before = into.filled().len();
-        if self.first.is_empty() {
-            let socket = &self.outlet.socket;
-            ready!(socket.poll_readable(cx))?;
-            let n = ready!(socket.poll_read(cx, into.initialize_unfilled()))?;
-            into.advance(n);
-        } else {
-            let n = self.first.bytes().len().min(into.remaining());
-            into.put_slice(self.first.bytes().get(..n).unwrap_or_default());
-            self.first.consume(n);
+        loop {
+            ready!(self.intake.poll_open(cx));
+            if self.first.is_empty() {
+                let socket = &self.outlet.socket;
+                ready!(socket.poll_readable(cx))?;
+                let n = ready!(socket.poll_read(cx, into.initialize_unfilled()))?;
+                into.advance(n);
+            } else {
+                let n = self.first.bytes().len().min(into.remaining());
+                into.put_slice(self.first.bytes().get(..n).unwrap_or_default());
+                self.first.consume(n);
+            }
+            let read = into.filled_mut().get_mut(before..).unwrap_or_default();
+            if read.is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+            let left = self.intake.read(read);
+            into.set_filled(before + left);
+            if left > 0 {
+                return Poll::Ready(Ok(()));
+            }
         }
-        let read = into.filled().get(before..).unwrap_or_default();
-        if let Some(budget) = &self.budget {
-            budget.read(read);
-        }
-        Poll::Ready(Ok(()))
     }
 }
 
@@ -207,7 +209,7 @@ mod tests {
     #[tokio::test(flavor = "current_thread")]
     async fn what_is_flushed_within_a_turn_leaves_together_at_its_end() {
         let (mut link, mut other) = pair().await;
-        let mut io = Io::new(link.socket(), Buf::default(), None);
+        let mut io = Io::new(link.socket(), Buf::default(), Intake::new(0, None));
         let outlet = io.outlet();
         let mut received = [0; 4096];
 
@@ -232,7 +234,7 @@ mod tests {
     #[tokio::test(flavor = "current_thread")]
     async fn a_reader_that_lags_stops_the_writer_and_memory_stays_bounded() {
         let (mut link, _other) = pair().await;
-        let mut io = Io::new(link.socket(), Buf::default(), None);
+        let mut io = Io::new(link.socket(), Buf::default(), Intake::new(0, None));
         let outlet = io.outlet();
         let mut taken = 0;
 
@@ -261,7 +263,7 @@ mod tests {
     #[tokio::test(flavor = "current_thread")]
     async fn a_socket_that_fails_is_told_to_who_writes_next() {
         let (mut link, other) = pair().await;
-        let mut io = Io::new(link.socket(), Buf::default(), None);
+        let mut io = Io::new(link.socket(), Buf::default(), Intake::new(0, None));
         let outlet = io.outlet();
         // Closed with bytes unread, it resets.
         poll_fn(|cx| {

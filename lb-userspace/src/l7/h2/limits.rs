@@ -1,14 +1,17 @@
 //! Every bound of an HTTP/2 connection, by name.
 //!
-//! With 128 streams one connection holds at most: 1 MiB of request bodies ([`CONNECTION_WINDOW`]), 128
-//! times 64 KiB of responses ([`SEND_BUFFER`]), 128 heads of 32 KiB, and its read
-//! and write buffers: 13.5 MiB, reached only by a client that asks for as many large responses as it
-//! may, with the largest heads, and reads none. Heads that arrive in one read are larger for a moment, up to
-//! [`REFUSED_LIST_MAX`], until those that are too large are answered.
+//! With 128 streams one connection holds at most: 1 MiB of request bodies ([`CONNECTION_WINDOW`]) and more only out of
+//! the memory that bodies have together, 128 times 64 KiB of responses ([`SEND_BUFFER`]) and as much of request bodies
+//! that may have to be sent again (`relay`), 128 heads of 32 KiB, 8 MiB around small DATA frames
+//! ([`SMALL_WAITING_MAX`]), and its read and write buffers: 30 MiB, reached only by a client that asks for as many large
+//! responses as it may, with the largest heads, and reads none, while it sends what nobody takes. With other numbers
+//! of streams (`http2-max-concurrent-streams`) what is said for each changes. Heads that arrive in one read are
+//! larger for a moment, up to [`REFUSED_LIST_MAX`], until those that are too large are answered.
 //!
-//! The h2 crate bounds by itself: CONTINUATION frames of one head, heads four times too large, small
-//! DATA frames, answers to PING and SETTINGS (it reads no further until they are written), and
-//! streams that a client resets before we saw them. The rest is [`super::frame_budget`]'s.
+//! The h2 crate bounds by itself: CONTINUATION frames of one head, heads four times too large, answers to PING and
+//! SETTINGS (it reads no further until they are written), and streams that a client resets before we saw them. It ends
+//! connections with small DATA frames that wait and with empty ones, which [`super::intake`] keeps from it. The rest is
+//! [`super::frame_budget`]'s.
 
 use std::time::Duration;
 
@@ -16,11 +19,14 @@ use super::super::buffer::BUFFER_BYTES;
 
 /// Bytes of one request body that may wait here; bounds its rate to this per round trip.
 pub(super) const STREAM_WINDOW: u32 = 256 << 10;
-/// Bytes of all request bodies of a connection that may wait here.
+/// Bytes of all request bodies of a connection that may wait here. With more bodies at once than this has room for, each
+/// brings room of its own, out of the memory that all bodies have together.
 pub(super) const CONNECTION_WINDOW: u32 = 1 << 20;
-/// Bytes of all responses of an upstream connection that may wait here: many clients share it, and
-/// a slow one must not hold up the others.
-const UPSTREAM_CONNECTION_WINDOW: u32 = 16 << 20;
+/// Streams of one connection to an upstream at once, unless it allows fewer.
+pub(super) const UPSTREAM_STREAMS_MAX: u32 = 100;
+/// Bytes of all responses of an upstream connection that may wait here: many clients share it, and as many slow ones
+/// as it has streams must not hold up the others.
+const UPSTREAM_CONNECTION_WINDOW: u32 = UPSTREAM_STREAMS_MAX * STREAM_WINDOW;
 /// Bytes of one response that wait for the client's window or its socket.
 pub(super) const SEND_BUFFER: usize = 64 << 10;
 /// Decoded head of a response as RFC 9113 6.5.2 counts it; what it becomes in HTTP/1.1 fits our own limit.
@@ -32,11 +38,23 @@ const REFUSED_LIST_MAX: u32 = 4 * BUFFER_BYTES as u32;
 pub(super) const FRAME_MAX: u32 = 16 << 10;
 /// Streams reset by the client that still wait to be seen; more is an attack (CVE-2023-44487).
 pub(super) const PENDING_RESETS_MAX: usize = 20;
-/// Streams we reset because of the client's errors; more ends the connection.
+/// Streams we reset because of the client's errors, in a connection's life; more ends it. Frames for a stream that we
+/// reset and do not remember count as well.
 pub(super) const ERROR_RESETS_MAX: usize = 100;
-/// Streams we reset that are remembered, so that frames under way do no harm, and for how long.
-const RESET_REMEMBERED: usize = 50;
-const RESET_REMEMBERED_FOR: Duration = Duration::from_secs(1);
+/// Streams we reset that are remembered, for each that may be open, so that frames under way do no harm, and for how
+/// long: longer than bytes stand in the queues of a slow line.
+const RESET_REMEMBERED: usize = 8;
+const RESET_REMEMBERED_FOR: Duration = Duration::from_secs(10);
+/// DATA frames with less content than this are small to the h2 crate, and count by what they lack.
+pub(super) const SMALL: u32 = 256;
+/// Small DATA frames that come before those that wait are looked for.
+pub(super) const SMALL_MAX: u32 = 1024;
+/// Small DATA frames that wait in the h2 crate, and end a client's connection: far more than come in one read after
+/// [`SMALL_MAX`]. Those for a stream that we reset count for good: as many may be under way as fit into its window.
+const SMALL_WAITING_MAX: usize = 32 * 1024;
+/// Empty DATA frames that reached the h2 crate, after which a connection takes no more requests; the crate ends it
+/// after 100.
+pub(super) const EMPTY_MAX: u32 = 50;
 /// How long a connection that was told to end has for its last bytes.
 pub(super) const GOODBYE: Duration = Duration::from_secs(5);
 
@@ -52,12 +70,14 @@ pub(super) fn server(streams: u32) -> h2::server::Builder {
         .max_frame_size(FRAME_MAX)
         .max_pending_accept_reset_streams(PENDING_RESETS_MAX)
         .max_local_error_reset_streams(Some(ERROR_RESETS_MAX))
-        .max_concurrent_reset_streams(RESET_REMEMBERED)
-        .reset_stream_duration(RESET_REMEMBERED_FOR);
+        .max_concurrent_reset_streams(remembered(streams))
+        .reset_stream_duration(RESET_REMEMBERED_FOR)
+        .data_frame_budget(SMALL_WAITING_MAX * SMALL as usize);
     builder
 }
 
-/// The upstream side. Upstreams are ours, so what bounds them is memory alone.
+/// The upstream side. Upstreams are ours, so what bounds them is memory alone: clients that cancel while much is under
+/// way must not end what others have on the connection.
 pub(super) fn client() -> h2::client::Builder {
     let mut builder = h2::client::Builder::new();
     builder
@@ -67,7 +87,13 @@ pub(super) fn client() -> h2::client::Builder {
         .max_send_buffer_size(SEND_BUFFER)
         .max_header_list_size(HEADER_LIST_MAX)
         .max_frame_size(FRAME_MAX)
-        .max_concurrent_reset_streams(RESET_REMEMBERED)
-        .reset_stream_duration(RESET_REMEMBERED_FOR);
+        .max_local_error_reset_streams(None)
+        .max_concurrent_reset_streams(remembered(UPSTREAM_STREAMS_MAX))
+        .reset_stream_duration(RESET_REMEMBERED_FOR)
+        .data_frame_budget(usize::MAX);
     builder
+}
+
+fn remembered(streams: u32) -> usize {
+    RESET_REMEMBERED.saturating_mul(usize::try_from(streams).unwrap_or(usize::MAX))
 }

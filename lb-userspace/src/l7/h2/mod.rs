@@ -9,7 +9,9 @@
 mod client;
 mod crew;
 mod frame_budget;
+mod frames;
 mod inbound;
+mod intake;
 mod io;
 mod limits;
 mod outbound;
@@ -18,7 +20,7 @@ mod stream;
 
 pub(super) use client::Connections;
 pub(super) use crew::Crew;
-pub(super) use frame_budget::fuzz;
+pub(super) use frames::fuzz;
 pub(super) use server::serve;
 pub(super) use stream::{Ended, Stream};
 

@@ -13,6 +13,7 @@ use h2::server::SendResponse;
 use h2::{Reason, RecvStream};
 use http::Request;
 
+use super::super::body_memory::Share;
 use super::super::buffer::Buf;
 use super::super::connection::PATIENCE;
 use super::super::heads::Client;
@@ -21,6 +22,7 @@ use super::super::timers::{Alarm, Due};
 use super::super::worker::Worker;
 use super::crew::{Crew, Errand};
 use super::frame_budget::FrameBudget;
+use super::intake::Intake;
 use super::io::{Io, Outlet};
 use super::stream::Stream;
 use super::{PREFACE, limits};
@@ -36,8 +38,9 @@ pub(in crate::l7) async fn serve(
     alarm: Alarm,
     client: Client,
 ) {
-    let budget = Rc::new(FrameBudget::new(PREFACE.len(), Instant::now()));
-    let io = Io::new(socket, first, Some(Rc::clone(&budget)));
+    let budget = Rc::new(FrameBudget::new(Instant::now()));
+    let intake = Intake::new(PREFACE.len(), Some(Rc::clone(&budget)));
+    let io = Io::new(socket, first, Rc::clone(&intake));
     let outlet = io.outlet();
     let ClientLimits { header_timeout, keep_alive, http2_streams, .. } = *worker.limits();
     let (due, slow) = (alarm.due(header_timeout), alarm.due(PATIENCE));
@@ -58,6 +61,9 @@ pub(in crate::l7) async fn serve(
         alarm,
         streams,
         budget,
+        intake,
+        window: limits::CONNECTION_WINDOW,
+        share: Share::new(&worker.spills.memory),
         due,
         slow,
         streams_max: http2_streams,
@@ -106,6 +112,11 @@ struct Connection<'w, 's> {
     alarm: Alarm,
     streams: Rc<Streams>,
     budget: Rc<FrameBudget>,
+    intake: Rc<Intake>,
+    /// Bytes of request bodies that may wait here.
+    window: u32,
+    /// The memory for those beyond [`limits::CONNECTION_WINDOW`].
+    share: Share,
     /// When it has been idle for too long, or, leaving, has had time enough.
     due: Due,
     /// Without a request by then it makes room for others.
@@ -126,9 +137,9 @@ impl Connection<'_, '_> {
 
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Accepted>> {
         self.streams.connection.replace(Some(cx.waker().clone()));
-        if !self.leaving
-            && (self.worker.is_draining() || self.requests >= self.worker.limits().keep_alive_requests)
-        {
+        let has_had_its_share =
+            || self.requests >= self.worker.limits().keep_alive_requests || self.intake.is_worn();
+        if !self.leaving && (self.worker.is_draining() || has_had_its_share()) {
             self.leave();
         }
         let live = self.streams.live.get();
@@ -179,10 +190,24 @@ impl Connection<'_, '_> {
         // Streams that the client reset live on here until they notice: no more of both than it
         // may have open.
         let may_accept = live < self.streams_max;
-        self.outlet.turn(cx, |cx| match may_accept {
+        let polled = self.outlet.turn(cx, |cx| match may_accept {
             true => self.h2.poll_accept(cx),
             false => self.h2.poll_closed(cx).map(|closed| closed.err().map(Err)),
-        })
+        });
+        self.intake.relieve();
+        polled
+    }
+
+    /// Each body gets room for all that its own window allows, as far as there is memory: those that nobody takes must
+    /// not stop the others.
+    fn widen(&mut self) {
+        let served = (self.window / limits::STREAM_WINDOW) as usize;
+        let is_granted =
+            self.intake.has_more_bodies_than(served) && self.share.take(limits::STREAM_WINDOW as usize);
+        if is_granted {
+            self.window += limits::STREAM_WINDOW;
+            self.h2.set_target_window_size(self.window);
+        }
     }
 
     /// Tells the client to take new requests elsewhere; those it has sent are served.
@@ -196,7 +221,9 @@ impl Connection<'_, '_> {
         self.requests += 1;
         let live = Live::new(&self.streams);
         let budget = Rc::clone(&self.budget);
-        let (stream, verdict) = Stream::accepted(request, respond, Rc::clone(&budget));
+        let (stream, verdict) =
+            Stream::accepted(request, respond, Rc::clone(&budget), Rc::clone(&self.intake));
+        self.widen();
         Crew::send(self.worker, Errand { stream, verdict, client, live, budget });
     }
 }

@@ -17,6 +17,7 @@ use super::super::h1::head::Refusal;
 use super::client::Slot;
 use super::frame_budget::FrameBudget;
 use super::inbound::Inbound;
+use super::intake::Intake;
 use super::outbound::Outbound;
 
 /// How a client's stream ended.
@@ -48,10 +49,11 @@ impl Stream {
         request: Request<RecvStream>,
         respond: SendResponse<Bytes>,
         budget: Rc<FrameBudget>,
+        intake: Rc<Intake>,
     ) -> (Self, Result<(), Refusal>) {
         let (parts, body) = request.into_parts();
         let head_only = parts.method == Method::HEAD;
-        let (inbound, verdict) = Inbound::request(&parts, body);
+        let (inbound, verdict) = Inbound::request(&parts, body, intake);
         let stream = Self {
             inbound: RefCell::new(inbound),
             outbound: RefCell::new(Outbound::response(respond, head_only)),
@@ -70,7 +72,7 @@ impl Stream {
         slot: Slot,
     ) -> Self {
         Self {
-            inbound: RefCell::new(Inbound::response()),
+            inbound: RefCell::new(Inbound::response(slot.intake())),
             outbound: RefCell::new(Outbound::request(to, scheme, endpoint)),
             budget: None,
             slot: Some(slot),

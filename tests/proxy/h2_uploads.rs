@@ -1,0 +1,82 @@
+//! Bodies of requests over HTTP/2 that nobody takes: answered early, or sent to an endpoint that hangs.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Request;
+use lb_tests::h2_frames::{Frames, Outcome, kind, request};
+use penstock::model::l7::{Action, Filters, PathMatch, Protocol, Upstream, UpstreamName};
+
+use crate::h2_client::{Client, limited, say};
+use crate::rig::{Backend, DEADLINE, Rig, to_with};
+
+#[test]
+fn what_is_under_way_of_uploads_that_were_answered_ends_no_connection() {
+    const STREAMS: u32 = 120;
+    let backend = Backend::mirror();
+    let limit = Filters { max_body_bytes: Some(1000), ..Filters::default() };
+    let rig = Rig::start(to_with(&[backend.addr], limit));
+    let mut client = Frames::connect(rig.http, DEADLINE);
+    let upload = [&request("POST", "/")[..], &[("content-length", "5000")]].concat();
+    for i in 0..STREAMS {
+        client.headers(2 * i + 1, 0, &upload);
+        // It is told that it is too large, and then that the rest is not wanted (RFC 9113 8.1).
+        assert!(client.until(kind::HEADERS).is_some());
+        assert_eq!(client.outcome(2 * i + 1), Outcome::Reset(0));
+    }
+
+    for i in 0..STREAMS {
+        assert!((0..3).all(|_| client.send(kind::DATA, 0, 2 * i + 1, &[7; 100])));
+    }
+
+    client.get(2 * STREAMS + 1, "/");
+    assert_eq!(client.outcome(2 * STREAMS + 1), Outcome::Status(200));
+}
+
+#[test]
+fn uploads_that_nobody_takes_leave_room_for_all_others() {
+    const STREAMS: usize = 60;
+    static BODY: [u8; 250_000] = [7; 250_000];
+    // Takes connections and says nothing to a TLS handshake.
+    let silent = Backend::start(|mut peer| {
+        peer.stream.set_read_timeout(None).expect("no timeout");
+        peer.rest();
+    });
+    let mirror = Backend::mirror();
+    let filters = Filters { max_body_bytes: None, ..Filters::default() };
+    let hangs = Filters {
+        protocol: Protocol::Https,
+        connect_timeout: Duration::from_secs(3600),
+        max_body_bytes: None,
+        ..Filters::default()
+    };
+    let mut l7 = to_with(&[silent.addr], hangs);
+    let name = UpstreamName("default-mirror-80".to_owned());
+    l7.upstreams.insert(name.clone(), Upstream { endpoints: [mirror.addr].into(), ..Upstream::default() });
+    l7.servers.edit(|_, server| {
+        let mut location = server.locations[0].clone();
+        location.path = PathMatch::Prefix("/other".to_owned());
+        location.action = Action::Proxy(name.clone());
+        location.filters = filters.clone();
+        server.locations.insert(0, location);
+    });
+    let rig = Rig::start(l7);
+    let client = Client::connect(rig.http);
+    let post = |path| Request::post(format!("http://a.example{path}")).body(()).expect("request");
+
+    let requests = client.requests.clone();
+    let waiting = client.runtime.block_on(limited(async {
+        let mut waiting = Vec::new();
+        for i in 0..STREAMS {
+            let mut requests = requests.clone().ready().await.expect("ready");
+            let (response, mut stream) = requests.send_request(post("/hangs"), false).expect("sent");
+            say(&mut stream, Bytes::from_static(&BODY)).await;
+            waiting.push((i, response, stream));
+        }
+        waiting
+    }));
+
+    let reply = client.ask(post("/other"), &[&BODY[..]]).expect("a response");
+    assert_eq!(reply.head.status(), 200);
+    drop(waiting);
+}
