@@ -9,6 +9,8 @@ use crate::model::l7::forwarding::HeaderNames;
 
 /// Most header lines of a head; more is 431.
 pub(in crate::l7) const HEADERS_MAX: usize = 128;
+/// What Connection headers may name, all together: each is compared with the name of each line.
+const CONNECTION_TOKENS_MAX: usize = 64;
 
 /// How long heads and their lines may be, and what they may be called.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -372,7 +374,7 @@ fn offset(whole: &[u8], part: &[u8]) -> usize {
 }
 
 /// `tchar` of RFC 9110 5.6.2: what else is visible stands in no name that anybody passes on.
-pub(super) fn is_of_token(byte: &u8) -> bool {
+pub(in crate::l7) fn is_of_token(byte: &u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte)
 }
 
@@ -440,12 +442,17 @@ pub(super) struct Connection {
     pub(super) upgrade: bool,
     /// It names other headers.
     pub(super) names_others: bool,
+    tokens: usize,
 }
 
 impl Connection {
-    /// A Connection line.
-    pub(super) fn add(&mut self, value: &[u8]) {
+    /// A Connection line. Refused is what would have to be looked for too often among the other lines.
+    pub(super) fn add(&mut self, value: &[u8]) -> Result<(), Refusal> {
         for token in tokens(value) {
+            self.tokens += 1;
+            if self.tokens > CONNECTION_TOKENS_MAX {
+                return Err(Refusal::Malformed);
+            }
             if token.eq_ignore_ascii_case(b"keep-alive") {
                 self.keep_alive = true;
             } else if token.eq_ignore_ascii_case(b"close") {
@@ -456,6 +463,7 @@ impl Connection {
                 self.names_others = true;
             }
         }
+        Ok(())
     }
 
     /// Whether the connection outlives the message.

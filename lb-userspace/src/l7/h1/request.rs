@@ -230,7 +230,7 @@ impl<'b> Found<'b> {
                 request.transfer_encoding.insert(i);
                 return Ok(true);
             }
-            Name::Connection => self.connection.add(value),
+            Name::Connection => self.connection.add(value)?,
             Name::Upgrade => request.upgrade = Some(value),
             Name::Expect => {
                 request.expects_continue |= is_http11 && value.eq_ignore_ascii_case(b"100-continue");

@@ -115,7 +115,7 @@ fn collect<'h, 'b>(
                 false
             }
             10 if is("connection") => {
-                connection.add(line.value);
+                connection.add(line.value)?;
                 false
             }
             10 if is("keep-alive") => false,

@@ -335,6 +335,17 @@ fn a_minor_version_to_come_is_read_as_the_highest_we_know() {
 }
 
 #[test]
+fn connection_headers_that_name_very_many_are_refused() {
+    let head = |named: usize| {
+        let named = vec!["x"; named].join(",");
+        format!("GET / HTTP/1.1\r\nHost: a\r\nConnection: {named}\r\nConnection: close\r\nX: 1\r\n\r\n")
+    };
+
+    assert_eq!(accepted(&head(63)).kept, "");
+    assert_eq!(parse(head(64).as_bytes()), Err(Refusal::Malformed));
+}
+
+#[test]
 fn http_10_needs_neither_host_nor_keeps_the_connection() {
     let plain = accepted("GET / HTTP/1.0\r\n\r\n");
     let kept = accepted("GET / HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n");
