@@ -158,6 +158,8 @@ pub(super) struct Site {
     prefix: Map<Box<[u8]>, Prefixes>,
     /// Bit `n`: there is a prefix of `n` bytes; the last bit stands for all longer ones.
     prefix_lengths: u64,
+    /// Bytes of the longest one.
+    longest_prefix: usize,
     /// Regex locations, which have to be tried one by one.
     regex: Vec<usize>,
     /// Takes what no location takes.
@@ -332,8 +334,13 @@ impl Site {
         let mut redirect = None;
         // A location that takes the path as a whole wins over one that would add a slash to it.
         let mut whole = best.is_some();
-        let mut end = path.len();
-        loop {
+        // A prefix ends where the path does, or before one of its slashes.
+        let last_slash = |within: &[u8]| within.iter().rposition(|&b| b == b'/');
+        let mut next = match path.get(..=self.longest_prefix) {
+            Some(beginning) => last_slash(beginning),
+            None => Some(path.len()),
+        };
+        while let Some(end) = next {
             if self.has_prefix_of(end) {
                 let entry = path.get(..end).and_then(|prefix| self.prefix.get(prefix));
                 if let Some(Prefixes { whole: takes, below }) = entry {
@@ -347,11 +354,7 @@ impl Site {
                     }
                 }
             }
-            // The next shorter prefix ends before the last slash.
-            match path.get(..end).and_then(|rest| rest.iter().rposition(|&b| b == b'/')) {
-                Some(at) => end = at,
-                None => break,
-            }
+            next = path.get(..end).and_then(last_slash);
         }
         if let Some(redirect) = redirect.filter(|_| !whole) {
             let first = earlier(best, Some(redirect));

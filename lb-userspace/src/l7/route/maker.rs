@@ -321,6 +321,7 @@ impl Maker {
             exact: Map::default(),
             prefix: Map::default(),
             prefix_lengths: 0,
+            longest_prefix: 0,
             regex: Vec::new(),
             fallback: self.fallback(place, &label),
         };
@@ -335,6 +336,7 @@ impl Maker {
                         None => (path.as_str(), false),
                     };
                     site.prefix_lengths |= 1 << key.len().min(63);
+                    site.longest_prefix = site.longest_prefix.max(key.len());
                     let entry: &mut Prefixes = site.prefix.entry(key.as_bytes().into()).or_default();
                     let place = if slash { &mut entry.below } else { &mut entry.whole };
                     place.get_or_insert(i);
