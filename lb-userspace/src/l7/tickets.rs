@@ -118,7 +118,8 @@ impl TicketKey {
 
     fn seal(&self, plain: &[u8], scope: &Scope, now: u64) -> Option<Vec<u8>> {
         let mut nonce = [0; NONCE_BYTES];
-        // Random nonces: a key lives for an hour, far from the 2^32 tickets that would be too many.
+        // Random nonces: a key of ours lives for an hour, far from the 2^32 tickets that would be too many. A shared
+        // one lives until whoever set it sets another.
         rand::fill(&mut nonce).ok()?;
         let mut sealed = [now.to_be_bytes().as_slice(), plain].concat();
         let nonce_of = Nonce::assume_unique_for_key(nonce);

@@ -261,7 +261,7 @@ pub const TABLE: &[Annotation] = &[
     row("connection-proxy-header", One(&["close", "keep-alive"]), Low, Location, Refuse, Honoured, "Connection header sent upstream; upgrades do not get through"),
     row("proxy-body-size", Size, Medium, Location, Default, Honoured, "largest request body"),
     row("client-body-buffer-size", Size, Low, Location, Refuse, Honoured, "how much of a request body is held in memory"),
-    row("proxy-request-buffering", One(&["on", "off"]), Low, Location, Default, Honoured, "read the whole request before sending it"),
+    row("proxy-request-buffering", One(&["on", "off"]), Low, Location, Default, Honoured, "read the whole request before sending it; where it is not set, bodies stream"),
     row("proxy-buffering", One(&["on", "off"]), Low, Location, Default, Honoured, "read the response ahead of the client"),
     row("proxy-buffers-number", From(1), Low, Location, Default, Honoured, "how many buffers"),
     row("proxy-buffer-size", Size, Low, Location, Default, Honoured, "largest response head"),

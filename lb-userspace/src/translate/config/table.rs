@@ -114,7 +114,7 @@ pub const KEYS: &[ConfigKey] = &[
     plain("proxy-read-timeout", Number, "60", "seconds of silence while waiting for the upstream"),
     plain("proxy-body-size", Size, "1m", "largest request body; 0: any"),
     plain("proxy-buffering", Text, "off", "read the response ahead of the client"),
-    plain("proxy-request-buffering", Text, "on", "read the whole request before sending it"),
+    plain("proxy-request-buffering", Text, "on", "read the whole request before sending it; where it is not set, bodies stream"),
     plain("proxy-buffer-size", Size, "4k", "largest response head"),
     plain("proxy-buffers-number", Number, "4", "how many buffers of a response"),
     neutral("proxy-busy-buffers-size", Size, "", "a detail of nginx's buffers"),
