@@ -17,6 +17,16 @@ pub(super) fn hex(byte: u8) -> [u8; 2] {
     [HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]]
 }
 
+/// Lower-case hexadecimal digits of a number, the last ones, as many as there is room for.
+pub(super) fn lower_hex(number: u128, out: &mut [u8]) {
+    let mut rest = number;
+    for digit in out.iter_mut().rev() {
+        let nibble = (rest & 15) as u8;
+        *digit = if nibble < 10 { b'0' + nibble } else { b'a' + nibble - 10 };
+        rest >>= 4;
+    }
+}
+
 /// As `Display` writes it.
 pub(super) fn addr(addr: IpAddr, out: &mut Vec<u8>) {
     out.extend_from_slice(addr_text(addr, &mut [0; 48]));

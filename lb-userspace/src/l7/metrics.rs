@@ -89,6 +89,7 @@ pub(super) struct Counters {
     #[serde(skip)]
     pub(super) idle_upstream: u64,
     /// Connections to endpoints that carry HTTP/2.
+    #[serde(skip)]
     pub(super) http2_upstream: u64,
     requests: u64,
 }

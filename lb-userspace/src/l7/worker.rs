@@ -28,7 +28,7 @@ use super::streams::{self, Crowd, Ports};
 use super::timers::Timers;
 use super::tls::Tls;
 use super::upstream::{Peer, Pool, Seat};
-use super::{Error, arrival, descriptors, failing, h2};
+use super::{Error, arrival, descriptors, digits, failing, h2};
 use crate::model::health::Unwell;
 use crate::model::l4::Listener;
 use crate::model::l7::ClientLimits;
@@ -380,7 +380,7 @@ impl Worker {
     }
 
     /// A connection could not be accepted. Without descriptors, silent clients make room as they do in a full worker;
-    /// other errors are of a client that has gone.
+    /// other errors pass by themselves, and a pause is all there is to do.
     async fn not_accepted(&self, error: &io::Error) {
         if !descriptors::are_exhausted(error) {
             return tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -482,12 +482,7 @@ impl Worker {
     pub(super) fn request_id(&self) -> [u8; 32] {
         let mut id = [0; 32];
         for half in id.chunks_mut(16) {
-            let mut word = self.random.word();
-            for digit in half {
-                let nibble = (word & 15) as u8;
-                *digit = if nibble < 10 { b'0' + nibble } else { b'a' + nibble - 10 };
-                word >>= 4;
-            }
+            digits::lower_hex(self.random.word().into(), half);
         }
         id
     }

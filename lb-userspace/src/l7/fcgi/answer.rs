@@ -5,7 +5,7 @@ use std::io::Write as _;
 
 use super::super::buffer::{BUFFER_BYTES, Scratch, copy};
 use super::super::h1::chunked::{self, is_text};
-use super::super::h1::head::content_length;
+use super::super::h1::head::{content_length, is_of_token};
 use super::record::{Decoder, Malformed, Outcome, Piece};
 use super::stderr::Stderr;
 
@@ -186,7 +186,7 @@ fn response_head(cgi: &[u8], head_only: bool, out: &mut Vec<u8>) -> Result<Phase
         let colon = line.iter().position(|&byte| byte == b':').ok_or(Malformed::Head)?;
         let (name, value) = line.split_at_checked(colon).ok_or(Malformed::Head)?;
         let value = value.strip_prefix(b":").unwrap_or(value).trim_ascii();
-        if !is_token(name) || !value.iter().all(|&byte| is_text(byte)) {
+        if name.is_empty() || !name.iter().all(is_of_token) || !value.iter().all(|&byte| is_text(byte)) {
             return Err(Malformed::Head);
         }
         let is = |known: &str| name.eq_ignore_ascii_case(known.as_bytes());
@@ -247,10 +247,6 @@ fn read_status(value: &[u8]) -> Result<(u16, &[u8]), Malformed> {
         return Err(Malformed::Head);
     }
     Ok((code, reason.trim_ascii_start()))
-}
-
-fn is_token(name: &[u8]) -> bool {
-    !name.is_empty() && name.iter().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(b))
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ mod span;
 use std::borrow::Cow;
 
 use super::balance::Random;
+use super::digits::lower_hex;
 use super::h1::head::{Block, LineSet};
 use super::log::Subject;
 use crate::model::l7::{Choice, Policies, Traced};
@@ -69,13 +70,13 @@ impl<'b> Context<'b> {
 
     pub(super) fn trace_id(&self) -> [u8; 32] {
         let mut digits = [0; 32];
-        hex(self.trace, &mut digits);
+        lower_hex(self.trace, &mut digits);
         digits
     }
 
     pub(super) fn span_id(&self) -> [u8; 16] {
         let mut digits = [0; 16];
-        hex(self.span.into(), &mut digits);
+        lower_hex(self.span.into(), &mut digits);
         digits
     }
 
@@ -105,16 +106,6 @@ impl<'b> Context<'b> {
 
 /// Names of the header lines.
 pub(super) const LINES: [&str; 2] = ["traceparent", "tracestate"];
-
-/// Lower-case digits of a number, as many as there is room for.
-fn hex(number: u128, out: &mut [u8]) {
-    let mut rest = number;
-    for digit in out.iter_mut().rev() {
-        let nibble = (rest & 15) as u8;
-        *digit = if nibble < 10 { b'0' + nibble } else { b'a' + nibble - 10 };
-        rest >>= 4;
-    }
-}
 
 /// Begins the span of a request that is recorded.
 pub(super) fn begin(subject: &Subject<'_, '_, '_>) -> Option<Box<Begun>> {
