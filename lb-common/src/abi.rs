@@ -16,7 +16,7 @@ use crate::{
 
 /// The version, and the layout that it names. Who changes the layout raises the version, or an agent would take
 /// tables over that it reads wrongly.
-const LAYOUT: (u32, u64) = (8, 0x6ecb_acfe_6cee_f707);
+const LAYOUT: (u32, u64) = (9, 0xa0c3_c651_7af7_8445);
 
 /// Values that make every bit of a layout show.
 fn words() -> Vec<u64> {
@@ -141,7 +141,7 @@ fn words() -> Vec<u64> {
     words.extend([VipEntry::punted(vip_key, false).0, VipEntry::punted(vip_key, true).0, VipEntry::OVERFLOW]);
     words.extend(record.words());
     words.extend(shortcut::ADDR_WORDS.map(|word| word as u64));
-    words.push(shortcut::MORE);
+    words.extend([shortcut::MORE_WORD as u64, shortcut::SEED_WORD as u64]);
     words.push(descriptor.0);
     words.extend(rules);
     words.extend([Slot::settled(BackendId(38)).0, Slot::contested(BackendId(38)).0].map(u64::from));

@@ -265,6 +265,18 @@ pub fn source(table: &impl Lines, id: BackendId) -> Addr {
     Addr { hi: table.word(line(id), 2), lo: table.word(line(id), 3) }
 }
 
+/// [`addr`] where it is known to be IPv4.
+#[inline(always)]
+pub fn addr_v4(table: &impl Lines, id: BackendId) -> u32 {
+    table.high(line(id), 1)
+}
+
+/// [`source`] where it is known to be IPv4.
+#[inline(always)]
+pub fn source_v4(table: &impl Lines, id: BackendId) -> u32 {
+    table.high(line(id), 3)
+}
+
 /// Reads the next hop of a backend; `ifindex` 0: unresolved, or [`tagged_next_hop`] has it.
 #[inline(always)]
 pub fn next_hop(table: &impl Lines, id: BackendId) -> NextHop {
@@ -278,6 +290,30 @@ pub fn identity(table: &impl Lines, id: BackendId) -> Identity {
     Identity(table.word(line(id), 6))
 }
 
+/// Reads a backend's [`Mode`] as its number; 0: no backend has this id.
+#[inline(always)]
+pub fn mode(table: &impl Lines, id: BackendId) -> u8 {
+    table.byte(line(id), 6, 2)
+}
+
+/// Reads whether a backend's packets are sent to an IPv6 address.
+#[inline(always)]
+pub fn is_outer_v6(table: &impl Lines, id: BackendId) -> bool {
+    table.byte(line(id), 6, 3) & Identity::OUTER_V6 != 0
+}
+
+/// Reads the largest IP packet that a backend's next hop takes.
+#[inline(always)]
+pub fn mtu(table: &impl Lines, id: BackendId) -> u16 {
+    table.quarter(line(id), 6, 3)
+}
+
+/// Reads the interface of a backend's next hop; 0 as in [`next_hop`].
+#[inline(always)]
+pub fn ifindex(table: &impl Lines, id: BackendId) -> u32 {
+    table.high(line(id), 5)
+}
+
 /// Reads the tag of a backend's pool.
 #[inline(always)]
 pub fn pool_tag(table: &impl Lines, id: BackendId) -> u16 {
@@ -287,7 +323,7 @@ pub fn pool_tag(table: &impl Lines, id: BackendId) -> u16 {
 /// Reads the sum of both addresses of an outer IPv4 header, not negated.
 #[inline(always)]
 pub fn outer_sum(table: &impl Lines, id: BackendId) -> u16 {
-    (table.word(line(id), 7) >> 32) as u16
+    table.quarter(line(id), 7, 2)
 }
 
 /// Reads the next hop of a backend behind VLAN tags, and those; `ifindex` 0: there is none.

@@ -75,6 +75,13 @@ impl HashKey {
             splitmix(low ^ 0xbb67_ae85_84ca_a73b) | 1,
         ])
     }
+
+    /// The two multipliers.
+    #[inline(always)]
+    pub const fn multipliers(self) -> [u64; 2] {
+        let Self([_, first, _, second]) = self;
+        [first, second]
+    }
 }
 
 const fn splitmix(seed: u64) -> u64 {
@@ -142,6 +149,12 @@ pub fn epoch(config: &impl Lines) -> Epoch {
 #[inline(always)]
 pub fn hash_key(config: &impl Lines) -> HashKey {
     HashKey([config.word(0, 1), config.word(0, 2), config.word(0, 3), config.word(0, 4)])
+}
+
+/// Reads [`HashKey::multipliers`].
+#[inline(always)]
+pub fn multipliers(config: &impl Lines) -> [u64; 2] {
+    [config.word(0, 2), config.word(0, 4)]
 }
 
 /// SNAT ports: the first and how many.

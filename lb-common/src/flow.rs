@@ -1,7 +1,7 @@
 //! A flow and its keyed hash.
 //!
-//! Two multiplies and two shifts for IPv4, four multiplies for IPv6, because BPF has no 128-bit multiply and
-//! byte-wise hashes cost three times as much. The multipliers and masks are secret, so a client
+//! Two multiplies for IPv4, three for IPv6, because BPF has no 128-bit multiply and byte-wise hashes cost three times as
+//! much; what a VIP has in common for all its flows ([`seed`]) is computed before. The multipliers and masks are secret, so a client
 //! cannot compute which slot a source port falls into; it is not a cryptographic hash and need
 //! not be: hitting one slot on purpose takes an answer from the slot, which nobody gives.
 
@@ -50,31 +50,46 @@ impl Flow {
     #[inline(always)]
     pub const fn hash_v4(&self, key: HashKey) -> u64 {
         let addresses = self.src.raw_v4() as u64 | (self.dst.raw_v4() as u64) << 32;
-        Self::hash_of_v4(addresses, self.ports, self.proto, key)
+        Self::hash_of_v4(addresses, self.ports, self.seed(key), key.multipliers())
     }
 
-    /// The same of both addresses as they stand in a packet, in one word.
+    /// The same of both addresses as they stand in a packet, in one word, and of [`seed`].
     #[inline(always)]
-    pub const fn hash_of_v4(addresses: u64, ports: u32, proto: u32, HashKey(key): HashKey) -> u64 {
-        let mixed = mix(addresses ^ key[0], key[1]);
-        mix(mixed ^ (ports as u64 | (proto as u64) << 32) ^ key[2], key[3])
+    pub const fn hash_of_v4(addresses: u64, ports: u32, seed: u64, [first, second]: [u64; 2]) -> u64 {
+        mix(mix(addresses, first) ^ ports as u64 ^ seed, second)
     }
 
     /// [`Flow::hash`] where both addresses are known to be IPv6.
     #[inline(always)]
-    pub const fn hash_v6(&self, HashKey(key): HashKey) -> u64 {
-        // What differs between neighbours is the end of each half, which wire order puts into the
-        // top byte; a multiply only carries upwards, so the halves are turned first.
-        let network = mix((self.src.hi ^ self.dst.hi.rotate_left(7)).rotate_left(32) ^ key[0], key[1]);
-        let host = mix(self.src.lo.rotate_left(32) ^ key[2], key[3]);
-        let vip = (self.dst.lo ^ key[0]).wrapping_mul(key[3]);
-        mix(network.wrapping_add(host) ^ vip ^ self.tail() ^ key[2], key[1])
+    pub const fn hash_v6(&self, key: HashKey) -> u64 {
+        Self::hash_of_v6(self.src, self.ports, self.seed(key), key.multipliers())
+    }
+
+    /// The same of the source and of [`seed`].
+    #[inline(always)]
+    pub const fn hash_of_v6(src: Addr, ports: u32, seed: u64, [first, second]: [u64; 2]) -> u64 {
+        let src = turned(src.hi).wrapping_mul(first).wrapping_add(turned(src.lo).wrapping_mul(second));
+        mix(src ^ src >> 32 ^ ports as u64 ^ seed, first)
     }
 
     #[inline(always)]
-    const fn tail(&self) -> u64 {
-        self.ports as u64 | (self.proto as u64) << 32
+    const fn seed(&self, key: HashKey) -> u64 {
+        seed(self.dst, self.dst_port(), self.proto, key)
     }
+}
+
+/// What a VIP adds to the hash of each of its flows: the fast path reads it with the VIP.
+#[inline(always)]
+pub const fn seed(dst: Addr, wire_port: u16, proto: u32, HashKey(key): HashKey) -> u64 {
+    let dst = mix(turned(dst.hi) ^ key[0], key[1]).wrapping_add(mix(turned(dst.lo) ^ key[2], key[3]));
+    mix(dst ^ (wire_port as u64 | (proto as u64) << 16), key[1])
+}
+
+/// Half of an IPv6 address. What differs between neighbours is its end, which wire order puts into the top byte; a
+/// multiply only carries upwards.
+#[inline(always)]
+const fn turned(half: u64) -> u64 {
+    half.swap_bytes()
 }
 
 #[inline(always)]

@@ -41,7 +41,7 @@ pub use vlan::{Tag, Tags};
 
 /// Version of everything in this crate that both sides of the kernel line must agree on. Bump it
 /// with any change of a layout or of the meaning of a field.
-pub const ABI_VERSION: u32 = 8;
+pub const ABI_VERSION: u32 = 9;
 
 /// TCP's IP protocol number.
 pub const TCP: u8 = 6;
@@ -64,6 +64,18 @@ pub trait Lines {
     #[inline(always)]
     fn high(&self, line: u32, word: usize) -> u32 {
         (self.word(line, word) >> 32) as u32
+    }
+
+    /// One of its quarters, the lowest first.
+    #[inline(always)]
+    fn quarter(&self, line: u32, word: usize, quarter: usize) -> u16 {
+        (self.word(line, word) >> (16 * quarter)) as u16
+    }
+
+    /// One of its bytes, the lowest first.
+    #[inline(always)]
+    fn byte(&self, line: u32, word: usize, byte: usize) -> u8 {
+        (self.word(line, word) >> (8 * byte)) as u8
     }
 }
 

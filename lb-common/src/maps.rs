@@ -41,6 +41,10 @@ pub const SHOWN: u64 = 2;
 /// Where [`TABLES`] lies, as the program says it: the loader finds the loads of an address with this
 /// upper half and lets the kernel put the map's true address there, so that no packet looks it up.
 pub const TABLES_ADDRESS: u64 = 0x7e5b_1e50 << 32;
+/// The same for [`COUNTS`].
+pub const COUNTS_ADDRESS: u64 = 0x7e5b_1e51 << 32;
+/// Where the loader puts the number of rows of [`COUNTS`].
+pub const COUNTS_ROWS: u64 = 0x7e5b_1e52 << 32;
 
 /// Where each table begins within [`TABLES`], in words.
 pub mod at {
@@ -97,6 +101,8 @@ pub mod row {
     pub const VIPS: usize = BACKENDS + count::WORDS * super::BACKENDS as usize;
     /// Words in all (1.5 MiB).
     pub const END: usize = VIPS + count::WORDS * RECORDS as usize;
+    /// The same in bytes.
+    pub const BYTES: usize = END * size_of::<u64>();
 }
 
 /// Rows of the per-CPU counters at most; the loader makes as many as there are CPUs.

@@ -15,12 +15,14 @@ pub const FILTER: u32 = 1 << 17;
 /// Lines that a record may stand in.
 pub const WAYS: u32 = 8;
 
-/// Word of a record's line that holds its [`Key`], if it is open, and [`MORE`].
+/// Word of a record's line that holds its [`Key`], if it is open; else 0.
 pub const KEY_WORD: usize = 3;
-/// A record that was to stand in this line stands in another one.
-pub const MORE: u64 = 1 << 63;
 /// Words that hold the address of a VIP over IPv6, first half first.
 pub const ADDR_WORDS: [usize; 2] = [4, 5];
+/// Word of a line that is not 0 where a record that was to stand in it stands in another one.
+pub const MORE_WORD: usize = 6;
+/// Word that holds the VIP's [`crate::flow::seed`].
+pub const SEED_WORD: usize = 7;
 
 /// The multiplier of xorshift64*: of ten well-known ones the one under which neighbours spread best, which the golden
 /// ratio does not do for all of them.
@@ -61,30 +63,40 @@ impl Folded {
     }
 }
 
-/// A VIP in one word: an IPv4 address, or what an IPv6 address was folded to, in bits 0 to 31; port in wire order in bits
-/// 32 to 47, protocol in bits 48 to 55, family in bit 56. Never 0.
+/// A VIP in one word: an IPv4 address, or what an IPv6 address was folded to, in bits 0 to 31; protocol in bits 32 to 39,
+/// family in bit 40, port in wire order in bits 48 to 63. Never 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Key(pub u64);
 
 impl Key {
-    const V6: u64 = 1 << 56;
+    const V6: u64 = 1 << 40;
 
     /// Key of a VIP.
     #[inline(always)]
     pub const fn new(dst: Folded, wire_port: u16, proto: u8) -> Self {
-        Self(dst.part | (wire_port as u64) << 32 | (proto as u64) << 48)
+        Self(dst.part | (proto as u64) << 32 | (wire_port as u64) << 48)
+    }
+
+    /// The same by both ports as [`crate::Flow::ports`] has them.
+    #[inline(always)]
+    pub const fn of_ports(dst: Folded, ports: u32, proto: u8) -> Self {
+        Self(dst.part | (proto as u64) << 32 | (ports as u64 & 0xffff_0000) << 32)
+    }
+
+    /// The VIP's protocol.
+    pub const fn proto(self) -> u8 {
+        (self.0 >> 32) as u8
+    }
+
+    /// The VIP's port in wire order.
+    pub const fn wire_port(self) -> u16 {
+        (self.0 >> 48) as u16
     }
 
     /// The line that its record stands in, if no other one does.
     #[inline(always)]
     pub const fn line(self) -> u32 {
         (self.0.wrapping_mul(MULTIPLIER) >> (64 - RECORDS.trailing_zeros())) as u32
-    }
-
-    /// Whether it stands in a record's [`KEY_WORD`], with or without [`MORE`].
-    #[inline(always)]
-    pub const fn is_in(self, word: u64) -> bool {
-        (word ^ self.0) << 1 == 0
     }
 }
 
@@ -93,28 +105,28 @@ pub fn ways(first: u32) -> impl Iterator<Item = u32> {
     (0..WAYS).map(move |way| first ^ way)
 }
 
-/// The open record of a VIP and its line. `record` gives the one of a line, `word` its [`KEY_WORD`]; `is_of` tells
-/// whether it is of the whole address, of which a key holds not all over IPv6.
+/// The open record of a VIP. `record` gives the one of a line, `word` a word of it; `is_of` tells whether it is of the
+/// whole address, of which a key holds not all over IPv6.
 #[inline(always)]
 pub fn find<Line: Copy>(
     key: Key,
     record: impl Fn(u32) -> Line,
-    word: impl Fn(Line) -> u64,
+    word: impl Fn(Line, usize) -> u64,
     is_of: impl Fn(Line) -> bool,
-) -> Option<(Line, u32)> {
+) -> Option<Line> {
     let line = key.line();
     let first = record(line);
-    let held = word(first);
-    if key.is_in(held) && is_of(first) {
-        return Some((first, line));
+    if word(first, KEY_WORD) == key.0 && is_of(first) {
+        return Some(first);
     }
-    if held & MORE == 0 {
+    core::hint::cold_path();
+    if word(first, MORE_WORD) == 0 {
         return None;
     }
     for way in 1..WAYS {
         let other = record(line ^ way);
-        if key.is_in(word(other)) && is_of(other) {
-            return Some((other, line ^ way));
+        if word(other, KEY_WORD) == key.0 && is_of(other) {
+            return Some(other);
         }
     }
     None
@@ -145,7 +157,7 @@ mod tests {
 
         let different: BTreeSet<&Key> = keys.iter().collect();
         assert_eq!(different.len(), keys.len());
-        assert!(keys.iter().all(|key| key.0 != 0 && key.0 & MORE == 0));
+        assert!(keys.iter().all(|key| key.0 != 0));
     }
 
     /// An IPv6 packet that claims a mapped address is nobody's.

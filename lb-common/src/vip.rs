@@ -135,7 +135,7 @@ impl VipEntry {
 }
 
 /// Per-VIP line: word 0 the table [`Descriptor`], word 1 flags, pool tag and affinity timeout,
-/// word 2 the set of source ranges, words 3 to 5 what [`crate::shortcut`] knows it by; the rest is free.
+/// word 2 the set of source ranges and, in its upper half, the record's own index; words 3 to 7 are [`crate::shortcut`]'s.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Record {
     /// Current table and, while slots are contested, that of their previous owners.
@@ -154,15 +154,16 @@ pub struct Rules(pub u64);
 impl Rules {
     /// Some backend of the pool is translated to: a flow that was translated before is asked for
     /// before the slot is.
-    pub const TRANSLATED: u64 = 1;
+    pub const TRANSLATED: u64 = 2;
     /// Flows of one source go to one backend (ClientIP affinity).
-    pub const AFFINITY: u64 = 2;
+    pub const AFFINITY: u64 = 4;
     /// Every flow is remembered, whether its slot is contested or not.
     pub const CONSERVATIVE: u64 = 8;
     /// Without a backend the sender is told so; otherwise its packets vanish.
-    pub const REJECT: u64 = 16;
-    /// The VIP has its own counters, because its pool serves several.
-    pub const COUNTED: u64 = 32;
+    pub const REJECT: u64 = 1 << 8;
+    /// The VIP has its own counters, because its pool serves several. The lowest bit: the fast path sees by one
+    /// comparison whether any other of its flags is set.
+    pub const COUNTED: u64 = 1;
 
     /// Rules from their parts.
     pub const fn new(flags: u64, pool_tag: u16, affinity_timeout: u32) -> Self {
@@ -175,11 +176,10 @@ impl Rules {
         self.0 & flags != 0
     }
 
-    /// Not 0 where the fast path does not take its packets: more than the slot decides, and a flag that nobody has
-    /// judged yet. Bits below 16.
+    /// The flags that the fast path looks at. Above [`Rules::COUNTED`] where more than the slot decides.
     #[inline(always)]
-    pub const fn odd(self) -> u64 {
-        self.0 & 0xffff & !(Self::REJECT | Self::COUNTED)
+    pub const fn plainly(self) -> u8 {
+        self.0 as u8
     }
 
     /// Tag that the pool's backends carry, too.
@@ -201,6 +201,12 @@ impl Record {
         [self.descriptor.0, self.rules.0, self.ranges as u64, 0, 0, 0, 0, 0]
     }
 
+    /// Reads the index of a record that was found by a shortcut.
+    #[inline(always)]
+    pub fn index(table: &impl Lines, line: u32) -> u32 {
+        table.high(line, 2)
+    }
+
     /// Reads a record.
     #[inline(always)]
     pub fn read(table: &impl Lines, index: u32) -> Self {
@@ -215,4 +221,6 @@ impl Record {
 // A flag that is new keeps packets off the fast path until that knows it.
 const _: () = assert!(VipEntry(1 << 20 | 1 << 31).odd() != 0 && VipEntry::balanced(1, 0xffff).odd() == 0);
 const _: () = assert!(AddrEntry(1 << 20 | 1).odd() != 0 && AddrEntry::vip(0xffff).odd() == 0);
-const _: () = assert!(Rules(1 << 10).odd() != 0 && Rules::new(0, 0xffff, u32::MAX).odd() == 0);
+const _: () = assert!(Rules(1 << 6).plainly() as u64 > Rules::COUNTED);
+const _: () =
+    assert!(Rules::new(Rules::REJECT | Rules::COUNTED, 0xffff, u32::MAX).plainly() as u64 == Rules::COUNTED);

@@ -2,7 +2,7 @@
 
 use aya_ebpf::helpers::{bpf_jiffies64, bpf_ktime_get_coarse_ns};
 use lb_common::{
-    BackendId, Rules, Verdict, flows,
+    BackendId, Verdict, flows,
     maps::{self, count, row},
     verdict::Event,
 };
@@ -70,19 +70,10 @@ impl Row {
         self.packet(index, bytes, begins);
     }
 
-    /// Counts a packet to a backend and, where the rules ask for it, to the VIP of a record.
+    /// Counts a new flow to a backend.
     #[inline(always)]
-    pub fn packet_to(self, backend: BackendId, record: u32, rules: Rules, bytes: u64, begins: bool) {
-        self.backend(backend.0, bytes, false);
-        // Rarely either: one branch.
-        if begins | rules.any(Rules::COUNTED) {
-            if begins {
-                self.flow(Self::of_backend(backend.0));
-            }
-            if rules.any(Rules::COUNTED) {
-                self.vip(record, bytes, begins);
-            }
-        }
+    pub fn begun(self, backend: BackendId) {
+        self.flow(Self::of_backend(backend.0));
     }
 
     #[inline(always)]

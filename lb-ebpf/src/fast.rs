@@ -6,21 +6,24 @@
 //! decided as the ladder does it: the test that compares the program with `explain` on random
 //! flows goes through both.
 
+use core::hint::cold_path;
+
 use aya_ebpf::{bindings::xdp_action, programs::XdpContext};
 use lb_common::{
-    Addr, BackendId, Flow, HashKey, Lines, Mode, Record, Rules, Slot, Tags, Verdict, backend, config, lease,
+    Addr, BackendId, Flow, Lines, Mode, Record, Rules, Slot, Tags, Verdict, backend, config, lease,
     maps::{NO_XDP_TX, Program},
-    shortcut::{self, ADDR_WORDS, Folded, KEY_WORD, Key},
+    shortcut::{self, ADDR_WORDS, Folded, KEY_WORD, Key, SEED_WORD},
     steer::{How, Kind},
     tunnel::Round,
 };
 
 use crate::{
-    counts::Row,
-    forward::{self, Outcome, To, Way},
+    forward::{self, Outcome, To},
     maps::{self, Pair, Tables},
     packet::{Headers, Packet, View},
-    parse::{self, ETHERNET, ETHERTYPE_V4, ETHERTYPE_V6, Family, V4, V6, tcp_flag},
+    parse::{
+        self, ETHERNET, ETHERTYPE_QINQ, ETHERTYPE_V4, ETHERTYPE_V6, ETHERTYPE_VLAN, Family, V4, V6, tcp_flag,
+    },
     steer,
 };
 
@@ -30,39 +33,52 @@ pub fn balance(ctx: &XdpContext) -> u32 {
     let tables = maps::tables_nearby();
     let packet = Packet::of(ctx);
     // One check of the bounds: a frame on a wire is not shorter, and the ladder takes what is.
-    let Some(frame) = V4::frame(&packet) else { return the_ladders(ctx) };
-    match frame.read::<u16>(12) {
-        ETHERTYPE_V4 => of_family::<V4>(ctx, &tables, &packet),
-        ETHERTYPE_V6 => of_family::<V6>(ctx, &tables, &packet),
-        crate::parse::ETHERTYPE_VLAN | crate::parse::ETHERTYPE_QINQ => the_ladders(ctx),
-        _ => xdp_action::XDP_PASS,
+    let Some(start) = packet.view() else { return the_ladders(ctx) };
+    let kind: u16 = start.read(12);
+    if kind == ETHERTYPE_V4 {
+        return of_family::<V4>(ctx, &tables, &packet, start);
     }
+    if kind == ETHERTYPE_V6 {
+        return of_family::<V6>(ctx, &tables, &packet, start);
+    }
+    if kind == ETHERTYPE_VLAN || kind == ETHERTYPE_QINQ {
+        return the_ladders(ctx);
+    }
+    xdp_action::XDP_PASS
 }
+
+/// As much of a frame as both families have: Ethernet, IPv4 and TCP, or up to the end of IPv6's addresses.
+type Start = View<54>;
 
 /// What the fast path asks of an IP version beside [`Family`].
 trait Fast: Family {
     /// Ethernet, IP and TCP header.
     type Frame: Headers;
+    /// Bytes of it.
+    const BYTES: usize;
     /// Those headers, if they are there.
-    fn frame(packet: &Packet) -> Option<Self::Frame>;
+    fn frame(packet: &Packet, start: Start) -> Option<Self::Frame>;
     /// The IP header of it.
     fn ip(frame: &Self::Frame) -> Self::Head;
     /// The destination.
-    fn folded(frame: &Self::Frame) -> Folded;
-    /// Protocol and length of the IP packet, if nothing stands between the headers and it is no piece of one.
-    fn plain(frame: &Self::Frame) -> Option<(u8, u32)>;
+    fn folded(start: &Start) -> Folded;
+    /// The protocol, if nothing stands between the headers and the packet is no piece of one.
+    fn plain(frame: &Self::Frame) -> Option<u8>;
+    /// The protocol once more: seldom asked for, so nobody keeps it.
+    fn proto(frame: &Self::Frame) -> u8;
     /// Whether a record that has the destination's key is of that address.
     fn is_of(record: &Pair, frame: &Self::Frame) -> bool;
-    /// [`Family::hash`] of what stands in the frame.
-    fn hash_of(frame: &Self::Frame, proto: u8, key: HashKey) -> u64;
+    /// [`Family::hash`] of a packet to the VIP of a record.
+    fn hash_of(frame: &Self::Frame, record: &Pair, multipliers: [u64; 2]) -> u64;
 }
 
 impl Fast for V4 {
-    type Frame = View<54>;
+    type Frame = Start;
+    const BYTES: usize = 54;
 
     #[inline(always)]
-    fn frame(packet: &Packet) -> Option<Self::Frame> {
-        packet.view::<54>()
+    fn frame(_: &Packet, start: Start) -> Option<Self::Frame> {
+        Some(start)
     }
 
     #[inline(always)]
@@ -71,16 +87,22 @@ impl Fast for V4 {
     }
 
     #[inline(always)]
-    fn folded(frame: &Self::Frame) -> Folded {
-        Folded::v4(frame.read(30))
+    fn folded(start: &Start) -> Folded {
+        Folded::v4(start.read(30))
     }
 
     #[inline(always)]
-    fn plain(frame: &Self::Frame) -> Option<(u8, u32)> {
-        let first: u64 = frame.read(ETHERNET);
+    fn plain(frame: &Self::Frame) -> Option<u8> {
         // Version and length of the header; more fragments, or an offset.
-        let plain = first & 0xff3f_0000_0000_00ff == 0x45;
-        plain.then_some((frame.read(23), ((first >> 16) as u16).swap_bytes() as u32))
+        if frame.read::<u8>(14) != 0x45 || frame.read::<u16>(20) & 0xff3f != 0 {
+            return None;
+        }
+        Some(frame.read(23))
+    }
+
+    #[inline(always)]
+    fn proto(frame: &Self::Frame) -> u8 {
+        frame.read_again(23)
     }
 
     #[inline(always)]
@@ -89,16 +111,17 @@ impl Fast for V4 {
     }
 
     #[inline(always)]
-    fn hash_of(frame: &Self::Frame, proto: u8, key: HashKey) -> u64 {
-        Flow::hash_of_v4(frame.read(26), frame.read(34), proto as u32, key)
+    fn hash_of(frame: &Self::Frame, record: &Pair, multipliers: [u64; 2]) -> u64 {
+        Flow::hash_of_v4(frame.read(26), ports::<Self>(frame), record.word(0, SEED_WORD), multipliers)
     }
 }
 
 impl Fast for V6 {
     type Frame = View<74>;
+    const BYTES: usize = 74;
 
     #[inline(always)]
-    fn frame(packet: &Packet) -> Option<Self::Frame> {
+    fn frame(packet: &Packet, _: Start) -> Option<Self::Frame> {
         packet.view::<74>()
     }
 
@@ -108,15 +131,21 @@ impl Fast for V6 {
     }
 
     #[inline(always)]
-    fn folded(frame: &Self::Frame) -> Folded {
-        Folded::v6(Addr { hi: frame.read(38), lo: frame.read(46) })
+    fn folded(start: &Start) -> Folded {
+        Folded::v6(Addr { hi: start.read(38), lo: start.read(46) })
     }
 
     #[inline(always)]
-    fn plain(frame: &Self::Frame) -> Option<(u8, u32)> {
-        let first: u64 = frame.read(ETHERNET);
-        let plain = first & 0xf0 == 0x60;
-        plain.then_some(((first >> 48) as u8, ((first >> 32) as u16).swap_bytes() as u32 + 40))
+    fn plain(frame: &Self::Frame) -> Option<u8> {
+        if frame.read::<u8>(14) & 0xf0 != 0x60 {
+            return None;
+        }
+        Some(frame.read(20))
+    }
+
+    #[inline(always)]
+    fn proto(frame: &Self::Frame) -> u8 {
+        frame.read_again(20)
     }
 
     #[inline(always)]
@@ -125,12 +154,10 @@ impl Fast for V6 {
         record.word(0, hi) == frame.read::<u64>(38) && record.word(0, lo) == frame.read::<u64>(46)
     }
 
-    /// The destination as it stands there: a mapped one has no record.
     #[inline(always)]
-    fn hash_of(frame: &Self::Frame, proto: u8, key: HashKey) -> u64 {
-        let head = Self::ip(frame);
-        let dst = Addr { hi: frame.read(38), lo: frame.read(46) };
-        Flow { src: Self::src(&head), dst, ports: ports::<Self>(frame), proto: proto as u32 }.hash_v6(key)
+    fn hash_of(frame: &Self::Frame, record: &Pair, multipliers: [u64; 2]) -> u64 {
+        let src = Self::src(&Self::ip(frame));
+        Flow::hash_of_v6(src, ports::<Self>(frame), record.word(0, SEED_WORD), multipliers)
     }
 }
 
@@ -152,16 +179,13 @@ fn ports<F: Fast>(frame: &F::Frame) -> u32 {
     frame.read(F::PLAIN.l4)
 }
 
-/// The destination port.
-#[inline(always)]
-fn dst_port<F: Fast>(frame: &F::Frame) -> u16 {
-    frame.read(F::PLAIN.l4 + 2)
-}
+/// Where that is in TCP's header.
+const TCP_FLAGS: usize = 13;
 
 /// TCP's flag byte.
 #[inline(always)]
 fn tcp_flags<F: Fast>(frame: &F::Frame) -> u8 {
-    frame.read(F::PLAIN.l4 + 13)
+    frame.read(F::PLAIN.l4 + TCP_FLAGS)
 }
 
 #[inline(always)]
@@ -173,135 +197,237 @@ fn the_ladders(ctx: &XdpContext) -> u32 {
 /// Asks first whether the packet is ours, and reads no further if it is not. (Before anything is
 /// published the tables are empty: nothing is ours.)
 #[inline(always)]
-fn of_family<F: Fast>(ctx: &XdpContext, tables: &Tables, packet: &Packet) -> u32 {
-    let Some(frame) = F::frame(packet) else { return the_ladders(ctx) };
-    let dst = F::folded(&frame);
+fn of_family<F: Fast>(ctx: &XdpContext, tables: &Tables, packet: &Packet, start: Start) -> u32 {
+    let dst = F::folded(&start);
     if !tables.may_be_ours(dst) {
         return xdp_action::XDP_PASS;
     }
-    if let Some((proto, length)) = F::plain(&frame)
-        && let Some((record, index)) = shortcut::find(
-            Key::new(dst, dst_port::<F>(&frame), proto),
-            |line| tables.record(line),
-            |record| record.word(0, KEY_WORD),
-            |record| F::is_of(&record, &frame),
-        )
-        && let Some(row) = maps::counts()
-    {
-        let ours = Ours { frame, proto, length, record, index };
-        if let Some(Outcome { verdict, action }) = forwarded::<F>(ctx, tables, row, packet, &ours) {
-            row.verdict(verdict);
-            return action;
-        }
+    let Some(frame) = F::frame(packet, start) else { return the_ladders(ctx) };
+    let way = match straight::<F, true>(ctx, tables, packet, &frame, dst) {
+        Err(Turn::Otherwise) => straight::<F, false>(ctx, tables, packet, &frame, dst),
+        way => way,
+    };
+    let taken = match way {
+        Ok(action) => return action,
+        Err(Turn::Contested(ours, hash)) => contested::<F>(ctx, tables, &ours, hash),
+        Err(Turn::Leased(ours)) => leased::<F>(ctx, tables, &ours),
+        Err(Turn::Otherwise | Turn::Ladder) => None,
+    };
+    match taken {
+        Some(action) => action,
+        None => the_ladders(ctx),
     }
-    the_ladders(ctx)
+}
+
+/// Where a packet leaves the straight way.
+enum Turn<F: Fast> {
+    /// What it takes is not looked at there.
+    Otherwise,
+    /// The slot is contested. With the flow's hash.
+    Contested(Ours<F>, u64),
+    /// Of a translated flow.
+    Leased(Ours<F>),
+    /// The ladder's.
+    Ladder,
 }
 
 /// What is known of a packet to a VIP of ours.
 struct Ours<F: Fast> {
     frame: F::Frame,
-    proto: u8,
     /// Of the IP packet, as it says.
     length: u32,
     record: Pair,
-    /// Index of the record.
-    index: u32,
+    /// Interface that it can leave by with `XDP_TX`: the one that it came by, or [`NO_INTERFACE`].
+    tx_ifindex: u32,
+    /// What it counts beside what all do, see [`rare`].
+    rare: u64,
 }
 
-/// A packet to one of our VIPs; `None`: the ladder's.
+/// No interface has this number, nor stands it for one that is not known.
+const NO_INTERFACE: u32 = u32::MAX;
+
+/// Bits of what a packet counts beside what all do.
+mod rare {
+    /// For its VIP, too.
+    pub const COUNTED: u64 = lb_common::Rules::COUNTED;
+    /// A new flow.
+    pub const BEGINS: u64 = 2;
+}
+
+// TCP's SYN, in that bit; which protocol numbers tell apart, too: TCP's has it, UDP's has not.
+const _: () = assert!(tcp_flag::SYN as u64 & lb_common::TCP as u64 == rare::BEGINS);
+const _: () = assert!(rare::BEGINS & lb_common::UDP as u64 == 0);
+
+/// A packet to one of our VIPs, as far as it goes straight on. `PLAIN`: nothing but what is plainest is looked at.
 #[inline(always)]
-fn forwarded<F: Fast>(
+fn straight<F: Fast, const PLAIN: bool>(
     ctx: &XdpContext,
     tables: &Tables,
-    row: Row,
     packet: &Packet,
-    ours: &Ours<F>,
-) -> Option<Outcome> {
-    let Ours { frame, proto, length, record, index } = ours;
-    let Record { descriptor, rules, .. } = Record::read(record, 0);
+    frame: &F::Frame,
+    dst: Folded,
+) -> Result<u32, Turn<F>> {
+    let Some(proto) = F::plain(frame) else { return Err(Turn::Ladder) };
+    let key = Key::of_ports(dst, ports::<F>(frame), proto);
+    let record = if PLAIN {
+        let record = tables.record(key.line());
+        if record.word(0, KEY_WORD) != key.0 || !F::is_of(&record, frame) {
+            return Err(Turn::Otherwise);
+        }
+        record
+    } else {
+        let word = |record: Pair, word| record.word(0, word);
+        let is_of = |record| F::is_of(&record, frame);
+        shortcut::find(key, |line| tables.record(line), word, is_of).ok_or(Turn::Ladder)?
+    };
     let ifindex = ctx.ingress_ifindex() as u32;
     // Another host's frame, an interface that we do not know, or somebody who captures.
-    let interface = tables.interface(ifindex) ^ macs::<F>(frame) << 16;
-    if interface > NO_XDP_TX {
-        return None;
+    let differs = tables.interface(ifindex) ^ macs::<F>(frame) << 16;
+    if PLAIN && differs != 0 {
+        return Err(Turn::Otherwise);
     }
-    // Longer than its frame (cut short, or in several pieces) or shorter than its headers.
-    if packet.bytes() < ETHERNET + *length as usize || *length < (F::PLAIN.l4 - ETHERNET) as u32 + 20 {
-        return None;
+    if differs > NO_XDP_TX {
+        return Err(Turn::Ladder);
     }
-    let packet = packet.leaving_by(if interface == 0 { ifindex } else { 0 });
-    // Rules that ask more than the slot.
-    if rules.odd() != 0 {
+    let tx_ifindex = if differs == 0 { ifindex } else { NO_INTERFACE };
+    let length = F::length(&F::ip(frame));
+    // Shorter than its headers (then there are less than no bytes behind them), or longer than its frame: cut short,
+    // or in several pieces.
+    let behind = (length as u64).wrapping_sub((F::BYTES - ETHERNET) as u64);
+    if behind > (packet.bytes() - F::BYTES) as u64 {
+        return Err(Turn::Ladder);
+    }
+    let ours = |rare| Ours { frame: *frame, length, record, tx_ifindex, rare };
+    let plainly = record.byte(0, 1, 0) as u64;
+    if plainly > Rules::COUNTED {
         // Flows are known before slots are asked, whatever else the rules say.
-        return if rules.odd() & !(Rules::AFFINITY | Rules::CONSERVATIVE) == Rules::TRANSLATED {
-            leased::<F>(ctx, tables, row, &packet, rules, ours)
+        let rest = plainly & !(Rules::COUNTED | Rules::AFFINITY | Rules::CONSERVATIVE);
+        return Err(if rest == Rules::TRANSLATED {
+            Turn::Leased(ours(plainly & rare::COUNTED))
         } else {
-            None
-        };
+            Turn::Ladder
+        });
     }
-    if descriptor.is_none() {
-        return None;
-    }
-
-    let hash = F::hash_of(frame, *proto, config::hash_key(&tables.settings()));
-    let slot = tables.slot_at(descriptor.pool_offset(hash));
     // UDP has no such byte; what stands there says nothing.
-    let is_tcp = *proto == lb_common::TCP;
-    let flags = if is_tcp { tcp_flags::<F>(frame) } else { 0 };
-    let (mut id, mut other) = (BackendId(slot as u16), BackendId(0));
-    let mut begins = flags & (tcp_flag::SYN | tcp_flag::ACK | tcp_flag::RST) == tcp_flag::SYN;
-    if slot & Slot::MARK as u64 != 0 {
-        let kind = parse::kind(*proto, flags);
-        let known = steer::recalled(tables, rules, hash, kind, row);
-        if known.0 != 0 {
-            id = known;
-        } else {
-            let choice = steer::choose_contested(*index, hash, kind);
-            (id, other) = (choice.backend, choice.other);
-            begins |= kind == Kind::Datagram && choice.how == How::Began;
-        }
+    let begins = tcp_flags::<F>(frame) as u64 & proto as u64 & rare::BEGINS;
+    let ours = ours(maps::or(plainly, begins));
+    let descriptor = lb_common::Descriptor(record.word(0, 0));
+    if descriptor.is_none() {
+        return Err(Turn::Ladder);
     }
-    let lines = tables.backend(id);
-    let (next_hop, identity) = (backend::next_hop(&lines, id), backend::identity(&lines, id));
-    let way = Way { next_hop, identity, tags: Tags::NONE };
-    // Nobody's line is empty: backend 0 has no next hop. Nor has one behind tags, for us.
-    if way.next_hop.ifindex == 0 {
-        return None;
+    let hash = F::hash_of(frame, &record, config::multipliers(&tables.settings()));
+    let slot = tables.slot_at(descriptor.pool_offset(hash));
+    if slot >= Slot::MARK as u64 {
+        return Err(Turn::Contested(ours, hash));
     }
-    let outcome = if identity.mode() == Mode::L2 as u8 {
-        if *length > identity.mtu() as u32 {
+    to_backend::<F>(ctx, tables, &ours, slot, hash).ok_or(Turn::Ladder)
+}
+
+/// Sends a packet to a backend. `choice`: its id in bits 0 to 14, the slot's other owner from bit 16 on.
+#[inline(always)]
+fn to_backend<F: Fast>(
+    ctx: &XdpContext,
+    tables: &Tables,
+    ours: &Ours<F>,
+    choice: u64,
+    hash: u64,
+) -> Option<u32> {
+    let Ours { frame, length, tx_ifindex, .. } = ours;
+    let lines = tables.backend_at(choice);
+    let id = BackendId(choice as u16);
+    if backend::mode(&lines, id) == Mode::L2 as u8 {
+        if *length > backend::mtu(&lines, id) as u32 {
             return None;
         }
+        // Nobody's line is empty: backend 0 has no next hop. Nor has one behind tags, for us.
+        let next_hop = backend::next_hop(&lines, id);
         let ether: View<ETHERNET> = frame.part(0);
-        ether.write(0, next_hop.head);
-        ether.write(8, next_hop.tail);
-        forward::leave(&packet, next_hop, Tags::NONE, Verdict::ForwardedL2)
-    } else {
-        let to = To { id, lines, other, round: Round::First, way, l3: ETHERNET };
-        forward::along::<F>(ctx, &packet, &F::ip(frame), tables, &to, hash).ok()?
-    };
-    row.packet_to(id, *index, rules, *length as u64, begins);
-    Some(outcome)
+        let write = || {
+            ether.write(0, next_hop.head);
+            ether.write(8, next_hop.tail);
+        };
+        if next_hop.ifindex == *tx_ifindex {
+            write();
+            return Some(count(
+                Outcome { verdict: Verdict::ForwardedL2, action: xdp_action::XDP_TX },
+                ours,
+                id,
+            ));
+        }
+        if next_hop.ifindex == 0 {
+            return None;
+        }
+        write();
+        return Some(count(forward::redirected(next_hop.ifindex, Verdict::ForwardedL2), ours, id));
+    }
+    let wrapping = forward::wrapping(&lines, id, *length).ok()?;
+    if backend::ifindex(&lines, id) == 0 {
+        return None;
+    }
+    let next_hop = || backend::next_hop(&lines, id);
+    let other = BackendId((choice >> 16) as u16);
+    let to = To { id, lines, other, round: Round::First, l3: ETHERNET };
+    let verdict = forward::wrapped::<F>(ctx, &F::ip(frame), tables, &to, wrapping, hash, next_hop).ok()?;
+    Some(leave(ours, id, backend::ifindex(&lines, id), verdict))
+}
+
+/// Leaves by an interface.
+#[inline(always)]
+fn leave<F: Fast>(ours: &Ours<F>, id: BackendId, ifindex: u32, verdict: Verdict) -> u32 {
+    if ifindex == ours.tx_ifindex {
+        return count(Outcome { verdict, action: xdp_action::XDP_TX }, ours, id);
+    }
+    count(forward::redirected(ifindex, verdict), ours, id)
+}
+
+/// Counts a packet that is on its way.
+#[inline(always)]
+fn count<F: Fast>(outcome: Outcome, ours: &Ours<F>, id: BackendId) -> u32 {
+    let Outcome { verdict, action } = outcome;
+    let Some(row) = maps::counts() else { return action };
+    row.backend(id.0, ours.length as u64, false);
+    row.verdict(verdict);
+    if ours.rare == 0 {
+        return action;
+    }
+    cold_path();
+    let begins = ours.rare & rare::BEGINS != 0;
+    if begins {
+        row.begun(id);
+    }
+    if ours.rare & rare::COUNTED != 0 {
+        row.vip(Record::index(&ours.record, 0), ours.length as u64, begins);
+    }
+    action
+}
+
+/// A packet whose slot is contested.
+#[inline(always)]
+fn contested<F: Fast>(ctx: &XdpContext, tables: &Tables, ours: &Ours<F>, hash: u64) -> Option<u32> {
+    let Ours { frame, record, .. } = ours;
+    let kind = parse::kind(F::proto(frame), frame.read_again(F::PLAIN.l4 + TCP_FLAGS));
+    let known = steer::recalled(tables, Rules(record.word(0, 1)), hash, kind, maps::counts()?);
+    if known.0 != 0 {
+        return to_backend::<F>(ctx, tables, ours, known.0 as u64, hash);
+    }
+    let choice = steer::choose_contested(Record::index(record, 0), hash, kind);
+    let begins = kind == Kind::Datagram && choice.how == How::Began;
+    let rare = ours.rare | if begins { rare::BEGINS } else { 0 };
+    let owners = choice.backend.0 as u64 & (Slot::MARK as u64 - 1) | (choice.other.0 as u64) << 16;
+    to_backend::<F>(ctx, tables, &Ours { rare, ..*ours }, owners, hash)
 }
 
 /// A packet of a translated flow that holds a lease; `None`: the ladder's, which may grant one.
 #[inline(always)]
-fn leased<F: Fast>(
-    ctx: &XdpContext,
-    tables: &Tables,
-    row: Row,
-    packet: &Packet,
-    rules: Rules,
-    ours: &Ours<F>,
-) -> Option<Outcome> {
-    let Ours { frame, proto, length, index, .. } = ours;
-    let (head, length) = (&F::ip(frame), *length);
+fn leased<F: Fast>(ctx: &XdpContext, tables: &Tables, ours: &Ours<F>) -> Option<u32> {
+    let Ours { frame, length, record, tx_ifindex, .. } = ours;
+    let (head, length, proto) = (&F::ip(frame), *length, F::proto(frame));
     // What begins or ends a flow is noted with it, and the last hop is told.
-    let noted = *proto == lb_common::TCP && tcp_flags::<F>(frame) & tcp_flag::BEGIN_OR_END != 0;
+    let noted = proto == lb_common::TCP && tcp_flags::<F>(frame) & tcp_flag::BEGIN_OR_END != 0;
     if noted || F::ttl(head) <= 1 {
         return None;
     }
-    let hash = F::hash_of(frame, *proto, config::hash_key(&tables.settings()));
+    let hash = F::hash_of(frame, record, config::multipliers(&tables.settings()));
     let lease = lease::find(tables, hash);
     if !lease.holds(maps::stamp(), sender::<F>(frame)) {
         return None;
@@ -314,17 +440,24 @@ fn leased<F: Fast>(
     if length > identity.mtu() as u32 || !local && !nat {
         return None;
     }
-    let flow = &Flow { src: F::src(head), dst: F::dst(head), ports: ports::<F>(frame), proto: *proto as u32 };
+    let flow = &Flow { src: F::src(head), dst: F::dst(head), ports: ports::<F>(frame), proto: proto as u32 };
     let src = if local { flow.src } else { backend::source(&lines, id) };
     let ports = Flow::ports(lease.wire_port(), identity.wire_port());
     let new = Flow { src, dst: backend::addr(&lines, id), ports, proto: flow.proto };
     // The stack takes the hop of what it forwards.
     let delta = F::rewrite(head, flow, &new, if local { 0 } else { 1 });
     parse::rewrite_plain(frame.part(F::PLAIN.l4), &new, delta);
-    row.packet_to(id, *index, rules, length as u64, false);
-    Some(if local {
+    let outcome = if local {
         Verdict::ForwardedLocal.into()
     } else {
-        forward::send::<F>(ctx, packet, ETHERNET, next_hop, Tags::NONE, Verdict::ForwardedNat)
-    })
+        forward::send::<F>(
+            ctx,
+            &Packet::of(ctx).leaving_by(if *tx_ifindex == NO_INTERFACE { 0 } else { *tx_ifindex }),
+            ETHERNET,
+            next_hop,
+            Tags::NONE,
+            Verdict::ForwardedNat,
+        )
+    };
+    Some(count(outcome, ours, id))
 }

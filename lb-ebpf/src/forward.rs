@@ -18,8 +18,8 @@ use lb_common::{
 use crate::{
     carry::{At, Carry},
     maps::{self, Pair, Tables},
-    packet::Packet,
-    parse::{ETHERNET, Family},
+    packet::{Packet, View},
+    parse::{self, ETHERNET, Family},
     tags,
 };
 
@@ -107,8 +107,8 @@ pub fn sent_on<F: Family>(
 ) -> Result<Outcome, (Verdict, u16)> {
     let way = way(ctx, tables, choice.backend).map_err(|verdict| (verdict, 0))?;
     let lines = tables.backend(choice.backend);
-    let to = To { id: choice.backend, lines, other: choice.other, round, way, l3: at.l3 };
-    along::<F>(ctx, packet, head, tables, &to, hash)
+    let to = To { id: choice.backend, lines, other: choice.other, round, l3: at.l3 };
+    along::<F>(ctx, packet, head, tables, &to, way, hash)
 }
 
 /// A backend, the slot's other owner, and the way to the backend.
@@ -121,88 +121,135 @@ pub struct To {
     pub other: BackendId,
     /// How often balancers have sent it on.
     pub round: Round,
-    /// The way there.
-    pub way: Way,
     /// Where the IP header begins; whatever is in front of it stays behind.
     pub l3: usize,
 }
 
 /// [`untouched`] where the way is known.
 #[inline(always)]
-pub fn along<F: Family>(
+fn along<F: Family>(
     ctx: &XdpContext,
     packet: &Packet,
     head: &F::Head,
     tables: &Tables,
     to: &To,
+    way: Way,
     hash: u64,
 ) -> Result<Outcome, (Verdict, u16)> {
-    let To { id, lines, other, round, way: Way { next_hop, identity, tags }, l3 } = *to;
-    let mtu = identity.mtu() as u32;
-    let length = F::length(head);
-    let mode = identity.mode();
-    if mode == Mode::L2 as u8 {
-        if length > mtu {
-            return Err((Verdict::TooBig, mtu as u16));
+    let Way { next_hop, identity, tags } = way;
+    let mtu = identity.mtu();
+    if identity.mode() == Mode::L2 as u8 {
+        if F::length(head) > mtu as u32 {
+            return Err((Verdict::TooBig, mtu));
         }
-        return Ok(send::<F>(ctx, packet, l3, next_hop, tags, Verdict::ForwardedL2));
+        return Ok(send::<F>(ctx, packet, to.l3, next_hop, tags, Verdict::ForwardedL2));
     }
-    let outer = Outer {
-        src: backend::source(&lines, id),
-        dst: backend::addr(&lines, id),
-        tos: F::tos(head),
-        inner: F::INNER,
-        hash,
+    let wrapping = wrapping(&to.lines, to.id, F::length(head)).map_err(|overhead| {
+        let verdict = if overhead == 0 { Verdict::Corrupt } else { Verdict::TooBig };
+        (verdict, mtu.saturating_sub(overhead as u16))
+    })?;
+    let verdict = wrapped::<F>(ctx, head, tables, to, wrapping, hash, || next_hop).map_err(|why| (why, 0))?;
+    Ok(leave(packet, next_hop, tags, verdict))
+}
+
+/// Which headers a packet gets.
+#[derive(Clone, Copy)]
+pub enum Wrapping {
+    /// IP alone.
+    Ip(bool),
+    /// IP, UDP and the tunnel's.
+    Tunnel(bool),
+}
+
+/// How the packets of a backend are wrapped; `true`: for an IPv6 address. `Err`: how much longer such a packet of `length`
+/// bytes would be than its path takes; 0: its packets are not wrapped.
+#[inline(always)]
+pub fn wrapping(lines: &Pair, id: BackendId, length: u32) -> Result<Wrapping, usize> {
+    let (mode, mtu) = (backend::mode(lines, id), backend::mtu(lines, id) as u32);
+    let fits = |wrapping, overhead: usize| {
+        if length + overhead as u32 > mtu { Err(overhead) } else { Ok(wrapping) }
     };
-    let is_v4 = !identity.is_outer_v6();
-    let sum = backend::outer_sum(&lines, id);
+    let is_v6 = backend::is_outer_v6(lines, id);
     if mode == Mode::Ipip as u8 {
-        let overhead = if is_v4 { 20 } else { 40 };
-        if length + overhead > mtu {
-            return Err((Verdict::TooBig, mtu.saturating_sub(overhead) as u16));
-        }
-        let wrapped = if is_v4 {
-            wrap::<{ ETHERNET + 20 }>(ctx, l3, 20, next_hop, |view| {
-                outer.v4_of(view, length + 20, outer.inner, sum)
-            })
-        } else {
-            wrap::<{ ETHERNET + 40 }>(ctx, l3, 40, next_hop, |view| outer.v6(view, length, outer.inner))
-        };
-        return wrapped
-            .map(|()| leave(packet, next_hop, tags, Verdict::ForwardedIpip))
-            .map_err(|verdict| (verdict, 0));
+        return if is_v6 { fits(Wrapping::Ip(true), 40) } else { fits(Wrapping::Ip(false), 20) };
     }
-    if mode == Mode::Tunnel as u8 {
-        let overhead = if is_v4 { tunnel::OVERHEAD_V4 } else { tunnel::OVERHEAD_V6 } as u32;
-        if length + overhead > mtu {
-            return Err((Verdict::TooBig, mtu.saturating_sub(overhead) as u16));
+    if mode != Mode::Tunnel as u8 {
+        return Err(0);
+    }
+    if is_v6 {
+        return fits(Wrapping::Tunnel(true), tunnel::OVERHEAD_V6);
+    }
+    fits(Wrapping::Tunnel(false), tunnel::OVERHEAD_V4)
+}
+
+/// Wraps a packet; returns what that is called. What its header is made from is read when it is written: kept over
+/// the call that makes room it would only be put onto the stack and fetched from there.
+#[inline(always)]
+pub fn wrapped<F: Family>(
+    ctx: &XdpContext,
+    head: &F::Head,
+    tables: &Tables,
+    to: &To,
+    wrapping: Wrapping,
+    hash: u64,
+    next_hop: impl Fn() -> NextHop,
+) -> Result<Verdict, Verdict> {
+    let To { id, lines, other, round, l3, .. } = *to;
+    let length = F::length(head);
+    // What the packet says of itself is read before it moves, the rest afterwards.
+    let v4 = |more: usize, proto| {
+        let tos = F::tos(head);
+        move |view| {
+            let (src, dst) = (backend::source_v4(&lines, id), backend::addr_v4(&lines, id));
+            v4(view, [src, dst], tos, length + more as u32, proto, backend::outer_sum(&lines, id));
         }
+    };
+    let v6 = |more: usize, proto| {
+        let first = F::outer_v6(head, hash);
+        move |view| {
+            let (src, dst) = (backend::source(&lines, id), backend::addr(&lines, id));
+            v6(view, [src, dst], first, length + more as u32 - 40, proto);
+        }
+    };
+    let header = |view| {
         let config = tables.config();
         let header = Header {
             port: config::tunnel_port(&config),
             cluster: tunnel::cluster(config::hash_key(&config)),
             backend: backend::tunnel_tag(&lines, id),
             other: backend::tunnel_tag(&tables.backends(), other),
-            round,
+            head: tunnel::Head::new(F::INNER, round),
         };
-        let wrapped = if is_v4 {
-            wrap::<{ ETHERNET + tunnel::OVERHEAD_V4 }>(ctx, l3, tunnel::OVERHEAD_V4, next_hop, |view| {
-                outer.v4_of(view, length + tunnel::OVERHEAD_V4 as u32, UDP, sum);
-                header.write(view, ETHERNET + 20, &outer, length);
-            })
-        } else {
-            wrap::<{ ETHERNET + tunnel::OVERHEAD_V6 }>(ctx, l3, tunnel::OVERHEAD_V6, next_hop, |view| {
-                outer.v6(view, length + tunnel::OVERHEAD_V6 as u32 - 40, UDP);
-                header.write(view, ETHERNET + 40, &outer, length);
-            })
-        };
-        let verdict = if let Round::First = round { Verdict::ForwardedTunnel } else { Verdict::PassedOn };
-        return wrapped.map(|()| leave(packet, next_hop, tags, verdict)).map_err(|verdict| (verdict, 0));
+        header.write(view, hash, length);
+    };
+    match wrapping {
+        Wrapping::Ip(false) => wrap::<{ ETHERNET + 20 }>(ctx, l3, 20, next_hop, v4(20, F::INNER))?,
+        Wrapping::Ip(true) => wrap::<{ ETHERNET + 40 }>(ctx, l3, 40, next_hop, v6(40, F::INNER))?,
+        Wrapping::Tunnel(false) => {
+            const MORE: usize = tunnel::OVERHEAD_V4;
+            let outer = v4(MORE, UDP);
+            wrap::<{ ETHERNET + MORE }>(ctx, l3, MORE, next_hop, |view| {
+                outer(view.part(0));
+                header(view.part(ETHERNET + 20));
+            })?;
+        }
+        Wrapping::Tunnel(true) => {
+            const MORE: usize = tunnel::OVERHEAD_V6;
+            let outer = v6(MORE, UDP);
+            wrap::<{ ETHERNET + MORE }>(ctx, l3, MORE, next_hop, |view| {
+                outer(view.part(0));
+                header(view.part(ETHERNET + 40));
+            })?;
+        }
     }
-    Err((Verdict::Corrupt, 0))
+    Ok(match (wrapping, round) {
+        (Wrapping::Ip(_), _) => Verdict::ForwardedIpip,
+        (Wrapping::Tunnel(_), Round::First) => Verdict::ForwardedTunnel,
+        (Wrapping::Tunnel(_), _) => Verdict::PassedOn,
+    })
 }
 
-/// What an IP header of our own is made from.
+/// What the IP header of an answer of our own is made from.
 pub struct Outer {
     /// Source.
     pub src: Addr,
@@ -210,82 +257,81 @@ pub struct Outer {
     pub dst: Addr,
     /// TOS or traffic class.
     pub tos: u8,
-    /// Protocol number of the packet within, where there is one.
-    pub inner: u8,
-    /// Hash of its flow.
-    pub hash: u64,
 }
 
-type View<const SIZE: usize> = crate::packet::View<SIZE>;
+impl Outer {
+    /// Writes an IPv4 header of `length` bytes with what follows it, and its EtherType.
+    #[inline(always)]
+    pub fn v4(&self, view: View<{ ETHERNET + 20 }>, length: u32, proto: u8) {
+        let addrs = [self.src, self.dst].map(Addr::raw_v4);
+        let sum = csum::fold(csum::addresses(addrs[0], addrs[1]));
+        v4(view, addrs, self.tos, length, proto, sum);
+    }
+
+    /// Writes an IPv6 header with `length` bytes behind it, and its EtherType.
+    #[inline(always)]
+    pub fn v6(&self, view: View<{ ETHERNET + 40 }>, length: u32, proto: u8) {
+        v6(view, [self.src, self.dst], parse::first_v6(self.tos, 0), length, proto);
+    }
+}
 
 /// Don't fragment: a path that is too narrow must say so (RFC 2003, 3.1).
 const DONT_FRAGMENT: u32 = 0x0040_0000;
 const HOPS: u8 = 64;
 
-impl Outer {
-    /// Writes an IPv4 header of `length` bytes with what follows it, and its EtherType.
-    #[inline(always)]
-    pub fn v4<const SIZE: usize>(&self, view: View<SIZE>, length: u32, proto: u8) {
-        let sum = csum::fold(csum::addresses(self.src.raw_v4(), self.dst.raw_v4()));
-        self.v4_of(view, length, proto, sum);
-    }
+/// [`Outer::v4`] where the sum of the addresses is known.
+#[inline(always)]
+fn v4(view: View<{ ETHERNET + 20 }>, [src, dst]: [u32; 2], tos: u8, length: u32, proto: u8, sum: u16) {
+    let first = 0x45 | (tos as u32) << 8;
+    let length = (length as u16).swap_bytes() as u32;
+    let third = HOPS as u32 | (proto as u32) << 8;
+    // Five words of 16 bits: what the first fold leaves over, the second takes.
+    let sum = sum as u32 + first + length + (DONT_FRAGMENT >> 16) + third;
+    let sum = (sum & 0xffff) + (sum >> 16);
+    let csum = !(sum + (sum >> 16)) << 16;
+    view.write(ETHERNET, first | length << 16);
+    view.write(ETHERNET + 4, DONT_FRAGMENT);
+    view.write(ETHERNET + 8, third | csum);
+    view.write(ETHERNET + 12, src);
+    view.write(ETHERNET + 16, dst);
+    view.write(12, parse::ETHERTYPE_V4);
+}
 
-    /// The same where the sum of the addresses is known.
-    #[inline(always)]
-    fn v4_of<const SIZE: usize>(&self, view: View<SIZE>, length: u32, proto: u8, sum: u16) {
-        let first = 0x45 | (self.tos as u32) << 8;
-        let length = (length as u16).swap_bytes() as u32;
-        let third = HOPS as u32 | (proto as u32) << 8;
-        // Five words of 16 bits: what the first fold leaves over, the second takes.
-        let sum = sum as u32 + first + length + (DONT_FRAGMENT >> 16) + third;
-        let sum = (sum & 0xffff) + (sum >> 16);
-        let csum = !(sum + (sum >> 16)) << 16;
-        view.write(ETHERNET, first | length << 16);
-        view.write(ETHERNET + 4, DONT_FRAGMENT);
-        view.write(ETHERNET + 8, third | csum);
-        view.write(ETHERNET + 12, self.src.raw_v4());
-        view.write(ETHERNET + 16, self.dst.raw_v4());
-        view.write(12, crate::parse::ETHERTYPE_V4);
-    }
-
-    /// Writes an IPv6 header with `length` bytes behind it. The flow label spreads the flows of one
-    /// pair of hosts over paths and queues (RFC 6438).
-    #[inline(always)]
-    pub fn v6<const SIZE: usize>(&self, view: View<SIZE>, length: u32, proto: u8) {
-        let first = 6u32 << 28 | (self.tos as u32) << 20 | (self.hash >> 44) as u32;
-        view.write(ETHERNET, first.swap_bytes());
-        let second = (length as u16).swap_bytes() as u32 | (proto as u32) << 16 | (HOPS as u32) << 24;
-        view.write(ETHERNET + 4, second);
-        view.write(ETHERNET + 8, self.src.hi);
-        view.write(ETHERNET + 16, self.src.lo);
-        view.write(ETHERNET + 24, self.dst.hi);
-        view.write(ETHERNET + 32, self.dst.lo);
-        view.write(12, crate::parse::ETHERTYPE_V6);
-    }
+/// [`Outer::v6`] with the first word of the header in wire order: version, traffic class and flow label.
+#[inline(always)]
+fn v6(view: View<{ ETHERNET + 40 }>, [src, dst]: [Addr; 2], first: u32, length: u32, proto: u8) {
+    view.write(ETHERNET, first);
+    let second = (length as u16).swap_bytes() as u32 | (proto as u32) << 16 | (HOPS as u32) << 24;
+    view.write(ETHERNET + 4, second);
+    view.write(ETHERNET + 8, src.hi);
+    view.write(ETHERNET + 16, src.lo);
+    view.write(ETHERNET + 24, dst.hi);
+    view.write(ETHERNET + 32, dst.lo);
+    view.write(12, parse::ETHERTYPE_V6);
 }
 
 /// UDP and tunnel header (see [`tunnel`]).
 struct Header {
     port: u16,
+    head: tunnel::Head,
     cluster: u32,
     backend: u32,
     other: u32,
-    round: Round,
 }
 
 impl Header {
-    /// Writes both at `at`. The UDP checksum stays 0: the inner packet has its own (RFC 6935 allows
+    /// Writes both. The UDP checksum stays 0: the inner packet has its own (RFC 6935 allows
     /// it for IPv6, too). The source port carries the flow's hash, for the network's load balancing.
     #[inline(always)]
-    fn write<const SIZE: usize>(&self, view: View<SIZE>, at: usize, outer: &Outer, length: u32) {
-        let src = ((outer.hash >> 48) as u16 | 0xc000).swap_bytes();
+    fn write(&self, view: View<{ 8 + tunnel::HEADER }>, hash: u64, length: u32) {
+        let src = ((hash >> 48) as u16 | 0xc000).swap_bytes();
         let bytes = (length + 8 + tunnel::HEADER as u32) as u16;
-        view.write(at, src as u32 | (self.port as u32) << 16);
-        view.write(at + 4, bytes.swap_bytes() as u32);
-        view.write(at + 8, tunnel::Head::new(outer.inner, self.round).0);
-        view.write(at + 12, self.cluster);
-        view.write(at + 16, self.backend);
-        view.write(at + 20, self.other);
+        view.write(0, src as u32 | (self.port as u32) << 16);
+        view.write(4, bytes.swap_bytes() as u32);
+        view.write(8, self.head.0);
+        view.write(12, self.cluster);
+        view.write(16, self.backend);
+        view.write(20, self.other);
     }
 }
 
@@ -296,11 +342,12 @@ fn wrap<const SIZE: usize>(
     ctx: &XdpContext,
     l3: usize,
     overhead: usize,
-    next_hop: NextHop,
+    next_hop: impl Fn() -> NextHop,
     fill: impl FnOnce(View<SIZE>),
 ) -> Result<(), Verdict> {
     move_start(ctx, (l3 - ETHERNET) as i32 - overhead as i32).ok_or(Verdict::NoHeadroom)?;
     let view = Packet::of(ctx).view::<SIZE>().ok_or(Verdict::Truncated)?;
+    let next_hop = next_hop();
     view.write(0, next_hop.head);
     view.write(8, next_hop.tail);
     fill(view);
@@ -350,7 +397,13 @@ pub fn leave(packet: &Packet, next_hop: NextHop, tags: Tags, verdict: Verdict) -
     if next_hop.ifindex == packet.tx_ifindex {
         return verdict.into();
     }
-    match maps::DEVICES.redirect(next_hop.ifindex, 0) {
+    redirected(next_hop.ifindex, verdict)
+}
+
+/// Leaves by another interface than it came by.
+#[inline(always)]
+pub fn redirected(ifindex: u32, verdict: Verdict) -> Outcome {
+    match maps::DEVICES.redirect(ifindex, 0) {
         Ok(action) => Outcome { verdict, action },
         Err(_) => Verdict::NoDevice.into(),
     }

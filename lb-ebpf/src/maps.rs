@@ -4,9 +4,7 @@
 
 use aya_ebpf::{
     EbpfContext,
-    btf_maps::{
-        Array, DevMapHash, HashMap, LpmTrie, PerCpuArray, ProgramArray, RingBuf, SockMap, lpm_trie::Key,
-    },
+    btf_maps::{DevMapHash, HashMap, LpmTrie, PerCpuArray, ProgramArray, RingBuf, SockMap, lpm_trie::Key},
     helpers::bpf_jiffies64,
     macros::btf_map,
 };
@@ -24,11 +22,6 @@ use lb_common::{
 
 use crate::{carry::Carry, counts::Row, tags::Exit};
 
-/// `BPF_F_MMAPABLE`.
-const SHARED: usize = 1 << 10;
-
-#[btf_map]
-static COUNTS: Array<[u64; row::END], { maps::CPUS }, SHARED> = Array::new();
 #[btf_map]
 static PROGRAMS: ProgramArray<{ Program::ALL.len() }> = ProgramArray::new();
 
@@ -245,6 +238,14 @@ impl Tables {
         Pair(plus(unsafe { self.0.add(at::BACKENDS) }, (line * LINE * size_of::<u64>()) as u64))
     }
 
+    /// The same by an id below [`Slot::MARK`] in bits 0 to 15, whatever the others are.
+    #[inline(always)]
+    pub fn backend_at(&self, choice: u64) -> Pair {
+        let offset = choice << 7 & (BACKEND_BYTES * (maps::BACKENDS as u64 - 1));
+        // SAFETY: the backends lie within the map.
+        Pair(plus(unsafe { self.0.add(at::BACKENDS) }, offset))
+    }
+
     /// Our addresses.
     #[inline(always)]
     pub fn addrs(&self) -> Addrs {
@@ -299,6 +300,9 @@ impl Tables {
     }
 }
 
+/// Bytes of a backend's two lines.
+const BACKEND_BYTES: u64 = 2 * (LINE * size_of::<u64>()) as u64;
+
 /// `base` and `bytes` added, by an instruction of its own: the compiler would take the sum apart
 /// and add up the address of every word of a line anew.
 #[cfg(target_arch = "bpf")]
@@ -307,6 +311,21 @@ fn plus(mut base: *const u64, bytes: u64) -> *const u64 {
     // SAFETY: an addition; nothing is read.
     unsafe { core::arch::asm!("{0} += {1}", inout(reg) base, in(reg) bytes, options(pure, nomem, nostack)) };
     base
+}
+
+/// One number or another, of which the compiler does not know the parts: it would keep each of them.
+#[cfg(target_arch = "bpf")]
+#[inline(always)]
+pub fn or(mut one: u64, other: u64) -> u64 {
+    // SAFETY: an operation on two registers.
+    unsafe { core::arch::asm!("{0} |= {1}", inout(reg) one, in(reg) other, options(pure, nomem, nostack)) };
+    one
+}
+
+/// The same for the host's compiler, which only checks this crate.
+#[cfg(not(target_arch = "bpf"))]
+pub fn or(one: u64, other: u64) -> u64 {
+    one | other
 }
 
 /// A slot as a number of which the compiler does not know that it has 16 bits: it would extend the sign to test the
@@ -370,6 +389,20 @@ impl Lines for Pair {
     #[inline(always)]
     fn high(&self, line: u32, word: usize) -> u32 {
         self.half(line, word, 1)
+    }
+
+    #[inline(always)]
+    fn quarter(&self, line: u32, word: usize, quarter: usize) -> u16 {
+        let index = 4 * ((line & 1) as usize * LINE + word) + quarter;
+        // SAFETY: as in `word`; the lowest quarter is the first one in memory.
+        unsafe { self.0.cast::<u16>().wrapping_add(index).read_volatile() }
+    }
+
+    #[inline(always)]
+    fn byte(&self, line: u32, word: usize, byte: usize) -> u8 {
+        let index = 8 * ((line & 1) as usize * LINE + word) + byte;
+        // SAFETY: as in `word`; the lowest byte is the first one in memory.
+        unsafe { self.0.cast::<u8>().wrapping_add(index).read_volatile() }
     }
 }
 
@@ -529,7 +562,29 @@ impl Memory for Tables {
 /// This CPU's counters.
 #[inline(always)]
 pub fn counts() -> Option<Row> {
-    COUNTS.get_ptr_mut(cpu()).map(|row| Row(row.cast()))
+    let cpu = cpu() as u64;
+    if cpu >= rows() {
+        return None;
+    }
+    Some(Row(plus(maps::COUNTS_ADDRESS as *const u64, cpu * row::BYTES as u64).cast_mut()))
+}
+
+/// How many CPUs have counters: all.
+#[cfg(target_arch = "bpf")]
+#[inline(always)]
+fn rows() -> u64 {
+    let rows: u64;
+    // SAFETY: loads a number.
+    unsafe {
+        core::arch::asm!("{0} = {1} ll", out(reg) rows, const maps::COUNTS_ROWS, options(pure, nomem, nostack))
+    };
+    rows
+}
+
+/// The same for the host's compiler, which only checks this crate.
+#[cfg(not(target_arch = "bpf"))]
+fn rows() -> u64 {
+    maps::CPUS as u64
 }
 
 /// Stamp of now, for leases.

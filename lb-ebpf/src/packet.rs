@@ -126,6 +126,8 @@ impl<const SIZE: usize> View<SIZE> {
 pub trait Headers: Copy {
     /// [`View::read`].
     fn read<T: Word>(&self, offset: usize) -> T;
+    /// The same from memory, whatever was read before: for rare ways, so that no register holds it for them.
+    fn read_again<T: Word>(&self, offset: usize) -> T;
     /// [`View::part`].
     fn part<const PART: usize>(&self, offset: usize) -> View<PART>;
 }
@@ -134,6 +136,12 @@ impl<const SIZE: usize> Headers for View<SIZE> {
     #[inline(always)]
     fn read<T: Word>(&self, offset: usize) -> T {
         View::read(self, offset)
+    }
+
+    #[inline(always)]
+    fn read_again<T: Word>(&self, offset: usize) -> T {
+        // SAFETY: as in `View::read`.
+        unsafe { ((self.0 + offset) as *const T).read_volatile() }
     }
 
     #[inline(always)]

@@ -58,6 +58,9 @@ pub trait Family {
     fn length(head: &Self::Head) -> u32;
     /// TOS or traffic class.
     fn tos(head: &Self::Head) -> u8;
+    /// The first word of an IPv6 header around it, in wire order: version, its traffic class, and a flow label, which spreads
+    /// the flows of one pair of hosts over paths and queues (RFC 6438).
+    fn outer_v6(head: &Self::Head, hash: u64) -> u32;
     /// Hops left.
     fn ttl(head: &Self::Head) -> u8;
     /// [`Flow::hash`] without asking for the family.
@@ -65,6 +68,15 @@ pub trait Family {
     /// Rewrites addresses and takes `hops` from the hop limit; returns what the transport checksum has
     /// to follow.
     fn rewrite(head: &Self::Head, old: &Flow, new: &Flow, hops: u8) -> Delta;
+}
+
+/// The flow label in the first word of an IPv6 header in wire order.
+const LABEL: u32 = 0x000f_ffffu32.swap_bytes();
+
+/// First word of an IPv6 header in wire order, with as much of `label` as has room.
+#[inline(always)]
+pub fn first_v6(tos: u8, label: u32) -> u32 {
+    (6u32 << 28 | (tos as u32) << 20).swap_bytes() | label & LABEL
 }
 
 /// IPv4.
@@ -111,6 +123,11 @@ impl Family for V4 {
     #[inline(always)]
     fn tos(head: &Self::Head) -> u8 {
         head.read(1)
+    }
+
+    #[inline(always)]
+    fn outer_v6(head: &Self::Head, hash: u64) -> u32 {
+        first_v6(Self::tos(head), (hash >> 32) as u32)
     }
 
     #[inline(always)]
@@ -179,6 +196,12 @@ impl Family for V6 {
     #[inline(always)]
     fn tos(head: &Self::Head) -> u8 {
         (head.read::<u16>(0).swap_bytes() >> 4) as u8
+    }
+
+    /// Of its own one, all but the label.
+    #[inline(always)]
+    fn outer_v6(head: &Self::Head, hash: u64) -> u32 {
+        head.read::<u32>(0) & !LABEL | (hash >> 32) as u32 & LABEL
     }
 
     #[inline(always)]

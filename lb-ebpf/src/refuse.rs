@@ -182,7 +182,7 @@ fn reset<F: Answer>(ctx: &XdpContext, carry: &Carry, length: u32) -> Result<Verd
     };
     let ports = carry.flow.ports.rotate_left(16);
     let fourth = 0x50 | (flags as u32) << 8;
-    let outer = Outer { src: carry.flow.dst, dst: carry.flow.src, tos: 0, inner: 0, hash: 0 };
+    let outer = Outer { src: carry.flow.dst, dst: carry.flow.src, tos: 0 };
     let csum = Delta::new().pseudo(outer.src, outer.dst, TCP, 20).add(ports).add(seq).add(ack).add(fourth);
 
     packet::cut(ctx, carry.l3 + F::HEAD + 20).ok_or(Verdict::Truncated)?;
@@ -203,7 +203,7 @@ fn reset<F: Answer>(ctx: &XdpContext, carry: &Carry, length: u32) -> Result<Verd
 fn error_about<F: Answer>(ctx: &XdpContext, carry: &Carry, length: u32, error: Error) -> Result<(), Verdict> {
     let quoted = if length < F::QUOTED { length } else { F::QUOTED };
     load_quote(ctx, carry.l3, quoted).ok_or(Verdict::Truncated)?;
-    let outer = Outer { src: carry.flow.dst, dst: carry.flow.src, tos: CONTROL, inner: 0, hash: 0 };
+    let outer = Outer { src: carry.flow.dst, dst: carry.flow.src, tos: CONTROL };
     let (first, second) = error;
     let csum = F::icmp_pseudo(&outer, quoted + 8)
         .long_added(penstock_quote_sum(quoted))

@@ -43,6 +43,7 @@ pub use formers::Formers;
 use inherit::Inherited;
 pub use look::Ended;
 pub use out::remove_filters;
+use tables::Placed;
 
 /// The object that `cargo xtask build-ebpf` builds; empty where it was not built.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/penstock.bpf.o"));
@@ -53,8 +54,8 @@ const LOOKUP: &str = "penstock_lookup";
 /// Maps and programs in the kernel. Dropping it detaches everything that is not pinned.
 pub struct Kernel {
     ebpf: Ebpf,
-    /// The map that packets do not look up.
-    tables: Map,
+    /// The maps that packets do not look up.
+    placed: Placed,
     /// By interface, and how.
     xdp: BTreeMap<u32, (Attached, XdpLink)>,
     /// By interface.
@@ -127,10 +128,9 @@ impl Kernel {
     }
 
     fn load_over(inherited: &Inherited, rows: u32) -> Result<Self, Error> {
-        let tables = tables::open(inherited.paths.get(maps::TABLES))?;
-        let object = tables::linked(OBJECT, &tables)?;
+        let placed = Placed::open(&inherited.paths, rows)?;
+        let object = placed.linked(OBJECT)?;
         let mut loader = EbpfLoader::new();
-        loader.map_max_entries(maps::COUNTS, rows);
         for (name, path) in &inherited.paths {
             loader.map_pin_path(name, path);
         }
@@ -139,7 +139,7 @@ impl Kernel {
             .map_err(|source| Error::Load { program: "the kernel object", source: Box::new(source) })?;
         let mut kernel = Self {
             ebpf,
-            tables,
+            placed,
             xdp: BTreeMap::new(),
             out: BTreeMap::new(),
             lookup: None,
@@ -175,7 +175,8 @@ impl Kernel {
 
     /// A map of the program.
     fn map(&self, name: &str) -> Option<&Map> {
-        if name == maps::TABLES { Some(&self.tables) } else { self.ebpf.map(name) }
+        let placed = self.placed.all().into_iter().find(|(placed, _)| *placed == name);
+        placed.map(|(_, map)| map).or_else(|| self.ebpf.map(name))
     }
 
     fn mapping(&self, name: &'static str, words: Range<usize>) -> Result<Mapping, Error> {

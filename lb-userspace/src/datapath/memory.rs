@@ -195,7 +195,10 @@ impl Tables {
     }
 
     pub(super) fn store_record(&self, index: u16, line: &[u64; LINE]) {
-        self.records.store_line(index.into(), line);
+        let [descriptor, rules, ranges, rest @ ..] = *line;
+        let [a, b, c, d, e] = rest;
+        let ranges = ranges | u64::from(index) << 32;
+        self.records.store_line(index.into(), &[descriptor, rules, ranges, a, b, c, d, e]);
     }
 
     pub(super) fn switch(&self, index: u16, descriptor: lb_common::Descriptor) {

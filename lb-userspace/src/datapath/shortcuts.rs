@@ -4,8 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use lb_common::maps::{self, LINE};
-use lb_common::shortcut::{self, ADDR_WORDS, Folded, KEY_WORD, Key, MORE, ways};
-use lb_common::{Addr, Epoch, Lines, VipEntry, config};
+use lb_common::shortcut::{self, ADDR_WORDS, Folded, KEY_WORD, Key, MORE_WORD, SEED_WORD, ways};
+use lb_common::{Addr, Epoch, Lines, VipEntry, config, flow};
 
 use super::layout;
 use super::memory::Tables;
@@ -55,9 +55,9 @@ impl Tables {
             let stays = next
                 .records
                 .get(&record)
-                .is_some_and(|(key, addr)| key.is_in(word) && self.named(record) == *addr);
-            if !stays && word & !MORE != 0 {
-                self.store_key(record, word & MORE);
+                .is_some_and(|(key, addr)| key.0 == word && self.named(record) == *addr);
+            if !stays && word != 0 {
+                self.store_word(record, KEY_WORD, 0);
             }
         }
     }
@@ -72,18 +72,19 @@ impl Tables {
             }
         }
         filter.into_iter().enumerate().for_each(|(at, word)| self.filter.store(at, word));
-        let mut words: BTreeMap<u16, u64> = BTreeMap::new();
+        let mut moved: BTreeSet<u16> = BTreeSet::new();
         for (record, (key, addr)) in &records {
-            let first = usize::from(*record) * LINE;
-            self.records.store(first + ADDR_WORDS[0], addr.hi);
-            self.records.store(first + ADDR_WORDS[1], addr.lo);
-            *words.entry(*record).or_default() |= key.0;
+            self.store_word(*record, ADDR_WORDS[0], addr.hi);
+            self.store_word(*record, ADDR_WORDS[1], addr.lo);
+            let seed = flow::seed(*addr, key.wire_port(), key.proto().into(), config::hash_key(&self.config));
+            self.store_word(*record, SEED_WORD, seed);
             if u32::from(*record) != key.line() {
-                *words.entry(key.line() as u16).or_default() |= MORE;
+                moved.insert(key.line() as u16);
             }
         }
         for record in 0..maps::RECORDS as u16 {
-            self.store_key(record, words.get(&record).copied().unwrap_or_default());
+            self.store_word(record, KEY_WORD, records.get(&record).map_or(0, |(key, _)| key.0));
+            self.store_word(record, MORE_WORD, moved.contains(&record).into());
         }
     }
 
@@ -102,9 +103,9 @@ impl Tables {
     /// The record that the fast path finds for a VIP.
     #[cfg(test)]
     pub(super) fn shortcut(&self, addr: Addr, key: Key) -> Option<u32> {
-        let word = |line| self.records.word(line, KEY_WORD);
+        let word = |line, word| self.records.word(line, word);
         let is_of = |line| addr.is_v4() || self.named(line as u16) == addr;
-        shortcut::find(key, |line| line, word, is_of).map(|(line, _)| line)
+        shortcut::find(key, |line| line, word, is_of)
     }
 
     /// Whether the fast path looks for it at all.
@@ -114,8 +115,8 @@ impl Tables {
         self.filter.load(byte as usize / 8) >> (8 * (byte % 8)) & 1 != 0
     }
 
-    fn store_key(&self, record: u16, word: u64) {
-        self.records.store(usize::from(record) * LINE + KEY_WORD, word);
+    fn store_word(&self, record: u16, at: usize, word: u64) {
+        self.records.store(usize::from(record) * LINE + at, word);
     }
 
     /// The address that a record says it is for.

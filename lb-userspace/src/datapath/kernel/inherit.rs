@@ -140,13 +140,14 @@ fn shapes(rows: u32) -> Result<BTreeMap<String, Shape>, Error> {
             key_size: map.key_size(),
             // As the loader makes it: with the program that could run there.
             value_size: if is_devmap { 8 } else { map.value_size() },
-            max_entries: if name == maps::COUNTS { rows } else { map.max_entries() },
+            max_entries: map.max_entries(),
             flags: map.map_flags(),
         };
         (name.to_owned(), shape)
     };
     let maps = object.maps.iter().map(|(name, map)| (name.as_str(), map));
-    Ok(maps.chain([(maps::TABLES, &tables::wanted())]).map(shape).collect())
+    let placed = tables::wanted(rows);
+    Ok(maps.chain(placed.iter().map(|(name, map)| (*name, map))).map(shape).collect())
 }
 
 fn shape(path: &Path) -> Result<Shape, String> {

@@ -6,7 +6,6 @@ use aya::maps::{Array, Map, MapError, PerCpuArray, ProgramArray};
 use aya::programs::xdp::XdpLink;
 use aya::programs::{TestRun, TestRunAttrs, TestRunOptions, XdpMode};
 use lb_common::bench::Generator;
-use lb_common::maps;
 
 use super::{Error, Kernel, PROGRAM, io_error, load_error};
 
@@ -100,7 +99,7 @@ impl Kernel {
 
     /// Bytes of kernel memory of each map of the data path, as the kernel accounts them.
     pub fn memory(&self) -> Vec<(String, u64)> {
-        let all = self.ebpf.maps().chain([(maps::TABLES, &self.tables)]);
+        let all = self.ebpf.maps().chain(self.placed.all());
         let of_packets = all.filter(|(name, _)| !name.starts_with("BENCH_"));
         let mut maps: Vec<_> =
             of_packets.filter_map(|(name, map)| Some((name.to_owned(), memlock(map)?))).collect();

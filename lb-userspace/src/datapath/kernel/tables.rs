@@ -1,69 +1,115 @@
-//! The one map that packets do not look up: its address stands in the program.
+//! The maps that packets do not look up: their addresses stand in the program.
 //!
 //! The kernel puts the address of an array's value into a program where an instruction asks for it
 //! (`BPF_PSEUDO_MAP_VALUE`). aya does so for the sections of global variables alone, which it makes
-//! itself, without `BPF_F_MMAPABLE`, and overwrites where they were pinned. So the program loads a
-//! number that nothing else uses ([`maps::TABLES_ADDRESS`]), and here the loads of it become what
+//! itself, without `BPF_F_MMAPABLE`, and overwrites where they were pinned. So the program loads
+//! numbers that nothing else uses ([`maps::TABLES_ADDRESS`] and others), and here the loads of them become what
 //! they stand for, before aya sees the object.
 
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::PathBuf;
 
 use aya::maps::{Map, MapData, MapError, MapType};
-use lb_common::maps::{self, at};
+use lb_common::maps::{self, at, row};
 
 use super::Error;
 
 /// `BPF_F_MMAPABLE`.
 const SHARED: u32 = 1 << 10;
 
-/// What the map is made as.
-pub(super) const fn wanted() -> aya_obj::Map {
-    aya_obj::Map::new_from_params(MapType::Array as u32, 4, (at::END * size_of::<u64>()) as u32, 1, SHARED)
+/// The maps of this kind.
+pub(super) struct Placed {
+    /// What user space lays out.
+    pub tables: Map,
+    /// What packets count, in that many rows.
+    pub counts: Map,
+    rows: u32,
 }
 
-/// Opens the map that an agent before us pinned, or makes it.
-pub(super) fn open(pinned: Option<&PathBuf>) -> Result<Map, Error> {
-    let data = match pinned {
-        Some(path) => MapData::from_pin(path),
-        None => MapData::create(wanted(), maps::TABLES, None),
-    };
-    data.and_then(Map::from_map_data).map_err(failed)
+/// What they are made as.
+pub(super) fn wanted(rows: u32) -> [(&'static str, aya_obj::Map); 2] {
+    // An array of one value, because of no other one is the address known.
+    let array = |bytes| aya_obj::Map::new_from_params(MapType::Array as u32, 4, bytes as u32, 1, SHARED);
+    [(maps::TABLES, array(at::END * size_of::<u64>())), (maps::COUNTS, array(rows as usize * row::BYTES))]
 }
 
-/// The object with the map's address wherever a program loads it.
-pub(super) fn linked(object: &[u8], tables: &Map) -> Result<Vec<u8>, Error> {
-    let Map::Array(data) = tables else { return Err(Error::Object(maps::TABLES)) };
-    let mut object = object.to_vec();
-    if link(&mut object, data.fd().as_fd().as_raw_fd()) == 0 {
-        return Err(Error::Object(maps::TABLES));
+impl Placed {
+    /// Opens those that an agent before us pinned, and makes the others.
+    pub(super) fn open(pinned: &BTreeMap<&'static str, PathBuf>, rows: u32) -> Result<Self, Error> {
+        let [tables, counts] = wanted(rows).map(|(name, wanted)| {
+            let data = match pinned.get(name) {
+                Some(path) => MapData::from_pin(path),
+                None => MapData::create(wanted, name, None),
+            };
+            data.and_then(Map::from_map_data).map_err(|error| failed(name, error))
+        });
+        Ok(Self { tables: tables?, counts: counts?, rows })
     }
-    Ok(object)
+
+    /// Both with their names.
+    pub(super) fn all(&self) -> [(&'static str, &Map); 2] {
+        [(maps::TABLES, &self.tables), (maps::COUNTS, &self.counts)]
+    }
+
+    /// The object with what its numbers stand for.
+    pub(super) fn linked(&self, object: &[u8]) -> Result<Vec<u8>, Error> {
+        let mut object = object.to_vec();
+        for (name, map, address) in [
+            (maps::TABLES, &self.tables, maps::TABLES_ADDRESS),
+            (maps::COUNTS, &self.counts, maps::COUNTS_ADDRESS),
+        ] {
+            let Map::Array(data) = map else { return Err(Error::Object(name)) };
+            let of_map = |offset| Load::OfMap { fd: data.fd().as_fd().as_raw_fd(), offset };
+            if link(&mut object, address, of_map) == 0 {
+                return Err(Error::Object(name));
+            }
+        }
+        link(&mut object, maps::COUNTS_ROWS, |_| Load::Number(self.rows));
+        Ok(object)
+    }
 }
 
-/// Loads of a 64-bit number: two instructions of eight bytes, each with half of it at its end.
-fn link(object: &mut [u8], fd: i32) -> usize {
+/// What a load becomes.
+enum Load {
+    /// The address of a map's value, and an offset to it.
+    OfMap { fd: i32, offset: [u8; 4] },
+    /// A number.
+    Number(u32),
+}
+
+/// Loads of a 64-bit number: two instructions of eight bytes, each with half of it at its end. Changes those with the
+/// upper half of `address`, by their lower one.
+fn link(object: &mut [u8], address: u64, load: impl Fn([u8; 4]) -> Load) -> usize {
     const LOAD: u8 = 0x18;
     const MAP_VALUE: u8 = 2 << 4;
-    let upper = ((maps::TABLES_ADDRESS >> 32) as u32).to_le_bytes();
+    let upper = ((address >> 32) as u32).to_le_bytes();
     let mut found = 0;
     let mut at = 0;
     while let Some(pair) = object.get_mut(at..at + 16) {
         at += 8;
         let [LOAD, target @ 0..=9, 0, 0, a, b, c, d, 0, 0, 0, 0, rest @ ..] = pair else { continue };
-        if *rest == upper {
-            *target |= MAP_VALUE;
-            let offset = [*a, *b, *c, *d];
-            [*a, *b, *c, *d] = fd.to_le_bytes();
-            rest.copy_from_slice(&offset);
-            found += 1;
+        if *rest != upper {
+            continue;
         }
+        match load([*a, *b, *c, *d]) {
+            Load::OfMap { fd, offset } => {
+                *target |= MAP_VALUE;
+                [*a, *b, *c, *d] = fd.to_le_bytes();
+                rest.copy_from_slice(&offset);
+            }
+            Load::Number(number) => {
+                [*a, *b, *c, *d] = number.to_le_bytes();
+                rest.copy_from_slice(&[0; 4]);
+            }
+        }
+        found += 1;
     }
     found
 }
 
-fn failed(error: MapError) -> Error {
-    Error::Load { program: maps::TABLES, source: Box::new(error.into()) }
+fn failed(program: &'static str, error: MapError) -> Error {
+    Error::Load { program, source: Box::new(error.into()) }
 }
 
 #[cfg(test)]
@@ -77,9 +123,19 @@ mod tests {
         let load = [0x18, 4, 0, 0, 0x30, 0x12, 0, 0, 0, 0, 0, 0, a, b, c, d];
         let mut object = [other, load, other].concat();
 
-        let found = link(&mut object, 0x0102);
+        let found = link(&mut object, maps::TABLES_ADDRESS, |offset| Load::OfMap { fd: 0x0102, offset });
 
         let linked = [0x18, 0x24, 0, 0, 2, 1, 0, 0, 0, 0, 0, 0, 0x30, 0x12, 0, 0];
         assert_eq!((found, object), (1, [other, linked, other].concat()));
+    }
+
+    #[test]
+    fn a_load_of_the_number_of_rows_becomes_one_of_it() {
+        let [a, b, c, d] = ((maps::COUNTS_ROWS >> 32) as u32).to_le_bytes();
+        let mut object = [0x18, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, a, b, c, d];
+
+        let found = link(&mut object, maps::COUNTS_ROWS, |_| Load::Number(0x0102));
+
+        assert_eq!((found, object), (1, [0x18, 4, 0, 0, 2, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]));
     }
 }
