@@ -102,12 +102,10 @@ static TUNNEL_TAGS: HashMap<u64, u32, { maps::BACKENDS as usize }, AS_NEEDED> = 
 pub fn hear_peer(addr: &Addr) -> bool {
     let Some(heard) = PEERS.get_ptr_mut(addr) else { return false };
     let now = counts().map_or(0, Row::clock);
-    // SAFETY: the value of an entry is an aligned word that no program reads but this; whichever CPU writes last, it is the
-    // same second.
-    unsafe {
-        if heard.read_volatile() != now {
-            heard.write_volatile(now);
-        }
+    // SAFETY: the value of an entry is an aligned word that no program reads but this.
+    if unsafe { heard.read_volatile() } != now {
+        // SAFETY: as above; whichever CPU writes last, it is the same second.
+        unsafe { heard.write_volatile(now) };
     }
     true
 }
