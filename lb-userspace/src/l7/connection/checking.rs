@@ -25,6 +25,7 @@ impl Connection<'_, '_> {
             None => Step::Nothing,
         }
     }
+
     /// What comes of `waiting`; `None` where the client goes away before.
     pub(in crate::l7) async fn unless_gone<T>(&self, waiting: impl Future<Output = T>) -> Option<T> {
         let mut waiting = pin!(waiting);
