@@ -242,7 +242,7 @@ const KUSTOMIZATION: Source = Source {
 /// By kind, or where there is none by the name of the file: `values.yaml`, `values-edge.yaml`, `edge.values.yml` of a chart,
 /// `kustomization.yaml`, which may leave its kind out.
 fn source(origin: &str, value: &Value, kind: &str, group: &str) -> Option<Source> {
-    if kind == "Kustomization" && group.starts_with("kustomize.") {
+    if kind == "Kustomization" && group == "kustomize.config.k8s.io" {
         return Some(KUSTOMIZATION);
     }
     if !kind.is_empty() || !group.is_empty() || !value.is_object() {

@@ -28,7 +28,8 @@ pub fn lost(before: (&Objects, &Arc<Given>), now: (&Objects, &Arc<Given>)) -> Ve
 
 /// Its author has changed nothing that says which address it is to have.
 fn wants_alike(before: &Service, now: &Service) -> bool {
-    before.spec == now.spec && before.metadata.annotations == now.metadata.annotations
+    let (then, labels) = (&before.metadata, &now.metadata.labels);
+    before.spec == now.spec && then.annotations == now.metadata.annotations && then.labels == *labels
 }
 
 fn problem(name: &ObjectName, origin: &str, lost: &BTreeSet<IpAddr>, has: &BTreeSet<IpAddr>) -> Problem {
@@ -60,8 +61,8 @@ mod tests {
     use super::*;
     use crate::objects::Sourced;
 
-    fn objects(spec: &str) -> Objects {
-        let text = format!("{{metadata: {{name: web, namespace: shop}}, spec: {spec}}}");
+    fn objects(labels: &str, spec: &str) -> Objects {
+        let text = format!("{{metadata: {{name: web, namespace: shop, labels: {labels}}}, spec: {spec}}}");
         let service: Service = serde_saphyr::from_str(&text).expect("a Service");
         let mut objects = Objects::default();
         let sourced = Sourced { object: Arc::new(service), origin: "".into() };
@@ -86,13 +87,16 @@ mod tests {
             ("there are no pools any more", Arc::default(), "{}", None),
         ];
         for (case, now, spec, expected) in cases {
-            let (before, had) = (objects("{}"), given(&["203.0.113.1"]));
+            let (before, had) = (objects("{}", "{}"), given(&["203.0.113.1"]));
 
-            let lost = lost((&before, &had), (&objects(spec), &now));
+            let lost = lost((&before, &had), (&objects("{}", spec), &now));
 
             let said: Vec<_> = lost.iter().filter_map(|lost| lost.message.strip_prefix(HAD)).collect();
             let expected = expected.map(|has| format!("{has}: what clients had open is gone"));
             assert_eq!(said, Vec::from_iter(expected.as_deref()), "{case}");
         }
+        let (before, had) = (objects("{}", "{}"), given(&["203.0.113.1"]));
+        let handed_on = objects("{service.kubernetes.io/service-proxy-name: other}", "{}");
+        assert_eq!(lost((&before, &had), (&handed_on, &given(&[]))), [], "it is handed to another proxy");
     }
 }

@@ -40,6 +40,8 @@ pub(super) struct Misfits {
     asked: BTreeMap<Misfit, Vec<(SocketAddr, ForwardingMode)>>,
     /// Nodes that nobody asked a mode for, and that a tunnel could lead to.
     bare: BTreeSet<(ObjectId, &'static str, String)>,
+    /// The nodes that were asked about.
+    by_nat: BTreeSet<String>,
 }
 
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
@@ -67,7 +69,12 @@ impl Misfits {
             At::Elsewhere => ForwardingMode::Nat,
         };
         let Wanted::Fixed(mode) = wanted else {
-            self.bare.extend((auto == ForwardingMode::Nat).then(|| nodes.why_nat(node)).flatten());
+            if let (ForwardingMode::Nat, Some(node)) = (auto, node)
+                && !self.by_nat.contains(node)
+            {
+                self.by_nat.insert(node.to_owned());
+                self.bare.extend(nodes.why_nat(node));
+            }
             return auto;
         };
         let (why, fix) = match (mode, at) {

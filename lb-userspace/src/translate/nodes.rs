@@ -149,8 +149,8 @@ impl Nodes {
 
     /// The node whose annotation would have spared a backend on `node` from `nat`, and what to say about that; `None`
     /// where it is nobody's, or was told of all.
-    pub(super) fn why_nat(&self, node: Option<&str>) -> Option<(ObjectId, &'static str, String)> {
-        let (here, node) = ((self.here.as_deref()?, self.origin.as_ref()?), node?);
+    pub(super) fn why_nat(&self, node: &str) -> Option<(ObjectId, &'static str, String)> {
+        let here = (self.here.as_deref()?, self.origin.as_ref()?);
         let other = self.others.get(node).filter(|other| !other.excluded && self.forwards)?;
         let ((name, origin), message, whom) = match (self.own.is_empty(), other.tunnel.is_empty()) {
             (_, false) => return None,

@@ -74,8 +74,8 @@ pub(super) fn spoofable_address(world: &World<'_>, caught: &mut Caught) {
 pub(super) fn client_certificates_over_http(world: &World<'_>, caught: &mut Caught) {
     for ingress in world.primaries().filter(|ingress| demands_certificate(ingress)) {
         let own = ingress.text("ssl-redirect");
-        let redirects =
-            own.or(world.config.get("ssl-redirect").copied()).and_then(translate::boolean).unwrap_or(true);
+        let of_all = || world.config.get("ssl-redirect").copied().and_then(translate::boolean);
+        let redirects = own.and_then(translate::boolean).or_else(of_all).unwrap_or(true);
         if redirects || ingress.is_on("force-ssl-redirect") {
             continue;
         }
