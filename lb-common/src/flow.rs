@@ -140,6 +140,16 @@ mod tests {
         }
     }
 
+    /// With another hash every flow that nothing remembers has another backend, on the host that is upgraded and where
+    /// its VIP moves to.
+    #[test]
+    fn the_hash_stays_what_it_is() {
+        let key = HashKey::expand([7; 16]);
+        let hashes = [flow(1, 40_000, false), flow(2, 40_001, false), flow(1, 40_000, true)]
+            .map(|flow| flow.hash(key));
+        assert_eq!(hashes, [0x9f9d_bf64_b092_a16a, 0xd418_d8fe_9720_2ba7, 0x0cb9_2fa9_ae9e_ebee]);
+    }
+
     #[test]
     fn another_key_sends_most_flows_elsewhere() {
         let (one, two) = (HashKey::expand([1; 16]), HashKey::expand([2; 16]));

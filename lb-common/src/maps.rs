@@ -105,8 +105,10 @@ pub mod row {
     pub const BYTES: usize = END * size_of::<u64>();
 }
 
-/// Rows of the per-CPU counters at most; the loader makes as many as there are CPUs.
-pub const CPUS: usize = 1024;
+/// Rows of the per-CPU counters at most, and so CPUs of a host; the loader makes as many as there are. The verifier follows
+/// no variable offset of 512 MiB (`BPF_MAX_VAR_OFF`, Linux 6.18).
+pub const CPUS: usize = 340;
+const _: () = assert!(CPUS * row::BYTES < 1 << 29);
 /// Datagrams whose first fragment is remembered.
 pub const FRAGMENT_ENTRIES: usize = 1 << 13;
 /// Translated flows at most.

@@ -308,8 +308,9 @@ fn straight<F: Fast, const PLAIN: bool>(
             Turn::Ladder
         });
     }
-    // UDP has no such byte; what stands there says nothing.
-    let begins = tcp_flags::<F>(frame) as u64 & proto as u64 & rare::BEGINS;
+    // UDP has no such byte; what stands there says nothing. ACK and RST, three bits and one above SYN, make it no beginning.
+    let flags = tcp_flags::<F>(frame) as u64;
+    let begins = flags & !(flags >> 3) & !(flags >> 1) & proto as u64 & rare::BEGINS;
     let ours = ours(maps::or(plainly, begins));
     let descriptor = lb_common::Descriptor(record.word(0, 0));
     if descriptor.is_none() {
@@ -361,14 +362,16 @@ fn to_backend<F: Fast>(
         return Some(count(forward::redirected(next_hop.ifindex, Verdict::ForwardedL2), ours, id));
     }
     let wrapping = forward::wrapping(&lines, id, *length).ok()?;
-    if backend::ifindex(&lines, id) == 0 {
+    // Once: what is checked is what it leaves by.
+    let ifindex = backend::ifindex(&lines, id);
+    if ifindex == 0 {
         return None;
     }
     let next_hop = || backend::next_hop(&lines, id);
     let other = BackendId((choice >> 16) as u16);
     let to = To { id, lines, other, round: Round::First, l3: ETHERNET };
     let verdict = forward::wrapped::<F>(ctx, &F::ip(frame), tables, &to, wrapping, hash, next_hop).ok()?;
-    Some(leave(ours, id, backend::ifindex(&lines, id), verdict))
+    Some(leave(ours, id, ifindex, verdict))
 }
 
 /// Leaves by an interface.

@@ -97,9 +97,12 @@ fn to_backend<F: Family>(ctx: &XdpContext, carry: &mut Carry) -> Outcome {
         if choice.backend.0 == 0 {
             return refuse(ctx, carry, Verdict::NoBackend, 0, carry.record.rules.any(Rules::REJECT));
         }
+        let was_over = matches!(found, Known::Over);
+        let (choice, round) = second_chance(&tables, carry, choice, kind);
         // A flow to a backend here is remembered here, so this one began elsewhere: where the tables are not those of the
         // former holder, because either has its own backends alone, no other than that one knows it.
-        if matches!(found, Known::Nobody)
+        if !was_over
+            && round == Round::First
             && matches!(mode, Some(Mode::Local))
             && carry.tunnelled == Tunnelled::NOT
             && former::may_know(&carry.flow, flags)
@@ -107,10 +110,9 @@ fn to_backend<F: Family>(ctx: &XdpContext, carry: &mut Carry) -> Outcome {
         {
             maps::call(ctx, Program::Former);
         }
-        if let Known::Over = found {
+        if was_over {
             forget(hash);
         }
-        let (choice, round) = second_chance(&tables, carry, choice, kind);
         if round != Round::First || !mode.is_some_and(Mode::is_translated) {
             let at = carry.at();
             return match forward::sent_on::<F>(ctx, &packet, &head, &tables, &choice, hash, at, round) {

@@ -50,6 +50,9 @@ fn every_series_of_the_kernel_part_has_its_value_after_known_traffic() {
         syn(CLIENT, "203.0.113.1:80"),
         tcp(CLIENT, "203.0.113.1:80"),
         syn("198.51.100.7:40001", "203.0.113.1:80"),
+        // Begins nothing.
+        Packet { flags: SYN | ACK, ..tcp("198.51.100.7:40002", "203.0.113.1:80") },
+        Packet { flags: SYN | 4, ..tcp("198.51.100.7:40003", "203.0.113.1:80") },
         udp(CLIENT, "203.0.113.2:53"),
         udp(CLIENT, "203.0.113.2:53"),
         syn("[2001:db8:2::7]:40000", "[2001:db8:1::1]:80"),
@@ -74,12 +77,12 @@ fn every_series_of_the_kernel_part_has_its_value_after_known_traffic() {
     let vip =
         |service, vip, protocol| format!("namespace=test,service={service},vip={vip},protocol={protocol}");
     let got = [
-        (backend("203.0.113.1", 80, "tcp", "10.0.0.1:80", "l2"), [3, 135, 2]),
+        (backend("203.0.113.1", 80, "tcp", "10.0.0.1:80", "l2"), [5, 225, 2]),
         (backend("203.0.113.2", 53, "udp", "10.0.0.2:5353", "nat"), [2, 66, 1]),
         (backend("2001:db8:1::1", 80, "tcp", "[fd00::3]:8080", "local"), [1, 65, 1]),
     ];
     let of_vips = [
-        (vip("203.0.113.1", "203.0.113.1:80", "tcp"), [3, 135, 2]),
+        (vip("203.0.113.1", "203.0.113.1:80", "tcp"), [5, 225, 2]),
         (vip("203.0.113.2", "203.0.113.2:53", "udp"), [2, 66, 1]),
         (vip("2001:db8:1::1", "[2001:db8:1::1]:80", "tcp"), [1, 65, 1]),
         (vip("203.0.113.3", "203.0.113.3:80", "tcp"), [0, 0, 0]),
@@ -93,7 +96,7 @@ fn every_series_of_the_kernel_part_has_its_value_after_known_traffic() {
         }
     }
     let counted = [
-        ("forwarded-l2", 3),
+        ("forwarded-l2", 5),
         ("forwarded-nat", 2),
         ("forwarded-local", 1),
         ("no-backend", 1),

@@ -35,7 +35,7 @@ fn pods_of_another_node_see_the_client_and_answer_it_themselves() {
 #[test]
 fn flows_go_on_when_a_node_loses_its_tunnel_address() {
     let yaml = manifests(2, 0, "auto", &[pod(2, 1)]);
-    let Some(cluster) = Cluster::new(2, 1, &yaml) else { return };
+    let Some(mut cluster) = Cluster::new(2, 1, &yaml) else { return };
     // Nodes have to reach each other's pods for `nat`.
     cluster.nodes[0].host.route("10.22.0.0/24", node_addr(2)[0]).unwrap();
     let client: IpAddr = CLIENT[0].parse().unwrap();
@@ -54,6 +54,12 @@ fn flows_go_on_when_a_node_loses_its_tunnel_address() {
     let shut = || cluster.nodes[1].agent.ask("/status").is_ok_and(|all| all.contains("nothing is tunnelled"));
     assert!(eventually(DEADLINE, || shut().then_some(())).is_some(), "{}", cluster.logs());
 
+    flow.echoes("still there").unwrap_or_else(|error| panic!("{error:#}\n{}", cluster.logs()));
+    assert_eq!(cluster.ask(&socket, vip(0, UDP)), seen);
+
+    // So they do when the next agent never knew the peer.
+    cluster.lab.kill(cluster.nodes[1].agent.pid()).unwrap();
+    cluster.start_again(2, &[]).unwrap();
     flow.echoes("still there").unwrap_or_else(|error| panic!("{error:#}\n{}", cluster.logs()));
     assert_eq!(cluster.ask(&socket, vip(0, UDP)), seen);
     assert_eq!(cluster.verdict(2, "tunnel-foreign"), 0);

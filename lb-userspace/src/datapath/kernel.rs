@@ -103,7 +103,10 @@ impl Kernel {
             source,
             hint: "",
         })?;
-        let rows = u32::try_from(cpus.clamp(1, maps::CPUS)).unwrap_or(1);
+        if cpus > maps::CPUS {
+            return Err(Error::TooManyCpus(cpus));
+        }
+        let rows = u32::try_from(cpus.max(1)).unwrap_or(1);
         let mut inherited = match &pins {
             Some(pins) => Inherited::find(pins, rows, key)?,
             None => Inherited::default(),

@@ -106,6 +106,9 @@ pub enum Error {
     /// The agent was built without the kernel object.
     #[error("the kernel object was not built; run `cargo xtask build-ebpf`, then build again")]
     NotBuilt,
+    /// Counters are kept for fewer.
+    #[error("this host may have {0} CPUs; the kernel part counts on {max} at most, start with --datapath off", max = lb_common::maps::CPUS)]
+    TooManyCpus(usize),
     /// A map or program is missing in the object or has another type.
     #[error("the kernel object has no usable {0}; it belongs to another version")]
     Object(&'static str),

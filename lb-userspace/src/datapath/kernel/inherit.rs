@@ -23,7 +23,7 @@ use crate::datapath::pins::Pins;
 /// Maps that outlive the program, the tables last: a set that has them is complete. What is not
 /// here is part of the program: its tail calls and its scratch memory change with it, by the one
 /// store that swaps the program of an attachment.
-const KEPT: [&str; 8] = [
+const KEPT: [&str; 9] = [
     maps::COUNTS,
     maps::NAT_FORWARD,
     maps::NAT_REVERSE,
@@ -31,6 +31,7 @@ const KEPT: [&str; 8] = [
     maps::SOCKETS,
     maps::RANGES,
     maps::FRAGMENTS,
+    maps::PEERS,
     maps::TABLES,
 ];
 

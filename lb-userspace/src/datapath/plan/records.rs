@@ -8,6 +8,23 @@ use super::{Book, Op, Plan, RecordKey, Retired, too_many};
 use crate::datapath::want::{Pool, Target, Want, problem};
 use crate::model::l4::PoolId;
 
+/// What becomes of records in force: all of them wait for packets on their way once.
+#[derive(Default)]
+struct Later {
+    rules: Vec<Op>,
+    switches: Vec<Op>,
+}
+
+impl Later {
+    /// No packet that was not told meets a slot of a backend that is translated to.
+    fn join(self, plan: &mut Plan) {
+        let waits = !self.rules.is_empty();
+        plan.ops.extend(self.rules);
+        plan.ops.extend(waits.then_some(Op::Grace));
+        plan.ops.extend(self.switches);
+    }
+}
+
 impl Book {
     pub(super) fn plan_ranges(&mut self, want: &Want, plan: &mut Plan, retired: &mut Retired) {
         for ranges in want.ranges.values() {
@@ -40,7 +57,7 @@ impl Book {
                 self.places.entry(id.clone()).or_default().insert(*place);
             }
         }
-        let mut keep = BTreeSet::new();
+        let (mut keep, mut later) = (BTreeSet::new(), Later::default());
         for (place, target) in &want.vips {
             let pool = match target {
                 Target::Pool(id) => Some(id.clone()),
@@ -49,9 +66,10 @@ impl Book {
                 Target::Punt(_) => continue,
             };
             let key = (*place, pool);
-            self.plan_record(&key, want, plan, retired);
+            self.plan_record(&key, want, plan, &mut later, retired);
             keep.insert(key);
         }
+        later.join(plan);
         self.records.retain(|key, (index, _)| {
             let kept = keep.contains(key);
             if !kept {
@@ -73,16 +91,24 @@ impl Book {
         let keys = keys.flat_map(|(id, places)| places.iter().map(|place| (*place, Some(id.clone()))));
         let keys: BTreeSet<RecordKey> = keys.collect();
         let index = |book: &Self, key| book.records.get(key).map(|(index, _)| *index);
-        let mut moved = false;
+        let (mut moved, mut later) = (false, Later::default());
         for key in &keys {
             let before = index(self, key);
-            self.plan_record(key, want, plan, retired);
+            self.plan_record(key, want, plan, &mut later, retired);
             moved |= before != index(self, key);
         }
+        later.join(plan);
         moved
     }
 
-    fn plan_record(&mut self, key: &RecordKey, want: &Want, plan: &mut Plan, retired: &mut Retired) {
+    fn plan_record(
+        &mut self,
+        key: &RecordKey,
+        want: &Want,
+        plan: &mut Plan,
+        later: &mut Later,
+        retired: &mut Retired,
+    ) {
         let (place, pool) = key;
         let several = pool.as_ref().and_then(|id| self.places.get(id)).is_some_and(|places| places.len() > 1);
         let record = self.record(key, want, several);
@@ -95,14 +121,13 @@ impl Book {
         {
             let [before, now] = [*old, record].map(|record| record.rules.any(Rules::TRANSLATED));
             if now && !before {
-                // No packet that was not told meets a slot of a backend that is translated to.
-                plan.ops.extend([Op::Rules(*index, record.rules), Op::Grace]);
+                later.rules.push(Op::Rules(*index, record.rules));
             }
             if before && !now {
                 retired.translated.push(key.clone());
             }
             if old.descriptor != record.descriptor {
-                plan.ops.push(Op::Switch(*index, record.descriptor));
+                later.switches.push(Op::Switch(*index, record.descriptor));
             }
             *old = record;
             return;

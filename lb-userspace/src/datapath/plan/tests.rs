@@ -459,6 +459,7 @@ fn that_a_pool_is_translated_to_is_said_before_its_table_is_switched_and_taken_b
     let mut book = Book::default();
     let mut want = Want::default();
     serve(&mut want, 0, &[1, 2]);
+    serve(&mut want, 1, &[1, 2]);
     let translated = Backend { mode: ForwardingMode::Nat, ..backend(3, 1) };
     want.addrs.insert(translated.way.source, Owner::Node);
     assert_eq!(carry_out(&mut book, &want, &tables), 0);
@@ -483,6 +484,11 @@ fn that_a_pool_is_translated_to_is_said_before_its_table_is_switched_and_taken_b
 
     want.pools.get_mut(&pool_id(0)).expect("served").backends.remove(&backend_addr(3));
     assert_eq!(steps(&want), ["switch", "wait", "take back"]);
+
+    for n in [0, 1] {
+        want.pools.get_mut(&pool_id(n)).expect("served").backends.insert(backend_addr(3), translated.clone());
+    }
+    assert_eq!(steps(&want), ["say", "say", "wait", "switch", "switch", "wait"], "one wait for all");
 }
 
 #[test]
