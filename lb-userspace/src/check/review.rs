@@ -12,10 +12,11 @@ use std::sync::Arc;
 use k8s_openapi::api::networking::v1::Ingress;
 use serde_json::Value;
 
+use crate::model::l7::Mode;
 use crate::model::review::Review;
 use crate::model::{ObjectName, Problem, Severity};
 use crate::objects::{Map, Object, Objects};
-use crate::translate::{self, Annotation, Options, Scope, SnippetPolicy, TABLE};
+use crate::translate::{self, Annotation, Options, Scope, SnippetPolicy, Value as Form};
 
 /// Reasons that keep an Ingress out although they are no errors of its form.
 const KEPT_OUT: [&str; 4] = ["refused-annotation", "bad-pattern", "bad-rewrite-target", "catch-all-disabled"];
@@ -70,7 +71,7 @@ pub fn review(objects: &Objects, options: &Options, ingress: Value) -> Review {
     let others = served.iter().filter(|served| *served.name != key.name);
     let others: Vec<_> = others.map(|served| (served.name, served.ingress)).collect();
     review.refused.extend(overlaps(ingress, &others));
-    let translated = translate::translate(&beside(objects, &key.name, ingress, &others), options);
+    let translated = translate::translate(&beside(objects, options, &key.name, ingress, &others), options);
     for problem in translated.problems.iter().filter(|problem| problem.object == id) {
         // What would become of it, if it were let in, is no matter any more.
         if problems.iter().any(|refused| (&refused.field, refused.reason) == (&problem.field, problem.reason))
@@ -127,25 +128,33 @@ fn neighbours(objects: &Objects, name: &ObjectName, object: &Object) -> Objects 
 }
 
 /// The part of the objects that says what becomes of an Ingress: of the others, the oldest first, those that share a
-/// path with it, and of each host the first one, the first with TLS and the first with each annotation that
-/// concerns more than its own paths. A host may have thousands.
+/// path with it, and of each host the first one, the first with TLS, the first that makes patterns of its paths and the
+/// first with each annotation that concerns more than its own paths. A host may have thousands. What is a canary or is
+/// read strictly does not stand for what is not.
 fn beside(
     objects: &Objects,
+    options: &Options,
     name: &ObjectName,
     ingress: &Arc<Ingress>,
     others: &[(&ObjectName, &Ingress)],
 ) -> Objects {
     let own: BTreeSet<&str> = hosts(ingress).collect();
     let shared: BTreeSet<(&str, &str)> = places(ingress).collect();
+    let config = translate::controller(objects, options);
+    let usual_mode = config.and_then(|(_, config)| config.object.data.as_ref()?.get(translate::MODE_KEY));
+    let usual_mode = usual_mode.map(|word| word.trim());
     let mut firsts = BTreeSet::new();
     let mut ingresses = Map::new();
     let mut named = translate::named_services(name, ingress);
     for (name, other) in others {
         let mut counts = places(other).any(|(host, path)| shared.contains(&(host, path)));
-        for host in hosts(other).filter(|host| own.contains(host)) {
-            for one in Trait::of(other) {
-                counts |= firsts.insert((host, one));
-            }
+        let is_strict = translate::mode(&other.metadata, usual_mode) == Mode::Strict;
+        let sort = (is_strict, is_canary(other));
+        let traits: Vec<Trait> = Trait::of(other).collect();
+        let hosts = hosts(other).flat_map(|host| traits.iter().map(move |one| (host, *one)));
+        let patterns = with_patterns(other).map(|host| (host, Trait::Patterns));
+        for (host, one) in hosts.chain(patterns).filter(|(host, _)| own.contains(host)) {
+            counts |= firsts.insert((host, sort, one));
         }
         if let Some(sourced) = objects.ingresses.get(*name).filter(|_| counts) {
             named.extend(translate::named_services(name, other));
@@ -173,23 +182,52 @@ enum Trait {
     /// It is there: the oldest makes the host.
     Presence,
     Tls,
-    Annotation(&'static str),
+    /// A path of it makes patterns of all paths of the host.
+    Patterns,
+    Annotation(&'static str, Worth),
+}
+
+/// What the value of an annotation is good for: one that says `false` or cannot be read stands for no other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Worth {
+    Bad,
+    Off,
+    Set,
 }
 
 impl Trait {
+    /// All but [`Trait::Patterns`], which is not the same for each host.
     fn of(ingress: &Ingress) -> impl Iterator<Item = Self> {
         let spec = ingress.spec.as_ref();
         let tls = spec.and_then(|spec| spec.tls.as_deref()).filter(|tls| !tls.is_empty()).map(|_| Self::Tls);
-        let annotations = ingress.metadata.annotations.iter().flatten();
-        let annotations = annotations.filter_map(|(name, _)| {
-            let name = name.strip_prefix(translate::PREFIX)?.strip_prefix('/')?;
-            // One that differs from its path has patterns of all paths of the host.
-            let is_wide = |row: &&Annotation| row.scope != Scope::Location || row.name == "rewrite-target";
-            let row = TABLE.iter().find(|row| row.name == name).filter(is_wide)?;
-            Some(Self::Annotation(row.name))
-        });
+        let wide = translate::known(&ingress.metadata).filter(|(row, _)| row.scope != Scope::Location);
+        let annotations = wide.map(|(row, text)| Self::Annotation(row.name, Worth::of(row, text)));
         [Self::Presence].into_iter().chain(tls).chain(annotations)
     }
+}
+
+impl Worth {
+    fn of(row: &Annotation, text: &str) -> Self {
+        match translate::check_value(row.value, text) {
+            Err(_) => Self::Bad,
+            Ok(()) if row.value == Form::Bool && translate::boolean(text) == Some(false) => Self::Off,
+            Ok(()) => Self::Set,
+        }
+    }
+}
+
+/// Hosts of the paths that make patterns of their neighbours: those of `use-regex`, and those that a target differs from.
+fn with_patterns(ingress: &Ingress) -> impl Iterator<Item = &str> {
+    let (mut all, mut target) = (false, None);
+    for (row, text) in translate::known(&ingress.metadata) {
+        match (row.name, Worth::of(row, text)) {
+            ("use-regex", Worth::Set) => all = true,
+            ("rewrite-target", Worth::Set) => target = Some(text),
+            _ => {}
+        }
+    }
+    let makes = move |path: &str| all || target.is_some_and(|target| target != path);
+    places(ingress).filter(move |(_, path)| makes(path)).map(|(host, _)| host)
 }
 
 fn hosts(ingress: &Ingress) -> impl Iterator<Item = &str> {
@@ -248,7 +286,7 @@ fn places(ingress: &Ingress) -> impl Iterator<Item = (&str, &str)> {
     rules.iter().flat_map(|rule| {
         let host = rule.host.as_deref().unwrap_or_default();
         let paths = rule.http.iter().flat_map(|http| &http.paths);
-        paths.map(move |path| (host, path.path.as_deref().unwrap_or("/")))
+        paths.map(move |path| (host, path.path.as_deref().filter(|path| !path.is_empty()).unwrap_or("/")))
     })
 }
 

@@ -46,9 +46,9 @@ use crate::model::pool::Given;
 use crate::model::{Names, ObjectName, Problems, Snapshot};
 use crate::objects::{Admission, Key, Kind, Objects, Renamed};
 
-pub use annotations::PREFIX;
 pub use annotations::table::{Annotation, Scope, Status, TABLE, Value};
-pub use annotations::value::boolean;
+pub use annotations::value::{boolean, check as check_value};
+pub use annotations::{PREFIX, known};
 pub use classes::Served;
 pub use config::table::{ConfigKey, Fate, Form, KEYS, KeyStatus};
 pub use config::{controller, key_statuses};

@@ -275,13 +275,74 @@ fn of_hundreds_that_share_a_host_few_are_looked_at_closely() {
     let served = translate::served(&neighbours, &Options::default());
     let others: Vec<_> = served.iter().map(|served| (served.name, served.ingress)).collect();
     let others: Vec<_> = others.into_iter().filter(|(other, _)| **other != name).collect();
-    let beside = beside(&objects, &name, &new, &others);
+    let beside = beside(&objects, &Options::default(), &name, &new, &others);
 
     assert_eq!(others.len(), 300);
     let names: BTreeSet<&str> = beside.ingresses.keys().map(|name| name.name.as_str()).collect();
     // Itself, who has its path, and who makes the host and its patterns.
     assert!(names.contains("new") && names.contains("n299"), "{names:?}");
     assert_eq!(names.len(), 3, "{names:?}");
+}
+
+/// Ingresses of one host, the oldest first: their annotations and paths.
+fn sharing_a_host(all: &[(&str, &str)]) -> String {
+    let ingresses = all.iter().enumerate().map(|(number, (annotations, path))| {
+        format!(
+            "apiVersion: networking.k8s.io/v1\nkind: Ingress\nmetadata: {{name: n{number}, namespace: shop, \
+             creationTimestamp: '2026-11-0{}T12:00:00Z', annotations: {{{annotations}}}}}\nspec: {{ingressClassName: \
+             nginx, rules: [{{host: b.example.com, http: {{paths: [{{path: {path}, pathType: Prefix, backend: {{service: \
+             {{name: web, port: {{number: 80}}}}}}}}]}}}}]}}\n",
+            number + 1
+        )
+    });
+    ingresses.collect::<Vec<_>>().join("---\n")
+}
+
+#[test]
+fn a_neighbour_that_makes_patterns_counts_behind_one_that_seems_to() {
+    let bad = ingress(|ingress| {
+        ingress["spec"]["rules"][0]["http"]["paths"][0]["path"] = json!("/x[");
+        ingress["spec"]["rules"][0]["http"]["paths"][0]["pathType"] = json!("ImplementationSpecific");
+    });
+    let on = "nginx.ingress.kubernetes.io/use-regex: 'true'";
+    let rewrites = "nginx.ingress.kubernetes.io/rewrite-target: /new";
+    let seeming = [
+        "nginx.ingress.kubernetes.io/use-regex: 'false'".to_owned(),
+        "nginx.ingress.kubernetes.io/use-regex: 'maybe'".to_owned(),
+        "nginx.ingress.kubernetes.io/rewrite-target: /a".to_owned(),
+        "nginx.ingress.kubernetes.io/rewrite-target: 'a;'".to_owned(),
+        format!("{on}, penstock.dev/mode: strict"),
+        format!("{rewrites}, penstock.dev/mode: strict"),
+        format!("{on}, nginx.ingress.kubernetes.io/canary: 'true'"),
+        format!("{rewrites}, nginx.ingress.kubernetes.io/canary: 'true'"),
+    ];
+    for first in &seeming {
+        // The oldest of all makes the host, and is looked at for that.
+        let one = sharing_a_host(&[("", "/"), (first, "/a")]);
+        let alone = judged_beside(&one, &Options::default(), bad.clone());
+        assert_eq!(alone.refused, Vec::<String>::new(), "{first}");
+        for second in [on, rewrites] {
+            let both = sharing_a_host(&[("", "/"), (first, "/a"), (second, "/b")]);
+            let review = judged_beside(&both, &Options::default(), bad.clone());
+            assert!(
+                review.refused.iter().any(|reason| reason.contains("/x[")),
+                "{first}; {second}: {review:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_canary_that_is_older_does_not_stand_for_who_makes_the_host() {
+    let canary = "nginx.ingress.kubernetes.io/canary: 'true', nginx.ingress.kubernetes.io/use-regex: 'true'";
+    let all = sharing_a_host(&[(canary, "/a"), ("", "/a")]);
+    let objects = manifests::load_text("a.yaml", all.as_bytes(), translate::ADMISSION).objects;
+    let new: Arc<Ingress> = Arc::new(serde_json::from_value(ingress(|_| {})).expect("an Ingress"));
+    let served = objects.ingresses.iter().map(|(name, sourced)| (name, &*sourced.object)).collect::<Vec<_>>();
+
+    let beside = beside(&objects, &Options::default(), &ObjectName::new("shop", "new"), &new, &served);
+
+    assert_eq!(beside.ingresses.len(), 3);
 }
 
 #[test]

@@ -479,7 +479,7 @@ fn that_a_pool_is_translated_to_is_said_before_its_table_is_switched_and_taken_b
         plan.ops.iter().filter_map(step).collect::<Vec<_>>()
     };
 
-    want.pools.get_mut(&pool_id(0)).expect("served").backends.insert(backend_addr(3), translated);
+    want.pools.get_mut(&pool_id(0)).expect("served").backends.insert(backend_addr(3), translated.clone());
     assert_eq!(steps(&want), ["say", "wait", "switch", "wait"]);
 
     want.pools.get_mut(&pool_id(0)).expect("served").backends.remove(&backend_addr(3));

@@ -33,8 +33,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use self::honour::honour;
 pub(super) use self::honour::load_balance;
-pub use self::named::PREFIX;
-pub(super) use self::named::{field, honoured, known};
+pub use self::named::{PREFIX, known};
+pub(super) use self::named::{field, honoured};
 use self::named::{is_honoured, unknown};
 use self::policies::Source;
 pub(super) use self::policies::Unusable;

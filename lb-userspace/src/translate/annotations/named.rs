@@ -10,9 +10,7 @@ use super::{nearest, removed};
 pub const PREFIX: &str = "nginx.ingress.kubernetes.io";
 
 /// Annotations of the table that are set, trimmed; an alias only while its proper name is empty.
-pub(in crate::translate) fn known(
-    metadata: &ObjectMeta,
-) -> impl Iterator<Item = (&'static Annotation, &str)> {
+pub fn known(metadata: &ObjectMeta) -> impl Iterator<Item = (&'static Annotation, &str)> {
     let all = metadata.annotations.as_ref();
     let is_set = move |name: &str| {
         let text = all.and_then(|all| all.get(&format!("{PREFIX}/{name}")));

@@ -10,7 +10,7 @@ use crate::model::l4::Prefix;
 use crate::model::l7::policy::AddressSet;
 
 /// Whether a trimmed, non-empty value has the form; says what is wrong.
-pub(in crate::translate) fn check(value: Value, text: &str) -> Result<(), String> {
+pub fn check(value: Value, text: &str) -> Result<(), String> {
     // A list may have a line for each entry; what its entries hold besides is checked one by one.
     let is_list = matches!(value, Value::Origins | Value::Ranges | Value::Names);
     if text.contains(['\r', '\n', '\0']) && !is_list {
