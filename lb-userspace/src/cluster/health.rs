@@ -88,8 +88,8 @@ impl Health {
     }
 
     /// Somebody begins to read objects of this kind.
-    pub(super) fn reads(self: &Arc<Self>, resource: &'static str, need: Need) -> ReadHealth {
-        self.all_reads().insert(resource, Reads::new(need));
+    pub(super) fn reads(self: &Arc<Self>, resource: &'static str) -> ReadHealth {
+        self.all_reads().insert(resource, Reads::default());
         ReadHealth { health: Arc::clone(self), resource }
     }
 

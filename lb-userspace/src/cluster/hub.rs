@@ -15,7 +15,7 @@ use super::referenced::{Here, Wanted};
 use super::scope::Scope;
 use super::store::Store;
 use crate::model::ObjectName;
-use crate::objects::{Former, Key, Kind, Loaded, Object, Refer};
+use crate::objects::{Former, Key, Kind, Loaded, Object, Objects, Refer};
 
 /// Shortest time between two states.
 const PACE: Duration = Duration::from_millis(20);
@@ -279,14 +279,19 @@ impl Hub {
             self.scope.settings.clone_from(&named.of_settings);
             self.sort();
         }
-        for (wanted, names, called) in [
-            (&self.secrets, named.secrets, BTreeSet::new()),
-            (&self.config_maps, named.config_maps, named.config_maps_called),
+        // What is named without any Ingress is the operator's. Nobody else may keep an agent from starting.
+        let settings =
+            Objects { config_maps: self.store.objects().config_maps.clone(), ..Objects::default() };
+        let needed = (self.refer)(&settings).config_maps;
+        for (wanted, names, needed, called) in [
+            (&self.secrets, named.secrets, BTreeSet::new(), BTreeSet::new()),
+            (&self.config_maps, named.config_maps, needed, named.config_maps_called),
         ] {
             wanted.send_if_modified(|wanted| {
-                let differs = wanted.generation == 0 || wanted.names != names || wanted.called != called;
+                let now = Wanted { generation: wanted.generation, names, needed, called };
+                let differs = wanted.generation == 0 || *wanted != now;
                 if differs {
-                    *wanted = Wanted { generation: wanted.generation + 1, names, called };
+                    *wanted = Wanted { generation: now.generation + 1, ..now };
                 }
                 differs
             });

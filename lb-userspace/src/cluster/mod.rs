@@ -310,8 +310,8 @@ impl Feeds {
             self.tasks.spawn(follow(Metadata(api), Selection::default(), health, notes.clone(), say));
         }
         let (wanted, wants) = watch::channel(Wanted::default());
-        let health = self.health.reads(resource, need);
-        let reading = Reading { kind, lean, namespaces: namespaces.into_iter().collect(), need, health };
+        let health = self.health.reads(resource);
+        let reading = Reading { kind, lean, namespaces: namespaces.into_iter().collect(), health };
         let referenced = Referenced::new(self.client.clone(), reading, wants, noted, self.news.clone());
         self.tasks.spawn(referenced.run());
         wanted

@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use tokio::time::{Duration, Instant};
 
 use super::failure::{Failure, Why};
-use super::health::Need;
 use crate::model::{ObjectId, ObjectName, Problem, Severity};
 
 /// An object that exists, by what is followed of its kind, and that could not be read.
@@ -16,12 +15,19 @@ pub(super) struct Unread {
     pub(super) tries: u32,
     /// An earlier version is known.
     pub(super) known: bool,
+    /// An agent that starts cannot do without it.
+    pub(super) needed: bool,
+}
+
+impl Unread {
+    fn holds_up(&self) -> bool {
+        self.needed && !self.known
+    }
 }
 
 /// Of one kind.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Reads {
-    need: Need,
     unread: BTreeMap<ObjectName, Unread>,
     /// Since when there are any, and whether that was told to somebody.
     since: Option<Instant>,
@@ -32,16 +38,13 @@ pub(super) struct Reads {
 }
 
 impl Reads {
-    pub(super) fn new(need: Need) -> Self {
-        let (unread, logged, failures) = (BTreeMap::new(), BTreeSet::new(), BTreeMap::new());
-        Self { need, unread, since: None, told: false, logged, failures }
-    }
-
     /// These are all by now; whether that is something to say.
     pub(super) fn are(&mut self, unread: &BTreeMap<ObjectName, Unread>) -> bool {
         let says = |unread: &BTreeMap<ObjectName, Unread>| {
-            let first = unread.first_key_value();
-            first.map(|(name, first)| (name.clone(), first.failure.clone(), first.known, unread.len()))
+            let first = first(unread);
+            first.map(|(name, first)| {
+                (name.clone(), first.failure.clone(), (first.known, first.needed), unread.len())
+            })
         };
         let is_news = says(&self.unread) != says(unread);
         self.unread.clone_from(unread);
@@ -62,10 +65,8 @@ impl Reads {
 
     /// What an agent that starts cannot do without; `None`: nothing.
     pub(super) fn wants(&self, resource: &str) -> Option<String> {
-        let mut unread = self.unread.iter().filter(|(_, unread)| self.need == Need::Must && !unread.known);
-        unread
-            .next()
-            .map(|(name, unread)| format!("{resource}: {name} cannot be read: {}", unread.failure.message))
+        let (name, unread) = first(&self.unread).filter(|(_, unread)| unread.holds_up())?;
+        Some(format!("{resource}: {name} cannot be read: {}", unread.failure.message))
     }
 
     /// When it has lasted for so long that somebody should know, if nobody was told.
@@ -75,7 +76,7 @@ impl Reads {
 
     /// What somebody should know.
     pub(super) fn problem(&mut self, resource: &str, tolerated: Duration) -> Option<Problem> {
-        let (name, Unread { failure, known, .. }) = self.unread.first_key_value()?;
+        let (name, Unread { failure, known, needed, .. }) = first(&self.unread)?;
         let at_once = matches!(failure.why, Why::Refused | Why::Unauthorized);
         if !at_once && self.since.is_none_or(|since| since.elapsed() < tolerated) {
             return None;
@@ -85,10 +86,10 @@ impl Reads {
             1 => name.to_string(),
             all => format!("{name} and {} more", all - 1),
         };
-        let verdict = match (*known, self.need) {
+        let verdict = match (*known, *needed) {
             (true, _) => "the versions read before stay in force",
-            (false, Need::Must) => "an agent that starts waits for them",
-            (false, Need::May) => "what names them is served without",
+            (false, true) => "an agent that starts waits for them",
+            (false, false) => "what names them is served without",
         };
         let (reason, fix) = match failure.why {
             Why::Refused => ("read-refused", format!("let our account get {resource}")),
@@ -104,4 +105,9 @@ impl Reads {
             fix,
         })
     }
+}
+
+/// The one to speak of: one that holds up who starts, if there is any.
+fn first(unread: &BTreeMap<ObjectName, Unread>) -> Option<(&ObjectName, &Unread)> {
+    unread.iter().find(|(_, unread)| unread.holds_up()).or_else(|| unread.first_key_value())
 }

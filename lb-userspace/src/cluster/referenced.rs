@@ -15,7 +15,7 @@ use tokio::time::{Duration, Instant, sleep_until, timeout};
 
 use super::failure::{Failure, Why};
 use super::follow::Step;
-use super::health::{Need, ReadHealth};
+use super::health::ReadHealth;
 use super::hub::News;
 use super::reads::Unread;
 use crate::model::ObjectName;
@@ -40,13 +40,19 @@ pub(super) struct Wanted {
     /// Counts the changes of this.
     pub(super) generation: u64,
     pub(super) names: BTreeSet<ObjectName>,
-    /// Those of this name in whatever namespace.
+    /// Those of them that an agent that starts cannot do without.
+    pub(super) needed: BTreeSet<ObjectName>,
+    /// Those of this name in whatever namespace, which are needed, too.
     pub(super) called: BTreeSet<String>,
 }
 
 impl Wanted {
     fn has(&self, name: &ObjectName) -> bool {
         self.names.contains(name) || self.called.contains(&name.name)
+    }
+
+    fn needs(&self, name: &ObjectName) -> bool {
+        self.needed.contains(name) || self.called.contains(&name.name)
     }
 }
 
@@ -62,7 +68,6 @@ pub(super) struct Reading<K> {
     pub(super) lean: fn(K) -> Object,
     /// Namespaces whose names are followed; `None`: all at once.
     pub(super) namespaces: BTreeSet<Option<String>>,
-    pub(super) need: Need,
     pub(super) health: ReadHealth,
 }
 
@@ -99,7 +104,6 @@ pub(super) struct Referenced<K> {
     again: BTreeMap<ObjectName, Instant>,
     /// Exist, and could not be read when they were last asked for.
     unread: BTreeMap<ObjectName, Unread>,
-    need: Need,
     health: ReadHealth,
     namespaces: BTreeSet<Option<String>>,
     /// Those whose names are known.
@@ -122,7 +126,7 @@ where
         notes: mpsc::Receiver<Note<K>>,
         news: mpsc::Sender<News>,
     ) -> Self {
-        let Reading { kind, lean, namespaces, need, health } = reading;
+        let Reading { kind, lean, namespaces, health } = reading;
         Self {
             client,
             kind,
@@ -138,7 +142,6 @@ where
             queue: Vec::new(),
             again: BTreeMap::new(),
             unread: BTreeMap::new(),
-            need,
             health,
             namespaces,
             listed: BTreeSet::new(),
@@ -311,7 +314,8 @@ where
                 if self.there.contains_key(&name) {
                     let (tries, known) =
                         (unread.map_or(1, |unread| unread.tries + 1), self.told.contains_key(&name));
-                    self.unread.insert(name, Unread { failure, tries, known });
+                    let needed = self.wanted.borrow().needs(&name);
+                    self.unread.insert(name, Unread { failure, tries, known, needed });
                 }
             }
         }
@@ -329,13 +333,17 @@ where
         if !here {
             return Ok(());
         }
+        // What is needed may have changed since it was asked for.
+        for (name, unread) in &mut self.unread {
+            unread.needed = self.wanted.borrow().needs(name);
+        }
         self.health.are(&self.unread);
         let lacking = || self.unread.iter().filter(|(_, unread)| !unread.known);
         let may_come = |unread: &Unread| unread.failure.why != Why::Refused && unread.tries < TRIES;
         let here = Here {
             generation,
             lacking: lacking().map(|(name, _)| name.clone()).collect(),
-            is_worth_waiting: lacking().any(|(_, unread)| self.need == Need::Must || may_come(unread)),
+            is_worth_waiting: lacking().any(|(_, unread)| unread.needed || may_come(unread)),
         };
         if here == self.here {
             return Ok(());

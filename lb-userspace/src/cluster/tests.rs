@@ -387,6 +387,41 @@ async fn the_first_state_waits_for_settings_that_exist_and_cannot_be_read() {
 }
 
 #[tokio::test]
+async fn the_first_state_waits_for_what_a_flag_names_and_not_for_what_an_ingress_does() {
+    let flag: Refer = Arc::new(|_| References {
+        config_maps: [ObjectName::new("edge", "settings")].into(),
+        ..References::default()
+    });
+    let ingresses: Refer = Arc::new(|objects| References {
+        config_maps: objects.ingresses.keys().map(|_| ObjectName::new("edge", "settings")).collect(),
+        ..References::default()
+    });
+    for (case, refer, is_needed, verdict) in [
+        ("a flag", flag, true, "an agent that starts waits for them"),
+        ("an Ingress", ingresses, false, "what names them is served without"),
+    ] {
+        let server = Server::default();
+        server.put("configmaps", settings().0);
+        server.put("ingresses", ingress("web", "1", ""));
+        let refused = ("settings".to_owned(), (403, "Forbidden"));
+        server.shared.lock().expect("whole").unread.extend([refused]);
+        let cluster = server.start().await;
+
+        let mut followed = watch(&cluster, Options { refer, ..options() });
+        let told = async {
+            while !followed.health.problems().iter().any(|it| it.message.ends_with(verdict)) {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(DEADLINE, told).await.expect(case);
+        let wait = if is_needed { Duration::from_millis(100) } else { DEADLINE };
+        let is_known = timeout(wait, followed.first()).await.is_ok();
+
+        assert_eq!((is_known, followed.health.wants().is_some()), (!is_needed, is_needed), "{case}");
+    }
+}
+
+#[tokio::test]
 async fn a_secret_that_may_not_be_read_is_unread_and_told_once() {
     let server = Server::default();
     let names = ["one", "two"];
