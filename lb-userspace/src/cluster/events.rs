@@ -17,9 +17,10 @@ use tokio::time::{Duration, Instant, sleep_until, timeout};
 use tracing::{debug, warn};
 
 use super::Report;
+use super::allowance::Allowance;
 use super::failure::{Failure, Why};
 use super::hub::Aside;
-use super::parked::Parked;
+use super::parked::{Joined, Parked};
 use super::write_health::{Work, WriteHealth};
 use crate::model::{ObjectName, Problem, Severity};
 use crate::objects::{self, Key, Kind, Object};
@@ -30,11 +31,7 @@ const COMPONENT: &str = "nginx-ingress-controller";
 const REPEAT: Duration = Duration::from_secs(30 * 60);
 /// Between two looks at all that is the case. Events may be that late.
 const GLANCE: Duration = Duration::from_millis(250);
-/// Told at once before the pace counts.
-const BURST: u32 = 25;
-/// Time for one Event.
-const PACE: Duration = Duration::from_millis(200);
-/// Events that wait at most; more are dropped and counted.
+/// Events that wait at most, but for those of namespaces that take none; more are dropped and counted.
 const WAITING: usize = 1000;
 /// What passes within this as a rule is told only if it does not: objects of one application come one after the other,
 /// and slices and Secrets are made by controllers that take a while.
@@ -64,6 +61,12 @@ pub(super) struct Recorder {
 pub(super) struct Counts {
     pub(super) told: AtomicU64,
     pub(super) dropped: AtomicU64,
+}
+
+impl Counts {
+    fn drop_one(&self) {
+        self.dropped.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 /// What was told and what is to be.
@@ -139,14 +142,16 @@ impl Memory {
     }
 
     /// What is told next; an Ingress that is gone meanwhile is not.
-    fn next(&mut self, now: Instant) -> Option<What> {
+    fn next(&mut self, now: Instant, counts: &Counts) -> Option<What> {
         if let Some(what) = self.parked.next(now) {
             return Some(what);
         }
         while let Some(what) = self.queue.pop_front() {
             let namespace = what.namespace();
-            if let Some(what) = self.parked.join(&namespace, what) {
-                return Some(what);
+            match self.parked.join(&namespace, what) {
+                Joined::Free(what) => return Some(what),
+                Joined::Waits => {}
+                Joined::Instead(_) => counts.drop_one(),
             }
         }
         let report = self.before.as_ref()?;
@@ -161,6 +166,20 @@ impl Memory {
             }
         }
         None
+    }
+
+    /// Queues what does not wait already. Where a namespace takes none, that is no matter of the others.
+    fn queue(&mut self, due: Vec<What>, counts: &Counts) {
+        for what in due {
+            if self.parked.contains(&what.namespace(), &what) {
+                continue;
+            }
+            if self.queue.len() >= WAITING {
+                counts.drop_one();
+            } else {
+                self.queue.push_back(what);
+            }
+        }
     }
 
     /// When something has lasted long enough.
@@ -194,7 +213,7 @@ impl Recorder {
                 _ = repeat.tick() => true,
                 () = sleep_until(settled.unwrap_or_else(Instant::now)), if settled.is_some() => true,
                 () = sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {
-                    if let Some(what) = self.memory.next(Instant::now()) {
+                    if let Some(what) = self.memory.next(Instant::now(), &self.counts) {
                         allowance.spend();
                         match self.tell(&what).await {
                             Told::Later => {
@@ -255,13 +274,7 @@ impl Recorder {
             note_settings(before, report, &mut due);
             note_lost(before, report, &mut due);
         }
-        for what in due {
-            if self.memory.queue.len() + self.memory.parked.len() >= WAITING {
-                self.counts.dropped.fetch_add(1, Ordering::Relaxed);
-            } else {
-                self.memory.queue.push_back(what);
-            }
-        }
+        self.memory.queue(due, &self.counts);
     }
 
     async fn tell(&self, what: &What) -> Told {
@@ -275,7 +288,7 @@ impl Recorder {
                 Told::Done
             }
             Err(failure) if is_in_vain(&failure) => {
-                self.counts.dropped.fetch_add(1, Ordering::Relaxed);
+                self.counts.drop_one();
                 debug!(reason = failure.why.name(), failure.message, "an Event was not told");
                 Told::Done
             }
@@ -452,34 +465,6 @@ fn reference(object: &Object) -> ObjectReference {
     }
 }
 
-/// A bucket that fills by one in each [`PACE`].
-struct Allowance {
-    left: u32,
-    counted: Instant,
-}
-
-impl Allowance {
-    fn new(now: Instant) -> Self {
-        Self { left: BURST, counted: now }
-    }
-
-    /// When the next may be told.
-    fn next(&mut self, now: Instant) -> Instant {
-        while self.left < BURST && self.counted + PACE <= now {
-            self.left += 1;
-            self.counted += PACE;
-        }
-        if self.left == BURST {
-            self.counted = now;
-        }
-        if self.left > 0 { now } else { self.counted + PACE }
-    }
-
-    fn spend(&mut self) {
-        self.left = self.left.saturating_sub(1);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -526,29 +511,51 @@ mod tests {
         assert_eq!(memory.due(both(), at(8) + REPEAT), both());
     }
 
-    #[test]
-    fn a_namespace_where_we_may_tell_nothing_holds_up_no_other() {
-        let what = |namespace: Option<&str>, message: &str| What {
+    fn what(namespace: Option<&str>, message: &str) -> What {
+        What {
             about: ObjectReference { namespace: namespace.map(str::to_owned), ..ObjectReference::default() },
             kind: "Warning",
             reason: "BadValue".to_owned(),
             message: message.to_owned(),
             patience: Duration::ZERO,
-        };
+        }
+    }
+
+    #[test]
+    fn a_namespace_where_we_may_tell_nothing_holds_up_no_other() {
         let (node, shop, second) = (what(None, "node"), what(Some("shop"), "shop"), what(None, "second"));
         let (mut memory, now) = (Memory::default(), Instant::now());
+        let counts = Counts::default();
         memory.queue.extend([node, second, shop.clone()]);
-        let refused = memory.next(now).expect("the first one");
+        let refused = memory.next(now, &counts).expect("the first one");
 
         memory.parked.refused(&refused.namespace(), refused, now);
 
-        assert_eq!(memory.next(now), Some(shop));
-        assert_eq!(memory.next(now), None);
+        assert_eq!(memory.next(now, &counts), Some(shop));
+        assert_eq!(memory.next(now, &counts), None);
         let again = memory.waits(now).expect("something waits");
         assert!(again > now);
-        assert_eq!(memory.next(again).expect("tried again").message, "node");
+        assert_eq!(memory.next(again, &counts).expect("tried again").message, "node");
         assert_eq!(memory.parked.release("default").len(), 1);
         assert_eq!(memory.waits(now), None);
+    }
+
+    #[test]
+    fn what_waits_in_a_namespace_does_so_once_and_takes_no_place_of_others() {
+        let (mut memory, now, counts) = (Memory::default(), Instant::now(), Counts::default());
+        let lasting: Vec<What> = (0..150).map(|number| what(Some("shop"), &number.to_string())).collect();
+        // Every half hour what lasts is due again.
+        for _ in 0..10 {
+            memory.queue(lasting.clone(), &counts);
+            while let Some(refused) = memory.next(now, &counts) {
+                memory.parked.refused(&refused.namespace(), refused, now);
+            }
+        }
+        assert_eq!(memory.parked.release("shop").len(), 100);
+        assert_eq!(counts.dropped.load(Ordering::Relaxed), 500);
+        memory.queue(vec![what(Some("edge"), "told")], &counts);
+
+        assert_eq!(memory.next(now, &counts), Some(what(Some("edge"), "told")));
     }
 
     #[test]
@@ -558,19 +565,5 @@ mod tests {
         for (why, expected) in cases {
             assert_eq!(is_in_vain(&Failure::new(why, "")), expected, "{why:?}");
         }
-    }
-
-    #[test]
-    fn events_leave_in_a_burst_and_then_at_a_pace() {
-        let begun = Instant::now();
-        let (mut allowance, mut now) = (Allowance::new(begun), begun);
-
-        for _ in 0..BURST + 10 {
-            now = allowance.next(now);
-            allowance.next(now);
-            allowance.spend();
-        }
-
-        assert_eq!(now - begun, PACE * 10);
     }
 }
