@@ -1,6 +1,6 @@
 //! How writing back goes: who holds the Lease, and what the API server does not take.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::failure::{Failure, Why};
@@ -35,7 +35,8 @@ pub(super) struct WriteHealth(Mutex<State>);
 #[derive(Debug, Default)]
 struct State {
     holder: Option<Holder>,
-    failing: BTreeMap<Work, Failure>,
+    /// The last failure of each, and why there were any since it worked.
+    failing: BTreeMap<Work, (Failure, BTreeSet<Why>)>,
 }
 
 impl WriteHealth {
@@ -53,10 +54,13 @@ impl WriteHealth {
         self.state().holder.clone()
     }
 
-    /// It did not work, and is tried again; whether that is worth telling.
+    /// It did not work, and is tried again; whether that is worth telling: each reason is once, until it works.
     pub(super) fn failed(&self, work: Work, failure: &Failure) -> bool {
-        let before = self.state().failing.insert(work, failure.clone());
-        before.is_none_or(|before| before.why != failure.why)
+        let mut state = self.state();
+        let none_yet = || (failure.clone(), BTreeSet::new());
+        let (last, reasons) = state.failing.entry(work).or_insert_with(none_yet);
+        last.clone_from(failure);
+        reasons.insert(failure.why)
     }
 
     /// It worked, or is not ours to do any more.
@@ -66,7 +70,7 @@ impl WriteHealth {
 
     /// For people.
     pub(super) fn problems(&self) -> Vec<Problem> {
-        self.state().failing.iter().map(|(work, failure)| problem(*work, failure)).collect()
+        self.state().failing.iter().map(|(work, (failure, _))| problem(*work, failure)).collect()
     }
 }
 
@@ -131,5 +135,17 @@ mod tests {
                         our account create and patch events";
         assert_eq!(told, [expected]);
         assert_eq!(health.problems(), []);
+    }
+
+    #[test]
+    fn two_reasons_in_turns_are_news_once_each() {
+        let health = WriteHealth::default();
+        let both = [Failure::new(Why::Refused, "403"), Failure::new(Why::Rejected, "422")];
+        let round = || both.each_ref().map(|failure| health.failed(Work::IngressStatus, failure));
+
+        assert_eq!([round(), round()], [[true, true], [false, false]]);
+        assert!(health.problems()[0].message.contains("422"), "the last one");
+        health.done(Work::IngressStatus);
+        assert_eq!(round(), [true, true]);
     }
 }
