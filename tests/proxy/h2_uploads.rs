@@ -80,3 +80,20 @@ fn uploads_that_nobody_takes_leave_room_for_all_others() {
     assert_eq!(reply.head.status(), 200);
     drop(waiting);
 }
+
+#[test]
+fn many_small_bodies_at_once_take_nothing_of_the_memory_of_all_bodies() {
+    const STREAMS: u32 = 32;
+    let backend = Backend::mirror();
+    let rig = Rig::start(to_with(&[backend.addr], Filters::default()));
+    let mut client = Frames::connect(rig.http, DEADLINE);
+    let last = 2 * STREAMS + 1;
+    for i in 0..STREAMS {
+        client.headers(2 * i + 1, 0, &request("POST", "/"));
+        client.send(kind::DATA, 0, 2 * i + 1, b"0123456789");
+    }
+    client.get(last, "/");
+    assert_eq!(client.outcome(last), Outcome::Status(200));
+
+    assert_eq!(rig.metric("penstock_l7_body_memory_bytes"), 0.0);
+}

@@ -26,6 +26,8 @@ pub(super) struct Intake {
     small: Cell<u32>,
     /// Empty ones that could not be kept from the h2 crate.
     empty: Cell<u32>,
+    /// Bytes of DATA that may wait: those that did when last looked at, and what came since.
+    waiting: Cell<usize>,
     /// Those that are read, and some that were.
     bodies: RefCell<Vec<Weak<RefCell<Body>>>>,
 }
@@ -38,6 +40,7 @@ impl Intake {
             budget,
             small: Cell::default(),
             empty: Cell::default(),
+            waiting: Cell::default(),
             bodies: RefCell::default(),
         })
     }
@@ -61,6 +64,9 @@ impl Intake {
         let left = self.frames.borrow_mut().sift(bytes, |head, is_whole| {
             data += u32::from(head.is_useful() && head.kind == DATA);
             useless += u32::from(!head.is_useful());
+            if head.kind == DATA {
+                self.waiting.set(self.waiting.get().saturating_add(head.length as usize));
+            }
             if head.is_small_data(limits::SMALL) {
                 self.small.set(self.small.get() + 1);
             }
@@ -104,13 +110,19 @@ impl Intake {
         body
     }
 
-    /// Whether more than `n` bodies are being read.
-    pub(super) fn has_more_bodies_than(&self, n: usize) -> bool {
+    /// Whether more than `n` bodies are being read, and more than `bytes` of them wait.
+    pub(super) fn has_more_than(&self, n: usize, bytes: usize) -> bool {
         let mut bodies = self.bodies.borrow_mut();
-        if bodies.len() > n {
-            bodies.retain(|body| body.strong_count() > 0);
+        if self.waiting.get() <= bytes || bodies.len() <= n {
+            return false;
         }
-        bodies.len() > n
+        let mut waiting = 0;
+        bodies.retain(|body| {
+            let body = body.upgrade();
+            body.inspect(|body| waiting += body.borrow_mut().waiting()).is_some()
+        });
+        self.waiting.set(waiting);
+        waiting > bytes && bodies.len() > n
     }
 }
 
@@ -151,6 +163,11 @@ impl Body {
     pub(super) fn release(&mut self, bytes: usize) {
         // Fails only for more than was received.
         let _ = self.stream.flow_control().release_capacity(bytes);
+    }
+
+    /// Bytes that the sender's window lacks.
+    fn waiting(&mut self) -> usize {
+        self.stream.flow_control().used_capacity()
     }
 
     fn relieve(&mut self) {

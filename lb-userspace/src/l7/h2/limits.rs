@@ -19,8 +19,8 @@ use super::super::buffer::BUFFER_BYTES;
 
 /// Bytes of one request body that may wait here; bounds its rate to this per round trip.
 pub(super) const STREAM_WINDOW: u32 = 256 << 10;
-/// Bytes of all request bodies of a connection that may wait here. With more bodies at once than this has room for, each
-/// brings room of its own, out of the memory that all bodies have together.
+/// Bytes of all request bodies of a connection that may wait here. Where so many do, and there are more bodies than
+/// this has room for, each of those brings room of its own, out of the memory that all bodies have together.
 pub(super) const CONNECTION_WINDOW: u32 = 1 << 20;
 /// Streams of one connection to an upstream at once, unless it allows fewer.
 pub(super) const UPSTREAM_STREAMS_MAX: u32 = 100;

@@ -195,16 +195,19 @@ impl Connection<'_, '_> {
             false => self.h2.poll_closed(cx).map(|closed| closed.err().map(Err)),
         });
         self.intake.relieve();
+        if polled.is_pending() {
+            self.widen();
+        }
         polled
     }
 
-    /// Each body gets room for all that its own window allows, as far as there is memory: those that nobody takes must
-    /// not stop the others.
+    /// Bodies that nobody takes must not stop the others: where what waits leaves little of the window, there is more,
+    /// as far as there is memory, up to all that the windows of the bodies allow.
     fn widen(&mut self) {
         let served = (self.window / limits::STREAM_WINDOW) as usize;
-        let is_granted =
-            self.intake.has_more_bodies_than(served) && self.share.take(limits::STREAM_WINDOW as usize);
-        if is_granted {
+        let enough = self.window.saturating_sub(limits::STREAM_WINDOW / 2) as usize;
+        let is_short = self.intake.has_more_than(served, enough);
+        if is_short && self.share.take(limits::STREAM_WINDOW as usize) {
             self.window += limits::STREAM_WINDOW;
             self.h2.set_target_window_size(self.window);
         }
@@ -223,7 +226,6 @@ impl Connection<'_, '_> {
         let budget = Rc::clone(&self.budget);
         let (stream, verdict) =
             Stream::accepted(request, respond, Rc::clone(&budget), Rc::clone(&self.intake));
-        self.widen();
         Crew::send(self.worker, Errand { stream, verdict, client, live, budget });
     }
 }
