@@ -1,13 +1,14 @@
 //! Which failures lead to another endpoint, and what the client is told when none is left.
 
+use std::io::Read;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use penstock::model::expression::Expression;
-use penstock::model::l7::{Filters, Retry};
+use penstock::model::l7::{Filters, Protocol, Retry};
 use penstock::model::upstream::{Balance, Conditions, Keepalive};
 
-use crate::rig::{Backend, Rig, nobody, to, to_with};
+use crate::rig::{Backend, DEADLINE, Rig, nobody, to, to_with};
 
 const GET: &str = "GET /x HTTP/1.1\r\nHost: a.example\r\n\r\n";
 const POST: &str = "POST /x HTTP/1.1\r\nHost: a.example\r\nContent-Length: 2\r\n\r\nhi";
@@ -105,6 +106,38 @@ fn an_endpoint_that_keeps_failing_is_left_alone() {
 
     // Five failures eject it; half of all endpoints may be out.
     assert_eq!(bad.connections(), 5);
+}
+
+#[test]
+fn an_endpoint_is_ejected_where_clients_leave_before_it_is_connected_to() {
+    let (heard, was_heard) = std::sync::mpsc::channel();
+    // Takes connections, and says nothing to a TLS handshake.
+    let silent = Backend::start(move |mut peer| {
+        let _ = heard.send(());
+        peer.stream.set_read_timeout(None).expect("no timeout");
+        peer.rest();
+    });
+    let connect_timeout = Duration::from_secs(3600);
+    let filters = Filters { protocol: Protocol::Https, connect_timeout, ..Filters::default() };
+    let rig = Rig::start(to_with(&[silent.addr], filters));
+    let mut clients: Vec<_> = (0..5).map(|_| rig.client()).collect();
+    for client in &mut clients {
+        client.send(GET);
+        was_heard.recv_timeout(DEADLINE).expect("the endpoint is connected to");
+    }
+
+    // Longer than it takes to connect to an endpoint that is well.
+    let patience = Some(Duration::from_millis(1500));
+    clients[0].stream.set_read_timeout(patience).expect("a timeout");
+    assert!(clients[0].stream.read(&mut [0]).is_err(), "no answer");
+    drop(clients);
+
+    let started = Instant::now();
+    while rig.metric("penstock_l7_ejected_endpoints") < 1.0 {
+        assert!(started.elapsed() < DEADLINE, "it is asked on");
+        std::thread::yield_now();
+    }
+    assert_eq!(rig.metric("penstock_l7_failed_attempts_total"), 5.0);
 }
 
 #[test]

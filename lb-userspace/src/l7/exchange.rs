@@ -135,7 +135,7 @@ pub(super) async fn run(
                 return Sent::Nothing { status, read };
             }
             None => {
-                attempts.ended(0, Instant::now());
+                attempts.given_up(Instant::now());
                 return Sent::Broken { status: 499 };
             }
         };

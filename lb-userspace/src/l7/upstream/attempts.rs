@@ -25,6 +25,9 @@ use crate::model::upstream::{Condition, Retry, UpstreamName};
 /// Attempts where `proxy-next-upstream-tries` is 0: a loop over endpoints that refuse must end.
 const TRIES_MAX: u32 = 32;
 
+/// Where a client leaves after an endpoint was connected to for so long, the endpoint is what it left for.
+const SLOW_CONNECT: Duration = Duration::from_secs(1);
+
 /// What is spoken on a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::l7) enum Speech {
@@ -100,6 +103,8 @@ pub(in crate::l7) struct Attempts<'s> {
     session: Option<Key>,
     /// Why the connection at hand did not come about.
     error: Cell<Option<io::Error>>,
+    /// Since when it is being opened.
+    connecting: Cell<Option<Instant>>,
 }
 
 /// Times and sizes of one attempt.
@@ -194,11 +199,12 @@ impl<'s> Attempts<'s> {
             stale: None,
             session: None,
             error: Cell::default(),
+            connecting: Cell::default(),
         }
     }
 
     /// A connection to send the request by. Endpoints that cannot be connected to are passed over,
-    /// as long as that is allowed; the error is what to answer. Whoever waits no longer calls [`Self::ended`].
+    /// as long as that is allowed; the error is what to answer. Whoever waits no longer calls [`Self::given_up`].
     pub(in crate::l7) async fn lease(&mut self) -> Result<Lease, u16> {
         loop {
             if self.failed > 0 {
@@ -207,6 +213,7 @@ impl<'s> Attempts<'s> {
             let (picked, fresh) = self.pick().ok_or(503_u16)?;
             let addr = picked.addr();
             self.picked = Some(picked);
+            self.connecting.set(None);
             let failure = match self.open(addr, fresh).await {
                 Ok((way, peer, requests, opened)) => {
                     // A kept connection took no time, and the clock need not be asked for that.
@@ -322,6 +329,7 @@ impl<'s> Attempts<'s> {
 
     /// A new connection to an endpoint, TLS included.
     async fn connect(&self, endpoint: SocketAddr) -> Result<Link, Failure> {
+        self.connecting.set(Some(Instant::now()));
         let connecting = tokio::time::timeout(self.terms.connect, TcpStream::connect(endpoint));
         let stream = match connecting.await {
             Ok(Ok(stream)) => stream,
@@ -390,6 +398,17 @@ impl<'s> Attempts<'s> {
     /// Nothing more is sent either way.
     pub(in crate::l7) fn ended(&mut self, bytes: u64, now: Instant) {
         self.note(0, bytes, now);
+    }
+
+    /// The client left before there was a connection.
+    pub(in crate::l7) fn given_up(&mut self, now: Instant) {
+        let took = self.connecting.take().map(|since| now.saturating_duration_since(since));
+        let Some(picked) = self.note(0, 0, now) else { return };
+        if let (Some(took), Some(upstream)) = (took.filter(|took| *took >= SLOW_CONNECT), self.upstream()) {
+            let failure = Failure::ConnectTimeout;
+            self.worker.counters.borrow_mut().failed_attempt(upstream, failure);
+            self.worker.failed(upstream, &picked, Cause { failure, error: None }, took);
+        }
     }
 
     /// The attempt that runs is over.
