@@ -43,6 +43,7 @@ struct Known {
 /// A connection that somebody is opening.
 #[derive(Default)]
 struct Opening {
+    opened: Cell<bool>,
     failed: Cell<Option<Failure>>,
     ended: Cell<bool>,
     told: Notify,
@@ -162,6 +163,8 @@ impl Connections {
                 // Too long for somebody else.
                 Some(Failure::ConnectTimeout) if since.elapsed() < patience => {}
                 Some(failure) => return Err(failure),
+                // Others were quicker; to wait for one's turn is no fault of the endpoint.
+                None if opening.opened.get() => waits = None,
                 None => {}
             }
         }
@@ -192,6 +195,7 @@ impl Connections {
                     retired: Cell::new(false),
                 });
                 self.with(peer, |known| known.connections.push(Rc::clone(&connection)));
+                ended.opening.opened.set(true);
                 Ok(connection)
             }
             Err(failure) => {
