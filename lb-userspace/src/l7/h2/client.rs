@@ -127,7 +127,7 @@ impl Connections {
 
     /// A stream to `peer`, by a new connection only if need be, and whether its connection carried
     /// requests before. `fresh` trusts none of the connections there are. `patience` is how long to wait for one that
-    /// somebody else opens, whose own patience may be another.
+    /// somebody else opens, whose own patience may be another, and then for one's own.
     pub(in crate::l7) async fn stream<F>(
         &self,
         peer: Peer,
@@ -149,7 +149,10 @@ impl Connections {
                 Take::Wait(opening) => opening,
                 Take::Open(opening) => {
                     self.bound_idle(limits);
-                    let connection = Box::pin(self.open(peer, opening, connect())).await?;
+                    let left = waits
+                        .map_or(Duration::MAX, |since: Instant| patience.saturating_sub(since.elapsed()));
+                    let opened = timeout(left, Box::pin(self.open(peer, opening, connect()))).await;
+                    let connection = opened.map_err(|_| Failure::ConnectTimeout)??;
                     return Ok((connection.stream(peer), false));
                 }
             };
@@ -304,4 +307,32 @@ async fn begin(mut link: Link) -> Result<(SendRequest<Bytes>, Rc<Intake>), Failu
     });
     let requests = wait.await.map_err(|_| Failure::Closed)?;
     Ok((requests, intake))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn who_waited_for_another_s_connection_has_the_rest_of_its_time_for_its_own() {
+        let (connections, limits) = (Connections::default(), Keepalive::default());
+        let peer = Peer { addr: ([127, 0, 0, 1], 1).into(), client: 0 };
+        let (fail, failed) = oneshot::channel::<()>();
+        let first = connections.stream(peer, false, &limits, Duration::from_secs(3600), || async {
+            let _ = failed.await;
+            Err(Failure::ConnectTimeout)
+        });
+        let second = async {
+            let patience = Duration::from_millis(500);
+            let second = connections.stream(peer, false, &limits, patience, pending);
+            let (second, _) = tokio::join!(second, async { fail.send(()) });
+            second.err()
+        };
+
+        let (first, second) = tokio::join!(first, second);
+
+        assert_eq!((first.err(), second), (Some(Failure::ConnectTimeout), Some(Failure::ConnectTimeout)));
+    }
 }
