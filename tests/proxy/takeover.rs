@@ -345,40 +345,44 @@ fn takeovers_under_load_with_websockets_and_downloads_open_lose_nothing() {
 }
 
 #[test]
-fn an_agent_that_is_full_of_downloads_is_taken_over_and_ends_them_well() {
-    let ends = Arc::new(AtomicBool::new(false));
-    let backend = backend(&ends);
-    let limit = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: ingress-nginx-controller, \
-                 namespace: ingress-nginx}\ndata: {max-worker-connections: \"2\"}\n";
-    let agents = Agents::serving(backend.addr, &[("limit.yaml", limit)], &["--workers", "1"]);
-    let open = |path: &str| {
-        let mut client = Client::connect(agents.http);
-        client.send(format!("GET {path} HTTP/1.1\r\nHost: {HOST}\r\n\r\n"));
-        client
-    };
-    let mut downloads = [open("/drip"), open("/drip")];
-    for download in &mut downloads {
-        assert!(download.head().is_some_and(|head| head.starts_with("HTTP/1.1 200 ")));
-    }
-    // One more is accepted and waits for a place among them.
-    let mut waiting = open("/");
-    let is_full = || {
-        let text = agents.admin("/metrics").text();
-        let mut lines = text.lines();
-        lines.any(|line| line == "penstock_l7_connection_limit_reached_total 1").then_some(())
-    };
-    eventually(DEADLINE, is_full).expect("the worker is full");
+fn an_agent_that_is_full_of_downloads_parts_and_ends_them_well() {
+    for signal in ["-HUP", "-TERM"] {
+        let ends = Arc::new(AtomicBool::new(false));
+        let backend = backend(&ends);
+        let limit = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: ingress-nginx-controller, \
+                     namespace: ingress-nginx}\ndata: {max-worker-connections: \"2\"}\n";
+        let agents = Agents::serving(backend.addr, &[("limit.yaml", limit)], &["--workers", "1"]);
+        let open = |path: &str| {
+            let mut client = Client::connect(agents.http);
+            client.send(format!("GET {path} HTTP/1.1\r\nHost: {HOST}\r\n\r\n"));
+            client
+        };
+        let mut downloads = [open("/drip"), open("/drip")];
+        for download in &mut downloads {
+            assert!(download.head().is_some_and(|head| head.starts_with("HTTP/1.1 200 ")));
+        }
+        // One more is accepted and waits for a place among them.
+        let mut waiting = open("/");
+        let is_full = || {
+            let text = agents.admin("/metrics").text();
+            let mut lines = text.lines();
+            lines.any(|line| line == "penstock_l7_connection_limit_reached_total 1").then_some(())
+        };
+        eventually(DEADLINE, is_full).expect("the worker is full");
 
-    let pid = agents.pid();
-    agents.signal(pid, "-HUP");
-    agents.successor_of(pid);
+        let pid = agents.pid();
+        agents.signal(pid, signal);
 
-    assert_eq!(waiting.reply().status, 200);
-    assert_eq!(open("/").reply().status, 200);
-    ends.store(true, Ordering::SeqCst);
-    for download in &mut downloads {
-        let other = std::iter::repeat_with(|| download.chunk()).find(|chunk| chunk != b"drip\n");
-        assert_eq!(other.as_deref(), Some(&b"end\n"[..]));
+        assert_eq!(waiting.reply().status, 200, "{signal}");
+        if signal == "-HUP" {
+            agents.successor_of(pid);
+            assert_eq!(open("/").reply().status, 200);
+        }
+        ends.store(true, Ordering::SeqCst);
+        for download in &mut downloads {
+            let other = std::iter::repeat_with(|| download.chunk()).find(|chunk| chunk != b"drip\n");
+            assert_eq!(other.as_deref(), Some(&b"end\n"[..]));
+        }
     }
 }
 

@@ -400,10 +400,10 @@ impl Worker {
         self.shed.set(0);
     }
 
-    /// Waits until a connection that came in at `place` may be served, but no longer than connections are taken
-    /// there: whoever takes them from then on cannot begin while this one waits for others that may never end.
+    /// Waits until a connection that came in at `place` may be served, but no longer than all are taken there: neither
+    /// whoever takes them from then on nor the end of the last ones can wait for others that may never end.
     async fn admit(&self, place: Place) {
-        while self.gate.entry(place) != Entry::HandedOver {
+        while self.gate.entry(place) == Entry::Open {
             tokio::select! {
                 biased;
                 () = self.room() => return,
