@@ -359,6 +359,15 @@ impl Drop for During<'_> {
     }
 }
 
+/// While this lives, silent connections are told to end.
+struct Shedding<'w>(&'w Cell<usize>);
+
+impl Drop for Shedding<'_> {
+    fn drop(&mut self) {
+        self.0.set(0);
+    }
+}
+
 impl Worker {
     pub(super) fn tls(&self) -> &Tls {
         &self.tls
@@ -396,8 +405,8 @@ impl Worker {
                 "clients wait, because no file descriptor is free; raise the limit of open files (LimitNOFILE, ulimit -n)"
             );
         }
+        let _shedding = Shedding(&self.shed);
         self.make_room().await;
-        self.shed.set(0);
     }
 
     /// Waits until a connection that came in at `place` may be served, but no longer than all are taken there: neither
@@ -407,7 +416,7 @@ impl Worker {
             tokio::select! {
                 biased;
                 () = self.room() => return,
-                () = self.gate.changed() => self.shed.set(0),
+                () = self.gate.changed() => {}
             }
         }
     }
@@ -419,10 +428,10 @@ impl Worker {
             return;
         }
         self.counters.borrow_mut().full += 1;
+        let _shedding = Shedding(&self.shed);
         while !self.has_room() {
             self.make_room().await;
         }
-        self.shed.set(0);
     }
 
     /// Tells some silent connections to end, and waits a moment for one.
