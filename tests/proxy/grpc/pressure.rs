@@ -4,7 +4,7 @@
 use std::io::Read;
 use std::net::TcpListener;
 
-use lb_tests::h2_frames::{Frames, Outcome, PREFACE, flag, frame, kind, request};
+use lb_tests::h2_frames::{Frames, Outcome, PREFACE, block, flag, frame, kind, request};
 use tokio::sync::Semaphore;
 
 use super::*;
@@ -135,6 +135,34 @@ fn small_messages_that_an_upstream_does_not_read_end_no_other_call() {
             said += &String::from_utf8_lossy(&frame.payload);
         }
     }
+}
+
+#[test]
+fn small_messages_behind_many_calls_that_begin_at_once_end_none() {
+    const STREAMS: u32 = 127;
+    let mut builder = h2::server::Builder::new();
+    builder.data_frame_budget(usize::MAX);
+    let upstream = Upstream::with(builder, None, |request, mut respond| async move {
+        if request.uri().path() == "/later" {
+            return std::future::pending().await;
+        }
+        let mut stream = respond.send_response(grpc_head(), false).expect("sent");
+        let _ = stream.send_trailers(status("0"));
+    });
+    let rig = Rig::start(to_with(&[upstream.addr], filters()));
+    let mut client = Frames::connect(rig.http, DEADLINE);
+    // From then on the windows are those that it was told.
+    client.until(kind::SETTINGS).expect("settings");
+    client.send(kind::SETTINGS, flag::ACK, 0, &[]);
+
+    let call = block(&call_of("/later"));
+    let heads = (0..STREAMS).flat_map(|i| frame(kind::HEADERS, flag::END_HEADERS, 2 * i + 1, &call));
+    let bodies = (STREAMS - 3..STREAMS).flat_map(|i| messages(2 * i + 1));
+    client.send_raw(&heads.chain(bodies).collect::<Vec<_>>());
+
+    let now = 2 * STREAMS + 1;
+    client.headers(now, flag::END_STREAM, &call_of("/now"));
+    assert_eq!(client.outcome(now), Outcome::Status(200));
 }
 
 #[test]

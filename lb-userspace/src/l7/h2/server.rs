@@ -194,8 +194,9 @@ impl Connection<'_, '_> {
             true => self.h2.poll_accept(cx),
             false => self.h2.poll_closed(cx).map(|closed| closed.err().map(Err)),
         });
-        self.intake.relieve();
+        // While streams are handed out, those that come may have small pieces too; nothing more is read meanwhile.
         if polled.is_pending() {
+            self.intake.relieve();
             self.widen();
         }
         polled
