@@ -109,11 +109,13 @@ impl Buf {
         }
     }
 
-    /// Puts `byte` in front of the byte that is `at` of those there are; false where there is no room.
+    /// Puts `byte` in front of the byte that is `at` of those there are; false where there are not so many.
     pub(super) fn insert(&mut self, at: usize, byte: u8) -> bool {
-        let is_within = at <= self.bytes().len();
-        if !is_within || self.space().is_empty() {
+        if at > self.bytes().len() {
             return false;
+        }
+        if self.space().is_empty() {
+            self.grow(self.data.len().saturating_add(1));
         }
         let at = self.start + at;
         self.data.copy_within(at..self.end, at + 1);
@@ -328,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn a_byte_is_put_between_others_while_there_is_room() {
+    fn a_byte_is_put_between_others_however_many_there_are() {
         let mut buf = Buf { data: Box::from(*b"xbc"), start: 1, end: 3, is_large: false };
 
         assert!(buf.insert(1, b'-') && buf.insert(0, b'<') && buf.insert(4, b'>'));
@@ -336,8 +338,9 @@ mod tests {
         assert!(!buf.insert(6, b'?'));
         buf.space().fill(b'x');
         buf.end = BUFFER_BYTES;
-        assert!(!buf.insert(1, b'?'));
-        buf.consume(1);
+        assert!(buf.insert(1, b'?'), "whatever there is");
+        assert_eq!((&buf.bytes()[..4], buf.bytes().len()), (&b"<?b-"[..], BUFFER_BYTES + 1));
+        buf.consume(2);
         assert!(buf.insert(0, b'!'));
         assert_eq!((&buf.bytes()[..3], buf.bytes().len()), (&b"!b-"[..], BUFFER_BYTES));
     }
