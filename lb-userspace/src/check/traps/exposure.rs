@@ -91,18 +91,8 @@ fn demands_certificate(ingress: &Seen<'_>) -> bool {
     ingress.text("auth-tls-secret").is_some() && verify.eq_ignore_ascii_case("on")
 }
 
-/// What an Ingress asks of its clients, each of which somebody may count on.
-const GUARDS: [&str; 9] = [
-    "auth-type",
-    "auth-url",
-    "auth-tls-secret",
-    "allowlist-source-range",
-    "whitelist-source-range",
-    "denylist-source-range",
-    "limit-rps",
-    "limit-rpm",
-    "limit-connections",
-];
+/// What an Ingress asks of its clients beside where they come from; somebody may count on each.
+const BY_IDENTITY: [&str; 3] = ["auth-type", "auth-url", "auth-tls-secret"];
 
 /// Of a host whose TLS is handed on nobody here sees a request, whichever Ingress has it handed on.
 pub(super) fn handed_on_unopened(world: &World<'_>, caught: &mut Caught) {
@@ -114,7 +104,7 @@ pub(super) fn handed_on_unopened(world: &World<'_>, caught: &mut Caught) {
         }
         let hosts = listed(&handed);
         let set = |name: &&str| ingress.text(name).is_some();
-        for guard in GUARDS.iter().filter(|name| set(name)) {
+        for guard in BY_IDENTITY.iter().chain(&BY_ADDRESS).filter(|name| set(name)) {
             let message = format!(
                 "holds for plain HTTP alone: TLS of {hosts} is handed on unopened (ssl-passthrough), so over https everybody gets to the Service"
             );
@@ -122,7 +112,12 @@ pub(super) fn handed_on_unopened(world: &World<'_>, caught: &mut Caught) {
             caught.needs_action(&ingress.id, "handed-on-unopened", field(guard), message, fix);
         }
         let others = TABLE.iter().map(|row| row.name);
-        let others = others.filter(|name| *name != "ssl-passthrough" && !GUARDS.contains(name) && set(name));
+        let others = others.filter(|name| {
+            *name != "ssl-passthrough"
+                && !BY_IDENTITY.contains(name)
+                && !BY_ADDRESS.contains(name)
+                && set(name)
+        });
         let others: Vec<_> = others.collect();
         if !others.is_empty() && ingress.is_on("ssl-passthrough") {
             let message = format!(
