@@ -37,8 +37,8 @@ pub trait LeaseWords {
 pub struct Lease(pub u64);
 
 impl Lease {
-    /// A lease. `stamp`: see [`stamp`]; `sender`: the last three bytes of the MAC that the client's
-    /// packets come from, because answers go back there.
+    /// A lease. `stamp`: see [`stamp`]; `sender`: the last three bytes of the MAC that the client's packets come from, and the
+    /// interface (exclusive or), because answers go back there.
     #[inline(always)]
     pub const fn new(backend: BackendId, wire_port: u16, stamp: u8, sender: u32) -> Self {
         let terms = stamp as u64 | (sender as u64 & 0xff_ffff) << 8;

@@ -153,6 +153,9 @@ pub const COUNTS: &str = "COUNTS";
 pub const NAT_FORWARD: &str = "NAT_FORWARD";
 /// Translated flows, backend to client.
 pub const NAT_REVERSE: &str = "NAT_REVERSE";
+/// Translated flows in the order in which they began: [`crate::ports::BEGUN`] hashes, then how many began and how many
+/// were looked at.
+pub const BEGUN: &str = "BEGUN";
 /// Interfaces that can be redirected to.
 pub const DEVICES: &str = "DEVICES";
 /// Listening sockets of the proxy.

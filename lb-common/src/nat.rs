@@ -204,6 +204,13 @@ impl Reverse {
         class << 24 | capped
     }
 
+    /// Whether this flow gives its entry to another where no entry is free, which has another port or client: in `local` mode
+    /// nobody could get the answer to a question that was given up for it.
+    #[inline(always)]
+    pub const fn gives_room(&self, forward: &Forward, now: u32) -> bool {
+        is_begun(Some(forward)) && self.state & state::LOCAL != 0 || self.gives_way(Some(forward), now) != 0
+    }
+
     #[inline(always)]
     const fn is_udp(&self) -> bool {
         self.flow.proto == crate::UDP as u32

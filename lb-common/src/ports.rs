@@ -1,6 +1,9 @@
 //! Which source port a translated flow gets: the first that is free of those that its hash names, else
 //! that of the flow which gives way most willingly ([`crate::nat::Reverse::gives_way`]).
 //!
+//! Where no entry is free to note a port, the flows that began longest ago are looked at, a few at a time ([`ROOM_PROBES`]):
+//! the first that gives way leaves its entry to the new one.
+//!
 //! Two CPUs may claim one port at once. Who inserts its entry first has it; who takes a port from a flow
 //! that is over may take it from one that got it in the same moment. That one is told by its
 //! own entry, which the port's no longer names, and begins anew.
@@ -10,12 +13,36 @@ use crate::{Verdict, wire_port};
 /// Ports tried for a new flow. With nine tenths of the range taken, one flow in 800 finds none free.
 pub const PROBES: u16 = 64;
 
+/// Flows that are looked at for the entry of a new one. Those that stay are passed and asked again when all others were,
+/// so each new flow passes at most so many of them.
+pub const ROOM_PROBES: u32 = 16;
+/// Flows whose beginning is remembered in order: as many as have entries.
+pub const BEGUN: u64 = crate::maps::NAT_FLOWS as u64;
+
+/// The beginnings that are remembered, by two numbers that only grow: how many there were, and how many were looked at.
+/// Returns the number of the next to look at, if there is one.
+#[inline(always)]
+pub const fn oldest_begun(begun: u64, looked_at: u64) -> Option<u64> {
+    // Where nobody looked for long, the oldest were written over; who looked at the same moment as others may be ahead.
+    let waiting = begun.wrapping_sub(looked_at);
+    match waiting {
+        0 => None,
+        1..=BEGUN => Some(looked_at),
+        _ if waiting >> 63 != 0 => None,
+        _ => Some(begun - BEGUN),
+    }
+}
+
 /// The entries of flows that have a port, to one that wants one. Ports in wire order.
 pub trait Claims {
     /// Claims this port, if nobody has it.
     fn try_claim(&self, port: u16) -> Tried;
     /// Claims it from whoever has it and gives way.
     fn take(&self, port: u16) -> Tried;
+    /// How willingly whoever has this port gives way; 0: nobody does.
+    fn willing(&self, port: u16) -> u32;
+    /// Ends one of the flows that began longest ago, if it gives its entry to another ([`crate::nat::Reverse::gives_room`]).
+    fn make_room(&self) -> bool;
 }
 
 /// What became of a claim.
@@ -87,10 +114,15 @@ pub fn claim(claims: &impl Claims, search: &Search) -> Result<u16, Verdict> {
     let (mut most, mut willing, mut full) = (0, 0, false);
     for probe in 0..PROBES {
         let port = search.port(probe);
-        match claims.try_claim(port) {
+        // An attempt costs much where there is no room: one is enough.
+        let tried = if full { Tried::Held(claims.willing(port)) } else { claims.try_claim(port) };
+        match tried {
             Tried::Claimed => return Ok(port),
             Tried::Held(how) if how > most => (most, willing) = (how, port),
             Tried::Held(_) => {}
+            Tried::Full if claims.make_room() && matches!(claims.try_claim(port), Tried::Claimed) => {
+                return Ok(port);
+            }
             Tried::Full => full = true,
             Tried::Lost => return Err(Verdict::NatTableFull),
         }
@@ -107,7 +139,7 @@ mod tests {
     use crate::nat::{Forward, Reverse, SILENCE, Timeouts, state};
     use crate::steer::Kind;
     use proptest::prelude::*;
-    use std::cell::RefCell;
+    use std::cell::{Cell, RefCell};
     use std::collections::{BTreeMap, BTreeSet};
     use std::vec::Vec;
 
@@ -152,6 +184,14 @@ mod tests {
     impl Claims for Claiming<'_> {
         fn try_claim(&self, port: u16) -> Tried {
             self.gives_way(port).map_or_else(|| self.note(port), Tried::Held)
+        }
+
+        fn willing(&self, port: u16) -> u32 {
+            self.gives_way(port).unwrap_or(0)
+        }
+
+        fn make_room(&self) -> bool {
+            false
         }
 
         fn take(&self, port: u16) -> Tried {
@@ -273,6 +313,57 @@ mod tests {
         ) {
             follow(&steps, count, room)?;
         }
+    }
+
+    /// A table without room, and what is asked of it.
+    #[derive(Default)]
+    struct Full {
+        makes_room: bool,
+        attempts: Cell<u32>,
+        made: Cell<bool>,
+    }
+
+    impl Claims for Full {
+        fn try_claim(&self, _: u16) -> Tried {
+            self.attempts.set(self.attempts.get() + 1);
+            if self.made.get() { Tried::Claimed } else { Tried::Full }
+        }
+
+        fn take(&self, _: u16) -> Tried {
+            unreachable!("nobody gives way")
+        }
+
+        fn willing(&self, _: u16) -> u32 {
+            0
+        }
+
+        fn make_room(&self) -> bool {
+            self.made.set(self.makes_room);
+            self.makes_room
+        }
+    }
+
+    #[test]
+    fn a_full_table_is_asked_once_and_again_when_it_made_room() {
+        let search = Search { hash: hash(1), first: 61_000, count: 4_000, own: 0 };
+        let full = Full::default();
+        assert_eq!(claim(&full, &search), Err(Verdict::NatTableFull));
+        assert_eq!(full.attempts.get(), 1);
+
+        let roomy = Full { makes_room: true, ..Full::default() };
+        assert_eq!(claim(&roomy, &search), Ok(search.port(0)));
+        assert_eq!(roomy.attempts.get(), 2);
+    }
+
+    #[test]
+    fn flows_are_looked_at_in_the_order_in_which_they_began_as_far_as_that_is_remembered() {
+        assert_eq!(oldest_begun(0, 0), None);
+        assert_eq!(oldest_begun(3, 0), Some(0));
+        assert_eq!(oldest_begun(3, 2), Some(2));
+        assert_eq!(oldest_begun(3, 3), None);
+        assert_eq!(oldest_begun(BEGUN, 0), Some(0));
+        assert_eq!(oldest_begun(BEGUN + 7, 5), Some(7), "the first were written over");
+        assert_eq!(oldest_begun(3, 4), None, "two CPUs looked at once");
     }
 
     #[test]

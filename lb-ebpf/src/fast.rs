@@ -432,7 +432,7 @@ fn leased<F: Fast>(ctx: &XdpContext, tables: &Tables, ours: &Ours<F>) -> Option<
     }
     let hash = F::hash_of(frame, record, config::multipliers(&tables.settings()));
     let lease = lease::find(tables, hash);
-    if !lease.holds(maps::stamp(), sender::<F>(frame)) {
+    if !lease.holds(maps::stamp(), sender::<F>(frame) ^ ctx.ingress_ifindex() as u32) {
         return None;
     }
     let id = lease.backend();

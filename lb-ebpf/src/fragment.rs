@@ -4,7 +4,7 @@
 use aya_ebpf::{btf_maps::LruHashMap, macros::btf_map};
 use lb_common::{Flow, maps::FRAGMENT_ENTRIES};
 
-/// What the first fragment said, by source, destination, identification (in place of the ports) and protocol.
+/// What the first fragment said, by source, destination, identification (in place of the ports) and protocol, see [`key`].
 #[btf_map]
 static FRAGMENTS: LruHashMap<Flow, u64, FRAGMENT_ENTRIES> = LruHashMap::new();
 
@@ -17,8 +17,15 @@ pub struct Remembered {
     pub proto: u8,
 }
 
-/// Remembers the first fragment of a datagram. `key`: the flow with the identification as its ports, and the
-/// protocol as fragments name it.
+/// The key of a fragment's datagram. `flow` has the identification as its ports, and the protocol that the fragment names: over
+/// IPv6 that tells nothing, because an extension header behind the fragment header makes later fragments name that one
+/// (RFC 8200 4.5).
+#[inline(always)]
+pub fn key(flow: Flow) -> Flow {
+    if flow.src.is_v4() { flow } else { Flow { proto: 0, ..flow } }
+}
+
+/// Remembers the first fragment of a datagram.
 #[inline(never)]
 pub fn remember(key: &Flow, first: Remembered) {
     let word = first.ports as u64 | (first.proto as u64) << 32;

@@ -18,7 +18,7 @@ use crate::{
     forward::{self, Outcome},
     headers::{Behind, Headers, Part},
     maps::{self, Tables, Telling},
-    nat::finish_as,
+    nat::{self, finish_as},
     own_port,
     packet::{FARTHEST, Packet, View},
     parse::{Family, V4, V6},
@@ -316,6 +316,8 @@ fn to_translated<F: Message>(
     if entry.flow != *flow || identity.generation() != entry.generation {
         return None;
     }
+    // Else its port is another flow's by now.
+    nat::own_reverse(entry, hash)?;
     let local = identity.mode() == Mode::Local as u8;
     let source = backend::source(&backends, id);
     let addr = backend::addr(&backends, id);

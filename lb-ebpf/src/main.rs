@@ -13,6 +13,7 @@
 mod bench;
 mod capture;
 mod carry;
+mod claim;
 mod counts;
 mod errors;
 mod fast;
@@ -30,6 +31,7 @@ mod out;
 mod packet;
 mod parse;
 mod refuse;
+mod room;
 mod slow;
 mod steer;
 mod tags;

@@ -5,7 +5,7 @@
 //! lease spares it that; only a new flow runs the loop that claims a port. Both programs are reached by a tail
 //! call from the ladder and begin with what it carried over.
 
-use aya_ebpf::{macros::xdp, programs::XdpContext};
+use aya_ebpf::{helpers::bpf_check_mtu, macros::xdp, programs::XdpContext};
 use lb_common::{
     Addr, AddrEntry, BackendId, Flow, Mode, TCP, Tags, Verdict,
     backend::{self, NextHop},
@@ -13,25 +13,22 @@ use lb_common::{
     lease::{self, Lease},
     maps::Program,
     nat::{Forward, Reverse, state},
-    ports::{self, Claims, Search, Tried},
     steer::{Choice, How, Kind, Memory},
-    tunnel::{self, Round},
+    tunnel::Round,
     vip::Rules,
 };
 
 use crate::{
     carry::{Carry, Tunnelled},
+    claim::claim,
     finish, finish_carried, former,
     forward::{self, Outcome, Way},
-    maps::{self, Scratch, Tables},
+    maps::{self, Tables},
     options,
     packet::Packet,
     parse::{Family, V4, V6, kind, rewrite_transport, tcp_flag},
     steer, tags,
 };
-
-const NOEXIST: u64 = 1;
-const EEXIST: i32 = -17;
 
 /// A packet to a VIP some of whose backends are translated to.
 #[xdp(frags)]
@@ -49,7 +46,7 @@ pub fn penstock_translate(ctx: XdpContext) -> u32 {
 pub fn penstock_reply(ctx: XdpContext) -> u32 {
     let Some(scratch) = maps::scratch() else { return finish_as(&ctx, Verdict::Corrupt) };
     // SAFETY: as above.
-    let carry = unsafe { &(*scratch).carry };
+    let carry = unsafe { &mut (*scratch).carry };
     let Outcome { verdict, action } =
         if carry.flow.src.is_v4() { to_client::<V4>(&ctx, carry) } else { to_client::<V6>(&ctx, carry) };
     finish_carried(&ctx, verdict, action)
@@ -159,7 +156,8 @@ fn to_backend<F: Family>(ctx: &XdpContext, carry: &mut Carry) -> Outcome {
     // to come here as long as it may be the one that shows that the client goes on.
     let plain = carry.at() == F::PLAIN && carry.tags.is_none() && carry.tunnelled == Tunnelled::NOT;
     if plain && flags & tcp_flag::BEGIN_OR_END == 0 && state & state::BEGUN == 0 {
-        let lease = Lease::new(backend, port, maps::stamp(), (client.head >> 24) as u32);
+        let sender = (client.head >> 24) as u32 ^ client.ifindex;
+        let lease = Lease::new(backend, port, maps::stamp(), sender);
         lease::grant(&tables, hash, lease);
     }
 
@@ -215,7 +213,7 @@ fn second_chance(tables: &Tables, carry: &Carry, choice: Choice, kind: Kind) -> 
 }
 
 #[inline(always)]
-fn to_client<F: Family>(ctx: &XdpContext, carry: &Carry) -> Outcome {
+fn to_client<F: Family>(ctx: &XdpContext, carry: &mut Carry) -> Outcome {
     let packet = carry.packet(ctx);
     let Some(head) = F::head(&packet, carry.at()) else { return Verdict::Corrupt.into() };
     let Some(entry) = maps::NAT_REVERSE.get_ptr_mut(carry.hashes.flow) else {
@@ -229,6 +227,13 @@ fn to_client<F: Family>(ctx: &XdpContext, carry: &Carry) -> Outcome {
     }
     if F::ttl(&head) <= 1 {
         return Verdict::Ttl.into();
+    }
+    // Everybody's way takes so much; and it leads back where the answer came from, as a rule.
+    let length = F::length(&head);
+    if length > LEAST_MTU && entry.client.ifindex != ctx.ingress_ifindex() as u32 {
+        if let Some(mtu) = narrower(ctx, entry.client.ifindex, length) {
+            return refuse(ctx, carry, Verdict::TooBig, mtu, true);
+        }
     }
     let flags = carry.tcp_flags as u8;
     entry.seen = steer::now();
@@ -244,6 +249,18 @@ fn to_client<F: Family>(ctx: &XdpContext, carry: &Carry) -> Outcome {
     }
     translate::<F>(&packet, carry, &head, &new, 1);
     forward::send::<F>(ctx, &packet, carry.l3 as usize, client, tags, Verdict::RepliedNat)
+}
+
+/// What every way takes: IPv6's least MTU (RFC 8200 5).
+const LEAST_MTU: u32 = 1280;
+
+/// MTU of an interface, if that is less than an IP packet of this length takes.
+#[inline(always)]
+fn narrower(ctx: &XdpContext, ifindex: u32, length: u32) -> Option<u16> {
+    let mut mtu = length;
+    // SAFETY: `ctx` is the program's own context; the helper reads the length and writes the MTU (Linux 5.13).
+    let checked = unsafe { bpf_check_mtu(ctx.ctx.cast(), ifindex, &mut mtu, 0, 0) };
+    (checked > 0).then_some(mtu as u16)
 }
 
 /// A packet that goes nowhere; `tell` its sender so.
@@ -316,7 +333,7 @@ fn known(hash: u64, flow: &Flow, kind: Kind, now: u32, backends: &impl lb_common
 
 /// The other direction of a flow, while its port is its own.
 #[inline(always)]
-fn own_reverse(entry: &Forward, hash: u64) -> Option<&'static Reverse> {
+pub fn own_reverse(entry: &Forward, hash: u64) -> Option<&'static Reverse> {
     let reverse = maps::NAT_REVERSE.get_ptr(entry.reverse_key)?;
     // SAFETY: as in `to_client`.
     let reverse = unsafe { &*reverse };
@@ -325,7 +342,7 @@ fn own_reverse(entry: &Forward, hash: u64) -> Option<&'static Reverse> {
 
 /// Forgets a flow in both directions: its port is free again, and no lease leads where it went.
 #[inline(never)]
-fn forget(hash: u64) {
+pub fn forget(hash: u64) {
     let Some(entry) = maps::NAT_FORWARD.get_ptr(hash) else { return };
     // SAFETY: as in `to_client`.
     let entry = unsafe { &*entry };
@@ -336,169 +353,18 @@ fn forget(hash: u64) {
     end_lease(hash);
 }
 
+/// Whether a flow leaves its entry to another; `None`: it has none.
+#[inline(always)]
+pub fn gives_room(hash: u64, now: u32) -> Option<bool> {
+    // SAFETY: as in `to_client`.
+    let entry = unsafe { &*maps::NAT_FORWARD.get_ptr(hash)? };
+    Some(own_reverse(entry, hash).is_none_or(|reverse| reverse.gives_room(entry, now)))
+}
+
 /// Lets the flow's next packet ask what is remembered.
 #[inline(never)]
 fn end_lease(hash: u64) {
     lease::end(&maps::tables(), hash);
-}
-
-/// Claims a source port for the flow of this CPU's carry and remembers both directions. In `local`
-/// mode the client's own port is tried first. A function of its own, and both entries are built in
-/// scratch memory: a program has 512 bytes of stack in all.
-#[inline(never)]
-fn claim(id: BackendId, client: NextHop, now: u32) -> Result<u16, Verdict> {
-    let tables = maps::tables();
-    let Some(scratch) = maps::scratch() else {
-        return Err(Verdict::Corrupt);
-    };
-    let backends = tables.backends();
-    // SAFETY: the scratch value is this CPU's own, and XDP does not nest.
-    let Scratch { carry, reverse, forward, .. } = unsafe { &mut *scratch };
-    let (first, count) = config::nat_range(&tables.config());
-    let (flow, hash) = (&carry.flow, carry.hashes.flow);
-    let identity = backend::identity(&backends, id);
-    let local = identity.mode() == Mode::Local as u8;
-    reverse.flow.src = backend::addr(&backends, id);
-    reverse.flow.dst = if local { flow.src } else { backend::source(&backends, id) };
-    reverse.flow.ports = Flow::ports(identity.wire_port(), 0);
-    reverse.flow.proto = flow.proto;
-    reverse.reply.src = flow.dst;
-    reverse.reply.dst = flow.src;
-    reverse.reply.ports = Flow::ports(flow.dst_port(), flow.src_port());
-    reverse.reply.proto = flow.proto;
-    reverse.client = client;
-    reverse.tags = carry.tags;
-    reverse.forward_key = hash;
-    reverse.seen = now;
-    reverse.backend = id.0;
-    reverse.state = match carry.tunnelled.overhead as usize {
-        _ if !local => 0,
-        0 => state::LOCAL,
-        tunnel::OVERHEAD_V4 => state::LOCAL | state::TUNNEL_V4,
-        _ => state::LOCAL | state::TUNNEL_V6,
-    };
-    forward.flow = *flow;
-    forward.seen = now;
-    forward.backend = id.0;
-    forward.generation = identity.generation();
-    forward.state = state_after(0, carry.tcp_flags as u8) | state::BEGUN;
-    forward.client_mac = sender_tag(client, carry.tags);
-
-    let own = if local { flow.src_port() } else { 0 };
-    match penstock_claim(hash, Flow::ports(first, count), own.into(), now) {
-        TABLE_FULL => Err(Verdict::NatTableFull),
-        NO_PORT => Err(Verdict::NatPortsExhausted),
-        port => Ok(port as u16),
-    }
-}
-
-const TABLE_FULL: u64 = 1 << 16;
-const NO_PORT: u64 = 2 << 16;
-
-/// [`ports::claim`]: a port, or one of the above. A global function, whose loop the verifier follows once and not
-/// from every path that leads here. `range`: first port, and how many.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn penstock_claim(hash: u64, range: u32, own: u32, now: u32) -> u64 {
-    let search = Search { hash, first: range as u16, count: (range >> 16) as u16, own: own as u16 };
-    if search.count == 0 {
-        return NO_PORT;
-    }
-    match ports::claim(&Entries { now }, &search) {
-        Ok(port) => port.into(),
-        Err(Verdict::NatTableFull) => TABLE_FULL,
-        Err(_) => NO_PORT,
-    }
-}
-
-/// The entries of this CPU's scratch value, which are to be noted under some port, and those that are.
-struct Entries {
-    now: u32,
-}
-
-impl Claims for Entries {
-    #[inline(always)]
-    fn try_claim(&self, port: u16) -> Tried {
-        Tried::unpack(penstock_try_port(port.into(), self.now))
-    }
-
-    #[inline(always)]
-    fn take(&self, port: u16) -> Tried {
-        Tried::unpack(penstock_take_port(port.into(), self.now))
-    }
-}
-
-/// [`Claims::try_claim`]. A global function, which the verifier looks at once and not with every port that is tried.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn penstock_try_port(port: u32, now: u32) -> u64 {
-    let Some(key) = with_port(port as u16) else { return Tried::Lost.pack() };
-    let Some((willing, _)) = holder(key, now) else { return note(key).pack() };
-    Tried::Held(willing).pack()
-}
-
-/// [`Claims::take`], as a global function, too.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn penstock_take_port(port: u32, now: u32) -> u64 {
-    let Some(key) = with_port(port as u16) else { return Tried::Lost.pack() };
-    let Some((willing, owner)) = holder(key, now) else { return note(key).pack() };
-    if willing == 0 {
-        return Tried::Held(0).pack();
-    }
-    match owner {
-        Some(owner) => forget(owner),
-        None => drop(maps::NAT_REVERSE.remove(key)),
-    }
-    note(key).pack()
-}
-
-/// Key of the entry with this port.
-#[inline(always)]
-fn with_port(port: u16) -> Option<u64> {
-    let (tables, scratch) = (maps::tables(), maps::scratch()?);
-    // SAFETY: the scratch value is this CPU's own, and XDP does not nest.
-    let reverse = unsafe { &mut (*scratch).reverse };
-    reverse.flow.ports = Flow::ports(reverse.flow.src_port(), port);
-    Some(reverse.flow.hash(config::hash_key(&tables.config())))
-}
-
-/// How willingly whoever has the entry with this key gives way, and the hash of that flow, unless it has
-/// another port by now.
-#[inline(always)]
-fn holder(key: u64, now: u32) -> Option<(u32, Option<u64>)> {
-    let reverse = maps::NAT_REVERSE.get_ptr(key)?;
-    // SAFETY: as in `to_client`.
-    let reverse = unsafe { &*reverse };
-    let forward = maps::NAT_FORWARD.get_ptr(reverse.forward_key);
-    // SAFETY: as in `to_client`.
-    let forward = forward.map(|forward| unsafe { &*forward }).filter(|forward| forward.reverse_key == key);
-    Some((reverse.gives_way(forward, now), forward.map(|_| reverse.forward_key)))
-}
-
-/// Remembers the flow in both directions, if nobody has taken the port's entry.
-#[inline(always)]
-fn note(key: u64) -> Tried {
-    let Some(scratch) = maps::scratch() else { return Tried::Lost };
-    // SAFETY: the scratch value is this CPU's own, and XDP does not nest.
-    let Scratch { carry, reverse, forward, .. } = unsafe { &mut *scratch };
-    // By reference: by value each would be copied to the stack first.
-    let entry: &Reverse = reverse;
-    match maps::NAT_REVERSE.insert(key, entry, NOEXIST) {
-        Ok(()) => {}
-        Err(EEXIST) => return Tried::Held(0),
-        Err(_) => return Tried::Full,
-    }
-    forward.reverse_key = key;
-    forward.snat_port = reverse.flow.dst_port();
-    let entry: &Forward = forward;
-    match maps::NAT_FORWARD.insert(carry.hashes.flow, entry, NOEXIST) {
-        Ok(()) => Tried::Claimed,
-        Err(error) => {
-            let _ = maps::NAT_REVERSE.remove(key);
-            if error == EEXIST { Tried::Lost } else { Tried::Full }
-        }
-    }
 }
 
 /// Notes that the client sent something more, and from where if that changed. Returns its [`state`].
@@ -549,10 +415,11 @@ fn sender(ctx: &XdpContext, packet: &Packet) -> Option<NextHop> {
     })
 }
 
-/// Last four bytes of the sender's MAC, and its tags: the vendor's part seldom tells two routers apart.
+/// What tells where a client's packets come from: the last four bytes of the sender's MAC (the vendor's part seldom tells two
+/// routers apart), tags and interface. One MAC is on several where it is a virtual router's (RFC 5798).
 #[inline(always)]
-fn sender_tag(client: NextHop, tags: Tags) -> u32 {
-    (client.head >> 16) as u32 ^ tags.0
+pub fn sender_tag(client: NextHop, tags: Tags) -> u32 {
+    (client.head >> 16) as u32 ^ tags.0 ^ client.ifindex.rotate_left(16)
 }
 
 /// Bits of [`state`] after a packet with these TCP flags.

@@ -136,8 +136,8 @@ fn v6(ctx: &TcContext, l3: usize) -> Option<()> {
 #[inline(always)]
 fn translated(ctx: &TcContext, src: Addr, dst: Addr, behind: &Behind) -> Option<(Flow, Flow, u16)> {
     let Behind { part, proto, l4, id } = *behind;
-    let key = Flow { src, dst, ports: id, proto: proto as u32 };
-    let mut old = key;
+    let mut old = Flow { src, dst, ports: id, proto: proto as u32 };
+    let key = fragment::key(old);
     let mut flags = 0;
     match part {
         Part::Whole | Part::First if proto == TCP || proto == UDP => {

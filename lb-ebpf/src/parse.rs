@@ -58,6 +58,8 @@ pub trait Family {
     fn length(head: &Self::Head) -> u32;
     /// TOS or traffic class.
     fn tos(head: &Self::Head) -> u8;
+    /// Sets both bits of its ECN field: congestion was met (RFC 3168 5).
+    fn mark_congested(head: &Self::Head);
     /// The first word of an IPv6 header around it, in wire order: version, its traffic class, and a flow label, which spreads
     /// the flows of one pair of hosts over paths and queues (RFC 6438).
     fn outer_v6(head: &Self::Head, hash: u64) -> u32;
@@ -123,6 +125,15 @@ impl Family for V4 {
     #[inline(always)]
     fn tos(head: &Self::Head) -> u8 {
         head.read(1)
+    }
+
+    #[inline(always)]
+    fn mark_congested(head: &Self::Head) {
+        let word: u16 = head.read(0);
+        let marked = word | 0x0003u16.swap_bytes();
+        let csum = Delta::new().word(word as u32, marked as u32).apply(head.read(10));
+        head.write(0, marked);
+        head.write(10, csum);
     }
 
     #[inline(always)]
@@ -196,6 +207,11 @@ impl Family for V6 {
     #[inline(always)]
     fn tos(head: &Self::Head) -> u8 {
         (head.read::<u16>(0).swap_bytes() >> 4) as u8
+    }
+
+    #[inline(always)]
+    fn mark_congested(head: &Self::Head) {
+        head.write(0, head.read::<u16>(0) | 0x0030u16.swap_bytes());
     }
 
     /// Of its own one, all but the label.

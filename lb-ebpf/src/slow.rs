@@ -89,7 +89,7 @@ fn classify<F: Headers>(ctx: &XdpContext, tables: &Tables, packet: &Packet, l3: 
     let Behind { part, proto, l4, id } = F::behind(ctx, &head, l3);
     let length = F::length(&head);
     let mut flow = Flow { src: F::src(&head), dst: F::dst(&head), ports: id, proto: proto as u32 };
-    let key = flow;
+    let key = fragment::key(flow);
     let short = l3 as u32 + length > packet::length(ctx) || l3 as u32 + length < l4 as u32;
     match part {
         Part::Short => return quietly(addr, Verdict::Truncated),

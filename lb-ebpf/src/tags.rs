@@ -31,6 +31,8 @@ pub struct Exit {
     pub verdict: Verdict,
     /// Whether the flow stands in the carry.
     pub is_carried: bool,
+    /// The packet goes on as if it had come with these tags, and the rest says nothing.
+    pub begins_anew: bool,
 }
 
 /// The tags of a packet whose IP header begins at `l3`.
@@ -50,7 +52,9 @@ pub fn behind(tags: Tags, ifindex: u32, outcome: Outcome) -> Outcome {
     let Outcome { verdict, action } = outcome;
     let Some(scratch) = maps::scratch() else { return Verdict::Corrupt.into() };
     // SAFETY: the scratch value is this CPU's own, and XDP does not nest.
-    unsafe { (*scratch).exit = Exit { tags, ifindex, action, verdict, is_carried: false } };
+    unsafe {
+        (*scratch).exit = Exit { tags, ifindex, action, verdict, is_carried: false, begins_anew: false }
+    };
     Outcome { verdict, action: PUSH }
 }
 
@@ -65,13 +69,40 @@ pub fn push(ctx: &XdpContext, origin: Origin) -> u32 {
     xdp_action::XDP_ABORTED
 }
 
+/// Has a packet of no plain kind looked at once its tags are pushed.
+#[inline(always)]
+pub fn begin_anew(ctx: &XdpContext, tags: Tags) {
+    let Some(scratch) = maps::scratch() else { return };
+    let nothing = Outcome::from(Verdict::Corrupt);
+    // SAFETY: as above.
+    unsafe {
+        (*scratch).exit = Exit {
+            tags,
+            ifindex: 0,
+            action: nothing.action,
+            verdict: nothing.verdict,
+            is_carried: false,
+            begins_anew: true,
+        };
+    }
+    maps::call(ctx, Program::Tagged);
+}
+
 /// Pushes the tags and lets the frame go.
 #[xdp(frags)]
 pub fn penstock_tagged(ctx: XdpContext) -> u32 {
     let Some(scratch) = maps::scratch() else { return nat::finish_as(&ctx, Verdict::Corrupt) };
     // SAFETY: as above.
     let exit = unsafe { (*scratch).exit };
-    let Outcome { verdict, action } = tagged(&ctx, &exit).unwrap_or_else(Outcome::from);
+    let Outcome { verdict, action } = match tagged(&ctx, &exit) {
+        Ok(outcome) => {
+            if exit.begins_anew {
+                maps::call(&ctx, Program::Slow);
+            }
+            outcome
+        }
+        Err(verdict) => verdict.into(),
+    };
     finish_as(&ctx, verdict, action, if exit.is_carried { Origin::Carry } else { Origin::Packet })
 }
 

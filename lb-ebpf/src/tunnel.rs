@@ -6,6 +6,8 @@
 //! it gets it as a second chance. If it does not know the flow either, the packet comes back and
 //! stays. Only a packet's round decides whether it may be sent on, so none runs in circles.
 
+use core::hint::cold_path;
+
 use aya_ebpf::{helpers::bpf_xdp_adjust_head, macros::xdp, programs::XdpContext};
 use lb_common::{
     AddrEntry, BackendId, Flow, Mode, Record, Verdict, VipEntry, backend, config,
@@ -23,9 +25,11 @@ use crate::{
     nat,
     packet::Packet,
     parse::{self, ETHERNET, ETHERTYPE_V4, ETHERTYPE_V6, Family, V4, V6, kind},
-    steer,
+    steer, tags,
 };
 
+/// ECN field of a TOS or traffic class: congestion was met (RFC 3168 5).
+const CONGESTED: u8 = 3;
 /// UDP header and the tunnel's.
 const HEADERS: usize = 8 + tunnel::HEADER;
 
@@ -37,6 +41,8 @@ struct Opened {
     /// Tag of the slot's other owner; 0: none.
     other: u32,
     overhead: u16,
+    /// A router on the way marked the outer header.
+    is_congested: bool,
 }
 
 /// A packet to one of the host's addresses on the tunnel's port.
@@ -73,11 +79,13 @@ fn open<F: Family>(ctx: &XdpContext, tables: &Tables, carry: &Carry) -> Result<O
     let (Some(ether), Some(view)) = (packet.view::<ETHERNET>(), packet.view_at::<HEADERS>(l4)) else {
         return Err(Verdict::TunnelForeign);
     };
+    let outer = F::head(&packet, carry.at()).ok_or(Verdict::TunnelForeign)?;
     let opened = Opened {
         head: Head(view.read(8)),
         backend: view.read(16),
         other: view.read(20),
         overhead: (F::PLAIN.l4 - ETHERNET + HEADERS) as u16,
+        is_congested: F::tos(&outer) & CONGESTED == CONGESTED,
     };
     let cluster = tunnel::cluster(config::hash_key(&tables.config()));
     // No balancer puts options in front. Tags are taken off, and pushed where the packet goes on or back.
@@ -108,7 +116,11 @@ fn deliver<F: Family>(
 ) -> Result<Outcome, Verdict> {
     let packet = Packet::of(ctx).leaving_by(carry.tx_ifindex);
     let head = F::head(&packet, F::PLAIN).ok_or(Verdict::TunnelStray)?;
-    let Some(proto) = F::plain_proto(&head) else { return uncommon::<F>(ctx, &head) };
+    if opened.is_congested {
+        cold_path();
+        tell_congestion::<F>(&head)?;
+    }
+    let Some(proto) = F::plain_proto(&head) else { return uncommon::<F>(ctx, carry, &head) };
     let transport = parse::transport(&packet, F::PLAIN, proto).ok_or(Verdict::TunnelStray)?;
     let flow = Flow { src: F::src(&head), dst: F::dst(&head), ports: transport.ports, proto: proto as u32 };
 
@@ -163,15 +175,31 @@ fn deliver<F: Family>(
     Err(Verdict::TunnelStray)
 }
 
+/// Has the client's packet say that a router on the way would have dropped it, as RFC 6040 4.2 wants: its receiver tells the
+/// sender. One whose ends do not understand that is dropped in the router's stead.
+#[inline(always)]
+fn tell_congestion<F: Family>(head: &F::Head) -> Result<(), Verdict> {
+    match F::tos(head) & CONGESTED {
+        0 => return Err(Verdict::TunnelStray),
+        CONGESTED => {}
+        _ => F::mark_congested(head),
+    }
+    Ok(())
+}
+
 /// Fragments, options, ICMP: as if they had come by themselves. The slot may have another owner
 /// here than at the sender, so the packet may be sent on again; every round costs a hop.
 #[inline(always)]
-fn uncommon<F: Family>(ctx: &XdpContext, head: &F::Head) -> Result<Outcome, Verdict> {
+fn uncommon<F: Family>(ctx: &XdpContext, carry: &Carry, head: &F::Head) -> Result<Outcome, Verdict> {
     if F::ttl(head) <= 1 {
         return Err(Verdict::TunnelStray);
     }
     let same = Flow { src: F::src(head), dst: F::dst(head), ports: 0, proto: 0 };
     F::rewrite(head, &same, &same, 1);
+    // In the VLAN that the outer headers came by.
+    if !carry.tags.is_none() {
+        tags::begin_anew(ctx, carry.tags);
+    }
     maps::call(ctx, Program::Slow);
     Err(Verdict::TunnelStray)
 }

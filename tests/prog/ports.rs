@@ -340,6 +340,64 @@ fn no_two_connections_in_use_share_a_port_through_random_histories() {
 }
 
 #[test]
+fn beginnings_that_fill_the_table_push_out_each_other_and_keep_nobody_out() {
+    if !lb_tests::tier::require("prog", can_run_programs) {
+        return;
+    }
+    let (vip, backend) = ("203.0.113.1:80", "10.0.0.1:80");
+    for protocol in [Protocol::Tcp, Protocol::Udp] {
+        let mut engine = World::new().service(protocol, vip, Local, &[backend]).load();
+        engine.set_interface(LOOPBACK, OURS);
+        let packet = |src: &str, dst: &str, flags| match protocol {
+            Protocol::Tcp => Packet { flags, ..tcp(src, dst) },
+            Protocol::Udp => udp(src, dst),
+        };
+        let asks = |engine: &mut Engine, client: &str, flags| {
+            let run = engine.kernel.test_run("penstock", &packet(client, vip, flags).bytes(), 1);
+            run.expect("the program runs").action
+        };
+        let answered = |engine: &mut Engine, client: &str, flags| {
+            let out = engine.kernel.test_out(&packet(backend, client, flags).bytes()).expect("runs").packet;
+            assert_eq!(out, packet(vip, client, flags).bytes(), "{protocol} {client}");
+        };
+        let begins = |engine: &mut Engine, client: &str| {
+            assert_eq!(asks(engine, client, SYN), 2, "{protocol} {client}");
+            answered(engine, client, SYN | ACK);
+        };
+        let old: Vec<String> = (1..=10).map(|number| format!("198.51.99.{number}:4000")).collect();
+        old.iter().for_each(|client| begins(&mut engine, client));
+        engine.kernel.age_translated(1).expect("entries are aged");
+        old.iter().for_each(|client| assert_eq!(asks(&mut engine, client, ACK), 2, "{protocol} {client}"));
+
+        // Nobody looks at checksums on the way to a backend.
+        let mut frame = packet("198.51.100.1:1024", vip, SYN).bytes();
+        for number in 0..lb_common::maps::NAT_FLOWS + 2_000 {
+            let (host, port) = (number / 250 % 100, 1_024 + number / 25_000);
+            frame[28..30].copy_from_slice(&[100 + host as u8, 1 + (number % 250) as u8]);
+            frame[34..36].copy_from_slice(&(port as u16).to_be_bytes());
+            let _ = engine.kernel.test_run("penstock", &frame, 1).expect("the program runs");
+        }
+        for number in 1..=100 {
+            let client = format!("198.51.98.{number}:4000");
+            let asked = FiveTuple { protocol, src: client.parse().unwrap(), dst: vip.parse().unwrap() };
+            if number == 1 {
+                assert_eq!(engine.explain(asked).verdict, format!("forwarded-local to {backend}"));
+            }
+            begins(&mut engine, &client);
+            if protocol == Protocol::Tcp {
+                assert_eq!(asks(&mut engine, &client, ACK), 2, "{client}");
+            }
+        }
+
+        for client in old {
+            assert_eq!(asks(&mut engine, &client, ACK), 2, "{protocol} {client}");
+            answered(&mut engine, &client, ACK);
+        }
+        assert_eq!(count(&engine, "nat-table-full"), 0, "{protocol}");
+    }
+}
+
+#[test]
 fn explain_tells_a_flow_that_finds_no_entry_as_the_program_does() {
     if !lb_tests::tier::require("prog", can_run_programs) {
         return;

@@ -262,6 +262,12 @@ fn later_fragments_follow_the_first_in_every_mode_and_direction() {
             assert_eq!(run(&mut engine, piece), Send(expected), "answer in pieces");
         }
     }
+    // With options for the destination, later pieces name that header in place of UDP (RFC 8200 4.5).
+    let plain = large(CLIENT6, "[2001:db8:1::2]:80").bytes();
+    let frame = with_extensions(&plain, &[(60, &[0, 1, 4, 0, 0, 0, 0])]);
+    for piece in fragments(&frame, 1400) {
+        assert_eq!(run(&mut engine, &piece), Send(to_backend(&piece, 0, 2)), "l2");
+    }
     assert_eq!(count(&engine, "fragment"), 0);
 }
 

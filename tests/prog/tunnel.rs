@@ -156,6 +156,54 @@ fn only_balancers_of_this_cluster_are_listened_to() {
     assert_eq!(run(&mut engine, &good.bytes()).0, PASS);
 }
 
+/// The frame with another TOS or traffic class.
+fn with_tos(mut frame: Vec<u8>, tos: u8) -> Vec<u8> {
+    if frame[12] == 0x86 {
+        (frame[14], frame[15]) = (0x60 | tos >> 4, tos << 4);
+    } else {
+        frame[15] = tos;
+        lb_tests::shape::sum_v4(&mut frame);
+    }
+    frame
+}
+
+/// RFC 6040, figure 4: what comes out by the ECN fields of both headers.
+#[test]
+fn congestion_that_the_tunnel_met_is_told_to_the_receiver() {
+    if !lb_tests::tier::require("prog", can_run_programs) {
+        return;
+    }
+    let [not_capable, second_ect, first_ect, met]: [u8; 4] = [0, 1, 2, 3];
+    let mut engine = engine();
+    for (family, inner, to) in [(0, tcp(CLIENT, VIP), HERE), (1, tcp(CLIENT6, VIP6), HERE6)] {
+        for (inside, outside, expected) in [
+            (not_capable, not_capable, Some(not_capable)),
+            (first_ect, first_ect, Some(first_ect)),
+            (second_ect, met, Some(met)),
+            (first_ect, met, Some(met)),
+            (met, met, Some(met)),
+            (met, first_ect, Some(met)),
+            (not_capable, met, None),
+        ] {
+            let inner = Packet { flags: SYN, ..inner.clone() };
+            let mut outer = wrapped(family, &inner, Round::First, tag(to), 0);
+            outer.payload.truncate(tunnel::HEADER);
+            outer.payload.extend(&with_tos(inner.bytes(), 0x28 | inside)[14..]);
+
+            let (action, out) = run(&mut engine, &with_tos(outer.bytes(), 0x28 | outside));
+
+            let case = format!("family {family}: {inside} inside, {outside} outside");
+            let Some(expected) = expected else {
+                assert_eq!(action, DROP, "{case}");
+                continue;
+            };
+            assert_eq!(action, PASS, "{case}");
+            assert_eq!(out, with_tos(delivered(&inner, to), 0x28 | expected), "{case}");
+        }
+    }
+    assert_eq!(count(&engine, "tunnel-stray"), 2);
+}
+
 #[test]
 fn what_nobody_here_serves_ends_here() {
     if !lb_tests::tier::require("prog", can_run_programs) {

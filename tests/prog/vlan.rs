@@ -164,12 +164,13 @@ fn what_comes_tagged_through_the_tunnel_arrives_in_its_vlan_and_is_told_there() 
         let backend: std::net::SocketAddr = backend.parse().expect("address");
         let tag = tunnel::tag(backend.ip().into(), wire_port(backend.port()), TCP, key);
         for (peer, node) in peers {
-            let wrapped = |inner: &Packet| {
+            let wrapped_frame = |inner: &[u8]| {
                 let words = [Head::new(proto, Round::First).0, tunnel::cluster(key), tag, 0];
                 let mut payload: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-                payload.extend(&inner.bytes()[14..]);
+                payload.extend(&inner[14..]);
                 Packet { payload, no_csum: true, ..udp(peer, node) }.bytes()
             };
+            let wrapped = |inner: &Packet| wrapped_frame(&inner.bytes());
             for tags in [&[5][..], &[100, 5]] {
                 let inner = Packet { flags: SYN, ..tcp(client, vip) };
                 let delivered = Packet { dst: backend, ..inner.clone() };
@@ -178,6 +179,19 @@ fn what_comes_tagged_through_the_tunnel_arrives_in_its_vlan_and_is_told_there() 
 
                 let run = run.expect("the program runs");
                 assert_eq!((run.action, run.packet), (2, tagged(&delivered.bytes(), tags)), "{tags:?}");
+
+                // What is no plain packet takes the way of such, which costs a hop.
+                let uncommon = |frame: &[u8]| {
+                    if proto == 4 {
+                        with_options(frame, &[1, 1, 1, 0])
+                    } else {
+                        with_extensions(frame, &[(0, &[0, 1, 4, 0, 0, 0, 0])])
+                    }
+                };
+                let frame = tagged(&wrapped_frame(&uncommon(&inner.bytes())), tags);
+                let run = engine.kernel.test_run("penstock", &frame, 1).expect("the program runs");
+                let expected = uncommon(&Packet { ttl: 63, ..delivered }.bytes());
+                assert_eq!((run.action, run.packet), (2, tagged(&expected, tags)), "{tags:?}");
 
                 let last = Packet { ttl: 1, ..inner };
                 let Send(plain) = crate::run::run(&mut engine, &wrapped(&last)) else { panic!("not told") };

@@ -42,14 +42,14 @@ fn path_mtu(host: &Host, to: IpAddr) -> Option<u32> {
 }
 
 /// TCP and UDP on a VIP of each family with backend 1.
-fn services(mode: &str) -> String {
+fn services(arms: Arms, mode: &str) -> String {
     let mut documents = Vec::new();
     for family in [0, 1] {
         for (protocol, port) in [("TCP", 5432), ("UDP", 5353)] {
             let name = format!("{}-{family}", protocol.to_lowercase());
             let vip = vip(family, 0).ip();
             let service = LoadBalancer { name: &name, vip, protocol, port, target_port: port, mode };
-            documents.push(service.with_backends(&[(Arms::One.backend(1)[family], 1)]));
+            documents.push(service.with_backends(&[(arms.backend(1)[family], 1)]));
         }
     }
     documents.join("---\n")
@@ -94,7 +94,7 @@ fn arrives(case: &str, rig: &Rig, family: usize, size: u32) {
 #[test]
 fn a_client_learns_what_the_next_hop_of_a_backend_takes() {
     for (mode, overhead) in [("l2", [0, 0]), ("ipip", [20, 40])] {
-        let Some(rig) = Rig::new(Arms::One, &[("services.yaml", services(mode))]) else { return };
+        let Some(rig) = Rig::new(Arms::One, &[("services.yaml", services(Arms::One, mode))]) else { return };
         let backend = &rig.backends[0];
         backend.run("sysctl -qw net.ipv4.conf.all.arp_ignore=1 net.ipv4.conf.all.arp_announce=2").unwrap();
         for family in [0, 1] {
@@ -126,6 +126,27 @@ fn a_client_learns_what_the_next_hop_of_a_backend_takes() {
 
             arrives(mode, &rig, family, NARROW - overhead[family]);
         }
+    }
+}
+
+#[test]
+fn a_backend_learns_what_the_link_of_the_clients_takes() {
+    let Some(rig) = Rig::new(Arms::Two, &[("services.yaml", services(Arms::Two, "nat"))]) else { return };
+    let wide = 3_000;
+    rig.edge.run(&format!("ip link set eth1 mtu {wide}")).unwrap();
+    rig.lab.switch().run(&format!("ip link set edge1 mtu {wide}; ip link set b10 mtu {wide}")).unwrap();
+    rig.backends[0].run(&format!("ip link set eth0 mtu {wide}")).unwrap();
+    let datagram: Vec<u8> = (0..wide - 300).map(|byte| (byte % 251) as u8).collect();
+    for family in [0, 1] {
+        let any: IpAddr = CLIENT[family].parse().unwrap();
+        let answer = rig.client.within(|| {
+            let socket = UdpSocket::bind((any, 0)).unwrap();
+            nodes::echoed(&socket, vip(family, 5353), &datagram)
+        });
+
+        assert_eq!(answer.as_deref(), Some("b1"), "family {family}\n{}", rig.agent.log());
+        let edge: IpAddr = ["10.2.0.1", "fd02::1"][family].parse().unwrap();
+        assert_eq!(path_mtu(&rig.backends[0], edge), Some(1500), "family {family}");
     }
 }
 

@@ -218,7 +218,7 @@ fn program(edge: &Host, backend: Mac) -> Engine {
         let mut engine = world.load();
         for (device, ifindex) in [("eth0", front), ("eth1", back)] {
             engine.set_interface(ifindex, mac(edge, device));
-            engine.kernel.allow_device(ifindex).expect("may be redirected to");
+            engine.kernel.allow_device(ifindex, ifindex).expect("may be redirected to");
             engine.kernel.attach(device, ifindex, Attached::Native).expect("attached");
         }
         engine

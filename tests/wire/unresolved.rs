@@ -49,7 +49,7 @@ fn a_packet_leaves_by_what_the_kernels_routing_knows() {
     // The program runs in the host's namespace, as if its packets came by the loopback there.
     host.within(|| {
         let mut engine = world.load();
-        engine.kernel.allow_device(ifindex).expect("an interface");
+        engine.kernel.allow_device(ifindex, ifindex).expect("an interface");
         let mut asked = 0;
         for (vip, mode, _) in services {
             let is_v4 = !vip.starts_with('[');
@@ -70,7 +70,7 @@ fn a_packet_leaves_by_what_the_kernels_routing_knows() {
     host.run("ip neigh del 10.0.0.4 dev eth0; ip neigh del fd00::4 dev eth0").unwrap();
     host.within(|| {
         let mut engine = world.load();
-        engine.kernel.allow_device(ifindex).expect("an interface");
+        engine.kernel.allow_device(ifindex, ifindex).expect("an interface");
         for (vip, mode, _) in services {
             let client = if vip.starts_with('[') { "[2001:db8:2::7]:40000" } else { "198.51.100.7:40000" };
             let run = engine.kernel.test_run("penstock", &tcp(client, vip).bytes(), 1).expect("runs");

@@ -57,7 +57,7 @@ const ONLY_IN: &[(&str, &[&str])] = &[
     ("anyhow::",       &["cli", "agent", "main", "xtask"]),
     ("unsafe",         &["lb-ebpf", "datapath/mmap"]),
     ("data_end",       &["lb-ebpf/src/packet"]),
-    ("btf_map",        &["lb-ebpf/src/maps", "lb-ebpf/src/fragment", "lb-ebpf/src/former", "lb-ebpf/src/bench"]),
+    ("btf_map",        &["lb-ebpf/src/maps", "lb-ebpf/src/fragment", "lb-ebpf/src/former", "lb-ebpf/src/room", "lb-ebpf/src/bench"]),
 ];
 
 /// Rooms, and files of others, that stay pure: no clock, no runtime, no files, no logging.

@@ -119,7 +119,7 @@ pub(super) fn explain(known: Known<'_>, flow: FiveTuple, translated: &impl Trans
             }
             let verdict = balanced.verdict.as_str();
             let known = if balanced.record.rules.any(Rules::TRANSLATED) {
-                translated.forward(balanced.hashes.flow).filter(|known| lives(tables, known, flow))
+                translation(tables, translated, balanced.hashes.flow, flow)
             } else {
                 None
             };
@@ -276,10 +276,14 @@ fn seconds(units: u32) -> u64 {
     (u64::from(units) << 30) / 1_000_000_000
 }
 
-/// Whether what is remembered is this flow's, and of a backend that is still the same one.
-fn lives(tables: &Tables, known: &Forward, flow: FiveTuple) -> bool {
+/// What is remembered of a translated flow, if it is this one's, of a backend that is still the same one, and of a port that no
+/// other flow has taken.
+fn translation(tables: &Tables, flows: &impl Translations, hash: u64, flow: FiveTuple) -> Option<Forward> {
+    let known = flows.forward(hash)?;
     let backend = backend::identity(&tables.backends, BackendId(known.backend));
-    known.flow == wire_flow(flow) && backend.generation() == known.generation
+    let lives = known.flow == wire_flow(flow) && backend.generation() == known.generation;
+    let has_port = || flows.reverse(known.reverse_key).is_some_and(|reverse| reverse.forward_key == hash);
+    (lives && has_port()).then_some(known)
 }
 
 fn vip_detail(want: &Want, flow: FiveTuple, record: u32) -> String {

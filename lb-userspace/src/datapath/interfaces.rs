@@ -15,14 +15,27 @@ pub(super) fn slot(ifindex: u32) -> usize {
 
 /// What it finds there. Interfaces that share a slot cannot have their MAC checked: the other's
 /// frames would be taken for another host's. Frames to this host that come in by the port of a
-/// bridge are sent to the MAC of the bridge.
-pub(super) fn word(interface: &Interface, bridge: Option<&Interface>, chosen: &[&Interface]) -> u64 {
+/// bridge or bond (`master`) are sent to that one's MAC.
+pub(super) fn word(interface: &Interface, master: Option<&Interface>, chosen: &[&Interface]) -> u64 {
     let shares = |other: &&&Interface| slot(other.ifindex) == slot(interface.ifindex);
     if chosen.iter().filter(shares).count() > 1 {
         return maps::NO_XDP_TX;
     }
-    let word = maps::interface(bridge.unwrap_or(interface).mac.unwrap_or_default());
+    let word = maps::interface(master.unwrap_or(interface).mac.unwrap_or_default());
     if interface.kind == Kind::Veth { word | maps::NO_XDP_TX } else { word }
+}
+
+/// The ports of those bonds that are among `chosen`, each with its bond, unless it was chosen itself.
+pub(super) fn bond_ports<'a>(
+    interfaces: impl Iterator<Item = &'a Interface>,
+    chosen: &[&'a Interface],
+) -> Vec<(&'a Interface, &'a Interface)> {
+    let bond_of = |port: &Interface| {
+        let bond = port.master.filter(|_| port.bond_port)?;
+        chosen.iter().copied().find(|one| one.ifindex == bond)
+    };
+    let ports = interfaces.filter(|one| chosen.iter().all(|chosen| chosen.ifindex != one.ifindex));
+    ports.filter_map(|port| Some((port, bond_of(port)?))).collect()
 }
 
 /// Native first where that is left to us.

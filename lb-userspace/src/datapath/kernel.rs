@@ -20,14 +20,14 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::path::PathBuf;
 
 use aya::maps::lpm_trie::Key;
-use aya::maps::{DevMapHash, HashMap, LpmTrie, Map, MapData, ProgramArray, SockMap};
+use aya::maps::{Array, DevMapHash, HashMap, LpmTrie, Map, MapData, ProgramArray, SockMap};
 use aya::programs::links::FdLink;
 use aya::programs::xdp::XdpLink;
 use aya::programs::{ProgramError, SkLookup, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use lb_common::maps::{self, Program, row};
 use lb_common::nat::{Forward, Reverse, Timeouts, state};
-use lb_common::{Addr, BackendId, HashKey};
+use lb_common::{Addr, BackendId, HashKey, ports};
 
 use super::Error;
 use super::exhaustion::Fullest;
@@ -260,11 +260,11 @@ impl Kernel {
         })
     }
 
-    /// Allows redirecting to an interface.
-    pub fn allow_device(&mut self, ifindex: u32) -> Result<(), Error> {
+    /// Allows redirecting to an interface. `to`: the one that such a packet leaves by.
+    pub fn allow_device(&mut self, ifindex: u32, to: u32) -> Result<(), Error> {
         let map = self.ebpf.map_mut(maps::DEVICES).ok_or(Error::Object(maps::DEVICES))?;
         let mut devices = DevMapHash::try_from(map).map_err(|_| Error::Object(maps::DEVICES))?;
-        devices.insert(ifindex, ifindex, None, 0).map_err(|source| Error::System {
+        devices.insert(ifindex, to, None, 0).map_err(|source| Error::System {
             call: "add interface to",
             object: format!("{}[{ifindex}]", maps::DEVICES),
             source: io::Error::other(source),
@@ -408,6 +408,20 @@ impl Translations for Kernel {
         let map = forward.and_then(|map| HashMap::<_, u64, [u64; 8]>::try_from(map).ok());
         // A flow has one entry in each map, but for the moment in which it loses its port to another.
         map.is_some_and(|map| map.keys().filter_map(Result::ok).count() >= maps::NAT_FLOWS)
+    }
+
+    fn oldest(&self) -> Vec<u64> {
+        let begun = self.ebpf.map(maps::BEGUN).and_then(|map| Array::<_, u64>::try_from(map).ok());
+        let Some(ring) = begun else { return Vec::new() };
+        let word = |index: u64| ring.get(&(index as u32), 0).ok();
+        let numbers = word(ports::BEGUN).zip(word(ports::BEGUN + 1));
+        let Some((begun, next)) =
+            numbers.and_then(|(begun, looked_at)| Some((begun, ports::oldest_begun(begun, looked_at)?)))
+        else {
+            return Vec::new();
+        };
+        let until = begun.min(next + u64::from(ports::ROOM_PROBES));
+        (next..until).filter_map(|number| word(number % ports::BEGUN)).collect()
     }
 }
 

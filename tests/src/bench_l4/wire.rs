@@ -161,8 +161,8 @@ impl Rig {
         engine.set_interface(outer, BALANCER);
         engine.set_interface(inner, INNER);
         balancer.within(|| {
-            engine.kernel.allow_device(outer)?;
-            engine.kernel.allow_device(inner)
+            engine.kernel.allow_device(outer, outer)?;
+            engine.kernel.allow_device(inner, inner)
         })?;
         Ok(Self { client, balancer, backends, client_side, outer, inner, backend_side, engine, _lab: lab })
     }

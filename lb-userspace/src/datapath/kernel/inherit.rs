@@ -23,10 +23,11 @@ use crate::datapath::pins::Pins;
 /// Maps that outlive the program, the tables last: a set that has them is complete. What is not
 /// here is part of the program: its tail calls and its scratch memory change with it, by the one
 /// store that swaps the program of an attachment.
-const KEPT: [&str; 9] = [
+const KEPT: [&str; 10] = [
     maps::COUNTS,
     maps::NAT_FORWARD,
     maps::NAT_REVERSE,
+    maps::BEGUN,
     maps::DEVICES,
     maps::SOCKETS,
     maps::RANGES,

@@ -10,7 +10,7 @@ use super::Worker;
 use crate::datapath::Error;
 use crate::datapath::backoff::Backoff;
 use crate::datapath::forwarding;
-use crate::datapath::interfaces::{attach, slot, word};
+use crate::datapath::interfaces::{attach, bond_ports, slot, word};
 use crate::datapath::kernel::Ended;
 use crate::datapath::network::Interface;
 use crate::datapath::problems::{
@@ -57,6 +57,8 @@ pub(super) struct Upkeep {
     unanswered: BTreeMap<u32, Problem>,
     /// What cannot be attached, and why.
     unattached: Vec<Problem>,
+    /// Ports of the bonds that are chosen.
+    ports: BTreeSet<u32>,
     pins: Backoff,
     /// Why the kernel part is not pinned again.
     unpinned: Option<Problem>,
@@ -168,6 +170,9 @@ impl Worker {
     pub(super) fn attach_all(&mut self) -> Result<(), Error> {
         let chosen: Vec<&Interface> =
             self.netlink.view().interfaces.values().filter(|one| self.choice.covers(one)).collect();
+        let ports = bond_ports(self.netlink.view().interfaces.values(), &chosen);
+        let known: Vec<&Interface> =
+            chosen.iter().copied().chain(ports.iter().map(|(port, _)| *port)).collect();
         let mut engine = self.shared.engine();
         let mut gone = engine.kernel.interfaces();
         gone.extend(self.attached.keys());
@@ -182,6 +187,14 @@ impl Worker {
                 );
             }
         }
+        let left = |ifindex: &u32| known.iter().all(|one| slot(one.ifindex) != slot(*ifindex));
+        for ifindex in self.upkeep.ports.iter().copied().filter(left) {
+            engine.tables.store_interface(slot(ifindex), 0);
+        }
+        self.upkeep.ports = ports.iter().map(|(port, _)| port.ifindex).collect();
+        for (port, bond) in &ports {
+            engine.tables.store_interface(slot(port.ifindex), word(port, Some(bond), &known));
+        }
         let is_chosen = |ifindex: &u32| chosen.iter().any(|one| one.ifindex == *ifindex);
         self.upkeep.unanswered.retain(|ifindex, _| is_chosen(ifindex));
         let mut failed = Vec::new();
@@ -189,9 +202,9 @@ impl Worker {
             let Interface { name, ifindex, .. } = interface;
             let bridge = interface.master.filter(|_| !interface.bond_port);
             let bridge = bridge.and_then(|ifindex| self.netlink.view().interfaces.get(&ifindex));
-            engine.tables.store_interface(slot(*ifindex), word(interface, bridge, &chosen));
-            if let Some((known, _)) = self.attached.get_mut(ifindex) {
-                known.clone_from(name);
+            engine.tables.store_interface(slot(*ifindex), word(interface, bridge, &known));
+            if let Some((called, _)) = self.attached.get_mut(ifindex) {
+                called.clone_from(name);
             } else {
                 match attach(&mut engine, interface, self.attach) {
                     Ok(mode) => {
