@@ -21,6 +21,8 @@ use crate::objects::{Former, Key, Kind, Loaded, Object, Objects, Refer};
 const PACE: Duration = Duration::from_millis(20);
 /// Longest wait for what a change names, as the Secret of a new Ingress.
 pub(super) const HOLD: Duration = Duration::from_secs(1);
+/// Longest wait of an agent that starts, and knows all else, for Secrets: each of thousands may take its time to be refused.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// News taken in at a time.
 const BATCH: usize = 256;
 
@@ -86,6 +88,8 @@ pub(super) struct Progress {
     /// What is named may have changed.
     references: bool,
     published: Option<Instant>,
+    /// When all was listed for the first time.
+    complete: Option<Instant>,
     /// As [`Aside`] has it, and whether it has it yet.
     addresses: OrdMap<ObjectName, Vec<IngressLoadBalancerIngress>>,
     addresses_changed: bool,
@@ -96,6 +100,9 @@ impl Hub {
     pub(super) async fn run(mut self) {
         self.progress.references = true;
         loop {
+            if self.progress.complete.is_none() && self.health.is_complete() && self.scope.is_known() {
+                self.progress.complete = Some(Instant::now());
+            }
             let due = self.due();
             let look = self.health.next_look().filter(|_| self.progress.published.is_some());
             let health = Arc::clone(&self.health);
@@ -120,20 +127,29 @@ impl Hub {
     /// When to publish; `None`: when something more has happened.
     fn due(&self) -> Option<Instant> {
         let dirty = self.progress.dirty?;
-        let wanted = [(Kind::Secret, &self.secrets), (Kind::ConfigMap, &self.config_maps)];
-        let here = |kind| self.progress.fetched.get(&kind);
-        let fetched = wanted
-            .into_iter()
-            .all(|(kind, wanted)| here(kind).map_or(0, |here| here.generation) >= wanted.borrow().generation);
-        let Some(published) = self.progress.published else {
-            // What exists and is not known may keep somebody out, or say who has which address.
-            let lacks = self.progress.fetched.values().any(|here| here.is_worth_waiting);
-            let known = fetched && !lacks && self.health.is_complete() && self.scope.is_known();
-            // A list that was handed over and not heard yet is a part of it.
-            return (known && self.news.is_empty()).then(Instant::now);
+        let is_fetched = self.is_fetched(Kind::Secret) && self.is_fetched(Kind::ConfigMap);
+        if let Some(published) = self.progress.published {
+            let next = published + PACE;
+            return Some(if is_fetched { next } else { next.max(dirty + HOLD) });
+        }
+        // What exists and is not known may keep somebody out, or say who has which address.
+        let is_whole = |kind| {
+            let lacks = self.progress.fetched.get(&kind).is_some_and(|here| here.is_worth_waiting);
+            self.is_fetched(kind) && !lacks
         };
-        let next = published + PACE;
-        Some(if fetched { next } else { next.max(dirty + HOLD) })
+        // A list that was handed over and not heard yet is a part of it.
+        if !is_whole(Kind::ConfigMap) || !self.news.is_empty() {
+            return None;
+        }
+        let complete = self.progress.complete?;
+        Some(if is_whole(Kind::Secret) { Instant::now() } else { complete + PATIENCE })
+    }
+
+    /// What is wanted of a kind is here, as far as it can be read.
+    fn is_fetched(&self, kind: Kind) -> bool {
+        let wanted = if kind == Kind::Secret { &self.secrets } else { &self.config_maps };
+        let here = self.progress.fetched.get(&kind).map_or(0, |here| here.generation);
+        here >= wanted.borrow().generation
     }
 
     fn hear_all(&mut self, news: News) {
@@ -317,12 +333,16 @@ impl Hub {
     }
 
     fn publish(&mut self) {
+        let first = self.progress.published.replace(Instant::now()).is_none();
+        if first && !self.is_fetched(Kind::Secret) {
+            // Who knows which of them there are.
+            self.store.lack(Kind::Secret, &self.secrets.borrow().names);
+        }
         let mut loaded = self.store.take();
         self.tell_aside();
         loaded.problems.extend(self.health.problems());
         loaded.problems.sort();
         self.progress.dirty = None;
-        let first = self.progress.published.replace(Instant::now()).is_none();
         if first {
             info!(
                 ingresses = loaded.objects.ingresses.len(),
@@ -338,5 +358,55 @@ impl Hub {
             *current = Arc::new(loaded);
             true
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::objects::{Admission, References};
+
+    #[test]
+    fn who_starts_waits_for_secrets_so_long_and_for_settings_longer() {
+        let admission = Admission {
+            alone: |_, _, _| Vec::new(),
+            among: |_, _| Box::new(|_, _| Vec::new()),
+            config_map: None,
+            address_pools: None,
+            renamed: None,
+        };
+        let name = ObjectName::new("shop", "named");
+        let named = References { secrets: [name.clone()].into(), ..References::default() };
+        let (_news, heard) = mpsc::channel(1);
+        let (out, loaded) = watch::channel(Arc::default());
+        let complete = Instant::now();
+        let mut hub = Hub {
+            store: Store::new(admission),
+            scope: Scope::default(),
+            health: Health::new(),
+            refer: Arc::new(move |_| named.clone()),
+            news: heard,
+            secrets: watch::channel(Wanted::default()).0,
+            config_maps: watch::channel(Wanted::default()).0,
+            aside: watch::channel(Arc::default()).0,
+            out,
+            progress: Progress { references: true, complete: Some(complete), ..Progress::default() },
+        };
+        hub.listed(Kind::Ingress, None, Vec::new());
+        hub.want();
+        let all = |is_worth_waiting| Here { generation: 1, is_worth_waiting, ..Here::default() };
+
+        assert_eq!(hub.due(), None, "the settings are not known");
+        hub.hear(News::Fetched(Kind::ConfigMap, all(false)));
+        assert_eq!(hub.due(), Some(complete + PATIENCE));
+        hub.hear(News::Fetched(Kind::Secret, all(true)));
+        assert_eq!(hub.due(), Some(complete + PATIENCE), "another try may do");
+        hub.hear(News::Fetched(Kind::Secret, all(false)));
+        assert!(hub.due().is_some_and(|due| due <= Instant::now()));
+
+        hub.progress.fetched.remove(&Kind::Secret);
+        hub.publish();
+        let key = Key { kind: Kind::Secret, name };
+        assert_eq!(loaded.borrow().objects.unread, [Some(key)].into(), "nobody knows what it says");
     }
 }

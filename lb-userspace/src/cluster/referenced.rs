@@ -1,7 +1,7 @@
 //! Secrets and ConfigMaps: of all of them the names and versions are followed, of those that
 //! something names the contents are fetched.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Debug;
 
 use futures_util::future::{BoxFuture, FutureExt as _};
@@ -18,6 +18,7 @@ use super::follow::Step;
 use super::health::ReadHealth;
 use super::hub::News;
 use super::reads::Unread;
+use crate::backoff::spread;
 use crate::model::ObjectName;
 use crate::objects::{Key, Kind, Object};
 
@@ -25,10 +26,11 @@ use crate::objects::{Key, Kind, Object};
 const AT_ONCE: usize = 16;
 /// Longest wait for one object.
 const ANSWER: Duration = Duration::from_secs(10);
-/// Pause before what failed is asked for again.
-const RETRY: Duration = Duration::from_secs(2);
+/// Pauses before what failed is asked for again, at first and at most: with a thousand of them, and an agent on each
+/// node, a server in trouble is asked for nothing else.
+const RETRY: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(30));
 /// The same for what we may not read.
-const REFUSED: Duration = Duration::from_secs(5);
+const REFUSED: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
 /// Times that an agent that starts asks for what it can do without.
 const TRIES: u32 = 3;
 /// The same for what we may not follow and therefore have to look after.
@@ -99,7 +101,7 @@ pub(super) struct Referenced<K> {
     /// Noted while they were asked for, so that the answer may be older than the note.
     overtaken: BTreeSet<ObjectName>,
     asking: FuturesUnordered<BoxFuture<'static, Answer<K>>>,
-    queue: Vec<ObjectName>,
+    queue: VecDeque<ObjectName>,
     /// To be asked for again, and when.
     again: BTreeMap<ObjectName, Instant>,
     /// Exist, and could not be read when they were last asked for.
@@ -139,7 +141,7 @@ where
             asked: BTreeSet::new(),
             overtaken: BTreeSet::new(),
             asking: FuturesUnordered::new(),
-            queue: Vec::new(),
+            queue: VecDeque::new(),
             again: BTreeMap::new(),
             unread: BTreeMap::new(),
             health,
@@ -230,9 +232,10 @@ where
         }
         match self.there.get(&name) {
             Some(version) if self.told.get(&name) == Some(version) => {}
+            Some(_) if self.unread.contains_key(&name) && self.again.contains_key(&name) => {}
             Some(_) => self.ask(name),
             None if self.is_followed(&name) => self.gone(name).await,
-            None if self.told.contains_key(&name) => {}
+            None if self.told.contains_key(&name) || self.again.contains_key(&name) => {}
             None => self.ask(name),
         }
     }
@@ -257,14 +260,28 @@ where
 
     fn ask(&mut self, name: ObjectName) {
         self.again.remove(&name);
-        if self.asked.insert(name.clone()) {
-            self.queue.push(name);
+        if !self.asked.insert(name.clone()) {
+            return;
+        }
+        if self.wanted.borrow().needs(&name) {
+            self.queue.push_front(name);
+        } else {
+            self.queue.push_back(name);
+        }
+    }
+
+    /// All that we may not read, where one of them may be read by now: rights come for many at once.
+    fn ask_for_refused(&mut self) {
+        let refused = self.unread.iter().filter(|(_, unread)| unread.failure.why == Why::Refused);
+        let names: Vec<ObjectName> = refused.map(|(name, _)| name.clone()).collect();
+        for name in names {
+            self.ask(name);
         }
     }
 
     fn ask_on(&mut self) {
         while self.asking.len() < AT_ONCE
-            && let Some(name) = self.queue.pop()
+            && let Some(name) = self.queue.pop_front()
         {
             let api: Api<K> = Api::namespaced(self.client.clone(), &name.namespace);
             let asking = async move {
@@ -300,6 +317,9 @@ where
                 if overtaken {
                     self.consider(name).await;
                 }
+                if unread.is_some_and(|unread| unread.failure.why == Why::Refused) {
+                    self.ask_for_refused();
+                }
             }
             // It was made anew since.
             Ok(None) if overtaken => self.consider(name).await,
@@ -309,19 +329,20 @@ where
             }
             Err(failure) => {
                 self.health.failed(&name, &failure);
-                let pause = if failure.why == Why::Refused { REFUSED } else { RETRY };
+                let tries = unread.map_or(1, |unread| unread.tries.saturating_add(1));
+                let needed = self.wanted.borrow().needs(&name);
+                let pause = pause(failure.why, tries, needed).mul_f64(spread());
                 self.again.entry(name.clone()).or_insert_with(|| Instant::now() + pause);
                 if self.there.contains_key(&name) {
-                    let (tries, known) =
-                        (unread.map_or(1, |unread| unread.tries + 1), self.told.contains_key(&name));
-                    let needed = self.wanted.borrow().needs(&name);
+                    let known = self.told.contains_key(&name);
                     self.unread.insert(name, Unread { failure, tries, known, needed });
                 }
             }
         }
     }
 
-    /// Says so when everything that is wanted was asked for and answered, and what of it could not be read.
+    /// Says so when everything that is wanted was asked for and answered, if only once in vain, and what of it could
+    /// not be read.
     async fn report(&mut self) -> Result<(), mpsc::error::SendError<News>> {
         let generation = self.wanted.borrow().generation;
         let may_be_missing = |name: &ObjectName| {
@@ -329,7 +350,8 @@ where
         };
         // Who is called so is known when the names are.
         let called = self.wanted.borrow().called.is_empty() || self.is_listed();
-        let here = called && self.asked.is_empty() && self.wanted.borrow().names.iter().all(may_be_missing);
+        let answered = self.asked.iter().all(|name| self.unread.contains_key(name));
+        let here = called && answered && self.wanted.borrow().names.iter().all(may_be_missing);
         if !here {
             return Ok(());
         }
@@ -353,7 +375,103 @@ where
     }
 }
 
+/// Before it is asked for again. What is needed is little, and somebody waits for it.
+fn pause(why: Why, tries: u32, needed: bool) -> Duration {
+    let (first, longest) = if why == Why::Refused { REFUSED } else { RETRY };
+    let doubled = if needed { 0 } else { tries.saturating_sub(1).min(16) };
+    first.saturating_mul(1 << doubled).min(longest)
+}
+
 fn name<K>(item: &PartialObjectMeta<K>) -> ObjectName {
     let metadata = &item.metadata;
     ObjectName::new(metadata.namespace.clone().unwrap_or_default(), metadata.name.clone().unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::Secret;
+    use kube::Config;
+
+    use super::super::health::Health;
+    use super::super::lean;
+    use super::*;
+
+    /// Of Secrets in `shop`, all of which are wanted and there; of a server that nobody asks.
+    fn referenced(names: &[&str]) -> (Referenced<Secret>, mpsc::Receiver<News>) {
+        let client = Client::try_from(Config::new("http://127.0.0.1:1".parse().expect("a URL")));
+        let health = Health::new().reads("secrets");
+        let reading = Reading { kind: Kind::Secret, lean: lean::secret, namespaces: [None].into(), health };
+        let names = names.iter().map(|name| ObjectName::new("shop", *name));
+        let wanted = Wanted { generation: 1, names: names.clone().collect(), ..Wanted::default() };
+        let ((_, wants), (_, notes), (news, heard)) =
+            (watch::channel(wanted), mpsc::channel(1), mpsc::channel(16));
+        let mut referenced = Referenced::new(client.expect("a client"), reading, wants, notes, news);
+        referenced.listed.insert(None);
+        referenced.there.extend(names.map(|name| (name, "7".to_owned())));
+        (referenced, heard)
+    }
+
+    fn refused() -> Failure {
+        Failure::new(Why::Refused, "403")
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_asked_for_less_often_each_time_unless_it_is_needed() {
+        let pauses = |why, needed| [1, 2, 3, 20, u32::MAX].map(|tries| pause(why, tries, needed).as_secs());
+
+        assert_eq!(pauses(Why::Refused, false), [5, 10, 20, 300, 300]);
+        assert_eq!(pauses(Why::Server, false), [2, 4, 8, 30, 30]);
+        assert_eq!((pauses(Why::Refused, true), pauses(Why::Server, true)), ([5; 5], [2; 5]));
+    }
+
+    #[tokio::test]
+    async fn what_waits_is_asked_for_in_its_turn_whatever_else_is_wanted() {
+        let (mut secrets, _heard) = referenced(&["one", "two"]);
+        secrets.look().await;
+        assert_eq!(secrets.queue.iter().map(|name| &*name.name).collect::<Vec<_>>(), ["one", "two"]);
+        for name in std::mem::take(&mut secrets.queue) {
+            secrets.answered(name, Err(refused())).await;
+        }
+
+        secrets.look().await;
+
+        assert_eq!(secrets.queue, [], "asked for at once");
+        assert_eq!(secrets.again.len(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_right_that_came_for_one_is_tried_for_all() {
+        let (mut secrets, _heard) = referenced(&["one", "three", "two"]);
+        secrets.look().await;
+        for name in std::mem::take(&mut secrets.queue) {
+            secrets.answered(name, Err(refused())).await;
+        }
+        let one = ObjectName::new("shop", "one");
+        secrets.ask(one.clone());
+        secrets.queue.clear();
+
+        secrets.answered(one, Ok(Some(Secret::default()))).await;
+
+        assert_eq!(secrets.queue.iter().map(|name| &*name.name).collect::<Vec<_>>(), ["three", "two"]);
+    }
+
+    #[tokio::test]
+    async fn who_starts_waits_for_no_answer_to_what_was_asked_for_in_vain_before() {
+        let (mut secrets, mut heard) = referenced(&["one", "two"]);
+        secrets.look().await;
+        secrets.queue.clear();
+        let [one, two] = ["one", "two"].map(|name| ObjectName::new("shop", name));
+        secrets.answered(one.clone(), Err(refused())).await;
+        secrets.ask(one.clone());
+        secrets.report().await.expect("somebody listens");
+        assert!(heard.try_recv().is_err(), "nobody knows yet what becomes of the other one");
+
+        // The first one was asked for anew, and hangs.
+        secrets.answered(two.clone(), Err(refused())).await;
+        secrets.report().await.expect("somebody listens");
+
+        let here = Here { generation: 1, lacking: [one, two].into(), is_worth_waiting: false };
+        let told = heard.try_recv().expect("told");
+        assert!(matches!(&told, News::Fetched(Kind::Secret, told) if *told == here), "{told:?}");
+    }
 }
