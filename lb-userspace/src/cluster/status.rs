@@ -26,6 +26,7 @@ use super::addresses::{self, Address, Pods};
 use super::failure::{Failure, Why};
 use super::hub::Aside;
 use super::write_health::{Work, WriteHealth};
+use crate::backoff::Backoff;
 use crate::model::ObjectName;
 
 /// Written at a time.
@@ -34,7 +35,7 @@ const AT_ONCE: usize = 8;
 const ANSWER: Duration = Duration::from_secs(10);
 /// Tries of one, where somebody else is faster.
 const TRIES: usize = 3;
-/// Pause before what failed is tried again, at first.
+/// Pause before what failed is tried again, at first, and between two rounds of such.
 const RETRY: Duration = Duration::from_secs(1);
 
 /// What is written, and when.
@@ -77,13 +78,19 @@ pub(super) struct Writer {
 pub(super) struct Told<T> {
     /// By name, with the uid: an object that was made anew was told nothing.
     written: BTreeMap<ObjectName, (Option<String>, T)>,
-    /// Those that did not take it. They wait for a round of their own, and hold up nobody.
-    failed: BTreeSet<ObjectName>,
+    /// Those that did not take it. Each waits for itself.
+    failed: BTreeMap<ObjectName, Failed>,
+}
+
+struct Failed {
+    /// When it is tried again.
+    again: Instant,
+    backoff: Backoff,
 }
 
 impl<T> Default for Told<T> {
     fn default() -> Self {
-        Self { written: BTreeMap::new(), failed: BTreeSet::new() }
+        Self { written: BTreeMap::new(), failed: BTreeMap::new() }
     }
 }
 
@@ -91,29 +98,39 @@ impl<T: PartialEq> Told<T> {
     /// Forgets others.
     fn keep(&mut self, is_there: impl Fn(&ObjectName) -> bool) {
         self.written.retain(|name, _| is_there(name));
-        self.failed.retain(is_there);
+        self.failed.retain(|name, _| is_there(name));
     }
 
     /// Whether that is to be written in this round, where it does not stand there.
-    fn is_due(&self, name: &ObjectName, uid: Option<&str>, value: &T, round: Round) -> bool {
+    fn is_due(
+        &self,
+        name: &ObjectName,
+        uid: Option<&str>,
+        value: &T,
+        (round, now): (Round, Instant),
+    ) -> bool {
         let is_same =
             self.written.get(name).is_some_and(|(to, known)| to.as_deref() == uid && known == value);
-        match round {
-            Round::Changes => !is_same && !self.failed.contains(name),
-            Round::Again => !is_same,
-            Round::Everything => true,
-        }
+        let may_try = self.failed.get(name).is_none_or(|failed| failed.again <= now);
+        round == Round::Everything || !is_same && may_try
     }
 
-    /// It was written, or could not be.
-    fn wrote(&mut self, name: ObjectName, uid: Option<String>, value: T, failed: bool) {
-        if failed {
-            self.written.remove(&name);
-            self.failed.insert(name);
-        } else {
-            self.failed.remove(&name);
-            self.written.insert(name, (uid, value));
-        }
+    fn wrote(&mut self, name: ObjectName, uid: Option<String>, value: T) {
+        self.failed.remove(&name);
+        self.written.insert(name, (uid, value));
+    }
+
+    /// It could not be written; the pauses between tries grow to `longest`.
+    fn failed(&mut self, name: ObjectName, longest: Duration, now: Instant) {
+        self.written.remove(&name);
+        let none_yet = || Failed { again: now, backoff: Backoff::between(RETRY, longest.max(RETRY)) };
+        let failed = self.failed.entry(name).or_insert_with(none_yet);
+        failed.again = now + failed.backoff.next();
+    }
+
+    /// When the first of those is tried again.
+    fn again(&self) -> Option<Instant> {
+        self.failed.values().map(|failed| failed.again).min()
     }
 }
 
@@ -122,7 +139,7 @@ impl<T: PartialEq> Told<T> {
 enum Round {
     /// What is another than before.
     Changes,
-    /// What failed, too.
+    /// So it is, and it is time for what failed.
     Again,
     /// Even what others wrote over ours.
     Everything,
@@ -133,7 +150,7 @@ impl Writer {
     pub(super) async fn run(mut self) {
         let mut interval = interval(self.options.interval);
         interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (mut pause, mut again) = (RETRY, None::<Instant>);
+        let mut again = None::<Instant>;
         loop {
             let mut round = Round::Changes;
             let goes_on = tokio::select! {
@@ -155,6 +172,8 @@ impl Writer {
             if !goes_on {
                 return;
             }
+            let now =
+                (Arc::clone(&self.report.borrow_and_update()), Arc::clone(&self.aside.borrow_and_update()));
             if !*self.leads.borrow_and_update() {
                 (self.ingresses, self.services, again) = (Told::default(), Told::default(), None);
                 self.health.done(Work::IngressStatus);
@@ -162,33 +181,38 @@ impl Writer {
                 self.last = None;
                 continue;
             }
-            let now = (Arc::clone(&self.report.borrow()), Arc::clone(&self.aside.borrow()));
             // Most changes are of endpoints, dozens in a second, and none of those comes to anything here.
             if round == Round::Changes && self.last.as_ref().is_some_and(|last| comes_to_the_same(last, &now))
             {
                 self.last = Some(now);
                 continue;
             }
-            if round == Round::Everything && self.takes_nodes() {
-                self.pods = match addresses::pods(&self.client, &self.pod).await {
-                    Ok(pods) => pods,
-                    Err(failure) if addresses::forgivable(&failure) => None,
-                    Err(failure) => {
-                        debug!(reason = failure.why.name(), failure.message, "pods are not known");
-                        self.pods.take()
-                    }
-                };
-            }
-            self.balance(round).await;
-            self.route(round).await;
-            self.last = Some(now);
-            if self.ingresses.failed.is_empty() && self.services.failed.is_empty() {
-                (pause, again) = (RETRY, None);
-            } else if round != Round::Changes || again.is_none() {
-                again = Some(Instant::now() + pause);
-                pause = (pause * 2).min(self.options.interval.max(RETRY));
-            }
+            // Who leads no more leaves off, however much there is still to be written.
+            let mut leads = self.leads.clone();
+            let is_done = tokio::select! {
+                () = self.write(round, &now) => true,
+                _ = leads.wait_for(|leads| !leads) => false,
+            };
+            self.last = is_done.then_some(now);
+            let first = self.ingresses.again().into_iter().chain(self.services.again()).min();
+            again = first.map(|first| first.max(Instant::now() + RETRY));
         }
+    }
+
+    async fn write(&mut self, round: Round, (report, aside): &(Arc<Report>, Arc<Aside>)) {
+        if round == Round::Everything && self.takes_nodes() {
+            self.pods = match timeout(ANSWER, addresses::pods(&self.client, &self.pod)).await {
+                Ok(Ok(pods)) => pods,
+                Ok(Err(failure)) if addresses::forgivable(&failure) => None,
+                Ok(Err(failure)) => {
+                    debug!(reason = failure.why.name(), failure.message, "pods are not known");
+                    self.pods.take()
+                }
+                Err(_) => self.pods.take(),
+            };
+        }
+        self.balance(round, report).await;
+        self.route(round, report, aside).await;
     }
 
     fn takes_nodes(&self) -> bool {
@@ -196,13 +220,13 @@ impl Writer {
     }
 
     /// Writes the addresses that Services have where their status says others.
-    async fn balance(&mut self, round: Round) {
-        let report = Arc::clone(&self.report.borrow_and_update());
+    async fn balance(&mut self, round: Round, report: &Report) {
+        let at = (round, Instant::now());
         self.services.keep(|name| report.given.contains_key(name));
         let differ = report.given.iter().filter_map(|(name, given)| {
             let service = &report.loaded.objects.services.get(name)?.object;
             let uid = service.metadata.uid.clone();
-            let is_due = self.services.is_due(name, uid.as_deref(), given, round);
+            let is_due = self.services.is_due(name, uid.as_deref(), given, at);
             (is_due && !addresses::says(service, given)).then(|| (name.clone(), (uid, given.clone())))
         });
         let mut differ: BTreeMap<_, _> = differ.collect();
@@ -211,7 +235,10 @@ impl Writer {
         self.tell(Work::ServiceStatus, &outcomes);
         for (name, outcome) in outcomes {
             let Some((uid, given)) = differ.remove(&name) else { continue };
-            self.services.wrote(name, uid, given, outcome.is_err());
+            match outcome {
+                Ok(()) => self.services.wrote(name, uid, given),
+                Err(_) => self.services.failed(name, self.options.interval, Instant::now()),
+            }
         }
         if self.services.failed.is_empty() {
             self.health.done(Work::ServiceStatus);
@@ -219,16 +246,15 @@ impl Writer {
     }
 
     /// Writes where Ingresses are reached where their status says otherwise.
-    async fn route(&mut self, round: Round) {
-        let report = Arc::clone(&self.report.borrow_and_update());
-        let aside = Arc::clone(&self.aside.borrow_and_update());
-        let Some(wanted) = self.wanted(&report) else { return };
+    async fn route(&mut self, round: Round, report: &Report, aside: &Aside) {
+        let Some(wanted) = self.wanted(report) else { return };
+        let at = (round, Instant::now());
         self.ingresses.keep(|name| report.served.contains(name));
         let none = Vec::new();
         let differ = report.served.iter().filter_map(|name| {
             let ingress = report.loaded.objects.ingresses.get(name);
             let uid = ingress.and_then(|ingress| ingress.object.metadata.uid.clone());
-            let is_due = self.ingresses.is_due(name, uid.as_deref(), &wanted, round);
+            let is_due = self.ingresses.is_due(name, uid.as_deref(), &wanted, at);
             let differs = aside.addresses.get(name).unwrap_or(&none) != &wanted;
             (is_due && differs).then(|| (name.clone(), uid))
         });
@@ -238,7 +264,10 @@ impl Writer {
         self.tell(Work::IngressStatus, &outcomes);
         for (name, outcome) in outcomes {
             let Some(uid) = differ.remove(&name) else { continue };
-            self.ingresses.wrote(name, uid, wanted.clone(), outcome.is_err());
+            match outcome {
+                Ok(()) => self.ingresses.wrote(name, uid, wanted.clone()),
+                Err(_) => self.ingresses.failed(name, self.options.interval, Instant::now()),
+            }
         }
         if self.ingresses.failed.is_empty() {
             self.health.done(Work::IngressStatus);
@@ -363,21 +392,41 @@ where
 mod tests {
     use super::*;
 
+    const LONGEST: Duration = Duration::from_secs(60);
+
     #[test]
-    fn what_failed_waits_for_its_round_and_what_was_made_anew_was_told_nothing() {
-        let (mut told, name) = (Told::default(), ObjectName::new("shop", "web"));
+    fn what_failed_waits_for_its_time_and_what_was_made_anew_was_told_nothing() {
+        let (mut told, name, now) = (Told::default(), ObjectName::new("shop", "web"), Instant::now());
         let due = |told: &Told<u8>, uid, value| {
-            [Round::Changes, Round::Again, Round::Everything]
-                .map(|round| told.is_due(&name, Some(uid), &value, round))
+            let at = |round, at| told.is_due(&name, Some(uid), &value, (round, at));
+            [at(Round::Changes, now), at(Round::Again, now + RETRY), at(Round::Everything, now)]
         };
         assert_eq!(due(&told, "a", 1), [true, true, true]);
 
-        told.wrote(name.clone(), Some("a".to_owned()), 1, true);
+        told.failed(name.clone(), LONGEST, now);
         assert_eq!(due(&told, "a", 1), [false, true, true], "refused");
 
-        told.wrote(name.clone(), Some("a".to_owned()), 1, false);
+        told.wrote(name.clone(), Some("a".to_owned()), 1);
         assert_eq!(due(&told, "a", 1), [false, false, true], "written");
         assert_eq!(due(&told, "a", 2), [true, true, true], "another value");
         assert_eq!(due(&told, "b", 1), [true, true, true], "another object");
+    }
+
+    #[test]
+    fn one_that_never_takes_its_status_has_no_other_wait() {
+        let (mut told, begun) = (Told::<u8>::default(), Instant::now());
+        let [never, later] = ["never", "later"].map(|name| ObjectName::new("shop", name));
+        let mut now = begun;
+        for _ in 0..20 {
+            told.failed(never.clone(), LONGEST, now);
+            now = told.again().expect("it is tried again");
+        }
+        assert!(now - begun > 10 * LONGEST / 2, "{:?}", now - begun);
+
+        told.failed(never, LONGEST, now);
+        told.failed(later.clone(), LONGEST, now);
+
+        assert!(told.again().is_some_and(|again| again <= now + RETRY));
+        assert!(told.is_due(&later, None, &1, (Round::Again, now + RETRY)));
     }
 }
