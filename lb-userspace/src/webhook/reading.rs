@@ -1,6 +1,6 @@
 //! The bytes of a question. Nobody has to prove that he is an API server, so what is bounded is memory, not senders: nearly
-//! all questions are short and are read beside each other, however slowly they come; a long one takes places for all of
-//! its bytes, once it has sent as much as a short one has, and gives them back soon.
+//! all questions are short and are read beside each other, however slowly they come; a long one takes places for the
+//! bytes that have come, and gives them back soon. Who says that more will come takes none for that.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use http_body_util::BodyExt;
 use hyper::StatusCode;
 use hyper::body::{Body as _, Incoming};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, timeout_at};
 
 use super::MAX_BYTES;
 
@@ -47,40 +47,41 @@ impl Reading {
             return Err(too_long());
         }
         let most = said.exact().map_or(MAX_BYTES, |exact| exact as usize).max(SHORT);
-        let (mut bytes, mut held) = (BytesMut::new(), None::<(OwnedSemaphorePermit, Instant)>);
-        loop {
-            let frame = match &held {
-                None => body.frame().await,
-                Some((_, until)) => tokio::select! {
-                    frame = body.frame() => frame,
-                    () = sleep_until(*until) => {
-                        let message = "the question came too slowly".to_owned();
-                        return Err((StatusCode::REQUEST_TIMEOUT, message));
-                    }
-                },
-            };
-            let data = match frame {
-                None => break,
-                Some(Ok(frame)) => frame.into_data().unwrap_or_default(),
-                Some(Err(error)) => {
-                    return Err((StatusCode::BAD_REQUEST, format!("the question broke off: {error}")));
-                }
-            };
+        let mut bytes = BytesMut::new();
+        let (mut room, mut places, mut until) = (SHORT, None::<OwnedSemaphorePermit>, None::<Instant>);
+        while let Some(frame) = by(until, body.frame()).await? {
+            let frame = frame
+                .map_err(|error| (StatusCode::BAD_REQUEST, format!("the question broke off: {error}")))?;
+            let data = frame.into_data().unwrap_or_default();
             let length = bytes.len() + data.len();
             if length > MAX_BYTES {
                 return Err(too_long());
             }
-            if length > SHORT && held.is_none() {
-                let places = Arc::clone(&self.0).acquire_many_owned(most.div_ceil(1 << 10) as u32);
-                let stopping = |_| (StatusCode::SERVICE_UNAVAILABLE, "stopping".to_owned());
-                held = Some((places.await.map_err(stopping)?, Instant::now() + READING));
-                // All at once: what grows by doubling takes up to three times as much while it is copied.
-                bytes.reserve(most.saturating_sub(bytes.len()));
+            while room < length {
+                let more = room.min(most - room).max(length - room);
+                let kilobytes = more.div_ceil(1 << 10) as u32;
+                // Who waits for places may hold what others wait for.
+                let end = *until.get_or_insert_with(|| Instant::now() + READING);
+                let taken = by(Some(end), Arc::clone(&self.0).acquire_many_owned(kilobytes)).await?;
+                let taken = taken.map_err(|_| (StatusCode::SERVICE_UNAVAILABLE, "stopping".to_owned()))?;
+                match &mut places {
+                    None => places = Some(taken),
+                    Some(places) => places.merge(taken),
+                }
+                room += more;
+                bytes.reserve(room - bytes.len());
             }
             bytes.extend_from_slice(&data);
         }
-        Ok(Question { bytes: bytes.freeze(), places: held.map(|(places, _)| places) })
+        Ok(Question { bytes: bytes.freeze(), places })
     }
+}
+
+/// What comes of it by then; `None`: whenever it comes.
+async fn by<T>(until: Option<Instant>, coming: impl Future<Output = T>) -> Result<T, Refusal> {
+    let Some(until) = until else { return Ok(coming.await) };
+    let late = |_| (StatusCode::REQUEST_TIMEOUT, "the question came too slowly".to_owned());
+    timeout_at(until, coming).await.map_err(late)
 }
 
 fn too_long() -> Refusal {

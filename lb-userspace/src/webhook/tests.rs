@@ -180,6 +180,25 @@ async fn whoever_sends_his_question_slowly_keeps_nobody_waiting() {
 }
 
 #[tokio::test]
+async fn who_says_that_much_will_come_keeps_no_long_question_waiting() {
+    let rig = rig();
+    let mut slow = Vec::new();
+    for _ in 0..60 {
+        let mut stream = rig.connect(&rig.trust).await.expect("connected");
+        let head = format!("POST {PATH} HTTP/1.1\r\nhost: x\r\ncontent-length: {MAX_BYTES}\r\n\r\n");
+        stream.write_all(head.as_bytes()).await.expect("sent");
+        // One byte more than is read without a place.
+        stream.write_all(&vec![b' '; (64 << 10) + 1]).await.expect("sent");
+        slow.push(stream);
+    }
+
+    let long = rig.ask(&rig.trust, &format!("POST {PATH}"), &vec![b' '; 1 << 20]).await.expect("answered");
+
+    // It is no JSON, but was read to the end.
+    assert_eq!(long.0, 400, "{}", long.1);
+}
+
+#[tokio::test]
 async fn other_paths_methods_and_nonsense_are_refused() {
     let rig = rig();
     let cases = [("POST /", 404), (&format!("GET {PATH}"), 405), (&format!("POST {PATH}"), 400)];
