@@ -107,10 +107,6 @@ fn services_get_addresses_of_the_pools_and_their_status_says_so() {
     rig.delete("Service", "heir");
     service(&rig, "late", "penstock.dev/addresses: 203.0.113.1", HTTP);
     until_addresses(&rig, &agent, "late", "of type LoadBalancer again", &["203.0.113.1"]);
-    // Who tells of changes looks now and then: what is told of a later one says that he has seen these.
-    service(&rig, "wrong", "penstock.dev/addresses: 192.0.2.300", HTTP);
-    until_event(&rig, &agent, "wrong", "BadAddress");
-    rig.delete("Service", "wrong");
 
     // A pool that shrinks does, and says so.
     pools(&rig, "  edge: \"addresses: [203.0.113.3]\"");

@@ -36,6 +36,8 @@ pub(super) struct State {
     pub(super) given: Arc<Given>,
     /// Ingresses of ours.
     pub(super) served: Names,
+    /// Services that had addresses of the pools in the state before.
+    pub(super) lost: Vec<Problem>,
     /// Objects of which an earlier version is in force.
     pub(super) kept: Vec<Kept>,
     /// How many translations there were.
@@ -89,10 +91,10 @@ impl Desired {
             }
         };
         self.failures.succeeded();
-        let state = State::new(loaded, translated, generation);
+        let mut state = State::new(loaded, translated, generation);
         state.log(&before.problems);
-        let lost = objects::lost((&before.objects, &before.given), (&state.objects, &state.given));
-        lost.iter().for_each(log_one);
+        state.lost = objects::lost((&before.objects, &before.given), (&state.objects, &state.given));
+        state.lost.iter().for_each(log_one);
         self.l4.send_if_modified(|l4| replace_if_different(l4, &state.snapshot.l4));
         self.l7.send_if_modified(|l7| replace_if_different(l7, &state.snapshot.l7));
         self.state.send_replace(Arc::new(state));
@@ -113,7 +115,8 @@ impl State {
         let Translated { snapshot, mut problems, given, served } = translated;
         problems.extend(loaded.problems.iter().cloned().map(Arc::new));
         let (objects, kept) = (loaded.objects.clone(), loaded.kept.clone());
-        Self { objects, snapshot, problems, given, served, kept, generation, at: SystemTime::now() }
+        let (lost, at) = (Vec::new(), SystemTime::now());
+        Self { objects, snapshot, problems, given, served, lost, kept, generation, at }
     }
 
     /// One line for the change and one for each problem that is new; the rest stands in `status`.

@@ -263,6 +263,7 @@ mod tests {
             problems: Problems::new(),
             given: Arc::default(),
             served: Default::default(),
+            lost: Vec::new(),
             kept: Vec::new(),
             generation: 1,
             at: UNIX_EPOCH,

@@ -268,7 +268,8 @@ impl Reporter {
     pub(super) fn report(&self, loaded: &Arc<Loaded>, state: &State) {
         let (problems, given) = (state.problems.clone(), Arc::clone(&state.given));
         let served = state.served.clone();
-        let report = Report { loaded: Arc::clone(loaded), served, given, problems };
+        let lost = self.reports.borrow().lost.with(state.generation, &state.lost);
+        let report = Report { loaded: Arc::clone(loaded), served, given, problems, lost };
         self.reports.send_replace(Arc::new(report));
     }
 

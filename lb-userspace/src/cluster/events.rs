@@ -23,7 +23,7 @@ use super::hub::Aside;
 use super::parked::{Joined, Parked};
 use super::write_health::{Work, WriteHealth};
 use crate::model::{ObjectName, Problem, Severity};
-use crate::objects::{self, Key, Kind, Object};
+use crate::objects::{Key, Kind, Object};
 
 /// As ingress-nginx signs them.
 const COMPONENT: &str = "nginx-ingress-controller";
@@ -391,12 +391,11 @@ fn note_settings(before: &Report, report: &Report, due: &mut Vec<What>) {
     }
 }
 
-/// Services that had addresses of the pools in the report before.
+/// Services that had addresses of the pools before, however short ago the report before was.
 fn note_lost(before: &Report, report: &Report, due: &mut Vec<What>) {
-    let (then, now) = (&before.loaded.objects, &report.loaded.objects);
-    for problem in objects::lost((then, &before.given), (now, &report.given)) {
-        let object = key(&problem).and_then(|key| now.get(&key));
-        due.extend(object.map(|object| of_problem(&object, &problem)));
+    for problem in report.lost.since(before.lost.newest()) {
+        let object = key(problem).and_then(|key| report.loaded.objects.get(&key));
+        due.extend(object.map(|object| of_problem(&object, problem)));
     }
 }
 

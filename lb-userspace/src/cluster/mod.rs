@@ -57,7 +57,7 @@ pub use health::Health;
 pub use lease::Election;
 pub use scope::{Beside, Scope};
 pub use status::StatusOptions;
-pub use write::{Report, WriteOptions, Writing, write};
+pub use write::{Lost, Report, WriteOptions, Writing, write};
 pub use write_health::Holder;
 
 /// News that wait for the hub; beyond, who follows waits.

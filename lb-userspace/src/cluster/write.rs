@@ -24,6 +24,9 @@ const FAREWELL: Duration = Duration::from_secs(5);
 const EACH: Duration = Duration::from_millis(30);
 const MOST: Duration = Duration::from_secs(60);
 
+/// So many of those before are kept with a report.
+const LATELY: usize = 1000;
+
 /// What the agent made of a state.
 #[derive(Debug, Default)]
 pub struct Report {
@@ -35,6 +38,33 @@ pub struct Report {
     pub given: Arc<Given>,
     /// Of all objects.
     pub problems: Problems,
+    /// Services that lost addresses of the pools.
+    pub lost: Lost,
+}
+
+/// Problems of a moment, of this report and of those before it, because not every report is looked at.
+#[derive(Debug, Clone, Default)]
+pub struct Lost(Arc<Vec<(u64, Problem)>>);
+
+impl Lost {
+    /// With those of another state, by its number.
+    pub fn with(&self, generation: u64, more: &[Problem]) -> Self {
+        if more.is_empty() || generation <= self.newest() {
+            return self.clone();
+        }
+        let old = self.0.get(self.0.len().saturating_sub(LATELY)..).unwrap_or_default().iter().cloned();
+        Self(Arc::new(old.chain(more.iter().map(|one| (generation, one.clone()))).collect()))
+    }
+
+    /// The number of the last state that had any.
+    pub(super) fn newest(&self) -> u64 {
+        self.0.last().map_or(0, |(generation, _)| *generation)
+    }
+
+    /// Those of later states.
+    pub(super) fn since(&self, generation: u64) -> impl Iterator<Item = &Problem> {
+        self.0.iter().filter(move |(of, _)| *of > generation).map(|(_, problem)| problem)
+    }
 }
 
 /// Who writes what.
@@ -190,5 +220,39 @@ impl Writing {
                 samples: count(&self.counts.dropped),
             },
         ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{ObjectId, Severity};
+
+    fn problem(name: &str) -> Problem {
+        let object = ObjectId { name: name.to_owned(), ..ObjectId::default() };
+        let (field, message, fix) = Default::default();
+        Problem { object, severity: Severity::Warning, reason: "address-lost", field, message, fix }
+    }
+
+    #[test]
+    fn what_was_lost_between_two_looks_is_seen_by_the_second() {
+        let seen = Lost::default().with(3, &[problem("before")]);
+
+        // Another state follows, and is another report, before anybody looks.
+        let now = seen.with(4, &[problem("a"), problem("b")]).with(5, &[]).with(5, &[problem("c")]);
+
+        let names =
+            |lost: &Lost, since| lost.since(since).map(|it| it.object.name.clone()).collect::<Vec<_>>();
+        assert_eq!(names(&now, seen.newest()), ["a", "b", "c"]);
+        assert_eq!(names(&now.with(5, &[problem("c")]), now.newest()), [""; 0], "the same state");
+    }
+
+    #[test]
+    fn of_what_was_lost_long_ago_so_much_is_kept() {
+        let many: Vec<Problem> = (0..3 * LATELY).map(|one| problem(&one.to_string())).collect();
+
+        let lost = Lost::default().with(1, &many).with(2, &[problem("last")]);
+
+        assert_eq!(lost.since(0).count(), LATELY + 1);
     }
 }
