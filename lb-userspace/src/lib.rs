@@ -7,6 +7,7 @@
 mod accept;
 pub mod admin;
 pub mod agent;
+mod allowance;
 pub mod announce;
 mod backoff;
 pub mod capture;

@@ -8,13 +8,14 @@ use anyhow::{Context, Result, bail};
 /// Rooms of the agent and the rooms each may import.
 #[rustfmt::skip]
 const ROOMS: &[(&str, &[&str])] = &[
-    ("announce",  &["model"]),
+    ("announce",  &["allowance", "model"]),
     ("model",     &[]),
     ("objects",   &["model", "panics"]),
     ("manifests", &["model", "objects"]),
+    ("allowance", &[]),
     ("backoff",   &[]),
     ("panics",    &[]),
-    ("cluster",   &["backoff", "model", "objects"]),
+    ("cluster",   &["allowance", "backoff", "model", "objects"]),
     ("translate", &["model", "objects", "panics"]),
     ("check",     &["model", "objects", "translate"]),
     ("capture",   &["model"]),
@@ -63,7 +64,7 @@ const ONLY_IN: &[(&str, &[&str])] = &[
 /// Rooms, and files of others, that stay pure: no clock, no runtime, no files, no logging.
 #[rustfmt::skip]
 const PURE: &[&str] = &[
-    "model", "translate", "objects", "check", "capture",
+    "model", "translate", "objects", "check", "capture", "allowance",
     "announce/election", "announce/formers", "announce/frame", "announce/heartbeat", "announce/segment",
     "datapath/plan", "datapath/walk", "dns/message", "health/checks", "l7/filters",
 ];

@@ -11,6 +11,7 @@ use super::election::{self, Bid};
 use super::formers::Formers;
 use super::frame::{self, Mac, Question};
 use super::heartbeat::{self, Heartbeat};
+use crate::allowance::Allowance;
 use crate::model::announce::Announced;
 
 /// Between two heartbeats.
@@ -149,9 +150,9 @@ impl Segment {
             holders: BTreeMap::new(),
             formers: Formers::new(drain),
             plans: BTreeMap::new(),
-            allowance: Allowance::of(ANSWERS, now),
+            allowance: a_second(ANSWERS, now),
             next_again: now,
-            elections: Allowance::of(ELECTIONS, now),
+            elections: a_second(ELECTIONS, now),
             due: None,
             is_news: true,
             counted: Counted::default(),
@@ -447,6 +448,11 @@ impl Member {
     }
 }
 
+/// So many at once, and so many a second.
+fn a_second(most: u32, now: Instant) -> Allowance {
+    Allowance::of(most, Duration::from_secs(1) / most, now)
+}
+
 /// Numbers for our frames, by the clock: those of the next agent of this node are higher, and those of the last one
 /// still are where the next one fails.
 struct Numbers {
@@ -460,35 +466,6 @@ impl Numbers {
         let passed = u64::try_from(now.duration_since(self.start).as_micros()).unwrap_or(u64::MAX);
         self.last = self.wall.saturating_add(passed).max(self.last.saturating_add(1));
         self.last
-    }
-}
-
-/// A token bucket of one second.
-struct Allowance {
-    most: u32,
-    left: u32,
-    at: Instant,
-}
-
-impl Allowance {
-    fn of(most: u32, now: Instant) -> Self {
-        Self { most, left: most, at: now }
-    }
-
-    fn take(&mut self, now: Instant) -> bool {
-        let step = Duration::from_secs(1) / self.most.max(1);
-        let earned = now.duration_since(self.at).as_nanos() / step.as_nanos().max(1);
-        match u32::try_from(earned) {
-            // What has been earned of the next one stays.
-            Ok(earned) if earned < self.most - self.left => {
-                self.left += earned;
-                self.at += step * earned;
-            }
-            _ => (self.left, self.at) = (self.most, now),
-        }
-        let is_left = self.left > 0;
-        self.left = self.left.saturating_sub(1);
-        is_left
     }
 }
 

@@ -17,11 +17,11 @@ use tokio::time::{Duration, Instant, sleep_until, timeout};
 use tracing::{debug, warn};
 
 use super::Report;
-use super::allowance::Allowance;
 use super::failure::{Failure, Why};
 use super::hub::Aside;
 use super::parked::{Joined, Parked};
 use super::write_health::{Work, WriteHealth};
+use crate::allowance::Allowance;
 use crate::model::{ObjectName, Problem, Severity};
 use crate::objects::{Key, Kind, Object};
 
@@ -31,6 +31,10 @@ const COMPONENT: &str = "nginx-ingress-controller";
 const REPEAT: Duration = Duration::from_secs(30 * 60);
 /// Between two looks at all that is the case. Events may be that late.
 const GLANCE: Duration = Duration::from_millis(250);
+/// Told at once, before the pace counts.
+const BURST: u32 = 25;
+/// Time for one Event, as an API server likes it.
+const PACE: Duration = Duration::from_millis(200);
 /// Events that wait at most, but for those of namespaces that take none; more are dropped and counted.
 const WAITING: usize = 1000;
 /// What passes within this as a rule is told only if it does not: objects of one application come one after the other,
@@ -191,7 +195,7 @@ impl Memory {
 impl Recorder {
     /// Until nobody reports any more.
     pub(super) async fn run(mut self) {
-        let mut allowance = Allowance::new(Instant::now());
+        let mut allowance = Allowance::of(BURST, PACE, Instant::now().into_std());
         // What lasts is told again, whether or not anything else happens.
         let mut repeat = tokio::time::interval(REPEAT);
         let mut rested = Instant::now();
@@ -199,7 +203,8 @@ impl Recorder {
         let (mut backoff, mut again) = (super::pauses(), None::<Instant>);
         loop {
             let now = Instant::now();
-            let next = self.memory.waits(now).map(|next| next.max(allowance.next(now)));
+            let allowed = Instant::from_std(allowance.next(now.into_std()));
+            let next = self.memory.waits(now).map(|next| next.max(allowed));
             let next = next.map(|next| again.map_or(next, |again| next.max(again)));
             let settled = self.memory.settled();
             let report = &mut self.report;
@@ -214,7 +219,8 @@ impl Recorder {
                 () = sleep_until(settled.unwrap_or_else(Instant::now)), if settled.is_some() => true,
                 () = sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {
                     if let Some(what) = self.memory.next(Instant::now(), &self.counts) {
-                        allowance.spend();
+                        // There is one: that was waited for.
+                        allowance.take(Instant::now().into_std());
                         match self.tell(&what).await {
                             Told::Later => {
                                 self.memory.queue.push_front(what);

@@ -6,7 +6,6 @@
 //! server that is gone costs nothing but freshness: what was last heard stays in force.
 
 mod addresses;
-mod allowance;
 mod certificate;
 mod connect;
 mod events;

@@ -525,18 +525,3 @@ fn what_all_members_name_together_is_bounded() {
     assert_eq!(agent.members.values().map(Member::named).sum::<usize>(), TAGS);
     assert_eq!(agent.members.values().filter(|member| member.is_known).count(), 4);
 }
-
-#[test]
-fn an_allowance_gives_all_that_it_promises_whatever_the_times() {
-    let begun = Instant::now();
-    let mut allowance = Allowance::of(ANSWERS, begun);
-
-    // Asked for every 300 us, which is no multiple of the time for one.
-    let (step, seconds) = (Duration::from_micros(300), 10);
-    let times = Duration::from_secs(seconds).as_micros() / step.as_micros();
-    let given = (0..times as u32).filter(|time| allowance.take(begun + step * *time)).count();
-
-    let most = u64::from(ANSWERS) * (seconds + 1);
-    assert!((most - 10..=most).contains(&(given as u64)), "{given} of {most}");
-    assert!(allowance.take(begun + Duration::from_secs(100)));
-}
