@@ -1,6 +1,7 @@
 //! Why the API server did not do what it was asked, in words that metrics and people share.
 
 use std::error::Error as _;
+use std::time::Duration;
 
 use kube::core::Status;
 
@@ -66,12 +67,20 @@ impl Why {
     }
 }
 
+/// What a server that has too much to do asks for as a rule; the header that says so does not come here.
+const REST: Duration = Duration::from_secs(1);
+
 /// How the TLS library begins what it says of a certificate.
 const UNTRUSTED: &str = "invalid peer certificate";
 
 impl Failure {
     pub(super) fn new(why: Why, message: impl Into<String>) -> Self {
         Self { why, message: message.into() }
+    }
+
+    /// To be waited beside the pause before it is asked again.
+    pub(super) fn rest(&self) -> Duration {
+        if self.why == Why::Throttled { REST } else { Duration::ZERO }
     }
 
     /// What the server says.

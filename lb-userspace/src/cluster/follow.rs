@@ -9,9 +9,10 @@ use std::future::Future;
 use std::time::Duration;
 
 use futures_util::stream::{BoxStream, StreamExt as _};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{ListParams, ObjectList, WatchParams};
 use kube::core::{PartialObjectMeta, WatchEvent};
-use kube::{Api, Resource, ResourceExt as _};
+use kube::{Api, Resource};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
@@ -19,6 +20,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::failure::{Failure, Why};
 use super::health::FeedHealth;
 use crate::backoff::spread;
+use crate::model::ObjectName;
 
 /// Objects of one page of a list.
 const PAGE: u32 = 500;
@@ -86,25 +88,50 @@ where
     }
 }
 
-/// Names and versions only.
+/// Names and versions only. What else there is in their metadata is let go of with the page that it came with: a
+/// namespace may have many objects whose annotations are as long as they may be.
 pub(super) struct Metadata<K>(pub(super) Api<K>);
+
+/// What is known of such an object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Named {
+    pub(super) name: ObjectName,
+    pub(super) version: String,
+}
+
+impl Named {
+    fn of<K>(item: PartialObjectMeta<K>) -> Self {
+        let ObjectMeta { namespace, name, resource_version, .. } = item.metadata;
+        let name = ObjectName::new(namespace.unwrap_or_default(), name.unwrap_or_default());
+        Self { name, version: resource_version.unwrap_or_default() }
+    }
+}
 
 impl<K> Source for Metadata<K>
 where
     K: Resource + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
 {
-    type Item = PartialObjectMeta<K>;
+    type Item = Named;
 
-    async fn list(&self, params: &ListParams) -> kube::Result<ObjectList<Self::Item>> {
-        self.0.list_metadata(params).await
+    async fn list(&self, params: &ListParams) -> kube::Result<ObjectList<Named>> {
+        let ObjectList { types, metadata, items } = self.0.list_metadata(params).await?;
+        Ok(ObjectList { types, metadata, items: items.into_iter().map(Named::of).collect() })
     }
 
-    async fn watch(&self, params: &WatchParams, version: &str) -> kube::Result<Stream<Self::Item>> {
-        Ok(self.0.watch_metadata(params, version).await?.boxed())
+    async fn watch(&self, params: &WatchParams, version: &str) -> kube::Result<Stream<Named>> {
+        let named = |event| match event {
+            WatchEvent::Added(item) => WatchEvent::Added(Named::of(item)),
+            WatchEvent::Modified(item) => WatchEvent::Modified(Named::of(item)),
+            WatchEvent::Deleted(item) => WatchEvent::Deleted(Named::of(item)),
+            WatchEvent::Bookmark(bookmark) => WatchEvent::Bookmark(bookmark),
+            WatchEvent::Error(status) => WatchEvent::Error(status),
+        };
+        let events = self.0.watch_metadata(params, version).await?;
+        Ok(events.map(move |event| event.map(named)).boxed())
     }
 
-    fn version(item: &Self::Item) -> Option<String> {
-        item.resource_version()
+    fn version(item: &Named) -> Option<String> {
+        Some(item.version.clone())
     }
 }
 
@@ -117,12 +144,14 @@ pub(super) async fn follow<S: Source, M: Send>(
     say: impl Fn(Step<S::Item>) -> M + Send + Sync,
 ) {
     let mut version: Option<String> = None;
-    let mut backoff = super::pauses();
+    let (mut backoff, mut is_forgetful) = (super::pauses(), false);
     while !out.is_closed() {
         let failure = match &mut version {
             None => match list(&source, &selection).await {
                 Ok((objects, at)) => {
-                    backoff = super::pauses();
+                    if !is_forgetful {
+                        backoff = super::pauses();
+                    }
                     version = Some(at);
                     if out.send(say(Step::Listed(objects))).await.is_err() {
                         return;
@@ -137,7 +166,7 @@ pub(super) async fn follow<S: Source, M: Send>(
                 let begun = Instant::now();
                 let end = watch(&source, &selection, version, &health, &out, &say).await;
                 if begun.elapsed() >= TOO_SOON {
-                    backoff = super::pauses();
+                    (backoff, is_forgetful) = (super::pauses(), false);
                 }
                 match end {
                     End::Unheard => return,
@@ -149,11 +178,15 @@ pub(super) async fn follow<S: Source, M: Send>(
         };
         if failure.why == Why::Gone {
             version = None;
-            // A server that says so is there: what it has is not to wait as long as a server that was not.
-            backoff = super::pauses();
+            // A server that says so is there: what it has is not to wait as long as a server that was not. Unless it says
+            // so of each list.
+            if !std::mem::replace(&mut is_forgetful, true) {
+                backoff = super::pauses();
+            }
         }
+        let pause = backoff.next() + failure.rest();
         health.failed(failure);
-        sleep(backoff.next()).await;
+        sleep(pause).await;
     }
 }
 

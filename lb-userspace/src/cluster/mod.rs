@@ -36,7 +36,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Namespace;
 use k8s_openapi::api::networking::v1::Ingress;
 use k8s_openapi::{ClusterResourceScope, NamespaceResourceScope};
-use kube::{Api, Client, Resource, ResourceExt as _};
+use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -44,7 +44,7 @@ use tokio::task::JoinSet;
 use crate::objects::{Admission, Former, Kind, Loaded, Object, Refer};
 
 use crate::backoff::Backoff;
-use follow::{Metadata, Selection, Step, Whole, follow};
+use follow::{Metadata, Named, Selection, Step, Whole, follow};
 use health::{Feed, Need};
 use hub::{Addresses, Aside, Hub, News, Progress};
 use referenced::{Note, Reading, Referenced, Wanted};
@@ -272,10 +272,10 @@ impl Feeds {
     /// Namespaces with these labels.
     fn namespaces(&mut self, selector: &str) {
         let api: Api<Namespace> = Api::all(self.client.clone());
-        let say = |step: Step<kube::core::PartialObjectMeta<Namespace>>| match step {
-            Step::Listed(items) => News::Namespaces(items.iter().map(|item| item.name_any()).collect()),
-            Step::Applied(item) => News::Namespace(item.name_any()),
-            Step::Deleted(item) => News::NoNamespace(item.name_any()),
+        let say = |step: Step<Named>| match step {
+            Step::Listed(items) => News::Namespaces(items.into_iter().map(|item| item.name.name).collect()),
+            Step::Applied(item) => News::Namespace(item.name.name),
+            Step::Deleted(item) => News::NoNamespace(item.name.name),
         };
         let health = self.health.of(Feed { resource: "namespaces", namespace: None, need: Need::Must });
         let selection = Selection { labels: selector.to_owned(), ..Selection::default() };

@@ -7,14 +7,13 @@ use std::fmt::Debug;
 use futures_util::future::{BoxFuture, FutureExt as _};
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use k8s_openapi::NamespaceResourceScope;
-use kube::core::PartialObjectMeta;
 use kube::{Api, Client, Resource, ResourceExt as _};
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Duration, Instant, sleep_until, timeout};
 
 use super::failure::{Failure, Why};
-use super::follow::Step;
+use super::follow::{Named, Step};
 use super::health::ReadHealth;
 use super::hub::News;
 use super::reads::Unread;
@@ -59,9 +58,9 @@ impl Wanted {
 }
 
 /// A change of names and versions in one of the namespaces that are followed (`None`: in all).
-pub(super) struct Note<K> {
+pub(super) struct Note {
     pub(super) namespace: Option<String>,
-    pub(super) step: Step<PartialObjectMeta<K>>,
+    pub(super) step: Step<Named>,
 }
 
 /// What is read.
@@ -90,7 +89,7 @@ pub(super) struct Referenced<K> {
     kind: Kind,
     lean: fn(K) -> Object,
     wanted: watch::Receiver<Wanted>,
-    notes: mpsc::Receiver<Note<K>>,
+    notes: mpsc::Receiver<Note>,
     news: mpsc::Sender<News>,
     /// Versions there are, by the newest note.
     there: BTreeMap<ObjectName, String>,
@@ -125,7 +124,7 @@ where
         client: Client,
         reading: Reading<K>,
         wanted: watch::Receiver<Wanted>,
-        notes: mpsc::Receiver<Note<K>>,
+        notes: mpsc::Receiver<Note>,
         news: mpsc::Sender<News>,
     ) -> Self {
         let Reading { kind, lean, namespaces, health } = reading;
@@ -184,27 +183,22 @@ where
         }
     }
 
-    async fn note(&mut self, note: Note<K>) {
+    async fn note(&mut self, note: Note) {
         let Note { namespace, step } = note;
         match step {
             Step::Listed(items) => {
-                let there =
-                    items.iter().map(|item| (name(item), item.resource_version().unwrap_or_default()));
-                let there: BTreeMap<ObjectName, String> = there.collect();
                 let here =
                     |name: &ObjectName| namespace.as_ref().is_none_or(|known| *known == name.namespace);
                 self.there.retain(|name, _| !here(name));
-                self.there.extend(there);
+                self.there.extend(items.into_iter().map(|Named { name, version }| (name, version)));
                 self.listed.insert(namespace);
                 self.look().await;
             }
-            Step::Applied(item) => {
-                let name = name(&item);
-                self.there.insert(name.clone(), item.resource_version().unwrap_or_default());
+            Step::Applied(Named { name, version }) => {
+                self.there.insert(name.clone(), version);
                 self.consider(name).await;
             }
-            Step::Deleted(item) => {
-                let name = name(&item);
+            Step::Deleted(Named { name, .. }) => {
                 self.there.remove(&name);
                 self.consider(name).await;
             }
@@ -380,11 +374,6 @@ fn pause(why: Why, tries: u32, needed: bool) -> Duration {
     let (first, longest) = if why == Why::Refused { REFUSED } else { RETRY };
     let doubled = if needed { 0 } else { tries.saturating_sub(1).min(16) };
     first.saturating_mul(1 << doubled).min(longest)
-}
-
-fn name<K>(item: &PartialObjectMeta<K>) -> ObjectName {
-    let metadata = &item.metadata;
-    ObjectName::new(metadata.namespace.clone().unwrap_or_default(), metadata.name.clone().unwrap_or_default())
 }
 
 #[cfg(test)]

@@ -1,163 +1,21 @@
 //! The room against a scripted API server: what a real one does too seldom to wait for.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+mod server;
+
+use std::sync::Arc;
 
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{mpsc, watch};
-use tokio::time::{Duration, timeout};
+use tokio::sync::watch;
+use tokio::time::{Duration, Instant, timeout};
 
 use super::*;
 use crate::model::{ObjectId, ObjectName, Problem, Severity};
 use crate::objects::{Former, Key, Loaded, References};
 
+use server::Server;
+
 /// No wait of a test is longer.
 const DEADLINE: Duration = Duration::from_secs(20);
-
-/// Answers lists with what it has, keeps watches open, and says on them what it is told to.
-#[derive(Clone, Default)]
-struct Server {
-    shared: Arc<Mutex<Shared>>,
-}
-
-#[derive(Default)]
-struct Shared {
-    /// By resource.
-    objects: BTreeMap<String, Vec<Value>>,
-    watches: BTreeMap<String, mpsc::UnboundedSender<String>>,
-    /// Paths and queries in the order they came.
-    asked: Vec<String>,
-    /// Resources that nobody may see.
-    refused: Vec<String>,
-    /// Objects of this name are answered by that alone; lists have them.
-    unread: BTreeMap<String, (u16, &'static str)>,
-    /// Of this resource nobody remembers what came before: the next watch hears that and nothing else.
-    gone: Option<String>,
-    /// Objects of this name, or lists of this resource, are answered when this opens.
-    held: Option<(String, watch::Receiver<bool>)>,
-}
-
-impl Server {
-    async fn start(&self) -> Cluster {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("bind");
-        let server = Some(format!("http://{}", listener.local_addr().expect("bound")));
-        let this = self.clone();
-        tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                tokio::spawn(this.clone().serve(stream));
-            }
-        });
-        Cluster::connect(&Access { server, ..Access::default() }).await.expect("a client")
-    }
-
-    fn put(&self, resource: &str, object: Value) {
-        self.shared.lock().expect("whole").objects.entry(resource.to_owned()).or_default().push(object);
-    }
-
-    /// On the watch of that resource, once there is one.
-    async fn say(&self, resource: &str, event: Value) {
-        let mut event = event.to_string();
-        event.push('\n');
-        let until = async {
-            loop {
-                let watch = self.shared.lock().expect("whole").watches.get(resource).cloned();
-                if watch.is_some_and(|watch| watch.send(event.clone()).is_ok()) {
-                    return;
-                }
-                tokio::task::yield_now().await;
-            }
-        };
-        timeout(DEADLINE, until).await.expect("a watch");
-    }
-
-    /// How often that was asked.
-    fn count(&self, words: &[&str]) -> usize {
-        let shared = self.shared.lock().expect("whole");
-        shared.asked.iter().filter(|asked| words.iter().all(|word| asked.contains(word))).count()
-    }
-
-    async fn serve(self, stream: TcpStream) {
-        let (read, mut write) = stream.into_split();
-        let mut lines = BufReader::new(read).lines();
-        loop {
-            let Ok(Some(line)) = lines.next_line().await else { return };
-            while lines.next_line().await.is_ok_and(|line| line.is_some_and(|line| !line.is_empty())) {}
-            let target = line.split(' ').nth(1).unwrap_or_default().to_owned();
-            let (path, query) = target.split_once('?').unwrap_or((&target, ""));
-            let mut parts = path.rsplit('/');
-            let (last, before) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
-            let is_watch = query.contains("watch=true");
-            let held = self.shared.lock().expect("whole").held.clone();
-            let held = held.filter(|(name, _)| name == last && !is_watch);
-            if held.is_some() {
-                self.shared.lock().expect("whole").asked.push(target.clone());
-            }
-            if let Some((_, mut open)) = held {
-                let _ = open.wait_for(|open| *open).await;
-            }
-            let answer = {
-                let mut shared = self.shared.lock().expect("whole");
-                shared.asked.push(target.clone());
-                let known = shared.objects.get(before).map(|objects| (before, objects));
-                if shared.refused.iter().any(|refused| refused == last || refused == before) {
-                    Err((403, "Forbidden"))
-                } else if let Some(answer) = shared.unread.get(last).filter(|_| known.is_some()) {
-                    Err(*answer)
-                } else if is_watch {
-                    let (sender, events) = mpsc::unbounded_channel();
-                    if shared.gone.take_if(|gone| gone == last).is_some() {
-                        let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 410,
-                            "reason": "Expired", "message": "too old", "metadata": {}});
-                        let event = json!({"type": "ERROR", "object": status});
-                        sender.send(format!("{event}\n")).expect("it is heard");
-                    }
-                    shared.watches.insert(last.to_owned(), sender);
-                    Ok(Answer::Watch(events))
-                } else if let Some((_, objects)) = known {
-                    let found = objects.iter().rev().find(|object| object["metadata"]["name"] == last);
-                    found.cloned().map(Answer::Json).ok_or((404, "NotFound"))
-                } else {
-                    let items = shared.objects.get(last).cloned().unwrap_or_default();
-                    let list = json!({"apiVersion": "v1", "kind": "List", "metadata": {"resourceVersion": "7"}, "items": items});
-                    Ok(Answer::Json(list))
-                }
-            };
-            let (status, body) = match answer {
-                Ok(Answer::Json(value)) => (200, value.to_string()),
-                Ok(Answer::Watch(mut events)) => {
-                    let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n";
-                    let _ = write.write_all(head.as_bytes()).await;
-                    while let Some(event) = events.recv().await {
-                        let chunk = format!("{:x}\r\n{event}\r\n", event.len());
-                        if write.write_all(chunk.as_bytes()).await.is_err() {
-                            return;
-                        }
-                    }
-                    return;
-                }
-                Err((code, reason)) => {
-                    let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code,
-                        "reason": reason, "message": format!("{reason}: {last}"), "metadata": {}});
-                    (code, status.to_string())
-                }
-            };
-            let head = format!(
-                "HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
-                body.len()
-            );
-            if write.write_all((head + &body).as_bytes()).await.is_err() {
-                return;
-            }
-        }
-    }
-}
-
-enum Answer {
-    Json(Value),
-    Watch(mpsc::UnboundedReceiver<String>),
-}
 
 fn ingress(name: &str, version: &str, annotation: &str) -> Value {
     json!({"apiVersion": "networking.k8s.io/v1", "kind": "Ingress",
@@ -277,7 +135,7 @@ async fn a_trouble_lasts_until_what_the_server_has_forgotten_is_listed_anew() {
     {
         let mut shared = server.shared.lock().expect("whole");
         shared.refused.clear();
-        shared.gone = Some("ingresses".to_owned());
+        shared.gone.insert("ingresses".to_owned(), 1);
         shared.held = Some(("ingresses".to_owned(), opened));
     }
     let asked = async {
@@ -293,6 +151,21 @@ async fn a_trouble_lasts_until_what_the_server_has_forgotten_is_listed_anew() {
     open.send_replace(true);
 
     until(&mut followed.loaded, "it is over", |loaded| loaded.problems.is_empty()).await;
+}
+
+#[tokio::test]
+async fn a_server_that_forgets_at_once_is_asked_for_lists_less_often_each_time() {
+    let server = Server::default();
+    server.shared.lock().expect("whole").gone.insert("ingresses".to_owned(), usize::MAX);
+    let begun = Instant::now();
+    let cluster = server.start().await;
+    let _followed = watch(&cluster, options());
+
+    asked(&server, &["/ingresses?", "limit="], 6).await;
+
+    // Half of each pause at least.
+    let least = Duration::from_millis((200 + 400 + 800 + 1600) / 2);
+    assert!(begun.elapsed() > least, "{:?}", begun.elapsed());
 }
 
 #[tokio::test]
