@@ -296,9 +296,7 @@ where
         if !self.wanted.borrow().has(&name) {
             return;
         }
-        if !self.is_followed(&name) {
-            self.again.insert(name.clone(), Instant::now() + UNFOLLOWED);
-        }
+        let unfollowed = Some(name.clone()).filter(|name| !self.is_followed(name));
         match answer {
             // Gone in the meantime, or not wanted: whatever the answer was.
             Ok(_) if overtaken && self.is_followed(&name) && !self.there.contains_key(&name) => {
@@ -333,6 +331,8 @@ where
                 }
             }
         }
+        // Whatever the answer was: nobody tells us of another.
+        self.again.extend(unfollowed.map(|name| (name, Instant::now() + UNFOLLOWED)));
     }
 
     /// Says so when everything that is wanted was asked for and answered, if only once in vain, and what of it could
@@ -411,6 +411,22 @@ mod tests {
         assert_eq!(pauses(Why::Refused, false), [5, 10, 20, 300, 300]);
         assert_eq!(pauses(Why::Server, false), [2, 4, 8, 30, 30]);
         assert_eq!((pauses(Why::Refused, true), pauses(Why::Server, true)), ([5; 5], [2; 5]));
+    }
+
+    #[tokio::test]
+    async fn what_does_not_exist_where_names_are_not_known_holds_up_nobody_and_is_looked_for_again() {
+        let (mut secrets, mut heard) = referenced(&["missing"]);
+        (secrets.there, secrets.listed) = Default::default();
+        secrets.namespaces.clear();
+        let missing = ObjectName::new("shop", "missing");
+        secrets.look().await;
+
+        secrets.answered(missing.clone(), Ok(None)).await;
+        secrets.report().await.expect("somebody listens");
+
+        let told = heard.try_recv().expect("told");
+        assert!(matches!(&told, News::Fetched(_, told) if told.lacking.is_empty()), "{told:?}");
+        assert!(secrets.again.contains_key(&missing));
     }
 
     #[tokio::test]
