@@ -217,6 +217,9 @@ where
     }
 
     async fn consider(&mut self, name: ObjectName) {
+        if !may_exist(&name) {
+            return;
+        }
         if self.asked.contains(&name) {
             self.overtaken.insert(name);
             return;
@@ -340,7 +343,8 @@ where
     async fn report(&mut self) -> Result<(), mpsc::error::SendError<News>> {
         let generation = self.wanted.borrow().generation;
         let may_be_missing = |name: &ObjectName| {
-            self.told.contains_key(name) || self.is_followed(name) || self.again.contains_key(name)
+            let is_known = self.told.contains_key(name) || self.is_followed(name);
+            is_known || self.again.contains_key(name) || !may_exist(name)
         };
         // Who is called so is known when the names are.
         let called = self.wanted.borrow().called.is_empty() || self.is_listed();
@@ -367,6 +371,15 @@ where
         self.here = here.clone();
         self.news.send(News::Fetched(self.kind, here)).await
     }
+}
+
+/// Whether the API server has such names. Users wrote some of them, and what is asked for is a path made of them.
+fn may_exist(name: &ObjectName) -> bool {
+    let is_good = |text: &str| {
+        let mut bytes = text.bytes();
+        bytes.all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.')) && !text.starts_with('.')
+    };
+    is_good(&name.namespace) && is_good(&name.name)
 }
 
 /// Before it is asked for again. What is needed is little, and somebody waits for it.
@@ -411,6 +424,26 @@ mod tests {
         assert_eq!(pauses(Why::Refused, false), [5, 10, 20, 300, 300]);
         assert_eq!(pauses(Why::Server, false), [2, 4, 8, 30, 30]);
         assert_eq!((pauses(Why::Refused, true), pauses(Why::Server, true)), ([5; 5], [2; 5]));
+    }
+
+    #[tokio::test]
+    async fn what_is_no_name_is_asked_for_nowhere() {
+        let (mut secrets, mut heard) =
+            referenced(&["fine", "x/../../configmaps/y", "x?watch=true", "..", "X"]);
+        secrets.listed.clear();
+        secrets.namespaces.clear();
+
+        secrets.look().await;
+        let asked: Vec<_> = secrets.queue.drain(..).collect();
+        for name in asked.clone() {
+            secrets.answered(name, Ok(None)).await;
+        }
+        secrets.report().await.expect("somebody listens");
+
+        assert_eq!(asked, [ObjectName::new("shop", "fine")]);
+        let here = Here { generation: 1, ..Here::default() };
+        let told = heard.try_recv().expect("told");
+        assert!(matches!(&told, News::Fetched(Kind::Secret, told) if *told == here), "{told:?}");
     }
 
     #[tokio::test]
