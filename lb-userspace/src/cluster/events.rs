@@ -42,6 +42,8 @@ const WAITING: usize = 1000;
 const SETTLING: Duration = Duration::from_secs(5);
 /// Reasons of such problems; a certificate is bad, too, whose Secret is not there yet.
 const FLEETING: [&str; 4] = ["no-endpoints", "missing-service", "missing-secret", "bad-certificate"];
+/// Of any object's name, as the API server has it.
+const LONGEST_NAME: usize = 253;
 /// Longest wait for one to be taken.
 const ANSWER: Duration = Duration::from_secs(10);
 
@@ -105,6 +107,14 @@ impl What {
     /// Where the Event stands: that of an object without a namespace as the API server wants it.
     fn namespace(&self) -> String {
         self.about.namespace.clone().unwrap_or_else(|| "default".to_owned())
+    }
+
+    /// Of the Event: that of the object, as far as there is room for it, and what tells it from others.
+    fn name(&self) -> String {
+        let object = self.about.name.as_deref().unwrap_or_default();
+        let room = object.floor_char_boundary(LONGEST_NAME - ".0123456789abcdef".len());
+        let object = object.get(..room).unwrap_or_default().trim_end_matches(['-', '.']);
+        format!("{object}.{:016x}", self.id())
     }
 
     /// The same for whoever tells it of the same object.
@@ -222,9 +232,9 @@ impl Recorder {
                         // There is one: that was waited for.
                         allowance.take(Instant::now().into_std());
                         match self.tell(&what).await {
-                            Told::Later => {
+                            Told::Later { rest } => {
                                 self.memory.queue.push_front(what);
-                                again = Some(Instant::now() + backoff.next());
+                                again = Some(Instant::now() + backoff.next() + rest);
                             }
                             Told::Refused => {
                                 self.memory.parked.refused(&what.namespace(), what, Instant::now());
@@ -302,7 +312,7 @@ impl Recorder {
                 if self.health.failed(Work::Events, &failure) {
                     warn!(reason = failure.why.name(), failure.message, "Events wait until they can be told");
                 }
-                if failure.why == Why::Refused { Told::Refused } else { Told::Later }
+                if failure.why == Why::Refused { Told::Refused } else { Told::Later { rest: failure.rest() } }
             }
         }
     }
@@ -310,7 +320,7 @@ impl Recorder {
     /// Writes it, or counts it once more where it stands already.
     async fn write(&self, what: &What) -> Result<(), Failure> {
         let namespace = what.namespace();
-        let name = format!("{}.{:016x}", what.about.name.as_deref().unwrap_or_default(), what.id());
+        let name = what.name();
         let api: Api<Event> = Api::namespaced(self.client.clone(), &namespace);
         let now = Time(Timestamp::now());
         let event = Event {
@@ -349,8 +359,8 @@ enum Told {
     Done,
     /// We may tell none in its namespace.
     Refused,
-    /// The API server takes none now.
-    Later,
+    /// The API server takes none now, and asks for a while of rest.
+    Later { rest: Duration },
 }
 
 /// Whether this one alone is not taken: in a namespace that goes or is gone, nobody may write; and what the server cannot
@@ -561,6 +571,22 @@ mod tests {
         memory.queue(vec![what(Some("edge"), "told")], &counts);
 
         assert_eq!(memory.next(now, &counts), Some(what(Some("edge"), "told")));
+    }
+
+    #[test]
+    fn an_event_of_the_longest_name_has_one_that_the_api_server_takes() {
+        let named = |name: &str| {
+            let about = ObjectReference { name: Some(name.to_owned()), ..ObjectReference::default() };
+            What { about, ..what(Some("shop"), "") }.name()
+        };
+        // No part of a name between dots ends with a hyphen.
+        let longest = format!("{}-.{}", "a".repeat(234), "b".repeat(17));
+
+        for (name, expected) in [("web", "web."), (longest.as_str(), &format!("{}.", "a".repeat(234)))] {
+            let event = named(name);
+            assert_eq!(event.get(..expected.len()), Some(expected), "{event}");
+            assert!(event.len() <= LONGEST_NAME && !event.contains("-."), "{event}");
+        }
     }
 
     #[test]

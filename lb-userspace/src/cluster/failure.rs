@@ -188,6 +188,8 @@ mod tests {
 
         assert_eq!([500, 503, 504].map(why), [Why::Server; 3]);
         assert_eq!([400, 413, 422].map(why), [Why::Rejected; 3]);
+        let rest = |code| Failure::said(&Status { code, ..Status::default() }).rest();
+        assert_eq!([429, 503].map(rest), [REST, Duration::ZERO]);
     }
 
     #[tokio::test]
