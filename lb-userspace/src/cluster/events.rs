@@ -275,7 +275,8 @@ impl Recorder {
         let mut all: Vec<What> = Vec::new();
         for problem in report.problems.iter().filter(|problem| problem.severity != Severity::Info) {
             let Some(key) = key(problem) else { continue };
-            let object = aside.refused.get(&key).cloned().or_else(|| report.loaded.objects.get(&key));
+            let refused = aside.refused.get(&key).map(|refused| refused.0.clone());
+            let object = refused.or_else(|| report.loaded.objects.get(&key));
             all.extend(object.map(|object| of_problem(&object, problem)));
         }
         let mut due = self.memory.due(all, Instant::now());

@@ -13,7 +13,7 @@ use tracing::{debug, info};
 use super::health::Health;
 use super::referenced::{Here, Wanted};
 use super::scope::Scope;
-use super::store::Store;
+use super::store::{Refused, Store};
 use crate::model::ObjectName;
 use crate::objects::{Former, Key, Kind, Loaded, Object, Objects, Refer};
 
@@ -57,7 +57,7 @@ pub(super) struct Aside {
     /// What the status of each Ingress says; those that say nothing are left out.
     pub(super) addresses: OrdMap<ObjectName, Vec<IngressLoadBalancerIngress>>,
     /// Newest versions of objects that were not let in.
-    pub(super) refused: BTreeMap<Key, Object>,
+    pub(super) refused: Refused,
     /// Which namespaces concern us.
     pub(super) scope: Scope,
 }
@@ -318,12 +318,12 @@ impl Hub {
     fn tell_aside(&self) {
         let now = Aside {
             addresses: self.progress.addresses.clone(),
-            refused: self.store.refused(),
+            refused: self.store.refused().clone(),
             scope: self.scope.clone(),
         };
         self.aside.send_if_modified(|aside| {
             let differs = !aside.addresses.ptr_eq(&now.addresses)
-                || aside.refused != now.refused
+                || !aside.refused.ptr_eq(&now.refused)
                 || aside.scope != now.scope;
             if differs {
                 *aside = Arc::new(now);

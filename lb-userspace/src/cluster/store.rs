@@ -4,7 +4,10 @@
 //! state is taken; who does not pass stays what it was, or does not enter.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::SystemTime;
+
+use imbl::OrdMap;
 
 use crate::model::{ObjectName, Problem, Severity};
 use crate::objects::{Admission, Former, Kept, Key, Kind, Loaded, Object, Objects};
@@ -13,8 +16,7 @@ use crate::objects::{Admission, Former, Kept, Key, Kind, Loaded, Object, Objects
 pub(super) struct Store {
     admission: Admission,
     in_force: Objects,
-    /// Newest versions that were not let in, and why.
-    refused: BTreeMap<Key, (Object, Vec<Problem>)>,
+    refused: Refused,
     /// Objects of which an earlier version is in force, since when.
     kept: BTreeMap<Key, SystemTime>,
     /// What is to be said about objects that were let in.
@@ -25,12 +27,15 @@ pub(super) struct Store {
     rules_changed: bool,
 }
 
+/// Newest versions that were not let in, and why.
+pub(super) type Refused = OrdMap<Key, Arc<(Object, Vec<Problem>)>>;
+
 impl Store {
     pub(super) fn new(admission: Admission) -> Self {
         Self {
             admission,
             in_force: Objects::default(),
-            refused: BTreeMap::new(),
+            refused: Refused::new(),
             kept: BTreeMap::new(),
             notes: BTreeMap::new(),
             fresh: BTreeMap::new(),
@@ -44,12 +49,13 @@ impl Store {
 
     /// The newest version, whether or not it is in force.
     pub(super) fn newest(&self, key: &Key) -> Option<Object> {
-        self.refused.get(key).map(|(object, _)| object.clone()).or_else(|| self.in_force.get(key))
+        let refused = self.refused.get(key).map(|refused| refused.0.clone());
+        refused.or_else(|| self.in_force.get(key))
     }
 
     /// Newest versions that were not let in.
-    pub(super) fn refused(&self) -> BTreeMap<Key, Object> {
-        self.refused.iter().map(|(key, (object, _))| (key.clone(), object.clone())).collect()
+    pub(super) fn refused(&self) -> &Refused {
+        &self.refused
     }
 
     /// Takes a version in; false if it says nothing new.
@@ -61,7 +67,7 @@ impl Store {
         }
         let found = self.admission.alone(&object, &key.id(""));
         if found.iter().any(|problem| problem.severity == Severity::Error) {
-            self.refuse(key, object, found);
+            self.refuse(key, Arc::new((object, found)));
             return true;
         }
         self.let_in(key, object, found);
@@ -72,7 +78,7 @@ impl Store {
         let before = self.in_force.get(&key);
         self.in_force.unread.remove(&Some(key.clone()));
         self.in_force.insert(object, "");
-        self.refused.remove(&key);
+        self.refuse_no_more(&key);
         self.kept.remove(&key);
         if found.is_empty() {
             self.notes.remove(&key);
@@ -86,13 +92,20 @@ impl Store {
         }
     }
 
-    fn refuse(&mut self, key: Key, object: Object, found: Vec<Problem>) {
+    fn refuse(&mut self, key: Key, refused: Arc<(Object, Vec<Problem>)>) {
         if self.in_force.get(&key).is_some() {
             self.kept.entry(key.clone()).or_insert_with(SystemTime::now);
         } else {
             self.in_force.unread.insert(Some(key.clone()));
         }
-        self.refused.insert(key, (object, found));
+        self.refused.insert(key, refused);
+    }
+
+    /// The map stays the same one where it has no such object: others compare it by that.
+    fn refuse_no_more(&mut self, key: &Key) {
+        if self.refused.contains_key(key) {
+            self.refused.remove(key);
+        }
     }
 
     /// These of a kind, and no others, exist and could not be read yet; false if that is nothing new.
@@ -125,7 +138,7 @@ impl Store {
         let known = self.newest(key).is_some();
         self.in_force.remove(key);
         self.in_force.unread.remove(&Some(key.clone()));
-        self.refused.remove(key);
+        self.refuse_no_more(key);
         self.kept.remove(key);
         self.notes.remove(key);
         self.fresh.remove(key);
@@ -143,7 +156,7 @@ impl Store {
     /// The state as of now.
     pub(super) fn take(&mut self) -> Loaded {
         self.judge();
-        let refused = self.refused.values().flat_map(|(_, found)| found);
+        let refused = self.refused.values().flat_map(|refused| &refused.1);
         let mut problems: Vec<Problem> = self.notes.values().flatten().chain(refused).cloned().collect();
         problems.sort();
         let kept = self.kept.iter().map(|(key, since)| Kept { object: key.id(""), since: *since });
@@ -177,8 +190,9 @@ impl Store {
                 None => {}
             }
             // A newer version that is refused says why by itself.
-            let (object, found) = self.refused.remove(&key).unwrap_or((object, found));
-            self.refuse(key, object, found);
+            let refused = self.refused.get(&key).cloned();
+            let refused = refused.unwrap_or_else(|| Arc::new((object, found)));
+            self.refuse(key, refused);
         }
         if !rules_changed {
             return;
@@ -186,17 +200,66 @@ impl Store {
         // The ConfigMaps may have become milder.
         let refused = self.refused.iter().filter(|(key, _)| key.kind == Kind::Ingress);
         let refused: Vec<(Key, Object)> =
-            refused.map(|(key, (object, _))| (key.clone(), object.clone())).collect();
+            refused.map(|(key, refused)| (key.clone(), refused.0.clone())).collect();
         for (key, object) in refused {
             let id = key.id("");
             let alone = self.admission.alone(&object, &id);
             let problems: Vec<Problem> = alone.iter().cloned().chain(judge(&object, &id)).collect();
             if problems.iter().any(|problem| problem.severity == Severity::Error) {
-                self.refused.insert(key, (object, problems));
+                self.refused.insert(key, Arc::new((object, problems)));
             } else {
                 self.let_in(key, object, alone);
             }
         }
         self.fresh.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::ObjectId;
+
+    fn odd(object: &Object, id: &ObjectId, _: Option<&ObjectName>) -> Vec<Problem> {
+        let (field, message, fix) = Default::default();
+        let problem =
+            Problem { object: id.clone(), severity: Severity::Error, reason: "odd", field, message, fix };
+        object
+            .metadata()
+            .name
+            .iter()
+            .filter(|name| name.starts_with("odd"))
+            .map(|_| problem.clone())
+            .collect()
+    }
+
+    fn ingress(name: &str) -> Object {
+        let value = serde_json::json!({"metadata": {"namespace": "shop", "name": name}});
+        Object::Ingress(Arc::new(serde_json::from_value(value).expect("an Ingress")))
+    }
+
+    #[test]
+    fn what_is_refused_is_the_same_map_until_it_says_something_else() {
+        let admission = Admission {
+            alone: odd,
+            among: |_, _| Box::new(|_, _| Vec::new()),
+            config_map: None,
+            address_pools: None,
+            renamed: None,
+        };
+        let mut store = Store::new(admission);
+        store.apply(ingress("odd"));
+        store.take();
+        let before = store.refused().clone();
+
+        store.apply(ingress("fine"));
+        store.take();
+        store.remove(&ingress("fine").key());
+        store.apply(ingress("odd"));
+        assert!(store.refused().ptr_eq(&before));
+
+        store.apply(ingress("odd-too"));
+        assert_eq!((before.len(), store.refused().len()), (1, 2));
+        assert!(!store.refused().ptr_eq(&before));
     }
 }
