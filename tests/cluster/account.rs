@@ -1,6 +1,7 @@
 //! What the chart lets its account do, beside what an agent asks for as that account: nothing is refused, and nothing
 //! is allowed that is not asked for. A server of its own writes down who asks for what.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use lb_tests::agent::{DEADLINE, eventually};
@@ -215,7 +216,10 @@ fn apply_used(rig: &Rig) {
         &["auth-type: basic", "auth-secret: users"],
     )));
     rig.apply(&class(objects::ingress_tls("odd", "odd.example.com", "nobody", "cert")));
-    rig.apply("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: headers}\n");
+    for name in ["headers", "others"] {
+        rig.apply(&format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name}}}\n"));
+    }
+    rig.apply("apiVersion: v1\nkind: Secret\nmetadata: {name: others}\nstringData: {password: secret}\n");
     let lists = ["custom-headers: headers"];
     rig.apply(&class(objects::ingress("listed", "listed.example.com", "web", &lists)));
 }
@@ -280,6 +284,22 @@ fn the_account_of_the_chart_may_do_what_an_agent_does_and_no_more() {
     play(&rig, &args, account.path());
 
     assert_eq!(unused(&server, &applied), [], "nobody asked for that");
+    let read: BTreeSet<String> =
+        server.audit().expect("it is written down").iter().filter_map(read_one).collect();
+    for (case, name, expected) in [
+        ("a Secret that an Ingress names", "secrets/users", true),
+        ("one that nobody names", "secrets/others", false),
+        ("a ConfigMap that an Ingress names", "configmaps/headers", true),
+        ("one that nobody names", "configmaps/others", false),
+    ] {
+        assert_eq!(read.contains(name), expected, "{case}: {name} among {read:?}");
+    }
+}
+
+/// The one object whose contents a request is for.
+fn read_one(asked: &Value) -> Option<String> {
+    let (of, verb) = (&asked["objectRef"], asked["verb"].as_str()?);
+    (verb == "get").then(|| Some(format!("{}/{}", of["resource"].as_str()?, of["name"].as_str()?)))?
 }
 
 #[test]

@@ -161,6 +161,29 @@ fn a_service_of_two_families_has_an_address_of_each_or_none() {
 }
 
 #[test]
+fn a_pool_of_a_namespace_is_for_services_there_alone() {
+    let Some(rig) = Rig::new() else { return };
+    pools(
+        &rig,
+        "  ours: \"{addresses: [203.0.113.1], namespaces: [NAMESPACE]}\"\n  theirs: \"{addresses: [203.0.113.2], namespaces: \
+         [NAMESPACE-other]}\"\n  all: \"addresses: [203.0.113.3]\"",
+    );
+    let agent = agent(&rig, &[]);
+
+    service(&rig, "first", "", HTTP);
+    until_addresses(&rig, &agent, "first", "the pool of its namespace", &["203.0.113.1"]);
+    service(&rig, "second", "", HTTP);
+    until_addresses(&rig, &agent, "second", "the pool of all", &["203.0.113.3"]);
+    service(&rig, "third", "penstock.dev/address-pool: theirs", HTTP);
+    until_event(&rig, &agent, "third", "PoolOfOthers");
+    service(&rig, "fourth", "penstock.dev/addresses: 203.0.113.2", HTTP);
+    until_event(&rig, &agent, "fourth", "AddressNotPooled");
+    for name in ["third", "fourth"] {
+        assert_eq!(addresses(&rig, name), Vec::<String>::new(), "{name}");
+    }
+}
+
+#[test]
 fn side_by_side_with_another_balancer_status_is_left_alone() {
     let Some(rig) = Rig::new() else { return };
     pools(&rig, "  edge: \"addresses: [203.0.113.1-203.0.113.4]\"");

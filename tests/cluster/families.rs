@@ -143,6 +143,34 @@ fn a_service_of_both_families_is_balanced_by_tcp_and_udp_and_its_flows_outlive_a
     assert!(edge.forwarded("forwarded-local") > 0 && edge.forwarded("forwarded-nat") > 0);
 }
 
+/// What a node says at the port where balancers in front ask.
+fn hop(edge: &Edge, port: u64) -> Option<String> {
+    let [four, six] = NODE.map(|addr| {
+        let addr = if addr.contains(':') { format!("[{addr}]") } else { addr.to_owned() };
+        let asked =
+            format!("curl -sS --max-time 5 -o /dev/null -w %{{http_code}} http://{addr}:{port}/healthz");
+        edge.client.run(&asked).ok()
+    });
+    four.filter(|four| six.as_ref() == Some(four))
+}
+
+#[test]
+fn a_balancer_in_front_is_told_at_the_port_of_the_api_server_which_node_has_endpoints() {
+    let Some(edge) = Edge::new() else { return };
+    edge.apply(&format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: db}}\nspec: {{type: LoadBalancer, externalTrafficPolicy: Local, ports: \
+         [{{name: tcp, port: {TCP}}}]}}\n"
+    ));
+    apply_slices(&edge, &[1]);
+    let port = get(&edge)["spec"]["healthCheckNodePort"].as_u64().expect("the API server gives it one");
+
+    edge.until("a pod of this node", || hop(&edge, port).filter(|code| code == "200"));
+    apply_slices(&edge, &[4]);
+    edge.until("none of this node", || hop(&edge, port).filter(|code| code == "503"));
+    edge.rig.kubectl(&["delete", "service", "db"]);
+    edge.until("nobody asks any more", || hop(&edge, port).is_none().then_some(()));
+}
+
 #[test]
 fn the_port_of_a_node_leads_to_the_backends_from_either_family() {
     let Some(edge) = Edge::new() else { return };

@@ -18,5 +18,6 @@ mod rig;
 mod scope;
 mod served_flags;
 mod server;
+mod trouble;
 mod webhook;
 mod write;

@@ -136,7 +136,7 @@ fn side_by_side_with_another_controller_status_is_left_alone() {
 }
 
 /// Type, reason and count of the Events about something of this name.
-fn events(rig: &Rig, name: &str) -> Vec<(String, String, i64)> {
+pub fn events(rig: &Rig, name: &str) -> Vec<(String, String, i64)> {
     let about = rig.list("Event").into_iter().filter(|event| event.data["involvedObject"]["name"] == name);
     let mut events: Vec<_> = about
         .map(|event| {

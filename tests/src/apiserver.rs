@@ -38,15 +38,22 @@ pub struct ApiServer {
     // In the order in which they have to end.
     server: Ended,
     etcd: Ended,
+    /// URL of the store.
+    clients: String,
     dir: tempfile::TempDir,
 }
 
 impl ApiServer {
     /// Starts one of the programs in `assets` and waits until it is ready.
     pub fn start(assets: &Path) -> Result<Self> {
+        Self::start_with(assets, &[])
+    }
+
+    /// The same with more flags of kube-apiserver.
+    pub fn start_with(assets: &Path, flags: &[&str]) -> Result<Self> {
         let mut last = None;
         for _ in 0..ATTEMPTS {
-            match Self::attempt(assets) {
+            match Self::attempt(assets, flags) {
                 Ok(server) => return Ok(server),
                 Err(error) => last = Some(error),
             }
@@ -54,7 +61,7 @@ impl ApiServer {
         Err(last.context("no attempt was made")?)
     }
 
-    fn attempt(assets: &Path) -> Result<Self> {
+    fn attempt(assets: &Path, flags: &[&str]) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("penstock-apiserver-").tempdir()?;
         let [clients, peers, https] = free_ports()?;
         let (clients, peers) = (format!("http://127.0.0.1:{clients}"), format!("http://127.0.0.1:{peers}"));
@@ -106,9 +113,10 @@ impl ApiServer {
                 "extensions/v1beta1=false,networking.k8s.io/v1beta1=false,discovery.k8s.io/v1beta1=false,policy/v1beta1=false",
             );
         }
+        server.args(flags);
         let server = Ended::spawn(server, &at("server.log"))?;
 
-        let mut this = Self { server, etcd, dir };
+        let mut this = Self { server, etcd, clients, dir };
         this.wait_until_ready()?;
         Ok(this)
     }
@@ -136,6 +144,26 @@ impl ApiServer {
     /// Who the administrator is and where the server is.
     pub fn kubeconfig(&self) -> PathBuf {
         self.dir.path().join("kubeconfig")
+    }
+
+    /// Has the store forget all versions but the newest ones.
+    pub fn compact(&self) -> Result<()> {
+        let config = Config::new(self.clients.parse()?);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async {
+            let store = Client::try_from(config)?;
+            let asked = |path: &str, what: &serde_json::Value| {
+                http::Request::post(path).body(what.to_string().into())
+            };
+            // Any key will do.
+            let range = asked("/v3/kv/range", &serde_json::json!({"key": "AA=="}))?;
+            let answer: serde_json::Value = store.request(range).await?;
+            let revision = answer["header"]["revision"].as_str().context("a revision")?;
+            let compaction =
+                asked("/v3/kv/compaction", &serde_json::json!({"revision": revision, "physical": true}))?;
+            store.request::<serde_json::Value>(compaction).await?;
+            Ok(())
+        })
     }
 
     /// What accounts in the cluster have asked of it so far, as `audit.k8s.io/v1` Events.
