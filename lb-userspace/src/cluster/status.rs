@@ -95,10 +95,11 @@ impl<T> Default for Told<T> {
 }
 
 impl<T: PartialEq> Told<T> {
-    /// Forgets others.
-    fn keep(&mut self, is_there: impl Fn(&ObjectName) -> bool) {
+    /// Forgets others, and failures of those that say by now what they should: a patch may take effect whose answer was
+    /// late.
+    fn keep(&mut self, is_there: impl Fn(&ObjectName) -> bool, is_right: impl Fn(&ObjectName) -> bool) {
         self.written.retain(|name, _| is_there(name));
-        self.failed.retain(|name, _| is_there(name));
+        self.failed.retain(|name, _| is_there(name) && !is_right(name));
     }
 
     /// Whether that is to be written in this round, where it does not stand there.
@@ -222,7 +223,12 @@ impl Writer {
     /// Writes the addresses that Services have where their status says others.
     async fn balance(&mut self, round: Round, report: &Report) {
         let at = (round, Instant::now());
-        self.services.keep(|name| report.given.contains_key(name));
+        let is_right = |name: &ObjectName| {
+            let service = report.loaded.objects.services.get(name);
+            let given = report.given.get(name);
+            service.zip(given).is_none_or(|(service, given)| addresses::says(&service.object, given))
+        };
+        self.services.keep(|name| report.given.contains_key(name), is_right);
         let differ = report.given.iter().filter_map(|(name, given)| {
             let service = &report.loaded.objects.services.get(name)?.object;
             let uid = service.metadata.uid.clone();
@@ -247,16 +253,19 @@ impl Writer {
 
     /// Writes where Ingresses are reached where their status says otherwise.
     async fn route(&mut self, round: Round, report: &Report, aside: &Aside) {
-        let Some(wanted) = self.wanted(report) else { return };
+        let Some(wanted) = self.wanted(report) else {
+            self.ingresses.failed.clear();
+            return self.health.done(Work::IngressStatus);
+        };
         let at = (round, Instant::now());
-        self.ingresses.keep(|name| report.served.contains(name));
         let none = Vec::new();
+        let is_right = |name: &ObjectName| aside.addresses.get(name).unwrap_or(&none) == &wanted;
+        self.ingresses.keep(|name| report.served.contains(name), is_right);
         let differ = report.served.iter().filter_map(|name| {
             let ingress = report.loaded.objects.ingresses.get(name);
             let uid = ingress.and_then(|ingress| ingress.object.metadata.uid.clone());
             let is_due = self.ingresses.is_due(name, uid.as_deref(), &wanted, at);
-            let differs = aside.addresses.get(name).unwrap_or(&none) != &wanted;
-            (is_due && differs).then(|| (name.clone(), uid))
+            (is_due && !is_right(name)).then(|| (name.clone(), uid))
         });
         let mut differ: BTreeMap<_, _> = differ.collect();
         let values = differ.keys().map(|name| (name.clone(), serde_json::json!(wanted)));
@@ -427,6 +436,8 @@ mod tests {
         told.failed(later.clone(), LONGEST, now);
 
         assert!(told.again().is_some_and(|again| again <= now + RETRY));
+        told.keep(|_| true, |name| *name != later);
+        assert_eq!(told.failed.len(), 1, "the other one says what it should by now");
         assert!(told.is_due(&later, None, &1, (Round::Again, now + RETRY)));
     }
 }
