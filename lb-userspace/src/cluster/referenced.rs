@@ -326,7 +326,8 @@ where
                 self.health.failed(&name, &failure);
                 let tries = unread.map_or(1, |unread| unread.tries.saturating_add(1));
                 let needed = self.wanted.borrow().needs(&name);
-                let pause = pause(failure.why, tries, needed).mul_f64(spread());
+                // What is needed is little, and somebody waits for it.
+                let pause = pause(failure.why, if needed { 1 } else { tries }).mul_f64(spread());
                 self.again.entry(name.clone()).or_insert_with(|| Instant::now() + pause);
                 if self.there.contains_key(&name) {
                     let known = self.told.contains_key(&name);
@@ -382,11 +383,10 @@ fn may_exist(name: &ObjectName) -> bool {
     is_good(&name.namespace) && is_good(&name.name)
 }
 
-/// Before it is asked for again. What is needed is little, and somebody waits for it.
-fn pause(why: Why, tries: u32, needed: bool) -> Duration {
+/// Before it is asked for again, after so many tries.
+fn pause(why: Why, tries: u32) -> Duration {
     let (first, longest) = if why == Why::Refused { REFUSED } else { RETRY };
-    let doubled = if needed { 0 } else { tries.saturating_sub(1).min(16) };
-    first.saturating_mul(1 << doubled).min(longest)
+    first.saturating_mul(1 << tries.saturating_sub(1).min(16)).min(longest)
 }
 
 #[cfg(test)]
@@ -398,13 +398,16 @@ mod tests {
     use super::super::lean;
     use super::*;
 
-    /// Of Secrets in `shop`, all of which are wanted and there; of a server that nobody asks.
+    /// Of Secrets in `shop`, all of which are wanted and there, and those needed that are called so; of a server that
+    /// nobody asks.
     fn referenced(names: &[&str]) -> (Referenced<Secret>, mpsc::Receiver<News>) {
         let client = Client::try_from(Config::new("http://127.0.0.1:1".parse().expect("a URL")));
         let health = Health::new().reads("secrets");
         let reading = Reading { kind: Kind::Secret, lean: lean::secret, namespaces: [None].into(), health };
         let names = names.iter().map(|name| ObjectName::new("shop", *name));
-        let wanted = Wanted { generation: 1, names: names.clone().collect(), ..Wanted::default() };
+        let needed = names.clone().filter(|name| name.name == "needed").collect();
+        let wanted =
+            Wanted { generation: 1, names: names.clone().collect(), needed, called: BTreeSet::new() };
         let ((_, wants), (_, notes), (news, heard)) =
             (watch::channel(wanted), mpsc::channel(1), mpsc::channel(16));
         let mut referenced = Referenced::new(client.expect("a client"), reading, wants, notes, news);
@@ -418,12 +421,30 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_is_asked_for_less_often_each_time_unless_it_is_needed() {
-        let pauses = |why, needed| [1, 2, 3, 20, u32::MAX].map(|tries| pause(why, tries, needed).as_secs());
+    fn what_cannot_be_read_is_asked_for_less_often_each_time() {
+        let pauses = |why| [1, 2, 3, 20, u32::MAX].map(|tries| pause(why, tries).as_secs());
 
-        assert_eq!(pauses(Why::Refused, false), [5, 10, 20, 300, 300]);
-        assert_eq!(pauses(Why::Server, false), [2, 4, 8, 30, 30]);
-        assert_eq!((pauses(Why::Refused, true), pauses(Why::Server, true)), ([5; 5], [2; 5]));
+        assert_eq!(pauses(Why::Refused), [5, 10, 20, 300, 300]);
+        assert_eq!(pauses(Why::Server), [2, 4, 8, 30, 30]);
+    }
+
+    #[tokio::test]
+    async fn what_is_needed_is_asked_for_first_and_as_often_as_before() {
+        let (mut secrets, _heard) = referenced(&["blog", "needed"]);
+        secrets.look().await;
+        assert_eq!(secrets.queue.iter().map(|name| &*name.name).collect::<Vec<_>>(), ["needed", "blog"]);
+        let begun = Instant::now();
+
+        for _ in 0..6 {
+            for name in ["blog", "needed"].map(|name| ObjectName::new("shop", name)) {
+                secrets.ask(name.clone());
+                secrets.answered(name, Err(refused())).await;
+            }
+        }
+
+        let again = |name| secrets.again[&ObjectName::new("shop", name)];
+        assert!(again("blog") > begun + REFUSED.0 * 16, "half of the sixth pause");
+        assert!(again("needed") <= Instant::now() + REFUSED.0);
     }
 
     #[tokio::test]
