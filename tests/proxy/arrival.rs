@@ -4,11 +4,15 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
+use penstock::l7::explain::{Request, Scheme, explain};
+use penstock::model::expression::Expression;
 use penstock::model::l4::Prefix;
 use penstock::model::l7::{
     Cipher, CipherOrder, Ciphers, Edge, HostMatch, L7, ProxyProtocol, Resumption, Server, TlsPolicy,
     TlsVersions, UnknownName,
 };
+use penstock::model::report::Step;
+use penstock::model::upstream::Balance;
 use rustls::version::{TLS12, TLS13};
 
 use crate::rig::{Backend, DEADLINE, Rig, to};
@@ -272,6 +276,61 @@ fn tls_is_handed_on_by_its_name_and_never_opened() {
     drop(passed);
     assert_eq!(count("penstock_l7_passthrough_connections_total"), 1.0);
     assert!(count("penstock_l7_passthrough_bytes_total") > 1000.0);
+}
+
+#[test]
+fn tls_is_handed_on_by_its_client_where_a_service_keeps_clients() {
+    let upstreams: Vec<Rig> = (0..4).map(|_| Rig::start(to(&[]))).collect();
+    let endpoints: Vec<SocketAddr> = upstreams.iter().map(|rig| rig.https).collect();
+    let mut l7 = with_proxy_protocol(endpoints[0], "127.0.0.0/8");
+    let (name, _) = l7.upstreams.first_key_value().expect("one upstream");
+    l7.passthrough = [("pass.example".to_owned(), name.clone())].into();
+    let of_client = Balance::Hash(Expression::parse("$remote_addr").expect("a variable"));
+    l7.upstreams.edit(|_, upstream| {
+        upstream.endpoints = endpoints.iter().copied().collect();
+        upstream.balance = of_client.clone();
+    });
+    let rig = Rig::start(l7);
+    let shown = |client: usize| {
+        let mut stream = TcpStream::connect(rig.https).expect("connect");
+        let header = format!("PROXY TCP4 192.0.2.{client} 203.0.113.7 40000 443\r\n");
+        stream.write_all(header.as_bytes()).expect("send");
+        let tls = Tls::over(stream, config(None, rustls::ALL_VERSIONS), "pass.example").expect("handshake");
+        tls.0.conn.peer_certificates().expect("certificates")[0].to_vec()
+    };
+
+    let first: Vec<_> = (1..=24).map(shown).collect();
+    let again: Vec<_> = (1..=24).map(shown).collect();
+
+    assert_eq!(first, again, "each client comes back to its endpoint");
+    assert!(first.iter().any(|certificate| *certificate != first[0]), "and not all to one");
+}
+
+#[test]
+fn what_becomes_of_tls_that_is_handed_on_is_explained() {
+    let mut l7 = to(&["127.0.0.1:8443".parse().expect("an address")]);
+    let (name, _) = l7.upstreams.first_key_value().expect("one upstream");
+    l7.passthrough = [("pass.example".to_owned(), name.clone())].into();
+    let explained = |scheme: Scheme| {
+        let request = Request {
+            scheme,
+            host: "PASS.example.:443".to_owned(),
+            target: "/".to_owned(),
+            method: "GET".to_owned(),
+            headers: Vec::new(),
+            client: [127, 0, 0, 1].into(),
+        };
+        explain(&l7, None, &request)
+    };
+
+    let (opened, handed_on) = (explained(Scheme::Http), explained(Scheme::Https));
+
+    let name_of = |step: &Step| step.name.clone();
+    let steps: Vec<_> = handed_on.steps.iter().map(name_of).collect();
+    assert_eq!(steps, ["host", "passthrough", "upstream"]);
+    assert_eq!(handed_on.steps[2].detail, "default-echo-80: 1 ready endpoints [127.0.0.1:8443]");
+    assert_eq!(handed_on.verdict, "handed on to default-echo-80");
+    assert!(opened.verdict.starts_with("proxied to"), "{}", opened.verdict);
 }
 
 #[test]

@@ -6,7 +6,7 @@
 
 use std::future::{Future, poll_fn};
 use std::io::IoSlice;
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -17,6 +17,7 @@ use rustls::ServerConfig;
 use rustls::pki_types::UnixTime;
 use tokio::net::TcpStream;
 
+use super::balance;
 use super::buffer::Buf;
 use super::carrier::Carrier;
 use super::client_auth::{Authority, Session};
@@ -127,7 +128,8 @@ pub(super) async fn serve_stream(worker: Rc<Worker>, stream: TcpStream, peer: So
                 Preamble::None => Vec::new(),
                 Preamble::Proxy => proxy_protocol::Addresses { source, destination: server }.header(),
             };
-            let way = Way { upstream, retry, idle, preamble, counts: |counters| &mut counters.streams };
+            let key = worker.random.word();
+            let way = Way { upstream, retry, key, idle, preamble, counts: |counters| &mut counters.streams };
             passthrough::serve(&worker, link, buf, alarm, way).await
         }
         Some(_) | None if !is_told => {
@@ -194,11 +196,16 @@ impl Arrival {
         }
         let passed = name.as_deref().and_then(|name| self.worker.current.load().router.passthrough(name));
         if let Some(upstream) = passed {
-            let Self { worker, link, buf, alarm, .. } = self;
+            let Self { worker, link, buf, alarm, client } = self;
+            let key = match client.addr {
+                IpAddr::V4(addr) => balance::hash(&addr.octets()),
+                IpAddr::V6(addr) => balance::hash(&addr.octets()),
+            };
             // Apart, so that other connections do not carry its size.
             let way = Way {
                 upstream,
                 retry: Retry::default(),
+                key,
                 idle: HANDED_ON_IDLE,
                 preamble: Vec::new(),
                 counts: |counters| &mut counters.passthrough,

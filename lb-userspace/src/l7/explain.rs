@@ -101,6 +101,18 @@ pub fn explain(l7: &L7, known: Option<&Known>, request: &Request) -> Explanation
     };
     let (effective, asked, decision) = decide_by_words(&router, arrived, asked);
 
+    let question =
+        format!("{} {}://{}{}", request.method, request.scheme.as_str(), request.host, request.target);
+    if let Some(upstream) = handed_on(&router, request) {
+        let mut steps = vec![host_step(&request.host, &decision)];
+        let detail = "its TLS is handed on unopened (ssl-passthrough): nothing else is asked of it";
+        steps.push(step("passthrough", detail.to_owned()));
+        steps.push(step("upstream", endpoints_of(upstream)));
+        steps.extend(known.and_then(|known| failing_step(upstream, &known.failing)));
+        let verdict = format!("handed on to {}", upstream.name.0);
+        return Explanation { question, steps, verdict };
+    }
+
     let mut steps: Vec<_> = client_step(&arrived, &effective).into_iter().collect();
     steps.extend([host_step(&request.host, &decision), path_step(&request.target, &decision)]);
     steps.extend(certificate_step(&decision));
@@ -117,21 +129,19 @@ pub fn explain(l7: &L7, known: Option<&Known>, request: &Request) -> Explanation
     steps.extend(session_step(&router, &decision, &asked.headers));
     steps.push(upstream_step(&router, &decision));
     steps.extend(health_step(&router, known, &decision));
-    steps.extend(known.and_then(|known| failing_step(&router, &known.failing, &decision)));
+    let asked_of = upstream(&router, &decision);
+    steps.extend(known.and_then(|known| failing_step(asked_of?, &known.failing)));
     if let (Some(compression), Next::Proxy { .. }) = (&router.compression, &decision.next) {
         steps.push(step("compression", compress::explain(compression, &request.headers)));
     }
-    Explanation {
-        question: format!(
-            "{} {}://{}{}",
-            request.method,
-            request.scheme.as_str(),
-            request.host,
-            request.target
-        ),
-        steps,
-        verdict: verdict(&router, request, &decision),
-    }
+    Explanation { question, steps, verdict: verdict(&router, request, &decision) }
+}
+
+/// Where the TLS of the request's host goes, if that is not ours to open.
+fn handed_on<'r>(router: &'r Router, request: &Request) -> Option<&'r UpstreamEntry> {
+    let named = String::from_utf8_lossy(bare_host(request.host.as_bytes())).to_ascii_lowercase();
+    let place = router.passthrough(&named).filter(|_| request.scheme == Scheme::Https)?;
+    router.upstreams.get(place).map(Arc::as_ref)
 }
 
 fn step(name: &str, detail: String) -> Step {
@@ -243,29 +253,28 @@ fn upstream_step(router: &Router, decision: &Decision<'_>) -> Step {
     let detail = match decision.route.action {
         RouteAction::Redirect => "none: the location answers with a redirect".to_owned(),
         RouteAction::Deny => "denied: its Ingress holds what cannot be honoured".to_owned(),
-        RouteAction::Proxy(_) | RouteAction::DefaultBackend(_) => match upstream(router, decision) {
-            Some(upstream) => {
-                let told = |endpoint: &SocketAddr| match &upstream.external {
-                    // What stands for a name that nobody was asked about.
-                    Some(External { name, port, .. }) if endpoint.ip().is_unspecified() => {
-                        format!("{name}:{port} by DNS, which only the running agent asks")
-                    }
-                    _ => endpoint.to_string(),
-                };
-                let endpoints: Vec<_> = upstream.endpoints.iter().map(told).collect();
-                let flaw = match &upstream.external {
-                    Some(External { name, flaw: Some(flaw), .. }) => {
-                        format!("; {name} has no address: {flaw}")
-                    }
-                    _ => String::new(),
-                };
-                let (name, count) = (&upstream.name.0, endpoints.len());
-                format!("{name}: {count} ready endpoints [{}]{flaw}", endpoints.join(", "))
-            }
-            None => "none".to_owned(),
-        },
+        RouteAction::Proxy(_) | RouteAction::DefaultBackend(_) => {
+            upstream(router, decision).map_or_else(|| "none".to_owned(), endpoints_of)
+        }
     };
     step("upstream", detail)
+}
+
+fn endpoints_of(upstream: &UpstreamEntry) -> String {
+    let told = |endpoint: &SocketAddr| match &upstream.external {
+        // What stands for a name that nobody was asked about.
+        Some(External { name, port, .. }) if endpoint.ip().is_unspecified() => {
+            format!("{name}:{port} by DNS, which only the running agent asks")
+        }
+        _ => endpoint.to_string(),
+    };
+    let endpoints: Vec<_> = upstream.endpoints.iter().map(told).collect();
+    let flaw = match &upstream.external {
+        Some(External { name, flaw: Some(flaw), .. }) => format!("; {name} has no address: {flaw}"),
+        _ => String::new(),
+    };
+    let (name, count) = (&upstream.name.0, endpoints.len());
+    format!("{name}: {count} ready endpoints [{}]{flaw}", endpoints.join(", "))
 }
 
 /// Where its cookie leads, if sessions are kept.
@@ -308,8 +317,7 @@ fn health_step(router: &Router, known: Option<&Known>, decision: &Decision<'_>) 
 }
 
 /// What requests found of its endpoints, if some fail.
-fn failing_step(router: &Router, failing: &Failing, decision: &Decision<'_>) -> Option<Step> {
-    let upstream = upstream(router, decision)?;
+fn failing_step(upstream: &UpstreamEntry, failing: &Failing) -> Option<Step> {
     let failing: Vec<_> = failing.of(&upstream.name).collect();
     let told: Vec<_> =
         failing.iter().map(|(endpoint, failures)| format!("{endpoint} ({failures})")).collect();

@@ -26,6 +26,8 @@ pub(super) struct Way {
     /// Index of the upstream in the router of now.
     pub(super) upstream: usize,
     pub(super) retry: Retry,
+    /// What leads to its endpoint, where the upstream chooses by a hash.
+    pub(super) key: u64,
     /// Longest silence of both sides together.
     pub(super) idle: Duration,
     /// What the endpoint is sent first.
@@ -54,9 +56,9 @@ pub(super) async fn serve(
     alarm: Alarm,
     way: Way,
 ) -> Course {
-    let Way { upstream, retry, idle, preamble, counts } = way;
+    let Way { upstream, retry, key, idle, preamble, counts } = way;
     let mut record = Record::default();
-    let Some((mut link, opened)) = connect(worker, upstream, retry, &mut record).await else {
+    let Some((mut link, opened)) = connect(worker, upstream, retry, key, &mut record).await else {
         // Nothing can be said to a client that expects somebody else's words.
         worker.counters.borrow_mut().refused_connection(Refused::NoEndpoint);
         return Course { status: 502, up: 0, down: 0, record };
@@ -111,6 +113,7 @@ async fn connect(
     worker: &Rc<Worker>,
     upstream: usize,
     retry: Retry,
+    key: u64,
     record: &mut Record,
 ) -> Option<(Link, Opened)> {
     let snapshot = worker.current.load();
@@ -121,7 +124,7 @@ async fn connect(
         connect: CONNECT,
         retry,
         is_idempotent: true,
-        lead: Lead::Hash(worker.random.word()),
+        lead: Lead::Hash(key),
     };
     Attempts::new(worker, &snapshot, terms, Instant::now(), record).connection().await
 }

@@ -20,6 +20,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::annotations::value;
 use super::findings::Findings;
+use super::nodes::Nodes;
 use super::view::View;
 use super::{Options, SnippetPolicy};
 use crate::model::ObjectName;
@@ -253,7 +254,8 @@ pub fn key_statuses() -> Vec<(&'static ConfigKey, KeyStatus)> {
     let mut objects = Objects::default();
     objects.insert(Object::ConfigMap(Arc::new(object)), "");
     let mut findings = Findings::default();
-    read(&objects.config_maps, None, &View::new(&objects, None), &Options::default(), &mut findings);
+    let nodes = Nodes::default();
+    read(&objects.config_maps, None, &View::new(&objects, &nodes), &Options::default(), &mut findings);
     let problems = findings.into_sorted();
     let is_told = |row: &ConfigKey, reason: &str| {
         let field = keys::field(row.name);

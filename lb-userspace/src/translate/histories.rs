@@ -233,7 +233,7 @@ fn as_a_whole(objects: &Objects, options: &Options, translated: &Translated) {
         let _ = slices.follow(name, None, Some(slice)).count();
     }
     let nodes = Nodes::new(&objects.nodes, options, &mut findings);
-    let view = View::new(objects, nodes.zone().filter(|_| options.routes_by_zone));
+    let view = View::new(objects, &nodes);
     let config = config::read(&objects.config_maps, None, &view, options, &mut findings);
     let served = classes::served(objects, options, &mut findings);
     let together = Together { served, flags: true };

@@ -321,24 +321,28 @@ fn host_ciphers(host: &mut Host, host_match: &HostMatch, policy: &Policy, about:
     }
 }
 
-/// Hands the TLS of a host to the upstream of its path `/`.
+/// Hands the TLS of a host to the Service of its path `/`.
 fn hand_on(
     host: &Host,
     host_match: &HostMatch,
     options: &Options,
     passthrough: &mut BTreeMap<String, UpstreamName>,
+    upstreams: &mut Upstreams<'_>,
     about: &mut About<'_>,
 ) {
     let mut not = |message: String, fix: &str| {
         about.warn("passthrough-ignored", annotations::field("ssl-passthrough"), message, fix);
     };
     let root = host.owners.get(&("/".to_owned(), false)).and_then(|index| host.drafts.get(*index));
-    match (host_match, root.map(|draft| &draft.action)) {
+    let to = root.and_then(|draft| Some((draft, draft.ingress.as_ref()?, draft.backend.as_ref()?)));
+    match (host_match, to) {
         _ if !options.enable_ssl_passthrough => {
             not(format!("TLS of {host_match} is ended here"), "start with --enable-ssl-passthrough");
         }
-        (HostMatch::Exact(name), Some(Action::Proxy(upstream))) => {
-            passthrough.entry(name.clone()).or_insert_with(|| upstream.clone());
+        (HostMatch::Exact(name), Some((draft, ingress, backend))) => {
+            passthrough.entry(name.clone()).or_insert_with(|| {
+                upstreams.of_handed_on(&ingress.namespace, backend, draft.policy.reach, about)
+            });
         }
         (HostMatch::Exact(_), _) => {
             not(format!("TLS of {host_match} is ended here: no path / leads to a Service"), "add the path /");

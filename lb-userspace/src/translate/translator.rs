@@ -308,12 +308,13 @@ impl Translator {
         if begins {
             touched.insert(Member::Flags);
         }
-        let zone = self.nodes.zone().filter(|_| options.routes_by_zone).map(str::to_owned);
+        let matters = options.routes_by_zone || options.enable_ssl_passthrough;
+        let zone = self.nodes.zone().filter(|_| matters).map(str::to_owned);
         if is_other || zone != self.zone {
             touched.extend(self.ingresses.members().cloned());
         }
         self.zone = zone;
-        let Self { config, ingresses: parts, slices, certificates, snapshot, told, zone, .. } = self;
+        let Self { config, ingresses: parts, slices, certificates, snapshot, told, nodes, .. } = self;
         let config = config.as_ref().map(|read| &read.config).expect("it was read above");
         let glue = |member: &Member| match member {
             Member::Flags => ingress::claims_of_flags(config),
@@ -323,7 +324,7 @@ impl Translator {
             },
         };
         let make = |members: &BTreeSet<Member>| {
-            let (mut findings, view) = (Findings::default(), View::new(objects, zone.as_deref()));
+            let (mut findings, view) = (Findings::default(), View::new(objects, nodes));
             let served = members.iter().filter_map(|member| match member {
                 Member::Flags => None,
                 Member::Ingress(name) => Some(Served::new(name, objects.ingresses.get(name)?)),
@@ -433,7 +434,7 @@ impl Translator {
         {
             return false;
         }
-        let (mut findings, view) = (Findings::default(), View::new(objects, None));
+        let (mut findings, view) = (Findings::default(), View::new(objects, &self.nodes));
         let config = config::read(&objects.config_maps, unread.as_ref(), &view, options, &mut findings);
         let (reads, problems) = (view.into_reads(), findings.into_shared_as_written(options));
         let now = ReadConfig { config, unread, reads, problems };

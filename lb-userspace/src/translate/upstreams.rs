@@ -1,7 +1,10 @@
 //! Service ports that routes point at, and the endpoints behind them.
 
+mod external;
+mod handed_on;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Service, ServicePort};
@@ -24,7 +27,7 @@ use crate::model::health::Check;
 use crate::model::l4::Protocol;
 use crate::model::l7::HostMatch;
 use crate::model::session::Affinity;
-use crate::model::upstream::{Balance, Care, Ejection, External, Upstream, UpstreamName, UpstreamTls};
+use crate::model::upstream::{Balance, Care, Ejection, Upstream, UpstreamName, UpstreamTls};
 use crate::model::{ObjectName, Severity};
 
 /// Upstreams by name, built as routes ask for them.
@@ -93,6 +96,8 @@ pub(super) enum Reach {
     Endpoints,
     /// Its own address, which somebody else balances (`service-upstream`).
     Address,
+    /// Those of its endpoints that its own address would lead to (`ssl-passthrough`).
+    Rules,
 }
 
 /// What becomes of requests to an upstream without endpoints.
@@ -372,7 +377,7 @@ impl<'a> Upstreams<'a> {
             let own = self.address(service, port).filter(|_| reach == Reach::Address);
             let found = match own {
                 Some(own) => Ok(Upstream { endpoints: BTreeSet::from([own]), ..Upstream::default() }),
-                None => self.endpoints(service, port, protocol),
+                None => self.endpoints(service, port, protocol, reach),
             };
             let of = Meant { service: service.clone(), reach };
             let built = match found {
@@ -412,6 +417,7 @@ impl<'a> Upstreams<'a> {
         name: &ObjectName,
         port: &PortRef<'_>,
         protocol: Protocol,
+        reach: Reach,
     ) -> Result<Upstream, Complaint> {
         let complaint = |reason, field, message, fix: &str| {
             Err(Complaint { severity: Severity::Warning, reason, field, message, fix: fix.to_owned() })
@@ -430,14 +436,17 @@ impl<'a> Upstreams<'a> {
             return complaint("missing-port", ".port", message, "correct the port's name or number");
         };
         let endpoints = self.slices.of(name, service_port, protocol, None, Use::Route);
-        let ready: Vec<_> = endpoints
-            .iter()
-            .filter(|(_, endpoint)| endpoint.state == State::Ready)
-            .map(|(addr, endpoint)| (*addr, endpoint))
-            .collect();
+        let ready: Vec<_> = match reach {
+            Reach::Endpoints | Reach::Address => {
+                let ready = endpoints.iter().filter(|(_, endpoint)| endpoint.state == State::Ready);
+                ready.map(|(addr, endpoint)| (*addr, endpoint)).collect()
+            }
+            Reach::Rules => self.by_rules(service, &endpoints, protocol),
+        };
         let taking: Vec<_> = ready.iter().copied().filter(|(_, endpoint)| endpoint.weight.0 > 0).collect();
         if !taking.is_empty() {
-            let taking = choice::in_zone(taking, self.objects.zone);
+            let zone = self.objects.nodes.zone().filter(|_| self.options.routes_by_zone);
+            let taking = choice::in_zone(taking, zone);
             let care = care(&service.metadata);
             let weighty = taking.iter().filter(|(_, endpoint)| endpoint.weight.0 > 1);
             let weights = weighty.map(|(addr, endpoint)| (*addr, endpoint.weight.0.into())).collect();
@@ -446,6 +455,8 @@ impl<'a> Upstreams<'a> {
         }
         let (message, fix) = if !ready.is_empty() {
             (format!("all ready endpoints of Service {name} have weight 0"), String::new())
+        } else if reach == Reach::Rules && handed_on::is_local(service, self.objects.nodes) {
+            (format!("no endpoint of Service {name} on this node is ready"), handed_on::NOT_LOCAL.to_owned())
         } else if !endpoints.is_empty() {
             (format!("no endpoint of Service {name} is ready"), String::new())
         } else if !self.slices.exist(name, None) {
@@ -463,71 +474,6 @@ impl<'a> Upstreams<'a> {
             )
         };
         complaint("no-endpoints", "", message, &fix)
-    }
-}
-
-impl Upstreams<'_> {
-    /// What an ExternalName Service stands for.
-    fn external(
-        &self,
-        name: &ObjectName,
-        service: &Service,
-        port: &PortRef<'_>,
-        protocol: Protocol,
-    ) -> Result<Upstream, Complaint> {
-        let refused = |reason, field, message: String, fix: &str| {
-            Err(Complaint { severity: Severity::Error, reason, field, message, fix: fix.to_owned() })
-        };
-        if self.options.disable_external_names {
-            let message = format!(
-                "Service {name} is of type ExternalName, which --disable-svc-external-name turns off"
-            );
-            return refused("external-name-off", ".name", message, "");
-        }
-        let written =
-            service.spec.as_ref().and_then(|spec| spec.external_name.as_deref()).unwrap_or_default();
-        let host = written.trim().to_ascii_lowercase();
-        let plain = host.trim_end_matches('.');
-        // Where no port is listed, that of the Ingress is meant.
-        let listed = ports(service, protocol).next().is_some();
-        let number = match (find_port(service, port, protocol), port) {
-            (Some(found), _) => match &found.target_port {
-                Some(IntOrString::Int(number)) => Some(*number),
-                Some(IntOrString::String(_)) => None,
-                None => Some(found.port),
-            },
-            (None, PortRef::Number(number)) if !listed => Some(*number),
-            (None, _) => None,
-        };
-        let number = number.and_then(|number| u16::try_from(number).ok()).filter(|number| *number > 0);
-        let Some(port) = number else {
-            let message = format!("Service {name} has no such port, or one without a number");
-            return refused("missing-port", ".port", message, "correct the port's name or number");
-        };
-        let addr: Option<IpAddr> = plain.parse().ok();
-        let leads_back = addr
-            .map(|addr| addr.to_canonical())
-            .is_some_and(|addr| addr.is_loopback() || addr.is_unspecified());
-        if leads_back || plain == "localhost" || plain.ends_with(".localhost") {
-            let message =
-                format!("Service {name} names this host itself ({written:?}), which is never asked");
-            return refused("external-name-local", ".name", message, "name a host outside");
-        }
-        let care = care(&service.metadata);
-        if let Some(addr) = addr {
-            let endpoints = BTreeSet::from([SocketAddr::new(addr, port)]);
-            return Ok(Upstream { endpoints, care, ..Upstream::default() });
-        }
-        let is_label = |label: &str| {
-            let is_inner = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
-            (1..=63).contains(&label.len()) && label.bytes().all(is_inner)
-        };
-        if plain.len() > 253 || !plain.split('.').all(is_label) {
-            let message = format!("Service {name} has {written:?} for an external name, which is none");
-            return refused("bad-external-name", ".name", message, "write a DNS name");
-        }
-        let external = Some(External { service: name.clone(), name: host, port, flaw: None });
-        Ok(Upstream { external, care, ..Upstream::default() })
     }
 }
 

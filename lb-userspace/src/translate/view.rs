@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 
 use k8s_openapi::api::core::v1::{ConfigMap, Secret, Service};
 
+use super::nodes::Nodes;
 use crate::model::ObjectName;
 use crate::objects::{Key, Kind, Map, Objects, Sourced};
 
@@ -15,8 +16,8 @@ pub(super) struct View<'a> {
     pub services: Asked<'a, Service>,
     pub secrets: Asked<'a, Secret>,
     pub config_maps: Asked<'a, ConfigMap>,
-    /// Our zone, if the hints of endpoints decide who answers; it is the same for all parts.
-    pub zone: Option<&'a str>,
+    /// Which node we are, and its zone, where that decides who answers; the same for all parts.
+    pub nodes: &'a Nodes,
     unread: &'a BTreeSet<Option<Key>>,
 }
 
@@ -27,9 +28,9 @@ pub(super) struct Asked<'a, T> {
 }
 
 impl<'a> View<'a> {
-    pub(super) fn new(objects: &'a Objects, zone: Option<&'a str>) -> Self {
+    pub(super) fn new(objects: &'a Objects, nodes: &'a Nodes) -> Self {
         Self {
-            zone,
+            nodes,
             services: Asked::new(&objects.services),
             secrets: Asked::new(&objects.secrets),
             config_maps: Asked::new(&objects.config_maps),
@@ -44,7 +45,7 @@ impl<'a> View<'a> {
 
     /// Everything that was asked for.
     pub(super) fn into_reads(self) -> BTreeSet<Key> {
-        let Self { services, secrets, config_maps, zone: _, unread: _ } = self;
+        let Self { services, secrets, config_maps, nodes: _, unread: _ } = self;
         let of = |kind: Kind, names: RefCell<BTreeSet<ObjectName>>| {
             names.into_inner().into_iter().map(move |name| Key { kind, name })
         };

@@ -207,7 +207,7 @@ impl Common<'_, '_> {
         }
         tls(host, &host_match, (&name.namespace, spec), listed, certificates, about);
         if policy.ssl_passthrough {
-            hand_on(host, &host_match, options, passthrough, about);
+            hand_on(host, &host_match, options, passthrough, upstreams, about);
         }
     }
 }
