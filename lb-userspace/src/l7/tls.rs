@@ -44,11 +44,6 @@ pub(super) struct Published {
     base: Arc<ServerConfig>,
     /// Every host, by its name; with what it offers if that differs.
     exact: Arc<HashMap<String, Option<Own>>>,
-    /// Those by their aliases, as requests find them.
-    aliases: HashMap<String, Option<Own>>,
-    /// By aliases that stand for many names.
-    below: HashMap<String, Option<Own>>,
-    patterns: Vec<(Pattern, Option<Own>)>,
     /// By the suffix after `*.`.
     wildcard: Arc<HashMap<String, Option<Own>>>,
     any: Option<Own>,
@@ -86,9 +81,6 @@ impl Tls {
             certificates: Arc::clone(&certificates),
             base,
             exact: Arc::default(),
-            aliases: HashMap::new(),
-            below: HashMap::new(),
-            patterns: Vec::new(),
             wildcard: Arc::default(),
             any: None,
             unknown: UnknownName::Default,
@@ -140,15 +132,6 @@ impl Tls {
                 HostMatch::Any => any = own.flatten(),
             }
         }
-        let of = |host: &HostMatch| match host {
-            HostMatch::Exact(name) => exact.get(name).cloned().flatten(),
-            HostMatch::Wildcard(suffix) => wildcard.get(suffix).cloned().flatten(),
-            HostMatch::Any => any.clone(),
-        };
-        let Aliases { exact: names, below, patterns } = &l7.aliases;
-        let aliases = names.iter().map(|(name, host)| (name.clone(), of(host))).collect();
-        let below = below.iter().map(|(suffix, host)| (suffix.clone(), of(host))).collect();
-        let patterns = patterns.iter().map(|(pattern, host)| (pattern.clone(), of(host))).collect();
         let mut sessions = maker.used;
         if !is_other && !before.sessions.is_empty() {
             // Those of hosts that did not change. An authority that is gone takes its sessions with it.
@@ -159,19 +142,7 @@ impl Tls {
             sessions.extend(kept.map(|(place, store)| (*place, Arc::clone(store))));
         }
         let (of, unknown) = (l7.clone(), policy.unknown_name);
-        let next = Published {
-            of,
-            certificates,
-            base,
-            exact,
-            aliases,
-            below,
-            patterns,
-            wildcard,
-            any,
-            unknown,
-            sessions,
-        };
+        let next = Published { of, certificates, base, exact, wildcard, any, unknown, sessions };
         *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next);
     }
 
@@ -215,32 +186,42 @@ fn place<T>(map: &mut HashMap<String, T>, name: &str, value: Option<T>) {
 }
 
 impl Published {
+    /// What a host offers that differs from what others do.
+    fn own(&self, host: &HostMatch) -> Option<&Own> {
+        match host {
+            HostMatch::Exact(name) => self.exact.get(name)?.as_ref(),
+            HostMatch::Wildcard(suffix) => self.wildcard.get(suffix)?.as_ref(),
+            HostMatch::Any => self.any.as_ref(),
+        }
+    }
+
     /// The authority that a host has here.
     fn authority(&self, host: &HostMatch) -> Option<&Arc<Authority>> {
-        let own = match host {
-            HostMatch::Exact(name) => self.exact.get(name)?,
-            HostMatch::Wildcard(suffix) => self.wildcard.get(suffix)?,
-            HostMatch::Any => &self.any,
-        };
-        own.as_ref()?.authority.as_ref()
+        self.own(host)?.authority.as_ref()
+    }
+
+    /// Whose alias the name is, as requests find it.
+    fn aliased(&self, name: &str) -> Option<&HostMatch> {
+        let Aliases { exact, below, patterns } = &self.of.aliases;
+        let below = || name.match_indices('.').find_map(|(dot, _)| below.get(name.get(dot + 1..)?));
+        let is_like = |(pattern, _): &&(Pattern, _)| pattern.regex().is_match(name.as_bytes());
+        let pattern = || patterns.iter().find(is_like).map(|(_, host)| host);
+        exact.get(name).or_else(below).or_else(pattern)
     }
 
     /// Exact name, alias, then a wildcard one label deep, then the default: as requests find their host.
     pub(super) fn offer(&self, name: Option<&str>) -> Offer {
         let known = name.and_then(|name| {
-            let below = || name.match_indices('.').find_map(|(dot, _)| self.below.get(name.get(dot + 1..)?));
-            let is_like = |(pattern, _): &&(Pattern, _)| pattern.regex().is_match(name.as_bytes());
-            let pattern = || self.patterns.iter().find(is_like).map(|(_, own)| own);
-            let wildcard = || self.wildcard.get(name.split_once('.')?.1);
-            let alias = || self.aliases.get(name);
-            self.exact.get(name).or_else(alias).or_else(below).or_else(pattern).or_else(wildcard)
+            let alias = || self.aliased(name).map(|host| self.own(host));
+            let wildcard = || self.wildcard.get(name.split_once('.')?.1).map(Option::as_ref);
+            self.exact.get(name).map(Option::as_ref).or_else(alias).or_else(wildcard)
         });
         let own = match known {
             Some(own) => own,
             None if self.unknown == UnknownName::Reject => return Offer::UnknownName,
-            None => &self.any,
+            None => self.any.as_ref(),
         };
-        match own.clone() {
+        match own.cloned() {
             Some(Own { config, authority }) => Offer::Handshake { config, authority },
             None => Offer::Handshake { config: Arc::clone(&self.base), authority: None },
         }

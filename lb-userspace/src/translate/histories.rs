@@ -300,9 +300,13 @@ proptest! {
 fn what_does_not_change_stays_the_same_in_memory() {
     let mut objects = Objects::default();
     let ingress = |name: &str, service: &str, timeout: &str| {
+        let alias = format!("{name}.alias,~^{name}[0-9]");
         json!({
             "kind": "Ingress",
-            "metadata": {"namespace": "a", "name": name, "annotations": {format!("{PREFIX}/proxy-read-timeout"): timeout}},
+            "metadata": {"namespace": "a", "name": name, "annotations": {
+                format!("{PREFIX}/proxy-read-timeout"): timeout,
+                format!("{PREFIX}/server-alias"): alias,
+            }},
             "spec": {"ingressClassName": "nginx", "rules": [{"host": format!("{name}.example"), "http": {"paths": [
                 {"path": "/", "pathType": "Prefix", "backend": {"service": {"name": service, "port": {"number": 80}}}},
             ]}}]},
@@ -340,4 +344,11 @@ fn what_does_not_change_stays_the_same_in_memory() {
     assert_eq!(upstreams, [r#"UpstreamName("a-x-80")"#]);
     let servers = now.l7.servers.changes(&moved.l7.servers).map(|change| change.key.to_string());
     assert_eq!(servers.collect::<Vec<_>>(), ["two.example"]);
+    let (aliases, others) = (&before.l7.aliases, &now.l7.aliases);
+    assert_eq!((others.exact.len(), others.patterns.len()), (2, 2));
+    for name in ["one.alias", "two.alias"] {
+        let of = |aliases: &Aliases| Arc::clone(aliases.exact.share(name).expect("an alias"));
+        assert!(Arc::ptr_eq(&of(aliases), &of(others)), "{name}");
+    }
+    assert!(Arc::ptr_eq(&aliases.patterns, &others.patterns));
 }

@@ -3,7 +3,7 @@
 //! Nothing is remembered that could not be found out again: the result is the same as that of a translator
 //! that sees the objects for the first time.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -484,10 +484,12 @@ fn put_in(
             HostMatch::Exact(name) => {
                 let to = output.and_then(|output| output.passthrough.get(name));
                 set(&mut l7.passthrough, name, to.map(|to| Arc::new(to.clone())));
-                rename(&mut l7.aliases.exact, name, output.and_then(|output| output.aliases.exact.get(name)));
+                let alias = output.and_then(|output| output.aliases.exact.share(name));
+                set(&mut l7.aliases.exact, name, alias.cloned());
             }
             HostMatch::Wildcard(name) => {
-                rename(&mut l7.aliases.below, name, output.and_then(|output| output.aliases.below.get(name)));
+                let alias = output.and_then(|output| output.aliases.below.share(name));
+                set(&mut l7.aliases.below, name, alias.cloned());
             }
             HostMatch::Any => {}
         }
@@ -504,7 +506,10 @@ fn put_in(
         let mut patterns: Vec<_> = parts.all().flat_map(|part| &part.made.output.patterns).collect();
         patterns.sort_by_key(|(place, ..)| place);
         let patterns = patterns.into_iter().map(|(_, pattern, host)| (pattern.clone(), host.clone()));
-        l7.aliases.patterns = patterns.collect();
+        let patterns: Arc<[_]> = patterns.collect();
+        if l7.aliases.patterns != patterns {
+            l7.aliases.patterns = patterns;
+        }
     }
     if let Some(part) = parts.of(&Member::Flags) {
         l7.default_backend.clone_from(&part.made.output.default_backend);
@@ -530,13 +535,6 @@ fn put_in(
 
 fn told_of_panic(kind: Kind, name: &ObjectName, origin: &str, panic: &str) -> Arc<Problem> {
     Arc::new(objects::panicked(&Key { kind, name: name.clone() }.id(origin), panic))
-}
-
-fn rename(names: &mut BTreeMap<String, HostMatch>, name: &str, host: Option<&HostMatch>) {
-    match host {
-        Some(host) => drop(names.insert(name.to_owned(), host.clone())),
-        None => drop(names.remove(name)),
-    }
 }
 
 fn set<K: Ord + Clone, V: Eq>(map: &mut Shared<K, V>, key: &K, value: Option<Arc<V>>) {

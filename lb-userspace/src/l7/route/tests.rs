@@ -1,5 +1,3 @@
-use std::collections::BTreeMap;
-
 use proptest::prelude::*;
 
 use super::*;
@@ -45,17 +43,18 @@ fn aliases_count_less_than_names_and_more_than_wildcards() {
     let servers = [host("a"), host("b"), host("n.x.example"), HostMatch::Wildcard("x.example".to_owned())];
     let servers = servers.into_iter().map(|host| (host, Server::default())).collect();
     let aliases = Aliases {
-        exact: BTreeMap::from([("other".to_owned(), host("a"))]),
-        below: BTreeMap::from([("example".to_owned(), host("a")), ("y.example".to_owned(), host("b"))]),
-        patterns: vec![
+        exact: [("other".to_owned(), host("a"))].into(),
+        below: [("example".to_owned(), host("a")), ("y.example".to_owned(), host("b"))].into(),
+        patterns: [
             (Pattern::unanchored("^www[0-9]+\\.x").unwrap(), host("b")),
             (Pattern::unanchored("x").unwrap(), host("gone")),
-        ],
+        ]
+        .into(),
     };
     let router = Router::new(&L7 { servers, aliases, ..L7::default() });
     let only_patterns = L7 {
         aliases: Aliases {
-            patterns: vec![(Pattern::unanchored("^www[0-9]").unwrap(), HostMatch::Any)],
+            patterns: [(Pattern::unanchored("^www[0-9]").unwrap(), HostMatch::Any)].into(),
             ..Aliases::default()
         },
         servers: [(HostMatch::Wildcard("x".to_owned()), Server::default())].into(),

@@ -1,19 +1,20 @@
 //! Names beside those of the servers.
 
-use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::{HostMatch, Pattern};
+use crate::model::Shared;
 
 /// Further names of servers (`server-alias`). They count less than the exact names of servers, and more
 /// than their wildcards.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Aliases {
     /// Whole names; lower case. None of them is a server's.
-    pub exact: BTreeMap<String, HostMatch>,
+    pub exact: Shared<String, HostMatch>,
     /// By the suffix after `*.`, however many labels deep; of several that fit the longest counts.
-    pub below: BTreeMap<String, HostMatch>,
+    pub below: Shared<String, HostMatch>,
     /// Tried in this order.
-    pub patterns: Vec<(Pattern, HostMatch)>,
+    pub patterns: Arc<[(Pattern, HostMatch)]>,
 }
 
 /// A host that only leads to another one (`from-to-www-redirect`).
