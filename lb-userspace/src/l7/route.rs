@@ -154,7 +154,7 @@ pub(super) struct Site {
     locations: Vec<Route>,
     /// Index of locations by full path.
     exact: Map<Box<[u8]>, usize>,
-    /// Index of locations by prefix without its trailing slash.
+    /// Index of locations by prefix without its trailing slash, and of exact ones that have one.
     prefix: Map<Box<[u8]>, Prefixes>,
     /// Bit `n`: there is a prefix of `n` bytes; the last bit stands for all longer ones.
     prefix_lengths: u64,
@@ -172,6 +172,8 @@ struct Prefixes {
     whole: Option<usize>,
     /// `/foo/`: takes everything below `/foo`, and redirects `/foo` to itself.
     below: Option<usize>,
+    /// `/foo/` exactly, which redirects `/foo` to itself as well.
+    slash: Option<usize>,
 }
 
 /// One location, with everything a request needs of it.
@@ -343,12 +345,12 @@ impl Site {
         while let Some(end) = next {
             if self.has_prefix_of(end) {
                 let entry = path.get(..end).and_then(|prefix| self.prefix.get(prefix));
-                if let Some(Prefixes { whole: takes, below }) = entry {
+                if let Some(Prefixes { whole: takes, below, slash }) = entry {
                     let all = end == path.len();
                     whole |= all && takes.is_some();
                     best = earlier(best, *takes);
                     if all {
-                        redirect = *below;
+                        redirect = earlier(*below, *slash);
                     } else {
                         best = earlier(best, *below);
                     }
@@ -368,6 +370,13 @@ impl Site {
         }
         best = self.first_regex(path, best).or(best);
         Found { route: self.route(best), add_slash: false }
+    }
+
+    /// What is indexed at a prefix without its trailing slash.
+    fn prefixes(&mut self, key: &str) -> &mut Prefixes {
+        self.prefix_lengths |= 1 << key.len().min(63);
+        self.longest_prefix = self.longest_prefix.max(key.len());
+        self.prefix.entry(key.as_bytes().into()).or_default()
     }
 
     /// Every route there is.

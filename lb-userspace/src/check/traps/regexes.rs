@@ -96,10 +96,10 @@ pub(super) fn shadowed_paths(world: &World<'_>, caught: &mut Caught) {
     }
 }
 
-type PathKey = (String, String, String);
+pub(super) type PathKey = (String, String, String);
 
 /// Where each path is written.
-fn path_fields(world: &World<'_>) -> BTreeMap<PathKey, (crate::model::ObjectId, String)> {
+pub(super) fn path_fields(world: &World<'_>) -> BTreeMap<PathKey, (crate::model::ObjectId, String)> {
     let mut fields = BTreeMap::new();
     for ingress in &world.ingresses {
         for place in &ingress.paths {
@@ -110,7 +110,7 @@ fn path_fields(world: &World<'_>) -> BTreeMap<PathKey, (crate::model::ObjectId, 
     fields
 }
 
-fn host_text(host: &HostMatch) -> String {
+pub(super) fn host_text(host: &HostMatch) -> String {
     match host {
         HostMatch::Any => String::new(),
         named => named.to_string(),

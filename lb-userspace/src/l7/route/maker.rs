@@ -7,7 +7,7 @@ use std::sync::Arc;
 use imbl::OrdMap;
 
 use super::{
-    At, Hosts, Labels, Pages, Prefixes, Route, RouteAction, Router, Site, TlsEntry, UpstreamEntry, host_label,
+    At, Hosts, Labels, Pages, Route, RouteAction, Router, Site, TlsEntry, UpstreamEntry, host_label,
 };
 use crate::l7::auth::Scope;
 use crate::l7::client_auth;
@@ -329,16 +329,15 @@ impl Maker {
             match &location.path {
                 PathMatch::Exact(path) => {
                     site.exact.entry(path.as_bytes().into()).or_insert(i);
+                    if let Some(key) = path.strip_suffix('/') {
+                        site.prefixes(key).slash.get_or_insert(i);
+                    }
                 }
                 PathMatch::Prefix(path) => {
-                    let (key, slash) = match path.strip_suffix('/') {
-                        Some(key) => (key, true),
-                        None => (path.as_str(), false),
+                    let place = match path.strip_suffix('/') {
+                        Some(key) => &mut site.prefixes(key).below,
+                        None => &mut site.prefixes(path).whole,
                     };
-                    site.prefix_lengths |= 1 << key.len().min(63);
-                    site.longest_prefix = site.longest_prefix.max(key.len());
-                    let entry: &mut Prefixes = site.prefix.entry(key.as_bytes().into()).or_default();
-                    let place = if slash { &mut entry.below } else { &mut entry.whole };
                     place.get_or_insert(i);
                 }
                 PathMatch::Regex(_) => site.regex.push(i),

@@ -148,7 +148,7 @@ fn a_snapshot_without_a_catch_all_still_has_one() {
 
 #[test]
 fn paths_are_taken_as_ingress_nginx_does() {
-    let cases: [(&str, &[PathMatch], &str, Taken); 23] = [
+    let cases: [(&str, &[PathMatch], &str, Taken); 27] = [
         ("exact takes itself", &[exact("/foo")], "/foo", (Some(0), false)),
         ("exact takes nothing below", &[exact("/foo")], "/foo/", (None, false)),
         ("exact is case-sensitive", &[exact("/foo")], "/Foo", (None, false)),
@@ -169,6 +169,10 @@ fn paths_are_taken_as_ingress_nginx_does() {
         ("slash prefix takes what is below", &[prefix("/foo/"), prefix("/")], "/foo/a", (Some(0), false)),
         ("exact before a slash is added", &[prefix("/foo/"), exact("/foo")], "/foo", (Some(1), false)),
         ("prefix before a slash is added", &[prefix("/foo/"), prefix("/foo")], "/foo", (Some(1), false)),
+        ("exact adds its slash", &[exact("/foo/"), prefix("/")], "/foo", (Some(0), true)),
+        ("exact takes itself and its slash", &[exact("/foo/"), prefix("/")], "/foo/", (Some(0), false)),
+        ("exact takes nothing below its slash", &[exact("/foo/"), prefix("/")], "/foo/a", (Some(1), false)),
+        ("prefix before exact adds its slash", &[exact("/foo/"), prefix("/foo")], "/foo", (Some(1), false)),
         ("duplicates: the first", &[prefix("/a"), prefix("/a")], "/a", (Some(0), false)),
         ("nothing matches", &[prefix("/a"), exact("/b")], "/c", (None, false)),
         (
@@ -211,7 +215,10 @@ fn scan(paths: &[PathMatch], path: &str) -> Taken {
         },
         PathMatch::Regex(pattern) => pattern.regex().is_match(path.as_bytes()),
     };
-    let slash = |location: &PathMatch| matches!(location, PathMatch::Prefix(p) if *p == format!("{path}/"));
+    let slash = |location: &PathMatch| match location {
+        PathMatch::Exact(p) | PathMatch::Prefix(p) => *p == format!("{path}/"),
+        PathMatch::Regex(_) => false,
+    };
     let first = paths.iter().position(takes);
     let whole = paths.iter().any(|location| match location {
         PathMatch::Exact(p) | PathMatch::Prefix(p) => p == path,
