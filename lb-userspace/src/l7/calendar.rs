@@ -51,6 +51,13 @@ impl Moment {
         let _ = write!(out, "{weekday}, {day:02} {month} {year} {hour:02}:{minute:02}:{second:02} GMT");
     }
 
+    /// As nginx dates cookies: the year has two digits, for as long as nobody takes them for one of the last century.
+    pub(super) fn cookie_date(&self, out: &mut Vec<u8>) {
+        let Self { year, day, hour, minute, second, weekday, .. } = self;
+        let (month, year) = (self.month_name(), if *year > 2037 { *year } else { *year % 100 });
+        let _ = write!(out, "{weekday}, {day:02}-{month}-{year:02} {hour:02}:{minute:02}:{second:02} GMT");
+    }
+
     /// `Jan`.
     pub(super) fn month_name(&self) -> &'static str {
         MONTHS[(self.month as usize + 11) % 12]
@@ -99,6 +106,22 @@ fn days(year: u64, month: u64, day: u64) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn cookies_are_dated_as_by_nginx() {
+        for (seconds, date) in [
+            (784_111_777, "Sun, 06-Nov-94 08:49:37 GMT"),
+            (951_782_400, "Tue, 29-Feb-00 00:00:00 GMT"),
+            (2_145_916_799, "Thu, 31-Dec-37 23:59:59 GMT"),
+            (2_145_916_800, "Fri, 01-Jan-2038 00:00:00 GMT"),
+        ] {
+            let mut out = Vec::new();
+
+            Moment::of(seconds).cookie_date(&mut out);
+
+            assert_eq!(String::from_utf8(out).unwrap(), date, "{seconds}");
+        }
+    }
 
     #[test]
     fn dates_of_http_are_read_in_all_their_forms_and_nothing_else_is() {

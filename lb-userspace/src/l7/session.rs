@@ -159,7 +159,7 @@ impl Sessions {
         out.extend(path.filter(|byte| !byte.is_ascii_control() && *byte != b';'));
         if let Some(seconds) = expires {
             out.extend_from_slice(b"; Expires=");
-            Moment::of(now.saturating_add_signed(*seconds)).imf_fixdate(out);
+            Moment::of(now.saturating_add_signed(*seconds)).cookie_date(out);
         }
         if let Some(seconds) = max_age {
             let _ = write!(out, "; Max-Age={seconds}");

@@ -129,10 +129,10 @@ fn attributes_are_what_annotations_and_the_connection_say() {
             "all",
             all,
             http,
-            "; Path=/own; Expires=Sun, 06 Nov 1994 09:49:37 GMT; Max-Age=-1; Domain=example.com; Secure; HttpOnly; \
+            "; Path=/own; Expires=Sun, 06-Nov-94 09:49:37 GMT; Max-Age=-1; Domain=example.com; Secure; HttpOnly; \
              SameSite=Lax",
         ),
-        ("past", past, http, "; Path=/shop; Expires=Thu, 01 Jan 1970 00:00:00 GMT; HttpOnly"),
+        ("past", past, http, "; Path=/shop; Expires=Thu, 01-Jan-70 00:00:00 GMT; HttpOnly"),
         ("strict", site(SameSite::Strict), http, "; Path=/shop; HttpOnly; SameSite=Strict"),
         ("none", site(SameSite::None), http, "; Path=/shop; HttpOnly; SameSite=None"),
     ];
