@@ -21,12 +21,19 @@ pub(super) struct Effective<'b> {
     /// As it was sent, with or without port. Locations are found by the Host header, whatever this is.
     pub(super) host: &'b [u8],
     pub(super) port: u16,
+    /// What those in front call the scheme, where that is no word of ours: it decides nothing and is passed on.
+    pub(super) word: Option<&'b [u8]>,
 }
 
 impl<'b> Effective<'b> {
     /// Without a word of anybody.
     pub(super) fn of(client: &Client, host: &'b [u8]) -> Self {
-        Self { addr: client.addr, scheme: client.scheme, host, port: client.port }
+        Self { addr: client.addr, scheme: client.scheme, host, port: client.port, word: None }
+    }
+
+    /// The scheme as upstreams are told (`$pass_access_scheme`).
+    pub(super) fn scheme_word(&self) -> &[u8] {
+        self.word.unwrap_or_else(|| self.scheme.as_str().as_bytes())
     }
 }
 
@@ -53,7 +60,8 @@ pub(super) fn effective<'b>(
     let said = |name| headers.first(name).and_then(first);
     // A PROXY header that names the port of https is not contradicted.
     let is_settled = *address == Address::Connection && arrived.scheme == Scheme::Https;
-    let scheme = said("x-forwarded-proto").filter(|_| !is_settled).and_then(scheme);
+    let word = said("x-forwarded-proto").filter(|word| !is_settled && is_scheme(word));
+    let scheme = word.and_then(scheme);
     let host = said("x-forwarded-host").filter(|host| h1::valid_host(host));
     let port = said("x-forwarded-port").and_then(port);
     Effective {
@@ -61,6 +69,7 @@ pub(super) fn effective<'b>(
         scheme: scheme.unwrap_or(arrived.scheme),
         host: host.unwrap_or(arrived.host),
         port: port.unwrap_or(arrived.port),
+        word: word.filter(|_| scheme.is_none()),
     }
 }
 
@@ -105,6 +114,12 @@ fn scheme(word: &[u8]) -> Option<Scheme> {
     }
 }
 
+/// As RFC 3986 3.1 has it.
+fn is_scheme(word: &[u8]) -> bool {
+    let is_inner = |byte: &u8| byte.is_ascii_alphanumeric() || b"+-.".contains(byte);
+    word.first().is_some_and(u8::is_ascii_alphabetic) && word.iter().all(is_inner)
+}
+
 fn port(word: &[u8]) -> Option<u16> {
     let is_number = word.iter().all(u8::is_ascii_digit);
     std::str::from_utf8(word).ok().filter(|_| is_number)?.parse().ok().filter(|port| *port > 0)
@@ -127,7 +142,7 @@ mod tests {
 
     fn arrived() -> Effective<'static> {
         let addr = IpAddr::from([10, 0, 0, 1]);
-        Effective { addr, scheme: Scheme::Http, host: b"pod.internal", port: 80 }
+        Effective { addr, scheme: Scheme::Http, host: b"pod.internal", port: 80, word: None }
     }
 
     fn behind(words: Words, address: Address, trusted: Vec<Prefix>) -> Forwarding {
@@ -145,8 +160,8 @@ mod tests {
     }
 
     fn text(effective: Effective<'_>) -> String {
-        let Effective { addr, scheme, host, port } = effective;
-        format!("{addr} {} {} {port}", scheme.as_str(), String::from_utf8_lossy(host))
+        let (addr, port, text) = (effective.addr, effective.port, String::from_utf8_lossy);
+        format!("{addr} {} {} {port}", text(effective.scheme_word()), text(effective.host))
     }
 
     const ALL: [(&str, &str); 4] = [
@@ -241,7 +256,9 @@ mod tests {
         let plain = "10.0.0.1 http pod.internal 80";
         let cases = [
             ("X-Forwarded-Proto", "", plain),
-            ("X-Forwarded-Proto", "gopher", plain),
+            ("X-Forwarded-Proto", "gopher", "10.0.0.1 gopher pod.internal 80"),
+            ("X-Forwarded-Proto", "a b", plain),
+            ("X-Forwarded-Proto", "1a", plain),
             ("X-Forwarded-Proto", "HTTPS, http", "10.0.0.1 https pod.internal 80"),
             ("X-Forwarded-Proto", "wss", "10.0.0.1 https pod.internal 80"),
             ("X-Forwarded-Host", "a b", plain),

@@ -79,7 +79,7 @@ pub fn explain(l7: &L7, known: Option<&Known>, request: &Request) -> Explanation
         .and_then(|(_, value)| value.parse().ok());
     let (host, headers) = (request.host.as_bytes(), Headers::Given(&request.headers));
     let port = if request.scheme == Scheme::Https { 443 } else { 80 };
-    let arrived = Effective { addr: request.client, scheme: request.scheme, host, port };
+    let arrived = Effective { addr: request.client, scheme: request.scheme, host, port, word: None };
     let asked = Asked {
         method: &request.method,
         scheme: arrived.scheme,
@@ -150,9 +150,10 @@ fn step(name: &str, detail: String) -> Step {
 
 /// What is believed of the request's headers about its client.
 fn client_step(arrived: &Effective<'_>, effective: &Effective<'_>) -> Option<Step> {
-    let Effective { addr, scheme, host, port } = effective;
-    let host = String::from_utf8_lossy(host);
-    let detail = || format!("its headers say: {addr} asks {}://{host}, port {port}", scheme.as_str());
+    let Effective { addr, scheme: _, host, port, word: _ } = effective;
+    let (scheme, host) = (effective.scheme_word(), String::from_utf8_lossy(host));
+    let scheme = String::from_utf8_lossy(scheme);
+    let detail = || format!("its headers say: {addr} asks {scheme}://{host}, port {port}");
     (arrived != effective).then(|| step("client", detail()))
 }
 

@@ -166,7 +166,7 @@ pub(super) fn decide_by_words<'r, 'a>(
 ) -> (Effective<'a>, Asked<'a>, Decision<'r>) {
     let by = |mode| {
         let effective = client::effective(&router.edge.forwarding, mode, arrived, &asked.headers);
-        let Effective { addr: client, scheme, host: named, port: _ } = effective;
+        let Effective { addr: client, scheme, host: named, port: _, word: _ } = effective;
         (effective, Asked { client, scheme, named, ..asked })
     };
     let (effective, asked) = by(Mode::Compat);

@@ -151,9 +151,14 @@ pub(super) fn request(known: Known<'_, '_, '_>, onward: Onward<'_>, out: &mut Ve
 
 /// What every upstream is told of the client, in few pieces.
 fn tell(effective: Effective<'_>, addr: &[u8], port: &[u8], out: &mut Vec<u8>) {
-    let by_scheme: &[u8] = match effective.scheme {
-        Scheme::Http => b"\r\nX-Forwarded-Proto: http\r\nX-Forwarded-Scheme: http\r\nX-Scheme: http\r\n",
-        Scheme::Https => b"\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Scheme: https\r\nX-Scheme: https\r\n",
+    let by_scheme: &[u8] = match (effective.scheme, effective.word) {
+        (_, Some(_)) => b"\r\n",
+        (Scheme::Http, None) => {
+            b"\r\nX-Forwarded-Proto: http\r\nX-Forwarded-Scheme: http\r\nX-Scheme: http\r\n"
+        }
+        (Scheme::Https, None) => {
+            b"\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Scheme: https\r\nX-Scheme: https\r\n"
+        }
     };
     // Ours, or a host that was looked at: nothing in it ends a line.
     for part in [
@@ -169,7 +174,13 @@ fn tell(effective: Effective<'_>, addr: &[u8], port: &[u8], out: &mut Vec<u8>) {
     ] {
         out.extend_from_slice(part);
     }
+    if let Some(word) = effective.word {
+        SCHEME_LINES.into_iter().for_each(|name| line(out, name, word));
+    }
 }
+
+/// Lines that tell the scheme.
+const SCHEME_LINES: [&[u8]; 3] = [b"X-Forwarded-Proto: ", b"X-Forwarded-Scheme: ", b"X-Scheme: "];
 
 const CHAIN: &[u8] = b"X-Forwarded-For: ";
 
@@ -181,16 +192,14 @@ fn tell_unless(
     is_said: impl Fn(&[u8]) -> bool,
     out: &mut Vec<u8>,
 ) {
-    let scheme = effective.scheme.as_str().as_bytes();
-    for (name, value) in [
+    let lines = [
         (&b"X-Real-IP: "[..], addr),
         (CHAIN, addr),
         (b"X-Forwarded-Host: ", effective.host),
         (b"X-Forwarded-Port: ", port),
-        (b"X-Forwarded-Proto: ", scheme),
-        (b"X-Forwarded-Scheme: ", scheme),
-        (b"X-Scheme: ", scheme),
-    ] {
+    ];
+    let scheme = effective.scheme_word();
+    for (name, value) in lines.into_iter().chain(SCHEME_LINES.map(|name| (name, scheme))) {
         if !is_said(name) {
             for part in [name, value, b"\r\n"] {
                 out.extend_from_slice(part);
@@ -443,7 +452,7 @@ mod tests {
     fn an_upstream_is_told_the_same_in_few_pieces_as_line_by_line() {
         for scheme in [Scheme::Http, Scheme::Https] {
             let (addr, host) = (IpAddr::from([192, 0, 2, 1]), &b"shop.example.com:8080"[..]);
-            let effective = Effective { addr, scheme, host, port: 8080 };
+            let effective = Effective { addr, scheme, host, port: 8080, word: None };
             let (mut together, mut apart) = (Vec::new(), Vec::new());
 
             tell(effective, b"192.0.2.1", b"8080", &mut together);

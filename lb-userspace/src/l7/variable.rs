@@ -108,7 +108,7 @@ fn value_of(variable: &Variable, known: Known<'_, '_, '_>, out: &mut Vec<u8>) {
             let _ = write!(out, "{}.{:03}", now.as_secs(), now.subsec_millis());
         }
         Variable::Scheme => out.extend_from_slice(client.scheme.as_str().as_bytes()),
-        Variable::AccessScheme => out.extend_from_slice(effective.scheme.as_str().as_bytes()),
+        Variable::AccessScheme => out.extend_from_slice(effective.scheme_word()),
         Variable::BestHost => out.extend_from_slice(effective.host),
         Variable::RequestMethod => out.extend_from_slice(request.method.as_bytes()),
         Variable::Header(name) if name == "host" => out.extend_from_slice(request.host),

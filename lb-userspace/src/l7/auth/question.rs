@@ -105,7 +105,7 @@ fn head(
         ("X-Auth-Request-Redirect", &redirect),
     ];
     if method.is_some() {
-        ours.extend([("X-Original-URI", request.target), ("X-Scheme", scheme)]);
+        ours.extend([("X-Original-URI", request.target), ("X-Scheme", effective.scheme_word())]);
     }
     let traceparent = trace.map(trace::Context::traceparent);
     if let (Some(trace), Some(traceparent)) = (trace, &traceparent) {

@@ -159,7 +159,7 @@ pub(super) fn early_value(early: &Early, escape: Escape, subject: &Subject<'_, '
         // The https listener is 443 to the outside, whatever port it really has.
         Early::ServerPort if client.scheme == Scheme::Https => Some(b"443"),
         Early::ServerPort => return number(client.port, out),
-        Early::AccessScheme => Some(effective.scheme.as_str().as_bytes()),
+        Early::AccessScheme => Some(effective.scheme_word()),
         Early::AccessPort => return number(effective.port, out),
         Early::AccessHost => Some(effective.host).filter(|host| !host.is_empty()),
         Early::Request => return request_line(subject, escape, out),

@@ -108,6 +108,7 @@ fn logged(format: &str, escape: Escape, is_request: bool, tally: Tally, record: 
             scheme: Scheme::Https,
             host: b"shop.example",
             port: 443,
+            word: None,
         },
         is_http2: false,
         id: b"0123456789abcdef",

@@ -67,7 +67,7 @@ fn a_strict_location_believes_less_than_others() {
     ];
     for (case, addr, target, expected) in cases {
         let addr = addr.parse().unwrap();
-        let arrived = Effective { addr, scheme: Scheme::Http, host: b"h", port: 80 };
+        let arrived = Effective { addr, scheme: Scheme::Http, host: b"h", port: 80, word: None };
         let asked = Asked { target: target.as_bytes(), headers: Headers::Given(&headers), ..plain() };
 
         let (_, _, decision) = decide_by_words(&router, arrived, asked);
