@@ -1,7 +1,7 @@
 //! Locations of one host: kind of host, order, conflicts, patterns.
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use super::annotations::{self, Elsewhere, Policy, field};
@@ -131,6 +131,7 @@ pub(super) fn locations(
         drafts.sort_by_key(|draft| (Reverse(draft.path.len()), Reverse(draft.path.clone())));
     } else {
         drafts.sort_by_key(|draft| (Reverse(draft.path.len()), Reverse(draft.path.clone()), !draft.exact));
+        added_slashes(&drafts, findings);
     }
     drafts.into_iter().map(|draft| location(draft, regex, tls, patterns, findings)).collect()
 }
@@ -339,13 +340,23 @@ fn surprises(draft: &Draft, reading: Reading, findings: &mut Findings) {
             "write it as a pattern that ends with `$`",
         );
     }
-    if !regex && !exact && path.len() > 1 && path.ends_with('/') {
-        about.info(
-            "prefix-with-slash",
-            field,
-            format!("a request for {:?} is answered 301 to {path:?}", path.trim_end_matches('/')),
-            "",
-        );
+}
+
+/// Tells of paths that end in a slash, which is added to a request that leaves it out, unless it has a path of its own.
+fn added_slashes(drafts: &[Draft], findings: &mut Findings) {
+    let adds = |draft: &&Draft| draft.path.len() > 1 && draft.path.ends_with('/') && !draft.is_implicit();
+    let mut adding = drafts.iter().filter(adds).peekable();
+    if adding.peek().is_none() {
+        return;
+    }
+    let known: HashSet<&str> = drafts.iter().map(|draft| draft.path.as_str()).collect();
+    for Draft { path, field, id, .. } in adding {
+        let without = path.strip_suffix('/').unwrap_or(path);
+        if !known.contains(without) {
+            let message = format!("a request for {without:?} is answered 301 to {path:?}");
+            let fix = format!("write the path {without} as well, if it is to be served");
+            findings.about(id).info("slash-added", field, message, fix);
+        }
     }
 }
 

@@ -14,7 +14,6 @@ mod regexes;
 mod secrets;
 mod services;
 mod shared;
-mod slashes;
 mod snippets;
 mod streams;
 mod variables;
@@ -36,7 +35,6 @@ const TRAPS: &[fn(&World<'_>, &mut Caught)] = &[
     regexes::shadowed_paths,
     regexes::rewrites_to_itself,
     regexes::missing_groups,
-    slashes::added,
     circles::app_roots,
     circles::redirects,
     regexes::patterns_of_annotations,

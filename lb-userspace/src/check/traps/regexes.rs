@@ -96,10 +96,10 @@ pub(super) fn shadowed_paths(world: &World<'_>, caught: &mut Caught) {
     }
 }
 
-pub(super) type PathKey = (String, String, String);
+type PathKey = (String, String, String);
 
 /// Where each path is written.
-pub(super) fn path_fields(world: &World<'_>) -> BTreeMap<PathKey, (crate::model::ObjectId, String)> {
+fn path_fields(world: &World<'_>) -> BTreeMap<PathKey, (crate::model::ObjectId, String)> {
     let mut fields = BTreeMap::new();
     for ingress in &world.ingresses {
         for place in &ingress.paths {
@@ -110,7 +110,7 @@ pub(super) fn path_fields(world: &World<'_>) -> BTreeMap<PathKey, (crate::model:
     fields
 }
 
-pub(super) fn host_text(host: &HostMatch) -> String {
+fn host_text(host: &HostMatch) -> String {
     match host {
         HostMatch::Any => String::new(),
         named => named.to_string(),
