@@ -445,7 +445,8 @@ impl<'a> Upstreams<'a> {
         };
         let taking: Vec<_> = ready.iter().copied().filter(|(_, endpoint)| endpoint.weight.0 > 0).collect();
         if !taking.is_empty() {
-            let zone = self.objects.nodes.zone().filter(|_| self.options.routes_by_zone);
+            let by_zone = self.options.routes_by_zone && reach != Reach::Rules;
+            let zone = self.objects.nodes.zone().filter(|_| by_zone);
             let taking = choice::in_zone(taking, zone);
             let care = care(&service.metadata);
             let weighty = taking.iter().filter(|(_, endpoint)| endpoint.weight.0 > 1);
