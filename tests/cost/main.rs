@@ -4,6 +4,7 @@
 //! not raise them; whoever has a reason to raise one says it in the commit.
 
 mod http2;
+mod tunnel;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -248,14 +249,21 @@ fn connect(addr: SocketAddr) -> TcpStream {
 }
 
 fn read_answer(client: &mut TcpStream) {
-    let mut answer = [0; 4096];
+    let answer = read_to(client, b"0123456789");
+    assert!(answer.starts_with(b"HTTP/1.1 200"), "{}", answer.escape_ascii());
+}
+
+/// What comes, which is to end with `last`.
+fn read_to(client: &mut TcpStream, last: &[u8]) -> Vec<u8> {
+    let mut answer = vec![0; 4096];
     let mut length = 0;
-    while !answer[..length].ends_with(b"0123456789") {
+    while !answer[..length].ends_with(last) {
         let read = client.read(&mut answer[length..]).expect("an answer");
         assert!(read > 0, "ended within an answer");
         length += read;
     }
-    assert!(answer.starts_with(b"HTTP/1.1 200"), "{}", answer[..length].escape_ascii());
+    answer.truncate(length);
+    answer
 }
 
 fn l7(backend: SocketAddr, log: std::path::PathBuf, filters: &Filters) -> L7 {
@@ -305,6 +313,9 @@ fn backend() -> SocketAddr {
                 if head[..length].starts_with(b"GET /shop/together") {
                     together.wait();
                 }
+                if head[..length].starts_with(b"GET /shop/tunnel") {
+                    return echo(stream);
+                }
                 length = 0;
                 if stream.write_all(ANSWER).is_err() {
                     return;
@@ -321,6 +332,17 @@ fn backend() -> SocketAddr {
         }
     });
     addr
+}
+
+/// Agrees to speak otherwise, and says back what it hears.
+fn echo(mut stream: TcpStream) {
+    let agreed = b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n";
+    let mut heard = vec![0; 64 << 10];
+    let mut said = stream.write_all(agreed);
+    while said.is_ok() {
+        let Ok(length @ 1..) = stream.read(&mut heard) else { return };
+        said = stream.write_all(&heard[..length]);
+    }
 }
 
 /// strace at the worker's thread.

@@ -7,7 +7,7 @@ use std::io::{self, IoSlice};
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
-use super::buffer::{Buf, Scratch};
+use super::buffer::{BUFFER_BYTES, Buf, Scratch};
 use super::carrier::Carrier;
 use super::h1::Body;
 use super::h1::chunked::Piece;
@@ -81,6 +81,8 @@ pub(super) struct Leg {
     /// What was written of the body, framing included, as long as it is short: to go out again where nobody has
     /// read it.
     pub(super) kept: Option<Scratch>,
+    /// Of a body without length: as much came at once as there was room for, so that more is likely to be there.
+    pours: bool,
     /// Bytes of the body that are in the kernel.
     pipe: Option<Pipe>,
     done: bool,
@@ -102,6 +104,7 @@ impl Leg {
             allowed: u64::MAX,
             copy: None,
             kept: None,
+            pours: false,
             pipe: None,
             done: false,
         }
@@ -177,6 +180,7 @@ impl Leg {
             };
             let n = ready!(filled).map_err(Broken::Sender)?;
             self.read += n as u64;
+            self.pours = buf.is_full();
             if n == 0 {
                 if self.body != Body::UntilClose {
                     return Poll::Ready(Err(Broken::Sender(io::ErrorKind::UnexpectedEof.into())));
@@ -186,18 +190,20 @@ impl Leg {
         }
     }
 
-    /// The rest of the body is long, or what came of one without length was, and nobody has to see its bytes.
+    /// The rest of the body is long, or more of one without length comes than a buffer takes, and nobody has to see
+    /// its bytes. A pipe takes three system calls where a buffer takes two, which messages of a few bytes feel.
     fn can_splice(&self, buf: &Buf, from: &Socket<'_>, to: &Socket<'_>) -> bool {
         let is_long = match self.body {
             _ if self.pipe.is_some() => true,
             Body::Length(left) => left >= LONG,
-            Body::UntilClose => self.read >= LONG,
+            Body::UntilClose => self.pours,
             Body::Chunked(_) | Body::Closed => false,
         };
         is_long && self.copy.is_none() && buf.is_empty() && !from.is_tls() && !to.is_tls()
     }
 
-    /// Has the kernel move the body. Ready where all of it is through, or without a pipe.
+    /// Has the kernel move the body. Ready where all of it is through, without a pipe, or where a body without length
+    /// no longer pours.
     fn poll_splice(
         &mut self,
         cx: &mut Context<'_>,
@@ -218,8 +224,8 @@ impl Leg {
             let pipe = self.pipe.take();
             let most = match self.body {
                 Body::Length(left) => usize::try_from(left).unwrap_or(usize::MAX),
-                Body::UntilClose => usize::MAX,
-                Body::Chunked(_) | Body::Closed => 0,
+                Body::UntilClose if self.pours => usize::MAX,
+                Body::UntilClose | Body::Chunked(_) | Body::Closed => 0,
             };
             if most == 0 {
                 return Poll::Ready(Ok(()));
@@ -234,7 +240,7 @@ impl Leg {
                     self.body = Body::Closed;
                     return Poll::Ready(Ok(()));
                 }
-                Body::UntilClose => {}
+                Body::UntilClose => self.pours = n >= BUFFER_BYTES,
                 _ => return Poll::Ready(Err(Broken::Sender(io::ErrorKind::UnexpectedEof.into()))),
             }
             self.read += n as u64;
