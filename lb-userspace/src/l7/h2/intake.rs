@@ -17,6 +17,9 @@ use super::frame_budget::FrameBudget;
 use super::frames::{DATA, Fate, Frames};
 use super::limits;
 
+/// Most that is handed out at once of what was taken: the sender's window opens with each that is through.
+const PIECE: usize = limits::FRAME_MAX as usize;
+
 /// Shared by a connection, its streams and what reads for it.
 pub(super) struct Intake {
     frames: RefCell<Frames>,
@@ -138,6 +141,9 @@ pub(super) struct Body {
 impl Body {
     /// The next piece, `None` at the end.
     pub(super) fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, h2::Error>>> {
+        if self.taken.len() > PIECE {
+            return Poll::Ready(Some(Ok(self.taken.split_to(PIECE).freeze())));
+        }
         if !self.taken.is_empty() {
             return Poll::Ready(Some(Ok(std::mem::take(&mut self.taken).freeze())));
         }
@@ -178,5 +184,51 @@ impl Body {
         while let Poll::Ready(Some(Ok(piece))) = self.stream.poll_data(&mut cx) {
             self.taken.extend_from_slice(&piece);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use http::Request;
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_was_taken_out_is_handed_on_in_pieces_of_a_frame() {
+        const FRAMES: usize = 400;
+        static FRAME: [u8; 100] = [7; 100];
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        let client = TcpStream::connect(listener.local_addr().expect("bound")).await.expect("connect");
+        let (requests, connection) = h2::client::handshake(client).await.expect("a client");
+        tokio::spawn(connection);
+        let mut requests = requests.ready().await.expect("ready");
+        let post = Request::post("http://a.example/").body(()).expect("a request");
+        let (_response, mut upload) = requests.send_request(post, false).expect("sent");
+        for _ in 0..FRAMES {
+            upload.send_data(Bytes::from_static(&FRAME), false).expect("sent");
+        }
+        let (stream, _) = listener.accept().await.expect("accepted");
+        let mut server = limits::server(1).handshake::<_, Bytes>(stream).await.expect("a server");
+        let (request, _respond) = server.accept().await.expect("a request").expect("a request");
+        let intake = Intake::new(0, None);
+        let body = intake.body(request.into_body());
+        poll_fn(|cx| match server.poll_accept(cx) {
+            Poll::Pending if body.borrow_mut().waiting() == FRAMES * FRAME.len() => Poll::Ready(()),
+            _ => Poll::Pending,
+        })
+        .await;
+
+        intake.small.set(limits::SMALL_MAX);
+        intake.relieve();
+
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut pieces = Vec::new();
+        while let Poll::Ready(Some(piece)) = body.borrow_mut().poll_data(&mut cx) {
+            pieces.push(piece.expect("a piece").len());
+        }
+        assert_eq!(pieces, [PIECE, PIECE, FRAMES * FRAME.len() - 2 * PIECE]);
     }
 }
