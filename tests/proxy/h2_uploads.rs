@@ -1,11 +1,12 @@
 //! Bodies of requests over HTTP/2 that nobody takes: answered early, or sent to an endpoint that hangs.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::Request;
 use lb_tests::h2_frames::{Frames, Outcome, kind, request};
-use penstock::model::l7::{Action, Filters, PathMatch, Protocol, Upstream, UpstreamName};
+use penstock::l7::Temp;
+use penstock::model::l7::{Action, Buffers, Filters, PathMatch, Protocol, Upstream, UpstreamName};
 
 use crate::h2_client::{Client, limited, say};
 use crate::rig::{Backend, DEADLINE, Rig, to_with};
@@ -96,4 +97,46 @@ fn many_small_bodies_at_once_take_nothing_of_the_memory_of_all_bodies() {
     assert_eq!(client.outcome(last), Outcome::Status(200));
 
     assert_eq!(rig.metric("penstock_l7_body_memory_bytes"), 0.0);
+}
+
+#[test]
+fn bodies_of_one_connection_leave_memory_to_those_of_others() {
+    const STREAMS: usize = 16;
+    const MEMORY: u32 = 1 << 20;
+    static BODY: [u8; 250_000] = [7; 250_000];
+    let backend = Backend::mirror();
+    let buffers = Buffers { request: Some(Buffers::MEMORY_MAX), ..Buffers::default() };
+    let holding = Filters { max_body_bytes: None, buffers, ..Filters::default() };
+    let temp = Temp { memory_bytes: MEMORY.into(), ..Temp::default() };
+    let rig = Rig::with_temp(to_with(&[backend.addr], holding), temp);
+    let taken = || rig.metric("penstock_l7_body_memory_bytes");
+    let client = Client::connect(rig.http);
+    let put = || Request::put("http://a.example/").body(()).expect("request");
+
+    let requests = client.requests.clone();
+    let greedy = client.runtime.block_on(limited(async {
+        let mut unfinished = Vec::new();
+        for _ in 0..STREAMS {
+            let mut requests = requests.clone().ready().await.expect("ready");
+            let (response, mut stream) = requests.send_request(put(), false).expect("sent");
+            say(&mut stream, Bytes::from_static(&BODY)).await;
+            unfinished.push((response, stream));
+        }
+        unfinished
+    }));
+
+    let started = Instant::now();
+    while rig.metric("penstock_l7_temp_file_bytes") < 2.0 * f64::from(MEMORY) {
+        assert!(started.elapsed() < DEADLINE, "all are in memory");
+        std::thread::yield_now();
+    }
+    assert_eq!(taken(), f64::from(MEMORY / 4));
+    let mut other = rig.client();
+    other.send("PUT / HTTP/1.1\r\nHost: a.example\r\nContent-Length: 1000000\r\n\r\n");
+    other.send(BODY);
+    while taken() <= f64::from(MEMORY / 4) {
+        assert!(started.elapsed() < DEADLINE, "nothing is left");
+        std::thread::yield_now();
+    }
+    drop(greedy);
 }

@@ -33,15 +33,8 @@ struct Bytes {
 }
 
 impl Ahead {
-    pub(super) fn new(worker: &Rc<Worker>, limits: ReadAhead) -> Self {
-        let held = Bytes {
-            memory: VecDeque::new(),
-            share: Share::new(&worker.spills.memory),
-            spill: None,
-            read: 0,
-            no_file: false,
-            end: None,
-        };
+    pub(super) fn new(worker: &Rc<Worker>, limits: ReadAhead, share: Share) -> Self {
+        let held = Bytes { memory: VecDeque::new(), share, spill: None, read: 0, no_file: false, end: None };
         Self { worker: Rc::clone(worker), limits, held: RefCell::new(held) }
     }
 

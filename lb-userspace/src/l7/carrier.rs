@@ -5,6 +5,7 @@ use std::io::{self, IoSlice};
 use std::task::{Context, Poll};
 
 use super::ahead::Ahead;
+use super::body_memory::Together;
 use super::compress::Packed;
 use super::fcgi;
 use super::h2::Stream;
@@ -39,6 +40,14 @@ impl<'a> Carrier<'a> {
     /// It is a stream of HTTP/2.
     pub(super) fn is_stream(&self) -> bool {
         matches!(self, Self::Stream(_))
+    }
+
+    /// The memory that all streams of its connection have taken for bodies.
+    pub(super) fn together(&self) -> Option<&Together> {
+        match self {
+            Self::Stream(stream) => stream.together(),
+            _ => None,
+        }
     }
 
     /// The connection that what is written goes by, if it has one to itself.

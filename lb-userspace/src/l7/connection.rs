@@ -21,6 +21,7 @@ pub(super) use self::parting::linger;
 
 use self::plan::{Filled, Head, Plan, Step, begin_account, count, held, lead, params, small};
 use super::auth::{self, Checks};
+use super::body_memory::Share;
 use super::buffer::{Buf, Scratch};
 use super::canary::Side;
 use super::carrier::Carrier;
@@ -124,6 +125,11 @@ impl<'w, 's> Connection<'w, 's> {
 }
 
 impl Connection<'_, '_> {
+    /// Of the memory for a body that is held.
+    pub(super) fn share(&self) -> Share {
+        Share::new(&self.worker.spills.memory, self.socket.together().cloned())
+    }
+
     /// Serves its requests. Borrowed: what a future is given stands in it beside what becomes of that.
     pub(super) async fn serve(&mut self) {
         if self.run().await == Left::Http2 {

@@ -30,8 +30,8 @@ pub(super) async fn hold(
     max: Option<u64>,
 ) -> Result<Held, u16> {
     let mut body = body.clone();
+    let share = connection.share();
     let Connection { socket, buf, alarm, worker, limits, tally, .. } = connection;
-    let share = Share::new(&worker.spills.memory);
     let mut held = Held { memory: Vec::new(), in_memory, share, spill: None };
     let mut due = alarm.due(limits.body_timeout);
     let mut ready = 0;

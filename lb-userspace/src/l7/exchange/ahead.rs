@@ -3,7 +3,6 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -15,7 +14,6 @@ use super::super::h1::Body;
 use super::super::heads::After;
 use super::super::relay::{Broken, Coding, Leg, Waits};
 use super::super::timers::Alarm;
-use super::super::worker::Worker;
 use super::handover::account;
 use super::{Exchange, Ready, Sent};
 use crate::model::l7::{Rate, ReadAhead};
@@ -43,7 +41,7 @@ impl Exchange<'_, '_, '_, '_> {
     ) -> (Sent, u64, Option<Box<Output>>) {
         let Ready { status, head, body, coding, after, .. } = ready;
         let mut intake = Leg::new(Scratch::take(), body, coding, None);
-        let mut output = Output::new(self.connection.worker, limits, head, status, after);
+        let mut output = Output::new(self.connection, limits, head, status, after);
         let mut is_in = false;
         let mut due = self.connection.alarm.due(self.limits.read);
         let mut client_due = self.connection.alarm.due(CLIENT_TIMEOUT);
@@ -126,7 +124,7 @@ pub(super) struct Output {
 impl Output {
     /// `head`, then what is put into its [`Ahead`].
     pub(super) fn new(
-        worker: &Rc<Worker>,
+        connection: &Connection<'_, '_>,
         limits: ReadAhead,
         head: Scratch,
         status: u16,
@@ -134,7 +132,8 @@ impl Output {
     ) -> Self {
         let leg = Leg::new(head, Body::UntilClose, Coding::Same, None);
         let pace = limits.rate.map(|rate| (rate, Instant::now()));
-        Self { ahead: Ahead::new(worker, limits), leg, buf: Buf::default(), pace, status, after }
+        let ahead = Ahead::new(connection.worker, limits, connection.share());
+        Self { ahead, leg, buf: Buf::default(), pace, status, after }
     }
 
     /// Sends what the client takes; ready with the last byte.

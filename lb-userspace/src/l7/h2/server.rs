@@ -13,7 +13,7 @@ use h2::server::SendResponse;
 use h2::{Reason, RecvStream};
 use http::Request;
 
-use super::super::body_memory::Share;
+use super::super::body_memory::{Share, Together};
 use super::super::buffer::Buf;
 use super::super::connection::PATIENCE;
 use super::super::heads::Client;
@@ -54,6 +54,7 @@ pub(in crate::l7) async fn serve(
     let streams = Rc::new(Streams::default());
     // The first request has longer, even where none may follow it.
     let due = alarm.due(header_timeout.max(keep_alive));
+    let together = Together::default();
     let mut connection = Connection {
         worker,
         h2,
@@ -63,7 +64,8 @@ pub(in crate::l7) async fn serve(
         budget,
         intake,
         window: limits::CONNECTION_WINDOW,
-        share: Share::new(&worker.spills.memory),
+        share: Share::new(&worker.spills.memory, Some(together.clone())),
+        together,
         due,
         slow,
         streams_max: http2_streams,
@@ -117,6 +119,8 @@ struct Connection<'w, 's> {
     window: u32,
     /// The memory for those beyond [`limits::CONNECTION_WINDOW`].
     share: Share,
+    /// What that is with the bodies that its streams hold.
+    together: Together,
     /// When it has been idle for too long, or, leaving, has had time enough.
     due: Due,
     /// Without a request by then it makes room for others.
@@ -225,8 +229,8 @@ impl Connection<'_, '_> {
         self.requests += 1;
         let live = Live::new(&self.streams);
         let budget = Rc::clone(&self.budget);
-        let (stream, verdict) =
-            Stream::accepted(request, respond, Rc::clone(&budget), Rc::clone(&self.intake));
+        let (intake, together) = (Rc::clone(&self.intake), self.together.clone());
+        let (stream, verdict) = Stream::accepted(request, respond, Rc::clone(&budget), intake, together);
         Crew::send(self.worker, Errand { stream, verdict, client, live, budget });
     }
 }

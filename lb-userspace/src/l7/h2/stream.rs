@@ -13,6 +13,7 @@ use h2::{Reason, RecvStream};
 use http::uri::Scheme;
 use http::{Method, Request};
 
+use super::super::body_memory::Together;
 use super::super::h1::head::Refusal;
 use super::client::Slot;
 use super::frame_budget::FrameBudget;
@@ -38,6 +39,8 @@ pub(in crate::l7) struct Stream {
     inbound: RefCell<Inbound>,
     outbound: RefCell<Outbound>,
     budget: Option<Rc<FrameBudget>>,
+    /// Of a client's connection.
+    together: Option<Together>,
     /// Its place on an upstream's connection.
     slot: Option<Slot>,
 }
@@ -50,6 +53,7 @@ impl Stream {
         respond: SendResponse<Bytes>,
         budget: Rc<FrameBudget>,
         intake: Rc<Intake>,
+        together: Together,
     ) -> (Self, Result<(), Refusal>) {
         let (parts, body) = request.into_parts();
         let head_only = parts.method == Method::HEAD;
@@ -58,6 +62,7 @@ impl Stream {
             inbound: RefCell::new(inbound),
             outbound: RefCell::new(Outbound::response(respond, head_only)),
             budget: Some(budget),
+            together: Some(together),
             slot: None,
         };
         (stream, verdict)
@@ -75,8 +80,14 @@ impl Stream {
             inbound: RefCell::new(Inbound::response(slot.intake())),
             outbound: RefCell::new(Outbound::request(to, scheme, endpoint)),
             budget: None,
+            together: None,
             slot: Some(slot),
         }
+    }
+
+    /// What the streams of its connection have taken for bodies that are held.
+    pub(in crate::l7) fn together(&self) -> Option<&Together> {
+        self.together.as_ref()
     }
 
     /// Bytes, or the end, can be read without waiting.
