@@ -44,7 +44,7 @@ use crate::config::{Config, DatapathMode, OnExit};
 use crate::drain::{Request, Signals};
 use crate::export::Exporter;
 use crate::objects::Loaded;
-use crate::takeover::{Peer, Successor};
+use crate::takeover::{Listener, Peer, Successor};
 use crate::{admin, datapath, dns, health_port, l7, panics, translate};
 
 use desired::Desired;
@@ -226,7 +226,7 @@ async fn start(config: Config, signals: &mut Signals) -> Result<Option<Started>,
         let is_well = move || admin::Live::health(&*live).is_ok();
         health_port::start(agent.desired.l4.subscribe(), Arc::new(is_well))
     });
-    agent.accept_successors(before.is_there());
+    agent.accept_successors(if before.is_there() { Listener::succeed } else { Listener::bind });
     source.follow();
     announce(&agent, &source.name, admin_addr);
     tell(reporter.as_deref(), &loaded, &agent);

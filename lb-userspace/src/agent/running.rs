@@ -1,5 +1,6 @@
 //! An agent that serves: what its successor may want, who may come in, and its two ends.
 
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -56,9 +57,9 @@ impl Running {
         self.config.drain.unwrap_or_else(|| self.desired.l7.borrow().edge.shutdown)
     }
 
-    /// Lets successors in from now on. `succeeds`: another agent's socket may be in the way.
-    pub(super) fn accept_successors(&self, succeeds: bool) {
-        let listener = match Listener::bind(&self.config.run_dir, succeeds) {
+    /// Lets successors in from now on, at the socket that `bind` makes in the run directory.
+    pub(super) fn accept_successors(&self, bind: impl Fn(&Path) -> Result<Listener, takeover::Error>) {
+        let listener = match bind(&self.config.run_dir) {
             Ok(listener) => listener,
             Err(error) => {
                 let fix = "name a directory of this user by --run-dir";

@@ -176,7 +176,7 @@ async fn take_back(agent: &Running, given: Given) {
             agent.proxy.add_counts(counts).await;
         }
         agent.admin.start(agent.live.clone());
-        agent.accept_successors(true);
+        agent.accept_successors(takeover::Listener::succeed);
     }
     let Some(let_go) = datapath else { return };
     for attempt in 1..=RETRIES {

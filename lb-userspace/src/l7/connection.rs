@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 pub(super) use self::http2::serve_stream;
 pub(super) use self::parting::linger;
 
-use self::plan::{Filled, Head, Plan, Step, begin_account, count, held, lead, params, small};
+use self::plan::{Awaited, Filled, Head, Plan, Step, begin_account, count, held, lead, params, small};
 use super::auth::{self, Checks};
 use super::body_memory::Share;
 use super::buffer::{Buf, Scratch};
@@ -34,7 +34,7 @@ use super::h1::head::{Lines, Refusal, Sizes};
 use super::h1::request::missing_path;
 use super::h1::{Body, Request};
 use super::h2;
-use super::heads::{self, After, Client, Onward};
+use super::heads::{self, After, Client, Form, Onward};
 use super::log::{self, Subject, Tally};
 use super::metrics::Method;
 use super::mirror::Copy;
@@ -169,35 +169,40 @@ impl Connection<'_, '_> {
     async fn request(&mut self) -> Left {
         let ClientLimits { keep_alive, header_timeout, .. } = *self.worker.limits();
         let mut due = self.alarm.due(if self.requests == 0 { header_timeout } else { keep_alive });
-        let mut begun = false;
+        let mut awaited = Awaited::Request;
         loop {
             self.skip_empty_lines();
             if !self.buf.is_empty() {
-                if !begun {
+                if awaited == Awaited::Request {
                     // As they are by now: the wait for this may have been long.
                     self.limits = self.worker.limits();
                 }
                 match self.read_head() {
-                    Head::Incomplete if !begun => {
-                        (begun, due) = (true, self.alarm.due(self.limits.header_timeout));
+                    Head::Incomplete if awaited == Awaited::Request => {
+                        (awaited, due) = (Awaited::Rest, self.alarm.due(self.limits.header_timeout));
                         self.settled = self.alarm.due(PATIENCE);
                     }
                     Head::Incomplete => {}
                     Head::Http2 => return Left::Http2,
                     // As a whole: what is taken out of it here would keep its place in the future.
                     head => {
-                        let waited = if begun { self.waited(due) } else { Duration::ZERO };
+                        let waited = match awaited {
+                            Awaited::Request => Duration::ZERO,
+                            Awaited::Rest => self.waited(due),
+                        };
                         return self.act(head, waited).await;
                     }
                 }
             }
-            match self.fill(due, begun).await {
+            match self.fill(due, awaited).await {
                 Filled::Bytes => {}
                 Filled::End => {
                     self.socket.close_notify();
                     return Left::Broken;
                 }
-                Filled::Late if begun => return Box::pin(self.answer_outside(408, self.waited(due))).await,
+                Filled::Late if awaited == Awaited::Rest => {
+                    return Box::pin(self.answer_outside(408, self.waited(due))).await;
+                }
                 Filled::Late => return Left::Finished,
             }
         }
@@ -256,7 +261,8 @@ impl Connection<'_, '_> {
         }
     }
 
-    async fn fill(&mut self, mut due: Due, begun: bool) -> Filled {
+    async fn fill(&mut self, mut due: Due, awaited: Awaited) -> Filled {
+        let begun = awaited == Awaited::Rest;
         let _reading = begun.then(|| During::of(&self.worker.reading));
         poll_fn(|cx| {
             if let Poll::Ready(read) = self.buf.poll_fill(cx, &self.socket) {
@@ -454,8 +460,7 @@ impl Connection<'_, '_> {
             is_farewell,
             head_len,
             method: Method::of(request.method),
-            is_head: request.method == "HEAD",
-            version: request.version,
+            form: Form { version: request.version, is_head: request.method == "HEAD" },
             after: if request.persists && !is_last { After::Keep } else { After::Close },
             body,
             checks,
@@ -525,7 +530,7 @@ impl Connection<'_, '_> {
                 let rest = Rest::Unread(plan.body.clone());
                 self.word(page, rest, after, &plan.snapshot, &mut plan.record).await
             }
-            None => self.answer(&answer, plan.is_head, plan.version, after, plan.body.clone()).await,
+            None => self.answer(&answer, plan.form, after, plan.body.clone()).await,
         }
     }
 
@@ -543,7 +548,7 @@ impl Connection<'_, '_> {
                 let rest = Rest::of(std::mem::replace(&mut outgoing.hold, Hold::No));
                 self.word(page, rest, after, &plan.snapshot, &mut plan.record).await
             }
-            _ => self.answer(&answer, plan.is_head, plan.version, after, Body::Length(0)).await,
+            _ => self.answer(&answer, plan.form, after, Body::Length(0)).await,
         }
     }
 

@@ -314,12 +314,19 @@ fn status_line(response: &Response<'_, '_>, out: &mut Vec<u8>) {
     out.extend_from_slice(b"\r\n");
 }
 
+/// What a response has to be like for its request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Form {
+    pub(super) version: Version,
+    /// The head alone is wanted.
+    pub(super) is_head: bool,
+}
+
 /// A whole response of our own; a HEAD request gets it without body. Returns its status and the
 /// length of its body.
 pub(super) fn answer(
     answer: &Answer,
-    is_head: bool,
-    client: Version,
+    form: Form,
     scheme: Scheme,
     after: After,
     edits: &HeaderEdits,
@@ -365,9 +372,9 @@ pub(super) fn answer(
         line(out, b"Location: ", location);
     }
     edits.own(status, scheme, out);
-    connection(client, after, out);
+    connection(form.version, after, out);
     out.extend_from_slice(b"\r\n");
-    if is_head {
+    if form.is_head {
         return (status, 0);
     }
     out.extend_from_slice(page.as_bytes());
@@ -470,7 +477,8 @@ mod tests {
             .extend_from_slice(b"content-type: text/plain\r\nDate: never\r\nWWW-Authenticate: a\r\n");
         edits.challenge(b"www-authenticate: b\r\nwww-authenticate: c\r\n");
 
-        answer(&Answer::Status(401), true, Version::Http11, Scheme::Http, After::Keep, &edits, &mut out);
+        let form = Form { version: Version::Http11, is_head: true };
+        answer(&Answer::Status(401), form, Scheme::Http, After::Keep, &edits, &mut out);
 
         let text = String::from_utf8(out).expect("ascii");
         let (_, lines) = text
@@ -488,7 +496,8 @@ mod tests {
         let mut out = Vec::new();
         let evil = Answer::Redirect { status: 302, location: b"/x\r\nSet-Cookie: a=b".to_vec() };
 
-        answer(&evil, false, Version::Http11, Scheme::Http, After::Keep, &HeaderEdits::default(), &mut out);
+        let form = Form { version: Version::Http11, is_head: false };
+        answer(&evil, form, Scheme::Http, After::Keep, &HeaderEdits::default(), &mut out);
 
         let text = String::from_utf8(out).expect("ascii");
         assert!(text.contains("Location: /xSet-Cookie: a=b\r\n"), "{text}");

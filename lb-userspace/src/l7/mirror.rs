@@ -294,7 +294,7 @@ async fn connect(worker: &Worker, to: &To, name: &str, addrs: &[SocketAddr]) -> 
     let first = usize::try_from(worker.random.word() % addrs.len().max(1) as u64).unwrap_or(0);
     let mut last = io::ErrorKind::NotFound.into();
     for addr in addrs.iter().cycle().skip(first).take(addrs.len().min(TRIES)) {
-        match worker.mirrors.connect(*addr, to.tls, name).await {
+        match worker.mirrors.connect(*addr, to.tls.then_some(name)).await {
             Ok(link) => return Ok(link),
             Err(error) => last = error,
         }

@@ -48,13 +48,11 @@ impl Outside {
         Ok(known.map_or_else(|| Rc::from([]), |known| known.endpoints.iter().copied().collect()))
     }
 
-    /// A connection; over TLS the service proves nothing by it.
-    pub(super) async fn connect(&self, addr: SocketAddr, tls: bool, name: &str) -> io::Result<Link> {
+    /// A connection, over TLS where there is a name for that; the service proves nothing by it.
+    pub(super) async fn connect(&self, addr: SocketAddr, tls: Option<&str>) -> io::Result<Link> {
         let stream = TcpStream::connect(addr).await?;
         let _ = stream.set_nodelay(true);
-        if !tls {
-            return Ok(Link::plain(stream));
-        }
+        let Some(name) = tls else { return Ok(Link::plain(stream)) };
         let config = self.tls.get_or_init(upstream::unverified).clone();
         let config = config.ok_or_else(|| io::Error::other("tls cannot be set up"))?;
         let name = ServerName::try_from(name.trim_matches(['[', ']']).to_owned())

@@ -13,8 +13,8 @@ use super::exchange::{Hold, Limits, Outgoing};
 use super::fcgi;
 use super::filters::{Answer, Next};
 use super::h1::head::{Block, LineSet};
-use super::h1::{Body, Request, Version};
-use super::heads::{self, Onward};
+use super::h1::{Body, Request};
+use super::heads::{self, Form, Onward};
 use super::hold::Held;
 use super::log::{self, Place, Subject};
 use super::path;
@@ -50,8 +50,7 @@ pub(super) struct Page {
     small: Scratch,
     has_body: bool,
     expects_continue: bool,
-    pub(super) version: Version,
-    pub(super) is_head: bool,
+    pub(super) form: Form,
     is_idempotent: bool,
 }
 
@@ -130,8 +129,7 @@ impl Page {
             small: Scratch::take(),
             has_body: request.chunked || request.length.is_some(),
             expects_continue: request.expects_continue,
-            version: request.version,
-            is_head: request.method == "HEAD",
+            form: Form { version: request.version, is_head: request.method == "HEAD" },
             is_idempotent: !matches!(request.method, "POST" | "PATCH" | "LOCK"),
         }))
     }
@@ -194,8 +192,8 @@ impl Page {
             body,
             resent: 0,
             hold,
-            version: self.version,
-            is_head: self.is_head,
+            version: self.form.version,
+            is_head: self.form.is_head,
             upgrades: false,
             closes: false,
             expects_continue: self.expects_continue && is_awaited,

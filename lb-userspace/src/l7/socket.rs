@@ -49,6 +49,15 @@ struct Tls {
     eof: Cell<bool>,
 }
 
+/// How a connection that was kept is looked at before it is used again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Look {
+    /// The kernel is asked only if it reported an event since the last use.
+    AtReports,
+    /// It is asked in any case: for requests that cannot be repeated.
+    AtSocket,
+}
+
 /// What is known about a client that should be waiting for its response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Presence {
@@ -117,22 +126,19 @@ impl Link {
     }
 
     /// Whether a pooled connection is still open and silent, as it must be to carry a request.
-    ///
-    /// Asks the kernel only if it reported an event since the last use; `surely` asks it in any
-    /// case: for requests that cannot be repeated.
-    pub(super) fn is_idle(&mut self, surely: bool) -> bool {
+    pub(super) fn is_idle(&mut self, look: Look) -> bool {
         let Some(tls) = &self.tls else {
-            return is_silent(&self.stream, surely);
+            return is_silent(&self.stream, look);
         };
         if tls.readable.get() > 0 || tls.eof.get() {
             return false;
         }
-        if is_silent(&self.stream, surely) {
+        if is_silent(&self.stream, look) {
             return true;
         }
         // Session tickets may have come after the handshake; they are no reason to part.
         let presence = self.socket().poll_presence(&mut Context::from_waker(Waker::noop()));
-        presence.is_pending() && is_silent(&self.stream, true)
+        presence.is_pending() && is_silent(&self.stream, Look::AtSocket)
     }
 }
 
@@ -435,10 +441,10 @@ fn peek(stream: &TcpStream) -> io::Result<usize> {
 }
 
 /// Open and without a byte to read.
-fn is_silent(stream: &TcpStream, surely: bool) -> bool {
-    let peeked = match surely {
-        true => peek(stream),
-        false => stream.try_io(Interest::READABLE, || peek(stream)),
+fn is_silent(stream: &TcpStream, look: Look) -> bool {
+    let peeked = match look {
+        Look::AtSocket => peek(stream),
+        Look::AtReports => stream.try_io(Interest::READABLE, || peek(stream)),
     };
     matches!(peeked, Err(e) if e.kind() == io::ErrorKind::WouldBlock)
 }

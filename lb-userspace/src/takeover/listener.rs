@@ -19,17 +19,22 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Binds it in `dir`, which is made if it is not there. `succeeds`: the agent that may have one
-    /// there is our predecessor.
-    pub fn bind(dir: &Path, succeeds: bool) -> Result<Self, Error> {
+    /// Binds it in `dir`, which is made if it is not there, unless an agent has one there.
+    pub fn bind(dir: &Path) -> Result<Self, Error> {
+        let path = dir.join(NAME);
+        if std::os::unix::net::UnixStream::connect(&path).is_ok() {
+            return Err(Error::Occupied { path });
+        }
+        Self::succeed(dir)
+    }
+
+    /// The same in place of one that our predecessor may have.
+    pub fn succeed(dir: &Path) -> Result<Self, Error> {
         let failed = |call| move |source| Error::System { call, object: dir.display().to_string(), source };
         if let Err(error) = fs::DirBuilder::new().recursive(true).mode(0o700).create(dir) {
             return Err(failed("create")(error));
         }
         let path = dir.join(NAME);
-        if !succeeds && std::os::unix::net::UnixStream::connect(&path).is_ok() {
-            return Err(Error::Occupied { path });
-        }
         // Made aside and renamed, so that there is always one, and none that others may open.
         let aside = dir.join(format!("{NAME}.{}", std::process::id()));
         let _ = fs::remove_file(&aside);

@@ -5,7 +5,7 @@ use super::*;
 
 async fn pair() -> (Link, Link, tempfile::TempDir, Listener) {
     let dir = tempfile::tempdir().expect("a directory");
-    let listener = Listener::bind(dir.path(), false).expect("a listener");
+    let listener = Listener::bind(dir.path()).expect("a listener");
     let (here, there) = tokio::join!(connect(dir.path()), listener.accept());
     (here.expect("reached").expect("somebody is there"), there.expect("answered"), dir, listener)
 }
@@ -95,8 +95,8 @@ async fn the_door_is_for_this_user_and_a_second_agent_keeps_its_hands_off() {
     let path = dir.path().join("takeover.sock");
     assert_eq!(std::fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o600);
 
-    assert!(matches!(Listener::bind(dir.path(), false), Err(Error::Occupied { .. })));
-    let next = Listener::bind(dir.path(), true).expect("the successor's");
+    assert!(matches!(Listener::bind(dir.path()), Err(Error::Occupied { .. })));
+    let next = Listener::succeed(dir.path()).expect("the successor's");
     drop(listener);
     assert!(path.exists(), "the predecessor takes its own socket away, not the successor's");
     drop(next);

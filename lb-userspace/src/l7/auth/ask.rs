@@ -17,7 +17,7 @@ use super::super::h1::head::Lines;
 use super::super::h1::{Body, Response};
 use super::super::outside::{Outside, split_port};
 use super::super::snapshot::Snapshot;
-use super::super::socket::Link;
+use super::super::socket::{Link, Look};
 use super::super::upstream::{Attempt, Peer, Pool, Record, Traffic};
 use super::freshness::freshness;
 use crate::model::l7::policy::External;
@@ -129,7 +129,7 @@ impl AuthClient {
         let mut last = Err(Unanswered::NotFound(io::ErrorKind::NotFound.into()));
         for (addr, still) in addrs.iter().zip((1..=TRIES.min(addrs.len())).rev()) {
             let peer = Peer { addr: *addr, client };
-            if let Some(kept) = self.idle.take(peer, true, &external.keepalive, Instant::now()) {
+            if let Some(kept) = self.idle.take(peer, Look::AtSocket, &external.keepalive, Instant::now()) {
                 let began = Instant::now();
                 let exchanged =
                     self.exchange(kept.link, peer, kept.requests, kept.opened, external, head).await;
@@ -145,17 +145,17 @@ impl AuthClient {
             // A share for each: one that is silent does not take it all.
             let share = left / u32::try_from(still).unwrap_or(1);
             let began = Instant::now();
-            let failed =
-                match tokio::time::timeout(share, self.outside.connect(*addr, external.tls, name)).await {
-                    Ok(Ok(link)) => {
-                        let connect = began.elapsed();
-                        let exchanged = self.exchange(link, peer, 0, Instant::now(), external, head).await;
-                        record.push(attempt(*addr, began, Some(connect), &exchanged));
-                        return exchanged;
-                    }
-                    Ok(Err(error)) => Err(Unanswered::Connect(error)),
-                    Err(_) => Err(Unanswered::Late),
-                };
+            let connecting = self.outside.connect(*addr, external.tls.then_some(name));
+            let failed = match tokio::time::timeout(share, connecting).await {
+                Ok(Ok(link)) => {
+                    let connect = began.elapsed();
+                    let exchanged = self.exchange(link, peer, 0, Instant::now(), external, head).await;
+                    record.push(attempt(*addr, began, Some(connect), &exchanged));
+                    return exchanged;
+                }
+                Ok(Err(error)) => Err(Unanswered::Connect(error)),
+                Err(_) => Err(Unanswered::Late),
+            };
             record.push(attempt(*addr, began, None, &failed));
             last = failed;
             left = left.saturating_sub(began.elapsed());

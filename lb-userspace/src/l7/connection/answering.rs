@@ -6,8 +6,8 @@ use std::task::Poll;
 
 use super::super::buffer::Scratch;
 use super::super::filters::Answer;
-use super::super::h1::{Body, Version};
-use super::super::heads::{self, After};
+use super::super::h1::Body;
+use super::super::heads::{self, After, Form};
 use super::{CLIENT_TIMEOUT, Connection, Left};
 
 impl Connection<'_, '_> {
@@ -15,8 +15,7 @@ impl Connection<'_, '_> {
     pub(super) async fn answer(
         &mut self,
         answer: &Answer,
-        is_head: bool,
-        version: Version,
+        form: Form,
         mut after: After,
         mut body: Body,
     ) -> (u16, Left) {
@@ -32,7 +31,7 @@ impl Connection<'_, '_> {
         }
         let mut out = Scratch::take();
         let scheme = self.client.own_scheme();
-        let (status, page) = heads::answer(answer, is_head, version, scheme, after, &self.edits, &mut out);
+        let (status, page) = heads::answer(answer, form, scheme, after, &self.edits, &mut out);
         self.tally.body_sent = page as u64;
         self.tally.head_sent = (out.len() - page) as u64;
         if let Some(kept) = &mut self.kept {

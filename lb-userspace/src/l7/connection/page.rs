@@ -27,7 +27,7 @@ impl Connection<'_, '_> {
         snapshot: &Snapshot,
         record: &mut Record,
     ) -> (u16, Left) {
-        let (is_head, version) = (page.is_head, page.version);
+        let form = page.form;
         let limits = page.limits;
         let rest = match rest {
             // What was refused for its body, or could not be understood, is sent to nobody.
@@ -42,7 +42,7 @@ impl Connection<'_, '_> {
             Rest::Nothing | Rest::Held(_) => Body::Length(0),
         };
         let Some(mut outgoing) = page.question(status, rest) else {
-            return self.answer(&Answer::Status(404), is_head, version, after, unread).await;
+            return self.answer(&Answer::Status(404), form, after, unread).await;
         };
         let received = self.tally.body_received;
         let (now, mut asked) = (Instant::now(), Record::default());
@@ -56,7 +56,7 @@ impl Connection<'_, '_> {
             // Its own errors nobody words.
             Sent::Nothing { status, read } => {
                 let after = if unread.is_done() || read { after } else { After::Close };
-                self.answer(&Answer::Status(status), is_head, version, after, Body::Length(0)).await
+                self.answer(&Answer::Status(status), form, after, Body::Length(0)).await
             }
         }
     }

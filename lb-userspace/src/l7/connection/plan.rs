@@ -9,9 +9,9 @@ use super::super::canary::Side;
 use super::super::exchange::{Limits, Outgoing};
 use super::super::fcgi;
 use super::super::filters::{Answer, Decision, Next};
+use super::super::h1::Body;
 use super::super::h1::head::Refusal;
-use super::super::h1::{Body, Version};
-use super::super::heads::After;
+use super::super::heads::{After, Form};
 use super::super::limit_zones::{self, UnderWay};
 use super::super::log::{self, Place, Subject};
 use super::super::metrics::Method;
@@ -34,6 +34,15 @@ pub(super) enum Head {
     Refused(Refusal),
 }
 
+/// Which bytes of a head are waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Awaited {
+    /// The first ones.
+    Request,
+    /// Others, behind those that came.
+    Rest,
+}
+
 /// What came of waiting for bytes.
 pub(super) enum Filled {
     Bytes,
@@ -48,8 +57,7 @@ pub(super) struct Plan {
     pub(super) is_farewell: bool,
     pub(super) head_len: usize,
     pub(super) method: Method,
-    pub(super) is_head: bool,
-    pub(super) version: Version,
+    pub(super) form: Form,
     pub(super) after: After,
     pub(super) body: Body,
     pub(super) checks: Option<Box<Checks>>,

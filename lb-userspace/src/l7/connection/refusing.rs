@@ -6,7 +6,7 @@ use super::super::client::Effective;
 use super::super::filters::Answer;
 use super::super::h1::head::Refusal;
 use super::super::h1::{Body, Request, Version};
-use super::super::heads::After;
+use super::super::heads::{After, Form};
 use super::super::log::{self, End, Subject, Tally};
 use super::super::policy::HeaderEdits;
 use super::super::upstream::Record;
@@ -33,7 +33,8 @@ impl Connection<'_, '_> {
         (self.tally, self.edits) = (Tally::default(), HeaderEdits::plain(&snapshot));
         self.kept = line.as_ref().and_then(|_| log::Kept::wanted(&snapshot.router));
         let (answer, head) = (Answer::Status(status), self.buf.bytes().len());
-        let (_, left) = self.answer(&answer, false, Version::Http11, After::Close, Body::UntilClose).await;
+        let form = Form { version: Version::Http11, is_head: false };
+        let (_, left) = self.answer(&answer, form, After::Close, Body::UntilClose).await;
         if let Some(line) = line {
             let tally = Tally { body_received: 0, ..self.tally };
             let (took, is_whole) = (waited + started.elapsed(), left != Left::Broken);

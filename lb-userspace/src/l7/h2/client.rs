@@ -125,13 +125,17 @@ impl Connections {
         self.by_peer.borrow().values().map(|known| known.connections.len()).sum()
     }
 
+    /// None of the connections to `peer` carries another request.
+    pub(in crate::l7) fn distrust(&self, peer: Peer) {
+        self.with(peer, |known| known.connections.clear());
+    }
+
     /// A stream to `peer`, by a new connection only if need be, and whether its connection carried
-    /// requests before. `fresh` trusts none of the connections there are. `patience` is how long to wait for one that
-    /// somebody else opens, whose own patience may be another, and then for one's own.
+    /// requests before. `patience` is how long to wait for one that somebody else opens, whose own patience may be
+    /// another, and then for one's own.
     pub(in crate::l7) async fn stream<F>(
         &self,
         peer: Peer,
-        fresh: bool,
         limits: &Keepalive,
         patience: Duration,
         connect: impl FnOnce() -> F,
@@ -139,9 +143,6 @@ impl Connections {
     where
         F: Future<Output = Result<Link, Failure>>,
     {
-        if fresh {
-            self.with(peer, |known| known.connections.clear());
-        }
         let mut waits = None;
         loop {
             let opening = match self.with(peer, |known| known.take(limits)) {
@@ -320,13 +321,13 @@ mod tests {
         let (connections, limits) = (Connections::default(), Keepalive::default());
         let peer = Peer { addr: ([127, 0, 0, 1], 1).into(), client: 0 };
         let (fail, failed) = oneshot::channel::<()>();
-        let first = connections.stream(peer, false, &limits, Duration::from_secs(3600), || async {
+        let first = connections.stream(peer, &limits, Duration::from_secs(3600), || async {
             let _ = failed.await;
             Err(Failure::ConnectTimeout)
         });
         let second = async {
             let patience = Duration::from_millis(500);
-            let second = connections.stream(peer, false, &limits, patience, pending);
+            let second = connections.stream(peer, &limits, patience, pending);
             let (second, _) = tokio::join!(second, async { fail.send(()) });
             second.err()
         };

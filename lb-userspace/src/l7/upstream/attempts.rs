@@ -16,7 +16,7 @@ use super::super::h2;
 use super::super::metrics::{Cause, Failure};
 use super::super::session::{Key, Sessions};
 use super::super::snapshot::Snapshot;
-use super::super::socket::Link;
+use super::super::socket::{Link, Look};
 use super::super::worker::Worker;
 use super::pool::Peer;
 use super::{Attempt, Client, Record, Traffic, Transport};
@@ -27,6 +27,15 @@ const TRIES_MAX: u32 = 32;
 
 /// Where a client leaves after an endpoint was connected to for so long, the endpoint is what it left for.
 const SLOW_CONNECT: Duration = Duration::from_secs(1);
+
+/// By which connections to an endpoint a request may go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Via {
+    /// A kept one where there is one.
+    Any,
+    /// A new one alone: a kept one was closed under the request.
+    New,
+}
 
 /// What is spoken on a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -210,11 +219,11 @@ impl<'s> Attempts<'s> {
             if self.failed > 0 {
                 self.now = Now::at(Instant::now());
             }
-            let (picked, fresh) = self.pick().ok_or(503_u16)?;
+            let (picked, via) = self.pick().ok_or(503_u16)?;
             let addr = picked.addr();
             self.picked = Some(picked);
             self.connecting.set(None);
-            let failure = match self.open(addr, fresh).await {
+            let failure = match self.open(addr, via).await {
                 Ok((way, peer, requests, opened)) => {
                     // A kept connection took no time, and the clock need not be asked for that.
                     let connect = if requests > 0 { Duration::ZERO } else { opened - self.now.began };
@@ -254,10 +263,10 @@ impl<'s> Attempts<'s> {
         self.pick().map(|(picked, _)| picked)
     }
 
-    /// An endpoint, and whether only a new connection will do.
-    fn pick(&mut self) -> Option<(Picked, bool)> {
+    /// An endpoint, and by which connections.
+    fn pick(&mut self) -> Option<(Picked, Via)> {
         if let Some(stale) = self.stale.take() {
-            return Some((stale, true));
+            return Some((stale, Via::New));
         }
         let Self { snapshot, terms, tried, worker, now, .. } = self;
         let entry = snapshot.router.upstreams.get(terms.upstream)?;
@@ -270,16 +279,16 @@ impl<'s> Attempts<'s> {
         self.session = None;
         if let Some(sessions) = &entry.sessions {
             if let Some(pinned) = pinned.filter(|pinned| !sessions.moves() || is_open(*pinned)) {
-                return Some((endpoints.pinned(pinned)?, false));
+                return Some((endpoints.pinned(pinned)?, Via::Any));
             }
             if let Some((index, key)) = sessions.draw(&worker.random, is_open) {
                 self.session = Some(key);
-                return Some((endpoints.pinned(index)?, false));
+                return Some((endpoints.pinned(index)?, Via::Any));
             }
         }
         let picked = endpoints.pick(&entry.rule, key, tried, &worker.random, now.began)?;
         self.session = entry.sessions.as_ref().and_then(|sessions| sessions.key(picked.index()));
-        Some((picked, false))
+        Some((picked, Via::Any))
     }
 
     /// The session that begins, or moves, with the attempt at hand.
@@ -297,7 +306,7 @@ impl<'s> Attempts<'s> {
     }
 
     /// All waits stand apart: requests by a kept connection do not carry their size.
-    async fn open(&self, addr: SocketAddr, fresh: bool) -> Result<(Way, Peer, u32, Instant), Failure> {
+    async fn open(&self, addr: SocketAddr, via: Via) -> Result<(Way, Peer, u32, Instant), Failure> {
         let client = match self.terms.transport {
             Transport::Plain => 0,
             Transport::Tls(index) => self.client(index).map_or(0, |client| client.id),
@@ -310,7 +319,10 @@ impl<'s> Attempts<'s> {
                 Transport::Tls(_) => self.terms.connect.saturating_mul(2),
             };
             let connect = || Box::pin(self.connect(peer.addr));
-            let stream = Box::pin(self.worker.http2.stream(peer, fresh, limits, patience, connect));
+            if via == Via::New {
+                self.worker.http2.distrust(peer);
+            }
+            let stream = Box::pin(self.worker.http2.stream(peer, limits, patience, connect));
             let (stream, reused) = stream.await?;
             let way = Way::Stream(Box::new(stream));
             return Ok((way, peer, u32::from(reused), Instant::now()));
@@ -319,8 +331,10 @@ impl<'s> Attempts<'s> {
             let way = Way::Records(Box::pin(self.connect(peer.addr)).await?);
             return Ok((way, peer, 0, Instant::now()));
         }
-        let surely = !self.terms.is_idempotent;
-        if !fresh && let Some(pooled) = self.worker.pool.take(peer, surely, limits, self.now.began) {
+        let look = if self.terms.is_idempotent { Look::AtReports } else { Look::AtSocket };
+        if via == Via::Any
+            && let Some(pooled) = self.worker.pool.take(peer, look, limits, self.now.began)
+        {
             return Ok((Way::Link(pooled.link), peer, pooled.requests, pooled.opened));
         }
         let way = Way::Link(Box::pin(self.connect(peer.addr)).await?);

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use super::super::map::Map;
-use super::super::socket::Link;
+use super::super::socket::{Link, Look};
 use crate::model::upstream::Keepalive;
 
 /// Whom a connection leads to, and through what.
@@ -59,19 +59,18 @@ impl Pool {
         self.idle.borrow().values().map(VecDeque::len).sum()
     }
 
-    /// The newest live connection to `peer`; dead ones on the way are closed. `surely` asks
-    /// the kernel in any case: for requests that must not be repeated.
+    /// The newest live connection to `peer`; dead ones on the way are closed.
     pub(in crate::l7) fn take(
         &self,
         peer: Peer,
-        surely: bool,
+        look: Look,
         limits: &Keepalive,
         now: Instant,
     ) -> Option<Pooled> {
         let mut idle = self.idle.borrow_mut();
         let connections = idle.get_mut(&peer)?;
         while let Some(mut pooled) = connections.pop_back() {
-            if now.saturating_duration_since(pooled.idle_since) < limits.idle && pooled.link.is_idle(surely) {
+            if now.saturating_duration_since(pooled.idle_since) < limits.idle && pooled.link.is_idle(look) {
                 return Some(pooled);
             }
         }
