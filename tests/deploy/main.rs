@@ -5,5 +5,6 @@ mod chart;
 mod image;
 mod kustomize;
 mod monitoring;
+mod unit;
 mod values;
 mod webhook;
