@@ -103,7 +103,7 @@ pub fn main() -> ExitCode {
     };
     outcome.unwrap_or_else(|error| {
         // Standard error may be a pipe that nobody reads any more.
-        let _ = writeln!(std::io::stderr(), "penstock: {error:#}");
+        let _ = writeln!(std::io::stderr(), "{}penstock: {error:#}", agent::error_mark());
         ExitCode::from(error.exit_code())
     })
 }

@@ -18,7 +18,7 @@ use crate::model::{ObjectName, pool};
 
 pub use cluster::{ClusterConfig, Election, Webhook, WebhookCertificate};
 pub use settings::Settings;
-pub(crate) use value::{listen_address, log_directives};
+pub(crate) use value::{journal_stream, listen_address, log_directives};
 
 /// Where the BPF file system is by custom.
 pub const BPFFS: &str = "/sys/fs/bpf";

@@ -2,6 +2,8 @@
 //! service, lines for a collector.
 
 use std::net::{TcpStream, UdpSocket};
+use std::os::unix::fs::MetadataExt as _;
+use std::process::Command;
 use std::time::Duration;
 
 use lb_tests::agent::eventually;
@@ -237,4 +239,40 @@ fn lines_go_to_a_collector_and_questions_to_an_auth_service_are_lines_of_their_o
     assert_eq!(next(), format!("/a 202 {} 202", login.addr));
     assert_eq!(next(), format!("/a 200 {} 200", app.addr));
     assert_eq!(agents.read("out"), "", "nowhere else");
+}
+
+/// So that `journalctl --priority warning` finds what it is meant to find. Whose standard error is redirected to a file
+/// still has the name of the stream.
+#[test]
+fn what_systemd_takes_for_its_journal_begins_with_a_level_and_nothing_else_does() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("log");
+    let run = |stream: &dyn Fn(&std::fs::Metadata) -> String| {
+        let log = std::fs::File::create(&path).expect("a file");
+        let named = stream(&log.metadata().expect("what it is"));
+        let status = Command::new(lb_tests::agent::binary().expect("the agent is built"))
+            .args(["run", "--datapath", "off", "--manifests"])
+            .arg(dir.path())
+            // An address of nobody.
+            .args(["--admin", "127.0.0.1:0", "--http", "192.0.2.1:80", "--https", "127.0.0.1:0", "--run-dir"])
+            .arg(dir.path())
+            .env("JOURNAL_STREAM", named)
+            .stderr(log)
+            .status()
+            .expect("started");
+        assert!(!status.success());
+        std::fs::read_to_string(&path).expect("the log")
+    };
+
+    let journal = run(&|log| format!("{}:{}", log.dev(), log.ino()));
+    let file = run(&|log| format!("{}:{}", log.dev(), log.ino() + 1));
+
+    let has = |log: &str, start: &str, text: &str| {
+        log.lines().any(|line| line.starts_with(start) && line.contains(text))
+    };
+    assert!(has(&journal, "<6>", "penstock::agent: starting"), "{journal}");
+    assert!(has(&journal, "<3>penstock: ", "192.0.2.1"), "{journal}");
+    assert!(journal.lines().all(|line| line.starts_with('<')), "{journal}");
+    assert!(has(&file, "penstock: ", "192.0.2.1"), "{file}");
+    assert!(!file.contains('<'), "{file}");
 }

@@ -51,6 +51,7 @@ use desired::Desired;
 use endpoint::Endpoint;
 pub use error::StartError;
 use live::{Health, LiveAgent};
+pub(crate) use logging::error_mark;
 use notify::Notify;
 use predecessor::Before;
 use review::Reviews;

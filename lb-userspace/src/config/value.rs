@@ -266,6 +266,11 @@ fn go_duration(text: &str) -> Option<Duration> {
     (!text.is_empty()).then_some(sum)
 }
 
+/// Device and inode of the stream to its journal that systemd gave us.
+pub(crate) fn journal_stream() -> Option<String> {
+    std::env::var("JOURNAL_STREAM").ok()
+}
+
 /// What `PENSTOCK_LOG` lets through, if it is given. The error says why it cannot be read.
 pub(crate) fn log_directives() -> Result<Option<String>, String> {
     match std::env::var("PENSTOCK_LOG") {
