@@ -2,11 +2,13 @@
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use lb_tests::agent::{DEADLINE, eventually};
 use lb_tests::{echo, manifests as objects};
+use socket2::SockRef;
 
 use crate::announce::{agreed, believed, former};
 use crate::nodes::{self, Cluster, Flow, TCP, manifests, pod, vip};
@@ -16,6 +18,8 @@ use crate::rig::still_echoes;
 const VIPS: [&str; 2] = ["203.0.113.80", "2001:db8:113::80"];
 /// What agents are told. Connections that outlive a move end by themselves long before.
 const FLAGS: [&str; 4] = ["--announce", "eth0", "--drain-seconds", "60"];
+/// How long a client waits for a connection before it tries another.
+const PATIENCE: Duration = Duration::from_millis(50);
 /// More than the sockets on the way hold.
 const DOWNLOAD: usize = 32 << 20;
 
@@ -169,6 +173,59 @@ fn connections_to_the_proxy_go_on_when_their_vip_moves_away_and_back() {
         assert_eq!(former(&cluster.nodes[1], vip).as_deref(), Some("n1"), "{}", cluster.logs());
         Connection::open(&cluster, vip);
     }
+}
+
+#[test]
+fn a_holder_that_stops_refuses_nobody_while_its_vips_are_on_their_way() {
+    let Some(cluster) = cluster() else { return };
+    // What runs keeps the VIPs here for a while after the proxy has taken its last connection.
+    let kept = VIPS.map(|vip| Kept::open(&cluster, vip));
+    moved_to(&cluster, "n2");
+    let (stop, connecting) = (AtomicBool::new(false), [(); 2].map(|()| AtomicUsize::new(0)));
+
+    let ended = cluster.client.within(|| {
+        std::thread::scope(|scope| {
+            let clients: Vec<_> = VIPS
+                .iter()
+                .zip(&connecting)
+                .map(|(vip, begun)| {
+                    let to = SocketAddr::new(vip.parse::<IpAddr>().unwrap(), 80);
+                    let stop = &stop;
+                    scope.spawn(move || -> std::io::Result<()> {
+                        while !stop.load(Ordering::Relaxed) {
+                            // Another begins where one waits: what is to be seen is the answer to a first SYN.
+                            let connection = match TcpStream::connect_timeout(&to, PATIENCE) {
+                                Err(error) if error.kind() == ErrorKind::TimedOut => continue,
+                                connection => connection?,
+                            };
+                            // No port is to be had for a minute after a close in order.
+                            SockRef::from(&connection).set_linger(Some(Duration::ZERO))?;
+                            begun.fetch_add(1, Ordering::Relaxed);
+                        }
+                        Ok(())
+                    })
+                })
+                .collect();
+            let some = || connecting.iter().all(|begun| begun.load(Ordering::Relaxed) > 10).then_some(());
+            let before = eventually(DEADLINE, some);
+            cluster.nodes[1].host.run(&format!("kill -TERM {}", cluster.nodes[1].agent.pid())).unwrap();
+            moved_to(&cluster, "n1");
+            let counts = || connecting.iter().map(|begun| begun.load(Ordering::Relaxed)).collect::<Vec<_>>();
+            let at_the_move = counts();
+            let after = eventually(DEADLINE, || {
+                counts().iter().zip(&at_the_move).all(|(now, then)| now > then).then_some(())
+            });
+            stop.store(true, Ordering::Relaxed);
+            (before, after, clients.into_iter().map(|client| client.join()).collect::<Vec<_>>())
+        })
+    });
+
+    let (before, after, clients) = ended;
+    for client in clients {
+        client.expect("ends").unwrap_or_else(|error| panic!("refused: {error}\n{}", cluster.logs()));
+    }
+    assert!(before.is_some() && after.is_some(), "nobody is served\n{}", cluster.logs());
+    go_on(&cluster, kept);
 }
 
 #[test]

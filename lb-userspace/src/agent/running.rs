@@ -157,6 +157,7 @@ impl Running {
     async fn leave_links(&self, mut drained: Pin<&mut impl Future<Output = bool>>) -> bool {
         let soon = tokio::time::timeout(LAST_REQUESTS, &mut drained).await;
         self.live.announcer().leave().await;
+        self.proxy.refuse();
         match soon {
             Ok(all_ended) => all_ended,
             Err(_) => drained.await,

@@ -254,6 +254,7 @@ impl Proxy {
             controls,
             threads: threads.into(),
             sockets: std::sync::Mutex::new(sockets),
+            kept_away: std::sync::Mutex::default(),
             handed_over: Default::default(),
             log: Arc::new(log.into()),
             spills,
@@ -281,6 +282,8 @@ pub struct Running {
     threads: std::sync::Mutex<Vec<JoinHandle<()>>>,
     /// Other ends of the workers' sockets, for an agent after us.
     sockets: std::sync::Mutex<Vec<Vec<listen::Bound>>>,
+    /// Those that new connections are kept away from: while they are open, who connects is not refused but waits.
+    kept_away: std::sync::Mutex<Vec<listen::Bound>>,
     /// Where that one accepts.
     handed_over: std::sync::Mutex<BTreeSet<Place>>,
     log: Arc<std::sync::Mutex<log::Writer>>,
@@ -432,7 +435,9 @@ impl Running {
     /// Lets connections end, after another process has taken over for good: idle ones by their next
     /// request or for lack of it. Where nobody took over, nothing is accepted any more. Whether all have.
     pub async fn retire(&self, deadline: Duration) -> bool {
-        self.end(deadline, deadline).await
+        let ended = self.end(deadline, deadline);
+        self.refuse();
+        ended.await
     }
 
     /// Has clients end their connections by the next answer and come again, and ends idle ones, because this process
@@ -444,30 +449,38 @@ impl Running {
     }
 
     /// Accepts what has arrived and then no more, lets running requests and upgraded connections
-    /// end, and closes idle ones; what still runs after `deadline` is cut off. Whether nothing was.
+    /// end, and closes idle ones; what still runs after `deadline` is cut off. Whether nothing was. Who connects meanwhile
+    /// waits (a client sends its SYN again after a second), until [`Running::refuse`].
     pub async fn drain(&self, deadline: Duration) -> bool {
         let all_ended = self.end(TIMEOUT, deadline).await;
         self.stop().await;
         all_ended
     }
 
-    async fn end(&self, patience: Duration, deadline: Duration) -> bool {
+    /// Refuses who connects, as nobody else comes to serve them.
+    pub fn refuse(&self) {
+        self.kept_away.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    /// The doors are closed at once, not when the result is first asked for.
+    fn end(&self, patience: Duration, deadline: Duration) -> impl Future<Output = bool> + use<> {
         let handed_over = self.lock_handed_over().clone();
         let sockets = std::mem::take(&mut *self.lock_sockets());
-        let ours = sockets.iter().flatten().filter(|bound| !handed_over.contains(&bound.place));
-        for bound in ours {
+        let ours = sockets.into_iter().flatten().filter(|bound| !handed_over.contains(&bound.place));
+        let ours: Vec<_> = ours.collect();
+        for bound in &ours {
             if let Err(error) = gate::keep_away(&bound.socket) {
                 tracing::debug!(%error, "connections that arrive at the last moment may be reset");
             }
         }
-        drop(sockets);
+        self.kept_away.lock().unwrap_or_else(PoisonError::into_inner).extend(ours);
         let (done, mut drained) = mpsc::channel::<()>(1);
         for control in &self.controls {
             let _ = control.send(worker::Control::Drain(patience, done.clone()));
         }
         drop(done);
         // Every worker drops its end once its last connection has ended.
-        tokio::time::timeout(deadline, drained.recv()).await.is_ok()
+        async move { tokio::time::timeout(deadline, drained.recv()).await.is_ok() }
     }
 
     fn lock_sockets(&self) -> MutexGuard<'_, Vec<Vec<listen::Bound>>> {
