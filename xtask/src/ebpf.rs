@@ -1,5 +1,6 @@
 //! Builds the kernel program into one object with BTF, the same bytes wherever it is built.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
@@ -22,9 +23,12 @@ pub fn build() -> Result<PathBuf> {
         eprintln!("xtask: building the kernel program for the first time, with {}", toolchain.name);
     }
 
+    let mut cargo = toolchain.cargo();
+    for setting in profile_settings(std::env::vars_os().map(|(name, _)| name)) {
+        cargo.env_remove(setting);
+    }
     process::run(
-        toolchain
-            .cargo()
+        cargo
             .args(["build", "--quiet", "--package", "lb-ebpf", "--bin", "penstock-ebpf", "--release"])
             .args(["-Z", "build-std=core", "--target", TARGET, "--target-dir"])
             .arg(&scratch)
@@ -49,6 +53,12 @@ pub fn build() -> Result<PathBuf> {
     std::fs::create_dir_all(workspace().join("target/ebpf"))?;
     std::fs::write(&object, bytes).with_context(|| format!("write {}", object.display()))?;
     Ok(object)
+}
+
+/// What would have the caller's release build differ from the manifest's: made for the agent, and without optimisation
+/// the kernel takes no program.
+fn profile_settings(names: impl Iterator<Item = OsString>) -> impl Iterator<Item = OsString> {
+    names.filter(|name| name.to_string_lossy().starts_with("CARGO_PROFILE_RELEASE_"))
 }
 
 /// Full debug information for one package.
@@ -76,4 +86,18 @@ fn rustflags(toolchain: &Toolchain, linker: &std::path::Path) -> String {
         remap(workspace(), "penstock"),
     ]
     .join("\x1f")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_of_the_release_profile_are_not_for_the_kernel_program() {
+        let names = ["CARGO_PROFILE_RELEASE_OPT_LEVEL", "CARGO_PROFILE_DEV_DEBUG", "CARGO_HOME", "PATH"];
+
+        let settings: Vec<_> = profile_settings(names.into_iter().map(OsString::from)).collect();
+
+        assert_eq!(settings, ["CARGO_PROFILE_RELEASE_OPT_LEVEL"]);
+    }
 }
