@@ -5,7 +5,8 @@ use std::sync::Arc;
 use penstock::model::ObjectName;
 use penstock::model::l7::policy::ErrorPages;
 use penstock::model::l7::{
-    ClientAuth, Demand, Filters, HostMatch, L7, Pattern, Policies, Server, SslRedirect, Trust, VerifyClient,
+    ClientAuth, Demand, Filters, HostMatch, L7, PathMatch, Pattern, Policies, Server, SslRedirect, Trust,
+    VerifyClient,
 };
 use rustls::version::{TLS12, TLS13};
 
@@ -233,9 +234,6 @@ fn plain_http_is_no_way_around_a_certificate() {
 
     let required = start(&backend, verify(&ca, Demand::Required));
     assert_eq!(ask(&required, "/"), 403);
-    // Who renews the certificate of the host has none himself.
-    assert_eq!(ask(&required, "/.well-known/acme-challenge/token"), 200);
-    assert_eq!(ask(&required, "/.well-known/acme-challenge/../../x"), 403);
     assert_eq!(ask(&start(&backend, verify(&ca, Demand::Optional)), "/"), 200);
 
     // A redirect gives nothing away.
@@ -245,6 +243,40 @@ fn plain_http_is_no_way_around_a_certificate() {
         server.locations.iter_mut().for_each(|location| location.filters.ssl_redirect = SslRedirect::Always);
     });
     assert_eq!(ask(&Rig::start(l7), "/"), 308);
+}
+
+#[test]
+fn plain_http_is_open_where_an_ingress_has_the_path_of_challenges() {
+    let ca = Ca::new("Good");
+    let backend = Backend::mirror();
+    let ask = |rig: &Rig, path: &str| rig.ask(&format!("GET {path} HTTP/1.1\r\nHost: {HOST}\r\n\r\n")).status;
+    let required = guarded(&backend, ClientAuth::Verify(Box::new(verify(&ca, Demand::Required))));
+    let with = |own: &str| {
+        let mut l7 = required.clone();
+        l7.servers.edit(|_, server| {
+            let mut solver = server.locations[0].clone();
+            solver.path = PathMatch::Prefix(own.to_owned());
+            solver.path_label = own.to_owned();
+            server.locations.insert(0, solver);
+        });
+        Rig::start(l7)
+    };
+
+    // Frameworks read `..;/` and `..%5c` as a way up.
+    let application = Rig::start(required.clone());
+    for path in ["token", "..;/..;/admin", "..%5c..%5cadmin", "%252e%252e/admin"] {
+        assert_eq!(ask(&application, &format!("/.well-known/acme-challenge/{path}")), 403, "{path}");
+    }
+    // Who renews the certificate of the host has none himself.
+    for own in
+        ["/.well-known/acme-challenge/token", "/.well-known/acme-challenge", "/.well-known/acme-challenge/"]
+    {
+        let solver = with(own);
+        assert_eq!(ask(&solver, "/.well-known/acme-challenge/token"), 200, "{own}");
+        assert_eq!(ask(&solver, "/.well-known/acme-challenge/../../x"), 403, "{own}");
+        assert_eq!(ask(&solver, "/"), 403, "{own}");
+    }
+    assert_eq!(ask(&with("/.well-known/acme-challenge-admin"), "/.well-known/acme-challenge-admin"), 403);
 }
 
 #[test]

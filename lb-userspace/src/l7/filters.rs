@@ -196,7 +196,7 @@ pub(super) fn decide<'r>(router: &'r Router, asked: &Asked<'_>) -> Decision<'r> 
     let Found { route, add_slash } = site.find(&normal);
     let too_large =
         route.filters.max_body_bytes.is_some_and(|max| asked.length.is_some_and(|length| length > max));
-    let refused = match refused_client(site, asked, &normal) {
+    let refused = match refused_client(site, route, asked, &normal) {
         Some(Refused::Flawed(_, Some(page))) if blocked(router, asked).is_none() && is_shown(page, asked) => {
             return shown(router, (site, host), page, asked);
         }
@@ -226,7 +226,7 @@ pub(super) fn decide<'r>(router: &'r Router, asked: &Asked<'_>) -> Decision<'r> 
     } else {
         match filter(router, route, (root, add_slash), asked, &normal, query) {
             Err(answer) => Next::Answer(answer),
-            Ok(next) if next.is_of_location() && is_closed_to(site, asked, &normal) => {
+            Ok(next) if next.is_of_location() && is_closed_to(site, route, asked, &normal) => {
                 Next::Answer(Answer::Status(403))
             }
             Ok(next) => {

@@ -8,7 +8,7 @@ use super::{Answer, Asked, Decision, Next, Scheme, filter, push_port, split_port
 use crate::model::l7::{ClientAuth, Mode, Moved};
 
 /// HTTP-01 challenges have to arrive over plain HTTP whatever their host demands.
-const CHALLENGES: &[u8] = b"/.well-known/acme-challenge";
+const CHALLENGES: &str = "/.well-known/acme-challenge";
 
 /// To the same target on another host, by the same scheme, one trailing slash cut. The port
 /// is always named, as in ingress-nginx: the one that the client named itself, else that of the scheme.
@@ -74,11 +74,16 @@ fn is_of_itself(page: &str, asked: &Asked<'_>) -> bool {
 }
 
 /// Who does not get as far as a location.
-pub(super) fn refused_client<'r>(site: &'r Site, asked: &Asked<'_>, path: &[u8]) -> Option<Refused<'r>> {
+pub(super) fn refused_client<'r>(
+    site: &'r Site,
+    route: &Route,
+    asked: &Asked<'_>,
+    path: &[u8],
+) -> Option<Refused<'r>> {
     match site.client_auth.as_deref()? {
         ClientAuth::Unusable => Some(Refused::Answered(Answer::Status(403))),
         // The authority that renews the host's certificate has none itself.
-        ClientAuth::Verify(_) if is_challenge(asked, path) => None,
+        ClientAuth::Verify(_) if is_challenge(route, asked, path) => None,
         ClientAuth::Verify(verify) => client_auth::refuse(&site.host, verify, asked.shown),
     }
 }
@@ -96,17 +101,19 @@ pub(super) fn blocked(router: &Router, asked: &Asked<'_>) -> Option<Answer> {
 }
 
 /// Plain HTTP would be the way around a certificate that the host demands.
-pub(super) fn is_closed_to(site: &Site, asked: &Asked<'_>, path: &[u8]) -> bool {
+pub(super) fn is_closed_to(site: &Site, route: &Route, asked: &Asked<'_>, path: &[u8]) -> bool {
     match site.client_auth.as_deref() {
         Some(ClientAuth::Verify(verify)) => {
-            client_auth::is_closed_to_plain(verify, asked.shown) && !is_challenge(asked, path)
+            client_auth::is_closed_to_plain(verify, asked.shown) && !is_challenge(route, asked, path)
         }
         Some(ClientAuth::Unusable) | None => false,
     }
 }
 
-/// An HTTP-01 challenge, which has to be answered over plain HTTP whatever the host demands.
-fn is_challenge(asked: &Asked<'_>, path: &[u8]) -> bool {
-    matches!(asked.shown, Shown::Plain)
-        && path.strip_prefix(CHALLENGES).is_some_and(|rest| rest.starts_with(b"/"))
+/// An HTTP-01 challenge, which has to be answered over plain HTTP whatever the host demands. The Ingress has to have
+/// its path for that: what an application behind another one makes of a path that begins so (`..;/`) is its own affair.
+fn is_challenge(route: &Route, asked: &Asked<'_>, path: &[u8]) -> bool {
+    let (own, asks) = (route.labels.path.as_bytes(), matches!(asked.shown, Shown::Plain));
+    let below = |path: &[u8]| path.strip_prefix(CHALLENGES.as_bytes()).map(|rest| rest.first().copied());
+    asks && matches!(below(own), Some(None | Some(b'/'))) && below(path) == Some(Some(b'/'))
 }
