@@ -38,7 +38,8 @@ fn annotations() -> String {
         "# Annotations\n\nEach is written with the prefix `nginx.ingress.kubernetes.io/`, or that of `--annotations-prefix`; those of ours (`penstock.dev/`): [Services](services.md#annotations). *Scope* is what it changes: the paths of its\n\
          Ingress, its hosts as a whole, or every route to its Service. *Risk* is what `annotations-risk-level` goes by. A bad value\n\
          is *refused* (this version of the Ingress does not enter, the last one goes on), *closes* (its paths answer 503), *closes hosts* (they answer 403), or the\n\
-         *default* is used.\n\n\
+         *default* is used. A word counts as it is written (`Off` is not `off`) but with `backend-protocol` and `session-cookie-samesite`; bools and numbers\n\
+         have no blanks around them.\n\n\
          | annotation | value | scope | risk | bad value | status | what it is |\n|---|---|---|---|---|---|---|\n",
     );
     for row in TABLE {

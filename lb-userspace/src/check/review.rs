@@ -293,7 +293,7 @@ fn places(ingress: &Ingress) -> impl Iterator<Item = (&str, &str)> {
 fn is_canary(ingress: &Ingress) -> bool {
     let annotations = ingress.metadata.annotations.as_ref();
     let value = annotations.and_then(|annotations| annotations.get(&format!("{}/canary", translate::PREFIX)));
-    value.and_then(|value| translate::boolean(value.trim())) == Some(true)
+    value.and_then(|value| translate::boolean(value)) == Some(true)
 }
 
 /// Paths that another Ingress has, of whatever type. A canary shares the paths of the one it belongs to.

@@ -77,7 +77,7 @@ pub(super) fn read(
             return unusable(BAD, "auth-tls-match-cn", message, "write it as CN= and a pattern");
         }
     };
-    let demand = match verify_client.as_deref().map(str::to_ascii_lowercase).as_deref() {
+    let demand = match verify_client.as_deref() {
         Some("off") => None,
         Some("optional") => Some(Demand::Optional),
         Some("optional_no_ca") => Some(Demand::OptionalAnyAuthority),

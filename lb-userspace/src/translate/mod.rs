@@ -48,7 +48,7 @@ use crate::objects::{Admission, Key, Kind, Objects, Renamed};
 
 pub use annotations::table::{Annotation, Scope, Status, TABLE, Value};
 pub use annotations::value::{boolean, check as check_value};
-pub use annotations::{PREFIX, known};
+pub use annotations::{PREFIX, as_read, known};
 pub use classes::Served;
 pub use config::table::{ConfigKey, Fate, Form, KEYS, KeyStatus};
 pub use config::{controller, key_statuses};

@@ -88,7 +88,7 @@ pub(super) fn client_certificates_over_http(world: &World<'_>, caught: &mut Caug
 
 fn demands_certificate(ingress: &Seen<'_>) -> bool {
     let verify = ingress.text("auth-tls-verify-client").unwrap_or("on");
-    ingress.text("auth-tls-secret").is_some() && verify.eq_ignore_ascii_case("on")
+    ingress.text("auth-tls-secret").is_some() && !["off", "optional", "optional_no_ca"].contains(&verify)
 }
 
 /// What an Ingress asks of its clients beside where they come from; somebody may count on each.

@@ -115,8 +115,10 @@ impl<'a> Seen<'a> {
         let Served { name, id, ingress } = served;
         let is_strict = translate::mode(&ingress.metadata, usual_mode) == Mode::Strict;
         let annotations = ingress.metadata.annotations.iter().flatten();
-        let annotations = annotations
-            .filter_map(|(name, text)| Some((name.strip_prefix(PREFIX)?.strip_prefix('/')?, text.trim())));
+        let annotations = annotations.filter_map(|(name, text)| {
+            let short = name.strip_prefix(PREFIX)?.strip_prefix('/')?;
+            Some((short, translate::as_read(short, text)))
+        });
         let rules = ingress.spec.iter().flat_map(|spec| spec.rules.iter().flatten());
         let (mut paths, mut hosts) = (Vec::new(), Vec::new());
         for (index, rule) in rules.enumerate() {

@@ -11,7 +11,7 @@ use crate::model::l7::policy::{Auth, Basic, Satisfy};
 pub(super) fn read(source: &Source<'_>, about: &mut About<'_>) -> Result<Option<Auth>, Unusable> {
     let basic = basic(source, about)?;
     let satisfy = match source.text("satisfy") {
-        Some(text) if text.eq_ignore_ascii_case("any") => Satisfy::Any,
+        Some("any") => Satisfy::Any,
         _ => Satisfy::All,
     };
     let external = external_auth::read(source, about)?;
@@ -29,7 +29,7 @@ fn basic(source: &Source<'_>, about: &mut About<'_>) -> Result<Option<Basic>, Un
     let unusable = |name, message: String| Err(Unusable::new(name, message));
     match source.text("auth-type") {
         None => return Ok(None),
-        Some(text) if text.eq_ignore_ascii_case("basic") => {}
+        Some("basic") => {}
         Some(text) => {
             return unusable(
                 "auth-type",
@@ -51,7 +51,7 @@ fn basic(source: &Source<'_>, about: &mut About<'_>) -> Result<Option<Basic>, Un
         return Err(Unusable::without_secret("auth-secret", &name));
     };
     let form = match source.text("auth-secret-type") {
-        Some(text) if text.eq_ignore_ascii_case("auth-map") => Form::Map,
+        Some("auth-map") => Form::Map,
         _ => Form::File,
     };
     let Some(read) = passwords::read(&sourced.object, form) else {

@@ -24,7 +24,7 @@ pub(super) fn read(source: &Source<'_>, about: &mut About<'_>) -> Option<Mirror>
             upstream: None,
             named: None,
             body: match source.valid.get("mirror-request-body") {
-                Some(text) if text.eq_ignore_ascii_case("off") => Copied::Head,
+                Some(&"off") => Copied::Head,
                 _ => Copied::Whole,
             },
         })

@@ -33,7 +33,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use self::honour::honour;
 pub(super) use self::honour::load_balance;
-pub use self::named::{PREFIX, known};
+pub use self::named::{PREFIX, as_read, known};
 pub(super) use self::named::{field, honoured};
 use self::named::{is_honoured, unknown};
 use self::policies::Source;

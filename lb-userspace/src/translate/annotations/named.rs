@@ -3,13 +3,13 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::super::findings::About;
-use super::table::{Annotation, Status, TABLE};
+use super::table::{Annotation, Status, TABLE, Value};
 use super::{nearest, removed};
 
 /// Prefix of all of them; those under another `--annotations-prefix` are renamed where they come in.
 pub const PREFIX: &str = "nginx.ingress.kubernetes.io";
 
-/// Annotations of the table that are set, trimmed; an alias only while its proper name is empty.
+/// Annotations of the table that are set, [as read](as_read); an alias only while its proper name is empty.
 pub fn known(metadata: &ObjectMeta) -> impl Iterator<Item = (&'static Annotation, &str)> {
     let all = metadata.annotations.as_ref();
     let is_set = move |name: &str| {
@@ -18,7 +18,7 @@ pub fn known(metadata: &ObjectMeta) -> impl Iterator<Item = (&'static Annotation
     };
     all.into_iter().flatten().filter_map(move |(name, text)| {
         let row = row(short_name(name)?)?;
-        let text = text.trim();
+        let text = read_by(row, text);
         let shadowed = match row.name {
             "whitelist-source-range" => is_set("allowlist-source-range"),
             "limit-whitelist" => is_set("limit-allowlist"),
@@ -26,6 +26,22 @@ pub fn known(metadata: &ObjectMeta) -> impl Iterator<Item = (&'static Annotation
         };
         (!text.is_empty() && !shadowed).then_some((row, text))
     })
+}
+
+/// What of a text counts as the value of an annotation, by its name without the prefix; empty where it is not set.
+pub fn as_read<'t>(short: &str, text: &'t str) -> &'t str {
+    row(short).map_or(text.trim(), |row| read_by(row, text))
+}
+
+/// Texts are trimmed. Booleans and numbers are not: Go's ParseBool and Atoi take no blanks, and what ingress-nginx
+/// refuses may not open anything here.
+fn read_by<'t>(row: &Annotation, text: &'t str) -> &'t str {
+    match (row.value, text.trim()) {
+        (Value::Bool | Value::Int | Value::From(_) | Value::ErrorStatus, trimmed) if !trimmed.is_empty() => {
+            text
+        }
+        (_, trimmed) => trimmed,
+    }
 }
 
 /// Name without the prefix; `None` where it has another.

@@ -11,7 +11,7 @@ use crate::model::session::{Affinity, Mode, OnFailure, SameSite, Secure, Session
 pub(super) fn read(valid: &BTreeMap<&str, &str>, about: &mut About<'_>) -> Option<Affinity> {
     let text = |name: &str| valid.get(name).copied();
     text("affinity")?;
-    let is = |name: &str, word: &str| text(name).is_some_and(|text| text.eq_ignore_ascii_case(word));
+    let is = |name: &str, word: &str| text(name) == Some(word);
     let is_on = |name: &str| text(name).and_then(value::boolean) == Some(true);
     let seconds = |name: &str| text(name).and_then(|text| text.parse().ok());
     let usual = SessionCookie::default();
@@ -53,7 +53,7 @@ pub(super) fn read(valid: &BTreeMap<&str, &str>, about: &mut About<'_>) -> Optio
 /// `affinity-canary-behavior`, which counts on either of the two Ingresses.
 pub(super) fn at_canary(valid: &BTreeMap<&str, &str>) -> Sessions {
     match valid.get("affinity-canary-behavior") {
-        Some(text) if text.eq_ignore_ascii_case("legacy") => Sessions::DecidedAnew,
+        Some(&"legacy") => Sessions::DecidedAnew,
         _ => Sessions::Stay,
     }
 }

@@ -30,9 +30,8 @@ pub(super) fn read(source: &Source<'_>, about: &mut About<'_>) -> Option<Request
         host: host.and_then(|text| Expression::parse(text).ok()),
         prefix: prefix.and_then(|text| template(text).ok()),
         set: source.settings.proxy_headers().to_vec(),
-        connection: http("connection-proxy-header").map(|text| {
-            if text.eq_ignore_ascii_case("close") { Persistence::Close } else { Persistence::KeepAlive }
-        }),
+        connection: http("connection-proxy-header")
+            .map(|text| if text == "close" { Persistence::Close } else { Persistence::KeepAlive }),
         speaks_http10: http("proxy-http-version") == Some("1.0"),
     };
     (headers != RequestHeaders::default()).then_some(headers)

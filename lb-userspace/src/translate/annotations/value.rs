@@ -9,7 +9,7 @@ use crate::model::health::Check;
 use crate::model::l4::Prefix;
 use crate::model::l7::policy::AddressSet;
 
-/// Whether a trimmed, non-empty value has the form; says what is wrong.
+/// Whether a non-empty value has the form; says what is wrong.
 pub fn check(value: Value, text: &str) -> Result<(), String> {
     // A list may have a line for each entry; what its entries hold besides is checked one by one.
     let is_list = matches!(value, Value::Origins | Value::Ranges | Value::Names);
@@ -113,7 +113,7 @@ pub(in crate::translate) fn advice(value: Value, text: &str) -> String {
     let digits = text.trim_end_matches(|unit: char| unit.is_ascii_alphabetic());
     let unit = lower.get(digits.len()..).unwrap_or_default();
     match value {
-        Value::Bool => match lower.as_str() {
+        Value::Bool => match lower.trim() {
             "yes" | "on" | "y" | "enabled" | "enable" | "true" => "write \"true\"".to_owned(),
             "no" | "off" | "n" | "disabled" | "disable" | "false" | "none" => "write \"false\"".to_owned(),
             _ => String::new(),
@@ -125,6 +125,16 @@ pub(in crate::translate) fn advice(value: Value, text: &str) -> String {
             format!(
                 "write {digits}{unit}: with another suffix ingress-nginx dropped the value and used the default"
             )
+        }
+        Value::Int | Value::From(_) | Value::ErrorStatus if text.trim().parse::<i32>().is_ok() => {
+            match text.trim() {
+                trimmed if trimmed == text => String::new(),
+                trimmed => format!("write \"{trimmed}\""),
+            }
+        }
+        Value::One(words) | Value::Word(words) => {
+            let meant = words.iter().find(|word| word.eq_ignore_ascii_case(text));
+            meant.map_or(String::new(), |word| format!("write {word}"))
         }
         Value::Int | Value::From(_) => {
             let factor = match unit {
@@ -244,6 +254,7 @@ mod tests {
         let cases = [
             (Value::Bool, "yes", "write \"true\""),
             (Value::Bool, "Off", "write \"false\""),
+            (Value::Bool, "false\n", "write \"false\""),
             (Value::Bool, "perhaps", ""),
             (
                 Value::Size,
@@ -258,6 +269,10 @@ mod tests {
             (Value::Size, "much", ""),
             (Value::Int, "5m", "write \"300\", if seconds are meant"),
             (Value::Int, "x", ""),
+            (Value::From(1), "1 ", "write \"1\""),
+            (Value::From(1), "0", ""),
+            (Value::Word(&["off", "on"]), "OFF", "write off"),
+            (Value::Word(&["off", "on"]), "of", ""),
         ];
         for (value, text, expected) in cases {
             assert_eq!(advice(value, text), expected, "{value:?} {text:?}");
@@ -267,8 +282,16 @@ mod tests {
     #[test]
     fn accepts_and_refuses_as_ingress_nginx_does() {
         let cases: [(Value, &[&str], &[&str]); 17] = [
-            (Value::Bool, &["true", "T", "1", "False", "f", "0"], &["yes", "on", "TrUe", "enabled", "2"]),
-            (Value::Int, &["0", "10", "-1", "+10"], &["10s", "1.5", "++1", "+", "", "99999999999"]),
+            (
+                Value::Bool,
+                &["true", "T", "1", "False", "f", "0"],
+                &["yes", "on", "TrUe", "enabled", "2", "true ", " 1", "false\n"],
+            ),
+            (
+                Value::Int,
+                &["0", "10", "-1", "+10"],
+                &["10s", "1.5", "++1", "+", "", "99999999999", "1 ", " 1"],
+            ),
             (Value::From(1), &["1", "+1", "2147483647"], &["0", "-1", "+0", "1s", "2147483648"]),
             (Value::Statuses, &["404", "404, 503,599"], &["404,", "200", "404 503", "x"]),
             (Value::ErrorStatus, &["400", "429", "599"], &["399", "600", "200", "-1", "x"]),
