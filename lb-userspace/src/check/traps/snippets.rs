@@ -1,10 +1,13 @@
 //! Snippets of nginx configuration, directive by directive, with what says the same here.
 
+mod advice;
+
 use std::collections::HashSet;
 
+use self::advice::{Place, advice};
 use super::Caught;
 use super::world::{World, field, key};
-use crate::translate::{KeyStatus, Status, TABLE, is_location, key_statuses};
+use crate::translate::{KeyStatus, Status, TABLE, key_statuses};
 
 /// Directives shown of one snippet.
 const SHOWN: usize = 40;
@@ -27,7 +30,8 @@ pub(super) fn of_ingresses(world: &World<'_>, caught: &mut Caught) {
                 .iter()
                 .any(|row| row.name == *name && row.status == Status::Refused && name.ends_with("-snippet"));
             if is_snippet {
-                let (message, fix) = report(text);
+                let place = if *name == "auth-snippet" { Place::Question } else { Place::Ingress };
+                let (message, fix) = report(text, place);
                 caught.needs_action(&ingress.id, "snippet", field(name), message, fix);
             }
         }
@@ -38,22 +42,23 @@ pub(super) fn of_ingresses(world: &World<'_>, caught: &mut Caught) {
 pub(super) fn of_the_config_map(world: &World<'_>, caught: &mut Caught) {
     for name in KEYS {
         if let Some(text) = world.config.get(name) {
-            let (message, fix) = report(text);
+            let place = if name == "global-auth-snippet" { Place::QuestionOfAll } else { Place::All };
+            let (message, fix) = report(text, place);
             caught.needs_action(&world.config_id, "snippet", key(name), message, fix);
         }
     }
 }
 
 /// What there is to say about a snippet as a whole, and of each directive what to write instead.
-fn report(text: &str) -> (String, String) {
+fn report(text: &str, place: Place) -> (String, String) {
     let directives = directives(text);
-    let about_access = access(&directives);
+    let about_access = access(&directives, place);
     let advice: Vec<_> = directives
         .iter()
         .zip(about_access)
         .map(|(Directive { text, is_nested }, access)| {
             // What stands in a block holds for it alone, which no annotation can say.
-            let said = if *is_nested { None } else { access.unwrap_or_else(|| advice(text)) };
+            let said = if *is_nested { None } else { access.unwrap_or_else(|| advice(text, place)) };
             (text, said)
         })
         .collect();
@@ -141,7 +146,7 @@ fn directives(text: &str) -> Vec<Directive> {
 
 /// What to do about `allow` and `deny`, which mean something only together: the first that fits the client decides,
 /// where our lists ask who is denied first and then who is allowed. `None` for other directives.
-fn access(directives: &[Directive]) -> Vec<Option<Option<String>>> {
+fn access(directives: &[Directive], place: Place) -> Vec<Option<Option<String>>> {
     let rules: Vec<_> = directives
         .iter()
         .map(|directive| {
@@ -160,7 +165,7 @@ fn access(directives: &[Directive]) -> Vec<Option<Option<String>>> {
     let is_ordered = !behind_allowed.any(|(verb, who)| *verb == "deny" && *who != "all");
     let mut told = HashSet::new();
     let mut all_of = |verb: &'static str, list: &str, ranges: &str| match told.insert(verb) {
-        true => format!("annotation {list}: {ranges}"),
+        true => place.setting(list, ranges),
         false => "nothing: it is in that list".to_owned(),
     };
     let mut said = Vec::new();
@@ -168,7 +173,7 @@ fn access(directives: &[Directive]) -> Vec<Option<Option<String>>> {
         said.push(rule.map(|rule| match rule {
             _ if !is_ordered => None,
             ("deny", "all") if allowed.is_empty() => {
-                Some("annotation denylist-source-range: 0.0.0.0/0,::/0".to_owned())
+                Some(place.setting("denylist-source-range", "0.0.0.0/0,::/0"))
             }
             ("deny", "all") => Some("nothing: allowlist-source-range keeps all others out".to_owned()),
             ("deny", _) => Some(all_of("deny", "denylist-source-range", &denied)),
@@ -197,247 +202,10 @@ fn waits(advice: &str) -> bool {
     })
 }
 
-/// What says the same here; `None` where only a person can tell.
-fn advice(directive: &str) -> Option<String> {
-    let mut words = directive.split(' ');
-    let name = words.next()?;
-    let words: Vec<&str> = words.map(|word| word.trim_matches(['"', '\''])).collect();
-    let first = words.first().copied().unwrap_or_default();
-    let rest = words.get(1..).unwrap_or_default().join(" ");
-    let rest = rest.trim_matches(['"', '\'']);
-    Some(match name {
-        "add_header" => header(first, rest.trim_end_matches("always").trim().trim_matches(['"', '\''])),
-        "more_set_headers" => {
-            let (name, value) =
-                directive.get(name.len()..)?.trim().trim_matches(['"', '\'']).split_once(':')?;
-            header(name, value.trim())
-        }
-        "more_clear_headers" | "proxy_hide_header" => {
-            format!("key hide-headers of the ConfigMap: {first}")
-        }
-        "proxy_set_header" if is_sent_anyway(first, rest) => "nothing: it is sent anyway".to_owned(),
-        "proxy_http_version" if first == "1.1" => "nothing: it is spoken anyway".to_owned(),
-        "proxy_set_header" if first.eq_ignore_ascii_case("host") => {
-            format!("annotation upstream-vhost: {rest}")
-        }
-        "proxy_set_header" if first.eq_ignore_ascii_case("x-forwarded-prefix") => {
-            format!("annotation x-forwarded-prefix: {rest}")
-        }
-        "proxy_set_header" => {
-            format!(
-                "key proxy-set-headers of the ConfigMap, for all Ingresses, which names a ConfigMap with {first}: {rest}"
-            )
-        }
-        "return" => returned(first, rest)?,
-        // Of a target without scheme and host no redirect is made.
-        "rewrite"
-            if matches!(words.last(), Some(&("permanent" | "redirect")))
-                && words.get(1).is_none_or(|target| !target.starts_with("http")) =>
-        {
-            return None;
-        }
-        "rewrite" if words.last() == Some(&"permanent") => {
-            format!("annotation permanent-redirect, with the pattern {first} as path: {}", words.get(1)?)
-        }
-        "rewrite" if words.last() == Some(&"redirect") => {
-            format!("annotation temporal-redirect, with the pattern {first} as path: {}", words.get(1)?)
-        }
-        "rewrite" => {
-            format!("annotation rewrite-target, with the pattern {first} as path: {}", words.get(1)?)
-        }
-        "auth_basic" if first == "off" => "nothing: without auth-type there is no password".to_owned(),
-        "auth_basic" => format!("annotations auth-type: basic and auth-realm: {}", join(first, rest)),
-        "auth_basic_user_file" => {
-            "annotation auth-secret, a Secret with this file under the key auth".to_owned()
-        }
-        "auth_request" => "annotation auth-url".to_owned(),
-        "satisfy" => format!("annotation satisfy: {first}"),
-        "client_max_body_size" => format!("annotation proxy-body-size: {first}"),
-        "proxy_read_timeout" | "grpc_read_timeout" => seconds("proxy-read-timeout", first)?,
-        "proxy_send_timeout" | "grpc_send_timeout" => seconds("proxy-send-timeout", first)?,
-        "proxy_connect_timeout" | "grpc_connect_timeout" => seconds("proxy-connect-timeout", first)?,
-        "proxy_buffers" => format!("annotations proxy-buffers-number: {first} and proxy-buffer-size: {rest}"),
-        "limit_rate" | "limit_rate_after" => format!("annotation {}, in kilobytes", dashes(name)),
-        "limit_req" => "annotation limit-rps or limit-rpm".to_owned(),
-        "limit_conn" => "annotation limit-connections".to_owned(),
-        "access_log" if first == "off" => "annotation enable-access-log: \"false\"".to_owned(),
-        "rewrite_log" if first == "on" => "annotation enable-rewrite-log: \"true\"".to_owned(),
-        "opentelemetry" if first == "on" => "annotation enable-opentelemetry: \"true\"".to_owned(),
-        "opentelemetry" => "annotation enable-opentelemetry: \"false\"".to_owned(),
-        "opentelemetry_operation_name" if directive.contains('$') => {
-            format!(
-                "key opentelemetry-operation-name of the ConfigMap, for all Ingresses: {}",
-                join(first, rest)
-            )
-        }
-        "opentelemetry_operation_name" => "annotation opentelemetry-operation-name".to_owned(),
-        "opentelemetry_trust_incoming_spans" => "annotation opentelemetry-trust-incoming-span".to_owned(),
-        "opentelemetry_propagate" => "nothing: it is so where requests are traced".to_owned(),
-        "error_page" => "annotations custom-http-errors and default-backend".to_owned(),
-        "mirror" => "annotation mirror-target".to_owned(),
-        "grpc_pass" => "annotation backend-protocol: GRPC".to_owned(),
-        "proxy_pass" | "fastcgi_pass" => "the backend of a path of its own".to_owned(),
-        "gzip" if first == "on" => "key use-gzip of the ConfigMap: \"true\"".to_owned(),
-        "gzip_types" | "gzip_min_length" => {
-            format!("key {} of the ConfigMap: {}", dashes(name), join(first, rest))
-        }
-        "gzip_comp_level" => format!("key gzip-level of the ConfigMap: {first}"),
-        "set_real_ip_from" => format!("key proxy-real-ip-cidr of the ConfigMap: {first}"),
-        "real_ip_header" => format!("keys enable-real-ip and forwarded-for-header of the ConfigMap: {first}"),
-        "keepalive_timeout" => format!("key keep-alive of the ConfigMap: {first}"),
-        "keepalive_requests" => format!("key keep-alive-requests of the ConfigMap: {first}"),
-        "underscores_in_headers" if first == "on" => {
-            "key enable-underscores-in-headers of the ConfigMap: \"true\"".to_owned()
-        }
-        "client_header_timeout"
-        | "client_body_timeout"
-        | "large_client_header_buffers"
-        | "ssl_protocols"
-        | "server_tokens" => {
-            format!("key {} of the ConfigMap: {}", dashes(name), join(first, rest))
-        }
-        "client_body_buffer_size"
-        | "proxy_buffer_size"
-        | "proxy_buffering"
-        | "proxy_busy_buffers_size"
-        | "proxy_cookie_domain"
-        | "proxy_cookie_path"
-        | "proxy_http_version"
-        | "proxy_max_temp_file_size"
-        | "proxy_next_upstream"
-        | "proxy_next_upstream_tries"
-        | "proxy_request_buffering"
-        | "proxy_ssl_name"
-        | "proxy_ssl_protocols"
-        | "proxy_ssl_server_name"
-        | "proxy_ssl_verify"
-        | "proxy_ssl_verify_depth"
-        | "ssl_ciphers" => {
-            format!("annotation {}: {}", dashes(name), join(first, rest))
-        }
-        "proxy_redirect" => format!("annotations proxy-redirect-from: {first} and proxy-redirect-to: {rest}"),
-        _ => return None,
-    })
-}
-
-fn header(name: &str, value: &str) -> String {
-    if name.eq_ignore_ascii_case("strict-transport-security") {
-        return "keys hsts, hsts-max-age, hsts-include-subdomains, hsts-preload of the ConfigMap".to_owned();
-    }
-    if name.to_ascii_lowercase().starts_with("access-control-") {
-        return "annotations enable-cors and cors-*".to_owned();
-    }
-    format!(
-        "annotation custom-headers, which names a ConfigMap with {name}: {value}; allow {name} in the key global-allowed-response-headers"
-    )
-}
-
-/// Headers that every endpoint gets, with the value that people write for them.
-fn is_sent_anyway(name: &str, value: &str) -> bool {
-    let values: &[&str] = match name.to_ascii_lowercase().as_str() {
-        "host" => &["$host", "$http_host", "$best_http_host"],
-        "x-real-ip" => &["$remote_addr"],
-        "x-forwarded-for" => &["$remote_addr", "$proxy_add_x_forwarded_for"],
-        "x-forwarded-proto" | "x-forwarded-scheme" | "x-scheme" => &["$scheme", "$pass_access_scheme"],
-        "x-forwarded-host" => &["$host", "$http_host", "$best_http_host"],
-        "x-forwarded-port" => &["$server_port", "$pass_port"],
-        "x-request-id" => &["$req_id", "$request_id"],
-        "upgrade" => &["$http_upgrade"],
-        "connection" => &["", "upgrade", "Upgrade", "$connection_upgrade"],
-        _ => &[],
-    };
-    values.contains(&value)
-}
-
-fn returned(status: &str, url: &str) -> Option<String> {
-    // With variables, too, that a redirect knows.
-    let fixed = is_location(url) && url.starts_with("http");
-    Some(match status {
-        "301" | "308" if url.starts_with("https://$host$request_uri") => {
-            "annotation force-ssl-redirect: \"true\"".to_owned()
-        }
-        "301" | "308" if fixed => {
-            let code = if status == "301" { "" } else { " and permanent-redirect-code: \"308\"" };
-            format!("annotation permanent-redirect: {url}{code}")
-        }
-        "302" | "303" | "307" if fixed => {
-            let code = match status {
-                "302" => String::new(),
-                status => format!(" and temporal-redirect-code: \"{status}\""),
-            };
-            format!("annotation temporal-redirect: {url}{code}")
-        }
-        _ => return None,
-    })
-}
-
-/// Annotations count whole seconds.
-fn seconds(annotation: &str, time: &str) -> Option<String> {
-    let digits = time.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let number: u64 = digits.parse().ok()?;
-    let seconds = match time.get(digits.len()..)? {
-        "" | "s" => number,
-        "m" => number.checked_mul(60)?,
-        "h" => number.checked_mul(3600)?,
-        _ => return None,
-    };
-    Some(format!("annotation {annotation}: \"{seconds}\""))
-}
-
-fn dashes(name: &str) -> String {
-    name.replace('_', "-")
-}
-
-fn join(first: &str, rest: &str) -> String {
-    format!("{first} {rest}").trim().to_owned()
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::super::tests::{caught, found, ingress};
     use super::*;
-
-    #[test]
-    fn each_directive_gets_what_says_the_same() {
-        let cases = [
-            ("proxy_read_timeout 5m", Some("annotation proxy-read-timeout: \"300\"")),
-            ("client_max_body_size 50m", Some("annotation proxy-body-size: 50m")),
-            (
-                "return 301 https://b.example.com/",
-                Some("annotation permanent-redirect: https://b.example.com/"),
-            ),
-            (
-                "return 307 https://b.example.com/",
-                Some(
-                    "annotation temporal-redirect: https://b.example.com/ and temporal-redirect-code: \"307\"",
-                ),
-            ),
-            ("return 301 https://$host$request_uri", Some("annotation force-ssl-redirect: \"true\"")),
-            (
-                "return 301 https://b.example.com$request_uri",
-                Some("annotation permanent-redirect: https://b.example.com$request_uri"),
-            ),
-            ("return 301 /b", None),
-            ("rewrite ^/a$ /b permanent", None),
-            ("proxy_set_header X-Real-IP $remote_addr", Some("nothing: it is sent anyway")),
-            ("proxy_set_header Host $http_host", Some("nothing: it is sent anyway")),
-            ("proxy_set_header Connection \"\"", Some("nothing: it is sent anyway")),
-            ("proxy_http_version 1.1", Some("nothing: it is spoken anyway")),
-            ("return 403", None),
-            ("proxy_set_header Host web.internal", Some("annotation upstream-vhost: web.internal")),
-            ("proxy_buffer_size 16k", Some("annotation proxy-buffer-size: 16k")),
-            ("if ($http_x = 1) {", None),
-            ("content_by_lua_block {", None),
-        ];
-        for (directive, expected) in cases {
-            assert_eq!(advice(directive).as_deref(), expected, "{directive}");
-        }
-        assert!(
-            advice("more_set_headers \"X-Frame-Options: DENY\"")
-                .is_some_and(|a| a.contains("X-Frame-Options: DENY;"))
-        );
-        assert!(advice("add_header X-A \"b c\" always").is_some_and(|a| a.contains("X-A: b c;")));
-    }
 
     #[test]
     fn advice_that_nothing_honours_yet_says_so() {
@@ -505,7 +273,7 @@ mod tests {
             ),
         ];
         for (snippet, expected) in cases {
-            assert_eq!(report(snippet).1.lines().collect::<Vec<_>>(), expected, "{snippet}");
+            assert_eq!(report(snippet, Place::Ingress).1.lines().collect::<Vec<_>>(), expected, "{snippet}");
         }
     }
 
