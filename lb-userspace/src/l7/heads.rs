@@ -14,7 +14,7 @@ use super::digits::{addr_text, number};
 use super::filters::{Answer, Scheme};
 use super::h1::{Request, Response, Version};
 use super::handshake::Handshake;
-use super::policy::{HeaderEdits, Set};
+use super::policy::{HeaderEdits, Set, is_same_name};
 use super::variable::Known;
 use crate::model::l7::Forwarding;
 use crate::model::l7::forwarding::Chain;
@@ -85,12 +85,13 @@ pub(super) fn request(known: Known<'_, '_, '_>, onward: Onward<'_>, out: &mut Ve
     }
     set.host(policy.and_then(|policy| policy.host.as_ref()), known, out);
     out.extend_from_slice(b"\r\n");
+    let named_as = |ours: &[u8]| request.block.named(|name| is_same_name(name.as_bytes(), ours));
     let mut drop = request.drop.with(set.replaced(&request.block));
     if prefix.is_some() {
-        drop = drop.with(request.block.named(|name| name.eq_ignore_ascii_case("x-forwarded-prefix")));
+        drop = drop.with(named_as(b"x-forwarded-prefix"));
     }
     if forwarding.original_uri {
-        drop = drop.with(request.block.named(|name| name.eq_ignore_ascii_case("x-original-uri")));
+        drop = drop.with(named_as(b"x-original-uri"));
     }
     if let Some(trace) = trace {
         drop = drop.with(trace.replaced(&request.block));
