@@ -156,7 +156,7 @@ fn split(url: &str) -> Result<(bool, Expression, Expression), String> {
     if !tls && !scheme.eq_ignore_ascii_case("http") {
         return Err("is no http or https URL".to_owned());
     }
-    let (host, target) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+    let (host, target) = rest.split_at(value::host_end(rest));
     let is_host = |c: char| c.is_ascii_alphanumeric() || "-._:[]${}".contains(c);
     if host.is_empty() || host.contains("..") || !host.chars().all(is_host) {
         return Err("names no host".to_owned());
@@ -164,7 +164,8 @@ fn split(url: &str) -> Result<(bool, Expression, Expression), String> {
     if target.contains(|c: char| c.is_whitespace() || c.is_control() || c == '#') {
         return Err("has a path that cannot be sent".to_owned());
     }
-    let slash = if target.starts_with('/') { "" } else { "/" };
+    // A variable there begins with one itself.
+    let slash = if target.starts_with(['/', '$']) { "" } else { "/" };
     Ok((tls, Expression::parse(host)?, Expression::parse(&format!("{slash}{target}"))?))
 }
 
@@ -321,6 +322,9 @@ mod tests {
             ("://a", Err(())),
             ("http://a?b", Ok((false, r#"Literal("a")"#, r#"Literal("/?b")"#))),
             ("https://$host/x", Ok((true, "Variable(Host)", r#"Literal("/x")"#))),
+            ("http://a:80$request_uri", Ok((false, r#"Literal("a:80")"#, "Variable(RequestUri)"))),
+            ("http://a${uri}?b", Ok((false, r#"Literal("a")"#, r#"Variable(Uri) Literal("?b")"#))),
+            ("http://$request_uri", Err(())),
             ("ftp://a", Err(())),
             ("a.example.com/auth", Err(())),
             ("http://", Err(())),

@@ -2,16 +2,13 @@
 //! made is left out and told.
 
 use super::super::findings::About;
-use super::field;
 use super::policies::Source;
+use super::{field, value};
 use crate::model::expression::Expression;
 use crate::model::l7::policy::{Copied, Mirror};
 
 const TARGET: &str = "mirror-target";
 const HOST: &str = "mirror-host";
-/// Variables that begin with a path: a host may be written right before one.
-const PATHS: [&str; 6] =
-    ["$request_uri", "${request_uri}", "$uri", "${uri}", "$document_uri", "${document_uri}"];
 
 pub(super) fn read(source: &Source<'_>, about: &mut About<'_>) -> Option<Mirror> {
     let url = source.valid.get(TARGET)?;
@@ -60,9 +57,7 @@ fn split(url: &str) -> Result<(bool, &str, &str), String> {
         (_, Some(rest)) => (true, rest),
         (None, None) => return Err("is no http or https URL".to_owned()),
     };
-    let path = PATHS.iter().filter_map(|path| rest.find(path)).min();
-    let end = rest.find(['/', '?']).into_iter().chain(path).min().unwrap_or(rest.len());
-    let (host, target) = rest.split_at(end);
+    let (host, target) = rest.split_at(value::host_end(rest));
     let is_host = |c: char| c.is_ascii_alphanumeric() || "-._:[]${}".contains(c);
     if host.is_empty() || !host.chars().all(is_host) {
         return Err("names no host".to_owned());

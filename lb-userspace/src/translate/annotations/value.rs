@@ -231,6 +231,15 @@ pub(in crate::translate) fn is_header_name(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
 }
 
+/// Where the path or the query of a URL begins, seen from the host on. A variable that holds a path may stand right
+/// behind the host: what it holds begins with `/`, whatever follows.
+pub(super) fn host_end(url: &str) -> usize {
+    const PATHS: [&str; 6] =
+        ["$request_uri", "${request_uri}", "$uri", "${uri}", "$document_uri", "${document_uri}"];
+    let path = PATHS.iter().filter_map(|path| url.find(path)).min();
+    url.find(['/', '?']).into_iter().chain(path).min().unwrap_or(url.len())
+}
+
 fn is_token(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte))
 }
