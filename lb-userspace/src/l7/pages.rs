@@ -52,6 +52,8 @@ pub(super) struct Page {
     expects_continue: bool,
     pub(super) form: Form,
     is_idempotent: bool,
+    /// That of a default backend which nobody runs is an upstream's, like any other.
+    spares_404: bool,
 }
 
 /// What is left of a request's body.
@@ -86,12 +88,6 @@ impl Page {
         let policies = route.filters.policies.as_ref()?;
         let errors = policies.errors.as_ref().filter(|errors| !errors.statuses.is_empty())?;
         match next {
-            // That of a default backend which nobody runs: an upstream's, like any other.
-            Next::Answer(Answer::Status(404))
-                if errors.only_ours && matches!(route.action, RouteAction::DefaultBackend(_)) =>
-            {
-                return None;
-            }
             Next::Proxy { .. } | Next::Answer(Answer::Status(404)) => {}
             Next::Answer(Answer::Status(status)) if errors.statuses.contains(status) => {}
             Next::Answer(_) => return None,
@@ -131,6 +127,7 @@ impl Page {
             expects_continue: request.expects_continue,
             form: Form { version: request.version, is_head: request.method == "HEAD" },
             is_idempotent: !matches!(request.method, "POST" | "PATCH" | "LOCK"),
+            spares_404: errors.only_ours && matches!(route.action, RouteAction::DefaultBackend(_)),
         }))
     }
 
@@ -149,7 +146,7 @@ impl Page {
 
     /// The client does not hear of this status.
     pub(super) fn replaces(&self, status: u16) -> bool {
-        replaces(&self.policies, status)
+        !(self.spares_404 && status == 404) && replaces(&self.policies, status)
     }
 
     /// The question about this status; `None`: there is nobody to ask.
