@@ -83,7 +83,8 @@ pub(super) fn read(
         Some("optional_no_ca") => Some(Demand::OptionalAnyAuthority),
         _ => Some(Demand::Required),
     };
-    let depth: Option<u32> = depth.as_deref().and_then(|depth| depth.parse().ok());
+    // As if it were not set where it is 0, as in ingress-nginx.
+    let depth = depth.as_deref().and_then(|depth| depth.parse().ok()).filter(|depth: &u32| *depth > 0);
     let depth = depth.map_or(1, |depth| u8::try_from(depth).unwrap_or(u8::MAX));
     let error_page = error_page.clone().filter(|page| {
         let is_address = page.starts_with('/') || page.starts_with("http://") || page.starts_with("https://");
