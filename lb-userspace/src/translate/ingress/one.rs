@@ -66,7 +66,7 @@ pub(super) fn add<'a>(
     for (index, rule) in spec.rules.iter().flatten().enumerate() {
         common.rule((index, rule), spec, &mut listed, making, &mut about);
     }
-    unused_tls(spec, &mut about);
+    unused_tls(spec, &common.policy, &mut about);
     None
 }
 

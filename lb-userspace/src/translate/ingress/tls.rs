@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::networking::v1::{IngressSpec, IngressTLS};
 
+use super::super::annotations::Policy;
 use super::super::certificates::{Certificates, Checked};
 use super::super::findings::About;
 use super::Host;
@@ -133,15 +134,31 @@ pub(super) fn tls(
     host.tls = Some(Tls { certificate });
 }
 
-/// TLS hosts without a rule do nothing.
-pub(super) fn unused_tls(spec: &IngressSpec, about: &mut About<'_>) {
+/// TLS hosts without a rule do nothing, unless they are other names of hosts that have one.
+pub(super) fn unused_tls(spec: &IngressSpec, policy: &Policy, about: &mut About<'_>) {
     let hosts = spec.rules.iter().flatten().filter_map(|rule| rule.host.as_deref());
     let hosts: HashSet<_> = hosts.map(str::to_ascii_lowercase).collect();
-    let above: HashSet<_> = hosts.iter().filter_map(|host| wildcard_above(host)).collect();
+    let aliases: HashSet<_> = policy.aliases.iter().map(|alias| alias.to_ascii_lowercase()).collect();
+    let above: HashSet<_> = hosts.union(&aliases).filter_map(|host| wildcard_above(host)).collect();
+    // What a pattern takes is not looked at: better nothing is told than something wrong.
+    let has_patterns = aliases.iter().any(|alias| alias.starts_with(['~', '.']) || alias.ends_with('*'));
+    let is_alias = |listed: &str| {
+        has_patterns
+            || aliases.contains(listed)
+            || wildcard_above(listed).is_some_and(|above| aliases.contains(&above))
+    };
+    let is_twin = |listed: &str| {
+        let other = match listed.strip_prefix("www.") {
+            Some(bare) => bare.to_owned(),
+            None => format!("www.{listed}"),
+        };
+        policy.redirects_www && hosts.contains(&other)
+    };
     for (index, entry) in spec.tls.iter().flatten().enumerate() {
         for (host_index, host) in entry.hosts.iter().flatten().enumerate() {
             let listed = host.to_ascii_lowercase();
-            if !hosts.contains(&listed) && !above.contains(&listed) {
+            let is_served = hosts.contains(&listed) || above.contains(&listed);
+            if !is_served && !is_alias(&listed) && !is_twin(&listed) {
                 about.warn(
                     "tls-host-without-rule",
                     format!("spec.tls[{index}].hosts[{host_index}]"),
