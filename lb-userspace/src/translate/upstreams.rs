@@ -349,11 +349,27 @@ impl<'a> Upstreams<'a> {
         about: &mut About<'_>,
     ) -> UpstreamName {
         let name = self.name(service, port);
-        if reach == Reach::Address && self.address(service, port).is_none() {
-            let message = format!("Service {service} has no address of its own; its endpoints are sent to");
-            about.warn("no-service-address", annotations::field("service-upstream"), message, "");
+        if reach == Reach::Address {
+            self.tell_address(service, about);
         }
         self.named(name, (service, port, reach), Protocol::Tcp, field, without, about)
+    }
+
+    /// That a Service has no address. One that is missing has its own problem, and one that no cluster has seen yet is
+    /// given one there.
+    fn tell_address(&self, service: &ObjectName, about: &mut About<'_>) {
+        let found = self.objects.services.get(service);
+        let Some(spec) = found.and_then(|found| found.object.spec.as_ref()) else { return };
+        let field = annotations::field("service-upstream");
+        let addr = spec.cluster_ip.as_deref().unwrap_or_default();
+        if addr.is_empty() && spec.type_.as_deref() != Some("ExternalName") {
+            let message =
+                format!("until the cluster gives Service {service} an address, its endpoints are sent to");
+            about.info("no-service-address", field, message, "");
+        } else if addr.parse::<IpAddr>().is_err() {
+            let message = format!("Service {service} has no address of its own; its endpoints are sent to");
+            about.warn("no-service-address", field, message, "");
+        }
     }
 
     /// `clusterIP` and port of a Service.
