@@ -35,6 +35,7 @@ mod h2;
 mod handshake;
 mod heads;
 mod hold;
+mod kept_sessions;
 mod keys;
 mod limit_zones;
 mod listen;

@@ -16,6 +16,7 @@ use rustls::sign::CertifiedKey;
 use rustls::{ServerConfig, SupportedProtocolVersion};
 
 use super::client_auth::Authority;
+use super::kept_sessions::KeptSessions;
 use super::tickets::{Scope, TicketKeys, Ticketer, Tickets};
 use super::{Error, keys};
 use crate::model::l7::{
@@ -308,7 +309,10 @@ impl<'p> Maker<'p> {
                 config.ticketer = Arc::new(ticketer);
                 config.session_storage = Arc::new(NoServerSessionStorage {});
             }
-            Resumption::Cache(size) => config.session_storage = self.storage(scope, size),
+            Resumption::Cache(size) => {
+                let storage = self.storage(scope, size);
+                config.session_storage = Arc::new(KeptSessions::new(storage, policy.session_timeout));
+            }
             Resumption::Off => {
                 config.session_storage = Arc::new(NoServerSessionStorage {});
                 config.send_tls13_tickets = 0;
