@@ -123,6 +123,7 @@ pub(super) fn read(
         policy.redirect = None;
     }
     unknown_variable(&valid, about);
+    old_versions(&valid, about);
     redirects::tell(&valid, about);
     limits::tell(&valid, about);
     pointless::tell(&valid, settings, &policy, about);
@@ -216,6 +217,20 @@ fn unknown_variable(valid: &BTreeMap<&str, &str>, about: &mut About<'_>) {
     if let Some(Err(message)) = valid.get("upstream-hash-by").map(|text| Expression::parse(text)) {
         let fix = "$request_uri, $uri, $args, $host, $remote_addr, $scheme, $request_method, $http_*, $arg_*, $cookie_*";
         about.warn("unknown-variable", field("upstream-hash-by"), format!("{message}; not hashed"), fix);
+    }
+}
+
+/// What of `proxy-ssl-protocols` is not spoken.
+fn old_versions(valid: &BTreeMap<&str, &str>, about: &mut About<'_>) {
+    const NAME: &str = "proxy-ssl-protocols";
+    let text =
+        valid.get(NAME).filter(|_| valid.contains_key("proxy-ssl-secret")).copied().unwrap_or_default();
+    let (spoken, old): (Vec<_>, Vec<_>) =
+        text.split_ascii_whitespace().partition(|word| ["TLSv1.2", "TLSv1.3"].contains(word));
+    if !old.is_empty() {
+        let rest = if spoken.is_empty() { "; the default, TLSv1.2, is used" } else { "" };
+        let message = format!("only TLSv1.2 and TLSv1.3 are spoken; ignored: {}{rest}", old.join(", "));
+        about.warn("old-protocol", field(NAME), message, "");
     }
 }
 

@@ -276,7 +276,7 @@ pub const TABLE: &[Annotation] = &[
     row("proxy-ssl-verify-depth", From(0), Low, Host, Default, With("proxy-ssl-secret"), "longest chain of the upstream"),
     row("proxy-ssl-name", Token, High, Host, Default, With("proxy-ssl-secret"), "name expected of the upstream"),
     row("proxy-ssl-server-name", Word(&["on", "off"]), Low, Host, Default, With("proxy-ssl-secret"), "send SNI upstream"),
-    row("proxy-ssl-protocols", Words(&["TLSv1.2", "TLSv1.3"]), Low, Host, Default, With("proxy-ssl-secret"), "TLS versions towards the upstream"),
+    row("proxy-ssl-protocols", Words(&["SSLv2", "SSLv3", "TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3"]), Low, Host, Default, With("proxy-ssl-secret"), "TLS versions towards the upstream, of which those before TLSv1.2 are left out"),
     row("proxy-ssl-ciphers", Text, Medium, Host, Default, NoEffect, "TLS ciphers towards the upstream; the library's own, all of them strong, are offered"),
     row("ssl-ciphers", Chars("+:_-!.@="), Low, Host, Refuse, Honoured, "TLS ciphers towards the client"),
     row("ssl-prefer-server-ciphers", Bool, Low, Host, Default, Honoured, "whose order of ciphers counts"),
