@@ -359,6 +359,7 @@ fn unseen(problem: &Problem) -> Finding {
             "{}; as no Secret is among the objects, that says nothing about the cluster",
             problem.message
         ),
-        fix: "see to it that it is there before the Ingress moves: without it nobody is let in".to_owned(),
+        fix: "see to it that it is there before the Ingress moves: without it everybody is refused"
+            .to_owned(),
     }
 }

@@ -4,14 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::world::{Seen, Target, World, field, shown};
 use super::{Caught, listed};
-use crate::translate::{Scope, TABLE};
+use crate::translate::{Scope, TABLE, check_value};
 
 /// Annotations that are kept with the Service and so hold for every route to it.
 const OF_UPSTREAM: [&str; 4] = ["affinity", "upstream-hash-by", "load-balance", "service-upstream"];
 
 /// How the endpoints of a Service are chosen is said once, by the oldest Ingress that says it.
-pub(super) fn balancing(world: &World<'_>, caught: &mut Caught) {
-    let mut users: BTreeMap<&Target<'_>, Vec<&Seen<'_>>> = BTreeMap::new();
+pub(super) fn balancing<'a>(world: &World<'a>, caught: &mut Caught) {
+    let mut users: BTreeMap<&Target<'_>, Vec<&Seen<'a>>> = BTreeMap::new();
     for ingress in world.primaries() {
         let targets: BTreeSet<_> = ingress.paths.iter().filter_map(|place| place.target.as_ref()).collect();
         for target in targets {
@@ -20,13 +20,15 @@ pub(super) fn balancing(world: &World<'_>, caught: &mut Caught) {
     }
     for (target, users) in users.iter().filter(|(_, users)| users.len() > 1) {
         for name in OF_UPSTREAM {
-            let Some(first) = users.iter().find(|ingress| ingress.text(name).is_some()) else { continue };
-            let value = first.text(name).unwrap_or_default();
+            // What is no value of it says nothing.
+            let says = |ingress: &Seen<'a>| ingress.text(name).filter(|text| is_value(name, text));
+            let Some(first) = users.iter().find(|ingress| says(ingress).is_some()) else { continue };
+            let value = says(first).unwrap_or_default();
             let others = users.iter().filter(|ingress| ingress.name != first.name);
-            let (silent, contrary): (Vec<&Seen<'_>>, Vec<_>) = others
+            let (silent, contrary): (Vec<&Seen<'a>>, Vec<_>) = others
                 .copied()
-                .filter(|ingress| ingress.text(name) != Some(value))
-                .partition(|ingress| ingress.text(name).is_none());
+                .filter(|ingress| says(ingress) != Some(value))
+                .partition(|ingress| says(ingress).is_none());
             for ingress in contrary {
                 let message = format!(
                     "Ingress {} said {value:?} for Service {target} first, which is what holds",
@@ -44,6 +46,10 @@ pub(super) fn balancing(world: &World<'_>, caught: &mut Caught) {
             }
         }
     }
+}
+
+fn is_value(name: &str, text: &str) -> bool {
+    TABLE.iter().any(|row| row.name == name && check_value(row.value, text).is_ok())
 }
 
 /// Of settings of a host the oldest Ingress that says something wins, each setting by itself.

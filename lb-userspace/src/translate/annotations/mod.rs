@@ -40,7 +40,7 @@ use self::policies::Source;
 pub(super) use self::policies::Unusable;
 pub(super) use self::policy::{Policy, ProxySsl};
 pub(super) use self::redirects::Elsewhere;
-pub(super) use self::spelling::nearest;
+pub(super) use self::spelling::{meant, nearest};
 use self::table::{Annotation, BadValue, Status, Value};
 use super::config::{self, Settings};
 use super::findings::About;

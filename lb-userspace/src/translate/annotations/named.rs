@@ -2,9 +2,10 @@
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
+use super::super::config::table::row as key;
 use super::super::findings::About;
 use super::table::{Annotation, Status, TABLE, Value};
-use super::{nearest, removed};
+use super::{meant, removed};
 
 /// Prefix of all of them; those under another `--annotations-prefix` are renamed where they come in.
 pub const PREFIX: &str = "nginx.ingress.kubernetes.io";
@@ -62,8 +63,10 @@ pub(super) fn unknown(metadata: &ObjectMeta, about: &mut About<'_>) {
             about.warn("removed-annotation", field(short), message, fix);
             continue;
         }
-        let names = TABLE.iter().map(|row| row.name);
-        let fix = nearest(short, names).map_or(String::new(), |name| format!("did you mean {name}?"));
+        let fix = match key(short) {
+            Some(key) => format!("{} is a key of the ConfigMap, for all Ingresses", key.name),
+            None => meant(short, TABLE.iter().map(|row| row.name)),
+        };
         about.warn("unknown-annotation", field(short), "no such annotation; ignored", fix);
     }
 }

@@ -9,6 +9,19 @@ pub(in crate::translate) fn nearest<'a>(
     (distance <= 1 + short.len() / 5).then_some(name)
 }
 
+/// Directives of nginx that are written as annotations and keys, and have other names there.
+const OF_NGINX: [(&str, &str); 2] = [
+    ("client-max-body-size", "did you mean proxy-body-size?"),
+    ("proxy-buffers", "did you mean proxy-buffers-number and proxy-buffer-size?"),
+];
+
+/// What was probably meant by a name that is none of these.
+pub(in crate::translate) fn meant<'a>(short: &str, names: impl Iterator<Item = &'a str>) -> String {
+    let of_nginx = OF_NGINX.iter().find(|(name, _)| *name == short).map(|(_, meant)| (*meant).to_owned());
+    let near = || nearest(short, names).map(|name| format!("did you mean {name}?"));
+    of_nginx.or_else(near).unwrap_or_default()
+}
+
 /// Levenshtein distance, by rows.
 fn distance(left: &str, right: &str) -> usize {
     let right: Vec<char> = right.chars().collect();

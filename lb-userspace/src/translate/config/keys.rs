@@ -8,7 +8,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::ConfigMap;
 
 use super::super::annotations::table::Value;
-use super::super::annotations::{nearest, value};
+use super::super::annotations::{meant, value};
 use super::super::findings::About;
 use super::table::{self, Fate};
 
@@ -104,8 +104,7 @@ impl<'a> Keys<'a> {
         for key in self.data.keys().filter(|key| !self.asked.contains(*key)) {
             let field = field(key);
             let Some(row) = table::row(key) else {
-                let names = table::KEYS.iter().map(|row| row.name);
-                let fix = nearest(key, names).map_or(String::new(), |name| format!("did you mean {name}?"));
+                let fix = meant(key, table::KEYS.iter().map(|row| row.name));
                 self.about.warn("unknown-key", field, "ingress-nginx has no such key; ignored", fix);
                 continue;
             };

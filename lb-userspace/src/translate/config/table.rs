@@ -83,7 +83,7 @@ pub enum KeyStatus {
 }
 
 /// The row of a key.
-pub(super) fn row(name: &str) -> Option<&'static ConfigKey> {
+pub(in crate::translate) fn row(name: &str) -> Option<&'static ConfigKey> {
     KEYS.iter().find(|row| row.name == name)
 }
 

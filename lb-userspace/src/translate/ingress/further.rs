@@ -201,8 +201,10 @@ fn add_twin(
     };
     let twin = to.strip_prefix("www.").map_or_else(|| format!("www.{to}"), str::to_owned);
     let place = HostMatch::Exact(twin.clone());
-    if hosts.contains_key(&place) || output.aliases.exact.contains_key(&twin) {
-        let message = format!("{twin} is a host of its own; nothing is redirected from there to {to}");
+    let is_host = hosts.contains_key(&place);
+    if is_host || output.aliases.exact.contains_key(&twin) {
+        let what = if is_host { "a host of its own" } else { "an alias" };
+        let message = format!("{twin} is {what}; nothing is redirected from there to {to}");
         return about.info("no-twin", field, message, "");
     }
     let moved = Moved { to: to.clone(), status };
