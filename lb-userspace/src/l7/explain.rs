@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use crate::model::health::{Failing, Unwell};
+use crate::model::l7::policy::{Auth, Satisfy};
 use crate::model::l7::{ClientAuth, Demand, L7, Mode, SslRedirect};
 use crate::model::report::{Explanation, Step};
 use crate::model::upstream::External;
@@ -134,7 +135,9 @@ pub fn explain(l7: &L7, known: Option<&Known>, request: &Request) -> Explanation
     if let (Some(compression), Next::Proxy { .. }) = (&router.compression, &decision.next) {
         steps.push(step("compression", compress::explain(compression, &request.headers)));
     }
-    Explanation { question, steps, verdict: verdict(&router, request, &decision) }
+    let verdict = verdict(&router, request, &decision);
+    let verdict = if asks(&asked, &decision) { format!("once let in: {verdict}") } else { verdict };
+    Explanation { question, steps, verdict }
 }
 
 /// Where the TLS of the request's host goes, if that is not ours to open.
@@ -341,6 +344,17 @@ fn upstream<'r>(router: &'r Router, decision: &Decision<'_>) -> Option<&'r Upstr
         },
         RouteAction::Redirect | RouteAction::Deny => None,
     }
+}
+
+/// The client has to show something first, which nobody here looks at.
+fn asks(asked: &Asked<'_>, decision: &Decision<'_>) -> bool {
+    let policies = decision.route.filters.policies.as_deref().filter(|_| decision.lets_in());
+    policies.is_some_and(|policies| {
+        let is_enough = |auth: &Auth| {
+            auth.satisfy == Satisfy::Any && policy::entry(policies, asked.client) == policy::Entry::Listed
+        };
+        policies.auth.as_ref().is_some_and(|auth| !is_enough(auth))
+    })
 }
 
 fn verdict(router: &Router, request: &Request, decision: &Decision<'_>) -> String {

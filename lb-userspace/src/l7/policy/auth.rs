@@ -1,8 +1,8 @@
 //! What a client has to show, in words; the checks themselves have to wait, and are no step of a decision.
 
-use crate::model::l7::policy::{Auth, Basic, External, Satisfy};
+use crate::model::l7::policy::{Access, Auth, Basic, External, Satisfy};
 
-pub(super) fn explain(auth: &Auth) -> Vec<(&'static str, String)> {
+pub(super) fn explain(auth: &Auth, access: Option<&Access>) -> Vec<(&'static str, String)> {
     let Auth { satisfy, basic, external } = auth;
     let mut steps = Vec::new();
     if let Some(Basic { realm, users }) = basic {
@@ -14,7 +14,9 @@ pub(super) fn explain(auth: &Auth) -> Vec<(&'static str, String)> {
         steps.push(("external-auth", format!("{url} is asked; who is not known is {unknown}")));
     }
     if *satisfy == Satisfy::Any {
-        steps.push(("satisfy", "one of these is enough, or an address that is listed".to_owned()));
+        let listed =
+            access.and_then(|access| access.allowed.as_ref()).map(|_| ", or an address that is listed");
+        steps.push(("satisfy", format!("one of these is enough{}", listed.unwrap_or_default())));
     }
     steps
 }

@@ -151,7 +151,7 @@ pub(super) fn explain(policies: &Policies, asked: &Asked<'_>) -> Vec<(&'static s
     steps.extend(cors.as_ref().map(|cors| ("cors", cors::explain(cors, &asked.headers))));
     steps.extend(limits.as_ref().map(|limits| ("limits", limits::explain(limits, asked.client))));
     steps.extend(access.as_ref().map(|access| ("source-range", access::explain(access, asked.client))));
-    steps.extend(auth.iter().flat_map(auth::explain));
+    steps.extend(auth.iter().flat_map(|auth| auth::explain(auth, access.as_ref())));
     if let Some(RequestHeaders { host, prefix: _, set, connection, speaks_http10 }) = request {
         steps.extend(host.iter().map(|host| ("upstream-vhost", format!("the upstream gets Host: {host}"))));
         let names: Vec<_> = set.iter().map(|header| header.name.as_str()).collect();
