@@ -325,7 +325,11 @@ fn one_of(before: Option<Failed>, this: Failed, one_is_enough: bool) -> Result<F
         return Err(this);
     }
     Ok(match before {
-        Some(before) if before.rank() >= this.rank() => before,
+        // A client that can do what one of them asks for has to hear of it.
+        Some(before) if before.rank() == this.rank() => {
+            Failed { challenges: [before.challenges, this.challenges].concat(), ..before }
+        }
+        Some(before) if before.rank() > this.rank() => before,
         _ => this,
     })
 }
