@@ -42,9 +42,11 @@ pub const SHOWN: u64 = 2;
 /// upper half and lets the kernel put the map's true address there, so that no packet looks it up.
 pub const TABLES_ADDRESS: u64 = 0x7e5b_1e50 << 32;
 /// The same for [`COUNTS`].
-pub const COUNTS_ADDRESS: u64 = 0x7e5b_1e51 << 32;
-/// Where the loader puts the number of rows of [`COUNTS`].
-pub const COUNTS_ROWS: u64 = 0x7e5b_1e52 << 32;
+pub const COUNTS_ADDRESS: [u64; BANKS] =
+    [0x7e5b_1e51 << 32, 0x7e5b_1e54 << 32, 0x7e5b_1e55 << 32, 0x7e5b_1e56 << 32];
+/// Where the loader puts the first CPU whose counters are not in this one of [`COUNTS`], nor in one before.
+pub const COUNTS_END: [u64; BANKS] =
+    [0x7e5b_1e52 << 32, 0x7e5b_1e57 << 32, 0x7e5b_1e58 << 32, 0x7e5b_1e59 << 32];
 
 /// Where each table begins within [`TABLES`], in words.
 pub mod at {
@@ -105,10 +107,13 @@ pub mod row {
     pub const BYTES: usize = END * size_of::<u64>();
 }
 
-/// Rows of the per-CPU counters at most, and so CPUs of a host; the loader makes as many as there are. The verifier follows
-/// no variable offset of 512 MiB (`BPF_MAX_VAR_OFF`, Linux 6.18).
-pub const CPUS: usize = 340;
-const _: () = assert!(CPUS * row::BYTES < 1 << 29);
+/// Maps of counters at most; the loader makes as many as it takes to have a row for each CPU: one, but on very large hosts.
+pub const BANKS: usize = 4;
+/// Rows of one of them at most: the verifier follows no variable offset of 512 MiB (`BPF_MAX_VAR_OFF`, Linux 6.18).
+pub const BANK_ROWS: usize = 340;
+const _: () = assert!(BANK_ROWS * row::BYTES < 1 << 29);
+/// CPUs that a host may have.
+pub const CPUS: usize = BANKS * BANK_ROWS;
 /// Datagrams whose first fragment is remembered.
 pub const FRAGMENT_ENTRIES: usize = 1 << 13;
 /// Translated flows at most.
@@ -147,8 +152,8 @@ pub const fn tag_key(pool_tag: u16, tunnel_tag: u32) -> u64 {
 
 /// Everything that user space lays out, mapped by it.
 pub const TABLES: &str = "TABLES";
-/// Counters, one row per CPU.
-pub const COUNTS: &str = "COUNTS";
+/// Counters, one row per CPU, as many in each of them.
+pub const COUNTS: [&str; BANKS] = ["COUNTS", "COUNTS_1", "COUNTS_2", "COUNTS_3"];
 /// Translated flows, client to backend.
 pub const NAT_FORWARD: &str = "NAT_FORWARD";
 /// Translated flows, backend to client.

@@ -1,15 +1,53 @@
-//! A row of counters, and the time beside it.
+//! A row of counters, where each CPU has its own, and the time beside it.
 
-use aya_ebpf::helpers::{bpf_jiffies64, bpf_ktime_get_coarse_ns};
+use core::hint::cold_path;
+
+use aya_ebpf::helpers::{bpf_get_smp_processor_id, bpf_jiffies64, bpf_ktime_get_coarse_ns};
 use lb_common::{
     BackendId, Verdict, flows,
     maps::{self, count, row},
     verdict::Event,
 };
 
+use crate::maps::{number, plus};
+
+/// This CPU's counters.
+#[inline(always)]
+pub fn counts() -> Option<Row> {
+    let cpu = cpu() as u64;
+    if cpu >= number::<{ maps::COUNTS_END[0] }>() {
+        cold_path();
+        // To the verifier the ends are constants: without further maps nothing of this is left in the program.
+        return if cpu < number::<{ maps::COUNTS_END[1] }>() {
+            let first = number::<{ maps::COUNTS_END[0] }>();
+            Some(row_at(number::<{ maps::COUNTS_ADDRESS[1] }>(), cpu - first))
+        } else if cpu < number::<{ maps::COUNTS_END[2] }>() {
+            let first = number::<{ maps::COUNTS_END[1] }>();
+            Some(row_at(number::<{ maps::COUNTS_ADDRESS[2] }>(), cpu - first))
+        } else if cpu < number::<{ maps::COUNTS_END[3] }>() {
+            let first = number::<{ maps::COUNTS_END[2] }>();
+            Some(row_at(number::<{ maps::COUNTS_ADDRESS[3] }>(), cpu - first))
+        } else {
+            None
+        };
+    }
+    Some(row_at(maps::COUNTS_ADDRESS[0], cpu))
+}
+
+#[inline(always)]
+fn row_at(address: u64, row: u64) -> Row {
+    Row(plus(address as *const u64, row * row::BYTES as u64).cast_mut())
+}
+
+#[inline(always)]
+fn cpu() -> u32 {
+    // SAFETY: the helper has no preconditions.
+    unsafe { bpf_get_smp_processor_id() }
+}
+
 /// Counters of this CPU. Only this CPU writes them, and XDP does not nest.
 #[derive(Clone, Copy)]
-pub struct Row(pub(crate) *mut u64);
+pub struct Row(*mut u64);
 
 impl Row {
     /// Time in units of [`flows::clock`], asked for once a tick: the helper costs ten times as much as

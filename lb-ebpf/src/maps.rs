@@ -13,14 +13,15 @@ use lb_common::{
     capture::{self, Handover},
     flows::{self, Entry, FlowWords, Noted},
     lease::{LEASES, LeaseWords},
-    maps::{self, LINE, Program, at, row},
+    maps::{self, LINE, Program, at},
     nat::{Forward, Reverse},
     rate::Bucket,
     shortcut::{self, Folded},
     steer::Memory,
 };
 
-use crate::{carry::Carry, counts::Row, tags::Exit};
+pub use crate::counts::counts;
+use crate::{carry::Carry, tags::Exit};
 
 #[btf_map]
 static PROGRAMS: ProgramArray<{ Program::ALL.len() }> = ProgramArray::new();
@@ -101,7 +102,7 @@ static TUNNEL_TAGS: HashMap<u64, u32, { maps::BACKENDS as usize }, AS_NEEDED> = 
 #[inline(always)]
 pub fn hear_peer(addr: &Addr) -> bool {
     let Some(heard) = PEERS.get_ptr_mut(addr) else { return false };
-    let now = counts().map_or(0, Row::clock);
+    let now = counts().map_or(0, |row| row.clock());
     // SAFETY: the value of an entry is an aligned word that no program reads but this.
     if unsafe { heard.read_volatile() } != now {
         // SAFETY: as above; whichever CPU writes last, it is the same second.
@@ -305,7 +306,7 @@ const BACKEND_BYTES: u64 = 2 * (LINE * size_of::<u64>()) as u64;
 /// and add up the address of every word of a line anew.
 #[cfg(target_arch = "bpf")]
 #[inline(always)]
-fn plus(mut base: *const u64, bytes: u64) -> *const u64 {
+pub fn plus(mut base: *const u64, bytes: u64) -> *const u64 {
     // SAFETY: an addition; nothing is read.
     unsafe { core::arch::asm!("{0} += {1}", inout(reg) base, in(reg) bytes, options(pure, nomem, nostack)) };
     base
@@ -347,26 +348,14 @@ fn load(slot: *const u16) -> u64 {
 }
 
 /// The address of the tables, of which the compiler knows nothing: it keeps it and no sums of it.
-#[cfg(target_arch = "bpf")]
 #[inline(always)]
 fn address() -> *mut u64 {
-    let address: *mut u64;
-    // SAFETY: loads a number.
-    unsafe {
-        core::arch::asm!("{0} = {1} ll", out(reg) address, const maps::TABLES_ADDRESS, options(nomem, nostack))
-    };
-    address
+    number::<{ maps::TABLES_ADDRESS }>() as *mut u64
 }
 
 /// The same for the host's compiler, which only checks this crate.
 #[cfg(not(target_arch = "bpf"))]
-fn address() -> *mut u64 {
-    maps::TABLES_ADDRESS as *mut u64
-}
-
-/// The same for the host's compiler, which only checks this crate.
-#[cfg(not(target_arch = "bpf"))]
-fn plus(base: *const u64, bytes: u64) -> *const u64 {
+pub fn plus(base: *const u64, bytes: u64) -> *const u64 {
     base.wrapping_byte_add(bytes as usize)
 }
 
@@ -557,32 +546,20 @@ impl Memory for Tables {
     fn mark_used(&self, _: u32) {}
 }
 
-/// This CPU's counters.
-#[inline(always)]
-pub fn counts() -> Option<Row> {
-    let cpu = cpu() as u64;
-    if cpu >= rows() {
-        return None;
-    }
-    Some(Row(plus(maps::COUNTS_ADDRESS as *const u64, cpu * row::BYTES as u64).cast_mut()))
-}
-
-/// How many CPUs have counters: all.
+/// What the loader puts in the place of a number, of which the compiler knows nothing. Loaded wherever it is asked for.
 #[cfg(target_arch = "bpf")]
 #[inline(always)]
-fn rows() -> u64 {
-    let rows: u64;
+pub fn number<const PLACE: u64>() -> u64 {
+    let number: u64;
     // SAFETY: loads a number.
-    unsafe {
-        core::arch::asm!("{0} = {1} ll", out(reg) rows, const maps::COUNTS_ROWS, options(pure, nomem, nostack))
-    };
-    rows
+    unsafe { core::arch::asm!("{0} = {1} ll", out(reg) number, const PLACE, options(nomem, nostack)) };
+    number
 }
 
 /// The same for the host's compiler, which only checks this crate.
 #[cfg(not(target_arch = "bpf"))]
-fn rows() -> u64 {
-    maps::CPUS as u64
+pub fn number<const PLACE: u64>() -> u64 {
+    PLACE
 }
 
 /// Stamp of now, for leases.
@@ -590,10 +567,4 @@ fn rows() -> u64 {
 pub fn stamp() -> u8 {
     // SAFETY: the helper has no preconditions.
     lb_common::lease::stamp(unsafe { bpf_jiffies64() })
-}
-
-#[inline(always)]
-fn cpu() -> u32 {
-    // SAFETY: the helper has no preconditions.
-    unsafe { aya_ebpf::helpers::bpf_get_smp_processor_id() }
 }

@@ -3,6 +3,7 @@
 mod affinity;
 mod again;
 mod capture;
+mod cpus;
 mod fixtures;
 mod former;
 mod icmp;

@@ -14,7 +14,7 @@ use lb_common::{BackendId, HashKey, Record, Verdict, backend, flows, lease};
 use super::Error;
 use super::explain;
 use super::held::Held;
-use super::kernel::{Kernel, Loaded, Ring, Translated};
+use super::kernel::{Banks, Kernel, Loaded, Ring, Translated};
 use super::memory::{Counters, Tables};
 use super::mmap;
 use super::pins::Pins;
@@ -104,6 +104,11 @@ impl Engine {
     /// Loads programs and maps that go when this does.
     pub fn load(config: Config) -> Result<Self, Error> {
         Self::begin(config, Kernel::load(None, None)?)
+    }
+
+    /// The same with counters as a host of other CPUs has them.
+    pub fn load_for(config: Config, banks: Banks) -> Result<Self, Error> {
+        Self::begin(config, Kernel::load_for(banks, None, None)?)
     }
 
     /// The same in succession of an agent before us: what it left in the kernel and serves goes on,

@@ -43,6 +43,7 @@ pub use formers::Formers;
 use inherit::Inherited;
 pub use look::Ended;
 pub use out::remove_filters;
+pub use tables::Banks;
 use tables::Placed;
 
 /// The object that `cargo xtask build-ebpf` builds; empty where it was not built.
@@ -94,34 +95,36 @@ impl Kernel {
     /// Loads the programs, over maps that an agent before us pinned where they serve. Until an
     /// attachment is swapped, no packet meets them. `key`: the hash key that is asked for.
     pub fn load(pins: Option<Pins>, key: Option<HashKey>) -> Result<Loaded, Error> {
-        if OBJECT.is_empty() {
-            return Err(Error::NotBuilt);
-        }
         let cpus = aya::util::nr_cpus().map_err(|(what, source)| Error::System {
             call: "read",
             object: what.to_owned(),
             source,
             hint: "",
         })?;
-        if cpus > maps::CPUS {
-            return Err(Error::TooManyCpus(cpus));
+        Self::load_for(Banks::of(cpus)?, pins, key)
+    }
+
+    /// The same with counters as a host of other CPUs has them.
+    pub fn load_for(banks: Banks, pins: Option<Pins>, key: Option<HashKey>) -> Result<Loaded, Error> {
+        if OBJECT.is_empty() {
+            return Err(Error::NotBuilt);
         }
-        let rows = u32::try_from(cpus.max(1)).unwrap_or(1);
         let mut inherited = match &pins {
-            Some(pins) => Inherited::find(pins, rows, key)?,
+            Some(pins) => Inherited::find(pins, banks, key)?,
             None => Inherited::default(),
         };
         let mut told = std::mem::take(&mut inherited.told);
-        let mut kernel = match Self::load_over(&inherited, rows) {
+        let mut kernel = match Self::load_over(&inherited, banks) {
             Err(error) if !inherited.paths.is_empty() => {
                 told.push(format!("the program does not load over the maps that are pinned: {error}"));
                 inherited = Inherited::default();
-                Self::load_over(&inherited, rows)?
+                Self::load_over(&inherited, banks)?
             }
             loaded => loaded?,
         };
         let tables = Tables::mapped(|words| kernel.mapping(maps::TABLES, words))?;
-        let counters = Counters::new(kernel.mapping(maps::COUNTS, 0..rows as usize * row::END)?);
+        let counts = banks.names().map(|name| kernel.mapping(name, 0..banks.rows() * row::END));
+        let counters = Counters::new(counts.collect::<Result<_, _>>()?);
         told.extend(kernel.migrate(&inherited));
         if let Some(pins) = pins {
             kernel.set = Some(kernel.pin_set(&pins)?);
@@ -130,8 +133,8 @@ impl Kernel {
         Ok(Loaded { kernel, tables, counters, inherited: inherited.paths.contains_key(maps::TABLES), told })
     }
 
-    fn load_over(inherited: &Inherited, rows: u32) -> Result<Self, Error> {
-        let placed = Placed::open(&inherited.paths, rows)?;
+    fn load_over(inherited: &Inherited, banks: Banks) -> Result<Self, Error> {
+        let placed = Placed::open(&inherited.paths, banks)?;
         let object = placed.linked(OBJECT)?;
         let mut loader = EbpfLoader::new();
         for (name, path) in &inherited.paths {
@@ -178,7 +181,7 @@ impl Kernel {
 
     /// A map of the program.
     fn map(&self, name: &str) -> Option<&Map> {
-        let placed = self.placed.all().into_iter().find(|(placed, _)| *placed == name);
+        let placed = self.placed.all().find(|(placed, _)| *placed == name);
         placed.map(|(_, map)| map).or_else(|| self.ebpf.map(name))
     }
 

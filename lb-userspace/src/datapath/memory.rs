@@ -403,12 +403,12 @@ impl Memory for ReadOnly<'_> {
     fn mark_used(&self, _: u32) {}
 }
 
-/// Counters: one row per CPU, written by the kernel only.
+/// Counters: one row per CPU, in one map or several, written by the kernel only.
 #[derive(Debug)]
-pub struct Counters(Mapping);
+pub struct Counters(Vec<Mapping>);
 
 impl Counters {
-    pub(super) fn new(rows: Mapping) -> Self {
+    pub(super) fn new(rows: Vec<Mapping>) -> Self {
         Self(rows)
     }
 
@@ -441,7 +441,7 @@ impl Counters {
     }
 
     fn sum(&self, index: usize) -> u64 {
-        let rows = self.0.words().chunks(row::END);
+        let rows = self.0.iter().flat_map(|bank| bank.words().chunks(row::END));
         let cells = rows.filter_map(|row| row.get(index)).map(|cell| cell.load(Ordering::Relaxed));
         cells.fold(0, u64::wrapping_add)
     }

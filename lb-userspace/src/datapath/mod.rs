@@ -50,7 +50,7 @@ use crate::model::l4::{FiveTuple, L4, Listener};
 use crate::model::report::{Explanation, Metric};
 
 pub use detach::{Detached, detach};
-pub use kernel::{Attached, Formers};
+pub use kernel::{Attached, Banks, Formers};
 pub use mmap::share_heaps;
 pub use status::Status;
 

@@ -15,7 +15,8 @@ use lb_common::maps::{self, at};
 use lb_common::nat::{Forward, Reverse};
 use lb_common::{ABI_VERSION, Lines};
 
-use super::{Error, Kernel, OBJECT, tables};
+use super::tables::{self, Banks};
+use super::{Error, Kernel, OBJECT};
 use crate::datapath::memory::Cells;
 use crate::datapath::mmap::Mapping;
 use crate::datapath::pins::Pins;
@@ -23,8 +24,11 @@ use crate::datapath::pins::Pins;
 /// Maps that outlive the program, the tables last: a set that has them is complete. What is not
 /// here is part of the program: its tail calls and its scratch memory change with it, by the one
 /// store that swaps the program of an attachment.
-const KEPT: [&str; 10] = [
-    maps::COUNTS,
+const KEPT: [&str; 13] = [
+    maps::COUNTS[0],
+    maps::COUNTS[1],
+    maps::COUNTS[2],
+    maps::COUNTS[3],
     maps::NAT_FORWARD,
     maps::NAT_REVERSE,
     maps::BEGUN,
@@ -59,8 +63,8 @@ struct Shape {
 
 impl Inherited {
     /// Looks through what is pinned, the newest set first. `key`: the hash key that is asked for.
-    pub(super) fn find(pins: &Pins, rows: u32, key: Option<HashKey>) -> Result<Self, Error> {
-        let wanted = shapes(rows)?;
+    pub(super) fn find(pins: &Pins, banks: Banks, key: Option<HashKey>) -> Result<Self, Error> {
+        let wanted = shapes(banks)?;
         let mut told = Vec::new();
         for set in pins.sets() {
             match usable(&set, &wanted, key) {
@@ -131,7 +135,7 @@ const fn words<T>() -> usize {
 }
 
 /// What the object's maps are made as.
-fn shapes(rows: u32) -> Result<BTreeMap<String, Shape>, Error> {
+fn shapes(banks: Banks) -> Result<BTreeMap<String, Shape>, Error> {
     let object = aya_obj::Object::parse(OBJECT).map_err(|_| Error::Object("maps"))?;
     let shape = |(name, map): (&str, &aya_obj::Map)| {
         let is_devmap = [aya::maps::MapType::DevMap, aya::maps::MapType::DevMapHash]
@@ -148,7 +152,7 @@ fn shapes(rows: u32) -> Result<BTreeMap<String, Shape>, Error> {
         (name.to_owned(), shape)
     };
     let maps = object.maps.iter().map(|(name, map)| (name.as_str(), map));
-    let placed = tables::wanted(rows);
+    let placed = tables::wanted(banks);
     Ok(maps.chain(placed.iter().map(|(name, map)| (*name, map))).map(shape).collect())
 }
 

@@ -21,51 +21,99 @@ const SHARED: u32 = 1 << 10;
 /// The maps of this kind.
 pub(super) struct Placed {
     /// What user space lays out.
-    pub tables: Map,
-    /// What packets count, in that many rows.
-    pub counts: Map,
+    tables: Map,
+    /// What packets count.
+    counts: Vec<(&'static str, Map)>,
+    banks: Banks,
+}
+
+/// How the rows of counters, one for each CPU, are spread over maps: as many in each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Banks {
+    maps: u32,
     rows: u32,
 }
 
+impl Banks {
+    /// For so many CPUs, in as few maps as there may be.
+    pub fn of(cpus: usize) -> Result<Self, Error> {
+        Self::with(cpus, maps::BANK_ROWS)
+    }
+
+    /// The same with `most` rows to a map.
+    pub fn with(cpus: usize, most: usize) -> Result<Self, Error> {
+        let cpus = cpus.max(1);
+        let count = cpus.div_ceil(most);
+        if count > maps::BANKS {
+            return Err(Error::TooManyCpus(cpus));
+        }
+        Ok(Self { maps: count as u32, rows: cpus.div_ceil(count) as u32 })
+    }
+
+    /// The maps.
+    pub(super) fn names(self) -> impl Iterator<Item = &'static str> {
+        maps::COUNTS.into_iter().take(self.maps as usize)
+    }
+
+    /// The first CPU behind each map; those that are not there end with the last one that is.
+    fn ends(self) -> impl Iterator<Item = u32> {
+        (1..=maps::BANKS as u32).map(move |bank| bank.min(self.maps) * self.rows)
+    }
+
+    /// Rows of each.
+    pub(super) const fn rows(self) -> usize {
+        self.rows as usize
+    }
+}
+
 /// What they are made as.
-pub(super) fn wanted(rows: u32) -> [(&'static str, aya_obj::Map); 2] {
+pub(super) fn wanted(banks: Banks) -> Vec<(&'static str, aya_obj::Map)> {
     // An array of one value, because of no other one is the address known.
     let array = |bytes| aya_obj::Map::new_from_params(MapType::Array as u32, 4, bytes as u32, 1, SHARED);
-    [(maps::TABLES, array(at::END * size_of::<u64>())), (maps::COUNTS, array(rows as usize * row::BYTES))]
+    let counts = banks.names().map(|name| (name, array(banks.rows() * row::BYTES)));
+    [(maps::TABLES, array(at::END * size_of::<u64>()))].into_iter().chain(counts).collect()
 }
 
 impl Placed {
     /// Opens those that an agent before us pinned, and makes the others.
-    pub(super) fn open(pinned: &BTreeMap<&'static str, PathBuf>, rows: u32) -> Result<Self, Error> {
-        let [tables, counts] = wanted(rows).map(|(name, wanted)| {
+    pub(super) fn open(pinned: &BTreeMap<&'static str, PathBuf>, banks: Banks) -> Result<Self, Error> {
+        let opened = wanted(banks).into_iter().map(|(name, wanted)| {
             let data = match pinned.get(name) {
                 Some(path) => MapData::from_pin(path),
                 None => MapData::create(wanted, name, None),
             };
-            data.and_then(Map::from_map_data).map_err(|error| failed(name, error))
+            let map = data.and_then(Map::from_map_data).map_err(|error| failed(name, error))?;
+            Ok((name, map))
         });
-        Ok(Self { tables: tables?, counts: counts?, rows })
+        let mut counts = opened.collect::<Result<Vec<_>, Error>>()?;
+        let (_, tables) = counts.remove(0);
+        Ok(Self { tables, counts, banks })
     }
 
-    /// Both with their names.
-    pub(super) fn all(&self) -> [(&'static str, &Map); 2] {
-        [(maps::TABLES, &self.tables), (maps::COUNTS, &self.counts)]
+    /// All with their names.
+    pub(super) fn all(&self) -> impl Iterator<Item = (&str, &Map)> {
+        let counts = self.counts.iter().map(|(name, map)| (*name, map));
+        [(maps::TABLES, &self.tables)].into_iter().chain(counts)
     }
 
     /// The object with what its numbers stand for.
     pub(super) fn linked(&self, object: &[u8]) -> Result<Vec<u8>, Error> {
         let mut object = object.to_vec();
-        for (name, map, address) in [
-            (maps::TABLES, &self.tables, maps::TABLES_ADDRESS),
-            (maps::COUNTS, &self.counts, maps::COUNTS_ADDRESS),
-        ] {
+        // Where there is no such map nothing comes to its address, which has to be one all the same.
+        let counts = (0..maps::BANKS).filter_map(|bank| self.counts.get(bank).or(self.counts.first()));
+        let counts = counts.zip(maps::COUNTS_ADDRESS).map(|((name, map), address)| (*name, map, address));
+        for (name, map, address) in
+            [(maps::TABLES, &self.tables, maps::TABLES_ADDRESS)].into_iter().chain(counts)
+        {
             let Map::Array(data) = map else { return Err(Error::Object(name)) };
             let of_map = |offset| Load::OfMap { fd: data.fd().as_fd().as_raw_fd(), offset };
             if link(&mut object, address, of_map) == 0 {
                 return Err(Error::Object(name));
             }
         }
-        link(&mut object, maps::COUNTS_ROWS, |_| Load::Number(self.rows));
+        for (place, end) in maps::COUNTS_END.into_iter().zip(self.banks.ends()) {
+            link(&mut object, place, |_| Load::Number(end));
+        }
         Ok(object)
     }
 }
@@ -130,11 +178,27 @@ mod tests {
     }
 
     #[test]
+    fn rows_are_spread_evenly_over_as_few_maps_as_hold_them() {
+        for (cpus, maps, ends) in [
+            (0, 1, [1, 1, 1, 1]),
+            (340, 1, [340, 340, 340, 340]),
+            (341, 2, [171, 342, 342, 342]),
+            (384, 2, [192, 384, 384, 384]),
+            (1024, 4, [256, 512, 768, 1024]),
+            (1360, 4, [340, 680, 1020, 1360]),
+        ] {
+            let banks = Banks::of(cpus).expect("they fit");
+            assert_eq!((banks.maps, banks.ends().collect::<Vec<_>>()), (maps, ends.to_vec()), "{cpus}");
+        }
+        assert!(matches!(Banks::of(1361), Err(Error::TooManyCpus(1361))));
+    }
+
+    #[test]
     fn a_load_of_the_number_of_rows_becomes_one_of_it() {
-        let [a, b, c, d] = ((maps::COUNTS_ROWS >> 32) as u32).to_le_bytes();
+        let [a, b, c, d] = ((maps::COUNTS_END[0] >> 32) as u32).to_le_bytes();
         let mut object = [0x18, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, a, b, c, d];
 
-        let found = link(&mut object, maps::COUNTS_ROWS, |_| Load::Number(0x0102));
+        let found = link(&mut object, maps::COUNTS_END[0], |_| Load::Number(0x0102));
 
         assert_eq!((found, object), (1, [0x18, 4, 0, 0, 2, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]));
     }
