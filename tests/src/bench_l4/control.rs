@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 use penstock::datapath::engine::Engine;
 use penstock::datapath::plan::{Book, Op};
 use penstock::model::l4::{ForwardingMode::L2, Protocol::Tcp};
+use rustix::time::{ClockId, clock_gettime};
 use serde_json::json;
 
 use crate::world::{CONFIG, World, backend};
@@ -15,13 +16,17 @@ use crate::world::{CONFIG, World, backend};
 /// Repeats of what takes milliseconds; the fastest counts.
 const REPEATS: usize = 21;
 
+/// Starts from empty.
+const STARTS: usize = 3;
+
 /// What was measured.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Control {
     /// A table of 65,536 slots gains or loses a backend.
     pub publish: Publish,
-    /// 1,000 VIPs over 10,000 backends, nothing installed before.
-    pub from_empty: Duration,
+    /// 1,000 VIPs over 10,000 backends, nothing installed before: the fastest of a few times, and what a CPU worked for the
+    /// one that it worked least for. The longer the rest of the time, the busier the machine was.
+    pub from_empty: [Duration; 2],
     /// Kernel memory of every map at its default size, largest first.
     pub maps: Vec<(String, u64)>,
 }
@@ -48,8 +53,8 @@ impl Control {
                 "goal": PUBLISH.as_micros(), "met": switched[0] <= PUBLISH,
             }),
             json!({
-                "case": "1000-vips-10000-backends", "ms": from_empty.as_millis(),
-                "goal": FROM_EMPTY.as_millis(), "met": *from_empty <= FROM_EMPTY,
+                "case": "1000-vips-10000-backends", "ms": from_empty[0].as_millis(), "cpu_ms": from_empty[1].as_millis(),
+                "goal": FROM_EMPTY.as_millis(), "met": from_empty[0] <= FROM_EMPTY,
             }),
             json!({ "case": "map-memory", "bytes": memory, "goal": MEMORY, "met": memory <= MEMORY }),
         ]
@@ -70,24 +75,33 @@ pub const MEMORY: u64 = 100_000_000;
 
 /// Measures all of it. The time to build the wish is not part of it: that is `translate`'s.
 pub fn run() -> Result<Control> {
-    let mut engine = Engine::load(CONFIG)?;
-    let maps = engine.kernel.memory();
+    let maps = Engine::load(CONFIG)?.kernel.memory();
     ensure!(!maps.is_empty(), "the kernel does not tell the memory of maps");
 
     let many = (0..1000).fold(World::new(), |world, vip| world_with(world, vip, 10));
-    let from_empty = apply(&mut engine, &many)?;
+    let mut from_empty = [Duration::MAX; 2];
+    for _ in 0..STARTS {
+        let times = apply(&mut Engine::load(CONFIG)?, &many)?;
+        from_empty = [0, 1].map(|which| from_empty[which].min(times[which]));
+    }
 
-    drop(engine);
     Ok(Control { publish: publish()?, from_empty, maps })
 }
 
-fn apply(engine: &mut Engine, world: &World) -> Result<Duration> {
+/// How long it took, and how long this thread ran for it.
+fn apply(engine: &mut Engine, world: &World) -> Result<[Duration; 2]> {
     let want = world.want.clone();
-    let start = Instant::now();
+    let (start, ran) = (Instant::now(), cpu_time());
     let problems = engine.apply(want);
-    let time = start.elapsed();
+    let times = [start.elapsed(), cpu_time().saturating_sub(ran)];
     ensure!(problems.is_empty(), "{problems:?}");
-    Ok(time)
+    Ok(times)
+}
+
+/// Of this thread, since it began.
+fn cpu_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec.try_into().unwrap_or(0), time.tv_nsec.try_into().unwrap_or(0))
 }
 
 /// Drives plan and tables as [`Engine::apply`] does, so as to look at the clock in between.

@@ -1,4 +1,5 @@
-//! Prints what a packet costs: `bench-l4 [--wire] [--json FILE] [--rounds N] [--only WORD,WORD]`.
+//! Prints what a packet costs: `bench-l4 [--wire] [--json FILE] [--rounds N] [--only WORD,WORD]`; `--only control`: what a
+//! change of the tables does.
 
 use anyhow::{Context, Result, bail};
 use lb_tests::bench_l4::control::{self, Control, Publish};
@@ -29,6 +30,11 @@ fn main() -> Result<()> {
 }
 
 fn packets(rounds: usize, only: &str) -> Result<Vec<serde_json::Value>> {
+    if only == "control" {
+        let control = control::run().context("measure a change of the tables")?;
+        print_control(&control);
+        return Ok(control.json());
+    }
     let only: Vec<&str> = only.split(',').filter(|word| !word.is_empty()).collect();
     let measured =
         bench_l4::run(rounds, &only).context("measure (needs root or CAP_BPF and CAP_NET_ADMIN)")?;
@@ -90,13 +96,15 @@ fn print_control(control: &Control) {
     println!(
         "\na table of 65,536 slots, from plan to switched: {:.1?}, median {:.1?} (goal {:.0?}); \
          the plan: {:.1?}, median {:.1?}\n\
-         1,000 VIPs with 10,000 backends from empty: {from_empty:.0?} (goal {:.0?})\n\
+         1,000 VIPs with 10,000 backends from empty: {:.0?}, {:.0?} of them on a CPU (goal {:.0?})\n\
          memory of all maps: {:.1} MB (goal {:.0} MB)",
         switched[0],
         switched[1],
         control::PUBLISH,
         planned[0],
         planned[1],
+        from_empty[0],
+        from_empty[1],
         control::FROM_EMPTY,
         megabytes(control.memory()),
         megabytes(control::MEMORY),
