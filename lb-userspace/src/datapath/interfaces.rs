@@ -1,5 +1,7 @@
 //! How the program gets onto an interface, and what it knows of it there.
 
+use std::collections::BTreeMap;
+
 use lb_common::maps;
 use tracing::warn;
 
@@ -38,8 +40,13 @@ pub(super) fn bond_ports<'a>(
     ports.filter_map(|port| Some((port, bond_of(port)?))).collect()
 }
 
-/// Native first where that is left to us.
-pub(super) fn attach(engine: &mut Engine, interface: &Interface, how: Attach) -> Result<Attached, Error> {
+/// Native first where that is left to us. `all`: the interfaces of this host.
+pub(super) fn attach(
+    engine: &mut Engine,
+    interface: &Interface,
+    all: &BTreeMap<u32, Interface>,
+    how: Attach,
+) -> Result<Attached, Error> {
     let Interface { name, ifindex, .. } = interface;
     let before = engine.kernel.attached_before(*ifindex);
     if how == Attach::Native || how == Attach::Auto && before != Some(Attached::Generic) {
@@ -47,14 +54,78 @@ pub(super) fn attach(engine: &mut Engine, interface: &Interface, how: Attach) ->
             Ok(()) => return Ok(Attached::Native),
             // What else sits there is in the way of either.
             Err(error) if how == Attach::Native || error.is_in_the_way() => return Err(error),
-            Err(error) => warn!(
-                interface = name,
-                %error,
-                "no XDP in the driver, falling back to the stack: slower, and GRO on this interface \
-                 must be off (ethtool -K {name} gro off)"
-            ),
+            Err(error) => {
+                warn!(interface = name, %error, fix = in_the_stack(interface, all), "no XDP in the driver, falling back to the stack");
+            }
         }
     }
     engine.kernel.attach(name, *ifindex, Attached::Generic)?;
     Ok(Attached::Generic)
+}
+
+/// What an operator is to know of a program in the stack. A VLAN interface gets its frames from the device below, whose GRO
+/// has joined them by then.
+fn in_the_stack(interface: &Interface, all: &BTreeMap<u32, Interface>) -> String {
+    let (mut device, mut tags) = (interface, 0);
+    while let Kind::Vlan { lower: Some(lower), .. } = device.kind
+        && let Some(below) = all.get(&lower)
+        && tags < 2
+    {
+        (device, tags) = (below, tags + 1);
+    }
+    let name = &device.name;
+    let gro = format!("slower, and GRO on {name} must be off (ethtool -K {name} gro off)");
+    if tags == 0 {
+        return gro;
+    }
+    format!(
+        "{gro}; or have the program on {name} (--interface {name}), where it serves all VLANs: for that the device must \
+         leave the tags in the frames (ethtool -K {name} rxvlan off)"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use lb_common::{Mac, Tag};
+
+    use super::*;
+
+    fn interface(ifindex: u32, name: &str, kind: Kind) -> Interface {
+        Interface {
+            name: name.to_owned(),
+            ifindex,
+            mac: Some(Mac([2; 6])),
+            mtu: 1500,
+            up: true,
+            carrier: true,
+            kind,
+            master: None,
+            bond_port: false,
+            addrs: BTreeSet::new(),
+        }
+    }
+
+    #[test]
+    fn what_to_do_about_a_program_in_the_stack_is_done_to_the_device_below() {
+        let vlan = |lower, id| Kind::Vlan { lower, tag: Tag::customer(id) };
+        let all = [
+            interface(1, "eth0", Kind::Device),
+            interface(2, "eth0.5", vlan(Some(1), 5)),
+            interface(3, "eth0.5.7", vlan(Some(2), 7)),
+            interface(4, "elsewhere.5", vlan(None, 5)),
+        ];
+        let all: BTreeMap<u32, Interface> = all.into_iter().map(|one| (one.ifindex, one)).collect();
+
+        let below = "slower, and GRO on eth0 must be off (ethtool -K eth0 gro off)";
+        let named = format!(
+            "{below}; or have the program on eth0 (--interface eth0), where it serves all VLANs: for that the device must leave \
+             the tags in the frames (ethtool -K eth0 rxvlan off)"
+        );
+        let elsewhere = "slower, and GRO on elsewhere.5 must be off (ethtool -K elsewhere.5 gro off)";
+        for (ifindex, wanted) in [(1, below), (2, &named), (3, &named), (4, elsewhere)] {
+            assert_eq!(in_the_stack(&all[&ifindex], &all), wanted, "{ifindex}");
+        }
+    }
 }

@@ -206,7 +206,7 @@ impl Worker {
             if let Some((called, _)) = self.attached.get_mut(ifindex) {
                 called.clone_from(name);
             } else {
-                match attach(&mut engine, interface, self.attach) {
+                match attach(&mut engine, interface, &self.netlink.view().interfaces, self.attach) {
                     Ok(mode) => {
                         info!(interface = name, ?mode, "xdp program attached");
                         self.attached.insert(*ifindex, (name.clone(), mode));
