@@ -230,10 +230,11 @@ fn to_client<F: Family>(ctx: &XdpContext, carry: &mut Carry) -> Outcome {
     }
     // Everybody's way takes so much; and it leads back where the answer came from, as a rule.
     let length = F::length(&head);
-    if length > LEAST_MTU && entry.client.ifindex != ctx.ingress_ifindex() as u32 {
-        if let Some(mtu) = narrower(ctx, entry.client.ifindex, length) {
-            return refuse(ctx, carry, Verdict::TooBig, mtu, true);
-        }
+    if length > LEAST_MTU
+        && entry.client.ifindex != ctx.ingress_ifindex() as u32
+        && let Some(mtu) = narrower(ctx, entry.client.ifindex, length)
+    {
+        return refuse(ctx, carry, Verdict::TooBig, mtu, true);
     }
     let flags = carry.tcp_flags as u8;
     entry.seen = steer::now();
