@@ -14,6 +14,9 @@ use crate::netns::{Host, Lab};
 /// Longest wait for something that takes milliseconds on an idle machine.
 pub const DEADLINE: Duration = Duration::from_secs(20);
 
+/// An agent loads its kernel part first, which a loaded machine's verifier takes its time for.
+const STARTS_WITHIN: Duration = Duration::from_secs(120);
+
 /// As long as an agent waits for its successor: on a busy machine the verifier takes its time.
 const LONGEST_TAKEOVER: Duration = Duration::from_secs(60);
 
@@ -101,7 +104,7 @@ impl Agent {
         command.args(&args);
         let pid = lab.start(command, &log)?;
         let agent = Self { host: host.clone(), pid, manifests: dir.join("manifests"), log, args };
-        let up = eventually(DEADLINE, || {
+        let up = eventually(STARTS_WITHIN, || {
             if !lab.is_running(pid) {
                 return Some(false);
             }
