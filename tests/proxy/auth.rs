@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use penstock::l7::explain::{Request, Scheme, explain};
 use penstock::model::l4::Prefix;
 use penstock::model::l7::policy::{Access, AddressSet, Auth, Basic, Cors, Origins, Password, Satisfy, Users};
 use penstock::model::l7::{Action, Filters, Policies};
@@ -143,4 +144,37 @@ fn a_host_says_only_to_those_it_lets_in_that_it_holds_nothing() {
     let silent = rig.ask("GET /a HTTP/1.1\r\nHost: h\r\n\r\n");
 
     assert_eq!([silent.status, ask_as(&rig, ALICE).status], [401, 404]);
+}
+
+#[test]
+fn what_is_explained_says_that_a_client_has_to_be_let_in_first() {
+    let listed: AddressSet = Prefix::new([127, 0, 0, 0].into(), 8).into_iter().collect();
+    let access = Access { denied: AddressSet::default(), allowed: Some(listed) };
+    let told = |policies: Policies| {
+        let filters = Filters { policies: Some(Arc::new(policies)), ..Filters::default() };
+        let request = Request {
+            scheme: Scheme::Http,
+            host: "h".to_owned(),
+            target: "/a".to_owned(),
+            method: "GET".to_owned(),
+            headers: Vec::new(),
+            client: [127, 0, 0, 1].into(),
+        };
+        explain(&to_with(&["127.0.0.1:80".parse().expect("an address")], filters), None, &request)
+    };
+
+    let (all, any) = (told(auth(Satisfy::All)), told(auth(Satisfy::Any)));
+    let by_address = told(Policies { access: Some(access), ..auth(Satisfy::Any) });
+
+    assert_eq!(all.verdict, "once let in: proxied to default-echo-80 as GET /a");
+    assert_eq!(any.verdict, all.verdict);
+    assert_eq!(by_address.verdict, "proxied to default-echo-80 as GET /a");
+    let satisfy = |steps: &[penstock::model::report::Step]| {
+        steps.iter().find(|step| step.name == "satisfy").map(|step| step.detail.clone())
+    };
+    assert_eq!(satisfy(&any.steps).as_deref(), Some("one of these is enough"));
+    assert_eq!(
+        satisfy(&by_address.steps).as_deref(),
+        Some("one of these is enough, or an address that is listed")
+    );
 }
