@@ -2,7 +2,7 @@
 //!
 //! The first holds what every packet needs, the second what only the tunnel and tagged ways do.
 
-use crate::{Addr, Lines, Tags, csum};
+use crate::{Addr, Lines, Tags, csum, tunnel};
 
 /// Index of a backend's line; 0 is never used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -63,6 +63,48 @@ impl Mode {
     #[inline(always)]
     pub const fn is_translated(self) -> bool {
         matches!(self, Self::Nat | Self::Local)
+    }
+}
+
+/// What the packets of a backend get in front of them, in one number; 0: they are translated, or nobody's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wrap(pub u8);
+
+impl Wrap {
+    /// Not sent on as they are.
+    pub const NONE: Self = Self(0);
+    /// An Ethernet header.
+    pub const ETHERNET: Self = Self(1);
+    /// An IPv4 header.
+    pub const IPIP_V4: Self = Self(2);
+    /// An IPv6 header.
+    pub const IPIP_V6: Self = Self(3);
+    /// The tunnel's headers over IPv4.
+    pub const TUNNEL_V4: Self = Self(4);
+    /// The tunnel's headers over IPv6.
+    pub const TUNNEL_V6: Self = Self(5);
+
+    /// That of a mode and the family of the address that packets are sent to.
+    const fn of(mode: Mode, is_v4: bool) -> Self {
+        match (mode, is_v4) {
+            (Mode::L2, _) => Self::ETHERNET,
+            (Mode::Ipip, true) => Self::IPIP_V4,
+            (Mode::Ipip, false) => Self::IPIP_V6,
+            (Mode::Tunnel, true) => Self::TUNNEL_V4,
+            (Mode::Tunnel, false) => Self::TUNNEL_V6,
+            (Mode::Nat | Mode::Local, _) => Self::NONE,
+        }
+    }
+
+    /// Bytes of the headers behind Ethernet's.
+    const fn bytes(self) -> u16 {
+        match self {
+            Self::IPIP_V4 => 20,
+            Self::IPIP_V6 => 40,
+            Self::TUNNEL_V4 => tunnel::OVERHEAD_V4 as u16,
+            Self::TUNNEL_V6 => tunnel::OVERHEAD_V6 as u16,
+            _ => 0,
+        }
     }
 }
 
@@ -136,13 +178,14 @@ impl Backend {
         let Self { addr, source, next_hop, tags, wire_port, mode, .. } = self;
         let Self { draining, generation, mtu, pool_tag, inner, tunnel_tag, .. } = self;
         let draining = if draining { Identity::DRAINING } else { 0 };
-        let flags = draining | if addr.is_v4() { 0 } else { Identity::OUTER_V6 };
+        let wrap = Wrap::of(mode, addr.is_v4());
         let sum = csum::fold(csum::addresses(source.raw_v4(), addr.raw_v4()));
         let identity = wire_port as u64
             | (mode as u64) << 16
-            | (flags as u64) << 24
+            | draining
+            | (wrap.0 as u64) << 24
             | (generation as u64) << 32
-            | (mtu as u64) << 48;
+            | (mtu.saturating_sub(wrap.bytes()) as u64) << 48;
         let outer = pool_tag as u64 | (sum as u64) << 32;
         let (plain, tagged) = if tags.is_none() { (next_hop.ifindex, 0) } else { (0, next_hop.ifindex) };
         [
@@ -201,8 +244,7 @@ impl Backend {
 pub struct Identity(pub u64);
 
 impl Identity {
-    const DRAINING: u8 = 1;
-    const OUTER_V6: u8 = 2;
+    const DRAINING: u64 = 1 << 23;
 
     /// Port in wire order.
     #[inline(always)]
@@ -213,19 +255,19 @@ impl Identity {
     /// [`Mode`] as its number; 0: no backend has this id.
     #[inline(always)]
     pub const fn mode(self) -> u8 {
-        (self.0 >> 16) as u8
+        (self.0 >> 16) as u8 & 0x7f
     }
 
     /// Takes no new flows.
     #[inline(always)]
     pub const fn is_draining(self) -> bool {
-        (self.0 >> 24) as u8 & Self::DRAINING != 0
+        self.0 & Self::DRAINING != 0
     }
 
-    /// Its packets are sent to an IPv6 address.
+    /// What its packets get in front of them.
     #[inline(always)]
-    pub const fn is_outer_v6(self) -> bool {
-        (self.0 >> 24) as u8 & Self::OUTER_V6 != 0
+    pub const fn wrap(self) -> Wrap {
+        Wrap((self.0 >> 24) as u8)
     }
 
     /// Generation; 0: no backend has this id.
@@ -240,10 +282,15 @@ impl Identity {
         self.generation() != 0
     }
 
-    /// Largest IP packet.
+    /// The largest packet whose path takes it with what it gets in front. 0: nobody's.
     #[inline(always)]
-    pub const fn mtu(self) -> u16 {
+    pub const fn room(self) -> u16 {
         (self.0 >> 48) as u16
+    }
+
+    /// The largest IP packet that its path takes.
+    pub const fn mtu(self) -> u16 {
+        self.room().saturating_add(self.wrap().bytes())
     }
 }
 
@@ -290,21 +337,15 @@ pub fn identity(table: &impl Lines, id: BackendId) -> Identity {
     Identity(table.word(line(id), 6))
 }
 
-/// Reads a backend's [`Mode`] as its number; 0: no backend has this id.
+/// Reads [`Identity::wrap`].
 #[inline(always)]
-pub fn mode(table: &impl Lines, id: BackendId) -> u8 {
-    table.byte(line(id), 6, 2)
+pub fn wrap(table: &impl Lines, id: BackendId) -> Wrap {
+    Wrap(table.byte(line(id), 6, 3))
 }
 
-/// Reads whether a backend's packets are sent to an IPv6 address.
+/// Reads [`Identity::room`].
 #[inline(always)]
-pub fn is_outer_v6(table: &impl Lines, id: BackendId) -> bool {
-    table.byte(line(id), 6, 3) & Identity::OUTER_V6 != 0
-}
-
-/// Reads the largest IP packet that a backend's next hop takes.
-#[inline(always)]
-pub fn mtu(table: &impl Lines, id: BackendId) -> u16 {
+pub fn room(table: &impl Lines, id: BackendId) -> u16 {
     table.quarter(line(id), 6, 3)
 }
 
@@ -379,5 +420,46 @@ mod tests {
             assert_eq!(Backend::from_words(&backend.words()), Some(backend));
         }
         assert_eq!(Backend::from_words(&[[0; 8]; 2]), None);
+    }
+
+    /// What the kernel program compares alone, whatever else stands in the line.
+    #[test]
+    fn a_line_says_what_packets_get_in_front_and_how_much_fits_behind() {
+        let v4 = Addr::v4(0x0100_000a);
+        let v6 = Addr { hi: 1, lo: 2 };
+        let cases = [
+            (Mode::L2, v4, Wrap::ETHERNET, 1500),
+            (Mode::L2, v6, Wrap::ETHERNET, 1500),
+            (Mode::Ipip, v4, Wrap::IPIP_V4, 1480),
+            (Mode::Ipip, v6, Wrap::IPIP_V6, 1460),
+            (Mode::Tunnel, v4, Wrap::TUNNEL_V4, 1456),
+            (Mode::Tunnel, v6, Wrap::TUNNEL_V6, 1436),
+            (Mode::Nat, v4, Wrap::NONE, 1500),
+            (Mode::Local, v6, Wrap::NONE, 1500),
+        ];
+        for (mode, addr, wrap, room) in cases {
+            for draining in [false, true] {
+                let backend = Backend {
+                    addr,
+                    source: addr,
+                    next_hop: NextHop::default(),
+                    tags: Tags::NONE,
+                    wire_port: u16::MAX,
+                    mode,
+                    draining,
+                    generation: u16::MAX,
+                    mtu: 1500,
+                    pool_tag: u16::MAX,
+                    inner: addr,
+                    tunnel_tag: u32::MAX,
+                };
+
+                let identity = Identity(backend.words()[0][6]);
+
+                let told = (identity.wrap(), identity.room(), identity.mtu(), identity.mode());
+                assert_eq!(told, (wrap, room, 1500, mode as u8), "{mode:?} {addr:?}");
+                assert_eq!(identity.is_draining(), draining);
+            }
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! The one line of configuration that every packet reads.
 
-use crate::Lines;
+use crate::{Lines, tunnel};
 
 /// Word 0: which half of the address and VIP tables is valid, and how large it is. Storing it is
 /// what switches both tables at once.
@@ -126,8 +126,10 @@ impl Settings {
             grace,
         } = self;
         let ports = nat_first as u64 | (nat_count as u64) << 16 | (workers as u64) << 32;
-        let tunnel = tunnel_port as u64 | (grace as u64) << 16 | (capturing as u64) << 32;
-        [key[0], key[1], key[2], key[3], ports | (flow_bits as u64) << 48, tunnel]
+        let more = (flow_bits as u64) << 48 | (capturing as u64) << 63;
+        let cluster = tunnel::cluster(HashKey(key));
+        let tunnel = tunnel_port as u64 | (grace as u64) << 16 | (cluster as u64) << 32;
+        [key[0], key[1], key[2], key[3], ports | more, tunnel]
     }
 }
 
@@ -185,7 +187,13 @@ pub fn tunnel_port(config: &impl Lines) -> u16 {
 /// Whether packets are shown to [`crate::capture`].
 #[inline(always)]
 pub fn capturing(config: &impl Lines) -> bool {
-    config.high(0, 6) != 0
+    config.word(0, 5) >> 63 != 0
+}
+
+/// [`tunnel::cluster`] of the key.
+#[inline(always)]
+pub fn cluster(config: &impl Lines) -> u32 {
+    config.high(0, 6)
 }
 
 /// The grace time, in units of [`crate::flows::clock`].

@@ -345,8 +345,8 @@ mod tests {
     #[test]
     fn a_syn_begins_anew_once_the_backend_resets_or_both_are_silent() {
         let (both, closed) = (state::SEEN, state::SEEN | state::FIN);
-        // Bit 24 says that the backend drains.
-        let (takes, drains) = (Identity(0), Identity(1 << 24));
+        // Bit 23 says that the backend drains.
+        let (takes, drains) = (Identity(0), Identity(1 << 23));
         // What each side showed, its backend, and after which silences it is over.
         let cases = [
             ("open", both, both, takes, [false, false]),

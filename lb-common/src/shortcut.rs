@@ -77,12 +77,6 @@ impl Key {
         Self(dst.part | (proto as u64) << 32 | (wire_port as u64) << 48)
     }
 
-    /// The same by both ports as [`crate::Flow::ports`] has them.
-    #[inline(always)]
-    pub const fn of_ports(dst: Folded, ports: u32, proto: u8) -> Self {
-        Self(dst.part | (proto as u64) << 32 | (ports as u64 & 0xffff_0000) << 32)
-    }
-
     /// The VIP's protocol.
     pub const fn proto(self) -> u8 {
         (self.0 >> 32) as u8

@@ -10,7 +10,9 @@ use core::hint::cold_path;
 
 use aya_ebpf::{bindings::xdp_action, programs::XdpContext};
 use lb_common::{
-    Addr, BackendId, Flow, Lines, Mode, Record, Rules, Slot, Tags, Verdict, backend, config, lease,
+    Addr, BackendId, Flow, Lines, Mode, Record, Rules, Slot, Tags, Verdict,
+    backend::{self, Wrap},
+    config, lease,
     maps::{NO_XDP_TX, Program},
     shortcut::{self, ADDR_WORDS, Folded, KEY_WORD, Key, SEED_WORD},
     steer::{How, Kind},
@@ -34,10 +36,11 @@ pub fn balance(ctx: &XdpContext) -> u32 {
     let packet = Packet::of(ctx);
     // One check of the bounds: a frame on a wire is not shorter, and the ladder takes what is.
     let Some(start) = packet.view() else { return the_ladders(ctx) };
-    let kind: u16 = start.read(12);
-    if kind == ETHERTYPE_V4 {
+    if start.read::<u16>(12) == ETHERTYPE_V4 {
         return of_family::<V4>(ctx, &tables, &packet, start);
     }
+    // Read again: the compiler would ask for the middle of all four before any.
+    let kind: u16 = start.read_again(12);
     if kind == ETHERTYPE_V6 {
         return of_family::<V6>(ctx, &tables, &packet, start);
     }
@@ -246,17 +249,24 @@ struct Ours<F: Fast> {
 /// No interface has this number, nor stands it for one that is not known.
 const NO_INTERFACE: u32 = u32::MAX;
 
-/// Bits of what a packet counts beside what all do.
+/// What a packet counts beside what all do.
 mod rare {
-    /// For its VIP, too.
+    /// For its VIP, too: not 0 if it does.
     pub const COUNTED: u64 = lb_common::Rules::COUNTED;
-    /// A new flow.
+    /// Of a new flow, whatever the other bit says.
     pub const BEGINS: u64 = 2;
 }
 
-// TCP's SYN, in that bit; which protocol numbers tell apart, too: TCP's has it, UDP's has not.
-const _: () = assert!(tcp_flag::SYN as u64 & lb_common::TCP as u64 == rare::BEGINS);
-const _: () = assert!(rare::BEGINS & lb_common::UDP as u64 == 0);
+/// Both bits of [`rare`] if this is the first packet of a TCP connection, else 0; without a branch, which a flood of both
+/// kinds would have mispredicted.
+#[inline(always)]
+fn begins<F: Fast>(frame: &F::Frame, proto: u8) -> u64 {
+    const LOOKED_AT: u64 = (tcp_flag::SYN | tcp_flag::ACK | tcp_flag::RST) as u64;
+    let flags = tcp_flags::<F>(frame) as u64 & LOOKED_AT;
+    // UDP has no such byte; what stands there says nothing.
+    let differs = flags ^ tcp_flag::SYN as u64 | proto as u64 ^ lb_common::TCP as u64;
+    differs.wrapping_sub(1) >> 62
+}
 
 /// A packet to one of our VIPs, as far as it goes straight on. `PLAIN`: nothing but what is plainest is looked at.
 #[inline(always)]
@@ -268,7 +278,7 @@ fn straight<F: Fast, const PLAIN: bool>(
     dst: Folded,
 ) -> Result<u32, Turn<F>> {
     let Some(proto) = F::plain(frame) else { return Err(Turn::Ladder) };
-    let key = Key::of_ports(dst, ports::<F>(frame), proto);
+    let key = Key::new(dst, frame.read(F::PLAIN.l4 + 2), proto);
     let record = if PLAIN {
         let record = tables.record(key.line());
         if record.word(0, KEY_WORD) != key.0 || !F::is_of(&record, frame) {
@@ -308,10 +318,7 @@ fn straight<F: Fast, const PLAIN: bool>(
             Turn::Ladder
         });
     }
-    // UDP has no such byte; what stands there says nothing. ACK and RST, three bits and one above SYN, make it no beginning.
-    let flags = tcp_flags::<F>(frame) as u64;
-    let begins = flags & !(flags >> 3) & !(flags >> 1) & proto as u64 & rare::BEGINS;
-    let ours = ours(maps::or(plainly, begins));
+    let ours = ours(maps::or(plainly, begins::<F>(frame, proto)));
     let descriptor = lb_common::Descriptor(record.word(0, 0));
     if descriptor.is_none() {
         return Err(Turn::Ladder);
@@ -333,45 +340,55 @@ fn to_backend<F: Fast>(
     choice: u64,
     hash: u64,
 ) -> Option<u32> {
-    let Ours { frame, length, tx_ifindex, .. } = ours;
+    let Ours { frame, length, .. } = ours;
     let lines = tables.backend_at(choice);
     let id = BackendId(choice as u16);
-    if backend::mode(&lines, id) == Mode::L2 as u8 {
-        if *length > backend::mtu(&lines, id) as u32 {
-            return None;
-        }
-        // Nobody's line is empty: backend 0 has no next hop. Nor has one behind tags, for us.
+    // Nobody's line has room for nothing.
+    if *length > backend::room(&lines, id) as u32 {
+        return None;
+    }
+    if backend::wrap(&lines, id) == Wrap::ETHERNET {
         let next_hop = backend::next_hop(&lines, id);
-        let ether: View<ETHERNET> = frame.part(0);
-        let write = || {
-            ether.write(0, next_hop.head);
-            ether.write(8, next_hop.tail);
-        };
-        if next_hop.ifindex == *tx_ifindex {
-            write();
-            return Some(count(
-                Outcome { verdict: Verdict::ForwardedL2, action: xdp_action::XDP_TX },
-                ours,
-                id,
-            ));
-        }
+        // A backend behind tags has none, for us.
         if next_hop.ifindex == 0 {
             return None;
         }
-        write();
-        return Some(count(forward::redirected(next_hop.ifindex, Verdict::ForwardedL2), ours, id));
+        let ether: View<ETHERNET> = frame.part(0);
+        ether.write(0, next_hop.head);
+        ether.write(8, next_hop.tail);
+        return Some(leave(ours, id, next_hop.ifindex, Verdict::ForwardedL2));
     }
-    let wrapping = forward::wrapping(&lines, id, *length).ok()?;
     // Once: what is checked is what it leaves by.
     let ifindex = backend::ifindex(&lines, id);
     if ifindex == 0 {
         return None;
     }
-    let next_hop = || backend::next_hop(&lines, id);
     let other = BackendId((choice >> 16) as u16);
     let to = To { id, lines, other, round: Round::First, l3: ETHERNET };
-    let verdict = forward::wrapped::<F>(ctx, &F::ip(frame), tables, &to, wrapping, hash, next_hop).ok()?;
-    Some(leave(ours, id, ifindex, verdict))
+    // Each by itself: where they met, the compiler would keep what differs.
+    let wrap = backend::wrap(&lines, id);
+    match wrap {
+        Wrap::IPIP_V4 => wrapped(ctx, tables, ours, &to, Wrap::IPIP_V4, ifindex, hash),
+        Wrap::IPIP_V6 => wrapped(ctx, tables, ours, &to, Wrap::IPIP_V6, ifindex, hash),
+        Wrap::TUNNEL_V4 => wrapped(ctx, tables, ours, &to, Wrap::TUNNEL_V4, ifindex, hash),
+        _ => wrapped(ctx, tables, ours, &to, wrap, ifindex, hash),
+    }
+}
+
+/// Wraps a packet, and sends it.
+#[inline(always)]
+fn wrapped<F: Fast>(
+    ctx: &XdpContext,
+    tables: &Tables,
+    ours: &Ours<F>,
+    to: &To,
+    wrap: Wrap,
+    ifindex: u32,
+    hash: u64,
+) -> Option<u32> {
+    let next_hop = || backend::next_hop(&to.lines, to.id);
+    let verdict = forward::wrapped::<F>(ctx, &F::ip(&ours.frame), tables, to, wrap, hash, next_hop).ok()?;
+    Some(leave(ours, to.id, ifindex, verdict))
 }
 
 /// Leaves by an interface.
@@ -380,6 +397,7 @@ fn leave<F: Fast>(ours: &Ours<F>, id: BackendId, ifindex: u32, verdict: Verdict)
     if ifindex == ours.tx_ifindex {
         return count(Outcome { verdict, action: xdp_action::XDP_TX }, ours, id);
     }
+    cold_path();
     count(forward::redirected(ifindex, verdict), ours, id)
 }
 
@@ -398,7 +416,7 @@ fn count<F: Fast>(outcome: Outcome, ours: &Ours<F>, id: BackendId) -> u32 {
     if begins {
         row.begun(id);
     }
-    if ours.rare & rare::COUNTED != 0 {
+    if Rules(ours.record.word(0, 1)).any(Rules::COUNTED) {
         row.vip(Record::index(&ours.record, 0), ours.length as u64, begins);
     }
     action
@@ -440,7 +458,7 @@ fn leased<F: Fast>(ctx: &XdpContext, tables: &Tables, ours: &Ours<F>) -> Option<
     let (identity, next_hop) = (backend::identity(&lines, id), backend::next_hop(&lines, id));
     let local = identity.mode() == Mode::Local as u8;
     let nat = identity.mode() == Mode::Nat as u8 && next_hop.ifindex != 0;
-    if length > identity.mtu() as u32 || !local && !nat {
+    if length > identity.room() as u32 || !local && !nat {
         return None;
     }
     let flow = &Flow { src: F::src(head), dst: F::dst(head), ports: ports::<F>(frame), proto: proto as u32 };

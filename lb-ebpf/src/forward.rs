@@ -7,8 +7,8 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use lb_common::{
-    Addr, BackendId, Mac, Mode, TCP, Tags, UDP, Verdict,
-    backend::{self, Identity, NextHop},
+    Addr, BackendId, Mac, TCP, Tags, UDP, Verdict,
+    backend::{self, NextHop, Wrap},
     config, csum,
     steer::{Choice, Memory},
     tunnel::{self, Round},
@@ -49,8 +49,6 @@ impl From<Verdict> for Outcome {
 pub struct Way {
     /// MACs and interface.
     pub next_hop: NextHop,
-    /// Mode, port, MTU.
-    pub identity: Identity,
     /// VLAN tags that its frames leave with.
     pub tags: Tags,
 }
@@ -60,13 +58,12 @@ pub struct Way {
 pub fn way(ctx: &XdpContext, tables: &Tables, id: BackendId) -> Result<Way, Verdict> {
     let backends = tables.backends();
     let known = backend::next_hop(&backends, id);
-    let identity = backend::identity(&backends, id);
     if known.ifindex != 0 {
-        return Ok(Way { next_hop: known, identity, tags: Tags::NONE });
+        return Ok(Way { next_hop: known, tags: Tags::NONE });
     }
     let (next_hop, tags) = backend::tagged_next_hop(&backends, id);
     if next_hop.ifindex != 0 {
-        return Ok(Way { next_hop, identity, tags });
+        return Ok(Way { next_hop, tags });
     }
     // A variable of its own: whose address is taken, lives in memory.
     let mut next_hop = known;
@@ -74,7 +71,7 @@ pub fn way(ctx: &XdpContext, tables: &Tables, id: BackendId) -> Result<Way, Verd
     if !resolve(raw(ctx), ifindex, &backend::addr(&backends, id), &mut next_hop) {
         return Err(Verdict::Unresolved);
     }
-    Ok(Way { next_hop, identity, tags: Tags::NONE })
+    Ok(Way { next_hop, tags: Tags::NONE })
 }
 
 /// Forwards a packet whose addresses stay as they are: by its MAC alone, or within another packet.
@@ -136,118 +133,112 @@ fn along<F: Family>(
     way: Way,
     hash: u64,
 ) -> Result<Outcome, (Verdict, u16)> {
-    let Way { next_hop, identity, tags } = way;
-    let mtu = identity.mtu();
-    if identity.mode() == Mode::L2 as u8 {
-        if F::length(head) > mtu as u32 {
-            return Err((Verdict::TooBig, mtu));
-        }
+    let Way { next_hop, tags } = way;
+    let (wrap, room) = (backend::wrap(&to.lines, to.id), backend::room(&to.lines, to.id));
+    if wrap == Wrap::NONE {
+        return Err((Verdict::Corrupt, 0));
+    }
+    if F::length(head) > room as u32 {
+        return Err((Verdict::TooBig, room));
+    }
+    if wrap == Wrap::ETHERNET {
         return Ok(send::<F>(ctx, packet, to.l3, next_hop, tags, Verdict::ForwardedL2));
     }
-    let wrapping = wrapping(&to.lines, to.id, F::length(head)).map_err(|overhead| {
-        let verdict = if overhead == 0 { Verdict::Corrupt } else { Verdict::TooBig };
-        (verdict, mtu.saturating_sub(overhead as u16))
-    })?;
-    let verdict = wrapped::<F>(ctx, head, tables, to, wrapping, hash, || next_hop).map_err(|why| (why, 0))?;
+    let verdict = wrapped::<F>(ctx, head, tables, to, wrap, hash, || next_hop).map_err(|why| (why, 0))?;
     Ok(leave(packet, next_hop, tags, verdict))
 }
 
-/// Which headers a packet gets.
-#[derive(Clone, Copy)]
-pub enum Wrapping {
-    /// IP alone.
-    Ip(bool),
-    /// IP, UDP and the tunnel's.
-    Tunnel(bool),
-}
-
-/// How the packets of a backend are wrapped; `true`: for an IPv6 address. `Err`: how much longer such a packet of `length`
-/// bytes would be than its path takes; 0: its packets are not wrapped.
-#[inline(always)]
-pub fn wrapping(lines: &Pair, id: BackendId, length: u32) -> Result<Wrapping, usize> {
-    let (mode, mtu) = (backend::mode(lines, id), backend::mtu(lines, id) as u32);
-    let fits = |wrapping, overhead: usize| {
-        if length + overhead as u32 > mtu { Err(overhead) } else { Ok(wrapping) }
-    };
-    let is_v6 = backend::is_outer_v6(lines, id);
-    if mode == Mode::Ipip as u8 {
-        return if is_v6 { fits(Wrapping::Ip(true), 40) } else { fits(Wrapping::Ip(false), 20) };
-    }
-    if mode != Mode::Tunnel as u8 {
-        return Err(0);
-    }
-    if is_v6 {
-        return fits(Wrapping::Tunnel(true), tunnel::OVERHEAD_V6);
-    }
-    fits(Wrapping::Tunnel(false), tunnel::OVERHEAD_V4)
-}
-
-/// Wraps a packet; returns what that is called. What its header is made from is read when it is written: kept over
-/// the call that makes room it would only be put onto the stack and fetched from there.
+/// Wraps a packet that there is room for; returns what that is called. What its header is made from is read when it is
+/// written: kept over the call that makes room it would only be put onto the stack and fetched from there.
 #[inline(always)]
 pub fn wrapped<F: Family>(
     ctx: &XdpContext,
     head: &F::Head,
     tables: &Tables,
     to: &To,
-    wrapping: Wrapping,
+    wrap: Wrap,
     hash: u64,
     next_hop: impl Fn() -> NextHop,
 ) -> Result<Verdict, Verdict> {
-    let To { id, lines, other, round, l3, .. } = *to;
-    let length = F::length(head);
-    // What the packet says of itself is read before it moves, the rest afterwards.
-    let v4 = |more: usize, proto| {
-        let tos = F::tos(head);
-        move |view| {
-            let (src, dst) = (backend::source_v4(&lines, id), backend::addr_v4(&lines, id));
-            v4(view, [src, dst], tos, length + more as u32, proto, backend::outer_sum(&lines, id));
+    let l3 = to.l3;
+    let outside = Outside { tables, to, length: F::length(head), hash };
+    match wrap {
+        Wrap::IPIP_V4 => {
+            const MORE: usize = 20;
+            let view = prepend::<{ ETHERNET + MORE + INNER }>(ctx, l3, MORE, next_hop)?;
+            outside.v4::<F>(view.part(0), view.part(ETHERNET + MORE), MORE, F::INNER);
         }
-    };
-    let v6 = |more: usize, proto| {
-        let first = F::outer_v6(head, hash);
-        move |view| {
-            let (src, dst) = (backend::source(&lines, id), backend::addr(&lines, id));
-            v6(view, [src, dst], first, length + more as u32 - 40, proto);
+        Wrap::IPIP_V6 => {
+            const MORE: usize = 40;
+            let view = prepend::<{ ETHERNET + MORE + INNER }>(ctx, l3, MORE, next_hop)?;
+            outside.v6::<F>(view.part(0), view.part(ETHERNET + MORE), MORE, F::INNER);
         }
-    };
-    let header = |view| {
-        let config = tables.config();
-        let header = Header {
-            port: config::tunnel_port(&config),
-            cluster: tunnel::cluster(config::hash_key(&config)),
-            backend: backend::tunnel_tag(&lines, id),
-            other: backend::tunnel_tag(&tables.backends(), other),
-            head: tunnel::Head::new(F::INNER, round),
-        };
-        header.write(view, hash, length);
-    };
-    match wrapping {
-        Wrapping::Ip(false) => wrap::<{ ETHERNET + 20 }>(ctx, l3, 20, next_hop, v4(20, F::INNER))?,
-        Wrapping::Ip(true) => wrap::<{ ETHERNET + 40 }>(ctx, l3, 40, next_hop, v6(40, F::INNER))?,
-        Wrapping::Tunnel(false) => {
+        Wrap::TUNNEL_V4 => {
             const MORE: usize = tunnel::OVERHEAD_V4;
-            let outer = v4(MORE, UDP);
-            wrap::<{ ETHERNET + MORE }>(ctx, l3, MORE, next_hop, |view| {
-                outer(view.part(0));
-                header(view.part(ETHERNET + 20));
-            })?;
+            let view = prepend::<{ ETHERNET + MORE + INNER }>(ctx, l3, MORE, next_hop)?;
+            outside.v4::<F>(view.part(0), view.part(ETHERNET + MORE), MORE, UDP);
+            outside.header::<F>(view.part(ETHERNET + 20));
         }
-        Wrapping::Tunnel(true) => {
+        Wrap::TUNNEL_V6 => {
             const MORE: usize = tunnel::OVERHEAD_V6;
-            let outer = v6(MORE, UDP);
-            wrap::<{ ETHERNET + MORE }>(ctx, l3, MORE, next_hop, |view| {
-                outer(view.part(0));
-                header(view.part(ETHERNET + 40));
-            })?;
+            let view = prepend::<{ ETHERNET + MORE + INNER }>(ctx, l3, MORE, next_hop)?;
+            outside.v6::<F>(view.part(0), view.part(ETHERNET + MORE), MORE, UDP);
+            outside.header::<F>(view.part(ETHERNET + 40));
         }
+        _ => return Err(Verdict::Corrupt),
     }
-    Ok(match (wrapping, round) {
-        (Wrapping::Ip(_), _) => Verdict::ForwardedIpip,
-        (Wrapping::Tunnel(_), Round::First) => Verdict::ForwardedTunnel,
-        (Wrapping::Tunnel(_), _) => Verdict::PassedOn,
+    Ok(match (wrap, to.round) {
+        (Wrap::IPIP_V4 | Wrap::IPIP_V6, _) => Verdict::ForwardedIpip,
+        (_, Round::First) => Verdict::ForwardedTunnel,
+        (_, _) => Verdict::PassedOn,
     })
 }
+
+/// What outer headers are made from.
+struct Outside<'a> {
+    tables: &'a Tables,
+    to: &'a To,
+    /// Of the packet inside.
+    length: u32,
+    hash: u64,
+}
+
+impl Outside<'_> {
+    /// Writes an IPv4 header in front of `inner`, `more` bytes before it.
+    #[inline(always)]
+    fn v4<F: Family>(&self, view: View<{ ETHERNET + 20 }>, inner: View<INNER>, more: usize, proto: u8) {
+        let To { id, lines, .. } = self.to;
+        let (src, dst) = (backend::source_v4(lines, *id), backend::addr_v4(lines, *id));
+        let sum = backend::outer_sum(lines, *id);
+        v4(view, [src, dst], F::tos(&inner), self.length + more as u32, proto, sum);
+    }
+
+    /// The same with an IPv6 header.
+    #[inline(always)]
+    fn v6<F: Family>(&self, view: View<{ ETHERNET + 40 }>, inner: View<INNER>, more: usize, proto: u8) {
+        let To { id, lines, .. } = self.to;
+        let (src, dst) = (backend::source(lines, *id), backend::addr(lines, *id));
+        v6(view, [src, dst], F::outer_v6(&inner, self.hash), self.length + more as u32 - 40, proto);
+    }
+
+    /// Writes what follows in the tunnel.
+    #[inline(always)]
+    fn header<F: Family>(&self, view: View<{ 8 + tunnel::HEADER }>) {
+        let To { id, lines, other, round, .. } = self.to;
+        let config = self.tables.config();
+        let header = Header {
+            port: config::tunnel_port(&config),
+            cluster: config::cluster(&config),
+            backend: backend::tunnel_tag(lines, *id),
+            other: backend::tunnel_tag(&self.tables.backends(), *other),
+            head: tunnel::Head::new(F::INNER, *round),
+        };
+        header.write(view, self.hash, self.length);
+    }
+}
+
+/// Bytes of the packet that is wrapped of which the outer header takes something.
+const INNER: usize = 4;
 
 /// What the IP header of an answer of our own is made from.
 pub struct Outer {
@@ -335,23 +326,21 @@ impl Header {
     }
 }
 
-/// Makes room in front of the packet at `l3` for an outer header of `SIZE` bytes with Ethernet and
-/// fills it.
+/// Makes room for `more` bytes between the packet at `l3` and an Ethernet header, and writes that. `WHOLE`: bytes that are
+/// viewed afterwards.
 #[inline(always)]
-fn wrap<const SIZE: usize>(
+fn prepend<const WHOLE: usize>(
     ctx: &XdpContext,
     l3: usize,
-    overhead: usize,
+    more: usize,
     next_hop: impl Fn() -> NextHop,
-    fill: impl FnOnce(View<SIZE>),
-) -> Result<(), Verdict> {
-    move_start(ctx, (l3 - ETHERNET) as i32 - overhead as i32).ok_or(Verdict::NoHeadroom)?;
-    let view = Packet::of(ctx).view::<SIZE>().ok_or(Verdict::Truncated)?;
+) -> Result<View<WHOLE>, Verdict> {
+    move_start(ctx, (l3 - ETHERNET) as i32 - more as i32).ok_or(Verdict::NoHeadroom)?;
+    let view = Packet::of(ctx).view::<WHOLE>().ok_or(Verdict::Truncated)?;
     let next_hop = next_hop();
     view.write(0, next_hop.head);
     view.write(8, next_hop.tail);
-    fill(view);
-    Ok(())
+    Ok(view)
 }
 
 /// Moves the start of the frame by `bytes`, forward or back. Views die.

@@ -76,7 +76,7 @@ fn told<F: Message>(ctx: &XdpContext, carry: &Carry) -> Option<Told> {
         let view = packet.view_at::<HEADERS>(l4)?;
         let (port, opened) = (view.read::<u16>(2), Head(view.read(8)));
         let config = tables.config();
-        let cluster = tunnel::cluster(config::hash_key(&config));
+        let cluster = config::cluster(&config);
         if port != config::tunnel_port(&config) || !opened.is_known() || view.read::<u32>(12) != cluster {
             return None;
         }

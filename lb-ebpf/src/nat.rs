@@ -162,8 +162,8 @@ fn to_backend<F: Family>(ctx: &XdpContext, carry: &mut Carry) -> Outcome {
     }
 
     let identity = backend::identity(&tables.backends(), backend);
-    if length > identity.mtu() as u32 {
-        return refuse(ctx, carry, Verdict::TooBig, identity.mtu(), true);
+    if length > identity.room() as u32 {
+        return refuse(ctx, carry, Verdict::TooBig, identity.room(), true);
     }
     let mut new = Flow {
         src: carry.flow.src,
@@ -244,9 +244,9 @@ fn to_client<F: Family>(ctx: &XdpContext, carry: &mut Carry) -> Outcome {
     if flags & tcp_flag::SYN != 0 {
         let tables = maps::tables();
         // What the client will send goes the way to the backend, behind headers of this length.
-        let mtu = backend::identity(&tables.backends(), BackendId(entry.backend)).mtu();
+        let room = backend::identity(&tables.backends(), BackendId(entry.backend)).room();
         let headers = (F::PLAIN.l4 - F::PLAIN.l3) as u16 + 20;
-        let _ = options::lower_mss(ctx, &packet, carry.l4 as usize, mtu.saturating_sub(headers));
+        let _ = options::lower_mss(ctx, &packet, carry.l4 as usize, room.saturating_sub(headers));
     }
     translate::<F>(&packet, carry, &head, &new, 1);
     forward::send::<F>(ctx, &packet, carry.l3 as usize, client, tags, Verdict::RepliedNat)

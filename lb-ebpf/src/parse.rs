@@ -7,7 +7,7 @@ use lb_common::{Addr, Flow, HashKey, TCP, UDP, csum::Delta, steer::Kind};
 
 use crate::{
     carry::At,
-    packet::{Packet, View},
+    packet::{Headers, Packet, View},
 };
 
 /// Length of an Ethernet header.
@@ -38,7 +38,7 @@ pub mod tcp_flag {
 /// What the ladder asks of an IP version.
 pub trait Family {
     /// The fixed part of the IP header.
-    type Head: Copy;
+    type Head: Headers;
     /// Where the headers are in a frame without tags, options or extension headers.
     const PLAIN: At;
     /// Protocol number of this family within IP.
@@ -57,12 +57,12 @@ pub trait Family {
     /// Length of the IP packet as its header tells.
     fn length(head: &Self::Head) -> u32;
     /// TOS or traffic class.
-    fn tos(head: &Self::Head) -> u8;
+    fn tos(head: &impl Headers) -> u8;
     /// Sets both bits of its ECN field: congestion was met (RFC 3168 5).
     fn mark_congested(head: &Self::Head);
     /// The first word of an IPv6 header around it, in wire order: version, its traffic class, and a flow label, which spreads
     /// the flows of one pair of hosts over paths and queues (RFC 6438).
-    fn outer_v6(head: &Self::Head, hash: u64) -> u32;
+    fn outer_v6(head: &impl Headers, hash: u64) -> u32;
     /// Hops left.
     fn ttl(head: &Self::Head) -> u8;
     /// [`Flow::hash`] without asking for the family.
@@ -123,7 +123,7 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn tos(head: &Self::Head) -> u8 {
+    fn tos(head: &impl Headers) -> u8 {
         head.read(1)
     }
 
@@ -137,7 +137,7 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn outer_v6(head: &Self::Head, hash: u64) -> u32 {
+    fn outer_v6(head: &impl Headers, hash: u64) -> u32 {
         first_v6(Self::tos(head), (hash >> 32) as u32)
     }
 
@@ -205,7 +205,7 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn tos(head: &Self::Head) -> u8 {
+    fn tos(head: &impl Headers) -> u8 {
         (head.read::<u16>(0).swap_bytes() >> 4) as u8
     }
 
@@ -216,7 +216,7 @@ impl Family for V6 {
 
     /// Of its own one, all but the label.
     #[inline(always)]
-    fn outer_v6(head: &Self::Head, hash: u64) -> u32 {
+    fn outer_v6(head: &impl Headers, hash: u64) -> u32 {
         head.read::<u32>(0) & !LABEL | (hash >> 32) as u32 & LABEL
     }
 

@@ -87,7 +87,7 @@ fn open<F: Family>(ctx: &XdpContext, tables: &Tables, carry: &Carry) -> Result<O
         overhead: (F::PLAIN.l4 - ETHERNET + HEADERS) as u16,
         is_congested: F::tos(&outer) & CONGESTED == CONGESTED,
     };
-    let cluster = tunnel::cluster(config::hash_key(&tables.config()));
+    let cluster = config::cluster(&tables.config());
     // No balancer puts options in front. Tags are taken off, and pushed where the packet goes on or back.
     let plain = carry.l4 == carry.l3 + (F::PLAIN.l4 - F::PLAIN.l3) as u32;
     let ours = plain && opened.head.is_known() && view.read::<u32>(12) == cluster;
