@@ -145,6 +145,7 @@ fn options(input: &str) -> translate::Options {
             "disable-svc-external-name" => options.disable_external_names = value == "true",
             "enable-topology-aware-routing" => options.routes_by_zone = value == "true",
             "address-pools" => options.address_pools = object(),
+            "writer" => options.writer = Some(value.to_owned()),
             "annotations-prefix" => options.annotations_prefix = Some(value.to_owned()),
             "vips" => options.vips = value == "true",
             "external-ips" => options.external_ips = value == "true",

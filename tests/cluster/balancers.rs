@@ -8,8 +8,13 @@ use crate::rig::Rig;
 
 /// The class of the test's Services, so that those of other tests are none of its business.
 fn agent(rig: &Rig, more: &[&str]) -> Agent {
+    agent_of(rig, "penstock-address-pools", more)
+}
+
+/// One with the pools of this ConfigMap.
+fn agent_of(rig: &Rig, config_map: &str, more: &[&str]) -> Agent {
     let namespace = format!("--watch-namespace={}", rig.namespace);
-    let pools = format!("--address-pools={}/penstock-address-pools", rig.namespace);
+    let pools = format!("--address-pools={}/{config_map}", rig.namespace);
     let own = ["--election-ttl=6s", "--status-update-interval=1", &namespace, &pools];
     let flags: Vec<&str> = own.into_iter().chain(more.iter().copied()).collect();
     let env = [("POD_NAME", "edge-1"), ("POD_NAMESPACE", rig.namespace.as_str())];
@@ -17,9 +22,11 @@ fn agent(rig: &Rig, more: &[&str]) -> Agent {
 }
 
 fn pools(rig: &Rig, data: &str) {
-    rig.apply(&format!(
-        "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: penstock-address-pools}}\ndata:\n{data}\n"
-    ));
+    pools_of(rig, "penstock-address-pools", data);
+}
+
+fn pools_of(rig: &Rig, config_map: &str, data: &str) {
+    rig.apply(&format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {config_map}}}\ndata:\n{data}\n"));
 }
 
 fn service(rig: &Rig, name: &str, annotations: &str, spec: &str) {
@@ -197,4 +204,66 @@ fn side_by_side_with_another_balancer_status_is_left_alone() {
     until_event(&rig, &agent, "odd", "AddressNotPooled");
     assert_eq!(addresses(&rig, "web"), ["198.51.100.1"]);
     assert_eq!(addresses(&rig, "odd"), Vec::<String>::new());
+}
+
+#[test]
+fn what_another_release_gave_is_left_to_it() {
+    let Some(rig) = Rig::new() else { return };
+    let gives = |name: &str, ip: &str| {
+        rig.patch_status("Service", name, &json!({"status": {"loadBalancer": {"ingress": [{"ip": ip}]}}}));
+    };
+    pools(&rig, "  edge: \"addresses: [203.0.113.1-203.0.113.9]\"");
+    pools_of(&rig, "other-pools", "  other: \"addresses: [198.51.100.1-198.51.100.9]\"");
+    for name in ["before", "foreign"] {
+        service(&rig, name, "", HTTP);
+    }
+    gives("before", "203.0.113.5");
+    gives("foreign", "192.0.2.77");
+    let one = agent(&rig, &["--election-id=one"]);
+    service(&rig, "web", "penstock.dev/addresses: 203.0.113.1", HTTP);
+    until_addresses(&rig, &one, "web", "of the first release", &["203.0.113.1"]);
+
+    let other = agent_of(&rig, "other-pools", &["--election-id=other"]);
+    until_event(&rig, &other, "web", "AddressOfOthers");
+    until_event(&rig, &other, "before", "AddressOfOthers");
+    // A later one shows that it writes.
+    service(&rig, "theirs", "penstock.dev/addresses: 198.51.100.3", HTTP);
+    until_addresses(&rig, &other, "theirs", "of the other release", &["198.51.100.3"]);
+    assert_eq!(addresses(&rig, "web"), ["203.0.113.1"]);
+    assert_eq!(addresses(&rig, "before"), ["203.0.113.5"]);
+    until_event(&rig, &one, "theirs", "AddressOfOthers");
+
+    other.end();
+    assert_eq!(addresses(&rig, "theirs"), Vec::<String>::new(), "it clears what it wrote");
+    assert_eq!(addresses(&rig, "web"), ["203.0.113.1"], "and nothing else");
+
+    // What it found in its pools is its own from then on, even if a pool goes later.
+    let ours = format!("penstock:{}/one", rig.namespace);
+    let adopted = || {
+        let notes = rig.get("Service", "before")?.metadata.managed_fields?;
+        notes.iter().any(|note| note.manager.as_ref() == Some(&ours)).then_some(())
+    };
+    assert!(eventually(DEADLINE, adopted).is_some(), "{}", one.log());
+    pools(&rig, "  edge: \"addresses: [203.0.113.40]\"");
+    until_addresses(&rig, &one, "before", "its pool is gone", &["203.0.113.40"]);
+    until_event(&rig, &one, "before", "AddressLost");
+    assert_eq!(addresses(&rig, "foreign"), ["192.0.2.77"], "nobody's here");
+    one.end();
+    assert_eq!(addresses(&rig, "before"), Vec::<String>::new());
+    assert_eq!(addresses(&rig, "foreign"), ["192.0.2.77"], "nor at the end");
+}
+
+#[test]
+fn a_service_whose_status_is_emptied_is_given_an_address() {
+    let Some(rig) = Rig::new() else { return };
+    pools(&rig, "  edge: \"addresses: [203.0.113.1]\"");
+    service(&rig, "web", "", HTTP);
+    let theirs = json!({"status": {"loadBalancer": {"ingress": [{"hostname": "lb.example.com"}]}}});
+    rig.patch_status("Service", "web", &theirs);
+    let agent = agent(&rig, &[]);
+    until_event(&rig, &agent, "web", "AddressOfOthers");
+
+    rig.patch_status("Service", "web", &json!({"status": {"loadBalancer": null}}));
+
+    until_addresses(&rig, &agent, "web", "left by whoever had given it a name", &["203.0.113.1"]);
 }

@@ -154,6 +154,7 @@ async fn start(config: Config, signals: &mut Signals) -> Result<Option<Started>,
     let notify = Notify::new(config.notify.clone());
     let options = options::of_process(&config);
     let mut source = Source::open(&config, &options).await?;
+    let options = translate::Options { writer: source.writer(&config), ..options };
     let early = early_endpoint(&config, &source)?;
     let loaded = tokio::select! {
         loaded = source.first() => loaded,

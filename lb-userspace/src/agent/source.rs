@@ -14,7 +14,7 @@ use crate::cluster::{self, Cluster, Followed, Report, Writing};
 use crate::config::{ClusterConfig, Config, TranslateConfig};
 use crate::model::report::Metric;
 use crate::model::{ObjectName, Problem};
-use crate::objects::{Former, Loaded, Refer};
+use crate::objects::{self, Former, Loaded, Refer};
 use crate::takeover::Unread;
 use crate::webhook::authority;
 use crate::{manifests, translate};
@@ -105,6 +105,14 @@ impl Source {
             info!(objects = loaded.kept.len(), "last good versions are taken over from the agent before");
         }
         loaded
+    }
+
+    /// The name under which agents like this one write the status of Services; `None`: none of them does.
+    pub(super) fn writer(&self, config: &Config) -> Option<String> {
+        match &self.origin {
+            Origin::Cluster(watched) => Some(writer(config, &watched.cluster)),
+            Origin::Directory { .. } => None,
+        }
     }
 
     /// What [`Source::first`] waits for.
@@ -246,9 +254,16 @@ fn write_options(config: &Config, cluster: &Cluster) -> cluster::WriteOptions {
         interval: ours.status_interval,
         clear: ours.clear_status,
         node: translate.node_name.clone(),
+        writer: writer(config, cluster),
     });
     let pod = ObjectName::new(namespace, &pod.name);
     cluster::WriteOptions { election, status, sync_events: ours.sync_events, pod }
+}
+
+/// By the Lease of those who write status, even where this one leaves that to others.
+fn writer(config: &Config, cluster: &Cluster) -> String {
+    let lease = config.cluster.election.as_ref().map(|election| election.id.as_str());
+    objects::writer(own_namespace(config, cluster), lease)
 }
 
 fn own_namespace<'a>(config: &'a Config, cluster: &'a Cluster) -> &'a str {

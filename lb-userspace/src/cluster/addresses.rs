@@ -51,9 +51,10 @@ pub(super) fn of_service(service: &Service) -> Vec<Address> {
     }
 }
 
-/// Addresses of a Service as its status says them: packets come with them as their destination.
+/// Addresses of a Service as its status says them. That packets come with them as their destination is what a server that
+/// knows of modes fills in; one that does not takes none.
 pub(super) fn balanced(given: &BTreeSet<IpAddr>) -> serde_json::Value {
-    given.iter().map(|ip| serde_json::json!({"ip": ip, "ipMode": "VIP"})).collect()
+    given.iter().map(|ip| serde_json::json!({"ip": ip})).collect()
 }
 
 /// Whether the status of a Service says just these. Servers before 1.30 do not keep the mode.
@@ -187,7 +188,11 @@ mod tests {
         let given = BTreeSet::from(["203.0.113.1", "2001:db8::1"].map(|ip| ip.parse().expect("an address")));
         for (case, expected, ingress) in [
             ("as we write it", true, balanced(&given)),
-            ("without the mode", true, serde_json::json!([{"ip": "203.0.113.1"}, {"ip": "2001:db8::1"}])),
+            (
+                "with the mode",
+                true,
+                serde_json::json!([{"ip": "203.0.113.1", "ipMode": "VIP"}, {"ip": "2001:db8::1", "ipMode": "VIP"}]),
+            ),
             ("one of two", false, serde_json::json!([{"ip": "203.0.113.1"}])),
             (
                 "another mode",

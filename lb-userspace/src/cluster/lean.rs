@@ -8,7 +8,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::{Ingress, IngressClass};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
-use crate::objects::{LEAVING_TAINTS, Object};
+use crate::objects::{self, LEAVING_TAINTS, Object};
 
 /// `kubectl apply` keeps a copy of the whole object there.
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
@@ -26,7 +26,9 @@ pub(super) fn ingress_class(mut class: IngressClass) -> Object {
 }
 
 pub(super) fn service(mut service: Service) -> Object {
+    let writers = objects::writers(service.metadata.managed_fields.take());
     metadata(&mut service.metadata);
+    service.metadata.managed_fields = writers;
     if let Some(status) = &mut service.status {
         status.conditions = None;
     }

@@ -28,6 +28,7 @@ use super::hub::Aside;
 use super::write_health::{Work, WriteHealth};
 use crate::backoff::Backoff;
 use crate::model::ObjectName;
+use crate::objects;
 
 /// Written at a time.
 const AT_ONCE: usize = 8;
@@ -53,6 +54,15 @@ pub struct StatusOptions {
     pub clear: bool,
     /// The node that we are on.
     pub node: Option<String>,
+    /// The name under which agents like this one write the status of Services.
+    pub writer: String,
+}
+
+impl StatusOptions {
+    /// The status of a Service says just these, and that they are of us.
+    fn is_written(&self, service: &Service, given: &BTreeSet<IpAddr>) -> bool {
+        addresses::says(service, given) && (given.is_empty() || objects::wrote(service, &self.writer))
+    }
 }
 
 /// Writes status while it holds the Lease.
@@ -226,18 +236,19 @@ impl Writer {
         let is_right = |name: &ObjectName| {
             let service = report.loaded.objects.services.get(name);
             let given = report.given.get(name);
-            service.zip(given).is_none_or(|(service, given)| addresses::says(&service.object, given))
+            service.zip(given).is_none_or(|(service, given)| self.options.is_written(&service.object, given))
         };
         self.services.keep(|name| report.given.contains_key(name), is_right);
         let differ = report.given.iter().filter_map(|(name, given)| {
             let service = &report.loaded.objects.services.get(name)?.object;
             let uid = service.metadata.uid.clone();
             let is_due = self.services.is_due(name, uid.as_deref(), given, at);
-            (is_due && !addresses::says(service, given)).then(|| (name.clone(), (uid, given.clone())))
+            let is_written = self.options.is_written(service, given);
+            (is_due && !is_written).then(|| (name.clone(), (uid, given.clone())))
         });
         let mut differ: BTreeMap<_, _> = differ.collect();
         let values = differ.iter().map(|(name, (_, given))| (name.clone(), addresses::balanced(given)));
-        let outcomes = write_all::<Service>(&self.client, values.collect()).await;
+        let outcomes = write_all::<Service>(&self.client, Some(&self.options.writer), values.collect()).await;
         self.tell(Work::ServiceStatus, &outcomes);
         for (name, outcome) in outcomes {
             let Some((uid, given)) = differ.remove(&name) else { continue };
@@ -269,7 +280,7 @@ impl Writer {
         });
         let mut differ: BTreeMap<_, _> = differ.collect();
         let values = differ.keys().map(|name| (name.clone(), serde_json::json!(wanted)));
-        let outcomes = write_all::<Ingress>(&self.client, values.collect()).await;
+        let outcomes = write_all::<Ingress>(&self.client, None, values.collect()).await;
         self.tell(Work::IngressStatus, &outcomes);
         for (name, outcome) in outcomes {
             let Some(uid) = differ.remove(&name) else { continue };
@@ -325,11 +336,15 @@ impl Writer {
         let report = Arc::clone(&self.report.borrow());
         let nothing = |name: &ObjectName| (name.clone(), Value::Array(Vec::new()));
         let ingresses = report.served.iter().map(nothing).collect();
-        if let Some((name, failure)) = failures(&write_all::<Ingress>(&self.client, ingresses).await).next() {
+        if let Some((name, failure)) =
+            failures(&write_all::<Ingress>(&self.client, None, ingresses).await).next()
+        {
             warn!(ingress = %name, failure.message, "its status was not cleared");
         }
         let services = report.given.keys().map(nothing).collect();
-        if let Some((name, failure)) = failures(&write_all::<Service>(&self.client, services).await).next() {
+        if let Some((name, failure)) =
+            failures(&write_all::<Service>(&self.client, None, services).await).next()
+        {
             warn!(service = %name, failure.message, "its status was not cleared");
         }
     }
@@ -349,8 +364,8 @@ fn comes_to_the_same(last: &(Arc<Report>, Arc<Aside>), now: &(Arc<Report>, Arc<A
 
 type Outcome = (ObjectName, Result<(), Failure>);
 
-/// Each as it went.
-async fn write_all<K>(client: &Client, values: Vec<(ObjectName, Value)>) -> Vec<Outcome>
+/// Each as it went; with the name of a `writer` the API server notes it, even where it says the same already.
+async fn write_all<K>(client: &Client, writer: Option<&str>, values: Vec<(ObjectName, Value)>) -> Vec<Outcome>
 where
     K: Resource<Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned,
     K::DynamicType: Default,
@@ -358,7 +373,7 @@ where
     let writing = stream::iter(values).map(|(name, value)| {
         let client = client.clone();
         async move {
-            let outcome = write::<K>(&client, &name, value).await;
+            let outcome = write::<K>(&client, writer, &name, value).await;
             (name, outcome)
         }
     });
@@ -370,18 +385,33 @@ fn failures(outcomes: &[Outcome]) -> impl Iterator<Item = (&ObjectName, &Failure
 }
 
 /// Writes `status.loadBalancer.ingress`, of an Ingress or of whatever has one, too.
-async fn write<K>(client: &Client, name: &ObjectName, addresses: Value) -> Result<(), Failure>
+async fn write<K>(
+    client: &Client,
+    writer: Option<&str>,
+    name: &ObjectName,
+    addresses: Value,
+) -> Result<(), Failure>
 where
     K: Resource<Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned,
     K::DynamicType: Default,
 {
     let api: Api<K> = Api::namespaced(client.clone(), &name.namespace);
     let is_empty = addresses.as_array().is_none_or(Vec::is_empty);
-    let ingress = if is_empty { Value::Null } else { addresses };
-    let patch = serde_json::json!({"status": {"loadBalancer": {"ingress": ingress}}});
+    let status = |ingress: Value| serde_json::json!({"loadBalancer": {"ingress": ingress}});
+    let (params, patch) = match writer.filter(|_| !is_empty) {
+        Some(writer) => {
+            let types = K::DynamicType::default();
+            let object = serde_json::json!({"apiVersion": K::api_version(&types), "kind": K::kind(&types),
+                "metadata": {"name": name.name}, "status": status(addresses)});
+            (PatchParams::apply(writer).force(), Patch::Apply(object))
+        }
+        None => {
+            let ingress = if is_empty { Value::Null } else { addresses };
+            (PatchParams::default(), Patch::Merge(serde_json::json!({"status": status(ingress)})))
+        }
+    };
     let mut last = Failure::new(Why::Conflict, "others were faster");
     for _ in 0..TRIES {
-        let (params, patch) = (PatchParams::default(), Patch::Merge(&patch));
         match timeout(ANSWER, api.patch_status(&name.name, &params, &patch)).await {
             Ok(Ok(_)) => return Ok(()),
             Ok(Err(error)) => last = Failure::of(&error),

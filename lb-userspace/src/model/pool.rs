@@ -57,6 +57,8 @@ pub struct Claim {
     pub pool: Option<String>,
     /// Addresses it has, as its status says.
     pub held: Vec<IpAddr>,
+    /// Addresses and names in its status, where it was not agents of ours who wrote them.
+    pub foreign: Vec<String>,
     /// Services of one key may have one address, if their ports differ.
     pub sharing: Option<String>,
     /// Its ports.
@@ -107,6 +109,8 @@ pub enum Refusal {
     NoPool(Family),
     /// Of this family none could be had, and the Service needs one of each.
     Incomplete(Family),
+    /// Somebody else has given it these.
+    OfOthers(Vec<String>),
 }
 
 /// Why two Services cannot have one address.
@@ -151,7 +155,30 @@ impl fmt::Display for Refusal {
                 write!(f, "no address pool is there for this Service's IP{family} address")
             }
             Self::Incomplete(family) => write!(f, "it needs both families and got no IP{family} address"),
+            Self::OfOthers(given) => {
+                let (given, verb) = (given.join(" and "), if given.len() == 1 { "is" } else { "are" });
+                write!(
+                    f,
+                    "{given} {verb} in no address pool, and it was not agents of this release who wrote that into the status: the Service is left to who did, and gets no address here"
+                )
+            }
         }
+    }
+}
+
+impl Grant {
+    /// The Service is somebody else's, and so is its status.
+    pub fn is_of_others(&self) -> bool {
+        self.refusals.iter().any(|refusal| matches!(refusal, Refusal::OfOthers(_)))
+    }
+}
+
+impl Claim {
+    /// It has an address or a name, and neither is any of these pools' nor was it given by us: somebody else balances
+    /// for it. What we gave and no pool has any more is ours to replace.
+    fn is_of_others(&self, pools: &[Pool]) -> bool {
+        let is_pooled = |addr: &IpAddr| pools.iter().any(|pool| pool.has(*addr));
+        !self.foreign.is_empty() && !self.held.iter().any(is_pooled)
     }
 }
 
@@ -285,7 +312,14 @@ pub fn grant(pools: &[Pool], taken: &BTreeSet<IpAddr>, claims: &[&Claim]) -> BTr
     let mut order: Vec<_> = pools.iter().collect();
     // What is for few is not needed by all the others.
     order.sort_by_key(|pool| (pool.namespaces.is_empty(), pool.priority, &pool.name));
-    let (used, full, grants) = Default::default();
+    let (used, full) = Default::default();
+    let (others, claims): (Vec<&Claim>, Vec<&Claim>) =
+        claims.iter().partition(|claim| claim.is_of_others(pools));
+    let left = |claim: &Claim| Grant {
+        addresses: BTreeMap::new(),
+        refusals: vec![Refusal::OfOthers(claim.foreign.clone())],
+    };
+    let grants = others.into_iter().map(|claim| (claim.service.clone(), left(claim))).collect();
     let mut allocation = Allocation { pools: order, taken, used, full, grants };
     claims.iter().for_each(|claim| allocation.keep(claim));
     claims.iter().for_each(|claim| allocation.requests(claim));

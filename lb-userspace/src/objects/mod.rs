@@ -7,6 +7,7 @@ mod admission;
 mod bystander;
 mod lost;
 mod renamed;
+mod writers;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -24,6 +25,7 @@ pub use admission::{Admission, Judge, panicked};
 pub use bystander::{Bystander, Container};
 pub use lost::lost;
 pub use renamed::Renamed;
+pub use writers::{writer, writers, wrote};
 
 /// Secrets and ConfigMaps that something names: of these kinds a cluster holds more than concerns us.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

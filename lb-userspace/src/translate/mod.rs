@@ -113,6 +113,9 @@ pub struct Options {
     /// `--address-pools`: the ConfigMap that gives addresses to Services; `None`: the one of its usual
     /// name beside the controller's.
     pub address_pools: Option<ObjectName>,
+    /// The name under which agents like this one write the status of Services; `None`: nobody can tell who wrote it, as
+    /// with files, and it counts as ours.
+    pub writer: Option<String>,
     /// Who serves them.
     pub streams: StreamsBy,
     /// Which classes there are.
@@ -189,6 +192,7 @@ impl Default for Options {
             tcp_services: None,
             udp_services: None,
             address_pools: None,
+            writer: None,
             streams: StreamsBy::Kernel,
             classes: Classes::Implied,
             watch_ingress_without_class: false,

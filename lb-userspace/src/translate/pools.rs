@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use k8s_openapi::api::core::v1::{ConfigMap, Service, ServiceSpec};
+use k8s_openapi::api::core::v1::{ConfigMap, LoadBalancerIngress, Service, ServiceSpec};
 use k8s_openapi::jiff::Timestamp;
 use serde::Deserialize;
 
@@ -13,7 +13,7 @@ use super::{Options, StreamsBy, config, names, ours, services, vips};
 use crate::model::ObjectName;
 use crate::model::l4::{Family, Protocol};
 use crate::model::pool::{Block, CONFIG_MAP, Claim, Given, Grant, Needs, NotShared, Pool, Refusal, grant};
-use crate::objects::{Key, Kind, Objects, Sourced};
+use crate::objects::{self, Key, Kind, Objects, Sourced};
 
 /// Where addresses are asked for; our own name first, then MetalLB's.
 const ADDRESSES: [&str; 3] =
@@ -182,9 +182,9 @@ impl Allocator {
         self.unread.as_ref()
     }
 
-    /// What each Service has: nothing, where it once had something.
+    /// What each Service has: nothing, where it once had something. Those that others balance are left out.
     pub(super) fn given(&self) -> Given {
-        let given = self.grants.iter();
+        let given = self.grants.iter().filter(|(_, grant)| !grant.is_of_others());
         let given = given.map(|(name, grant)| (name.clone(), grant.addresses.keys().copied().collect()));
         given.chain(self.leavers.iter().map(|name| (name.clone(), BTreeSet::new()))).collect()
     }
@@ -318,6 +318,7 @@ fn claim(name: &ObjectName, service: &Service, options: &Options) -> Option<Clai
         requested: requested(service).filter_map(|(_, text)| text.parse().ok()).collect(),
         pool: first(service, POOL).map(str::to_owned),
         held: held(service).collect(),
+        foreign: foreign(service, options),
         sharing: first(service, SHARING).map(str::to_owned),
         ports: ports(spec),
         local_pods: (spec.external_traffic_policy.as_deref() == Some("Local"))
@@ -354,9 +355,23 @@ pub(super) fn requested(service: &Service) -> impl Iterator<Item = (String, &str
 
 /// Addresses that its status says it has.
 pub(super) fn held(service: &Service) -> impl Iterator<Item = IpAddr> {
+    given(service).filter_map(|ingress| ingress.ip.as_deref()?.parse().ok())
+}
+
+fn given(service: &Service) -> impl Iterator<Item = &LoadBalancerIngress> {
     let status = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
-    let ingress = status.and_then(|status| status.ingress.as_ref()).into_iter().flatten();
-    ingress.filter_map(|ingress| ingress.ip.as_deref()?.parse().ok())
+    status.and_then(|status| status.ingress.as_ref()).into_iter().flatten()
+}
+
+/// What its status says that it was given by somebody else.
+fn foreign(service: &Service, options: &Options) -> Vec<String> {
+    match &options.writer {
+        Some(writer) if !objects::wrote(service, writer) => {
+            let given = given(service);
+            given.filter_map(|entry| entry.ip.clone().or_else(|| entry.hostname.clone())).collect()
+        }
+        _ => Vec::new(),
+    }
 }
 
 fn first<'a>(service: &'a Service, names: [&str; 3]) -> Option<&'a str> {
@@ -431,6 +446,11 @@ pub(super) fn refusals(grant: &Grant, service: &Service, about: &mut About<'_>) 
             Refusal::Exhausted(_) | Refusal::Incomplete(_) => {
                 ("pool-exhausted", "spec".to_owned(), "widen a pool, or remove Services")
             }
+            Refusal::OfOthers(_) => (
+                "address-of-others",
+                "status.loadBalancer".to_owned(),
+                "give one of the two a class of its own by --load-balancer-class; where nobody else serves it any more, remove it from the status",
+            ),
         };
         about.warn(reason, field, refusal.to_string(), fix);
     }

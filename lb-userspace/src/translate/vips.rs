@@ -13,7 +13,7 @@ use super::ours;
 use super::pools::{self, Allocator};
 use crate::model::ObjectName;
 use crate::model::l4::{Access, Family, Prefix};
-use crate::model::pool::CONFIG_MAP;
+use crate::model::pool::{CONFIG_MAP, Grant};
 
 /// `spec.loadBalancerClass` that names us where the flag names no other.
 const OUR_CLASS: &str = "penstock.dev/load-balancer";
@@ -146,8 +146,9 @@ impl Addresses {
                 }
             }
         }
+        let is_of_others = allocator.of(name).is_some_and(Grant::is_of_others);
         let status = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
-        let ingress = status.and_then(|status| status.ingress.as_ref());
+        let ingress = status.and_then(|status| status.ingress.as_ref()).filter(|_| !is_of_others);
         for (index, ingress) in ingress.into_iter().flatten().enumerate() {
             let field = format!("status.loadBalancer.ingress[{index}].ip");
             match ingress.ip.as_deref() {

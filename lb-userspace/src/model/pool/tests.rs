@@ -21,6 +21,7 @@ fn claim(name: &str) -> Claim {
         requested: Vec::new(),
         pool: None,
         held: Vec::new(),
+        foreign: Vec::new(),
         sharing: None,
         ports: BTreeSet::from([(Protocol::Tcp, 80)]),
         local_pods: None,
@@ -111,6 +112,36 @@ fn what_no_pool_allows_any_more_is_given_up() {
     let moved = Claim { held: vec![ip("198.51.100.1")], ..claim("moved") };
 
     assert_eq!(of(&grant(&pools, &[moved]), "moved").0, ["192.0.2.1"]);
+}
+
+#[test]
+fn a_service_that_others_gave_an_address_is_left_to_them() {
+    let pools = [pool("a", &["192.0.2.1-192.0.2.3"])];
+    let given = |name: &str, by: &str, addrs: &[&str]| {
+        let foreign =
+            if by == "us" { Vec::new() } else { addrs.iter().map(|addr| (*addr).to_owned()).collect() };
+        let held = addrs.iter().filter_map(|addr| addr.parse().ok()).collect();
+        Claim { held, foreign, ..claim(name) }
+    };
+    let theirs = given("theirs", "others", &["198.51.100.1"]);
+    let asks = Claim { requested: vec![ip("192.0.2.1")], ..given("asks", "others", &["lb.example.com"]) };
+    let adopted = given("adopted", "others", &["192.0.2.2"]);
+    let lost = given("lost", "us", &["198.51.100.2"]);
+
+    let grants = grant(&pools, &[theirs, asks, adopted, lost]);
+
+    let left = |addr| {
+        format!(
+            "{addr} is in no address pool, and it was not agents of this release who wrote that into the status: the \
+             Service is left to who did, and gets no address here"
+        )
+    };
+    assert_eq!(of(&grants, "theirs"), (vec![], vec![left("198.51.100.1")]));
+    assert_eq!(of(&grants, "asks"), (vec![], vec![left("lb.example.com")]));
+    assert_eq!(of(&grants, "adopted"), (vec!["192.0.2.2".to_owned()], vec![]), "it is in a pool");
+    assert_eq!(of(&grants, "lost").0.len(), 1, "of a pool that is no more");
+    let others = grants.iter().filter(|(_, grant)| grant.is_of_others());
+    assert_eq!(others.map(|(name, _)| name.name.as_str()).collect::<Vec<_>>(), ["asks", "theirs"]);
 }
 
 #[test]
