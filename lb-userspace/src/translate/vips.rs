@@ -52,12 +52,15 @@ impl Addresses {
         for (field, text) in addresses.external(spec, options, about) {
             addresses.add(field, text, Access::Open, about);
         }
-        let balanced = addresses.balanced(name, service, spec, (allocator, options), about);
-        if balanced.is_empty() {
+        if spec.type_.as_deref() != Some("LoadBalancer") {
             return addresses;
         }
+        let balanced = addresses.balanced(name, service, spec, (allocator, options), about);
         if !is_our_class(spec, options, about) {
             addresses.left_out = true;
+            return addresses;
+        }
+        if balanced.is_empty() {
             return addresses;
         }
         let access = match source_ranges(service, spec, about) {
@@ -111,7 +114,7 @@ impl Addresses {
         self.left_out = true;
     }
 
-    /// Addresses of a Service of type LoadBalancer.
+    /// Addresses that the Service, of type LoadBalancer, has as one.
     fn balanced(
         &mut self,
         name: &ObjectName,
@@ -121,9 +124,6 @@ impl Addresses {
         about: &mut About<'_>,
     ) -> Vec<(String, String)> {
         let mut balanced: Vec<(String, String)> = Vec::new();
-        if spec.type_.as_deref() != Some("LoadBalancer") {
-            return balanced;
-        }
         match allocator.of(name) {
             // With pools nobody may just take what he asks for.
             Some(grant) => {
