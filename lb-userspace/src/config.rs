@@ -134,8 +134,10 @@ pub struct TranslateConfig {
     pub tcp_services: Option<ObjectName>,
     /// `--udp-services-configmap`.
     pub udp_services: Option<ObjectName>,
-    /// `--address-pools`; in a pod, the one of its usual name in the pod's namespace.
+    /// `--address-pools`.
     pub address_pools: Option<ObjectName>,
+    /// What is meant without it: in a pod, the one of its usual name in the pod's namespace, where there is one.
+    pub own_pools: Option<ObjectName>,
     /// `--watch-ingress-without-class`.
     pub watch_ingress_without_class: bool,
     /// `--disable-catch-all`.
@@ -319,7 +321,8 @@ pub fn resolve(flags: Settings, file: Option<&Path>) -> Result<Config, Error> {
             config_map: value::object("configmap", merged.configmap)?,
             tcp_services: value::object("tcp-services-configmap", merged.tcp_services_configmap)?,
             udp_services: value::object("udp-services-configmap", merged.udp_services_configmap)?,
-            address_pools: value::object("address-pools", merged.address_pools)?.or(own_pools),
+            address_pools: value::object("address-pools", merged.address_pools)?,
+            own_pools,
             watch_ingress_without_class: merged.watch_ingress_without_class.unwrap_or(false),
             disable_catch_all: merged.disable_catch_all.unwrap_or(false),
             node_name: merged.node_name.filter(|name| !name.is_empty()).or_else(value::node_name),

@@ -213,13 +213,17 @@ async fn watch(
         tcp_services,
         udp_services,
         address_pools,
+        own_pools,
         ..
     } = meaning.clone();
     let beside = cluster::Beside {
         services: publish_service.into_iter().collect(),
         backends: default_backend_service.into_iter().collect(),
         secrets: default_ssl_certificate.into_iter().collect(),
-        config_maps: [config_map, tcp_services, udp_services, address_pools].into_iter().flatten().collect(),
+        config_maps: [config_map, tcp_services, udp_services, address_pools.or(own_pools)]
+            .into_iter()
+            .flatten()
+            .collect(),
     };
     let (namespace, selector) = (config.namespace.clone(), config.namespace_selector.clone());
     let scope = cluster::Scope::new(namespace, selector, beside);

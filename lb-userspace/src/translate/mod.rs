@@ -110,9 +110,10 @@ pub struct Options {
     pub tcp_services: Option<ObjectName>,
     /// `--udp-services-configmap`.
     pub udp_services: Option<ObjectName>,
-    /// `--address-pools`: the ConfigMap that gives addresses to Services; `None`: the one of its usual
-    /// name beside the controller's.
+    /// `--address-pools`: the ConfigMap that gives addresses to Services.
     pub address_pools: Option<ObjectName>,
+    /// That which is meant without the flag; `None`: the one of its usual name beside the controller's.
+    pub own_pools: Option<ObjectName>,
     /// The name under which agents like this one write the status of Services; `None`: nobody can tell who wrote it, as
     /// with files, and it counts as ours.
     pub writer: Option<String>,
@@ -192,6 +193,7 @@ impl Default for Options {
             tcp_services: None,
             udp_services: None,
             address_pools: None,
+            own_pools: None,
             writer: None,
             streams: StreamsBy::Kernel,
             classes: Classes::Implied,

@@ -57,6 +57,8 @@ pub(super) struct Allocator {
     taken: BTreeSet<IpAddr>,
     /// The ConfigMap, where it is written and no version of it can be used.
     unread: Option<ObjectName>,
+    /// The ConfigMap, where a flag names it and it is not written.
+    missing: Option<ObjectName>,
 }
 
 /// A claim and when its Service was made.
@@ -71,7 +73,7 @@ struct Dated {
 pub(super) struct Followed {
     /// Services to be looked at again.
     pub touched: BTreeSet<ObjectName>,
-    /// The pools were read anew, and what is wrong with them was told.
+    /// The pools were read anew, or looked for in vain, and what is wrong with them was told.
     pub is_read: bool,
 }
 
@@ -97,6 +99,11 @@ impl Allocator {
         if unread != self.unread {
             followed.touched.extend(objects.services.keys().cloned());
             self.unread = unread;
+        }
+        let missing = missing(objects, options);
+        if missing != self.missing {
+            followed.is_read = true;
+            self.missing = missing;
         }
         if look && written != self.written {
             (followed.is_read, differs) = (true, true);
@@ -139,6 +146,11 @@ impl Allocator {
                 };
                 followed.touched.extend(is_other.then(|| name.clone()));
             }
+        }
+        if let Some(name) = self.missing.as_ref().filter(|_| followed.is_read) {
+            let id = Key { kind: Kind::ConfigMap, name: name.clone() }.id("");
+            let message = "does not exist, though --address-pools names it: no Service gets an address";
+            findings.about(&id).warn("missing-config-map", "", message, "add it, or leave out the flag");
         }
         if differs {
             let grants = self.grant();
@@ -194,7 +206,7 @@ impl Allocator {
 pub(super) fn named(options: &Options) -> Option<ObjectName> {
     let beside =
         options.publish_service.as_ref().map(|service| ObjectName::new(&service.namespace, CONFIG_MAP));
-    options.address_pools.clone().or(beside)
+    options.address_pools.clone().or_else(|| options.own_pools.clone()).or(beside)
 }
 
 /// Whether it can be the ConfigMap of the pools, by the name that it is known to have or else by the usual one.
@@ -247,6 +259,12 @@ fn unread(objects: &Objects, options: &Options) -> Option<ObjectName> {
             is_beside && may_count(name, named.as_ref())
         })
         .cloned()
+}
+
+/// The one that the flag names, where it is not there at all.
+fn missing(objects: &Objects, options: &Options) -> Option<ObjectName> {
+    let named = options.address_pools.as_ref().filter(|name| !objects.config_maps.contains_key(*name));
+    named.filter(|_| unread(objects, options).is_none()).cloned()
 }
 
 /// Pools by name. A pool that cannot be read is left out as a whole.
