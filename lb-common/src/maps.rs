@@ -158,8 +158,7 @@ pub const COUNTS: [&str; BANKS] = ["COUNTS", "COUNTS_1", "COUNTS_2", "COUNTS_3"]
 pub const NAT_FORWARD: &str = "NAT_FORWARD";
 /// Translated flows, backend to client.
 pub const NAT_REVERSE: &str = "NAT_REVERSE";
-/// Translated flows in the order in which they began: [`crate::ports::BEGUN`] hashes, then how many began and how many
-/// were looked at.
+/// Translated flows in the order in which they began, see [`crate::ports::RINGS`].
 pub const BEGUN: &str = "BEGUN";
 /// Interfaces that can be redirected to.
 pub const DEVICES: &str = "DEVICES";

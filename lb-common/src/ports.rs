@@ -13,11 +13,19 @@ use crate::{Verdict, wire_port};
 /// Ports tried for a new flow. With nine tenths of the range taken, one flow in 800 finds none free.
 pub const PROBES: u16 = 64;
 
-/// Flows that are looked at for the entry of a new one. Those that stay are passed and asked again when all others were,
-/// so each new flow passes at most so many of them.
+/// Flows that are looked at for the entry of a new one.
 pub const ROOM_PROBES: u32 = 16;
 /// Flows whose beginning is remembered in order: as many as have entries.
 pub const BEGUN: u64 = crate::maps::NAT_FLOWS as u64;
+
+/// Rings of flows in this order: those that nobody has asked to make room yet, then those that were asked and stayed.
+pub const RINGS: u32 = 2;
+/// Words of a ring: [`BEGUN`] hashes, then its two numbers.
+pub const RING: u32 = BEGUN as u32 + 2;
+/// Which word of a ring says how many entered it.
+pub const COUNT: u32 = BEGUN as u32;
+/// Which word says how many were looked at.
+pub const LOOKED_AT: u32 = COUNT + 1;
 
 /// The beginnings that are remembered, by two numbers that only grow: how many there were, and how many were looked at.
 /// Returns the number of the next to look at, if there is one.

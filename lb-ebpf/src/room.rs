@@ -1,27 +1,39 @@
 //! Room for a new flow where all entries are taken: of the flows that began longest ago, the first that gives way leaves its
 //! own.
 //!
-//! A flood of forged beginnings thus pushes out itself. Which flows began when, a ring says: a flow enters it as it begins,
-//! and again behind all others when it was asked and stays.
+//! A flood of forged beginnings thus pushes out itself. Which flows began when, a ring says: a flow enters it as it begins. Who
+//! was asked and stays enters another one, which is looked at where the first has nobody left: else many open flows in a row would
+//! keep as many new ones out at each turn.
 
 use aya_ebpf::{btf_maps::Array, macros::btf_map};
 use lb_common::ports::{self, ROOM_PROBES};
 
 use crate::nat;
 
-/// The ring, and behind it the two numbers of [`ports::oldest_begun`].
+/// Both rings, see [`ports::RINGS`].
 #[btf_map]
-static BEGUN: Array<u64, { ports::BEGUN as usize + 2 }> = Array::new();
+static BEGUN: Array<u64, { ports::RINGS as usize * ports::RING as usize }> = Array::new();
 
-const COUNT: u32 = ports::BEGUN as u32;
-const LOOKED_AT: u32 = COUNT + 1;
+/// Where a ring begins, and behind it the two numbers of [`ports::oldest_begun`].
+#[derive(Clone, Copy)]
+struct Ring(u32);
+
+/// Flows that nobody has asked yet.
+const NEW: Ring = Ring(0);
+/// Those that stayed.
+const OLD: Ring = Ring(ports::RING);
 
 /// Notes that a flow began.
 #[inline(always)]
 pub fn began(hash: u64) {
-    let Some(number) = add(COUNT) else { return };
+    enter(NEW, hash);
+}
+
+#[inline(always)]
+fn enter(ring: Ring, hash: u64) {
+    let Some(number) = add(ring.0 + ports::COUNT) else { return };
     let place = (number & (ports::BEGUN - 1)) as u32;
-    let Some(place) = BEGUN.get_ptr_mut(place) else { return };
+    let Some(place) = BEGUN.get_ptr_mut(ring.0 + place) else { return };
     // SAFETY: an aligned word, which is written and read whole; what it says is looked up before it is believed.
     unsafe { place.write_volatile(hash) }
 }
@@ -32,32 +44,33 @@ pub fn began(hash: u64) {
 #[cold]
 pub extern "C" fn penstock_make_room(now: u32) -> u64 {
     for _ in 0..ROOM_PROBES {
-        let Some(hash) = oldest() else { return 0 };
+        let Some(hash) = oldest(NEW).or_else(|| oldest(OLD)) else { return 0 };
         match nat::gives_room(hash, now) {
             Some(true) => {
                 nat::forget(hash);
                 return 1;
             }
-            Some(false) => began(hash),
+            Some(false) => enter(OLD, hash),
             None => {}
         }
     }
     0
 }
 
-/// The flow that began longest ago of those that nobody looked at.
+/// The flow that has been in a ring longest.
 #[inline(always)]
-fn oldest() -> Option<u64> {
-    let next = ports::oldest_begun(read(COUNT)?, read(LOOKED_AT)?)?;
+fn oldest(ring: Ring) -> Option<u64> {
+    let looked_at = ring.0 + ports::LOOKED_AT;
+    let next = ports::oldest_begun(read(ring.0 + ports::COUNT)?, read(looked_at)?)?;
     // Others may look at the same moment: the same flow twice does no harm.
-    // SAFETY: as in `began`.
-    unsafe { BEGUN.get_ptr_mut(LOOKED_AT)?.write_volatile(next + 1) };
-    read((next & (ports::BEGUN - 1)) as u32)
+    // SAFETY: as in `enter`.
+    unsafe { BEGUN.get_ptr_mut(looked_at)?.write_volatile(next + 1) };
+    read(ring.0 + (next & (ports::BEGUN - 1)) as u32)
 }
 
 #[inline(always)]
 fn read(index: u32) -> Option<u64> {
-    // SAFETY: as in `began`.
+    // SAFETY: as in `enter`.
     BEGUN.get_ptr(index).map(|word| unsafe { word.read_volatile() })
 }
 
@@ -76,7 +89,7 @@ fn add(index: u32) -> Option<u64> {
     }
     #[cfg(not(target_arch = "bpf"))]
     {
-        // SAFETY: as in `began`; the host's compiler only checks this crate.
+        // SAFETY: as in `enter`; the host's compiler only checks this crate.
         Some(unsafe { place.read_volatile() })
     }
 }

@@ -175,6 +175,15 @@ fn connections_to_the_proxy_go_on_when_their_vip_moves_away_and_back() {
     }
 }
 
+/// Has the clients end, also where something fails meanwhile.
+struct Stops<'a>(&'a AtomicBool);
+
+impl Drop for Stops<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 #[test]
 fn a_holder_that_stops_refuses_nobody_while_its_vips_are_on_their_way() {
     let Some(cluster) = cluster() else { return };
@@ -185,6 +194,7 @@ fn a_holder_that_stops_refuses_nobody_while_its_vips_are_on_their_way() {
 
     let ended = cluster.client.within(|| {
         std::thread::scope(|scope| {
+            let stops = Stops(&stop);
             let clients: Vec<_> = VIPS
                 .iter()
                 .zip(&connecting)
@@ -215,7 +225,7 @@ fn a_holder_that_stops_refuses_nobody_while_its_vips_are_on_their_way() {
             let after = eventually(DEADLINE, || {
                 counts().iter().zip(&at_the_move).all(|(now, then)| now > then).then_some(())
             });
-            stop.store(true, Ordering::Relaxed);
+            drop(stops);
             (before, after, clients.into_iter().map(|client| client.join()).collect::<Vec<_>>())
         })
     });

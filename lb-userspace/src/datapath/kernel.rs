@@ -415,16 +415,16 @@ impl Translations for Kernel {
 
     fn oldest(&self) -> Vec<u64> {
         let begun = self.ebpf.map(maps::BEGUN).and_then(|map| Array::<_, u64>::try_from(map).ok());
-        let Some(ring) = begun else { return Vec::new() };
-        let word = |index: u64| ring.get(&(index as u32), 0).ok();
-        let numbers = word(ports::BEGUN).zip(word(ports::BEGUN + 1));
-        let Some((begun, next)) =
-            numbers.and_then(|(begun, looked_at)| Some((begun, ports::oldest_begun(begun, looked_at)?)))
-        else {
-            return Vec::new();
+        let Some(words) = begun else { return Vec::new() };
+        let of_ring = |ring: u32| {
+            let word = |index: u32| words.get(&(ring * ports::RING + index), 0).ok();
+            let numbers = word(ports::COUNT).zip(word(ports::LOOKED_AT));
+            let next = numbers.and_then(|(count, looked_at)| ports::oldest_begun(count, looked_at));
+            let numbers = next.unwrap_or(0)..next.and(word(ports::COUNT)).unwrap_or(0);
+            let some = numbers.take(ports::ROOM_PROBES as usize);
+            some.filter_map(|number| word((number % ports::BEGUN) as u32)).collect::<Vec<_>>()
         };
-        let until = begun.min(next + u64::from(ports::ROOM_PROBES));
-        (next..until).filter_map(|number| word(number % ports::BEGUN)).collect()
+        (0..ports::RINGS).flat_map(of_ring).take(ports::ROOM_PROBES as usize).collect()
     }
 }
 

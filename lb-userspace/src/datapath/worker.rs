@@ -22,7 +22,7 @@ use super::engine::{Config, Engine, Start};
 use super::exhaustion::Exhaustion;
 use super::held::Held;
 use super::kernel::{Attached, Translated};
-use super::network::{Change, Interface, Netlink, View};
+use super::network::{Change, Netlink, View};
 use super::pins::Pins;
 use super::problems::{missing, not_adopted, not_installed, not_pinned, not_taken_over};
 use super::want::{self, Destinations, Join, Owner, Target};
@@ -336,12 +336,9 @@ impl Worker {
         let (l4, misfits) = self.complete(&wish);
         self.follow(&l4);
         let Self { netlink, choice, .. } = self;
-        // The ports of a bond that is ours are looked at with it.
-        let matters =
-            |choice: &Choice, interface: &Interface| interface.bond_port || choice.covers(interface);
-        let mut changed = netlink.refresh(|interface| matters(choice, interface)).await?;
+        let mut changed = netlink.refresh(|interface| choice.covers(interface)).await?;
         if choose_defaults(choice, netlink).await? {
-            netlink.refresh(|interface| matters(choice, interface)).await?;
+            netlink.refresh(|interface| choice.covers(interface)).await?;
             changed = Change::Everything;
         }
         self.restore_local_routes().await;
