@@ -205,10 +205,10 @@ where
         }
     }
 
-    /// Looks at everything that is wanted, was told on or is there.
+    /// Looks at everything that is wanted, was told on, could not be read or is there.
     async fn look(&mut self) {
         let mut names: BTreeSet<ObjectName> = self.wanted.borrow_and_update().names.clone();
-        names.extend(self.told.keys().cloned());
+        names.extend(self.told.keys().chain(self.unread.keys()).cloned());
         let called = self.wanted.borrow().called.clone();
         names.extend(self.there.keys().filter(|name| called.contains(&name.name)).cloned());
         for name in names {
@@ -512,6 +512,20 @@ mod tests {
         secrets.answered(one, Ok(Some(Secret::default()))).await;
 
         assert_eq!(secrets.queue.iter().map(|name| &*name.name).collect::<Vec<_>>(), ["three", "two"]);
+    }
+
+    #[tokio::test]
+    async fn what_nobody_names_any_more_is_no_trouble_any_more() {
+        let (mut secrets, _heard) = referenced(&["one"]);
+        secrets.look().await;
+        secrets.queue.clear();
+        secrets.answered(ObjectName::new("shop", "one"), Err(refused())).await;
+        assert_eq!((secrets.unread.len(), secrets.again.len()), (1, 1));
+
+        secrets.wanted = watch::channel(Wanted { generation: 2, ..Wanted::default() }).1;
+        secrets.look().await;
+
+        assert_eq!((secrets.unread.len(), secrets.again.len()), (0, 0));
     }
 
     #[tokio::test]

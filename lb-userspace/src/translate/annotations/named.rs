@@ -35,9 +35,10 @@ pub fn as_read<'t>(short: &str, text: &'t str) -> &'t str {
 }
 
 /// Texts are trimmed. Booleans and numbers are not: Go's ParseBool and Atoi take no blanks, and what ingress-nginx
-/// refuses may not open anything here.
+/// refuses may not open anything here. What is refused in any case opens nothing, and counts as it is meant.
 fn read_by<'t>(row: &Annotation, text: &'t str) -> &'t str {
     match (row.value, text.trim()) {
+        (_, trimmed) if row.status == Status::Refused => trimmed,
         (Value::Bool | Value::Int | Value::From(_) | Value::ErrorStatus, trimmed) if !trimmed.is_empty() => {
             text
         }

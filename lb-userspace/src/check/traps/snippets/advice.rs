@@ -167,6 +167,7 @@ fn is_swap(text: &str) -> bool {
 fn of_question(name: &str, values: &[&str], place: Place) -> Option<String> {
     let nothing = |why: &str| Some(format!("nothing: {why}"));
     match (name, values) {
+        ("proxy_method", [method]) if method.contains('$') => None,
         ("proxy_method", [method]) => match place {
             Place::QuestionOfAll => Some(format!("key global-auth-method of the ConfigMap: {method}")),
             _ => Some(format!("annotation auth-method: {method}")),
@@ -299,6 +300,7 @@ fn request_header(name: &str, value: &str, place: Place) -> Option<String> {
     if is_sent_anyway(name, value) {
         return Some("nothing: it is sent anyway".to_owned());
     }
+    Expression::parse(value).ok()?;
     let own = match name.to_ascii_lowercase().as_str() {
         "host" => Some("upstream-vhost"),
         "x-forwarded-prefix" => Some("x-forwarded-prefix"),
@@ -449,6 +451,7 @@ mod tests {
                 ),
             ),
             ("proxy_set_header Authorization \"Basic abc\"", None),
+            ("proxy_set_header X-A $nobody_knows", None),
             ("proxy_http_version 1.1", Some("nothing: it is spoken anyway")),
             ("return 403", None),
             ("proxy_set_header Host web.internal", Some("annotation upstream-vhost: web.internal")),
