@@ -64,12 +64,17 @@ fn rustup() -> Vec<Toolchain> {
 }
 
 /// The distribution's rustc, which a rustup proxy earlier in `PATH` may hide. Its cargo may be
-/// missing where rustup's cargo is in use; that one drives any rustc.
+/// missing where rustup's cargo is in use; that one drives any rustc, and `CARGO` says where it is to whom it started.
 fn system() -> Option<Toolchain> {
     let rustc = PathBuf::from("/usr/bin/rustc");
     let own = Path::new("/usr/bin/cargo");
-    let cargo = if own.is_file() { own.to_owned() } else { std::env::var_os("CARGO")?.into() };
+    let cargo = if own.is_file() { own.to_owned() } else { driver()? };
     inspect(rustc, cargo, "system".to_owned()).ok()?
+}
+
+/// The cargo that started us, or that would.
+fn driver() -> Option<PathBuf> {
+    std::env::var_os("CARGO").map(PathBuf::from).or_else(|| process::find("cargo"))
 }
 
 /// What a rustc says of itself; `None` if it is too old.
