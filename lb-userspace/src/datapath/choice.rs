@@ -64,18 +64,7 @@ mod tests {
     use super::*;
 
     fn interface(name: &str, kind: Kind) -> Interface {
-        Interface {
-            name: name.to_owned(),
-            ifindex: 1,
-            mac: Some(Mac([2; 6])),
-            mtu: 1500,
-            up: true,
-            carrier: true,
-            kind,
-            master: None,
-            bond_port: false,
-            addrs: BTreeSet::new(),
-        }
+        Interface { kind, ..Interface::device(1, name) }
     }
 
     #[test]

@@ -67,26 +67,12 @@ impl Devices {
 mod tests {
     use std::cell::RefCell;
 
-    use lb_common::Mac;
-
     use super::*;
     use crate::datapath::interfaces::{slot, word};
-    use crate::datapath::network::Kind;
 
     fn interface(name: &str, ifindex: u32, master: Option<u32>) -> (u32, Interface) {
-        let interface = Interface {
-            name: name.to_owned(),
-            ifindex,
-            mac: Some(Mac([2, 0, 0, 0, 0, ifindex as u8])),
-            mtu: 1500,
-            up: true,
-            carrier: true,
-            kind: Kind::Device,
-            master,
-            bond_port: master.is_some(),
-            addrs: BTreeSet::new(),
-        };
-        (ifindex, interface)
+        let bond_port = master.is_some();
+        (ifindex, Interface { master, bond_port, ..Interface::device(ifindex, name) })
     }
 
     #[test]

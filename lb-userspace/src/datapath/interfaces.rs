@@ -86,25 +86,12 @@ fn in_the_stack(interface: &Interface, all: &BTreeMap<u32, Interface>) -> String
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
-    use lb_common::{Mac, Tag};
+    use lb_common::Tag;
 
     use super::*;
 
     fn interface(ifindex: u32, name: &str, kind: Kind) -> Interface {
-        Interface {
-            name: name.to_owned(),
-            ifindex,
-            mac: Some(Mac([2; 6])),
-            mtu: 1500,
-            up: true,
-            carrier: true,
-            kind,
-            master: None,
-            bond_port: false,
-            addrs: BTreeSet::new(),
-        }
+        Interface { kind, ..Interface::device(ifindex, name) }
     }
 
     #[test]

@@ -243,6 +243,25 @@ fn lies(interface: &Interface, what: &str) -> String {
 }
 
 #[cfg(test)]
+impl Interface {
+    /// A device with a carrier, for tests.
+    pub(in crate::datapath) fn device(ifindex: u32, name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            ifindex,
+            mac: Some(Mac([2, 0, 0, 0, 1, ifindex as u8])),
+            mtu: 1500,
+            up: true,
+            carrier: true,
+            kind: Kind::Device,
+            master: None,
+            bond_port: false,
+            addrs: BTreeSet::new(),
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
@@ -253,18 +272,7 @@ mod tests {
     }
 
     fn link(ifindex: u32, kind: Kind) -> Interface {
-        Interface {
-            name: format!("if{ifindex}"),
-            ifindex,
-            mac: Some(own(ifindex)),
-            mtu: 1500,
-            up: true,
-            carrier: true,
-            kind,
-            master: None,
-            bond_port: false,
-            addrs: BTreeSet::new(),
-        }
+        Interface { kind, ..Interface::device(ifindex, &format!("if{ifindex}")) }
     }
 
     fn leaves(links: impl IntoIterator<Item = Interface>, port: Option<u32>) -> Result<Exit, String> {
