@@ -73,11 +73,15 @@ fn requests_reset_one_by_one_end_the_connection() {
     });
     let rig = Rig::start(to(&[backend.addr]));
     let mut frames = Frames::connect(rig.http, DEADLINE);
+    frames.headers(1, 0, &request("POST", "/"));
 
     let mut sent = 0;
     while sent < 2000 {
-        let stream = 2 * sent + 1;
-        let reset = frames.get(stream, "/") && frames.send(kind::RST_STREAM, 0, stream, &8u32.to_be_bytes());
+        let stream = 2 * sent + 3;
+        // A byte of the upload pays for frames, and not for what is given up.
+        let reset = frames.send(kind::DATA, 0, 1, b"x")
+            && frames.get(stream, "/")
+            && frames.send(kind::RST_STREAM, 0, stream, &8u32.to_be_bytes());
         // The answer shows that both were read.
         if !reset || !frames.send(kind::PING, 0, 0, &[0; 8]) || frames.until(kind::PING).is_none() {
             break;
@@ -108,6 +112,28 @@ fn a_client_may_give_up_all_it_has_at_once() {
 
     frames.send(kind::PING, 0, 0, &[1; 8]);
     assert_eq!(frames.until(kind::PING).expect("a pong").payload, [1; 8]);
+    assert_eq!(floods(&rig), 0.0);
+}
+
+#[test]
+fn requests_given_up_as_they_come_do_no_harm_to_others() {
+    let backend = Backend::mirror();
+    let rig = Rig::start(to(&[backend.addr]));
+    let mut frames = Frames::connect(rig.http, DEADLINE);
+    frames.headers(1, 0, &request("POST", "/"));
+
+    // In one write, so that none is seen before it is given up.
+    let cancelled = (1..=100).flat_map(|i| {
+        let stream = 2 * i + 1;
+        let head =
+            frame(kind::HEADERS, flag::END_STREAM | flag::END_HEADERS, stream, &block(&request("GET", "/")));
+        [head, frame(kind::RST_STREAM, 0, stream, &8u32.to_be_bytes())].concat()
+    });
+    let cancelled: Vec<u8> = cancelled.collect();
+    frames.send_raw(&cancelled);
+    frames.send(kind::DATA, flag::END_STREAM, 1, b"x");
+
+    assert_eq!(frames.outcome(1), Outcome::Status(200));
     assert_eq!(floods(&rig), 0.0);
 }
 

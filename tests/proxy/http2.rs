@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, Request};
+use lb_tests::h2_frames::{Frames, Outcome};
 use penstock::model::l7::Filters;
 
 use crate::h2_client::{Client, exchange, get, limited};
@@ -377,4 +378,29 @@ fn a_connection_that_had_its_share_of_requests_or_idles_is_told_to_go() {
         assert!(ended.is_ok(), "{case}: {ended:?}");
         drop(requests);
     }
+}
+
+#[test]
+fn who_does_not_acknowledge_that_it_should_go_is_refused_and_then_left() {
+    // Without a body, for which the client would have to open its window.
+    let backend = Backend::start(|mut peer| {
+        while peer.head().is_some() {
+            peer.send("HTTP/1.1 204 No Content\r\n\r\n");
+        }
+    });
+    let mut few = to(&[backend.addr]);
+    few.edge.limits.keep_alive_requests = 2;
+    let rig = Rig::start(few);
+    let mut client = Frames::connect(rig.http, DEADLINE);
+    let mut ask = |stream: u32| {
+        client.get(stream, "/");
+        client.outcome(stream)
+    };
+    let streams = (1..).step_by(2);
+
+    // The pings that ask whether it has heard go unanswered. 7 is REFUSED_STREAM.
+    let refused = streams.map(&mut ask).find(|outcome| *outcome != Outcome::Status(204));
+
+    assert_eq!(refused, Some(Outcome::Reset(7)));
+    while client.receive().is_some() {}
 }

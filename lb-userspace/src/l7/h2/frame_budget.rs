@@ -17,20 +17,25 @@ const PER_SECOND: u32 = 100;
 const PER_DATA: u32 = 4;
 /// Budget that a finished request brings.
 const PER_REQUEST: u32 = 10;
-/// What a request costs that the client gave up, beside its RST_STREAM. A client may well give up all
-/// it has at once, a few times over (gRPC deadlines); `keep-alive-requests` bounds the rest.
-const CANCELLED: u32 = 1;
+/// Requests that the client may give up at once. It may well give up all that it has, a few times over (gRPC
+/// deadlines). Data pays for none: a byte of it is cheap, what is begun for a request is not.
+const GIVEN_UP: u32 = 500;
+/// Those that a second brings, and a finished request.
+const GIVEN_UP_PER_SECOND: u32 = 50;
+const GIVEN_UP_PER_REQUEST: u32 = 5;
 
 /// One connection's budget.
 pub(super) struct FrameBudget {
     left: Cell<u32>,
+    /// Requests that may be given up.
+    given_up: Cell<u32>,
     refilled: Cell<Instant>,
 }
 
 impl FrameBudget {
     /// A full budget.
     pub(super) fn new(now: Instant) -> Self {
-        Self { left: Cell::new(BUDGET), refilled: Cell::new(now) }
+        Self { left: Cell::new(BUDGET), given_up: Cell::new(GIVEN_UP), refilled: Cell::new(now) }
     }
 
     /// Frames came from the client: DATA frames of use, and frames of none.
@@ -47,16 +52,20 @@ impl FrameBudget {
     /// A request was answered to its end.
     pub(super) fn finished(&self) {
         self.earn(PER_REQUEST);
+        self.may_give_up(GIVEN_UP_PER_REQUEST);
     }
 
     /// The client gave a request up.
     pub(super) fn cancelled(&self) {
-        self.spend(CANCELLED);
+        if self.given_up.get() < GIVEN_UP / 2 {
+            self.refill(Instant::now());
+        }
+        self.given_up.update(|left| left.saturating_sub(1));
     }
 
     /// The budget has run out: the connection has to end.
     pub(super) fn is_exhausted(&self) -> bool {
-        self.left.get() == 0
+        self.left.get() == 0 || self.given_up.get() == 0
     }
 
     fn earn(&self, n: u32) {
@@ -64,6 +73,12 @@ impl FrameBudget {
             return;
         }
         self.left.set(self.left.get().saturating_add(n).min(BUDGET));
+    }
+
+    fn may_give_up(&self, n: u32) {
+        if !self.is_exhausted() {
+            self.given_up.update(|left| left.saturating_add(n).min(GIVEN_UP));
+        }
     }
 
     fn spend(&self, n: u32) {
@@ -78,6 +93,7 @@ impl FrameBudget {
         let seconds = u32::try_from(seconds).unwrap_or(u32::MAX);
         self.refilled.set(self.refilled.get() + Duration::from_secs(u64::from(seconds)));
         self.earn(seconds.saturating_mul(PER_SECOND));
+        self.may_give_up(seconds.saturating_mul(GIVEN_UP_PER_SECOND));
     }
 }
 
@@ -112,7 +128,11 @@ mod tests {
             budget.cancelled();
         }
         assert!(!budget.is_exhausted());
-        (0..2000).for_each(|_| budget.cancelled());
+        // Data pays for none.
+        (0..600).for_each(|_| {
+            budget.read(1, 0);
+            budget.cancelled();
+        });
         assert!(budget.is_exhausted());
     }
 

@@ -36,8 +36,6 @@ const HEADER_LIST_MAX: u32 = (BUFFER_BYTES - 1024) as u32;
 const REFUSED_LIST_MAX: u32 = 4 * BUFFER_BYTES as u32;
 /// Payload of the frames we take; the smallest the standard allows.
 pub(super) const FRAME_MAX: u32 = 16 << 10;
-/// Streams reset by the client that still wait to be seen; more is an attack (CVE-2023-44487).
-pub(super) const PENDING_RESETS_MAX: usize = 20;
 /// Streams we reset because of the client's errors, in a connection's life; more ends it. Frames for a stream that we
 /// reset and do not remember count as well.
 pub(super) const ERROR_RESETS_MAX: usize = 100;
@@ -68,7 +66,8 @@ pub(super) fn server(streams: u32) -> h2::server::Builder {
         .max_send_buffer_size(SEND_BUFFER)
         .max_header_list_size(REFUSED_LIST_MAX)
         .max_frame_size(FRAME_MAX)
-        .max_pending_accept_reset_streams(PENDING_RESETS_MAX)
+        // Whoever leaves a page gives up all that it has open. What more of them cost (CVE-2023-44487) is the frame budget's.
+        .max_pending_accept_reset_streams(usize::try_from(streams).unwrap_or(usize::MAX))
         .max_local_error_reset_streams(Some(ERROR_RESETS_MAX))
         .max_concurrent_reset_streams(remembered(streams))
         .reset_stream_duration(RESET_REMEMBERED_FOR)

@@ -71,6 +71,7 @@ pub(in crate::l7) async fn serve(
         streams_max: http2_streams,
         requests: 0,
         leaving: false,
+        heard: Due::MAX,
         was_live: 0,
         flooded: false,
     };
@@ -128,6 +129,8 @@ struct Connection<'w, 's> {
     streams_max: u32,
     requests: u32,
     leaving: bool,
+    /// Who has not heard by then that it should ask elsewhere does not listen.
+    heard: Due,
     was_live: u32,
     /// It was ended for the sake of the others.
     flooded: bool,
@@ -223,9 +226,14 @@ impl Connection<'_, '_> {
         self.leaving = true;
         self.h2.graceful_shutdown();
         self.due = self.alarm.due(limits::GOODBYE);
+        self.heard = self.due;
     }
 
-    fn start(&mut self, request: Request<RecvStream>, respond: SendResponse<Bytes>, client: Client) {
+    fn start(&mut self, request: Request<RecvStream>, mut respond: SendResponse<Bytes>, client: Client) {
+        if self.alarm.is_past(self.heard) {
+            // The h2 crate takes streams until the client acknowledges, which it may leave. Safe to repeat (RFC 9113 8.7).
+            return respond.send_reset(Reason::REFUSED_STREAM);
+        }
         self.requests += 1;
         let live = Live::new(&self.streams);
         let budget = Rc::clone(&self.budget);
