@@ -73,7 +73,7 @@ fn large_bodies_pass_in_both_directions() {
 }
 
 #[test]
-fn chunks_and_trailers_pass_as_they_are() {
+fn chunks_and_trailers_pass_without_extensions() {
     let backend = Backend::saying(
         "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: X-Sum\r\n\r\n\
          5;note=1\r\nhello\r\n6\r\n world\r\n0\r\nX-Sum: 11\r\n\r\n",
@@ -85,14 +85,14 @@ fn chunks_and_trailers_pass_as_they_are() {
         client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
         let head = client.head().expect("a head");
         assert!(head.contains("Transfer-Encoding: chunked\r\n"), "{head}");
-        let body = client.exactly("5;note=1\r\nhello\r\n6\r\n world\r\n0\r\nX-Sum: 11\r\n\r\n".len());
-        assert!(body.ends_with(b"0\r\nX-Sum: 11\r\n\r\n"));
+        let expected = "5\r\nhello\r\n6\r\n world\r\n0\r\nX-Sum: 11\r\n\r\n";
+        assert_eq!(client.exactly(expected.len()), expected.as_bytes());
     }
     assert_eq!(backend.connections(), 1);
 }
 
 #[test]
-fn trailers_of_a_request_go_no_further() {
+fn trailers_and_extensions_of_a_request_go_no_further() {
     let backend = Backend::showing_chunks();
     let rig = Rig::start(to(&[backend.addr]));
     let mut client = rig.client();
@@ -108,6 +108,8 @@ fn trailers_of_a_request_go_no_further() {
         client.send(format!("{head}{chunks}{trailers}\r\n"));
         assert_eq!(client.reply().text(), format!("{chunks}\r\n"), "{trailers}");
     }
+    client.send(format!("{head}2;a=\"b\r\nhi\r\n0;c\r\n\r\n"));
+    assert_eq!(client.reply().text(), format!("{chunks}\r\n"), "extensions");
     // However it is cut.
     client.send(head);
     for byte in format!("{chunks}X-User: evil\r\nA: b\r\n\r\n").bytes() {
@@ -174,6 +176,18 @@ fn a_body_without_length_that_is_cut_off_is_seen_as_cut_off() {
 
         assert_eq!(client.rest(), b"", "no last chunk");
     }
+}
+
+#[test]
+fn a_response_whose_first_chunk_is_none_is_no_response() {
+    let backend = Backend::start(|mut peer| {
+        peer.head();
+        peer.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5 \r\nhello\r\n0\r\n\r\n");
+        peer.rest();
+    });
+    let rig = Rig::start(to(&[backend.addr]));
+
+    assert_eq!(rig.ask("GET / HTTP/1.1\r\nHost: a\r\n\r\n").status, 502);
 }
 
 #[test]

@@ -96,7 +96,9 @@ fn binary(bytes: &[u8]) -> Result<Option<Header>, Malformed> {
     let Some(&[command, family, high, low]) = bytes.get(SIGNATURE.len()..FIXED) else { return Ok(None) };
     let rest = usize::from(u16::from_be_bytes([high, low]));
     let len = FIXED + rest;
-    if command >> 4 != 2 || command & 15 > 1 || len > HEADER_MAX {
+    // Families and protocols beyond these are reserved, which a receiver has to refuse.
+    let is_reserved = family >> 4 > 3 || family & 15 > 2;
+    if command >> 4 != 2 || command & 15 > 1 || is_reserved || len > HEADER_MAX {
         return Err(Malformed);
     }
     let Some(body) = bytes.get(FIXED..len) else { return Ok(None) };
@@ -234,7 +236,7 @@ mod tests {
 
     #[test]
     fn refuses_everything_else() {
-        let cases: [(&str, Vec<u8>); 13] = [
+        let cases: [(&str, Vec<u8>); 15] = [
             ("a request", b"GET / HTTP/1.1\r\n".into()),
             ("a post", b"POST / HTTP/1.1\r\n".into()),
             ("a tls hello", b"\x16\x03\x01\x02\0".into()),
@@ -246,6 +248,8 @@ mod tests {
             ("zero in front", b"PROXY TCP4 1.2.3.4 1.2.3.5 01 2\r\n".into()),
             ("word too many", b"PROXY TCP4 1.2.3.4 1.2.3.5 1 2 3\r\n".into()),
             ("binary version 1", binary(0x11, 0x11, &[0; 12])),
+            ("binary family 4", binary(0x21, 0x41, &[0; 12])),
+            ("binary protocol 3", binary(0x21, 0x13, &[0; 12])),
             ("binary command 2", binary(0x22, 0x11, &[0; 12])),
             ("binary too short for its family", binary(0x21, 0x11, &[0; 11])),
         ];

@@ -71,14 +71,12 @@ impl Body {
     pub(in crate::l7) fn pass(&mut self, bytes: &[u8]) -> Result<usize, Malformed> {
         let Self::Chunked(decoder) = self else { return self.take(bytes) };
         let mut taken = 0;
-        while let Some(rest) = bytes.get(taken..)
-            && let Some(next) = rest.first()
-            && !decoder.is_done()
-            && !decoder.leaves_out(*next)
-        {
-            taken += decoder.next(rest)?.len();
+        loop {
+            match decoder.next_kept(bytes.get(taken..).unwrap_or_default())?.len() {
+                0 => return Ok(taken),
+                n => taken += n,
+            }
         }
-        Ok(taken)
     }
 
     /// The next piece of `bytes`, which are not empty, and whether it is content or framing.

@@ -7,7 +7,7 @@ use super::head::is_of_token;
 
 /// Hex digits of a chunk size; 16 would already overflow sizes anybody can send.
 const SIZE_DIGITS: u8 = 15;
-/// Bytes of extensions one chunk may carry; they mean nothing to anybody.
+/// Bytes of extensions one chunk may carry.
 const EXTENSION_BYTES: u16 = 256;
 /// Bytes of all trailer lines.
 const TRAILER_BYTES: u16 = 8 * 1024;
@@ -115,6 +115,15 @@ impl Decoder {
 
     /// Takes the next piece from `bytes`. Empty only if `bytes` is, or the body is done.
     pub(in crate::l7) fn next(&mut self, bytes: &[u8]) -> Result<Piece, Malformed> {
+        self.run(bytes, |_, _| false)
+    }
+
+    /// The same up to what goes no further: see [`Self::left_out`]. Empty where that comes next, too.
+    pub(super) fn next_kept(&mut self, bytes: &[u8]) -> Result<Piece, Malformed> {
+        self.run(bytes, Self::leaves_out)
+    }
+
+    fn run(&mut self, bytes: &[u8], ends: impl Fn(&Self, u8) -> bool) -> Result<Piece, Malformed> {
         if let State::Content { left } = &mut self.state {
             let n = bytes.len().min(usize::try_from(*left).unwrap_or(usize::MAX));
             *left -= n as u64;
@@ -127,7 +136,7 @@ impl Decoder {
         let mut n = 0;
         for &byte in bytes {
             let is_content = matches!(self.state, State::Content { .. } | State::Done);
-            if is_content || self.is_in_trailers() != trailers {
+            if is_content || self.is_in_trailers() != trailers || ends(self, byte) {
                 break;
             }
             self.step(byte)?;
@@ -136,8 +145,10 @@ impl Decoder {
         Ok(if trailers { Piece::Trailers(n) } else { Piece::Framing(n) })
     }
 
-    /// Takes bytes of trailer lines of a request, which go no further: no upstream is to take a client's word for a header that we write or
-    /// take away, and nginx passes none of them either. 0: what comes next is something else.
+    /// Takes bytes that go no further. 0: what comes next is something else.
+    ///
+    /// Extensions of a chunk mean nothing to anybody, but parsers differ in where a quoted one ends. And no upstream is to take
+    /// a client's word, in the trailers of a request, for a header that we write or take away; nginx passes none of them either.
     pub(in crate::l7) fn left_out(&mut self, bytes: &[u8]) -> Result<usize, Malformed> {
         let mut n = 0;
         for &byte in bytes {
@@ -150,14 +161,19 @@ impl Decoder {
         Ok(n)
     }
 
-    /// Whether the next byte is of such a line.
-    pub(super) fn leaves_out(&self, next: u8) -> bool {
+    /// Whether the next byte is one of those.
+    fn leaves_out(&self, next: u8) -> bool {
         let is_in_line = match self.state {
             State::TrailerStart { .. } => next != b'\r',
             State::TrailerName { .. } | State::TrailerValue { .. } | State::TrailerLf { .. } => true,
             _ => false,
         };
-        self.of == Message::Request && is_in_line
+        let is_in_extension = match self.state {
+            State::Size { digits, .. } => digits > 0 && next == b';',
+            State::Extension { .. } => next != b'\r',
+            _ => false,
+        };
+        is_in_extension || self.of == Message::Request && is_in_line
     }
 
     /// The next byte is content.
@@ -273,6 +289,7 @@ pub(in crate::l7) fn is_text(byte: u8) -> bool {
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::Body;
     use super::*;
 
     /// Content, bytes of the body, and whether it is complete, reading `pieces` in turn.
@@ -344,6 +361,29 @@ mod tests {
         ];
         for (case, bytes) in cases {
             assert_eq!(decode(&[bytes]), Err(Malformed), "{case}");
+        }
+    }
+
+    #[test]
+    fn extensions_go_no_further_and_trailers_only_behind_a_response() {
+        let bytes = b"3;a=\"b\r\nabc\r\n1;;=\r\n;\r\n0;last\r\nX-Sum: 1\r\n\r\n";
+        let cases: [(_, &[u8]); 2] = [
+            (Decoder::default(), b"3\r\nabc\r\n1\r\n;\r\n0\r\n\r\n"),
+            (Decoder::of_response(), b"3\r\nabc\r\n1\r\n;\r\n0\r\nX-Sum: 1\r\n\r\n"),
+        ];
+        for (decoder, expected) in cases {
+            for step in 1..=bytes.len() {
+                let (mut body, mut passed) = (Body::Chunked(decoder.clone()), Vec::new());
+                for mut piece in bytes.chunks(step) {
+                    while !piece.is_empty() {
+                        piece = &piece[body.left_out(piece).unwrap()..];
+                        let (on, rest) = piece.split_at(body.pass(piece).unwrap());
+                        passed.extend_from_slice(on);
+                        piece = rest;
+                    }
+                }
+                assert_eq!((passed.as_slice(), body.is_done()), (expected, true), "{step} bytes at a time");
+            }
         }
     }
 

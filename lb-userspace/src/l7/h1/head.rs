@@ -9,7 +9,7 @@ use crate::model::l7::forwarding::HeaderNames;
 
 /// Most header lines of a head; more is 431.
 pub(in crate::l7) const HEADERS_MAX: usize = 128;
-/// What Connection headers may name, all together: each is compared with the name of each line.
+/// Elements that Connection headers may have, all together, empty ones too: each is compared with the name of each line.
 const CONNECTION_TOKENS_MAX: usize = 64;
 
 /// How long heads and their lines may be, and what they may be called.
@@ -414,11 +414,6 @@ impl Framing {
         Ok(())
     }
 
-    /// Whether a body follows the head.
-    pub(super) fn has_body(&self) -> bool {
-        self.chunked || self.length.unwrap_or(0) > 0
-    }
-
     /// A Transfer-Encoding line. Anything but one `chunked` is refused: what we do not decode we
     /// could not delimit.
     pub(super) fn transfer_encoding(&mut self, value: &[u8], version: Version) -> Result<(), Refusal> {
@@ -448,11 +443,11 @@ pub(super) struct Connection {
 impl Connection {
     /// A Connection line. Refused is what would have to be looked for too often among the other lines.
     pub(super) fn add(&mut self, value: &[u8]) -> Result<(), Refusal> {
+        self.tokens += 1 + value.iter().filter(|&&b| b == b',').count();
+        if self.tokens > CONNECTION_TOKENS_MAX {
+            return Err(Refusal::Malformed);
+        }
         for token in tokens(value) {
-            self.tokens += 1;
-            if self.tokens > CONNECTION_TOKENS_MAX {
-                return Err(Refusal::Malformed);
-            }
             if token.eq_ignore_ascii_case(b"keep-alive") {
                 self.keep_alive = true;
             } else if token.eq_ignore_ascii_case(b"close") {

@@ -188,7 +188,7 @@ fn collect<'h, 'b>(
     request.chunked = framing.chunked;
     request.persists = connection.persists(version);
     // A body before the switch of protocols would have to be understood by both; nobody sends it.
-    let may_upgrade = connection.upgrade && version == Version::Http11 && !framing.has_body();
+    let may_upgrade = connection.upgrade && version == Version::Http11;
     request.upgrade = request.upgrade.filter(|to| may_upgrade && !leaves_our_rules(to));
     Ok(request)
 }
