@@ -24,6 +24,14 @@ fn closing() -> Backend {
     Backend::start(|mut peer| drop(peer.head()))
 }
 
+/// Closes in the middle of its answer's head.
+fn half_a_head() -> Backend {
+    Backend::start(|mut peer| {
+        peer.head();
+        peer.send("HTTP/1.1 200 OK\r\nX:");
+    })
+}
+
 #[test]
 fn a_condition_leads_to_another_endpoint_only_where_it_is_named() {
     let unavailable = "HTTP/1.1 503 Down\r\nContent-Length: 4\r\n\r\ndown";
@@ -35,6 +43,8 @@ fn a_condition_leads_to_another_endpoint_only_where_it_is_named() {
         ("closed", closing().addr, "error", GET, [200, 200]),
         ("closed", closing().addr, "error", PUT, [200, 200]),
         ("closed", closing().addr, "error", POST, [200, 502]),
+        ("half a head", half_a_head().addr, "error", GET, [200, 200]),
+        ("half a head", half_a_head().addr, "invalid_header", GET, [200, 502]),
         ("garbage", Backend::saying("SSH-2.0\r\n\r\n").addr, "error", GET, [200, 502]),
         ("garbage", Backend::saying("SSH-2.0\r\n\r\n").addr, "invalid_header", GET, [200, 200]),
         ("503", Backend::saying(unavailable).addr, "error", GET, [200, 503]),

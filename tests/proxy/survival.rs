@@ -7,7 +7,7 @@ use std::process::{Child, ChildStderr, Command, Stdio};
 
 use lb_tests::agent::{binary, eventually};
 
-use crate::rig::{Client, DEADLINE};
+use crate::rig::{Client, DEADLINE, nobody};
 use crate::takeover::{Agents, HOST};
 
 /// An agent without any object: whatever is asked gets a 404 by itself.
@@ -22,12 +22,18 @@ struct Alone {
 impl Alone {
     /// Started by a shell that has set this limit before.
     fn start(limit: &str) -> Self {
+        Self::with(limit, &[], "")
+    }
+
+    /// The same with these flags and objects.
+    fn with(limit: &str, flags: &[&str], objects: &str) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         std::fs::create_dir(dir.path().join("manifests")).expect("writable");
+        std::fs::write(dir.path().join("manifests/all.yaml"), objects).expect("writable");
         let mut command = Command::new("sh");
         command.args(["-c", &format!("{limit} exec \"$0\" \"$@\"")]).arg(binary().expect("built"));
         command.args(["run", "--datapath", "off", "--http", "127.0.0.1:0", "--https", "127.0.0.1:0"]);
-        command.args(["--admin", "127.0.0.1:0", "--workers", "1"]);
+        command.args(["--admin", "127.0.0.1:0", "--workers", "1"]).args(flags);
         command.arg("--manifests").arg(dir.path().join("manifests"));
         command.arg("--run-dir").arg(dir.path().join("run"));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
@@ -148,6 +154,43 @@ fn silent_clients_make_room_where_descriptors_are_few() {
 
     assert!(alone.metric("penstock_l7_connection_limit_reached_total") > 0.0);
     drop(silent);
+}
+
+#[test]
+fn datagrams_leave_descriptors_for_connections() {
+    let (port, endpoint) = (nobody().port(), std::net::UdpSocket::bind("127.0.0.1:0").expect("bind"));
+    let to = endpoint.local_addr().expect("bound").port();
+    let flags = ["--udp-services-configmap", "ingress-nginx/udp-services"];
+    let alone = Alone::with("ulimit -n 400;", &flags, &udp_service(port, to));
+    let senders: Vec<_> = (0..600).map(|_| std::net::UdpSocket::bind("127.0.0.1:0").expect("bind")).collect();
+
+    // Each waits for an answer for ten minutes.
+    for sender in &senders {
+        sender.send_to(b"?", ("127.0.0.1", port)).expect("sent");
+    }
+    let exchanges =
+        || (alone.metric("penstock_l7_stream_connections_total{protocol=\"udp\"}") > 50.0).then_some(());
+    eventually(DEADLINE, exchanges).expect("datagrams are passed on");
+
+    alone.asks();
+    assert_eq!(alone.metric("penstock_l7_connection_limit_reached_total"), 0.0);
+}
+
+/// Datagrams to this port of the proxy go to that one of an endpoint.
+fn udp_service(port: u16, to: u16) -> String {
+    format!(
+        r#"{{apiVersion: v1, kind: ConfigMap, metadata: {{name: udp-services, namespace: ingress-nginx}}, data: {{"{port}": "default/echo:53"}}}}
+---
+{{apiVersion: v1, kind: Service, metadata: {{name: echo}}, spec: {{ports: [{{port: 53, protocol: UDP}}]}}}}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {{name: echo-1, labels: {{kubernetes.io/service-name: echo}}}}
+addressType: IPv4
+ports: [{{name: "", protocol: UDP, port: {to}}}]
+endpoints: [{{addresses: ["127.0.0.1"], conditions: {{ready: true}}}}]
+"#
+    )
 }
 
 #[test]

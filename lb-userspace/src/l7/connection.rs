@@ -4,6 +4,7 @@
 mod accounting;
 mod answering;
 mod checking;
+mod crawl;
 mod http2;
 mod page;
 mod parting;
@@ -19,6 +20,7 @@ use std::time::{Duration, Instant};
 pub(super) use self::http2::serve_stream;
 pub(super) use self::parting::linger;
 
+pub(super) use self::crawl::Crawl;
 use self::plan::{Awaited, Filled, Head, Plan, Step, begin_account, count, held, lead, params, small};
 use super::auth::{self, Checks};
 use super::body_memory::Share;

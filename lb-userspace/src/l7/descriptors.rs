@@ -8,6 +8,8 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 const OTHERS: u64 = 256;
 /// A client, and the endpoint that it is passed on to.
 const EACH: u64 = 2;
+/// Most sockets of a worker towards endpoints of UDP ports.
+const DATAGRAMS_MAX: u64 = 2048;
 
 /// Raises the limit of the process to what it may raise it to, and returns it. Shells and containers begin with 1,024.
 pub fn raise_limit() -> u64 {
@@ -20,20 +22,40 @@ pub fn raise_limit() -> u64 {
     }
 }
 
-/// Client connections that one of so many workers may have, so that descriptors are left for their endpoints.
-pub(super) fn connections(workers: usize) -> usize {
-    share(getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX), workers)
+/// What one worker may have of the descriptors of all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::l7) struct Share {
+    /// Client connections, so that descriptors are left for their endpoints.
+    pub(in crate::l7) connections: usize,
+    /// Sockets towards endpoints of UDP ports: whoever sends datagrams takes none from connections.
+    pub(in crate::l7) datagrams: usize,
 }
 
-fn share(limit: u64, workers: usize) -> usize {
-    // Of few descriptors the others take a half.
-    let free = limit.saturating_sub(OTHERS).max(limit / 2);
-    usize::try_from(free / EACH).unwrap_or(usize::MAX).div_euclid(workers.max(1)).max(1)
+impl Share {
+    /// That of one of so many workers.
+    pub(in crate::l7) fn of(workers: usize) -> Self {
+        Self::of_limit(getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX), workers)
+    }
+
+    fn of_limit(limit: u64, workers: usize) -> Self {
+        let workers = workers.max(1) as u64;
+        let each = |descriptors: u64| usize::try_from(descriptors / workers).unwrap_or(usize::MAX).max(1);
+        let datagrams = (limit / 8).min(DATAGRAMS_MAX.saturating_mul(workers));
+        // Of few descriptors the others take a half.
+        let free = limit.saturating_sub(OTHERS).max(limit / 2) - datagrams;
+        Self { connections: each(free / EACH), datagrams: each(datagrams) }
+    }
 }
 
 /// The process, or the host, has no more.
 pub(super) fn are_exhausted(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
+}
+
+/// We lack something of our own, a descriptor, memory or a local port: it says nothing of who was to be connected to.
+pub(in crate::l7) fn is_our_lack(error: &io::Error) -> bool {
+    let code = error.raw_os_error();
+    are_exhausted(error) || matches!(code, Some(libc::ENOBUFS | libc::ENOMEM | libc::EADDRNOTAVAIL))
 }
 
 #[cfg(test)]
@@ -42,11 +64,25 @@ mod tests {
 
     #[test]
     fn half_of_the_descriptors_are_left_for_endpoints() {
-        assert_eq!(share(1024, 1), 384);
-        assert_eq!(share(1024, 4), 96);
-        assert_eq!(share(20_000, 2), 4936);
-        assert_eq!(share(100, 1), 25);
-        assert_eq!(share(3, 8), 1);
-        assert!(share(u64::MAX, 1) > 1 << 40);
+        let share = |limit, workers| {
+            let Share { connections, datagrams } = Share::of_limit(limit, workers);
+            (connections, datagrams)
+        };
+
+        assert_eq!(share(1024, 1), (320, 128));
+        assert_eq!(share(1024, 4), (80, 32));
+        assert_eq!(share(20_000, 2), (4311, 1250));
+        assert_eq!(share(1 << 20, 2), (261_056, 2048));
+        assert_eq!(share(100, 1), (19, 12));
+        assert_eq!(share(3, 8), (1, 1));
+        assert!(share(u64::MAX, 1).0 > 1 << 40);
+    }
+
+    #[test]
+    fn what_we_lack_is_no_fault_of_the_other_side() {
+        let is_ours = |code| is_our_lack(&io::Error::from_raw_os_error(code));
+
+        assert!([libc::EMFILE, libc::EADDRNOTAVAIL, libc::ENOBUFS].into_iter().all(is_ours));
+        assert!(![libc::ECONNREFUSED, libc::EHOSTUNREACH, libc::ETIMEDOUT].into_iter().any(is_ours));
     }
 }

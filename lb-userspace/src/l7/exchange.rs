@@ -17,7 +17,7 @@ pub(super) use self::outgoing::{Copying, Hold, Outgoing};
 use super::buffer::{BUFFER_BYTES, Buf, Scratch};
 use super::carrier::Carrier;
 use super::compress::{Packed, Packing};
-use super::connection::Connection;
+use super::connection::{Connection, Crawl};
 use super::fcgi;
 use super::h1::head::{Lines, Unsayable};
 use super::h1::{Body, Response};
@@ -380,21 +380,14 @@ impl Exchange<'_, '_, '_, '_> {
         // Asked of the clock where something is waited for.
         let mut due = None;
         let mut moved = 0;
+        let crawl = Crawl::default();
         poll_fn(|cx| {
             if let Poll::Ready(Err(failed)) = self.poll_upload(cx) {
                 return Poll::Ready(Err(failed));
             }
             match self.poll_head(cx) {
                 Poll::Ready(Ok(said)) => return Poll::Ready(Ok(said)),
-                Poll::Ready(Err(NoHead::Bad)) => {
-                    return Poll::Ready(Err(self.let_down(Failure::BadResponse)));
-                }
-                Poll::Ready(Err(NoHead::TooLarge)) => {
-                    return Poll::Ready(Err(self.let_down(Failure::HeadTooLarge)));
-                }
-                Poll::Ready(Err(NoHead::Closed)) => {
-                    return Poll::Ready(Err(self.let_down(Failure::Closed)));
-                }
+                Poll::Ready(Err(no_head)) => return Poll::Ready(Err(self.let_down(no_head.failure()))),
                 Poll::Pending => {}
             }
             let waits_for_upstream = self.replay.is_some() || self.upload.is_done() || self.upload_broken;
@@ -404,11 +397,15 @@ impl Exchange<'_, '_, '_, '_> {
             if self.upload.moved() != moved {
                 (moved, due) = (self.upload.moved(), None);
             }
+            let from_client = !waits_for_upstream && self.upload.waits == Waits::ForSender;
+            let Connection { alarm, worker, .. } = &*self.connection;
+            if from_client && crawl.makes_room(self.upload.read, alarm, worker) {
+                return Poll::Ready(Err(Failed::Client { status: 408 }));
+            }
             let due = *due.get_or_insert_with(|| self.upload_due());
             if self.connection.alarm.poll_due(cx, due).is_pending() {
                 return Poll::Pending;
             }
-            let from_client = !waits_for_upstream && self.upload.waits == Waits::ForSender;
             Poll::Ready(Err(match from_client {
                 true => Failed::Client { status: 408 },
                 false => self.let_down(Failure::Timeout),
@@ -432,7 +429,7 @@ impl Exchange<'_, '_, '_, '_> {
 
     /// It can be sent to somebody else.
     fn has_whole_body(&self) -> bool {
-        self.replay.is_some() || self.upload.body_written() == 0 || self.upload.kept.is_some()
+        self.replay.is_some() || self.upload.is_whole()
     }
 
     fn progress(&self) -> Progress {
@@ -486,7 +483,8 @@ impl Exchange<'_, '_, '_, '_> {
                 match parsed {
                     Some(response) if response.len > most => return Poll::Ready(Err(NoHead::TooLarge)),
                     Some(response) if response.status == 101 => {
-                        if !self.outgoing.upgrades {
+                        // What is left of the body would be taken for the new protocol.
+                        if !self.outgoing.upgrades || !self.upload.is_done() {
                             return Poll::Ready(Err(NoHead::Bad));
                         }
                         keep_answer(self.connection, &response);
@@ -522,13 +520,14 @@ impl Exchange<'_, '_, '_, '_> {
             }
             match self.buf.poll_fill(cx, &self.upstream) {
                 Poll::Ready(Ok(0)) if self.buf.is_empty() => return Poll::Ready(Err(NoHead::Closed)),
-                Poll::Ready(Ok(0)) => return Poll::Ready(Err(NoHead::Bad)),
+                Poll::Ready(Ok(0)) => return Poll::Ready(Err(NoHead::CutOff)),
                 Poll::Ready(Ok(_)) => {}
                 Poll::Ready(Err(error)) if fcgi::is_malformed(&error) => {
                     tracing::debug!(%error, "upstream sent an unusable answer");
                     return Poll::Ready(Err(NoHead::Bad));
                 }
-                Poll::Ready(Err(_)) => return Poll::Ready(Err(NoHead::Closed)),
+                Poll::Ready(Err(_)) if self.buf.is_empty() => return Poll::Ready(Err(NoHead::Closed)),
+                Poll::Ready(Err(_)) => return Poll::Ready(Err(NoHead::CutOff)),
                 Poll::Pending => return Poll::Pending,
             }
         }
@@ -587,8 +586,21 @@ fn keep_answer(connection: &mut Connection<'_, '_>, response: &Response<'_, '_>)
 enum NoHead {
     /// Closed without a byte.
     Closed,
+    /// Closed within it.
+    CutOff,
     /// Bytes that are no response.
     Bad,
     /// Longer than its location allows.
     TooLarge,
+}
+
+impl NoHead {
+    fn failure(&self) -> Failure {
+        match self {
+            Self::Closed => Failure::Closed,
+            Self::CutOff => Failure::CutOff,
+            Self::Bad => Failure::BadResponse,
+            Self::TooLarge => Failure::HeadTooLarge,
+        }
+    }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use super::body_memory::Share;
-use super::connection::Connection;
+use super::connection::{Connection, Crawl};
 use super::h1::Body;
 use super::h1::chunked::Piece;
 use super::spill::{Cause, Spill, Spills};
@@ -34,6 +34,7 @@ pub(super) async fn hold(
     let Connection { socket, buf, alarm, worker, limits, tally, .. } = connection;
     let mut held = Held { memory: Vec::new(), in_memory, share, spill: None };
     let mut due = alarm.due(limits.body_timeout);
+    let crawl = Crawl::default();
     let mut ready = 0;
     poll_fn(|cx| -> Poll<Result<(), u16>> {
         loop {
@@ -58,6 +59,9 @@ pub(super) async fn hold(
                 match buf.poll_fill(cx, socket) {
                     Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Err(499)),
                     Poll::Ready(Ok(_)) => due = alarm.due(limits.body_timeout),
+                    Poll::Pending if crawl.makes_room(tally.body_received, alarm, worker) => {
+                        return Poll::Ready(Err(408));
+                    }
                     Poll::Pending => return alarm.poll_due(cx, due).map(|()| Err(408)),
                 }
             }

@@ -131,6 +131,13 @@ impl Leg {
         self.written - self.head_sent as u64
     }
 
+    /// All of the body that was read is still here: nothing of it was written, or what was is kept, and the kernel holds
+    /// nothing. What is in the pipe goes with it.
+    pub(super) fn is_whole(&self) -> bool {
+        let is_kept = self.body_written() == 0 || self.kept.is_some();
+        is_kept && self.pipe.as_ref().is_none_or(|pipe| pipe.held() == 0)
+    }
+
     /// Bytes moved in either direction; grows while there is progress.
     pub(super) fn moved(&self) -> u64 {
         self.written + self.read
@@ -323,4 +330,48 @@ fn add(more: &[u8], kept: &mut Scratch) -> bool {
         kept.extend_from_slice(more);
     }
     fits
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::super::socket::Link;
+    use super::*;
+
+    /// Two ends of a connection.
+    async fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        let near = TcpStream::connect(listener.local_addr().expect("bound")).await.expect("connect");
+        (near, listener.accept().await.expect("accept").0)
+    }
+
+    #[tokio::test]
+    async fn a_body_that_goes_with_its_pipe_is_not_whole() {
+        let (mut client, from) = pair().await;
+        let (to, endpoint) = pair().await;
+        let (mut from, mut to) = (Link::plain(from), Link::plain(to));
+        let (from, to) = (Carrier::Socket(from.socket()), Carrier::Socket(to.socket()));
+        let mut head = Scratch::take();
+        head.extend_from_slice(b"PUT / HTTP/1.1\r\n\r\n");
+        let body = [b'x'; LONG as usize];
+        let (mut leg, mut buf) = (Leg::new(head, Body::Length(LONG), Coding::Same, None), Buf::default());
+        let mut on = |cx: &mut Context<'_>| leg.poll(cx, &from, &mut buf, &to);
+        assert!(poll_fn(|cx| Poll::Ready(on(cx).is_pending())).await, "the head is sent, no body is there");
+
+        // Both before the next turn: the endpoint resets the connection, the client sends.
+        rustix::net::sockopt::set_socket_linger(&endpoint, Some(std::time::Duration::ZERO)).expect("linger");
+        drop(endpoint);
+        poll_fn(|cx| to.poll_readable(cx)).await.expect("reset");
+        client.write_all(&body[..1000]).await.expect("room");
+        poll_fn(|cx| from.poll_readable(cx)).await.expect("bytes");
+        let polled = poll_fn(on).await;
+
+        assert!(matches!(polled, Err(Broken::Receiver(_))), "{polled:?}");
+        assert_eq!((leg.read, leg.body_written()), (1000, 0));
+        assert!(!leg.is_whole(), "a thousand bytes of it are gone");
+    }
 }

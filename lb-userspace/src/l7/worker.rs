@@ -196,6 +196,7 @@ async fn run(
     let https = bound.iter().find(|bound| bound.place.listener == Listener::Https);
     let http = bound.iter().filter(|bound| bound.place.listener == Listener::Http);
     let ips = http.map(|bound| bound.addr.ip()).collect();
+    let share = descriptors::Share::of(seat.of);
     let worker = Rc::new(Worker {
         current: Current::new(router, seat),
         timers: Rc::new(Timers::new()),
@@ -216,7 +217,7 @@ async fn run(
         tls,
         gate: Rc::default(),
         streams: Ports::new(ips, seat.worker),
-        exchanges: Crowd::default(),
+        exchanges: Crowd::of(share.datagrams),
         draining: Cell::new(false),
         ends_idle: Cell::new(false),
         active: Cell::new(0),
@@ -224,7 +225,7 @@ async fn run(
         writing: Cell::new(0),
         ended: Notify::new(),
         shed: Cell::new(0),
-        descriptors: descriptors::connections(seat.of),
+        descriptors: share.connections,
         told_exhausted: Cell::new(None),
         random: Random::new(super::random()),
         number: seat.worker,
@@ -253,9 +254,11 @@ async fn run(
                     let _ = answer.send(worker.failing.findings(&worker.current.load(), Instant::now()));
                 }
                 Some(Control::Yield(answer)) => {
-                    let _ = answer.send(worker.count());
-                    let anew = worker.counters.borrow().anew();
-                    worker.counters.replace(anew);
+                    // Whoever does not wait any more has not got them.
+                    if answer.send(worker.count()).is_ok() {
+                        let anew = worker.counters.borrow().anew();
+                        worker.counters.replace(anew);
+                    }
                 }
                 Some(Control::Add(counters, _done)) => {
                     let mut known = worker.counters.borrow_mut();
@@ -395,9 +398,7 @@ impl Worker {
             return tokio::time::sleep(ACCEPT_PAUSE).await;
         }
         self.counters.borrow_mut().full += 1;
-        let now = Instant::now();
-        if self.told_exhausted.get().is_none_or(|told| now.duration_since(told) >= TELL_EXHAUSTED) {
-            self.told_exhausted.set(Some(now));
+        if self.may_tell_lack() {
             tracing::error!(
                 worker = self.seat.worker,
                 %error,
@@ -407,6 +408,29 @@ impl Worker {
         }
         let _shedding = Shedding(&self.shed);
         self.make_room().await;
+    }
+
+    /// An endpoint could not be connected to for a lack of ours.
+    pub(super) fn not_connected(&self, error: &io::Error) {
+        if self.may_tell_lack() {
+            tracing::error!(
+                worker = self.seat.worker,
+                %error,
+                connections = self.active.get(),
+                "endpoints cannot be connected to, which is no fault of theirs; raise the limit of open files (LimitNOFILE, \
+                 ulimit -n) or, where addresses are missing, widen net.ipv4.ip_local_port_range or keep more connections \
+                 (upstream-keepalive-connections)"
+            );
+        }
+    }
+
+    fn may_tell_lack(&self) -> bool {
+        let now = Instant::now();
+        let is_due = self.told_exhausted.get().is_none_or(|told| now.duration_since(told) >= TELL_EXHAUSTED);
+        if is_due {
+            self.told_exhausted.set(Some(now));
+        }
+        is_due
     }
 
     /// Waits until a connection that came in at `place` may be served, but no longer than all are taken there: neither

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::super::ahead::Ahead;
 use super::super::buffer::{Buf, Scratch};
 use super::super::carrier::Carrier;
-use super::super::connection::{CLIENT_TIMEOUT, Connection};
+use super::super::connection::{CLIENT_TIMEOUT, Connection, Crawl};
 use super::super::h1::Body;
 use super::super::heads::After;
 use super::super::relay::{Broken, Coding, Leg, Waits};
@@ -46,11 +46,12 @@ impl Exchange<'_, '_, '_, '_> {
         let mut due = self.connection.alarm.due(self.limits.read);
         let mut client_due = self.connection.alarm.due(CLIENT_TIMEOUT);
         let (mut taken, mut given) = (0, 0);
+        let crawl = Crawl::default();
         let through = poll_fn(|cx| {
             if let Poll::Ready(Err(_)) = self.poll_upload(cx) {
                 self.upload_broken = true;
             }
-            let Connection { socket, alarm, .. } = &*self.connection;
+            let Connection { socket, alarm, worker, .. } = &*self.connection;
             loop {
                 let before = intake.moved() + output.moved();
                 if !is_in {
@@ -85,7 +86,8 @@ impl Exchange<'_, '_, '_, '_> {
             if !output.has_waiting() && sent_up && self.connection.poll_gone(cx) {
                 return broken(Broken::Receiver, io::ErrorKind::ConnectionReset);
             }
-            if output.has_waiting() && alarm.poll_due(cx, client_due).is_ready() {
+            let makes_room = || crawl.makes_room(output.leg.written, alarm, worker);
+            if output.has_waiting() && (makes_room() || alarm.poll_due(cx, client_due).is_ready()) {
                 return broken(Broken::Receiver, io::ErrorKind::TimedOut);
             }
             // While there is no room the upstream is not asked for anything.
@@ -169,9 +171,10 @@ impl Output {
 
     /// Sends the rest, after the endpoint has sent all of it.
     pub(super) async fn send(mut self, connection: &mut Connection<'_, '_>) -> Sent {
-        let Connection { socket, alarm, .. } = &*connection;
+        let Connection { socket, alarm, worker, .. } = &*connection;
         let mut due = alarm.due(CLIENT_TIMEOUT);
         let mut moved = 0;
+        let crawl = Crawl::default();
         let through = poll_fn(|cx| {
             if let Poll::Ready(through) = self.poll(cx, socket, alarm) {
                 return Poll::Ready(through);
@@ -179,7 +182,11 @@ impl Output {
             if self.moved() != moved || !self.has_waiting() {
                 (moved, due) = (self.moved(), alarm.due(CLIENT_TIMEOUT));
             }
-            alarm.poll_due(cx, due).map(|()| Err(Broken::Receiver(io::ErrorKind::TimedOut.into())))
+            let late = || Err(Broken::Receiver(io::ErrorKind::TimedOut.into()));
+            if self.has_waiting() && crawl.makes_room(self.leg.written, alarm, worker) {
+                return Poll::Ready(late());
+            }
+            alarm.poll_due(cx, due).map(|()| late())
         })
         .await;
         self.account(connection, through)

@@ -5,7 +5,7 @@ use std::io;
 use std::task::Poll;
 
 use super::super::buffer::Scratch;
-use super::super::connection::{CLIENT_TIMEOUT, Connection};
+use super::super::connection::{CLIENT_TIMEOUT, Connection, Crawl};
 use super::super::heads::After;
 use super::super::metrics::Failure;
 use super::super::relay::{Broken, Leg, Waits};
@@ -19,6 +19,7 @@ impl Exchange<'_, '_, '_, '_> {
         // Asked of the clock where something is waited for.
         let mut due = None;
         let mut moved = 0;
+        let crawl = Crawl::default();
         let through = poll_fn(|cx| {
             if let Poll::Ready(Err(_)) = self.poll_upload(cx) {
                 // The client broke off its body; the response alone may still be wanted.
@@ -47,10 +48,19 @@ impl Exchange<'_, '_, '_, '_> {
                 Waits::ForSender => Broken::Sender(io::ErrorKind::TimedOut.into()),
                 Waits::ForReceiver => Broken::Receiver(io::ErrorKind::TimedOut.into()),
             };
-            self.connection.alarm.poll_due(cx, due).map(|()| Err(late()))
+            let Connection { alarm, worker, .. } = &*self.connection;
+            if download.waits == Waits::ForReceiver && crawl.makes_room(download.written, alarm, worker) {
+                return Poll::Ready(Err(late()));
+            }
+            alarm.poll_due(cx, due).map(|()| Err(late()))
         })
         .await;
         self.count_received();
+        if matches!(through, Err(Broken::Framing)) && download.written == 0 {
+            tracing::debug!(status, "upstream sent an unusable body");
+            self.connection.worker.counters.borrow_mut().upstream_failure(Failure::BadResponse);
+            return (Sent::Nothing { status: 502, read: self.replay.is_some() }, 0);
+        }
         let sent = account(self.connection, download, through, status, after);
         (sent, download.body_written())
     }
@@ -96,7 +106,12 @@ pub(super) fn account(
         Err(Broken::Receiver(_)) => Sent::Broken { status: 499 },
         Err(error) => {
             tracing::debug!(%error, status, "response cut off by the upstream");
-            connection.worker.counters.borrow_mut().upstream_failure(Failure::CutOff);
+            let failure = match &error {
+                Broken::Sender(error) if error.kind() == io::ErrorKind::TimedOut => Failure::Timeout,
+                Broken::Framing => Failure::BadResponse,
+                _ => Failure::CutOff,
+            };
+            connection.worker.counters.borrow_mut().upstream_failure(failure);
             Sent::Broken { status }
         }
     }

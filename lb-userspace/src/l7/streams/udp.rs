@@ -23,9 +23,6 @@ use crate::model::l4::Protocol;
 use crate::model::upstream::UpstreamName;
 use crate::panics;
 
-/// Clients of a worker at once, on all its ports: each has a socket. Of more, one of the port with most that has been
-/// silent for long makes room.
-const CLIENTS: usize = 2048;
 /// How many are looked at for that one: a flood must not cost a walk through all for each datagram.
 const SAMPLE: usize = 32;
 /// After the end so long: the kernel still hands datagrams to this socket, and answers are under way.
@@ -52,15 +49,21 @@ struct Exchange {
     over: Notify,
 }
 
-/// The clients of a worker, on all its ports.
-#[derive(Default)]
+/// The clients of a worker, on all its ports: each has a socket. Of more than it may have, one of the port with most that has been
+/// silent for long makes room.
 pub(in crate::l7) struct Crowd {
+    most: usize,
     /// Sockets towards endpoints.
     sockets: Cell<usize>,
     ports: RefCell<Vec<Weak<Clients>>>,
 }
 
 impl Crowd {
+    /// Nobody yet, and never more than `most`.
+    pub(in crate::l7) fn of(most: usize) -> Self {
+        Self { most, sockets: Cell::new(0), ports: RefCell::default() }
+    }
+
     fn add(&self, exchanges: &Exchanges) {
         let mut ports = self.ports.borrow_mut();
         ports.retain(|port| port.strong_count() > 0);
@@ -68,7 +71,7 @@ impl Crowd {
     }
 
     fn is_full(&self) -> bool {
-        self.sockets.get() >= CLIENTS
+        self.sockets.get() >= self.most
     }
 
     /// Ends one that has been silent for long at the port with most: a flood costs its own port alone. Whether there

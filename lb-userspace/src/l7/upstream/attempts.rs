@@ -11,6 +11,7 @@ use tokio::net::TcpStream;
 
 use super::super::balance::{Picked, Tried};
 use super::super::carrier::Carrier;
+use super::super::descriptors;
 use super::super::fcgi;
 use super::super::h2;
 use super::super::metrics::{Cause, Failure};
@@ -447,8 +448,16 @@ impl<'s> Attempts<'s> {
         let (now, cause) = (Instant::now(), Cause { failure, error: self.error.take() });
         if let (Some(picked), Some(upstream)) = (self.note(failure.status(), 0, now), self.upstream()) {
             let took = now.saturating_duration_since(self.now.began);
-            self.worker.counters.borrow_mut().failed_attempt(upstream, failure);
-            self.worker.failed(upstream, &picked, cause, took);
+            match cause.error.as_ref().filter(|error| descriptors::is_our_lack(error)) {
+                Some(error) => {
+                    self.worker.counters.borrow_mut().upstream_failure(failure);
+                    self.worker.not_connected(error);
+                }
+                None => {
+                    self.worker.counters.borrow_mut().failed_attempt(upstream, failure);
+                    self.worker.failed(upstream, &picked, cause, took);
+                }
+            }
             self.tried.add(picked.index());
         }
         match self.may_repeat(failure.condition(), progress) {
