@@ -136,8 +136,8 @@ pub(super) struct RunArgs {
     /// else /tmp]
     #[arg(long, value_name = "DIR", env = "PENSTOCK_TEMP_DIR")]
     temp_dir: Option<PathBuf>,
-    /// How many MiB of bodies there may be in --temp-dir, all together; beyond, requests are answered 500 and responses
-    /// wait for their clients [default: 4096]
+    /// How many MiB of bodies there may be in --temp-dir, all together, and of one body at most three quarters of what the
+    /// others leave; beyond, requests are answered 500 and responses wait for their clients [default: 4096]
     #[arg(long, value_name = "N", env = "PENSTOCK_TEMP_MEGABYTES", value_parser = count::<u64>)]
     temp_megabytes: Option<u64>,
     /// How many MiB of memory bodies may take that are held, all together, beside the first 16 KiB of each; beyond, they

@@ -87,8 +87,11 @@ impl Spills {
         self.used.load(Ordering::Relaxed)
     }
 
-    fn reserve(&self, bytes: u64) -> bool {
-        let more = |used: u64| used.checked_add(bytes).filter(|used| *used <= self.limit);
+    /// Room for so many bytes more of a message that has `own`: three quarters at most of what others leave, so that one alone
+    /// does not keep all others out.
+    fn reserve(&self, own: u64, bytes: u64) -> bool {
+        let most = |used: u64| self.limit.saturating_sub(used.saturating_sub(own)) / 4 * 3;
+        let more = |used: u64| used.checked_add(bytes).filter(|_| own + bytes <= most(used));
         self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
     }
 
@@ -266,7 +269,7 @@ impl Spill {
     fn reserve(&mut self, bytes: usize) -> Result<(), Cause> {
         let end = (self.len() + bytes as u64).next_multiple_of(GRAIN as u64);
         let more = end.saturating_sub(self.reserved);
-        if more > 0 && !self.spills.reserve(more) {
+        if more > 0 && !self.spills.reserve(self.reserved, more) {
             self.failed = Some(Cause::Limit);
             self.spills.failed(&"--temp-megabytes are used up");
             return Err(Cause::Limit);
@@ -373,7 +376,9 @@ mod tests {
 
     async fn push(spill: &mut Spill, mut bytes: &[u8]) -> Result<(), Cause> {
         while !bytes.is_empty() {
-            let n = poll_fn(|cx| spill.poll_push(cx, bytes)).await?;
+            // As what is read from a connection comes.
+            let piece = &bytes[..bytes.len().min(GRAIN)];
+            let n = poll_fn(|cx| spill.poll_push(cx, piece)).await?;
             bytes = &bytes[n..];
         }
         Ok(())
@@ -423,18 +428,21 @@ mod tests {
 
     #[tokio::test]
     async fn all_files_together_are_bounded_and_what_was_taken_stays_readable() {
-        let (spills, _dir) = spills(3 * CHUNK as u64);
+        let (spills, _dir) = spills(4 * CHUNK as u64);
         let (mut first, mut second) = (Spill::new(&spills), Spill::new(&spills));
-        push(&mut first, &pattern(2 * CHUNK)).await.expect("room");
         let bytes = pattern(4 * CHUNK);
 
-        assert_eq!(push(&mut second, &bytes).await, Err(Cause::Limit));
+        // Three quarters, and then three quarters of the rest.
+        for (spill, expected) in [(&mut first, 3 * CHUNK), (&mut second, CHUNK / 4 * 3)] {
+            assert_eq!(push(spill, &bytes).await, Err(Cause::Limit));
 
-        let taken = usize::try_from(second.len()).expect("small");
-        assert!(taken == CHUNK && read(&mut second, 0).await == bytes[..taken]);
-        assert_eq!(spills.used(), 3 * CHUNK as u64);
-        drop(first);
-        push(&mut Spill::new(&spills), &pattern(2 * CHUNK)).await.expect("room again");
+            let taken = usize::try_from(spill.len()).expect("small");
+            assert!(taken.abs_diff(expected) <= GRAIN, "{taken} of {expected}");
+            assert!(read(spill, 0).await == bytes[..taken]);
+        }
+        assert!(spills.used() <= 4 * CHUNK as u64);
+        drop((first, second));
+        push(&mut Spill::new(&spills), &pattern(3 * CHUNK)).await.expect("room again");
     }
 
     #[tokio::test]
@@ -451,7 +459,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_was_read_makes_room_in_its_file() {
-        let (spills, _dir) = spills(2 * CHUNK as u64);
+        let (spills, _dir) = spills(3 * CHUNK as u64);
         let mut spill = Spill::new(&spills);
         for _ in 0..5 {
             push(&mut spill, &pattern(2 * CHUNK)).await.expect("room");
