@@ -7,7 +7,10 @@ use std::time::{Duration, Instant};
 
 use penstock::model::l7::Filters;
 
-use crate::rig::{Backend, DEADLINE, Rig, length_of, to, to_with};
+use lb_tests::agent::eventually;
+
+use crate::limits::active;
+use crate::rig::{Backend, Client, DEADLINE, Rig, length_of, to, to_with};
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: h\r\n\r\n";
 
@@ -322,4 +325,20 @@ fn the_port_of_a_proxy_that_is_gone_is_free() {
         assert!(Instant::now() < end, "still bound");
         std::thread::yield_now();
     }
+}
+
+#[test]
+fn who_connects_and_says_nothing_holds_up_no_drain() {
+    let backend = Backend::mirror();
+    let rig = Rig::start(to(&[backend.addr]));
+    let silent = [rig.http, rig.https].map(Client::connect);
+    let both = || (active(&rig) >= 2.0).then_some(());
+    eventually(DEADLINE, both).expect("they are served");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let started = std::time::Instant::now();
+
+    runtime.block_on(rig.running.drain(DEADLINE));
+
+    assert!(started.elapsed() < DEADLINE / 2, "{:?}", started.elapsed());
+    drop(silent);
 }

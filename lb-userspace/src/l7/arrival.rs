@@ -289,9 +289,11 @@ impl Arrival {
                     Poll::Pending => {
                         buf.park();
                         let settled = if buf.is_empty() { silent } else { slow };
-                        if alarm.is_past(settled) && worker.dismisses() {
+                        let ends = buf.is_empty() && worker.ends_idle();
+                        if alarm.is_past(settled) && (ends || worker.dismisses()) {
                             return Poll::Ready(false);
                         }
+                        let due = if ends { due.min(silent) } else { due };
                         return alarm.poll_due(cx, due).map(|()| false);
                     }
                 }
