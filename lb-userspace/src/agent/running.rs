@@ -66,11 +66,13 @@ impl Running {
                 return warn!(%error, fix, "no agent can take over from this one without a loss");
             }
         };
-        let (visits, proxy) = (self.visits.clone(), Arc::clone(&self.proxy));
+        let (visits, proxy, ending) = (self.visits.clone(), Arc::clone(&self.proxy), self.ending.subscribe());
         let answering = tokio::spawn(async move {
             loop {
                 match listener.accept().await {
-                    Ok(link) => drop(tokio::spawn(hear(link, visits.clone(), Arc::clone(&proxy)))),
+                    Ok(link) => {
+                        drop(tokio::spawn(hear(link, visits.clone(), Arc::clone(&proxy), ending.clone())));
+                    }
                     Err(error) => {
                         warn!(%error, "a visitor is turned away");
                         tokio::time::sleep(TURNED_AWAY).await;
@@ -106,13 +108,17 @@ impl Running {
         let (deadline, began) = (self.deadline(), Instant::now());
         info!(seconds = deadline.as_secs(), "a successor serves, the last connections may end");
         self.refuse_successors();
-        let at_once = tokio::select! {
-            all_ended = self.proxy.retire(deadline) => {
-                tell_drained(all_ended, deadline);
-                false
+        let mut retired = std::pin::pin!(self.proxy.retire(deadline));
+        let at_once = loop {
+            tokio::select! {
+                all_ended = &mut retired => {
+                    tell_drained(all_ended, deadline);
+                    break false;
+                }
+                // To its end: what was taken from the workers is nowhere else.
+                () = tokio::time::sleep(successor::DELIVERY) => successor::deliver_once(self).await,
+                signal = signals.end() => break cut_off(signal),
             }
-            () = successor::deliver_counts(self) => false,
-            signal = signals.end() => cut_off(signal),
         };
         successor::deliver_once(self).await;
         self.proxy.stop().await;
@@ -166,12 +172,21 @@ impl Running {
 }
 
 /// Hears out who connected.
-async fn hear(link: takeover::Link, visits: mpsc::Sender<Successor>, proxy: Arc<l7::Running>) {
+async fn hear(
+    link: takeover::Link,
+    visits: mpsc::Sender<Successor>,
+    proxy: Arc<l7::Running>,
+    ending: watch::Receiver<bool>,
+) {
     let peer = link.peer();
     match tokio::time::timeout(FIRST_WORD, takeover::hear(link)).await {
         Ok(Ok(Visit::Counted(mut counted))) => {
             proxy.add_counts(std::mem::take(&mut counted.counts)).await;
             let _ = counted.note().await;
+        }
+        // Nobody asks for visits any more.
+        Ok(Ok(Visit::Successor(mut successor))) if *ending.borrow() => {
+            let _ = successor.refuse("it is ending; start again once it has".to_owned()).await;
         }
         Ok(Ok(Visit::Successor(successor))) => {
             if let Err(

@@ -30,7 +30,7 @@ const END: Duration = Duration::from_secs(10);
 const RETRY: Duration = Duration::from_millis(100);
 const RETRIES: u32 = 300;
 /// How often an agent that drains delivers what it counted.
-const DELIVERY: Duration = Duration::from_secs(1);
+pub(super) const DELIVERY: Duration = Duration::from_secs(1);
 
 /// Starts the binary of the same name anew, with the same arguments, to take our place. Resolves to
 /// how it ended.
@@ -197,15 +197,7 @@ async fn take_back(agent: &Running, given: Given) {
     drop(let_go);
 }
 
-/// Delivers what is still counted here to whoever serves now, until the future is dropped.
-pub(super) async fn deliver_counts(agent: &Running) {
-    loop {
-        tokio::time::sleep(DELIVERY).await;
-        deliver_once(agent).await;
-    }
-}
-
-/// The same once.
+/// Delivers what is still counted here to whoever serves now. Not to be dropped before its end: then the counts are lost.
 pub(super) async fn deliver_once(agent: &Running) {
     let proxy = Arc::clone(&agent.proxy);
     let Ok(counts) = tokio::task::spawn_blocking(move || proxy.yield_counts()).await else { return };
@@ -213,7 +205,8 @@ pub(super) async fn deliver_once(agent: &Running) {
         let link = takeover::connect(&agent.config.run_dir).await?.ok_or(takeover::Error::Ended)?;
         takeover::deliver(link, counts.clone()).await
     };
-    if let Err(error) = delivered.await {
+    let delivered = tokio::time::timeout(END, delivered).await;
+    if let Err(error) = delivered.unwrap_or(Err(takeover::Error::Ended)) {
         tracing::debug!(%error, "counts not delivered, they stay here");
         agent.proxy.add_counts(counts).await;
     }
