@@ -221,7 +221,7 @@ impl Arrival {
                 return None;
             }
         };
-        self.handshake(config, authority, timeout).await
+        self.handshake(name, config, authority, timeout).await
     }
 
     /// Reads the PROXY header; false if there is none in time.
@@ -305,6 +305,7 @@ impl Arrival {
     /// Ends the handshake and judges the client's certificate where one was asked for.
     async fn handshake(
         self,
+        name: Option<String>,
         config: Arc<ServerConfig>,
         authority: Option<Arc<Authority>>,
         timeout: Duration,
@@ -326,7 +327,7 @@ impl Arrival {
             worker.counters.borrow_mut().failed_handshakes += 1;
             return None;
         };
-        client.handshake = link.handshake().map(Rc::new);
+        client.handshake = link.handshake(name.as_deref()).map(Rc::new);
         client.session = match authority {
             Some(authority) => {
                 Session::Identified(Rc::new(authority.judge(&link.peer_certificates(), UnixTime::now())))

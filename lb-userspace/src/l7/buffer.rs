@@ -82,6 +82,11 @@ impl Buf {
         self.start == self.end
     }
 
+    /// The same, to be worked on where they are.
+    pub(super) fn bytes_mut(&mut self) -> &mut [u8] {
+        self.data.get_mut(self.start..self.end).unwrap_or_default()
+    }
+
     /// There is no room for more, even after moving the bytes to the front.
     pub(super) fn is_full(&self) -> bool {
         self.end - self.start == self.data.len().max(BUFFER_BYTES)
@@ -90,9 +95,37 @@ impl Buf {
     /// Doubles the room of a full buffer, up to `most` bytes; the memory is its own and not kept.
     pub(super) fn grow(&mut self, most: usize) {
         let room = self.data.len().saturating_mul(2).min(most);
-        if room <= self.data.len() {
+        if room > self.data.len() {
+            self.move_to(room);
+        }
+    }
+
+    /// Makes room for `n` bytes more, in memory of its own where the buffer has no place for them.
+    pub(super) fn reserve(&mut self, n: usize) {
+        if self.space().len() >= n {
             return;
         }
+        let all = self.bytes().len().saturating_add(n);
+        if all > self.data.len() {
+            return self.move_to(all);
+        }
+        self.data.copy_within(self.start..self.end, 0);
+        (self.start, self.end) = (0, self.end - self.start);
+    }
+
+    /// Puts `bytes` behind those there are.
+    pub(super) fn append(&mut self, bytes: &[u8]) {
+        self.reserve(bytes.len());
+        let n = copy(bytes, self.space());
+        self.end += n;
+    }
+
+    /// Counts in `n` bytes that were put into [`Self::space`].
+    pub(super) fn advance(&mut self, n: usize) {
+        self.end = self.data.len().min(self.end.saturating_add(n));
+    }
+
+    fn move_to(&mut self, room: usize) {
         let mut data = Vec::with_capacity(room);
         data.extend_from_slice(self.bytes());
         let end = data.len();
@@ -167,10 +200,13 @@ impl Buf {
     }
 
     /// Moves the beginning of a message to memory of its own size, because the rest of it may take
-    /// its time: who sends slowly costs what was sent and not a whole buffer.
+    /// its time: who sends slowly costs what was sent and not a whole buffer. One without bytes is given back.
     pub(super) fn park(&mut self) {
         let waiting = self.bytes();
-        if self.data.len() != BUFFER_BYTES || waiting.is_empty() || waiting.len() > BUFFER_BYTES / 2 {
+        if waiting.is_empty() {
+            return self.release();
+        }
+        if self.data.len() != BUFFER_BYTES || waiting.len() > BUFFER_BYTES / 2 {
             return;
         }
         let small: Box<[u8]> = waiting.into();
@@ -179,8 +215,14 @@ impl Buf {
         self.data = small;
     }
 
+    /// Memory that it holds.
+    #[cfg(test)]
+    pub(super) fn held(&self) -> usize {
+        self.data.len()
+    }
+
     /// Takes a large buffer, if there are not too many and none is held.
-    fn widen(&mut self) {
+    pub(super) fn widen(&mut self) {
         if !self.data.is_empty() || LARGE_IN_USE.get() >= LARGE_MAX {
             return;
         }
@@ -191,7 +233,7 @@ impl Buf {
     }
 
     /// Room behind the bytes there are; takes a buffer from the pool if none is held.
-    fn space(&mut self) -> &mut [u8] {
+    pub(super) fn space(&mut self) -> &mut [u8] {
         if self.data.len() < BUFFER_BYTES {
             let mut data =
                 BUFFERS.with_borrow_mut(Vec::pop).unwrap_or_else(|| vec![0; BUFFER_BYTES].into_boxed_slice());

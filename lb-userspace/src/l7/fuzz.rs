@@ -12,14 +12,14 @@ use super::h1::{Request, Response};
 use super::heads::{self, Client, Onward};
 use super::path::{normalize, split_query};
 use super::variable::Known;
-use super::{authorities, client_hello, fcgi, h2, proxy_protocol, trace};
+use super::{authorities, client_hello, fcgi, h2, proxy_protocol, tls_session, trace};
 use crate::model::l7::Forwarding;
 
 /// A parser under test.
 pub type Target = fn(&[u8]);
 
 /// Every target by its name.
-pub const TARGETS: [(&str, Target); 11] = [
+pub const TARGETS: [(&str, Target); 12] = [
     ("request-head", request_head),
     ("response-head", response_head),
     ("chunked", chunked),
@@ -31,6 +31,7 @@ pub const TARGETS: [(&str, Target); 11] = [
     ("path", path),
     ("basic-auth", basic_auth),
     ("h2-frames", h2::fuzz),
+    ("tls-records", tls_session::fuzz),
 ];
 
 /// What is taken for a head is one for every reader: no byte but CRLF ends a line, no shorter piece

@@ -1,6 +1,8 @@
 //! What a TLS handshake with a client came to, in nginx's words (`$ssl_*`).
 
-use rustls::{CipherSuite, Connection, ProtocolVersion};
+use std::net::IpAddr;
+
+use rustls::{CipherSuite, CommonState, ProtocolVersion};
 
 /// A finished handshake.
 #[derive(Debug)]
@@ -14,8 +16,8 @@ pub(super) struct Handshake {
 }
 
 impl Handshake {
-    /// That of a session; before its end nothing is known.
-    pub(super) fn of(session: &Connection) -> Self {
+    /// That of a session whose client asked for `name`; before its end nothing is known.
+    pub(super) fn of(session: &CommonState, name: Option<&str>) -> Self {
         let suite = session.negotiated_cipher_suite().map(|suite| suite.suite());
         Self {
             protocol: match session.protocol_version() {
@@ -24,10 +26,8 @@ impl Handshake {
                 _ => "-",
             },
             cipher: suite.map_or("-", cipher),
-            server_name: match session {
-                Connection::Server(server) => server.server_name().map(Into::into),
-                Connection::Client(_) => None,
-            },
+            // An address is no name (RFC 6066 3), and counts as none.
+            server_name: name.filter(|name| name.parse::<IpAddr>().is_err()).map(Into::into),
         }
     }
 }

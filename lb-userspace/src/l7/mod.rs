@@ -63,6 +63,7 @@ mod subject;
 mod tickets;
 mod timers;
 mod tls;
+mod tls_session;
 mod trace;
 mod tunnel;
 mod upstream;

@@ -2,11 +2,11 @@
 //!
 //! The kernel is asked directly, between tokio's looks at what it reported: libc's calls are points at which a
 //! thread may be cancelled, which costs at each. What was read or written in part says that there is no more, or no
-//! more room, so the next wait costs no probing system call. rustls is driven directly, so a TLS connection costs
-//! the same four system calls a request as a plain one.
+//! more room, so the next wait costs no probing system call. A TLS session is moved on here directly, so such a
+//! connection costs the same four system calls a request as a plain one.
 
-use std::cell::{Cell, RefCell};
-use std::io::{self, IoSlice, Read, Write};
+use std::cell::RefCell;
+use std::io::{self, IoSlice};
 use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -15,38 +15,30 @@ use std::task::{Context, Poll, Waker, ready};
 use rustix::io::{Errno, writev};
 use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send};
 use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, ClientConnection, ProtocolVersion, ServerConfig, ServerConnection};
+use rustls::{ClientConfig, ProtocolVersion, ServerConfig};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::buffer::Buf;
 use super::handshake::Handshake;
 use super::pipe::Pipe;
+use super::tls_session::{TlsSession, broken};
 
 /// A connection that is owned, with its TLS session if it has one: what a pool keeps.
 ///
 /// It is worked on through [`Link::socket`], or as `AsyncRead + AsyncWrite` by libraries that ask for that.
 pub(super) struct Link {
     stream: TcpStream,
-    tls: Option<Box<Tls>>,
+    tls: Option<Box<RefCell<TlsSession>>>,
 }
 
 /// A [`Link`] borrowed for as long as it is worked on.
 ///
-/// The cells of its session are borrowed only inside a poll function, never across an await.
+/// Its session is borrowed only inside a poll function, never across an await.
 #[derive(Clone, Copy)]
 pub(super) struct Socket<'a> {
     stream: &'a TcpStream,
-    tls: Option<&'a Tls>,
-}
-
-struct Tls {
-    session: RefCell<rustls::Connection>,
-    /// Read from the connection before it was known to be TLS.
-    early: RefCell<Buf>,
-    /// Plaintext bytes that rustls holds for us.
-    readable: Cell<usize>,
-    eof: Cell<bool>,
+    tls: Option<&'a RefCell<TlsSession>>,
 }
 
 /// How a connection that was kept is looked at before it is used again.
@@ -67,13 +59,6 @@ pub(super) enum Presence {
     Talking,
 }
 
-impl Tls {
-    /// Something can be read without asking the kernel.
-    fn is_readable(&self) -> bool {
-        self.readable.get() > 0 || self.eof.get() || !self.early.borrow().is_empty()
-    }
-}
-
 impl Link {
     /// A connection whose bytes are not encrypted.
     pub(super) fn plain(stream: TcpStream) -> Self {
@@ -82,23 +67,19 @@ impl Link {
 
     /// Goes on with the TLS handshake that the client has started with the bytes in `early`.
     pub(super) fn into_tls(self, config: Arc<ServerConfig>, early: Buf) -> Result<Self, rustls::Error> {
-        let mut link = Self::tls(self.stream, ServerConnection::new(config)?.into());
-        if let Some(tls) = &mut link.tls {
-            tls.early = RefCell::new(early);
-        }
-        Ok(link)
+        Ok(Self::tls(self.stream, TlsSession::server(config, early)?))
     }
 
     /// Certificates that the client showed, its own first.
     pub(super) fn peer_certificates(&self) -> Vec<CertificateDer<'static>> {
-        let session = self.tls.as_ref().map(|tls| tls.session.borrow());
-        let shown = session.as_ref().and_then(|session| session.peer_certificates());
+        let session = self.tls.as_ref().map(|tls| tls.borrow());
+        let shown = session.as_ref().and_then(|session| session.state().peer_certificates());
         shown.map(<[_]>::to_vec).unwrap_or_default()
     }
 
-    /// What the handshake came to; `None` where there was none.
-    pub(super) fn handshake(&self) -> Option<Handshake> {
-        self.tls.as_ref().map(|tls| Handshake::of(&tls.session.borrow()))
+    /// What the handshake of a client came to that asked for `name`; `None` where there was none.
+    pub(super) fn handshake(&self, name: Option<&str>) -> Option<Handshake> {
+        self.tls.as_ref().map(|tls| Handshake::of(tls.borrow().state(), name))
     }
 
     /// A connection on which we start one; [`Socket::poll_handshake`] runs it.
@@ -107,17 +88,11 @@ impl Link {
         config: Arc<ClientConfig>,
         name: ServerName<'static>,
     ) -> Result<Self, rustls::Error> {
-        Ok(Self::tls(stream, ClientConnection::new(config, name)?.into()))
+        Ok(Self::tls(stream, TlsSession::client(config, name)?))
     }
 
-    fn tls(stream: TcpStream, session: rustls::Connection) -> Self {
-        let tls = Tls {
-            session: RefCell::new(session),
-            early: RefCell::default(),
-            readable: Cell::new(0),
-            eof: Cell::new(false),
-        };
-        Self { stream, tls: Some(Box::new(tls)) }
+    fn tls(stream: TcpStream, session: TlsSession) -> Self {
+        Self { stream, tls: Some(Box::new(RefCell::new(session))) }
     }
 
     /// For reading and writing, both at once.
@@ -130,7 +105,7 @@ impl Link {
         let Some(tls) = &self.tls else {
             return is_silent(&self.stream, look);
         };
-        if tls.readable.get() > 0 || tls.eof.get() {
+        if tls.borrow().is_readable() {
             return false;
         }
         if is_silent(&self.stream, look) {
@@ -184,7 +159,7 @@ impl AsyncWrite for Link {
 impl Socket<'_> {
     /// Bytes, or the end, can probably be read without waiting.
     pub(super) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.tls.is_some_and(Tls::is_readable) {
+        if self.tls.is_some_and(|tls| tls.borrow().is_readable()) {
             return Poll::Ready(Ok(()));
         }
         self.stream.poll_read_ready(cx)
@@ -195,16 +170,18 @@ impl Socket<'_> {
         let Some(tls) = self.tls else {
             return self.poll_read_raw(cx, into);
         };
+        let mut session = tls.borrow_mut();
         loop {
-            if tls.readable.get() > 0 {
-                let n = tls.session.borrow_mut().reader().read(into)?;
-                tls.readable.set(tls.readable.get().saturating_sub(n));
-                return Poll::Ready(Ok(n));
+            if session.has_plaintext() {
+                return Poll::Ready(Ok(session.take(into)));
             }
-            if tls.eof.get() {
+            if session.is_ended() {
                 return Poll::Ready(Ok(0));
             }
-            ready!(self.poll_records(cx, tls))?;
+            let read = ready!(self.poll_records(cx, &mut session, into))?;
+            if read > 0 {
+                return Poll::Ready(Ok(read));
+            }
         }
     }
 
@@ -216,30 +193,21 @@ impl Socket<'_> {
         };
         // Ciphertext of an earlier write goes first, and bounds what a slow client can pile up.
         // Not before: what a handshake left to send travels with the first response.
-        let accepted = tls.session.borrow_mut().writer().write_vectored(parts)?;
+        let mut session = tls.borrow_mut();
+        let accepted = session.write(parts)?;
         if accepted == 0 {
-            ready!(self.poll_flush(cx))?;
-            let accepted = tls.session.borrow_mut().writer().write_vectored(parts)?;
-            return Poll::Ready(Ok(accepted));
+            ready!(self.poll_outgoing(cx, &mut session))?;
+            return Poll::Ready(session.write(parts));
         }
         Poll::Ready(Ok(accepted))
     }
 
     /// Sends what the TLS session still holds; nothing to do for a plain connection.
     pub(super) fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let Some(tls) = self.tls else {
-            return Poll::Ready(Ok(()));
-        };
-        let mut session = tls.session.borrow_mut();
-        while session.wants_write() {
-            let mut out = Raw { socket: self, cx };
-            match session.write_tls(&mut out) {
-                Ok(_) => {}
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Poll::Pending,
-                Err(e) => return Poll::Ready(Err(e)),
-            }
+        match self.tls {
+            Some(tls) => self.poll_outgoing(cx, &mut tls.borrow_mut()),
+            None => Poll::Ready(Ok(())),
         }
-        Poll::Ready(Ok(()))
     }
 
     /// Has the kernel move up to `most` bytes into an empty pipe; 0 is the end. For plain connections.
@@ -276,20 +244,20 @@ impl Socket<'_> {
         let Some(tls) = self.tls else {
             return Poll::Ready(Ok(()));
         };
-        while tls.session.borrow().is_handshaking() {
-            ready!(self.poll_flush(cx))?;
-            if !tls.session.borrow().is_handshaking() {
-                break;
-            }
-            if tls.eof.get() {
+        let mut session = tls.borrow_mut();
+        // What was read before it was known to be TLS; of our own, the first message.
+        self.received(cx, &mut session, 0, &mut [])?;
+        while session.state().is_handshaking() {
+            ready!(self.poll_outgoing(cx, &mut session))?;
+            if session.is_ended() {
                 return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
             }
-            ready!(self.poll_records(cx, tls))?;
+            ready!(self.poll_records(cx, &mut session, &mut []))?;
         }
         // In TLS 1.2 the last word is the server's, and the client waits for it. What is left of a
         // handshake of TLS 1.3 travels with the first message.
-        let is_old = tls.session.borrow().protocol_version() == Some(ProtocolVersion::TLSv1_2);
-        if is_old { self.poll_flush(cx) } else { Poll::Ready(Ok(())) }
+        let is_old = session.state().protocol_version() == Some(ProtocolVersion::TLSv1_2);
+        if is_old { self.poll_outgoing(cx, &mut session) } else { Poll::Ready(Ok(())) }
     }
 
     /// Bytes are encrypted.
@@ -299,21 +267,22 @@ impl Socket<'_> {
 
     /// The client chose HTTP/2 in its handshake.
     pub(super) fn is_http2(&self) -> bool {
-        self.tls.as_ref().is_some_and(|tls| tls.session.borrow().alpn_protocol() == Some(b"h2"))
+        self.tls.is_some_and(|tls| tls.borrow().state().alpn_protocol() == Some(b"h2"))
     }
 
     /// Watches a client from which nothing is expected. Makes a system call only when the kernel
     /// reported an event.
     pub(super) fn poll_presence(&self, cx: &mut Context<'_>) -> Poll<Presence> {
         if let Some(tls) = self.tls {
-            if tls.readable.get() > 0 {
+            let mut session = tls.borrow_mut();
+            if session.has_plaintext() {
                 return Poll::Ready(Presence::Talking);
             }
-            return match ready!(self.poll_records(cx, tls)) {
-                Ok(()) if tls.eof.get() => Poll::Ready(Presence::Gone),
-                Ok(()) if tls.readable.get() > 0 => Poll::Ready(Presence::Talking),
+            return match ready!(self.poll_records(cx, &mut session, &mut [])) {
+                Ok(_) if session.is_ended() => Poll::Ready(Presence::Gone),
+                Ok(_) if session.has_plaintext() => Poll::Ready(Presence::Talking),
                 // A record without application data; the next one wakes us.
-                Ok(()) => {
+                Ok(_) => {
                     cx.waker().wake_by_ref();
                     Poll::Pending
                 }
@@ -339,8 +308,9 @@ impl Socket<'_> {
     /// Ends our direction: TLS close_notify, then FIN.
     pub(super) fn poll_finish(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if let Some(tls) = self.tls {
-            tls.session.borrow_mut().send_close_notify();
-            ready!(self.poll_flush(cx))?;
+            let mut session = tls.borrow_mut();
+            session.close();
+            ready!(self.poll_outgoing(cx, &mut session))?;
         }
         Poll::Ready(match rustix::net::shutdown(self.stream, Shutdown::Write) {
             // It is gone already.
@@ -352,33 +322,60 @@ impl Socket<'_> {
     /// Says goodbye on a TLS connection as far as that is possible without waiting; false if it is not.
     pub(super) fn close_notify(&self) -> bool {
         let Some(tls) = self.tls else { return true };
-        tls.session.borrow_mut().send_close_notify();
+        tls.borrow_mut().close();
         self.poll_flush(&mut Context::from_waker(Waker::noop())).is_ready()
     }
 
-    /// Reads TLS records once and processes them.
-    fn poll_records(&self, cx: &mut Context<'_>, tls: &Tls) -> Poll<io::Result<()>> {
-        let mut session = tls.session.borrow_mut();
-        match session.read_tls(&mut Raw { socket: self, cx }) {
-            Ok(0) => tls.eof.set(true),
-            Ok(_) => {}
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Poll::Pending,
-            Err(e) => return Poll::Ready(Err(e)),
+    /// Receives TLS records once; returns how much of what they hold went into `into`.
+    fn poll_records(
+        &self,
+        cx: &mut Context<'_>,
+        session: &mut TlsSession,
+        into: &mut [u8],
+    ) -> Poll<io::Result<usize>> {
+        if session.is_ended() {
+            return Poll::Ready(Ok(0));
         }
-        match session.process_new_packets() {
-            Ok(state) => {
-                tls.readable.set(state.plaintext_bytes_to_read());
-                if state.peer_has_closed() {
-                    tls.eof.set(true);
+        match self.poll_read_raw(cx, session.room()?) {
+            Poll::Ready(Ok(0)) => {
+                session.end();
+                Poll::Ready(Ok(0))
+            }
+            Poll::Ready(Ok(n)) => Poll::Ready(self.received(cx, session, n, into)),
+            Poll::Ready(failed) => Poll::Ready(failed),
+            Poll::Pending => {
+                session.park();
+                Poll::Pending
+            }
+        }
+    }
+
+    fn received(
+        &self,
+        cx: &mut Context<'_>,
+        session: &mut TlsSession,
+        n: usize,
+        into: &mut [u8],
+    ) -> io::Result<usize> {
+        session.received(n, into).map_err(|error| {
+            // The alert tells the client why; whether it arrives is not ours to wait for.
+            let _ = self.poll_outgoing(cx, session);
+            broken(error)
+        })
+    }
+
+    fn poll_outgoing(&self, cx: &mut Context<'_>, session: &mut TlsSession) -> Poll<io::Result<()>> {
+        while !session.outgoing().is_empty() {
+            match self.poll_write_raw(cx, &[IoSlice::new(session.outgoing())]) {
+                Poll::Ready(Ok(n)) => session.sent(n),
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => {
+                    session.park();
+                    return Poll::Pending;
                 }
-                Poll::Ready(Ok(()))
-            }
-            Err(e) => {
-                // The alert tells the client why; whether it arrives is not ours to wait for.
-                let _ = session.write_tls(&mut Raw { socket: self, cx });
-                Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, e)))
             }
         }
+        Poll::Ready(Ok(()))
     }
 
     fn poll_read_raw(&self, cx: &mut Context<'_>, into: &mut [u8]) -> Poll<io::Result<usize>> {
@@ -447,45 +444,4 @@ fn is_silent(stream: &TcpStream, look: Look) -> bool {
         Look::AtReports => stream.try_io(Interest::READABLE, || peek(stream)),
     };
     matches!(peeked, Err(e) if e.kind() == io::ErrorKind::WouldBlock)
-}
-
-/// The encrypted side of a TLS session, as rustls wants to see it.
-struct Raw<'r, 's, 'c> {
-    socket: &'r Socket<'s>,
-    cx: &'r mut Context<'c>,
-}
-
-impl Read for Raw<'_, '_, '_> {
-    fn read(&mut self, mut into: &mut [u8]) -> io::Result<usize> {
-        if let Some(tls) = self.socket.tls {
-            let mut early = tls.early.borrow_mut();
-            if !early.is_empty() {
-                let n = into.write(early.bytes())?;
-                early.consume(n);
-                return Ok(n);
-            }
-        }
-        would_block(self.socket.poll_read_raw(self.cx, into))
-    }
-}
-
-impl Write for Raw<'_, '_, '_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.write_vectored(&[IoSlice::new(bytes)])
-    }
-
-    fn write_vectored(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
-        would_block(self.socket.poll_write_raw(self.cx, parts))
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-fn would_block<T>(poll: Poll<io::Result<T>>) -> io::Result<T> {
-    match poll {
-        Poll::Ready(result) => result,
-        Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
-    }
 }
