@@ -21,6 +21,8 @@ impl Descriptor {
     const OFFSETS: u64 = 2 * (POOL_SLOTS as u64 - 1);
     /// Those of bases.
     const BASES: u64 = 2 * (POOL_SLOTS - Self::UNIT) as u64;
+    /// The largest sum of both, which no descriptor of ours has: its table would lie outside the pool.
+    pub const FARTHEST: u64 = Self::OFFSETS + Self::BASES;
 
     /// Descriptor of a settled table of `1 << bits` slots starting at slot `base`; `bits` 0: none.
     pub const fn settled(base: u32, bits: u32, generation: u8) -> Self {
@@ -78,13 +80,14 @@ impl Descriptor {
     /// Index into the pool of the slot that a hash falls into.
     #[inline(always)]
     pub const fn pool_index(self, hash: u64) -> u32 {
-        self.base() | self.slot(hash)
+        self.base() + self.slot(hash)
     }
 
-    /// The same in bytes: what the fast path adds to the pool's address.
+    /// The same in bytes: what the fast path adds to the pool's address. At most [`Descriptor::FARTHEST`], whatever the
+    /// word says; a sum, because of two numbers joined by `|` the verifier knows no bound before Linux 6.10.
     #[inline(always)]
     pub const fn pool_offset(self, hash: u64) -> u64 {
-        hash << 1 & Self::OFFSETS & self.0 | self.0 >> 16 & Self::BASES
+        (hash << 1 & Self::OFFSETS & self.0) + (self.0 >> 16 & Self::BASES)
     }
 }
 

@@ -22,6 +22,7 @@ use lb_common::{
 
 use crate::{
     maps::{self, Shot, Tables},
+    packet,
     parse::{ETHERNET, ETHERTYPE_QINQ, ETHERTYPE_VLAN},
 };
 
@@ -177,12 +178,10 @@ fn capture(ctx: &impl Frame, handover: Handover) -> Option<()> {
     Some(())
 }
 
-/// At most [`SNAP`], and not nothing, so that the verifier (6.18) sees it: LLVM compares a copy of
-/// the number, and the verifier learns nothing of the original from that.
+/// At most [`SNAP`], and not nothing.
 #[inline(always)]
 fn bounded(bytes: u64) -> Option<u64> {
-    let bytes = core::hint::black_box(bytes.min(SNAP as u64));
-    (bytes != 0 && bytes <= SNAP as u64).then_some(bytes)
+    packet::some_bytes(bytes.min(SNAP as u64), SNAP as u64)
 }
 
 /// Where the IP header begins, behind up to two tags.

@@ -17,21 +17,38 @@ pub fn counts() -> Option<Row> {
     let cpu = cpu();
     if cpu >= number::<{ maps::COUNTS_END[0] }>() {
         cold_path();
-        // To the verifier the ends are constants: without further maps nothing of this is left in the program.
-        return if cpu < number::<{ maps::COUNTS_END[1] }>() {
-            let first = number::<{ maps::COUNTS_END[0] }>();
-            Some(row_at(number::<{ maps::COUNTS_ADDRESS[1] }>(), cpu - first))
-        } else if cpu < number::<{ maps::COUNTS_END[2] }>() {
-            let first = number::<{ maps::COUNTS_END[1] }>();
-            Some(row_at(number::<{ maps::COUNTS_ADDRESS[2] }>(), cpu - first))
-        } else if cpu < number::<{ maps::COUNTS_END[3] }>() {
-            let first = number::<{ maps::COUNTS_END[2] }>();
-            Some(row_at(number::<{ maps::COUNTS_ADDRESS[3] }>(), cpu - first))
-        } else {
-            None
-        };
+        return in_further_maps(cpu);
     }
     Some(row_at(maps::COUNTS_ADDRESS[0], cpu))
+}
+
+/// The row of a CPU that has none in the first map. To the verifier the ends are constants: without further maps nothing
+/// of this is left in the program. That there is no further one is asked first, by two constants; before Linux 6.8 the verifier
+/// follows a branch in which the number of the CPU is two at once.
+#[inline(always)]
+fn in_further_maps(cpu: u64) -> Option<Row> {
+    if number::<{ maps::COUNTS_END[0] }>() == number::<{ maps::COUNTS_END[1] }>() {
+        return None;
+    }
+    if cpu < number::<{ maps::COUNTS_END[1] }>() {
+        let first = number::<{ maps::COUNTS_END[0] }>();
+        return Some(row_at(number::<{ maps::COUNTS_ADDRESS[1] }>(), cpu - first));
+    }
+    if number::<{ maps::COUNTS_END[1] }>() == number::<{ maps::COUNTS_END[2] }>() {
+        return None;
+    }
+    if cpu < number::<{ maps::COUNTS_END[2] }>() {
+        let first = number::<{ maps::COUNTS_END[1] }>();
+        return Some(row_at(number::<{ maps::COUNTS_ADDRESS[2] }>(), cpu - first));
+    }
+    if number::<{ maps::COUNTS_END[2] }>() == number::<{ maps::COUNTS_END[3] }>() {
+        return None;
+    }
+    if cpu < number::<{ maps::COUNTS_END[3] }>() {
+        let first = number::<{ maps::COUNTS_END[2] }>();
+        return Some(row_at(number::<{ maps::COUNTS_ADDRESS[3] }>(), cpu - first));
+    }
+    None
 }
 
 #[inline(always)]

@@ -29,6 +29,7 @@ use crate::{
 
 /// Entry point by a tail call from `slow`.
 #[xdp(frags)]
+#[inline(always)]
 pub fn penstock_icmp(ctx: XdpContext) -> u32 {
     let Some(scratch) = maps::scratch() else { return finish_as(&ctx, Verdict::Corrupt) };
     // SAFETY: the scratch value is this CPU's own, and XDP does not nest.
@@ -252,6 +253,7 @@ fn quoted<F: Message>(ctx: &XdpContext, packet: &Packet, carry: &Carry) -> Optio
         let icmp = packet.view_at::<8>(carry.l4 as usize)?;
         if F::told_mtu(&icmp).is_some() {
             maps::call(ctx, Program::Narrow);
+            return None;
         }
     }
     let flow = Flow { src: F::src(&head), dst: F::dst(&head), ports, proto: proto as u32 };

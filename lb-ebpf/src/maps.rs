@@ -9,7 +9,7 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use lb_common::{
-    Addr, BackendId, Lines, Record, Slot,
+    Addr, BackendId, Descriptor, Lines, Record, Slot,
     capture::{self, Handover},
     flows::{self, Entry, FlowWords, Noted},
     lease::{LEASES, LeaseWords},
@@ -284,9 +284,14 @@ impl Tables {
     /// A slot of the pool by its offset in bytes ([`lb_common::Descriptor::pool_offset`]).
     #[inline(always)]
     pub fn slot_at(&self, offset: u64) -> u64 {
+        const {
+            assert!(
+                at::POOL * size_of::<u64>() + Descriptor::FARTHEST as usize + 2 <= at::END * size_of::<u64>()
+            )
+        };
         // SAFETY: the pool lies within the map.
         let pool = unsafe { self.0.add(at::POOL) };
-        let offset = offset & (2 * (maps::POOL_SLOTS as u64 - 1));
+        // Not masked: what lies farther than the pool lies within the map.
         load(pool.cast::<u8>().wrapping_add(offset as usize).cast())
     }
 

@@ -106,6 +106,7 @@ fn to_backend<F: Family>(ctx: &XdpContext, carry: &mut Carry) -> Outcome {
             && former::is_asked(ctx, carry)
         {
             maps::call(ctx, Program::Former);
+            return Verdict::Corrupt.into();
         }
         if was_over {
             forget(hash);

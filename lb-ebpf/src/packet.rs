@@ -82,6 +82,30 @@ pub fn cut(ctx: &XdpContext, length: u32) -> Option<()> {
     (less <= 0 && unsafe { bpf_xdp_adjust_tail(ctx.ctx, less) } == 0).then_some(())
 }
 
+/// A number of bytes, if it is 1 to `most`: helpers that copy want the verifier to see both. To test both at once LLVM
+/// compares a copy that is smaller by one, and the verifier learns nothing of the original from that ("invalid zero-sized
+/// read"). Here the smaller number is all that there is, and what was compared has one added to it.
+#[inline(always)]
+pub fn some_bytes(bytes: u64, most: u64) -> Option<u64> {
+    let less = one_less(bytes);
+    (less < most).then_some(less + 1)
+}
+
+/// One less, of which the compiler does not know that it is.
+#[cfg(target_arch = "bpf")]
+#[inline(always)]
+fn one_less(mut number: u64) -> u64 {
+    // SAFETY: an addition.
+    unsafe { core::arch::asm!("{0} += -1", inout(reg) number, options(pure, nomem, nostack)) };
+    number
+}
+
+/// The same for the host's compiler, which only checks this crate.
+#[cfg(not(target_arch = "bpf"))]
+fn one_less(number: u64) -> u64 {
+    number.wrapping_sub(1)
+}
+
 /// No header begins this far into a frame: two tags, an IPv6 header and a chain of extension
 /// headers end before.
 pub const FARTHEST: usize = 512;

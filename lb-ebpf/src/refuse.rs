@@ -245,15 +245,12 @@ const CONTROL: u8 = 0xc0;
 #[inline(always)]
 fn load_quote(ctx: &XdpContext, from: u32, length: u32) -> Option<()> {
     let scratch = maps::scratch()?;
-    let length = core::hint::black_box(length) & 2047;
-    if length == 0 || length as usize > (QUOTE_WORDS - 1) * 8 {
-        return None;
-    }
+    let length = packet::some_bytes(length as u64, (QUOTE_WORDS as u64 - 1) * 8)?;
     // SAFETY: the scratch value is this CPU's own, and the last word is within it.
     let quote = unsafe { &mut (*scratch).quote };
     *quote.get_mut(length as usize / 8)? = 0;
     // SAFETY: the memory has at least `length` bytes.
-    let done = unsafe { bpf_xdp_load_bytes(ctx.ctx, from, quote.as_mut_ptr().cast(), length) };
+    let done = unsafe { bpf_xdp_load_bytes(ctx.ctx, from, quote.as_mut_ptr().cast(), length as u32) };
     (done == 0).then_some(())
 }
 
