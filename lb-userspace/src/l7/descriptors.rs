@@ -9,7 +9,7 @@ const OTHERS: u64 = 256;
 /// A client, and the endpoint that it is passed on to.
 const EACH: u64 = 2;
 /// Most sockets of a worker towards endpoints of UDP ports.
-const DATAGRAMS_MAX: u64 = 2048;
+const DATAGRAMS_MAX: usize = 2048;
 
 /// Raises the limit of the process to what it may raise it to, and returns it. Shells and containers begin with 1,024.
 pub fn raise_limit() -> u64 {
@@ -26,8 +26,8 @@ pub fn raise_limit() -> u64 {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::l7) struct Share {
     /// Client connections, so that descriptors are left for their endpoints.
-    pub(in crate::l7) connections: usize,
-    /// Sockets towards endpoints of UDP ports: whoever sends datagrams takes none from connections.
+    connections: usize,
+    /// Sockets towards endpoints of UDP ports: whoever sends datagrams takes few from connections.
     pub(in crate::l7) datagrams: usize,
 }
 
@@ -40,10 +40,14 @@ impl Share {
     fn of_limit(limit: u64, workers: usize) -> Self {
         let workers = workers.max(1) as u64;
         let each = |descriptors: u64| usize::try_from(descriptors / workers).unwrap_or(usize::MAX).max(1);
-        let datagrams = (limit / 8).min(DATAGRAMS_MAX.saturating_mul(workers));
         // Of few descriptors the others take a half.
-        let free = limit.saturating_sub(OTHERS).max(limit / 2) - datagrams;
-        Self { connections: each(free / EACH), datagrams: each(datagrams) }
+        let free = limit.saturating_sub(OTHERS).max(limit / 2);
+        Self { connections: each(free / EACH), datagrams: each(limit / 8).min(DATAGRAMS_MAX) }
+    }
+
+    /// Client connections beside so many sockets towards endpoints of UDP ports.
+    pub(in crate::l7) fn connections(self, datagrams: usize) -> usize {
+        self.connections.saturating_sub(datagrams.div_ceil(EACH as usize)).max(1)
     }
 }
 
@@ -65,17 +69,17 @@ mod tests {
     #[test]
     fn half_of_the_descriptors_are_left_for_endpoints() {
         let share = |limit, workers| {
-            let Share { connections, datagrams } = Share::of_limit(limit, workers);
-            (connections, datagrams)
+            let share = Share::of_limit(limit, workers);
+            (share.connections(0), share.datagrams, share.connections(share.datagrams))
         };
 
-        assert_eq!(share(1024, 1), (320, 128));
-        assert_eq!(share(1024, 4), (80, 32));
-        assert_eq!(share(20_000, 2), (4311, 1250));
-        assert_eq!(share(1 << 20, 2), (261_056, 2048));
-        assert_eq!(share(100, 1), (19, 12));
-        assert_eq!(share(3, 8), (1, 1));
-        assert!(share(u64::MAX, 1).0 > 1 << 40);
+        assert_eq!(share(1024, 1), (384, 128, 320));
+        assert_eq!(share(1024, 4), (96, 32, 80));
+        assert_eq!(share(20_000, 2), (4936, 1250, 4311));
+        assert_eq!(share(1 << 20, 2), (262_080, 2048, 261_056));
+        assert_eq!(share(100, 1), (25, 12, 19));
+        assert_eq!(share(3, 8), (1, 1, 1));
+        assert!(share(u64::MAX, 1).2 > 1 << 40);
     }
 
     #[test]

@@ -121,7 +121,7 @@ pub(super) struct Worker {
     /// So many of those that wait for a request are to end, to make room.
     shed: Cell<usize>,
     /// Client connections that the descriptors of the process allow.
-    descriptors: usize,
+    descriptors: descriptors::Share,
     /// When it was told last that there are none left.
     told_exhausted: Cell<Option<Instant>>,
     pub(super) random: Random,
@@ -225,7 +225,7 @@ async fn run(
         writing: Cell::new(0),
         ended: Notify::new(),
         shed: Cell::new(0),
-        descriptors: share.connections,
+        descriptors: share,
         told_exhausted: Cell::new(None),
         random: Random::new(super::random()),
         number: seat.worker,
@@ -388,7 +388,8 @@ impl Worker {
 
     /// By `max-worker-connections`. Each listener holds one more, and the rest wait in the accept queue.
     fn has_room(&self) -> bool {
-        self.active.get() < self.current.load().router.edge.connections.min(self.descriptors)
+        let descriptors = self.descriptors.connections(self.exchanges.sockets());
+        self.active.get() < self.current.load().router.edge.connections.min(descriptors)
     }
 
     /// A connection could not be accepted. Without descriptors, silent clients make room as they do in a full worker;
@@ -452,6 +453,14 @@ impl Worker {
             return;
         }
         self.counters.borrow_mut().full += 1;
+        if self.may_tell_lack() {
+            tracing::warn!(
+                worker = self.seat.worker,
+                connections = self.active.get(),
+                "clients wait, because the worker is full; raise max-worker-connections or, if that is higher, the limit of \
+                 open files (LimitNOFILE, ulimit -n)"
+            );
+        }
         let _shedding = Shedding(&self.shed);
         while !self.has_room() {
             self.make_room().await;

@@ -70,6 +70,11 @@ impl Crowd {
         ports.push(Rc::downgrade(exchanges));
     }
 
+    /// Sockets that it has.
+    pub(in crate::l7) fn sockets(&self) -> usize {
+        self.sockets.get()
+    }
+
     fn is_full(&self) -> bool {
         self.sockets.get() >= self.most
     }
