@@ -1,7 +1,7 @@
 //! Ports beside http and https that the proxy serves: TCP with and without PROXY headers, datagrams, changes.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -84,6 +84,28 @@ fn an_endpoint_that_refuses_is_passed_over_unless_it_is_the_only_try() {
 
     assert_eq!(connect(port).rest(), b"", "closed");
     assert_eq!(rig.metric("penstock_l7_stream_connections_total"), 0.0);
+}
+
+#[test]
+fn failures_between_which_an_endpoint_answers_are_not_in_a_row() {
+    let (good, flaky, port) = (greeter("good"), nobody(), nobody().port());
+    let l7 = to(&[good.addr, flaky]);
+    let rig = Rig::start(with_stream(l7, Protocol::Tcp, port, Preamble::None, Preamble::None));
+
+    // Five in a row eject it.
+    for failures in 1..=7 {
+        while rig.metric("penstock_l7_failed_attempts_total") < f64::from(failures) {
+            assert_eq!(connect(port).exactly(4), b"good");
+        }
+        let listener = TcpListener::bind(flaky).expect("its port is free");
+        let once = std::thread::spawn(move || {
+            let (stream, _) = listener.accept().expect("a connection");
+            Client::over(stream).send("back");
+        });
+        while connect(port).exactly(4) == b"good" {}
+        once.join().expect("it answered");
+        assert_eq!(rig.metric("penstock_l7_ejected_endpoints"), 0.0, "after {failures}");
+    }
 }
 
 #[test]

@@ -8,6 +8,7 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use super::balance::Picked;
 use super::buffer::{Buf, Scratch};
 use super::carrier::Carrier;
 use super::metrics::{Counters, Passthrough, Refused};
@@ -58,7 +59,7 @@ pub(super) async fn serve(
 ) -> Course {
     let Way { upstream, retry, key, idle, preamble, counts } = way;
     let mut record = Record::default();
-    let Some((mut link, opened)) = connect(worker, upstream, retry, key, &mut record).await else {
+    let Some((mut link, opened, _picked)) = connect(worker, upstream, retry, key, &mut record).await else {
         // Nothing can be said to a client that expects somebody else's words.
         worker.counters.borrow_mut().refused_connection(Refused::NoEndpoint);
         return Course { status: 502, up: 0, down: 0, record };
@@ -115,7 +116,7 @@ async fn connect(
     retry: Retry,
     key: u64,
     record: &mut Record,
-) -> Option<(Link, Opened)> {
+) -> Option<(Link, Opened, Picked)> {
     let snapshot = worker.current.load();
     let terms = Terms {
         upstream,

@@ -175,7 +175,9 @@ async fn begin(
     let (exchanges, answering) = (Rc::clone(exchanges), Rc::clone(&exchange));
     // What it puts in order at its end, nobody else would.
     tokio::task::spawn_local(panics::vital(async move {
-        let end = answer(&worker, &answering, &socket, asker).await;
+        let answered =
+            |now: Instant| worker.answered(&upstream, &picked, now.saturating_duration_since(began), now);
+        let end = answer(&worker, &answering, &socket, asker, answered).await;
         log(&worker, (asker, port), &upstream.0, answering.told(picked.addr(), began, end));
         if end == End::Refused {
             let cause = Cause { failure: Failure::Connect, error: Some(ErrorKind::ConnectionRefused.into()) };
@@ -271,8 +273,14 @@ enum End {
     Refused,
 }
 
-/// Brings answers to the client until there have been enough, or silence.
-async fn answer(worker: &Worker, exchange: &Exchange, socket: &Weak<Datagrams>, asker: Asker) -> End {
+/// Brings answers to the client until there have been enough, or silence; `first` hears of the first one.
+async fn answer(
+    worker: &Worker,
+    exchange: &Exchange,
+    socket: &Weak<Datagrams>,
+    asker: Asker,
+    first: impl Fn(Instant),
+) -> End {
     let mut answers = 0;
     loop {
         let (idle, responses) = {
@@ -315,6 +323,7 @@ async fn answer(worker: &Worker, exchange: &Exchange, socket: &Weak<Datagrams>, 
         exchange.down.update(|down| down + length as u64);
         if answers == 0 {
             exchange.answered.set(Some(exchange.spoke.get()));
+            first(exchange.spoke.get());
         }
         answers += 1;
     }

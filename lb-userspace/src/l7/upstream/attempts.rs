@@ -240,16 +240,21 @@ impl<'s> Attempts<'s> {
         }
     }
 
-    /// A new connection, for bytes that nobody reads.
-    pub(in crate::l7) async fn connection(mut self) -> Option<(Link, Opened)> {
+    /// A new connection, for bytes that nobody reads. Its endpoint has answered with that, and is held as long as it lasts.
+    pub(in crate::l7) async fn connection(mut self) -> Option<(Link, Opened, Picked)> {
         loop {
             let (picked, _) = self.pick()?;
             let addr = picked.addr();
             self.picked = Some(picked);
             match self.connect(addr).await {
                 Ok(link) => {
-                    let opened = Opened { addr, began: self.now.began, connect: self.now.began.elapsed() };
-                    return Some((link, opened));
+                    let (began, now) = (self.now.began, Instant::now());
+                    let opened = Opened { addr, began, connect: now.saturating_duration_since(began) };
+                    let picked = self.picked.take()?;
+                    if let Some(upstream) = self.upstream() {
+                        self.worker.answered(upstream, &picked, opened.connect, now);
+                    }
+                    return Some((link, opened, picked));
                 }
                 Err(failure) => match self.let_down(failure, Progress::Unsent) {
                     Next::Again => self.now = Now::at(Instant::now()),
@@ -382,8 +387,13 @@ impl<'s> Attempts<'s> {
 
     /// The endpoint of `lease` gave no response, or one that cannot be used.
     pub(in crate::l7) fn failed(&mut self, lease: Lease, failure: Failure, progress: Progress) -> Next {
-        if let (Way::Stream(stream), Failure::Timeout) = (&lease.way, failure) {
-            stream.distrust();
+        match (&lease.way, failure) {
+            (Way::Stream(stream), Failure::Timeout) => stream.distrust(),
+            // It may have vanished, and others that are kept with it.
+            (Way::Link(_), Failure::Timeout) if lease.is_reused() => {
+                self.worker.pool.drop_peers(|peer| *peer == lease.peer);
+            }
+            _ => {}
         }
         let repeatable = progress == Progress::Unsent
             || progress == Progress::Sent && (self.terms.is_idempotent || self.repeats_everything());
