@@ -16,7 +16,7 @@ use crate::{
 
 /// The version, and the layout that it names. Who changes the layout raises the version, or an agent would take
 /// tables over that it reads wrongly.
-const LAYOUT: (u32, u64) = (10, 0x25b6_0b6b_4461_b241);
+const LAYOUT: (u32, u64) = (11, 0x472b_cd7c_58b0_7a0d);
 
 /// Values that make every bit of a layout show.
 fn words() -> Vec<u64> {
@@ -57,7 +57,8 @@ fn words() -> Vec<u64> {
     };
     let vip_key = VipEntry::key(AddrEntry::vip(25), 26, TCP);
     let descriptor = Descriptor::settled(27 * Descriptor::UNIT, 11, 28);
-    let rules = [Rules::TRANSLATED, Rules::AFFINITY, Rules::CONSERVATIVE, Rules::REJECT, Rules::COUNTED];
+    let rules =
+        [Rules::TRANSLATED, Rules::AFFINITY, Rules::CONSERVATIVE, Rules::HERE, Rules::REJECT, Rules::COUNTED];
     let record = Record {
         descriptor: descriptor.contested(29 * Descriptor::UNIT),
         rules: Rules::new(rules.iter().sum(), 30, 31),
@@ -154,6 +155,8 @@ fn words() -> Vec<u64> {
                 .concat(),
         );
     }
+    let here = |mode| Backend { next_hop: backend::NextHop::HERE, ..line(mode, Tags::NONE, false) };
+    words.extend([Mode::L2, Mode::Ipip].map(|mode| here(mode).words()).concat().concat());
     words.extend([tags.0, Tags::one(customer).0, Tags::one(service).0].map(u64::from));
     words.extend([Entry::new(39, BackendId(40), 41).0, Entry::new(39, BackendId(40), 41).spare(true).0]);
     words.push(lease::Lease::new(BackendId(42), 43, 44, 45).0);

@@ -83,10 +83,13 @@ impl Wrap {
     pub const TUNNEL_V4: Self = Self(4);
     /// The tunnel's headers over IPv6.
     pub const TUNNEL_V6: Self = Self(5);
+    /// Nothing, because it goes nowhere: this host is the backend, and its stack delivers the packet as it came.
+    pub const HERE: Self = Self(6);
 
-    /// That of a mode and the family of the address that packets are sent to.
-    const fn of(mode: Mode, is_v4: bool) -> Self {
+    /// That of a mode, the family of the address that packets are sent to, and the next hop.
+    const fn of(mode: Mode, is_v4: bool, next_hop: NextHop) -> Self {
         match (mode, is_v4) {
+            (Mode::L2 | Mode::Ipip, _) if next_hop.is_here() => Self::HERE,
             (Mode::L2, _) => Self::ETHERNET,
             (Mode::Ipip, true) => Self::IPIP_V4,
             (Mode::Ipip, false) => Self::IPIP_V6,
@@ -121,6 +124,15 @@ pub struct NextHop {
 }
 
 impl NextHop {
+    /// This host itself. Without an interface, so that the fast path leaves it to the ladder.
+    pub const HERE: Self = Self { head: u64::MAX, tail: u32::MAX, ifindex: 0 };
+
+    /// Whether it is [`NextHop::HERE`].
+    pub const fn is_here(self) -> bool {
+        let Self { head, tail, ifindex } = self;
+        head == u64::MAX && tail == u32::MAX && ifindex == 0
+    }
+
     /// Next hop from its parts.
     pub const fn new(dst: Mac, src: Mac, ifindex: u32) -> Self {
         let src = src.word();
@@ -148,7 +160,7 @@ pub struct Backend {
     pub addr: Addr,
     /// Our address towards it: the source in `nat` mode and of outer headers.
     pub source: Addr,
-    /// Where its packets go; `ifindex` 0 while unresolved.
+    /// Where its packets go; `ifindex` 0 while unresolved, or [`NextHop::HERE`].
     pub next_hop: NextHop,
     /// VLAN tags that its frames leave with.
     pub tags: Tags,
@@ -178,7 +190,7 @@ impl Backend {
         let Self { addr, source, next_hop, tags, wire_port, mode, .. } = self;
         let Self { draining, generation, mtu, pool_tag, inner, tunnel_tag, .. } = self;
         let draining = if draining { Identity::DRAINING } else { 0 };
-        let wrap = Wrap::of(mode, addr.is_v4());
+        let wrap = Wrap::of(mode, addr.is_v4(), next_hop);
         let sum = csum::fold(csum::addresses(source.raw_v4(), addr.raw_v4()));
         let identity = wire_port as u64
             | (mode as u64) << 16
@@ -427,22 +439,25 @@ mod tests {
     fn a_line_says_what_packets_get_in_front_and_how_much_fits_behind() {
         let v4 = Addr::v4(0x0100_000a);
         let v6 = Addr { hi: 1, lo: 2 };
+        let (there, here) = (NextHop::default(), NextHop::HERE);
         let cases = [
-            (Mode::L2, v4, Wrap::ETHERNET, 1500),
-            (Mode::L2, v6, Wrap::ETHERNET, 1500),
-            (Mode::Ipip, v4, Wrap::IPIP_V4, 1480),
-            (Mode::Ipip, v6, Wrap::IPIP_V6, 1460),
-            (Mode::Tunnel, v4, Wrap::TUNNEL_V4, 1456),
-            (Mode::Tunnel, v6, Wrap::TUNNEL_V6, 1436),
-            (Mode::Nat, v4, Wrap::NONE, 1500),
-            (Mode::Local, v6, Wrap::NONE, 1500),
+            (Mode::L2, v4, there, Wrap::ETHERNET, 1500),
+            (Mode::L2, v6, there, Wrap::ETHERNET, 1500),
+            (Mode::Ipip, v4, there, Wrap::IPIP_V4, 1480),
+            (Mode::Ipip, v6, there, Wrap::IPIP_V6, 1460),
+            (Mode::Tunnel, v4, there, Wrap::TUNNEL_V4, 1456),
+            (Mode::Tunnel, v6, there, Wrap::TUNNEL_V6, 1436),
+            (Mode::Nat, v4, there, Wrap::NONE, 1500),
+            (Mode::Local, v6, there, Wrap::NONE, 1500),
+            (Mode::L2, v4, here, Wrap::HERE, 1500),
+            (Mode::Ipip, v6, here, Wrap::HERE, 1500),
         ];
-        for (mode, addr, wrap, room) in cases {
+        for (mode, addr, next_hop, wrap, room) in cases {
             for draining in [false, true] {
                 let backend = Backend {
                     addr,
                     source: addr,
-                    next_hop: NextHop::default(),
+                    next_hop,
                     tags: Tags::NONE,
                     wire_port: u16::MAX,
                     mode,

@@ -41,7 +41,7 @@ pub use vlan::{Tag, Tags};
 
 /// Version of everything in this crate that both sides of the kernel line must agree on. Bump it
 /// with any change of a layout or of the meaning of a field.
-pub const ABI_VERSION: u32 = 10;
+pub const ABI_VERSION: u32 = 11;
 
 /// TCP's IP protocol number.
 pub const TCP: u8 = 6;

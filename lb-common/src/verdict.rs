@@ -25,6 +25,10 @@ pub enum Verdict {
     ForwardedLocal,
     /// The answer of a backend on this host, or an ICMP error of it, translated back where it left (tc).
     RepliedLocal,
+    /// Passed to the stack as it came: this host is the backend, by `l2` or `ipip`.
+    ForwardedHere,
+    /// Passed to the stack as it came: the backend whose it is has just sent it here, where another backend of the VIP is.
+    KeptHere,
     /// Sent to a backend, addresses untouched.
     ForwardedL2,
     /// Sent to a backend within IP.
@@ -102,6 +106,8 @@ pub enum Verdict {
     /// Dropped: a flow to be translated begins with a source that nobody can have, or that is an address of ours:
     /// a backend's answer to it would come back as a question, for ever.
     Martian,
+    /// Dropped: the backend whose it is has just sent it here, and would get it back.
+    WouldCircle,
 }
 
 /// What XDP does with the packet.
@@ -117,7 +123,7 @@ pub enum Action {
 
 impl Verdict {
     /// Every verdict, in the order of its number.
-    pub const ALL: [Self; 46] = [
+    pub const ALL: [Self; 49] = [
         Self::NotOurs,
         Self::OtherMac,
         Self::Node,
@@ -127,6 +133,8 @@ impl Verdict {
         Self::Punted,
         Self::ForwardedLocal,
         Self::RepliedLocal,
+        Self::ForwardedHere,
+        Self::KeptHere,
         Self::ForwardedL2,
         Self::ForwardedIpip,
         Self::ForwardedTunnel,
@@ -164,6 +172,7 @@ impl Verdict {
         Self::TunnelStray,
         Self::Corrupt,
         Self::Martian,
+        Self::WouldCircle,
     ];
 
     /// Kebab-case name: the label value in metrics.
@@ -178,6 +187,8 @@ impl Verdict {
             Self::Punted => "punted",
             Self::ForwardedLocal => "forwarded-local",
             Self::RepliedLocal => "replied-local",
+            Self::ForwardedHere => "forwarded-here",
+            Self::KeptHere => "kept-here",
             Self::ForwardedL2 => "forwarded-l2",
             Self::ForwardedIpip => "forwarded-ipip",
             Self::ForwardedTunnel => "forwarded-tunnel",
@@ -215,6 +226,7 @@ impl Verdict {
             Self::TunnelStray => "tunnel-stray",
             Self::Corrupt => "corrupt",
             Self::Martian => "martian-source",
+            Self::WouldCircle => "would-circle",
         }
     }
 
@@ -291,6 +303,7 @@ mod tests {
             assert_eq!(verdict as usize, number, "{}", verdict.as_str());
         }
         assert_eq!(Verdict::ForwardedLocal.action(), Action::Pass);
+        assert_eq!(Verdict::KeptHere.action(), Action::Pass);
         assert_eq!(Verdict::ForwardedL2.action(), Action::Send);
         assert_eq!(Verdict::EchoAnswered.action(), Action::Send);
         assert_eq!(Verdict::ClosedPort.action(), Action::Drop);

@@ -159,6 +159,9 @@ impl Rules {
     pub const AFFINITY: u64 = 4;
     /// Every flow is remembered, whether its slot is contested or not.
     pub const CONSERVATIVE: u64 = 8;
+    /// This host is a backend itself, of those that get packets as they came. The ladder's: there a packet that another such
+    /// host has sent is told from a client's.
+    pub const HERE: u64 = 16;
     /// Without a backend the sender is told so; otherwise its packets vanish.
     pub const REJECT: u64 = 1 << 8;
     /// The VIP has its own counters, because its pool serves several. The lowest bit: the fast path sees by one
@@ -221,6 +224,8 @@ impl Record {
 // A flag that is new keeps packets off the fast path until that knows it.
 const _: () = assert!(VipEntry(1 << 20 | 1 << 31).odd() != 0 && VipEntry::balanced(1, 0xffff).odd() == 0);
 const _: () = assert!(AddrEntry(1 << 20 | 1).odd() != 0 && AddrEntry::vip(0xffff).odd() == 0);
-const _: () = assert!(Rules(1 << 6).plainly() as u64 > Rules::COUNTED);
+const _: () = assert!(
+    Rules(1 << 6).plainly() as u64 > Rules::COUNTED && Rules(Rules::HERE).plainly() as u64 > Rules::COUNTED
+);
 const _: () =
     assert!(Rules::new(Rules::REJECT | Rules::COUNTED, 0xffff, u32::MAX).plainly() as u64 == Rules::COUNTED);

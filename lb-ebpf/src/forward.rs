@@ -75,7 +75,8 @@ pub fn way(ctx: &XdpContext, tables: &Tables, id: BackendId) -> Result<Way, Verd
 }
 
 /// Forwards a packet whose addresses stay as they are: by its MAC alone, or within another packet.
-/// Tags that it came with are left behind. `Err`: why not; with [`Verdict::TooBig`] the size that would have fitted.
+/// Where this host is the backend it stays as it is. Tags that it came with are left behind. `Err`: why not; with
+/// [`Verdict::TooBig`] the size that would have fitted.
 #[inline(always)]
 pub fn untouched<F: Family>(
     ctx: &XdpContext,
@@ -102,8 +103,11 @@ pub fn sent_on<F: Family>(
     at: At,
     round: Round,
 ) -> Result<Outcome, (Verdict, u16)> {
-    let way = way(ctx, tables, choice.backend).map_err(|verdict| (verdict, 0))?;
     let lines = tables.backend(choice.backend);
+    if backend::wrap(&lines, choice.backend) == Wrap::HERE {
+        return Ok(Verdict::ForwardedHere.into());
+    }
+    let way = way(ctx, tables, choice.backend).map_err(|verdict| (verdict, 0))?;
     let to = To { id: choice.backend, lines, other: choice.other, round, l3: at.l3 };
     along::<F>(ctx, packet, head, tables, &to, way, hash)
 }
@@ -142,10 +146,21 @@ fn along<F: Family>(
         return Err((Verdict::TooBig, room));
     }
     if wrap == Wrap::ETHERNET {
+        if came_from(packet, next_hop) {
+            return Err((Verdict::WouldCircle, 0));
+        }
         return Ok(send::<F>(ctx, packet, to.l3, next_hop, tags, Verdict::ForwardedL2));
     }
     let verdict = wrapped::<F>(ctx, head, tables, to, wrap, hash, || next_hop).map_err(|why| (why, 0))?;
     Ok(leave(packet, next_hop, tags, verdict))
+}
+
+/// Whether the host that a packet is to go to has just sent it. Nothing of it changes on the way, not even its hop limit: between
+/// two hosts that each take the other for the backend it would go on for ever.
+#[inline(always)]
+fn came_from(packet: &Packet, next_hop: NextHop) -> bool {
+    let Some(ether) = packet.view::<ETHERNET>() else { return false };
+    ether.read::<u32>(6) == next_hop.head as u32 && ether.read::<u16>(10) == (next_hop.head >> 32) as u16
 }
 
 /// Wraps a packet that there is room for; returns what that is called. What its header is made from is read when it is

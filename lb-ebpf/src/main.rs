@@ -232,6 +232,7 @@ pub fn onward<F: Family>(
         Err((Verdict::TooBig, mtu)) => {
             refuse::<F>(ctx, packet, &known(), Verdict::TooBig, mtu, Some(Program::Refuse))
         }
+        Err((Verdict::WouldCircle, _)) if record.rules.any(Rules::HERE) => Verdict::KeptHere.into(),
         Err((verdict, _)) => verdict.into(),
     }
 }

@@ -119,6 +119,9 @@ fn to_backend<F: Family>(ctx: &XdpContext, carry: &mut Carry) -> Outcome {
                     count(carry, choice.backend, length, begins);
                     outcome
                 }
+                Err((Verdict::WouldCircle, _)) if carry.record.rules.any(Rules::HERE) => {
+                    Verdict::KeptHere.into()
+                }
                 Err((verdict, mtu)) => refuse(ctx, carry, verdict, mtu, matches!(verdict, Verdict::TooBig)),
             };
         }

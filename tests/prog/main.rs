@@ -6,6 +6,7 @@ mod capture;
 mod cpus;
 mod fixtures;
 mod former;
+mod here;
 mod icmp;
 mod local;
 mod martian;

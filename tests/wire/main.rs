@@ -10,6 +10,7 @@ mod clsact;
 mod fork;
 mod former;
 mod health_port;
+mod here;
 mod interfaces;
 mod l4;
 mod lab;

@@ -309,6 +309,9 @@ fn mode_of(tables: &Tables, id: lb_common::BackendId) -> Option<backend::Mode> {
 fn mode(tables: &Tables, id: lb_common::BackendId) -> String {
     let to = IpAddr::from(backend::addr(&tables.backends, id));
     match mode_of(tables, id) {
+        Some(backend::Mode::L2 | backend::Mode::Ipip) if is_here(tables, id) => {
+            "none: this host is the backend, and its packets stay as they came".to_owned()
+        }
         Some(backend::Mode::L2) => "l2: by its MAC, addresses untouched".to_owned(),
         Some(backend::Mode::Ipip) => format!("ipip: wrapped for {to}"),
         Some(backend::Mode::Tunnel) => {
@@ -321,7 +324,7 @@ fn mode(tables: &Tables, id: lb_common::BackendId) -> String {
 }
 
 fn next_hop(tables: &Tables, id: lb_common::BackendId) -> String {
-    if backend::identity(&tables.backends, id).mode() == backend::Mode::Local as u8 {
+    if mode_of(tables, id) == Some(backend::Mode::Local) || is_here(tables, id) {
         return "left to this host's stack".to_owned();
     }
     let plain = backend::next_hop(&tables.backends, id);
@@ -335,6 +338,11 @@ fn next_hop(tables: &Tables, id: lb_common::BackendId) -> String {
     }
     let mtu = backend::identity(&tables.backends, id).mtu();
     format!("{} by interface {}{vlan} ({}), MTU {mtu}", hop.dst(), hop.ifindex, hop.src())
+}
+
+/// Whether this host itself is a backend that gets packets as they came.
+fn is_here(tables: &Tables, id: lb_common::BackendId) -> bool {
+    backend::wrap(&tables.backends, id) == backend::Wrap::HERE
 }
 
 fn backend_socket(tables: &Tables, id: lb_common::BackendId) -> SocketAddr {

@@ -152,6 +152,7 @@ fn pool(engine: &Engine, id: &PoolId) -> PoolStatus {
             draining: backend.draining,
             next_hop: match (backend.mode, hop.ifindex) {
                 (ForwardingMode::Local, _) => "this host's stack".to_owned(),
+                _ if hop.is_here() => "this host's stack, as they came".to_owned(),
                 (_, 0) => "unresolved".to_owned(),
                 (mode, ifindex) => {
                     let tag = if tags.is_none() { String::new() } else { format!(" vlan {tags}") };

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use lb_common::backend::Wrap;
 use lb_common::steer::{self, Choice, Hashes, Kind, Memory};
 use lb_common::{AddrEntry, Flow, HashKey, Record, Rules, Slot, Verdict, VipEntry, backend, config, flows};
 
@@ -144,6 +145,7 @@ fn follow(
     let verdict = match mode(choice.backend) {
         _ if choice.backend.0 == 0 && record.rules.any(Rules::REJECT) => refusal(flow),
         _ if choice.backend.0 == 0 => Verdict::NoBackend,
+        Some(_) if backend::wrap(&tables.backends, choice.backend) == Wrap::HERE => Verdict::ForwardedHere,
         Some(backend::Mode::L2) => Verdict::ForwardedL2,
         Some(backend::Mode::Ipip) => Verdict::ForwardedIpip,
         Some(backend::Mode::Tunnel) => Verdict::ForwardedTunnel,

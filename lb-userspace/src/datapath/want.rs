@@ -152,12 +152,19 @@ impl Backend {
 pub struct Way {
     /// Our address towards it.
     pub source: IpAddr,
-    /// MACs and interface; `ifindex` 0 while the neighbour is unresolved.
+    /// MACs and interface; `ifindex` 0 while the neighbour is unresolved, or this host itself.
     pub next_hop: NextHop,
     /// Largest IP packet.
     pub mtu: u16,
     /// VLAN tags that frames leave `next_hop.ifindex` with.
     pub tags: Tags,
+}
+
+impl Way {
+    /// To this host itself, by its own address.
+    pub const fn here(addr: IpAddr) -> Self {
+        Self { source: addr, next_hop: NextHop::HERE, mtu: u16::MAX, tags: Tags::NONE }
+    }
 }
 
 /// What the network knows, as far as it matters here.
@@ -174,6 +181,8 @@ pub struct Network {
 /// Why we cannot send to an address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NoWay {
+    /// It is an address of this host.
+    Here,
     /// This host has no route there.
     NoRoute(String),
     /// We cannot use the route. The stack can.
@@ -182,8 +191,10 @@ pub enum NoWay {
 
 impl std::fmt::Display for NoWay {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let (Self::NoRoute(why) | Self::Unusable(why)) = self;
-        f.write_str(why)
+        match self {
+            Self::Here => f.write_str("is an address of this host, which its mode does not reach"),
+            Self::NoRoute(why) | Self::Unusable(why) => f.write_str(why),
+        }
     }
 }
 
@@ -429,6 +440,24 @@ mod tests {
         let (want, problems) = join(&L4 { pools: [(id.clone(), pool)].into(), ..L4::default() }, &network);
         let problems = problems.into_iter().map(|problem| problem.message).collect();
         (want.pools.get(&id).expect("served").clone(), problems)
+    }
+
+    #[test]
+    fn a_backend_that_is_this_host_keeps_its_share_where_packets_stay_as_they_came() {
+        for mode in [ForwardingMode::L2, ForwardingMode::Ipip] {
+            let (pool, problems) = joined(mode, Some(NoWay::Here));
+
+            let here: Vec<bool> = pool.backends.values().map(|one| one.way.next_hop.is_here()).collect();
+            assert_eq!((here, pool.lost.len()), (vec![true], 0), "{mode}");
+            let told = "backend 10.0.1.11:5432 is this host, which does not have the address 203.0.113.10 of the Service";
+            assert_eq!(problems, [told], "{mode}");
+        }
+
+        let (pool, problems) = joined(ForwardingMode::Nat, Some(NoWay::Here));
+        assert_eq!((pool.backends.len(), pool.lost.len()), (0, 1));
+        let told = "backend 10.0.1.11:5432: is an address of this host, which its mode does not reach; flows that it has \
+                    stay with it";
+        assert_eq!(problems, [told]);
     }
 
     #[test]

@@ -232,10 +232,10 @@ fn read(to: IpAddr, answer: Answer) -> Option<Result<Route, NoWay>> {
 
 fn parse(to: IpAddr, message: RouteMessage) -> Result<Route, NoWay> {
     if message.header.kind == RouteType::Local {
-        return Err("is an address of this host, which mode local alone reaches".into());
+        return Err(NoWay::Here);
     }
     if message.header.kind != RouteType::Unicast {
-        return Err(format!("its route is of type {:?}", message.header.kind).into());
+        return Err(NoWay::NoRoute(format!("its route is of type {:?}", message.header.kind)));
     }
     let (mut ifindex, mut gateway, mut source, mut mtu) = (None, None, None, None);
     for attribute in message.attributes {

@@ -120,8 +120,10 @@ impl Book {
             && same_rules(old, &record)
         {
             let [before, now] = [*old, record].map(|record| record.rules.any(Rules::TRANSLATED));
-            if now && !before {
-                later.rules.push(Op::Rules(*index, record.rules));
+            let [was_here, is_here] = [*old, record].map(|record| record.rules.any(Rules::HERE));
+            if now && !before || is_here != was_here {
+                let rules = Rules(record.rules.0 | old.rules.0 & Rules::TRANSLATED);
+                later.rules.push(Op::Rules(*index, rules));
             }
             if before && !now {
                 retired.translated.push(key.clone());
@@ -161,8 +163,10 @@ impl Book {
     fn rules(&self, id: &PoolId, pool: &Pool, several: bool) -> Option<Rules> {
         let translated = pool.backends.values().any(|backend| backend.mode.is_translated())
             || self.former(id).any(|(_, mode, _)| mode.is_translated());
+        let here = pool.backends.values().any(|backend| backend.way.next_hop.is_here());
         let flags = [
             (translated, Rules::TRANSLATED),
+            (here, Rules::HERE),
             (pool.affinity.is_some(), Rules::AFFINITY),
             (pool.conservative, Rules::CONSERVATIVE),
             (pool.reject, Rules::REJECT),
@@ -173,8 +177,8 @@ impl Book {
     }
 }
 
-/// But for what may be said too early and too late: that some backend is translated to.
+/// But for what may be said too early and too late: that some backend is translated to, or is this host.
 fn same_rules(old: &Record, new: &Record) -> bool {
-    let [old_rules, new_rules] = [old, new].map(|record| record.rules.0 & !Rules::TRANSLATED);
+    let [old_rules, new_rules] = [old, new].map(|record| record.rules.0 & !(Rules::TRANSLATED | Rules::HERE));
     old_rules == new_rules && old.ranges == new.ranges
 }

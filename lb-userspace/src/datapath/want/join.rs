@@ -56,6 +56,7 @@ impl Join {
         let before = std::mem::replace(&mut self.l4, l4.clone());
         let known = std::mem::replace(&mut self.network, network.clone());
         let own_changed = before.tunnel != l4.tunnel
+            || before.punts != l4.punts
             || known.node_addrs != network.node_addrs
             || known.other_addrs != network.other_addrs;
 
@@ -73,7 +74,6 @@ impl Join {
 
         let vips_changed = own_changed
             || before.peers != l4.peers
-            || before.punts != l4.punts
             || l4.pools.changes(&before.pools).any(|change| has_other_vips(&change));
         if vips_changed {
             self.place_vips();
@@ -217,6 +217,10 @@ fn join_backends(id: &PoolId, pool: &l4::Pool, l4: &L4, network: &Network) -> (P
                         aside.problems.push(unanswered(id, *addr, backend.way.source));
                     }
                 }
+                if backend.way.next_hop.is_here() {
+                    let without = pool.vips.keys().filter_map(|vip| is_not_held(vip, l4, network));
+                    aside.problems.extend(without.map(|vip| not_held(id, *addr, vip)));
+                }
                 if backend.mode == ForwardingMode::Local {
                     aside.local.push(addr.ip());
                     if let Some(Err(NoWay::NoRoute(why))) = network.ways.get(&backend.to) {
@@ -263,6 +267,8 @@ fn join_backend(
             let none = || format!("this node has no tunnel address of the family of {to}").into();
             own.ok_or_else(none).and_then(|own| Ok(Way { source: *own, ..known? }))
         }
+        // What is to arrive as it was sent is there already.
+        ForwardingMode::L2 | ForwardingMode::Ipip if known == Err(NoWay::Here) => Ok(Way::here(to)),
         ForwardingMode::Nat | ForwardingMode::L2 | ForwardingMode::Ipip => known,
     };
     match way {
@@ -297,6 +303,25 @@ fn unrouted_pod(id: &PoolId, backend: SocketAddr, why: &str) -> Problem {
     let message = format!("backend {backend} is on this node, but the node does not reach it: {why}");
     let fix = "the network plugin of the node makes this route when the pod starts".to_owned();
     Problem { reason: "no-way", fix, ..problem(id, message) }
+}
+
+/// The address of a VIP that this host's stack would not take for its own. Where the proxy serves another port of it, it has a local
+/// route.
+fn is_not_held(vip: &Vip, l4: &L4, network: &Network) -> Option<IpAddr> {
+    let VipAddr::Ip(addr) = vip.addr else { return None };
+    let is_held = network.node_addrs.contains(&addr)
+        || network.other_addrs.contains(&addr)
+        || l4.punts.keys().any(|punt| punt.addr == vip.addr);
+    (!is_held).then_some(addr)
+}
+
+/// What is left to the stack as it came goes nowhere.
+fn not_held(id: &PoolId, backend: SocketAddr, vip: IpAddr) -> Problem {
+    let message =
+        format!("backend {backend} is this host, which does not have the address {vip} of the Service");
+    let bits = if vip.is_ipv4() { 32 } else { 128 };
+    let fix = format!("ip addr add {vip}/{bits} dev lo");
+    Problem { reason: "vip-not-held", fix, ..problem(id, message) }
 }
 
 fn not_ours(addr: IpAddr) -> Problem {
