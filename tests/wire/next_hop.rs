@@ -118,3 +118,14 @@ fn traffic_follows_routes_of_every_shape() {
         fork.edge.run("ip route replace 10.9.0.0/24 via inet6 fd03::2").map(drop)
     });
 }
+
+#[test]
+fn a_gateway_that_does_not_answer_is_told() {
+    let Some(fork) = Fork::new(BOTH_WAYS, &ALL) else { return };
+    fork.settled(0, "left");
+
+    // Its own end: the edge's link stays up.
+    fork.left.run("ip link set eth0 down").unwrap();
+
+    fork.status_says(" on eth1 (ARP, neighbour discovery)");
+}

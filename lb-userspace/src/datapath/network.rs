@@ -371,6 +371,20 @@ impl Netlink {
         Ok(Way { source: *source, next_hop, mtu: u16::try_from(mtu).unwrap_or(u16::MAX), tags })
     }
 
+    /// Next hops that do not answer, by the interface that they should be behind: one of each, and how many there are. Those behind a
+    /// link that is down have a reason.
+    pub fn silent(&self) -> BTreeMap<&str, (IpAddr, usize)> {
+        let mut silent: BTreeMap<&str, (IpAddr, usize)> = BTreeMap::new();
+        for (ifindex, addr) in self.shared.lock().neighbours.silent() {
+            let behind =
+                self.view.interfaces.get(&ifindex).filter(|one| one.mac.is_some() && one.is_running());
+            if let Some(interface) = behind {
+                silent.entry(&interface.name).or_insert((addr, 0)).1 += 1;
+            }
+        }
+        silent
+    }
+
     /// One problem for each interface that we cannot send by, however many backends are behind it.
     fn blocked(&self) -> Vec<Problem> {
         let mut reasons: BTreeMap<u32, (&str, usize)> = BTreeMap::new();

@@ -14,6 +14,21 @@ pub(super) fn missing(message: String) -> Problem {
     Problem { severity: Severity::Warning, reason: "no-interface", fix, ..of_datapath(message) }
 }
 
+/// Who is asked for on an interface, and does not answer; so many are.
+pub(super) fn silent(interface: &str, addr: IpAddr, count: usize) -> Problem {
+    let others = match count.saturating_sub(1) {
+        0 => "does not answer".to_owned(),
+        1 => "and another do not answer".to_owned(),
+        others => format!("and {others} others do not answer"),
+    };
+    let message = format!(
+        "{addr} {others} on {interface} (ARP, neighbour discovery): packets to backends behind are dropped as \
+         unresolved-next-hop"
+    );
+    let fix = format!("see whether it is up and on this link; `ip neigh show dev {interface}`");
+    Problem { severity: Severity::Warning, reason: "silent-next-hop", fix, ..of_datapath(message) }
+}
+
 pub(super) fn not_adopted(error: &Error) -> Problem {
     let message = format!(
         "local routes of an agent before this one are not known ({error}); some may lead VIPs into this host"

@@ -140,6 +140,12 @@ impl Neighbours {
         self.used.get(&hop).and_then(|used| used.mac)
     }
 
+    /// Next hops that were asked for all the time and never answered.
+    pub(super) fn silent(&self) -> impl Iterator<Item = Hop> {
+        let silent = self.used.iter().filter(|(_, used)| used.mac.is_none() && used.asked >= EAGER);
+        silent.map(|(hop, _)| *hop)
+    }
+
     /// Port of a bridge behind which a MAC lives.
     pub(super) fn port(&self, bridge: u32, mac: Mac) -> Option<u32> {
         self.ports.get(&(bridge, mac)).copied()

@@ -14,7 +14,7 @@ use crate::datapath::interfaces::{attach, bond_ports, slot, word};
 use crate::datapath::kernel::Ended;
 use crate::datapath::network::Interface;
 use crate::datapath::problems::{
-    detached, link_down, not_answered, not_attached, not_local, not_pinned, pins_gone,
+    detached, link_down, not_answered, not_attached, not_local, not_pinned, pins_gone, silent,
 };
 use crate::model::Problem;
 
@@ -159,6 +159,8 @@ impl Worker {
         let view = self.netlink.view();
         let read = |path: &str| std::fs::read_to_string(path).ok();
         problems.extend(forwarding::problems(self.join.local(), &view.network, read));
+        let unheard = self.netlink.silent();
+        problems.extend(unheard.into_iter().map(|(name, (addr, count))| silent(name, addr, count)));
         let chosen = view.interfaces.values().filter(|one| self.choice.covers(one));
         problems.extend(chosen.filter(|one| !one.is_running()).map(|one| link_down(&one.name, one.up)));
         problems

@@ -36,6 +36,7 @@ fn a_new_next_hop_is_asked_for_at_once_and_only_once() {
 fn a_new_next_hop_that_does_not_answer_is_asked_for_often_for_a_while() {
     let mut neighbours = using(&[hop(1)]);
     neighbours.first();
+    assert_eq!(neighbours.silent().next(), None);
 
     let asks: Vec<Vec<(Hop, Ask)>> =
         (0..5).flat_map(|_| [neighbours.verify(), neighbours.overdue()]).collect();
@@ -43,6 +44,9 @@ fn a_new_next_hop_that_does_not_answer_is_asked_for_often_for_a_while() {
     let anew = vec![(hop(1), Ask::Anew)];
     assert_eq!(asks[..6], vec![anew; 6]);
     assert_eq!(asks[7..], [vec![], vec![(hop(1), Ask::Resolve)], vec![]]);
+    assert_eq!(neighbours.silent().collect::<Vec<_>>(), [hop(1)]);
+    neighbours.hear(&entry(hop(1), NeighbourState::Reachable, Some(OLD)));
+    assert_eq!(neighbours.silent().next(), None);
 }
 
 #[test]
