@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use lb_common::nat::{SILENCE, UDP_ANSWER};
+use lb_common::nat::{SILENCE, Timeouts, UDP_ANSWER};
 use lb_tests::packet::{ACK, FIN, OURS, Packet, SYN, csums_are_right, tcp, udp};
 use lb_tests::world::{KEY, LOOPBACK, World, backend_mac, can_run_programs};
-use penstock::datapath::engine::{Config, Engine};
+use penstock::datapath::engine::{self, Config, Engine};
 use penstock::model::l4::{
     FiveTuple,
     ForwardingMode::{Local, Nat},
@@ -446,4 +446,24 @@ fn explain_tells_a_flow_that_finds_no_entry_as_the_program_does() {
     );
     let (verdict, _) = told(&engine, &clients(7));
     assert_eq!(verdict, "forwarded-local to 10.0.0.1:80", "who has one keeps it");
+}
+
+#[test]
+fn what_two_cpus_leave_of_a_flow_that_they_end_at_once_is_swept() {
+    if !lb_tests::tier::require("prog", can_run_programs) {
+        return;
+    }
+    let mut rig = Rig::new(Protocol::Tcp, 100);
+    let port = rig.opens(1);
+    rig.engine.kernel.sweeper().expect("maps are there").leave_remains();
+    let swept = |rig: &mut Rig, later: u32| {
+        rig.engine.sweep_at(engine::now() + later, &Timeouts::default()).expect("swept").1
+    };
+
+    assert_eq!(swept(&mut rig, 0), 0, "the client's next packet may do it");
+    assert_eq!((swept(&mut rig, 62), swept(&mut rig, 62)), (1, 0));
+
+    // Nobody is taken for who it was.
+    assert_eq!(rig.answers(port, ACK), None);
+    rig.opens(1);
 }

@@ -14,7 +14,7 @@ use lb_common::{BackendId, HashKey, Record, Verdict, backend, flows, lease};
 use super::Error;
 use super::explain;
 use super::held::Held;
-use super::kernel::{Banks, Kernel, Loaded, Ring, Translated};
+use super::kernel::{Banks, Kernel, Loaded, Look, Ring, Swept, Translated};
 use super::memory::{Counters, Tables};
 use super::mmap;
 use super::pins::Pins;
@@ -266,21 +266,21 @@ impl Engine {
         self.book.contested()
     }
 
-    /// Removes translated flows that are over; returns how many remain and how many went.
-    pub fn sweep(&mut self, timeouts: &Timeouts) -> Result<(Translated, usize), Error> {
-        self.sweep_at(now(), timeouts)
+    /// Removes translated flows that are over, at a time of the caller's; returns how many remain and how many went. The worker
+    /// does the same and holds no lock meanwhile.
+    pub fn sweep_at(&mut self, now: u32, timeouts: &Timeouts) -> Result<(Translated, usize), Error> {
+        let swept = self.kernel.sweeper()?.sweep(now, timeouts, Look::Remains);
+        mmap::wait_for_readers();
+        Ok(self.note_swept(now, swept))
     }
 
-    /// [`Engine::sweep`] at a time of the caller's.
-    pub fn sweep_at(&mut self, now: u32, timeouts: &Timeouts) -> Result<(Translated, usize), Error> {
-        let swept = self.kernel.sweep(now, timeouts)?;
-        if !swept.hashes.is_empty() {
-            // A packet that saw such a flow may still write its lease.
-            mmap::wait_for_readers();
-            swept.hashes.into_iter().for_each(|hash| lease::end(&self.tables, hash));
-        }
-        self.translated = Some((now, swept.backends));
-        Ok((swept.live, swept.over))
+    /// Takes what a sweep found that began at `now`; called when no packet is under way any more that saw what went:
+    /// it may write a lease of that. Returns how many flows remain and how many went.
+    pub fn note_swept(&mut self, now: u32, swept: Swept) -> (Translated, usize) {
+        let Swept { live, over, hashes, backends } = swept;
+        hashes.into_iter().for_each(|hash| lease::end(&self.tables, hash));
+        self.translated = Some((now, backends));
+        (live, over)
     }
 
     /// Has the next change look at everything: one before it was not carried out to its end.

@@ -9,12 +9,12 @@ mod measure;
 mod out;
 pub(super) mod refusal;
 mod repin;
+mod sweep;
 mod tables;
 mod tunnel;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::IpAddr;
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::PathBuf;
@@ -26,11 +26,10 @@ use aya::programs::xdp::XdpLink;
 use aya::programs::{ProgramError, SkLookup, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use lb_common::maps::{self, Program, row};
-use lb_common::nat::{Forward, Reverse, Timeouts, state};
-use lb_common::{Addr, BackendId, HashKey, ports};
+use lb_common::nat::{Forward, Reverse};
+use lb_common::{Addr, HashKey, ports};
 
 use super::Error;
-use super::exhaustion::Fullest;
 use super::explain::Translations;
 use super::memory::{Counters, Tables};
 use super::mmap::Mapping;
@@ -43,6 +42,7 @@ pub use formers::Formers;
 use inherit::Inherited;
 pub use look::Ended;
 pub use out::remove_filters;
+pub use sweep::{Look, Sweeper, Swept, Translated};
 pub use tables::Banks;
 use tables::Placed;
 
@@ -275,56 +275,6 @@ impl Kernel {
         })
     }
 
-    /// Removes translated flows that are over.
-    pub fn sweep(&mut self, now: u32, timeouts: &Timeouts) -> Result<Swept, Error> {
-        let reverse_map = self.ebpf.map(maps::NAT_REVERSE).ok_or(Error::Object(maps::NAT_REVERSE))?;
-        let forward_map = self.ebpf.map(maps::NAT_FORWARD).ok_or(Error::Object(maps::NAT_FORWARD))?;
-        let reverses: HashMap<_, u64, [u64; 15]> =
-            HashMap::try_from(reverse_map).map_err(|_| Error::Object(maps::NAT_REVERSE))?;
-        let forwards: HashMap<_, u64, [u64; 8]> =
-            HashMap::try_from(forward_map).map_err(|_| Error::Object(maps::NAT_FORWARD))?;
-        let mut swept = Swept::default();
-        let (mut over, mut ports) = (Vec::new(), std::collections::HashMap::<(Addr, u16), usize>::new());
-        for (key, words) in reverses.iter().filter_map(Result::ok) {
-            let reverse = Reverse::from_words(&words);
-            let forward = forwards.get(&reverse.forward_key, 0).ok().map(|words| Forward::from_words(&words));
-            // A forward entry that names another port belongs to a later flow of the same client.
-            let forward = forward.filter(|forward| forward.reverse_key == key);
-            if timeouts.expired(now, forward.as_ref(), &reverse) {
-                over.push(key);
-            } else {
-                match reverse.state & state::LOCAL {
-                    0 => {
-                        swept.live.nat += 1;
-                        *ports.entry((reverse.flow.src, reverse.flow.src_port())).or_default() += 1;
-                    }
-                    _ => swept.live.local += 1,
-                }
-                swept.backends.insert(BackendId(reverse.backend));
-            }
-        }
-        let fullest = ports.into_iter().max_by_key(|(backend, flows)| (*flows, *backend));
-        swept.live.fullest = fullest.map(|((addr, port), flows)| Fullest {
-            backend: (IpAddr::from(addr), u16::from_be(port)).into(),
-            flows,
-        });
-        for key in over {
-            // Its port may have been given to another flow meanwhile.
-            let Some(reverse) = self.reverse(key) else { continue };
-            let forward = self.forward(reverse.forward_key).filter(|forward| forward.reverse_key == key);
-            if !timeouts.expired(now, forward.as_ref(), &reverse) {
-                continue;
-            }
-            if forward.is_some() {
-                let _ = self.remove::<8>(maps::NAT_FORWARD, reverse.forward_key);
-                swept.hashes.push(reverse.forward_key);
-            }
-            let _ = self.remove::<15>(maps::NAT_REVERSE, key);
-            swept.over += 1;
-        }
-        Ok(swept)
-    }
-
     /// Whether any flow is translated.
     pub fn any_translated(&self) -> bool {
         let map = self.ebpf.map(maps::NAT_REVERSE);
@@ -362,16 +312,6 @@ impl Kernel {
             map.insert(key, words, 0).map_err(|_| Error::Object(name))?;
         }
         Ok(())
-    }
-
-    fn remove<const WORDS: usize>(&mut self, name: &'static str, key: u64) -> Result<(), Error>
-    where
-        [u64; WORDS]: aya::Pod,
-    {
-        let map = self.ebpf.map_mut(name).ok_or(Error::Object(name))?;
-        let mut map: HashMap<_, u64, [u64; WORDS]> =
-            HashMap::try_from(map).map_err(|_| Error::Object(name))?;
-        map.remove(&key).map_err(|_| Error::Object(name))
     }
 
     /// Runs an XDP program of the object over one packet `repeat` times; the packet is not reset
@@ -426,31 +366,6 @@ impl Translations for Kernel {
         };
         (0..ports::RINGS).flat_map(of_ring).take(ports::ROOM_PROBES as usize).collect()
     }
-}
-
-/// Translated flows, by mode.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
-pub struct Translated {
-    /// To backends elsewhere, each with a port of ours.
-    pub nat: usize,
-    /// To backends on this host.
-    pub local: usize,
-    /// The backend with most of those by `nat`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub fullest: Option<Fullest>,
-}
-
-/// What a sweep through the translated flows found.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Swept {
-    /// Flows that remain.
-    pub live: Translated,
-    /// Flows that went.
-    pub over: usize,
-    /// Hashes of their clients' packets: they may have leases still.
-    pub hashes: Vec<u64>,
-    /// Backends of those that remain.
-    pub backends: BTreeSet<BackendId>,
 }
 
 /// What one test run did.

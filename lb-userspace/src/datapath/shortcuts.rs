@@ -9,6 +9,7 @@ use lb_common::{Addr, Epoch, Lines, VipEntry, config, flow};
 
 use super::layout;
 use super::memory::Tables;
+use super::mmap;
 
 /// What the fast path may decide by one half of the address and VIP tables.
 #[derive(Debug, Default)]
@@ -81,6 +82,10 @@ impl Tables {
             if u32::from(*record) != key.line() {
                 moved.insert(key.line() as u16);
             }
+        }
+        if !cfg!(target_arch = "x86_64") {
+            // Other processors may load what stands behind a key before the key: no packet that is under way may find one.
+            mmap::wait_for_readers();
         }
         for record in 0..maps::RECORDS as u16 {
             self.store_word(record, KEY_WORD, records.get(&record).map_or(0, |(key, _)| key.0));

@@ -18,10 +18,11 @@ use tracing::{info, warn};
 
 use super::choice::Choice;
 use super::devices::Devices;
-use super::engine::{Config, Engine, Start};
+use super::engine::{self, Config, Engine, Start};
 use super::exhaustion::Exhaustion;
 use super::held::Held;
-use super::kernel::{Attached, Translated};
+use super::kernel::{Attached, Look, Translated};
+use super::mmap;
 use super::network::{Change, Netlink, View};
 use super::pins::Pins;
 use super::problems::{missing, not_adopted, not_installed, not_pinned, not_taken_over};
@@ -45,6 +46,8 @@ const TICK: Duration = Duration::from_millis(200);
 /// Ticks between sweeps of the NAT tables, and before what failed is tried again.
 const SWEEP_TICKS: u32 = 25;
 const RETRY_TICKS: u32 = 5;
+/// Those between sweeps that also look for what flows left behind.
+const REMAINS_TICKS: u32 = 12 * SWEEP_TICKS;
 /// Ticks between looks at the slots that have not settled: a sixtieth of the grace time, which they outlast by as much at
 /// most, but a second at least and five at most. After a storm there are hundreds of thousands.
 const SETTLE_TICKS: RangeInclusive<u128> = 5..=25;
@@ -291,7 +294,8 @@ impl Worker {
                         self.look_after().await;
                     }
                     if ticks.is_multiple_of(SWEEP_TICKS) {
-                        self.sweep().await;
+                        let is_due = ticks.is_multiple_of(REMAINS_TICKS);
+                        self.sweep(if is_due { Look::Remains } else { Look::Flows }).await;
                     }
                     if !(failed && ticks.is_multiple_of(RETRY_TICKS)) {
                         continue;
@@ -462,11 +466,17 @@ impl Worker {
         }
     }
 
-    async fn sweep(&mut self) {
+    async fn sweep(&mut self, look: Look) {
         let shared = Arc::clone(&self.shared);
-        let swept = tokio::task::spawn_blocking(move || shared.engine().sweep(&Timeouts::default()));
+        let swept = tokio::task::spawn_blocking(move || {
+            let mut sweeper = shared.engine().kernel.sweeper()?;
+            let now = engine::now();
+            let swept = sweeper.sweep(now, &Timeouts::default(), look);
+            mmap::wait_for_readers();
+            Ok::<_, Error>(shared.engine().note_swept(now, swept).0)
+        });
         match swept.await {
-            Ok(Ok((live, _))) => *self.shared.lock_translated() = live,
+            Ok(Ok(live)) => *self.shared.lock_translated() = live,
             Ok(Err(error)) => warn!(%error, "translated flows not swept"),
             Err(_) => {}
         }
