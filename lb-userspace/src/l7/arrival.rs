@@ -32,7 +32,7 @@ use super::proxy_protocol::{self, HEADER_MAX};
 use super::socket::Link;
 use super::timers::Alarm;
 use super::tls::Offer;
-use super::worker::Worker;
+use super::worker::{Open, Worker};
 use crate::model::l4::{Listener, Protocol};
 use crate::model::l7::{Preamble, ProxyProtocol};
 use crate::model::upstream::Retry;
@@ -74,10 +74,10 @@ pub(super) fn arrive(
     Box::pin(receive(worker, stream, peer, listener))
 }
 
-/// Serves a connection to its end.
-pub(super) async fn serve(arriving: Arriving) {
+/// Serves a connection to its end; until then it is one of those that are open.
+pub(super) async fn serve(arriving: Arriving, _open: Open) {
     let Some(Arrival { worker, mut link, buf, alarm, client }) = arriving.await else { return };
-    let mut connection = Connection::arrived(&worker, link.socket(), buf, alarm, client);
+    let mut connection = Connection::arrived(&worker, link.socket(), buf, alarm, Rc::new(client));
     connection.serve().await;
 }
 
@@ -144,7 +144,7 @@ pub(super) async fn serve_stream(worker: Rc<Worker>, stream: TcpStream, peer: So
     worker.log_stream(&Ended {
         protocol: Protocol::Tcp,
         client: source,
-        told: client.told,
+        told: client.told.map(|told| *told),
         server,
         serial: client.serial,
         status: course.status,
@@ -238,7 +238,7 @@ impl Arrival {
         });
         let (true, Some(header)) = (read.await, header) else { return false };
         self.buf.consume(header.len);
-        self.client.told = header.addresses.map(|addresses| addresses.source);
+        self.client.told = header.addresses.map(|addresses| Box::new(addresses.source));
         let sender = self.client.addr;
         let is_believed = protocol.trusted.iter().any(|trusted| trusted.contains(sender));
         if let Some(addresses) = header.addresses.filter(|_| is_believed) {
@@ -370,7 +370,7 @@ mod tests {
     use super::*;
 
     /// Size of what a function returns that is never called.
-    fn size_of_output<A, F>(_: fn(A) -> F) -> usize {
+    fn size_of_output<A, B, F>(_: fn(A, B) -> F) -> usize {
         size_of::<F>()
     }
 
@@ -379,6 +379,7 @@ mod tests {
         let size = size_of_output(serve);
 
         println!("{size} bytes a connection");
-        assert!(size <= 600, "{size} bytes a connection");
+        // The runtime adds 104 bytes of its own and rounds up to the next multiple of 128: 512 in all.
+        assert!(size <= 408, "{size} bytes a connection");
     }
 }

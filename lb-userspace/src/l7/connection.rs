@@ -65,7 +65,8 @@ pub(super) struct Connection<'w, 's> {
     pub(super) socket: Carrier<'s>,
     pub(super) buf: Buf,
     pub(super) alarm: Alarm,
-    pub(super) client: Client,
+    /// Apart, so that a connection that waits is small, and streams of one share it.
+    pub(super) client: Rc<Client>,
     /// What it may take; as the snapshot says when a request begins.
     pub(super) limits: Rc<ClientLimits>,
     /// What the request at hand came to so far.
@@ -101,12 +102,12 @@ impl<'w, 's> Connection<'w, 's> {
         socket: Socket<'s>,
         first: Buf,
         alarm: Alarm,
-        client: Client,
+        client: Rc<Client>,
     ) -> Self {
         Self { buf: first, ..Self::new(worker, Carrier::Socket(socket), alarm, client) }
     }
 
-    fn new(worker: &'w Rc<Worker>, socket: Carrier<'s>, alarm: Alarm, client: Client) -> Self {
+    fn new(worker: &'w Rc<Worker>, socket: Carrier<'s>, alarm: Alarm, client: Rc<Client>) -> Self {
         let settled = alarm.due(SETTLE);
         let limits = worker.limits();
         let (tally, edits) = (Tally::default(), HeaderEdits::default());
@@ -263,10 +264,13 @@ impl Connection<'_, '_> {
         }
     }
 
-    async fn fill(&mut self, mut due: Due, awaited: Awaited) -> Filled {
-        let begun = awaited == Awaited::Rest;
-        let _reading = begun.then(|| During::of(&self.worker.reading));
-        poll_fn(|cx| {
+    /// Not an async function, which would keep its arguments twice.
+    fn fill(&mut self, mut due: Due, awaited: Awaited) -> impl Future<Output = Filled> {
+        let (begun, worker) = (awaited == Awaited::Rest, self.worker);
+        let reading = begun.then(|| During::of(&worker.reading));
+        poll_fn(move |cx| {
+            // Counted for as long as this waits.
+            let _ = &reading;
             if let Poll::Ready(read) = self.buf.poll_fill(cx, &self.socket) {
                 return Poll::Ready(match read {
                     Ok(0) | Err(_) => Filled::End,
@@ -290,7 +294,6 @@ impl Connection<'_, '_> {
             let due = if !begun && ends { due.min(self.settled) } else { due };
             self.alarm.poll_due(cx, due).map(|()| Filled::Late)
         })
-        .await
     }
 
     /// Everything that has to be known once the head's bytes are gone.

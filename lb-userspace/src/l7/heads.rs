@@ -34,8 +34,8 @@ pub(super) struct Client {
     pub(super) session: Session,
     /// The handshake with us, if there was one.
     pub(super) handshake: Option<Rc<Handshake>>,
-    /// What a PROXY header says that it is, believed or not.
-    pub(super) told: Option<SocketAddr>,
+    /// What a PROXY header says that it is, believed or not. Apart: most have none.
+    pub(super) told: Option<Box<SocketAddr>>,
     /// Number of its connection, which no other one of this process has.
     pub(super) serial: u64,
 }

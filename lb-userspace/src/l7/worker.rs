@@ -322,10 +322,7 @@ async fn accept(worker: Rc<Worker>, listening: TcpListener, place: Place) {
         worker.counters.borrow_mut().accepted += 1;
         let open = Open::new(&worker);
         let arriving = arrival::arrive(Rc::clone(&worker), stream, peer, place.listener);
-        tokio::task::spawn_local(async move {
-            arrival::serve(arriving).await;
-            drop(open);
-        });
+        tokio::task::spawn_local(arrival::serve(arriving, open));
     }
 }
 

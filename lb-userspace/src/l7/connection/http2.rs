@@ -17,7 +17,7 @@ pub(in crate::l7) async fn serve_stream(
     worker: &Rc<Worker>,
     stream: &h2::Stream,
     verdict: Result<(), Refusal>,
-    client: Client,
+    client: Rc<Client>,
 ) -> h2::Ended {
     let socket = Carrier::Stream(stream);
     let alarm = worker.timers.alarm();
@@ -35,7 +35,7 @@ impl Connection<'_, '_> {
         let Self { worker, socket, buf, alarm, client, .. } = self;
         if let Carrier::Socket(socket) = socket {
             let (first, alarm) = (std::mem::take(buf), std::mem::replace(alarm, worker.timers.alarm()));
-            h2::serve(worker, *socket, first, alarm, client.clone()).await;
+            h2::serve(worker, *socket, first, alarm, Rc::clone(client)).await;
         }
     }
 

@@ -32,7 +32,7 @@ pub(in crate::l7) struct Crew {
 pub(super) struct Errand {
     pub(super) stream: Stream,
     pub(super) verdict: Result<(), Refusal>,
-    pub(super) client: Client,
+    pub(super) client: Rc<Client>,
     pub(super) live: Live,
     pub(super) budget: Rc<FrameBudget>,
 }

@@ -36,7 +36,7 @@ pub(in crate::l7) async fn serve(
     socket: Socket<'_>,
     first: Buf,
     alarm: Alarm,
-    client: Client,
+    client: Rc<Client>,
 ) {
     let budget = Rc::new(FrameBudget::new(Instant::now()));
     let intake = Intake::new(PREFACE.len(), Some(Rc::clone(&budget)));
@@ -76,7 +76,7 @@ pub(in crate::l7) async fn serve(
         flooded: false,
     };
     while let Some((request, respond)) = connection.next().await {
-        connection.start(request, respond, client.clone());
+        connection.start(request, respond, Rc::clone(&client));
     }
     worker.counters.borrow_mut().http2_floods += u64::from(connection.flooded);
 }
@@ -229,7 +229,7 @@ impl Connection<'_, '_> {
         self.heard = self.due;
     }
 
-    fn start(&mut self, request: Request<RecvStream>, mut respond: SendResponse<Bytes>, client: Client) {
+    fn start(&mut self, request: Request<RecvStream>, mut respond: SendResponse<Bytes>, client: Rc<Client>) {
         if self.alarm.is_past(self.heard) {
             // The h2 crate takes streams until the client acknowledges, which it may leave. Safe to repeat (RFC 9113 8.7).
             return respond.send_reset(Reason::REFUSED_STREAM);

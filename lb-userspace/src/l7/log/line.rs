@@ -147,11 +147,11 @@ pub(super) fn early_value(early: &Early, escape: Escape, subject: &Subject<'_, '
         Early::RequestId => Some(id).filter(|id| !id.is_empty()),
         Early::ConnectionRequests => return number(requests, out),
         Early::Connection => return number(client.serial, out),
-        Early::ProxyProtocolAddr => match client.told {
+        Early::ProxyProtocolAddr => match &client.told {
             Some(told) => return addr(told.ip(), out),
             None => None,
         },
-        Early::ProxyProtocolPort => match client.told {
+        Early::ProxyProtocolPort => match &client.told {
             Some(told) => return number(told.port(), out),
             None => None,
         },

@@ -52,7 +52,7 @@ fn client() -> Client {
         port: 80,
         session: Session::Plain,
         handshake: None,
-        told: Some(([198, 51, 100, 8], 4000).into()),
+        told: Some(Box::new(([198, 51, 100, 8], 4000).into())),
         serial: 77,
     }
 }

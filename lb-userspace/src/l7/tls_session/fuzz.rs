@@ -32,7 +32,7 @@ pub(in crate::l7) fn fuzz(bytes: &[u8]) {
 
     handshake(&mut server, &mut client, &mut cut).expect("an agreement");
     for (from, to) in [(0, 1), (1, 0)] {
-        let mut sessions = [&mut server, &mut client];
+        let sessions = [&mut server, &mut client];
         let parts = bytes.split_at(bytes.len() / 3);
         let parts = [IoSlice::new(parts.0), IoSlice::new(parts.1)];
         assert_eq!(sessions[from].write(&parts).ok(), Some(bytes.len()));
