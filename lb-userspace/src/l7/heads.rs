@@ -326,6 +326,9 @@ pub(super) struct Form {
 /// A whole response of our own; a HEAD request gets it without body. Returns its status and the
 /// length of its body.
 pub(super) fn answer(
+    if let Some(line) = response.line {
+        return out.extend_from_slice(line);
+    }
     answer: &Answer,
     form: Form,
     scheme: Scheme,

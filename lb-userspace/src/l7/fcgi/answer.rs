@@ -186,7 +186,10 @@ fn response_head(cgi: &[u8], head_only: bool, out: &mut Vec<u8>) -> Result<Phase
         let colon = line.iter().position(|&byte| byte == b':').ok_or(Malformed::Head)?;
         let (name, value) = line.split_at_checked(colon).ok_or(Malformed::Head)?;
         let value = value.strip_prefix(b":").unwrap_or(value).trim_ascii();
-        if name.is_empty() || !name.iter().all(is_of_token) || !value.iter().all(|&byte| is_text(byte)) {
+        if name.is_empty()
+            || !name.iter().all(|&byte| is_of_token(byte))
+            || !value.iter().all(|&byte| is_text(byte))
+        {
             return Err(Malformed::Head);
         }
         let is = |known: &str| name.eq_ignore_ascii_case(known.as_bytes());

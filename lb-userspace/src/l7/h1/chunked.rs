@@ -234,7 +234,7 @@ impl Decoder {
             (State::ContentLf, b'\n') => State::Size { size: 0, digits: 0 },
             (State::TrailerStart { .. }, b'\r') => State::LastLf,
             (State::LastLf, b'\n') => State::Done,
-            (State::TrailerStart { seen }, _) if is_of_token(&byte) => {
+            (State::TrailerStart { seen }, _) if is_of_token(byte) => {
                 let mut name = [0; NAME_BYTES];
                 name[0] = byte.to_ascii_lowercase();
                 State::TrailerName { seen: *seen + 1, name, len: 1 }
@@ -246,7 +246,7 @@ impl Decoder {
                 }
                 State::TrailerValue { seen: *seen + 1 }
             }
-            (State::TrailerName { seen, name, len }, _) if is_of_token(&byte) => {
+            (State::TrailerName { seen, name, len }, _) if is_of_token(byte) => {
                 if let Some(place) = name.get_mut(*len) {
                     *place = byte.to_ascii_lowercase();
                 }
@@ -263,7 +263,7 @@ impl Decoder {
 
 /// Whether a trailer of this name, in lower case, passes behind a response.
 pub(in crate::l7) fn may_trail(name: &[u8]) -> bool {
-    !name.is_empty() && name.iter().all(is_of_token) && !FORBIDDEN_TRAILERS.contains(&name)
+    !name.is_empty() && name.iter().all(|&byte| is_of_token(byte)) && !FORBIDDEN_TRAILERS.contains(&name)
 }
 
 /// Writes the beginning of `content` as one chunk, as much as there is room for; returns the bytes

@@ -9,6 +9,7 @@ impl<'h, 'b> Request<'h, 'b> {
     /// What the lines say that came whole; `None` if not even the first of them can be understood.
     pub(in crate::l7) fn glimpse(bytes: &'b [u8], lines: &'h mut Vec<Header<'b>>) -> Option<Self> {
         let end = bytes.iter().rposition(|byte| *byte == b'\n')?;
+        let line = bytes.iter().position(|byte| matches!(byte, b'\r' | b'\n'))?;
         let mut text = bytes.get(..end)?.split(|byte| *byte == b'\n');
         let mut text =
             std::iter::from_fn(|| text.next().map(|line| line.strip_suffix(b"\r").unwrap_or(line)));
@@ -38,6 +39,7 @@ impl<'h, 'b> Request<'h, 'b> {
             forwarded_for: LineSet::default(),
             forwarded_host: LineSet::default(),
             transfer_encoding: LineSet::default(),
+            line,
             block: Block { bytes, lines },
             drop: LineSet::default(),
         })

@@ -4,6 +4,7 @@ use std::io;
 use std::mem::MaybeUninit;
 
 use super::super::buffer::BUFFER_BYTES;
+use super::plain;
 use crate::model::l7::ClientLimits;
 use crate::model::l7::forwarding::HeaderNames;
 
@@ -41,6 +42,8 @@ impl Default for Sizes {
 pub(in crate::l7) struct Lines<'b, const N: usize = HEADERS_MAX> {
     /// On the stack and not initialised.
     pub(super) usual: [MaybeUninit<httparse::Header<'b>>; N],
+    /// For heads of the plainest form.
+    pub(super) plain: plain::Room<'b>,
     /// For the few heads that are read in another way.
     pub(super) odd: Vec<httparse::Header<'b>>,
 }
@@ -51,7 +54,8 @@ pub(in crate::l7) type OwnLines<'b> = Lines<'b, { HEADERS_MAX + 64 }>;
 impl<const N: usize> Lines<'_, N> {
     /// Empty.
     pub(in crate::l7) fn new() -> Self {
-        Self { usual: [const { MaybeUninit::uninit() }; N], odd: Vec::new() }
+        let plain = [httparse::EMPTY_HEADER; plain::LINES_MAX];
+        Self { usual: [const { MaybeUninit::uninit() }; N], plain, odd: Vec::new() }
     }
 }
 
@@ -374,8 +378,18 @@ fn offset(whole: &[u8], part: &[u8]) -> usize {
 }
 
 /// `tchar` of RFC 9110 5.6.2: what else is visible stands in no name that anybody passes on.
-pub(in crate::l7) fn is_of_token(byte: &u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte)
+pub(in crate::l7) const fn is_of_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric()
+        || matches!(byte, b'!' | b'#'..=b'\'' | b'*' | b'+' | b'-' | b'.' | b'^'..=b'`' | b'|' | b'~')
+}
+
+/// Whether the name of a header, all of it visible, is this one, which is given in lower case.
+#[inline]
+pub(super) fn is_name<const N: usize>(name: &[u8], lower: &[u8; N]) -> bool {
+    // No visible byte but the two cases of a letter becomes that letter, and none but itself anything else of ours.
+    let differs = |(is, wanted): (&u8, &u8)| (is | 0x20) ^ wanted;
+    <&[u8; N]>::try_from(name)
+        .is_ok_and(|name| name.iter().zip(lower).fold(0, |any, pair| any | differs(pair)) == 0)
 }
 
 /// Elements of a comma-separated header value.

@@ -8,6 +8,7 @@ pub(super) mod body;
 pub(super) mod chunked;
 mod glimpse;
 pub(super) mod head;
+mod plain;
 pub(super) mod request;
 pub(super) mod response;
 

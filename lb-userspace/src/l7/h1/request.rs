@@ -4,8 +4,8 @@ mod parts;
 
 use self::parts::Parts;
 use super::head::{
-    Block, Connection, Framing, LineSet, Lines, OwnBlock, OwnLines, Refusal, Sizes, Version, is_of_token,
-    tokens,
+    Block, Connection, Framing, LineSet, Lines, OwnBlock, OwnLines, Refusal, Sizes, Version, is_name,
+    is_of_token, tokens,
 };
 use crate::model::l7::forwarding::HeaderNames;
 
@@ -40,6 +40,8 @@ pub(in crate::l7) struct Request<'h, 'b> {
     pub(in crate::l7) forwarded_host: LineSet,
     /// The line that says that the body comes in chunks.
     pub(in crate::l7) transfer_encoding: LineSet,
+    /// Bytes of the request line.
+    pub(in crate::l7) line: usize,
     /// Header lines.
     pub(in crate::l7) block: Block<'h, 'b>,
     /// Lines that never go upstream: hop-by-hop, replaced by ours, spoofable or oddly named.
@@ -53,7 +55,9 @@ impl<'h, 'b> Request<'h, 'b> {
         lines: &'h mut Lines<'b>,
         sizes: Sizes,
     ) -> Result<Option<Self>, Refusal> {
-        let Some(Parts { len, method, path, version, headers }) = Parts::read(bytes, lines)? else {
+        let Some(Parts { len, method, path, version, headers, is_plain }) =
+            Parts::read(bytes, lines, sizes.line)?
+        else {
             return incomplete(bytes, sizes).map(|()| None);
         };
 
@@ -69,18 +73,21 @@ impl<'h, 'b> Request<'h, 'b> {
         if !head.get(..line_len).is_some_and(|line| line.ends_with(b"\r\n")) {
             return Err(Refusal::LineEnd);
         }
-        let block = Block::checked(head, headers, line_len, sizes)?;
+        let block = match is_plain {
+            true => Block { bytes: head, lines: headers },
+            false => Block::checked(head, headers, line_len, sizes)?,
+        };
         refuse_method(method)?;
         let (target, authority) = split_target(path)?;
-        collect(method, target, authority, version, block, sizes.names).map(Some)
+        let line = line_len - 2;
+        collect(method, target, authority, version, block, line, sizes.names).map(Some)
     }
 }
 
 impl<'b> Request<'_, 'b> {
     /// The request line as it was sent.
     pub(in crate::l7) fn line(&self) -> &'b [u8] {
-        let end = self.block.bytes.iter().position(|byte| *byte == b'\r').unwrap_or_default();
-        self.block.bytes.get(..end).unwrap_or_default()
+        self.block.bytes.get(..self.line).unwrap_or_default()
     }
 
     /// Values of the lines of this name.
@@ -152,6 +159,7 @@ fn collect<'h, 'b>(
     authority: Option<&'b [u8]>,
     version: Version,
     block: Block<'h, 'b>,
+    line: usize,
     names: HeaderNames,
 ) -> Result<Request<'h, 'b>, Refusal> {
     let mut request = Request {
@@ -169,6 +177,7 @@ fn collect<'h, 'b>(
         forwarded_for: LineSet::default(),
         forwarded_host: LineSet::default(),
         transfer_encoding: LineSet::default(),
+        line,
         block,
         drop: LineSet::default(),
     };
@@ -281,7 +290,7 @@ impl<'b> Sent<'_, 'b> {
 
 /// Reads a head of ours, for an upstream that does not speak HTTP/1.1; `None` if it is none.
 pub(in crate::l7) fn sent<'h, 'b>(bytes: &'b [u8], lines: &'h mut OwnLines<'b>) -> Option<Sent<'h, 'b>> {
-    let Parts { method, path, headers, .. } = Parts::read(bytes, lines).ok()??;
+    let Parts { method, path, headers, .. } = Parts::read(bytes, lines, usize::MAX).ok()??;
     let lines = OwnBlock(headers);
     Some(Sent {
         method,
@@ -295,24 +304,38 @@ pub(in crate::l7) fn sent<'h, 'b>(bytes: &'b [u8], lines: &'h mut OwnLines<'b>) 
 
 /// A name or an address, and at most one port; userinfo, paths and spaces are no part of it.
 pub(in crate::l7) fn valid_host(host: &[u8]) -> bool {
-    let in_brackets = host.strip_prefix(b"[");
-    let inside = in_brackets.unwrap_or(host);
-    let end = inside.iter().position(|b| *b == if in_brackets.is_some() { b']' } else { b':' });
-    let (name, rest) = inside.split_at_checked(end.unwrap_or(inside.len())).unwrap_or_default();
-    let rest = match (in_brackets, rest) {
-        (None, rest) => rest,
-        (Some(_), [b']', rest @ ..]) => rest,
-        (Some(_), _) => return false,
-    };
-    let of_name = |b: &u8| {
-        b.is_ascii_alphanumeric()
-            || matches!(b, b'-' | b'.' | b'_' | b'~' | b'%')
-            || (*b == b':' && in_brackets.is_some())
-    };
+    if host.len() > 261 {
+        return false;
+    }
     let of_port = |port: &[u8]| port.iter().all(u8::is_ascii_digit);
-    let has_port_or_none = rest.is_empty() || rest.strip_prefix(b":").is_some_and(of_port);
-    name.iter().all(of_name) && has_port_or_none && host.len() <= 261
+    let behind = match host.strip_prefix(b"[") {
+        None => {
+            let end = host.iter().position(|byte| !OF_HOST[usize::from(*byte)]).unwrap_or(host.len());
+            host.get(end..).unwrap_or_default()
+        }
+        Some(inside) => {
+            let Some(end) = inside.iter().position(|byte| *byte == b']') else { return false };
+            let (addr, behind) = inside.split_at_checked(end).unwrap_or_default();
+            if !addr.iter().all(|byte| OF_HOST[usize::from(*byte)] || *byte == b':') {
+                return false;
+            }
+            behind.get(1..).unwrap_or_default()
+        }
+    };
+    behind.is_empty() || behind.strip_prefix(b":").is_some_and(of_port)
 }
+
+/// Which bytes a name of a host has.
+static OF_HOST: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte = 0_u8;
+    while byte < 128 {
+        table[byte as usize] =
+            byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~' | b'%');
+        byte += 1;
+    }
+    table
+};
 
 /// Headers that are more to us than a line to copy.
 enum Name {
@@ -332,30 +355,29 @@ enum Name {
 
 impl Name {
     fn of(name: &[u8], names: HeaderNames) -> Self {
-        let is = |candidate: &str| name.eq_ignore_ascii_case(candidate.as_bytes());
         // By length first: most names of a request differ in it from all of ours.
         match name.len() {
-            2 if is("te") => Self::Dropped,
-            4 if is("host") => Self::Host,
-            5 if is("proxy") => Self::Dropped,
-            6 if is("expect") => Self::Expect,
-            7 if is("upgrade") => Self::Upgrade,
-            8 if is("x-scheme") => Self::Dropped,
-            9 if is("x-real-ip") => Self::Dropped,
-            10 if is("connection") => Self::Connection,
-            10 if is("keep-alive") => Self::Dropped,
-            12 if is("x-request-id") => Self::RequestId,
-            14 if is("http2-settings") => Self::Dropped,
-            14 if is("content-length") => Self::ContentLength,
-            15 if is("x-forwarded-for") => Self::ForwardedFor,
-            16 if is("x-forwarded-host") => Self::ForwardedHost,
-            16 if is("x-forwarded-port") || is("proxy-connection") => Self::Dropped,
-            17 if is("transfer-encoding") => Self::TransferEncoding,
-            17 if is("x-forwarded-proto") => Self::Dropped,
-            18 if is("x-forwarded-scheme") => Self::Dropped,
-            19 if is("proxy-authorization") => Self::Dropped,
-            24 if is("x-original-forwarded-for") => Self::Dropped,
-            25 if is("x-original-forwarded-host") => Self::Dropped,
+            2 if is_name(name, b"te") => Self::Dropped,
+            4 if is_name(name, b"host") => Self::Host,
+            5 if is_name(name, b"proxy") => Self::Dropped,
+            6 if is_name(name, b"expect") => Self::Expect,
+            7 if is_name(name, b"upgrade") => Self::Upgrade,
+            8 if is_name(name, b"x-scheme") => Self::Dropped,
+            9 if is_name(name, b"x-real-ip") => Self::Dropped,
+            10 if is_name(name, b"connection") => Self::Connection,
+            10 if is_name(name, b"keep-alive") => Self::Dropped,
+            12 if is_name(name, b"x-request-id") => Self::RequestId,
+            14 if is_name(name, b"http2-settings") => Self::Dropped,
+            14 if is_name(name, b"content-length") => Self::ContentLength,
+            15 if is_name(name, b"x-forwarded-for") => Self::ForwardedFor,
+            16 if is_name(name, b"x-forwarded-host") => Self::ForwardedHost,
+            16 if is_name(name, b"x-forwarded-port") || is_name(name, b"proxy-connection") => Self::Dropped,
+            17 if is_name(name, b"transfer-encoding") => Self::TransferEncoding,
+            17 if is_name(name, b"x-forwarded-proto") => Self::Dropped,
+            18 if is_name(name, b"x-forwarded-scheme") => Self::Dropped,
+            19 if is_name(name, b"proxy-authorization") => Self::Dropped,
+            24 if is_name(name, b"x-original-forwarded-for") => Self::Dropped,
+            25 if is_name(name, b"x-original-forwarded-host") => Self::Dropped,
             _ if name.len() > 10
                 && name.get(..11).is_some_and(|start| start.eq_ignore_ascii_case(b"ssl-client-")) =>
             {
@@ -373,7 +395,7 @@ impl Name {
         let passes = |byte: &u8| match names {
             HeaderNames::Plain => false,
             HeaderNames::Underscores => byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'),
-            HeaderNames::All => is_of_token(byte),
+            HeaderNames::All => is_of_token(*byte),
         };
         // Longer than any name of ours.
         let mut plain = [b'-'; 32];

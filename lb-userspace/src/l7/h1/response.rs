@@ -1,6 +1,11 @@
 //! Response heads of upstreams.
 
-use super::head::{Block, Connection, Framing, LineSet, Lines, OwnBlock, OwnLines, Refusal, Sizes, Version};
+use std::mem::MaybeUninit;
+
+use super::head::{
+    Block, Connection, Framing, LineSet, Lines, OwnBlock, OwnLines, Refusal, Sizes, Version, is_name,
+};
+use super::plain;
 
 /// A response head, borrowed from the bytes it was read into.
 #[derive(Debug, Clone, Copy)]
@@ -11,6 +16,8 @@ pub(in crate::l7) struct Response<'h, 'b> {
     pub(in crate::l7) status: u16,
     /// Reason phrase as sent.
     pub(in crate::l7) reason: &'b str,
+    /// The first line with its end, where it was sent as we write it.
+    pub(in crate::l7) line: Option<&'b [u8]>,
     /// `Content-Length`.
     pub(in crate::l7) length: Option<u64>,
     /// `Transfer-Encoding: chunked`.
@@ -38,12 +45,25 @@ pub(in crate::l7) struct Response<'h, 'b> {
 impl<'h, 'b> Response<'h, 'b> {
     /// Reads a head from the start of `bytes`; `None` while it is incomplete.
     pub(in crate::l7) fn parse(bytes: &'b [u8], lines: &'h mut Lines<'b>) -> Result<Option<Self>, Refusal> {
+        if let Some((status, reason, line)) = plain::status_line(bytes)
+            && let Some((headers, len)) = plain::header_lines(bytes, line, usize::MAX, &mut lines.plain)
+        {
+            let head = bytes.get(..len).ok_or(Refusal::Malformed)?;
+            let block = Block { bytes: head, lines: headers };
+            return collect((status, reason, head.get(..line)), Version::Http11, block).map(Some);
+        }
+        Self::parse_odd(bytes, &mut lines.usual)
+    }
+
+    /// The same for a head of any form.
+    #[cold]
+    fn parse_odd(
+        bytes: &'b [u8],
+        lines: &'h mut [MaybeUninit<httparse::Header<'b>>],
+    ) -> Result<Option<Self>, Refusal> {
         let mut parsed = httparse::Response::new(&mut []);
-        let status = httparse::ParserConfig::default().parse_response_with_uninit_headers(
-            &mut parsed,
-            bytes,
-            &mut lines.usual,
-        );
+        let status =
+            httparse::ParserConfig::default().parse_response_with_uninit_headers(&mut parsed, bytes, lines);
         let len = match status {
             Ok(httparse::Status::Complete(len)) => len,
             Ok(httparse::Status::Partial) => return Ok(None),
@@ -68,13 +88,12 @@ impl<'h, 'b> Response<'h, 'b> {
             line,
             Sizes { line: usize::MAX, head: usize::MAX, ..Sizes::default() },
         )?;
-        collect(status, parsed.reason.unwrap_or_default(), version, block).map(Some)
+        collect((status, parsed.reason.unwrap_or_default(), None), version, block).map(Some)
     }
 }
 
 fn collect<'h, 'b>(
-    status: u16,
-    reason: &'b str,
+    (status, reason, line): (u16, &'b str, Option<&'b [u8]>),
     version: Version,
     block: Block<'h, 'b>,
 ) -> Result<Response<'h, 'b>, Refusal> {
@@ -82,6 +101,7 @@ fn collect<'h, 'b>(
         len: block.bytes.len(),
         status,
         reason,
+        line,
         length: None,
         chunked: false,
         persists: false,
@@ -100,49 +120,48 @@ fn collect<'h, 'b>(
     let may_have_body = status != 204;
     for (i, line) in block.lines.iter().enumerate() {
         let name = line.name.as_bytes();
-        let is = |candidate: &str| name.eq_ignore_ascii_case(candidate.as_bytes());
         let kept = match name.len() {
-            4 if is("date") => {
+            4 if is_name(name, b"date") => {
                 response.dated = true;
                 true
             }
-            6 if is("server") => {
+            6 if is_name(name, b"server") => {
                 response.server.insert(i);
                 true
             }
-            7 if is("upgrade") => {
+            7 if is_name(name, b"upgrade") => {
                 response.upgrade = Some(line.value);
                 false
             }
-            10 if is("connection") => {
+            10 if is_name(name, b"connection") => {
                 connection.add(line.value)?;
                 false
             }
-            10 if is("keep-alive") => false,
-            14 if is("content-length") => {
+            10 if is_name(name, b"keep-alive") => false,
+            14 if is_name(name, b"content-length") => {
                 framing.content_length(line.value)?;
                 may_have_body
             }
-            16 if is("proxy-connection") => false,
-            17 if is("transfer-encoding") => {
+            16 if is_name(name, b"proxy-connection") => false,
+            17 if is_name(name, b"transfer-encoding") => {
                 framing.transfer_encoding(line.value, version)?;
                 response.transfer_encoding.insert(i);
                 may_have_body
             }
-            25 if is("strict-transport-security") => {
+            25 if is_name(name, b"strict-transport-security") => {
                 response.hsts.insert(i);
                 true
             }
             // Orders to nginx itself; it hides them from clients. What it would send in the place of this one no
             // location here is for: those are written in snippets. Without it the client would take nothing for all.
-            16 if is("x-accel-redirect") => return Err(Refusal::Elsewhere),
-            5 if is("x-pad") => false,
-            15 if is("x-accel-expires") || is("x-accel-charset") => false,
-            17 if is("x-accel-buffering") => {
+            16 if is_name(name, b"x-accel-redirect") => return Err(Refusal::Elsewhere),
+            5 if is_name(name, b"x-pad") => false,
+            15 if is_name(name, b"x-accel-expires") || is_name(name, b"x-accel-charset") => false,
+            17 if is_name(name, b"x-accel-buffering") => {
                 response.streams = line.value.eq_ignore_ascii_case(b"no");
                 false
             }
-            18 if is("x-accel-limit-rate") => false,
+            18 if is_name(name, b"x-accel-limit-rate") => false,
             _ => true,
         };
         if !kept {

@@ -20,10 +20,13 @@ struct Seen {
 
 fn parse(bytes: &[u8]) -> Result<Option<Seen>, Refusal> {
     let mut lines = Lines::new();
-    let Some(response) = Response::parse(bytes, &mut lines)? else { return Ok(None) };
+    Response::parse(bytes, &mut lines).map(|parsed| parsed.as_ref().map(seen))
+}
+
+fn seen(response: &Response<'_, '_>) -> Seen {
     let mut kept = Vec::new();
     response.block.copy_except(response.drop, &mut kept);
-    Ok(Some(Seen {
+    Seen {
         len: response.len,
         status: response.status,
         reason: response.reason.to_owned(),
@@ -32,7 +35,7 @@ fn parse(bytes: &[u8]) -> Result<Option<Seen>, Refusal> {
         persists: response.persists,
         dated: response.dated,
         kept: String::from_utf8_lossy(&kept).into_owned(),
-    }))
+    }
 }
 
 fn accepted(head: &str) -> Seen {
@@ -166,4 +169,40 @@ fn a_head_of_ours_may_have_more_lines_than_one_that_we_take() {
 
     assert_eq!((sent.status, sent.length, sent.chunked), (200, Some(5), false));
     assert_eq!(sent.headers().count(), HEADERS_MAX + 2);
+}
+
+/// Compares both readers; whether they refuse it, or its first line would be passed on as it is.
+fn compare(bytes: &[u8]) -> bool {
+    let (mut lines, mut odd): (Lines<'_>, Lines<'_>) = (Lines::new(), Lines::new());
+    let parsed = Response::parse(bytes, &mut lines);
+    let is_plain = matches!(&parsed, Ok(Some(response)) if response.line.is_some());
+    if let Ok(Some(Response { status, reason, line: Some(line), .. })) = &parsed {
+        assert_eq!(String::from_utf8_lossy(line), format!("HTTP/1.1 {status} {reason}\r\n"));
+    }
+    let any = Response::parse_odd(bytes, &mut odd.usual).map(|parsed| parsed.as_ref().map(seen));
+    assert_eq!(parsed.map(|parsed| parsed.as_ref().map(seen)), any, "{}", bytes.escape_ascii());
+    is_plain || any.is_err()
+}
+
+proptest! {
+    #[test]
+    fn a_plain_head_is_read_as_any_other_would_be(
+        first in "HTTP/1\\.[01] (200|404|99|099) {0,2}(OK|Not Found|\u{e9})?(\r\n|\n)",
+        lines in proptest::collection::vec("(Date|X-Pad|Connection|Content-Length|[A-Za-z!-]{1,9}|[ -~]{0,2}):[ \t]{0,2}[ -~]{0,9}(\t|\u{e9})?(\r\n|\r\n|\n)", 0..28),
+        cut in 0_usize..200,
+    ) {
+        let head = [first.as_str(), &lines.concat(), "\r\n"].concat();
+        compare(head.as_bytes());
+        compare(head.as_bytes().get(..cut).unwrap_or_default());
+    }
+
+    #[test]
+    fn a_plain_head_of_plain_lines_is_read_as_any_other_would_be(
+        reason in "[ -~]{0,9}",
+        lines in proptest::collection::vec("[A-Za-z0-9-]{1,12}: ?[!-~]([ -~]{0,9}[!-~])?\r\n", 0..24),
+        body in "(body)?",
+    ) {
+        let head = format!("HTTP/1.1 200 {reason}\r\n{}\r\n{body}", lines.concat());
+        prop_assert!(compare(head.as_bytes()));
+    }
 }
