@@ -37,23 +37,15 @@ pub(super) fn addr_text(addr: IpAddr, room: &mut [u8; 48]) -> &[u8] {
     let mut at = 0;
     match addr {
         IpAddr::V4(v4) => {
-            let mut put = |byte| {
-                // It has 15 at most.
-                room[at & 15] = byte;
-                at += 1;
-            };
-            for (place, octet) in v4.octets().into_iter().enumerate() {
-                if place > 0 {
-                    put(b'.');
+            for octet in v4.octets() {
+                let (text, len) = OCTETS[usize::from(octet)];
+                if let Some(room) = room.get_mut(at..at + text.len()) {
+                    room.copy_from_slice(&text);
                 }
-                if octet >= 100 {
-                    put(b'0' + octet / 100);
-                }
-                if octet >= 10 {
-                    put(b'0' + octet / 10 % 10);
-                }
-                put(b'0' + octet % 10);
+                at += usize::from(len);
             }
+            // The last point.
+            at -= 1;
         }
         IpAddr::V6(v6) => {
             let mut rest = &mut room[..];
@@ -64,6 +56,24 @@ pub(super) fn addr_text(addr: IpAddr, room: &mut [u8; 48]) -> &[u8] {
     }
     room.get(..at).unwrap_or_default()
 }
+
+/// Every octet with a point behind it, and the bytes of both.
+static OCTETS: [([u8; 4], u8); 256] = {
+    let mut table = [([b'.'; 4], 0); 256];
+    let mut octet = 0;
+    while octet < table.len() {
+        let digits = [(octet / 100) as u8, (octet / 10 % 10) as u8, (octet % 10) as u8];
+        let first = if octet >= 100 { 0 } else { 2 - (octet >= 10) as usize };
+        let mut at = first;
+        while at < digits.len() {
+            table[octet].0[at - first] = b'0' + digits[at];
+            at += 1;
+        }
+        table[octet].1 = (4 - first) as u8;
+        octet += 1;
+    }
+    table
+};
 
 /// Seconds with three digits of milliseconds behind the point.
 pub(super) fn seconds(duration: Duration, out: &mut Vec<u8>) {

@@ -5,14 +5,14 @@ use crate::model::l7::log::Escape;
 
 /// Writes a value that is there, which may be empty.
 pub(super) fn value(bytes: &[u8], escape: Escape, out: &mut Vec<u8>) {
-    let harmless = |byte: &u8| match escape {
-        Escape::None => true,
-        Escape::Default => matches!(byte, 0x20..=0x7e) && !matches!(byte, b'"' | b'\\'),
-        Escape::Json => *byte >= 0x20 && !matches!(byte, b'"' | b'\\'),
+    let special = match escape {
+        Escape::None => return out.extend_from_slice(bytes),
+        Escape::Default => &SPECIAL,
+        Escape::Json => &SPECIAL_IN_JSON,
     };
     // Nearly every value has nothing to escape: one look, one copy.
     let mut rest = bytes;
-    while let Some(at) = rest.iter().position(|byte| !harmless(byte)) {
+    while let Some(at) = rest.iter().position(|byte| special[usize::from(*byte)]) {
         let (clean, dirty) = rest.split_at(at);
         out.extend_from_slice(clean);
         let Some((byte, after)) = dirty.split_first() else { break };
@@ -26,6 +26,20 @@ pub(super) fn value(bytes: &[u8], escape: Escape, out: &mut Vec<u8>) {
         rest = after;
     }
     out.extend_from_slice(rest);
+}
+
+/// Which bytes are escaped.
+static SPECIAL: [bool; 256] = specials(0x7e);
+static SPECIAL_IN_JSON: [bool; 256] = specials(u8::MAX);
+
+const fn specials(last: u8) -> [bool; 256] {
+    let mut table = [false; 256];
+    let mut byte = 0;
+    while byte < table.len() {
+        table[byte] = byte < 0x20 || byte > last as usize || matches!(byte as u8, b'"' | b'\\');
+        byte += 1;
+    }
+    table
 }
 
 /// Writes that there is no value.

@@ -139,7 +139,7 @@ pub(super) fn early_value(early: &Early, escape: Escape, subject: &Subject<'_, '
     let labels = place.map(|place| &*place.route.labels);
     let (handshake, identity) = (client.handshake.as_deref(), client.session.identity());
     let target = || place.and_then(|place| place.target).or(request.map(|request| request.target));
-    let query = target().and_then(|target| path::split_query(target).1);
+    let query = || target().and_then(|target| path::split_query(target).1);
     let found: Option<&[u8]> = match early {
         Early::Unknown => return out.push(b'-'),
         Early::RemoteAddr => return addr(effective.addr, out),
@@ -201,9 +201,9 @@ pub(super) fn early_value(early: &Early, escape: Escape, subject: &Subject<'_, '
         Early::RemotePort => return number(client.remote_port, out),
         Early::ServerAddr => return addr(client.server, out),
         Early::Https => Some(if client.scheme == Scheme::Https { b"on" } else { b"" }),
-        Early::IsArgs => Some(if query.is_some_and(|query| !query.is_empty()) { b"?" } else { b"" }),
-        Early::Query => query,
-        Early::Argument(name) => query.and_then(|query| variable::argument(query, name)),
+        Early::IsArgs => Some(if query().is_some_and(|query| !query.is_empty()) { b"?" } else { b"" }),
+        Early::Query => query(),
+        Early::Argument(name) => query().and_then(|query| variable::argument(query, name)),
         Early::Protocol => request.map(|request| protocol(request, is_http2)),
         Early::Host => return host(request, escape, out),
         Early::Header(name) => return header(request, name, escape, out),
@@ -358,9 +358,7 @@ fn late_value(late: &Late, escape: Escape, end: &End<'_>, stamp: &Stamp, out: &m
         Late::Epoch => seconds(stamp.since_epoch(), out),
         Late::Status => {
             // Three digits, as nginx: a response that never had one is 000.
-            for unit in [100, 10, 1] {
-                out.push(b'0' + (status / unit % 10) as u8);
-            }
+            out.extend_from_slice(&[100, 10, 1].map(|unit| b'0' + (status / unit % 10) as u8));
         }
         Late::Upstream if upstream.is_empty() => absent(escape, out),
         Late::Upstream => value(upstream.as_bytes(), escape, out),
