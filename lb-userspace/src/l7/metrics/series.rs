@@ -58,7 +58,7 @@ impl Scale {
         }
     }
 
-    /// Where the buckets of a measure begin among those of all.
+    /// Where the buckets of a measure begin among those of all, which stand in the order of measures.
     fn start(&self, measure: Measure) -> usize {
         let (time, length) = (self.time.as_slice().len(), self.length.as_slice().len());
         match measure {
@@ -93,28 +93,29 @@ impl Series {
     fn count(&mut self, scale: &Scale, finished: &Finished<'_>) {
         let Finished { method: _, status: _, took, attempt, received, sent } = finished;
         self.requests += 1;
-        self.observe(scale, Measure::Took, took.as_secs_f64());
-        self.observe(scale, Measure::Received, *received as f64);
-        self.observe(scale, Measure::Sent, *sent as f64);
-        self.observe(scale, Measure::SentByMagnitude, *sent as f64);
-        let Some(Attempt { connect, header, response, .. }) = attempt else { return };
-        if let Some(connect) = connect {
-            self.observe(scale, Measure::Connect, connect.as_secs_f64());
-        }
-        if let Some(header) = header {
-            self.observe(scale, Measure::Header, header.as_secs_f64());
-            self.observe(scale, Measure::Response, response.as_secs_f64());
-        }
-    }
-
-    fn observe(&mut self, scale: &Scale, measure: Measure, value: f64) {
-        if let Some((count, sum)) = self.totals.get_mut(measure as usize) {
+        let seconds = |time: Duration| Some(time.as_secs_f64());
+        let header = attempt.and_then(|attempt| attempt.header);
+        let (time, length, size) = (scale.time.as_slice(), scale.length.as_slice(), scale.size.as_slice());
+        let measured: [(&[f64], Option<f64>); MEASURES] = [
+            (time, seconds(*took)),
+            (time, attempt.and_then(|attempt| attempt.connect).and_then(seconds)),
+            (time, header.and_then(seconds)),
+            (time, attempt.filter(|_| header.is_some()).and_then(|attempt| seconds(attempt.response))),
+            (length, Some(*received as f64)),
+            (length, Some(*sent as f64)),
+            (size, Some(*sent as f64)),
+        ];
+        let mut rest = &mut *self.buckets;
+        for ((bounds, value), (count, sum)) in measured.into_iter().zip(&mut self.totals) {
+            let (buckets, others) =
+                std::mem::take(&mut rest).split_at_mut_checked(bounds.len()).unwrap_or_default();
+            rest = others;
+            let Some(value) = value else { continue };
             *count += 1;
             *sum += value;
-        }
-        let Some(at) = scale.bounds(measure).iter().position(|bound| value <= *bound) else { return };
-        if let Some(bucket) = self.buckets.get_mut(scale.start(measure) + at) {
-            *bucket += 1;
+            if let Some((_, bucket)) = bounds.iter().zip(buckets).find(|(bound, _)| value <= **bound) {
+                *bucket += 1;
+            }
         }
     }
 
