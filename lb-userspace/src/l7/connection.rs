@@ -12,6 +12,7 @@ mod plan;
 mod refusing;
 
 use std::future::{Future, poll_fn};
+use std::hint::cold_path;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -149,10 +150,12 @@ impl Connection<'_, '_> {
             match self.request().await {
                 Left::Open => {}
                 Left::Finished => {
+                    cold_path();
                     Box::pin(self.linger()).await;
                     return Left::Broken;
                 }
                 Left::Over => {
+                    cold_path();
                     if !self.has_parted() {
                         Box::pin(self.linger()).await;
                     }
@@ -182,16 +185,23 @@ impl Connection<'_, '_> {
                 }
                 match self.read_head() {
                     Head::Incomplete if awaited == Awaited::Request => {
+                        cold_path();
                         (awaited, due) = (Awaited::Rest, self.alarm.due(self.limits.header_timeout));
                         self.settled = self.alarm.due(PATIENCE);
                     }
-                    Head::Incomplete => {}
-                    Head::Http2 => return Left::Http2,
+                    Head::Incomplete => cold_path(),
+                    Head::Http2 => {
+                        cold_path();
+                        return Left::Http2;
+                    }
                     // As a whole: what is taken out of it here would keep its place in the future.
                     head => {
                         let waited = match awaited {
                             Awaited::Request => Duration::ZERO,
-                            Awaited::Rest => self.waited(due),
+                            Awaited::Rest => {
+                                cold_path();
+                                self.waited(due)
+                            }
                         };
                         return self.act(head, waited).await;
                     }
@@ -200,13 +210,18 @@ impl Connection<'_, '_> {
             match self.fill(due, awaited).await {
                 Filled::Bytes => {}
                 Filled::End => {
+                    cold_path();
                     self.socket.close_notify();
                     return Left::Broken;
                 }
                 Filled::Late if awaited == Awaited::Rest => {
+                    cold_path();
                     return Box::pin(self.answer_outside(408, self.waited(due))).await;
                 }
-                Filled::Late => return Left::Finished,
+                Filled::Late => {
+                    cold_path();
+                    return Left::Finished;
+                }
             }
         }
     }
@@ -220,9 +235,15 @@ impl Connection<'_, '_> {
                 plan.waited = waited;
                 Box::pin(self.carry_out(plan))
             }
-            Head::Refused(refusal) => Box::pin(self.refuse(refusal, waited)),
+            Head::Refused(refusal) => {
+                cold_path();
+                Box::pin(self.refuse(refusal, waited))
+            }
             // Nothing is left to wait for.
-            Head::Incomplete | Head::Http2 => Box::pin(self.refuse(Refusal::HeadTooLarge, waited)),
+            Head::Incomplete | Head::Http2 => {
+                cold_path();
+                Box::pin(self.refuse(Refusal::HeadTooLarge, waited))
+            }
         }
     }
 
@@ -234,6 +255,7 @@ impl Connection<'_, '_> {
     /// Some clients end a body by a line that belongs to nothing (RFC 9112 2.2).
     fn skip_empty_lines(&mut self) {
         while self.buf.bytes().starts_with(b"\r\n") {
+            cold_path();
             self.buf.consume(2);
         }
     }
@@ -241,7 +263,10 @@ impl Connection<'_, '_> {
     /// Parsed anew after each read; heads nearly always arrive in one.
     fn read_head(&mut self) -> Head {
         match self.parse_head() {
-            Head::Refused(Refusal::Pathless) if self.add_path() => self.parse_head(),
+            Head::Refused(Refusal::Pathless) if self.add_path() => {
+                cold_path();
+                self.parse_head()
+            }
             head => head,
         }
     }
@@ -260,7 +285,10 @@ impl Connection<'_, '_> {
             Ok(Some(request)) => Head::Planned(self.plan(&request)),
             // Prior knowledge (RFC 9113 3.3): looked for only in what is no HTTP/1.1.
             Err(_) if self.may_be_http2() => Head::Http2,
-            Err(refusal) => Head::Refused(refusal),
+            Err(refusal) => {
+                cold_path();
+                Head::Refused(refusal)
+            }
         }
     }
 
@@ -282,9 +310,11 @@ impl Connection<'_, '_> {
             let may_end = (self.requests > 0 && !begun) || self.alarm.is_past(self.settled);
             let ends = self.worker.ends_idle();
             if !begun && may_end && ends {
+                cold_path();
                 return Poll::Ready(Filled::Late);
             }
             if may_end && self.worker.dismisses() {
+                cold_path();
                 return Poll::Ready(Filled::End);
             }
             if !begun && self.requests > 0 {
@@ -368,27 +398,44 @@ impl Connection<'_, '_> {
         let side = decision.next.side();
         let mut page = Page::of(&snapshot.router, decision.route, &decision.next, &subject, known);
         let step = match decision.next {
-            Next::Answer(answer) => Step::Answer(answer),
+            Next::Answer(answer) => {
+                cold_path();
+                Step::Answer(answer)
+            }
             Next::Proxy { upstream, target, prefix, side: _ } => {
                 if let Some(target) = target.as_deref().filter(|_| decision.route.filters.logs_rewrites) {
+                    cold_path();
                     self.worker.rewrites.tell(&asked, decision.route, target, started);
                 }
                 let mut head = Scratch::take();
-                let kept_back = policies.map(|policies| policy::kept_back(policies, &request.block));
                 let told = policies.and_then(|policies| policies.request.as_ref());
-                let request = &Request {
-                    drop: request.drop.with(kept_back.unwrap_or_default()),
-                    upgrade: request.upgrade.filter(|_| told.is_none_or(RequestHeaders::upgrades)),
-                    ..*request
+                let without_some;
+                let request = match policies {
+                    None => request,
+                    Some(policies) => {
+                        cold_path();
+                        without_some = Request {
+                            drop: request.drop.with(policy::kept_back(policies, &request.block)),
+                            upgrade: request.upgrade.filter(|_| told.is_none_or(RequestHeaders::upgrades)),
+                            ..*request
+                        };
+                        &without_some
+                    }
                 };
                 let speech = decision.route.speech();
                 let is_http10 = told.is_some_and(|told| told.speaks_http10);
                 let held = held(&decision.route.filters, &body, is_http10, is_idempotent);
                 let held = held.filter(|_| speech != Speech::Http2 && request.upgrade.is_none());
-                let mut sent = *request;
-                if held.is_some() {
+                let mut sent = request;
+                let retold;
+                if held.is_some() || side == Side::StandIn {
+                    cold_path();
                     // Its length will be known, and told.
-                    sent.drop = sent.drop.with(sent.transfer_encoding);
+                    let framing = held.map(|_| request.transfer_encoding);
+                    let of_pages = (side == Side::StandIn).then(|| pages::told(&request.block));
+                    let drop = request.drop.with(framing.unwrap_or_default());
+                    retold = Request { drop: drop.with(of_pages.unwrap_or_default()), ..*request };
+                    sent = &retold;
                 }
                 let onward = Onward {
                     target: target.as_deref(),
@@ -397,14 +444,13 @@ impl Connection<'_, '_> {
                     policy: told,
                     forwarding,
                 };
+                heads::request(Known { request: sent, ..known }, onward, &mut head);
                 if side == Side::StandIn {
-                    sent.drop = sent.drop.with(pages::told(&sent.block));
-                }
-                heads::request(Known { request: &sent, ..known }, onward, &mut head);
-                if side == Side::StandIn {
+                    cold_path();
                     pages::tell(decision.route, 503, None, &subject, &mut head);
                 }
                 if let Some(checks) = &mut checks {
+                    cold_path();
                     checks.head_is(head.len());
                 }
                 let subject = Subject { request: Some(request), ..subject };
@@ -415,6 +461,7 @@ impl Connection<'_, '_> {
                 if (is_idempotent || held.is_some())
                     && let Some(whole) = small(&body, here)
                 {
+                    cold_path();
                     // Kept with the head it can be sent again; a larger one goes past and is gone.
                     head.extend_from_slice(whole);
                     if let Some(page) = &mut page {
@@ -425,6 +472,7 @@ impl Connection<'_, '_> {
                     body = Body::Length(0);
                 }
                 let copy = policies.and_then(|policies| {
+                    cold_path();
                     let known = Known { request, ..known };
                     let copy = Copy::new(policies.mirror.as_ref()?, known, self.worker, &snapshot)?;
                     Some(Copying { copy, here: copied })
@@ -493,6 +541,7 @@ impl Connection<'_, '_> {
         // What has to wait for somebody does so here: with the step at hand, before anything goes upstream.
         let mut begun = plan.started;
         if let Some(checks) = plan.checks.take() {
+            cold_path();
             let step = std::mem::replace(&mut plan.step, Step::Nothing);
             // Apart, so that others do not carry its size.
             let line = plan.account.line.as_ref().map(|line| &line[..]);
@@ -502,13 +551,19 @@ impl Connection<'_, '_> {
         let Plan { step, snapshot, filters, record, after, .. } = &mut *plan;
         let (status, left) = match step {
             Step::Nothing => (499, Left::Broken),
-            Step::Answer(_) => Box::pin(self.tell(&mut plan)).await,
+            Step::Answer(_) => {
+                cold_path();
+                Box::pin(self.tell(&mut plan)).await
+            }
             Step::Exchange(outgoing) => {
                 match exchange::run(self, snapshot, outgoing, filters, *after, begun, record).await {
                     Sent::Response { status, after: After::Keep } => (status, Left::Open),
                     Sent::Response { status, after: After::Close } => (status, Left::Finished),
                     Sent::Broken { status } => (status, Left::Broken),
-                    Sent::Nothing { status, read } => Box::pin(self.make_up(&mut plan, status, read)).await,
+                    Sent::Nothing { status, read } => {
+                        cold_path();
+                        Box::pin(self.make_up(&mut plan, status, read)).await
+                    }
                 }
             }
         };

@@ -7,6 +7,8 @@ mod outgoing;
 mod ready;
 
 use std::future::poll_fn;
+use std::hint::cold_path;
+use std::io;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -101,10 +103,12 @@ pub(super) async fn run(
         return Sent::Broken { status: 499 };
     }
     if let Some(Copying { copy, here }) = &outgoing.copy {
+        cold_path();
         let body = outgoing.head.len().saturating_sub(*here);
         copy.begin(&outgoing.body, outgoing.head.get(body..).unwrap_or_default());
     }
     if let Hold::UpTo(in_memory) = outgoing.hold {
+        cold_path();
         match Box::pin(hold(connection, &outgoing.body, in_memory, limits.max_body_bytes)).await {
             Ok(held) => {
                 // A slow client is no fault of an endpoint, and takes no time from its attempts.
@@ -116,6 +120,7 @@ pub(super) async fn run(
         }
     }
     if let Hold::Here(held) = &outgoing.hold {
+        cold_path();
         let length = held.len();
         if outgoing.body != Body::Length(length) {
             heads::add_length(length, &mut outgoing.head);
@@ -131,16 +136,19 @@ pub(super) async fn run(
         let mut lease = match connection.unless_gone(attempts.lease()).await {
             Some(Ok(lease)) => lease,
             Some(Err(status)) => {
+                cold_path();
                 attempts.ended(0, Instant::now());
                 return Sent::Nothing { status, read };
             }
             None => {
+                cold_path();
                 attempts.given_up(Instant::now());
                 return Sent::Broken { status: 499 };
             }
         };
         match (attempts.session(), &outgoing.cookie) {
             (Some((sessions, key)), Some(attributes)) => {
+                cold_path();
                 sessions.line(key, attributes, connection.edits.session());
             }
             _ => connection.edits.without_session(),
@@ -158,12 +166,14 @@ pub(super) async fn run(
                 }
                 // The endpoint is done with, the client perhaps not.
                 if let Some(rest) = rest {
+                    cold_path();
                     return Box::pin(rest.send(connection)).await;
                 }
                 record.ended = Some(now);
                 return sent;
             }
             Err(Failed::Client { status }) => {
+                cold_path();
                 attempts.ended(0, Instant::now());
                 return match status {
                     499 => Sent::Broken { status },
@@ -171,11 +181,15 @@ pub(super) async fn run(
                 };
             }
             Err(Failed::Replaced { status }) => {
+                cold_path();
                 attempts.ended(0, Instant::now());
                 return Sent::Nothing { status, read };
             }
             Err(Failed::Rejected) => Next::Again,
-            Err(Failed::Upstream(failure, progress)) => attempts.failed(lease, failure, progress),
+            Err(Failed::Upstream(failure, progress)) => {
+                cold_path();
+                attempts.failed(lease, failure, progress)
+            }
         };
         if let Next::Answer(status) = next {
             attempts.ended(0, Instant::now());
@@ -221,9 +235,11 @@ async fn attempt(
         match (answered, judged) {
             (Ok(Answered::Response(ready)), Ok(())) => ready,
             (Ok(Answered::Switched { head }), Ok(())) => {
+                cold_path();
                 return Ok(Box::pin(exchange.switch(head, attempts)).await);
             }
             (_, Err(failed)) | (Err(failed), Ok(())) => {
+                cold_path();
                 let head = exchange.upload.take_head();
                 drop(exchange);
                 outgoing.head = head;
@@ -237,12 +253,16 @@ async fn attempt(
     exchange.keep_sent(&ready.head);
     let keep_upstream = ready.keep_upstream;
     if let Some(packing) = ready.packing.take() {
+        cold_path();
         let (upstream, buf) = (exchange.upstream, std::mem::take(&mut exchange.buf));
         exchange.upstream = Carrier::Packed(Box::new(Packed::new(upstream, buf, *packing)));
     }
     let (sent, bytes, rest) = match exchange.ahead(&ready) {
         // Apart, so that others do not carry its size.
-        Some(limits) => Box::pin(exchange.relay_ahead(ready, limits)).await,
+        Some(limits) => {
+            cold_path();
+            Box::pin(exchange.relay_ahead(ready, limits)).await
+        }
         None => {
             exchange.gather(&ready.body).await;
             let Ready { status, head, body, coding, after, .. } = ready;
@@ -252,7 +272,10 @@ async fn attempt(
         }
     };
     let (bytes, is_read) = match &exchange.upstream {
-        Carrier::Packed(packed) => (packed.taken(), packed.is_clean()),
+        Carrier::Packed(packed) => {
+            cold_path();
+            (packed.taken(), packed.is_clean())
+        }
         _ => (bytes, exchange.buf.is_empty()),
     };
     attempts.moved(exchange.traffic(bytes));
@@ -327,7 +350,10 @@ where
         upload.copy = copy.map(|copying| Rc::clone(&copying.copy));
         let upstream = lease.carrier(&outgoing.params);
         let replay = match &outgoing.hold {
-            Hold::Here(held) => Some(Box::new((Carrier::Replay(held.replay()), Buf::default()))),
+            Hold::Here(held) => {
+                cold_path();
+                Some(Box::new((Carrier::Replay(held.replay()), Buf::default())))
+            }
             Hold::No | Hold::UpTo(_) => None,
         };
         if upstream.may_refuse() && replay.is_none() {
@@ -356,18 +382,21 @@ impl Exchange<'_, '_, '_, '_> {
         let response = match answered {
             Answered::Response(response) => response,
             Answered::Switched { .. } => {
+                cold_path();
                 attempts.answered(101);
                 return Ok(());
             }
         };
         let status = response.status;
         if attempts.rejects(status, self.progress()) {
+            cold_path();
             return Err(Failed::Rejected);
         }
         attempts.answered(status);
         if !self.outgoing.is_replaced(status) {
             return Ok(());
         }
+        cold_path();
         if let Some(challenge) = &response.challenge {
             self.connection.edits.challenge(challenge);
         }
@@ -383,15 +412,20 @@ impl Exchange<'_, '_, '_, '_> {
         let crawl = Crawl::default();
         poll_fn(|cx| {
             if let Poll::Ready(Err(failed)) = self.poll_upload(cx) {
+                cold_path();
                 return Poll::Ready(Err(failed));
             }
             match self.poll_head(cx) {
                 Poll::Ready(Ok(said)) => return Poll::Ready(Ok(said)),
-                Poll::Ready(Err(no_head)) => return Poll::Ready(Err(self.let_down(no_head.failure()))),
+                Poll::Ready(Err(none)) => {
+                    cold_path();
+                    return Poll::Ready(Err(self.let_down(none.failure())));
+                }
                 Poll::Pending => {}
             }
             let waits_for_upstream = self.replay.is_some() || self.upload.is_done() || self.upload_broken;
             if waits_for_upstream && self.connection.poll_gone(cx) {
+                cold_path();
                 return Poll::Ready(Err(Failed::Client { status: 499 }));
             }
             if self.upload.moved() != moved {
@@ -406,6 +440,7 @@ impl Exchange<'_, '_, '_, '_> {
             if self.connection.alarm.poll_due(cx, due).is_pending() {
                 return Poll::Pending;
             }
+            cold_path();
             Poll::Ready(Err(match from_client {
                 true => Failed::Client { status: 408 },
                 false => self.let_down(Failure::Timeout),
@@ -448,26 +483,38 @@ impl Exchange<'_, '_, '_, '_> {
         }
         let Connection { socket, buf, .. } = &mut *self.connection;
         let (polled, lost) = match self.replay.as_deref_mut() {
-            Some((replay, buf)) => (self.upload.poll(cx, replay, buf, &self.upstream), 500),
+            Some((replay, buf)) => {
+                cold_path();
+                (self.upload.poll(cx, replay, buf, &self.upstream), 500)
+            }
             None => (self.upload.poll(cx, socket, buf, &self.upstream), 499),
         };
         match polled {
             Poll::Pending => Poll::Pending,
             Poll::Ready(Ok(())) => Poll::Ready(Ok(())),
-            Poll::Ready(Err(Broken::Receiver(error))) => match Unsayable::of(&error) {
+            Poll::Ready(Err(broken)) => Poll::Ready(self.upload_ended(&broken, lost)),
+        }
+    }
+
+    /// The request cannot be moved on; `lost` is answered where its sender is gone.
+    #[cold]
+    fn upload_ended(&mut self, broken: &Broken, lost: u16) -> Result<(), Failed> {
+        let status = match broken {
+            Broken::Receiver(error) => match Unsayable::of(error) {
                 Some(unsayable) => {
                     tracing::debug!(%unsayable, "request cannot be sent");
-                    Poll::Ready(Err(Failed::Client { status: unsayable.status() }))
+                    unsayable.status()
                 }
                 None => {
                     self.upload_broken = true;
-                    Poll::Ready(Ok(()))
+                    return Ok(());
                 }
             },
-            Poll::Ready(Err(Broken::Sender(_))) => Poll::Ready(Err(Failed::Client { status: lost })),
-            Poll::Ready(Err(Broken::Framing)) => Poll::Ready(Err(Failed::Client { status: 400 })),
-            Poll::Ready(Err(Broken::TooLarge)) => Poll::Ready(Err(Failed::Client { status: 413 })),
-        }
+            Broken::Sender(_) => lost,
+            Broken::Framing => 400,
+            Broken::TooLarge => 413,
+        };
+        Err(Failed::Client { status })
     }
 
     /// Reads until a response head is there, or one that the client is to hear before.
@@ -481,8 +528,12 @@ impl Exchange<'_, '_, '_, '_> {
                 })?;
                 let most = self.limits.head_bytes;
                 match parsed {
-                    Some(response) if response.len > most => return Poll::Ready(Err(NoHead::TooLarge)),
+                    Some(response) if response.len > most => {
+                        cold_path();
+                        return Poll::Ready(Err(NoHead::TooLarge));
+                    }
                     Some(response) if response.status == 101 => {
+                        cold_path();
                         // What is left of the body would be taken for the new protocol.
                         if !self.outgoing.upgrades || !self.upload.is_done() {
                             return Poll::Ready(Err(NoHead::Bad));
@@ -496,6 +547,7 @@ impl Exchange<'_, '_, '_, '_> {
                         return Poll::Ready(Ok(Said::Answer(Answered::Switched { head })));
                     }
                     Some(response) if response.status < 200 => {
+                        cold_path();
                         self.informational += 1;
                         if self.informational > INFORMATIONAL_MAX {
                             return Poll::Ready(Err(NoHead::Bad));
@@ -513,21 +565,17 @@ impl Exchange<'_, '_, '_, '_> {
                         self.past(len);
                         return Poll::Ready(Ok(Said::Answer(Answered::Response(ready))));
                     }
-                    None if self.buf.bytes().len() >= most => return Poll::Ready(Err(NoHead::TooLarge)),
+                    None if self.buf.bytes().len() >= most => {
+                        cold_path();
+                        return Poll::Ready(Err(NoHead::TooLarge));
+                    }
                     None if self.buf.is_full() => self.buf.grow(most),
-                    None => {}
+                    None => cold_path(),
                 }
             }
             match self.buf.poll_fill(cx, &self.upstream) {
-                Poll::Ready(Ok(0)) if self.buf.is_empty() => return Poll::Ready(Err(NoHead::Closed)),
-                Poll::Ready(Ok(0)) => return Poll::Ready(Err(NoHead::CutOff)),
-                Poll::Ready(Ok(_)) => {}
-                Poll::Ready(Err(error)) if fcgi::is_malformed(&error) => {
-                    tracing::debug!(%error, "upstream sent an unusable answer");
-                    return Poll::Ready(Err(NoHead::Bad));
-                }
-                Poll::Ready(Err(_)) if self.buf.is_empty() => return Poll::Ready(Err(NoHead::Closed)),
-                Poll::Ready(Err(_)) => return Poll::Ready(Err(NoHead::CutOff)),
+                Poll::Ready(Ok(read)) if read > 0 => {}
+                Poll::Ready(ended) => return Poll::Ready(Err(NoHead::of(&ended, self.buf.is_empty()))),
                 Poll::Pending => return Poll::Pending,
             }
         }
@@ -595,7 +643,22 @@ enum NoHead {
 }
 
 impl NoHead {
-    fn failure(&self) -> Failure {
+    /// The upstream sends no more; `nothing`: it sent none of a head.
+    #[cold]
+    fn of(ended: &io::Result<usize>, nothing: bool) -> Self {
+        match ended {
+            Ok(_) if nothing => Self::Closed,
+            Ok(_) => Self::CutOff,
+            Err(error) if fcgi::is_malformed(error) => {
+                tracing::debug!(%error, "upstream sent an unusable answer");
+                Self::Bad
+            }
+            Err(_) if nothing => Self::Closed,
+            Err(_) => Self::CutOff,
+        }
+    }
+
+    fn failure(self) -> Failure {
         match self {
             Self::Closed => Failure::Closed,
             Self::CutOff => Failure::CutOff,

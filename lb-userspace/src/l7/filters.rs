@@ -5,6 +5,7 @@
 mod host;
 mod told;
 
+use std::hint::cold_path;
 use std::net::IpAddr;
 
 use regex::bytes::Captures;
@@ -164,6 +165,10 @@ pub(super) fn decide_by_words<'r, 'a>(
     arrived: Effective<'a>,
     asked: Asked<'a>,
 ) -> (Effective<'a>, Asked<'a>, Decision<'r>) {
+    if router.edge.forwarding.behind.is_none() {
+        // Nobody stands in front whose words could be believed.
+        return (arrived, asked, decide(router, &asked));
+    }
     let by = |mode| {
         let effective = client::effective(&router.edge.forwarding, mode, arrived, &asked.headers);
         let Effective { addr: client, scheme, host: named, port: _, word: _ } = effective;
@@ -188,6 +193,7 @@ pub(super) fn decide<'r>(router: &'r Router, asked: &Asked<'_>) -> Decision<'r> 
     let normal = match path::normalize(raw_path) {
         Ok(normal) => normal,
         Err(BadPath) => {
+            cold_path();
             let Found { route, .. } = site.find(b"/");
             let next = Next::Answer(Answer::Status(400));
             return Decision { site, host, route, limits: None, is_behind_access: false, next };
@@ -198,6 +204,7 @@ pub(super) fn decide<'r>(router: &'r Router, asked: &Asked<'_>) -> Decision<'r> 
         route.filters.max_body_bytes.is_some_and(|max| asked.length.is_some_and(|length| length > max));
     let refused = match refused_client(site, route, asked, &normal) {
         Some(Refused::Flawed(_, Some(page))) if blocked(router, asked).is_none() && is_shown(page, asked) => {
+            cold_path();
             return shown(router, (site, host), page, asked);
         }
         Some(refused) => Some(answer_to(refused, asked)),
@@ -206,18 +213,25 @@ pub(super) fn decide<'r>(router: &'r Router, asked: &Asked<'_>) -> Decision<'r> 
     let root = site.app_root.as_ref().filter(|_| normal.as_ref() == b"/");
     let (mut limits, mut is_behind_access) = (None, false);
     let next = if let Some(answer) = refused {
+        cold_path();
         Next::Answer(answer)
     } else if let Some(moved) = &site.moved {
+        cold_path();
         Next::Answer(elsewhere(asked, moved))
     } else if let Some(root) = root.filter(|_| route.filters.mode == Mode::Compat) {
+        cold_path();
         Next::Answer(app_root(root, Subject { asked, labels: &route.labels, path: &normal, query }))
     } else if too_large {
+        cold_path();
         Next::Answer(Answer::Status(413))
     } else if add_slash && route.filters.mode == Mode::Compat {
+        cold_path();
         Next::Answer(slash_redirect(asked, &normal, query, &route.filters.redirects))
     } else if is_ours(HEALTH_PATH, asked, host, &normal, route) {
+        cold_path();
         Next::Answer(Answer::Healthy)
     } else if is_ours(FIGURES_PATH, asked, host, &normal, route) {
+        cold_path();
         let answer = match asked.client.is_loopback() {
             true => Answer::NginxStatus(String::new()),
             false => Answer::Status(403),
@@ -225,8 +239,12 @@ pub(super) fn decide<'r>(router: &'r Router, asked: &Asked<'_>) -> Decision<'r> 
         Next::Answer(answer)
     } else {
         match filter(router, route, (root, add_slash), asked, &normal, query) {
-            Err(answer) => Next::Answer(answer),
+            Err(answer) => {
+                cold_path();
+                Next::Answer(answer)
+            }
             Ok(next) if next.is_of_location() && is_closed_to(site, route, asked, &normal) => {
+                cold_path();
                 Next::Answer(Answer::Status(403))
             }
             Ok(next) => {
@@ -320,12 +338,12 @@ struct Rewritten<'p> {
 
 impl<'p> Rewritten<'p> {
     fn of(route: &Route, asked: &Asked<'_>, path: &'p [u8], query: Option<&[u8]>) -> Self {
+        let Some(rewrite) = &route.filters.rewrite else { return Self { captures: None, target: None } };
+        cold_path();
         let (raw_path, _) = path::split_query(asked.target);
-        let rewrite = route.filters.rewrite.as_ref();
-        let captures = rewrite.and_then(|rewrite| rewrite.pattern.regex().captures(path));
-        let matched = rewrite.zip(captures.as_ref());
+        let captures = rewrite.pattern.regex().captures(path);
         let subject = Subject { asked, labels: &route.labels, path, query };
-        let target = matched.map(|(rewrite, captures)| subject.target(&rewrite.target, captures, raw_path));
+        let target = captures.as_ref().map(|captures| subject.target(&rewrite.target, captures, raw_path));
         Self { captures, target }
     }
 
@@ -343,7 +361,10 @@ fn preflight(route: &Route, asked: &Asked<'_>) -> Option<Answer> {
 fn to_https(route: &Route, asked: &Asked<'_>) -> Option<Answer> {
     let filters = &route.filters;
     let is_due = asked.scheme == Scheme::Http && filters.ssl_redirect == SslRedirect::Always;
-    is_due.then(|| https_redirect(asked, &filters.redirects))
+    is_due.then(|| {
+        cold_path();
+        https_redirect(asked, &filters.redirects)
+    })
 }
 
 /// Turns away by address.
@@ -409,6 +430,7 @@ fn is_ours(ours: &[u8], asked: &Asked<'_>, host: HostFound, path: &[u8], route: 
 /// `permanent-redirect` and its kin, with the captures of a regex location.
 fn redirect(route: &Route, asked: &Asked<'_>, path: &[u8], query: Option<&[u8]>) -> Option<Answer> {
     let redirect = route.redirect.as_ref()?;
+    cold_path();
     let captures = match &route.path {
         Some(PathMatch::Regex(pattern)) => pattern.regex().captures(path),
         _ => None,

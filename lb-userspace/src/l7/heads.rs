@@ -1,6 +1,7 @@
 //! Heads and pages we write: the request head for the upstream, the response head for the client,
 //! and responses of our own.
 
+use std::hint::cold_path;
 use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
@@ -88,12 +89,15 @@ pub(super) fn request(known: Known<'_, '_, '_>, onward: Onward<'_>, out: &mut Ve
     let named_as = |ours: &[u8]| request.block.named(|name| is_same_name(name.as_bytes(), ours));
     let mut drop = request.drop.with(set.replaced(&request.block));
     if prefix.is_some() {
+        cold_path();
         drop = drop.with(named_as(b"x-forwarded-prefix"));
     }
     if forwarding.original_uri {
+        cold_path();
         drop = drop.with(named_as(b"x-original-uri"));
     }
     if let Some(trace) = trace {
+        cold_path();
         drop = drop.with(trace.replaced(&request.block));
     }
     request.block.copy_except(drop, out);
@@ -106,11 +110,15 @@ pub(super) fn request(known: Known<'_, '_, '_>, onward: Onward<'_>, out: &mut Ve
     }
     let appended = forwarding.chain == Chain::Appended;
     if appended && !set.has(b"X-Forwarded-For") {
+        cold_path();
         chain(request, client.addr, out);
     }
     match set.is_empty() && !appended {
         true => tell(effective, addr, port, out),
-        false => tell_unless(effective, addr, port, |name| appended && name == CHAIN || set.has(name), out),
+        false => {
+            cold_path();
+            tell_unless(effective, addr, port, |name| appended && name == CHAIN || set.has(name), out);
+        }
     }
     let originals = match forwarding.header.as_str() {
         "x-forwarded-for" => request.forwarded_for,
@@ -120,21 +128,29 @@ pub(super) fn request(known: Known<'_, '_, '_>, onward: Onward<'_>, out: &mut Ve
         (&b"X-Original-Forwarded-For: "[..], originals),
         (b"X-Original-Forwarded-Host: ", request.forwarded_host),
     ] {
+        if originals.is_empty() {
+            continue;
+        }
+        cold_path();
         for original in request.block.values(originals).filter(|_| !set.has(name)) {
             line(out, name, original);
         }
     }
     let has_prefix = set.has(b"X-Forwarded-Prefix");
     if let Some(prefix) = prefix.filter(|prefix| !prefix.is_empty() && !has_prefix) {
+        cold_path();
         line(out, b"X-Forwarded-Prefix: ", prefix);
     }
     if forwarding.original_uri && !set.has(b"X-Original-URI") {
+        cold_path();
         line(out, b"X-Original-URI: ", request.target);
     }
     if let Some(trace) = trace {
+        cold_path();
         trace.tell(|name| !set.has(name), out);
     }
     if let Some(certificate) = certificate {
+        cold_path();
         client_certificate(certificate, |name| set.has(name.as_bytes()), out);
     }
     set.put(known, out);
@@ -142,6 +158,7 @@ pub(super) fn request(known: Known<'_, '_, '_>, onward: Onward<'_>, out: &mut Ve
         (Some(Persistence::Close), _) => out.extend_from_slice(b"Connection: close\r\n"),
         (Some(Persistence::KeepAlive), _) => out.extend_from_slice(b"Connection: keep-alive\r\n"),
         (None, Some(upgrade)) => {
+            cold_path();
             line(out, b"Upgrade: ", upgrade);
             out.extend_from_slice(b"Connection: upgrade\r\n");
         }
@@ -186,6 +203,7 @@ const SCHEME_LINES: [&[u8]; 3] = [b"X-Forwarded-Proto: ", b"X-Forwarded-Scheme: 
 const CHAIN: &[u8] = b"X-Forwarded-For: ";
 
 /// The same but for lines that somebody else writes.
+#[inline(never)]
 fn tell_unless(
     effective: Effective<'_>,
     addr: &[u8],
@@ -308,6 +326,9 @@ pub(super) fn switching(response: &Response<'_, '_>, scheme: Scheme, edits: &Hea
 }
 
 fn status_line(response: &Response<'_, '_>, out: &mut Vec<u8>) {
+    if let Some(line) = response.line {
+        return out.extend_from_slice(line);
+    }
     out.extend_from_slice(b"HTTP/1.1 ");
     number(response.status, out);
     out.push(b' ');
@@ -326,9 +347,6 @@ pub(super) struct Form {
 /// A whole response of our own; a HEAD request gets it without body. Returns its status and the
 /// length of its body.
 pub(super) fn answer(
-    if let Some(line) = response.line {
-        return out.extend_from_slice(line);
-    }
     answer: &Answer,
     form: Form,
     scheme: Scheme,
@@ -390,6 +408,7 @@ fn line(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
     // Values of ours never hold line ends; a captured path could, once decoded.
     let is_odd = |byte: &u8| matches!(byte, b'\r' | b'\n' | 0);
     if value.iter().fold(false, |odd, byte| odd | is_odd(byte)) {
+        cold_path();
         out.extend(value.iter().filter(|byte| !is_odd(byte)));
     } else {
         out.extend_from_slice(value);

@@ -4,6 +4,7 @@
 //! that the answer would be one of those errors. By then everything else is decided: who may enter, and
 //! which endpoints were tried. What comes of it is the answer, whatever it is.
 
+use std::hint::cold_path;
 use std::sync::Arc;
 
 use super::buffer::Scratch;
@@ -87,6 +88,7 @@ impl Page {
     ) -> Option<Box<Self>> {
         let policies = route.filters.policies.as_ref()?;
         let errors = policies.errors.as_ref().filter(|errors| !errors.statuses.is_empty())?;
+        cold_path();
         match next {
             Next::Proxy { .. } | Next::Answer(Answer::Status(404)) => {}
             Next::Answer(Answer::Status(status)) if errors.statuses.contains(status) => {}

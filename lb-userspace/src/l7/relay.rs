@@ -3,6 +3,7 @@
 //! At most one read buffer or pipe is held, and nothing is read while the other side does not take
 //! what was read: back-pressure is the absence of reading.
 
+use std::hint::cold_path;
 use std::io::{self, IoSlice};
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -166,9 +167,11 @@ impl Leg {
             if let (Carrier::Socket(from), Some(to)) = (from, to.sink())
                 && self.can_splice(buf, from, to)
             {
+                cold_path();
                 ready!(self.poll_splice(cx, from, to))?;
             }
             if self.pipe.as_ref().is_some_and(|pipe| pipe.held() > 0) {
+                cold_path();
                 // Nothing may overtake them, and without them the message is not through.
                 return Poll::Ready(Err(Broken::Receiver(io::ErrorKind::BrokenPipe.into())));
             }
@@ -176,6 +179,7 @@ impl Leg {
             if self.body.is_done() {
                 self.done = true;
                 if let Some(copy) = self.copy.take() {
+                    cold_path();
                     copy.end();
                 }
                 return Poll::Ready(Ok(()));
@@ -189,6 +193,7 @@ impl Leg {
             self.read += n as u64;
             self.pours = buf.is_full();
             if n == 0 {
+                cold_path();
                 if self.body != Body::UntilClose {
                     return Poll::Ready(Err(Broken::Sender(io::ErrorKind::UnexpectedEof.into())));
                 }
@@ -262,6 +267,7 @@ impl Leg {
                 Coding::Same => {
                     let left_out = self.body.left_out(buf.bytes()).map_err(|_| Broken::Framing)?;
                     if left_out > 0 {
+                        cold_path();
                         buf.consume(left_out);
                         continue;
                     }
@@ -289,6 +295,7 @@ impl Leg {
         let allowed = usize::try_from(self.allowed.saturating_sub(self.body_written())).unwrap_or(usize::MAX);
         let body = buf.bytes().get(..self.ready.min(allowed)).unwrap_or_default();
         if head.is_empty() && body.is_empty() {
+            cold_path();
             // What the pace let go is not held back. Whoever sets it looks again.
             ready!(to.poll_flush(cx))?;
             return Poll::Pending;
@@ -308,6 +315,7 @@ impl Leg {
             (false, false) => ready!(to.poll_write(cx, &[IoSlice::new(head), IoSlice::new(body)]))?,
         };
         if n == 0 {
+            cold_path();
             return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
         }
         self.written += n as u64;

@@ -5,6 +5,7 @@
 //! ingress-nginx makes of those, so sessions survive the move from there to here and back.
 
 use std::collections::HashMap;
+use std::hint::cold_path;
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -190,6 +191,7 @@ pub(super) fn of(
     scheme: Scheme,
 ) -> (Option<usize>, Option<Box<Scratch>>) {
     let Some(sessions) = upstream.and_then(|entry| entry.sessions.as_ref()) else { return (None, None) };
+    cold_path();
     let endpoint = sessions.endpoint(headers);
     let may_begin = endpoint.is_none() || sessions.moves();
     let Labels { host, path, .. } = &*route.labels;

@@ -6,6 +6,8 @@
 mod coder;
 mod packed;
 
+use std::hint::cold_path;
+
 use super::h1::head::{Block, LineSet};
 use super::h1::{Body, Request, Response, Version};
 use super::policy::HeaderEdits;
@@ -39,6 +41,7 @@ impl Accepts {
     /// What a request says, as far as anything is compressed at all.
     pub(super) fn of(compression: Option<&Compression>, request: &Request<'_, '_>) -> Self {
         let Some(compression) = compression else { return Self::default() };
+        cold_path();
         // Its end could not be told to others.
         if request.version != Version::Http11 || forbids(&request.block) {
             return Self::default();

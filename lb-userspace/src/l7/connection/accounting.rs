@@ -1,5 +1,6 @@
 //! What is told of a request that has ended: counters, its line in the access log, its span.
 
+use std::hint::cold_path;
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -33,6 +34,7 @@ impl Connection<'_, '_> {
             }
         }
         if let Some(span) = span {
+            cold_path();
             self.worker.tell(span.end(*waited, &end));
         }
         if let Some(line) = line {

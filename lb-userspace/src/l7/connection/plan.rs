@@ -1,5 +1,6 @@
 //! What was decided about a request, for when the bytes of its head are gone.
 
+use std::hint::cold_path;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -113,6 +114,7 @@ fn for_another_attempt(filters: &Filters, body: &Body, is_idempotent: bool) -> O
     let repeats = tries != 1 && on != Conditions::default();
     let may_repeat = repeats && (is_idempotent || on.has(Condition::NonIdempotent));
     let in_memory = filters.buffers.again.filter(|_| may_repeat && !body.is_done())?;
+    cold_path();
     let is_short = matches!(body, Body::Length(length) if *length <= in_memory as u64);
     (is_short || on.judges_answers()).then_some(in_memory)
 }
@@ -125,6 +127,7 @@ pub(super) fn lead(
     known: Known<'_, '_, '_>,
 ) -> Lead {
     if let Some(pinned) = pinned {
+        cold_path();
         return Lead::Endpoint(pinned);
     }
     let key = snapshot.router.upstreams.get(upstream).and_then(|entry| entry.key.as_ref());
@@ -139,6 +142,7 @@ pub(super) fn count(
     started: Instant,
 ) -> Option<Box<UnderWay>> {
     let limits = decision.limits?;
+    cold_path();
     let zone = router.limit_zones.get(&limits.ingress)?;
     let client = match &limits.by {
         None => limit_zones::Client::at(known.effective.addr),
@@ -168,6 +172,7 @@ pub(super) fn params(
     let Some(location) = route.filters.fastcgi.as_ref().filter(|_| asks) else {
         return fcgi::Params::default();
     };
+    cold_path();
     let place = Place { route, upstream: log::upstream_name(route), stand_in: "", alternative, target };
     fcgi::Params::of(location, &Subject { place: Some(place), ..subject })
 }

@@ -1,6 +1,7 @@
 //! What follows the head of a response: its body on the way to the client, or a tunnel.
 
 use std::future::poll_fn;
+use std::hint::cold_path;
 use std::io;
 use std::task::Poll;
 
@@ -22,12 +23,14 @@ impl Exchange<'_, '_, '_, '_> {
         let crawl = Crawl::default();
         let through = poll_fn(|cx| {
             if let Poll::Ready(Err(_)) = self.poll_upload(cx) {
+                cold_path();
                 // The client broke off its body; the response alone may still be wanted.
                 self.upload_broken = true;
             }
             match download.poll(cx, &self.upstream, &mut self.buf, &self.connection.socket) {
                 Poll::Ready(result) => return Poll::Ready(result),
-                Poll::Pending => {}
+                // Small answers are here, and go out, at once.
+                Poll::Pending => cold_path(),
             }
             let now = download.moved() + self.upload.moved();
             if now != moved {
@@ -103,8 +106,12 @@ pub(super) fn account(
     tally.head_sent = download.written - tally.body_sent;
     match through {
         Ok(()) => Sent::Response { status, after },
-        Err(Broken::Receiver(_)) => Sent::Broken { status: 499 },
+        Err(Broken::Receiver(_)) => {
+            cold_path();
+            Sent::Broken { status: 499 }
+        }
         Err(error) => {
+            cold_path();
             tracing::debug!(%error, status, "response cut off by the upstream");
             let failure = match &error {
                 Broken::Sender(error) if error.kind() == io::ErrorKind::TimedOut => Failure::Timeout,

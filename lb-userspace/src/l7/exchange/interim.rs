@@ -1,5 +1,7 @@
 //! What an upstream says before its response, like 103 Early Hints: passed on at once to clients that know of such heads.
 
+use std::hint::cold_path;
+
 use super::super::buffer::Scratch;
 use super::super::h1::{Response, Version};
 use super::super::heads;
@@ -23,8 +25,12 @@ impl Exchange<'_, '_, '_, '_> {
             match self.response_head().await? {
                 Said::Answer(answered) => return Ok(answered),
                 // Apart, so that others do not carry its size.
-                Said::Interim(head) if Box::pin(self.connection.send(&head)).await => {}
-                Said::Interim(_) => return Err(Failed::Client { status: 499 }),
+                Said::Interim(head) => {
+                    cold_path();
+                    if !Box::pin(self.connection.send(&head)).await {
+                        return Err(Failed::Client { status: 499 });
+                    }
+                }
             }
         }
     }

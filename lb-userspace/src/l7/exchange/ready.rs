@@ -1,5 +1,7 @@
 //! What the head of an upstream's response comes to: the head for the client, and how the body is read and written.
 
+use std::hint::cold_path;
+
 use super::super::buffer::Scratch;
 use super::super::compress::{self, Packing, Verdict};
 use super::super::connection::Connection;
@@ -54,6 +56,7 @@ impl Exchange<'_, '_, '_, '_> {
             &mut head,
         );
         if gets_chunks {
+            cold_path();
             heads::add_chunks(&mut head);
         }
         let Response { status, streams, len, .. } = *response;
@@ -69,6 +72,7 @@ impl Exchange<'_, '_, '_, '_> {
         body: &Body,
     ) -> (Verdict, Option<Box<Packing>>) {
         let Some(compression) = self.compression else { return (Verdict::Plain, None) };
+        cold_path();
         let verdict = compress::judge(compression, self.outgoing.accepts, response, &self.connection.edits);
         let Verdict::Packed(algorithm) = verdict else { return (verdict, None) };
         let packing = match bodyless {
@@ -83,6 +87,7 @@ impl Exchange<'_, '_, '_, '_> {
 }
 
 /// How the upstream wants to be told who the client is: whole lines.
+#[cold]
 fn challenge(response: &Response<'_, '_>) -> Scratch {
     let mut lines = Scratch::take();
     let named = response.block.named(|name| name.eq_ignore_ascii_case("www-authenticate"));

@@ -1,5 +1,6 @@
 //! What is changed in the head of a response: header lines of ours, on an upstream's answer and on our own alike.
 
+use std::hint::cold_path;
 use std::rc::Rc;
 
 use super::super::buffer::Scratch;
@@ -68,11 +69,13 @@ impl HeaderEdits {
         let mut edits = Self::plain(snapshot);
         let filled = &snapshot.router.common_headers.filled;
         if !filled.is_empty() {
+            cold_path();
             let mut lines = Scratch::take();
             Set(filled).put_all(known, &mut lines);
             edits.extras.get_or_insert_default().filled = Some(lines);
         }
         let Some(policies) = policies else { return edits };
+        cold_path();
         if let Some(cors) = &policies.cors {
             cors::edit(cors, &Headers::Sent(known.request.block), &mut edits);
         }
@@ -157,6 +160,7 @@ impl HeaderEdits {
         match self.extras.as_ref().and_then(|extras| extras.swaps.as_ref()) {
             None => response.block.copy_except(gone, out),
             Some(swaps) => {
+                cold_path();
                 let swapped = swaps.lines(&response.block).without(gone);
                 response.block.copy_except(gone.with(swapped), out);
                 swaps.write(&response.block, swapped, out);

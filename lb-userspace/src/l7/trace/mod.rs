@@ -7,6 +7,7 @@ mod parent;
 mod span;
 
 use std::borrow::Cow;
+use std::hint::cold_path;
 
 use super::balance::Random;
 use super::digits::lower_hex;
@@ -37,6 +38,7 @@ impl<'b> Context<'b> {
     /// `None` where the location is not traced.
     pub(super) fn of(policies: Option<&Policies>, block: &Block<'_, 'b>, random: &Random) -> Option<Self> {
         let traced = policies?.traced.as_deref()?;
+        cold_path();
         Some(Self::new(traced, block, random))
     }
 

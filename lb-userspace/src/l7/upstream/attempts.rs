@@ -2,6 +2,7 @@
 //! follow.
 
 use std::cell::Cell;
+use std::hint::cold_path;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -218,6 +219,7 @@ impl<'s> Attempts<'s> {
     pub(in crate::l7) async fn lease(&mut self) -> Result<Lease, u16> {
         loop {
             if self.failed > 0 {
+                cold_path();
                 self.now = Now::at(Instant::now());
             }
             let (picked, via) = self.pick().ok_or(503_u16)?;
@@ -233,6 +235,7 @@ impl<'s> Attempts<'s> {
                 }
                 Err(failure) => failure,
             };
+            cold_path();
             match self.let_down(failure, Progress::Unsent) {
                 Next::Again => {}
                 Next::Answer(status) => return Err(status),
@@ -272,6 +275,7 @@ impl<'s> Attempts<'s> {
     /// An endpoint, and by which connections.
     fn pick(&mut self) -> Option<(Picked, Via)> {
         if let Some(stale) = self.stale.take() {
+            cold_path();
             return Some((stale, Via::New));
         }
         let Self { snapshot, terms, tried, worker, now, .. } = self;
@@ -284,6 +288,7 @@ impl<'s> Attempts<'s> {
         };
         self.session = None;
         if let Some(sessions) = &entry.sessions {
+            cold_path();
             if let Some(pinned) = pinned.filter(|pinned| !sessions.moves() || is_open(*pinned)) {
                 return Some((endpoints.pinned(pinned)?, Via::Any));
             }
@@ -320,6 +325,7 @@ impl<'s> Attempts<'s> {
         let peer = Peer { addr, client };
         let limits = &self.snapshot.router.keepalive;
         if self.terms.speech == Speech::Http2 {
+            cold_path();
             let patience = match self.terms.transport {
                 Transport::Plain => self.terms.connect,
                 Transport::Tls(_) => self.terms.connect.saturating_mul(2),
@@ -334,6 +340,7 @@ impl<'s> Attempts<'s> {
             return Ok((way, peer, u32::from(reused), Instant::now()));
         }
         if self.terms.speech == Speech::FastCgi {
+            cold_path();
             let way = Way::Records(Box::pin(self.connect(peer.addr)).await?);
             return Ok((way, peer, 0, Instant::now()));
         }
@@ -343,6 +350,7 @@ impl<'s> Attempts<'s> {
         {
             return Ok((Way::Link(pooled.link), peer, pooled.requests, pooled.opened));
         }
+        cold_path();
         let way = Way::Link(Box::pin(self.connect(peer.addr)).await?);
         Ok((way, peer, 0, Instant::now()))
     }
@@ -480,6 +488,7 @@ impl<'s> Attempts<'s> {
     /// response is thrown away then.
     pub(in crate::l7) fn rejects(&mut self, status: u16, progress: Progress) -> bool {
         let Some(condition) = Condition::of_status(status) else { return false };
+        cold_path();
         if !self.terms.retry.on.has(condition) {
             return false;
         }
