@@ -22,7 +22,9 @@ pub(super) use self::http2::serve_stream;
 pub(super) use self::parting::linger;
 
 pub(super) use self::crawl::Crawl;
-use self::plan::{Awaited, Filled, Head, Plan, Step, begin_account, count, held, lead, params, small};
+use self::plan::{
+    Awaited, Filled, Head, Placed, Plan, Step, begin_account, count, held, lead, params, small,
+};
 use super::auth::{self, Checks};
 use super::body_memory::Share;
 use super::buffer::{Buf, Scratch};
@@ -327,7 +329,7 @@ impl Connection<'_, '_> {
     }
 
     /// Everything that has to be known once the head's bytes are gone.
-    fn plan(&self, request: &Request<'_, '_>) -> Box<Plan> {
+    fn plan(&self, request: &Request<'_, '_>) -> Placed {
         let started = Instant::now();
         let snapshot = self.worker.current.load();
         let forwarding = &snapshot.router.edge.forwarding;
@@ -508,7 +510,7 @@ impl Connection<'_, '_> {
             }
         };
         let is_farewell = !request.persists && body.is_done();
-        Box::new(Plan {
+        Placed::new(Plan {
             started,
             is_farewell,
             head_len,
@@ -532,7 +534,7 @@ impl Connection<'_, '_> {
     }
 
     /// Works on the plan where it lies: what is moved out of it would have a second place in the future.
-    async fn carry_out(&mut self, mut plan: Box<Plan>) -> Left {
+    async fn carry_out(&mut self, mut plan: Placed) -> Left {
         let _writing = During::of(&self.worker.writing);
         self.requests += 1;
         self.buf.consume(plan.head_len);

@@ -1,6 +1,8 @@
 //! What was decided about a request, for when the bytes of its head are gone.
 
+use std::cell::RefCell;
 use std::hint::cold_path;
+use std::ops::{Deref, DerefMut};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -29,7 +31,7 @@ use crate::model::upstream::{Condition, Conditions, Retry};
 /// What the bytes that were read are.
 pub(super) enum Head {
     Incomplete,
-    Planned(Box<Plan>),
+    Planned(Placed),
     /// The preface of HTTP/2.
     Http2,
     Refused(Refusal),
@@ -49,6 +51,52 @@ pub(super) enum Filled {
     Bytes,
     End,
     Late,
+}
+
+/// Plans whose memory a thread keeps; beyond that a burst allocates and frees.
+const SPARE_MAX: usize = 256;
+
+thread_local! {
+    /// Memory of plans that were carried out; empty.
+    static SPARE: RefCell<Vec<Vec<Plan>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// A plan in memory that the thread uses again: an allocator has few pieces of a size at hand, and every request under
+/// way holds one.
+pub(super) struct Placed(Vec<Plan>);
+
+impl Placed {
+    pub(super) fn new(plan: Plan) -> Self {
+        let mut place = SPARE.with_borrow_mut(Vec::pop).unwrap_or_else(|| Vec::with_capacity(1));
+        place.push(plan);
+        Self(place)
+    }
+}
+
+impl Deref for Placed {
+    type Target = Plan;
+
+    fn deref(&self) -> &Plan {
+        self.0.first().expect("the plan it was made of")
+    }
+}
+
+impl DerefMut for Placed {
+    fn deref_mut(&mut self) -> &mut Plan {
+        self.0.first_mut().expect("the plan it was made of")
+    }
+}
+
+impl Drop for Placed {
+    fn drop(&mut self) {
+        let mut place = std::mem::take(&mut self.0);
+        place.clear();
+        SPARE.with_borrow_mut(|spare| {
+            if spare.len() < SPARE_MAX {
+                spare.push(place);
+            }
+        });
+    }
 }
 
 /// A decided request, free of the bytes it was read from.
