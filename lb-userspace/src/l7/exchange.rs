@@ -156,8 +156,9 @@ pub(super) async fn run(
         let attempt = attempt(connection, &mut attempts, &mut lease, outgoing, limits, compression, after);
         // Apart: both together are more than an allocator has at hand for a thread.
         let next = match Box::pin(attempt).await {
-            Ok(Through { sent, keep, bytes, rest }) => {
-                let now = Instant::now();
+            Ok(Through { sent, keep, bytes, rest, waited }) => {
+                // What was here with its head, and was taken at once, ended then: the clock need not be asked again.
+                let now = attempts.answered_at().filter(|_| !waited).unwrap_or_else(Instant::now);
                 attempts.ended(bytes, now);
                 if keep && !outgoing.closes {
                     lease.keep(connection.worker, snapshot, outgoing.terms.upstream, now);
@@ -207,6 +208,8 @@ struct Through {
     bytes: u64,
     /// All of it is here, and not yet with the client.
     rest: Option<Box<Output>>,
+    /// It, or the client's taking it, was waited for after its head was there.
+    waited: bool,
 }
 
 /// The response, as far as it could be passed on. Without one the request can be sent again, with what the endpoint
@@ -261,6 +264,7 @@ async fn attempt(
         // Apart, so that others do not carry its size.
         Some(limits) => {
             cold_path();
+            exchange.waited = true;
             Box::pin(exchange.relay_ahead(ready, limits)).await
         }
         None => {
@@ -281,7 +285,7 @@ async fn attempt(
     attempts.moved(exchange.traffic(bytes));
     let clean = exchange.upload.is_done() && is_read;
     let keep = keep_upstream && clean && matches!(sent, Sent::Response { .. });
-    Ok(Through { sent, keep, bytes, rest })
+    Ok(Through { sent, keep, bytes, rest, waited: exchange.waited })
 }
 
 /// An attempt that has its connection.
@@ -298,6 +302,8 @@ struct Exchange<'e, 'w, 's, 'u> {
     /// Bytes of the heads that it sent.
     heads: usize,
     informational: u32,
+    /// See [`Through`].
+    waited: bool,
     outgoing: &'e Outgoing,
     limits: &'e Limits,
     compression: Option<&'e Compression>,
@@ -368,6 +374,7 @@ where
             buf: Buf::default(),
             heads: 0,
             informational: 0,
+            waited: false,
             outgoing,
             limits,
             compression,
@@ -589,6 +596,7 @@ impl Exchange<'_, '_, '_, '_> {
         if *length <= here || *length > GATHERED {
             return;
         }
+        self.waited = true;
         tokio::task::yield_now().await;
         // What cannot be read now, or never, is for the relay to find.
         poll_fn(|cx| {

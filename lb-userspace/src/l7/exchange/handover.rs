@@ -30,7 +30,10 @@ impl Exchange<'_, '_, '_, '_> {
             match download.poll(cx, &self.upstream, &mut self.buf, &self.connection.socket) {
                 Poll::Ready(result) => return Poll::Ready(result),
                 // Small answers are here, and go out, at once.
-                Poll::Pending => cold_path(),
+                Poll::Pending => {
+                    cold_path();
+                    self.waited = true;
+                }
             }
             let now = download.moved() + self.upload.moved();
             if now != moved {
@@ -75,7 +78,7 @@ impl Exchange<'_, '_, '_, '_> {
         let up = self.connection.tally.body_received;
         let Traffic { sent: before, received } = self.traffic(bytes);
         attempts.moved(Traffic { sent: before + up, received });
-        Through { sent, keep: false, bytes, rest: None }
+        Through { sent, keep: false, bytes, rest: None, waited: true }
     }
 
     /// Bytes both ways until both sides closed or neither spoke for the read timeout.

@@ -423,6 +423,11 @@ impl<'s> Attempts<'s> {
         }
     }
 
+    /// When it did, if it did.
+    pub(in crate::l7) fn answered_at(&self) -> Option<Instant> {
+        self.now.header.map(|(_, took)| self.now.began + took)
+    }
+
     /// So much went to and fro by now.
     pub(in crate::l7) fn moved(&mut self, traffic: Traffic) {
         self.now.traffic = traffic;
