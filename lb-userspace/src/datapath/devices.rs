@@ -21,16 +21,19 @@ pub(super) struct Devices {
 }
 
 impl Devices {
-    /// Allows what is new in `view`. One that is refused is tried again the next time.
+    /// Allows what is new in `view`. One that is refused is tried again the next time. `forget`: the kernel knows of an interface by
+    /// where it leads, and forgets one that went if that is the same.
     pub(super) fn follow(
         &mut self,
         view: &View,
         choice: &Choice,
         allow: impl Fn(u32, u32) -> Result<(), Error>,
+        forget: impl Fn(u32),
     ) {
         let known = self.indices.len();
         let is_there = |ifindex: &u32| view.interfaces.contains_key(ifindex);
-        self.indices.retain(|(ifindex, to)| is_there(ifindex) && is_there(to));
+        let gone = self.indices.extract_if(.., |(ifindex, to)| !is_there(ifindex) || !is_there(to));
+        gone.filter(|(_, to)| is_there(to)).for_each(|(ifindex, _)| forget(ifindex));
         if self.indices.len() < known {
             self.ways.clear();
         }
@@ -93,17 +96,26 @@ mod tests {
             allowed.borrow_mut().push((ifindex, to));
             Ok(())
         };
+        let forgotten = RefCell::new(Vec::new());
+        let forget = |ifindex| forgotten.borrow_mut().push(ifindex);
 
-        devices.follow(&view, &choice, allow);
+        devices.follow(&view, &choice, allow, forget);
         assert_eq!(allowed.take(), [(7, 7), (2, 7), (3, 7)]);
-        devices.follow(&view, &choice, allow);
+        devices.follow(&view, &choice, allow, forget);
         assert_eq!(allowed.take(), []);
 
         // A port that leaves the bond and is ours by itself leads to itself.
         view.interfaces.extend([interface("eth1", 3, None)]);
         let both = Choice::new(vec!["bond0".to_owned(), "eth1".to_owned()]);
-        devices.follow(&view, &both, allow);
+        devices.follow(&view, &both, allow, forget);
         assert_eq!(allowed.take(), [(3, 3)]);
+
+        // Of a port that is gone the bond would keep the entry, however many come and go.
+        assert!(forgotten.borrow().is_empty());
+        view.interfaces.remove(&2);
+        view.interfaces.remove(&3);
+        devices.follow(&view, &both, allow, forget);
+        assert_eq!(forgotten.take(), [2]);
     }
 
     #[test]

@@ -275,6 +275,14 @@ impl Kernel {
         })
     }
 
+    /// Takes an interface back that went.
+    pub fn forget_device(&mut self, ifindex: u32) {
+        let map = self.ebpf.map_mut(maps::DEVICES);
+        let devices = map.and_then(|map| DevMapHash::try_from(map).ok());
+        // One that is not there is what is wanted.
+        let _ = devices.map(|mut devices: DevMapHash<_>| devices.remove(ifindex));
+    }
+
     /// Whether any flow is translated.
     pub fn any_translated(&self) -> bool {
         let map = self.ebpf.map(maps::NAT_REVERSE);

@@ -453,8 +453,9 @@ impl Worker {
 
     fn allow_devices(&mut self) {
         let Self { devices, netlink, choice, shared, .. } = self;
-        devices
-            .follow(netlink.view(), choice, |ifindex, to| shared.engine().kernel.allow_device(ifindex, to));
+        let allow = |ifindex, to| shared.engine().kernel.allow_device(ifindex, to);
+        let forget = |ifindex| shared.engine().kernel.forget_device(ifindex);
+        devices.follow(netlink.view(), choice, allow, forget);
     }
 
     async fn settle(&self) {
