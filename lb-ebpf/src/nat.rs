@@ -185,7 +185,7 @@ fn to_backend<F: Family>(ctx: &XdpContext, carry: &mut Carry) -> Outcome {
             lost => tags::behind(lost, 0, Verdict::ForwardedLocal.into()),
         };
     }
-    let Way { next_hop, tags, .. } = match forward::way(ctx, &tables, backend) {
+    let Way { next_hop, tags } = match forward::way(ctx, &tables, backend) {
         Ok(way) => way,
         Err(verdict) => return verdict.into(),
     };
@@ -263,7 +263,7 @@ const LEAST_MTU: u32 = 1280;
 #[inline(always)]
 fn narrower(ctx: &XdpContext, ifindex: u32, length: u32) -> Option<u16> {
     let mut mtu = length;
-    // SAFETY: `ctx` is the program's own context; the helper reads the length and writes the MTU (Linux 5.13).
+    // SAFETY: `ctx` is the program's own context; the helper reads the length and writes the MTU (Linux 5.12).
     let checked = unsafe { bpf_check_mtu(ctx.ctx.cast(), ifindex, &mut mtu, 0, 0) };
     (checked > 0).then_some(mtu as u16)
 }
