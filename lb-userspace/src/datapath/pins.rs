@@ -175,7 +175,8 @@ pub fn directory(bpffs: &Path) -> Result<PathBuf, Error> {
         call: "getsockopt SO_NETNS_COOKIE of",
         object: "a socket".to_owned(),
         source,
-        hint: "needs Linux 5.14 or newer; --pin off does without",
+        // Linux 5.14 has it.
+        hint: "the kernel part needs Linux 6.1 or newer; --datapath off serves HTTP and TLS on any",
     })?;
     Ok(bpffs.join("penstock").join(cookie.to_string()))
 }

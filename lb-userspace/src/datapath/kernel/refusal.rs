@@ -11,6 +11,11 @@ const PERMISSION: &str = "needs root or CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON";
 
 /// The cause with its error number, and what would help where that is known.
 pub(in crate::datapath) fn told(error: &(dyn Error + 'static)) -> String {
+    told_on(error, &rustix::system::uname().release().to_string_lossy())
+}
+
+/// The same on a kernel of this release.
+fn told_on(error: &(dyn Error + 'static), release: &str) -> String {
     let mut text = error.to_string();
     let mut number = None;
     let mut next = Some(error);
@@ -36,22 +41,28 @@ pub(in crate::datapath) fn told(error: &(dyn Error + 'static)) -> String {
         }
         next = current.source();
     }
-    match number.map_or("", hint) {
-        "" => text,
-        hint => format!("{text}; {hint}"),
+    let kernel = format!("Linux 6.1 or newer (this is {release}; --datapath off serves HTTP and TLS on any)");
+    match number {
+        // The verifier, which without CAP_PERFMON forbids more; or a security module.
+        Some(libc::EACCES) => format!("{text}; {PERMISSION}, and {kernel}"),
+        // 5.15 and 5.19 say E2BIG to a map of one value of 30 MB.
+        Some(libc::EINVAL | libc::ENOSYS | libc::EOPNOTSUPP | libc::E2BIG) => {
+            format!("{text}; needs {kernel}")
+        }
+        _ => match number.map_or("", hint) {
+            "" => text,
+            hint => format!("{text}; {hint}"),
+        },
     }
 }
 
 fn hint(number: i32) -> &'static str {
     match number {
         libc::EPERM => PERMISSION,
-        // The verifier, which without CAP_PERFMON forbids more; or a security module.
-        libc::EACCES => "needs root or CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON, Linux 5.18 or newer",
         libc::EMFILE | libc::ENFILE => {
             "more open files are needed: raise the limit (ulimit -n, LimitNOFILE=)"
         }
         libc::ENOMEM => "more memory is needed, or a smaller --flow-entries",
-        libc::EINVAL | libc::ENOSYS | libc::EOPNOTSUPP | libc::E2BIG => "needs Linux 5.18 or newer",
         _ => "",
     }
 }
@@ -89,6 +100,20 @@ mod tests {
         );
         let hidden = MapError::IoError(io::Error::from_raw_os_error(libc::EPERM));
         assert_eq!(told(&hidden), format!("Operation not permitted (os error 1); {PERMISSION}"));
+    }
+
+    #[test]
+    fn a_kernel_that_is_too_old_is_named_with_the_one_that_is_needed() {
+        let too_large = MapError::CreateError {
+            name: "TABLES".to_owned(),
+            io_error: io::Error::from_raw_os_error(libc::E2BIG),
+        };
+
+        assert_eq!(
+            told_on(&too_large, "5.15.0-204-generic"),
+            "failed to create map `TABLES`: Argument list too long (os error 7); needs Linux 6.1 or newer (this is \
+             5.15.0-204-generic; --datapath off serves HTTP and TLS on any)"
+        );
     }
 
     #[test]
