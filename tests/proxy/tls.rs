@@ -10,7 +10,7 @@ use rcgen::{CertificateParams, DnType, KeyPair};
 
 use crate::rig::{Backend, DEADLINE, Rig, to};
 use crate::takeover::Agents;
-use crate::tls_client::Tls;
+use crate::tls_client::{Tls, config};
 
 #[test]
 fn the_certificate_follows_the_name_exact_then_wildcard_then_default() {
@@ -45,6 +45,23 @@ fn the_upstream_is_told_https_and_443_and_the_client_gets_hsts() {
         text.contains("\r\nStrict-Transport-Security: max-age=31536000; includeSubDomains\r\n"),
         "{text}"
     );
+}
+
+#[test]
+fn clients_speak_what_they_offer_and_strangers_nothing() {
+    let backend = Backend::mirror();
+    let rig = Rig::start(to(&[backend.addr]));
+    let offering = |protocols: &[&str]| {
+        let mut config = Arc::unwrap_or_clone(config(None, rustls::ALL_VERSIONS));
+        config.alpn_protocols = protocols.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
+        Tls::with(Arc::new(config), rig.https, "a.example")
+    };
+    for protocol in ["http/1.1", "http/1.0"] {
+        let mut client = offering(&["foo", protocol]).expect("a session");
+        assert_eq!(client.0.conn.alpn_protocol(), Some(protocol.as_bytes()));
+        assert_eq!(client.status("a.example", "/"), 200, "{protocol}");
+    }
+    assert!(offering(&["foo"]).is_err());
 }
 
 #[test]

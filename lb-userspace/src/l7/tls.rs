@@ -299,7 +299,7 @@ impl<'p> Maker<'p> {
         if policy.http2 {
             config.alpn_protocols.push(b"h2".to_vec());
         }
-        config.alpn_protocols.push(b"http/1.1".to_vec());
+        config.alpn_protocols.extend([b"http/1.1".to_vec(), b"http/1.0".to_vec()]);
         config.ignore_client_order = ciphers.order == CipherOrder::Ours;
         let scope = authority.map_or_else(Scope::default, |authority| authority.scope());
         match policy.resumption {
