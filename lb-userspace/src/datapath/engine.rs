@@ -283,6 +283,11 @@ impl Engine {
         (live, over)
     }
 
+    /// Whether the wish has to be applied once more: there is memory for tables that found too little.
+    pub fn has_room_again(&mut self) -> bool {
+        self.book.has_room_again()
+    }
+
     /// Has the next change look at everything: one before it was not carried out to its end.
     pub fn doubt(&mut self) {
         self.book.doubt();

@@ -81,6 +81,10 @@ pub struct Book {
     former_sources: BTreeSet<IpAddr>,
     /// The VIPs of each pool.
     places: BTreeMap<PoolId, BTreeSet<Place>>,
+    /// The last plan found less memory for tables than it wanted.
+    is_short: bool,
+    /// Some was given back since that was looked at.
+    has_freed: bool,
 }
 
 /// What a plan has to look at.
@@ -167,6 +171,8 @@ impl Book {
             changing: BTreeSet::new(),
             former_sources: BTreeSet::new(),
             places: BTreeMap::new(),
+            is_short: false,
+            has_freed: false,
         }
     }
 }
@@ -190,6 +196,7 @@ impl Book {
     pub fn plan(&mut self, want: &Want, now: u32) -> Plan {
         let mut plan = Plan::default();
         let mut retired = std::mem::take(&mut self.lingering);
+        self.is_short = false;
         let Again { pools, vips } = self.touched(want);
         self.plan_tags(want, &pools, &mut plan, &mut retired);
         self.plan_backends(want, &pools, now, &mut plan, &mut retired);
@@ -254,6 +261,11 @@ impl Book {
         (plan, is_over)
     }
 
+    /// Whether another plan of the same wish may find what the last one did not: memory for tables.
+    pub fn has_room_again(&mut self) -> bool {
+        self.is_short && std::mem::take(&mut self.has_freed)
+    }
+
     /// Gives back what nothing names any more, once no packet can be reading it.
     fn release(&mut self, retired: Retired, switched: bool, plan: &mut Plan) {
         let Retired { backends, tags, records, translated, ranges, regions, addr_ids } = retired;
@@ -276,6 +288,7 @@ impl Book {
         tags.into_iter().for_each(|tag| self.tag_ids.give_back(tag));
         records.into_iter().for_each(|index| self.record_ids.give_back(index));
         addr_ids.into_iter().for_each(|id| self.addr_id_pool.give_back(id));
+        self.has_freed |= !regions.is_empty();
         for (base, size) in regions {
             self.regions.give_back(base, size);
         }

@@ -73,6 +73,8 @@ pub struct Worker {
     desired: watch::Receiver<Arc<L4>>,
     /// The desired state that is installed: as it was wished, and as it became.
     installed: Option<(Arc<L4>, Arc<L4>)>,
+    /// It has to be applied once more: some of it found no memory, which is free now.
+    once_more: bool,
     /// What of an agent before us goes on without being wished for.
     held: Held,
     /// There is a port for the tunnel.
@@ -179,6 +181,7 @@ pub async fn start(
         netlink,
         desired,
         installed: None,
+        once_more: false,
         destinations: Destinations::default(),
         followed: OrdSet::new(),
         join: Join::default(),
@@ -297,7 +300,7 @@ impl Worker {
                         let is_due = ticks.is_multiple_of(REMAINS_TICKS);
                         self.sweep(if is_due { Look::Remains } else { Look::Flows }).await;
                     }
-                    if !(failed && ticks.is_multiple_of(RETRY_TICKS)) {
+                    if !self.once_more && !(failed && ticks.is_multiple_of(RETRY_TICKS)) {
                         continue;
                     }
                 }
@@ -333,7 +336,8 @@ impl Worker {
     /// Reads what changed of network and wish; plans and applies if that makes a difference.
     async fn update(&mut self) -> Result<Update, Error> {
         let wish = Arc::clone(&self.desired.borrow_and_update());
-        let wished = !self.installed.as_ref().is_some_and(|(installed, _)| Arc::ptr_eq(installed, &wish));
+        let is_new = !self.installed.as_ref().is_some_and(|(installed, _)| Arc::ptr_eq(installed, &wish));
+        let wished = std::mem::take(&mut self.once_more) || is_new;
         if !wish.unread {
             self.held = Held::default();
         }
@@ -393,8 +397,8 @@ impl Worker {
         self.problems = problems;
         let followed = self.followed.clone();
         self.follow(&l4);
-        let is_new = |change| matches!(change, DiffItem::Add(_));
-        if followed.diff(&self.followed).any(is_new) {
+        let is_added = |change| matches!(change, DiffItem::Add(_));
+        if followed.diff(&self.followed).any(is_added) {
             self.netlink.wake();
         }
         self.installed = Some((wish, l4));
@@ -458,12 +462,19 @@ impl Worker {
         devices.follow(netlink.view(), choice, allow, forget);
     }
 
-    async fn settle(&self) {
+    async fn settle(&mut self) {
         let shared = Arc::clone(&self.shared);
-        let settled = tokio::task::spawn_blocking(move || shared.engine().settle()).await;
-        if let Err(error) = settled {
-            tracing::error!(%error, "slots not settled; please report this");
-            self.shared.engine().doubt();
+        let settled = tokio::task::spawn_blocking(move || {
+            let mut engine = shared.engine();
+            engine.settle();
+            engine.has_room_again()
+        });
+        match settled.await {
+            Ok(has_room) => self.once_more |= has_room,
+            Err(error) => {
+                tracing::error!(%error, "slots not settled; please report this");
+                self.shared.engine().doubt();
+            }
         }
     }
 

@@ -12,6 +12,7 @@ use crate::datapath::maglev;
 use crate::datapath::memory::Tables;
 use crate::datapath::slots::Slots;
 use crate::datapath::want::{Want, problem};
+use crate::model::{Problem, Severity};
 use crate::model::l4::{PoolId, Protocol};
 
 /// The table of a pool.
@@ -93,6 +94,13 @@ impl Table {
         self.slots.bits()
     }
 
+    /// How many slots it has, and how many it should have, if those are more.
+    fn missing(&self) -> Option<(u32, u32)> {
+        let (bits, (_, wished)) = (self.bits(), sizes(&self.shares));
+        let owned = self.shares.values().any(|(_, weight)| *weight > 0);
+        (owned && bits < wished).then_some((1 << bits, 1 << wished))
+    }
+
     pub(super) fn is_settled(&self) -> bool {
         self.previous.is_none()
     }
@@ -135,25 +143,34 @@ impl Book {
             let shares = self.shares(id, want);
             let asked = want.pools.get(id).is_some_and(|pool| pool.affinity.is_some() || pool.conservative);
             let former: BTreeSet<BackendId> = self.former(id).map(|(_, _, id)| id).collect();
+            let mut least = 0;
             if let Some(table) = self.tables.get_mut(id)
                 && table.shares == shares
                 && (table.asked == asked || !table.asked)
             {
                 table.asked = asked;
-                table.former = former;
-                continue;
+                table.former.clone_from(&former);
+                if table.missing().is_none() {
+                    continue;
+                }
+                least = table.bits() + 1;
             }
             let old = self.tables.get(id).cloned().unwrap_or_default();
-            match self.changed(&old, (shares, former), asked, now, plan) {
+            match self.changed(&old, Change { shares, former, asked, least }, now, plan) {
                 Some(table) => {
                     old.retire(retired);
                     self.tables.insert(id.clone(), table);
                 }
+                None if least > 0 => {}
                 None => {
                     let message = "no memory is left for its table; it keeps the old one".to_owned();
                     plan.problems.push(problem(id, message));
-                    self.again.pools.insert(id.clone());
+                    self.lacks(id);
                 }
+            }
+            if let Some((slots, wished)) = self.tables.get(id).and_then(Table::missing) {
+                plan.problems.push(small(id, slots, wished));
+                self.lacks(id);
             }
         }
         for table in gone.into_iter().filter_map(|id| self.tables.remove(id)) {
@@ -161,19 +178,19 @@ impl Book {
         }
     }
 
+    /// Has the next plan look at a pool that found too little memory, and one be made when some is free.
+    fn lacks(&mut self, id: &PoolId) {
+        self.again.pools.insert(id.clone());
+        self.is_short = true;
+    }
+
     /// The table over other shares, in regions of its own: smaller than wished rather than none.
-    fn changed(
-        &mut self,
-        old: &Table,
-        (shares, former): (BTreeMap<SocketAddr, (BackendId, u16)>, BTreeSet<BackendId>),
-        asked: bool,
-        now: u32,
-        plan: &mut Plan,
-    ) -> Option<Table> {
+    fn changed(&mut self, old: &Table, change: Change, now: u32, plan: &mut Plan) -> Option<Table> {
+        let Change { shares, former, asked, least: larger } = change;
         let living: BTreeSet<BackendId> =
             shares.values().map(|(id, _)| *id).chain(former.iter().copied()).collect();
         let (least, wished) = sizes(&shares);
-        for bits in (least..=wished).rev() {
+        for bits in (least.max(larger)..=wished).rev() {
             let owners = maglev::fill(bits, &shares);
             let mut slots = old.slots.clone();
             if old.asked && !asked {
@@ -330,6 +347,25 @@ impl Book {
             }
         }
     }
+}
+
+/// What a table is to become.
+struct Change {
+    shares: BTreeMap<SocketAddr, (BackendId, u16)>,
+    former: BTreeSet<BackendId>,
+    asked: bool,
+    /// No smaller than this, log2.
+    least: u32,
+}
+
+/// A table that found less memory than it wants.
+fn small(id: &PoolId, slots: u32, wished: u32) -> Problem {
+    let message = format!(
+        "its table has {slots} slots instead of {wished}, for want of memory: its endpoints share less evenly, and flows \
+         that get to another balancer may break; it becomes larger when tables of others settle or go"
+    );
+    let fix = "fewer Services, or fewer endpoints of each, on one balancer".to_owned();
+    Problem { severity: Severity::Warning, reason: "table-small", fix, ..problem(id, message) }
 }
 
 /// Smallest and best log2 of the size of a table over these shares.

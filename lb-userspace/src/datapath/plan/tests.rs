@@ -511,3 +511,69 @@ fn a_former_self_goes_with_its_backend() {
     assert_eq!(carry_out(&mut book, &Want::default(), &tables), 0);
     assert_eq!((book.backends.len(), &book.regions), (0, &Regions::new(maps::POOL_SLOTS)));
 }
+
+#[test]
+fn a_table_that_found_no_memory_gets_it_when_others_have_settled() {
+    let tables = Tables::owned();
+    // Three tables of 1,024 slots, and one that is contested.
+    let mut book = Book { regions: Regions::new(1 << 13), ..Book::default() };
+    let mut want = Want::default();
+    (0..4).for_each(|service| serve(&mut want, service, &[1, 2, 3]));
+    assert_eq!(carry_out(&mut book, &want, &tables), 0);
+    for id in (0..4).map(pool_id) {
+        want.pools.get_mut(&id).expect("served").backends.insert(backend_addr(4), backend(4, 1));
+    }
+    let plan = book.plan(&want, 0);
+    plan.ops.iter().for_each(|op| op.apply(&tables, &mut ()));
+    let reasons: Vec<_> = plan.problems.iter().map(|problem| problem.message.as_str()).collect();
+    assert!(!reasons.is_empty() && reasons.iter().all(|why| why.contains("no memory")), "{reasons:?}");
+
+    // As many plans as there are pools, and nobody wishes for anything else.
+    let mut plans = 0;
+    for now in (100..).step_by(100).take(8) {
+        let observed = Observed { now, grace: 5, spared: None, translated: None };
+        let (plan, _) = book.settle(&tables, &observed);
+        plan.ops.iter().for_each(|op| op.apply(&tables, &mut ()));
+        if book.has_room_again() {
+            plans += 1;
+            carry_out(&mut book, &want, &tables);
+        }
+    }
+
+    assert!(plans > 0);
+    assert_eq!(book.plan(&want, 1_000), Plan::default(), "nothing is missing");
+    assert!((0..4).all(|n| book.table_size(&pool_id(n)) == Some((1024, 0))));
+    assert!(!book.has_room_again());
+}
+
+#[test]
+fn a_table_that_is_smaller_than_it_should_be_is_told_and_grows_when_there_is_room() {
+    let tables = Tables::owned();
+    let mut want = Want::default();
+    (0..3).for_each(|service| serve(&mut want, service, &[1, 2, 3]));
+    let planned = |order: [u8; 3]| {
+        let mut book = Book { regions: Regions::new(1 << 11), ..Book::default() };
+        // Of what is left one gets all that it wants, and the others a half and a quarter.
+        assert_eq!(book.regions.take(1 << 8), Some(0));
+        let (mut some, mut problems) = (Want::default(), Vec::new());
+        for service in order {
+            serve(&mut some, service, &[1, 2, 3]);
+            let plan = book.plan(&some, 0);
+            plan.ops.iter().for_each(|op| op.apply(&tables, &mut ()));
+            problems = plan.problems;
+        }
+        let reasons: Vec<_> = problems.iter().map(|problem| problem.reason).collect();
+        assert_eq!(reasons, ["table-small"; 2], "{order:?}");
+        book
+    };
+    let sizes = |book: &Book| [0, 1, 2].map(|n| book.table_size(&pool_id(n)).map(|(slots, _)| slots));
+
+    // Which one found room depends on who came first; once there is enough of it, nothing does.
+    let mut books = [planned([0, 1, 2]), planned([2, 1, 0])];
+    assert_ne!(sizes(&books[0]), sizes(&books[1]));
+    for book in &mut books {
+        book.regions.give_back(1 << 12, 1 << 12);
+        assert_eq!(carry_out(book, &want, &tables), 0);
+        assert_eq!(sizes(book), [Some(1024); 3]);
+    }
+}
