@@ -27,7 +27,9 @@ pub fn explain_offline(l4: &L4, hash_key: Option<[u8; 16]>, flow: FiveTuple) -> 
     let backends = want::Destinations::of(&l4.pools);
     let ways = backends.all().iter().map(|addr| (*addr, Ok(unknown_way(*addr)))).collect();
     let network = Network { ways, ..Network::default() };
-    let (want, _) = want::join(l4, &network);
+    let (mut want, _) = want::join(l4, &network);
+    // Nor does anybody know better here.
+    want.ways = want::Ways::new();
     let tables = Tables::owned();
     let key = HashKey::expand(hash_key.unwrap_or_default());
     let mut book = Book::new(key);
@@ -118,12 +120,12 @@ pub(super) fn explain(known: Known<'_>, flow: FiveTuple, translated: &impl Trans
                 steps.push(step("new flow", format!("a SYN would go to {to}")));
             }
             let verdict = balanced.verdict.as_str();
-            let known = if balanced.record.rules.any(Rules::TRANSLATED) {
+            let remembered = if balanced.record.rules.any(Rules::TRANSLATED) {
                 translation(tables, translated, balanced.hashes.flow, flow)
             } else {
                 None
             };
-            if let Some(known) = known {
+            let told = if let Some(known) = remembered {
                 let to = backend_socket(tables, BackendId(known.backend));
                 let age = seconds(now.wrapping_sub(known.seen));
                 let mode = backend::identity(&tables.backends, BackendId(known.backend)).mode();
@@ -161,6 +163,20 @@ pub(super) fn explain(known: Known<'_>, flow: FiveTuple, translated: &impl Trans
                 }
             } else {
                 format!("{verdict} to {}", backend_socket(tables, id))
+            };
+            match unresolved(&known, id) {
+                Unresolved::No => told,
+                Unresolved::Perhaps => {
+                    format!(
+                        "{told}, if the kernel knows its next hop; else {}: dropped",
+                        Verdict::Unresolved.as_str()
+                    )
+                }
+                Unresolved::Surely(why) => {
+                    steps.push(step("next hop", format!("none: {why}")));
+                    steps.push(step("fix", "see `ip route get` for its address".to_owned()));
+                    format!("{}: dropped", Verdict::Unresolved.as_str())
+                }
             }
         }
     };
@@ -340,6 +356,29 @@ fn next_hop(tables: &Tables, id: lb_common::BackendId) -> String {
     format!("{} by interface {}{vlan} ({}), MTU {mtu}", hop.dst(), hop.ifindex, hop.src())
 }
 
+/// Whether nobody knows where packets to a backend leave.
+enum Unresolved {
+    No,
+    /// We do not; the kernel may.
+    Perhaps,
+    Surely(String),
+}
+
+fn unresolved(known: &Known<'_>, id: lb_common::BackendId) -> Unresolved {
+    let Known { tables, want, .. } = known;
+    let ifindexes =
+        [backend::ifindex(&tables.backends, id), backend::tagged_next_hop(&tables.backends, id).0.ifindex];
+    let leaves = !matches!(mode_of(tables, id), None | Some(backend::Mode::Local)) && !is_here(tables, id);
+    if !leaves || ifindexes != [0, 0] {
+        return Unresolved::No;
+    }
+    match want.ways.get(&IpAddr::from(backend::addr(&tables.backends, id))) {
+        Some(Err(want::NoWay::NoRoute(why))) => Unresolved::Surely(why.clone()),
+        Some(_) => Unresolved::Perhaps,
+        None => Unresolved::No,
+    }
+}
+
 /// Whether this host itself is a backend that gets packets as they came.
 fn is_here(tables: &Tables, id: lb_common::BackendId) -> bool {
     backend::wrap(&tables.backends, id) == backend::Wrap::HERE
@@ -438,5 +477,26 @@ mod tests {
         let contested: Vec<_> = explained.filter(|text| text.contains("contested")).collect();
         assert!(!contested.is_empty());
         assert!(!contested.iter().any(|text| text.contains("second chance")), "{contested:?}");
+    }
+
+    #[test]
+    fn a_flow_whose_backend_has_no_next_hop_is_not_said_to_be_forwarded() {
+        let addr: IpAddr = "10.0.0.1".parse().expect("address");
+        let network =
+            Network { ways: [(addr, Ok(unknown_way(addr)))].into_iter().collect(), ..Network::default() };
+        let (tables, mut book) = (Tables::owned(), Book::new(HashKey::expand([7; 16])));
+        let mut want = want::join(&web(&["10.0.0.1:80"], OnEmpty::Reject), &network).0;
+        book.plan(&want, 0).ops.into_iter().for_each(|op| op.apply(&tables, &mut ()));
+        tables.store_settings(&Settings { key: HashKey::expand([7; 16]), ..Settings::default() });
+        let told = |want: &Want| {
+            let ranges = Ranges::new();
+            let known = Known { tables: &tables, ranges: &ranges, book: &book, want, now: 0 };
+            explain(known, flow(40_000), &()).verdict
+        };
+
+        let perhaps = "forwarded-nat to 10.0.0.1:80, if the kernel knows its next hop; else unresolved-next-hop: dropped";
+        assert_eq!(told(&want), perhaps);
+        want.ways.insert(addr, Err(want::NoWay::NoRoute("its route is of type BlackHole".to_owned())));
+        assert_eq!(told(&want), "unresolved-next-hop: dropped");
     }
 }
