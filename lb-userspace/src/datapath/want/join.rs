@@ -30,10 +30,15 @@ pub struct Join {
     of_vips: Vec<Problem>,
 }
 
+/// Backends that one cause keeps out of reach and that are told of one by one.
+const TOLD_ALONE: usize = 8;
+
 /// What a pool comes to beside itself.
 #[derive(Debug, Default)]
 struct Aside {
     problems: Vec<Problem>,
+    /// Backends that no way leads to, and why.
+    lost: Vec<(SocketAddr, String)>,
     /// Addresses of ours that `nat` translates to.
     sources: BTreeSet<IpAddr>,
     /// Backends that this host's own stack delivers to.
@@ -83,7 +88,26 @@ impl Join {
         }
         self.want.ways = network.ways.clone();
         let of_pools = self.asides.values().flat_map(|aside| &aside.problems);
-        (self.want.clone(), self.of_vips.iter().chain(of_pools).cloned().collect())
+        let mut problems: Vec<Problem> = self.of_vips.iter().chain(of_pools).cloned().collect();
+        problems.extend(self.out_of_reach());
+        (self.want.clone(), problems)
+    }
+
+    /// What is out of reach. One cause may be that of thousands of backends: then the first of them stands for all.
+    fn out_of_reach(&self) -> Vec<Problem> {
+        let mut by_cause: BTreeMap<&str, Vec<(&PoolId, SocketAddr)>> = BTreeMap::new();
+        for (id, aside) in &self.asides {
+            for (addr, why) in &aside.lost {
+                by_cause.entry(why).or_default().push((id, *addr));
+            }
+        }
+        let mut problems = Vec::new();
+        for (why, lost) in by_cause {
+            let shown = if lost.len() > TOLD_ALONE { 1 } else { lost.len() };
+            let others = lost.len() - shown;
+            problems.extend(lost.iter().take(shown).map(|(id, addr)| out_of_reach(id, *addr, why, others)));
+        }
+        problems
     }
 
     /// Backends that this host's own stack delivers to.
@@ -230,7 +254,7 @@ fn join_backends(id: &PoolId, pool: &l4::Pool, l4: &L4, network: &Network) -> (P
                 joined.backends.insert(*addr, backend);
             }
             Err((lost, why)) => {
-                aside.problems.push(out_of_reach(id, *addr, &why));
+                aside.lost.push((*addr, why.to_string()));
                 joined.lost.insert(*addr, lost);
             }
         }
@@ -293,8 +317,14 @@ fn held(id: &PoolId, place: Place, holder: &Target) -> Problem {
 }
 
 /// The plan keeps it if it is installed, so that its flows go on when there is a way again.
-fn out_of_reach(id: &PoolId, backend: SocketAddr, why: &NoWay) -> Problem {
-    let message = format!("backend {backend}: {why}; flows that it has stay with it");
+fn out_of_reach(id: &PoolId, backend: SocketAddr, why: &str, others: usize) -> Problem {
+    let message = match others {
+        0 => format!("backend {backend}: {why}; flows that it has stay with it"),
+        others => format!(
+            "backend {backend} and {others} others, of this Service and others: {why}; flows that they have stay with \
+             them"
+        ),
+    };
     Problem { reason: "no-way", fix: "see `ip route get` for its address".to_owned(), ..problem(id, message) }
 }
 
