@@ -3,11 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
+use lb_common::maps::BACKENDS;
 use lb_common::{Addr, BackendId, Mode, TCP, UDP, tunnel, wire_port};
 
 use super::former::{Rewrite, Standing};
 use super::{Book, Line, Op, Plan, Retired};
 use crate::datapath::want::{Backend, Want, Ways, problem};
+use crate::model::Problem;
 use crate::model::l4::{ForwardingMode, PoolId, Protocol};
 
 impl Book {
@@ -43,7 +45,7 @@ impl Book {
         plan: &mut Plan,
         retired: &mut Retired,
     ) {
-        let mut keep = BTreeSet::new();
+        let (mut keep, mut without) = (BTreeSet::new(), Vec::new());
         for (pool_id, pool) in touched.iter().filter_map(|id| Some((id, want.pools.get(id)?))) {
             let Some(tag) = self.tags.get(pool_id).copied() else { continue };
             for (addr, backend) in &pool.backends {
@@ -53,7 +55,7 @@ impl Book {
                     None => self.take_backend_id(plan),
                 };
                 let Some(id) = id else {
-                    plan.problems.push(problem(pool_id, format!("backend {addr}: no backend id is left")));
+                    without.push((pool_id, *addr));
                     self.again.pools.insert(pool_id.clone());
                     continue;
                 };
@@ -70,6 +72,7 @@ impl Book {
                 keep.insert(key);
             }
         }
+        plan.problems.extend(without.first().map(|(id, addr)| too_many(id, *addr, without.len())));
         self.note_former(want, touched, &keep, now);
         self.reroute_former(&want.ways, plan);
         for pool in touched {
@@ -145,6 +148,17 @@ impl Book {
             })
             .collect()
     }
+}
+
+/// So many backends find no line, the first of them this one.
+fn too_many(id: &PoolId, addr: SocketAddr, count: usize) -> Problem {
+    let most = BACKENDS - 1;
+    let message = format!(
+        "{count} backends get nothing, the first is {addr}: there is room for {most}, of all Services, ports, protocols \
+         and families together"
+    );
+    let fix = "fewer endpoints, or fewer ports of each, on one balancer".to_owned();
+    Problem { reason: "datapath-full", fix, ..problem(id, message) }
 }
 
 fn number(mode: ForwardingMode) -> Mode {
