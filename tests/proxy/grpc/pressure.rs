@@ -274,3 +274,51 @@ fn an_upstream_may_send_an_empty_frame_with_each_answer() {
         assert_eq!(client.outcome(2 * i + 1), Outcome::Status(200), "{i}");
     }
 }
+
+#[test]
+fn a_call_that_its_upstream_does_not_read_stops_no_other() {
+    static MESSAGE: [u8; 80_000] = [7; 80_000];
+    let (full, is_full) = mpsc::channel();
+    let upstream = Upstream::start(move |request, respond| {
+        let full = full.clone();
+        async move {
+            if request.uri().path() != "/stall" {
+                return echo(request, respond).await;
+            }
+            // The window of the connection is that of one stream, and is never given back.
+            let (mut body, mut length) = (request.into_body(), 0);
+            while length < 65_535 {
+                length += body.data().await.map_or(0, |data| data.expect("data").len());
+            }
+            let _ = full.send(());
+            std::future::pending().await
+        }
+    });
+    let rig = Rig::start(to_with(&[upstream.addr], filters()));
+    let client = Client::connect(rig.http);
+    let requests = client.requests.clone();
+    let stalled = client.runtime.block_on(limited(async {
+        let mut requests = requests.ready().await.expect("ready");
+        let (response, mut stream) = requests.send_request(call("/stall"), false).expect("sent");
+        stream.send_data(Bytes::from_static(&MESSAGE), false).expect("sent");
+        (response, stream)
+    }));
+    is_full.recv_timeout(DEADLINE).expect("the window is used up");
+
+    // Those that come before it is known wait as well, and are given up.
+    let other = Client::connect(rig.http);
+    let patience = Duration::from_secs(2);
+    let started = std::time::Instant::now();
+    let reply = other.runtime.block_on(async {
+        loop {
+            let asked = exchange(other.requests.clone(), call("/"), vec![b"hello"], None);
+            if let Ok(reply) = tokio::time::timeout(patience, asked).await {
+                return reply.expect("a response");
+            }
+            assert!(started.elapsed() < DEADLINE, "nobody is served");
+        }
+    });
+
+    assert_eq!((reply.text().as_str(), upstream.connections()), ("hello", 2));
+    drop(stalled);
+}

@@ -3,6 +3,9 @@
 //! A request takes a stream of a connection that has room, newest connection first. Where none has,
 //! it opens one, and requests that come meanwhile wait for that one instead of opening their own. Connections
 //! without a request are no more, and stay no longer, than those of HTTP/1.1.
+//!
+//! Many upstreams give the window of a connection back only as their handlers read, so one that does not read stops
+//! all calls of its connection: such a connection takes no more until somebody gets on.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -27,6 +30,12 @@ use super::io::Io;
 use super::limits;
 use super::stream::Stream;
 use crate::model::upstream::Keepalive;
+
+/// So long a window may be waited for before other requests had better go elsewhere.
+const STUCK: Duration = Duration::from_secs(1);
+
+/// Connections to an endpoint, the newest ones, that each request looks at to part from those that are of no use.
+const LOOKED_AT: usize = 8;
 
 /// All connections of one worker.
 #[derive(Default)]
@@ -58,6 +67,8 @@ struct Connection {
     idle_since: Cell<Instant>,
     /// It takes no more requests.
     retired: Cell<bool>,
+    /// Since when somebody waits for a window, and nobody has sent anything of a body.
+    stuck: Cell<Option<Instant>>,
 }
 
 /// A place among the streams of a connection, until it is dropped.
@@ -67,6 +78,18 @@ impl Slot {
     /// No other request shall take this connection.
     pub(super) fn retire(&self) {
         self.0.retired.set(true);
+    }
+
+    /// Something of a body could be sent.
+    pub(super) fn gets_on(&self) {
+        self.0.stuck.set(None);
+    }
+
+    /// A body has to wait for the upstream to take it.
+    pub(super) fn waits(&self) {
+        if self.0.stuck.get().is_none() {
+            self.0.stuck.set(Some(Instant::now()));
+        }
     }
 
     /// What comes in on the connection.
@@ -83,8 +106,11 @@ impl Drop for Slot {
 }
 
 impl Connection {
-    /// Its upstream allows one request more at once.
+    /// Its upstream allows one request more at once, and takes what those there are send.
     fn has_room(&self) -> bool {
+        if self.stuck.get().is_some_and(|since| since.elapsed() >= STUCK) {
+            return false;
+        }
         let limit = usize::try_from(limits::UPSTREAM_STREAMS_MAX).unwrap_or(usize::MAX);
         let limit = self.requests.current_max_send_streams().min(limit);
         usize::try_from(self.live.get()).is_ok_and(|live| live < limit)
@@ -197,6 +223,7 @@ impl Connections {
                     opened: now,
                     idle_since: Cell::new(now),
                     retired: Cell::new(false),
+                    stuck: Cell::new(None),
                 });
                 self.with(peer, |known| known.connections.push(Rc::clone(&connection)));
                 ended.opening.opened.set(true);

@@ -108,8 +108,10 @@ impl Stream {
     ) -> Poll<io::Result<usize>> {
         let written = self.outbound.borrow_mut().poll_write(cx, parts);
         self.account();
-        if let Poll::Ready(Err(_)) = written {
-            self.inbound.borrow_mut().unsent();
+        match (&written, &self.slot) {
+            (Poll::Ready(Err(_)), _) => self.inbound.borrow_mut().unsent(),
+            (Poll::Pending, Some(slot)) => slot.waits(),
+            _ => {}
         }
         written
     }
@@ -162,8 +164,14 @@ impl Stream {
 
     fn account(&self) {
         let mut outbound = self.outbound.borrow_mut();
+        let frames = outbound.take_frames();
         if let Some(budget) = &self.budget {
-            (0..outbound.take_frames()).for_each(|_| budget.sent_data());
+            (0..frames).for_each(|_| budget.sent_data());
+        }
+        if frames > 0
+            && let Some(slot) = &self.slot
+        {
+            slot.gets_on();
         }
         if let Some((answer, head_only)) = outbound.take_answer() {
             self.inbound.borrow_mut().sent(answer, head_only);
