@@ -12,8 +12,8 @@ use crate::datapath::maglev;
 use crate::datapath::memory::Tables;
 use crate::datapath::slots::Slots;
 use crate::datapath::want::{Want, problem};
-use crate::model::{Problem, Severity};
 use crate::model::l4::{PoolId, Protocol};
+use crate::model::{Problem, Severity};
 
 /// The table of a pool.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
