@@ -4,25 +4,24 @@ mod ahead;
 mod handover;
 mod interim;
 mod outgoing;
+mod reading;
 mod ready;
 
 use std::future::poll_fn;
 use std::hint::cold_path;
-use std::io;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use self::ahead::Output;
-use self::interim::{INFORMATIONAL_MAX, Said};
+use self::interim::Said;
 pub(super) use self::outgoing::{Copying, Hold, Outgoing};
 use super::buffer::{BUFFER_BYTES, Buf, Scratch};
 use super::carrier::Carrier;
 use super::compress::{Packed, Packing};
 use super::connection::{Connection, Crawl};
-use super::fcgi;
-use super::h1::head::{Lines, Unsayable};
-use super::h1::{Body, Response};
+use super::h1::Body;
+use super::h1::head::Unsayable;
 use super::heads::{self, After};
 use super::hold::hold;
 use super::metrics::Failure;
@@ -524,70 +523,6 @@ impl Exchange<'_, '_, '_, '_> {
         Err(Failed::Client { status })
     }
 
-    /// Reads until a response head is there, or one that the client is to hear before.
-    fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<Said, NoHead>> {
-        loop {
-            if !self.buf.is_empty() {
-                let mut lines = Lines::new();
-                let parsed = Response::parse(self.buf.bytes(), &mut lines).map_err(|refusal| {
-                    tracing::debug!(%refusal, "upstream sent an unusable head");
-                    NoHead::Bad
-                })?;
-                let most = self.limits.head_bytes;
-                match parsed {
-                    Some(response) if response.len > most => {
-                        cold_path();
-                        return Poll::Ready(Err(NoHead::TooLarge));
-                    }
-                    Some(response) if response.status == 101 => {
-                        cold_path();
-                        // What is left of the body would be taken for the new protocol.
-                        if !self.outgoing.upgrades || !self.upload.is_done() {
-                            return Poll::Ready(Err(NoHead::Bad));
-                        }
-                        keep_answer(self.connection, &response);
-                        let mut head = Scratch::take();
-                        let Connection { client, edits, .. } = &*self.connection;
-                        heads::switching(&response, client.own_scheme(), edits, &mut head);
-                        let len = response.len;
-                        self.past(len);
-                        return Poll::Ready(Ok(Said::Answer(Answered::Switched { head })));
-                    }
-                    Some(response) if response.status < 200 => {
-                        cold_path();
-                        self.informational += 1;
-                        if self.informational > INFORMATIONAL_MAX {
-                            return Poll::Ready(Err(NoHead::Bad));
-                        }
-                        let (interim, len) = (self.interim(&response), response.len);
-                        self.past(len);
-                        match interim {
-                            Some(head) => return Poll::Ready(Ok(Said::Interim(head))),
-                            None => continue,
-                        }
-                    }
-                    Some(response) => {
-                        keep_answer(self.connection, &response);
-                        let (ready, len) = self.ready(&response);
-                        self.past(len);
-                        return Poll::Ready(Ok(Said::Answer(Answered::Response(ready))));
-                    }
-                    None if self.buf.bytes().len() >= most => {
-                        cold_path();
-                        return Poll::Ready(Err(NoHead::TooLarge));
-                    }
-                    None if self.buf.is_full() => self.buf.grow(most),
-                    None => cold_path(),
-                }
-            }
-            match self.buf.poll_fill(cx, &self.upstream) {
-                Poll::Ready(Ok(read)) if read > 0 => {}
-                Poll::Ready(ended) => return Poll::Ready(Err(NoHead::of(&ended, self.buf.is_empty()))),
-                Poll::Pending => return Poll::Pending,
-            }
-        }
-    }
-
     /// Gives the rest of a short body one turn to arrive. Servers send head and body apart, a moment after
     /// each other; together they leave in one call and wake the client once.
     async fn gather(&mut self, body: &Body) {
@@ -613,12 +548,6 @@ impl Exchange<'_, '_, '_, '_> {
         }
     }
 
-    /// A head was read.
-    fn past(&mut self, len: usize) {
-        self.heads += len;
-        self.buf.consume(len);
-    }
-
     /// What went to the upstream, and what came: heads, and so much of bodies.
     fn traffic(&self, body: u64) -> Traffic {
         Traffic { sent: self.upload.written, received: self.heads as u64 + body }
@@ -628,50 +557,6 @@ impl Exchange<'_, '_, '_, '_> {
     fn count_received(&mut self) {
         if self.replay.is_none() {
             self.connection.tally.body_received = self.outgoing.resent + self.upload.body_written();
-        }
-    }
-}
-
-/// The upstream answered with this head.
-fn keep_answer(connection: &mut Connection<'_, '_>, response: &Response<'_, '_>) {
-    if let Some(kept) = &mut connection.kept {
-        kept.answer(response.block.bytes());
-    }
-}
-
-enum NoHead {
-    /// Closed without a byte.
-    Closed,
-    /// Closed within it.
-    CutOff,
-    /// Bytes that are no response.
-    Bad,
-    /// Longer than its location allows.
-    TooLarge,
-}
-
-impl NoHead {
-    /// The upstream sends no more; `nothing`: it sent none of a head.
-    #[cold]
-    fn of(ended: &io::Result<usize>, nothing: bool) -> Self {
-        match ended {
-            Ok(_) if nothing => Self::Closed,
-            Ok(_) => Self::CutOff,
-            Err(error) if fcgi::is_malformed(error) => {
-                tracing::debug!(%error, "upstream sent an unusable answer");
-                Self::Bad
-            }
-            Err(_) if nothing => Self::Closed,
-            Err(_) => Self::CutOff,
-        }
-    }
-
-    fn failure(self) -> Failure {
-        match self {
-            Self::Closed => Failure::Closed,
-            Self::CutOff => Failure::CutOff,
-            Self::Bad => Failure::BadResponse,
-            Self::TooLarge => Failure::HeadTooLarge,
         }
     }
 }
