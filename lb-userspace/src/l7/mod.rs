@@ -336,7 +336,7 @@ impl Running {
         total.report(self.controls.len(), &self.metering, tell);
         tell(Metric {
             name: "penstock_l7_ejected_endpoints",
-            help: "Endpoints that workers leave alone because they failed, of upstreams that failed attempts.",
+            help: "Endpoints that workers leave alone because they failed, of upstreams that failed attempts; where these are more than half, in further tries alone.",
             kind: MetricKind::Gauge,
             samples: ejected.collect(),
         });

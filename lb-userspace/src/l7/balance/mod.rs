@@ -2,7 +2,8 @@
 //! caller; a worker has its own state of every upstream and shares nothing of it.
 //!
 //! An endpoint is passed over while it is ejected or unwell, unless that is true of more than half
-//! of them: then the fault is probably not theirs, and everybody is asked ([`Endpoints::pick`]).
+//! of them: then the fault is probably not theirs, and everybody is asked first. Who was let down by one of them goes
+//! on to those that are neither ([`Endpoints::pick`]).
 
 mod ejection;
 mod endpoint;
@@ -93,6 +94,10 @@ impl Tried {
         self.len += 1;
     }
 
+    fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
     fn has(&self, index: usize) -> bool {
         let known = self.len.min(self.indices.len());
         self.indices.get(..known).unwrap_or_default().contains(&index)
@@ -110,6 +115,9 @@ pub(super) struct Endpoints {
     care: Care,
     /// Where round robin goes on.
     next: Cell<usize>,
+    /// Where it goes on for those who were let down while everybody is asked: else who stands behind the failing ones
+    /// would have no turn of his own.
+    again: Cell<usize>,
     /// Endpoints that are out, as last counted.
     out: Cell<usize>,
     /// When to count again: somebody comes back then.
@@ -146,6 +154,7 @@ impl Endpoints {
             list: addrs.iter().map(endpoint).collect(),
             care,
             next: Cell::new(before.map_or(start, |before| before.next.get())),
+            again: Cell::new(before.map_or(start, |before| before.again.get())),
             out: Cell::new(0),
             until: Cell::new(None),
             changes: before.map(|before| Rc::clone(&before.changes)).unwrap_or_default(),
@@ -180,7 +189,7 @@ impl Endpoints {
         &self.idle
     }
 
-    /// An endpoint for a request with this hash, if there is any. Those it was at already come last.
+    /// An endpoint for a request with this hash, if there is any. Those it was at already come last, behind those that are out.
     pub(super) fn pick(
         self: &Rc<Self>,
         rule: &Rule,
@@ -189,11 +198,15 @@ impl Endpoints {
         random: &Random,
         now: Instant,
     ) -> Option<Picked> {
-        let everybody = self.asks_everybody(now);
+        let others = self.has_others(tried, now);
+        let everybody = self.asks_everybody(now) && !others;
         let is_in = |i: usize| everybody || self.list.get(i).is_some_and(|endpoint| endpoint.is_in(now));
+        let turn = if others { &self.again } else { &self.next };
         let chosen = self
-            .choose(rule, key, random, now, |i| is_in(i) && !tried.has(i))
-            .or_else(|| self.choose(rule, key, random, now, is_in))?;
+            .choose(rule, key, turn, random, now, |i| is_in(i) && !tried.has(i))
+            // Who failed this request is surer to fail it again than who failed others a while ago.
+            .or_else(|| self.choose(rule, key, turn, random, now, |i| !tried.has(i)))
+            .or_else(|| self.choose(rule, key, turn, random, now, is_in))?;
         Picked::new(Rc::clone(self), chosen)
     }
 
@@ -205,7 +218,17 @@ impl Endpoints {
     /// Whether a request that was at `tried` may go to this one.
     pub(super) fn is_open(&self, index: usize, tried: &Tried, now: Instant) -> bool {
         let is_in = || self.list.get(index).is_some_and(|endpoint| endpoint.is_in(now));
-        !tried.has(index) && (self.asks_everybody(now) || is_in())
+        let everybody = || self.asks_everybody(now) && !self.has_others(tried, now);
+        !tried.has(index) && (is_in() || everybody())
+    }
+
+    /// Everybody is asked because most are out, and a request that was let down can turn to one that is not.
+    fn has_others(&self, tried: &Tried, now: Instant) -> bool {
+        let mut all = self.list.iter().enumerate();
+        !tried.is_empty()
+            && self.asks_everybody(now)
+            && self.out.get() > 0
+            && all.any(|(i, endpoint)| !tried.has(i) && endpoint.is_in(now))
     }
 
     /// Nobody is out, or too many are.
@@ -222,12 +245,13 @@ impl Endpoints {
         &self,
         rule: &Rule,
         key: u64,
+        turn: &Cell<usize>,
         random: &Random,
         now: Instant,
         is_open: impl Fn(usize) -> bool,
     ) -> Option<usize> {
         match rule {
-            Rule::RoundRobin(schedule) => self.in_turn(schedule, random, now, is_open),
+            Rule::RoundRobin(schedule) => self.in_turn(schedule, turn, random, now, is_open),
             Rule::PeakEwma(schedule) => self.of_two(schedule, random, now, is_open, |endpoint, load| {
                 endpoint.latency(now) * (load + 1.0)
             }),
@@ -256,19 +280,20 @@ impl Endpoints {
     fn in_turn(
         &self,
         schedule: &Schedule,
+        next: &Cell<usize>,
         random: &Random,
         now: Instant,
         is_open: impl Fn(usize) -> bool,
     ) -> Option<usize> {
         let n = schedule.len();
-        let start = self.next.get().checked_rem(n)?;
+        let start = next.get().checked_rem(n)?;
         let in_turn = (start..n).chain(0..start).filter_map(|turn| Some((turn, schedule.of(turn)?)));
         let takes_part = |&(_, i): &(usize, usize)| {
             is_open(i) && self.share(i, now).is_none_or(|share| random.unit() < share)
         };
         let (turn, chosen) =
             in_turn.clone().find(takes_part).or_else(|| in_turn.clone().find(|&(_, i)| is_open(i)))?;
-        self.next.set(turn + 1);
+        next.set(turn + 1);
         Some(chosen)
     }
 

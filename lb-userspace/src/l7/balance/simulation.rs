@@ -165,6 +165,38 @@ fn where_most_are_dead_all_are_asked() {
 }
 
 #[test]
+fn where_most_are_dead_who_was_let_down_goes_to_the_others() {
+    for alive in [1, 3, 4] {
+        let mut kinds = [Kind::Dead; 10];
+        kinds[..alive].fill(Kind::Answers(5));
+        for balance in every_rule() {
+            let outcome = simulate(&balance, &kinds, Care::default(), 20_000);
+
+            // Those of the start, and some at the moments when many come back from a pause at once.
+            assert!(outcome.lost < 200, "{alive} alive, {balance:?} {outcome:?}");
+        }
+    }
+}
+
+#[test]
+fn who_failed_a_request_is_asked_again_after_everybody_else_by_it() {
+    let (start, random, all) = (Instant::now(), Random::new(SEED), addrs(2));
+    for balance in every_rule() {
+        let endpoints = Rc::new(Endpoints::new(&all, Care::default(), None, 0, start));
+        let rule = Rule::new(&balance, &all, &[]);
+        endpoints.set_unwell(|addr| *addr == all[0]);
+        let mut tried = Tried::default();
+        let mut ask = || {
+            let index = endpoints.pick(&rule, 0, &tried, &random, start).expect("endpoints").index();
+            tried.add(index);
+            index
+        };
+
+        assert_eq!([ask(), ask(), ask()], [1, 0, 1], "{balance:?}");
+    }
+}
+
+#[test]
 fn a_new_endpoint_starts_slowly_and_ends_equal() {
     let start = Instant::now();
     let care = Care { slow_start: Duration::from_secs(10), ..Care::default() };
