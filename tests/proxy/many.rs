@@ -5,9 +5,13 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
 use std::thread;
 
+use lb_tests::agent::eventually;
+use lb_tests::h2_frames::{Frames, Outcome, kind};
+use penstock::model::l7::{Action, PathMatch, Upstream, UpstreamName};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::rig::{Backend, Client, DEADLINE, Rig, length_of, to};
@@ -187,4 +191,61 @@ fn idle_connections_hold_no_buffers() {
     println!("{many} idle connections: {each} bytes each, both ends");
     assert!(each < 4 * 1024, "{each} bytes for each of {many} idle connections");
     thread::spawn(move || drop(clients)).join().expect("closed");
+}
+
+#[test]
+fn clients_that_ask_many_endpoints_at_once_leave_descriptors_to_others() {
+    const GREEDY: usize = 8;
+    const STREAMS: usize = 120;
+    if !is_alone("clients_that_ask_many_endpoints_at_once_leave_descriptors_to_others") {
+        return;
+    }
+    // Those of the proxy, of both its sides.
+    let few = Rlimit { current: Some(1024), ..getrlimit(Resource::Nofile) };
+    setrlimit(Resource::Nofile, few).expect("a lower limit");
+    let silent = Backend::start(|mut peer| {
+        peer.stream.set_read_timeout(None).expect("no timeout");
+        peer.rest();
+    });
+    let mirror = Backend::mirror();
+    let mut l7 = to(&[silent.addr]);
+    let name = UpstreamName("default-mirror-80".to_owned());
+    l7.upstreams.insert(name.clone(), Upstream { endpoints: [mirror.addr].into(), ..Upstream::default() });
+    l7.servers.edit(|_, server| {
+        let mut location = server.locations[0].clone();
+        location.path = PathMatch::Prefix("/other".to_owned());
+        location.action = Action::Proxy(name.clone());
+        server.locations.insert(0, location);
+    });
+    let rig = Rig::start(l7);
+
+    let refused = Arc::new(AtomicUsize::new(0));
+    for _ in 0..GREEDY {
+        let mut client = Frames::connect(rig.http, 10 * DEADLINE);
+        (0..STREAMS).for_each(|i| assert!(client.get(2 * i as u32 + 1, "/")));
+        let refused = Arc::clone(&refused);
+        thread::spawn(move || {
+            while client.until(kind::HEADERS).is_some() {
+                refused.fetch_add(1, Ordering::SeqCst);
+            }
+        });
+    }
+    let is_settled = || {
+        let refused = refused.load(Ordering::SeqCst);
+        (refused + silent.connections() == GREEDY * STREAMS).then_some(refused)
+    };
+    let refused = eventually(DEADLINE, is_settled).expect("each waits for its endpoint or is refused");
+
+    println!("{refused} of {} refused", GREEDY * STREAMS);
+    assert!(silent.connections() > 100, "{refused} refused");
+    let mut others: Vec<Client> = Vec::new();
+    for _ in 0..50 {
+        let mut other = rig.client();
+        other.send("GET /other HTTP/1.1\r\nHost: a\r\n\r\n");
+        assert_eq!(other.reply().status, 200);
+        others.push(other);
+    }
+    let mut also = Frames::connect(rig.http, DEADLINE);
+    assert!(also.get(1, "/other"));
+    assert_eq!(also.outcome(1), Outcome::Status(200));
 }

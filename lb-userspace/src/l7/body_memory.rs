@@ -43,9 +43,41 @@ impl BodyMemory {
     }
 }
 
-/// What the messages of one connection have taken of it.
+/// What the messages of one connection have taken together.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Together(Rc<Cell<usize>>);
+pub(super) struct Together(Rc<Taken>);
+
+#[derive(Debug, Default)]
+struct Taken {
+    /// Of the memory.
+    bytes: Cell<usize>,
+    /// Connections to endpoints that each is alone on.
+    connections: Cell<usize>,
+}
+
+/// One of the connections to endpoints, until it is dropped.
+pub(super) struct Claim(Rc<Taken>);
+
+impl Together {
+    /// One connection to an endpoint more.
+    pub(super) fn claim(&self) -> Claim {
+        let Self(taken) = self;
+        taken.connections.set(taken.connections.get() + 1);
+        Claim(Rc::clone(taken))
+    }
+
+    /// How many connections to endpoints there are.
+    pub(super) fn claimed(&self) -> usize {
+        self.0.connections.get()
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        let Self(taken) = self;
+        taken.connections.set(taken.connections.get().saturating_sub(1));
+    }
+}
 
 /// A message's part of it, until it is dropped.
 #[derive(Debug)]
@@ -64,12 +96,12 @@ impl Share {
 
     /// So many bytes more, all of them or none.
     pub(super) fn take(&mut self, bytes: usize) -> bool {
-        let own = self.together.as_ref().map_or(self.taken, |Together(taken)| taken.get());
+        let own = self.together.as_ref().map_or(self.taken, |Together(taken)| taken.bytes.get());
         let is_taken = self.of.take(bytes as u64, own as u64);
         if is_taken {
             self.taken += bytes;
             if let Some(Together(taken)) = &self.together {
-                taken.set(own + bytes);
+                taken.bytes.set(own + bytes);
             }
         }
         is_taken
@@ -89,7 +121,7 @@ impl Drop for Share {
     fn drop(&mut self) {
         self.of.used.fetch_sub(self.taken as u64, Ordering::Relaxed);
         if let Some(Together(taken)) = &self.together {
-            taken.set(taken.get().saturating_sub(self.taken));
+            taken.bytes.set(taken.bytes.get().saturating_sub(self.taken));
         }
     }
 }
@@ -132,7 +164,7 @@ mod tests {
         assert!(shares.iter_mut().any(|share| share.take(GRAIN)), "what was given back");
         assert!(Share::new(&memory, None).take(3 * GRAIN), "a quarter of what is left");
         drop(shares);
-        assert_eq!((memory.used(), together.0.get()), (0, 0));
+        assert_eq!((memory.used(), together.0.bytes.get()), (0, 0));
     }
 
     #[test]

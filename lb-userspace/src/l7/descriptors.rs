@@ -1,6 +1,8 @@
 //! File descriptors: how many there may be, and what is done with them.
 
+use std::cell::Cell;
 use std::io;
+use std::rc::Rc;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -8,6 +10,8 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 const OTHERS: u64 = 256;
 /// A client, and the endpoint that it is passed on to.
 const EACH: u64 = 2;
+/// What others leave of the connections to endpoints is divided by this, and one client has no more.
+const PART: usize = 4;
 /// Most sockets of a worker towards endpoints of UDP ports.
 const DATAGRAMS_MAX: usize = 2048;
 
@@ -51,6 +55,46 @@ impl Share {
     }
 }
 
+/// Connections of one worker to endpoints, in use or kept.
+#[derive(Debug, Default)]
+pub(in crate::l7) struct OpenLinks(Rc<Cell<usize>>);
+
+/// One of them, until it is dropped.
+pub(in crate::l7) struct OpenLink(Rc<Cell<usize>>);
+
+impl OpenLinks {
+    /// One more.
+    pub(in crate::l7) fn open(&self) -> OpenLink {
+        let Self(open) = self;
+        open.set(open.get() + 1);
+        OpenLink(Rc::clone(open))
+    }
+
+    /// No descriptor is left for one more, with so many `clients` of a `share` of them: each has its endpoint counted beside it.
+    pub(in crate::l7) fn are_full(&self, share: usize, clients: usize) -> bool {
+        clients.saturating_add(self.0.get()) >= share.saturating_mul(2)
+    }
+
+    /// One more leaves enough to others, for a client that has `own` with it, where so many are `idle`. Who has many at
+    /// once has no more than a part of what the others leave: however many come, each finds something.
+    pub(in crate::l7) fn are_for(&self, own: usize, share: usize, idle: usize) -> bool {
+        let others = self.0.get().saturating_sub(own.saturating_add(idle));
+        own <= 1 || own.saturating_mul(PART) <= share.saturating_sub(others)
+    }
+}
+
+impl Drop for OpenLink {
+    fn drop(&mut self) {
+        let Self(open) = self;
+        open.set(open.get().saturating_sub(1));
+    }
+}
+
+/// What is said where there may be no more.
+pub(in crate::l7) fn exhausted() -> io::Error {
+    io::Error::from_raw_os_error(libc::EMFILE)
+}
+
 /// The process, or the host, has no more.
 pub(super) fn are_exhausted(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
@@ -80,6 +124,33 @@ mod tests {
         assert_eq!(share(100, 1), (25, 12, 19));
         assert_eq!(share(3, 8), (1, 1, 1));
         assert!(share(u64::MAX, 1).2 > 1 << 40);
+    }
+
+    #[test]
+    fn who_asks_many_endpoints_at_once_leaves_some_to_others() {
+        let (links, share) = (OpenLinks::default(), 320);
+        let mut open = Vec::new();
+        for greedy in 0..8 {
+            let mut own = 0;
+            while links.are_for(own + 1, share, 0) {
+                open.push(links.open());
+                own += 1;
+            }
+            assert!(own >= 10, "{greedy}: {own}");
+        }
+
+        assert!(open.len() < share, "{}", open.len());
+        let mut clients = 8;
+        while !links.are_full(share, clients) {
+            assert!(links.are_for(1, share, 0));
+            open.push(links.open());
+            clients += 1;
+        }
+        assert_eq!(open.len() + clients, 2 * share);
+        assert!(clients > share / 2, "{clients}");
+        assert!(links.are_for(20, share, 300), "those that idle are in nobody's way");
+        open.pop();
+        assert!(!links.are_full(share, clients));
     }
 
     #[test]

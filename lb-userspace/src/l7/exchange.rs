@@ -126,7 +126,8 @@ pub(super) async fn run(
         }
         outgoing.body = Body::Length(length);
     }
-    let mut attempts = Attempts::new(connection.worker, snapshot, outgoing.terms, begun, record);
+    let (worker, together) = (connection.worker, connection.socket.together());
+    let mut attempts = Attempts::new(worker, snapshot, outgoing.terms, together, begun, record);
     // gRPC compresses its messages itself.
     let compression = snapshot.router.compression.as_deref();
     let compression = compression.filter(|_| outgoing.terms.speech != Speech::Http2);

@@ -127,5 +127,5 @@ async fn connect(
         is_idempotent: true,
         lead: Lead::Hash(key),
     };
-    Attempts::new(worker, &snapshot, terms, Instant::now(), record).connection().await
+    Attempts::new(worker, &snapshot, terms, None, Instant::now(), record).connection().await
 }

@@ -20,6 +20,7 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::buffer::Buf;
+use super::descriptors::OpenLink;
 use super::handshake::Handshake;
 use super::pipe::Pipe;
 use super::tls_session::{TlsSession, broken};
@@ -30,6 +31,8 @@ use super::tls_session::{TlsSession, broken};
 pub(super) struct Link {
     stream: TcpStream,
     tls: Option<Box<RefCell<TlsSession>>>,
+    /// It is one of those to endpoints.
+    _counted: Option<OpenLink>,
 }
 
 /// A [`Link`] borrowed for as long as it is worked on.
@@ -62,7 +65,7 @@ pub(super) enum Presence {
 impl Link {
     /// A connection whose bytes are not encrypted.
     pub(super) fn plain(stream: TcpStream) -> Self {
-        Self { stream, tls: None }
+        Self { stream, tls: None, _counted: None }
     }
 
     /// Goes on with the TLS handshake that the client has started with the bytes in `early`.
@@ -92,7 +95,12 @@ impl Link {
     }
 
     fn tls(stream: TcpStream, session: TlsSession) -> Self {
-        Self { stream, tls: Some(Box::new(RefCell::new(session))) }
+        Self { stream, tls: Some(Box::new(RefCell::new(session))), _counted: None }
+    }
+
+    /// It is one of those to endpoints, for as long as it is open.
+    pub(super) fn counted(self, open: OpenLink) -> Self {
+        Self { _counted: Some(open), ..self }
     }
 
     /// For reading and writing, both at once.

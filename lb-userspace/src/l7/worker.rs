@@ -1,5 +1,7 @@
 //! One worker: a thread with its own runtime, listeners, connections, pool and counters.
 
+mod room;
+
 use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
 use std::io;
@@ -14,6 +16,7 @@ use tokio::sync::{Notify, mpsc, watch};
 
 use super::auth::{Answers, Authenticator, Hashing};
 use super::balance::Random;
+use super::descriptors::OpenLinks;
 use super::gate::{Entry, Gate};
 use super::listen::{Bound, Place};
 use super::log::{Journal, Outlet};
@@ -36,10 +39,6 @@ use crate::model::metering::Metering;
 use crate::model::span::{Span, TakeSpan};
 use crate::panics;
 
-/// Of the connections a full worker may have, one in this many is closed if it is idle.
-const SHED_SHARE: usize = 32;
-/// How soon a full worker looks again for idle connections.
-const SHED_PAUSE: Duration = Duration::from_secs(1);
 /// How often idle upstream connections are looked through.
 const SWEEP: Duration = Duration::from_secs(5);
 /// Threads of a worker that write and read temporary files.
@@ -48,9 +47,6 @@ const BLOCKING_THREADS: usize = 4;
 const MIRROR_LOOKUPS: usize = 1;
 /// Pause after a failed accept: out of descriptors, most likely.
 pub(super) const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-
-/// How often a worker tells that it is out of descriptors.
-const TELL_EXHAUSTED: Duration = Duration::from_secs(60);
 
 /// What a worker can be told.
 pub(super) enum Control {
@@ -122,6 +118,7 @@ pub(super) struct Worker {
     shed: Cell<usize>,
     /// Client connections that the descriptors of the process allow.
     descriptors: descriptors::Share,
+    links: OpenLinks,
     /// When it was told last that there are none left.
     told_exhausted: Cell<Option<Instant>>,
     pub(super) random: Random,
@@ -226,6 +223,7 @@ async fn run(
         ended: Notify::new(),
         shed: Cell::new(0),
         descriptors: share,
+        links: OpenLinks::default(),
         told_exhausted: Cell::new(None),
         random: Random::new(super::random()),
         number: seat.worker,
@@ -359,15 +357,6 @@ impl Drop for During<'_> {
     }
 }
 
-/// While this lives, silent connections are told to end.
-struct Shedding<'w>(&'w Cell<usize>);
-
-impl Drop for Shedding<'_> {
-    fn drop(&mut self) {
-        self.0.set(0);
-    }
-}
-
 impl Worker {
     pub(super) fn tls(&self) -> &Tls {
         &self.tls
@@ -381,101 +370,6 @@ impl Worker {
     /// What a client connection may take.
     pub(super) fn limits(&self) -> Rc<ClientLimits> {
         self.current.limits()
-    }
-
-    /// By `max-worker-connections`. Each listener holds one more, and the rest wait in the accept queue.
-    fn has_room(&self) -> bool {
-        let descriptors = self.descriptors.connections(self.exchanges.sockets());
-        self.active.get() < self.current.load().router.edge.connections.min(descriptors)
-    }
-
-    /// A connection could not be accepted. Without descriptors, silent clients make room as they do in a full worker;
-    /// other errors pass by themselves, and a pause is all there is to do.
-    async fn not_accepted(&self, error: &io::Error) {
-        if !descriptors::are_exhausted(error) {
-            return tokio::time::sleep(ACCEPT_PAUSE).await;
-        }
-        self.counters.borrow_mut().full += 1;
-        if self.may_tell_lack() {
-            tracing::error!(
-                worker = self.seat.worker,
-                %error,
-                connections = self.active.get(),
-                "clients wait, because no file descriptor is free; raise the limit of open files (LimitNOFILE, ulimit -n)"
-            );
-        }
-        let _shedding = Shedding(&self.shed);
-        self.make_room().await;
-    }
-
-    /// An endpoint could not be connected to for a lack of ours.
-    pub(super) fn not_connected(&self, error: &io::Error) {
-        if self.may_tell_lack() {
-            tracing::error!(
-                worker = self.seat.worker,
-                %error,
-                connections = self.active.get(),
-                "endpoints cannot be connected to, which is no fault of theirs; raise the limit of open files (LimitNOFILE, \
-                 ulimit -n) or, where addresses are missing, widen net.ipv4.ip_local_port_range or keep more connections \
-                 (upstream-keepalive-connections)"
-            );
-        }
-    }
-
-    fn may_tell_lack(&self) -> bool {
-        let now = Instant::now();
-        let is_due = self.told_exhausted.get().is_none_or(|told| now.duration_since(told) >= TELL_EXHAUSTED);
-        if is_due {
-            self.told_exhausted.set(Some(now));
-        }
-        is_due
-    }
-
-    /// Waits until a connection that came in at `place` may be served, but no longer than all are taken there: neither
-    /// whoever takes them from then on nor the end of the last ones can wait for others that may never end.
-    async fn admit(&self, place: Place) {
-        while self.gate.entry(place) == Entry::Open {
-            tokio::select! {
-                biased;
-                () = self.room() => return,
-                () = self.gate.changed() => {}
-            }
-        }
-    }
-
-    /// Waits until one more connection may be served. Meanwhile some of those that wait for a request, or for the
-    /// rest of one, are told to end: who speaks goes before who is silent.
-    pub(super) async fn room(&self) {
-        if self.has_room() {
-            return;
-        }
-        self.counters.borrow_mut().full += 1;
-        if self.may_tell_lack() {
-            tracing::warn!(
-                worker = self.seat.worker,
-                connections = self.active.get(),
-                "clients wait, because the worker is full; raise max-worker-connections or, if that is higher, the limit of \
-                 open files (LimitNOFILE, ulimit -n)"
-            );
-        }
-        let _shedding = Shedding(&self.shed);
-        while !self.has_room() {
-            self.make_room().await;
-        }
-    }
-
-    /// Tells some silent connections to end, and waits a moment for one.
-    async fn make_room(&self) {
-        self.shed.set(1 + self.active.get() / SHED_SHARE);
-        self.timers.wake_all();
-        let _ = tokio::time::timeout(SHED_PAUSE, self.ended.notified()).await;
-    }
-
-    /// Whether a connection that waits for what its client says should end for others; asked once by each.
-    pub(super) fn dismisses(&self) -> bool {
-        let shed = self.shed.get();
-        self.shed.set(shed.saturating_sub(1));
-        shed > 0
     }
 
     /// Whether connections that wait for a request are to end.

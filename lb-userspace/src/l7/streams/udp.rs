@@ -207,7 +207,8 @@ async fn reach(
         is_idempotent: true,
         lead: Lead::Hash(worker.random.word()),
     };
-    let picked = Attempts::new(worker, snapshot, terms, Instant::now(), &mut Record::default()).endpoint()?;
+    let picked =
+        Attempts::new(worker, snapshot, terms, None, Instant::now(), &mut Record::default()).endpoint()?;
     let any: SocketAddr = match picked.addr() {
         SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
         SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use tokio::net::TcpStream;
 
 use super::super::balance::{Picked, Tried};
+use super::super::body_memory::{Claim, Together};
 use super::super::carrier::Carrier;
 use super::super::descriptors;
 use super::super::fcgi;
@@ -99,6 +100,8 @@ pub(in crate::l7) struct Attempts<'s> {
     worker: &'s Worker,
     snapshot: &'s Snapshot,
     terms: Terms,
+    /// The requests of its client's connection, where that has many at once.
+    together: Option<Together>,
     begun: Instant,
     /// The attempt that runs, or ran last.
     now: Now,
@@ -141,6 +144,8 @@ pub(in crate::l7) struct Lease {
     /// Requests it carried before.
     requests: u32,
     opened: Instant,
+    /// It is one of those that its client's connection has.
+    _own: Option<Claim>,
 }
 
 /// How a connection for bytes that nobody reads came about.
@@ -193,6 +198,7 @@ impl<'s> Attempts<'s> {
         worker: &'s Worker,
         snapshot: &'s Snapshot,
         terms: Terms,
+        together: Option<&Together>,
         begun: Instant,
         record: &'s mut Record,
     ) -> Self {
@@ -201,6 +207,7 @@ impl<'s> Attempts<'s> {
             worker,
             snapshot,
             terms,
+            together: together.cloned(),
             begun,
             now,
             picked: None,
@@ -226,12 +233,15 @@ impl<'s> Attempts<'s> {
             let addr = picked.addr();
             self.picked = Some(picked);
             self.connecting.set(None);
+            // Streams share their connections; what else is open to an endpoint is for this request alone.
+            let own =
+                self.together.as_ref().filter(|_| self.terms.speech != Speech::Http2).map(Together::claim);
             let failure = match self.open(addr, via).await {
                 Ok((way, peer, requests, opened)) => {
                     // A kept connection took no time, and the clock need not be asked for that.
                     let connect = if requests > 0 { Duration::ZERO } else { opened - self.now.began };
                     self.now.connect = Some(connect);
-                    return Ok(Lease { way, peer, requests, opened });
+                    return Ok(Lease { way, peer, requests, opened, _own: own });
                 }
                 Err(failure) => failure,
             };
@@ -357,6 +367,11 @@ impl<'s> Attempts<'s> {
 
     /// A new connection to an endpoint, TLS included.
     async fn connect(&self, endpoint: SocketAddr) -> Result<Link, Failure> {
+        let own = self.together.as_ref().filter(|_| self.terms.speech != Speech::Http2);
+        let Some(open) = self.worker.open_link(own.map_or(1, Together::claimed)) else {
+            self.error.set(Some(descriptors::exhausted()));
+            return Err(Failure::Connect);
+        };
         self.connecting.set(Some(Instant::now()));
         let connecting = tokio::time::timeout(self.terms.connect, TcpStream::connect(endpoint));
         let stream = match connecting.await {
@@ -372,11 +387,12 @@ impl<'s> Attempts<'s> {
         let _ = stream.set_nodelay(true);
         self.worker.counters.borrow_mut().upstream_connections += 1;
         let Transport::Tls(index) = self.terms.transport else {
-            return Ok(Link::plain(stream));
+            return Ok(Link::plain(stream).counted(open));
         };
         let client = self.client(index).ok_or(Failure::Tls)?;
         let config = client.config.clone().ok_or(Failure::Tls)?;
-        let mut link = Link::tls_client(stream, config, client.name(endpoint)).map_err(|_| Failure::Tls)?;
+        let link = Link::tls_client(stream, config, client.name(endpoint)).map_err(|_| Failure::Tls)?;
+        let mut link = link.counted(open);
         let handshake = {
             let socket = link.socket();
             std::future::poll_fn(move |cx| socket.poll_handshake(cx))

@@ -101,13 +101,22 @@ impl Pool {
     /// Makes room among those that are counted together, by what is least likely to be used again;
     /// false if there are none.
     fn close_oldest(&self, counted: &Rc<Cell<usize>>) -> bool {
+        self.close_oldest_of(|pooled| Rc::ptr_eq(&pooled.place.0, counted))
+    }
+
+    fn close_oldest_of(&self, is_one: impl Fn(&Pooled) -> bool) -> bool {
         let mut idle = self.idle.borrow_mut();
         let oldest_of_each = idle.values_mut().filter_map(|connections| {
-            let at = connections.iter().position(|pooled| Rc::ptr_eq(&pooled.place.0, counted))?;
+            let at = connections.iter().position(&is_one)?;
             Some((connections.get(at)?.idle_since, at, connections))
         });
         let oldest = oldest_of_each.min_by_key(|(idle_since, ..)| *idle_since);
         oldest.is_some_and(|(_, at, connections)| connections.remove(at).is_some())
+    }
+
+    /// Closes one, whichever has idled longest; false if there are none.
+    pub(in crate::l7) fn close_one(&self) -> bool {
+        self.close_oldest_of(|_| true)
     }
 
     /// Closes what idled for longer.
