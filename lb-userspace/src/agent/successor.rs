@@ -170,7 +170,9 @@ async fn take_back(agent: &Running, given: Given) {
     let Given { datapath, serves, counts } = given;
     if serves {
         if let Err(error) = agent.proxy.take_back() {
-            error!(%error, "the listening sockets cannot be used again");
+            // Whoever supervises us starts an agent that serves; this one would be there for nobody.
+            error!(%error, "the listening sockets cannot be used again: the process ends");
+            std::process::abort();
         }
         if let Some(counts) = counts {
             agent.proxy.add_counts(counts).await;

@@ -510,3 +510,26 @@ impl Running {
         .await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_that_cannot_listen_fails_the_start() {
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let (http, https) = (vec![any], vec![any]);
+        let (workers, ticket_keys, temp, metering) = (2, None, Temp::default(), Metering::default());
+        let options = Options { http, https, workers, ticket_keys, temp, metering };
+        let mut proxy = Proxy::bind(options).expect("bind");
+        let second = proxy.workers.get_mut(1).and_then(|bound| bound.first_mut()).expect("bound");
+        // Nothing that epoll takes.
+        let file = std::fs::File::open(std::env::current_exe().expect("this program")).expect("open");
+        rustix::fs::fcntl_setfl(&file, rustix::fs::OFlags::NONBLOCK).expect("fcntl");
+        second.socket = OwnedFd::from(file).into();
+
+        let started = proxy.start(watch::Sender::new(Arc::new(L7::default())).subscribe());
+
+        assert!(matches!(started.err(), Some(Error::Worker(_))));
+    }
+}

@@ -166,12 +166,12 @@ pub(super) fn spawn(
                 Ok(runtime) => runtime,
                 Err(error) => return drop(tell.send(error)),
             };
-            drop(tell);
             panics::cost_their_task();
-            if let Err(error) =
-                runtime.block_on(panics::vital(run(seat, bound, tls, published, controls, shared)))
-            {
-                tracing::error!(worker = seat.worker, %error, "worker ended: it cannot listen");
+            let ended = runtime.block_on(panics::vital(run(seat, bound, tls, published, controls, shared, tell)));
+            if let Err(error) = ended {
+                // The kernel goes on to put its share of all connections into queues that nobody looks into.
+                tracing::error!(worker = seat.worker, %error, "a worker cannot listen again: the process ends");
+                std::process::abort();
             }
         })
         .map_err(Error::Worker)?;
@@ -188,6 +188,7 @@ async fn run(
     mut published: watch::Receiver<Arc<Router>>,
     mut controls: mpsc::UnboundedReceiver<Control>,
     shared: Shared,
+    tell: std::sync::mpsc::Sender<io::Error>,
 ) -> io::Result<()> {
     let router = Arc::clone(&published.borrow_and_update());
     let https = bound.iter().find(|bound| bound.place.listener == Listener::Https);
@@ -231,7 +232,11 @@ async fn run(
         serial: Cell::new(seat.worker as u64 + 1),
         seat,
     });
-    worker.listen(bound)?;
+    if let Err(error) = worker.listen(bound) {
+        let _ = tell.send(error);
+        return Ok(());
+    }
+    drop(tell);
     streams::follow(&worker);
     let timers = Rc::clone(&worker.timers);
     tokio::task::spawn_local(panics::vital(async move { timers.run().await }));
