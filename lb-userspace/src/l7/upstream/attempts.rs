@@ -330,7 +330,8 @@ impl<'s> Attempts<'s> {
     async fn open(&self, addr: SocketAddr, via: Via) -> Result<(Way, Peer, u32, Instant), Failure> {
         let client = match self.terms.transport {
             Transport::Plain => 0,
-            Transport::Tls(index) => self.client(index).map_or(0, |client| client.id),
+            // Never 0: that is those that are not encrypted.
+            Transport::Tls(index) => self.client(index).ok_or(Failure::Tls)?.id,
         };
         let peer = Peer { addr, client };
         let limits = &self.snapshot.router.keepalive;
