@@ -14,6 +14,10 @@ use crate::model::upstream::{Upstream, UpstreamName};
 /// The first probes of new endpoints are spread over no more than this.
 const FIRST_WITHIN: Duration = Duration::from_secs(1);
 
+/// Probes at once: as many as there were if nobody answered, but no fewer, and no more. Those that are due wait for others
+/// to end, longest due first.
+const AT_ONCE: [usize; 2] = [64, 512];
+
 /// A checked endpoint. The same address in two upstreams is two of them.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Target {
@@ -51,6 +55,8 @@ pub(super) struct Checks {
     /// Probes of each upstream by what came of them.
     counts: BTreeMap<UpstreamName, Counts>,
     stays: u64,
+    /// Probes under way in the middle, in millionths, if each took as long as it may.
+    load: u64,
     random: u64,
 }
 
@@ -77,6 +83,7 @@ impl Checks {
             queue: BTreeMap::new(),
             counts: BTreeMap::new(),
             stays: 0,
+            load: 0,
             random: seed | 1,
         }
     }
@@ -94,6 +101,13 @@ impl Checks {
             }
             self.follow_one(name, change.now.map(Arc::as_ref), before, now);
         }
+        self.load = self.watched.values().map(|watched| load(&watched.check)).sum();
+    }
+
+    /// How many probes may run at once.
+    pub(super) fn at_once(&self) -> usize {
+        let [least, most] = AT_ONCE;
+        usize::try_from(self.load.div_ceil(1_000_000)).unwrap_or(most).clamp(least, most)
     }
 
     fn follow_one(
@@ -210,6 +224,12 @@ impl Checks {
         self.random ^= self.random << 17;
         (self.random >> 11) as f64 / (1u64 << 53) as f64
     }
+}
+
+/// The part of its time, in millionths, for which a probe that is not answered is under way.
+fn load(check: &Check) -> u64 {
+    let part = check.timeout.as_micros().saturating_mul(1_000_000) / check.interval.as_micros().max(1);
+    u64::try_from(part).unwrap_or(1_000_000).min(1_000_000)
 }
 
 /// What answers make of one endpoint.

@@ -10,6 +10,7 @@ mod probe;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime};
 
+use rustix::process::{Resource, getrlimit};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
@@ -20,8 +21,8 @@ use crate::model::health::{Fault, Unwell};
 use crate::model::l7::L7;
 use crate::model::report::{Metric, MetricKind, Sample};
 
-/// Probes at once. Those that are due wait for others to end, longest due first.
-const PROBES_MAX: usize = 64;
+/// Of the descriptors that the process may open, probes have one in so many.
+const DESCRIPTORS: u64 = 16;
 
 /// The prober; it ends when this is dropped.
 pub struct Prober {
@@ -98,9 +99,12 @@ async fn run(
 ) {
     let mut running: JoinSet<(Due, Result<(), Fault>)> = JoinSet::new();
     let follow = |l7: Arc<L7>| lock(&checks).follow(&l7, Instant::now());
+    let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let most = usize::try_from(descriptors / DESCRIPTORS).unwrap_or(usize::MAX).max(1);
     follow(Arc::clone(&desired.borrow_and_update()));
     loop {
-        while running.len() < PROBES_MAX
+        let at_once = lock(&checks).at_once().min(most);
+        while running.len() < at_once
             && let Some(due) = lock(&checks).begin(Instant::now())
         {
             let encrypt = Arc::clone(&encrypt);
@@ -109,7 +113,7 @@ async fn run(
                 (due, outcome)
             });
         }
-        let next = lock(&checks).next().filter(|_| running.len() < PROBES_MAX);
+        let next = lock(&checks).next().filter(|_| running.len() < at_once);
         tokio::select! {
             changed = desired.changed() => match changed {
                 Ok(()) => follow(Arc::clone(&desired.borrow_and_update())),

@@ -50,6 +50,24 @@ fn an_upstream_that_asks_for_no_check_is_not_watched() {
 }
 
 #[test]
+fn as_many_may_be_asked_at_once_as_keep_their_intervals_though_nobody_answers() {
+    let mut checks = Checks::new(1);
+    let many = |networks: u8| {
+        let check = check(10 * SECOND);
+        let endpoints =
+            (0..networks).flat_map(|network| (0..=199).map(move |n| ([10, 0, network, n], 80).into()));
+        let upstream = Upstream { endpoints: endpoints.collect(), check: Some(check), ..Upstream::default() };
+        L7 { upstreams: [(UpstreamName("a".to_owned()), upstream)].into(), ..L7::default() }
+    };
+
+    for (networks, expected) in [(0, 64), (1, 100), (3, 300), (20, 512), (0, 64)] {
+        checks.follow(&many(networks), Instant::now());
+
+        assert_eq!(checks.at_once(), expected, "{networks} times 200 endpoints");
+    }
+}
+
+#[test]
 fn three_bad_answers_in_a_row_fell_a_well_endpoint_and_two_good_ones_raise_it() {
     let mut checks = Checks::new(1);
     checks.follow(&checked(Some(&check(SECOND)), [1]), Instant::now());
