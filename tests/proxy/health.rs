@@ -41,7 +41,8 @@ impl Checked {
             )
         });
         let desired = watch::Sender::new(Arc::new(l7));
-        let prober = runtime.block_on(async { Prober::start(desired.subscribe(), encrypt, 7) });
+        let prober =
+            runtime.block_on(async { Prober::start(desired.subscribe(), Default::default(), encrypt, 7) });
         Self { runtime, desired, prober }
     }
 

@@ -165,7 +165,7 @@ impl LiveAgent {
         self.certificates.borrow().clone()
     }
 
-    fn unwell(&self) -> Arc<Unwell> {
+    pub(super) fn unwell(&self) -> Arc<Unwell> {
         Arc::clone(&self.prober.unwell().borrow())
     }
 

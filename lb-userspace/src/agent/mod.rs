@@ -202,7 +202,7 @@ async fn start(config: Config, signals: &mut Signals) -> Result<Option<Started>,
     let parts = live::Parts {
         source: source.name.clone(),
         proxy: Arc::clone(&proxy),
-        prober: checks::start(l7.clone(), &proxy),
+        prober: checks::start(l7.clone(), before.unwell(), &proxy),
         exporter,
         datapath,
         told: live::InForce { state: desired.state.subscribe(), l7 },

@@ -12,6 +12,7 @@ use super::running::Running;
 use super::successor::place;
 use crate::config::Config;
 use crate::l7::{Inherited, Place, TicketKeys};
+use crate::model::health::Unwell;
 use crate::model::l4::Listener;
 use crate::takeover::{self, Document, Predecessor, Role, Socket, Unread};
 
@@ -61,6 +62,12 @@ impl Before {
     /// What its TLS sessions can be resumed by.
     pub(super) fn ticket_keys(&self) -> Option<TicketKeys> {
         TicketKeys::from_bytes(&self.predecessor.as_ref()?.state.tickets.0)
+    }
+
+    /// Whom its active checks found unwell.
+    pub(super) fn unwell(&mut self) -> Unwell {
+        let told = self.predecessor.as_mut().map(|before| std::mem::take(&mut before.state.unwell));
+        told.and_then(|unwell| serde_json::from_value(unwell).ok()).unwrap_or_default()
     }
 
     /// Its listening sockets of the proxy, and of the admin endpoint if that stays where it was.

@@ -130,6 +130,7 @@ async fn hand_over(agent: &Running, successor: &mut Successor, given: &mut Given
         generation: agent.desired.state.borrow().generation,
         takeovers: agent.takeovers,
         tickets: Secret(agent.proxy.ticket_keys().to_bytes()),
+        unwell: serde_json::to_value(&*agent.live.unwell()).unwrap_or_default(),
     };
     let documents = match &successor.unread {
         Some(unread) if agent.live.source() == unread.source => {

@@ -55,6 +55,8 @@ pub(super) struct Checks {
     /// Probes of each upstream by what came of them.
     counts: BTreeMap<UpstreamName, Counts>,
     stays: u64,
+    /// What was known before anybody was watched.
+    known: Unwell,
     /// Probes under way in the middle, in millionths, if each took as long as it may.
     load: u64,
     random: u64,
@@ -83,9 +85,15 @@ impl Checks {
             queue: BTreeMap::new(),
             counts: BTreeMap::new(),
             stays: 0,
+            known: Unwell::default(),
             load: 0,
             random: seed | 1,
         }
+    }
+
+    /// The same for who knows already whom others found unwell.
+    pub(super) fn knowing(known: Unwell, seed: u64) -> Self {
+        Self { known, ..Self::new(seed) }
     }
 
     /// Watches what a snapshot asks for and nothing else. Who stays keeps what is known of it, even
@@ -100,6 +108,9 @@ impl Checks {
                 before.extend(self.watched.remove_entry(&target));
             }
             self.follow_one(name, change.now.map(Arc::as_ref), before, now);
+        }
+        if !self.watched.is_empty() {
+            self.known = Unwell::default();
         }
         self.load = self.watched.values().map(|watched| load(&watched.check)).sum();
     }
@@ -135,7 +146,8 @@ impl Checks {
                 }
                 self.stays += 1;
                 let due = now + check.interval.min(FIRST_WITHIN).mul_f64(self.unit());
-                let judge = known.map(|known| known.judge).unwrap_or_default();
+                let told = || Some(Judge::Unwell(*self.known.0.get(name)?.get(endpoint)?, 0));
+                let judge = known.map(|known| known.judge).or_else(told).unwrap_or_default();
                 self.queue.insert((due, self.stays), target.clone());
                 let watched = Watched { stay: self.stays, check: Arc::clone(check), due, judge };
                 self.watched.insert(target, watched);

@@ -32,9 +32,10 @@ pub struct Prober {
 }
 
 impl Prober {
-    /// Checks what `desired` asks for, from now on and after every change. `seed` decides the jitter.
-    pub fn start(desired: watch::Receiver<Arc<L7>>, encrypt: Encrypt, seed: u64) -> Self {
-        let checks = Arc::new(Mutex::new(Checks::new(seed)));
+    /// Checks what `desired` asks for, from now on and after every change. Who is `known` to be unwell begins so. `seed`
+    /// decides the jitter.
+    pub fn start(desired: watch::Receiver<Arc<L7>>, known: Unwell, encrypt: Encrypt, seed: u64) -> Self {
+        let checks = Arc::new(Mutex::new(Checks::knowing(known, seed)));
         let (tell, unwell) = watch::channel(Arc::default());
         let task = tokio::spawn(run(Arc::clone(&checks), desired, encrypt, tell));
         Self { checks, unwell, task }
@@ -98,10 +99,21 @@ async fn run(
     tell: watch::Sender<Arc<Unwell>>,
 ) {
     let mut running: JoinSet<(Due, Result<(), Fault>)> = JoinSet::new();
-    let follow = |l7: Arc<L7>| lock(&checks).follow(&l7, Instant::now());
     let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     let most = usize::try_from(descriptors / DESCRIPTORS).unwrap_or(usize::MAX).max(1);
+    let follow = |l7: Arc<L7>| lock(&checks).follow(&l7, Instant::now());
     follow(Arc::clone(&desired.borrow_and_update()));
+    let tell_unwell = || {
+        let unwell = lock(&checks).unwell();
+        tell.send_if_modified(|known| {
+            let differs = **known != unwell;
+            if differs {
+                *known = Arc::new(unwell);
+            }
+            differs
+        });
+    };
+    tell_unwell();
     loop {
         let at_once = lock(&checks).at_once().min(most);
         while running.len() < at_once
@@ -134,14 +146,7 @@ async fn run(
             }
             () = at(next) => continue,
         }
-        let unwell = lock(&checks).unwell();
-        tell.send_if_modified(|known| {
-            let differs = **known != unwell;
-            if differs {
-                *known = Arc::new(unwell);
-            }
-            differs
-        });
+        tell_unwell();
     }
 }
 

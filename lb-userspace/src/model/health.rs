@@ -6,6 +6,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use serde::{Deserialize, Serialize};
+
 use super::upstream::{UpstreamName, UpstreamTls};
 
 /// How the endpoints of an upstream are checked (`upstream-health-check-*`).
@@ -78,7 +80,7 @@ impl fmt::Display for Check {
 }
 
 /// What is held against endpoints. Those that are well, or not checked, are not in it.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Unwell(pub BTreeMap<UpstreamName, BTreeMap<SocketAddr, Finding>>);
 
 impl Unwell {
@@ -153,7 +155,7 @@ impl fmt::Display for Failures {
 }
 
 /// Why an endpoint is unwell.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finding {
     /// What its last probe came to.
     pub fault: Fault,
@@ -162,7 +164,7 @@ pub struct Finding {
 }
 
 /// How a probe failed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Fault {
     /// No connection: refused, or no way there.
     Unreachable,

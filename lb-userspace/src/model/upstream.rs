@@ -6,6 +6,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::ObjectName;
 use super::canary::Canary;
 use super::expression::Expression;
@@ -14,7 +16,7 @@ use super::l7::{Certificate, TlsVersions};
 use super::session::Affinity;
 
 /// `<namespace>-<service>-<port>`, ingress-nginx's name for it.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct UpstreamName(pub String);
 
 /// Where the requests of a Service port go.

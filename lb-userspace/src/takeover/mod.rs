@@ -179,6 +179,8 @@ pub struct State {
     pub takeovers: u64,
     /// Keys of TLS session tickets.
     pub tickets: Secret,
+    /// Whom its active checks found unwell; a successor that does not understand it asks for itself.
+    pub unwell: Value,
 }
 
 /// Bytes that nothing prints.

@@ -50,6 +50,27 @@ fn an_upstream_that_asks_for_no_check_is_not_watched() {
 }
 
 #[test]
+fn whom_the_agent_before_found_unwell_is_so_until_good_answers_raise_it() {
+    let finding = Finding { fault: Fault::Timeout, since: SystemTime::UNIX_EPOCH };
+    let of = |n: [u8; 2]| BTreeMap::from(n.map(|n| (endpoint(n), finding)));
+    let told = Unwell([(UpstreamName("a".to_owned()), of([1, 9]))].into());
+    let told = serde_json::from_value(serde_json::to_value(&told).expect("json")).expect("the same");
+    let mut checks = Checks::knowing(told, 1);
+    checks.follow(&L7::default(), Instant::now());
+    checks.follow(&checked(Some(&check(SECOND)), [1]), Instant::now());
+
+    let unwell = checks.unwell();
+    assert_eq!(unwell.of(&UpstreamName("a".to_owned())).collect::<Vec<_>>(), [(&endpoint(1), &finding)]);
+    let news = [(); 2].map(|()| {
+        let due = next(&mut checks);
+        ended(&mut checks, &due, Ok(()))
+    });
+    assert_eq!(news, [None, Some(News::Rose)]);
+    checks.follow(&checked(Some(&check(SECOND)), [1, 9]), Instant::now());
+    assert!(is_well(&checks), "who comes later is asked first");
+}
+
+#[test]
 fn as_many_may_be_asked_at_once_as_keep_their_intervals_though_nobody_answers() {
     let mut checks = Checks::new(1);
     let many = |networks: u8| {
