@@ -109,6 +109,28 @@ fn failures_between_which_an_endpoint_answers_are_not_in_a_row() {
 }
 
 #[test]
+fn for_a_client_that_has_gone_nobody_goes_on_to_be_connected_to() {
+    // Its queue is full, so whoever else connects is not answered.
+    let hangs = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
+    hangs.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).expect("bind");
+    hangs.listen(0).expect("listen");
+    let addr = hangs.local_addr().ok().and_then(|addr| addr.as_socket()).expect("bound");
+    let _first = TcpStream::connect(addr).expect("a place in the queue");
+    let port = nobody().port();
+    let rig = Rig::start(with_stream(to(&[addr]), Protocol::Tcp, port, Preamble::None, Preamble::None));
+    let client = connect(port);
+    let open = || rig.metric("nginx_ingress_controller_nginx_process_connections");
+    eventually(DEADLINE, || (open() > 0.0).then_some(())).expect("it is served");
+
+    rustix::net::sockopt::set_socket_linger(&client.stream, Some(Duration::ZERO)).expect("linger");
+    drop(client);
+
+    eventually(DEADLINE, || (open() == 0.0).then_some(())).expect("it is given up");
+    // That would have been told after all tries.
+    assert_eq!(rig.metric("penstock_l7_refused_connections_total"), 0.0);
+}
+
+#[test]
 fn a_port_is_given_up_by_a_worker_that_is_full_as_well() {
     let backend = greeter("hello ");
     let port = nobody().port();

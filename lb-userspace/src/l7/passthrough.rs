@@ -22,6 +22,10 @@ use crate::model::upstream::Retry;
 /// To connect to an endpoint (`proxy-connect-timeout`).
 pub(super) const CONNECT: Duration = Duration::from_secs(5);
 
+/// Why a connection was not handed on, for the log: no endpoint takes it, or its client has gone.
+const NO_ENDPOINT: u16 = 502;
+const GONE: u16 = 499;
+
 /// Where a connection goes, and how.
 pub(super) struct Way {
     /// Index of the upstream in the router of now.
@@ -59,10 +63,16 @@ pub(super) async fn serve(
 ) -> Course {
     let Way { upstream, retry, key, idle, preamble, counts } = way;
     let mut record = Record::default();
-    let Some((mut link, opened, _picked)) = connect(worker, upstream, retry, key, &mut record).await else {
-        // Nothing can be said to a client that expects somebody else's words.
-        worker.counters.borrow_mut().refused_connection(Refused::NoEndpoint);
-        return Course { status: 502, up: 0, down: 0, record };
+    let (mut link, opened, _picked) = match connect(worker, &client, upstream, retry, key, &mut record).await
+    {
+        Ok(connected) => connected,
+        Err(status) => {
+            // Nothing can be said to a client that expects somebody else's words.
+            if status == NO_ENDPOINT {
+                worker.counters.borrow_mut().refused_connection(Refused::NoEndpoint);
+            }
+            return Course { status, up: 0, down: 0, record };
+        }
     };
     counts(&mut worker.counters.borrow_mut()).connections += 1;
     let mut moved = Moved { up: 0, down: 0, answered: None };
@@ -79,7 +89,7 @@ pub(super) async fn serve(
         counted.down_bytes += moved.down;
     }
     let Moved { up, down, answered } = moved;
-    let status = if said { 200 } else { 502 };
+    let status = if said { 200 } else { NO_ENDPOINT };
     record.push(Attempt {
         addr: opened.addr,
         status,
@@ -109,14 +119,16 @@ async fn say(link: &mut Link, bytes: &[u8], alarm: &Alarm) -> bool {
     .await
 }
 
-/// A new connection to one of the endpoints; another is tried while nothing was sent.
+/// A new connection to one of the endpoints; another is tried while nothing was sent and the client is there. One that
+/// says no more may still listen.
 async fn connect(
     worker: &Rc<Worker>,
+    client: &Link,
     upstream: usize,
     retry: Retry,
     key: u64,
     record: &mut Record,
-) -> Option<(Link, Opened, Picked)> {
+) -> Result<(Link, Opened, Picked), u16> {
     let snapshot = worker.current.load();
     let terms = Terms {
         upstream,
@@ -127,5 +139,14 @@ async fn connect(
         is_idempotent: true,
         lead: Lead::Hash(key),
     };
-    Attempts::new(worker, &snapshot, terms, None, Instant::now(), record).connection().await
+    let mut attempts = Attempts::new(worker, &snapshot, terms, None, Instant::now(), record);
+    let connected = tokio::select! {
+        biased;
+        connected = attempts.connection() => connected.ok_or(NO_ENDPOINT),
+        () = client.broken() => Err(GONE),
+    };
+    if let Err(GONE) = connected {
+        attempts.given_up(Instant::now());
+    }
+    connected
 }

@@ -103,6 +103,12 @@ impl Link {
         Self { _counted: Some(open), ..self }
     }
 
+    /// Until the connection is reset or otherwise broken.
+    pub(super) async fn broken(&self) {
+        // An error is that it is not watched any more: nobody is there.
+        let _ = self.stream.ready(Interest::ERROR).await;
+    }
+
     /// For reading and writing, both at once.
     pub(super) fn socket(&mut self) -> Socket<'_> {
         Socket { stream: &self.stream, tls: self.tls.as_deref() }

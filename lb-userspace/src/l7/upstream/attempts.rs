@@ -254,7 +254,8 @@ impl<'s> Attempts<'s> {
     }
 
     /// A new connection, for bytes that nobody reads. Its endpoint has answered with that, and is held as long as it lasts.
-    pub(in crate::l7) async fn connection(mut self) -> Option<(Link, Opened, Picked)> {
+    /// Whoever waits no longer calls [`Self::given_up`].
+    pub(in crate::l7) async fn connection(&mut self) -> Option<(Link, Opened, Picked)> {
         loop {
             let (picked, _) = self.pick()?;
             let addr = picked.addr();

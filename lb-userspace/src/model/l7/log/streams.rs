@@ -60,7 +60,8 @@ pub enum StreamValue {
     ServerPort,
     /// `$protocol`: `TCP` or `UDP`.
     Protocol,
-    /// `$status`: 200, 400 for a PROXY header that is due and does not come, 502 where no endpoint takes it.
+    /// `$status`: 200, 400 for a PROXY header that is due and does not come, 502 where no endpoint takes it,
+    /// 499 where the client has gone before one did.
     Status,
     /// `$bytes_sent` to the client.
     BytesSent,
