@@ -278,8 +278,15 @@ enum Take {
 
 impl Known {
     fn take(&mut self, limits: &Keepalive) -> Take {
-        self.connections.retain(|connection| connection.stays(limits));
-        if let Some(connection) = self.connections.iter().rev().find(|connection| connection.has_room()) {
+        // The others wait for the next sweep: there are as many as requests where each takes one at a time.
+        let mut older = self.connections.len().saturating_sub(LOOKED_AT);
+        self.connections.retain(|connection| {
+            let is_older = older > 0;
+            older = older.saturating_sub(1);
+            is_older || connection.stays(limits)
+        });
+        let takes_one = |connection: &&Rc<Connection>| connection.has_room() && connection.lives(limits);
+        if let Some(connection) = self.connections.iter().rev().find(takes_one) {
             return Take::Connection(Rc::clone(connection));
         }
         if let Some(opening) = &self.opening {
