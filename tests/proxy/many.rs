@@ -4,7 +4,7 @@
 //! backends with small buffers.
 
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
@@ -15,6 +15,7 @@ use penstock::model::l7::{Action, PathMatch, Upstream, UpstreamName};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::rig::{Backend, Client, DEADLINE, Rig, length_of, to};
+use crate::tls_client::Tls;
 
 const MIB: u64 = 1 << 20;
 
@@ -28,6 +29,20 @@ fn is_alone(test: &str) -> bool {
     command.args([&format!("many::{test}"), "--exact", "--nocapture"]).env("PENSTOCK_TEST_ALONE", "1");
     assert!(command.status().expect("started").success(), "failed in its own process");
     false
+}
+
+/// The same with a backend in the process that started it, whose memory is not measured; that one answers `None`.
+fn alone_with_backend(test: &str, start: impl FnOnce() -> Backend) -> Option<SocketAddr> {
+    const BACKEND: &str = "PENSTOCK_TEST_BACKEND";
+    if let Some(addr) = std::env::var_os(BACKEND) {
+        return Some(addr.to_str().and_then(|addr| addr.parse().ok()).expect("an address"));
+    }
+    both_ends(1_000);
+    let backend = start();
+    let mut command = std::process::Command::new(std::env::current_exe().expect("this program"));
+    command.args([&format!("many::{test}"), "--exact", "--nocapture"]).env(BACKEND, backend.addr.to_string());
+    assert!(command.status().expect("started").success(), "failed in its own process");
+    None
 }
 
 /// Highest resident memory since [`forget_peak`].
@@ -46,7 +61,8 @@ fn forget_peak() -> u64 {
 
 /// So many connections as both ends of each fit into this process, at most `wanted`.
 fn both_ends(wanted: u64) -> usize {
-    let wish = 2 * wanted + 1000;
+    // Some have an endpoint, and pipes.
+    let wish = wanted * 5 / 2 + 1000;
     let limit = getrlimit(Resource::Nofile);
     let maximum = limit.maximum.unwrap_or(wish).max(wish);
     let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(wish), maximum: Some(maximum) });
@@ -55,40 +71,73 @@ fn both_ends(wanted: u64) -> usize {
         let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
     }
     let current = getrlimit(Resource::Nofile).current.unwrap_or(wish);
-    usize::try_from(wanted.min(current.saturating_sub(1000) / 2)).expect("fits")
+    usize::try_from(wanted.min(current.saturating_sub(1000) * 2 / 5)).expect("fits")
 }
+
+/// Takes its time with every request: the body of one may take as long as it likes, and `/large` is answered by 512 KiB.
+fn patient() -> Backend {
+    Backend::start(|mut peer| {
+        peer.stream.set_read_timeout(None).expect("no timeout");
+        peer.stream.set_write_timeout(None).expect("no timeout");
+        while let Some(head) = peer.head() {
+            peer.exactly(length_of(&head));
+            let content = if head.starts_with("GET /large ") { &CONTENT[..] } else { &CONTENT[..5] };
+            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", content.len());
+            if !peer.try_send(head.as_bytes()) || !peer.try_send(content) {
+                return;
+            }
+        }
+    })
+}
+
+static CONTENT: [u8; 512 << 10] = [b'x'; 512 << 10];
 
 #[test]
 fn ten_thousand_slow_clients_cost_what_they_sent() {
-    if !is_alone("ten_thousand_slow_clients_cost_what_they_sent") {
-        return;
-    }
+    let test = "ten_thousand_slow_clients_cost_what_they_sent";
+    let Some(backend) = alone_with_backend(test, patient) else { return };
     let many = both_ends(10_000);
-    let backend = Backend::mirror();
-    let rig = Rig::start(to(&[backend.addr]));
+    let some = many / 20;
+    let rig = Rig::start(to(&[backend]));
     assert_eq!(rig.ask("GET / HTTP/1.1\r\nHost: a\r\n\r\n").status, 200);
     let before = forget_peak();
 
-    let mut slow: Vec<TcpStream> = Vec::with_capacity(many);
-    for _ in 0..many {
+    let open = |request: &str| {
         let mut stream = TcpStream::connect(rig.http).expect("connect");
-        stream.write_all(b"GET /slow HTTP/1.1\r\nHost: a\r\nX-Slow: ").expect("send");
-        slow.push(stream);
+        stream.set_read_timeout(Some(DEADLINE)).expect("timeout");
+        stream.write_all(request.as_bytes()).expect("send");
+        stream
+    };
+    // Some send a body slowly, some take an answer slowly, all others are slow with a head.
+    let body = "POST /slow HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 10\r\n\r\n12345";
+    let mut bodies: Vec<TcpStream> = (0..some).map(|_| open(body)).collect();
+    let mut readers: Vec<TcpStream> =
+        (0..some).map(|_| open("GET /large HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")).collect();
+    let mut heads: Vec<TcpStream> =
+        (2 * some..many).map(|_| open("GET /slow HTTP/1.1\r\nHost: a\r\nX-Slow: ")).collect();
+    for reader in &mut readers {
+        let mut head = [0; 12];
+        reader.read_exact(&mut head).expect("an answer");
+        assert_eq!(&head, b"HTTP/1.1 200");
     }
-    for stream in &mut slow {
-        stream.write_all(b"x").expect("send");
-    }
+    bodies.iter_mut().chain(&mut heads).for_each(|stream| stream.write_all(b"x").expect("send"));
     // Whoever is quick is served meanwhile.
     assert_eq!(rig.ask("GET /quick HTTP/1.1\r\nHost: a\r\n\r\n").status, 200);
     let cost = peak().saturating_sub(before);
-    for mut stream in slow.drain(..) {
-        stream.write_all(b"\r\nConnection: close\r\n\r\n").expect("send");
-        stream.set_read_timeout(Some(DEADLINE)).expect("timeout");
+
+    let all =
+        bodies.iter_mut().map(|body| (body, "6789")).chain(heads.iter_mut().map(|head| (head, "\r\n\r\n")));
+    for (stream, rest) in all {
+        stream.write_all(rest.as_bytes()).expect("send");
         let mut head = [0; 12];
         stream.read_exact(&mut head).expect("an answer");
         assert_eq!(&head, b"HTTP/1.1 200");
     }
-
+    for reader in &mut readers {
+        let mut rest = Vec::new();
+        reader.read_to_end(&mut rest).expect("the rest");
+        assert!(rest.len() > CONTENT.len(), "{} bytes", rest.len());
+    }
     let each = cost / many as u64;
     println!("{many} slow clients: {} KiB, {each} bytes each", cost >> 10);
     assert!(each < 4 * 1024, "{each} bytes for each of {many} slow clients");
@@ -134,6 +183,48 @@ fn a_gigabyte_each_way_costs_a_few_buffers() {
 
     let cost = peak().saturating_sub(before);
     println!("a gigabyte up and down: {} KiB", cost >> 10);
+    assert!(cost < 16 * MIB, "{cost} bytes");
+}
+
+#[test]
+fn much_each_way_over_tls_costs_a_few_buffers() {
+    const SIZE: usize = 128 << 20;
+    const PART: usize = 64 << 10;
+    if !is_alone("much_each_way_over_tls_costs_a_few_buffers") {
+        return;
+    }
+    let backend = Backend::start(|mut peer| {
+        let head = peer.head().expect("a request");
+        let mut left = length_of(&head) - peer.buffered().len();
+        let mut part = vec![0; PART];
+        while left > 0 {
+            match peer.stream.read(&mut part).expect("upload") {
+                0 => panic!("{left} bytes were missing"),
+                n => left -= n,
+            }
+        }
+        peer.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {SIZE}\r\n\r\n"));
+        (0..SIZE / PART).all(|_| peer.try_send(&part));
+    });
+    let rig = Rig::start(to(&[backend.addr]));
+    let mut client = Tls::connect(rig.https, "a.example").0;
+    let mut part = vec![0; PART];
+    let before = forget_peak();
+
+    let head =
+        format!("POST / HTTP/1.1\r\nHost: a.example\r\nConnection: close\r\nContent-Length: {SIZE}\r\n\r\n");
+    client.write_all(head.as_bytes()).expect("send");
+    (0..SIZE / PART).for_each(|_| client.write_all(&part).expect("send"));
+    let (mut head, mut taken) = ([0; 12], 0);
+    client.read_exact(&mut head).expect("a response");
+    assert_eq!(&head, b"HTTP/1.1 200");
+    while let Ok(n @ 1..) = client.read(&mut part) {
+        taken += n;
+    }
+
+    assert!(taken > SIZE, "{taken} bytes");
+    let cost = peak().saturating_sub(before);
+    println!("{} MiB up and down over TLS: {} KiB", SIZE >> 20, cost >> 10);
     assert!(cost < 16 * MIB, "{cost} bytes");
 }
 
