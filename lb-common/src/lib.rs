@@ -42,6 +42,9 @@ pub use vlan::{Tag, Tags};
 /// Version of everything in this crate that both sides of the kernel line must agree on. Bump it
 /// with any change of a layout or of the meaning of a field.
 pub const ABI_VERSION: u32 = 11;
+/// The oldest version whose maps mean the same to this one, but for what counters count: an agent that is upgraded goes on
+/// with them. Who bumps the version sets this to it, unless that is still true.
+pub const ABI_READABLE: u32 = 10;
 
 /// TCP's IP protocol number.
 pub const TCP: u8 = 6;

@@ -465,6 +465,30 @@ fn translated_flows_move_to_maps_of_another_size() {
     all_echo(&mut flows, "in the new maps");
 }
 
+/// As after an upgrade: what the agent before pinned is of the layout before.
+#[test]
+fn tables_of_the_layout_before_are_read_and_no_flow_breaks() {
+    let (old, own) = (lb_common::ABI_READABLE, lb_common::ABI_VERSION);
+    if old == own {
+        return;
+    }
+    let Some(mut rig) = rig() else { return };
+    let mut flows = flows(&rig);
+    rig.lab.kill(rig.agent.pid()).unwrap();
+    let dir = pinned(&rig);
+    std::fs::rename(dir.join(format!("v{own}")), dir.join(format!("v{old}"))).unwrap();
+
+    next(&mut rig, &[]);
+
+    assert_eq!(tables(&rig.agent)["adopted"], true, "{}", rig.agent.log());
+    let told = status(&rig.agent)["problems"].to_string();
+    assert!(told.contains("counters begin anew"), "{told}");
+    all_echo(&mut flows, "over the tables of before");
+    let gone = || (!dir.join(format!("v{old}")).exists()).then_some(());
+    assert!(eventually(DEADLINE, gone).is_some());
+    assert!(dir.join(format!("v{own}")).exists());
+}
+
 #[test]
 fn pins_that_do_not_serve_are_replaced_and_told() {
     let key = ["--hash-key", "000102030405060708090a0b0c0d0e0f"];

@@ -181,8 +181,10 @@ impl Engine {
         if steps > 0 {
             tracing::debug!(steps, vips, "tables switched");
         }
-        if beginning == Some(Beginning::Empty) {
-            self.tables.store_version(now);
+        match beginning {
+            Some(Beginning::Empty) => self.tables.store_version(now),
+            Some(Beginning::Inherited) => self.tables.keep_version(),
+            None => {}
         }
         problems
     }

@@ -158,6 +158,11 @@ impl Tables {
     /// Marks tables as complete, and as made at `now`: they serve the next agent.
     pub(super) fn store_version(&self, now: u32) {
         self.config.store(config::BORN_WORD, now.into());
+        self.keep_version();
+    }
+
+    /// Marks tables that were taken over as our own: they may have been of a layout before ours.
+    pub(super) fn keep_version(&self) {
         self.config.store(config::ABI_WORD, ABI_VERSION.into());
     }
 

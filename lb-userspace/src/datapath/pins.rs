@@ -20,7 +20,7 @@ use std::os::unix::ffi::OsStringExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::{Path, PathBuf};
 
-use lb_common::ABI_VERSION;
+use lb_common::{ABI_READABLE, ABI_VERSION};
 use rustix::fs::FlockOperation;
 
 use super::Error;
@@ -80,32 +80,48 @@ impl Pins {
         let _ = fs::remove_file(self.link(name));
     }
 
-    /// Sets of maps of our layout, the newest first.
+    /// Sets of maps whose layout we read, the newest first.
     pub fn sets(&self) -> Vec<PathBuf> {
-        let dir = self.version();
+        (ABI_READABLE..=ABI_VERSION).rev().flat_map(|version| self.sets_of(version)).collect()
+    }
+
+    /// Whether a set is of our own layout.
+    pub fn is_own(&self, set: &Path) -> bool {
+        set.parent() == Some(&self.version(ABI_VERSION))
+    }
+
+    fn sets_of(&self, version: u32) -> Vec<PathBuf> {
+        let dir = self.version(version);
         let mut numbers: Vec<u32> = names(&dir).iter().filter_map(|name| name.parse().ok()).collect();
         numbers.sort_unstable_by(|a, b| b.cmp(a));
         numbers.into_iter().map(|number| dir.join(number.to_string())).collect()
     }
 
-    /// Versions of other layouts that are there.
+    /// Versions of layouts that we do not read that are there.
     pub fn other_versions(&self) -> Vec<String> {
-        let own = format!("v{ABI_VERSION}");
-        names(&self.root).into_iter().filter(|name| name.starts_with('v') && *name != own).collect()
+        let is_read =
+            |name: &String| (ABI_READABLE..=ABI_VERSION).any(|version| *name == format!("v{version}"));
+        self.versions().filter(|name| !is_read(name)).collect()
+    }
+
+    fn versions(&self) -> impl Iterator<Item = String> {
+        names(&self.root).into_iter().filter(|name| name.starts_with('v'))
     }
 
     /// A new, empty set.
     pub fn new_set(&self) -> Result<PathBuf, Error> {
-        let last = self.sets().first().and_then(|dir| dir.file_name()?.to_str()?.parse::<u32>().ok());
-        let dir = self.version().join(last.unwrap_or(0).wrapping_add(1).to_string());
+        let last =
+            self.sets_of(ABI_VERSION).first().and_then(|dir| dir.file_name()?.to_str()?.parse::<u32>().ok());
+        let dir = self.version(ABI_VERSION).join(last.unwrap_or(0).wrapping_add(1).to_string());
         create(&dir)?;
         Ok(dir)
     }
 
     /// Removes every other set, of whatever layout.
     pub fn keep_only(&self, set: &Path) {
-        let others = self.sets().into_iter().filter(|dir| dir != set);
-        let versions = self.other_versions().into_iter().map(|name| self.root.join(name));
+        let others = self.sets_of(ABI_VERSION).into_iter().filter(|dir| dir != set);
+        let own = format!("v{ABI_VERSION}");
+        let versions = self.versions().filter(|name| *name != own).map(|name| self.root.join(name));
         others.chain(versions).for_each(|dir| remove(&dir));
     }
 
@@ -116,8 +132,8 @@ impl Pins {
         remove(&self.root);
     }
 
-    fn version(&self) -> PathBuf {
-        self.root.join(format!("v{ABI_VERSION}"))
+    fn version(&self, version: u32) -> PathBuf {
+        self.root.join(format!("v{version}"))
     }
 }
 

@@ -300,7 +300,7 @@ impl Worker {
                         let is_due = ticks.is_multiple_of(REMAINS_TICKS);
                         self.sweep(if is_due { Look::Remains } else { Look::Flows }).await;
                     }
-                    if !self.once_more && !(failed && ticks.is_multiple_of(RETRY_TICKS)) {
+                    if !(self.once_more || failed && ticks.is_multiple_of(RETRY_TICKS)) {
                         continue;
                     }
                 }

@@ -13,7 +13,7 @@ use aya::maps::{HashMap, MapData, MapInfo};
 use lb_common::config::{self, HashKey};
 use lb_common::maps::{self, at};
 use lb_common::nat::{Forward, Reverse};
-use lb_common::{ABI_VERSION, Lines};
+use lb_common::{ABI_READABLE, ABI_VERSION, Lines};
 
 use super::tables::{self, Banks};
 use super::{Error, Kernel, OBJECT};
@@ -68,7 +68,7 @@ impl Inherited {
         let mut told = Vec::new();
         for set in pins.sets() {
             match usable(&set, &wanted, key) {
-                Ok(()) => return Ok(Self::of(&set, &wanted, told)),
+                Ok(()) => return Ok(Self::of(&set, &wanted, told, pins.is_own(&set))),
                 Err(why) => told.push(format!("{} does not serve again: {why}", set.display())),
             }
         }
@@ -80,10 +80,13 @@ impl Inherited {
         Ok(Self { told, ..Self::default() })
     }
 
-    /// Every map of a set with the right shape.
-    fn of(set: &Path, wanted: &BTreeMap<String, Shape>, told: Vec<String>) -> Self {
+    /// Every map of a set with the right shape. `is_own`: of our own layout; an older one numbers what is counted otherwise.
+    fn of(set: &Path, wanted: &BTreeMap<String, Shape>, told: Vec<String>, is_own: bool) -> Self {
         let mut inherited = Self { told, ..Self::default() };
-        for name in KEPT {
+        if !is_own {
+            inherited.told.push("counters begin anew: the version before counted other things".to_owned());
+        }
+        for name in KEPT.into_iter().filter(|name| is_own || !maps::COUNTS.contains(name)) {
             let (path, Some(wanted)) = (set.join(name), wanted.get(name)) else { continue };
             match shape(&path) {
                 Ok(shape) if shape == *wanted => drop(inherited.paths.insert(name, path)),
@@ -113,7 +116,7 @@ fn usable(set: &Path, wanted: &BTreeMap<String, Shape>, key: Option<HashKey>) ->
     match config.word(0, config::ABI_WORD) {
         // An agent that ended while it began.
         0 => return Err("it was never completed".to_owned()),
-        version if version != u64::from(ABI_VERSION) => {
+        version if !(u64::from(ABI_READABLE)..=u64::from(ABI_VERSION)).contains(&version) => {
             return Err(format!("its layout is version {version}, wanted {ABI_VERSION}"));
         }
         _ => {}
