@@ -67,6 +67,8 @@ enum Task<'t> {
 enum Step {
     /// There is more to do.
     Again,
+    /// Plaintext was received; there may be more to do.
+    Received,
     /// The peer has said goodbye; there is more to do.
     Ended,
     /// More has to be received first.
@@ -193,6 +195,13 @@ impl TlsSession {
         loop {
             match self.step(task) {
                 Ok(Step::Again) => {}
+                Ok(Step::Received) => {
+                    // Most often that is all there is, which rustls need not be asked.
+                    let is_all = self.incoming.is_empty() && !self.state().wants_write();
+                    if is_all && matches!(task, Task::Read { .. }) {
+                        return Ok(Step::Open);
+                    }
+                }
                 Ok(Step::Ended) => self.is_ended = true,
                 Ok(reached) => {
                     if self.is_ended {
@@ -236,7 +245,7 @@ fn deal<Data>(
             while let Some(record) = traffic.next_record() {
                 take_in(record?.payload, plain, task);
             }
-            Ok(Step::Again)
+            Ok(Step::Received)
         }
         ConnectionState::EncodeTlsData(mut data) => {
             outgoing.reserve(OVERHEAD_BYTES);
