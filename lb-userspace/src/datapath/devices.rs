@@ -70,8 +70,11 @@ impl Devices {
 mod tests {
     use std::cell::RefCell;
 
+    use lb_common::Mac;
+
     use super::*;
     use crate::datapath::interfaces::{slot, word};
+    use crate::datapath::network::Kind;
 
     fn interface(name: &str, ifindex: u32, master: Option<u32>) -> (u32, Interface) {
         let bond_port = master.is_some();
@@ -128,5 +131,17 @@ mod tests {
         let known = [&bond, &port];
         assert_eq!(word(&port, Some(&bond), &known), word(&bond, None, &known));
         assert_eq!(bond_ports([&bond, &port].into_iter(), &[&port]), []);
+    }
+
+    #[test]
+    fn frames_by_the_port_of_a_vrf_are_for_its_own_mac() {
+        let [(_, vrf), (_, port)] = [interface("vrf1", 7, None), interface("eth0", 2, Some(7))];
+        let vrf =
+            Interface { kind: Kind::Other("vrf".to_owned()), mac: Some(Mac([2, 0, 0, 0, 0, 7])), ..vrf };
+        let port = Interface { bond_port: false, mac: Some(Mac([2, 0, 0, 0, 0, 2])), ..port };
+
+        assert_eq!(word(&port, Some(&vrf), &[&port]), word(&port, None, &[&port]));
+        let bridge = Interface { kind: Kind::Bridge { filtering: false }, ..vrf };
+        assert_ne!(word(&port, Some(&bridge), &[&port]), word(&port, None, &[&port]));
     }
 }

@@ -17,12 +17,13 @@ pub(super) fn slot(ifindex: u32) -> usize {
 
 /// What it finds there. Interfaces that share a slot cannot have their MAC checked: the other's
 /// frames would be taken for another host's. Frames to this host that come in by the port of a
-/// bridge or bond (`master`) are sent to that one's MAC.
+/// bridge or bond (`master`) are sent to that one's MAC; a VRF is no device but a routing table, and its ports keep theirs.
 pub(super) fn word(interface: &Interface, master: Option<&Interface>, chosen: &[&Interface]) -> u64 {
     let shares = |other: &&&Interface| slot(other.ifindex) == slot(interface.ifindex);
     if chosen.iter().filter(shares).count() > 1 {
         return maps::NO_XDP_TX;
     }
+    let master = master.filter(|master| !matches!(&master.kind, Kind::Other(kind) if kind == "vrf"));
     let word = maps::interface(master.unwrap_or(interface).mac.unwrap_or_default());
     if interface.kind == Kind::Veth { word | maps::NO_XDP_TX } else { word }
 }
