@@ -9,6 +9,7 @@ mod bench;
 mod demo;
 mod ebpf;
 mod fuzz;
+mod kernels;
 mod layers;
 mod process;
 mod setup;
@@ -49,6 +50,12 @@ enum Command {
     Demo(demo::Args),
     /// Feed the parsers with what reaches ever more of their code, until one breaks
     Fuzz(fuzz::Args),
+    /// Load and run the kernel program on other kernels, in virtual machines (qemu)
+    Kernels {
+        /// Their packages, e.g. by `apt-get download linux-image-6.1.0-37-amd64`
+        #[arg(required = true)]
+        packages: Vec<std::path::PathBuf>,
+    },
     /// Measure; what is left over goes to the measuring program
     Bench {
         /// Which half
@@ -92,6 +99,7 @@ fn run() -> Result<()> {
         Command::Test { tiers } => test::run(&tiers),
         Command::Demo(args) => demo::run(&args),
         Command::Fuzz(args) => fuzz::run(&args),
+        Command::Kernels { packages } => kernels::run(&packages),
         Command::Bench { half, args } => bench::run(half, &args),
     }
 }
