@@ -8,10 +8,11 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
+use std::time::Duration;
 
 use lb_tests::agent::eventually;
 use lb_tests::h2_frames::{Frames, Outcome, kind};
-use penstock::model::l7::{Action, PathMatch, Upstream, UpstreamName};
+use penstock::model::l7::{Action, ClientLimits, Edge, L7, PathMatch, Upstream, UpstreamName};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::rig::{Backend, Client, DEADLINE, Rig, length_of, to};
@@ -98,7 +99,10 @@ fn ten_thousand_slow_clients_cost_what_they_sent() {
     let Some(backend) = alone_with_backend(test, patient) else { return };
     let many = both_ends(10_000);
     let some = many / 20;
-    let rig = Rig::start(to(&[backend]));
+    // However long it takes here.
+    let hour = Duration::from_secs(3600);
+    let limits = ClientLimits { header_timeout: hour, body_timeout: hour, ..ClientLimits::default() };
+    let rig = Rig::start(L7 { edge: Edge { limits, ..Edge::default() }, ..to(&[backend]) });
     assert_eq!(rig.ask("GET / HTTP/1.1\r\nHost: a\r\n\r\n").status, 200);
     let before = forget_peak();
 
@@ -110,11 +114,11 @@ fn ten_thousand_slow_clients_cost_what_they_sent() {
     };
     // Some send a body slowly, some take an answer slowly, all others are slow with a head.
     let body = "POST /slow HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 10\r\n\r\n12345";
+    let mut heads: Vec<TcpStream> =
+        (2 * some..many).map(|_| open("GET /slow HTTP/1.1\r\nHost: a\r\nX-Slow: ")).collect();
     let mut bodies: Vec<TcpStream> = (0..some).map(|_| open(body)).collect();
     let mut readers: Vec<TcpStream> =
         (0..some).map(|_| open("GET /large HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")).collect();
-    let mut heads: Vec<TcpStream> =
-        (2 * some..many).map(|_| open("GET /slow HTTP/1.1\r\nHost: a\r\nX-Slow: ")).collect();
     for reader in &mut readers {
         let mut head = [0; 12];
         reader.read_exact(&mut head).expect("an answer");
@@ -125,6 +129,12 @@ fn ten_thousand_slow_clients_cost_what_they_sent() {
     assert_eq!(rig.ask("GET /quick HTTP/1.1\r\nHost: a\r\n\r\n").status, 200);
     let cost = peak().saturating_sub(before);
 
+    // A client that takes nothing for a minute is left.
+    for reader in &mut readers {
+        let mut rest = Vec::new();
+        reader.read_to_end(&mut rest).expect("the rest");
+        assert!(rest.len() > CONTENT.len(), "{} bytes", rest.len());
+    }
     let all =
         bodies.iter_mut().map(|body| (body, "6789")).chain(heads.iter_mut().map(|head| (head, "\r\n\r\n")));
     for (stream, rest) in all {
@@ -132,11 +142,6 @@ fn ten_thousand_slow_clients_cost_what_they_sent() {
         let mut head = [0; 12];
         stream.read_exact(&mut head).expect("an answer");
         assert_eq!(&head, b"HTTP/1.1 200");
-    }
-    for reader in &mut readers {
-        let mut rest = Vec::new();
-        reader.read_to_end(&mut rest).expect("the rest");
-        assert!(rest.len() > CONTENT.len(), "{} bytes", rest.len());
     }
     let each = cost / many as u64;
     println!("{many} slow clients: {} KiB, {each} bytes each", cost >> 10);
