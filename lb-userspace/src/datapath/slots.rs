@@ -110,6 +110,12 @@ impl Slots {
         self.contests = (0..).zip(&self.owners).map(contest).collect();
     }
 
+    /// Puts other ids in the place of some.
+    pub fn rename(&mut self, name: impl Fn(BackendId) -> BackendId) {
+        self.owners.iter_mut().for_each(|owner| *owner = name(*owner));
+        self.contests.iter_mut().for_each(|(_, contest)| contest.previous = name(contest.previous));
+    }
+
     fn contest(&self, index: u32) -> Option<Contest> {
         let at = self.contests.binary_search_by_key(&index, |(slot, _)| *slot).ok()?;
         self.contests.get(at).map(|(_, contest)| *contest)

@@ -347,7 +347,11 @@ impl History {
             }
             return Ok(());
         }
-        if self.forgets_none || self.now - last <= GRACE {
+        // By another way to the same backend, once that takes packets as they came no more.
+        let follows = self.protocol == Protocol::Udp
+            && rewrite == Rewrite::Untouched
+            && now.is_some_and(|(addr, _)| addr == backend);
+        if !follows && (self.forgets_none || self.now - last <= GRACE) {
             self.broken += 1;
             prop_assert!(
                 self.broken <= self.balancer.forgotten(),

@@ -8,9 +8,9 @@ use lb_common::{Flow, HashKey};
 
 use super::histories::{addr_of, backend, flow};
 use crate::datapath::rehearsal::Rehearsal;
-use crate::datapath::want::{Owner, Place, Pool, Target, Want};
+use crate::datapath::want::{Backend, Owner, Place, Pool, Target, Want};
 use crate::model::ObjectName;
-use crate::model::l4::{Family, PoolId, Protocol};
+use crate::model::l4::{Family, ForwardingMode, PoolId, Protocol};
 
 const GRACE: u32 = 20;
 const BACKENDS: u8 = 10;
@@ -23,6 +23,7 @@ struct Client {
 
 struct Rollout {
     balancer: Rehearsal,
+    mode: ForwardingMode,
     /// Which backends there are, and whether they drain.
     backends: Vec<(u8, bool)>,
     clients: Vec<Client>,
@@ -34,7 +35,14 @@ impl Rollout {
     fn new(seed: u32) -> Self {
         let balancer = Rehearsal::new(HashKey::expand([seed as u8; 16]), 10, GRACE as u16);
         let backends = (0..BACKENDS).map(|number| (number, false)).collect();
-        let mut rollout = Self { balancer, backends, clients: Vec::new(), begun: seed << 16, now: 1000 };
+        let mut rollout = Self {
+            balancer,
+            mode: ForwardingMode::L2,
+            backends,
+            clients: Vec::new(),
+            begun: seed << 16,
+            now: 1000,
+        };
         rollout.apply();
         rollout
     }
@@ -48,7 +56,9 @@ impl Rollout {
             let id = PoolId { service, port: 80, protocol, family: Family::V4 };
             want.vips.insert(Place { addr: vip, port: 80, protocol }, Target::Pool(id.clone()));
             let backends = self.backends.iter();
-            let backends = backends.map(|(number, drains)| (addr_of(*number), backend(*number, 1, *drains)));
+            let backends = backends.map(|(number, drains)| {
+                (addr_of(*number), Backend { mode: self.mode, ..backend(*number, 1, *drains) })
+            });
             want.pools.insert(id, Pool { backends: backends.collect(), ..Pool::default() });
         }
         assert_eq!(self.balancer.apply(&want, self.now), vec![]);
@@ -127,5 +137,28 @@ fn a_rollout_breaks_no_flow_whose_backend_lives_however_long_it_takes() {
 
         assert_eq!(rollout.balancer.forgotten(), 0, "{units} units a step");
         assert!(rollout.clients.iter().filter(|client| client.protocol == Protocol::Tcp).count() > 50);
+    }
+}
+
+/// Nobody can tell whether anything arrived by the mode before.
+#[test]
+fn a_mode_that_is_corrected_serves_new_udp_flows_at_once_and_tcp_goes_on_in_the_one_that_it_began_in() {
+    let mut rollout = Rollout::new(78);
+    let mode = |rollout: &mut Rollout, number: u32, protocol, kind| {
+        let choice = rollout.balancer.send(&flow(number, protocol), kind, rollout.now).expect("served");
+        let number = lb_common::backend::identity(&rollout.balancer.tables().backends, choice.backend).mode();
+        lb_common::Mode::from_number(number)
+    };
+    let was = mode(&mut rollout, 1, Protocol::Tcp, Kind::Syn);
+
+    rollout.mode = ForwardingMode::Tunnel;
+    rollout.apply();
+
+    let tunnel = Some(lb_common::Mode::Tunnel);
+    assert_eq!(was, Some(lb_common::Mode::L2));
+    assert_eq!(mode(&mut rollout, 1, Protocol::Tcp, Kind::Segment), was);
+    assert_eq!(mode(&mut rollout, 2, Protocol::Tcp, Kind::Syn), tunnel);
+    for number in 3..100 {
+        assert_eq!(mode(&mut rollout, number, Protocol::Udp, Kind::Datagram), tunnel, "flow {number}");
     }
 }

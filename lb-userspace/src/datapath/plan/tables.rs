@@ -12,7 +12,7 @@ use crate::datapath::maglev;
 use crate::datapath::memory::Tables;
 use crate::datapath::slots::Slots;
 use crate::datapath::want::{Want, problem};
-use crate::model::l4::{PoolId, Protocol};
+use crate::model::l4::{ForwardingMode, PoolId, Protocol};
 use crate::model::{Problem, Severity};
 
 /// The table of a pool.
@@ -156,7 +156,8 @@ impl Book {
                 least = table.bits() + 1;
             }
             let old = self.tables.get(id).cloned().unwrap_or_default();
-            match self.changed(&old, Change { shares, former, asked, least }, now, plan) {
+            let present = self.present_selves(id);
+            match self.changed(&old, Change { shares, former, asked, least, present }, now, plan) {
                 Some(table) => {
                     old.retire(retired);
                     self.tables.insert(id.clone(), table);
@@ -184,15 +185,27 @@ impl Book {
         self.is_short = true;
     }
 
+    /// Whose the datagrams are that nobody remembers, of former selves that took packets as they came. Whoever asked for that and
+    /// takes it back need not have had any that arrived: no answer passes here that would show it.
+    fn present_selves(&self, id: &PoolId) -> BTreeMap<BackendId, BackendId> {
+        if id.protocol != Protocol::Udp {
+            return BTreeMap::new();
+        }
+        let former =
+            self.former(id).filter(|(_, mode, _)| matches!(mode, ForwardingMode::L2 | ForwardingMode::Ipip));
+        former.filter_map(|(addr, _, former)| Some((former, self.backend_id(id, addr)?))).collect()
+    }
+
     /// The table over other shares, in regions of its own: smaller than wished rather than none.
     fn changed(&mut self, old: &Table, change: Change, now: u32, plan: &mut Plan) -> Option<Table> {
-        let Change { shares, former, asked, least: larger } = change;
+        let Change { shares, former, asked, least: larger, present } = change;
         let living: BTreeSet<BackendId> =
             shares.values().map(|(id, _)| *id).chain(former.iter().copied()).collect();
         let (least, wished) = sizes(&shares);
         for bits in (least.max(larger)..=wished).rev() {
             let owners = maglev::fill(bits, &shares);
             let mut slots = old.slots.clone();
+            slots.rename(|id| present.get(&id).copied().unwrap_or(id));
             if old.asked && !asked {
                 // Its slots settled by age alone, whatever flows were remembered.
                 slots.doubt(now);
@@ -356,6 +369,8 @@ struct Change {
     asked: bool,
     /// No smaller than this, log2.
     least: u32,
+    /// Ids in the place of others.
+    present: BTreeMap<BackendId, BackendId>,
 }
 
 /// A table that found less memory than it wants.
