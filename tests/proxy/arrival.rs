@@ -15,6 +15,8 @@ use penstock::model::report::Step;
 use penstock::model::upstream::Balance;
 use rustls::version::{TLS12, TLS13};
 
+use lb_tests::agent::eventually;
+
 use crate::rig::{Backend, DEADLINE, Rig, to};
 use crate::tls_client::{Tls, config};
 
@@ -275,7 +277,9 @@ fn tls_is_handed_on_by_its_name_and_never_opened() {
     };
     drop(passed);
     assert_eq!(count("penstock_l7_passthrough_connections_total"), 1.0);
-    assert!(count("penstock_l7_passthrough_bytes_total") > 1000.0);
+    // Counted at its end.
+    let bytes = || (count("penstock_l7_passthrough_bytes_total") > 1000.0).then_some(());
+    eventually(DEADLINE, bytes).expect("bytes are counted");
 }
 
 #[test]
