@@ -488,45 +488,51 @@ impl Connection<'_, '_> {
     }
 
     /// Works on the plan where it lies: what is moved out of it would have a second place in the future.
-    async fn carry_out(&mut self, mut plan: Placed) -> Left {
-        let _writing = During::of(&self.worker.writing);
-        self.requests += 1;
-        self.buf.consume(plan.head_len);
-        (self.tally, self.edits) = (Tally::default(), std::mem::take(&mut plan.edits));
-        self.kept = plan.account.line.as_ref().and_then(|_| log::Kept::wanted(&plan.snapshot.router));
-        // What has to wait for somebody does so here: with the step at hand, before anything goes upstream.
-        let mut begun = plan.started;
-        if let Some(checks) = plan.checks.take() {
-            cold_path();
-            let step = std::mem::replace(&mut plan.step, Step::Nothing);
-            // Apart, so that others do not carry its size.
-            let line = plan.account.line.as_ref().map(|line| &line[..]);
-            plan.step = Box::pin(self.check(&checks, line, step)).await;
-            begun = Instant::now();
-        }
-        let Plan { step, snapshot, filters, record, after, .. } = &mut *plan;
-        let (status, left) = match step {
-            Step::Nothing => (499, Left::Broken),
-            Step::Answer(_) => {
+    #[expect(
+        clippy::manual_async_fn,
+        reason = "an async function keeps its arguments twice, and its state has to be small"
+    )]
+    fn carry_out(&mut self, mut plan: Placed) -> impl Future<Output = Left> {
+        async move {
+            let _writing = During::of(&self.worker.writing);
+            self.requests += 1;
+            self.buf.consume(plan.head_len);
+            (self.tally, self.edits) = (Tally::default(), std::mem::take(&mut plan.edits));
+            self.kept = plan.account.line.as_ref().and_then(|_| log::Kept::wanted(&plan.snapshot.router));
+            // What has to wait for somebody does so here: with the step at hand, before anything goes upstream.
+            let mut begun = plan.started;
+            if let Some(checks) = plan.checks.take() {
                 cold_path();
-                Box::pin(self.tell(&mut plan)).await
+                let step = std::mem::replace(&mut plan.step, Step::Nothing);
+                // Apart, so that others do not carry its size.
+                let line = plan.account.line.as_ref().map(|line| &line[..]);
+                plan.step = Box::pin(self.check(&checks, line, step)).await;
+                begun = Instant::now();
             }
-            Step::Exchange(outgoing) => {
-                match exchange::run(self, snapshot, outgoing, filters, *after, begun, record).await {
-                    Sent::Response { status, after: After::Keep } => (status, Left::Open),
-                    Sent::Response { status, after: After::Close } => (status, Left::Finished),
-                    Sent::Broken { status } => (status, Left::Broken),
-                    Sent::Nothing { status, read } => {
-                        cold_path();
-                        Box::pin(self.make_up(&mut plan, status, read)).await
+            let Plan { step, snapshot, filters, record, after, .. } = &mut *plan;
+            let (status, left) = match step {
+                Step::Nothing => (499, Left::Broken),
+                Step::Answer(_) => {
+                    cold_path();
+                    Box::pin(self.tell(&mut plan)).await
+                }
+                Step::Exchange(outgoing) => {
+                    match exchange::run(self, snapshot, outgoing, filters, *after, begun, record).await {
+                        Sent::Response { status, after: After::Keep } => (status, Left::Open),
+                        Sent::Response { status, after: After::Close } => (status, Left::Finished),
+                        Sent::Broken { status } => (status, Left::Broken),
+                        Sent::Nothing { status, read } => {
+                            cold_path();
+                            Box::pin(self.make_up(&mut plan, status, read)).await
+                        }
                     }
                 }
-            }
-        };
-        self.edits = HeaderEdits::default();
-        self.account(&mut plan, status, left);
-        drop(plan.under_way.take());
-        if left == Left::Finished && plan.is_farewell { Left::Over } else { left }
+            };
+            self.edits = HeaderEdits::default();
+            self.account(&mut plan, status, left);
+            drop(plan.under_way.take());
+            if left == Left::Finished && plan.is_farewell { Left::Over } else { left }
+        }
     }
 
     /// Answers a request that goes to no endpoint.

@@ -7,7 +7,7 @@ mod outgoing;
 mod reading;
 mod ready;
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::hint::cold_path;
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -89,7 +89,11 @@ enum Failed {
 
 /// Sends the request to endpoints in turn until one answers, as far as repeating it is safe. A body that was
 /// read for it stays in `outgoing`; what each attempt came to stands in `record`.
-pub(super) async fn run(
+#[expect(
+    clippy::manual_async_fn,
+    reason = "an async function keeps its arguments twice, and its state has to be small"
+)]
+pub(super) fn run(
     connection: &mut Connection<'_, '_>,
     snapshot: &Snapshot,
     outgoing: &mut Outgoing,
@@ -97,104 +101,107 @@ pub(super) async fn run(
     after: After,
     mut begun: Instant,
     record: &mut Record,
-) -> Sent {
-    if outgoing.expects_continue && !Box::pin(connection.send(b"HTTP/1.1 100 Continue\r\n\r\n")).await {
-        return Sent::Broken { status: 499 };
-    }
-    if let Some(Copying { copy, here }) = &outgoing.copy {
-        cold_path();
-        let body = outgoing.head.len().saturating_sub(*here);
-        copy.begin(&outgoing.body, outgoing.head.get(body..).unwrap_or_default());
-    }
-    if let Hold::UpTo(in_memory) = outgoing.hold {
-        cold_path();
-        match Box::pin(hold(connection, &outgoing.body, in_memory, limits.max_body_bytes)).await {
-            Ok(held) => {
-                // A slow client is no fault of an endpoint, and takes no time from its attempts.
-                begun = Instant::now();
-                outgoing.hold = Hold::Here(Box::new(held));
-            }
-            Err(499) => return Sent::Broken { status: 499 },
-            Err(status) => return Sent::Nothing { status, read: false },
+) -> impl Future<Output = Sent> {
+    async move {
+        if outgoing.expects_continue && !Box::pin(connection.send(b"HTTP/1.1 100 Continue\r\n\r\n")).await {
+            return Sent::Broken { status: 499 };
         }
-    }
-    if let Hold::Here(held) = &outgoing.hold {
-        cold_path();
-        let length = held.len();
-        if outgoing.body != Body::Length(length) {
-            heads::add_length(length, &mut outgoing.head);
+        if let Some(Copying { copy, here }) = &outgoing.copy {
+            cold_path();
+            let body = outgoing.head.len().saturating_sub(*here);
+            copy.begin(&outgoing.body, outgoing.head.get(body..).unwrap_or_default());
         }
-        outgoing.body = Body::Length(length);
-    }
-    let (worker, together) = (connection.worker, connection.socket.together());
-    let mut attempts = Attempts::new(worker, snapshot, outgoing.terms, together, begun, record);
-    // gRPC compresses its messages itself.
-    let compression = snapshot.router.compression.as_deref();
-    let compression = compression.filter(|_| outgoing.terms.speech != Speech::Http2);
-    let read = matches!(outgoing.hold, Hold::Here(_));
-    loop {
-        let mut lease = match connection.unless_gone(attempts.lease()).await {
-            Some(Ok(lease)) => lease,
-            Some(Err(status)) => {
-                cold_path();
-                attempts.ended(0, Instant::now());
-                return Sent::Nothing { status, read };
-            }
-            None => {
-                cold_path();
-                attempts.given_up(Instant::now());
-                return Sent::Broken { status: 499 };
-            }
-        };
-        match (attempts.session(), &outgoing.cookie) {
-            (Some((sessions, key)), Some(attributes)) => {
-                cold_path();
-                sessions.line(key, attributes, connection.edits.session());
-            }
-            _ => connection.edits.without_session(),
-        }
-        let attempt = attempt(connection, &mut attempts, &mut lease, outgoing, limits, compression, after);
-        // Apart: both together are more than an allocator has at hand for a thread.
-        let next = match Box::pin(attempt).await {
-            Ok(Through { sent, keep, bytes, rest, waited }) => {
-                // What was here with its head, and was taken at once, ended then: the clock need not be asked again.
-                let now = attempts.answered_at().filter(|_| !waited).unwrap_or_else(Instant::now);
-                attempts.ended(bytes, now);
-                if keep && !outgoing.closes {
-                    lease.keep(connection.worker, snapshot, outgoing.terms.upstream, now);
-                } else {
-                    drop(lease);
+        if let Hold::UpTo(in_memory) = outgoing.hold {
+            cold_path();
+            match Box::pin(hold(connection, &outgoing.body, in_memory, limits.max_body_bytes)).await {
+                Ok(held) => {
+                    // A slow client is no fault of an endpoint, and takes no time from its attempts.
+                    begun = Instant::now();
+                    outgoing.hold = Hold::Here(Box::new(held));
                 }
-                // The endpoint is done with, the client perhaps not.
-                if let Some(rest) = rest {
+                Err(499) => return Sent::Broken { status: 499 },
+                Err(status) => return Sent::Nothing { status, read: false },
+            }
+        }
+        if let Hold::Here(held) = &outgoing.hold {
+            cold_path();
+            let length = held.len();
+            if outgoing.body != Body::Length(length) {
+                heads::add_length(length, &mut outgoing.head);
+            }
+            outgoing.body = Body::Length(length);
+        }
+        let (worker, together) = (connection.worker, connection.socket.together());
+        let mut attempts = Attempts::new(worker, snapshot, outgoing.terms, together, begun, record);
+        // gRPC compresses its messages itself.
+        let compression = snapshot.router.compression.as_deref();
+        let compression = compression.filter(|_| outgoing.terms.speech != Speech::Http2);
+        let read = matches!(outgoing.hold, Hold::Here(_));
+        loop {
+            let mut lease = match connection.unless_gone(attempts.lease()).await {
+                Some(Ok(lease)) => lease,
+                Some(Err(status)) => {
                     cold_path();
-                    return Box::pin(rest.send(connection)).await;
+                    attempts.ended(0, Instant::now());
+                    return Sent::Nothing { status, read };
                 }
-                record.ended = Some(now);
-                return sent;
+                None => {
+                    cold_path();
+                    attempts.given_up(Instant::now());
+                    return Sent::Broken { status: 499 };
+                }
+            };
+            match (attempts.session(), &outgoing.cookie) {
+                (Some((sessions, key)), Some(attributes)) => {
+                    cold_path();
+                    sessions.line(key, attributes, connection.edits.session());
+                }
+                _ => connection.edits.without_session(),
             }
-            Err(Failed::Client { status }) => {
-                cold_path();
-                attempts.ended(0, Instant::now());
-                return match status {
-                    499 => Sent::Broken { status },
-                    _ => Sent::Nothing { status, read },
-                };
-            }
-            Err(Failed::Replaced { status }) => {
-                cold_path();
+            let attempt =
+                attempt(connection, &mut attempts, &mut lease, outgoing, limits, compression, after);
+            // Apart: both together are more than an allocator has at hand for a thread.
+            let next = match Box::pin(attempt).await {
+                Ok(Through { sent, keep, bytes, rest, waited }) => {
+                    // What was here with its head, and was taken at once, ended then: the clock need not be asked again.
+                    let now = attempts.answered_at().filter(|_| !waited).unwrap_or_else(Instant::now);
+                    attempts.ended(bytes, now);
+                    if keep && !outgoing.closes {
+                        lease.keep(connection.worker, snapshot, outgoing.terms.upstream, now);
+                    } else {
+                        drop(lease);
+                    }
+                    // The endpoint is done with, the client perhaps not.
+                    if let Some(rest) = rest {
+                        cold_path();
+                        return Box::pin(rest.send(connection)).await;
+                    }
+                    record.ended = Some(now);
+                    return sent;
+                }
+                Err(Failed::Client { status }) => {
+                    cold_path();
+                    attempts.ended(0, Instant::now());
+                    return match status {
+                        499 => Sent::Broken { status },
+                        _ => Sent::Nothing { status, read },
+                    };
+                }
+                Err(Failed::Replaced { status }) => {
+                    cold_path();
+                    attempts.ended(0, Instant::now());
+                    return Sent::Nothing { status, read };
+                }
+                Err(Failed::Rejected) => Next::Again,
+                Err(Failed::Upstream(failure, progress)) => {
+                    cold_path();
+                    attempts.failed(lease, failure, progress)
+                }
+            };
+            if let Next::Answer(status) = next {
                 attempts.ended(0, Instant::now());
                 return Sent::Nothing { status, read };
             }
-            Err(Failed::Rejected) => Next::Again,
-            Err(Failed::Upstream(failure, progress)) => {
-                cold_path();
-                attempts.failed(lease, failure, progress)
-            }
-        };
-        if let Next::Answer(status) = next {
-            attempts.ended(0, Instant::now());
-            return Sent::Nothing { status, read };
         }
     }
 }

@@ -58,18 +58,24 @@ const SPARE_MAX: usize = 256;
 
 thread_local! {
     /// Memory of plans that were carried out; empty.
-    static SPARE: RefCell<Vec<Vec<Plan>>> = const { RefCell::new(Vec::new()) };
+    #[expect(clippy::vec_box, reason = "the boxes are what is used again")]
+    static SPARE: RefCell<Vec<Box<Slot>>> = const { RefCell::new(Vec::new()) };
 }
 
+/// Where a plan may lie.
+#[derive(Default)]
+struct Slot(Option<Plan>);
+
 /// A plan in memory that the thread uses again: an allocator has few pieces of a size at hand, and every request under
-/// way holds one.
-pub(super) struct Placed(Vec<Plan>);
+/// way holds one. Of the size of a pointer, for it stands more than once in a request's future, which has to stay small
+/// enough for the allocator to have pieces of its size at hand at all. `None` only while it is dropped.
+pub(super) struct Placed(Option<Box<Slot>>);
 
 impl Placed {
     pub(super) fn new(plan: Plan) -> Self {
-        let mut place = SPARE.with_borrow_mut(Vec::pop).unwrap_or_else(|| Vec::with_capacity(1));
-        place.push(plan);
-        Self(place)
+        let mut place = SPARE.with_borrow_mut(Vec::pop).unwrap_or_default();
+        place.0 = Some(plan);
+        Self(Some(place))
     }
 }
 
@@ -77,20 +83,20 @@ impl Deref for Placed {
     type Target = Plan;
 
     fn deref(&self) -> &Plan {
-        self.0.first().expect("the plan it was made of")
+        self.0.as_ref().and_then(|place| place.0.as_ref()).expect("the plan it was made of")
     }
 }
 
 impl DerefMut for Placed {
     fn deref_mut(&mut self) -> &mut Plan {
-        self.0.first_mut().expect("the plan it was made of")
+        self.0.as_mut().and_then(|place| place.0.as_mut()).expect("the plan it was made of")
     }
 }
 
 impl Drop for Placed {
     fn drop(&mut self) {
-        let mut place = std::mem::take(&mut self.0);
-        place.clear();
+        let Some(mut place) = self.0.take() else { return };
+        place.0 = None;
         SPARE.with_borrow_mut(|spare| {
             if spare.len() < SPARE_MAX {
                 spare.push(place);
