@@ -148,6 +148,23 @@ fn ten_thousand_slow_clients_cost_what_they_sent() {
     assert!(each < 4 * 1024, "{each} bytes for each of {many} slow clients");
 }
 
+/// Reads a request to its end and answers with `size` bytes, `part` at a time.
+fn taking_and_giving(size: usize, part: usize) -> Backend {
+    Backend::start(move |mut peer| {
+        let head = peer.head().expect("a request");
+        let mut left = length_of(&head) - peer.buffered().len();
+        let mut part = vec![0; part];
+        while left > 0 {
+            match peer.stream.read(&mut part).expect("upload") {
+                0 => panic!("{left} bytes were missing"),
+                n => left -= n,
+            }
+        }
+        peer.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {size}\r\n\r\n"));
+        (0..size / part.len()).all(|_| peer.try_send(&part));
+    })
+}
+
 #[test]
 fn a_gigabyte_each_way_costs_a_few_buffers() {
     const SIZE: usize = 1 << 30;
@@ -155,19 +172,7 @@ fn a_gigabyte_each_way_costs_a_few_buffers() {
     if !is_alone("a_gigabyte_each_way_costs_a_few_buffers") {
         return;
     }
-    let backend = Backend::start(|mut peer| {
-        let head = peer.head().expect("a request");
-        let mut left = length_of(&head) - peer.buffered().len();
-        let mut part = vec![0; PART];
-        while left > 0 {
-            match peer.stream.read(&mut part).expect("upload") {
-                0 => panic!("{left} bytes were missing"),
-                n => left -= n,
-            }
-        }
-        peer.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {SIZE}\r\n\r\n"));
-        (0..SIZE / PART).all(|_| peer.try_send(&part));
-    });
+    let backend = taking_and_giving(SIZE, PART);
     let rig = Rig::start(to(&[backend.addr]));
     let mut client = rig.client();
     let mut part = vec![0; PART];
@@ -198,19 +203,7 @@ fn much_each_way_over_tls_costs_a_few_buffers() {
     if !is_alone("much_each_way_over_tls_costs_a_few_buffers") {
         return;
     }
-    let backend = Backend::start(|mut peer| {
-        let head = peer.head().expect("a request");
-        let mut left = length_of(&head) - peer.buffered().len();
-        let mut part = vec![0; PART];
-        while left > 0 {
-            match peer.stream.read(&mut part).expect("upload") {
-                0 => panic!("{left} bytes were missing"),
-                n => left -= n,
-            }
-        }
-        peer.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {SIZE}\r\n\r\n"));
-        (0..SIZE / PART).all(|_| peer.try_send(&part));
-    });
+    let backend = taking_and_giving(SIZE, PART);
     let rig = Rig::start(to(&[backend.addr]));
     let mut client = Tls::connect(rig.https, "a.example").0;
     let mut part = vec![0; PART];
