@@ -6,10 +6,10 @@ use bytes::Bytes;
 use http::Request;
 use lb_tests::h2_frames::{Frames, Outcome, kind, request};
 use penstock::l7::Temp;
-use penstock::model::l7::{Action, Buffers, Filters, PathMatch, Protocol, Upstream, UpstreamName};
+use penstock::model::l7::{Buffers, Filters, Protocol};
 
 use crate::h2_client::{Client, limited, say};
-use crate::rig::{Backend, DEADLINE, Rig, to_with};
+use crate::rig::{Backend, DEADLINE, Rig, and_to, to_with};
 
 #[test]
 fn what_is_under_way_of_uploads_that_were_answered_ends_no_connection() {
@@ -44,24 +44,14 @@ fn uploads_that_nobody_takes_leave_room_for_all_others() {
         peer.rest();
     });
     let mirror = Backend::mirror();
-    let filters = Filters { max_body_bytes: None, ..Filters::default() };
     let hangs = Filters {
         protocol: Protocol::Https,
         connect_timeout: Duration::from_secs(3600),
         max_body_bytes: None,
         ..Filters::default()
     };
-    let mut l7 = to_with(&[silent.addr], hangs);
-    let name = UpstreamName("default-mirror-80".to_owned());
-    l7.upstreams.insert(name.clone(), Upstream { endpoints: [mirror.addr].into(), ..Upstream::default() });
-    l7.servers.edit(|_, server| {
-        let mut location = server.locations[0].clone();
-        location.path = PathMatch::Prefix("/other".to_owned());
-        location.action = Action::Proxy(name.clone());
-        location.filters = filters.clone();
-        server.locations.insert(0, location);
-    });
-    let rig = Rig::start(l7);
+    let l7 = to_with(&[silent.addr], hangs);
+    let rig = Rig::start(and_to(l7, "/other", mirror.addr));
     let client = Client::connect(rig.http);
     let post = |path| Request::post(format!("http://a.example{path}")).body(()).expect("request");
 

@@ -12,10 +12,10 @@ use std::time::Duration;
 
 use lb_tests::agent::eventually;
 use lb_tests::h2_frames::{Frames, Outcome, kind};
-use penstock::model::l7::{Action, ClientLimits, Edge, L7, PathMatch, Upstream, UpstreamName};
+use penstock::model::l7::{ClientLimits, Edge, L7};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::rig::{Backend, Client, DEADLINE, Rig, length_of, to};
+use crate::rig::{Backend, Client, DEADLINE, Rig, and_to, length_of, to};
 use crate::tls_client::Tls;
 
 const MIB: u64 = 1 << 20;
@@ -297,16 +297,8 @@ fn clients_that_ask_many_endpoints_at_once_leave_descriptors_to_others() {
         peer.rest();
     });
     let mirror = Backend::mirror();
-    let mut l7 = to(&[silent.addr]);
-    let name = UpstreamName("default-mirror-80".to_owned());
-    l7.upstreams.insert(name.clone(), Upstream { endpoints: [mirror.addr].into(), ..Upstream::default() });
-    l7.servers.edit(|_, server| {
-        let mut location = server.locations[0].clone();
-        location.path = PathMatch::Prefix("/other".to_owned());
-        location.action = Action::Proxy(name.clone());
-        server.locations.insert(0, location);
-    });
-    let rig = Rig::start(l7);
+    let l7 = to(&[silent.addr]);
+    let rig = Rig::start(and_to(l7, "/other", mirror.addr));
 
     let refused = Arc::new(AtomicUsize::new(0));
     for _ in 0..GREEDY {

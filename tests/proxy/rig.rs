@@ -135,6 +135,20 @@ pub fn to_with(endpoints: &[SocketAddr], filters: Filters) -> L7 {
     }
 }
 
+/// What is below `path` goes to another endpoint.
+pub fn and_to(mut l7: L7, path: &str, endpoint: SocketAddr) -> L7 {
+    let name = UpstreamName("default-other-80".to_owned());
+    l7.upstreams.insert(name.clone(), Upstream { endpoints: [endpoint].into(), ..Upstream::default() });
+    l7.servers.edit(|_, server| {
+        let mut location = server.locations[0].clone();
+        location.path = PathMatch::Prefix(path.to_owned());
+        location.action = Action::Proxy(name.clone());
+        location.filters = Filters { max_body_bytes: None, ..Filters::default() };
+        server.locations.insert(0, location);
+    });
+    l7
+}
+
 /// A backend that runs `serve` for each connection, on a thread of its own.
 pub struct Backend {
     pub addr: SocketAddr,
