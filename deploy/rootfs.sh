@@ -1,12 +1,16 @@
 #!/bin/sh
-# rootfs.sh BINARY DIR: puts everything that the image holds below DIR: the binary without what debuggers read, the
-# libraries it is linked with, two users. No shell and no package manager. The same input gives the same bytes;
+# rootfs.sh BINARY DIR [PROFILE]: puts everything that the image holds below DIR: the binary without what debuggers read, the
+# libraries it is linked with, two users; and the profile that it was built by, so that it can be built again. No shell and no package manager. The same input gives the same bytes;
 # times are SOURCE_DATE_EPOCH.
 set -eu
 binary=$1
 root=$2
 mkdir -p "$root/usr/local/bin" "$root/etc" "$root/run/penstock" "$root/tmp"
 strip -o "$root/usr/local/bin/penstock" "$binary"
+if [ $# -gt 2 ]; then
+    mkdir -p "$root/usr/share/penstock"
+    cp "$3" "$root/usr/share/penstock/penstock.profdata"
+fi
 # Answers `nginx -T` and `nginx -t`.
 ln -sf penstock "$root/usr/local/bin/nginx"
 # Where the loader looks for them; `cp --parents` follows the links.

@@ -16,6 +16,7 @@ pub mod raw;
 pub mod shape;
 pub mod tier;
 pub mod tls;
+pub mod training;
 pub mod world;
 
 use std::path::{Path, PathBuf};

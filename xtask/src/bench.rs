@@ -1,4 +1,4 @@
-//! Starts the measuring programs of the crate `lb-tests`, built as released.
+//! Starts the measuring programs of the crate `lb-tests`, and what they measure built as it is released.
 
 use std::process::Command;
 
@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::ValueEnum;
 
 use crate::setup::{self, Purpose};
-use crate::{assets, ebpf, process, target_dir};
+use crate::{assets, ebpf, process, release, target_dir};
 
 /// What of Penstock is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -29,13 +29,20 @@ pub fn run(half: Half, args: &[String]) -> Result<()> {
         Half::Control => ("bench-control", &[Purpose::Build, Purpose::Test]),
     };
     setup::run(purposes)?;
-    ebpf::build()?;
     if half == Half::Control {
         assets::offer();
     }
-    process::run(process::build().args(["--release", "--bin", "penstock", "--bin", bin]))?;
+    let dir = match half {
+        // The kernel's half has no code of ours outside it.
+        Half::L4 => {
+            ebpf::build()?;
+            process::run(process::build().args(["--release", "--bin", "penstock", "--bin", bin]))?;
+            target_dir().join("release")
+        }
+        Half::L7 | Half::Control => release::build(&release::Args::default(), &[bin])?,
+    };
     // Not through cargo: `--json FILE` is meant from where the caller stands.
-    let mut program = Command::new(target_dir().join("release").join(bin));
+    let mut program = Command::new(dir.join(bin));
     if let Some(assets) = assets::find() {
         program.env(assets::ASSETS, assets);
     }

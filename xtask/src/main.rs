@@ -12,6 +12,7 @@ mod fuzz;
 mod kernels;
 mod layers;
 mod process;
+mod release;
 mod setup;
 mod test;
 mod toolchain;
@@ -39,6 +40,8 @@ enum Command {
     },
     /// Build the kernel object `target/ebpf/penstock.bpf.o`
     BuildEbpf,
+    /// Build the agent as it is released, `target/trained/penstock`: twice, the second time by what the first did under load
+    Release(release::Args),
     /// Check which room imports which, and that no file grew beyond one idea
     Layers,
     /// Run the checks and test tiers named, or all of them
@@ -95,6 +98,7 @@ fn run() -> Result<()> {
             println!("{}", object.display());
             Ok(())
         }
+        Command::Release(args) => release::run(&args),
         Command::Layers => layers::run(),
         Command::Test { tiers } => test::run(&tiers),
         Command::Demo(args) => demo::run(&args),

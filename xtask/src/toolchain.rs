@@ -18,6 +18,8 @@ pub struct Toolchain {
     pub rustc: PathBuf,
     pub cargo: PathBuf,
     pub sysroot: PathBuf,
+    /// What it builds for, and runs on.
+    pub host: String,
     /// Major version of rustc's LLVM: bpf-linker must be built with this one or a newer one.
     pub llvm: u32,
     /// What to call it in messages.
@@ -38,6 +40,17 @@ impl Toolchain {
             .current_dir(crate::workspace());
         command
     }
+}
+
+/// The rustc that the cargo which started us uses.
+pub fn in_use() -> Result<Toolchain> {
+    let cargo = driver().context("no cargo here")?;
+    let beside = cargo.parent().map(|dir| dir.join("rustc")).filter(|rustc| rustc.is_file());
+    let rustc = std::env::var_os("RUSTC").map(PathBuf::from).or(beside);
+    let rustc = rustc.or_else(|| process::find("rustc")).context("no rustc here")?;
+    let (major, minor) = OLDEST_RUSTC;
+    inspect(rustc, cargo, "in use".to_owned())?
+        .with_context(|| format!("rustc is older than {major}.{minor}"))
 }
 
 /// The first usable toolchain: rustup's (nightly first), then the system's.
@@ -90,6 +103,7 @@ fn inspect(rustc: PathBuf, cargo: PathBuf, origin: String) -> Result<Option<Tool
     if numbers(release).is_none_or(|number| number < OLDEST_RUSTC) {
         return Ok(None);
     }
+    let host = field("host: ")?.to_owned();
     let llvm = field("LLVM version: ")?.split('.').next().and_then(|major| major.parse().ok());
     let sysroot =
         process::output(Command::new(&rustc).args(["--print", "sysroot"]).env_remove("RUSTUP_TOOLCHAIN"))?;
@@ -97,6 +111,7 @@ fn inspect(rustc: PathBuf, cargo: PathBuf, origin: String) -> Result<Option<Tool
         name: format!("{origin} (rustc {release})"),
         llvm: llvm.context("LLVM version is not a number")?,
         sysroot: sysroot.into(),
+        host,
         rustc,
         cargo,
     }))

@@ -265,7 +265,8 @@ impl Certificate {
         Ok(())
     }
 
-    fn secret(&self) -> String {
+    /// As a Secret of the name `cert`.
+    pub fn secret(&self) -> String {
         let indented = |pem: &str| pem.lines().map(|line| format!("    {line}\n")).collect::<String>();
         format!(
             "apiVersion: v1\nkind: Secret\nmetadata:\n  name: cert\ntype: kubernetes.io/tls\nstringData:\n  \
@@ -345,12 +346,12 @@ fn objects(backends: Backends, access_log: &Path, certificate: &Certificate) -> 
 }
 
 /// Replaces each `@NAME@` by its value.
-fn fill(template: &str, values: &[(&str, String)]) -> String {
+pub fn fill(template: &str, values: &[(&str, String)]) -> String {
     values.iter().fold(template.to_owned(), |text, (name, value)| text.replace(&format!("@{name}@"), value))
 }
 
 /// Ports that were free just now; held together, so that they differ.
-fn free_ports<const N: usize>() -> Result<[u16; N]> {
+pub fn free_ports<const N: usize>() -> Result<[u16; N]> {
     let mut ports = [0; N];
     let mut held = Vec::new();
     for port in &mut ports {
