@@ -1,6 +1,11 @@
-//! Calls that wait for a connection which another call is opening.
+//! Calls that wait for a connection which another call is opening, and for what its upstream says first.
 
+use std::io::Read;
+use std::net::TcpListener;
+
+use lb_tests::h2_frames::{Frames, PREFACE, flag, frame, kind};
 use penstock::model::l7::{L7, PathMatch, Retry};
+use tokio::sync::Notify;
 
 use super::*;
 
@@ -56,4 +61,85 @@ fn a_call_that_may_wait_longer_than_the_other_opens_one_of_its_own() {
 
     assert_eq!(first.reply().status, 504);
     coming.recv_timeout(DEADLINE).expect("another one is being opened");
+}
+
+/// Calls at once to an upstream that takes `limit` on a connection and refuses what is more: how many connections they
+/// took, and how often it let one down.
+fn cold_calls(calls: usize, limit: u32) -> (usize, f64) {
+    let mut builder = h2::server::Builder::new();
+    builder.max_concurrent_streams(limit);
+    let (arrived, all_there) = (Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
+    let upstream = Upstream::with(builder, None, move |request, respond| {
+        let (arrived, all_there) = (Arc::clone(&arrived), Arc::clone(&all_there));
+        async move {
+            let told = all_there.notified();
+            if arrived.fetch_add(1, Ordering::SeqCst) + 1 == calls {
+                all_there.notify_waiters();
+            } else {
+                told.await;
+            }
+            echo(request, respond).await;
+        }
+    });
+    let rig = Rig::start(to_with(&[upstream.addr], filters()));
+    let client = Client::connect(rig.http);
+
+    client.runtime.block_on(async {
+        let calls: Vec<_> = (0..calls)
+            .map(|_| tokio::spawn(exchange(client.requests.clone(), call("/"), vec![b"x"], None)))
+            .collect();
+        for call in calls {
+            let reply = limited(call).await.expect("task").expect("a response");
+            assert_eq!(reply.trailers, Some(status("0")), "limit {limit}");
+        }
+    });
+
+    (upstream.connections(), rig.metric("penstock_l7_upstream_failures_total"))
+}
+
+#[test]
+fn calls_at_once_on_a_cold_endpoint_are_no_more_than_it_allows() {
+    for (limit, calls) in [(1, 20), (3, 20), (10, 60), (50, 100)] {
+        let (connections, failures) = cold_calls(calls, limit);
+
+        let fewest = calls.div_ceil(limit as usize);
+        assert_eq!((connections, failures), (fewest, 0.0), "limit {limit}");
+    }
+}
+
+/// An upstream that says nothing before it was called by so many connections.
+fn slow_to_begin(calls: usize) -> SocketAddr {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("bind");
+    let addr = listener.local_addr().expect("bound");
+    std::thread::spawn(move || {
+        let mut called: Vec<_> = (0..calls)
+            .map(|_| {
+                let (mut stream, _) = listener.accept().expect("a connection");
+                stream.read_exact(&mut [0; PREFACE.len()]).expect("the preface");
+                let mut frames = Frames::over(stream, DEADLINE);
+                frames.until(kind::HEADERS).expect("a call");
+                frames
+            })
+            .collect();
+        for frames in &mut called {
+            frames.send(kind::SETTINGS, 0, 0, &[]);
+            // `:status: 200` of the static table.
+            frames.send_raw(&frame(kind::HEADERS, flag::END_HEADERS | flag::END_STREAM, 1, &[0x88]));
+        }
+        called.iter_mut().for_each(|frames| while frames.receive().is_some() {});
+    });
+    addr
+}
+
+#[test]
+fn calls_to_an_endpoint_that_is_too_busy_to_begin_have_a_connection_each() {
+    const CALLS: usize = 4;
+    let rig = Rig::start(to_with(&[slow_to_begin(CALLS)], filters()));
+    let mut clients: Vec<_> = (0..CALLS).map(|_| rig.client()).collect();
+
+    clients.iter_mut().for_each(|client| client.send(SHORT));
+
+    for client in &mut clients {
+        assert_eq!(client.reply().status, 200);
+    }
 }

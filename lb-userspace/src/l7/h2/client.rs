@@ -1,8 +1,11 @@
 //! Connections of a worker to upstreams that speak HTTP/2, each carrying many streams.
 //!
 //! A request takes a stream of a connection that has room, newest connection first. Where none has,
-//! it opens one, and requests that come meanwhile wait for that one instead of opening their own. Connections
-//! without a request are no more, and stay no longer, than those of HTTP/1.1.
+//! it opens one, and requests that come meanwhile wait for that one instead of opening their own, as many as there will
+//! be room for. Connections without a request are no more, and stay no longer, than those of HTTP/1.1.
+//!
+//! How many streams an upstream takes it says in its first packet. What is too much, servers reset in ways that need
+//! not mean that nothing was done (gRPC's C-core: ENHANCE_YOUR_CALM), so until then a connection carries one.
 //!
 //! Many upstreams give the window of a connection back only as their handlers read, so one that does not read stops
 //! all calls of its connection: such a connection takes no more until somebody gets on.
@@ -27,12 +30,16 @@ use super::super::socket::Link;
 use super::super::upstream::Peer;
 use super::intake::Intake;
 use super::io::Io;
-use super::limits;
+use super::limits::{self, UPSTREAM_STREAMS_MAX};
 use super::stream::Stream;
 use crate::model::upstream::Keepalive;
 
 /// So long a window may be waited for before other requests had better go elsewhere.
 const STUCK: Duration = Duration::from_secs(1);
+
+/// So long requests wait for what an upstream says first, which takes a round trip. Then it is busy, and each opens a
+/// connection, up to as many as one would have streams.
+const INTRODUCTION: Duration = Duration::from_secs(1);
 
 /// Connections to an endpoint, the newest ones, that each request looks at to part from those that are of no use.
 const LOOKED_AT: usize = 8;
@@ -46,21 +53,36 @@ pub(in crate::l7) struct Connections {
 #[derive(Default)]
 struct Known {
     connections: Vec<Rc<Connection>>,
-    opening: Option<Rc<Opening>>,
+    opening: Vec<Rc<Opening>>,
 }
 
 /// A connection that somebody is opening.
-#[derive(Default)]
 struct Opening {
+    /// So many more than who opens it will find room, as far as is known.
+    places: Cell<usize>,
     opened: Cell<bool>,
     failed: Cell<Option<Failure>>,
     ended: Cell<bool>,
     told: Notify,
 }
 
+impl Opening {
+    fn with_places(places: usize) -> Self {
+        let (opened, failed, ended, told) = Default::default();
+        Self { places: Cell::new(places), opened, failed, ended, told }
+    }
+
+    /// A place, if there is one left.
+    fn promises(&self) -> bool {
+        let left = self.places.get().checked_sub(1);
+        left.inspect(|left| self.places.set(*left)).is_some()
+    }
+}
+
 struct Connection {
     requests: SendRequest<Bytes>,
     intake: Rc<Intake>,
+    introduction: Rc<Introduction>,
     live: Cell<u32>,
     carried: Cell<u32>,
     opened: Instant,
@@ -69,6 +91,20 @@ struct Connection {
     retired: Cell<bool>,
     /// Since when somebody waits for a window, and nobody has sent anything of a body.
     stuck: Cell<Option<Instant>>,
+}
+
+/// Tells those who wait for an upstream's first SETTINGS that they are there, or never will be.
+#[derive(Default)]
+struct Introduction {
+    over: Cell<bool>,
+    told: Notify,
+}
+
+impl Introduction {
+    fn is_over(&self) {
+        self.over.set(true);
+        self.told.notify_waiters();
+    }
 }
 
 /// A place among the streams of a connection, until it is dropped.
@@ -111,9 +147,19 @@ impl Connection {
         if self.stuck.get().is_some_and(|since| since.elapsed() >= STUCK) {
             return false;
         }
-        let limit = usize::try_from(limits::UPSTREAM_STREAMS_MAX).unwrap_or(usize::MAX);
-        let limit = self.requests.current_max_send_streams().min(limit);
+        let limit = self.allowed().unwrap_or(1);
         usize::try_from(self.live.get()).is_ok_and(|live| live < limit)
+    }
+
+    /// Requests at once, once its upstream has said so.
+    fn allowed(&self) -> Option<usize> {
+        let said = self.requests.current_max_send_streams();
+        (said != limits::UNSAID).then(|| said.min(UPSTREAM_STREAMS_MAX))
+    }
+
+    /// It carries what it may before its upstream has said a word.
+    fn is_silent(&self) -> bool {
+        !self.is_idle() && self.allowed().is_none()
     }
 
     /// It is open, and neither used up nor too old.
@@ -174,6 +220,18 @@ impl Connections {
             let opening = match self.with(peer, |known| known.take(limits)) {
                 Take::Connection(connection) => return Ok((connection.stream(peer), true)),
                 Take::Wait(opening) => opening,
+                Take::Listen(introduction, most) => {
+                    let since = *waits.get_or_insert_with(Instant::now);
+                    let told = introduction.told.notified();
+                    let left = patience.saturating_sub(since.elapsed()).min(most);
+                    if introduction.over.get() || timeout(left, told).await.is_ok() {
+                        // That others are before it is no fault of the endpoint.
+                        waits = None;
+                    } else if since.elapsed() >= patience {
+                        return Err(Failure::ConnectTimeout);
+                    }
+                    continue;
+                }
                 Take::Open(opening) => {
                     self.bound_idle(limits);
                     let left = waits
@@ -213,11 +271,12 @@ impl Connections {
             Err(failure) => Err(failure),
         };
         match opened {
-            Ok((requests, intake)) => {
+            Ok(Begun { requests, intake, introduction }) => {
                 let now = Instant::now();
                 let connection = Rc::new(Connection {
                     requests,
                     intake,
+                    introduction,
                     live: Cell::new(0),
                     carried: Cell::new(0),
                     opened: now,
@@ -249,7 +308,7 @@ impl Connections {
                 known.connections.clear();
             }
             known.connections.retain(|connection| connection.stays(limits));
-            !known.connections.is_empty() || known.opening.is_some()
+            !known.connections.is_empty() || !known.opening.is_empty()
         });
         self.bound_idle(limits);
     }
@@ -273,6 +332,8 @@ impl Connections {
 enum Take {
     Connection(Rc<Connection>),
     Wait(Rc<Opening>),
+    /// For what the upstream says, no longer than this.
+    Listen(Rc<Introduction>, Duration),
     Open(Rc<Opening>),
 }
 
@@ -289,11 +350,25 @@ impl Known {
         if let Some(connection) = self.connections.iter().rev().find(takes_one) {
             return Take::Connection(Rc::clone(connection));
         }
-        if let Some(opening) = &self.opening {
+        if let Some(opening) = self.opening.iter().find(|opening| opening.promises()) {
             return Take::Wait(Rc::clone(opening));
         }
-        let opening = Rc::new(Opening::default());
-        self.opening = Some(Rc::clone(&opening));
+        let silent = || self.connections.iter().filter(|connection| connection.is_silent());
+        let first = silent().map(|connection| connection.opened.elapsed()).max();
+        let is_busy = first.is_some_and(|since| since >= INTRODUCTION);
+        let most = match first {
+            Some(_) if silent().count() + self.opening.len() >= UPSTREAM_STREAMS_MAX => Duration::MAX,
+            Some(since) => INTRODUCTION.saturating_sub(since),
+            None => Duration::ZERO,
+        };
+        if let Some(newest) = silent().next_back().filter(|_| !most.is_zero()) {
+            return Take::Listen(Rc::clone(&newest.introduction), most);
+        }
+        let allowed = self.connections.iter().rev().find_map(|connection| connection.allowed());
+        let places =
+            if is_busy { 0 } else { allowed.map_or(usize::MAX, |allowed| allowed.saturating_sub(1)) };
+        let opening = Rc::new(Opening::with_places(places));
+        self.opening.push(Rc::clone(&opening));
         Take::Open(opening)
     }
 }
@@ -307,19 +382,38 @@ struct Ended<'c> {
 
 impl Drop for Ended<'_> {
     fn drop(&mut self) {
-        self.connections.with(self.peer, |known| known.opening = None);
+        self.connections
+            .with(self.peer, |known| known.opening.retain(|opening| !Rc::ptr_eq(opening, &self.opening)));
         self.opening.ended.set(true);
         self.opening.told.notify_waiters();
     }
 }
 
+/// A connection that speaks HTTP/2.
+struct Begun {
+    requests: SendRequest<Bytes>,
+    intake: Rc<Intake>,
+    introduction: Rc<Introduction>,
+}
+
+/// Ends the wait for an introduction, at the latest with its connection.
+struct Introducing(Rc<Introduction>);
+
+impl Drop for Introducing {
+    fn drop(&mut self) {
+        self.0.is_over();
+    }
+}
+
 /// Starts HTTP/2 on a connection, which lives on in a task of its own until nobody holds a handle
 /// or a stream of it.
-async fn begin(mut link: Link) -> Result<(SendRequest<Bytes>, Rc<Intake>), Failure> {
+async fn begin(mut link: Link) -> Result<Begun, Failure> {
     let (begun, wait) = oneshot::channel();
     let intake = Intake::new(0, None);
-    let taken = Rc::clone(&intake);
+    let introduction = Rc::new(Introduction::default());
+    let (taken, introducing) = (Rc::clone(&intake), Introducing(Rc::clone(&introduction)));
     tokio::task::spawn_local(async move {
+        let mut introducing = Some(introducing);
         let io = Io::new(link.socket(), Buf::default(), Rc::clone(&taken));
         let outlet = io.outlet();
         match limits::client().handshake::<_, Bytes>(io).await {
@@ -331,6 +425,7 @@ async fn begin(mut link: Link) -> Result<(SendRequest<Bytes>, Rc<Intake>), Failu
                 let ended = poll_fn(|cx| {
                     let polled = outlet.turn(cx, |cx| connection.as_mut().poll(cx));
                     taken.relieve();
+                    introducing.take_if(|_| connection.max_concurrent_send_streams() != limits::UNSAID);
                     polled
                 });
                 if let Err(error) = ended.await {
@@ -341,7 +436,7 @@ async fn begin(mut link: Link) -> Result<(SendRequest<Bytes>, Rc<Intake>), Failu
         }
     });
     let requests = wait.await.map_err(|_| Failure::Closed)?;
-    Ok((requests, intake))
+    Ok(Begun { requests, intake, introduction })
 }
 
 #[cfg(test)]

@@ -23,10 +23,12 @@ pub(super) const STREAM_WINDOW: u32 = 256 << 10;
 /// this has room for, each of those brings room of its own, out of the memory that all bodies have together.
 pub(super) const CONNECTION_WINDOW: u32 = 1 << 20;
 /// Streams of one connection to an upstream at once, unless it allows fewer.
-pub(super) const UPSTREAM_STREAMS_MAX: u32 = 100;
+pub(super) const UPSTREAM_STREAMS_MAX: usize = 100;
+/// What the h2 crate says an upstream allows before that has said so itself: no number that can be said.
+pub(super) const UNSAID: usize = usize::MAX - 1;
 /// Bytes of all responses of an upstream connection that may wait here: many clients share it, and as many slow ones
 /// as it has streams must not hold up the others.
-const UPSTREAM_CONNECTION_WINDOW: u32 = UPSTREAM_STREAMS_MAX * STREAM_WINDOW;
+const UPSTREAM_CONNECTION_WINDOW: u32 = UPSTREAM_STREAMS_MAX as u32 * STREAM_WINDOW;
 /// Bytes of one response that wait for the client's window or its socket.
 pub(super) const SEND_BUFFER: usize = 64 << 10;
 /// Decoded head of a response as RFC 9113 6.5.2 counts it; what it becomes in HTTP/1.1 fits our own limit.
@@ -69,7 +71,7 @@ pub(super) fn server(streams: u32) -> h2::server::Builder {
         // Whoever leaves a page gives up all that it has open. What more of them cost (CVE-2023-44487) is the frame budget's.
         .max_pending_accept_reset_streams(usize::try_from(streams).unwrap_or(usize::MAX))
         .max_local_error_reset_streams(Some(ERROR_RESETS_MAX))
-        .max_concurrent_reset_streams(remembered(streams))
+        .max_concurrent_reset_streams(remembered(usize::try_from(streams).unwrap_or(usize::MAX)))
         .reset_stream_duration(RESET_REMEMBERED_FOR)
         .data_frame_budget(SMALL_WAITING_MAX * SMALL as usize);
     builder
@@ -87,12 +89,13 @@ pub(super) fn client() -> h2::client::Builder {
         .max_header_list_size(HEADER_LIST_MAX)
         .max_frame_size(FRAME_MAX)
         .max_local_error_reset_streams(None)
+        .initial_max_send_streams(UNSAID)
         .max_concurrent_reset_streams(remembered(UPSTREAM_STREAMS_MAX))
         .reset_stream_duration(RESET_REMEMBERED_FOR)
         .data_frame_budget(usize::MAX);
     builder
 }
 
-fn remembered(streams: u32) -> usize {
-    RESET_REMEMBERED.saturating_mul(usize::try_from(streams).unwrap_or(usize::MAX))
+fn remembered(streams: usize) -> usize {
+    RESET_REMEMBERED.saturating_mul(streams)
 }
