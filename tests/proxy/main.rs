@@ -5,6 +5,7 @@ mod arrival;
 mod auth;
 mod auth_cache;
 mod authorities;
+mod balancing;
 mod bodies;
 mod buffers;
 mod canary;

@@ -300,6 +300,8 @@ struct Exchange<'e, 'w, 's, 'u> {
     connection: &'e mut Connection<'w, 's>,
     upstream: Carrier<'u>,
     upload: Leg,
+    /// When something of a body went on that its client had been waited for.
+    paced: Option<Instant>,
     /// The upstream stopped taking the body; its response may still be good.
     upload_broken: bool,
     /// Where the body comes from, if not from the client.
@@ -376,6 +378,7 @@ where
             connection,
             upstream,
             upload,
+            paced: None,
             upload_broken: false,
             replay,
             buf: Buf::default(),
@@ -397,7 +400,7 @@ impl Exchange<'_, '_, '_, '_> {
             Answered::Response(response) => response,
             Answered::Switched { .. } => {
                 cold_path();
-                attempts.answered(101);
+                attempts.answered(101, self.paced);
                 return Ok(());
             }
         };
@@ -406,7 +409,7 @@ impl Exchange<'_, '_, '_, '_> {
             cold_path();
             return Err(Failed::Rejected);
         }
-        attempts.answered(status);
+        attempts.answered(status, self.paced);
         if !self.outgoing.is_replaced(status) {
             return Ok(());
         }
@@ -423,11 +426,16 @@ impl Exchange<'_, '_, '_, '_> {
         // Asked of the clock where something is waited for.
         let mut due = None;
         let mut moved = 0;
+        let mut is_paced = false;
         let crawl = Crawl::default();
         poll_fn(|cx| {
             if let Poll::Ready(Err(failed)) = self.poll_upload(cx) {
                 cold_path();
                 return Poll::Ready(Err(failed));
+            }
+            if is_paced && self.upload.moved() != moved {
+                cold_path();
+                self.paced = Some(Instant::now());
             }
             match self.poll_head(cx) {
                 Poll::Ready(Ok(said)) => return Poll::Ready(Ok(said)),
@@ -446,6 +454,7 @@ impl Exchange<'_, '_, '_, '_> {
                 (moved, due) = (self.upload.moved(), None);
             }
             let from_client = !waits_for_upstream && self.upload.waits == Waits::ForSender;
+            is_paced |= from_client;
             let Connection { alarm, worker, .. } = &*self.connection;
             if from_client && crawl.makes_room(self.upload.read, alarm, worker) {
                 return Poll::Ready(Err(Failed::Client { status: 408 }));

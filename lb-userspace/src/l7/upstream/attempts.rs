@@ -431,11 +431,15 @@ impl<'s> Attempts<'s> {
         self.let_down(failure, progress)
     }
 
-    /// The endpoint began to answer.
-    pub(in crate::l7) fn answered(&mut self, status: u16) {
+    /// The endpoint began to answer. What it took counts from `paced` on, where the client was waited for until then.
+    pub(in crate::l7) fn answered(&mut self, status: u16, paced: Option<Instant>) {
         let now = Instant::now();
-        let took = now.saturating_duration_since(self.now.began);
+        let mut took = now.saturating_duration_since(self.now.began);
         self.now.header = Some((status, took));
+        if let Some(paced) = paced {
+            cold_path();
+            took = now.saturating_duration_since(paced) + self.now.connect.unwrap_or_default();
+        }
         if let (Some(picked), Some(upstream)) = (&self.picked, self.upstream()) {
             self.worker.answered(upstream, picked, took, now);
         }
