@@ -1,5 +1,5 @@
-//! Streams that somebody does not read, gives up, or fills with small and empty frames: the others of their connection
-//! go on.
+//! Streams that somebody does not read, gives up, or fills with small and empty frames, and connections on which nothing
+//! comes any more: the others go on.
 
 use std::io::Read;
 use std::net::TcpListener;
@@ -8,6 +8,7 @@ use lb_tests::h2_frames::{Frames, Outcome, PREFACE, block, flag, frame, kind, re
 use tokio::sync::Semaphore;
 
 use super::*;
+use crate::h2_client::Reply;
 
 /// A message of ten bytes.
 const MESSAGE: &[u8] = &[0, 0, 0, 0, 10, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10];
@@ -305,20 +306,46 @@ fn a_call_that_its_upstream_does_not_read_stops_no_other() {
     }));
     is_full.recv_timeout(DEADLINE).expect("the window is used up");
 
-    // Those that come before it is known wait as well, and are given up.
-    let other = Client::connect(rig.http);
+    let reply = answered_before_long(&rig);
+
+    assert_eq!((reply.text().as_str(), upstream.connections()), ("hello", 2));
+    drop(stalled);
+}
+
+/// What a call is answered; those that come before it is known that a connection is of no use wait, and are given up.
+fn answered_before_long(rig: &Rig) -> Reply {
+    let client = Client::connect(rig.http);
     let patience = Duration::from_secs(2);
     let started = std::time::Instant::now();
-    let reply = other.runtime.block_on(async {
+    client.runtime.block_on(async {
         loop {
-            let asked = exchange(other.requests.clone(), call("/"), vec![b"hello"], None);
+            let asked = exchange(client.requests.clone(), call("/"), vec![b"hello"], None);
             if let Ok(reply) = tokio::time::timeout(patience, asked).await {
                 return reply.expect("a response");
             }
             assert!(started.elapsed() < DEADLINE, "nobody is served");
         }
+    })
+}
+
+#[test]
+fn a_connection_that_is_mute_takes_no_more_calls() {
+    let mute = TcpListener::bind(("127.0.0.1", 0)).expect("bind");
+    let addr = mute.local_addr().expect("bound");
+    let rig = Rig::start(to_with(&[addr], filters()));
+    let mut first = Frames::connect(rig.http, DEADLINE);
+    first.headers(1, flag::END_STREAM, &call_of("/"));
+    let mut lost = upstream_of_frames(&mute);
+    // From now on it is as if its host had vanished, and another one had its address.
+    asked(&mut lost);
+    let upstream = std::thread::spawn(move || {
+        let mut upstream = upstream_of_frames(&mute);
+        let stream = asked(&mut upstream);
+        upstream.send(kind::HEADERS, flag::END_HEADERS | flag::END_STREAM, stream, OK);
+        upstream
     });
 
-    assert_eq!((reply.text().as_str(), upstream.connections()), ("hello", 2));
-    drop(stalled);
+    assert_eq!(answered_before_long(&rig).head.status(), 200);
+
+    drop((upstream.join().expect("no panic"), lost));
 }

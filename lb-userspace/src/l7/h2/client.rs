@@ -8,7 +8,8 @@
 //! not mean that nothing was done (gRPC's C-core: ENHANCE_YOUR_CALM), so until then a connection carries one.
 //!
 //! Many upstreams give the window of a connection back only as their handlers read, so one that does not read stops
-//! all calls of its connection: such a connection takes no more until somebody gets on.
+//! all calls of its connection: such a connection takes no more until somebody gets on. Nor does one that was asked
+//! something and has been mute since then: its host may have vanished, which nobody says.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -36,6 +37,9 @@ use crate::model::upstream::Keepalive;
 
 /// So long a window may be waited for before other requests had better go elsewhere.
 const STUCK: Duration = Duration::from_secs(1);
+
+/// So long a connection may be mute that was asked something: as long as a new one may take by default.
+const MUTE: Duration = Duration::from_secs(5);
 
 /// So long requests wait for what an upstream says first, which takes a round trip. Then it is busy, and each opens a
 /// connection, up to as many as one would have streams.
@@ -142,9 +146,9 @@ impl Drop for Slot {
 }
 
 impl Connection {
-    /// Its upstream allows one request more at once, and takes what those there are send.
+    /// Its upstream allows one request more at once, takes what those there are send, and is there.
     fn has_room(&self) -> bool {
-        if self.stuck.get().is_some_and(|since| since.elapsed() >= STUCK) {
+        if self.stuck.get().is_some_and(|since| since.elapsed() >= STUCK) || self.intake.is_mute_for(MUTE) {
             return false;
         }
         let limit = self.allowed().unwrap_or(1);
@@ -184,6 +188,7 @@ impl Connection {
     }
 
     fn stream(self: &Rc<Self>, peer: Peer) -> Stream {
+        self.intake.asks();
         self.live.set(self.live.get() + 1);
         self.carried.set(self.carried.get().saturating_add(1));
         let scheme = if peer.client == 0 { Scheme::HTTP } else { Scheme::HTTPS };

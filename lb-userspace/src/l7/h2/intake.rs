@@ -8,6 +8,7 @@
 use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use h2::RecvStream;
@@ -33,6 +34,8 @@ pub(super) struct Intake {
     waiting: Cell<usize>,
     /// Those that are read, and some that were.
     bodies: RefCell<Vec<Weak<RefCell<Body>>>>,
+    /// Since when nothing came, though something was asked.
+    asked: Cell<Option<Instant>>,
 }
 
 impl Intake {
@@ -45,6 +48,7 @@ impl Intake {
             empty: Cell::default(),
             waiting: Cell::default(),
             bodies: RefCell::default(),
+            asked: Cell::default(),
         })
     }
 
@@ -63,6 +67,7 @@ impl Intake {
 
     /// Goes over what was read, and returns how much of it is for the h2 crate.
     pub(super) fn read(&self, bytes: &mut [u8]) -> usize {
+        self.asked.set(None);
         let (mut data, mut useless) = (0, 0);
         let left = self.frames.borrow_mut().sift(bytes, |head, is_whole| {
             data += u32::from(head.is_useful() && head.kind == DATA);
@@ -83,6 +88,18 @@ impl Intake {
             budget.read(data, useless);
         }
         left
+    }
+
+    /// Something is asked that the other side answers, or says that it has it.
+    pub(super) fn asks(&self) {
+        if self.asked.get().is_none() {
+            self.asked.set(Some(Instant::now()));
+        }
+    }
+
+    /// Something was asked so long ago, and nothing at all came since.
+    pub(super) fn is_mute_for(&self, long: Duration) -> bool {
+        self.asked.get().is_some_and(|since| since.elapsed() >= long)
     }
 
     /// The connection had better take no more requests: the h2 crate is about to end it.
