@@ -9,6 +9,8 @@ use penstock::model::l7::Filters;
 
 use lb_tests::agent::eventually;
 
+use crate::access_log::Log;
+use crate::h2_client::{self, exchange, get};
 use crate::limits::active;
 use crate::rig::{Backend, Client, DEADLINE, Rig, length_of, to, to_with};
 
@@ -295,22 +297,38 @@ fn write_until_stalled(stream: &mut TcpStream, n: usize, stalled: &mpsc::Sender<
 }
 
 #[test]
-fn what_outlives_the_deadline_of_a_drain_is_cut_off() {
+fn what_outlives_the_deadline_of_a_drain_is_cut_off_and_logged() {
     let (came, comes) = mpsc::channel();
     let backend = Backend::start(move |mut peer| {
-        peer.head();
+        let Some(head) = peer.head() else { return };
+        if head.starts_with("GET /begun") {
+            peer.send("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nab");
+        }
         came.send(()).unwrap();
         peer.rest();
     });
-    let rig = Rig::start(to(&[backend.addr]));
-    let mut client = rig.client();
-    client.send(GET);
-    comes.recv_timeout(DEADLINE).unwrap();
+    let log = Log::new();
+    let rig = Rig::start(log.of(to(&[backend.addr]), "$request $status $upstream_addr"));
+    let [mut silent, mut begun, mut sending] = std::array::from_fn(|_| rig.client());
+    silent.send("GET /silent HTTP/1.1\r\nHost: h\r\n\r\n");
+    begun.send("GET /begun HTTP/1.1\r\nHost: h\r\n\r\n");
+    sending.send("POST /sending HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\nab");
+    let http2 = h2_client::Client::connect(rig.http);
+    let requests = http2.requests.clone();
+    let stream = http2.runtime.spawn(exchange(requests, get("/stream"), Vec::new(), None));
+    (0..4).for_each(|_| comes.recv_timeout(DEADLINE).unwrap());
+    assert!(begun.head().is_some() && begun.exactly(2) == b"ab");
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(rig.running.drain(Duration::from_millis(20)));
 
-    assert_eq!(client.rest(), b"");
+    assert_eq!([silent.rest(), begun.rest()], [b"", b""]);
+    assert!(http2.runtime.block_on(stream).expect("no panic").is_err());
+    let mut lines = log.lines(4);
+    lines.sort_unstable();
+    let expected =
+        ["GET /begun HTTP/1.1", "GET /silent HTTP/1.1", "GET /stream HTTP/2.0", "POST /sending HTTP/1.1"];
+    assert_eq!(lines, expected.map(|request| format!("{request} 499 {}", backend.addr)));
 }
 
 #[test]

@@ -465,6 +465,7 @@ impl Exchange<'_, '_, '_, '_> {
             }
             cold_path();
             Poll::Ready(Err(match from_client {
+                _ if worker.is_cut_off() => Failed::Client { status: 499 },
                 true => Failed::Client { status: 408 },
                 false => self.let_down(Failure::Timeout),
             }))

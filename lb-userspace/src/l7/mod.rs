@@ -97,6 +97,8 @@ pub use upstream::Dialer;
 
 /// How long the end of a drain waits for lines of the access log to be written.
 const LAST_LINES: Duration = Duration::from_secs(1);
+/// Longest wait for what is cut off to be counted.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// A number nobody can foresee, for starting points.
 fn random() -> u64 {
@@ -493,8 +495,14 @@ impl Running {
         self.handed_over.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Ends every worker; what still runs is cut off.
+    /// Ends every worker; what still runs is cut off, and counted and logged as far as it does not hold out.
     pub async fn stop(&self) {
+        let (done, mut ended) = mpsc::channel::<()>(1);
+        for control in &self.controls {
+            let _ = control.send(worker::Control::CutOff(done.clone()));
+        }
+        drop(done);
+        let _ = tokio::time::timeout(LAST_WORDS, ended.recv()).await;
         for control in &self.controls {
             let _ = control.send(worker::Control::Stop);
         }

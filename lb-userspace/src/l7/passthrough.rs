@@ -13,7 +13,7 @@ use super::buffer::{Buf, Scratch};
 use super::carrier::Carrier;
 use super::metrics::{Counters, Passthrough, Refused};
 use super::socket::Link;
-use super::timers::Alarm;
+use super::timers::{Alarm, Due};
 use super::tunnel::{End, Moved, tunnel};
 use super::upstream::{Attempt, Attempts, Lead, Opened, Record, Speech, Terms, Traffic, Transport};
 use super::worker::Worker;
@@ -63,17 +63,17 @@ pub(super) async fn serve(
 ) -> Course {
     let Way { upstream, retry, key, idle, preamble, counts } = way;
     let mut record = Record::default();
-    let (mut link, opened, _picked) = match connect(worker, &client, upstream, retry, key, &mut record).await
-    {
-        Ok(connected) => connected,
-        Err(status) => {
-            // Nothing can be said to a client that expects somebody else's words.
-            if status == NO_ENDPOINT {
-                worker.counters.borrow_mut().refused_connection(Refused::NoEndpoint);
+    let (mut link, opened, _picked) =
+        match connect(worker, &client, &alarm, upstream, retry, key, &mut record).await {
+            Ok(connected) => connected,
+            Err(status) => {
+                // Nothing can be said to a client that expects somebody else's words.
+                if status == NO_ENDPOINT {
+                    worker.counters.borrow_mut().refused_connection(Refused::NoEndpoint);
+                }
+                return Course { status, up: 0, down: 0, record };
             }
-            return Course { status, up: 0, down: 0, record };
-        }
-    };
+        };
     counts(&mut worker.counters.borrow_mut()).connections += 1;
     let mut moved = Moved { up: 0, down: 0, answered: None };
     let said = say(&mut link, &preamble, &alarm).await;
@@ -124,6 +124,7 @@ async fn say(link: &mut Link, bytes: &[u8], alarm: &Alarm) -> bool {
 async fn connect(
     worker: &Rc<Worker>,
     client: &Link,
+    alarm: &Alarm,
     upstream: usize,
     retry: Retry,
     key: u64,
@@ -144,6 +145,8 @@ async fn connect(
         biased;
         connected = attempts.connection() => connected.ok_or(NO_ENDPOINT),
         () = client.broken() => Err(GONE),
+        // At the end of everything.
+        () = poll_fn(|cx| alarm.poll_due(cx, Due::MAX)) => Err(GONE),
     };
     if let Err(GONE) = connected {
         attempts.given_up(Instant::now());

@@ -79,6 +79,17 @@ impl Timers {
         }
     }
 
+    /// Every deadline has passed from now on, also those to come.
+    pub(super) fn end(&self) {
+        self.now.set(Due::MAX);
+        self.wake_all();
+    }
+
+    /// See [`Self::end`].
+    pub(super) fn are_over(&self) -> bool {
+        self.now.get() == Due::MAX
+    }
+
     /// Wakes what falls due, for as long as the worker lives.
     pub(super) async fn run(&self) {
         loop {
@@ -99,7 +110,7 @@ impl Timers {
 
     /// Wakes due slots and returns when to look again.
     fn sweep(&self) -> Due {
-        let now = self.elapsed_ms();
+        let now = if self.are_over() { Due::MAX } else { self.elapsed_ms() };
         self.now.set(now);
         let mut next = Due::MAX;
         for slot in self.slots.borrow_mut().iter_mut() {
@@ -112,7 +123,7 @@ impl Timers {
                 waker.wake_by_ref();
             }
         }
-        if next == Due::MAX { next } else { next.max(now + TICK_MS) }
+        if next == Due::MAX { next } else { next.max(now.saturating_add(TICK_MS)) }
     }
 
     fn elapsed_ms(&self) -> Due {
@@ -182,7 +193,7 @@ impl Drop for Alarm {
 
 #[cfg(test)]
 mod tests {
-    use std::future::poll_fn;
+    use std::future::{Future, poll_fn};
 
     use super::*;
 
@@ -199,6 +210,20 @@ mod tests {
         }
 
         assert!(timers.elapsed_ms() >= due);
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn at_the_end_nothing_is_waited_for() {
+        let timers = Rc::new(Timers::new());
+        let alarm = timers.alarm();
+        let mut waited = std::pin::pin!(poll_fn(|cx| alarm.poll_due(cx, Due::MAX)));
+        assert!(poll_fn(|cx| Poll::Ready(waited.as_mut().poll(cx).is_pending())).await);
+
+        timers.end();
+        waited.await;
+        timers.sweep();
+
+        poll_fn(|cx| alarm.poll_due(cx, Due::MAX)).await;
     }
 
     #[tokio::test(flavor = "current_thread")]

@@ -69,6 +69,8 @@ pub(super) enum Control {
     /// Accept what has arrived and then no more; end idle connections after so long; drop the
     /// sender when the last connection has ended.
     Drain(Duration, mpsc::Sender<()>),
+    /// Have everything that runs end as if its time were over; drop the sender when it has.
+    CutOff(mpsc::Sender<()>),
     /// End now.
     Stop,
 }
@@ -278,6 +280,7 @@ async fn run(
                 Some(Control::HandOver(places, done)) => worker.hand_over(&places, done),
                 Some(Control::TakeLeave(patience)) => worker.take_leave(patience),
                 Some(Control::Drain(patience, done)) => worker.drain(patience, done),
+                Some(Control::CutOff(done)) => worker.cut_off(done),
                 // Without a handle nobody could ever stop this thread.
                 Some(Control::Stop) | None => return Ok(()),
             },
@@ -487,10 +490,27 @@ impl Worker {
         let worker = Rc::clone(self);
         tokio::task::spawn_local(async move {
             worker.gate.left().await;
-            while worker.active.get() > 0 {
-                worker.ended.notified().await;
-            }
-            drop(done);
+            worker.tell_ended(done).await;
         });
+    }
+
+    /// What still runs ends, and is told of like whatever ends.
+    fn cut_off(self: &Rc<Self>, done: mpsc::Sender<()>) {
+        self.timers.end();
+        let worker = Rc::clone(self);
+        tokio::task::spawn_local(async move { worker.tell_ended(done).await });
+    }
+
+    /// Nobody waits for what runs any more.
+    pub(super) fn is_cut_off(&self) -> bool {
+        self.timers.are_over()
+    }
+
+    /// Once the last connection has ended.
+    async fn tell_ended(&self, done: mpsc::Sender<()>) {
+        while self.active.get() > 0 {
+            self.ended.notified().await;
+        }
+        drop(done);
     }
 }

@@ -5,6 +5,7 @@ use std::pin::pin;
 use std::task::Poll;
 
 use super::super::auth::{Checks, Outcome};
+use super::super::timers::Due;
 use super::Connection;
 use super::plan::Step;
 
@@ -26,12 +27,14 @@ impl Connection<'_, '_> {
         }
     }
 
-    /// What comes of `waiting`; `None` where the client goes away before.
+    /// What comes of `waiting`; `None` where the client goes away before, or is sent away.
     pub(in crate::l7) async fn unless_gone<T>(&self, waiting: impl Future<Output = T>) -> Option<T> {
         let mut waiting = pin!(waiting);
         poll_fn(|cx| match waiting.as_mut().poll(cx) {
             Poll::Pending if self.poll_gone(cx) => Poll::Ready(None),
-            polled => polled.map(Some),
+            // Nothing but the end of everything.
+            Poll::Pending => self.alarm.poll_due(cx, Due::MAX).map(|()| None),
+            Poll::Ready(came) => Poll::Ready(Some(came)),
         })
         .await
     }

@@ -92,7 +92,8 @@ impl Exchange<'_, '_, '_, '_> {
             }
             // While there is no room the upstream is not asked for anything.
             if !is_in && intake.waits == Waits::ForSender && alarm.poll_due(cx, due).is_ready() {
-                return broken(Broken::Sender, io::ErrorKind::TimedOut);
+                let whose = if worker.is_cut_off() { Broken::Receiver } else { Broken::Sender };
+                return broken(whose, io::ErrorKind::TimedOut);
             }
             Poll::Pending
         })

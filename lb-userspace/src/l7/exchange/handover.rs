@@ -50,11 +50,11 @@ impl Exchange<'_, '_, '_, '_> {
             if idle && self.connection.poll_gone(cx) {
                 return Poll::Ready(Err(Broken::Receiver(io::ErrorKind::ConnectionReset.into())));
             }
-            let late = || match download.waits {
-                Waits::ForSender => Broken::Sender(io::ErrorKind::TimedOut.into()),
-                Waits::ForReceiver => Broken::Receiver(io::ErrorKind::TimedOut.into()),
-            };
             let Connection { alarm, worker, .. } = &*self.connection;
+            let late = || match download.waits {
+                Waits::ForSender if !worker.is_cut_off() => Broken::Sender(io::ErrorKind::TimedOut.into()),
+                Waits::ForSender | Waits::ForReceiver => Broken::Receiver(io::ErrorKind::TimedOut.into()),
+            };
             if download.waits == Waits::ForReceiver && crawl.makes_room(download.written, alarm, worker) {
                 return Poll::Ready(Err(late()));
             }

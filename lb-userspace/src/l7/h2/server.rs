@@ -181,9 +181,12 @@ impl Connection<'_, '_> {
             self.leave();
             cx.waker().wake_by_ref();
         }
-        let due = if live > 0 && !self.flooded { Due::MAX } else { self.due };
+        let is_served = live > 0 && !self.flooded;
+        let due = if is_served { Due::MAX } else { self.due };
         match self.alarm.poll_due(cx, due) {
             Poll::Pending => Poll::Pending,
+            // Its streams end first, each for itself.
+            Poll::Ready(()) if is_served => Poll::Pending,
             Poll::Ready(()) if self.leaving || self.flooded => Poll::Ready(None),
             Poll::Ready(()) => {
                 self.leave();
