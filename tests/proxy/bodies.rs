@@ -5,8 +5,9 @@ use std::sync::{Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use penstock::model::l7::{Buffers, Filters, ReadAhead};
+use penstock::model::l7::{Buffers, Filters, L7, ReadAhead, Responses};
 
+use crate::h2_client;
 use crate::rig::{Backend, Rig, length_of, to, to_with};
 
 const BIG: usize = 64 << 20;
@@ -89,6 +90,25 @@ fn chunks_and_trailers_pass_without_extensions() {
         assert_eq!(client.exactly(expected.len()), expected.as_bytes());
     }
     assert_eq!(backend.connections(), 1);
+}
+
+#[test]
+fn trailers_that_no_client_is_to_see_are_left_out_of_a_response_that_is_whole() {
+    let backend = Backend::saying(
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\
+         Connection: close\r\nX-Secret: 1\r\nServer: up\r\nX-Accel-Redirect: /a\r\nno colon\r\nX-Sum: 2\r\n\r\n",
+    );
+    let responses = Responses { hidden: vec!["x-secret".to_owned()], ..Responses::default() };
+    let rig = Rig::start(L7 { responses, ..to(&[backend.addr]) });
+    let mut client = rig.client();
+
+    for _ in 0..2 {
+        client.send("GET / HTTP/1.1\r\nHost: h\r\n\r\n");
+        assert_eq!(client.reply().text(), "helloX-Sum: 2");
+    }
+    let reply = h2_client::Client::connect(rig.http).get("/");
+
+    assert_eq!((reply.text().as_str(), reply.trailers.map(|trailers| trailers.len())), ("hello", Some(1)));
 }
 
 #[test]

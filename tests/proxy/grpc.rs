@@ -235,6 +235,23 @@ fn trailers_keep_names_that_requests_could_not_have() {
 }
 
 #[test]
+fn trailers_may_be_as_long_as_heads() {
+    let upstream = Upstream::start(|_, mut respond| async move {
+        let mut stream = respond.send_response(grpc_head(), false).expect("sent");
+        let _ = stream.send_data(Bytes::from_static(b"message"), false);
+        let mut trailers = status("9");
+        trailers.insert("grpc-status-details-bin", "A".repeat(24_000).parse().expect("value"));
+        let _ = stream.send_trailers(trailers);
+    });
+    let rig = Rig::start(to_with(&[upstream.addr], filters()));
+
+    let reply = Client::connect(rig.http).ask(call("/"), &[]).expect("a response");
+
+    let trailers = reply.trailers.as_ref().expect("trailers");
+    assert_eq!((reply.text().as_str(), trailers["grpc-status-details-bin"].len()), ("message", 24_000));
+}
+
+#[test]
 fn a_response_of_trailers_alone_stays_one() {
     let upstream = Upstream::start(|_, mut respond| async move {
         let head = Response::builder()

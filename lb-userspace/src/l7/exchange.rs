@@ -277,7 +277,7 @@ async fn attempt(
         None => {
             exchange.gather(&ready.body).await;
             let Ready { status, head, body, coding, after, .. } = ready;
-            let mut download = Leg::new(head, body, coding, None);
+            let mut download = exchange.download(head, body, coding);
             let (sent, bytes) = exchange.relay(&mut download, status, after).await;
             (sent, bytes, None)
         }
@@ -557,6 +557,17 @@ impl Exchange<'_, '_, '_, '_> {
             Poll::Ready(())
         })
         .await;
+    }
+
+    /// The way of a response.
+    fn download(&self, head: Scratch, body: Body, coding: Coding) -> Leg {
+        let has_trailers = matches!(body, Body::Chunked(_));
+        let mut leg = Leg::new(head, body, coding, None);
+        if has_trailers {
+            cold_path();
+            leg.withholding = self.connection.edits.withholding();
+        }
+        leg
     }
 
     /// The client gets this head.

@@ -14,6 +14,7 @@ use super::h1::Body;
 use super::h1::chunked::Piece;
 use super::mirror::Copy;
 use super::pipe::Pipe;
+use super::snapshot::Snapshot;
 use super::socket::Socket;
 
 /// Shortest rest of a body that is worth a pipe, or a large buffer: below, two of the usual ones move it in
@@ -79,6 +80,8 @@ pub(super) struct Leg {
     pub(super) allowed: u64,
     /// Sees the body pass.
     pub(super) copy: Option<Rc<Copy>>,
+    /// What knows of trailers that the receiver is not to see.
+    pub(super) withholding: Option<Rc<Snapshot>>,
     /// What was written of the body, framing included, as long as it is short: to go out again where nobody has
     /// read it.
     pub(super) kept: Option<Scratch>,
@@ -104,6 +107,7 @@ impl Leg {
             waits: Waits::ForReceiver,
             allowed: u64::MAX,
             copy: None,
+            withholding: None,
             kept: None,
             pours: false,
             pipe: None,
@@ -265,7 +269,12 @@ impl Leg {
         while !buf.is_empty() && !self.body.is_done() {
             match self.coding {
                 Coding::Same => {
-                    let left_out = self.body.left_out(buf.bytes()).map_err(|_| Broken::Framing)?;
+                    let withheld = |name: &[u8]| {
+                        let common =
+                            self.withholding.as_ref().map(|snapshot| &snapshot.router.common_headers);
+                        common.is_some_and(|common| common.withholds(name))
+                    };
+                    let left_out = self.body.left_out(buf.bytes(), withheld).map_err(|_| Broken::Framing)?;
                     if left_out > 0 {
                         cold_path();
                         buf.consume(left_out);

@@ -40,7 +40,7 @@ impl Exchange<'_, '_, '_, '_> {
         limits: ReadAhead,
     ) -> (Sent, u64, Option<Box<Output>>) {
         let Ready { status, head, body, coding, after, .. } = ready;
-        let mut intake = Leg::new(Scratch::take(), body, coding, None);
+        let mut intake = self.download(Scratch::take(), body, coding);
         let mut output = Output::new(self.connection, limits, head, status, after);
         let mut is_in = false;
         let mut due = self.connection.alarm.due(self.limits.read);

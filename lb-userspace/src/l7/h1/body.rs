@@ -1,6 +1,6 @@
 //! How a body is delimited, and how much of what was read belongs to it.
 
-use super::chunked::{Decoder, Malformed, Piece};
+use super::chunked::{Decoder, Malformed, Piece, Trailer, may_trail};
 
 /// Rest of a body.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,17 +59,34 @@ impl Body {
         }
     }
 
-    /// Bytes of this body that go no further, at the front of `bytes`: see [`Decoder::left_out`].
-    pub(in crate::l7) fn left_out(&mut self, bytes: &[u8]) -> Result<usize, Malformed> {
-        match self {
-            Self::Chunked(decoder) => decoder.left_out(bytes),
-            Self::Length(_) | Self::UntilClose | Self::Closed => Ok(0),
+    /// Bytes of this body that go no further, at the front of `bytes`: see [`Decoder::left_out`]; and trailers of a
+    /// response that may not stand there, or that are `withheld` by their names.
+    pub(in crate::l7) fn left_out(
+        &mut self,
+        bytes: &[u8],
+        withheld: impl Fn(&[u8]) -> bool,
+    ) -> Result<usize, Malformed> {
+        let Self::Chunked(decoder) = self else { return Ok(0) };
+        let out = decoder.left_out(bytes)?;
+        let rest = bytes.get(out..).unwrap_or_default();
+        let Some(Trailer::Whole(line)) = decoder.trailer(rest)? else { return Ok(out) };
+        let name = rest.get(..line).and_then(|line| line.split(|&byte| byte == b':').next());
+        let has_name = |name: &&[u8]| name.len() < line && may_trail(name) && !withheld(name);
+        if name.filter(has_name).is_some() {
+            return Ok(out);
         }
+        decoder.past_trailer(line);
+        Ok(out + line)
     }
 
-    /// As [`Self::take`], up to what goes no further.
+    /// As [`Self::take`], up to what may go no further: a trailer of a response has been seen by [`Self::left_out`],
+    /// where it stands in front.
     pub(in crate::l7) fn pass(&mut self, bytes: &[u8]) -> Result<usize, Malformed> {
         let Self::Chunked(decoder) = self else { return self.take(bytes) };
+        if let Some(Trailer::Whole(line)) = decoder.trailer(bytes)? {
+            decoder.past_trailer(line);
+            return Ok(line);
+        }
         let mut taken = 0;
         loop {
             match decoder.next_kept(bytes.get(taken..).unwrap_or_default())?.len() {

@@ -9,8 +9,9 @@ use super::head::is_of_token;
 const SIZE_DIGITS: u8 = 15;
 /// Bytes of extensions one chunk may carry.
 const EXTENSION_BYTES: u16 = 256;
-/// Bytes of all trailer lines.
+/// Bytes of all trailer lines of a request, and of a response: there as much as heads of gRPC may have.
 const TRAILER_BYTES: u16 = 8 * 1024;
+pub(in crate::l7) const RESPONSE_TRAILER_BYTES: u16 = 31 * 1024;
 /// Longest trailer name compared with [`FORBIDDEN_TRAILERS`].
 const NAME_BYTES: usize = 20;
 
@@ -25,6 +26,9 @@ const FORBIDDEN_TRAILERS: [&[u8]; 8] = [
     b"authorization",
     b"expect",
 ];
+
+/// Those that say nothing to a client behind a response: of the connection, or for us alone, or too late.
+const IDLE_TRAILERS: [&[u8]; 4] = [b"keep-alive", b"proxy-connection", b"set-cookie", b"x-pad"];
 
 /// Room for the size line and the line end of a chunk that [`write`] makes.
 pub(in crate::l7) const OVERHEAD: usize = 4 + 2 + 2;
@@ -54,6 +58,15 @@ impl Piece {
             Self::Content(n) | Self::Framing(n) | Self::Trailers(n) => n,
         }
     }
+}
+
+/// A trailer line of a response, which goes on as a whole or not at all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::l7) enum Trailer {
+    /// More of it is to come.
+    Begun,
+    /// So many bytes, line end included.
+    Whole(usize),
 }
 
 /// Reads a chunked body in whatever slices it arrives.
@@ -118,9 +131,39 @@ impl Decoder {
         self.run(bytes, |_, _| false)
     }
 
-    /// The same up to what goes no further: see [`Self::left_out`]. Empty where that comes next, too.
+    /// The same up to what goes no further: see [`Self::left_out`], or to a line of [`Self::trailer`]. Empty where that
+    /// comes next, too.
     pub(super) fn next_kept(&mut self, bytes: &[u8]) -> Result<Piece, Malformed> {
-        self.run(bytes, Self::leaves_out)
+        self.run(bytes, |state, next| state.leaves_out(next) || state.begins_trailer(next))
+    }
+
+    fn begins_trailer(&self, next: u8) -> bool {
+        let is_between = matches!(self.state, State::TrailerStart { .. });
+        self.of == Message::Response && is_between && next != b'\r'
+    }
+
+    /// The trailer line of a response that begins with `bytes`; `None` where something else comes next.
+    pub(in crate::l7) fn trailer(&self, bytes: &[u8]) -> Result<Option<Trailer>, Malformed> {
+        if !bytes.first().is_some_and(|next| self.begins_trailer(*next)) {
+            return Ok(None);
+        }
+        let left = usize::from(RESPONSE_TRAILER_BYTES.saturating_sub(self.trailer_bytes()));
+        let end = bytes.iter().take(left).position(|&byte| !is_text(byte));
+        let Some(end) = end else {
+            return if bytes.len() < left { Ok(Some(Trailer::Begun)) } else { Err(Malformed) };
+        };
+        match bytes.get(end..) {
+            Some([b'\r', b'\n', ..]) => Ok(Some(Trailer::Whole(end + 2))),
+            Some(b"\r") => Ok(Some(Trailer::Begun)),
+            _ => Err(Malformed),
+        }
+    }
+
+    /// A trailer line of so many bytes was taken, or left out.
+    pub(in crate::l7) fn past_trailer(&mut self, line: usize) {
+        if let State::TrailerStart { seen } = &mut self.state {
+            *seen = seen.saturating_add(u16::try_from(line).unwrap_or(u16::MAX));
+        }
     }
 
     fn run(&mut self, bytes: &[u8], ends: impl Fn(&Self, u8) -> bool) -> Result<Piece, Malformed> {
@@ -206,7 +249,11 @@ impl Decoder {
     /// One byte of framing.
     fn step(&mut self, byte: u8) -> Result<(), Malformed> {
         // Whatever the byte: lines that are nearly empty count as long ones do.
-        if self.trailer_bytes() >= TRAILER_BYTES {
+        let most = match self.of {
+            Message::Request => TRAILER_BYTES,
+            Message::Response => RESPONSE_TRAILER_BYTES,
+        };
+        if self.trailer_bytes() >= most {
             return Err(Malformed);
         }
         self.state = match (&mut self.state, byte) {
@@ -241,7 +288,8 @@ impl Decoder {
             }
             (State::TrailerName { seen, name, len }, b':') => {
                 let name = name.get(..*len).unwrap_or_default();
-                if FORBIDDEN_TRAILERS.contains(&name) {
+                // Those of a response are left out where it is passed on.
+                if self.of == Message::Request && FORBIDDEN_TRAILERS.contains(&name) {
                     return Err(Malformed);
                 }
                 State::TrailerValue { seen: *seen + 1 }
@@ -261,10 +309,16 @@ impl Decoder {
     }
 }
 
-/// Whether a trailer of this name, in lower case, passes behind a response.
+/// Whether a trailer of this name passes behind a response. Orders to nginx do not, as in heads.
 pub(in crate::l7) fn may_trail(name: &[u8]) -> bool {
-    !name.is_empty() && name.iter().all(|&byte| is_of_token(byte)) && !FORBIDDEN_TRAILERS.contains(&name)
+    let is_one_of = |names: &[&[u8]]| names.iter().any(|listed| name.eq_ignore_ascii_case(listed));
+    let orders = name.get(..ORDERS.len()).is_some_and(|start| start.eq_ignore_ascii_case(ORDERS));
+    let is_name = !name.is_empty() && name.iter().all(|&byte| is_of_token(byte));
+    is_name && !orders && !is_one_of(&FORBIDDEN_TRAILERS) && !is_one_of(&IDLE_TRAILERS)
 }
+
+/// What orders to nginx begin with.
+const ORDERS: &[u8] = b"x-accel-";
 
 /// Writes the beginning of `content` as one chunk, as much as there is room for; returns the bytes
 /// written, of which [`OVERHEAD`] are framing. 0: there is none, or no room.
@@ -364,27 +418,81 @@ mod tests {
         }
     }
 
+    /// What passes of a body that comes in pieces of so many bytes.
+    fn passed(decoder: &Decoder, bytes: &[u8], step: usize) -> Result<(Vec<u8>, bool), Malformed> {
+        let (mut body, mut passed, mut waiting) = (Body::Chunked(decoder.clone()), Vec::new(), Vec::new());
+        for piece in bytes.chunks(step) {
+            waiting.extend_from_slice(piece);
+            while !waiting.is_empty() && !body.is_done() {
+                let out = body.left_out(&waiting, |name| name.eq_ignore_ascii_case(b"x-secret"))?;
+                waiting.drain(..out);
+                let on = body.pass(&waiting)?;
+                passed.extend(waiting.drain(..on));
+                if out + on == 0 {
+                    break;
+                }
+            }
+        }
+        Ok((passed, body.is_done()))
+    }
+
     #[test]
     fn extensions_go_no_further_and_trailers_only_behind_a_response() {
-        let bytes = b"3;a=\"b\r\nabc\r\n1;;=\r\n;\r\n0;last\r\nX-Sum: 1\r\n\r\n";
+        let bytes = b"3;a=\"b\r\nabc\r\n1;;=\r\n;\r\n0;last\r\nX-Sum: 1\r\nX-Secret: 1\r\nX: 2\r\n\r\n";
         let cases: [(_, &[u8]); 2] = [
             (Decoder::default(), b"3\r\nabc\r\n1\r\n;\r\n0\r\n\r\n"),
-            (Decoder::of_response(), b"3\r\nabc\r\n1\r\n;\r\n0\r\nX-Sum: 1\r\n\r\n"),
+            (Decoder::of_response(), b"3\r\nabc\r\n1\r\n;\r\n0\r\nX-Sum: 1\r\nX: 2\r\n\r\n"),
         ];
         for (decoder, expected) in cases {
             for step in 1..=bytes.len() {
-                let (mut body, mut passed) = (Body::Chunked(decoder.clone()), Vec::new());
-                for mut piece in bytes.chunks(step) {
-                    while !piece.is_empty() {
-                        piece = &piece[body.left_out(piece).unwrap()..];
-                        let (on, rest) = piece.split_at(body.pass(piece).unwrap());
-                        passed.extend_from_slice(on);
-                        piece = rest;
-                    }
-                }
-                assert_eq!((passed.as_slice(), body.is_done()), (expected, true), "{step} bytes at a time");
+                let passed = passed(&decoder, bytes, step);
+                assert_eq!(passed, Ok((expected.to_vec(), true)), "{step} bytes at a time");
             }
         }
+    }
+
+    #[test]
+    fn trailers_of_a_response_that_may_not_stand_there_are_left_out() {
+        let cases = [
+            "Connection: close",
+            "content-LENGTH: 5",
+            "Transfer-Encoding: chunked",
+            "Set-Cookie: a=b",
+            "X-Accel-Redirect: /x",
+            "no colon",
+            ": no name",
+            " folded",
+            "a b: c",
+            "x[: 5",
+        ];
+        for line in cases {
+            let bytes = format!("1\r\n!\r\n0\r\nA: 1\r\n{line}\r\nB: 2\r\n\r\n");
+            for step in 1..=bytes.len() {
+                let passed = passed(&Decoder::of_response(), bytes.as_bytes(), step);
+                let expected = b"1\r\n!\r\n0\r\nA: 1\r\nB: 2\r\n\r\n";
+                assert_eq!(passed, Ok((expected.to_vec(), true)), "{line:?}, {step} bytes at a time");
+            }
+        }
+    }
+
+    #[test]
+    fn trailers_of_a_response_are_lines_of_text_and_bounded() {
+        let long = format!("A: {}\r\n", "x".repeat(31 * 1024));
+        let many = "a:\r\n".repeat(8 * 1024);
+        for lines in ["A: 1\n", "A: \r1\r\n", "A\0: 1\r\n", "\n", long.as_str(), many.as_str()] {
+            let bytes = format!("0\r\n{lines}\r\n");
+            for step in [1, 2, 3, bytes.len()] {
+                let passed = passed(&Decoder::of_response(), bytes.as_bytes(), step);
+                assert_eq!(
+                    passed,
+                    Err(Malformed),
+                    "{:?}, {step} bytes at a time",
+                    &bytes[..10.min(bytes.len())]
+                );
+            }
+        }
+        let fits = format!("0\r\nA: {}\r\n\r\n", "x".repeat(31 * 1024 - 10));
+        assert!(passed(&Decoder::of_response(), fits.as_bytes(), fits.len()).is_ok_and(|(_, done)| done));
     }
 
     #[test]

@@ -16,7 +16,7 @@ use http::{Method, Request, Response, StatusCode, Uri, uri};
 
 use super::super::buffer::poll_each;
 use super::super::digits::hex;
-use super::super::h1::chunked::{Decoder, Piece};
+use super::super::h1::chunked::{self, Decoder, Piece};
 use super::super::h1::head::{OwnLines, Unsayable};
 use super::super::h1::{self, Body};
 use crate::model::l7::Buffers;
@@ -25,8 +25,8 @@ use crate::model::l7::Buffers;
 const PIECE: usize = 16 * 1024 - 9;
 /// Longest head of ours: what a location may allow an upstream, and what we add.
 const HEAD_MAX: usize = Buffers::HEAD_MAX + 64 * 1024;
-/// Bytes of all trailers; the parser of chunks passes no more.
-const TRAILERS_MAX: usize = 16 * 1024;
+/// Bytes of all trailers, the end of the body included; the parser of chunks passes no more.
+const TRAILERS_MAX: usize = chunked::RESPONSE_TRAILER_BYTES as usize + 2;
 
 /// One direction of a stream.
 pub(super) struct Outbound {

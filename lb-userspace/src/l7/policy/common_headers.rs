@@ -39,6 +39,15 @@ impl CommonHeaders {
         }
         common
     }
+
+    /// No client sees this of an upstream, in a head or behind a body.
+    pub(in crate::l7) fn withholds(&self, name: &[u8]) -> bool {
+        let is = |listed: &str| name.eq_ignore_ascii_case(listed.as_bytes());
+        let is_gone = self.gone.iter().any(|listed| is(listed));
+        is_gone
+            || is("server") && !self.passes_server
+            || is("strict-transport-security") && !self.hsts.is_empty()
+    }
 }
 
 fn line(hsts: Hsts) -> Vec<u8> {

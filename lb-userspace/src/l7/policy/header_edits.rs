@@ -122,6 +122,11 @@ impl HeaderEdits {
         self.extras.get_or_insert_default().beside.get_or_insert_with(Scratch::take)
     }
 
+    /// What knows of lines that no client sees of an upstream.
+    pub(in crate::l7) fn withholding(&self) -> Option<Rc<Snapshot>> {
+        self.snapshot.clone()
+    }
+
     /// Copies the lines of the upstream's head that the client gets, and puts ours on. Returns those of its
     /// lines that give way to ours, or are taken off.
     pub(in crate::l7) fn upstream(
