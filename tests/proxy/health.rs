@@ -479,3 +479,27 @@ fn an_agent_tells_which_endpoints_fail_requests_and_why_until_they_answer() {
     assert!(eventually(DEADLINE, answers).is_some(), "{}", failing());
     agents.wait_for("an endpoint that failed requests answers again");
 }
+
+#[test]
+fn an_agent_tells_which_endpoint_breaks_off_its_answers() {
+    let backend = Backend::start(|mut peer| {
+        peer.head();
+        peer.try_send(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello");
+    });
+    let agents = Agents::start(backend.addr, &[]);
+
+    for _ in 0..3 {
+        let mut client = Client::connect(agents.http);
+        client.send(format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n"));
+        assert!(client.rest().ends_with(b"hello"));
+    }
+
+    agents.wait_for("an endpoint breaks off its answers");
+    let log = agents.log();
+    let lines: Vec<_> = log.lines().filter(|line| line.contains("breaks off its answers")).collect();
+    let words = [&format!("endpoint={}", backend.addr), "upstream=default-web-80", "cause=cut-off"];
+    assert!(lines.len() == 1 && words.iter().all(|word| lines[0].contains(*word)), "{log}");
+    let counted = "penstock_l7_upstream_failures_total{cause=\"cut-off\"} 3";
+    let metrics = agents.admin("/metrics").text();
+    assert!(metrics.contains(counted), "{metrics}");
+}

@@ -520,7 +520,7 @@ impl Connection<'_, '_> {
                     match exchange::run(self, snapshot, outgoing, filters, *after, begun, record).await {
                         Sent::Response { status, after: After::Keep } => (status, Left::Open),
                         Sent::Response { status, after: After::Close } => (status, Left::Finished),
-                        Sent::Broken { status } => (status, Left::Broken),
+                        Sent::Broken { status } | Sent::CutOff { status, .. } => (status, Left::Broken),
                         Sent::Nothing { status, read } => {
                             cold_path();
                             Box::pin(self.make_up(&mut plan, status, read)).await

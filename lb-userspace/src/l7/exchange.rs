@@ -70,6 +70,8 @@ pub(super) enum Sent {
     Response { status: u16, after: After },
     /// A part of one, or the client left.
     Broken { status: u16 },
+    /// A part of one, which its endpoint broke off.
+    CutOff { status: u16, failure: Failure },
     /// Nothing yet; this status should be answered. All of the request was read, or its end is unknown.
     Nothing { status: u16, read: bool },
 }
@@ -282,6 +284,12 @@ async fn attempt(
             (sent, bytes, None)
         }
     };
+    match sent {
+        Sent::CutOff { failure, .. } => attempts.broke_off(failure),
+        // Of its body nothing could be used.
+        Sent::Nothing { .. } => attempts.broke_off(Failure::BadResponse),
+        Sent::Response { .. } | Sent::Broken { .. } => {}
+    }
     let (bytes, is_read) = match &exchange.upstream {
         Carrier::Packed(packed) => {
             cold_path();

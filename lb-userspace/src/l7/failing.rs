@@ -148,6 +148,13 @@ impl Worker {
         picked.failed(cause, took, now);
     }
 
+    /// An endpoint did not end an answer as it should. The log tells it as it tells of attempts that fail.
+    pub(super) fn broke_off(&self, upstream: &UpstreamName, endpoint: SocketAddr, cause: Cause) {
+        if let Some(attempts) = self.failing.failed(upstream, endpoint, Instant::now()) {
+            tracing::warn!(upstream = %upstream.0, %endpoint, %cause, attempts, "an endpoint breaks off its answers");
+        }
+    }
+
     /// An endpoint began to answer.
     pub(super) fn answered(&self, upstream: &UpstreamName, picked: &Picked, took: Duration, now: Instant) {
         let endpoint = picked.addr();

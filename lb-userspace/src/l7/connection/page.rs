@@ -52,7 +52,7 @@ impl Connection<'_, '_> {
         match sent {
             Sent::Response { status, after: After::Keep } => (status, Left::Open),
             Sent::Response { status, after: After::Close } => (status, Left::Finished),
-            Sent::Broken { status } => (status, Left::Broken),
+            Sent::Broken { status } | Sent::CutOff { status, .. } => (status, Left::Broken),
             // Its own errors nobody words.
             Sent::Nothing { status, read } => {
                 let after = if unread.is_done() || read { after } else { After::Close };

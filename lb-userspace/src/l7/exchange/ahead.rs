@@ -14,7 +14,7 @@ use super::super::h1::Body;
 use super::super::heads::After;
 use super::super::relay::{Broken, Coding, Leg, Waits};
 use super::super::timers::Alarm;
-use super::handover::account;
+use super::handover::{account, failure_of};
 use super::{Exchange, Ready, Sent};
 use crate::model::l7::{Rate, ReadAhead};
 
@@ -42,7 +42,7 @@ impl Exchange<'_, '_, '_, '_> {
         let Ready { status, head, body, coding, after, .. } = ready;
         let mut intake = self.download(Scratch::take(), body, coding);
         let mut output = Output::new(self.connection, limits, head, status, after);
-        let mut is_in = false;
+        let (mut is_in, mut broke) = (false, None);
         let mut due = self.connection.alarm.due(self.limits.read);
         let mut client_due = self.connection.alarm.due(CLIENT_TIMEOUT);
         let (mut taken, mut given) = (0, 0);
@@ -59,6 +59,7 @@ impl Exchange<'_, '_, '_, '_> {
                         intake.poll(cx, &self.upstream, &mut self.buf, &Carrier::Ahead(&output.ahead));
                     if let Poll::Ready(taken) = taken {
                         is_in = true;
+                        broke = taken.as_ref().err().map(failure_of);
                         output.ahead.end(taken.map_err(|broken| io::Error::other(broken.to_string())));
                     }
                 }
@@ -101,12 +102,17 @@ impl Exchange<'_, '_, '_, '_> {
         self.count_received();
         let bytes = intake.body_written();
         match through {
-            Some(through) => (output.account(self.connection, through), bytes, None),
+            Some(through) => match (output.account(self.connection, through), broke) {
+                (Sent::CutOff { status, .. }, Some(failure)) => {
+                    (Sent::CutOff { status, failure }, bytes, None)
+                }
+                (sent, _) => (sent, bytes, None),
+            },
             None => {
                 // Cut off, its connection is of no use to others; the client gets what there is.
-                let sent = match intake.is_done() {
-                    true => Sent::Response { status, after },
-                    false => Sent::Broken { status },
+                let sent = match broke {
+                    None => Sent::Response { status, after },
+                    Some(failure) => Sent::CutOff { status, failure },
                 };
                 (sent, bytes, Some(Box::new(output)))
             }

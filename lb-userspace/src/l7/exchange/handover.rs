@@ -64,7 +64,6 @@ impl Exchange<'_, '_, '_, '_> {
         self.count_received();
         if matches!(through, Err(Broken::Framing)) && download.written == 0 {
             tracing::debug!(status, "upstream sent an unusable body");
-            self.connection.worker.counters.borrow_mut().upstream_failure(Failure::BadResponse);
             return (Sent::Nothing { status: 502, read: self.replay.is_some() }, 0);
         }
         let sent = account(self.connection, download, through, status, after);
@@ -116,13 +115,16 @@ pub(super) fn account(
         Err(error) => {
             cold_path();
             tracing::debug!(%error, status, "response cut off by the upstream");
-            let failure = match &error {
-                Broken::Sender(error) if error.kind() == io::ErrorKind::TimedOut => Failure::Timeout,
-                Broken::Framing => Failure::BadResponse,
-                _ => Failure::CutOff,
-            };
-            connection.worker.counters.borrow_mut().upstream_failure(failure);
-            Sent::Broken { status }
+            Sent::CutOff { status, failure: failure_of(&error) }
         }
+    }
+}
+
+/// How an endpoint broke off its answer.
+pub(super) fn failure_of(broken: &Broken) -> Failure {
+    match broken {
+        Broken::Sender(error) if error.kind() == io::ErrorKind::TimedOut => Failure::Timeout,
+        Broken::Framing => Failure::BadResponse,
+        Broken::Sender(_) | Broken::Receiver(_) | Broken::TooLarge => Failure::CutOff,
     }
 }

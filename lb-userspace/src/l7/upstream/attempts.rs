@@ -458,6 +458,15 @@ impl<'s> Attempts<'s> {
     pub(in crate::l7) fn answered_at(&self) -> Option<Instant> {
         self.now.header.map(|(_, took)| self.now.began + took)
     }
+    /// The rest of its answer did not come, or is of no use. It may well answer others, so that is not held against it.
+    #[cold]
+    pub(in crate::l7) fn broke_off(&self, failure: Failure) {
+        self.worker.counters.borrow_mut().upstream_failure(failure);
+        if let (Some(picked), Some(upstream)) = (&self.picked, self.upstream()) {
+            self.worker.broke_off(upstream, picked.addr(), failure.into());
+        }
+    }
+
 
     /// So much went to and fro by now.
     pub(in crate::l7) fn moved(&mut self, traffic: Traffic) {
