@@ -118,6 +118,7 @@ impl fmt::Display for Cause {
         f.write_str(self.failure.as_str())?;
         match &self.error {
             Some(error) => write!(f, " ({error})"),
+            None if self.failure == Failure::HeadTooLarge => f.write_str(" (more than proxy-buffer-size)"),
             None => Ok(()),
         }
     }

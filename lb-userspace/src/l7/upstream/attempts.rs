@@ -22,6 +22,7 @@ use super::super::snapshot::Snapshot;
 use super::super::socket::{Link, Look};
 use super::super::worker::Worker;
 use super::pool::Peer;
+use super::tls_error;
 use super::{Attempt, Client, Record, Traffic, Transport};
 use crate::model::upstream::{Condition, Retry, UpstreamName};
 
@@ -412,10 +413,13 @@ impl<'s> Attempts<'s> {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
                 tracing::debug!(%endpoint, %error, "tls handshake with the upstream failed");
-                self.error.set(Some(error));
+                self.error.set(Some(tls_error::in_words(error)));
                 return Err(Failure::Tls);
             }
-            Err(_) => return Err(Failure::ConnectTimeout),
+            Err(_) => {
+                self.error.set(Some(tls_error::unanswered()));
+                return Err(Failure::ConnectTimeout);
+            }
         }
         Ok(link)
     }
@@ -454,10 +458,6 @@ impl<'s> Attempts<'s> {
         }
     }
 
-    /// When it did, if it did.
-    pub(in crate::l7) fn answered_at(&self) -> Option<Instant> {
-        self.now.header.map(|(_, took)| self.now.began + took)
-    }
     /// The rest of its answer did not come, or is of no use. It may well answer others, so that is not held against it.
     #[cold]
     pub(in crate::l7) fn broke_off(&self, failure: Failure) {
@@ -467,6 +467,10 @@ impl<'s> Attempts<'s> {
         }
     }
 
+    /// When it did, if it did.
+    pub(in crate::l7) fn answered_at(&self) -> Option<Instant> {
+        self.now.header.map(|(_, took)| self.now.began + took)
+    }
 
     /// So much went to and fro by now.
     pub(in crate::l7) fn moved(&mut self, traffic: Traffic) {

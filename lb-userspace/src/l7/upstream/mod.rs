@@ -10,6 +10,7 @@ mod client;
 mod dial;
 mod pool;
 mod record;
+mod tls_error;
 
 use std::rc::Rc;
 use std::sync::Arc;
