@@ -30,7 +30,7 @@ pub fn targets() -> Vec<Target> {
 fn explain(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
     if let Ok(request) = penstock::agent::question::parse(&text, &[]) {
-        explain::explain(&L7::default(), None, &request);
+        explain::explain(&L7::default(), None, &Default::default(), &request);
     }
 }
 

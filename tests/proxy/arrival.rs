@@ -324,7 +324,7 @@ fn what_becomes_of_tls_that_is_handed_on_is_explained() {
             headers: Vec::new(),
             client: [127, 0, 0, 1].into(),
         };
-        explain(&l7, None, &request)
+        explain(&l7, None, &Default::default(), &request)
     };
 
     let (opened, handed_on) = (explained(Scheme::Http), explained(Scheme::Https));

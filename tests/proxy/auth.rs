@@ -160,7 +160,12 @@ fn what_is_explained_says_that_a_client_has_to_be_let_in_first() {
             headers: Vec::new(),
             client: [127, 0, 0, 1].into(),
         };
-        explain(&to_with(&["127.0.0.1:80".parse().expect("an address")], filters), None, &request)
+        explain(
+            &to_with(&["127.0.0.1:80".parse().expect("an address")], filters),
+            None,
+            &Default::default(),
+            &request,
+        )
     };
 
     let (all, any) = (told(auth(Satisfy::All)), told(auth(Satisfy::Any)));

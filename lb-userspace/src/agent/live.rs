@@ -241,9 +241,9 @@ impl Live for LiveAgent {
         let question = question::parse(url, headers)?;
         let known = l7::explain::Known { unwell: self.unwell(), failing: self.proxy.failing() };
         let l7 = self.l7();
-        let mut explanation = l7::explain::explain(&l7, Some(&known), &question);
+        let problems = &self.state().problems;
+        let mut explanation = l7::explain::explain(&l7, Some(&known), problems, &question);
         if question.scheme == l7::explain::Scheme::Https {
-            let problems = &self.state().problems;
             certificates::explain(&mut explanation, &l7, problems, &question.host, certificates::now());
         }
         Ok(explanation)

@@ -112,7 +112,7 @@ pub fn explain_url(
     let Translated { snapshot, problems, .. } =
         translate::translate(&load(&[path.to_owned()], &options)?.objects, &options);
     let question = question::parse(url, headers).map_err(StartError::Usage)?;
-    let mut explanation = l7::explain::explain(&dns::unasked(&snapshot.l7), None, &question);
+    let mut explanation = l7::explain::explain(&dns::unasked(&snapshot.l7), None, &problems, &question);
     if question.scheme == l7::explain::Scheme::Https {
         let (l7, now) = (&snapshot.l7, certificates::now());
         certificates::explain(&mut explanation, l7, &problems, &question.host, now);
@@ -230,6 +230,21 @@ mod tests {
 
         assert!(!needs_action(OwnNode::Guessed));
         assert!(needs_action(OwnNode::Named));
+    }
+
+    #[test]
+    fn what_closes_a_location_is_explained() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let ingress = "apiVersion: networking.k8s.io/v1\nkind: Ingress\nmetadata:\n  name: web\n  annotations:\n    \
+            nginx.ingress.kubernetes.io/denylist-source-range: nobody\nspec:\n  ingressClassName: nginx\n  \
+            rules: [{host: a.example.com, http: {paths: [{path: /, pathType: Prefix, backend: {service: {name: web, port: {number: 80}}}}]}}]\n";
+        std::fs::write(dir.path().join("ingress.yaml"), ingress).expect("written");
+
+        let explained = explain_url(dir.path(), &TranslateConfig::default(), "http://a.example.com/", &[]);
+
+        let text = format!("{:?}", explained.expect("an explanation"));
+        let closed = "holds what cannot be honoured: metadata.annotations[nginx.ingress.kubernetes.io/denylist-source-range]: ";
+        assert!(text.contains(closed), "{text}");
     }
 
     #[test]

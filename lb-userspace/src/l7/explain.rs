@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::model::health::{Failing, Unwell};
 use crate::model::l7::policy::{Auth, Satisfy};
 use crate::model::l7::{ClientAuth, Demand, L7, Mode, SslRedirect};
+use crate::model::problem::{ObjectId, Problem, Problems, Severity};
 use crate::model::report::{Explanation, Step};
 use crate::model::upstream::External;
 
@@ -18,7 +19,7 @@ use super::filters::{Answer, Asked, Decision, Next, canary_choice, decide_by_wor
 use super::policy::{self, Headers};
 
 pub use super::filters::Scheme;
-use super::route::{HostFound, Maker, RouteAction, Router, UpstreamEntry, bare_host, host_label};
+use super::route::{HostFound, Labels, Maker, RouteAction, Router, UpstreamEntry, bare_host, host_label};
 
 /// A request to explain.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,8 +71,8 @@ pub struct Known {
 }
 
 /// Tells step by step which location takes the request, what its policies do and where it goes.
-/// `known` of the endpoints; `None`: nobody is there who asks them.
-pub fn explain(l7: &L7, known: Option<&Known>, request: &Request) -> Explanation {
+/// `known` of the endpoints; `None`: nobody is there who asks them. `problems` say why a location is closed.
+pub fn explain(l7: &L7, known: Option<&Known>, problems: &Problems, request: &Request) -> Explanation {
     let router = Router::new(l7);
     let length = request
         .headers
@@ -128,7 +129,7 @@ pub fn explain(l7: &L7, known: Option<&Known>, request: &Request) -> Explanation
         steps.push(step("canary", canary::explain(&choice, name)));
     }
     steps.extend(session_step(&router, &decision, &asked.headers));
-    steps.push(upstream_step(&router, &decision));
+    steps.push(upstream_step(&router, &decision, problems));
     steps.extend(health_step(&router, known, &decision));
     let asked_of = upstream(&router, &decision);
     steps.extend(known.and_then(|known| failing_step(asked_of?, &known.failing)));
@@ -253,15 +254,31 @@ fn filter_steps(scheme: Scheme, decision: &Decision<'_>) -> Vec<Step> {
     steps
 }
 
-fn upstream_step(router: &Router, decision: &Decision<'_>) -> Step {
+fn upstream_step(router: &Router, decision: &Decision<'_>, problems: &Problems) -> Step {
     let detail = match decision.route.action {
         RouteAction::Redirect => "none: the location answers with a redirect".to_owned(),
-        RouteAction::Deny => "denied: its Ingress holds what cannot be honoured".to_owned(),
+        RouteAction::Deny => {
+            let why = why_closed(&decision.route.labels, problems);
+            format!("denied: its Ingress holds what cannot be honoured{why}")
+        }
         RouteAction::Proxy(_) | RouteAction::DefaultBackend(_) => {
             upstream(router, decision).map_or_else(|| "none".to_owned(), endpoints_of)
         }
     };
     step("upstream", detail)
+}
+
+/// What keeps the locations of an Ingress closed, after a colon.
+fn why_closed(labels: &Labels, problems: &Problems) -> String {
+    let is_its = |problem: &&Arc<Problem>| {
+        let ObjectId { kind, namespace, name, origin: _ } = &problem.object;
+        let is_error = problem.severity == Severity::Error && kind == "Ingress";
+        is_error && (namespace, name) == (&labels.namespace, &labels.ingress)
+    };
+    let told =
+        problems.iter().filter(is_its).map(|problem| format!("{}: {}", problem.field, problem.message));
+    let told: Vec<_> = told.collect();
+    if told.is_empty() { String::new() } else { format!(": {}", told.join("; ")) }
 }
 
 fn endpoints_of(upstream: &UpstreamEntry) -> String {
