@@ -44,6 +44,7 @@ fn clients_are_told_apart_by_what_the_config_map_says() {
     assert_eq!(ask("X-Tenant: b\r\n"), 200);
     // As with nginx: who shows nothing is not counted.
     assert!((0..5).all(|_| ask("") == 200));
+    assert_eq!(rig.metric("penstock_l7_limited_requests_total"), 1.0);
 }
 
 #[test]

@@ -344,7 +344,7 @@ impl Connection<'_, '_> {
             requests: subject.requests,
             trace: subject.trace,
         };
-        let under_way = count(&snapshot.router, &mut decision, known, started);
+        let under_way = count(self.worker, &snapshot.router, &mut decision, known, started);
         let account = begin_account(&snapshot.router, &decision, subject);
         let policy = decision.route.filters.policies.as_ref().filter(|_| decision.lets_in());
         let certificate = client_auth::told(decision.site.client_auth.as_deref(), &self.client.session);

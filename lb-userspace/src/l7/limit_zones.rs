@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::metrics::Limited;
 use super::policy::Buckets;
 use crate::model::ObjectName;
 use crate::model::l7::policy::Limits;
@@ -104,21 +105,21 @@ impl LimitZone {
         limits: &Limits,
         client: Client,
         now: Instant,
-    ) -> Result<Option<UnderWay>, u16> {
+    ) -> Result<Option<UnderWay>, Limited> {
         let now_ms = self.at(now);
         let mut shard = self.shard(client);
         let counts = limits.per_second.is_some() || limits.per_minute.is_some();
         if counts && !shard.poured.of(client).take(limits, now_ms) {
-            return Err(limits.often_status);
+            return Err(Limited::Rate);
         }
         let Some(most) = limits.at_once else { return Ok(None) };
         // Who is being served cannot be forgotten, so a full shard takes nobody new.
         if !shard.open.contains_key(&client) && shard.open.len() >= 2 * CLIENTS {
-            return Err(limits.at_once_status);
+            return Err(Limited::Connections);
         }
         let open = shard.open.entry(client).or_insert(0);
         if *open >= most {
-            return Err(limits.at_once_status);
+            return Err(Limited::Connections);
         }
         *open += 1;
         Ok(Some(UnderWay { zone: Arc::clone(self), client }))
@@ -240,11 +241,11 @@ mod tests {
         let admit = |client| zone.admit(&limits(Some((1, 0)), None), addr(client), now).err();
 
         assert_eq!(admit("10.0.0.1"), None);
-        assert_eq!(admit("10.0.0.1"), Some(429));
-        assert_eq!(admit("::ffff:10.0.0.1"), Some(429));
+        assert_eq!(admit("10.0.0.1"), Some(Limited::Rate));
+        assert_eq!(admit("::ffff:10.0.0.1"), Some(Limited::Rate));
         assert_eq!(admit("10.0.0.2"), None);
         assert_eq!(admit("2001:db8::1"), None);
-        assert_eq!(admit("2001:db8::1"), Some(429));
+        assert_eq!(admit("2001:db8::1"), Some(Limited::Rate));
         assert_eq!(admit("2001:db8::2"), None);
     }
 
@@ -257,12 +258,12 @@ mod tests {
         assert!(first.is_some() && second.is_some());
 
         for _ in 0..3 {
-            assert_eq!(zone.admit(&two, client, now).err(), Some(503));
+            assert_eq!(zone.admit(&two, client, now).err(), Some(Limited::Connections));
         }
         drop(first);
 
         let third = zone.admit(&two, client, now).unwrap();
-        assert_eq!(zone.admit(&two, client, now).err(), Some(503));
+        assert_eq!(zone.admit(&two, client, now).err(), Some(Limited::Connections));
         drop((second, third));
         assert!(zone.shards.iter().all(|shard| shard.lock().unwrap().open.is_empty()));
     }
@@ -274,10 +275,10 @@ mod tests {
         let first = zone.admit(&both, client, now).unwrap();
 
         // Within the rate, of which it takes its part, and too many at once.
-        assert_eq!(zone.admit(&both, client, now).err(), Some(503));
+        assert_eq!(zone.admit(&both, client, now).err(), Some(Limited::Connections));
         drop(first);
 
-        assert_eq!(zone.admit(&both, client, now).err(), Some(429));
+        assert_eq!(zone.admit(&both, client, now).err(), Some(Limited::Rate));
     }
 
     #[test]
@@ -322,7 +323,7 @@ mod tests {
             for client in 0..20_000 {
                 assert!(zone.admit(&once, Client(client), now).is_ok());
             }
-            assert_eq!(zone.admit(&once, Client(19_999), now).err(), Some(429));
+            assert_eq!(zone.admit(&once, Client(19_999), now).err(), Some(Limited::Rate));
         }
 
         let counts: Vec<_> = zones.iter().map(|zone| count(zone)).collect();
@@ -348,7 +349,7 @@ mod tests {
             zone.sweep(then);
             zone.sweep(then);
             assert!(zone.admit(&twice, Client(7), then).is_ok());
-            assert_eq!(zone.admit(&twice, Client(7), then).err(), Some(429), "it asks");
+            assert_eq!(zone.admit(&twice, Client(7), then).err(), Some(Limited::Rate), "it asks");
         }
 
         assert_eq!(count(&zone), 1);

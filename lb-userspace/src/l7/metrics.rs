@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-pub(super) use causes::{Cause, Denied, Failure, Method, Mirrored, Refused};
+pub(super) use causes::{Cause, Denied, Failure, Limited, Method, Mirrored, Refused};
 pub(super) use series::Finished;
 use series::Requests;
 
@@ -70,6 +70,7 @@ pub(super) struct Counters {
     refused_connections: HashMap<Refused, u64>,
     spill_failures: HashMap<spill::Cause, u64>,
     denied: HashMap<Denied, u64>,
+    limited: HashMap<Limited, u64>,
     mirrored: HashMap<Mirrored, u64>,
     /// TLS, by its name.
     pub(super) passthrough: Passthrough,
@@ -135,6 +136,11 @@ impl Counters {
     /// A request whose client was not let in.
     pub(super) fn denied(&mut self, cause: Denied) {
         *self.denied.entry(cause).or_default() += 1;
+    }
+
+    /// A request beyond a limit.
+    pub(super) fn limited(&mut self, limit: Limited) {
+        *self.limited.entry(limit).or_default() += 1;
     }
 
     /// A copy of a request.
@@ -212,6 +218,9 @@ impl Counters {
         }
         for (cause, count) in &other.denied {
             *self.denied.entry(*cause).or_default() += count;
+        }
+        for (limit, count) in &other.limited {
+            *self.limited.entry(*limit).or_default() += count;
         }
         for (outcome, count) in &other.mirrored {
             *self.mirrored.entry(*outcome).or_default() += count;

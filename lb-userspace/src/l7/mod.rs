@@ -38,6 +38,7 @@ mod hold;
 mod kept_sessions;
 mod keys;
 mod limit_zones;
+mod limited;
 mod listen;
 mod log;
 mod map;

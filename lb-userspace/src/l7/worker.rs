@@ -31,7 +31,7 @@ use super::streams::{self, Crowd, Ports};
 use super::timers::Timers;
 use super::tls::Tls;
 use super::upstream::{Peer, Pool, Seat};
-use super::{Error, arrival, descriptors, digits, failing, h2};
+use super::{Error, arrival, descriptors, digits, failing, h2, limited};
 use crate::model::health::Unwell;
 use crate::model::l4::Listener;
 use crate::model::l7::ClientLimits;
@@ -85,6 +85,7 @@ pub(super) struct Worker {
     pub(super) counters: RefCell<Counters>,
     pub(super) failing: failing::Seen,
     pub(super) rewrites: RewriteLog,
+    pub(super) told_limited: limited::Told,
     pub(super) journal: Journal,
     /// Apart, so that two files do not take turns in one batch.
     pub(super) stream_journal: Journal,
@@ -208,6 +209,7 @@ async fn run(
         https_port: https.map_or(443, |bound| bound.addr.port()),
         rewrites: RewriteLog::default(),
         journal: Journal::new(shared.outlet.clone()),
+        told_limited: limited::Told::default(),
         stream_journal: Journal::new(shared.outlet),
         spans: shared.spans,
         spills: shared.spills,
@@ -443,6 +445,7 @@ impl Worker {
         self.failing.follow(&router);
         if router.edge.limits.keep_alive < before.router.edge.limits.keep_alive {
             // Those that wait already have as long as those that begin to.
+        self.told_limited.follow(&router);
             self.timers.wake_all();
         }
         // Endpoints that left lose their idle connections now; running requests finish.

@@ -25,6 +25,7 @@ use super::super::snapshot::Snapshot;
 use super::super::trace::{self, Begun};
 use super::super::upstream::{Lead, Record, Speech};
 use super::super::variable::{self, Known};
+use super::super::worker::Worker;
 use crate::model::l7::{Buffers, Filters};
 use crate::model::upstream::{Condition, Conditions, Retry};
 
@@ -190,6 +191,7 @@ pub(super) fn lead(
 
 /// Counts a request that has limits; one beyond them is answered instead.
 pub(super) fn count(
+    worker: &Worker,
     router: &Router,
     decision: &mut Decision<'_>,
     known: Known<'_, '_, '_>,
@@ -209,7 +211,8 @@ pub(super) fn count(
             zone.client_of(&shown)
         }
     };
-    let under_way = zone.admit(limits, client, started).unwrap_or_else(|status| {
+    let under_way = zone.admit(limits, client, started).unwrap_or_else(|limit| {
+        let status = worker.limited(limits, limit, known.effective.addr);
         decision.next = Next::Answer(Answer::Status(status));
         None
     });

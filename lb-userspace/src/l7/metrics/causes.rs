@@ -181,6 +181,24 @@ impl Denied {
     }
 }
 
+/// Beyond which limit of its Ingress a request was (`limit-*`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub(in crate::l7) enum Limited {
+    /// Requests a second or a minute.
+    Rate,
+    /// Requests under way.
+    Connections,
+}
+
+impl Limited {
+    pub(in crate::l7) fn as_str(self) -> &'static str {
+        match self {
+            Self::Rate => "rate",
+            Self::Connections => "connections",
+        }
+    }
+}
+
 /// What became of a request's copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub(in crate::l7) enum Mirrored {

@@ -196,6 +196,13 @@ impl Counters {
                 self.denied.iter().map(|(cause, n)| (cause.as_str(), *n)),
             ),
             labelled(
+                "penstock_l7_limited_requests_total",
+                "Requests beyond what their client may ask of an Ingress, by the limit.",
+                MetricKind::Counter,
+                "limit",
+                self.limited.iter().map(|(limit, n)| (limit.as_str(), *n)),
+            ),
+            labelled(
                 "penstock_l7_mirrored_requests_total",
                 "Copies of requests for a mirror, by what became of them.",
                 MetricKind::Counter,
