@@ -208,8 +208,8 @@ async fn run(
         failing: failing::Seen::new(shared.failing),
         https_port: https.map_or(443, |bound| bound.addr.port()),
         rewrites: RewriteLog::default(),
-        journal: Journal::new(shared.outlet.clone()),
         told_limited: limited::Told::default(),
+        journal: Journal::new(shared.outlet.clone()),
         stream_journal: Journal::new(shared.outlet),
         spans: shared.spans,
         spills: shared.spills,
@@ -443,9 +443,9 @@ impl Worker {
         let before = self.current.store(Arc::clone(&router));
         self.counters.borrow_mut().settle(router.gone(&before.router), &router);
         self.failing.follow(&router);
+        self.told_limited.follow(&router);
         if router.edge.limits.keep_alive < before.router.edge.limits.keep_alive {
             // Those that wait already have as long as those that begin to.
-        self.told_limited.follow(&router);
             self.timers.wake_all();
         }
         // Endpoints that left lose their idle connections now; running requests finish.
