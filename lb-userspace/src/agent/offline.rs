@@ -243,7 +243,7 @@ mod tests {
         let explained = explain_url(dir.path(), &TranslateConfig::default(), "http://a.example.com/", &[]);
 
         let text = format!("{:?}", explained.expect("an explanation"));
-        let closed = "holds what cannot be honoured: metadata.annotations[nginx.ingress.kubernetes.io/denylist-source-range]: ";
+        let closed = "holds what cannot be honoured: metadata.annotations.nginx.ingress.kubernetes.io/denylist-source-range: ";
         assert!(text.contains(closed), "{text}");
     }
 
