@@ -30,6 +30,10 @@ fn words(error: &rustls::Error) -> Option<String> {
         rustls::Error::InvalidMessage(_) => {
             Some("what it answers is no TLS; does it speak TLS there? (backend-protocol)".to_owned())
         }
+        rustls::Error::AlertReceived(alert) => Some(format!(
+            "it refuses the handshake ({alert:?}); it may want a certificate (proxy-ssl-secret), another name \
+             (proxy-ssl-name) or another version (proxy-ssl-protocols)"
+        )),
         _ => None,
     }
 }
@@ -120,6 +124,18 @@ mod tests {
 
             assert_eq!(in_words(error).to_string(), expected);
         }
+    }
+
+    #[test]
+    fn what_an_endpoint_refuses_is_said_with_what_it_may_want() {
+        let alert = rustls::Error::AlertReceived(rustls::AlertDescription::CertificateRequired);
+
+        let told = in_words(io::Error::new(io::ErrorKind::InvalidData, alert)).to_string();
+
+        assert!(
+            told.starts_with("it refuses the handshake (CertificateRequired); it may want a certificate ("),
+            "{told}"
+        );
     }
 
     #[test]
