@@ -3,9 +3,10 @@
 
 mod load;
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -19,7 +20,7 @@ use lb_tests::manifests::{self, Slice};
 use penstock::takeover::{self, Link, Predecessor, Role};
 
 use self::load::{ANSWER, Done, Load, exchange};
-use crate::rig::{Backend, Client, DEADLINE, Reply, length_of};
+use crate::rig::{Backend, Client, DEADLINE, Reply, length_of, nobody};
 use crate::tls_client::{self, Tls};
 
 /// Takeovers in a row; `PENSTOCK_TAKEOVERS` has more of them for a whole night.
@@ -393,6 +394,90 @@ fn a_successor_that_fails_leaves_the_agent_serving() {
     configure(agents.dir.path(), 2);
     agents.signal(pid, "-HUP");
     assert_ne!(agents.successor_of(pid), pid, "the next one succeeds");
+}
+
+/// Numbers of the sockets that listen on a port, by the kernel's table of this protocol.
+fn sockets_of(protocol: &str, port: u16) -> BTreeSet<u64> {
+    let table = std::fs::read_to_string(format!("/proc/net/{protocol}")).expect("a table");
+    let here = format!(":{port:04X}");
+    let listening = table.lines().filter_map(|line| {
+        let fields: Vec<_> = line.split_whitespace().collect();
+        // Listening, or bound.
+        let listens = fields.get(1)?.ends_with(&here) && matches!(*fields.get(3)?, "0A" | "07");
+        listens.then(|| fields.get(9)?.parse().ok()).flatten()
+    });
+    listening.collect()
+}
+
+#[test]
+fn sockets_of_tcp_and_udp_services_pass_on() {
+    let tcp = Backend::start(|mut peer| {
+        let told = peer.rest();
+        peer.try_send(&told);
+    });
+    let udp = UdpSocket::bind(("127.0.0.1", 0)).expect("bind");
+    let names = udp.local_addr().expect("bound");
+    thread::spawn(move || {
+        let mut datagram = [0; 64];
+        while let Ok((length, client)) = udp.recv_from(&mut datagram) {
+            let _ = udp.send_to(&datagram[..length], client);
+        }
+    });
+    let [tcp_port, udp_port] = std::array::from_fn(|_| nobody().port());
+    let ports = format!(
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: tcp}}\ndata: {{\"{tcp_port}\": default/words:80}}\n---\n\
+         apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: udp}}\ndata: {{\"{udp_port}\": default/names:53}}\n"
+    );
+    let slice = |service, protocol, addr| {
+        Slice { name: service, service, port_name: "", protocol, endpoints: &[addr], weight: 1 }.yaml()
+    };
+    let services = [
+        manifests::service("words", tcp.addr.port()),
+        slice("words", "TCP", tcp.addr),
+        "apiVersion: v1\nkind: Service\nmetadata: {name: names}\nspec: {ports: [{port: 53, protocol: UDP}]}\n".to_owned(),
+        slice("names", "UDP", names),
+    ]
+    .join("---\n");
+    let agents = Agents::over(
+        &[("ports.yaml", &ports), ("services.yaml", &services)],
+        &["--tcp-services-configmap", "default/tcp", "--udp-services-configmap", "default/udp"],
+    );
+    let all = || (sockets_of("tcp", tcp_port), sockets_of("udp", udp_port));
+    let are_there = || Some(all()).filter(|(tcp, udp)| (tcp.len(), udp.len()) == (2, 2));
+    let before = eventually(DEADLINE, are_there).unwrap_or_else(|| panic!("{}", agents.log()));
+    let serves = |case: &str| {
+        let mut client = Client::connect(([127, 0, 0, 1], tcp_port).into());
+        client.send("hello");
+        let _ = client.stream.shutdown(std::net::Shutdown::Write);
+        assert_eq!(client.rest(), b"hello", "{case}\n{}", agents.log());
+        let client = UdpSocket::bind(("127.0.0.1", 0)).expect("bind");
+        client.connect(("127.0.0.1", udp_port)).expect("connected");
+        client.set_read_timeout(Some(Duration::from_secs(1))).expect("timeout");
+        // Any may be lost.
+        let asked = || {
+            client.send(b"name").ok()?;
+            let mut answer = [0; 64];
+            client.recv(&mut answer).ok().map(|length| answer[..length].to_vec())
+        };
+        assert_eq!(eventually(DEADLINE, asked).as_deref(), Some(&b"name"[..]), "{case}\n{}", agents.log());
+    };
+    serves("the first one");
+
+    play(&agents.run_dir(), async |mut predecessor| {
+        let roles: Vec<Role> = predecessor.sockets.iter().map(|socket| socket.role).collect();
+        assert!(roles.iter().any(|role| matches!(role, Role::Udp(_))), "{roles:?}");
+        predecessor.serving(roles).await.expect("parked");
+    });
+    agents.wait_for("the takeover failed; this agent goes on");
+    let pid = agents.pid();
+    serves("one that failed has given them back");
+    assert_eq!(all(), before, "one that failed has given them back");
+
+    agents.signal(pid, "-HUP");
+    agents.successor_of(pid);
+    agents.wait_for("a successor serves, the last connections may end");
+    serves("a successor");
+    assert_eq!(all(), before, "a successor");
 }
 
 #[test]

@@ -172,8 +172,8 @@ async fn start(config: Config, signals: &mut Signals) -> Result<Option<Started>,
     let (generation, takeovers) = before.so_far();
     let desired = Desired::new(&loaded, &options, generation + 1);
 
-    let (sockets, inherited) = before.sockets(config.admin);
-    let proxy = l7::Proxy::inherit(options::of_proxy(&config, before.ticket_keys()), sockets)?;
+    let (sockets, streams, inherited) = before.sockets(config.admin);
+    let proxy = l7::Proxy::inherit(options::of_proxy(&config, before.ticket_keys()), sockets, streams)?;
     let taken = proxy.taken().clone();
     let admin = endpoint(&config, inherited, early).await?;
     let admin_addr = admin.addr().map_err(|source| StartError::Admin { addr: config.admin, source })?;
@@ -323,6 +323,7 @@ impl Started {
                     }
                     // It would not be there if we had not proven ourselves.
                     before.settle().await;
+                    agent.proxy.forget_before();
                     let peer = successor.peer();
                     succession = Some((peer, tokio::spawn(successor::meet(Arc::clone(agent), successor))));
                 }
@@ -340,7 +341,10 @@ impl Started {
                         notify.kept();
                     }
                 }
-                () = before.probation() => before.settle().await,
+                () = before.probation() => {
+                    before.settle().await;
+                    agent.proxy.forget_before();
+                }
             }
         };
         (end, succession.map(|(_, meeting)| meeting))

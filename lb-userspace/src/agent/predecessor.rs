@@ -9,9 +9,9 @@ use tracing::{info, warn};
 
 use super::StartError;
 use super::running::Running;
-use super::successor::place;
+use super::successor::{place, stream_place, stream_role};
 use crate::config::Config;
-use crate::l7::{Inherited, Place, TicketKeys};
+use crate::l7::{Inherited, InheritedStream, Place, TicketKeys};
 use crate::model::health::Unwell;
 use crate::model::l4::Listener;
 use crate::takeover::{self, Document, Predecessor, Role, Socket, Unread};
@@ -70,18 +70,22 @@ impl Before {
         told.and_then(|unwell| serde_json::from_value(unwell).ok()).unwrap_or_default()
     }
 
-    /// Its listening sockets of the proxy, and of the admin endpoint if that stays where it was.
-    pub(super) fn sockets(&mut self, admin: SocketAddr) -> (Vec<Inherited>, Option<TcpListener>) {
-        let (mut proxys, mut admins) = (Vec::new(), None);
+    /// Its listening sockets of the proxy, those of TCP and UDP services, and of the admin endpoint if that stays where it was.
+    pub(super) fn sockets(
+        &mut self,
+        admin: SocketAddr,
+    ) -> (Vec<Inherited>, Vec<InheritedStream>, Option<TcpListener>) {
+        let (mut proxys, mut streams, mut admins) = (Vec::new(), Vec::new(), None);
         let sockets = self.predecessor.as_mut().map(|before| std::mem::take(&mut before.sockets));
         for Socket { role, fd } in sockets.into_iter().flatten() {
-            match place(role) {
-                Some(place) => proxys.push(Inherited { place, socket: fd.into() }),
-                None if role == Role::Admin(admin) => admins = Some(fd.into()),
-                None => {}
+            match (place(role), stream_place(role)) {
+                (Some(place), _) => proxys.push(Inherited { place, socket: fd.into() }),
+                (None, Some(at)) => streams.push(InheritedStream { at, socket: fd }),
+                (None, None) if role == Role::Admin(admin) => admins = Some(fd.into()),
+                (None, None) => {}
             }
         }
-        (proxys, admins)
+        (proxys, streams, admins)
     }
 
     /// Has it let go of the kernel part, if it has one.
@@ -107,6 +111,7 @@ impl Before {
             Listener::Http => Role::Http(place.wanted),
             Listener::Https => Role::Https(place.wanted),
         });
+        let roles = roles.chain(agent.proxy.taken_streams().into_iter().map(stream_role));
         match before.serving(roles.collect()).await {
             Ok(counts) => {
                 if !agent.proxy.add_counts(counts).await {

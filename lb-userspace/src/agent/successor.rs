@@ -18,8 +18,8 @@ use super::running::Running;
 use crate::admin::Live as _;
 use crate::config::Config;
 use crate::datapath;
-use crate::l7::{self, Place};
-use crate::model::l4::Listener;
+use crate::l7::{self, Place, StreamPlace};
+use crate::model::l4::{Listener, Protocol};
 use crate::takeover::{self, Peer, Role, Secret, Socket, State, Successor, Wish};
 
 /// Longest time from a successor's first word until it serves; it reads all manifests before it.
@@ -124,7 +124,7 @@ async fn send_away(mut successor: Successor, trouble: &anyhow::Error) {
 }
 
 async fn hand_over(agent: &Running, successor: &mut Successor, given: &mut Given) -> anyhow::Result<()> {
-    let sockets = agent.sockets().context("share the listening sockets")?;
+    let sockets = agent.sockets(successor.takes_streams).context("share the listening sockets")?;
     let state = State {
         datapath: agent.live.datapath().is_some(),
         generation: agent.desired.state.borrow().generation,
@@ -154,7 +154,8 @@ async fn hand_over(agent: &Running, successor: &mut Successor, given: &mut Given
             }
             Wish::Serving(taken) => {
                 given.serves = true;
-                agent.proxy.hand_over(&taken.into_iter().filter_map(place).collect()).await;
+                let places = taken.iter().copied().filter_map(place).collect();
+                agent.proxy.hand_over(&places, &taken.into_iter().filter_map(stream_place).collect()).await;
                 agent.admin.stop().await;
                 let proxy = Arc::clone(&agent.proxy);
                 let counts = tokio::task::spawn_blocking(move || proxy.yield_counts()).await?;
@@ -216,8 +217,8 @@ pub(super) async fn deliver_once(agent: &Running) {
 }
 
 impl Running {
-    /// Every listening socket.
-    fn sockets(&self) -> io::Result<Vec<Socket>> {
+    /// Every listening socket, of TCP and UDP services where they are wanted.
+    fn sockets(&self, with_streams: bool) -> io::Result<Vec<Socket>> {
         let proxys = self.proxy.sockets()?.into_iter().map(|l7::Inherited { place, socket }| {
             let role = match place.listener {
                 Listener::Http => Role::Http(place.wanted),
@@ -226,7 +227,11 @@ impl Running {
             Socket { role, fd: socket.into() }
         });
         let admin = Socket { role: Role::Admin(self.config.admin), fd: self.admin.socket()?.into() };
-        Ok(proxys.chain([admin]).collect())
+        let streams = if with_streams { self.proxy.stream_sockets()? } else { Vec::new() };
+        let streams = streams
+            .into_iter()
+            .map(|l7::InheritedStream { at, socket }| Socket { role: stream_role(at), fd: socket });
+        Ok(proxys.chain([admin]).chain(streams).collect())
     }
 }
 
@@ -235,7 +240,24 @@ pub(super) fn place(role: Role) -> Option<Place> {
     let (listener, wanted) = match role {
         Role::Http(wanted) => (Listener::Http, wanted),
         Role::Https(wanted) => (Listener::Https, wanted),
-        Role::Admin(_) => return None,
+        Role::Admin(_) | Role::Tcp(_) | Role::Udp(_) => return None,
     };
     Some(Place { listener, wanted })
+}
+
+/// The same for ports of TCP and UDP services.
+pub(super) fn stream_place(role: Role) -> Option<StreamPlace> {
+    match role {
+        Role::Tcp(addr) => Some((Protocol::Tcp, addr)),
+        Role::Udp(addr) => Some((Protocol::Udp, addr)),
+        Role::Http(_) | Role::Https(_) | Role::Admin(_) => None,
+    }
+}
+
+/// What a socket of such a port is for.
+pub(super) fn stream_role((protocol, addr): StreamPlace) -> Role {
+    match protocol {
+        Protocol::Tcp => Role::Tcp(addr),
+        Protocol::Udp => Role::Udp(addr),
+    }
 }

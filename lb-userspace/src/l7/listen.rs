@@ -2,12 +2,12 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{Error, Options};
-use crate::model::l4::Listener;
+use crate::model::l4::{self, Listener};
 
 /// Connections the kernel completes before they are accepted; `net.core.somaxconn` caps it.
 const BACKLOG: i32 = 4096;
@@ -29,6 +29,18 @@ pub struct Inherited {
     /// Itself.
     pub socket: std::net::TcpListener,
 }
+
+/// A socket on a port beside http and https, of an agent before us or for one after us.
+#[derive(Debug)]
+pub struct InheritedStream {
+    /// TCP or UDP, and the address as it was asked for.
+    pub at: StreamPlace,
+    /// Itself.
+    pub socket: OwnedFd,
+}
+
+/// What such sockets are for.
+pub type StreamPlace = (l4::Protocol, SocketAddr);
 
 /// A listening socket and what it is for.
 pub(super) struct Bound {
@@ -86,18 +98,17 @@ pub(super) fn bind(options: &Options, mut inherited: Vec<Inherited>) -> Result<V
     Ok(workers)
 }
 
-/// A listening socket of one worker on a port beside http and https.
-pub(super) fn stream(addr: SocketAddr) -> io::Result<std::net::TcpListener> {
-    let socket = for_address(addr, Port::Shared, Type::STREAM)?;
+/// A socket of one worker on a port beside http and https.
+pub(super) fn stream((protocol, addr): StreamPlace) -> io::Result<OwnedFd> {
+    let form = match protocol {
+        l4::Protocol::Tcp => Type::STREAM,
+        l4::Protocol::Udp => Type::DGRAM,
+    };
+    let socket = for_address(addr, Port::Shared, form)?;
     socket.set_nonblocking(true)?;
-    socket.listen(BACKLOG)?;
-    Ok(socket.into())
-}
-
-/// The same for datagrams.
-pub(super) fn datagrams(addr: SocketAddr) -> io::Result<std::net::UdpSocket> {
-    let socket = for_address(addr, Port::Shared, Type::DGRAM)?;
-    socket.set_nonblocking(true)?;
+    if form == Type::STREAM {
+        socket.listen(BACKLOG)?;
+    }
     Ok(socket.into())
 }
 

@@ -71,7 +71,7 @@ mod upstream;
 mod variable;
 mod worker;
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::net::SocketAddr;
@@ -93,7 +93,7 @@ use crate::model::metering::Metering;
 use crate::model::report::{Metric, MetricKind, Sample};
 use crate::model::span::TakeSpan;
 
-pub use listen::{Inherited, Place};
+pub use listen::{Inherited, InheritedStream, Place, StreamPlace};
 pub use upstream::Dialer;
 
 /// How long the end of a drain waits for lines of the access log to be written.
@@ -172,6 +172,7 @@ pub struct Proxy {
     spills: Arc<spill::Spills>,
     metering: Metering,
     spans: Option<TakeSpan>,
+    shelf: streams::Shelf,
 }
 
 /// Longest time that idle connections are left for their client's next request when everything is
@@ -183,18 +184,23 @@ const ANSWER: Duration = Duration::from_secs(1);
 impl Proxy {
     /// Opens every listener once per worker (`SO_REUSEPORT`).
     pub fn bind(options: Options) -> Result<Self, Error> {
-        Self::inherit(options, Vec::new())
+        Self::inherit(options, Vec::new(), Vec::new())
     }
 
     /// The same with what an agent before us listens on, as far as it is wanted.
-    pub fn inherit(options: Options, sockets: Vec<Inherited>) -> Result<Self, Error> {
+    pub fn inherit(
+        options: Options,
+        sockets: Vec<Inherited>,
+        streams: Vec<InheritedStream>,
+    ) -> Result<Self, Error> {
         let tls = Arc::new(tls::Tls::new(options.ticket_keys.clone())?);
         let before: BTreeSet<_> = sockets.iter().map(|inherited| inherited.place).collect();
         let workers = listen::bind(&options, sockets)?;
         let ours: BTreeSet<_> = workers.iter().flatten().map(|bound| bound.place).collect();
         let spills = Arc::new(spill::Spills::new(options.temp));
         let taken = before.intersection(&ours).copied().collect();
-        Ok(Self { workers, tls, taken, spills, metering: options.metering, spans: None })
+        let shelf = streams::Shelf::of(streams);
+        Ok(Self { workers, tls, taken, spills, metering: options.metering, spans: None, shelf })
     }
 
     /// Hands the spans of traced requests to somebody; else they are recorded for nobody.
@@ -215,7 +221,7 @@ impl Proxy {
 
     /// Serves what `desired` says, from now on and after every change.
     pub fn start(self, desired: watch::Receiver<Arc<L7>>) -> Result<Running, Error> {
-        let Self { workers, tls, spills, metering, spans, taken: _ } = self;
+        let Self { workers, tls, spills, metering, spans, taken: _, shelf } = self;
         let mut addrs: Vec<_> =
             workers.iter().flatten().map(|bound| (bound.place.listener, bound.addr)).collect();
         addrs.sort();
@@ -242,6 +248,7 @@ impl Proxy {
             all_workers: all_workers.clone(),
             failing: failing::Log::default(),
             spans,
+            shelf: shelf.clone(),
         };
         let mut controls = Vec::with_capacity(workers.len());
         let of = workers.len();
@@ -264,6 +271,7 @@ impl Proxy {
             log: Arc::new(log.into()),
             spills,
             metering,
+            shelf,
         })
     }
 }
@@ -294,6 +302,8 @@ pub struct Running {
     log: Arc<std::sync::Mutex<log::Writer>>,
     spills: Arc<spill::Spills>,
     metering: Metering,
+    /// Sockets of ports beside http and https.
+    shelf: streams::Shelf,
 }
 
 impl Running {
@@ -404,6 +414,21 @@ impl Running {
         self.lock_sockets().iter().flatten().map(again).collect()
     }
 
+    /// The same of ports beside http and https.
+    pub fn stream_sockets(&self) -> io::Result<Vec<InheritedStream>> {
+        self.shelf.again()
+    }
+
+    /// The ports where sockets of an agent before us are in use.
+    pub fn taken_streams(&self) -> BTreeSet<StreamPlace> {
+        self.shelf.taken()
+    }
+
+    /// The agent before us does not come back: what nobody took up of its sockets is closed.
+    pub fn forget_before(&self) {
+        self.shelf.clear();
+    }
+
     /// The same as [`Proxy::listeners`], in ends of their own.
     pub fn listeners(&self) -> io::Result<Vec<(Listener, usize, OwnedFd)>> {
         let sockets = self.lock_sockets();
@@ -415,9 +440,9 @@ impl Running {
 
     /// Leaves the connections that arrive at these places to another process, which has the sockets.
     /// Connections that were accepted go on.
-    pub async fn hand_over(&self, places: &BTreeSet<Place>) {
+    pub async fn hand_over(&self, places: &BTreeSet<Place>, streams: &BTreeSet<StreamPlace>) {
         self.lock_handed_over().clone_from(places);
-        let places: Arc<HashSet<_>> = Arc::new(places.iter().copied().collect());
+        let places = Arc::new((places.iter().copied().collect(), streams.iter().copied().collect()));
         let (done, mut closed) = mpsc::channel::<()>(1);
         for control in &self.controls {
             let _ = control.send(worker::Control::HandOver(Arc::clone(&places), done.clone()));
@@ -469,6 +494,7 @@ impl Running {
 
     /// The doors are closed at once, not when the result is first asked for.
     fn end(&self, patience: Duration, deadline: Duration) -> impl Future<Output = bool> + use<> {
+        self.shelf.clear();
         let handed_over = self.lock_handed_over().clone();
         let sockets = std::mem::take(&mut *self.lock_sockets());
         let ours = sockets.into_iter().flatten().filter(|bound| !handed_over.contains(&bound.place));

@@ -2,22 +2,25 @@
 //! of its own on each; the kernel tells clients apart.
 
 mod datagrams;
+mod shelf;
 mod udp;
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
 use self::datagrams::Datagrams;
+pub(super) use self::shelf::Shelf;
 pub(super) use self::udp::Crowd;
 use super::arrival;
 use super::gate::{self, LAST_ARRIVALS};
-use super::listen;
+use super::listen::{self, StreamPlace};
 use super::log::Ended;
 use super::worker::{ACCEPT_PAUSE, Open, Worker};
 use crate::model::l4::Protocol;
@@ -29,27 +32,42 @@ type Port = (Protocol, u16);
 pub(super) struct Ports {
     /// Where http is listened on.
     ips: BTreeSet<IpAddr>,
-    /// One of the workers speaks for all.
-    tells: bool,
+    /// Whose these are, and how many there are; the first speaks for all.
+    worker: usize,
+    of: usize,
+    shelf: Shelf,
     open: RefCell<BTreeMap<Port, Vec<Listening>>>,
     /// Ports that cannot be listened on, which is told once.
     failed: RefCell<BTreeSet<Port>>,
     closed: Cell<bool>,
 }
 
-/// A socket that is looked after until this is dropped.
-type Listening = oneshot::Sender<()>;
+/// A socket that is looked after until this is dropped, or told that another process does.
+struct Listening {
+    at: StreamPlace,
+    stop: oneshot::Sender<HandedOver>,
+}
+
+/// Why a socket is no more looked after, where it is not closed.
+#[derive(Debug)]
+struct HandedOver;
 
 impl Ports {
-    pub(super) fn new(ips: BTreeSet<IpAddr>, worker: usize) -> Self {
+    pub(super) fn new(ips: BTreeSet<IpAddr>, (worker, of): (usize, usize), shelf: Shelf) -> Self {
         let (open, failed, closed) = Default::default();
-        Self { ips, tells: worker == 0, open, failed, closed }
+        Self { ips, worker, of, shelf, open, failed, closed }
     }
 
-    /// Nothing is accepted any more; connections go on.
-    pub(super) fn close(&self) {
+    /// Nothing is accepted any more; connections go on. In these places another process accepts.
+    pub(super) fn close(&self, handed_over: &HashSet<StreamPlace>) {
         self.closed.set(true);
-        self.open.borrow_mut().clear();
+        self.shelf.forget(self.worker, |_| true, handed_over);
+        let open = std::mem::take(&mut *self.open.borrow_mut());
+        for Listening { at, stop } in open.into_values().flatten() {
+            if handed_over.contains(&at) {
+                let _ = stop.send(HandedOver);
+            }
+        }
     }
 
     /// Nobody took over, after all.
@@ -68,6 +86,8 @@ pub(super) fn follow(worker: &Rc<Worker>) {
         return;
     }
     open.retain(|port, _| wanted.contains_key(port));
+    let is_closed = |(protocol, addr): StreamPlace| !wanted.contains_key(&(protocol, addr.port()));
+    ports.shelf.forget(ports.worker, is_closed, &HashSet::new());
     ports.failed.borrow_mut().retain(|port| wanted.contains_key(port));
     for port in wanted.keys() {
         if open.contains_key(port) {
@@ -75,12 +95,17 @@ pub(super) fn follow(worker: &Rc<Worker>) {
         }
         let (protocol, number) = *port;
         let addrs = ports.ips.iter().map(|ip| SocketAddr::new(*ip, number));
-        match addrs.map(|addr| listen_on(worker, protocol, addr)).collect::<io::Result<Vec<_>>>() {
+        let listening = addrs.map(|addr| listen_on(worker, (protocol, addr))).collect::<io::Result<Vec<_>>>();
+        if listening.is_err() {
+            let is_it = |(protocol, addr): StreamPlace| (protocol, addr.port()) == *port;
+            ports.shelf.forget(ports.worker, is_it, &HashSet::new());
+        }
+        match listening {
             Ok(listening) => {
                 ports.failed.borrow_mut().remove(port);
-                open.insert(*port, listening);
+                open.insert(*port, listening.into_iter().flatten().collect());
             }
-            Err(error) if ports.failed.borrow_mut().insert(*port) && ports.tells => {
+            Err(error) if ports.failed.borrow_mut().insert(*port) && ports.worker == 0 => {
                 tracing::warn!(%protocol, port = number, %error, "port of a TCP or UDP service: cannot listen");
             }
             Err(_) => {}
@@ -88,23 +113,40 @@ pub(super) fn follow(worker: &Rc<Worker>) {
     }
 }
 
-fn listen_on(worker: &Rc<Worker>, protocol: Protocol, addr: SocketAddr) -> io::Result<Listening> {
-    let (listening, stop) = oneshot::channel();
-    let worker = Rc::clone(worker);
-    match protocol {
-        Protocol::Tcp => {
-            let socket = TcpListener::from_std(listen::stream(addr)?)?;
-            tokio::task::spawn_local(panics::vital(accept(worker, socket, addr.port(), stop)));
-        }
-        Protocol::Udp => {
-            let socket = Datagrams::new(listen::datagrams(addr)?)?;
-            tokio::task::spawn_local(panics::vital(udp::serve(worker, socket, addr.port(), stop)));
-        }
+/// Of an agent before us there may be several sockets.
+fn listen_on(worker: &Rc<Worker>, at: StreamPlace) -> io::Result<Vec<Listening>> {
+    let Ports { worker: number, of, shelf, .. } = &worker.streams;
+    let mut sockets = shelf.take(at, *number, *of);
+    if sockets.is_empty() {
+        sockets.push(listen::stream(at)?);
     }
-    Ok(listening)
+    sockets.into_iter().map(|socket| look_after(worker, at, socket)).collect()
 }
 
-async fn accept(worker: Rc<Worker>, listening: TcpListener, port: u16, mut stop: oneshot::Receiver<()>) {
+fn look_after(worker: &Rc<Worker>, at: StreamPlace, socket: OwnedFd) -> io::Result<Listening> {
+    let Ports { worker: number, shelf, .. } = &worker.streams;
+    shelf.note(at, *number, &socket)?;
+    let (stop, stopped) = oneshot::channel();
+    let (worker, (protocol, addr)) = (Rc::clone(worker), at);
+    match protocol {
+        Protocol::Tcp => {
+            let socket = TcpListener::from_std(socket.into())?;
+            tokio::task::spawn_local(panics::vital(accept(worker, socket, addr.port(), stopped)));
+        }
+        Protocol::Udp => {
+            let socket = Datagrams::new(UdpSocket::from(socket))?;
+            tokio::task::spawn_local(panics::vital(udp::serve(worker, socket, addr.port(), stopped)));
+        }
+    }
+    Ok(Listening { at, stop })
+}
+
+async fn accept(
+    worker: Rc<Worker>,
+    listening: TcpListener,
+    port: u16,
+    mut stop: oneshot::Receiver<HandedOver>,
+) {
     let mut closing = false;
     loop {
         let accepted = if closing {
@@ -117,8 +159,9 @@ async fn accept(worker: Rc<Worker>, listening: TcpListener, port: u16, mut stop:
             tokio::select! {
                 biased;
                 accepted = listening.accept() => accepted,
-                _ = &mut stop => {
-                    closing = gate::keep_away(&listening).is_ok();
+                stopped = &mut stop => {
+                    // A filter would be the other process's as well.
+                    closing = stopped.is_err() && gate::keep_away(&listening).is_ok();
                     if closing { continue } else { return }
                 }
             }
@@ -127,21 +170,23 @@ async fn accept(worker: Rc<Worker>, listening: TcpListener, port: u16, mut stop:
             tokio::time::sleep(ACCEPT_PAUSE).await;
             continue;
         };
-        let stopped = !closing
-            && tokio::select! {
+        let stopped = match closing {
+            true => None,
+            false => tokio::select! {
                 biased;
-                () = worker.room() => false,
+                () = worker.room() => None,
                 // This one is served whatever the limit: until the socket is closed, others are sent here in vain.
-                _ = &mut stop => true,
-            };
+                stopped = &mut stop => Some(stopped),
+            },
+        };
         let _ = stream.set_nodelay(true);
         worker.counters.borrow_mut().accepted += 1;
         let open = Open::new(&worker);
         tokio::task::spawn_local(async move {
             arrival::serve_stream(Rc::clone(&open.0), stream, peer, port).await;
         });
-        if stopped {
-            closing = gate::keep_away(&listening).is_ok();
+        if let Some(stopped) = stopped {
+            closing = stopped.is_err() && gate::keep_away(&listening).is_ok();
             if !closing {
                 return;
             }

@@ -18,7 +18,7 @@ use super::auth::{Answers, Authenticator, Hashing};
 use super::balance::Random;
 use super::descriptors::OpenLinks;
 use super::gate::{Entry, Gate};
-use super::listen::{Bound, Place};
+use super::listen::{Bound, Place, StreamPlace};
 use super::log::{Journal, Outlet};
 use super::metrics::{Counters, States};
 use super::nginx_status::AllWorkers;
@@ -63,7 +63,7 @@ pub(super) enum Control {
     /// Accept from these sockets.
     Accept(Vec<Bound>),
     /// Accept no more there; drop the sender when it is so.
-    HandOver(Arc<HashSet<Place>>, mpsc::Sender<()>),
+    HandOver(Arc<(HashSet<Place>, HashSet<StreamPlace>)>, mpsc::Sender<()>),
     /// End connections by their next answer, and idle ones after so long; accept as before.
     TakeLeave(Duration),
     /// Accept what has arrived and then no more; end idle connections after so long; drop the
@@ -144,6 +144,7 @@ pub(super) struct Shared {
     pub(super) all_workers: AllWorkers,
     pub(super) failing: failing::Log,
     pub(super) spans: Option<TakeSpan>,
+    pub(super) shelf: streams::Shelf,
 }
 
 /// Starts a worker's thread.
@@ -218,7 +219,7 @@ async fn run(
         copies: Rc::default(),
         tls,
         gate: Rc::default(),
-        streams: Ports::new(ips, seat.worker),
+        streams: Ports::new(ips, (seat.worker, seat.of), shared.shelf),
         exchanges: Crowd::of(share.datagrams),
         draining: Cell::new(false),
         ends_idle: Cell::new(false),
@@ -240,8 +241,9 @@ async fn run(
         let _ = tell.send(error);
         return Ok(());
     }
-    drop(tell);
+    // Before it counts as started: then it is known which sockets of an agent before us are in use.
     streams::follow(&worker);
+    drop(tell);
     let timers = Rc::clone(&worker.timers);
     tokio::task::spawn_local(panics::vital(async move { timers.run().await }));
     let logging = Rc::clone(&worker);
@@ -397,9 +399,9 @@ impl Worker {
         Ok(())
     }
 
-    fn hand_over(&self, places: &HashSet<Place>, done: mpsc::Sender<()>) {
+    fn hand_over(&self, (places, streams): &(HashSet<Place>, HashSet<StreamPlace>), done: mpsc::Sender<()>) {
         self.gate.hand_over(places);
-        self.streams.close();
+        self.streams.close(streams);
         let gate = Rc::clone(&self.gate);
         tokio::task::spawn_local(panics::vital(async move {
             gate.left().await;
@@ -488,7 +490,7 @@ impl Worker {
 
     fn drain(self: &Rc<Self>, patience: Duration, done: mpsc::Sender<()>) {
         self.gate.close();
-        self.streams.close();
+        self.streams.close(&HashSet::new());
         self.take_leave(patience);
         let worker = Rc::clone(self);
         tokio::task::spawn_local(async move {

@@ -99,6 +99,9 @@ pub enum Message {
         /// What it would like to have documents for.
         #[serde(default)]
         unread: Option<Unread>,
+        /// It knows what to do with sockets of TCP and UDP services.
+        #[serde(default)]
+        streams: bool,
     },
     /// Some of the listening sockets, which come with this.
     Sockets(Vec<Role>),
@@ -139,6 +142,10 @@ pub enum Role {
     Https(SocketAddr),
     /// The admin endpoint.
     Admin(SocketAddr),
+    /// A port of a TCP service.
+    Tcp(SocketAddr),
+    /// One of a UDP service.
+    Udp(SocketAddr),
 }
 
 /// What a successor cannot read where its documents are.
@@ -217,7 +224,7 @@ pub struct Predecessor {
 impl Predecessor {
     /// Asks the agent at the other end for what it has.
     pub async fn meet(mut link: Link, unread: Option<Unread>) -> Result<Self, Error> {
-        link.send(&Message::Hello { version: VERSION, unread }, &[]).await?;
+        link.send(&Message::Hello { version: VERSION, unread, streams: true }, &[]).await?;
         let (mut sockets, mut documents) = (Vec::new(), Vec::new());
         loop {
             match answer(&mut link).await? {
@@ -262,6 +269,8 @@ pub struct Successor {
     link: Link,
     /// What it would like to have documents for.
     pub unread: Option<Unread>,
+    /// It knows what to do with sockets of TCP and UDP services.
+    pub takes_streams: bool,
 }
 
 /// What an agent that connects wants.
@@ -289,7 +298,9 @@ impl Counted {
 /// Hears what somebody who connected wants.
 pub async fn hear(mut link: Link) -> Result<Visit, Error> {
     match link.receive().await? {
-        (Message::Hello { version: VERSION, unread }, _) => Ok(Visit::Successor(Successor { link, unread })),
+        (Message::Hello { version: VERSION, unread, streams }, _) => {
+            Ok(Visit::Successor(Successor { link, unread, takes_streams: streams }))
+        }
         (Message::Hello { version, .. }, _) => {
             let reason = format!("its takeovers have version {VERSION}, not {version}");
             link.send(&Message::Refused(reason.clone()), &[]).await?;

@@ -62,7 +62,10 @@ async fn a_successor_of_another_protocol_is_refused_with_the_reason() {
     let (mut knocks, answers, ..) = pair().await;
     let old = tokio::spawn(hear(answers));
 
-    knocks.send(&Message::Hello { version: VERSION + 1, unread: None }, &[]).await.expect("sent");
+    knocks
+        .send(&Message::Hello { version: VERSION + 1, unread: None, streams: true }, &[])
+        .await
+        .expect("sent");
 
     let refused = knocks.receive().await.map(|(message, _)| unexpected(message)).expect("an answer");
     assert!(matches!(&refused, Error::Refused(reason) if reason.contains("not 2")), "{refused}");

@@ -18,6 +18,7 @@ use super::super::passthrough;
 use super::super::snapshot::Snapshot;
 use super::super::upstream::{Attempt, Attempts, Lead, Record, Speech, Terms, Traffic, Transport};
 use super::super::worker::{ACCEPT_PAUSE, Worker};
+use super::HandedOver;
 use super::datagrams::{Asker, Datagrams, Said};
 use crate::model::l4::Protocol;
 use crate::model::upstream::UpstreamName;
@@ -92,8 +93,13 @@ impl Crowd {
 }
 
 /// Takes datagrams until a moment after it is told to stop. Then the socket is closed whatever is unanswered: the
-/// kernel would hand it datagrams that nobody reads.
-pub(super) async fn serve(worker: Rc<Worker>, socket: Datagrams, port: u16, mut stop: oneshot::Receiver<()>) {
+/// kernel would hand it datagrams that nobody reads. Where another process reads them, it stays open for what is unanswered.
+pub(super) async fn serve(
+    worker: Rc<Worker>,
+    socket: Datagrams,
+    port: u16,
+    mut stop: oneshot::Receiver<HandedOver>,
+) {
     let (socket, exchanges) = (Rc::new(socket), Exchanges::default());
     let (mut datagram, mut said) = (vec![0; BYTES], Said::new());
     worker.exchanges.add(&exchanges);
@@ -102,10 +108,13 @@ pub(super) async fn serve(worker: Rc<Worker>, socket: Datagrams, port: u16, mut 
     loop {
         let received = tokio::select! {
             received = socket.receive(&mut datagram, &mut said) => received,
-            _ = &mut stop, if end.is_none() => {
-                end = Some(tokio::time::Instant::now() + LAST_ANSWERS);
-                continue;
-            }
+            stopped = &mut stop, if end.is_none() => match stopped {
+                Ok(HandedOver) => return answer_all(socket, &exchanges).await,
+                Err(_) => {
+                    end = Some(tokio::time::Instant::now() + LAST_ANSWERS);
+                    continue;
+                }
+            },
             () = tokio::time::sleep_until(end.unwrap_or_else(tokio::time::Instant::now)), if end.is_some() => return,
         };
         let Ok((length, asker)) = received else {
@@ -130,6 +139,14 @@ pub(super) async fn serve(worker: Rc<Worker>, socket: Datagrams, port: u16, mut 
         exchange.up.update(|up| up + length as u64);
         worker.counters.borrow_mut().datagrams.up_bytes += length as u64;
     }
+}
+
+/// Holds the socket until the last exchange is over: each takes itself out at its end.
+async fn answer_all(socket: Rc<Datagrams>, exchanges: &Exchanges) {
+    while !exchanges.borrow().is_empty() {
+        tokio::time::sleep(LAST_ANSWERS).await;
+    }
+    drop(socket);
 }
 
 /// Ends one that has been silent for long.
