@@ -8,7 +8,7 @@
 //! whose own cost has a row of its own and is also subtracted, as `net`.
 
 pub mod cases;
-mod connections;
+pub mod connections;
 pub mod control;
 pub mod wire;
 mod worlds;

@@ -13,11 +13,11 @@ use lb_common::Mac;
 use lb_common::backend::NextHop;
 use lb_common::bench::{FRAME, Generator, PORTS_PER_CLIENT};
 use penstock::datapath::engine::{Config, Engine};
-use penstock::model::l4::ForwardingMode::{L2, Nat};
+use penstock::model::l4::ForwardingMode::{L2, Local, Nat};
 use penstock::model::l4::Protocol::{Tcp, Udp};
 use serde_json::json;
 
-use super::connections;
+use super::connections::{self, Rate};
 use crate::netns::{Host, Lab};
 use crate::packet::{Packet, tcp, udp};
 use crate::world::{KEY, World};
@@ -55,8 +55,20 @@ pub struct Frames {
 pub struct Wire {
     /// Live frames; the first row is the generator's own cost, the second the MAC swap.
     pub frames: Vec<Frames>,
-    /// New TCP connections per second through us and through nftables, by turns.
-    pub connections: Vec<(f64, f64)>,
+    /// New TCP connections; the first row is what client, routing host and server take alone, the second nftables.
+    pub connections: Vec<Connections>,
+}
+
+/// New TCP connections on one way, by turns with the others.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Connections {
+    /// Which.
+    pub case: &'static str,
+    /// Of each round.
+    pub rounds: Vec<Rate>,
+    /// Connections per second of CPU time, in units of those of nftables: the median of the rounds' ratios, because both
+    /// halves of a round saw the same machine.
+    pub ratio: f64,
 }
 
 impl Wire {
@@ -66,33 +78,41 @@ impl Wire {
             json!({ "case": case, "min_ns": min, "p25_ns": p25, "median_ns": median,
                     "ratio": super::hundredths(*ratio) })
         });
-        let (ours, theirs) = self.best_connections();
-        let connections = json!({ "case": "wire-connections", "per_second": ours.round(),
-            "nftables_per_second": theirs.round(), "ratio": super::hundredths(self.connections_ratio()) });
-        frames.chain([connections]).collect()
-    }
-
-    /// Best round of each.
-    pub fn best_connections(&self) -> (f64, f64) {
-        self.connections
-            .iter()
-            .fold((0.0, 0.0), |best: (f64, f64), round| (best.0.max(round.0), best.1.max(round.1)))
-    }
-
-    /// Median of the rounds' ratios: both halves of a round saw the same machine.
-    pub fn connections_ratio(&self) -> f64 {
-        let mut ratios: Vec<f64> = self.connections.iter().map(|(ours, theirs)| ours / theirs).collect();
-        ratios.sort_by(f64::total_cmp);
-        ratios.get(ratios.len() / 2).copied().unwrap_or_default()
+        let connections = self.connections.iter().map(|row| {
+            let Rate { per_second, per_cpu_second } = row.best();
+            json!({ "case": row.case, "per_second": per_second.round(), "per_cpu_second": per_cpu_second.round(),
+                    "ratio": super::hundredths(row.ratio) })
+        });
+        frames.chain(connections).collect()
     }
 }
 
-/// Builds the namespaces and measures everything.
-pub fn run() -> Result<Wire> {
+impl Connections {
+    /// The most that a round came to.
+    pub fn best(&self) -> Rate {
+        let none = Rate { per_second: 0.0, per_cpu_second: 0.0 };
+        self.rounds.iter().fold(none, |best, round| Rate {
+            per_second: best.per_second.max(round.per_second),
+            per_cpu_second: best.per_cpu_second.max(round.per_cpu_second),
+        })
+    }
+
+    fn beside(&mut self, peers: &[Rate]) {
+        let ratio = |(ours, theirs): (&Rate, &Rate)| ours.per_cpu_second / theirs.per_cpu_second;
+        let mut ratios: Vec<f64> = self.rounds.iter().zip(peers).map(ratio).collect();
+        ratios.sort_by(f64::total_cmp);
+        self.ratio = ratios.get(ratios.len() / 2).copied().unwrap_or_default();
+    }
+}
+
+/// Builds the namespaces and measures everything, or `only` the `frames` or the `connections`.
+pub fn run(only: &str) -> Result<Wire> {
+    ensure!(["", "frames", "connections"].contains(&only), "--wire --only takes frames or connections");
     super::pin()?;
     let mut rig = Rig::new()?;
-    let frames = rig.frames()?;
-    let connections = rig.connections()?;
+    let asked = |half: &str| only.is_empty() || only == half;
+    let frames = if asked("frames") { rig.frames()? } else { Vec::new() };
+    let connections = if asked("connections") { rig.connections()? } else { Vec::new() };
     Ok(Wire { frames, connections })
 }
 
@@ -142,6 +162,9 @@ impl Rig {
         pair((&balancer, "inner", INNER), (&backends, "eth0", BACKEND))?;
         client.run("ip addr add 10.0.0.1/24 dev eth0")?;
         client.route("203.0.113.0/24", FROM_CLIENT)?;
+        client.route("10.1.0.0/24", FROM_CLIENT)?;
+        // For answers of those who hear the client's own address.
+        backends.run(&format!("ip addr add {VIP}/32 dev lo"))?;
         balancer.run("ip addr add 10.0.0.254/24 dev outer; ip addr add 10.1.0.254/24 dev inner")?;
         balancer.run("echo 1 > /proc/sys/net/ipv4/ip_forward")?;
         for last in 1..=BACKENDS {
@@ -149,6 +172,7 @@ impl Rig {
             balancer
                 .run(&format!("ip neigh replace 10.1.0.{last} lladdr {BACKEND} nud permanent dev inner"))?;
         }
+        backends.route("10.0.0.0/24", TO_BACKENDS)?;
         balancer.run(&format!("ip neigh replace 10.0.0.1 lladdr {CLIENT} nud permanent dev outer"))?;
         balancer.run(&format!("nft -f - <<'RULES'\n{}\nRULES", rules()))?;
 
@@ -230,22 +254,55 @@ impl Rig {
         Ok(nanoseconds)
     }
 
-    fn connections(&mut self) -> Result<Vec<(f64, f64)>> {
-        let Self { client, balancer, backends, engine, outer, inner, .. } = self;
-        let load = connections::Load::start(client, backends, format!("{VIP}:80").parse()?)?;
-        let mut rounds = Vec::new();
+    fn connections(&mut self) -> Result<Vec<Connections>> {
+        self.balancer.run(NO_RULES)?;
+        let _server = connections::Server::start(&self.backends, SERVED)?;
+        let mut rows = [ROUTED, RULES, NAT, LOCAL, L2_ONWARD].map(|case| Connections {
+            case,
+            rounds: Vec::with_capacity(ROUNDS),
+            ratio: 0.0,
+        });
         for _ in 0..ROUNDS {
-            let attached = balancer.within(|| {
-                Ok::<_, anyhow::Error>([
-                    engine.kernel.attach_bench("penstock", *outer)?,
-                    engine.kernel.attach_bench("penstock", *inner)?,
-                ])
-            })?;
-            let ours = load.per_second()?;
-            drop(attached);
-            rounds.push((ours, load.per_second()?));
+            for row in &mut rows {
+                row.rounds.push(self.connect(row.case).with_context(|| row.case)?);
+            }
         }
-        Ok(rounds)
+        let [_, peer, ..] = &rows;
+        let peer = peer.rounds.clone();
+        rows.iter_mut().for_each(|row| row.beside(&peer));
+        Ok(rows.into())
+    }
+
+    /// Connections on one way. Who does without rules or without our programs is not to pay for them.
+    fn connect(&mut self, case: &str) -> Result<Rate> {
+        let Self { client, balancer, engine, outer, inner, .. } = self;
+        let (host, port) = match case {
+            ROUTED => (ROUTED_TO, SERVED),
+            RULES | NAT => (VIP, 80),
+            LOCAL => (VIP, LOCAL_PORT),
+            _ => (VIP, SERVED),
+        };
+        let to = format!("{host}:{port}").parse()?;
+        match case {
+            ROUTED => connections::measure(client, to),
+            RULES => {
+                balancer.run(&format!("nft -f - <<'RULES'\n{}\nRULES", rules()))?;
+                let rate = connections::measure(client, to);
+                balancer.run(NO_RULES)?;
+                rate
+            }
+            _ => {
+                let attached = balancer.within(|| {
+                    engine.kernel.attach_out("outer", *outer)?;
+                    let outer = engine.kernel.attach_bench("penstock", *outer)?;
+                    Ok::<_, anyhow::Error>([outer, engine.kernel.attach_bench("penstock", *inner)?])
+                })?;
+                let rate = connections::measure(client, to);
+                drop(attached);
+                engine.kernel.detach_from(*outer);
+                rate
+            }
+        }
     }
 }
 
@@ -291,14 +348,21 @@ fn ways() -> Vec<Way> {
 const SWAP: &str = "wire-mac-swap";
 const NFTABLES: &str = "wire-udp-nftables";
 const L2_PORT: u16 = 82;
+const LOCAL_PORT: u16 = 81;
+/// Port of the backends' server, and of the VIP whose packets it gets as they came.
+const SERVED: u16 = 8080;
 
 fn world(outer: u32, inner: u32) -> World {
     let back = NextHop::new(CLIENT, BALANCER, outer);
     let through = NextHop::new(BACKEND, INNER, inner);
     let mut world = World::new();
-    for (protocol, port, mode, next_hop) in
-        [(Tcp, 80, Nat, through), (Udp, 53, Nat, through), (Tcp, L2_PORT, L2, back)]
-    {
+    for (protocol, port, mode, next_hop) in [
+        (Tcp, 80, Nat, through),
+        (Udp, 53, Nat, through),
+        (Tcp, LOCAL_PORT, Local, through),
+        (Tcp, SERVED, L2, through),
+        (Tcp, L2_PORT, L2, back),
+    ] {
         let vip = format!("{VIP}:{port}");
         let backends: Vec<String> = (1..=BACKENDS).map(|last| format!("10.1.0.{last}:8080")).collect();
         let backends: Vec<&str> = backends.iter().map(String::as_str).collect();
@@ -312,6 +376,16 @@ fn world(outer: u32, inner: u32) -> World {
     world.want.addrs.extend([(FROM_CLIENT, node), (TO_BACKENDS, node)]);
     world
 }
+
+/// Connections that the balancer's host routes and nobody balances.
+const ROUTED: &str = "connections-routed";
+const ROUTED_TO: &str = "10.1.0.1";
+const RULES: &str = "connections-nftables";
+const NAT: &str = "connections-nat";
+const LOCAL: &str = "connections-local";
+/// The backends have the VIP, too. Their answers come back by this host, which routes them.
+const L2_ONWARD: &str = "connections-l2";
+const NO_RULES: &str = "nft delete table ip penstock_bench";
 
 /// The same VIPs for nftables.
 fn rules() -> String {

@@ -1,9 +1,10 @@
 //! Prints what a packet costs: `bench-l4 [--wire] [--json FILE] [--rounds N] [--only WORD,WORD]`; `--only control`: what a
-//! change of the tables does.
+//! change of the tables does; `--wire --only frames` or `connections`: that half.
 
 use anyhow::{Context, Result, bail};
+use lb_tests::bench_l4::connections::Rate;
 use lb_tests::bench_l4::control::{self, Control, Publish};
-use lb_tests::bench_l4::wire::{self, Frames};
+use lb_tests::bench_l4::wire::{self, Connections, Frames};
 use lb_tests::bench_l4::{self, Measured};
 
 const ROUNDS: usize = 41;
@@ -21,7 +22,7 @@ fn main() -> Result<()> {
             _ => bail!("usage: bench-l4 [--wire] [--json FILE] [--rounds N] [--only WORD,WORD]"),
         }
     }
-    let rows = if on_wire { wire()? } else { packets(rounds, &only)? };
+    let rows = if on_wire { wire(&only)? } else { packets(rounds, &only)? };
     if let Some(file) = json {
         let text = serde_json::to_string_pretty(&rows)?;
         std::fs::write(&file, text + "\n").with_context(|| format!("write {file}"))?;
@@ -48,20 +49,38 @@ fn packets(rounds: usize, only: &str) -> Result<Vec<serde_json::Value>> {
     Ok(measured.iter().map(Measured::json).chain(control.json()).collect())
 }
 
-fn wire() -> Result<Vec<serde_json::Value>> {
-    let wire = wire::run().context("measure on the wire (needs root)")?;
+fn wire(only: &str) -> Result<Vec<serde_json::Value>> {
+    let wire = wire::run(only).context("measure on the wire (needs root)")?;
+    if !wire.frames.is_empty() {
+        print_frames(&wire.frames);
+    }
+    if !wire.connections.is_empty() {
+        print_connections(&wire.connections);
+    }
+    Ok(wire.json())
+}
+
+fn print_frames(frames: &[Frames]) {
     println!("{:<20} {:>7} {:>5} {:>7} {:>6}", "case", "min ns", "p25", "median", "ratio");
-    for Frames { case, nanoseconds: [min, p25, median], ratio } in &wire.frames {
+    for Frames { case, nanoseconds: [min, p25, median], ratio } in frames {
         println!("{case:<20} {min:>7} {p25:>5} {median:>7} {ratio:>6.2}");
     }
-    let (ours, nftables) = wire.best_connections();
     println!(
         "ratio: fastest round beside that of wire-mac-swap, or of wire-udp-nftables for UDP; each row is\n\
-         generator, balancer and sink on one core, and every frame arrived\n\n\
-         connections per second, nat: {ours:.0}, nftables {nftables:.0}; median ratio {:.2}",
-        wire.connections_ratio()
+         generator, balancer and sink on one core, and every frame arrived\n"
     );
-    Ok(wire.json())
+}
+
+fn print_connections(connections: &[Connections]) {
+    println!("{:<22} {:>10} {:>14} {:>6}", "case", "per second", "per CPU second", "ratio");
+    for row in connections {
+        let Rate { per_second, per_cpu_second } = row.best();
+        println!("{:<22} {per_second:>10.0} {per_cpu_second:>14.0} {:>6.2}", row.case, row.ratio);
+    }
+    println!(
+        "new TCP connections, best rounds; ratio: per CPU second of client, balancer and server beside\n\
+         connections-nftables in the same rounds, the median"
+    );
 }
 
 fn print(measured: &[Measured]) {
