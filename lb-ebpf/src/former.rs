@@ -1,9 +1,9 @@
-//! Connections to the proxy, or to a backend of its host, that were made at another agent: an announced VIP moves, they do
-//! not.
+//! Connections to the proxy, to a backend of its host or to one by `nat`, that were made at another agent: an announced VIP
+//! moves, they do not.
 //!
-//! A segment that no socket of this host knows, nor the memory of translated flows, goes, by its MAC alone, to the agent
-//! that held the VIP before us. That agent has the VIP as a local address and the socket, or remembers the flow, and answers
-//! straight to the client. Left here, as ever, are handshakes, which begin here, and ICMP errors: what one says of a path is
+//! A segment that no socket of this host knows, nor, where its backend would be translated to, the memory of such flows, goes,
+//! by its MAC alone, to the agent that held the VIP before us. That agent has the VIP as a local address and the socket, or
+//! remembers the flow, and answers straight to the client. Left here, as ever, are handshakes, which begin here, and ICMP errors: what one says of a path is
 //! lost for these connections.
 
 use aya_ebpf::{
@@ -13,7 +13,7 @@ use aya_ebpf::{
     macros::{btf_map, xdp},
     programs::XdpContext,
 };
-use lb_common::{Flow, TCP, Verdict, maps as names};
+use lb_common::{Flow, TCP, Verdict, backend::NextHop, maps as names};
 
 use crate::{
     carry::Carry,
@@ -55,6 +55,12 @@ pub fn may_know(flow: &Flow, tcp_flags: u8) -> bool {
 #[inline(always)]
 pub fn is_asked(ctx: &XdpContext, carry: &Carry) -> bool {
     holder(ctx, carry).is_some()
+}
+
+/// Whether packets from here were handed on by another agent.
+#[inline(always)]
+pub fn is_agent(sender: NextHop) -> bool {
+    AGENTS.get_ptr(sender.head & MAC).is_some()
 }
 
 /// MAC of the former holder, for a frame that is to go there, and our own.

@@ -96,11 +96,12 @@ fn to_backend<F: Family>(ctx: &XdpContext, carry: &mut Carry) -> Outcome {
         }
         let was_over = matches!(found, Known::Over);
         let (choice, round) = second_chance(&tables, carry, choice, kind);
-        // A flow to a backend here is remembered here, so this one began elsewhere: where the tables are not those of the
-        // former holder, because either has its own backends alone, no other than that one knows it.
+        // A flow that is translated here is remembered here, so this one began elsewhere, and no other than the former
+        // holder knows it: what address and port of ours its backend sees, or, where either has its own backends alone,
+        // which backend it has.
         if !was_over
             && round == Round::First
-            && matches!(mode, Some(Mode::Local))
+            && mode.is_some_and(Mode::is_translated)
             && carry.tunnelled == Tunnelled::NOT
             && former::may_know(&carry.flow, flags)
             && former::is_asked(ctx, carry)
@@ -134,6 +135,12 @@ fn to_backend<F: Family>(ctx: &XdpContext, carry: &mut Carry) -> Outcome {
         }
         begins = matches!(choice.how, How::Settled | How::Began);
         since = Since::Now;
+        // Another agent hands on what it does not know; if nobody does, its client has to hear that.
+        let mut client = client;
+        if kind == Kind::Segment && former::is_agent(client) {
+            let ifindex = ctx.ingress_ifindex() as u32;
+            let _ = forward::resolve(forward::raw(ctx), ifindex, &carry.flow.src, &mut client);
+        }
         found = match claim(choice.backend, client, now) {
             Ok(port) => Known::Flow { backend: choice.backend, port },
             Err(verdict) => return verdict.into(),
@@ -387,7 +394,8 @@ fn refresh(hash: u64, kind: Kind, flags: u8, now: u32, client: NextHop, tags: Ta
         entry.state = after;
     }
     let sender = sender_tag(client, tags);
-    if entry.client_mac == sender {
+    // What an agent hands on came to the wrong place: the way back is what it was.
+    if entry.client_mac == sender || former::is_agent(client) {
         return after;
     }
     entry.client_mac = sender;

@@ -1,4 +1,4 @@
-//! Connections to the proxy, and to pods of one node alone, outlive the move of the announced VIP that they were made to.
+//! Connections to the proxy, to pods of one node alone and by `nat` outlive the move of the announced VIP that they were made to.
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
@@ -7,12 +7,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use lb_tests::agent::{DEADLINE, eventually};
+use lb_tests::packet::{Packet, tcp};
+use lb_tests::raw::Tap;
 use lb_tests::{echo, manifests as objects};
 use socket2::SockRef;
 
 use crate::announce::{agreed, believed, former};
 use crate::nodes::{self, Cluster, Flow, TCP, manifests, pod, vip};
 use crate::rig::still_echoes;
+use crate::tagged::mac;
 
 /// Both are held by node 2 as soon as that is there.
 const VIPS: [&str; 2] = ["203.0.113.80", "2001:db8:113::80"];
@@ -288,3 +291,71 @@ fn flows_of_pods_on_either_node_go_on_when_a_vip_with_traffic_policy_local_moves
         flow.echoes("back again").unwrap_or_else(|error| panic!("{error:#}\n{}", cluster.logs()));
     }
 }
+
+/// Its backend knows a translated flow by the address of the node that it began at.
+#[test]
+fn translated_flows_go_on_when_their_vip_moves_away_and_back() {
+    let real = ["10.1.0.50", "fd01::50"].map(|addr| addr.parse::<IpAddr>().unwrap());
+    let yaml = manifests(2, 0, "nat", &[(9, real)]);
+    let Some(cluster) = Cluster::announcing_with(2, 0, &yaml, &FLAGS) else { return };
+    let host = cluster.lab.host("real", &[("front", &["10.1.0.50/24", "fd01::50/64"])]).unwrap();
+    for addr in real {
+        host.within(|| nodes::serve(addr, "real")).unwrap();
+    }
+    for (family, holder) in agreed(&cluster, nodes::VIPS).into_iter().enumerate() {
+        let number = if holder == "n1" { 1 } else { 2 };
+        let other = 3 - number;
+        let node = format!("  name: {holder}\n");
+        let excluded =
+            format!("{node}  labels: {{node.kubernetes.io/exclude-from-external-load-balancers: \"\"}}\n");
+        let from = |number: usize| {
+            let flow = || cluster.client.within(|| Flow::open(vip(family, TCP)).ok());
+            let flow = || flow().filter(|flow| flow.seen.ip() == nodes::node_addr(number)[family]);
+            eventually(DEADLINE, flow).unwrap_or_else(|| panic!("never by n{number}\n{}", cluster.logs()))
+        };
+        let goes_on = |flow: &mut Flow| {
+            let done = flow.echoes("still here?").and_then(|()| flow.bulk(4 << 20));
+            done.unwrap_or_else(|error| panic!("{holder}, {family}: {error:#}\n{}", cluster.logs()));
+        };
+        let mut before = from(number);
+
+        cluster.apply(&yaml.replace(&node, &excluded)).unwrap();
+        let mut between = from(other);
+        goes_on(&mut before);
+        goes_on(&mut between);
+        assert!(cluster.verdict(other, "forwarded-former") > 0);
+        nobody_knows(&cluster, family, number, other);
+
+        cluster.apply(&yaml).unwrap();
+        drop(from(number));
+        goes_on(&mut before);
+        goes_on(&mut between);
+    }
+}
+
+/// A segment of no flow is answered all the same, by the former holder and straight to the client.
+fn nobody_knows(cluster: &Cluster, family: usize, former: usize, holder: usize) {
+    let [client, former_mac, holder] =
+        [&cluster.client, &cluster.nodes[former - 1].host, &cluster.nodes[holder - 1].host]
+            .map(|host| mac(host, "eth0"));
+    // It is a neighbour that the node has just talked to.
+    cluster.nodes[former - 1].host.run(&format!("ping -c 1 -W 5 {}", nodes::CLIENT[family])).unwrap();
+    let from = SocketAddr::new(nodes::CLIENT[family].parse().unwrap(), 5_555);
+    let segment = tcp(&from.to_string(), &vip(family, TCP).to_string());
+    let segment = Packet { dst_mac: holder, src_mac: client, ..segment }.bytes();
+    let (head, flags) = if family == 0 { (20, 47) } else { (40, 67) };
+
+    let sender = cluster.client.within(|| {
+        let tap = Tap::on("eth0").unwrap();
+        tap.send(&segment).unwrap();
+        tap.find(DEADLINE, |frame| {
+            let to = frame.get(14 + head + 2..14 + head + 4)?;
+            let reset = frame.get(flags)? & RST != 0;
+            (to == 5_555u16.to_be_bytes() && reset).then(|| frame[6..12].to_vec())
+        })
+    });
+
+    assert_eq!(sender.as_deref(), Some(&former_mac.0[..]), "{}", cluster.logs());
+}
+
+const RST: u8 = 4;

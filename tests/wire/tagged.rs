@@ -51,7 +51,7 @@ fn services() -> String {
 }
 
 /// MAC of an interface.
-fn mac(host: &Host, device: &str) -> Mac {
+pub fn mac(host: &Host, device: &str) -> Mac {
     let line = host.run(&format!("ip -o link show dev {device}")).expect("the interface is there");
     let text = line.split_whitespace().skip_while(|word| *word != "link/ether").nth(1).expect("a MAC");
     let bytes: Vec<u8> = text.split(':').map(|byte| u8::from_str_radix(byte, 16).expect("a MAC")).collect();
