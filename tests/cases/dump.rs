@@ -89,7 +89,11 @@ fn pool_lines(id: &PoolId, pool: &Pool, out: &mut String) {
         line(out, 1, &format!("vip {vip}{access}"));
     }
     for (addr, Backend { weight, state, mode, at }) in backends {
-        let draining = if *state == BackendState::Draining { " draining" } else { "" };
+        let draining = match state {
+            BackendState::Active => "",
+            BackendState::Draining => " draining",
+            BackendState::Leaving => " leaving",
+        };
         let at = match at {
             At::Here => " here".to_owned(),
             At::Node { tunnel } => format!(" at {tunnel}"),

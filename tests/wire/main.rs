@@ -4,6 +4,7 @@
 mod addresses;
 mod affinity;
 mod announce;
+mod beginning;
 mod capture;
 mod change;
 mod clsact;

@@ -85,7 +85,7 @@ fn backends(pool: &Pool) -> String {
         *modes.entry(backend.mode.as_str()).or_default() += 1;
     }
     let mut text = count(pool.backends.len(), "backend");
-    let draining = pool.backends.values().filter(|backend| backend.state == BackendState::Draining).count();
+    let draining = pool.backends.values().filter(|backend| backend.state != BackendState::Active).count();
     if draining > 0 {
         text += &format!(" ({draining} draining)");
     }

@@ -173,6 +173,15 @@ impl Engine {
         }
         self.book.name_adopted(&want);
         self.book.keep_lost(&mut want);
+        if beginning == Some(Beginning::Empty) {
+            // Flows that come here may be older than we are. What cannot be done the plan of the wish itself says.
+            let before = want.before();
+            if !before.pools.is_empty() {
+                let plan = self.book.plan(&before, now);
+                let _ = self.carry_out(plan);
+                self.tables.store_guessed(now);
+            }
+        }
         let plan = self.book.plan(&want, now);
         let (vips, steps) = (want.vips.len(), plan.ops.len());
         self.want = want;

@@ -367,6 +367,8 @@ fn too_many(message: &str) -> Problem {
 }
 
 #[cfg(test)]
+mod beginning;
+#[cfg(test)]
 mod changes;
 #[cfg(test)]
 mod histories;

@@ -50,6 +50,13 @@ impl Rehearsal {
         self.tables
     }
 
+    /// Takes tables that are new to `want`, where other balancers had tables before.
+    pub fn begin(&mut self, want: &Want, now: u32) -> Vec<Problem> {
+        let Plan { ops, problems: _ } = self.book.plan(&want.before(), now);
+        self.carry_out(&ops);
+        self.apply(want, now)
+    }
+
     /// Takes the tables to `want`.
     pub fn apply(&mut self, want: &Want, now: u32) -> Vec<Problem> {
         let Plan { ops, problems } = self.book.plan(want, now);

@@ -12,6 +12,7 @@ use lb_common::{TCP, Tags, UDP, wire_port};
 use crate::model::l4::{self, At, ForwardingMode, L4, Listener, PoolId, Prefix, Protocol};
 use crate::model::{ObjectId, Problem, Severity, Shared};
 
+mod before;
 mod destinations;
 mod join;
 
@@ -87,6 +88,8 @@ pub struct Pool {
     pub backends: BTreeMap<SocketAddr, Backend>,
     /// Those that no way leads to. One that is installed stays: it may have flows.
     pub lost: BTreeMap<SocketAddr, Lost>,
+    /// Those of the backends that took new flows until they began to terminate.
+    pub leaving: BTreeSet<SocketAddr>,
     /// Units of [`lb_common::flows::clock`] that a source keeps its backend; `None`: no affinity.
     pub affinity: Option<u32>,
     /// Every flow is remembered.

@@ -141,6 +141,8 @@ pub enum BackendState {
     Active,
     /// It keeps the flows it has; new ones go elsewhere. It is gone when it leaves the pool.
     Draining,
+    /// The same of one that took new flows until it began to terminate.
+    Leaving,
 }
 
 /// Where a backend is.

@@ -40,11 +40,19 @@ pub(super) fn choose<'a>(
         .map(|(addr, endpoint)| (*addr, endpoint))
         .collect();
     let active = active(&candidates, policy, nodes);
+    let all_take =
+        candidates.iter().all(|(addr, endpoint)| endpoint.state != State::Ready || active.contains(addr));
     let backends = candidates.into_iter().filter_map(|(addr, endpoint)| {
         if active.contains(&addr) {
             return Some((addr, (BackendState::Active, endpoint)));
         }
-        keeps_flows(endpoint.state, protocol).then_some((addr, (BackendState::Draining, endpoint)))
+        // Where topology chooses among the ready ones, nobody knows whether it had chosen this one: one that
+        // terminates has no hints.
+        let state = match endpoint.state {
+            State::Finishing if all_take => BackendState::Leaving,
+            _ => BackendState::Draining,
+        };
+        keeps_flows(endpoint.state, protocol).then_some((addr, (state, endpoint)))
     });
     let serves_elsewhere = |endpoint: &Endpoint<'_>| {
         matches!(endpoint.state, State::Ready | State::Finishing) && !is_here(endpoint)

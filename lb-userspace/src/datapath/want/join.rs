@@ -223,6 +223,7 @@ fn join_backends(id: &PoolId, pool: &l4::Pool, l4: &L4, network: &Network) -> (P
     let mut joined = Pool {
         backends: BTreeMap::new(),
         lost: BTreeMap::new(),
+        leaving: BTreeSet::new(),
         affinity: pool.affinity.map(|affinity| units(affinity.timeout)),
         conservative: pool.memory == FlowMemory::Conservative,
         reject: pool.empty == OnEmpty::Reject,
@@ -233,6 +234,7 @@ fn join_backends(id: &PoolId, pool: &l4::Pool, l4: &L4, network: &Network) -> (P
             aside.problems.push(problem(id, format!("backend {addr}: {why}")));
             continue;
         }
+        let is_leaving = backend.state == BackendState::Leaving;
         match join_backend(*addr, backend, l4, network) {
             Ok(backend) => {
                 if backend.mode == ForwardingMode::Nat {
@@ -252,6 +254,9 @@ fn join_backends(id: &PoolId, pool: &l4::Pool, l4: &L4, network: &Network) -> (P
                     }
                 }
                 joined.backends.insert(*addr, backend);
+                if is_leaving {
+                    joined.leaving.insert(*addr);
+                }
             }
             Err((lost, why)) => {
                 aside.lost.push((*addr, why.to_string()));
@@ -276,7 +281,7 @@ fn join_backend(
 ) -> Result<Backend, (Lost, NoWay)> {
     let l4::Backend { weight: l4::Weight(weight), state, mode, at: _ } = *backend;
     let to = destination(addr, backend);
-    let draining = state == BackendState::Draining;
+    let draining = state != BackendState::Active;
     let known = network.ways.get(&to).cloned();
     let known = known.unwrap_or_else(|| Err("the way there is not known yet".into()));
     let way = match mode {
