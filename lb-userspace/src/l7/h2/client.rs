@@ -161,9 +161,9 @@ impl Connection {
         (said != limits::UNSAID).then(|| said.min(UPSTREAM_STREAMS_MAX))
     }
 
-    /// It carries what it may before its upstream has said a word.
+    /// It carries what it may before its upstream has said a word, which may yet come.
     fn is_silent(&self) -> bool {
-        !self.is_idle() && self.allowed().is_none()
+        !self.is_idle() && self.allowed().is_none() && !self.introduction.over.get()
     }
 
     /// It is open, and neither used up nor too old.
