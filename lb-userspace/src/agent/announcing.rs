@@ -98,7 +98,7 @@ impl Announcer {
                 (None, Some(holder)) if holder == own => {
                     let former = formers.get(&vip).map(|former| {
                         format!(
-                            ", connections to the proxy and its pods that it does not know go to {}",
+                            ", connections to the proxy, its pods and nat backends that it does not know go to {}",
                             former.name
                         )
                     });
