@@ -7,7 +7,7 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use lb_common::{
-    Addr, BackendId, Mac, TCP, Tags, UDP, Verdict,
+    Addr, AddrEntry, BackendId, Mac, TCP, Tags, UDP, Verdict,
     backend::{self, NextHop, Wrap},
     config, csum,
     steer::{Choice, Memory},
@@ -149,14 +149,22 @@ fn along<F: Family>(
         if came_from(packet, next_hop) {
             return Err((Verdict::WouldCircle, 0));
         }
+        // Three hosts that each take the next one for the backend: as many rounds as the packet has hops, and no more.
+        let addr = AddrEntry::find(&tables.addrs(), config::epoch(&tables.config()), F::dst(head));
+        if addr.is_node() {
+            if F::ttl(head) <= 1 {
+                return Err((Verdict::WouldCircle, 0));
+            }
+            F::take_hop(head);
+        }
         return Ok(send::<F>(ctx, packet, to.l3, next_hop, tags, Verdict::ForwardedL2));
     }
     let verdict = wrapped::<F>(ctx, head, tables, to, wrap, hash, || next_hop).map_err(|why| (why, 0))?;
     Ok(leave(packet, next_hop, tags, verdict))
 }
 
-/// Whether the host that a packet is to go to has just sent it. Nothing of it changes on the way, not even its hop limit: between
-/// two hosts that each take the other for the backend it would go on for ever.
+/// Whether the host that a packet is to go to has just sent it: between two hosts that each take the other for the backend it
+/// would go to and fro.
 #[inline(always)]
 fn came_from(packet: &Packet, next_hop: NextHop) -> bool {
     let Some(ether) = packet.view::<ETHERNET>() else { return false };

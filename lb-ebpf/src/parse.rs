@@ -65,6 +65,8 @@ pub trait Family {
     fn outer_v6(head: &impl Headers, hash: u64) -> u32;
     /// Hops left.
     fn ttl(head: &Self::Head) -> u8;
+    /// Takes one from the hop limit, which is not 0.
+    fn take_hop(head: &Self::Head);
     /// [`Flow::hash`] without asking for the family.
     fn hash(flow: &Flow, key: HashKey) -> u64;
     /// Rewrites addresses and takes `hops` from the hop limit; returns what the transport checksum has
@@ -147,6 +149,16 @@ impl Family for V4 {
     }
 
     #[inline(always)]
+    fn take_hop(head: &Self::Head) {
+        // As in `rewrite`.
+        let word: u16 = head.read(8);
+        let fewer = word.wrapping_sub(1);
+        let csum = Delta::new().word(word as u32, fewer as u32).apply(head.read(10));
+        head.write(8, fewer);
+        head.write(10, csum);
+    }
+
+    #[inline(always)]
     fn hash(flow: &Flow, key: HashKey) -> u64 {
         flow.hash_v4(key)
     }
@@ -223,6 +235,11 @@ impl Family for V6 {
     #[inline(always)]
     fn ttl(head: &Self::Head) -> u8 {
         head.read(7)
+    }
+
+    #[inline(always)]
+    fn take_hop(head: &Self::Head) {
+        head.write(7, head.read::<u8>(7).wrapping_sub(1));
     }
 
     #[inline(always)]

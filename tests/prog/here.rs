@@ -157,3 +157,39 @@ fn what_a_backend_sent_here_does_not_go_back_to_it() {
     }
     assert_eq!(count(&there, "node"), 100);
 }
+
+/// As for the moment of a change: each of three hosts has the VIP and takes the next one for the only backend.
+#[test]
+fn what_circles_between_three_hosts_ends_with_its_hop_limit() {
+    if !lb_tests::tier::require("prog", can_run_programs) {
+        return;
+    }
+    for (vip, client, hosts) in [
+        (VIP, CLIENT, ["10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80"]),
+        (VIP6, CLIENT6, ["[fd00::1]:80", "[fd00::2]:80", "[fd00::3]:80"]),
+    ] {
+        let place: std::net::SocketAddr = vip.parse().expect("an address");
+        let mut engines = hosts.map(|next| {
+            let mut world = World::new().service(Tcp, vip, L2, &[next]);
+            world.want.addrs.insert(place.ip(), penstock::datapath::want::Owner::Node);
+            load(&world)
+        });
+        let sent = |ttl, last| Packet {
+            ttl,
+            dst_mac: OURS,
+            src_mac: if last == 0 { lb_tests::packet::ROUTER } else { backend_mac(last) },
+            ..tcp(client, vip)
+        };
+
+        let mut at = 0;
+        for (ttl, from) in [(5, 0), (4, 3), (3, 1), (2, 2)] {
+            let does = run(&mut engines[at], &sent(ttl, from).bytes());
+            let on =
+                Packet { ttl: ttl - 1, dst_mac: backend_mac(at as u8 + 1), src_mac: OURS, ..sent(ttl, 0) };
+            assert_eq!(does, Send(on.bytes()), "{vip}, {ttl}");
+            at = (at + 1) % 3;
+        }
+        assert_eq!(run(&mut engines[at], &sent(1, 3).bytes()), Drop, "{vip}");
+        assert_eq!(count(&engines[at], "would-circle"), 1, "{vip}");
+    }
+}
