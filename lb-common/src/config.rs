@@ -141,10 +141,6 @@ pub const ABI_WORD: usize = 7;
 /// lines that the program reads.
 pub const BORN_WORD: usize = 8 * crate::maps::LINE;
 
-/// Word that holds the time at which previous owners were taken for such by endpoints that leave, in tables that were new; 0: all
-/// of them are known to have been owners.
-pub const GUESSED_WORD: usize = 9 * crate::maps::LINE;
-
 /// Reads word 0.
 #[inline(always)]
 pub fn epoch(config: &impl Lines) -> Epoch {
@@ -204,12 +200,4 @@ pub fn cluster(config: &impl Lines) -> u32 {
 #[inline(always)]
 pub fn grace(config: &impl Lines) -> u32 {
     (config.word(0, 6) >> 16) as u16 as u32
-}
-
-/// Whether previous owners are known, `now`, and not guessed by a balancer that began a moment ago.
-#[inline(always)]
-pub fn knows_past(config: &impl Lines, now: u32) -> bool {
-    const { assert!(GUESSED_WORD % crate::maps::LINE == 0) };
-    let guessed = config.word((GUESSED_WORD / crate::maps::LINE) as u32, 0) as u32;
-    guessed == 0 || now.wrapping_sub(guessed) > grace(config)
 }

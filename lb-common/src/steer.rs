@@ -131,30 +131,6 @@ pub fn slot(memory: &impl Memory, record: &Record, hashes: Hashes) -> Option<Slo
     Some(memory.slot(record.descriptor.pool_index(by)))
 }
 
-/// Living owners of a slot; id 0: nobody.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Owners {
-    /// Who has it.
-    pub current: BackendId,
-    /// Who had it before, where that may still have flows.
-    pub previous: BackendId,
-}
-
-/// Owners of the slot of a packet.
-#[inline(always)]
-pub fn owners(memory: &impl Memory, record: &Record, hashes: Hashes) -> Owners {
-    let Record { descriptor, rules, ranges: _ } = *record;
-    let Some(slot) = slot(memory, record, hashes) else {
-        return Owners { current: BackendId(0), previous: BackendId(0) };
-    };
-    let by = if rules.any(Rules::AFFINITY) { hashes.source } else { hashes.flow };
-    let previous = match descriptor.previous() {
-        Some(base) if slot.is_contested() => memory.slot(base + descriptor.slot(by)).backend(),
-        _ => BackendId(0),
-    };
-    Owners { current: member(memory, rules, slot.backend()), previous: member(memory, rules, previous) }
-}
-
 /// Chooses the backend of a packet. `now`: see [`flows::clock`].
 pub fn choose(memory: &impl Memory, record: &Record, hashes: Hashes, kind: Kind, now: u32) -> Choice {
     let Some(slot) = slot(memory, record, hashes) else { return Choice::settled(BackendId(0)) };

@@ -4,8 +4,7 @@
 //! The packet names the backend that its sender chose, and the slot's other owner. A flow that
 //! nobody here knows, and that did not begin just now, is the other owner's more likely than not:
 //! it gets it as a second chance. If it does not know the flow either, the packet comes back and
-//! stays. A sender that began after a change does not know who owned the slot before; where that is known here, that
-//! one is asked first. Only a packet's round decides whether it may be sent on, so none runs in circles.
+//! stays. Only a packet's round decides whether it may be sent on, so none runs in circles.
 
 use core::hint::cold_path;
 
@@ -15,7 +14,7 @@ use lb_common::{
     flows::Noted,
     maps::Program,
     steer::{Choice, How, Kind, Memory},
-    tunnel::{self, Head, Named, Round},
+    tunnel::{self, Head, Round},
 };
 
 use crate::{
@@ -148,30 +147,22 @@ fn deliver<F: Family>(
         Round::First => Round::Second,
         Round::Second | Round::Last => Round::Last,
     };
-    let hashes = steer::hashes(&flow, hash, record.rules, key);
-    if opened.head.round() < Round::Last && kind != Kind::Syn && !nat::is_known(hash, &flow, &backends) {
-        let other = if opened.other == 0 { BackendId(0) } else { maps::tagged(pool, opened.other) };
-        // A datagram may begin a flow, which is not to have a former owner. What this balancer guesses, others may know.
-        let counts = matches!(round, Round::Second) && kind != Kind::Datagram;
-        let own = if counts && config::knows_past(&tables.config(), steer::now()) {
-            Some(lb_common::steer::owners(tables, &record, hashes))
-        } else {
-            None
-        };
-        let node = |id| {
-            let is_elsewhere = backend::identity(&backends, id).mode() == Mode::Tunnel as u8;
-            is_elsewhere.then(|| backend::addr(&backends, id))
-        };
-        if let Some(next) = (Named { chosen, other }).next(own, node) {
-            let other = if let Round::Second = round { next.other } else { BackendId(0) };
-            let choice = Choice { backend: next.chosen, other, how: How::Kept, noted: Noted::NOTHING };
+    if opened.other != 0
+        && opened.head.round() < Round::Last
+        && kind != Kind::Syn
+        && !nat::is_known(hash, &flow, &backends)
+    {
+        let other = maps::tagged(pool, opened.other);
+        if backend::identity(&backends, other).mode() == Mode::Tunnel as u8 {
+            let other_of = if let Round::Second = round { chosen } else { BackendId(0) };
+            let choice = Choice { backend: other, other: other_of, how: How::Kept, noted: Noted::NOTHING };
             let sent = forward::sent_on::<F>(ctx, &packet, &head, tables, &choice, hash, F::PLAIN, round);
             return sent.map_err(|(verdict, _)| verdict);
         }
     }
 
     carry.flow = flow;
-    carry.hashes = hashes;
+    carry.hashes = steer::hashes(&flow, hash, record.rules, key);
     carry.record = record;
     carry.record_index = vip.record();
     carry.addr = addr;

@@ -1,22 +1,23 @@
-//! A balancer that begins with fresh tables in the middle of a rollout, as on a node that was rebooted, gets the flows of another.
+//! A balancer that begins with fresh tables while pods leave, as on a node that was rebooted, gets the flows of another.
 
-use std::net::IpAddr;
+use std::net::SocketAddr;
 
 use lb_tests::agent::{DEADLINE, eventually};
+use serde_json::Value;
 
 use crate::nodes::{Backend, Cluster, Flow, TCP, manifests, pod, vip};
 
 const NODES: usize = 3;
-/// Pods that a node has at first, one of which is replaced.
-const FIRST: usize = 2;
+/// Pods of a node, of which the first leaves.
+const PODS: usize = 2;
 
 #[test]
-fn live_flows_find_their_pods_by_a_node_that_begins_amid_a_rollout() {
-    let Some(mut cluster) = Cluster::new(NODES, FIRST + 1, &step(0)) else { return };
+fn live_flows_find_their_pods_by_a_node_that_begins_while_pods_leave() {
+    let Some(mut cluster) = Cluster::new(NODES, PODS, &step(0)) else { return };
     let mut flows: Vec<Flow> = (0..90).map(|number| cluster.connect(vip(number % 2, TCP))).collect();
-    for number in 1..=NODES {
-        cluster.apply(&step(number)).unwrap();
-        (1..=NODES).for_each(|node| wait_for(&cluster, node, number));
+    for leaving in 1..=NODES {
+        cluster.apply(&step(leaving)).unwrap();
+        (1..=NODES).for_each(|node| wait_for(&cluster, node, leaving));
     }
 
     let second = &cluster.nodes[1];
@@ -36,15 +37,14 @@ fn live_flows_find_their_pods_by_a_node_that_begins_amid_a_rollout() {
     assert!(broken.is_empty(), "{} of {}: {broken:?}\n{}", broken.len(), flows.len(), cluster.logs());
 }
 
-/// So many nodes have replaced their first pod, which terminates and serves.
-fn step(replaced: usize) -> String {
-    let first = (1..=NODES).flat_map(|node| (1..=FIRST).map(move |number| pod(node, number)));
-    let new = (1..=replaced).map(|node| pod(node, FIRST + 1));
-    let backends: Vec<Backend> = first.chain(new).collect();
+/// The first pods of so many nodes terminate, and serve.
+fn step(leaving: usize) -> String {
+    let backends: Vec<Backend> =
+        (1..=NODES).flat_map(|node| (1..=PODS).map(move |number| pod(node, number))).collect();
     let mut yaml = manifests(NODES, 0, "auto", &backends);
-    for (node, addrs) in (1..=replaced).map(|node| pod(node, 1)) {
+    for (node, addrs) in (1..=leaving).map(|node| pod(node, 1)) {
         for addr in addrs {
-            let endpoint = endpoint(node, addr);
+            let endpoint = format!("- addresses: [\"{addr}\"]\n  nodeName: n{node}\n");
             assert!(yaml.contains(&endpoint), "{yaml}");
             let condition = "  conditions: {ready: false, serving: true, terminating: true}\n";
             yaml = yaml.replace(&endpoint, &format!("{endpoint}{condition}"));
@@ -53,16 +53,27 @@ fn step(replaced: usize) -> String {
     yaml
 }
 
-fn endpoint(node: usize, addr: IpAddr) -> String {
-    format!("- addresses: [\"{addr}\"]\n  nodeName: n{node}\n")
+/// Until a node knows that the first pods of so many nodes leave.
+fn wait_for(cluster: &Cluster, node: usize, leaving: usize) {
+    let (_, addrs) = pod(leaving, 1);
+    let there = eventually(DEADLINE, || {
+        let answer = cluster.nodes[node - 1].agent.ask("/status?format=json").ok()?;
+        let status: Value = serde_json::from_str(answer.split_once("\r\n\r\n")?.1).ok()?;
+        let drains = |addr| is_draining(&status, &SocketAddr::new(addr, TCP).to_string());
+        addrs.into_iter().all(drains).then_some(())
+    });
+    assert!(there.is_some(), "node {node} does not know that pods of {leaving} leave\n{}", cluster.logs());
 }
 
-/// Until a node has the new pods of so many nodes in its tables.
-fn wait_for(cluster: &Cluster, node: usize, replaced: usize) {
-    let (_, addrs) = pod(replaced, FIRST + 1);
-    let there = eventually(DEADLINE, || {
-        let metrics = cluster.nodes[node - 1].agent.ask("/metrics").ok()?;
-        addrs.iter().all(|addr| metrics.contains(&addr.to_string())).then_some(())
-    });
-    assert!(there.is_some(), "node {node} does not know the pods of {replaced}\n{}", cluster.logs());
+/// Whether somewhere in `status` a backend of this address drains.
+fn is_draining(status: &Value, addr: &str) -> bool {
+    match status {
+        Value::Object(fields) => {
+            let is_it = fields.values().any(|value| value == addr);
+            is_it && fields.get("draining") == Some(&Value::Bool(true))
+                || fields.values().any(|value| is_draining(value, addr))
+        }
+        Value::Array(values) => values.iter().any(|value| is_draining(value, addr)),
+        _ => false,
+    }
 }

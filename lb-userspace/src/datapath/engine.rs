@@ -179,7 +179,6 @@ impl Engine {
             if !before.pools.is_empty() {
                 let plan = self.book.plan(&before, now);
                 let _ = self.carry_out(plan);
-                self.tables.store_guessed(now);
             }
         }
         let plan = self.book.plan(&want, now);

@@ -166,11 +166,6 @@ impl Tables {
         self.config.store(config::ABI_WORD, ABI_VERSION.into());
     }
 
-    /// Marks previous owners as guessed at `now`.
-    pub(super) fn store_guessed(&self, now: u32) {
-        self.config.store(config::GUESSED_WORD, now.max(1).into());
-    }
-
     /// When the tables were made.
     pub(super) fn born(&self) -> u32 {
         self.config.load(config::BORN_WORD) as u32
