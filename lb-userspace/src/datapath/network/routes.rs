@@ -223,10 +223,17 @@ fn read(to: IpAddr, answer: Answer) -> Option<Result<Route, NoWay>> {
     match answer {
         Ok(Some(RouteNetlinkMessage::NewRoute(message))) => Some(parse(to, message)),
         Ok(_) => None,
-        Err(errno) => {
-            let why = format!("no route: {}", io::Error::from_raw_os_error(errno));
-            Some(Err(NoWay::NoRoute(why)))
-        }
+        Err(errno) => Some(Err(NoWay::NoRoute(refusal(errno)))),
+    }
+}
+
+/// Why the kernel answers with an error: routes that are there to lead nowhere have one each.
+fn refusal(errno: i32) -> String {
+    match errno {
+        libc::EINVAL => "a blackhole route leads there".to_owned(),
+        libc::EACCES => "a prohibit route leads there".to_owned(),
+        libc::EHOSTUNREACH => "an unreachable route leads there".to_owned(),
+        _ => format!("no route: {}", io::Error::from_raw_os_error(errno)),
     }
 }
 
@@ -276,6 +283,18 @@ mod tests {
         }
         routes.followed = routes.known.keys().copied().collect();
         routes
+    }
+
+    #[test]
+    fn a_route_that_leads_nowhere_is_called_what_it_is() {
+        let cases =
+            [(libc::EINVAL, "blackhole"), (libc::EACCES, "prohibit"), (libc::EHOSTUNREACH, "unreachable")];
+        for (errno, kind) in cases {
+            let why = refusal(errno);
+
+            assert!(why.ends_with(&format!("{kind} route leads there")), "{why}");
+        }
+        assert!(refusal(libc::ENETUNREACH).starts_with("no route: Network is unreachable"));
     }
 
     #[test]
