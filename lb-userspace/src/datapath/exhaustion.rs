@@ -18,7 +18,7 @@ const SHOWN: Duration = Duration::from_secs(60);
 pub struct Fullest {
     /// The backend with the most flows by `nat`.
     pub backend: SocketAddr,
-    /// Those flows; each has a port of the range to itself.
+    /// Those flows, of the protocol with more; each has a port of the range to itself.
     pub flows: usize,
 }
 

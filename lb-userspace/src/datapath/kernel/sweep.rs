@@ -8,7 +8,7 @@ use std::os::fd::AsFd;
 
 use aya::maps::{HashMap, Map, MapData};
 use lb_common::nat::{Forward, Reverse, Timeouts, state};
-use lb_common::{Addr, BackendId, maps};
+use lb_common::{Addr, BackendId, Flow, maps};
 
 use super::{Error, Kernel};
 use crate::datapath::exhaustion::Fullest;
@@ -74,11 +74,30 @@ pub enum Look {
     Remains,
 }
 
+/// How many ports each backend's flows have: TCP and UDP have some of their own.
+#[derive(Debug, Default)]
+struct Ports(Counts<(Addr, u16, u32), usize>);
+
+impl Ports {
+    /// Takes a flow, as its backend answers.
+    fn count(&mut self, flow: &Flow) {
+        *self.0.entry((flow.src, flow.src_port(), flow.proto)).or_default() += 1;
+    }
+
+    fn fullest(self) -> Option<Fullest> {
+        let fullest = self.0.into_iter().max_by_key(|(backend, flows)| (*flows, *backend));
+        fullest.map(|((addr, port, _), flows)| Fullest {
+            backend: (IpAddr::from(addr), u16::from_be(port)).into(),
+            flows,
+        })
+    }
+}
+
 impl Sweeper {
     /// Removes flows that are over.
     pub fn sweep(&mut self, now: u32, timeouts: &Timeouts, look: Look) -> Swept {
         let mut swept = Swept::default();
-        let (mut over, mut ports) = (Vec::new(), Counts::<(Addr, u16), usize>::new());
+        let (mut over, mut ports) = (Vec::new(), Ports::default());
         for (key, words) in self.reverses.iter().filter_map(Result::ok) {
             let reverse = Reverse::from_words(&words);
             if timeouts.expired(now, self.forward(reverse.forward_key, key).as_ref(), &reverse) {
@@ -88,17 +107,13 @@ impl Sweeper {
             match reverse.state & state::LOCAL {
                 0 => {
                     swept.live.nat += 1;
-                    *ports.entry((reverse.flow.src, reverse.flow.src_port())).or_default() += 1;
+                    ports.count(&reverse.flow);
                 }
                 _ => swept.live.local += 1,
             }
             swept.backends.insert(BackendId(reverse.backend));
         }
-        let fullest = ports.into_iter().max_by_key(|(backend, flows)| (*flows, *backend));
-        swept.live.fullest = fullest.map(|((addr, port), flows)| Fullest {
-            backend: (IpAddr::from(addr), u16::from_be(port)).into(),
-            flows,
-        });
+        swept.live.fullest = ports.fullest();
         for key in over {
             // Its port may have been given to another flow meanwhile.
             let Some(reverse) = self.reverse(key) else { continue };
@@ -155,4 +170,24 @@ impl Sweeper {
 
 fn failed(map: &'static str, source: io::Error) -> Error {
     Error::System { call: "duplicate", object: map.to_owned(), source, hint: "" }
+}
+
+#[cfg(test)]
+mod tests {
+    use lb_common::{TCP, UDP, wire_port};
+
+    use super::*;
+
+    #[test]
+    fn ports_of_one_protocol_are_none_of_the_others() {
+        let mut ports = Ports::default();
+        for proto in [TCP, UDP, TCP, UDP, TCP] {
+            let ip = |last| IpAddr::from([10, 0, 0, last]).into();
+            let (from, to) = (wire_port(8080), wire_port(61_000));
+            ports.count(&Flow { src: ip(1), dst: ip(9), ports: Flow::ports(from, to), proto: proto.into() });
+        }
+
+        let backend = "10.0.0.1:8080".parse().expect("an address");
+        assert_eq!(ports.fullest(), Some(Fullest { backend, flows: 3 }));
+    }
 }
