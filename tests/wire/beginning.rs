@@ -1,4 +1,4 @@
-//! A balancer that begins with fresh tables while pods leave, as on a node that was rebooted, gets the flows of another.
+//! A balancer without pods that begins with fresh tables while pods leave gets the flows of another.
 
 use std::net::SocketAddr;
 
@@ -7,7 +7,9 @@ use serde_json::Value;
 
 use crate::nodes::{Backend, Cluster, Flow, TCP, manifests, pod, vip};
 
+/// Nodes, of which the second has no pods.
 const NODES: usize = 3;
+const WITH_PODS: [usize; 2] = [1, 3];
 /// Pods of a node, of which the first leaves.
 const PODS: usize = 2;
 
@@ -15,18 +17,21 @@ const PODS: usize = 2;
 fn live_flows_find_their_pods_by_a_node_that_begins_while_pods_leave() {
     let Some(mut cluster) = Cluster::new(NODES, PODS, &step(0)) else { return };
     let mut flows: Vec<Flow> = (0..90).map(|number| cluster.connect(vip(number % 2, TCP))).collect();
-    for leaving in 1..=NODES {
+    for leaving in 1..=WITH_PODS.len() {
         cluster.apply(&step(leaving)).unwrap();
         (1..=NODES).for_each(|node| wait_for(&cluster, node, leaving));
     }
+
+    // These began when the first pods took none any more.
+    cluster.send_to(2).unwrap();
+    flows.extend((0..60).map(|number| cluster.connect(vip(number % 2, TCP))));
 
     let second = &cluster.nodes[1];
     cluster.lab.kill(second.agent.pid()).unwrap();
     let detached = || second.agent.cli(&["detach"]).ok();
     assert!(eventually(DEADLINE, detached).is_some(), "{}", cluster.logs());
     cluster.start_again(2, &[]).unwrap();
-    wait_for(&cluster, 2, NODES);
-    cluster.send_to(2).unwrap();
+    wait_for(&cluster, 2, WITH_PODS.len());
 
     let mut broken = Vec::new();
     for flow in &mut flows {
@@ -40,9 +45,9 @@ fn live_flows_find_their_pods_by_a_node_that_begins_while_pods_leave() {
 /// The first pods of so many nodes terminate, and serve.
 fn step(leaving: usize) -> String {
     let backends: Vec<Backend> =
-        (1..=NODES).flat_map(|node| (1..=PODS).map(move |number| pod(node, number))).collect();
+        WITH_PODS.into_iter().flat_map(|node| (1..=PODS).map(move |number| pod(node, number))).collect();
     let mut yaml = manifests(NODES, 0, "auto", &backends);
-    for (node, addrs) in (1..=leaving).map(|node| pod(node, 1)) {
+    for (node, addrs) in WITH_PODS.into_iter().take(leaving).map(|node| pod(node, 1)) {
         for addr in addrs {
             let endpoint = format!("- addresses: [\"{addr}\"]\n  nodeName: n{node}\n");
             assert!(yaml.contains(&endpoint), "{yaml}");
@@ -55,7 +60,7 @@ fn step(leaving: usize) -> String {
 
 /// Until a node knows that the first pods of so many nodes leave.
 fn wait_for(cluster: &Cluster, node: usize, leaving: usize) {
-    let (_, addrs) = pod(leaving, 1);
+    let Some((_, addrs)) = leaving.checked_sub(1).map(|last| pod(WITH_PODS[last], 1)) else { return };
     let there = eventually(DEADLINE, || {
         let answer = cluster.nodes[node - 1].agent.ask("/status?format=json").ok()?;
         let status: Value = serde_json::from_str(answer.split_once("\r\n\r\n")?.1).ok()?;

@@ -175,7 +175,7 @@ impl Engine {
         self.book.keep_lost(&mut want);
         if beginning == Some(Beginning::Empty) {
             // Flows that come here may be older than we are. What cannot be done the plan of the wish itself says.
-            let before = want.before();
+            let before = want.before(now < self.settings.grace.into());
             if !before.pools.is_empty() {
                 let plan = self.book.plan(&before, now);
                 let _ = self.carry_out(plan);

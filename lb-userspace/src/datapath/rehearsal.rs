@@ -51,8 +51,8 @@ impl Rehearsal {
     }
 
     /// Takes tables that are new to `want`, where other balancers had tables before.
-    pub fn begin(&mut self, want: &Want, now: u32) -> Vec<Problem> {
-        let Plan { ops, problems: _ } = self.book.plan(&want.before(), now);
+    pub fn begin(&mut self, want: &Want, is_host_new: bool, now: u32) -> Vec<Problem> {
+        let Plan { ops, problems: _ } = self.book.plan(&want.before(is_host_new), now);
         self.carry_out(&ops);
         self.apply(want, now)
     }

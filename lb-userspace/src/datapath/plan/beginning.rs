@@ -21,7 +21,7 @@ const KEY: [u8; 16] = [5; 16];
 /// Backends by number, and whether they leave.
 type Backends = BTreeMap<u8, bool>;
 
-fn want(protocol: Protocol, backends: &Backends) -> Want {
+fn want(protocol: Protocol, backends: &Backends, mode: impl Fn(u8) -> ForwardingMode) -> Want {
     let id = PoolId {
         service: ObjectName::new("default", "beginning").into(),
         port: 80,
@@ -30,7 +30,7 @@ fn want(protocol: Protocol, backends: &Backends) -> Want {
     };
     let vip = IpAddr::from(Ipv4Addr::new(203, 0, 113, 1));
     let one = |(number, leaves): (&u8, &bool)| {
-        (addr_of(*number), Backend { mode: ForwardingMode::L2, ..backend(*number, 1, *leaves) })
+        (addr_of(*number), Backend { mode: mode(*number), ..backend(*number, 1, *leaves) })
     };
     let leaving =
         backends.iter().filter(|(_, leaves)| **leaves).map(|(number, _)| addr_of(*number)).collect();
@@ -46,17 +46,18 @@ fn want(protocol: Protocol, backends: &Backends) -> Want {
 fn balancers(protocol: Protocol, count: u8, leave: &[u8]) -> [Rehearsal; 2] {
     let mut backends: Backends = (0..count).map(|number| (number, false)).collect();
     let [mut old, mut new] = [(); 2].map(|()| Rehearsal::new(HashKey::expand(KEY), 10, GRACE));
-    assert_eq!(old.apply(&want(protocol, &backends), NOW), []);
+    let want = |backends: &_| want(protocol, backends, |_| ForwardingMode::L2);
+    assert_eq!(old.apply(&want(&backends), NOW), []);
     for number in leave {
         backends.insert(number % count, true);
         // Where all leave, all serve on.
         if backends.values().any(|leaves| !leaves) {
-            assert_eq!(old.apply(&want(protocol, &backends), NOW), []);
+            assert_eq!(old.apply(&want(&backends), NOW), []);
         } else {
             backends.insert(number % count, false);
         }
     }
-    assert_eq!(new.begin(&want(protocol, &backends), NOW), []);
+    assert_eq!(new.begin(&want(&backends), false, NOW), []);
     [old, new]
 }
 
@@ -95,4 +96,23 @@ fn datagrams_that_come_to_one_that_begins_go_to_no_backend_that_leaves() {
         let [backend, _] = owners(&mut new, number, Protocol::Udp, Kind::Datagram);
         assert!(!leaving.contains(&backend), "{number}");
     }
+}
+
+/// What a node had translated is lost with its tables, but not the backends that it has, unless the host is new.
+#[test]
+fn segments_that_nobody_remembers_are_of_those_that_leave_where_nobody_here_can_have_them() {
+    let backends: Backends = (0..6).map(|number| (number, number < 2)).collect();
+    let leaving = [0, 1].map(|number| Some(addr_of(number)));
+    let sent_to_leaving = |mode: fn(u8) -> ForwardingMode, is_host_new| {
+        let mut new = Rehearsal::new(HashKey::expand(KEY), 10, GRACE);
+        assert_eq!(new.begin(&want(Protocol::Tcp, &backends, mode), is_host_new, NOW), []);
+        let of = |number| owners(&mut new, number, Protocol::Tcp, Kind::Segment);
+        (0..500).map(of).any(|[backend, _]| leaving.contains(&backend))
+    };
+    let some_here = |number| if number % 2 == 0 { ForwardingMode::Local } else { ForwardingMode::Tunnel };
+    let elsewhere = |_| ForwardingMode::Tunnel;
+
+    assert!(!sent_to_leaving(some_here, false));
+    assert!(sent_to_leaving(some_here, true));
+    assert!(sent_to_leaving(elsewhere, false));
 }
