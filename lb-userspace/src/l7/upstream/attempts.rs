@@ -32,11 +32,6 @@ const TRIES_MAX: u32 = 32;
 /// Where a client leaves after an endpoint was connected to for so long, the endpoint is what it left for.
 const SLOW_CONNECT: Duration = Duration::from_secs(1);
 
-/// So long what was sent on a connection of HTTP/2 may stand unacknowledged, in milliseconds, before all its requests fail:
-/// as gRPC has it. The kernel of an endpoint that is merely busy acknowledges, until it holds more than it has room for:
-/// windows of HTTP/2 are shorter than that.
-const UNACKNOWLEDGED_MS: u32 = 20_000;
-
 /// By which connections to an endpoint a request may go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Via {
@@ -393,10 +388,6 @@ impl<'s> Attempts<'s> {
         };
         // Small requests must not wait for an acknowledgement.
         let _ = stream.set_nodelay(true);
-        if self.terms.speech == Speech::Http2 {
-            cold_path();
-            let _ = rustix::net::sockopt::set_tcp_user_timeout(&stream, UNACKNOWLEDGED_MS);
-        }
         self.worker.counters.borrow_mut().upstream_connections += 1;
         let Transport::Tls(index) = self.terms.transport else {
             return Ok(Link::plain(stream).counted(open));
