@@ -229,7 +229,11 @@ impl Connections {
                     let since = *waits.get_or_insert_with(Instant::now);
                     let told = introduction.told.notified();
                     let left = patience.saturating_sub(since.elapsed()).min(most);
-                    if introduction.over.get() || timeout(left, told).await.is_ok() {
+                    if introduction.over.get() {
+                        // Whoever ends this is to have a turn.
+                        tokio::task::yield_now().await;
+                        waits = None;
+                    } else if timeout(left, told).await.is_ok() {
                         // That others are before it is no fault of the endpoint.
                         waits = None;
                     } else if since.elapsed() >= patience {
@@ -448,6 +452,9 @@ async fn begin(mut link: Link) -> Result<Begun, Failure> {
 mod tests {
     use std::future::pending;
 
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio::task::LocalSet;
+
     use super::*;
 
     #[tokio::test]
@@ -469,5 +476,35 @@ mod tests {
         let (first, second) = tokio::join!(first, second);
 
         assert_eq!((first.err(), second), (Some(Failure::ConnectTimeout), Some(Failure::ConnectTimeout)));
+    }
+
+    /// An endpoint that takes connections and says nothing.
+    async fn mute() -> (TcpListener, Peer) {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("bind");
+        let addr = listener.local_addr().expect("bound");
+        (listener, Peer { addr, client: 0 })
+    }
+
+    async fn link_to(peer: Peer) -> Result<Link, Failure> {
+        Ok(Link::plain(TcpStream::connect(peer.addr).await.expect("a connection")))
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_for_the_word_of_a_connection_that_is_over() {
+        let (connections, limits) = (Connections::default(), Keepalive::default());
+        let (_listener, peer) = mute().await;
+        let first = async {
+            let opened = connections.stream(peer, &limits, Duration::from_secs(3600), || link_to(peer)).await;
+            opened.expect("a connection")
+        };
+        let tasks = LocalSet::new();
+        let _first = tasks.run_until(first).await;
+        let known = &mut connections.by_peer.borrow_mut();
+        let known = known.get_mut(&peer).expect("one that is known");
+        assert!(matches!(known.take(&limits), Take::Listen(..)), "it may still say something");
+
+        known.connections[0].introduction.is_over();
+
+        assert!(matches!(known.take(&limits), Take::Open(_)));
     }
 }
