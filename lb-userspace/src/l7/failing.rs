@@ -39,17 +39,33 @@ pub(super) fn join(findings: impl IntoIterator<Item = Finding>) -> Failing {
     failing
 }
 
+/// How endpoints let requests down. Lines about one hide none about the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Fails,
+    BreaksOff,
+}
+
+/// One for each [`Kind`].
+type Each<T> = [T; 2];
+
 /// What the log has said, for all workers.
 #[derive(Clone, Default)]
 pub(super) struct Log(Arc<Mutex<HashMap<UpstreamName, Said>>>);
 
 /// Of an upstream.
+#[derive(Default)]
 struct Said {
-    at: Instant,
-    /// Failed attempts since then.
-    untold: u64,
-    /// Endpoints that were named and have not answered since.
+    lines: Each<Line>,
+    /// Endpoints that were named as those that fail, and have not answered since.
     named: HashSet<SocketAddr>,
+}
+
+#[derive(Default)]
+struct Line {
+    at: Option<Instant>,
+    /// How often it happened since then.
+    untold: u64,
 }
 
 impl Log {
@@ -57,27 +73,29 @@ impl Log {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// So many attempts failed. Of how many a line has to tell now, if one is due.
-    fn failed(
+    /// So many attempts came to that. Of how many a line has to tell now, if one is due.
+    fn told(
         &self,
         upstream: &UpstreamName,
         endpoint: SocketAddr,
-        attempts: u64,
+        (kind, attempts): (Kind, u64),
         now: Instant,
     ) -> Option<u64> {
         let mut said = self.lock();
-        let Some(known) = said.get_mut(upstream) else {
-            let named = HashSet::from([endpoint]);
-            said.insert(upstream.clone(), Said { at: now, untold: 0, named });
-            return Some(attempts);
-        };
-        known.untold += attempts;
-        if now.saturating_duration_since(known.at) < QUIET {
+        if !said.contains_key(upstream) {
+            said.insert(upstream.clone(), Said::default());
+        }
+        let Said { lines, named } = said.get_mut(upstream)?;
+        let line = &mut lines[kind as usize];
+        line.untold += attempts;
+        if line.at.is_some_and(|at| now.saturating_duration_since(at) < QUIET) {
             return None;
         }
-        known.at = now;
-        known.named.insert(endpoint);
-        Some(std::mem::take(&mut known.untold))
+        line.at = Some(now);
+        if kind == Kind::Fails {
+            named.insert(endpoint);
+        }
+        Some(std::mem::take(&mut line.untold))
     }
 
     /// Whether that is worth a line: it was named as one that fails.
@@ -89,14 +107,15 @@ impl Log {
 /// What one worker has seen fail.
 pub(super) struct Seen {
     log: Log,
-    upstreams: RefCell<HashMap<UpstreamName, Unsaid>>,
+    upstreams: RefCell<HashMap<UpstreamName, Each<Unsaid>>>,
 }
 
 /// Of an upstream.
+#[derive(Default)]
 struct Unsaid {
     attempts: u64,
     /// When to look at the log again.
-    next: Instant,
+    next: Option<Instant>,
 }
 
 impl Seen {
@@ -104,18 +123,18 @@ impl Seen {
         Self { log, upstreams: RefCell::default() }
     }
 
-    fn failed(&self, upstream: &UpstreamName, endpoint: SocketAddr, now: Instant) -> Option<u64> {
+    fn has(&self, kind: Kind, upstream: &UpstreamName, endpoint: SocketAddr, now: Instant) -> Option<u64> {
         let mut upstreams = self.upstreams.borrow_mut();
         if !upstreams.contains_key(upstream) {
-            upstreams.insert(upstream.clone(), Unsaid { attempts: 0, next: now });
+            upstreams.insert(upstream.clone(), Each::default());
         }
-        let unsaid = upstreams.get_mut(upstream)?;
+        let unsaid = &mut upstreams.get_mut(upstream)?[kind as usize];
         unsaid.attempts += 1;
-        if now < unsaid.next {
+        if unsaid.next.is_some_and(|next| now < next) {
             return None;
         }
-        unsaid.next = now + GLANCE;
-        self.log.failed(upstream, endpoint, std::mem::take(&mut unsaid.attempts), now)
+        unsaid.next = Some(now + GLANCE);
+        self.log.told(upstream, endpoint, (kind, std::mem::take(&mut unsaid.attempts)), now)
     }
 
     /// Forgets upstreams that are gone.
@@ -142,7 +161,7 @@ impl Worker {
     /// An endpoint failed an attempt that took so long.
     pub(super) fn failed(&self, upstream: &UpstreamName, picked: &Picked, cause: Cause, took: Duration) {
         let (now, endpoint) = (Instant::now(), picked.addr());
-        if let Some(attempts) = self.failing.failed(upstream, endpoint, now) {
+        if let Some(attempts) = self.failing.has(Kind::Fails, upstream, endpoint, now) {
             tracing::warn!(upstream = %upstream.0, %endpoint, %cause, attempts, "an endpoint fails requests");
         }
         picked.failed(cause, took, now);
@@ -150,7 +169,7 @@ impl Worker {
 
     /// An endpoint did not end an answer as it should. The log tells it as it tells of attempts that fail.
     pub(super) fn broke_off(&self, upstream: &UpstreamName, endpoint: SocketAddr, cause: Cause) {
-        if let Some(attempts) = self.failing.failed(upstream, endpoint, Instant::now()) {
+        if let Some(attempts) = self.failing.has(Kind::BreaksOff, upstream, endpoint, Instant::now()) {
             tracing::warn!(upstream = %upstream.0, %endpoint, %cause, attempts, "an endpoint breaks off its answers");
         }
     }
@@ -177,17 +196,31 @@ mod tests {
         let endpoint = SocketAddr::from(([10, 0, 0, 1], 80));
         let at = |millis| start + Duration::from_millis(millis);
 
-        assert_eq!(workers[0].failed(&dead, endpoint, at(0)), Some(1));
-        assert_eq!(workers[1].failed(&dead, endpoint, at(1)), None);
-        assert_eq!(workers[1].failed(&other, endpoint, at(1)), Some(1), "another upstream");
+        assert_eq!(workers[0].has(Kind::Fails, &dead, endpoint, at(0)), Some(1));
+        assert_eq!(workers[1].has(Kind::Fails, &dead, endpoint, at(1)), None);
+        assert_eq!(workers[1].has(Kind::Fails, &other, endpoint, at(1)), Some(1), "another upstream");
         for worker in &workers {
-            assert!((2..900).all(|millis| worker.failed(&dead, endpoint, at(millis)).is_none()));
+            assert!((2..900).all(|millis| worker.has(Kind::Fails, &dead, endpoint, at(millis)).is_none()));
         }
-        assert_eq!(workers[0].failed(&dead, endpoint, at(59_000)), None);
-        assert_eq!(workers[1].failed(&dead, endpoint, at(60_000)), Some(1 + 2 * 898 + 2));
+        assert_eq!(workers[0].has(Kind::Fails, &dead, endpoint, at(59_000)), None);
+        assert_eq!(workers[1].has(Kind::Fails, &dead, endpoint, at(60_000)), Some(1 + 2 * 898 + 2));
 
         assert!(log.answers(&dead, endpoint), "it was named");
         assert!(!log.answers(&dead, endpoint), "and that was said");
+    }
+
+    #[test]
+    fn an_answer_that_was_broken_off_hides_no_failure_for_the_log() {
+        let (log, now) = (Log::default(), Instant::now());
+        let worker = Seen::new(log.clone());
+        let upstream = UpstreamName("up".to_owned());
+        let endpoint = SocketAddr::from(([10, 0, 0, 1], 80));
+        let told = |kind| worker.has(kind, &upstream, endpoint, now);
+
+        assert_eq!((told(Kind::BreaksOff), told(Kind::BreaksOff)), (Some(1), None));
+        assert!(!log.answers(&upstream, endpoint), "it answers all the while");
+        assert_eq!((told(Kind::Fails), told(Kind::Fails)), (Some(1), None));
+        assert!(log.answers(&upstream, endpoint));
     }
 
     #[test]
