@@ -44,7 +44,7 @@ fn telling(text: &str, framing: &'static str) -> Backend {
             let sent = match framing {
                 "length" => format!("{head}Content-Length: {}\r\n\r\n{text}", text.len()),
                 "chunks" => format!(
-                    "{head}Transfer-Encoding: chunked\r\n\r\n{:x}\r\n{text}\r\n0\r\nX-Sum: 7\r\n\r\n",
+                    "{head}Transfer-Encoding: chunked\r\n\r\n{:x}\r\n{text}\r\n0\r\nno colon\r\nX-Sum: 7\r\n\r\n",
                     text.len()
                 ),
                 _ => format!("{head}Connection: close\r\n\r\n{text}"),

@@ -281,6 +281,10 @@ impl Decoder {
             (State::ContentLf, b'\n') => State::Size { size: 0, digits: 0 },
             (State::TrailerStart { .. }, b'\r') => State::LastLf,
             (State::LastLf, b'\n') => State::Done,
+            // Whatever is no trailer behind a response is left out where it is passed on.
+            (State::TrailerStart { seen }, _) if self.of == Message::Response && is_text(byte) => {
+                State::TrailerValue { seen: *seen + 1 }
+            }
             (State::TrailerStart { seen }, _) if is_of_token(byte) => {
                 let mut name = [0; NAME_BYTES];
                 name[0] = byte.to_ascii_lowercase();
@@ -288,8 +292,7 @@ impl Decoder {
             }
             (State::TrailerName { seen, name, len }, b':') => {
                 let name = name.get(..*len).unwrap_or_default();
-                // Those of a response are left out where it is passed on.
-                if self.of == Message::Request && FORBIDDEN_TRAILERS.contains(&name) {
+                if FORBIDDEN_TRAILERS.contains(&name) {
                     return Err(Malformed);
                 }
                 State::TrailerValue { seen: *seen + 1 }
@@ -471,6 +474,11 @@ mod tests {
                 let passed = passed(&Decoder::of_response(), bytes.as_bytes(), step);
                 let expected = b"1\r\n!\r\n0\r\nA: 1\r\nB: 2\r\n\r\n";
                 assert_eq!(passed, Ok((expected.to_vec(), true)), "{line:?}, {step} bytes at a time");
+
+                let mut body = Body::Chunked(Decoder::of_response());
+                let read: Result<usize, _> =
+                    bytes.as_bytes().chunks(step).map(|piece| body.take(piece)).sum();
+                assert_eq!((read, body.is_done()), (Ok(bytes.len()), true), "{line:?} is read");
             }
         }
     }
