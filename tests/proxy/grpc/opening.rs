@@ -1,6 +1,6 @@
 //! Calls that wait for a connection which another call is opening, and for what its upstream says first.
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::net::TcpListener;
 
 use lb_tests::h2_frames::{Frames, PREFACE, flag, frame, kind};
@@ -107,39 +107,57 @@ fn calls_at_once_on_a_cold_endpoint_are_no_more_than_it_allows() {
     }
 }
 
-/// An upstream that says nothing before it was called by so many connections.
-fn slow_to_begin(calls: usize) -> SocketAddr {
+/// An upstream that says nothing before it has so many calls, by so many connections.
+fn slow_to_begin(calls: usize, connections: usize) -> SocketAddr {
     let listener = TcpListener::bind(("127.0.0.1", 0)).expect("bind");
     let addr = listener.local_addr().expect("bound");
     std::thread::spawn(move || {
-        let mut called: Vec<_> = (0..calls)
-            .map(|_| {
+        let (came, coming) = mpsc::channel();
+        let mut ends: Vec<_> = (0..connections)
+            .map(|number| {
                 let (mut stream, _) = listener.accept().expect("a connection");
-                stream.read_exact(&mut [0; PREFACE.len()]).expect("the preface");
-                let mut frames = Frames::over(stream, DEADLINE);
-                frames.until(kind::HEADERS).expect("a call");
-                frames
+                let (end, came) = (stream.try_clone().expect("another end"), came.clone());
+                std::thread::spawn(move || {
+                    stream.read_exact(&mut [0; PREFACE.len()]).expect("the preface");
+                    let mut frames = Frames::over(stream, DEADLINE);
+                    while let Some(call) = frames.until(kind::HEADERS) {
+                        let _ = came.send((number, call.stream));
+                    }
+                });
+                end
             })
             .collect();
-        for frames in &mut called {
-            frames.send(kind::SETTINGS, 0, 0, &[]);
+        let called: Vec<_> = coming.iter().take(calls).collect();
+        let mut send = |number: usize, bytes: &[u8]| ends[number].write_all(bytes).expect("sent");
+        (0..connections).for_each(|number| send(number, &frame(kind::SETTINGS, 0, 0, &[])));
+        for (number, stream) in called {
             // `:status: 200` of the static table.
-            frames.send_raw(&frame(kind::HEADERS, flag::END_HEADERS | flag::END_STREAM, 1, &[0x88]));
+            send(number, &frame(kind::HEADERS, flag::END_HEADERS | flag::END_STREAM, stream, &[0x88]));
         }
-        called.iter_mut().for_each(|frames| while frames.receive().is_some() {});
     });
     addr
 }
 
-#[test]
-fn calls_to_an_endpoint_that_is_too_busy_to_begin_have_a_connection_each() {
-    const CALLS: usize = 4;
-    let rig = Rig::start(to_with(&[slow_to_begin(CALLS)], filters()));
-    let mut clients: Vec<_> = (0..CALLS).map(|_| rig.client()).collect();
+/// What so many calls at once come to by one that is `slow_to_begin`, where to connect may take so long.
+fn calls_to_one_that_is_slow(calls: usize, connections: usize, connect_timeout: Duration) {
+    let filters = Filters { connect_timeout, ..filters() };
+    let rig = Rig::start(to_with(&[slow_to_begin(calls, connections)], filters));
+    let mut clients: Vec<_> = (0..calls).map(|_| rig.client()).collect();
 
     clients.iter_mut().for_each(|client| client.send(SHORT));
 
     for client in &mut clients {
-        assert_eq!(client.reply().status, 200);
+        assert_eq!(client.reply().status, 200, "{calls} calls, {connections} connections");
     }
+}
+
+#[test]
+fn calls_to_an_endpoint_that_is_too_busy_to_begin_have_a_connection_each() {
+    calls_to_one_that_is_slow(4, 4, Filters::default().connect_timeout);
+}
+
+#[test]
+fn that_it_says_nothing_is_no_failure_to_connect() {
+    calls_to_one_that_is_slow(3, 3, Duration::from_millis(100));
+    calls_to_one_that_is_slow(130, 100, Duration::from_secs(2));
 }

@@ -5,7 +5,8 @@
 //! be room for. Connections without a request are no more, and stay no longer, than those of HTTP/1.1.
 //!
 //! How many streams an upstream takes it says in its first packet. What is too much, servers reset in ways that need
-//! not mean that nothing was done (gRPC's C-core: ENHANCE_YOUR_CALM), so until then a connection carries one.
+//! not mean that nothing was done (gRPC's C-core: ENHANCE_YOUR_CALM), so until then a connection carries one, or more
+//! where there are many such connections: that is still better than no answer.
 //!
 //! Many upstreams give the window of a connection back only as their handlers read, so one that does not read stops
 //! all calls of its connection: such a connection takes no more until somebody gets on. Nor does one that was asked
@@ -42,7 +43,7 @@ const STUCK: Duration = Duration::from_secs(1);
 const MUTE: Duration = Duration::from_secs(5);
 
 /// So long requests wait for what an upstream says first, which takes a round trip. Then it is busy, and each opens a
-/// connection, up to as many as one would have streams.
+/// connection, up to as many as one would have streams; what is more shares those.
 const INTRODUCTION: Duration = Duration::from_secs(1);
 
 /// Connections to an endpoint, the newest ones, that each request looks at to part from those that are of no use.
@@ -148,10 +149,16 @@ impl Drop for Slot {
 impl Connection {
     /// Its upstream allows one request more at once, takes what those there are send, and is there.
     fn has_room(&self) -> bool {
-        if self.stuck.get().is_some_and(|since| since.elapsed() >= STUCK) || self.intake.is_mute_for(MUTE) {
-            return false;
-        }
-        let limit = self.allowed().unwrap_or(1);
+        !self.is_stuck()
+            && !self.intake.is_mute_for(MUTE)
+            && self.carries_less_than(self.allowed().unwrap_or(1))
+    }
+
+    fn is_stuck(&self) -> bool {
+        self.stuck.get().is_some_and(|since| since.elapsed() >= STUCK)
+    }
+
+    fn carries_less_than(&self, limit: usize) -> bool {
         usize::try_from(self.live.get()).is_ok_and(|live| live < limit)
     }
 
@@ -222,22 +229,18 @@ impl Connections {
     {
         let mut waits = None;
         loop {
-            let opening = match self.with(peer, |known| known.take(limits)) {
+            let opening = match self.with(peer, |known| known.take(limits, patience)) {
                 Take::Connection(connection) => return Ok((connection.stream(peer), true)),
                 Take::Wait(opening) => opening,
                 Take::Listen(introduction, most) => {
-                    let since = *waits.get_or_insert_with(Instant::now);
+                    // That others are before it, or that it says nothing, is not what the endpoint was to do in that time.
+                    waits = None;
                     let told = introduction.told.notified();
-                    let left = patience.saturating_sub(since.elapsed()).min(most);
                     if introduction.over.get() {
                         // Whoever ends this is to have a turn.
                         tokio::task::yield_now().await;
-                        waits = None;
-                    } else if timeout(left, told).await.is_ok() {
-                        // That others are before it is no fault of the endpoint.
-                        waits = None;
-                    } else if since.elapsed() >= patience {
-                        return Err(Failure::ConnectTimeout);
+                    } else {
+                        let _ = timeout(most, told).await;
                     }
                     continue;
                 }
@@ -347,7 +350,8 @@ enum Take {
 }
 
 impl Known {
-    fn take(&mut self, limits: &Keepalive) -> Take {
+    /// `patience` is as in [`Connections::stream`].
+    fn take(&mut self, limits: &Keepalive, patience: Duration) -> Take {
         // The others wait for the next sweep: there are as many as requests where each takes one at a time.
         let mut older = self.connections.len().saturating_sub(LOOKED_AT);
         self.connections.retain(|connection| {
@@ -364,14 +368,21 @@ impl Known {
         }
         let silent = || self.connections.iter().filter(|connection| connection.is_silent());
         let first = silent().map(|connection| connection.opened.elapsed()).max();
-        let is_busy = first.is_some_and(|since| since >= INTRODUCTION);
-        let most = match first {
-            Some(_) if silent().count() + self.opening.len() >= UPSTREAM_STREAMS_MAX => Duration::MAX,
-            Some(since) => INTRODUCTION.saturating_sub(since),
-            None => Duration::ZERO,
-        };
-        if let Some(newest) = silent().next_back().filter(|_| !most.is_zero()) {
-            return Take::Listen(Rc::clone(&newest.introduction), most);
+        let left = first.map(|since| INTRODUCTION.min(patience).saturating_sub(since));
+        if let (Some(newest), Some(left)) = (silent().next_back(), left.filter(|left| !left.is_zero())) {
+            return Take::Listen(Rc::clone(&newest.introduction), left);
+        }
+        let is_busy = left.is_some();
+        if is_busy && silent().count() + self.opening.len() >= UPSTREAM_STREAMS_MAX {
+            let shares = |connection: &&Rc<Connection>| {
+                !connection.is_stuck()
+                    && connection.carries_less_than(UPSTREAM_STREAMS_MAX)
+                    && connection.lives(limits)
+            };
+            let fewest = silent().filter(shares).min_by_key(|connection| connection.live.get());
+            if let Some(connection) = fewest {
+                return Take::Connection(Rc::clone(connection));
+            }
         }
         let allowed = self.connections.iter().rev().find_map(|connection| connection.allowed());
         let places =
@@ -457,12 +468,14 @@ mod tests {
 
     use super::*;
 
+    const PATIENCE: Duration = Duration::from_secs(3600);
+
     #[tokio::test]
     async fn who_waited_for_another_s_connection_has_the_rest_of_its_time_for_its_own() {
         let (connections, limits) = (Connections::default(), Keepalive::default());
         let peer = Peer { addr: ([127, 0, 0, 1], 1).into(), client: 0 };
         let (fail, failed) = oneshot::channel::<()>();
-        let first = connections.stream(peer, &limits, Duration::from_secs(3600), || async {
+        let first = connections.stream(peer, &limits, PATIENCE, || async {
             let _ = failed.await;
             Err(Failure::ConnectTimeout)
         });
@@ -494,17 +507,17 @@ mod tests {
         let (connections, limits) = (Connections::default(), Keepalive::default());
         let (_listener, peer) = mute().await;
         let first = async {
-            let opened = connections.stream(peer, &limits, Duration::from_secs(3600), || link_to(peer)).await;
+            let opened = connections.stream(peer, &limits, PATIENCE, || link_to(peer)).await;
             opened.expect("a connection")
         };
         let tasks = LocalSet::new();
         let _first = tasks.run_until(first).await;
         let known = &mut connections.by_peer.borrow_mut();
         let known = known.get_mut(&peer).expect("one that is known");
-        assert!(matches!(known.take(&limits), Take::Listen(..)), "it may still say something");
+        assert!(matches!(known.take(&limits, PATIENCE), Take::Listen(..)), "it may still say something");
 
         known.connections[0].introduction.is_over();
 
-        assert!(matches!(known.take(&limits), Take::Open(_)));
+        assert!(matches!(known.take(&limits, PATIENCE), Take::Open(_)));
     }
 }
