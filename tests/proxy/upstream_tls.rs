@@ -95,7 +95,19 @@ fn our_certificate_is_shown_to_an_upstream_that_asks() {
         "sni None, client Some(\"us\")"
     );
     // Without one the upstream refuses, which is its answer to a connection, not to a request.
-    assert_eq!(Rig::start(to_with(&[backend.addr], https(UpstreamTls::default()))).ask(GET).status, 502);
+    for versions in [TlsVersions::Tls12, TlsVersions::Tls13] {
+        let tls = UpstreamTls { versions, ..UpstreamTls::default() };
+        let rig = Rig::start(to_with(&[backend.addr], https(tls)));
+
+        assert_eq!(rig.ask(GET).status, 502);
+
+        let metrics = rig.running.metrics();
+        let failures = metrics.iter().find(|metric| metric.name == "penstock_l7_upstream_failures_total");
+        let told = failures.expect("a metric").samples.iter().filter(|sample| sample.value > 0.0);
+        let causes: Vec<_> =
+            told.flat_map(|sample| &sample.labels).map(|(_, cause)| cause.as_str()).collect();
+        assert_eq!(causes, ["tls"], "{versions:?}");
+    }
 }
 
 #[test]

@@ -11,6 +11,7 @@ use super::super::h1::Response;
 use super::super::h1::head::Lines;
 use super::super::heads;
 use super::super::metrics::Failure;
+use super::super::upstream::is_alert;
 use super::interim::{INFORMATIONAL_MAX, Said};
 use super::{Answered, Exchange};
 
@@ -97,6 +98,8 @@ fn keep_answer(connection: &mut Connection<'_, '_>, response: &Response<'_, '_>)
 pub(super) enum NoHead {
     /// Closed without a byte.
     Closed,
+    /// So, and TLS said that it was not to be.
+    Refused,
     /// Closed within it.
     CutOff,
     /// Bytes that are no response.
@@ -116,6 +119,7 @@ impl NoHead {
                 tracing::debug!(%error, "upstream sent an unusable answer");
                 Self::Bad
             }
+            Err(error) if nothing && is_alert(error) => Self::Refused,
             Err(_) if nothing => Self::Closed,
             Err(_) => Self::CutOff,
         }
@@ -124,6 +128,7 @@ impl NoHead {
     pub(super) fn failure(self) -> Failure {
         match self {
             Self::Closed => Failure::Closed,
+            Self::Refused => Failure::Tls,
             Self::CutOff => Failure::CutOff,
             Self::Bad => Failure::BadResponse,
             Self::TooLarge => Failure::HeadTooLarge,

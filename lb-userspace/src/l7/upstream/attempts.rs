@@ -425,6 +425,15 @@ impl<'s> Attempts<'s> {
             }
             _ => {}
         }
+        let failure = match failure {
+            // It had nothing against our certificate.
+            Failure::Tls if lease.is_reused() => Failure::Closed,
+            Failure::Tls => {
+                self.error.set(Some(tls_error::refused()));
+                failure
+            }
+            _ => failure,
+        };
         let repeatable = progress == Progress::Unsent
             || progress == Progress::Sent && (self.terms.is_idempotent || self.repeats_everything());
         if lease.is_reused() && failure == Failure::Closed && repeatable {

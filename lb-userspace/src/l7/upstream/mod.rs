@@ -25,6 +25,7 @@ pub(super) use client::{Client, Clients, unverified};
 pub use dial::Dialer;
 pub(super) use pool::{Peer, Pool};
 pub(super) use record::{Attempt, Record, Traffic};
+pub(super) use tls_error::is_alert;
 
 /// How an endpoint is spoken to, below HTTP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -22,6 +22,19 @@ pub(super) fn unanswered() -> io::Error {
     io::Error::new(io::ErrorKind::TimedOut, words)
 }
 
+/// Whether it ended a connection by saying what it holds against it.
+pub(in crate::l7) fn is_alert(error: &io::Error) -> bool {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    matches!(inner, Some(rustls::Error::AlertReceived(_)))
+}
+
+/// It did so instead of answering the first request: with TLS 1.3 it looks at our certificate after our handshake has ended.
+pub(super) fn refused() -> io::Error {
+    let words =
+        "it refuses the connection behind the handshake; it may want a certificate (proxy-ssl-secret)";
+    io::Error::new(io::ErrorKind::ConnectionAborted, words)
+}
+
 fn words(error: &rustls::Error) -> Option<String> {
     match error {
         rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(inner))) => {
