@@ -10,6 +10,7 @@ use penstock::l7::Temp;
 use penstock::model::l7::{Buffers, Filters, Rate, ReadAhead, Retry};
 use penstock::model::upstream::Conditions;
 
+use crate::access_log::Log;
 use crate::rig::{Backend, Client, DEADLINE, Reply, Rig, length_of, nobody, to_with};
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
@@ -463,6 +464,30 @@ fn a_response_cut_short_is_cut_short_when_read_ahead() {
     client.head().expect("a head");
 
     assert_eq!(client.rest(), b"only this");
+}
+
+#[test]
+fn a_response_with_a_pace_and_no_room_is_cut_off_like_others() {
+    let backend = Backend::start(|mut peer| {
+        let _ = peer.head();
+        peer.send("HTTP/1.1 200 OK\r\nContent-Length: 10000000\r\n\r\n");
+        peer.try_send(&pattern(10_000_000));
+    });
+    let mut filters = reading_ahead(0);
+    if let Some(ahead) = &mut filters.buffers.response {
+        ahead.rate = Some(Rate { bytes: NonZeroU64::MIN, after: 2 });
+    }
+    let log = Log::new();
+    let rig = Rig::start(log.of(to_with(&[backend.addr], filters), "$status"));
+    let mut client = rig.client();
+    client.send(GET);
+    assert!(client.head().is_some());
+    client.exactly(2);
+
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(rig.running.drain(Duration::from_millis(20)));
+
+    assert_eq!(log.lines(1), ["499"]);
 }
 
 #[test]

@@ -309,10 +309,13 @@ fn what_outlives_the_deadline_of_a_drain_is_cut_off_and_logged() {
     });
     let log = Log::new();
     let rig = Rig::start(log.of(to(&[backend.addr]), "$request $status $upstream_addr"));
-    let [mut silent, mut begun, mut sending] = std::array::from_fn(|_| rig.client());
+    let [mut silent, mut begun, mut sending, mut held] = std::array::from_fn(|_| rig.client());
     silent.send("GET /silent HTTP/1.1\r\nHost: h\r\n\r\n");
     begun.send("GET /begun HTTP/1.1\r\nHost: h\r\n\r\n");
     sending.send("POST /sending HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\nab");
+    // A body that may have to be sent again is read whole first.
+    held.send("PUT /held HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n");
+    assert_eq!(held.head().as_deref(), Some("HTTP/1.1 100 Continue\r\n\r\n"));
     let http2 = h2_client::Client::connect(rig.http);
     let requests = http2.requests.clone();
     let stream = http2.runtime.spawn(exchange(requests, get("/stream"), Vec::new(), None));
@@ -322,13 +325,15 @@ fn what_outlives_the_deadline_of_a_drain_is_cut_off_and_logged() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(rig.running.drain(Duration::from_millis(20)));
 
-    assert_eq!([silent.rest(), begun.rest()], [b"", b""]);
+    assert_eq!([silent.rest(), begun.rest(), held.rest()], [b"", b"", b""]);
     assert!(http2.runtime.block_on(stream).expect("no panic").is_err());
-    let mut lines = log.lines(4);
+    let mut lines = log.lines(5);
     lines.sort_unstable();
-    let expected =
+    let sent =
         ["GET /begun HTTP/1.1", "GET /silent HTTP/1.1", "GET /stream HTTP/2.0", "POST /sending HTTP/1.1"];
-    assert_eq!(lines, expected.map(|request| format!("{request} 499 {}", backend.addr)));
+    let mut expected = sent.map(|request| format!("{request} 499 {}", backend.addr)).to_vec();
+    expected.push("PUT /held HTTP/1.1 499 -".to_owned());
+    assert_eq!(lines, expected);
 }
 
 #[test]

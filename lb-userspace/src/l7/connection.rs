@@ -210,7 +210,7 @@ impl Connection<'_, '_> {
                     self.socket.close_notify();
                     return Left::Broken;
                 }
-                Filled::Late if awaited == Awaited::Rest => {
+                Filled::Late if awaited == Awaited::Rest && !self.worker.is_cut_off() => {
                     cold_path();
                     return Box::pin(self.answer_outside(408, self.waited(due))).await;
                 }

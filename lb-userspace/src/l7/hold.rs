@@ -62,7 +62,10 @@ pub(super) async fn hold(
                     Poll::Pending if crawl.makes_room(tally.body_received, alarm, worker) => {
                         return Poll::Ready(Err(408));
                     }
-                    Poll::Pending => return alarm.poll_due(cx, due).map(|()| Err(408)),
+                    Poll::Pending => {
+                        let status = || if worker.is_cut_off() { 499 } else { 408 };
+                        return alarm.poll_due(cx, due).map(|()| Err(status()));
+                    }
                 }
             }
             let piece = body.piece(buf.bytes()).map_err(|_| 400_u16)?;

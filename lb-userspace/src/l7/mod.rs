@@ -99,7 +99,7 @@ pub use upstream::Dialer;
 /// How long the end of a drain waits for lines of the access log to be written.
 const LAST_LINES: Duration = Duration::from_secs(1);
 /// Longest wait for what is cut off to be counted.
-const LAST_WORDS: Duration = Duration::from_millis(500);
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// A number nobody can foresee, for starting points.
 fn random() -> u64 {

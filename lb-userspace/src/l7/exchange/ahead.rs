@@ -84,6 +84,10 @@ impl Exchange<'_, '_, '_, '_> {
             let broken = |broken: fn(io::Error) -> Broken, kind: io::ErrorKind| {
                 Poll::Ready(Some(Err(broken(kind.into()))))
             };
+            // Where there is no room either, nothing but a beat of the pace wakes this.
+            if worker.is_cut_off() {
+                return broken(Broken::Receiver, io::ErrorKind::TimedOut);
+            }
             if !output.has_waiting() && sent_up && self.connection.poll_gone(cx) {
                 return broken(Broken::Receiver, io::ErrorKind::ConnectionReset);
             }
@@ -93,8 +97,7 @@ impl Exchange<'_, '_, '_, '_> {
             }
             // While there is no room the upstream is not asked for anything.
             if !is_in && intake.waits == Waits::ForSender && alarm.poll_due(cx, due).is_ready() {
-                let whose = if worker.is_cut_off() { Broken::Receiver } else { Broken::Sender };
-                return broken(whose, io::ErrorKind::TimedOut);
+                return broken(Broken::Sender, io::ErrorKind::TimedOut);
             }
             Poll::Pending
         })
