@@ -303,6 +303,28 @@ fn takeovers_under_load_with_websockets_and_downloads_open_lose_nothing() {
 }
 
 #[test]
+fn what_is_cut_off_after_a_takeover_is_counted_by_the_successor() {
+    let ends = Arc::new(AtomicBool::new(false));
+    let backend = backend(&ends);
+    let agents = Agents::start(backend.addr, &["--drain-seconds", "1"]);
+    let mut client = Client::connect(agents.http);
+    client.send(format!("GET /drip HTTP/1.1\r\nHost: {HOST}\r\n\r\n"));
+    assert!(client.head().is_some_and(|head| head.starts_with("HTTP/1.1 200 ")));
+
+    let before = agents.pid();
+    agents.signal(before, "-HUP");
+    agents.successor_of(before);
+
+    let is_counted = || {
+        let text = agents.admin("/metrics").text();
+        let mut lines = text.lines().filter(|line| line.starts_with("nginx_ingress_controller_requests{"));
+        lines.any(|line| line.contains("status=\"499\"") && line.ends_with(" 1")).then_some(())
+    };
+    assert!(eventually(DEADLINE, is_counted).is_some(), "{}", agents.log());
+    ends.store(true, Ordering::SeqCst);
+}
+
+#[test]
 fn an_agent_that_is_full_of_downloads_parts_and_ends_them_well() {
     for signal in ["-HUP", "-TERM"] {
         let ends = Arc::new(AtomicBool::new(false));

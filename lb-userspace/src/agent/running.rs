@@ -120,6 +120,8 @@ impl Running {
                 signal = signals.end() => break cut_off(signal),
             }
         };
+        // So that what is cut off is among the counts of the last delivery.
+        self.proxy.cut_off().await;
         successor::deliver_once(self).await;
         self.proxy.stop().await;
         self.export_last(began, at_once, signals).await;

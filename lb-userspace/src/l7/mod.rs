@@ -522,14 +522,19 @@ impl Running {
         self.handed_over.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Ends every worker; what still runs is cut off, and counted and logged as far as it does not hold out.
-    pub async fn stop(&self) {
+    /// Cuts off what still runs, which is counted and logged as far as it does not hold out.
+    pub async fn cut_off(&self) {
         let (done, mut ended) = mpsc::channel::<()>(1);
         for control in &self.controls {
             let _ = control.send(worker::Control::CutOff(done.clone()));
         }
         drop(done);
         let _ = tokio::time::timeout(LAST_WORDS, ended.recv()).await;
+    }
+
+    /// Ends every worker, after [`Self::cut_off`].
+    pub async fn stop(&self) {
+        self.cut_off().await;
         for control in &self.controls {
             let _ = control.send(worker::Control::Stop);
         }
