@@ -187,15 +187,19 @@ fn tell_congestion<F: Family>(head: &F::Head) -> Result<(), Verdict> {
     Ok(())
 }
 
+/// Most hops that such a packet has left behind a tunnel: for a moment in which balancers differ, and for the way to the pod.
+const HOPS_LEFT: u8 = 4;
+
 /// Fragments, options, ICMP: as if they had come by themselves. The slot may have another owner
-/// here than at the sender, so the packet may be sent on again; every round costs a hop.
+/// here than at the sender, so the packet may be sent on again; every round costs a hop, of few.
 #[inline(always)]
 fn uncommon<F: Family>(ctx: &XdpContext, carry: &Carry, head: &F::Head) -> Result<Outcome, Verdict> {
     if F::ttl(head) <= 1 {
         return Err(Verdict::TunnelStray);
     }
     let same = Flow { src: F::src(head), dst: F::dst(head), ports: 0, proto: 0 };
-    F::rewrite(head, &same, &same, 1);
+    let taken = F::ttl(head) - (F::ttl(head) - 1).min(HOPS_LEFT);
+    F::rewrite(head, &same, &same, taken);
     // In the VLAN that the outer headers came by.
     if !carry.tags.is_none() {
         tags::begin_anew(ctx, carry.tags);

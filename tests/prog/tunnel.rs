@@ -6,8 +6,10 @@ use lb_common::tunnel::{self, Head, Round};
 use lb_common::{HashKey, TCP, csum, wire_port};
 use lb_tests::icmp::Icmp;
 use lb_tests::packet::{ACK, OURS, Packet, ROUTER, SYN, csums_are_right, tcp, udp};
+use lb_tests::shape::with_options;
 use lb_tests::world::{CONFIG, KEY, LOOPBACK, World, backend, can_run_programs};
 use penstock::datapath::engine::Engine;
+use penstock::datapath::want::Owner;
 use penstock::model::l4::{FiveTuple, ForwardingMode::*, Protocol::*};
 
 const CLIENT: &str = "198.51.100.7:40000";
@@ -348,6 +350,41 @@ fn one_balancer_understands_another() {
 
     assert_eq!(action, PASS);
     assert_eq!(out[14..], delivered(&inner, HERE)[14..]);
+}
+
+/// Of those that a packet cannot name, for it is none of the plain ones, each takes the other one for the owner.
+#[test]
+fn a_packet_with_options_goes_to_and_fro_between_balancers_that_differ_only_a_few_times() {
+    if !lb_tests::tier::require("prog", can_run_programs) {
+        return;
+    }
+    let nodes: [IpAddr; 2] = [[10, 0, 0, 254].into(), [10, 0, 0, 9].into()];
+    let mut engines = [0, 1].map(|number: usize| {
+        let (own, peer) = (nodes[number], nodes[1 - number]);
+        let mut world = World::new().service(Tcp, VIP, Tunnel, &[HERE]);
+        world.want.addrs.remove(&peer);
+        world.want.addrs.insert(own, Owner::Node);
+        for backend in world.backends_mut(VIP, Tcp).values_mut() {
+            (backend.to, backend.way.source) = (peer, own);
+        }
+        world.want.peers = [peer].into();
+        let engine = world.load();
+        engine.set_interface(LOOPBACK, OURS);
+        engine
+    });
+
+    let mut frame = with_options(&Packet { flags: ACK, ttl: 64, ..tcp(CLIENT, VIP) }.bytes(), &[1, 1, 1, 0]);
+    let mut rounds = 0;
+    for number in (0..2).cycle().take(100) {
+        let (action, out) = run(&mut engines[number], &frame);
+        if action <= PASS {
+            break;
+        }
+        (frame, rounds) = (out, rounds + 1);
+        frame[..6].copy_from_slice(&OURS.0);
+    }
+
+    assert!((2..=6).contains(&rounds), "{rounds}");
 }
 
 #[test]
