@@ -180,7 +180,7 @@ fn what_comes_tagged_through_the_tunnel_arrives_in_its_vlan_and_is_told_there() 
                 let run = run.expect("the program runs");
                 assert_eq!((run.action, run.packet), (2, tagged(&delivered.bytes(), tags)), "{tags:?}");
 
-                // What is no plain packet takes the way of such, which costs a hop.
+                // What is no plain packet takes the way of such, to which few hops are left.
                 let uncommon = |frame: &[u8]| {
                     if proto == 4 {
                         with_options(frame, &[1, 1, 1, 0])
@@ -190,7 +190,7 @@ fn what_comes_tagged_through_the_tunnel_arrives_in_its_vlan_and_is_told_there() 
                 };
                 let frame = tagged(&wrapped_frame(&uncommon(&inner.bytes())), tags);
                 let run = engine.kernel.test_run("penstock", &frame, 1).expect("the program runs");
-                let expected = uncommon(&Packet { ttl: 63, ..delivered }.bytes());
+                let expected = uncommon(&Packet { ttl: 4, ..delivered }.bytes());
                 assert_eq!((run.action, run.packet), (2, tagged(&expected, tags)), "{tags:?}");
 
                 let last = Packet { ttl: 1, ..inner };
