@@ -37,9 +37,11 @@ pub fn build(args: &Args, more: &[&str]) -> Result<PathBuf> {
     let compiler = toolchain::in_use()?;
     fs::create_dir_all(dir()).with_context(|| format!("create {}", dir().display()))?;
     match &args.profile {
-        Some(given) if fs::canonicalize(given).ok() == fs::canonicalize(profile()).ok() => {}
         Some(given) => {
-            fs::copy(given, profile()).with_context(|| format!("copy the profile {}", given.display()))?;
+            let found = fs::canonicalize(given).with_context(|| format!("find {}", given.display()))?;
+            if fs::canonicalize(profile()).ok() != Some(found) {
+                fs::copy(given, profile()).with_context(|| format!("copy {}", given.display()))?;
+            }
         }
         None => train(&compiler)?,
     }
