@@ -1,12 +1,13 @@
 //! Drives the engine: desired state and network changes in, tables and local routes out.
 
+mod shared;
 mod upkeep;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use imbl::OrdSet;
@@ -21,7 +22,7 @@ use super::devices::Devices;
 use super::engine::{self, Config, Engine, Start};
 use super::exhaustion::Exhaustion;
 use super::held::Held;
-use super::kernel::{Attached, Look, Translated};
+use super::kernel::{Attached, Look};
 use super::mmap;
 use super::network::{Change, Netlink, View};
 use super::pins::Pins;
@@ -30,7 +31,8 @@ use super::want::{self, Destinations, Join, Owner, Target};
 use super::{Attach, Error, OnExit, Options, Stop};
 use crate::model::Problem;
 use crate::model::l4::L4;
-use upkeep::{Part, Upkeep};
+pub use shared::Shared;
+use upkeep::Upkeep;
 
 /// Changes of the network come in bursts; this long is waited for the rest of one, and as long as
 /// the last change took, so that a storm of costly ones leaves half the time for everything else.
@@ -53,18 +55,6 @@ const REMAINS_TICKS: u32 = 12 * SWEEP_TICKS;
 const SETTLE_TICKS: RangeInclusive<u128> = 5..=25;
 /// Ticks between looks at what others may have undone.
 const UPKEEP_TICKS: u32 = 5;
-
-/// What the worker and the handle share.
-pub struct Shared {
-    engine: Mutex<Engine>,
-    interfaces: Mutex<BTreeMap<String, Attached>>,
-    problems: Mutex<Vec<Problem>>,
-    translated: Mutex<Translated>,
-    /// Problems of the traffic, since the last sweep.
-    dropped: Mutex<Vec<Problem>>,
-    /// How often we set again what somebody undid.
-    restored: Mutex<BTreeMap<&'static str, u64>>,
-}
 
 /// The task behind a handle.
 pub struct Worker {
@@ -168,14 +158,7 @@ pub async fn start(
         info!(seconds = engine.tables_age(), "the tables of the agent before this one are taken over");
     }
     lasting.extend(told.into_iter().map(not_taken_over));
-    let shared = Arc::new(Shared {
-        engine: Mutex::new(engine),
-        interfaces: Mutex::default(),
-        problems: Mutex::default(),
-        translated: Mutex::default(),
-        dropped: Mutex::default(),
-        restored: Mutex::new(Part::ALL.map(|part| (part.as_str(), 0)).into()),
-    });
+    let shared = Arc::new(Shared::new(engine));
     let mut worker = Worker {
         shared: Arc::clone(&shared),
         netlink,
@@ -450,7 +433,7 @@ impl Worker {
         let mut problems: Vec<Problem> = self.lasting.iter().chain(&self.problems).cloned().collect();
         problems.extend(self.undone());
         problems.sort();
-        let mut shown = self.shared.problems.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut shown = self.shared.lock_problems();
         tell_new(&problems, &shown);
         *shown = problems;
     }
@@ -494,7 +477,7 @@ impl Worker {
         }
         let (verdicts, translated) = (self.shared.engine().verdicts(), self.shared.translated());
         let dropped = self.exhaustion.look(&verdicts, translated.fullest, self.nat_ports, Instant::now());
-        let mut shown = self.shared.dropped.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut shown = self.shared.lock_dropped();
         tell_new(&dropped, &shown);
         *shown = dropped;
     }
@@ -518,52 +501,6 @@ enum Update {
     Nothing,
     /// The desired state was planned and applied.
     Installed,
-}
-
-impl Shared {
-    /// The engine, locked.
-    pub fn engine(&self) -> MutexGuard<'_, Engine> {
-        self.engine.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn lock_interfaces(&self) -> MutexGuard<'_, BTreeMap<String, Attached>> {
-        self.interfaces.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Interfaces and how the program sits on them.
-    pub fn interfaces(&self) -> BTreeMap<String, Attached> {
-        self.lock_interfaces().clone()
-    }
-
-    /// Problems of the last update, and of the traffic.
-    pub fn problems(&self) -> Vec<Problem> {
-        let mut problems = self.problems.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        problems.extend(self.dropped.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned());
-        problems.sort();
-        problems
-    }
-
-    /// How often we set again what somebody undid, by what it is.
-    pub fn restored(&self) -> BTreeMap<&'static str, u64> {
-        self.lock_restored().clone()
-    }
-
-    fn count_restored(&self, part: Part) {
-        *self.lock_restored().entry(part.as_str()).or_default() += 1;
-    }
-
-    fn lock_restored(&self) -> MutexGuard<'_, BTreeMap<&'static str, u64>> {
-        self.restored.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Translated flows at the last sweep.
-    pub fn translated(&self) -> Translated {
-        *self.lock_translated()
-    }
-
-    fn lock_translated(&self) -> MutexGuard<'_, Translated> {
-        self.translated.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 fn settle_ticks(grace: Duration) -> u32 {
