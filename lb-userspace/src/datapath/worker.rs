@@ -1,5 +1,6 @@
 //! Drives the engine: desired state and network changes in, tables and local routes out.
 
+mod background;
 mod shared;
 mod upkeep;
 
@@ -14,6 +15,7 @@ use imbl::OrdSet;
 use imbl::ordset::DiffItem;
 use lb_common::nat::Timeouts;
 use tokio::sync::{oneshot, watch};
+use tokio::task::JoinError;
 use tokio::time::MissedTickBehavior;
 use tracing::{info, warn};
 
@@ -22,7 +24,7 @@ use super::devices::Devices;
 use super::engine::{self, Config, Engine, Start};
 use super::exhaustion::Exhaustion;
 use super::held::Held;
-use super::kernel::{Attached, Look};
+use super::kernel::{Attached, Look, Translated};
 use super::mmap;
 use super::network::{Change, Netlink, View};
 use super::pins::Pins;
@@ -31,6 +33,7 @@ use super::want::{self, Destinations, Join, Owner, Target};
 use super::{Attach, Error, OnExit, Options, Stop};
 use crate::model::Problem;
 use crate::model::l4::L4;
+use background::Background;
 pub use shared::Shared;
 use upkeep::Upkeep;
 
@@ -89,6 +92,8 @@ pub struct Worker {
     /// Problems of the last update.
     problems: Vec<Problem>,
     upkeep: Upkeep,
+    /// Looks through the translated flows: half a second where there are many, and more under a flood.
+    sweep: Background<Result<Translated, Error>>,
     exhaustion: Exhaustion,
 }
 
@@ -180,6 +185,7 @@ pub async fn start(
         lasting,
         problems: Vec::new(),
         upkeep: Upkeep::default(),
+        sweep: Background::default(),
         exhaustion: Exhaustion::default(),
     };
     if let Err(error) = worker.netlink.adopt_local_routes().await {
@@ -266,6 +272,10 @@ impl Worker {
                     tokio::time::sleep(rested.saturating_duration_since(Instant::now())).await;
                 }
                 () = self.netlink.changed() => tokio::time::sleep(burst).await,
+                swept = self.sweep.ended() => {
+                    self.note_swept(swept);
+                    continue;
+                }
                 _ = tick.tick() => {
                     ticks = ticks.wrapping_add(1);
                     if ticks.is_multiple_of(2) {
@@ -281,7 +291,7 @@ impl Worker {
                     }
                     if ticks.is_multiple_of(SWEEP_TICKS) {
                         let is_due = ticks.is_multiple_of(REMAINS_TICKS);
-                        self.sweep(if is_due { Look::Remains } else { Look::Flows }).await;
+                        self.begin_sweep(if is_due { Look::Remains } else { Look::Flows });
                     }
                     if !(self.once_more || failed && ticks.is_multiple_of(RETRY_TICKS)) {
                         continue;
@@ -461,19 +471,22 @@ impl Worker {
         }
     }
 
-    async fn sweep(&mut self, look: Look) {
+    fn begin_sweep(&mut self, look: Look) {
         let shared = Arc::clone(&self.shared);
-        let swept = tokio::task::spawn_blocking(move || {
+        self.sweep.begin(move || {
             let mut sweeper = shared.engine().kernel.sweeper()?;
             let now = engine::now();
             let swept = sweeper.sweep(now, &Timeouts::default(), look);
             mmap::wait_for_readers();
-            Ok::<_, Error>(shared.engine().note_swept(now, swept).0)
+            Ok(shared.engine().note_swept(now, swept).0)
         });
-        match swept.await {
+    }
+
+    fn note_swept(&mut self, swept: Result<Result<Translated, Error>, JoinError>) {
+        match swept {
             Ok(Ok(live)) => *self.shared.lock_translated() = live,
             Ok(Err(error)) => warn!(%error, "translated flows not swept"),
-            Err(_) => {}
+            Err(error) => tracing::error!(%error, "translated flows not swept; please report this"),
         }
         let (verdicts, translated) = (self.shared.engine().verdicts(), self.shared.translated());
         let dropped = self.exhaustion.look(&verdicts, translated.fullest, self.nat_ports, Instant::now());
