@@ -16,6 +16,7 @@ mod ports;
 mod random;
 mod refuse;
 mod rollout;
+mod room;
 mod run;
 mod seen;
 mod slow;

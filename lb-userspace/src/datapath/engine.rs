@@ -17,8 +17,9 @@ use super::held::Held;
 use super::kernel::{Banks, Kernel, Loaded, Look, Ring, Swept, Translated};
 use super::memory::{Counters, Tables};
 use super::mmap;
+use super::outside::{Beside, Refused};
 use super::pins::Pins;
-use super::plan::{Book, Observed, Op, Outside, Plan};
+use super::plan::{Book, Observed, Op, Plan};
 use super::want::{self, Place, Want, Way};
 use crate::model::Problem;
 use crate::model::l4::{FiveTuple, ForwardingMode, PoolId, Prefix};
@@ -45,6 +46,9 @@ pub struct Engine {
     vip_since: BTreeMap<u16, Totals>,
     /// Source ranges by set, to remove them again.
     ranges: BTreeMap<u16, BTreeSet<Prefix>>,
+    /// What the kernel has not taken yet, and whether it took some of that since the last wish.
+    refused: Refused,
+    has_taken: bool,
     /// How many fresh flows were forgotten that were spare, and when that was last seen to grow.
     spared: (u64, Option<u32>),
     /// Another process has it.
@@ -151,6 +155,8 @@ impl Engine {
             left: BTreeMap::new(),
             vip_since: BTreeMap::new(),
             ranges,
+            refused: Refused::default(),
+            has_taken: false,
             beginning: Some(if inherited { Beginning::Inherited } else { Beginning::Empty }),
             start: Start { adopted: inherited, told },
             spared: (0, None),
@@ -184,7 +190,8 @@ impl Engine {
         let plan = self.book.plan(&want, now);
         let (vips, steps) = (want.vips.len(), plan.ops.len());
         self.want = want;
-        let problems = self.carry_out(plan);
+        let mut problems = self.carry_out(plan);
+        problems.extend(self.refused.problems(&self.want, &self.ranges));
         self.book.look(&self.tables, now);
         if steps > 0 {
             tracing::debug!(steps, vips, "tables switched");
@@ -252,6 +259,7 @@ impl Engine {
 
     /// [`Engine::settle`] at a time of the caller's.
     pub fn settle_at(&mut self, now: u32) -> usize {
+        self.has_taken |= self.refused.retry(&mut self.kernel);
         let spared = self.counters.event(Event::Spared);
         if spared != self.spared.0 {
             self.spared = (spared, Some(now));
@@ -293,9 +301,10 @@ impl Engine {
         (live, over)
     }
 
-    /// Whether the wish has to be applied once more: there is memory for tables that found too little.
+    /// Whether the wish has to be applied once more: there is memory for tables that found too little, or the kernel took
+    /// what it had refused.
     pub fn has_room_again(&mut self) -> bool {
-        self.book.has_room_again()
+        std::mem::take(&mut self.has_taken) | self.book.has_room_again()
     }
 
     /// Has the next change look at everything: one before it was not carried out to its end.
@@ -308,8 +317,9 @@ impl Engine {
         self.book.former_destinations()
     }
 
-    fn carry_out(&mut self, Plan { ops, mut problems }: Plan) -> Vec<Problem> {
-        let mut beside = Beside { kernel: &mut self.kernel, ranges: &mut self.ranges, problems: Vec::new() };
+    fn carry_out(&mut self, Plan { ops, problems }: Plan) -> Vec<Problem> {
+        let Self { kernel, ranges, refused, .. } = self;
+        let mut beside = Beside { kernel, ranges, refused };
         for op in &ops {
             match op {
                 Op::Backend(id, [words, _]) => {
@@ -328,7 +338,6 @@ impl Engine {
             }
             op.apply(&self.tables, &mut beside);
         }
-        problems.append(&mut beside.problems);
         if !self.left.is_empty() {
             // A tag that is given away again begins at nothing.
             let mut in_use = vec![false; usize::from(u16::MAX) + 1];
@@ -530,53 +539,4 @@ fn counted(record: &Record) -> bool {
 pub fn now() -> u32 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::MonotonicCoarse);
     flows::clock((now.tv_sec as u64).wrapping_mul(1_000_000_000).wrapping_add(now.tv_nsec as u64))
-}
-
-/// The kernel's part of a plan beside the shared tables.
-struct Beside<'a> {
-    kernel: &'a mut Kernel,
-    ranges: &'a mut BTreeMap<u16, BTreeSet<Prefix>>,
-    problems: Vec<Problem>,
-}
-
-impl Beside<'_> {
-    fn note(&mut self, result: Result<(), Error>) {
-        if let Err(error) = result {
-            self.problems.push(super::problems::of_datapath(error.to_string()));
-        }
-    }
-}
-
-impl Outside for Beside<'_> {
-    fn wait_for_readers(&mut self) {
-        mmap::wait_for_readers();
-    }
-
-    fn set_ranges(&mut self, set: u16, ranges: &BTreeSet<Prefix>) {
-        let result = self.kernel.set_ranges(set, ranges);
-        self.note(result);
-        self.ranges.insert(set, ranges.clone());
-    }
-
-    fn clear_ranges(&mut self, set: u16) {
-        if let Some(ranges) = self.ranges.remove(&set) {
-            let result = self.kernel.clear_ranges(set, &ranges);
-            self.note(result);
-        }
-    }
-
-    fn set_peers(&mut self, peers: &BTreeSet<IpAddr>) {
-        let result = self.kernel.set_peers(peers, now());
-        self.note(result);
-    }
-
-    fn set_names(&mut self, names: &BTreeMap<u64, BackendId>) {
-        let result = self.kernel.set_names(names);
-        self.note(result);
-    }
-
-    fn clear_names(&mut self, names: &BTreeSet<u64>) {
-        let result = self.kernel.clear_names(names);
-        self.note(result);
-    }
 }

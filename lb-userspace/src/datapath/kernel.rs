@@ -195,16 +195,17 @@ impl Kernel {
         })
     }
 
-    /// Fills a set of source ranges.
-    pub fn set_ranges(&mut self, set: u16, ranges: &BTreeSet<Prefix>) -> Result<(), Error> {
+    /// Puts these into a set of source ranges, and leaves those that found no room.
+    pub fn set_ranges(&mut self, set: u16, ranges: &mut BTreeSet<Prefix>) -> Result<(), Error> {
         let mut map = self.ranges()?;
-        for range in ranges {
+        while let Some(range) = ranges.first() {
             map.insert(&range_key(set, *range), 1, 0).map_err(|source| Error::System {
                 call: "add source range to",
                 object: format!("{}[{range}]", maps::RANGES),
                 source: io::Error::other(source),
                 hint: "",
             })?;
+            ranges.pop_first();
         }
         Ok(())
     }

@@ -23,6 +23,7 @@ pub mod maglev;
 pub mod memory;
 mod mmap;
 pub mod network;
+mod outside;
 pub mod pins;
 pub mod plan;
 mod problems;
