@@ -52,8 +52,8 @@ impl Addr {
         self.hi as u8 == 0xff || self.hi == 0 && (self.lo == 0 || self.lo == 1 << 56)
     }
 
-    /// Bucket in a table of `1 << bits` lines. Unkeyed: who may choose a VIP is trusted, and the
-    /// worst it does is to make the table grow.
+    /// Bucket in a table of `1 << bits` lines. Unkeyed: who may choose VIPs can crowd a bucket, and the worst that does
+    /// is to keep further ones out of it.
     pub const fn bucket(self, bits: u32) -> u32 {
         self.line(64 - bits)
     }

@@ -29,9 +29,14 @@ impl VipEntry {
         (addr.id() as u64) << 17 | (wire_port as u64) << 1 | (proto & 1) as u64
     }
 
+    /// [`VipEntry::key`] of the entry.
+    pub const fn key_of(self) -> u64 {
+        self.0 >> 31
+    }
+
     /// The parts of the entry's key: address id, port in wire order, protocol.
     pub const fn place(self) -> (u16, u16, u8) {
-        let key = self.0 >> 31;
+        let key = self.key_of();
         ((key >> 17) as u16, (key >> 1) as u16, if key & 1 == 0 { crate::TCP } else { UDP })
     }
 

@@ -1,5 +1,7 @@
 //! Lays the address and VIP tables out in buckets, as lb-common reads them.
 
+use std::collections::BTreeMap;
+
 use lb_common::maps::{self, LINE};
 use lb_common::{Addr, AddrEntry, VipEntry};
 
@@ -12,10 +14,20 @@ pub struct Buckets {
     pub lines: Vec<[u64; LINE]>,
 }
 
-/// Lays addresses out; `None` where they do not fit the largest table.
-pub fn addrs(entries: &[(Addr, AddrEntry)]) -> Option<Buckets> {
-    grow(entries.len(), maps::ADDR_LINES, |bits, lines| {
-        entries.iter().all(|(addr, entry)| place_addr(lines, addr.bucket(bits), *addr, *entry))
+/// A table, and which entries found no room in it, by their place in the list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Laid {
+    /// The table.
+    pub buckets: Buckets,
+    /// Never any but in the largest table.
+    pub left_out: Vec<usize>,
+}
+
+/// Lays addresses out. Where not all of them fit those come first that are in force, then the host's own.
+pub fn addrs(entries: &[(Addr, AddrEntry)], in_force: impl Fn(&Addr) -> bool) -> Laid {
+    let rank = |(addr, entry): &(Addr, AddrEntry)| (!in_force(addr), !entry.is_node());
+    lay_out(entries, maps::ADDR_LINES, rank, |bits, lines, (addr, entry)| {
+        place_addr(lines, addr.bucket(bits), *addr, *entry)
     })
 }
 
@@ -31,22 +43,44 @@ pub fn addrs_of(
     entries.into_iter().filter(|(_, entry)| !entry.is_none())
 }
 
-/// Lays VIPs out; `None` where they do not fit the largest table.
-pub fn vips(entries: &[VipEntry]) -> Option<Buckets> {
-    grow(entries.len(), maps::VIP_LINES, |bits, lines| {
-        entries.iter().all(|entry| place_vip(lines, VipEntry::bucket(entry.0 >> 31, bits), *entry))
+/// Lays VIPs out. Which of them share a bucket anybody can compute, so where not all fit nobody must be able to push others
+/// out: those come first that are in force, then of each address one after the other.
+pub fn vips(entries: &[VipEntry], in_force: impl Fn(VipEntry) -> bool) -> Laid {
+    let most = maps::VIP_LINES.trailing_zeros();
+    let mut of_address = BTreeMap::new();
+    let rank = |entry: &VipEntry| {
+        let (address, ..) = entry.place();
+        let nth = of_address.entry((VipEntry::bucket(entry.key_of(), most) / 2, address)).or_insert(0u32);
+        *nth += 1;
+        (!in_force(*entry), *nth)
+    };
+    lay_out(entries, maps::VIP_LINES, rank, |bits, lines, entry| {
+        place_vip(lines, VipEntry::bucket(entry.key_of(), bits), *entry)
     })
 }
 
 /// Tries ever larger tables, beginning with four lines per entry: then nearly every entry stands
-/// alone and first in its line.
-fn grow(entries: usize, most: u32, place: impl Fn(u32, &mut [[u64; LINE]]) -> bool) -> Option<Buckets> {
+/// alone and first in its line. `rank`: who comes first, the lowest one, where the largest table has no room for all.
+fn lay_out<T, R: Ord>(
+    entries: &[T],
+    most: u32,
+    rank: impl FnMut(&T) -> R,
+    place: impl Fn(u32, &mut [[u64; LINE]], &T) -> bool,
+) -> Laid {
     let most = most.trailing_zeros();
-    let first = entries.saturating_mul(4).next_power_of_two().trailing_zeros().clamp(3, most);
-    (first..=most).find_map(|bits| {
+    let first = entries.len().saturating_mul(4).next_power_of_two().trailing_zeros().clamp(3, most);
+    for bits in first..=most {
         let mut lines = vec![[0; LINE]; 1 << bits];
-        place(bits, &mut lines).then_some(Buckets { bits, lines })
-    })
+        if entries.iter().all(|entry| place(bits, &mut lines, entry)) {
+            return Laid { buckets: Buckets { bits, lines }, left_out: Vec::new() };
+        }
+    }
+    let ranks: Vec<R> = entries.iter().map(rank).collect();
+    let mut order: Vec<usize> = (0..entries.len()).collect();
+    order.sort_by(|one, other| ranks.get(*one).cmp(&ranks.get(*other)));
+    let mut lines = vec![[0; LINE]; 1 << most];
+    order.retain(|index| !entries.get(*index).is_some_and(|entry| place(most, &mut lines, entry)));
+    Laid { buckets: Buckets { bits: most, lines }, left_out: order }
 }
 
 fn place_addr(lines: &mut [[u64; LINE]], bucket: u32, addr: Addr, entry: AddrEntry) -> bool {
@@ -118,7 +152,9 @@ mod tests {
                     VipEntry::balanced(key, index as u16)
                 })
                 .collect();
-            let (addr_table, vip_table) = (addrs(&addresses).unwrap(), vips(&entries).unwrap());
+            let laid = (addrs(&addresses, |_| false), vips(&entries, |_| false));
+            let (addr_table, vip_table) = (laid.0.buckets, laid.1.buckets);
+            assert_eq!((laid.0.left_out, laid.1.left_out), (vec![], vec![]), "{count}");
             let tables = Tables::owned();
             let epoch = Epoch::new(1, addr_table.bits, vip_table.bits, 1);
 
@@ -139,5 +175,61 @@ mod tests {
                 assert!(found.is_none(), "address {index} of {count}");
             }
         }
+    }
+
+    /// Ports of one address, so many that one is left out of their two buckets.
+    fn crowd(address: u16) -> Vec<VipEntry> {
+        let mut pairs: BTreeMap<u32, Vec<VipEntry>> = BTreeMap::new();
+        for (port, proto) in (1..=u16::MAX).flat_map(|port| [(port, TCP), (port, UDP)]) {
+            let entry = VipEntry::balanced(VipEntry::key(AddrEntry::vip(address), port, proto), port);
+            let pair = VipEntry::bucket(entry.key_of(), maps::VIP_LINES.trailing_zeros()) / 2;
+            pairs.entry(pair).or_default().push(entry);
+        }
+        let mut crowd = pairs.into_values().find(|entries| entries.len() > 16).expect("16 are the average");
+        crowd.truncate(17);
+        crowd
+    }
+
+    #[test]
+    fn who_crowds_a_bucket_is_left_out_and_nobody_else() {
+        let crowd = crowd(9);
+        let pair = VipEntry::bucket(crowd[0].key_of(), maps::VIP_LINES.trailing_zeros()) / 2;
+        let ports =
+            (1..=u16::MAX).map(|port| VipEntry::balanced(VipEntry::key(AddrEntry::vip(7), port, TCP), port));
+        let beside = ports
+            .filter(|entry| VipEntry::bucket(entry.key_of(), maps::VIP_LINES.trailing_zeros()) / 2 == pair);
+        let elsewhere =
+            (1..100).map(|id| VipEntry::balanced(VipEntry::key(AddrEntry::vip(id + 100), 443, TCP), id));
+        let others: Vec<VipEntry> = beside.take(1).chain(elsewhere).collect();
+        let all = [crowd.clone(), others.clone()].concat();
+
+        let left_out = |in_force: &dyn Fn(VipEntry) -> bool| vips(&all, in_force).left_out;
+
+        assert_eq!(
+            left_out(&|_| false),
+            [15, 16],
+            "the last of the crowd, for one that has its place there, too"
+        );
+        assert_eq!(left_out(&|entry| entry != others[0]), [16, 17], "what is in force stays");
+        assert_eq!(vips(&others, |_| false).left_out, [0; 0]);
+    }
+
+    #[test]
+    fn addresses_that_crowd_a_bucket_cost_one_of_them() {
+        let bits = maps::ADDR_LINES.trailing_zeros();
+        let mut pairs: BTreeMap<u32, Vec<(Addr, AddrEntry)>> = BTreeMap::new();
+        let all =
+            (0..u16::MAX).map(|index| (Addr::from(ip(2 * u32::from(index) + 1)), AddrEntry::vip(index + 1)));
+        for (addr, entry) in all {
+            pairs.entry(addr.bucket(bits) / 2).or_default().push((addr, entry));
+        }
+        let mut crowd = pairs.into_values().find(|entries| entries.len() > 6).expect("there is one");
+        crowd.truncate(7);
+        let (last, _) = crowd[6];
+
+        assert_eq!(addrs(&crowd, |_| false).left_out, [6]);
+        assert_eq!(addrs(&crowd, |addr| *addr == last).left_out, [5]);
+        crowd[6].1 = AddrEntry::node(7);
+        assert_eq!(addrs(&crowd, |_| false).left_out, [5], "the host's own before VIPs");
     }
 }

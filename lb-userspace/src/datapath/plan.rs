@@ -30,6 +30,7 @@ mod tunnel;
 
 use former::{Rewrite, Standing};
 use ids::{Ids, RecordIds};
+use lookup::Crowd;
 pub use op::{Op, Outside};
 use tables::Table;
 
@@ -58,6 +59,7 @@ pub struct Book {
     /// Backends by what the tunnel calls them.
     names: BTreeMap<u64, BackendId>,
     lookup: Option<Lookup>,
+    crowd: Crowd,
     addr_ids: BTreeMap<IpAddr, u16>,
     generations: Vec<u16>,
     backend_ids: Ids,
@@ -102,7 +104,7 @@ type BackendKey = (PoolId, SocketAddr, Rewrite);
 /// A record belongs to a VIP and its pool; to a punted VIP only for its source ranges.
 type RecordKey = (Place, Option<PoolId>);
 
-/// Contents of the address and VIP tables.
+/// Contents of the address and VIP tables, whether all of it has room or not.
 type Lookup = (Vec<(Addr, AddrEntry)>, Vec<VipEntry>);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -125,17 +127,6 @@ pub struct Observed<'a> {
     pub translated: Option<(u32, &'a BTreeSet<BackendId>)>,
 }
 
-/// Whether the address and VIP tables say what is wanted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Halves {
-    /// They did already.
-    InForce,
-    /// They do after this plan.
-    Switched,
-    /// They do not fit; the old ones stay.
-    Stale,
-}
-
 impl Default for Book {
     fn default() -> Self {
         Self::new(HashKey::default())
@@ -155,6 +146,7 @@ impl Book {
             peers: BTreeMap::new(),
             names: BTreeMap::new(),
             lookup: None,
+            crowd: Crowd::default(),
             addr_ids: BTreeMap::new(),
             generations: vec![0; maps::BACKENDS as usize],
             backend_ids: Ids::new(1, maps::BACKENDS as u16),
@@ -210,14 +202,9 @@ impl Book {
         } else {
             self.plan_records_of(want, &pools, &mut plan, &mut retired)
         };
-        let halves = self.plan_lookup(want, moved, &mut plan, &mut retired);
+        let switches = self.plan_lookup(want, moved, &mut plan, &mut retired);
         self.planned = want.clone();
-        if halves == Halves::Stale {
-            // Old VIPs go on naming old records, tables and backends: none of them may be reused.
-            self.lingering = retired;
-            return plan;
-        }
-        self.release(retired, halves == Halves::Switched, &mut plan);
+        self.release(retired, switches, &mut plan);
         plan
     }
 

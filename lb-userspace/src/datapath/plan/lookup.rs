@@ -1,27 +1,32 @@
 //! The address and VIP tables: laid out whole, put in force by one store.
 
-use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::cell::LazyCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use lb_common::{Addr, AddrEntry, Epoch, TCP, UDP, VipEntry, wire_port};
 
-use super::{Book, Halves, Op, Plan, Retired, too_many};
+use super::{Book, Op, Plan, Retired, too_many};
 use crate::datapath::layout;
-use crate::datapath::want::{Owner, Place, Target, Want};
-use crate::model::l4::{Listener, Protocol};
+use crate::datapath::want::{Owner, Place, Target, Want, problem};
+use crate::model::ObjectName;
+use crate::model::Problem;
+use crate::model::l4::{Listener, PoolId, Protocol};
 
 impl Book {
-    /// `moved`: VIPs, or the records that they name, may be others than before.
+    /// `moved`: VIPs, or the records that they name, may be others than before. Returns whether other tables come in force.
     pub(super) fn plan_lookup(
         &mut self,
         want: &Want,
         moved: bool,
         plan: &mut Plan,
         retired: &mut Retired,
-    ) -> Halves {
+    ) -> bool {
         let former: BTreeSet<IpAddr> = self.former_sources().collect();
         if !moved && former == self.former_sources {
-            return Halves::InForce;
+            plan.problems.extend(self.crowd.problems.iter().cloned());
+            return false;
         }
         let mut owned = want.addrs.clone();
         for source in &former {
@@ -51,25 +56,42 @@ impl Book {
             };
             addrs.push((Addr::from(*addr), entry));
         }
-        let vips: Vec<VipEntry> =
-            want.vips.iter().filter_map(|(place, target)| self.vip_entry(place, target, want)).collect();
+        let vips: Vec<(VipEntry, &Place)> = want
+            .vips
+            .iter()
+            .filter_map(|(place, target)| Some((self.vip_entry(place, target, want)?, place)))
+            .collect();
+        let (vips, places): (Vec<VipEntry>, Vec<&Place>) = vips.into_iter().unzip();
 
         let lookup = (addrs, vips);
         if self.lookup.as_ref() == Some(&lookup) {
-            return Halves::InForce;
+            plan.problems.extend(self.crowd.problems.iter().cloned());
+            return false;
         }
-        let (Some(addr_lines), Some(vip_lines)) = (layout::addrs(&lookup.0), layout::vips(&lookup.1)) else {
-            plan.problems.push(too_many("the VIP table does not fit; the old one stays"));
-            self.again.vips = true;
-            return Halves::Stale;
-        };
+        let in_force = LazyCell::new(|| self.in_force());
+        let addr_lines = layout::addrs(&lookup.0, |addr| in_force.0.contains(addr));
+        let vip_lines = layout::vips(&lookup.1, |entry| in_force.1.contains(&entry.key_of()));
+        let addrs_out = addr_lines.left_out.iter().filter_map(|index| lookup.0.get(*index));
+        let vips_out =
+            vip_lines.left_out.iter().filter_map(|index| Some((lookup.1.get(*index)?, *places.get(*index)?)));
+        self.crowd = Crowd::of(want, addrs_out.map(|(addr, _)| *addr).collect(), vips_out.collect());
+        plan.problems.extend(self.crowd.problems.iter().cloned());
+        let (addr_lines, vip_lines) = (addr_lines.buckets, vip_lines.buckets);
         let half = self.epoch.half() ^ 1;
         self.epoch =
             Epoch::new(half, addr_lines.bits, vip_lines.bits, self.epoch.generation().wrapping_add(1));
         plan.ops.push(Op::Lookup(half, addr_lines, vip_lines));
         plan.ops.push(Op::Epoch(self.epoch));
         self.lookup = Some(lookup);
-        Halves::Switched
+        true
+    }
+
+    /// Addresses and keys of VIPs that packets find now.
+    fn in_force(&self) -> (BTreeSet<Addr>, BTreeSet<u64>) {
+        let (addrs, vips) = self.lookup.as_ref().map_or((&[][..], &[][..]), |(addrs, vips)| (addrs, vips));
+        let addrs = addrs.iter().map(|(addr, _)| *addr).filter(|addr| !self.crowd.addrs.contains(addr));
+        let vips = vips.iter().map(|entry| entry.key_of()).filter(|key| !self.crowd.vips.contains(key));
+        (addrs.collect(), vips.collect())
     }
 
     /// Entry of a VIP; `None` while what it needs does not fit.
@@ -92,4 +114,51 @@ impl Book {
         // Without its record it would be open to all.
         Some(if want.ranges.contains_key(place) { entry.restricted(record?) } else { entry })
     }
+}
+
+/// What found no room in the largest tables, because it shares its buckets with too many others.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct Crowd {
+    addrs: BTreeSet<Addr>,
+    /// Keys of VIPs.
+    vips: BTreeSet<u64>,
+    problems: Vec<Problem>,
+}
+
+impl Crowd {
+    fn of(want: &Want, addrs: BTreeSet<Addr>, vips: Vec<(&VipEntry, &Place)>) -> Self {
+        let (keys, mut places): (BTreeSet<u64>, Vec<&Place>) =
+            vips.into_iter().map(|(entry, place)| (entry.key_of(), place)).unzip();
+        if !addrs.is_empty() {
+            let unserved = |place: &Place| addrs.contains(&Addr::from(place.addr));
+            places.extend(want.vips.iter().map(|(place, _)| place).filter(|place| unserved(place)));
+        }
+        let mut of_service: BTreeMap<Option<&Arc<ObjectName>>, Vec<(&Place, Option<&PoolId>)>> =
+            BTreeMap::new();
+        for place in places {
+            let pool = match want.vips.get(place) {
+                Some(Target::Pool(id)) => Some(id),
+                Some(Target::Punt(_)) | None => None,
+            };
+            of_service.entry(pool.map(|id| &id.service)).or_default().push((place, pool));
+        }
+        let problems = of_service.into_values().filter_map(|places| unserved(&places)).collect();
+        Self { addrs, vips: keys, problems }
+    }
+}
+
+/// VIPs of one Service that are left out.
+fn unserved(places: &[(&Place, Option<&PoolId>)]) -> Option<Problem> {
+    let (Place { addr, port, protocol }, pool) = places.first()?;
+    let message = format!(
+        "{} of its VIPs are not served, {protocol} {} for one: their place in the lookup tables is taken by others",
+        places.len(),
+        SocketAddr::new(*addr, *port)
+    );
+    let fix = "another port or another address has another place".to_owned();
+    let whose = match pool {
+        Some(id) => problem(id, message),
+        None => too_many(&message),
+    };
+    Some(Problem { reason: "datapath-full", fix, ..whose })
 }
