@@ -121,9 +121,9 @@ impl Slots {
         self.contests.get(at).map(|(_, contest)| *contest)
     }
 
-    /// The slots that are contested.
-    pub fn contested_slots(&self) -> impl Iterator<Item = u32> {
-        self.contests.iter().map(|(index, _)| *index)
+    /// The contested slots whose previous owner was used when that was noted at `now`, and those that were contested then.
+    pub fn used_at(&self, now: u32) -> impl Iterator<Item = u32> {
+        self.contests.iter().filter(move |(_, contest)| contest.used == now).map(|(index, _)| *index)
     }
 
     /// Notes that flows which are not remembered used the previous owners of these slots (of a

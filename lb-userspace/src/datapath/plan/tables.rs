@@ -341,8 +341,9 @@ impl Book {
             let over = idle.iter().chain(over);
             plan.ops.extend(over.map(|(place, entry)| Op::Unremember(*place, *entry)));
             plan.ops.extend(settled.iter().map(|(slot, cell)| Op::Slot(table.base + slot, *cell)));
-            // No packet looks at the previous owner of a slot that has settled, nor does anybody read its mark.
-            let used = table.slots.contested_slots();
+            // No packet looks at the previous owner of a slot that has settled, nor does anybody read its mark. One that was
+            // set since they were noted is for the next time.
+            let used = table.slots.used_at(now);
             let used =
                 used.filter(|slot| tables.slot(previous + slot).is_used() && !passed.contains_key(slot));
             plan.ops.extend(used.map(|slot| Op::Unmark(previous + slot)));

@@ -338,6 +338,29 @@ fn vips_that_crowd_a_bucket_cost_one_of_them_and_no_other_service_anything() {
 }
 
 #[test]
+fn a_mark_that_is_set_while_slots_settle_is_read_the_next_time() {
+    let (tables, mut book, mut want) = (Tables::owned(), Book::default(), Want::default());
+    serve(&mut want, 0, &[1, 2]);
+    carry_out(&mut book, &want, &tables);
+    serve(&mut want, 0, &[1, 2, 3]);
+    carry_out(&mut book, &want, &tables);
+    let settle = |book: &mut Book, now| {
+        let (mut plan, mut retired) = (Plan::default(), Retired::default());
+        let observed = Observed { now, grace: 1_000, spared: None, translated: None };
+        book.plan_settling(&tables, &observed, &mut plan, &mut retired);
+        plan.ops
+    };
+
+    book.note_used(|index| tables.slot(index), 5);
+    (0..4 * 1024).for_each(|index| tables.mark_used(index));
+    assert_eq!(settle(&mut book, 5), []);
+
+    book.note_used(|index| tables.slot(index), 9);
+    let ops = settle(&mut book, 9);
+    assert!(!ops.is_empty() && ops.iter().all(|op| matches!(op, Op::Unmark(_))), "{ops:?}");
+}
+
+#[test]
 fn another_way_writes_the_lines_that_a_whole_plan_would_write_and_no_more() {
     let tables = Tables::owned();
     let mut book = Book::default();
