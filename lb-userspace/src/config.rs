@@ -268,6 +268,7 @@ pub enum Error {
 pub fn resolve(flags: Settings, file: Option<&Path>) -> Result<Config, Error> {
     let file = file.map(settings::read_file).transpose()?.unwrap_or_default();
     let mut merged = flags.over(file);
+    let nat_ports = value::nat_ports(merged.nat_ports.as_deref().unwrap_or("61000-65535"))?;
     let cluster = ClusterConfig::of(&mut merged)?;
     let metering = metering(&mut merged)?;
     let pod = value::pod();
@@ -286,10 +287,10 @@ pub fn resolve(flags: Settings, file: Option<&Path>) -> Result<Config, Error> {
         health_path: value::health_path(merged.health_check_path.take())?,
         workers: value::workers(merged.workers)?,
         hash_key: merged.hash_key.map(|text| value::hash_key(&text)).transpose()?,
-        nat_ports: value::nat_ports(merged.nat_ports.as_deref().unwrap_or("61000-65535"))?,
+        nat_ports,
         flow_entries: value::flow_entries(merged.flow_entries.unwrap_or(1 << 17))?,
         grace: value::grace(merged.grace_seconds.unwrap_or(300))?,
-        tunnel_port: merged.tunnel_port.unwrap_or(7183),
+        tunnel_port: value::tunnel_port(merged.tunnel_port.unwrap_or(7183), nat_ports)?,
         pin: match merged.pin.unwrap_or(Pin::Auto) {
             Pin::Auto => Some(merged.bpffs.unwrap_or_else(|| PathBuf::from(BPFFS))),
             Pin::Off => None,
@@ -410,6 +411,11 @@ mod tests {
                 "reversed range",
                 Settings { nat_ports: Some("9000-8000".into()), ..with_manifests() },
                 "--nat-ports \"9000-8000\": allowed: LOW-HIGH",
+            ),
+            (
+                "the tunnel's port among those of nat",
+                Settings { nat_ports: Some("5000-9999".into()), ..with_manifests() },
+                "--tunnel-port \"7183\": allowed: a port outside --nat-ports 5000-9999",
             ),
             (
                 "object without namespace",

@@ -87,7 +87,7 @@ pub(super) struct RunArgs {
     /// long as the tables are]
     #[arg(long, value_name = "32 HEX DIGITS", env = "PENSTOCK_HASH_KEY", hide_env_values = true)]
     hash_key: Option<String>,
-    /// Source ports of `nat` flows, within 1024 to 65535; keep them out of net.ipv4.ip_local_port_range
+    /// Source ports of `nat` flows, within 1024 to 65535; keep them out of net.ipv4.ip_local_port_range and `--tunnel-port` out of them
     /// [default: 61000-65535]
     #[arg(long, value_name = "LOW-HIGH", env = "PENSTOCK_NAT_PORTS")]
     nat_ports: Option<String>,

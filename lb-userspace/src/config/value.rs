@@ -75,6 +75,15 @@ pub(super) fn nat_ports(text: &str) -> Result<(u16, u16), Error> {
     }
 }
 
+/// Packets to a port of `--nat-ports` are taken for answers to translated flows.
+pub(super) fn tunnel_port(port: u16, (low, high): (u16, u16)) -> Result<u16, Error> {
+    if !(low..=high).contains(&port) {
+        return Ok(port);
+    }
+    let reason = format!("allowed: a port outside --nat-ports {low}-{high}, or 0 for none");
+    Err(Error::Value { setting: "tunnel-port", value: port.to_string(), reason })
+}
+
 pub(super) fn object(setting: &'static str, text: Option<String>) -> Result<Option<ObjectName>, Error> {
     let Some(text) = text.filter(|text| !text.is_empty()) else { return Ok(None) };
     match text.split_once('/') {

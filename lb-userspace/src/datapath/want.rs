@@ -278,21 +278,24 @@ pub fn problem(id: &PoolId, message: String) -> Problem {
     }
 }
 
-/// VIPs on the host's own addresses that the SNAT range shadows: a packet to such a port is taken
-/// for an answer of a translated flow before VIPs are looked at.
-pub fn shadowed(want: &Want, nat_ports: (u16, u16)) -> Vec<Problem> {
-    let (first, last) = nat_ports;
-    let shadowed = want.vips.iter().filter(|(place, _)| {
-        (first..=last).contains(&place.port) && want.addrs.get(&place.addr) == Some(&Owner::Node)
+/// VIPs on the host's own addresses that the SNAT range or the tunnel's port shadows: a packet to such a port is taken
+/// for an answer of a translated flow, or for another balancer's, before VIPs are looked at.
+pub fn shadowed(want: &Want, (first, last): (u16, u16), tunnel_port: u16) -> Vec<Problem> {
+    let own = want.vips.iter().filter(|(place, _)| want.addrs.get(&place.addr) == Some(&Owner::Node));
+    let shadowed = own.filter_map(|(place, target)| {
+        if (first..=last).contains(&place.port) {
+            return Some((place, target, format!("lies in --nat-ports {first}-{last}"), "--nat-ports"));
+        }
+        let is_tunnel = place.protocol == Protocol::Udp && place.port == tunnel_port;
+        is_tunnel.then(|| (place, target, "is --tunnel-port".to_owned(), "--tunnel-port"))
     });
     shadowed
-        .map(|(Place { addr, port, protocol }, target)| {
+        .map(|(Place { addr, port, protocol }, target, why, flag)| {
             let message = format!(
-                "{protocol} {}: the port lies in --nat-ports {first}-{last} and is not served on the \
-                 host's own address",
+                "{protocol} {}: the port {why} and is not served on the host's own address",
                 SocketAddr::new(*addr, *port)
             );
-            let fix = "choose another port, or move --nat-ports".to_owned();
+            let fix = format!("choose another port, or move {flag}");
             let whole = match target {
                 Target::Pool(id) => problem(id, message),
                 Target::Punt(_) => Problem {
@@ -316,25 +319,28 @@ mod tests {
     use crate::model::l4::{Access, BackendState, Family, Punt, Vip, VipAddr, Weight};
 
     #[test]
-    fn a_vip_in_the_nat_range_is_a_problem_on_the_hosts_addresses_only() {
+    fn a_vip_that_a_port_of_ours_shadows_is_a_problem_on_the_hosts_addresses_only() {
         let place =
             |addr: &str, port| Place { addr: addr.parse().expect("address"), port, protocol: Protocol::Tcp };
         let (host, vip) = (place("10.0.0.1", 61_000), place("203.0.113.10", 61_000));
+        let tunnel = Place { protocol: Protocol::Udp, ..place("10.0.0.1", 7183) };
         let want = Want {
-            vips: [host, vip, place("10.0.0.1", 60_999)]
+            vips: [host, vip, place("10.0.0.1", 60_999), place("10.0.0.1", 7183), tunnel]
                 .map(|place| (place, Target::Punt(Listener::Http)))
                 .into(),
             addrs: [(host.addr, Owner::Node), (vip.addr, Owner::Vip)].into_iter().collect(),
             ..Want::default()
         };
 
-        let messages: Vec<_> = shadowed(&want, (61_000, 65_535)).into_iter().map(|p| p.message).collect();
+        let messages: Vec<_> =
+            shadowed(&want, (61_000, 65_535), 7183).into_iter().map(|p| p.message).collect();
 
         assert_eq!(
             messages,
             [
+                "udp 10.0.0.1:7183: the port is --tunnel-port and is not served on the host's own address",
                 "tcp 10.0.0.1:61000: the port lies in --nat-ports 61000-65535 and is not served on the host's own \
-              address"
+              address",
             ]
         );
     }

@@ -70,8 +70,8 @@ pub struct Worker {
     once_more: bool,
     /// What of an agent before us goes on without being wished for.
     held: Held,
-    /// There is a port for the tunnel.
-    is_tunnelling: bool,
+    /// UDP port of the tunnel; 0: none.
+    tunnel_port: u16,
     /// Where the packets of the wished backends go.
     destinations: Destinations,
     /// Addresses that the way to is kept known of: those, and where flows still go.
@@ -174,7 +174,7 @@ pub async fn start(
         followed: OrdSet::new(),
         join: Join::default(),
         held: Held::default(),
-        is_tunnelling: tunnel_port != 0,
+        tunnel_port,
         choice,
         attach,
         nat_ports,
@@ -362,7 +362,7 @@ impl Worker {
         let view = self.netlink.view();
         let (want, mut problems) = self.join.follow(&l4, &view.network, &self.destinations);
         problems.extend(misfits.into_iter().chain(self.held.problem()));
-        problems.extend(want::shadowed(&want, self.nat_ports));
+        problems.extend(want::shadowed(&want, self.nat_ports, self.tunnel_port));
         problems.extend(view.problems.iter().cloned());
         problems.extend(self.missing());
         self.allow_devices();
@@ -401,7 +401,7 @@ impl Worker {
     /// The wish with what is held, and without what the settings do not allow.
     fn complete(&self, wish: &Arc<L4>) -> (Arc<L4>, Vec<Problem>) {
         let l4 = if self.held.is_empty() { Arc::clone(wish) } else { Arc::new(self.held.beside(wish)) };
-        if self.is_tunnelling {
+        if self.tunnel_port != 0 {
             let installed = self.installed.as_ref().map(|(_, installed)| &**installed);
             let is_heard = l4.silent.is_empty();
             return (if is_heard { l4 } else { Arc::new(want::around_silence(&l4, installed)) }, Vec::new());
