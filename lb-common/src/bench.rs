@@ -2,7 +2,7 @@
 //! it; nothing here reaches a packet of anybody.
 
 /// Bytes of the frame that the generator can write.
-pub const FRAME: usize = 80;
+pub const FRAME: usize = 144;
 
 /// Flows per client address: the rest of the flow's number goes into the address.
 pub const PORTS_PER_CLIENT: u32 = 1024;
@@ -23,24 +23,28 @@ pub struct Generator {
     pub vips: u32,
     /// Whether to run the program afterwards; else the wrapper alone is measured.
     pub run: u32,
-    /// Bytes that the program puts in front, or the wrapper where it does not run the program.
-    pub grow: u32,
+    /// Bytes that the program puts in front, or the wrapper where it does not run the program; below 0: takes off.
+    pub grow: i32,
     /// Bytes that were put in front by the last run: 0 before the first.
-    pub grown: u32,
+    pub grown: i32,
 }
 
-const _: () = assert!(size_of::<Generator>() == 104);
+/// Words of a [`Generator`].
+pub const WORDS: usize = FRAME / 8 + 3;
+
+const _: () = assert!(size_of::<Generator>() == 8 * WORDS);
 
 impl Generator {
     /// Words as a map holds them.
-    pub fn words(&self) -> [u64; 13] {
-        let Self { frame, next, flow_mask, vips, run, grow, grown } = self;
-        let mut words = [0; 13];
+    pub fn words(&self) -> [u64; WORDS] {
+        let Self { frame, next, flow_mask, vips, run, grow, grown } = *self;
+        let mut words = [0; WORDS];
         for (word, bytes) in words.iter_mut().zip(frame.chunks_exact(8)) {
             *word = bytes.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
         }
-        let pair = |low: &u32, high: &u32| u64::from(*low) | u64::from(*high) << 32;
-        words[10..].copy_from_slice(&[pair(next, flow_mask), pair(vips, run), pair(grow, grown)]);
+        let pair = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
+        let sizes = pair(grow.cast_unsigned(), grown.cast_unsigned());
+        words[FRAME / 8..].copy_from_slice(&[pair(next, flow_mask), pair(vips, run), sizes]);
         words
     }
 

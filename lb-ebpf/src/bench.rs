@@ -15,7 +15,7 @@ use aya_ebpf::{
     macros::{btf_map, xdp},
     programs::XdpContext,
 };
-use lb_common::bench::Generator;
+use lb_common::{bench::Generator, tunnel};
 
 use crate::{
     packet::{Packet, View, Word},
@@ -61,41 +61,48 @@ pub fn bench_adjust(ctx: XdpContext) -> u32 {
 /// The same packet every time, without its encapsulation.
 #[xdp(frags)]
 pub fn bench_undo(ctx: XdpContext) -> u32 {
-    run(&ctx, |_, _| {})
+    run::<ETHERNET>(&ctx, |_, _| {})
 }
 
 /// Another flow every time.
 #[xdp(frags)]
 pub fn bench_vary_v4(ctx: XdpContext) -> u32 {
-    run(&ctx, vary_v4)
+    run::<V4_PORTS>(&ctx, |view, generator| vary_v4(view, generator, ETHERNET))
 }
 
 /// Another flow every time.
 #[xdp(frags)]
 pub fn bench_vary_v6(ctx: XdpContext) -> u32 {
-    run(&ctx, vary_v6)
+    run::<V6_PORTS>(&ctx, |view, generator| vary_v6(view, generator, ETHERNET))
 }
 
 /// Another flow every time, and hop limit and checksums as they came.
 #[xdp(frags)]
 pub fn bench_renew_v4(ctx: XdpContext) -> u32 {
-    run(&ctx, |packet, generator| {
-        let Some(view) = packet.view::<V4_TCP>() else { return };
-        // TTL, protocol and header checksum; TCP's checksum and urgent pointer.
-        copy::<u32, _>(&view, generator, ETHERNET + 8);
-        copy::<u32, _>(&view, generator, ETHERNET + 36);
-        vary_v4(packet, generator);
-    })
+    run::<V4_TCP>(&ctx, |view, generator| renew_v4(view, generator, ETHERNET))
 }
 
 /// Another flow every time, and hop limit and checksums as they came.
 #[xdp(frags)]
 pub fn bench_renew_v6(ctx: XdpContext) -> u32 {
-    run(&ctx, |packet, generator| {
-        let Some(view) = packet.view::<V6_TCP>() else { return };
-        copy::<u64, _>(&view, generator, ETHERNET);
-        copy::<u32, _>(&view, generator, ETHERNET + 56);
-        vary_v6(packet, generator);
+    run::<V6_TCP>(&ctx, |view, generator| renew_v6(view, generator, ETHERNET))
+}
+
+/// The same within the tunnel, over the header of which an Ethernet header was written.
+#[xdp(frags)]
+pub fn bench_rewrap_v4(ctx: XdpContext) -> u32 {
+    run::<{ tunnel::OVERHEAD_V4 + V4_TCP }>(&ctx, |view, generator| {
+        let l3 = tunnel_header(view, generator, tunnel::OVERHEAD_V4);
+        renew_v4(view, generator, l3);
+    })
+}
+
+/// The same within the tunnel, over the header of which an Ethernet header was written.
+#[xdp(frags)]
+pub fn bench_rewrap_v6(ctx: XdpContext) -> u32 {
+    run::<{ tunnel::OVERHEAD_V6 + V6_TCP }>(&ctx, |view, generator| {
+        let l3 = tunnel_header(view, generator, tunnel::OVERHEAD_V6);
+        renew_v6(view, generator, l3);
     })
 }
 
@@ -110,7 +117,7 @@ pub fn bench_generate(ctx: XdpContext) -> u32 {
     for word in 0..(V4_TCP - ETHERNET) / 4 {
         copy::<u32, _>(&view, generator, ETHERNET + 4 * word);
     }
-    vary_v4(&packet, generator);
+    vary_v4(&view, generator, ETHERNET);
     xdp_action::XDP_TX
 }
 
@@ -129,25 +136,25 @@ const V4_TCP: usize = ETHERNET + 40;
 const V6_PORTS: usize = ETHERNET + 44;
 const V6_TCP: usize = ETHERNET + 60;
 
-/// Undoes what the last run did, changes the headers, and calls the program.
+/// Undoes what the last run did, changes some of the first `SIZE` bytes, and calls the program.
 #[inline(always)]
-fn run(ctx: &XdpContext, change: impl FnOnce(&Packet, &mut Generator)) -> u32 {
+fn run<const SIZE: usize>(ctx: &XdpContext, change: impl FnOnce(&View<SIZE>, &mut Generator)) -> u32 {
     let Some(generator) = generator() else { return xdp_action::XDP_ABORTED };
     if generator.grown != 0 {
-        adjust(ctx, generator.grown as i32);
+        adjust(ctx, generator.grown);
     }
     generator.grown = generator.grow;
     let packet = Packet::of(ctx);
-    let Some(view) = packet.view::<ETHERNET>() else { return xdp_action::XDP_ABORTED };
+    let Some(view) = packet.view::<SIZE>() else { return xdp_action::XDP_ABORTED };
     ethernet(&view, generator);
-    change(&packet, generator);
+    change(&view, generator);
     if generator.run != 0 {
         // SAFETY: nothing here needs to be dropped.
         unsafe { BENCH_PROGRAM.tail_call(ctx, 0) };
         return xdp_action::XDP_ABORTED;
     }
     if generator.grow != 0 {
-        adjust(ctx, -(generator.grow as i32));
+        adjust(ctx, -generator.grow);
     }
     xdp_action::XDP_TX
 }
@@ -159,26 +166,48 @@ fn ethernet<const SIZE: usize>(view: &View<SIZE>, generator: &Generator) {
     copy::<u16, SIZE>(view, generator, 12);
 }
 
+/// The tunnel's header, which ends an Ethernet header in front of the packet inside; returns where that begins.
 #[inline(always)]
-fn vary_v4(packet: &Packet, generator: &mut Generator) {
-    let Some(view) = packet.view::<V4_PORTS>() else { return };
-    let (flow, host, ports) = next(generator, ETHERNET + 20);
-    let src = saved::<u32>(generator, ETHERNET + 12) | host;
-    let vip = saved::<u32>(generator, ETHERNET + 16) | Generator::vip(flow, generator.vips);
-    view.write(ETHERNET + 12, src as u64 | (vip as u64) << 32);
-    view.write(ETHERNET + 20, ports);
+fn tunnel_header<const SIZE: usize>(view: &View<SIZE>, generator: &Generator, overhead: usize) -> usize {
+    let inner = ETHERNET + overhead;
+    copy::<u64, _>(view, generator, inner - tunnel::HEADER);
+    copy::<u64, _>(view, generator, inner - tunnel::HEADER + 8);
+    inner
 }
 
 #[inline(always)]
-fn vary_v6(packet: &Packet, generator: &mut Generator) {
-    let Some(view) = packet.view::<V6_PORTS>() else { return };
-    let (flow, host, ports) = next(generator, ETHERNET + 40);
-    copy::<u64, V6_PORTS>(&view, generator, ETHERNET + 8);
-    view.write(ETHERNET + 16, saved::<u64>(generator, ETHERNET + 16) | (host as u64) << 32);
-    copy::<u64, V6_PORTS>(&view, generator, ETHERNET + 24);
-    let vip = saved::<u64>(generator, ETHERNET + 32);
-    view.write(ETHERNET + 32, vip | (Generator::vip(flow, generator.vips) as u64) << 32);
-    view.write(ETHERNET + 40, ports);
+fn renew_v4<const SIZE: usize>(view: &View<SIZE>, generator: &mut Generator, l3: usize) {
+    // TTL, protocol and header checksum; TCP's checksum and urgent pointer.
+    copy::<u32, _>(view, generator, l3 + 8);
+    copy::<u32, _>(view, generator, l3 + 36);
+    vary_v4(view, generator, l3);
+}
+
+#[inline(always)]
+fn renew_v6<const SIZE: usize>(view: &View<SIZE>, generator: &mut Generator, l3: usize) {
+    copy::<u64, _>(view, generator, l3);
+    copy::<u32, _>(view, generator, l3 + 56);
+    vary_v6(view, generator, l3);
+}
+
+#[inline(always)]
+fn vary_v4<const SIZE: usize>(view: &View<SIZE>, generator: &mut Generator, l3: usize) {
+    let (flow, host, ports) = next(generator, l3 + 20);
+    let src = saved::<u32>(generator, l3 + 12) | host;
+    let vip = saved::<u32>(generator, l3 + 16) | Generator::vip(flow, generator.vips);
+    view.write(l3 + 12, src as u64 | (vip as u64) << 32);
+    view.write(l3 + 20, ports);
+}
+
+#[inline(always)]
+fn vary_v6<const SIZE: usize>(view: &View<SIZE>, generator: &mut Generator, l3: usize) {
+    let (flow, host, ports) = next(generator, l3 + 40);
+    copy::<u64, _>(view, generator, l3 + 8);
+    view.write(l3 + 16, saved::<u64>(generator, l3 + 16) | (host as u64) << 32);
+    copy::<u64, _>(view, generator, l3 + 24);
+    let vip = saved::<u64>(generator, l3 + 32);
+    view.write(l3 + 32, vip | (Generator::vip(flow, generator.vips) as u64) << 32);
+    view.write(l3 + 40, ports);
 }
 
 /// The next flow: its number, the client's host part and the ports word, of which the frame gives
@@ -200,7 +229,7 @@ fn copy<T: Word, const SIZE: usize>(view: &View<SIZE>, generator: &Generator, of
 #[inline(always)]
 fn saved<T: Word>(generator: &Generator, offset: usize) -> T {
     let at = generator.frame.as_ptr().wrapping_add(offset).cast::<T>();
-    // SAFETY: callers name a field of the first 80 bytes; the verifier proves it.
+    // SAFETY: callers name a field of the first bytes; the verifier proves it.
     unsafe { *at }
 }
 

@@ -2,12 +2,12 @@
 
 use std::net::IpAddr;
 
-use lb_common::tunnel::{self, Head, Round};
-use lb_common::{HashKey, TCP, csum, wire_port};
+use lb_common::tunnel::{self, Round};
+use lb_common::{TCP, csum};
 use lb_tests::icmp::Icmp;
 use lb_tests::packet::{ACK, OURS, Packet, ROUTER, SYN, csums_are_right, tcp, udp};
 use lb_tests::shape::with_options;
-use lb_tests::world::{CONFIG, KEY, LOOPBACK, World, backend, can_run_programs};
+use lb_tests::world::{CONFIG, LOOPBACK, World, backend, can_run_programs, tunnel_tag, tunnelled};
 use penstock::datapath::engine::Engine;
 use penstock::datapath::want::Owner;
 use penstock::model::l4::{FiveTuple, ForwardingMode::*, Protocol::*};
@@ -25,17 +25,8 @@ const NODE: [&str; 2] = ["10.0.0.254:7183", "[fd00::fe]:7183"];
 const PASS: u32 = 2;
 const DROP: u32 = 1;
 
-fn key() -> HashKey {
-    HashKey::expand(KEY)
-}
-
 fn tag(addr: &str) -> u32 {
-    tag_of(addr, TCP)
-}
-
-fn tag_of(addr: &str, proto: u8) -> u32 {
-    let addr: std::net::SocketAddr = addr.parse().expect("address");
-    tunnel::tag(addr.ip().into(), wire_port(addr.port()), proto, key())
+    tunnel_tag(addr, TCP)
 }
 
 /// A node with a backend here and one on the node of the peer.
@@ -63,12 +54,7 @@ fn away() -> penstock::datapath::want::Backend {
 
 /// `inner` within the tunnel, as a peer of this family sends it.
 fn wrapped(family: usize, inner: &Packet, round: Round, backend: u32, other: u32) -> Packet {
-    let proto = if inner.src.is_ipv4() { 4 } else { 41 };
-    let mut payload = Vec::new();
-    for word in [Head::new(proto, round).0, tunnel::cluster(key()), backend, other] {
-        payload.extend(word.to_le_bytes());
-    }
-    payload.extend(&inner.bytes()[14..]);
+    let payload = tunnelled(&inner.bytes(), round, backend, other);
     Packet { payload, no_csum: true, ..udp(PEER[family], NODE[family]) }
 }
 
@@ -245,7 +231,7 @@ fn a_flow_that_is_not_known_gets_one_second_chance_and_then_stays() {
     }
     let mut engine = engine();
     for (number, inner) in [tcp(CLIENT, VIP), udp(CLIENT, VIP)].into_iter().enumerate() {
-        let (here, other) = (tag_of(HERE, inner.proto), tag_of(ELSEWHERE, inner.proto));
+        let (here, other) = (tunnel_tag(HERE, inner.proto), tunnel_tag(ELSEWHERE, inner.proto));
         let before = 2 * number as u64;
 
         // First round: to the other owner, who may send it back to us.
@@ -284,7 +270,7 @@ fn a_balancer_gives_datagrams_that_its_own_backend_does_not_know_to_the_other_ow
     world.backends_mut(vip, Udp).insert(ELSEWHERE.parse().expect("address"), away());
     world.want.peers = [[10, 0, 0, 9].into()].into();
     assert_eq!(engine.apply(world.want.clone()), vec![]);
-    let (here, other) = (tag_of(HERE, lb_common::UDP), tag_of(ELSEWHERE, lb_common::UDP));
+    let (here, other) = (tunnel_tag(HERE, lb_common::UDP), tunnel_tag(ELSEWHERE, lb_common::UDP));
     let mut passed_on = 0;
     for port in 1024..1088 {
         let inner = udp(&format!("198.51.100.7:{port}"), vip);

@@ -1,10 +1,10 @@
 //! VLAN tags: pushed on the way to a backend, given back to the client, byte for byte.
 
-use lb_common::tunnel::{self, Head, Round};
-use lb_common::{HashKey, TCP, Tag, Tags, wire_port};
+use lb_common::tunnel::{self, Round};
+use lb_common::{TCP, Tag, Tags};
 use lb_tests::packet::{ACK, OURS, Packet, ROUTER, SYN, csums_are_right, tcp, udp};
 use lb_tests::shape::{fragments, tagged, with_extensions, with_options};
-use lb_tests::world::{KEY, LOOPBACK, World, backend_mac, can_run_programs};
+use lb_tests::world::{LOOPBACK, World, backend_mac, can_run_programs, tunnel_tag, tunnelled};
 use penstock::datapath::engine::Engine;
 use penstock::model::l4::{ForwardingMode, ForwardingMode::*, Protocol::*};
 
@@ -156,18 +156,15 @@ fn what_comes_tagged_through_the_tunnel_arrives_in_its_vlan_and_is_told_there() 
     world.want.peers = ["10.0.0.9", "fd00::9"].map(|peer| peer.parse().expect("address")).into();
     let mut engine = world.load();
     engine.set_interface(LOOPBACK, OURS);
-    let key = HashKey::expand(KEY);
     let peers = [("10.0.0.9:50000", "10.0.0.254:7183"), ("[fd00::9]:50000", "[fd00::fe]:7183")];
     for (client, vip, backend, proto) in
         [(CLIENT, VIPS[0], BACKENDS[0], 4), (CLIENT6, VIPS[1], BACKENDS[1], 41)]
     {
+        let tag = tunnel_tag(backend, TCP);
         let backend: std::net::SocketAddr = backend.parse().expect("address");
-        let tag = tunnel::tag(backend.ip().into(), wire_port(backend.port()), TCP, key);
         for (peer, node) in peers {
             let wrapped_frame = |inner: &[u8]| {
-                let words = [Head::new(proto, Round::First).0, tunnel::cluster(key), tag, 0];
-                let mut payload: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-                payload.extend(&inner[14..]);
+                let payload = tunnelled(inner, Round::First, tag, 0);
                 Packet { payload, no_csum: true, ..udp(peer, node) }.bytes()
             };
             let wrapped = |inner: &Packet| wrapped_frame(&inner.bytes());

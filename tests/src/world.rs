@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
-use lb_common::Mac;
 use lb_common::backend::NextHop;
+use lb_common::tunnel::{self, Head, Round};
+use lb_common::{HashKey, Mac, wire_port};
 use penstock::datapath::engine::{Config, Engine};
 use penstock::datapath::want::{Backend, Owner, Place, Pool, Target, Want, Way};
 use penstock::model::ObjectName;
@@ -101,6 +102,20 @@ pub fn pool_id(vip: SocketAddr, protocol: Protocol) -> PoolId {
         protocol,
         family: Family::of(vip.ip()),
     }
+}
+
+/// Tag of a backend within the tunnel.
+pub fn tunnel_tag(addr: &str, proto: u8) -> u32 {
+    let addr: SocketAddr = addr.parse().expect("test address");
+    tunnel::tag(addr.ip().into(), wire_port(addr.port()), proto, HashKey::expand(KEY))
+}
+
+/// What another balancer sends as a datagram: the tunnel's header with the tags of a slot's owners, and the packet of a frame.
+pub fn tunnelled(frame: &[u8], round: Round, backend: u32, other: u32) -> Vec<u8> {
+    let proto = if frame[12..14] == [0x08, 0] { 4 } else { 41 };
+    let cluster = tunnel::cluster(HashKey::expand(KEY));
+    let words = [Head::new(proto, round).0, cluster, backend, other];
+    words.into_iter().flat_map(u32::to_le_bytes).chain(frame[14..].iter().copied()).collect()
 }
 
 /// A backend behind the test interface.

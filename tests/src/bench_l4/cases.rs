@@ -1,12 +1,12 @@
 //! The cases as data: which world, which program, which frame, what has to become of it and what
 //! it may cost.
 
-use lb_common::tunnel;
+use lb_common::tunnel::{self, Round};
 use lb_common::verdict::{Event, Verdict};
 
 use super::worlds::{self, Which};
-use crate::packet::{ACK, Packet, SYN, tcp};
-use crate::world::backend_mac;
+use crate::packet::{ACK, Packet, SYN, tcp, udp};
+use crate::world::{self, backend_mac};
 
 /// One row.
 #[derive(Clone)]
@@ -27,8 +27,8 @@ pub struct Case {
     pub flows: u32,
     /// VIPs that packets are spread over; 0: that of the frame.
     pub vips: u32,
-    /// Bytes of an encapsulation.
-    pub grow: u32,
+    /// Bytes of an encapsulation; below 0: that is taken off.
+    pub grow: i32,
     /// XDP action.
     pub action: u32,
     /// What the program counts every packet as, where it counts.
@@ -60,8 +60,8 @@ const MANY: u32 = 1 << 20;
 const ALL_NEW: u32 = 0;
 
 /// What `ipip` and `tunnel` put in front, by family.
-const WRAPPED: [u32; 2] = [20, 40];
-const TUNNELLED: [u32; 2] = [tunnel::OVERHEAD_V4 as u32, tunnel::OVERHEAD_V6 as u32];
+const WRAPPED: [i32; 2] = [20, 40];
+const TUNNELLED: [i32; 2] = [tunnel::OVERHEAD_V4 as i32, tunnel::OVERHEAD_V6 as i32];
 
 /// Every case, floors first, in the order of the report.
 pub fn all() -> Vec<Case> {
@@ -123,15 +123,17 @@ struct Row {
     world: [Which; 2],
     wrap: Wrap,
     to: [&'static str; 2],
+    /// The frames come from another balancer.
+    tunnelled: bool,
     flags: u8,
     /// Each flow begins with a SYN.
     begun: bool,
     flows: u32,
-    grow: [u32; 2],
+    grow: [i32; 2],
     action: u32,
     verdict: Option<Verdict>,
     event: Option<Event>,
-    goal: f64,
+    goal: Option<f64>,
 }
 
 /// Which of the wrappers.
@@ -145,6 +147,8 @@ enum Wrap {
     Vary,
     /// Each belongs to another flow, and addresses, ports and checksums are rewritten.
     Renew,
+    /// The same, and it comes out shorter.
+    Rewrap,
 }
 
 fn rows() -> Vec<Row> {
@@ -154,6 +158,7 @@ fn rows() -> Vec<Row> {
         world: [Which::Main; 2],
         wrap: Wrap::None,
         to: NOT_OURS,
+        tunnelled: false,
         flags: ACK,
         begun: false,
         flows: ONE,
@@ -161,16 +166,40 @@ fn rows() -> Vec<Row> {
         action: TX,
         verdict: None,
         event: None,
-        goal: 0.0,
+        goal: None,
     };
     let ipip = Row { to: IPIP, grow: WRAPPED, verdict: Some(Verdict::ForwardedIpip), ..base };
     let vary = Row { wrap: Wrap::Vary, ..ipip };
+    let local = Row {
+        name: ["local-v4-64k", "local-v6-64k"],
+        world: [Which::Local; 2],
+        wrap: Wrap::Renew,
+        to: LOCAL,
+        begun: true,
+        flows: SOME,
+        action: PASS,
+        verdict: Some(Verdict::ForwardedLocal),
+        goal: Some(9.0),
+        ..base
+    };
     vec![
-        Row { name: ["not-ours-v4", "not-ours-v6"], action: PASS, goal: 1.2, ..base },
-        Row { name: ["l2-v4", "l2-v6"], to: L2, verdict: Some(Verdict::ForwardedL2), goal: 1.7, ..base },
-        Row { name: ["ipip-v4", "ipip-v6"], wrap: Wrap::Undo, goal: 2.6, ..ipip },
-        Row { name: ["ipip-v4-1m", "ipip-v6-1m"], flows: MANY, goal: 3.2, ..vary },
-        Row { name: ["ipip-v4-synflood", "ipip-v6-synflood"], flags: SYN, flows: ALL_NEW, goal: 3.5, ..vary },
+        Row { name: ["not-ours-v4", "not-ours-v6"], action: PASS, goal: Some(1.2), ..base },
+        Row {
+            name: ["l2-v4", "l2-v6"],
+            to: L2,
+            verdict: Some(Verdict::ForwardedL2),
+            goal: Some(1.7),
+            ..base
+        },
+        Row { name: ["ipip-v4", "ipip-v6"], wrap: Wrap::Undo, goal: Some(2.6), ..ipip },
+        Row { name: ["ipip-v4-1m", "ipip-v6-1m"], flows: MANY, goal: Some(3.2), ..vary },
+        Row {
+            name: ["ipip-v4-synflood", "ipip-v6-synflood"],
+            flags: SYN,
+            flows: ALL_NEW,
+            goal: Some(3.5),
+            ..vary
+        },
         Row {
             name: ["contested-v4-64k", "contested-v6-64k"],
             world: [Which::ContestedV4, Which::ContestedV6],
@@ -178,7 +207,7 @@ fn rows() -> Vec<Row> {
             begun: true,
             flows: SOME,
             event: Some(Event::FlowHit),
-            goal: 6.0,
+            goal: Some(6.0),
             ..vary
         },
         Row {
@@ -188,29 +217,27 @@ fn rows() -> Vec<Row> {
             begun: true,
             flows: SOME,
             verdict: Some(Verdict::ForwardedNat),
-            goal: 9.0,
+            goal: Some(9.0),
             ..base
         },
-        Row {
-            name: ["local-v4-64k", "local-v6-64k"],
-            world: [Which::Local; 2],
-            wrap: Wrap::Renew,
-            to: LOCAL,
-            begun: true,
-            flows: SOME,
-            action: PASS,
-            verdict: Some(Verdict::ForwardedLocal),
-            goal: 9.0,
-            ..base
-        },
+        local,
         Row {
             name: ["tunnel-v4", "tunnel-v6"],
             wrap: Wrap::Undo,
             to: TUNNEL,
             grow: TUNNELLED,
             verdict: Some(Verdict::ForwardedTunnel),
-            goal: 2.6,
+            goal: Some(2.6),
             ..base
+        },
+        Row {
+            name: ["tunnel-here-v4-64k", "tunnel-here-v6-64k"],
+            world: [Which::Here; 2],
+            wrap: Wrap::Rewrap,
+            tunnelled: true,
+            grow: TUNNELLED.map(|bytes| -bytes),
+            goal: None,
+            ..local
         },
     ]
 }
@@ -249,6 +276,14 @@ fn floors() -> Vec<Case> {
         alone("vary-v6", "bench_vary_v6", true, 40),
         alone("restore-v4", "bench_renew_v4", false, 0),
         alone("restore-v6", "bench_renew_v6", true, 0),
+        Case {
+            frame: tunnelled(0, worlds::LOCAL, ACK),
+            ..alone("rewrap-v4", "bench_rewrap_v4", false, -TUNNELLED[0])
+        },
+        Case {
+            frame: tunnelled(1, worlds::LOCAL, ACK),
+            ..alone("rewrap-v6", "bench_rewrap_v6", true, -TUNNELLED[1])
+        },
     ]
 }
 
@@ -265,8 +300,24 @@ fn case(row: &Row, at: usize) -> Case {
         Wrap::Undo => ("bench_undo", Some(pick("undo-v4", "undo-v6"))),
         Wrap::Vary => (pick("bench_vary_v4", "bench_vary_v6"), Some(pick("vary-v4", "vary-v6"))),
         Wrap::Renew => (pick("bench_renew_v4", "bench_renew_v6"), Some(pick("restore-v4", "restore-v6"))),
+        Wrap::Rewrap => (pick("bench_rewrap_v4", "bench_rewrap_v6"), Some(pick("rewrap-v4", "rewrap-v6"))),
     };
-    let Row { name, world, wrap: _, to, flags, begun, flows, grow, action, verdict, event, goal } = row;
+    let Row {
+        name,
+        world,
+        wrap: _,
+        to,
+        tunnelled: is_tunnelled,
+        flags,
+        begun,
+        flows,
+        grow,
+        action,
+        verdict,
+        event,
+        goal,
+    } = row;
+    let frame = if *is_tunnelled { tunnelled } else { frame };
     Case {
         name: name[at],
         world: world[at],
@@ -280,7 +331,7 @@ fn case(row: &Row, at: usize) -> Case {
         action: *action,
         verdict: *verdict,
         event: *event,
-        goal: Some(*goal),
+        goal: *goal,
     }
 }
 
@@ -290,4 +341,12 @@ fn frame(at: usize, to: [&str; 2], flags: u8) -> Vec<u8> {
     let from = ["10.0.0.0:1024", "[2001:db8:2::]:1024"];
     let payload = vec![0; 26];
     Packet { dst_mac: backend_mac(1), payload, flags, ..tcp(from[at], to[at]) }.bytes()
+}
+
+/// The same as another balancer sends it here, for a backend of ours.
+fn tunnelled(at: usize, to: [&str; 2], flags: u8) -> Vec<u8> {
+    let tag = world::tunnel_tag(worlds::HERE[at], lb_common::TCP);
+    let payload = world::tunnelled(&frame(at, to, flags), Round::First, tag, 0);
+    let from = [worlds::PEER[at], worlds::NODE[at]];
+    Packet { dst_mac: backend_mac(1), payload, no_csum: true, ..udp(from[0], from[1]) }.bytes()
 }

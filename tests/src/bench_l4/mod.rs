@@ -229,13 +229,13 @@ impl Floors {
         })
     }
 
-    /// Where the wrapper alone had to lengthen the frame in the program's place, that was one move
+    /// Where the wrapper alone had to lengthen or shorten the frame in the program's place, that was one move
     /// of the packet's start too many.
     fn wrapper(&self, case: &Case) -> f64 {
         let Some(Wrapper::Around { alone }) = case.wrapper else { return 0.0 };
         let alone = self.wrappers.iter().find(|(name, _)| *name == alone).map_or(0.0, |(_, ns)| *ns);
-        let lengthened = if case.grow > 0 { self.adjust } else { 0.0 };
-        (alone - self.pass - lengthened).max(0.0)
+        let moved = if case.grow != 0 { self.adjust } else { 0.0 };
+        (alone - self.pass - moved).max(0.0)
     }
 }
 

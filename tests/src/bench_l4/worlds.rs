@@ -22,6 +22,12 @@ pub const CONTESTED: [&str; 2] = ["203.0.113.5:80", "[2001:db8:1::5]:80"];
 pub const NAT: [&str; 2] = ["203.0.113.1:80", "[2001:db8:1::1]:80"];
 /// As many backends on this host.
 pub const LOCAL: [&str; 2] = ["203.0.113.6:80", "[2001:db8:1::6]:80"];
+/// One of them.
+pub const HERE: [&str; 2] = ["10.0.0.1:8080", "[fd00::1]:8080"];
+/// Another balancer's end of the tunnel.
+pub const PEER: [&str; 2] = ["10.0.0.99:50000", "[fd00::63]:50000"];
+/// Our own end of the tunnel.
+pub const NODE: [&str; 2] = ["10.0.0.254:7183", "[fd00::fe]:7183"];
 
 /// First of the VIPs of the worlds that differ in size only; the others follow by their last two
 /// bytes.
@@ -42,6 +48,8 @@ pub enum Which {
     ContestedV6,
     /// [`LOCAL`], apart because the flows of [`NAT`] fill the maps.
     Local,
+    /// [`LOCAL`], reached by the tunnel.
+    Here,
     /// One VIP, three backends.
     Small,
     /// [`VIPS`] of them, three backends each.
@@ -62,6 +70,8 @@ const PROGRAMS: &[&str] = &[
     "bench_vary_v6",
     "bench_renew_v4",
     "bench_renew_v6",
+    "bench_rewrap_v4",
+    "bench_rewrap_v6",
 ];
 
 /// Every world that is needed.
@@ -71,6 +81,7 @@ pub fn load(needed: impl Fn(Which) -> bool) -> Result<Worlds> {
         Which::ContestedV4,
         Which::ContestedV6,
         Which::Local,
+        Which::Here,
         Which::Small,
         Which::Vips,
         Which::Backends,
@@ -79,7 +90,8 @@ pub fn load(needed: impl Fn(Which) -> bool) -> Result<Worlds> {
         Which::Main => main(),
         Which::ContestedV4 => contested(false),
         Which::ContestedV6 => contested(true),
-        Which::Local => install(&translated(world::World::new(), LOCAL, ForwardingMode::Local)),
+        Which::Local => install(&local()),
+        Which::Here => here(),
         Which::Small => sized(1, 3),
         Which::Vips => sized(VIPS, 3),
         Which::Backends => sized(1, BACKENDS),
@@ -96,6 +108,18 @@ fn main() -> Result<Engine> {
         }
     }
     install(&translated(world, NAT, Nat))
+}
+
+fn local() -> world::World {
+    translated(world::World::new(), LOCAL, ForwardingMode::Local)
+}
+
+fn here() -> Result<Engine> {
+    let mut world = local();
+    for peer in PEER {
+        world.want.peers.insert(peer.parse::<std::net::SocketAddr>()?.ip());
+    }
+    install(&world)
 }
 
 /// VIPs of both families, each with 32 backends.

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use aya::maps::{Array, Map, MapError, PerCpuArray, ProgramArray};
 use aya::programs::xdp::XdpLink;
 use aya::programs::{TestRun, TestRunAttrs, TestRunOptions, XdpMode};
-use lb_common::bench::Generator;
+use lb_common::bench::{Generator, WORDS};
 
 use super::{Error, Kernel, PROGRAM, io_error, load_error};
 
@@ -47,7 +47,7 @@ impl Kernel {
     /// Tells the wrappers what to make of a packet.
     pub fn set_generator(&mut self, generator: &Generator) -> Result<(), Error> {
         let map = self.ebpf.map_mut(GENERATOR).ok_or(Error::Object(GENERATOR))?;
-        let mut map: Array<_, [u64; 13]> = Array::try_from(map).map_err(|_| Error::Object(GENERATOR))?;
+        let mut map: Array<_, [u64; WORDS]> = Array::try_from(map).map_err(|_| Error::Object(GENERATOR))?;
         map.set(0, generator.words(), 0).map_err(|error| map_error("set up", GENERATOR, error))
     }
 
