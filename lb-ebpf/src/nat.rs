@@ -74,13 +74,17 @@ fn to_backend<F: Family>(ctx: &XdpContext, carry: &mut Carry) -> Outcome {
     // Read before an outer header may move the packet.
     let length = F::length(&head);
 
-    let mut found = known(hash, &carry.flow, kind, now, &tables.backends());
+    let lease = leased::<F>(carry, length, client);
+    let mut found = match lease {
+        Some(lease) => Known::Flow { backend: lease.backend(), port: lease.wire_port() },
+        None => known(hash, &carry.flow, kind, now, &tables.backends()),
+    };
     if let Known::Stranger = found {
         return Verdict::NatCollision.into();
     }
     let mut begins = false;
     // Of a flow that begins here, the entry says already what its first packet showed.
-    let mut since = Since::Earlier;
+    let mut since = if lease.is_some() { Since::Leased } else { Since::Earlier };
     if let Known::Nobody | Known::Over = found {
         let choice = match carry.tunnelled.backend {
             BackendId(0) => steer::choose(&tables, carry.record_index, &carry.record, carry.hashes, kind),
@@ -156,19 +160,17 @@ fn to_backend<F: Family>(ctx: &XdpContext, carry: &mut Carry) -> Outcome {
         return refuse(ctx, carry, Verdict::TtlOfVip, 0, true);
     }
     let state = match since {
-        Since::Now => state::BEGUN,
+        Since::Now | Since::Leased => state::BEGUN,
         Since::Earlier => refresh(hash, kind, flags, now, client, carry.tags),
     };
     if flags & tcp_flag::RST != 0 {
         // The next packet has to come here: it tells that the reset was forged.
         end_lease(hash);
     }
-    // The flow's next packets have it shorter, if they come as those that the fast path takes; but the next one has
-    // to come here as long as it may be the one that shows that the client goes on.
-    let plain = carry.at() == F::PLAIN && carry.tags.is_none() && carry.tunnelled == Tunnelled::NOT;
-    if plain && flags & tcp_flag::BEGIN_OR_END == 0 && state & state::BEGUN == 0 {
-        let sender = (client.head >> 24) as u32 ^ client.ifindex;
-        let lease = Lease::new(backend, port, maps::stamp(), sender);
+    // The flow's next packets have it shorter; but the next one has to be noted as long as it may be the one that shows
+    // that the client goes on.
+    if is_plain::<F>(carry) && state & state::BEGUN == 0 {
+        let lease = Lease::new(backend, port, maps::stamp(), lessee(client));
         lease::grant(&tables, hash, lease);
     }
 
@@ -200,6 +202,35 @@ fn to_backend<F: Family>(ctx: &XdpContext, carry: &mut Carry) -> Outcome {
     translate::<F>(&packet, carry, &head, &new, 1);
     count(carry, backend, length, begins);
     forward::send::<F>(ctx, &packet, carry.l3 as usize, next_hop, tags, Verdict::ForwardedNat)
+}
+
+/// Whether a packet may have its way by a lease: none that begins or ends a flow is noted for those that follow.
+#[inline(always)]
+fn is_plain<F: Family>(carry: &Carry) -> bool {
+    let notes = carry.tcp_flags as u8 & tcp_flag::BEGIN_OR_END != 0;
+    carry.at() == F::PLAIN && carry.tags.is_none() && !notes
+}
+
+/// Who holds a lease: the end of the sender's MAC, and the interface.
+#[inline(always)]
+fn lessee(client: NextHop) -> u32 {
+    (client.head >> 24) as u32 ^ client.ifindex
+}
+
+/// The lease of the flow, if it holds and its backend lives: the fast path has seen it only where that took the packet up.
+#[inline(always)]
+fn leased<F: Family>(carry: &Carry, length: u32, client: NextHop) -> Option<Lease> {
+    if !is_plain::<F>(carry) {
+        return None;
+    }
+    let tables = maps::tables();
+    let lease = lease::find(&tables, carry.hashes.flow);
+    if !lease.holds(maps::stamp(), lessee(client)) {
+        return None;
+    }
+    let identity = backend::identity(&tables.backends(), lease.backend());
+    let translated = Mode::from_number(identity.mode()).is_some_and(Mode::is_translated);
+    (translated && length <= identity.room() as u32).then_some(lease)
 }
 
 /// Whether no flow may begin from here: nobody can have the address, or we have it ourselves, and the backend's
@@ -306,6 +337,8 @@ pub fn is_known(hash: u64, flow: &Flow, backends: &impl lb_common::Lines) -> boo
 enum Since {
     Now,
     Earlier,
+    /// So lately noted that this packet need not be.
+    Leased,
 }
 
 enum Known {

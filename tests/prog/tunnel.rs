@@ -2,10 +2,11 @@
 
 use std::net::IpAddr;
 
+use lb_common::lease::{self, Lease};
 use lb_common::tunnel::{self, Round};
-use lb_common::{TCP, csum};
+use lb_common::{Flow, TCP, csum, wire_port};
 use lb_tests::icmp::Icmp;
-use lb_tests::packet::{ACK, OURS, Packet, ROUTER, SYN, csums_are_right, tcp, udp};
+use lb_tests::packet::{ACK, FIN, OURS, Packet, ROUTER, SYN, csums_are_right, tcp, udp};
 use lb_tests::shape::with_options;
 use lb_tests::world::{CONFIG, LOOPBACK, World, backend, can_run_programs, tunnel_tag, tunnelled};
 use penstock::datapath::engine::Engine;
@@ -142,6 +143,44 @@ fn only_balancers_of_this_cluster_are_listened_to() {
         assert_eq!(count(&engine, "tunnel-foreign"), number as u64 + 1, "{case}");
     }
     assert_eq!(run(&mut engine, &good.bytes()).0, PASS);
+}
+
+#[test]
+fn a_flow_that_comes_by_the_tunnel_has_a_lease() {
+    if !lb_tests::tier::require("prog", can_run_programs) {
+        return;
+    }
+    let mut engine = engine();
+    for (family, inner, to) in [(0, tcp(CLIENT, VIP), HERE), (1, tcp(CLIENT6, VIP6), HERE6)] {
+        let flow = Flow {
+            src: inner.src.ip().into(),
+            dst: inner.dst.ip().into(),
+            ports: Flow::ports(wire_port(inner.src.port()), wire_port(inner.dst.port())),
+            proto: TCP.into(),
+        };
+        let hash = flow.hash(engine.hash_key());
+        let mut sends = |flags| {
+            let inner = Packet { flags, ..inner.clone() };
+            let (action, out) = run(&mut engine, &wrapped(family, &inner, Round::First, tag(to), 0).bytes());
+            assert_eq!(action, PASS, "{to}");
+            let lease = lease::find(&engine.tables, hash);
+            // Another port than the flow has, which nobody but the lease tells.
+            lease::grant(&engine.tables, hash, Lease(lease.0 ^ 1 << 16));
+            let from =
+                |port: u16| delivered(&Packet { src: (inner.src.ip(), port).into(), ..inner.clone() }, to);
+            let other = inner.src.port() ^ 0x100;
+            (out == from(inner.src.port()), out == from(other), lease != Lease(0))
+        };
+
+        assert_eq!(sends(SYN), (true, false, false), "{to}: what begins a flow is noted with it");
+        let first = sends(ACK);
+        // A lease may end between two packets.
+        let next: Vec<_> = (0..3).map(|_| sends(ACK)).collect();
+
+        assert_eq!(first, (true, false, true), "{to}");
+        assert!(next.contains(&(false, true, true)), "{to}: {next:?}");
+        assert_eq!(sends(FIN | ACK), (true, false, true), "{to}: what ends a flow is noted with it");
+    }
 }
 
 /// The frame with another TOS or traffic class.

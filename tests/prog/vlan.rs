@@ -1,6 +1,6 @@
 //! VLAN tags: pushed on the way to a backend, given back to the client, byte for byte.
 
-use lb_common::tunnel::{self, Round};
+use lb_common::tunnel::Round;
 use lb_common::{TCP, Tag, Tags};
 use lb_tests::packet::{ACK, OURS, Packet, ROUTER, SYN, csums_are_right, tcp, udp};
 use lb_tests::shape::{fragments, tagged, with_extensions, with_options};
