@@ -14,6 +14,8 @@ use crate::run::{Does, Drop, Pass, Send, count, run};
 const CLIENT: &str = "198.51.100.7:40000";
 const CLIENT6: &str = "[2001:db8:2::7]:40000";
 const OTHER_MAC: Mac = Mac([0x02, 9, 9, 9, 9, 9]);
+/// Of 224.0.0.1 (RFC 1112 6.4).
+const MULTICAST: Mac = Mac([0x01, 0, 0x5e, 0, 0, 1]);
 
 fn world() -> Engine {
     let mut world = World::new()
@@ -128,6 +130,7 @@ fn every_situation_has_its_named_outcome() {
         ),
         ("frame for another MAC", Packet { dst_mac: OTHER_MAC, ..vip() }.bytes(), "other-mac", Pass),
         ("broadcast frame to a VIP", Packet { dst_mac: Mac([0xff; 6]), ..vip() }.bytes(), "other-mac", Pass),
+        ("multicast frame to a VIP", Packet { dst_mac: MULTICAST, ..vip() }.bytes(), "other-mac", Pass),
         ("ARP", arp, "", Pass),
         ("ICMP to the node", proto(1, "10.0.0.254:80"), "icmp", Pass),
     ];

@@ -1,6 +1,6 @@
 //! Tags, options, extension headers and fragments: the same way as plain packets take, byte for byte.
 
-use lb_common::Mac;
+use lb_common::{Mac, tunnel};
 use lb_tests::packet::{ACK, OURS, Packet, ROUTER, SYN, csums_are_right, tcp, udp};
 use lb_tests::shape::{fragments, sum_v4, tagged, with_extensions, with_options};
 use lb_tests::world::{LOOPBACK, World, backend_mac, can_run_programs};
@@ -118,7 +118,15 @@ fn whatever_is_in_front_of_the_transport_a_packet_goes_where_its_flow_goes() {
     add("no next header", changed(six.clone(), 20, &[59]), "other-protocol", Drop);
     add("ESP", changed(six.clone(), 20, &[50]), "other-protocol", Drop);
     add("SCTP", proto(132, "203.0.113.2:80"), "other-protocol", Drop);
-    add("GRE to the node", proto(47, "10.0.0.254:80"), "node", Pass);
+    for (case, inner) in [("IPv4", 4), ("IPv6", 41), ("GRE", 47)] {
+        add(&format!("{case} within IPv4"), proto(inner, "203.0.113.2:80"), "other-protocol", Drop);
+        add(&format!("{case} within IPv6"), changed(six.clone(), 20, &[inner]), "other-protocol", Drop);
+        add(&format!("{case} within IPv4, the node"), proto(inner, "10.0.0.254:80"), "node", Pass);
+        add(&format!("{case} within IPv6, the node"), changed(node6.clone(), 20, &[inner]), "node", Pass);
+    }
+    // RFC 1858 3: what a filter has to know of TCP stands behind its first eight bytes.
+    add("a first fragment of eight bytes", fragments(&four, 8).remove(0), "truncated", Drop);
+    add("the same to the node", fragments(&node, 8).remove(0), "node", Pass);
     add("version 6 in an IPv4 frame", changed(four.clone(), 14, &[0x65]), "truncated", Drop);
     add("a header of four words", changed(four.clone(), 14, &[0x44]), "truncated", Drop);
     add("the same to the node", changed(node.clone(), 14, &[0x44]), "node", Pass);
@@ -235,15 +243,18 @@ fn later_fragments_follow_the_first_in_every_mode_and_direction() {
         |src: &str, dst: &str| Packet { payload: (0..3000).map(|n| n as u8).collect(), ..udp(src, dst) };
     for (vip, client, backend) in [("203.0.113.", CLIENT, "10.0.0."), ("[2001:db8:1::", CLIENT6, "[fd00::")] {
         let end = if client == CLIENT { "" } else { "]" };
-        let overhead = if client == CLIENT { 20 } else { 40 };
+        let outer = if client == CLIENT { 20 } else { 40 };
         let frame = large(client, &format!("{vip}2{end}:80")).bytes();
         for piece in fragments(&frame, 1400) {
             assert_eq!(run(&mut engine, &piece), Send(to_backend(&piece, 0, 2)), "l2");
             assert_eq!(run(&mut engine, &tagged(&piece, &[5])), Send(to_backend(&piece, 0, 2)), "l2, tagged");
         }
-        for piece in fragments(&large(client, &format!("{vip}4{end}:80")).bytes(), 1400) {
-            let Send(out) = run(&mut engine, &piece) else { panic!("ipip: not sent") };
-            assert_eq!(out[14 + overhead..], piece[14..], "ipip");
+        for (mode, last, overhead) in [("ipip", 4, outer), ("tunnel", 6, outer + 8 + tunnel::HEADER)] {
+            for piece in fragments(&large(client, &format!("{vip}{last}{end}:80")).bytes(), 1200) {
+                let Send(out) = run(&mut engine, &piece) else { panic!("{mode}: not sent") };
+                assert_eq!(out[..6], backend_mac(last).0, "{mode}");
+                assert_eq!(out[14 + overhead..], piece[14..], "{mode}");
+            }
         }
 
         // A datagram in pieces becomes what the same datagram in one piece would.

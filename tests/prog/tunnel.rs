@@ -4,10 +4,10 @@ use std::net::IpAddr;
 
 use lb_common::lease::{self, Lease};
 use lb_common::tunnel::{self, Round};
-use lb_common::{Flow, TCP, csum, wire_port};
+use lb_common::{Flow, TCP, UDP, csum, wire_port};
 use lb_tests::icmp::Icmp;
 use lb_tests::packet::{ACK, FIN, OURS, Packet, ROUTER, SYN, csums_are_right, tcp, udp};
-use lb_tests::shape::with_options;
+use lb_tests::shape::{fragments, with_options};
 use lb_tests::world::{CONFIG, LOOPBACK, World, backend, can_run_programs, tunnel_tag, tunnelled};
 use penstock::datapath::engine::Engine;
 use penstock::datapath::want::Owner;
@@ -37,7 +37,8 @@ fn engine() -> Engine {
         .service(Tcp, VIP6, Local, &[HERE6])
         .service(Tcp, "10.0.0.254:30080", Local, &[HERE])
         .service(Tcp, "203.0.113.9:80", Tunnel, &[ELSEWHERE])
-        .service(Udp, VIP, Local, &[HERE]);
+        .service(Udp, VIP, Local, &[HERE])
+        .service(Udp, VIP6, Local, &[HERE6]);
     let other = ELSEWHERE.parse().expect("address");
     for (vip, protocol) in [(VIP, Tcp), ("203.0.113.9:80", Tcp), (VIP, Udp)] {
         world.backends_mut(vip, protocol).insert(other, away());
@@ -55,7 +56,11 @@ fn away() -> penstock::datapath::want::Backend {
 
 /// `inner` within the tunnel, as a peer of this family sends it.
 fn wrapped(family: usize, inner: &Packet, round: Round, backend: u32, other: u32) -> Packet {
-    let payload = tunnelled(&inner.bytes(), round, backend, other);
+    wrapped_frame(family, &inner.bytes(), round, backend, other)
+}
+
+fn wrapped_frame(family: usize, inner: &[u8], round: Round, backend: u32, other: u32) -> Packet {
+    let payload = tunnelled(inner, round, backend, other);
     Packet { payload, no_csum: true, ..udp(PEER[family], NODE[family]) }
 }
 
@@ -132,6 +137,7 @@ fn only_balancers_of_this_cluster_are_listened_to() {
         packet
     };
     let cases = [
+        ("our own address", Packet { src: NODE[0].parse().expect("address"), ..good.clone() }),
         ("a stranger's address", Packet { src: "10.0.0.8:50000".parse().expect("address"), ..good.clone() }),
         ("another cluster", changed(4, 1)),
         ("another version", changed(0, 2)),
@@ -241,6 +247,7 @@ fn what_nobody_here_serves_ends_here() {
         ("no VIP", tcp(CLIENT, "203.0.113.77:80")),
         ("another port", tcp(CLIENT, "203.0.113.1:81")),
         ("a VIP whose backends are elsewhere", Packet { flags: SYN, ..tcp(CLIENT, "203.0.113.9:80") }),
+        ("a tunnel in the tunnel", wrapped(0, &tcp(CLIENT, VIP), Round::First, tag(HERE), 0)),
     ];
     for (number, (case, inner)) in cases.into_iter().enumerate() {
         let frame = wrapped(0, &inner, Round::First, 12345, 0).bytes();
@@ -309,7 +316,7 @@ fn a_balancer_gives_datagrams_that_its_own_backend_does_not_know_to_the_other_ow
     world.backends_mut(vip, Udp).insert(ELSEWHERE.parse().expect("address"), away());
     world.want.peers = [[10, 0, 0, 9].into()].into();
     assert_eq!(engine.apply(world.want.clone()), vec![]);
-    let (here, other) = (tunnel_tag(HERE, lb_common::UDP), tunnel_tag(ELSEWHERE, lb_common::UDP));
+    let (here, other) = (tunnel_tag(HERE, UDP), tunnel_tag(ELSEWHERE, UDP));
     let mut passed_on = 0;
     for port in 1024..1088 {
         let inner = udp(&format!("198.51.100.7:{port}"), vip);
@@ -410,6 +417,28 @@ fn a_packet_with_options_goes_to_and_fro_between_balancers_that_differ_only_a_fe
     }
 
     assert!((2..=6).contains(&rounds), "{rounds}");
+}
+
+#[test]
+fn a_datagram_in_pieces_comes_out_of_the_tunnel_in_pieces() {
+    if !lb_tests::tier::require("prog", can_run_programs) {
+        return;
+    }
+    let mut engine = engine();
+    for (client, vip, to) in [(CLIENT, VIP, HERE), (CLIENT6, VIP6, HERE6)] {
+        for family in [0, 1] {
+            let asked = Packet { payload: (0..3_000).map(|byte| byte as u8).collect(), ..udp(client, vip) };
+            // Few hops are left to what is no plain packet.
+            let arrives = Packet { ttl: 4, ..asked.clone() };
+            let arrives = fragments(&delivered(&arrives, to), 1_200);
+
+            for (piece, arrives) in fragments(&asked.bytes(), 1_200).iter().zip(arrives) {
+                let frame = wrapped_frame(family, piece, Round::First, tunnel_tag(to, UDP), 0).bytes();
+                assert_eq!(run(&mut engine, &frame), (PASS, arrives), "{client} by {}", PEER[family]);
+            }
+        }
+    }
+    assert_eq!(count(&engine, "forwarded-local"), 12);
 }
 
 #[test]
