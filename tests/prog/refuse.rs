@@ -2,7 +2,8 @@
 
 use lb_common::rate::BURST;
 use lb_tests::icmp::Icmp;
-use lb_tests::packet::{ACK, OURS, Packet, ROUTER, SYN, csums_are_right, tcp, udp};
+use lb_tests::packet::{ACK, OURS, Packet, SYN, csums_are_right, tcp, udp};
+use lb_tests::shape::sum_v4;
 use lb_tests::world::{LOOPBACK, World, can_run_programs};
 use penstock::datapath::engine::Engine;
 use penstock::model::l4::{ForwardingMode::*, Protocol::*};
@@ -53,11 +54,11 @@ fn reset(to: &Packet, flags: u8, seq: u32, ack: u32) -> Packet {
 }
 
 /// The error that answers a packet, quoting `limit` bytes of it at most.
-fn error(to: &Packet, kind: (u8, u8), rest: [u8; 4], limit: usize) -> Icmp {
+pub fn error(to: &Packet, kind: (u8, u8), rest: [u8; 4], limit: usize) -> Icmp {
     let frame = to.bytes();
     let quoted = &frame[14..frame.len().min(14 + limit)];
     let (src, dst) = (to.dst.ip().to_string(), to.src.ip().to_string());
-    Icmp { dst_mac: ROUTER, src_mac: OURS, rest, ..Icmp::new(&src, &dst, kind, quoted) }
+    Icmp { dst_mac: to.src_mac, src_mac: to.dst_mac, rest, ..Icmp::new(&src, &dst, kind, quoted) }
 }
 
 #[test]
@@ -115,6 +116,28 @@ fn a_sender_is_told_at_once_and_by_the_book() {
         assert!(csums_are_right(&expected), "{case}: the expectation itself");
         assert_eq!(did, Send(expected), "{case}");
         assert_eq!(count(&engine, verdict), before + 1, "{case}");
+    }
+}
+
+/// Nothing is taken apart here, so it is told like any other.
+#[test]
+fn what_is_too_large_is_told_so_whether_it_may_be_fragmented_or_not() {
+    if !lb_tests::tier::require("prog", can_run_programs) {
+        return;
+    }
+    let mut engine = world();
+    for (packet, mtu) in [
+        (Packet { payload: vec![7; 1461], ..tcp(CLIENT, "203.0.113.2:80") }, [5, 220]),
+        (Packet { payload: vec![7; 1453], ..udp(CLIENT, "203.0.113.2:80") }, [5, 200]),
+        (Packet { payload: vec![7; 1461], ..tcp(CLIENT, "203.0.113.1:80") }, [5, 220]),
+    ] {
+        let mut frame = packet.bytes();
+        frame[20] = 0;
+        sum_v4(&mut frame);
+        let mut expected = error(&packet, (3, 4), [0, 0, mtu[0], mtu[1]], 548);
+        expected.body.clone_from_slice(&frame[14..14 + 548]);
+
+        assert_eq!(run(&mut engine, &frame), Send(expected.bytes()), "{}", packet.dst);
     }
 }
 
