@@ -139,13 +139,8 @@ fn to_backend<F: Family>(ctx: &XdpContext, carry: &mut Carry) -> Outcome {
         }
         begins = matches!(choice.how, How::Settled | How::Began);
         since = Since::Now;
-        // Another agent hands on what it does not know; if nobody does, its client has to hear that.
-        let mut client = client;
-        if kind == Kind::Segment && former::is_agent(client) {
-            let ifindex = ctx.ingress_ifindex() as u32;
-            let _ = forward::resolve(forward::raw(ctx), ifindex, &carry.flow.src, &mut client);
-        }
-        found = match claim(choice.backend, client, now) {
+        let back = if kind == Kind::Segment { way_back(ctx, carry, client) } else { client };
+        found = match claim(choice.backend, back, now) {
             Ok(port) => Known::Flow { backend: choice.backend, port },
             Err(verdict) => return verdict.into(),
         };
@@ -231,6 +226,19 @@ fn leased<F: Family>(carry: &Carry, length: u32, client: NextHop) -> Option<Leas
     let identity = backend::identity(&tables.backends(), lease.backend());
     let translated = Mode::from_number(identity.mode()).is_some_and(Mode::is_translated);
     (translated && length <= identity.room() as u32).then_some(lease)
+}
+
+/// Where the answer to a segment of no flow that is known goes. What another agent hands on nobody knows then, and its client has
+/// to hear that: by our own way to it, if that is on the link that the segment came by, where the tags are the same and the
+/// interface is ours. By any other way, like an overlay's, that agent takes the answer along.
+#[inline(always)]
+fn way_back(ctx: &XdpContext, carry: &Carry, client: NextHop) -> NextHop {
+    if !carry.tags.is_none() || !former::is_agent(client) {
+        return client;
+    }
+    let mut own = client;
+    let found = forward::resolve(forward::raw(ctx), client.ifindex, &carry.flow.src, &mut own);
+    if found && own.ifindex == client.ifindex { own } else { client }
 }
 
 /// Whether no flow may begin from here: nobody can have the address, or we have it ourselves, and the backend's

@@ -324,7 +324,16 @@ fn translated_flows_go_on_when_their_vip_moves_away_and_back() {
         goes_on(&mut before);
         goes_on(&mut between);
         assert!(cluster.verdict(other, "forwarded-former") > 0);
-        nobody_knows(&cluster, family, number, other);
+        reset_by(&cluster, family, [number, other], number);
+        let (client, length) = (nodes::CLIENT[family], if family == 0 { 32 } else { 128 });
+        let overlay = format!(
+            "ip link add over0 type veth peer name over1; ip link set over1 up; ip link set over0 up
+             ip neigh replace {client} lladdr 02:00:00:00:00:63 dev over0 nud permanent
+             ip route replace {client}/{length} dev over0"
+        );
+        cluster.nodes[number - 1].host.run(&overlay).unwrap();
+        reset_by(&cluster, family, [number, other], other);
+        cluster.nodes[number - 1].host.run("ip link del over0").unwrap();
 
         cluster.apply(&yaml).unwrap();
         drop(from(number));
@@ -333,16 +342,15 @@ fn translated_flows_go_on_when_their_vip_moves_away_and_back() {
     }
 }
 
-/// A segment of no flow is answered all the same, by the former holder and straight to the client.
-fn nobody_knows(cluster: &Cluster, family: usize, former: usize, holder: usize) {
-    let [client, former_mac, holder] =
-        [&cluster.client, &cluster.nodes[former - 1].host, &cluster.nodes[holder - 1].host]
-            .map(|host| mac(host, "eth0"));
+/// A segment of no flow that the holder hands on to the former one is answered all the same, and its client has that from this node.
+fn reset_by(cluster: &Cluster, family: usize, [former, holder]: [usize; 2], node: usize) {
+    let of = |number: usize| mac(&cluster.nodes[number - 1].host, "eth0");
     // It is a neighbour that the node has just talked to.
-    cluster.nodes[former - 1].host.run(&format!("ping -c 1 -W 5 {}", nodes::CLIENT[family])).unwrap();
-    let from = SocketAddr::new(nodes::CLIENT[family].parse().unwrap(), 5_555);
+    cluster.nodes[node - 1].host.run(&format!("ping -c 1 -W 5 {}", nodes::CLIENT[family])).unwrap();
+    let port = 5_550 + node as u16;
+    let from = SocketAddr::new(nodes::CLIENT[family].parse().unwrap(), port);
     let segment = tcp(&from.to_string(), &vip(family, TCP).to_string());
-    let segment = Packet { dst_mac: holder, src_mac: client, ..segment }.bytes();
+    let segment = Packet { dst_mac: of(holder), src_mac: mac(&cluster.client, "eth0"), ..segment }.bytes();
     let (head, flags) = if family == 0 { (20, 47) } else { (40, 67) };
 
     let sender = cluster.client.within(|| {
@@ -351,11 +359,11 @@ fn nobody_knows(cluster: &Cluster, family: usize, former: usize, holder: usize) 
         tap.find(DEADLINE, |frame| {
             let to = frame.get(14 + head + 2..14 + head + 4)?;
             let reset = frame.get(flags)? & RST != 0;
-            (to == 5_555u16.to_be_bytes() && reset).then(|| frame[6..12].to_vec())
+            (to == port.to_be_bytes() && reset).then(|| frame[6..12].to_vec())
         })
     });
 
-    assert_eq!(sender.as_deref(), Some(&former_mac.0[..]), "{}", cluster.logs());
+    assert_eq!(sender.as_deref(), Some(&of(node).0[..]), "n{former} had it\n{}", cluster.logs());
 }
 
 const RST: u8 = 4;
