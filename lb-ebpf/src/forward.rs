@@ -75,19 +75,21 @@ pub fn way(ctx: &XdpContext, tables: &Tables, id: BackendId) -> Result<Way, Verd
 }
 
 /// Forwards a packet whose addresses stay as they are: by its MAC alone, or within another packet.
-/// Where this host is the backend it stays as it is. Tags that it came with are left behind. `Err`: why not; with
-/// [`Verdict::TooBig`] the size that would have fitted.
+/// Where this host is the backend it stays as it is. Tags that it came with are left behind. `addr`: whose its destination is.
+/// `Err`: why not; with [`Verdict::TooBig`] the size that would have fitted.
 #[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "they are registers, not a structure in memory")]
 pub fn untouched<F: Family>(
     ctx: &XdpContext,
     packet: &Packet,
     head: &F::Head,
     tables: &Tables,
+    addr: AddrEntry,
     choice: &Choice,
     hash: u64,
     at: At,
 ) -> Result<Outcome, (Verdict, u16)> {
-    sent_on::<F>(ctx, packet, head, tables, choice, hash, at, Round::First)
+    sent_on::<F>(ctx, packet, head, tables, addr, choice, hash, at, Round::First)
 }
 
 /// The same for a packet that balancers may have sent on before.
@@ -98,6 +100,7 @@ pub fn sent_on<F: Family>(
     packet: &Packet,
     head: &F::Head,
     tables: &Tables,
+    addr: AddrEntry,
     choice: &Choice,
     hash: u64,
     at: At,
@@ -109,7 +112,7 @@ pub fn sent_on<F: Family>(
     }
     let way = way(ctx, tables, choice.backend).map_err(|verdict| (verdict, 0))?;
     let to = To { id: choice.backend, lines, other: choice.other, round, l3: at.l3 };
-    along::<F>(ctx, packet, head, tables, &to, way, hash)
+    along::<F>(ctx, packet, head, tables, addr, &to, way, hash)
 }
 
 /// A backend, the slot's other owner, and the way to the backend.
@@ -128,11 +131,13 @@ pub struct To {
 
 /// [`untouched`] where the way is known.
 #[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "they are registers, not a structure in memory")]
 fn along<F: Family>(
     ctx: &XdpContext,
     packet: &Packet,
     head: &F::Head,
     tables: &Tables,
+    addr: AddrEntry,
     to: &To,
     way: Way,
     hash: u64,
@@ -149,13 +154,12 @@ fn along<F: Family>(
         if came_from(packet, next_hop) {
             return Err((Verdict::WouldCircle, 0));
         }
-        // Three hosts that each take the next one for the backend: as many rounds as the packet has hops, and no more.
-        let addr = AddrEntry::find(&tables.addrs(), config::epoch(&tables.config()), F::dst(head));
+        // Three hosts that each take the next one for the backend: as many rounds as hops are left, and no more.
         if addr.is_node() {
             if F::ttl(head) <= 1 {
-                return Err((Verdict::WouldCircle, 0));
+                return Err((Verdict::TtlOfVip, 0));
             }
-            F::take_hop(head);
+            parse::leave_few_hops::<F>(head);
         }
         return Ok(send::<F>(ctx, packet, to.l3, next_hop, tags, Verdict::ForwardedL2));
     }

@@ -232,8 +232,11 @@ fn error<F: Message>(ctx: &XdpContext, packet: &Packet, carry: &Carry) -> Outcom
     if choice.backend.0 == 0 || Mode::from_number(mode).is_none_or(Mode::is_translated) {
         return stray.into();
     }
-    match forward::untouched::<F>(ctx, packet, &head, &tables, &choice, hash, carry.at()) {
+    match forward::untouched::<F>(ctx, packet, &head, &tables, carry.addr, &choice, hash, carry.at()) {
         Ok(Outcome { action, .. }) => Outcome { verdict: Verdict::ForwardedIcmp, action },
+        Err((Verdict::WouldCircle | Verdict::TtlOfVip, _)) if record.rules.any(Rules::HERE) => {
+            Verdict::KeptHere.into()
+        }
         Err((verdict, _)) => verdict.into(),
     }
 }

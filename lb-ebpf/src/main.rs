@@ -218,7 +218,7 @@ pub fn onward<F: Family>(
     }
     let length = F::length(head);
     let tables = &maps::tables();
-    match forward::untouched::<F>(ctx, packet, head, tables, &choice, hash, at) {
+    match forward::untouched::<F>(ctx, packet, head, tables, addr, &choice, hash, at) {
         Ok(outcome) => {
             let begins = steer::begins(kind, choice.how);
             // Looked up late: kept until here it would take stack, which is short.
@@ -229,10 +229,12 @@ pub fn onward<F: Family>(
             }
             outcome
         }
-        Err((Verdict::TooBig, mtu)) => {
-            refuse::<F>(ctx, packet, &known(), Verdict::TooBig, mtu, Some(Program::Refuse))
+        Err((Verdict::WouldCircle | Verdict::TtlOfVip, _)) if record.rules.any(Rules::HERE) => {
+            Verdict::KeptHere.into()
         }
-        Err((Verdict::WouldCircle, _)) if record.rules.any(Rules::HERE) => Verdict::KeptHere.into(),
+        Err((verdict @ (Verdict::TooBig | Verdict::TtlOfVip), mtu)) => {
+            refuse::<F>(ctx, packet, &known(), verdict, mtu, Some(Program::Refuse))
+        }
         Err((verdict, _)) => verdict.into(),
     }
 }

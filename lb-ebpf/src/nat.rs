@@ -118,16 +118,20 @@ fn to_backend<F: Family>(ctx: &XdpContext, carry: &mut Carry) -> Outcome {
         }
         if round != Round::First || !mode.is_some_and(Mode::is_translated) {
             let at = carry.at();
-            return match forward::sent_on::<F>(ctx, &packet, &head, &tables, &choice, hash, at, round) {
+            let addr = carry.addr;
+            return match forward::sent_on::<F>(ctx, &packet, &head, &tables, addr, &choice, hash, at, round) {
                 Ok(outcome) => {
                     let begins = steer::begins(kind, choice.how);
                     count(carry, choice.backend, length, begins);
                     outcome
                 }
-                Err((Verdict::WouldCircle, _)) if carry.record.rules.any(Rules::HERE) => {
+                Err((Verdict::WouldCircle | Verdict::TtlOfVip, _)) if carry.record.rules.any(Rules::HERE) => {
                     Verdict::KeptHere.into()
                 }
-                Err((verdict, mtu)) => refuse(ctx, carry, verdict, mtu, matches!(verdict, Verdict::TooBig)),
+                Err((verdict, mtu)) => {
+                    let tell = matches!(verdict, Verdict::TooBig | Verdict::TtlOfVip);
+                    refuse(ctx, carry, verdict, mtu, tell)
+                }
             };
         }
         // A reset ends a flow; it must not begin one, or a flood of them fills the table.

@@ -65,8 +65,8 @@ pub trait Family {
     fn outer_v6(head: &impl Headers, hash: u64) -> u32;
     /// Hops left.
     fn ttl(head: &Self::Head) -> u8;
-    /// Takes one from the hop limit, which is not 0.
-    fn take_hop(head: &Self::Head);
+    /// Takes as many from the hop limit, which is not less.
+    fn take_hops(head: &Self::Head, hops: u8);
     /// [`Flow::hash`] without asking for the family.
     fn hash(flow: &Flow, key: HashKey) -> u64;
     /// Rewrites addresses and takes `hops` from the hop limit; returns what the transport checksum has
@@ -149,10 +149,10 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn take_hop(head: &Self::Head) {
+    fn take_hops(head: &Self::Head, hops: u8) {
         // As in `rewrite`.
         let word: u16 = head.read(8);
-        let fewer = word.wrapping_sub(1);
+        let fewer = word.wrapping_sub(hops as u16);
         let csum = Delta::new().word(word as u32, fewer as u32).apply(head.read(10));
         head.write(8, fewer);
         head.write(10, csum);
@@ -238,8 +238,8 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn take_hop(head: &Self::Head) {
-        head.write(7, head.read::<u8>(7).wrapping_sub(1));
+    fn take_hops(head: &Self::Head, hops: u8) {
+        head.write(7, head.read::<u8>(7).wrapping_sub(hops));
     }
 
     #[inline(always)]
@@ -261,6 +261,17 @@ impl Family for V6 {
             .long(old.dst.lo, new.dst.lo)
             .word(old.ports, new.ports)
     }
+}
+
+/// Most hops that are left to a packet which balancers that differ for a moment might send round and round: for that moment, and
+/// for the way to the pod.
+const HOPS_LEFT: u8 = 4;
+
+/// Takes one from the hop limit, which is more than that, and as many more as leave few.
+#[inline(always)]
+pub fn leave_few_hops<F: Family>(head: &F::Head) {
+    let hops = F::ttl(head);
+    F::take_hops(head, hops - (hops - 1).min(HOPS_LEFT));
 }
 
 /// What a TCP or UDP header tells: the ports word, and TCP's flag byte (0 for UDP).

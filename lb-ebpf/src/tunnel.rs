@@ -156,7 +156,8 @@ fn deliver<F: Family>(
         if backend::identity(&backends, other).mode() == Mode::Tunnel as u8 {
             let other_of = if let Round::Second = round { chosen } else { BackendId(0) };
             let choice = Choice { backend: other, other: other_of, how: How::Kept, noted: Noted::NOTHING };
-            let sent = forward::sent_on::<F>(ctx, &packet, &head, tables, &choice, hash, F::PLAIN, round);
+            let sent =
+                forward::sent_on::<F>(ctx, &packet, &head, tables, addr, &choice, hash, F::PLAIN, round);
             return sent.map_err(|(verdict, _)| verdict);
         }
     }
@@ -187,9 +188,6 @@ fn tell_congestion<F: Family>(head: &F::Head) -> Result<(), Verdict> {
     Ok(())
 }
 
-/// Most hops that such a packet has left behind a tunnel: for a moment in which balancers differ, and for the way to the pod.
-const HOPS_LEFT: u8 = 4;
-
 /// Fragments, options, ICMP: as if they had come by themselves. The slot may have another owner
 /// here than at the sender, so the packet may be sent on again; every round costs a hop, of few.
 #[inline(always)]
@@ -197,9 +195,7 @@ fn uncommon<F: Family>(ctx: &XdpContext, carry: &Carry, head: &F::Head) -> Resul
     if F::ttl(head) <= 1 {
         return Err(Verdict::TunnelStray);
     }
-    let same = Flow { src: F::src(head), dst: F::dst(head), ports: 0, proto: 0 };
-    let taken = F::ttl(head) - (F::ttl(head) - 1).min(HOPS_LEFT);
-    F::rewrite(head, &same, &same, taken);
+    parse::leave_few_hops::<F>(head);
     // In the VLAN that the outer headers came by.
     if !carry.tags.is_none() {
         tags::begin_anew(ctx, carry.tags);

@@ -1,14 +1,16 @@
 //! A host that is a backend itself, by a mode that leaves packets as they are: it keeps its own, and sends none back to who
 //! sent it.
 
+use lb_tests::icmp::Icmp;
 use lb_tests::packet::{OURS, Packet, SYN, tcp, udp};
 use lb_tests::shape::{fragments, tagged, with_options};
-use lb_tests::world::{LOOPBACK, NODE_V4, World, backend_mac, can_run_programs};
+use lb_tests::world::{LOOPBACK, NODE_V4, World, backend, backend_mac, can_run_programs};
 use penstock::datapath::engine::Engine;
-use penstock::datapath::want::Way;
+use penstock::datapath::want::{Backend, Way};
 use penstock::model::l4::ForwardingMode::{self, *};
 use penstock::model::l4::{FiveTuple, Protocol::*};
 
+use crate::refuse::error;
 use crate::run::{Drop, Pass, Send, count, run};
 
 const VIP: &str = "203.0.113.1:80";
@@ -145,6 +147,20 @@ fn what_a_backend_sent_here_does_not_go_back_to_it() {
         assert!(here > 20 && kept > 20, "{here} and {kept}");
         assert_eq!(here + kept + sent as u64, 100);
         assert_eq!(sent > 0, translated, "to the third alone");
+        if translated {
+            continue;
+        }
+        // So it does with errors about such flows, and with what has no hop left to be sent on with.
+        for port in 40_000..40_100 {
+            let client = format!("198.51.100.7:{port}");
+            let about = tcp(VIP, &client).bytes();
+            let error = Icmp {
+                src_mac: backend_mac(2),
+                ..Icmp::new("192.0.2.66", "203.0.113.1", (3, 4), &about[14..])
+            };
+            assert_eq!(run(&mut engine, &error.bytes()), Pass, "{client}");
+            assert_eq!(run(&mut engine, &Packet { ttl: 1, ..tcp(&client, VIP) }.bytes()), Pass, "{client}");
+        }
     }
 
     // What is wrapped does not come back as it was, and is the stack's at the other end.
@@ -160,36 +176,46 @@ fn what_a_backend_sent_here_does_not_go_back_to_it() {
 
 /// As for the moment of a change: each of three hosts has the VIP and takes the next one for the only backend.
 #[test]
-fn what_circles_between_three_hosts_ends_with_its_hop_limit() {
+fn what_circles_between_three_hosts_ends_after_a_few_rounds_and_is_told() {
     if !lb_tests::tier::require("prog", can_run_programs) {
         return;
     }
-    for (vip, client, hosts) in [
-        (VIP, CLIENT, ["10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80"]),
-        (VIP6, CLIENT6, ["[fd00::1]:80", "[fd00::2]:80", "[fd00::3]:80"]),
+    for (vip, client, exceeded, hosts) in [
+        (VIP, CLIENT, ((11, 0), 548), ["10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80"]),
+        (VIP6, CLIENT6, ((3, 0), 1232), ["[fd00::1]:80", "[fd00::2]:80", "[fd00::3]:80"]),
     ] {
         let place: std::net::SocketAddr = vip.parse().expect("an address");
-        let mut engines = hosts.map(|next| {
-            let mut world = World::new().service(Tcp, vip, L2, &[next]);
-            world.want.addrs.insert(place.ip(), penstock::datapath::want::Owner::Node);
-            load(&world)
-        });
-        let sent = |ttl, last| Packet {
-            ttl,
-            dst_mac: OURS,
-            src_mac: if last == 0 { lb_tests::packet::ROUTER } else { backend_mac(last) },
-            ..tcp(client, vip)
-        };
+        // Some backend that is translated to has all packets of a pool take another program.
+        for translated in [false, true] {
+            let mut engines = hosts.map(|next| {
+                let mut world = World::new().service(Tcp, vip, L2, &[next]);
+                world.want.addrs.insert(place.ip(), penstock::datapath::want::Owner::Node);
+                if translated {
+                    let draining = Backend { draining: true, ..backend(place.ip()) };
+                    world.backends_mut(vip, Tcp).insert(place, draining);
+                }
+                load(&world)
+            });
+            let sent = |ttl, last| Packet {
+                ttl,
+                dst_mac: OURS,
+                src_mac: if last == 0 { lb_tests::packet::ROUTER } else { backend_mac(last) },
+                ..tcp(client, vip)
+            };
 
-        let mut at = 0;
-        for (ttl, from) in [(5, 0), (4, 3), (3, 1), (2, 2)] {
-            let does = run(&mut engines[at], &sent(ttl, from).bytes());
-            let on =
-                Packet { ttl: ttl - 1, dst_mac: backend_mac(at as u8 + 1), src_mac: OURS, ..sent(ttl, 0) };
-            assert_eq!(does, Send(on.bytes()), "{vip}, {ttl}");
-            at = (at + 1) % 3;
+            let mut at = 0;
+            for (ttl, from, left) in [(255, 0, 4), (4, 3, 3), (3, 1, 2), (2, 2, 1)] {
+                let does = run(&mut engines[at], &sent(ttl, from).bytes());
+                let on =
+                    Packet { ttl: left, dst_mac: backend_mac(at as u8 + 1), src_mac: OURS, ..sent(ttl, 0) };
+                assert_eq!(does, Send(on.bytes()), "{vip}, {ttl}");
+                at = (at + 1) % 3;
+            }
+            let last = sent(1, 3);
+            let (kind, most) = exceeded;
+            let told = error(&last, kind, [0; 4], most);
+            assert_eq!(run(&mut engines[at], &last.bytes()), Send(told.bytes()), "{vip}");
+            assert_eq!(count(&engines[at], "told-time-exceeded"), 1, "{vip}");
         }
-        assert_eq!(run(&mut engines[at], &sent(1, 3).bytes()), Drop, "{vip}");
-        assert_eq!(count(&engines[at], "would-circle"), 1, "{vip}");
     }
 }
