@@ -227,12 +227,12 @@ fn read(to: IpAddr, answer: Answer) -> Option<Result<Route, NoWay>> {
     }
 }
 
-/// Why the kernel answers with an error: routes that are there to lead nowhere have one each.
+/// Why the kernel answers with an error: routes and rules that are there to lead nowhere have one each.
 fn refusal(errno: i32) -> String {
     match errno {
-        libc::EINVAL => "a blackhole route leads there".to_owned(),
-        libc::EACCES => "a prohibit route leads there".to_owned(),
-        libc::EHOSTUNREACH => "an unreachable route leads there".to_owned(),
+        libc::EINVAL => "a blackhole route or rule leads there".to_owned(),
+        libc::EACCES => "a prohibit route or rule leads there".to_owned(),
+        libc::EHOSTUNREACH => "an unreachable route or rule leads there".to_owned(),
         _ => format!("no route: {}", io::Error::from_raw_os_error(errno)),
     }
 }
@@ -292,7 +292,7 @@ mod tests {
         for (errno, kind) in cases {
             let why = refusal(errno);
 
-            assert!(why.ends_with(&format!("{kind} route leads there")), "{why}");
+            assert!(why.ends_with(&format!("{kind} route or rule leads there")), "{why}");
         }
         assert!(refusal(libc::ENETUNREACH).starts_with("no route: Network is unreachable"));
     }
