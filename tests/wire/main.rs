@@ -17,6 +17,7 @@ mod l4;
 mod lab;
 mod local;
 mod many;
+mod multipath;
 mod names;
 mod narrow;
 mod nat_ports;

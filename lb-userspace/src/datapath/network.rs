@@ -9,7 +9,9 @@ mod arp;
 mod heard;
 mod links;
 mod local;
+mod multipath;
 mod neighbours;
+mod reach;
 mod routes;
 mod socket;
 
@@ -32,16 +34,17 @@ use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::Error;
 use super::want::{Network, NoWay, Way};
-use crate::model::{ObjectId, Problem, Severity};
+use crate::model::Problem;
 use heard::{Heard, Shared};
 use links::Exit;
 use local::LocalRoutes;
 use neighbours::{Ask, Hop};
-use routes::{Carriers, Route, Routes};
+use routes::{Carriers, Path, Route, Routes};
 use socket::{Batch, Request};
 
 pub(super) use arp::quiet as quiet_arp;
 pub use links::{Interface, Kind};
+pub use reach::Cost;
 
 /// The kernel's network configuration.
 pub struct Netlink {
@@ -313,7 +316,7 @@ impl Netlink {
         let mut touched = backends;
         let mut hops = hops;
         let route = |addr: &IpAddr| self.routes.get(*addr).and_then(|route| route.as_ref().ok());
-        hops.extend(touched.iter().filter_map(route).map(|route| route.hop));
+        hops.extend(touched.iter().filter_map(route).flat_map(Route::paths).map(|path| path.hop));
         let mut left_otherwise = false;
         {
             let state = self.shared.lock();
@@ -321,6 +324,7 @@ impl Netlink {
                 let Some(behind) = self.routes.hops().get(&hop) else { continue };
                 let port = |bridge, mac| state.neighbours.port(bridge, mac);
                 let exit = links::exit(&self.view.interfaces, port, hop.0, state.neighbours.mac(hop));
+                let exit = exit.map(|exit| Exit { answers: !state.neighbours.is_doubted(hop), ..exit });
                 if self.exits.get(&hop) != Some(&exit) {
                     self.exits.insert(hop, exit);
                     touched.extend(behind);
@@ -355,7 +359,7 @@ impl Netlink {
     }
 
     fn way(&self, route: &Route) -> Result<Way, NoWay> {
-        let Route { hop, source, mtu } = route;
+        let Path { hop, source } = self.chosen(route);
         let named = self.view.interfaces.get(&hop.0).ok_or("its route names no interface")?;
         if named.mac.is_none() {
             return Err(format!("interface {} has no Ethernet address", named.name).into());
@@ -367,37 +371,8 @@ impl Netlink {
             }
             Some(Err(_)) | None => (NextHop::default(), Tags::NONE, named.mtu),
         };
-        let mtu = mtu.unwrap_or(u32::MAX).min(link_mtu);
+        let mtu = route.mtu.unwrap_or(u32::MAX).min(link_mtu);
         Ok(Way { source: *source, next_hop, mtu: u16::try_from(mtu).unwrap_or(u16::MAX), tags })
-    }
-
-    /// Next hops that do not answer, by the interface that they should be behind: one of each, and how many there are. Those behind a
-    /// link that is down have a reason.
-    pub fn silent(&self) -> BTreeMap<&str, (IpAddr, usize)> {
-        let mut silent: BTreeMap<&str, (IpAddr, usize)> = BTreeMap::new();
-        for (ifindex, addr) in self.shared.lock().neighbours.silent() {
-            let behind =
-                self.view.interfaces.get(&ifindex).filter(|one| one.mac.is_some() && one.is_running());
-            if let Some(interface) = behind {
-                silent.entry(&interface.name).or_insert((addr, 0)).1 += 1;
-            }
-        }
-        silent
-    }
-
-    /// One problem for each interface that we cannot send by, however many backends are behind it.
-    fn blocked(&self) -> Vec<Problem> {
-        let mut reasons: BTreeMap<u32, (&str, usize)> = BTreeMap::new();
-        for ((ifindex, gateway), exit) in &self.exits {
-            let Err(reason) = exit else { continue };
-            let behind = self.routes.hops().get(&(*ifindex, *gateway)).map_or(0, BTreeSet::len);
-            reasons.entry(*ifindex).or_insert((reason, 0)).1 += behind;
-        }
-        let known = reasons.into_iter().filter_map(|(ifindex, why)| {
-            let named = self.view.interfaces.get(&ifindex).filter(|one| one.mac.is_some())?;
-            Some(unsendable(&named.name, why.0, why.1))
-        });
-        known.collect()
     }
 
     fn sort_addresses(&mut self, attached: impl Fn(&Interface) -> bool) {
@@ -425,7 +400,15 @@ impl Netlink {
 
     /// First half of a round of verification, see [`neighbours`]. Half a round is a fifth of a second.
     pub async fn verify(&self) {
-        let asks = self.shared.lock().neighbours.verify();
+        let asks = {
+            let mut state = self.shared.lock();
+            let doubted = state.neighbours.doubt();
+            if !doubted.is_empty() {
+                state.heard.hops.extend(doubted);
+                self.shared.notify.notify_one();
+            }
+            state.neighbours.verify()
+        };
         self.ask_neighbours(asks).await;
     }
 
@@ -467,8 +450,9 @@ impl Netlink {
         let probes: Vec<IpAddr> = probes.collect();
         let answers = self.blocking(move |batch| routes::ask(batch, &probes, &Carriers::default())).await;
         let answers = answers.map_err(|source| failed("ask for", "default routes", source))?;
-        let found = answers.into_iter().filter_map(|route| route?.ok());
-        let interfaces = found.filter_map(|route| self.view.interfaces.get(&route.hop.0));
+        let found: Vec<Route> = answers.into_iter().filter_map(|route| route?.ok()).collect();
+        let paths = found.iter().flat_map(Route::paths);
+        let interfaces = paths.filter_map(|path| self.view.interfaces.get(&path.hop.0));
         Ok(interfaces.filter(|one| one.has_ethernet()).map(|one| one.name.clone()).collect())
     }
 
@@ -547,21 +531,6 @@ impl Netlink {
         }
         let entries = request.execute().try_collect().await;
         entries.map_err(|error| netlink("list", "neighbours", error))
-    }
-}
-
-fn unsendable(name: &str, reason: &str, backends: usize) -> Problem {
-    Problem {
-        object: ObjectId { origin: "datapath".to_owned(), ..ObjectId::default() },
-        severity: Severity::Warning,
-        reason: "next-hop",
-        field: format!("interface {name}"),
-        message: format!(
-            "routes to {backends} backends lead by {name}, by which the kernel program cannot send: {reason}; their \
-             packets are left to the kernel's routing"
-        ),
-        fix: "route them by a physical interface, a VLAN on one, a bridge without VLAN filtering or a bond"
-            .to_owned(),
     }
 }
 

@@ -6,6 +6,7 @@ use std::path::Path;
 use tokio::task::JoinError;
 
 use super::Error;
+use super::network::Cost;
 use crate::model::{ObjectId, Problem, Severity};
 
 /// An interface that was chosen and is not there.
@@ -15,16 +16,17 @@ pub(super) fn missing(message: String) -> Problem {
 }
 
 /// Who is asked for on an interface, and does not answer; so many are.
-pub(super) fn silent(interface: &str, addr: IpAddr, count: usize) -> Problem {
+pub(super) fn silent(interface: &str, cost: Cost, addr: IpAddr, count: usize) -> Problem {
     let others = match count.saturating_sub(1) {
         0 => "does not answer".to_owned(),
         1 => "and another do not answer".to_owned(),
         others => format!("and {others} others do not answer"),
     };
-    let message = format!(
-        "{addr} {others} on {interface} (ARP, neighbour discovery): packets to backends behind are dropped as \
-         unresolved-next-hop"
-    );
+    let cost = match cost {
+        Cost::Dropped => "packets to backends behind are dropped as unresolved-next-hop",
+        Cost::Detour => "packets to backends behind take other next hops of their routes",
+    };
+    let message = format!("{addr} {others} on {interface} (ARP, neighbour discovery): {cost}");
     let fix = format!("see whether it is up and on this link; `ip neigh show dev {interface}`");
     Problem { severity: Severity::Warning, reason: "silent-next-hop", fix, ..of_datapath(message) }
 }

@@ -39,7 +39,7 @@ pub(super) struct Heard {
     pub(super) all_routes: bool,
     /// Routes to addresses within these.
     pub(super) prefixes: BTreeSet<Prefix>,
-    /// Next hops whose MAC changed.
+    /// Next hops whose MAC changed, or that began or ceased to answer.
     pub(super) hops: BTreeSet<Hop>,
     /// Which port of a bridge leads where.
     pub(super) ports: bool,

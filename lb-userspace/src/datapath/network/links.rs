@@ -69,6 +69,8 @@ pub(super) struct Exit {
     pub(super) tags: Tags,
     /// Destination MAC; `None`: not resolved, or nothing gets through at the moment.
     pub(super) neighbour: Option<Mac>,
+    /// It has not fallen silent.
+    pub(super) answers: bool,
     pub(super) mtu: u32,
 }
 
@@ -197,7 +199,7 @@ pub(super) fn exit(
 ) -> Result<Exit, String> {
     let named = links.get(&ifindex).ok_or("the interface is gone")?;
     let source = named.mac.ok_or("it has no Ethernet address")?;
-    let mut exit = Exit { ifindex, source, tags: Tags::NONE, neighbour, mtu: named.mtu };
+    let mut exit = Exit { ifindex, source, tags: Tags::NONE, neighbour, answers: true, mtu: named.mtu };
     let mut at = named;
     loop {
         if !at.is_running() {
@@ -288,7 +290,14 @@ mod tests {
 
     #[test]
     fn a_route_over_a_stacked_interface_leaves_by_the_device_below() {
-        let plain = Exit { ifindex: 1, source: own(1), tags: Tags::NONE, neighbour: Some(PEER), mtu: 1500 };
+        let plain = Exit {
+            ifindex: 1,
+            source: own(1),
+            tags: Tags::NONE,
+            neighbour: Some(PEER),
+            answers: true,
+            mtu: 1500,
+        };
         let in_five = Tags::one(Tag::customer(5));
         let service = Kind::Vlan { lower: Some(3), tag: Tag::service(100) };
         let small = Interface { mtu: 1400, ..link(2, Kind::Device) };

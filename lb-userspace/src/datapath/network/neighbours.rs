@@ -4,7 +4,8 @@
 //! each neighbour in use is asked by unicast once a round of 400 ms (kernel state `PROBE`); one
 //! that does not answer within half of that is asked for anew by broadcast (`NONE`, then
 //! `NTF_USE`), to which a host that took the address over answers. Until something better is known
-//! the last MAC stays in use: an answer may only be late. When the kernel gives up (`FAILED`) it goes.
+//! the last MAC stays in use: an answer may only be late. When the kernel gives up (`FAILED`) it goes. One of several next
+//! hops gives way to the others before that, half a round after the broadcast.
 //!
 //! At most [`BUDGET`] neighbours are asked in a round, half of them those with most backends
 //! behind them, the others in turn: a thousand neighbours take twelve seconds.
@@ -82,6 +83,10 @@ struct Used {
     mac: Option<Mac>,
     /// Asked by unicast and not heard of since.
     unanswered: bool,
+    /// Asked by broadcast, too, and not heard of since.
+    anew: bool,
+    /// Nor half a round later.
+    doubted: bool,
     /// How often it was asked for since it is in use.
     asked: u8,
 }
@@ -91,7 +96,7 @@ struct Used {
 pub(super) enum News {
     /// Nothing.
     None,
-    /// The MAC of a next hop in use.
+    /// The MAC of a next hop in use, or whether it answers.
     Hop(Hop),
     /// A port of a bridge in use.
     Port,
@@ -140,6 +145,11 @@ impl Neighbours {
         self.used.get(&hop).and_then(|used| used.mac)
     }
 
+    /// It was asked by unicast and by broadcast and has not answered: where there is another, that is better.
+    pub(super) fn is_doubted(&self, hop: Hop) -> bool {
+        self.used.get(&hop).is_some_and(|used| used.doubted)
+    }
+
     /// Next hops that were asked for all the time and never answered.
     pub(super) fn silent(&self) -> impl Iterator<Item = Hop> {
         let silent = self.used.iter().filter(|(_, used)| used.mac.is_none() && used.asked >= EAGER);
@@ -186,6 +196,17 @@ impl Neighbours {
             .collect()
     }
 
+    /// Before the first half of a round: doubts those that the last one asked by broadcast in vain, and gives them.
+    pub(super) fn doubt(&mut self) -> Vec<Hop> {
+        let silent = self.used.iter_mut().filter(|(_, used)| used.anew && !used.doubted);
+        silent
+            .map(|(hop, used)| {
+                used.doubted = true;
+                *hop
+            })
+            .collect()
+    }
+
     /// First half of a round: asks by unicast.
     pub(super) fn verify(&mut self) -> Vec<(Hop, Ask)> {
         let room = BUDGET - self.busiest.len().min(BUDGET);
@@ -226,6 +247,7 @@ impl Neighbours {
             let asked = self.known.get(hop).is_none_or(|known| known.standing == Standing::Asked);
             if used.unanswered || (new && asked && asks.len() < BUDGET) {
                 used.asked = used.asked.saturating_add(1);
+                used.anew |= used.unanswered;
                 used.unanswered = false;
                 asks.push((*hop, Ask::Anew));
             }
@@ -263,7 +285,7 @@ impl Neighbours {
             None => _ = self.known.remove(&hop),
         }
         let Some(used) = self.used.get_mut(&hop) else { return News::None };
-        let before = used.mac;
+        let before = (used.mac, used.doubted);
         match known {
             Some(Known { standing: Standing::Failed, .. }) => used.mac = None,
             Some(Known { standing: Standing::Asked, .. }) | None => {}
@@ -271,9 +293,10 @@ impl Neighbours {
                 used.mac = mac.or(used.mac);
                 used.asked = 0;
                 used.unanswered &= standing == Standing::Valid;
+                (used.anew, used.doubted) = (false, false);
             }
         }
-        if used.mac == before { News::None } else { News::Hop(hop) }
+        if (used.mac, used.doubted) == before { News::None } else { News::Hop(hop) }
     }
 
     fn hear_port(&mut self, entry: &NeighbourMessage, there: bool) -> News {

@@ -1,6 +1,6 @@
-//! The route to each backend, as the kernel's own lookup gives it: rules, metrics, multipath and
-//! next hop objects are its business. Asked once per backend and again when something changed
-//! that its answer depends on.
+//! The route to each backend, as the kernel's own lookup gives it: rules, metrics and next hop objects are its business,
+//! and of a route with several next hops ([`multipath`]) which those are. Asked once per backend and again when something
+//! changed that its answer depends on.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -17,6 +17,7 @@ use rtnetlink::packet_route::route::{
 use super::heard::Prefix;
 use super::ip;
 use super::links::Interface;
+use super::multipath::{self, Candidate};
 use super::neighbours::Hop;
 use super::socket::{Answer, Batch, Request};
 use crate::datapath::want::NoWay;
@@ -24,12 +25,28 @@ use crate::datapath::want::NoWay;
 /// The way a packet to one address takes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Route {
+    /// The next hop that is preferred.
+    pub(super) first: Path,
+    /// Others of the same route, in the order in which they are taken where those before do not answer.
+    pub(super) others: Vec<Path>,
+    /// Largest packet, where the route says so.
+    pub(super) mtu: Option<u32>,
+}
+
+/// One of the next hops of a route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Path {
     /// Next hop.
     pub(super) hop: Hop,
     /// Our address.
     pub(super) source: IpAddr,
-    /// Largest packet, where the route says so.
-    pub(super) mtu: Option<u32>,
+}
+
+impl Route {
+    /// All next hops, the preferred first.
+    pub(super) fn paths(&self) -> impl Iterator<Item = &Path> {
+        std::iter::once(&self.first).chain(&self.others)
+    }
 }
 
 /// Answers so far, by destination.
@@ -38,7 +55,7 @@ pub(super) struct Routes {
     followed: OrdSet<IpAddr>,
     known: BTreeMap<IpAddr, Result<Route, NoWay>>,
     stale: BTreeSet<IpAddr>,
-    /// Destinations by next hop.
+    /// Destinations by each next hop of their routes.
     hops: BTreeMap<Hop, BTreeSet<IpAddr>>,
 }
 
@@ -119,18 +136,19 @@ impl Routes {
     /// An answer.
     pub(super) fn learn(&mut self, addr: IpAddr, route: Result<Route, NoWay>) {
         self.forget(addr);
-        if let Ok(route) = &route {
-            self.hops.entry(route.hop).or_default().insert(addr);
+        for path in route.iter().flat_map(Route::paths) {
+            self.hops.entry(path.hop).or_default().insert(addr);
         }
         self.known.insert(addr, route);
     }
 
     fn forget(&mut self, addr: IpAddr) {
         let Some(Ok(route)) = self.known.remove(&addr) else { return };
-        if let Some(destinations) = self.hops.get_mut(&route.hop) {
+        for path in route.paths() {
+            let Some(destinations) = self.hops.get_mut(&path.hop) else { continue };
             destinations.remove(&addr);
             if destinations.is_empty() {
-                self.hops.remove(&route.hop);
+                self.hops.remove(&path.hop);
             }
         }
     }
@@ -139,7 +157,7 @@ impl Routes {
         self.known.get(&addr)
     }
 
-    /// Next hops in use and the destinations behind each.
+    /// Next hops of the routes and the destinations behind each.
     pub(super) fn hops(&self) -> &BTreeMap<Hop, BTreeSet<IpAddr>> {
         &self.hops
     }
@@ -155,17 +173,27 @@ pub(super) struct Carriers {
 /// Most interfaces that are tried instead of one without a carrier.
 const ALTERNATIVES: usize = 16;
 
-/// Asks the kernel for routes; `Err` in the outer place of an answer: ask again.
+/// Asks the kernel for routes; `None`: ask again.
 pub(super) fn ask(
     batch: &mut Batch,
     to: &[IpAddr],
     carriers: &Carriers,
 ) -> io::Result<Vec<Option<Result<Route, NoWay>>>> {
-    let answers = batch.ask(to.iter().map(|to| question(*to, None, RouteFlags::empty())).collect())?;
+    // The entry beside the answer: that names one next hop however many the entry has.
+    let plain = to.iter().map(|to| question(*to, None, RouteFlags::empty()));
+    let entries = to.iter().map(|to| question(*to, None, RouteFlags::FibMatch));
+    let mut answers = batch.ask(plain.chain(entries).collect())?;
+    let entries = answers.split_off(to.len());
     let mut routes: Vec<_> = to.iter().zip(answers).map(|(to, answer)| read(*to, answer)).collect();
+    let several = to.iter().zip(entries).map(|(to, entry)| match entry {
+        Ok(Some(RouteNetlinkMessage::NewRoute(entry))) => multipath::candidates(*to, &entry),
+        _ => Vec::new(),
+    });
+    let several: Vec<Vec<Candidate>> = several.collect();
+    add_paths(batch, to, &mut routes, &several)?;
     for (to, route) in to.iter().zip(&mut routes) {
         let Some(Ok(found)) = route else { continue };
-        if !carriers.dead.contains(&found.hop.0) {
+        if !found.paths().all(|path| carriers.dead.contains(&path.hop.0)) {
             continue;
         }
         // The kernel goes on using a route whose interface lost its carrier (unless the sysctl
@@ -176,6 +204,48 @@ pub(super) fn ask(
         }
     }
     Ok(routes)
+}
+
+/// Puts the next hops of an entry in the place of the one that the kernel picked.
+fn add_paths(
+    batch: &mut Batch,
+    to: &[IpAddr],
+    routes: &mut [Option<Result<Route, NoWay>>],
+    several: &[Vec<Candidate>],
+) -> io::Result<()> {
+    // Our address towards an IPv4 gateway goes by its network, else by the destination; both by the interface.
+    let probe = |to: IpAddr, hop: Hop| (if hop.1.is_ipv4() { hop.1 } else { to }, hop.0);
+    let unsaid = to.iter().zip(several).flat_map(|(to, hops)| {
+        hops.iter().filter(|one| one.source.is_none()).map(move |one| probe(*to, one.hop))
+    });
+    let unsaid: BTreeSet<(IpAddr, u32)> = unsaid.collect();
+    let questions = unsaid.iter().map(|(to, oif)| question(*to, Some(*oif), RouteFlags::empty()));
+    let answers = batch.ask(questions.collect())?;
+    let sources: BTreeMap<_, _> = unsaid
+        .into_iter()
+        .zip(answers)
+        .map(|(probe, answer)| {
+            (probe, read(probe.0, answer).map(|route| route.ok().map(|one| one.first.source)))
+        })
+        .collect();
+    for ((to, route), hops) in to.iter().zip(routes).zip(several) {
+        let Some(Ok(found)) = route else { continue };
+        let source = |one: &Candidate| match one.source {
+            Some(source) => Some(Some(source)),
+            None => sources.get(&probe(*to, one.hop)).copied().flatten(),
+        };
+        let paths: Option<Vec<Option<Path>>> =
+            hops.iter().map(|one| Some(source(one)?.map(|source| Path { hop: one.hop, source }))).collect();
+        let Some(paths) = paths else {
+            *route = None;
+            continue;
+        };
+        let mut paths = paths.into_iter().flatten();
+        if let Some(first) = paths.next() {
+            (found.first, found.others) = (first, paths.collect());
+        }
+    }
+    Ok(())
 }
 
 /// The most specific route, then the one with the lowest metric, by an interface with a carrier; a default route
@@ -205,7 +275,7 @@ fn alternative(batch: &mut Batch, to: IpAddr, carriers: &Carriers) -> io::Result
     let Some((_, _, oif)) = ranked.min() else { return Ok(None) };
     let answers = batch.ask(vec![question(to, Some(oif), RouteFlags::empty())])?;
     let route = answers.into_iter().next().and_then(|answer| read(to, answer));
-    Ok(route.and_then(Result::ok).filter(|route| route.hop.0 == oif))
+    Ok(route.and_then(Result::ok).filter(|route| route.first.hop.0 == oif))
 }
 
 fn question(to: IpAddr, oif: Option<u32>, flags: RouteFlags) -> Request {
@@ -262,7 +332,8 @@ fn parse(to: IpAddr, message: RouteMessage) -> Result<Route, NoWay> {
         }
     }
     let hop = (ifindex.ok_or("its route names no interface")?, gateway.unwrap_or(to));
-    Ok(Route { hop, source: source.ok_or("its route names no source address")?, mtu })
+    let source = source.ok_or("its route names no source address")?;
+    Ok(Route { first: Path { hop, source }, others: Vec::new(), mtu })
 }
 
 #[cfg(test)]
@@ -278,7 +349,8 @@ mod tests {
         for (to, ifindex, gateway) in
             [("10.0.1.1", 2, "10.9.0.1"), ("10.0.2.1", 3, "10.9.0.2"), ("fd00::1", 3, "fe80::1")]
         {
-            let route = Route { hop: (ifindex, addr(gateway)), source: addr("10.9.0.9"), mtu: None };
+            let first = Path { hop: (ifindex, addr(gateway)), source: addr("10.9.0.9") };
+            let route = Route { first, others: Vec::new(), mtu: None };
             routes.learn(addr(to), Ok(route));
         }
         routes.followed = routes.known.keys().copied().collect();

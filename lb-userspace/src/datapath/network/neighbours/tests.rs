@@ -163,3 +163,24 @@ fn a_bridge_tells_behind_which_port_a_mac_lives() {
     assert_eq!(neighbours.hear_gone(&at(5, NeighbourState::Reachable)), News::Port);
     assert_eq!(neighbours.port(9, OLD), None);
 }
+
+#[test]
+fn one_that_answers_neither_unicast_nor_broadcast_is_doubted_before_the_kernel_gives_up() {
+    let mut neighbours = using(&[hop(1), hop(2)]);
+    for hop in [hop(1), hop(2)] {
+        neighbours.hear(&entry(hop, NeighbourState::Reachable, Some(OLD)));
+    }
+    neighbours.verify();
+    neighbours.hear(&entry(hop(2), NeighbourState::Reachable, Some(OLD)));
+    assert_eq!(neighbours.overdue(), [(hop(1), Ask::Anew)]);
+    neighbours.hear(&entry(hop(1), NeighbourState::Incomplete, None));
+    assert!(!neighbours.is_doubted(hop(1)), "it had no time to answer");
+
+    assert_eq!(neighbours.doubt(), [hop(1)]);
+    assert_eq!(neighbours.doubt(), [], "told once");
+
+    assert_eq!([1, 2].map(|last| neighbours.is_doubted(hop(last))), [true, false]);
+    assert_eq!(neighbours.mac(hop(1)), Some(OLD), "where there is no other, it serves");
+    let back = neighbours.hear(&entry(hop(1), NeighbourState::Reachable, Some(OLD)));
+    assert_eq!((back, neighbours.is_doubted(hop(1))), (News::Hop(hop(1)), false));
+}
