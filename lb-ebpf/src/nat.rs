@@ -203,7 +203,7 @@ fn to_backend<F: Family>(ctx: &XdpContext, carry: &mut Carry) -> Outcome {
     forward::send::<F>(ctx, &packet, carry.l3 as usize, next_hop, tags, Verdict::ForwardedNat)
 }
 
-/// Whether a packet may have its way by a lease: none that begins or ends a flow is noted for those that follow.
+/// Whether a lease may tell a packet's way, or be granted with it: what begins or ends a flow is to be noted, instead.
 #[inline(always)]
 fn is_plain<F: Family>(carry: &Carry) -> bool {
     let notes = carry.tcp_flags as u8 & tcp_flag::BEGIN_OR_END != 0;
@@ -216,7 +216,7 @@ fn lessee(client: NextHop) -> u32 {
     (client.head >> 24) as u32 ^ client.ifindex
 }
 
-/// The lease of the flow, if it holds and its backend lives: the fast path has seen it only where that took the packet up.
+/// The flow's lease, if it holds and its backend lives. The fast path asks for it by itself; this is for what only the ladder takes up.
 #[inline(always)]
 fn leased<F: Family>(carry: &Carry, length: u32, client: NextHop) -> Option<Lease> {
     if !is_plain::<F>(carry) {
@@ -232,9 +232,9 @@ fn leased<F: Family>(carry: &Carry, length: u32, client: NextHop) -> Option<Leas
     (translated && length <= identity.room() as u32).then_some(lease)
 }
 
-/// Where the answer to a segment of no flow that is known goes. What another agent hands on nobody knows then, and its client has
-/// to hear that: by our own way to it, if that is on the link that the segment came by, where the tags are the same and the
-/// interface is ours. By any other way, like an overlay's, that agent takes the answer along.
+/// Where the answer goes to a segment with which a flow begins. If another agent handed it on, nobody knows its flow, and the client
+/// has to hear that: by our own way, if that is on the link that the segment came by, without tags. Another way may be one
+/// that no frame can be redirected to, like an overlay's: then that agent takes the answer along.
 #[inline(always)]
 fn way_back(ctx: &XdpContext, carry: &Carry, client: NextHop) -> NextHop {
     if !carry.tags.is_none() || !former::is_agent(client) {

@@ -152,12 +152,17 @@ fn only_balancers_of_this_cluster_are_listened_to() {
 }
 
 #[test]
-fn a_flow_that_comes_by_the_tunnel_has_a_lease() {
+fn a_flow_that_only_the_ladder_takes_up_has_a_lease_too() {
     if !lb_tests::tier::require("prog", can_run_programs) {
         return;
     }
     let mut engine = engine();
-    for (family, inner, to) in [(0, tcp(CLIENT, VIP), HERE), (1, tcp(CLIENT6, VIP6), HERE6)] {
+    let cases = [
+        (Some(0), tcp(CLIENT, VIP), HERE),
+        (Some(1), tcp(CLIENT6, VIP6), HERE6),
+        (None, tcp("198.51.100.8:40000", "10.0.0.254:30080"), HERE),
+    ];
+    for (tunnel, inner, to) in cases {
         let flow = Flow {
             src: inner.src.ip().into(),
             dst: inner.dst.ip().into(),
@@ -167,7 +172,11 @@ fn a_flow_that_comes_by_the_tunnel_has_a_lease() {
         let hash = flow.hash(engine.hash_key());
         let mut sends = |flags| {
             let inner = Packet { flags, ..inner.clone() };
-            let (action, out) = run(&mut engine, &wrapped(family, &inner, Round::First, tag(to), 0).bytes());
+            let frame = match tunnel {
+                Some(family) => wrapped(family, &inner, Round::First, tag(to), 0).bytes(),
+                None => inner.bytes(),
+            };
+            let (action, out) = run(&mut engine, &frame);
             assert_eq!(action, PASS, "{to}");
             let lease = lease::find(&engine.tables, hash);
             // Another port than the flow has, which nobody but the lease tells.

@@ -98,7 +98,7 @@ fn print(measured: &[Measured]) {
     }
     println!(
         "ratio: fastest round in units of mac-swap's; net: without the wrapper that puts the packet back\n\
-         (rows undo, vary, restore: the wrapper alone, an encapsulation's move of the start included)"
+         (rows undo, vary, restore, rewrap: the wrapper alone, an encapsulation's move of the start included)"
     );
 }
 
