@@ -126,8 +126,9 @@ fn deliver<F: Family>(
 
     let epoch = config::epoch(&tables.config());
     let mut addr = AddrEntry::find(&tables.addrs(), epoch, flow.dst);
-    if addr.is_none() && carry.flow.dst.is_v4() == flow.dst.is_v4() {
-        // A node port: it has the same backends on every node, and here it stands on our address.
+    // A node port has the same backends on every node, and here it stands on our address.
+    let is_node_port = addr.is_none() && carry.flow.dst.is_v4() == flow.dst.is_v4();
+    if is_node_port {
         addr = carry.addr;
     }
     let vip = VipEntry::find(&tables.vips(), epoch, VipEntry::key(addr, flow.dst_port(), proto));
@@ -138,6 +139,10 @@ fn deliver<F: Family>(
     let backends = tables.backends();
     let pool = record.rules.pool_tag();
     let chosen = maps::tagged(pool, opened.backend);
+    if is_node_port && chosen.0 == 0 {
+        // Or of a VIP that is not known here, whose port another Service has on our address.
+        return Err(Verdict::TunnelStray);
+    }
     let is_here = backend::identity(&backends, chosen).mode() == Mode::Local as u8;
     let key = config::hash_key(&tables.config());
     let hash = F::hash(&flow, key);

@@ -257,6 +257,7 @@ fn what_nobody_here_serves_ends_here() {
         ("another port", tcp(CLIENT, "203.0.113.1:81")),
         ("a VIP whose backends are elsewhere", Packet { flags: SYN, ..tcp(CLIENT, "203.0.113.9:80") }),
         ("a tunnel in the tunnel", wrapped(0, &tcp(CLIENT, VIP), Round::First, tag(HERE), 0)),
+        ("a port that another Service has here", Packet { flags: SYN, ..tcp(CLIENT, "203.0.113.77:30080") }),
     ];
     for (number, (case, inner)) in cases.into_iter().enumerate() {
         let frame = wrapped(0, &inner, Round::First, 12345, 0).bytes();
