@@ -45,8 +45,8 @@ pub struct Reverse {
     pub client: NextHop,
     /// VLAN tags that the client's packets come with.
     pub tags: Tags,
-    /// Nothing.
-    pub padding: u32,
+    /// What a client acknowledges that hears the backend ([`Reverse::is_heard`]); 0: not known.
+    pub offered: u32,
     /// Key of the [`Forward`] entry.
     pub forward_key: u64,
     /// Last packet, seconds of the coarse monotonic clock.
@@ -72,10 +72,17 @@ pub mod state {
     pub const TUNNEL_V4: u16 = 16;
     /// The same over IPv6.
     pub const TUNNEL_V6: u16 = 32;
-    /// Of the client's direction: it sent nothing behind what began the flow ([`super::Forward::goes_on`]).
+    /// Of the client's direction: nothing behind what began the flow shows that it goes on
+    /// ([`super::Forward::goes_on`]).
     pub const BEGUN: u16 = 64;
     /// What no SYN changes while a flow lasts.
     pub const LASTING: u16 = LOCAL | TUNNEL_V4 | TUNNEL_V6 | BEGUN;
+
+    /// Whether a side with these bits is alive: it sent something, and no reset since.
+    #[inline(always)]
+    pub const fn is_alive(bits: u16) -> bool {
+        bits & (SEEN | RST) == SEEN
+    }
 
     /// Whether a TCP flow with these bits seen from either side was reset, or closed by both.
     #[inline(always)]
@@ -109,6 +116,11 @@ pub mod state {
 /// use. Until then the SYN goes to the same backend, which knows whether the connection lives.
 pub const SILENCE: u32 = 3;
 
+/// How far behind what a backend offered an acknowledgement may be to show that its sender hears the backend. Whoever
+/// forges one has to guess one number of 4,096, and a client that was taken up in the middle of a download gets
+/// there in smaller steps.
+const HEARD: u32 = 1 << 20;
+
 /// How long a UDP flow that went on has to be silent before it gives its port away (RFC 4787, REQ-5).
 const UDP_SILENCE: u32 = 120;
 
@@ -123,7 +135,7 @@ pub struct Timeouts {
     pub tcp_open: u32,
     /// TCP, closed.
     pub tcp_closed: u32,
-    /// TCP whose client sent no more than what began it, since it did; or that no backend answered.
+    /// TCP whose client showed no more than what began it, since its last packet; or that no backend answered.
     pub tcp_begun: u32,
     /// UDP whose client went on, and was answered.
     pub udp: u32,
@@ -204,6 +216,21 @@ impl Reverse {
         class << 24 | capped
     }
 
+    /// Notes what a TCP segment of the backend offers, which `begins` with a SYN or does not: the number behind that,
+    /// or its own.
+    #[inline(always)]
+    pub const fn offer(&mut self, sequence: u32, begins: bool) {
+        self.offered = sequence.wrapping_add(begins as u32);
+    }
+
+    /// Whether an acknowledgement shows that its sender hears the backend. Anybody can send a SYN with the address of
+    /// another, but not the number that the SYN-ACK asks for. A reset shows nothing: its number is the
+    /// forger's own (RFC 9293, 3.10.7.1). Of what an agent before us noted the number is not known.
+    #[inline(always)]
+    pub const fn is_heard(&self, acknowledged: u32) -> bool {
+        state::is_alive(self.state) && (self.offered == 0 || acknowledged.wrapping_sub(self.offered) < HEARD)
+    }
+
     /// Whether this flow gives its entry to another where no entry is free, which has another port or client: in `local` mode
     /// nobody could get the answer to a question that was given up for it.
     #[inline(always)]
@@ -248,7 +275,7 @@ impl Reverse {
             reply: flow([b0, b1, b2, b3, b4]),
             client: NextHop { head, tail: hop as u32, ifindex: (hop >> 32) as u32 },
             tags: Tags(tags as u32),
-            padding: 0,
+            offered: (tags >> 32) as u32,
             forward_key,
             seen: last as u32,
             backend: (last >> 32) as u16,
@@ -287,13 +314,14 @@ impl Forward {
     }
 
     /// Whether a packet of this kind at `now`, behind the one that began the flow, shows that its client goes on: of
-    /// TCP any segment, of UDP one that comes later by the clock. Two questions at once are no conversation.
+    /// TCP a segment that acknowledges what the backend sent, of UDP one that comes later by the clock. Two questions
+    /// at once are no conversation. `acknowledged`: the number, if it has one.
     #[inline(always)]
-    pub const fn goes_on(&self, kind: Kind, now: u32) -> bool {
-        match kind {
-            Kind::Segment => true,
-            Kind::Datagram => now != self.seen,
-            Kind::Syn | Kind::Reset => false,
+    pub const fn goes_on(&self, reverse: &Reverse, kind: Kind, acknowledged: Option<u32>, now: u32) -> bool {
+        match (kind, acknowledged) {
+            (Kind::Segment, Some(number)) => reverse.is_heard(number),
+            (Kind::Datagram, _) => now != self.seen,
+            _ => false,
         }
     }
 
@@ -467,12 +495,29 @@ mod tests {
     }
 
     #[test]
-    fn a_client_goes_on_by_a_segment_or_by_a_later_datagram() {
-        let (forward, _) = entries();
+    fn a_client_goes_on_by_an_acknowledgement_or_by_a_later_datagram() {
+        let (forward, mut reverse) = shown(crate::TCP, BEGUN, BOTH);
+        let goes_on = |reverse: &Reverse, kind, number, now| forward.goes_on(reverse, kind, number, now);
+        reverse.offer(u32::MAX - 10, true);
+        let offered = reverse.offered;
 
-        assert!(forward.goes_on(Kind::Segment, 0));
-        assert!(forward.goes_on(Kind::Datagram, 1));
-        assert!(!forward.goes_on(Kind::Datagram, 0), "two questions at once");
-        assert!(!forward.goes_on(Kind::Syn, 1) && !forward.goes_on(Kind::Reset, 1));
+        for number in [offered, offered.wrapping_add(11), offered.wrapping_add(HEARD - 1)] {
+            assert!(goes_on(&reverse, Kind::Segment, Some(number), 0), "{number}");
+            for kind in [Kind::Syn, Kind::Reset] {
+                assert!(!goes_on(&reverse, kind, Some(number), 1), "{kind:?}");
+            }
+        }
+        for number in [None, Some(offered - 1), Some(offered.wrapping_add(HEARD)), Some(0x7fff_ffff)] {
+            assert!(!goes_on(&reverse, Kind::Segment, number, 1), "{number:?}");
+        }
+        for (case, state) in [("not answered", 0), ("reset", RST)] {
+            let reverse = Reverse { state, ..reverse };
+            assert!(!goes_on(&reverse, Kind::Segment, Some(offered), 1), "{case}");
+        }
+        let of_an_agent_before = Reverse { offered: 0, ..reverse };
+        assert!(goes_on(&of_an_agent_before, Kind::Segment, Some(7), 0));
+        assert!(!goes_on(&of_an_agent_before, Kind::Segment, None, 0));
+        assert!(goes_on(&reverse, Kind::Datagram, None, 1));
+        assert!(!goes_on(&reverse, Kind::Datagram, None, 0), "two questions at once");
     }
 }

@@ -215,17 +215,23 @@ mod tests {
     /// What happens to one of a few flows.
     #[derive(Debug, Clone, Copy)]
     enum Step {
-        Client(u64, u16, Kind),
+        /// The last: which number it acknowledges.
+        Client(u64, u16, Kind, Option<u32>),
         Backend(u64, u16),
         Pass(u32),
         Sweep,
     }
 
+    /// What each backend's answers ask for.
+    const OFFERED: u32 = 7_000_000;
+
     fn steps() -> impl Strategy<Value = Vec<Step>> {
         let bits = prop_oneof![4 => Just(0), 2 => Just(state::FIN), 1 => Just(state::RST)];
         let kind = prop::sample::select(&[Kind::Syn, Kind::Segment, Kind::Datagram][..]);
+        let number = prop::sample::select(&[None, Some(OFFERED), Some(OFFERED), Some(!OFFERED)][..]);
         let step = prop_oneof![
-            6 => (0u64..60, bits.clone(), kind).prop_map(|(flow, bits, kind)| Step::Client(flow, bits, kind)),
+            6 => (0u64..60, bits.clone(), kind, number)
+                .prop_map(|(flow, bits, kind, number)| Step::Client(flow, bits, kind, number)),
             4 => (0u64..60, bits).prop_map(|(flow, bits)| Step::Backend(flow, bits)),
             1 => (0u32..200).prop_map(Step::Pass),
             1 => Just(Step::Sweep),
@@ -274,15 +280,18 @@ mod tests {
                         !over
                     });
                 }
-                Step::Client(flow, bits, kind) => {
+                Step::Client(flow, bits, kind, number) => {
                     let known = table.borrow().forward.contains_key(&flow);
                     if !known {
                         let claiming = Claiming { table: &table, flow, now, room };
                         let search = Search { hash: hash(flow), first: 61_000, count, own: 0 };
                         let got = claim(&claiming, &search);
                         prop_assert_eq!(got.is_ok(), table.borrow().forward.contains_key(&flow));
-                    } else if let Some(forward) = table.borrow_mut().forward.get_mut(&flow) {
-                        if forward.goes_on(kind, now) {
+                    } else {
+                        let mut table = table.borrow_mut();
+                        let Table { forward, reverse } = &mut *table;
+                        let forward = forward.get_mut(&flow).expect("it is known");
+                        if forward.goes_on(&reverse[&forward.snat_port], kind, number, now) {
                             forward.state &= !state::BEGUN;
                         }
                         (forward.state, forward.seen) = (forward.state | bits | state::SEEN, now);
@@ -297,6 +306,7 @@ mod tests {
                     let port = table.forward.get(&flow).map(|forward| forward.snat_port);
                     if let Some(reverse) = port.and_then(|port| table.reverse.get_mut(&port)) {
                         (reverse.state, reverse.seen) = (reverse.state | bits | state::SEEN, now);
+                        reverse.offer(OFFERED, false);
                     }
                 }
             }

@@ -47,6 +47,7 @@ pub fn claim(id: BackendId, client: NextHop, now: u32) -> Result<u16, Verdict> {
     reverse.reply.proto = flow.proto;
     reverse.client = client;
     reverse.tags = carry.tags;
+    reverse.offered = 0;
     reverse.forward_key = hash;
     reverse.seen = now;
     reverse.backend = id.0;

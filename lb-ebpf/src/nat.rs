@@ -5,6 +5,8 @@
 //! lease spares it that; only a new flow runs the loop that claims a port. Both programs are reached by a tail
 //! call from the ladder and begin with what it carried over.
 
+use core::hint::cold_path;
+
 use aya_ebpf::{helpers::bpf_check_mtu, macros::xdp, programs::XdpContext};
 use lb_common::{
     Addr, AddrEntry, BackendId, Flow, Mode, TCP, Tags, Verdict,
@@ -26,7 +28,7 @@ use crate::{
     maps::{self, Tables},
     options,
     packet::Packet,
-    parse::{Family, V4, V6, kind, rewrite_transport, tcp_flag},
+    parse::{Family, TCP_ACKNOWLEDGED, TCP_SEQUENCE, V4, V6, kind, rewrite_transport, tcp_flag},
     steer, tags,
 };
 
@@ -160,7 +162,7 @@ fn to_backend<F: Family>(ctx: &XdpContext, carry: &mut Carry) -> Outcome {
     }
     let state = match since {
         Since::Now | Since::Leased => state::BEGUN,
-        Since::Earlier => refresh(hash, kind, flags, now, client, carry.tags),
+        Since::Earlier => refresh(&packet, carry, now, client),
     };
     if flags & tcp_flag::RST != 0 {
         // The next packet has to come here: it tells that the reset was forged.
@@ -292,7 +294,7 @@ fn to_client<F: Family>(ctx: &XdpContext, carry: &mut Carry) -> Outcome {
     }
     let flags = carry.tcp_flags as u8;
     entry.seen = steer::now();
-    entry.state = state_after(entry.state, flags);
+    answered(entry, flags, || Some(packet.view_at::<20>(carry.l4 as usize)?.read(TCP_SEQUENCE)));
     let new = entry.reply;
     let (client, tags) = (entry.client, entry.tags);
     if flags & tcp_flag::SYN != 0 {
@@ -426,19 +428,25 @@ fn end_lease(hash: u64) {
 
 /// Notes that the client sent something more, and from where if that changed. Returns its [`state`].
 #[inline(always)]
-fn refresh(hash: u64, kind: Kind, flags: u8, now: u32, client: NextHop, tags: Tags) -> u16 {
-    let Some(entry) = maps::NAT_FORWARD.get_ptr_mut(hash) else { return state::BEGUN };
+fn refresh(packet: &Packet, carry: &Carry, now: u32, client: NextHop) -> u16 {
+    let Some(entry) = maps::NAT_FORWARD.get_ptr_mut(carry.hashes.flow) else { return state::BEGUN };
     // SAFETY: as in `to_client`; the fields written are hints about time and closing.
     let entry = unsafe { &mut *entry };
-    let before = if entry.goes_on(kind, now) { entry.state & !state::BEGUN } else { entry.state };
-    let after = state_after(before, flags);
+    let mut before = entry.state;
+    if before & state::BEGUN != 0 {
+        cold_path();
+        if goes_on(packet, carry, entry, now) {
+            before &= !state::BEGUN;
+        }
+    }
+    let after = state_after(before, carry.tcp_flags as u8);
     if entry.seen != now {
         entry.seen = now;
     }
     if entry.state != after {
         entry.state = after;
     }
-    let sender = sender_tag(client, tags);
+    let sender = sender_tag(client, carry.tags);
     // What an agent hands on came to the wrong place: the way back is what it was.
     if entry.client_mac == sender || former::is_agent(client) {
         return after;
@@ -447,9 +455,40 @@ fn refresh(hash: u64, kind: Kind, flags: u8, now: u32, client: NextHop, tags: Ta
     if let Some(reverse) = maps::NAT_REVERSE.get_ptr_mut(entry.reverse_key) {
         // SAFETY: as above.
         let reverse = unsafe { &mut *reverse };
-        (reverse.client, reverse.tags) = (client, tags);
+        (reverse.client, reverse.tags) = (client, carry.tags);
     }
     after
+}
+
+/// Whether a packet of a flow that has begun shows that its client goes on.
+#[inline(always)]
+fn goes_on(packet: &Packet, carry: &Carry, entry: &Forward, now: u32) -> bool {
+    let Some(reverse) = own_reverse(entry, carry.hashes.flow) else { return false };
+    let flags = carry.tcp_flags as u8;
+    // No later fragment has flags.
+    let acknowledged = match flags & tcp_flag::ACK {
+        0 => None,
+        _ => {
+            packet.view_at::<20>(carry.l4 as usize).map(|tcp| tcp.read::<u32>(TCP_ACKNOWLEDGED).swap_bytes())
+        }
+    };
+    entry.goes_on(reverse, kind(carry.flow.proto as u8, flags), acknowledged, now)
+}
+
+/// Notes what an answer with these TCP flags shows of its backend; `sequence`: its number, in wire order.
+#[inline(always)]
+pub fn answered(entry: &mut Reverse, flags: u8, sequence: impl FnOnce() -> Option<u32>) {
+    if flags & tcp_flag::BEGIN_OR_END == 0 && state::is_alive(entry.state) {
+        return;
+    }
+    cold_path();
+    // Neither a reset nor a datagram or a later fragment, which have no flags.
+    if flags & (tcp_flag::ACK | tcp_flag::RST) == tcp_flag::ACK
+        && let Some(sequence) = sequence()
+    {
+        entry.offer(sequence.swap_bytes(), flags & tcp_flag::SYN != 0);
+    }
+    entry.state = state_after(entry.state, flags);
 }
 
 #[inline(always)]

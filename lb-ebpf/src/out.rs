@@ -24,8 +24,10 @@ use lb_common::{
 use crate::{
     capture, errors, fragment,
     headers::{Behind, Headers, Part, penstock_chain_out},
-    maps,
-    parse::{ETHERNET, ETHERTYPE_QINQ, ETHERTYPE_V4, ETHERTYPE_V6, ETHERTYPE_VLAN, V4, V6, tcp_flag},
+    maps, nat,
+    parse::{
+        ETHERNET, ETHERTYPE_QINQ, ETHERTYPE_V4, ETHERTYPE_V6, ETHERTYPE_VLAN, TCP_SEQUENCE, V4, V6, tcp_flag,
+    },
     steer,
 };
 
@@ -152,7 +154,7 @@ fn translated(ctx: &TcContext, src: Addr, dst: Addr, behind: &Behind) -> Option<
         }
         _ => return None,
     }
-    let (new, ways) = known(&old, flags)?;
+    let (new, ways) = known(ctx, &old, flags, l4)?;
     if part == Part::First {
         fragment::remember(&key, fragment::Remembered { ports: old.ports, proto });
     }
@@ -161,17 +163,14 @@ fn translated(ctx: &TcContext, src: Addr, dst: Addr, behind: &Behind) -> Option<
 
 /// Finds the flow of an answer, and notes that it lives.
 #[inline(always)]
-fn known(old: &Flow, flags: u8) -> Option<(Flow, u16)> {
+fn known(ctx: &TcContext, old: &Flow, flags: u8, l4: usize) -> Option<(Flow, u16)> {
     let entry = flow(old)?;
     let lasting = entry.state & state::LASTING;
     let now = steer::now();
     if entry.seen != now {
         entry.seen = now;
     }
-    let after = crate::nat::state_after(entry.state, flags);
-    if entry.state != after {
-        entry.state = after;
-    }
+    nat::answered(entry, flags, || ctx.load(l4 + TCP_SEQUENCE).ok());
     Some((entry.reply, lasting))
 }
 

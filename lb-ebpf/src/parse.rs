@@ -283,6 +283,11 @@ pub struct Transport {
     pub flags: u8,
 }
 
+/// Where a TCP header has its sequence number.
+pub const TCP_SEQUENCE: usize = 4;
+/// Where it has the number that it acknowledges.
+pub const TCP_ACKNOWLEDGED: usize = 8;
+
 /// Offsets within a transport header.
 const UDP_CSUM: usize = 6;
 const TCP_FLAGS: usize = 13;

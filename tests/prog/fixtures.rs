@@ -3,7 +3,7 @@
 use lb_common::lease::{self, Lease};
 use lb_common::nat::{Timeouts, state};
 use lb_common::{Flow, Mac, TCP, wire_port};
-use lb_tests::packet::{FIN, OURS, Packet, ROUTER, SYN, csums_are_right, tcp, udp};
+use lb_tests::packet::{ACK, FIN, OURS, Packet, ROUTER, SYN, csums_are_right, tcp, udp};
 use lb_tests::world::{LOOPBACK, World, backend, backend_mac, can_run_programs};
 use penstock::datapath::engine::{Config, Engine};
 use penstock::datapath::kernel::Translated;
@@ -309,8 +309,13 @@ fn a_lease_spares_a_flow_the_look_at_its_state_and_ends_with_it() {
     let hash = flow.hash(engine.hash_key());
     let forget = |engine: &mut Engine| engine.sweep_at(u32::MAX, &Timeouts::default()).expect("sweeps");
     let begins = Packet { flags: SYN, ..packet.clone() };
-    translated(&mut engine, "begins", &begins, node, "10.0.0.1:8080");
+    let begun = translated(&mut engine, "begins", &begins, node, "10.0.0.1:8080");
     assert_eq!(lease::find(&engine.tables, hash), Lease(0), "what begins a flow is noted with it");
+    translated(&mut engine, "is not answered", &packet, node, "10.0.0.1:8080");
+    assert_eq!(lease::find(&engine.tables, hash), Lease(0), "nobody knows whether its client is there");
+    let (src_mac, offer) = (backend_mac(1), tcp("10.0.0.1:8080", &format!("{node}:{begun}")));
+    let offer = Packet { src_mac, flags: SYN | ACK, ..offer };
+    assert!(matches!(run(&mut engine, &offer.bytes()), Send(_)));
 
     let port = translated(&mut engine, "goes on", &packet, node, "10.0.0.1:8080");
 

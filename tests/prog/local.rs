@@ -186,7 +186,8 @@ fn a_frame_to_this_host_cut_at_any_byte_is_not_translated() {
                 assert_eq!(run.packet, frame[..length], "{to}: {length} of {} bytes", frame.len());
             }
             if !known {
-                delivered(&mut engine, to, &packet, to);
+                let arrived = delivered(&mut engine, to, &packet, to);
+                out(&mut engine, &answer(&arrived).bytes());
                 delivered(&mut engine, to, &packet, to);
             }
         }

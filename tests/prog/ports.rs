@@ -16,6 +16,10 @@ use crate::run::{Drop, Send, count, run};
 
 const RST: u8 = 4;
 const FIRST: u16 = 61_000;
+/// What the SYN-ACK of a [`tcp`] packet asks for, which is what that acknowledges.
+const OFFERED: u32 = 2;
+/// What it does not.
+const GUESSED: u32 = 0x4000_0000;
 
 /// One backend behind `nat`, and so many ports towards it.
 struct Rig {
@@ -42,7 +46,13 @@ impl Rig {
 
     /// What a client's packet becomes: the port that the backend sees, and the whole frame is right; none: dropped.
     fn sends(&mut self, client: u16, flags: u8) -> Option<u16> {
+        self.acknowledges(client, flags, OFFERED)
+    }
+
+    /// The same of a segment that acknowledges this.
+    fn acknowledges(&mut self, client: u16, flags: u8, ack: u32) -> Option<u16> {
         let packet = self.packet(&format!("198.51.100.7:{client}"), "203.0.113.1:80", flags);
+        let packet = Packet { ack, ..packet };
         let frame = match run(&mut self.engine, &packet.bytes()) {
             Send(frame) => frame,
             Drop => return None,
@@ -292,6 +302,45 @@ fn one_question_and_its_answer_hold_no_port_against_the_next() {
     assert_eq!(rig.sends(20_001, 0), Some(FIRST));
 }
 
+#[test]
+fn only_who_hears_the_backend_keeps_a_port() {
+    if !lb_tests::tier::require("prog", can_run_programs) {
+        return;
+    }
+    enum Step {
+        Client(u8, u32),
+        Backend(u8),
+    }
+    use Step::{Backend, Client};
+    let offered = [Client(SYN, 0), Backend(SYN | ACK)];
+    // Half a connection, of which we forgot what began it, is answered by an ACK out of place.
+    let (half, halves) = ([Client(SYN, 0), Backend(ACK)], [Client(0, 0), Backend(ACK)]);
+    let guesses = [Client(ACK, GUESSED), Backend(RST), Client(0, 0), Backend(ACK)];
+    let cases: [(&str, bool, &[&[Step]]); 9] = [
+        ("the number that is asked for", true, &[&offered, &[Client(ACK, OFFERED)]]),
+        ("what is further on", true, &[&offered, &[Client(ACK, OFFERED + 65_535)]]),
+        ("in the middle of a flow", true, &[&[Client(ACK, 1), Backend(ACK)], &[Client(ACK, 1)]]),
+        ("no number", false, &[&offered, &[Client(0, OFFERED)]]),
+        ("a guess", false, &[&offered, &[Client(ACK, GUESSED), Backend(RST), Backend(SYN | ACK)]]),
+        ("a guess beforehand", false, &[&[Client(SYN, 0), Client(ACK, OFFERED)], &[Backend(SYN | ACK)]]),
+        ("a SYN out of place", false, &[&half, &[Client(ACK, GUESSED)]]),
+        ("a guess out of place", false, &[&halves, &guesses]),
+        ("a reset first", false, &[&[Client(ACK, GUESSED), Backend(RST)], &guesses]),
+    ];
+    let mut rig = Rig::new(Protocol::Tcp, 1);
+    for (case, keeps, steps) in cases {
+        for step in steps.iter().copied().flatten() {
+            match *step {
+                Client(flags, ack) => assert_eq!(rig.acknowledges(20_000, flags, ack), Some(FIRST), "{case}"),
+                Backend(flags) => assert_eq!(rig.answers(FIRST, flags), Some(20_000), "{case}"),
+            }
+        }
+
+        assert_eq!(rig.sends(20_001, SYN), (!keeps).then_some(FIRST), "{case}");
+        assert_eq!(rig.engine.sweep_at(u32::MAX, &Timeouts::default()).expect("swept").1, 1, "{case}");
+    }
+}
+
 /// Xorshift; the seed stands in every failure.
 fn next(random: &mut u64) -> u64 {
     *random ^= *random << 13;
@@ -402,6 +451,48 @@ fn beginnings_that_fill_the_table_push_out_each_other_and_keep_nobody_out() {
         }
         assert_eq!(count(&engine, "nat-table-full"), refused, "{protocol}");
     }
+}
+
+#[test]
+fn connections_that_are_forged_without_hearing_the_backend_keep_nobody_out() {
+    if !lb_tests::tier::require("prog", can_run_programs) {
+        return;
+    }
+    let (vip, backend, client) = ("203.0.113.1:80", "10.0.0.1:80", "198.51.100.1:1024");
+    let mut engine = World::new().service(Protocol::Tcp, vip, Local, &[backend]).load();
+    engine.set_interface(LOOPBACK, OURS);
+    let client_sends = |flags, ack| Packet { flags, ack, ..tcp(client, vip) }.bytes();
+    let [mut begins, mut guesses, mut goes_on] =
+        [(SYN, 0), (ACK, GUESSED), (ACK, OFFERED)].map(|(flags, ack)| client_sends(flags, ack));
+    let mut offers = Packet { flags: SYN | ACK, ..tcp(backend, client) }.bytes();
+    // Nobody looks at checksums on the way to a backend and back.
+    let mut forges = |engine: &mut Engine, number: usize, frames: &mut [&mut Vec<u8>]| {
+        let (host, port) = (number / 250 % 100, 1_024 + number / 25_000);
+        let (addr, port) = ([100 + host as u8, 1 + (number % 250) as u8], (port as u16).to_be_bytes());
+        for frame in frames {
+            frame[28..30].copy_from_slice(&addr);
+            frame[34..36].copy_from_slice(&port);
+            let _ = engine.kernel.test_run("penstock", frame, 1).expect("the program runs");
+        }
+        offers[32..34].copy_from_slice(&addr);
+        offers[36..38].copy_from_slice(&port);
+        engine.kernel.test_out(&offers).expect("the program runs").packet[26..30] == [203, 0, 113, 1]
+    };
+
+    for number in 0..lb_common::maps::NAT_FLOWS + 1_000 {
+        if number % 2 == 0 {
+            assert!(forges(&mut engine, number, &mut [&mut begins, &mut guesses]), "{number}");
+        } else {
+            assert!(forges(&mut engine, number, &mut [&mut begins]), "{number}");
+            assert!(forges(&mut engine, number, &mut [&mut guesses]), "{number}");
+        }
+    }
+
+    for number in 200_000..200_100 {
+        assert!(forges(&mut engine, number, &mut [&mut begins]), "{number}");
+        assert!(forges(&mut engine, number, &mut [&mut goes_on]), "{number}");
+    }
+    assert_eq!(count(&engine, "nat-table-full"), 0);
 }
 
 #[test]

@@ -178,6 +178,10 @@ fn a_flow_that_only_the_ladder_takes_up_has_a_lease_too() {
             };
             let (action, out) = run(&mut engine, &frame);
             assert_eq!(action, PASS, "{to}");
+            if flags == SYN {
+                let offer = Packet { flags: SYN | ACK, ..tcp(to, &inner.src.to_string()) };
+                engine.kernel.test_out(&offer.bytes()).expect("the program runs");
+            }
             let lease = lease::find(&engine.tables, hash);
             // Another port than the flow has, which nobody but the lease tells.
             lease::grant(&engine.tables, hash, Lease(lease.0 ^ 1 << 16));

@@ -26,7 +26,7 @@ use aya::programs::xdp::XdpLink;
 use aya::programs::{ProgramError, SkLookup, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use lb_common::maps::{self, Program, row};
-use lb_common::nat::{Forward, Reverse};
+use lb_common::nat::{Forward, Reverse, state};
 use lb_common::{Addr, HashKey, ports};
 
 use super::Error;
@@ -301,12 +301,23 @@ impl Kernel {
     /// Makes translated flows silent for so much longer, in units of [`lb_common::flows::clock`]. For tests: the
     /// program's clock is the kernel's.
     pub fn age_translated(&mut self, units: u32) -> Result<(), Error> {
-        self.age::<8>(maps::NAT_FORWARD, 6, units)?;
-        self.age::<15>(maps::NAT_REVERSE, 14, units)
+        let age = |seen: &mut u64| *seen -= u64::from(units.min(*seen as u32));
+        self.edit::<8>(maps::NAT_FORWARD, 6, age)?;
+        self.edit::<15>(maps::NAT_REVERSE, 14, age)
     }
 
-    /// Takes `units` from the lower half of one word of every entry.
-    fn age<const WORDS: usize>(&mut self, name: &'static str, word: usize, units: u32) -> Result<(), Error>
+    /// Notes an answer of the backend of each translated flow. For measuring.
+    pub fn answer_translated(&mut self) -> Result<(), Error> {
+        self.edit::<15>(maps::NAT_REVERSE, 14, |word| *word |= u64::from(state::SEEN) << 48)
+    }
+
+    /// Changes one word of every entry.
+    fn edit<const WORDS: usize>(
+        &mut self,
+        name: &'static str,
+        word: usize,
+        change: impl Fn(&mut u64),
+    ) -> Result<(), Error>
     where
         [u64; WORDS]: aya::Pod,
     {
@@ -315,9 +326,7 @@ impl Kernel {
             HashMap::try_from(map).map_err(|_| Error::Object(name))?;
         let entries: Vec<(u64, [u64; WORDS])> = map.iter().filter_map(Result::ok).collect();
         for (key, mut words) in entries {
-            if let Some(seen) = words.get_mut(word) {
-                *seen -= u64::from(units.min(*seen as u32));
-            }
+            words.get_mut(word).into_iter().for_each(&change);
             map.insert(key, words, 0).map_err(|_| Error::Object(name))?;
         }
         Ok(())

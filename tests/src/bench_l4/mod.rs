@@ -129,6 +129,8 @@ impl Run {
     fn prepare(&mut self, worlds: &mut Worlds) -> Result<()> {
         if let Some(first) = self.case.first.clone() {
             self.send(worlds, &first, self.case.flows)?;
+            let engine = worlds.get_mut(&self.case.world).context("no such world")?;
+            engine.kernel.answer_translated()?;
         }
         self.packets(worlds, self.case.flows.max(1))?;
         self.verify(worlds)
