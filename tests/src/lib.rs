@@ -5,6 +5,7 @@ pub mod apiserver;
 pub mod bench_control;
 pub mod bench_l4;
 pub mod bench_l7;
+pub mod classifier;
 pub mod echo;
 pub mod h2_frames;
 pub mod helm;

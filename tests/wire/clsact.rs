@@ -4,10 +4,13 @@ use std::net::UdpSocket;
 use std::path::Path;
 
 use lb_tests::agent::Agent;
+use lb_tests::classifier::{self, NAME, PASS};
 use lb_tests::netns::{Host, Lab};
 use lb_tests::world::{CONFIG, World};
 use penstock::config::BPFFS;
 use penstock::datapath::engine::Engine;
+use penstock::datapath::kernel::{self, Seen};
+use penstock::datapath::network::Netlink;
 use penstock::datapath::pins::Pins;
 use penstock::datapath::{Attached, detach};
 use penstock::model::l4::{ForwardingMode::Local, Protocol};
@@ -37,15 +40,8 @@ fn attached(host: &Host) -> Engine {
     engine
 }
 
-fn filters(host: &Host) -> usize {
-    let shown = host.run(&format!("tc filter show dev {DEVICE} egress")).unwrap();
-    assert!(shown.is_empty() || shown.contains("penstock_out"), "{shown}");
-    shown.matches("handle 0x").count()
-}
-
-#[test]
-fn a_filter_translates_answers_and_takes_the_place_of_an_older_one() {
-    let Some(lab) = crate::rig::lab() else { return };
+/// A client, a node that it knows as the way to the VIPs, and the pod behind that.
+fn hosts(lab: &Lab) -> [Host; 3] {
     let client = lab.host("client", &[("front", &["10.1.0.7/24", "fd01::7/64"])]).unwrap();
     let node: [(&str, &[&str]); 2] =
         [("front", &["10.1.0.1/24", "fd01::1/64"]), ("pods", &["10.21.0.1/24", "fd21::1/64"])];
@@ -59,21 +55,49 @@ fn a_filter_translates_answers_and_takes_the_place_of_an_older_one() {
     for addr in pod_addr(1, 1) {
         pod.within(|| serve(addr, "p11")).unwrap();
     }
+    [client, node, pod]
+}
+
+/// Answers come from the VIPs.
+fn works(client: &Host) {
+    for family in [0, 1] {
+        client.within(|| {
+            let mut flow = Flow::open(vip(family, TCP)).unwrap();
+            assert_eq!(flow.pod, "p11");
+            flow.bulk(200_000).unwrap();
+            let socket = UdpSocket::bind((CLIENT[family], 0)).unwrap();
+            assert!(ask(&socket, vip(family, UDP)).unwrap().starts_with("p11 "));
+        });
+    }
+}
+
+/// What the agent sees of the host's interface.
+fn seen(host: &Host) -> Seen {
+    let ifindex = ifindex(host, DEVICE);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    host.within(|| {
+        runtime.block_on(async {
+            let netlink = Netlink::open().unwrap();
+            let xdp = netlink.xdp_programs_on([ifindex].into()).await.unwrap();
+            Seen { xdp, filters: netlink.filters_on([ifindex].into()).await.unwrap() }
+        })
+    })
+}
+
+fn filters(host: &Host) -> usize {
+    let shown = host.run(&format!("tc filter show dev {DEVICE} egress")).unwrap();
+    assert!(shown.is_empty() || shown.contains("penstock_out"), "{shown}");
+    shown.matches("handle 0x").count()
+}
+
+#[test]
+fn a_filter_translates_answers_and_takes_the_place_of_an_older_one() {
+    let Some(lab) = crate::rig::lab() else { return };
+    let [client, node, _pod] = hosts(&lab);
     let mut first = attached(&node);
     let ifindex = ifindex(&node, DEVICE);
     node.within(|| first.kernel.attach(DEVICE, ifindex, Attached::Native)).unwrap();
-    let works = || {
-        for family in [0, 1] {
-            client.within(|| {
-                let mut flow = Flow::open(vip(family, TCP)).unwrap();
-                assert_eq!(flow.pod, "p11");
-                flow.bulk(200_000).unwrap();
-                let socket = UdpSocket::bind((CLIENT[family], 0)).unwrap();
-                assert!(ask(&socket, vip(family, UDP)).unwrap().starts_with("p11 "));
-            });
-        }
-    };
-    works();
+    works(&client);
 
     // The next one has tables of its own: flows of the first are none of its.
     let second = attached(&node);
@@ -82,9 +106,41 @@ fn a_filter_translates_answers_and_takes_the_place_of_an_older_one() {
     assert_eq!(filters(&node), 0);
 
     node.within(|| first.kernel.attach_filter(DEVICE, ifindex)).unwrap();
-    works();
+    works(&client);
     node.within(move || drop(first));
     assert_eq!(filters(&node), 0);
+}
+
+#[test]
+fn a_filter_is_asked_before_those_that_let_packets_pass_and_knows_where_it_is_not() {
+    let Some(lab) = crate::rig::lab() else { return };
+    let [client, node, _pod] = hosts(&lab);
+    let ifindex = ifindex(&node, DEVICE);
+    let put = |handle| node.within(|| classifier::filter(DEVICE, PASS, 1, handle)).unwrap();
+    let before = |engine: &Engine| -> Vec<String> {
+        engine.kernel.preceded(&seen(&node)).values().flat_map(|programs| kernel::names(programs)).collect()
+    };
+    put(1);
+    let mut engine = attached(&node);
+    node.within(|| engine.kernel.attach(DEVICE, ifindex, Attached::Native)).unwrap();
+    works(&client);
+    assert_eq!(before(&engine), [""; 0]);
+
+    put(2);
+    assert_eq!(before(&engine), [NAME]);
+
+    node.within(|| engine.kernel.attach_filter(DEVICE, ifindex)).unwrap();
+    works(&client);
+    assert_eq!(before(&engine), [""; 0]);
+    assert!(engine.kernel.forget_ended(&seen(&node)).is_empty());
+
+    node.run(&format!("tc qdisc del dev {DEVICE} clsact")).unwrap();
+    let ended = engine.kernel.forget_ended(&seen(&node));
+    assert_eq!((ended.out, ended.xdp.len()), ([ifindex].into(), 0));
+    assert!(!engine.kernel.is_out(ifindex));
+    node.within(|| engine.kernel.attach_filter(DEVICE, ifindex)).unwrap();
+    works(&client);
+    node.within(move || drop(engine));
 }
 
 /// Puts a filter of somebody else's on the way out, before ours.

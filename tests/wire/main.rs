@@ -5,6 +5,7 @@ mod addresses;
 mod affinity;
 mod announce;
 mod beginning;
+mod beside;
 mod capture;
 mod change;
 mod clsact;

@@ -36,11 +36,11 @@ use super::mmap::Mapping;
 use super::pins::Pins;
 use crate::model::l4::Prefix;
 
-pub use attach::loaded;
+pub use attach::{loaded, names};
 pub use capture::Ring;
 pub use formers::Formers;
 use inherit::Inherited;
-pub use look::Ended;
+pub use look::{Ended, Seen};
 pub use out::remove_filters;
 pub use sweep::{Look, Sweeper, Swept, Translated};
 pub use tables::Banks;

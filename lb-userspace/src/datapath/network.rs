@@ -6,6 +6,7 @@
 //! announcements are lost (a full receive buffer), everything is read anew.
 
 mod arp;
+mod filters;
 mod heard;
 mod links;
 mod local;

@@ -77,6 +77,17 @@ pub(super) fn detached(what: &str) -> Problem {
     Problem { reason: "detached", fix: fix.to_owned(), ..of_datapath(message) }
 }
 
+/// Others stand before our program on the way out of an interface, which translates the answers of backends on this host.
+pub(super) fn preceded(interface: &str, programs: &str) -> Problem {
+    let message = format!(
+        "on the way out of {interface} our program is not asked first but after {programs}: where that hands a packet on by \
+         anything else than TCX_NEXT (TC_ACT_UNSPEC, -1), clients get answers from the addresses of the backends on this host, \
+         and reset them"
+    );
+    let fix = "attach it behind penstock_out; an agent that begins puts its own program first, so a restart does, too".to_owned();
+    Problem { reason: "not-first", fix, ..of_datapath(message) }
+}
+
 /// The stack does not accept what comes for a VIP of the proxy.
 pub(super) fn not_local(vip: IpAddr, why: &str) -> Problem {
     let message = format!("nobody reaches the proxy at {vip}: its local route is not there: {why}");

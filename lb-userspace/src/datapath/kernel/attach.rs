@@ -1,7 +1,7 @@
 //! Attachments: the program on interfaces, the socket steering on our network namespace. Where
 //! they are pinned, they pass from agent to agent, and only their program is swapped.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::Path;
 
@@ -17,8 +17,6 @@ use crate::datapath::pins::Pins;
 /// Our network namespace.
 pub(super) const NAMESPACE: &str = "/proc/self/ns/net";
 pub(super) const LOOKUP: &str = "lookup";
-/// Until it takes the place of the other.
-const NEXT_LOOKUP: &str = "lookup-next";
 
 impl Attached {
     pub(super) fn pin(self, ifindex: u32) -> String {
@@ -137,10 +135,7 @@ impl Kernel {
         let id = program.attach(file).map_err(failed)?;
         let mut link: FdLink = program.take_link(id).map_err(failed)?.into();
         if let Some(pins) = self.pinning() {
-            pins.remove_link(NEXT_LOOKUP);
-            let path = pins.link(NEXT_LOOKUP);
-            link = link.pin(&path).map_err(|error| not_pinned(&path, error))?.into();
-            pins.rename_link(NEXT_LOOKUP, LOOKUP)?;
+            link = named(pins, link, LOOKUP)?;
         }
         self.lookup = Some(link);
         Ok(())
@@ -169,7 +164,7 @@ impl Kernel {
     }
 
     /// Forgets the names, which another process goes on with, and drops our ends of what has one. What
-    /// has none (a filter, where there is no tcx) stays until we end: the other's stands beside it.
+    /// has none (a filter, where there is no tcx) stays until the other's stands there.
     pub fn let_go(&mut self) {
         self.pins = None;
         self.xdp.clear();
@@ -194,6 +189,31 @@ impl Kernel {
 pub fn loaded() -> BTreeSet<u32> {
     let programs = aya::programs::loaded_programs().filter_map(Result::ok);
     programs.filter(|program| program.name_as_str() == Some(PROGRAM)).map(|program| program.id()).collect()
+}
+
+/// Names of these programs, for people.
+pub fn names(numbers: &[u32]) -> Vec<String> {
+    let programs = aya::programs::loaded_programs().filter_map(Result::ok);
+    let known: BTreeMap<u32, String> = programs
+        .filter(|program| numbers.contains(&program.id()))
+        .filter_map(|program| Some((program.id(), program.name_as_str()?.to_owned())))
+        .collect();
+    let name = |number: &u32| match (number, known.get(number)) {
+        (0, _) => "a filter".to_owned(),
+        (_, Some(name)) if !name.is_empty() => name.clone(),
+        _ => format!("program {number}"),
+    };
+    numbers.iter().map(name).collect()
+}
+
+/// Gives an attachment its name. One that has it goes then, not before.
+pub(super) fn named(pins: &Pins, link: FdLink, name: &str) -> Result<FdLink, Error> {
+    let next = format!("{name}-next");
+    pins.remove_link(&next);
+    let path = pins.link(&next);
+    let link = link.pin(&path).map_err(|error| not_pinned(&path, error))?;
+    pins.rename_link(&next, name)?;
+    Ok(link.into())
 }
 
 pub(super) fn not_pinned(path: &Path, error: PinError) -> Error {

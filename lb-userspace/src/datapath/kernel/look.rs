@@ -9,6 +9,15 @@ use super::out::{self, Out};
 use super::{Kernel, LOOKUP, PROGRAM};
 use crate::datapath::mmap::{self, Seat};
 
+/// What was found on interfaces of ours, each that is there.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Seen {
+    /// XDP programs.
+    pub xdp: BTreeMap<u32, BTreeSet<u32>>,
+    /// Programs of filters on the way out, in their order, where ours is one ([`Kernel::filtered`]).
+    pub filters: BTreeMap<u32, Vec<u32>>,
+}
+
 /// Attachments that somebody else ended.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Ended {
@@ -36,20 +45,16 @@ impl Ended {
 }
 
 impl Kernel {
-    /// Finds the attachments that somebody ended, and forgets them: they can be made again. `on`: the XDP programs
-    /// that sit on each interface of ours that is there.
-    pub fn forget_ended(&mut self, on: &BTreeMap<u32, BTreeSet<u32>>) -> Ended {
+    /// Finds the attachments that somebody ended, and forgets them: they can be made again.
+    pub fn forget_ended(&mut self, seen: &Seen) -> Ended {
         let mut ended = Ended::default();
         if let Some(ours) = self.number(PROGRAM) {
-            let without = on.iter().filter(|(_, programs)| !programs.contains(&ours));
+            let without = seen.xdp.iter().filter(|(_, programs)| !programs.contains(&ours));
             ended.xdp = without.map(|(ifindex, _)| *ifindex).collect();
         }
         if let Some(ours) = self.number(out::PROGRAM) {
-            let linked = on.keys().filter(|ifindex| matches!(self.out.get(ifindex), Some(Out::Tcx(_))));
-            let without = linked.filter(|ifindex| {
-                mmap::programs_in(Seat::Out(**ifindex)).is_ok_and(|programs| !programs.contains(&ours))
-            });
-            ended.out = without.copied().collect();
+            let without = self.rows(seen).filter(|(_, row)| !row.contains(&ours));
+            ended.out = without.map(|(ifindex, _)| ifindex).collect();
         }
         ended.lookup = self.lookup.is_some() && self.has_lost_lookup();
         ended.xdp.iter().for_each(|ifindex| self.detach_in(*ifindex));
@@ -58,6 +63,30 @@ impl Kernel {
             self.lookup = None;
         }
         ended
+    }
+
+    /// The programs that are asked before ours on the way out, by interface; 0: a filter that is no eBPF program. Behind
+    /// one that does not hand a packet on nobody is asked.
+    pub fn preceded(&self, seen: &Seen) -> BTreeMap<u32, Vec<u32>> {
+        let Some(ours) = self.number(out::PROGRAM) else { return BTreeMap::new() };
+        let before = |row: Vec<u32>| row.into_iter().take_while(|program| *program != ours).collect();
+        let rows = self.rows(seen).filter(|(_, row)| row.contains(&ours));
+        rows.map(|(ifindex, row)| (ifindex, before(row))).filter(|(_, row)| !Vec::is_empty(row)).collect()
+    }
+
+    /// The programs on the way out of each interface that is there, in the order in which they are asked.
+    fn rows(&self, seen: &Seen) -> impl Iterator<Item = (u32, Vec<u32>)> {
+        let row = |ifindex: u32| match self.out.get(&ifindex)? {
+            Out::Tcx(_) => mmap::programs_in(Seat::Out(ifindex)).ok(),
+            Out::Filter(_) => seen.filters.get(&ifindex).cloned(),
+        };
+        seen.xdp.keys().filter_map(move |ifindex| Some((*ifindex, row(*ifindex)?)))
+    }
+
+    /// Interfaces where our program on the way out is a filter.
+    pub fn filtered(&self) -> BTreeSet<u32> {
+        let filters = self.out.iter().filter(|(_, out)| matches!(out, Out::Filter(_)));
+        filters.map(|(ifindex, _)| *ifindex).collect()
     }
 
     fn has_lost_lookup(&self) -> bool {

@@ -1,12 +1,13 @@
-//! The program on the way out: translates the answers of backends on this host.
+//! The program on the way out: translates the answers of backends on this host. It stands before all others there: the first
+//! of them that does not hand a packet on ends their row, and what it says of itself is that it hands on everything.
 
 use std::io;
 
-use aya::programs::links::{FdLink, PinnedLink};
+use aya::programs::links::FdLink;
 use aya::programs::tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle};
 use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType, TestRun, TestRunOptions};
 
-use super::attach::not_pinned;
+use super::attach::named;
 use super::{Error, Kernel, Run, io_error, load_error};
 
 pub(super) const PROGRAM: &str = "penstock_out";
@@ -35,40 +36,37 @@ impl Drop for Filter {
     }
 }
 
-/// Where our filter stands: a later agent puts its own program there.
-const PRIORITY: u16 = 7183;
-const HANDLE: TcHandle = TcHandle::new(0, 1);
+/// Where our filter may stand, the best place first. Of filters with one priority the newest is asked first
+/// (`cls_bpf_change` puts it in front), so each agent takes the place that the one before it has not. The last place
+/// is for interfaces where the first priority belongs to classifiers of another kind.
+const PLACES: [(u16, TcHandle); 3] =
+    [(1, TcHandle::new(0, 7183)), (1, TcHandle::new(0, 7184)), (7183, TcHandle::new(0, 1))];
 
 impl Kernel {
     pub(super) fn load_out(&mut self) -> Result<(), Error> {
         self.out()?.load().map_err(|source| load_error(PROGRAM, source))
     }
 
-    /// Puts the program on the way out of an interface: as a link (Linux 6.6), else as a filter.
+    /// Puts the program on the way out of an interface: as a link (Linux 6.6), else as a filter. The link of an agent before
+    /// us goes when ours is there: it may stand behind others. For that moment both run, and the second finds nothing to do.
     pub fn attach_out(&mut self, name: &str, ifindex: u32) -> Result<(), Error> {
-        if let Some(link) = self.swap_out(ifindex) {
-            self.out.insert(ifindex, Out::Tcx(link));
-            return Ok(());
-        }
-        self.detach_out(ifindex);
-        let path = self.pinning().map(|pins| pins.link(&pin(ifindex)));
-        let program = self.out()?;
-        let out = match (tcx(program, name), path) {
-            (Ok(link), None) => Out::Tcx(link),
-            (Ok(link), Some(path)) => {
-                Out::Tcx(link.pin(&path).map_err(|error| not_pinned(&path, error))?.into())
-            }
-            (Err(error), _) => {
+        let link = match tcx(self.out()?, name) {
+            Ok(link) => link,
+            Err(error) => {
                 tracing::warn!(interface = name, %error, "no tcx here, a clsact filter is used");
                 return self.attach_filter(name, ifindex);
             }
         };
-        self.out.insert(ifindex, out);
+        let link = match self.pinning() {
+            Some(pins) => named(pins, link, &pin(ifindex))?,
+            None => link,
+        };
+        self.out.insert(ifindex, Out::Tcx(link));
         Ok(())
     }
 
     /// Puts the program on the way out of an interface as a filter, whatever the kernel has; one of an agent
-    /// before us gives way between two packets.
+    /// before us goes when it is there.
     pub fn attach_filter(&mut self, name: &str, ifindex: u32) -> Result<(), Error> {
         let stays = self.pins.is_some();
         let link = filter(self.out()?, name).map_err(|error| Error::System {
@@ -77,21 +75,12 @@ impl Kernel {
             source: io_error(error),
             hint: "needs Linux 6.6 or newer, or the kernel module sch_ingress",
         })?;
-        // The one before had the same place: its end would be ours.
+        // The one before may have had the same place: its end would be ours.
         if let Some(Out::Filter(before)) = self.out.get_mut(&ifindex) {
             before.stays = true;
         }
         self.out.insert(ifindex, Out::Filter(Filter { link: Some(link), stays }));
         Ok(())
-    }
-
-    /// The attachment of an agent before us, with our program.
-    fn swap_out(&mut self, ifindex: u32) -> Option<FdLink> {
-        let path = self.pins.as_ref()?.link(&pin(ifindex));
-        let link = SchedClassifierLink::try_from(FdLink::from(PinnedLink::from_pin(&path).ok()?)).ok()?;
-        let program = self.out().ok()?;
-        let id = program.attach_to_link(link).ok()?;
-        program.take_link(id).ok()?.try_into().ok()
     }
 
     /// Takes the program off the way out of an interface.
@@ -153,8 +142,8 @@ pub(super) fn pin(ifindex: u32) -> String {
 }
 
 fn tcx(program: &mut SchedClassifier, name: &str) -> Result<FdLink, ProgramError> {
-    let last = TcAttachOptions::TcxOrder(LinkOrder::default());
-    let id = program.attach_with_options(name, TcAttachType::Egress, last)?;
+    let first = TcAttachOptions::TcxOrder(LinkOrder::first());
+    let id = program.attach_with_options(name, TcAttachType::Egress, first)?;
     let link = program.take_link(id)?;
     link.try_into().map_err(|_| ProgramError::NotAttached)
 }
@@ -162,13 +151,37 @@ fn tcx(program: &mut SchedClassifier, name: &str) -> Result<FdLink, ProgramError
 fn filter(program: &mut SchedClassifier, name: &str) -> Result<SchedClassifierLink, ProgramError> {
     // There may be one already, ours or another's; it stays when we go.
     let _ = tc::qdisc_add_clsact(name);
-    let before = SchedClassifierLink::attached(name, TcAttachType::Egress, PRIORITY, HANDLE, None);
-    if let Ok(before) = before
-        && let Ok(id) = program.attach_to_link(before)
-    {
-        return program.take_link(id);
+    let [best, second, last] = PLACES;
+    let front = [best, second].into_iter().find_map(|place| Some((place, add(program, name, place).ok()?)));
+    let (place, link) = match front {
+        Some(front) => front,
+        None => (last, replace(program, name, last).or_else(|_| add(program, name, last))?),
+    };
+    for (priority, handle) in PLACES.into_iter().filter(|other| *other != place) {
+        // One that is dropped is removed, if it is there.
+        let _ = SchedClassifierLink::attached(name, TcAttachType::Egress, priority, handle, None);
     }
-    let options = NlOptions { priority: PRIORITY, handle: HANDLE, classid: None };
-    let id = program.attach_with_options(name, TcAttachType::Egress, TcAttachOptions::Netlink(options))?;
+    Ok(link)
+}
+
+/// Adds the filter at a place where there is none.
+fn add(
+    program: &mut SchedClassifier,
+    name: &str,
+    (priority, handle): (u16, TcHandle),
+) -> Result<SchedClassifierLink, ProgramError> {
+    let options = TcAttachOptions::Netlink(NlOptions { priority, handle, classid: None });
+    let id = program.attach_with_options(name, TcAttachType::Egress, options)?;
+    program.take_link(id)
+}
+
+/// Puts the program into the filter of a place.
+fn replace(
+    program: &mut SchedClassifier,
+    name: &str,
+    (priority, handle): (u16, TcHandle),
+) -> Result<SchedClassifierLink, ProgramError> {
+    let there = SchedClassifierLink::attached(name, TcAttachType::Egress, priority, handle, None);
+    let id = program.attach_to_link(there.map_err(TcError::IoError)?)?;
     program.take_link(id)
 }

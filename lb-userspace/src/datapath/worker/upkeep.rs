@@ -11,10 +11,10 @@ use crate::datapath::Error;
 use crate::datapath::backoff::Backoff;
 use crate::datapath::forwarding;
 use crate::datapath::interfaces::{attach, bond_ports, slot, word};
-use crate::datapath::kernel::Ended;
+use crate::datapath::kernel::{self, Ended, Seen};
 use crate::datapath::network::Interface;
 use crate::datapath::problems::{
-    detached, link_down, not_answered, not_attached, not_local, not_pinned, pins_gone, silent,
+    self, detached, link_down, not_answered, not_attached, not_local, not_pinned, pins_gone, silent,
 };
 use crate::model::Problem;
 
@@ -55,6 +55,8 @@ pub(super) struct Upkeep {
     ended: Ended,
     /// Interfaces whose answers are not translated, and why.
     unanswered: BTreeMap<u32, Problem>,
+    /// Who stands before our program on the way out of an interface: numbers, and what they are called.
+    preceded: BTreeMap<u32, (Vec<u32>, String)>,
     /// What cannot be attached, and why.
     unattached: Vec<Problem>,
     /// Ports of the bonds that are chosen.
@@ -110,15 +112,18 @@ impl Worker {
     }
 
     async fn find_ended(&mut self, now: Instant) {
-        let interfaces = self.attached.keys().copied().collect();
-        let on = match self.netlink.xdp_programs_on(interfaces).await {
-            Ok(on) => on,
+        let seen = match self.look().await {
+            Ok(seen) => seen,
             Err(error) => {
                 tracing::debug!(%error, "attachments not looked at");
                 return;
             }
         };
-        let ended = self.shared.engine().kernel.forget_ended(&on);
+        let mut engine = self.shared.engine();
+        let ended = engine.kernel.forget_ended(&seen);
+        let preceded = engine.kernel.preceded(&seen);
+        drop(engine);
+        self.note_preceded(preceded);
         if ended.is_empty() {
             return;
         }
@@ -130,6 +135,25 @@ impl Worker {
         self.show_interfaces();
         self.upkeep.ended.extend(ended);
         self.upkeep.attachments.again(now);
+    }
+
+    async fn look(&self) -> Result<Seen, Error> {
+        let xdp = self.netlink.xdp_programs_on(self.attached.keys().copied().collect()).await?;
+        let filtered = self.shared.engine().kernel.filtered();
+        let filters = self.netlink.filters_on(filtered).await?;
+        Ok(Seen { xdp, filters })
+    }
+
+    /// Asks what programs are called only where they are others than before: for that the kernel's are walked through.
+    fn note_preceded(&mut self, by: BTreeMap<u32, Vec<u32>>) {
+        let known = std::mem::take(&mut self.upkeep.preceded);
+        let named = |(ifindex, programs): (u32, Vec<u32>)| {
+            let before = known.get(&ifindex).filter(|(before, _)| *before == programs);
+            let names =
+                before.map_or_else(|| kernel::names(&programs).join(", "), |(_, names)| names.clone());
+            (ifindex, (programs, names))
+        };
+        self.upkeep.preceded = by.into_iter().map(named).collect();
     }
 
     /// Whether every interface that is chosen has both programs, and the namespace its own.
@@ -147,24 +171,28 @@ impl Worker {
 
     /// What is not as it was set, or as it has to be.
     pub(super) fn undone(&self) -> Vec<Problem> {
-        let Upkeep { ended: Ended { xdp, out, lookup }, unanswered, unattached, unpinned, .. } = &self.upkeep;
+        let Upkeep { ended: Ended { xdp, out, lookup }, unanswered, preceded, unattached, unpinned, .. } =
+            &self.upkeep;
         let known = unattached.iter().chain(unanswered.values()).chain(unpinned);
-        let mut problems: Vec<Problem> = known.cloned().collect();
-        problems.extend(xdp.iter().map(|one| detached(&format!("the XDP program from {}", self.name(*one)))));
+        let mut undone: Vec<Problem> = known.cloned().collect();
+        undone.extend(xdp.iter().map(|one| detached(&format!("the XDP program from {}", self.name(*one)))));
         let out = out.iter().map(|one| format!("the program on the way out from {}", self.name(*one)));
-        problems.extend(out.map(|what| detached(&what)));
-        problems
-            .extend(lookup.then(|| detached("the socket steering (sk_lookup) from the network namespace")));
-        problems.extend(self.netlink.missing_local_routes().map(|(vip, why)| not_local(vip, why)));
+        undone.extend(out.map(|what| detached(&what)));
+        undone.extend(lookup.then(|| detached("the socket steering (sk_lookup) from the network namespace")));
+        undone.extend(self.netlink.missing_local_routes().map(|(vip, why)| not_local(vip, why)));
+        // Only those answers are its business.
+        if self.join.local().next().is_some() {
+            let others = preceded.iter().map(|(one, (_, names))| problems::preceded(&self.name(*one), names));
+            undone.extend(others);
+        }
         let view = self.netlink.view();
         let read = |path: &str| std::fs::read_to_string(path).ok();
-        problems.extend(forwarding::problems(self.join.local(), &view.network, read));
+        undone.extend(forwarding::problems(self.join.local(), &view.network, read));
         let unheard = self.netlink.silent();
-        problems
-            .extend(unheard.into_iter().map(|((name, cost), (addr, count))| silent(name, cost, addr, count)));
+        undone.extend(unheard.into_iter().map(|((name, cost), (addr, count))| silent(name, cost, addr, count)));
         let chosen = view.interfaces.values().filter(|one| self.choice.covers(one));
-        problems.extend(chosen.filter(|one| !one.is_running()).map(|one| link_down(&one.name, one.up)));
-        problems
+        undone.extend(chosen.filter(|one| !one.is_running()).map(|one| link_down(&one.name, one.up)));
+        undone
     }
 
     /// Attaches to every chosen interface that is there and not attached yet, and detaches from those that are
