@@ -46,7 +46,7 @@ fn pools_follow_the_rules_that_users_know_from_kube_proxy() {
         }
     }
     assert!(wrong.is_empty(), "{wrong}");
-    assert_eq!(seen.len(), 27, "a rule has lost its case, or a new one is to be counted");
+    assert_eq!(seen.len(), 28, "a rule has lost its case, or a new one is to be counted");
 }
 
 fn cases() -> Vec<Case> {
@@ -288,6 +288,14 @@ fn hints() -> Vec<Case> {
     let far = "{addresses: [10.0.0.2], hints: {forZones: [{name: z2}]}}";
     let both = slice("web-1", &[near, far]);
     let draining_2 = "  backend 10.0.0.2:8080 nat weight 1 draining";
+    let web_with = |value: &str| {
+        web("").replace(
+            "name: web}",
+            &format!("name: web, annotations: {{penstock.dev/topology-hints: {value}}}}}"),
+        )
+    };
+    let told = "Service default/web (x.yaml#1): warning: metadata.annotations.penstock.dev/topology-hints: \"off\" \
+                is neither follow nor ignore; they are followed [bad-value]";
     vec![
         Case::new("zone hints: complete, one missing, zone unknown")
             .step(&[&web(""), &both, &zone("here", "z1")], &[POOL, VIP, BACKEND_1, draining_2])
@@ -297,6 +305,13 @@ fn hints() -> Vec<Case> {
             )
             .step(&[&web(""), &both, &node("here", "labels: {}")], &[POOL, VIP, BACKEND_1, BACKEND_2])
             .step(&[&web(""), &both, &zone("here", "z3")], &[POOL, VIP, BACKEND_1, BACKEND_2]),
+        Case::new("hints that the Service ignores, or not")
+            .step(&[&web_with("ignore"), &both, &zone("here", "z1")], &[POOL, VIP, BACKEND_1, BACKEND_2])
+            .step(&[&web_with("follow"), &both, &zone("here", "z1")], &[POOL, VIP, BACKEND_1, draining_2])
+            .step(
+                &[&web_with("\"off\""), &both, &zone("here", "z1")],
+                &[POOL, VIP, BACKEND_1, draining_2, told],
+            ),
         Case::new("node hints win over zone hints").step(
             &[
                 &web(""),

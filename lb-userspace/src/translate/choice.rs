@@ -17,6 +17,16 @@ pub(super) enum Policy {
     Local,
 }
 
+/// The hints of endpoints, by which `spec.trafficDistribution` keeps traffic near.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum Hints {
+    /// As kube-proxy follows them: each node, or zone, has endpoints of its own.
+    #[default]
+    Follow,
+    /// All nodes have the same endpoints, so that a flow finds its own whichever node it comes by.
+    Ignore,
+}
+
 /// What a pool is made of.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Choice<'a> {
@@ -27,7 +37,7 @@ pub(super) struct Choice<'a> {
 /// Chooses among the endpoints of one port.
 pub(super) fn choose<'a>(
     endpoints: &'a BTreeMap<SocketAddr, Endpoint<'a>>,
-    policy: Policy,
+    (policy, hints): (Policy, Hints),
     protocol: Protocol,
     nodes: &Nodes,
 ) -> Choice<'a> {
@@ -39,7 +49,7 @@ pub(super) fn choose<'a>(
         .filter(|(_, endpoint)| policy == Policy::Cluster || is_here(endpoint))
         .map(|(addr, endpoint)| (*addr, endpoint))
         .collect();
-    let active = active(&candidates, policy, nodes);
+    let active = active(&candidates, policy, hints, nodes);
     let all_take =
         candidates.iter().all(|(addr, endpoint)| endpoint.state != State::Ready || active.contains(addr));
     let backends = candidates.into_iter().filter_map(|(addr, endpoint)| {
@@ -69,6 +79,7 @@ pub(super) fn choose<'a>(
 fn active(
     candidates: &BTreeMap<SocketAddr, &Endpoint<'_>>,
     policy: Policy,
+    hints: Hints,
     nodes: &Nodes,
 ) -> BTreeSet<SocketAddr> {
     let in_state = |state: State| -> Vec<(SocketAddr, &Endpoint<'_>)> {
@@ -76,10 +87,10 @@ fn active(
         matching.map(|(addr, endpoint)| (*addr, *endpoint)).collect()
     };
     let ready = in_state(State::Ready);
-    let chosen = match (ready.is_empty(), policy) {
-        (true, _) => in_state(State::Finishing),
-        (false, Policy::Local) => ready,
-        (false, Policy::Cluster) => near(ready, nodes),
+    let chosen = match (policy, hints) {
+        _ if ready.is_empty() => in_state(State::Finishing),
+        (Policy::Cluster, Hints::Follow) => near(ready, nodes),
+        (Policy::Local, _) | (Policy::Cluster, Hints::Ignore) => ready,
     };
     chosen.into_iter().map(|(addr, _)| addr).collect()
 }

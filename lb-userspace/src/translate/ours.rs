@@ -6,6 +6,7 @@ use std::time::Duration;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::annotations;
+use super::choice::Hints;
 use super::findings::About;
 use super::modes::Wanted;
 use super::names;
@@ -28,6 +29,8 @@ pub(super) const SHARE_ADDRESS: &str = "penstock.dev/share-address";
 pub(super) const INGRESS: &str = "penstock.dev/ingress";
 /// Service: which flows are remembered.
 pub(super) const MEMORY: &str = "penstock.dev/flow-memory";
+/// Service: whether the hints of its endpoints choose among them.
+pub(super) const HINTS: &str = "penstock.dev/topology-hints";
 /// Service: seconds until a new endpoint of the proxy gets its full part.
 pub(super) const SLOW_START: &str = "penstock.dev/slow-start";
 /// Service: failures in a row after which the proxy leaves an endpoint alone for a while; 0: never.
@@ -56,6 +59,7 @@ const TABLE: &[Row] = &[
     Row { name: SHARE_ADDRESS, kinds: &[Kind::Service], check: |_| Ok(()) },
     Row { name: INGRESS, kinds: &[Kind::Service], check: switch },
     Row { name: MEMORY, kinds: &[Kind::Service], check: |text| memory(text).map(drop) },
+    Row { name: HINTS, kinds: &[Kind::Service], check: |text| hints(text).map(drop) },
     Row { name: SLOW_START, kinds: &[Kind::Service], check: |text| seconds(text).map(drop) },
     Row { name: EJECT_AFTER, kinds: &[Kind::Service], check: |text| failures(text).map(drop) },
     Row { name: WEIGHT, kinds: &[Kind::EndpointSlice], check: |text| weight(text).map(drop) },
@@ -134,6 +138,15 @@ pub(super) fn memory(text: &str) -> Result<FlowMemory, String> {
         .into_iter()
         .find(|memory| memory.to_string() == text)
         .ok_or_else(|| format!("{text:?} is neither just-enough nor conservative; just-enough is used"))
+}
+
+/// Value of [`HINTS`].
+pub(super) fn hints(text: &str) -> Result<Hints, String> {
+    match text {
+        "follow" => Ok(Hints::Follow),
+        "ignore" => Ok(Hints::Ignore),
+        _ => Err(format!("{text:?} is neither follow nor ignore; they are followed")),
+    }
 }
 
 /// Seconds, with or without an `s`; at most a day.

@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use crate::model::l4::{Affinity, Backend, BackendState, FlowMemory, OnEmpty, Pool, PoolId};
-use crate::translate::choice::{self, Choice, Policy};
+use crate::translate::choice::{self, Choice, Hints, Policy};
 use crate::translate::endpoints::{Endpoint, NO_ENDPOINTS, Slices, State};
 use crate::translate::findings::About;
 use crate::translate::modes::{Misfits, Wanted};
@@ -24,6 +24,7 @@ pub(in crate::translate) const MAX_AFFINITY_SECONDS: i32 = 86_400;
 pub(in crate::translate) struct Terms {
     pub(super) wanted: Wanted,
     policy: Policy,
+    hints: Hints,
     affinity: Option<Affinity>,
     memory: FlowMemory,
 }
@@ -36,6 +37,7 @@ impl Terms {
                 Some("Local") => Policy::Local,
                 _ => Policy::Cluster,
             },
+            hints: Hints::default(),
             affinity: affinity(spec),
             memory: FlowMemory::default(),
         };
@@ -47,6 +49,11 @@ impl Terms {
         match ours::text(&service.metadata, ours::MEMORY).map(ours::memory) {
             Some(Ok(memory)) => terms.memory = memory,
             Some(Err(message)) => about.warn("bad-flow-memory", ours::field(ours::MEMORY), message, ""),
+            None => {}
+        }
+        match ours::text(&service.metadata, ours::HINTS).map(ours::hints) {
+            Some(Ok(hints)) => terms.hints = hints,
+            Some(Err(message)) => about.warn("bad-value", ours::field(ours::HINTS), message, ""),
             None => {}
         }
         terms
@@ -61,8 +68,8 @@ impl Terms {
         field: &str,
         about: &mut About<'_>,
     ) -> Pool {
-        let Self { wanted, policy, affinity, memory } = self;
-        let Choice { backends, empty } = choice::choose(endpoints, *policy, id.protocol, nodes);
+        let Self { wanted, policy, hints, affinity, memory } = self;
+        let Choice { backends, empty } = choice::choose(endpoints, (*policy, *hints), id.protocol, nodes);
         let mut misfits = Misfits::default();
         let service_field = ours::field(ours::MODE);
         let backends = backends.into_iter().map(|(addr, (state, endpoint))| {

@@ -15,7 +15,7 @@ use crate::model::l4::{BackendState, Protocol};
 use crate::model::l7::ServicePort;
 use crate::model::upstream::{Balance, UpstreamName};
 use crate::translate::annotations;
-use crate::translate::choice::{self, Policy};
+use crate::translate::choice::{self, Hints, Policy};
 use crate::translate::endpoints::Endpoint;
 use crate::translate::findings::About;
 use crate::translate::nodes::Nodes;
@@ -58,7 +58,7 @@ impl Upstreams<'_> {
     ) -> Vec<(SocketAddr, &'e Endpoint<'e>)> {
         let nodes = self.objects.nodes;
         let policy = if is_local(service, nodes) { Policy::Local } else { Policy::Cluster };
-        let chosen = choice::choose(endpoints, policy, protocol, nodes).backends.into_iter();
+        let chosen = choice::choose(endpoints, (policy, Hints::Follow), protocol, nodes).backends.into_iter();
         let active = chosen.filter(|(_, (state, _))| *state == BackendState::Active);
         active.map(|(addr, (_, endpoint))| (addr, endpoint)).collect()
     }
