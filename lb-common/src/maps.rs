@@ -107,13 +107,14 @@ pub mod row {
     pub const BYTES: usize = END * size_of::<u64>();
 }
 
-/// Maps of counters at most; the loader makes as many as it takes to have a row for each CPU: one, but on very large hosts.
+/// Maps of counters at most; the loader makes as many as it takes to have a row for each CPU and one more: one, but on very
+/// large hosts.
 pub const BANKS: usize = 4;
 /// Rows of one of them at most: the verifier follows no variable offset of 512 MiB (`BPF_MAX_VAR_OFF`, Linux 6.18).
 pub const BANK_ROWS: usize = 340;
 const _: () = assert!(BANK_ROWS * row::BYTES < 1 << 29);
-/// CPUs that a host may have.
-pub const CPUS: usize = BANKS * BANK_ROWS;
+/// CPUs that a host may have: the last row is user space's own.
+pub const CPUS: usize = BANKS * BANK_ROWS - 1;
 /// Datagrams whose first fragment is remembered.
 pub const FRAGMENT_ENTRIES: usize = 1 << 13;
 /// Translated flows at most.
@@ -152,7 +153,7 @@ pub const fn tag_key(pool_tag: u16, tunnel_tag: u32) -> u64 {
 
 /// Everything that user space lays out, mapped by it.
 pub const TABLES: &str = "TABLES";
-/// Counters, one row per CPU, as many in each of them.
+/// Counters, a row for each CPU and one of user space's own, as many in each of them.
 pub const COUNTS: [&str; BANKS] = ["COUNTS", "COUNTS_1", "COUNTS_2", "COUNTS_3"];
 /// Translated flows, client to backend.
 pub const NAT_FORWARD: &str = "NAT_FORWARD";

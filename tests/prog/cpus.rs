@@ -69,7 +69,7 @@ fn each_cpu_counts_in_its_own_row_whatever_map_that_is_in() {
     }
     let cpus = possible();
 
-    let mut engine = loaded(Banks::with(cpus, cpus.div_ceil(4)).expect("four maps at most"));
+    let mut engine = loaded(Banks::with(cpus, (cpus + 1).div_ceil(4)).expect("four maps at most"));
 
     let sent = a_packet_on_each_cpu(&mut engine);
     assert_eq!(counted(&engine), [sent; 2]);

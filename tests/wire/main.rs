@@ -9,6 +9,7 @@ mod beside;
 mod capture;
 mod change;
 mod clsact;
+mod counters;
 mod fork;
 mod former;
 mod health_port;

@@ -9,17 +9,18 @@ use lb_common::capture::Filter;
 use lb_common::config::{self, Settings};
 use lb_common::nat::Timeouts;
 use lb_common::verdict::Event;
-use lb_common::{BackendId, HashKey, Record, Verdict, backend, flows, lease};
+use lb_common::{BackendId, HashKey, Verdict, flows, lease};
 
 use super::Error;
 use super::explain;
 use super::held::Held;
 use super::kernel::{Banks, Kernel, Loaded, Look, Ring, Swept, Translated};
-use super::memory::{Counters, Tables};
+use super::memory::Tables;
 use super::mmap;
 use super::outside::{Beside, Refused};
 use super::pins::Pins;
 use super::plan::{Book, Observed, Op, Plan};
+use super::tally::Tally;
 use super::want::{self, Place, Want, Way};
 use crate::model::Problem;
 use crate::model::l4::{FiveTuple, ForwardingMode, PoolId, Prefix};
@@ -33,17 +34,10 @@ pub struct Engine {
     pub kernel: Kernel,
     /// The shared tables.
     pub tables: Tables,
-    /// The counters.
-    pub counters: Counters,
+    tally: Tally,
     book: Book,
     want: Want,
     settings: Settings,
-    /// Counters of a backend when it took its id over from another.
-    since: BTreeMap<BackendId, (u16, Totals)>,
-    /// What backends got that left, by the tag of their pool: what a VIP got never becomes less.
-    left: BTreeMap<u16, Totals>,
-    /// Counters of a VIP when it took its record over from another.
-    vip_since: BTreeMap<u16, Totals>,
     /// Source ranges by set, to remove them again.
     ranges: BTreeMap<u16, BTreeSet<Prefix>>,
     /// What the kernel has not taken yet, and whether it took some of that since the last wish.
@@ -147,13 +141,10 @@ impl Engine {
         Ok(Self {
             kernel,
             tables,
-            counters,
+            tally: Tally::new(counters),
             book: Book::new(settings.key),
             want: Want::default(),
             settings,
-            since: BTreeMap::new(),
-            left: BTreeMap::new(),
-            vip_since: BTreeMap::new(),
             ranges,
             refused: Refused::default(),
             has_taken: false,
@@ -243,12 +234,7 @@ impl Engine {
     fn adopt(&mut self, want: &Want, now: u32) {
         self.book = Book::adopt(&self.tables, &self.ranges, want, now);
         self.book.adopt_peers(self.kernel.peers().unwrap_or_default().into_keys());
-        for id in self.book.ids_in_use().collect::<Vec<_>>() {
-            let generation = backend::identity(&self.tables.backends, id).generation();
-            // The counters of an id that had another backend before are not this one's alone.
-            let before = if generation > 1 { self.counters.backend(id) } else { Totals::default() };
-            self.since.insert(id, (generation, before));
-        }
+        self.tally.adopt(&self.tables, self.book.balanced());
     }
 
     /// Settles the slots whose last change is older than the grace time, as far as their flows
@@ -260,7 +246,7 @@ impl Engine {
     /// [`Engine::settle`] at a time of the caller's.
     pub fn settle_at(&mut self, now: u32) -> usize {
         self.has_taken |= self.refused.retry(&mut self.kernel);
-        let spared = self.counters.event(Event::Spared);
+        let spared = self.tally.counters().event(Event::Spared);
         if spared != self.spared.0 {
             self.spared = (spared, Some(now));
         }
@@ -321,28 +307,11 @@ impl Engine {
         let Self { kernel, ranges, refused, .. } = self;
         let mut beside = Beside { kernel, ranges, refused };
         for op in &ops {
-            match op {
-                Op::Backend(id, [words, _]) => {
-                    let generation = backend::Identity(words[6]).generation();
-                    if self.since.get(id).is_none_or(|(known, _)| *known != generation) {
-                        self.since.insert(*id, (generation, self.counters.backend(*id)));
-                    }
-                }
-                Op::Forget(id) => {
-                    let tag = backend::pool_tag(&self.tables.backends, *id);
-                    let since = self.since.get(id).map(|(_, totals)| *totals).unwrap_or_default();
-                    *self.left.entry(tag).or_default() += self.counters.backend(*id).since(since);
-                }
-                Op::Record(index, _) => drop(self.vip_since.insert(*index, self.counters.vip(*index))),
-                _ => {}
-            }
+            self.tally.precede(op, &self.tables);
             op.apply(&self.tables, &mut beside);
         }
-        if !self.left.is_empty() {
-            // A tag that is given away again begins at nothing.
-            let mut in_use = vec![false; usize::from(u16::MAX) + 1];
-            self.book.tags_in_use().for_each(|tag| in_use[usize::from(tag)] = true);
-            self.left.retain(|tag, _| in_use[usize::from(*tag)]);
+        if ops.iter().any(|op| matches!(op, Op::Record(..) | Op::Epoch(_))) {
+            self.tally.follow(self.book.balanced());
         }
         problems
     }
@@ -429,34 +398,26 @@ impl Engine {
         let wanted =
             wanted.filter_map(|(addr, one)| Some((*addr, one.mode, self.book.backend_id(pool, *addr)?)));
         for (addr, mode, id) in wanted.chain(self.book.former(pool)) {
-            let since = self.since.get(&id).map(|(_, totals)| *totals).unwrap_or_default();
-            *all.entry((addr, mode)).or_default() += self.counters.backend(id).since(since);
+            *all.entry((addr, mode)).or_default() += self.tally.backend(id);
         }
         all
     }
 
-    /// What a VIP got since it was added or its rules changed.
+    /// What a VIP got since it was added.
     pub fn vip_totals(&self, place: &Place, pool: &PoolId) -> Totals {
-        let Some((index, record)) = self.book.record_of(place, pool) else { return Totals::default() };
-        if counted(&record) {
-            let since = self.vip_since.get(&index).copied().unwrap_or_default();
-            return self.counters.vip(index).since(since);
-        }
-        // The only VIP of its pool: what its backends got.
-        let mut totals = self.left.get(&record.rules.pool_tag()).copied().unwrap_or_default();
-        self.totals(pool).into_values().for_each(|one| totals += one);
-        totals
+        let record = self.book.record_of(place, pool);
+        record.map_or_else(Totals::default, |(index, record)| self.tally.vip(index, record.rules))
     }
 
     /// Packets per verdict; what is not ours is not counted.
     pub fn verdicts(&self) -> Vec<(Verdict, u64)> {
         let counted = Verdict::ALL.into_iter().filter(|verdict| *verdict != Verdict::NotOurs);
-        counted.map(|verdict| (verdict, self.counters.verdict(verdict))).collect()
+        counted.map(|verdict| (verdict, self.tally.counters().verdict(verdict))).collect()
     }
 
     /// What happened beside the verdicts.
     pub fn events(&self) -> Vec<(Event, u64)> {
-        Event::ALL.into_iter().map(|event| (event, self.counters.event(event))).collect()
+        Event::ALL.into_iter().map(|event| (event, self.tally.counters().event(event))).collect()
     }
 
     /// [`Engine::flow_table_use`] as it was a few seconds ago at most: the table may have a million
@@ -529,10 +490,6 @@ fn keep_flow_entries(settings: &mut Settings, tables: &Tables) -> Option<String>
         1u32 << asked,
         1u32 << in_force
     ))
-}
-
-fn counted(record: &Record) -> bool {
-    record.rules.any(lb_common::Rules::COUNTED)
 }
 
 /// The program's clock.

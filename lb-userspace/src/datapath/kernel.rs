@@ -124,7 +124,7 @@ impl Kernel {
         };
         let tables = Tables::mapped(|words| kernel.mapping(maps::TABLES, words))?;
         let counts = banks.names().map(|name| kernel.mapping(name, 0..banks.rows() * row::END));
-        let counters = Counters::new(counts.collect::<Result<_, _>>()?);
+        let counters = Counters::mapped(counts.collect::<Result<_, _>>()?, banks.rows());
         told.extend(kernel.migrate(&inherited));
         if let Some(pins) = pins {
             kernel.set = Some(kernel.pin_set(&pins)?);

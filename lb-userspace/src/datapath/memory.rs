@@ -408,13 +408,21 @@ impl Memory for ReadOnly<'_> {
     fn mark_used(&self, _: u32) {}
 }
 
-/// Counters: one row per CPU, in one map or several, written by the kernel only.
+/// Counters: a row for each CPU, which only the kernel writes, and the last one, which only we do; in one map or several.
+/// What one counts is the sum of all rows.
 #[derive(Debug)]
-pub struct Counters(Vec<Mapping>);
+pub struct Counters(Vec<Cells>);
 
 impl Counters {
-    pub(super) fn new(rows: Vec<Mapping>) -> Self {
-        Self(rows)
+    /// So many `rows` in each of these maps.
+    pub(super) fn mapped(maps: Vec<Mapping>, rows: usize) -> Self {
+        Self(maps.into_iter().map(|map| Cells::Mapped(Arc::new(map), 0..rows * row::END)).collect())
+    }
+
+    /// One CPU's and ours, in our own memory.
+    #[cfg(test)]
+    pub(super) fn owned() -> Self {
+        Self(vec![Cells::owned(2 * row::END)])
     }
 
     /// Packets with a verdict.
@@ -427,17 +435,9 @@ impl Counters {
         self.sum(row::VERDICTS + event as usize)
     }
 
-    /// What a backend id got, ever.
-    pub fn backend(&self, id: BackendId) -> Totals {
-        self.totals(row::BACKENDS + usize::from(id.0) * count::WORDS)
-    }
-
-    /// What the VIP of a record got, ever.
-    pub fn vip(&self, record: u16) -> Totals {
-        self.totals(row::VIPS + usize::from(record) * count::WORDS)
-    }
-
-    fn totals(&self, first: usize) -> Totals {
+    /// What is counted of a backend or VIP.
+    pub(super) fn totals(&self, of: Counted) -> Totals {
+        let first = of.first();
         Totals {
             packets: self.sum(first + count::PACKETS),
             bytes: self.sum(first + count::BYTES),
@@ -446,9 +446,51 @@ impl Counters {
     }
 
     fn sum(&self, index: usize) -> u64 {
-        let rows = self.0.iter().flat_map(|bank| bank.words().chunks(row::END));
+        let rows = self.0.iter().flat_map(|bank| bank.chunks(row::END));
         let cells = rows.filter_map(|row| row.get(index)).map(|cell| cell.load(Ordering::Relaxed));
         cells.fold(0, u64::wrapping_add)
+    }
+
+    /// Counts more of it in our own row.
+    pub(super) fn add(&self, of: Counted, more: Totals) {
+        let Some(own) = self.0.last().and_then(|bank| bank.chunks(row::END).last()) else { return };
+        self.add_to(own, of, more);
+    }
+
+    /// Counts as the kernel does.
+    #[cfg(test)]
+    pub(super) fn count(&self, of: Counted, more: Totals) {
+        let Some(first) = self.0.first().and_then(|bank| bank.chunks(row::END).next()) else { return };
+        self.add_to(first, of, more);
+    }
+
+    fn add_to(&self, row: &[AtomicU64], of: Counted, Totals { packets, bytes, flows }: Totals) {
+        let words = [(count::PACKETS, packets), (count::BYTES, bytes), (count::FLOWS, flows)];
+        for (word, more) in words {
+            if let Some(cell) = row.get(of.first() + word) {
+                // One that wraps is less than nothing, which the other rows make up for.
+                cell.fetch_add(more, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+/// What packets, bytes and flows are counted of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Counted {
+    /// A backend.
+    Backend(BackendId),
+    /// The VIP of a record, where several share a pool.
+    Vip(u16),
+}
+
+impl Counted {
+    /// Its first word within a row.
+    fn first(self) -> usize {
+        match self {
+            Self::Backend(id) => row::BACKENDS + usize::from(id.0) * count::WORDS,
+            Self::Vip(record) => row::VIPS + usize::from(record) * count::WORDS,
+        }
     }
 }
 
@@ -477,8 +519,8 @@ impl Totals {
 
 impl std::ops::AddAssign for Totals {
     fn add_assign(&mut self, Self { packets, bytes, flows }: Self) {
-        self.packets += packets;
-        self.bytes += bytes;
-        self.flows += flows;
+        self.packets = self.packets.wrapping_add(packets);
+        self.bytes = self.bytes.wrapping_add(bytes);
+        self.flows = self.flows.wrapping_add(flows);
     }
 }

@@ -33,6 +33,7 @@ mod shortcuts;
 pub mod simulate;
 pub mod slots;
 pub mod status;
+mod tally;
 pub mod walk;
 pub mod want;
 mod worker;

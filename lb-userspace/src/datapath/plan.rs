@@ -310,16 +310,6 @@ impl Book {
         self.tables.get(pool).is_some_and(|table| table.named().any(|named| named == id))
     }
 
-    /// The tags that pools have.
-    pub fn tags_in_use(&self) -> impl Iterator<Item = u16> {
-        self.tags.values().copied()
-    }
-
-    /// Every id that is in use.
-    pub fn ids_in_use(&self) -> impl Iterator<Item = BackendId> {
-        self.backends.values().map(|line| line.id)
-    }
-
     /// Which backend has an id.
     pub fn backend_of(&self, id: BackendId) -> Option<(&PoolId, SocketAddr)> {
         self.backends.iter().find(|(_, line)| line.id == id).map(|((pool, addr, _), _)| (pool, *addr))
@@ -328,6 +318,14 @@ impl Book {
     /// Record of a VIP, to read its counters.
     pub fn record_of(&self, place: &Place, pool: &PoolId) -> Option<(u16, Record)> {
         self.records.get(&(*place, Some(pool.clone()))).copied()
+    }
+
+    /// Balanced VIPs with their records.
+    pub fn balanced(&self) -> impl Iterator<Item = ((&Place, &PoolId), (u16, Rules))> {
+        let records = self.records.iter();
+        records.filter_map(|((place, pool), (index, record))| {
+            Some(((place, pool.as_ref()?), (*index, record.rules)))
+        })
     }
 
     /// Slots of all tables that have not settled.

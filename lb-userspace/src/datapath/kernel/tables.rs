@@ -27,7 +27,7 @@ pub(super) struct Placed {
     banks: Banks,
 }
 
-/// How the rows of counters, one for each CPU, are spread over maps: as many in each.
+/// How the rows of counters, one for each CPU and one that user space writes, are spread over maps: as many in each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Banks {
     maps: u32,
@@ -42,12 +42,12 @@ impl Banks {
 
     /// The same with `most` rows to a map.
     pub fn with(cpus: usize, most: usize) -> Result<Self, Error> {
-        let cpus = cpus.max(1);
-        let count = cpus.div_ceil(most);
+        let rows = cpus.max(1) + 1;
+        let count = rows.div_ceil(most);
         if count > maps::BANKS {
             return Err(Error::TooManyCpus(cpus));
         }
-        Ok(Self { maps: count as u32, rows: cpus.div_ceil(count) as u32 })
+        Ok(Self { maps: count as u32, rows: rows.div_ceil(count) as u32 })
     }
 
     /// The maps.
@@ -55,7 +55,8 @@ impl Banks {
         maps::COUNTS.into_iter().take(self.maps as usize)
     }
 
-    /// The first CPU behind each map; those that are not there end with the last one that is.
+    /// The first row behind each map, of which a CPU of that number would have it; those that are not there end with the last one
+    /// that is.
     fn ends(self) -> impl Iterator<Item = u32> {
         (1..=maps::BANKS as u32).map(move |bank| bank.min(self.maps) * self.rows)
     }
@@ -180,17 +181,17 @@ mod tests {
     #[test]
     fn rows_are_spread_evenly_over_as_few_maps_as_hold_them() {
         for (cpus, maps, ends) in [
-            (0, 1, [1, 1, 1, 1]),
-            (340, 1, [340, 340, 340, 340]),
-            (341, 2, [171, 342, 342, 342]),
-            (384, 2, [192, 384, 384, 384]),
-            (1024, 4, [256, 512, 768, 1024]),
-            (1360, 4, [340, 680, 1020, 1360]),
+            (0, 1, [2, 2, 2, 2]),
+            (339, 1, [340, 340, 340, 340]),
+            (340, 2, [171, 342, 342, 342]),
+            (384, 2, [193, 386, 386, 386]),
+            (1024, 4, [257, 514, 771, 1028]),
+            (1359, 4, [340, 680, 1020, 1360]),
         ] {
             let banks = Banks::of(cpus).expect("they fit");
             assert_eq!((banks.maps, banks.ends().collect::<Vec<_>>()), (maps, ends.to_vec()), "{cpus}");
         }
-        assert!(matches!(Banks::of(1361), Err(Error::TooManyCpus(1361))));
+        assert!(matches!(Banks::of(1360), Err(Error::TooManyCpus(1360))));
     }
 
     #[test]
