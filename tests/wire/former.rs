@@ -342,6 +342,43 @@ fn translated_flows_go_on_when_their_vip_moves_away_and_back() {
     }
 }
 
+/// As when a host is switched off: its agent ends, and a moment later all else.
+#[test]
+fn translated_flows_are_reset_soon_when_their_former_holder_goes_down_after_it_left() {
+    let real = ["10.1.0.50", "fd01::50"].map(|addr| addr.parse::<IpAddr>().unwrap());
+    let yaml = manifests(2, 0, "nat", &[(9, real)]);
+    let Some(cluster) = Cluster::announcing_with(2, 0, &yaml, &FLAGS) else { return };
+    let host = cluster.lab.host("real", &[("front", &["10.1.0.50/24", "fd01::50/64"])]).unwrap();
+    host.within(|| nodes::serve(real[0], "real")).unwrap();
+    let [holder, _] = agreed(&cluster, nodes::VIPS);
+    let number = if holder == "n1" { 1 } else { 2 };
+    let [leaving, staying] = [number, 3 - number].map(|number| &cluster.nodes[number - 1]);
+    let mut flow = cluster.connect(vip(0, TCP));
+    let from = mac(&leaving.host, "eth0");
+
+    let answered = staying.host.within(|| {
+        let tap = Tap::on("eth0").unwrap();
+        leaving.host.run(&format!("kill -TERM {}", leaving.agent.pid())).unwrap();
+        // An ARP reply to who has no address: it was asked whether it is up.
+        tap.find(DEADLINE, |frame| {
+            let is_reply = frame.get(12..14)? == [8, 6] && frame.get(20..22)? == [0, 2];
+            (is_reply && frame[6..12] == from.0 && frame.get(38..42)? == [0; 4]).then_some(())
+        })
+    });
+    assert!(answered.is_some(), "{}", cluster.logs());
+    let moved = || (believed(&cluster, nodes::VIPS[0]) == Some(format!("n{}", staying.number))).then_some(());
+    assert!(eventually(DEADLINE, moved).is_some(), "{}", cluster.logs());
+    flow.echoes("while its host is up").unwrap_or_else(|error| panic!("{error:#}\n{}", cluster.logs()));
+    assert!(cluster.verdict(staying.number, "forwarded-former") > 0, "{}", cluster.logs());
+
+    leaving.host.run("ip link set eth0 down").unwrap();
+
+    let error = flow.echoes("who is there?").expect_err("nobody knows this flow");
+    let kind = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+    assert_eq!(kind, Some(ErrorKind::ConnectionReset), "{error:#}\n{}", cluster.logs());
+    assert_eq!(former(staying, nodes::VIPS[0]), None, "{}", cluster.logs());
+}
+
 /// A segment of no flow that the holder hands on to the former one is answered all the same, and its client has that from this node.
 fn reset_by(cluster: &Cluster, family: usize, [former, holder]: [usize; 2], node: usize) {
     let of = |number: usize| mac(&cluster.nodes[number - 1].host, "eth0");

@@ -1,7 +1,7 @@
 //! Frames by which a link is told whose an address is: ARP for IPv4 (RFC 826, 5227), neighbour discovery for IPv6
 //! (RFC 4861). Pure: bytes in, bytes out.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// A hardware address.
 pub(super) type Mac = [u8; 6];
@@ -20,6 +20,12 @@ const ARP_REPLY: u8 = 2;
 const ICMPV6: u8 = 58;
 const SOLICITATION: u8 = 135;
 const ADVERTISEMENT: u8 = 136;
+/// Options with the hardware address of who asks, and of the target.
+const SOURCE: u8 = 1;
+const TARGET: u8 = 2;
+/// Flags of an advertisement.
+const OVERRIDE: u8 = 0x20;
+const SOLICITED: u8 = 0x40;
 /// What crossed no router.
 const HOP_LIMIT: u8 = 255;
 const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
@@ -54,6 +60,36 @@ pub(super) fn question(frame: &[u8]) -> Option<Question> {
         }
         _ => None,
     }
+}
+
+/// Asks the host at a hardware address whether it is up, by an IP address that it should have. `own_v6`: the one that it
+/// answers to; over IPv4 that is none, so that it notes nothing of us. `None`: there is no way to ask.
+pub(super) fn ask(own: Mac, own_v6: Option<Ipv6Addr>, host: Mac, target: IpAddr) -> Option<Vec<u8>> {
+    match target {
+        IpAddr::V4(target) => Some(arp(ARP_REQUEST, own, Ipv4Addr::UNSPECIFIED, host, [0; 6], target)),
+        IpAddr::V6(target) => {
+            let message = neighbour(SOLICITATION, 0, target, (SOURCE, own));
+            Some(icmpv6((own, own_v6?), (host, target), message))
+        }
+    }
+}
+
+/// The host that answers [`ask`].
+pub(super) fn answerer(frame: &[u8], own: Mac) -> Option<Mac> {
+    let is_answer = match u16::from_be_bytes(array(frame, 12)?) {
+        ETHERTYPE_ARP => {
+            let (head, op): ([u8; 6], [u8; 2]) = (array(frame, 14)?, array(frame, 20)?);
+            head == ARP_HEAD && op == [0, ARP_REPLY] && array(frame, 38)? == [0; 4]
+        }
+        ETHERTYPE_IPV6 => {
+            let [next, hops]: [u8; 2] = array(frame, 20)?;
+            let [kind, code]: [u8; 2] = array(frame, 54)?;
+            let [flags] = array(frame, 58)?;
+            (next, hops, kind, code) == (ICMPV6, HOP_LIMIT, ADVERTISEMENT, 0) && flags & SOLICITED != 0
+        }
+        _ => false,
+    };
+    sender(frame).filter(|_| is_answer && frame.starts_with(&own))
 }
 
 /// Who sent a frame.
@@ -130,21 +166,28 @@ fn all_nodes_mac() -> Mac {
 
 /// From the address itself: whoever holds it may speak for it.
 fn advertisement(own: Mac, vip: Ipv6Addr, to_mac: Mac, to: Ipv6Addr, flags: Flags) -> Vec<u8> {
-    const OVERRIDE: u8 = 0x20;
-    const SOLICITED: u8 = 0x40;
-    let mut message = vec![ADVERTISEMENT, 0, 0, 0];
-    message.extend_from_slice(&[OVERRIDE | if flags.solicited { SOLICITED } else { 0 }, 0, 0, 0]);
-    message.extend_from_slice(&vip.octets());
-    // The target's hardware address, in units of eight bytes.
-    message.extend_from_slice(&[2, 1]);
-    message.extend_from_slice(&own);
-    let sum = checksum(vip, to, &message);
+    let flags = OVERRIDE | if flags.solicited { SOLICITED } else { 0 };
+    icmpv6((own, vip), (to_mac, to), neighbour(ADVERTISEMENT, flags, vip, (TARGET, own)))
+}
+
+/// A message of neighbour discovery, its checksum left out.
+fn neighbour(kind: u8, flags: u8, target: Ipv6Addr, (option, mac): (u8, Mac)) -> Vec<u8> {
+    let mut message = vec![kind, 0, 0, 0, flags, 0, 0, 0];
+    message.extend_from_slice(&target.octets());
+    // Its length is in units of eight bytes.
+    message.extend_from_slice(&[option, 1]);
+    message.extend_from_slice(&mac);
+    message
+}
+
+fn icmpv6((from_mac, from): (Mac, Ipv6Addr), (to_mac, to): (Mac, Ipv6Addr), mut message: Vec<u8>) -> Vec<u8> {
+    let sum = checksum(from, to, &message);
     if let Some(place) = message.get_mut(2..4) {
         place.copy_from_slice(&sum.to_be_bytes());
     }
-    let mut frame = ethernet(to_mac, own, ETHERTYPE_IPV6);
+    let mut frame = ethernet(to_mac, from_mac, ETHERTYPE_IPV6);
     frame.extend_from_slice(&[0x60, 0, 0, 0, 0, message.len() as u8, ICMPV6, HOP_LIMIT]);
-    frame.extend_from_slice(&vip.octets());
+    frame.extend_from_slice(&from.octets());
     frame.extend_from_slice(&to.octets());
     frame.extend_from_slice(&message);
     frame
@@ -244,6 +287,27 @@ mod tests {
             // What includes its own checksum sums up to nothing.
             assert_eq!(checksum(VIP6, to, &reply[54..]), 0);
         }
+    }
+
+    #[test]
+    fn a_host_is_asked_for_itself_alone_and_what_it_answers_is_no_question() {
+        let asked = ask(OURS, None, THEIRS, VIP.into()).expect("a frame");
+        let unspecified = Ipv4Addr::UNSPECIFIED;
+        assert_eq!(question(&asked), Some(Question::V4 { mac: OURS, asker: unspecified, target: VIP }));
+        assert_eq!((&asked[..6], answerer(&asked, THEIRS)), (&THEIRS[..], None));
+        let reply = arp(ARP_REPLY, THEIRS, VIP, OURS, OURS, unspecified);
+        assert_eq!((answerer(&reply, OURS), question(&reply)), (Some(THEIRS), None));
+        let of_another = arp(ARP_REPLY, THEIRS, VIP, OURS, OURS, CLIENT);
+        assert_eq!(answerer(&of_another, OURS), None, "the kernel's own question");
+
+        let asked = ask(OURS, Some(CLIENT6), THEIRS, VIP6.into()).expect("a frame");
+        let expected = Question::V6 { mac: OURS, asker: CLIENT6, target: VIP6 };
+        assert_eq!((question(&asked), answerer(&asked, THEIRS)), (Some(expected), None));
+        assert_eq!((&asked[..6], &asked[78..]), (&THEIRS[..], &[&[1, 1], &OURS[..]].concat()[..]));
+        assert_eq!(checksum(CLIENT6, VIP6, &asked[54..]), 0);
+        let reply = answer(THEIRS, &expected);
+        assert_eq!((answerer(&reply, OURS), question(&reply)), (Some(THEIRS), None));
+        assert_eq!(ask(OURS, None, THEIRS, VIP6.into()), None, "nobody to answer to");
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! The sockets of one link. What the kernel takes off the wire for us are ARP, solicitations and heartbeats alone: a
-//! socket for each, so that no other packet costs anything.
+//! The sockets of one link. What the kernel takes off the wire for us are ARP, solicitations with their answers and heartbeats
+//! alone: a socket for each, so that no other packet costs anything.
 
 use std::collections::BTreeSet;
 use std::io::{self, ErrorKind};
@@ -28,7 +28,7 @@ const TURN: usize = 64;
 /// An open link.
 pub(super) struct Link {
     arp: Socket,
-    solicitations: Socket,
+    neighbours: Socket,
     heartbeats: Socket,
     groups: Groups,
     index: u32,
@@ -41,7 +41,7 @@ impl Link {
         let (addr, mac) = device(interface)?;
         Ok(Self {
             arp: packets(&addr, libc::ETH_P_ARP as u16, &[])?,
-            solicitations: packets(&addr, libc::ETH_P_IPV6 as u16, &solicitations())?,
+            neighbours: packets(&addr, libc::ETH_P_IPV6 as u16, &neighbours())?,
             heartbeats: packets(&addr, heartbeat::ETHERTYPE, &[])?,
             groups: Groups::on(addr.ifindex() as u32),
             index: addr.ifindex() as u32,
@@ -60,7 +60,7 @@ impl Link {
 
     /// Waits so many milliseconds for frames at most, and hands on what came.
     pub(super) fn receive(&self, milliseconds: u8, mut heard: impl FnMut(&[u8])) -> io::Result<()> {
-        let sockets = [&self.arp, &self.solicitations, &self.heartbeats];
+        let sockets = [&self.arp, &self.neighbours, &self.heartbeats];
         let mut ready = sockets.map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN));
         match poll(&mut ready, milliseconds) {
             Err(Errno::EINTR) | Ok(0) => return Ok(()),
@@ -150,14 +150,15 @@ fn drain(mut socket: impl io::Read) {
     }
 }
 
-/// Classic BPF over the frame: an ICMPv6 packet of type 135.
-fn solicitations() -> [SockFilter; 6] {
+/// Classic BPF over the frame: an ICMPv6 packet of type 135 or 136.
+fn neighbours() -> [SockFilter; 7] {
     let op = |code: u32, jt, jf, k| SockFilter::new(code as u16, jt, jf, k);
     [
         op(libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, 0, 0, 20),
-        op(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 3, 58),
+        op(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 4, 58),
         op(libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, 0, 0, 54),
-        op(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, 135),
+        op(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 1, 0, 135),
+        op(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, 136),
         op(libc::BPF_RET | libc::BPF_K, 0, 0, u32::MAX),
         op(libc::BPF_RET | libc::BPF_K, 0, 0, 0),
     ]

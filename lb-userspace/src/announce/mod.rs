@@ -263,7 +263,9 @@ impl Speaker {
             link.receive(TICK, |frame| answers.extend(segment.heard(frame, Instant::now())))?;
             let mut wishes = false;
             if self.desired.has_changed().is_ok_and(|changed| changed) {
-                offers = self.desired.borrow_and_update().offers();
+                let desired = self.desired.borrow_and_update();
+                offers = desired.offers();
+                segment.knows(&desired.nodes);
                 wishes = true;
             }
             if looked.is_none_or(|looked| looked.elapsed() >= LOOK) {

@@ -2,7 +2,8 @@
 //! and frames come in, frames go out.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use aws_lc_rs::hmac;
@@ -24,6 +25,8 @@ const BURST: [Duration; 3] = [Duration::ZERO, Duration::from_secs(1), Duration::
 const REFRESH: Duration = Duration::from_secs(60);
 /// Addresses told at a time.
 const AT_ONCE: usize = 256;
+/// Addresses of a node that it is asked by, at most.
+const ASKED_BY: usize = 4;
 /// Answers a second, and at once.
 const ANSWERS: u32 = 2_000;
 /// Names of members at most, with those that went lately; more are not believed.
@@ -76,6 +79,8 @@ pub(super) struct Segment {
     offers: BTreeMap<IpAddr, bool>,
     /// Addresses that our interface has.
     owned: BTreeSet<IpAddr>,
+    /// Addresses of the other nodes.
+    nodes: Arc<BTreeMap<String, BTreeSet<IpAddr>>>,
     holders: BTreeMap<IpAddr, Option<String>>,
     /// Who held what we hold.
     formers: Formers,
@@ -147,6 +152,7 @@ impl Segment {
             numbered: BTreeMap::new(),
             offers: BTreeMap::new(),
             owned: BTreeSet::new(),
+            nodes: Arc::default(),
             holders: BTreeMap::new(),
             formers: Formers::new(drain),
             plans: BTreeMap::new(),
@@ -176,6 +182,11 @@ impl Segment {
         true
     }
 
+    /// The other nodes have these addresses.
+    pub(super) fn knows(&mut self, nodes: &Arc<BTreeMap<String, BTreeSet<IpAddr>>>) {
+        self.nodes = Arc::clone(nodes);
+    }
+
     /// A frame came; perhaps there is an answer.
     pub(super) fn heard(&mut self, frame: &[u8], now: Instant) -> Option<Vec<u8>> {
         if let Some(question) = frame::question(frame) {
@@ -193,6 +204,10 @@ impl Segment {
             }
             self.counted.answers += 1;
             return Some(frame::answer(self.mac, &question));
+        }
+        if let Some(host) = frame::answerer(frame, self.mac) {
+            self.formers.answers(host);
+            return None;
         }
         let heartbeat = Heartbeat::of_frame(frame, &self.key)?;
         let mac = frame::sender(frame)?;
@@ -298,6 +313,11 @@ impl Segment {
             self.next_heartbeat = now + INTERVAL;
             frames.extend(self.heartbeat(now));
         }
+        let (own, own_v6) = (self.mac, link_local(&self.owned));
+        frames.extend(self.formers.ask(now, |name, host| {
+            let addrs = self.nodes.get(name).into_iter().flatten().take(ASKED_BY);
+            addrs.filter_map(|addr| frame::ask(own, own_v6, host, *addr)).collect()
+        }));
         let mut due: Vec<IpAddr> =
             self.plans.iter().filter(|(_, plan)| now >= plan.next).map(|(vip, _)| *vip).collect();
         due.truncate(AT_ONCE);
@@ -446,6 +466,14 @@ impl Member {
     fn named(&self) -> usize {
         self.owns.len() + self.serves.len() + self.coming.owns.len() + self.coming.serves.len()
     }
+}
+
+/// The address by which neighbours on the link are asked.
+fn link_local(addrs: &BTreeSet<IpAddr>) -> Option<Ipv6Addr> {
+    addrs.iter().find_map(|addr| match addr {
+        IpAddr::V6(addr) if addr.is_unicast_link_local() => Some(*addr),
+        _ => None,
+    })
 }
 
 /// So many at once, and so many a second.

@@ -30,6 +30,8 @@ pub struct L4 {
     pub excluded: bool,
     /// Addresses that nodes have, which nobody may take from them.
     pub taken: BTreeSet<IpAddr>,
+    /// What each of the other nodes has, by name, its tunnel addresses among it.
+    pub nodes: Arc<BTreeMap<String, BTreeSet<IpAddr>>>,
     /// Something that may belong here was written and could not be read yet. What an agent before us
     /// left in force is not gone by not standing here.
     pub unread: bool,

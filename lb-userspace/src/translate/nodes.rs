@@ -30,6 +30,8 @@ pub(super) struct Nodes {
     excluded: bool,
     /// What all of them have.
     addresses: BTreeSet<IpAddr>,
+    /// What each but ours has, by name, its tunnel addresses among it.
+    named: Arc<BTreeMap<String, BTreeSet<IpAddr>>>,
     /// There is a kernel part, which could tunnel.
     forwards: bool,
 }
@@ -46,6 +48,7 @@ impl Nodes {
         let forwards = options.streams == StreamsBy::Kernel;
         let mut nodes = Self { here: options.node.clone(), forwards, ..Self::default() };
         let mut taken: BTreeMap<IpAddr, &str> = BTreeMap::new();
+        let mut named = BTreeMap::new();
         for (name, sourced) in objects {
             let id = id(name, &sourced.origin);
             let mut about = findings.about(&id);
@@ -60,9 +63,12 @@ impl Nodes {
             } else {
                 let excluded = label(&sourced.object, EXCLUDED).is_some();
                 let origin = Arc::clone(&sourced.origin);
+                let all = addresses(&sourced.object).chain(tunnel.iter().copied());
+                named.insert(name.clone(), all.collect());
                 nodes.others.insert(name.clone(), Other { origin, tunnel, excluded });
             }
         }
+        nodes.named = Arc::new(named);
         nodes.say_what_is_missing(objects, findings);
         nodes
     }
@@ -213,6 +219,11 @@ impl Nodes {
         &self.addresses
     }
 
+    /// Addresses of the other nodes, by name.
+    pub(super) fn named(&self) -> &Arc<BTreeMap<String, BTreeSet<IpAddr>>> {
+        &self.named
+    }
+
     /// Our own tunnel addresses.
     pub(super) fn own(&self) -> BTreeSet<IpAddr> {
         self.own.clone()
@@ -321,16 +332,28 @@ mod tests {
             ("deleted", "{metadata: {deletionTimestamp: '2026-01-01T00:00:00Z'}}", true),
         ];
         for (case, text, expected) in cases {
-            let node: Node = serde_saphyr::from_str(text).expect("a Node");
-            let objects: Map<String, Node> =
-                [("here".to_owned(), Sourced { object: Arc::new(node), origin: "".into() })]
-                    .into_iter()
-                    .collect();
-            let options = Options { node: Some("here".to_owned()), ..Options::default() };
-
-            let nodes = Nodes::new(&objects, &options, &mut Findings::default());
-
-            assert_eq!(nodes.is_excluded(), expected, "{case}");
+            assert_eq!(nodes(&[("here", text)]).is_excluded(), expected, "{case}");
         }
+    }
+
+    #[test]
+    fn the_other_nodes_are_known_by_their_addresses_and_where_they_take_tunnelled_packets() {
+        let text = "{metadata: {annotations: {penstock.dev/tunnel-address: 192.0.2.9}}, status: {addresses: [{type: \
+                    InternalIP, address: 192.0.2.1}, {type: Hostname, address: there}]}}";
+
+        let nodes = nodes(&[("here", text), ("there", text)]);
+
+        let expected = ["192.0.2.1", "192.0.2.9"].map(|addr| addr.parse().expect("an address"));
+        assert_eq!(**nodes.named(), BTreeMap::from([("there".to_owned(), BTreeSet::from(expected))]));
+    }
+
+    /// What these Nodes say to the one that is `here`.
+    fn nodes(texts: &[(&str, &str)]) -> Nodes {
+        let node = |text| Arc::new(serde_saphyr::from_str::<Node>(text).expect("a Node"));
+        let sourced = texts
+            .iter()
+            .map(|(name, text)| ((*name).to_owned(), Sourced { object: node(text), origin: "".into() }));
+        let options = Options { node: Some("here".to_owned()), ..Options::default() };
+        Nodes::new(&sourced.collect(), &options, &mut Findings::default())
     }
 }

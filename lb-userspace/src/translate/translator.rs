@@ -269,12 +269,12 @@ impl Translator {
 
         let known = &self.snapshot.l4;
         let rest = (nodes.own(), nodes.peers(), services::is_unread(objects));
-        let of_nodes = (nodes.is_excluded(), nodes.addresses(), &self.silent);
+        let of_nodes = (nodes.is_excluded(), nodes.addresses(), nodes.named(), &self.silent);
         let new = update.new.iter().filter_map(|id| parts.get(*id));
         // Most Services have no VIP.
         let has_nothing = update.gone.iter().chain(new).all(|part| part.made.output.is_empty());
         let stays = (&known.tunnel, &known.peers, &known.unread) == (&rest.0, &rest.1, &rest.2)
-            && (known.excluded, &known.taken, &known.silent) == of_nodes;
+            && (known.excluded, &known.taken, &known.nodes, &known.silent) == of_nodes;
         if has_nothing && stays && !known.punts.is_empty() {
             return None;
         }
@@ -296,7 +296,8 @@ impl Translator {
             l4.health_ports.extend(output.health_ports.iter().map(|(port, it)| (*port, it.clone())));
         }
         (l4.tunnel, l4.peers, l4.unread) = rest;
-        (l4.excluded, l4.taken, l4.silent) = (of_nodes.0, of_nodes.1.clone(), of_nodes.2.clone());
+        (l4.excluded, l4.taken, l4.nodes, l4.silent) =
+            (of_nodes.0, of_nodes.1.clone(), Arc::clone(of_nodes.2), of_nodes.3.clone());
         (l4 != **known).then_some(l4)
     }
 

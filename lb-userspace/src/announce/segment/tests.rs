@@ -1,4 +1,4 @@
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::Ipv4Addr;
 
 use super::*;
 use crate::model::announce::Former;
@@ -15,6 +15,19 @@ struct Link {
     agents: BTreeMap<&'static str, Segment>,
     /// Addresses told to all, by whom, in order.
     told: Vec<(&'static str, IpAddr)>,
+    /// Hosts without an agent that are up.
+    up: BTreeSet<&'static str>,
+    /// Questions whether a host is up.
+    asked: usize,
+}
+
+/// Address of a node.
+fn node(name: &str) -> Ipv4Addr {
+    Ipv4Addr::new(192, 0, 2, name.as_bytes()[0])
+}
+
+fn mac(name: &str) -> Mac {
+    [2, 0, 0, 0, 0, name.as_bytes()[0]]
 }
 
 fn vip(n: u16) -> IpAddr {
@@ -30,7 +43,9 @@ fn offers() -> BTreeMap<IpAddr, bool> {
 impl Link {
     fn new() -> Self {
         let now = Instant::now();
-        Self { start: now, wall: 1_700_000_000_000_000, now, agents: BTreeMap::new(), told: Vec::new() }
+        let wall = 1_700_000_000_000_000;
+        let (agents, told, up) = (BTreeMap::new(), Vec::new(), BTreeSet::new());
+        Self { start: now, wall, now, agents, told, up, asked: 0 }
     }
 
     fn come(&mut self, name: &'static str, coming: Coming) {
@@ -38,10 +53,11 @@ impl Link {
     }
 
     fn come_with(&mut self, name: &'static str, coming: Coming, offers: &BTreeMap<IpAddr, bool>) {
-        let mac = [2, 0, 0, 0, 0, name.as_bytes()[0]];
         let now = (self.now, self.wall());
         let mut segment =
-            Segment::new(name.to_owned(), mac, heartbeat::key(Some([7; 16])), coming, DRAIN, now);
+            Segment::new(name.to_owned(), mac(name), heartbeat::key(Some([7; 16])), coming, DRAIN, now);
+        let nodes = ["a", "b", "c"].map(|name| (name.to_owned(), BTreeSet::from([node(name).into()])));
+        segment.knows(&Arc::new(nodes.into()));
         segment.wish(offers, BTreeSet::new(), self.now);
         self.agents.insert(name, segment);
     }
@@ -69,6 +85,16 @@ impl Link {
             && asker == target
         {
             self.told.push((from, IpAddr::V4(target)));
+        }
+        if let Some(Question::V4 { target, asker, .. }) = frame::question(frame)
+            && asker.is_unspecified()
+        {
+            self.asked += 1;
+            let host = self.up.iter().find(|name| node(name) == target && frame.starts_with(&mac(name)));
+            if let Some(answer) = host.map(|name| reply(name, from, target)) {
+                let asker = self.agents.get_mut(from).expect("who asks");
+                assert_eq!(asker.heard(&answer, self.now), None, "it is no question");
+            }
         }
         for (name, agent) in &mut self.agents {
             if *name != from {
@@ -112,6 +138,11 @@ impl Link {
         assert!(answerers.values().all(|who| who.len() == 1), "{answerers:?}");
         answerers.values().flatten().copied().collect()
     }
+}
+
+/// A host tells that it is up.
+fn reply(name: &str, asker: &str, target: Ipv4Addr) -> Vec<u8> {
+    frame::answer(mac(name), &Question::V4 { mac: mac(asker), asker: Ipv4Addr::UNSPECIFIED, target })
 }
 
 fn request(asker: Ipv4Addr, target: Ipv4Addr) -> Vec<u8> {
@@ -186,6 +217,37 @@ fn who_left_by_a_word_is_known_as_former_holder_until_its_connections_are_over()
     assert_eq!(link.formers("a"), BTreeMap::new());
     assert!(link.agents["a"].is_news, "the kernel part is told so");
     assert!(link.agents["a"].announced("eth0").agents.is_empty());
+}
+
+#[test]
+fn a_former_holder_whose_host_goes_down_is_none_any_more() {
+    for (case, answers, remain) in
+        [("it stays up", true, true), ("it never answers", false, true), ("it goes down", true, false)]
+    {
+        let mut link = Link::new();
+        ["a", "b"].into_iter().for_each(|name| link.come(name, Coming::Anew));
+        link.pass(Duration::from_secs(5));
+        assert_eq!(link.asked, 0, "{case}: members are heard");
+        link.up.extend(answers.then_some("b"));
+        link.leave("b");
+        let formers = link.formers("a");
+        assert!(!formers.is_empty());
+        link.pass(Duration::from_secs(1));
+
+        if !remain {
+            link.up.clear();
+        }
+        link.agents.get_mut("a").expect("an agent").is_news = false;
+        link.pass(Duration::from_secs(2));
+        assert_eq!(link.formers("a"), formers, "{case}: two answers may be lost");
+        link.pass(Duration::from_secs(3));
+
+        assert_eq!(link.formers("a"), if remain { formers } else { BTreeMap::new() }, "{case}");
+        assert_eq!(link.agents["a"].is_news, !remain, "{case}: the kernel part is told so");
+        link.asked = 0;
+        link.pass(Duration::from_secs(5));
+        assert_eq!(link.asked, if remain { 5 } else { 0 }, "{case}");
+    }
 }
 
 #[test]
