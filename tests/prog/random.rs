@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use lb_common::Mac;
-use lb_tests::packet::{OURS, csums_are_right, tcp, udp};
+use lb_tests::packet::{ACK, OURS, Packet, SYN, csums_are_right, tcp, udp};
 use lb_tests::shape::{fragments, tagged, with_extensions, with_options};
 use lb_tests::world::{LOOPBACK, World, backend, backend_mac, can_run_programs, pool_id};
-use penstock::datapath::engine::Engine;
+use penstock::datapath::engine::{Engine, now};
+use penstock::datapath::kernel::Kernel;
 use penstock::datapath::want::{Backend, Place};
 use penstock::model::l4::{Family, FiveTuple, ForwardingMode, Prefix, Protocol};
 
@@ -382,31 +383,70 @@ fn random_and_mutated_frames_that_are_not_ours_pass_untouched() {
     }
 }
 
+/// How packets to a VIP fare before each step of a change: to the last byte of a backend's MAC, or the action.
+fn ends_of(kernel: &Kernel, random: &mut Random, vip: &str) -> Vec<Result<u8, u32>> {
+    let flags = [SYN, ACK, SYN, ACK];
+    let ends = flags.map(|flags| {
+        let packet = Packet { flags, ..tcp(&format!("198.51.100.7:{}", 1024 + random.below(60_000)), vip) };
+        let run = kernel.test_run("penstock", &packet.bytes(), 1).expect("the program runs");
+        if run.action == 3 { Ok(run.packet[5]) } else { Err(run.action) }
+    });
+    ends.into()
+}
+
 #[test]
-fn tables_switched_under_load_never_lead_to_a_wrong_backend() {
+fn no_step_of_a_change_leads_a_packet_to_a_wrong_backend() {
     if !lb_tests::tier::require("prog", can_run_programs) {
         return;
     }
-    // Two pools that share no backend take turns; a second engine cannot share maps, so packets
-    // run between any two stores instead: the plan's own steps are the granularity.
-    let mut world = world();
+    const SWITCHED: &str = "203.0.113.2:80";
+    const STAYS: &str = "203.0.113.8:80";
+    const PASSING: &str = "203.0.113.9:80";
+    let ten = |base: u8| (base..base + 10).map(|last| SocketAddr::from(([10, 0, 0, last], 80)));
+    let names = |base| ten(base).map(|addr| addr.to_string()).collect::<Vec<_>>();
+    let service = |world: World, vip, base| {
+        let names = names(base);
+        world.service(
+            Protocol::Tcp,
+            vip,
+            ForwardingMode::L2,
+            &names.iter().map(String::as_str).collect::<Vec<_>>(),
+        )
+    };
+    let mut world = service(world(), STAYS, 30);
     let mut engine = world.load();
     let mut random = Random(SEED);
+    let (mut before, mut steps) = (1..21, 0);
     for turn in 0..60u8 {
+        // Two pools that share no backend take turns, and a third one comes and goes with its VIP, so that ids and lines
+        // are used again, and the lookup tables switch, too.
         let base = if turn.is_multiple_of(2) { 100 } else { 150 };
-        let backends = world.backends_mut("203.0.113.2:80", Protocol::Tcp);
-        backends.clear();
-        for last in base..base + 10 {
-            backends.insert(SocketAddr::from(([10, 0, 0, last], 80)), backend([10, 0, 0, last].into()));
-        }
-        assert_eq!(engine.apply(world.want.clone()), vec![]);
-        for _ in 0..50 {
-            let src = format!("198.51.100.7:{}", 1024 + random.below(60_000));
+        let backends = world.backends_mut(SWITCHED, Protocol::Tcp);
+        *backends = ten(base).map(|addr| (addr, backend(addr.ip()))).collect();
+        let passing = if turn % 3 < 2 { service(world.clone(), PASSING, 200) } else { world.clone() };
+        by_either_way(&engine, turn.into());
 
-            let (action, out) = run(&mut engine, &tcp(&src, "203.0.113.2:80").bytes());
+        let problems = engine.apply_watched(passing.want, now(), &mut |kernel| {
+            steps += 1;
+            for end in ends_of(kernel, &mut random, SWITCHED) {
+                let last = end.expect("it has backends throughout");
+                assert!(before.contains(&last) || (base..base + 10).contains(&last), "turn {turn}: {last}");
+            }
+            for end in ends_of(kernel, &mut random, STAYS) {
+                assert!(end.is_ok_and(|last| (30..40).contains(&last)), "turn {turn}: {end:?}");
+            }
+            for end in ends_of(kernel, &mut random, PASSING) {
+                // Passed to the stack while nobody knows the address.
+                assert!(
+                    end.map_or_else(|action| action == 2, |last| (200..210).contains(&last)),
+                    "{turn}: {end:?}"
+                );
+            }
+        });
 
-            assert_eq!(action, 3);
-            assert!((base..base + 10).contains(&out[5]), "turn {turn}: backend {}", out[5]);
-        }
+        assert_eq!(problems, vec![]);
+        before = base..base + 10;
+        engine.settle_at(now());
     }
+    assert!(steps > 60 * 20, "{steps}");
 }

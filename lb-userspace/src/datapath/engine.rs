@@ -163,7 +163,17 @@ impl Engine {
     }
 
     /// [`Engine::apply`] at a time of the caller's.
-    pub fn apply_at(&mut self, mut want: Want, now: u32) -> Vec<Problem> {
+    pub fn apply_at(&mut self, want: Want, now: u32) -> Vec<Problem> {
+        self.apply_watched(want, now, &mut |_| {})
+    }
+
+    /// The same with a look at the kernel before each step: what packets meet there they may meet at any such change.
+    pub fn apply_watched(
+        &mut self,
+        mut want: Want,
+        now: u32,
+        watch: &mut dyn FnMut(&Kernel),
+    ) -> Vec<Problem> {
         let beginning = self.beginning.take();
         if beginning == Some(Beginning::Inherited) {
             self.adopt(&want, now);
@@ -175,13 +185,13 @@ impl Engine {
             let before = want.before(now < self.settings.grace.into());
             if !before.pools.is_empty() {
                 let plan = self.book.plan(&before, now);
-                let _ = self.carry_out(plan);
+                let _ = self.carry_out(plan, watch);
             }
         }
         let plan = self.book.plan(&want, now);
         let (vips, steps) = (want.vips.len(), plan.ops.len());
         self.want = want;
-        let mut problems = self.carry_out(plan);
+        let mut problems = self.carry_out(plan, watch);
         problems.extend(self.refused.problems(&self.want, &self.ranges));
         self.book.look(&self.tables, now);
         if steps > 0 {
@@ -217,7 +227,7 @@ impl Engine {
         let moved = moved.iter().map(|(id, addr, backend)| (id, *addr, backend));
         let plan = self.book.reroute(moved, &self.want.ways);
         tracing::debug!(steps = plan.ops.len(), "next hops changed");
-        let _ = self.carry_out(plan);
+        let _ = self.carry_out(plan, &mut |_| {});
     }
 
     /// What an agent before us left in force beyond `want`; nothing once a wish was carried out.
@@ -257,14 +267,14 @@ impl Engine {
             translated: self.translated.as_ref().map(|(then, ids)| (*then, ids)),
         };
         let (plan, is_over) = self.book.settle(&self.tables, &observed);
-        let _ = self.carry_out(plan);
+        let _ = self.carry_out(plan, &mut |_| {});
         let is_shut = self.book.has_former_peers() && {
             let heard = self.kernel.peers().unwrap_or_default();
             self.book.review_peers(&heard, now, self.settings.grace.into())
         };
         if is_over || is_shut {
             let plan = self.book.plan(&self.want, now);
-            let _ = self.carry_out(plan);
+            let _ = self.carry_out(plan, &mut |_| {});
             self.book.look(&self.tables, now);
         }
         self.book.contested()
@@ -303,10 +313,11 @@ impl Engine {
         self.book.former_destinations()
     }
 
-    fn carry_out(&mut self, Plan { ops, problems }: Plan) -> Vec<Problem> {
+    fn carry_out(&mut self, Plan { ops, problems }: Plan, watch: &mut dyn FnMut(&Kernel)) -> Vec<Problem> {
         let Self { kernel, ranges, refused, .. } = self;
         let mut beside = Beside { kernel, ranges, refused };
         for op in &ops {
+            watch(beside.kernel);
             self.tally.precede(op, &self.tables);
             op.apply(&self.tables, &mut beside);
         }

@@ -189,7 +189,8 @@ impl Worker {
         let read = |path: &str| std::fs::read_to_string(path).ok();
         undone.extend(forwarding::problems(self.join.local(), &view.network, read));
         let unheard = self.netlink.silent();
-        undone.extend(unheard.into_iter().map(|((name, cost), (addr, count))| silent(name, cost, addr, count)));
+        undone
+            .extend(unheard.into_iter().map(|((name, cost), (addr, count))| silent(name, cost, addr, count)));
         let chosen = view.interfaces.values().filter(|one| self.choice.covers(one));
         undone.extend(chosen.filter(|one| !one.is_running()).map(|one| link_down(&one.name, one.up)));
         undone
