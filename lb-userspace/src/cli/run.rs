@@ -91,8 +91,8 @@ pub(super) struct RunArgs {
     /// [default: 61000-65535]
     #[arg(long, value_name = "LOW-HIGH", env = "PENSTOCK_NAT_PORTS")]
     nat_ports: Option<String>,
-    /// Flows remembered at most while slots settle, 8 to 1048576, rounded up to a power of two; 8 bytes
-    /// each [default: 131072]
+    /// Flows remembered at most while slots settle, 8 to 1048576, rounded up to a power of two; fewer
+    /// take no less memory [default: 131072]
     #[arg(long, value_name = "N", env = "PENSTOCK_FLOW_ENTRIES", value_parser = count::<u32>)]
     flow_entries: Option<u32>,
     /// How long the flows of a slot that changed its backend are looked up and remembered at least;

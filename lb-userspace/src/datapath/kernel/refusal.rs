@@ -6,16 +6,21 @@ use std::io;
 
 use aya::maps::MapError;
 use aya::programs::ProgramError;
+use lb_common::maps::row;
 
 const PERMISSION: &str = "needs root or CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON";
 
+/// What the kernel accounts for all maps but the counters: `memlock` of all of them, less the counters of that host's CPUs.
+const MAPS_BYTES: usize = 80_000_000;
+
 /// The cause with its error number, and what would help where that is known.
 pub(in crate::datapath) fn told(error: &(dyn Error + 'static)) -> String {
-    told_on(error, &rustix::system::uname().release().to_string_lossy())
+    let cpus = aya::util::nr_cpus().unwrap_or(1);
+    told_on(error, &rustix::system::uname().release().to_string_lossy(), cpus)
 }
 
-/// The same on a kernel of this release.
-fn told_on(error: &(dyn Error + 'static), release: &str) -> String {
+/// The same on a kernel of this release that may have so many CPUs.
+fn told_on(error: &(dyn Error + 'static), release: &str, cpus: usize) -> String {
     let mut text = error.to_string();
     let mut number = None;
     let mut next = Some(error);
@@ -49,6 +54,7 @@ fn told_on(error: &(dyn Error + 'static), release: &str) -> String {
         Some(libc::EINVAL | libc::ENOSYS | libc::EOPNOTSUPP | libc::E2BIG) => {
             format!("{text}; needs {kernel}")
         }
+        Some(libc::ENOMEM) => format!("{text}; {}", memory(cpus)),
         _ => match number.map_or("", hint) {
             "" => text,
             hint => format!("{text}; {hint}"),
@@ -62,9 +68,17 @@ fn hint(number: i32) -> &'static str {
         libc::EMFILE | libc::ENFILE => {
             "more open files are needed: raise the limit (ulimit -n, LimitNOFILE=)"
         }
-        libc::ENOMEM => "more memory is needed, or a smaller --flow-entries",
         _ => "",
     }
+}
+
+/// What the maps take, which no setting changes.
+fn memory(cpus: usize) -> String {
+    let megabytes = cpus.saturating_mul(row::BYTES).saturating_add(MAPS_BYTES + 500_000) / 1_000_000;
+    format!(
+        "the kernel part takes {megabytes} MB of kernel memory where there may be {cpus} CPUs, which a memory limit counts beside \
+         the process itself; raise the limit (no flag makes it less), or serve HTTP and TLS alone by --datapath off"
+    )
 }
 
 /// What the verifier stumbled over; its statistics follow it.
@@ -110,10 +124,24 @@ mod tests {
         };
 
         assert_eq!(
-            told_on(&too_large, "5.15.0-204-generic"),
+            told_on(&too_large, "5.15.0-204-generic", 2),
             "failed to create map `TABLES`: Argument list too long (os error 7); needs Linux 6.1 or newer (this is \
              5.15.0-204-generic; --datapath off serves HTTP and TLS on any)"
         );
+    }
+
+    #[test]
+    fn too_little_memory_says_how_much_it_takes_and_that_no_setting_makes_it_less() {
+        let refused = MapError::CreateError {
+            name: "TABLES".to_owned(),
+            io_error: io::Error::from_raw_os_error(libc::ENOMEM),
+        };
+
+        let [on_two, on_many] = [2, 384].map(|cpus| told_on(&refused, "6.1", cpus));
+
+        assert!(on_two.contains("takes 83 MB of kernel memory where there may be 2 CPUs"), "{on_two}");
+        assert!(on_many.contains("takes 684 MB"), "{on_many}");
+        assert!(!on_two.contains("--flow-entries"), "{on_two}");
     }
 
     #[test]
