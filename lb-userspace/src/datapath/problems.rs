@@ -12,7 +12,26 @@ use crate::model::{ObjectId, Problem, Severity};
 /// An interface that was chosen and is not there.
 pub(super) fn missing(message: String) -> Problem {
     let fix = "it is used as soon as it appears; until then its packets are not balanced".to_owned();
-    Problem { severity: Severity::Warning, reason: "no-interface", fix, ..of_datapath(message) }
+    Problem { severity: Severity::Warning, reason: NO_INTERFACE, fix, ..of_datapath(message) }
+}
+
+/// An interface that had this name while the program sat on it, and has another one now.
+pub(super) fn renamed(before: &str, now: &str) -> Problem {
+    let message = format!("interface {before} is called {now} now, so its packets are not balanced");
+    let fix = format!("ip link set {now} name {before}, or name {now} with --interface");
+    Problem { severity: Severity::Warning, reason: NO_INTERFACE, fix, ..of_datapath(message) }
+}
+
+const NO_INTERFACE: &str = "no-interface";
+const LINK_DOWN: &str = "link-down";
+
+/// Makes an error of an interface that is down or away while there are backends that nothing leads to: it is why, and stands first.
+pub(super) fn blame_links(problems: &mut [Problem]) {
+    if !problems.iter().any(|one| ["no-way", "unattached-interface"].contains(&one.reason)) {
+        return;
+    }
+    let causes = problems.iter_mut().filter(|one| [NO_INTERFACE, LINK_DOWN].contains(&one.reason));
+    causes.for_each(|one| one.severity = Severity::Error);
 }
 
 /// Who is asked for on an interface, and does not answer; so many are.
@@ -67,7 +86,7 @@ pub(super) fn link_down(name: &str, up: bool) -> Problem {
     } else {
         (format!("interface {name} is down"), format!("ip link set {name} up"))
     };
-    Problem { severity: Severity::Warning, reason: "link-down", fix, ..of_datapath(message) }
+    Problem { severity: Severity::Warning, reason: LINK_DOWN, fix, ..of_datapath(message) }
 }
 
 /// Somebody ended an attachment of ours; `what` and from where.
@@ -115,5 +134,24 @@ pub(super) fn of_datapath(message: String) -> Problem {
         field: String::new(),
         message,
         fix: String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_is_to_blame_while_backends_are_out_of_reach() {
+        let lost = Problem { reason: "no-way", ..of_datapath("backend 10.0.0.1:80: no route".to_owned()) };
+        let links = [link_down("eth0", false), renamed("eth1", "wan1"), missing("no eth2".to_owned())];
+        let blamed = |others: &[Problem]| {
+            let mut problems = [&links[..], others].concat();
+            blame_links(&mut problems);
+            problems.iter().take(links.len()).map(|one| one.severity).collect::<Vec<_>>()
+        };
+
+        assert_eq!(blamed(&[]), [Severity::Warning; 3]);
+        assert_eq!(blamed(&[lost]), [Severity::Error; 3]);
     }
 }

@@ -13,6 +13,7 @@ use crate::model::l4::{self, At, ForwardingMode, L4, Listener, PoolId, Prefix, P
 use crate::model::{ObjectId, Problem, Severity, Shared};
 
 mod before;
+mod causes;
 mod destinations;
 mod join;
 
@@ -467,34 +468,6 @@ mod tests {
         let told = "backend 10.0.1.11:5432: is an address of this host, which its mode does not reach; flows that it has \
                     stay with it";
         assert_eq!(problems, [told]);
-    }
-
-    #[test]
-    fn one_cause_that_keeps_many_backends_out_of_reach_is_told_once() {
-        let told = |count: u8| {
-            let backend = |last| SocketAddr::from(([10, 0, 1, last], 80));
-            let mode = ForwardingMode::Nat;
-            let target =
-                l4::Backend { weight: Weight(1), state: BackendState::Active, mode, at: At::Elsewhere };
-            let (family, protocol) = (Family::V4, Protocol::Tcp);
-            let service = ObjectName::new("default", "web").into();
-            let vip = Vip { addr: VipAddr::Node(family), port: 80, protocol };
-            let pool = l4::Pool {
-                vips: [(vip, Access::Open)].into(),
-                backends: (1..=count).map(|last| (backend(last), target)).collect(),
-                ..l4::Pool::default()
-            };
-            let why = |last| (backend(last).ip(), Err(NoWay::NoRoute("no route".to_owned())));
-            let network = Network { ways: (1..=count).map(why).collect(), ..Network::default() };
-            let pools = [(PoolId { service, port: 80, protocol, family }, pool)].into();
-            join(&L4 { pools, ..L4::default() }, &network).1
-        };
-
-        assert_eq!(told(8).len(), 8);
-        let messages: Vec<_> = told(200).into_iter().map(|problem| problem.message).collect();
-        let all = "backend 10.0.1.1:80 and 199 others, of this Service and others: no route; flows that they have stay with \
-                   them";
-        assert_eq!(messages, [all]);
     }
 
     #[test]

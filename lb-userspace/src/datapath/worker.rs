@@ -2,6 +2,7 @@
 
 mod background;
 mod shared;
+mod told;
 mod upkeep;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,13 +29,14 @@ use super::kernel::{Attached, Look, Translated};
 use super::mmap;
 use super::network::{Change, Netlink, View};
 use super::pins::Pins;
-use super::problems::{missing, not_adopted, not_installed, not_pinned, not_taken_over};
+use super::problems::{not_adopted, not_installed, not_pinned, not_taken_over};
 use super::want::{self, Destinations, Join, Owner, Target};
 use super::{Attach, Error, OnExit, Options, Stop};
 use crate::model::Problem;
 use crate::model::l4::L4;
 use background::Background;
 pub use shared::Shared;
+use told::tell_new;
 use upkeep::Upkeep;
 
 /// Changes of the network come in bursts; this long is waited for the rest of one, and as long as
@@ -424,30 +426,6 @@ impl Worker {
         }
     }
 
-    /// Interfaces that were chosen and do not exist.
-    fn missing(&self) -> Vec<Problem> {
-        let interfaces = &self.netlink.view().interfaces;
-        if let Choice::Default(_) = self.choice {
-            let none = !interfaces.values().any(|interface| self.choice.covers(interface));
-            return none
-                .then(|| missing("no interface has a default route".to_owned()))
-                .into_iter()
-                .collect();
-        }
-        let names = self.choice.missing(interfaces.values());
-        names.into_iter().map(|name| missing(format!("there is no interface {name}"))).collect()
-    }
-
-    /// Shows problems in `status`; those that are new also go to the log.
-    fn publish(&self) {
-        let mut problems: Vec<Problem> = self.lasting.iter().chain(&self.problems).cloned().collect();
-        problems.extend(self.undone());
-        problems.sort();
-        let mut shown = self.shared.lock_problems();
-        tell_new(&problems, &shown);
-        *shown = problems;
-    }
-
     fn allow_devices(&mut self) {
         let Self { devices, netlink, choice, shared, .. } = self;
         let allow = |ifindex, to| shared.engine().kernel.allow_device(ifindex, to);
@@ -493,18 +471,6 @@ impl Worker {
         let mut shown = self.shared.lock_dropped();
         tell_new(&dropped, &shown);
         *shown = dropped;
-    }
-}
-
-/// What is shown for the first time also goes to the log, and what is over.
-fn tell_new(problems: &[Problem], shown: &[Problem]) {
-    let (now, before): (BTreeSet<&Problem>, BTreeSet<&Problem>) =
-        (problems.iter().collect(), shown.iter().collect());
-    for problem in now.difference(&before) {
-        warn!(object = %problem.object, field = problem.field, fix = problem.fix, "{}", problem.message);
-    }
-    for problem in before.difference(&now) {
-        info!(object = %problem.object, field = problem.field, "over: {}", problem.message);
     }
 }
 

@@ -8,6 +8,7 @@ use imbl::ordmap::DiffItem;
 use lb_common::Tags;
 use lb_common::backend::NextHop;
 
+use super::causes::{self, Cause};
 use super::destinations::{Destinations, destination};
 use super::{Backend, Lost, Network, NoWay, Owner, Place, Pool, Target, Want, Way, Ways, problem};
 use crate::model::l4::{
@@ -30,15 +31,12 @@ pub struct Join {
     of_vips: Vec<Problem>,
 }
 
-/// Backends that one cause keeps out of reach and that are told of one by one.
-const TOLD_ALONE: usize = 8;
-
 /// What a pool comes to beside itself.
 #[derive(Debug, Default)]
 struct Aside {
     problems: Vec<Problem>,
-    /// Backends that no way leads to, and why.
-    lost: Vec<(SocketAddr, String)>,
+    /// What keeps its backends from packets, or clients from answers.
+    causes: Vec<(Cause, SocketAddr)>,
     /// Addresses of ours that `nat` translates to.
     sources: BTreeSet<IpAddr>,
     /// Backends that this host's own stack delivers to.
@@ -89,25 +87,12 @@ impl Join {
         self.want.ways = network.ways.clone();
         let of_pools = self.asides.values().flat_map(|aside| &aside.problems);
         let mut problems: Vec<Problem> = self.of_vips.iter().chain(of_pools).cloned().collect();
-        problems.extend(self.out_of_reach());
+        let causes = self
+            .asides
+            .iter()
+            .flat_map(|(id, aside)| aside.causes.iter().map(move |(cause, addr)| (cause, id, *addr)));
+        problems.extend(causes::tell(causes));
         (self.want.clone(), problems)
-    }
-
-    /// What is out of reach. One cause may be that of thousands of backends: then the first of them stands for all.
-    fn out_of_reach(&self) -> Vec<Problem> {
-        let mut by_cause: BTreeMap<&str, Vec<(&PoolId, SocketAddr)>> = BTreeMap::new();
-        for (id, aside) in &self.asides {
-            for (addr, why) in &aside.lost {
-                by_cause.entry(why).or_default().push((id, *addr));
-            }
-        }
-        let mut problems = Vec::new();
-        for (why, lost) in by_cause {
-            let shown = if lost.len() > TOLD_ALONE { 1 } else { lost.len() };
-            let others = lost.len() - shown;
-            problems.extend(lost.iter().take(shown).map(|(id, addr)| out_of_reach(id, *addr, why, others)));
-        }
-        problems
     }
 
     /// Backends that this host's own stack delivers to.
@@ -240,17 +225,17 @@ fn join_backends(id: &PoolId, pool: &l4::Pool, l4: &L4, network: &Network) -> (P
                 if backend.mode == ForwardingMode::Nat {
                     aside.sources.insert(backend.way.source);
                     if !network.node_addrs.contains(&backend.way.source) {
-                        aside.problems.push(unanswered(id, *addr, backend.way.source));
+                        aside.causes.push((Cause::Unanswered(backend.way.source), *addr));
                     }
                 }
                 if backend.way.next_hop.is_here() {
                     let without = pool.vips.keys().filter_map(|vip| is_not_held(vip, l4, network));
-                    aside.problems.extend(without.map(|vip| not_held(id, *addr, vip)));
+                    aside.causes.extend(without.map(|vip| (Cause::NotHeld(vip), *addr)));
                 }
                 if backend.mode == ForwardingMode::Local {
                     aside.local.push(addr.ip());
                     if let Some(Err(NoWay::NoRoute(why))) = network.ways.get(&backend.to) {
-                        aside.problems.push(unrouted_pod(id, *addr, why));
+                        aside.causes.push((Cause::NotRouted(why.clone()), *addr));
                     }
                 }
                 joined.backends.insert(*addr, backend);
@@ -259,7 +244,7 @@ fn join_backends(id: &PoolId, pool: &l4::Pool, l4: &L4, network: &Network) -> (P
                 }
             }
             Err((lost, why)) => {
-                aside.lost.push((*addr, why.to_string()));
+                aside.causes.push((Cause::NoWay(why.to_string()), *addr));
                 joined.lost.insert(*addr, lost);
             }
         }
@@ -321,25 +306,6 @@ fn held(id: &PoolId, place: Place, holder: &Target) -> Problem {
     Problem { reason: "vip-of-the-host", fix, ..problem(id, message) }
 }
 
-/// The plan keeps it if it is installed, so that its flows go on when there is a way again.
-fn out_of_reach(id: &PoolId, backend: SocketAddr, why: &str, others: usize) -> Problem {
-    let message = match others {
-        0 => format!("backend {backend}: {why}; flows that it has stay with it"),
-        others => format!(
-            "backend {backend} and {others} others, of this Service and others: {why}; flows that they have stay with \
-             them"
-        ),
-    };
-    Problem { reason: "no-way", fix: "see `ip route get` for its address".to_owned(), ..problem(id, message) }
-}
-
-/// The stack is to deliver and cannot: packets to it end there.
-fn unrouted_pod(id: &PoolId, backend: SocketAddr, why: &str) -> Problem {
-    let message = format!("backend {backend} is on this node, but the node does not reach it: {why}");
-    let fix = "the network plugin of the node makes this route when the pod starts".to_owned();
-    Problem { reason: "no-way", fix, ..problem(id, message) }
-}
-
 /// The address of a VIP that this host's stack would not take for its own. Where the proxy serves another port of it, it has a local
 /// route.
 fn is_not_held(vip: &Vip, l4: &L4, network: &Network) -> Option<IpAddr> {
@@ -348,15 +314,6 @@ fn is_not_held(vip: &Vip, l4: &L4, network: &Network) -> Option<IpAddr> {
         || network.other_addrs.contains(&addr)
         || l4.punts.keys().any(|punt| punt.addr == vip.addr);
     (!is_held).then_some(addr)
-}
-
-/// What is left to the stack as it came goes nowhere.
-fn not_held(id: &PoolId, backend: SocketAddr, vip: IpAddr) -> Problem {
-    let message =
-        format!("backend {backend} is this host, which does not have the address {vip} of the Service");
-    let bits = if vip.is_ipv4() { 32 } else { 128 };
-    let fix = format!("ip addr add {vip}/{bits} dev lo");
-    Problem { reason: "vip-not-held", fix, ..problem(id, message) }
 }
 
 fn not_ours(addr: IpAddr) -> Problem {
@@ -370,16 +327,6 @@ fn not_ours(addr: IpAddr) -> Problem {
         ),
         fix: "add it to an interface, or annotate the Node with an address that it has".to_owned(),
     }
-}
-
-/// `nat` translates answers where they come in; without the program there, clients wait in vain.
-fn unanswered(id: &PoolId, backend: SocketAddr, source: IpAddr) -> Problem {
-    let message = format!(
-        "backend {backend}: its answers to {source} come in by an interface without our program and \
-         reach no client"
-    );
-    let fix = format!("name the interface that holds {source} with --interface, too");
-    Problem { reason: "unattached-interface", fix, ..problem(id, message) }
 }
 
 fn places(vip: &Vip, network: &Network) -> Vec<Place> {

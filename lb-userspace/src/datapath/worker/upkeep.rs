@@ -61,9 +61,18 @@ pub(super) struct Upkeep {
     unattached: Vec<Problem>,
     /// Ports of the bonds that are chosen.
     ports: BTreeSet<u32>,
+    /// Interfaces that had the program, by the name that they had then.
+    names: BTreeMap<String, u32>,
     pins: Backoff,
     /// Why the kernel part is not pinned again.
     unpinned: Option<Problem>,
+}
+
+impl Upkeep {
+    /// The interface that had this name when the program came to it.
+    pub(super) fn known_as(&self, name: &str) -> Option<u32> {
+        self.names.get(name).copied()
+    }
 }
 
 impl Worker {
@@ -232,6 +241,7 @@ impl Worker {
         let mut failed = Vec::new();
         for interface in &chosen {
             let Interface { name, ifindex, .. } = interface;
+            self.upkeep.names.insert(name.clone(), *ifindex);
             let bridge = interface.master.filter(|_| !interface.bond_port);
             let bridge = bridge.and_then(|ifindex| self.netlink.view().interfaces.get(&ifindex));
             engine.tables.store_interface(slot(*ifindex), word(interface, bridge, &known));
