@@ -7,6 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use lb_common::capture::Filter;
 use lb_common::config::{self, Settings};
+use lb_common::maps;
 use lb_common::nat::Timeouts;
 use lb_common::verdict::Event;
 use lb_common::{BackendId, HashKey, Verdict, flows, lease};
@@ -449,6 +450,11 @@ impl Engine {
     pub fn flow_table_use(&self) -> (usize, usize) {
         let used = self.tables.flow_words().filter(|word| *word != 0).count();
         (used, 1 << self.settings.flow_bits)
+    }
+
+    /// Ids of backends that are in use, and how many there are.
+    pub fn backend_ids(&self) -> (usize, usize) {
+        (self.book.ids_in_use().count(), maps::BACKENDS as usize - 1)
     }
 
     /// First and last port of the SNAT range in force.

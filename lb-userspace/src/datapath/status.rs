@@ -212,6 +212,7 @@ pub fn metrics(
         .into_iter()
         .map(|(event, count)| sample(vec![("event", event.as_str().to_owned())], count));
     let (remembered, capacity) = engine.flow_table_use_lately();
+    let (ids_used, ids) = engine.backend_ids();
     let contested =
         want.pools.keys().filter_map(|id| engine.table_size(id)).map(|(_, contested)| contested).sum();
     let vips: Vec<_> = want
@@ -308,6 +309,8 @@ pub fn metrics(
             "Backends in force",
             want.pools.values().map(|pool| pool.backends.len()).sum(),
         ),
+        gauge("penstock_datapath_backend_ids", "Ids that there are for backends", ids),
+        gauge("penstock_datapath_backend_ids_used", "Those that are taken", ids_used),
     ]
 }
 
